@@ -1,0 +1,44 @@
+"""What a person sees: a progress bar on a terminal, plain lines everywhere else."""
+import time
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+PLAIN_SECONDS = 10  # between two plain lines
+CONSOLE = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
+
+
+def say(text=""):
+    """A line for the user, above the bar if there is one."""
+    CONSOLE.print(text)
+
+
+@contextmanager
+def progress(what, total, unit="images", done=0):
+    """Yields advance(n, note=""): n more of `total` units are done. Shows the rate, the time left and the note."""
+    start = time.monotonic()
+    count, last = 0, start
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit),
+               TextColumn("{task.fields[rate]}"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+    with Progress(*columns, console=CONSOLE, transient=True, disable=not CONSOLE.is_terminal) as bar:
+        task = bar.add_task(what, total=total, completed=done, rate="", note="")
+
+        def advance(n, note=""):
+            nonlocal count, last
+            count += n
+            now = time.monotonic()
+            rate = count / max(now - start, 1e-9)
+            bar.update(task, advance=n, note=note, rate=f"{rate:,.1f}/s")
+            if not CONSOLE.is_terminal and now - last >= PLAIN_SECONDS:
+                last = now
+                say(f"{what}: {done + count:,} of {total:,} {unit}, {rate:,.1f}/s, {duration((total - done - count) / rate)} left"
+                    + (f", {note}" if note else ""))
+
+        yield advance
+
+
+def duration(seconds):
+    """Seconds as a person writes them: 48 s, 12 min, 3 h 20 min."""
+    minutes = round(seconds / 60)
+    return f"{seconds:.0f} s" if seconds < 90 else f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"

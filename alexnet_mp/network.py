@@ -1,0 +1,126 @@
+"""Two towers and their exchange make AlexNet (paper, figure 2); `merge` and `split` go to and from one grouped network."""
+import numpy as np
+import torch
+from torch import nn
+
+from . import geometry
+from .draws import INIT_STREAM
+from .exchange import Exchange
+from .kernels import ops
+from .tower import Tower, TowerLayer
+
+
+class TwoTowerAlexNet(nn.Module):
+    """The network of a recipe, one tower a device (one device, and no crossings, where the recipe has one tower).
+
+    recipe: a `Recipe`. devices: one device a tower. classes: outputs of the last layer. kernels: who computes the operations
+    ("auto", "reference", ...). Weights are drawn from (recipe.seed, layer, tower) and don't depend on the devices.
+    `step` counts training passes; with the seed it keys the dropout masks.
+    Raises ValueError for a number of devices that the recipe's towers don't match, or kernels that are not built.
+    """
+
+    def __init__(self, recipe, devices=("cuda:0", "cuda:1"), classes=1000, kernels="auto"):
+        super().__init__()
+        if len(devices) != recipe.towers:
+            raise ValueError(f"{recipe.towers} tower(s) need as many devices, not {list(devices)}")
+        self.recipe, self.classes, self.step = recipe, classes, 0
+        self.kernels, self.kernels_name = ops.implementation(kernels)
+        self.exchange = Exchange(devices)
+        self.towers = nn.ModuleList(Tower(recipe, index, device, classes, self.kernels)
+                                    for index, device in enumerate(self.exchange.devices))
+        self.initialise()
+
+    def initialise(self):
+        """Draw the initial weights (paper 5): N(0, std), biases constant. In float32, whatever the parameters' dtype."""
+        with torch.no_grad():
+            for index, tower in enumerate(self.towers):
+                for module in tower.children():
+                    draws = np.random.Generator(np.random.Philox(
+                        key=np.array([self.recipe.seed, INIT_STREAM], np.uint64),
+                        counter=np.array([0, 0, module.index, index], np.uint64)))
+                    weights = draws.standard_normal(tuple(module.weight.shape), np.float32) * np.float32(module.layer.init_std)
+                    module.weight.copy_(torch.from_numpy(weights))
+                    module.bias.fill_(module.layer.init_bias)
+
+    def forward(self, images_a, images_b=None):
+        """Logits (N, classes) on tower a's device.
+
+        images_a, images_b: the same (N, 3, crop, crop) images, once on each tower's device, grey levels minus the mean.
+        """
+        self.exchange.clear()
+        self.step += self.training
+        outputs = [images_a, images_b][:len(self.towers)]
+        for layer in self.recipe.layers:
+            readers = 1 if layer.towers == "first" else len(self.towers)
+            parts = (self.exchange.gather(layer.name, outputs, readers) if layer.reads == "both" else
+                     [[output] for output in outputs[:readers]])
+            outputs = [tower(layer.name, read, self.step) for tower, read in zip(self.towers, parts)]
+        return outputs[0]
+
+    def ledger(self):
+        """What crossed in the last forward pass and, if it ran, its backward pass: a list of `exchange.Entry`."""
+        return list(self.exchange.ledger)
+
+    def layer_parameters(self):
+        """{"conv1.weight": [tower a's, tower b's], ..., "fc8.bias": [tower a's]} in the order of the layers."""
+        named = [dict(tower.named_parameters()) for tower in self.towers]
+        return {name: [tower[name] for tower in named if name in tower] for name in named[0]}
+
+    def merged_state(self):
+        """The weights of the merged network, on the CPU: 16 names, conv1.weight (96, 3, 11, 11) to fc8.bias."""
+        return {name: merge_tensors(parts) for name, parts in self.layer_parameters().items()}
+
+    def load_merged(self, state):
+        """Take the weights of a merged network. Raises ValueError on a missing, foreign or wrongly shaped tensor."""
+        mine = self.layer_parameters()
+        if set(state) != set(mine):
+            raise ValueError(f"weights named {sorted(set(state) ^ set(mine))} are missing or foreign")
+        with torch.no_grad():
+            for name, parts in mine.items():
+                expected = (sum(len(part) for part in parts), *parts[0].shape[1:])
+                if tuple(state[name].shape) != expected:
+                    raise ValueError(f"{name} is {tuple(state[name].shape)}; this recipe and {self.classes} classes need {expected}")
+                for part, values in zip(parts, state[name].chunk(len(parts)), strict=True):
+                    part.copy_(values)
+
+    def merge(self):
+        """The equivalent network on one device (tower a's), with grouped convolutions: a `MergedAlexNet` with a copy of the weights."""
+        merged = MergedAlexNet(self.recipe, self.exchange.devices[0], self.classes, self.kernels)
+        first = self.towers[0].get_parameter(f"{self.recipe.layers[0].name}.weight")
+        merged.to(first.dtype).load_state_dict(self.merged_state())
+        merged.step = self.step
+        return merged.train(self.training)
+
+
+class MergedAlexNet(nn.Module):
+    """Both towers as one network: convolutions that read their own tower only are grouped in two, LRN stops at the towers' border.
+
+    forward(images): (N, 3, crop, crop) -> logits (N, classes). `state_dict()` has the names and shapes of a plain AlexNet.
+    """
+
+    def __init__(self, recipe, device, classes, kernels):
+        super().__init__()
+        self.recipe, self.classes, self.step = recipe, classes, 0
+        for number, size in enumerate(geometry.sizes(recipe, classes)):
+            towers = (0,) if size.layer.towers == "first" else tuple(range(recipe.towers))
+            self.add_module(size.layer.name, TowerLayer(recipe, size, number, towers, kernels, device))
+
+    def forward(self, images):
+        self.step += self.training
+        x = images
+        for module in self.children():
+            x = module(x, self.step)
+        return x
+
+    def split(self, devices=("cuda:0", "cuda:1"), kernels="auto"):
+        """The two-tower network with a copy of these weights, one tower a device."""
+        state = self.state_dict()
+        network = TwoTowerAlexNet(self.recipe, devices, self.classes, kernels)
+        network.to(next(iter(state.values())).dtype).load_merged(state)
+        network.step = self.step
+        return network.train(self.training)
+
+
+def merge_tensors(parts):
+    """One merged tensor on the CPU from a layer's tensors (weights, gradients, velocities) on each tower."""
+    return torch.cat([part.detach().cpu() for part in parts])

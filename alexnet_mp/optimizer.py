@@ -1,0 +1,53 @@
+"""The update rule as printed (paper 5): v <- 0.9 v - 0.0005 e w - e <dL/dw>;  w <- w + v."""
+import torch
+
+
+class PaperSGD(torch.optim.Optimizer):
+    """The paper's SGD for a `TwoTowerAlexNet`: one parameter group for the weights and one for the biases of every layer.
+
+    The velocity carries the learning rate (torch.optim.SGD's does not). Each tower updates its own parameters on its own
+    device; neither weights nor weight gradients ever cross. A group whose rate is 0 is frozen: no decay, no momentum, and no
+    gradient is computed for it, so that backward stops above a frozen first layer (2012 source, `weights.cu:148`, `layer.py:744`).
+    """
+
+    def __init__(self, network):
+        recipe = network.recipe
+        self.kernels = network.kernels
+        groups = [dict(params=parts, name=name, lr=0.0,
+                       weight_decay=recipe.bias_weight_decay if name.endswith(".bias") else recipe.weight_decay)
+                  for name, parts in network.layer_parameters().items()]
+        super().__init__(groups, dict(momentum=recipe.momentum))
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                self.state[parameter]["velocity"] = torch.zeros_like(parameter)
+
+    def set_rates(self, rates):
+        """rates: {"conv1.weight": 0.01, ...}, one learning rate a group."""
+        for group in self.param_groups:
+            group["lr"] = rates[group["name"]]
+            for parameter in group["params"]:
+                parameter.requires_grad_(group["lr"] > 0)
+                if group["lr"] == 0:
+                    parameter.grad = None
+
+    @torch.no_grad()
+    def step(self):
+        """Update every parameter that has a rate, in place. Raises RuntimeError where one of them got no gradient."""
+        for parameters, options in self._by_device():
+            missing = [name for (name, _, _), w in zip(options, parameters, strict=True) if w.grad is None]
+            if missing:
+                raise RuntimeError(f"no gradient for {', '.join(missing)}; was backward run?")
+            self.kernels.paper_sgd_(parameters, [w.grad for w in parameters], [self.state[w]["velocity"] for w in parameters],
+                                    learning_rates=[rate for _, rate, _ in options], momentum=self.defaults["momentum"],
+                                    weight_decays=[decay for _, _, decay in options])
+
+    def _by_device(self):
+        """[(parameters, [(name, rate, decay)])] with one entry a device, frozen groups left out."""
+        devices = {}
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if group["lr"] > 0:
+                    parameters, options = devices.setdefault(parameter.device, ([], []))
+                    parameters.append(parameter)
+                    options.append((group["name"], group["lr"], group["weight_decay"]))
+        return devices.values()

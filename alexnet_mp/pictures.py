@@ -1,0 +1,84 @@
+"""The two pictures that every run leaves: its curves, and the first-layer kernels of each tower (paper, figure 3)."""
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from .run_directory import read_metrics
+
+COLUMNS = 16  # kernels a row, as in 2012 (`shownet.py`): 48 a tower are 3 rows
+SCALE = 5  # screen pixels a kernel pixel
+GAP = 6  # screen pixels between kernels
+
+
+def kernel_picture(weights, towers):
+    """First-layer kernels, tower a's above tower b's, as a Pillow image.
+
+    weights: (maps of all towers, 3, k, k), merged. One scale from the smallest to the largest weight of the whole layer, as the
+    2012 source drew them, so that kernels can be compared; zero weight is a grey.
+    """
+    maps, _, k, _ = weights.shape
+    low, high = weights.min(), weights.max()
+    pixels = np.rint((weights - low) / max(high - low, 1e-30) * 255).astype(np.uint8).transpose(0, 2, 3, 1)
+    a_tower, cell = maps // towers, k * SCALE + GAP
+    rows, columns = -(-a_tower // COLUMNS), min(COLUMNS, a_tower)
+    title, panel = 22, rows * cell + GAP
+    image = Image.new("RGB", (columns * cell + GAP, towers * (title + panel)), "white")
+    pen = ImageDraw.Draw(image)
+    for tower in range(towers):
+        top = tower * (title + panel)
+        pen.text((GAP, top + 5), f"tower {'ab'[tower]}: {a_tower} first-layer kernels, {k}x{k}x3", fill="black", font_size=13)
+        for index in range(a_tower):
+            row, column = divmod(index, COLUMNS)
+            kernel = Image.fromarray(pixels[tower * a_tower + index]).resize((k * SCALE, k * SCALE), Image.Resampling.NEAREST)
+            image.paste(kernel, (GAP + column * cell, top + title + row * cell))
+    return image
+
+
+def draw_kernels(network, run):
+    """Write `conv1_kernels.png` into the run's directory and return its path."""
+    first = network.recipe.layers[0]
+    weights = network.merged_state()[f"{first.name}.weight"].float().numpy()
+    path = Path(run) / "conv1_kernels.png"
+    kernel_picture(weights, network.recipe.towers).save(path)
+    return path
+
+
+def draw_curves(run):
+    """Write `curves.png`, loss and errors against epochs, into the run's directory and return its path."""
+    # Imported late: it takes a second. The object interface draws without a display and without global state.
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    lines = read_metrics(run)
+    train = [line for line in lines if line["kind"] == "train"]
+    val = [line for line in lines if line["kind"] == "val"]
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    loss, error = figure.subplots(1, 2)
+    steps = [line["step"] for line in train]
+    loss.plot(steps, [line["loss"] for line in train], color="#9ecae1", linewidth=0.8, label="training, each minibatch")
+    smooth = _running_mean([line["loss"] for line in train])
+    loss.plot(steps, smooth, color="#08519c", label="training, running mean")
+    if val:
+        loss.plot([line["step"] for line in val], [line["loss"] for line in val], "o-", color="#d95f02", label="validation, centre view")
+    error.plot(steps, _running_mean([line["top1_error"] for line in train]), color="#08519c", label="top-1, training, running mean")
+    if val:
+        for field, style, label in (("top1_error", "o-", "top-1, validation"), ("top5_error", "s--", "top-5, validation")):
+            error.plot([line["step"] for line in val], [line[field] for line in val], style, color="#d95f02", label=label)
+    loss.set(xlabel="step", ylabel="cross-entropy loss (nats)", ylim=(0, None))
+    error.set(xlabel="step", ylabel="error (%)", ylim=(0, 100))
+    for axes in (loss, error):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+        axes.legend(loc="upper right")
+    path = Path(run) / "curves.png"
+    figure.savefig(path, dpi=110)
+    return path
+
+
+def _running_mean(values, window=20):
+    """Mean over the last `window` values, fewer at the start."""
+    sums = np.cumsum([0.0, *values])
+    ends = np.arange(1, len(values) + 1)
+    starts = np.maximum(ends - window, 0)
+    return (sums[ends] - sums[starts]) / (ends - starts)

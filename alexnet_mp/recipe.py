@@ -1,0 +1,303 @@
+"""Every number of an experiment, with its unit and its source, and the three presets: `paper`, `source2012`, `mini`.
+
+Sources: "3.3" is a section of the paper (Krizhevsky, Sutskever, Hinton 2012); "source" is the original code and its configuration
+files for net 145, the network of the paper's headline figures (Computer History Museum, AlexNet-Source-Code).
+"""
+import dataclasses
+import difflib
+import json
+import textwrap
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from pydantic import TypeAdapter, ValidationError
+
+from . import geometry
+from .errors import UserError
+
+Operation = Literal["relu", "tanh", "lrn", "spatial_norm", "max_pool", "avg_pool", "dropout"]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer of each tower: a convolution or a fully connected product, then the operations that follow it."""
+
+    name: str
+    kind: Literal["conv", "fc"]
+    maps: int | None  # feature maps, or units, of one tower; None = one a class
+    reads: Literal["image", "own", "both"]  # "both" = both towers' maps cross (3.2, figure 2)
+    then: tuple[Operation, ...]  # in this order
+    kernel: int = 1  # pixels
+    stride: int = 1  # pixels
+    pad: int = 0  # zero pixels on every side; a last window that hangs over the edge gets more at the right and bottom
+    init_std: float = 0.01  # weights ~ N(0, init_std) (5)
+    init_bias: float = 0.0
+    towers: Literal["each", "first"] = "each"  # "first" = on tower a alone: fc8 and the softmax (source: gpu=0)
+
+
+@dataclass(frozen=True)
+class Date:
+    """What changes from the start of `epoch` on (the first epoch is 1). None leaves a value as it was."""
+
+    epoch: int
+    layers: tuple[str, ...] = ()  # the layers whose rates change; () = all
+    weights: float | None = None  # factor on `learning_rate`
+    biases: float | None = None  # factor on `bias_learning_rate`
+    colour_noise: float | None = None  # replaces the recipe's
+
+
+@dataclass(frozen=True)
+class Recipe:
+    name: str
+    layers: tuple[Layer, ...]
+    towers: Literal[1, 2] = 2  # 3.2
+
+    # Normalisation, pooling, dropout: one setting for all layers that use the operation
+    lrn_size: int = 5  # maps, n (3.3)
+    lrn_alpha: float = 1e-4  # multiplies the sum of squares of grey levels (3.3); torch's alpha is lrn_size times this
+    lrn_beta: float = 0.75  # 3.3
+    lrn_k: float = 2.0  # 3.3
+    spatial_size: int = 5  # pixels (source: cnorm2, the second normalisation of layer 2; not in the paper)
+    spatial_alpha: float = 4e-5  # multiplies the sum of squares (source: scale 1e-3 over 5 * 5)
+    spatial_beta: float = 0.75  # source
+    spatial_k: float = 1.0  # source: minDiv is not read for this layer type, its kernel's constant is 1
+    pool_size: int = 3  # pixels, z (3.4)
+    pool_stride: int = 2  # pixels, s (3.4)
+    pool_ties: Literal["first", "all"] = "first"  # who gets the gradient of tied maxima
+    dropout: float = 0.5  # probability of zero in training; in test outputs are multiplied by 1 - dropout (4.2)
+
+    # Images
+    stored_size: int = 256  # pixels: the shorter side is rescaled to this, then the central square kept (2)
+    crop_size: int = 224  # pixels (4.1)
+    crop_positions: int = 32  # offsets a side in training: 32 x 32 x 2 flips = the paper's factor of 2048 (4.1)
+    crop_share: int = 1  # consecutive images that share one crop position and flip
+    flip: bool = True  # horizontal, with probability 1/2 (4.1)
+    mean_follows_crop: bool = True  # the mean image is cropped and flipped with its picture; False: its centre window, always
+    colour_noise: float = 0.1  # standard deviation of the random factor on each principal component (4.1)
+    colour_scale: Literal["eigenvalue", "root"] = "eigenvalue"  # what the factor multiplies, in 0..1 pixel units (4.1)
+    colour_shrink: bool = False  # divide the training image by 1 + colour_noise after the shift
+    reshuffle: bool = True  # a new order every epoch; False: shuffled once, then the same order every epoch
+
+    # Optimiser (5)
+    batch_size: int = 128  # images
+    learning_rate: float = 0.01  # of weights, at the start
+    bias_learning_rate: float = 0.01  # of biases, at the start
+    momentum: float = 0.9
+    weight_decay: float = 0.0005  # of weights
+    bias_weight_decay: float = 0.0005  # of biases
+
+    # Schedule (5)
+    epochs: int = 90  # at most
+    schedule: Literal["plateau", "dated"] = "plateau"
+    plateau_patience: int = 5  # validations without a new best top-1 error before a drop; our choice, the paper gives none
+    plateau_drops: int = 3  # then stop at the next plateau
+    plateau_factor: float = 0.1  # the rate is multiplied by this
+    dates: tuple[Date, ...] = ()  # of the dated schedule
+    seed: int = 0  # of weights, order, crops, colours and dropout masks
+
+    def __post_init__(self):
+        check(self)
+
+
+def paper():
+    """The text of the paper, taken literally. Measured there: 37.5 % top-1, 17.0 % top-5 on ILSVRC-2010 test, ten views.
+
+    Command: `python -m alexnet_mp.train --gpus 0,1 --data DIR --recipe paper`. Cost in 2012: five to six days on two GTX 580.
+    """
+    first = ("relu", "lrn", "max_pool")  # 3.5: "the response-normalized and pooled output of the first convolutional layer"
+    hidden = ("relu", "dropout")
+    return Recipe("paper", layers=(
+        Layer("conv1", "conv", 48, "image", first, kernel=11, stride=4),
+        Layer("conv2", "conv", 128, "own", first, kernel=5, pad=2, init_bias=1.0),
+        Layer("conv3", "conv", 192, "both", ("relu",), kernel=3, pad=1),
+        Layer("conv4", "conv", 192, "own", ("relu",), kernel=3, pad=1, init_bias=1.0),
+        Layer("conv5", "conv", 128, "own", ("relu", "max_pool"), kernel=3, pad=1, init_bias=1.0),
+        Layer("fc6", "fc", 2048, "both", hidden, init_bias=1.0),
+        Layer("fc7", "fc", 2048, "both", hidden, init_bias=1.0),
+        Layer("fc8", "fc", None, "both", (), towers="first"),
+    ))
+
+
+def source2012():
+    """Net 145 as the 2012 code ran it, with the dates of its ILSVRC-2010 run (0.374727 / 0.169987 on test, ten views).
+
+    Command: `python -m alexnet_mp.train --gpus 0,1 --data DIR --recipe source2012`.
+    """
+    recipe = change_layers(paper(), "conv3", "conv4", "conv5", init_std=0.03)
+    recipe = change_layers(recipe, "conv1", then=("lrn", "max_pool", "relu"))
+    recipe = change_layers(recipe, "conv2", then=("relu", "lrn", "spatial_norm", "max_pool"))
+    recipe = change_layers(recipe, "conv5", then=("max_pool", "relu"))
+    all_but_conv1 = tuple(layer.name for layer in recipe.layers[1:])
+    return replace(
+        recipe, name="source2012",
+        lrn_alpha=1e-4 / 5,  # scale divided by size (layer.py:1183)
+        pool_ties="all",
+        crop_positions=33,  # offsets 0..32 inclusive
+        crop_share=32,  # convdata_jpeg.py:238-246
+        mean_follows_crop=False,  # convdata_jpeg.py:95,205-211
+        colour_scale="root", colour_shrink=True,  # convdata_jpeg.py:154-179
+        reshuffle=False,  # convdata_jpeg.py:143
+        bias_learning_rate=0.02, bias_weight_decay=0.0,  # layer.cu:565
+        schedule="dated", epochs=93,  # params-145-2010:170-176
+        dates=(Date(23, weights=0.1, biases=0.1),  # biases end at 0.002; that they fall with the first drop is our choice
+               Date(51, weights=0.01),
+               Date(68, layers=("conv1",), weights=0.001, colour_noise=0.0),
+               Date(72, layers=("conv1",), weights=0.0, biases=0.0),
+               Date(78, layers=all_but_conv1, weights=0.001)))
+
+
+def mini():
+    """The paper's network for a laptop: the same graph, half as wide or less, on 96x96 crops of 112x112 pictures.
+
+    The initial deviations grow by the root of the ratio of fan-ins, so that the signal leaves each layer as large as in the
+    full network; with 0.01 it would vanish on its way through layers that add up fewer inputs. The biases that start at 1, and
+    everything else, are the paper's.
+
+    Command: `make train`.
+    """
+    narrow = {  # maps or units of one tower, and the initial deviation
+        "conv1": (24, 0.01), "conv2": (64, 0.014), "conv3": (96, 0.014), "conv4": (96, 0.014), "conv5": (64, 0.014),
+        "fc6": (256, 0.042), "fc7": (256, 0.028), "fc8": (None, 0.028)}
+    recipe = paper()
+    for name, (maps, std) in narrow.items():
+        recipe = change_layers(recipe, name, maps=maps, init_std=std)
+    return replace(recipe, name="mini", stored_size=112, crop_size=96, crop_positions=16,
+                   epochs=8, schedule="dated", dates=(Date(7, weights=0.1, biases=0.1),))
+
+
+PRESETS = {"paper": paper, "source2012": source2012, "mini": mini}
+
+
+def change_layers(recipe, *names, **changes):
+    """The recipe with the named layers changed in the named fields."""
+    unknown = set(names) - {layer.name for layer in recipe.layers}
+    if unknown:
+        raise UserError(f"the recipe has no layer {', '.join(sorted(unknown))}")
+    return replace(recipe, layers=tuple(replace(layer, **changes) if layer.name in names else layer
+                                        for layer in recipe.layers))
+
+
+def override(recipe, settings):
+    """The recipe with `field=value` settings applied: `batch_size=64`, `conv3.init_std=0.03`, `conv1.then=relu,max_pool`.
+
+    Values are JSON where that parses, else text; a comma-separated text fills a list. Raises UserError with the field's name.
+    """
+    fields = to_dict(recipe)
+    for setting in settings:
+        path, equals, text = setting.partition("=")
+        if not equals:
+            raise UserError(f"--set {setting}: write it as field=value")
+        owner, field = fields, path
+        if "." in path:
+            layer, field = path.split(".", 1)
+            owner = next((entry for entry in fields["layers"] if entry["name"] == layer), None)
+            if owner is None:
+                raise UserError(f"--set {path}: the recipe has no layer {layer!r}; its layers are "
+                                f"{', '.join(entry['name'] for entry in fields['layers'])}")
+        if field not in owner:
+            close = difflib.get_close_matches(field, owner, n=1)
+            raise UserError(f"--set {path}: no such recipe field{f'; did you mean {close[0]}?' if close else ''}")
+        try:
+            value = json.loads(text)
+        except json.JSONDecodeError:
+            value = text
+        if isinstance(owner[field], list) and isinstance(value, str):
+            value = [part.strip() for part in value.split(",") if part.strip()]
+        owner[field] = value
+    return from_dict(fields)
+
+
+def to_dict(recipe):
+    """The recipe as plain JSON types, as a run stores it."""
+    return _ADAPTER.dump_python(recipe, mode="json")
+
+
+def describe(recipe, width=116):
+    """The resolved recipe as text: a line a layer, then every other field."""
+    lines = [f"  {layer.name:6} {layer.kind:4} maps {layer.maps or 'classes'}, reads {layer.reads}, "
+             + (f"{layer.kernel}x{layer.kernel} stride {layer.stride} pad {layer.pad}, " if layer.kind == "conv" else "")
+             + f"std {layer.init_std:g}, bias {layer.init_bias:g}"
+             + (f", then {' -> '.join(layer.then)}" if layer.then else "")
+             + (", on the first tower alone" if layer.towers == "first" else "") for layer in recipe.layers]
+    rest = ", ".join(f"{name}={value}" for name, value in to_dict(recipe).items() if name not in ("name", "layers", "dates"))
+    lines += textwrap.wrap(rest, width, initial_indent="  ", subsequent_indent="  ", break_long_words=False)
+    for date in recipe.dates if recipe.schedule == "dated" else ():
+        changes = (("weight rates times", date.weights), ("bias rates times", date.biases), ("colour_noise", date.colour_noise))
+        lines.append(f"  from epoch {date.epoch}: {', '.join(date.layers) or 'all layers'}: "
+                     + ", ".join(f"{what} {value:g}" for what, value in changes if value is not None))
+    return "\n".join([f"recipe {recipe.name}, layers of each tower:", *lines])
+
+
+def from_dict(fields):
+    """The recipe that `to_dict` wrote, every field checked. Raises UserError with the field's name and value."""
+    try:
+        return _ADAPTER.validate_python(fields)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        if problem["type"] == "value_error":  # raised by `check`, which names the field
+            raise UserError(str(problem["ctx"]["error"])) from None
+        place = list(problem["loc"])
+        if len(place) > 1 and place[0] == "layers" and isinstance(place[1], int):
+            place[:2] = [fields["layers"][place[1]]["name"]]
+        name = ".".join(str(part) for part in place)
+        raise UserError(f"recipe field {name} is {problem['input']!r}: {problem['msg']}") from None
+
+
+def check(recipe):
+    """Refuse values that no run could use. Raises UserError with the field's name."""
+    def need(condition, field, what):
+        if not condition:
+            raise UserError(f"recipe field {field} is {getattr(recipe, field)!r}: {what}")
+
+    for field in ("lrn_size", "spatial_size", "pool_size", "pool_stride", "stored_size", "crop_size", "crop_positions",
+                  "crop_share", "batch_size", "epochs", "plateau_patience"):
+        need(getattr(recipe, field) >= 1, field, "it must be at least 1")
+    for field in ("lrn_alpha", "spatial_alpha", "colour_noise", "learning_rate", "bias_learning_rate", "weight_decay",
+                  "bias_weight_decay", "plateau_drops"):
+        need(0 <= getattr(recipe, field) < float("inf"), field, "it must be finite and not negative")
+    for field in ("dropout", "momentum", "plateau_factor"):
+        need(0 <= getattr(recipe, field) < 1, field, "it must be at least 0 and below 1")
+    for field in ("lrn_k", "spatial_k"):
+        need(getattr(recipe, field) > 0, field, "it must be above 0")
+    need(0 <= recipe.seed < 2**32, "seed", "it must be at least 0 and below 2^32")
+    need(recipe.pool_stride <= recipe.pool_size, "pool_stride", f"it must not be larger than pool_size {recipe.pool_size}")
+    need(recipe.crop_size <= recipe.stored_size, "crop_size",
+         f"the crop must not be larger than the stored image, stored_size {recipe.stored_size}")
+    need(recipe.crop_positions <= recipe.stored_size - recipe.crop_size + 1, "crop_positions",
+         f"a crop of {recipe.crop_size} fits at {recipe.stored_size - recipe.crop_size + 1} offsets in {recipe.stored_size}")
+    _check_layers(recipe)
+    geometry.sizes(recipe)
+
+
+def _check_layers(recipe):
+    names = [layer.name for layer in recipe.layers]
+    if not names or len(set(names)) < len(names) or not all(name.isidentifier() for name in names):
+        raise UserError(f"recipe field layers: the names must be different words, but are {names}")
+    for index, layer in enumerate(recipe.layers):
+        first, last = index == 0, index == len(names) - 1
+
+        def need(condition, field, what, layer=layer):
+            if not condition:
+                raise UserError(f"recipe field {layer.name}.{field} is {getattr(layer, field)!r}: {what}")
+
+        need((layer.reads == "image") == first, "reads", "the first layer reads the image, and no other does")
+        need((layer.maps is None) == last, "maps", "the last layer, and no other, has one unit a class (null)")
+        need(layer.maps is None or layer.maps >= 1, "maps", "it must be at least 1")
+        need(layer.towers == "each" or last, "towers", "only the last layer can be on the first tower alone")
+        need(layer.kind == "fc" or first or recipe.layers[index - 1].kind == "conv", "kind",
+             "a convolution cannot follow a fully connected layer")
+        need(layer.kind == "conv" or not set(layer.then) - {"relu", "tanh", "dropout"}, "then",
+             "a fully connected layer has no maps to normalise or pool")
+        need(min(layer.kernel, layer.stride) >= 1 and layer.pad >= 0, "kernel",
+             "kernel and stride must be at least 1, pad at least 0")
+        need(0 <= layer.init_std < float("inf"), "init_std", "it must be finite and not negative")
+        need(recipe.towers == 1 or not last or layer.towers == "first", "towers",
+             "the last layer of two towers is on the first alone, with the loss")
+    for date in recipe.dates:
+        if date.epoch < 1 or set(date.layers) - set(names):
+            raise UserError(f"recipe field dates: {date} has an epoch below 1 or a layer that the recipe has not")
+    if recipe.schedule == "dated" and list(recipe.dates) != sorted(recipe.dates, key=lambda date: date.epoch):
+        raise UserError("recipe field dates: they must be in order of their epochs")
+
+
+_ADAPTER = TypeAdapter(Recipe)

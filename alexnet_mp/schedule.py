@@ -1,0 +1,72 @@
+"""Learning rates over time: divide by ten on a plateau (paper 5), or the dated changes of the 2012 runs."""
+
+
+class PlateauSchedule:
+    """Divide every rate by ten when the validation error stops improving; `plateau_drops` times, then the run is finished.
+
+    The error stops improving when `plateau_patience` validations in a row bring no new best. In 2012 a person decided.
+    """
+
+    def __init__(self, recipe):
+        self.recipe = recipe
+        self.drops, self.best, self.since_best = 0, float("inf"), 0
+
+    def rates(self, epoch):
+        """{"conv1.weight": rate, ...} now; the epoch doesn't matter here."""
+        factor = self.recipe.plateau_factor ** self.drops
+        return {name: factor * rate for name, rate in _initial_rates(self.recipe).items()}
+
+    def colour_noise(self, epoch):
+        return self.recipe.colour_noise
+
+    def observe(self, error):
+        """Take in one validation's top-1 error in %."""
+        if error < self.best:
+            self.best, self.since_best = error, 0
+        else:
+            self.since_best += 1
+            if self.since_best == self.recipe.plateau_patience:
+                self.drops, self.since_best = self.drops + 1, 0
+
+    @property
+    def finished(self):
+        return self.drops > self.recipe.plateau_drops
+
+
+class DatedSchedule:
+    """The recipe's `dates`: what was changed by hand at the start of an epoch in 2012. Validation errors change nothing."""
+
+    finished = False  # the recipe's epochs are the end
+
+    def __init__(self, recipe):
+        self.recipe = recipe
+
+    def rates(self, epoch):
+        """{"conv1.weight": rate, ...} in this epoch (the first is 1)."""
+        initial = _initial_rates(self.recipe)
+        rates = dict(initial)
+        for date in self._past(epoch):
+            for layer in date.layers or [layer.name for layer in self.recipe.layers]:
+                for what, factor in ((f"{layer}.weight", date.weights), (f"{layer}.bias", date.biases)):
+                    if factor is not None:
+                        rates[what] = initial[what] * factor
+        return rates
+
+    def colour_noise(self, epoch):
+        return next((date.colour_noise for date in reversed(self._past(epoch)) if date.colour_noise is not None),
+                    self.recipe.colour_noise)
+
+    def observe(self, error):
+        pass
+
+    def _past(self, epoch):
+        return [date for date in self.recipe.dates if date.epoch <= epoch]
+
+
+def make_schedule(recipe):
+    return (PlateauSchedule if recipe.schedule == "plateau" else DatedSchedule)(recipe)
+
+
+def _initial_rates(recipe):
+    return {f"{layer.name}.{what}": rate for layer in recipe.layers
+            for what, rate in (("weight", recipe.learning_rate), ("bias", recipe.bias_learning_rate))}

@@ -1,0 +1,139 @@
+"""Half the network on one device. A tower computes with the tensors it is given and cannot name the other tower.
+
+`TowerLayer` also serves the merged network of `network.py`, where one module computes the maps of both towers.
+"""
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from . import geometry
+
+# Runs of operations that the kernels compute in one piece, longest first; everything else is computed one by one.
+FUSED = (("relu", "lrn", "max_pool"), ("lrn", "max_pool", "relu"), ("lrn", "max_pool"), ("relu", "lrn"), ("lrn",),
+         ("relu", "max_pool"), ("max_pool", "relu"), ("max_pool",), ("spatial_norm", "max_pool"))
+TAKES_BIAS = FUSED[:-1]
+
+
+def plan(then):
+    """Split a layer's operations into the pieces that the kernels compute: (relu, lrn, max_pool) is one, (dropout,) is one."""
+    pieces, rest = [], tuple(then)
+    while rest:
+        piece = next((run for run in FUSED if rest[:len(run)] == run), rest[:1])
+        pieces.append(piece)
+        rest = rest[len(piece):]
+    return pieces
+
+
+class TowerLayer(nn.Module):
+    """One layer: a convolution or a product, and what follows it (`Layer.then`).
+
+    size: the layer's `geometry.Size`. towers: the towers whose maps are computed here, (0,), (1,), or (0, 1) in a merged network.
+    forward(x, step): (N, C, H, W) -> (N, maps * len(towers), H', W'), or (N, units * len(towers)); step keys the dropout mask.
+    """
+
+    def __init__(self, recipe, size, index, towers, kernels, device):
+        super().__init__()
+        self.recipe, self.size, self.index, self.towers, self.kernels = recipe, size, index, towers, kernels
+        self.layer = size.layer
+        self.groups = len(towers) if self.layer.reads == "own" else 1
+        maps, *inputs = size.weight_shape
+        self.weight = nn.Parameter(torch.zeros(maps * len(towers), *inputs, device=device))
+        self.bias = nn.Parameter(torch.zeros(maps * len(towers), device=device))
+        self.pieces = plan(self.layer.then)
+        # Merged, the kernels see each tower's maps as images of their own and can't add a bias that differs between the towers.
+        self.bias_in_kernel = len(towers) == 1 and self.pieces[:1] != [] and self.pieces[0] in TAKES_BIAS
+
+    def extra_repr(self):
+        return f"{tuple(self.weight.shape)}, then {' -> '.join(self.layer.then) or 'nothing'}"
+
+    def forward(self, x, step=0):
+        bias = None if self.bias_in_kernel else self.bias
+        x = self._convolve(x, bias) if self.layer.kind == "conv" else self._multiply(x, bias)
+        bias = self.bias if self.bias_in_kernel else None
+        for piece in self.pieces:
+            x = self._dropout(x, step) if piece == ("dropout",) else self._maps_of_each_tower(piece, x, bias)
+            bias = None
+        return x
+
+    def _convolve(self, x, bias):
+        layer = self.layer
+        right, bottom = (geometry.overhang(side, layer.kernel, layer.stride, layer.pad) for side in (x.shape[3], x.shape[2]))
+        if right or bottom:  # 224 -> 55: three more columns and rows of zeros (2012 source: its kernel reads 0 out of bounds)
+            x = F.pad(x, (layer.pad, layer.pad + right, layer.pad, layer.pad + bottom))
+            return F.conv2d(x, self.weight, bias, layer.stride, 0, groups=self.groups)
+        return F.conv2d(x, self.weight, bias, layer.stride, layer.pad, groups=self.groups)
+
+    def _multiply(self, x, bias):
+        x = x.flatten(1)
+        if self.groups == 1:
+            return F.linear(x, self.weight, bias)
+        parts = zip(x.chunk(self.groups, 1), self.weight.chunk(self.groups), strict=True)
+        return torch.cat([F.linear(part, weight) for part, weight in parts], 1) + bias
+
+    def _maps_of_each_tower(self, piece, x, bias):
+        """Normalisation never looks beyond a tower's own maps: merged, each tower's half counts as an image of its own."""
+        if len(self.towers) == 1 or "lrn" not in piece:
+            return self._piece(piece, x, bias)
+        images, maps = x.shape[:2]
+        x = self._piece(piece, x.reshape(images * len(self.towers), maps // len(self.towers), *x.shape[2:]), bias)
+        return x.reshape(images, maps, *x.shape[2:])
+
+    def _piece(self, piece, x, bias):
+        r, k = self.recipe, self.kernels
+        lrn = dict(size=r.lrn_size, alpha=r.lrn_alpha, beta=r.lrn_beta, k=r.lrn_k)
+        spatial = dict(size=r.spatial_size, alpha=r.spatial_alpha, beta=r.spatial_beta, k=r.spatial_k)
+        pool = dict(pool=r.pool_size, stride=r.pool_stride)
+        max_pool = dict(**pool, ties=r.pool_ties)
+        match piece:
+            case ("relu", "lrn", "max_pool"):
+                return k.lrn_max_pool(x, bias, relu="before", **lrn, **max_pool)
+            case ("lrn", "max_pool", "relu"):
+                return k.lrn_max_pool(x, bias, relu="after", **lrn, **max_pool)
+            case ("lrn", "max_pool"):
+                return k.lrn_max_pool(x, bias, relu="none", **lrn, **max_pool)
+            case ("relu", "lrn"):
+                return k.lrn(x, bias, relu="before", **lrn)
+            case ("lrn",):
+                return k.lrn(x, bias, relu="none", **lrn)
+            case ("relu", "max_pool") | ("max_pool", "relu"):
+                return k.max_pool(x, bias, relu=True, **max_pool)
+            case ("max_pool",):
+                return k.max_pool(x, bias, relu=False, **max_pool)
+            case ("spatial_norm", "max_pool"):
+                return k.spatial_norm_max_pool(x, **spatial, **max_pool)
+            case ("spatial_norm",):
+                return k.spatial_norm(x, **spatial)
+            case ("avg_pool",):
+                return k.avg_pool(x, **pool)
+            case ("relu",):
+                return torch.relu(x)
+            case ("tanh",):
+                return torch.tanh(x)
+        raise ValueError(f"{self.layer.name}: no way to compute {piece}")
+
+    def _dropout(self, x, step):
+        probability = self.recipe.dropout
+        if not self.training:
+            return x * (1 - probability)  # 4.2
+        halves = [self.kernels.dropout(half, probability=probability, seed=self.recipe.seed, step=step, layer=self.index,
+                                       tower=tower)
+                  for tower, half in zip(self.towers, x.chunk(len(self.towers), 1), strict=True)]
+        return halves[0] if len(halves) == 1 else torch.cat(halves, 1)
+
+
+class Tower(nn.Module):
+    """The layers that live on one device, as submodules conv1 ... fc8 (fc8 on tower 0 alone).
+
+    index: 0 for tower a, 1 for tower b. forward(name, parts, step): what one layer makes of the parts it reads, in the order
+    a, b; every part is on this tower's device already.
+    """
+
+    def __init__(self, recipe, index, device, classes, kernels):
+        super().__init__()
+        for number, size in enumerate(geometry.sizes(recipe, classes)):
+            if index == 0 or size.layer.towers == "each":
+                self.add_module(size.layer.name, TowerLayer(recipe, size, number, (index,), kernels, device))
+
+    def forward(self, name, parts, step=0):
+        x = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+        return getattr(self, name)(x, step)

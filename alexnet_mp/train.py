@@ -1,0 +1,263 @@
+"""Train AlexNet on two towers, then test it on one and on ten views.
+
+examples
+  python -m alexnet_mp.train                                            a first run: embedded pictures, best device found
+  python -m alexnet_mp.train --gpus 0,1 --data DIR                      the paper's network on DIR/train/<class>/*, DIR/val/<class>/*
+  python -m alexnet_mp.train --gpus 0,1 --data DIR --recipe source2012  as the 2012 code ran it
+  python -m alexnet_mp.train --gpus cpu --data DIR --steps 80           eighty steps without a GPU
+  python -m alexnet_mp.train --data DIR --set learning_rate=0.005 --set conv3.init_std=0.03
+
+The run directory (--out) gets run.json, metrics.jsonl, TensorBoard events, the weights in checkpoints/, curves.png and
+conv1_kernels.png. Ctrl-C finishes the step, saves the weights and ends; a second Ctrl-C stops at once.
+"""
+import argparse
+import datetime
+import math
+import signal
+import time
+from contextlib import contextmanager
+from dataclasses import asdict
+
+import torch
+import torch.nn.functional as F
+
+from . import checkpoint
+from . import recipe as recipes
+from .console import duration, progress, say
+from .dataset import cached, open_dataset
+from .devices import CHOICES, resolve
+from .errors import UserError, run_command
+from .evaluate import both_protocols, credits, evaluate, print_errors
+from .kernels import ops
+from .network import TwoTowerAlexNet
+from .optimizer import PaperSGD
+from .pictures import draw_curves, draw_kernels
+from .pipeline_torch import centre_view
+from .pipelines import PIPELINES, make_pipeline
+from .run_directory import RunDirectory, refuse_taken
+from .schedule import make_schedule
+
+STEPS_BETWEEN_READS = 50  # on a GPU losses are read in batches: a read waits for the device
+
+
+def main(arguments=None):
+    options = _parser().parse_args(arguments)
+    recipe, devices = _resolve(options)
+    out = options.out or f"runs/{datetime.datetime.now():%Y-%m-%d-%H%M%S}-{recipe.name}"
+    refuse_taken(out)
+    dataset = open_dataset(options.data, recipe.stored_size)
+    pipeline = make_pipeline(options.pipeline, dataset, recipe, devices, options.workers)
+    say(f"data: {dataset.description}")
+    say(recipes.describe(recipe))
+
+    # Every image is read once before anything is written: a damaged one is named now, not in the middle of an epoch.
+    held = cached(dataset, recipe.stored_size)
+    sums = {}
+    for split in ("train", "val"):
+        with progress(f"reading {split}", len(dataset.splits[split])) as advance:
+            sums[split] = pipeline.survey(split, advance)
+    pipeline.use(sums["train"].statistics())
+    network = TwoTowerAlexNet(recipe, devices, len(dataset.classes), options.kernels)
+    run = RunDirectory(out, recipe, dataset, network, pipeline)
+    say(f"run directory {out}; kernels {network.kernels_name}, pipeline {pipeline.name}, {held / 2**20:,.0f} MiB of pictures in memory")
+    try:
+        Trainer(network, pipeline, run, options.steps).train()
+    finally:
+        run.close()
+    return 0
+
+
+class Trainer:
+    """One training run: steps, validations, and what is written of them. steps: stop after this step, None = the recipe's end."""
+
+    def __init__(self, network, pipeline, run, steps=None):
+        self.network, self.pipeline, self.run, self.recipe = network, pipeline, run, network.recipe
+        self.optimizer, self.schedule = PaperSGD(network), make_schedule(network.recipe)
+        self.steps_per_epoch = -(-len(pipeline.dataset.splits["train"]) // self.recipe.batch_size)
+        whole = self.recipe.epochs * self.steps_per_epoch
+        self.last_step = whole if steps is None else min(steps, whole)
+        self.stopped_early = self.last_step < whole
+        self.on_gpu = any(device.type == "cuda" for device in network.exchange.devices)
+        self.step = self.epoch = 0
+        self.unread, self.read_at = [], time.perf_counter()
+
+    def train(self):
+        """Train to the end, to `--steps`, or until Ctrl-C; leave weights and pictures; test where the run reached its end."""
+        self.network.train()
+        with _interruptible() as interrupted:
+            with progress("training", self.last_step, "steps") as advance:
+                for batch in self.pipeline.train(self.step, self.recipe.epochs, self.schedule.colour_noise):
+                    if batch.epoch != self.epoch:
+                        self.start_epoch(batch.epoch)
+                    self.one_step(batch)
+                    advance(1, f"epoch {self.epoch} of {self.recipe.epochs}, loss {self.loss:.3f}")
+                    if self.step == 1:
+                        say(self.describe_exchange())
+                    if self.step % self.steps_per_epoch == 0 and not interrupted:
+                        self.validate(interrupted)
+                    if interrupted or self.step == self.last_step or self.schedule.finished:
+                        break
+            self.finish(interrupted)
+
+    def start_epoch(self, epoch):
+        self.epoch = epoch
+        rates, noise = self.schedule.rates(epoch), self.schedule.colour_noise(epoch)
+        if rates != {group["name"]: group["lr"] for group in self.optimizer.param_groups}:
+            self.run.log("schedule", step=self.step, epoch=epoch, learning_rates=rates, colour_noise=noise)
+        self.optimizer.set_rates(rates)
+
+    def one_step(self, batch):
+        """Forward, loss on the first tower, backward, update (paper 5)."""
+        logits = self.network(*batch.images)
+        loss = F.cross_entropy(logits, batch.labels)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        self.step += 1
+        with torch.no_grad():
+            right = credits(logits.detach(), batch.labels)[0]
+        self.unread.append((self.step, len(batch.labels), loss.detach(), right, sum(entry.bytes for entry in self.network.ledger())))
+        if not self.on_gpu or len(self.unread) == STEPS_BETWEEN_READS or self.step == 1:
+            self.read_losses()
+
+    def read_losses(self):
+        """Bring the losses of the last steps to the host and write their lines. Raises UserError at a loss that isn't finite."""
+        if not self.unread:
+            return
+        losses = torch.stack([loss.double() for _, _, loss, _, _ in self.unread]).tolist()
+        rights = torch.stack([right for _, _, _, right, _ in self.unread]).tolist()
+        now = time.perf_counter()
+        rate = sum(count for _, count, _, _, _ in self.unread) / (now - self.read_at)
+        lr = {what: max(group["lr"] for group in self.optimizer.param_groups if group["name"].endswith(what))
+              for what in ("weight", "bias")}
+        for (step, count, _, _, exchanged), loss, right in zip(self.unread, losses, rights):
+            if not math.isfinite(loss):
+                raise UserError(f"the loss is {loss} at step {step}; its last finite values are in {self.run.path}/metrics.jsonl; "
+                                "a smaller learning_rate may help")
+            self.run.log("train", step=step, epoch=self.epoch, loss=loss, top1_error=100 - 100 * right / count,
+                         learning_rate=lr["weight"], bias_learning_rate=lr["bias"], images_per_second=rate, bytes_exchanged=exchanged)
+        self.loss = losses[-1]
+        self.unread, self.read_at = [], now
+
+    def validate(self, interrupted):
+        """The centre view of every validation image; dropped without a trace if Ctrl-C comes in between."""
+        self.read_losses()
+        errors = self.test({"centre view": centre_view(self.recipe)}, interrupted)
+        if errors:
+            error = errors["centre view"]
+            self.run.log("val", step=self.step, epoch=self.epoch, **asdict(error))
+            say(f"epoch {self.epoch}, step {self.step}: training loss {self.loss:.3f}, validation loss {error.loss:.3f}, "
+                f"top-1 error {error.top1_error:.2f} %, top-5 error {error.top5_error:.2f} %")
+            self.schedule.observe(error.top1_error)
+        self.read_at = time.perf_counter()
+
+    def test(self, protocols, interrupted):
+        """`evaluate` on the validation images, or None if Ctrl-C came."""
+        images = len(self.pipeline.dataset.splits["val"])
+        with progress("testing " + ", ".join(protocols), images) as advance:
+            def watch(count):
+                if interrupted:
+                    raise _Interrupted
+                advance(count)
+
+            try:
+                return evaluate(self.network, self.pipeline, "val", protocols, self.recipe.batch_size, watch)
+            except _Interrupted:
+                return None
+
+    def finish(self, interrupted):
+        self.read_losses()
+        weights = checkpoint.save(self.run.path, self.network, self.step)
+        self.run.board.flush()
+        draw_curves(self.run.path)
+        draw_kernels(self.network, self.run.path)
+        reached_end = not interrupted and not self.stopped_early
+        errors = self.test(both_protocols(self.recipe), interrupted) if reached_end else None
+        if errors:
+            for name, error in errors.items():
+                self.run.log("test", step=self.step, epoch=self.epoch, split="val", protocol=name, **asdict(error))
+            print_errors(errors, "val")
+        say(f"{'stopped by Ctrl-C' if interrupted else 'done'} after step {self.step}: weights in {weights}, pictures curves.png and "
+            f"conv1_kernels.png in {self.run.path}")
+        if not errors:
+            say(f"test it: python -m alexnet_mp.evaluate {self.run.path}")
+
+    def describe_exchange(self):
+        ledger = self.network.ledger()
+        if not ledger:
+            return "exchange: the towers have no layer that reads both"
+        edges = ", ".join(dict.fromkeys(entry.edge for entry in ledger))
+        total = sum(entry.bytes for entry in ledger)
+        if not total:
+            return f"exchange: both towers are on one device; at {edges} nothing has to be copied"
+        return f"exchange: {total / 1e6:,.2f} MB a step cross between the devices, at {edges}"
+
+
+class _Interrupted(Exception):
+    pass
+
+
+@contextmanager
+def _interruptible():
+    """Yields a list that the first Ctrl-C or SIGTERM fills; a second one raises KeyboardInterrupt."""
+    interrupted = []
+
+    def note(number, frame):
+        if interrupted:
+            raise KeyboardInterrupt
+        interrupted.append(number)
+        say("stopping after this step; once more to stop at once")
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield interrupted
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _resolve(options):
+    """The recipe and the devices that the command line asks for. Says what was chosen for the user."""
+    on_cpu = options.gpus == "cpu" or (options.gpus == "auto" and not torch.cuda.is_available())
+    name = options.recipe or ("mini" if on_cpu else "paper")
+    flags = {"batch_size": options.batch_size, "epochs": options.epochs, "seed": options.seed}
+    settings = options.set + [f"{field}={value}" for field, value in flags.items() if value is not None]
+    recipe = recipes.override(recipes.PRESETS[name](), settings)
+    devices = resolve(options.gpus, recipe.towers)
+    if options.steps is not None and options.steps < 1:
+        raise UserError(f"--steps {options.steps}: it must be at least 1")
+    try:
+        ops.implementation(options.kernels)
+    except ValueError as error:
+        raise UserError(f"--kernels: {error}") from None
+    if options.gpus == "auto":
+        say(f"devices: {', '.join(f'tower {name} on {device}' for name, device in zip('ab', devices))}"
+            + ("; no CUDA device was found" if on_cpu else ""))
+    if options.recipe is None:
+        say(f"recipe: {name}, the {'small one, since this runs on a CPU' if on_cpu else 'whole network'}; --recipe chooses another")
+    if on_cpu:
+        say("on two GPUs, type: python -m alexnet_mp.train --gpus 0,1 --recipe paper --data DIR")
+    return recipe, devices
+
+
+def _parser():
+    parser = argparse.ArgumentParser(prog="python -m alexnet_mp.train", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gpus", default="auto", help=f"{CHOICES}; default: auto")
+    parser.add_argument("--data", default="builtin", metavar="DIR|builtin", help="default: builtin, pictures that the program draws")
+    parser.add_argument("--recipe", choices=tuple(recipes.PRESETS), help="default: paper on CUDA, mini on a CPU")
+    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE",
+                        help="change a recipe field, LAYER.FIELD for one layer; repeatable; the start of a run prints them all")
+    parser.add_argument("--out", metavar="DIR", help="the run directory; default: runs/<date-time>-<recipe>")
+    parser.add_argument("--batch-size", type=int, help="images; default: the recipe's, 128")
+    parser.add_argument("--epochs", type=int, help="default: the recipe's")
+    parser.add_argument("--steps", type=int, help="stop after this step, counted from the run's beginning, without a final test")
+    parser.add_argument("--seed", type=int, help="of weights, order, crops, colours, dropout; default: the recipe's, 0")
+    parser.add_argument("--pipeline", choices=PIPELINES, default="auto", help="default: auto")
+    parser.add_argument("--kernels", choices=ops.CHOICES, default="auto", help="default: auto")
+    parser.add_argument("--workers", type=int, help="processes that read images; default: by the number of cores")
+    return parser
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,17 @@
+"""Which implementation of the operations a network runs on.
+
+An implementation is a module with the functions of `reference.py`. Today there is one, `reference.py` itself; the fused CUDA,
+Triton and CPU kernels take their places beside it.
+"""
+from . import reference
+
+CHOICES = ("auto", "cuda", "triton", "cpu", "reference")
+
+
+def implementation(kernels):
+    """The module that computes the operations, and its name. Raises ValueError for a choice that is unknown or not built."""
+    if kernels in ("auto", "reference"):
+        return reference, "reference"
+    if kernels in CHOICES:
+        raise ValueError(f"kernels {kernels!r} are not built yet; --kernels reference (plain PyTorch) works on every device")
+    raise ValueError(f"kernels {kernels!r} do not exist; choose one of {', '.join(CHOICES)}")

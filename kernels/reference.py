@@ -1,0 +1,157 @@
+"""Every operation of the network in plain PyTorch: the only definition, and the oracle of all tests.
+
+Shapes are (N, C, H, W) in any memory format. float32, bfloat16 and float16 are computed in float32 and rounded once at the end;
+float64 is computed in float64. The rules for ties and NaN are written here and nowhere else:
+
+* forward, a window that holds a NaN gives NaN (as torch.nn.functional.max_pool2d);
+* backward, `ties="first"` gives a window's gradient to the first maximum in scan order (PyTorch, cuDNN); `ties="all"` gives
+  it in full to every cell that equals the maximum, the rule of the 2012 source (`kLocalMaxUndo` of cuda-convnet). Equality is
+  decided on the values that were compared, in float32 or float64, before they are rounded to a 16-bit storage type; a NaN
+  equals nothing;
+* the last window may hang over the bottom and right edges; the cells outside are ignored (2012 source, `layer.py:1164`).
+"""
+import torch
+import torch.nn.functional as F
+
+from .philox import philox
+
+DROPOUT_STREAM = 5  # second word of the Philox key; `alexnet_mp/draws.py` lists the other streams
+
+
+def lrn_max_pool(x, bias=None, *, size=5, alpha, beta=0.75, k=2.0, relu="before", pool=3, stride=2, ties="first"):
+    """Bias, ReLU, local response normalisation and overlapping max-pool: (N, C, H, W) -> (N, C, H', W').
+
+    relu: "before" = ReLU -> LRN -> pool (paper 3.5, layers 1 and 2); "after" = LRN -> pool -> ReLU (2012 source, layer 1);
+    "none". The other arguments as in `lrn` and `max_pool`. Raises ValueError on another `relu` or `ties`.
+    """
+    _one_of("relu", relu, ("before", "after", "none"))
+    v = _lrn(_biased(x, bias, relu == "before"), size, alpha, beta, k)
+    return _pool(v, relu == "after", pool, stride, ties).to(x.dtype)
+
+
+def lrn(x, bias=None, *, size=5, alpha, beta=0.75, k=2.0, relu="before"):
+    """b_i = a_i / (k + alpha * sum of a_j^2 over the `size` maps around i)^beta (paper 3.3), maps outside [0, C) left out.
+
+    a = relu(x + bias) for relu="before", x + bias for "none"; bias: (C,). alpha multiplies the *sum*:
+    torch.nn.functional.local_response_norm divides its own alpha by size, so this alpha = a is that function's a * size.
+    (N, C, H, W) -> (N, C, H, W).
+    """
+    _one_of("relu", relu, ("before", "none"))
+    return _lrn(_biased(x, bias, relu == "before"), size, alpha, beta, k).to(x.dtype)
+
+
+def max_pool(x, bias=None, *, relu=True, pool=3, stride=2, ties="first"):
+    """Bias, ReLU and max-pool over pool x pool windows `stride` apart (paper 3.4): (N, C, H, W) -> (N, C, H', W').
+
+    H' = ceil((H - pool) / stride) + 1. ReLU before or after the maximum is the same function. Raises ValueError on another
+    `ties` than "first" or "all", and where H or W is smaller than the window.
+    """
+    return _pool(_biased(x, bias, False), relu, pool, stride, ties).to(x.dtype)
+
+
+def spatial_norm_max_pool(x, *, size=5, alpha, beta=0.75, k=1.0, pool=3, stride=2, ties="first"):
+    """`spatial_norm`, then max-pool: the end of layer 2 in the 2012 source. (N, C, H, W) -> (N, C, H', W')."""
+    return _pool(_spatial_norm(_accumulator(x), size, alpha, beta, k), False, pool, stride, ties).to(x.dtype)
+
+
+def spatial_norm(x, *, size=5, alpha, beta=0.75, k=1.0):
+    """x_p / (k + alpha * sum of x_q^2 over the size x size positions q around p of the same map)^beta, cells outside left out.
+
+    Layer type `rnorm` of the 2012 source (named cnorm2 in net 145), absent from the paper. alpha multiplies the sum.
+    (N, C, H, W) -> (N, C, H, W).
+    """
+    return _spatial_norm(_accumulator(x), size, alpha, beta, k).to(x.dtype)
+
+
+def avg_pool(x, *, pool=3, stride=2):
+    """Mean over pool x pool windows `stride` apart, an overhanging window divided by the area inside (2012 source)."""
+    return F.avg_pool2d(_accumulator(x), pool, stride, ceil_mode=True).to(x.dtype)
+
+
+def dropout(x, *, probability, seed, step, layer, tower):
+    """Classic dropout (paper 4.2): zero each value with `probability`, leave the others as they are; (N, F) -> (N, F).
+
+    No rescaling here; the test pass multiplies by 1 - probability instead. The mask is a function of (seed, step, layer,
+    tower, position in x) alone: the same on every device and after every restart.
+    """
+    blocks = torch.arange((x.numel() + 3) // 4, device=x.device)  # four words a counter
+    words = torch.stack(philox((blocks, step & 0xFFFFFFFF, layer, tower), (seed, DROPOUT_STREAM)), dim=1)
+    keep = words.flatten()[:x.numel()].view(x.shape) >= int(probability * 2**32)
+    return x * keep
+
+
+def paper_sgd_(parameters, gradients, velocities, *, learning_rates, momentum, weight_decays):
+    """The update of paper section 5, in place, for lists of tensors: v <- m v - d e w - e g; w <- w + v.
+
+    e, d: one learning rate and weight decay a tensor. The velocity carries the learning rate, unlike torch.optim.SGD: after a
+    drop the old steps coast on at their old size. A rate of 0 leaves tensor and velocity alone (2012 source, `weights.cu:148`).
+    """
+    with torch.no_grad():
+        for w, g, v, rate, decay in zip(parameters, gradients, velocities, learning_rates, weight_decays, strict=True):
+            if rate == 0:
+                continue
+            v.mul_(momentum).add_(w, alpha=-decay * rate).add_(g, alpha=-rate)
+            w.add_(v)
+
+
+def _accumulator(x):
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _biased(x, bias, relu):
+    a = _accumulator(x)
+    if bias is not None:
+        a = a + bias.to(a.dtype).view(-1, 1, 1)
+    return torch.relu(a) if relu else a
+
+
+def _lrn(a, size, alpha, beta, k):
+    maps, before = a.shape[1], size // 2  # the window is i - size/2 .. i - size/2 + size - 1
+    squares = F.pad(a * a, (0, 0, 0, 0, before, size - 1 - before))
+    return a * (k + alpha * sum(squares[:, j:j + maps] for j in range(size))).pow(-beta)
+
+
+def _spatial_norm(a, size, alpha, beta, k):
+    height, width, before, after = *a.shape[2:], size // 2, size - 1 - size // 2
+    squares = F.pad(a * a, (before, after, before, after))
+    rows = sum(squares[:, :, i:i + height] for i in range(size))
+    return a * (k + alpha * sum(rows[:, :, :, j:j + width] for j in range(size))).pow(-beta)
+
+
+def _pool(a, relu, pool, stride, ties):
+    _one_of("ties", ties, ("first", "all"))
+    if min(a.shape[2:]) < pool:
+        raise ValueError(f"maps of {a.shape[2]}x{a.shape[3]} are smaller than the {pool}x{pool} pooling window")
+    y = (_MaxPoolAllTies.apply(a, pool, stride) if ties == "all" else
+         F.max_pool2d(a, pool, stride, ceil_mode=True))
+    return torch.relu(y) if relu else y
+
+
+class _MaxPoolAllTies(torch.autograd.Function):
+    """Max-pool whose backward pass gives every tied maximum the whole gradient of its window."""
+
+    @staticmethod
+    def forward(ctx, a, pool, stride):
+        y = F.max_pool2d(a, pool, stride, ceil_mode=True)
+        ctx.save_for_backward(a, y)
+        ctx.pool, ctx.stride = pool, stride
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, dy):
+        a, y = ctx.saved_tensors
+        da = torch.zeros_like(a)
+        for i in range(ctx.pool):
+            for j in range(ctx.pool):
+                # Cell (i, j) of every window, one window a column; an overhanging window may not have this cell.
+                window = (slice(None), slice(None), slice(i, None, ctx.stride), slice(j, None, ctx.stride))
+                rows, columns = (min(s, o) for s, o in zip(a[window].shape[2:], y.shape[2:]))
+                inside = (slice(None), slice(None), slice(rows), slice(columns))
+                da[window][inside] += dy[inside] * (a[window][inside] == y[inside])
+        return da, None, None
+
+
+def _one_of(name, value, choices):
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, choices))}")
