@@ -63,16 +63,16 @@ def draw(random, grating, colour, size):
     angle = np.deg2rad(degrees + random.uniform(-12, 12))
     wave = 2 * np.pi * periods * random.uniform(0.85, 1.15)
     stripes = np.sin(wave * (x * np.cos(angle) + y * np.sin(angle)) + random.uniform(0, 2 * np.pi))
-    light = random.uniform(80, 175) + random.uniform(20, 45) * stripes
+    light = random.uniform(80, 175) + random.uniform(12, 40) * stripes
     picture = np.repeat(light[:, :, None], 3, axis=2)
 
     hue = COLOURS[colour][1] + random.uniform(-20, 20)
-    tint = _tint(hue) * random.uniform(35, 70)
+    tint = _tint(hue) * random.uniform(25, 60)
     for _ in range(random.integers(3, 7)):
         centre_y, centre_x, radius = random.uniform(0.1, 0.9, 2).tolist() + [random.uniform(0.08, 0.18)]
         disc = (x - centre_x) ** 2 + (y - centre_y) ** 2 < radius**2
         picture[disc] += tint
-    picture += random.normal(0, 8, picture.shape)
+    picture += random.normal(0, 16, picture.shape)
     return np.clip(np.rint(picture), 0, 255).astype(np.uint8)
 
 

@@ -50,9 +50,9 @@ class Folder:
     def _split(self, folder, stored_size, digest):
         found = _class_names(folder)
         if found != self.classes:
-            missing, extra = (sorted(set(x) - set(y)) for x, y in ((self.classes, found), (found, self.classes)))
+            differences = (("missing", set(self.classes) - set(found)), ("extra", set(found) - set(self.classes)))
             raise UserError(f"{folder}: its classes differ from those of train/: "
-                            + "; ".join(f"{what} {_some(names)}" for what, names in (("missing", missing), ("extra", extra)) if names))
+                            + "; ".join(f"{what} {_some(sorted(names))}" for what, names in differences if names))
         files, labels = [], []
         for label, name in enumerate(self.classes):
             images = sorted(path for path in (folder / name).iterdir()

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from . import checkpoint
+from .allocator import keep_freed_memory
 from .console import progress, say
 from .dataset import open_dataset
 from .devices import CHOICES, resolve
@@ -78,7 +79,8 @@ def both_protocols(recipe):
 def print_errors(errors, split):
     """The table of both protocols."""
     for name, error in errors.items():
-        say(f"{split}, {name:11}  top-1 error {error.top1_error:6.2f} %   top-5 error {error.top5_error:6.2f} %   ({error.images:,} images)")
+        say(f"{split}, {name:11}  top-1 error {error.top1_error:6.2f} %   top-5 error {error.top5_error:6.2f} %   "
+            f"({error.images:,} images)")
 
 
 def load_run(directory, gpus="auto", kernels="auto"):
@@ -100,6 +102,8 @@ def main(arguments=None):
     options = _parser().parse_args(arguments)
     if options.batch_size is not None and options.batch_size < 1:
         raise UserError(f"--batch-size {options.batch_size}: it must be at least 1")
+    keep_freed_memory()
+    torch.backends.cudnn.allow_tf32 = False  # as in training
     network, run = load_run(options.run, options.gpus, options.kernels)
     recipe = run["recipe"]
     data = options.data or ("builtin" if run["data"]["kind"] == "builtin" else None)
@@ -114,8 +118,9 @@ def main(arguments=None):
         raise UserError(f"--data {data}: it has no {options.split}/ folder; the splits there are {', '.join(dataset.splits)}")
     pipeline = make_pipeline(options.pipeline, dataset, recipe, network.exchange.devices, options.workers)
     pipeline.use(Statistics.load(options.run))
+    batch_size = options.batch_size or recipe.batch_size
     with progress(f"{options.split}, ten views", len(dataset.splits[options.split])) as advance:
-        errors = evaluate(network, pipeline, options.split, both_protocols(recipe), options.batch_size or recipe.batch_size, advance)
+        errors = evaluate(network, pipeline, options.split, both_protocols(recipe), batch_size, advance)
     print_errors(errors, options.split)
     return 0
 

@@ -79,12 +79,12 @@ class TwoTowerAlexNet(nn.Module):
             for name, parts in mine.items():
                 expected = (sum(len(part) for part in parts), *parts[0].shape[1:])
                 if tuple(state[name].shape) != expected:
-                    raise ValueError(f"{name} is {tuple(state[name].shape)}; this recipe and {self.classes} classes need {expected}")
+                    raise ValueError(f"{name} is {tuple(state[name].shape)}; this recipe with {self.classes} classes has {expected}")
                 for part, values in zip(parts, state[name].chunk(len(parts)), strict=True):
                     part.copy_(values)
 
     def merge(self):
-        """The equivalent network on one device (tower a's), with grouped convolutions: a `MergedAlexNet` with a copy of the weights."""
+        """The equivalent `MergedAlexNet` on tower a's device, with a copy of the weights."""
         merged = MergedAlexNet(self.recipe, self.exchange.devices[0], self.classes, self.kernels)
         first = self.towers[0].get_parameter(f"{self.recipe.layers[0].name}.weight")
         merged.to(first.dtype).load_state_dict(self.merged_state())

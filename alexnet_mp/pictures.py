@@ -59,12 +59,13 @@ def draw_curves(run):
     loss.plot(steps, [line["loss"] for line in train], color="#9ecae1", linewidth=0.8, label="training, each minibatch")
     smooth = _running_mean([line["loss"] for line in train])
     loss.plot(steps, smooth, color="#08519c", label="training, running mean")
+    val_steps = [line["step"] for line in val]
     if val:
-        loss.plot([line["step"] for line in val], [line["loss"] for line in val], "o-", color="#d95f02", label="validation, centre view")
+        loss.plot(val_steps, [line["loss"] for line in val], "o-", color="#d95f02", label="validation, centre view")
     error.plot(steps, _running_mean([line["top1_error"] for line in train]), color="#08519c", label="top-1, training, running mean")
     if val:
         for field, style, label in (("top1_error", "o-", "top-1, validation"), ("top5_error", "s--", "top-5, validation")):
-            error.plot([line["step"] for line in val], [line[field] for line in val], style, color="#d95f02", label=label)
+            error.plot(val_steps, [line[field] for line in val], style, color="#d95f02", label=label)
     loss.set(xlabel="step", ylabel="cross-entropy loss (nats)", ylim=(0, None))
     error.set(xlabel="step", ylabel="error (%)", ylim=(0, 100))
     for axes in (loss, error):

@@ -3,7 +3,6 @@
 Sources: "3.3" is a section of the paper (Krizhevsky, Sutskever, Hinton 2012); "source" is the original code and its configuration
 files for net 145, the network of the paper's headline figures (Computer History Museum, AlexNet-Source-Code).
 """
-import dataclasses
 import difflib
 import json
 import textwrap

@@ -38,7 +38,7 @@ class RunDirectory:
                         for name, device in zip("ab", network.exchange.devices)],
             "kernels": network.kernels_name,
             "pipeline": pipeline.name,
-            "commit": _commit(),
+            "commit": source_commit(),
             "python": platform.python_version(),
             "packages": {name: _version(name) for name in PACKAGES},
         })
@@ -98,7 +98,7 @@ def _version(package):
         return None
 
 
-def _commit():
+def source_commit():
     """The commit of the source tree this runs from, "+changes" if files differ from it; None outside a git checkout."""
     def git(*words):
         return subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, check=True).stdout.strip()

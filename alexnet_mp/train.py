@@ -2,7 +2,7 @@
 
 examples
   python -m alexnet_mp.train                                            a first run: embedded pictures, best device found
-  python -m alexnet_mp.train --gpus 0,1 --data DIR                      the paper's network on DIR/train/<class>/*, DIR/val/<class>/*
+  python -m alexnet_mp.train --gpus 0,1 --data DIR                      the paper's network; DIR/train/<class>/*, DIR/val/<class>/*
   python -m alexnet_mp.train --gpus 0,1 --data DIR --recipe source2012  as the 2012 code ran it
   python -m alexnet_mp.train --gpus cpu --data DIR --steps 80           eighty steps without a GPU
   python -m alexnet_mp.train --data DIR --set learning_rate=0.005 --set conv3.init_std=0.03
@@ -23,7 +23,8 @@ import torch.nn.functional as F
 
 from . import checkpoint
 from . import recipe as recipes
-from .console import duration, progress, say
+from .allocator import keep_freed_memory
+from .console import progress, say
 from .dataset import cached, open_dataset
 from .devices import CHOICES, resolve
 from .errors import UserError, run_command
@@ -42,6 +43,8 @@ STEPS_BETWEEN_READS = 50  # on a GPU losses are read in batches: a read waits fo
 
 def main(arguments=None):
     options = _parser().parse_args(arguments)
+    keep_freed_memory()
+    torch.backends.cudnn.allow_tf32 = False  # on by default for convolutions; 2012 computed in float32
     recipe, devices = _resolve(options)
     out = options.out or f"runs/{datetime.datetime.now():%Y-%m-%d-%H%M%S}-{recipe.name}"
     refuse_taken(out)
@@ -59,7 +62,8 @@ def main(arguments=None):
     pipeline.use(sums["train"].statistics())
     network = TwoTowerAlexNet(recipe, devices, len(dataset.classes), options.kernels)
     run = RunDirectory(out, recipe, dataset, network, pipeline)
-    say(f"run directory {out}; kernels {network.kernels_name}, pipeline {pipeline.name}, {held / 2**20:,.0f} MiB of pictures in memory")
+    say(f"run directory {out}; kernels {network.kernels_name}, pipeline {pipeline.name}, "
+        f"{held / 2**20:,.0f} MiB of pictures in memory")
     try:
         Trainer(network, pipeline, run, options.steps).train()
     finally:
@@ -90,7 +94,7 @@ class Trainer:
                     if batch.epoch != self.epoch:
                         self.start_epoch(batch.epoch)
                     self.one_step(batch)
-                    advance(1, f"epoch {self.epoch} of {self.recipe.epochs}, loss {self.loss:.3f}")
+                    advance(1, f"epoch {self.epoch} of {self.recipe.epochs}, loss {self.loss:.3f}, {self.rate:,.0f} images/s")
                     if self.step == 1:
                         say(self.describe_exchange())
                     if self.step % self.steps_per_epoch == 0 and not interrupted:
@@ -116,7 +120,8 @@ class Trainer:
         self.step += 1
         with torch.no_grad():
             right = credits(logits.detach(), batch.labels)[0]
-        self.unread.append((self.step, len(batch.labels), loss.detach(), right, sum(entry.bytes for entry in self.network.ledger())))
+        exchanged = sum(entry.bytes for entry in self.network.ledger())
+        self.unread.append((self.step, len(batch.labels), loss.detach(), right, exchanged))
         if not self.on_gpu or len(self.unread) == STEPS_BETWEEN_READS or self.step == 1:
             self.read_losses()
 
@@ -127,7 +132,7 @@ class Trainer:
         losses = torch.stack([loss.double() for _, _, loss, _, _ in self.unread]).tolist()
         rights = torch.stack([right for _, _, _, right, _ in self.unread]).tolist()
         now = time.perf_counter()
-        rate = sum(count for _, count, _, _, _ in self.unread) / (now - self.read_at)
+        self.rate = sum(count for _, count, _, _, _ in self.unread) / (now - self.read_at)
         lr = {what: max(group["lr"] for group in self.optimizer.param_groups if group["name"].endswith(what))
               for what in ("weight", "bias")}
         for (step, count, _, _, exchanged), loss, right in zip(self.unread, losses, rights):
@@ -135,7 +140,8 @@ class Trainer:
                 raise UserError(f"the loss is {loss} at step {step}; its last finite values are in {self.run.path}/metrics.jsonl; "
                                 "a smaller learning_rate may help")
             self.run.log("train", step=step, epoch=self.epoch, loss=loss, top1_error=100 - 100 * right / count,
-                         learning_rate=lr["weight"], bias_learning_rate=lr["bias"], images_per_second=rate, bytes_exchanged=exchanged)
+                         learning_rate=lr["weight"], bias_learning_rate=lr["bias"], images_per_second=self.rate,
+                         bytes_exchanged=exchanged)
         self.loss = losses[-1]
         self.unread, self.read_at = [], now
 
@@ -177,8 +183,8 @@ class Trainer:
             for name, error in errors.items():
                 self.run.log("test", step=self.step, epoch=self.epoch, split="val", protocol=name, **asdict(error))
             print_errors(errors, "val")
-        say(f"{'stopped by Ctrl-C' if interrupted else 'done'} after step {self.step}: weights in {weights}, pictures curves.png and "
-            f"conv1_kernels.png in {self.run.path}")
+        say(f"{'stopped by Ctrl-C' if interrupted else 'done'} after step {self.step}: weights in {weights}, "
+            f"pictures curves.png and conv1_kernels.png in {self.run.path}")
         if not errors:
             say(f"test it: python -m alexnet_mp.evaluate {self.run.path}")
 
@@ -244,7 +250,7 @@ def _parser():
     parser = argparse.ArgumentParser(prog="python -m alexnet_mp.train", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gpus", default="auto", help=f"{CHOICES}; default: auto")
-    parser.add_argument("--data", default="builtin", metavar="DIR|builtin", help="default: builtin, pictures that the program draws")
+    parser.add_argument("--data", default="builtin", metavar="DIR|builtin", help="default: builtin, drawn by the program")
     parser.add_argument("--recipe", choices=tuple(recipes.PRESETS), help="default: paper on CUDA, mini on a CPU")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE",
                         help="change a recipe field, LAYER.FIELD for one layer; repeatable; the start of a run prints them all")

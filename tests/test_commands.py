@@ -1,0 +1,225 @@
+"""The commands as a user types them: what a run leaves, and one clear line for every wrong flag, path and file."""
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import make_folder
+from PIL import Image
+from safetensors.torch import load_file
+
+from alexnet_mp import evaluate, train
+from alexnet_mp.errors import UserError
+from alexnet_mp.run_directory import read_metrics
+
+SMALL = ["--gpus", "cpu", "--recipe", "mini", "--batch-size", "10", "--workers", "1", "--set", "fc6.maps=16", "--set", "fc7.maps=16"]
+
+
+def command(module, *arguments, **kwargs):
+    return subprocess.run([sys.executable, "-m", f"alexnet_mp.{module}", *map(str, arguments)], capture_output=True, text=True, **kwargs)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run of two epochs on 24 training images in batches of 10."""
+    root = tmp_path_factory.mktemp("finished")
+    data = make_folder(root / "data")
+    assert train.main([*SMALL, "--data", str(data), "--out", str(root / "run"), "--epochs", "2"]) == 0
+    return root / "run", data
+
+
+def test_a_run_leaves_everything_behind(run):
+    out, _ = run
+    assert {path.name for path in out.iterdir()} == {
+        "run.json", "metrics.jsonl", "statistics.safetensors", "checkpoints", "tensorboard", "curves.png", "conv1_kernels.png"}
+    assert load_file(out / "checkpoints" / "step_00000006" / "weights.safetensors")["fc8.weight"].shape == (3, 32)
+    assert Image.open(out / "conv1_kernels.png").size[0] > 500 and Image.open(out / "curves.png").size[0] > 500
+    assert any((out / "tensorboard").iterdir())
+
+
+def test_metrics_have_one_line_a_step_and_one_a_validation(run):
+    lines = read_metrics(run[0])
+    steps = [line for line in lines if line["kind"] == "train"]
+    assert [line["step"] for line in steps] == [1, 2, 3, 4, 5, 6] and [line["epoch"] for line in steps] == [1, 1, 1, 2, 2, 2]
+    for line in steps:
+        assert 0 < line["loss"] < 10 and 0 <= line["top1_error"] <= 100 and line["images_per_second"] > 0
+        assert line["learning_rate"] == line["bias_learning_rate"] == 0.01 and line["bytes_exchanged"] == 0
+    validations = [line for line in lines if line["kind"] == "val"]
+    assert [(line["step"], line["epoch"], line["images"]) for line in validations] == [(3, 1, 15), (6, 2, 15)]
+    tests = [line for line in lines if line["kind"] == "test"]
+    assert [line["protocol"] for line in tests] == ["centre view", "ten views"] and all(line["images"] == 15 for line in tests)
+    assert tests[0]["top1_error"] == validations[-1]["top1_error"]
+
+
+def test_run_json_says_what_ran(run):
+    out, data = run
+    content = json.loads((out / "run.json").read_text())
+    assert content["recipe"]["batch_size"] == 10 and content["recipe"]["layers"][5]["maps"] == 16
+    assert content["data"]["classes"] == ["apple", "leaf", "sky"] and len(content["data"]["fingerprint"]) == 64
+    assert content["packages"]["torch"] == torch.__version__ and content["kernels"] == "reference"
+    assert [device["device"] for device in content["devices"]] == ["cpu", "cpu"] and content["command"].startswith("python -m")
+
+
+def test_evaluate_prints_both_protocols_and_agrees_with_training(run, capsys):
+    out, data = run
+    assert evaluate.main([str(out), "--data", str(data), "--gpus", "cpu", "--batch-size", "4", "--workers", "0"]) == 0
+    printed = capsys.readouterr().out
+    tests = {line["protocol"]: line for line in read_metrics(out) if line["kind"] == "test"}
+    for protocol in ("centre view", "ten views"):
+        top1, top5 = re.search(rf"{protocol}\s+top-1 error\s+([\d.]+) %\s+top-5 error\s+([\d.]+) %\s+\(15 images\)", printed).groups()
+        assert float(top1) == pytest.approx(tests[protocol]["top1_error"], abs=0.006)
+        assert float(top5) == pytest.approx(tests[protocol]["top5_error"], abs=0.006)
+
+
+def test_steps_and_set_and_seed(folder, tmp_path, capsys):
+    arguments = [*SMALL, "--data", str(folder), "--steps", "4", "--set", "conv1.init_std=0.02", "--set", "learning_rate=0.001"]
+
+    def losses(name, *more):
+        train.main([*arguments, "--out", str(tmp_path / name), *more])
+        lines = [line for line in read_metrics(tmp_path / name) if line["kind"] == "train"]
+        assert [line["step"] for line in lines] == [1, 2, 3, 4] and lines[0]["learning_rate"] == 0.001
+        return [line["loss"] for line in lines]
+
+    first = losses("a")
+    assert losses("b", "--workers", "0") == first  # a second run, other workers: the same to the last bit
+    assert losses("c", "--seed", "1") != first
+    assert "python -m alexnet_mp.evaluate" in capsys.readouterr().out  # stopped before the end: says how to test it
+    assert not [line for line in read_metrics(tmp_path / "a") if line["kind"] == "test"]
+
+
+def test_a_plateau_ends_the_run(folder, tmp_path):
+    """With a rate of 0 nothing improves: three drops, then the end, long before the recipe's epochs."""
+    train.main([*SMALL, "--data", str(folder), "--out", str(tmp_path / "run"), "--epochs", "50", "--set", "schedule=plateau", "--set",
+                "plateau_patience=1", "--set", "learning_rate=1e-12", "--set", "bias_learning_rate=1e-12"])
+    lines = read_metrics(tmp_path / "run")
+    rates = [line["learning_rates"]["fc8.weight"] for line in lines if line["kind"] == "schedule"]
+    assert rates == pytest.approx([1e-12, 1e-13, 1e-14, 1e-15])
+    assert len([line for line in lines if line["kind"] == "val"]) == 5
+    assert [line["protocol"] for line in lines if line["kind"] == "test"] == ["centre view", "ten views"]
+
+
+def test_the_default_on_a_cpu_is_said(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(UserError, match="no such directory"):
+        train.main(["--data", str(tmp_path / "nowhere")])
+    said = capsys.readouterr().out
+    assert "recipe: mini" in said and "tower a on cpu" in said and "--gpus 0,1" in said
+
+
+def refused(arguments, tmp_path):
+    """The one line with which train refuses; nothing may be left behind."""
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError) as raised:
+        train.main([*map(str, arguments), "--out", str(tmp_path / "refused")])
+    assert sorted(tmp_path.rglob("*")) == before, "something was half-written"
+    assert "\n" not in str(raised.value)
+    return str(raised.value)
+
+
+@pytest.mark.parametrize("flags, words", [
+    (["--set", "batchsize=3"], "did you mean batch_size"), (["--batch-size", "0"], "batch_size is 0"), (["--epochs", "0"], "epochs"),
+    (["--steps", "0"], "--steps 0"), (["--seed", "-1"], "seed"), (["--gpus", "7"], "GPU 7"), (["--gpus", "gpu"], "--gpus gpu"),
+    (["--pipeline", "dali"], "--pipeline dali"), (["--kernels", "triton"], "--kernels reference"), (["--workers", "-1"], "--workers -1"),
+    (["--set", "crop_size=113"], "stored_size 112"), (["--kernels", "cuda"], "not built"),
+])
+def test_wrong_flags(flags, words, folder, tmp_path):
+    assert words in refused([*SMALL, "--data", folder, *flags], tmp_path)
+
+
+@pytest.mark.parametrize("spoil, words", [
+    (lambda d: None, None),
+    (lambda d: (d / "train/leaf/3.jpg").write_bytes(b"not a picture"), "train/leaf/3.jpg"),
+    (lambda d: (d / "val/sky/2.jpg").write_bytes(b""), "val/sky/2.jpg"),
+    (lambda d: (d / "train/leaf/3.jpg").write_bytes((d / "train/leaf/3.jpg").read_bytes()[:900]), "train/leaf/3.jpg"),
+    (lambda d: [path.unlink() for path in (d / "train/leaf").iterdir()], "train/leaf"),
+    (lambda d: (d / "val/leaf").rename(d / "val/tree"), "tree"),
+    (lambda d: (d / "val").rename(d / "test"), "val/"),
+    (lambda d: [(d / split / name).rename(d / f"{split}-{name}") for split in ("train", "val") for name in ("leaf", "sky")], "single class"),
+], ids=["intact", "garbage", "empty file", "truncated", "empty class", "other classes", "no val", "single class"])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_bad_data(spoil, words, workers, folder, tmp_path):
+    spoil(folder)
+    arguments = [*SMALL, "--data", folder, "--workers", workers, "--steps", "1"]
+    if words is None:
+        assert train.main([*map(str, arguments), "--out", str(tmp_path / "run")]) == 0
+    else:
+        assert words in refused(arguments, tmp_path)
+
+
+def test_a_loss_that_blows_up_ends_the_run_with_one_line(folder, tmp_path):
+    with pytest.raises(UserError, match="the loss is (nan|inf) at step"):
+        train.main([*SMALL, "--data", str(folder), "--out", str(tmp_path / "run"), "--set", "learning_rate=1e6", "--epochs", "20"])
+    assert all(line["loss"] < float("inf") for line in read_metrics(tmp_path / "run") if line["kind"] == "train")
+
+
+def test_errors_are_one_line_and_exit_code_2(run, tmp_path):
+    """In a process of its own: no traceback, nothing on stdout that looks like success; and a directory that is taken."""
+    out, data = run
+    for module, arguments, words in (
+            ("train", [*SMALL, "--data", data, "--out", out], "is there already; choose another --out"),
+            ("train", ["--data", tmp_path / "nowhere"], "no such directory"),
+            ("evaluate", [tmp_path / "nowhere"], "not a run directory"),
+            ("evaluate", [out], "--data DIR"),
+            ("evaluate", [out, "--data", data, "--split", "test"], "no test/ folder"),
+            ("evaluate", [out, "--data", "builtin"], "classes"),
+            ("evaluate", [out, "--data", data, "--batch-size", "0"], "--batch-size 0")):
+        done = command(module, *arguments)
+        assert done.returncode == 2, done
+        assert re.fullmatch(r"error: [^\n]+\n", done.stderr) and words in done.stderr, done.stderr
+
+
+def test_a_damaged_run_is_refused(run, tmp_path):
+    out, data = run
+    for name, spoil, words in (("recipe", lambda d: (d / "run.json").write_text("{"), "damaged"),
+                               ("weights", lambda d: next(d.glob("checkpoints/*/*")).write_bytes(b"x"), "weights.safetensors"),
+                               ("statistics", lambda d: (d / "statistics.safetensors").unlink(), "statistics.safetensors"),
+                               ("checkpoints", lambda d: shutil.rmtree(d / "checkpoints"), "no checkpoint")):
+        copy = tmp_path / name
+        shutil.copytree(out, copy)
+        spoil(copy)
+        with pytest.raises(UserError, match=words):
+            evaluate.main([str(copy), "--data", str(data), "--workers", "0"])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
+def test_an_interrupt_saves_and_ends_cleanly(number, folder, tmp_path):
+    out = tmp_path / "run"
+    process = subprocess.Popen([sys.executable, "-m", "alexnet_mp.train", *SMALL, "--data", str(folder), "--out", str(out), "--epochs",
+                                "100000", "--workers", "2"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                               start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not (out / "metrics.jsonl").exists() or len((out / "metrics.jsonl").read_text().splitlines()) < 6:
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
+        time.sleep(0.1)
+    os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)  # a terminal's Ctrl-C reaches all
+    printed = process.communicate(timeout=60)[0]
+    assert process.returncode == 0, printed
+    assert "Traceback" not in printed and "stopped" in printed
+    steps = [line["step"] for line in read_metrics(out) if line["kind"] == "train"]
+    assert steps == list(range(1, len(steps) + 1))
+    assert (out / "checkpoints" / f"step_{steps[-1]:08d}" / "weights.safetensors").exists() and (out / "curves.png").exists()
+    with pytest.raises(ProcessLookupError):  # no worker is left behind
+        os.killpg(process.pid, 0)
+
+
+@pytest.mark.parametrize("module", ["train", "evaluate"])
+def test_help_teaches_by_examples(module):
+    done = command(module, "--help")
+    assert done.returncode == 0 and done.stdout.count(f"python -m alexnet_mp.{module}") >= 2 and "default" in done.stdout
+
+
+def test_importing_does_nothing():
+    """No module opens a device, prints, or needs CUDA, Triton or DALI."""
+    names = [f"alexnet_mp.{path.stem}" for path in Path(train.__file__).parent.glob("*.py")]
+    code = (f"import sys, importlib\nfor name in {names!r}: importlib.import_module(name)\nimport torch\n"
+            "assert not torch.cuda.is_initialized()\nassert not {'triton', 'nvidia.dali', 'matplotlib'} & set(sys.modules)")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

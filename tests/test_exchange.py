@@ -1,0 +1,155 @@
+"""The crossings and their ledger; and that no operation outside the exchange ever mixes the towers' devices."""
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from alexnet_mp import TwoTowerAlexNet, exchange, mini, paper, source2012
+from alexnet_mp.geometry import crossings
+from alexnet_mp.optimizer import PaperSGD
+from alexnet_mp.recipe import change_layers
+from alexnet_mp.schedule import make_schedule
+
+
+class OneDevicePerOperation(TorchDispatchMode):
+    """Raises where one operation reads or writes tensors of two devices. Sees what autograd runs, too."""
+
+    def __init__(self):
+        super().__init__()
+        self.devices, self.operations = set(), 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        # A tensor without dimensions counts as a number: torch lets every device read it.
+        found = {leaf.device for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, torch.Tensor) and leaf.dim() > 0}
+        if len(found) > 1:
+            raise AssertionError(f"{function} mixes {sorted(map(str, found))}")
+        self.devices |= found
+        self.operations += 1
+        return result
+
+
+@pytest.fixture
+def teleport(monkeypatch):
+    """The exchange's copy, replaced: nothing can leave `meta`, so zeros arrive. Making them reads no tensor of the other device."""
+    def copy(tensor, device):
+        assert tensor.device != device
+        return torch.zeros(tensor.shape, dtype=tensor.dtype, device=device)
+
+    monkeypatch.setattr(exchange, "copy", copy)
+
+
+def network_on(devices, recipe, classes=10):
+    return TwoTowerAlexNet(recipe, devices, classes)
+
+
+def one_step(network, batch, recipe):
+    """Forward, loss, backward and update, each tower on its own device."""
+    a, b = network.exchange.devices
+    optimizer = PaperSGD(network)
+    optimizer.set_rates(make_schedule(recipe).rates(1))
+    images = [torch.zeros(batch, 3, recipe.crop_size, recipe.crop_size, device=device) for device in (a, b)]
+    labels = torch.zeros(batch, dtype=torch.int64, device=a)
+    with OneDevicePerOperation() as check:
+        F.cross_entropy(network(*images), labels).backward()
+        optimizer.step()
+    return check
+
+
+@pytest.mark.parametrize("devices", [("cpu", "meta"), ("meta", "cpu")])
+@pytest.mark.parametrize("preset", [mini, paper, source2012])
+def test_no_operation_mixes_devices(preset, devices, teleport):
+    recipe = change_layers(preset(), "fc6", "fc7", maps=32)
+    check = one_step(network_on(devices, recipe), 2, recipe)
+    assert check.devices == {torch.device("cpu"), torch.device("meta")}
+    assert check.operations > 200  # forward, backward and update were all seen
+
+
+@pytest.mark.parametrize("where", ["bias", "mask", "gradient"])
+def test_an_operation_moved_across_is_seen(where, teleport, monkeypatch):
+    """Several torch operations take cpu and meta together without a word; the check must see each way of going wrong."""
+    network = network_on(("cpu", "meta"), mini())
+    foreign = network.towers[0].conv3.bias
+    if where == "bias":  # tower b adds tower a's bias
+        network.towers[1].conv3.forward = lambda x, step: F.conv2d(x, network.towers[1].conv3.weight, foreign, 1, 1)
+    elif where == "mask":  # tower b multiplies by something that lives with tower a
+        network.towers[1].fc6.register_forward_hook(lambda module, inputs, output: output * torch.ones(256))
+    else:  # only in backward: a gradient is scaled by a tensor of the other device
+        network.towers[1].conv4.weight.register_hook(lambda gradient: gradient * torch.ones(96, 1, 1, 1))
+    with pytest.raises((AssertionError, RuntimeError), match="mixes|device"):
+        one_step(network, 2, mini())
+
+
+def test_a_missing_crossing_is_seen(teleport, monkeypatch):
+    """Without the copy tower b's conv3 would read tower a's tensor where it lies."""
+    monkeypatch.setattr(exchange, "copy", lambda tensor, device: tensor)
+    with pytest.raises((AssertionError, RuntimeError), match="mixes|device"):
+        one_step(network_on(("cpu", "meta"), mini()), 2, mini())
+
+
+@pytest.mark.parametrize("preset", [paper, mini])
+def test_the_ledger_equals_the_analytic_table(preset, teleport):
+    """Batch 128 in float32; for the paper's network 60.0 MB a step, 11,075,584 bytes each way at conv3."""
+    recipe = preset()
+    network = network_on(("cpu", "meta"), recipe, 1000)
+    batch = 128 if preset is mini else 4  # the bytes are proportional to the batch: 4 images are enough to count
+    one_step(network, batch, recipe)
+    counted = sorted((entry.edge, entry.direction, entry.pass_, entry.bytes * 128 // batch) for entry in network.ledger())
+    assert counted == sorted(crossings(recipe, 128))
+    if preset is paper:
+        assert sum(row[3] for row in counted) == 60_030_976
+        assert {row[3] for row in counted if row[0] == "conv3"} == {11_075_584}
+
+
+def test_the_ledger_is_of_one_step(teleport):
+    network = network_on(("cpu", "meta"), mini())
+    one_step(network, 2, mini())
+    once = network.ledger()
+    one_step(network, 2, mini())
+    assert network.ledger() == once
+    images = [torch.zeros(2, 3, 96, 96, device=device) for device in ("cpu", "meta")]
+    with torch.no_grad():
+        network(*images)
+    assert network.ledger() == [entry for entry in once if entry.pass_ == "forward"]
+
+
+def test_nothing_is_copied_on_one_device():
+    network = network_on(("cpu", "cpu"), mini())
+    images = torch.randn(2, 3, 96, 96)
+    outputs = [torch.randn(2, 4), torch.randn(2, 4)]
+    gathered = network.exchange.gather("fc6", outputs, 2)
+    assert gathered[0][1].data_ptr() == outputs[1].data_ptr() and gathered[1][0].data_ptr() == outputs[0].data_ptr()
+    network(images, images).sum().backward()
+    assert len(network.ledger()) == 14 and all(entry.bytes == 0 for entry in network.ledger())
+
+
+def test_gradients_return_through_the_crossing():
+    """What a tower sends is used twice, by itself and by the other tower: its gradient is the sum of both."""
+    carrier = exchange.Exchange(("cpu", "cpu"))
+    a, b = torch.randn(3, 2, requires_grad=True), torch.randn(3, 2, requires_grad=True)
+    (read_a, read_b) = carrier.gather("edge", [a, b], 2)
+    (2 * read_a[0] + 3 * read_a[1] + 5 * read_b[0] + 7 * read_b[1]).sum().backward()
+    assert (a.grad == 7).all() and (b.grad == 10).all()
+    assert [(entry.direction, entry.pass_) for entry in carrier.ledger[:2]] == [("b->a", "forward"), ("a->b", "forward")]
+    assert sorted(entry.direction for entry in carrier.ledger[2:]) == ["a->b", "b->a"]
+
+
+@pytest.mark.parametrize("devices", [("cuda:0", "cuda:0"), ("cpu", "cuda:0"), ("cuda:0", "cuda:1")], ids=",".join)
+def test_a_gpu_pair_computes_what_the_cpu_does(devices):
+    needed = {device for device in devices if device != "cpu"}
+    if torch.cuda.device_count() < len(needed):
+        pytest.skip(f"needs {len(needed)} CUDA device(s), found {torch.cuda.device_count()}")
+    recipe = mini()
+    x, labels = torch.randn(4, 3, 96, 96, dtype=torch.float64) * 60, torch.tensor([1, 2, 3, 4])
+    results = []
+    for place in (("cpu", "cpu"), devices):
+        network = TwoTowerAlexNet(recipe, place, 10).double()
+        loss = F.cross_entropy(network(x.to(place[0]), x.to(place[1])), labels.to(place[0]))
+        loss.backward()
+        results.append((loss.item(), {name: torch.cat([p.grad.cpu() for p in parts]) for name, parts in network.layer_parameters().items()}))
+    assert results[0][0] == pytest.approx(results[1][0], rel=1e-12)
+    for name, gradient in results[0][1].items():
+        assert (gradient - results[1][1][name]).abs().max() <= 1e-10 * gradient.abs().max(), name
+    moved = sum(entry.bytes for entry in network.ledger())
+    assert moved == (0 if devices[0] == devices[1] else sum(row[3] for row in crossings(recipe, 4, 10, 8)))

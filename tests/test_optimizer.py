@@ -1,0 +1,97 @@
+"""The printed update on a network: rates and decays per group, frozen layers, velocities that carry the rate."""
+import dataclasses
+
+import pytest
+import torch
+
+from alexnet_mp import TwoTowerAlexNet, mini, source2012
+from alexnet_mp.optimizer import PaperSGD
+from alexnet_mp.recipe import change_layers
+from alexnet_mp.schedule import make_schedule
+
+
+def network_of(recipe):
+    return TwoTowerAlexNet(change_layers(recipe, "fc6", "fc7", maps=8), ("cpu", "cpu"), 3).double()
+
+
+def set_gradients(network, value=1.0):
+    for parts in network.layer_parameters().values():
+        for part in parts:
+            if part.requires_grad:
+                part.grad = torch.full_like(part, value)
+
+
+def test_three_steps_by_hand():
+    """v1 = -e (d w0 + g); w1 = w0 + v1; v2 = 0.9 v1 - e (d w1 + g); ..., for weights (decay) and biases (here without)."""
+    network = network_of(dataclasses.replace(mini(), bias_weight_decay=0.0))
+    optimizer = PaperSGD(network)
+    rates = {name: 0.02 if name.endswith("bias") else 0.01 for name in network.layer_parameters()}
+    optimizer.set_rates(rates)
+    start = {name: [part.detach().clone() for part in parts] for name, parts in network.layer_parameters().items()}
+    for _ in range(3):
+        set_gradients(network)
+        optimizer.step()
+    for name, parts in network.layer_parameters().items():
+        rate, decay = rates[name], 0.0 if name.endswith("bias") else 0.0005
+        for part, w in zip(parts, start[name], strict=True):
+            v = torch.zeros_like(w)
+            for _ in range(3):
+                v = 0.9 * v - decay * rate * w - rate * 1.0
+                w = w + v
+            torch.testing.assert_close(part.detach(), w, rtol=1e-13, atol=1e-15)
+
+
+def test_after_a_drop_the_old_velocity_coasts():
+    network = network_of(dataclasses.replace(mini(), weight_decay=0.0, bias_weight_decay=0.0))
+    optimizer, bias = PaperSGD(network), network.towers[0].fc8.bias
+    optimizer.set_rates({name: 0.01 for name in network.layer_parameters()})
+    set_gradients(network)
+    optimizer.step()
+    before = bias.detach().clone()
+    optimizer.set_rates({name: 0.001 for name in network.layer_parameters()})
+    set_gradients(network, 0.0)
+    optimizer.step()
+    torch.testing.assert_close(bias.detach() - before, torch.full_like(before, 0.9 * -0.01))
+
+
+def test_a_frozen_layer_stands_still_and_gets_no_gradient():
+    """Epoch 72 of the 2012 run: conv1 frozen, without decay, without the rest of its momentum; backward ends at conv2."""
+    recipe = change_layers(source2012(), "fc6", "fc7", maps=4)
+    network = TwoTowerAlexNet(recipe, ("cpu", "cpu"), 3).double()  # in float32 a step can be below a bias of 1
+    optimizer, schedule = PaperSGD(network), make_schedule(recipe)
+    images, labels = 60 * torch.randn(2, 3, 224, 224, dtype=torch.float64), torch.tensor([0, 1])
+
+    def step(epoch):
+        optimizer.set_rates(schedule.rates(epoch))
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(network(images, images), labels).backward()
+        optimizer.step()
+
+    def copies(name):
+        return [part.detach().clone() for part in network.layer_parameters()[name]]
+
+    step(71)
+    assert all(optimizer.state[part]["velocity"].any() for part in network.layer_parameters()["conv1.weight"])
+    before = {name: copies(name) for name in network.layer_parameters()}
+    step(72)
+    for name in network.layer_parameters():
+        same = [torch.equal(old, new) for old, new in zip(before[name], copies(name))]
+        assert same == [name.startswith("conv1.")] * len(same), name
+    assert all(tower.conv1.weight.grad is None for tower in network.towers)
+    step(71)  # thawed again, it moves
+    assert not torch.equal(before["conv1.weight"][0], copies("conv1.weight")[0])
+
+
+def test_a_forgotten_backward_is_named():
+    network = network_of(mini())
+    optimizer = PaperSGD(network)
+    optimizer.set_rates({name: 0.01 for name in network.layer_parameters()})
+    with pytest.raises(RuntimeError, match="conv1.weight"):
+        optimizer.step()
+
+
+def test_velocities_live_with_their_tower():
+    network = TwoTowerAlexNet(mini(), ("cpu", "meta"), 3)
+    optimizer = PaperSGD(network)
+    for tower, device in zip(network.towers, ("cpu", "meta"), strict=True):
+        assert {optimizer.state[parameter]["velocity"].device.type for parameter in tower.parameters()} == {device}

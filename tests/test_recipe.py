@@ -1,0 +1,93 @@
+"""The presets say what their sources say, and wrong values are refused with the field's name."""
+import dataclasses
+import json
+
+import pytest
+
+from alexnet_mp.errors import UserError
+from alexnet_mp.recipe import PRESETS, change_layers, describe, from_dict, mini, override, paper, source2012, to_dict
+
+
+def fields(recipe):
+    """{"conv1.maps": 48, ..., "batch_size": 128, ...}"""
+    flat = {name: value for name, value in to_dict(recipe).items() if name != "layers"}
+    return flat | {f"{layer['name']}.{name}": value for layer in to_dict(recipe)["layers"] for name, value in layer.items()}
+
+
+def test_paper_is_the_text():
+    recipe = paper()
+    assert [layer.init_std for layer in recipe.layers] == [0.01] * 8  # section 5
+    assert [layer.init_bias for layer in recipe.layers] == [0, 1, 0, 1, 1, 1, 1, 0]  # conv2, 4, 5 and the hidden fc layers
+    assert [layer.name for layer in recipe.layers if layer.reads == "both"] == ["conv3", "fc6", "fc7", "fc8"]  # figure 2
+    assert (recipe.lrn_k, recipe.lrn_size, recipe.lrn_alpha, recipe.lrn_beta) == (2, 5, 1e-4, 0.75)  # 3.3
+    assert (recipe.pool_size, recipe.pool_stride) == (3, 2)  # 3.4
+    assert recipe.crop_positions**2 * 2 == 2048  # 4.1
+    assert (recipe.colour_noise, recipe.colour_scale, recipe.colour_shrink) == (0.1, "eigenvalue", False)
+    assert (recipe.batch_size, recipe.momentum, recipe.weight_decay, recipe.bias_weight_decay) == (128, 0.9, 5e-4, 5e-4)
+    assert (recipe.learning_rate, recipe.bias_learning_rate, recipe.schedule) == (0.01, 0.01, "plateau")
+    assert (recipe.plateau_drops, recipe.epochs, recipe.dropout) == (3, 90, 0.5)
+
+
+def test_source2012_differs_from_the_paper_in_exactly_these_fields():
+    a, b = fields(paper()), fields(source2012())
+    assert {name: (a[name], b[name]) for name in a if a[name] != b[name]} == {
+        "name": ("paper", "source2012"),
+        "conv1.then": (["relu", "lrn", "max_pool"], ["lrn", "max_pool", "relu"]),
+        "conv2.then": (["relu", "lrn", "max_pool"], ["relu", "lrn", "spatial_norm", "max_pool"]),
+        "conv5.then": (["relu", "max_pool"], ["max_pool", "relu"]),
+        "conv3.init_std": (0.01, 0.03), "conv4.init_std": (0.01, 0.03), "conv5.init_std": (0.01, 0.03),
+        "lrn_alpha": (1e-4, 2e-5), "pool_ties": ("first", "all"),
+        "crop_positions": (32, 33), "crop_share": (1, 32), "mean_follows_crop": (True, False),
+        "colour_scale": ("eigenvalue", "root"), "colour_shrink": (False, True), "reshuffle": (True, False),
+        "bias_learning_rate": (0.01, 0.02), "bias_weight_decay": (5e-4, 0.0),
+        "schedule": ("plateau", "dated"), "epochs": (90, 93), "dates": ([], b["dates"]),
+    }
+
+
+def test_mini_is_the_papers_graph():
+    for ours, full in zip(mini().layers, paper().layers, strict=True):
+        narrowed = dataclasses.replace(ours, maps=full.maps, init_std=full.init_std)
+        assert narrowed == full
+
+
+@pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS)
+def test_a_stored_recipe_is_the_recipe(preset):
+    assert from_dict(to_dict(preset())) == preset()
+    assert preset().name in describe(preset())
+
+
+def test_every_field_can_be_set_from_text():
+    """Each field is written as text and read back: none is out of the reach of --set."""
+    recipe = source2012()
+    for name, value in fields(recipe).items():
+        words = isinstance(value, list) and value and isinstance(value[0], str)
+        text = ",".join(value) if words else json.dumps(value)
+        assert override(recipe, [f"{name}={text}"]) == recipe, name
+
+
+def test_override_changes_one_field_and_keeps_the_rest():
+    before, after = fields(paper()), fields(override(paper(), ["conv3.init_std=0.03", "conv1.then=lrn,max_pool,relu", "flip=false"]))
+    assert {name for name in before if before[name] != after[name]} == {"conv3.init_std", "conv1.then", "flip"}
+    assert after["conv1.then"] == ["lrn", "max_pool", "relu"] and after["flip"] is False
+
+
+@pytest.mark.parametrize("setting, named", [
+    ("batchsize=3", "did you mean batch_size"), ("nonsense=3", "nonsense"), ("conv9.maps=3", "conv9"), ("conv1.colour=3", "conv1.colour"),
+    ("batch_size", "field=value"), ("batch_size=0", "batch_size"), ("batch_size=1.5", "batch_size"), ("batch_size=many", "batch_size"),
+    ("learning_rate=nan", "learning_rate"), ("learning_rate=-1", "learning_rate"), ("momentum=1", "momentum"), ("dropout=1.5", "dropout"),
+    ("flip=perhaps", "flip"), ("schedule=cosine", "schedule"), ("seed=-1", "seed"), ("seed=4294967296", "seed"), ("towers=3", "towers"),
+    ("crop_size=300", "crop_size"), ("crop_positions=34", "crop_positions"), ("pool_size=60", "pool_size"), ("lrn_k=0", "lrn_k"),
+    ("conv1.maps=0", "conv1.maps"), ("conv1.kernel=500", "conv1.kernel"), ("conv1.then=relu,swish", "conv1.then"),
+    ("conv2.reads=image", "conv2.reads"), ("fc6.then=lrn", "fc6.then"), ("fc8.towers=each", "fc8.towers"), ("fc8.maps=10", "fc8.maps"),
+    ("conv4.kind=fc", "kind"), ("conv2.name=conv1", "names"), ("pool_stride=4", "pool_stride"), ("epochs=0", "epochs"),
+    ('dates=[{"epoch": 0}]', "dates"), ('dates=[{"epoch": 3, "layers": ["conv9"]}]', "dates"),
+])
+def test_a_wrong_value_is_refused_by_name(setting, named):
+    with pytest.raises(UserError, match=named) as raised:
+        override(paper(), [setting])
+    assert "\n" not in str(raised.value)
+
+
+def test_change_layers_refuses_a_layer_that_is_not_there():
+    with pytest.raises(UserError, match="conv9"):
+        change_layers(paper(), "conv9", maps=3)

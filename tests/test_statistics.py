@@ -1,0 +1,134 @@
+"""The mean image and the colour components: exact sums, the right eigenpairs, and a file that survives or is named."""
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from alexnet_mp.errors import UserError
+from alexnet_mp.statistics import FILE, Statistics, Sums
+
+SIZE = 12
+FIELDS = ("mean", "eigenvalues", "eigenvectors")
+
+
+def coloured(count, seed=1):
+    """Random pictures whose channels have different means and are correlated, as those of photographs are."""
+    random = np.random.default_rng(seed)
+    mixing = np.array([[40, 12, 5], [38, -3, -8], [36, -10, 6]])
+    pixels = random.normal(size=(count, SIZE, SIZE, 3)) @ mixing.T + (120, 117, 104)
+    pixels += 30 * random.random((SIZE, SIZE, 1))
+    return pixels.clip(0, 255).astype(np.uint8)
+
+
+def summed(pictures):
+    sums = Sums(pictures.shape[1])
+    for picture in pictures:
+        sums.add(picture)
+    return sums
+
+
+def same_bits(a, b):
+    return all(getattr(a, field).tobytes() == getattr(b, field).tobytes() for field in FIELDS)
+
+
+def test_the_mean_image_is_exact():
+    pictures = coloured(37)
+    mean = summed(pictures).statistics().mean
+    assert mean.dtype == np.float32
+    assert np.array_equal(mean, (pictures.sum(0, dtype=np.int64) / 37).astype(np.float32))
+
+
+@pytest.mark.parametrize("count", [1, 2, 37])
+def test_the_components_are_those_of_numpy_in_float64(count):
+    pictures = coloured(count)
+    covariance = np.cov(pictures.reshape(-1, 3).T / 255, bias=True)  # pixel units 0..1, divided by the number of pixels
+    statistics = summed(pictures).statistics()
+    values, vectors = statistics.eigenvalues, statistics.eigenvectors
+    assert values.dtype == vectors.dtype == np.float64
+    assert np.abs(values - np.linalg.eigvalsh(covariance)).max() < 1e-12 and (np.diff(values) > 1e-3).all()  # ascending
+    assert np.abs(vectors.T @ vectors - np.eye(3)).max() < 1e-12
+    assert np.abs(covariance @ vectors - vectors * values).max() < 1e-12  # a component a column
+    assert all(column[np.abs(column).argmax()] > 0 for column in vectors.T)
+
+
+def test_components_by_hand():
+    """Half the pixels red, half black: mean 127.5 red, variance 1/4 along red and 0 along the others."""
+    picture = np.zeros((SIZE, SIZE, 3), np.uint8)
+    picture[:SIZE // 2, :, 0] = 255
+    statistics = summed(picture[None]).statistics()
+    assert np.allclose(statistics.eigenvalues, [0, 0, 0.25], rtol=0, atol=1e-15)
+    assert np.allclose(statistics.eigenvectors[:, 2], [1, 0, 0], rtol=0, atol=1e-15)
+    assert np.array_equal(statistics.mean, picture)
+
+
+def test_the_covariance_is_around_the_mean_of_all_pixels():
+    """Not around the mean image: equal pictures still have colour components (4.1: of the set of RGB pixel values)."""
+    picture = coloured(1)
+    one, five = summed(picture).statistics(), summed(np.repeat(picture, 5, axis=0)).statistics()
+    assert np.allclose(one.eigenvalues, five.eigenvalues, rtol=1e-12) and one.eigenvalues.min() > 1e-4
+
+
+def test_sums_of_bright_pictures_do_not_overflow():
+    """Products of 255 exceed 16 bits, and their sums the 24 bits that float32 holds exactly."""
+    picture = np.full((128, 128, 3), 255, np.uint8)
+    picture[0, 0] = 254
+    sums = summed(np.stack([picture] * 40))
+    whole, odd = 128 * 128 - 1, 254 * 254
+    assert (sums.products == 40 * (whole * 255 * 255 + odd)).all() and sums.count == 40
+    assert sums.pixels[0, 0, 0] == 40 * 254 and sums.pixels[5, 5, 1] == 40 * 255
+
+
+def test_merging_in_any_order_gives_the_same_bits():
+    pictures = coloured(24)
+    whole = summed(pictures).statistics()
+    for seed in range(5):
+        shuffled = pictures[np.random.default_rng(seed).permutation(24)]
+        parts = [summed(part) for part in np.split(shuffled, (1, 3, 10, 17))] + [Sums(SIZE)]  # and an empty one
+        total = parts[seed]
+        for part in parts[:seed] + parts[seed + 1:]:
+            total.merge(part)
+        assert total.count == 24 and same_bits(total.statistics(), whole)
+
+
+@pytest.mark.parametrize("level", [0, 1, 77, 255])
+def test_a_constant_set_has_no_colour_components(level):
+    statistics = summed(np.full((3, SIZE, SIZE, 3), level, np.uint8)).statistics()
+    assert (statistics.mean == level).all()
+    assert ((statistics.eigenvalues >= 0) & (statistics.eigenvalues < 1e-15)).all()  # never below 0: its root is taken
+    assert np.abs(statistics.eigenvectors.T @ statistics.eigenvectors - np.eye(3)).max() < 1e-12
+
+
+def test_a_grey_set_has_one_component():
+    statistics = summed(np.repeat(coloured(3)[:, :, :, :1], 3, axis=3)).statistics()
+    assert (statistics.eigenvalues[:2] >= 0).all() and (statistics.eigenvalues[:2] < 1e-14).all()
+    assert np.allclose(statistics.eigenvectors[:, 2], np.sqrt([1 / 3] * 3), rtol=1e-12)
+
+
+def test_saved_and_loaded_bit_for_bit(tmp_path):
+    statistics = summed(coloured(5)).statistics()
+    statistics.save(tmp_path)
+    assert same_bits(Statistics.load(tmp_path), statistics)
+    # The transposed view has its entries in another order in memory: the file must hold what the indices say.
+    turned = Statistics(statistics.mean.transpose(1, 0, 2), statistics.eigenvalues[::-1], statistics.eigenvectors.T)
+    turned.save(str(tmp_path))
+    loaded = Statistics.load(str(tmp_path))
+    for field in FIELDS:
+        assert np.array_equal(getattr(loaded, field), getattr(turned, field))
+
+
+@pytest.mark.parametrize("spoil", [
+    lambda path: path.unlink(), lambda path: path.write_bytes(b"garbage"), lambda path: path.write_bytes(b""),
+    lambda path: path.write_bytes(path.read_bytes()[:-9]), lambda path: (path.unlink(), path.mkdir())],
+    ids=["missing", "garbage", "empty", "cut short", "a directory"])
+def test_an_unreadable_file_is_named(tmp_path, spoil):
+    summed(coloured(2)).statistics().save(tmp_path)
+    spoil(tmp_path / FILE)
+    with pytest.raises(UserError, match=FILE):
+        Statistics.load(tmp_path)
+
+
+def test_a_file_with_other_contents_is_named(tmp_path):
+    fields = {"mean": np.zeros((2, 2, 3), np.float32), "eigenvalues": np.zeros(3), "eigenvectors": np.eye(3)}
+    for other in ({"mean": fields["mean"]}, fields | {"more": np.zeros(1)}):
+        save_file(other, tmp_path / FILE)
+        with pytest.raises(UserError, match=FILE):
+            Statistics.load(tmp_path)
