@@ -62,7 +62,11 @@ class Folder:
             files += images
             labels += [label] * len(images)
         for path in files:  # names and sizes, not contents: a changed set is noticed without reading it
-            digest.update(f"{path.relative_to(folder.parent)}\0{path.stat().st_size}\n".encode(errors="surrogateescape"))
+            try:
+                size = path.stat().st_size
+            except OSError as error:
+                raise UserError(f"cannot read image {path}: {error.strerror}") from None
+            digest.update(f"{path.relative_to(folder.parent)}\0{size}\n".encode(errors="surrogateescape"))
         return FolderSplit(files, np.array(labels), stored_size)
 
 
@@ -84,7 +88,7 @@ class FolderSplit:
             with Image.open(path) as image:
                 return stored_picture(image, self.size)
         except Exception as error:  # Pillow raises a dozen types on damaged files
-            reason = str(error).replace(str(path), "").strip(" '") or type(error).__name__
+            reason = str(error).replace(str(path), "").strip(" ':") or type(error).__name__
             raise UserError(f"cannot read image {path}: {reason}") from None
 
 
@@ -96,6 +100,8 @@ def stored_picture(image, size):
     """
     if image.mode.startswith("I"):  # 16 bits a pixel: Pillow's own conversion would clip at 255
         image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+    if "transparency" in image.info:  # a palette with an alpha table; without this step Pillow warns
+        image = image.convert("RGBA")
     image = image.convert("RGB")
     shorter = min(image.size)
     left, top = ((side - shorter) / 2 for side in image.size)

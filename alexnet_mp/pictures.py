@@ -53,7 +53,7 @@ def draw_curves(run):
     lines = read_metrics(run)
     train = [line for line in lines if line["kind"] == "train"]
     val = [line for line in lines if line["kind"] == "val"]
-    figure = Figure(figsize=(10, 4), layout="constrained")
+    figure = Figure(figsize=(10, 4.8), layout="constrained")
     loss, error = figure.subplots(1, 2)
     steps = [line["step"] for line in train]
     loss.plot(steps, [line["loss"] for line in train], color="#9ecae1", linewidth=0.8, label="training, each minibatch")
@@ -71,7 +71,7 @@ def draw_curves(run):
     for axes in (loss, error):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
-        axes.legend(loc="upper right")
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), frameon=False)  # below: it hides no curve
     path = Path(run) / "curves.png"
     figure.savefig(path, dpi=110)
     return path

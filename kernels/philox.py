@@ -31,7 +31,7 @@ def philox(counter, key):
 
 
 def below(word, n):
-    """32-bit words -> uniform integers in [0, n); the bias is below n * 2^-32."""
+    """32-bit words -> uniform integers in [0, n), n up to 2^31; the bias is below n * 2^-32."""
     return (word * n) >> 32
 
 

@@ -65,6 +65,7 @@ def spatial_norm(x, *, size=5, alpha, beta=0.75, k=1.0):
 
 def avg_pool(x, *, pool=3, stride=2):
     """Mean over pool x pool windows `stride` apart, an overhanging window divided by the area inside (2012 source)."""
+    _fits(x, pool)
     return F.avg_pool2d(_accumulator(x), pool, stride, ceil_mode=True).to(x.dtype)
 
 
@@ -120,11 +121,15 @@ def _spatial_norm(a, size, alpha, beta, k):
 
 def _pool(a, relu, pool, stride, ties):
     _one_of("ties", ties, ("first", "all"))
-    if min(a.shape[2:]) < pool:
-        raise ValueError(f"maps of {a.shape[2]}x{a.shape[3]} are smaller than the {pool}x{pool} pooling window")
+    _fits(a, pool)
     y = (_MaxPoolAllTies.apply(a, pool, stride) if ties == "all" else
          F.max_pool2d(a, pool, stride, ceil_mode=True))
     return torch.relu(y) if relu else y
+
+
+def _fits(a, pool):
+    if min(a.shape[2:]) < pool:
+        raise ValueError(f"maps of {a.shape[2]}x{a.shape[3]} are smaller than the {pool}x{pool} pooling window")
 
 
 class _MaxPoolAllTies(torch.autograd.Function):

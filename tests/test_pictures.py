@@ -34,4 +34,4 @@ def test_curves_of_short_runs(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "metrics.jsonl").write_text(text)
         with Image.open(draw_curves(tmp_path / name)) as picture:
-            assert picture.size == (1100, 440)
+            assert picture.size == (1100, 528)

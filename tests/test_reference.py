@@ -59,9 +59,10 @@ def lrn_loops(a, size, alpha, beta, k):
 
 
 def spatial_loops(a, size, alpha, beta, k):
-    b = torch.empty_like(a)
+    """2012 source: rows y - size/2 .. y - size/2 + size - 1, and columns alike, clipped."""
+    b, before, after = torch.empty_like(a), size // 2, size - size // 2
     for n, i, y, x in itertools.product(*map(range, a.shape)):
-        near = a[n, i, max(0, y - size // 2):y + size // 2 + 1, max(0, x - size // 2):x + size // 2 + 1]
+        near = a[n, i, max(0, y - before):y + after, max(0, x - before):x + after]
         b[n, i, y, x] = a[n, i, y, x] / (k + alpha * sum(float(value) ** 2 for value in near.flatten())) ** beta
     return b
 
@@ -112,7 +113,8 @@ def test_lrn_of_an_even_window_reaches_further_down(size):
 def test_spatial_norm_is_the_sources_formula(shape):
     x = maps(*shape)
     close(ops.spatial_norm(x, alpha=4e-5), spatial_loops(x, 5, 4e-5, 0.75, 1.0))
-    close(ops.spatial_norm(x, size=3, **STRONG), spatial_loops(x, 3, **STRONG))
+    for size in (1, 3, 4):
+        close(ops.spatial_norm(x, size=size, **STRONG), spatial_loops(x, size, **STRONG))
     mean = F.avg_pool2d(x**2, 5, 1, 2, count_include_pad=True)
     close(ops.spatial_norm(x, alpha=1e-3 / 25), x * (1 + 1e-3 * mean) ** -0.75)
 
