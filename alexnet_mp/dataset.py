@@ -1,7 +1,7 @@
 """Where images come from: a folder of class folders, or the embedded pictures of `builtin.py`.
 
 Every source looks alike: `classes` (names in the order of the labels), `splits` {"train": ..., "val": ..., maybe "test"},
-`fingerprint` and `description`; a split has `labels` (N,) int64, `names`, a length, and `read(i)`, the *stored picture* of image i:
+`source` (what `--data` said), `fingerprint` and `description`; a split has `labels` (N,) int64, `names`, a length, and `read(i)`, the *stored picture* of image i:
 (stored_size, stored_size, 3) uint8, RGB. Reading is lazy; `cached` keeps what was read where it fits into memory.
 """
 import hashlib
@@ -29,10 +29,8 @@ class Folder:
     whose classes differ.
     """
 
-    kind = "folder"
-
     def __init__(self, directory, stored_size):
-        root = Path(directory)
+        root, self.source = Path(directory), str(Path(directory).absolute())
         if not root.is_dir():
             raise UserError(f"--data {directory}: no such directory (or write --data builtin)")
         for split in ("train", "val"):

@@ -106,9 +106,7 @@ def main(arguments=None):
     torch.backends.cudnn.allow_tf32 = False  # as in training
     network, run = load_run(options.run, options.gpus, options.kernels)
     recipe = run["recipe"]
-    data = options.data or ("builtin" if run["data"]["kind"] == "builtin" else None)
-    if data is None:
-        raise UserError(f"{options.run} was trained on {run['data']['description']}; name the images with --data DIR")
+    data = options.data or run["data"]["source"]
     dataset = open_dataset(data, recipe.stored_size)
     say(f"data: {dataset.description}")
     if dataset.classes != run["data"]["classes"]:
@@ -129,7 +127,7 @@ def _parser():
     parser = argparse.ArgumentParser(prog="python -m alexnet_mp.evaluate", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", metavar="RUN", help="the directory of a run")
-    parser.add_argument("--data", help="DIR with val/<class>/* (and test/<class>/*), or builtin; default: builtin if trained on it")
+    parser.add_argument("--data", help="DIR with train/, val/ and perhaps test/, or builtin; default: what it was trained on")
     parser.add_argument("--split", choices=("val", "test"), default="val", help="default: val")
     parser.add_argument("--gpus", default="auto", help=f"{CHOICES}; default: auto")
     parser.add_argument("--batch-size", type=int, help="images at a time; default: the recipe's")

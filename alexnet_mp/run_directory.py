@@ -32,7 +32,7 @@ class RunDirectory:
             "command": shlex.join(["python", "-m", "alexnet_mp.train", *sys.argv[1:]]),
             "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "recipe": recipes.to_dict(recipe),
-            "data": {"kind": dataset.kind, "description": dataset.description, "fingerprint": dataset.fingerprint,
+            "data": {"source": dataset.source, "description": dataset.description, "fingerprint": dataset.fingerprint,
                      "classes": dataset.classes},
             "devices": [{"tower": name, "device": str(device), "name": device_name(device)}
                         for name, device in zip("ab", network.exchange.devices)],

@@ -69,13 +69,14 @@ def test_run_json_says_what_ran(run):
 
 def test_evaluate_prints_both_protocols_and_agrees_with_training(run, capsys):
     out, data = run
-    assert evaluate.main([str(out), "--data", str(data), "--gpus", "cpu", "--batch-size", "4", "--workers", "0"]) == 0
-    printed = capsys.readouterr().out
     tests = {line["protocol"]: line for line in read_metrics(out) if line["kind"] == "test"}
-    for protocol in ("centre view", "ten views"):
-        top1, top5 = re.search(rf"{protocol}\s+top-1 error\s+([\d.]+) %\s+top-5 error\s+([\d.]+) %\s+\(15 images\)", printed).groups()
-        assert float(top1) == pytest.approx(tests[protocol]["top1_error"], abs=0.006)
-        assert float(top5) == pytest.approx(tests[protocol]["top5_error"], abs=0.006)
+    for where in (["--data", str(data), "--batch-size", "4", "--workers", "0"], []):  # without --data: what it was trained on
+        assert evaluate.main([str(out), "--gpus", "cpu", *where]) == 0
+        printed = capsys.readouterr().out
+        for protocol in ("centre view", "ten views"):
+            found = re.search(rf"{protocol} +top-1 error +([\d.]+) % +top-5 error +([\d.]+) % +\(15 images\)", printed)
+            assert float(found[1]) == pytest.approx(tests[protocol]["top1_error"], abs=0.006)
+            assert float(found[2]) == pytest.approx(tests[protocol]["top5_error"], abs=0.006)
 
 
 def test_steps_and_set_and_seed(folder, tmp_path, capsys):
@@ -167,7 +168,7 @@ def test_errors_are_one_line_and_exit_code_2(run, tmp_path):
             ("train", [*SMALL, "--data", data, "--out", out], "is there already; choose another --out"),
             ("train", ["--data", tmp_path / "nowhere"], "no such directory"),
             ("evaluate", [tmp_path / "nowhere"], "not a run directory"),
-            ("evaluate", [out], "--data DIR"),
+            ("evaluate", [out, "--data", tmp_path / "moved"], "no such directory"),
             ("evaluate", [out, "--data", data, "--split", "test"], "no test/ folder"),
             ("evaluate", [out, "--data", "builtin"], "classes"),
             ("evaluate", [out, "--data", data, "--batch-size", "0"], "--batch-size 0")):
