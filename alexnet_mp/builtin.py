@@ -36,8 +36,10 @@ class Builtin:
         self.classes = [f"{grating[0]}-{colour[0]}" for grating in GRATINGS for colour in COLOURS]
         self.splits = {name: BuiltinSplit(name, number, count, size, len(self.classes))
                        for number, (name, count) in enumerate(COUNTS.items())}
-        self.fingerprint = hashlib.sha256(repr((GRATINGS, COLOURS, COUNTS, SEED, size)).encode()).hexdigest()
-        self.description = (f"builtin: {COUNTS['train']:,} training and {COUNTS['val']:,} validation pictures of "
+        # The first pictures stand for all: a change in the drawing, or in numpy's generator, changes them too.
+        firsts = b"".join(split.read(0).tobytes() for split in self.splits.values())
+        self.fingerprint = hashlib.sha256(repr((self.classes, COUNTS, SEED, size)).encode() + firsts).hexdigest()
+        self.description = (f"builtin: {', '.join(f'{count:,} {split}' for split, count in COUNTS.items())} pictures of "
                             f"{len(self.classes)} classes, drawn at {size}x{size}")
 
 

@@ -1,4 +1,6 @@
 """What a person sees: a progress bar on a terminal, plain lines everywhere else."""
+import os
+import sys
 import time
 from contextlib import contextmanager
 
@@ -6,7 +8,17 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 PLAIN_SECONDS = 10  # between two plain lines
-CONSOLE = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
+
+
+class _PatientConsole(Console):
+    """A console that falls silent when nobody reads any more (`train | head`): the run goes on and keeps its results."""
+
+    def on_broken_pipe(self):
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the flush at exit complains
+
+
+CONSOLE = _PatientConsole(soft_wrap=True, highlight=False, markup=False, emoji=False)
 
 
 def say(text=""):

@@ -6,6 +6,7 @@ Every source looks alike: `classes` (names in the order of the labels), `splits`
 """
 import hashlib
 import mmap
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -17,39 +18,37 @@ from .errors import UserError
 SUFFIXES = {".jpg", ".jpeg", ".png"}
 
 
-def open_dataset(data, stored_size):
-    """The data set that `--data` names: "builtin" or a directory. Raises UserError where it can't be used."""
-    return Builtin(stored_size) if data == "builtin" else Folder(data, stored_size)
+def open_dataset(data, stored_size, splits=("train", "val")):
+    """The data set that `--data` names, "builtin" or a directory, with these splits. Raises UserError where it can't be used."""
+    return Builtin(stored_size) if data == "builtin" else Folder(data, stored_size, splits)
 
 
 class Folder:
-    """`DIR/train/<class>/*`, `DIR/val/<class>/*` and, if there is one, `DIR/test/<class>/*`: JPEG and PNG files.
+    """`DIR/train/<class>/*`, `DIR/val/<class>/*`, `DIR/test/<class>/*`: JPEG and PNG files of the splits asked for.
 
-    Classes are numbered in the order of their names. Raises UserError for a missing or single or empty class, and for splits
-    whose classes differ.
+    Classes are numbered in the order of their names. Raises UserError for a missing split, a single or an empty class, and for
+    splits whose classes differ.
     """
 
-    def __init__(self, directory, stored_size):
+    def __init__(self, directory, stored_size, splits=("train", "val")):
         root, self.source = Path(directory), str(Path(directory).absolute())
         if not root.is_dir():
-            raise UserError(f"--data {directory}: no such directory (or write --data builtin)")
-        for split in ("train", "val"):
+            problem = "it is not a directory" if root.exists() else "no such directory"
+            raise UserError(f"--data {directory}: {problem} (or write --data builtin)")
+        for split in splits:
             if not (root / split).is_dir():
                 raise UserError(f"--data {directory}: it has no {split}/ folder; images belong in {split}/<class>/")
-        self.classes = _class_names(root / "train")
-        self.splits, digest = {}, hashlib.sha256()
-        for split in ("train", "val", "test"):
-            if split != "test" or (root / split).is_dir():
-                self.splits[split] = self._split(root / split, stored_size, digest)
+        self.classes, digest = _class_names(root / splits[0]), hashlib.sha256()
+        self.splits = {split: self._split(root / split, stored_size, digest) for split in splits}
         self.fingerprint = digest.hexdigest()
-        self.description = (f"folder {directory}: {len(self.splits['train']):,} training and {len(self.splits['val']):,} "
-                            f"validation images of {len(self.classes)} classes")
+        self.description = (f"folder {directory}: {', '.join(f'{len(images):,} {split}' for split, images in self.splits.items())} "
+                            f"images of {len(self.classes)} classes")
 
     def _split(self, folder, stored_size, digest):
         found = _class_names(folder)
         if found != self.classes:
             differences = (("missing", set(self.classes) - set(found)), ("extra", set(found) - set(self.classes)))
-            raise UserError(f"{folder}: its classes differ from those of train/: "
+            raise UserError(f"{folder}: its classes differ from those of the other split: "
                             + "; ".join(f"{what} {_some(sorted(names))}" for what, names in differences if names))
         files, labels = [], []
         for label, name in enumerate(self.classes):
@@ -83,10 +82,12 @@ class FolderSplit:
         """The stored picture of image `index`. Raises UserError that names the file where it can't be decoded."""
         path = self.files[index]
         try:
-            with Image.open(path) as image:
-                return stored_picture(image, self.size)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # large is fine; far too large is an error
+                with Image.open(path) as image:
+                    return stored_picture(image, self.size)
         except Exception as error:  # Pillow raises a dozen types on damaged files
-            reason = str(error).replace(str(path), "").strip(" ':") or type(error).__name__
+            reason = str(error).replace(repr(str(path)), "").replace(str(path), "").strip(" ':") or type(error).__name__
             raise UserError(f"cannot read image {path}: {reason}") from None
 
 
@@ -134,9 +135,10 @@ class CachedSplit:
 
 
 def cached(dataset, stored_size):
-    """Put a cache before every split, in order, as long as half of the free memory holds them. Returns the bytes set aside."""
+    """Put a cache before train and val as long as half of the free memory holds them. Returns the bytes set aside."""
     room, used = free_memory() // 2, 0
-    for name, split in dataset.splits.items():
+    for name in ("train", "val"):
+        split = dataset.splits[name]
         need = len(split) * stored_size * stored_size * 3
         if used + need <= room:
             dataset.splits[name] = CachedSplit(split, stored_size)
@@ -150,8 +152,10 @@ def free_memory():
     free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
     try:
         group = Path("/sys/fs/cgroup")
-        free = min(free, int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
-    except (OSError, ValueError):  # no control group, or no limit ("max")
+        statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        taken = int((group / "memory.current").read_text()) - int(statistics["inactive_file"])  # cached files give way
+        free = min(free, int((group / "memory.max").read_text()) - taken)
+    except (OSError, ValueError, KeyError):  # no control group, or no limit ("max")
         pass
     return max(free, 0)
 

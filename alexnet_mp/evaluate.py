@@ -4,6 +4,8 @@ python -m alexnet_mp.evaluate RUN
 python -m alexnet_mp.evaluate runs/2026-11-23-paper --data /data/ilsvrc2012 --split val --gpus 0,1
 """
 import argparse
+import math
+from contextlib import closing
 from dataclasses import dataclass
 
 import torch
@@ -43,12 +45,13 @@ def evaluate(network, pipeline, split, protocols, batch_size, advance):
     was_training = network.training
     network.eval()
     try:
-        with torch.inference_mode():
-            for batches, labels in pipeline.views(split, batch_size, views):
-                probabilities = {view: network(*towers).float().softmax(1) for view, towers in zip(views, batches)}
+        with torch.inference_mode(), closing(pipeline.views(split, batch_size, views)) as batches_of_views:
+            for batches, labels in batches_of_views:
+                # In logarithms: a probability of 1e-50 is 0 in float32, and its loss would be infinite.
+                logs = {view: network(*towers).double().log_softmax(1) for view, towers in zip(views, batches, strict=True)}
                 for name, protocol in protocols.items():
-                    mean = sum(probabilities[view] for view in protocol) / len(protocol)
-                    loss = -mean.gather(1, labels[:, None]).double().log().sum(0)
+                    mean = torch.stack([logs[view] for view in protocol]).logsumexp(0) - math.log(len(protocol))
+                    loss = -mean.gather(1, labels[:, None]).sum(0)
                     sums[name] = sums[name].to(labels.device) + torch.cat((credits(mean, labels), loss))
                 images += len(labels)
                 advance(len(labels))
@@ -94,7 +97,7 @@ def load_run(directory, gpus="auto", kernels="auto"):
         network.load_merged(checkpoint.load(weights))
     except ValueError as error:
         raise UserError(f"{weights} doesn't fit {directory}/run.json: {error}") from None
-    say(f"{weights} on {', '.join(map(str, devices))}, kernels {network.kernels_name}")
+    say(f"{weights} on {', '.join(map(str, devices))}, kernels {network.kernels}")
     return network.eval(), run
 
 
@@ -107,13 +110,11 @@ def main(arguments=None):
     network, run = load_run(options.run, options.gpus, options.kernels)
     recipe = run["recipe"]
     data = options.data or run["data"]["source"]
-    dataset = open_dataset(data, recipe.stored_size)
+    dataset = open_dataset(data, recipe.stored_size, (options.split,))
     say(f"data: {dataset.description}")
     if dataset.classes != run["data"]["classes"]:
         raise UserError(f"--data {data}: its {len(dataset.classes)} classes are not the {len(run['data']['classes'])} that "
                         f"{options.run} was trained on")
-    if options.split not in dataset.splits:
-        raise UserError(f"--data {data}: it has no {options.split}/ folder; the splits there are {', '.join(dataset.splits)}")
     pipeline = make_pipeline(options.pipeline, dataset, recipe, network.exchange.devices, options.workers)
     pipeline.use(Statistics.load(options.run))
     batch_size = options.batch_size or recipe.batch_size
@@ -127,7 +128,7 @@ def _parser():
     parser = argparse.ArgumentParser(prog="python -m alexnet_mp.evaluate", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", metavar="RUN", help="the directory of a run")
-    parser.add_argument("--data", help="DIR with train/, val/ and perhaps test/, or builtin; default: what it was trained on")
+    parser.add_argument("--data", help="DIR with val/<class>/* or test/<class>/*, or builtin; default: what it was trained on")
     parser.add_argument("--split", choices=("val", "test"), default="val", help="default: val")
     parser.add_argument("--gpus", default="auto", help=f"{CHOICES}; default: auto")
     parser.add_argument("--batch-size", type=int, help="images at a time; default: the recipe's")

@@ -25,7 +25,7 @@ class Exchange:
     """Carries tensors between the towers on `devices` (one or two) and keeps a ledger of what crossed since `clear()`."""
 
     def __init__(self, devices):
-        self.devices = [torch.device(device) for device in devices]
+        self.devices = [_with_index(torch.device(device)) for device in devices]
         self.ledger = []
 
     def clear(self):
@@ -45,7 +45,7 @@ class Exchange:
 
 
 def copy(tensor, device):
-    """The copy itself. Between CUDA devices it is ordered against the current streams of both."""
+    """The copy itself. Between CUDA devices it is ordered against the current streams of both; nothing overlaps it yet."""
     return tensor.to(device, non_blocking=tensor.is_cuda and device.type == "cuda")
 
 
@@ -59,3 +59,8 @@ class _Crossing(torch.autograd.Function):
     def backward(ctx, gradient):
         exchange, edge, source, target = ctx.way
         return exchange.carry(gradient, edge, target, source, "backward"), None, None, None, None
+
+
+def _with_index(device):
+    """ "cuda" is the current CUDA device: named in full, so that it equals "cuda:0" where it is that."""
+    return torch.device("cuda", torch.cuda.current_device()) if device.type == "cuda" and device.index is None else device

@@ -24,7 +24,7 @@ class TwoTowerAlexNet(nn.Module):
         if len(devices) != recipe.towers:
             raise ValueError(f"{recipe.towers} tower(s) need as many devices, not {list(devices)}")
         self.recipe, self.classes, self.step = recipe, classes, 0
-        self.kernels, self.kernels_name = ops.implementation(kernels)
+        self.kernels = ops.resolve(kernels)
         self.exchange = Exchange(devices)
         self.towers = nn.ModuleList(Tower(recipe, index, device, classes, self.kernels)
                                     for index, device in enumerate(self.exchange.devices))

@@ -1,6 +1,8 @@
 """The update rule as printed (paper 5): v <- 0.9 v - 0.0005 e w - e <dL/dw>;  w <- w + v."""
 import torch
 
+from .kernels import ops
+
 
 class PaperSGD(torch.optim.Optimizer):
     """The paper's SGD for a `TwoTowerAlexNet`: one parameter group for the weights and one for the biases of every layer.
@@ -12,7 +14,7 @@ class PaperSGD(torch.optim.Optimizer):
 
     def __init__(self, network):
         recipe = network.recipe
-        self.kernels = network.kernels
+        self.kernels = ops.implementation(network.kernels)
         groups = [dict(params=parts, name=name, lr=0.0,
                        weight_decay=recipe.bias_weight_decay if name.endswith(".bias") else recipe.weight_decay)
                   for name, parts in network.layer_parameters().items()]

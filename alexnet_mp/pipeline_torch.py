@@ -4,6 +4,8 @@ Worker processes read, crop and flip in uint8; the rest (minus mean, colour, flo
 from the host to each device, as in 2012 (source, `src/layer.cu:1195-1236`), labels to the first tower's, where the loss is.
 """
 import signal
+import warnings
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,9 +44,10 @@ class TorchPipeline:
         first unreadable image.
         """
         total = Sums(self.recipe.stored_size)
-        for sums in self._load(_Survey(self.dataset.splits[split], self.recipe.stored_size)):
-            total.merge(sums)
-            progress(sums.count)
+        with closing(self._load(_Survey(self.dataset.splits[split], self.recipe.stored_size))) as chunks:
+            for sums in chunks:
+                total.merge(sums)
+                progress(sums.count)
         return total
 
     def use(self, statistics):
@@ -58,33 +61,45 @@ class TorchPipeline:
         colour_noise(epoch) -> the colour deviation of that epoch.
         """
         keys = _EpochKeys(self.recipe, len(self.dataset.splits["train"]), step, epochs)
-        for epoch, crops, drawn, labels in self._load(_TrainingCrops(self.dataset.splits["train"], self.recipe), keys):
-            images = {device: self.augment[device](crops, drawn, colour_noise(epoch)) for device in set(self.devices)}
-            yield Batch(epoch, [images[device] for device in self.devices], labels.to(self.devices[0], non_blocking=True))
+        with closing(self._load(_TrainingCrops(self.dataset.splits["train"], self.recipe), keys)) as loaded:
+            for epoch, crops, drawn, labels in loaded:
+                images = self._on_each_tower(crops, drawn, colour_noise(epoch))
+                yield Batch(epoch, images, labels.to(self.devices[0], non_blocking=True))
 
     def views(self, split, batch_size, which):
-        """Each image of a split once, in order, under fixed views: yields (list of `Batch.images` lists, labels).
+        """Each image of a split once, in order, under fixed views: yields (iterator of the views' `Batch.images`, labels).
 
-        which: the (top, left, flip) of each view, as `centre_view` and `ten_views` give them.
+        which: the (top, left, flip) of each view, as `centre_view` and `ten_views` give them. A view is made when it is asked for.
         """
         source = self.dataset.splits[split]
         keys = [np.arange(start, min(start + batch_size, len(source))) for start in range(0, len(source), batch_size)]
-        for pictures, labels in self._load(_StoredPictures(source), keys):
-            views = []
-            for top, left, flip in which:
-                fixed = Draws(*(np.full(len(pictures), value) for value in (top, left, flip)), np.zeros((len(pictures), 3)))
-                crops = torch.from_numpy(crop_and_flip(pictures.numpy(), fixed, self.recipe.crop_size))
-                images = {device: self.augment[device](crops, fixed, 0.0) for device in set(self.devices)}
-                views.append([images[device] for device in self.devices])
-            yield views, labels.to(self.devices[0])
+        with closing(self._load(_StoredPictures(source), keys)) as loaded:
+            for pictures, labels in loaded:
+                yield self._views_of(pictures.numpy(), which), labels.to(self.devices[0])
+
+    def _views_of(self, pictures, which):
+        for view in which:
+            fixed = Draws(*(np.full(len(pictures), value) for value in view), np.zeros((len(pictures), 3)))
+            yield self._on_each_tower(torch.from_numpy(crop_and_flip(pictures, fixed, self.recipe.crop_size)), fixed, 0.0)
+
+    def _on_each_tower(self, crops, drawn, colour_noise):
+        images = {device: self.augment[device](crops, drawn, colour_noise) for device in dict.fromkeys(self.devices)}
+        return [images[device] for device in self.devices]
 
     def _load(self, source, keys=None):
-        loader = DataLoader(source, batch_size=None, sampler=keys, num_workers=self.workers, pin_memory=self.pin,
-                            multiprocessing_context="fork" if self.workers else None, worker_init_fn=_ignore_interrupt)
-        for item in loader:
-            if isinstance(item, UserError):  # raised in a worker, handed over whole: DataLoader would wrap it in its traceback
-                raise item
-            yield item
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than cores: the user's choice
+            loader = DataLoader(source, batch_size=None, sampler=keys, num_workers=self.workers, pin_memory=self.pin,
+                                multiprocessing_context="fork" if self.workers else None, worker_init_fn=_ignore_signals)
+            items = iter(loader)
+        try:
+            for item in items:
+                if isinstance(item, UserError):  # from a worker, handed over whole: DataLoader would wrap it in its traceback
+                    raise item
+                yield item
+        finally:
+            if self.workers:  # at once and in every case: workers ignore the signal that would end them at exit
+                items._shutdown_workers()
 
 
 class Augment:
@@ -115,9 +130,11 @@ class Augment:
         if not self.recipe.mean_follows_crop:
             offset = (self.recipe.stored_size - crop) // 2
             return self.mean[None, offset:offset + crop, offset:offset + crop]
-        rows, columns = (torch.from_numpy(first)[:, None] + torch.arange(crop) for first in (drawn.top, drawn.left))
-        columns = torch.where(torch.from_numpy(drawn.flip)[:, None], columns.flip(1), columns)
-        return self.mean[rows[:, :, None].to(self.device), columns[:, None, :].to(self.device)]
+        top, left, flip = (torch.from_numpy(values)[:, None].to(self.device, non_blocking=True)
+                           for values in (drawn.top, drawn.left, drawn.flip))
+        side = torch.arange(crop, device=self.device)
+        rows, columns = top + side, left + torch.where(flip, crop - 1 - side, side)
+        return self.mean[rows[:, :, None], columns[:, None, :]]
 
 
 def crop_and_flip(pictures, drawn, crop):
@@ -203,6 +220,7 @@ class _Survey(torch.utils.data.Dataset):
         return sums
 
 
-def _ignore_interrupt(_):
-    """Ctrl-C reaches every process of the terminal; the parent decides what happens and ends the workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _ignore_signals(_):
+    """Ctrl-C, a closing terminal and a scheduler's SIGTERM reach every process; the parent decides and ends the workers."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)

@@ -5,21 +5,26 @@ files for net 145, the network of the paper's headline figures (Computer History
 """
 import difflib
 import json
+import math
+import re
 import textwrap
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from . import geometry
 from .errors import UserError
 
+_STRICT = ConfigDict(extra="forbid", strict=True)  # an unknown field, or True for a number, is an error
 Operation = Literal["relu", "tanh", "lrn", "spatial_norm", "max_pool", "avg_pool", "dropout"]
 
 
 @dataclass(frozen=True)
 class Layer:
     """One layer of each tower: a convolution or a fully connected product, then the operations that follow it."""
+
+    __pydantic_config__ = _STRICT
 
     name: str
     kind: Literal["conv", "fc"]
@@ -38,6 +43,8 @@ class Layer:
 class Date:
     """What changes from the start of `epoch` on (the first epoch is 1). None leaves a value as it was."""
 
+    __pydantic_config__ = _STRICT
+
     epoch: int
     layers: tuple[str, ...] = ()  # the layers whose rates change; () = all
     weights: float | None = None  # factor on `learning_rate`
@@ -47,6 +54,10 @@ class Date:
 
 @dataclass(frozen=True)
 class Recipe:
+    """A whole experiment. Raises UserError, with the field's name, for a value that no run could use."""
+
+    __pydantic_config__ = _STRICT
+
     name: str
     layers: tuple[Layer, ...]
     towers: Literal[1, 2] = 2  # 3.2
@@ -149,8 +160,8 @@ def mini():
     """The paper's network for a laptop: the same graph, half as wide or less, on 96x96 crops of 112x112 pictures.
 
     The initial deviations grow by the root of the ratio of fan-ins, so that the signal leaves each layer as large as in the
-    full network; with 0.01 it would vanish on its way through layers that add up fewer inputs. The biases that start at 1, and
-    everything else, are the paper's.
+    full network; with 0.01 it would vanish on its way through layers that add up fewer inputs. Twelve epochs, the rate divided by
+    ten for the last two. Everything else, the biases that start at 1 among it, is the paper's.
 
     Command: `make train`.
     """
@@ -161,7 +172,7 @@ def mini():
     for name, (maps, std) in narrow.items():
         recipe = change_layers(recipe, name, maps=maps, init_std=std)
     return replace(recipe, name="mini", stored_size=112, crop_size=96, crop_positions=16,
-                   epochs=8, schedule="dated", dates=(Date(7, weights=0.1, biases=0.1),))
+                   epochs=12, schedule="dated", dates=(Date(11, weights=0.1, biases=0.1),))
 
 
 PRESETS = {"paper": paper, "source2012": source2012, "mini": mini}
@@ -190,6 +201,8 @@ def override(recipe, settings):
         if "." in path:
             layer, field = path.split(".", 1)
             owner = next((entry for entry in fields["layers"] if entry["name"] == layer), None)
+            if layer in fields:
+                raise UserError(f"--set {path}: {layer} is set whole, as JSON")
             if owner is None:
                 raise UserError(f"--set {path}: the recipe has no layer {layer!r}; its layers are "
                                 f"{', '.join(entry['name'] for entry in fields['layers'])}")
@@ -230,16 +243,15 @@ def describe(recipe, width=116):
 def from_dict(fields):
     """The recipe that `to_dict` wrote, every field checked. Raises UserError with the field's name and value."""
     try:
-        return _ADAPTER.validate_python(fields)
+        return _ADAPTER.validate_json(json.dumps(fields))
     except ValidationError as error:
         problem = error.errors()[0]
         if problem["type"] == "value_error":  # raised by `check`, which names the field
             raise UserError(str(problem["ctx"]["error"])) from None
-        place = list(problem["loc"])
-        if len(place) > 1 and place[0] == "layers" and isinstance(place[1], int):
-            place[:2] = [fields["layers"][place[1]]["name"]]
-        name = ".".join(str(part) for part in place)
-        raise UserError(f"recipe field {name} is {problem['input']!r}: {problem['msg']}") from None
+        place = [str(part) for part in problem["loc"]] or ["(all)"]
+        if place[0] == "layers" and len(place) > 2:
+            place[:2] = [str(fields["layers"][int(place[1])].get("name", f"layers.{place[1]}"))]
+        raise UserError(f"recipe field {'.'.join(place)} is {problem['input']!r}: {problem['msg']}") from None
 
 
 def check(recipe):
@@ -251,13 +263,14 @@ def check(recipe):
     for field in ("lrn_size", "spatial_size", "pool_size", "pool_stride", "stored_size", "crop_size", "crop_positions",
                   "crop_share", "batch_size", "epochs", "plateau_patience"):
         need(getattr(recipe, field) >= 1, field, "it must be at least 1")
-    for field in ("lrn_alpha", "spatial_alpha", "colour_noise", "learning_rate", "bias_learning_rate", "weight_decay",
+    for field in ("lrn_alpha", "lrn_beta", "spatial_alpha", "spatial_beta", "colour_noise", "learning_rate", "bias_learning_rate", "weight_decay",
                   "bias_weight_decay", "plateau_drops"):
-        need(0 <= getattr(recipe, field) < float("inf"), field, "it must be finite and not negative")
+        need(0 <= getattr(recipe, field) < math.inf, field, "it must be finite and not negative")
     for field in ("dropout", "momentum", "plateau_factor"):
         need(0 <= getattr(recipe, field) < 1, field, "it must be at least 0 and below 1")
     for field in ("lrn_k", "spatial_k"):
-        need(getattr(recipe, field) > 0, field, "it must be above 0")
+        need(0 < getattr(recipe, field) < math.inf, field, "it must be finite and above 0")
+    need(recipe.name.isidentifier(), "name", "it must be one word of letters, digits and underscores")
     need(0 <= recipe.seed < 2**32, "seed", "it must be at least 0 and below 2^32")
     need(recipe.pool_stride <= recipe.pool_size, "pool_stride", f"it must not be larger than pool_size {recipe.pool_size}")
     need(recipe.crop_size <= recipe.stored_size, "crop_size",
@@ -270,8 +283,8 @@ def check(recipe):
 
 def _check_layers(recipe):
     names = [layer.name for layer in recipe.layers]
-    if not names or len(set(names)) < len(names) or not all(name.isidentifier() for name in names):
-        raise UserError(f"recipe field layers: the names must be different words, but are {names}")
+    if not names or len(set(names)) < len(names) or not all(re.fullmatch("[a-z]+[0-9]+", name) for name in names):
+        raise UserError(f"recipe field layers: the names must differ and be like conv1 or fc6, but are {names}")
     for index, layer in enumerate(recipe.layers):
         first, last = index == 0, index == len(names) - 1
 
@@ -287,14 +300,19 @@ def _check_layers(recipe):
              "a convolution cannot follow a fully connected layer")
         need(layer.kind == "conv" or not set(layer.then) - {"relu", "tanh", "dropout"}, "then",
              "a fully connected layer has no maps to normalise or pool")
-        need(min(layer.kernel, layer.stride) >= 1 and layer.pad >= 0, "kernel",
-             "kernel and stride must be at least 1, pad at least 0")
-        need(0 <= layer.init_std < float("inf"), "init_std", "it must be finite and not negative")
+        for field, least in (("kernel", 1), ("stride", 1), ("pad", 0)):
+            need(getattr(layer, field) >= least, field, f"it must be at least {least}")
+            if layer.kind == "fc":
+                need(getattr(layer, field) == least, field, f"a fully connected layer has none, leave it at {least}")
+        need(0 <= layer.init_std < math.inf, "init_std", "it must be finite and not negative")
+        need(math.isfinite(layer.init_bias), "init_bias", "it must be finite")
         need(recipe.towers == 1 or not last or layer.towers == "first", "towers",
              "the last layer of two towers is on the first alone, with the loss")
     for date in recipe.dates:
         if date.epoch < 1 or set(date.layers) - set(names):
             raise UserError(f"recipe field dates: {date} has an epoch below 1 or a layer that the recipe has not")
+        if not all(value is None or 0 <= value < math.inf for value in (date.weights, date.biases, date.colour_noise)):
+            raise UserError(f"recipe field dates: {date} has a value that is negative or not finite")
     if recipe.schedule == "dated" and list(recipe.dates) != sorted(recipe.dates, key=lambda date: date.epoch):
         raise UserError("recipe field dates: they must be in order of their epochs")
 

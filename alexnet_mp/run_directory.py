@@ -36,7 +36,7 @@ class RunDirectory:
                      "classes": dataset.classes},
             "devices": [{"tower": name, "device": str(device), "name": device_name(device)}
                         for name, device in zip("ab", network.exchange.devices)],
-            "kernels": network.kernels_name,
+            "kernels": network.kernels,
             "pipeline": pipeline.name,
             "commit": source_commit(),
             "python": platform.python_version(),
@@ -63,10 +63,13 @@ class RunDirectory:
         self.board.close()
 
 
-def refuse_taken(path):
-    """Raise UserError early if a run directory is there already."""
+def refuse_unusable(path):
+    """Raise UserError early if a run directory is there already or can't be made."""
     if os.path.lexists(path):
         raise UserError(_taken(path))
+    parent = next(parent for parent in Path(path).absolute().parents if os.path.lexists(parent))
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise UserError(f"--out {path}: {parent} is not a directory that can be written to")
 
 
 def read_run(path):
@@ -74,7 +77,12 @@ def read_run(path):
     file = Path(path) / "run.json"
     try:
         run = json.loads(file.read_text())
-        return {**run, "recipe": recipes.from_dict(run["recipe"])}
+        recipe = recipes.from_dict(run["recipe"])
+        if recipes.to_dict(recipe) != run["recipe"]:  # a default must not fill in for a number that the run didn't record
+            raise UserError("the recipe is not complete")
+        return {**run, "recipe": recipe}
+    except UserError as error:
+        raise UserError(f"{path} is not a run directory of this version: {file}: {error}") from None
     except OSError as error:
         raise UserError(f"{path} is not a run directory: cannot read {file}: {error.strerror}") from None
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from . import geometry
+from .kernels import ops
 
 # Runs of operations that the kernels compute in one piece, longest first; everything else is computed one by one.
 FUSED = (("relu", "lrn", "max_pool"), ("lrn", "max_pool", "relu"), ("lrn", "max_pool"), ("relu", "lrn"), ("lrn",),
@@ -33,7 +34,8 @@ class TowerLayer(nn.Module):
 
     def __init__(self, recipe, size, index, towers, kernels, device):
         super().__init__()
-        self.recipe, self.size, self.index, self.towers, self.kernels = recipe, size, index, towers, kernels
+        self.recipe, self.size, self.index, self.towers = recipe, size, index, towers
+        self.kernels = kernels  # by name: a module in an attribute could not be copied or pickled
         self.layer = size.layer
         self.groups = len(towers) if self.layer.reads == "own" else 1
         maps, *inputs = size.weight_shape
@@ -79,7 +81,7 @@ class TowerLayer(nn.Module):
         return x.reshape(images, maps, *x.shape[2:])
 
     def _piece(self, piece, x, bias):
-        r, k = self.recipe, self.kernels
+        r, k = self.recipe, ops.implementation(self.kernels)
         lrn = dict(size=r.lrn_size, alpha=r.lrn_alpha, beta=r.lrn_beta, k=r.lrn_k)
         spatial = dict(size=r.spatial_size, alpha=r.spatial_alpha, beta=r.spatial_beta, k=r.spatial_k)
         pool = dict(pool=r.pool_size, stride=r.pool_stride)
@@ -115,8 +117,9 @@ class TowerLayer(nn.Module):
         probability = self.recipe.dropout
         if not self.training:
             return x * (1 - probability)  # 4.2
-        halves = [self.kernels.dropout(half, probability=probability, seed=self.recipe.seed, step=step, layer=self.index,
-                                       tower=tower)
+        kernels = ops.implementation(self.kernels)
+        halves = [kernels.dropout(half, probability=probability, seed=self.recipe.seed, step=step, layer=self.index,
+                                  tower=tower)
                   for tower, half in zip(self.towers, x.chunk(len(self.towers), 1), strict=True)]
         return halves[0] if len(halves) == 1 else torch.cat(halves, 1)
 

@@ -13,9 +13,10 @@ conv1_kernels.png. Ctrl-C finishes the step, saves the weights and ends; a secon
 import argparse
 import datetime
 import math
+import os
 import signal
 import time
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict
 
 import torch
@@ -35,7 +36,7 @@ from .optimizer import PaperSGD
 from .pictures import draw_curves, draw_kernels
 from .pipeline_torch import centre_view
 from .pipelines import PIPELINES, make_pipeline
-from .run_directory import RunDirectory, refuse_taken
+from .run_directory import RunDirectory, refuse_unusable
 from .schedule import make_schedule
 
 STEPS_BETWEEN_READS = 50  # on a GPU losses are read in batches: a read waits for the device
@@ -47,7 +48,7 @@ def main(arguments=None):
     torch.backends.cudnn.allow_tf32 = False  # on by default for convolutions; 2012 computed in float32
     recipe, devices = _resolve(options)
     out = options.out or f"runs/{datetime.datetime.now():%Y-%m-%d-%H%M%S}-{recipe.name}"
-    refuse_taken(out)
+    refuse_unusable(out)
     dataset = open_dataset(options.data, recipe.stored_size)
     pipeline = make_pipeline(options.pipeline, dataset, recipe, devices, options.workers)
     say(f"data: {dataset.description}")
@@ -60,14 +61,15 @@ def main(arguments=None):
         with progress(f"reading {split}", len(dataset.splits[split])) as advance:
             sums[split] = pipeline.survey(split, advance)
     pipeline.use(sums["train"].statistics())
-    network = TwoTowerAlexNet(recipe, devices, len(dataset.classes), options.kernels)
-    run = RunDirectory(out, recipe, dataset, network, pipeline)
-    say(f"run directory {out}; kernels {network.kernels_name}, pipeline {pipeline.name}, "
-        f"{held / 2**20:,.0f} MiB of pictures in memory")
-    try:
-        Trainer(network, pipeline, run, options.steps).train()
-    finally:
-        run.close()
+    with _interruptible() as interrupted:
+        network = TwoTowerAlexNet(recipe, devices, len(dataset.classes), options.kernels)
+        run = RunDirectory(out, recipe, dataset, network, pipeline)
+        say(f"run directory {out}; kernels {network.kernels}, pipeline {pipeline.name}, "
+            f"{held / 2**20:,.0f} MiB of pictures in memory")
+        try:
+            Trainer(network, pipeline, run, options.steps).train(interrupted)
+        finally:
+            run.close()
     return 0
 
 
@@ -78,72 +80,75 @@ class Trainer:
         self.network, self.pipeline, self.run, self.recipe = network, pipeline, run, network.recipe
         self.optimizer, self.schedule = PaperSGD(network), make_schedule(network.recipe)
         self.steps_per_epoch = -(-len(pipeline.dataset.splits["train"]) // self.recipe.batch_size)
-        whole = self.recipe.epochs * self.steps_per_epoch
-        self.last_step = whole if steps is None else min(steps, whole)
-        self.stopped_early = self.last_step < whole
+        self.whole = self.recipe.epochs * self.steps_per_epoch
+        self.last_step = self.whole if steps is None else min(steps, self.whole)
         self.on_gpu = any(device.type == "cuda" for device in network.exchange.devices)
         self.step = self.epoch = 0
-        self.unread, self.read_at = [], time.perf_counter()
+        self.scheduled = None
+        self.pending, self.read_at = [], time.perf_counter()
 
-    def train(self):
-        """Train to the end, to `--steps`, or until Ctrl-C; leave weights and pictures; test where the run reached its end."""
+    def train(self, interrupted):
+        """Train to the end, to `--steps`, or until `interrupted` fills; leave weights and pictures; test a run that reached its end."""
         self.network.train()
-        with _interruptible() as interrupted:
-            with progress("training", self.last_step, "steps") as advance:
-                for batch in self.pipeline.train(self.step, self.recipe.epochs, self.schedule.colour_noise):
-                    if batch.epoch != self.epoch:
-                        self.start_epoch(batch.epoch)
-                    self.one_step(batch)
-                    advance(1, f"epoch {self.epoch} of {self.recipe.epochs}, loss {self.loss:.3f}, {self.rate:,.0f} images/s")
-                    if self.step == 1:
-                        say(self.describe_exchange())
-                    if self.step % self.steps_per_epoch == 0 and not interrupted:
-                        self.validate(interrupted)
-                    if interrupted or self.step == self.last_step or self.schedule.finished:
-                        break
-            self.finish(interrupted)
+        batches = self.pipeline.train(self.step, self.recipe.epochs, self.schedule.colour_noise)
+        with progress("training", self.last_step, "steps") as advance, closing(batches):
+            for batch in batches:
+                if batch.epoch != self.epoch:
+                    self.start_epoch(batch.epoch)
+                self.one_step(batch)
+                advance(1, f"epoch {self.epoch} of {self.recipe.epochs}, loss {self.loss:.3f}, {self.rate:,.0f} images/s")
+                if self.step == 1:
+                    say(self.describe_exchange())
+                if self.step % self.steps_per_epoch == 0 and not interrupted:
+                    self.validate(interrupted)
+                if interrupted or self.step == self.last_step or self.schedule.finished:
+                    break
+        self.finish(interrupted)
 
     def start_epoch(self, epoch):
         self.epoch = epoch
-        rates, noise = self.schedule.rates(epoch), self.schedule.colour_noise(epoch)
-        if rates != {group["name"]: group["lr"] for group in self.optimizer.param_groups}:
-            self.run.log("schedule", step=self.step, epoch=epoch, learning_rates=rates, colour_noise=noise)
-        self.optimizer.set_rates(rates)
+        now = {"learning_rates": self.schedule.rates(epoch), "colour_noise": self.schedule.colour_noise(epoch)}
+        if now != self.scheduled:
+            self.run.log("schedule", step=self.step, epoch=epoch, **now)
+            self.optimizer.set_rates(now["learning_rates"])
+            self.scheduled = now
 
     def one_step(self, batch):
         """Forward, loss on the first tower, backward, update (paper 5)."""
         logits = self.network(*batch.images)
         loss = F.cross_entropy(logits, batch.labels)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        if loss.requires_grad:  # not where every layer is frozen
+            loss.backward()
         self.optimizer.step()
         self.step += 1
         with torch.no_grad():
             right = credits(logits.detach(), batch.labels)[0]
         exchanged = sum(entry.bytes for entry in self.network.ledger())
-        self.unread.append((self.step, len(batch.labels), loss.detach(), right, exchanged))
-        if not self.on_gpu or len(self.unread) == STEPS_BETWEEN_READS or self.step == 1:
+        self.pending.append((self.step, len(batch.labels), loss.detach(), right, exchanged))
+        if not self.on_gpu or len(self.pending) == STEPS_BETWEEN_READS or self.step == 1:
             self.read_losses()
 
     def read_losses(self):
         """Bring the losses of the last steps to the host and write their lines. Raises UserError at a loss that isn't finite."""
-        if not self.unread:
+        if not self.pending:
             return
-        losses = torch.stack([loss.double() for _, _, loss, _, _ in self.unread]).tolist()
-        rights = torch.stack([right for _, _, _, right, _ in self.unread]).tolist()
+        losses = torch.stack([loss.double() for _, _, loss, _, _ in self.pending]).tolist()
+        rights = torch.stack([right for _, _, _, right, _ in self.pending]).tolist()
         now = time.perf_counter()
-        self.rate = sum(count for _, count, _, _, _ in self.unread) / (now - self.read_at)
+        self.rate = sum(count for _, count, _, _, _ in self.pending) / (now - self.read_at)
         lr = {what: max(group["lr"] for group in self.optimizer.param_groups if group["name"].endswith(what))
               for what in ("weight", "bias")}
-        for (step, count, _, _, exchanged), loss, right in zip(self.unread, losses, rights):
+        for (step, count, _, _, exchanged), loss, right in zip(self.pending, losses, rights):
             if not math.isfinite(loss):
+                draw_curves(self.run.path)
                 raise UserError(f"the loss is {loss} at step {step}; its last finite values are in {self.run.path}/metrics.jsonl; "
                                 "a smaller learning_rate may help")
             self.run.log("train", step=step, epoch=self.epoch, loss=loss, top1_error=100 - 100 * right / count,
                          learning_rate=lr["weight"], bias_learning_rate=lr["bias"], images_per_second=self.rate,
                          bytes_exchanged=exchanged)
         self.loss = losses[-1]
-        self.unread, self.read_at = [], now
+        self.pending, self.read_at = [], now
 
     def validate(self, interrupted):
         """The centre view of every validation image; dropped without a trace if Ctrl-C comes in between."""
@@ -177,7 +182,7 @@ class Trainer:
         self.run.board.flush()
         draw_curves(self.run.path)
         draw_kernels(self.network, self.run.path)
-        reached_end = not interrupted and not self.stopped_early
+        reached_end = not interrupted and (self.step == self.whole or self.schedule.finished)
         errors = self.test(both_protocols(self.recipe), interrupted) if reached_end else None
         if errors:
             for name, error in errors.items():
@@ -186,7 +191,7 @@ class Trainer:
         say(f"{'stopped by Ctrl-C' if interrupted else 'done'} after step {self.step}: weights in {weights}, "
             f"pictures curves.png and conv1_kernels.png in {self.run.path}")
         if not errors:
-            say(f"test it: python -m alexnet_mp.evaluate {self.run.path}")
+            say(f"of {self.whole} steps at most; test it: python -m alexnet_mp.evaluate {self.run.path}")
 
     def describe_exchange(self):
         ledger = self.network.ledger()
@@ -205,16 +210,18 @@ class _Interrupted(Exception):
 
 @contextmanager
 def _interruptible():
-    """Yields a list that the first Ctrl-C or SIGTERM fills; a second one raises KeyboardInterrupt."""
+    """Yields a list that the first Ctrl-C, SIGTERM or hang-up fills; a second one raises KeyboardInterrupt."""
     interrupted = []
 
     def note(number, frame):
         if interrupted:
             raise KeyboardInterrupt
         interrupted.append(number)
-        say("stopping after this step; once more to stop at once")
+        with suppress(OSError):  # the terminal may be gone; and no print here, which may be in the middle of another
+            os.write(2, b"\nstopping after this step; once more to stop at once\n")
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, note) for number in numbers}
     try:
         yield interrupted
     finally:
@@ -224,7 +231,7 @@ def _interruptible():
 
 def _resolve(options):
     """The recipe and the devices that the command line asks for. Says what was chosen for the user."""
-    on_cpu = options.gpus == "cpu" or (options.gpus == "auto" and not torch.cuda.is_available())
+    on_cpu = set(options.gpus.replace(" ", "").split(",")) == {"cpu"} or (options.gpus == "auto" and torch.cuda.device_count() == 0)
     name = options.recipe or ("mini" if on_cpu else "paper")
     flags = {"batch_size": options.batch_size, "epochs": options.epochs, "seed": options.seed}
     settings = options.set + [f"{field}={value}" for field, value in flags.items() if value is not None]
@@ -233,15 +240,13 @@ def _resolve(options):
     if options.steps is not None and options.steps < 1:
         raise UserError(f"--steps {options.steps}: it must be at least 1")
     try:
-        ops.implementation(options.kernels)
+        ops.resolve(options.kernels)
     except ValueError as error:
         raise UserError(f"--kernels: {error}") from None
-    if options.gpus == "auto":
-        say(f"devices: {', '.join(f'tower {name} on {device}' for name, device in zip('ab', devices))}"
-            + ("; no CUDA device was found" if on_cpu else ""))
-    if options.recipe is None:
-        say(f"recipe: {name}, the {'small one, since this runs on a CPU' if on_cpu else 'whole network'}; --recipe chooses another")
-    if on_cpu:
+    say(f"devices: {', '.join(f'tower {letter} on {device}' for letter, device in zip('ab', devices))}"
+        + ("; no CUDA device was found" if on_cpu and options.gpus == "auto" else ""))
+    say(f"recipe: {name}, the {'small network' if name == 'mini' else 'whole network'}; --recipe chooses another")
+    if len({device for device in devices if device.type == "cuda"}) < 2:
         say("on two GPUs, type: python -m alexnet_mp.train --gpus 0,1 --recipe paper --data DIR")
     return recipe, devices
 

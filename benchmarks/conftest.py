@@ -8,6 +8,11 @@ from alexnet_mp.devices import device_name
 from alexnet_mp.run_directory import source_commit
 
 
+@pytest.fixture(autouse=True, scope="session")
+def float32_is_float32():
+    torch.backends.cudnn.allow_tf32 = False  # as in training; on by default for convolutions
+
+
 @pytest.fixture(autouse=True)
 def provenance(request):
     if "benchmark" in request.fixturenames:

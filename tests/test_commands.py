@@ -129,7 +129,7 @@ def refused(arguments, tmp_path):
     (["--set", "batchsize=3"], "did you mean batch_size"), (["--batch-size", "0"], "batch_size is 0"), (["--epochs", "0"], "epochs"),
     (["--steps", "0"], "--steps 0"), (["--seed", "-1"], "seed"), (["--gpus", "7"], "GPU 7"), (["--gpus", "gpu"], "--gpus gpu"),
     (["--pipeline", "dali"], "--pipeline dali"), (["--kernels", "triton"], "--kernels reference"), (["--workers", "-1"], "--workers -1"),
-    (["--set", "crop_size=113"], "stored_size 112"), (["--kernels", "cuda"], "not built"),
+    (["--set", "crop_size=113"], "stored_size 112"), (["--data", __file__], "not a directory"), (["--kernels", "cuda"], "not built"),
 ])
 def test_wrong_flags(flags, words, folder, tmp_path):
     assert words in refused([*SMALL, "--data", folder, *flags], tmp_path)
@@ -161,6 +161,11 @@ def test_a_loss_that_blows_up_ends_the_run_with_one_line(folder, tmp_path):
     assert all(line["loss"] < float("inf") for line in read_metrics(tmp_path / "run") if line["kind"] == "train")
 
 
+def test_an_out_that_cannot_be_made_is_refused_before_any_image_is_read(folder, tmp_path):
+    with pytest.raises(UserError, match="not a directory that can be written to"):
+        train.main([*SMALL, "--data", str(folder), "--out", str(folder / "train/leaf/1.jpg/run")])
+
+
 def test_errors_are_one_line_and_exit_code_2(run, tmp_path):
     """In a process of its own: no traceback, nothing on stdout that looks like success; and a directory that is taken."""
     out, data = run
@@ -190,7 +195,7 @@ def test_a_damaged_run_is_refused(run, tmp_path):
             evaluate.main([str(copy), "--data", str(data), "--workers", "0"])
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=["ctrl-c", "sigterm", "hang-up"])
 def test_an_interrupt_saves_and_ends_cleanly(number, folder, tmp_path):
     out = tmp_path / "run"
     process = subprocess.Popen([sys.executable, "-m", "alexnet_mp.train", *SMALL, "--data", str(folder), "--out", str(out), "--epochs",
@@ -200,7 +205,7 @@ def test_an_interrupt_saves_and_ends_cleanly(number, folder, tmp_path):
     while not (out / "metrics.jsonl").exists() or len((out / "metrics.jsonl").read_text().splitlines()) < 6:
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
         time.sleep(0.1)
-    os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)  # a terminal's Ctrl-C reaches all
+    os.killpg(process.pid, number)  # a terminal's Ctrl-C, and a scheduler's SIGTERM, reach the workers too
     printed = process.communicate(timeout=60)[0]
     assert process.returncode == 0, printed
     assert "Traceback" not in printed and "stopped" in printed
@@ -209,6 +214,29 @@ def test_an_interrupt_saves_and_ends_cleanly(number, folder, tmp_path):
     assert (out / "checkpoints" / f"step_{steps[-1]:08d}" / "weights.safetensors").exists() and (out / "curves.png").exists()
     with pytest.raises(ProcessLookupError):  # no worker is left behind
         os.killpg(process.pid, 0)
+
+
+def test_a_reader_that_leaves_does_not_end_the_run(folder, tmp_path):
+    """train | head -2"""
+    out = tmp_path / "run"
+    process = subprocess.Popen([sys.executable, "-m", "alexnet_mp.train", *SMALL, "--data", str(folder), "--out", str(out), "--steps", "3"],
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(120) == 0 and process.stderr.read() == ""
+    assert (out / "checkpoints" / "step_00000003" / "weights.safetensors").exists()
+
+
+def test_everything_frozen_still_runs(folder, tmp_path):
+    arguments = [*SMALL, "--data", str(folder), "--out", str(tmp_path / "run"), "--epochs", "1"]
+    assert train.main([*arguments, "--set", "learning_rate=0", "--set", "bias_learning_rate=0"]) == 0
+
+
+def test_evaluate_needs_only_the_split_that_it_tests(run, tmp_path, capsys):
+    out, data = run
+    shutil.copytree(data / "val", tmp_path / "images" / "test")
+    assert evaluate.main([str(out), "--data", str(tmp_path / "images"), "--split", "test", "--gpus", "cpu"]) == 0
+    assert capsys.readouterr().out.count("test, ") >= 2
 
 
 @pytest.mark.parametrize("module", ["train", "evaluate"])

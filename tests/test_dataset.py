@@ -60,13 +60,16 @@ def test_classes_and_labels_follow_the_order_of_the_names(tmp_path):
     assert val.labels.tolist() == [0, 1, 1] and len(val) == 3
     for index, seed in enumerate((2, 1, 0)):
         assert np.array_equal(train.read(index), noise(SIZE, SIZE, seed=seed))
-    assert "3 training" in folder.description and "2 classes" in folder.description
+    assert "3 train" in folder.description and "2 classes" in folder.description
 
 
-def test_a_test_split_is_taken_where_there_is_one(tmp_path):
+def test_only_the_splits_asked_for_are_read(tmp_path):
     write(tmp_path, small_set() | {"test/ant/f.png": encoded(noise(5, 5)), "test/cat/g.png": encoded(noise(5, 5))})
-    folder = Folder(tmp_path, SIZE)
-    assert list(folder.splits) == ["train", "val", "test"] and len(folder.splits["test"]) == 2
+    assert list(Folder(tmp_path, SIZE).splits) == ["train", "val"]
+    folder = Folder(tmp_path, SIZE, ("test",))  # for a test alone neither train/ nor val/ is looked at
+    assert list(folder.splits) == ["test"] and len(folder.splits["test"]) == 2 and folder.classes == ["ant", "cat"]
+    with pytest.raises(UserError, match="no extra/ folder"):
+        Folder(tmp_path, SIZE, ("extra",))
 
 
 def test_builtin_is_a_word_and_not_a_folder():
@@ -81,8 +84,7 @@ def test_the_fingerprint_sees_every_change_of_the_file_list(tmp_path):
             files | {"train/cat/new.png": encoded(noise(3, 3))}, files | {"val/cat/new.png": encoded(noise(3, 3))},
             files | {"val/cat/e.png": files["val/cat/e.png"] + b"\0"},
             {name.replace("c.png", "z.png"): data for name, data in files.items()},
-            {name.replace("cat/b.png", "ant/b.png"): data for name, data in files.items()},  # same order of names
-            files | {name.replace("val", "test"): data for name, data in files.items() if "val" in name}), start=1):
+            {name.replace("cat/b.png", "ant/b.png"): data for name, data in files.items()}), start=1):  # same order of names
         assert Folder(write(tmp_path / str(number), changed), SIZE).fingerprint != first
 
 
@@ -224,7 +226,7 @@ def refused(directory):
     (lambda files: files | {"val/dog/x.png": b""}, ["val", "extra dog"]),
     (lambda files: files | {"train/dog/x.png": b"", "train/elk/x.png": b""}, ["val", "missing dog, elk"]),
     (lambda files: files | {f"train/new{i}/x.png": b"" for i in range(7)}, ["new0", "new4 and 2 more"]),
-    (lambda files: files | {"test/ant/x.png": b"", "test/dog/x.png": b""}, ["test", "missing cat; extra dog"]),
+    (lambda files: {name.replace("val/cat", "val/dog"): data for name, data in files.items()}, ["val", "missing cat; extra dog"]),
 ])
 def test_a_wrong_folder_is_refused_by_name(tmp_path, change, named):
     message = refused(write(tmp_path / "folder", change(small_set())))

@@ -67,6 +67,14 @@ def test_probabilities_are_averaged_and_every_image_counts_once():
     assert counted == [2, 1] and network.training  # left in the mode it was in
 
 
+def test_a_loss_beyond_float32_is_finite():
+    """exp(-300) is 0 in float32; the loss is 300 all the same, and over two views -log of the mean."""
+    logits = {"one": torch.tensor([[300.0, 0, 0]]), "two": torch.tensor([[200.0, 0, 0]])}
+    errors = evaluate(Scripted(), ScriptedPipeline(logits, torch.tensor([1])), "val", {"one": ["one"], "both": ["one", "two"]}, 1,
+                      lambda n: None)
+    assert errors["one"].loss == pytest.approx(300) and errors["both"].loss == pytest.approx(200 + np.log(2))
+
+
 def test_the_papers_protocols():
     protocols = both_protocols(paper())
     assert protocols["centre view"] == [(16, 16, False)]

@@ -1,4 +1,5 @@
 """Two towers are one merged grouped network: logits, every gradient, and the variants that a recipe can describe."""
+import copy
 import dataclasses
 import math
 
@@ -173,6 +174,12 @@ def test_wrong_numbers_of_devices_and_unbuilt_kernels_are_refused():
         TwoTowerAlexNet(mini(), ("cpu", "cpu"), kernels="triton")
     with pytest.raises(ValueError, match="do not exist"):
         TwoTowerAlexNet(mini(), ("cpu", "cpu"), kernels="fortran")
+
+
+def test_a_network_can_be_copied():
+    network = TwoTowerAlexNet(mini(), ("cpu", "cpu"), classes=5).eval()
+    x = images(mini(), dtype=torch.float32)
+    assert torch.equal(copy.deepcopy(network)(x, x), network(x, x))
 
 
 @pytest.mark.parametrize("then, pieces", [

@@ -184,6 +184,7 @@ def test_views_are_plain_crops_minus_the_mean(root, preset):
     batches = list(pipeline(root, recipe, devices=("cpu", "cpu")).views("val", 4, which))
     assert [len(labels) for _, labels in batches] == [4, 4, 3]
     for views, labels in batches:
+        views = list(views)
         assert len(views) == 10 and all(len(images) == 2 and torch.equal(*images) for images in views)
         for place, found in enumerate(labels.tolist()):
             assert found == label("val", index)

@@ -79,13 +79,22 @@ def test_override_changes_one_field_and_keeps_the_rest():
     ("crop_size=300", "crop_size"), ("crop_positions=34", "crop_positions"), ("pool_size=60", "pool_size"), ("lrn_k=0", "lrn_k"),
     ("conv1.maps=0", "conv1.maps"), ("conv1.kernel=500", "conv1.kernel"), ("conv1.then=relu,swish", "conv1.then"),
     ("conv2.reads=image", "conv2.reads"), ("fc6.then=lrn", "fc6.then"), ("fc8.towers=each", "fc8.towers"), ("fc8.maps=10", "fc8.maps"),
-    ("conv4.kind=fc", "kind"), ("conv2.name=conv1", "names"), ("pool_stride=4", "pool_stride"), ("epochs=0", "epochs"),
+    ("fc7.kind=conv", "fc7.kind"), ("fc7.kernel=3", "fc7.kernel"), ("lrn_beta=NaN", "lrn_beta"), ("lrn_k=Infinity", "lrn_k"),
+    ("conv1.init_bias=NaN", "conv1.init_bias"), ("batch_size=true", "batch_size"), ("name=a/b", "name"), ("layers=[1]", "layers"),
+    ("layers=[{}]", "layers"), ("conv1.name=forward", "like conv1"), ("dates.0.epoch=3", "set whole, as JSON"),
+    ('dates=[{"epoch": 3, "wieghts": 0.1}]', "wieghts"), ('dates=[{"epoch": 3, "weights": -1}]', "negative"),
+    ("conv1.pad=-1", "conv1.pad"), ("conv2.name=conv1", "names"), ("pool_stride=4", "pool_stride"), ("epochs=0", "epochs"),
     ('dates=[{"epoch": 0}]', "dates"), ('dates=[{"epoch": 3, "layers": ["conv9"]}]', "dates"),
 ])
 def test_a_wrong_value_is_refused_by_name(setting, named):
     with pytest.raises(UserError, match=named) as raised:
         override(paper(), [setting])
     assert "\n" not in str(raised.value)
+
+
+def test_a_stored_recipe_with_a_foreign_field_is_refused():
+    with pytest.raises(UserError, match="colour_nosie"):
+        from_dict(to_dict(paper()) | {"colour_nosie": 0.1})
 
 
 def test_change_layers_refuses_a_layer_that_is_not_there():
