@@ -14,12 +14,12 @@ from . import checkpoint
 from .allocator import keep_freed_memory
 from .console import progress, say
 from .dataset import open_dataset
-from .devices import CHOICES, resolve
+from .devices import resolve
 from .errors import UserError, run_command
-from .kernels import ops
 from .network import TwoTowerAlexNet
+from .options import add_machine_options
 from .pipeline_torch import centre_view, ten_views
-from .pipelines import PIPELINES, make_pipeline
+from .pipelines import make_pipeline
 from .run_directory import read_run
 from .statistics import Statistics
 
@@ -130,11 +130,8 @@ def _parser():
     parser.add_argument("run", metavar="RUN", help="the directory of a run")
     parser.add_argument("--data", help="DIR with val/<class>/* or test/<class>/*, or builtin; default: what it was trained on")
     parser.add_argument("--split", choices=("val", "test"), default="val", help="default: val")
-    parser.add_argument("--gpus", default="auto", help=f"{CHOICES}; default: auto")
+    add_machine_options(parser)
     parser.add_argument("--batch-size", type=int, help="images at a time; default: the recipe's")
-    parser.add_argument("--pipeline", choices=PIPELINES, default="auto", help="default: auto")
-    parser.add_argument("--kernels", choices=ops.CHOICES, default="auto", help="default: auto")
-    parser.add_argument("--workers", type=int, help="processes that read images; default: by the number of cores")
     return parser
 
 

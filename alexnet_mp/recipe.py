@@ -224,7 +224,7 @@ def to_dict(recipe):
     return _ADAPTER.dump_python(recipe, mode="json")
 
 
-def describe(recipe, width=116):
+def describe(recipe, width=100):
     """The resolved recipe as text: a line a layer, then every other field."""
     lines = [f"  {layer.name:6} {layer.kind:4} maps {layer.maps or 'classes'}, reads {layer.reads}, "
              + (f"{layer.kernel}x{layer.kernel} stride {layer.stride} pad {layer.pad}, " if layer.kind == "conv" else "")

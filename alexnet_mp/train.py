@@ -27,15 +27,16 @@ from . import recipe as recipes
 from .allocator import keep_freed_memory
 from .console import progress, say
 from .dataset import cached, open_dataset
-from .devices import CHOICES, resolve
+from .devices import resolve
 from .errors import UserError, run_command
 from .evaluate import both_protocols, credits, evaluate, print_errors
 from .kernels import ops
 from .network import TwoTowerAlexNet
 from .optimizer import PaperSGD
+from .options import add_machine_options
 from .pictures import draw_curves, draw_kernels
 from .pipeline_torch import centre_view
-from .pipelines import PIPELINES, make_pipeline
+from .pipelines import make_pipeline
 from .run_directory import RunDirectory, refuse_unusable
 from .schedule import make_schedule
 
@@ -140,15 +141,19 @@ class Trainer:
         lr = {what: max(group["lr"] for group in self.optimizer.param_groups if group["name"].endswith(what))
               for what in ("weight", "bias")}
         for (step, count, _, _, exchanged), loss, right in zip(self.pending, losses, rights):
-            if not math.isfinite(loss):
-                draw_curves(self.run.path)
-                raise UserError(f"the loss is {loss} at step {step}; its last finite values are in {self.run.path}/metrics.jsonl; "
-                                "a smaller learning_rate may help")
+            self.refuse_non_finite(loss, step)
             self.run.log("train", step=step, epoch=self.epoch, loss=loss, top1_error=100 - 100 * right / count,
                          learning_rate=lr["weight"], bias_learning_rate=lr["bias"], images_per_second=self.rate,
                          bytes_exchanged=exchanged)
         self.loss = losses[-1]
         self.pending, self.read_at = [], now
+
+    def refuse_non_finite(self, loss, step):
+        """End the run with one line, and with the curves up to here, where a loss is NaN or infinite."""
+        if not math.isfinite(loss):
+            draw_curves(self.run.path)
+            raise UserError(f"the loss is {loss} at step {step}; its last finite values are in {self.run.path}/metrics.jsonl; "
+                            "a smaller learning_rate may help")
 
     def validate(self, interrupted):
         """The centre view of every validation image; dropped without a trace if Ctrl-C comes in between."""
@@ -172,9 +177,12 @@ class Trainer:
                 advance(count)
 
             try:
-                return evaluate(self.network, self.pipeline, "val", protocols, self.recipe.batch_size, watch)
+                errors = evaluate(self.network, self.pipeline, "val", protocols, self.recipe.batch_size, watch)
             except _Interrupted:
                 return None
+        for error in errors.values():
+            self.refuse_non_finite(error.loss, self.step)
+        return errors
 
     def finish(self, interrupted):
         self.read_losses()
@@ -188,7 +196,7 @@ class Trainer:
             for name, error in errors.items():
                 self.run.log("test", step=self.step, epoch=self.epoch, split="val", protocol=name, **asdict(error))
             print_errors(errors, "val")
-        say(f"{'stopped by Ctrl-C' if interrupted else 'done'} after step {self.step}: weights in {weights}, "
+        say(f"{'stopped as asked' if interrupted else 'done'} after step {self.step}: weights in {weights}, "
             f"pictures curves.png and conv1_kernels.png in {self.run.path}")
         if not errors:
             say(f"of {self.whole} steps at most; test it: python -m alexnet_mp.evaluate {self.run.path}")
@@ -254,7 +262,7 @@ def _resolve(options):
 def _parser():
     parser = argparse.ArgumentParser(prog="python -m alexnet_mp.train", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--gpus", default="auto", help=f"{CHOICES}; default: auto")
+    add_machine_options(parser)
     parser.add_argument("--data", default="builtin", metavar="DIR|builtin", help="default: builtin, drawn by the program")
     parser.add_argument("--recipe", choices=tuple(recipes.PRESETS), help="default: paper on CUDA, mini on a CPU")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE",
@@ -264,9 +272,6 @@ def _parser():
     parser.add_argument("--epochs", type=int, help="default: the recipe's")
     parser.add_argument("--steps", type=int, help="stop after this step, counted from the run's beginning, without a final test")
     parser.add_argument("--seed", type=int, help="of weights, order, crops, colours, dropout; default: the recipe's, 0")
-    parser.add_argument("--pipeline", choices=PIPELINES, default="auto", help="default: auto")
-    parser.add_argument("--kernels", choices=ops.CHOICES, default="auto", help="default: auto")
-    parser.add_argument("--workers", type=int, help="processes that read images; default: by the number of cores")
     return parser
 
 

@@ -155,10 +155,13 @@ def test_bad_data(spoil, words, workers, folder, tmp_path):
         assert words in refused(arguments, tmp_path)
 
 
-def test_a_loss_that_blows_up_ends_the_run_with_one_line(folder, tmp_path):
+@pytest.mark.parametrize("flags", [["--set", "learning_rate=1e6"], ["--set", "learning_rate=1e30", "--batch-size", "24"]],
+                         ids=["in training", "in validation"])
+def test_a_loss_that_blows_up_ends_the_run_with_one_line(flags, folder, tmp_path):
     with pytest.raises(UserError, match="the loss is (nan|inf) at step"):
-        train.main([*SMALL, "--data", str(folder), "--out", str(tmp_path / "run"), "--set", "learning_rate=1e6", "--epochs", "20"])
-    assert all(line["loss"] < float("inf") for line in read_metrics(tmp_path / "run") if line["kind"] == "train")
+        train.main([*SMALL, "--data", str(folder), "--out", str(tmp_path / "run"), "--epochs", "20", *flags])
+    assert all(line["loss"] < float("inf") for line in read_metrics(tmp_path / "run") if "loss" in line)
+    assert (tmp_path / "run" / "curves.png").exists()
 
 
 def test_an_out_that_cannot_be_made_is_refused_before_any_image_is_read(folder, tmp_path):
