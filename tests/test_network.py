@@ -73,6 +73,24 @@ def test_two_towers_equal_the_merged_network(recipe, training):
         assert (gradients[name] - parameter.grad).abs().max() <= 1e-12 * largest, name
 
 
+@pytest.mark.parametrize("preset", [paper, source2012])
+def test_shapes_of_every_layer(preset):
+    """What each layer of each tower reads and returns in a forward pass: the table of the paper, section 3."""
+    network, seen = TwoTowerAlexNet(preset(), ("meta", "meta")), {}
+    for index, tower in enumerate(network.towers):
+        for name, layer in tower.named_children():
+            layer.register_forward_hook(lambda module, inputs, output, key=(name, index): seen.update(
+                {key: (tuple(inputs[0].shape), tuple(output.shape))}))
+    x = torch.zeros(2, 3, 224, 224, device="meta")
+    assert network(x, x).shape == (2, 1000)
+    table = {"conv1": ((3, 224, 224), (48, 27, 27)), "conv2": ((48, 27, 27), (128, 13, 13)), "conv3": ((256, 13, 13), (192, 13, 13)),
+             "conv4": ((192, 13, 13), (192, 13, 13)), "conv5": ((192, 13, 13), (128, 6, 6)), "fc6": ((256, 6, 6), (2048,)),
+             "fc7": ((4096,), (2048,)), "fc8": ((4096,), (1000,))}
+    expected = {(name, index): ((2, *read), (2, *output)) for name, (read, output) in table.items() for index in (0, 1)}
+    del expected["fc8", 1]
+    assert seen == expected
+
+
 def test_a_tower_is_not_the_other():
     """Exchanging the towers' weights changes the logits: the test above would see a crossing in the wrong order."""
     network = TwoTowerAlexNet(mini(), ("cpu", "cpu"), classes=7).double().eval()
