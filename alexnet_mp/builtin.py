@@ -55,7 +55,8 @@ class BuiltinSplit:
     def read(self, index):
         """Picture `index` as (size, size, 3) uint8."""
         grating, colour = divmod(int(self.labels[index]), len(COLOURS))
-        return draw(np.random.Generator(np.random.Philox(key=SEED, counter=[0, 0, self.number, index])), grating, colour, self.size)
+        random = np.random.Generator(np.random.Philox(key=SEED, counter=[0, 0, self.number, index]))
+        return draw(random, grating, colour, self.size)
 
 
 def draw(random, grating, colour, size):

@@ -1,5 +1,6 @@
 """What a person sees: a progress bar on a terminal, plain lines everywhere else."""
 import os
+import shutil
 import sys
 import time
 from contextlib import contextmanager
@@ -11,7 +12,13 @@ PLAIN_SECONDS = 10  # between two plain lines
 
 
 class _PatientConsole(Console):
-    """A console that falls silent when nobody reads any more (`train | head`): the run goes on and keeps its results."""
+    """Falls silent when nobody reads any more (`train | head`, a closed terminal): the run goes on and keeps its results."""
+
+    def _write_buffer(self):
+        try:
+            super()._write_buffer()
+        except OSError:
+            self.on_broken_pipe()
 
     def on_broken_pipe(self):
         self.quiet = True
@@ -27,14 +34,14 @@ def say(text=""):
 
 
 @contextmanager
-def progress(what, total, unit="images", done=0):
+def progress(what, total, unit="images"):
     """Yields advance(n, note=""): n more of `total` units are done. Shows the rate, the time left and the note."""
     start = time.monotonic()
     count, last = 0, start
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit),
                TextColumn("{task.fields[rate]}"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
     with Progress(*columns, console=CONSOLE, transient=True, disable=not CONSOLE.is_terminal) as bar:
-        task = bar.add_task(what, total=total, completed=done, rate="", note="")
+        task = bar.add_task(what, total=total, rate="", note="")
 
         def advance(n, note=""):
             nonlocal count, last
@@ -44,10 +51,15 @@ def progress(what, total, unit="images", done=0):
             bar.update(task, advance=n, note=note, rate=f"{rate:,.1f}/s")
             if not CONSOLE.is_terminal and now - last >= PLAIN_SECONDS:
                 last = now
-                say(f"{what}: {done + count:,} of {total:,} {unit}, {rate:,.1f}/s, {duration((total - done - count) / rate)} left"
+                say(f"{what}: {count:,} of {total:,} {unit}, {rate:,.1f}/s, {duration((total - count) / rate)} left"
                     + (f", {note}" if note else ""))
 
         yield advance
+
+
+def python_command():
+    """How this interpreter is typed: "python" where that is what it is, else its path, as in `.venv/bin/python`."""
+    return "python" if shutil.which("python") == sys.executable else os.path.relpath(sys.executable)
 
 
 def duration(seconds):

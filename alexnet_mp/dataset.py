@@ -1,11 +1,13 @@
 """Where images come from: a folder of class folders, or the embedded pictures of `builtin.py`.
 
-Every source looks alike: `classes` (names in the order of the labels), `splits` {"train": ..., "val": ..., maybe "test"},
-`source` (what `--data` said), `fingerprint` and `description`; a split has `labels` (N,) int64, `names`, a length, and `read(i)`, the *stored picture* of image i:
-(stored_size, stored_size, 3) uint8, RGB. Reading is lazy; `cached` keeps what was read where it fits into memory.
+Every source looks alike: `classes` (names in the order of the labels), `splits` {"train": ..., "val": ..., "test": ...},
+`source` (what `--data` said), `fingerprint` and `description`; a split has `labels` (N,) int64, `names`, a length, and `read(i)`,
+the *stored picture* of image i: (stored_size, stored_size, 3) uint8, RGB. Reading is lazy; `cached` keeps what was read where it
+fits into memory.
 """
 import hashlib
 import mmap
+import stat
 import warnings
 from pathlib import Path
 
@@ -60,10 +62,12 @@ class Folder:
             labels += [label] * len(images)
         for path in files:  # names and sizes, not contents: a changed set is noticed without reading it
             try:
-                size = path.stat().st_size
+                status = path.stat()
             except OSError as error:
                 raise UserError(f"cannot read image {path}: {error.strerror}") from None
-            digest.update(f"{path.relative_to(folder.parent)}\0{size}\n".encode(errors="surrogateescape"))
+            if not stat.S_ISREG(status.st_mode):
+                raise UserError(f"cannot read image {path}: it is not a file")
+            digest.update(f"{path.relative_to(folder.parent)}\0{status.st_size}\n".encode(errors="surrogateescape"))
         return FolderSplit(files, np.array(labels), stored_size)
 
 
@@ -135,15 +139,16 @@ class CachedSplit:
 
 
 def cached(dataset, stored_size):
-    """Put a cache before train and val as long as half of the free memory holds them. Returns the bytes set aside."""
-    room, used = free_memory() // 2, 0
+    """Put a cache before train and val as long as half of the free memory holds them. Returns the names of those it holds."""
+    room, held = free_memory() // 2, []
     for name in ("train", "val"):
         split = dataset.splits[name]
         need = len(split) * stored_size * stored_size * 3
-        if used + need <= room:
+        if need <= room:
             dataset.splits[name] = CachedSplit(split, stored_size)
-            used += need
-    return used
+            room -= need
+            held.append(name)
+    return held
 
 
 def free_memory():

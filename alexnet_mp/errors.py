@@ -17,10 +17,25 @@ def run_command(main):
     except UserError as error:
         print("error:", " ".join(str(error).splitlines()), file=sys.stderr)
         status = 2
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        print(f"error: out of memory; a smaller --batch-size may fit ({str(error).split('. ')[0]})", file=sys.stderr)
+    except (MemoryError, RuntimeError, OSError) as error:
+        line = _known(error)
+        if line is None:
+            raise
+        print(f"error: {line}", file=sys.stderr)
         status = 2
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         status = 130
     sys.exit(status)
+
+
+def _known(error):
+    """One line for a failure of the machine rather than of the program; None for everything else."""
+    text = (str(error).splitlines() or [""])[0]
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in text:
+        return f"out of memory; a smaller --batch-size may fit ({text.split('. ')[0]})"
+    if "DataLoader worker" in text:
+        return "a process that reads images was killed (memory, or too small a /dev/shm?); fewer --workers, or --workers 0, may help"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return None

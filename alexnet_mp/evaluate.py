@@ -1,7 +1,7 @@
 """The paper's test protocol: top-1 and top-5 error on the centre view and on ten views, always both.
 
 python -m alexnet_mp.evaluate RUN
-python -m alexnet_mp.evaluate runs/2026-11-23-paper --data /data/ilsvrc2012 --split val --gpus 0,1
+python -m alexnet_mp.evaluate runs/2026-11-23-101500-paper --data /data/ilsvrc2012 --split val --gpus 0,1
 """
 import argparse
 import math

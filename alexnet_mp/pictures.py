@@ -45,7 +45,7 @@ def draw_kernels(network, run):
 
 
 def draw_curves(run):
-    """Write `curves.png`, loss and errors against epochs, into the run's directory and return its path."""
+    """Write `curves.png`, loss and errors against steps, into the run's directory and return its path."""
     # Imported late: it takes a second. The object interface draws without a display and without global state.
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator

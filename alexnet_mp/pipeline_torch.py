@@ -3,6 +3,7 @@
 Worker processes read, crop and flip in uint8; the rest (minus mean, colour, float) happens on the tower's own device. Images go
 from the host to each device, as in 2012 (source, `src/layer.cu:1195-1236`), labels to the first tower's, where the loss is.
 """
+import ctypes
 import signal
 import warnings
 from contextlib import closing
@@ -99,7 +100,7 @@ class TorchPipeline:
                 yield item
         finally:
             if self.workers:  # at once and in every case: workers ignore the signal that would end them at exit
-                items._shutdown_workers()
+                _end(items)
 
 
 class Augment:
@@ -220,7 +221,22 @@ class _Survey(torch.utils.data.Dataset):
         return sums
 
 
+def _end(items):
+    """End a loader's workers; one that hangs in a read (a network file system) is killed."""
+    try:
+        items._shutdown_workers()
+    finally:
+        for worker in items._workers:
+            if worker.is_alive():
+                worker.kill()
+                worker.join()
+
+
 def _ignore_signals(_):
-    """Ctrl-C, a closing terminal and a scheduler's SIGTERM reach every process; the parent decides and ends the workers."""
+    """Ctrl-C, a closing terminal and a scheduler's SIGTERM reach every process; the parent decides and ends the workers.
+
+    Should the parent die without a word, the kernel ends them (PR_SET_PDEATHSIG, prctl(2)).
+    """
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)

@@ -198,6 +198,9 @@ def override(recipe, settings):
         if not equals:
             raise UserError(f"--set {setting}: write it as field=value")
         owner, field = fields, path
+        if path == "layers":
+            raise UserError("--set layers: change a layer's fields one by one, as in conv1.maps=64; a new list of layers is a recipe "
+                            "in Python")
         if "." in path:
             layer, field = path.split(".", 1)
             owner = next((entry for entry in fields["layers"] if entry["name"] == layer), None)
@@ -211,7 +214,7 @@ def override(recipe, settings):
             raise UserError(f"--set {path}: no such recipe field{f'; did you mean {close[0]}?' if close else ''}")
         try:
             value = json.loads(text)
-        except json.JSONDecodeError:
+        except ValueError:  # also an integer of thousands of digits
             value = text
         if isinstance(owner[field], list) and isinstance(value, str):
             value = [part.strip() for part in value.split(",") if part.strip()]
@@ -251,7 +254,7 @@ def from_dict(fields):
         place = [str(part) for part in problem["loc"]] or ["(all)"]
         if place[0] == "layers" and len(place) > 2:
             place[:2] = [str(fields["layers"][int(place[1])].get("name", f"layers.{place[1]}"))]
-        raise UserError(f"recipe field {'.'.join(place)} is {problem['input']!r}: {problem['msg']}") from None
+        raise UserError(f"recipe field {'.'.join(place)} is {problem['input']!r:.100}: {problem['msg']}") from None
 
 
 def check(recipe):
@@ -294,7 +297,7 @@ def _check_layers(recipe):
 
         need((layer.reads == "image") == first, "reads", "the first layer reads the image, and no other does")
         need((layer.maps is None) == last, "maps", "the last layer, and no other, has one unit a class (null)")
-        need(layer.maps is None or layer.maps >= 1, "maps", "it must be at least 1")
+        need(layer.maps is None or 1 <= layer.maps < 2**31, "maps", "it must be at least 1 and below 2^31")
         need(layer.towers == "each" or last, "towers", "only the last layer can be on the first tower alone")
         need(layer.kind == "fc" or first or recipe.layers[index - 1].kind == "conv", "kind",
              "a convolution cannot follow a fully connected layer")

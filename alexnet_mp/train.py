@@ -8,7 +8,7 @@ examples
   python -m alexnet_mp.train --data DIR --set learning_rate=0.005 --set conv3.init_std=0.03
 
 The run directory (--out) gets run.json, metrics.jsonl, TensorBoard events, the weights in checkpoints/, curves.png and
-conv1_kernels.png. Ctrl-C finishes the step, saves the weights and ends; a second Ctrl-C stops at once.
+conv1_kernels.png. Ctrl-C finishes the step, saves the weights and ends; a second Ctrl-C stops without saving.
 """
 import argparse
 import datetime
@@ -22,10 +22,10 @@ from dataclasses import asdict
 import torch
 import torch.nn.functional as F
 
-from . import checkpoint
+from . import checkpoint, geometry
 from . import recipe as recipes
 from .allocator import keep_freed_memory
-from .console import progress, say
+from .console import progress, python_command, say
 from .dataset import cached, open_dataset
 from .devices import resolve
 from .errors import UserError, run_command
@@ -65,8 +65,10 @@ def main(arguments=None):
     with _interruptible() as interrupted:
         network = TwoTowerAlexNet(recipe, devices, len(dataset.classes), options.kernels)
         run = RunDirectory(out, recipe, dataset, network, pipeline)
-        say(f"run directory {out}; kernels {network.kernels}, pipeline {pipeline.name}, "
-            f"{held / 2**20:,.0f} MiB of pictures in memory")
+        say(f"run directory {out}; kernels {network.kernels}, pipeline {pipeline.name}; "
+            f"pictures held in memory: {', '.join(held) or 'none, they are decoded every time'}")
+        counts = geometry.parameter_counts(recipe, len(dataset.classes))
+        say(f"{sum(counts):,} parameters, by tower: {', '.join(f'{count:,}' for count in counts)}")
         try:
             Trainer(network, pipeline, run, options.steps).train(interrupted)
         finally:
@@ -199,7 +201,7 @@ class Trainer:
         say(f"{'stopped as asked' if interrupted else 'done'} after step {self.step}: weights in {weights}, "
             f"pictures curves.png and conv1_kernels.png in {self.run.path}")
         if not errors:
-            say(f"of {self.whole} steps at most; test it: python -m alexnet_mp.evaluate {self.run.path}")
+            say(f"of {self.whole} steps at most; test it: {python_command()} -m alexnet_mp.evaluate {self.run.path}")
 
     def describe_exchange(self):
         ledger = self.network.ledger()
@@ -226,7 +228,7 @@ def _interruptible():
             raise KeyboardInterrupt
         interrupted.append(number)
         with suppress(OSError):  # the terminal may be gone; and no print here, which may be in the middle of another
-            os.write(2, b"\nstopping after this step; once more to stop at once\n")
+            os.write(2, b"\nstopping after this step; once more to stop without saving\n")
 
     numbers = [number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) != signal.SIG_IGN]
     before = {number: signal.signal(number, note) for number in numbers}
@@ -255,7 +257,7 @@ def _resolve(options):
         + ("; no CUDA device was found" if on_cpu and options.gpus == "auto" else ""))
     say(f"recipe: {name}, the {'small network' if name == 'mini' else 'whole network'}; --recipe chooses another")
     if len({device for device in devices if device.type == "cuda"}) < 2:
-        say("on two GPUs, type: python -m alexnet_mp.train --gpus 0,1 --recipe paper --data DIR")
+        say(f"on two GPUs, type: {python_command()} -m alexnet_mp.train --gpus 0,1 --recipe paper --data DIR")
     return recipe, devices
 
 
@@ -270,7 +272,7 @@ def _parser():
     parser.add_argument("--out", metavar="DIR", help="the run directory; default: runs/<date-time>-<recipe>")
     parser.add_argument("--batch-size", type=int, help="images; default: the recipe's, 128")
     parser.add_argument("--epochs", type=int, help="default: the recipe's")
-    parser.add_argument("--steps", type=int, help="stop after this step, counted from the run's beginning, without a final test")
+    parser.add_argument("--steps", type=int, help="stop after this step, counted from the run's beginning; before the recipe's end, no final test")
     parser.add_argument("--seed", type=int, help="of weights, order, crops, colours, dropout; default: the recipe's, 0")
     return parser
 

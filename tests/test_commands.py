@@ -1,6 +1,7 @@
 """The commands as a user types them: what a run leaves, and one clear line for every wrong flag, path and file."""
 import json
 import os
+import pty
 import re
 import shutil
 import signal
@@ -198,24 +199,52 @@ def test_a_damaged_run_is_refused(run, tmp_path):
             evaluate.main([str(copy), "--data", str(data), "--workers", "0"])
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=["ctrl-c", "sigterm", "hang-up"])
-def test_an_interrupt_saves_and_ends_cleanly(number, folder, tmp_path):
-    out = tmp_path / "run"
+def start(folder, out, **kwargs):
+    """A run that would take for ever, after its first few steps."""
     process = subprocess.Popen([sys.executable, "-m", "alexnet_mp.train", *SMALL, "--data", str(folder), "--out", str(out), "--epochs",
-                                "100000", "--workers", "2"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                               start_new_session=True)
+                                "100000", "--workers", "2"], text=True, start_new_session=True, **kwargs)
     deadline = time.monotonic() + 120
     while not (out / "metrics.jsonl").exists() or len((out / "metrics.jsonl").read_text().splitlines()) < 6:
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
+        assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.1)
-    os.killpg(process.pid, number)  # a terminal's Ctrl-C, and a scheduler's SIGTERM, reach the workers too
-    printed = process.communicate(timeout=60)[0]
-    assert process.returncode == 0, printed
-    assert "Traceback" not in printed and "stopped" in printed
+    return process
+
+
+def ended_cleanly(process, out):
+    """Every step that was taken is in the metrics, the last one's weights are saved, and no worker is left behind."""
+    assert process.wait(60) == 0
     steps = [line["step"] for line in read_metrics(out) if line["kind"] == "train"]
     assert steps == list(range(1, len(steps) + 1))
     assert (out / "checkpoints" / f"step_{steps[-1]:08d}" / "weights.safetensors").exists() and (out / "curves.png").exists()
-    with pytest.raises(ProcessLookupError):  # no worker is left behind
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
+def test_an_interrupt_saves_and_ends_cleanly(number, folder, tmp_path):
+    process = start(folder, tmp_path / "run", stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    os.killpg(process.pid, number)  # a terminal's Ctrl-C, and a scheduler's SIGTERM, reach the workers too
+    printed = process.communicate(timeout=60)[0]
+    assert "Traceback" not in printed and "stopped as asked" in printed
+    ended_cleanly(process, tmp_path / "run")
+
+
+def test_a_closed_terminal_saves_and_ends_cleanly(folder, tmp_path):
+    """The hang-up comes with a terminal that can't be written to any more."""
+    terminal, end = pty.openpty()
+    process = start(folder, tmp_path / "run", stdin=end, stdout=end, stderr=end)
+    os.close(end)
+    os.close(terminal)
+    os.killpg(process.pid, signal.SIGHUP)
+    ended_cleanly(process, tmp_path / "run")
+
+
+def test_a_killed_worker_ends_the_run_with_one_line(folder, tmp_path):
+    process = start(folder, tmp_path / "run", stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    workers = [int(child) for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+    os.kill(workers[0], signal.SIGKILL)
+    assert "a process that reads images was killed" in process.communicate(timeout=60)[1] and process.returncode == 2
+    with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)
 
 

@@ -210,7 +210,7 @@ def test_the_survey_adds_up_every_image(root, monkeypatch, workers):
 def test_after_the_survey_the_cache_holds_every_picture(root, tmp_path, workers):
     copy = shutil.copytree(root, tmp_path / "copy")
     reader = pipeline(copy, tiny(paper), workers)
-    assert cached(reader.dataset, STORED) == (TRAIN + VAL) * STORED * STORED * 3
+    assert cached(reader.dataset, STORED) == ["train", "val"]
     reader.survey("train", lambda count: None)
     shutil.rmtree(copy / "train")
     assert same(list(reader.train(0, 1, tenth)), list(pipeline(root, tiny(paper)).train(0, 1, tenth)))

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Everything a machine with a GPU must tell of this installation, most valuable first, as JSON under OUT.
+# Everything a machine with a GPU must tell of this installation, most valuable first: OUT/steps.json, and a log a stage.
 #
 #   tools/gpu_check.sh [OUT]        default: benchmarks/records/<device>/
 #
-# Each stage leaves OUT/<stage>.done when it has passed; a second call goes on with the others.
+# Each stage leaves OUT/<stage>.done when it has passed, with the commit; a second call on that commit goes on with the others.
 set -uo pipefail
+here=$PWD
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
 
@@ -13,17 +14,19 @@ import re, torch
 if not torch.cuda.is_available():
     raise SystemExit("no CUDA device was found: nothing to check")
 print(re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name(0).lower()).strip("-"))') || exit 2
-out=${1:-benchmarks/records/$device}
+out=${1:-$PWD/benchmarks/records/$device}
+case $out in /*) ;; *) out=$here/$out ;; esac
 mkdir -p "$out"
+commit=$(git rev-parse HEAD 2>/dev/null || echo none)
 failed=0
 
 stage() {  # stage NAME COMMAND...
     local name=$1
     shift
-    if [ -e "$out/$name.done" ]; then
+    if [ "$(cat "$out/$name.done" 2>/dev/null)" = "$commit" ]; then
         echo "== $name: passed before"
     elif echo "== $name" && "$@" >"$out/$name.log" 2>&1; then
-        touch "$out/$name.done"
+        echo "$commit" >"$out/$name.done"
         tail -n 3 "$out/$name.log"
     else
         tail -n 30 "$out/$name.log"
