@@ -266,8 +266,8 @@ def check(recipe):
     for field in ("lrn_size", "spatial_size", "pool_size", "pool_stride", "stored_size", "crop_size", "crop_positions",
                   "crop_share", "batch_size", "epochs", "plateau_patience"):
         need(getattr(recipe, field) >= 1, field, "it must be at least 1")
-    for field in ("lrn_alpha", "lrn_beta", "spatial_alpha", "spatial_beta", "colour_noise", "learning_rate", "bias_learning_rate", "weight_decay",
-                  "bias_weight_decay", "plateau_drops"):
+    for field in ("lrn_alpha", "lrn_beta", "spatial_alpha", "spatial_beta", "colour_noise", "learning_rate", "bias_learning_rate",
+                  "weight_decay", "bias_weight_decay", "plateau_drops"):
         need(0 <= getattr(recipe, field) < math.inf, field, "it must be finite and not negative")
     for field in ("dropout", "momentum", "plateau_factor"):
         need(0 <= getattr(recipe, field) < 1, field, "it must be at least 0 and below 1")

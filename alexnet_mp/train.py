@@ -91,7 +91,7 @@ class Trainer:
         self.pending, self.read_at = [], time.perf_counter()
 
     def train(self, interrupted):
-        """Train to the end, to `--steps`, or until `interrupted` fills; leave weights and pictures; test a run that reached its end."""
+        """Train to the end, to `--steps`, or until `interrupted` fills; leave weights and pictures; test where the end was reached."""
         self.network.train()
         batches = self.pipeline.train(self.step, self.recipe.epochs, self.schedule.colour_noise)
         with progress("training", self.last_step, "steps") as advance, closing(batches):
@@ -272,7 +272,8 @@ def _parser():
     parser.add_argument("--out", metavar="DIR", help="the run directory; default: runs/<date-time>-<recipe>")
     parser.add_argument("--batch-size", type=int, help="images; default: the recipe's, 128")
     parser.add_argument("--epochs", type=int, help="default: the recipe's")
-    parser.add_argument("--steps", type=int, help="stop after this step, counted from the run's beginning; before the recipe's end, no final test")
+    parser.add_argument("--steps", type=int,
+                        help="stop after this step, counted from the run's beginning; before the recipe's end, no final test")
     parser.add_argument("--seed", type=int, help="of weights, order, crops, colours, dropout; default: the recipe's, 0")
     return parser
 
