@@ -1,4 +1,4 @@
-"""Memory for the CPU: keep what was freed, since fresh pages cost more than the arithmetic."""
+"""Memory for the CPU: keep what was freed, since every fresh page costs a fault."""
 import ctypes
 
 # Parameters of glibc's mallopt(3), from malloc.h.

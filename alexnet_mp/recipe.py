@@ -159,8 +159,8 @@ def source2012():
 def mini():
     """The paper's network for a laptop: the same graph, half as wide or less, on 96x96 crops of 112x112 pictures.
 
-    The initial deviations grow by the root of the ratio of fan-ins, so that the signal leaves each layer as large as in the
-    full network; with 0.01 it would vanish on its way through layers that add up fewer inputs. Twelve epochs, the rate divided by
+    The initial deviations grow by the root of the ratio of fan-ins, so that fewer inputs add up to as large a sum as in
+    the full network. Twelve epochs, the rate divided by
     ten for the last two. Everything else, the biases that start at 1 among it, is the paper's.
 
     Command: `make train`.
@@ -198,9 +198,6 @@ def override(recipe, settings):
         if not equals:
             raise UserError(f"--set {setting}: write it as field=value")
         owner, field = fields, path
-        if path == "layers":
-            raise UserError("--set layers: change a layer's fields one by one, as in conv1.maps=64; a new list of layers is a recipe "
-                            "in Python")
         if "." in path:
             layer, field = path.split(".", 1)
             owner = next((entry for entry in fields["layers"] if entry["name"] == layer), None)
@@ -219,6 +216,8 @@ def override(recipe, settings):
         if isinstance(owner[field], list) and isinstance(value, str):
             value = [part.strip() for part in value.split(",") if part.strip()]
         owner[field] = value
+        if path == "layers":  # checked at once, since the next setting may name one of them
+            fields = to_dict(from_dict(fields))
     return from_dict(fields)
 
 

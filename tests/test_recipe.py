@@ -59,7 +59,7 @@ def test_a_stored_recipe_is_the_recipe(preset):
 def test_every_field_can_be_set_from_text():
     """Each field is written as text and read back: none is out of the reach of --set."""
     recipe = source2012()
-    for name, value in fields(recipe).items():  # every field but `layers`, whose own fields are all here
+    for name, value in fields(recipe).items():  # `layers` has a test of its own
         words = isinstance(value, list) and value and isinstance(value[0], str)
         text = ",".join(value) if words else json.dumps(value)
         assert override(recipe, [f"{name}={text}"]) == recipe, name
@@ -80,7 +80,7 @@ def test_override_changes_one_field_and_keeps_the_rest():
     ("conv1.maps=0", "conv1.maps"), ("conv1.kernel=500", "conv1.kernel"), ("conv1.then=relu,swish", "conv1.then"),
     ("conv2.reads=image", "conv2.reads"), ("fc6.then=lrn", "fc6.then"), ("fc8.towers=each", "fc8.towers"), ("fc8.maps=10", "fc8.maps"),
     ("fc7.kind=conv", "fc7.kind"), ("fc7.kernel=3", "fc7.kernel"), ("lrn_beta=NaN", "lrn_beta"), ("lrn_k=Infinity", "lrn_k"),
-    ("conv1.init_bias=NaN", "conv1.init_bias"), ("batch_size=true", "batch_size"), ("name=a/b", "name"), ("layers=[1]", "one by one"),
+    ("conv1.init_bias=NaN", "conv1.init_bias"), ("batch_size=true", "batch_size"), ("name=a/b", "name"), ("layers=[1]", "layers"), ("layers=[{}]", "layers"),
     ("conv1.maps=99999999999999999999", "conv1.maps"), ("conv1.name=forward", "like conv1"), ("dates.0.epoch=3", "set whole, as JSON"),
     ('dates=[{"epoch": 3, "wieghts": 0.1}]', "wieghts"), ('dates=[{"epoch": 3, "weights": -1}]', "negative"),
     ("conv1.pad=-1", "conv1.pad"), ("conv2.name=conv1", "names"), ("pool_stride=4", "pool_stride"), ("epochs=0", "epochs"),
@@ -101,6 +101,17 @@ def test_a_stored_recipe_with_damaged_layers_is_refused(layers):
 def test_a_stored_recipe_with_a_foreign_field_is_refused():
     with pytest.raises(UserError, match="colour_nosie"):
         from_dict(to_dict(paper()) | {"colour_nosie": 0.1})
+
+
+def test_layers_can_be_replaced_and_then_changed():
+    """The whole list is a field like any other: here net without conv4, with conv5 narrowed after that."""
+    layers = [layer for layer in to_dict(paper())["layers"] if layer["name"] != "conv4"]
+    recipe = override(paper(), ["layers=" + json.dumps(layers), "conv5.maps=64"])
+    assert [layer.name for layer in recipe.layers] == ["conv1", "conv2", "conv3", "conv5", "fc6", "fc7", "fc8"]
+    assert recipe.layers[3].maps == 64
+    for layers in ("5", '["x"]', '[{"kind": "conv"}]'):
+        with pytest.raises(UserError, match="layers"):
+            override(paper(), ["layers=" + layers, "conv1.maps=3"])
 
 
 def test_change_layers_refuses_a_layer_that_is_not_there():
