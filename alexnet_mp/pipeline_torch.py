@@ -6,7 +6,7 @@ from the host to each device, as in 2012 (source, `src/layer.cu:1195-1236`), lab
 import ctypes
 import signal
 import warnings
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -91,15 +91,17 @@ class TorchPipeline:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than cores: the user's choice
             loader = DataLoader(source, batch_size=None, sampler=keys, num_workers=self.workers, pin_memory=self.pin,
-                                multiprocessing_context="fork" if self.workers else None, worker_init_fn=_ignore_signals)
-            items = iter(loader)
+                                multiprocessing_context="fork" if self.workers else None, worker_init_fn=_die_with_parent)
+        items = None
         try:
+            with _signals_held():  # from the fork on: a worker has no moment in which a signal could end it
+                items = iter(loader)
             for item in items:
                 if isinstance(item, UserError):  # from a worker, handed over whole: DataLoader would wrap it in its traceback
                     raise item
                 yield item
         finally:
-            if self.workers:  # at once and in every case: workers ignore the signal that would end them at exit
+            if self.workers and items is not None:  # at once: workers don't hear the signal that would end them at exit
                 _end(items)
 
 
@@ -232,11 +234,19 @@ def _end(items):
                 worker.join()
 
 
-def _ignore_signals(_):
-    """Ctrl-C, a closing terminal and a scheduler's SIGTERM reach every process; the parent decides and ends the workers.
+@contextmanager
+def _signals_held():
+    """Ctrl-C, a closing terminal and a scheduler's SIGTERM reach every process of a run; the parent decides and ends the workers.
 
-    Should the parent die without a word, the kernel ends them (PR_SET_PDEATHSIG, prctl(2)).
+    Workers that are forked in this context inherit the blocked signals for good; the parent hears what came as soon as it is over.
     """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _die_with_parent(_):
+    """Should the parent die without a word, the kernel ends its workers (PR_SET_PDEATHSIG, prctl(2))."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)

@@ -1,6 +1,8 @@
 """Batches against one image at a time in float64; who reads, from where, and how often changes nothing."""
 import dataclasses
+import os
 import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -231,3 +233,15 @@ def test_an_unreadable_image_is_named_in_one_line(root, tmp_path, split, read, w
         list(read(pipeline(copy, tiny(paper), workers)))
     message = str(raised.value)
     assert message.startswith(f"cannot read image {broken}: ") and "\n" not in message and "Traceback" not in message
+
+
+def test_no_signal_ends_a_worker_from_its_first_moment_on(root, monkeypatch):
+    """A scheduler's SIGTERM may come just when validation forks its workers: it must find the signal blocked already."""
+    def signalled(_):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(pipeline_torch, "_die_with_parent", signalled)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    assert pipeline(root, tiny(paper), 2).survey("train", lambda n: None).count == TRAIN
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before  # the parent hears them again
