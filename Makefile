@@ -12,15 +12,16 @@ test: install
 
 install: .venv/installed
 
-.venv/installed: requirements.txt pyproject.toml setup.py
+.venv/installed: requirements.txt pyproject.toml setup.py $(wildcard csrc/*.cpp csrc/*/*)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; make PYTHON=python3.12 names another")'
 	$(PYTHON) -m venv .venv
 	@case "$$(uname -sm)" in "Linux x86_64") ;; *) echo "triton and nvidia-dali are left out: their packages are for Linux x86-64";; esac
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
+	@$(BIN)/python -c 'from alexnet_mp.kernels import ops; print(ops.description())'
 	@touch $@
 
 clean:
-	rm -rf .venv build *.egg-info .pytest_cache .benchmarks
+	rm -rf .venv build kernels/compiled.so *.egg-info .pytest_cache .benchmarks
 
 .PHONY: train test install clean

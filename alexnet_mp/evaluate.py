@@ -17,7 +17,7 @@ from .dataset import open_dataset
 from .devices import resolve
 from .errors import UserError, run_command
 from .network import TwoTowerAlexNet
-from .options import add_machine_options
+from .options import add_machine_options, check_kernels
 from .pipeline_torch import centre_view, ten_views
 from .pipelines import make_pipeline
 from .run_directory import read_run
@@ -92,12 +92,13 @@ def load_run(directory, gpus="auto", kernels="auto"):
     recipe = run["recipe"]
     weights = checkpoint.newest(directory)
     devices = resolve(gpus, recipe.towers)
+    check_kernels(kernels, devices)
     network = TwoTowerAlexNet(recipe, devices, len(run["data"]["classes"]), kernels)
     try:
         network.load_merged(checkpoint.load(weights))
     except ValueError as error:
         raise UserError(f"{weights} doesn't fit {directory}/run.json: {error}") from None
-    say(f"{weights} on {', '.join(map(str, devices))}, kernels {network.kernels}")
+    say(f"{weights} on {', '.join(map(str, devices))}, kernels {network.kernels_used()}")
     return network.eval(), run
 
 

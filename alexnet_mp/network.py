@@ -14,9 +14,10 @@ class TwoTowerAlexNet(nn.Module):
     """The network of a recipe, one tower a device (one device, and no crossings, where the recipe has one tower).
 
     recipe: a `Recipe`. devices: one device a tower. classes: outputs of the last layer. kernels: who computes the operations
-    ("auto", "reference", ...). Weights are drawn from (recipe.seed, layer, tower) and don't depend on the devices.
+    ("auto", "reference", ...; see `resolve` in `kernels/ops.py`). Weights are drawn from (recipe.seed, layer, tower) and don't
+    depend on the devices.
     `step` counts training passes; with the seed it keys the dropout masks.
-    Raises ValueError for a number of devices that the recipe's towers don't match, or kernels that are not built.
+    Raises ValueError for a number of devices that the recipe's towers don't match, or kernels that can't compute on one of them.
     """
 
     def __init__(self, recipe, devices=("cuda:0", "cuda:1"), classes=1000, kernels="auto"):
@@ -24,8 +25,9 @@ class TwoTowerAlexNet(nn.Module):
         if len(devices) != recipe.towers:
             raise ValueError(f"{recipe.towers} tower(s) need as many devices, not {list(devices)}")
         self.recipe, self.classes, self.step = recipe, classes, 0
-        self.kernels = ops.resolve(kernels)
         self.exchange = Exchange(devices)
+        self.kernels = kernels
+        self.kernels_used()  # a choice that can't compute on a device is refused now
         self.towers = nn.ModuleList(Tower(recipe, index, device, classes, self.kernels)
                                     for index, device in enumerate(self.exchange.devices))
         self.initialise()
@@ -56,6 +58,11 @@ class TwoTowerAlexNet(nn.Module):
                      [[output] for output in outputs[:readers]])
             outputs = [tower(layer.name, read, self.step) for tower, read in zip(self.towers, parts)]
         return outputs[0]
+
+    def kernels_used(self):
+        """Who computes on each tower: "cpu" where it is the same on both, else "cpu, cuda" in the order a, b."""
+        used = [ops.resolve(self.kernels, device) for device in self.exchange.devices]
+        return ", ".join(used if len(set(used)) > 1 else used[:1])
 
     def ledger(self):
         """What crossed in the last forward pass and, if it ran, its backward pass: a list of `exchange.Entry`."""

@@ -14,7 +14,7 @@ class PaperSGD(torch.optim.Optimizer):
 
     def __init__(self, network):
         recipe = network.recipe
-        self.kernels = ops.implementation(network.kernels)
+        self.kernels = network.kernels
         groups = [dict(params=parts, name=name, lr=0.0,
                        weight_decay=recipe.bias_weight_decay if name.endswith(".bias") else recipe.weight_decay)
                   for name, parts in network.layer_parameters().items()]
@@ -39,9 +39,9 @@ class PaperSGD(torch.optim.Optimizer):
             missing = [name for (name, _, _), w in zip(options, parameters, strict=True) if w.grad is None]
             if missing:
                 raise RuntimeError(f"no gradient for {', '.join(missing)}; was backward run?")
-            self.kernels.paper_sgd_(parameters, [w.grad for w in parameters], [self.state[w]["velocity"] for w in parameters],
-                                    learning_rates=[rate for _, rate, _ in options], momentum=self.defaults["momentum"],
-                                    weight_decays=[decay for _, _, decay in options])
+            ops.paper_sgd_(parameters, [w.grad for w in parameters], [self.state[w]["velocity"] for w in parameters],
+                           learning_rates=[rate for _, rate, _ in options], momentum=self.defaults["momentum"],
+                           weight_decays=[decay for _, _, decay in options], kernels=self.kernels)
 
     def _by_device(self):
         """[(parameters, [(name, rate, decay)])] with one entry a device, frozen groups left out."""

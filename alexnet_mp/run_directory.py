@@ -36,7 +36,7 @@ class RunDirectory:
                      "classes": dataset.classes},
             "devices": [{"tower": name, "device": str(device), "name": device_name(device)}
                         for name, device in zip("ab", network.exchange.devices)],
-            "kernels": network.kernels,
+            "kernels": network.kernels_used(),
             "pipeline": pipeline.name,
             "commit": source_commit(),
             "python": platform.python_version(),

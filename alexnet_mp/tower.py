@@ -35,7 +35,7 @@ class TowerLayer(nn.Module):
     def __init__(self, recipe, size, index, towers, kernels, device):
         super().__init__()
         self.recipe, self.size, self.index, self.towers = recipe, size, index, towers
-        self.kernels = kernels  # by name: a module in an attribute could not be copied or pickled
+        self.kernels = kernels
         self.layer = size.layer
         self.groups = len(towers) if self.layer.reads == "own" else 1
         maps, *inputs = size.weight_shape
@@ -81,32 +81,32 @@ class TowerLayer(nn.Module):
         return x.reshape(images, maps, *x.shape[2:])
 
     def _piece(self, piece, x, bias):
-        r, k = self.recipe, ops.implementation(self.kernels)
+        r, by = self.recipe, self.kernels
         lrn = dict(size=r.lrn_size, alpha=r.lrn_alpha, beta=r.lrn_beta, k=r.lrn_k)
         spatial = dict(size=r.spatial_size, alpha=r.spatial_alpha, beta=r.spatial_beta, k=r.spatial_k)
         pool = dict(pool=r.pool_size, stride=r.pool_stride)
         max_pool = dict(**pool, ties=r.pool_ties)
         match piece:
             case ("relu", "lrn", "max_pool"):
-                return k.lrn_max_pool(x, bias, relu="before", **lrn, **max_pool)
+                return ops.lrn_max_pool(x, bias, relu="before", **lrn, **max_pool, kernels=by)
             case ("lrn", "max_pool", "relu"):
-                return k.lrn_max_pool(x, bias, relu="after", **lrn, **max_pool)
+                return ops.lrn_max_pool(x, bias, relu="after", **lrn, **max_pool, kernels=by)
             case ("lrn", "max_pool"):
-                return k.lrn_max_pool(x, bias, relu="none", **lrn, **max_pool)
+                return ops.lrn_max_pool(x, bias, relu="none", **lrn, **max_pool, kernels=by)
             case ("relu", "lrn"):
-                return k.lrn(x, bias, relu="before", **lrn)
+                return ops.lrn(x, bias, relu="before", **lrn, kernels=by)
             case ("lrn",):
-                return k.lrn(x, bias, relu="none", **lrn)
+                return ops.lrn(x, bias, relu="none", **lrn, kernels=by)
             case ("relu", "max_pool") | ("max_pool", "relu"):
-                return k.max_pool(x, bias, relu=True, **max_pool)
+                return ops.max_pool(x, bias, relu=True, **max_pool, kernels=by)
             case ("max_pool",):
-                return k.max_pool(x, bias, relu=False, **max_pool)
+                return ops.max_pool(x, bias, relu=False, **max_pool, kernels=by)
             case ("spatial_norm", "max_pool"):
-                return k.spatial_norm_max_pool(x, **spatial, **max_pool)
+                return ops.spatial_norm_max_pool(x, **spatial, **max_pool, kernels=by)
             case ("spatial_norm",):
-                return k.spatial_norm(x, **spatial)
+                return ops.spatial_norm(x, **spatial)
             case ("avg_pool",):
-                return k.avg_pool(x, **pool)
+                return ops.avg_pool(x, **pool)
             case ("relu",):
                 return torch.relu(x)
             case ("tanh",):
@@ -117,9 +117,7 @@ class TowerLayer(nn.Module):
         probability = self.recipe.dropout
         if not self.training:
             return x * (1 - probability)  # 4.2
-        kernels = ops.implementation(self.kernels)
-        halves = [kernels.dropout(half, probability=probability, seed=self.recipe.seed, step=step, layer=self.index,
-                                  tower=tower)
+        halves = [ops.dropout(half, probability=probability, seed=self.recipe.seed, step=step, layer=self.index, tower=tower)
                   for tower, half in zip(self.towers, x.chunk(len(self.towers), 1), strict=True)]
         return halves[0] if len(halves) == 1 else torch.cat(halves, 1)
 

@@ -30,10 +30,9 @@ from .dataset import cached, open_dataset
 from .devices import resolve
 from .errors import UserError, run_command
 from .evaluate import both_protocols, credits, evaluate, print_errors
-from .kernels import ops
 from .network import TwoTowerAlexNet
 from .optimizer import PaperSGD
-from .options import add_machine_options
+from .options import add_machine_options, check_kernels
 from .pictures import draw_curves, draw_kernels
 from .pipeline_torch import centre_view
 from .pipelines import make_pipeline
@@ -65,7 +64,7 @@ def main(arguments=None):
     with _interruptible() as interrupted:
         network = TwoTowerAlexNet(recipe, devices, len(dataset.classes), options.kernels)
         run = RunDirectory(out, recipe, dataset, network, pipeline)
-        say(f"run directory {out}; kernels {network.kernels}, pipeline {pipeline.name}; "
+        say(f"run directory {out}; kernels {network.kernels_used()}, pipeline {pipeline.name}; "
             f"pictures held in memory: {', '.join(held) or 'none, they are decoded every time'}")
         counts = geometry.parameter_counts(recipe, len(dataset.classes))
         say(f"{sum(counts):,} parameters, by tower: {', '.join(f'{count:,}' for count in counts)}")
@@ -249,10 +248,7 @@ def _resolve(options):
     devices = resolve(options.gpus, recipe.towers)
     if options.steps is not None and options.steps < 1:
         raise UserError(f"--steps {options.steps}: it must be at least 1")
-    try:
-        ops.resolve(options.kernels)
-    except ValueError as error:
-        raise UserError(f"--kernels: {error}") from None
+    check_kernels(options.kernels, devices)
     say(f"devices: {', '.join(f'tower {letter} on {device}' for letter, device in zip('ab', devices))}"
         + ("; no CUDA device was found" if on_cpu and options.gpus == "auto" else ""))
     say(f"recipe: {name}, the {'small network' if name == 'mini' else 'whole network'}; --recipe chooses another")

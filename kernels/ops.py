@@ -1,22 +1,315 @@
-"""Which implementation of the operations a network runs on.
+"""The public operations, and which implementation computes them: compiled CUDA or CPU code, Triton, or `reference.py`.
 
-An implementation is a module with the functions of `reference.py`. Today there is one, `reference.py` itself; the fused CUDA,
-Triton and CPU kernels take their places beside it.
+Every map operation is one case of `alexnet_mp::lrn_pool`: bias, ReLU, a norm or none, max-pool or none. It is a torch operator with a
+fake and an autograd implementation, so it works under torch.compile, autocast and CUDA graphs. With
+
+    v = x + bias,  a = relu(v) or v,  d_c = k + alpha * (sum of a_j^2 over the window of c),  u = a d^-beta,  y = max over each window of u
+
+the gradient g of u is what the pool's windows give to their maxima, and
+
+    da_c = g_c d_c^-beta - 2 alpha beta a_c (sum of g_j a_j d_j^(-beta-1) over the j whose window holds c),  dbias = sum of dx,
+
+dx being da where no ReLU stopped it. Kept for the backward pass: x, the bias, and one byte an output, the place of the maximum in
+its window (with ties "all" nothing: the maxima are computed again). `reference.py` has the rules for ties and NaN.
 """
+import functools
+import importlib.util
+from pathlib import Path
+
+import torch
+
 from . import reference
+from .reference import avg_pool, dropout, spatial_norm  # noqa: F401  (plain PyTorch on every device)
 
 CHOICES = ("auto", "cuda", "triton", "cpu", "reference")
+LIBRARY = Path(__file__).parent / "compiled.so"  # built by setup.py
+NORMS, RELUS, TIES = ("none", "lrn", "spatial"), ("none", "before", "after"), ("first", "all")
+LARGEST_POOL = 15  # so that the place in a window, and "nowhere", fit in a byte
+STORAGE = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-def resolve(kernels):
-    """The name of the implementation that a choice means. Raises ValueError for a choice that is unknown or not built."""
-    if kernels in ("auto", "reference"):
-        return "reference"
-    if kernels in CHOICES:
-        raise ValueError(f"kernels {kernels!r} are not built yet; --kernels reference (plain PyTorch) works on every device")
-    raise ValueError(f"kernels {kernels!r} do not exist; choose one of {', '.join(CHOICES)}")
+@functools.cache
+def compiled():
+    """The compiled operators, torch.ops.alexnet_mp_csrc, or None where they were not built.
+
+    Raises RuntimeError where they were built for another torch.
+    """
+    if not LIBRARY.exists():
+        return None
+    try:
+        torch.ops.load_library(LIBRARY)
+    except OSError as error:
+        raise RuntimeError(f"{LIBRARY} does not fit torch {torch.__version__}; build it again with pip install --no-build-isolation "
+                           f"--no-deps -e . ({str(error).splitlines()[0]})") from error
+    return torch.ops.alexnet_mp_csrc
 
 
-def implementation(name):
-    """The module of a name that `resolve` returned."""
-    return {"reference": reference}[name]
+def built():
+    """The implementations that are there, of ("cuda", "triton", "cpu"), whether or not there is a device for them."""
+    return _built()
+
+
+built._dynamo_marked_constant = True  # what torch.compiler.assume_constant_result does, which would import the whole compiler
+
+
+@functools.cache
+def _built():
+    there = []
+    if compiled() is not None and torch._C._dispatch_has_kernel_for_dispatch_key("alexnet_mp_csrc::lrn_pool_forward", "CUDA"):
+        there.append("cuda")
+    if importlib.util.find_spec("triton") is not None:
+        there.append("triton")
+    return (*there, "cpu") if compiled() is not None else tuple(there)
+
+
+def resolve(kernels, device):
+    """The implementation that a choice means on a device: "cuda", "triton", "cpu" or "reference".
+
+    "auto" takes on a GPU CUDA, then Triton; on a CPU the compiled kernels; elsewhere, and where nothing else is there, the
+    reference. Raises ValueError for a choice that does not exist, was not built, or cannot compute on this device.
+    """
+    if kernels not in CHOICES:
+        raise ValueError(f"kernels {kernels!r} do not exist; choose one of {', '.join(CHOICES)}")
+    kind = torch.device(device).type
+    usable = [name for name in built() if kind == ("cpu" if name == "cpu" else "cuda")] + ["reference"]
+    if kernels == "auto":
+        return usable[0]
+    if kernels not in usable:
+        raise ValueError(f"kernels {kernels!r} can't compute on {kind} here; usable there: auto, {', '.join(usable)}")
+    return kernels
+
+
+def description():
+    """One line on what was built."""
+    if compiled() is None:
+        return ("no compiled kernels: a C++ compiler and pip install --no-build-isolation --no-deps -e . would build them; "
+                "--kernels reference, plain PyTorch, computes everything")
+    return f"kernels built: {', '.join(built())}"
+
+
+def lrn_max_pool(x, bias=None, *, size=5, alpha, beta=0.75, k=2.0, relu="before", pool=3, stride=2, ties="first", kernels="auto"):
+    """Bias, ReLU, local response normalisation and overlapping max-pool: (N, C, H, W) -> (N, C, H', W').
+
+    x: float32, bfloat16, float16 or (not on a GPU) float64, in any memory format; bias: (C,), of x's dtype or float32.
+    alpha multiplies the *sum* of squares over `size` maps: torch.nn.functional.local_response_norm's alpha is size times this one.
+    relu: "before" = ReLU -> LRN -> pool (paper 3.5, layers 1 and 2); "after" = LRN -> pool -> ReLU (2012 source, layer 1); "none".
+    H' = ceil((H - pool) / stride) + 1. ties: who gets the gradient of tied maxima, "first" (PyTorch) or "all" (2012 source).
+    kernels: who computes, see `resolve`. The output is channels_last where x is.
+    Raises ValueError, with the value named, for arguments that fit no kernel.
+    """
+    return _lrn_pool(x, bias, "lrn", size, alpha, beta, k, relu, pool, stride, ties, kernels)
+
+
+def lrn(x, bias=None, *, size=5, alpha, beta=0.75, k=2.0, relu="before", kernels="auto"):
+    """Bias, ReLU ("before" or "none") and local response normalisation alone; arguments as in `lrn_max_pool`. (N, C, H, W)."""
+    _one_of("relu", relu, ("before", "none"))
+    return _lrn_pool(x, bias, "lrn", size, alpha, beta, k, relu, 0, 1, "first", kernels)
+
+
+def max_pool(x, bias=None, *, relu=True, pool=3, stride=2, ties="first", kernels="auto"):
+    """Bias, ReLU and max-pool (layer 5); arguments as in `lrn_max_pool`. (N, C, H, W) -> (N, C, H', W')."""
+    return _lrn_pool(x, bias, "none", 1, 0.0, 0.75, 1.0, "after" if relu else "none", pool, stride, ties, kernels)
+
+
+def spatial_norm_max_pool(x, *, size=5, alpha, beta=0.75, k=1.0, pool=3, stride=2, ties="first", kernels="auto"):
+    """The norm over size x size positions of a map (2012 source, cnorm2), then max-pool. (N, C, H, W) -> (N, C, H', W')."""
+    return _lrn_pool(x, None, "spatial", size, alpha, beta, k, "none", pool, stride, ties, kernels)
+
+
+def paper_sgd_(parameters, gradients, velocities, *, learning_rates, momentum, weight_decays, kernels="auto"):
+    """The update of paper section 5, in place, for lists of tensors on one device: v <- m v - d e w - e g; w <- w + v.
+
+    One learning rate e and weight decay d a tensor; a rate of 0 leaves tensor and velocity alone. Lists of equal length; a tensor,
+    its gradient and its velocity have one shape, dtype and device. On a GPU one launch for all tensors.
+    Raises ValueError where they don't fit.
+    """
+    parameters, gradients, velocities = list(parameters), list(gradients), list(velocities)
+    rates, decays = [float(rate) for rate in learning_rates], [float(decay) for decay in weight_decays]
+    if not len(parameters) == len(gradients) == len(velocities) == len(rates) == len(decays):
+        raise ValueError(f"{len(parameters)} parameters, {len(gradients)} gradients, {len(velocities)} velocities, {len(rates)} "
+                         f"learning rates and {len(decays)} weight decays; there must be as many of each")
+    for number, (w, g, v) in enumerate(zip(parameters, gradients, velocities)):
+        for name, other in (("gradient", g), ("velocity", v), ("first parameter", parameters[0])):
+            if other.device != w.device or (name != "first parameter" and (other.shape, other.dtype) != (w.shape, w.dtype)):
+                raise ValueError(f"parameter {number} is {_describe(w)}, the {name} {_describe(other)}")
+    if not parameters:
+        return
+    with torch.no_grad():
+        torch.ops.alexnet_mp.paper_sgd_(parameters, gradients, velocities, rates, float(momentum), decays,
+                                        resolve(kernels, parameters[0].device))
+
+
+def _lrn_pool(x, bias, norm, size, alpha, beta, k, relu, pool, stride, ties, kernels):
+    name = resolve(kernels, x.device)
+    if kernels == "auto" and (pool > LARGEST_POOL or (x.dtype == torch.float64 and x.is_cuda)):
+        name = "reference"
+    _check(x, bias, norm, size, alpha, beta, k, relu, pool, stride, ties, name)
+    if name == "reference":
+        return _reference(x, bias, norm, size, alpha, beta, k, relu, pool, stride, ties)
+    return torch.ops.alexnet_mp.lrn_pool(x, bias, norm, size, alpha, beta, k, relu, pool, stride, ties, name)[0]
+
+
+def _check(x, bias, norm, size, alpha, beta, k, relu, pool, stride, ties, kernels):
+    """Raise ValueError, naming the value, for what the kernels can't compute."""
+    _one_of("relu", relu, RELUS)
+    _one_of("ties", ties, TIES)
+    if x.dim() != 4:
+        raise ValueError(f"x has the shape {tuple(x.shape)}; it must be (N, C, H, W)")
+    if x.dtype not in STORAGE or (x.dtype == torch.float64 and kernels in ("cuda", "triton")):
+        raise ValueError(f"x is {x.dtype}; {kernels} kernels take float32, bfloat16 and float16"
+                         + ("" if kernels in ("cuda", "triton") else ", and float64"))
+    if bias is not None:
+        if tuple(bias.shape) != (x.shape[1],):
+            raise ValueError(f"bias has the shape {tuple(bias.shape)}; x has {x.shape[1]} maps")
+        if bias.device != x.device:
+            raise ValueError(f"bias is on {bias.device}, x on {x.device}")
+        if bias.dtype not in (x.dtype, torch.float32) or (x.dtype == torch.float64 and bias.dtype != torch.float64):
+            raise ValueError(f"bias is {bias.dtype}; it must be {x.dtype} like x"
+                             + ("" if x.dtype in (torch.float32, torch.float64) else " or float32"))
+    for field, value, least in (("size", size, 1), ("stride", stride, 1), ("pool", pool, 0)):
+        if not isinstance(value, int) or value < least:
+            raise ValueError(f"{field} is {value!r}; it must be an integer of at least {least}")
+    if not k > 0:
+        raise ValueError(f"k is {k!r}; it must be above 0")
+    if not (0 <= alpha < float("inf") and 0 <= beta < float("inf")):
+        raise ValueError(f"alpha is {alpha!r} and beta {beta!r}; they must be finite and not negative")
+    if pool and min(x.shape[2:]) < pool:
+        raise ValueError(f"maps of {x.shape[2]}x{x.shape[3]} are smaller than the {pool}x{pool} pooling window")
+    if pool > LARGEST_POOL and kernels != "reference":
+        raise ValueError(f"pool is {pool}; {kernels} kernels take at most {LARGEST_POOL}, kernels='reference' any")
+    if pool and stride > pool:
+        raise ValueError(f"stride is {stride}, larger than the {pool}x{pool} pooling window")
+
+
+def _reference(x, bias, norm, size, alpha, beta, k, relu, pool, stride, ties):
+    constants = dict(size=size, alpha=alpha, beta=beta, k=k)
+    if norm == "none":
+        return reference.max_pool(x, bias, relu=relu == "after", pool=pool, stride=stride, ties=ties)
+    if norm == "spatial":
+        return reference.spatial_norm_max_pool(x, **constants, pool=pool, stride=stride, ties=ties)
+    if pool == 0:
+        return reference.lrn(x, bias, relu=relu, **constants)
+    return reference.lrn_max_pool(x, bias, relu=relu, **constants, pool=pool, stride=stride, ties=ties)
+
+
+def _one_of(name, value, choices):
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, choices))}")
+
+
+def _describe(tensor):
+    return f"{tensor.dtype} {tuple(tensor.shape)} on {tensor.device}"
+
+
+# The operators. Python's part: outputs, memory formats, the choice of the CUDA kernels or Triton; the arithmetic is elsewhere.
+
+_ARGUMENTS = ("str norm, int size, float alpha, float beta, float k, str relu, int pool, int stride, str ties, str kernels")
+
+
+def memory_format(x):
+    """The memory format of what is computed from x: channels_last where x is that and not NCHW as well."""
+    last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return torch.channels_last if last else torch.contiguous_format
+
+
+def _outputs(x, pool, stride, ties):
+    """y and argmax, not yet written; argmax is empty where the backward pass does without."""
+    sides = [-(-(side - pool) // stride) + 1 if pool else side for side in x.shape[2:]]
+    y = torch.empty((*x.shape[:2], *sides), dtype=x.dtype, device=x.device, memory_format=memory_format(x))
+    saved = pool > 0 and ties == "first"
+    return y, torch.empty_like(y, dtype=torch.uint8) if saved else x.new_empty(0, dtype=torch.uint8)
+
+
+def _cuda_fits(x, norm, size, beta, pool, stride, ties):
+    """Whether the tuned CUDA kernels compute this case; Triton computes the others."""
+    return (norm != "spatial" and (norm == "none" or (size == 5 and beta == 0.75)) and (pool, stride) == (3, 2) and ties == "first"
+            and x.shape[1] % 8 == 0 and x.shape[1] <= 512 and memory_format(x) == torch.channels_last)
+
+
+@torch.library.custom_op("alexnet_mp::lrn_pool", mutates_args=(), schema=f"(Tensor x, Tensor? bias, {_ARGUMENTS}) -> (Tensor, Tensor)")
+def _forward(x, bias, norm, size, alpha, beta, k, relu, pool, stride, ties, kernels):
+    y, argmax = _outputs(x, pool, stride, ties)
+    if kernels == "triton" or (kernels == "cuda" and not _cuda_fits(x, norm, size, beta, pool, stride, ties)):
+        from . import lrn_pool
+        lrn_pool.forward(x, bias, y, argmax, norm=norm, size=size, alpha=alpha, beta=beta, k=k, relu=relu, pool=pool, stride=stride,
+                         ties=ties)
+    else:
+        x = x.contiguous(memory_format=memory_format(x))
+        compiled().lrn_pool_forward(x, bias, y, argmax, NORMS.index(norm), size, alpha, beta, k, RELUS.index(relu), pool, stride,
+                                    TIES.index(ties))
+    return y, argmax
+
+
+@_forward.register_fake
+def _(x, bias, norm, size, alpha, beta, k, relu, pool, stride, ties, kernels):
+    return _outputs(x, pool, stride, ties)
+
+
+@torch.library.custom_op("alexnet_mp::lrn_pool_backward", mutates_args=(),
+                         schema=f"(Tensor dy, Tensor x, Tensor? bias, Tensor argmax, {_ARGUMENTS}) -> (Tensor, Tensor)")
+def _backward(dy, x, bias, argmax, norm, size, alpha, beta, k, relu, pool, stride, ties, kernels):
+    dx, dbias = _gradients(x, bias)
+    if kernels == "triton" or (kernels == "cuda" and not _cuda_fits(x, norm, size, beta, pool, stride, ties)):
+        from . import lrn_pool
+        sums = lrn_pool.backward(dy, x, bias, argmax, dx, norm=norm, size=size, alpha=alpha, beta=beta, k=k, relu=relu, pool=pool,
+                                 stride=stride, ties=ties)
+        return dx, dbias if sums is None else sums
+    layout = memory_format(x)
+    compiled().lrn_pool_backward(dy.contiguous(memory_format=layout), x.contiguous(memory_format=layout), bias, argmax, dx, dbias,
+                                 NORMS.index(norm), size, alpha, beta, k, RELUS.index(relu), pool, stride, TIES.index(ties))
+    return dx, dbias
+
+
+@_backward.register_fake
+def _(dy, x, bias, argmax, norm, size, alpha, beta, k, relu, pool, stride, ties, kernels):
+    return _gradients(x, bias)
+
+
+def _gradients(x, bias):
+    """dx and dbias, not yet written; dbias is empty without a bias."""
+    dbias = x.new_empty(0 if bias is None else x.shape[1], dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=memory_format(x)), dbias
+
+
+def _save(ctx, inputs, output):
+    x, bias, *ctx.arguments = inputs
+    ctx.save_for_backward(x, bias, output[1])
+
+
+def _differentiate(ctx, dy, _):
+    x, bias, argmax = ctx.saved_tensors
+    dx, dbias = torch.ops.alexnet_mp.lrn_pool_backward(dy, x, bias, argmax, *ctx.arguments)
+    return dx, None if bias is None else dbias.to(bias.dtype), *[None] * len(ctx.arguments)
+
+
+_forward.register_autograd(_differentiate, setup_context=_save)
+
+
+@torch.library.custom_op("alexnet_mp::paper_sgd_", mutates_args=("parameters", "velocities"),
+                         schema="(Tensor(a!)[] parameters, Tensor[] gradients, Tensor(b!)[] velocities, float[] learning_rates, "
+                                "float momentum, float[] weight_decays, str kernels) -> ()")
+def _update(parameters, gradients, velocities, learning_rates, momentum, weight_decays, kernels):
+    if kernels in ("cuda", "triton"):
+        from .sgd import paper_sgd_ as launch
+        launch(parameters, gradients, velocities, learning_rates, momentum, weight_decays)
+    elif kernels == "cpu":
+        for w, g, v, rate, decay in zip(parameters, gradients, velocities, learning_rates, weight_decays):
+            if rate != 0 and _dense_alike(w, g, v):
+                compiled().paper_sgd_(w, g, v, rate, momentum, decay)
+            else:
+                reference.paper_sgd_([w], [g], [v], learning_rates=[rate], momentum=momentum, weight_decays=[decay])
+    else:
+        reference.paper_sgd_(parameters, gradients, velocities, learning_rates=learning_rates, momentum=momentum,
+                             weight_decays=weight_decays)
+
+
+def _dense_alike(*tensors):
+    """Whether element i in memory is the same element of all tensors."""
+    first = tensors[0]
+    return (first.is_contiguous() or (first.dim() == 4 and first.is_contiguous(memory_format=torch.channels_last))) and all(
+        tensor.stride() == first.stride() for tensor in tensors)
+
+
+@_update.register_fake
+def _(parameters, gradients, velocities, learning_rates, momentum, weight_decays, kernels):
+    return None

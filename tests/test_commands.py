@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from alexnet_mp import evaluate, train
 from alexnet_mp.errors import UserError
+from alexnet_mp.kernels import ops
 from alexnet_mp.run_directory import read_metrics
 
 SMALL = ["--gpus", "cpu", "--recipe", "mini", "--batch-size", "10", "--workers", "1", "--set", "fc6.maps=16", "--set", "fc7.maps=16"]
@@ -64,7 +65,7 @@ def test_run_json_says_what_ran(run):
     content = json.loads((out / "run.json").read_text())
     assert content["recipe"]["batch_size"] == 10 and content["recipe"]["layers"][5]["maps"] == 16
     assert content["data"]["classes"] == ["apple", "leaf", "sky"] and len(content["data"]["fingerprint"]) == 64
-    assert content["packages"]["torch"] == torch.__version__ and content["kernels"] == "reference"
+    assert content["packages"]["torch"] == torch.__version__ and content["kernels"] == ops.resolve("auto", "cpu")
     assert [device["device"] for device in content["devices"]] == ["cpu", "cpu"] and content["command"].startswith("python -m")
 
 
@@ -129,8 +130,8 @@ def refused(arguments, tmp_path):
 @pytest.mark.parametrize("flags, words", [
     (["--set", "batchsize=3"], "did you mean batch_size"), (["--batch-size", "0"], "batch_size is 0"), (["--epochs", "0"], "epochs"),
     (["--steps", "0"], "--steps 0"), (["--seed", "-1"], "seed"), (["--gpus", "7"], "GPU 7"), (["--gpus", "gpu"], "--gpus gpu"),
-    (["--pipeline", "dali"], "--pipeline dali"), (["--kernels", "triton"], "--kernels reference"), (["--workers", "-1"], "--workers -1"),
-    (["--set", "crop_size=113"], "stored_size 112"), (["--data", __file__], "not a directory"), (["--kernels", "cuda"], "not built"),
+    (["--pipeline", "dali"], "--pipeline dali"), (["--kernels", "triton"], "usable there: auto"), (["--workers", "-1"], "--workers -1"),
+    (["--set", "crop_size=113"], "stored_size 112"), (["--data", __file__], "not a directory"), (["--kernels", "cuda"], "can't compute on cpu"),
 ])
 def test_wrong_flags(flags, words, folder, tmp_path):
     assert words in refused([*SMALL, "--data", folder, *flags], tmp_path)

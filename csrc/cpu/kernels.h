@@ -1,0 +1,38 @@
+// What the CPU kernels are asked to compute, and the three builds of them. No torch headers: see instructions.h.
+#pragma once
+
+#include <stdint.h>
+
+namespace alexnet_mp {
+
+enum Norm { NO_NORM = 0, LRN = 1, SPATIAL = 2 };
+enum Relu { NO_RELU = 0, BEFORE = 1, AFTER = 2 };
+enum Storage { FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2, FLOAT64 = 3 };
+
+struct Problem {
+    int64_t images, channels, height, width, out_height, out_width;
+    bool channels_last;  // of every tensor
+    int64_t norm, size;
+    double alpha, beta, k;
+    int64_t relu, pool, stride;  // pool 0: no pooling
+    bool all_ties;
+};
+
+// Images [begin, end) of a batch. bias: float (double for FLOAT64) or null; argmax: null where nobody needs it.
+// dbias: (images, channels) partial sums, or null.
+using Forward = void (*)(const Problem&, const void* x, const void* bias, void* y, uint8_t* argmax, int64_t begin, int64_t end);
+using Backward = void (*)(const Problem&, const void* dy, const void* x, const void* bias, const uint8_t* argmax, void* dx,
+                          double* dbias, int64_t begin, int64_t end);
+// Elements [begin, end) of one tensor.
+using Sgd = void (*)(void* w, const void* g, void* v, double rate, double momentum, double decay, int64_t begin, int64_t end);
+
+struct Kernels {
+    Forward forward[4];  // by Storage
+    Backward backward[4];
+    Sgd sgd[4];
+};
+
+extern const Kernels portable_kernels, avx2_kernels, avx512_kernels;
+constexpr uint8_t NOBODY = 255;  // argmax code of an output whose gradient goes nowhere
+
+}  // namespace alexnet_mp

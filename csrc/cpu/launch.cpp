@@ -1,0 +1,177 @@
+// The CPU operators: checks, the choice of instructions, and torch's own threads, one image at a time each.
+#include <atomic>
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include "kernels.h"
+
+namespace alexnet_mp {
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+constexpr int BEST = -1, PORTABLE = 0, AVX2 = 1, AVX512 = 2;
+
+int supported_level() {
+#if defined(__x86_64__)
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512vl"))
+        return AVX512;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) return AVX2;
+#endif
+    return PORTABLE;
+}
+
+std::atomic<int> level{BEST};
+
+const Kernels& kernels() {
+    static const int supported = supported_level();
+    const int wanted = level.load();
+    switch (wanted == BEST ? supported : wanted) {
+#if defined(__x86_64__)
+        case AVX512:
+            return avx512_kernels;
+        case AVX2:
+            return avx2_kernels;
+#endif
+        default:
+            return portable_kernels;
+    }
+}
+
+int64_t use_cpu_instructions(int64_t wanted) {
+    STD_TORCH_CHECK(wanted >= BEST && wanted <= supported_level(), "instruction set ", wanted,
+                    " is not there; the best of this processor is ", supported_level());
+    return level.exchange((int)wanted);
+}
+
+Storage storage(const Tensor& tensor) {
+    switch (tensor.scalar_type()) {
+        case ScalarType::Float:
+            return FLOAT32;
+        case ScalarType::BFloat16:
+            return BFLOAT16;
+        case ScalarType::Half:
+            return FLOAT16;
+        case ScalarType::Double:
+            return FLOAT64;
+        default:
+            STD_TORCH_CHECK(false, "dtype number ", (int)tensor.scalar_type(), " is none of float32, bfloat16, float16 and float64");
+    }
+}
+
+Problem problem(const Tensor& x, const Tensor& y, int64_t norm, int64_t size, double alpha, double beta, double k, int64_t relu,
+                int64_t pool, int64_t stride, int64_t ties) {
+    STD_TORCH_CHECK(x.dim() == 4 && y.dim() == 4 && x.size(0) == y.size(0) && x.size(1) == y.size(1), "x and y must be (N, C, H, W)");
+    STD_TORCH_CHECK(pool >= 0 && pool <= 15 && (pool == 0 || (stride >= 1 && x.size(2) >= pool && x.size(3) >= pool)),
+                    "pool ", pool, " and stride ", stride, " do not fit maps of ", x.size(2), "x", x.size(3));
+    STD_TORCH_CHECK(norm >= NO_NORM && norm <= SPATIAL && size >= 1 && relu >= NO_RELU && relu <= AFTER, "norm, size or relu");
+    Problem p{x.size(0), x.size(1), x.size(2), x.size(3), y.size(2), y.size(3), !x.is_contiguous(),
+              norm, norm == NO_NORM ? 1 : size, alpha, beta, k, relu, pool, stride, ties == 1};
+    const auto out = [&](int64_t side) { return pool ? (side - pool + stride - 1) / stride + 1 : side; };
+    STD_TORCH_CHECK(p.out_height == out(p.height) && p.out_width == out(p.width), "y has the wrong size");
+    return p;
+}
+
+// A bias of either type in the working precision, padded with zeros to whole vectors; empty where there is none.
+template <typename A>
+std::vector<A> working_bias(const std::optional<Tensor>& bias, int64_t channels) {
+    if (!bias) return {};
+    STD_TORCH_CHECK(bias->dim() == 1 && bias->size(0) == channels && bias->is_contiguous(), "bias must be (", channels, ",)");
+    std::vector<A> values(channels + 64);
+    const void* from = bias->const_data_ptr();
+    for (int64_t c = 0; c < channels; c++) switch (storage(*bias)) {
+            case FLOAT32:
+                values[c] = (A)((const float*)from)[c];
+                break;
+            case BFLOAT16:
+                values[c] = (A)(float)((const c10::BFloat16*)from)[c];
+                break;
+            case FLOAT16:
+                values[c] = (A)(float)((const c10::Half*)from)[c];
+                break;
+            case FLOAT64:
+                values[c] = (A)((const double*)from)[c];
+        }
+    return values;
+}
+
+template <typename F>
+void with_bias(Storage type, const std::optional<Tensor>& bias, int64_t channels, const F& f) {
+    if (type == FLOAT64) {
+        const auto values = working_bias<double>(bias, channels);
+        f(bias ? values.data() : nullptr);
+    } else {
+        const auto values = working_bias<float>(bias, channels);
+        f(bias ? values.data() : nullptr);
+    }
+}
+
+void forward(const Tensor& x, const std::optional<Tensor>& bias, Tensor& y, Tensor& argmax, int64_t norm, int64_t size, double alpha,
+             double beta, double k, int64_t relu, int64_t pool, int64_t stride, int64_t ties) {
+    const Problem p = problem(x, y, norm, size, alpha, beta, k, relu, pool, stride, ties);
+    const Storage type = storage(x);
+    uint8_t* codes = argmax.numel() ? (uint8_t*)argmax.mutable_data_ptr() : nullptr;
+    with_bias(type, bias, p.channels, [&](const void* values) {
+        torch::stable::parallel_for(0, p.images, 1, [&](int64_t begin, int64_t end) {
+            kernels().forward[type](p, x.const_data_ptr(), values, y.mutable_data_ptr(), codes, begin, end);
+        });
+    });
+}
+
+void backward(const Tensor& dy, const Tensor& x, const std::optional<Tensor>& bias, const Tensor& argmax, Tensor& dx, Tensor& dbias,
+              int64_t norm, int64_t size, double alpha, double beta, double k, int64_t relu, int64_t pool, int64_t stride,
+              int64_t ties) {
+    const Problem p = problem(dx, dy, norm, size, alpha, beta, k, relu, pool, stride, ties);
+    const Storage type = storage(dx);
+    const uint8_t* codes = argmax.numel() ? (const uint8_t*)argmax.const_data_ptr() : nullptr;
+    STD_TORCH_CHECK(codes || !pool || p.all_ties || !dy.numel(), "ties \"first\" need argmax");
+    const bool sums_wanted = dbias.numel() > 0;
+    // A row of sums an image, added up in the order of the images: the same bits for every number of threads.
+    std::vector<double> sums(sums_wanted ? p.images * p.channels : 0);
+    with_bias(type, bias, p.channels, [&](const void* values) {
+        torch::stable::parallel_for(0, p.images, 1, [&](int64_t begin, int64_t end) {
+            kernels().backward[type](p, dy.const_data_ptr(), x.const_data_ptr(), values, codes, dx.mutable_data_ptr(),
+                                     sums_wanted ? sums.data() : nullptr, begin, end);
+        });
+    });
+    for (int64_t c = 0; sums_wanted && c < p.channels; c++) {
+        double sum = 0;
+        for (int64_t image = 0; image < p.images; image++) sum += sums[image * p.channels + c];
+        if (type == FLOAT64)
+            ((double*)dbias.mutable_data_ptr())[c] = sum;
+        else
+            ((float*)dbias.mutable_data_ptr())[c] = (float)sum;
+    }
+}
+
+void paper_sgd(Tensor& w, const Tensor& g, Tensor& v, double rate, double momentum, double decay) {
+    const Storage type = storage(w);
+    STD_TORCH_CHECK(storage(g) == type && storage(v) == type && g.numel() == w.numel() && v.numel() == w.numel(),
+                    "w, g and v must be of one size and dtype");
+    torch::stable::parallel_for(0, w.numel(), 1 << 15, [&](int64_t begin, int64_t end) {
+        kernels().sgd[type](w.mutable_data_ptr(), g.const_data_ptr(), v.mutable_data_ptr(), rate, momentum, decay, begin, end);
+    });
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(alexnet_mp_csrc, CPU, m) {
+    m.impl("lrn_pool_forward", TORCH_BOX(&forward));
+    m.impl("lrn_pool_backward", TORCH_BOX(&backward));
+    m.impl("paper_sgd_", TORCH_BOX(&paper_sgd));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(alexnet_mp_csrc, CompositeExplicitAutograd, m) {  // it takes no tensor
+    m.impl("use_cpu_instructions", TORCH_BOX(&use_cpu_instructions));
+}
+
+}  // namespace alexnet_mp

@@ -1,0 +1,19 @@
+// The schemas of the compiled operators, and nothing else. `kernels/ops.py` wraps them: it checks arguments, allocates the outputs
+// that are written here, and gives them fake and autograd implementations.
+//
+// norm: 0 none, 1 LRN, 2 spatial; relu: 0 none, 1 before the norm, 2 after the pool; pool: 0 = no pooling; ties: 0 first, 1 all.
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(alexnet_mp_csrc, m) {
+    // x, y, argmax: (N, C, H, W), all dense in NCHW or all in channels_last; bias: (C,); argmax may be empty: then it is not written.
+    m.def("lrn_pool_forward(Tensor x, Tensor? bias, Tensor(a!) y, Tensor(b!) argmax, int norm, int size, float alpha, float beta, "
+          "float k, int relu, int pool, int stride, int ties) -> ()");
+    // dy, argmax: as y; x, dx: (N, C, H, W) in the same memory format; dbias: (C,) in float32 (float64 for float64), or empty.
+    m.def("lrn_pool_backward(Tensor dy, Tensor x, Tensor? bias, Tensor argmax, Tensor(a!) dx, Tensor(b!) dbias, int norm, int size, "
+          "float alpha, float beta, float k, int relu, int pool, int stride, int ties) -> ()");
+    // v <- momentum v - decay rate w - rate g; w <- w + v; three dense tensors of one size, dtype and memory format.
+    m.def("paper_sgd_(Tensor(a!) w, Tensor g, Tensor(b!) v, float rate, float momentum, float decay) -> ()");
+    // Which instructions the CPU kernels use: 0 portable, 1 AVX2, 2 AVX-512, -1 the best there is. Returns the one that was in use
+    // before; an instruction set that the processor lacks is refused.
+    m.def("use_cpu_instructions(int level) -> int");
+}
