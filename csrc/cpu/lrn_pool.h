@@ -129,22 +129,24 @@ void backward(const Problem& p, const void* dy_, const void* x_, const void* bia
             gathered.gather(dy, argmax, image, y, rows.u, g.row(0));
             with_known(p, [&](auto known) { spatial_terms_row(known, p, rows.a, y, g.row(0), t.row(y), scaled.row(y)); });
         }
+        double* sums = dbias ? dbias + image * p.channels : nullptr;
         for (int64_t y = 0; y < p.height; y++) {
-            if (spatial) {
-                spatial_backward_row(p, rows.a, y, t, scaled, result.row(0));
+            T* to = results.place(dx, image, y);
+            if (!spatial) gathered.gather(dy, argmax, image, y, rows.u, g.row(0));
+            if (reads_x && !whole_image) rows.load_biased(x, image, y, rows.a.row(y));
+            if (p.norm == LRN) {
+                with_known(p, [&](auto known) {
+                    lrn_backward_row<T>(known, p, rows.a.row(y), g.row(0), t.row(0), scaled.row(0), to, sums, pitch);
+                });
             } else {
-                gathered.gather(dy, argmax, image, y, rows.u, g.row(0));
-                if (reads_x && !(whole_image && p.norm == LRN)) rows.load_biased(x, image, y, rows.a.row(y));
-                if (p.norm == LRN)
-                    with_known(p, [&](auto known) {
-                        lrn_backward_row(known, p, rows.a.row(y), g.row(0), t.row(0), scaled.row(0), result.row(0), p.width, pitch);
-                    });
+                if (spatial)
+                    spatial_backward_row(p, rows.a, y, t, scaled, result.row(0));
                 else
-                    gate_row(p, rows.a.row(y), g.row(0), result.row(0), pitch);
+                    gate_row(p, whole_image ? rows.u.row(y) : rows.a.row(y), g.row(0), result.row(0), pitch);
+                store_row(result.row(0), to, p.width, p.channels, pitch, false);
+                if (sums) add_row(p, result.row(0), sums, pitch);
             }
-            store_row(result.row(0), results.place(dx, image, y), p.width, p.channels, pitch, false);
             results.written(dx, image, y);
-            if (dbias) add_row(p, result.row(0), dbias + image * p.channels, pitch);
         }
     }
 }

@@ -35,18 +35,24 @@ INLINE void lrn_row(K, const Problem& p, const A* a, A* u, int64_t width, int64_
         });
 }
 
-// da_c = g_c d_c^-beta - 2 alpha beta a_c (sum of g_j a_j d_j^(-beta-1) over the j whose window holds c).
+// Adds a vector to the channels' sums in double, if there are any.
+template <typename V>
+INLINE void add_to(double* sums, int64_t c, V v, int64_t lanes) {
+    for (int64_t i = 0; sums && i < lanes; i++) sums[c + i] += (double)v[i];
+}
+
+// dx, and added to dbias their sum: da_c = g_c d_c^-beta - 2 alpha beta a_c (sum of g_j a_j d_j^(-beta-1) over the j whose window holds c).
 // Where a ReLU came before, da is stopped at a <= 0. t and scaled: `segment` pixels of working memory, bordered by zeros.
 constexpr int64_t segment = 8;
 
-template <typename K, typename A>
-INLINE void lrn_backward_row(K, const Problem& p, const A* a, const A* g, A* t, A* scaled, A* dx, int64_t width, int64_t pitch) {
+template <typename T, typename K, typename A>
+INLINE void lrn_backward_row(K, const Problem& p, const A* a, const A* g, A* t, A* scaled, T* dx, double* dbias, int64_t pitch) {
     const int64_t size = K::size ? K::size : p.size, before = size / 2, after = size - 1 - before;
     const A alpha = (A)p.alpha, beta = (A)p.beta, k = (A)p.k, factor = (A)(2 * p.alpha * p.beta);
     const bool gated = p.relu == BEFORE;
-    for (int64_t begin = 0; begin < width; begin += segment) {
+    for (int64_t begin = 0; begin < p.width; begin += segment) {
         // Two loops over a few pixels each, since a vector of t that was just stored cannot be loaded at another offset at once.
-        const int64_t end = begin + segment < width ? begin + segment : width;
+        const int64_t end = begin + segment < p.width ? begin + segment : p.width;
         for (int64_t x = begin; x < end; x++)
             for_channels<A>(p.channels, EACH_VECTOR(c, lanes) {
                 const A* window = a + x * pitch + c - before;
@@ -60,16 +66,20 @@ INLINE void lrn_backward_row(K, const Problem& p, const A* a, const A* g, A* t, 
                 store_padded(t + (x - begin) * pitch + c, gradient * centre * power.slope, lanes);
                 store_padded(scaled + (x - begin) * pitch + c, gradient * power.normaliser, lanes);
             });
-        for (int64_t x = begin; x < end; x++)
-            for_channels<A>(p.channels, EACH_VECTOR(c, lanes) {
+        for_channels<A>(p.channels, EACH_VECTOR(c, lanes) {
+            Vector<A> total = {};
+            for (int64_t x = begin; x < end; x++) {
                 const A* window = t + (x - begin) * pitch + c - after;
                 Vector<A> sum = {};
                 for (int64_t j = 0; j < size; j++) sum += load<Vector<A>>(window + j);
                 const Vector<A> centre = load<Vector<A>>(a + x * pitch + c);
                 Vector<A> da = load<Vector<A>>(scaled + (x - begin) * pitch + c) - factor * centre * sum;
                 if (gated) da = centre <= 0 ? Vector<A>{} : da;
-                store_padded(dx + x * pitch + c, da, lanes);
-            });
+                store_result<T, A>(dx + x * p.channels + c, da, lanes);
+                total += da;
+            }
+            add_to(dbias, c, total, lanes);
+        });
     }
 }
 
@@ -144,6 +154,6 @@ INLINE void add_row(const Problem& p, const A* dx, double* dbias, int64_t pitch)
     for_channels<A>(p.channels, EACH_VECTOR(c, lanes) {
         Vector<A> sum = {};
         for (int64_t x = 0; x < p.width; x++) sum += load<Vector<A>>(dx + x * pitch + c);
-        for (int64_t i = 0; i < lanes; i++) dbias[c + i] += (double)sum[i];
+        add_to(dbias, c, sum, lanes);
     });
 }

@@ -39,10 +39,29 @@ INLINE void store_padded(A* to, Vector<A> v, int64_t lanes) {
     store(to, v);
 }
 
-// (rows, columns), `step` elements from row to row -> (columns, rows), `to_step` elements from row to row.
+// (rows, columns), `step` elements from row to row -> (columns, rows), `to_step` elements from row to row. Elements of four bytes go
+// in squares of four by four.
 template <typename T>
 INLINE void transpose(const T* from, int64_t step, int64_t rows, int64_t columns, T* to, int64_t to_step) {
-    for (int64_t r = 0; r < rows; r++)
+    typedef float Four __attribute__((vector_size(16)));
+    int64_t r = 0;
+    for (; sizeof(T) == 4 && r + 4 <= rows; r += 4) {
+        const T* row = from + r * step;
+        int64_t c = 0;
+        for (; c + 4 <= columns; c += 4) {
+            const Four a0 = load<Four>(row + c), a1 = load<Four>(row + step + c);
+            const Four a2 = load<Four>(row + 2 * step + c), a3 = load<Four>(row + 3 * step + c);
+            const Four b0 = __builtin_shufflevector(a0, a1, 0, 4, 1, 5), b1 = __builtin_shufflevector(a0, a1, 2, 6, 3, 7);
+            const Four b2 = __builtin_shufflevector(a2, a3, 0, 4, 1, 5), b3 = __builtin_shufflevector(a2, a3, 2, 6, 3, 7);
+            store(to + c * to_step + r, (Four)__builtin_shufflevector(b0, b2, 0, 1, 4, 5));
+            store(to + (c + 1) * to_step + r, (Four)__builtin_shufflevector(b0, b2, 2, 3, 6, 7));
+            store(to + (c + 2) * to_step + r, (Four)__builtin_shufflevector(b1, b3, 0, 1, 4, 5));
+            store(to + (c + 3) * to_step + r, (Four)__builtin_shufflevector(b1, b3, 2, 3, 6, 7));
+        }
+        for (; c < columns; c++)
+            for (int64_t i = 0; i < 4; i++) to[c * to_step + r + i] = row[i * step + c];
+    }
+    for (; r < rows; r++)
         for (int64_t c = 0; c < columns; c++) to[c * to_step + r] = from[r * step + c];
 }
 
@@ -88,15 +107,21 @@ INLINE void load_row(const T* from, A* to, int64_t width, int64_t channels, int6
         });
 }
 
+// A vector of results -> elements of a tensor.
+template <typename T, typename A>
+INLINE void store_result(T* to, Vector<A> v, int64_t lanes) {
+    if (lanes == Simd<A>::lanes)
+        store_elements(to, v);
+    else
+        store_first(to, v, lanes);
+}
+
 template <typename T, typename A>
 INLINE void store_row(const A* from, T* to, int64_t width, int64_t channels, int64_t pixel_pitch, bool relu) {
     for (int64_t x = 0; x < width; x++)
         for_channels<A>(channels, EACH_VECTOR(c, lanes) {
             Vector<A> v = load<Vector<A>>(from + x * pixel_pitch + c);
             if (relu) v = v <= 0 ? Vector<A>{} : v;
-            if (lanes == Simd<A>::lanes)
-                store_elements(to + x * channels + c, v);
-            else
-                store_first(to + x * channels + c, v, lanes);
+            store_result<T, A>(to + x * channels + c, v, lanes);
         });
 }
