@@ -24,7 +24,9 @@ from .reference import avg_pool, dropout, spatial_norm  # noqa: F401  (plain PyT
 CHOICES = ("auto", "cuda", "triton", "cpu", "reference")
 LIBRARY = Path(__file__).parent / "compiled.so"  # built by setup.py
 NORMS, RELUS, TIES = ("none", "lrn", "spatial"), ("none", "before", "after"), ("first", "all")
-LARGEST_POOL = 15  # so that the place in a window, and "nowhere", fit in a byte
+# So that the place in a window, and "nowhere", fit in a byte. Triton compiles a kernel in which every cell of the window is code of
+# its own: minutes for a large one.
+LARGEST_POOL = {"cpu": 15, "cuda": 7, "triton": 7}
 STORAGE = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -141,7 +143,8 @@ def paper_sgd_(parameters, gradients, velocities, *, learning_rates, momentum, w
 
 def _lrn_pool(x, bias, norm, size, alpha, beta, k, relu, pool, stride, ties, kernels):
     name = resolve(kernels, x.device)
-    if kernels == "auto" and (pool > LARGEST_POOL or (x.dtype == torch.float64 and x.is_cuda)):
+    bias = bias if bias is None else bias.contiguous()
+    if kernels == "auto" and (pool > LARGEST_POOL.get(name, pool) or (x.dtype == torch.float64 and x.is_cuda)):
         name = "reference"
     _check(x, bias, norm, size, alpha, beta, k, relu, pool, stride, ties, name)
     if name == "reference":
@@ -175,8 +178,8 @@ def _check(x, bias, norm, size, alpha, beta, k, relu, pool, stride, ties, kernel
         raise ValueError(f"alpha is {alpha!r} and beta {beta!r}; they must be finite and not negative")
     if pool and min(x.shape[2:]) < pool:
         raise ValueError(f"maps of {x.shape[2]}x{x.shape[3]} are smaller than the {pool}x{pool} pooling window")
-    if pool > LARGEST_POOL and kernels != "reference":
-        raise ValueError(f"pool is {pool}; {kernels} kernels take at most {LARGEST_POOL}, kernels='reference' any")
+    if pool > LARGEST_POOL.get(kernels, pool):
+        raise ValueError(f"pool is {pool}; {kernels} kernels take at most {LARGEST_POOL[kernels]}, kernels='reference' any")
     if pool and stride > pool:
         raise ValueError(f"stride is {stride}, larger than the {pool}x{pool} pooling window")
 

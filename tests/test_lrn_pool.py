@@ -283,6 +283,10 @@ def test_any_strides(implementation, operation):
 @pytest.mark.parametrize("ties", ["first", "all"])
 def test_other_windows(implementation, pool, stride, ties):
     kernels, device = implementation
+    if pool > ops.LARGEST_POOL[kernels]:
+        with pytest.raises(ValueError, match=f"pool is {pool}.*at most {ops.LARGEST_POOL[kernels]}"):
+            lrn_max_pool(torch.zeros(1, 1, 16, 17, device=device), alpha=1e-4, pool=pool, kernels=kernels)
+        return
     x, bias = values(2, 7, 16, 17).float().to(device), values(7, seed=2).float().to(device)
     for size, beta in ((5, 0.75), (3, 0.75), (4, 0.75), (1, 0.75), (7, 0.5), (5, 1.0), (5, 0.0)):
         arguments = dict(size=size, alpha=3e-3, beta=beta, k=1.5, pool=pool, stride=stride, ties=ties)
@@ -315,7 +319,7 @@ def test_the_same_bits_every_run_and_for_every_number_of_threads(implementation,
 
 @pytest.mark.parametrize("change, named", [
     (dict(relu="during"), "relu is 'during'"), (dict(ties="last"), "ties is 'last'"), (dict(pool=6), "5x5.*6x6"),
-    (dict(pool=16), "16"), (dict(stride=0), "stride is 0"), (dict(stride=4), "stride is 4.*3x3"), (dict(size=0), "size is 0"),
+    (dict(stride=0), "stride is 0"), (dict(stride=4), "stride is 4.*3x3"), (dict(size=0), "size is 0"),
     (dict(size=2.0), "size is 2.0"), (dict(k=0.0), "k is 0.0"), (dict(k=math.nan), "k is nan"), (dict(alpha=-1.0), "alpha is -1.0"),
     (dict(beta=math.inf), "beta inf"), (dict(kernels="fortran"), "fortran"), (dict(x=torch.zeros(4, 5, 5)), r"\(4, 5, 5\)"),
     (dict(x=torch.zeros(1, 4, 5, 5, dtype=torch.int32)), "int32"), (dict(x=torch.zeros(1, 4, 5, 5, dtype=torch.complex64)), "complex64"),
@@ -326,6 +330,15 @@ def test_wrong_arguments_are_refused_by_name(change, named):
     arguments = dict(x=torch.zeros(1, 4, 5, 5), bias=None, alpha=1e-4) | change
     with pytest.raises(ValueError, match=named):
         lrn_max_pool(arguments.pop("x"), arguments.pop("bias"), **arguments)
+
+
+def test_a_window_of_more_cells_than_a_byte_counts_is_left_to_the_reference():
+    x = values(1, 2, 17, 16)
+    expected = lrn_max_pool(x, alpha=1e-4, pool=16, stride=1, kernels="reference")
+    assert torch.equal(lrn_max_pool(x, alpha=1e-4, pool=16, stride=1), expected)
+    if ops.compiled() is not None:
+        with pytest.raises(ValueError, match="pool is 16.*at most 15"):
+            lrn_max_pool(x, alpha=1e-4, pool=16, stride=1, kernels="cpu")
 
 
 def test_the_choice_of_kernels():

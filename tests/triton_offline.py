@@ -1,0 +1,128 @@
+"""Compile the Triton kernels as the network launches them, for GPUs that need not be there: `python triton_offline.py 80`.
+
+Prints one line of JSON a kernel: compute capability, case, kernel, registers, bytes of stack (spilled registers live there),
+bytes of shared memory, and how many values the state of each of its loops carries in the compiler's first representation
+(TTIR), beside the number that the source carries. Triton 3.6 and 3.7 silently drop names from a loop's state that start as
+the same tensor; the interpreter cannot show it, this number does. Must run without TRITON_INTERPRET.
+"""
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+
+import torch
+import triton
+import triton.language as tl
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, make_backend
+from triton.runtime import jit
+
+from alexnet_mp.kernels import lrn_pool, sgd
+
+BUNDLED = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin")
+LRN = {"size": 5, "alpha": 1e-4, "beta": 0.75, "k": 2.0}
+
+
+def carried(kernel, arguments):
+    """How many tensors a source loop of the kernel carries from one step to the next."""
+    if "_spatial" in kernel:
+        return 1  # the sum
+    before = max(arguments.get("SIZE", 0) - 1, 0)
+    if kernel == "_forward_kernel":
+        return arguments["POOL"] ** 2 * before  # a of the maps before, of every cell of the window
+    if kernel == "_backward_kernel":
+        return 2 * before + arguments["SIZE"] // 2  # a, t, and g d^-beta
+    return {"_paper_sgd_kernel": 0, "fibonacci": 2, "fibonacci_of_one_zero": 2}[kernel]
+
+
+@triton.jit
+def fibonacci(x_ptr, y_ptr, steps):
+    """Every value is the sum of x and of the two before."""
+    lanes = tl.arange(0, 32)
+    last, one_before = tl.zeros((32,), tl.float32), tl.zeros((32,), tl.float32)
+    for step in range(steps):
+        value = tl.load(x_ptr + step * 32 + lanes) + last + one_before
+        tl.store(y_ptr + step * 32 + lanes, value)
+        one_before = last
+        last = value
+
+
+@triton.jit
+def fibonacci_of_one_zero(x_ptr, y_ptr, steps):
+    """The same, begun as Triton gets it wrong."""
+    lanes = tl.arange(0, 32)
+    zero = tl.zeros((32,), tl.float32)
+    last, one_before = zero, zero
+    for step in range(steps):
+        value = tl.load(x_ptr + step * 32 + lanes) + last + one_before
+        tl.store(y_ptr + step * 32 + lanes, value)
+        one_before = last
+        last = value
+
+
+def launches():
+    """Yield (case, kernel, positional and named arguments) of what the network launches. The tensors are never read."""
+    recorded = []
+    jit.JITFunction.run = lambda kernel, *args, grid, warmup, **kwargs: recorded.append((kernel, args, kwargs))
+
+    def drain(case):
+        yield from ((case, *launch) for launch in recorded)
+        recorded.clear()
+
+    def step(x, pooled, ties="first", **call):
+        bias = None if call["norm"] == "spatial" else torch.empty(x.shape[1])
+        y = torch.empty(*x.shape[:2], pooled, pooled, dtype=x.dtype)
+        y = y.contiguous(memory_format=torch.channels_last) if x.is_contiguous(memory_format=torch.channels_last) else y
+        argmax = torch.empty_like(y if ties == "first" and call["pool"] else y[:0], dtype=torch.uint8)
+        lrn_pool.forward(x, bias, y, argmax, ties=ties, **call)
+        lrn_pool.backward(y, x, bias, argmax, torch.empty_like(x), ties=ties, **call)
+
+    for dtype in (torch.float32, torch.bfloat16):
+        for order in ("NCHW", "channels_last"):
+            for layer, norm, relu, shape, pooled in ((1, "lrn", "before", (128, 48, 55, 55), 27),
+                                                     (2, "lrn", "before", (128, 128, 27, 27), 13),
+                                                     (5, "none", "after", (128, 128, 13, 13), 6)):
+                x = torch.empty(shape, dtype=dtype)
+                x = x.contiguous(memory_format=torch.channels_last) if order == "channels_last" else x
+                step(x, pooled, norm=norm, relu=relu, pool=3, stride=2, **LRN)
+                yield from drain(f"layer {layer} {str(dtype)[6:]} {order}")
+    x = torch.empty(128, 128, 27, 27)  # layers 1 and 2 of the 2012 source: all ties, and the spatial norm
+    step(x, 13, "all", norm="lrn", relu="after", pool=3, stride=2, **LRN)
+    step(x, 13, "all", norm="spatial", relu="none", pool=3, stride=2, **LRN)
+    yield from drain("source2012 float32 NCHW")
+    for dtype in (torch.float32, torch.bfloat16):
+        weights = [torch.empty(size, dtype=dtype) for size in (17424, 48)]
+        sgd.paper_sgd_(weights, weights, weights, [0.01, 0.01], 0.9, [5e-4, 5e-4])
+        yield from drain(f"sgd {str(dtype)[6:]}")
+    for kernel in (fibonacci, fibonacci_of_one_zero):
+        kernel[1,](torch.empty(96), torch.empty(96), 3)
+        yield from drain("check of the check")
+
+
+def report(capability, case, kernel, args, kwargs):
+    """Compile one launch as Triton's own just-in-time path specialises it."""
+    target = GPUTarget("cuda", capability, 32)
+    backend = make_backend(target)
+    bound, specialization, _ = jit.create_function_from_signature(kernel.signature, kernel.params, backend)(*args, **kwargs)
+    options, signature, constants, attributes = kernel._pack_args(backend, kwargs, bound, specialization, None)
+    compiled = triton.compile(ASTSource(kernel, signature, constants, attributes), target=target, options=options.__dict__)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
+        cubin.write(compiled.asm["cubin"])
+        cubin.flush()
+        usage = subprocess.run([os.path.join(BUNDLED, "cuobjdump"), "-res-usage", cubin.name], capture_output=True, text=True,
+                               check=True).stdout
+    registers, stack, shared = map(int, re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+)", usage).groups())
+    loops = [line for line in compiled.asm["ttir"].splitlines() if "scf.for" in line]
+    # "scf.for %i = %a to %b step %c iter_args(%s = %x, %t = %y) -> ...": one "=" a carried value.
+    state = [re.search(r"iter_args\((.*?)\)", line)[1].count("=") if "iter_args" in line else 0 for line in loops]
+    name = kernel.fn.__name__
+    return {"capability": capability, "case": case, "kernel": name, "registers": registers, "stack": stack, "shared": shared,
+            "loops": state, "expected": carried(name, bound)}
+
+
+if __name__ == "__main__":
+    print(f"Triton {triton.__version__}", file=sys.stderr)
+    for launch in launches():
+        print(json.dumps(report(int(sys.argv[1]), *launch)), flush=True)
