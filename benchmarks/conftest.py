@@ -1,21 +1,27 @@
-"""What every benchmark records beside its time: machine, versions, commit."""
-import platform
-
+"""Options and surroundings of all benchmarks: float32 stays float32, freed memory is kept, and each records where it ran."""
 import pytest
 import torch
+from in_turn import provenance
 
-from alexnet_mp.devices import device_name
-from alexnet_mp.run_directory import source_commit
+from alexnet_mp.allocator import keep_freed_memory
+
+
+def pytest_addoption(parser):
+    group = parser.getgroup("alexnet_mp benchmarks")
+    group.addoption("--batch", type=lambda text: tuple(map(int, text.split(","))), metavar="N[,N]",
+                    help="images, instead of each benchmark's own numbers; --batch 4 --rounds 1 is a quick look at everything")
+    group.addoption("--rounds", type=int, help="rounds in which all rivals of a group take their turn, instead of 15")
 
 
 @pytest.fixture(autouse=True, scope="session")
-def float32_is_float32():
+def surroundings():
     torch.backends.cudnn.allow_tf32 = False  # as in training; on by default for convolutions
+    torch.backends.cudnn.benchmark = True
+    keep_freed_memory()  # as in training, and for every rival alike
 
 
 @pytest.fixture(autouse=True)
-def provenance(request):
-    if "benchmark" in request.fixturenames:
+def where(request):
+    if "benchmark" in request.fixturenames:  # what runs on another device says so itself
         device = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
-        request.getfixturevalue("benchmark").extra_info.update(
-            device=device_name(device), torch=torch.__version__, python=platform.python_version(), commit=source_commit())
+        request.getfixturevalue("benchmark").extra_info.update(provenance(device))

@@ -1,0 +1,201 @@
+"""Rivals timed in turn: in every round each of them runs once, in a new order, over buffers that no cache holds any more.
+
+A ratio of two rivals is a ratio of medians of the same rounds, so that a machine whose clock or load drifts is unjust to nobody.
+The timings of a group are taken once; each rival's test then replays its own into pytest-benchmark, whose statistics, tables and
+JSON so hold what was measured (`replay`).
+"""
+import functools
+import platform
+import random
+import statistics
+import subprocess
+import time
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+from alexnet_mp.devices import device_name
+from alexnet_mp.run_directory import source_commit
+
+UNKNOWN_CACHE = 64 * 2**20  # bytes, where the system doesn't say
+GRAPH_CALLS = 20  # at least, in one CUDA graph: launching 20 to 100 us of work one by one would time the launches
+
+
+@functools.cache
+def last_level_cache(device):
+    """Bytes of the device's last cache, all of its slices together."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).L2_cache_size
+    found = {}  # the processors that share a cache -> (level, bytes)
+    for cache in Path("/sys/devices/system/cpu").glob("cpu[0-9]*/cache/index*"):
+        try:
+            level, size, sharers = ((cache / name).read_text().strip() for name in ("level", "size", "shared_cpu_list"))
+            found[level, sharers] = int(level), int(size.removesuffix("K")) * 1024
+        except (OSError, ValueError):
+            continue
+    last = max((level for level, _ in found.values()), default=0)
+    return sum(size for level, size in found.values() if level == last) or UNKNOWN_CACHE
+
+
+def buffer_sets(bytes_, device):
+    """How many sets of buffers of `bytes_` each it takes to go round three times the last cache; at least two."""
+    return max(2, -(-3 * last_level_cache(device) // bytes_))
+
+
+@functools.cache
+def provenance(device):
+    """What a record says of where it was taken: device, versions, commit ("+changes" if files differ from it)."""
+    facts = {"device": device_name(device), "last_level_cache": last_level_cache(device), "python": platform.python_version(),
+             "torch": torch.__version__, "commit": source_commit(), "dirty": "+changes" in (source_commit() or "")}
+    try:
+        facts["triton"] = metadata.version("triton")
+    except metadata.PackageNotFoundError:
+        facts["triton"] = None
+    if device.type == "cuda":
+        facts |= {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version(),
+                  "driver": _nvidia_smi(device, "driver_version"),
+                  "tf32": torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32}
+    else:
+        facts |= {"threads": torch.get_num_threads(), "cpu_capability": torch.backends.cpu.get_cpu_capability()}
+    return facts
+
+
+def clocks(device):
+    """The clocks now: MHz of the processor's fastest core, or the GPU's SM and memory clock, power and temperature."""
+    if device.type == "cuda":
+        return _nvidia_smi(device, "clocks.sm,clocks.mem,power.draw,temperature.gpu")
+    rates = [float(line.split(":")[1]) for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("cpu MHz")]
+    return f"{max(rates):.0f} MHz" if rates else None
+
+
+def _nvidia_smi(device, query):
+    """One line of nvidia-smi, None where it can't be had."""
+    uuid = torch.cuda.get_device_properties(device).uuid
+    command = ["nvidia-smi", f"--id=GPU-{uuid}", f"--query-gpu={query}", "--format=csv,noheader"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def time_in_turn(rivals, device, rounds, seed=0):
+    """Seconds of one call: ({rival: {pass: [one a round]}}, the same by the host's clock).
+
+    rivals: {name: rival}. A rival has `runs`, {pass: function}, called in this order, `calls`, how many calls each of them makes,
+    and `sets`, after how many rounds its buffers come round again. Before the first round that counts all buffers were used, and
+    one result more was made than is kept, so that the allocator knows them all (fewer than that only if `rounds` is smaller).
+    On a CPU both figures are the host's clock around the function. On a GPU the first is that of CUDA events around it, and the
+    second includes launching and waiting.
+    """
+    order = random.Random(seed)
+    seconds, wall = ({name: {step: [] for step in rival.runs} for name, rival in rivals.items()} for _ in range(2))
+    for turn in range(-min(rounds, 1 + max(rival.sets for rival in rivals.values())), rounds):
+        for name in order.sample(list(rivals), len(rivals)):
+            for step, run in rivals[name].runs.items():
+                took = _clock(run, device)
+                if turn >= 0:
+                    for kept, value in zip((seconds, wall), took):
+                        kept[name][step].append(value / rivals[name].calls)
+    return seconds, wall
+
+
+def _clock(run, device):
+    if device.type == "cpu":
+        start = time.perf_counter()
+        run()
+        took = time.perf_counter() - start
+        return took, took
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    begin.record()
+    run()
+    end.record()
+    torch.cuda.synchronize(device)
+    return begin.elapsed_time(end) / 1e3, time.perf_counter() - start
+
+
+class CopyRoof:
+    """`torch.empty_like(x).copy_(x)` that reads and writes as many bytes as each pass of an operation: what 100 % means.
+
+    pass_bytes: {pass: bytes read plus bytes written}.
+    """
+
+    def __init__(self, pass_bytes, device):
+        self.calls = GRAPH_CALLS if device.type == "cuda" else 1
+        self.sets = max(buffer_sets(bytes_ // 2, device) for bytes_ in pass_bytes.values())
+        self.runs = {}
+        for step, bytes_ in pass_bytes.items():
+            copy = _Copies([torch.randn(max(1, bytes_ // 8), device=device) for _ in range(buffer_sets(bytes_ // 2, device))])
+            self.runs[step] = graph_of(copy, self.calls) if device.type == "cuda" else copy
+
+
+class _Copies:
+    """Copies the next buffer at every call; a copy is kept until its turn comes again, so that the target rotates as well."""
+
+    def __init__(self, buffers):
+        self.buffers, self.kept, self.turn = buffers, [None] * len(buffers), 0
+
+    def __call__(self):
+        self.turn = (self.turn + 1) % len(self.buffers)
+        x = self.buffers[self.turn]
+        self.kept[self.turn] = torch.empty_like(x).copy_(x)
+
+
+def graph_of(function, calls):
+    """A CUDA graph of that many calls, as a function that replays it."""
+    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        function()
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph, stream=stream):
+        for _ in range(calls):
+            function()
+    return graph.replay
+
+
+def compare(seconds, step, bytes_, against):
+    """{rival: figures} of one pass: how many times faster it is than each rival in `against`; GB/s and per cent of the copy roof.
+
+    The drift of the roof, second half of the rounds over first, tells a quiet machine from a busy one. Without a rival "copy"
+    there is no roof, and bytes_ means nothing.
+    """
+    medians = {name: statistics.median(steps[step]) for name, steps in seconds.items()}
+    figures = {name: {f"ratio_to_{rival}": medians[rival] / median for rival in against if rival in medians}
+               for name, median in medians.items()}
+    if "copy" in seconds:
+        roof = seconds["copy"][step]
+        half = max(1, len(roof) // 2)
+        drift = 100 * (statistics.median(roof[-half:]) / statistics.median(roof[:half]) - 1)
+        for name, median in medians.items():
+            figures[name] |= {"gb_per_s": bytes_ / median / 1e9, "pct_of_roof": 100 * medians["copy"] / median,
+                              "roof_drift_pct": drift}
+    return figures
+
+
+class ReplayClock:
+    """A clock that stands still until a recorded time is replayed; for `@pytest.mark.benchmark(timer=REPLAY)`."""
+
+    __name__ = "replay of rounds measured in turn"
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+REPLAY = ReplayClock()
+
+
+def replay(benchmark, seconds):
+    """Hand a rival's rounds to pytest-benchmark, one call of its function each."""
+    rounds = iter(seconds)
+    REPLAY.now = 0.0
+
+    def one_round():
+        REPLAY.now += next(rounds)
+
+    benchmark.pedantic(one_round, rounds=len(seconds))

@@ -1,0 +1,108 @@
+"""Run the benchmarks and keep what they found: benchmarks/records/<device>/<date>-<commit>[-<name>].json, some ten kilobytes.
+
+    python benchmarks/record.py [--name sgd] [pytest's arguments: -k "cpu and fp32", --rounds 30]
+    python benchmarks/record.py --from RAW.json      the same from a file that pytest --benchmark-json wrote
+
+A record holds medians and quartile ranges, not the single rounds: {"command", "date", "machine": {device, versions, commit},
+"groups": [{"group", what its rivals share, "rivals": {rival: {"median_s", "iqr_s", "min_s", what only this one has}}}]}, times in
+seconds. What ran on different devices goes into different files.
+"""
+import argparse
+import json
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+HERE = Path(__file__).parent
+RECORDS = HERE / "records"
+# What a benchmark says of its machine (in_turn.provenance): the same for all that ran on a device.
+MACHINE = ("device", "last_level_cache", "threads", "cpu_capability", "driver", "python", "torch", "triton", "cuda", "cudnn",
+           "tf32", "commit", "dirty")
+
+
+def slug(device):
+    """A device's folder: "NVIDIA H200" -> "nvidia-h200"."""
+    return re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
+
+
+def records_of(raw, command):
+    """The records, one a device, of a parsed --benchmark-json file. Raises ValueError where two of them disagree on a device."""
+    records = {}
+    for entry in raw["benchmarks"]:
+        info, stats = dict(entry["extra_info"]), entry["stats"]
+        machine = {key: info.pop(key) for key in MACHINE if key in info}
+        record = records.setdefault(machine["device"],
+                                    {"command": command, "date": raw["datetime"][:19], "machine": machine, "groups": {}})
+        if record["machine"] != machine:
+            raise ValueError(f"{entry['name']} ran on {machine}, others on {record['machine']}: record them apart")
+        rival = info.pop("rival", None) or entry["name"]
+        info = {"median_s": stats["median"], "iqr_s": stats["iqr"], "min_s": stats["min"], "rounds": stats["rounds"], **info}
+        record["groups"].setdefault(entry["group"] or entry["name"], {})[rival] = _rounded(info)
+    for record in records.values():
+        record["groups"] = [_shared_first(name, rivals) for name, rivals in record["groups"].items()]
+    return list(records.values())
+
+
+def _shared_first(name, rivals):
+    """A group with what all its rivals have in common told once."""
+    first, *rest = rivals.values()
+    shared = {key: value for key, value in first.items()
+              if not key.endswith("_s") and not key.startswith(("ratio_", "pct_"))
+              and all(other.get(key) == value for other in rest)}
+    return {"group": name, **shared,
+            "rivals": {rival: {key: value for key, value in info.items() if key not in shared} for rival, info in rivals.items()}}
+
+
+def _rounded(value):
+    """Floats to four digits: a timing has no more."""
+    if isinstance(value, dict):
+        return {key: _rounded(inner) for key, inner in value.items()}
+    return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
+def write(record, records=RECORDS, name=""):
+    """Write a record into its device's folder, one line a rival; returns the path."""
+    commit = record["machine"].get("commit")
+    short = commit[:10] + ("-changes" if "+changes" in commit else "") if commit else "none"
+    path = Path(records) / slug(record["machine"]["device"]) / f"{record['date'][:10]}-{short}{name and '-' + name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    head = ",\n".join(f" {json.dumps(key)}: {json.dumps(record[key])}" for key in ("command", "date", "machine"))
+    groups = []
+    for group in record["groups"]:
+        shared = json.dumps({key: value for key, value in group.items() if key != "rivals"})[:-1]
+        rivals = ",\n".join(f"   {json.dumps(rival)}: {json.dumps(info)}" for rival, info in group["rivals"].items())
+        groups.append(f'  {shared}, "rivals": {{\n{rivals}}}}}')
+    path.write_text("{\n" + head + ',\n "groups": [\n' + ",\n".join(groups) + "]\n}\n")
+    return path
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description="Run the benchmarks and write a record of them; other arguments go to pytest.")
+    parser.add_argument("--from", dest="raw", type=Path, metavar="RAW.json",
+                        help="a file that pytest --benchmark-json wrote: nothing is run")
+    parser.add_argument("--records", type=Path, default=RECORDS, help="where the devices' folders are (default: %(default)s)")
+    parser.add_argument("--name", default="", help="a word that tells this record from others of the day")
+    options, pytest_arguments = parser.parse_known_args(arguments)
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    command, code = shlex.join(["python", "benchmarks/record.py", *given]), 0
+    if options.raw:
+        raw = json.loads(options.raw.read_text())
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "raw.json"
+            code = subprocess.run([sys.executable, "-m", "pytest", str(HERE), "--benchmark-only", f"--benchmark-json={file}",
+                                   *pytest_arguments], cwd=HERE.parent).returncode
+            raw = json.loads(file.read_text()) if file.exists() and file.stat().st_size else {"benchmarks": []}
+    if not raw["benchmarks"]:
+        print("no benchmark ran: nothing to record", file=sys.stderr)
+        return code or 2
+    for record in records_of(raw, command):
+        print(f"wrote {write(record, options.records, options.name)}")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

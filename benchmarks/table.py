@@ -1,0 +1,137 @@
+"""The README's speed tables, from the records alone.
+
+    python benchmarks/table.py            writes them between the two markers of README.md
+    python benchmarks/table.py --check    writes nothing; fails where README.md says something else than the records
+
+The markers are <!-- speed: begin --> and <!-- speed: end -->; without them there is no table: that is said, and is no failure. Of
+each group the newest record counts.
+"""
+import argparse
+import difflib
+import json
+import sys
+from pathlib import Path
+
+from record import RECORDS
+
+README = Path(__file__).parent.parent / "README.md"
+BEGIN, END = "<!-- speed: begin -->", "<!-- speed: end -->"
+NOTHING = "No measurement is recorded yet."
+VERSIONS = ("python", "torch", "triton", "cuda", "cudnn", "driver")
+
+
+def read_records(folder):
+    """{device: {group name: (record, group)}}, the newest record of every group. Other JSON files are left alone."""
+    devices = {}
+    files = {path: json.loads(path.read_text()) for path in sorted(Path(folder).glob("*/*.json"))}
+    records = [record for record in files.values() if isinstance(record, dict) and {"machine", "groups", "date"} <= record.keys()]
+    for record in sorted(records, key=lambda record: record["date"]):
+        groups = devices.setdefault(record["machine"]["device"], {})
+        groups.update({group["group"]: (record, group) for group in record["groups"]})
+    return dict(sorted(devices.items()))
+
+
+def render(folder):
+    """The text between the markers."""
+    return "\n\n".join(_device(device, groups) for device, groups in read_records(folder).items()) or NOTHING
+
+
+def _device(device, groups):
+    """One device: where and how it was measured, its map operations, its other groups."""
+    used = {json.dumps([record["date"], record["machine"], record["command"]]): record for record, _ in groups.values()}
+    lines = [f"**{device}**", ""]
+    for record in used.values():
+        machine = record["machine"]
+        versions = ", ".join(f"{name} {machine[name]}" for name in VERSIONS if machine.get(name))
+        commit = (machine.get("commit") or "not recorded")[:10] + (" with changes" if machine.get("dirty") else "")
+        lines.append(f"- {record['date'][:10]}, {versions}, commit {commit}: `{record['command']}`")
+    return "\n".join([*lines, *_maps(groups), *_others(groups)])
+
+
+def _maps(groups):
+    """Rows of the fused map operations: one an operation, data type, layout, batch and implementation of ours."""
+    cases = {}
+    for _, group in groups.values():
+        if "pass" in group:
+            key = group["op"], group["dtype"], group["layout"], group["batch"]
+            cases.setdefault(key, {})[group["pass"]] = group["rivals"]
+    rows = []
+    for case, passes in cases.items():
+        both = passes.get("fwdbwd", {})
+        plain, mark = ("eager", "") if "eager" in both else ("reference", " *")
+        for name in [rival for rival in both if rival.startswith("ours-")]:
+            ours = both[name]
+            percents = [passes.get(step, {}).get(name, {}).get("pct_of_roof") for step in ("fwd", "bwd")]
+            rows.append(_row(*case, name.removeprefix("ours-"), _time(ours), _time(both.get(plain)) + mark,
+                             _time(both.get("compile")), _times(ours.get(f"ratio_to_{plain}")),
+                             _times(ours.get("ratio_to_compile")), *map(_percent, percents)))
+    if not rows:
+        return []
+    return ["", _row("operation", "dtype", "layout", "batch", "kernels", "forward + backward", "plain PyTorch", "`torch.compile`",
+                     "times faster than PyTorch", "than `torch.compile`", "forward, % of a copy", "backward, % of a copy"),
+            _row("---", "---", "---", "---:", "---", *["---:"] * 7), *rows,
+            *(["", "\\* `kernels/reference.py`: PyTorch's own local_response_norm does not take this dtype on this device."]
+              if any(" * |" in row for row in rows) else [])]
+
+
+def _others(groups):
+    """Rows of everything else: the update rule, a training step."""
+    rows = []
+    for name, (_, group) in groups.items():
+        if "pass" not in group:
+            for rival, info in group["rivals"].items():
+                ratios = [f"{key.removeprefix('ratio_to_')} {_times(value)}" for key, value in info.items()
+                          if key.startswith("ratio_to_") and key != f"ratio_to_{rival}"]
+                if rival != "copy":
+                    rows.append(_row(name, rival, _time(info), _percent(info.get("pct_of_roof")), ", ".join(ratios)))
+    return ["", _row("group", "who", "time", "% of a copy", "times faster than"),
+            _row("---", "---", "---:", "---:", "---"), *rows] if rows else []
+
+
+def _row(*cells):
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def _time(info):
+    """A median as text, in milliseconds."""
+    return "" if info is None else f"{1e3 * info['median_s']:.3g} ms"
+
+
+def _times(ratio):
+    return "" if ratio is None else f"{ratio:.{0 if ratio >= 10 else 1 if ratio >= 1 else 2}f}"
+
+
+def _percent(percent):
+    return "" if percent is None else f"{percent:.0f} %"
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description="Write the README's speed tables from the records, or check them.")
+    parser.add_argument("--check", action="store_true", help="write nothing, fail where the README differs from the records")
+    parser.add_argument("--readme", type=Path, default=README)
+    parser.add_argument("--records", type=Path, default=RECORDS)
+    options = parser.parse_args(arguments)
+    text = options.readme.read_text()
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        print(f"{options.readme} has no place for the speed tables: {BEGIN} and {END} once each, in this order")
+        return 1 if BEGIN in text or END in text else 0
+    before, rest = text.split(BEGIN)
+    old, after = rest.split(END)
+    new = render(options.records)
+    if new == NOTHING:
+        print(f"no records in {options.records}")
+    if old.strip() == new or (new == NOTHING and not old.strip()):
+        print(f"{options.readme}: the speed tables are those of the records")
+        return 0
+    if options.check:
+        lines = old.strip().splitlines(), new.splitlines()
+        print("\n".join(difflib.unified_diff(*lines, str(options.readme), "records", lineterm="")))
+        print(f"{options.readme} differs from the records; python benchmarks/table.py writes it anew")
+        return 1
+    options.readme.write_text(f"{before}{BEGIN}\n{new}\n{END}{after}")
+    print(f"wrote the speed tables of {options.readme}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,131 @@
+"""One update of all 60,965,224 parameters of the paper's network, both towers on one device, float32.
+
+Ours is the paper's rule (`paper_sgd_`); torch.optim.SGD, foreach and fused, is another recurrence (its velocity does not carry
+the learning rate) over the same tensors, and "reference" the plain PyTorch text of ours. The least is to read w, v and g and to
+write w and v, 20 bytes a parameter: the roof is a copy of as many bytes. The tensors, 244 MB thrice, are more than caches hold.
+"""
+import copy
+import functools
+import statistics
+
+import pytest
+import torch
+from in_turn import GRAPH_CALLS, REPLAY, CopyRoof, clocks, compare, last_level_cache, provenance, replay, time_in_turn
+from roofline import sgd_bytes
+
+from alexnet_mp import paper
+from alexnet_mp.geometry import parameter_counts, sizes
+from alexnet_mp.kernels import ops, paper_sgd_, reference
+
+RECIPE = paper()
+RATE, SEED = 0.01, 0
+ROWS = [(torch.device(device), rival) for device, ours in (("cpu", "ours-cpu"), ("cuda:0", "ours-triton"))
+        for rival in (ours, "reference", "foreach", "fused", "copy")]
+
+
+@pytest.fixture(scope="module")
+def measured():
+    return functools.cache(measure)
+
+
+@pytest.mark.benchmark(timer=REPLAY)
+@pytest.mark.parametrize("device, rival", ROWS, ids=[f"{device.type}-sgd-{rival}" for device, rival in ROWS])
+def test_sgd(device, rival, benchmark, measured, request):
+    if device.type == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device was found")
+    if rival.startswith("ours-"):
+        try:
+            ops.resolve(rival.removeprefix("ours-"), device)
+        except ValueError as error:
+            pytest.skip(str(error))
+    seconds, wall, noted = measured(device, 1 if benchmark.disabled else request.config.getoption("rounds") or 15)
+    benchmark.group = "sgd-fp32"
+    replay(benchmark, seconds[rival]["update"])
+    bytes_ = sgd_bytes(RECIPE)
+    times = compare(seconds, "update", bytes_, ("foreach", "fused", "reference"))
+    benchmark.extra_info.update(provenance(device) | noted | times[rival] | {
+        "op": "sgd", "rival": rival, "dtype": "fp32", "bytes": bytes_,
+        **({"wall_s": statistics.median(wall[rival]["update"])} if device.type == "cuda" else {})})
+
+
+def measure(device, rounds):
+    """Every rival that is there, checked and timed: (seconds, the same by the host's clock, the conditions)."""
+    tensors, rivals = parameters(device), {"copy": CopyRoof({"update": sgd_bytes(RECIPE)}, device)}
+    for name in [rival for where, rival in ROWS if where == device and rival != "copy"]:
+        if name.startswith("ours-"):
+            try:
+                ops.resolve(name.removeprefix("ours-"), device)
+            except ValueError:
+                continue  # its own test says so
+        rivals[name] = Update(name, tensors)
+    before = clocks(device)
+    seconds, wall = time_in_turn(rivals, device, rounds, seed=SEED)
+    return seconds, wall, {
+        "clocks_before": before, "clocks_after": clocks(device), "seed": SEED,
+        "cache": f"cold: {12 * sum(parameter_counts(RECIPE)) >> 20} MiB of tensors in turn, "
+                 f"the last cache holds {last_level_cache(device) >> 20} MiB"}
+
+
+def parameters(device):
+    """(weights and biases, gradients, velocities) of both towers, the shapes of the paper's network."""
+    generator = torch.Generator(device).manual_seed(SEED)
+    shapes = [shape for size in sizes(RECIPE) for _ in range(RECIPE.towers if size.layer.towers == "each" else 1)
+              for shape in (size.weight_shape, size.weight_shape[:1])]
+    return tuple([scale * torch.randn(shape, generator=generator, device=device) for shape in shapes]
+                 for scale in (0.01, 1e-3, 1e-3))
+
+
+class Update:
+    """One rival's update of the tensors, which all rivals share: float32 stays finite, since gradients and decay are small."""
+
+    sets = 1
+
+    def __init__(self, name, tensors):
+        weights, gradients, velocities = tensors
+        hyper = dict(learning_rates=[RATE] * len(weights), momentum=RECIPE.momentum,
+                     weight_decays=[RECIPE.weight_decay] * len(weights))
+        if name in ("foreach", "fused"):
+            run = torch_sgd(weights, gradients, velocities, name)
+            check_torch_sgd(weights, gradients, velocities, name)
+        else:
+            update = functools.partial(paper_sgd_, kernels=name.removeprefix("ours-"))
+            check_paper_sgd(update, tensors, hyper)
+            run = functools.partial(update, *tensors, **hyper)
+        self.calls = GRAPH_CALLS if weights[0].is_cuda else 1  # a GPU is busy for 300 us a call: its queue hides the launches
+        self.runs = {"update": lambda: [run() for _ in range(self.calls)]}
+
+
+def torch_sgd(weights, gradients, velocities, name):
+    """The step of a torch.optim.SGD over the same tensors, its momentum buffers among them."""
+    leaves = [weight.detach().requires_grad_() for weight in weights]
+    optimizer = torch.optim.SGD(leaves, lr=RATE, momentum=RECIPE.momentum, weight_decay=RECIPE.weight_decay, **{name: True})
+    for leaf, gradient, velocity in zip(leaves, gradients, velocities, strict=True):
+        leaf.grad = gradient
+        optimizer.state[leaf]["momentum_buffer"] = velocity
+    return optimizer.step
+
+
+def some(tensors):
+    """The first and last values of every tensor, in float64."""
+    return [torch.cat([tensor.flatten()[:5000], tensor.flatten()[-5000:]]).double() for tensor in tensors]
+
+
+def check_paper_sgd(update, tensors, hyper):
+    """Update copies, and compare some values of each tensor with the reference in float64. Raises AssertionError."""
+    expected = [some(part) for part in tensors]
+    reference.paper_sgd_(*expected, **hyper)
+    weights, gradients, velocities = copy.deepcopy(tensors)
+    update(weights, gradients, velocities, **hyper)
+    for got, want in ((weights, expected[0]), (velocities, expected[2])):
+        for index, (one, other) in enumerate(zip(some(got), want, strict=True)):
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-8, msg=lambda text: f"tensor {index}: {text}")
+
+
+def check_torch_sgd(weights, gradients, velocities, name):
+    """The same for v <- m v + g + d w; w <- w - e v."""
+    w, g, v = (some(part) for part in (weights, gradients, velocities))
+    weights, velocities = copy.deepcopy((weights, velocities))
+    torch_sgd(weights, gradients, velocities, name)()
+    for index, (got, old, gradient, velocity) in enumerate(zip(some(weights), w, g, v, strict=True)):
+        want = old - RATE * (RECIPE.momentum * velocity + gradient + RECIPE.weight_decay * old)
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-8, msg=lambda text: f"tensor {index}: {text}")
