@@ -149,6 +149,8 @@ def _lrn_pool(x, bias, norm, size, alpha, beta, k, relu, pool, stride, ties, ker
     _check(x, bias, norm, size, alpha, beta, k, relu, pool, stride, ties, name)
     if name == "reference":
         return _reference(x, bias, norm, size, alpha, beta, k, relu, pool, stride, ties)
+    if not (torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad))):
+        ties = "all"  # the same output, and no argmax to write
     return torch.ops.alexnet_mp.lrn_pool(x, bias, norm, size, alpha, beta, k, relu, pool, stride, ties, name)[0]
 
 
@@ -223,23 +225,30 @@ def _outputs(x, pool, stride, ties):
     return y, torch.empty_like(y, dtype=torch.uint8) if saved else x.new_empty(0, dtype=torch.uint8)
 
 
-def _cuda_fits(x, norm, size, beta, pool, stride, ties):
-    """Whether the tuned CUDA kernels compute this case; Triton computes the others."""
-    return (norm != "spatial" and (norm == "none" or (size == 5 and beta == 0.75)) and (pool, stride) == (3, 2) and ties == "first"
-            and x.shape[1] % 8 == 0 and x.shape[1] <= 512 and memory_format(x) == torch.channels_last)
+def _in_triton(kernels, tensors, norm, size, beta, pool, stride, all_ties=False):
+    """Whether Triton computes this case: also with kernels "cuda", whose code is for the paper's window, exponent and pool alone.
+
+    tensors: those that are read; the CUDA kernels take 16 bytes at a time, of channels_last maps.
+    """
+    x = tensors[-1]
+    tuned = ((norm == "none" or (norm == "lrn" and size == 5 and beta == 0.75)) and (pool, stride) == (3, 2) and not all_ties
+             and 0 < x.shape[1] <= 1024 and x.shape[1] % 8 == 0 and x[0:1].numel() < 2**31 and x.numel() < 2**31 * x.shape[1])
+    return kernels == "triton" or (kernels == "cuda" and not (tuned and all(
+        tensor.is_contiguous(memory_format=torch.channels_last) and tensor.data_ptr() % 16 == 0 for tensor in tensors)))
 
 
 @torch.library.custom_op("alexnet_mp::lrn_pool", mutates_args=(), schema=f"(Tensor x, Tensor? bias, {_ARGUMENTS}) -> (Tensor, Tensor)")
 def _forward(x, bias, norm, size, alpha, beta, k, relu, pool, stride, ties, kernels):
     y, argmax = _outputs(x, pool, stride, ties)
-    if kernels == "triton" or (kernels == "cuda" and not _cuda_fits(x, norm, size, beta, pool, stride, ties)):
+    if y.numel() == 0:
+        return y, argmax
+    if _in_triton(kernels, [x], norm, size, beta, pool, stride):
         from . import lrn_pool
         lrn_pool.forward(x, bias, y, argmax, norm=norm, size=size, alpha=alpha, beta=beta, k=k, relu=relu, pool=pool, stride=stride,
                          ties=ties)
     else:
-        x = x.contiguous(memory_format=memory_format(x))
-        compiled().lrn_pool_forward(x, bias, y, argmax, NORMS.index(norm), size, alpha, beta, k, RELUS.index(relu), pool, stride,
-                                    TIES.index(ties))
+        compiled().lrn_pool_forward(x.contiguous(memory_format=memory_format(x)), bias, y, argmax, NORMS.index(norm), size, alpha,
+                                    beta, k, RELUS.index(relu), pool, stride, TIES.index("first"))
     return y, argmax
 
 
@@ -252,14 +261,17 @@ def _(x, bias, norm, size, alpha, beta, k, relu, pool, stride, ties, kernels):
                          schema=f"(Tensor dy, Tensor x, Tensor? bias, Tensor argmax, {_ARGUMENTS}) -> (Tensor, Tensor)")
 def _backward(dy, x, bias, argmax, norm, size, alpha, beta, k, relu, pool, stride, ties, kernels):
     dx, dbias = _gradients(x, bias)
-    if kernels == "triton" or (kernels == "cuda" and not _cuda_fits(x, norm, size, beta, pool, stride, ties)):
+    if dx.numel() == 0:
+        return dx, dbias.zero_()
+    if kernels != "triton":
+        dy, x = (tensor.contiguous(memory_format=memory_format(dx)) for tensor in (dy, x))
+    if _in_triton(kernels, [dy, x], norm, size, beta, pool, stride, all_ties=ties == "all"):
         from . import lrn_pool
         sums = lrn_pool.backward(dy, x, bias, argmax, dx, norm=norm, size=size, alpha=alpha, beta=beta, k=k, relu=relu, pool=pool,
                                  stride=stride, ties=ties)
         return dx, dbias if sums is None else sums
-    layout = memory_format(x)
-    compiled().lrn_pool_backward(dy.contiguous(memory_format=layout), x.contiguous(memory_format=layout), bias, argmax, dx, dbias,
-                                 NORMS.index(norm), size, alpha, beta, k, RELUS.index(relu), pool, stride, TIES.index(ties))
+    compiled().lrn_pool_backward(dy, x, bias, argmax, dx, dbias, NORMS.index(norm), size, alpha, beta, k, RELUS.index(relu), pool,
+                                 stride, TIES.index(ties))
     return dx, dbias
 
 

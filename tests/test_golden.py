@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 from alexnet_mp import TwoTowerAlexNet, mini
 from alexnet_mp.dataset import open_dataset
+from alexnet_mp.kernels import ops
 from alexnet_mp.optimizer import PaperSGD
 from alexnet_mp.pipeline_torch import TorchPipeline
 from alexnet_mp.schedule import make_schedule
@@ -23,15 +24,15 @@ GOLDEN = [
 ]
 
 
-def ten_losses(dtype, kernels):
+def ten_losses(dtype, kernels, device="cpu"):
     """The first ten training losses at batch 16: pictures, crops, colours, masks and weights all follow from seed 7."""
     recipe = dataclasses.replace(mini(), batch_size=16, seed=7)
-    pipeline = TorchPipeline(open_dataset("builtin", recipe.stored_size), recipe, ("cpu", "cpu"), workers=0)
+    pipeline = TorchPipeline(open_dataset("builtin", recipe.stored_size), recipe, (device, device), workers=0)
     sums = Sums(recipe.stored_size)
     for index in range(64):
         sums.add(pipeline.dataset.splits["train"].read(index))
     pipeline.use(sums.statistics())
-    network = TwoTowerAlexNet(recipe, ("cpu", "cpu"), len(pipeline.dataset.classes), kernels).to(dtype)
+    network = TwoTowerAlexNet(recipe, (device, device), len(pipeline.dataset.classes), kernels).to(dtype)
     optimizer, schedule, losses = PaperSGD(network), make_schedule(recipe), []
     optimizer.set_rates(schedule.rates(1))
     for batch in pipeline.train(0, 1, schedule.colour_noise):
@@ -48,8 +49,23 @@ def test_float64_reference():
     assert ten_losses(torch.float64, "reference") == pytest.approx(GOLDEN, rel=1e-9)
 
 
-def test_float32():
-    assert ten_losses(torch.float32, "auto") == pytest.approx(GOLDEN, rel=1e-3)
+@pytest.mark.parametrize("kernels", ["reference", "auto"])
+def test_float32(kernels):
+    """Fused or not, the same ten losses."""
+    assert ten_losses(torch.float32, kernels) == pytest.approx(GOLDEN, rel=1e-3)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("kernels", ["reference", "triton", "cuda"])
+def test_float32_on_a_gpu(kernels, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    assert ten_losses(torch.float32, kernels, "cuda:0") == pytest.approx(GOLDEN, rel=1e-3)
+
+
+def test_float64_fused():
+    if ops.compiled() is None:
+        pytest.skip("there was no compiler to build the CPU kernels")
+    assert ten_losses(torch.float64, "cpu") == pytest.approx(GOLDEN, rel=1e-9)
 
 
 if __name__ == "__main__":

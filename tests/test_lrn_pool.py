@@ -352,6 +352,21 @@ def test_the_choice_of_kernels():
         assert ops.resolve("auto", "cuda:0") == next(name for name in ("cuda", "triton", "reference") if name in (*ops.built(), "reference"))
 
 
+@pytest.mark.parametrize("change, triton", [
+    ({}, False), (dict(norm="none", size=1), False), (dict(norm="spatial"), True), (dict(size=3), True), (dict(beta=0.5), True),
+    (dict(pool=2), True), (dict(pool=0, stride=1), True), (dict(all_ties=True), True), (dict(kernels="triton"), True),
+    (dict(maps=12), True), (dict(maps=1032), True), (dict(memory_format="nchw"), True), (dict(offset=4), False), (dict(offset=1), True),
+    (dict(kernels="cpu", memory_format="nchw", size=3), False)])
+def test_what_is_left_to_triton(change, triton):
+    """`kernels="cuda"`: the paper's case in channels_last, from addresses that 16 bytes divide; nothing of this looks at a GPU."""
+    case = dict(kernels="cuda", norm="lrn", size=5, beta=0.75, pool=3, stride=2, all_ties=False, maps=16, memory_format="channels_last",
+                offset=0) | change
+    maps, offset = case.pop("maps"), case.pop("offset")
+    x = torch.zeros(2 * maps * 25 + offset)[offset:].view(2, 5, 5, maps).permute(0, 3, 1, 2)
+    x = x if case.pop("memory_format") == "channels_last" else x.contiguous()
+    assert ops._in_triton(tensors=[x], **case) == triton
+
+
 @every_operation
 def test_opcheck(implementation, operation):
     kernels, device = implementation

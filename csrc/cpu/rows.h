@@ -39,6 +39,12 @@ INLINE void store_padded(A* to, Vector<A> v, int64_t lanes) {
     store(to, v);
 }
 
+#if defined(__clang__)
+#define PICK(a, b, i, j, k, l) __builtin_shufflevector(a, b, i, j, k, l)
+#else  // GCC has that from 12 on
+#define PICK(a, b, i, j, k, l) __builtin_shuffle(a, b, (int32_t __attribute__((vector_size(16)))){i, j, k, l})
+#endif
+
 // (rows, columns), `step` elements from row to row -> (columns, rows), `to_step` elements from row to row. Elements of four bytes go
 // in squares of four by four.
 template <typename T>
@@ -51,12 +57,12 @@ INLINE void transpose(const T* from, int64_t step, int64_t rows, int64_t columns
         for (; c + 4 <= columns; c += 4) {
             const Four a0 = load<Four>(row + c), a1 = load<Four>(row + step + c);
             const Four a2 = load<Four>(row + 2 * step + c), a3 = load<Four>(row + 3 * step + c);
-            const Four b0 = __builtin_shufflevector(a0, a1, 0, 4, 1, 5), b1 = __builtin_shufflevector(a0, a1, 2, 6, 3, 7);
-            const Four b2 = __builtin_shufflevector(a2, a3, 0, 4, 1, 5), b3 = __builtin_shufflevector(a2, a3, 2, 6, 3, 7);
-            store(to + c * to_step + r, (Four)__builtin_shufflevector(b0, b2, 0, 1, 4, 5));
-            store(to + (c + 1) * to_step + r, (Four)__builtin_shufflevector(b0, b2, 2, 3, 6, 7));
-            store(to + (c + 2) * to_step + r, (Four)__builtin_shufflevector(b1, b3, 0, 1, 4, 5));
-            store(to + (c + 3) * to_step + r, (Four)__builtin_shufflevector(b1, b3, 2, 3, 6, 7));
+            const Four b0 = PICK(a0, a1, 0, 4, 1, 5), b1 = PICK(a0, a1, 2, 6, 3, 7);
+            const Four b2 = PICK(a2, a3, 0, 4, 1, 5), b3 = PICK(a2, a3, 2, 6, 3, 7);
+            store(to + c * to_step + r, PICK(b0, b2, 0, 1, 4, 5));
+            store(to + (c + 1) * to_step + r, PICK(b0, b2, 2, 3, 6, 7));
+            store(to + (c + 2) * to_step + r, PICK(b1, b3, 0, 1, 4, 5));
+            store(to + (c + 3) * to_step + r, PICK(b1, b3, 2, 3, 6, 7));
         }
         for (; c < columns; c++)
             for (int64_t i = 0; i < 4; i++) to[c * to_step + r + i] = row[i * step + c];

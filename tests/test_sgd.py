@@ -1,0 +1,111 @@
+"""The printed update on every implementation that can run here, against `reference.py`."""
+import math
+
+import pytest
+import torch
+
+from alexnet_mp.kernels import ops, paper_sgd_
+
+GPU = torch.cuda.is_available()
+needs = {"cuda": pytest.mark.skipif(not GPU, reason="cuda kernels need a GPU"),
+         "triton": pytest.mark.skipif(not GPU, reason="triton kernels need a GPU"),
+         "cpu": pytest.mark.skipif(ops.compiled() is None, reason="there was no compiler to build the CPU kernels")}
+every_implementation = pytest.mark.parametrize("kernels", [pytest.param(name, marks=mark) for name, mark in needs.items()])
+RATES, DECAYS = (0.1, 0.0, 0.02, 0.3), (0.5, 0.1, 0.0, 5e-4)
+
+
+def tensors(kernels, dtype, seed=0, shapes=((1,), (33,), (7, 5, 3, 3), (40_000,))):
+    """Lists of parameters, gradients and velocities; odd sizes, so that no vector length divides them."""
+    draws = torch.Generator().manual_seed(seed)
+    device = "cpu" if kernels in ("cpu", "reference") else "cuda"
+    return [[torch.randn(shape, generator=draws, dtype=torch.float64).to(dtype).to(device) for shape in shapes] for _ in range(3)]
+
+
+def update(kernels, w, g, v, rates=RATES, decays=DECAYS, momentum=0.9):
+    paper_sgd_(w, g, v, learning_rates=rates, momentum=momentum, weight_decays=decays, kernels=kernels)
+
+
+@every_implementation
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_five_steps_are_the_references(kernels, dtype):
+    """Half a dozen roundings in float32 (float64 for float64), then one to the storage type."""
+    eps, inner = torch.finfo(dtype).eps, 2.0**-53 if dtype == torch.float64 else 2.0**-24
+    w, g, v = tensors(kernels, dtype)
+    frozen = w[1].clone(), v[1].clone()
+    for _ in range(5):
+        exact_w, exact_v = [x.double().cpu() for x in w], [x.double().cpu() for x in v]
+        update("reference", exact_w, [x.double().cpu() for x in g], exact_v)
+        update(kernels, w, g, v)
+        for actual, exact in zip((*w, *v), (*exact_w, *exact_v), strict=True):
+            torch.testing.assert_close(actual.double().cpu(), exact, rtol=eps / 2, atol=6 * inner * float(exact.abs().max()))
+    assert torch.equal(w[1], frozen[0]) and torch.equal(v[1], frozen[1])
+
+
+@every_implementation
+def test_a_rate_of_zero_is_not_even_read(kernels):
+    w, g, v = tensors(kernels, torch.float32)
+    before = [x.clone() for x in (*w, *v)]
+    update(kernels, w, [torch.full_like(x, math.nan) for x in g], v, rates=(0.0,) * 4)
+    assert all(torch.equal(a, b) for a, b in zip((*w, *v), before, strict=True))
+
+
+@every_implementation
+def test_changed_rates_and_moved_tensors_are_obeyed(kernels):
+    """What an implementation keeps from call to call must not outlive a change."""
+    for seed, rates, momentum in ((0, RATES, 0.9), (0, (0.01,) * 4, 0.9), (1, (0.01,) * 4, 0.5), (2, RATES, 0.0)):
+        w, g, v = tensors(kernels, torch.float32, seed)
+        exact = [[x.clone().cpu() for x in part] for part in (w, g, v)]
+        update("reference", *exact, rates=rates, momentum=momentum)
+        update(kernels, w, g, v, rates=rates, momentum=momentum)
+        for actual, wanted in zip((*w, *v), (*exact[0], *exact[2]), strict=True):
+            torch.testing.assert_close(actual.cpu(), wanted, rtol=1e-6, atol=1e-6)
+
+
+@every_implementation
+def test_any_strides_and_the_graph_of_autograd(kernels):
+    """Gradients of channels_last convolutions have other strides than their weights; parameters require gradients."""
+    w, g, v = tensors(kernels, torch.float32, shapes=((7, 5, 3, 3), (6, 8)))
+    g = [g[0].contiguous(memory_format=torch.channels_last), g[1].mT.contiguous().mT]
+    exact = [[x.clone().cpu().contiguous() for x in part] for part in (w, g, v)]
+    update("reference", *exact, rates=RATES[::2], decays=DECAYS[::2])
+    parameters = [torch.nn.Parameter(x) for x in w]
+    update(kernels, parameters, g, v, rates=RATES[::2], decays=DECAYS[::2])
+    for actual, wanted in zip((*parameters, *v), (*exact[0], *exact[2]), strict=True):
+        torch.testing.assert_close(actual.detach().cpu(), wanted, rtol=1e-6, atol=1e-6)
+    update(kernels, [], [], [], rates=(), decays=())
+
+
+@every_implementation
+def test_opcheck(kernels):
+    w, g, v = tensors(kernels, torch.float32, shapes=((5,), (3, 4)))
+    torch.library.opcheck(torch.ops.alexnet_mp.paper_sgd_.default, (w, g, v, [0.1, 0.2], 0.9, [0.5, 0.0], kernels))
+
+
+@pytest.mark.parametrize("spoil, named", [
+    (lambda w, g, v: g.pop(), "3 gradients"), (lambda w, g, v: v.append(v[0]), "5 velocities"),
+    (lambda w, g, v: g.__setitem__(1, g[1][:5]), r"parameter 1 .*\(33,\).*gradient .*\(5,\)"),
+    (lambda w, g, v: v.__setitem__(2, v[2].double()), "parameter 2 .*float32.*velocity .*float64"),
+    (lambda w, g, v: g.__setitem__(0, g[0].to("meta")), "parameter 0 .*cpu.*gradient .*meta"),
+])
+def test_lists_that_do_not_fit_are_refused_by_name(spoil, named):
+    w, g, v = tensors("reference", torch.float32)
+    before = [x.clone() for x in w]
+    spoil(w, g, v)
+    with pytest.raises(ValueError, match=named):
+        update("reference", w, g, v)
+    assert all(torch.equal(a, b) for a, b in zip(w, before))
+
+
+@pytest.mark.skipif(not GPU, reason="needs a GPU")
+def test_a_graph_replays_the_update():
+    """After one call to warm up, a capture copies nothing from the host."""
+    w, g, v = tensors("triton", torch.float32)
+    update("triton", w, g, v)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        update("triton", w, g, v)
+    exact = [[x.clone() for x in part] for part in (w, g, v)]
+    graph.replay()
+    update("reference", *exact)
+    for actual, wanted in zip((*w, *v), (*exact[0], *exact[2]), strict=True):
+        torch.testing.assert_close(actual, wanted, rtol=1e-6, atol=1e-6)
