@@ -28,3 +28,12 @@ def make_folder(root, train=8, val=5, size=(140, 120), classes=CLASSES):
 @pytest.fixture
 def folder(tmp_path):
     return make_folder(tmp_path / "data")
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """A few thousand values do not pay for waking a second thread; on a busy machine that takes 10 ms an operation."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -31,15 +31,8 @@ dtypes = pytest.mark.parametrize("dtype", TYPES, ids=str)
 relus = pytest.mark.parametrize("relu", RELUS)
 norms = pytest.mark.parametrize("norm", ["lrn", "none"])
 
-pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ to compile the device code for the host")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = [pytest.mark.usefixtures("one_thread"),
+              pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ to compile the device code for the host")]
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from alexnet_mp.kernels import lrn, lrn_max_pool, max_pool, ops, reference, spatial_norm_max_pool
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 GPU = torch.cuda.is_available()
 LEVELS = {"portable": 0, "avx2": 1, "avx512": 2}
 STRONG = {"alpha": 3e-3, "beta": 0.75, "k": 2.0}  # for values of 30 or so: neither the sum nor k hides the other
@@ -54,15 +55,6 @@ def implementation(request):
         pytest.skip(f"this processor lacks {request.param}: {str(error).splitlines()[0]}")
     yield "cpu", "cpu"
     ops.compiled().use_cpu_instructions(before)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """A few thousand values do not pay for waking a second thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def values(*shape, seed=1, scale=30):

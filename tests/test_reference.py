@@ -23,16 +23,8 @@ MAP_OPERATIONS = {  # each with every argument that has a gradient
     "avg_pool": lambda x, b: ops.avg_pool(x),
 }
 every_map_operation = pytest.mark.parametrize("operation", MAP_OPERATIONS.values(), ids=MAP_OPERATIONS)
+pytestmark = pytest.mark.usefixtures("one_thread")
 both_ties = pytest.mark.parametrize("ties", ["first", "all"])
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """A hundred values do not pay for waking a second thread; on a busy machine that takes 10 ms a pooling."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def maps(*shape, seed=1, scale=30, dtype=torch.float64):

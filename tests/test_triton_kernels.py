@@ -36,15 +36,8 @@ VARIANTS = {
     "spatial_norm_max_pool, all ties": {"norm": "spatial", "relu": "none", "ties": "all"},
     "spatial_norm": {"norm": "spatial", "relu": "none", "pool": 0},
 }
+pytestmark = pytest.mark.usefixtures("one_thread")
 every_variant = pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def maps(*shape, seed=1, scale=30.0, dtype=torch.float32):

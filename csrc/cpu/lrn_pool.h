@@ -35,7 +35,7 @@ struct NormalisedRows {
                 load_biased(x, image, y, u.row(y));
             } else if (p.norm == LRN) {
                 load_biased(x, image, y, a.row(y));
-                with_known(p, [&](auto known) { lrn_row(known, p, a.row(y), u.row(y), p.width, a.pixel_pitch); });
+                with_known(p, [&](auto known) { lrn_row(known, p, a.row(y), u.row(y), a.pixel_pitch); });
             } else {
                 const int64_t below = y + p.size - p.size / 2, needed = below < p.height ? below : p.height;
                 for (; loaded < needed; loaded++) load_biased(x, image, loaded, a.row(loaded));

@@ -17,21 +17,25 @@ INLINE void with_known(const Problem& p, const F& f) {
         f(Known<0, false>());
 }
 
-// u = a d^-beta with d = k + alpha * (sum of a^2 over the channels c - before .. c - before + size - 1). 
+// The powers of d = k + alpha * (sum of a^2 over the channels c - before .. c - before + size - 1), before = size / 2; a: of channel c.
 template <typename K, typename A>
-INLINE void lrn_row(K, const Problem& p, const A* a, A* u, int64_t width, int64_t pitch) {
+INLINE Powers<A> lrn_powers(K, const Problem& p, const A* a) {
     const int64_t size = K::size ? K::size : p.size, before = size / 2;
-    const A alpha = (A)p.alpha, beta = (A)p.beta, k = (A)p.k;
-    for (int64_t x = 0; x < width; x++)
+    Vector<A> sum = {};
+    for (int64_t j = 0; j < size; j++) {
+        const Vector<A> v = load<Vector<A>>(a - before + j);
+        sum += v * v;
+    }
+    return powers<A, K::three_quarters>((A)p.k + (A)p.alpha * sum, (A)p.beta);
+}
+
+// u = a d^-beta.
+template <typename K, typename A>
+INLINE void lrn_row(K known, const Problem& p, const A* a, A* u, int64_t pitch) {
+    for (int64_t x = 0; x < p.width; x++)
         for_channels<A>(p.channels, EACH_VECTOR(c, lanes) {
-            const A* window = a + x * pitch + c - before;
-            Vector<A> sum = {};
-            for (int64_t j = 0; j < size; j++) {
-                const Vector<A> v = load<Vector<A>>(window + j);
-                sum += v * v;
-            }
-            const Vector<A> centre = load<Vector<A>>(window + before);
-            store_padded(u + x * pitch + c, centre * powers<A, K::three_quarters>(k + alpha * sum, beta).normaliser, lanes);
+            const A* centre = a + x * pitch + c;
+            store_padded(u + x * pitch + c, load<Vector<A>>(centre) * lrn_powers(known, p, centre).normaliser, lanes);
         });
 }
 
@@ -41,29 +45,24 @@ INLINE void add_to(double* sums, int64_t c, V v, int64_t lanes) {
     for (int64_t i = 0; sums && i < lanes; i++) sums[c + i] += (double)v[i];
 }
 
-// dx, and added to dbias their sum: da_c = g_c d_c^-beta - 2 alpha beta a_c (sum of g_j a_j d_j^(-beta-1) over the j whose window holds c).
-// Where a ReLU came before, da is stopped at a <= 0. t and scaled: `segment` pixels of working memory, bordered by zeros.
+// dx, and added to dbias their sum: da_c = g_c d_c^-beta - 2 alpha beta a_c (sum of g_j a_j d_j^(-beta-1) over the j whose window
+// holds c). Where a ReLU came before, da is stopped at a <= 0. t and scaled: `segment` pixels of working memory, bordered by zeros.
 constexpr int64_t segment = 8;
 
 template <typename T, typename K, typename A>
-INLINE void lrn_backward_row(K, const Problem& p, const A* a, const A* g, A* t, A* scaled, T* dx, double* dbias, int64_t pitch) {
-    const int64_t size = K::size ? K::size : p.size, before = size / 2, after = size - 1 - before;
-    const A alpha = (A)p.alpha, beta = (A)p.beta, k = (A)p.k, factor = (A)(2 * p.alpha * p.beta);
+INLINE void lrn_backward_row(K known, const Problem& p, const A* a, const A* g, A* t, A* scaled, T* dx, double* dbias, int64_t pitch) {
+    const int64_t size = K::size ? K::size : p.size, after = size - 1 - size / 2;
+    const A factor = (A)(2 * p.alpha * p.beta);
     const bool gated = p.relu == BEFORE;
     for (int64_t begin = 0; begin < p.width; begin += segment) {
         // Two loops over a few pixels each, since a vector of t that was just stored cannot be loaded at another offset at once.
         const int64_t end = begin + segment < p.width ? begin + segment : p.width;
         for (int64_t x = begin; x < end; x++)
             for_channels<A>(p.channels, EACH_VECTOR(c, lanes) {
-                const A* window = a + x * pitch + c - before;
-                Vector<A> sum = {};
-                for (int64_t j = 0; j < size; j++) {
-                    const Vector<A> v = load<Vector<A>>(window + j);
-                    sum += v * v;
-                }
-                const Vector<A> centre = load<Vector<A>>(window + before), gradient = load<Vector<A>>(g + x * pitch + c);
-                const Powers<A> power = powers<A, K::three_quarters>(k + alpha * sum, beta);
-                store_padded(t + (x - begin) * pitch + c, gradient * centre * power.slope, lanes);
+                const A* centre = a + x * pitch + c;
+                const Powers<A> power = lrn_powers(known, p, centre);
+                const Vector<A> gradient = load<Vector<A>>(g + x * pitch + c);
+                store_padded(t + (x - begin) * pitch + c, gradient * load<Vector<A>>(centre) * power.slope, lanes);
                 store_padded(scaled + (x - begin) * pitch + c, gradient * power.normaliser, lanes);
             });
         for_channels<A>(p.channels, EACH_VECTOR(c, lanes) {
