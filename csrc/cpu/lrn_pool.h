@@ -118,7 +118,7 @@ void backward(const Problem& p, const void* dy_, const void* x_, const void* bia
     GatheredRows<T> gathered(p);
     const TensorRows<T> results(p, p.height, p.width);
     const Rows<A> g(p, 1, p.width), result(p, 1, p.width);
-    const Rows<A> t(p, spatial ? p.height : 1, spatial ? p.width : segment), scaled(p, t.count, spatial ? p.width : segment);
+    const Rows<A> t(p, spatial ? p.height : 1, p.width), scaled(p, t.count, p.width);
     const int64_t pitch = g.pixel_pitch;
 
     for (int64_t image = begin; image < end; image++) {

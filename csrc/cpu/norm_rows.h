@@ -46,40 +46,34 @@ INLINE void add_to(double* sums, int64_t c, V v, int64_t lanes) {
 }
 
 // dx, and added to dbias their sum: da_c = g_c d_c^-beta - 2 alpha beta a_c (sum of g_j a_j d_j^(-beta-1) over the j whose window
-// holds c). Where a ReLU came before, da is stopped at a <= 0. t and scaled: `segment` pixels of working memory, bordered by zeros.
-constexpr int64_t segment = 8;
-
+// holds c). Where a ReLU came before, da is stopped at a <= 0. t, scaled: working memory.
 template <typename T, typename K, typename A>
 INLINE void lrn_backward_row(K known, const Problem& p, const A* a, const A* g, A* t, A* scaled, T* dx, double* dbias, int64_t pitch) {
     const int64_t size = K::size ? K::size : p.size, after = size - 1 - size / 2;
     const A factor = (A)(2 * p.alpha * p.beta);
     const bool gated = p.relu == BEFORE;
-    for (int64_t begin = 0; begin < p.width; begin += segment) {
-        // Two loops over a few pixels each, since a vector of t that was just stored cannot be loaded at another offset at once.
-        const int64_t end = begin + segment < p.width ? begin + segment : p.width;
-        for (int64_t x = begin; x < end; x++)
-            for_channels<A>(p.channels, EACH_VECTOR(c, lanes) {
-                const A* centre = a + x * pitch + c;
-                const Powers<A> power = lrn_powers(known, p, centre);
-                const Vector<A> gradient = load<Vector<A>>(g + x * pitch + c);
-                store_padded(t + (x - begin) * pitch + c, gradient * load<Vector<A>>(centre) * power.slope, lanes);
-                store_padded(scaled + (x - begin) * pitch + c, gradient * power.normaliser, lanes);
-            });
+    for (int64_t x = 0; x < p.width; x++)
         for_channels<A>(p.channels, EACH_VECTOR(c, lanes) {
-            Vector<A> total = {};
-            for (int64_t x = begin; x < end; x++) {
-                const A* window = t + (x - begin) * pitch + c - after;
-                Vector<A> sum = {};
-                for (int64_t j = 0; j < size; j++) sum += load<Vector<A>>(window + j);
-                const Vector<A> centre = load<Vector<A>>(a + x * pitch + c);
-                Vector<A> da = load<Vector<A>>(scaled + (x - begin) * pitch + c) - factor * centre * sum;
-                if (gated) da = centre <= 0 ? Vector<A>{} : da;
-                store_result<T, A>(dx + x * p.channels + c, da, lanes);
-                total += da;
-            }
-            add_to(dbias, c, total, lanes);
+            const int64_t offset = x * pitch + c;
+            const Powers<A> power = lrn_powers(known, p, a + offset);
+            const Vector<A> gradient = load<Vector<A>>(g + offset);
+            store_padded(t + offset, gradient * load<Vector<A>>(a + offset) * power.slope, lanes);
+            store_padded(scaled + offset, gradient * power.normaliser, lanes);
         });
-    }
+    for_channels<A>(p.channels, EACH_VECTOR(c, lanes) {
+        Vector<A> total = {};
+        for (int64_t x = 0; x < p.width; x++) {
+            const int64_t offset = x * pitch + c;
+            Vector<A> sum = {};
+            for (int64_t j = 0; j < size; j++) sum += load<Vector<A>>(t + offset - after + j);
+            const Vector<A> centre = load<Vector<A>>(a + offset);
+            Vector<A> da = load<Vector<A>>(scaled + offset) - factor * centre * sum;
+            if (gated) da = centre <= 0 ? Vector<A>{} : da;
+            store_result<T, A>(dx + x * p.channels + c, da, lanes);
+            total += da;
+        }
+        add_to(dbias, c, total, lanes);
+    });
 }
 
 // The same with the window over size x size positions of the same map; rows and columns outside the map are left out.
