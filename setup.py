@@ -19,7 +19,7 @@ CUDA_TARGETS = ["-gencode=arch=compute_80,code=sm_80", "-gencode=arch=compute_90
 
 def extension():
     """(extension modules, command classes): with a compiler and torch, the library; else none, and a line that says why."""
-    compiler = shlex.split(os.environ.get("CXX", "c++"))[0]
+    compiler = shlex.split(os.environ.get("CXX") or "c++")[0]
     if shutil.which(compiler) is None:
         return _nothing(f"there is no C++ compiler ({compiler})")
     try:

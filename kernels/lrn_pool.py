@@ -149,7 +149,7 @@ def _window_gradient(dy_ptr, choice_ptr, u, row, column, c, OH, OW, dy_strides, 
                     maximum = tl.load(pointer, here, 0.0)
                     if RELU == "after":
                         dy = tl.where(maximum <= 0, 0.0, dy)
-                    g += dy * (u == maximum).to(tl.float32)
+                    g += tl.where(u == maximum, dy, 0.0)
                 else:
                     g += tl.where(tl.load(pointer, here, 255).to(tl.int32) == i * POOL + j, dy, 0.0)
     return g

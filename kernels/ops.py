@@ -40,9 +40,11 @@ def compiled():
         return None
     try:
         torch.ops.load_library(LIBRARY)
-    except OSError as error:
-        raise RuntimeError(f"{LIBRARY} does not fit torch {torch.__version__}; build it again with pip install --no-build-isolation "
-                           f"--no-deps -e . ({str(error).splitlines()[0]})") from error
+        torch.ops.alexnet_mp_csrc.lrn_pool_forward
+    except (OSError, AttributeError) as error:
+        why = str(error.__cause__ or error).splitlines()[0]
+        raise RuntimeError(f"{LIBRARY} does not fit torch {torch.__version__}; pip install --no-build-isolation --no-deps -e . builds it "
+                           f"again, --kernels reference does without ({why})") from error
     return torch.ops.alexnet_mp_csrc
 
 
@@ -73,6 +75,8 @@ def resolve(kernels, device):
     if kernels not in CHOICES:
         raise ValueError(f"kernels {kernels!r} do not exist; choose one of {', '.join(CHOICES)}")
     kind = torch.device(device).type
+    if kernels == "reference":
+        return kernels
     usable = [name for name in built() if kind == ("cpu" if name == "cpu" else "cuda")] + ["reference"]
     if kernels == "auto":
         return usable[0]
@@ -92,13 +96,14 @@ def description():
 def lrn_max_pool(x, bias=None, *, size=5, alpha, beta=0.75, k=2.0, relu="before", pool=3, stride=2, ties="first", kernels="auto"):
     """Bias, ReLU, local response normalisation and overlapping max-pool: (N, C, H, W) -> (N, C, H', W').
 
-    x: float32, bfloat16, float16 or (not on a GPU) float64, in any memory format; bias: (C,), of x's dtype or float32.
+    x: float32, bfloat16, float16 or (not on a GPU) float64, in any memory format; bias: (C,), of x's dtype, or float32 beside 16 bits.
     alpha multiplies the *sum* of squares over `size` maps: torch.nn.functional.local_response_norm's alpha is size times this one.
     relu: "before" = ReLU -> LRN -> pool (paper 3.5, layers 1 and 2); "after" = LRN -> pool -> ReLU (2012 source, layer 1); "none".
     H' = ceil((H - pool) / stride) + 1. ties: who gets the gradient of tied maxima, "first" (PyTorch) or "all" (2012 source).
     kernels: who computes, see `resolve`. The output is channels_last where x is.
     Raises ValueError, with the value named, for arguments that fit no kernel.
     """
+    _at_least("pool", pool, 1)
     return _lrn_pool(x, bias, "lrn", size, alpha, beta, k, relu, pool, stride, ties, kernels)
 
 
@@ -110,11 +115,13 @@ def lrn(x, bias=None, *, size=5, alpha, beta=0.75, k=2.0, relu="before", kernels
 
 def max_pool(x, bias=None, *, relu=True, pool=3, stride=2, ties="first", kernels="auto"):
     """Bias, ReLU and max-pool (layer 5); arguments as in `lrn_max_pool`. (N, C, H, W) -> (N, C, H', W')."""
+    _at_least("pool", pool, 1)
     return _lrn_pool(x, bias, "none", 1, 0.0, 0.75, 1.0, "after" if relu else "none", pool, stride, ties, kernels)
 
 
 def spatial_norm_max_pool(x, *, size=5, alpha, beta=0.75, k=1.0, pool=3, stride=2, ties="first", kernels="auto"):
     """The norm over size x size positions of a map (2012 source, cnorm2), then max-pool. (N, C, H, W) -> (N, C, H', W')."""
+    _at_least("pool", pool, 1)
     return _lrn_pool(x, None, "spatial", size, alpha, beta, k, "none", pool, stride, ties, kernels)
 
 
@@ -131,6 +138,8 @@ def paper_sgd_(parameters, gradients, velocities, *, learning_rates, momentum, w
         raise ValueError(f"{len(parameters)} parameters, {len(gradients)} gradients, {len(velocities)} velocities, {len(rates)} "
                          f"learning rates and {len(decays)} weight decays; there must be as many of each")
     for number, (w, g, v) in enumerate(zip(parameters, gradients, velocities)):
+        if w.dtype not in STORAGE:
+            raise ValueError(f"parameter {number} is {w.dtype}; it must be float32, bfloat16, float16 or float64")
         for name, other in (("gradient", g), ("velocity", v), ("first parameter", parameters[0])):
             if other.device != w.device or (name != "first parameter" and (other.shape, other.dtype) != (w.shape, w.dtype)):
                 raise ValueError(f"parameter {number} is {_describe(w)}, the {name} {_describe(other)}")
@@ -143,7 +152,8 @@ def paper_sgd_(parameters, gradients, velocities, *, learning_rates, momentum, w
 
 def _lrn_pool(x, bias, norm, size, alpha, beta, k, relu, pool, stride, ties, kernels):
     name = resolve(kernels, x.device)
-    bias = bias if bias is None else bias.contiguous()
+    if _has_tangent(x) or _has_tangent(bias):
+        name = "reference"  # forward-mode differentiation is known to plain PyTorch alone
     if kernels == "auto" and (pool > LARGEST_POOL.get(name, pool) or (x.dtype == torch.float64 and x.is_cuda)):
         name = "reference"
     _check(x, bias, norm, size, alpha, beta, k, relu, pool, stride, ties, name)
@@ -151,7 +161,13 @@ def _lrn_pool(x, bias, norm, size, alpha, beta, k, relu, pool, stride, ties, ker
         return _reference(x, bias, norm, size, alpha, beta, k, relu, pool, stride, ties)
     if not (torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad))):
         ties = "all"  # the same output, and no argmax to write
+    bias = bias if bias is None else bias.contiguous()
     return torch.ops.alexnet_mp.lrn_pool(x, bias, norm, size, alpha, beta, k, relu, pool, stride, ties, name)[0]
+
+
+def _has_tangent(tensor):
+    return (tensor is not None and not torch.compiler.is_compiling()
+            and torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None)
 
 
 def _check(x, bias, norm, size, alpha, beta, k, relu, pool, stride, ties, kernels):
@@ -171,11 +187,10 @@ def _check(x, bias, norm, size, alpha, beta, k, relu, pool, stride, ties, kernel
         if bias.dtype not in (x.dtype, torch.float32) or (x.dtype == torch.float64 and bias.dtype != torch.float64):
             raise ValueError(f"bias is {bias.dtype}; it must be {x.dtype} like x"
                              + ("" if x.dtype in (torch.float32, torch.float64) else " or float32"))
-    for field, value, least in (("size", size, 1), ("stride", stride, 1), ("pool", pool, 0)):
-        if not isinstance(value, int) or value < least:
-            raise ValueError(f"{field} is {value!r}; it must be an integer of at least {least}")
-    if not k > 0:
-        raise ValueError(f"k is {k!r}; it must be above 0")
+    _at_least("size", size, 1)
+    _at_least("stride", stride, 1)
+    if not k >= torch.finfo(torch.float32).tiny:
+        raise ValueError(f"k is {k!r}; it must be above 0, and no denormal number in float32")
     if not (0 <= alpha < float("inf") and 0 <= beta < float("inf")):
         raise ValueError(f"alpha is {alpha!r} and beta {beta!r}; they must be finite and not negative")
     if pool and min(x.shape[2:]) < pool:
@@ -200,6 +215,11 @@ def _reference(x, bias, norm, size, alpha, beta, k, relu, pool, stride, ties):
 def _one_of(name, value, choices):
     if value not in choices:
         raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, choices))}")
+
+
+def _at_least(name, value, least):
+    if not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} is {value!r}; it must be an integer of at least {least}")
 
 
 def _describe(tensor):
@@ -239,6 +259,7 @@ def _in_triton(kernels, tensors, norm, size, beta, pool, stride, all_ties=False)
 
 @torch.library.custom_op("alexnet_mp::lrn_pool", mutates_args=(), schema=f"(Tensor x, Tensor? bias, {_ARGUMENTS}) -> (Tensor, Tensor)")
 def _forward(x, bias, norm, size, alpha, beta, k, relu, pool, stride, ties, kernels):
+    _one_of("kernels", kernels, ("cuda", "triton", "cpu"))
     y, argmax = _outputs(x, pool, stride, ties)
     if y.numel() == 0:
         return y, argmax
@@ -270,6 +291,8 @@ def _backward(dy, x, bias, argmax, norm, size, alpha, beta, k, relu, pool, strid
         sums = lrn_pool.backward(dy, x, bias, argmax, dx, norm=norm, size=size, alpha=alpha, beta=beta, k=k, relu=relu, pool=pool,
                                  stride=stride, ties=ties)
         return dx, dbias if sums is None else sums
+    if argmax.numel():  # a hook on saved tensors may have changed its order
+        argmax = argmax.contiguous(memory_format=memory_format(dx))
     compiled().lrn_pool_backward(dy, x, bias, argmax, dx, dbias, NORMS.index(norm), size, alpha, beta, k, RELUS.index(relu), pool,
                                  stride, TIES.index(ties))
     return dx, dbias
@@ -309,7 +332,7 @@ def _update(parameters, gradients, velocities, learning_rates, momentum, weight_
         launch(parameters, gradients, velocities, learning_rates, momentum, weight_decays)
     elif kernels == "cpu":
         for w, g, v, rate, decay in zip(parameters, gradients, velocities, learning_rates, weight_decays):
-            if rate != 0 and _dense_alike(w, g, v):
+            if rate != 0 and dense_alike(w, g, v):
                 compiled().paper_sgd_(w, g, v, rate, momentum, decay)
             else:
                 reference.paper_sgd_([w], [g], [v], learning_rates=[rate], momentum=momentum, weight_decays=[decay])
@@ -318,7 +341,7 @@ def _update(parameters, gradients, velocities, learning_rates, momentum, weight_
                              weight_decays=weight_decays)
 
 
-def _dense_alike(*tensors):
+def dense_alike(*tensors):
     """Whether element i in memory is the same element of all tensors."""
     first = tensors[0]
     return (first.is_contiguous() or (first.dim() == 4 and first.is_contiguous(memory_format=torch.channels_last))) and all(

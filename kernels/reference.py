@@ -86,13 +86,18 @@ def paper_sgd_(parameters, gradients, velocities, *, learning_rates, momentum, w
 
     e, d: one learning rate and weight decay a tensor. The velocity carries the learning rate, unlike torch.optim.SGD: after a
     drop the old steps coast on at their old size. A rate of 0 leaves tensor and velocity alone (2012 source, `weights.cu:148`).
+    bfloat16 and float16 are computed in float32, w from the v that is not rounded yet.
     """
     with torch.no_grad():
         for w, g, v, rate, decay in zip(parameters, gradients, velocities, learning_rates, weight_decays, strict=True):
             if rate == 0:
                 continue
-            v.mul_(momentum).add_(w, alpha=-decay * rate).add_(g, alpha=-rate)
-            w.add_(v)
+            wide_w, wide_v = (w, v) if w.dtype in (torch.float32, torch.float64) else (w.float(), v.float())
+            wide_v.mul_(momentum).add_(wide_w, alpha=-decay * rate).add_(g, alpha=-rate)
+            wide_w.add_(wide_v)
+            if wide_w is not w:
+                w.copy_(wide_w)
+                v.copy_(wide_v)
 
 
 def _accumulator(x):
@@ -153,7 +158,7 @@ class _MaxPoolAllTies(torch.autograd.Function):
                 window = (slice(None), slice(None), slice(i, None, ctx.stride), slice(j, None, ctx.stride))
                 rows, columns = (min(s, o) for s, o in zip(a[window].shape[2:], y.shape[2:]))
                 inside = (slice(None), slice(None), slice(rows), slice(columns))
-                da[window][inside] += dy[inside] * (a[window][inside] == y[inside])
+                da[window][inside] += torch.where(a[window][inside] == y[inside], dy[inside], 0)
         return da, None, None
 
 

@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 from . import reference
+from .ops import dense_alike
 
 CHUNK = 4096  # elements a program
 REMEMBERED = 16  # sets of tables kept: two towers, a few dtypes, and the rates before and after a drop
@@ -49,9 +50,9 @@ def _paper_sgd_kernel(
 @triton.jit
 def _update(w_ptr, g_ptr, v_ptr, m, decay, rate, mask):
     w, v = tl.load(w_ptr, mask).to(m.dtype), tl.load(v_ptr, mask).to(m.dtype)
-    v = (m * v - decay * w - rate * tl.load(g_ptr, mask).to(m.dtype)).to(v_ptr.dtype.element_ty)
-    tl.store(v_ptr, v, mask)
-    tl.store(w_ptr, (w + v.to(m.dtype)).to(w_ptr.dtype.element_ty), mask)
+    v = m * v - decay * w - rate * tl.load(g_ptr, mask).to(m.dtype)
+    tl.store(v_ptr, v.to(v_ptr.dtype.element_ty), mask)
+    tl.store(w_ptr, (w + v).to(w_ptr.dtype.element_ty), mask)
 
 
 def paper_sgd_(parameters, gradients, velocities, learning_rates, momentum, weight_decays):
@@ -66,7 +67,7 @@ def paper_sgd_(parameters, gradients, velocities, learning_rates, momentum, weig
     for w, g, v, rate, decay in zip(parameters, gradients, velocities, learning_rates, weight_decays, strict=True):
         if rate == 0 or w.numel() == 0:
             continue
-        if _alike(w, g, v):
+        if dense_alike(w, g, v):
             groups.setdefault((w.device, w.dtype), []).append((w, g, v, rate, decay))
         else:
             reference.paper_sgd_([w], [g], [v], learning_rates=[rate], momentum=momentum, weight_decays=[decay])
@@ -78,12 +79,6 @@ def paper_sgd_(parameters, gradients, velocities, learning_rates, momentum, weig
             aligned = all(address % 16 == 0 for addresses in tensors for address in addresses[:3])
             _paper_sgd_kernel[len(chunks),](chunks, *tables, getattr(tl, str(dtype).removeprefix("torch.")), aligned, CHUNK,
                                             num_warps=8)
-
-
-def _alike(w, g, v):
-    orders = torch.contiguous_format, *([torch.channels_last] if w.dim() == 4 else [])
-    return (w.shape == g.shape == v.shape and w.dtype == g.dtype == v.dtype and w.device == g.device == v.device
-            and any(all(t.is_contiguous(memory_format=order) for t in (w, g, v)) for order in orders))
 
 
 def _tables_for(device, tensors, coefficients):

@@ -127,18 +127,18 @@ def assert_rounded_once(actual, exact):
 
 # Thousands of values each: the largest error of a few hundred is a matter of luck.
 SHAPES = [(3, 48, 9, 8), (300, 1, 3, 3), (60, 3, 4, 5), (50, 4, 5, 4), (20, 5, 6, 7), (6, 47, 5, 3), (3, 96, 5, 5), (1, 128, 27, 27),
-          (1, 48, 55, 55), (2, 17, 13, 13)]
+          (1, 48, 55, 55), (2, 17, 13, 13), (2, 8, 4, 131)]
 
 
-def operations_and_shapes():
-    """Every operation on every small shape; on the paper's shapes those of the two recipes."""
-    for operation, shape in itertools.product(OPERATIONS, SHAPES):
-        if math.prod(shape) < 20000 or operation in ("before", "after, all", "max_pool", "spatial, all"):
-            yield pytest.param(operation, shape, id=f"{operation}-{'x'.join(map(str, shape))}")
+# Every operation on every small shape; on the paper's shapes those of the two recipes.
+OPERATIONS_AND_SHAPES = [
+    pytest.param(operation, shape, id=f"{operation}-{'x'.join(map(str, shape))}")
+    for operation, shape in itertools.product(OPERATIONS, SHAPES)
+    if math.prod(shape) < 20000 or operation in ("before", "after, all", "max_pool", "spatial, all")]
 
 
 @both_formats
-@pytest.mark.parametrize("operation, shape", operations_and_shapes())
+@pytest.mark.parametrize("operation, shape", OPERATIONS_AND_SHAPES)
 def test_float32_errs_at_most_twice_as_much_as_pytorch(implementation, operation, shape, memory_format):
     kernels, device = implementation
     x, bias = in_format(values(*shape).float(), memory_format).to(device), values(shape[1], seed=2).float().to(device)
@@ -243,6 +243,35 @@ def test_ties_nan_and_extremes_are_the_references(implementation, operation, nam
 
 @both_formats
 @every_operation
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["zeros", "few values", "nan", "inf", "largest", "denormal"])
+def test_sixteen_bit_extremes_are_the_references(implementation, operation, name, dtype, memory_format):
+    """NaN stays NaN, what is too large becomes infinite, what is small is rounded: as PyTorch converts."""
+    kernels, device = implementation
+    x = 60000 * special("few values", (2, 9, 7, 8)).sign() if name == "largest" else special(name, (2, 9, 7, 8))
+    bias = torch.full((9,), 10000.0 if name == "largest" else 0.0, device=device)  # max_pool: 70000 is too much for float16
+    x = in_format((x * 1e35 if name == "denormal" and dtype == torch.float16 else x).to(dtype), memory_format).to(device)
+    y, expected = (call(operation, x, bias, by) for by in (kernels, "reference"))
+    torch.testing.assert_close(y, expected, rtol=torch.finfo(dtype).eps, atol=0 if name != "denormal" else 1e-7, equal_nan=True)
+    if name in ("zeros", "few values"):
+        dy = values(*y.shape, seed=3, scale=1).to(dtype).to(device)
+        ours, theirs = (gradients(operation, x, bias, dy, by)[0] for by in (kernels, "reference"))
+        torch.testing.assert_close(ours, theirs, rtol=2 * torch.finfo(dtype).eps, atol=2e-6 * float(theirs.float().abs().max()),
+                                   equal_nan=True)
+
+
+@every_operation
+def test_a_gradient_that_is_not_finite_goes_where_the_others_go(implementation, operation):
+    kernels, device = implementation
+    x = special("few values", (2, 6, 7, 8)).float().to(device)
+    dy = torch.ones(call(operation, x, None, kernels).shape, device=device)
+    dy[0, 1, 1, 1], dy[1, 2, 0, 1] = math.nan, math.inf
+    ours, theirs = (gradients(operation, x, None, dy, by)[0] for by in (kernels, "reference"))
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5, equal_nan=True)
+
+
+@both_formats
+@every_operation
 def test_no_images_and_one(implementation, operation, memory_format):
     kernels, device = implementation
     x, bias = in_format(values(3, 6, 5, 6).float(), memory_format).to(device), values(6, seed=2).float().to(device)
@@ -292,6 +321,47 @@ def test_other_windows(implementation, pool, stride, ties):
                 torch.testing.assert_close(actual, wanted, rtol=2e-5, atol=2e-5 * float(wanted.abs().max()))
 
 
+def test_a_window_wider_than_all_maps_is_the_sum_of_all(implementation):
+    kernels, device = implementation
+    x = values(2, 3, 4, 4).float().to(device)
+    for size in (4, 5, 6, 7, 30):
+        y, expected = (lrn(x, size=size, **STRONG, kernels=by) for by in (kernels, "reference"))
+        torch.testing.assert_close(y, expected, rtol=1e-6, atol=1e-6)
+    if kernels == "cpu":  # and takes no memory
+        torch.testing.assert_close(lrn(x, size=10**12, **STRONG, kernels=kernels), expected, rtol=1e-6, atol=1e-6)
+
+
+@both_formats
+def test_saved_tensors_may_come_back_in_another_order(implementation, memory_format):
+    """As hooks do that keep the large ones elsewhere."""
+    kernels, device = implementation
+    x, bias = in_format(values(4, 8, 9, 9).float(), memory_format).to(device), values(8, seed=2).float().to(device)
+    expected = gradients("before", x, bias, torch.ones(4, 8, 4, 4, device=device), kernels)
+    for bytes_, order in itertools.product((0, 4096), FORMATS.values()):
+        with torch.autograd.graph.saved_tensors_hooks(
+                lambda t: t.clone(memory_format=order) if t.dim() == 4 and t.nbytes > bytes_ else t, lambda t: t):
+            x.requires_grad_()
+            y = lrn_max_pool(x, bias, **STRONG, kernels=kernels)
+            dx, = torch.autograd.grad(y, x, torch.ones_like(y))
+        torch.testing.assert_close(dx, expected[0], rtol=1e-5, atol=1e-6)
+
+
+def test_forward_mode_is_left_to_the_reference(implementation):
+    kernels, device = implementation
+    x, t = values(2, 6, 5, 5).to(device).float(), values(2, 6, 5, 5, seed=2).to(device).float()
+    derivative, expected = (torch.func.jvp(lambda x: lrn_max_pool(x, **STRONG, kernels=by), (x,), (t,))[1]
+                            for by in (kernels, "reference"))
+    assert expected.abs().sum() > 0 and torch.equal(derivative, expected)
+
+
+def test_a_second_derivative_is_refused(implementation):
+    kernels, device = implementation
+    x = values(2, 6, 5, 5).to(device).float().requires_grad_()
+    dx, = torch.autograd.grad(lrn_max_pool(x, **STRONG, kernels=kernels).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="lrn_pool_backward|does not require grad|autograd"):
+        torch.autograd.grad(dx.sum(), x)
+
+
 @both_formats
 @every_operation
 def test_the_same_bits_every_run_and_for_every_number_of_threads(implementation, operation, memory_format):
@@ -331,6 +401,35 @@ def test_a_window_of_more_cells_than_a_byte_counts_is_left_to_the_reference():
     if ops.compiled() is not None:
         with pytest.raises(ValueError, match="pool is 16.*at most 15"):
             lrn_max_pool(x, alpha=1e-4, pool=16, stride=1, kernels="cpu")
+
+
+def test_the_registered_operator_refuses_what_would_read_out_of_bounds():
+    if ops.compiled() is None:
+        pytest.skip("there was no compiler to build the CPU kernels")
+    x = torch.ones(1, 2, 3, 3)
+
+    def pooled(pool, stride, kernels="cpu"):
+        return torch.ops.alexnet_mp.lrn_pool(x, None, "none", 1, 0.0, 0.75, 1.0, "none", pool, stride, "first", kernels)
+
+    for pool, stride in ((2, 3), (3, 0), (16, 1)):
+        with pytest.raises((RuntimeError, ZeroDivisionError)):
+            pooled(pool, stride)
+    with pytest.raises(ValueError, match="kernels is 'fortran'"):
+        pooled(3, 2, "fortran")
+    y, argmax = pooled(2, 1)
+    arguments = (0, 1, 0.0, 0.75, 1.0, 0, 2, 1, 0)
+    for wrong in ((y, x, None, argmax[:, :1], x.clone()), (y, x, None, argmax, x[:, :, :, :2].clone()), (y, x.double(), None, argmax, x.clone())):
+        with pytest.raises(RuntimeError, match="must be of|must be \\(N"):
+            ops.compiled().lrn_pool_backward(*wrong, torch.empty(0), *arguments)
+
+
+def test_a_library_that_does_not_load_is_named(tmp_path, monkeypatch):
+    (tmp_path / "compiled.so").write_bytes(b"not a library")
+    monkeypatch.setattr(ops, "LIBRARY", tmp_path / "compiled.so")
+    with pytest.raises(RuntimeError, match="compiled.so does not fit torch.*--kernels reference"):
+        ops.compiled.__wrapped__()
+    monkeypatch.setattr(ops, "built", lambda: pytest.fail("the reference needs no library"))
+    assert ops.resolve("reference", "cpu") == "reference"
 
 
 def test_the_choice_of_kernels():

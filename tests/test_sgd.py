@@ -9,7 +9,7 @@ from alexnet_mp.kernels import ops, paper_sgd_
 GPU = torch.cuda.is_available()
 needs = {"cuda": pytest.mark.skipif(not GPU, reason="cuda kernels need a GPU"),
          "triton": pytest.mark.skipif(not GPU, reason="triton kernels need a GPU"),
-         "cpu": pytest.mark.skipif(ops.compiled() is None, reason="there was no compiler to build the CPU kernels")}
+         "reference": (), "cpu": pytest.mark.skipif(ops.compiled() is None, reason="there was no compiler to build the CPU kernels")}
 every_implementation = pytest.mark.parametrize("kernels", [pytest.param(name, marks=mark) for name, mark in needs.items()])
 RATES, DECAYS = (0.1, 0.0, 0.02, 0.3), (0.5, 0.1, 0.0, 5e-4)
 
@@ -82,15 +82,15 @@ def test_opcheck(kernels):
 
 
 @pytest.mark.parametrize("spoil, named", [
-    (lambda w, g, v: g.pop(), "3 gradients"), (lambda w, g, v: v.append(v[0]), "5 velocities"),
+    (lambda w, g, v: w.__setitem__(1, w[1].int()), "parameter 1 is torch.int32"), (lambda w, g, v: g.pop(), "3 gradients"), (lambda w, g, v: v.append(v[0]), "5 velocities"),
     (lambda w, g, v: g.__setitem__(1, g[1][:5]), r"parameter 1 .*\(33,\).*gradient .*\(5,\)"),
     (lambda w, g, v: v.__setitem__(2, v[2].double()), "parameter 2 .*float32.*velocity .*float64"),
     (lambda w, g, v: g.__setitem__(0, g[0].to("meta")), "parameter 0 .*cpu.*gradient .*meta"),
 ])
 def test_lists_that_do_not_fit_are_refused_by_name(spoil, named):
     w, g, v = tensors("reference", torch.float32)
-    before = [x.clone() for x in w]
     spoil(w, g, v)
+    before = [x.clone() for x in w]
     with pytest.raises(ValueError, match=named):
         update("reference", w, g, v)
     assert all(torch.equal(a, b) for a, b in zip(w, before))

@@ -16,10 +16,13 @@ struct Problem {
     double alpha, beta, k;
     int64_t relu, pool, stride;  // pool 0: no pooling
     bool all_ties;
+    int64_t images_a_sum;  // consecutive images that share a row of partial sums
+
+    int64_t channel_window() const { return norm == LRN ? size : 1; }
 };
 
 // Images [begin, end) of a batch. bias: float (double for FLOAT64) or null; argmax: null where nobody needs it.
-// dbias: (images, channels) partial sums, or null.
+// dbias: (sums, channels) partial sums, zeros at first, or null; begin is a multiple of images_a_sum.
 using Forward = void (*)(const Problem&, const void* x, const void* bias, void* y, uint8_t* argmax, int64_t begin, int64_t end);
 using Backward = void (*)(const Problem&, const void* dy, const void* x, const void* bias, const uint8_t* argmax, void* dx,
                           double* dbias, int64_t begin, int64_t end);

@@ -18,6 +18,7 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
+constexpr int64_t SUMS = 256;  // rows of partial sums of the bias gradient, at most
 constexpr int BEST = -1, PORTABLE = 0, AVX2 = 1, AVX512 = 2;
 
 int supported_level() {
@@ -71,11 +72,14 @@ Storage storage(const Tensor& tensor) {
 Problem problem(const Tensor& x, const Tensor& y, int64_t norm, int64_t size, double alpha, double beta, double k, int64_t relu,
                 int64_t pool, int64_t stride, int64_t ties) {
     STD_TORCH_CHECK(x.dim() == 4 && y.dim() == 4 && x.size(0) == y.size(0) && x.size(1) == y.size(1), "x and y must be (N, C, H, W)");
-    STD_TORCH_CHECK(pool >= 0 && pool <= 15 && (pool == 0 || (stride >= 1 && x.size(2) >= pool && x.size(3) >= pool)),
+    STD_TORCH_CHECK(pool >= 0 && pool <= 15 && (pool == 0 || (stride >= 1 && stride <= pool && x.size(2) >= pool && x.size(3) >= pool)),
                     "pool ", pool, " and stride ", stride, " do not fit maps of ", x.size(2), "x", x.size(3));
     STD_TORCH_CHECK(norm >= NO_NORM && norm <= SPATIAL && size >= 1 && relu >= NO_RELU && relu <= AFTER, "norm, size or relu");
+    STD_TORCH_CHECK(storage(x) == storage(y), "x and y must be of one dtype");
+    if (norm == LRN && size > 2 * x.size(1) - 1) size = 2 * x.size(1) - 1;  // wide enough to hold every map, whichever its centre
+    const int64_t images_a_sum = x.size(0) > SUMS ? (x.size(0) + SUMS - 1) / SUMS : 1;
     Problem p{x.size(0), x.size(1), x.size(2), x.size(3), y.size(2), y.size(3), !x.is_contiguous(),
-              norm, norm == NO_NORM ? 1 : size, alpha, beta, k, relu, pool, stride, ties == 1};
+              norm, size, alpha, beta, k, relu, pool, stride, ties == 1, images_a_sum};
     const auto out = [&](int64_t side) { return pool ? (side - pool + stride - 1) / stride + 1 : side; };
     STD_TORCH_CHECK(p.out_height == out(p.height) && p.out_width == out(p.width), "y has the wrong size");
     return p;
@@ -119,6 +123,7 @@ void forward(const Tensor& x, const std::optional<Tensor>& bias, Tensor& y, Tens
              double beta, double k, int64_t relu, int64_t pool, int64_t stride, int64_t ties) {
     const Problem p = problem(x, y, norm, size, alpha, beta, k, relu, pool, stride, ties);
     const Storage type = storage(x);
+    STD_TORCH_CHECK(!argmax.numel() || argmax.numel() == y.numel(), "argmax must be of y's size, or empty");
     uint8_t* codes = argmax.numel() ? (uint8_t*)argmax.mutable_data_ptr() : nullptr;
     with_bias(type, bias, p.channels, [&](const void* values) {
         torch::stable::parallel_for(0, p.images, 1, [&](int64_t begin, int64_t end) {
@@ -133,23 +138,26 @@ void backward(const Tensor& dy, const Tensor& x, const std::optional<Tensor>& bi
     const Problem p = problem(dx, dy, norm, size, alpha, beta, k, relu, pool, stride, ties);
     const Storage type = storage(dx);
     const uint8_t* codes = argmax.numel() ? (const uint8_t*)argmax.const_data_ptr() : nullptr;
+    STD_TORCH_CHECK(x.numel() == dx.numel() && storage(x) == type, "x and dx must be of one size and dtype");
     STD_TORCH_CHECK(codes || !pool || p.all_ties || !dy.numel(), "ties \"first\" need argmax");
-    const bool sums_wanted = dbias.numel() > 0;
-    // A row of sums an image, added up in the order of the images: the same bits for every number of threads.
-    std::vector<double> sums(sums_wanted ? p.images * p.channels : 0);
+    STD_TORCH_CHECK(!codes || argmax.numel() == dy.numel(), "argmax must be of dy's size");
+    STD_TORCH_CHECK(!dbias.numel() || dbias.numel() == p.channels, "dbias must be (", p.channels, ",), or empty");
+    // Rows of sums over so many images each, added up in their order: the same bits for every number of threads.
+    const int64_t rows = (p.images + p.images_a_sum - 1) / p.images_a_sum;
+    std::vector<double> sums(dbias.numel() ? rows * p.channels : 0), total(dbias.numel());
     with_bias(type, bias, p.channels, [&](const void* values) {
-        torch::stable::parallel_for(0, p.images, 1, [&](int64_t begin, int64_t end) {
+        torch::stable::parallel_for(0, rows, 1, [&](int64_t begin, int64_t end) {
+            const int64_t last = end * p.images_a_sum;
             kernels().backward[type](p, dy.const_data_ptr(), x.const_data_ptr(), values, codes, dx.mutable_data_ptr(),
-                                     sums_wanted ? sums.data() : nullptr, begin, end);
+                                     sums.empty() ? nullptr : sums.data(), begin * p.images_a_sum, last < p.images ? last : p.images);
         });
     });
-    for (int64_t c = 0; sums_wanted && c < p.channels; c++) {
-        double sum = 0;
-        for (int64_t image = 0; image < p.images; image++) sum += sums[image * p.channels + c];
+    for (size_t i = 0; i < sums.size(); i++) total[i % p.channels] += sums[i];
+    for (size_t c = 0; c < total.size(); c++) {
         if (type == FLOAT64)
-            ((double*)dbias.mutable_data_ptr())[c] = sum;
+            ((double*)dbias.mutable_data_ptr())[c] = total[c];
         else
-            ((float*)dbias.mutable_data_ptr())[c] = (float)sum;
+            ((float*)dbias.mutable_data_ptr())[c] = (float)total[c];
     }
 }
 

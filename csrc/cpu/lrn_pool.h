@@ -129,7 +129,7 @@ void backward(const Problem& p, const void* dy_, const void* x_, const void* bia
             gathered.gather(dy, argmax, image, y, rows.u, g.row(0));
             with_known(p, [&](auto known) { spatial_terms_row(known, p, rows.a, y, g.row(0), t.row(y), scaled.row(y)); });
         }
-        double* sums = dbias ? dbias + image * p.channels : nullptr;
+        double* sums = dbias ? dbias + image / p.images_a_sum * p.channels : nullptr;
         for (int64_t y = 0; y < p.height; y++) {
             T* to = results.place(dx, image, y);
             if (!spatial) gathered.gather(dy, argmax, image, y, rows.u, g.row(0));

@@ -1,6 +1,7 @@
 // Max-pooling of rows with the channels side by side (rows.h), and its gradient.
 
-// One output row: maxima and, if CODES, the cell (row * pool + column) of its window that holds each. POOL 3: pool 3, stride 2; POOL 0: the problem's.
+// One output row: maxima and, if CODES, the cell (row * pool + column) of its window that holds each. POOL 3: pool 3, stride 2;
+// POOL 0: the problem's.
 template <int POOL, bool CODES, typename A>
 INLINE void pool_row_known(const Problem& p, const Rows<A>& u, int64_t oy, A* maximum, uint8_t* codes) {
     const int64_t pool = POOL ? POOL : p.pool, stride = POOL ? POOL - 1 : p.stride;

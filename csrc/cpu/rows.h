@@ -1,8 +1,8 @@
 // Rows of an image in working memory, and how they are read from and written to tensors of either memory format.
 //
-// A row is `size` zeros, then pixel after pixel C channels and size - 1 zeros, so that a window of channels reads zeros outside [0, C);
-// last a vector to spare. A vector that reaches beyond C is written with zeros there: they fall on the zeros behind the pixel and on the
-// next pixel, which is written next.
+// A row is as many zeros as the window over channels is wide, then pixel after pixel C channels and one zero less than that, so that a
+// window reads zeros outside [0, C); last a vector to spare. A vector that reaches beyond C is written with zeros there: they fall on
+// the zeros behind the pixel and on the next pixel, which is written next.
 
 template <typename A>
 struct Rows {
@@ -10,7 +10,8 @@ struct Rows {
     int64_t count, pitch, border, pixel_pitch;  // rows; elements
 
     // Room for `count` rows; row y takes the place of row y - count.
-    Rows(const Problem& p, int64_t count, int64_t width) : count(count), border(p.size), pixel_pitch(p.channels + p.size - 1) {
+    Rows(const Problem& p, int64_t count, int64_t width) : count(count), border(p.channel_window()) {
+        pixel_pitch = p.channels + border - 1;
         pitch = (2 * border + width * pixel_pitch + Simd<A>::lanes + 15) / 16 * 16;
         memory = (A*)calloc((size_t)(count * pitch) + 16, sizeof(A));
         if (!memory) abort();  // inside a parallel region there is nobody to tell
