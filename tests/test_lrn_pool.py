@@ -418,8 +418,9 @@ def test_the_registered_operator_refuses_what_would_read_out_of_bounds():
         pooled(3, 2, "fortran")
     y, argmax = pooled(2, 1)
     arguments = (0, 1, 0.0, 0.75, 1.0, 0, 2, 1, 0)
-    for wrong in ((y, x, None, argmax[:, :1], x.clone()), (y, x, None, argmax, x[:, :, :, :2].clone()), (y, x.double(), None, argmax, x.clone())):
-        with pytest.raises(RuntimeError, match="must be of|must be \\(N"):
+    for wrong in ((y, x, None, argmax[:, :1], x.clone()), (y, x, None, argmax, x[:, :, :, :2].clone()),
+                  (y, x[:, :, :2], None, argmax, x.clone()), (y, x.double(), None, argmax, x.clone())):
+        with pytest.raises(RuntimeError, match="must be of|has the wrong size"):
             ops.compiled().lrn_pool_backward(*wrong, torch.empty(0), *arguments)
 
 
