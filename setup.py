@@ -11,7 +11,7 @@ from pathlib import Path
 
 from setuptools import setup
 
-COMPILE = ["-std=c++20", "-O3", "-fno-math-errno", "-ffp-contract=fast", "-Wno-psabi"]
+COMPILE = ["-std=c++20", "-O3", "-g0", "-fno-math-errno", "-ffp-contract=fast", "-Wno-psabi"]
 # Machine code for Ampere and Hopper, and PTX from which a driver makes code for anything newer.
 CUDA_TARGETS = ["-gencode=arch=compute_80,code=sm_80", "-gencode=arch=compute_90,code=sm_90",
                 "-gencode=arch=compute_90,code=compute_90"]
