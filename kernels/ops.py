@@ -96,6 +96,9 @@ def description():
 def lrn_max_pool(x, bias=None, *, size=5, alpha, beta=0.75, k=2.0, relu="before", pool=3, stride=2, ties="first", kernels="auto"):
     """Bias, ReLU, local response normalisation and overlapping max-pool: (N, C, H, W) -> (N, C, H', W').
 
+    With a = relu(x + bias): y = maximum over each window of a_i / (k + alpha * sum of a_j^2 over the `size` maps around i)^beta
+    (paper 3.3, 3.4); the gradients are at the top of this file.
+
     x: float32, bfloat16, float16 or (not on a GPU) float64, in any memory format; bias: (C,), of x's dtype, or float32 beside 16 bits.
     alpha multiplies the *sum* of squares over `size` maps: torch.nn.functional.local_response_norm's alpha is size times this one.
     relu: "before" = ReLU -> LRN -> pool (paper 3.5, layers 1 and 2); "after" = LRN -> pool -> ReLU (2012 source, layer 1); "none".
