@@ -1,7 +1,7 @@
 """The public operations, and which implementation computes them: compiled CUDA or CPU code, Triton, or `reference.py`.
 
 Every map operation is one case of `alexnet_mp::lrn_pool`: bias, ReLU, a norm or none, max-pool or none. It is a torch operator with a
-fake and an autograd implementation, so it works under torch.compile, autocast and CUDA graphs. With
+fake and an autograd implementation, so torch.compile and autocast know it, and it launches on the current stream. With
 
     v = x + bias,  a = relu(v) or v,  d_c = k + alpha * (sum of a_j^2 over the window of c),  u = a d^-beta,  y = max over each window of u
 
@@ -231,7 +231,7 @@ def _describe(tensor):
 
 # The operators. Python's part: outputs, memory formats, the choice of the CUDA kernels or Triton; the arithmetic is elsewhere.
 
-_ARGUMENTS = ("str norm, int size, float alpha, float beta, float k, str relu, int pool, int stride, str ties, str kernels")
+_ARGUMENTS = "str norm, int size, float alpha, float beta, float k, str relu, int pool, int stride, str ties, str kernels"
 
 
 def memory_format(x):
