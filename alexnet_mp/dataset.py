@@ -1,28 +1,34 @@
-"""Where images come from: a folder of class folders, or the embedded pictures of `builtin.py`.
+"""Where images come from: a folder of class folders, a set of `prepare.py`, or the embedded pictures of `builtin.py`.
 
 Every source looks alike: `classes` (names in the order of the labels), `splits` {"train": ..., "val": ..., "test": ...},
-`source` (what `--data` said), `fingerprint` and `description`; a split has `labels` (N,) int64, `names`, a length, and `read(i)`,
-the *stored picture* of image i: (stored_size, stored_size, 3) uint8, RGB. Reading is lazy; `cached` keeps what was read where it
-fits into memory.
+`source` (what `--data` said), `fingerprint`, `description`, and `statistics`, None where they have to be fitted. A split has `labels`
+(N,) int64, `names`, a length, and `read(i)`, the *stored picture* of image i: (stored_size, stored_size, 3) uint8, RGB. What it takes
+to read one is in `holds`:
+
+* "files": open, decode, rescale. `cached` keeps what was read where it fits into memory.
+* "jpeg": decode; `jpeg(i)` gives the bytes, (n,) uint8, of a JPEG of the stored size.
+* "pixels": nothing, a picture is a view of a memory map.
 """
 import hashlib
 import mmap
 import stat
-import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from .builtin import Builtin
 from .errors import UserError
+from .prepared import Prepared, is_prepared
+from .stored_picture import decoded
 
 SUFFIXES = {".jpg", ".jpeg", ".png"}
 
 
 def open_dataset(data, stored_size, splits=("train", "val")):
     """The data set that `--data` names, "builtin" or a directory, with these splits. Raises UserError where it can't be used."""
-    return Builtin(stored_size) if data == "builtin" else Folder(data, stored_size, splits)
+    if data == "builtin":
+        return Builtin(stored_size)
+    return Prepared(data, stored_size, splits) if is_prepared(data) else Folder(data, stored_size, splits)
 
 
 class Folder:
@@ -32,11 +38,13 @@ class Folder:
     splits whose classes differ.
     """
 
+    statistics = None
+
     def __init__(self, directory, stored_size, splits=("train", "val")):
         root, self.source = Path(directory), str(Path(directory).absolute())
         if not root.is_dir():
             problem = "it is not a directory" if root.exists() else "no such directory"
-            raise UserError(f"--data {directory}: {problem} (or write --data builtin)")
+            raise UserError(f"--data {directory}: {problem}; it takes a folder, a prepared set, or the word builtin")
         for split in splits:
             if not (root / split).is_dir():
                 raise UserError(f"--data {directory}: it has no {split}/ folder; images belong in {split}/<class>/")
@@ -72,6 +80,8 @@ class Folder:
 
 
 class FolderSplit:
+    holds = "files"
+
     def __init__(self, files, labels, stored_size):
         self.files, self.labels, self.size = files, labels, stored_size
 
@@ -84,38 +94,7 @@ class FolderSplit:
 
     def read(self, index):
         """The stored picture of image `index`. Raises UserError that names the file where it can't be decoded."""
-        path = self.files[index]
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # large is fine; far too large is an error
-                with Image.open(path) as image:
-                    return stored_picture(image, self.size)
-        except Exception as error:  # Pillow raises a dozen types on damaged files
-            reason = str(error).replace(repr(str(path)), "").replace(str(path), "").strip(" ':") or type(error).__name__
-            raise UserError(f"cannot read image {path}: {reason}") from None
-
-
-def stored_picture(image, size):
-    """A Pillow image -> (size, size, 3) uint8: shorter side rescaled to `size`, central square kept (paper 2).
-
-    Area averaging down, bicubic up (cuda-convnet2, `pyext.cpp:102-121`). Grey and CMYK become RGB, transparency is dropped,
-    orientation tags are ignored, as in 2012.
-    """
-    if image.mode.startswith("I"):  # 16 bits a pixel: Pillow's own conversion would clip at 255
-        image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
-    if "transparency" in image.info:  # a palette with an alpha table; without this step Pillow warns
-        image = image.convert("RGBA")
-    image = image.convert("RGB")
-    shorter = min(image.size)
-    left, top = ((side - shorter) / 2 for side in image.size)
-    if shorter != size:
-        # The central square is taken by the same resampling; an odd margin then falls on half a source pixel.
-        kind = Image.Resampling.BOX if shorter > size else Image.Resampling.BICUBIC
-        image = image.resize((size, size), kind, box=(left, top, left + shorter, top + shorter))
-    else:
-        left, top = int(left), int(top)
-        image = image.crop((left, top, left + size, top + size))
-    return np.asarray(image)
+        return decoded(self.files[index], self.size, self.files[index])
 
 
 class CachedSplit:
@@ -131,6 +110,10 @@ class CachedSplit:
     def __len__(self):
         return len(self.split)
 
+    @property
+    def holds(self):
+        return "pixels" if self.filled.all() else "files"
+
     def read(self, index):
         if not self.filled[index]:
             self.pictures[index] = self.split.read(index)
@@ -139,12 +122,12 @@ class CachedSplit:
 
 
 def cached(dataset, stored_size):
-    """Put a cache before train and val as long as half of the free memory holds them. Returns the names of those it holds."""
+    """Put a cache before train and val where reading is slow and half of the free memory holds them. Returns their names."""
     room, held = free_memory() // 2, []
     for name in ("train", "val"):
         split = dataset.splits[name]
         need = len(split) * stored_size * stored_size * 3
-        if need <= room:
+        if split.holds == "files" and need <= room:
             dataset.splits[name] = CachedSplit(split, stored_size)
             room -= need
             held.append(name)

@@ -10,7 +10,7 @@ import torch
 from .kernels.philox import below, normal_pair, philox
 from .kernels.reference import DROPOUT_STREAM
 
-# The second word of the Philox key (the first is the seed) keeps the uses apart.
+# The second word of the Philox key (the first is the seed) keeps the uses apart; `shards.py` has one more.
 ORDER_STREAM, CROP_STREAM, COLOUR_STREAM, INIT_STREAM = 1, 2, 3, 4
 assert DROPOUT_STREAM not in (ORDER_STREAM, CROP_STREAM, COLOUR_STREAM, INIT_STREAM)
 

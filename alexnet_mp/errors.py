@@ -33,7 +33,7 @@ def _known(error):
     """One line for a failure of the machine rather than of the program; None for everything else."""
     text = (str(error).splitlines() or [""])[0]
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in text:
-        return f"out of memory; a smaller --batch-size may fit ({text.split('. ')[0]})"
+        return f"out of memory; a smaller --batch-size, or fewer --workers, may fit ({text.split('. ')[0]})"
     if "DataLoader worker" in text:
         return "a process that reads images was killed (memory, or too small a /dev/shm?); fewer --workers, or --workers 0, may help"
     if isinstance(error, OSError) and error.strerror:

@@ -16,9 +16,9 @@ from .console import progress, say
 from .dataset import open_dataset
 from .devices import resolve
 from .errors import UserError, run_command
+from .loader import centre_view, ten_views
 from .network import TwoTowerAlexNet
 from .options import add_machine_options, check_kernels
-from .pipeline_torch import centre_view, ten_views
 from .pipelines import make_pipeline
 from .run_directory import read_run
 from .statistics import Statistics

@@ -78,6 +78,7 @@ class Recipe:
 
     # Images
     stored_size: int = 256  # pixels: the shorter side is rescaled to this, then the central square kept (2)
+    jpeg_quality: int = 95  # of the sets that `prepare` makes (cuda-convnet2, `make-data/pyext/include/pyext.h:26`)
     crop_size: int = 224  # pixels (4.1)
     crop_positions: int = 32  # offsets a side in training: 32 x 32 x 2 flips = the paper's factor of 2048 (4.1)
     crop_share: int = 1  # consecutive images that share one crop position and flip
@@ -272,6 +273,7 @@ def check(recipe):
         need(0 <= getattr(recipe, field) < 1, field, "it must be at least 0 and below 1")
     for field in ("lrn_k", "spatial_k"):
         need(0 < getattr(recipe, field) < math.inf, field, "it must be finite and above 0")
+    need(1 <= recipe.jpeg_quality <= 100, "jpeg_quality", "it must be 1 to 100")
     need(recipe.name.isidentifier(), "name", "it must be one word of letters, digits and underscores")
     need(0 <= recipe.seed < 2**32, "seed", "it must be at least 0 and below 2^32")
     need(recipe.pool_stride <= recipe.pool_size, "pool_stride", f"it must not be larger than pool_size {recipe.pool_size}")

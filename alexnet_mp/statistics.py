@@ -13,7 +13,7 @@ FILE = "statistics.safetensors"
 
 @dataclass(frozen=True)
 class Statistics:
-    mean: np.ndarray  # (stored_size, stored_size, 3) float32, grey levels 0..255
+    mean: np.ndarray  # (stored_size, stored_size, 3) float64, grey levels 0..255
     eigenvalues: np.ndarray  # (3,) float64, ascending: variances of RGB along the components, in 0..1 pixel units
     eigenvectors: np.ndarray  # (3, 3) float64, one component a column, length 1, its largest entry positive
 
@@ -28,6 +28,17 @@ class Statistics:
             return Statistics(**load_file(path))
         except (OSError, SafetensorError, TypeError) as error:
             raise UserError(f"cannot read {path}: {error}") from None
+
+
+def colour_shift(recipe, statistics, factors, colour_noise):
+    """What is added to all pixels of an image, and what they are multiplied by then (paper 4.1; 2012 source).
+
+    factors: (N, 3), N(0, 1) for each image and component. Returns ((N, 3) float32 grey levels, scale).
+    """
+    along = statistics.eigenvalues if recipe.colour_scale == "eigenvalue" else np.sqrt(statistics.eigenvalues)
+    components = 255.0 * statistics.eigenvectors * along  # (RGB, component): grey levels for a factor of 1
+    scale = float(np.float32(1 / (1 + colour_noise))) if recipe.colour_shrink else 1.0
+    return (colour_noise * factors @ components.T).astype(np.float32), scale
 
 
 class Sums:
@@ -58,4 +69,4 @@ class Sums:
         eigenvalues, eigenvectors = np.linalg.eigh(covariance)
         largest = np.abs(eigenvectors).argmax(0)
         eigenvectors = eigenvectors * np.sign(eigenvectors[largest, range(3)])
-        return Statistics((self.pixels / self.count).astype(np.float32), eigenvalues.clip(min=0), eigenvectors)
+        return Statistics(self.pixels / self.count, eigenvalues.clip(min=0), eigenvectors)

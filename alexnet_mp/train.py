@@ -30,11 +30,11 @@ from .dataset import cached, open_dataset
 from .devices import resolve
 from .errors import UserError, run_command
 from .evaluate import both_protocols, credits, evaluate, print_errors
+from .loader import centre_view, survey
 from .network import TwoTowerAlexNet
 from .optimizer import PaperSGD
 from .options import add_machine_options, check_kernels
 from .pictures import draw_curves, draw_kernels
-from .pipeline_torch import centre_view
 from .pipelines import make_pipeline
 from .run_directory import RunDirectory, refuse_unusable
 from .schedule import make_schedule
@@ -54,18 +54,13 @@ def main(arguments=None):
     say(f"data: {dataset.description}")
     say(recipes.describe(recipe))
 
-    # Every image is read once before anything is written: a damaged one is named now, not in the middle of an epoch.
     held = cached(dataset, recipe.stored_size)
-    sums = {}
-    for split in ("train", "val"):
-        with progress(f"reading {split}", len(dataset.splits[split])) as advance:
-            sums[split] = pipeline.survey(split, advance)
-    pipeline.use(sums["train"].statistics())
+    pipeline.use(dataset.statistics or fit_statistics(dataset, recipe, pipeline.workers))
     with _interruptible() as interrupted:
         network = TwoTowerAlexNet(recipe, devices, len(dataset.classes), options.kernels)
         run = RunDirectory(out, recipe, dataset, network, pipeline)
         say(f"run directory {out}; kernels {network.kernels_used()}, pipeline {pipeline.name}; "
-            f"pictures held in memory: {', '.join(held) or 'none, they are decoded every time'}")
+            f"{_what_reading_takes(dataset, held)}")
         counts = geometry.parameter_counts(recipe, len(dataset.classes))
         say(f"{sum(counts):,} parameters, by tower: {', '.join(f'{count:,}' for count in counts)}")
         try:
@@ -73,6 +68,27 @@ def main(arguments=None):
         finally:
             run.close()
     return 0
+
+
+def _what_reading_takes(dataset, held):
+    """How pictures come to the pipeline, for the line that says how a run computes."""
+    if held:
+        return f"pictures held in memory: {', '.join(held)}"
+    return {"files": "pictures are decoded and rescaled in every epoch", "jpeg": "JPEGs of the stored size are decoded in every epoch",
+            "pixels": "raw pixels, nothing to decode"}[dataset.splits["train"].holds]
+
+
+def fit_statistics(dataset, recipe, workers):
+    """Mean image and colour components of the training set.
+
+    Every image of train and val is read for it, before anything is written: a damaged one is named now, not in the middle of an
+    epoch. Prepared sets bring their own, and their images were read when they were made.
+    """
+    sums = {}
+    for split in ("train", "val"):
+        with progress(f"reading {split}", len(dataset.splits[split])) as advance:
+            sums[split] = survey(dataset.splits[split], recipe.stored_size, workers, advance)
+    return sums["train"].statistics()
 
 
 class Trainer:

@@ -13,6 +13,10 @@ STABLE_TORCH_LIBRARY(alexnet_mp_csrc, m) {
           "float alpha, float beta, float k, int relu, int pool, int stride, int ties) -> ()");
     // v <- momentum v - decay rate w - rate g; w <- w + v; three dense tensors of one size, dtype and memory format.
     m.def("paper_sgd_(Tensor(a!) w, Tensor g, Tensor(b!) v, float rate, float momentum, float decay) -> ()");
+    // pictures: one (N, S, S, 3) uint8 or N of (S, S, 3), dense; top, left: (N,) int64; flip: (N,) bool; mean: (S, S, 3) and shift:
+    // (N, 3), float32, dense; y: (N, 3, crop, crop), dense in NCHW or in channels_last, not float64.
+    m.def("augment(Tensor[] pictures, Tensor top, Tensor left, Tensor flip, Tensor mean, Tensor shift, float scale, "
+          "bool mean_follows_crop, Tensor(a!) y) -> ()");
     // Which instructions the CPU kernels use: 0 portable, 1 AVX2, 2 AVX-512, -1 the best there is. Returns the one that was in use
     // before; an instruction set that the processor lacks is refused.
     m.def("use_cpu_instructions(int level) -> int");

@@ -1,4 +1,5 @@
 """The operations of the network: `reference.py` defines them, `ops.py` chooses who computes them."""
-from .ops import avg_pool, dropout, lrn, lrn_max_pool, max_pool, paper_sgd_, spatial_norm, spatial_norm_max_pool
+from .ops import augment, avg_pool, dropout, lrn, lrn_max_pool, max_pool, paper_sgd_, spatial_norm, spatial_norm_max_pool
 
-__all__ = ["avg_pool", "dropout", "lrn", "lrn_max_pool", "max_pool", "paper_sgd_", "spatial_norm", "spatial_norm_max_pool"]
+__all__ = ["augment", "avg_pool", "dropout", "lrn", "lrn_max_pool", "max_pool", "paper_sgd_", "spatial_norm",
+           "spatial_norm_max_pool"]

@@ -153,6 +153,53 @@ def paper_sgd_(parameters, gradients, velocities, *, learning_rates, momentum, w
                                         resolve(kernels, parameters[0].device))
 
 
+def augment(pictures, top, left, flip, mean, shift, scale=1.0, *, crop, mean_follows_crop, dtype=torch.float32,
+            memory_format=torch.channels_last, kernels="auto"):
+    """Crop, flip, minus the mean image, plus a colour shift, times a scale, in one pass: uint8 pictures -> (N, 3, crop, crop).
+
+    y = ((pixel - mean) + shift) * scale in float32 and in this order, rounded once to `dtype`: every implementation gives the
+    same bits. The mean is the one under the pixel, cropped and flipped with its picture (`mean_follows_crop`), or always its
+    centre window, never flipped (2012 source). Not differentiable.
+
+    pictures: (N, S, S, 3) uint8, contiguous; or, on a CPU, a list of N contiguous (S, S, 3), say views of a memory map. mean:
+    (S, S, 3) float32 on the same device. On the host whatever the device, since they are small and checked: top, left: (N,) int64,
+    pixels from the upper left corner; flip: (N,) bool; shift: (N, 3) float32, grey levels. scale: a float. dtype: float32, bfloat16
+    or float16. memory_format: of the output, channels_last or contiguous. kernels: see `resolve`; "cuda" is the Triton kernel here.
+    Raises ValueError, with the value named, for a crop that leaves its picture and for arguments that don't fit.
+    """
+    name, pictures = resolve(kernels, mean.device), [pictures] if isinstance(pictures, torch.Tensor) else list(pictures)
+    if name == "cuda":
+        name = "triton" if "triton" in built() else "reference"
+    _check_augment(pictures, top, left, flip, mean, shift, crop, dtype, memory_format)
+    return torch.ops.alexnet_mp.augment(pictures, top, left, flip, mean, shift, float(scale), crop, bool(mean_follows_crop), dtype,
+                                        memory_format == torch.channels_last, name)
+
+
+def _check_augment(pictures, top, left, flip, mean, shift, crop, dtype, memory_format):
+    """Raise ValueError, naming the value, for what can't be augmented; whether the crops lie in their pictures is seen later."""
+    side, count = mean.shape[0] if mean.dim() == 3 else 0, len(top)
+    if tuple(mean.shape) != (side, side, 3) or mean.dtype != torch.float32 or not mean.is_contiguous():
+        raise ValueError(f"mean is {_describe(mean)}; it must be (S, S, 3) float32, contiguous")
+    whole = len(pictures) == 1 and pictures[0].dim() == 4
+    if not whole and (len(pictures) != count or mean.device.type == "cuda"):
+        raise ValueError(f"there are {len(pictures)} pictures for {count} places in `top`; it must be one (N, S, S, 3) tensor, or "
+                         "on a CPU N of (S, S, 3)")
+    for picture in pictures:
+        if (tuple(picture.shape) != (count, side, side, 3)[0 if whole else 1:] or picture.dtype != torch.uint8
+                or picture.device != mean.device or not picture.is_contiguous()):
+            raise ValueError(f"pictures are {_describe(picture)}; with {count} places in `top` and a mean of {_describe(mean)} "
+                             f"they must be {(count, side, side, 3)} torch.uint8 on {mean.device}, contiguous")
+    for what, tensor, shape, kind in (("top", top, (count,), torch.int64), ("left", left, (count,), torch.int64),
+                                      ("flip", flip, (count,), torch.bool), ("shift", shift, (count, 3), torch.float32)):
+        if tuple(tensor.shape) != shape or tensor.dtype != kind or tensor.device.type != "cpu":
+            raise ValueError(f"{what} is {_describe(tensor)}; it must be {kind} {shape} on the host")
+    _at_least("crop", crop, 1)
+    if crop > side:
+        raise ValueError(f"crop is {crop}, larger than the pictures of {side}x{side}")
+    _one_of("dtype", dtype, (torch.float32, torch.bfloat16, torch.float16))
+    _one_of("memory_format", memory_format, (torch.channels_last, torch.contiguous_format))
+
+
 def _lrn_pool(x, bias, norm, size, alpha, beta, k, relu, pool, stride, ties, kernels):
     name = resolve(kernels, x.device)
     if _has_tangent(x) or _has_tangent(bias):
@@ -354,3 +401,40 @@ def dense_alike(*tensors):
 @_update.register_fake
 def _(parameters, gradients, velocities, learning_rates, momentum, weight_decays, kernels):
     return None
+
+
+@torch.library.custom_op("alexnet_mp::augment", mutates_args=(),
+                         schema="(Tensor[] pictures, Tensor top, Tensor left, Tensor flip, Tensor mean, Tensor shift, float scale, "
+                                "int crop, bool mean_follows_crop, ScalarType dtype, bool channels_last, str kernels) -> Tensor")
+def _augment(pictures, top, left, flip, mean, shift, scale, crop, mean_follows_crop, dtype, channels_last, kernels):
+    y = _augmented(top, mean, crop, dtype, channels_last)
+    if y.numel() == 0:
+        return y
+    most = mean.shape[0] - crop
+    for what, places in (("top", top), ("left", left)):
+        low, high = (int(place) for place in places.aminmax())
+        if low < 0 or high > most:
+            raise ValueError(f"{what} is {low if low < 0 else high}; crops of {crop}x{crop} lie in pictures of {mean.shape[0]}x"
+                             f"{mean.shape[0]} from 0 to {most}")
+    if kernels == "triton":
+        from .augmentation import augment as launch
+        launch(pictures[0], top, left, flip, mean, shift, scale, mean_follows_crop, y)
+    elif kernels == "cpu":
+        compiled().augment(pictures, *(host.contiguous() for host in (top, left, flip)), mean, shift.contiguous(), scale,
+                           mean_follows_crop, y)
+    else:
+        stacked = pictures[0] if pictures[0].dim() == 4 else torch.stack(pictures)
+        y.copy_(reference.augment(stacked, top, left, flip, mean, shift, scale, crop=crop, mean_follows_crop=mean_follows_crop,
+                                  dtype=dtype))
+    return y
+
+
+@_augment.register_fake
+def _(pictures, top, left, flip, mean, shift, scale, crop, mean_follows_crop, dtype, channels_last, kernels):
+    return _augmented(top, mean, crop, dtype, channels_last)
+
+
+def _augmented(top, mean, crop, dtype, channels_last):
+    """The output of augment, not yet written."""
+    return torch.empty((top.shape[0], 3, crop, crop), dtype=dtype, device=mean.device,
+                       memory_format=torch.channels_last if channels_last else torch.contiguous_format)

@@ -100,6 +100,24 @@ def paper_sgd_(parameters, gradients, velocities, *, learning_rates, momentum, w
                 v.copy_(wide_v)
 
 
+def augment(pictures, top, left, flip, mean, shift, scale=1.0, *, crop, mean_follows_crop, dtype=torch.float32,
+            memory_format=torch.channels_last):
+    """Crop, flip, minus the mean image, plus a colour shift, times a scale (paper 2, 4.1): -> (N, 3, crop, crop) in `dtype`.
+
+    pictures: (N, S, S, 3) uint8; top, left: (N,) int64, flip: (N,) bool; mean: (S, S, 3); shift: (N, 3), grey levels. The mean is
+    the one under the pixel (`mean_follows_crop`) or always its centre window, never flipped (2012 source, `convdata_jpeg.py:95`).
+    y = ((pixel - mean) + shift) * scale in this order, in the dtype of `mean`, float32 or float64; rounded once at the end.
+    """
+    side, device = torch.arange(crop), pictures.device
+    rows, columns = top[:, None] + side, left[:, None] + torch.where(flip[:, None], crop - 1 - side, side)
+    rows, columns = rows[:, :, None].to(device), columns[:, None, :].to(device)
+    offset = (mean.shape[0] - crop) // 2
+    under = mean[rows, columns] if mean_follows_crop else mean[offset:offset + crop, offset:offset + crop]
+    pixels = pictures[torch.arange(len(pictures), device=device)[:, None, None], rows, columns]  # (N, crop, crop, 3)
+    y = (pixels.to(mean.dtype) - under + shift.to(device)[:, None, None, :]) * torch.tensor(scale, dtype=mean.dtype, device=device)
+    return y.permute(0, 3, 1, 2).to(dtype).contiguous(memory_format=memory_format)
+
+
 def _accumulator(x):
     return x if x.dtype == torch.float64 else x.float()
 

@@ -130,7 +130,7 @@ def refused(arguments, tmp_path):
 @pytest.mark.parametrize("flags, words", [
     (["--set", "batchsize=3"], "did you mean batch_size"), (["--batch-size", "0"], "batch_size is 0"), (["--epochs", "0"], "epochs"),
     (["--steps", "0"], "--steps 0"), (["--seed", "-1"], "seed"), (["--gpus", "7"], "GPU 7"), (["--gpus", "gpu"], "--gpus gpu"),
-    (["--pipeline", "dali"], "--pipeline dali"), (["--kernels", "triton"], "usable there: auto"), (["--workers", "-1"], "--workers -1"),
+    (["--pipeline", "raw"], "prepare --raw"), (["--kernels", "triton"], "usable there: auto"), (["--workers", "-1"], "--workers -1"),
     (["--set", "crop_size=113"], "stored_size 112"), (["--data", __file__], "not a directory"), (["--kernels", "cuda"], "can't compute on cpu"),
 ])
 def test_wrong_flags(flags, words, folder, tmp_path):
@@ -272,7 +272,7 @@ def test_evaluate_needs_only_the_split_that_it_tests(run, tmp_path, capsys):
     assert capsys.readouterr().out.count("test, ") >= 2
 
 
-@pytest.mark.parametrize("module", ["train", "evaluate"])
+@pytest.mark.parametrize("module", ["prepare", "train", "evaluate"])
 def test_help_teaches_by_examples(module):
     done = command(module, "--help")
     assert done.returncode == 0 and done.stdout.count(f"python -m alexnet_mp.{module}") >= 2 and "default" in done.stdout

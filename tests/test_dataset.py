@@ -9,7 +9,7 @@ from PIL import Image
 
 from alexnet_mp import dataset
 from alexnet_mp.builtin import Builtin
-from alexnet_mp.dataset import CachedSplit, Folder, cached, open_dataset, stored_picture
+from alexnet_mp.dataset import CachedSplit, Folder, cached, open_dataset
 from alexnet_mp.errors import UserError
 
 SIZE = 24
@@ -88,126 +88,6 @@ def test_the_fingerprint_sees_every_change_of_the_file_list(tmp_path):
         assert Folder(write(tmp_path / str(number), changed), SIZE).fingerprint != first
 
 
-@pytest.mark.parametrize("kind, name", [("PNG", "x.JPEG"), ("JPEG", "x.png")])
-def test_the_content_decides_the_format(tmp_path, kind, name):
-    """ILSVRC has a PNG named .JPEG."""
-    content = encoded(noise(SIZE, SIZE), kind)
-    assert np.array_equal(stored(tmp_path, content, name), np.asarray(Image.open(io.BytesIO(content))))
-
-
-@pytest.mark.parametrize("grey", [noise(SIZE, SIZE, 1), noise(SIZE, SIZE, 1) > 127], ids=["8 bits", "1 bit"])
-def test_grey_becomes_rgb(tmp_path, grey):
-    expected = np.repeat((grey if grey.dtype == np.uint8 else grey * np.uint8(255))[:, :, None], 3, axis=2)
-    assert np.array_equal(stored(tmp_path, encoded(grey)), expected)
-
-
-def test_cmyk_becomes_rgb(tmp_path):
-    """Cyan, magenta, yellow, black, no ink: JPEG at its best quality is within 4 of the colours."""
-    inks = np.zeros((SIZE, 5 * SIZE, 4), np.uint8)
-    for i in range(4):
-        inks[:, i * SIZE:(i + 1) * SIZE, i] = 255
-    content = encoded(Image.frombytes("CMYK", (5 * SIZE, SIZE), inks.tobytes()), "JPEG", quality=100, subsampling=0)
-    assert Image.open(io.BytesIO(content)).mode == "CMYK"
-    whole = np.asarray(Image.open(io.BytesIO(content)).convert("RGB")).astype(int)
-    colours = np.repeat([[0, 255, 255], [255, 0, 255], [255, 255, 0], [0, 0, 0], [255, 255, 255]], SIZE, axis=0)
-    assert np.abs(whole - colours).max() <= 4
-    assert np.array_equal(stored(tmp_path, content), whole[:, 2 * SIZE:3 * SIZE])  # the central square: yellow
-
-
-def test_transparency_is_dropped(tmp_path):
-    """The colour under a transparent pixel stays; nothing is blended with a background."""
-    rgba = noise(SIZE, SIZE, 4)
-    assert np.array_equal(stored(tmp_path / "rgba", encoded(rgba)), rgba[:, :, :3])
-    grey = Image.merge("LA", [Image.fromarray(rgba[:, :, i]) for i in (0, 3)])
-    assert np.array_equal(stored(tmp_path / "la", encoded(grey)), rgba[:, :, [0, 0, 0]])
-
-
-def palette_png(**transparency):
-    """A PNG with 256 colours, and what its pixels should be."""
-    indices, palette = noise(SIZE, SIZE, 1), noise(256, 3, 1, seed=2)
-    image = Image.fromarray(indices)
-    image.putpalette(palette.tobytes())
-    content = encoded(image, **transparency)
-    assert Image.open(io.BytesIO(content)).mode == "P"
-    return content, palette[indices]
-
-
-ALPHA_TABLE = {"transparency": bytes(range(256))}
-
-
-@pytest.mark.filterwarnings("ignore:Palette images with Transparency")
-@pytest.mark.parametrize("transparency", [{}, {"transparency": 7}, ALPHA_TABLE], ids=["none", "one colour", "table"])
-def test_a_palette_becomes_rgb(tmp_path, transparency):
-    content, expected = palette_png(**transparency)
-    assert np.array_equal(stored(tmp_path, content), expected)
-
-
-def test_a_palette_is_no_reason_to_warn(tmp_path, recwarn):
-    stored(tmp_path, palette_png(**ALPHA_TABLE)[0])
-    assert not recwarn.list
-
-
-def test_sixteen_bits_keep_their_greys(tmp_path):
-    """Pillow's own conversion clips at 255: mid-grey, 32768, would become white."""
-    greys = np.tile(np.arange(SIZE, dtype=np.uint16) * 2800, (SIZE, 1))
-    greys[0, :4] = 0, 255, 32768, 65535
-    expected = greys >> 8
-    assert expected[0, :4].tolist() == [0, 0, 128, 255]
-    content = encoded(greys)
-    assert Image.open(io.BytesIO(content)).mode.startswith("I")
-    assert np.array_equal(stored(tmp_path, content, "x.png"), np.repeat(expected[:, :, None], 3, axis=2))
-
-
-def test_one_pixel_fills_the_picture(tmp_path):
-    picture = stored(tmp_path, encoded(np.array([[[9, 90, 200]]], np.uint8)))
-    assert picture.shape == (SIZE, SIZE, 3) and picture.dtype == np.uint8
-    assert (picture == [9, 90, 200]).all()
-
-
-@pytest.mark.parametrize("orientation", [3, 6, 8])
-def test_orientation_tags_are_ignored(tmp_path, orientation):
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    upright = encoded(noise(SIZE, SIZE), "JPEG")
-    turned = encoded(noise(SIZE, SIZE), "JPEG", exif=exif)
-    assert Image.open(io.BytesIO(turned)).getexif()[0x0112] == orientation
-    assert np.array_equal(stored(tmp_path / "turned", turned), stored(tmp_path / "upright", upright))
-
-
-@pytest.mark.parametrize("factor", [2, 3])
-def test_reduction_is_the_mean_of_each_block(factor):
-    blocks = noise(SIZE, SIZE)
-    picture = np.kron(blocks, np.ones((factor, factor, 1), np.uint8))
-    assert np.array_equal(stored_picture(Image.fromarray(picture), SIZE), blocks)
-    if factor == 2:  # pixels of a block that differ, by amounts whose means along each axis are whole numbers
-        spread = np.tile([[-20, 4], [6, 10]], (SIZE, SIZE))[:, :, None]
-        uneven = np.kron(noise(SIZE, SIZE) // 2 + 60, np.ones((2, 2, 1), int)) + spread
-        expected = uneven.reshape(SIZE, 2, SIZE, 2, 3).mean((1, 3))
-        assert np.array_equal(stored_picture(Image.fromarray(uneven.astype(np.uint8)), SIZE), expected)
-
-
-def test_enlargement_is_smooth():
-    """Bicubic: a ramp stays a ramp, where the nearest pixel would make stairs."""
-    ramp = np.tile((np.arange(12) * 20)[None, :, None], (12, 1, 3)).astype(np.uint8)
-    row = stored_picture(Image.fromarray(ramp), 48)[24, 8:40, 0].astype(int)
-    assert np.abs(np.diff(row) - 5).max() <= 1
-
-
-@pytest.mark.parametrize("height, width, top, left", [
-    (SIZE, SIZE, 0, 0), (SIZE, SIZE + 20, 0, 10), (SIZE + 20, SIZE, 10, 0), (SIZE, SIZE + 7, 0, 3),
-])
-def test_the_right_size_is_cropped_centrally_and_left_as_it_is(height, width, top, left):
-    picture = noise(height, width)
-    assert np.array_equal(stored_picture(Image.fromarray(picture), SIZE), picture[top:top + SIZE, left:left + SIZE])
-
-
-@pytest.mark.parametrize("turn", [lambda a: a, lambda a: a.transpose(1, 0, 2)], ids=["landscape", "portrait"])
-def test_the_central_square_of_a_larger_picture(turn):
-    picture = np.kron(noise(SIZE, SIZE + 30), np.ones((2, 2, 1), np.uint8))
-    expected = noise(SIZE, SIZE + 30)[:, 15:15 + SIZE]
-    assert np.array_equal(stored_picture(Image.fromarray(turn(picture)), SIZE), turn(expected))
-
-
 def refused(directory):
     with pytest.raises(UserError) as raised:
         Folder(directory, SIZE)
@@ -273,6 +153,7 @@ def test_the_cache_reads_a_file_once(tmp_path):
     cache = CachedSplit(recording(split, log), SIZE)
     for index in (2, 0, 2, 1, 0, np.int64(1)):
         assert np.array_equal(cache.read(index), expected[index])
+        assert cache.holds == ("pixels" if len(log) == 3 else "files")
     assert log == [2, 0, 1]
     assert len(cache) == 3 and cache.names == split.names and np.array_equal(cache.labels, split.labels)
 

@@ -1,103 +1,30 @@
 """Batches against one image at a time in float64; who reads, from where, and how often changes nothing."""
 import dataclasses
-import os
 import shutil
-import signal
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from small_set import (BATCH, NOTHING, PRESETS, STORED, TRAIN, VAL, expected_image, fitted, label, picture, same, tenth, tiny,
+                       write_set)
 
-from alexnet_mp import pipeline_torch
-from alexnet_mp.dataset import Folder, cached
+from alexnet_mp.dataset import Folder
 from alexnet_mp.draws import draws, order
 from alexnet_mp.errors import UserError
-from alexnet_mp.pipeline_torch import Augment, TorchPipeline, centre_view, ten_views
-from alexnet_mp.recipe import Layer, mini, paper, source2012
-from alexnet_mp.statistics import Statistics, Sums
-
-STORED, CROP, BATCH = 40, 32, 8
-TRAIN, VAL = 21, 11  # neither divisible by the batch size: two full training batches and one of 5
-PRESETS = pytest.mark.parametrize("preset", [paper, source2012])
-
-
-def tiny(preset, **changes):
-    """The preset's data path with small pictures; the network has one layer, since no test here runs it."""
-    data = {"stored_size": STORED, "crop_size": CROP, "crop_positions": 8, "batch_size": BATCH}
-    if preset is source2012:
-        data |= {"crop_positions": 9, "crop_share": 4}
-    layer = Layer("fc8", "fc", None, "image", (), towers="first")
-    return dataclasses.replace(preset(), layers=(layer,), towers=1, dates=(), **data | changes)
-
-
-def picture(split, index):
-    """Noise, whose blue channel tells which image it is."""
-    pixels = np.random.default_rng([index, split == "val"]).integers(0, 256, (STORED, STORED, 3), dtype=np.uint8)
-    pixels[:, :, 2] = 10 * index
-    return pixels
-
-
-def label(split, index):
-    return int(index >= (13 if split == "train" else 4))
+from alexnet_mp.loader import centre_view, survey, ten_views
+from alexnet_mp.pipeline_torch import Augment, TorchPipeline
+from alexnet_mp.recipe import paper
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    root = tmp_path_factory.mktemp("images")
-    for split, count in (("train", TRAIN), ("val", VAL)):
-        for index in range(count):
-            path = root / split / ("ant", "bee")[label(split, index)] / f"{index:02}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(picture(split, index)).save(path)
-    return root
-
-
-def fitted():
-    """Statistics of no particular set: a mean that varies from pixel to pixel, and components askew to every axis."""
-    random = np.random.default_rng(8)
-    vectors = np.linalg.qr(random.normal(size=(3, 3)))[0]
-    mean = (255 * random.random((STORED, STORED, 3))).astype(np.float32)
-    return Statistics(mean, np.array([0.005, 0.02, 0.2]), vectors)
-
-
-NOTHING = Statistics(np.zeros((STORED, STORED, 3), np.float32), np.zeros(3), np.eye(3))
+    return write_set(tmp_path_factory.mktemp("images"))
 
 
 def pipeline(root, recipe, workers=0, devices=("cpu",), statistics=None):
     result = TorchPipeline(Folder(root, STORED), recipe, devices, workers)
     result.use(statistics or fitted())
     return result
-
-
-def tenth(_epoch):
-    return 0.1
-
-
-def expected_image(recipe, pixels, top, left, flip, factors=(0, 0, 0), noise=0.0):
-    """What the network should see of one picture, (3, crop, crop) float64: sections 2 and 4.1, or the 2012 source."""
-    statistics, pixels = fitted(), pixels.astype(np.float64)
-    mean = statistics.mean.astype(np.float64)
-    crop = np.empty((3, CROP, CROP))
-    for y in range(CROP):
-        for x in range(CROP):
-            column = left + (CROP - 1 - x if flip else x)
-            # 2012: the centre of the mean image for every crop, and never flipped.
-            under = mean[top + y, column] if recipe.name == "paper" else mean[4 + y, 4 + x]
-            crop[:, y, x] = pixels[top + y, column] - under
-    if noise:
-        scale = statistics.eigenvalues if recipe.name == "paper" else np.sqrt(statistics.eigenvalues)
-        for a, eigenvalue, component in zip(factors, scale, statistics.eigenvectors.T, strict=True):
-            crop += (255 * noise * a * eigenvalue * component)[:, None, None]
-        if recipe.name == "source2012":
-            crop /= 1 + noise
-    return crop
-
-
-def same(batches, others):
-    return len(batches) == len(others) and all(
-        a.epoch == b.epoch and torch.equal(a.labels, b.labels) and len(a.images) == len(b.images)
-        and all(torch.equal(x, y) for x, y in zip(a.images, b.images)) for a, b in zip(batches, others))
 
 
 @PRESETS
@@ -170,14 +97,6 @@ def test_the_colour_shift_has_the_covariance_of_its_source(preset):
     assert (np.abs(shifts.mean(0)) < 5 * np.sqrt(variances / count)).all()
 
 
-def test_views_are_the_corners_the_centre_and_their_mirrors():
-    places = [(0, 0), (0, 32), (16, 16), (32, 0), (32, 32)]
-    for recipe in (paper(), source2012()):
-        assert ten_views(recipe) == [(*place, False) for place in places] + [(*place, True) for place in places]
-        assert centre_view(recipe) == [(16, 16, False)]
-    assert [view[:2] for view in ten_views(mini())[:5]] == [(0, 0), (0, 16), (8, 8), (16, 0), (16, 16)]
-
-
 @PRESETS
 def test_views_are_plain_crops_minus_the_mean(root, preset):
     """Every image of the split once, in order, without colour noise; the last batch has what is left."""
@@ -198,31 +117,10 @@ def test_views_are_plain_crops_minus_the_mean(root, preset):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_the_survey_adds_up_every_image(root, monkeypatch, workers):
-    monkeypatch.setattr(pipeline_torch, "CHUNK", 4)  # 21 images: five full chunks and a single image
-    counts, direct = [], Sums(STORED)
-    total = pipeline(root, tiny(paper), workers).survey("train", counts.append)
-    for index in range(TRAIN):
-        direct.add(picture("train", index))
-    assert counts == [4, 4, 4, 4, 4, 1] and total.count == TRAIN
-    assert np.array_equal(total.pixels, direct.pixels) and np.array_equal(total.products, direct.products)
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_after_the_survey_the_cache_holds_every_picture(root, tmp_path, workers):
-    copy = shutil.copytree(root, tmp_path / "copy")
-    reader = pipeline(copy, tiny(paper), workers)
-    assert cached(reader.dataset, STORED) == ["train", "val"]
-    reader.survey("train", lambda count: None)
-    shutil.rmtree(copy / "train")
-    assert same(list(reader.train(0, 1, tenth)), list(pipeline(root, tiny(paper)).train(0, 1, tenth)))
-
-
-@pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("split, read", [
     ("train", lambda reader: reader.train(0, 1, tenth)),
     ("val", lambda reader: reader.views("val", 4, centre_view(reader.recipe))),
-    ("val", lambda reader: [reader.survey("val", lambda count: None)]),
+    ("val", lambda reader: [survey(reader.dataset.splits["val"], STORED, reader.workers, lambda count: None)]),
 ], ids=["train", "views", "survey"])
 def test_an_unreadable_image_is_named_in_one_line(root, tmp_path, split, read, workers):
     copy = shutil.copytree(root, tmp_path / "copy")
@@ -233,15 +131,3 @@ def test_an_unreadable_image_is_named_in_one_line(root, tmp_path, split, read, w
         list(read(pipeline(copy, tiny(paper), workers)))
     message = str(raised.value)
     assert message.startswith(f"cannot read image {broken}: ") and "\n" not in message and "Traceback" not in message
-
-
-def test_no_signal_ends_a_worker_from_its_first_moment_on(root, monkeypatch):
-    """A scheduler's SIGTERM may come just when validation forks its workers: it must find the signal blocked already."""
-    def signalled(_):
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            os.kill(os.getpid(), number)
-
-    monkeypatch.setattr(pipeline_torch, "_die_with_parent", signalled)
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
-    assert pipeline(root, tiny(paper), 2).survey("train", lambda n: None).count == TRAIN
-    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before  # the parent hears them again

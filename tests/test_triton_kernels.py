@@ -16,7 +16,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 if DEVICE == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("Triton's interpreter is off (TRITON_INTERPRET=1) and there is no GPU", allow_module_level=True)
 
-from alexnet_mp.kernels import lrn_pool, sgd  # noqa: E402
+from alexnet_mp.kernels import augmentation, lrn_pool, sgd  # noqa: E402
 
 # alpha for values of 30 or so: neither the sum nor k hides the other.
 BASE = {"norm": "lrn", "size": 5, "alpha": 3e-3, "beta": 0.75, "k": 2.0, "relu": "before", "pool": 3, "stride": 2,
@@ -394,3 +394,40 @@ def test_sgd_in_a_cuda_graph():
         reference.paper_sgd_(*expected, **RATES)
     for a, b in zip(itertools.chain(*state), itertools.chain(*expected), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+
+
+# Pictures to what the network sees.
+
+
+def truncated(y, dtype):
+    """What the interpreter makes of float32: bfloat16 by cutting it off; float16 it rounds."""
+    return y.view(torch.int32).bitwise_and(-0x10000).view(torch.float32).to(dtype) if dtype == torch.bfloat16 else y.to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("order", [torch.channels_last, torch.contiguous_format], ids=["channels_last", "NCHW"])
+@pytest.mark.parametrize("mean_follows_crop", [True, False], ids=["mean follows", "centre of the mean"])
+@pytest.mark.parametrize("side, crop", [(24, 19), (20, 8)])
+def test_augment_gives_the_references_bits(side, crop, mean_follows_crop, order, dtype, monkeypatch):
+    """Images of one program with a rest, and of two programs; the first picture and the last flipped."""
+    monkeypatch.setattr(augmentation, "BLOCK", 128 if crop == 8 else 2048)
+    draws, count = torch.Generator().manual_seed(3), 3
+    pictures = torch.randint(0, 256, (count, side, side, 3), generator=draws, dtype=torch.uint8)
+    top, left = torch.tensor([0, side - crop, 2]), torch.tensor([side - crop, 0, 1])
+    mean, shift = 255 * torch.rand(side, side, 3, generator=draws), maps(count, 3, scale=20.0)
+    flip = torch.tensor([True, False, True])
+    y = torch.full((count, 3, crop, crop), 777.0, dtype=dtype, device=DEVICE).contiguous(memory_format=order)
+    augmentation.augment(pictures.to(DEVICE), top, left, flip, mean.to(DEVICE), shift, 1 / 1.1, mean_follows_crop, y)
+    exact = reference.augment(pictures, top, left, flip, mean, shift, 1 / 1.1, crop=crop, mean_follows_crop=mean_follows_crop)
+    assert torch.equal(y.cpu(), truncated(exact, dtype) if DEVICE == "cpu" else exact.to(dtype))
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="the interpreter would run three million programs; needs a GPU")
+def test_augment_finds_pictures_beyond_two_gigabytes():
+    side, count = 16, 2**31 // 768 + 2
+    pictures = torch.zeros(count, side, side, 3, dtype=torch.uint8, device=DEVICE)
+    pictures[-1] = maps(side, side, 3).byte()
+    places, y = torch.zeros(count, dtype=torch.int64), torch.empty(count, 3, side, side, dtype=torch.float16, device=DEVICE)
+    mean = torch.zeros(side, side, 3, device=DEVICE)
+    augmentation.augment(pictures, places, places, places.bool(), mean, torch.zeros(count, 3), 1.0, True, y)
+    assert torch.equal(y[-1], pictures[-1].permute(2, 0, 1).half())

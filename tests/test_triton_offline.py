@@ -35,7 +35,7 @@ def test_every_launch_of_the_network_is_compiled(reports):
     counts = collections.Counter((report["capability"], report["kernel"]) for report in kernels(reports))
     for capability in CAPABILITIES:
         assert counts[capability, "_forward_kernel"] >= 12 and counts[capability, "_backward_kernel"] >= 12
-        assert counts[capability, "_paper_sgd_kernel"] == 2
+        assert counts[capability, "_paper_sgd_kernel"] == 2 and counts[capability, "_augment_kernel"] == 4
         assert counts[capability, "_spatial_kernel"] >= 2 and counts[capability, "_spatial_backward_kernel"] == 1
 
 
@@ -44,9 +44,15 @@ def test_no_register_is_spilled(reports):
         assert report["stack"] == 0, report
 
 
+def test_pictures_are_written_sixteen_bytes_at_a_time(reports):
+    for report in kernels(reports):
+        if report["kernel"] == "_augment_kernel":
+            assert set(report["stores"]) == {"v4.b32"}, report
+
+
 def test_compiled_loops_carry_what_the_source_carries(reports):
     for report in kernels(reports):
-        assert report["loops"] or report["kernel"] == "_paper_sgd_kernel", report
+        assert report["loops"] or report["kernel"] in ("_paper_sgd_kernel", "_augment_kernel"), report
         assert all(count == report["expected"] for count in report["loops"]), report
 
 

@@ -1,9 +1,9 @@
 """Compile the Triton kernels as the network launches them, for GPUs that need not be there: `python triton_offline.py 80`.
 
 Prints one line of JSON a kernel: compute capability, case, kernel, registers, bytes of stack (spilled registers live there),
-bytes of shared memory, and how many values the state of each of its loops carries in the compiler's first representation
-(TTIR), beside the number that the source carries. Triton 3.6 and 3.7 silently drop names from a loop's state that start as
-the same tensor; the interpreter cannot show it, this number does. Must run without TRITON_INTERPRET.
+bytes of shared memory, its stores, and how many values the state of each of its loops carries in the compiler's first
+representation (TTIR), beside the number that the source carries. Triton 3.6 and 3.7 silently drop names from a loop's state that
+start as the same tensor; the interpreter cannot show it, this number does. Must run without TRITON_INTERPRET.
 """
 import json
 import os
@@ -19,7 +19,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime import jit
 
-from alexnet_mp.kernels import lrn_pool, sgd
+from alexnet_mp.kernels import augmentation, lrn_pool, sgd
 
 BUNDLED = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin")
 LRN = {"size": 5, "alpha": 1e-4, "beta": 0.75, "k": 2.0}
@@ -34,7 +34,7 @@ def carried(kernel, arguments):
         return arguments["POOL"] ** 2 * before  # a of the maps before, of every cell of the window
     if kernel == "_backward_kernel":
         return 2 * before + arguments["SIZE"] // 2  # a, t, and g d^-beta
-    return {"_paper_sgd_kernel": 0, "fibonacci": 2, "fibonacci_of_one_zero": 2}[kernel]
+    return {"_paper_sgd_kernel": 0, "_augment_kernel": 0, "fibonacci": 2, "fibonacci_of_one_zero": 2}[kernel]
 
 
 @triton.jit
@@ -96,6 +96,13 @@ def launches():
         weights = [torch.empty(size, dtype=dtype) for size in (17424, 48)]
         sgd.paper_sgd_(weights, weights, weights, [0.01, 0.01], 0.9, [5e-4, 5e-4])
         yield from drain(f"sgd {str(dtype)[6:]}")
+    pictures, mean = torch.empty(128, 256, 256, 3, dtype=torch.uint8), torch.empty(256, 256, 3)
+    places = torch.zeros(128, dtype=torch.int64)
+    for dtype in (torch.float32, torch.bfloat16):
+        for order, strides in (("NCHW", torch.contiguous_format), ("channels_last", torch.channels_last)):
+            y = torch.empty(128, 3, 224, 224, dtype=dtype, memory_format=strides)
+            augmentation.augment(pictures, places, places, places.bool(), mean, torch.zeros(128, 3), 1.0, order == "NCHW", y)
+            yield from drain(f"augment {str(dtype)[6:]} {order}")
     for kernel in (fibonacci, fibonacci_of_one_zero):
         kernel[1,](torch.empty(96), torch.empty(96), 3)
         yield from drain("check of the check")
@@ -119,7 +126,7 @@ def report(capability, case, kernel, args, kwargs):
     state = [re.search(r"iter_args\((.*?)\)", line)[1].count("=") if "iter_args" in line else 0 for line in loops]
     name = kernel.fn.__name__
     return {"capability": capability, "case": case, "kernel": name, "registers": registers, "stack": stack, "shared": shared,
-            "loops": state, "expected": carried(name, bound)}
+            "loops": state, "expected": carried(name, bound), "stores": re.findall(r"st\.global\.(\S+)", compiled.asm["ptx"])}
 
 
 if __name__ == "__main__":

@@ -85,7 +85,7 @@ PYTHON
 # Every kernel once on small maps, full and partial tiles, against the reference: short enough for compute-sanitizer.
 KERNELS_ONCE='
 import torch
-from alexnet_mp.kernels import lrn, lrn_max_pool, max_pool, paper_sgd_, reference, spatial_norm_max_pool, ops
+from alexnet_mp.kernels import augment, lrn, lrn_max_pool, max_pool, paper_sgd_, reference, spatial_norm_max_pool, ops
 torch.manual_seed(0)
 for kernels in [name for name in ops.built() if name != "cpu"]:
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
@@ -107,6 +107,12 @@ for kernels in [name for name in ops.built() if name != "cpu"]:
     for update, (w, g, v) in ((reference.paper_sgd_, expected), (lambda *a, **k: paper_sgd_(*a, **k, kernels=kernels), tensors)):
         update(w, g, v, learning_rates=[0.1, 0.0, 0.01], momentum=0.9, weight_decays=[5e-4] * 3)
     torch.testing.assert_close(tensors, expected)
+    pictures = torch.randint(0, 256, (3, 40, 40, 3), dtype=torch.uint8, device="cuda")
+    arguments = (pictures, torch.tensor([0, 3, 8]), torch.tensor([8, 0, 5]), torch.tensor([True, False, True]),
+                 255 * torch.rand(40, 40, 3, device="cuda"), torch.randn(3, 3), 0.9)
+    for follows in (True, False):
+        found, plain = (augment(*arguments, crop=32, mean_follows_crop=follows, kernels=who) for who in (kernels, "reference"))
+        torch.testing.assert_close(found, plain, rtol=0, atol=0)
 torch.cuda.synchronize()
 print("every kernel agrees with the reference:", ", ".join(ops.built()))
 '
@@ -179,7 +185,7 @@ bench() { $PYTHON benchmarks/record.py --records "$root" --name "$1" -q -k "$2";
 
 built || rm -f "$out/build.done"  # a new machine, or another torch
 stage build build
-stage kernel-tests "$PYTHON" -m pytest -q $(ls tests/test_{lrn_pool,sgd,ops,triton,cuda}*.py 2>/dev/null)
+stage kernel-tests "$PYTHON" -m pytest -q $(ls tests/test_{lrn_pool,sgd,ops,triton,cuda,augmentation,pipeline}*.py 2>/dev/null)
 stage kernels-once "$PYTHON" -c "$KERNELS_ONCE"
 stage roof roof
 stage lrn-pool-bf16 bench lrn-pool-bf16 "test_lrn_pool and cuda and bf16 and channels_last"
@@ -203,6 +209,7 @@ else
     skip sass "nvcc is not on PATH"
 fi
 stage step bench step test_step
+stage pipeline bench pipeline test_speed_pipeline
 stage exchange "$PYTHON" -m pytest tests/test_exchange.py tests/test_golden.py -q
 stage train-one-device one_run 0
 stage train-cpu-and-gpu one_run cpu,0

@@ -21,6 +21,7 @@ namespace {
 #include "pool_rows.h"
 #include "lrn_pool.h"
 #include "sgd.h"
+#include "augmentation.h"
 
 }  // namespace
 
@@ -28,6 +29,7 @@ const Kernels KERNELS = {
     {forward<float>, forward<bf16>, forward<f16>, forward<double>},
     {backward<float>, backward<bf16>, backward<f16>, backward<double>},
     {paper_sgd<float>, paper_sgd<bf16>, paper_sgd<f16>, paper_sgd<double>},
+    {augment<float>, augment<bf16>, augment<f16>},
 };
 
 }  // namespace alexnet_mp

@@ -21,6 +21,17 @@ struct Problem {
     int64_t channel_window() const { return norm == LRN ? size : 1; }
 };
 
+// Where N crops come from, and what is done to their pixels.
+struct Crops {
+    const uint8_t* const* pictures;  // (N,) addresses of (side, side, 3)
+    const int64_t *top, *left;       // (N,)
+    const bool* flip;                // (N,)
+    const float *mean, *shift;       // (side, side, 3), (N, 3)
+    float scale;
+    int64_t side, crop;
+    bool mean_follows_crop, channels_last;  // else the mean's centre window, for every crop; the memory format of y
+};
+
 // Images [begin, end) of a batch. bias: float (double for FLOAT64) or null; argmax: null where nobody needs it.
 // dbias: (sums, channels) partial sums, zeros at first, or null; begin is a multiple of images_a_sum.
 using Forward = void (*)(const Problem&, const void* x, const void* bias, void* y, uint8_t* argmax, int64_t begin, int64_t end);
@@ -28,11 +39,14 @@ using Backward = void (*)(const Problem&, const void* dy, const void* x, const v
                           double* dbias, int64_t begin, int64_t end);
 // Elements [begin, end) of one tensor.
 using Sgd = void (*)(void* w, const void* g, void* v, double rate, double momentum, double decay, int64_t begin, int64_t end);
+// Crops [begin, end) of y.
+using Augment = void (*)(const Crops&, void* y, int64_t begin, int64_t end);
 
 struct Kernels {
     Forward forward[4];  // by Storage
     Backward backward[4];
     Sgd sgd[4];
+    Augment augment[3];  // not FLOAT64
 };
 
 extern const Kernels portable_kernels, avx2_kernels, avx512_kernels;

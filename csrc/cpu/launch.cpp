@@ -170,12 +170,48 @@ void paper_sgd(Tensor& w, const Tensor& g, Tensor& v, double rate, double moment
     });
 }
 
+void augment(std::vector<Tensor> pictures, const Tensor& top, const Tensor& left, const Tensor& flip, const Tensor& mean,
+             const Tensor& shift, double scale, bool mean_follows_crop, Tensor& y) {
+    const int64_t images = y.size(0), crop = y.size(2), side = mean.size(0), bytes = side * side * 3;
+    const Storage type = storage(y);
+    STD_TORCH_CHECK(type != FLOAT64, "y must be float32, bfloat16 or float16");
+    STD_TORCH_CHECK(y.dim() == 4 && y.size(1) == 3 && y.size(3) == crop && 0 < crop && crop <= side,
+                    "y must be (N, 3, crop, crop)");
+    const bool channels_last = y.stride(1) == 1 && y.stride(3) == 3 && y.stride(2) == 3 * crop && y.stride(0) == 3 * crop * crop;
+    STD_TORCH_CHECK(channels_last || y.is_contiguous(), "y must be dense");
+    const auto check = [](const Tensor& tensor, ScalarType dtype, int64_t numel) {
+        STD_TORCH_CHECK(tensor.scalar_type() == dtype && tensor.numel() == numel && tensor.is_contiguous() && tensor.is_cpu(),
+                        "an argument of augment is not dense, or of another dtype, size or device than the schema says");
+    };
+    for (const Tensor& place : {top, left}) check(place, ScalarType::Long, images);
+    check(flip, ScalarType::Bool, images);
+    check(mean, ScalarType::Float, bytes);
+    check(shift, ScalarType::Float, images * 3);
+    const int64_t each = pictures.size() == 1 ? images : 1;  // pictures in a tensor
+    STD_TORCH_CHECK((int64_t)pictures.size() * each == images, "there must be one picture a crop");
+    std::vector<const uint8_t*> addresses;
+    for (const Tensor& tensor : pictures) {
+        check(tensor, ScalarType::Byte, each * bytes);
+        for (int64_t n = 0; n < each; n++) addresses.push_back((const uint8_t*)tensor.const_data_ptr() + n * bytes);
+    }
+    const Crops crops{addresses.data(), (const int64_t*)top.const_data_ptr(), (const int64_t*)left.const_data_ptr(),
+                      (const bool*)flip.const_data_ptr(), (const float*)mean.const_data_ptr(), (const float*)shift.const_data_ptr(),
+                      (float)scale, side, crop, mean_follows_crop, channels_last};
+    for (int64_t n = 0; n < images; n++)
+        STD_TORCH_CHECK(crops.top[n] >= 0 && crops.top[n] <= side - crop && crops.left[n] >= 0 && crops.left[n] <= side - crop,
+                        "crop ", n, " leaves its picture");
+    torch::stable::parallel_for(0, images, 1, [&](int64_t begin, int64_t end) {
+        kernels().augment[type](crops, y.mutable_data_ptr(), begin, end);
+    });
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(alexnet_mp_csrc, CPU, m) {
     m.impl("lrn_pool_forward", TORCH_BOX(&forward));
     m.impl("lrn_pool_backward", TORCH_BOX(&backward));
     m.impl("paper_sgd_", TORCH_BOX(&paper_sgd));
+    m.impl("augment", TORCH_BOX(&augment));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(alexnet_mp_csrc, CompositeExplicitAutograd, m) {  // it takes no tensor

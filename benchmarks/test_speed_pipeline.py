@@ -1,0 +1,168 @@
+"""Images a second of the input pipelines, and what feeding costs a training step.
+
+    pytest benchmarks/test_speed_pipeline.py --benchmark-only
+
+Groups, 256x256, batch 128, fp32, on the CPU and, where there is one, on a GPU: every pipeline, from JPEGs of quality 95 (`dali`, and
+`torch` with two workers) and from pixels (`raw`), with the colour noise on; and one step of the 2012 recipe with images that are
+there already (`fixed`) and with those that each pipeline makes meanwhile: `pct_feeding` is what the step takes longer. The sets are
+made by `prepare` from 2,048 pictures whose spectrum falls as that of photographs does; they stay in the page cache.
+"""
+import functools
+import gc
+import os
+from contextlib import ExitStack, closing
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from in_turn import REPLAY, clocks, compare, provenance, replay, time_in_turn
+from PIL import Image
+
+from alexnet_mp import TwoTowerAlexNet, paper, prepare, source2012
+from alexnet_mp.dataset import open_dataset
+from alexnet_mp.pipeline_dali import DaliPipeline, available
+from alexnet_mp.pipeline_raw import RawPipeline
+from alexnet_mp.pipeline_torch import TorchPipeline
+
+DEVICES = ["cpu"] + (["cuda:0"] if torch.cuda.is_available() else [])
+WORKERS = 2 if not torch.cuda.is_available() else len(os.sched_getaffinity(0))
+BATCH, PICTURES = 128, 2048  # no short batches
+RIVALS = {"dali": (DaliPipeline, "jpeg"), "torch": (TorchPipeline, "jpeg"), "raw": (RawPipeline, "pixels")}
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory):
+    """{"jpeg": prepared set, "pixels": prepared raw set} of the same pictures."""
+    random, root = np.random.default_rng(0), tmp_path_factory.mktemp("pipeline")
+    for number in range(PICTURES):
+        path = root / "pictures" / f"class{number % 4}" / f"{number:05}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture(random)).save(path, compress_level=1)
+    for holds, flags in (("jpeg", []), ("pixels", ["--raw"])):
+        assert prepare.main([str(root / "pictures"), str(root / holds), "--val-fraction", "0", *flags]) == 0
+    return {holds: open_dataset(str(root / holds), 256, ("train",)) for holds in ("jpeg", "pixels")}
+
+
+def picture(random, size=256):
+    """(256, 256, 3) uint8: brightness and two weaker colours, each noise whose amplitude falls as 1/frequency."""
+    across = np.fft.fftfreq(size)
+    frequency = np.hypot(across[:, None], across[None, :size // 2 + 1])
+    frequency[0, 0] = np.inf
+    layers = [np.fft.irfft2(np.fft.rfft2(random.normal(size=(size, size))) / frequency) for _ in range(3)]
+    brightness, *colours = (layer / layer.std() for layer in layers)
+    pixels = brightness[:, :, None] + 0.25 * (np.outer(colours[0].ravel(), (1, 0, -1)) + np.outer(colours[1].ravel(), (1, -2, 1))
+                                              ).reshape(size, size, 3)
+    return (120 + 55 * pixels).clip(0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def measured(sets):
+    return functools.cache(functools.partial(measure, sets)), functools.cache(functools.partial(measure_steps, sets))
+
+
+@pytest.mark.benchmark(timer=REPLAY)
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("rival", RIVALS)
+def test_pipeline(rival, device, benchmark, measured, request):
+    batch = (request.config.getoption("batch") or (BATCH,))[0]
+    rounds = 1 if benchmark.disabled else request.config.getoption("rounds") or 15
+    seconds, noted = measured[0](device, batch, rounds)
+    if rival not in seconds:
+        pytest.skip("DALI is not installed")
+    benchmark.group = f"pipeline-{device.partition(':')[0]}-fp32-b{batch}"
+    replay(benchmark, seconds[rival]["batch"])
+    benchmark.extra_info.update(provenance(torch.device(device)) | noted | compare(seconds, "batch", None, RIVALS)[rival] | {
+        "op": "pipeline", "rival": rival, "dtype": "fp32", "batch": batch, "workers": WORKERS,
+        "images_per_s": batch / float(np.median(seconds[rival]["batch"]))})
+
+
+@pytest.mark.benchmark(timer=REPLAY)
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("rival", ["fixed", *RIVALS])
+def test_step_that_is_fed(rival, device, benchmark, measured, request):
+    batch = (request.config.getoption("batch") or (BATCH,))[0]
+    rounds = 1 if benchmark.disabled else request.config.getoption("rounds") or (15 if device != "cpu" else 7)
+    seconds, noted = measured[1](device, batch, rounds)
+    if rival not in seconds:
+        pytest.skip("DALI is not installed")
+    medians = {name: float(np.median(steps["step"])) for name, steps in seconds.items()}
+    benchmark.group = f"fed-step-{device.partition(':')[0]}-fp32-b{batch}"
+    replay(benchmark, seconds[rival]["step"])
+    benchmark.extra_info.update(provenance(torch.device(device)) | noted | {
+        "op": "fed-step", "rival": rival, "dtype": "fp32", "batch": batch, "workers": WORKERS,
+        "images_per_s": batch / medians[rival], "pct_feeding": 100 * (medians[rival] / medians["fixed"] - 1)})
+
+
+def batches(sets, kind, recipe, device):
+    """Training batches without end of one pipeline, on one device."""
+    pipeline_class, holds = RIVALS[kind]
+    pipeline = pipeline_class(sets[holds], recipe, [device, device], WORKERS)
+    pipeline.use(sets[holds].statistics)
+    return closing(pipeline.train(0, 10**6, lambda epoch: recipe.colour_noise))
+
+
+def kinds():
+    return [kind for kind in RIVALS if kind != "dali" or available()]
+
+
+class Calls:
+    """A rival of `in_turn`: several calls of a function, as one pass."""
+
+    sets = 1
+
+    def __init__(self, step, function, calls=1):
+        self.calls, self.runs = calls, {step: lambda: [function() for _ in range(calls)] and None}
+
+
+def measure(sets, device, batch, rounds):
+    """Batches of each pipeline. In its turn a rival works alone: what it has made ahead while others ran is used up first."""
+    device = torch.device(device)
+    recipe, before = replace(paper(), batch_size=batch), clocks(device)
+    images = len(sets["jpeg"].splits["train"])
+    for kind in kinds() if device.type == "cpu" else ():  # on a GPU the decoders differ
+        oracle = TorchPipeline(sets[RIVALS[kind][1]], recipe, [device], 0)
+        oracle.use(sets[RIVALS[kind][1]].statistics)
+        with batches(sets, kind, recipe, device) as source, closing(oracle.train(0, 1, lambda epoch: recipe.colour_noise)) as expected:
+            assert torch.equal(next(source).images[0], next(expected).images[0])
+    runs = {kind: {"batch": []} for kind in kinds()}
+    for turn in range(rounds):
+        for kind in np.random.default_rng(turn).permutation(kinds()):
+            with batches(sets, kind, recipe, device) as source:  # alone: nothing of another is at work
+                for _ in range(4):
+                    next(source)
+                took, _ = time_in_turn({kind: Calls("batch", lambda: next(source), 8)}, device, 1)
+            runs[kind]["batch"] += took[kind]["batch"]
+            gc.collect()
+    return runs, {"clocks_before": before, "clocks_after": clocks(device), "pictures": images}
+
+
+def measure_steps(sets, device, batch, rounds):
+    """Steps of the 2012 recipe on images that are there, and on those of each pipeline; a pipeline exists only in its turn."""
+    device = torch.device(device)
+    recipe, before = replace(source2012(), batch_size=batch), clocks(device)
+    network = TwoTowerAlexNet(recipe, (device, device))
+    fixed = 60 * torch.randn(batch, 3, 224, 224).to(device, memory_format=torch.channels_last)
+    labels = (torch.arange(batch) % 1000).to(device)
+
+    def step(images):
+        network.zero_grad()
+        F.cross_entropy(network(*images), labels[:len(images[0])]).backward()
+
+    runs = {kind: {"step": []} for kind in ("fixed", *kinds())}
+    for turn in range(rounds):
+        for kind in np.random.default_rng(turn).permutation(list(runs)):
+            with ExitStack() as stack:
+                if kind == "fixed":
+                    def one():
+                        step([fixed, fixed])
+                else:
+                    source = stack.enter_context(batches(sets, kind, recipe, device))
+
+                    def one(source=source):
+                        step(next(source).images)
+                took, _ = time_in_turn({kind: Calls("step", one, 2)}, device, 1)  # after as many that don't count
+            runs[kind]["step"] += took[kind]["step"]
+            gc.collect()
+    return runs, {"clocks_before": before, "clocks_after": clocks(device), "kernels": network.kernels_used()}

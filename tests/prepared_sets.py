@@ -1,0 +1,71 @@
+"""Prepared sets for the tests of what makes, checks and reads them: made from noisy pictures in class folders, in small shards."""
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from conftest import make_folder
+from PIL import Image
+from safetensors.numpy import load_file, save
+
+from alexnet_mp import prepare, shards
+from alexnet_mp.prepared_format import read_index
+
+SIZE, PER_SHARD = 48, 10
+
+
+def make_source(root, train=8, val=5):
+    """24 and 15 pictures of three classes, with one of another kind in each: grey, with alpha, of another size."""
+    make_folder(root, train, val, size=(70, 60))
+    random = np.random.default_rng(1)
+    for name, shape in (("apple/g.png", (50, 61)), ("leaf/a.png", (48, 48, 4)), ("sky/p.png", (20, 33, 3))):
+        Image.fromarray(random.integers(0, 256, shape).astype(np.uint8)).save(root / "train" / name)
+    return root
+
+
+def prepared(monkeypatch, source, dest, *options, size=SIZE, workers=0, per_shard=PER_SHARD):
+    """Run the command in this process, with shards of few images. Returns dest."""
+    monkeypatch.setattr(shards, "IMAGES_PER_SHARD", per_shard)
+    assert prepare.main([str(source), str(dest), "--size", str(size), "--workers", str(workers), *map(str, options)]) == 0
+    return Path(dest)
+
+
+def files(directory):
+    """{name: content} of everything in a directory."""
+    return {path.name: path.read_bytes() if path.is_file() else None for path in Path(directory).iterdir()}
+
+
+def sign(directory, change=lambda index: index):
+    """Write the index anew, with `change` made to it, so that it fits the files as they are now."""
+    directory, index = Path(directory), read_index(directory)
+    splits = {}
+    for name, split in index.splits.items():
+        tars = tuple(replace(shard, bytes=(directory / shard.file).stat().st_size, sha256=sha256(directory / shard.file))
+                     for shard in split.shards)
+        splits[name] = replace(split, index_sha256=sha256(directory / split.index), shards=tars)
+    index = replace(index, splits=splits, statistics_sha256=sha256(directory / "statistics.safetensors"))
+    (directory / "index.json").write_bytes(change(index).to_bytes())
+
+
+def sign_json(directory, change):
+    """Change the fields of the index as JSON, whatever becomes of them, and sign it."""
+    path = Path(directory) / "index.json"
+    fields = json.loads(path.read_bytes())
+    change(fields)
+    fields["sha256"] = ""
+    fields["sha256"] = hashlib.sha256(json.dumps(fields, indent=1).encode() + b"\n").hexdigest()
+    path.write_bytes(json.dumps(fields, indent=1).encode() + b"\n")
+
+
+def change_columns(directory, change, split="train"):
+    """Change the columns of a split, {field: array}, and sign the set."""
+    path = Path(directory) / f"{split}.safetensors"
+    columns = {field: values.copy() for field, values in load_file(path).items()}
+    columns = change(columns) or columns
+    path.write_bytes(save(columns))
+    sign(directory)
+
+
+def sha256(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()

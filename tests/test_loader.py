@@ -1,0 +1,66 @@
+"""Reading by worker processes: everything once, errors whole, no signal lost; the batches of an epoch and the views of a test."""
+import os
+import shutil
+import signal
+
+import numpy as np
+import pytest
+from small_set import STORED, TRAIN, picture, same, tenth, tiny, write_set
+
+from alexnet_mp import loader
+from alexnet_mp.dataset import Folder, cached
+from alexnet_mp.loader import centre_view, survey, ten_views
+from alexnet_mp.pipeline_torch import TorchPipeline
+from alexnet_mp.recipe import mini, paper, source2012
+from alexnet_mp.statistics import Sums
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return write_set(tmp_path_factory.mktemp("images"))
+
+
+def test_views_are_the_corners_the_centre_and_their_mirrors():
+    places = [(0, 0), (0, 32), (16, 16), (32, 0), (32, 32)]
+    for recipe in (paper(), source2012()):
+        assert ten_views(recipe) == [(*place, False) for place in places] + [(*place, True) for place in places]
+        assert centre_view(recipe) == [(16, 16, False)]
+    assert [view[:2] for view in ten_views(mini())[:5]] == [(0, 0), (0, 16), (8, 8), (16, 0), (16, 16)]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_survey_adds_up_every_image(root, monkeypatch, workers):
+    monkeypatch.setattr(loader, "CHUNK", 4)  # 21 images: five full chunks and a single image
+    counts, direct = [], Sums(STORED)
+    total = survey(Folder(root, STORED).splits["train"], STORED, workers, counts.append)
+    for index in range(TRAIN):
+        direct.add(picture("train", index))
+    assert counts == [4, 4, 4, 4, 4, 1] and total.count == TRAIN
+    assert np.array_equal(total.pixels, direct.pixels) and np.array_equal(total.products, direct.products)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_after_the_survey_the_cache_holds_every_picture(root, tmp_path, workers):
+    copy = shutil.copytree(root, tmp_path / "copy")
+    folder, uncached = Folder(copy, STORED), Folder(root, STORED)
+    assert cached(folder, STORED) == ["train", "val"]
+    statistics = survey(folder.splits["train"], STORED, workers, lambda count: None).statistics()
+    shutil.rmtree(copy / "train")
+    batches = []
+    for dataset in (folder, uncached):
+        pipeline = TorchPipeline(dataset, tiny(paper), ["cpu"], workers)
+        pipeline.use(statistics)
+        batches.append(list(pipeline.train(0, 1, tenth)))
+    assert same(*batches)
+
+
+def test_no_signal_ends_a_worker_from_its_first_moment_on(root, monkeypatch):
+    """A scheduler's SIGTERM may come just when validation forks its workers: it must find the signal blocked already."""
+    def signalled():
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(loader, "die_with_parent", signalled)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    assert survey(Folder(root, STORED).splits["train"], STORED, 2, lambda n: None).count == TRAIN
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before  # the parent hears them again

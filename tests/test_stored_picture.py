@@ -1,0 +1,175 @@
+"""One function from any image file to the stored picture: formats, odd modes, the resampling, and files that are no image."""
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from alexnet_mp.errors import UserError
+from alexnet_mp.stored_picture import decoded, stored_picture
+
+SIZE = 24
+
+
+def noise(height, width, channels=3, seed=1):
+    shape = (height, width, channels) if channels > 1 else (height, width)
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def encoded(picture, kind="PNG", **options):
+    """A file's bytes, from an array or a Pillow image."""
+    buffer = io.BytesIO()
+    (picture if isinstance(picture, Image.Image) else Image.fromarray(picture)).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def stored(content, name="x.jpg", size=SIZE):
+    return decoded(io.BytesIO(content), size, name)
+
+
+@pytest.mark.parametrize("kind, name", [("PNG", "x.JPEG"), ("JPEG", "x.png")])
+def test_the_content_decides_the_format(kind, name):
+    """ILSVRC has a PNG named .JPEG."""
+    content = encoded(noise(SIZE, SIZE), kind)
+    assert np.array_equal(stored(content, name), np.asarray(Image.open(io.BytesIO(content))))
+
+
+@pytest.mark.parametrize("grey", [noise(SIZE, SIZE, 1), noise(SIZE, SIZE, 1) > 127], ids=["8 bits", "1 bit"])
+def test_grey_becomes_rgb(grey):
+    expected = np.repeat((grey if grey.dtype == np.uint8 else grey * np.uint8(255))[:, :, None], 3, axis=2)
+    assert np.array_equal(stored(encoded(grey)), expected)
+
+
+def test_cmyk_becomes_rgb():
+    """Cyan, magenta, yellow, black, no ink: JPEG at its best quality is within 4 of the colours."""
+    inks = np.zeros((SIZE, 5 * SIZE, 4), np.uint8)
+    for i in range(4):
+        inks[:, i * SIZE:(i + 1) * SIZE, i] = 255
+    content = encoded(Image.frombytes("CMYK", (5 * SIZE, SIZE), inks.tobytes()), "JPEG", quality=100, subsampling=0)
+    assert Image.open(io.BytesIO(content)).mode == "CMYK"
+    whole = np.asarray(Image.open(io.BytesIO(content)).convert("RGB")).astype(int)
+    colours = np.repeat([[0, 255, 255], [255, 0, 255], [255, 255, 0], [0, 0, 0], [255, 255, 255]], SIZE, axis=0)
+    assert np.abs(whole - colours).max() <= 4
+    assert np.array_equal(stored(content), whole[:, 2 * SIZE:3 * SIZE])  # the central square: yellow
+
+
+def test_transparency_is_dropped():
+    """The colour under a transparent pixel stays; nothing is blended with a background."""
+    rgba = noise(SIZE, SIZE, 4)
+    assert np.array_equal(stored(encoded(rgba)), rgba[:, :, :3])
+    grey = Image.merge("LA", [Image.fromarray(rgba[:, :, i]) for i in (0, 3)])
+    assert np.array_equal(stored(encoded(grey)), rgba[:, :, [0, 0, 0]])
+
+
+def palette_png(**transparency):
+    """A PNG with 256 colours, and what its pixels should be."""
+    indices, palette = noise(SIZE, SIZE, 1), noise(256, 3, 1, seed=2)
+    image = Image.fromarray(indices)
+    image.putpalette(palette.tobytes())
+    content = encoded(image, **transparency)
+    assert Image.open(io.BytesIO(content)).mode == "P"
+    return content, palette[indices]
+
+
+ALPHA_TABLE = {"transparency": bytes(range(256))}
+
+
+@pytest.mark.filterwarnings("ignore:Palette images with Transparency")
+@pytest.mark.parametrize("transparency", [{}, {"transparency": 7}, ALPHA_TABLE], ids=["none", "one colour", "table"])
+def test_a_palette_becomes_rgb(transparency):
+    content, expected = palette_png(**transparency)
+    assert np.array_equal(stored(content), expected)
+
+
+def test_a_palette_is_no_reason_to_warn(recwarn):
+    stored(palette_png(**ALPHA_TABLE)[0])
+    assert not recwarn.list
+
+
+def test_sixteen_bits_keep_their_greys():
+    """Pillow's own conversion clips at 255: mid-grey, 32768, would become white."""
+    greys = np.tile(np.arange(SIZE, dtype=np.uint16) * 2800, (SIZE, 1))
+    greys[0, :4] = 0, 255, 32768, 65535
+    expected = greys >> 8
+    assert expected[0, :4].tolist() == [0, 0, 128, 255]
+    content = encoded(greys)
+    assert Image.open(io.BytesIO(content)).mode.startswith("I")
+    assert np.array_equal(stored(content, "x.png"), np.repeat(expected[:, :, None], 3, axis=2))
+
+
+def test_one_pixel_fills_the_picture():
+    picture = stored(encoded(np.array([[[9, 90, 200]]], np.uint8)))
+    assert picture.shape == (SIZE, SIZE, 3) and picture.dtype == np.uint8
+    assert (picture == [9, 90, 200]).all()
+
+
+@pytest.mark.parametrize("orientation", [3, 6, 8])
+def test_orientation_tags_are_ignored(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    upright = encoded(noise(SIZE, SIZE), "JPEG")
+    turned = encoded(noise(SIZE, SIZE), "JPEG", exif=exif)
+    assert Image.open(io.BytesIO(turned)).getexif()[0x0112] == orientation
+    assert np.array_equal(stored(turned), stored(upright))
+
+
+@pytest.mark.parametrize("factor", [2, 3])
+def test_reduction_is_the_mean_of_each_block(factor):
+    blocks = noise(SIZE, SIZE)
+    picture = np.kron(blocks, np.ones((factor, factor, 1), np.uint8))
+    assert np.array_equal(stored_picture(Image.fromarray(picture), SIZE), blocks)
+    if factor == 2:  # pixels of a block that differ, by amounts whose means along each axis are whole numbers
+        spread = np.tile([[-20, 4], [6, 10]], (SIZE, SIZE))[:, :, None]
+        uneven = np.kron(noise(SIZE, SIZE) // 2 + 60, np.ones((2, 2, 1), int)) + spread
+        expected = uneven.reshape(SIZE, 2, SIZE, 2, 3).mean((1, 3))
+        assert np.array_equal(stored_picture(Image.fromarray(uneven.astype(np.uint8)), SIZE), expected)
+
+
+def test_enlargement_is_smooth():
+    """Bicubic: a ramp stays a ramp, where the nearest pixel would make stairs."""
+    ramp = np.tile((np.arange(12) * 20)[None, :, None], (12, 1, 3)).astype(np.uint8)
+    row = stored_picture(Image.fromarray(ramp), 48)[24, 8:40, 0].astype(int)
+    assert np.abs(np.diff(row) - 5).max() <= 1
+
+
+@pytest.mark.parametrize("height, width, top, left", [
+    (SIZE, SIZE, 0, 0), (SIZE, SIZE + 20, 0, 10), (SIZE + 20, SIZE, 10, 0), (SIZE, SIZE + 7, 0, 3),
+])
+def test_the_right_size_is_cropped_centrally_and_left_as_it_is(height, width, top, left):
+    picture = noise(height, width)
+    assert np.array_equal(stored_picture(Image.fromarray(picture), SIZE), picture[top:top + SIZE, left:left + SIZE])
+
+
+@pytest.mark.parametrize("turn", [lambda a: a, lambda a: a.transpose(1, 0, 2)], ids=["landscape", "portrait"])
+def test_the_central_square_of_a_larger_picture(turn):
+    picture = np.kron(noise(SIZE, SIZE + 30), np.ones((2, 2, 1), np.uint8))
+    expected = noise(SIZE, SIZE + 30)[:, 15:15 + SIZE]
+    assert np.array_equal(stored_picture(Image.fromarray(turn(picture)), SIZE), turn(expected))
+
+
+def claiming(content, width, height):
+    """A JPEG whose header claims another size."""
+    frame = content.index(b"\xff\xc0") + 5  # after the marker, its length and the precision
+    return content[:frame] + height.to_bytes(2, "big") + width.to_bytes(2, "big") + content[frame + 4:]
+
+
+@pytest.mark.parametrize("content", [
+    encoded(noise(40, 40), "JPEG")[:700], encoded(noise(40, 40))[:2000], b"no image at all\n" * 9, b"", b"\xff\xd8\xff",
+    claiming(encoded(noise(40, 40), "JPEG"), 50_000, 50_000),
+], ids=["truncated JPEG", "truncated PNG", "garbage", "empty", "JPEG header alone", "2,500 million pixels"])
+def test_what_is_no_image_is_named_in_one_line(content):
+    with pytest.raises(UserError, match=r"^cannot read image n01/x.jpg: \w.*\w") as raised:
+        stored(content, "n01/x.jpg")
+    message = str(raised.value)
+    assert "\n" not in message and message.count("x.jpg") == 1 and "BytesIO" not in message and len(message) < 160
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(UserError, match="cannot read image .*gone.png: No such file or directory$") as raised:
+        decoded(tmp_path / "gone.png", SIZE, tmp_path / "gone.png")
+    assert str(raised.value).count("gone.png") == 1
+
+
+def test_a_large_photograph_is_no_bomb(recwarn):
+    """Between Pillow's two limits, 89 and 179 million pixels, it warns; one that is read is no reason to."""
+    assert stored(encoded(Image.new("L", (9500, 9500)), "PNG")).shape == (SIZE, SIZE, 3) and not recwarn.list
