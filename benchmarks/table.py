@@ -83,9 +83,12 @@ def _others(groups):
                 ratios = [f"{key.removeprefix('ratio_to_')} {_times(value)}" for key, value in info.items()
                           if key.startswith("ratio_to_") and key != f"ratio_to_{rival}"]
                 if rival != "copy":
-                    rows.append(_row(name, rival, _time(info), _percent(info.get("pct_of_roof")), ", ".join(ratios)))
-    return ["", _row("group", "who", "time", "% of a copy", "times faster than"),
-            _row("---", "---", "---:", "---:", "---"), *rows] if rows else []
+                    if "pct_feeding" in info and rival != "fixed":
+                        ratios.append(f"{info['pct_feeding']:+.1f} % against fixed")
+                    images = f"{info['images_per_s']:,.0f}" if "images_per_s" in info else ""
+                    rows.append(_row(name, rival, _time(info), images, _percent(info.get("pct_of_roof")), ", ".join(ratios)))
+    return ["", _row("group", "who", "time", "images/s", "% of a copy", "times faster than"),
+            _row("---", "---", "---:", "---:", "---:", "---"), *rows] if rows else []
 
 
 def _row(*cells):
@@ -94,7 +97,10 @@ def _row(*cells):
 
 def _time(info):
     """A median as text, in milliseconds."""
-    return "" if info is None else f"{1e3 * info['median_s']:.3g} ms"
+    if info is None:
+        return ""
+    milliseconds = 1e3 * info["median_s"]
+    return f"{milliseconds:,.0f} ms" if milliseconds >= 1000 else f"{milliseconds:.3g} ms"
 
 
 def _times(ratio):

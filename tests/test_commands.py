@@ -203,7 +203,7 @@ def test_a_damaged_run_is_refused(run, tmp_path):
 def start(folder, out, **kwargs):
     """A run that would take for ever, after its first few steps."""
     process = subprocess.Popen([sys.executable, "-m", "alexnet_mp.train", *SMALL, "--data", str(folder), "--out", str(out), "--epochs",
-                                "100000", "--workers", "2"], text=True, start_new_session=True, **kwargs)
+                                "100000", "--workers", "2", "--pipeline", "torch"], text=True, start_new_session=True, **kwargs)
     deadline = time.monotonic() + 120
     while not (out / "metrics.jsonl").exists() or len((out / "metrics.jsonl").read_text().splitlines()) < 6:
         assert process.poll() is None and time.monotonic() < deadline

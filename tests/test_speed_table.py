@@ -54,7 +54,7 @@ def test_recorded_rendered_checked(place, capsys):
     text = (folder / "README.md").read_text()
     assert text.startswith("# Speed\n") and text.endswith("\n\nThe end.\n")
     assert ("| lrnpool1 | bf16 | channels_last | 128 | cuda | 1 ms | 14.2 ms | 3.1 ms | 14 | 3.1 | 80 % | 80 % |") in text
-    assert "| sgd-fp32 | fused | 50 ms | 80 % |" in text and "- 2026-11-24, torch 2.13.0, commit 0123456789: `python" in text
+    assert "| sgd-fp32 | fused | 50 ms |  | 80 % |" in text and "- 2026-11-24, torch 2.13.0, commit 0123456789: `python" in text
 
     (folder / "README.md").write_text(text.replace("| 14 | 3.1 |", "| 15 | 3.1 |"))
     capsys.readouterr()
