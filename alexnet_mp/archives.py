@@ -5,6 +5,7 @@ stays below the archive's own root, a size that lies within the archive), and an
 behind them: one that was cut, even exactly between two files, is refused. Python's `tarfile` ends in silence there, and spends
 hours or gigabytes on some headers. Everything wrong is a UserError of one line that names the archive and the file in it.
 """
+import errno
 import functools
 import gzip
 import math
@@ -16,7 +17,7 @@ import zlib
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from .errors import UserError
+from .errors import MachineError, UserError
 
 BLOCK = 512
 LARGEST_NAME = 64 * 1024  # bytes of an extended header, which holds a name of more than 100 characters
@@ -88,6 +89,12 @@ def gzip_members(path, wanted, largest, total):
                 yield member.name, content
 
 
+def _failure(error, where):
+    """The UserError for an OSError; a `MachineError` where another file, or another moment, would have failed as well."""
+    of_machine = error.errno in (errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE)
+    return (MachineError if of_machine else UserError)(f"{where}: {error.strerror}")
+
+
 class Descriptor:
     """A regular file, open for reading anywhere in it. Forked processes may share it: no position is kept."""
 
@@ -96,7 +103,7 @@ class Descriptor:
         try:
             self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe would keep us waiting
         except OSError as error:
-            raise UserError(f"{where}: {error.strerror}") from None
+            raise _failure(error, where) from None
         status = os.fstat(self.number)
         self.size = status.st_size
         if not stat.S_ISREG(status.st_mode):
@@ -111,7 +118,7 @@ class Descriptor:
                 parts.append(part)
                 position, count = position + len(part), count - len(part)
         except OSError as error:
-            raise UserError(f"{self.where}: {error.strerror}") from None
+            raise _failure(error, self.where) from None
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def close(self):

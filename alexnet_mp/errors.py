@@ -1,4 +1,5 @@
 """Errors that a user can cause, and how a command ends on one: a single line, exit code 2, no traceback."""
+import signal
 import sys
 
 import torch
@@ -6,6 +7,10 @@ import torch
 
 class UserError(ValueError):
     """What is wrong, where, and what to do, in one line."""
+
+
+class MachineError(UserError):
+    """An image can't be read for a reason that lies in the machine: it must never count as a bad image."""
 
 
 def run_command(main):
@@ -26,6 +31,8 @@ def run_command(main):
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         status = 130
+    if status == 130:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # another one would only break off the clean end
     sys.exit(status)
 
 

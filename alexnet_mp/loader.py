@@ -76,6 +76,30 @@ def survey(split, size, workers, progress):
     return total
 
 
+def read_through(split, workers, progress):
+    """Compare every image of a prepared split with its crc32, which brings it into the page cache too. Raises UserError."""
+    with closing(load(_Check(split), None, workers)) as chunks:
+        for count in chunks:
+            progress(count)
+
+
+class _Check(torch.utils.data.Dataset):
+    def __init__(self, split):
+        self.split = split
+
+    def __len__(self):
+        return -(-len(self.split) // CHUNK)
+
+    def __getitem__(self, chunk):
+        images = range(chunk * CHUNK, min((chunk + 1) * CHUNK, len(self.split)))
+        try:
+            for image in images:
+                self.split.check(image)
+        except UserError as error:
+            return error
+        return len(images)
+
+
 class StoredPictures(torch.utils.data.Dataset):
     """[images] -> their stored pictures, (N, stored, stored, 3) uint8, and labels, (N,) int64."""
 

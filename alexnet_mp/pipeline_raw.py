@@ -36,7 +36,7 @@ class RawPipeline:
 
     def __init__(self, dataset, recipe, devices, workers, dtype=torch.float32, memory_format=torch.channels_last):
         self.dataset, self.recipe, self.dtype, self.memory_format = dataset, recipe, dtype, memory_format
-        self.threads = min(workers, MOST_THREADS)
+        self.workers, self.threads = workers, min(workers, MOST_THREADS)
         self.devices = [torch.device(device) for device in devices]
         self.on_gpu = any(device.type == "cuda" for device in self.devices)
         self.statistics = self.means = None

@@ -3,6 +3,7 @@ import gc
 import multiprocessing
 import signal
 import traceback
+from contextlib import suppress
 from multiprocessing import connection
 
 from .errors import UserError
@@ -44,8 +45,11 @@ def in_processes(work, tasks, workers, advance):
                 else:
                     worker.give(task)
     finally:
-        for worker in pool:
-            worker.end()
+        with signals_held():  # a second Ctrl-C must not leave one of them at work
+            for worker in pool:
+                worker.process.kill()
+            for worker in pool:
+                worker.end()
 
 
 class _Worker:
@@ -107,4 +111,5 @@ def _serve(pipe, parents, work, ticks, place):
         except Exception as error:
             error.add_note(traceback.format_exc())
             answer = error, None
-        pipe.send(answer)
+        with suppress(BrokenPipeError):  # the parent has given up
+            pipe.send(answer)

@@ -15,6 +15,7 @@ import fcntl
 import hashlib
 import json
 import os
+import signal
 import sys
 import time
 from contextlib import closing, contextmanager, suppress
@@ -48,6 +49,9 @@ def main(arguments=None):
         if options.src is not None:
             raise UserError("--check DIR takes no SRC and no DEST")
         return check(options.check, workers)
+    for what, path in (("SRC", options.src), ("DEST", options.dest)):
+        if path == "":
+            raise UserError(f"{what} is empty; write a path")
     if options.dest is None:
         raise UserError("prepare needs SRC and DEST, or --check DIR; --help shows examples")
     size, quality = _settings(options)
@@ -58,10 +62,23 @@ def main(arguments=None):
     say(f"source: {source.kind}")
     plan, kind = make_plan(source, size, quality), source.kind.replace(str(src), src.name)
     try:
-        return prepare(source, kind, plan, dest, options.bad_images == "skip", workers)
+        with _terminations_as_ctrl_c():
+            return prepare(source, kind, plan, dest, options.bad_images == "skip", workers)
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return 130
+
+
+@contextmanager
+def _terminations_as_ctrl_c():
+    """A scheduler's SIGTERM and a closed terminal end the work as Ctrl-C does: without debris."""
+    numbers = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, signal.default_int_handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def prepare(source, kind, plan, dest, skip, workers):
@@ -296,7 +313,8 @@ def _parser():
     parser.add_argument("--quality", type=int, help="of the JPEGs, 1 to 100; default: the recipe's jpeg_quality")
     parser.add_argument("--recipe", choices=tuple(recipes.PRESETS), default="paper",
                         help="where the defaults come from; default: paper")
-    parser.add_argument("--val-fraction", type=float, metavar="F", help="of each class, for validation, where SRC isn't split; default: 0.1; 0: none")
+    parser.add_argument("--val-fraction", type=float, metavar="F",
+                        help="of each class, for validation, where SRC isn't split; default: 0.1; 0: none")
     parser.add_argument("--bad-images", choices=("stop", "skip"), default="stop",
                         help="default: stop at the first unreadable image; skip: leave such images out and list them in the index")
     parser.add_argument("--workers", type=int, help="processes; default: one for each core")

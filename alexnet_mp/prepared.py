@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from . import archives
 from .errors import UserError
 from .prepared_format import check_shard, is_prepared, ppm_header, read_columns, read_index, read_statistics
 from .stored_picture import decoded, stored_picture
@@ -76,9 +77,12 @@ class PreparedSplit:
     def _content(self, index):
         """The file of an image: (bytes,) uint8, a view; checked when it is read for the first time."""
         shard, offset, length = (int(column[index]) for column in (self.columns.shard, self.columns.offset, self.columns.length))
-        if self.maps[shard] is None:
-            self.maps[shard] = mapped(check_shard(self.directory, self.shards[shard]), self.shards[shard].bytes)
-        content = self.maps[shard][offset:offset + length]
+        if self.encoding == "jpeg":  # read, since they are small: a disk that fails is an error then, and no signal
+            content = self._read(index, str(Path(self.directory) / self.shards[shard].file), offset, length)
+        else:
+            if self.maps[shard] is None:
+                self.maps[shard] = mapped(check_shard(self.directory, self.shards[shard]), self.shards[shard].bytes)
+            content = self.maps[shard][offset:offset + length]
         if not self.checked[index]:
             problem = content_problem(content, int(self.columns.crc32[index]), self.encoding, self.file_size)
             if problem:
@@ -87,6 +91,22 @@ class PreparedSplit:
                                 f"python -m alexnet_mp.prepare --check {self.directory} finds all damage")
             self.checked[index] = 1
         return content
+
+
+    def _read(self, index, path, offset, length):
+        try:
+            return np.frombuffer(archives.read(path, offset, length), np.uint8)
+        except UserError as error:
+            raise UserError(f"cannot read image {self.names[index]} in {error}") from None
+
+    def check(self, index):
+        """Raise UserError where the bytes of an image have changed since the set was made."""
+        self._content(index)
+
+    @property
+    def bytes(self):
+        """Of all images."""
+        return int(self.columns.length.sum())
 
 
 class Names:
@@ -140,6 +160,7 @@ def jpeg_frame(content):
 def mapped(path, size):
     """A file's first `size` bytes in memory, read-only: (size,) uint8, for as long as a view of it lives.
 
+    Should the file become shorter, or the disk fail to read it, the system ends the process at the next look (SIGBUS).
     Python's `mmap` keeps a file descriptor for every mapping, and ImageNet's 1,300 shards are more than the usual limit of 1,024.
     """
     libc = ctypes.CDLL(None, use_errno=True)

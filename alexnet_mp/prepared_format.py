@@ -267,6 +267,9 @@ def read_bytes(path):
 def _regular_file(path):
     try:
         status = os.stat(path)
+    except FileNotFoundError:
+        missing = ": no prepared set, or one that was not finished" if Path(path).name == INDEX else ""
+        raise UserError(f"cannot read {path}: No such file or directory{missing}") from None
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
     if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for

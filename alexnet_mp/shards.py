@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save
 
 from . import sources
-from .errors import UserError
+from .errors import MachineError, UserError
 from .kernels.philox import philox
 from .prepared_format import (BLOCK, IMAGES_PER_SHARD, RECORD, WORK, Columns, Shard, Skipped, SplitIndex, columns_file, keys,
                               member_header, padding, ppm_header, shard_file)
@@ -132,6 +132,8 @@ def make_shard(task, tick):
         for number, item in task.images:
             try:
                 picture = sources.picture(item, task.size)
+            except MachineError:
+                raise
             except UserError as error:
                 if not task.skip:
                     raise UserError(f"{error}; mend it and run the same command again, or leave such images out with --bad-images "

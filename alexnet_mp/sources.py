@@ -14,7 +14,7 @@ from PIL import Image
 from . import archives, cifar10, ilsvrc
 from .archives import Item, Progress, Source, shown
 from .dataset import SUFFIXES
-from .errors import UserError
+from .errors import MachineError, UserError
 from .stored_picture import decoded, stored_picture
 
 SPLITS = ("train", "val", "test")
@@ -62,16 +62,14 @@ def read_bytes(item):
             content = archives.gunzipped(content, ilsvrc.LARGEST_IMAGE)
         return content
     except ValueError as error:  # UserError is one
-        reason = str(error).removeprefix(f"{item.path}: ")
-        raise UserError(f"cannot read image {where(item)}: {reason}") from None
+        kind, reason = MachineError if isinstance(error, MachineError) else UserError, str(error).removeprefix(f"{item.path}: ")
+        raise kind(f"cannot read image {where(item)}: {reason}") from None
 
 
 def picture(item, size):
     """The stored picture of an image, (size, size, 3) uint8. Raises UserError that names it where it can't be read."""
     content = read_bytes(item)
     if item.form == "file":
-        if not content:
-            raise UserError(f"cannot read image {where(item)}: it is empty")
         return decoded(io.BytesIO(content), size, where(item))
     planes = np.frombuffer(content, np.uint8).reshape(3, 32, 32)
     return stored_picture(Image.fromarray(np.ascontiguousarray(planes.transpose(1, 2, 0))), size)

@@ -1,4 +1,6 @@
 """From an image file to the stored picture, by one function for folders, archives and prepared sets."""
+import io
+import os
 import warnings
 
 import numpy as np
@@ -20,15 +22,16 @@ def decoded(file, size, name):
     except MemoryError:  # the machine's fault, not the image's
         raise
     except Exception as error:  # Pillow raises a dozen types on damaged files
-        raise UserError(f"cannot read image {name}: {_reason(error, name)}") from None
+        raise UserError(f"cannot read image {name}: {_reason(error, file, name)}") from None
 
 
-def _reason(error, name):
+def _reason(error, file, name):
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     reason = str(error)
     if "cannot identify image file" in reason:  # goes on with the name, or with the address of an object
-        return "cannot identify image file"
+        empty = not file.getbuffer() if isinstance(file, io.BytesIO) else os.path.getsize(file) == 0
+        return "it is empty" if empty else "cannot identify image file"
     return reason.replace(str(name), "").strip(" ':") or type(error).__name__
 
 

@@ -26,11 +26,11 @@ from . import checkpoint, geometry
 from . import recipe as recipes
 from .allocator import keep_freed_memory
 from .console import progress, python_command, say
-from .dataset import cached, open_dataset
+from .dataset import cached, free_memory, open_dataset
 from .devices import resolve
 from .errors import UserError, run_command
 from .evaluate import both_protocols, credits, evaluate, print_errors
-from .loader import centre_view, survey
+from .loader import centre_view, read_through, survey
 from .network import TwoTowerAlexNet
 from .optimizer import PaperSGD
 from .options import add_machine_options, check_kernels
@@ -55,7 +55,7 @@ def main(arguments=None):
     say(recipes.describe(recipe))
 
     held = cached(dataset, recipe.stored_size)
-    pipeline.use(dataset.statistics or fit_statistics(dataset, recipe, pipeline.workers))
+    pipeline.use(prepared_statistics(dataset, pipeline.workers) or fit_statistics(dataset, recipe, pipeline.workers))
     with _interruptible() as interrupted:
         network = TwoTowerAlexNet(recipe, devices, len(dataset.classes), options.kernels)
         run = RunDirectory(out, recipe, dataset, network, pipeline)
@@ -78,11 +78,25 @@ def _what_reading_takes(dataset, held):
             "pixels": "raw pixels, nothing to decode"}[dataset.splits["train"].holds]
 
 
+def prepared_statistics(dataset, workers):
+    """What a prepared set brings, or None for other data.
+
+    A set that half of the free memory holds is read through first, so that no damage shows up in the middle of an epoch; in a
+    larger one an image is checked when it is read for the first time.
+    """
+    splits = [(name, dataset.splits[name]) for name in ("train", "val")]
+    if dataset.statistics and sum(split.bytes for _, split in splits) <= free_memory() // 2:
+        for name, split in splits:
+            with progress(f"checking {name}", len(split)) as advance:
+                read_through(split, workers, advance)
+    return dataset.statistics
+
+
 def fit_statistics(dataset, recipe, workers):
     """Mean image and colour components of the training set.
 
     Every image of train and val is read for it, before anything is written: a damaged one is named now, not in the middle of an
-    epoch. Prepared sets bring their own, and their images were read when they were made.
+    epoch.
     """
     sums = {}
     for split in ("train", "val"):

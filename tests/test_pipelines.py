@@ -1,5 +1,6 @@
 """Which pipeline a data set gets, and that a run comes out the same whichever it is and wherever its pictures come from."""
 import json
+import shutil
 
 import pytest
 from conftest import make_folder
@@ -85,6 +86,26 @@ def test_a_run_says_what_data_it_found(sets, tmp_path, capsys, name, words):
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("data: "))
     assert words in line and "24 train, 15 val images of 3 classes" in line
     assert json.loads((tmp_path / "run" / "run.json").read_text())["data"]["description"] == line.removeprefix("data: ")
+
+
+@pytest.mark.parametrize("name", ["jpeg", "raw"])
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_damage_in_a_prepared_set_is_named_before_the_first_step(sets, tmp_path, name, split):
+    copy = shutil.copytree(sets[name], tmp_path / "copy")
+    shard = copy / f"{split}-00000.tar"
+    content = bytearray(shard.read_bytes())
+    content[512 + 700] ^= 1  # in the first image, behind its header of 512 bytes
+    shard.write_bytes(content)
+    with pytest.raises(UserError, match=rf"cannot read image .*{split}-00000.tar.*crc32.*prepare --check"):
+        losses(str(copy), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_set_that_memory_does_not_hold_is_checked_image_by_image(sets, tmp_path, monkeypatch):
+    whole = losses(sets["jpeg"], tmp_path / "whole", "--steps", "2")
+    monkeypatch.setattr(train, "free_memory", lambda: 100)
+    monkeypatch.setattr(train, "read_through", lambda *_: pytest.fail("it was read through"))
+    assert losses(sets["jpeg"], tmp_path / "run", "--steps", "2") == whole
 
 
 def test_a_run_on_a_prepared_set_is_tested_on_it(sets, tmp_path, capsys):

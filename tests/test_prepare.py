@@ -17,7 +17,7 @@ from make_archives import make_cifar10, make_ilsvrc2010, make_ilsvrc2012, make_s
 from PIL import Image
 from prepared_sets import PER_SHARD, SIZE, files, make_source, prepared
 
-from alexnet_mp import prepare, shards, sources
+from alexnet_mp import archives, prepare, shards, sources
 from alexnet_mp.errors import UserError
 from alexnet_mp.prepared import Prepared
 from alexnet_mp.prepared_format import read_index
@@ -369,7 +369,8 @@ def test_killed_at_any_moment_the_same_command_goes_on(many, tmp_path):
         time.sleep(moments.uniform(0, 0.5))
         process.send_signal(number)  # to the parent alone: its workers have to notice
         process.communicate()
-        assert process.returncode in (-number, 0)
+        assert process.returncode in ((130, 0) if number == signal.SIGTERM else (-number, 0))
+        assert number == signal.SIGKILL or not list(dest.glob("*.unfinished"))
         if not (dest / "index.json").exists():
             with pytest.raises(UserError, match="not finished"):
                 Prepared(dest, 64)
@@ -380,12 +381,38 @@ def test_killed_at_any_moment_the_same_command_goes_on(many, tmp_path):
 def test_ctrl_c_ends_all_processes_and_says_that_the_same_command_goes_on(many, tmp_path):
     source, whole = many
     process = begun(source, tmp_path / "set")
-    time.sleep(0.1)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to the workers too
     _, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (130, "stopped; the same command goes on from here\n")
     assert not running(process.pid) and not [name for name in leftovers(tmp_path / "set") if "unfinished" in name]
     assert complete(source, tmp_path / "set") == whole
+
+
+def test_ctrl_c_twice_ends_it_as_fast(many, tmp_path):
+    source, whole = many
+    process = begun(source, tmp_path / "set")
+    os.killpg(process.pid, signal.SIGINT)
+    time.sleep(0.02)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in errors and not running(process.pid)
+    assert complete(source, tmp_path / "set") == whole
+
+
+def test_what_the_machine_does_wrong_is_no_bad_image(source, tmp_path, monkeypatch):
+    def fails(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(archives.os, "pread", fails)
+    message = refused(source, tmp_path / "set", "--bad-images", "skip", "--workers", "0")
+    assert "Input/output error" in message and not (tmp_path / "set" / "index.json").exists()
+
+
+@pytest.mark.parametrize("arguments, word", [(["", "set"], "SRC"), (["source", ""], "DEST")])
+def test_an_empty_path_is_not_here(arguments, word):
+    with pytest.raises(UserError, match=f"{word} is empty"):
+        prepare.main(arguments)
 
 
 def test_two_at_once_and_the_second_is_refused(many, tmp_path, monkeypatch):

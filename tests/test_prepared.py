@@ -115,13 +115,24 @@ def test_it_says_what_it_is(made):
     assert Prepared(directory, SIZE).source == str(directory) and list(Prepared(raw, SIZE, ("val",)).splits) == ["val"]
 
 
-def test_pictures_and_files_are_views_that_nobody_can_write(made):
+def test_pictures_and_files_can_be_written_by_nobody(made):
     for directory, read in ((made[1], "jpeg"), (made[2], "read")):
         split = Prepared(directory, SIZE).splits["train"]
         first, again = getattr(split, read)(3), getattr(split, read)(np.int64(3))
-        assert np.shares_memory(first, again) and not first.flags.writeable
+        assert np.array_equal(first, again) and not first.flags.writeable
+        assert np.shares_memory(first, again) == (read == "read")  # pixels are a view of the shard, JPEGs are read
         with pytest.raises(ValueError):
             first[0] = 0
+
+
+def test_a_shard_that_becomes_shorter_is_named(made, tmp_path):
+    copy = shutil.copytree(made[1], tmp_path / "copy")
+    split = Prepared(copy, SIZE).splits["train"]
+    split.read(0)
+    for shard in copy.glob("train-*.tar"):
+        os.truncate(shard, 100)
+    with pytest.raises(UserError, match="cannot read image .* in .*train-0000.*.tar: it ends at byte"):
+        split.read(0)
 
 
 def test_a_view_outlives_the_set(made):
