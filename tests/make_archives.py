@@ -5,6 +5,7 @@ import tarfile
 
 import numpy as np
 from PIL import Image
+from small_set import write
 
 WNIDS = ("n01440764", "n02102040", "n03394916", "n07753592")  # sorted, as labels are
 WORDS = ("tench, Tinca tinca", "English springer", "French horn, horn", "banana")
@@ -35,14 +36,6 @@ def tar(files, kind=tarfile.GNU_FORMAT, mode="w"):
             header.size = len(content or b"")
             archive.addfile(header, io.BytesIO(content or b""))
     return buffer.getvalue()
-
-
-def write(root, files):
-    """Write {"a/b": bytes, ...} below `root` and return it."""
-    for name, content in files.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(content)
-    return root
 
 
 def seed_of(split, label, number):

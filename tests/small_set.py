@@ -1,5 +1,6 @@
 """A data set of 21 + 11 small pictures for the tests of the input pipelines, and what the network should see of each."""
 import dataclasses
+import io
 
 import numpy as np
 import pytest
@@ -12,6 +13,26 @@ from alexnet_mp.statistics import Statistics
 STORED, CROP, BATCH = 40, 32, 8
 TRAIN, VAL = 21, 11  # neither divisible by the batch size: two full training batches and one of 5
 PRESETS = pytest.mark.parametrize("preset", [paper, source2012])
+
+
+def noise(height, width, channels=3, seed=1):
+    shape = (height, width, channels) if channels > 1 else (height, width)
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def encoded(picture, kind="PNG", **options):
+    """A file's bytes, from an array or a Pillow image."""
+    buffer = io.BytesIO()
+    (picture if isinstance(picture, Image.Image) else Image.fromarray(picture)).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def write(root, files):
+    """Write {"train/cat/1.png": bytes, ...} and return the folder."""
+    for name, content in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(content)
+    return root
 
 
 def tiny(preset, **changes):

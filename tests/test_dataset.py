@@ -1,11 +1,10 @@
 """Folders of images: the awkward files of a real set are read right, the useless ones are refused by name."""
-import io
 import multiprocessing
 import os
 
 import numpy as np
 import pytest
-from PIL import Image
+from small_set import encoded, noise, write
 
 from alexnet_mp import dataset
 from alexnet_mp.builtin import Builtin
@@ -13,26 +12,6 @@ from alexnet_mp.dataset import CachedSplit, Folder, cached, open_dataset
 from alexnet_mp.errors import UserError
 
 SIZE = 24
-
-
-def noise(height, width, channels=3, seed=1):
-    shape = (height, width, channels) if channels > 1 else (height, width)
-    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
-
-
-def encoded(picture, kind="PNG", **options):
-    """A file's bytes, from an array or a Pillow image."""
-    buffer = io.BytesIO()
-    (picture if isinstance(picture, Image.Image) else Image.fromarray(picture)).save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def write(root, files):
-    """Write {"train/cat/1.png": bytes, ...} and return the folder."""
-    for name, content in files.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(content)
-    return root
 
 
 def small_set():

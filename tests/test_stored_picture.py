@@ -4,23 +4,12 @@ import io
 import numpy as np
 import pytest
 from PIL import Image
+from small_set import encoded, noise
 
 from alexnet_mp.errors import UserError
 from alexnet_mp.stored_picture import decoded, stored_picture
 
 SIZE = 24
-
-
-def noise(height, width, channels=3, seed=1):
-    shape = (height, width, channels) if channels > 1 else (height, width)
-    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
-
-
-def encoded(picture, kind="PNG", **options):
-    """A file's bytes, from an array or a Pillow image."""
-    buffer = io.BytesIO()
-    (picture if isinstance(picture, Image.Image) else Image.fromarray(picture)).save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 def stored(content, name="x.jpg", size=SIZE):
