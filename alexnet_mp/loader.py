@@ -1,5 +1,7 @@
 """What all input pipelines share: what a batch is, which images make it, the views of the test, and processes that read."""
 import ctypes
+import multiprocessing
+import os
 import signal
 import sys
 import warnings
@@ -184,3 +186,6 @@ def signals_held():
 def die_with_parent():
     """In a worker: should the parent die without a word, the kernel ends it too (PR_SET_PDEATHSIG, prctl(2))."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    parent = multiprocessing.parent_process()
+    if parent is not None and os.getppid() != parent.pid:  # it died before that
+        os._exit(1)

@@ -4,8 +4,12 @@ import pickle
 import tarfile
 
 import numpy as np
+import pytest
 from PIL import Image
 from small_set import write
+
+from alexnet_mp.errors import UserError
+from alexnet_mp.sources import find
 
 WNIDS = ("n01440764", "n02102040", "n03394916", "n07753592")  # sorted, as labels are
 WORDS = ("tench, Tinca tinca", "English springer", "French horn, horn", "banana")
@@ -179,3 +183,12 @@ def make_cifar10(root, version="binary", archive=False, pictures=20, dump=python
         return write(root, files) / folder
     name = f"cifar-10-{version}.tar.gz"
     return write(root, {name: tar({folder: None} | files, mode="w:gz")}) / name
+
+
+def refused(path, **options):
+    """The one line with which `find` refuses; it begins with the path."""
+    with pytest.raises(UserError) as raised:
+        find(path, **options)
+    message = str(raised.value)
+    assert message.isprintable() and message.startswith(str(path)), message
+    return message

@@ -1,18 +1,23 @@
 """Prepared sets for the tests of what makes, checks and reads them: made from noisy pictures in class folders, in small shards."""
 import hashlib
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 from conftest import make_folder
 from PIL import Image
 from safetensors.numpy import load_file, save
 
-from alexnet_mp import prepare, shards
+from alexnet_mp import prepare, shards, sources
+from alexnet_mp.errors import UserError
 from alexnet_mp.prepared_format import read_index
 
 SIZE, PER_SHARD = 48, 10
+COMMAND = [sys.executable, "-m", "alexnet_mp.prepare"]
+OPTIONS = ["--size", "64", "--workers", "2"]  # of the command with many images
 
 
 def make_source(root, train=8, val=5):
@@ -69,3 +74,57 @@ def change_columns(directory, change, split="train"):
 
 def sha256(path):
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.fixture
+def source(tmp_path):
+    return make_source(tmp_path / "source")
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """(a folder of 2,300 small images, the files of the set that is made of it without interruption)."""
+    root, pixels = tmp_path_factory.mktemp("many"), np.random.default_rng(2)
+    for split, count in (("train", 1050), ("val", 100)):
+        for name in ("a", "b"):
+            (root / "source" / split / name).mkdir(parents=True)
+            for number in range(count):
+                image = Image.fromarray(pixels.integers(0, 256, (9, 9, 3), np.uint8).repeat(4, 0).repeat(4, 1))
+                image.save(root / "source" / split / name / f"{number}.jpg")
+    return root / "source", complete(root / "source", root / "set")
+
+
+def complete(source, dest):
+    """What the set of many images is when it is done, or gone on with, in this process, which saves a start."""
+    assert prepare.main([str(source), str(dest), *OPTIONS]) == 0
+    return files(dest)
+
+
+def refused(*arguments):
+    with pytest.raises(UserError) as raised:
+        prepare.main([*map(str, arguments), "--size", str(SIZE), "--workers", "0"])
+    assert "\n" not in str(raised.value)
+    return str(raised.value)
+
+
+def leftovers(dest):
+    """Names of the shards, parts and unfinished files of a set that isn't finished."""
+    found = {path.name for path in [*dest.iterdir(), *(dest / "work").iterdir()]}
+    return sorted(found - {"work", "lock", "plan.json"})
+
+
+def interrupted(monkeypatch, source, dest, images, error=KeyboardInterrupt):
+    """Begin a set and stop in the middle of image number `images`."""
+    picture, count = sources.picture, 0
+
+    def read(item, size):
+        nonlocal count
+        count += 1
+        if count > images:
+            raise error
+        return picture(item, size)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sources, "picture", read)
+        patch.setattr(shards, "IMAGES_PER_SHARD", PER_SHARD)
+        return prepare.main([str(source), str(dest), "--size", str(SIZE), "--workers", "0"])

@@ -6,7 +6,7 @@ import tarfile
 
 import numpy as np
 import pytest
-from make_archives import CIFAR_CLASSES, cifar_batch, cifar_files, make_cifar10, python2, python3, tar, write
+from make_archives import CIFAR_CLASSES, cifar_batch, cifar_files, make_cifar10, python2, python3, refused, tar, write
 
 from alexnet_mp import cifar10
 from alexnet_mp.cifar10 import unpickled
@@ -16,14 +16,6 @@ from alexnet_mp.sources import find, picture, read_bytes
 FORMS = [(version, archive) for version in ("binary", "python") for archive in (False, True)]
 TRAIN = [cifar_batch(number) for number in range(1, 6)]
 TEST = cifar_batch(6)
-
-
-def refused(path, **options):
-    with pytest.raises(UserError) as raised:
-        find(path, **options)
-    message = str(raised.value)
-    assert message.isprintable() and message.startswith(str(path)), message
-    return message
 
 
 def check(source, split, batches):

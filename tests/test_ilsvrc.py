@@ -6,10 +6,9 @@ import tarfile
 
 import pytest
 from make_archives import (IDS, WNIDS, WORDS, ilsvrc2012_files, image, lines, make_ilsvrc2010, make_ilsvrc2012, make_synset_tars,
-                           meta, pixels, seed_of, synset_tar_files, tar, write)
+                           meta, pixels, refused, seed_of, synset_tar_files, tar, write)
 
 from alexnet_mp import ilsvrc
-from alexnet_mp.errors import UserError
 from alexnet_mp.sources import find, picture
 
 SIZE = 24
@@ -25,14 +24,6 @@ def seeds(source, split):
 
 def expected(split, each):
     return [(label, seed_of(split, label, number)) for label in LABELS for number in range(each)]
-
-
-def refused(path, **options):
-    with pytest.raises(UserError) as raised:
-        find(path, **options)
-    message = str(raised.value)
-    assert message.isprintable() and message.startswith(str(path)), message
-    return message
 
 
 def test_every_image_of_2012_has_its_label(tmp_path):

@@ -2,6 +2,8 @@
 import os
 import shutil
 import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -64,3 +66,19 @@ def test_no_signal_ends_a_worker_from_its_first_moment_on(root, monkeypatch):
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     assert survey(Folder(root, STORED).splits["train"], STORED, 2, lambda n: None).count == TRAIN
     assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before  # the parent hears them again
+
+
+def test_a_worker_whose_parent_died_before_its_first_moment_ends(tmp_path):
+    """What the kernel is asked for then comes too late."""
+    code = ("import multiprocessing, os, pathlib, signal, sys, time\n"
+            "from alexnet_mp.loader import die_with_parent\n"
+            "def work():\n"
+            "    while os.getppid() == parent: time.sleep(0.01)\n"
+            "    pathlib.Path(sys.argv[1], 'begun').touch()\n"
+            "    die_with_parent()\n"
+            "    pathlib.Path(sys.argv[1], 'alive').touch()\n"
+            "parent = os.getpid()\n"
+            "multiprocessing.get_context('fork').Process(target=work).start()\n"
+            "os.kill(parent, signal.SIGKILL)\n")
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, timeout=60)  # waits for both to end
+    assert done.returncode == -signal.SIGKILL and [path.name for path in tmp_path.iterdir()] == ["begun"]
