@@ -34,20 +34,20 @@ def say(text=""):
 
 
 @contextmanager
-def progress(what, total, unit="images"):
-    """Yields advance(n, note=""): n more of `total` units are done. Shows the rate, the time left and the note."""
+def progress(what, total, unit="images", done=0):
+    """Yields advance(n, note=""): n more of `total` units are done, after `done` before. Shows the rate, the time left and the note."""
     start = time.monotonic()
-    count, last = 0, start
+    count, last = done, start
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit),
                TextColumn("{task.fields[rate]}"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
     with Progress(*columns, console=CONSOLE, transient=True, disable=not CONSOLE.is_terminal) as bar:
-        task = bar.add_task(what, total=total, rate="", note="")
+        task = bar.add_task(what, total=total, completed=done, rate="", note="")
 
         def advance(n, note=""):
             nonlocal count, last
             count += n
             now = time.monotonic()
-            rate = count / max(now - start, 1e-9)
+            rate = (count - done) / max(now - start, 1e-9)
             bar.update(task, advance=n, note=note, rate=f"{rate:,.1f}/s")
             if not CONSOLE.is_terminal and now - last >= PLAIN_SECONDS:
                 last = now

@@ -90,12 +90,12 @@ def load_run(directory, gpus="auto", kernels="auto"):
     """(network in test mode, `run.json`) of a run directory's newest weights. Raises UserError where it can't be used."""
     run = read_run(directory)
     recipe = run["recipe"]
-    weights = checkpoint.newest(directory)
+    weights, state = checkpoint.newest_weights(directory)
     devices = resolve(gpus, recipe.towers)
     check_kernels(kernels, devices)
     network = TwoTowerAlexNet(recipe, devices, len(run["data"]["classes"]), kernels)
     try:
-        network.load_merged(checkpoint.load(weights))
+        network.load_merged(state)
     except ValueError as error:
         raise UserError(f"{weights} doesn't fit {directory}/run.json: {error}") from None
     say(f"{weights} on {', '.join(map(str, devices))}, kernels {network.kernels_used()}")

@@ -76,6 +76,16 @@ def parameter_counts(recipe, classes=1000):
                  for tower in range(recipe.towers))
 
 
+def merged_shapes(recipe, classes):
+    """{"conv1.weight": (96, 3, 11, 11), "conv1.bias": (96,), ...}: what `TwoTowerAlexNet.merged_state` holds, in its order."""
+    shapes = {}
+    for size in sizes(recipe, classes):
+        maps, *inputs = size.weight_shape
+        maps *= 1 if size.layer.towers == "first" else recipe.towers
+        shapes |= {f"{size.layer.name}.weight": (maps, *inputs), f"{size.layer.name}.bias": (maps,)}
+    return shapes
+
+
 def crossings(recipe, batch_size, classes=1000, bytes_per_value=BYTES_FP32):
     """The analytic ledger of one training step: rows (edge, direction, pass, bytes), forward in order, then backward.
 

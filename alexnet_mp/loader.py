@@ -1,20 +1,14 @@
-"""What all input pipelines share: what a batch is, which images make it, the views of the test, and processes that read."""
-import ctypes
-import multiprocessing
-import os
-import signal
-import sys
-import warnings
-from contextlib import closing, contextmanager
+"""What all input pipelines share: what a batch is, which images make it, and the views of the test."""
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 
 from .draws import order
 from .errors import UserError
 from .statistics import Sums
+from .workers import load
 
 CHUNK = 32  # images a worker reads at once when it only reads
 
@@ -24,6 +18,7 @@ class Batch:
     epoch: int  # the first is 1
     images: list  # for each tower: (N, 3, crop, crop) on its device
     labels: torch.Tensor  # (N,) int64 on the first tower's device
+    numbers: np.ndarray  # (N,) int64, which images of the training split they are
 
 
 class EpochKeys:
@@ -131,61 +126,3 @@ class _Survey(torch.utils.data.Dataset):
         except UserError as error:
             return error
         return sums
-
-
-def load(source, keys, workers, pin=False):
-    """source[key] for every key (None: 0, 1, ...), in order, computed by `workers` forked processes, 0 = by this one.
-
-    A UserError that the source returns is raised here. pin: tensors come in page-locked memory. Close it to end the workers.
-    """
-    items = None
-    try:
-        with warnings.catch_warnings(), signals_held():  # from the fork on: a worker has no moment in which a signal could end it
-            warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than cores: the user's choice
-            items = iter(DataLoader(source, batch_size=None, sampler=keys, num_workers=workers, pin_memory=pin,
-                                    multiprocessing_context="fork" if workers else None, worker_init_fn=_begin_worker))
-        for item in items:
-            if isinstance(item, UserError):  # from a worker, handed over whole: DataLoader would wrap it in its traceback
-                raise item
-            yield item
-    finally:
-        if workers and items is not None:  # at once: workers don't hear the signal that would end them at exit
-            _end(items)
-
-
-def _begin_worker(_):
-    die_with_parent()
-    # The thread that hands file descriptors to the parent reports a parent that hangs up, as one that is stopped does.
-    sys.excepthook = lambda *_: None
-
-
-def _end(items):
-    """End a loader's workers; one that hangs in a read (a network file system) is killed."""
-    try:
-        items._shutdown_workers()
-    finally:
-        for worker in items._workers:
-            if worker.is_alive():
-                worker.kill()
-                worker.join()
-
-
-@contextmanager
-def signals_held():
-    """Ctrl-C, a closing terminal and a scheduler's SIGTERM reach every process of a run; the parent decides and ends the workers.
-
-    Workers that are forked in this context inherit the blocked signals for good; the parent hears what came as soon as it is over.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def die_with_parent():
-    """In a worker: should the parent die without a word, the kernel ends it too (PR_SET_PDEATHSIG, prctl(2))."""
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-    parent = multiprocessing.parent_process()
-    if parent is not None and os.getppid() != parent.pid:  # it died before that
-        os._exit(1)

@@ -75,20 +75,11 @@ class TwoTowerAlexNet(nn.Module):
 
     def merged_state(self):
         """The weights of the merged network, on the CPU: 16 names, conv1.weight (96, 3, 11, 11) to fc8.bias."""
-        return {name: merge_tensors(parts) for name, parts in self.layer_parameters().items()}
+        return merge_tensors(self.layer_parameters())
 
     def load_merged(self, state):
         """Take the weights of a merged network. Raises ValueError on a missing, foreign or wrongly shaped tensor."""
-        mine = self.layer_parameters()
-        if set(state) != set(mine):
-            raise ValueError(f"weights named {sorted(set(state) ^ set(mine))} are missing or foreign")
-        with torch.no_grad():
-            for name, parts in mine.items():
-                expected = (sum(len(part) for part in parts), *parts[0].shape[1:])
-                if tuple(state[name].shape) != expected:
-                    raise ValueError(f"{name} is {tuple(state[name].shape)}; this recipe with {self.classes} classes has {expected}")
-                for part, values in zip(parts, state[name].chunk(len(parts)), strict=True):
-                    part.copy_(values)
+        split_tensors(state, self.layer_parameters())
 
     def merge(self):
         """The equivalent `MergedAlexNet` on tower a's device, with a copy of the weights."""
@@ -128,6 +119,19 @@ class MergedAlexNet(nn.Module):
         return network.train(self.training)
 
 
-def merge_tensors(parts):
-    """One merged tensor on the CPU from a layer's tensors (weights, gradients, velocities) on each tower."""
-    return torch.cat([part.detach().cpu() for part in parts])
+def merge_tensors(layers):
+    """{name: [tower a's tensor, tower b's]} (weights, gradients, velocities) -> {name: the merged tensor, a copy on the CPU}."""
+    return {name: torch.cat([part.detach().cpu() for part in parts]) for name, parts in layers.items()}
+
+
+def split_tensors(merged, layers):
+    """Copy merged tensors into {name: [tower a's tensor, tower b's]}. Raises ValueError on a missing, foreign or wrongly shaped one."""
+    if set(merged) != set(layers):
+        raise ValueError(f"tensors named {sorted(set(merged) ^ set(layers))} are missing or foreign")
+    with torch.no_grad():
+        for name, parts in layers.items():
+            expected = (sum(len(part) for part in parts), *parts[0].shape[1:])
+            if tuple(merged[name].shape) != expected:
+                raise ValueError(f"{name} is {tuple(merged[name].shape)}, but this network has {expected}")
+            for part, values in zip(parts, merged[name].chunk(len(parts)), strict=True):
+                part.copy_(values)

@@ -1,4 +1,6 @@
 """The update rule as printed (paper 5): v <- 0.9 v - 0.0005 e w - e <dL/dw>;  w <- w + v."""
+import math
+
 import torch
 
 from .kernels import ops
@@ -42,6 +44,37 @@ class PaperSGD(torch.optim.Optimizer):
             ops.paper_sgd_(parameters, [w.grad for w in parameters], [self.state[w]["velocity"] for w in parameters],
                            learning_rates=[rate for _, rate, _ in options], momentum=self.defaults["momentum"],
                            weight_decays=[decay for _, _, decay in options], kernels=self.kernels)
+
+    def velocities(self):
+        """{"conv1.weight": [tower a's, tower b's], ...}, as `network.layer_parameters` gives the weights."""
+        return {group["name"]: [self.state[parameter]["velocity"] for parameter in group["params"]] for group in self.param_groups}
+
+    @torch.no_grad()
+    def sums(self):
+        """The sum of each parameter tensor, one float32 tensor a device: finite only where no weight is NaN or infinite.
+
+        An update carries what is not finite in a gradient or a velocity into the weight, so these few numbers watch over all three.
+        """
+        return [torch.stack([parameter.float().sum() for parameter in parameters]) for parameters, _ in self._by_device()]
+
+    def non_finite(self):
+        """The first tensors found to hold NaN or infinity, gradients before weights: ["gradient of conv2.weight on tower b", ...]."""
+        for what, value in (("gradient", lambda w: w.grad), ("velocity", lambda w: self.state[w]["velocity"]), ("weights", lambda w: w)):
+            found = [f"{what} of {group['name']} on tower {tower}" for group in self.param_groups
+                     for tower, parameter in zip("ab", group["params"])
+                     if value(parameter) is not None and not torch.isfinite(value(parameter)).all()]
+            if found:
+                return found
+        return []
+
+    @torch.no_grad()
+    def non_finite_in(self, sums):
+        """The weights that made earlier `sums` not finite, whatever steps followed: ["weights of conv2.weight on tower b", ...]."""
+        names = {parameter: f"weights of {group['name']} on tower {tower}" for group in self.param_groups
+                 for tower, parameter in zip("ab", group["params"])}
+        return [names[parameter] for (parameters, _), values in zip(self._by_device(), sums, strict=True)
+                for parameter, value in zip(parameters, values, strict=True)
+                if not math.isfinite(value) and not torch.isfinite(parameter).all()]
 
     def _by_device(self):
         """[(parameters, [(name, rate, decay)])] with one entry a device, frozen groups left out."""

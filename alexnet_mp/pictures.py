@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from .run_directory import read_metrics
+from .metrics import read_metrics
 
 COLUMNS = 16  # kernels a row, as in 2012 (`shownet.py`): 48 a tower are 3 rows
 SCALE = 5  # screen pixels a kernel pixel

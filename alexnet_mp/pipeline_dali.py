@@ -16,8 +16,9 @@ import torch
 
 from .draws import draws
 from .errors import UserError
-from .loader import Batch, EpochKeys, StoredPictures, in_order, load
+from .loader import Batch, EpochKeys, StoredPictures, in_order
 from .statistics import colour_shift
+from .workers import load
 
 INSTALL = "pip install nvidia-dali-cuda130 (Linux, x86-64)"
 AHEAD = 3  # batches that DALI has been given when the oldest is asked for: while the network works on it, two more are made
@@ -71,7 +72,7 @@ class DaliPipeline:
         with closing(self._to_train(split, keys, colour_noise)) as items, \
                 closing(self._made(split, items, self.recipe.batch_size, self._finished)) as batches:
             for item, made in batches:
-                yield Batch(item.epoch, self._on_each_tower(made), self._labels(split, item.images))
+                yield Batch(item.epoch, self._on_each_tower(made), self._labels(split, item.images), item.images)
 
     def views(self, split, batch_size, which):
         """Each image of a split once, in order, under fixed views: yields (iterator of the views' `Batch.images`, labels).

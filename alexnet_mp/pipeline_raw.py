@@ -74,7 +74,7 @@ class RawPipeline:
             for epoch, images, drawn in _drawn(self.recipe, EpochKeys(self.recipe, len(split), step, epochs)):
                 shift, scale = colour_shift(self.recipe, self.statistics, drawn.colour, colour_noise(epoch))
                 yield Batch(epoch, self._on_each_tower(self._pictures(split, images, pool), drawn, torch.from_numpy(shift), scale),
-                            self._labels(split, images))
+                            self._labels(split, images), images)
 
     def _testing(self, split, batch_size):
         split = self.dataset.splits[split]

@@ -10,8 +10,9 @@ import torch
 
 from .draws import Draws, draws
 from .errors import UserError
-from .loader import Batch, EpochKeys, StoredPictures, in_order, load
+from .loader import Batch, EpochKeys, StoredPictures, in_order
 from .statistics import colour_shift
+from .workers import load
 
 
 class TorchPipeline:
@@ -40,9 +41,9 @@ class TorchPipeline:
         """
         keys = EpochKeys(self.recipe, len(self.dataset.splits["train"]), step, epochs)
         with closing(load(_TrainingCrops(self.dataset.splits["train"], self.recipe), keys, self.workers, self.pin)) as loaded:
-            for epoch, crops, drawn, labels in loaded:
+            for (epoch, _, numbers), (crops, drawn, labels) in zip(keys, loaded):
                 images = self._on_each_tower(crops, drawn, colour_noise(epoch))
-                yield Batch(epoch, images, labels.to(self.devices[0], non_blocking=True))
+                yield Batch(epoch, images, labels.to(self.devices[0], non_blocking=True), numbers)
 
     def views(self, split, batch_size, which):
         """Each image of a split once, in order, under fixed views: yields (iterator of the views' `Batch.images`, labels).
@@ -118,4 +119,4 @@ class _TrainingCrops(torch.utils.data.Dataset):
         except UserError as error:
             return error
         crops = crop_and_flip(pictures, drawn, self.recipe.crop_size)
-        return epoch, torch.from_numpy(crops), drawn, torch.from_numpy(self.split.labels[images])
+        return torch.from_numpy(crops), drawn, torch.from_numpy(self.split.labels[images])

@@ -7,7 +7,7 @@ from contextlib import suppress
 from multiprocessing import connection
 
 from .errors import UserError
-from .loader import die_with_parent, signals_held
+from .workers import die_with_parent, signals_held
 
 SECONDS = 0.2  # between two looks at the progress
 

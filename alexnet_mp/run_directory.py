@@ -1,36 +1,81 @@
-"""What a run leaves behind: `run.json` first, `metrics.jsonl` line by line, TensorBoard events beside them."""
+"""What a run leaves behind: `run.json` says what it is; beside it metrics, statistics, checkpoints and pictures."""
 import datetime
 import json
-import math
 import os
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
+from . import files
 from . import recipe as recipes
+from .checkpoint import CHECKPOINTS
+from .console import say
 from .devices import device_name
 from .errors import UserError
+from .metrics import EVENTS, Metrics, take_over
+from .metrics import FILE as METRICS
+from .run_lock import LOCK, RunLock
+from .statistics import FILE as STATISTICS
 
+RUN = "run.json"
 PACKAGES = ("alexnet_mp", "torch", "numpy", "pillow", "triton", "nvidia-dali-cuda130")
+MOST_BYTES = 16 << 20  # of run.json: 22,000 class names are less than one of them
 
 
 class RunDirectory:
-    """A new directory for one run. Raises UserError where it can't be made or is there already."""
+    """A run's directory, held by its lock until `close`.
 
-    def __init__(self, path, recipe, dataset, network, pipeline):
-        self.path = Path(path)
+    found: the `resume.Found` that the run goes on from, or None. lock: where the directory is there already, the `RunLock` that is held
+    on it. Raises UserError where the directory can't be made, or is somebody else's.
+    """
+
+    def __init__(self, path, recipe, dataset, network, pipeline, found=None, changed=(), lock=None):
+        self.path, self.lock = Path(path), lock
+        try:
+            if lock is None:
+                self._make()
+            self._describe(recipe, dataset, network, pipeline, found, changed)
+            if found is None and lock is not None:  # what a run left that ended before its first checkpoint
+                shutil.rmtree(self.path / EVENTS, ignore_errors=True)
+            pipeline.statistics.save(self.path)
+            keep, step = (found.checkpoint.state.metrics_bytes, found.checkpoint.state.step) if found else (0, None)
+            if found and lock is None and found.run:
+                take_over(found.run, self.path, keep)
+            self.metrics = Metrics(self.path, keep, step)
+        except BaseException as error:
+            if lock is None and self.lock:  # it was made here: nothing half-written may stand in the way of the next attempt
+                shutil.rmtree(self.path, ignore_errors=True)
+            if self.lock:
+                self.lock.release()
+            if isinstance(error, OSError):
+                raise UserError(f"--out {path}: {error.filename or path}: {error.strerror}") from None
+            raise
+        if self.metrics.missing > 0:
+            say(f"{self.path / METRICS} ends early, {self.metrics.missing:,} bytes before the checkpoint; those lines are lost")
+
+    def _make(self):
         try:
             self.path.mkdir(parents=True)
         except FileExistsError:
-            raise UserError(_taken(path)) from None
-        except OSError as error:
-            raise UserError(f"--out {path}: {error.strerror}") from None
-        self.write_json("run.json", {
-            "command": shlex.join(["python", "-m", "alexnet_mp.train", *sys.argv[1:]]),
-            "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            raise UserError(_taken(self.path)) from None
+        try:
+            self.lock = RunLock(self.path)
+        except BaseException:
+            with suppress(OSError):  # not empty: another run was quicker
+                self.path.rmdir()
+            raise
+
+    def _describe(self, recipe, dataset, network, pipeline, found, changed):
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        command = shlex.join(["python", "-m", "alexnet_mp.train", *sys.argv[1:]])
+        content = {
+            "command": command,
+            "started": now,
             "recipe": recipes.to_dict(recipe),
             "data": {"source": dataset.source, "description": dataset.description, "fingerprint": dataset.fingerprint,
                      "classes": dataset.classes},
@@ -40,27 +85,28 @@ class RunDirectory:
             "pipeline": pipeline.name,
             "commit": source_commit(),
             "python": platform.python_version(),
-            "packages": {name: _version(name) for name in PACKAGES},
-        })
-        pipeline.statistics.save(self.path)
-        # Imported late: it takes seconds and only training needs it.
-        from torch.utils.tensorboard import SummaryWriter
-        self.board = SummaryWriter(self.path / "tensorboard")
-        self.metrics = open(self.path / "metrics.jsonl", "a", buffering=1)
-
-    def write_json(self, name, content):
-        (self.path / name).write_text(json.dumps(content, indent=1) + "\n")
+            "packages": {name: package_version(name) for name in PACKAGES},
+        }
+        if found is not None:  # the file says what runs now, and keeps how it came to it
+            before = _earlier(found.run) if found.run else {}
+            content |= {name: before[name] for name in ("command", "started") if name in before}
+            entry = {"command": command, "started": now, "step": found.checkpoint.state.step, "from": str(found.path), "changed": changed,
+                     "commit_before": before.get("commit")}
+            content["resumed"] = [*before.get("resumed", []), entry]
+        files.replace(self.path / RUN, (json.dumps(content, indent=1) + "\n").encode())
 
     def log(self, kind, **values):
-        """One line of `metrics.jsonl`, and its numbers as TensorBoard scalars `kind/name`. Numbers must be finite."""
-        self.metrics.write(json.dumps({"kind": kind, **values}, allow_nan=False) + "\n")
-        for name, value in values.items():
-            if isinstance(value, (int, float)) and name not in ("step", "epoch") and math.isfinite(value):
-                self.board.add_scalar(f"{kind}/{name}", value, values["step"])
+        """See `Metrics.log`."""
+        self.metrics.log(kind, **values)
 
     def close(self):
-        self.metrics.close()
-        self.board.close()
+        """Let go of everything; says so where the last lines of the metrics can't be written."""
+        try:
+            self.metrics.close()
+        except OSError as error:
+            say(f"WARNING: the last lines of {self.path / METRICS} are lost: {error.strerror}")
+        finally:
+            self.lock.release()
 
 
 def refuse_unusable(path):
@@ -72,34 +118,53 @@ def refuse_unusable(path):
         raise UserError(f"--out {path}: {parent} is not a directory that can be written to")
 
 
+def refuse_foreign(path):
+    """Raise UserError if a directory holds anything that no run wrote: a run may only begin anew in what is one, or is empty."""
+    ours = {RUN, METRICS, EVENTS, STATISTICS, LOCK, CHECKPOINTS, "curves.png", "conv1_kernels.png", "non_finite.json"}
+    foreign = [name for name in sorted(os.listdir(path)) if name.removesuffix(files.PARTIAL) not in ours]
+    if foreign:
+        raise UserError(f"--out {path}: it is no run directory, {foreign[0]} is in it; choose another --out")
+
+
 def read_run(path):
     """`run.json` of a run directory, with its recipe as a `Recipe`. Raises UserError where it is no run."""
-    file = Path(path) / "run.json"
+    file = Path(path) / RUN
     try:
-        run = json.loads(file.read_text())
+        run = json.loads(files.read(file, MOST_BYTES))
         recipe = recipes.from_dict(run["recipe"])
         if recipes.to_dict(recipe) != run["recipe"]:  # a default must not fill in for a number that the run didn't record
             raise UserError("the recipe is not complete")
+        data = run["data"]
+        classes = data["classes"]
+        if not (isinstance(data["source"], str) and isinstance(classes, list) and len(classes) > 1
+                and all(isinstance(name, str) for name in classes)):
+            raise UserError("it doesn't say what data the run had")
         return {**run, "recipe": recipe}
     except UserError as error:
         raise UserError(f"{path} is not a run directory of this version: {file}: {error}") from None
     except OSError as error:
         raise UserError(f"{path} is not a run directory: cannot read {file}: {error.strerror}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not a run directory: {file} is damaged ({error!r})") from None
+    except (ValueError, KeyError, TypeError, RecursionError) as error:  # JSON's and UTF-8's errors are ValueErrors
+        raise UserError(f"{path} is not a run directory: {file} is damaged ({error!r:.200})") from None
 
 
-def read_metrics(path):
-    """The lines of a run's `metrics.jsonl` as dicts, in order; a last line that was cut off is left out."""
-    lines = (Path(path) / "metrics.jsonl").read_text().splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+def _earlier(path):
+    """`run.json` of the run that goes on, as far as it can be read: a checkpoint holds all that is needed."""
+    try:
+        content = json.loads(files.read(Path(path) / RUN, MOST_BYTES))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    if not isinstance(content, dict) or not isinstance(content.get("resumed", []), list):
+        return {}
+    return content
 
 
 def _taken(path):
-    return f"--out {path} is there already; choose another --out, or remove it"
+    return f"--out {path} is there already; --resume auto goes on with it, or choose another --out"
 
 
-def _version(package):
+def package_version(package):
+    """The installed version, None where there is none."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

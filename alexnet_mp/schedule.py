@@ -1,4 +1,5 @@
 """Learning rates over time: divide by ten on a plateau (paper 5), or the dated changes of the 2012 runs."""
+import math
 
 
 class PlateauSchedule:
@@ -25,12 +26,23 @@ class PlateauSchedule:
             self.best, self.since_best = error, 0
         else:
             self.since_best += 1
-            if self.since_best == self.recipe.plateau_patience:
+            if self.since_best >= self.recipe.plateau_patience:  # more, where a resumed run has less patience than before
                 self.drops, self.since_best = self.drops + 1, 0
 
     @property
     def finished(self):
         return self.drops > self.recipe.plateau_drops
+
+    def state(self):
+        """What a checkpoint keeps of it."""
+        return {"drops": self.drops, "best": self.best if math.isfinite(self.best) else None, "since_best": self.since_best}
+
+    def restore(self, state):
+        """Go on from what `state` gave. Raises ValueError where it can't be one."""
+        drops, best, since_best = (state.get(name) for name in ("drops", "best", "since_best"))
+        if not (len(state) == 3 and isinstance(drops, int) and isinstance(since_best, int) and drops >= 0 <= since_best):
+            raise ValueError(f"{state} is not the state of a plateau schedule")
+        self.drops, self.best, self.since_best = drops, float("inf") if best is None else best, since_best
 
 
 class DatedSchedule:
@@ -58,6 +70,14 @@ class DatedSchedule:
 
     def observe(self, error):
         pass
+
+    def state(self):
+        """Nothing: the epoch says it all."""
+        return {}
+
+    def restore(self, state):
+        if state:
+            raise ValueError(f"{state} is not the state of a dated schedule, which has none")
 
     def _past(self, epoch):
         return [date for date in self.recipe.dates if date.epoch <= epoch]

@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save
 
-from . import sources
+from . import files, sources
 from .errors import MachineError, UserError
 from .kernels.philox import philox
 from .prepared_format import (BLOCK, IMAGES_PER_SHARD, RECORD, WORK, Columns, Shard, Skipped, SplitIndex, columns_file, keys,
@@ -120,7 +120,7 @@ def make_shard(task, tick):
     part = part_path(task.dest, task.split, task.number)
     if part.exists():  # of an earlier shard with fewer images: it must not be taken for this one's
         part.unlink()
-        sync_directory(part.parent)
+        files.sync(part.parent)
     with written(task.dest / task.file) as file:
         def put(*pieces):
             nonlocal place
@@ -187,7 +187,7 @@ def written(path):
             file.flush()
             os.fsync(file.fileno())
         os.rename(partial, path)
-        sync_directory(path.parent)
+        files.sync(path.parent)
     except BaseException as error:
         with suppress(OSError):
             partial.unlink()
@@ -195,14 +195,6 @@ def written(path):
             raise UserError(f"cannot write {path}: {error.strerror}; nothing of it counts as done; when that is mended, the same "
                             "command goes on") from None
         raise
-
-
-def sync_directory(path):
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _readable(item, size):

@@ -4,11 +4,13 @@ from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load, save
 
+from . import files
 from .errors import UserError
 
 FILE = "statistics.safetensors"
+MOST_BYTES = 1 << 30  # a mean image of 6,000 x 6,000 pixels
 
 
 @dataclass(frozen=True)
@@ -18,14 +20,14 @@ class Statistics:
     eigenvectors: np.ndarray  # (3, 3) float64, one component a column, length 1, its largest entry positive
 
     def save(self, directory):
-        save_file({field: np.ascontiguousarray(getattr(self, field)) for field in ("mean", "eigenvalues", "eigenvectors")},
-                  Path(directory) / FILE)
+        content = save({field: np.ascontiguousarray(getattr(self, field)) for field in ("mean", "eigenvalues", "eigenvectors")})
+        files.replace(Path(directory) / FILE, content)
 
     @staticmethod
     def load(directory):
         path = Path(directory) / FILE
         try:
-            return Statistics(**load_file(path))
+            return Statistics(**load(files.read(path, MOST_BYTES)))
         except (OSError, SafetensorError, TypeError) as error:
             raise UserError(f"cannot read {path}: {error}") from None
 

@@ -102,5 +102,6 @@ def expected_image(recipe, pixels, top, left, flip, factors=(0, 0, 0), noise=0.0
 
 def same(batches, others):
     return len(batches) == len(others) and all(
-        a.epoch == b.epoch and torch.equal(a.labels, b.labels) and len(a.images) == len(b.images)
-        and all(torch.equal(x, y) for x, y in zip(a.images, b.images)) for a, b in zip(batches, others))
+        a.epoch == b.epoch and np.array_equal(a.numbers, b.numbers) and torch.equal(a.labels, b.labels)
+        and len(a.images) == len(b.images) and all(torch.equal(x, y) for x, y in zip(a.images, b.images))
+        for a, b in zip(batches, others))

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from alexnet_mp import evaluate, train
 from alexnet_mp.errors import UserError
 from alexnet_mp.kernels import ops
-from alexnet_mp.run_directory import read_metrics
+from alexnet_mp.metrics import read_metrics
 
 SMALL = ["--gpus", "cpu", "--recipe", "mini", "--batch-size", "10", "--workers", "1", "--set", "fc6.maps=16", "--set", "fc7.maps=16"]
 
@@ -40,7 +40,7 @@ def run(tmp_path_factory):
 def test_a_run_leaves_everything_behind(run):
     out, _ = run
     assert {path.name for path in out.iterdir()} == {
-        "run.json", "metrics.jsonl", "statistics.safetensors", "checkpoints", "tensorboard", "curves.png", "conv1_kernels.png"}
+        "run.json", "metrics.jsonl", "statistics.safetensors", "checkpoints", "tensorboard", "curves.png", "conv1_kernels.png", ".lock"}
     assert load_file(out / "checkpoints" / "step_00000006" / "weights.safetensors")["fc8.weight"].shape == (3, 32)
     assert Image.open(out / "conv1_kernels.png").size[0] > 500 and Image.open(out / "curves.png").size[0] > 500
     assert any((out / "tensorboard").iterdir())
@@ -129,7 +129,8 @@ def refused(arguments, tmp_path):
 
 @pytest.mark.parametrize("flags, words", [
     (["--set", "batchsize=3"], "did you mean batch_size"), (["--batch-size", "0"], "batch_size is 0"), (["--epochs", "0"], "epochs"),
-    (["--steps", "0"], "--steps 0"), (["--seed", "-1"], "seed"), (["--gpus", "7"], "GPU 7"), (["--gpus", "gpu"], "--gpus gpu"),
+    (["--steps", "0"], "--steps 0"), (["--keep", "0"], "--keep 0"), (["--checkpoint-every", "0"], "--checkpoint-every 0"),
+    (["--checkpoint-every", "10 minutes"], "as in 10m"), (["--checkpoint-every", "0m"], "--checkpoint-every 0m"), (["--seed", "-1"], "seed"), (["--gpus", "7"], "GPU 7"), (["--gpus", "gpu"], "--gpus gpu"),
     (["--pipeline", "raw"], "prepare --raw"), (["--kernels", "triton"], "usable there: auto"), (["--workers", "-1"], "--workers -1"),
     (["--set", "crop_size=113"], "stored_size 112"), (["--data", __file__], "not a directory"), (["--kernels", "cuda"], "can't compute on cpu"),
 ])
@@ -175,7 +176,7 @@ def test_errors_are_one_line_and_exit_code_2(run, tmp_path):
     """In a process of its own: no traceback, nothing on stdout that looks like success; and a directory that is taken."""
     out, data = run
     for module, arguments, words in (
-            ("train", [*SMALL, "--data", data, "--out", out], "is there already; choose another --out"),
+            ("train", [*SMALL, "--data", data, "--out", out], "is there already; --resume auto goes on with it"),
             ("train", ["--data", tmp_path / "nowhere"], "no such directory"),
             ("evaluate", [tmp_path / "nowhere"], "not a run directory"),
             ("evaluate", [out, "--data", tmp_path / "moved"], "no such directory"),
@@ -190,7 +191,7 @@ def test_errors_are_one_line_and_exit_code_2(run, tmp_path):
 def test_a_damaged_run_is_refused(run, tmp_path):
     out, data = run
     for name, spoil, words in (("recipe", lambda d: (d / "run.json").write_text("{"), "damaged"),
-                               ("weights", lambda d: next(d.glob("checkpoints/*/*")).write_bytes(b"x"), "weights.safetensors"),
+                               ("weights", lambda d: max(d.glob("checkpoints/*/weights*")).write_bytes(b"x"), "weights.safetensors"),
                                ("statistics", lambda d: (d / "statistics.safetensors").unlink(), "statistics.safetensors"),
                                ("checkpoints", lambda d: shutil.rmtree(d / "checkpoints"), "no checkpoint")):
         copy = tmp_path / name

@@ -3,7 +3,8 @@ import dataclasses
 
 import pytest
 
-from alexnet_mp.geometry import conv_size, crossings, overhang, parameter_counts, pool_size, sizes
+from alexnet_mp import TwoTowerAlexNet
+from alexnet_mp.geometry import conv_size, crossings, merged_shapes, overhang, parameter_counts, pool_size, sizes
 from alexnet_mp.recipe import change_layers, mini, paper, source2012
 
 
@@ -64,3 +65,10 @@ def test_variants_need_no_network_code():
 
 def test_mini_fits():
     assert [size.output[1] for size in sizes(mini(), 16)] == [11, 5, 5, 5, 2, 1, 1, 1]
+
+
+@pytest.mark.parametrize("make", [paper, source2012, mini, one_tower])
+def test_merged_shapes_are_those_of_the_network(make):
+    recipe = make()
+    state = TwoTowerAlexNet(recipe, ("cpu",) * recipe.towers, 7).merged_state()
+    assert list(merged_shapes(recipe, 7).items()) == [(name, tuple(tensor.shape)) for name, tensor in state.items()]

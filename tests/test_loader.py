@@ -7,11 +7,15 @@ import sys
 
 import numpy as np
 import pytest
-from small_set import STORED, TRAIN, picture, same, tenth, tiny, write_set
+from pipeline_sets import Pixels, in_memory, needs_dali, pipeline
+from small_set import NOTHING, PRESETS, STORED, TRAIN, picture, same, tenth, tiny, write_set
 
 from alexnet_mp import loader
+from alexnet_mp import workers as processes
 from alexnet_mp.dataset import Folder, cached
-from alexnet_mp.loader import centre_view, survey, ten_views
+from alexnet_mp.loader import EpochKeys, centre_view, survey, ten_views
+from alexnet_mp.pipeline_dali import DaliPipeline
+from alexnet_mp.pipeline_raw import RawPipeline
 from alexnet_mp.pipeline_torch import TorchPipeline
 from alexnet_mp.recipe import mini, paper, source2012
 from alexnet_mp.statistics import Sums
@@ -28,6 +32,20 @@ def test_views_are_the_corners_the_centre_and_their_mirrors():
         assert ten_views(recipe) == [(*place, False) for place in places] + [(*place, True) for place in places]
         assert centre_view(recipe) == [(16, 16, False)]
     assert [view[:2] for view in ten_views(mini())[:5]] == [(0, 0), (0, 16), (8, 8), (16, 0), (16, 16)]
+
+
+@pytest.mark.parametrize("kind", [pytest.param(DaliPipeline, marks=needs_dali), RawPipeline, TorchPipeline],
+                         ids=["dali", "raw", "torch"])
+@pytest.mark.parametrize("workers", [0, 2])
+@PRESETS
+def test_a_batch_says_which_images_it_is_made_of(kind, workers, preset):
+    """From the middle of an epoch on; the blue channel of a picture tells which one it is."""
+    recipe, dataset = tiny(preset), in_memory(Pixels("train", TRAIN))
+    batches = list(pipeline(kind, dataset, recipe, workers, statistics=NOTHING).train(2, 3, lambda epoch: 0.0))
+    for batch, (epoch, _, images) in zip(batches, EpochKeys(recipe, TRAIN, 2, 3), strict=True):
+        assert batch.numbers.dtype == np.int64 and batch.epoch == epoch and np.array_equal(batch.numbers, images)
+        assert (batch.images[0][:, 2, 0, 0] / 10).tolist() == images.tolist()
+    assert [len(batch.numbers) for batch in batches] == [5, 8, 8, 5, 8, 8, 5]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -62,7 +80,7 @@ def test_no_signal_ends_a_worker_from_its_first_moment_on(root, monkeypatch):
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             os.kill(os.getpid(), number)
 
-    monkeypatch.setattr(loader, "die_with_parent", signalled)
+    monkeypatch.setattr(processes, "die_with_parent", signalled)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     assert survey(Folder(root, STORED).splits["train"], STORED, 2, lambda n: None).count == TRAIN
     assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before  # the parent hears them again
@@ -71,7 +89,7 @@ def test_no_signal_ends_a_worker_from_its_first_moment_on(root, monkeypatch):
 def test_a_worker_whose_parent_died_before_its_first_moment_ends(tmp_path):
     """What the kernel is asked for then comes too late."""
     code = ("import multiprocessing, os, pathlib, signal, sys, time\n"
-            "from alexnet_mp.loader import die_with_parent\n"
+            "from alexnet_mp.workers import die_with_parent\n"
             "def work():\n"
             "    while os.getppid() == parent: time.sleep(0.01)\n"
             "    pathlib.Path(sys.argv[1], 'begun').touch()\n"

@@ -65,7 +65,7 @@ def test_two_towers_equal_the_merged_network(recipe, training):
     torch.testing.assert_close(logits, expected, rtol=1e-12, atol=1e-14)
     F.cross_entropy(logits, labels).backward()
     F.cross_entropy(expected, labels).backward()
-    gradients = {name: merge_tensors([part.grad for part in parts]) for name, parts in network.layer_parameters().items()}
+    gradients = merge_tensors({name: [part.grad for part in parts] for name, parts in network.layer_parameters().items()})
     assert gradients.keys() == dict(merged.named_parameters()).keys()
     for name, parameter in merged.named_parameters():
         largest = parameter.grad.abs().max()

@@ -95,3 +95,69 @@ def test_velocities_live_with_their_tower():
     optimizer = PaperSGD(network)
     for tower, device in zip(network.towers, ("cpu", "meta"), strict=True):
         assert {optimizer.state[parameter]["velocity"].device.type for parameter in tower.parameters()} == {device}
+
+
+def trained(device="cpu"):
+    """(network, optimizer) after a step of all-one gradients."""
+    network = TwoTowerAlexNet(change_layers(mini(), "fc6", "fc7", maps=8), (device, device), 3)
+    optimizer = PaperSGD(network)
+    optimizer.set_rates({name: 0.01 for name in network.layer_parameters()})
+    set_gradients(network)
+    optimizer.step()
+    return network, optimizer
+
+
+def test_velocities_are_the_ones_that_are_used():
+    """Not copies: what is written into them is the next step's."""
+    network, optimizer = trained()
+    velocities, parameters = optimizer.velocities(), network.layer_parameters()
+    assert velocities.keys() == parameters.keys()
+    for name, parts in velocities.items():
+        assert [part.shape for part in parts] == [part.shape for part in parameters[name]]
+        for part, parameter in zip(parts, parameters[name]):
+            assert part is optimizer.state[parameter]["velocity"] and part.any()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("what", ["gradient", "velocity", "weights"])
+def test_what_is_not_finite_is_seen_in_the_sums_and_named(what, value):
+    network, optimizer = trained()
+    assert all(torch.isfinite(sums).all() for sums in optimizer.sums()) and optimizer.non_finite() == []
+    for name, tower in (("conv4.weight", 1), ("fc8.bias", 0)):
+        part = network.layer_parameters()[name][tower]
+        {"gradient": part.grad, "velocity": optimizer.velocities()[name][tower], "weights": part.data}[what].view(-1)[-1] = value
+    assert optimizer.non_finite() == [f"{what} of conv4.weight on tower b", f"{what} of fc8.bias on tower a"]
+    optimizer.step()  # carries it into the weights
+    sums = optimizer.sums()
+    assert not all(torch.isfinite(values).all() for values in sums)
+    assert sum(values.isfinite().logical_not().sum() for values in sums) == 2
+    set_gradients(network, float("nan"))
+    optimizer.step()  # now everything is
+    assert optimizer.non_finite_in(sums) == ["weights of conv4.weight on tower b", "weights of fc8.bias on tower a"]
+
+
+def test_the_first_kind_found_is_named():
+    network, optimizer = trained()
+    part = network.layer_parameters()["fc6.weight"][1]
+    part.data.view(-1)[0] = optimizer.velocities()["fc6.weight"][0].view(-1)[0] = float("nan")
+    assert optimizer.non_finite() == ["velocity of fc6.weight on tower a"]
+    part.grad.view(-1)[0] = float("inf")
+    assert optimizer.non_finite() == ["gradient of fc6.weight on tower b"]
+
+
+def test_a_sum_that_overflows_names_nobody():
+    network, optimizer = trained()
+    network.layer_parameters()["fc6.bias"][0].data.fill_(3e38)
+    sums = optimizer.sums()
+    assert not all(torch.isfinite(values).all() for values in sums)
+    assert optimizer.non_finite() == [] == optimizer.non_finite_in(sums)
+
+
+def test_frozen_layers_are_not_summed():
+    network, optimizer = trained()
+    rates = {name: 0.0 if name.startswith("conv1") else 0.01 for name in network.layer_parameters()}
+    optimizer.set_rates(rates)
+    count = sum(len(parts) for name, parts in network.layer_parameters().items() if rates[name])
+    assert sum(len(sums) for sums in optimizer.sums()) == count
+    optimizer.set_rates(dict.fromkeys(rates, 0.0))
+    assert optimizer.sums() == [] and optimizer.non_finite() == []

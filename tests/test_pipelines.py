@@ -10,7 +10,7 @@ from alexnet_mp.dataset import open_dataset
 from alexnet_mp.errors import UserError
 from alexnet_mp.pipelines import make_pipeline
 from alexnet_mp.recipe import mini
-from alexnet_mp.run_directory import read_metrics
+from alexnet_mp.metrics import read_metrics
 
 SMALL = ["--gpus", "cpu", "--recipe", "mini", "--batch-size", "10", "--workers", "1", "--set", "fc6.maps=16", "--set", "fc7.maps=16",
          "--epochs", "2"]

@@ -1,5 +1,6 @@
 """When rates fall: three times on a plateau, then the end; and the dates of the 2012 run."""
 import dataclasses
+import json
 
 import pytest
 
@@ -65,3 +66,48 @@ def test_colour_noise_can_return():
     """The continued run of net 145 put the noise back."""
     recipe = dataclasses.replace(mini(), dates=(Date(2, colour_noise=0.0), Date(4, colour_noise=0.1)))
     assert [make_schedule(recipe).colour_noise(epoch) for epoch in range(1, 6)] == [0.1, 0.0, 0.0, 0.1, 0.1]
+
+
+@pytest.mark.parametrize("patience", [1, 2, 3])
+def test_a_restored_plateau_goes_on_as_if_nothing_had_been(patience):
+    """At every moment, also through JSON, which a checkpoint is."""
+    recipe = dataclasses.replace(paper(), plateau_patience=patience, plateau_drops=2)
+    whole, errors = make_schedule(recipe), [50.0, 40.0, 40.0, 41.0, 39.5, 39.5, 39.5, 0.0, 0.0, 12.25, 12.25, 12.25]
+    for count, error in enumerate(errors):
+        restored = make_schedule(recipe)
+        restored.restore(json.loads(json.dumps(whole.state(), allow_nan=False)))
+        for later in errors[count:]:
+            restored.observe(later)
+        expected = make_schedule(recipe)
+        for each in errors:
+            expected.observe(each)
+        assert (restored.state(), restored.finished, restored.rates(1)) == (expected.state(), expected.finished, expected.rates(1))
+        whole.observe(error)
+
+
+@pytest.mark.parametrize("state", [{}, {"drops": 0, "best": None}, {"drops": -1, "best": None, "since_best": 0},
+                                   {"drops": 0, "best": None, "since_best": -1}, {"drops": 0.5, "best": None, "since_best": 0},
+                                   {"drops": None, "best": None, "since_best": 0},
+                                   {"drops": 0, "best": 5.0, "since_best": 0, "more": 1}])
+def test_what_is_no_state_of_a_plateau_is_refused(state):
+    with pytest.raises(ValueError, match="plateau"):
+        make_schedule(paper()).restore(state)
+
+
+def test_a_dated_schedule_has_no_state():
+    schedule = make_schedule(source2012())
+    schedule.observe(50.0)
+    assert schedule.state() == {}
+    schedule.restore({})
+    with pytest.raises(ValueError, match="dated"):
+        schedule.restore({"drops": 0, "best": None, "since_best": 0})
+
+
+def test_less_patience_than_was_waited_already_is_a_drop_at_once():
+    """A run may go on with another patience, where that is told; it must not wait for ever then."""
+    before, now = (make_schedule(dataclasses.replace(paper(), plateau_patience=patience)) for patience in (5, 2))
+    for error in [50, 51, 52, 53]:
+        before.observe(error)
+    now.restore(before.state())
+    now.observe(54)
+    assert (now.drops, now.since_best) == (1, 0)

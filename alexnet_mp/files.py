@@ -1,0 +1,168 @@
+"""Files that are written whole or not at all, and read without trusting what lies there: what runs and checkpoints stand on.
+
+Every system call is spelled `os.name(...)` here, so that a test can put its own `os` under this module and let any call fail.
+Every OSError that leaves it has its `filename`, also from calls that know a descriptor alone.
+"""
+import errno
+import hashlib
+import os
+import stat
+from contextlib import contextmanager, suppress
+from itertools import islice
+from pathlib import Path
+
+CHUNK = 16 << 20  # bytes: os.write and hashlib let go of the GIL for each, and a signal is seen between two
+PARTIAL = ".partial"  # what `replace` adds to a name until the content is on the disk
+
+
+def make_directory(path):
+    """Make a directory. Raises FileExistsError where there is anything of that name."""
+    with _about(path):
+        os.mkdir(path)
+
+
+def write(path, parts):
+    """Write a new file from an iterable of bytes-like parts, on the disk when this returns: (bytes, sha256 hex).
+
+    A part is taken when it is written, and nothing is copied. On an error the half-written file stays.
+    """
+    length, digest = 0, hashlib.sha256()
+    with _about(path):
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        try:
+            for part in parts:
+                content = memoryview(part).cast("B")
+                for start in range(0, len(content), CHUNK):
+                    chunk = content[start:start + CHUNK]
+                    digest.update(chunk)
+                    length += len(chunk)
+                    while chunk:
+                        count = os.write(descriptor, chunk)
+                        if count <= 0:
+                            raise OSError(errno.EIO, "the disk takes no more bytes")
+                        chunk = chunk[count:]
+            os.fsync(descriptor)
+        except BaseException:
+            with suppress(OSError):  # the first error is the one to tell
+                os.close(descriptor)
+            raise
+        os.close(descriptor)  # the last moment at which a network file system can say that it failed
+    return length, digest.hexdigest()
+
+
+def read(path, most):
+    """A file's bytes. Raises OSError, in clear words, for a link, for what is no file, and for more than `most` bytes."""
+    with _about(path), _opened(path) as (descriptor, size):
+        if size > most:
+            raise OSError(errno.EFBIG, f"it has {size:,} bytes, {most:,} at most are read", str(path))
+        content = b"".join(_parts(descriptor, size, 1 << 30))  # in one piece where it fits: no second copy
+        if len(content) != size:
+            raise OSError(errno.EIO, f"it shrank to {len(content):,} of {size:,} bytes while it was read", str(path))
+        return content
+
+
+def head(path, most):
+    """(bytes that the file has, its first `most` bytes). Raises OSError for a link and for what is no file."""
+    with _about(path), _opened(path) as (descriptor, size):
+        return size, b"".join(_parts(descriptor, min(size, most), CHUNK))
+
+
+def digest(path):
+    """(bytes, sha256 hex) of a file of any size, CHUNK bytes in memory. Raises OSError for a link and for what is no file."""
+    length, digest = 0, hashlib.sha256()
+    with _about(path), _opened(path) as (descriptor, size):
+        for part in _parts(descriptor, size, CHUNK):
+            length += len(part)
+            digest.update(part)
+    return length, digest.hexdigest()
+
+
+def names(directory, most):
+    """The names in a directory, sorted; `most` of them, in no order that counts, where there are more."""
+    with _about(directory), os.scandir(directory) as entries:
+        return sorted(entry.name for entry in islice(entries, most))
+
+
+def replace(path, content):
+    """Give the file at `path` this content, bytes; whatever happens, a reader finds the old content or the new one.
+
+    The new content is on the disk under another name before a rename puts it in place. On an error that name is removed again,
+    and where only the directory's sync failed the file has the new content.
+    """
+    partial = f"{path}{PARTIAL}"
+    with _about(partial), suppress(FileNotFoundError):
+        os.unlink(partial)  # what a crash left; not a directory, which is somebody's
+    try:
+        write(partial, [content])
+        with _about(path):
+            os.rename(partial, path)
+    except BaseException:
+        with suppress(OSError):
+            remove(partial)
+        raise
+    sync(Path(path).parent)
+
+
+def rename(source, target):
+    """Rename a file or directory; the new name is on the disk when this returns."""
+    with _about(source):
+        os.rename(source, target)
+    sync(Path(target).parent)
+
+
+def remove(path):
+    """Remove a file, a link or a whole tree, and nothing behind a link. What is missing is removed already."""
+    with _about(path), suppress(FileNotFoundError):
+        if stat.S_ISDIR(os.lstat(path).st_mode):
+            with os.scandir(path) as entries:
+                inside = [entry.path for entry in entries]
+            for entry in inside:
+                remove(entry)
+            os.rmdir(path)
+        else:
+            os.unlink(path)
+
+
+def sync(path):
+    """Wait until a file, or a directory's list of names, is on the disk."""
+    with _about(path):
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+@contextmanager
+def _about(path):
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+@contextmanager
+def _opened(path):
+    """(descriptor, bytes) of a regular file. O_NONBLOCK: a pipe that nobody writes to would be waited for."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise OSError(errno.ELOOP, "it is a link, which is not followed", str(path)) from None
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+        yield descriptor, status.st_size
+    finally:
+        os.close(descriptor)
+
+
+def _parts(descriptor, size, most):
+    """The next `size` bytes, `most` at a time; fewer where the file ends before."""
+    while size > 0 and (part := os.read(descriptor, min(size, most))):
+        size -= len(part)
+        yield part

@@ -1,0 +1,36 @@
+"""What Ctrl-C, a scheduler's SIGTERM and a closed terminal do: the step is finished and saved; a second one stops at once."""
+import os
+import signal
+from contextlib import contextmanager, suppress
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Interrupts:
+    """True once a signal came. Before `wait_for_step` is set there is nothing to save, and the first one raises KeyboardInterrupt."""
+
+    def __init__(self):
+        self.count, self.wait_for_step = 0, False
+
+    def __bool__(self):
+        return self.count > 0
+
+    def note(self, number, frame):
+        self.count += 1
+        if self.count > 1 or not self.wait_for_step:
+            raise KeyboardInterrupt
+        with suppress(OSError):  # the terminal may be gone; and no print here, which may be in the middle of another
+            os.write(2, b"\nstopping after this step; once more to stop without saving\n")
+
+
+@contextmanager
+def interruptible():
+    """Yields the `Interrupts` that the signals fill meanwhile. Those that this process was told to ignore (nohup) stay ignored."""
+    interrupts = Interrupts()
+    numbers = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, interrupts.note) for number in numbers}
+    try:
+        yield interrupts
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

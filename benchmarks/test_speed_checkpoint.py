@@ -1,0 +1,137 @@
+"""What a checkpoint of the paper's network costs a training: `snapshot`, for which a step waits, and `write`, which runs beside it.
+
+    pytest benchmarks/test_speed_checkpoint.py --benchmark-only
+
+On a CPU batch 16, on a GPU batch 128, both towers on one device. `step` is a training step, `step-meanwhile` the mean of those that
+begin before one write ends; pct_of_training is what a checkpoint every ten minutes, `train`'s default, takes of the time: the
+snapshot, and what these steps lose. `copy` clones the same tensors to host memory, the least that a snapshot can take; % of a copy
+is in that. The files go through the page cache and are synced, in pytest's temporary directory.
+"""
+import functools
+import random
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from in_turn import REPLAY, clocks, provenance, replay
+
+from alexnet_mp import TwoTowerAlexNet, paper
+from alexnet_mp.checkpoint_format import Data, load
+from alexnet_mp.metrics import Metrics
+from alexnet_mp.resume import made_by
+from alexnet_mp.statistics import Statistics
+from alexnet_mp.trainer import Trainer
+
+DEVICE = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+BATCH = 128 if torch.cuda.is_available() else 16
+RIVALS = ("copy", "snapshot", "write", "step", "step-meanwhile")
+INTERVAL = 600  # seconds
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    return functools.cache(lambda batch, rounds: measure(batch, rounds, tmp_path_factory.mktemp("checkpoints")))
+
+
+@pytest.mark.benchmark(timer=REPLAY)
+@pytest.mark.parametrize("rival", RIVALS)
+def test_checkpoint(rival, benchmark, measured, request):
+    batch = (request.config.getoption("batch") or (BATCH,))[0]
+    seconds, noted = measured(batch, 1 if benchmark.disabled else request.config.getoption("rounds") or 7)
+    benchmark.group = f"checkpoint-{DEVICE.type}-fp32-b{batch}"
+    replay(benchmark, seconds[rival])
+    benchmark.extra_info.update(provenance(DEVICE) | noted | {"op": "checkpoint", "rival": rival, "dtype": "fp32", "batch": batch})
+    if rival == "snapshot":
+        median = {name: float(np.median(values)) for name, values in seconds.items()}
+        lost = median["snapshot"] + noted["steps_meanwhile"] * max(0.0, median["step-meanwhile"] - median["step"])
+        benchmark.extra_info.update(pct_of_training=100 * lost / INTERVAL, pct_of_roof=100 * median["copy"] / median["snapshot"])
+
+
+def measure(batch, rounds, directory):
+    """({rival: seconds, one a round}, what the record says of the conditions); the snapshot compared with the weights first."""
+    training = Training(batch, directory)
+    training.step()  # the velocities come to be
+    content, copies = training.trainer.snapshot(), training.copy()
+    training.step()
+    for held, tensors in zip((content.weights, content.velocity), copies, strict=True):  # of the step before
+        assert all(torch.equal(held[name], torch.cat(parts)) for name, parts in tensors.items()) and held.keys() == tensors.keys()
+    assert not torch.equal(content.weights["fc8.weight"], training.network.merged_state()["fc8.weight"])
+    del content, copies
+
+    seconds, before = {name: [] for name in RIVALS}, clocks(DEVICE)
+    runs = {"copy": training.copy, "snapshot": training.trainer.snapshot, "write": training.write, "step": training.step}
+    for turn in range(-1, rounds):
+        for name in random.Random(turn).sample(RIVALS, len(RIVALS)):
+            took = training.step_meanwhile() if name == "step-meanwhile" else training.clock(runs[name])
+            if turn >= 0:
+                seconds[name].append(took)
+    found = load(training.trainer.saver.saved)
+    assert all(torch.equal(tensor, training.content.weights[name]) for name, tensor in found.weights.items())
+    bytes_ = sum(path.stat().st_size for path in training.trainer.saver.saved.iterdir())
+    return seconds, {"kernels": training.network.kernels_used(), "bytes": bytes_, "clocks_before": before,
+                     "clocks_after": clocks(DEVICE), "steps_meanwhile": round(float(np.median(training.steps_meanwhile)))}
+
+
+class Training:
+    """The paper's network, a `Trainer` for its snapshots and saves, and a batch that is there already."""
+
+    def __init__(self, batch, directory):
+        recipe = paper()
+        self.network = TwoTowerAlexNet(recipe, (DEVICE, DEVICE))
+        self.images = 60 * torch.randn(batch, 3, 224, 224, generator=torch.Generator().manual_seed(0)).to(DEVICE)
+        self.labels = (torch.arange(batch) % 1000).to(DEVICE)
+        statistics = Statistics(np.ones((recipe.stored_size, recipe.stored_size, 3)), np.ones(3), np.eye(3))
+        pipeline = SimpleNamespace(name="none", dataset=SimpleNamespace(splits={"train": range(1_200_000)}), statistics=statistics)
+        run = SimpleNamespace(path=directory, metrics=Metrics(directory))
+        data = Data("none", "", "", tuple(f"n{number:08}" for number in range(1000)))
+        constants = {"recipe": recipe, "data": data, "made_by": made_by(self.network, pipeline)}
+        self.trainer = Trainer(self.network, pipeline, run, constants)
+        self.trainer.optimizer.set_rates(self.trainer.schedule.rates(1))
+        self.content, self.steps_meanwhile = None, []
+
+    def step(self):
+        loss = F.cross_entropy(self.network(self.images, self.images), self.labels)
+        self.trainer.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.trainer.optimizer.step()
+
+    def copy(self):
+        """({name: parts} of the weights, and of the velocities), each tensor by itself."""
+        return [{name: [part.detach().to("cpu", copy=True) for part in parts] for name, parts in layers.items()}
+                for layers in (self.network.layer_parameters(), self.trainer.optimizer.velocities())]
+
+    def write(self):
+        self.begin()
+        self.end()
+
+    def begin(self):
+        self.content = self.content or self.trainer.snapshot()
+        self.trainer.saver.start(self.content)
+
+    def end(self):
+        self.trainer.saver.wait()
+        assert self.trainer.saver.outcome() == (None, None)
+
+    def step_meanwhile(self):
+        """Seconds of a step, the mean of those that begin before the write of one checkpoint ends."""
+        self.begin()
+        taken = [self.clock(self.step)]
+        while self.trainer.saver.busy:
+            taken.append(self.clock(self.step))
+        self.end()
+        self.steps_meanwhile.append(len(taken))
+        return sum(taken) / len(taken)
+
+    def clock(self, function):
+        if DEVICE.type == "cuda":
+            torch.cuda.synchronize(DEVICE)
+        start = time.perf_counter()
+        kept = function()
+        if DEVICE.type == "cuda":
+            torch.cuda.synchronize(DEVICE)
+        took = time.perf_counter() - start
+        del kept
+        return took
