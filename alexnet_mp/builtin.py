@@ -28,7 +28,7 @@ LUMA = np.array([0.299, 0.587, 0.114])  # brightness of R, G, B (ITU-R BT.601)
 class Builtin:
     """The embedded data: `classes` (16 names), `splits` {"train", "val", "test"}, `fingerprint`. size: pixels a side."""
 
-    source, statistics = "builtin", None
+    source, statistics, ids = "builtin", None, None
 
     def __init__(self, size):
         if size < 32:

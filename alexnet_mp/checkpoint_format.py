@@ -6,7 +6,8 @@
     state.json              `State`: where the run is, its recipe, its data, what its schedule knows, what it computed with
     manifest.json           bytes and sha256 of the four files, and of itself; written last
 
-This is format 1. In format 0 a checkpoint was a directory with weights.safetensors alone: it can be evaluated, not resumed.
+This is format 2. In format 1 the recipe lacks what had one meaning then (`recipe.upgraded`). In format 0 a checkpoint was a
+directory with weights.safetensors alone: it can be evaluated, not resumed.
 
 What is read may be damaged or made to harm. A file's size is compared before it is read, its sha256 before it is believed, names,
 shapes and dtypes with what follows from the recipe; whatever is wrong becomes a `UserError` that begins with the file's path.
@@ -27,12 +28,12 @@ from safetensors.torch import load as load_tensors
 
 from . import files, geometry, tensor_file
 from .errors import UserError
-from .recipe import Recipe
+from .recipe import Recipe, upgraded
 from .statistics import FILE as STATISTICS
 from .statistics import Statistics
 from .tensor_file import need, parse
 
-VERSION = 1
+VERSION = 2
 WEIGHTS, VELOCITY, STATE, MANIFEST = "weights.safetensors", "velocity.safetensors", "state.json", "manifest.json"
 FILES = (WEIGHTS, VELOCITY, STATISTICS, STATE)  # what the manifest lists
 MOST_MANIFEST, MOST_STATE = 1 << 20, 4 << 20  # bytes; 22,000 class names are less than two million
@@ -123,34 +124,34 @@ def write(directory, checkpoint):
     tensor isn't what the recipe has or isn't finite, or a field of the state is wrong: what can't be loaded must not come to be.
     """
     directory, state = Path(directory), _dump(_ADAPTER.dump_python(checkpoint.state, mode="json", warnings=False))
-    layouts = _layouts(_parse_state(state))
+    layouts = _layouts(_parse_state(state, VERSION))
     held = {WEIGHTS: checkpoint.weights, VELOCITY: checkpoint.velocity, STATISTICS: vars(checkpoint.statistics)}
     arrays = {file: _arrays(file, held[file], layout) for file, layout in layouts.items()}
 
     files.make_directory(directory)
     entries = {file: files.write(directory / file, tensor_file.parts(layout, arrays[file])) for file, layout in layouts.items()}
     entries[STATE] = files.write(directory / STATE, [state])
-    files.write(directory / MANIFEST, [_manifest_bytes({name: {"bytes": length, "sha256": digest}
-                                                        for name, (length, digest) in entries.items()})])
+    files.write(directory / MANIFEST, [_manifest_bytes(VERSION, {name: {"bytes": length, "sha256": digest}
+                                                                 for name, (length, digest) in entries.items()})])
     files.sync(directory)
 
 
 def version(directory):
-    """The format of a checkpoint, 0 or 1. Raises UserError for a newer one, and for what is no checkpoint."""
-    return 0 if _manifest(Path(directory)) is None else VERSION
+    """The format of a checkpoint, 0 to 2. Raises UserError for a newer one, and for what is no checkpoint."""
+    return _manifest(Path(directory))[0]
 
 
 def read_state(directory):
     """The `State` of a checkpoint; of the tensors only the files' sizes are looked at. Raises UserError, also for format 0."""
     directory = Path(directory)
-    return _read_state(directory, _whole_manifest(directory))
+    return _read_state(directory, *_whole_manifest(directory))
 
 
 def load(directory):
     """A `Checkpoint`, everything in it checked. Raises UserError, also for format 0."""
     directory = Path(directory)
-    entries = _whole_manifest(directory)
-    state = _read_state(directory, entries)
+    number, entries = _whole_manifest(directory)
+    state = _read_state(directory, number, entries)
     layouts = _layouts(state)
     for file, layout in layouts.items():
         with _damage(directory / file):
@@ -166,8 +167,8 @@ def load(directory):
 def load_weights(directory):
     """The weights of a checkpoint of any format, name -> tensor, without a look at the recipe. Raises UserError."""
     directory = Path(directory)
-    path, entries = directory / WEIGHTS, _manifest(directory)
-    if entries is not None:
+    path, (number, entries) = directory / WEIGHTS, _manifest(directory)
+    if number:
         _check_sizes(directory, entries)
         return _load_whole(path, entries[WEIGHTS], load_tensors)
     with _damage(path):
@@ -178,8 +179,8 @@ def load_weights(directory):
 def verify(directory):
     """Compare every file with the manifest, a piece at a time. Returns the `State`, None for format 0. Raises UserError."""
     directory = Path(directory)
-    entries = _manifest(directory)
-    if entries is None:
+    number, entries = _manifest(directory)
+    if not number:
         with _damage(directory / WEIGHTS):
             _weights_alone(directory / WEIGHTS)
         return None
@@ -187,11 +188,11 @@ def verify(directory):
     for file, entry in entries.items():
         with _damage(directory / file):
             need(files.digest(directory / file) == (entry["bytes"], entry["sha256"]), f"its sha256 is not the one in {MANIFEST}")
-    return _read_state(directory, entries)
+    return _read_state(directory, number, entries)
 
 
 def _manifest(directory):
-    """{file: {"bytes": n, "sha256": hex}} of format 1, None for format 0. Raises UserError for anything else."""
+    """(format, {file: {"bytes": n, "sha256": hex}}), (0, None) for format 0. Raises UserError for anything else."""
     path = directory / MANIFEST
     with _damage(directory):
         names = files.names(directory, 2 * len(FILES) + 2)
@@ -205,19 +206,19 @@ def _manifest(directory):
             _check_foreign(directory, foreign)
             need(set(fields) == {"format", "files", "sha256"}, f"its fields are {sorted(fields)!r:.200}")
             _check_entries(fields["files"])
-            need(_manifest_bytes(fields["files"]) == content, "it is not what was written, its sha256 differs")
-            return fields["files"]
+            need(_manifest_bytes(fields["format"], fields["files"]) == content, "it is not what was written, its sha256 differs")
+            return fields["format"], fields["files"]
     except _Missing:
         _check_foreign(directory, foreign)
         if names != [WEIGHTS]:
             raise
-        return None
+        return 0, None
 
 
 def _check_version(path, number):
     need(type(number) is int and number >= 1, f"its format is {number!r:.50}")
     if number > VERSION:
-        raise NewerFormat(f"{path}: made by a newer alexnet_mp (format {number}); this one reads 0 and {VERSION}")
+        raise NewerFormat(f"{path}: made by a newer alexnet_mp (format {number}); this one reads 0 to {VERSION}")
 
 
 def _check_foreign(directory, foreign):
@@ -236,11 +237,11 @@ def _check_entries(entries):
 
 def _whole_manifest(directory):
     """As `_manifest`, for what can be resumed alone, with all sizes compared."""
-    entries = _manifest(directory)
-    if entries is None:
+    number, entries = _manifest(directory)
+    if not number:
         raise UserError(f"{directory}: it holds weights alone (format 0): it can be evaluated, not resumed")
     _check_sizes(directory, entries)
-    return entries
+    return number, entries
 
 
 def _check_sizes(directory, entries):
@@ -258,15 +259,19 @@ def _content(path, entry, most):
     return content
 
 
-def _read_state(directory, entries):
+def _read_state(directory, number, entries):
     with _damage(directory / STATE):
-        return _parse_state(_content(directory / STATE, entries[STATE], MOST_STATE))
+        return _parse_state(_content(directory / STATE, entries[STATE], MOST_STATE), number)
 
 
-def _parse_state(content):
-    """The `State` in the bytes of state.json. Raises ValueError or RecursionError."""
+def _parse_state(content, number):
+    """The `State` in the bytes of state.json, written in format `number`. Raises ValueError or RecursionError."""
     need(len(content) <= MOST_STATE, f"it has {len(content):,} bytes, {MOST_STATE:,} at most are read")
     fields = parse(content)
+    if number == 1 and isinstance(fields, dict):
+        recipe = fields.get("recipe")
+        fields["recipe"] = upgraded(recipe)
+        need(fields["recipe"] is not recipe, "its recipe has fields that format 1 had not, or none")
     # A folder's name may be no UTF-8. Python's surrogates for it are no JSON text to pydantic, so they are put back afterwards.
     state = _ADAPTER.validate_json(json.dumps(fields, ensure_ascii=False).encode(errors="replace"))
     data = fields["data"]
@@ -308,7 +313,7 @@ def _arrays(file, tensors, layout):
 
 
 def _load_whole(path, entry, load_content, layout=None):
-    """{name: tensor} of a file of format 1, in the layout's order; where none is given, unchecked against it."""
+    """{name: tensor} of a file of format 1 or 2, in the layout's order; where none is given, unchecked against it."""
     with _damage(path):
         content = _content(path, entry, tensor_file.MOST_BYTES)
         found = tensor_file.read_layout(len(content), content[:8 + tensor_file.MOST_HEADER])
@@ -340,8 +345,8 @@ def _dump(content):
     return json.dumps(content, indent=1, sort_keys=True, allow_nan=False).encode() + b"\n"
 
 
-def _manifest_bytes(entries):
-    rest = {"format": VERSION, "files": entries}
+def _manifest_bytes(number, entries):
+    rest = {"format": number, "files": entries}
     return _dump({**rest, "sha256": hashlib.sha256(_dump(rest)).hexdigest()})
 
 

@@ -1,9 +1,9 @@
 """Where images come from: a folder of class folders, a set of `prepare.py`, or the embedded pictures of `builtin.py`.
 
 Every source looks alike: `classes` (names in the order of the labels), `splits` {"train": ..., "val": ..., "test": ...},
-`source` (what `--data` said), `fingerprint`, `description`, and `statistics`, None where they have to be fitted. A split has `labels`
-(N,) int64, `names`, a length, and `read(i)`, the *stored picture* of image i: (stored_size, stored_size, 3) uint8, RGB. What it takes
-to read one is in `holds`:
+`source` (what `--data` said), `fingerprint`, `description`, `ids` (the classes' numbers in a competition, or None), and
+`statistics`, None where they have to be fitted. A split has `labels` (N,) int64, `names`, a length, and `read(i)`, the *stored
+picture* of image i: (stored_size, stored_size, 3) uint8, RGB. What it takes to read one is in `holds`:
 
 * "files": open, decode, rescale. `cached` keeps what was read where it fits into memory.
 * "jpeg": decode; `jpeg(i)` gives the bytes, (n,) uint8, of a JPEG of the stored size.
@@ -38,7 +38,7 @@ class Folder:
     splits whose classes differ.
     """
 
-    statistics = None
+    statistics = ids = None
 
     def __init__(self, directory, stored_size, splits=("train", "val")):
         root, self.source = Path(directory), str(Path(directory).absolute())

@@ -1,4 +1,5 @@
 """What follows from a recipe's list of layers: sizes, parameter counts, and the tensors that cross between the towers."""
+import math
 from dataclasses import dataclass
 
 from .errors import UserError
@@ -17,17 +18,27 @@ class Size:
 
     @property
     def weight_shape(self):
-        """Shape of this tower's weights: (maps, channels, kernel, kernel), or (units, inputs)."""
-        maps, (channels, height, width), k = self.computed[0], self.reads, self.layer.kernel
-        return (maps, channels, k, k) if self.layer.kind == "conv" else (maps, channels * height * width)
+        """Shape of this tower's weights: (maps, channels, kernel, kernel); fully connected (units, inputs); local
+        (maps, height, width, channels, kernel, kernel)."""
+        (maps, *places), (channels, height, width), k = self.computed, self.reads, self.layer.kernel
+        if self.layer.kind == "fc":
+            return (maps, channels * height * width)
+        return (maps, *places, channels, k, k) if self.layer.kind == "local" else (maps, channels, k, k)
+
+    @property
+    def bias_shape(self):
+        """(maps,), or local (maps, height, width): one a position, as its kernels (2012 source)."""
+        return self.computed if self.layer.kind == "local" else self.computed[:1]
 
     @property
     def parameters(self):
         """Weights and biases of this layer on one tower."""
-        count = self.computed[0]
-        for side in self.weight_shape[1:]:
-            count *= side
-        return count + self.computed[0]
+        return math.prod(self.weight_shape) + math.prod(self.bias_shape)
+
+    @property
+    def products(self):
+        """Products of a weight and an input in one image's forward pass on one tower."""
+        return math.prod(self.weight_shape) * (math.prod(self.computed[1:]) if self.layer.kind == "conv" else 1)
 
 
 def conv_size(size, kernel, stride, pad):
@@ -80,9 +91,9 @@ def merged_shapes(recipe, classes):
     """{"conv1.weight": (96, 3, 11, 11), "conv1.bias": (96,), ...}: what `TwoTowerAlexNet.merged_state` holds, in its order."""
     shapes = {}
     for size in sizes(recipe, classes):
-        maps, *inputs = size.weight_shape
-        maps *= 1 if size.layer.towers == "first" else recipe.towers
-        shapes |= {f"{size.layer.name}.weight": (maps, *inputs), f"{size.layer.name}.bias": (maps,)}
+        towers = 1 if size.layer.towers == "first" else recipe.towers
+        for what, (maps, *others) in (("weight", size.weight_shape), ("bias", size.bias_shape)):
+            shapes[f"{size.layer.name}.{what}"] = (maps * towers, *others)
     return shapes
 
 

@@ -11,6 +11,7 @@ from .archives import Descriptor, Item, Progress, Source, gzip_members, members,
 from .dataset import SUFFIXES
 from .errors import UserError
 from .matlab import struct_array
+from .prepared_format import UNLABELLED
 
 LARGEST_IMAGE = 128 << 20  # bytes of an image file
 LARGEST_FILE = 64 << 20  # of meta.mat or a ground truth
@@ -46,9 +47,10 @@ def competitions(directory):
     return [found for found in COMPETITIONS if any((Path(directory) / name).exists() for name in (found.train, found.val))]
 
 
-def find_competition(directory, competition, note=None):
+def find_competition(directory, competition, note=None, unlabelled_test=False):
     """The `Source` that a competition's archives in `directory` are: train, val, and test for ILSVRC-2010 where it is there.
 
+    unlabelled_test: test for ILSVRC-2012 too, where it is there, all its labels `UNLABELLED`, in the order of its numbers.
     Raises UserError where an archive is missing, damaged, or does not go with the others.
     """
     directory, progress = Path(directory), Progress(note)
@@ -73,9 +75,12 @@ def find_competition(directory, competition, note=None):
         answers = _required(directory, f"{competition.key}_test_ground_truth.txt", f"the labels of {competition.test}")
         truth = _numbers(_content(answers), answers)
         splits["test"] = _numbered_items(directory / competition.test, truth, labels, wnids, progress, patches)
-    elif note:
-        for path in sorted(directory.glob(f"{competition.key}_im*_test*.tar")):
-            note(f"{path.name} is not used: its labels were never published")
+    tests = [] if competition.test else sorted(directory.glob(f"{competition.key}_im*_test*.tar"))
+    if tests and unlabelled_test:
+        splits["test"] = _unlabelled_items(tests.pop(), progress)  # the newest: a later one's name ends with its date
+    for path in tests if note else ():
+        note(f"{path.name} is not used: " + ("a newer one is" if "test" in splits else
+                                             "its labels were never published; --unlabelled-test takes it, for a submission"))
     if note and patches:
         used = sum(item.path.endswith("patch_images.tar") for items in splits.values() for item in items)
         note(f"patch_images.tar: {used:,} of its {len(patches):,} images replace another")
@@ -162,6 +167,20 @@ def _numbered_items(path, truth, labels, wnids, progress, patches):
         raise UserError(f"{path}: {len(items):,} images for the {len(truth):,} lines of the ground truth; number {missing} is "
                         "missing")
     return sorted(items, key=lambda item: (item.label, item.name))
+
+
+def _unlabelled_items(path, progress):
+    """The images of an archive of test images, numbered from 1 without a gap, in that order."""
+    found, items = _by_name(path, members(path)), []
+    for number, name in enumerate(sorted(found), start=1):
+        if not re.fullmatch(rf"ILSVRC2012_test_{number:08}\.\w+", name):
+            raise UserError(f"{path}: {shown(name)}: expected is ILSVRC2012_test_{number:08}.JPEG; numbers begin with 1, and "
+                            "none is left out")
+        items.append(_item(name, name, UNLABELLED, str(path), found[name], {}))
+        progress(lambda: f"{path.name}: {len(items):,} images")
+    if not items:
+        raise UserError(f"{path}: no images in it")
+    return items
 
 
 def _item(name, base, label, place, member, patches):

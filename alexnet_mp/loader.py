@@ -59,6 +59,16 @@ def ten_views(recipe):
     return [(top, left, flip) for flip in (False, True) for top, left in places]
 
 
+def nine_views(recipe):
+    """The (top, left, flip) of 3 x 3 places from corner to corner, not mirrored (2012 source, `convdata_cifar.py:83-99`).
+
+    Of a picture that the crop fills all nine are the same.
+    """
+    end, (centre,) = recipe.stored_size - recipe.crop_size, centre_view(recipe)
+    places = (0, centre[0], end)
+    return [(top, left, False) for top in places for left in places]
+
+
 def survey(split, size, workers, progress):
     """Read every image of a split once: finds unreadable ones before anything else starts, and fills a `CachedSplit`.
 

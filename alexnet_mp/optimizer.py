@@ -17,8 +17,9 @@ class PaperSGD(torch.optim.Optimizer):
     def __init__(self, network):
         recipe = network.recipe
         self.kernels = network.kernels
-        groups = [dict(params=parts, name=name, lr=0.0,
-                       weight_decay=recipe.bias_weight_decay if name.endswith(".bias") else recipe.weight_decay)
+        decays = {f"{layer.name}.weight": recipe.weight_decay if layer.weight_decay is None else layer.weight_decay
+                  for layer in recipe.layers}
+        groups = [dict(params=parts, name=name, lr=0.0, weight_decay=decays.get(name, recipe.bias_weight_decay))
                   for name, parts in network.layer_parameters().items()]
         super().__init__(groups, dict(momentum=recipe.momentum))
         for group in self.param_groups:

@@ -19,12 +19,12 @@ import signal
 import sys
 import time
 from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import save
 
-from . import recipe as recipes
 from . import sources
 from .console import progress, say
 from .errors import UserError, run_command
@@ -32,6 +32,7 @@ from .pool import in_processes
 from .prepared_check import check
 from .prepared_format import (FORMAT, INDEX, MOST_PIXELS, PLAN, VERSION, WORK, Index, SplitIndex, columns_file, is_prepared,
                               read_index)
+from .presets import PRESETS
 from .shards import UNFINISHED, Shards, make_shard, printable, written
 from .statistics import FILE as STATISTICS
 from .statistics import Sums
@@ -58,7 +59,7 @@ def main(arguments=None):
     dest = Path(options.dest)
     _refuse_unusable(options.src, dest)
     src = Path(options.src).absolute()
-    source = sources.find(src, options.val_fraction, say)
+    source = sources.find(src, options.val_fraction, say, options.unlabelled_test)
     say(f"source: {source.kind}")
     plan, kind = make_plan(source, size, quality), source.kind.replace(str(src), src.name)
     try:
@@ -87,10 +88,10 @@ def prepare(source, kind, plan, dest, skip, workers):
     kind: what the index says of the source. skip: leave unreadable images out.
     """
     if (dest / INDEX).exists() and not (dest / WORK).exists():
-        return _say_complete(dest, plan)
+        return _say_complete(dest, plan, source.ids)
     with _locked(dest):
         if (dest / INDEX).exists():  # an earlier run ended between the index and the removal of what it worked with
-            status = _say_complete(dest, plan)
+            status = _say_complete(dest, plan, source.ids)
         else:
             status = _make(source, kind, plan, dest, skip, workers)
     # Without the lock, since a network file system doesn't give up an open file; beside an index nobody works here any more.
@@ -163,8 +164,8 @@ def _finish(dest, plan, source, kind, splits):
     sums, found = Sums(plan.size), {}
     for name, shards in splits.items():
         split, columns = shards.collect(sums if name == "train" else None)
-        lost = np.flatnonzero(np.bincount(columns.label, minlength=len(source.classes)) == 0)
-        if not split.images or name == "train" and len(lost):
+        lost = sorted(set(range(len(source.classes))) - set(columns.label.tolist()))
+        if not split.images or name == "train" and lost:
             what = f"class {source.classes[lost[0]]} of {name}" if split.images else name
             raise UserError(f"no image of {what} can be read, and a set needs one; mend the source and run the same command again")
         content = save({field: np.ascontiguousarray(values) for field, values in vars(columns).items()})
@@ -177,7 +178,7 @@ def _finish(dest, plan, source, kind, splits):
         file.write(content)
     index = Index(FORMAT, VERSION, plan.size, "raw" if plan.quality is None else "jpeg", plan.quality, printable(kind),
                   plan.digest, tuple(map(printable, source.classes)), tuple(map(printable, source.class_names)), found,
-                  hashlib.sha256(content).hexdigest())
+                  hashlib.sha256(content).hexdigest(), ids=None if source.ids is None else tuple(source.ids))
     with written(dest / INDEX) as file:
         file.write(index.to_bytes())
     return index
@@ -257,14 +258,18 @@ def _say_left_out(dest, index):
         say(f"{len(left_out):,} unreadable images were left out; {dest / INDEX} lists them")
 
 
-def _say_complete(dest, plan):
-    """For a finished set: say so, or refuse, if it was made from something else."""
+def _say_complete(dest, plan, ids):
+    """For a finished set: say so, or refuse, if it was made from something else. A set of before there were ids gets them."""
     index = read_index(dest)
     if index.plan != plan.digest:
         same = Plan(index.stored_size, index.jpeg_quality, index.classes, index.class_names, {})
         counts = {f"{name} images": split.images + len(split.skipped) for name, split in index.splits.items()}
         difference = plan.difference(same.fields | counts) or "the names of the images"
         raise UserError(f"{dest} is a set of another source or other settings ({difference}); choose another DEST, or remove it")
+    if ids is not None and index.ids is None:
+        with written(dest / INDEX) as file:
+            file.write(replace(index, ids=tuple(ids)).to_bytes())
+        say("the classes' numbers in the competition were added to it")
     _say_left_out(dest, index)
     say(f"there already, and complete: {index.describe(dest, index.splits)}")
     return 0
@@ -290,7 +295,7 @@ def _refuse_unusable(src, dest):
 
 def _settings(options):
     """(size, quality) that the command line asks for; quality is None for raw pixels."""
-    recipe = recipes.PRESETS[options.recipe]()
+    recipe = PRESETS[options.recipe]()
     size = recipe.stored_size if options.size is None else options.size
     quality = recipe.jpeg_quality if options.quality is None else options.quality
     if options.raw and options.quality is not None:
@@ -311,10 +316,12 @@ def _parser():
     parser.add_argument("--raw", action="store_true", help="store pixels; default: JPEG")
     parser.add_argument("--size", type=int, help="pixels a side; default: the recipe's stored_size")
     parser.add_argument("--quality", type=int, help="of the JPEGs, 1 to 100; default: the recipe's jpeg_quality")
-    parser.add_argument("--recipe", choices=tuple(recipes.PRESETS), default="paper",
+    parser.add_argument("--recipe", choices=tuple(PRESETS), default="paper",
                         help="where the defaults come from; default: paper")
     parser.add_argument("--val-fraction", type=float, metavar="F",
                         help="of each class, for validation, where SRC isn't split; default: 0.1; 0: none")
+    parser.add_argument("--unlabelled-test", action="store_true",
+                        help="of ILSVRC-2012, the test images too, which have no labels: for `evaluate --split test --submission`")
     parser.add_argument("--bad-images", choices=("stop", "skip"), default="stop",
                         help="default: stop at the first unreadable image; skip: leave such images out and list them in the index")
     parser.add_argument("--workers", type=int, help="processes; default: one for each core")

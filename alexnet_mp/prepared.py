@@ -38,6 +38,7 @@ class Prepared:
             raise UserError(f"--data {directory}: its pictures of {index.stored_size}x{index.stored_size} are smaller than the "
                             f"recipe's stored_size {stored_size}; prepare it anew with --size {stored_size}, or use another recipe")
         self.classes, self.class_names = list(index.classes), list(index.class_names)
+        self.ids = None if index.ids is None else list(index.ids)
         self.splits = {split: PreparedSplit(directory, index, split, stored_size) for split in splits}
         self.statistics = read_statistics(directory, index) if index.stored_size == stored_size else None
         self.fingerprint, self.description = index.fingerprint(), index.describe(directory, splits)

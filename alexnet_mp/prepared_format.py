@@ -32,6 +32,7 @@ INDEX, WORK, PLAN = "index.json", "work", "plan.json"
 IMAGES_PER_SHARD = 1024
 MOST_PIXELS = 4096  # a side of the stored pictures: one takes 50 MB then
 BLOCK, RECORD = 512, 10240  # bytes: a tar's files start at multiples of the one, its end is a multiple of the other
+UNLABELLED = -1  # the label of test images whose classes were never published: all of them, in a set that has them
 _STRICT = ConfigDict(extra="forbid", strict=True)
 
 
@@ -85,6 +86,7 @@ class Index:
     splits: dict[Literal["train", "val", "test"], SplitIndex]
     statistics_sha256: str
     sha256: str = ""  # of this file with this field empty
+    ids: tuple[int, ...] | None = None  # the classes' numbers in the competition (ILSVRC2012_ID); None: none are known
 
     def to_bytes(self):
         """The file, with its own digest filled in."""
@@ -93,7 +95,7 @@ class Index:
 
     def fingerprint(self):
         """A digest of what training sees: not from where a set was made, and by which list."""
-        return hashlib.sha256(_as_json(replace(self, source="", plan="", sha256=""))).hexdigest()
+        return hashlib.sha256(_as_json(replace(self, source="", plan="", sha256="", ids=None))).hexdigest()
 
     def describe(self, directory, splits):
         how = f"JPEG of quality {self.jpeg_quality}" if self.encoding == "jpeg" else "raw pixels"
@@ -185,6 +187,7 @@ def _check_index(index, path):
     need(index.jpeg_quality is None if index.encoding == "raw" else 1 <= (index.jpeg_quality or 0) <= 100,
          f"jpeg_quality is {index.jpeg_quality}")
     need(len(index.classes) == len(index.class_names) == len(set(index.classes)) > 0, "its classes")
+    need(index.ids is None or len(index.ids) == len(set(index.ids)) == len(index.classes) and min(index.ids) > 0, "its ids")
     need("train" in index.splits, "it has no train split")
     for name, split in index.splits.items():
         need(split.index == columns_file(name), f"splits.{name}.index is {split.index!r}")
@@ -224,7 +227,8 @@ def read_columns(directory, index, name):
     pixels = 3 * index.stored_size**2
     need((columns.length == len(ppm_header(index.stored_size)) + pixels).all() if index.encoding == "raw" else
          (columns.length <= 2 * pixels + 65536).all(), "the length of a picture")
-    need((columns.label >= 0).all() and (columns.label < len(index.classes)).all(), "a label that there is not")
+    unlabelled = name == "test" and (columns.label == UNLABELLED).all()
+    need(unlabelled or (columns.label >= 0).all() and (columns.label < len(index.classes)).all(), "a label that there is not")
     need((columns.crc32 >= 0).all() and (columns.crc32 < 2**32).all(), "a crc32 out of range")
     ends = np.concatenate(([0], columns.name_ends))
     need((ends[1:] >= ends[:-1]).all() and ends[-1] == len(columns.names), "the ends of the names")
@@ -278,7 +282,10 @@ def _regular_file(path):
 
 
 def _as_json(index):
-    return json.dumps(asdict(index), indent=1).encode() + b"\n"
+    fields = asdict(index)
+    if index.ids is None:  # a set without them has the bytes that it had before there were any
+        del fields["ids"]
+    return json.dumps(fields, indent=1).encode() + b"\n"
 
 
 _ADAPTER = TypeAdapter(Index)

@@ -1,4 +1,6 @@
-"""Every number of an experiment, with its unit and its source, and the three presets: `paper`, `source2012`, `mini`.
+"""Every number of an experiment, with its unit and its source, and three presets: `paper`, `source2012`, `mini`.
+
+`variants.py` derives the paper's experiments from them, `cifar_recipes.py` has those for CIFAR-10, `presets.py` lists all by name.
 
 Sources: "3.3" is a section of the paper (Krizhevsky, Sutskever, Hinton 2012); "source" is the original code and its configuration
 files for net 145, the network of the paper's headline figures (Computer History Museum, AlexNet-Source-Code).
@@ -27,7 +29,7 @@ class Layer:
     __pydantic_config__ = _STRICT
 
     name: str
-    kind: Literal["conv", "fc"]
+    kind: Literal["conv", "local", "fc"]  # "local" = a convolution with kernels and biases of its own at every position (source)
     maps: int | None  # feature maps, or units, of one tower; None = one a class
     reads: Literal["image", "own", "both"]  # "both" = both towers' maps cross (3.2, figure 2)
     then: tuple[Operation, ...]  # in this order
@@ -37,6 +39,8 @@ class Layer:
     init_std: float = 0.01  # weights ~ N(0, init_std) (5)
     init_bias: float = 0.0
     towers: Literal["each", "first"] = "each"  # "first" = on tower a alone: fc8 and the softmax (source: gpu=0)
+    weight_decay: float | None = None  # of this layer's weights; None = the recipe's (source: wc, one a layer)
+    rate: float = 1.0  # factor on the recipe's two learning rates (source: epsW, epsB, one a layer)
 
 
 @dataclass(frozen=True)
@@ -47,8 +51,8 @@ class Date:
 
     epoch: int
     layers: tuple[str, ...] = ()  # the layers whose rates change; () = all
-    weights: float | None = None  # factor on `learning_rate`
-    biases: float | None = None  # factor on `bias_learning_rate`
+    weights: float | None = None  # factor on `learning_rate` times the layer's `rate`
+    biases: float | None = None  # factor on `bias_learning_rate` times the layer's `rate`
     colour_noise: float | None = None  # replaces the recipe's
 
 
@@ -88,6 +92,7 @@ class Recipe:
     colour_scale: Literal["eigenvalue", "root"] = "eigenvalue"  # what the factor multiplies, in 0..1 pixel units (4.1)
     colour_shrink: bool = False  # divide the training image by 1 + colour_noise after the shift
     reshuffle: bool = True  # a new order every epoch; False: shuffled once, then the same order every epoch
+    test_views: Literal["ten", "nine"] = "ten"  # corners, centre, mirrors (4.1); or 3 x 3 places (source, CIFAR-10)
 
     # Optimiser (5)
     batch_size: int = 128  # images
@@ -138,7 +143,6 @@ def source2012():
     recipe = change_layers(recipe, "conv1", then=("lrn", "max_pool", "relu"))
     recipe = change_layers(recipe, "conv2", then=("relu", "lrn", "spatial_norm", "max_pool"))
     recipe = change_layers(recipe, "conv5", then=("max_pool", "relu"))
-    all_but_conv1 = tuple(layer.name for layer in recipe.layers[1:])
     return replace(
         recipe, name="source2012",
         lrn_alpha=1e-4 / 5,  # scale divided by size (layer.py:1183)
@@ -149,12 +153,17 @@ def source2012():
         colour_scale="root", colour_shrink=True,  # convdata_jpeg.py:154-179
         reshuffle=False,  # convdata_jpeg.py:143
         bias_learning_rate=0.02, bias_weight_decay=0.0,  # layer.cu:565
-        schedule="dated", epochs=93,  # params-145-2010:170-176
-        dates=(Date(23, weights=0.1, biases=0.1),  # biases end at 0.002; that they fall with the first drop is our choice
-               Date(51, weights=0.01),
-               Date(68, layers=("conv1",), weights=0.001, colour_noise=0.0),
-               Date(72, layers=("conv1",), weights=0.0, biases=0.0),
-               Date(78, layers=all_but_conv1, weights=0.001)))
+        schedule="dated", epochs=93, dates=dates_of_145([layer.name for layer in recipe.layers]))
+
+
+def dates_of_145(names):
+    """What was changed by hand in the 93 epochs of net 145 on ILSVRC-2010 (params-145-2010:170-176). names: of all layers."""
+    first, *others = names
+    return (Date(23, weights=0.1, biases=0.1),  # biases end at 0.002; that they fall with the first drop is our choice
+            Date(51, weights=0.01),
+            Date(68, layers=(first,), weights=0.001, colour_noise=0.0),
+            Date(72, layers=(first,), weights=0.0, biases=0.0),
+            Date(78, layers=tuple(others), weights=0.001))
 
 
 def mini():
@@ -174,9 +183,6 @@ def mini():
         recipe = change_layers(recipe, name, maps=maps, init_std=std)
     return replace(recipe, name="mini", stored_size=112, crop_size=96, crop_positions=16,
                    epochs=12, schedule="dated", dates=(Date(11, weights=0.1, biases=0.1),))
-
-
-PRESETS = {"paper": paper, "source2012": source2012, "mini": mini}
 
 
 def change_layers(recipe, *names, **changes):
@@ -230,8 +236,10 @@ def to_dict(recipe):
 def describe(recipe, width=100):
     """The resolved recipe as text: a line a layer, then every other field."""
     lines = [f"  {layer.name:6} {layer.kind:4} maps {layer.maps or 'classes'}, reads {layer.reads}, "
-             + (f"{layer.kernel}x{layer.kernel} stride {layer.stride} pad {layer.pad}, " if layer.kind == "conv" else "")
+             + (f"{layer.kernel}x{layer.kernel} stride {layer.stride} pad {layer.pad}, " if layer.kind != "fc" else "")
              + f"std {layer.init_std:g}, bias {layer.init_bias:g}"
+             + (f", weight decay {layer.weight_decay:g}" if layer.weight_decay is not None else "")
+             + (f", rates times {layer.rate:g}" if layer.rate != 1 else "")
              + (f", then {' -> '.join(layer.then)}" if layer.then else "")
              + (", on the first tower alone" if layer.towers == "first" else "") for layer in recipe.layers]
     rest = ", ".join(f"{name}={value}" for name, value in to_dict(recipe).items() if name not in ("name", "layers", "dates"))
@@ -241,6 +249,19 @@ def describe(recipe, width=100):
         lines.append(f"  from epoch {date.epoch}: {', '.join(date.layers) or 'all layers'}: "
                      + ", ".join(f"{what} {value:g}" for what, value in changes if value is not None))
     return "\n".join([f"recipe {recipe.name}, layers of each tower:", *lines])
+
+
+def upgraded(fields):
+    """What `to_dict` wrote before there were `Layer.weight_decay`, `Layer.rate` and `test_views`, with what means the same today.
+
+    That is the recipe of a checkpoint of format 1. Anything else comes back as it is, for `from_dict` to refuse.
+    """
+    layers = fields.get("layers") if isinstance(fields, dict) else None
+    older = isinstance(layers, list) and "test_views" not in fields and all(
+        isinstance(layer, dict) and not {"weight_decay", "rate"} & layer.keys() for layer in layers)
+    if not older:
+        return fields
+    return {**fields, "test_views": "ten", "layers": [{**layer, "weight_decay": None, "rate": 1.0} for layer in layers]}
 
 
 def from_dict(fields):
@@ -300,9 +321,10 @@ def _check_layers(recipe):
         need((layer.maps is None) == last, "maps", "the last layer, and no other, has one unit a class (null)")
         need(layer.maps is None or 1 <= layer.maps < 2**31, "maps", "it must be at least 1 and below 2^31")
         need(layer.towers == "each" or last, "towers", "only the last layer can be on the first tower alone")
-        need(layer.kind == "fc" or first or recipe.layers[index - 1].kind == "conv", "kind",
+        need(layer.kind == "fc" or first or recipe.layers[index - 1].kind != "fc", "kind",
              "a convolution cannot follow a fully connected layer")
-        need(layer.kind == "conv" or not set(layer.then) - {"relu", "tanh", "dropout"}, "then",
+        need(layer.kind != "local" or not first, "kind", "the first layer's kernels are shared, to be drawn as a picture")
+        need(layer.kind != "fc" or not set(layer.then) - {"relu", "tanh", "dropout"}, "then",
              "a fully connected layer has no maps to normalise or pool")
         for field, least in (("kernel", 1), ("stride", 1), ("pad", 0)):
             need(getattr(layer, field) >= least, field, f"it must be at least {least}")
@@ -310,6 +332,9 @@ def _check_layers(recipe):
                 need(getattr(layer, field) == least, field, f"a fully connected layer has none, leave it at {least}")
         need(0 <= layer.init_std < math.inf, "init_std", "it must be finite and not negative")
         need(math.isfinite(layer.init_bias), "init_bias", "it must be finite")
+        need(layer.weight_decay is None or 0 <= layer.weight_decay < math.inf, "weight_decay",
+             "it must be finite and not negative, or null")
+        need(0 <= layer.rate < math.inf, "rate", "it must be finite and not negative")
         need(recipe.towers == 1 or not last or layer.towers == "first", "towers",
              "the last layer of two towers is on the first alone, with the loss")
     for date in recipe.dates:

@@ -131,8 +131,9 @@ def read_run(path):
     file = Path(path) / RUN
     try:
         run = json.loads(files.read(file, MOST_BYTES))
-        recipe = recipes.from_dict(run["recipe"])
-        if recipes.to_dict(recipe) != run["recipe"]:  # a default must not fill in for a number that the run didn't record
+        fields = recipes.upgraded(run["recipe"])
+        recipe = recipes.from_dict(fields)
+        if recipes.to_dict(recipe) != fields:  # a default must not fill in for a number that the run didn't record
             raise UserError("the recipe is not complete")
         data = run["data"]
         classes = data["classes"]

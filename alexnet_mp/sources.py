@@ -15,6 +15,7 @@ from . import archives, cifar10, ilsvrc
 from .archives import Item, Progress, Source, shown
 from .dataset import SUFFIXES
 from .errors import MachineError, UserError
+from .prepared_format import UNLABELLED
 from .stored_picture import decoded, stored_picture
 
 SPLITS = ("train", "val", "test")
@@ -24,13 +25,14 @@ LOOKED_FOR = ("class folders (<class>/*.jpg, or train/<class>/ and val/<class>/)
               f"CIFAR-10, as a folder or as {cifar10.VERSIONS[0][1]} or {cifar10.VERSIONS[1][1]}")
 
 
-def find(path, val_fraction=None, note=None):
+def find(path, val_fraction=None, note=None, unlabelled_test=False):
     """What there is at `path`, a directory or an archive: a `Source`, its images by label and then by name.
 
     Where the source has no validation images, `val_fraction` of each class's training images (default 0.1; the paper takes half
     of Fall 2009) become val: round(fraction * n), at least one and not all; a single image stays in train. 0 means no val at all.
     Given for a source that has its own, it cuts val from train all the same, and the source's own become test; one that has its own
     test too is refused.
+    unlabelled_test: ILSVRC-2012's test images too, with `UNLABELLED` as their labels.
     `note(text)` is told of what is left aside, and now and then how far a large archive has been read.
     Raises UserError for what can't be used, missing parts, and archives with anything wrong in them.
     """
@@ -40,9 +42,12 @@ def find(path, val_fraction=None, note=None):
     try:
         if not path.exists():
             raise UserError(f"{path}: no such file or directory")
-        source = _in_directory(path, note) if path.is_dir() else _in_file(path, note)
+        source = _in_directory(path, note, unlabelled_test) if path.is_dir() else _in_file(path, note)
     except OSError as error:
         raise UserError(f"{error.filename or path}: {error.strerror or error}") from None
+    if unlabelled_test and not _unlabelled(source.splits.get("test", ())):
+        raise UserError(f"--unlabelled-test: {path} has no test images without labels; ILSVRC-2012 has them, in an archive such as "
+                        "ILSVRC2012_img_test_v10102019.tar")
     return _with_val(_checked(source, path), val_fraction, note)
 
 
@@ -80,9 +85,9 @@ def where(item):
     return item.path if item.length < 0 else f"{item.path}: {item.name}"
 
 
-def _in_directory(path, note):
+def _in_directory(path, note, unlabelled_test):
     """The one source that a directory holds."""
-    found = [(competition.train, lambda competition=competition: ilsvrc.find_competition(path, competition, note))
+    found = [(competition.train, lambda competition=competition: ilsvrc.find_competition(path, competition, note, unlabelled_test))
              for competition in ilsvrc.competitions(path)]
     if (path / "train").is_dir():
         found.append(("train/", lambda: _folders(path)))
@@ -198,9 +203,13 @@ def _checked(source, path):
         raise UserError(f"{path}: a single class, {source.classes[0]}; training needs at least two")
     for split, items in source.splits.items():
         empty = set(range(len(source.classes))) - {item.label for item in items}
-        if empty:
+        if empty and not _unlabelled(items):
             raise UserError(f"{path}: its {split} split has no image of class {source.classes[min(empty)]}")
     return source
+
+
+def _unlabelled(items):
+    return len(items) > 0 and all(item.label == UNLABELLED for item in items)
 
 
 def _named(classes):

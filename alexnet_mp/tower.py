@@ -38,19 +38,20 @@ class TowerLayer(nn.Module):
         self.kernels = kernels
         self.layer = size.layer
         self.groups = len(towers) if self.layer.reads == "own" else 1
-        maps, *inputs = size.weight_shape
-        self.weight = nn.Parameter(torch.zeros(maps * len(towers), *inputs, device=device))
-        self.bias = nn.Parameter(torch.zeros(maps * len(towers), device=device))
+        self.weight, self.bias = (nn.Parameter(torch.zeros(maps * len(towers), *others, device=device))
+                                  for maps, *others in (size.weight_shape, size.bias_shape))
         self.pieces = plan(self.layer.then)
         # Merged, the kernels see each tower's maps as images of their own and can't add a bias that differs between the towers.
-        self.bias_in_kernel = len(towers) == 1 and self.pieces[:1] != [] and self.pieces[0] in TAKES_BIAS
+        # The kernels add one bias a map: not those of a local layer, one a position.
+        self.bias_in_kernel = (len(towers) == 1 and self.layer.kind != "local" and self.pieces[:1] != []
+                               and self.pieces[0] in TAKES_BIAS)
 
     def extra_repr(self):
         return f"{tuple(self.weight.shape)}, then {' -> '.join(self.layer.then) or 'nothing'}"
 
     def forward(self, x, step=0):
         bias = None if self.bias_in_kernel else self.bias
-        x = self._convolve(x, bias) if self.layer.kind == "conv" else self._multiply(x, bias)
+        x = {"conv": self._convolve, "local": self._convolve_locally, "fc": self._multiply}[self.layer.kind](x, bias)
         bias = self.bias if self.bias_in_kernel else None
         for piece in self.pieces:
             x = self._dropout(x, step) if piece == ("dropout",) else self._maps_of_each_tower(piece, x, bias)
@@ -64,6 +65,19 @@ class TowerLayer(nn.Module):
             x = F.pad(x, (layer.pad, layer.pad + right, layer.pad, layer.pad + bottom))
             return F.conv2d(x, self.weight, bias, layer.stride, 0, groups=self.groups)
         return F.conv2d(x, self.weight, bias, layer.stride, layer.pad, groups=self.groups)
+
+    def _convolve_locally(self, x, bias):
+        """(N, C, H, W) -> (N, maps, H', W'), each position by kernels of its own (2012 source, layer type `local`)."""
+        layer, (height, width) = self.layer, self.size.computed[1:]
+        right, bottom = (geometry.overhang(side, layer.kernel, layer.stride, layer.pad) for side in (x.shape[3], x.shape[2]))
+        x = F.pad(x, (layer.pad, layer.pad + right, layer.pad, layer.pad + bottom)).permute(2, 3, 0, 1).contiguous()  # (H, W, N, C)
+        parts = []
+        for own, weight in zip(x.chunk(self.groups, 3), self.weight.chunk(self.groups), strict=True):
+            windows = torch.cat([own[i::layer.stride, j::layer.stride][:height, :width]
+                                 for i in range(layer.kernel) for j in range(layer.kernel)], 3)  # (H', W', N, k k C)
+            kernels = weight.permute(1, 2, 0, 4, 5, 3).flatten(3)  # (H', W', maps, k k C)
+            parts.append(windows @ kernels.transpose(2, 3))  # (H', W', N, maps)
+        return torch.cat(parts, 3).permute(2, 3, 0, 1).contiguous() + bias
 
     def _multiply(self, x, bias):
         x = x.flatten(1)

@@ -7,6 +7,7 @@ examples
   python -m alexnet_mp.train --gpus cpu --data DIR --steps 80           eighty steps without a GPU
   python -m alexnet_mp.train --data DIR --set learning_rate=0.005 --set conv3.init_std=0.03
   python -m alexnet_mp.train --data DIR --out RUN --resume auto         begins, or goes on where RUN stopped, bit for bit
+  python -m alexnet_mp.train --data DIR --init RUN2                     fine-tuning: begins with the weights of RUN2, fc8 new
 
 The run directory (--out) gets run.json, metrics.jsonl, TensorBoard events, checkpoints/, curves.png and conv1_kernels.png. Ctrl-C and
 SIGTERM finish the step, save and end with status 0; a second one stops at once, without saving.
@@ -27,11 +28,13 @@ from .console import progress, python_command, say
 from .dataset import cached, free_memory, open_dataset
 from .devices import resolve
 from .errors import UserError, run_command
+from .initial_weights import begin_with, read_weights
 from .interrupts import interruptible
 from .loader import read_through, survey
 from .network import TwoTowerAlexNet
 from .options import add_machine_options, check_kernels
 from .pipelines import make_pipeline
+from .presets import PRESETS
 from .run_directory import RunDirectory, refuse_unusable
 from .saver import PATIENCE
 from .trainer import Trainer
@@ -63,6 +66,7 @@ def _run(options, interrupts, held):
         held.callback(lock.release)
     _refuse_numbers(options, found)
     recipe, devices = _resolve(options, found)
+    weights = read_weights(options.init) if options.init is not None and not found else None
     if lock is None:
         out = out or _fresh_name(recipe)
         refuse_unusable(out)
@@ -84,6 +88,11 @@ def _run(options, interrupts, held):
             statistics = found.checkpoint.statistics  # to the last bit
     pipeline.use(statistics)
     network = TwoTowerAlexNet(recipe, devices, len(dataset.classes), options.kernels)
+    if weights is not None:
+        taken, new, foreign = begin_with(network, weights, options.init)
+        say(f"begins with {', '.join(taken)} of {options.init}; new: {', '.join(new)}"
+            + (f"; left out: {', '.join(foreign)}" if foreign else ""))
+        del weights
     made_by = resume.made_by(network, pipeline)
     interrupts.wait_for_step = True  # from here on there is something on the disk
     run = RunDirectory(out, recipe, dataset, network, pipeline, found, changed, lock)
@@ -188,7 +197,7 @@ def _resolve(options, found):
     flags = {"batch_size": options.batch_size, "epochs": options.epochs, "seed": options.seed}
     settings = options.set + [f"{field}={value}" for field, value in flags.items() if value is not None]
     as_before = found is not None and options.recipe is None  # what isn't said stays as it was
-    recipe = recipes.override(found.checkpoint.state.recipe if as_before else recipes.PRESETS[name](), settings)
+    recipe = recipes.override(found.checkpoint.state.recipe if as_before else PRESETS[name](), settings)
     devices = resolve(options.gpus, recipe.towers)
     check_kernels(options.kernels, devices)
     say(f"devices: {', '.join(f'tower {letter} on {device}' for letter, device in zip('ab', devices))}"
@@ -196,7 +205,8 @@ def _resolve(options, found):
     if as_before:
         say(f"recipe: {recipe.name}, as the checkpoint has it")
     else:
-        say(f"recipe: {name}, the {'small network' if name == 'mini' else 'whole network'}; --recipe chooses another")
+        what = {"mini": ", the small network", "paper": ", the whole network", "source2012": ", the whole network"}.get(name, "")
+        say(f"recipe: {name}{what}; --recipe chooses another")
     if len({device for device in devices if device.type == "cuda"}) < 2:
         say(f"on two GPUs, type: {python_command()} -m alexnet_mp.train --gpus 0,1 --recipe paper --data DIR")
     return recipe, devices
@@ -207,7 +217,7 @@ def _parser():
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     add_machine_options(parser)
     parser.add_argument("--data", metavar="DIR|builtin", help="default: builtin, drawn by the program; resumed, what the run had")
-    parser.add_argument("--recipe", choices=tuple(recipes.PRESETS),
+    parser.add_argument("--recipe", choices=tuple(PRESETS),
                         help="default: paper on CUDA, mini on a CPU; resumed, that of the checkpoint")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE",
                         help="change a recipe field, LAYER.FIELD for one layer; repeatable; the start of a run prints them all")
@@ -220,6 +230,9 @@ def _parser():
     parser.add_argument("--resume", metavar="auto|PATH",
                         help="auto: go on from the newest whole checkpoint in --out, from the beginning if there is none; PATH: from that "
                              "run or checkpoint, in its run's directory or in a new --out")
+    parser.add_argument("--init", metavar="RUN|CHECKPOINT|FILE",
+                        help="begin with the weights of a run, a checkpoint or a .safetensors file, in all layers of the same name "
+                             "but the last; a run that is resumed has begun already")
     parser.add_argument("--resume-anyway", action="store_true", help="go on although recipe, data or seed are no longer the same")
     parser.add_argument("--checkpoint-every", default=CHECKPOINT_EVERY, metavar="STEPS|MINUTESm",
                         help=f"as in 500 or 10m; and at every best validation, at the end and when stopped; default: {CHECKPOINT_EVERY}")

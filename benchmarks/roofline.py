@@ -12,7 +12,7 @@ import json
 from dataclasses import dataclass
 
 from alexnet_mp import geometry
-from alexnet_mp.recipe import PRESETS
+from alexnet_mp.presets import PRESETS
 from alexnet_mp.tower import plan
 
 WIDTH = {"fp32": 4, "bf16": 2, "fp16": 2}  # bytes of a value
@@ -139,9 +139,7 @@ def products(recipe):
     """
     rows = []
     for index, size in enumerate(geometry.sizes(recipe)):
-        maps, height, width = size.computed
-        rows.append((size, recipe.towers if size.layer.towers == "each" else 1, 2e-6 * (size.parameters - maps) * height * width,
-                     2 if index == 0 else 3))
+        rows.append((size, recipe.towers if size.layer.towers == "each" else 1, 2e-6 * size.products, 2 if index == 0 else 3))
     return rows
 
 
@@ -155,7 +153,8 @@ def step(recipe, batch, dtype, bandwidth=BANDWIDTH, tflops=TFLOPS):
     w, parts = WIDTH[dtype], {"conv": 0.0, "fc": 0.0, "maps": 0.0, "relu backward": 0.0, "sgd": 0.0}
     for size, towers, forward, passes in products(recipe):
         values = batch * (_count(size.reads) + _count(size.computed)) + size.parameters
-        parts[size.layer.kind] += passes * towers * seconds(values * w, forward * 1e6 * batch, dtype, bandwidth, tflops)
+        part = "fc" if size.layer.kind == "fc" else "conv"
+        parts[part] += passes * towers * seconds(values * w, forward * 1e6 * batch, dtype, bandwidth, tflops)
         if ("relu",) in plan(size.layer.then):  # forward it rides on the product; backward reads dy and y and writes dx
             parts["relu backward"] += towers * seconds(3 * batch * _count(size.computed) * w, 0, dtype, bandwidth, tflops)
     for op in map_ops(recipe):

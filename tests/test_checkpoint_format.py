@@ -2,13 +2,15 @@
 import dataclasses
 import errno
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from tiny_checkpoint import ALL, V0, V1, bits, original, place, refused, tiny_recipe  # noqa: F401  (fixtures)
+from tiny_checkpoint import (  # noqa: F401  (fixtures)
+    ALL, V0, V1, V2, bits, original, place, refused, rewrite_manifest, rewrite_state, tiny_recipe)
 
 from alexnet_mp import checkpoint_format, files, geometry
 from alexnet_mp.checkpoint_format import (
@@ -24,7 +26,7 @@ from alexnet_mp.statistics import Statistics
 def test_round_trip(original, place):
     found = load(place)
     assert bits(found) == bits(original) and list(found.weights) == list(original.weights)
-    assert read_state(place) == verify(place) == original.state and version(place) == 1
+    assert read_state(place) == verify(place) == original.state and version(place) == 2
     assert {name: values.tobytes() for name, values in arrays(load_weights(place)).items()} \
         == {name: values.tobytes() for name, values in arrays(original.weights).items()}
 
@@ -107,12 +109,35 @@ def test_recipes_with_dates_and_whole_numbers(preset, original, tmp_path):
 # The fixtures
 
 def test_a_checkpoint_of_format_1_as_it_was_written(original):
-    assert bits(load(V1)) == bits(original) and verify(V1) == original.state
+    """Its recipe comes back with the fields that it lacks, at the values that mean the same."""
+    assert bits(load(V1)) == bits(original) and verify(V1) == read_state(V1) == original.state and version(V1) == 1
+    assert original.state.recipe.test_views == "ten"
+    assert {(layer.weight_decay, layer.rate) for layer in original.state.recipe.layers} == {(None, 1.0)}
 
 
-def test_what_is_written_now_is_format_1(place):
-    """The same bytes as when format 1 came to be. Where they must change, VERSION has to, too."""
-    assert {name: (place / name).read_bytes() for name in ALL} == {name: (V1 / name).read_bytes() for name in ALL}
+@pytest.mark.parametrize("add", [
+    lambda recipe: recipe.update(test_views="nine"), lambda recipe: recipe.update(test_views="ten"),
+    lambda recipe: recipe["layers"][0].update(rate=2.0), lambda recipe: recipe["layers"][2].update(weight_decay=None),
+    lambda recipe: recipe.pop("layers"), lambda recipe: recipe.update(layers=[7]), lambda recipe: recipe.pop("seed"),
+], ids=range(7))
+def test_format_1_with_what_it_never_had_is_refused(add, tmp_path):
+    place = tmp_path / "step_00000003"
+    shutil.copytree(V1, place)
+    rewrite_state(place, lambda fields: add(fields["recipe"]))
+    rewrite_manifest(place, lambda fields: fields.update(format=1))
+    refused(load, place, STATE)
+
+
+def test_format_2_without_what_format_1_lacks_is_refused(tmp_path):
+    place = tmp_path / "step_00000003"
+    shutil.copytree(V1, place)
+    rewrite_manifest(place, lambda fields: fields.update(format=2))
+    assert "a field is missing" in refused(load, place, STATE)
+
+
+def test_what_is_written_now_is_format_2(place):
+    """The same bytes as when format 2 came to be. Where they must change, VERSION has to, too."""
+    assert {name: (place / name).read_bytes() for name in ALL} == {name: (V2 / name).read_bytes() for name in ALL}
 
 
 def test_a_checkpoint_of_format_0(original, tmp_path):

@@ -9,6 +9,7 @@ from make_archives import (IDS, WNIDS, WORDS, ilsvrc2012_files, image, lines, ma
                            meta, pixels, refused, seed_of, synset_tar_files, tar, write)
 
 from alexnet_mp import ilsvrc
+from alexnet_mp.errors import UserError
 from alexnet_mp.sources import find, picture
 
 SIZE = 24
@@ -72,7 +73,50 @@ def test_the_test_images_of_2012_are_left_aside(tmp_path):
     (tmp_path / "ILSVRC2012_img_test_v10102019.tar").write_bytes(b"whatever")
     notes = []
     assert list(find(tmp_path, note=notes.append).splits) == ["train", "val"]
-    assert len(notes) == 1 and "ILSVRC2012_img_test_v10102019.tar is not used" in notes[0]
+    assert len(notes) == 1 and "ILSVRC2012_img_test_v10102019.tar is not used" in notes[0] and "--unlabelled-test" in notes[0]
+
+
+TEST = "ILSVRC2012_img_test_v10102019.tar"
+
+
+def numbered_tar(numbers, folder=""):
+    return tar({f"{folder}ILSVRC2012_test_{number:08}.JPEG": image(seed_of("test", 0, number)) for number in numbers})
+
+
+@pytest.mark.parametrize("folder", ["", "test/"])
+def test_the_test_images_of_2012_where_they_are_asked_for(tmp_path, folder):
+    """They have no labels, and the order of their numbers, whatever the archive's; of two archives the later one is taken."""
+    make_ilsvrc2012(tmp_path)
+    (tmp_path / TEST).write_bytes(numbered_tar((3, 1, 2), folder))
+    (tmp_path / "ILSVRC2012_img_test.tar").write_bytes(b"not looked at")
+    notes = []
+    source = find(tmp_path, note=notes.append, unlabelled_test=True)
+    assert notes == ["ILSVRC2012_img_test.tar is not used: a newer one is"]
+    assert list(source.splits) == ["train", "val", "test"]
+    assert seeds(source, "test") == [(-1, seed_of("test", 0, number)) for number in (1, 2, 3)]
+    assert [item.name for item in source.splits["test"]] == [f"ILSVRC2012_test_{number:08}.JPEG" for number in (1, 2, 3)]
+    assert seeds(source, "train") == expected("train", 3) and seeds(source, "val") == expected("val", 2)
+
+
+@pytest.mark.parametrize("content, message", [
+    (numbered_tar((1, 2, 4)), "00000004.JPEG: expected is ILSVRC2012_test_00000003.JPEG"),
+    (numbered_tar((2, 3)), "00000002.JPEG: expected is ILSVRC2012_test_00000001.JPEG"), (numbered_tar(()), "no images in it"),
+    (tar({"ILSVRC2012_val_00000001.JPEG": b""}), "expected is ILSVRC2012_test_00000001.JPEG"),
+    (numbered_tar((1,)).rstrip(b"\0"), "it ends without the zero block"), (numbered_tar((1,), "a/b/"), "more folders around it")])
+def test_a_test_image_that_is_missing_is_named(tmp_path, content, message):
+    """A submission without its line would be wrong from there on."""
+    make_ilsvrc2012(tmp_path)
+    (tmp_path / TEST).write_bytes(content)
+    assert message in refused(tmp_path, unlabelled_test=True)
+
+
+def test_where_there_are_no_test_images_without_labels_none_are_made(tmp_path):
+    make_ilsvrc2012(tmp_path / "12")
+    make_ilsvrc2010(tmp_path / "10")
+    make_synset_tars(tmp_path / "tars")
+    for name in ("12", "10", "tars"):
+        with pytest.raises(UserError, match="--unlabelled-test: .* has no test images without labels"):
+            find(tmp_path / name, unlabelled_test=True)
 
 
 def test_a_part_of_the_classes_says_so(tmp_path):

@@ -1,4 +1,5 @@
 """Reading by worker processes: everything once, errors whole, no signal lost; the batches of an epoch and the views of a test."""
+import dataclasses
 import os
 import shutil
 import signal
@@ -13,7 +14,7 @@ from small_set import NOTHING, PRESETS, STORED, TRAIN, picture, same, tenth, tin
 from alexnet_mp import loader
 from alexnet_mp import workers as processes
 from alexnet_mp.dataset import Folder, cached
-from alexnet_mp.loader import EpochKeys, centre_view, survey, ten_views
+from alexnet_mp.loader import EpochKeys, centre_view, nine_views, survey, ten_views
 from alexnet_mp.pipeline_dali import DaliPipeline
 from alexnet_mp.pipeline_raw import RawPipeline
 from alexnet_mp.pipeline_torch import TorchPipeline
@@ -32,6 +33,12 @@ def test_views_are_the_corners_the_centre_and_their_mirrors():
         assert ten_views(recipe) == [(*place, False) for place in places] + [(*place, True) for place in places]
         assert centre_view(recipe) == [(16, 16, False)]
     assert [view[:2] for view in ten_views(mini())[:5]] == [(0, 0), (0, 16), (8, 8), (16, 0), (16, 16)]
+
+
+def test_nine_views_are_three_by_three_places():
+    assert nine_views(mini()) == [(top, left, False) for top in (0, 8, 16) for left in (0, 8, 16)]
+    odd = dataclasses.replace(mini(), stored_size=99, crop_positions=1)
+    assert nine_views(odd)[4] == centre_view(odd)[0] == (1, 1, False) and nine_views(odd)[8] == (3, 3, False)
 
 
 @pytest.mark.parametrize("kind", [pytest.param(DaliPipeline, marks=needs_dali), RawPipeline, TorchPipeline],

@@ -161,3 +161,17 @@ def test_frozen_layers_are_not_summed():
     assert sum(len(sums) for sums in optimizer.sums()) == count
     optimizer.set_rates(dict.fromkeys(rates, 0.0))
     assert optimizer.sums() == [] and optimizer.non_finite() == []
+
+
+def test_a_layer_can_decay_at_its_own_pace():
+    """With gradients of 0 a first step takes rate * decay off every weight. A layer's own decay is none of its biases'."""
+    recipe = change_layers(dataclasses.replace(mini(), bias_weight_decay=0.25), "conv1", weight_decay=0.5)
+    network = network_of(change_layers(recipe, "fc8", weight_decay=0.0))
+    optimizer = PaperSGD(network)
+    optimizer.set_rates({name: 0.01 for name in network.layer_parameters()})
+    before = {name: parts[0].detach().clone() for name, parts in network.layer_parameters().items()}
+    set_gradients(network, 0.0)
+    optimizer.step()
+    for name, parts in network.layer_parameters().items():
+        decay = {"conv1.weight": 0.5, "fc8.weight": 0.0}.get(name, 0.25 if name.endswith("bias") else 0.0005)
+        torch.testing.assert_close(parts[0].detach(), (1 - 0.01 * decay) * before[name], rtol=1e-13, atol=0)

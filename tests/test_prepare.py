@@ -4,9 +4,9 @@ import tarfile
 
 import numpy as np
 import pytest
-from make_archives import make_cifar10, make_ilsvrc2010, make_ilsvrc2012, make_synset_tars
+from make_archives import IDS, make_cifar10, make_ilsvrc2010, make_ilsvrc2012, make_synset_tars
 from prepared_sets import (  # noqa: F401  (fixtures)
-    PER_SHARD, SIZE, files, interrupted, prepared, refused, source)
+    PER_SHARD, SIZE, files, interrupted, prepared, refused, sign_json, source)
 
 from alexnet_mp import prepare, shards, sources
 from alexnet_mp.errors import UserError
@@ -87,6 +87,24 @@ def test_every_source_comes_out_as_it_went_in(tmp_path, monkeypatch, make):
         for image, item in enumerate(items):
             assert np.array_equal(split.read(image), sources.picture(item, 24))
     assert prepare.main(["--check", str(dest), "--workers", "0"]) == 0
+
+
+def test_the_competitions_numbers_of_the_classes_are_kept(source, tmp_path, monkeypatch, capsys):
+    """Also in a set from before there were any, by the same command; it stays the same set. Others have none."""
+    make_ilsvrc2012(tmp_path / "archives")
+    dest = prepared(monkeypatch, tmp_path / "archives", tmp_path / "set", size=24)
+    assert read_index(dest).ids == IDS and Prepared(dest, 24).ids == list(IDS)
+    before, fingerprint = files(dest), read_index(dest).fingerprint()
+    sign_json(dest, lambda index: index.pop("ids"))
+    assert Prepared(dest, 24).ids is None and read_index(dest).fingerprint() == fingerprint
+    capsys.readouterr()
+    prepared(monkeypatch, tmp_path / "archives", dest, size=24)
+    printed = capsys.readouterr().out
+    assert files(dest) == before and "numbers in the competition were added" in printed and "complete" in printed
+    prepared(monkeypatch, tmp_path / "archives", dest, size=24)
+    assert files(dest) == before and "were added" not in capsys.readouterr().out
+    others = prepared(monkeypatch, source, tmp_path / "others")
+    assert b'"ids"' not in files(others)["index.json"] and Prepared(others, SIZE).ids is None
 
 
 def test_validation_images_are_cut_where_they_are_asked_for(source, tmp_path, monkeypatch):

@@ -316,6 +316,23 @@ def test_impossible_columns_are_refused(jpeg, change, named):
     assert "train.safetensors is damaged" in message and named in message
 
 
+@pytest.mark.parametrize("change, refused_splits", [
+    (lambda columns: columns["label"].fill(-1), ("train", "val")),
+    (lambda columns: columns["label"].fill(-2), ("train", "val", "test")),
+    (lambda columns: columns["label"].put(3, -1), ("train", "val", "test"))], ids=["none", "-2", "some"])
+def test_only_test_images_may_have_no_labels_and_then_none_has(made, tmp_path, monkeypatch, change, refused_splits):
+    source = shutil.copytree(made[0], tmp_path / "source")
+    shutil.copytree(source / "val", source / "test")
+    directory = prepared(monkeypatch, source, tmp_path / "set")
+    for split in ("train", "val", "test"):
+        damaged = shutil.copytree(directory, tmp_path / split)
+        change_columns(damaged, change, split)
+        if split in refused_splits:
+            assert f"{split}.safetensors is damaged: a label that there is not" in refused(damaged, (split,))
+        else:
+            assert Prepared(damaged, SIZE, (split,)).splits[split].labels.tolist() == [-1] * 15
+
+
 def test_a_jpeg_much_longer_than_its_pixels_is_refused(jpeg):
     path, offset, _ = place_of(jpeg, 3)
     overwrite(path, path.stat().st_size, bytes(1 << 20))
@@ -358,6 +375,9 @@ def shard_is(**fields):
     (lambda index: index.update(encoding="bmp"), "encoding"), (lambda index: index.update(jpeg_quality=None), "jpeg_quality"),
     (lambda index: index.update(encoding="raw"), "jpeg_quality"), (lambda index: index.update(jpeg_quality=101), "jpeg_quality"),
     (lambda index: index.update(classes=["a", "a", "b"]), "classes"), (lambda index: index.update(class_names=["a"]), "classes"),
+    (lambda index: index.update(ids=[1, 2]), "ids"), (lambda index: index.update(ids=[1, 2, 2]), "ids"),
+    (lambda index: index.update(ids=[0, 1, 2]), "ids"), (lambda index: index.update(ids=[1, 2, "3"]), "ids"),
+    (lambda index: index.update(ids=[1, 2, True]), "ids"), (lambda index: index.update(ids=None), "not what prepare wrote"),
     (lambda index: index["splits"].update({"../x": index["splits"]["val"]}), "../x"),
     (lambda index: index["splits"].pop("train"), "train"),
     (split_is(skipped=[{"number": 99, "name": "x", "reason": "y"}]), "left out"),

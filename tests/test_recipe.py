@@ -5,7 +5,9 @@ import json
 import pytest
 
 from alexnet_mp.errors import UserError
-from alexnet_mp.recipe import PRESETS, change_layers, describe, from_dict, mini, override, paper, source2012, to_dict
+from alexnet_mp.presets import PRESETS
+from alexnet_mp.recipe import change_layers, describe, from_dict, mini, override, paper, source2012, to_dict, upgraded
+from alexnet_mp.run_directory import read_run
 
 
 def fields(recipe):
@@ -56,9 +58,9 @@ def test_a_stored_recipe_is_the_recipe(preset):
     assert preset().name in describe(preset())
 
 
-def test_every_field_can_be_set_from_text():
+@pytest.mark.parametrize("recipe", [source2012(), PRESETS["cifar13_local"]()], ids=["source2012", "cifar13_local"])
+def test_every_field_can_be_set_from_text(recipe):
     """Each field is written as text and read back: none is out of the reach of --set."""
-    recipe = source2012()
     for name, value in fields(recipe).items():  # `layers` has a test of its own
         words = isinstance(value, list) and value and isinstance(value[0], str)
         text = ",".join(value) if words else json.dumps(value)
@@ -83,6 +85,9 @@ def test_override_changes_one_field_and_keeps_the_rest():
     ("conv1.init_bias=NaN", "conv1.init_bias"), ("batch_size=true", "batch_size"), ("name=a/b", "name"), ("layers=[1]", "layers"), ("layers=[{}]", "layers"),
     ("conv1.maps=99999999999999999999", "conv1.maps"), ("conv1.name=forward", "like conv1"), ("dates.0.epoch=3", "set whole, as JSON"),
     ('dates=[{"epoch": 3, "wieghts": 0.1}]', "wieghts"), ('dates=[{"epoch": 3, "weights": -1}]', "negative"),
+    ("conv1.weight_decay=-1", "conv1.weight_decay"), ("fc6.weight_decay=Infinity", "fc6.weight_decay"),
+    ("conv1.rate=-1", "conv1.rate"), ("conv1.rate=NaN", "conv1.rate"), ("conv1.rate=null", "conv1.rate"), ("conv1.kind=local", "conv1.kind"),
+    ("test_views=five", "test_views"), ("fc7.kind=local", "fc7.kind"),
     ("conv1.pad=-1", "conv1.pad"), ("conv2.name=conv1", "names"), ("pool_stride=4", "pool_stride"), ("epochs=0", "epochs"),
     ('dates=[{"epoch": 0}]', "dates"), ('dates=[{"epoch": 3, "layers": ["conv9"]}]', "dates"),
 ])
@@ -117,3 +122,34 @@ def test_layers_can_be_replaced_and_then_changed():
 def test_change_layers_refuses_a_layer_that_is_not_there():
     with pytest.raises(UserError, match="conv9"):
         change_layers(paper(), "conv9", maps=3)
+
+
+def as_stored_before(recipe):
+    """What `to_dict` gave before there were `Layer.weight_decay`, `Layer.rate` and `test_views`."""
+    stored = to_dict(recipe)
+    del stored["test_views"]
+    for layer in stored["layers"]:
+        del layer["weight_decay"], layer["rate"]
+    return stored
+
+
+@pytest.mark.parametrize("preset", [paper, source2012, mini])
+def test_a_recipe_stored_before_is_the_same_today(preset):
+    stored = as_stored_before(preset())
+    assert upgraded(stored) == to_dict(preset()) and stored == as_stored_before(preset())
+
+
+@pytest.mark.parametrize("fields", [None, [], "recipe", {}, {"layers": 3}, {"layers": [3]}, {"layers": {}}, to_dict(paper()),
+                                    as_stored_before(paper()) | {"test_views": "nine"}], ids=lambda fields: f"{fields!s:.20}")
+def test_anything_else_is_left_as_it_is(fields):
+    assert upgraded(fields) is fields
+
+
+def test_a_run_of_before_can_be_read(tmp_path):
+    run = {"recipe": as_stored_before(mini()), "data": {"source": "builtin", "classes": ["ant", "bee"]}}
+    (tmp_path / "run.json").write_text(json.dumps(run))
+    assert read_run(tmp_path)["recipe"] == mini()
+    run["recipe"]["layers"][0]["rate"] = 1.0  # not of before, and not whole
+    (tmp_path / "run.json").write_text(json.dumps(run))
+    with pytest.raises(UserError, match="not complete"):
+        read_run(tmp_path)

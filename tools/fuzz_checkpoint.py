@@ -35,7 +35,7 @@ from alexnet_mp import checkpoint_format
 from alexnet_mp.checkpoint_format import MANIFEST, STATE, STATISTICS, VELOCITY, WEIGHTS
 from alexnet_mp.errors import UserError
 
-BASE = Path(__file__).resolve().parents[1] / "tests" / "checkpoint_v1" / "step_00000003"
+BASE = Path(__file__).resolve().parents[1] / "tests" / "checkpoint_v2" / "step_00000003"
 TENSORS, LISTED = (WEIGHTS, VELOCITY, STATISTICS), (WEIGHTS, VELOCITY, STATISTICS, STATE)
 WARM_UP = 500  # inputs before memory is measured
 DEEP = "[" * 2000 + "]" * 2000
@@ -70,8 +70,9 @@ def sealed(fields):
 
 def manifest_of(contents):
     """The manifest that fits these four files, {name: bytes}."""
-    return sealed({"format": 1, "files": {name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-                                          for name, content in contents.items() if name in LISTED}})
+    files = {name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+             for name, content in contents.items() if name in LISTED}
+    return sealed({"format": checkpoint_format.VERSION, "files": files})
 
 
 # Mutations: (draws, contents {name: bytes}) -> (name, new bytes)

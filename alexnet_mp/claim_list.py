@@ -1,0 +1,228 @@
+"""Every claim of the paper as data: what it says, the figures of the paper and of the 2012 notes, and which networks test it.
+
+Figures are errors in % (top-1 / top-5), differences in points. "2012" figures are from the notes in the source's configuration
+files, where they record any; 147 is `layers-147.cfg`. The order is that of `claims run all`: what tells most for its time is first.
+"""
+from dataclasses import dataclass
+from dataclasses import replace as changed
+from functools import partial
+
+from . import variants
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One network of a claim: a preset, and what is changed in it."""
+
+    name: str  # a word; run directories begin with it
+    what: str
+    derive: tuple = ()  # functions Recipe -> Recipe, applied in this order
+    preset: str | None = None  # None: what --base says
+    init: str | None = None  # the arm, trained before with the same seed, whose weights this one begins with
+    larger: bool = False  # trained on the larger label set
+
+
+@dataclass(frozen=True)
+class Claim:
+    """kind: what is measured and compared, `claim_table.findings` says how each is told.
+
+    "errors"      the errors of each arm
+    "difference"  each arm against the first
+    "cumulative"  each arm against the one before it
+    "views"       the centre view against the average over views, of the same networks
+    "dropout"     a difference, the gap between training and validation error, and the iterations to equal training loss
+    "training"    a difference in training error
+    "rates"       epochs to 25 % training error, each arm with its own best learning rate
+    "moved"       steps until the loss moves, beside a difference
+    "ensemble"    several networks averaged
+    "towers"      chroma of the first-layer kernels, tower by tower
+    """
+
+    id: str
+    section: str
+    sentence: str
+    paper: str
+    source: str  # what the 2012 notes have
+    kind: str
+    arms: tuple[Arm, ...]
+    data: str = "any"  # on other data than "cifar10" or "ilsvrc" `run all` leaves it out
+    seeds: int = 3  # unless --seeds says otherwise
+    needs: str = ""  # of the data, said by the list
+    more: str = ""  # of the command
+
+
+def at_rate(factor, recipe):
+    """Both learning rates times `factor`."""
+    return changed(recipe, learning_rate=recipe.learning_rate * factor, bias_learning_rate=recipe.bias_learning_rate * factor)
+
+
+def dated(recipe):
+    """The dates of 2012, at the same share of the recipe's epochs."""
+    return variants.dated_schedule(recipe, recipe.epochs)
+
+
+def fine_tuned(recipe):
+    """Rates and dates of 146-2012-2011, at the same share of the recipe's epochs."""
+    return variants.fine_tuned(recipe, recipe.epochs)
+
+
+RATES = (0.1, 0.3, 1.0, 3.0, 10.0)  # the grid of kind "rates": factors on both learning rates
+LEVEL = 25.0  # % training error (figure 1)
+
+BASE = Arm("base", "the network as it is")
+FINE_TUNING = (
+    Arm("larger_set", "pre-training", (variants.sixth_conv,), larger=True),
+    Arm("fine_tuned", "pre-trained, then fine-tuned with a new last layer", (variants.sixth_conv, fine_tuned), init="larger_set"))
+NOTHING = "not recorded"
+
+
+def _base_and(name, what, *derive):
+    return BASE, Arm(name, what, derive)
+
+
+CLAIMS = (
+    Claim("views", "4.1", "Averaging over ten views beats the centre view.",
+          "1.5 / 1.3 points",
+          "145-2010: 39.02 / 18.30 centre, 37.47 / 17.00 ten views: 1.55 / 1.30 points",
+          "views", (BASE,)),
+    Claim("dropout", "4.2", "Without dropout the network overfits substantially; with it, it takes about twice the iterations.",
+          "\"substantial overfitting\"; iterations roughly doubled",
+          "no configuration without it",
+          "dropout", _base_and("no_dropout", "no dropout", variants.no_dropout)),
+    Claim("augmentation", "4.1", "Without crops, flips and colour shifts together the network overfits.",
+          "\"substantial overfitting\"",
+          NOTHING,
+          "dropout", _base_and("no_augmentation", "centre crops alone, no flips, no colour", variants.no_augmentation)),
+    Claim("lrn", "3.3", "Local response normalisation lowers the error.",
+          "1.4 / 1.2 points",
+          "148 (without the spatial norm too): 42.03 / 19.36 against 40.66 / 18.21 of 145: 1.37 / 1.15 points",
+          "difference", _base_and("no_lrn", "no normalisation, the spatial one among them", variants.no_lrn)),
+    Claim("one-gpu", "3.2", "Two towers beat one network of half as many kernels on one GPU.",
+          "1.7 / 1.2 points",
+          "145-half: 39.17 / 18.23 against 37.47 / 17.00 of 145-2010: 1.70 / 1.23 points",
+          "difference", _base_and("one_gpu", "one tower: half the kernels of each convolution but the last, and all of the rest",
+                                  variants.one_gpu)),
+    Claim("pooling", "3.4", "Overlapping pooling (3x3, stride 2) beats pooling without overlap (2x2, stride 2).",
+          "0.4 / 0.3 points",
+          "147: 41.06 / 18.51 against 40.66 / 18.21 of 145: 0.39 / 0.30 points",
+          "difference", _base_and("non_overlapping", "2x2 pools, and the pads that 2012 had with them", variants.non_overlapping)),
+    Claim("colour", "4.1", "Shifting the colours along their principal components lowers the error.",
+          "over 1 point top-1",
+          NOTHING,
+          "difference", _base_and("no_colour", "no colour shift", variants.no_colour)),
+    Claim("crops", "4.1", "Without random crops the network overfits.",
+          "no figure of its own",
+          NOTHING,
+          "difference", _base_and("no_crops", "the central crop alone in training", variants.no_crops)),
+    Claim("flips", "4.1", "Without mirror images the network overfits.",
+          "no figure of its own",
+          NOTHING,
+          "difference", _base_and("no_flips", "no mirror images in training", variants.no_flips)),
+    Claim("weight-decay", "5", "Weight decay lowers the training error too.",
+          "no figure",
+          NOTHING,
+          "training", _base_and("no_weight_decay", "no weight decay", variants.no_weight_decay)),
+    Claim("depth", "7", "Each of the middle convolutional layers matters.",
+          "about 2 points top-1 each",
+          NOTHING,
+          "difference", (BASE, *(Arm(f"no_{name}", f"without {name}", (partial(variants.without_layer, name=name),))
+                                 for name in ("conv3", "conv4", "conv5")))),
+    Claim("links", "3.2", "The links between the towers at conv3, fc6 and fc7 lower the error.",
+          "no figure",
+          "150 (conv2 of 160 maps, fc of 4096 a GPU): 41.83 / 19.33 against 40.66 / 18.21 of 145: 1.16 / 1.12 points",
+          "difference", (BASE, Arm("no_links", "no links; conv2 and the fully connected layers widened as in net 150",
+                                   (variants.no_links,)),
+                         Arm("no_links_same_width", "no links, nothing widened", (variants.no_links_same_width,)))),
+    Claim("init", "5", "Weights from N(0, 0.01) in every layer train (the source has 0.03 in conv3 to conv5).",
+          "0.01 everywhere",
+          "0.03 in conv3 to conv5; no comparison recorded",
+          "moved", (Arm("source_init", "0.03 in conv3 to conv5, 0.01 elsewhere", (variants.source_init,)),
+                    Arm("literal_init", "0.01 in every layer", (variants.literal_init,)))),
+    Claim("order", "3.5", "ReLU stands before the first normalisation (the source normalises signed values).",
+          "no figure",
+          "120 (conv, pool, ReLU, norm) 41.04 / 18.71, 131 (norm first) 40.93 / 18.57; other changes lie between them",
+          "difference", (Arm("paper_order", "ReLU, norm, pool in layer 1", (variants.paper_order,)),
+                         Arm("source_order", "norm, pool, ReLU in layer 1", (variants.source_order,)))),
+    Claim("schedule", "5", "The rate is divided by ten when the validation error stalls (the notes have dates).",
+          "three times; no comparison",
+          "by hand at epochs 23, 51 and 78 of 93, and two more dates of conv1; no comparison recorded",
+          "difference", (Arm("dated", "the dates of 2012, scaled to the epochs", (dated,)),
+                         Arm("plateau", "divided on a plateau", (variants.plateau_schedule,)))),
+    Claim("sixth-conv", "6 (table 2)", "A sixth convolutional layer over the last pooling layer (here without any pre-training).",
+          "only with pre-training: 39.0 / 16.6 against 40.7 / 18.2",
+          "only with pre-training",
+          "difference", _base_and("sixth_conv", "conv6 after the last pool", variants.sixth_conv)),
+    Claim("curve", "3, 4", "Augmentation, then structure, then regularisation: each adds to the ones before.",
+          "no such figure",
+          NOTHING,
+          "cumulative", (
+              Arm("plain", "no augmentation, norms, overlapping pools, dropout or weight decay",
+                  (variants.no_augmentation, variants.no_lrn, variants.non_overlapping, variants.no_dropout,
+                   variants.no_weight_decay)),
+              Arm("augmented", "+ crops, flips and colour",
+                  (variants.no_lrn, variants.non_overlapping, variants.no_dropout, variants.no_weight_decay)),
+              Arm("structured", "+ normalisation and overlapping pools", (variants.no_dropout, variants.no_weight_decay)),
+              changed(BASE, what="+ dropout and weight decay: the network as it is"))),
+    Claim("specialisation", "6.1", "In every run the first-layer kernels of one tower become largely colour-agnostic, those of the "
+          "other largely colour-specific.",
+          "figure 3; in every run, whatever the initial weights",
+          "no figure",
+          "towers", (BASE,)),
+    Claim("ensemble5", "6 (table 2)", "Five networks averaged beat one.",
+          "38.1 / 16.4 against 40.7 / 18.2, 2012 validation",
+          "no average recorded; `avg-valid.py` chose weights on the validation set",
+          "ensemble", (BASE,), seeds=1, needs="five networks for an ensemble"),
+    Claim("pretraining", "6", "Pre-training on a larger label set, then fine-tuning, with a sixth convolutional layer, lowers the "
+          "error.",
+          "39.0 / 16.6 against 40.7 / 18.2",
+          "146-2012-2011: 38.99 / 16.62; 146-2012-2009: 39.10 / 16.88; 145: 40.66 / 18.21",
+          "difference", (
+              Arm("scratch", "sixth convolutional layer, not pre-trained", (variants.sixth_conv,)), *FINE_TUNING,
+              Arm("larger_set_bottleneck", "pre-training with the linear bottleneck of 146-2011",
+                  (variants.sixth_conv, variants.bottleneck), larger=True),
+              Arm("fine_tuned_bottleneck", "the same from a network pre-trained with the bottleneck, which is dropped",
+                  (variants.sixth_conv, fine_tuned), init="larger_set_bottleneck")),
+          needs="--larger DIR, a set of more classes; without it the network is pre-trained on all classes of --data, and "
+                "fine-tuned on every second one of them", more=" --larger DIR2"),
+    Claim("ensemble7", "6 (table 2)", "Seven networks averaged, two of them pre-trained on a larger label set, beat five.",
+          "36.7 / 15.4 against 38.1 / 16.4, 2012 validation; 15.3 top-5 on its test set",
+          "no average recorded; one net is known to be pre-trained on Fall 2011 (38.99 / 16.62)",
+          "ensemble", (BASE, *FINE_TUNING), seeds=1, needs="what pretraining needs, and five more networks",
+          more=" --larger DIR2"),
+    Claim("cifar-lrn", "3.3", "Local response normalisation lowers the error of a four-layer network on CIFAR-10.",
+          "13 % without, 11 % with",
+          "18pct with (spatial) norms, 19pct without and with another weight decay",
+          "difference", (Arm("cifar18_no_norm", "layers-18pct without its norms", preset="cifar18_no_norm"),
+                         Arm("cifar18_lrn", "with norms over three neighbouring maps", preset="cifar18_lrn"),
+                         Arm("cifar18", "layers-18pct, whose norms are spatial", preset="cifar18")),
+          data="cifar10", needs="CIFAR-10"),
+    Claim("cifar-relu", "3.1", "A four-layer network with ReLUs comes to 25 % training error on CIFAR-10 six times as fast as with "
+          "tanh.",
+          "six times (figure 1)",
+          "no configuration with tanh",
+          "rates", (Arm("cifar_relu", "ReLU", preset="cifar_relu"), Arm("cifar_tanh", "tanh", preset="cifar_tanh")),
+          data="cifar10", needs="CIFAR-10"),
+    Claim("cifar-local", "3.3", "The locally connected networks of the source: 11 % with normalisation, 13 % without.",
+          "13 % without, 11 % with",
+          "conv-local-13pct, conv-local-11pct, which differ in a layer's width and a weight decay too",
+          "difference", (Arm("cifar11_local", "conv-local-11pct", preset="cifar11_local"),
+                         Arm("cifar13_local", "conv-local-13pct", preset="cifar13_local")),
+          data="cifar10", needs="CIFAR-10"),
+    Claim("headline-2010", "6 (table 1)", "ILSVRC-2010 test: this network, and before it the best published.",
+          "37.5 / 17.0 ten views, 39.0 / 18.3 centre view; sparse coding 47.1 / 28.2; SIFT + Fisher vectors 45.7 / 25.7",
+          "145-2010: 37.47 / 17.00 ten views, 39.02 / 18.30 centre view",
+          "errors", (BASE,), data="ilsvrc", seeds=1, needs="ILSVRC-2010, prepared", more=" --base source2012"),
+    Claim("headline-2012", "6 (table 2)", "ILSVRC-2012 validation: one network; and the second best entry of that year.",
+          "40.7 / 18.2; second best entry 26.2 top-5 (test set)",
+          "145: 40.66 / 18.21",
+          "errors", (BASE,), data="ilsvrc", seeds=1, needs="ILSVRC-2012, prepared", more=" --base source2012"),
+    Claim("headline-2009", "6", "ImageNet Fall 2009, 10,184 classes, half of it for the test; six convolutional layers.",
+          "67.4 / 40.9; the best before it 78.1 / 60.9",
+          "141-2009-half: not recorded; other splits: 69.38 / 43.65 (2009-101), 69.42 / 43.73 (131-2009)",
+          "errors", (Arm("sixth_conv", "conv6 after the last pool", (variants.sixth_conv,)),), data="ilsvrc", seeds=1,
+          needs="Fall 2009, prepared with --val-fraction 0.5", more=" --base source2012"),
+)
+
+
+def command(claim, data="DIR"):
+    return f"python -m alexnet_mp.claims run {claim.id} --data {data}{claim.more}"

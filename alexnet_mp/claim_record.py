@@ -1,0 +1,87 @@
+"""The records of claims: what was run, on what, and what came out, as numbers; `claim_table.py` makes sentences of them.
+
+One JSON file a claim, data set and setting, claims/records/<claim>-<digest>.json; run again with more seeds, it is written anew. A
+record holds no run's whole history: errors, the means of its last epoch, sixty points of its curve, and what the claim measures.
+"""
+import hashlib
+import json
+import platform
+from pathlib import Path
+
+from . import files
+from . import recipe as recipes
+from .claim_pictures import draw_claim
+from .devices import device_name, resolve
+from .run_directory import PACKAGES, package_version, source_commit
+
+SOURCE = Path(__file__).resolve().parent.parent
+RECORDS = (SOURCE if (SOURCE / "pyproject.toml").exists() else Path()) / "claims" / "records"  # those of a checkout, where this is one
+FORMAT = 1
+
+
+def differences(before, after):
+    """{field: [before, after]} of two recipes, layers as "conv1.then"; a layer that one of them lacks is None there."""
+    a, b = recipes.to_dict(before), recipes.to_dict(after)
+    layers_a, layers_b = ({layer["name"]: layer for layer in fields.pop("layers")} for fields in (a, b))
+    changed = {field: [a[field], b[field]] for field in a if a[field] != b[field]}
+    for name in list(layers_a) + [name for name in layers_b if name not in layers_a]:
+        one, other = layers_a.get(name), layers_b.get(name)
+        if one is None or other is None:
+            changed[name] = [one, other]
+        else:
+            changed |= {f"{name}.{field}": [one[field], other[field]] for field in one if one[field] != other[field]}
+    return changed
+
+
+def machine(gpus):
+    """Where a record was made: devices, versions, commit."""
+    names = dict.fromkeys(device_name(device) for device in resolve(gpus, 2))
+    packages = {name: package_version(name) for name in PACKAGES}
+    return {"devices": list(names), "python": platform.python_version(), "packages": packages, "commit": source_commit()}
+
+
+def path_of(record, folder):
+    """The file of a record: the same claim on the same data with the same settings has the same one."""
+    what = [record[name] for name in ("base", "set", "epochs", "steps")] + [data["fingerprint"] for data in record["data"]]
+    return Path(folder) / f"{record['claim']}-{hashlib.sha256(json.dumps(what).encode()).hexdigest()[:8]}.json"
+
+
+def write_record(record, folder):
+    """Write a record and its picture, the same name with .png; returns the record's path. One line a run.
+
+    A record of more seeds that is there already stays: it says more, and has these runs too.
+    """
+    path = path_of(record, folder)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    before = _read(path)
+    if before and len(before["runs"]) > len(record["runs"]):
+        return path
+    lines = []
+    for name, value in record.items():
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            inner = ",\n  ".join(json.dumps(entry, allow_nan=False) for entry in value)
+            lines.append(f" {json.dumps(name)}: [\n  {inner}]")
+        else:
+            lines.append(f" {json.dumps(name)}: {json.dumps(value, allow_nan=False)}")
+    files.replace(path, ("{\n" + ",\n".join(lines) + "\n}\n").encode())
+    draw_claim(record, path.with_suffix(".png"))
+    return path
+
+
+def read_records(folder):
+    """{claim's id: [its records, newest first]}; what is no record of a claim is left alone."""
+    found = {}
+    for path in sorted(Path(folder).glob("*.json")):
+        if record := _read(path):
+            found.setdefault(record["claim"], []).append(record)
+    return {claim: sorted(records, key=lambda record: record["date"], reverse=True) for claim, records in found.items()}
+
+
+def _read(path):
+    """The record in a file, None where there is none."""
+    try:
+        record = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    whole = isinstance(record, dict) and record.get("format") == FORMAT and {"claim", "kind", "runs"} <= record.keys()
+    return record if whole else None

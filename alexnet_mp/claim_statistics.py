@@ -1,0 +1,178 @@
+"""The statistics behind `python -m alexnet_mp.claims`: paired differences, their p-values, and what a training curve says.
+
+All in float64 and exact where it can be; nothing here needs scipy, against which the tests compare it.
+"""
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+MOST_PAIRS = 20  # 2^20 sign patterns are added up at once
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Differences between two arms that were trained with the same seeds, b - a."""
+
+    n: int
+    mean: float
+    sd: float | None  # of one difference, None for n = 1
+    p: float | None  # exact sign-flip test, two-sided; None for n = 1
+    welch_p: float | None  # the unpaired t-test beside it
+
+    @property
+    def least_p(self):
+        """What the sign-flip test can say at best: 0.25 for n = 3."""
+        return 2 / 2**self.n
+
+
+def paired(a, b):
+    """The `Paired` of two equally long sequences, one value a seed; None where they are empty."""
+    a, b = (np.asarray(values, np.float64) for values in (a, b))
+    if a.shape != b.shape or a.ndim != 1:
+        raise ValueError(f"{a.shape} and {b.shape} are no pairs")
+    if not len(a):
+        return None
+    differences = b - a
+    sd = float(differences.std(ddof=1)) if len(a) > 1 else None
+    return Paired(len(a), float(differences.mean()), sd, sign_flip(differences), welch(a, b))
+
+
+def sign_flip(differences):
+    """p of the exact sign-flip permutation test: the share of all 2^n patterns of signs whose sum is at least as far from 0.
+
+    Under "the arms don't differ" each paired difference is as likely to have the other sign. Two-sided; n = 1 says nothing: None.
+    """
+    differences = np.asarray(differences, np.float64)
+    if len(differences) > MOST_PAIRS:
+        raise ValueError(f"{len(differences)} pairs; all sign patterns of {MOST_PAIRS} at most are added up")
+    if len(differences) < 2:
+        return None
+    sums = np.zeros(1)
+    for difference in differences:
+        sums = np.concatenate([sums + difference, sums - difference])
+    # The same set of values, added in another order, may differ in the last bits and is a tie all the same.
+    slack = 1e-12 * np.abs(differences).sum()
+    return float((np.abs(sums) >= abs(differences.sum()) - slack).mean())
+
+
+def welch(a, b):
+    """p of Welch's two-sided t-test for two samples of unequal variance; None where a sample has one value or both don't vary."""
+    a, b = (np.asarray(values, np.float64) for values in (a, b))
+    if min(len(a), len(b)) < 2:
+        return None
+    of_a, of_b = a.var(ddof=1) / len(a), b.var(ddof=1) / len(b)
+    if of_a + of_b == 0:
+        return None
+    t = (a.mean() - b.mean()) / math.sqrt(of_a + of_b)
+    freedom = (of_a + of_b) ** 2 / (of_a**2 / (len(a) - 1) + of_b**2 / (len(b) - 1))
+    return student_p(float(t), float(freedom))
+
+
+def student_p(t, freedom):
+    """P(|T| >= |t|) of Student's distribution: the regularised incomplete beta function at freedom / (freedom + t^2)."""
+    return incomplete_beta(freedom / (freedom + t * t), freedom / 2, 0.5, t * t / (freedom + t * t))
+
+
+def incomplete_beta(x, a, b, rest=None):
+    """Regularised incomplete beta function I_x(a, b), by its continued fraction (modified Lentz).
+
+    rest: 1 - x, where it is known better than the subtraction gives it.
+    """
+    rest = 1 - x if rest is None else rest
+    if x <= 0 or rest <= 0:
+        return float(rest <= 0)
+    if x > (a + 1) / (a + b + 2):  # there the fraction converges slowly
+        return 1 - incomplete_beta(rest, b, a, x)
+    front = math.exp(math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log(rest)) / a
+    tiny = 1e-300
+    value, c, d = 1.0, 1.0, 0.0
+    for step in range(1000):
+        m = step // 2
+        if step == 0:
+            numerator = 1.0
+        elif step % 2 == 0:
+            numerator = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))
+        else:
+            numerator = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))
+        d = 1 / ((1 + numerator * d) or tiny)
+        c = (1 + numerator / c) or tiny
+        value *= c * d
+        if step and abs(c * d - 1) < 1e-15:
+            return front * (value - 1)
+    raise ArithmeticError(f"the incomplete beta function at {x}, {a}, {b} did not converge")
+
+
+def moved_at(losses, classes, window=10, share=0.97):
+    """The first step from which the mean of `window` losses stays below share * ln(classes); None where it never does for good.
+
+    losses: one a step, the first is of step 1. Step t stands for the mean over steps t - window + 1 .. t, so the least is `window`.
+    """
+    means = _running(losses, window)
+    above = np.flatnonzero(~(means < share * math.log(classes)))
+    first = above[-1] + 1 if len(above) else 0
+    return int(first) + window if first < len(means) else None
+
+
+def epochs_to(errors, steps_per_epoch, level=25.0):
+    """Epochs until the mean training error of the last epoch's worth of minibatches is at most `level` %; None where it never is.
+
+    errors: top-1 in %, one a step, as they were measured in training; the mean looks back, so the least answer is 1.
+    """
+    reached = np.flatnonzero(_running(errors, steps_per_epoch) <= level)
+    return (int(reached[0]) + steps_per_epoch) / steps_per_epoch if len(reached) else None
+
+
+def step_of_loss(curve, level):
+    """The step at which a curve {"steps": [...], "loss": [...]} first is at most `level`; None where it never is.
+
+    Between two points it is on the line through them.
+    """
+    before = None
+    for step, loss in zip(curve["steps"], curve["loss"], strict=True):
+        if loss <= level:
+            if before is None:
+                return float(step)
+            return before[0] + (step - before[0]) * (before[1] - level) / (before[1] - loss)
+        before = step, loss
+    return None
+
+
+def thinned(values, points=60):
+    """[(step, mean)] of at most `points` blocks of consecutive values, nearly equally long; step: the last one of its block."""
+    ends = np.unique(np.linspace(0, len(values), min(points, len(values)) + 1).astype(int))
+    return [(int(end), float(np.mean(values[start:end]))) for start, end in zip(ends[:-1], ends[1:])]
+
+
+def chroma_shares(kernels, towers):
+    """The share of chroma in the energy of each tower's first-layer kernels: a list of `towers` numbers, 0 (grey) to 1.
+
+    kernels: (maps of all towers, 3, k, k), tower a's first. Chroma: what is left of a kernel without the mean of its three colours.
+    """
+    chroma, energy = _energies(kernels)
+    return [float(c.sum() / max(e.sum(), 1e-300)) for c, e in zip(np.split(chroma, towers), np.split(energy, towers))]
+
+
+def random_split_p(kernels, draws=10_000, seed=0):
+    """How many of `draws` random halves of all kernels have shares of chroma as far apart as the two towers', or farther.
+
+    The share of draws, the towers' own split counted among them: a p-value of "the kernels were dealt to the towers at random".
+    """
+    chroma, energy = _energies(kernels)
+    half, random = len(chroma) // 2, np.random.default_rng(seed)
+    orders = np.concatenate([np.arange(len(chroma))[None], random.permuted(np.tile(np.arange(len(chroma)), (draws, 1)), axis=1)])
+    shares = [chroma[part].sum(1) / np.maximum(energy[part].sum(1), 1e-300) for part in (orders[:, :half], orders[:, half:])]
+    apart = np.abs(shares[0] - shares[1])
+    return float((apart >= apart[0] * (1 - 1e-12)).mean())
+
+
+def _energies(kernels):
+    kernels = np.asarray(kernels, np.float64)
+    chroma = kernels - kernels.mean(1, keepdims=True)
+    return (chroma**2).sum((1, 2, 3)), (kernels**2).sum((1, 2, 3))
+
+
+def _running(values, window):
+    """The means of all runs of `window` consecutive values; empty where there are fewer."""
+    values = np.asarray(values, np.float64)
+    return np.lib.stride_tricks.sliding_window_view(values, window).mean(1) if len(values) >= window else np.empty(0)

@@ -1,0 +1,275 @@
+"""What the records say of each claim, in words: for `claims list` and for the README's table, which is made of records alone.
+
+Differences are of an arm minus its reference, paired by seed: mean ± standard deviation over the seeds, n, the p of the exact
+sign-flip test, and that of Welch's t-test, both two-sided and of the top-1 error where nothing else is said.
+"""
+import difflib
+import math
+from pathlib import Path
+from statistics import mean, stdev
+
+from .claim_list import CLAIMS, LEVEL, RATES
+from .claim_pictures import averaged
+from .claim_record import RECORDS, read_records
+from .claim_statistics import paired, step_of_loss
+from .console import say
+
+README = RECORDS.parent.parent / "README.md"
+BEGIN, END = "<!-- claims: begin -->", "<!-- claims: end -->"
+NOT_RUN = "not run here"
+
+
+def findings(record):
+    """The sentences that a record supports; [] where it has no run that ended."""
+    arms = [arm["name"] for arm in record["arms"] if not arm["larger"]]
+    match record["kind"]:
+        case "errors":
+            found = [_errors(record, arm) for arm in arms]
+        case "difference":
+            found = [_difference(record, arms[0], arm) for arm in arms[1:]]
+        case "cumulative":
+            found = [_errors(record, arms[0])] + [_difference(record, before, arm) for before, arm in zip(arms, arms[1:])]
+        case "views":
+            found = [_views(record, arms[0])]
+        case "dropout":
+            found = [_difference(record, *arms), _gaps(record, arms), _iterations(record, *arms)]
+        case "training":
+            found = [_training(record, *arms), _difference(record, *arms)]
+        case "rates":
+            found = _rates(record, arms)
+        case "moved":
+            found = [*(_moved(record, arm) for arm in arms), _when_moved(record, *arms), _difference(record, *arms)]
+        case "ensemble":
+            found = _ensembles(record)
+        case "towers":
+            found = [_towers(record, arms[0])]
+    diverged = [f"{_words(run['arm'])} with seed {run['seed']} diverged at step {run['diverged']:,}"
+                for run in record["runs"] if "diverged" in run]
+    return [sentence for sentence in (*found, *diverged) if sentence]
+
+
+def setting(record):
+    """On what a record was made: data, network, length, date."""
+    data = " and ".join(data["description"] for data in record["data"])
+    bases = ", ".join(dict.fromkeys(arm["preset"] for arm in record["arms"]))
+    length = f"{record['steps']:,} steps" if record["steps"] is not None else f"{record['epochs']} epochs"
+    changed = f" with {', '.join(f'`{text}`' for text in record['set'])}" if record["set"] else ""
+    return f"{data}; `{bases}`{changed}, {length}, {record['date'][:10]}"
+
+
+# --- one sentence each
+
+def _errors(record, arm):
+    runs = _ended(record, arm)
+    if not runs:
+        return None
+    sets = [(what, [run[key] for run in runs]) for what, key in (("", "errors"), ("test images: ", "on_test_images"))
+            if all(key in run for run in runs)]
+    return f"{_words(arm)}: {'; '.join(what + _levels(errors) for what, errors in sets)}, n = {len(runs)}"
+
+
+def _levels(errors):
+    """The mean errors of several runs under both protocols."""
+    fields = [(protocol, [[of_run[protocol][field] for of_run in errors] for field in ("top1_error", "top5_error")])
+              for protocol in reversed(errors[0])]
+    return ", ".join(f"{_spread(top1)} / {_spread(top5)} % {protocol}" for protocol, (top1, top5) in fields)
+
+
+def _difference(record, reference, arm):
+    a, b = _pairs(record, reference, arm)
+    if not a:
+        return None
+    parts = []
+    for protocol in reversed(a[0]["errors"]):
+        fields = [[[run["errors"][protocol][field] for run in runs] for runs in (a, b)] for field in ("top1_error", "top5_error")]
+        signed = " / ".join(_signed(paired(*pair)) for pair in fields)
+        parts.append((f"{signed} points", protocol, paired(*fields[0]), fields))
+    (first, protocol, test, fields), (second, centre, _, _) = parts
+    level = " / ".join(f"{mean(pair[0]):.2f}" for pair in fields)
+    return f"{_words(arm)} {first} against {_words(reference)}'s {level} % ({protocol}), {_test(test)}; {centre} {second}"
+
+
+def _views(record, arm):
+    runs = _ended(record, arm)
+    if not runs:
+        return None
+    name = averaged(runs[0]["errors"])
+    fields = [[[run["errors"][protocol][field] for run in runs] for protocol in (name, "centre view")]
+              for field in ("top1_error", "top5_error")]
+    tests = [paired(*pair) for pair in fields]
+    level = " / ".join(f"{mean(pair[0]):.2f}" for pair in fields)
+    return f"centre view {_signed(tests[0])} / {_signed(tests[1])} points against {level} % of {name}, {_test(tests[0])}"
+
+
+def _gaps(record, arms):
+    parts = []
+    for arm in arms:
+        runs = [run for run in _ended(record, arm) if "on_training_images" in run]
+        gaps = [run["errors"]["centre view"]["top1_error"] - run["on_training_images"]["top1_error"] for run in runs]
+        if gaps:
+            trained = mean(run["on_training_images"]["top1_error"] for run in runs)
+            parts.append(f"{_words(arm)} {_spread(gaps)} points (training images {trained:.2f} %)")
+    return "validation minus training error, centre view, network in test mode: " + ", ".join(parts) if parts else None
+
+
+def _iterations(record, slow, fast):
+    """How many times as many steps the first arm takes to the same training loss: the lowest that both curves come to."""
+    ratios = []
+    for a, b in zip(*_pairs(record, slow, fast)):
+        level = max(min(run["curve"]["loss"]) for run in (a, b))
+        ratios.append(step_of_loss(a["curve"], level) / step_of_loss(b["curve"], level))
+    return f"{_words(slow)} takes {_spread(ratios)} times the steps of {_words(fast)} to the same training loss" if ratios else None
+
+
+def _training(record, reference, arm):
+    a, b = _pairs(record, reference, arm)
+    if not a:
+        return None
+    errors, losses = ([[run["on_training_images"][field] for run in runs] for runs in (a, b)] for field in ("top1_error", "loss"))
+    loss = paired(*losses)
+    return (f"on the training images (centre view, network in test mode) {_words(arm)} {_signed(paired(*errors))} points top-1 "
+            f"against {_words(reference)}'s {mean(errors[0]):.2f} %, {_test(paired(*errors))}; loss {_signed(loss, 3)}")
+
+
+def _rates(record, arms):
+    found, reached = [], {}
+    for arm in arms:
+        runs = [run for run in record["runs"] if run["arm"] == arm]
+        if not runs:
+            return []
+        reached[arm] = {run["seed"]: run["epochs_to_level"] for run in runs if run["epochs_to_level"] is not None}
+        factor, searched = record["rates"][arm], len([entry for entry in record["search"] if entry["arm"] == arm])
+        edge = ", at the edge of the grid" if factor in (RATES[0], RATES[-1]) else ""
+        rate = f"at {factor:g} times its learning rate (the best of {searched}{edge})"
+        missing = len(runs) - len(reached[arm])
+        found.append(f"{_words(arm)} {rate}: {LEVEL:g} % training error "
+                     + (f"after {_spread(list(reached[arm].values()))} epochs, n = {len(reached[arm])}" if reached[arm] else "")
+                     + (", " if reached[arm] and missing else "")
+                     + (f"not within {record['epochs']} epochs with {missing} of {len(runs)} seeds" if missing else ""))
+    fast, slow = arms
+    seeds = sorted(reached[fast].keys() & reached[slow].keys())
+    if seeds:
+        ratios = [reached[slow][seed] / reached[fast][seed] for seed in seeds]
+        test = paired(*([math.log(reached[arm][seed]) for seed in seeds] for arm in arms))
+        found.append(f"ratio {_spread(ratios)}, of the logarithms {_test(test)}")
+    return found
+
+
+def _moved(record, arm):
+    runs = [run for run in record["runs"] if run["arm"] == arm]
+    if not runs:
+        return None
+    steps = [f"{run['moved']:,}" if run["moved"] is not None else f"never in {run['steps']:,}" for run in runs]
+    return f"{_words(arm)}: the loss moves at step {', '.join(steps)}, n = {len(runs)}"
+
+
+def _when_moved(record, reference, arm):
+    a, b = ({run["seed"]: run["moved"] for run in record["runs"] if run["arm"] == name and run["moved"] is not None}
+            for name in (reference, arm))
+    seeds = sorted(a.keys() & b.keys())
+    if not seeds:
+        return None
+    test = paired([a[seed] for seed in seeds], [b[seed] for seed in seeds])
+    return f"{_words(arm)} {_signed(test, 0)} steps against {_words(reference)}, of the seeds where both move, {_test(test)}"
+
+
+def _ensembles(record):
+    found = record["ensembles"]
+    if not found:
+        return []
+    name = averaged(found[0]["errors"])
+    of_members = [[mean(run["errors"][name][field] for run in record["runs"] if run["directory"] in ensemble["members"])
+                   for ensemble in found] for field in ("top1_error", "top5_error")]
+    sentences = []
+    for what, key in (("averaged plainly", "errors"),
+                      ("averaged with weights chosen on the validation images, tested on these same images", "weighted")):
+        tests = [paired(of_members[index], [ensemble[key][name][field] for ensemble in found])
+                 for index, field in enumerate(("top1_error", "top5_error"))]
+        level = " / ".join(f"{mean(values):.2f}" for values in of_members)
+        sentences.append(f"{len(found[0]['members'])} networks {what}: {_signed(tests[0])} / {_signed(tests[1])} points "
+                         f"against their mean of {level} % ({name}), {_test(tests[0])}")
+    return sentences
+
+
+def _towers(record, arm):
+    runs = [run for run in _ended(record, arm) if "chroma" in run]
+    if not runs:
+        return None
+    shares = ", ".join(f"{run['chroma'][0]:.2f} / {run['chroma'][1]:.2f} (p = {run['random_split_p']:.2g})" for run in runs)
+    apart = [abs(run["chroma"][0] - run["chroma"][1]) for run in runs]
+    return (f"share of chroma in the kernels' energy, tower a / b: {shares}; {_spread(apart)} apart, n = {len(runs)}; p: the share "
+            "of random halves of the kernels that are as far apart")
+
+
+# --- numbers as text
+
+def _ended(record, arm):
+    return [run for run in record["runs"] if run["arm"] == arm and "errors" in run]
+
+
+def _pairs(record, reference, arm):
+    """The runs of two arms that ended, those of the same seed in the same place."""
+    a, b = ({run["seed"]: run for run in _ended(record, name)} for name in (reference, arm))
+    seeds = sorted(a.keys() & b.keys())
+    return [a[seed] for seed in seeds], [b[seed] for seed in seeds]
+
+
+def _words(arm):
+    return arm.replace("_", " ")
+
+
+def _spread(values, digits=2):
+    return f"{mean(values):.{digits}f}" + (f" ± {stdev(values):.{digits}f}" if len(values) > 1 else "")
+
+
+def _signed(test, digits=2):
+    return f"{test.mean:+.{digits}f}" + (f" ± {test.sd:.{digits}f}" if test.sd is not None else "")
+
+
+def _test(test):
+    if test.p is None:
+        return "n = 1, no p"
+    least = ", the least there can be" if test.p == test.least_p else ""
+    return f"n = {test.n}, p = {test.p:.2g}{least}" + (f" (Welch {test.welch_p:.2g})" if test.welch_p is not None else "")
+
+
+# --- the table
+
+def render(folder):
+    """The README's table between the markers."""
+    records = read_records(folder)
+    rows = [_row("claim", "paper", "2012 notes", "here"), _row("---", "---", "---", "---")]
+    for claim in CLAIMS:
+        here = [f"{setting(record)}: {'; '.join(findings(record))}" for record in records.get(claim.id, []) if findings(record)]
+        sentence = f"`{claim.id}` {claim.sentence} ({claim.section})"
+        rows.append(_row(sentence, claim.paper, claim.source, "<br>".join(here) or NOT_RUN))
+    return "\n".join(rows)
+
+
+def _row(*cells):
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+def update(readme, folder, check):
+    """Write the table between the markers, or compare it (check). Returns 0, or 1 where they differ or a marker is missing."""
+    readme = Path(readme)
+    text = readme.read_text()
+    if BEGIN not in text and END not in text:
+        say(f"{readme} has no place for the claims' table: {BEGIN} and {END}")
+        return 0
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        say(f"{readme}: {BEGIN} and {END} have to be there once each, in this order")
+        return 1
+    before, rest = text.split(BEGIN)
+    old, after = rest.split(END)
+    new = render(folder)
+    if old.strip() == new:
+        say(f"{readme}: the claims' table is that of the records")
+        return 0
+    if check:
+        say("\n".join(difflib.unified_diff(old.strip().splitlines(), new.splitlines(), str(readme), "records", lineterm="")))
+        say(f"{readme} differs from the records; python -m alexnet_mp.claims table writes it anew")
+        return 1
+    readme.write_text(f"{before}{BEGIN}\n{new}\n{END}{after}")
+    say(f"wrote the claims' table of {readme}")
+    return 0

@@ -1,0 +1,221 @@
+"""Every claim of the paper, and the command that tests it.
+
+examples
+  python -m alexnet_mp.claims                                                    all claims: the paper's figures, 2012's, ours
+  python -m alexnet_mp.claims run lrn --data imagenette --base mini --epochs 20  one of them, three seeds an arm
+  python -m alexnet_mp.claims run cifar-relu --data cifar10 --seeds 5
+  python -m alexnet_mp.claims run all --data imagenette --epochs 20 --budget 2h  as many as two hours allow, most telling first
+  python -m alexnet_mp.claims table                                              writes the README's table from the records
+
+All arms of a claim have the same seeds, 0 to K-1, the same data and the same schedule; with --epochs it is the base's own, or in
+place of a plateau schedule the dates of 2012, scaled to these epochs. The runs lie in --out and are those of the training command;
+stopped by Ctrl-C or a power cut, the same command goes on. Claims share the runs that they have in common. The record (JSON) and
+its picture lie in --records.
+"""
+import argparse
+import math
+import re
+import sys
+
+import torch
+
+from . import claim_table
+from .allocator import keep_freed_memory
+from .claim_budget import Forecast, needed
+from .claim_list import CLAIMS, command
+from .claim_record import RECORDS, read_records
+from .claim_run import Stopped, arm_recipe, run_claim
+from .console import duration, say
+from .dataset import open_dataset
+from .errors import UserError, run_command
+from .options import add_machine_options
+from .presets import PRESETS
+
+OUT = "runs/claims"
+CIFAR10 = {"airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"}
+
+
+def main(arguments=None):
+    arguments = sys.argv[1:] if arguments is None else [str(argument) for argument in arguments]
+    options = _parser().parse_args(arguments)
+    options.typed = arguments
+    match options.action:
+        case "run":
+            return _run(options)
+        case "table":
+            return claim_table.update(options.readme, options.records, options.check)
+        case _:
+            return _list(options)
+
+
+def _list(options):
+    records = read_records(options.records)
+    for claim in CLAIMS:
+        say(f"{claim.id}: {claim.sentence} ({claim.section})")
+        say(f"    paper  {claim.paper}")
+        say(f"    2012   {claim.source}")
+        here = [record for record in records.get(claim.id, []) if claim_table.findings(record)]
+        for record in here:
+            say(f"    here   {claim_table.setting(record)}:")
+            for sentence in claim_table.findings(record):
+                say(f"           {sentence}")
+        if not here:
+            say(f"    here   {claim_table.NOT_RUN}")
+        if claim.needs:
+            say(f"    needs  {claim.needs}")
+        say(f"    {command(claim)}")
+    return 0
+
+
+def _run(options):
+    _refuse(options)
+    keep_freed_memory()
+    torch.backends.cudnn.allow_tf32 = False  # as in training
+    if options.claim == "all":
+        return _run_all(options)
+    claim = next(claim for claim in CLAIMS if claim.id == options.claim)
+    forecast = Forecast(options, _seconds(options.budget))
+    try:
+        _announce(claim, options, options.seeds or claim.seeds, forecast)
+        record = run_claim(claim, options, options.seeds or claim.seeds, _allow(forecast, options.budget is not None))
+    except Stopped:
+        say("stopped; the same command goes on")
+        return 0
+    if record:
+        _tell(record)
+    return 0
+
+
+def _run_all(options):
+    """Claim after claim, in the order of the list, each with as many seeds as there is time for."""
+    forecast, failed = Forecast(options, _seconds(options.budget)), []
+    for claim in CLAIMS:
+        if not _fits(claim, options):
+            continue
+        wanted = options.seeds or claim.seeds if claim.seeds > 1 else claim.seeds
+        try:
+            for seeds in range(wanted, 0, -1):
+                seconds = forecast.total(needed(claim, options, seeds))
+                if seconds <= forecast.left:
+                    break
+            else:
+                say(f"== {claim.id}: not started, {duration(seconds)} for one seed and {_left(forecast)}")
+                continue
+            say(f"== {claim.id}: {seeds} of {wanted} seeds, {duration(seconds)}, {_left(forecast)}")
+            record = run_claim(claim, options, seeds, _allow(forecast, options.budget is not None))
+            if record:
+                _tell(record)
+        except Stopped:
+            say("stopped; the same command goes on")
+            return 0
+        except UserError as error:
+            say(f"== {claim.id}: not run: {error}")
+            failed.append(claim.id)
+    say(f"all done that there was time for, {_left(forecast)}" + (f"; not run: {', '.join(failed)}" if failed else ""))
+    return 1 if failed else 0
+
+
+def _allow(forecast, limited):
+    """allow(run) for `run_claim`: whether there is time for a run; says how long it will take where that is known, or has to be."""
+    before = []
+
+    def allow(run):
+        for earlier in before:  # it has ended, or this would not be asked
+            forecast.learn(earlier)
+        before[:] = [run]
+        seconds = forecast.total([run]) if limited or run.preset in forecast.pace else 0
+        if seconds > forecast.left:
+            say(f"no time for it: {duration(seconds)}, and {_left(forecast)}")
+            return False
+        if seconds:
+            say(f"{duration(seconds)} for this run" + (f", {_left(forecast)}" if limited else ""))
+        return True
+
+    return allow
+
+
+def _announce(claim, options, seeds, forecast):
+    runs = needed(claim, options, seeds)
+    for run in runs:
+        forecast.learn(run)
+    known = all(run.preset in forecast.pace for run in runs)
+    say(f"{claim.id}: {claim.sentence}")
+    say(f"{len(runs)} runs" + (f", {duration(forecast.total(runs))} for what is left of them" if known else ""))
+
+
+def _left(forecast):
+    return "no limit" if forecast.end == math.inf else f"{duration(max(forecast.left, 0))} left"
+
+
+def _tell(record):
+    say(claim_table.setting(record))
+    for sentence in claim_table.findings(record):
+        say(f"  {sentence}")
+
+
+def _fits(claim, options):
+    """Whether `run all` should test a claim on these data."""
+    if claim.data == "any":
+        return True
+    try:
+        classes = open_dataset(options.data, arm_recipe(claim.arms[0], options)[1].stored_size).classes
+    except UserError:  # a prepared set of another size
+        return False
+    return set(classes) == CIFAR10 if claim.data == "cifar10" else len(classes) >= 1000
+
+
+def _seconds(budget):
+    """What --budget means: "2h" -> 7200, "90m", "45s"; None where none is given. Raises UserError."""
+    if budget is None:
+        return None
+    match = re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]{1,3})?)([hms])", budget, re.ASCII)
+    if not match or float(match[1]) <= 0:
+        raise UserError(f"--budget {budget}: write hours, minutes or seconds, as in 2h, 90m, 45s")
+    return float(match[1]) * {"h": 3600, "m": 60, "s": 1}[match[2]]
+
+
+def _refuse(options):
+    if options.claim not in ("all", *(claim.id for claim in CLAIMS)):
+        raise UserError(f"no claim is called {options.claim}; they are {', '.join(claim.id for claim in CLAIMS)}, and all")
+    if options.larger and not any(arm.larger for claim in CLAIMS if options.claim in (claim.id, "all") for arm in claim.arms):
+        raise UserError(f"--larger {options.larger}: {options.claim} trains nothing on another set")
+    for name in ("seeds", "epochs", "steps"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name} {value}: it must be at least 1")
+    if options.seeds is not None and options.seeds > 20:
+        raise UserError(f"--seeds {options.seeds}: 20 at most, since the test goes through all 2^seeds patterns of signs")
+    _seconds(options.budget)
+
+
+def _parser():
+    parser = argparse.ArgumentParser(prog="python -m alexnet_mp.claims", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.set_defaults(action="list", records=RECORDS)
+    actions = parser.add_subparsers(dest="action", metavar="list|run|table")
+    listed = actions.add_parser("list", help="all claims with their figures; what no word asks for")
+    run = actions.add_parser("run", help="train what a claim needs, test it, record it")
+    run.add_argument("claim", metavar="ID|all")
+    run.add_argument("--data", required=True, metavar="DIR|builtin", help="a folder, a prepared set, or builtin")
+    run.add_argument("--larger", metavar="DIR", help="of pretraining and ensemble7: the set with more classes")
+    run.add_argument("--seeds", type=int, metavar="K",
+                     help="seeds 0 to K-1 in every arm, or K ensembles; default: the claim's, 3 or 1")
+    run.add_argument("--epochs", type=int, help="of every arm; default: the recipe's")
+    run.add_argument("--steps", type=int, help="stop every run after this step")
+    run.add_argument("--base", choices=tuple(PRESETS),
+                     help="the network that the arms change; default: paper on CUDA, mini on a CPU")
+    run.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE",
+                     help="changes every arm, before what the claim changes")
+    run.add_argument("--budget", metavar="2h|90m", help="start no run that would end later than this")
+    run.add_argument("--out", default=OUT, metavar="DIR", help=f"where the runs are; default: {OUT}")
+    add_machine_options(run)
+    table = actions.add_parser("table", help="the README's table, from the records")
+    table.add_argument("--check", action="store_true", help="write nothing, fail where the README differs from the records")
+    table.add_argument("--readme", default=claim_table.README)
+    for action in (listed, run, table):
+        action.add_argument("--records", default=RECORDS, metavar="DIR", help="where the records are; default: claims/records")
+    return parser
+
+
+if __name__ == "__main__":
+    run_command(main)

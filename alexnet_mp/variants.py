@@ -1,0 +1,195 @@
+"""What each experiment of the paper changes: a function Recipe -> Recipe each. Whatever it doesn't name stays as it was.
+
+They take `paper`, `source2012`, `mini` and what these functions make of them, and raise UserError where a layer that they would
+change is missing. Numbers like 147 are networks of the 2012 source, `layers-147.cfg`; "3.3" is a section of the paper.
+"""
+from dataclasses import replace
+
+from .errors import UserError
+from .recipe import Date, Layer, change_layers, dates_of_145
+
+NORMS, POOLS = {"lrn", "spatial_norm"}, {"max_pool", "avg_pool"}
+
+
+# Layers
+
+def no_lrn(recipe):
+    """Without response normalisation (3.3: 1.4 and 1.2 points). 148 has none of the three norms of 145, so none stays here."""
+    return _then(recipe, lambda then: tuple(operation for operation in then if operation not in NORMS))
+
+
+def non_overlapping(recipe):
+    """Pooling windows that touch, 2x2 at stride 2 (3.4: 0.4 and 0.3 points); 147, maps of 55-28-26-13-13-13-11-6."""
+    recipe = change_layers(replace(recipe, pool_size=2, pool_stride=2), "conv2", pad=1)
+    return change_layers(recipe, "conv5", pad=0)
+
+
+def without_layer(recipe, name):
+    """Without one of the middle convolutions, conv3, conv4 or conv5 (section 7: about 2 points each).
+
+    Where it read both towers, the layer behind it does; where it pooled, the layer before it does. The source has no such network.
+    """
+    names = [layer.name for layer in recipe.layers]
+    if name not in ("conv3", "conv4", "conv5") or name not in names:
+        raise UserError(f"without_layer: {name} is not a middle layer of the recipe, which has {', '.join(names)}")
+    index = names.index(name)
+    before, removed, behind = recipe.layers[index - 1:index + 2]
+    before = replace(before, then=before.then + tuple(operation for operation in removed.then if operation in POOLS))
+    behind = replace(behind, reads="both" if removed.reads == "both" else behind.reads)
+    dates = tuple(replace(date, layers=tuple(layer for layer in date.layers if layer != name)) for date in recipe.dates
+                  if date.layers != (name,))
+    return replace(recipe, layers=recipe.layers[:index - 1] + (before, behind) + recipe.layers[index + 2:], dates=dates)
+
+
+def sixth_conv(recipe):
+    """146: a sixth convolution over the last pooling layer, reading both towers, as wide as the fifth (6; 61,555,304 weights)."""
+    return _insert(recipe, "fc6", Layer("conv6", "conv", _layer(recipe, "conv5").maps, "both", ("relu",), kernel=3, pad=1,
+                                        init_std=0.03, init_bias=1.0))
+
+
+def bottleneck(recipe):
+    """146-2011, for 22,000 classes: before fc8 a layer half as wide as fc7, 1,024 units a tower, no ReLU, no dropout.
+
+    It reads both towers, which gives the 110.6 million parameters of the source. There each GPU has half of the classes; here
+    fc8 is on tower a. Its initial weights are not recorded: those of the other fully connected layers, biases 0.
+    """
+    return _insert(recipe, "fc8", Layer("bottleneck1", "fc", _layer(recipe, "fc7").maps // 2, "both", ()))
+
+
+def one_gpu(recipe):
+    """145-half: the maps of one tower, but of conv5, fc6 and fc7 those of both (3.2: 1.7 and 1.2 points; 59,798,312 weights)."""
+    for name in ("conv5", "fc6", "fc7"):
+        recipe = change_layers(recipe, name, maps=2 * _layer(recipe, name).maps)
+    return replace(recipe, towers=1)
+
+
+def no_links(recipe):
+    """150: the towers meet at fc8 alone, and are wider: conv2 160 instead of 128 maps, fc6 and fc7 4,096 units a tower."""
+    recipe = no_links_same_width(change_layers(recipe, "conv2", maps=_layer(recipe, "conv2").maps * 160 // 128))
+    for name in ("fc6", "fc7"):
+        recipe = change_layers(recipe, name, maps=2 * _layer(recipe, name).maps)
+    return recipe
+
+
+def no_links_same_width(recipe):
+    """The towers meet at fc8 alone, and nothing is wider for it."""
+    return change_layers(recipe, "conv3", "fc6", "fc7", reads="own")
+
+
+def tanh(recipe):
+    """tanh in place of ReLU everywhere (3.1)."""
+    return _then(recipe, lambda then: tuple("tanh" if operation == "relu" else operation for operation in then))
+
+
+def paper_order(recipe):
+    """Layer 1: ReLU, LRN, pool (3.5)."""
+    return change_layers(recipe, "conv1", then=("relu", "lrn", "max_pool"))
+
+
+def source_order(recipe):
+    """Layer 1: LRN on the signed sums, pool, ReLU (145)."""
+    return change_layers(recipe, "conv1", then=("lrn", "max_pool", "relu"))
+
+
+# Initial weights
+
+def literal_init(recipe):
+    """A deviation of 0.01 in every layer (section 5)."""
+    return change_layers(recipe, *(layer.name for layer in recipe.layers), init_std=0.01)
+
+
+def source_init(recipe):
+    """0.01, and 0.03 in the third and later convolutions (145)."""
+    deep = [layer.name for layer in recipe.layers if layer.kind == "conv"][2:]
+    return change_layers(literal_init(recipe), *deep, init_std=0.03)
+
+
+# Images, regularisation
+
+def no_colour(recipe):
+    """Without the colour shift (4.1: over 1 point of top-1 error)."""
+    dates = tuple(replace(date, colour_noise=0.0) if date.colour_noise else date for date in recipe.dates)
+    return replace(recipe, colour_noise=0.0, dates=dates)
+
+
+def no_crops(recipe):
+    """Training on the centre of every picture alone (4.1)."""
+    return replace(recipe, crop_positions=1)
+
+
+def no_flips(recipe):
+    """Training without mirror images (4.1)."""
+    return replace(recipe, flip=False)
+
+
+def no_augmentation(recipe):
+    """No crops, no flips, no colour shift."""
+    return no_crops(no_flips(no_colour(recipe)))
+
+
+def no_dropout(recipe):
+    """Every unit in every step (4.2)."""
+    return replace(recipe, dropout=0.0)
+
+
+def no_weight_decay(recipe):
+    """Section 5 says that weight decay lowers the training error too."""
+    recipe = change_layers(recipe, *(layer.name for layer in recipe.layers), weight_decay=None)
+    return replace(recipe, weight_decay=0.0, bias_weight_decay=0.0)
+
+
+# Schedules
+
+def plateau_schedule(recipe):
+    """Rates fall when the validation error stalls (section 5)."""
+    return replace(recipe, schedule="plateau")
+
+
+def dated_schedule(recipe, epochs=93):
+    """Rates fall and the colour noise ends as in 145, at epochs 23, 51, 68, 72 and 78 of 93, at the same share of `epochs`."""
+    return replace(recipe, schedule="dated", epochs=epochs,
+                   dates=_scaled(dates_of_145([layer.name for layer in recipe.layers]), 93, epochs))
+
+
+def shortened(recipe, epochs):
+    """The recipe's own schedule in fewer (or more) epochs: each date comes at the same share of them, a plateau as before."""
+    return replace(recipe, epochs=epochs, dates=_scaled(recipe.dates, recipe.epochs, epochs))
+
+
+def fine_tuned(recipe, epochs=54):
+    """146-2012-2011: rates and dates for weights trained on other classes and a new fc8. Dates come at their share of `epochs`.
+
+    The old layers begin at a tenth of the rate, conv1 at a hundredth, fc8 at the whole (in the source after 300 batch files, a
+    quarter of an epoch). Rates of biases don't fall; that they begin at the same share as the weights' is our choice.
+    """
+    first, *others, last = (layer.name for layer in recipe.layers)
+    recipe = change_layers(change_layers(recipe, first, rate=0.01), *others, rate=0.1)
+    dates = (Date(5, (first,), weights=0.1), Date(7, (first,), weights=0.0, biases=0.0), Date(9, (last,), weights=0.1),
+             Date(22, tuple(others), weights=0.1), Date(22, (last,), weights=0.01), Date(38, colour_noise=0.0),
+             Date(42, tuple(others), weights=0.01), Date(42, (last,), weights=0.001))
+    return replace(recipe, schedule="dated", epochs=epochs, dates=_scaled(dates, 54, epochs))
+
+
+def _scaled(dates, epochs, new):
+    """Dates of a run of `epochs` epochs in one of `new`: not before the same share is over; never in a run too short for it."""
+    return tuple(replace(date, epoch=1 - (1 - date.epoch) * new // epochs) for date in dates)
+
+
+def _then(recipe, change):
+    return replace(recipe, layers=tuple(replace(layer, then=change(layer.then)) for layer in recipe.layers))
+
+
+def _insert(recipe, before, layer):
+    """The recipe with one more layer; dates that change the layer it is put before change it too."""
+    index = recipe.layers.index(_layer(recipe, before))
+
+    def with_it(names):
+        return sum(((layer.name, name) if name == before else (name,) for name in names), ())
+
+    dates = tuple(replace(date, layers=with_it(date.layers)) for date in recipe.dates)
+    return replace(recipe, layers=recipe.layers[:index] + (layer,) + recipe.layers[index:], dates=dates)
+
+
+def _layer(recipe, name):
+    change_layers(recipe, name)  # it is there, or this raises
+    return next(layer for layer in recipe.layers if layer.name == name)

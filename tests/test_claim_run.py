@@ -1,0 +1,301 @@
+"""Every claim from the command to its sentence, on 24 + 6 pictures with networks of a few maps; and claims that are interrupted."""
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import make_folder, one_thread  # noqa: F401  (a fixture)
+from PIL import Image
+from tiny_run import quick, signalled_after  # noqa: F401  (a fixture)
+
+from alexnet_mp import claim_record, claim_run, claims, evaluate, train
+from alexnet_mp.claim_list import CLAIMS, RATES
+from alexnet_mp.claim_pictures import draw_claim
+from alexnet_mp.claim_record import differences, read_records
+from alexnet_mp.claim_subset import every_second_class
+from alexnet_mp.claim_table import findings
+from alexnet_mp.dataset import open_dataset
+from alexnet_mp.errors import UserError
+from alexnet_mp.metrics import read_metrics
+from alexnet_mp.pipelines import make_pipeline
+from alexnet_mp.run_directory import read_run
+from alexnet_mp.statistics import Statistics
+from alexnet_mp.trainer import Trainer
+
+pytestmark = pytest.mark.usefixtures("one_thread", "quick")
+STEPS = 3  # an epoch: two batches of 9 images and one of 6
+SMALL = ["--gpus", "cpu", "--pipeline", "torch", "--workers", "0", "--epochs", "1", "--set", "batch_size=9",
+         "--set", "conv1.maps=2", "--set", "learning_rate=0.002"]
+MINI = [*SMALL, "--base", "mini", "--set", "stored_size=84", "--set", "crop_size=80", "--set", "crop_positions=4",
+        *(word for layer in ("conv2", "conv3", "conv4", "conv5", "fc6", "fc7") for word in ("--set", f"{layer}.maps=4"))]
+CIFAR = [*SMALL, "--set", "conv2.maps=2"]
+BY_ID = {claim.id: claim for claim in CLAIMS}
+DRAWN = ("views", "dropout", "weight-decay", "init", "curve", "ensemble5", "cifar-relu", "specialisation")  # what is drawn differs
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch):
+    """They take a second each."""
+    monkeypatch.setattr(claim_record, "draw_claim", lambda record, path: None)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return make_folder(tmp_path_factory.mktemp("pictures") / "data", train=8, val=2, size=(100, 96))
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    """The runs of all claims that need nothing of their own: many have the same."""
+    return tmp_path_factory.mktemp("runs")
+
+
+def run(claim, data, out, *more):
+    """`claims run`; returns the newest record, or None."""
+    options = CIFAR if claim in BY_ID and BY_ID[claim].data == "cifar10" else MINI
+    assert claims.main(["run", claim, "--data", data, "--out", out, "--records", Path(out) / "records", *options, *more]) == 0
+    return read_records(Path(out) / "records").get(claim, [None])[0]
+
+
+def without_times(record):
+    """A record but for what may differ between two runs."""
+    runs = [{name: value for name, value in entry.items() if name not in ("seconds", "images_per_second", "directory")}
+            for entry in record["runs"]]
+    return {name: value for name, value in record.items() if name not in ("date", "command", "runs")} | {"runs": runs}
+
+
+@pytest.mark.parametrize("claim", BY_ID)
+def test_every_claim(claim, data, out, capsys, monkeypatch):
+    if claim in DRAWN:
+        monkeypatch.setattr(claim_record, "draw_claim", draw_claim)
+    record = run(claim, data, out, "--seeds", "1")
+    arms = [arm.name for arm in BY_ID[claim].arms]
+    assert {entry["arm"] for entry in record["runs"]} == set(arms) == {arm["name"] for arm in record["arms"]}
+    for entry in record["runs"]:
+        assert entry["steps"] == entry["steps_per_epoch"] and "diverged" not in entry and len(entry["errors"]) == 2
+        assert {errors["images"] for errors in entry["errors"].values()} <= {6, 4}  # 4: half of the classes
+        made = read_run(entry["directory"])
+        assert made["recipe"].seed == entry["seed"] and made["command"].startswith("python -m alexnet_mp.train --recipe")
+    assert findings(record)
+    claims.main(["list", "--records", str(out / "records")])
+    listed = capsys.readouterr().out
+    assert all(sentence in listed for sentence in findings(record)) and f"claims run {claim} --data DIR" in listed
+    pictures = list((out / "records").glob(f"{claim}-????????.png"))
+    assert len(pictures) == (claim in DRAWN) and all(Image.open(picture).size[0] > 400 for picture in pictures)
+
+
+def test_what_a_claim_changes_is_in_its_record(data, out):
+    record = run("colour", data, out, "--seeds", "1")
+    assert [arm["differs"] for arm in record["arms"]] == [{}, {"colour_noise": [0.1, 0.0]}]
+    assert record["command"].startswith("python -m alexnet_mp.claims run colour --data") and record["epochs"] == 1
+    assert record["data"][0]["images"] == {"train": 24, "val": 6} and record["data"][0]["fingerprint"] in (
+        open_dataset(data, 84).fingerprint,)
+    run_of = {entry["arm"]: entry for entry in record["runs"]}
+    tests = [line for line in read_metrics(run_of["base"]["directory"]) if line["kind"] == "test"]
+    assert {line["protocol"]: line["top1_error"] for line in tests} == {
+        name: errors["top1_error"] for name, errors in run_of["base"]["errors"].items()}
+    losses = [line["loss"] for line in read_metrics(run_of["base"]["directory"]) if line["kind"] == "train"]
+    assert run_of["base"]["curve"]["loss"] == [round(loss, 4) for loss in losses]
+    assert run_of["base"]["train"]["loss"] == pytest.approx(np.mean(losses))
+
+
+def test_claims_share_their_runs_and_train_none_twice(data, out, monkeypatch):
+    base, = {entry["directory"] for claim in ("flips", "crops") for entry in run(claim, data, out, "--seeds", "1")["runs"]
+             if entry["arm"] == "base"}
+    before = [without_times(run(claim, data, out, "--seeds", "1")) for claim in ("flips", "crops")]
+    monkeypatch.setattr(train, "main", lambda arguments: pytest.fail(f"trained again: {arguments}"))
+    assert [without_times(run(claim, data, out, "--seeds", "1")) for claim in ("flips", "crops")] == before
+    assert read_run(base)["recipe"].flip
+
+
+def test_every_choice_of_the_data_and_the_training_has_runs_of_its_own(data, out):
+    options = claims._parser().parse_args(["run", "lrn", "--data", str(data), "--out", str(out), *MINI])
+    more = [["--epochs", "2"], ["--steps", "2"], ["--set", "dropout=0.25"]]
+    found = [claim_run.runs_of_seed(BY_ID["lrn"].arms, claims._parser().parse_args(
+        ["run", "lrn", "--data", str(data), "--out", str(out), *MINI, *words]), 0) for words in ([], *more)]
+    directories = {entry.directory for runs in found for entry in runs}
+    assert len(directories) == 8 and claim_run.runs_of_seed(BY_ID["lrn"].arms, options, 0) == found[0]
+    assert {entry.recipe.dropout for entry in found[3]} == {0.25}
+
+
+def steps_taken(monkeypatch):
+    """A list that grows by the seed of every step's recipe."""
+    taken, function = [], Trainer.one_step
+
+    def one_step(self, batch):
+        function(self, batch)
+        taken.append(self.recipe.seed)
+
+    monkeypatch.setattr(Trainer, "one_step", one_step)
+    return taken
+
+
+def test_an_interrupted_claim_goes_on(data, tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        signalled_after(patch, Trainer, "one_step", STEPS + 1)  # in the second arm
+        assert run("lrn", data, tmp_path / "cut", "--seeds", "1") is None
+    assert "the same command goes on" in capsys.readouterr().out
+    with monkeypatch.context() as patch:
+        taken = steps_taken(patch)
+        cut = run("lrn", data, tmp_path / "cut", "--seeds", "1")
+        assert len(taken) == STEPS - 1
+    whole = run("lrn", data, tmp_path / "whole", "--seeds", "1")
+    assert without_times(cut)["runs"] == without_times(whole)["runs"]
+
+
+def test_what_was_cut_off_leaves_pairs(data, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        signalled_after(patch, Trainer, "one_step", 3 * STEPS + 1)  # the second seed's second arm
+        record = run("flips", data, tmp_path, "--seeds", "2")
+    assert [(entry["arm"], entry["seed"]) for entry in record["runs"]] == [("base", 0), ("no_flips", 0)]
+    assert "n = 1, no p" in findings(record)[0]
+    record = run("flips", data, tmp_path, "--seeds", "2")
+    assert [(entry["arm"], entry["seed"]) for entry in record["runs"]] == [
+        ("base", 0), ("no_flips", 0), ("base", 1), ("no_flips", 1)]
+    assert "n = 2, p = " in findings(record)[0]
+    assert len(run("flips", data, tmp_path, "--seeds", "1")["runs"]) == 4  # it says more than one seed could
+
+
+def test_a_run_cut_short_by_steps_is_tested_once(data, tmp_path, monkeypatch):
+    record = run("dropout", data, tmp_path, "--seeds", "1", "--steps", "2")
+    for entry in record["runs"]:
+        assert entry["steps"] == 2 and entry["on_training_images"]["images"] == 24
+        network, made = evaluate.load_run(entry["directory"], "cpu")
+        pipeline = make_pipeline("torch", open_dataset(data, 84), made["recipe"], ["cpu", "cpu"], 0)
+        pipeline.use(Statistics.load(entry["directory"]))
+        errors = evaluate.evaluate(network, pipeline, "val", evaluate.both_protocols(made["recipe"]), 9, lambda count: None)
+        assert entry["errors"] == {name: vars(error) for name, error in errors.items()}
+    monkeypatch.setattr(claim_run, "evaluate", lambda *_: pytest.fail("tested again"))
+    assert without_times(run("dropout", data, tmp_path, "--seeds", "1", "--steps", "2")) == without_times(record)
+
+
+def test_headline_figures_are_of_the_test_images_too(data, out, tmp_path):
+    shutil.copytree(data, tmp_path / "data")
+    shutil.copytree(data / "val", tmp_path / "data" / "test")
+    (tmp_path / "data" / "test" / "sky" / "1.jpg").unlink()
+    entry, = run("headline-2010", tmp_path / "data", tmp_path / "out")["runs"]
+    assert {errors["images"] for errors in entry["on_test_images"].values()} == {5}
+    assert "on_test_images" not in run("headline-2010", data, out)["runs"][0]
+
+
+def test_a_run_that_diverges_is_a_result(data, tmp_path, monkeypatch):
+    record = run("flips", data, tmp_path, "--seeds", "1", "--set", "learning_rate=1e30")
+    assert all(1 <= entry["diverged"] <= STEPS and "errors" not in entry for entry in record["runs"])
+    assert [sentence.partition(" diverged")[0] for sentence in findings(record)] == ["base with seed 0", "no flips with seed 0"]
+    monkeypatch.setattr(train, "main", lambda arguments: pytest.fail("trained again"))
+    run("flips", data, tmp_path, "--seeds", "1", "--set", "learning_rate=1e30")
+
+
+def test_the_best_learning_rate_is_the_one_that_is_compared(data, out):
+    record = run("cifar-relu", data, out, "--seeds", "1")
+    assert [(entry["arm"], entry["factor"]) for entry in record["search"]] == [
+        (arm, factor) for arm in ("cifar_relu", "cifar_tanh") for factor in RATES]
+    assert {entry["seed"] for entry in record["search"]} == {claim_run.SEARCH_SEED}
+    for arm in ("cifar_relu", "cifar_tanh"):
+        searched = {entry["factor"]: (entry["epochs_to_level"] or float("inf"), entry["train"]["top1_error"])
+                    for entry in record["search"] if entry["arm"] == arm and "diverged" not in entry}
+        assert searched[record["rates"][arm]] == min(searched.values())
+        entry, = (entry for entry in record["runs"] if entry["arm"] == arm)
+        recipe = read_run(entry["directory"])["recipe"]
+        assert recipe.learning_rate == 0.002 * record["rates"][arm] and recipe.seed == 0
+
+
+def test_seven_networks_are_five_and_two_pretrained(data, out):
+    record = run("ensemble7", data, out, "--seeds", "1")
+    ensemble, = record["ensembles"]
+    names = [Path(member).name for member in ensemble["members"]]
+    assert [(name.partition("-")[0], name.rpartition("-")[2]) for name in names] == [
+        *(("base", f"seed{seed}") for seed in range(5)), ("fine_tuned", "seed0"), ("fine_tuned", "seed1")]
+    assert len(ensemble["weights"]) == 7 and ensemble["errors"]["ten views"]["images"] == 4
+    assert {read_run(member)["data"]["source"] for member in ensemble["members"]} == {
+        str(next(out.glob("half-*-84")).absolute())}
+    larger, = (entry for entry in record["runs"] if entry["arm"] == "larger_set" and entry["seed"] == 1)
+    assert len(read_run(larger["directory"])["data"]["classes"]) == 3
+    assert f"--init {larger['directory']} " in read_run(ensemble["members"][-1])["command"] + " "
+
+
+def test_an_average_is_that_of_the_evaluation(data, out, capsys):
+    record = run("ensemble5", data, out, "--seeds", "1")
+    ensemble, = record["ensembles"]
+    capsys.readouterr()
+    evaluate.main([*ensemble["members"], "--gpus", "cpu", "--pipeline", "torch", "--workers", "0"])
+    printed = capsys.readouterr().out.splitlines()[-2:]
+    for line, (name, errors) in zip(printed, ensemble["errors"].items(), strict=True):
+        assert name in line and f"{errors['top1_error']:6.2f} %" in line
+
+
+def test_pretraining_on_a_set_of_more_classes(data, tmp_path):
+    larger = make_folder(tmp_path / "larger", train=3, val=1, size=(100, 96), classes=("ant", "apple", "bee", "leaf", "sky"))
+    record = run("pretraining", data, tmp_path / "out", "--seeds", "1", "--larger", larger)
+    classes = {entry["arm"]: len(read_run(entry["directory"])["data"]["classes"]) for entry in record["runs"]}
+    assert classes == {"scratch": 3, "larger_set": 5, "fine_tuned": 3, "larger_set_bottleneck": 5, "fine_tuned_bottleneck": 3}
+    assert [data["classes"] for data in record["data"]] == [3, 5] and not list((tmp_path / "out").glob("half-*"))
+
+
+def test_half_of_the_classes_has_the_stored_pictures(tmp_path):
+    whole = open_dataset(make_folder(tmp_path / "data", train=2, val=1, size=(60, 50), classes=("a/b"[:1], "b", "c", "d e")), 32)
+    half = open_dataset(every_second_class(whole, 32, tmp_path / "half"), 32)
+    assert half.classes == ["00000-a", "00002-c"] and half.splits["val"].labels.tolist() == [0, 1]
+    kept = np.flatnonzero(whole.splits["train"].labels % 2 == 0)
+    for index, original in enumerate(kept):
+        assert (half.splits["train"].read(index) == whole.splits["train"].read(original)).all()
+    with pytest.raises(UserError, match="leaves 1 of the two"):
+        every_second_class(half, 32, tmp_path / "quarter")
+
+
+def test_all_claims_that_fit_the_data(data, out, capsys):
+    """Most runs are there from the other tests."""
+    assert claims.main(["run", "all", "--data", data, "--out", out, "--records", out / "records", *MINI, "--seeds", "1",
+                        "--budget", "1h"]) == 0
+    said = capsys.readouterr().out
+    fitting = {claim.id for claim in CLAIMS if claim.data == "any"}
+    assert {line.split()[1].rstrip(":") for line in said.splitlines() if line.startswith("==")} == fitting
+    assert "left" in said and fitting <= set(read_records(out / "records"))
+
+
+def test_nothing_is_started_that_cannot_end(data, tmp_path, monkeypatch, capsys):
+    run("views", data, tmp_path, "--seeds", "1")  # tells the pace
+    notes, = tmp_path.glob("*.result.json")
+    notes.write_text(json.dumps({"seconds": 1000.0}))
+    monkeypatch.setattr(train, "main", lambda arguments: pytest.fail("it was started"))
+    assert claims.main(["run", "all", "--data", data, "--out", tmp_path, "--records", tmp_path / "records", *MINI, "--seeds", "3",
+                        "--budget", "5m"]) == 0
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("==")]
+    assert said[0].startswith("== views: 1 of 3 seeds") and said[1].startswith("== dropout: not started, ")
+    assert sum("not started" in line for line in said) == len(said) - 2  # the specialisation has the run of the views
+    assert claims.main(["run", "lrn", "--data", data, "--out", tmp_path, "--records", tmp_path / "records", *MINI,
+                        "--budget", "5m"]) == 0
+    assert "no time for it: " in capsys.readouterr().out
+
+
+def test_an_unknown_machine_is_measured_first(data, tmp_path, monkeypatch, capsys):
+    assert claims.main(["run", "flips", "--data", data, "--out", tmp_path, "--records", tmp_path / "records", *MINI, "--seeds", "1",
+                        "--budget", "1s", "--set", "epochs=90", "--epochs", "100000"]) == 0
+    assert [path.name.partition("-")[0] for path in tmp_path.iterdir() if path.is_dir()] == ["calibration"]
+    said = capsys.readouterr().out
+    assert "to see how fast this machine is" in said and "no time for it" in said
+
+
+def test_a_claim_that_cannot_be_run_does_not_end_the_others(data, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(claims, "CLAIMS", [BY_ID["one-gpu"], BY_ID["flips"]])
+    first = {"name": "conv1", "kind": "conv", "maps": 2, "reads": "image", "then": ["relu"], "kernel": 11, "stride": 4}
+    layers = json.dumps([first, {"name": "fc8", "kind": "fc", "maps": None, "reads": "both", "then": [], "towers": "first"}])
+    small = [word for word in MINI if not (word.startswith(("conv", "fc")))]
+    small = [word for index, word in enumerate(small) if word != "--set" or "=" in (small + [""])[index + 1]]
+    assert claims.main(["run", "all", "--data", data, "--out", tmp_path, "--records", tmp_path / "records", *small, "--seeds", "1",
+                        "--set", f"layers={layers}"]) == 1
+    said = capsys.readouterr().out
+    assert "== one-gpu: not run: the recipe has no layer" in said and "not run: one-gpu" in said
+    assert set(read_records(tmp_path / "records")) == {"flips"}
+
+
+def test_differences_of_recipes_that_lack_layers():
+    recipe = claim_run.PRESETS["paper"]()
+    sixth = claim_run.variants.sixth_conv(recipe)
+    changed = differences(recipe, sixth)
+    assert changed.pop("conv6")[0] is None and not changed
+    assert differences(sixth, recipe)["conv6"][1] is None
+    assert differences(recipe, claim_run.variants.no_links(recipe)) == {
+        "conv2.maps": [128, 160], "conv3.reads": ["both", "own"], "fc6.reads": ["both", "own"], "fc7.reads": ["both", "own"],
+        "fc6.maps": [2048, 4096], "fc7.maps": [2048, 4096]}

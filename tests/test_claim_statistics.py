@@ -1,0 +1,133 @@
+"""p-values against scipy and against counting by hand, and what is read off a curve against curves whose answer is known."""
+import itertools
+import math
+
+import numpy as np
+import pytest
+from scipy import special, stats
+
+from alexnet_mp.claim_statistics import (chroma_shares, epochs_to, incomplete_beta, moved_at, paired, random_split_p, sign_flip,
+                                         step_of_loss, student_p, thinned, welch)
+
+
+def test_three_pairs_of_one_sign_have_the_least_p_there_is():
+    assert sign_flip([1.0, 2.0, 0.5]) == 0.25 == paired([0, 0, 0], [1.0, 2.0, 0.5]).least_p
+    assert sign_flip([-1.0, -2.0, -0.5]) == 0.25
+
+
+def test_sign_flip_by_hand():
+    # Sums of +-1 +-2 -+4: 7, 5, 3, 1 and their opposites; the one seen is 1 + 2 - 4 = -1: all are as far from 0.
+    assert sign_flip([1.0, 2.0, -4.0]) == 1.0
+    assert sign_flip([1.0, -2.0, 4.0]) == 0.75  # 3; 1 and -1 are nearer
+    assert sign_flip([0.0, 0.0]) == 1.0
+    assert sign_flip([1.0]) is None
+
+
+@pytest.mark.parametrize("n", [2, 5, 8])
+def test_sign_flip_counts_all_patterns(n):
+    differences = np.random.default_rng(n).normal(0.5, 1, n)
+    sums = [sum(sign * value for sign, value in zip(signs, differences)) for signs in itertools.product((1, -1), repeat=n)]
+    assert sign_flip(differences) == np.mean([abs(total) >= abs(differences.sum()) - 1e-9 for total in sums])
+    test = stats.permutation_test((differences,), np.sum, permutation_type="samples", n_resamples=np.inf)
+    assert sign_flip(differences) == pytest.approx(test.pvalue)
+
+
+def test_equal_sums_added_in_another_order_are_ties():
+    assert sign_flip([0.1, 0.2, 0.3, -0.3, -0.2, -0.1 - 1e-17]) == 1.0
+    assert sign_flip([0.1, 0.2, 0.3]) == sign_flip([0.3, 0.2, 0.1]) == 0.25
+
+
+def test_too_many_pairs_are_refused():
+    with pytest.raises(ValueError, match="20 at most"):
+        sign_flip(np.ones(21))
+
+
+@pytest.mark.parametrize("a, b", list(itertools.product((0.5, 1.0, 3.3, 50.0), (0.5, 2.0, 7.0))))
+def test_incomplete_beta_is_scipys(a, b):
+    for x in (0.0, 1e-9, 1e-3, 0.1, 0.5, 0.9, 0.999, 1.0):
+        assert incomplete_beta(x, a, b) == pytest.approx(special.betainc(a, b, x), rel=1e-12, abs=1e-300)
+
+
+@pytest.mark.parametrize("freedom", [1.0, 1.7, 4.0, 38.0, 1e4])
+def test_students_tail_is_scipys(freedom):
+    for t in (0.0, 1e-6, 0.3, -1.0, 2.5, 12.0, 100.0):
+        assert student_p(t, freedom) == pytest.approx(2 * stats.t.sf(abs(t), freedom), rel=1e-9, abs=1e-300)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_welch_is_scipys(seed):
+    random = np.random.default_rng(seed)
+    a, b = random.normal(0, 1, 3 + seed), random.normal(0.7, 3, 4)
+    assert welch(a, b) == pytest.approx(stats.ttest_ind(a, b, equal_var=False).pvalue, rel=1e-12)
+
+
+def test_welch_says_nothing_of_one_value_or_of_two_constants():
+    assert welch([1.0], [2.0, 3.0]) is None and welch([1.0, 1.0], [2.0, 2.0]) is None
+    assert welch([1.0, 1.0], [2.0, 3.0]) == pytest.approx(2 * stats.t.sf(3, 1))  # t = -1.5 / 0.5, one degree of freedom
+
+
+def test_paired():
+    test = paired([10.0, 20.0, 30.0], [11.0, 22.0, 30.0])
+    assert (test.n, test.mean, test.sd) == (3, 1.0, 1.0) and test.p == 0.5
+    assert paired([], []) is None
+    one = paired([1.0], [3.0])
+    assert (one.mean, one.sd, one.p, one.welch_p) == (2.0, None, None, None)
+    with pytest.raises(ValueError, match="no pairs"):
+        paired([1.0], [1.0, 2.0])
+
+
+def test_the_loss_moves_when_it_stays_below():
+    level = 0.97 * math.log(10)
+    assert moved_at([2.4] * 5 + [2.0] * 20, 10, window=1) == 6
+    assert moved_at([2.4] * 5 + [2.0] * 5 + [2.4] * 5 + [2.0] * 5, 10, window=1) == 16  # it came back once
+    assert moved_at([2.4] * 30, 10) is None
+    assert moved_at([2.0] * 9 + [2.4], 10, window=1) is None  # above at the end
+    assert moved_at([2.0] * 30, 10) == 10  # the first step that has ten losses
+    assert moved_at([2.0] * 9, 10) is None
+    # Ten losses of which k are 2.0 have the mean 2.4 - 0.04 k: below 2.2335 from k = 5 on.
+    assert 2.4 - 0.04 * 4 > level > 2.4 - 0.04 * 5 and moved_at([2.4] * 50 + [2.0] * 50, 10) == 55
+    assert moved_at([2.4] * 20 + [math.nan] + [2.0] * 30, 10) == 31  # the last window with the NaN ends at step 30
+
+
+def test_epochs_to_a_training_error():
+    assert epochs_to([50.0] * 8 + [20.0] * 8, 4) == 3.0  # steps 9 to 12 are the first four at 20 %, but 50, 20, 20, 20 is 27.5 %
+    assert epochs_to([50.0] * 8 + [0.0] * 8, 4) == 2.5  # 50, 50, 0, 0: 25 % is reached
+    assert epochs_to([20.0] * 4, 4) == 1.0
+    assert epochs_to([26.0] * 40, 4) is None and epochs_to([0.0] * 3, 4) is None
+
+
+def test_the_step_of_a_loss_is_between_two_points():
+    curve = {"steps": [10, 20, 30], "loss": [2.0, 1.0, 0.5]}
+    assert step_of_loss(curve, 2.5) == 10 and step_of_loss(curve, 1.5) == 15 and step_of_loss(curve, 0.5) == 30
+    assert step_of_loss(curve, 0.4) is None
+
+
+@pytest.mark.parametrize("count", [1, 3, 59, 60, 61, 1000])
+def test_thinned_has_every_value_once(count):
+    values = np.random.default_rng(0).normal(size=count)
+    blocks = thinned(values, 60)
+    assert len(blocks) == min(count, 60) and blocks[-1][0] == count
+    lengths = np.diff([0, *(step for step, _ in blocks)])
+    assert max(lengths) - min(lengths) <= 1
+    assert sum(length * mean for length, (_, mean) in zip(lengths, blocks)) == pytest.approx(values.sum())
+
+
+def test_chroma_of_grey_and_of_colour():
+    grey = np.ones((2, 3, 5, 5)) * np.random.default_rng(0).normal(size=(2, 1, 5, 5))
+    colour = np.random.default_rng(1).normal(size=(2, 3, 5, 5))
+    colour -= colour.mean(1, keepdims=True)
+    assert chroma_shares(np.concatenate([grey, colour]), 2) == [pytest.approx(0, abs=1e-12), pytest.approx(1)]
+    # One colour channel alone: a third of its energy is grey.
+    assert chroma_shares(np.eye(3)[:2, :, None, None], 2) == [pytest.approx(2 / 3)] * 2
+
+
+def test_a_random_split_is_told_from_a_divided_one():
+    random = np.random.default_rng(0)
+    kernels = random.normal(size=(24, 3, 5, 5))
+    divided = kernels.copy()
+    divided[:12] = divided[:12].mean(1, keepdims=True)
+    assert random_split_p(divided, 1000) == pytest.approx(1 / 1001)
+    assert random_split_p(kernels, 1000) > 0.05
+    # Four kernels, two of them grey, as the towers have them: of the six halves, two are as far apart.
+    four = np.concatenate([divided[:2], np.tile(kernels[20:21], (2, 1, 1, 1))])
+    assert random_split_p(four, 3000) == pytest.approx(1 / 3, abs=0.05)

@@ -1,0 +1,324 @@
+"""The list of claims, what the records say in words and numbers, the README's table, and the forecast; nothing is trained here."""
+import json
+from types import SimpleNamespace
+
+import pytest
+from conftest import make_folder
+
+from alexnet_mp import claim_run, claim_table, claims, recipe
+from alexnet_mp.claim_budget import operations, work
+from alexnet_mp.claim_list import CLAIMS, command
+from alexnet_mp.claim_record import path_of, read_records, write_record
+from alexnet_mp.claim_run import arm_recipe, make_run, settings
+from alexnet_mp.claim_table import findings
+from alexnet_mp.errors import UserError
+from alexnet_mp.presets import PRESETS
+
+BASES = ("paper", "source2012", "mini")
+
+
+def options(*words, claim="lrn", data="builtin"):
+    return claims._parser().parse_args(["run", claim, "--data", str(data), "--gpus", "cpu", *words])
+
+
+# --- the list
+
+def test_every_claim_is_told_whole(capsys, tmp_path):
+    assert claims.main(["list", "--records", tmp_path]) == 0
+    listed = capsys.readouterr().out
+    assert len({claim.id for claim in CLAIMS}) == len(CLAIMS) >= 24
+    for claim in CLAIMS:
+        assert all(text in listed for text in (f"{claim.id}: {claim.sentence}", claim.paper, claim.source, command(claim)))
+        claims._parser().parse_args(command(claim).split()[3:])  # it can be typed as it stands
+    assert listed.count("here   not run here") == len(CLAIMS)
+
+
+def test_the_word_list_is_not_needed(capsys, tmp_path):
+    assert claims.main(["list"]) == 0
+    listed = capsys.readouterr().out
+    assert claims.main([]) == 0 and capsys.readouterr().out == listed
+
+
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("epochs", [[], ["--epochs", "7"]])
+def test_the_training_command_is_given_exactly_the_arms_recipe(base, epochs):
+    for claim in CLAIMS:
+        for arm in claim.arms:
+            preset, wanted = arm_recipe(arm, options("--base", base, *epochs))
+            words = settings(SimpleNamespace(preset=preset, recipe=wanted))[1::2]
+            assert recipe.override(PRESETS[preset](), words) == wanted, (claim.id, arm.name)
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_the_arms_of_a_claim_differ(base):
+    for claim in CLAIMS:
+        found = [(arm_recipe(arm, options("--base", base))[1], arm.init, arm.larger) for arm in claim.arms]
+        assert len(set(found)) == len(found), claim.id
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_the_arms_of_a_claim_have_one_schedule(base):
+    for claim in CLAIMS:
+        recipes = [arm_recipe(arm, options("--base", base, "--epochs", "20"))[1] for arm in claim.arms]
+        assert {found.epochs for found in recipes} == {20}
+        if claim.id not in ("schedule", "pretraining", "ensemble7"):  # what is fine-tuned has dates of its own
+            assert len({tuple(date.epoch for date in found.dates) for found in recipes}) == 1
+            assert {found.schedule for found in recipes} == {"dated"}
+
+
+def test_settings_are_for_every_arm():
+    for claim in CLAIMS:
+        for arm in claim.arms:
+            assert arm_recipe(arm, options("--base", "mini", "--set", "batch_size=17"))[1].batch_size == 17
+
+
+def test_what_a_claim_changes_wins_over_a_setting():
+    arm = next(claim for claim in CLAIMS if claim.id == "colour").arms[1]
+    assert arm_recipe(arm, options("--set", "colour_noise=0.3"))[1].colour_noise == 0
+
+
+# --- refusals
+
+@pytest.mark.parametrize("words, message", [
+    (["lrm"], "no claim is called lrm; they are views, dropout"), (["lrn", "--seeds", "0"], "--seeds 0: it must be at least 1"),
+    (["lrn", "--seeds", "21"], "--seeds 21: 20 at most"), (["lrn", "--epochs", "-1"], "--epochs -1"),
+    (["all", "--steps", "0"], "--steps 0"),
+    (["all", "--budget", "2 hours"], "--budget 2 hours: write hours"), (["all", "--budget", "0h"], "--budget 0h"),
+    (["lrn", "--set", "dropuot=1"], "did you mean dropout"), (["lrn", "--data", "/nowhere"], "no such directory"),
+    (["lrn", "--workers", "-1"], "--workers -1"), (["lrn", "--larger", "DIR"], "lrn trains nothing on another set")])
+def test_what_cannot_be_meant_is_refused(words, message, tmp_path):
+    data = [] if "--data" in words else ["--data", str(make_folder(tmp_path / "data", train=1, val=1, size=(32, 32)))]
+    with pytest.raises(UserError, match=message):
+        claims.main(["run", *words, *data, "--gpus", "cpu", "--out", tmp_path / "out", "--records", tmp_path / "records"])
+    assert not (tmp_path / "records").exists()
+
+
+@pytest.mark.parametrize("text, seconds", [("2h", 7200), ("1.5h", 5400), ("90m", 5400), ("45s", 45)])
+def test_budgets(text, seconds):
+    assert claims._seconds(text) == seconds
+
+
+def test_a_network_of_one_tower_takes_the_first_device():
+    assert [claim_run.first_gpu("0,1", towers) for towers in (1, 2)] == ["0", "0,1"]
+    assert claim_run.first_gpu("auto", 1) == "auto"
+
+
+# --- what a record says
+
+def test_every_kind_of_claim_has_its_words():
+    for claim in CLAIMS:
+        record = {"kind": claim.kind, "arms": [{"name": arm.name, "larger": arm.larger} for arm in claim.arms], "runs": [],
+                  "search": [], "rates": {}, "ensembles": []}
+        assert findings(record) == []
+
+
+def errors(centre, views, name="ten views"):
+    return {protocol: {"top1_error": top1, "top5_error": top5, "loss": 1.0, "images": 100}
+            for protocol, (top1, top5) in (("centre view", centre), (name, views))}
+
+
+def record_of(kind, arms, runs, **more):
+    """A record with the runs {(arm, seed): what is measured of it}."""
+    return {"format": 1, "claim": {"difference": "lrn", "views": "views"}.get(kind, kind), "kind": kind,
+            "date": "2026-11-26T10:00:00+00:00", "command": "python -m alexnet_mp.claims run x", "devices": ["CPU"],
+            "data": [{"description": "folder pictures: 9 train, 4 val images of 2 classes", "fingerprint": "f", "classes": 2,
+                      "images": {"train": 9, "val": 4}}], "base": "mini", "set": [], "epochs": 12, "steps": None,
+            "arms": [{"name": arm, "what": arm, "preset": "mini", "init": None, "larger": False, "differs": {}} for arm in arms],
+            "runs": [{"arm": arm, "seed": seed, "directory": f"runs/{arm}{seed}", "steps": 100, "steps_per_epoch": 10, **measured}
+                     for (arm, seed), measured in runs.items()], "search": [], "rates": {}, "ensembles": [], **more}
+
+
+THREE = {("base", seed): {"errors": errors((21.0 + seed, 5.0), (20.0 + seed, 4.0))} for seed in range(3)} | {
+    ("no_lrn", seed): {"errors": errors((22.0 + 2 * seed, 5.5), (21.0 + 2 * seed, 4.5 + seed))} for seed in range(3)}
+
+
+def test_a_difference():
+    # Ten views, top-1: +1, +2, +3; top-5: +0.5, +1.5, +2.5. Centre view: +1, +2, +3; +0.5 each.
+    sentence, = findings(record_of("difference", ["base", "no_lrn"], THREE))
+    assert sentence.startswith("no lrn +2.00 ± 1.00 / +1.50 ± 1.00 points against base's 21.00 / 4.00 % (ten views), n = 3, "
+                               "p = 0.25, the least there can be (Welch 0.22)")
+    assert sentence.endswith("; centre view +2.00 ± 1.00 / +0.50 ± 0.00 points")
+
+
+def test_errors_of_validation_and_test_images():
+    runs = {("base", seed): {"errors": errors((21.0 + seed, 5.0), (20.0, 4.0)), "on_test_images": errors((23.0, 6.0), (22.0, 5.0))}
+            for seed in (0, 1)}
+    assert findings(record_of("errors", ["base"], runs)) == [
+        "base: 20.00 ± 0.00 / 4.00 ± 0.00 % ten views, 21.50 ± 0.71 / 5.00 ± 0.00 % centre view; test images: 22.00 ± 0.00 / "
+        "5.00 ± 0.00 % ten views, 23.00 ± 0.00 / 6.00 ± 0.00 % centre view, n = 2"]
+
+
+def test_only_pairs_count():
+    runs = {key: run for key, run in THREE.items() if key not in (("base", 0), ("no_lrn", 1))}
+    sentence, = findings(record_of("difference", ["base", "no_lrn"], runs))
+    assert "no lrn +3.00 / +2.50 points against base's 22.00 / 4.00 % (ten views), n = 1, no p" in sentence
+
+
+def test_a_diverged_run_is_told_and_not_counted():
+    runs = THREE | {("no_lrn", 2): {"diverged": 7}}
+    difference, diverged = findings(record_of("difference", ["base", "no_lrn"], runs))
+    assert "n = 2" in difference and diverged == "no lrn with seed 2 diverged at step 7"
+
+
+def test_cumulative_steps_are_against_the_one_before():
+    runs = {(arm, 0): {"errors": errors((top1, 1.0), (top1, 1.0))} for arm, top1 in (("a", 30.0), ("b", 20.0), ("c", 15.0))}
+    first, second, third = findings(record_of("cumulative", ["a", "b", "c"], runs))
+    assert first == "a: 30.00 / 1.00 % ten views, 30.00 / 1.00 % centre view, n = 1"
+    assert second.startswith("b -10.00 / +0.00 points against a's 30.00")
+    assert third.startswith("c -5.00 / +0.00 points against b's 20.00")
+
+
+def test_views():
+    sentence, = findings(record_of("views", ["base"], {key: run for key, run in THREE.items() if key[0] == "base"}))
+    assert sentence.startswith("centre view +1.00 ± 0.00 / +1.00 ± 0.00 points against 21.00 / 4.00 % of ten views, n = 3, p = 0.2")
+
+
+def test_nine_views_are_named():
+    runs = {("base", 0): {"errors": errors((20.0, 4.0), (19.0, 3.0), "nine views")}}
+    assert "of nine views" in findings(record_of("views", ["base"], runs))[0]
+
+
+def test_dropout_has_gap_and_iterations():
+    curves = {"base": {"steps": [10, 20, 30, 40], "loss": [2.0, 1.5, 1.0, 0.8]},
+              "no_dropout": {"steps": [10, 20, 30, 40], "loss": [1.6, 0.8, 0.4, 0.2]}}
+    runs = {(arm, 0): {"errors": errors((30.0, 5.0), (29.0, 5.0)), "curve": curve,
+                       "on_training_images": {"top1_error": {"base": 25.0, "no_dropout": 5.0}[arm], "loss": 0.5}}
+            for arm, curve in curves.items()}
+    _, gap, iterations = findings(record_of("dropout", ["base", "no_dropout"], runs))
+    assert gap == ("validation minus training error, centre view, network in test mode: base 5.00 points (training images "
+                   "25.00 %), no dropout 25.00 points (training images 5.00 %)")
+    assert iterations == "base takes 2.00 times the steps of no dropout to the same training loss"  # 0.8: step 40 and step 20
+
+
+def test_training_error():
+    runs = {(arm, seed): {"errors": errors((30.0, 5.0), (29.0, 5.0)),
+                          "on_training_images": {"top1_error": top1 + seed, "loss": top1 / 10}}
+            for arm, top1 in (("base", 10.0), ("no_decay", 12.5)) for seed in (0, 1)}
+    sentence, _ = findings(record_of("training", ["base", "no_decay"], runs))
+    assert "no decay +2.50 ± 0.00 points top-1 against base's 10.50 %, n = 2, p = 0.5, the least there can be" in sentence
+    assert sentence.endswith("loss +0.250 ± 0.000")
+
+
+def test_rates():
+    runs = {("relu", 0): {"epochs_to_level": 2.0}, ("relu", 1): {"epochs_to_level": 3.0}, ("relu", 2): {"epochs_to_level": 4.0},
+            ("tanh", 0): {"epochs_to_level": 8.0}, ("tanh", 1): {"epochs_to_level": 18.0}, ("tanh", 2): {"epochs_to_level": None}}
+    search = [{"arm": arm} for arm in ("relu", "tanh") for _ in range(5)]
+    relu, tanh, ratio = findings(record_of("rates", ["relu", "tanh"], runs, search=search, rates={"relu": 1.0, "tanh": 10.0}))
+    assert relu == "relu at 1 times its learning rate (the best of 5): 25 % training error after 3.00 ± 1.00 epochs, n = 3"
+    assert tanh == ("tanh at 10 times its learning rate (the best of 5, at the edge of the grid): 25 % training error after "
+                    "13.00 ± 7.07 epochs, n = 2, not within 12 epochs with 1 of 3 seeds")
+    assert ratio.startswith("ratio 5.00 ± 1.41, of the logarithms n = 2, p = 0.5")
+
+
+def test_when_the_loss_moves():
+    same = errors((1.0, 1.0), (1.0, 1.0))
+    runs = {("source", seed): {"moved": 20 + seed, "errors": same} for seed in range(3)} | {
+        ("literal", seed): {"moved": moved, "errors": same} for seed, moved in enumerate((120, None, 132))}
+    source, literal, difference, _ = findings(record_of("moved", ["source", "literal"], runs))
+    assert source == "source: the loss moves at step 20, 21, 22, n = 3"
+    assert literal == "literal: the loss moves at step 120, never in 100, 132, n = 3"
+    assert difference.startswith("literal +105 ± 7 steps against source, of the seeds where both move, n = 2")
+
+
+def test_ensembles():
+    runs = {("base", seed): {"errors": errors((30.0 + seed, 9.0), (28.0 + seed, 8.0))} for seed in range(2)}
+    ensemble = {"members": ["runs/base0", "runs/base1"], "weights": [0.5, 0.1], "errors": errors((27.0, 8.0), (26.0, 7.0)),
+                "weighted": {"ten views": {"top1_error": 25.5, "top5_error": 6.5, "loss": 1.0, "images": 100}}}
+    plain, weighted = findings(record_of("ensemble", ["base"], runs, ensembles=[ensemble]))
+    assert plain == ("2 networks averaged plainly: -2.50 / -1.00 points against their mean of 28.50 / 8.00 % (ten views), n = 1, "
+                     "no p")
+    assert "tested on these same images: -3.00 / -1.50 points" in weighted
+
+
+def test_towers():
+    runs = {("base", seed): {"errors": errors((1.0, 1.0), (1.0, 1.0)), "chroma": chroma, "random_split_p": 0.0001}
+            for seed, chroma in enumerate(([0.1, 0.8], [0.9, 0.2]))}
+    sentence, = findings(record_of("towers", ["base"], runs))
+    assert sentence.startswith("share of chroma in the kernels' energy, tower a / b: 0.10 / 0.80 (p = 0.0001), 0.90 / 0.20 "
+                               "(p = 0.0001); 0.70 ± 0.00 apart, n = 2")
+
+
+# --- records and the table
+
+def test_a_record_is_read_as_it_was_written(tmp_path):
+    record = record_of("difference", ["base", "no_lrn"], THREE)
+    path = write_record(record, tmp_path / "records")
+    assert json.loads(path.read_text()) == record and path.with_suffix(".png").stat().st_size > 1000
+    assert path.read_text().count("\n") < 40
+    other = dict(record, date="2026-11-27T10:00:00+00:00", epochs=20)
+    assert path_of(other, tmp_path / "records") != path
+    write_record(other, tmp_path / "records")
+    (tmp_path / "records" / "foreign.json").write_text("[1]")
+    (tmp_path / "records" / "broken.json").write_text("{")
+    assert read_records(tmp_path / "records") == {"lrn": [other, record]}  # the newest first
+
+
+def test_a_record_of_fewer_runs_does_not_replace_one_of_more(tmp_path):
+    whole = record_of("difference", ["base", "no_lrn"], THREE)
+    one = record_of("difference", ["base", "no_lrn"], {key: run for key, run in THREE.items() if key[1] == 0})
+    write_record(one, tmp_path), write_record(whole, tmp_path), write_record(one, tmp_path)
+    assert read_records(tmp_path) == {"lrn": [whole]}
+
+
+@pytest.fixture
+def place(tmp_path):
+    (tmp_path / "README.md").write_text(f"# Claims\n\n{claim_table.BEGIN}\n{claim_table.END}\n\nThe end.\n")
+    return tmp_path, ["table", "--readme", tmp_path / "README.md", "--records", tmp_path / "records"]
+
+
+def test_recorded_rendered_checked(place, capsys):
+    folder, words = place
+    record = record_of("difference", ["base", "no_lrn"], THREE)
+    record["data"][0]["description"] = "folder a|b"
+    write_record(record, folder / "records")
+    assert claims.main([*words, "--check"]) == 1
+    assert claims.main(words) == 0 and claims.main([*words, "--check"]) == 0
+    text = (folder / "README.md").read_text()
+    assert text.startswith("# Claims\n") and text.endswith("\n\nThe end.\n")
+    rows = [row for row in text.splitlines() if row.startswith("| `")]
+    assert len(rows) == len(CLAIMS) and sum(row.endswith("| not run here |") for row in rows) == len(CLAIMS) - 1
+    row, = (row for row in rows if row.startswith("| `lrn`"))
+    assert "folder a\\|b; `mini`, 12 epochs, 2026-11-26: no lrn +2.00 ± 1.00 / +1.50" in row and "| 1.4 / 1.2 points |" in row
+    (folder / "README.md").write_text(text.replace("+2.00 ± 1.00", "+2.50 ± 1.00"))
+    capsys.readouterr()
+    assert claims.main([*words, "--check"]) == 1 and "differs from the records" in capsys.readouterr().out
+
+
+def test_a_readme_without_markers_is_left_alone(place):
+    folder, words = place
+    for text, status in (("# No place\n", 0), (f"{claim_table.END}\n{claim_table.BEGIN}\n", 1), (f"{claim_table.BEGIN}\n", 1)):
+        (folder / "README.md").write_text(text)
+        assert claims.main(words) == status == claims.main([*words, "--check"])
+        assert (folder / "README.md").read_text() == text
+
+
+def test_the_readme_says_what_the_records_say(capsys):
+    assert claims.main(["table", "--check"]) == 0, capsys.readouterr().out
+
+
+# --- the forecast
+
+def planned(preset, tmp_path, *words):
+    found = options(*words, "--out", str(tmp_path))
+    return make_run("base", preset, PRESETS[preset](), "builtin", found)
+
+
+@pytest.fixture
+def thousand(monkeypatch):
+    """A set of 1,000 classes, 1,280 training and 500 validation images."""
+    dataset = SimpleNamespace(classes=range(1000), splits={"train": range(1280), "val": range(500)}, fingerprint="f")
+    monkeypatch.setattr(claim_run, "_opened", lambda data, stored_size: dataset)
+
+
+def test_operations_of_the_papers_network(tmp_path, thousand):
+    # conv1 to conv5 of 55, 27, 13, 13, 13 pixels a side, each tower's kernels seeing what they read; then fc6 to fc8.
+    convolutions = 55**2 * 96 * 363 + 27**2 * 256 * 1200 + 13**2 * (384 * 2304 + 384 * 1728 + 256 * 1728)
+    assert operations(planned("paper", tmp_path)) == convolutions + 9216 * 4096 + 4096 * 4096 + 4096 * 1000 == 724_406_816
+
+
+def test_work(tmp_path, thousand):
+    run = planned("paper", tmp_path, "--steps", "20")  # ten steps an epoch
+    one = operations(run)
+    assert work(run) == one * (3 * 20 * 128 + (2 + 10) * 500)  # two validations, ten views; the centre is among them
+    assert work(run, 10) == one * (3 * 10 * 128 + (1 + 10) * 500)
+    assert work(planned("mini", tmp_path)) == operations(planned("mini", tmp_path)) * (3 * 12 * 10 * 128 + (12 + 10) * 500)

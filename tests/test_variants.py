@@ -1,0 +1,221 @@
+"""Each variant changes the fields that it names and no other; parameters as recorded in 2012; every one of them trains."""
+import dataclasses
+import functools
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from alexnet_mp import TwoTowerAlexNet, mini, paper, source2012, variants
+from alexnet_mp.errors import UserError
+from alexnet_mp.geometry import crossings, parameter_counts, sizes
+from alexnet_mp.optimizer import PaperSGD
+from alexnet_mp.recipe import Date, change_layers, from_dict, to_dict
+from alexnet_mp.schedule import make_schedule
+
+PARENTS = {"paper": paper, "source2012": source2012, "mini": mini}
+LAYERS = ["conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8"]
+HIDDEN = LAYERS[:-1]
+
+
+def each(names, *fields):
+    return {f"{name}.{field}" for name in names for field in fields}
+
+
+def without(name):
+    return functools.partial(variants.without_layer, name=name)
+
+
+EVERYWHERE = {  # (variant, the fields that differ from each of the three parents), where these are the same
+    "non_overlapping": (variants.non_overlapping, {"conv2.pad", "conv5.pad", "pool_size"}),  # the stride is 2 already
+    "one_gpu": (variants.one_gpu, {"towers", "conv5.maps", "fc6.maps", "fc7.maps"}),
+    "no_links": (variants.no_links, {"conv2.maps", "fc6.maps", "fc7.maps"} | each(("conv3", "fc6", "fc7"), "reads")),
+    "no_links_same_width": (variants.no_links_same_width, each(("conv3", "fc6", "fc7"), "reads")),
+    "tanh": (variants.tanh, each(HIDDEN, "then")),
+    "no_colour": (variants.no_colour, {"colour_noise"}),
+    "no_crops": (variants.no_crops, {"crop_positions"}),
+    "no_flips": (variants.no_flips, {"flip"}),
+    "no_augmentation": (variants.no_augmentation, {"colour_noise", "crop_positions", "flip"}),
+    "no_dropout": (variants.no_dropout, {"dropout"}),
+}
+BY_PARENT = {  # where they are not: paper, source2012, mini
+    "no_lrn": (variants.no_lrn, [each(["conv1", "conv2"], "then")] * 3),
+    "without conv3": (without("conv3"), [{"layers", "conv4.reads"}, {"layers", "conv4.reads", "dates"}, {"layers", "conv4.reads"}]),
+    "without conv4": (without("conv4"), [{"layers"}, {"layers", "dates"}, {"layers"}]),
+    "without conv5": (without("conv5"), [{"layers", "conv4.then"}, {"layers", "conv4.then", "dates"}, {"layers", "conv4.then"}]),
+    "sixth_conv": (variants.sixth_conv, [{"layers"}, {"layers", "dates"}, {"layers"}]),
+    "bottleneck": (variants.bottleneck, [{"layers"}, {"layers", "dates"}, {"layers"}]),
+    "no_weight_decay": (variants.no_weight_decay, [{"weight_decay", "bias_weight_decay"}, {"weight_decay"},
+                                                   {"weight_decay", "bias_weight_decay"}]),
+    "paper_order": (variants.paper_order, [set(), {"conv1.then"}, set()]),
+    "source_order": (variants.source_order, [{"conv1.then"}, set(), {"conv1.then"}]),
+    "literal_init": (variants.literal_init, [set(), each(LAYERS[2:5], "init_std"), each(LAYERS[1:], "init_std")]),
+    "source_init": (variants.source_init, [each(LAYERS[2:5], "init_std"), set(), each(LAYERS[1:], "init_std")]),
+    "plateau_schedule": (variants.plateau_schedule, [set(), {"schedule"}, {"schedule"}]),
+    "dated_schedule": (variants.dated_schedule, [{"schedule", "epochs", "dates"}, set(), {"epochs", "dates"}]),
+    "shortened": (functools.partial(variants.shortened, epochs=6), [{"epochs"}, {"epochs", "dates"}, {"epochs", "dates"}]),
+    "fine_tuned": (variants.fine_tuned, [each(HIDDEN, "rate") | {"schedule", "epochs", "dates"}]
+                   + [each(HIDDEN, "rate") | {"epochs", "dates"}] * 2),
+}
+CASES = {name: (variant, [fields] * 3) for name, (variant, fields) in EVERYWHERE.items()} | BY_PARENT
+every_variant = pytest.mark.parametrize("name", CASES)
+every_parent = pytest.mark.parametrize("parent", PARENTS)
+
+
+def differing(before, after):
+    """The fields that differ, those of a layer that only one of the recipes has left out: "layers" stands for them."""
+    def flat(recipe):
+        fields = to_dict(recipe)
+        layers = {f"{layer['name']}.{field}": value for layer in fields["layers"] for field, value in layer.items()}
+        return {**fields, "layers": [layer["name"] for layer in fields["layers"]], **layers}
+
+    before, after = flat(before), flat(after)
+    return {name for name in before.keys() & after.keys() if before[name] != after[name]}
+
+
+def tiny(recipe):
+    """The recipe with few maps on 64x64 pictures of 72x72, which leave 3x3 and more to every layer."""
+    layers = tuple(layer if layer.maps is None else
+                   dataclasses.replace(layer, maps=max(2, layer.maps // 16), init_std=0.1) if layer.kind != "fc" else
+                   dataclasses.replace(layer, maps=8, init_std=0.1) for layer in recipe.layers)
+    positions = min(recipe.crop_positions, 9)
+    layers = (dataclasses.replace(layers[0], kernel=5, stride=2), *layers[1:])
+    return dataclasses.replace(recipe, layers=layers, stored_size=72, crop_size=64, crop_positions=positions, batch_size=4)
+
+
+@every_parent
+@every_variant
+def test_a_variant_differs_in_exactly_these_fields(name, parent):
+    variant, fields = CASES[name]
+    recipe = PARENTS[parent]()
+    derived = variant(recipe)
+    assert differing(recipe, derived) == fields[list(PARENTS).index(parent)]
+    assert from_dict(to_dict(derived)) == derived
+    assert derived.name == recipe.name
+
+
+@every_parent
+@every_variant
+def test_every_variant_makes_a_step(name, parent):
+    """Forward, backward, update: the loss is finite, every layer gets a gradient and moves."""
+    recipe = tiny(CASES[name][0](PARENTS[parent]()))
+    network = TwoTowerAlexNet(recipe, ("cpu",) * recipe.towers, 5)
+    optimizer, before = PaperSGD(network), network.merged_state()
+    optimizer.set_rates(make_schedule(recipe).rates(1))
+    images = 60 * torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    loss = F.cross_entropy(network(*[images] * recipe.towers), torch.tensor([0, 1, 2, 4]))
+    loss.backward()
+    assert all(part.grad.any() for parts in network.layer_parameters().values() for part in parts)
+    optimizer.step()
+    assert loss.isfinite()
+    after = network.merged_state()
+    assert all(torch.isfinite(after[name]).all() and not torch.equal(before[name], after[name]) for name in before)
+
+
+def test_parameters_as_recorded_in_2012():
+    assert parameter_counts(variants.one_gpu(paper())) == (59_798_312,)
+    assert sum(parameter_counts(variants.sixth_conv(source2012()))) == 61_555_304
+    bottleneck = variants.bottleneck(variants.sixth_conv(paper()))
+    assert round(sum(parameter_counts(bottleneck, 10_921 + 10_922)) / 1e6, 1) == 110.6
+    assert [layer.maps for layer in variants.one_gpu(paper()).layers] == [48, 128, 192, 192, 256, 4096, 4096, None]
+
+
+def test_the_geometry_of_147():
+    """55-28-26-13-13-13-11-6, and fc6 keeps its size."""
+    found = sizes(variants.non_overlapping(paper()))
+    sides = [side for size in found[:5] for side in dict.fromkeys((size.computed[1], size.output[1]))]
+    assert sides == [55, 28, 26, 13, 13, 13, 11, 6]
+    assert [size.output for size in sizes(variants.non_overlapping(mini()))[4:6]] == [(64, 2, 2), (256, 1, 1)]
+
+
+def test_what_crosses():
+    edges = {name: list(dict.fromkeys(row[0] for row in crossings(CASES[name][0](paper()), 1)))
+             for name in ("one_gpu", "no_links", "sixth_conv", "without conv3", "bottleneck")}
+    assert edges == {"one_gpu": [], "no_links": ["fc8"], "sixth_conv": ["conv3", "conv6", "fc6", "fc7", "fc8"],
+                     "without conv3": ["conv4", "fc6", "fc7", "fc8"], "bottleneck": ["conv3", "fc6", "fc7", "bottleneck1", "fc8"]}
+
+
+def test_without_conv5_the_maps_are_pooled_all_the_same():
+    for parent, then in ((paper, ("relu", "max_pool")), (source2012, ("relu", "max_pool"))):
+        recipe = variants.without_layer(parent(), "conv5")
+        assert recipe.layers[3].then == then and sizes(recipe)[3].output == (192, 6, 6)
+
+
+@pytest.mark.parametrize("name", ["conv1", "conv2", "conv6", "fc6", "fc8", "nonsense"])
+def test_no_other_layer_can_be_taken_out(name):
+    with pytest.raises(UserError, match=name):
+        variants.without_layer(paper(), name)
+    with pytest.raises(UserError, match="conv4"):
+        variants.without_layer(variants.without_layer(paper(), "conv4"), "conv4")
+
+
+@pytest.mark.parametrize("variant", [variants.non_overlapping, variants.sixth_conv, variants.no_links, variants.one_gpu])
+def test_a_missing_layer_is_named(variant):
+    with pytest.raises(UserError, match="the recipe has no layer (conv|fc)[2-7]"):
+        variant(dataclasses.replace(paper(), layers=(paper().layers[0], paper().layers[-1])))
+
+
+def test_a_date_that_was_the_removed_layers_alone_goes_with_it():
+    """With no layers left it would be a date for all of them."""
+    recipe = dataclasses.replace(paper(), dates=(Date(3, layers=("conv4",), weights=0.0), Date(4, weights=0.1)))
+    assert variants.without_layer(recipe, "conv4").dates == (Date(4, weights=0.1),)
+
+
+def test_a_new_layer_follows_the_dates_of_those_around_it():
+    """145's last drop is for all layers but conv1, so for conv6 and the bottleneck, too."""
+    for recipe, name in ((variants.sixth_conv(source2012()), "conv6"), (variants.bottleneck(source2012()), "bottleneck1")):
+        rates = make_schedule(recipe).rates(78)
+        assert rates[f"{name}.weight"] == rates["fc7.weight"] == pytest.approx(1e-5) and rates["conv1.weight"] == 0
+
+
+def test_no_noise_comes_back_with_a_date():
+    recipe = dataclasses.replace(mini(), dates=(Date(2, colour_noise=0.3), Date(3, weights=0.1)))
+    quiet = variants.no_colour(recipe)
+    assert [make_schedule(quiet).colour_noise(epoch) for epoch in (1, 2, 3)] == [0, 0, 0]
+    assert make_schedule(quiet).rates(3) == make_schedule(recipe).rates(3)
+
+
+def test_no_weight_decay_of_a_single_layer_is_left():
+    recipe = variants.no_weight_decay(change_layers(paper(), "fc8", weight_decay=1.0))
+    assert {group["weight_decay"] for group in PaperSGD(TwoTowerAlexNet(tiny(recipe), ("cpu", "cpu"), 3)).param_groups} == {0.0}
+
+
+@pytest.mark.parametrize("epochs, expected", [
+    (93, [23, 51, 68, 72, 78]), (186, [45, 101, 135, 143, 155]), (12, [4, 8, 10, 11, 11]), (3, [2, 3, 4, 4, 4]), (1, [2] * 5)])
+def test_dates_come_at_their_share_of_the_epochs(epochs, expected):
+    """22/93 of 12 epochs are 2.8: the drop comes with the fourth. A date after the end never comes: no run begins frozen."""
+    recipe = variants.dated_schedule(paper(), epochs)
+    assert [date.epoch for date in recipe.dates] == expected and recipe.epochs == epochs
+    assert make_schedule(recipe).rates(1) == make_schedule(paper()).rates(1)
+    assert variants.shortened(variants.dated_schedule(mini()), epochs) == variants.dated_schedule(mini(), epochs)
+
+
+def test_dates_of_145_on_another_list_of_layers():
+    recipe = variants.dated_schedule(variants.sixth_conv(mini()), 93)
+    assert recipe.dates == variants.sixth_conv(variants.dated_schedule(mini(), 93)).dates
+
+
+def test_rates_of_fine_tuning():
+    """The table of the 2012 runs, 146-2012-2011: rates of conv1, the other old layers, and fc8, with learning_rate 0.01."""
+    recipe = variants.fine_tuned(variants.sixth_conv(source2012()))
+    schedule = make_schedule(recipe)
+
+    def rates(epoch):
+        return [schedule.rates(epoch)[f"{name}.weight"] for name in ("conv1", "conv6", "fc8")]
+
+    for epoch, expected in ((1, [1e-4, 1e-3, 1e-2]), (5, [1e-5, 1e-3, 1e-2]), (7, [0, 1e-3, 1e-2]), (9, [0, 1e-3, 1e-3]),
+                            (22, [0, 1e-4, 1e-4]), (42, [0, 1e-5, 1e-5]), (54, [0, 1e-5, 1e-5])):
+        assert rates(epoch) == pytest.approx(expected), epoch
+    assert [schedule.colour_noise(epoch) for epoch in (37, 38)] == [0.1, 0.0]
+    assert [schedule.rates(epoch)["conv1.bias"] for epoch in (6, 7)] == [pytest.approx(2e-4), 0]
+    assert variants.fine_tuned(mini(), 27).dates[-1].epoch == 22
+
+
+def test_variants_can_be_combined():
+    """A cumulative ablation takes one thing more away at a time."""
+    recipe, found = source2012(), []
+    for change in (variants.no_colour, variants.no_crops, variants.no_flips, variants.no_lrn, variants.non_overlapping,
+                   variants.one_gpu, variants.no_dropout, variants.no_weight_decay):
+        recipe = change(recipe)
+        found.append(len(differing(source2012(), recipe)))
+    assert found == sorted(set(found)) and sum(parameter_counts(recipe)) == 59_798_312
