@@ -9,6 +9,7 @@ import argparse
 import os
 import re
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from safetensors.torch import save
@@ -92,6 +93,10 @@ def listing(run):
     except OSError as error:
         raise UserError(f"cannot list {parent}: {error.strerror}") from None
     found = {step_of(name): parent / name for name in names}
+    # A crash, or this moment, lies between the two renames: what is to be replaced is the newest whole one.
+    for name in names:
+        if name.startswith(REPLACED):
+            found.setdefault(step_of(f"step_{name.removeprefix(REPLACED)}"), parent / name)
     found.pop(None, None)
     return dict(sorted(found.items()))
 
@@ -111,12 +116,17 @@ def newest(run):
 
 
 def newest_weights(run):
-    """(directory, weights) of a run's newest checkpoint; where the run removes or replaces it meanwhile, of the one after it."""
+    """(directory, weights) of a run's newest checkpoint."""
+    return from_newest(run, checkpoint_format.load_weights)
+
+
+def from_newest(run, read):
+    """(directory, read(directory)) of a run's newest checkpoint; where the run removes or replaces it meanwhile, of the one after it."""
     while True:
         directory = newest(run)
         before = _identity(directory)
         try:
-            return directory, checkpoint_format.load_weights(directory)
+            return directory, read(directory)
         except UserError:
             if before == _identity(newest(run)):
                 raise
@@ -134,8 +144,14 @@ def best(run):
 
 
 def _best(states):
-    validated = [(state.validation.top1_error, step, state) for step, state in states.items() if state.validation]
+    now = _what_was_trained(states[max(states)]) if states else None  # errors on other data, with --resume-anyway, compare with nothing
+    validated = [(state.validation.top1_error, step, state) for step, state in states.items()
+                 if state.validation and _what_was_trained(state) == now]
     return min(validated, key=lambda entry: entry[:2])[1:] if validated else None
+
+
+def _what_was_trained(state):
+    return replace(state.recipe, epochs=1), state.data.fingerprint
 
 
 def prune(run, keep):
@@ -228,6 +244,8 @@ def _export(options):
         directory = None
     if os.path.lexists(target):
         raise UserError(f"--weights {target} is there already; choose another name")
+    if (Path(options.run) / CHECKPOINTS).resolve() in target.resolve().parents:
+        raise UserError(f"--weights {target}: what else lies in a checkpoint makes it count as damaged; choose another place")
     if directory:
         weights = checkpoint_format.load_weights(directory)
     else:

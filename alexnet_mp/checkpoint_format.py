@@ -12,6 +12,7 @@ directory with weights.safetensors alone: it can be evaluated, not resumed.
 What is read may be damaged or made to harm. A file's size is compared before it is read, its sha256 before it is believed, names,
 shapes and dtypes with what follows from the recipe; whatever is wrong becomes a `UserError` that begins with the file's path.
 """
+import errno
 import hashlib
 import json
 from contextlib import contextmanager
@@ -38,6 +39,8 @@ WEIGHTS, VELOCITY, STATE, MANIFEST = "weights.safetensors", "velocity.safetensor
 FILES = (WEIGHTS, VELOCITY, STATISTICS, STATE)  # what the manifest lists
 MOST_MANIFEST, MOST_STATE = 1 << 20, 4 << 20  # bytes; 22,000 class names are less than two million
 DTYPES = {"F64": "float64", "F32": "float32"}
+
+WRONG_FILES = {errno.ELOOP, errno.EINVAL, errno.EFBIG, errno.ENOTDIR, errno.EISDIR, errno.ENODATA}  # what `files` says of a file itself
 
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 Count = Annotated[int, Field(ge=0, lt=2**53)]  # what every reader of JSON holds exactly
@@ -354,6 +357,10 @@ class NewerFormat(UserError):
     """Nothing is wrong with the checkpoint: no older one may quietly take its place."""
 
 
+class Unreadable(UserError):
+    """The machine can't read what may be whole: nothing may be put in its place."""
+
+
 class _Missing(UserError):
     pass
 
@@ -368,7 +375,8 @@ def _damage(path):
     except FileNotFoundError as error:
         raise _Missing(f"{error.filename}: it is missing") from None
     except OSError as error:
-        raise UserError(f"{error.filename}: {error.strerror or error}") from None
+        kind = UserError if error.errno in WRONG_FILES else Unreadable
+        raise kind(f"{error.filename}: {error.strerror or error}") from None
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         if problem["type"] == "value_error":  # raised by the recipe, which names the field

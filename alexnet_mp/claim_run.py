@@ -34,7 +34,6 @@ from .loader import centre_view
 from .metrics import read_metrics
 from .pipelines import make_pipeline
 from .presets import PRESETS
-from .statistics import Statistics
 
 SEARCH_SEED = 1000  # of the search for a learning rate: none that the comparison uses
 RESULT = ".result.json"  # beside a run's directory: seconds that it took, and tests that the run itself did not do
@@ -235,10 +234,10 @@ def _has_labelled_test(run):
 
 def _network_of(run, options, split):
     """(network, pipeline) of a finished run, to be tested on a split of its data."""
-    network, _ = load_run(str(run.directory), first_gpu(options.gpus, run.recipe.towers), options.kernels)
+    network, found = load_run(str(run.directory), first_gpu(options.gpus, run.recipe.towers), options.kernels)
     dataset = open_dataset(run.data, run.recipe.stored_size, (split,))
     pipeline = make_pipeline(options.pipeline, dataset, run.recipe, network.exchange.devices, options.workers)
-    pipeline.use(Statistics.load(str(run.directory)))
+    pipeline.use(found.statistics)
     return network, pipeline
 
 

@@ -16,12 +16,12 @@ import argparse
 import math
 import os
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from . import averaging, checkpoint, files, per_class, submission
+from . import averaging, checkpoint, checkpoint_format, files, per_class, submission
 from .allocator import keep_freed_memory
 from .answers import Errors, answers, credits, joined
 from .console import progress, say
@@ -87,20 +87,48 @@ def print_errors(errors, split):
             f"({error.images:,} images)")
 
 
-def load_run(directory, gpus="auto", kernels="auto"):
-    """(network in test mode, `run.json`) of a run directory's newest weights. Raises UserError where it can't be used."""
+@dataclass(frozen=True)
+class Trained:
+    """What the newest weights of a run were trained with, which is not always what the run does now (`--resume-anyway`)."""
+
+    recipe: object
+    source: str  # of the data
+    classes: list
+    statistics: Statistics
+    weights: dict | None
+
+
+def trained(directory, with_weights=False):
+    """(checkpoint's directory, `Trained`) of a run's newest checkpoint; in format 0 the run's directory has all but the weights.
+
+    Raises UserError where it is no run, or the checkpoint can't be used.
+    """
     run = read_run(directory)
-    recipe = run["recipe"]
-    weights, state = checkpoint.newest_weights(directory)
-    devices = resolve(gpus, recipe.towers)
+
+    def read(path):
+        if checkpoint_format.version(path) == 0:
+            recipe, source, classes, place = run["recipe"], run["data"]["source"], run["data"]["classes"], directory
+        else:
+            state = checkpoint_format.read_state(path)
+            recipe, source, classes, place = state.recipe, state.data.source, list(state.data.classes), path
+        weights = checkpoint_format.load_weights(path) if with_weights else None
+        return Trained(recipe, source, classes, Statistics.load(place), weights)
+
+    return checkpoint.from_newest(directory, read)
+
+
+def load_run(directory, gpus="auto", kernels="auto"):
+    """(network in test mode, its `Trained`) of a run directory's newest weights. Raises UserError where it can't be used."""
+    path, found = trained(directory, with_weights=True)
+    devices = resolve(gpus, found.recipe.towers)
     check_kernels(kernels, devices)
-    network = TwoTowerAlexNet(recipe, devices, len(run["data"]["classes"]), kernels)
+    network = TwoTowerAlexNet(found.recipe, devices, len(found.classes), kernels)
     try:
-        network.load_merged(state)
+        network.load_merged(found.weights)
     except ValueError as error:
-        raise UserError(f"{weights} doesn't fit {directory}/run.json: {error}") from None
-    say(f"{weights} on {', '.join(map(str, devices))}, kernels {network.kernels_used()}")
-    return network.eval(), run
+        raise UserError(f"{path} doesn't fit {directory}/run.json: {error}") from None
+    say(f"{path} on {', '.join(map(str, devices))}, kernels {network.kernels_used()}")
+    return network.eval(), replace(found, weights=None)
 
 
 @dataclass(frozen=True)
@@ -125,15 +153,14 @@ def open_runs(directories, data=None, splits=("val",), gpus="auto", kernels="aut
     """
     described, opened, sources = [], {}, {}
     for directory in directories:
-        run = read_run(directory)
-        checkpoint.newest(directory)
-        check_kernels(kernels, resolve(gpus, run["recipe"].towers))
-        if run["data"]["classes"] != (described or [run])[0]["data"]["classes"]:
-            difference = _difference(described[0]["data"]["classes"], run["data"]["classes"])
+        _, run = trained(directory)
+        check_kernels(kernels, resolve(gpus, run.recipe.towers))
+        if run.classes != (described or [run])[0].classes:
+            difference = _difference(described[0].classes, run.classes)
             raise UserError(f"{directory}: {difference} {directories[0]}; "
                             "only networks with the same classes can be averaged")
         described.append(run)
-        sources.setdefault(run["data"]["source"], directory)
+        sources.setdefault(run.source, directory)
     if data is None:
         if len(sources) > 1:
             where = ", ".join(f"{source} ({directory})" for source, directory in sources.items())
@@ -141,7 +168,7 @@ def open_runs(directories, data=None, splits=("val",), gpus="auto", kernels="aut
         data = next(iter(sources))
     runs = []
     for directory, run in zip(directories, described):
-        recipe, classes = run["recipe"], run["data"]["classes"]
+        recipe, classes = run.recipe, run.classes
         if recipe.stored_size not in opened:
             opened[recipe.stored_size] = open_dataset(data, recipe.stored_size, splits)
             say(f"data: {opened[recipe.stored_size].description}")
@@ -150,7 +177,7 @@ def open_runs(directories, data=None, splits=("val",), gpus="auto", kernels="aut
             raise UserError(f"--data {data}: its {len(dataset.classes)} classes are not the {len(classes)} that "
                             f"{directory} was trained on")
         made = make_pipeline(pipeline, dataset, recipe, resolve(gpus, recipe.towers), workers)
-        made.use(Statistics.load(directory))
+        made.use(run.statistics)
         runs.append(Run(str(directory), dataset, made, both_protocols(recipe), batch_size or recipe.batch_size, gpus, kernels))
     return runs
 

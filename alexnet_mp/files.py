@@ -57,7 +57,7 @@ def read(path, most):
             raise OSError(errno.EFBIG, f"it has {size:,} bytes, {most:,} at most are read", str(path))
         content = b"".join(_parts(descriptor, size, 1 << 30))  # in one piece where it fits: no second copy
         if len(content) != size:
-            raise OSError(errno.EIO, f"it shrank to {len(content):,} of {size:,} bytes while it was read", str(path))
+            raise OSError(errno.ENODATA, f"it shrank to {len(content):,} of {size:,} bytes while it was read", str(path))
         return content
 
 

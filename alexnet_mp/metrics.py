@@ -151,9 +151,16 @@ class Events:
 
 
 def read_metrics(path):
-    """The lines of a run's `metrics.jsonl` as dicts, in order; a last line that was cut off is left out."""
-    lines = (Path(path) / FILE).read_text().splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    """The lines of a run's `metrics.jsonl` as dicts, in order; a last line that was cut off, and what is no JSON, is left out."""
+    lines = []
+    for text in (Path(path) / FILE).read_text(errors="replace").splitlines(keepends=True):
+        try:
+            line = json.loads(text) if text.endswith("\n") else None
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(line, dict) and "kind" in line:
+            lines.append(line)
+    return lines
 
 
 def take_over(run, directory, length):

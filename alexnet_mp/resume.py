@@ -9,11 +9,11 @@ import torch
 from . import checkpoint, checkpoint_format, geometry
 from . import recipe as recipes
 from .checkpoint import CHECKPOINTS
-from .checkpoint_format import Checkpoint, MadeBy, NewerFormat
+from .checkpoint_format import Checkpoint, MadeBy, NewerFormat, Unreadable
 from .console import say
 from .devices import device_name
 from .errors import UserError
-from .run_directory import RUN, package_version, refuse_foreign, refuse_unusable
+from .run_directory import refuse_branch, RUN, package_version, refuse_foreign, refuse_unusable
 from .run_lock import RunLock
 from .schedule import make_schedule
 
@@ -40,7 +40,7 @@ def look(choice, out):
     choice: "auto", or the path of a run or of one of its checkpoints. out: None where it is not given. Raises UserError.
     """
     if choice == "auto":
-        if out is None:
+        if not out:
             raise UserError("--resume auto looks into --out DIR: name the run's directory")
         if not os.path.lexists(out):
             refuse_unusable(out)
@@ -51,6 +51,8 @@ def look(choice, out):
     if not choice or not path.is_dir():
         raise UserError(f"--resume {choice!r}: no such directory; it takes the word auto, a run, or one of its checkpoints")
     is_run = (path / CHECKPOINTS).exists() or (path / RUN).exists()
+    if not is_run and not any((path / name).exists() for name in (checkpoint_format.MANIFEST, checkpoint_format.WEIGHTS)):
+        raise UserError(f"--resume {choice}: it is neither a run nor a checkpoint")
     run = path if is_run else path.absolute().parent.parent
     if out is not None and not _same(out, run):
         refuse_unusable(out)
@@ -87,6 +89,7 @@ def _in_place(path, out, auto):
         if found is None and not auto:
             raise UserError(f"--resume {path}: there is no checkpoint in it")
         if found is None:
+            refuse_branch(out)
             say(f"--resume auto: {out} has no checkpoint yet; starting from the beginning")
         return found, out, lock
     except BaseException:
@@ -102,8 +105,8 @@ def _newest_whole(run, set_aside=False):
         try:
             found = Found(directory, load(directory))
             break
-        except NewerFormat:
-            raise
+        except (NewerFormat, Unreadable) as reason:
+            raise UserError(f"{reason}; an older checkpoint is gone on from with --resume PATH --out NEW") from None
         except UserError as reason:
             say(f"WARNING: {reason}; trying the checkpoint before it")
             damaged, error = [*damaged, directory], reason

@@ -3,12 +3,14 @@ import datetime
 import json
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
 import sys
 from contextlib import suppress
 from importlib import metadata
+from itertools import count
 from pathlib import Path
 
 from . import files
@@ -40,8 +42,8 @@ class RunDirectory:
             if lock is None:
                 self._make()
             self._describe(recipe, dataset, network, pipeline, found, changed)
-            if found is None and lock is not None:  # what a run left that ended before its first checkpoint
-                shutil.rmtree(self.path / EVENTS, ignore_errors=True)
+            if found is None and lock is not None:
+                self._set_aside()
             pipeline.statistics.save(self.path)
             keep, step = (found.checkpoint.state.metrics_bytes, found.checkpoint.state.step) if found else (0, None)
             if found and lock is None and found.run:
@@ -59,6 +61,7 @@ class RunDirectory:
             say(f"{self.path / METRICS} ends early, {self.metrics.missing:,} bytes before the checkpoint; those lines are lost")
 
     def _make(self):
+        made = [self.path, *(parent for parent in self.path.parents if not parent.exists())]
         try:
             self.path.mkdir(parents=True)
         except FileExistsError:
@@ -69,6 +72,18 @@ class RunDirectory:
             with suppress(OSError):  # not empty: another run was quicker
                 self.path.rmdir()
             raise
+        for directory in made:
+            files.sync(directory.parent)  # else a power cut could take the run with its name
+
+    def _set_aside(self):
+        """Rename what a run left that ended before its first checkpoint, or whose checkpoints were taken away: nothing is lost."""
+        for name in (METRICS, EVENTS):
+            if os.path.lexists(self.path / name):
+                stem, dot, suffix = name.partition(".")
+                aside = next(name for name in (f"{stem}-{number}{dot}{suffix}" for number in count(1))
+                             if not os.path.lexists(self.path / name))
+                files.rename(self.path / name, self.path / aside)
+                say(f"{self.path / name} is of a run without a checkpoint: kept as {aside}")
 
     def _describe(self, recipe, dataset, network, pipeline, found, changed):
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
@@ -121,9 +136,17 @@ def refuse_unusable(path):
 def refuse_foreign(path):
     """Raise UserError if a directory holds anything that no run wrote: a run may only begin anew in what is one, or is empty."""
     ours = {RUN, METRICS, EVENTS, STATISTICS, LOCK, CHECKPOINTS, "curves.png", "conv1_kernels.png", "non_finite.json"}
-    foreign = [name for name in sorted(os.listdir(path)) if name.removesuffix(files.PARTIAL) not in ours]
+    foreign = [name for name in sorted(os.listdir(path)) if name.removesuffix(files.PARTIAL) not in ours
+               and not re.fullmatch(r"(metrics|tensorboard)-\d+(\.jsonl)?|lost\+found|.*\.(log|out|err)", name)]
     if foreign:
         raise UserError(f"--out {path}: it is no run directory, {foreign[0]} is in it; choose another --out")
+
+
+def refuse_branch(path):
+    """Raise UserError if a run went on from another's checkpoint and has none of its own: its beginning would be another one."""
+    if resumed := _earlier(path).get("resumed"):
+        before = resumed[-1].get("from") if isinstance(resumed[-1], dict) else None
+        raise UserError(f"{path} went on from {before}, and has no checkpoint of its own; --resume that one, with a new --out")
 
 
 def read_run(path):

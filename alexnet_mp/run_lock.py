@@ -22,7 +22,8 @@ class RunLock:
     """
 
     def __init__(self, directory):
-        path = Path(directory) / LOCK
+        self.directory, self.path = directory, Path(directory) / LOCK
+        path = self.path
         try:
             # Neither a link nor a pipe that somebody put there may be written to, or waited for.
             self.file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
@@ -59,6 +60,16 @@ class RunLock:
             return f"process {int(holder['pid'])} on {str(holder['host'])[:100]!r}, since {since}"
         except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
             return "another process"
+
+    def check(self):
+        """Raise UserError where the directory is no longer the one that is locked: it was moved or removed, or its lock was."""
+        try:
+            there, held = os.stat(self.path, follow_symlinks=False), os.fstat(self.file)
+        except OSError:
+            there = held = None
+        if there is None or (there.st_dev, there.st_ino) != (held.st_dev, held.st_ino):
+            raise UserError(f"{self.directory} is no longer this run's: it or the {LOCK} in it was moved or removed; the run ends, so that "
+                            "it can't write into another's")
 
     def release(self):
         """Let go, at a clean end; a second call does nothing."""

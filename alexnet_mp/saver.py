@@ -13,7 +13,7 @@ class Saver:
     """
 
     def __init__(self, run, keep):
-        self.run, self.keep, self.thread = run, keep, None
+        self.run, self.keep, self.thread, self.next, self.handing = run, keep, None, None, threading.Lock()
         # The directory of the newest checkpoint that is on the disk; a run that goes on in its own directory has one already.
         self.saved = next(reversed(checkpoint.listing(run.path).values()), None)
         found = checkpoint.best(run.path)
@@ -22,19 +22,34 @@ class Saver:
 
     @property
     def busy(self):
-        return self.thread is not None and self.thread.is_alive()
+        with self.handing:
+            return self.thread is not None and self.thread.is_alive()
 
     def start(self, content):
-        """Write a `Checkpoint` whose tensors nobody changes any more. Waits where one is still being written."""
-        self.wait()
-        thread = threading.Thread(target=self._write, args=(content,), name="save", daemon=True)
-        thread.start()
-        self.thread = thread
+        """Write a `Checkpoint` whose tensors nobody changes any more; after the one that is being written, if there is one.
+
+        Waits only where another is waiting already.
+        """
+        while not self._hand_over(content):
+            self.wait()
+
+    def _hand_over(self, content):
+        with self.handing:
+            if self.thread is None or not self.thread.is_alive():
+                thread = threading.Thread(target=self._write_all, args=(content,), name="save", daemon=True)
+                thread.start()
+                self.thread = thread
+                return True
+            if self.next is None:
+                self.next = content
+                return True
+            return False
 
     def wait(self, timeout=None):
         """Until all is written. Returns whether it is."""
-        if self.thread is not None:
-            self.thread.join(timeout)
+        thread = self.thread  # which it lets go of itself
+        if thread is not None:
+            thread.join(timeout)
         return not self.busy
 
     def outcome(self):
@@ -45,8 +60,17 @@ class Saver:
         self._failure = self._prune_failure = None
         return found
 
+    def _write_all(self, content):
+        while content is not None:
+            self._write(content)
+            with self.handing:
+                content, self.next = self.next, None
+                if content is None:
+                    self.thread = None  # what comes from now on needs a thread of its own
+
     def _write(self, content):
         try:
+            self.run.lock.check()
             self.run.metrics.sync()  # a checkpoint must not know of lines that a crash of the machine can still take
             self.saved = checkpoint.put(self.run.path, content)
             if content.state.validation:
@@ -55,6 +79,7 @@ class Saver:
             self._failure = error
             return
         try:
+            self.run.lock.check()
             checkpoint.prune(self.run.path, self.keep)
         except Exception as error:
             self._prune_failure = error

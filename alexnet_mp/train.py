@@ -184,6 +184,8 @@ def _interval(text):
 def _refuse_numbers(options, found=None):
     if options.steps is not None and options.steps < 1:
         raise UserError(f"--steps {options.steps}: it must be at least 1")
+    if options.out == "":
+        raise UserError("--out '': name a directory, or leave it out")
     if options.keep < 1:
         raise UserError(f"--keep {options.keep}: at least the newest checkpoint must be kept")
     if found and options.steps is not None and options.steps < found.checkpoint.state.step:

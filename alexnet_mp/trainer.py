@@ -1,6 +1,7 @@
 """One training run: steps, validations, checkpoints, and what is written of them."""
 import json
 import math
+import shlex
 import time
 from collections import deque
 from contextlib import closing, contextmanager, suppress
@@ -46,7 +47,7 @@ class Trainer:
         self.validated, self.validation = True, None  # False while the validation that is due after this step is still to come
         self.taken, self.read_at = deque(), time.perf_counter()
         self.saver, self.every, self.stop_on_error = Saver(run, keep), every, on_save_error == "stop"
-        self.saved_as, self.save_due, self.saved_at = None, False, time.monotonic()
+        self.saved_as, self.save_due, self.saved_at, self.retry_at, self.patience = None, False, time.monotonic(), math.inf, None
         self.clock = time.time() - time.monotonic()
         self.metrics_failing = self.events_failed = False
 
@@ -79,6 +80,8 @@ class Trainer:
     def train(self, interrupted):
         """Train to the end, to `--steps`, or until `interrupted`; leave a checkpoint and pictures; test where the end was reached."""
         self.network.train()
+        if self.step and self.saved_as is None:  # a branch: from now on it can go on from its own directory
+            self.save()
         if not self.validated and not interrupted:
             self.validate(interrupted)
             self.save_if_due()
@@ -171,14 +174,15 @@ class Trainer:
     def _refuse(self, what, details, step, images, split):
         names = self.pipeline.dataset.splits[split].names
         images = [str(names[image]) for image in images]
-        with suppress(OSError):  # a full disk must not hide what happened
+        with suppress(OSError, ValueError):  # a full disk must not hide what happened
             content = {"step": step, **details, "split": split, "images": images}
             files.replace(self.run.path / "non_finite.json", (json.dumps(content, indent=1) + "\n").encode())
             draw_curves(self.run.path)
         self.saver.wait(PATIENCE)
         some = ", ".join(images[:2]) + (f" and {len(images) - 2} more" if len(images) > 2 else "") or f"those of {split}"
         kept = f"the last good checkpoint is {self.saver.saved}" if self.saver.saved else "no checkpoint was written yet"
-        raise UserError(f"{what}; images: {some} ({self.run.path}/non_finite.json); {kept}; a smaller learning_rate may help")
+        raise UserError(f"{what}; images: {some} ({self.run.path}/non_finite.json); {kept}; the same command would come to it again; "
+                        "from an earlier checkpoint, --resume PATH --out NEW --resume-anyway --set learning_rate=..., may help")
 
     # --- validation and test
 
@@ -226,8 +230,10 @@ class Trainer:
         self.hear_of_saves()
         number, unit = self.every
         self.save_due |= self.step % number == 0 if unit == "steps" else time.monotonic() - self.saved_at >= number
+        self.save_due |= time.monotonic() >= self.retry_at
         is_best = self.validation is not None and self.validation.top1_error < self.saver.best_error
-        # Where the disk is slower than the interval, the next one comes late rather than the training waits; the best can't come late.
+        # Where the disk is slower than the interval, the next one comes late rather than the training waits. The best can't come late:
+        # its copy waits in memory.
         if is_best or self.save_due and not self.saver.busy:
             self.save()
 
@@ -237,26 +243,39 @@ class Trainer:
         if self.saved_as == (self.step, self.validated):
             return
         self.notice_clock()
-        self.saver.wait()
-        self.hear_of_saves()  # of the one before; what is heard of later is this one's
+        self.save_due, self.saved_at, self.retry_at = False, time.monotonic(), math.inf
         with self._disk(f"the checkpoint of step {self.step}"):
             self.saver.start(self.snapshot())
             self.saved_as = (self.step, self.validated)
-        self.save_due, self.saved_at = False, time.monotonic()
+
+    def save_now(self):
+        """A checkpoint of this step, on the disk or not: returns what kept it from being written, None if nothing did."""
+        self.saver.wait()
+        self.hear_of_saves()  # of the one before; what is heard of from here on is this one's
+        self.save()
+        self.saver.wait(self.patience)
+        failure, prune_failure = self.saver.outcome()
+        self._say_not_removed(prune_failure)
+        return failure
 
     def save_what_is_there(self):
         """A last checkpoint before an error ends the run; what goes wrong now must not hide that error."""
+        self.patience = PATIENCE
         try:
-            self.save()
-            self.saver.wait()
-            self.hear_of_saves()
-            if self.saver.saved:
-                say(f"saved after step {self.step}: {self.saver.saved}")
+            failure = self.save_now()
+            if self.saver.busy:
+                failure = UserError(f"the disk took longer than {PATIENCE} s")
         except (OSError, UserError) as error:
-            say(f"WARNING: not saved after step {self.step}: {error}")
+            failure = error
+        if failure is None and self.saved_as == (self.step, self.validated):
+            say(f"saved after step {self.step}: {self.saver.saved}")
+        else:
+            say(f"WARNING: not saved after step {self.step}: {_words(failure) if failure else 'see above'}; "
+                f"the newest checkpoint is {self.saver.saved or '(none)'}")
 
     def hear_of_saves(self):
         """Say what went wrong in the background. Raises UserError with `--on-save-error stop`."""
+        self.run.lock.check()
         failure, prune_failure = self.saver.outcome()
         if failure:
             self.saved_as = None
@@ -283,15 +302,13 @@ class Trainer:
             self._failed(what, error)
 
     def _failed(self, what, error):
-        if not isinstance(error, (OSError, UserError)):
+        if not isinstance(error, OSError):  # also a directory that is no longer this run's
             raise error
         if self.stop_on_error:
             raise UserError(f"cannot write {what}: {_words(error)}; --on-save-error continue would go on without; "
                             f"the newest checkpoint is {self.saver.saved or '(none)'}")
         say(f"WARNING: cannot write {what}: {_words(error)}; the training goes on, the older checkpoints are untouched")
-        number, unit = self.every
-        if unit == "seconds":  # a full disk may be mended long before the next checkpoint is due
-            self.saved_at = min(self.saved_at, time.monotonic() + RETRY - number)
+        self.retry_at = time.monotonic() + RETRY  # a full disk may be mended long before the next checkpoint is due
 
     def notice_clock(self):
         clock = time.time() - time.monotonic()
@@ -302,11 +319,7 @@ class Trainer:
     # --- the end
 
     def finish(self, interrupted):
-        self.read_steps()
-        self.save()
-        self.saver.wait()
-        failure, prune_failure = self.saver.outcome()
-        self._say_not_removed(prune_failure)
+        failure = self.save_now()
         if failure and not isinstance(failure, OSError):
             raise failure
         try:
@@ -329,8 +342,10 @@ class Trainer:
         say(f"{'stopped as asked' if interrupted else 'done'} after step {self.step}: checkpoint in {self.saver.saved or self.run.path}, "
             f"pictures curves.png and conv1_kernels.png in {self.run.path}")
         if not errors:
-            say(f"of {self.whole} steps at most; go on: the same command with --out {self.run.path} --resume auto; "
-                f"test it: {python_command()} -m alexnet_mp.evaluate {self.run.path}")
+            path, whole = shlex.quote(str(self.run.path)), self.step == self.whole
+            more = "" if whole or interrupted else " and a larger --steps, or without it"
+            say(f"of {self.whole} steps at most; {'test it then' if whole else 'go on'}: the same command with --out {path} --resume auto"
+                f"{more}; test it: {python_command()} -m alexnet_mp.evaluate {path}")
 
     def describe_exchange(self):
         ledger = self.network.ledger()

@@ -22,6 +22,7 @@ from alexnet_mp import TwoTowerAlexNet, paper
 from alexnet_mp.checkpoint_format import Data, load
 from alexnet_mp.metrics import Metrics
 from alexnet_mp.resume import made_by
+from alexnet_mp.run_lock import RunLock
 from alexnet_mp.statistics import Statistics
 from alexnet_mp.trainer import Trainer
 
@@ -85,7 +86,7 @@ class Training:
         self.labels = (torch.arange(batch) % 1000).to(DEVICE)
         statistics = Statistics(np.ones((recipe.stored_size, recipe.stored_size, 3)), np.ones(3), np.eye(3))
         pipeline = SimpleNamespace(name="none", dataset=SimpleNamespace(splits={"train": range(1_200_000)}), statistics=statistics)
-        run = SimpleNamespace(path=directory, metrics=Metrics(directory))
+        run = SimpleNamespace(path=directory, lock=RunLock(directory), metrics=Metrics(directory))
         data = Data("none", "", "", tuple(f"n{number:08}" for number in range(1000)))
         constants = {"recipe": recipe, "data": data, "made_by": made_by(self.network, pipeline)}
         self.trainer = Trainer(self.network, pipeline, run, constants)

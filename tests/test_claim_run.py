@@ -162,9 +162,9 @@ def test_a_run_cut_short_by_steps_is_tested_once(data, tmp_path, monkeypatch):
     for entry in record["runs"]:
         assert entry["steps"] == 2 and entry["on_training_images"]["images"] == 24
         network, made = evaluate.load_run(entry["directory"], "cpu")
-        pipeline = make_pipeline("torch", open_dataset(data, 84), made["recipe"], ["cpu", "cpu"], 0)
+        pipeline = make_pipeline("torch", open_dataset(data, 84), made.recipe, ["cpu", "cpu"], 0)
         pipeline.use(Statistics.load(entry["directory"]))
-        errors = evaluate.evaluate(network, pipeline, "val", evaluate.both_protocols(made["recipe"]), 9, lambda count: None)
+        errors = evaluate.evaluate(network, pipeline, "val", evaluate.both_protocols(made.recipe), 9, lambda count: None)
         assert entry["errors"] == {name: vars(error) for name, error in errors.items()}
     monkeypatch.setattr(claim_run, "evaluate", lambda *_: pytest.fail("tested again"))
     assert without_times(run("dropout", data, tmp_path, "--seeds", "1", "--steps", "2")) == without_times(record)

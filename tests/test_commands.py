@@ -192,7 +192,7 @@ def test_a_damaged_run_is_refused(run, tmp_path):
     out, data = run
     for name, spoil, words in (("recipe", lambda d: (d / "run.json").write_text("{"), "damaged"),
                                ("weights", lambda d: max(d.glob("checkpoints/*/weights*")).write_bytes(b"x"), "weights.safetensors"),
-                               ("statistics", lambda d: (d / "statistics.safetensors").unlink(), "statistics.safetensors"),
+                               ("statistics", lambda d: max(d.glob("checkpoints/*/statistics*")).unlink(), "statistics.safetensors"),
                                ("checkpoints", lambda d: shutil.rmtree(d / "checkpoints"), "no checkpoint")):
         copy = tmp_path / name
         shutil.copytree(out, copy)

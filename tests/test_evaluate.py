@@ -254,7 +254,7 @@ def refused(*arguments):
 def mean_answers(directory, data, split):
     """[(images, classes) probabilities under the centre view and under ten views] of a run, in float64, each view by itself."""
     network, described = command.load_run(directory, "cpu")
-    recipe, dataset = described["recipe"], command.open_dataset(str(data), described["recipe"].stored_size, (split,))
+    recipe, dataset = described.recipe, command.open_dataset(str(data), described.recipe.stored_size, (split,))
     statistics, means = command.Statistics.load(directory).mean.astype(np.float32), []
     for views in both_protocols(recipe).values():
         found = []
@@ -334,6 +334,7 @@ def test_runs_that_cannot_be_averaged_are_refused_before_anything_is_tested(trai
         content = json.loads((tmp_path / name / "run.json").read_text())
         content["data"] |= fields
         (tmp_path / name / "run.json").write_text(json.dumps(content))
+        as_format_0(tmp_path / name)  # whose run.json says what its weights are of
 
     change("classes", classes=["apple", "moss", "sky"])
     change("fewer", classes=["apple", "leaf"])
@@ -346,6 +347,29 @@ def test_runs_that_cannot_be_averaged_are_refused_before_anything_is_tested(trai
     assert f"{tmp_path / 'empty'}: no checkpoint in it" in refused(trained / "a", tmp_path / "empty")
     assert "not a run directory" in refused(trained / "a", tmp_path / "missing")
     assert "no test split" in refused(trained / "a", trained / "b", "--data", no_test(trained, tmp_path), "--split", "test")
+
+
+def as_format_0(run):
+    for path in run.glob("checkpoints/*/*"):
+        if path.name != "weights.safetensors":
+            path.unlink()
+
+
+def test_what_the_newest_weights_were_trained_with_counts_and_not_what_the_run_would_do_now(trained, tmp_path):
+    """A run that goes on with other data, and is killed before its first checkpoint, has the old weights and a new run.json."""
+    run = shutil.copytree(trained / "a", tmp_path / "run")
+    content = json.loads((run / "run.json").read_text())
+    content["data"] |= {"source": "/elsewhere", "classes": ["ant", "bee"]}
+    content["recipe"]["stored_size"] = 300
+    (run / "run.json").write_text(json.dumps(content))
+    (run / "statistics.safetensors").unlink()
+    (before, found), expected = command.trained(run), command.trained(trained / "a")[1]
+    assert before.name == command.trained(trained / "a")[0].name and found.recipe == expected.recipe and found.weights is None
+    assert (found.source, found.classes) == (expected.source, expected.classes)
+    assert np.array_equal(found.statistics.mean, expected.statistics.mean)
+    as_format_0(run)
+    with pytest.raises(UserError, match="statistics.safetensors"):
+        command.trained(run)
 
 
 def no_test(trained, tmp_path):

@@ -208,8 +208,8 @@ def test_paths_that_are_refused(data, tmp_path, short, monkeypatch):
     for choice, words in [
             ("", "no such directory"), ("nowhere", "no such directory"), ("file", "no such directory"),
             ("Auto", "the word auto"),
-                          ("auto", "--out DIR"), ("empty", "lies in no run"), ("early", "there is no checkpoint in it"),
-                          ("run/checkpoints", "lies in no run"), ("step_00000004", "lies in no run"),
+                          ("auto", "--out DIR"), ("empty", "neither a run nor a checkpoint"), ("early", "there is no checkpoint in it"),
+                          ("run/checkpoints", "neither a run nor a checkpoint"), ("step_00000004", "lies in no run"),
                           ("run/checkpoints/step_00000006", "weights.safetensors"),
             ("run/checkpoints/step_00000099", "no such directory")]:
         assert words in refused_without_out(data, "--resume", choice), choice

@@ -18,8 +18,8 @@ SOON = 60  # seconds that nothing here takes
 
 @pytest.fixture
 def place(tmp_path):
-    """What a saver needs of a run: where it is, and metrics that can be synced."""
-    return SimpleNamespace(path=tmp_path, metrics=SimpleNamespace(sync=lambda: None))
+    """What a saver needs of a run: where it is, a lock that holds, and metrics that can be synced."""
+    return SimpleNamespace(path=tmp_path, lock=SimpleNamespace(check=lambda: None), metrics=SimpleNamespace(sync=lambda: None))
 
 
 def fail(error):
@@ -234,19 +234,21 @@ def test_the_end_waits_for_the_last_write(data, tmp_path, monkeypatch):
 
 
 def test_a_disk_slower_than_the_interval_makes_checkpoints_late_and_no_step(data, tmp_path, monkeypatch):
-    """While one is written the next, due at every step, isn't begun; the best validations are all saved, late or not."""
+    """While one is written the next, due at every step, isn't begun; of the best validations a copy waits for its turn."""
     gate, writing = add_gate(monkeypatch, checkpoint, "put")
     begun, save_if_due = [], trainer.Trainer.save_if_due
 
     def count(self):
         if self.step == 2:
             assert self.saver.busy and not self.validation
-        before = self.saver.thread
-        if self.validation:
-            [gate.release() for _ in range(10)]
+        before = self.saved_as
         save_if_due(self)
-        if self.saver.thread is not before:
+        if self.saved_as != before:
             begun.append(self.step)
+            assert self.saver.busy
+        if self.validation:
+            assert self.step == 3 and self.saver.next.state.step == 3 and not listing(self.run.path)
+            [gate.release() for _ in range(10)]
 
     monkeypatch.setattr(trainer.Trainer, "save_if_due", count)
     out = run(data, tmp_path / "run", "--steps", 4, "--checkpoint-every", 1)

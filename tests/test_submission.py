@@ -58,7 +58,7 @@ def ilsvrc(tmp_path_factory):
 def expected_lines(directory, data, split, places):
     """The lines from the network itself: its ten views of each picture, one after the other."""
     network, found = evaluate.load_run(directory, "cpu")
-    statistics, recipe, pictures = evaluate.Statistics.load(directory), found["recipe"], Prepared(data, 40, (split,)).splits[split]
+    statistics, recipe, pictures = evaluate.Statistics.load(directory), found.recipe, Prepared(data, 40, (split,)).splits[split]
     lines = []
     for place in places:
         pixels = pictures.read(place).astype(np.float32)

@@ -129,7 +129,7 @@ def assert_stopped(data, out, monkeypatch, images_of, step, case, *more, later=0
     content = json.loads((out / "non_finite.json").read_text())
     assert (content["step"], content["split"], content["images"]) == (step, "train", images_of(step))
     assert content.get("loss", "nan") == "nan" and content.get("tensors", [words])[0] in words
-    assert f"the last good checkpoint is {newest(out)}" in text and "smaller learning_rate" in text
+    assert f"the last good checkpoint is {newest(out)}" in text and "the same command would come to it again" in text
     assert {path: path.read_bytes() for path in before} == before
     steps = [line["step"] for line in lines(out) if line["kind"] == "train"]
     assert steps == list(range(1, step))  # the lines of all good steps, and no other

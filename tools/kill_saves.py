@@ -57,7 +57,7 @@ def holds_what_it_should(directory):
     found = checkpoint_format.load(directory)
     state = found.state
     made = checkpoint_of(state.step, state.validation and state.validation.top1_error)
-    assert state == made.state and checkpoint.step_of(directory) == state.step, directory
+    assert state == made.state and checkpoint.step_of(f"step_{directory.name[-8:]}") == state.step, directory
     for part in ("weights", "velocity", "statistics"):
         a, b = (value if isinstance(value, dict) else vars(value) for value in (getattr(found, part), getattr(made, part)))
         assert a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a), f"{directory}: {part}"
