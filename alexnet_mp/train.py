@@ -46,6 +46,7 @@ def main(arguments=None):
     options = _parser().parse_args(arguments)
     keep_freed_memory()
     torch.backends.cudnn.allow_tf32 = False  # on by default for convolutions; 2012 computed in float32
+    torch.backends.cudnn.deterministic = True  # else a run that goes on would not be the one that never stopped
     with interruptible() as interrupts:
         try:
             with ExitStack() as held:
