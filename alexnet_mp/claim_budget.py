@@ -60,6 +60,8 @@ class Forecast:
                 self.learn(run)
         for run in runs:
             if run.preset not in self.pace and status(run) in ("new", "begun"):
+                if self.left <= 0:
+                    return math.inf
                 self.calibrate(run)
         return sum(self.seconds(run) for run in runs)
 

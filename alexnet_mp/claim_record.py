@@ -17,6 +17,7 @@ from .run_directory import PACKAGES, package_version, source_commit
 SOURCE = Path(__file__).resolve().parent.parent
 RECORDS = (SOURCE if (SOURCE / "pyproject.toml").exists() else Path()) / "claims" / "records"  # those of a checkout, where this is one
 FORMAT = 1
+FIELDS = {"claim", "kind", "date", "command", "data", "base", "set", "epochs", "steps", "arms", "runs", "search", "rates", "ensembles"}
 
 
 def differences(before, after):
@@ -81,7 +82,7 @@ def _read(path):
     """The record in a file, None where there is none."""
     try:
         record = json.loads(path.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
-    whole = isinstance(record, dict) and record.get("format") == FORMAT and {"claim", "kind", "runs"} <= record.keys()
+    whole = isinstance(record, dict) and record.get("format") == FORMAT and FIELDS <= record.keys()
     return record if whole else None

@@ -295,14 +295,21 @@ def run_claim(claim, options, seeds, allow=lambda run: True):
         return None
     total = turns(claim, options, seeds, rates)
     for number, (runs, members) in enumerate(total, 1):
+        made = []
         for run in runs:
+            if any(run.init == other.directory and status(other) == "diverged" for other in made):
+                say(f"-- {claim.id}: {run.arm}, seed {run.seed}: not trained, what it would begin with diverged")
+                continue
             say(f"-- {claim.id}: {run.arm}, seed {run.seed} ({'ensemble' if members else 'seed'} {number} of {len(total)})")
             if not allow(run):
                 return record if path else None
             train_run(run, options)
-        record["runs"] += [measure(run, claim.kind, options) for run in runs]
-        if members:
+            made.append(run)
+        record["runs"] += [measure(run, claim.kind, options) for run in made]
+        if members and all(status(member) == "done" for member in members):
             record["ensembles"].append(average(members, options))
+        elif members:
+            say(f"-- {claim.id}: ensemble {number} has a network that diverged, so it is not averaged")
         path = write_record(record, options.records)
     say(f"recorded in {path}")
     return record

@@ -95,13 +95,14 @@ def _run_all(options):
         wanted = options.seeds or claim.seeds if claim.seeds > 1 else claim.seeds
         try:
             for seeds in range(wanted, 0, -1):
-                seconds = forecast.total(needed(claim, options, seeds))
-                if seconds <= forecast.left:
+                seconds = forecast.total(needed(claim, options, seeds)) if options.budget else 0
+                if seconds <= max(forecast.left, 0):
                     break
             else:
-                say(f"== {claim.id}: not started, {duration(seconds)} for one seed and {_left(forecast)}")
+                needs = "no time to measure how long" if seconds == math.inf else f"{duration(seconds)} for one seed"
+                say(f"== {claim.id}: not started, {needs} and {_left(forecast)}")
                 continue
-            say(f"== {claim.id}: {seeds} of {wanted} seeds, {duration(seconds)}, {_left(forecast)}")
+            say(f"== {claim.id}: {seeds} of {wanted} seeds, " + (f"{duration(seconds)}, " if options.budget else "") + _left(forecast))
             record = run_claim(claim, options, seeds, _allow(forecast, options.budget is not None))
             if record:
                 _tell(record)

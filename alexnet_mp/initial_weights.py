@@ -14,6 +14,8 @@ TAKES = "it takes a run, a checkpoint, or a .safetensors file"
 def read_weights(source):
     """{name: tensor} of a run's newest checkpoint, of one checkpoint, or of a file of `checkpoint --weights`. Raises UserError."""
     path = Path(source)
+    if not source:
+        raise UserError(f"--init '': {TAKES}")
     if path.is_dir():
         if checkpoint.step_of(path) is not None:
             return checkpoint_format.load_weights(path)

@@ -187,6 +187,14 @@ def test_a_run_that_diverges_is_a_result(data, tmp_path, monkeypatch):
     run("flips", data, tmp_path, "--seeds", "1", "--set", "learning_rate=1e30")
 
 
+def test_what_needs_a_network_that_diverged_is_left_out(data, tmp_path):
+    for claim in ("ensemble5", "pretraining"):
+        record = run(claim, data, tmp_path, "--seeds", "1", "--set", "learning_rate=1e30")
+        assert record["runs"] and all("diverged" in entry for entry in record["runs"]) and record["ensembles"] == []
+        assert not [entry for entry in record["runs"] if entry["arm"].startswith("fine_tuned")]
+        assert all("diverged" in sentence for sentence in findings(record)) and findings(record)
+
+
 def test_the_best_learning_rate_is_the_one_that_is_compared(data, out):
     record = run("cifar-relu", data, out, "--seeds", "1")
     assert [(entry["arm"], entry["factor"]) for entry in record["search"]] == [

@@ -322,3 +322,11 @@ def test_work(tmp_path, thousand):
     assert work(run) == one * (3 * 20 * 128 + (2 + 10) * 500)  # two validations, ten views; the centre is among them
     assert work(run, 10) == one * (3 * 10 * 128 + (1 + 10) * 500)
     assert work(planned("mini", tmp_path)) == operations(planned("mini", tmp_path)) * (3 * 12 * 10 * 128 + (12 + 10) * 500)
+
+
+def test_a_damaged_record_is_left_alone(tmp_path, capsys):
+    for name, content in (("short", '{"format": 1, "claim": "lrn", "kind": "difference", "runs": []}'), ("garbage", "{"),
+                          ("deep", "[" * 100_000), ("list", "[]"), ("bytes", "\udcff")):
+        (tmp_path / f"{name}.json").write_text(content, errors="surrogateescape")
+    assert claims.main(["list", "--records", str(tmp_path)]) == 0
+    assert "not run here" in capsys.readouterr().out
