@@ -28,8 +28,9 @@ FIELDS = {
     "colour_noise": 0.2, "colour_scale": "root", "colour_shrink": True, "reshuffle": False, "batch_size": 127,
     "learning_rate": 0.02,
     "bias_learning_rate": 0.02, "momentum": 0.8, "weight_decay": 1e-3, "bias_weight_decay": 0.0, "schedule": "plateau",
-    "plateau_patience": 4, "plateau_drops": 2, "plateau_factor": 0.5, "dates": (Date(11, weights=0.1),), "seed": 1}
-LAYER_FIELDS = {"maps": 7, "then": ("tanh",), "kernel": 2, "stride": 2, "pad": 3, "init_std": 0.5, "init_bias": 0.7}
+    "plateau_patience": 4, "plateau_drops": 2, "plateau_factor": 0.5, "dates": (Date(11, weights=0.1),), "seed": 1, "test_views": "nine"}
+LAYER_FIELDS = {"maps": 7, "then": ("tanh",), "kernel": 2, "stride": 2, "pad": 3, "init_std": 0.5, "init_bias": 0.7, "weight_decay": 0.5,
+                "rate": 2.0}
 
 
 def saved(before=None, step=3):
