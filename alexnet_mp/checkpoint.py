@@ -30,7 +30,8 @@ PARTIAL, REPLACED, DAMAGED = ".partial_", ".replaced_", "damaged_"  # a director
 # 3. Only then are older ones removed, and never the newest or the best; each is first renamed to .partial_M, so that one that is
 #    half removed is no checkpoint either.
 # 4. Where step_N is there already (a run that was stopped within a validation, and saves again after it), it first becomes .replaced_N.
-#    A crash between the two renames leaves .replaced_N alone, and the next start renames it back (`recover`).
+#    A crash between the two renames leaves .replaced_N alone: readers take it for step_N, and the next start renames it back
+#    (`recover`).
 # 5. Should a disk lie about a sync, the sha256 of every file in the manifest tells, and the one before is taken.
 def put(run, checkpoint):
     """Write a checkpoint of a run and return its directory.
