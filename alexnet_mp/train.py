@@ -16,7 +16,7 @@ import argparse
 import datetime
 import os
 import re
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 
 import torch
 
