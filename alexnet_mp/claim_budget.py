@@ -2,12 +2,11 @@
 import math
 import time
 
-from . import geometry
-from .checkpoint import listing
-from .claim_list import RATES
-from .claim_run import SEARCH_SEED, at, data_of, make_run, read_notes, runs_of_seed, status, train_run, turns, whole_steps
+from .claim_list import GRID
+from .claim_plan import last_step, make_run, operations, search_run, work_of_tests, work_of_steps, turns
+from .claim_run import search
+from .claim_train import reached, read_notes, status, train_run
 from .console import say
-from .evaluate import both_protocols
 from .metrics import read_metrics
 
 CALIBRATION_STEPS = 4
@@ -29,29 +28,24 @@ class Forecast:
         return self.end - time.monotonic()
 
     def learn(self, run):
-        """Take in how long a finished run took."""
-        seconds = read_notes(run).get("seconds")
-        if seconds and status(run) == "done":
-            self.pace[run.preset] = seconds / work(run)
+        """Take in how long a run took, as far as it was trained."""
+        notes = read_notes(run)
+        if notes.get("seconds") and notes.get("work") and status(run) == "done":
+            self.pace[run.preset] = notes["seconds"] / notes["work"]
 
     def calibrate(self, run):
         """Let a few steps tell the pace of a preset of which no run is known."""
         say(f"-- {CALIBRATION_STEPS} steps of {run.preset}, to see how fast this machine is")
-        trial = make_run("calibration", run.preset, run.recipe, run.data, self.options, steps=CALIBRATION_STEPS)
+        trial = make_run(run.kind, "calibration", run.preset, run.recipe, run.data, self.options, steps=CALIBRATION_STEPS)
         train_run(trial, self.options)
         rates = sorted(line["images_per_second"] for line in read_metrics(trial.directory) if line["kind"] == "train")
         self.pace[run.preset] = MARGIN / (3 * rates[len(rates) // 2] * operations(run))
 
     def seconds(self, run):
-        """What is still to be done of a run, in seconds; `learn` or `calibrate` has to know its preset."""
-        match status(run):
-            case "done" | "diverged":
-                return 0.0
-            case "begun":
-                done = max(listing(run.directory), default=0)
-            case "new":
-                done = 0
-        return work(run, done) * self.pace[run.preset]
+        """What is still to be done of a run, in seconds, at most; `learn` or `calibrate` has to know its preset."""
+        if status(run) in ("done", "diverged"):
+            return 0.0
+        return (work_of_steps(run, reached(run), last_step(run)) + work_of_tests(run)) * self.pace[run.preset]
 
     def total(self, runs):
         """Seconds for all of these; a preset that is not known yet is learnt or calibrated first."""
@@ -67,28 +61,10 @@ class Forecast:
 
 
 def needed(claim, options, seeds):
-    """The runs of a claim, each once; those that follow a search for learning rates are told as if it had changed nothing."""
-    runs = [run for runs, _ in turns(claim, options, seeds) for run in runs]
-    if claim.kind == "rates":
-        runs += [runs_of_seed([at(arm, {arm.name: factor})], options, SEARCH_SEED)[0] for arm in claim.arms for factor in RATES]
+    """The runs of a claim, each once. As long as a search for learning rates goes on, it is told as if it changed nothing."""
+    rates, runs = {}, []
+    for arm in claim.arms if claim.kind == "rates" else ():
+        runs += [search_run(arm, factor, options) for factor in GRID]
+        rates[arm.name] = search(arm, options)[1] or 1.0
+    runs += [run for turn, _ in turns(claim, options, seeds, rates) for run in turn]
     return list({run.directory: run for run in runs}.values())
-
-
-def operations(run):
-    """Multiplications and additions of one image's forward pass, all towers."""
-    total = 0
-    for size in geometry.sizes(run.recipe, len(data_of(run).classes)):
-        _, height, width = size.computed
-        towers = 1 if size.layer.towers == "first" else run.recipe.towers
-        weights = size.parameters - size.computed[0]
-        total += towers * (weights if size.layer.kind == "local" else weights * height * width)
-    return total
-
-
-def work(run, done=0):
-    """Multiplications and additions of a run from step `done` on: a step is three forward passes, a view of a test is one."""
-    last = whole_steps(run) if run.steps is None else min(run.steps, whole_steps(run))
-    images = {name: len(split) for name, split in data_of(run).splits.items()}
-    validations = (last - done) * run.recipe.batch_size / images["train"]
-    views = len({view for protocol in both_protocols(run.recipe).values() for view in protocol})
-    return operations(run) * (3 * (last - done) * run.recipe.batch_size + (validations + views) * images["val"])

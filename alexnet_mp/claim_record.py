@@ -17,7 +17,8 @@ from .run_directory import PACKAGES, package_version, source_commit
 SOURCE = Path(__file__).resolve().parent.parent
 RECORDS = (SOURCE if (SOURCE / "pyproject.toml").exists() else Path()) / "claims" / "records"  # those of a checkout, where this is one
 FORMAT = 1
-FIELDS = {"claim", "kind", "date", "command", "data", "base", "set", "epochs", "steps", "arms", "runs", "search", "rates", "ensembles"}
+FIELDS = {"claim", "kind", "date", "command", "data", "base", "set", "epochs", "steps", "search_epochs", "arms", "runs", "search", "rates",
+          "ensembles"}
 
 
 def differences(before, after):
@@ -42,21 +43,22 @@ def machine(gpus):
 
 
 def path_of(record, folder):
-    """The file of a record: the same claim on the same data with the same settings has the same one."""
-    what = [record[name] for name in ("base", "set", "epochs", "steps")] + [data["fingerprint"] for data in record["data"]]
+    """The file of a record: the same claim on the same data and devices with the same recipes and settings has the same one."""
+    what = [record[name] for name in ("base", "set", "epochs", "steps", "search_epochs", "devices")]
+    what += [data["fingerprint"] for data in record["data"]] + [arm["digest"] for arm in record["arms"]]
     return Path(folder) / f"{record['claim']}-{hashlib.sha256(json.dumps(what).encode()).hexdigest()[:8]}.json"
 
 
 def write_record(record, folder):
-    """Write a record and its picture, the same name with .png; returns the record's path. One line a run.
+    """Write a record and its picture, the same name with .png. Returns (its path, whether it was written). One line a run.
 
-    A record of more seeds that is there already stays: it says more, and has these runs too.
+    A record of more runs that is there already stays: it says more, and has these runs too.
     """
     path = path_of(record, folder)
     path.parent.mkdir(parents=True, exist_ok=True)
     before = _read(path)
     if before and len(before["runs"]) > len(record["runs"]):
-        return path
+        return path, False
     lines = []
     for name, value in record.items():
         if isinstance(value, list) and value and isinstance(value[0], dict):
@@ -66,7 +68,7 @@ def write_record(record, folder):
             lines.append(f" {json.dumps(name)}: {json.dumps(value, allow_nan=False)}")
     files.replace(path, ("{\n" + ",\n".join(lines) + "\n}\n").encode())
     draw_claim(record, path.with_suffix(".png"))
-    return path
+    return path, True
 
 
 def read_records(folder):

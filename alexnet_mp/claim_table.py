@@ -8,7 +8,7 @@ import math
 from pathlib import Path
 from statistics import mean, stdev
 
-from .claim_list import CLAIMS, LEVEL, RATES
+from .claim_list import CLAIMS, LEVEL
 from .claim_pictures import averaged
 from .claim_record import RECORDS, read_records
 from .claim_statistics import paired, step_of_loss
@@ -17,6 +17,7 @@ from .console import say
 README = RECORDS.parent.parent / "README.md"
 BEGIN, END = "<!-- claims: begin -->", "<!-- claims: end -->"
 NOT_RUN = "not run here"
+FIELDS = ("top1_error", "top5_error")
 
 
 def findings(record):
@@ -49,12 +50,12 @@ def findings(record):
 
 
 def setting(record):
-    """On what a record was made: data, network, length, date."""
+    """On what a record was made: data, network, length, devices, date."""
     data = " and ".join(data["description"] for data in record["data"])
     bases = ", ".join(dict.fromkeys(arm["preset"] for arm in record["arms"]))
-    length = f"{record['steps']:,} steps" if record["steps"] is not None else f"{record['epochs']} epochs"
+    length = _count(record["steps"], "step") if record["steps"] is not None else _count(record["epochs"], "epoch")
     changed = f" with {', '.join(f'`{text}`' for text in record['set'])}" if record["set"] else ""
-    return f"{data}; `{bases}`{changed}, {length}, {record['date'][:10]}"
+    return f"{data}; `{bases}`{changed}, {length}, {' and '.join(record['devices'])}, {record['date'][:10]}"
 
 
 # --- one sentence each
@@ -70,7 +71,7 @@ def _errors(record, arm):
 
 def _levels(errors):
     """The mean errors of several runs under both protocols."""
-    fields = [(protocol, [[of_run[protocol][field] for of_run in errors] for field in ("top1_error", "top5_error")])
+    fields = [(protocol, [[of_run[protocol][field] for of_run in errors] for field in FIELDS])
               for protocol in reversed(errors[0])]
     return ", ".join(f"{_spread(top1)} / {_spread(top5)} % {protocol}" for protocol, (top1, top5) in fields)
 
@@ -81,7 +82,7 @@ def _difference(record, reference, arm):
         return None
     parts = []
     for protocol in reversed(a[0]["errors"]):
-        fields = [[[run["errors"][protocol][field] for run in runs] for runs in (a, b)] for field in ("top1_error", "top5_error")]
+        fields = [[[run["errors"][protocol][field] for run in runs] for runs in (a, b)] for field in FIELDS]
         signed = " / ".join(_signed(paired(*pair)) for pair in fields)
         parts.append((f"{signed} points", protocol, paired(*fields[0]), fields))
     (first, protocol, test, fields), (second, centre, _, _) = parts
@@ -95,7 +96,7 @@ def _views(record, arm):
         return None
     name = averaged(runs[0]["errors"])
     fields = [[[run["errors"][protocol][field] for run in runs] for protocol in (name, "centre view")]
-              for field in ("top1_error", "top5_error")]
+              for field in FIELDS]
     tests = [paired(*pair) for pair in fields]
     level = " / ".join(f"{mean(pair[0]):.2f}" for pair in fields)
     return f"centre view {_signed(tests[0])} / {_signed(tests[1])} points against {level} % of {name}, {_test(tests[0])}"
@@ -138,9 +139,13 @@ def _rates(record, arms):
         if not runs:
             return []
         reached[arm] = {run["seed"]: run["epochs_to_level"] for run in runs if run["epochs_to_level"] is not None}
-        factor, searched = record["rates"][arm], len([entry for entry in record["search"] if entry["arm"] == arm])
-        edge = ", at the edge of the grid" if factor in (RATES[0], RATES[-1]) else ""
-        rate = f"at {factor:g} times its learning rate (the best of {searched}{edge})"
+        factor, tried = record["rates"][arm], [entry["factor"] for entry in record["search"] if entry["arm"] == arm]
+        how = f"the best of {', '.join(f'{other:g}' for other in tried)}"
+        if record["search_epochs"] is not None:
+            how += f" after {_count(record['search_epochs'], 'epoch')}"
+        if factor in (tried[0], tried[-1]):
+            how += ", at the edge of what was tried"
+        rate = f"at {factor:g} times its learning rate ({how})"
         missing = len(runs) - len(reached[arm])
         found.append(f"{_words(arm)} {rate}: {LEVEL:g} % training error "
                      + (f"after {_spread(list(reached[arm].values()))} epochs, n = {len(reached[arm])}" if reached[arm] else "")
@@ -174,20 +179,24 @@ def _when_moved(record, reference, arm):
 
 
 def _ensembles(record):
+    """An average of five against its members' mean; one of seven against the average of its first five, as in the paper."""
     found = record["ensembles"]
     if not found:
         return []
-    name = averaged(found[0]["errors"])
-    of_members = [[mean(run["errors"][name][field] for run in record["runs"] if run["directory"] in ensemble["members"])
-                   for ensemble in found] for field in ("top1_error", "top5_error")]
-    sentences = []
+    name, sentences = averaged(found[0]["errors"]), []
     for what, key in (("averaged plainly", "errors"),
                       ("averaged with weights chosen on the validation images, tested on these same images", "weighted")):
-        tests = [paired(of_members[index], [ensemble[key][name][field] for ensemble in found])
-                 for index, field in enumerate(("top1_error", "top5_error"))]
-        level = " / ".join(f"{mean(values):.2f}" for values in of_members)
+        if "five" in found[0]:
+            reference, against = [ensemble["five"][key][name] for ensemble in found], "the average of five of them, "
+        else:
+            members = [[run["errors"][name] for run in record["runs"] if run["directory"] in ensemble["members"]] for ensemble in found]
+            reference, against = [{field: mean(errors[field] for errors in of) for field in FIELDS} for of in members], "their mean of "
+        before, after = ([[errors[field] for errors in of] for field in FIELDS]
+                         for of in (reference, [ensemble[key][name] for ensemble in found]))
+        tests = [paired(*pair) for pair in zip(before, after)]
+        level = " / ".join(f"{mean(values):.2f}" for values in before)
         sentences.append(f"{len(found[0]['members'])} networks {what}: {_signed(tests[0])} / {_signed(tests[1])} points "
-                         f"against their mean of {level} % ({name}), {_test(tests[0])}")
+                         f"against {against}{level} % ({name}), {_test(tests[0])}")
     return sentences
 
 
@@ -216,6 +225,10 @@ def _pairs(record, reference, arm):
 
 def _words(arm):
     return arm.replace("_", " ")
+
+
+def _count(number, what):
+    return f"{number:,} {what}" + ("s" if number != 1 else "")
 
 
 def _spread(values, digits=2):

@@ -3,7 +3,7 @@
 examples
   python -m alexnet_mp.claims                                                    all claims: the paper's figures, 2012's, ours
   python -m alexnet_mp.claims run lrn --data imagenette --base mini --epochs 20  one of them, three seeds an arm
-  python -m alexnet_mp.claims run cifar-relu --data cifar10 --seeds 5
+  python -m alexnet_mp.claims run cifar-relu --data cifar10 --seeds 5 --search-epochs 3
   python -m alexnet_mp.claims run all --data imagenette --epochs 20 --budget 2h  as many as two hours allow, most telling first
   python -m alexnet_mp.claims table                                              writes the README's table from the records
 
@@ -23,15 +23,17 @@ from . import claim_table
 from .allocator import keep_freed_memory
 from .claim_budget import Forecast, needed
 from .claim_list import CLAIMS, command
+from .claim_plan import arm_recipe, has_labelled_test, opened
 from .claim_record import RECORDS, read_records
-from .claim_run import Stopped, arm_recipe, run_claim
+from .claim_run import run_claim
+from .claim_train import Stopped
 from .console import duration, say
-from .dataset import open_dataset
 from .errors import UserError, run_command
 from .options import add_machine_options
 from .presets import PRESETS
 
 OUT = "runs/claims"
+SMALLEST = 32  # pixels a side: at this size every data set can be looked at
 CIFAR10 = {"airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"}
 
 
@@ -89,8 +91,11 @@ def _run(options):
 def _run_all(options):
     """Claim after claim, in the order of the list, each with as many seeds as there is time for."""
     forecast, failed = Forecast(options, _seconds(options.budget)), []
+    unfit = {claim.id: reason for claim in CLAIMS if (reason := _unfit(claim, options))}
+    for reason in dict.fromkeys(unfit.values()):
+        say(f"left out, {reason}: {', '.join(name for name, other in unfit.items() if other == reason)}")
     for claim in CLAIMS:
-        if not _fits(claim, options):
+        if claim.id in unfit:
             continue
         wanted = options.seeds or claim.seeds if claim.seeds > 1 else claim.seeds
         try:
@@ -154,15 +159,20 @@ def _tell(record):
         say(f"  {sentence}")
 
 
-def _fits(claim, options):
-    """Whether `run all` should test a claim on these data."""
-    if claim.data == "any":
-        return True
+def _unfit(claim, options):
+    """Why `run all` leaves a claim out on these data, None where it doesn't. Raises UserError for data that nothing could use."""
+    dataset = opened(options.data, SMALLEST)
+    many, labelled = len(dataset.classes), has_labelled_test(options.data, SMALLEST)
+    fit = {"any": True, "cifar10": set(dataset.classes) == CIFAR10, "ilsvrc-2010": 1000 <= many < 5000 and labelled,
+           "ilsvrc-2012": 1000 <= many < 5000 and not labelled, "fall-2009": many >= 5000}
+    if not fit[claim.data]:
+        return "which are of other data"
+    size = arm_recipe(claim.arms[0], options)[1].stored_size
     try:
-        classes = open_dataset(options.data, arm_recipe(claim.arms[0], options)[1].stored_size).classes
-    except UserError:  # a prepared set of another size
-        return False
-    return set(classes) == CIFAR10 if claim.data == "cifar10" else len(classes) >= 1000
+        opened(options.data, size)
+    except UserError:
+        return f"which need pictures of {size}x{size}"
+    return None
 
 
 def _seconds(budget):
@@ -178,12 +188,23 @@ def _seconds(budget):
 def _refuse(options):
     if options.claim not in ("all", *(claim.id for claim in CLAIMS)):
         raise UserError(f"no claim is called {options.claim}; they are {', '.join(claim.id for claim in CLAIMS)}, and all")
-    if options.larger and not any(arm.larger for claim in CLAIMS if options.claim in (claim.id, "all") for arm in claim.arms):
+    asked = [claim for claim in CLAIMS if options.claim in (claim.id, "all")]
+    if options.larger and not any(arm.larger for claim in asked for arm in claim.arms):
         raise UserError(f"--larger {options.larger}: {options.claim} trains nothing on another set")
-    for name in ("seeds", "epochs", "steps"):
+    if options.search_epochs and not any(claim.kind == "rates" for claim in asked):
+        raise UserError(f"--search-epochs {options.search_epochs}: {options.claim} looks for no learning rate")
+    for name in ("seeds", "epochs", "steps", "search_epochs"):
         value = getattr(options, name)
         if value is not None and value < 1:
-            raise UserError(f"--{name} {value}: it must be at least 1")
+            raise UserError(f"--{name.replace('_', '-')} {value}: it must be at least 1")
+    for setting in options.set:
+        if setting.partition("=")[0] in ("seed", "name"):
+            raise UserError(f"--set {setting}: the arms have names of their own and the seeds 0 to K-1, with --seeds K")
+    if options.larger:
+        many, few = (len(opened(data, SMALLEST).classes) for data in (options.larger, options.data))
+        if many <= few:
+            raise UserError(f"--larger {options.larger}: it has {many:,} classes and --data {options.data} has {few:,}; "
+                            "pre-training is on a set of more")
     if options.seeds is not None and options.seeds > 20:
         raise UserError(f"--seeds {options.seeds}: 20 at most, since the test goes through all 2^seeds patterns of signs")
     _seconds(options.budget)
@@ -203,6 +224,8 @@ def _parser():
                      help="seeds 0 to K-1 in every arm, or K ensembles; default: the claim's, 3 or 1")
     run.add_argument("--epochs", type=int, help="of every arm; default: the recipe's")
     run.add_argument("--steps", type=int, help="stop every run after this step")
+    run.add_argument("--search-epochs", type=int, metavar="N",
+                     help="of cifar-relu: epochs of each run that looks for a learning rate; default: until 25 %% training error")
     run.add_argument("--base", choices=tuple(PRESETS),
                      help="the network that the arms change; default: paper on CUDA, mini on a CPU")
     run.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE",

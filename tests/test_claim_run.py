@@ -9,8 +9,8 @@ from conftest import make_folder, one_thread  # noqa: F401  (a fixture)
 from PIL import Image
 from tiny_run import quick, signalled_after  # noqa: F401  (a fixture)
 
-from alexnet_mp import claim_record, claim_run, claims, evaluate, train
-from alexnet_mp.claim_list import CLAIMS, RATES
+from alexnet_mp import claim_measure, claim_plan, claim_record, claim_run, claim_statistics, claims, evaluate, train, variants
+from alexnet_mp.claim_list import CLAIMS, FACTORS, GRID
 from alexnet_mp.claim_pictures import draw_claim
 from alexnet_mp.claim_record import differences, read_records
 from alexnet_mp.claim_subset import every_second_class
@@ -19,6 +19,7 @@ from alexnet_mp.dataset import open_dataset
 from alexnet_mp.errors import UserError
 from alexnet_mp.metrics import read_metrics
 from alexnet_mp.pipelines import make_pipeline
+from alexnet_mp.presets import PRESETS
 from alexnet_mp.run_directory import read_run
 from alexnet_mp.statistics import Statistics
 from alexnet_mp.trainer import Trainer
@@ -88,6 +89,7 @@ def test_every_claim(claim, data, out, capsys, monkeypatch):
 def test_what_a_claim_changes_is_in_its_record(data, out):
     record = run("colour", data, out, "--seeds", "1")
     assert [arm["differs"] for arm in record["arms"]] == [{}, {"colour_noise": [0.1, 0.0]}]
+    assert record["arms"][0]["of_preset"]["batch_size"] == [128, 9] and record["data"][0]["description"].startswith("folder data: 24")
     assert record["command"].startswith("python -m alexnet_mp.claims run colour --data") and record["epochs"] == 1
     assert record["data"][0]["images"] == {"train": 24, "val": 6} and record["data"][0]["fingerprint"] in (
         open_dataset(data, 84).fingerprint,)
@@ -112,10 +114,10 @@ def test_claims_share_their_runs_and_train_none_twice(data, out, monkeypatch):
 def test_every_choice_of_the_data_and_the_training_has_runs_of_its_own(data, out):
     options = claims._parser().parse_args(["run", "lrn", "--data", str(data), "--out", str(out), *MINI])
     more = [["--epochs", "2"], ["--steps", "2"], ["--set", "dropout=0.25"]]
-    found = [claim_run.runs_of_seed(BY_ID["lrn"].arms, claims._parser().parse_args(
+    found = [claim_plan.runs_of_seed("difference", BY_ID["lrn"].arms, claims._parser().parse_args(
         ["run", "lrn", "--data", str(data), "--out", str(out), *MINI, *words]), 0) for words in ([], *more)]
     directories = {entry.directory for runs in found for entry in runs}
-    assert len(directories) == 8 and claim_run.runs_of_seed(BY_ID["lrn"].arms, options, 0) == found[0]
+    assert len(directories) == 8 and claim_plan.runs_of_seed("difference", BY_ID["lrn"].arms, options, 0) == found[0]
     assert {entry.recipe.dropout for entry in found[3]} == {0.25}
 
 
@@ -166,7 +168,7 @@ def test_a_run_cut_short_by_steps_is_tested_once(data, tmp_path, monkeypatch):
         pipeline.use(Statistics.load(entry["directory"]))
         errors = evaluate.evaluate(network, pipeline, "val", evaluate.both_protocols(made.recipe), 9, lambda count: None)
         assert entry["errors"] == {name: vars(error) for name, error in errors.items()}
-    monkeypatch.setattr(claim_run, "evaluate", lambda *_: pytest.fail("tested again"))
+    monkeypatch.setattr(claim_measure, "evaluate", lambda *_: pytest.fail("tested again"))
     assert without_times(run("dropout", data, tmp_path, "--seeds", "1", "--steps", "2")) == without_times(record)
 
 
@@ -197,16 +199,60 @@ def test_what_needs_a_network_that_diverged_is_left_out(data, tmp_path):
 
 def test_the_best_learning_rate_is_the_one_that_is_compared(data, out):
     record = run("cifar-relu", data, out, "--seeds", "1")
-    assert [(entry["arm"], entry["factor"]) for entry in record["search"]] == [
-        (arm, factor) for arm in ("cifar_relu", "cifar_tanh") for factor in RATES]
-    assert {entry["seed"] for entry in record["search"]} == {claim_run.SEARCH_SEED}
     for arm in ("cifar_relu", "cifar_tanh"):
-        searched = {entry["factor"]: (entry["epochs_to_level"] or float("inf"), entry["train"]["top1_error"])
-                    for entry in record["search"] if entry["arm"] == arm and "diverged" not in entry}
-        assert searched[record["rates"][arm]] == min(searched.values())
+        entries = [entry for entry in record["search"] if entry["arm"] == arm]
+        tried = [entry["factor"] for entry in entries]
+        start = FACTORS.index(tried[0])
+        assert set(GRID) <= set(tried) and tried == list(FACTORS[start:start + len(tried)])  # no gap
+        found = {entry["factor"]: (entry["epochs_to_level"] or float("inf"), entry["train"]["top1_error"])
+                 for entry in entries if "diverged" not in entry}
+        best = record["rates"][arm]
+        assert found[best] == min(found.values())
+        assert best not in (tried[0], tried[-1]) or best in (FACTORS[0], FACTORS[-1])
         entry, = (entry for entry in record["runs"] if entry["arm"] == arm)
         recipe = read_run(entry["directory"])["recipe"]
-        assert recipe.learning_rate == 0.002 * record["rates"][arm] and recipe.seed == 0
+        assert recipe.learning_rate == 0.002 * best and recipe.seed == 0
+    assert {entry["seed"] for entry in record["search"]} == {claim_plan.SEARCH_SEED}
+    assert not any("errors" in entry for entry in record["search"])
+
+
+def search_where(monkeypatch, outcome):
+    """What `claim_run.search` says where `outcome(factor)` is measured of a run at that rate; all runs are done."""
+    monkeypatch.setattr(claim_run, "status", lambda run: "done")
+    monkeypatch.setattr(claim_run, "search_run", lambda arm, factor, options: factor)
+    monkeypatch.setattr(claim_run, "measure", lambda factor, options, tested: outcome(factor))
+    return claim_run.search(BY_ID["cifar-relu"].arms[0], None)
+
+
+def at_epochs(epochs, error=20.0):
+    return {"epochs_to_level": epochs, "train": {"top1_error": error}}
+
+
+def test_the_grid_is_widened_until_the_best_is_inside(monkeypatch):
+    missing, best, entries = search_where(monkeypatch, lambda factor: at_epochs(abs(factor - 3) + 1))
+    assert (missing, best, [entry["factor"] for entry in entries]) == (None, 3.0, [1.0, 3.0, 10.0])
+    _, best, entries = search_where(monkeypatch, lambda factor: at_epochs(factor + 1 / factor))
+    assert best == 1.0 and [entry["factor"] for entry in entries] == [0.3, 1.0, 3.0, 10.0]
+    _, best, entries = search_where(monkeypatch, lambda factor: at_epochs(None, 50 - factor))
+    assert best == 100.0 and [entry["factor"] for entry in entries] == [1.0, 3.0, 10.0, 30.0, 100.0]
+    diverging = {"epochs_to_level": None, "diverged": 3}
+    _, best, entries = search_where(monkeypatch, lambda factor: dict(diverging) if factor > 0.05 else at_epochs(5.0))
+    assert best == entries[0]["factor"] == 0.01  # no faster than 0.03, and the smaller
+    assert search_where(monkeypatch, lambda factor: dict(diverging))[1] is None
+
+
+def test_a_run_ends_when_its_training_error_is_at_the_level(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(claim_plan, "LEVEL", 80.0)  # which chance is close to
+    seen = []
+    monkeypatch.setattr(claim_statistics, "epochs_to", lambda errors, per_epoch, level: seen.append((len(errors), level)) or (
+        2.0 if len(errors) >= 2 * per_epoch else None))
+    record = run("cifar-relu", data, tmp_path, "--seeds", "1", "--epochs", "4", "--search-epochs", "1")
+    assert {entry["steps"] for entry in record["runs"]} == {2 * STEPS} and {level for _, level in seen} == {80.0}
+    assert {entry["steps"] for entry in record["search"]} == {STEPS} and record["search_epochs"] == 1
+    assert all(entry["errors"]["nine views"]["images"] == 6 and entry["epochs_to_level"] == 2.0 for entry in record["runs"])
+    monkeypatch.setattr(train, "main", lambda arguments: pytest.fail("trained again"))
+    assert without_times(run("cifar-relu", data, tmp_path, "--seeds", "1", "--epochs", "4", "--search-epochs", "1")) == (
+        without_times(record))
 
 
 def test_seven_networks_are_five_and_two_pretrained(data, out):
@@ -216,6 +262,7 @@ def test_seven_networks_are_five_and_two_pretrained(data, out):
     assert [(name.partition("-")[0], name.rpartition("-")[2]) for name in names] == [
         *(("base", f"seed{seed}") for seed in range(5)), ("fine_tuned", "seed0"), ("fine_tuned", "seed1")]
     assert len(ensemble["weights"]) == 7 and ensemble["errors"]["ten views"]["images"] == 4
+    assert ensemble["five"]["members"] == ensemble["members"][:5] and len(ensemble["five"]["weights"]) == 5
     assert {read_run(member)["data"]["source"] for member in ensemble["members"]} == {
         str(next(out.glob("half-*-84")).absolute())}
     larger, = (entry for entry in record["runs"] if entry["arm"] == "larger_set" and entry["seed"] == 1)
@@ -225,12 +272,13 @@ def test_seven_networks_are_five_and_two_pretrained(data, out):
 
 def test_an_average_is_that_of_the_evaluation(data, out, capsys):
     record = run("ensemble5", data, out, "--seeds", "1")
-    ensemble, = record["ensembles"]
-    capsys.readouterr()
-    evaluate.main([*ensemble["members"], "--gpus", "cpu", "--pipeline", "torch", "--workers", "0"])
-    printed = capsys.readouterr().out.splitlines()[-2:]
-    for line, (name, errors) in zip(printed, ensemble["errors"].items(), strict=True):
-        assert name in line and f"{errors['top1_error']:6.2f} %" in line
+    of_seven, = run("ensemble7", data, out, "--seeds", "1")["ensembles"]
+    for ensemble in (record["ensembles"][0], of_seven, of_seven["five"]):
+        capsys.readouterr()
+        evaluate.main([*ensemble["members"], "--gpus", "cpu", "--pipeline", "torch", "--workers", "0"])
+        printed = capsys.readouterr().out.splitlines()[-2:]
+        for line, (name, errors) in zip(printed, ensemble["errors"].items(), strict=True):
+            assert name in line and f"{errors['top1_error']:6.2f} %" in line
 
 
 def test_pretraining_on_a_set_of_more_classes(data, tmp_path):
@@ -265,7 +313,7 @@ def test_all_claims_that_fit_the_data(data, out, capsys):
 def test_nothing_is_started_that_cannot_end(data, tmp_path, monkeypatch, capsys):
     run("views", data, tmp_path, "--seeds", "1")  # tells the pace
     notes, = tmp_path.glob("*.result.json")
-    notes.write_text(json.dumps({"seconds": 1000.0}))
+    notes.write_text(json.dumps(json.loads(notes.read_text()) | {"seconds": 1000.0}))
     monkeypatch.setattr(train, "main", lambda arguments: pytest.fail("it was started"))
     assert claims.main(["run", "all", "--data", data, "--out", tmp_path, "--records", tmp_path / "records", *MINI, "--seeds", "3",
                         "--budget", "5m"]) == 0
@@ -299,11 +347,11 @@ def test_a_claim_that_cannot_be_run_does_not_end_the_others(data, tmp_path, caps
 
 
 def test_differences_of_recipes_that_lack_layers():
-    recipe = claim_run.PRESETS["paper"]()
-    sixth = claim_run.variants.sixth_conv(recipe)
+    recipe = PRESETS["paper"]()
+    sixth = variants.sixth_conv(recipe)
     changed = differences(recipe, sixth)
     assert changed.pop("conv6")[0] is None and not changed
     assert differences(sixth, recipe)["conv6"][1] is None
-    assert differences(recipe, claim_run.variants.no_links(recipe)) == {
+    assert differences(recipe, variants.no_links(recipe)) == {
         "conv2.maps": [128, 160], "conv3.reads": ["both", "own"], "fc6.reads": ["both", "own"], "fc7.reads": ["both", "own"],
         "fc6.maps": [2048, 4096], "fc7.maps": [2048, 4096]}

@@ -5,12 +5,12 @@ from types import SimpleNamespace
 import pytest
 from conftest import make_folder
 
-from alexnet_mp import claim_run, claim_table, claims, recipe
-from alexnet_mp.claim_budget import operations, work
+from alexnet_mp import claim_plan, claim_table, claims, recipe
 from alexnet_mp.claim_list import CLAIMS, command
+from alexnet_mp.claim_plan import arm_recipe, make_run, operations, work_of_tests, work_of_steps
 from alexnet_mp.claim_record import path_of, read_records, write_record
-from alexnet_mp.claim_run import arm_recipe, make_run, settings
 from alexnet_mp.claim_table import findings
+from alexnet_mp.claim_train import first_gpu, settings
 from alexnet_mp.errors import UserError
 from alexnet_mp.presets import PRESETS
 
@@ -85,7 +85,12 @@ def test_what_a_claim_changes_wins_over_a_setting():
     (["all", "--steps", "0"], "--steps 0"),
     (["all", "--budget", "2 hours"], "--budget 2 hours: write hours"), (["all", "--budget", "0h"], "--budget 0h"),
     (["lrn", "--set", "dropuot=1"], "did you mean dropout"), (["lrn", "--data", "/nowhere"], "no such directory"),
-    (["lrn", "--workers", "-1"], "--workers -1"), (["lrn", "--larger", "DIR"], "lrn trains nothing on another set")])
+    (["lrn", "--workers", "-1"], "--workers -1"), (["lrn", "--larger", "DIR"], "lrn trains nothing on another set"),
+    (["pretraining", "--larger", "builtin", "--data", "builtin"], "it has 16 classes and --data builtin has 16"),
+    (["lrn", "--search-epochs", "2"], "--search-epochs 2: lrn looks for no learning rate"),
+    (["cifar-relu", "--search-epochs", "-1"], "--search-epochs -1: it must be at least 1"),
+    (["lrn", "--set", "seed=7"], "--set seed=7: the arms have names of their own and the seeds 0 to K-1"),
+    (["lrn", "--set", "name=x"], "--set name=x")])
 def test_what_cannot_be_meant_is_refused(words, message, tmp_path):
     data = [] if "--data" in words else ["--data", str(make_folder(tmp_path / "data", train=1, val=1, size=(32, 32)))]
     with pytest.raises(UserError, match=message):
@@ -99,8 +104,28 @@ def test_budgets(text, seconds):
 
 
 def test_a_network_of_one_tower_takes_the_first_device():
-    assert [claim_run.first_gpu("0,1", towers) for towers in (1, 2)] == ["0", "0,1"]
-    assert claim_run.first_gpu("auto", 1) == "auto"
+    assert [first_gpu("0,1", towers) for towers in (1, 2)] == ["0", "0,1"]
+    assert first_gpu("auto", 1) == "auto"
+
+
+@pytest.mark.parametrize("classes, labelled, size, left_out", [
+    (10, False, 256, {"cifar10", "ilsvrc-2010", "ilsvrc-2012", "fall-2009"}), (1000, True, 256, {"cifar10", "ilsvrc-2012", "fall-2009"}),
+    (1000, False, 256, {"cifar10", "ilsvrc-2010", "fall-2009"}), (10_184, False, 256, {"cifar10", "ilsvrc-2010", "ilsvrc-2012"}),
+    (0, True, 32, {"any", "ilsvrc-2010", "ilsvrc-2012", "fall-2009"})])
+def test_all_leaves_out_what_the_data_are_not_for(classes, labelled, size, left_out, monkeypatch):
+    names = [str(number) for number in range(classes)] or sorted(claims.CIFAR10)
+
+    def opened(data, stored_size):
+        if stored_size > size:
+            raise UserError("its pictures are smaller")
+        return SimpleNamespace(classes=names)
+
+    monkeypatch.setattr(claims, "opened", opened)
+    monkeypatch.setattr(claims, "has_labelled_test", lambda data, stored_size: labelled)
+    found = {claim.id: claims._unfit(claim, options("--base", "mini", claim="all")) for claim in CLAIMS}
+    assert {name for name, reason in found.items() if reason} == {claim.id for claim in CLAIMS if claim.data in left_out}
+    if size == 32:
+        assert found["lrn"] == "which need pictures of 112x112" and found["headline-2010"] == "which are of other data"
 
 
 # --- what a record says
@@ -122,8 +147,9 @@ def record_of(kind, arms, runs, **more):
     return {"format": 1, "claim": {"difference": "lrn", "views": "views"}.get(kind, kind), "kind": kind,
             "date": "2026-11-26T10:00:00+00:00", "command": "python -m alexnet_mp.claims run x", "devices": ["CPU"],
             "data": [{"description": "folder pictures: 9 train, 4 val images of 2 classes", "fingerprint": "f", "classes": 2,
-                      "images": {"train": 9, "val": 4}}], "base": "mini", "set": [], "epochs": 12, "steps": None,
-            "arms": [{"name": arm, "what": arm, "preset": "mini", "init": None, "larger": False, "differs": {}} for arm in arms],
+                      "images": {"train": 9, "val": 4}}], "base": "mini", "set": [], "epochs": 12, "steps": None, "search_epochs": None,
+            "arms": [{"name": arm, "what": arm, "preset": "mini", "init": None, "larger": False, "digest": arm, "of_preset": {},
+                      "differs": {}} for arm in arms],
             "runs": [{"arm": arm, "seed": seed, "directory": f"runs/{arm}{seed}", "steps": 100, "steps_per_epoch": 10, **measured}
                      for (arm, seed), measured in runs.items()], "search": [], "rates": {}, "ensembles": [], **more}
 
@@ -202,12 +228,14 @@ def test_training_error():
 def test_rates():
     runs = {("relu", 0): {"epochs_to_level": 2.0}, ("relu", 1): {"epochs_to_level": 3.0}, ("relu", 2): {"epochs_to_level": 4.0},
             ("tanh", 0): {"epochs_to_level": 8.0}, ("tanh", 1): {"epochs_to_level": 18.0}, ("tanh", 2): {"epochs_to_level": None}}
-    search = [{"arm": arm} for arm in ("relu", "tanh") for _ in range(5)]
-    relu, tanh, ratio = findings(record_of("rates", ["relu", "tanh"], runs, search=search, rates={"relu": 1.0, "tanh": 10.0}))
-    assert relu == "relu at 1 times its learning rate (the best of 5): 25 % training error after 3.00 ± 1.00 epochs, n = 3"
-    assert tanh == ("tanh at 10 times its learning rate (the best of 5, at the edge of the grid): 25 % training error after "
-                    "13.00 ± 7.07 epochs, n = 2, not within 12 epochs with 1 of 3 seeds")
+    search = [{"arm": arm, "factor": factor} for arm in ("relu", "tanh") for factor in (1.0, 3.0, 10.0)]
+    record = record_of("rates", ["relu", "tanh"], runs, search=search, rates={"relu": 3.0, "tanh": 10.0})
+    relu, tanh, ratio = findings(record)
+    assert relu == "relu at 3 times its learning rate (the best of 1, 3, 10): 25 % training error after 3.00 ± 1.00 epochs, n = 3"
+    assert tanh == ("tanh at 10 times its learning rate (the best of 1, 3, 10, at the edge of what was tried): 25 % training error "
+                    "after 13.00 ± 7.07 epochs, n = 2, not within 12 epochs with 1 of 3 seeds")
     assert ratio.startswith("ratio 5.00 ± 1.41, of the logarithms n = 2, p = 0.5")
+    assert "(the best of 1, 3, 10 after 2 epochs): 25 %" in findings(record | {"search_epochs": 2})[0]
 
 
 def test_when_the_loss_moves():
@@ -230,6 +258,19 @@ def test_ensembles():
     assert "tested on these same images: -3.00 / -1.50 points" in weighted
 
 
+def test_seven_networks_are_compared_with_five():
+    def average(*values):
+        return {"errors": errors(values[0], values[1]), "weighted": {"ten views": errors((0, 0), values[2])["ten views"]}}
+
+    runs = {("base", seed): {"errors": errors((30.0, 9.0), (28.0, 8.0))} for seed in range(2)}
+    found = [{"members": ["runs/base0"] * 7, **average((24.0, 6.0), (23.0, 5.0), (22.0, 4.0)),
+              "five": {"members": ["runs/base0"] * 5, **average((26.0, 7.0), (25.0, 6.5), (24.5, 6.25))}}] * 2
+    plain, weighted = findings(record_of("ensemble", ["base"], runs, ensembles=found))
+    assert plain.startswith("7 networks averaged plainly: -2.00 ± 0.00 / -1.50 ± 0.00 points against the average of five of them, "
+                            "25.00 / 6.50 % (ten views), n = 2, p = 0.5")
+    assert "-2.50 ± 0.00 / -2.25 ± 0.00 points against the average of five of them, 24.50 / 6.25 %" in weighted
+
+
 def test_towers():
     runs = {("base", seed): {"errors": errors((1.0, 1.0), (1.0, 1.0)), "chroma": chroma, "random_split_p": 0.0001}
             for seed, chroma in enumerate(([0.1, 0.8], [0.9, 0.2]))}
@@ -242,11 +283,14 @@ def test_towers():
 
 def test_a_record_is_read_as_it_was_written(tmp_path):
     record = record_of("difference", ["base", "no_lrn"], THREE)
-    path = write_record(record, tmp_path / "records")
+    path, written = write_record(record, tmp_path / "records")
+    assert written
     assert json.loads(path.read_text()) == record and path.with_suffix(".png").stat().st_size > 1000
     assert path.read_text().count("\n") < 40
     other = dict(record, date="2026-11-27T10:00:00+00:00", epochs=20)
-    assert path_of(other, tmp_path / "records") != path
+    others = [other, dict(record, devices=["NVIDIA H200"]), dict(record, search_epochs=2),
+              dict(record, arms=[dict(arm, digest="other") for arm in record["arms"]])]
+    assert len({path_of(different, tmp_path / "records") for different in others} | {path}) == 5
     write_record(other, tmp_path / "records")
     (tmp_path / "records" / "foreign.json").write_text("[1]")
     (tmp_path / "records" / "broken.json").write_text("{")
@@ -256,7 +300,7 @@ def test_a_record_is_read_as_it_was_written(tmp_path):
 def test_a_record_of_fewer_runs_does_not_replace_one_of_more(tmp_path):
     whole = record_of("difference", ["base", "no_lrn"], THREE)
     one = record_of("difference", ["base", "no_lrn"], {key: run for key, run in THREE.items() if key[1] == 0})
-    write_record(one, tmp_path), write_record(whole, tmp_path), write_record(one, tmp_path)
+    assert [write_record(record, tmp_path)[1] for record in (one, whole, one)] == [True, True, False]
     assert read_records(tmp_path) == {"lrn": [whole]}
 
 
@@ -278,7 +322,7 @@ def test_recorded_rendered_checked(place, capsys):
     rows = [row for row in text.splitlines() if row.startswith("| `")]
     assert len(rows) == len(CLAIMS) and sum(row.endswith("| not run here |") for row in rows) == len(CLAIMS) - 1
     row, = (row for row in rows if row.startswith("| `lrn`"))
-    assert "folder a\\|b; `mini`, 12 epochs, 2026-11-26: no lrn +2.00 ± 1.00 / +1.50" in row and "| 1.4 / 1.2 points |" in row
+    assert "folder a\\|b; `mini`, 12 epochs, CPU, 2026-11-26: no lrn +2.00 ± 1.00 / +1.50" in row and "| 1.4 / 1.2 points |" in row
     (folder / "README.md").write_text(text.replace("+2.00 ± 1.00", "+2.50 ± 1.00"))
     capsys.readouterr()
     assert claims.main([*words, "--check"]) == 1 and "differs from the records" in capsys.readouterr().out
@@ -298,16 +342,16 @@ def test_the_readme_says_what_the_records_say(capsys):
 
 # --- the forecast
 
-def planned(preset, tmp_path, *words):
+def planned(preset, tmp_path, *words, kind="difference"):
     found = options(*words, "--out", str(tmp_path))
-    return make_run("base", preset, PRESETS[preset](), "builtin", found)
+    return make_run(kind, "base", preset, PRESETS[preset](), "builtin", found)
 
 
 @pytest.fixture
 def thousand(monkeypatch):
     """A set of 1,000 classes, 1,280 training and 500 validation images."""
     dataset = SimpleNamespace(classes=range(1000), splits={"train": range(1280), "val": range(500)}, fingerprint="f")
-    monkeypatch.setattr(claim_run, "_opened", lambda data, stored_size: dataset)
+    monkeypatch.setattr(claim_plan, "opened", lambda data, stored_size: dataset)
 
 
 def test_operations_of_the_papers_network(tmp_path, thousand):
@@ -316,12 +360,13 @@ def test_operations_of_the_papers_network(tmp_path, thousand):
     assert operations(planned("paper", tmp_path)) == convolutions + 9216 * 4096 + 4096 * 4096 + 4096 * 1000 == 724_406_816
 
 
-def test_work(tmp_path, thousand):
+def test_work_of_a_run(tmp_path, thousand):
     run = planned("paper", tmp_path, "--steps", "20")  # ten steps an epoch
     one = operations(run)
-    assert work(run) == one * (3 * 20 * 128 + (2 + 10) * 500)  # two validations, ten views; the centre is among them
-    assert work(run, 10) == one * (3 * 10 * 128 + (1 + 10) * 500)
-    assert work(planned("mini", tmp_path)) == operations(planned("mini", tmp_path)) * (3 * 12 * 10 * 128 + (12 + 10) * 500)
+    assert work_of_steps(run, 0, 20) == one * (3 * 20 * 128 + 2 * 500)  # two validations
+    assert work_of_steps(run, 10, 20) == one * (3 * 10 * 128 + 500)
+    for kind, images in (("difference", 10 * 500), ("dropout", 10 * 500 + 1280), ("ensemble", 20 * 500)):  # the centre is one of ten
+        assert work_of_tests(planned("paper", tmp_path, kind=kind)) == one * images
 
 
 def test_a_damaged_record_is_left_alone(tmp_path, capsys):

@@ -1,0 +1,124 @@
+"""What is measured of a claim's runs: tests, curve, what the claim asks for; and the average of several networks."""
+import json
+from dataclasses import asdict
+
+import torch
+
+from . import averaging, checkpoint, claim_statistics
+from .answers import answers
+from .claim_pictures import averaged
+from .claim_plan import ON_TRAINING_IMAGES, data_of, has_labelled_test, steps_per_epoch
+from .claim_train import first_gpu, note, reached, read_notes, status, tested_by_run
+from .console import progress
+from .dataset import open_dataset
+from .evaluate import both_protocols, evaluate, load_run, log_probabilities
+from .loader import centre_view
+from .metrics import read_metrics
+from .pipelines import make_pipeline
+from .run_directory import read_run
+
+
+def measure(run, options, tested=True):
+    """What the record says of a run that is done or diverged. tested: with its errors on validation images, and on others."""
+    made, end = read_run(run.directory), reached(run)
+    per_epoch, diverged = steps_per_epoch(run), status(run) == "diverged"
+    # Lines behind the last checkpoint are of a session that was killed.
+    lines = [line for line in read_metrics(run.directory) if line["kind"] == "train" and (diverged or line["step"] <= end)]
+    losses, errors = [line["loss"] for line in lines], [line["top1_error"] for line in lines]
+    entry = {"arm": run.arm, "seed": run.seed, "directory": str(run.directory), "steps": len(lines), "steps_per_epoch": per_epoch,
+             "seconds": round(read_notes(run).get("seconds", 0), 1), "images_per_second": _rate(lines),
+             "commits": [*dict.fromkeys([*(entry["commit_before"] for entry in made.get("resumed", [])), made["commit"]])],
+             "devices": [device["name"] for device in made["devices"]], "kernels": made["kernels"]}
+    if lines:
+        last = slice(-min(per_epoch, len(lines)), None)
+        entry["train"] = {"loss": _mean(losses[last]), "top1_error": _mean(errors[last])}  # with dropout and augmentation
+        points = claim_statistics.thinned(losses)
+        entry["curve"] = {"steps": [step for step, _ in points], "loss": [round(loss, 4) for _, loss in points],
+                          "top1_error": [round(error, 3) for _, error in claim_statistics.thinned(errors)]}
+    if run.kind == "rates":
+        entry["epochs_to_level"] = claim_statistics.epochs_to(errors, per_epoch, run.level)
+    if run.kind == "moved":
+        entry["moved"] = claim_statistics.moved_at(losses, len(data_of(run).classes))
+    if diverged:
+        return entry | {"diverged": json.loads((run.directory / "non_finite.json").read_text())["step"]}
+    if not tested:
+        return entry
+    entry["errors"] = tested_by_run(run) or test_run(run, options, "val", both_protocols(run.recipe))
+    if run.kind in ON_TRAINING_IMAGES:
+        entry["on_training_images"] = test_run(run, options, "train", {"centre view": centre_view(run.recipe)})["centre view"]
+    if run.kind == "errors" and has_labelled_test(run.data, run.recipe.stored_size):
+        entry["on_test_images"] = test_run(run, options, "test", both_protocols(run.recipe))
+    if run.kind == "towers" and run.recipe.towers == 2:
+        kernels = checkpoint.newest_weights(run.directory)[1][f"{run.recipe.layers[0].name}.weight"].numpy()
+        entry["chroma"] = claim_statistics.chroma_shares(kernels, 2)
+        entry["random_split_p"] = claim_statistics.random_split_p(kernels)
+    return entry
+
+
+def test_run(run, options, split, protocols):
+    """{protocol: errors} of a finished run on one of its splits; kept beside the run."""
+    noted = read_notes(run).get("tests", {})
+    key = f"{split}, {', '.join(protocols)}, step {reached(run)}"
+    if key not in noted:
+        network, pipeline = _network_of(run, options, split)
+        with progress(f"testing {run.directory.name} on {split}", len(pipeline.dataset.splits[split])) as advance:
+            errors = evaluate(network, pipeline, split, protocols, run.recipe.batch_size, advance)
+        noted[key] = {name: asdict(error) for name, error in errors.items()}
+        note(run, tests=noted)
+    return noted[key]
+
+
+def average(members, options):
+    """Errors of several networks averaged plainly, and with the weights that are best on the validation images, as 2012 chose them.
+
+    Both are errors on the validation images, so the second are those of a choice on the very images it is tested on. Of more than
+    five networks "five" says the same of the first five, which the paper compares its seven with.
+    """
+    logs, labels = [], None  # of each network {protocol: (images, classes) float32}
+    for member in members:
+        of_member, labels = _answers_of(member, options)
+        logs.append(of_member)
+    content = _average(members, logs, labels)
+    return content | {"five": _average(members[:5], logs[:5], labels)} if len(members) > 5 else content
+
+
+def _average(members, logs, labels):
+    plain, choice = {name: averaging.nothing(*values.shape) for name, values in logs[0].items()}, averaged(logs[0])
+    weighted, weights = averaging.nothing(*logs[0][choice].shape), averaging.choose_weights([of[choice] for of in logs], labels)
+    for of_member, weight in zip(logs, averaging.normalised(weights), strict=True):
+        for name, values in of_member.items():
+            averaging.fold(plain[name], values, 1 / len(logs))
+        averaging.fold(weighted, of_member[choice], weight)
+    return {"members": [str(member.directory) for member in members], "weights": list(weights),
+            "errors": {name: asdict(answers(values, labels).errors()) for name, values in plain.items()},
+            "weighted": {choice: asdict(answers(weighted, labels).errors())}}
+
+
+def _answers_of(member, options):
+    """({protocol: log probabilities}, labels) of a finished run on the validation images."""
+    network, pipeline = _network_of(member, options, "val")
+    parts, labels = {}, []
+    for batch, of_batch in log_probabilities(network, pipeline, "val", both_protocols(member.recipe), member.recipe.batch_size):
+        for name, values in batch.items():
+            parts.setdefault(name, []).append(values.float().cpu())
+        labels.append(of_batch.cpu())
+    return {name: torch.cat(values) for name, values in parts.items()}, torch.cat(labels)
+
+
+def _network_of(run, options, split):
+    """(network, pipeline) of a finished run, to be tested on a split of its data."""
+    network, found = load_run(str(run.directory), first_gpu(options.gpus, run.recipe.towers), options.kernels)
+    dataset = open_dataset(run.data, run.recipe.stored_size, (split,))
+    pipeline = make_pipeline(options.pipeline, dataset, run.recipe, network.exchange.devices, options.workers)
+    pipeline.use(found.statistics)
+    return network, pipeline
+
+
+def _rate(lines):
+    """The median of images a second; the first step warms up."""
+    rates = sorted(line["images_per_second"] for line in lines[1:] or lines)
+    return round(rates[len(rates) // 2], 1) if rates else None
+
+
+def _mean(values):
+    return sum(values) / len(values)

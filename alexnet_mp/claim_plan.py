@@ -1,0 +1,186 @@
+"""Which runs a claim needs, and how much work they are: of each run the recipe, the data and the directory where it lies.
+
+A run is in OUT/<arm>-<digest>-seed<N>, where the digest is of recipe, data, steps and beginning: two claims that need the same run
+share it.
+"""
+import hashlib
+import json
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from . import geometry, variants
+from . import recipe as recipes
+from .claim_list import LEVEL, at_rate
+from .claim_subset import every_second_class
+from .dataset import open_dataset
+from .errors import UserError
+from .evaluate import both_protocols
+from .presets import PRESETS
+
+SEARCH_SEED = 1000  # of the search for a learning rate: none that the comparison uses
+ON_TRAINING_IMAGES = {"overfitting", "dropout", "training"}  # kinds of claims whose networks are tested on these too
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run of a claim, done or to be done."""
+
+    arm: str
+    seed: int
+    preset: str
+    recipe: recipes.Recipe  # with its seed
+    data: str  # what --data says
+    steps: int | None
+    directory: Path
+    kind: str  # of the claim
+    init: Path | None = None  # the run whose weights it begins with
+    level: float | None = None  # top-1 training error in % at which it ends
+
+
+def base_of(options):
+    """The preset that --base means: as `train` chooses, paper on CUDA and mini on a CPU."""
+    on_cpu = set(options.gpus.replace(" ", "").split(",")) == {"cpu"} or (options.gpus == "auto" and torch.cuda.device_count() == 0)
+    return options.base or ("mini" if on_cpu else "paper")
+
+
+def arm_recipe(arm, options):
+    """(preset's name, the arm's recipe): preset, --set, --epochs, then what the claim changes."""
+    preset = arm.preset or base_of(options)
+    recipe = recipes.override(PRESETS[preset](), options.set)
+    if options.epochs is not None and recipe.schedule == "plateau":  # which would not come to an end in fewer
+        recipe = variants.dated_schedule(recipe, options.epochs)
+    elif options.epochs is not None:
+        recipe = variants.shortened(recipe, options.epochs)
+    for derive in arm.derive:
+        recipe = derive(recipe)
+    return preset, recipe
+
+
+@lru_cache(maxsize=8)
+def opened(data, stored_size):
+    return open_dataset(data, stored_size)
+
+
+def data_of(run):
+    """The run's data set, opened once."""
+    return opened(run.data, run.recipe.stored_size)
+
+
+@lru_cache(maxsize=8)
+def has_labelled_test(data, stored_size):
+    """Whether a data set has test images whose classes are known: headline figures are of those."""
+    try:
+        test = open_dataset(data, stored_size, ("test",)).splits["test"]
+    except UserError:
+        return False
+    return bool((np.asarray(test.labels) >= 0).all())
+
+
+def runs_of_seed(kind, arms, options, seed):
+    """The runs of all arms with one seed, in the order in which they are trained."""
+    made = {}
+    for arm in arms:
+        preset, recipe = arm_recipe(arm, options)
+        made[arm.name] = make_run(kind, arm.name, preset, replace(recipe, seed=seed), data_for(arm, arms, options, recipe), options,
+                                  init=made[arm.init].directory if arm.init else None)
+    return list(made.values())
+
+
+def make_run(kind, name, preset, recipe, data, options, init=None, steps=None):
+    """A `Run` with its directory."""
+    steps = steps or options.steps
+    digest = digest_of(recipe, opened(data, recipe.stored_size).fingerprint, steps, init.name if init else None)
+    return Run(name, recipe.seed, preset, recipe, data, steps, Path(options.out) / f"{name}-{digest}-seed{recipe.seed}", kind, init,
+               LEVEL if kind == "rates" else None)
+
+
+def digest_of(recipe, *more):
+    """Eight hexadecimal digits of a recipe but for its seed and name, and of what else makes a run another one."""
+    what = [recipes.to_dict(replace(recipe, seed=0, name="x")), *more]
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def data_for(arm, arms, options, recipe):
+    """What an arm is trained on: --data. Pre-training: --larger; or, without it, --data, and the other arms half of its classes."""
+    if not any(other.larger for other in arms) or (options.larger and not arm.larger):
+        return options.data
+    if arm.larger:
+        return options.larger or options.data
+    whole = opened(options.data, recipe.stored_size)
+    folder = Path(options.out) / f"half-{whole.fingerprint[:8]}-{recipe.stored_size}"
+    return str(every_second_class(whole, recipe.stored_size, folder))
+
+
+def at(arm, rates):
+    """The arm at the learning rate that was found for it, if one was looked for."""
+    return replace(arm, derive=(*arm.derive, lambda recipe: at_rate(rates[arm.name], recipe))) if rates else arm
+
+
+def search_run(arm, factor, options):
+    """A run of the search for the arm's learning rate: --search-epochs epochs of it, or until the level is reached."""
+    preset, recipe = arm_recipe(at(arm, {arm.name: factor}), options)
+    recipe = replace(recipe, seed=SEARCH_SEED)
+    whole = make_run("rates", arm.name, preset, recipe, options.data, options)
+    if options.search_epochs is None:
+        return whole
+    steps = min(options.search_epochs * steps_per_epoch(whole), last_step(whole))
+    return make_run("rates", arm.name, preset, recipe, options.data, options, steps=steps)
+
+
+def turns(claim, options, seeds, rates=None):
+    """[(runs to train, in order; those of them that are averaged, or None)]: a turn a seed, or an ensemble."""
+    arms = [at(arm, rates) for arm in claim.arms]
+    if claim.kind != "ensemble":
+        return [(runs_of_seed(claim.kind, arms, options, seed), None) for seed in range(seeds)]
+    result = []
+    for number in range(seeds):  # no two ensembles share a network
+        fives = [runs_of_seed(claim.kind, arms, options, seed)[0] for seed in range(5 * number, 5 * number + 5)]
+        twos = [runs_of_seed(claim.kind, arms, options, seed)[1:] for seed in range(2 * number, 2 * number + 2)] if arms[1:] else []
+        result.append(([*fives, *(run for runs in twos for run in runs)], [*fives, *(runs[-1] for runs in twos)]))
+    return result
+
+
+# --- how much work
+
+def steps_per_epoch(run):
+    return -(-len(data_of(run).splits["train"]) // run.recipe.batch_size)
+
+
+def last_step(run):
+    """Where the run ends, if it comes to no level or plateau before."""
+    whole = run.recipe.epochs * steps_per_epoch(run)
+    return whole if run.steps is None else min(run.steps, whole)
+
+
+def operations(run):
+    """Multiplications and additions of one image's forward pass, all towers."""
+    total = 0
+    for size in geometry.sizes(run.recipe, len(data_of(run).classes)):
+        _, height, width = size.computed
+        towers = 1 if size.layer.towers == "first" else run.recipe.towers
+        weights = size.parameters - size.computed[0]
+        total += towers * (weights if size.layer.kind == "local" else weights * height * width)
+    return total
+
+
+def work_of_steps(run, first, last):
+    """Multiplications and additions of the steps first + 1 .. last and their validations: a step is three forward passes."""
+    images = {name: len(split) for name, split in data_of(run).splits.items()}
+    trained = (last - first) * run.recipe.batch_size
+    return operations(run) * (3 * trained + trained / images["train"] * images["val"])
+
+
+def work_of_tests(run):
+    """Multiplications and additions of the tests of a run: by itself, and what its claim asks for."""
+    dataset = data_of(run)
+    views = len({view for protocol in both_protocols(run.recipe).values() for view in protocol})
+    images = views * len(dataset.splits["val"]) * (2 if run.kind == "ensemble" else 1)  # a member is tested alone and in the average
+    if run.kind in ON_TRAINING_IMAGES:
+        images += len(dataset.splits["train"])
+    if run.kind == "errors" and has_labelled_test(run.data, run.recipe.stored_size):
+        images += views * len(open_dataset(run.data, run.recipe.stored_size, ("test",)).splits["test"])
+    return operations(run) * images
