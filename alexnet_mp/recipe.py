@@ -40,7 +40,7 @@ class Layer:
     init_bias: float = 0.0
     towers: Literal["each", "first"] = "each"  # "first" = on tower a alone: fc8 and the softmax (source: gpu=0)
     weight_decay: float | None = None  # of this layer's weights; None = the recipe's (source: wc, one a layer)
-    rate: float = 1.0  # factor on the recipe's two learning rates (source: epsW, epsB, one a layer)
+    rate: float = 1.0  # factor on `learning_rate`, that of this layer's weights; biases keep theirs (source: epsW, one a layer)
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Date:
     epoch: int
     layers: tuple[str, ...] = ()  # the layers whose rates change; () = all
     weights: float | None = None  # factor on `learning_rate` times the layer's `rate`
-    biases: float | None = None  # factor on `bias_learning_rate` times the layer's `rate`
+    biases: float | None = None  # factor on `bias_learning_rate`
     colour_noise: float | None = None  # replaces the recipe's
 
 
@@ -239,7 +239,7 @@ def describe(recipe, width=100):
              + (f"{layer.kernel}x{layer.kernel} stride {layer.stride} pad {layer.pad}, " if layer.kind != "fc" else "")
              + f"std {layer.init_std:g}, bias {layer.init_bias:g}"
              + (f", weight decay {layer.weight_decay:g}" if layer.weight_decay is not None else "")
-             + (f", rates times {layer.rate:g}" if layer.rate != 1 else "")
+             + (f", weight rate times {layer.rate:g}" if layer.rate != 1 else "")
              + (f", then {' -> '.join(layer.then)}" if layer.then else "")
              + (", on the first tower alone" if layer.towers == "first" else "") for layer in recipe.layers]
     rest = ", ".join(f"{name}={value}" for name, value in to_dict(recipe).items() if name not in ("name", "layers", "dates"))

@@ -88,5 +88,5 @@ def make_schedule(recipe):
 
 
 def _initial_rates(recipe):
-    return {f"{layer.name}.{what}": layer.rate * rate for layer in recipe.layers
-            for what, rate in (("weight", recipe.learning_rate), ("bias", recipe.bias_learning_rate))}
+    return {f"{layer.name}.{what}": rate for layer in recipe.layers
+            for what, rate in (("weight", layer.rate * recipe.learning_rate), ("bias", recipe.bias_learning_rate))}

@@ -3,12 +3,15 @@
 They take `paper`, `source2012`, `mini` and what these functions make of them, and raise UserError where a layer that they would
 change is missing. Numbers like 147 are networks of the 2012 source, `layers-147.cfg`; "3.3" is a section of the paper.
 """
+import math
 from dataclasses import replace
 
 from .errors import UserError
-from .recipe import Date, Layer, change_layers, dates_of_145
+from .geometry import sizes
+from .recipe import Date, Layer, change_layers, dates_of_145, paper
 
 NORMS, POOLS = {"lrn", "spatial_norm"}, {"max_pool", "avg_pool"}
+COUNTERPARTS = {"conv6": "conv3", "bottleneck1": "fc8"}  # the layer of `paper` that reads as many inputs a unit
 
 
 # Layers
@@ -25,13 +28,15 @@ def non_overlapping(recipe):
 
 
 def without_layer(recipe, name):
-    """Without one of the middle convolutions, conv3, conv4 or conv5 (section 7: about 2 points each).
+    """Without one of the convolutions conv2 to conv5 (section 7: about 2 points each of the middle ones).
 
-    Where it read both towers, the layer behind it does; where it pooled, the layer before it does. The source has no such network.
+    Where it read both towers, the layer behind it does; where it pooled, the layer before it does, so that all others keep the
+    sizes of their maps; its norms go with it. So without conv2 its pool follows that of conv1, and conv3 still has 13x13 maps.
+    conv1 can't be taken out alone: at stride 1 the others' maps would be as large as the picture. The source has no such network.
     """
     names = [layer.name for layer in recipe.layers]
-    if name not in ("conv3", "conv4", "conv5") or name not in names:
-        raise UserError(f"without_layer: {name} is not a middle layer of the recipe, which has {', '.join(names)}")
+    if name not in ("conv2", "conv3", "conv4", "conv5") or name not in names:
+        raise UserError(f"without_layer: {name} is none of conv2 to conv5, or not in the recipe, which has {', '.join(names)}")
     index = names.index(name)
     before, removed, behind = recipe.layers[index - 1:index + 2]
     before = replace(before, then=before.then + tuple(operation for operation in removed.then if operation in POOLS))
@@ -43,8 +48,8 @@ def without_layer(recipe, name):
 
 def sixth_conv(recipe):
     """146: a sixth convolution over the last pooling layer, reading both towers, as wide as the fifth (6; 61,555,304 weights)."""
-    return _insert(recipe, "fc6", Layer("conv6", "conv", _layer(recipe, "conv5").maps, "both", ("relu",), kernel=3, pad=1,
-                                        init_std=0.03, init_bias=1.0))
+    conv6 = Layer("conv6", "conv", _layer(recipe, "conv5").maps, "both", ("relu",), kernel=3, pad=1, init_bias=1.0)
+    return _deviating(_insert(recipe, "fc6", conv6), 0.03, "conv6")
 
 
 def bottleneck(recipe):
@@ -53,7 +58,8 @@ def bottleneck(recipe):
     It reads both towers, which gives the 110.6 million parameters of the source. There each GPU has half of the classes; here
     fc8 is on tower a. Its initial weights are not recorded: those of the other fully connected layers, biases 0.
     """
-    return _insert(recipe, "fc8", Layer("bottleneck1", "fc", _layer(recipe, "fc7").maps // 2, "both", ()))
+    bottleneck1 = Layer("bottleneck1", "fc", _layer(recipe, "fc7").maps // 2, "both", ())
+    return _deviating(_insert(recipe, "fc8", bottleneck1), 0.01, "bottleneck1")
 
 
 def one_gpu(recipe):
@@ -94,20 +100,47 @@ def source_order(recipe):
 # Initial weights
 
 def literal_init(recipe):
-    """A deviation of 0.01 in every layer (section 5)."""
-    return change_layers(recipe, *(layer.name for layer in recipe.layers), init_std=0.01)
+    """A deviation of 0.01 in every layer (section 5), in a narrower network as much more as `_deviating` says."""
+    return _deviating(recipe, 0.01, *(layer.name for layer in recipe.layers))
 
 
 def source_init(recipe):
-    """0.01, and 0.03 in the third and later convolutions (145)."""
+    """0.01, and 0.03 in the third and later convolutions (145), in a narrower network as much more as `_deviating` says."""
     deep = [layer.name for layer in recipe.layers if layer.kind == "conv"][2:]
-    return change_layers(literal_init(recipe), *deep, init_std=0.03)
+    return _deviating(literal_init(recipe), 0.03, *deep)
+
+
+def _deviating(recipe, std, *names):
+    """The named layers with the deviation `std` of the paper's network, times the root of its fan-in over this recipe's.
+
+    The paper's figures are of its own widths. In `mini`, where fc6 reads 512 values instead of 9,216, sums over N(0, 0.01) are a
+    quarter as large; an absolute figure would compare widths, not initial weights. Three decimals, as `mini` has them: its
+    deviations are those of `literal_init`. Raises UserError, with the layer's name, where the paper's network has no such layer.
+    """
+    theirs, ours = _fan_ins(paper()), _fan_ins(recipe)
+    for name in names:
+        counterpart = COUNTERPARTS.get(name, name)
+        if counterpart not in theirs:
+            raise UserError(f"no initial deviation of {name} is known: the paper's network has no such layer, "
+                            f"only {', '.join(theirs)}")
+        recipe = change_layers(recipe, name, init_std=round(std * math.sqrt(theirs[counterpart] / ours[name]), 3))
+    return recipe
+
+
+def _fan_ins(recipe):
+    """{layer: how many values a unit or a map's position adds up}: 363 for 11x11 pixels of three colours."""
+    return {size.layer.name: size.reads[0] * (size.layer.kernel**2 if size.layer.kind != "fc" else math.prod(size.reads[1:]))
+            for size in sizes(recipe)}
 
 
 # Images, regularisation
 
 def no_colour(recipe):
-    """Without the colour shift (4.1: over 1 point of top-1 error)."""
+    """Without the colour shift (4.1: over 1 point of top-1 error).
+
+    In `source2012` training images are then not divided by 1 + noise either: `colour_shrink` does nothing where the noise is 0,
+    as at the end of net 145's training.
+    """
     dates = tuple(replace(date, colour_noise=0.0) if date.colour_noise else date for date in recipe.dates)
     return replace(recipe, colour_noise=0.0, dates=dates)
 
@@ -141,8 +174,21 @@ def no_weight_decay(recipe):
 # Schedules
 
 def plateau_schedule(recipe):
-    """Rates fall when the validation error stalls (section 5)."""
-    return replace(recipe, schedule="plateau")
+    """Rates fall when the validation error stalls (section 5); the recipe's patience is for 90 epochs, and scaled to fewer.
+
+    In a run of twelve epochs that waits for five validations without a new best, no rate would ever fall. At least 1.
+    """
+    return replace(recipe, schedule="plateau", plateau_patience=max(1, round(recipe.plateau_patience * recipe.epochs / 90)))
+
+
+def dated_drops(recipe):
+    """All rates fall to a tenth three times, at the shares of the epochs that 145 had: 23, 51 and 78 of 93.
+
+    Like a plateau schedule but for the dates. `dated_schedule` differs in more: biases that fall once, conv1's own dates, and
+    colour noise that ends.
+    """
+    dates = tuple(Date(epoch, weights=factor, biases=factor) for epoch, factor in ((23, 0.1), (51, 0.01), (78, 0.001)))
+    return replace(recipe, schedule="dated", dates=_scaled(dates, 93, recipe.epochs))
 
 
 def dated_schedule(recipe, epochs=93):
@@ -159,8 +205,9 @@ def shortened(recipe, epochs):
 def fine_tuned(recipe, epochs=54):
     """146-2012-2011: rates and dates for weights trained on other classes and a new fc8. Dates come at their share of `epochs`.
 
-    The old layers begin at a tenth of the rate, conv1 at a hundredth, fc8 at the whole (in the source after 300 batch files, a
-    quarter of an epoch). Rates of biases don't fall; that they begin at the same share as the weights' is our choice.
+    Weights of the old layers begin at a tenth of the rate, conv1's at a hundredth, fc8's at the whole (in the source after 300
+    batch files, a quarter of an epoch). Biases keep the whole rate to the end, 0.02 in the source (conv6's 0.022 there looks
+    like a typo), but for conv1's, which stop with its weights as in 145-2010.
     """
     first, *others, last = (layer.name for layer in recipe.layers)
     recipe = change_layers(change_layers(recipe, first, rate=0.01), *others, rate=0.1)

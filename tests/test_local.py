@@ -151,4 +151,4 @@ def test_what_a_local_layer_may_not_be():
 def test_a_recipe_with_one_can_be_stored_and_described():
     recipe = recipe_with(kernel=3, weight_decay=0.5, rate=0.1)
     assert from_dict(to_dict(recipe)) == recipe
-    assert "3x3 stride 1 pad 0, std 0.3, bias 0, weight decay 0.5, rates times 0.1" in describe(recipe)
+    assert "3x3 stride 1 pad 0, std 0.3, bias 0, weight decay 0.5, weight rate times 0.1" in describe(recipe)

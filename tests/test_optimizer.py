@@ -163,6 +163,20 @@ def test_frozen_layers_are_not_summed():
     assert optimizer.sums() == [] and optimizer.non_finite() == []
 
 
+def test_a_layers_own_rate_is_of_its_weights():
+    """A first step with gradients of 1 takes the rate off: conv2's weights move at a tenth of it, its biases at the whole."""
+    recipe = change_layers(dataclasses.replace(mini(), weight_decay=0.0, bias_weight_decay=0.0), "conv2", rate=0.1)
+    network = network_of(recipe)
+    optimizer = PaperSGD(network)
+    optimizer.set_rates(make_schedule(recipe).rates(1))
+    before = {name: parts[0].detach().clone() for name, parts in network.layer_parameters().items()}
+    set_gradients(network)
+    optimizer.step()
+    for name, parts in network.layer_parameters().items():
+        step = 0.001 if name == "conv2.weight" else 0.01
+        torch.testing.assert_close(parts[0].detach(), before[name] - step, rtol=1e-13, atol=1e-15)
+
+
 def test_a_layer_can_decay_at_its_own_pace():
     """With gradients of 0 a first step takes rate * decay off every weight. A layer's own decay is none of its biases'."""
     recipe = change_layers(dataclasses.replace(mini(), bias_weight_decay=0.25), "conv1", weight_decay=0.5)

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from alexnet_mp import TwoTowerAlexNet, mini, paper, source2012, variants
+from alexnet_mp.cifar_recipes import cifar18
 from alexnet_mp.errors import UserError
 from alexnet_mp.geometry import crossings, parameter_counts, sizes
 from alexnet_mp.optimizer import PaperSGD
@@ -40,6 +41,7 @@ EVERYWHERE = {  # (variant, the fields that differ from each of the three parent
 }
 BY_PARENT = {  # where they are not: paper, source2012, mini
     "no_lrn": (variants.no_lrn, [each(["conv1", "conv2"], "then")] * 3),
+    "without conv2": (without("conv2"), [{"layers", "conv1.then"}, {"layers", "conv1.then", "dates"}, {"layers", "conv1.then"}]),
     "without conv3": (without("conv3"), [{"layers", "conv4.reads"}, {"layers", "conv4.reads", "dates"}, {"layers", "conv4.reads"}]),
     "without conv4": (without("conv4"), [{"layers"}, {"layers", "dates"}, {"layers"}]),
     "without conv5": (without("conv5"), [{"layers", "conv4.then"}, {"layers", "conv4.then", "dates"}, {"layers", "conv4.then"}]),
@@ -49,9 +51,10 @@ BY_PARENT = {  # where they are not: paper, source2012, mini
                                                    {"weight_decay", "bias_weight_decay"}]),
     "paper_order": (variants.paper_order, [set(), {"conv1.then"}, set()]),
     "source_order": (variants.source_order, [{"conv1.then"}, set(), {"conv1.then"}]),
-    "literal_init": (variants.literal_init, [set(), each(LAYERS[2:5], "init_std"), each(LAYERS[1:], "init_std")]),
-    "source_init": (variants.source_init, [each(LAYERS[2:5], "init_std"), set(), each(LAYERS[1:], "init_std")]),
-    "plateau_schedule": (variants.plateau_schedule, [set(), {"schedule"}, {"schedule"}]),
+    "literal_init": (variants.literal_init, [set(), each(LAYERS[2:5], "init_std"), set()]),
+    "source_init": (variants.source_init, [each(LAYERS[2:5], "init_std"), set(), each(LAYERS[2:5], "init_std")]),
+    "plateau_schedule": (variants.plateau_schedule, [set(), {"schedule"}, {"schedule", "plateau_patience"}]),
+    "dated_drops": (variants.dated_drops, [{"schedule", "dates"}, {"dates"}, {"dates"}]),
     "dated_schedule": (variants.dated_schedule, [{"schedule", "epochs", "dates"}, set(), {"epochs", "dates"}]),
     "shortened": (functools.partial(variants.shortened, epochs=6), [{"epochs"}, {"epochs", "dates"}, {"epochs", "dates"}]),
     "fine_tuned": (variants.fine_tuned, [each(HIDDEN, "rate") | {"schedule", "epochs", "dates"}]
@@ -130,9 +133,10 @@ def test_the_geometry_of_147():
 
 def test_what_crosses():
     edges = {name: list(dict.fromkeys(row[0] for row in crossings(CASES[name][0](paper()), 1)))
-             for name in ("one_gpu", "no_links", "sixth_conv", "without conv3", "bottleneck")}
+             for name in ("one_gpu", "no_links", "sixth_conv", "without conv2", "without conv3", "bottleneck")}
     assert edges == {"one_gpu": [], "no_links": ["fc8"], "sixth_conv": ["conv3", "conv6", "fc6", "fc7", "fc8"],
-                     "without conv3": ["conv4", "fc6", "fc7", "fc8"], "bottleneck": ["conv3", "fc6", "fc7", "bottleneck1", "fc8"]}
+                     "without conv2": ["conv3", "fc6", "fc7", "fc8"], "without conv3": ["conv4", "fc6", "fc7", "fc8"],
+                     "bottleneck": ["conv3", "fc6", "fc7", "bottleneck1", "fc8"]}
 
 
 def test_without_conv5_the_maps_are_pooled_all_the_same():
@@ -141,7 +145,16 @@ def test_without_conv5_the_maps_are_pooled_all_the_same():
         assert recipe.layers[3].then == then and sizes(recipe)[3].output == (192, 6, 6)
 
 
-@pytest.mark.parametrize("name", ["conv1", "conv2", "conv6", "fc6", "fc8", "nonsense"])
+def test_without_conv2_conv3_has_the_same_maps():
+    """conv1's 27x27 maps are pooled to 13x13 in its place; its norms are gone, those of conv1 are not."""
+    for parent, then in ((paper, ("relu", "lrn", "max_pool", "max_pool")), (source2012, ("lrn", "max_pool", "relu", "max_pool"))):
+        recipe = variants.without_layer(parent(), "conv2")
+        assert recipe.layers[0].then == then
+        assert [size.output for size in sizes(recipe)[:2]] == [(48, 13, 13), (192, 13, 13)]
+        assert [size.output for size in sizes(recipe)[1:]] == [size.output for size in sizes(parent())[2:]]
+
+
+@pytest.mark.parametrize("name", ["conv1", "conv6", "fc6", "fc8", "nonsense"])
 def test_no_other_layer_can_be_taken_out(name):
     with pytest.raises(UserError, match=name):
         variants.without_layer(paper(), name)
@@ -153,6 +166,36 @@ def test_no_other_layer_can_be_taken_out(name):
 def test_a_missing_layer_is_named(variant):
     with pytest.raises(UserError, match="the recipe has no layer (conv|fc)[2-7]"):
         variant(dataclasses.replace(paper(), layers=(paper().layers[0], paper().layers[-1])))
+
+
+def deviations(recipe):
+    return {layer.name: layer.init_std for layer in recipe.layers}
+
+
+def test_initial_deviations_of_the_papers_own_network_are_the_absolute_ones():
+    assert variants.literal_init(source2012()) == change_layers(source2012(), *LAYERS, init_std=0.01)
+    assert variants.literal_init(paper()) == paper() and variants.source_init(source2012()) == source2012()
+    for parent in (paper, source2012):
+        found = deviations(variants.bottleneck(variants.sixth_conv(parent())))
+        assert (found["conv6"], found["bottleneck1"]) == (0.03, 0.01)
+
+
+def test_initial_deviations_of_a_narrow_network_grow_with_the_root_of_the_fan_in():
+    """mini's own are the paper's 0.01. conv6 reads 128 maps there instead of 256, the bottleneck 512 units instead of 4,096."""
+    assert variants.literal_init(mini()) == mini()
+    assert deviations(variants.source_init(mini())) == deviations(mini()) | dict.fromkeys(LAYERS[2:5], 0.042)
+    found = deviations(variants.bottleneck(variants.sixth_conv(mini())))
+    assert (found["conv6"], found["bottleneck1"]) == (round(0.03 * 2**0.5, 3), round(0.01 * 8**0.5, 3)) == (0.042, 0.028)
+    assert found["fc6"] == 0.042 and found["fc8"] == 0.028  # as they were
+    assert variants.literal_init(change_layers(mini(), "fc7", maps=64)).layers[-1].init_std == 0.057  # 128 units instead of 4,096
+    wide = variants.sixth_conv(variants.bottleneck(mini()))
+    assert deviations(variants.literal_init(wide))["conv6"] == 0.014 and deviations(variants.source_init(wide))["conv6"] == 0.042
+
+
+def test_initial_deviations_of_a_layer_that_the_paper_has_not():
+    for variant in (variants.literal_init, variants.source_init):
+        with pytest.raises(UserError, match="no initial deviation of fc10 is known"):
+            variant(cifar18())
 
 
 def test_a_date_that_was_the_removed_layers_alone_goes_with_it():
@@ -190,6 +233,27 @@ def test_dates_come_at_their_share_of_the_epochs(epochs, expected):
     assert variants.shortened(variants.dated_schedule(mini()), epochs) == variants.dated_schedule(mini(), epochs)
 
 
+@pytest.mark.parametrize("epochs, patience", [(90, 5), (93, 5), (45, 2), (20, 1), (12, 1), (1, 1), (900, 50)])
+def test_patience_is_scaled_to_the_epochs(epochs, patience):
+    assert variants.plateau_schedule(variants.shortened(mini(), epochs)).plateau_patience == patience
+
+
+@every_parent
+def test_a_plateau_and_the_three_dates_differ_in_when_all_rates_fall(parent):
+    plateau, dated = (change(PARENTS[parent]()) for change in (variants.plateau_schedule, variants.dated_drops))
+    assert differing(plateau, dated) <= {"schedule", "dates", "plateau_patience"} and plateau.epochs == dated.epochs
+    stalled, on_dates = make_schedule(plateau), make_schedule(dated)
+    first, *falls = [1] + [date.epoch for date in dated.dates]
+    assert on_dates.rates(first) == stalled.rates(first)
+    for epoch in falls:
+        before = on_dates.rates(epoch - 1)
+        while stalled.rates(1) == pytest.approx(before):
+            stalled.observe(50.0)
+        assert on_dates.rates(epoch) == pytest.approx(stalled.rates(1))
+        assert on_dates.colour_noise(epoch) == stalled.colour_noise(epoch) == plateau.colour_noise
+    assert on_dates.rates(dated.epochs) == on_dates.rates(falls[-1])
+
+
 def test_dates_of_145_on_another_list_of_layers():
     recipe = variants.dated_schedule(variants.sixth_conv(mini()), 93)
     assert recipe.dates == variants.sixth_conv(variants.dated_schedule(mini(), 93)).dates
@@ -207,7 +271,8 @@ def test_rates_of_fine_tuning():
                             (22, [0, 1e-4, 1e-4]), (42, [0, 1e-5, 1e-5]), (54, [0, 1e-5, 1e-5])):
         assert rates(epoch) == pytest.approx(expected), epoch
     assert [schedule.colour_noise(epoch) for epoch in (37, 38)] == [0.1, 0.0]
-    assert [schedule.rates(epoch)["conv1.bias"] for epoch in (6, 7)] == [pytest.approx(2e-4), 0]
+    assert [schedule.rates(epoch)["conv1.bias"] for epoch in (6, 7)] == [0.02, 0]
+    assert {schedule.rates(epoch)[f"{name}.bias"] for epoch in (1, 22, 54) for name in ("conv2", "conv6", "fc7", "fc8")} == {0.02}
     assert variants.fine_tuned(mini(), 27).dates[-1].epoch == 22
 
 
