@@ -30,8 +30,10 @@ class Claim:
     "difference"  each arm against the first
     "cumulative"  each arm against the one before it
     "views"       the centre view against the average over views, of the same networks
-    "dropout"     a difference, the gap between training and validation error, and the iterations to equal training loss
+    "overfitting" a difference, and the gap between training and validation error
+    "dropout"     the same, and the iterations to equal training loss
     "training"    a difference in training error
+    "schedule"    a difference, and the epochs at which the rates fell
     "rates"       epochs to 25 % training error, each arm with its own best learning rate
     "moved"       steps until the loss moves, beside a difference
     "ensemble"    several networks averaged
@@ -54,11 +56,6 @@ class Claim:
 def at_rate(factor, recipe):
     """Both learning rates times `factor`."""
     return changed(recipe, learning_rate=recipe.learning_rate * factor, bias_learning_rate=recipe.bias_learning_rate * factor)
-
-
-def dated(recipe):
-    """The dates of 2012, at the same share of the recipe's epochs."""
-    return variants.dated_schedule(recipe, recipe.epochs)
 
 
 def fine_tuned(recipe):
@@ -86,17 +83,23 @@ CLAIMS = (
           "1.5 / 1.3 points",
           "145-2010: 39.02 / 18.30 centre, 37.47 / 17.00 ten views: 1.55 / 1.30 points",
           "views", (BASE,)),
+    Claim("specialisation", "6.1", "In every run the first-layer kernels of one tower become largely colour-agnostic, those of the "
+          "other largely colour-specific.",
+          "figure 3; in every run, whatever the initial weights",
+          "no figure",
+          "towers", (BASE,)),
     Claim("dropout", "4.2", "Without dropout the network overfits substantially; with it, it takes about twice the iterations.",
           "\"substantial overfitting\"; iterations roughly doubled",
           "no configuration without it",
           "dropout", _base_and("no_dropout", "no dropout", variants.no_dropout)),
-    Claim("augmentation", "4.1", "Without crops, flips and colour shifts together the network overfits.",
-          "\"substantial overfitting\"",
+    Claim("augmentation", "4.1", "Without crops, mirror images and colour shifts, all that 4.1 describes, the network overfits.",
+          "of crops and mirror images \"substantial overfitting\", of the colours over 1 point top-1; no figure of all together",
           NOTHING,
-          "dropout", _base_and("no_augmentation", "centre crops alone, no flips, no colour", variants.no_augmentation)),
+          "overfitting", _base_and("no_augmentation", "centre crops alone, no flips, no colour", variants.no_augmentation)),
     Claim("lrn", "3.3", "Local response normalisation lowers the error.",
           "1.4 / 1.2 points",
-          "148 (without the spatial norm too): 42.03 / 19.36 against 40.66 / 18.21 of 145: 1.37 / 1.15 points",
+          "148 (without the spatial norm too): 42.03 / 19.36 against 40.66 / 18.21 of 145: 1.37 / 1.15 points; but 167, without "
+          "the norms of layer 2 alone and under a later schedule, has 40.49 / 18.12",
           "difference", _base_and("no_lrn", "no normalisation, the spatial one among them", variants.no_lrn)),
     Claim("one-gpu", "3.2", "Two towers beat one network of half as many kernels on one GPU.",
           "1.7 / 1.2 points",
@@ -110,24 +113,30 @@ CLAIMS = (
     Claim("colour", "4.1", "Shifting the colours along their principal components lowers the error.",
           "over 1 point top-1",
           NOTHING,
-          "difference", _base_and("no_colour", "no colour shift", variants.no_colour)),
-    Claim("crops", "4.1", "Without random crops the network overfits.",
+          "difference", _base_and("no_colour", "no colour shift; where the base divides by 1 + noise, not that either",
+                                  variants.no_colour)),
+    Claim("crops-flips", "4.1", "Without random crops and mirror images, the colour shifts kept, the network overfits.",
+          "\"substantial overfitting\"",
+          NOTHING,
+          "overfitting", _base_and("no_crops_or_flips", "the central crop alone, no mirror images; colours as they are",
+                                   variants.no_crops, variants.no_flips)),
+    Claim("crops", "4.1", "The crops' part of it: error and overfitting without random crops, mirror images kept.",
           "no figure of its own",
           NOTHING,
-          "difference", _base_and("no_crops", "the central crop alone in training", variants.no_crops)),
-    Claim("flips", "4.1", "Without mirror images the network overfits.",
+          "overfitting", _base_and("no_crops", "the central crop alone in training", variants.no_crops)),
+    Claim("flips", "4.1", "The mirror images' part of it: error and overfitting without them, random crops kept.",
           "no figure of its own",
           NOTHING,
-          "difference", _base_and("no_flips", "no mirror images in training", variants.no_flips)),
+          "overfitting", _base_and("no_flips", "no mirror images in training", variants.no_flips)),
     Claim("weight-decay", "5", "Weight decay lowers the training error too.",
           "no figure",
           NOTHING,
           "training", _base_and("no_weight_decay", "no weight decay", variants.no_weight_decay)),
-    Claim("depth", "7", "Each of the middle convolutional layers matters.",
-          "about 2 points top-1 each",
+    Claim("depth", "1, 7", "Each convolutional layer matters (the first, which shrinks the picture, can't be taken out alone).",
+          "\"inferior performance\" without any one; about 2 points top-1 for each of the middle ones",
           NOTHING,
           "difference", (BASE, *(Arm(f"no_{name}", f"without {name}", (partial(variants.without_layer, name=name),))
-                                 for name in ("conv3", "conv4", "conv5")))),
+                                 for name in ("conv2", "conv3", "conv4", "conv5")))),
     Claim("links", "3.2", "The links between the towers at conv3, fc6 and fc7 lower the error.",
           "no figure",
           "150 (conv2 of 160 maps, fc of 4096 a GPU): 41.83 / 19.33 against 40.66 / 18.21 of 145: 1.16 / 1.12 points",
@@ -137,18 +146,22 @@ CLAIMS = (
     Claim("init", "5", "Weights from N(0, 0.01) in every layer train (the source has 0.03 in conv3 to conv5).",
           "0.01 everywhere",
           "0.03 in conv3 to conv5; no comparison recorded",
-          "moved", (Arm("source_init", "0.03 in conv3 to conv5, 0.01 elsewhere", (variants.source_init,)),
-                    Arm("literal_init", "0.01 in every layer", (variants.literal_init,)))),
+          "moved", (
+              Arm("source_init", "0.03 in conv3 to conv5, 0.01 elsewhere, times the root of the paper's fan-in over the base's",
+                  (variants.source_init,)),
+              Arm("literal_init", "0.01 in every layer, times the same root", (variants.literal_init,)))),
     Claim("order", "3.5", "ReLU stands before the first normalisation (the source normalises signed values).",
           "no figure",
-          "120 (conv, pool, ReLU, norm) 41.04 / 18.71, 131 (norm first) 40.93 / 18.57; other changes lie between them",
+          "120 (conv, pool, ReLU, norm) 41.04 / 18.71, 131 (norm first) 40.93 / 18.57; other changes lie between "
+          "them; 166 (norms first in layer 2 too, a later schedule) 41.10 / 18.67",
           "difference", (Arm("paper_order", "ReLU, norm, pool in layer 1", (variants.paper_order,)),
                          Arm("source_order", "norm, pool, ReLU in layer 1", (variants.source_order,)))),
     Claim("schedule", "5", "The rate is divided by ten when the validation error stalls (the notes have dates).",
           "three times; no comparison",
           "by hand at epochs 23, 51 and 78 of 93, and two more dates of conv1; no comparison recorded",
-          "difference", (Arm("dated", "the dates of 2012, scaled to the epochs", (dated,)),
-                         Arm("plateau", "divided on a plateau", (variants.plateau_schedule,)))),
+          "schedule", (
+              Arm("dated", "all rates divided at the three dates of 2012, scaled to the epochs", (variants.dated_drops,)),
+              Arm("plateau", "all rates divided on a plateau, the patience scaled to the epochs", (variants.plateau_schedule,)))),
     Claim("sixth-conv", "6 (table 2)", "A sixth convolutional layer over the last pooling layer (here without any pre-training).",
           "only with pre-training: 39.0 / 16.6 against 40.7 / 18.2",
           "only with pre-training",
@@ -164,19 +177,14 @@ CLAIMS = (
                   (variants.no_lrn, variants.non_overlapping, variants.no_dropout, variants.no_weight_decay)),
               Arm("structured", "+ normalisation and overlapping pools", (variants.no_dropout, variants.no_weight_decay)),
               changed(BASE, what="+ dropout and weight decay: the network as it is"))),
-    Claim("specialisation", "6.1", "In every run the first-layer kernels of one tower become largely colour-agnostic, those of the "
-          "other largely colour-specific.",
-          "figure 3; in every run, whatever the initial weights",
-          "no figure",
-          "towers", (BASE,)),
     Claim("ensemble5", "6 (table 2)", "Five networks averaged beat one.",
-          "38.1 / 16.4 against 40.7 / 18.2, 2012 validation",
+          "38.1 / 16.4 against 40.7 / 18.2, 2012 validation; 16.4 top-5 on its test set",
           "no average recorded; `avg-valid.py` chose weights on the validation set",
           "ensemble", (BASE,), seeds=1, needs="five networks for an ensemble"),
     Claim("pretraining", "6", "Pre-training on a larger label set, then fine-tuning, with a sixth convolutional layer, lowers the "
           "error.",
-          "39.0 / 16.6 against 40.7 / 18.2",
-          "146-2012-2011: 38.99 / 16.62; 146-2012-2009: 39.10 / 16.88; 145: 40.66 / 18.21",
+          "39.0 / 16.6 against 40.7 / 18.2; the 1.7 / 1.6 points are of conv6 and the pre-training together",
+          "146-2012-2011: 38.99 / 16.62; 146-2012-2009: 39.10 / 16.88; 145, which has no conv6: 40.66 / 18.21",
           "difference", (
               Arm("scratch", "sixth convolutional layer, not pre-trained", (variants.sixth_conv,)), *FINE_TUNING,
               Arm("larger_set_bottleneck", "pre-training with the linear bottleneck of 146-2011",
@@ -184,7 +192,9 @@ CLAIMS = (
               Arm("fine_tuned_bottleneck", "the same from a network pre-trained with the bottleneck, which is dropped",
                   (variants.sixth_conv, fine_tuned), init="larger_set_bottleneck")),
           needs="--larger DIR, a set of more classes; without it the network is pre-trained on all classes of --data, and "
-                "fine-tuned on every second one of them", more=" --larger DIR2"),
+                "fine-tuned on every second one of them; scratch has conv6 too: the differences are of pre-training and the "
+                "rates of fine-tuning, and conv6's part is that of sixth-conv",
+          more=" --larger DIR2"),
     Claim("ensemble7", "6 (table 2)", "Seven networks averaged, two of them pre-trained on a larger label set, beat five.",
           "36.7 / 15.4 against 38.1 / 16.4, 2012 validation; 15.3 top-5 on its test set",
           "no average recorded; one net is known to be pre-trained on Fall 2011 (38.99 / 16.62)",
@@ -216,10 +226,14 @@ CLAIMS = (
     Claim("headline-2012", "6 (table 2)", "ILSVRC-2012 validation: one network; and the second best entry of that year.",
           "40.7 / 18.2; second best entry 26.2 top-5 (test set)",
           "145: 40.66 / 18.21",
-          "errors", (BASE,), data="ilsvrc-2012", seeds=1, needs="ILSVRC-2012, prepared", more=" --base source2012"),
+          "errors", (BASE,), data="ilsvrc-2012", seeds=1,
+          needs="ILSVRC-2012, prepared; the labels of its test images are not public, so their figure is the test server's for "
+                "the file of: python -m alexnet_mp.evaluate RUN --data DIR --split test --submission FILE",
+          more=" --base source2012"),
     Claim("headline-2009", "6", "ImageNet Fall 2009, 10,184 classes, half of it for the test; six convolutional layers.",
           "67.4 / 40.9; the best before it 78.1 / 60.9",
-          "141-2009-half: not recorded; other splits: 69.38 / 43.65 (2009-101), 69.42 / 43.73 (131-2009)",
+          "141-2009-half, which is 137 + conv6 and not 145 + conv6: not recorded; other splits: 69.38 / 43.65 (2009-101), "
+          "69.42 / 43.73 (131-2009)",
           "errors", (Arm("sixth_conv", "conv6 after the last pool", (variants.sixth_conv,)),), data="fall-2009", seeds=1,
           needs="Fall 2009, prepared with --val-fraction 0.5", more=" --base source2012"),
 )

@@ -39,6 +39,8 @@ def measure(run, options, tested=True):
         entry["epochs_to_level"] = claim_statistics.epochs_to(errors, per_epoch, run.level)
     if run.kind == "moved":
         entry["moved"] = claim_statistics.moved_at(losses, len(data_of(run).classes))
+    if run.kind == "schedule":
+        entry["drops"] = claim_statistics.drops(read_metrics(run.directory))
     if diverged:
         return entry | {"diverged": json.loads((run.directory / "non_finite.json").read_text())["step"]}
     if not tested:

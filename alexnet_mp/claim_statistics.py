@@ -123,6 +123,15 @@ def epochs_to(errors, steps_per_epoch, level=25.0):
     return (int(reached[0]) + steps_per_epoch) / steps_per_epoch if len(reached) else None
 
 
+def drops(lines):
+    """The epochs that began with a lower learning rate of any layer than the one before had, in a run's metrics (`read_metrics`).
+
+    From the lines of kind "schedule", which a run writes with the rates it really set, whatever its recipe says.
+    """
+    rates = [(line["epoch"], line["learning_rates"]) for line in lines if line["kind"] == "schedule"]
+    return [epoch for (_, before), (epoch, after) in zip(rates, rates[1:]) if any(after[name] < before[name] for name in before)]
+
+
 def step_of_loss(curve, level):
     """The step at which a curve {"steps": [...], "loss": [...]} first is at most `level`; None where it never is.
 

@@ -23,23 +23,30 @@ FIELDS = ("top1_error", "top5_error")
 def findings(record):
     """The sentences that a record supports; [] where it has no run that ended."""
     arms = [arm["name"] for arm in record["arms"] if not arm["larger"]]
+    against_first = [(arms[0], arm) for arm in arms[1:]]
+    differences = (_difference(record, *pair) for pair in against_first)  # made where they are asked for
     match record["kind"]:
         case "errors":
             found = [_errors(record, arm) for arm in arms]
         case "difference":
-            found = [_difference(record, arms[0], arm) for arm in arms[1:]]
+            found = [*differences]
+        case "overfitting":
+            found = [*differences, _gaps(record, arms)]
         case "cumulative":
             found = [_errors(record, arms[0])] + [_difference(record, before, arm) for before, arm in zip(arms, arms[1:])]
         case "views":
             found = [_views(record, arms[0])]
         case "dropout":
-            found = [_difference(record, *arms), _gaps(record, arms), _iterations(record, *arms)]
+            found = [*differences, _gaps(record, arms), *(_iterations(record, *pair) for pair in against_first)]
         case "training":
-            found = [_training(record, *arms), _difference(record, *arms)]
+            found = [*(_training(record, *pair) for pair in against_first), *differences]
+        case "schedule":
+            found = [*(_drops(record, arm) for arm in arms), *differences]
         case "rates":
             found = _rates(record, arms)
         case "moved":
-            found = [*(_moved(record, arm) for arm in arms), _when_moved(record, *arms), _difference(record, *arms)]
+            found = [*(_moved(record, arm) for arm in arms), *(_when_moved(record, *pair) for pair in against_first),
+                     *differences]
         case "ensemble":
             found = _ensembles(record)
         case "towers":
@@ -103,23 +110,33 @@ def _views(record, arm):
 
 
 def _gaps(record, arms):
-    parts = []
+    """Validation minus training error of every arm, and how much more that is than the first arm's, paired by seed."""
+    parts, gaps = [], {}
     for arm in arms:
         runs = [run for run in _ended(record, arm) if "on_training_images" in run]
-        gaps = [run["errors"]["centre view"]["top1_error"] - run["on_training_images"]["top1_error"] for run in runs]
-        if gaps:
+        gaps[arm] = {run["seed"]: run["errors"]["centre view"]["top1_error"] - run["on_training_images"]["top1_error"]
+                     for run in runs}
+        if runs:
             trained = mean(run["on_training_images"]["top1_error"] for run in runs)
-            parts.append(f"{_words(arm)} {_spread(gaps)} points (training images {trained:.2f} %)")
+            parts.append(f"{_words(arm)} {_spread(list(gaps[arm].values()))} points (training images {trained:.2f} %)")
+    for arm in arms[1:]:
+        seeds = sorted(gaps[arms[0]].keys() & gaps[arm].keys())
+        if seeds:
+            wider = paired(*([gaps[name][seed] for seed in seeds] for name in (arms[0], arm)))
+            parts.append(f"{_words(arm)} {_signed(wider)} points against {_words(arms[0])}, {_test(wider)}")
     return "validation minus training error, centre view, network in test mode: " + ", ".join(parts) if parts else None
 
 
 def _iterations(record, slow, fast):
     """How many times as many steps the first arm takes to the same training loss: the lowest that both curves come to."""
-    ratios = []
+    ratios, levels = [], []
     for a, b in zip(*_pairs(record, slow, fast)):
-        level = max(min(run["curve"]["loss"]) for run in (a, b))
-        ratios.append(step_of_loss(a["curve"], level) / step_of_loss(b["curve"], level))
-    return f"{_words(slow)} takes {_spread(ratios)} times the steps of {_words(fast)} to the same training loss" if ratios else None
+        levels.append(max(min(run["curve"]["loss"]) for run in (a, b)))
+        ratios.append(step_of_loss(a["curve"], levels[-1]) / step_of_loss(b["curve"], levels[-1]))
+    if not ratios:
+        return None
+    return (f"{_words(slow)} takes {_spread(ratios)} times the steps of {_words(fast)} to the same training loss, "
+            f"{_spread(levels)}, the lowest that both come to, n = {len(ratios)}")
 
 
 def _training(record, reference, arm):
@@ -130,6 +147,18 @@ def _training(record, reference, arm):
     loss = paired(*losses)
     return (f"on the training images (centre view, network in test mode) {_words(arm)} {_signed(paired(*errors))} points top-1 "
             f"against {_words(reference)}'s {mean(errors[0]):.2f} %, {_test(paired(*errors))}; loss {_signed(loss, 3)}")
+
+
+def _drops(record, arm):
+    runs = [run for run in record["runs"] if run["arm"] == arm]
+    if not runs:
+        return None
+    told = []
+    for run in runs:
+        epochs = math.ceil(run["steps"] / run["steps_per_epoch"])
+        begins = f"at epoch{'s' if len(run['drops']) > 1 else ''} {', '.join(map(str, run['drops']))} of {epochs}"
+        told.append((begins if run["drops"] else f"not within {_count(epochs, 'epoch')}") + f" (seed {run['seed']})")
+    return f"{_words(arm)}: the rates fall {', '.join(told)}"
 
 
 def _rates(record, arms):
@@ -164,8 +193,9 @@ def _moved(record, arm):
     runs = [run for run in record["runs"] if run["arm"] == arm]
     if not runs:
         return None
-    steps = [f"{run['moved']:,}" if run["moved"] is not None else f"never in {run['steps']:,}" for run in runs]
-    return f"{_words(arm)}: the loss moves at step {', '.join(steps)}, n = {len(runs)}"
+    steps = [f"at step {run['moved']:,}" if run["moved"] is not None else f"not within {_count(run['steps'], 'step')}"
+             for run in runs]
+    return f"{_words(arm)}: the loss moves {', '.join(steps)}, n = {len(runs)}"
 
 
 def _when_moved(record, reference, arm):
@@ -175,7 +205,9 @@ def _when_moved(record, reference, arm):
     if not seeds:
         return None
     test = paired([a[seed] for seed in seeds], [b[seed] for seed in seeds])
-    return f"{_words(arm)} {_signed(test, 0)} steps against {_words(reference)}, of the seeds where both move, {_test(test)}"
+    steps = _signed(test, 0)
+    return (f"{_words(arm)} {steps} step{'' if steps in ('+1', '-1') else 's'} against {_words(reference)}, of the seeds where "
+            f"both move, {_test(test)}")
 
 
 def _ensembles(record):
@@ -227,8 +259,9 @@ def _words(arm):
     return arm.replace("_", " ")
 
 
-def _count(number, what):
-    return f"{number:,} {what}" + ("s" if number != 1 else "")
+def _count(number, noun):
+    """"1 epoch", "1,200 steps"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _spread(values, digits=2):

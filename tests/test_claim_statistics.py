@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from alexnet_mp.claim_statistics import (chroma_shares, epochs_to, incomplete_beta, moved_at, paired, random_split_p, sign_flip,
-                                         step_of_loss, student_p, thinned, welch)
+from alexnet_mp.claim_statistics import (chroma_shares, drops, epochs_to, incomplete_beta, moved_at, paired, random_split_p,
+                                         sign_flip, step_of_loss, student_p, thinned, welch)
 
 
 def test_three_pairs_of_one_sign_have_the_least_p_there_is():
@@ -131,3 +131,15 @@ def test_a_random_split_is_told_from_a_divided_one():
     # Four kernels, two of them grey, as the towers have them: of the six halves, two are as far apart.
     four = np.concatenate([divided[:2], np.tile(kernels[20:21], (2, 1, 1, 1))])
     assert random_split_p(four, 3000) == pytest.approx(1 / 3, abs=0.05)
+
+
+def test_epochs_at_which_rates_fell():
+    """Not where they stayed and the colour noise ended, rose again, or are told a second time by a run that went on."""
+    def line(epoch, weight, bias, noise=0.1):
+        return {"kind": "schedule", "step": 10 * epoch, "epoch": epoch, "colour_noise": noise,
+                "learning_rates": {"conv1.weight": weight, "conv1.bias": bias}}
+
+    lines = [line(1, 1e-2, 2e-2), {"kind": "train", "step": 11, "learning_rate": 1e-3}, line(4, 1e-3, 2e-2),
+             line(6, 1e-3, 2e-2, 0.0), line(6, 1e-3, 2e-2, 0.0), line(8, 1e-2, 2e-2), line(9, 1e-2, 2e-3)]
+    assert drops(lines) == [4, 9]
+    assert drops(lines[:2]) == [] == drops([])

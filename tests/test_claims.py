@@ -5,10 +5,10 @@ from types import SimpleNamespace
 import pytest
 from conftest import make_folder
 
-from alexnet_mp import claim_plan, claim_table, claims, recipe
+from alexnet_mp import claim_plan, claim_table, claims, evaluate, recipe
 from alexnet_mp.claim_list import CLAIMS, command
-from alexnet_mp.claim_plan import arm_recipe, make_run, operations, work_of_tests, work_of_steps
-from alexnet_mp.claim_record import path_of, read_records, write_record
+from alexnet_mp.claim_plan import arm_recipe, make_run, operations, work_of_steps, work_of_tests
+from alexnet_mp.claim_record import differences, path_of, read_records, write_record
 from alexnet_mp.claim_table import findings
 from alexnet_mp.claim_train import first_gpu, settings
 from alexnet_mp.errors import UserError
@@ -64,6 +64,37 @@ def test_the_arms_of_a_claim_have_one_schedule(base):
         if claim.id not in ("schedule", "pretraining", "ensemble7"):  # what is fine-tuned has dates of its own
             assert len({tuple(date.epoch for date in found.dates) for found in recipes}) == 1
             assert {found.schedule for found in recipes} == {"dated"}
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_the_papers_overfitting_is_of_crops_and_mirror_images(base):
+    """Colours have a sentence and a figure of their own, so they stay; each of the two alone is told beside it."""
+    by_id = {claim.id: claim for claim in CLAIMS}
+    changed = {}
+    for name in ("augmentation", "crops-flips", "crops", "flips"):
+        assert by_id[name].kind == "overfitting"
+        before, after = (arm_recipe(arm, options("--base", base))[1] for arm in by_id[name].arms)
+        changed[name] = set(differences(before, after))
+    assert changed == {"augmentation": {"crop_positions", "flip", "colour_noise"}, "crops-flips": {"crop_positions", "flip"},
+                       "crops": {"crop_positions"}, "flips": {"flip"}}
+    names = list(by_id)
+    assert names[names.index("crops") - 1] == "crops-flips" and by_id["dropout"].kind == "dropout"
+
+
+@pytest.mark.parametrize("claim, field, facts", [
+    ("ensemble5", "paper", ["38.1 / 16.4", "16.4 top-5 on its test set"]), ("pretraining", "paper", ["1.7 / 1.6", "conv6"]),
+    ("pretraining", "source", ["145, which has no conv6"]), ("pretraining", "needs", ["scratch has conv6 too"]),
+    ("headline-2009", "source", ["137 + conv6"]), ("order", "source", ["166", "41.10 / 18.67"]),
+    ("lrn", "source", ["167", "40.49 / 18.12"]), ("depth", "paper", ["2 points"])])
+def test_facts_of_paper_and_notes(claim, field, facts):
+    text = getattr(next(found for found in CLAIMS if found.id == claim), field)
+    assert [fact for fact in facts if fact not in text] == []
+
+
+def test_how_the_test_figure_of_2012_is_made_can_be_typed():
+    needs = next(claim for claim in CLAIMS if claim.id == "headline-2012").needs
+    typed = evaluate._parser().parse_args(needs.partition("alexnet_mp.evaluate ")[2].split())
+    assert (typed.split, typed.submission) == ("test", "FILE")
 
 
 def test_settings_are_for_every_arm():
@@ -212,8 +243,49 @@ def test_dropout_has_gap_and_iterations():
             for arm, curve in curves.items()}
     _, gap, iterations = findings(record_of("dropout", ["base", "no_dropout"], runs))
     assert gap == ("validation minus training error, centre view, network in test mode: base 5.00 points (training images "
-                   "25.00 %), no dropout 25.00 points (training images 5.00 %)")
-    assert iterations == "base takes 2.00 times the steps of no dropout to the same training loss"  # 0.8: step 40 and step 20
+                   "25.00 %), no dropout 25.00 points (training images 5.00 %), no dropout +20.00 points against base, n = 1, "
+                   "no p")
+    assert iterations == ("base takes 2.00 times the steps of no dropout to the same training loss, 0.80, the lowest that both "
+                          "come to, n = 1")  # step 40 and step 20
+
+
+def overfitting(arm, seed, validation, training):
+    return {(arm, seed): {"errors": errors((validation, 5.0), (validation - 1, 4.0)), "curve": {"steps": [10], "loss": [1.0]},
+                          "on_training_images": {"top1_error": training, "loss": 0.5}}}
+
+
+def test_overfitting_is_a_difference_and_a_gap():
+    runs = overfitting("base", 0, 30.0, 25.0) | overfitting("base", 1, 32.0, 25.0) | overfitting("no_flips", 0, 33.0, 20.0) | (
+        overfitting("no_flips", 1, 34.0, 17.0))
+    difference, gap = findings(record_of("overfitting", ["base", "no_flips"], runs))
+    assert difference.startswith("no flips +2.50 ± 0.71 / ")
+    assert gap == ("validation minus training error, centre view, network in test mode: base 6.00 ± 1.41 points (training images "
+                   "25.00 %), no flips 15.00 ± 2.83 points (training images 18.50 %), no flips +9.00 ± 1.41 points against base, "
+                   "n = 2, p = 0.5, the least there can be (Welch 0.092)")
+
+
+@pytest.mark.parametrize("kind", ["overfitting", "dropout", "training", "schedule", "moved", "difference"])
+@pytest.mark.parametrize("alone", ["base", "changed"])
+def test_an_arm_whose_partner_has_no_result_is_told_alone(kind, alone):
+    """The other one diverged, was never begun, or is not in the record at all."""
+    runs = {key: {**run, "drops": [2], "moved": 5} for key, run in overfitting(alone, 0, 30.0, 25.0).items()}
+    diverged = {("changed" if alone == "base" else "base", 0): {"diverged": 7, "drops": [], "moved": None}}
+    for arms, made in ((["base", "changed"], runs | diverged), (["base", "changed"], runs), ([alone], runs)):
+        found = findings(record_of(kind, arms, made))
+        assert not any("against" in sentence for sentence in found)
+        told = [sentence for sentence in found if sentence.startswith(alone) or f": {alone} 5.00 points (" in sentence]
+        assert len(told) == (kind in ("overfitting", "dropout", "schedule", "moved"))
+
+
+def test_the_epochs_at_which_rates_fell():
+    same = errors((1.0, 1.0), (1.0, 1.0))
+    runs = {("dated", 0): {"drops": [4, 8, 10], "errors": same}, ("plateau", 0): {"drops": [7], "errors": same, "steps": 95},
+            ("plateau", 1): {"drops": [], "diverged": 4, "steps": 3}, ("plateau", 2): {"drops": [], "errors": same}}
+    dated, plateau, difference, _ = findings(record_of("schedule", ["dated", "plateau"], runs))
+    assert dated == "dated: the rates fall at epochs 4, 8, 10 of 10 (seed 0)"
+    assert plateau == ("plateau: the rates fall at epoch 7 of 10 (seed 0), not within 1 epoch (seed 1), not within 10 epochs "
+                       "(seed 2)")
+    assert difference.startswith("plateau +0.00 / +0.00 points against dated's")
 
 
 def test_training_error():
@@ -243,9 +315,18 @@ def test_when_the_loss_moves():
     runs = {("source", seed): {"moved": 20 + seed, "errors": same} for seed in range(3)} | {
         ("literal", seed): {"moved": moved, "errors": same} for seed, moved in enumerate((120, None, 132))}
     source, literal, difference, _ = findings(record_of("moved", ["source", "literal"], runs))
-    assert source == "source: the loss moves at step 20, 21, 22, n = 3"
-    assert literal == "literal: the loss moves at step 120, never in 100, 132, n = 3"
+    assert source == "source: the loss moves at step 20, at step 21, at step 22, n = 3"
+    assert literal == "literal: the loss moves at step 120, not within 100 steps, at step 132, n = 3"
     assert difference.startswith("literal +105 ± 7 steps against source, of the seeds where both move, n = 2")
+
+
+def test_one_step_is_no_steps():
+    same = errors((1.0, 1.0), (1.0, 1.0))
+    runs = {("source", 0): {"moved": 20, "errors": same}, ("literal", 0): {"moved": 21, "errors": same},
+            ("literal", 1): {"moved": None, "errors": same, "steps": 1}}
+    _, literal, difference, _ = findings(record_of("moved", ["source", "literal"], runs))
+    assert literal == "literal: the loss moves at step 21, not within 1 step, n = 2"
+    assert difference.startswith("literal +1 step against source, ")
 
 
 def test_ensembles():
