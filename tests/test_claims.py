@@ -111,7 +111,7 @@ def test_what_a_claim_changes_wins_over_a_setting():
 # --- refusals
 
 @pytest.mark.parametrize("words, message", [
-    (["lrm"], "no claim is called lrm; they are views, dropout"), (["lrn", "--seeds", "0"], "--seeds 0: it must be at least 1"),
+    (["lrm"], "no claim is called lrm; they are views, specialisation"), (["lrn", "--seeds", "0"], "--seeds 0: it must be at least 1"),
     (["lrn", "--seeds", "21"], "--seeds 21: 20 at most"), (["lrn", "--epochs", "-1"], "--epochs -1"),
     (["all", "--steps", "0"], "--steps 0"),
     (["all", "--budget", "2 hours"], "--budget 2 hours: write hours"), (["all", "--budget", "0h"], "--budget 0h"),
