@@ -14,7 +14,7 @@ import torch
 
 from . import geometry, variants
 from . import recipe as recipes
-from .claim_list import LEVEL, at_rate
+from .claim_list import BASE, LEVEL, at_rate
 from .claim_subset import every_second_class
 from .dataset import open_dataset
 from .errors import UserError
@@ -82,11 +82,14 @@ def has_labelled_test(data, stored_size):
 
 def runs_of_seed(kind, arms, options, seed):
     """The runs of all arms with one seed, in the order in which they are trained."""
-    made = {}
+    made, base = {}, arm_recipe(BASE, options)[1]
     for arm in arms:
         preset, recipe = arm_recipe(arm, options)
-        made[arm.name] = make_run(kind, arm.name, preset, replace(recipe, seed=seed), data_for(arm, arms, options, recipe), options,
-                                  init=made[arm.init].directory if arm.init else None)
+        init = made[arm.init].directory if arm.init else None
+        run = make_run(kind, arm.name, preset, replace(recipe, seed=seed), data_for(arm, arms, options, recipe), options, init=init)
+        if recipe == base:  # an arm that changes nothing of this base, as the paper's order of `paper`, has the base's run
+            run = replace(run, directory=run.directory.with_name(run.directory.name.replace(arm.name, BASE.name, 1)))
+        made[arm.name] = run
     return list(made.values())
 
 

@@ -111,6 +111,13 @@ def test_claims_share_their_runs_and_train_none_twice(data, out, monkeypatch):
     assert read_run(base)["recipe"].flip
 
 
+def test_an_arm_that_changes_nothing_has_the_run_of_the_base(data, out):
+    found = claims._parser().parse_args(["run", "order", "--data", str(data), "--out", str(out), *MINI])
+    base, = claim_plan.runs_of_seed("views", BY_ID["views"].arms, found, 0)
+    paper, source = claim_plan.runs_of_seed("difference", BY_ID["order"].arms, found, 0)
+    assert paper.directory == base.directory != source.directory and (paper.arm, source.arm) == ("paper_order", "source_order")
+
+
 def test_every_choice_of_the_data_and_the_training_has_runs_of_its_own(data, out):
     options = claims._parser().parse_args(["run", "lrn", "--data", str(data), "--out", str(out), *MINI])
     more = [["--epochs", "2"], ["--steps", "2"], ["--set", "dropout=0.25"]]
