@@ -34,19 +34,21 @@ def paired(a, b):
     if not len(a):
         return None
     differences = b - a
-    sd = float(differences.std(ddof=1)) if len(a) > 1 else None
+    with np.errstate(invalid="ignore"):  # an infinite difference has a NaN for its spread
+        sd = float(differences.std(ddof=1)) if len(a) > 1 else None
     return Paired(len(a), float(differences.mean()), sd, sign_flip(differences), welch(a, b))
 
 
 def sign_flip(differences):
     """p of the exact sign-flip permutation test: the share of all 2^n patterns of signs whose sum is at least as far from 0.
 
-    Under "the arms don't differ" each paired difference is as likely to have the other sign. Two-sided; n = 1 says nothing: None.
+    Under "the arms don't differ" each paired difference is as likely to have the other sign. Two-sided; n = 1 says nothing: None, as
+    does a difference that is no finite number, since no sum is "as far" as NaN.
     """
     differences = np.asarray(differences, np.float64)
     if len(differences) > MOST_PAIRS:
         raise ValueError(f"{len(differences)} pairs; all sign patterns of {MOST_PAIRS} at most are added up")
-    if len(differences) < 2:
+    if len(differences) < 2 or not np.isfinite(differences).all():
         return None
     sums = np.zeros(1)
     for difference in differences:
@@ -57,16 +59,27 @@ def sign_flip(differences):
 
 
 def welch(a, b):
-    """p of Welch's two-sided t-test for two samples of unequal variance; None where a sample has one value or both don't vary."""
+    """p of Welch's two-sided t-test for two samples of unequal variance.
+
+    None where it says nothing: a sample has one value, neither varies, the variance is too small or too large for a float64 (the
+    values' spread is about 1e-154 or 1e154), or a value is no finite number.
+    """
     a, b = (np.asarray(values, np.float64) for values in (a, b))
     if min(len(a), len(b)) < 2:
         return None
-    of_a, of_b = a.var(ddof=1) / len(a), b.var(ddof=1) / len(b)
-    if of_a + of_b == 0:
-        return None
-    t = (a.mean() - b.mean()) / math.sqrt(of_a + of_b)
-    freedom = (of_a + of_b) ** 2 / (of_a**2 / (len(a) - 1) + of_b**2 / (len(b) - 1))
+    with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+        of_a, of_b = _variance_of_mean(a), _variance_of_mean(b)
+        if not np.finfo(np.float64).tiny <= of_a + of_b < math.inf:
+            return None
+        t = (a.mean() - b.mean()) / math.sqrt(of_a + of_b)
+    share = of_a / (of_a + of_b)  # instead of the variances' squares, which leave the range of a float64 sooner
+    freedom = 1 / (share**2 / (len(a) - 1) + (1 - share) ** 2 / (len(b) - 1))
     return student_p(float(t), float(freedom))
+
+
+def _variance_of_mean(values):
+    """The variance of a sample's mean; 0 for equal values, whose own mean may differ from them in the last bit."""
+    return 0.0 if (values == values[0]).all() else values.var(ddof=1) / len(values)
 
 
 def student_p(t, freedom):
@@ -135,7 +148,7 @@ def drops(lines):
 def step_of_loss(curve, level):
     """The step at which a curve {"steps": [...], "loss": [...]} first is at most `level`; None where it never is.
 
-    Between two points it is on the line through them.
+    Between two points it is on the line through them; a point whose loss is no finite number lies on no line and is left out.
     """
     before = None
     for step, loss in zip(curve["steps"], curve["loss"], strict=True):
@@ -143,12 +156,16 @@ def step_of_loss(curve, level):
             if before is None:
                 return float(step)
             return before[0] + (step - before[0]) * (before[1] - level) / (before[1] - loss)
-        before = step, loss
+        if math.isfinite(loss):
+            before = step, loss
     return None
 
 
 def thinned(values, points=60):
-    """[(step, mean)] of at most `points` blocks of consecutive values, nearly equally long; step: the last one of its block."""
+    """[(step, mean)] of at most `points` blocks of consecutive values, nearly equally long; step: the last one of its block.
+
+    No values, no blocks; a NaN is the mean of its block, not hidden.
+    """
     ends = np.unique(np.linspace(0, len(values), min(points, len(values)) + 1).astype(int))
     return [(int(end), float(np.mean(values[start:end]))) for start, end in zip(ends[:-1], ends[1:])]
 
@@ -166,7 +183,10 @@ def random_split_p(kernels, draws=10_000, seed=0):
     """How many of `draws` random halves of all kernels have shares of chroma as far apart as the two towers', or farther.
 
     The share of draws, the towers' own split counted among them: a p-value of "the kernels were dealt to the towers at random".
+    Raises ValueError where the kernels are not two equal halves, or not finite: no share is "as far apart" as NaN.
     """
+    if not len(kernels) or len(kernels) % 2 or not np.isfinite(kernels).all():
+        raise ValueError(f"{len(kernels)} kernels are not those of two towers, or not all of their weights are finite numbers")
     chroma, energy = _energies(kernels)
     half, random = len(chroma) // 2, np.random.default_rng(seed)
     orders = np.concatenate([np.arange(len(chroma))[None], random.permuted(np.tile(np.arange(len(chroma)), (draws, 1)), axis=1)])

@@ -66,6 +66,31 @@ def test_welch_says_nothing_of_one_value_or_of_two_constants():
     assert welch([1.0, 1.0], [2.0, 3.0]) == pytest.approx(2 * stats.t.sf(3, 1))  # t = -1.5 / 0.5, one degree of freedom
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("a, b", [
+    ([0.1] * 3, [0.1] * 3), ([0.1] * 3, [0.2] * 3),  # the mean of three times 0.1 is another number than 0.1
+    ([1e-200, 2e-200], [3e-200, 5e-200]), ([1e-160, 2e-160], [3e-160, 5e-160]), ([1e300, -1e300], [1.0, 2.0]),
+    ([1.0, math.nan], [1.0, 2.0]), ([1.0, 2.0], [math.inf, 2.0]), ([math.nan] * 2, [math.nan] * 2), ([], [])])
+def test_welch_says_nothing_of_variances_out_of_range(a, b):
+    assert welch(a, b) is None and welch(b, a) is None
+
+
+@pytest.mark.filterwarnings("error")
+def test_welch_does_not_depend_on_the_unit():
+    a, b = np.array([1.0, 2.0, 4.0]), np.array([3.0, 5.0, 5.5])
+    for unit in (1e-150, 1e-100, 1e-80, 1e80, 1e150):
+        assert welch(a * unit, b * unit) == pytest.approx(stats.ttest_ind(a, b, equal_var=False).pvalue, rel=1e-9)
+    assert welch([1.0, 1.0 + 1e-9], [1e-200, 3e9]) == pytest.approx(0.5)  # one variance is nothing beside the other
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("wrong", [math.nan, math.inf])
+def test_no_p_of_what_is_no_number(wrong):
+    assert sign_flip([wrong, 1.0, 2.0]) is None
+    test = paired([1.0, 2.0], [wrong, 3.0])
+    assert test.p is None and test.welch_p is None
+
+
 def test_paired():
     test = paired([10.0, 20.0, 30.0], [11.0, 22.0, 30.0])
     assert (test.n, test.mean, test.sd) == (3, 1.0, 1.0) and test.p == 0.5
@@ -100,6 +125,21 @@ def test_the_step_of_a_loss_is_between_two_points():
     curve = {"steps": [10, 20, 30], "loss": [2.0, 1.0, 0.5]}
     assert step_of_loss(curve, 2.5) == 10 and step_of_loss(curve, 1.5) == 15 and step_of_loss(curve, 0.5) == 30
     assert step_of_loss(curve, 0.4) is None
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf])
+def test_points_that_are_no_numbers_lie_on_no_line(wrong):
+    curve = {"steps": [10, 20, 30], "loss": [2.0, wrong, 1.0]}
+    assert step_of_loss(curve, 1.5) == 20 and step_of_loss(curve, wrong) in (None, 10)
+    assert step_of_loss({"steps": [10, 20], "loss": [wrong, 1.0]}, 1.5) == 20
+    assert step_of_loss({"steps": [10, 20], "loss": [wrong, wrong]}, 1.5) is None
+    assert step_of_loss({"steps": [], "loss": []}, 1.0) is None
+
+
+def test_nothing_thinned_is_nothing_and_a_nan_is_not_hidden():
+    assert thinned([]) == []
+    blocks = thinned([1.0, math.nan, 3.0, 4.0], 2)
+    assert blocks[1] == (4, 3.5) and blocks[0][0] == 2 and math.isnan(blocks[0][1])
 
 
 @pytest.mark.parametrize("count", [1, 3, 59, 60, 61, 1000])
@@ -143,3 +183,14 @@ def test_epochs_at_which_rates_fell():
              line(6, 1e-3, 2e-2, 0.0), line(6, 1e-3, 2e-2, 0.0), line(8, 1e-2, 2e-2), line(9, 1e-2, 2e-3)]
     assert drops(lines) == [4, 9]
     assert drops(lines[:2]) == [] == drops([])
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_split_of_what_are_no_kernels_of_two_towers_has_no_p():
+    for count in (0, 1, 5):
+        with pytest.raises(ValueError, match=f"{count} kernels are not those of two towers"):
+            random_split_p(np.ones((count, 3, 2, 2)), 10)
+    for wrong in (np.nan, np.inf):
+        with pytest.raises(ValueError, match="finite"):
+            random_split_p(np.full((4, 3, 2, 2), wrong), 10)
+    assert random_split_p(np.zeros((4, 3, 2, 2)), 10) == 1.0  # no energy, no difference
