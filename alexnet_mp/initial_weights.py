@@ -1,4 +1,5 @@
 """`train --init`: a network begins with the weights of another, all but its last layer; fine-tuning (paper 6)."""
+import json
 from pathlib import Path
 
 import torch
@@ -12,14 +13,24 @@ TAKES = "it takes a run, a checkpoint, or a .safetensors file"
 
 
 def read_weights(source):
-    """{name: tensor} of a run's newest checkpoint, of one checkpoint, or of a file of `checkpoint --weights`. Raises UserError."""
+    """{name: tensor} of a run's newest checkpoint, of one checkpoint, or of a file of `checkpoint --weights`. Raises UserError.
+
+    The velocities of a checkpoint have the names and shapes of its weights: they are told by the file's name, and what lies in a
+    checkpoint is compared with its manifest. A copy of them under another name can't be told.
+    """
     path = Path(source)
     if not source:
         raise UserError(f"--init '': {TAKES}")
     if path.is_dir():
         if checkpoint.step_of(path) is not None:
             return checkpoint_format.load_weights(path)
+        _refuse_diverged(path)
         return checkpoint.newest_weights(path)[1]
+    inside = checkpoint.step_of(path.absolute().parent) is not None
+    if path.name == checkpoint_format.VELOCITY or inside and path.name != checkpoint_format.WEIGHTS:
+        raise UserError(f"--init {source}: no file of weights; those of a checkpoint are in {checkpoint_format.WEIGHTS}; {TAKES}")
+    if inside and path.exists():
+        return checkpoint_format.load_weights(path.parent)
     try:
         content = files.read(path, tensor_file.MOST_BYTES)
         tensor_file.read_layout(len(content), content[:8 + tensor_file.MOST_HEADER])
@@ -28,6 +39,19 @@ def read_weights(source):
         raise UserError(f"--init {source}: {error.strerror}; {TAKES}") from None
     except (ValueError, RecursionError, SafetensorError) as error:
         raise UserError(f"--init {source}: {' '.join(str(error).split())}; {TAKES}") from None
+
+
+def _refuse_diverged(run):
+    """Raise UserError where a run ended at a loss or a tensor that isn't finite: nobody means its newest checkpoint by its name."""
+    try:
+        step = json.loads((run / "non_finite.json").read_text())["step"]
+        newest = max(checkpoint.listing(run), default=-1)
+        diverged = newest <= step  # else it went on in the same directory, and past that step
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return
+    if diverged:
+        before = f"; it has a checkpoint of before, {checkpoint.newest(run)}" if newest >= 0 else ""
+        raise UserError(f"--init {run}: this run diverged at step {step} (non_finite.json){before}; {TAKES}")
 
 
 def begin_with(network, weights, source):

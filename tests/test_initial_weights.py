@@ -1,5 +1,6 @@
 """`train --init`: all layers but the last begin as another network ended, and what doesn't fit is refused by its name."""
 import json
+import shutil
 
 import pytest
 import torch
@@ -105,6 +106,57 @@ def test_what_is_no_file_of_weights(data, tmp_path):
                             (".", "no checkpoint")):
         with pytest.raises(UserError, match=message):
             run(data, tmp_path / "run", "--init", tmp_path / source)
+
+
+def refused(data, tmp_path, source):
+    """What `train --init` says, one line; nothing is made."""
+    with pytest.raises(UserError) as refusal:
+        run(data, tmp_path / "run", "--init", source)
+    assert not (tmp_path / "run").exists() and "\n" not in str(refusal.value)
+    return str(refusal.value)
+
+
+def test_velocities_are_not_taken_for_weights(data, before, tmp_path):
+    copied = tmp_path / "velocity.safetensors"
+    shutil.copy(newest(before) / "velocity.safetensors", copied)
+    for source in (newest(before) / "velocity.safetensors", copied, newest(before) / "state.json"):
+        assert refused(data, tmp_path, source).startswith(f"--init {source}: no file of weights; those of a checkpoint are in weights")
+    other = shutil.copytree(before, tmp_path / "other")
+    shutil.copy(newest(other) / "velocity.safetensors", newest(other) / "weights.safetensors")
+    for source in (other, newest(other), newest(other) / "weights.safetensors"):
+        assert "weights.safetensors is damaged: its sha256 is not the one in manifest.json" in refused(data, tmp_path, source)
+
+
+def test_the_weights_in_a_checkpoint_are_those_of_its_run(before, monkeypatch):
+    assert_same(read_weights(newest(before) / "weights.safetensors"), read_weights(before))
+    monkeypatch.chdir(newest(before))
+    assert_same(read_weights("weights.safetensors"), read_weights(before))
+    with pytest.raises(UserError, match="--init velocity.safetensors: no file of weights"):
+        read_weights("velocity.safetensors")
+
+
+def test_a_run_that_diverged_is_not_taken(data, before, tmp_path):
+    with pytest.raises(UserError, match="not finite|the loss is"):
+        run(data, tmp_path / "diverged", "--set", "learning_rate=1e30")
+    assert refused(data, tmp_path, tmp_path / "diverged").startswith(f"--init {tmp_path / 'diverged'}: this run diverged at step ")
+    late = shutil.copytree(before, tmp_path / "late")
+    (late / "non_finite.json").write_text(json.dumps({"step": 10**6}))
+    said = refused(data, tmp_path, late)
+    assert "diverged at step 1000000 (non_finite.json)" in said and f"it has a checkpoint of before, {newest(late)};" in said
+    assert_same(read_weights(newest(late)), read_weights(before))
+    for content in ('{"step": 1}', "{}", "[", "null"):  # it went past that step; or the note, which is no more than that, says nothing
+        (late / "non_finite.json").write_text(content)
+        assert_same(read_weights(late), read_weights(before))
+
+
+def test_a_directory_without_a_checkpoint(data, before, tmp_path):
+    begun = shutil.copytree(before, tmp_path / "begun")
+    shutil.rmtree(begun / "checkpoints")
+    assert refused(data, tmp_path, begun).startswith(f"{begun}: no checkpoint in it (expected ")
+    empty = tmp_path / "step_00000003"
+    empty.mkdir()
+    assert refused(data, tmp_path, empty) == f"{empty / 'manifest.json'}: it is missing"
+    assert "No such file" in refused(data, tmp_path, empty / "weights.safetensors")
 
 
 def test_a_run_that_goes_on_does_not_begin_again(data, before, tmp_path):
