@@ -1,13 +1,11 @@
-"""The picture of a claim: training curves of its arms, and what came out for each seed."""
-from statistics import mean
+"""The picture of a claim: left its training curves, right what came out for each seed; `RIGHT` says how each kind is drawn."""
+import textwrap
+from statistics import mean, stdev
 
-COLOURS = ("#08519c", "#d95f02", "#1b9e77", "#7570b3", "#e7298a")
-RESULTS = {  # kind: (what is drawn of a run, the axis' name)
-    "rates": (lambda run: run.get("epochs_to_level"), "epochs to 25 % training error"),
-    "moved": (lambda run: run.get("moved"), "steps until the loss moves"),
-    "training": (lambda run: run["on_training_images"]["top1_error"] if "errors" in run else None,
-                 "top-1 error on the training images, centre view (%)"),
-}
+from .claim_curves import FAINT, draw_curves
+from .claim_list import LEVEL
+
+COLOURS = ("#08519c", "#d95f02", "#1b9e77", "#7570b3", "#e7298a", "#a6761d", "#555555")
 
 
 def averaged(errors):
@@ -16,59 +14,186 @@ def averaged(errors):
 
 
 def draw_claim(record, path):
-    """Write the picture of a record: left the training loss, a thick line an arm and a thin one a seed; right a point a seed."""
-    # Imported late: it takes a second. The object interface draws without a display and without global state.
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
-    curves, results = figure.subplots(1, 2)
-    value, name = RESULTS.get(record["kind"], (_error, "top-1 error (%), average over views"))
-    arms = [arm["name"] for arm in record["arms"]]
-    points = {}
-    for number, arm in enumerate(arms):
-        colour = COLOURS[number % len(COLOURS)]
-        runs = [run for run in record["runs"] if run["arm"] == arm and "curve" in run]
-        for run in runs:
-            curves.plot(run["curve"]["steps"], run["curve"]["loss"], color=colour, linewidth=0.6, alpha=0.5)
-        same = [run["curve"] for run in runs if run["curve"]["steps"] == runs[0]["curve"]["steps"]]
-        if same:
-            means = [mean(losses) for losses in zip(*(curve["loss"] for curve in same))]
-            curves.plot(same[0]["steps"], means, color=colour, linewidth=2, label=arm)
-        points[arm] = {run["seed"]: value(run) for run in runs if value(run) is not None}
-        results.plot([number] * len(points[arm]), list(points[arm].values()), "o", color=colour)
-    if record["kind"] == "views":
-        _pair_of_views(record, results)
-        name, arms = "top-1 error (%)", ["centre view", "average over views"]
-    else:
-        for seed in sorted({seed for of_arm in points.values() for seed in of_arm}):  # the same seed is joined: pairs
-            line = [(number, points[arm][seed]) for number, arm in enumerate(arms) if seed in points[arm]]
-            results.plot(*zip(*line), color="#999999", linewidth=0.7, zorder=0)
-    for ensemble in record["ensembles"]:
-        results.axhline(ensemble["errors"][averaged(ensemble["errors"])]["top1_error"], color="black", linestyle="--",
-                        label=f"average of {len(ensemble['members'])}")
-    if record["ensembles"]:
-        results.legend(frameon=False)
-    curves.set(xlabel="step", ylabel="training loss (nats)", ylim=(0, None))
-    if curves.get_legend_handles_labels()[0]:
-        curves.legend(frameon=False)
-    results.set_xticks(range(len(arms)), [arm.replace("_", " ") for arm in arms], rotation=20 if len(arms) > 2 else 0)
-    results.set(ylabel=name, xlim=(-0.5, len(arms) - 0.5))
-    curves.xaxis.set_major_locator(MaxNLocator(integer=True))
-    for axes in (curves, results):
-        axes.grid(alpha=0.3)
-    figure.suptitle(f"{record['claim']}: {record['data'][0]['description']}"[:130], fontsize=9)
-    figure.savefig(path, dpi=80)
+    """Write the picture of a record; returns the path."""
+    figure_of(record).savefig(path, dpi=100)
     return path
 
 
-def _error(run):
-    return run["errors"][averaged(run["errors"])]["top1_error"] if "errors" in run else None
+def figure_of(record):
+    """The picture of a record as a matplotlib Figure."""
+    # Imported late: it takes a second. The object interface draws without a display and without global state.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    colours = {arm["name"]: COLOURS[number % len(COLOURS)] for number, arm in enumerate(record["arms"])}
+    draw_curves(left, record, colours)
+    compared = [arm["name"] for arm in record["arms"] if not arm["larger"]]  # errors on other classes compare with nothing
+    RIGHT.get(record["kind"], _errors)(right, record, {arm: colours[arm] for arm in compared})
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        if not axes.lines:
+            axes.set(xticks=[], yticks=[])
+            axes.text(0.5, 0.5, "no run came to a result", ha="center", transform=axes.transAxes)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(frameon=False, fontsize=8)
+    length = f"{record['steps']:,} steps" if record["steps"] is not None else f"{record['epochs']} epochs"
+    title = f"{record['claim']}, {length}: {record['data'][0]['description']}"
+    title = title.encode(errors="backslashreplace").decode()  # a folder's name may be no text
+    figure.suptitle("\n".join(textwrap.wrap(title, 140, max_lines=2, placeholder=" ...")), fontsize=9, parse_math=False)
+    return figure
 
 
-def _pair_of_views(record, axes):
-    axes.clear()
-    for run in record["runs"]:
-        if "errors" in run:
-            pair = [run["errors"][name]["top1_error"] for name in ("centre view", averaged(run["errors"]))]
-            axes.plot([0, 1], pair, "o-", color=COLOURS[0], linewidth=0.7)
+def _errors(axes, record, colours, paired=True):
+    axes.set_ylabel("top-1 error, average over views (%)")
+    measured = {arm: {run["seed"]: run["errors"][averaged(run["errors"])]["top1_error"] for run in _ended(record, arm)}
+                for arm in colours}
+    _columns(axes, record, colours, measured, paired, joined_means=record["kind"] == "cumulative")
+
+
+def _training(axes, record, colours):
+    axes.set_ylabel("top-1 error on the training images, centre view (%)")
+    _columns(axes, record, colours, {arm: {run["seed"]: run["on_training_images"]["top1_error"] for run in _ended(record, arm)
+                                           if "on_training_images" in run} for arm in colours})
+
+
+def _views(axes, record, colours):
+    arm, colour = next(iter(colours.items()))
+    runs = _ended(record, arm)
+    name = averaged(runs[0]["errors"]) if runs else "average over views"
+    measured = {view: {run["seed"]: run["errors"][view]["top1_error"] for run in runs} for view in ("centre view", name)}
+    axes.set_ylabel("top-1 error (%)")
+    _columns(axes, record, dict.fromkeys(measured, colour), measured)
+
+
+def _rates(axes, record, colours):
+    axes.set_ylabel(f"epochs to {LEVEL:g} % training error")
+    _times(axes, record, colours, lambda run: run.get("epochs_to_level"), lambda run: run["steps"] / run["steps_per_epoch"], 1)
+
+
+def _moved(axes, record, colours):
+    axes.set_ylabel("steps until the loss moves")
+    _times(axes, record, colours, lambda run: run.get("moved"), lambda run: run["steps"], 5)
+
+
+def _times(axes, record, colours, reached, length, ratio):
+    """Columns of times; open points at the end of runs that did not come to it. A log axis for a ratio of `ratio`."""
+    ended = [run for run in record["runs"] if run["steps"] and "diverged" not in run]
+    runs = {arm: [run for run in ended if run["arm"] == arm] for arm in colours}
+    found = {arm: {run["seed"]: reached(run) for run in runs[arm] if reached(run) is not None} for arm in colours}
+    never = [(number, length(run), arm) for number, arm in enumerate(colours) for run in runs[arm] if reached(run) is None]
+    _columns(axes, record, colours, found)
+    for number, value, arm in never:
+        axes.plot([number], [value], "o", color=colours[arm], markerfacecolor="white")
+    if never:
+        axes.plot([], [], "ko", markerfacecolor="white", label="not within the run")
+    times = [*(value for values in found.values() for value in values.values()), *(value for _, value, _ in never)]
+    if times and max(times) >= ratio * min(times):
+        _logarithmic(axes, times)
+
+
+def _logarithmic(axes, values):
+    """A log axis whose numbers are written out, with ends so far apart that there are some."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    axes.set_yscale("log")
+    axes.set_ylim(min(values) / 1.6, max(values) * 1.6)
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _columns(axes, record, colours, measured, paired=True, joined_means=False):
+    """A column a name of `measured`, {name: {seed: value}}: a point a seed, and beside them mean ± sd where they are several.
+
+    paired: the same seed is joined by a line. Under a column is how many values it has.
+    """
+    labels, middle = [], []
+    for number, (name, values) in enumerate(measured.items()):
+        for value in values.values():
+            axes.plot([number], [value], "o", color=colours[name])
+        if values:
+            middle.append((number + (0.15 if len(values) > 1 else 0), mean(values.values())))
+        if len(values) > 1:
+            axes.errorbar(*middle[-1], yerr=stdev(values.values()), color=colours[name], fmt="_", markersize=12, capsize=4)
+        labels.append(f"{name.replace('_', ' ')}\nn = {len(values)}{_lost(record, name)}")
+    for seed in sorted({seed for values in measured.values() for seed in values}) if paired else ():
+        line = [(number, values[seed]) for number, values in enumerate(measured.values()) if seed in values]
+        axes.plot(*zip(*line), color=FAINT, linewidth=0.7, zorder=0)
+    if joined_means and middle:
+        axes.plot(*zip(*middle), color="black", linewidth=1.2, zorder=0, label="means")
+    _name_columns(axes, labels)
+
+
+def _gaps(axes, record, colours):
+    """Each seed's errors on training and validation images, joined by the gap."""
+    labels = []
+    for number, (arm, colour) in enumerate(colours.items()):
+        runs = [run for run in _ended(record, arm) if "on_training_images" in run]
+        pairs = [(run["on_training_images"]["top1_error"], run["errors"]["centre view"]["top1_error"]) for run in runs]
+        gaps = [validation - training for training, validation in pairs]
+        for index, (training, validation) in enumerate(pairs):
+            x = number + 0.6 * ((index + 0.5) / len(pairs) - 0.5)  # side by side
+            axes.plot([x, x], [training, validation], color=colour, linewidth=2)
+            axes.plot([x], [training], "o", color=colour, markerfacecolor="white")
+            axes.plot([x], [validation], "o", color=colour)
+            _beside(axes, f"{validation - training:.1f}", x, (training + validation) / 2, len(pairs) * len(colours))
+        told = f"gap {mean(gaps):.1f}{f' ± {stdev(gaps):.1f}' if len(gaps) > 1 else ''}\n" if gaps else ""
+        labels.append(f"{arm.replace('_', ' ')}\n{told}n = {len(gaps)}{_lost(record, arm)}")
+    if axes.lines:
+        axes.plot([], [], "ko", label="validation images")
+        axes.plot([], [], "ko", markerfacecolor="white", label="training images, network in test mode")
+    _name_columns(axes, labels)
+    axes.set_ylabel("top-1 error, centre view (%)")
+
+
+def _towers(axes, record, colours):
+    """Each seed's two shares of chroma, and how seldom a random split of the kernels is as far apart."""
+    runs = [run for run in record["runs"] if run["arm"] in colours and "chroma" in run]
+    for number, run in enumerate(runs):
+        axes.plot([number] * 2, run["chroma"], color=FAINT, zorder=0)
+        _beside(axes, f"p = {run['random_split_p']:.2g}", number, mean(run["chroma"]), len(runs))
+    for tower, colour in zip((0, 1), COLOURS) if runs else ():
+        axes.plot(range(len(runs)), [run["chroma"][tower] for run in runs], "o", color=colour, label=f"tower {'ab'[tower]}")
+    _name_columns(axes, [f"seed {run['seed']}" for run in runs])
+    axes.set(ylabel="share of chroma in the first layer's energy", ylim=(0, 1))
+
+
+def _ensembles(axes, record, colours):
+    """The networks that are averaged as points, their averages as lines; all networks where none were averaged."""
+    members = {member for ensemble in record["ensembles"] for member in ensemble["members"]}
+    shown = [run for run in record["runs"] if run["directory"] in members or not members]
+    _errors(axes, record | {"runs": shown}, colours, paired=False)
+    for part in (part for ensemble in record["ensembles"] for part in (ensemble.get("five"), ensemble) if part):
+        size = len(part["members"])
+        for key, colour, what in (("errors", "black", ""), ("weighted", COLOURS[4], ", weighted")):
+            label = f"average of {size}{what}"
+            axes.axhline(part[key][averaged(part[key])]["top1_error"], color=colour, linestyle="--" if size <= 5 else "-",
+                         label=None if label in axes.get_legend_handles_labels()[1] else label)
+
+
+RIGHT = {"views": _views, "overfitting": _gaps, "dropout": _gaps, "training": _training, "rates": _rates, "moved": _moved,
+         "towers": _towers, "ensemble": _ensembles}  # all others: the errors of each arm
+
+
+def _ended(record, arm):
+    return [run for run in record["runs"] if run["arm"] == arm and "errors" in run]
+
+
+def _beside(axes, text, x, y, columns):
+    """Text at the right of a vertical line, one of `columns`; upright or not at all where there is no room."""
+    if columns <= 20:
+        axes.annotate(text, (x, y), (3, 0), textcoords="offset points", va="center", fontsize=8 if columns <= 6 else 6,
+                      rotation=0 if columns <= 6 else 90)
+
+
+def _lost(record, arm):
+    count = sum("diverged" in run for run in record["runs"] if run["arm"] == arm)
+    return f", {count} diverged" if count else ""
+
+
+def _name_columns(axes, labels):
+    many = len(labels) > 3
+    axes.set_xticks(range(len(labels)), labels, fontsize=8, rotation=30 if many else 0, ha="right" if many else "center",
+                    rotation_mode="anchor" if many else "default")
+    axes.set_xlim(-0.5, max(len(labels), 1) - 0.5)
