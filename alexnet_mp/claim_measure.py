@@ -1,5 +1,6 @@
 """What is measured of a claim's runs: tests, curve, what the claim asks for; and the average of several networks."""
 import json
+from contextlib import closing
 from dataclasses import asdict
 
 import torch
@@ -14,6 +15,7 @@ from .dataset import open_dataset
 from .evaluate import both_protocols, evaluate, load_run, log_probabilities
 from .loader import centre_view
 from .metrics import read_metrics
+from .network import TwoTowerAlexNet
 from .pipelines import make_pipeline
 from .run_directory import read_run
 
@@ -45,6 +47,8 @@ def measure(run, options, tested=True):
         return entry | {"diverged": json.loads((run.directory / "non_finite.json").read_text())["step"]}
     if not tested:
         return entry
+    if run.kind == "moved":
+        entry["signal"] = signal_at_start(run, options)
     entry["errors"] = tested_by_run(run) or test_run(run, options, "val", both_protocols(run.recipe))
     if run.kind in ON_TRAINING_IMAGES:
         entry["on_training_images"] = test_run(run, options, "train", {"centre view": centre_view(run.recipe)})["centre view"]
@@ -68,6 +72,23 @@ def test_run(run, options, split, protocols):
         noted[key] = {name: asdict(error) for name, error in errors.items()}
         note(run, tests=noted)
     return noted[key]
+
+
+def signal_at_start(run, options):
+    """How much each layer's outputs differ from picture to picture before any training, which is all that can be learnt from.
+
+    {layer: standard deviation between the pictures of a batch, root mean square over tower a's outputs}; validation images, centre view.
+    """
+    trained, pipeline = _network_of(run, options, "val")
+    network = TwoTowerAlexNet(run.recipe, trained.exchange.devices, trained.classes, trained.kernels).eval()  # as it began
+    found = {}
+    for layer, module in network.towers[0].named_children():
+        module.register_forward_hook(
+            lambda module, inputs, output, layer=layer: found.update({layer: output.float().var(0).mean().sqrt().item()}))
+    with closing(pipeline.views("val", run.recipe.batch_size, centre_view(run.recipe))) as batches, torch.inference_mode():
+        (towers,), _ = next(iter(batches))
+        network(*towers)
+    return found
 
 
 def average(members, options):

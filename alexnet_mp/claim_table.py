@@ -195,7 +195,12 @@ def _moved(record, arm):
         return None
     steps = [f"at step {run['moved']:,}" if run["moved"] is not None else f"not within {_count(run['steps'], 'step')}"
              for run in runs]
-    return f"{_words(arm)}: the loss moves {', '.join(steps)}, n = {len(runs)}"
+    signals = [run["signal"] for run in runs if "signal" in run]
+    reason = ""
+    if signals:  # why: the last layer's gradient has no more of the picture in it than its outputs
+        first, last = (mean(list(signal.values())[place] for signal in signals) for place in (0, -1))
+        reason = f"; before training the logits differ from picture to picture by {last:.2g} (conv1's outputs by {first:.2g})"
+    return f"{_words(arm)}: the loss moves {', '.join(steps)}, n = {len(runs)}{reason}"
 
 
 def _when_moved(record, reference, arm):

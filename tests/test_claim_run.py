@@ -279,6 +279,16 @@ def test_a_run_ends_when_its_training_error_is_at_the_level(data, tmp_path, monk
         without_times(record))
 
 
+def test_the_signal_before_training_is_that_of_the_initial_weights(data, out):
+    """Three times the deviation in conv3 to conv5: biases and ReLUs bend it, but where nothing is added it is three times as much."""
+    record = run("init", data, out, "--seeds", "1")
+    source, literal = (next(entry["signal"] for entry in record["runs"] if entry["arm"] == arm)
+                       for arm in ("source_init", "literal_init"))
+    assert list(source) == [f"conv{number}" for number in range(1, 6)] + ["fc6", "fc7", "fc8"]
+    assert source["conv2"] == literal["conv2"] > 0 and source["conv3"] == pytest.approx(3 * literal["conv3"], rel=0.02)
+    assert source["fc8"] > 5 * literal["fc8"] > 0
+
+
 def test_seven_networks_are_five_and_two_pretrained(data, out):
     record = run("ensemble7", data, out, "--seeds", "1")
     ensemble, = record["ensembles"]

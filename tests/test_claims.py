@@ -315,6 +315,9 @@ def test_when_the_loss_moves():
     runs = {("source", seed): {"moved": 20 + seed, "errors": same} for seed in range(3)} | {
         ("literal", seed): {"moved": moved, "errors": same} for seed, moved in enumerate((120, None, 132))}
     source, literal, difference, _ = findings(record_of("moved", ["source", "literal"], runs))
+    runs["source", 1]["signal"], runs["source", 2]["signal"] = {"conv1": 2.0, "fc8": 0.01}, {"conv1": 4.0, "fc8": 0.03}
+    assert findings(record_of("moved", ["source", "literal"], runs))[0].endswith(
+        "n = 3; before training the logits differ from picture to picture by 0.02 (conv1's outputs by 3)")
     assert source == "source: the loss moves at step 20, at step 21, at step 22, n = 3"
     assert literal == "literal: the loss moves at step 120, not within 100 steps, at step 132, n = 3"
     assert difference.startswith("literal +105 ± 7 steps against source, of the seeds where both move, n = 2")
