@@ -161,13 +161,8 @@ def last_step(run):
 
 def operations(run):
     """Multiplications and additions of one image's forward pass, all towers."""
-    total = 0
-    for size in geometry.sizes(run.recipe, len(data_of(run).classes)):
-        _, height, width = size.computed
-        towers = 1 if size.layer.towers == "first" else run.recipe.towers
-        weights = size.parameters - size.computed[0]
-        total += towers * (weights if size.layer.kind == "local" else weights * height * width)
-    return total
+    return sum((1 if size.layer.towers == "first" else run.recipe.towers) * size.products
+               for size in geometry.sizes(run.recipe, len(data_of(run).classes)))
 
 
 def work_of_steps(run, first, last):
