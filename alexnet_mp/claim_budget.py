@@ -1,12 +1,15 @@
 """How long a claim will take, from how long runs took: `claims run all --budget 2h` starts nothing that it can't finish."""
 import math
+import shutil
 import time
 
 from .claim_list import GRID
-from .claim_plan import last_step, make_run, operations, search_run, work_of_tests, work_of_steps, turns
+from .claim_measure import key_of_test
+from .claim_plan import last_step, make_run, more_tests, operations, search_run, turns, work_of_steps, work_of_test, work_of_tests
 from .claim_run import search
-from .claim_train import reached, read_notes, status, train_run
+from .claim_train import first_gpu, reached, read_notes, status, train_run
 from .console import say
+from .devices import device_name, resolve
 from .metrics import read_metrics
 
 CALIBRATION_STEPS = 4
@@ -28,23 +31,29 @@ class Forecast:
         return self.end - time.monotonic()
 
     def learn(self, run):
-        """Take in how long a run took, as far as it was trained."""
-        notes = read_notes(run)
-        if notes.get("seconds") and notes.get("work") and status(run) == "done":
+        """Take in how long a run took that ended, if it was on these devices."""
+        notes, towers = read_notes(run), run.recipe.towers
+        here = [device_name(device) for device in resolve(first_gpu(self.options.gpus, towers), towers)]
+        if notes["seconds"] > 0 and notes["work"] > 0 and notes["devices"] == here and status(run) == "done":
             self.pace[run.preset] = notes["seconds"] / notes["work"]
 
     def calibrate(self, run):
         """Let a few steps tell the pace of a preset of which no run is known."""
         say(f"-- {CALIBRATION_STEPS} steps of {run.preset}, to see how fast this machine is")
         trial = make_run(run.kind, "calibration", run.preset, run.recipe, run.data, self.options, steps=CALIBRATION_STEPS)
+        shutil.rmtree(trial.directory, ignore_errors=True)  # of another day: the machine may be another
         train_run(trial, self.options)
         rates = sorted(line["images_per_second"] for line in read_metrics(trial.directory) if line["kind"] == "train")
         self.pace[run.preset] = MARGIN / (3 * rates[len(rates) // 2] * operations(run))
 
     def seconds(self, run):
         """What is still to be done of a run, in seconds, at most; `learn` or `calibrate` has to know its preset."""
-        if status(run) in ("done", "diverged"):
-            return 0.0
+        match status(run):
+            case "diverged":
+                return 0.0
+            case "done":  # but for tests that its claim asks for
+                owed = [test for test in more_tests(run) if key_of_test(run, *test) not in read_notes(run)["tests"]]
+                return sum(work_of_test(run, *test) for test in owed) * self.pace.get(run.preset, 0.0)
         return (work_of_steps(run, reached(run), last_step(run)) + work_of_tests(run)) * self.pace[run.preset]
 
     def total(self, runs):

@@ -1,5 +1,6 @@
 """What is measured of a claim's runs: tests, curve, what the claim asks for; and the average of several networks."""
 import json
+import time
 from contextlib import closing
 from dataclasses import asdict
 
@@ -8,7 +9,7 @@ import torch
 from . import averaging, checkpoint, claim_statistics
 from .answers import answers
 from .claim_pictures import averaged
-from .claim_plan import ON_TRAINING_IMAGES, data_of, has_labelled_test, steps_per_epoch
+from .claim_plan import data_of, more_tests, opened, steps_per_epoch, work_of_test
 from .claim_train import first_gpu, note, reached, read_notes, status, tested_by_run
 from .console import progress
 from .dataset import open_dataset
@@ -28,9 +29,10 @@ def measure(run, options, tested=True):
     lines = [line for line in read_metrics(run.directory) if line["kind"] == "train" and (diverged or line["step"] <= end)]
     losses, errors = [line["loss"] for line in lines], [line["top1_error"] for line in lines]
     entry = {"arm": run.arm, "seed": run.seed, "directory": str(run.directory), "steps": len(lines), "steps_per_epoch": per_epoch,
-             "seconds": round(read_notes(run).get("seconds", 0), 1), "images_per_second": _rate(lines),
+             "seconds": round(read_notes(run)["seconds"], 1), "images_per_second": _rate(lines),
              "commits": [*dict.fromkeys([*(entry["commit_before"] for entry in made.get("resumed", [])), made["commit"]])],
-             "devices": [device["name"] for device in made["devices"]], "kernels": made["kernels"]}
+             "devices": [device["name"] for device in made["devices"]], "kernels": made["kernels"], "pipeline": made["pipeline"],
+             "command": made["command"]}
     if lines:
         last = slice(-min(per_epoch, len(lines)), None)
         entry["train"] = {"loss": _mean(losses[last]), "top1_error": _mean(errors[last])}  # with dropout and augmentation
@@ -50,10 +52,12 @@ def measure(run, options, tested=True):
     if run.kind == "moved":
         entry["signal"] = signal_at_start(run, options)
     entry["errors"] = tested_by_run(run) or test_run(run, options, "val", both_protocols(run.recipe))
-    if run.kind in ON_TRAINING_IMAGES:
-        entry["on_training_images"] = test_run(run, options, "train", {"centre view": centre_view(run.recipe)})["centre view"]
-    if run.kind == "errors" and has_labelled_test(run.data, run.recipe.stored_size):
-        entry["on_test_images"] = test_run(run, options, "test", both_protocols(run.recipe))
+    for split, protocols in more_tests(run):
+        errors = test_run(run, options, split, protocols)
+        if split == "train":
+            entry["on_training_images"] = errors["centre view"]
+        else:
+            entry["on_test_images"] = errors
     if run.kind == "towers" and run.recipe.towers == 2:
         kernels = checkpoint.newest_weights(run.directory)[1][f"{run.recipe.layers[0].name}.weight"].numpy()
         entry["chroma"] = claim_statistics.chroma_shares(kernels, 2)
@@ -62,16 +66,23 @@ def measure(run, options, tested=True):
 
 
 def test_run(run, options, split, protocols):
-    """{protocol: errors} of a finished run on one of its splits; kept beside the run."""
-    noted = read_notes(run).get("tests", {})
-    key = f"{split}, {', '.join(protocols)}, step {reached(run)}"
-    if key not in noted:
+    """{protocol: errors} of a finished run on one of its splits; kept beside the run, with what they are of."""
+    notes, key = read_notes(run), key_of_test(run, split, protocols)
+    if key not in notes["tests"]:
+        start = time.monotonic()
         network, pipeline = _network_of(run, options, split)
         with progress(f"testing {run.directory.name} on {split}", len(pipeline.dataset.splits[split])) as advance:
             errors = evaluate(network, pipeline, split, protocols, run.recipe.batch_size, advance)
-        noted[key] = {name: asdict(error) for name, error in errors.items()}
-        note(run, tests=noted)
-    return noted[key]
+        notes["tests"][key] = {name: asdict(error) for name, error in errors.items()}
+        note(run, tests=notes["tests"], seconds=notes["seconds"] + time.monotonic() - start,
+             work=notes["work"] + work_of_test(run, split, protocols))
+    return notes["tests"][key]
+
+
+def key_of_test(run, split, protocols):
+    """What a test is of: other images or another checkpoint make it another one."""
+    images = opened(run.data, run.recipe.stored_size, split).fingerprint
+    return f"{split} {images[:16]}, {', '.join(protocols)}, step {reached(run)}"
 
 
 def signal_at_start(run, options):

@@ -68,7 +68,7 @@ def _views(axes, record, colours):
 
 def _rates(axes, record, colours):
     axes.set_ylabel(f"epochs to {LEVEL:g} % training error")
-    _times(axes, record, colours, lambda run: run.get("epochs_to_level"), lambda run: run["steps"] / run["steps_per_epoch"], 1)
+    _times(axes, record, colours, lambda run: run.get("epochs_to_level"), lambda run: run["steps"] / run["steps_per_epoch"], 1.5)
 
 
 def _moved(axes, record, colours):

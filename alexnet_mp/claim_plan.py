@@ -19,6 +19,7 @@ from .claim_subset import every_second_class
 from .dataset import open_dataset
 from .errors import UserError
 from .evaluate import both_protocols
+from .loader import centre_view
 from .presets import PRESETS
 
 SEARCH_SEED = 1000  # of the search for a learning rate: none that the comparison uses
@@ -60,9 +61,10 @@ def arm_recipe(arm, options):
     return preset, recipe
 
 
-@lru_cache(maxsize=8)
-def opened(data, stored_size):
-    return open_dataset(data, stored_size)
+@lru_cache(maxsize=16)
+def opened(data, stored_size, *splits):
+    """A data set with its training and validation images, or with the splits that are named."""
+    return open_dataset(data, stored_size, splits or ("train", "val"))
 
 
 def data_of(run):
@@ -70,11 +72,10 @@ def data_of(run):
     return opened(run.data, run.recipe.stored_size)
 
 
-@lru_cache(maxsize=8)
 def has_labelled_test(data, stored_size):
     """Whether a data set has test images whose classes are known: headline figures are of those."""
     try:
-        test = open_dataset(data, stored_size, ("test",)).splits["test"]
+        test = opened(data, stored_size, "test").splits["test"]
     except UserError:
         return False
     return bool((np.asarray(test.labels) >= 0).all())
@@ -82,7 +83,7 @@ def has_labelled_test(data, stored_size):
 
 def runs_of_seed(kind, arms, options, seed):
     """The runs of all arms with one seed, in the order in which they are trained."""
-    made, base = {}, arm_recipe(BASE, options)[1]
+    made, base = {}, None if all(arm.preset for arm in arms) else arm_recipe(BASE, options)[1]
     for arm in arms:
         preset, recipe = arm_recipe(arm, options)
         init = made[arm.init].directory if arm.init else None
@@ -174,11 +175,26 @@ def work_of_steps(run, first, last):
 
 def work_of_tests(run):
     """Multiplications and additions of the tests of a run: by itself, and what its claim asks for."""
-    dataset = data_of(run)
-    views = len({view for protocol in both_protocols(run.recipe).values() for view in protocol})
-    images = views * len(dataset.splits["val"]) * (2 if run.kind == "ensemble" else 1)  # a member is tested alone and in the average
+    images = number_of_views(run) * len(data_of(run).splits["val"])
+    return operations(run) * images * (2 if run.kind == "ensemble" else 1) + sum(  # a member is tested alone and in the average
+        work_of_test(run, split, protocols) for split, protocols in more_tests(run))
+
+
+def work_of_test(run, split, protocols):
+    """Of one test on a split."""
+    return operations(run) * number_of_views(run, protocols) * len(opened(run.data, run.recipe.stored_size, split).splits[split])
+
+
+def number_of_views(run, protocols=None):
+    """Of each image, by default of the run's own test."""
+    return len({view for protocol in (protocols or both_protocols(run.recipe)).values() for view in protocol})
+
+
+def more_tests(run):
+    """[(split, protocols)] of the tests that a claim asks for beside the run's own."""
+    tests = []
     if run.kind in ON_TRAINING_IMAGES:
-        images += len(dataset.splits["train"])
+        tests.append(("train", {"centre view": centre_view(run.recipe)}))
     if run.kind == "errors" and has_labelled_test(run.data, run.recipe.stored_size):
-        images += views * len(open_dataset(run.data, run.recipe.stored_size, ("test",)).splits["test"])
-    return operations(run) * images
+        tests.append(("test", both_protocols(run.recipe)))
+    return tests

@@ -6,6 +6,7 @@ record holds no run's whole history: errors, the means of its last epoch, sixty 
 import hashlib
 import json
 import platform
+import re
 from pathlib import Path
 
 from . import files
@@ -17,7 +18,7 @@ from .run_directory import PACKAGES, package_version, source_commit
 SOURCE = Path(__file__).resolve().parent.parent
 RECORDS = (SOURCE if (SOURCE / "pyproject.toml").exists() else Path()) / "claims" / "records"  # those of a checkout, where this is one
 FORMAT = 1
-FIELDS = {"claim", "kind", "date", "command", "data", "base", "set", "epochs", "steps", "search_epochs", "arms", "runs", "search", "rates",
+FIELDS = {"claim", "kind", "date", "command", "note", "reported_on", "data", "base", "set", "epochs", "steps", "search_epochs", "arms", "runs", "search", "rates",
           "ensembles"}
 
 
@@ -36,15 +37,24 @@ def differences(before, after):
 
 
 def machine(gpus):
-    """Where a record was made: devices, versions, commit."""
+    """Where a record is made; its runs say themselves where they were trained."""
     names = dict.fromkeys(device_name(device) for device in resolve(gpus, 2))
     packages = {name: package_version(name) for name in PACKAGES}
     return {"devices": list(names), "python": platform.python_version(), "packages": packages, "commit": source_commit()}
 
 
+def devices_of(record):
+    """The names of all devices that the record's runs were trained on, in order."""
+    return list(dict.fromkeys(device for run in record["runs"] for device in run["devices"]))
+
+
 def path_of(record, folder):
-    """The file of a record: the same claim on the same data and devices with the same recipes and settings has the same one."""
-    what = [record[name] for name in ("base", "set", "epochs", "steps", "search_epochs", "devices")]
+    """The file of a record: the same claim with the same recipes, on the same data and the same kind of device, has the same one.
+
+    However it was asked for, and with however many threads.
+    """
+    devices = {re.sub(", [0-9]+ threads?$", "", name) for name in devices_of(record)}
+    what = [record["epochs"], record["steps"], record["search_epochs"], sorted(devices)]
     what += [data["fingerprint"] for data in record["data"]] + [arm["digest"] for arm in record["arms"]]
     return Path(folder) / f"{record['claim']}-{hashlib.sha256(json.dumps(what).encode()).hexdigest()[:8]}.json"
 
@@ -52,12 +62,12 @@ def path_of(record, folder):
 def write_record(record, folder):
     """Write a record and its picture, the same name with .png. Returns (its path, whether it was written). One line a run.
 
-    A record of more runs that is there already stays: it says more, and has these runs too.
+    A record that is there already and has all these runs, and more, stays.
     """
     path = path_of(record, folder)
     path.parent.mkdir(parents=True, exist_ok=True)
     before = _read(path)
-    if before and len(before["runs"]) > len(record["runs"]):
+    if before and _runs(before) > _runs(record):
         return path, False
     lines = []
     for name, value in record.items():
@@ -69,6 +79,10 @@ def write_record(record, folder):
     files.replace(path, ("{\n" + ",\n".join(lines) + "\n}\n").encode())
     draw_claim(record, path.with_suffix(".png"))
     return path, True
+
+
+def _runs(record):
+    return {(run["arm"], run["seed"], Path(run["directory"]).name, *run["commits"]) for run in record["runs"]}
 
 
 def read_records(folder):

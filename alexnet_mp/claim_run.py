@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .claim_list import FACTORS, GRID
 from .claim_measure import average, measure
-from .claim_plan import arm_recipe, base_of, data_for, digest_of, opened, search_run, turns
+from .claim_plan import arm_recipe, base_of, data_for, digest_of, has_labelled_test, opened, search_run, turns
 from .claim_record import FORMAT, differences, machine, write_record
 from .claim_train import status, train_run
 from .console import say
@@ -93,9 +93,21 @@ def search(arm, options):
 
 # --- its record
 
+def _refuse_nothing(claim, arms):
+    """Raise UserError where two arms are the same network, or the claim has no meaning for this one."""
+    seen = {}
+    for arm, _, recipe in arms:
+        same = seen.setdefault((recipe, arm.init, arm.larger), arm.name)
+        if same != arm.name:
+            raise UserError(f"{claim.id}: {arm.name} changes nothing of this network, it is the same as {same}; there is nothing to compare")
+    if claim.kind == "towers" and arms[0][2].towers == 1:
+        raise UserError(f"{claim.id}: this network has one tower, so there is nothing to compare")
+
+
 def new_record(claim, options):
     """A record without runs: what was asked for, with what, and how its arms differ."""
     arms = [(arm, *arm_recipe(arm, options)) for arm in claim.arms]
+    _refuse_nothing(claim, arms)
     first, sets = arms[0][2], {}
     for arm, _, recipe in arms:
         data = data_for(arm, claim.arms, options, recipe)
@@ -103,11 +115,14 @@ def new_record(claim, options):
         sets[dataset.fingerprint] = {
             "description": dataset.description.replace(data, Path(data).name), "fingerprint": dataset.fingerprint,
             "classes": len(dataset.classes), "images": {name: len(split) for name, split in dataset.splits.items()}}
+        if claim.kind == "errors" and has_labelled_test(data, recipe.stored_size):
+            tested = opened(data, recipe.stored_size, "test")
+            sets[dataset.fingerprint] |= {"test_images": len(tested.splits["test"]), "test_fingerprint": tested.fingerprint}
     return {
         "format": FORMAT, "claim": claim.id, "kind": claim.kind,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": shlex.join(["python", "-m", "alexnet_mp.claims", *options.typed]),
-        **machine(options.gpus),
+        "note": options.note, "reported_on": machine(options.gpus),
         "data": list(sets.values()), "base": base_of(options), "set": list(options.set), "epochs": first.epochs,
         "steps": options.steps, "search_epochs": options.search_epochs,
         "arms": [{"name": arm.name, "what": arm.what, "preset": preset, "init": arm.init, "larger": arm.larger,

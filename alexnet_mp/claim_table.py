@@ -10,7 +10,7 @@ from statistics import mean, stdev
 
 from .claim_list import CLAIMS, LEVEL
 from .claim_pictures import averaged
-from .claim_record import RECORDS, read_records
+from .claim_record import RECORDS, devices_of, read_records
 from .claim_statistics import paired, step_of_loss
 from .console import say
 
@@ -62,7 +62,9 @@ def setting(record):
     bases = ", ".join(dict.fromkeys(arm["preset"] for arm in record["arms"]))
     length = _count(record["steps"], "step") if record["steps"] is not None else _count(record["epochs"], "epoch")
     changed = f" with {', '.join(f'`{text}`' for text in record['set'])}" if record["set"] else ""
-    return f"{data}; `{bases}`{changed}, {length}, {' and '.join(record['devices'])}, {record['date'][:10]}"
+    note = f" ({record['note']})" if record["note"] else ""
+    where = " and ".join(devices_of(record)) or "nowhere yet"
+    return f"{data}{note}; `{bases}`{changed}, {length}, {where}, {record['date'][:10]}"
 
 
 # --- one sentence each
@@ -135,8 +137,8 @@ def _iterations(record, slow, fast):
         ratios.append(step_of_loss(a["curve"], levels[-1]) / step_of_loss(b["curve"], levels[-1]))
     if not ratios:
         return None
-    return (f"{_words(slow)} takes {_spread(ratios)} times the steps of {_words(fast)} to the same training loss, "
-            f"{_spread(levels)}, the lowest that both come to, n = {len(ratios)}")
+    return (f"{_words(slow)} takes {_spread(ratios)} times the steps of {_words(fast)} to the same training loss (as it is in training, "
+            f"with dropout where there is any), {_spread(levels)}, the lowest that both curves come to, n = {len(ratios)}")
 
 
 def _training(record, reference, arm):
@@ -167,6 +169,7 @@ def _rates(record, arms):
         runs = [run for run in record["runs"] if run["arm"] == arm]
         if not runs:
             return []
+        runs = [run for run in runs if "diverged" not in run]  # they have a sentence of their own
         reached[arm] = {run["seed"]: run["epochs_to_level"] for run in runs if run["epochs_to_level"] is not None}
         factor, tried = record["rates"][arm], [entry["factor"] for entry in record["search"] if entry["arm"] == arm]
         how = f"the best of {', '.join(f'{other:g}' for other in tried)}"
@@ -175,18 +178,34 @@ def _rates(record, arms):
         if factor in (tried[0], tried[-1]):
             how += ", at the edge of what was tried"
         rate = f"at {factor:g} times its learning rate ({how})"
-        missing = len(runs) - len(reached[arm])
+        missing = [run["steps"] / run["steps_per_epoch"] for run in runs if run["epochs_to_level"] is None]
         found.append(f"{_words(arm)} {rate}: {LEVEL:g} % training error "
                      + (f"after {_spread(list(reached[arm].values()))} epochs, n = {len(reached[arm])}" if reached[arm] else "")
                      + (", " if reached[arm] and missing else "")
-                     + (f"not within {record['epochs']} epochs with {missing} of {len(runs)} seeds" if missing else ""))
+                     + (f"not within {min(missing):g} epochs with {len(missing)} of {len(runs)} seeds" if missing else ""))
     fast, slow = arms
-    seeds = sorted(reached[fast].keys() & reached[slow].keys())
-    if seeds:
-        ratios = [reached[slow][seed] / reached[fast][seed] for seed in seeds]
-        test = paired(*([math.log(reached[arm][seed]) for seed in seeds] for arm in arms))
-        found.append(f"ratio {_spread(ratios)}, of the logarithms {_test(test)}")
+    before, after, least, left_out = _in_time(record, fast, slow, "epochs_to_level", lambda run: run["steps"] / run["steps_per_epoch"])
+    if before:
+        ratios = [b / a for a, b in zip(before, after)]
+        test = paired(*([math.log(epochs) for epochs in of_arm] for of_arm in (before, after)))
+        found.append(f"ratio {least}{_spread(ratios)}, of the logarithms {_test(test)}{left_out}")
     return found
+
+
+def _in_time(record, reference, arm, key, length):
+    """(values of the reference, of the arm, "at least " or "", what is left out): when two arms came to something, by seed.
+
+    An arm that never came to it counts with its run's length, so that a difference is a lower bound; leaving it out would hide the
+    strongest evidence. A seed whose reference never came to it says nothing of that kind, and is left out.
+    """
+    a, b = ({run["seed"]: run for run in record["runs"] if run["arm"] == name and "diverged" not in run} for name in (reference, arm))
+    both = sorted(a.keys() & b.keys())
+    seeds = [seed for seed in both if a[seed][key] is not None]
+    after = [length(b[seed]) if b[seed][key] is None else b[seed][key] for seed in seeds]
+    least = "at least " if any(b[seed][key] is None for seed in seeds) else ""
+    lost = len(both) - len(seeds)
+    return ([a[seed][key] for seed in seeds], after, least,
+            f" (without {_count(lost, 'seed')} of which {_words(reference)} did not come to it)" if lost else "")
 
 
 def _moved(record, arm):
@@ -204,15 +223,12 @@ def _moved(record, arm):
 
 
 def _when_moved(record, reference, arm):
-    a, b = ({run["seed"]: run["moved"] for run in record["runs"] if run["arm"] == name and run["moved"] is not None}
-            for name in (reference, arm))
-    seeds = sorted(a.keys() & b.keys())
-    if not seeds:
+    before, after, least, left_out = _in_time(record, reference, arm, "moved", lambda run: run["steps"])
+    if not before:
         return None
-    test = paired([a[seed] for seed in seeds], [b[seed] for seed in seeds])
+    test = paired(before, after)
     steps = _signed(test, 0)
-    return (f"{_words(arm)} {steps} step{'' if steps in ('+1', '-1') else 's'} against {_words(reference)}, of the seeds where "
-            f"both move, {_test(test)}")
+    return (f"{_words(arm)} {least}{steps} step{'' if steps in ('+1', '-1') else 's'} against {_words(reference)}, {_test(test)}{left_out}")
 
 
 def _ensembles(record):

@@ -1,22 +1,25 @@
 """One training run of a claim: it is one of `train.main`, in this process, and goes on where it stopped."""
 import json
-import shlex
 import sys
 import time
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 
 from . import checkpoint, claim_statistics, files, train
 from . import recipe as recipes
-from .claim_plan import last_step, steps_per_epoch, work_of_tests, work_of_steps
+from .answers import Errors
+from .claim_plan import data_of, last_step, number_of_views, operations, steps_per_epoch, work_of_steps
 from .claim_record import differences
 from .console import say
 from .errors import UserError
 from .evaluate import both_protocols
 from .metrics import read_metrics
 from .presets import PRESETS
+from .run_directory import read_run
 
 RESULT = ".result.json"  # beside a run's directory: how long it took, and tests that the run itself did not do
+ERRORS = {field.name: None for field in fields(Errors)}.keys()  # of a test, in their order
 
 
 class Stopped(Exception):
@@ -48,7 +51,7 @@ def epochs_to_level(run):
 def tested_by_run(run):
     """{protocol: errors} of the test at the run's own end, {} where it has not come to it."""
     tests = [line for line in read_metrics(run.directory) if line["kind"] == "test"]
-    tests = {line["protocol"]: {name: line[name] for name in ("top1_error", "top5_error", "loss", "images")} for line in tests}
+    tests = {line["protocol"]: {name: line[name] for name in ERRORS} for line in tests}
     return tests if set(tests) == set(both_protocols(run.recipe)) else {}
 
 
@@ -61,7 +64,7 @@ def train_run(run, options):
         before, epoch = reached(run), steps_per_epoch(run)
         last = last_step(run) if run.level is None else min(last_step(run), (before // epoch + 1) * epoch)
         _train(run, options, before, last)
-        if status(run) == "begun" and reached(run) < last:
+        if status(run) in ("new", "begun") and reached(run) < last:
             raise Stopped
 
 
@@ -79,14 +82,17 @@ def _train(run, options, before, last):
             train.main(arguments)
     except UserError as error:
         if status(run) != "diverged":
+            if str(error).startswith(f"--out {run.directory} is there already"):  # it was not when this began
+                raise UserError(f"{run.directory}: another command began this run meanwhile; when that has ended, this one goes on") from None
             raise
         say(f"{run.directory.name} diverged, which is a result: {error}")
     finally:
-        if run.directory.is_dir():
-            notes = read_notes(run)
-            done = work_of_steps(run, before, reached(run)) + (work_of_tests(run) if tested_by_run(run) else 0)
-            # After a kill there is neither the time nor the work of what was killed: what goes on begins at its checkpoint.
-            note(run, seconds=notes.get("seconds", 0) + time.monotonic() - start, work=notes.get("work", 0) + done)
+        # After a kill there is neither the time nor the work of what was killed: what goes on begins at its checkpoint.
+        if reached(run) > before:
+            notes, views = read_notes(run), number_of_views(run) if tested_by_run(run) else 0
+            done = work_of_steps(run, before, reached(run)) + operations(run) * views * len(data_of(run).splits["val"])
+            note(run, seconds=notes["seconds"] + time.monotonic() - start, work=notes["work"] + done,
+                 devices=[device["name"] for device in read_run(run.directory)["devices"]])
 
 
 def settings(run):
@@ -117,11 +123,24 @@ def _typed(command, arguments):
 
 
 def read_notes(run):
-    """What lies beside a run's directory: {"seconds": ..., "work": ..., "tests": ...}."""
+    """What lies beside a run's directory: {"seconds", "work", "devices", "tests"}; what is damaged counts as nothing."""
     try:
-        return json.loads(Path(f"{run.directory}{RESULT}").read_text())
-    except (FileNotFoundError, ValueError):
-        return {}
+        found = json.loads(Path(f"{run.directory}{RESULT}").read_text())
+    except (OSError, ValueError, RecursionError):
+        found = None
+    found = found if isinstance(found, dict) else {}
+    kinds = {"seconds": (int, float), "work": (int, float), "devices": list, "tests": dict}
+    nothing = {"seconds": 0, "work": 0, "devices": [], "tests": {}}
+    notes = {name: found[name] if isinstance(found.get(name), kind) else nothing[name] for name, kind in kinds.items()}
+    notes["tests"] = {key: errors for key, errors in notes["tests"].items() if _whole(errors)}
+    return notes
+
+
+def _whole(errors):
+    """Whether these are the errors of a test, by protocol."""
+    return isinstance(errors, dict) and all(
+        isinstance(of_one, dict) and of_one.keys() == ERRORS and all(isinstance(value, (int, float)) for value in of_one.values())
+        for of_one in errors.values())
 
 
 def note(run, **values):

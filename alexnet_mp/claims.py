@@ -14,8 +14,10 @@ its picture lie in --records.
 """
 import argparse
 import math
+import os
 import re
 import sys
+from pathlib import Path
 
 import torch
 
@@ -85,7 +87,7 @@ def _run(options):
         return 0
     if record:
         _tell(record)
-    return 0
+    return 0 if record else 1
 
 
 def _run_all(options):
@@ -208,6 +210,10 @@ def _refuse(options):
     if options.seeds is not None and options.seeds > 20:
         raise UserError(f"--seeds {options.seeds}: 20 at most, since the test goes through all 2^seeds patterns of signs")
     _seconds(options.budget)
+    for flag, path in (("--out", Path(options.out)), ("--records", Path(options.records))):
+        there = next(folder for folder in (path, *path.absolute().parents) if os.path.lexists(folder))
+        if not there.is_dir() or not os.access(there, os.W_OK):
+            raise UserError(f"{flag} {path}: {there} is not a directory that can be written to")
 
 
 def _parser():
@@ -230,6 +236,7 @@ def _parser():
                      help="the network that the arms change; default: paper on CUDA, mini on a CPU")
     run.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE",
                      help="changes every arm, before what the claim changes")
+    run.add_argument("--note", default="", metavar="TEXT", help="about the data, told wherever the record's results are")
     run.add_argument("--budget", metavar="2h|90m", help="start no run that would end later than this")
     run.add_argument("--out", default=OUT, metavar="DIR", help=f"where the runs are; default: {OUT}")
     add_machine_options(run)

@@ -38,4 +38,5 @@ def device_name(device):
         return torch.cuda.get_device_name(device)
     with open("/proc/cpuinfo") as lines:
         model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "CPU")
-    return f"{model}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{model}, {threads} thread{'' if threads == 1 else 's'}"

@@ -9,7 +9,7 @@ from conftest import make_folder, one_thread  # noqa: F401  (a fixture)
 from PIL import Image
 from tiny_run import quick, signalled_after  # noqa: F401  (a fixture)
 
-from alexnet_mp import claim_measure, claim_plan, claim_record, claim_run, claim_statistics, claims, evaluate, train, variants
+from alexnet_mp import claim_measure, claim_plan, claim_record, claim_run, claim_statistics, claim_table, claims, evaluate, train, variants
 from alexnet_mp.claim_list import CLAIMS, FACTORS, GRID
 from alexnet_mp.claim_pictures import draw_claim
 from alexnet_mp.claim_record import differences, read_records
@@ -61,7 +61,7 @@ def run(claim, data, out, *more):
 
 def without_times(record):
     """A record but for what may differ between two runs."""
-    runs = [{name: value for name, value in entry.items() if name not in ("seconds", "images_per_second", "directory")}
+    runs = [{name: value for name, value in entry.items() if name not in ("seconds", "images_per_second", "directory", "command")}
             for entry in record["runs"]]
     return {name: value for name, value in record.items() if name not in ("date", "command", "runs")} | {"runs": runs}
 
@@ -153,6 +153,15 @@ def test_an_interrupted_claim_goes_on(data, tmp_path, monkeypatch, capsys):
     assert without_times(cut)["runs"] == without_times(whole)["runs"]
 
 
+def test_ctrl_c_before_the_first_step_ends_the_command(data, tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        signalled_after(patch, Trainer, "__init__", 1)
+        taken = steps_taken(patch)
+        assert claims.main(["run", "lrn", "--data", data, "--out", tmp_path, "--records", tmp_path / "records", *MINI]) == 0
+        assert not taken and "the same command goes on" in capsys.readouterr().out
+    assert len(run("lrn", data, tmp_path, "--seeds", "1")["runs"]) == 2
+
+
 def test_what_was_cut_off_leaves_pairs(data, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         signalled_after(patch, Trainer, "one_step", 3 * STEPS + 1)  # the second seed's second arm
@@ -202,6 +211,14 @@ def test_headline_figures_are_of_the_test_images_too(data, out, tmp_path):
     (tmp_path / "data" / "test" / "sky" / "1.jpg").unlink()
     entry, = run("headline-2010", tmp_path / "data", tmp_path / "out")["runs"]
     assert {errors["images"] for errors in entry["on_test_images"].values()} == {5}
+    record = run("headline-2010", tmp_path / "data", tmp_path / "out")
+    assert record["data"][0]["test_images"] == 5
+    shutil.rmtree(tmp_path / "data" / "test")
+    shutil.copytree(data / "val", tmp_path / "data" / "test")  # other images
+    claim_plan.opened.cache_clear()  # as in a new process
+    other = run("headline-2010", tmp_path / "data", tmp_path / "out")
+    assert {errors["images"] for errors in other["runs"][0]["on_test_images"].values()} == {6}
+    assert other["data"][0]["test_fingerprint"] != record["data"][0]["test_fingerprint"]
     assert "on_test_images" not in run("headline-2010", data, out)["runs"][0]
 
 
@@ -304,15 +321,18 @@ def test_seven_networks_are_five_and_two_pretrained(data, out):
     assert f"--init {larger['directory']} " in read_run(ensemble["members"][-1])["command"] + " "
 
 
-def test_an_average_is_that_of_the_evaluation(data, out, capsys):
+def test_an_average_is_that_of_the_evaluation(data, out):
+    """Losses, since networks of a few maps after one epoch all answer the same class."""
     record = run("ensemble5", data, out, "--seeds", "1")
     of_seven, = run("ensemble7", data, out, "--seeds", "1")["ensembles"]
+    found = []
     for ensemble in (record["ensembles"][0], of_seven, of_seven["five"]):
-        capsys.readouterr()
-        evaluate.main([*ensemble["members"], "--gpus", "cpu", "--pipeline", "torch", "--workers", "0"])
-        printed = capsys.readouterr().out.splitlines()[-2:]
-        for line, (name, errors) in zip(printed, ensemble["errors"].items(), strict=True):
-            assert name in line and f"{errors['top1_error']:6.2f} %" in line
+        opened = evaluate.open_runs(ensemble["members"], gpus="cpu", pipeline="torch", workers=0)
+        tested = evaluate.evaluate_runs(opened, "val")
+        for name, errors in ensemble["errors"].items():
+            assert errors == pytest.approx(vars(tested.average[name].errors()))
+        found.append(ensemble["errors"]["ten views"]["loss"])
+    assert len(set(found)) == 3
 
 
 def test_pretraining_on_a_set_of_more_classes(data, tmp_path):
@@ -355,16 +375,46 @@ def test_nothing_is_started_that_cannot_end(data, tmp_path, monkeypatch, capsys)
     assert said[0].startswith("== views: 1 of 3 seeds") and said[2].startswith("== dropout: not started, ")
     assert sum("not started" in line for line in said) == len(said) - 2  # the specialisation has the run of the views
     assert claims.main(["run", "lrn", "--data", data, "--out", tmp_path, "--records", tmp_path / "records", *MINI,
-                        "--budget", "5m"]) == 0
+                        "--budget", "5m"]) == 1
     assert "no time for it: " in capsys.readouterr().out
 
 
 def test_an_unknown_machine_is_measured_first(data, tmp_path, monkeypatch, capsys):
     assert claims.main(["run", "flips", "--data", data, "--out", tmp_path, "--records", tmp_path / "records", *MINI, "--seeds", "1",
-                        "--budget", "1s", "--set", "epochs=90", "--epochs", "100000"]) == 0
+                        "--budget", "1s", "--set", "epochs=90", "--epochs", "100000"]) == 1
     assert [path.name.partition("-")[0] for path in tmp_path.iterdir() if path.is_dir()] == ["calibration"]
     said = capsys.readouterr().out
     assert "to see how fast this machine is" in said and "no time for it" in said
+
+
+def test_a_layer_that_only_cifars_networks_have_can_be_set(data, out):
+    record = run("cifar-lrn", data, out, "--seeds", "1", "--set", "fc10.weight_decay=0.5", "--note", "drawn by hand")
+    assert all(arm["of_preset"]["fc10.weight_decay"] == [1.0, 0.5] for arm in record["arms"])
+    assert "(drawn by hand); `cifar18_no_norm, " in claim_table.setting(record)
+
+
+@pytest.mark.parametrize("notes", ["[]", "null", "{", '{"tests": null}', '{"seconds": "x", "work": 3}', '{"tests": {"a": 1}}',
+                                   '{"tests": {"a": {"centre view": {"top1_error": 1}}}}'])
+def test_damaged_notes_count_as_none(notes, data, out):
+    before = without_times(run("dropout", data, out, "--seeds", "1"))
+    for path in out.glob("*.result.json"):
+        path.write_text(notes)
+    assert without_times(run("dropout", data, out, "--seeds", "1", "--budget", "1h")) == before
+
+
+def test_a_run_that_was_refused_has_no_time_noted(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "main", lambda arguments: (_ for _ in ()).throw(UserError("no")))
+    with pytest.raises(UserError, match="^no$"):
+        run("views", data, tmp_path)
+    assert not list(tmp_path.glob("*.result.json"))
+
+
+def test_another_machine_is_calibrated_anew(data, tmp_path, monkeypatch, capsys):
+    words = ["run", "flips", "--data", data, "--out", tmp_path, "--records", tmp_path / "records", *MINI, "--budget", "1s",
+             "--set", "epochs=90", "--epochs", "100000"]
+    taken = steps_taken(monkeypatch)
+    assert claims.main(words) == claims.main(words) == 1  # nothing was recorded
+    assert len(taken) == 8
 
 
 def test_a_claim_that_cannot_be_run_does_not_end_the_others(data, tmp_path, capsys, monkeypatch):

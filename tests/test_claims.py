@@ -121,11 +121,14 @@ def test_what_a_claim_changes_wins_over_a_setting():
     (["lrn", "--search-epochs", "2"], "--search-epochs 2: lrn looks for no learning rate"),
     (["cifar-relu", "--search-epochs", "-1"], "--search-epochs -1: it must be at least 1"),
     (["lrn", "--set", "seed=7"], "--set seed=7: the arms have names of their own and the seeds 0 to K-1"),
-    (["lrn", "--set", "name=x"], "--set name=x")])
+    (["lrn", "--set", "name=x"], "--set name=x"), (["lrn", "--set", "lrn_size=5", "--records", "/dev/null"], "--records /dev/null: /dev/null is"),
+    (["lrn", "--out", "/dev/null/x"], "--out /dev/null/x: /dev/null is not a directory that can be written to"),
+    (["colour", "--set", "colour_noise=0"], "colour: no_colour changes nothing of this network, it is the same as base"),
+    (["lrn", "--base", "cifar_relu"], "lrn: no_lrn changes nothing"), (["specialisation", "--base", "cifar18"], "this network has one tower")])
 def test_what_cannot_be_meant_is_refused(words, message, tmp_path):
     data = [] if "--data" in words else ["--data", str(make_folder(tmp_path / "data", train=1, val=1, size=(32, 32)))]
     with pytest.raises(UserError, match=message):
-        claims.main(["run", *words, *data, "--gpus", "cpu", "--out", tmp_path / "out", "--records", tmp_path / "records"])
+        claims.main(["run", "--gpus", "cpu", "--out", tmp_path / "out", "--records", tmp_path / "records", *words, *data])
     assert not (tmp_path / "records").exists()
 
 
@@ -176,12 +179,13 @@ def errors(centre, views, name="ten views"):
 def record_of(kind, arms, runs, **more):
     """A record with the runs {(arm, seed): what is measured of it}."""
     return {"format": 1, "claim": {"difference": "lrn", "views": "views"}.get(kind, kind), "kind": kind,
-            "date": "2026-11-26T10:00:00+00:00", "command": "python -m alexnet_mp.claims run x", "devices": ["CPU"],
+            "date": "2026-11-26T10:00:00+00:00", "command": "python -m alexnet_mp.claims run x", "note": "", "reported_on": {},
             "data": [{"description": "folder pictures: 9 train, 4 val images of 2 classes", "fingerprint": "f", "classes": 2,
                       "images": {"train": 9, "val": 4}}], "base": "mini", "set": [], "epochs": 12, "steps": None, "search_epochs": None,
             "arms": [{"name": arm, "what": arm, "preset": "mini", "init": None, "larger": False, "digest": arm, "of_preset": {},
                       "differs": {}} for arm in arms],
-            "runs": [{"arm": arm, "seed": seed, "directory": f"runs/{arm}{seed}", "steps": 100, "steps_per_epoch": 10, **measured}
+            "runs": [{"arm": arm, "seed": seed, "directory": f"runs/{arm}{seed}", "steps": 100, "steps_per_epoch": 10,
+                      "devices": ["CPU, 1 thread"] * 2, "commits": ["abc"], **measured}
                      for (arm, seed), measured in runs.items()], "search": [], "rates": {}, "ensembles": [], **more}
 
 
@@ -245,8 +249,8 @@ def test_dropout_has_gap_and_iterations():
     assert gap == ("validation minus training error, centre view, network in test mode: base 5.00 points (training images "
                    "25.00 %), no dropout 25.00 points (training images 5.00 %), no dropout +20.00 points against base, n = 1, "
                    "no p")
-    assert iterations == ("base takes 2.00 times the steps of no dropout to the same training loss, 0.80, the lowest that both "
-                          "come to, n = 1")  # step 40 and step 20
+    assert iterations == ("base takes 2.00 times the steps of no dropout to the same training loss (as it is in training, with "
+                          "dropout where there is any), 0.80, the lowest that both curves come to, n = 1")  # step 40 and step 20
 
 
 def overfitting(arm, seed, validation, training):
@@ -305,8 +309,13 @@ def test_rates():
     relu, tanh, ratio = findings(record)
     assert relu == "relu at 3 times its learning rate (the best of 1, 3, 10): 25 % training error after 3.00 ± 1.00 epochs, n = 3"
     assert tanh == ("tanh at 10 times its learning rate (the best of 1, 3, 10, at the edge of what was tried): 25 % training error "
-                    "after 13.00 ± 7.07 epochs, n = 2, not within 12 epochs with 1 of 3 seeds")
-    assert ratio.startswith("ratio 5.00 ± 1.41, of the logarithms n = 2, p = 0.5")
+                    "after 13.00 ± 7.07 epochs, n = 2, not within 10 epochs with 1 of 3 seeds")  # 100 steps of ten an epoch
+    assert ratio.startswith("ratio at least 4.17 ± 1.76, of the logarithms n = 3, p = 0.25")  # 4, 6 and more than 10 / 4
+    runs["relu", 0], runs["tanh", 2] = {"epochs_to_level": None}, {"epochs_to_level": None, "diverged": 7}
+    relu, tanh, ratio, diverged = findings(record | {"runs": record_of("rates", ["relu", "tanh"], runs)["runs"]})
+    assert "n = 2, not within 10 epochs with 1 of 3 seeds" in relu and "n = 2, " not in ratio and diverged == "tanh with seed 2 diverged at step 7"
+    assert tanh.endswith("after 13.00 ± 7.07 epochs, n = 2") and ratio == (
+        "ratio 6.00, of the logarithms n = 1, no p (without 1 seed of which relu did not come to it)")
     assert "(the best of 1, 3, 10 after 2 epochs): 25 %" in findings(record | {"search_epochs": 2})[0]
 
 
@@ -320,7 +329,10 @@ def test_when_the_loss_moves():
         "n = 3; before training the logits differ from picture to picture by 0.02 (conv1's outputs by 3)")
     assert source == "source: the loss moves at step 20, at step 21, at step 22, n = 3"
     assert literal == "literal: the loss moves at step 120, not within 100 steps, at step 132, n = 3"
-    assert difference.startswith("literal +105 ± 7 steps against source, of the seeds where both move, n = 2")
+    assert difference.startswith("literal at least +96 ± 16 steps against source, n = 3, p = 0.25")  # not moved counts as 100
+    runs["source", 0]["moved"] = None
+    assert findings(record_of("moved", ["source", "literal"], runs))[2].endswith(
+        "n = 2, p = 0.5, the least there can be (Welch 0.11) (without 1 seed of which source did not come to it)")
 
 
 def test_one_step_is_no_steps():
@@ -372,9 +384,12 @@ def test_a_record_is_read_as_it_was_written(tmp_path):
     assert json.loads(path.read_text()) == record and path.with_suffix(".png").stat().st_size > 1000
     assert path.read_text().count("\n") < 40
     other = dict(record, date="2026-11-27T10:00:00+00:00", epochs=20)
-    others = [other, dict(record, devices=["NVIDIA H200"]), dict(record, search_epochs=2),
+    others = [other, dict(record, runs=[dict(run, devices=["NVIDIA H200"] * 2) for run in record["runs"]]), dict(record, search_epochs=2),
               dict(record, arms=[dict(arm, digest="other") for arm in record["arms"]])]
     assert len({path_of(different, tmp_path / "records") for different in others} | {path}) == 5
+    same = [dict(record, set=["dropout=0.5"], reported_on={"devices": ["another"]}),
+            dict(record, runs=[dict(run, devices=["CPU, 64 threads"] * 2) for run in record["runs"]])]
+    assert {path_of(other, tmp_path / "records") for other in same} == {path}
     write_record(other, tmp_path / "records")
     (tmp_path / "records" / "foreign.json").write_text("[1]")
     (tmp_path / "records" / "broken.json").write_text("{")
@@ -386,6 +401,8 @@ def test_a_record_of_fewer_runs_does_not_replace_one_of_more(tmp_path):
     one = record_of("difference", ["base", "no_lrn"], {key: run for key, run in THREE.items() if key[1] == 0})
     assert [write_record(record, tmp_path)[1] for record in (one, whole, one)] == [True, True, False]
     assert read_records(tmp_path) == {"lrn": [whole]}
+    anew = dict(one, runs=[dict(run, commits=["a mended one"]) for run in one["runs"]])
+    assert write_record(anew, tmp_path)[1] and read_records(tmp_path) == {"lrn": [anew]}  # which the whole one doesn't have
 
 
 @pytest.fixture
@@ -406,7 +423,7 @@ def test_recorded_rendered_checked(place, capsys):
     rows = [row for row in text.splitlines() if row.startswith("| `")]
     assert len(rows) == len(CLAIMS) and sum(row.endswith("| not run here |") for row in rows) == len(CLAIMS) - 1
     row, = (row for row in rows if row.startswith("| `lrn`"))
-    assert "folder a\\|b; `mini`, 12 epochs, CPU, 2026-11-26: no lrn +2.00 ± 1.00 / +1.50" in row and "| 1.4 / 1.2 points |" in row
+    assert "folder a\\|b; `mini`, 12 epochs, CPU, 1 thread, 2026-11-26: no lrn +2.00 ± 1.00 / +1.50" in row and "| 1.4 / 1.2 points |" in row
     (folder / "README.md").write_text(text.replace("+2.00 ± 1.00", "+2.50 ± 1.00"))
     capsys.readouterr()
     assert claims.main([*words, "--check"]) == 1 and "differs from the records" in capsys.readouterr().out
@@ -435,7 +452,7 @@ def planned(preset, tmp_path, *words, kind="difference"):
 def thousand(monkeypatch):
     """A set of 1,000 classes, 1,280 training and 500 validation images."""
     dataset = SimpleNamespace(classes=range(1000), splits={"train": range(1280), "val": range(500)}, fingerprint="f")
-    monkeypatch.setattr(claim_plan, "opened", lambda data, stored_size: dataset)
+    monkeypatch.setattr(claim_plan, "opened", lambda data, stored_size, *splits: dataset)
 
 
 def test_operations_of_the_papers_network(tmp_path, thousand):
