@@ -5,12 +5,13 @@ sign-flip test, and that of Welch's t-test, both two-sided and of the top-1 erro
 """
 import difflib
 import math
+import os
 from pathlib import Path
 from statistics import mean, stdev
 
 from .claim_list import CLAIMS, LEVEL
 from .claim_pictures import averaged
-from .claim_record import RECORDS, devices_of, read_records
+from .claim_record import RECORDS, devices_of, path_of, read_records
 from .claim_statistics import paired, step_of_loss
 from .console import say
 
@@ -302,12 +303,16 @@ def _test(test):
 
 # --- the table
 
-def render(folder):
-    """The README's table between the markers."""
+def render(folder, readme):
+    """The README's table between the markers; a record's picture is linked from where the README is."""
     records = read_records(folder)
     rows = [_row("claim", "paper", "2012 notes", "here"), _row("---", "---", "---", "---")]
     for claim in CLAIMS:
-        here = [f"{setting(record)}: {'; '.join(findings(record))}" for record in records.get(claim.id, []) if findings(record)]
+        here = []
+        for record in records.get(claim.id, []):
+            if found := findings(record):
+                picture = os.path.relpath(path_of(record, folder).with_suffix(".png"), Path(readme).parent)
+                here.append(f"{setting(record)}: {'; '.join(found)} ([picture]({Path(picture).as_posix()}))")
         sentence = f"`{claim.id}` {claim.sentence} ({claim.section})"
         rows.append(_row(sentence, claim.paper, claim.source, "<br>".join(here) or NOT_RUN))
     return "\n".join(rows)
@@ -329,7 +334,7 @@ def update(readme, folder, check):
         return 1
     before, rest = text.split(BEGIN)
     old, after = rest.split(END)
-    new = render(folder)
+    new = render(folder, readme)
     if old.strip() == new:
         say(f"{readme}: the claims' table is that of the records")
         return 0

@@ -424,6 +424,8 @@ def test_recorded_rendered_checked(place, capsys):
     assert len(rows) == len(CLAIMS) and sum(row.endswith("| not run here |") for row in rows) == len(CLAIMS) - 1
     row, = (row for row in rows if row.startswith("| `lrn`"))
     assert "folder a\\|b; `mini`, 12 epochs, CPU, 1 thread, 2026-11-26: no lrn +2.00 ± 1.00 / +1.50" in row and "| 1.4 / 1.2 points |" in row
+    picture, = (folder / "records").glob("*.png")
+    assert row.endswith(f" ([picture](records/{picture.name})) |")
     (folder / "README.md").write_text(text.replace("+2.00 ± 1.00", "+2.50 ± 1.00"))
     capsys.readouterr()
     assert claims.main([*words, "--check"]) == 1 and "differs from the records" in capsys.readouterr().out
