@@ -1,4 +1,4 @@
-"""One training run of a claim: it is one of `train.main`, in this process, and goes on where it stopped."""
+"""One training run of a claim: it is one of `train.py`, in this process, and goes on where it stopped."""
 import json
 import sys
 import time
@@ -63,13 +63,12 @@ def train_run(run, options):
     while status(run) in ("new", "begun"):
         before, epoch = reached(run), steps_per_epoch(run)
         last = last_step(run) if run.level is None else min(last_step(run), (before // epoch + 1) * epoch)
-        _train(run, options, before, last)
-        if status(run) in ("new", "begun") and reached(run) < last:
+        if _train(run, options, before, last):
             raise Stopped
 
 
 def _train(run, options, before, last):
-    """Train a run from step `before` to step `last`, unless it is stopped or diverges; note what it took."""
+    """Train a run from step `before` to step `last`, unless it diverges; note what it took. Returns whether a signal stopped it."""
     arguments = ["--recipe", run.preset, *settings(run), "--data", run.data, "--out", str(run.directory), "--resume", "auto",
                  "--seed", str(run.seed), "--gpus", first_gpu(options.gpus, run.recipe.towers), "--pipeline", options.pipeline,
                  "--kernels", options.kernels, "--keep", "1",
@@ -79,13 +78,14 @@ def _train(run, options, before, last):
     start = time.monotonic()
     try:
         with _typed("train", arguments):
-            train.main(arguments)
+            return train.train(arguments)
     except UserError as error:
         if status(run) != "diverged":
             if str(error).startswith(f"--out {run.directory} is there already"):  # it was not when this began
                 raise UserError(f"{run.directory}: another command began this run meanwhile; when that has ended, this one goes on") from None
             raise
         say(f"{run.directory.name} diverged, which is a result: {error}")
+        return False
     finally:
         # After a kill there is neither the time nor the work of what was killed: what goes on begins at its checkpoint.
         if reached(run) > before:

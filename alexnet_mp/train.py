@@ -43,6 +43,12 @@ CHECKPOINT_EVERY = "10m"
 
 
 def main(arguments=None):
+    train(arguments)
+    return 0
+
+
+def train(arguments=None):
+    """What the command does. Returns whether a signal stopped it before its end."""
     options = _parser().parse_args(arguments)
     keep_freed_memory()
     torch.backends.cudnn.allow_tf32 = False  # on by default for convolutions; 2012 computed in float32
@@ -50,12 +56,12 @@ def main(arguments=None):
     with interruptible() as interrupts:
         try:
             with ExitStack() as held:
-                return _run(options, interrupts, held)
+                _run(options, interrupts, held)
         except KeyboardInterrupt:
             if interrupts.wait_for_step or interrupts.count > 1:
                 raise
             say("stopped before the first step: there is nothing to save")
-            return 0
+        return bool(interrupts)
 
 
 def _run(options, interrupts, held):
@@ -111,7 +117,6 @@ def _run(options, interrupts, held):
         _say_resumed(found, changed, made_by, trainer)
         del found
     trainer.train(interrupts)
-    return 0
 
 
 def _let_saver_end(saver, error):

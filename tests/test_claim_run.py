@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from conftest import make_folder, one_thread  # noqa: F401  (a fixture)
 from PIL import Image
-from tiny_run import quick, signalled_after  # noqa: F401  (a fixture)
+from tiny_run import quick, signalled_after, signalled_in_test  # noqa: F401  (a fixture)
 
 from alexnet_mp import claim_measure, claim_plan, claim_record, claim_run, claim_statistics, claim_table, claims, evaluate, train, variants
 from alexnet_mp.claim_list import CLAIMS, FACTORS, GRID
@@ -106,7 +106,7 @@ def test_claims_share_their_runs_and_train_none_twice(data, out, monkeypatch):
     base, = {entry["directory"] for claim in ("flips", "crops") for entry in run(claim, data, out, "--seeds", "1")["runs"]
              if entry["arm"] == "base"}
     before = [without_times(run(claim, data, out, "--seeds", "1")) for claim in ("flips", "crops")]
-    monkeypatch.setattr(train, "main", lambda arguments: pytest.fail(f"trained again: {arguments}"))
+    monkeypatch.setattr(train, "train", lambda arguments: pytest.fail(f"trained again: {arguments}"))
     assert [without_times(run(claim, data, out, "--seeds", "1")) for claim in ("flips", "crops")] == before
     assert read_run(base)["recipe"].flip
 
@@ -160,6 +160,18 @@ def test_ctrl_c_before_the_first_step_ends_the_command(data, tmp_path, monkeypat
         assert claims.main(["run", "lrn", "--data", data, "--out", tmp_path, "--records", tmp_path / "records", *MINI]) == 0
         assert not taken and "the same command goes on" in capsys.readouterr().out
     assert len(run("lrn", data, tmp_path, "--seeds", "1")["runs"]) == 2
+
+
+@pytest.mark.parametrize("claim, test", [("lrn", 1), ("lrn", 2), ("cifar-relu", 1)])
+def test_ctrl_c_in_a_test_ends_the_command(claim, test, data, tmp_path, monkeypatch, capsys):
+    """In the validation after the last step, in the test at the run's end, and after an epoch of a run that is looked at after each."""
+    with monkeypatch.context() as patch:
+        signalled_in_test(patch, test)
+        taken = steps_taken(patch)
+        assert run(claim, data, tmp_path, "--seeds", "1") is None
+        assert len(taken) == STEPS and "the same command goes on" in capsys.readouterr().out
+    if claim == "lrn":
+        assert len(run(claim, data, tmp_path, "--seeds", "1")["runs"]) == 2
 
 
 def test_what_was_cut_off_leaves_pairs(data, tmp_path, monkeypatch):
@@ -226,7 +238,7 @@ def test_a_run_that_diverges_is_a_result(data, tmp_path, monkeypatch):
     record = run("flips", data, tmp_path, "--seeds", "1", "--set", "learning_rate=1e30")
     assert all(1 <= entry["diverged"] <= STEPS and "errors" not in entry for entry in record["runs"])
     assert [sentence.partition(" diverged")[0] for sentence in findings(record)] == ["base with seed 0", "no flips with seed 0"]
-    monkeypatch.setattr(train, "main", lambda arguments: pytest.fail("trained again"))
+    monkeypatch.setattr(train, "train", lambda arguments: pytest.fail("trained again"))
     run("flips", data, tmp_path, "--seeds", "1", "--set", "learning_rate=1e30")
 
 
@@ -291,7 +303,7 @@ def test_a_run_ends_when_its_training_error_is_at_the_level(data, tmp_path, monk
     assert {entry["steps"] for entry in record["runs"]} == {2 * STEPS} and {level for _, level in seen} == {80.0}
     assert {entry["steps"] for entry in record["search"]} == {STEPS} and record["search_epochs"] == 1
     assert all(entry["errors"]["nine views"]["images"] == 6 and entry["epochs_to_level"] == 2.0 for entry in record["runs"])
-    monkeypatch.setattr(train, "main", lambda arguments: pytest.fail("trained again"))
+    monkeypatch.setattr(train, "train", lambda arguments: pytest.fail("trained again"))
     assert without_times(run("cifar-relu", data, tmp_path, "--seeds", "1", "--epochs", "4", "--search-epochs", "1")) == (
         without_times(record))
 
@@ -368,7 +380,7 @@ def test_nothing_is_started_that_cannot_end(data, tmp_path, monkeypatch, capsys)
     run("views", data, tmp_path, "--seeds", "1")  # tells the pace
     notes, = tmp_path.glob("*.result.json")
     notes.write_text(json.dumps(json.loads(notes.read_text()) | {"seconds": 1000.0}))
-    monkeypatch.setattr(train, "main", lambda arguments: pytest.fail("it was started"))
+    monkeypatch.setattr(train, "train", lambda arguments: pytest.fail("it was started"))
     assert claims.main(["run", "all", "--data", data, "--out", tmp_path, "--records", tmp_path / "records", *MINI, "--seeds", "3",
                         "--budget", "5m"]) == 0
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("==")]
@@ -403,7 +415,7 @@ def test_damaged_notes_count_as_none(notes, data, out):
 
 
 def test_a_run_that_was_refused_has_no_time_noted(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "main", lambda arguments: (_ for _ in ()).throw(UserError("no")))
+    monkeypatch.setattr(train, "train", lambda arguments: (_ for _ in ()).throw(UserError("no")))
     with pytest.raises(UserError, match="^no$"):
         run("views", data, tmp_path)
     assert not list(tmp_path.glob("*.result.json"))
