@@ -82,7 +82,7 @@ def _times(axes, record, colours, reached, length, ratio):
     runs = {arm: [run for run in ended if run["arm"] == arm] for arm in colours}
     found = {arm: {run["seed"]: reached(run) for run in runs[arm] if reached(run) is not None} for arm in colours}
     never = [(number, length(run), arm) for number, arm in enumerate(colours) for run in runs[arm] if reached(run) is None]
-    _columns(axes, record, colours, found)
+    _columns(axes, record, colours, found, counts={arm: len(of_arm) for arm, of_arm in runs.items()})
     for number, value, arm in never:
         axes.plot([number], [value], "o", color=colours[arm], markerfacecolor="white")
     if never:
@@ -103,10 +103,10 @@ def _logarithmic(axes, values):
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _columns(axes, record, colours, measured, paired=True, joined_means=False):
+def _columns(axes, record, colours, measured, paired=True, joined_means=False, counts=None):
     """A column a name of `measured`, {name: {seed: value}}: a point a seed, and beside them mean ± sd where they are several.
 
-    paired: the same seed is joined by a line. Under a column is how many values it has.
+    paired: the same seed is joined by a line. Under a column is how many values it has, or what counts says.
     """
     labels, middle = [], []
     for number, (name, values) in enumerate(measured.items()):
@@ -116,7 +116,7 @@ def _columns(axes, record, colours, measured, paired=True, joined_means=False):
             middle.append((number + (0.15 if len(values) > 1 else 0), mean(values.values())))
         if len(values) > 1:
             axes.errorbar(*middle[-1], yerr=stdev(values.values()), color=colours[name], fmt="_", markersize=12, capsize=4)
-        labels.append(f"{name.replace('_', ' ')}\nn = {len(values)}{_lost(record, name)}")
+        labels.append(f"{name.replace('_', ' ')}\nn = {counts[name] if counts else len(values)}{_lost(record, name)}")
     for seed in sorted({seed for values in measured.values() for seed in values}) if paired else ():
         line = [(number, values[seed]) for number, values in enumerate(measured.values()) if seed in values]
         axes.plot(*zip(*line), color=FAINT, linewidth=0.7, zorder=0)
