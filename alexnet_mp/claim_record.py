@@ -45,7 +45,8 @@ def machine(gpus):
 
 def devices_of(record):
     """The names of all devices that the record's runs were trained on, in order."""
-    return list(dict.fromkeys(device for run in record["runs"] for device in run["devices"]))
+    return list(dict.fromkeys(re.sub(r"\b1 threads$", "1 thread", device)  # as runs wrote it at first
+                              for run in record["runs"] for device in run["devices"]))
 
 
 def path_of(record, folder):
