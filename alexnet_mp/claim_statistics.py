@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .kernel_statistics import chroma_and_energy
+
 MOST_PAIRS = 20  # 2^20 sign patterns are added up at once
 
 
@@ -175,7 +177,7 @@ def chroma_shares(kernels, towers):
 
     kernels: (maps of all towers, 3, k, k), tower a's first. Chroma: what is left of a kernel without the mean of its three colours.
     """
-    chroma, energy = _energies(kernels)
+    chroma, energy = chroma_and_energy(kernels)
     return [float(c.sum() / max(e.sum(), 1e-300)) for c, e in zip(np.split(chroma, towers), np.split(energy, towers))]
 
 
@@ -187,18 +189,26 @@ def random_split_p(kernels, draws=10_000, seed=0):
     """
     if not len(kernels) or len(kernels) % 2 or not np.isfinite(kernels).all():
         raise ValueError(f"{len(kernels)} kernels are not those of two towers, or not all of their weights are finite numbers")
-    chroma, energy = _energies(kernels)
-    half, random = len(chroma) // 2, np.random.default_rng(seed)
-    orders = np.concatenate([np.arange(len(chroma))[None], random.permuted(np.tile(np.arange(len(chroma)), (draws, 1)), axis=1)])
-    shares = [chroma[part].sum(1) / np.maximum(energy[part].sum(1), 1e-300) for part in (orders[:, :half], orders[:, half:])]
-    apart = np.abs(shares[0] - shares[1])
+    shares = chroma_of_halves(kernels, random_orders(len(kernels), draws, seed))
+    return as_far_p(np.abs(shares[0] - shares[1]))
+
+
+def random_orders(count, draws, seed):
+    """(1 + draws, count): 0 to count - 1 as they are, then in `draws` random orders."""
+    own = np.arange(count)[None]
+    return np.concatenate([own, np.random.default_rng(seed).permuted(np.tile(own, (draws, 1)), axis=1)])
+
+
+def chroma_of_halves(kernels, orders):
+    """The shares of chroma of the two halves of each order of the kernels: two arrays (orders,)."""
+    chroma, energy = chroma_and_energy(kernels)
+    half = len(chroma) // 2
+    return [chroma[part].sum(1) / np.maximum(energy[part].sum(1), 1e-300) for part in (orders[:, :half], orders[:, half:])]
+
+
+def as_far_p(apart):
+    """The share of values at least as large as the first, which was seen and counts among them: (1 + hits) / (1 + draws)."""
     return float((apart >= apart[0] * (1 - 1e-12)).mean())
-
-
-def _energies(kernels):
-    kernels = np.asarray(kernels, np.float64)
-    chroma = kernels - kernels.mean(1, keepdims=True)
-    return (chroma**2).sum((1, 2, 3)), (kernels**2).sum((1, 2, 3))
 
 
 def _running(values, window):

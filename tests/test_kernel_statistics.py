@@ -1,0 +1,135 @@
+"""What a kernel is tuned to, on Gabors, blobs and gratings whose answer is known."""
+import numpy as np
+import pytest
+from made_kernels import BLUE_YELLOW, GREY, RED_GREEN, blob, gabor
+
+from alexnet_mp.kernel_statistics import TUNED, chroma_and_energy, kernel_statistics, strongest_planes
+
+SIZES = {5: (1.2, 0.3), 11: (2.5, 0.2), 8: (2, 0.22), 31: (6, 0.1)}  # k: (sigma of the envelope in pixels, cycles per pixel)
+
+
+def apart(a, b, period):
+    return np.abs((a - b + period / 2) % period - period / 2)
+
+
+@pytest.mark.parametrize("colour, share", [(GREY, 0), (RED_GREEN, 1), (BLUE_YELLOW, 1), ((1, 0, 0), 2 / 3)])
+@pytest.mark.parametrize("k", SIZES)
+def test_gabors(k, colour, share):
+    sigma, frequency = SIZES[k]
+    known = [(orientation, phase) for orientation in range(0, 180, 15) for phase in range(0, 360, 45)]
+    orientations, phases = np.array(known, float).T
+    found = kernel_statistics(np.concatenate([gabor(k, *of_one, sigma, colour) for of_one in
+                                              zip(orientations, [frequency] * len(known), phases)]))
+    assert np.allclose(found.colourfulness, share, atol=1e-12)
+    assert apart(found.orientation, orientations, 180).max() < 1.5
+    assert np.abs(found.frequency / frequency - 1).max() < 0.05
+    assert np.allclose(found.frequency_per_kernel, k * found.frequency)
+    assert apart(found.phase, phases, 360).max() < 2
+    assert found.selectivity.min() > 0.65 and found.tuned.all()
+    assert ((found.orientation >= 0) & (found.orientation < 180) & (found.phase >= 0) & (found.phase < 360)).all()
+
+
+@pytest.mark.parametrize("frequency", (0.15, 0.2, 0.3, 0.4))
+def test_frequencies(frequency):
+    found = kernel_statistics(np.concatenate([gabor(11, orientation, frequency, 90, 2.5) for orientation in range(0, 180, 20)]))
+    assert np.abs(found.frequency / frequency - 1).max() < 0.02
+
+
+def test_conventions_by_hand():
+    """Level bars are at 0 degrees, rising ones at 45; an edge whose left or upper side is bright has phase 90, the other 270."""
+    x = np.arange(11) - 5.0
+    edge = -np.sin(2 * np.pi * x / 11)
+    left, rising = np.tile(edge, (11, 1)), np.cos(2 * np.pi * (x + x[:, None]) / 6)
+    found = kernel_statistics(np.stack([left, -left, left.T, -left.T, rising])[:, None] * np.ones((1, 3, 1, 1)))
+    assert apart(found.orientation, np.array([90, 90, 0, 0, 45]), 180).max() < 1e-6
+    assert apart(found.phase, np.array([90, 270, 90, 270, 0]), 360).max() < 1e-6
+
+
+def test_blobs_have_no_orientation_and_frequency_0():
+    kernels = np.concatenate([blob(k, k / spread, colour) * sign
+                              for k in (11,) for spread in (3, 5, 8) for colour in (GREY, RED_GREEN) for sign in (1, -1)])
+    found = kernel_statistics(kernels)
+    assert found.selectivity.max() < 1e-6 and not found.tuned.any()
+    assert not found.frequency.any() and not found.phase.any() and not found.orientation.any()
+
+
+def test_a_colour_on_which_noise_lies_is_a_blob():
+    """Without its mean, there is only the noise, at whatever frequency."""
+    kernels = np.ones((50, 3, 11, 11)) * np.array([0.2, 0.9, 0.3])[:, None, None]
+    found = kernel_statistics(kernels + 0.2 * np.random.default_rng(0).normal(size=kernels.shape))
+    assert not found.frequency.any() and found.selectivity.max() < 0.1
+
+
+def test_a_plaid_has_no_orientation():
+    found = kernel_statistics(gabor(11, 0, 0.2, 0, 2.5) + gabor(11, 90, 0.2, 0, 2.5))
+    assert found.selectivity[0] < 1e-6 and found.orientation[0] == 0
+
+
+@pytest.mark.parametrize("k", (1, 2, 5, 11))
+@pytest.mark.filterwarnings("error")
+def test_kernels_without_a_measure(k):
+    """Zeros, one colour, a single pixel: the documented answer, no NaN, no warning."""
+    single, constant = np.zeros((2, 3, k, k)), np.ones((2, 3, k, k))
+    single[0, :, 0, 0], single[1, 2, k // 2, k // 2] = 1, -0.5
+    constant[1, :2] = 0
+    found = kernel_statistics(np.concatenate([np.zeros((1, 3, k, k)), constant, single]))
+    assert np.allclose(found.colourfulness, [0, 0, 2 / 3, 0, 2 / 3], atol=1e-12)
+    for measure in (found.selectivity, found.orientation, found.frequency, found.frequency_per_kernel, found.phase):
+        assert not measure.any()
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_scale_says_nothing():
+    """From the least number of a float32 to the largest; none of the squares leaves the range."""
+    kernels = np.random.default_rng(0).normal(size=(4, 3, 5, 5))
+    expected = kernel_statistics(kernels)
+    for scale in (1e-300, 1e-40, 1e38, 1e300):
+        found = kernel_statistics(kernels * scale)
+        for name, values in vars(expected).items():
+            assert np.allclose(getattr(found, name), values, rtol=1e-9), name
+
+
+def test_the_strongest_plane_keeps_the_sign_of_the_largest_component():
+    plane = np.random.default_rng(0).normal(size=(7, 7))
+    for colour in (GREY, RED_GREEN, BLUE_YELLOW, (0.1, 0.2, -3)):
+        colour = np.array(colour, float)
+        largest = colour[np.abs(colour).argmax()]
+        found = strongest_planes((colour[:, None, None] * plane)[None])[0]
+        assert np.allclose(found, plane * np.linalg.norm(colour) * np.sign(largest))
+    weak = np.random.default_rng(1).normal(size=(7, 7))  # of two gratings in two colours the stronger one is seen
+    mixed = 3 * plane * np.array([1, 1, 1])[:, None, None] + weak * np.array([1, -1, 0])[:, None, None]
+    assert np.corrcoef(strongest_planes(mixed[None])[0].ravel(), plane.ravel())[0, 1] > 0.98
+
+
+def test_white_noise_is_seldom_tuned():
+    """What `TUNED` says of itself."""
+    kernels = np.random.default_rng(0).normal(size=(1500, 3, 11, 11))
+    assert 0.003 < (kernel_statistics(kernels).selectivity >= TUNED).mean() < 0.02
+    assert 0.2 < (kernel_statistics(kernels[:, :, :5, :5]).selectivity >= TUNED).mean() < 0.4
+
+
+def test_chroma_and_energy_by_hand():
+    kernels = np.zeros((3, 3, 2, 2))
+    kernels[0] = 2  # grey
+    kernels[1, 0], kernels[1, 1] = 1, -1  # chroma alone
+    kernels[2, 0] = 3  # mean 1, so (2, -1, -1) is left
+    chroma, energy = chroma_and_energy(kernels)
+    assert chroma == pytest.approx([0, 8, 24]) and energy == pytest.approx([48, 8, 36])
+
+
+def test_statistics_are_cut_like_arrays():
+    found = kernel_statistics(np.random.default_rng(0).normal(size=(6, 3, 5, 5)))
+    assert len(found) == 6 and len(found[2:4]) == 2
+    assert (found[2:4].phase == found.phase[2:4]).all() and (found[found.tuned].selectivity >= TUNED).all()
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 5), (2, 1, 5, 5), (2, 3, 5, 4), (2, 3, 0, 0)])
+def test_what_are_no_kernels(shape):
+    with pytest.raises(ValueError, match="first-layer kernels are"):
+        kernel_statistics(np.ones(shape))
+
+
+def test_kernels_that_are_not_finite():
+    for wrong in (np.nan, np.inf):
+        with pytest.raises(ValueError, match="finite"):
+            kernel_statistics(np.full((1, 3, 2, 2), wrong))
