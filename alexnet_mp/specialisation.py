@@ -1,0 +1,194 @@
+"""Whether the two towers' first layers learned different things (paper, section 6.1), in one network and over several runs.
+
+One network: each measure of `kernel_statistics` is compared between the towers, by a permutation test and an effect size.
+Several: how many runs meet the criterion below, with a confidence interval; against networks without links, and against halves of
+one tower drawn at random, of which as many meet it as its level says.
+
+The criterion, stated before any run was counted: the towers' shares of chroma are as far apart as those of at most 1 % of random
+halves of the same kernels (p <= `LEVEL`). Which tower has the colours doesn't matter, since the towers have no order.
+"""
+from dataclasses import dataclass
+
+import numpy as np
+
+from . import checkpoint
+from .checkpoint_format import load_weights, read_state
+from .claim_statistics import as_far_p, chroma_of_halves, chroma_shares, random_orders, random_split_p
+from .errors import UserError
+
+LEVEL = 0.01
+MEASURES = {"colourfulness": None, "selectivity": None, "frequency": None, "orientation": 180, "phase": 360}  # circular: period
+NORMAL_95 = 1.959963984540054  # 97.5 % of a normal distribution lie below
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One measure compared between the towers. None for what can't be said: a tower has no kernel with that measure."""
+
+    measure: str
+    n: tuple[int, int]  # kernels of tower a and of tower b that have it
+    effect_size: str  # "Cliff's delta", above 0 where tower a has the larger values, or "Kuiper's V" of the circular measures
+    effect: float | None
+    by_chance: float | None  # the median of its size over random deals; V is well above 0 in small samples
+    p: float | None  # of "the kernels were dealt to the towers at random"
+    holm_p: float | None  # corrected for the number of measures
+
+
+@dataclass(frozen=True)
+class Halves:
+    """The first-layer kernels of a network in two halves, its towers or random ones."""
+
+    run: str
+    chroma: tuple[float, float]  # share of chroma in the energy of each half
+    p: float  # the share of random halves that are at least as far apart
+
+    @property
+    def specialised(self):
+        """Whether they meet the criterion at the head of this file."""
+        return self.p <= LEVEL
+
+
+@dataclass(frozen=True)
+class Appearance:
+    """How often the criterion is met."""
+
+    n: int
+    count: int
+    interval: tuple[float, float]  # of the share count / n, 95 %, Wilson's
+    colour_in_b: int  # of `count`: how often the second half is the more colourful one
+    halves: tuple[Halves, ...]  # n of them
+
+
+def first_layer(run):
+    """(kernels (maps of all towers, 3, k, k) float32, towers) of a run's newest checkpoint. Raises UserError without one."""
+    _, (state, weights) = checkpoint.from_newest(run, lambda place: (read_state(place), load_weights(place)))
+    kernels = weights[f"{state.recipe.layers[0].name}.weight"]
+    if kernels.ndim != 4 or kernels.shape[1] != 3:
+        raise UserError(f"{run}: the first layer's weights, {tuple(kernels.shape)}, are no kernels of colour images")
+    return kernels.numpy(), state.recipe.towers
+
+
+def tower_differences(statistics, draws=10_000, seed=0):
+    """{measure: `Difference`} of the `KernelStatistics` of two towers, tower a's first half. Raises ValueError for an odd number.
+
+    Orientation and phase are compared among the kernels that are `tuned`. p: the share of `draws` random deals with as large a
+    delta, of circular measures as large a U^2; then Holm's for the five measures together (1979, Scand. J. Statist. 6: 65).
+    """
+    if not len(statistics) or len(statistics) % 2:
+        raise ValueError(f"{len(statistics)} kernels are not those of two towers")
+    in_a, found = np.arange(len(statistics)) < len(statistics) // 2, []
+    for measure, period in MEASURES.items():
+        values = getattr(statistics, measure)
+        has = statistics.tuned if period else np.full(len(values), True)
+        a, b = values[has & in_a], values[has & ~in_a]
+        name = "Kuiper's V" if period else "Cliff's delta"
+        found.append((measure, (len(a), len(b)), name, *_difference(a, b, period, draws, seed)))
+    corrected = holm([p for *_, p in found])
+    return {of_one[0]: Difference(*of_one, holm_p) for of_one, holm_p in zip(found, corrected, strict=True)}
+
+
+def _difference(a, b, period, draws, seed):
+    """(effect, its median size by chance, p) of two samples; period: None where they lie on a line."""
+    if not len(a) or not len(b):
+        return None, None, None
+    values, orders = np.concatenate([a, b]), random_orders(len(a) + len(b), draws, seed)[:, :len(a)]
+    if period is None:
+        effects = cliffs_delta(values, orders)
+        tested = np.abs(effects)
+    else:
+        effects, tested = kuipers_v(values % period, orders), watsons_u2(values % period, orders)
+    return float(effects[0]), float(np.median(np.abs(effects[1:]))), as_far_p(tested)
+
+
+def cliffs_delta(values, chosen):
+    """P(x > y) - P(x < y) for x of the chosen values and y of the others: -1 to 1, 0 where neither tends to be larger.
+
+    (Cliff 1993, Psychol. Bull. 114: 494; the rank-biserial correlation of the Mann-Whitney test.) values: (N,); chosen:
+    (draws, n) indices. Returns (draws,).
+    """
+    ranked, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]  # from 1; ties share their mean rank
+    n, others = chosen.shape[1], len(values) - chosen.shape[1]
+    larger = ranks[chosen].sum(1) - n * (n + 1) / 2  # pairs in which the chosen one is larger, ties as halves
+    return 2 * larger / (n * others) - 1
+
+
+def kuipers_v(values, chosen):
+    """The most that the chosen values' share on an arc of the circle exceeds the others' share on it: 0 to 1.
+
+    (Kuiper 1960, Proc. K. Ned. Akad. Wet. A 63: 38.) values: (N,), 0 to a period; chosen: (draws, n) indices. Returns (draws,).
+    """
+    ahead = _ahead(values, chosen)
+    return ahead.max(1) - ahead.min(1)
+
+
+def watsons_u2(values, chosen):
+    """Watson's two-sample U^2 of the chosen values and the others: 0 where they are spread alike (1962, Biometrika 49: 57).
+
+    Like V it doesn't depend on where the circle is cut, and it tells more differences apart. Arguments as there.
+    """
+    ahead, n, count = _ahead(values, chosen), chosen.shape[1], len(values)
+    return n * (count - n) / count * ahead.var(1)
+
+
+def _ahead(values, chosen):
+    """The share of the chosen values up to each value less that of the others: (draws, N), in the values' order."""
+    order = np.argsort(values)
+    places = np.searchsorted(values[order], values, side="right") - 1  # of each value, the last of its equals
+    n, count = chosen.shape[1], len(values)
+    steps = np.zeros((len(chosen), count))
+    np.add.at(steps, (np.arange(len(chosen))[:, None], places[chosen]), 1 / n + 1 / (count - n))
+    np.add.at(steps, (slice(None), places), -1 / (count - n))
+    return steps.cumsum(1)[:, places[order]]
+
+
+def holm(p_values):
+    """p-values corrected by Holm's step-down rule, in their order; a None stays one and counts for nothing."""
+    known = sorted((p, index) for index, p in enumerate(p_values) if p is not None)
+    corrected, least = [None] * len(p_values), 0.0
+    for rank, (p, index) in enumerate(known):
+        least = corrected[index] = max(least, min(1.0, p * (len(known) - rank)))
+    return corrected
+
+
+def appearance(runs, draws=10_000, seed=0):
+    """The `Appearance` in networks of two towers, with links or without. runs: {name: kernels (maps of both towers, 3, k, k)}."""
+    return _count(Halves(name, tuple(chroma_shares(kernels, 2)), random_split_p(kernels, draws, seed))
+                  for name, kernels in runs.items())
+
+
+def appearance_by_chance(runs, splits=100, draws=10_000, seed=0):
+    """The `Appearance` where there is nothing to appear: networks of one tower, each split at random `splits` times.
+
+    runs: {name: kernels (maps, 3, k, k)}, two maps at least. Each split is judged by the same criterion as towers are. The
+    interval is about splits of these networks, not about other networks.
+    """
+    halves = []
+    for name, kernels in runs.items():
+        if len(kernels) < 2:
+            raise ValueError(f"{name}: {len(kernels)} kernels can't be split in two")
+        shares = chroma_of_halves(kernels, random_orders(len(kernels), splits + draws, seed)[1:])
+        apart = np.abs(shares[0] - shares[1])
+        others = np.sort(apart[splits:])
+        hits = draws - np.searchsorted(others, apart[:splits] * (1 - 1e-12))  # the rule of `as_far_p`
+        halves += [Halves(name, (float(a), float(b)), float(1 + hit) / (1 + draws)) for a, b, hit in zip(*shares, hits)]
+    return _count(halves)
+
+
+def _count(halves):
+    halves = tuple(halves)
+    found = [one for one in halves if one.specialised]
+    colour_in_b = sum(one.chroma[1] > one.chroma[0] for one in found)
+    return Appearance(len(halves), len(found), wilson(len(found), len(halves)), colour_in_b, halves)
+
+
+def wilson(count, n):
+    """The 95 % confidence interval of a share `count` of `n` (Wilson 1927, JASA 22: 209), which is of use at 0 and at n, too.
+
+    Without any n nothing is known: (0, 1).
+    """
+    if n == 0:
+        return 0.0, 1.0
+    z2 = NORMAL_95**2
+    middle, spread = count + z2 / 2, NORMAL_95 * np.sqrt(count * (n - count) / n + z2 / 4)
+    return max(0.0, float(middle - spread) / (n + z2)), min(1.0, float(middle + spread) / (n + z2))

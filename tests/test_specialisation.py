@@ -1,0 +1,183 @@
+"""Two towers compared, against scipy and against counting by hand; and how often they part, in towers made to part or not."""
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from made_kernels import GREY, RED_GREEN, made, measured
+from tiny_checkpoint import tiny
+
+from alexnet_mp import geometry
+from alexnet_mp.checkpoint import put
+from alexnet_mp.claim_statistics import random_orders
+from alexnet_mp.errors import UserError
+from alexnet_mp.kernel_statistics import kernel_statistics
+from alexnet_mp.specialisation import (LEVEL, MEASURES, appearance, appearance_by_chance, cliffs_delta, first_layer, holm,
+                                       kuipers_v, tower_differences, watsons_u2, wilson)
+
+
+def test_cliffs_delta_against_counting_and_scipy():
+    values = np.array([0.1, 0.5, 0.5, 0.9, 0.5, 0.2, 0.7])
+    for chosen in ([0, 1, 2], [3, 4, 6, 2], [5]):
+        others = np.delete(values, chosen)
+        counted = np.mean([np.sign(x - y) for x, y in itertools.product(values[chosen], others)])
+        assert cliffs_delta(values, np.array([chosen])) == pytest.approx([counted])
+        u = stats.mannwhitneyu(values[chosen], others).statistic
+        assert counted == pytest.approx(2 * u / (len(chosen) * len(others)) - 1)
+
+
+def test_cliffs_delta_p_against_scipy():
+    random = np.random.default_rng(0)
+    values = np.concatenate([random.normal(size=12), random.normal(0.7, size=12)])
+    found = tower_differences(measured(frequency=values))["frequency"]
+    assert found.p == pytest.approx(stats.mannwhitneyu(values[:12], values[12:], method="exact").pvalue, abs=0.01)
+    assert found.effect < 0 and found.effect_size == "Cliff's delta" and found.n == (12, 12)
+
+
+def kuiper_by_hand(a, b):
+    """Largest difference of the shares on all arcs between two points, both kinds of ends."""
+    points = np.unique(np.concatenate([a, b]))
+    arcs = itertools.product(points, repeat=2)
+
+    def share(sample, start, end):
+        inside = (sample >= start) & (sample <= end) if start <= end else (sample >= start) | (sample <= end)
+        return inside.mean()
+
+    return max(share(a, *arc) - share(b, *arc) for arc in arcs)
+
+
+def test_kuipers_v_by_hand():
+    random = np.random.default_rng(0)
+    for n, of_all in ((3, 8), (5, 10), (1, 2), (4, 9)):
+        values = random.integers(0, 12, of_all) * 15.0  # with ties
+        assert kuipers_v(values, np.arange(n)[None]) == pytest.approx([max(0, kuiper_by_hand(values[:n], values[n:]))])
+    assert kuipers_v(np.array([1.0, 2, 3, 10, 11, 12]), np.array([[0, 1, 2], [0, 2, 4]])) == pytest.approx([1, 1 / 3])
+
+
+def test_circular_statistics_do_not_depend_on_where_the_circle_is_cut():
+    random = np.random.default_rng(1)
+    values, orders = random.uniform(0, 180, 15), random_orders(15, 20, 0)[:, :6]
+    for turn in (1, 44.4, 90, 179):
+        for statistic in (kuipers_v, watsons_u2):
+            assert statistic((values + turn) % 180, orders) == pytest.approx(statistic(values, orders))
+            assert statistic(180 - values, orders) == pytest.approx(statistic(values, orders))
+
+
+def test_watsons_u2_by_hand():
+    """1, 2 are ahead of 3, 4 by 1/2, 1, 1/2, 0; U^2 is 2 * 2 / 4^2 times their squares' sum less their sum's square / 4."""
+    assert watsons_u2(np.array([1.0, 2, 3, 4]), np.array([[0, 1], [0, 2]])) == pytest.approx([(1.5 - 1) / 4, (0.5 - 0.25) / 4])
+    tied = np.array([1.0, 1, 2, 2])  # ahead at 1 by 1/2 - 1/2 or by 1, twice each
+    assert watsons_u2(tied, np.array([[0, 2], [0, 1]])) == pytest.approx([0, (2 - 1) / 4])
+
+
+def test_orientations_that_differ_and_those_that_lie_on_both_sides_of_0():
+    alike = tower_differences(measured(orientation=[179, 178, 1, 2, 3, 177, 0.5, 179.5, 1.5, 178.5, 2.5, 177.5]))["orientation"]
+    assert alike.p > 0.3 and alike.effect <= 0.5
+    differ = tower_differences(measured(orientation=[179, 178, 1, 2, 3, 177, 90, 91, 89, 88, 92, 93]))["orientation"]
+    assert differ.effect == pytest.approx(1) and differ.p < 0.02 and differ.by_chance < 0.7
+    assert differ.effect_size == "Kuiper's V" and differ.n == (6, 6)
+    spread = np.concatenate([np.linspace(80, 100, 16), np.linspace(0, 180, 16, endpoint=False)])  # the same mean, if any
+    assert tower_differences(measured(orientation=spread))["orientation"].p < 0.01
+
+
+def test_holm_by_hand():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.01, None, 0.6, 0.7]) == [pytest.approx(0.03), None, 1.0, 1.0]
+    assert holm([]) == [] and holm([None]) == [None]
+
+
+def test_towers_that_part_and_towers_that_do_not():
+    parted = tower_differences(kernel_statistics(made(0, GREY, RED_GREEN)))
+    assert list(parted) == list(MEASURES)
+    assert parted["colourfulness"].effect == -1 and parted["colourfulness"].p == pytest.approx(1 / 10_001)
+    assert parted["colourfulness"].holm_p == pytest.approx(5 / 10_001)
+    for measure in ("frequency", "orientation", "phase"):
+        assert parted[measure].holm_p > 0.05
+    alike = tower_differences(kernel_statistics(made(1, GREY, GREY)))
+    assert min(of_one.holm_p for of_one in alike.values()) > 0.05
+
+
+def test_orientations_are_those_of_tuned_kernels_alone():
+    selectivity = [0.9, 0.9, 0.1, 0.1, 0.9, 0.9, 0.9, 0.1]
+    statistics = measured(selectivity=selectivity, frequency=[0.1] * 4 + [0, 0.1, 0.1, 0.1],
+                          orientation=[0, 1, 90, 90, 0, 1, 0.5, 90])
+    found = tower_differences(statistics)
+    assert found["orientation"].n == found["phase"].n == (2, 2) and found["frequency"].n == (4, 4)
+    nothing = tower_differences(measured(selectivity=[0.9, 0.9, 0.1, 0.1]))
+    assert nothing["phase"].effect is nothing["phase"].p is nothing["phase"].holm_p is nothing["phase"].by_chance is None
+    assert nothing["phase"].n == (2, 0)
+    assert nothing["frequency"].p == 1.0 and nothing["frequency"].effect == 0  # all equal
+
+
+def test_differences_are_the_same_each_time_and_p_depends_on_no_exchange_of_the_towers():
+    kernels = made(2, GREY, (1, 0.5, 0))
+    statistics, exchanged = kernel_statistics(kernels), kernel_statistics(np.roll(kernels, 12, axis=0))
+    assert tower_differences(statistics) == tower_differences(statistics)
+    for one, other in zip(tower_differences(statistics).values(), tower_differences(exchanged).values()):
+        assert abs(one.effect) == pytest.approx(abs(other.effect)) and one.p == pytest.approx(other.p, abs=0.03)
+
+
+def test_an_odd_number_of_kernels():
+    for n in (0, 3):
+        with pytest.raises(ValueError, match="not those of two towers"):
+            tower_differences(measured(phase=[0.0] * n) if n else kernel_statistics(np.ones((0, 3, 5, 5))))
+
+
+def test_runs_that_part_are_counted_up_to_exchanging_the_towers():
+    runs = {"one": made(0, GREY, RED_GREEN), "two": made(1, RED_GREEN, GREY), "three": made(2, GREY, GREY)}
+    found = appearance(runs)
+    assert (found.n, found.count, found.colour_in_b) == (3, 2, 1)
+    assert [half.run for half in found.halves] == list(runs)
+    assert [half.specialised for half in found.halves] == [True, True, False]
+    assert found.halves[0].chroma == pytest.approx((0, 1), abs=0.02) and found.halves[0].p <= LEVEL < found.halves[2].p
+    assert found.interval == wilson(2, 3)
+
+
+def test_random_halves_meet_the_criterion_as_often_as_its_level_says():
+    """Of networks with grey and coloured kernels; 2,000 splits. Also an odd number of maps."""
+    runs = {"one": made(0, GREY, RED_GREEN), "two": made(1, GREY, (1, 0, 0))[:-1]}
+    found = appearance_by_chance(runs, splits=1000)
+    assert found.n == 2000 and 0.002 < found.count / found.n < 0.02 and found.interval[0] < LEVEL < found.interval[1]
+    ps = np.array([half.p for half in found.halves])
+    assert abs((ps <= 0.5).mean() - 0.5) < 0.06
+    assert [half.run for half in found.halves[::1000]] == ["one", "two"]
+    assert found == appearance_by_chance(runs, splits=1000)
+
+
+def test_a_split_of_one_kernel():
+    with pytest.raises(ValueError, match="few: 1 kernels"):
+        appearance_by_chance({"few": np.ones((1, 3, 5, 5))})
+    assert appearance_by_chance({"two": np.ones((2, 3, 5, 5))}, splits=10).count == 0
+
+
+def test_wilson_against_scipy():
+    for count, n in ((0, 3), (3, 3), (2, 7), (10, 1000), (1, 1)):
+        expected = stats.binomtest(count, n).proportion_ci(0.95, method="wilson")
+        assert wilson(count, n) == pytest.approx((expected.low, expected.high), abs=1e-12)
+    assert wilson(0, 0) == (0.0, 1.0)
+    assert appearance({}).n == 0
+
+
+def test_the_first_layer_of_a_run(tmp_path):
+    saved = tiny()
+    put(tmp_path, saved)
+    kernels, towers = first_layer(tmp_path)
+    assert (kernels == saved.weights["conv1.weight"].numpy()).all() and towers == 2
+    assert len(tower_differences(kernel_statistics(kernels), draws=100)) == 5
+    with pytest.raises(UserError):
+        first_layer(tmp_path / "elsewhere")
+
+
+def test_a_first_layer_without_kernels(tmp_path):
+    """A fully connected one sees the image as a whole."""
+    saved = tiny()
+    _, fc2, fc8 = saved.state.recipe.layers
+    recipe = dataclasses.replace(saved.state.recipe, layers=(dataclasses.replace(fc2, reads="image"), fc8))
+    weights = {name: torch.zeros(shape) for name, shape in geometry.merged_shapes(recipe, 3).items()}
+    scheduled = dataclasses.replace(saved.state.scheduled, learning_rates=dict.fromkeys(weights, 0.01))
+    state = dataclasses.replace(saved.state, recipe=recipe, scheduled=scheduled)
+    put(tmp_path, dataclasses.replace(saved, weights=weights, velocity=weights, state=state))
+    with pytest.raises(UserError, match="no kernels of colour images"):
+        first_layer(tmp_path)
