@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from .kernel_statistics import chroma_and_energy
 from .metrics import read_metrics
 
 COLUMNS = 16  # kernels a row, as in 2012 (`shownet.py`): 48 a tower are 3 rows
@@ -11,28 +12,54 @@ SCALE = 5  # screen pixels a kernel pixel
 GAP = 6  # screen pixels between kernels
 
 
-def kernel_picture(weights, towers):
+def kernel_picture(weights, towers, each_scaled=False, by_colour=False):
     """First-layer kernels, tower a's above tower b's, as a Pillow image.
 
     weights: (maps of all towers, 3, k, k), merged. One scale from the smallest to the largest weight of the whole layer, as the
-    2012 source drew them, so that kernels can be compared; zero weight is a grey.
+    2012 source drew them, so that kernels can be compared; zero weight is a grey. each_scaled: first every kernel is given mean 0
+    and variance 1, as the source's `--norm-filters` has it, so that faint ones can be seen. by_colour: inside a tower the kernels
+    come in the order of their share of chroma, the greyest first, instead of the network's.
     """
     maps, _, k, _ = weights.shape
-    low, high = weights.min(), weights.max()
-    pixels = np.rint((weights - low) / max(high - low, 1e-30) * 255).astype(np.uint8).transpose(0, 2, 3, 1)
+    pixels = _pixels(_standardised(weights) if each_scaled else weights)
     a_tower, cell = maps // towers, k * SCALE + GAP
-    rows, columns = -(-a_tower // COLUMNS), min(COLUMNS, a_tower)
-    title, panel = 22, rows * cell + GAP
-    image = Image.new("RGB", (columns * cell + GAP, towers * (title + panel)), "white")
+    rows, columns, title = -(-a_tower // COLUMNS), min(COLUMNS, a_tower), 22
+    what = f"{a_tower} first-layer kernel{'s' * (a_tower > 1)}, {k}x{k}x3{', by colourfulness' * by_colour}"
+    names = [f"tower {'ab'[tower]}: {what}" for tower in range(towers)]
+    pen = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    width = max(columns * cell, *(int(pen.textlength(name, font_size=13)) + 1 + GAP for name in names))
+    panel = rows * cell + GAP
+    image = Image.new("RGB", (width + GAP, towers * (title + panel)), "white")
     pen = ImageDraw.Draw(image)
-    for tower in range(towers):
-        top = tower * (title + panel)
-        pen.text((GAP, top + 5), f"tower {'ab'[tower]}: {a_tower} first-layer kernels, {k}x{k}x3", fill="black", font_size=13)
-        for index in range(a_tower):
-            row, column = divmod(index, COLUMNS)
-            kernel = Image.fromarray(pixels[tower * a_tower + index]).resize((k * SCALE, k * SCALE), Image.Resampling.NEAREST)
+    for tower, name in enumerate(names):
+        top, chosen = tower * (title + panel), np.arange(tower * a_tower, (tower + 1) * a_tower)
+        pen.text((GAP, top + 5), name, fill="black", font_size=13)
+        for place, index in enumerate(_greyest_first(weights, chosen) if by_colour else chosen):
+            row, column = divmod(place, COLUMNS)
+            kernel = Image.fromarray(pixels[index]).resize((k * SCALE, k * SCALE), Image.Resampling.NEAREST)
             image.paste(kernel, (GAP + column * cell, top + title + row * cell))
     return image
+
+
+def _pixels(weights):
+    """(maps, 3, k, k) -> (maps, k, k, 3) uint8, from the smallest weight of all to the largest."""
+    low, high = weights.min(), weights.max()
+    return np.rint((weights - low) / max(high - low, 1e-30) * 255).astype(np.uint8).transpose(0, 2, 3, 1)
+
+
+def _standardised(weights):
+    """Each kernel with mean 0 and variance 1, float64; a constant one is 0."""
+    centred = weights.astype(np.float64)
+    centred -= centred.mean((1, 2, 3), keepdims=True)
+    deviation = centred.std((1, 2, 3), keepdims=True)
+    largest = np.abs(weights).max((1, 2, 3), keepdims=True)
+    varies = deviation > 1e-12 * largest  # less is rounding
+    return np.where(varies, centred / np.where(varies, deviation, 1), 0)
+
+
+def _greyest_first(weights, chosen):
+    chroma, energy = chroma_and_energy(weights[chosen])
+    return chosen[np.argsort(chroma / np.maximum(energy, 1e-300), kind="stable")]
 
 
 def draw_kernels(network, run):

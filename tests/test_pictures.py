@@ -27,6 +27,49 @@ def test_constant_kernels_and_one_tower_can_be_drawn():
     assert kernel_picture(np.zeros((5, 3, 11, 11), np.float32), towers=1).size[1] < 120
 
 
+def test_each_kernel_with_its_own_scale():
+    """A faint kernel looks as a strong one of the same shape; then there is one scale for the layer; a constant one is grey."""
+    random = np.random.default_rng(0)
+    weights = random.normal(size=(4, 3, 5, 5)).astype(np.float32)
+    weights[1], weights[2] = 1e-4 * weights[0] + 7e-4, 0.3
+    picture = np.asarray(kernel_picture(weights, towers=1, each_scaled=True)).astype(int)
+    size = 5 * SCALE
+    first, faint, constant, other = (picture[22:22 + size, GAP + index * (size + GAP):][:, :size] for index in range(4))
+    assert np.abs(first - faint).max() <= 1
+    assert len(np.unique(constant.reshape(-1, 3), axis=0)) == 1
+    zero = constant[0, 0, 0]
+    standard = (weights[[0, 3]] - weights[[0, 3]].mean((1, 2, 3), keepdims=True)) / weights[[0, 3]].std((1, 2, 3), keepdims=True)
+    low, high = min(0, standard.min()), standard.max()
+    assert zero == round(-low / (high - low) * 255)
+    assert np.abs(other[::SCALE, ::SCALE] - ((standard[1] - low) / (high - low) * 255).transpose(1, 2, 0)).max() <= 1
+    assert picture.min() == 0
+
+
+def test_kernels_by_colourfulness_stay_in_their_tower():
+    grey, mixed, colour = ([1, 1, 1], [1, 0.5, 0], [1, -1, 0])
+    colours = np.array([colour, grey, mixed, mixed, colour, grey], np.float32)
+    weights = np.ones((6, 3, 5, 5), np.float32) * colours[..., None, None]
+    weights[3] *= 0.5  # to be told from tower a's
+    cell, title = 5 * SCALE + GAP, 22
+
+    def pixels(**options):
+        picture = np.asarray(kernel_picture(weights, towers=2, **options)).astype(int)
+        return [[picture[tower * (title + cell + GAP) + title + 5, GAP + place * cell + 5].tolist() for place in range(3)]
+                for tower in range(2)]
+
+    of_grey, of_mixed, of_colour, of_half = [255] * 3, [255, 191, 128], [255, 0, 128], [191, 159, 128]
+    assert pixels() == [[of_colour, of_grey, of_mixed], [of_half, of_colour, of_grey]]
+    assert pixels(by_colour=True) == [[of_grey, of_mixed, of_colour], [of_grey, of_half, of_colour]]
+
+
+def test_the_words_over_few_kernels_are_whole():
+    """One kernel a tower is narrower than its title, whose ink ends before the edge."""
+    picture = np.asarray(kernel_picture(np.zeros((2, 3, 5, 5), np.float32), towers=2, by_colour=True))
+    assert (picture[:, -GAP:] == 255).all() and (picture[:22, -3 * GAP:] < 255).any()
+    wide = kernel_picture(np.zeros((96, 3, 11, 11), np.float32), towers=2)
+    assert wide.size == (16 * (11 * SCALE + GAP) + GAP, 2 * (22 + 3 * (11 * SCALE + GAP) + GAP))
+
+
 def test_curves_of_short_runs(tmp_path):
     """One step and no validation; a last line that was cut off is left out."""
     line = {"kind": "train", "step": 1, "epoch": 1, "loss": 2.3, "top1_error": 90.0}
