@@ -150,6 +150,9 @@ def test_a_split_of_one_kernel():
     with pytest.raises(ValueError, match="few: 1 kernels"):
         appearance_by_chance({"few": np.ones((1, 3, 5, 5))})
     assert appearance_by_chance({"two": np.ones((2, 3, 5, 5))}, splits=10).count == 0
+    parted = made(0, GREY, RED_GREEN, count=2)  # of its three splits one is apart, which a third of the others are, too
+    ties = appearance_by_chance({"four": parted}, splits=100, draws=3000)
+    assert max(half.p for half in ties.halves) == 1 and min(half.p for half in ties.halves) == pytest.approx(1 / 3, abs=0.05)
 
 
 def test_wilson_against_scipy():
