@@ -17,6 +17,7 @@ import zlib
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from .console import printable
 from .errors import MachineError, UserError
 
 BLOCK = 512
@@ -163,7 +164,7 @@ def gunzipped(content, largest):
 def shown(name):
     """A name from an archive as an error may print it: short, on one line, with all that can't be printed escaped."""
     name = name if len(name) <= 200 else name[:200] + "..."
-    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in name)
+    return printable(name)
 
 
 class Progress:

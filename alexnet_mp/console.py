@@ -34,6 +34,21 @@ def say(text=""):
 
 
 @contextmanager
+def lines_on_stderr():
+    """What `say` and `progress` write goes to standard error, so that standard output holds nothing but a command's JSON."""
+    before, CONSOLE.stderr = CONSOLE.stderr, True
+    try:
+        yield
+    finally:
+        CONSOLE.stderr = before
+
+
+def printable(text):
+    """A name as a line may hold it: control characters, line ends, what turns the direction of writing, all escaped."""
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+
+
+@contextmanager
 def progress(what, total, unit="images", done=0):
     """Yields advance(n, note=""): n more of `total` units are done, after `done` before. Shows the rate, the time left and the note."""
     start = time.monotonic()

@@ -96,6 +96,7 @@ class Trained:
     classes: list
     statistics: Statistics
     weights: dict | None
+    checkpoint: Path  # its directory
 
 
 def trained(directory, with_weights=False):
@@ -112,7 +113,7 @@ def trained(directory, with_weights=False):
             state = checkpoint_format.read_state(path)
             recipe, source, classes, place = state.recipe, state.data.source, list(state.data.classes), path
         weights = checkpoint_format.load_weights(path) if with_weights else None
-        return Trained(recipe, source, classes, Statistics.load(place), weights)
+        return Trained(recipe, source, classes, Statistics.load(place), weights, Path(path))
 
     return checkpoint.from_newest(directory, read)
 

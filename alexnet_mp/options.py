@@ -6,11 +6,16 @@ from .pipelines import PIPELINES
 
 
 def add_machine_options(parser):
-    parser.add_argument("--gpus", default="auto", help=f"{CHOICES}; default: auto")
+    add_run_options(parser)
     parser.add_argument("--pipeline", choices=PIPELINES, default="auto", help="default: auto")
+    parser.add_argument("--workers", type=int, help="processes that read images; default: by the number of cores")
+
+
+def add_run_options(parser):
+    """Of commands that read no data set."""
+    parser.add_argument("--gpus", default="auto", help=f"{CHOICES}; default: auto")
     parser.add_argument("--kernels", choices=ops.CHOICES, default="auto",
                         help="who computes norms, pools and the update; default: auto, the fastest built for each device")
-    parser.add_argument("--workers", type=int, help="processes that read images; default: by the number of cores")
 
 
 def check_kernels(kernels, devices):

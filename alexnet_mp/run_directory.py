@@ -102,6 +102,8 @@ class RunDirectory:
             "python": platform.python_version(),
             "packages": {name: package_version(name) for name in PACKAGES},
         }
+        if words := getattr(dataset, "class_names", None):
+            content["data"]["class_names"] = list(words)  # in words, in the order of the classes
         if found is not None:  # the file says what runs now, and keeps how it came to it
             before = _earlier(found.run) if found.run else {}
             content |= {name: before[name] for name in ("command", "started") if name in before}

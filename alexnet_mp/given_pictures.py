@@ -1,0 +1,62 @@
+"""Picture files that somebody names on a command line: read as training reads its own, and seen by a network."""
+import io
+import sys
+
+import numpy as np
+
+from .console import printable
+from .errors import UserError
+from .pipeline_torch import TorchPipeline
+from .stored_picture import decoded
+
+AT_ONCE = 64  # pictures in memory
+STDIN = "-"
+MOST_BYTES = 1 << 30  # of standard input
+
+
+class Given:
+    """A data set of one split, "given": pictures (N, stored_size, stored_size, 3) uint8 in memory, without labels."""
+
+    def __init__(self, pictures):
+        self.splits = {"given": _GivenSplit(pictures)}
+
+
+class _GivenSplit:
+    holds = "pixels"
+
+    def __init__(self, pictures):
+        self.pictures, self.labels = pictures, np.full(len(pictures), -1)
+
+    def __len__(self):
+        return len(self.pictures)
+
+    def read(self, index):
+        return self.pictures[index]
+
+
+def read_pictures(paths, size):
+    """Some `AT_ONCE` files at a time: yields [(path, its stored picture, (size, size, 3) uint8, or a UserError that says why not)].
+
+    "-" is standard input. Any format that Pillow opens; `stored_picture` decides about modes, transparency and orientation.
+    """
+    for start in range(0, len(paths), AT_ONCE):
+        yield [(path, _read(path, size)) for path in paths[start:start + AT_ONCE]]
+
+
+def _read(path, size):
+    try:
+        if path != STDIN:
+            return decoded(path, size, path)
+        content = sys.stdin.buffer.read(MOST_BYTES + 1)
+        if len(content) > MOST_BYTES:
+            raise UserError(f"cannot read image -: more than {MOST_BYTES:,} bytes")
+        return decoded(io.BytesIO(content), size, STDIN)
+    except UserError as error:
+        return UserError(printable(str(error)))
+
+
+def pipeline_of(pictures, network, statistics):
+    """The pipeline whose split "given" is a list of stored pictures, at least one, on the network's devices."""
+    pipeline = TorchPipeline(Given(np.stack(pictures)), network.recipe, network.exchange.devices, workers=0)
+    pipeline.use(statistics)
+    return pipeline

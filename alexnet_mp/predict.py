@@ -1,0 +1,102 @@
+"""The most probable classes of any picture, by a trained network.
+
+examples
+  python -m alexnet_mp.predict RUN photograph.jpg
+  python -m alexnet_mp.predict RUN *.png --views ten --top 3
+  curl -s https://example.org/cat.jpg | python -m alexnet_mp.predict RUN -
+  python -m alexnet_mp.predict RUN photograph.jpg --json
+
+A file may be anything that Pillow opens. It is read as training reads its own: grey, palettes, CMYK and 16 bits a channel
+become RGB of 8 bits, of something transparent the colours below stay, orientation tags are ignored as in 2012 (turn such a
+photograph first), the shorter side is rescaled and the central square kept. Of classes that tie the first leads. A file that can't
+be read is a line on standard error, the others are answered all the same, and the status is 2.
+"""
+import argparse
+import json
+import sys
+
+import torch
+
+from .allocator import keep_freed_memory
+from .console import lines_on_stderr, printable, say
+from .errors import UserError, run_command
+from .evaluate import both_protocols, load_run, log_probabilities
+from .given_pictures import pipeline_of, read_pictures
+from .options import add_run_options
+from .run_directory import read_run
+
+
+def predict(network, statistics, pictures, views="one", top=5):
+    """(probabilities (N, top) float64, labels (N, top) int64), most probable first, of N stored pictures under one view or ten.
+
+    pictures: a list of (stored_size, stored_size, 3) uint8; statistics: what the network was trained with. top is at most the
+    number of classes. Raises UserError where the network answers with NaN.
+    """
+    protocol = list(both_protocols(network.recipe).values())[("one", "ten").index(views)]
+    logs = torch.cat([means["answer"] for means, _ in log_probabilities(
+        network, pipeline_of(pictures, network, statistics), "given", {"answer": protocol}, network.recipe.batch_size)]).cpu()
+    if logs.isnan().any():
+        raise UserError("the network answers with NaN: it diverged, and knows nothing of any picture")
+    sorted_logs, labels = logs.sort(dim=1, descending=True, stable=True)
+    return sorted_logs[:, :top].exp(), labels[:, :top]
+
+
+def class_words(directory, classes):
+    """The names of a run's classes as a person knows them: `run.json` has words where the data set had them; else `classes`."""
+    data = read_run(directory)["data"]
+    words = data.get("class_names")
+    fits = isinstance(words, list) and len(words) == len(classes) and all(isinstance(name, str) for name in words)
+    return words if fits and data["classes"] == list(classes) else list(classes)
+
+
+def main(arguments=None):
+    options = _parser().parse_args(arguments)
+    if options.top < 1:
+        raise UserError(f"--top {options.top}: it must be at least 1")
+    keep_freed_memory()
+    torch.backends.cudnn.allow_tf32 = False  # as in training
+    with lines_on_stderr():  # standard output holds the answers alone
+        network, found = load_run(options.run, options.gpus, options.kernels)
+    words, answers, failed = class_words(options.run, found.classes), [], False
+    for some in read_pictures(options.pictures, network.recipe.stored_size):
+        good = [picture for _, picture in some if not isinstance(picture, UserError)]
+        told = iter(zip(*predict(network, found.statistics, good, options.views, options.top))) if good else iter(())
+        for path, picture in some:
+            if isinstance(picture, UserError):
+                failed = True
+                print(f"error: {picture}", file=sys.stderr)
+                answers.append({"file": path, "error": str(picture)})
+                continue
+            top = [{"class": found.classes[label], "name": words[label], "label": label, "probability": probability}
+                   for probability, label in zip(*(each.tolist() for each in next(told)))]
+            answers.append({"file": path, "top": top})
+            if not options.json:
+                _tell(path, top)
+    if options.json:
+        about = {"run": options.run, "checkpoint": found.checkpoint.name, "views": options.views}
+        print(json.dumps({**about, "pictures": answers}, indent=1))
+    return 2 if failed else 0
+
+
+def _tell(path, top):
+    say(printable(path))
+    for place in top:
+        words = "" if place["name"] == place["class"] else f" ({place['class']})"
+        say(f"  {100 * place['probability']:6.2f} %  {printable(place['name'] + words)}")
+
+
+def _parser():
+    parser = argparse.ArgumentParser(prog="python -m alexnet_mp.predict", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", metavar="RUN", help="the directory of a run; its newest weights answer")
+    parser.add_argument("pictures", metavar="FILE", nargs="+", help="a picture; - is standard input")
+    parser.add_argument("--views", choices=("one", "ten"), default="one",
+                        help="the centre view, or the mean over all views of the recipe's test, ten or nine; default: one")
+    parser.add_argument("--top", type=int, default=5, metavar="K", help="classes to name; default: 5")
+    parser.add_argument("--json", action="store_true", help="one JSON document on standard output")
+    add_run_options(parser)
+    return parser
+
+
+if __name__ == "__main__":
+    run_command(main)

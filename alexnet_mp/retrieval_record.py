@@ -1,0 +1,105 @@
+"""What `retrieve measure` finds out about an index: how good each kind of search is, how large, and how fast."""
+import time
+
+import numpy as np
+import torch
+
+from . import short_codes
+from .console import progress
+from .devices import device_name
+from .retrieval_index import all_distances, exact_index, nearest
+from .retrieval_measures import gathered, measures
+from .run_directory import package_version, source_commit
+
+QUERIES_AT_ONCE = 64
+SYNTHETIC = 1_000_000  # codes
+TIMED = 64  # queries
+
+
+def measure(index, lengths, most_queries, speed=False):
+    """A record, plain JSON types: the measures of pixels, the last hidden layer, and codes of these lengths, learned and random.
+
+    Queries are validation pictures, at most so many, spread evenly over all; what is ranked are all training pictures.
+    speed: also queries a second.
+    """
+    train, val = index.features("train"), index.features("val")
+    rows = np.unique(np.linspace(0, len(val.labels) - 1, min(most_queries, len(val.labels))).round().astype(int))
+    entries = []
+    for by, bits, kind, size, stored, queries in _searches(index, lengths, train, val):
+        entry = {"by": by, "bits": bits, "codes": kind, "bytes_per_picture": size}
+        found = _of_search(by, stored, queries[rows], train.labels, val.labels[rows], f"{kind or ''} {by} {bits or ''}".strip())
+        entry |= {"precision": {str(k): value for k, value in found.precision.items()}, "mean_average_precision":
+                  found.mean_average_precision}
+        if speed:
+            entry["queries_per_second"] = _speed(by, stored, queries[rows])
+        entries.append(entry)
+    source = index.described.source
+    record = {"run": source.run, "checkpoint": source.checkpoint, "recipe": source.recipe, "layer": source.layer,
+              "data": source.data, "fingerprint": source.fingerprint, "train": len(train.labels), "queries": len(rows),
+              "chance": _chance(train.labels, val.labels[rows]), "commit": source_commit(),
+              "packages": {name: package_version(name) for name in ("torch", "numpy", "faiss-cpu")},
+              "searches": entries}
+    if speed:
+        record |= {"device": device_name(torch.device("cpu")), "synthetic_codes": SYNTHETIC,
+                   "synthetic": [{"bits": bits, "queries_per_second": _synthetic(bits)} for bits in lengths]}
+    return record
+
+
+def _searches(index, lengths, train, val):
+    """(by, bits, "learned" or "random", bytes a picture, what is searched, queries) of everything that is compared."""
+    # Pixels lie in the index as float16; a grey level is a byte.
+    yield "pixels", None, None, train.pixels.shape[1], train.pixels, val.pixels
+    yield "fc7", None, None, 4 * train.hidden.shape[1], train.hidden, val.hidden
+    for bits in lengths:
+        _, codes = index.codes(bits)
+        yield "codes", bits, "learned", bits // 8, codes["train"], codes["val"]
+        yield ("codes", bits, "random", bits // 8,
+               *(short_codes.random_codes(some.hidden, bits, train.hidden) for some in (train, val)))
+
+
+def _of_search(by, stored, queries, labels, wanted, what):
+    parts = []
+    with progress(f"measuring {what}", len(queries), "queries") as advance:
+        for start in range(0, len(queries), QUERIES_AT_ONCE):
+            part = slice(start, start + QUERIES_AT_ONCE)
+            parts.append(measures(all_distances(by, stored, queries[part]), labels == wanted[part, None]))
+            advance(len(wanted[part]))
+    return gathered(parts)
+
+
+def _chance(labels, wanted):
+    """The precision of a ranking at random."""
+    return float(np.mean([(labels == label).mean() for label in wanted]))
+
+
+def _speed(by, stored, queries, k=6):
+    """Queries a second, k nearest, in batches of `AT_ONCE`; not the time to read the vectors."""
+    index, queries = exact_index(by, stored), queries[:TIMED]
+    nearest(index, queries[:1], k)
+    start = time.perf_counter()
+    nearest(index, queries, k)
+    return len(queries) / (time.perf_counter() - start)
+
+
+def _synthetic(bits):
+    random = np.random.Generator(np.random.Philox(key=bits))
+    codes = random.integers(0, 256, (SYNTHETIC, bits // 8), np.uint8)
+    return _speed("codes", codes, random.integers(0, 256, (TIMED, bits // 8), np.uint8))
+
+
+def table(record):
+    """The record as lines of text."""
+    at = list(record["searches"][0]["precision"])
+    speed = "queries_per_second" in record["searches"][0]
+    yield (f"{record['queries']:,} validation pictures ask for {record['train']:,} training pictures of their class "
+           f"({record['recipe']}, {record['checkpoint']}, {record['layer']}); at random {100 * record['chance']:.1f} %")
+    heads = ("bytes", "mAP", *(f"at {k}" for k in at))
+    yield " ".join([f"{'search':22}", *(f"{head:>7}" for head in heads), *(["queries/s"] if speed else [])])
+    for entry in record["searches"]:
+        name = f"{entry['codes']} codes, {entry['bits']} bits" if entry["bits"] else entry["by"].replace("fc7", record["layer"])
+        shares = (entry["mean_average_precision"], *entry["precision"].values())
+        yield " ".join([f"{name:22}", f"{entry['bytes_per_picture']:7,}", *(f"{100 * share:5.1f} %" for share in shares),
+                        *([f"{entry['queries_per_second']:9,.0f}"] if speed else [])])
+    for entry in record.get("synthetic", ()):
+        yield (f"{record['synthetic_codes']:,} random codes of {entry['bits']} bits: "
+               f"{entry['queries_per_second']:,.0f} queries/s, {record['device']}")
