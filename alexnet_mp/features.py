@@ -1,8 +1,8 @@
 """What the last hidden layer says of pictures: figure 4's 4096 numbers (paper, 6.1), and the pixels they are compared with.
 
 In 2012 the values written were those after the ReLU and before dropout, one file a tower (`tm.sh`: fc2048ba_neuron,
-fc2048bb_neuron), and a vector was both of them. Here they are what the network computes in test mode, so already multiplied by 1 - dropout (4.2):
-one factor for every unit and picture, which changes no order of distances.
+fc2048bb_neuron), and a vector was both of them. Here they are what the network computes in test mode, so already multiplied by
+1 - dropout (4.2): one factor for every unit and picture, which changes no order of distances.
 """
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
