@@ -51,6 +51,7 @@ setup(
     packages=["alexnet_mp", "alexnet_mp.kernels"],
     # The folder is `kernels`, the import `alexnet_mp.kernels`: a top-level `kernels` would shadow Hugging Face's package.
     package_dir={"alexnet_mp.kernels": "kernels"},
+    package_data={"alexnet_mp": ["report_page.html"]},
     ext_modules=modules,
     cmdclass=commands,
 )

@@ -218,11 +218,18 @@ def _described(directory):
         raise UserError(f"{directory} is no index: cannot read {file}: {error.strerror}; "
                         "python -m alexnet_mp.retrieve index makes one") from None
     try:
-        return _ADAPTER.validate_json(content)
+        fields = json.loads(content)
+        # A name may be no UTF-8. Python's surrogates for it are no JSON text to pydantic, so they are put back afterwards.
+        described = _ADAPTER.validate_json(json.dumps(fields, ensure_ascii=False).encode(errors="replace"))
     except ValidationError as error:
         problem = error.errors()[0]
         place = ".".join(map(str, problem["loc"])) or "(all)"
         raise UserError(f"{file} is damaged, or of another version: {place}: {problem['msg']}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file} is damaged, or of another version: it is no JSON ({error})") from None
+    source = fields["source"]
+    names = {name: tuple(source[name]) for name in ("classes", "class_names")}
+    return replace(described, source=replace(described.source, run=source["run"], data=source["data"], **names))
 
 
 def _read(path, sha256):

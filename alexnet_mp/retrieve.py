@@ -60,7 +60,7 @@ def build_index(run, data=None, out=None, bits=(128,), seed=0, gpus="auto", kern
     if os.path.lexists(out):
         index = Index(out)
         if reason := difference(index.described.source, source):
-            raise UserError(f"{out}: {reason}; choose another --out, or remove it")
+            raise UserError(f"{out}: {reason}; choose another directory for the index, or remove it")
         say(f"{out} is there and fits")
     else:
         _refuse_place(out, source)
@@ -113,7 +113,7 @@ def weights_digest(network):
 def _refuse_place(out, source):
     parent = out.absolute().parent
     if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise UserError(f"--out {out}: {parent} is not a directory that can be written to")
+        raise UserError(f"the index {out}: {parent} is not a directory that can be written to")
     count = max(source.images.values())
     need = 3 * 4 * source.units * count  # the vectors, and as much again twice while they are put together
     if need > free_memory():

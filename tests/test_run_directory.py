@@ -124,6 +124,8 @@ def test_what_stands_in_its_place(parts, tmp_path):
 def test_what_is_in_it_that_no_run_wrote(tmp_path, finished):
     shutil.copytree(finished, tmp_path / "run")
     (tmp_path / "run" / "run.json.partial").write_bytes(b"half")  # a kill leaves it
+    for name in ("report", "retrieval", "retrieval.partial"):  # of the commands report and retrieve
+        (tmp_path / "run" / name).mkdir()
     refuse_foreign(tmp_path / "run")
     (tmp_path / "empty").mkdir()
     refuse_foreign(tmp_path / "empty")

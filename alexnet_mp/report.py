@@ -1,0 +1,148 @@
+"""One page on what a network learned: both towers' kernels, how they specialised, training, exchange, answers, neighbours.
+
+examples
+  python -m alexnet_mp.report RUN --data DIR                                 makes RUN/report/index.html
+  python -m alexnet_mp.report RUN0 RUN1 RUN2 --data DIR --out report         the first in full, all for the specialisation
+  python -m alexnet_mp.report RUN --data DIR --kernel-scale kernel --sort    kernels brightened one by one, grey ones first
+
+The page loads nothing and needs no script; its pictures lie beside it. Runs of one tower, and runs whose towers have no links,
+are taken as controls. What the retrieval needs is made where it is missing, as by `python -m alexnet_mp.retrieve index`. In a
+directory that has a report already the page and its pictures are replaced.
+"""
+import argparse
+import os
+from pathlib import Path
+
+import torch
+
+from . import recipe as recipes
+from . import report_page as page
+from .allocator import keep_freed_memory
+from .console import progress, say
+from .errors import UserError, run_command
+from .evaluate import load_run, open_runs
+from .metrics import read_metrics
+from .options import add_machine_options
+from .report_answers import figure_4_left, guesses
+from .report_exchange import exchange
+from .report_kernels import figure_3, specialisation
+from .report_neighbours import BITS, figure_4_right, short_codes
+from .report_training import training
+from .retrieval_index import SPLITS
+from .retrieve import build_index
+from .run_directory import read_run, source_commit
+from .specialisation import first_layer
+
+
+def main(arguments=None):
+    options = _parser().parse_args(arguments)
+    keep_freed_memory()
+    torch.backends.cudnn.allow_tf32 = False  # as in training
+    shown, runs = options.runs[0], _named(options.runs)
+    described = read_run(shown)
+    layers = {name: (*first_layer(directory), _linked(read_run(directory)["recipe"])) for name, directory in runs.items()}
+    out = Path(options.out or Path(shown) / "report")
+    before = _directory(out)
+    opened = _opened(options, SPLITS)
+    pictures = opened if options.split in SPLITS else _opened(options, (options.split,))
+    index = build_index(shown, options.data, options.index, BITS, gpus=options.gpus, kernels=options.kernels,
+                        pipeline=options.pipeline, workers=options.workers)
+    network, found = load_run(shown, options.gpus, options.kernels)
+    recipe, names, lines = found.recipe, index.described.source.class_names, read_metrics(shown)
+    split = pictures.dataset.splits[options.split]
+    with progress(f"{options.split} images", len(split)) as advance:
+        said = guesses(network, pictures.pipeline, options.split, pictures.batch_size, advance)
+    name, (kernels, towers, _) = next(iter(layers.items()))
+    step = int(found.checkpoint.name.rpartition("_")[2])
+    parts = [
+        figure_3(out, kernels, towers, options.kernel_scale == "kernel", options.sort),
+        specialisation(out, kernels, towers, layers),
+        training(out, lines, recipe, len(names)),
+        exchange(recipe, len(names), network.exchange.devices, lines, _devices(described)),
+        figure_4_left(out, said, split, options.split, names),
+        figure_4_right(out, index, opened.dataset),
+        short_codes(out, index, options.speed),
+        provenance(described, recipe, step, opened.dataset),
+    ]
+    others = f", with {len(runs) - 1} other run{'s' * (len(runs) > 2)} for comparison" if len(runs) > 1 else ""
+    page.write(out / page.NAME, f"What each GPU learned: {recipe.name} on {len(names):,} classes",
+               f"Run {name}, step {step:,} of its training{others}. {len(said):,} pictures of {options.split}.", parts)
+    for name in before - page.pictures_of(out / page.NAME):
+        (out / name).unlink(missing_ok=True)
+    say(f"wrote {out / page.NAME}")
+    return 0
+
+
+def provenance(run, recipe, step, dataset):
+    """Where the network and this page come from. run: what `read_run` says of its directory."""
+    data = [f"{description}, fingerprint {fingerprint[:16]}" for description, fingerprint in (
+        (run["data"]["description"], run["data"]["fingerprint"]), (dataset.description, dataset.fingerprint))]
+    rows = [["command", run["command"]], ["started", run["started"]], ["commit", run.get("commit") or "not recorded"],
+            *([f"gone on with from step {entry['step']:,}", entry["command"]] for entry in run.get("resumed", [])),
+            ["checkpoint", f"step {step:,}"], ["devices", _devices(run)],
+            ["kernels, pipeline", f"{run['kernels']}, {run['pipeline']}"], ["python", run["python"]],
+            ["packages", ", ".join(f"{name} {version}" for name, version in run["packages"].items() if version)],
+            ["data of the training", data[0]], ["data of this page", data[1]],
+            ["commit of this page", source_commit() or "not in a checkout"]]
+    return page.Part("provenance", "Provenance", [page.table([], rows, numbers=False), page.heading("Recipe"),
+                                                  page.code(recipes.describe(recipe))])
+
+
+def _devices(run):
+    return "; ".join(f"tower {device['tower']}: {device['name']}" for device in run["devices"])
+
+
+def _opened(options, splits):
+    """The `evaluate.Run` of the run that is shown, on these splits."""
+    opened, = open_runs(options.runs[:1], options.data, splits, options.gpus, options.kernels, options.pipeline, options.workers)
+    return opened
+
+
+def _linked(recipe):
+    """Whether the towers meet before the last layer."""
+    return any(layer.reads == "both" for layer in recipe.layers[:-1])
+
+
+def _named(directories):
+    """{name on the page: directory}. A name is the last part of a path, or all of it where two end alike.
+
+    Raises UserError for a run that is named twice.
+    """
+    whole = [Path(directory).resolve() for directory in directories]
+    for directory, path in zip(directories, whole):
+        if whole.count(path) > 1:
+            raise UserError(f"{directory} is named twice; each run counts once")
+    last = [path.name for path in whole]
+    return {path.name if last.count(path.name) == 1 else str(path): directory for path, directory in zip(whole, directories)}
+
+
+def _directory(out):
+    """Make the report's directory. Returns the pictures of an earlier report in it; UserError where it is no place for one."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if not os.access(out, os.W_OK):
+            raise UserError(f"--out {out}: it can't be written to")
+        return page.pictures_of(out / page.NAME) if os.path.lexists(out / page.NAME) else set()
+    except OSError as error:
+        raise UserError(f"--out {out}: {error.strerror}") from None
+
+
+def _parser():
+    parser = argparse.ArgumentParser(prog="python -m alexnet_mp.report", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run directory; the first one is shown in full")
+    parser.add_argument("--data", metavar="DIR|builtin", help="default: what the first run was trained on")
+    parser.add_argument("--split", choices=("train", "val", "test"), default="val",
+                        help="where the pictures of figure 4, left, are from; default: val")
+    parser.add_argument("--out", metavar="DIR", help="default: RUN/report")
+    parser.add_argument("--index", metavar="DIR", help="what is searched for figure 4, right; default: RUN/retrieval")
+    parser.add_argument("--kernel-scale", choices=("layer", "kernel"), default="layer",
+                        help="figure 3: one scale over the layer, as in 2012, or each kernel by itself; default: layer")
+    parser.add_argument("--sort", action="store_true", help="figure 3: kernels of a tower from grey to colourful")
+    parser.add_argument("--speed", action="store_true", help="with the time that a query takes, which is another one every time")
+    add_machine_options(parser)
+    return parser
+
+
+if __name__ == "__main__":
+    run_command(main)

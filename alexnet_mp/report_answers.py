@@ -1,0 +1,143 @@
+"""Figure 4, left: test pictures with the five most probable classes as bars; which ones to show, and how they are drawn."""
+import warnings
+from contextlib import closing
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from . import report_page as page
+from .evaluate import both_protocols
+from .kernel_pictures import write_figure
+from .loader import centre_view
+
+EACH = 4  # pictures of each sort
+TOP = 5
+FAR = 0.1  # by so much more probable is the true class in the best crop than in the centre, where a picture counts as off-centre
+LETTERS = 26  # of a class's name
+RIGHT, WRONG = "#d55e00", "#56b4e9"  # the true class's bar, the others' (Okabe and Ito); 2012 tinted the true one red
+
+
+@dataclass(frozen=True)
+class Guesses:
+    """What a network says of N pictures, all views averaged."""
+
+    labels: np.ndarray  # (N,) int64, -1 where nobody knows
+    top: np.ndarray  # (N, 5) int64, most probable first; fewer columns where there are fewer classes
+    probabilities: np.ndarray  # (N, 5) float64, of these
+    own: np.ndarray  # (N,) float64, of the label; NaN without one
+    places: np.ndarray  # (N, P) float64, of the label, from each crop by itself, averaged with its mirror image; NaN likewise
+    centre: int  # the column of `places` that is the centre's
+
+    def __len__(self):
+        return len(self.labels)
+
+
+@torch.inference_mode()
+def guesses(network, pipeline, split, batch_size, advance):
+    """The `Guesses` of a network, which is in test mode, of all pictures of a split. advance(n) is called for every n of them."""
+    views = list(dict.fromkeys(view for protocol in both_protocols(pipeline.recipe).values() for view in protocol))
+    parts = []
+    with closing(pipeline.views(split, batch_size, views)) as batches_of_views:
+        for batches, labels in batches_of_views:
+            each = torch.stack([network(*towers).double().softmax(1) for towers in batches]).cpu()  # (views, n, classes)
+            parts.append(guesses_of_batch(each, labels.cpu(), views))
+            advance(len(labels))
+    joined = [torch.cat(each).numpy() for each in zip(*parts)]
+    return Guesses(*joined, _places(views).index(centre_view(pipeline.recipe)[0][:2]))
+
+
+def guesses_of_batch(each, labels, views):
+    """The first five fields of `Guesses`, as tensors that hold nothing of the size of all classes.
+
+    each: (views, n, classes) float64 probabilities; labels: (n,) int64; views: [(top, left, flip)].
+    """
+    probabilities, top = each.mean(0).sort(dim=1, descending=True, stable=True)
+    known = labels.clamp(min=0)
+    of_label = each.gather(2, known[None, :, None].expand(len(views), -1, 1))[:, :, 0]  # (views, n)
+    places = torch.stack([of_label[[view[:2] == place for view in views]].mean(0) for place in _places(views)], 1)
+    own = of_label.mean(0)
+    own[labels < 0], places[labels < 0] = torch.nan, torch.nan
+    return labels, top[:, :TOP].clone(), probabilities[:, :TOP].clone(), own, places
+
+
+def _places(views):
+    return list(dict.fromkeys(view[:2] for view in views))
+
+
+def examples(found):
+    """[(heading, why these, indices)]: which pictures to show of each sort, at most `EACH`, the foremost first, and none twice.
+
+    found: `Guesses`. Without labels only what is sure and what is ambiguous can be told.
+    """
+    shown, result = set(), []
+
+    def take(heading, why, scores, among):
+        order = np.argsort(-scores, kind="stable")
+        chosen = [int(index) for index in order if among[index] and index not in shown][:EACH]
+        shown.update(chosen)
+        if chosen:
+            result.append((heading, why, chosen))
+
+    right = found.top[:, 0] == found.labels
+    first, second = found.probabilities[:, 0], found.probabilities[:, 1]
+    everything = np.ones(len(found), bool)
+    if (found.labels >= 0).all():
+        take("Best", "Right, and the surest of all.", first, right)
+        take("Worst", "Wrong, and the true class has the lowest probability.", -found.own, ~right)
+        farther = found.places.max(1) - found.places[:, found.centre]
+        take("Off-centre", "Right, and one corner sees far more of the class than the centre does.", farther,
+             right & (farther > FAR))
+    else:
+        take("Surest", "The highest probability of all; nobody knows the true classes.", first, everything)
+    take("Ambiguous", "Two classes are nearly as probable as each other, and no third one is.", 2 * second - first, everything)
+    return result
+
+
+def figure_4_left(out, found, split, name, names):
+    """The `Part` with examples. found: `Guesses` of the pictures of `split`, whose name that is; names: of the classes."""
+    seen = "from which the network learned" if name == "train" else "that the network has not learned from"
+    pieces = [page.text(f"Some of {len(found):,} pictures {seen}, with its {found.top.shape[1]} most probable classes, all views "
+                        "averaged. Above a picture stands its true class, whose bar is hatched.")]
+    for heading, why, chosen in examples(found):
+        entries = []
+        for index in chosen:
+            label = found.labels[index]
+            bars = [(names[guess], probability, guess == label)
+                    for guess, probability in zip(found.top[index], found.probabilities[index])]
+            title = "not known" if label < 0 else names[label]
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a box stands for such a letter
+                path = out / f"figure4_{index:06}.png"
+                write_figure(draw_example(split.read(index), title, bars), path)
+            said = ", ".join(f"{guess} {100 * probability:.0f} %" for guess, probability, _ in bars)
+            entries.append((path, f"A picture, true class {title}; the network says {said}"))
+        pieces += [page.heading(heading), page.why(why), page.images(entries)]
+    return page.Part("figure4left", "Figure 4 left", pieces)
+
+
+def draw_example(picture, title, bars):
+    """One picture over its bars, as a matplotlib Figure.
+
+    picture: (size, size, 3) uint8. bars: [(name, probability, whether it is the true class)], the longest first.
+    """
+    # Imported late: it takes a second. The object interface draws without a display and without global state.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(2.6, 3.9), layout="constrained", facecolor="white")
+    image, axes = figure.subplots(2, 1, height_ratios=(2.5, 1.4))
+    image.imshow(picture)
+    image.set(xticks=[], yticks=[])
+    image.set_title(short_name(title), fontsize=10, parse_math=False)
+    for row, (name, probability, true) in enumerate(bars):
+        axes.barh(row, probability, color=RIGHT if true else WRONG, alpha=0.6, hatch="//" if true else None, edgecolor="white")
+        axes.text(0.02, row, f"{short_name(name)}  {100 * probability:.0f} %", va="center", fontsize=9, parse_math=False)
+    axes.set(xlim=(0, 1), ylim=(len(bars) - 0.5, -0.5), xticks=[], yticks=[])
+    axes.spines[["top", "right", "bottom"]].set_visible(False)
+    return figure
+
+
+def short_name(name, length=LETTERS):
+    """The first synonym of an ImageNet class's name, in letters that can be drawn on a line, cut to fit."""
+    name = "".join(letter if letter.isprintable() else "?" for letter in name.partition(",")[0]).strip() or "(no name)"
+    return name if len(name) <= length else name[:length - 3] + "..."

@@ -1,0 +1,247 @@
+"""The report, from a tiny run to the page: what it holds, that it loads nothing, hostile names, controls, and a browser's word on it."""
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from html import unescape
+from pathlib import Path
+
+import pytest
+from conftest import make_folder
+from tiny_run import LAYERS, data, quick, run  # noqa: F401
+
+from alexnet_mp import builtin, report, report_answers, report_neighbours, retrieval_record, run_directory, short_codes
+from alexnet_mp.errors import UserError, run_command
+from alexnet_mp.report_page import NAME, pictures_of
+
+pytestmark = pytest.mark.usefixtures("one_thread", "quick", "small")
+HEADINGS = ["Figure 3 by GPU", "Specialisation, measured", "Training", "The exchange", "Figure 4 left", "Figure 4 right", "Short codes",
+            "Provenance"]
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.fixture(scope="module")
+def small():
+    """Codes of few bits after few passes, and one picture of each sort."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(short_codes, "EPOCHS", 3)
+        for module in (report, report_neighbours):
+            patch.setattr(module, "BITS", (8, 16))
+        patch.setattr(report_answers, "EACH", 1)
+        patch.setattr(run_directory, "source_commit", lambda: "0123abc")
+        patch.setattr(report, "source_commit", lambda: "0123abc")
+        yield
+
+
+def changed(**fields):
+    """The layers of the tiny network with these fields, but for those of the first and the last layer."""
+    return ["--set", f"layers={json.dumps([LAYERS[0], *({**layer, **fields} for layer in LAYERS[1:-1]), LAYERS[-1]])}"]
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory, small):  # noqa: F811
+    return run(data, tmp_path_factory.mktemp("runs") / "run", "--seed", "3")
+
+
+@pytest.fixture(scope="module")
+def others(data, tmp_path_factory, small):  # noqa: F811
+    """A run without links, and one of one tower."""
+    root = tmp_path_factory.mktemp("others")
+    return (run(data, root / "no-links", "--steps", "1", *changed(reads="own")),
+            run(data, root / "single", "--steps", "3", "--set", "towers=1"))
+
+
+def reported(*runs, out, options=()):
+    """The page of a report as text."""
+    assert report.main([*map(str, runs), "--out", str(out), "--gpus", "cpu", "--pipeline", "torch", "--workers", "0", *options]) == 0
+    return (out / NAME).read_text()
+
+
+@pytest.fixture(scope="module")
+def page(trained, tmp_path_factory, small):
+    """The directory of a report on one run. What `--data` would say is left out."""
+    out = tmp_path_factory.mktemp("report")
+    reported(trained, out=out)
+    return out
+
+
+def test_the_parts_and_their_headings(page, trained, data):  # noqa: F811
+    text = (page / NAME).read_text()
+    assert re.findall(r"<h2>(.*?)</h2>", text) == HEADINGS
+    parts = dict(zip(HEADINGS, text.split("<h2>")[1:]))
+    assert "the 3 kernels of tower a above, those of tower b below" in parts["Figure 3 by GPU"] and "as in 2012" in parts[HEADINGS[0]]
+    assert "One run says nothing about how often" in parts["Specialisation, measured"] and ">run<" in parts[HEADINGS[1]]
+    assert "9 steps, into epoch 3 of 3; batch size 9, seed 3." in parts["Training"] and ">ten views<" in parts["Training"]
+    assert "at conv2, fc6, fc8 and nowhere else" in parts["The exchange"] and "no time can be measured" in parts["The exchange"]
+    assert "A step of this run took" in parts["The exchange"] and parts["The exchange"].count('class="crossing"') == 5
+    assert "Some of 6 pictures that the network has not learned from" in parts["Figure 4 left"]
+    assert parts["Figure 4 right"].count('data-file="neighbours_') == 3 and "6 training pictures whose fc6 vectors (16 numbers)" in text
+    assert all(f"{bits} bits, {kind}" in parts["Short codes"] for bits in (8, 16) for kind in ("learned", "random"))
+    assert "chance finds 33.3 %" in parts["Short codes"] and "ms a query" not in text
+    fingerprint = json.loads((trained / "run.json").read_text())["data"]["fingerprint"][:16]
+    assert parts["Provenance"].count(fingerprint) == 2 and "recipe mini" in parts["Provenance"] and str(data) in parts["Provenance"]
+    assert parts["Provenance"].count("0123abc") == 2 and "step 9" in parts["Provenance"]
+
+
+def test_the_page_loads_nothing(page):
+    text = (page / NAME).read_text()
+    assert "http" not in text and "<script" not in text and "<link" not in text and "url(" not in text and "@import" not in text
+    sources = re.findall(r'src="([^"]*)', text)
+    assert sources and all(source.startswith("data:image/png;base64,") for source in sources) and text.count("src=") == len(sources)
+    assert pictures_of(page / NAME) == {path.name for path in page.iterdir()} - {NAME} and len(sources) == len(pictures_of(page / NAME))
+    assert text.count("alt=") == len(sources) and 'alt=""' not in text
+
+
+def test_a_second_report_has_the_same_bytes_and_clears_up_after_the_first(page, trained, tmp_path):
+    out = tmp_path / "again"
+    out.mkdir()
+    earlier = (page / NAME).read_text().replace("figure4_", "figure4_9")
+    (out / NAME).write_text(earlier)
+    old = pictures_of(out / NAME) - pictures_of(page / NAME)
+    for name in (*old, "figure4_000007.png", "notes.txt"):
+        (out / name).write_bytes(b"x")
+    assert old
+    reported(trained, out=out)
+    (out / "notes.txt").unlink(), (out / "figure4_000007.png").unlink()  # of somebody else: both are still there
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == {path.name: path.read_bytes() for path in page.iterdir()}
+
+
+def test_several_runs_and_their_controls(trained, others, tmp_path):
+    text = reported(trained, *others, out=tmp_path / "three", options=["--sort", "--kernel-scale", "kernel"])
+    rows = [re.findall(r"<td>(.*?)</td>", row) for row in text.split("<h3>Over the runs")[1].split("<h2>")[0].split("<tr>")]
+    rows = {row[0]: row[1:] for row in rows if row}
+    assert rows["two towers with links"][0] == rows["two towers without links (control)"][0] == "1"
+    assert rows["one tower, its kernels split at random (control)"][0] == "100 splits of 1"
+    assert len(rows["run"]) == len(rows["no-links"]) == 4 and "single" not in rows
+    assert "with 2 other runs for comparison" in text and "from grey to colourful" in text and "each kernel by itself" in text
+
+
+@pytest.mark.parametrize("number, words, links", [(0, "at fc8 and nowhere else", 1), (1, "This network has one tower: nothing crosses.", 0)])
+def test_a_control_shown_in_full(others, tmp_path, number, words, links):
+    text = reported(others[number], out=tmp_path / "out")
+    assert words in text and text.count('class="crossing"') == links and re.findall(r"<h2>(.*?)</h2>", text) == HEADINGS
+    assert ("Tower a against tower b" in text) == (number == 0)
+
+
+def test_a_run_that_left_little(trained, tmp_path):
+    """Without TensorBoard's events, and with the lines of one step alone, as after a kill."""
+    out = shutil.copytree(trained, tmp_path / "run", ignore=shutil.ignore_patterns("tensorboard"))
+    lines = (out / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (out / "metrics.jsonl").write_text("".join(line for line in lines if '"step": 1,' in line))
+    text = reported(out, out=out / "report")
+    assert "1 step, into epoch 1 of 3" in text and "test at the end" not in text and "Validation minus" not in text
+    (out / "metrics.jsonl").write_text("")
+    assert "The run has no step that was recorded." in reported(out, out=out / "report")
+    assert "training.png" not in {path.name for path in (out / "report").iterdir()}
+
+
+def test_the_embedded_pictures(tmp_path, monkeypatch):
+    monkeypatch.setattr(builtin, "COUNTS", {"train": 48, "val": 32, "test": 16})
+    out = run("builtin", tmp_path / "run", "--steps", "2")
+    text = reported(out, out=tmp_path / "report", options=["--split", "test"])
+    assert "16 pictures of test" in text and "horizontal-coarse-red" in text and "prepared" not in text
+
+
+HOSTILE = ('<script>alert("1")</script>'.replace("/", "|"), "$x^{2$, \u202eolleh\n'&\udcff", "三\x1b[31m" + 60 * "w")
+
+
+def test_hostile_names(tmp_path):
+    make_folder(tmp_path / "<b>&\u202e", train=3, val=2, size=(48, 44), classes=HOSTILE)
+    out = run(tmp_path / "<b>&\u202e", tmp_path / "<i>\u202e\udcfe", "--steps", "1")
+    text = reported(out, out=tmp_path / "report")
+    assert "<script" not in text and "<b>" not in text and "<i>" not in text and not {"\u202e", "\x1b"} & set(text)
+    assert "&lt;script&gt;alert(&#34;1&#34;)" in text and r"\u202eolleh" in text and r"\udcff" in text and r"三\x1b[31m" in text
+    assert text.count("<td>") == text.count("</td>") and re.findall(r"<h2>(.*?)</h2>", text) == HEADINGS
+
+
+def test_two_classes(tmp_path):
+    make_folder(tmp_path / "data", train=3, val=2, size=(48, 44), classes=("a", "b"))
+    text = reported(run(tmp_path / "data", tmp_path / "run", "--steps", "1"), out=tmp_path / "report")
+    assert "mini on 2 classes" in text and "its 2 most probable classes" in text
+
+
+def test_the_time_of_a_query_is_told_if_asked_for(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(retrieval_record, "SYNTHETIC", 1000)
+    text = reported(trained, out=tmp_path / "report", options=["--speed"])
+    assert "ms a query" in text and "1,000 random codes: 8 bits" in text
+
+
+@pytest.mark.parametrize("arguments, problem", [
+    (["RUN", "--split", "test"], "has no test split"), (["RUN", "--data", "OTHER"], "its 2 classes are not the 3"),
+    (["RUN", "--data", "nowhere"], "no such directory"), (["RUN", "RUN"], "named twice"), (["OTHER"], "is not a run directory"),
+    (["RUN", "--out", "RUN/run.json"], "--out .*: File exists"), (["RUN", "--out", "RUN/run.json/x"], "--out .*: Not a directory"),
+    (["RUN", "--out", "OTHER"], "is there already and no report's"), (["RUN", "--index", "RUN/checkpoints"], "is no index")])
+def test_what_can_not_be_asked(trained, tmp_path, arguments, problem):
+    make_folder(tmp_path, train=1, val=1, size=(48, 44), classes=("a", "b"))
+    (tmp_path / NAME).write_text("somebody's")
+    arguments = [word.replace("RUN", str(trained)).replace("OTHER", str(tmp_path)) for word in arguments]
+    out = [] if "--out" in arguments else ["--out", str(tmp_path / "report")]
+    with pytest.raises(UserError, match=problem):
+        report.main([*arguments, *out, "--gpus", "cpu", "--workers", "0"])
+    assert (tmp_path / NAME).read_text() == "somebody's"
+
+
+def test_one_line_and_exit_code_2(trained, tmp_path, monkeypatch, capsys):
+    """Of a picture that can't be written, too."""
+    (tmp_path / "figure3.png").mkdir()
+    monkeypatch.setattr(sys, "argv", ["report", str(trained), "--out", str(tmp_path), "--gpus", "cpu", "--workers", "0"])
+    with pytest.raises(SystemExit) as ended:
+        run_command(report.main)
+    assert ended.value.code == 2 and capsys.readouterr().err == f"error: {tmp_path}/figure3.png: Is a directory\n"
+
+
+def test_the_index_of_earlier_weights_is_named(trained, data, tmp_path):  # noqa: F811
+    out = shutil.copytree(trained, tmp_path / "run")
+    run(data, out, "--resume", "auto", "--epochs", "4", "--seed", "3")
+    with pytest.raises(UserError, match="run/retrieval: it is of other weights, .*; choose another directory for the index, or remove"):
+        reported(out, out=tmp_path / "report")
+    assert "step 12 of its training" in reported(out, out=tmp_path / "report", options=["--index", str(tmp_path / "index")])
+
+
+def test_runs_of_one_name_keep_their_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert report._named(["a/run", "b/run", "c"]) == {f"{tmp_path}/a/run": "a/run", f"{tmp_path}/b/run": "b/run", "c": "c"}
+    with pytest.raises(UserError, match="^c is named twice"):
+        report._named(["c", "a", "./a/../c"])
+
+
+def test_the_template_is_installed(tmp_path):
+    """By what setup.py declares; the compiler is hidden, nothing is compiled."""
+    root = Path(__file__).parent.parent
+    command = [sys.executable, "setup.py", "-q", "egg_info", "--egg-base", tmp_path, "build_py", "--build-lib", tmp_path / "lib"]
+    subprocess.run(command, cwd=root, env={**os.environ, "CXX": "none"}, check=True, capture_output=True)
+    assert (tmp_path / "lib/alexnet_mp/report_page.html").read_bytes() == (root / "alexnet_mp/report_page.html").read_bytes()
+
+
+WIDTHS = (360, 390, 1280)
+# In frames, since a window is never narrower than 500 pixels.
+FRAMES = """<meta name="color-scheme" content="light dark"><title></title>
+%s
+<script>onload = () => document.title = JSON.stringify([...document.querySelectorAll("iframe")].map(frame => {
+  const page = frame.contentDocument, all = [...page.querySelectorAll("body *")].filter(one => !one.closest(".scroll, .row, svg"))
+  const right = one => one.getBoundingClientRect().right, wide = one => one.clientWidth > 0 && one.scrollWidth > one.clientWidth + 1
+  return {width: page.documentElement.clientWidth, scroll: page.documentElement.scrollWidth,
+    cut: all.filter(one => right(one) > frame.clientWidth || wide(one)).map(one => one.outerHTML.slice(0, 99)),
+    least: Math.min(...[...page.images].map(one => one.clientWidth / one.naturalWidth)),
+    letters: Math.min(...[...page.querySelectorAll("svg text")].map(one => one.getBoundingClientRect().height)),
+    paper: frame.contentWindow.getComputedStyle(page.body).backgroundColor}
+}))</script>"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here to render the page")
+def test_nothing_overflows_in_a_browser(page, tmp_path):
+    """At the width of telephones and of a desktop, light and dark; and nothing shrinks until it can't be read."""
+    frames = "\n".join(f'<iframe src="{page / NAME}" style="width: {width}px; height: 900px; border: 0"></iframe>' for width in WIDTHS)
+    (tmp_path / "frames.html").write_text(FRAMES % frames)
+    papers = {}
+    for theme, scheme in (("light", 1), ("dark", 0)):
+        command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--allow-file-access-from-files",
+                   f"--user-data-dir={tmp_path / 'profile'}", f"--blink-settings=preferredColorScheme={scheme}", "--dump-dom"]
+        text = subprocess.run([*command, tmp_path / "frames.html"], capture_output=True, text=True, timeout=300, check=True).stdout
+        for width, found in zip(WIDTHS, json.loads(unescape(re.search(r"<title>(.*?)</title>", text)[1])), strict=True):
+            assert found["width"] == width and found["scroll"] <= width and not found["cut"], (theme, found)
+            assert found["least"] > 0.7 and found["letters"] > 10, (theme, found)
+            papers.setdefault(theme, set()).add(found["paper"])
+    assert papers == {"light": {"rgb(255, 255, 255)"}, "dark": {"rgb(22, 22, 26)"}}

@@ -1,0 +1,83 @@
+"""Which pictures the report shows and why, on answers made by hand; their probabilities; bars of any names."""
+import io
+
+import numpy as np
+import pytest
+import torch
+
+from alexnet_mp import report_answers
+from alexnet_mp.report_answers import Guesses, draw_example, examples, guesses_of_batch, short_name
+
+VIEWS = [(0, 0, False), (4, 4, False), (0, 0, True), (4, 4, True)]
+
+
+def answered(labels, *rows, places=None):
+    """`Guesses` of three classes from their probabilities, one row a picture; both places see what the average does if nothing is said."""
+    probabilities = np.array(rows, float)
+    top = np.argsort(-probabilities, axis=1, kind="stable")
+    own = np.where(np.array(labels) < 0, np.nan, probabilities[np.arange(len(rows)), labels])
+    places = np.stack([own, own], 1) if places is None else np.array(places, float)
+    return Guesses(np.array(labels), top, np.take_along_axis(probabilities, top, 1), own, places, centre=1)
+
+
+def shown(found):
+    return {heading: chosen for heading, _, chosen in examples(found)}
+
+
+def test_best_worst_and_ambiguous_are_found_in_their_order():
+    found = answered([0, 0, 0, 1, 2, 0], [.9, .05, .05], [.8, .1, .1], [.1, .85, .05], [.5, .02, .48], [.34, .33, .33], [.95, .03, .02])
+    assert shown(found) == {"Best": [5, 0, 1], "Worst": [3, 2, 4]}  # and all are shown once
+
+
+def test_each_sort_is_short_and_no_picture_is_shown_twice(monkeypatch):
+    monkeypatch.setattr(report_answers, "EACH", 1)
+    found = answered([0, 0, 0, 1, 2, 0], [.9, .05, .05], [.48, .47, .05], [.1, .85, .05], [.5, .02, .48], [.34, .33, .33], [.95, .03, .02])
+    assert shown(found) == {"Best": [5], "Worst": [3], "Ambiguous": [1]}  # of picture 3, which is as ambiguous, the worst is told
+    assert report_answers.EACH == 1 and len(examples(found)) == 3
+
+
+def test_off_centre_is_right_and_far_more_probable_in_a_corner(monkeypatch):
+    monkeypatch.setattr(report_answers, "EACH", 1)
+    places = [[.9, .9], [.9, .5], [.65, .6], [.2, .9], [.9, .1]]
+    found = answered([0] * 5, [.9, .05, .05], [.7, .2, .1], [.6, .2, .2], [.6, .2, .2], [.3, .6, .1], places=places)
+    assert shown(found)["Off-centre"] == [1]  # 4 is farther apart, and wrong
+    assert "Off-centre" not in shown(answered([0] * 2, [.9, .05, .05], [.6, .2, .2], places=[[.9, .9], [.65, .6]]))
+    assert "Off-centre" not in shown(answered([0], [.9, .05, .05], places=[[.9, .9]]))
+
+
+def test_without_labels_nothing_is_right_or_wrong():
+    found = answered([-1, -1, 0], [.5, .45, .05], [.9, .05, .05], [.4, .3, .3])
+    assert shown(found) == {"Surest": [1, 0, 2]}
+
+
+def test_two_classes():
+    assert shown(answered([0, 1], [.9, .1], [.6, .4])) == {"Best": [0], "Worst": [1]}
+
+
+def test_probabilities_are_averaged_and_only_what_is_shown_is_kept():
+    random = torch.Generator().manual_seed(0)
+    each = torch.rand(4, 3, 50, generator=random, dtype=torch.float64).softmax(2)
+    labels = torch.tensor([7, -1, 49])
+    kept, top, probabilities, own, places = guesses_of_batch(each, labels, VIEWS)
+    average = each.mean(0)
+    torch.testing.assert_close(probabilities, average.topk(5, dim=1)[0], rtol=0, atol=0)
+    assert torch.equal(top[:, 0], average.argmax(1)) and torch.equal(kept, labels)
+    torch.testing.assert_close(own, torch.stack([average[0, 7], torch.tensor(torch.nan), average[2, 49]]), equal_nan=True)
+    torch.testing.assert_close(places[2], torch.stack([(each[0, 2, 49] + each[2, 2, 49]) / 2, (each[1, 2, 49] + each[3, 2, 49]) / 2]))
+    assert places.shape == (3, 2) and places[1].isnan().all()
+    for tensor in (top, probabilities, own, places):  # 50,000 pictures of 1,000 classes would else be held whole
+        assert tensor.untyped_storage().nbytes() == tensor.numel() * 8
+
+
+@pytest.mark.filterwarnings("ignore:Glyph")
+@pytest.mark.parametrize("name", ["$x^{2$", "\udcff", "\u202eolleh\n\t", "三" * 40, "", ",", "<script>", "\\frac{"])
+def test_names_are_drawn_as_they_are(name):
+    figure = draw_example(np.zeros((5, 5, 3), np.uint8), name, [(name, 0.75, True), (name, 0.25, False)])
+    figure.savefig(io.BytesIO(), format="png", dpi=50)
+    bars = figure.axes[1].patches
+    assert [bar.get_width() for bar in bars] == [0.75, 0.25] and [bool(bar.get_hatch()) for bar in bars] == [True, False]
+    assert len(short_name(name)) <= 26 and short_name(name).isprintable() and short_name(name)
+
+
+def test_a_long_name_is_cut_behind_its_first_synonym():
+    assert short_name("tench, Tinca tinca") == "tench" and short_name("x" * 30) == "x" * 23 + "..." and short_name("abcdef", 5) == "ab..."
