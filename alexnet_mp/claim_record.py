@@ -18,8 +18,8 @@ from .run_directory import PACKAGES, package_version, source_commit
 SOURCE = Path(__file__).resolve().parent.parent
 RECORDS = (SOURCE if (SOURCE / "pyproject.toml").exists() else Path()) / "claims" / "records"  # those of a checkout, where this is one
 FORMAT = 1
-FIELDS = {"claim", "kind", "date", "command", "note", "reported_on", "data", "base", "set", "epochs", "steps", "search_epochs", "arms", "runs", "search", "rates",
-          "ensembles"}
+FIELDS = {"claim", "kind", "date", "command", "note", "reported_on", "data", "base", "set", "epochs", "steps", "search_epochs",
+          "arms", "runs", "search", "rates", "ensembles"}
 
 
 def differences(before, after):

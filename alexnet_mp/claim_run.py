@@ -99,7 +99,8 @@ def _refuse_nothing(claim, arms):
     for arm, _, recipe in arms:
         same = seen.setdefault((recipe, arm.init, arm.larger), arm.name)
         if same != arm.name:
-            raise UserError(f"{claim.id}: {arm.name} changes nothing of this network, it is the same as {same}; there is nothing to compare")
+            raise UserError(f"{claim.id}: {arm.name} changes nothing of this network, it is the same as {same}; "
+                            "there is nothing to compare")
     if claim.kind == "towers" and arms[0][2].towers == 1:
         raise UserError(f"{claim.id}: this network has one tower, so there is nothing to compare")
 

@@ -82,7 +82,7 @@ def _train(run, options, before, last):
     except UserError as error:
         if status(run) != "diverged":
             if str(error).startswith(f"--out {run.directory} is there already"):  # it was not when this began
-                raise UserError(f"{run.directory}: another command began this run meanwhile; when that has ended, this one goes on") from None
+                raise UserError(f"{run.directory}: another command began this run; when it has ended, this one goes on") from None
             raise
         say(f"{run.directory.name} diverged, which is a result: {error}")
         return False
