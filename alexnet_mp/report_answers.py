@@ -124,11 +124,12 @@ def draw_example(picture, title, bars):
     # Imported late: it takes a second. The object interface draws without a display and without global state.
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(2.6, 3.9), layout="constrained", facecolor="white")
-    image, axes = figure.subplots(2, 1, height_ratios=(2.5, 1.4))
+    figure = Figure(figsize=(2.6, 3.9), facecolor="white")
+    # Places by hand: a layout that makes room for names would shrink the picture for a long one.
+    image, axes = figure.add_axes((0.05, 0.345, 0.9, 0.6)), figure.add_axes((0.05, 0.01, 0.93, 0.32))
     image.imshow(picture)
     image.set(xticks=[], yticks=[])
-    image.set_title(short_name(title), fontsize=10, parse_math=False)
+    image.set_title(short_name(title), fontsize=10, pad=4, parse_math=False)
     for row, (name, probability, true) in enumerate(bars):
         axes.barh(row, probability, color=RIGHT if true else WRONG, alpha=0.6, hatch="//" if true else None, edgecolor="white")
         axes.text(0.02, row, f"{short_name(name)}  {100 * probability:.0f} %", va="center", fontsize=9, parse_math=False)

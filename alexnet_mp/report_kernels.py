@@ -42,8 +42,8 @@ def specialisation(out, kernels, towers, runs):
         pieces += [page.heading("Tower a against tower b, this run"),
                    page.table(["measure", "kernels a / b", "effect size", "effect", "by chance", "p", "p, Holm"], rows),
                    page.why("Cliff's delta: above 0 where tower a has the larger values. By chance: the median size of the "
-                            "effect when the kernels are dealt to the towers at random. p: the share of 10,000 such deals that are "
-                            "as far apart; Holm: corrected for the five measures.")]
+                            "effect when the kernels are dealt to the towers at random. p: the share of 10,000 such deals that "
+                            "are as far apart; Holm: corrected for the five measures.")]
     return page.Part("specialisation", "Specialisation, measured", pieces + _over_runs(runs))
 
 

@@ -26,9 +26,9 @@ def figure_4_right(out, index, dataset):
     source, queries = index.described.source, index.features("val")
     searches = [(what, Search(index, by)) for what, by in ((source.layer, "fc7"), ("pixels", "pixels"))]
     pieces = [page.text(f"A validation picture, and the {NEIGHBOURS} training pictures whose {source.layer} vectors "
-                        f"({source.units:,} numbers) are nearest to its own by Euclidean distance; under them the nearest by "
-                        "pixels. In the paper the first kind mean the same and look different, and the second are alike in colour "
-                        "and shape only.")]
+                        f"({source.units:,} numbers) are nearest to its own by Euclidean distance; under them the nearest "
+                        "by pixels. In the paper the first kind mean the same and look different, and the second are alike in "
+                        "colour and shape only.")]
     right, shown, chosen = Counter(), Counter(), _spread(queries.labels)
     for number in chosen:
         query = Features(*(each[number:number + 1] for each in (queries.hidden, queries.pixels, queries.labels)))

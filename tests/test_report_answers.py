@@ -12,7 +12,7 @@ VIEWS = [(0, 0, False), (4, 4, False), (0, 0, True), (4, 4, True)]
 
 
 def answered(labels, *rows, places=None):
-    """`Guesses` of three classes from their probabilities, one row a picture; both places see what the average does if nothing is said."""
+    """`Guesses` from the classes' probabilities, one row a picture; if nothing is said both places see what the average does."""
     probabilities = np.array(rows, float)
     top = np.argsort(-probabilities, axis=1, kind="stable")
     own = np.where(np.array(labels) < 0, np.nan, probabilities[np.arange(len(rows)), labels])
@@ -25,13 +25,15 @@ def shown(found):
 
 
 def test_best_worst_and_ambiguous_are_found_in_their_order():
-    found = answered([0, 0, 0, 1, 2, 0], [.9, .05, .05], [.8, .1, .1], [.1, .85, .05], [.5, .02, .48], [.34, .33, .33], [.95, .03, .02])
+    found = answered([0, 0, 0, 1, 2, 0], [.9, .05, .05], [.8, .1, .1], [.1, .85, .05], [.5, .02, .48], [.34, .33, .33],
+                     [.95, .03, .02])
     assert shown(found) == {"Best": [5, 0, 1], "Worst": [3, 2, 4]}  # and all are shown once
 
 
 def test_each_sort_is_short_and_no_picture_is_shown_twice(monkeypatch):
     monkeypatch.setattr(report_answers, "EACH", 1)
-    found = answered([0, 0, 0, 1, 2, 0], [.9, .05, .05], [.48, .47, .05], [.1, .85, .05], [.5, .02, .48], [.34, .33, .33], [.95, .03, .02])
+    found = answered([0, 0, 0, 1, 2, 0], [.9, .05, .05], [.48, .47, .05], [.1, .85, .05], [.5, .02, .48], [.34, .33, .33],
+                     [.95, .03, .02])
     assert shown(found) == {"Best": [5], "Worst": [3], "Ambiguous": [1]}  # of picture 3, which is as ambiguous, the worst is told
     assert report_answers.EACH == 1 and len(examples(found)) == 3
 
@@ -63,7 +65,7 @@ def test_probabilities_are_averaged_and_only_what_is_shown_is_kept():
     torch.testing.assert_close(probabilities, average.topk(5, dim=1)[0], rtol=0, atol=0)
     assert torch.equal(top[:, 0], average.argmax(1)) and torch.equal(kept, labels)
     torch.testing.assert_close(own, torch.stack([average[0, 7], torch.tensor(torch.nan), average[2, 49]]), equal_nan=True)
-    torch.testing.assert_close(places[2], torch.stack([(each[0, 2, 49] + each[2, 2, 49]) / 2, (each[1, 2, 49] + each[3, 2, 49]) / 2]))
+    torch.testing.assert_close(places[2], torch.stack([each[[0, 2], 2, 49].mean(), each[[1, 3], 2, 49].mean()]))
     assert places.shape == (3, 2) and places[1].isnan().all()
     for tensor in (top, probabilities, own, places):  # 50,000 pictures of 1,000 classes would else be held whole
         assert tensor.untyped_storage().nbytes() == tensor.numel() * 8
@@ -74,10 +76,12 @@ def test_probabilities_are_averaged_and_only_what_is_shown_is_kept():
 def test_names_are_drawn_as_they_are(name):
     figure = draw_example(np.zeros((5, 5, 3), np.uint8), name, [(name, 0.75, True), (name, 0.25, False)])
     figure.savefig(io.BytesIO(), format="png", dpi=50)
+    assert figure.axes[0].get_position().width == pytest.approx(0.9)  # whatever the name
     bars = figure.axes[1].patches
     assert [bar.get_width() for bar in bars] == [0.75, 0.25] and [bool(bar.get_hatch()) for bar in bars] == [True, False]
     assert len(short_name(name)) <= 26 and short_name(name).isprintable() and short_name(name)
 
 
 def test_a_long_name_is_cut_behind_its_first_synonym():
-    assert short_name("tench, Tinca tinca") == "tench" and short_name("x" * 30) == "x" * 23 + "..." and short_name("abcdef", 5) == "ab..."
+    assert short_name("tench, Tinca tinca") == "tench"
+    assert short_name("x" * 30) == "x" * 23 + "..." and short_name("abcdef", 5) == "ab..."

@@ -17,7 +17,8 @@ def rates(epoch, rate):
     return {"kind": "schedule", "epoch": epoch, "learning_rates": {"conv1": rate}}
 
 
-LINES = [rates(1, .01), step(1, 2.0, 80.0), step(1, 1.0, 60.0), validated(1, 1.25, 65.0, 20.0), rates(2, .001), step(2, 0.5, 40.0)]
+LINES = [rates(1, .01), step(1, 2.0, 80.0), step(1, 1.0, 60.0), validated(1, 1.25, 65.0, 20.0),
+         rates(2, .001), step(2, 0.5, 40.0)]
 
 
 def test_an_epoch_is_the_mean_of_its_steps():
@@ -46,3 +47,8 @@ def test_the_words(tmp_path):
     assert words["text"].startswith("3 steps, into epoch 2 of 12;") and "loss was 0.500" in words["text"]
     assert words["text"].endswith("top-1: -5.00 points.") and table["table"]["rows"] == [["ten views", "1,234", "12.35", "1.00"]]
     assert (tmp_path / "training.png").exists()
+
+
+def test_a_run_without_a_step(tmp_path):
+    assert training(tmp_path, [rates(1, .01)], mini(), 10).pieces[0]["text"] == "The run has no step that was recorded."
+    assert not (tmp_path / "training.png").exists()
