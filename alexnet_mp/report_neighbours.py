@@ -106,5 +106,5 @@ def _draw(record):
         axes.axhline(100 * record["chance"], color="black", linewidth=0.8, linestyle="--", label="chance")
         axes.set(xlabel="bits", title=title, ylabel="%", ylim=(0, None), xticks=BITS)
         axes.grid(alpha=0.3)
-        axes.legend(frameon=False, fontsize=8)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False, fontsize=9)
     return figure
