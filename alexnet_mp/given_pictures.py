@@ -34,13 +34,23 @@ class _GivenSplit:
         return self.pictures[index]
 
 
-def read_pictures(paths, size):
-    """Some `AT_ONCE` files at a time: yields [(path, its stored picture, (size, size, 3) uint8, or a UserError that says why not)].
+def answered(paths, size, answer):
+    """Yields (path, stored picture (size, size, 3) uint8, its answer) of each file, in order.
 
-    "-" is standard input. Any format that Pillow opens; `stored_picture` decides about modes, transparency and orientation.
+    answer(pictures): one answer a picture, of `AT_ONCE` at most. A file that can't be read is a line on standard error, and yields
+    (path, the UserError that says why, None). "-" is standard input. Any format that Pillow opens; `stored_picture` decides about
+    modes, transparency and orientation.
     """
     for start in range(0, len(paths), AT_ONCE):
-        yield [(path, _read(path, size)) for path in paths[start:start + AT_ONCE]]
+        some = [(path, _read(path, size)) for path in paths[start:start + AT_ONCE]]
+        good = [picture for _, picture in some if not isinstance(picture, UserError)]
+        answers = iter(answer(good)) if good else iter(())
+        for path, picture in some:
+            if isinstance(picture, UserError):
+                print(f"error: {picture}", file=sys.stderr)
+                yield path, picture, None
+            else:
+                yield path, picture, next(answers)
 
 
 def _read(path, size):

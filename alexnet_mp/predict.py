@@ -13,7 +13,6 @@ be read is a line on standard error, the others are answered all the same, and t
 """
 import argparse
 import json
-import sys
 
 import torch
 
@@ -21,7 +20,7 @@ from .allocator import keep_freed_memory
 from .console import lines_on_stderr, printable, say
 from .errors import UserError, run_command
 from .evaluate import both_protocols, load_run, log_probabilities
-from .given_pictures import pipeline_of, read_pictures
+from .given_pictures import answered, pipeline_of
 from .options import add_run_options
 from .run_directory import read_run
 
@@ -57,25 +56,21 @@ def main(arguments=None):
     torch.backends.cudnn.allow_tf32 = False  # as in training
     with lines_on_stderr():  # standard output holds the answers alone
         network, found = load_run(options.run, options.gpus, options.kernels)
-    words, answers, failed = class_words(options.run, found.classes), [], False
-    for some in read_pictures(options.pictures, network.recipe.stored_size):
-        good = [picture for _, picture in some if not isinstance(picture, UserError)]
-        told = iter(zip(*predict(network, found.statistics, good, options.views, options.top))) if good else iter(())
-        for path, picture in some:
-            if isinstance(picture, UserError):
-                failed = True
-                print(f"error: {picture}", file=sys.stderr)
-                answers.append({"file": path, "error": str(picture)})
-                continue
-            top = [{"class": found.classes[label], "name": words[label], "label": label, "probability": probability}
-                   for probability, label in zip(*(each.tolist() for each in next(told)))]
-            answers.append({"file": path, "top": top})
-            if not options.json:
-                _tell(path, top)
+    words, answers = class_words(options.run, found.classes), []
+    for path, picture, told in answered(options.pictures, network.recipe.stored_size,
+                                        lambda some: zip(*predict(network, found.statistics, some, options.views, options.top))):
+        if told is None:
+            answers.append({"file": path, "error": str(picture)})
+            continue
+        top = [{"class": found.classes[label], "name": words[label], "label": label, "probability": probability}
+               for probability, label in zip(*(each.tolist() for each in told))]
+        answers.append({"file": path, "top": top})
+        if not options.json:
+            _tell(path, top)
     if options.json:
         about = {"run": options.run, "checkpoint": found.checkpoint.name, "views": options.views}
         print(json.dumps({**about, "pictures": answers}, indent=1))
-    return 2 if failed else 0
+    return 2 if any("error" in answer for answer in answers) else 0
 
 
 def _tell(path, top):

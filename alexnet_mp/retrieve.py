@@ -29,7 +29,7 @@ from .errors import UserError, run_command
 from .evaluate import load_run, open_runs
 from .features import features, last_hidden
 from .geometry import sizes
-from .given_pictures import pipeline_of, read_pictures
+from .given_pictures import answered, pipeline_of
 from .options import add_machine_options, add_run_options
 from .predict import class_words
 from .retrieval_index import BY, SPLITS, Index, Source, difference, exact_index, nearest
@@ -143,32 +143,30 @@ def _query(options):
     with lines_on_stderr():  # standard output holds the answers alone
         network, found = _network(index, options)
     search, names = Search(index, options.by, bits), index.names("train")
-    answers, rows, failed = [], [], False
+    answers, rows = [], []
     pictures = _stored_pictures(index, options, network.recipe.stored_size) if options.sheet else None
-    for some in read_pictures(options.pictures, network.recipe.stored_size):
-        good = [picture for _, picture in some if not isinstance(picture, UserError)]
-        if good:
-            seen = features(network, pipeline_of(good, network, found.statistics), "given", network.recipe.batch_size)
-            told = iter(zip(*search(seen, options.k)))
-        for path, picture in some:
-            if isinstance(picture, UserError):
-                failed = True
-                print(f"error: {picture}", file=sys.stderr)
-                answers.append({"file": path, "error": str(picture)})
-                continue
-            pairs = zip(*(each.tolist() for each in next(told)))  # distance, number
-            found_here = [_neighbour(index, search.labels, names, *pair) for pair in pairs]
-            answers.append({"file": path, "nearest": found_here})
-            if not options.json:
-                _tell(path, found_here)
-            if options.sheet:
-                query = picture, [printable(path), f"nearest by {options.by}"]
-                rows.append([query, *(_cell(pictures, one) for one in found_here)])
+
+    def searched(some):
+        seen = features(network, pipeline_of(some, network, found.statistics), "given", network.recipe.batch_size)
+        return zip(*search(seen, options.k))
+
+    for path, picture, told in answered(options.pictures, network.recipe.stored_size, searched):
+        if told is None:
+            answers.append({"file": path, "error": str(picture)})
+            continue
+        pairs = zip(*(each.tolist() for each in told))  # distance, number
+        found_here = [_neighbour(index, search.labels, names, *pair) for pair in pairs]
+        answers.append({"file": path, "nearest": found_here})
+        if not options.json:
+            _tell(path, found_here)
+        if options.sheet:
+            query = picture, [printable(path), f"nearest by {options.by}"]
+            rows.append([query, *(_cell(pictures, one) for one in found_here)])
     if options.json:
         print(json.dumps({"index": options.index, "by": options.by, "bits": bits, "queries": answers}, indent=1))
     if rows:
         _write(options.sheet, png(contact_sheet(rows)))
-    return 2 if failed else 0
+    return 2 if any("error" in answer for answer in answers) else 0
 
 
 class Search:

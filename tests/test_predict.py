@@ -14,7 +14,6 @@ from alexnet_mp.console import CONSOLE
 from alexnet_mp.dataset import open_dataset
 from alexnet_mp.errors import UserError
 from alexnet_mp.evaluate import both_protocols, load_run, log_probabilities, open_runs
-from alexnet_mp.given_pictures import read_pictures
 
 pytestmark = pytest.mark.usefixtures("one_thread", "quick")
 
@@ -112,7 +111,8 @@ def test_standard_input(trained, photograph, capsys, monkeypatch):
     assert "cannot read image -: it is empty" in answered(capsys, trained, "-", status=2).err
     monkeypatch.setattr(given_pictures, "MOST_BYTES", 10)
     monkeypatch.setattr("sys.stdin", types.SimpleNamespace(buffer=io.BytesIO(bytes(11))))
-    (_, problem), = next(read_pictures(["-"], 40))
+    (_, problem, answer), = given_pictures.answered(["-"], 40, lambda some: pytest.fail("there is no picture"))
+    assert answer is None
     assert isinstance(problem, UserError) and "more than 10 bytes" in str(problem)
 
 
