@@ -1,5 +1,6 @@
 """Images that the tests make for themselves; and Triton's interpreter, where there is no GPU to compile for."""
 import os
+import signal
 
 import numpy as np
 import pytest
@@ -8,6 +9,10 @@ from PIL import Image
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is decorated, so before any of them is imported
+
+# A shell starts what it puts in the background with Ctrl-C ignored, and processes that the tests start and interrupt would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 CLASSES = ("apple", "leaf", "sky")
 
