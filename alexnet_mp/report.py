@@ -5,7 +5,7 @@ examples
   python -m alexnet_mp.report RUN0 RUN1 RUN2 --data DIR --out report         the first in full, all for the specialisation
   python -m alexnet_mp.report RUN --data DIR --kernel-scale kernel --sort    kernels brightened one by one, grey ones first
 
-The page loads nothing and needs no script; its pictures lie beside it. Runs of one tower, and runs whose towers have no links,
+The page loads nothing and needs no script; its pictures are in it, and beside it as PNGs. Runs of one tower, and runs whose towers have no links,
 are taken as controls. What the retrieval needs is made where it is missing, as by `python -m alexnet_mp.retrieve index`. In a
 directory that has a report already the page and its pictures are replaced.
 """
@@ -139,7 +139,8 @@ def _parser():
     parser.add_argument("--kernel-scale", choices=("layer", "kernel"), default="layer",
                         help="figure 3: one scale over the layer, as in 2012, or each kernel by itself; default: layer")
     parser.add_argument("--sort", action="store_true", help="figure 3: kernels of a tower from grey to colourful")
-    parser.add_argument("--speed", action="store_true", help="with the time that a query takes, which is another one every time")
+    parser.add_argument("--no-speed", dest="speed", action="store_false",
+                        help="without the time that a query takes, the one thing on the page that is another one every time")
     add_machine_options(parser)
     return parser
 

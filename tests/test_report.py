@@ -54,9 +54,9 @@ def others(data, tmp_path_factory, small):  # noqa: F811
             run(data, root / "single", "--steps", "3", "--set", "towers=1"))
 
 
-def reported(*runs, out, options=()):
+def reported(*runs, out, options=(), speed=("--no-speed",)):
     """The page of a report as text."""
-    assert report.main([*map(str, runs), "--out", str(out), *MACHINE, *options]) == 0
+    assert report.main([*map(str, runs), "--out", str(out), *MACHINE, *options, *speed]) == 0
     return (out / NAME).read_text()
 
 
@@ -127,7 +127,7 @@ def test_several_runs_and_their_controls(trained, others, tmp_path):
 
 def test_one_tower_and_the_time_of_a_query(others, tmp_path, monkeypatch):
     monkeypatch.setattr(retrieval_record, "SYNTHETIC", 1000)
-    text = reported(others[1], out=tmp_path / "report", options=["--speed"])
+    text = reported(others[1], out=tmp_path / "report", speed=())
     assert "This network has one tower: nothing crosses." in text and 'class="crossing"' not in text
     assert "all 3 kernels" in text and "Tower a against tower b" not in text and re.findall(r"<h2>(.*?)</h2>", text) == HEADINGS
     assert "ms a query" in text and "1,000 random codes: 8 bits" in text
