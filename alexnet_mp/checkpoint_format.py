@@ -6,8 +6,8 @@
     state.json              `State`: where the run is, its recipe, its data, what its schedule knows, what it computed with
     manifest.json           bytes and sha256 of the four files, and of itself; written last
 
-This is format 2. In format 1 the recipe lacks what had one meaning then (`recipe.upgraded`). In format 0 a checkpoint was a
-directory with weights.safetensors alone: it can be evaluated, not resumed.
+This is format 3. Formats 1 and 2 lack `made_by.precision`, which was fp32. In format 1 the recipe lacks what had one meaning then
+(`recipe.upgraded`). In format 0 a checkpoint was a directory with weights.safetensors alone: it can be evaluated, not resumed.
 
 What is read may be damaged or made to harm. A file's size is compared before it is read, its sha256 before it is believed, names,
 shapes and dtypes with what follows from the recipe; whatever is wrong becomes a `UserError` that begins with the file's path.
@@ -34,7 +34,7 @@ from .statistics import FILE as STATISTICS
 from .statistics import Statistics
 from .tensor_file import need, parse
 
-VERSION = 2
+VERSION = 3
 WEIGHTS, VELOCITY, STATE, MANIFEST = "weights.safetensors", "velocity.safetensors", "state.json", "manifest.json"
 FILES = (WEIGHTS, VELOCITY, STATISTICS, STATE)  # what the manifest lists
 MOST_MANIFEST, MOST_STATE = 1 << 20, 4 << 20  # bytes; 22,000 class names are less than two million
@@ -88,6 +88,7 @@ class MadeBy:
 
     devices: tuple[str, ...]
     kernels: str
+    precision: str
     pipeline: str
     threads: Count
     packages: dict[str, str | None]  # versions
@@ -275,6 +276,9 @@ def _parse_state(content, number):
         recipe = fields.get("recipe")
         fields["recipe"] = upgraded(recipe)
         need(fields["recipe"] is not recipe, "its recipe has fields that format 1 had not, or none")
+    if number < 3 and isinstance(fields, dict) and isinstance(made_by := fields.get("made_by"), dict):
+        need("precision" not in made_by, f"made_by.precision is a field that format {number} had not")
+        fields["made_by"] = {**made_by, "precision": "fp32"}
     # A folder's name may be no UTF-8. Python's surrogates for it are no JSON text to pydantic, so they are put back afterwards.
     state = _ADAPTER.validate_json(json.dumps(fields, ensure_ascii=False).encode(errors="replace"))
     data = fields["data"]
@@ -316,7 +320,7 @@ def _arrays(file, tensors, layout):
 
 
 def _load_whole(path, entry, load_content, layout=None):
-    """{name: tensor} of a file of format 1 or 2, in the layout's order; where none is given, unchecked against it."""
+    """{name: tensor} of a file of format 1 to 3, in the layout's order; where none is given, unchecked against it."""
     with _damage(path):
         content = _content(path, entry, tensor_file.MOST_BYTES)
         found = tensor_file.read_layout(len(content), content[:8 + tensor_file.MOST_HEADER])

@@ -45,9 +45,10 @@ class TwoTowerAlexNet(nn.Module):
                     module.bias.fill_(module.layer.init_bias)
 
     def forward(self, images_a, images_b=None):
-        """Logits (N, classes) on tower a's device.
+        """Logits (N, classes) on tower a's device, in the weights' dtype.
 
-        images_a, images_b: the same (N, 3, crop, crop) images, once on each tower's device, grey levels minus the mean.
+        images_a, images_b: the same (N, 3, crop, crop) images, once on each tower's device, grey levels minus the mean. Their dtype
+        is the one that is computed in.
         """
         self.exchange.clear()
         self.step += self.training
@@ -57,7 +58,12 @@ class TwoTowerAlexNet(nn.Module):
             parts = (self.exchange.gather(layer.name, outputs, readers) if layer.reads == "both" else
                      [[output] for output in outputs[:readers]])
             outputs = [tower(layer.name, read, self.step) for tower, read in zip(self.towers, parts)]
-        return outputs[0]
+        return outputs[0].to(self.dtype)
+
+    @property
+    def dtype(self):
+        """Of the weights."""
+        return next(self.parameters()).dtype
 
     def kernels_used(self):
         """Who computes on each tower: "cpu" where it is the same on both, else "cpu, cuda" in the order a, b."""
@@ -84,8 +90,7 @@ class TwoTowerAlexNet(nn.Module):
     def merge(self):
         """The equivalent `MergedAlexNet` on tower a's device, with a copy of the weights."""
         merged = MergedAlexNet(self.recipe, self.exchange.devices[0], self.classes, self.kernels)
-        first = self.towers[0].get_parameter(f"{self.recipe.layers[0].name}.weight")
-        merged.to(first.dtype).load_state_dict(self.merged_state())
+        merged.to(self.dtype).load_state_dict(self.merged_state())
         merged.step = self.step
         return merged.train(self.training)
 
@@ -108,7 +113,7 @@ class MergedAlexNet(nn.Module):
         x = images
         for module in self.children():
             x = module(x, self.step)
-        return x
+        return x.to(next(self.parameters()).dtype)
 
     def split(self, devices=("cuda:0", "cuda:1"), kernels="auto"):
         """The two-tower network with a copy of these weights, one tower a device."""

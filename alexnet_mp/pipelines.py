@@ -1,6 +1,8 @@
 """Which input pipeline `--pipeline` means, and how many processes or threads read."""
 import os
 
+import torch
+
 from . import pipeline_dali
 from .console import say
 from .errors import UserError
@@ -12,11 +14,11 @@ PIPELINES = ("auto", "dali", "raw", "torch")
 MOST_WORKERS = 16
 
 
-def make_pipeline(choice, dataset, recipe, devices, workers=None):
+def make_pipeline(choice, dataset, recipe, devices, workers=None, dtype=torch.float32):
     """The pipeline that `--pipeline` and `--workers` ask for.
 
     "auto": "raw" for sets of raw pixels; else "dali" where DALI is installed; else "torch". Raises UserError for one that is not
-    installed or doesn't fit the data.
+    installed or doesn't fit the data. dtype: of the images.
     """
     raw = all(split.holds == "pixels" for split in dataset.splits.values())
     if choice == "auto":
@@ -30,4 +32,4 @@ def make_pipeline(choice, dataset, recipe, devices, workers=None):
         workers = min(os.process_cpu_count() if hasattr(os, "process_cpu_count") else len(os.sched_getaffinity(0)), MOST_WORKERS)
     if workers < 0:
         raise UserError(f"--workers {workers}: it must be 0 (read in the main process) or more")
-    return {"dali": DaliPipeline, "raw": RawPipeline, "torch": TorchPipeline}[choice](dataset, recipe, devices, workers)
+    return {"dali": DaliPipeline, "raw": RawPipeline, "torch": TorchPipeline}[choice](dataset, recipe, devices, workers, dtype)

@@ -191,14 +191,14 @@ def no_longer_exact(before, now):
             if before.get(name) != now.get(name)]
 
 
-def made_by(network, pipeline):
+def made_by(network, pipeline, precision):
     """The `MadeBy` of this process."""
     devices = tuple(f"cuda: {device_name(device)}" if device.type == "cuda" else f"cpu: {torch.backends.cpu.get_cpu_capability()}"
                     for device in network.exchange.devices)
     packages = {name: package_version(name) for name in ("alexnet_mp", "torch", "triton", "pillow", "nvidia-dali-cuda130")}
     if any(device.type == "cuda" for device in network.exchange.devices):
         packages |= {"cuda": torch.version.cuda, "cudnn": str(torch.backends.cudnn.version())}
-    return MadeBy(devices, network.kernels_used(), pipeline.name, torch.get_num_threads(), packages)
+    return MadeBy(devices, network.kernels_used(), precision, pipeline.name, torch.get_num_threads(), packages)
 
 
 def _flat(fields):

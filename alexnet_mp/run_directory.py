@@ -36,12 +36,12 @@ class RunDirectory:
     on it. Raises UserError where the directory can't be made, or is somebody else's.
     """
 
-    def __init__(self, path, recipe, dataset, network, pipeline, found=None, changed=(), lock=None):
+    def __init__(self, path, recipe, dataset, network, pipeline, precision="fp32", found=None, changed=(), lock=None):
         self.path, self.lock = Path(path), lock
         try:
             if lock is None:
                 self._make()
-            self._describe(recipe, dataset, network, pipeline, found, changed)
+            self._describe(recipe, dataset, network, pipeline, precision, found, changed)
             if found is None and lock is not None:
                 self._set_aside()
             pipeline.statistics.save(self.path)
@@ -85,7 +85,7 @@ class RunDirectory:
                 files.rename(self.path / name, self.path / aside)
                 say(f"{self.path / name} is of a run without a checkpoint: kept as {aside}")
 
-    def _describe(self, recipe, dataset, network, pipeline, found, changed):
+    def _describe(self, recipe, dataset, network, pipeline, precision, found, changed):
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         command = shlex.join(["python", "-m", "alexnet_mp.train", *sys.argv[1:]])
         content = {
@@ -97,6 +97,7 @@ class RunDirectory:
             "devices": [{"tower": name, "device": str(device), "name": device_name(device)}
                         for name, device in zip("ab", network.exchange.devices)],
             "kernels": network.kernels_used(),
+            "precision": precision,
             "pipeline": pipeline.name,
             "commit": source_commit(),
             "python": platform.python_version(),

@@ -30,6 +30,7 @@ class TowerLayer(nn.Module):
 
     size: the layer's `geometry.Size`. towers: the towers whose maps are computed here, (0,), (1,), or (0, 1) in a merged network.
     forward(x, step): (N, C, H, W) -> (N, maps * len(towers), H', W'), or (N, units * len(towers)); step keys the dropout mask.
+    Computed in the dtype of x: of float32 weights a bfloat16 image takes copies in bfloat16, and their gradients are float32 again.
     """
 
     def __init__(self, recipe, size, index, towers, kernels, device):
@@ -50,41 +51,42 @@ class TowerLayer(nn.Module):
         return f"{tuple(self.weight.shape)}, then {' -> '.join(self.layer.then) or 'nothing'}"
 
     def forward(self, x, step=0):
-        bias = None if self.bias_in_kernel else self.bias
-        x = {"conv": self._convolve, "local": self._convolve_locally, "fc": self._multiply}[self.layer.kind](x, bias)
-        bias = self.bias if self.bias_in_kernel else None
+        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+        compute = {"conv": self._convolve, "local": self._convolve_locally, "fc": self._multiply}[self.layer.kind]
+        x = compute(x, weight, None if self.bias_in_kernel else bias)
+        bias = bias if self.bias_in_kernel else None
         for piece in self.pieces:
             x = self._dropout(x, step) if piece == ("dropout",) else self._maps_of_each_tower(piece, x, bias)
             bias = None
         return x
 
-    def _convolve(self, x, bias):
+    def _convolve(self, x, weight, bias):
         layer = self.layer
         right, bottom = (geometry.overhang(side, layer.kernel, layer.stride, layer.pad) for side in (x.shape[3], x.shape[2]))
         if right or bottom:  # 224 -> 55: three more columns and rows of zeros (2012 source: its kernel reads 0 out of bounds)
             x = F.pad(x, (layer.pad, layer.pad + right, layer.pad, layer.pad + bottom))
-            return F.conv2d(x, self.weight, bias, layer.stride, 0, groups=self.groups)
-        return F.conv2d(x, self.weight, bias, layer.stride, layer.pad, groups=self.groups)
+            return F.conv2d(x, weight, bias, layer.stride, 0, groups=self.groups)
+        return F.conv2d(x, weight, bias, layer.stride, layer.pad, groups=self.groups)
 
-    def _convolve_locally(self, x, bias):
+    def _convolve_locally(self, x, weight, bias):
         """(N, C, H, W) -> (N, maps, H', W'), each position by kernels of its own (2012 source, layer type `local`)."""
         layer, (height, width) = self.layer, self.size.computed[1:]
         right, bottom = (geometry.overhang(side, layer.kernel, layer.stride, layer.pad) for side in (x.shape[3], x.shape[2]))
         x = F.pad(x, (layer.pad, layer.pad + right, layer.pad, layer.pad + bottom)).permute(2, 3, 0, 1).contiguous()  # (H, W, N, C)
         parts = []
-        for own, weight in zip(x.chunk(self.groups, 3), self.weight.chunk(self.groups), strict=True):
+        for own, kernels in zip(x.chunk(self.groups, 3), weight.chunk(self.groups), strict=True):
             windows = torch.cat([own[i::layer.stride, j::layer.stride][:height, :width]
                                  for i in range(layer.kernel) for j in range(layer.kernel)], 3)  # (H', W', N, k k C)
-            kernels = weight.permute(1, 2, 0, 4, 5, 3).flatten(3)  # (H', W', maps, k k C)
+            kernels = kernels.permute(1, 2, 0, 4, 5, 3).flatten(3)  # (H', W', maps, k k C)
             parts.append(windows @ kernels.transpose(2, 3))  # (H', W', N, maps)
         return torch.cat(parts, 3).permute(2, 3, 0, 1).contiguous() + bias
 
-    def _multiply(self, x, bias):
+    def _multiply(self, x, weight, bias):
         x = x.flatten(1)
         if self.groups == 1:
-            return F.linear(x, self.weight, bias)
-        parts = zip(x.chunk(self.groups, 1), self.weight.chunk(self.groups), strict=True)
-        return torch.cat([F.linear(part, weight) for part, weight in parts], 1) + bias
+            return F.linear(x, weight, bias)
+        parts = zip(x.chunk(self.groups, 1), weight.chunk(self.groups), strict=True)
+        return torch.cat([F.linear(part, own) for part, own in parts], 1) + bias
 
     def _maps_of_each_tower(self, piece, x, bias):
         """Normalisation never looks beyond a tower's own maps: merged, each tower's half counts as an image of its own."""

@@ -20,7 +20,7 @@ from contextlib import ExitStack
 
 import torch
 
-from . import geometry, resume
+from . import geometry, precision, resume
 from . import recipe as recipes
 from .allocator import keep_freed_memory
 from .checkpoint_format import Data
@@ -51,7 +51,6 @@ def train(arguments=None):
     """What the command does. Returns whether a signal stopped it before its end."""
     options = _parser().parse_args(arguments)
     keep_freed_memory()
-    torch.backends.cudnn.allow_tf32 = False  # on by default for convolutions; 2012 computed in float32
     torch.backends.cudnn.deterministic = True  # else a run that goes on would not be the one that never stopped
     with interruptible() as interrupts:
         try:
@@ -73,13 +72,14 @@ def _run(options, interrupts, held):
         held.callback(lock.release)
     _refuse_numbers(options, found)
     recipe, devices = _resolve(options, found)
+    dtype = precision.use(options.precision, devices)
     weights = read_weights(options.init) if options.init is not None and not found else None
     if lock is None:
         out = out or _fresh_name(recipe)
         refuse_unusable(out)
     data = options.data or (found.checkpoint.state.data.source if found else "builtin")
     dataset = open_dataset(data, recipe.stored_size)
-    pipeline = make_pipeline(options.pipeline, dataset, recipe, devices, options.workers)
+    pipeline = make_pipeline(options.pipeline, dataset, recipe, devices, options.workers, dtype)
     say(f"data: {dataset.description}")
     say(recipes.describe(recipe))
     if found:  # before all images are read
@@ -100,15 +100,17 @@ def _run(options, interrupts, held):
         say(f"begins with {', '.join(taken)} of {options.init}; new: {', '.join(new)}"
             + (f"; left out: {', '.join(foreign)}" if foreign else ""))
         del weights
-    made_by = resume.made_by(network, pipeline)
+    made_by = resume.made_by(network, pipeline, options.precision)
     interrupts.wait_for_step = True  # from here on there is something on the disk
-    run = RunDirectory(out, recipe, dataset, network, pipeline, found, changed, lock)
+    run = RunDirectory(out, recipe, dataset, network, pipeline, options.precision, found, changed, lock)
     held.callback(run.close)
     data = Data(dataset.source, dataset.description, dataset.fingerprint, tuple(dataset.classes))
     trainer = Trainer(network, pipeline, run, {"recipe": recipe, "data": data, "made_by": made_by}, options.steps, every, options.keep,
                       options.on_save_error)
     held.push(lambda kind, error, trace: _let_saver_end(trainer.saver, kind))
-    say(f"run directory {out}; kernels {network.kernels_used()}, pipeline {pipeline.name}; "
+    if remark := precision.remark(options.precision, devices):
+        say(f"precision {options.precision}: {remark}")
+    say(f"run directory {out}; kernels {network.kernels_used()}, precision {options.precision}, pipeline {pipeline.name}; "
         f"{_what_reading_takes(dataset, in_memory)}; a checkpoint every {options.checkpoint_every}")
     counts = geometry.parameter_counts(recipe, len(dataset.classes))
     say(f"{sum(counts):,} parameters, by tower: {', '.join(f'{count:,}' for count in counts)}")
@@ -224,6 +226,8 @@ def _parser():
     parser = argparse.ArgumentParser(prog="python -m alexnet_mp.train", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     add_machine_options(parser)
+    parser.add_argument("--precision", choices=precision.CHOICES, default="fp32",
+                        help="bf16: activations and their gradients in bfloat16, weights and velocity in float32; default: fp32, TF32 off")
     parser.add_argument("--data", metavar="DIR|builtin", help="default: builtin, drawn by the program; resumed, what the run had")
     parser.add_argument("--recipe", choices=tuple(PRESETS),
                         help="default: paper on CUDA, mini on a CPU; resumed, that of the checkpoint")

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from tiny_checkpoint import (  # noqa: F401  (fixtures)
-    ALL, V0, V2, fuzz_checkpoint, original, place, refused, rewrite, rewrite_manifest, rewrite_state, with_header)
+    ALL, V0, V3, fuzz_checkpoint, original, place, refused, rewrite, rewrite_manifest, rewrite_state, with_header)
 
 from alexnet_mp import files
 from alexnet_mp.checkpoint_format import (
@@ -161,7 +161,7 @@ MAY_BE = {  # what is no number may be right somewhere, in a field that holds an
     "true": {"validated"},
     "{}": {"schedule", "made_by.packages"},
     "[]": {"made_by.devices"},
-    '"x"': {"data.source", "data.description", "data.fingerprint", "data.classes.0", "made_by.devices.0", "made_by.kernels",
+    '"x"': {"data.source", "data.description", "data.fingerprint", "data.classes.0", "made_by.devices.0", "made_by.kernels", "made_by.precision",
             "made_by.pipeline", "made_by.packages.torch", "made_by.packages.triton", "saved"},
     '"\\ud800"': {"data.source", "data.description", "data.fingerprint", "data.classes.0"},
     "9007199254740992": {"schedule.best", "scheduled.learning_rates.conv1.bias", "scheduled.colour_noise", "validation.loss",
@@ -234,7 +234,7 @@ def test_sizes_that_no_machine_has(place):
         rewrite_state(place, lambda fields: change(fields["recipe"]))
         with pytest.raises(UserError, match="this recipe has"):
             load(place)
-        shutil.copy(V2 / STATE, place)
+        shutil.copy(V3 / STATE, place)
     rewrite_state(place, lambda fields: fields["data"]["classes"].append("fourth"))
     assert "that of this recipe has" in refused(load, place, WEIGHTS)
 
@@ -300,7 +300,7 @@ def test_sparse_files_of_terabytes(place, tmp_path):
             rewrite_manifest(place, lambda fields, name=name: fields["files"][name].update(bytes=1 << 40))
             refused(load, place, name)
         (place / name).write_bytes(content)
-        shutil.copy(V2 / MANIFEST, place)
+        shutil.copy(V3 / MANIFEST, place)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50 << 10  # kB
 
 

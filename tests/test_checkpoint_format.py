@@ -10,7 +10,7 @@ import pytest
 import safetensors.torch
 import torch
 from tiny_checkpoint import (  # noqa: F401  (fixtures)
-    ALL, V0, V1, V2, bits, original, place, refused, rewrite_manifest, rewrite_state, tiny_recipe)
+    ALL, V0, V1, V2, V3, bits, original, place, refused, rewrite_manifest, rewrite_state, tiny_recipe)
 
 from alexnet_mp import checkpoint_format, files, geometry
 from alexnet_mp.checkpoint_format import (
@@ -26,7 +26,7 @@ from alexnet_mp.statistics import Statistics
 def test_round_trip(original, place):
     found = load(place)
     assert bits(found) == bits(original) and list(found.weights) == list(original.weights)
-    assert read_state(place) == verify(place) == original.state and version(place) == 2
+    assert read_state(place) == verify(place) == original.state and version(place) == 3
     assert {name: values.tobytes() for name, values in arrays(load_weights(place)).items()} \
         == {name: values.tobytes() for name, values in arrays(original.weights).items()}
 
@@ -135,9 +135,30 @@ def test_format_2_without_what_format_1_lacks_is_refused(tmp_path):
     assert "a field is missing" in refused(load, place, STATE)
 
 
-def test_what_is_written_now_is_format_2(place):
-    """The same bytes as when format 2 came to be. Where they must change, VERSION has to, too."""
-    assert {name: (place / name).read_bytes() for name in ALL} == {name: (V2 / name).read_bytes() for name in ALL}
+def test_a_checkpoint_of_format_2_as_it_was_written(original):
+    assert bits(load(V2)) == bits(original) and verify(V2) == read_state(V2) == original.state and version(V2) == 2
+    assert original.state.made_by.precision == "fp32"
+
+
+@pytest.mark.parametrize("source, number", [(V1, 1), (V2, 2)])
+def test_formats_1_and_2_with_a_precision_are_refused(source, number, tmp_path):
+    place = tmp_path / "step_00000003"
+    shutil.copytree(source, place)
+    rewrite_state(place, lambda fields: fields["made_by"].update(precision="fp32"))
+    rewrite_manifest(place, lambda fields: fields.update(format=number))
+    assert f"made_by.precision is a field that format {number} had not" in refused(load, place, STATE)
+
+
+def test_format_3_without_a_precision_is_refused(tmp_path):
+    place = tmp_path / "step_00000003"
+    shutil.copytree(V2, place)
+    rewrite_manifest(place, lambda fields: fields.update(format=3))
+    refused(load, place, STATE)
+
+
+def test_what_is_written_now_is_format_3(place):
+    """The same bytes as when format 3 came to be. Where they must change, VERSION has to, too."""
+    assert {name: (place / name).read_bytes() for name in ALL} == {name: (V3 / name).read_bytes() for name in ALL}
 
 
 def test_a_checkpoint_of_format_0(original, tmp_path):
@@ -194,8 +215,8 @@ def test_no_tensor_that_could_not_be_loaded_is_written(change, problem, original
     {"validation": Validation(float("nan"), 0.0, 1.0, 8)}, {"validation": Validation(101.0, 0.0, 1.0, 8)},
     {"validation": Validation(0.0, 0.0, float("inf"), 8)}, {"validation": Validation(0.0, 0.0, -1.0, 8)}, {"data": None},
     {"data": Data("a", "b", "c", ())}, {"data": Data("a", "b", "c", "abc")}, {"recipe": None}, {"made_by": None},
-    {"made_by": MadeBy(("cpu",), os.fsdecode(b"\xff"), "torch", 1, {})},
-    {"made_by": MadeBy(("cpu",), "cpu", "torch", 1, {"torch": 2})},
+    {"made_by": MadeBy(("cpu",), os.fsdecode(b"\xff"), "fp32", "torch", 1, {})},
+    {"made_by": MadeBy(("cpu",), "cpu", "fp32", "torch", 1, {"torch": 2})},
     {"data": Data("a", "b", "c", ("x" * (5 << 20),))}, {"step": np.float32(1)},
 ], ids=lambda changes: f"{changes!s:.60}")
 def test_no_state_that_could_not_be_loaded_is_written(changes, original, tmp_path):

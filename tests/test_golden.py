@@ -24,8 +24,11 @@ GOLDEN = [
 ]
 
 
-def ten_losses(dtype, kernels, device="cpu"):
-    """The first ten training losses at batch 16: pictures, crops, colours, masks and weights all follow from seed 7."""
+def ten_losses(dtype, kernels, device="cpu", images=None):
+    """The first ten training losses at batch 16: pictures, crops, colours, masks and weights all follow from seed 7.
+
+    dtype: of the weights; images: of the images, the same if nothing is said.
+    """
     recipe = dataclasses.replace(mini(), batch_size=16, seed=7)
     pipeline = TorchPipeline(open_dataset("builtin", recipe.stored_size), recipe, (device, device), workers=0)
     sums = Sums(recipe.stored_size)
@@ -36,7 +39,7 @@ def ten_losses(dtype, kernels, device="cpu"):
     optimizer, schedule, losses = PaperSGD(network), make_schedule(recipe), []
     optimizer.set_rates(schedule.rates(1))
     for batch in pipeline.train(0, 1, schedule.colour_noise):
-        loss = F.cross_entropy(network(*(images.to(dtype) for images in batch.images)), batch.labels)
+        loss = F.cross_entropy(network(*(each.to(images or dtype) for each in batch.images)), batch.labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

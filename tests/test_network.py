@@ -218,7 +218,7 @@ def test_no_padding_at_the_top_and_left():
     network = TwoTowerAlexNet(change_layers(paper(), "fc6", "fc7", maps=2), ("cpu", "cpu"), classes=2).double()
     layer = network.towers[0].conv1
     x = images(paper(), 1)
-    y = layer._convolve(x, None)
+    y = layer._convolve(x, layer.weight, None)
     assert y.shape == (1, 48, 55, 55)
     torch.testing.assert_close(y[0, :, 0, 0], torch.einsum("mchw,chw->m", layer.weight, x[0, :, :11, :11]))
     torch.testing.assert_close(y[0, :, 54, 54], torch.einsum("mchw,chw->m", layer.weight[:, :, :8, :8], x[0, :, 216:, 216:]))

@@ -16,7 +16,7 @@ from alexnet_mp.errors import UserError
 from alexnet_mp.recipe import Date, Layer, change_layers, mini
 from alexnet_mp.statistics import Statistics
 
-MADE_BY = MadeBy(("cpu: AVX2", "cpu: AVX2"), "cpu", "torch", 2, {"torch": "2.13.0", "triton": None})
+MADE_BY = MadeBy(("cpu: AVX2", "cpu: AVX2"), "cpu", "fp32", "torch", 2, {"torch": "2.13.0", "triton": None})
 STATISTICS = Statistics(np.full((112, 112, 3), 100.0), np.array([0.1, 0.2, 0.3]), np.eye(3))
 DATASET = SimpleNamespace(fingerprint="abc", classes=["ant", "bee", "cat"], splits={"train": range(24)})
 
