@@ -1,4 +1,5 @@
 """Errors that a user can cause, and how a command ends on one: a single line, exit code 2, no traceback."""
+import os
 import signal
 import sys
 
@@ -19,6 +20,10 @@ def run_command(main):
         stream.reconfigure(errors="backslashreplace")  # a file's name may hold what the terminal can't show
     try:
         status = main()
+        sys.stdout.flush()
+    except BrokenPipeError:  # nobody reads any more, as after `| head`: no failure, and the flush at exit must not complain
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 0
     except UserError as error:
         print("error:", " ".join(str(error).splitlines()), file=sys.stderr)
         status = 2

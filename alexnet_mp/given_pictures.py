@@ -1,5 +1,6 @@
 """Picture files that somebody names on a command line: read as training reads its own, and seen by a network."""
 import io
+import os
 import sys
 
 import numpy as np
@@ -56,6 +57,8 @@ def answered(paths, size, answer):
 def _read(path, size):
     try:
         if path != STDIN:
+            if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):  # a pipe would be waited for
+                raise UserError(f"cannot read image {path}: it is not a regular file")
             return decoded(path, size, path)
         content = sys.stdin.buffer.read(MOST_BYTES + 1)
         if len(content) > MOST_BYTES:

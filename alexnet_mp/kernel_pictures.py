@@ -1,6 +1,9 @@
 """The picture of what each tower's first layer is tuned to: five measures, tower a's kernels above the line, tower b's below."""
+import io
+
 import numpy as np
 
+from . import files
 from .kernel_statistics import TUNED
 from .specialisation import MEASURES
 
@@ -37,7 +40,9 @@ def draw_specialisation(statistics, towers, differences=None):
 
 def write_figure(figure, path, dpi=110):
     """Save a Figure as PNG, the same bytes each time: matplotlib would name its version in it. Returns the path."""
-    figure.savefig(path, dpi=dpi, metadata={"Software": None})
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=dpi, metadata={"Software": None})
+    files.replace(path, drawn.getvalue())
     return path
 
 
@@ -68,6 +73,8 @@ def _in_words(difference):
     if difference.p is None:
         return "no tuned kernels in a tower"
     p = "corrected p < 0.001" if difference.holm_p < 0.001 else f"corrected p = {difference.holm_p:.2g}"
+    if difference.effect_size != "Cliff's delta":  # its p is of another statistic
+        p += " of U\N{SUPERSCRIPT TWO}"
     name, sign = difference.effect_size.split()[-1], "+" * (difference.effect_size == "Cliff's delta")
     return f"{name} {difference.effect:{sign}.2f}, {p}".replace("-", "\N{MINUS SIGN}")
 

@@ -11,6 +11,7 @@ directory that has a report already the page and its pictures are replaced.
 """
 import argparse
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -18,12 +19,14 @@ import torch
 from . import recipe as recipes
 from . import report_page as page
 from .allocator import keep_freed_memory
-from .console import progress, say
+from .checkpoint import from_newest
+from .checkpoint_format import read_state
+from .console import printable, progress, say
 from .errors import UserError, run_command
 from .evaluate import load_run, open_runs
 from .metrics import read_metrics
 from .options import add_machine_options
-from .report_answers import figure_4_left, guesses
+from .report_answers import MOST_ANSWERED, evenly, figure_4_left, guesses, some_of
 from .report_exchange import exchange
 from .report_kernels import figure_3, specialisation
 from .report_neighbours import BITS, figure_4_right, short_codes
@@ -39,34 +42,40 @@ def main(arguments=None):
     keep_freed_memory()
     torch.backends.cudnn.allow_tf32 = False  # as in training
     shown, runs = options.runs[0], _named(options.runs)
-    described = read_run(shown)
+    described, lines = read_run(shown), read_metrics(shown)
     layers = {name: (*first_layer(directory), _linked(read_run(directory)["recipe"])) for name, directory in runs.items()}
+    _refuse_equals(layers)
     out = Path(options.out or Path(shown) / "report")
     before = _directory(out)
+    with suppress(OSError):
+        out.rmdir()  # empty: made to see whether it can be, and not left behind by what is refused now
     opened = _opened(options, SPLITS)
     pictures = opened if options.split in SPLITS else _opened(options, (options.split,))
     index = build_index(shown, options.data, options.index, BITS, gpus=options.gpus, kernels=options.kernels,
                         pipeline=options.pipeline, workers=options.workers)
     network, found = load_run(shown, options.gpus, options.kernels)
-    recipe, names, lines = found.recipe, index.described.source.class_names, read_metrics(shown)
+    recipe, names = found.recipe, index.described.source.class_names
     split = pictures.dataset.splits[options.split]
-    with progress(f"{options.split} images", len(split)) as advance:
-        said = guesses(network, pictures.pipeline, options.split, pictures.batch_size, advance)
+    numbers = evenly(len(split), MOST_ANSWERED)
+    with progress(f"{options.split} images", len(numbers)) as advance:
+        said = guesses(network, some_of(split, numbers, network, found.statistics), "given", pictures.batch_size, advance)
+    out.mkdir(parents=True, exist_ok=True)
+    page.begin(out / page.NAME)
     name, (kernels, towers, _) = next(iter(layers.items()))
     step = int(found.checkpoint.name.rpartition("_")[2])
     parts = [
         figure_3(out, kernels, towers, options.kernel_scale == "kernel", options.sort),
-        specialisation(out, kernels, towers, layers),
+        specialisation(out, kernels, towers, layers, {name: _told(directory) for name, directory in runs.items()}),
         training(out, lines, recipe, len(names)),
         exchange(recipe, len(names), network.exchange.devices, lines, _devices(described)),
-        figure_4_left(out, said, split, options.split, names),
+        figure_4_left(out, said, numbers, split, options.split, names),
         figure_4_right(out, index, opened.dataset),
         short_codes(out, index, options.speed),
         provenance(described, recipe, step, opened.dataset),
     ]
     others = f", with {len(runs) - 1} other run{'s' * (len(runs) > 2)} for comparison" if len(runs) > 1 else ""
     page.write(out / page.NAME, f"What each GPU learned: {recipe.name} on {len(names):,} classes",
-               f"Run {name}, step {step:,} of its training{others}. {len(said):,} pictures of {options.split}.", parts)
+               f"Run {name}, step {step:,} of its training{others}.", parts)
     for name in before - page.pictures_of(out / page.NAME):
         (out / name).unlink(missing_ok=True)
     say(f"wrote {out / page.NAME}")
@@ -86,6 +95,21 @@ def provenance(run, recipe, step, dataset):
             ["commit of this page", source_commit() or "not in a checkout"]]
     return page.Part("provenance", "Provenance", [page.table([], rows, numbers=False), page.heading("Recipe"),
                                                   page.code(recipes.describe(recipe))])
+
+
+def _refuse_equals(layers):
+    """Raise UserError where two runs have the same first layer: they are one, and would count twice. layers: {name: (kernels, ...)}."""
+    seen = {}
+    for name, (kernels, *_) in layers.items():
+        other = seen.setdefault(kernels.tobytes(), name)
+        if other != name:
+            raise UserError(f"{name} has the same first-layer weights as {other}: they are one network; each counts once")
+
+
+def _told(directory):
+    """Of a run, what tells it from others: recipe, seed, step, data."""
+    trained = read_state(from_newest(directory, lambda place: place)[0])
+    return [trained.recipe.name, str(trained.recipe.seed), f"{trained.step:,}", trained.data.fingerprint[:8]]
 
 
 def _devices(run):
@@ -122,7 +146,11 @@ def _directory(out):
         out.mkdir(parents=True, exist_ok=True)
         if not os.access(out, os.W_OK):
             raise UserError(f"--out {out}: it can't be written to")
-        return page.pictures_of(out / page.NAME) if os.path.lexists(out / page.NAME) else set()
+        if os.path.lexists(out / page.NAME):
+            return page.pictures_of(out / page.NAME)
+        if other := next(iter(os.listdir(out)), None):
+            raise UserError(f"--out {out}: it is no report's and holds {printable(other)}; choose a new or empty directory")
+        return set()
     except OSError as error:
         raise UserError(f"--out {out}: {error.strerror}") from None
 

@@ -8,11 +8,14 @@ import torch
 
 from . import report_page as page
 from .evaluate import both_protocols
+from .given_pictures import pipeline_of
 from .kernel_pictures import write_figure
 from .loader import centre_view
 
+MOST_ANSWERED = 500  # pictures, of all views: enough to choose from
 EACH = 4  # pictures of each sort
 TOP = 5
+CLOSE = 0.5  # of the most probable class's probability; a picture is ambiguous where the second has as much, and the third less
 FAR = 0.1  # by so much more probable is the true class in the best crop than in the centre, where a picture counts as off-centre
 LETTERS = 26  # of a class's name
 RIGHT, WRONG = "#d55e00", "#56b4e9"  # the true class's bar, the others' (Okabe and Ito); 2012 tinted the true one red
@@ -31,6 +34,18 @@ class Guesses:
 
     def __len__(self):
         return len(self.labels)
+
+
+def evenly(count, most):
+    """At most `most` of `count` numbers, spread evenly: (n,) int64."""
+    return np.unique(np.linspace(0, count - 1, min(most, count)).round().astype(np.int64))
+
+
+def some_of(split, numbers, network, statistics):
+    """The pipeline whose split "given" is these pictures of a split, with their labels."""
+    pipeline = pipeline_of([split.read(number) for number in numbers], network, statistics)
+    pipeline.dataset.splits["given"].labels = split.labels[numbers]
+    return pipeline
 
 
 @torch.inference_mode()
@@ -68,36 +83,40 @@ def _places(views):
 def examples(found):
     """[(heading, why these, indices)]: which pictures to show of each sort, at most `EACH`, the foremost first, and none twice.
 
+    Of a sort that there is not the indices are empty, and the reason says so.
+
     found: `Guesses`. Without labels only what is sure and what is ambiguous can be told.
     """
     shown, result = set(), []
 
-    def take(heading, why, scores, among):
+    def take(heading, why, none, scores, among):
         order = np.argsort(-scores, kind="stable")
         chosen = [int(index) for index in order if among[index] and index not in shown][:EACH]
         shown.update(chosen)
-        if chosen:
-            result.append((heading, why, chosen))
+        result.append((heading, why if chosen else f"{none} among them.", chosen))
 
     right = found.top[:, 0] == found.labels
     first, second = found.probabilities[:, 0], found.probabilities[:, 1]
-    everything = np.ones(len(found), bool)
+    third = found.probabilities[:, 2] if found.probabilities.shape[1] > 2 else np.zeros(len(found))
     if (found.labels >= 0).all():
-        take("Best", "Right, and the surest of all.", first, right)
-        take("Worst", "Wrong, and the true class has the lowest probability.", -found.own, ~right)
+        take("Best", "Right, and the surest of all.", "No right answer is", first, right)
+        take("Worst", "Wrong, and the true class has the lowest probability.", "No wrong answer is", -found.own, ~right)
         farther = found.places.max(1) - found.places[:, found.centre]
-        take("Off-centre", "Right, and one corner sees far more of the class than the centre does.", farther,
-             right & (farther > FAR))
+        take("Off-centre", "Right, and one crop beside the centre sees far more of the class than the centre does.",
+             "No picture that one crop beside the centre tells far better than the centre is", farther, right & (farther > FAR))
     else:
-        take("Surest", "The highest probability of all; nobody knows the true classes.", first, everything)
-    take("Ambiguous", "Two classes are nearly as probable as each other, and no third one is.", 2 * second - first, everything)
+        take("Surest", "The highest probability of all; nobody knows the true classes.", "Nothing is", first, np.ones(len(found), bool))
+    take("Ambiguous", "Two classes are nearly as probable as each other, and no third one is.",
+         "No picture with two classes of like probability, and no third, is", 2 * second - first - third,
+         (second >= CLOSE * first) & (third < CLOSE * first))
     return result
 
 
-def figure_4_left(out, found, split, name, names):
-    """The `Part` with examples. found: `Guesses` of the pictures of `split`, whose name that is; names: of the classes."""
+def figure_4_left(out, found, numbers, split, name, names):
+    """The `Part` with examples. found: `Guesses` of the pictures `numbers` of `split`, whose name that is; names: of the classes."""
     seen = "from which the network learned" if name == "train" else "that the network has not learned from"
-    pieces = [page.text(f"Some of {len(found):,} pictures {seen}, with its {found.top.shape[1]} most probable classes, all views "
+    of = f"{len(found):,} pictures" if len(found) == len(split) else f"{len(found):,} pictures, spread over the {len(split):,},"
+    pieces = [page.text(f"Some of {of} {seen}, with its {found.top.shape[1]} most probable classes, all views "
                         "averaged. Above a picture stands its true class, whose bar is hatched.")]
     for heading, why, chosen in examples(found):
         entries = []
@@ -108,11 +127,11 @@ def figure_4_left(out, found, split, name, names):
             title = "not known" if label < 0 else names[label]
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a box stands for such a letter
-                path = out / f"figure4_{index:06}.png"
-                write_figure(draw_example(split.read(index), title, bars), path)
-            said = ", ".join(f"{guess} {100 * probability:.0f} %" for guess, probability, _ in bars)
+                path = out / f"figure4_{numbers[index]:06}.png"
+                write_figure(draw_example(split.read(int(numbers[index])), title, bars), path)
+            said = ", ".join(f"{guess} {percent(probability)}" for guess, probability, _ in bars)
             entries.append((path, f"A picture, true class {title}; the network says {said}"))
-        pieces += [page.heading(heading), page.why(why), page.images(entries)]
+        pieces += [page.heading(heading), page.why(why), *([page.images(entries)] if entries else [])]
     return page.Part("figure4left", "Figure 4 left", pieces)
 
 
@@ -132,10 +151,15 @@ def draw_example(picture, title, bars):
     image.set_title(short_name(title), fontsize=10, pad=4, parse_math=False)
     for row, (name, probability, true) in enumerate(bars):
         axes.barh(row, probability, color=RIGHT if true else WRONG, alpha=0.6, hatch="//" if true else None, edgecolor="white")
-        axes.text(0.02, row, f"{short_name(name)}  {100 * probability:.0f} %", va="center", fontsize=9, parse_math=False)
+        axes.text(0.02, row, f"{short_name(name)}  {percent(probability)}", va="center", fontsize=9, parse_math=False)
     axes.set(xlim=(0, 1), ylim=(len(bars) - 0.5, -0.5), xticks=[], yticks=[])
     axes.spines[["top", "right", "bottom"]].set_visible(False)
     return figure
+
+
+def percent(probability):
+    """As a bar says it: whole per cents, below one "<1 %"."""
+    return f"{100 * probability:.0f} %" if probability >= 0.01 else "<1 %"
 
 
 def short_name(name, length=LETTERS):

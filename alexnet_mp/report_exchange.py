@@ -33,13 +33,14 @@ def exchange(recipe, classes, devices, lines, trained_on):
         words += (f" Copied here between {devices[0]} and {devices[1]}, one after the other and with nothing beside them, they "
                   f"take {1e3 * sum(row['seconds'] for row in rows):.2f} ms.")
     else:
-        words += f" Here both towers are on one device ({devices[0]}): nothing is copied and no time can be measured."
+        words += f" Here both towers are on one device ({devices[0]}): nothing is copied, so many bytes would be between two, and no time can be measured."
     names = ["read by", "direction", "pass", "bytes a step", *(["ms"] if apart else [])]
     table = [[row["edge"], row["direction"], row["pass"], f"{row['bytes']:,}",
               *([f"{1e3 * row['seconds']:.3f}"] if apart else [])] for row in rows]
     return page.Part("exchange", "The exchange", [
         page.text(words + step), drawn,
-        page.why("Between the columns: what crosses there in a step's forward pass, in all. The gradients return the same way."),
+        page.why("In the boxes: the output of a layer of one tower, after its pooling. Between the columns: what crosses there in a "
+                 "step's forward pass, in all. The gradients return the same way."),
         page.table(names, table)])
 
 

@@ -1,5 +1,7 @@
 """The report's parts about the first layer: figure 3 by GPU, and how far the towers differ, in one run and over several."""
+from . import files
 from . import report_page as page
+from .contact_sheet import png
 from .kernel_pictures import draw_specialisation, write_figure
 from .kernel_statistics import kernel_statistics
 from .pictures import kernel_picture
@@ -12,7 +14,7 @@ WORDS = {"colourfulness": "colourfulness", "selectivity": "orientation selectivi
 def figure_3(out, kernels, towers, each_scaled, by_colour):
     """The `Part` with every kernel. kernels: (maps of all towers, 3, k, k). each_scaled, by_colour: see `kernel_picture`."""
     path = out / "figure3.png"
-    kernel_picture(kernels, towers, each_scaled, by_colour).save(path)
+    files.replace(path, png(kernel_picture(kernels, towers, each_scaled, by_colour)))
     scale = ("each kernel by itself: mean 0, variance 1, then one scale" if each_scaled else
              "one scale for the whole layer, as in 2012: from the smallest weight to the largest")
     what = (f"the {len(kernels) // 2} kernels of tower a above, those of tower b below" if towers == 2 else
@@ -24,10 +26,11 @@ def figure_3(out, kernels, towers, each_scaled, by_colour):
                    + (" Inside a tower from grey to colourful." if by_colour else ""), least=1, crisp=True)])
 
 
-def specialisation(out, kernels, towers, runs):
+def specialisation(out, kernels, towers, runs, told):
     """The `Part` with the kernels measured, the towers compared, and the runs counted.
 
-    kernels: of the run that is shown. runs: {name: (kernels, towers, linked)} of all runs, that one among them.
+    kernels: of the run that is shown. runs: {name: (kernels, towers, linked)} of all runs, that one among them; told: {name:
+    [recipe, seed, step, data]} of them.
     """
     statistics = kernel_statistics(kernels)
     differences = tower_differences(statistics) if towers == 2 else None
@@ -43,11 +46,12 @@ def specialisation(out, kernels, towers, runs):
                    page.table(["measure", "kernels a / b", "effect size", "effect", "by chance", "p", "p, Holm"], rows),
                    page.why("Cliff's delta: above 0 where tower a has the larger values. By chance: the median size of the "
                             "effect when the kernels are dealt to the towers at random. p: the share of 10,000 such deals that "
-                            "are as far apart; Holm: corrected for the five measures.")]
-    return page.Part("specialisation", "Specialisation, measured", pieces + _over_runs(runs))
+                            "are as far apart, in the effect or, of orientation and phase, in Watson's U\N{SUPERSCRIPT TWO}, which "
+                            "sees more differences than Kuiper's V does; Holm: corrected for the five measures.")]
+    return page.Part("specialisation", "Specialisation, measured", pieces + _over_runs(runs, told))
 
 
-def _over_runs(runs):
+def _over_runs(runs, told):
     linked, unlinked, single = ({name: kernels for name, (kernels, *kind) in runs.items() if is_it(*kind)} for is_it in (
         lambda towers, linked: towers == 2 and linked, lambda towers, linked: towers == 2 and not linked,
         lambda towers, linked: towers == 1))
@@ -57,19 +61,22 @@ def _over_runs(runs):
             found = appearance(kernels)
             rows.append([networks, f"{found.n}", f"{found.count}", _interval(found),
                          f"{found.colour_in_b} of {found.count}" if found.count else "-"])
-            listed += [[one.run, *(f"{share:.2f}" for share in one.chroma), f"{one.p:.2g}", "yes" if one.specialised else "no"]
-                       for one in found.halves]
+            listed += [[one.run, *(f"{share:.2f}" for share in one.chroma), f"{one.p:.2g}", "yes" if one.specialised else "no",
+                        *told[one.run]] for one in found.halves]
     if single:
         found = appearance_by_chance(single)
         rows.append(["one tower, its kernels split at random (control)", f"{found.n} splits of {len(single)}", f"{found.count}",
                      _interval(found), "-"])
+        listed += [[name, "-", "-", "-", "-", *told[name]] for name in single]
     pieces = [page.heading("Over the runs"),
               page.text("A run counts as specialised where the towers' shares of chroma are farther apart than those of all but "
                         f"{100 * LEVEL:g} % of random halves of the same kernels. Which tower has the colours doesn't matter."),
               page.table(["networks", "n", "specialised", "95 % interval of the share", "colours in tower b"], rows)]
     if listed:
-        pieces.append(page.table(["run", "chroma a", "chroma b", "p", "specialised"], listed))
-    if len(linked) < 2:
+        pieces.append(page.table(["run", "chroma a", "chroma b", "p", "specialised", "recipe", "seed", "step", "data"], listed))
+    if len({(recipe, step, data) for recipe, _, step, data in told.values()}) > 1:
+        pieces.append(page.why("These runs differ in more than their seeds: see recipe, step and data."))
+    if len(linked) == 1:
         pieces.append(page.why("One run says nothing about how often; name several, with different seeds. Runs of one tower, and "
                                "runs without links, are taken as controls."))
     return pieces

@@ -3,6 +3,7 @@ from collections import Counter
 
 import numpy as np
 
+from . import files
 from . import report_page as page
 from .contact_sheet import LETTERS, contact_sheet, png
 from .features import Features
@@ -42,7 +43,7 @@ def figure_4_right(out, index, dataset):
                          for split, one, words in [("val", number, f"nearest by {what}"), *neighbours]])
         right.update(same)
         path = out / f"neighbours_{number:06}.png"
-        path.write_bytes(png(contact_sheet(rows)))
+        files.replace(path, png(contact_sheet(rows)))
         told = ", ".join(f"{count} by {what}" for what, count in same.items())
         name = source.class_names[query.labels[0]]
         pieces.append(page.image(path, f"A picture of {name} and its nearest neighbours twice; of its class are {told}", least=1))

@@ -81,6 +81,12 @@ def _embedded(path, alt, caption, least, crisp):
             "least": round(least * width), "alt": alt, "caption": caption, "crisp": crisp}
 
 
+def begin(path):
+    """Mark a directory as a report's before its first picture, so that an interrupted one is gone on with. A page stays as it is."""
+    if not path.exists():
+        files.replace(path, f"<!doctype html>\n{MADE_BY}\n<title>A report</title>\n<p>It is being made, or was interrupted.</p>\n".encode())
+
+
 def write(path, title, summary, parts):
     """Render the page and write it, whole or not at all. Raises OSError where it can't be written."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, finalize=_shown)

@@ -20,7 +20,8 @@ def training(out, lines, recipe, classes):
              f"seed {recipe.seed}. In the last of these epochs the training loss was {last['loss']:.3f} and the training error "
              f"{last['top1_error']:.2f} % top-1, with dropout and augmentation.")
     if apart is not None:
-        words += f" Validation minus training error, top-1: {apart:+.2f} points."
+        words += (f" Validation minus training error, top-1, at epoch {apart[0]}: {apart[1]:+.2f} points; validation is measured after "
+                  "the epoch, training is the mean over it.")
     pieces = [page.text(words), page.image(path, "Loss and errors of training and validation against epochs")]
     tests = [[line["protocol"], f"{line['images']:,}", f"{line['top1_error']:.2f}", f"{line['top5_error']:.2f}"]
              for line in lines if line["kind"] == "test"]
@@ -49,12 +50,12 @@ def epochs_of(lines):
 
 
 def gap(epochs):
-    """Validation minus training top-1 error of the last epoch that was validated, in points; None where none was.
+    """(epoch, validation minus training top-1 error in points) of the last epoch that was validated; None where none was.
 
     Below 0 for a network that dropout and augmentation hold back in training.
     """
     validated = [entry for entry in epochs if "val_top1_error" in entry]
-    return validated[-1]["val_top1_error"] - validated[-1]["top1_error"] if validated else None
+    return (validated[-1]["epoch"], validated[-1]["val_top1_error"] - validated[-1]["top1_error"]) if validated else None
 
 
 def draw_training(lines, classes):

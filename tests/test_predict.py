@@ -1,6 +1,10 @@
 """The command predict: any file Pillow opens, files that are none, views, words, JSON."""
+import fcntl
 import io
 import json
+import os
+import subprocess
+import sys
 import types
 
 import numpy as np
@@ -101,6 +105,23 @@ def test_bad_files_are_named_and_the_others_answered(trained, photograph, tmp_pa
     assert [("error" in one, "top" in one) for one in document["pictures"]] == [
         (True, False), (True, False), (False, True), (True, False), (True, False), (False, True)]
     assert document["pictures"][2]["top"] == document["pictures"][5]["top"]
+
+
+def test_a_pipe_is_not_waited_for(trained, photograph, tmp_path, capsys):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    captured = answered(capsys, trained, tmp_path / "pipe.jpg", photograph, status=2)
+    assert f"cannot read image {tmp_path}/pipe.jpg: it is not a regular file" in captured.err and str(photograph) in captured.out
+
+
+def test_a_reader_that_leaves_is_no_error(trained, photograph):
+    """Its buffer is too small for the answer, and it reads nothing at all."""
+    reader, writer = os.pipe()
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
+    process = subprocess.Popen([sys.executable, "-m", "alexnet_mp.predict", trained, *[photograph] * 64, "--gpus", "cpu", "--json"],
+                               stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer), os.close(reader)
+    said = process.communicate()[1]
+    assert process.returncode == 0 and "error" not in said.lower()
 
 
 def test_standard_input(trained, photograph, capsys, monkeypatch):

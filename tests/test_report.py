@@ -12,7 +12,7 @@ import pytest
 from conftest import make_folder
 from tiny_run import LAYERS, data, quick, run  # noqa: F401
 
-from alexnet_mp import builtin, report, report_answers, report_neighbours, retrieval_record, run_directory, short_codes
+from alexnet_mp import builtin, report, report_answers, report_page, report_neighbours, retrieval_record, run_directory, short_codes
 from alexnet_mp.errors import UserError, run_command
 from alexnet_mp.report_page import NAME, pictures_of
 
@@ -94,7 +94,7 @@ def test_the_page_loads_nothing(page):
     assert not any(word in text for word in ("http", "<script", "<link", "url(", "@import"))
     sources, pictures = re.findall(r'src="([^"]*)', text), pictures_of(page / NAME)
     assert all(source.startswith("data:image/png;base64,") for source in sources) and text.count("src=") == len(sources)
-    assert pictures == {path.name for path in page.iterdir()} - {NAME} and len(sources) == len(pictures) > 8
+    assert pictures == {path.name for path in page.iterdir()} - {NAME} and len(sources) == len(pictures) >= 8
     assert text.count("alt=") == len(sources) and 'alt=""' not in text
 
 
@@ -119,7 +119,9 @@ def test_several_runs_and_their_controls(trained, others, tmp_path):
     rows = {row[0]: row[1:] for row in rows if row}
     assert rows["two towers with links"][0] == rows["two towers without links (control)"][0] == "1"
     assert rows["one tower, its kernels split at random (control)"][0] == "100 splits of 1"
-    assert len(rows["run"]) == len(rows["no-links"]) == 4 and "single" not in rows
+    assert len(rows["run"]) == len(rows["no-links"]) == 8 and rows["single"][:4] == ["-"] * 4
+    assert rows["run"][4:7] == ["mini", "3", "9"] and rows["no-links"][4:7] == ["mini", "0", "1"]
+    assert "differ in more than their seeds" in text and "One run says nothing" in text
     assert "with 2 other runs for comparison" in text and "from grey to colourful" in text and "each kernel by itself" in text
     assert "at fc8 and nowhere else" in text and text.count('class="crossing"') == 1
     assert re.findall(r"<h2>(.*?)</h2>", text) == HEADINGS
@@ -146,7 +148,7 @@ def test_the_embedded_pictures(tmp_path, monkeypatch):
     monkeypatch.setattr(builtin, "COUNTS", {"train": 48, "val": 32, "test": 16})
     out = run("builtin", tmp_path / "run", "--steps", "2")
     text = reported(out, out=tmp_path / "report", options=["--split", "test"])
-    assert "16 pictures of test" in text and "horizontal-coarse-red" in text and "prepared" not in text
+    assert "Some of 16 pictures that the" in text and "horizontal-coarse-red" in text and "prepared" not in text
 
 
 HOSTILE = "<script>alert(\"1\")<|script>$x^{2$", "\u202eolleh\n'&\udcff三\x1b[31m" + 60 * "w"
@@ -180,11 +182,44 @@ def test_what_can_not_be_asked(trained, tmp_path, arguments, problem):
 
 def test_one_line_and_exit_code_2(trained, tmp_path, monkeypatch, capsys):
     """Of a picture that can't be written, too."""
+    report_page.begin(tmp_path / NAME)
     (tmp_path / "figure3.png").mkdir()
     monkeypatch.setattr(sys, "argv", ["report", str(trained), "--out", str(tmp_path), "--gpus", "cpu", "--workers", "0"])
     with pytest.raises(SystemExit) as ended:
         run_command(report.main)
-    assert ended.value.code == 2 and capsys.readouterr().err == f"error: {tmp_path}/figure3.png: Is a directory\n"
+    assert ended.value.code == 2 and capsys.readouterr().err == f"error: {tmp_path}/figure3.png.partial: Is a directory\n"
+
+
+def test_what_is_not_the_reports_own_stays(trained, tmp_path):
+    """Neither a directory that holds something else nor what a link leads to; an interrupted report's is gone on with."""
+    (tmp_path / "precious.txt").write_text("precious")
+    with pytest.raises(UserError, match="it is no report's and holds precious.txt; choose a new or empty directory"):
+        reported(trained, out=tmp_path)
+    out = tmp_path / "report"
+    out.mkdir()
+    report_page.begin(out / NAME)
+    (out / "figure3.png").symlink_to(tmp_path / "precious.txt")
+    reported(trained, out=out)
+    assert (tmp_path / "precious.txt").read_text() == "precious" and not (out / "figure3.png").is_symlink()
+
+
+def test_a_refused_report_leaves_no_directory(trained, tmp_path):
+    with pytest.raises(UserError, match="has no test split"):
+        reported(trained, out=tmp_path / "a" / "report", options=["--split", "test"])
+    assert not (tmp_path / "a" / "report").exists()
+
+
+def test_one_network_counts_once(trained, tmp_path):
+    copied = shutil.copytree(trained, tmp_path / "copied", ignore=shutil.ignore_patterns("retrieval", "report"))
+    with pytest.raises(UserError, match="copied has the same first-layer weights as run: they are one network"):
+        reported(trained, copied, out=tmp_path / "report")
+
+
+def test_of_many_pictures_some_are_answered(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "MOST_ANSWERED", 3)
+    text = reported(trained, out=tmp_path / "report")
+    assert "Some of 3 pictures, spread over the 6, that the network has not learned from" in text
+    assert set(re.findall(r"figure4_(\d+)", text)) <= {"000000", "000002", "000005"}
 
 
 def test_the_index_of_earlier_weights_is_named(trained, data, tmp_path):  # noqa: F811

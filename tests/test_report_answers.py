@@ -21,7 +21,7 @@ def answered(labels, *rows, places=None):
 
 
 def shown(found):
-    return {heading: chosen for heading, _, chosen in examples(found)}
+    return {heading: chosen for heading, _, chosen in examples(found) if chosen}
 
 
 def test_best_worst_and_ambiguous_are_found_in_their_order():
@@ -35,7 +35,7 @@ def test_each_sort_is_short_and_no_picture_is_shown_twice(monkeypatch):
     found = answered([0, 0, 0, 1, 2, 0], [.9, .05, .05], [.48, .47, .05], [.1, .85, .05], [.5, .02, .48], [.34, .33, .33],
                      [.95, .03, .02])
     assert shown(found) == {"Best": [5], "Worst": [3], "Ambiguous": [1]}  # of picture 3, which is as ambiguous, the worst is told
-    assert report_answers.EACH == 1 and len(examples(found)) == 3
+    assert report_answers.EACH == 1 and len(examples(found)) == 4
 
 
 def test_off_centre_is_right_and_far_more_probable_in_a_corner(monkeypatch):
@@ -45,6 +45,13 @@ def test_off_centre_is_right_and_far_more_probable_in_a_corner(monkeypatch):
     assert shown(found)["Off-centre"] == [1]  # 4 is farther apart, and wrong
     assert "Off-centre" not in shown(answered([0] * 2, [.9, .05, .05], [.6, .2, .2], places=[[.9, .9], [.65, .6]]))
     assert "Off-centre" not in shown(answered([0], [.9, .05, .05], places=[[.9, .9]]))
+
+
+def test_ambiguous_is_between_two_classes_and_no_more():
+    found = answered([-1] * 4, [.9, .05, .05], [.34, .33, .33], [.5, .45, .05], [.6, .2, .2])
+    by_heading = {heading: (why, chosen) for heading, why, chosen in examples(found)}
+    assert by_heading["Surest"][1] == [0, 3, 2, 1] and by_heading["Ambiguous"][1] == []
+    assert by_heading["Ambiguous"][0].startswith("No picture with two classes of like probability")
 
 
 def test_without_labels_nothing_is_right_or_wrong():

@@ -61,5 +61,5 @@ def test_the_drawing_says_shapes_and_bytes():
 def test_the_time_of_a_step_is_told_beside_it():
     lines = [{"kind": "train", "images_per_second": rate} for rate in (100, 256, 1e9)] + [{"kind": "val"}]
     words = exchange(paper(), 1000, [CPU, CPU], lines, "tower a: H100").pieces[0]["text"]
-    assert "60,030,976 bytes a step of 128 images" in words and "nothing is copied and no time can be measured" in words
+    assert "60,030,976 bytes a step of 128 images" in words and "nothing is copied, so many bytes would be between two, and no time can be measured" in words
     assert "A step of this run took 500 ms, median, where it was trained (tower a: H100)." in words

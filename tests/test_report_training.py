@@ -28,7 +28,7 @@ def test_an_epoch_is_the_mean_of_its_steps():
 
 
 def test_the_gap_is_of_the_last_epoch_that_was_validated():
-    assert gap(epochs_of(LINES)) == -5.0
+    assert gap(epochs_of(LINES)) == (1, -5.0)
     assert gap(epochs_of(LINES[:3])) is None and gap([]) is None
 
 
@@ -45,7 +45,7 @@ def test_the_words(tmp_path):
     tested = {"kind": "test", "protocol": "ten views", "images": 1234, "top1_error": 12.345, "top5_error": 1.0}
     words, _, table = training(tmp_path, [*LINES, tested], mini(), 10).pieces
     assert words["text"].startswith("3 steps, into epoch 2 of 12;") and "loss was 0.500" in words["text"]
-    assert words["text"].endswith("top-1: -5.00 points.") and table["table"]["rows"] == [["ten views", "1,234", "12.35", "1.00"]]
+    assert "top-1, at epoch 1: -5.00 points;" in words["text"] and table["table"]["rows"] == [["ten views", "1,234", "12.35", "1.00"]]
     assert (tmp_path / "training.png").exists()
 
 

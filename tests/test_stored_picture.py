@@ -86,6 +86,13 @@ def test_sixteen_bits_keep_their_greys():
     assert np.array_equal(stored(content, "x.png"), np.repeat(expected[:, :, None], 3, axis=2))
 
 
+def test_floats_are_grey_levels_and_those_of_at_most_1_are_refused():
+    grey = np.linspace(0, 255, 30 * 20, dtype=np.float32).reshape(30, 20)
+    assert (stored_picture(Image.fromarray(grey), 20) == stored_picture(Image.fromarray(grey.astype(np.uint8)), 20)).all()
+    with pytest.raises(UserError, match="floats of at most 1"):
+        stored_picture(Image.fromarray(grey / 255), 20)
+
+
 def test_one_pixel_fills_the_picture():
     picture = stored(encoded(np.array([[[9, 90, 200]]], np.uint8)))
     assert picture.shape == (SIZE, SIZE, 3) and picture.dtype == np.uint8
