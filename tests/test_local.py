@@ -66,7 +66,7 @@ def test_forward_and_gradients_against_loops(stride, pad, kernel, side):
     layer = network_of(recipe_with(kernel=kernel, stride=stride, pad=pad)).towers[0].local2
     assert layer.size.computed == (3, side, side)
     x = torch.randn(2, 2, 6, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64, requires_grad=True)
-    y, expected = layer._convolve_locally(x, layer.bias), by_loops(x, layer.weight, layer.bias, stride, pad)
+    y, expected = layer._convolve_locally(x, layer.weight, layer.bias), by_loops(x, layer.weight, layer.bias, stride, pad)
     torch.testing.assert_close(y, expected, rtol=1e-13, atol=1e-14)
     dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     for found, wanted in zip(torch.autograd.grad(y, (x, layer.weight, layer.bias), dy),

@@ -21,7 +21,7 @@ def test_factors_are_those_of_the_formula(data, tmp_path, monkeypatch):  # noqa:
     seen = []
     before = norm_factors._of_layer
     monkeypatch.setattr(norm_factors, "_of_layer", lambda name, module, x, most: seen.append(
-        torch.relu(module._convolve(x, module.bias))) or before(name, module, x, most))
+        torch.relu(module._convolve(x, module.weight, module.bias))) or before(name, module, x, most))
     found = norm_factors.norm_factors(str(out))
     assert list(found) == ["conv1 lrn"]
     inputs = seen[0][seen[0] != 0]

@@ -46,7 +46,7 @@ def norm_factors(run, data=None, most=1_000_000):
 
 
 def _of_layer(name, module, x, most):
-    recipe, x, found = module.recipe, module._convolve(x, module.bias), {}
+    recipe, x, found = module.recipe, module._convolve(x, module.weight, module.bias), {}
     for operation in module.layer.then:
         before, x = x, module._piece((operation,), x, None)
         if operation in NORMS:
