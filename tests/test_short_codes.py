@@ -19,7 +19,10 @@ def clusters(count=256, units=48, groups=8, seed=0):
 
 @pytest.fixture(scope="module")
 def trained():
-    return train(clusters()[0], 16)
+    """In all 200 passes: of so few pictures, a few steps each, fewer would not be enough."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(short_codes, "PICTURES", 200_000)
+        return train(clusters()[0], 16)
 
 
 @pytest.fixture
@@ -31,8 +34,7 @@ def hamming(one, other):
     return np.bitwise_count(one[:, None] ^ other).sum(2)
 
 
-def test_codes_keep_neighbours_of_pictures_that_were_never_trained_on(trained, monkeypatch):
-    monkeypatch.setattr(short_codes, "PICTURES", 200_000)  # so few pictures, a few steps a pass, need all 200 passes
+def test_codes_keep_neighbours_of_pictures_that_were_never_trained_on(trained):
     features, group = clusters(seed=1)
     known, of_known = clusters()
     codes, stored = trained.encoder.codes(features), trained.encoder.codes(known)
