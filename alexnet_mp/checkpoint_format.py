@@ -278,7 +278,7 @@ def _parse_state(content, number):
         need(fields["recipe"] is not recipe, "its recipe has fields that format 1 had not, or none")
     if number < 3 and isinstance(fields, dict) and isinstance(made_by := fields.get("made_by"), dict):
         need("precision" not in made_by, f"made_by.precision is a field that format {number} had not")
-        fields["made_by"] = {**made_by, "precision": "fp32"}
+        made_by["precision"] = "fp32"
     # A folder's name may be no UTF-8. Python's surrogates for it are no JSON text to pydantic, so they are put back afterwards.
     state = _ADAPTER.validate_json(json.dumps(fields, ensure_ascii=False).encode(errors="replace"))
     data = fields["data"]

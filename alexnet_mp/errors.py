@@ -1,5 +1,6 @@
 """Errors that a user can cause, and how a command ends on one: a single line, exit code 2, no traceback."""
 import os
+import select
 import signal
 import sys
 
@@ -21,9 +22,12 @@ def run_command(main):
     try:
         status = main()
         sys.stdout.flush()
-    except BrokenPipeError:  # nobody reads any more, as after `| head`: no failure, and the flush at exit must not complain
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 0
+    except BrokenPipeError as error:
+        status = 0 if _nobody_reads(sys.stdout) else 2
+        if status:  # a pipe between this command's own processes
+            print(f"error: {_known(error)}", file=sys.stderr)
+        else:  # as after `| head`: no failure, and the flush at exit must not complain
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except UserError as error:
         print("error:", " ".join(str(error).splitlines()), file=sys.stderr)
         status = 2
@@ -39,6 +43,13 @@ def run_command(main):
     if status == 130:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # another one would only break off the clean end
     sys.exit(status)
+
+
+def _nobody_reads(stream):
+    """Whether a stream is a pipe whose reader has left."""
+    poll = select.poll()
+    poll.register(stream, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _known(error):
