@@ -16,7 +16,7 @@ class TwoTowerAlexNet(nn.Module):
     recipe: a `Recipe`. devices: one device a tower. classes: outputs of the last layer. kernels: who computes the operations
     ("auto", "reference", ...; see `resolve` in `kernels/ops.py`). Weights are drawn from (recipe.seed, layer, tower) and don't
     depend on the devices.
-    `step` counts training passes; with the seed it keys the dropout masks.
+    `step` counts training passes; with the seed it keys the dropout masks. Each tower counts on its own device, so that a CUDA graph can.
     Raises ValueError for a number of devices that the recipe's towers don't match, or kernels that can't compute on one of them.
     """
 
@@ -24,7 +24,7 @@ class TwoTowerAlexNet(nn.Module):
         super().__init__()
         if len(devices) != recipe.towers:
             raise ValueError(f"{recipe.towers} tower(s) need as many devices, not {list(devices)}")
-        self.recipe, self.classes, self.step = recipe, classes, 0
+        self.recipe, self.classes = recipe, classes
         self.exchange = Exchange(devices)
         self.kernels = kernels
         self.kernels_used()  # a choice that can't compute on a device is refused now
@@ -51,14 +51,25 @@ class TwoTowerAlexNet(nn.Module):
         is the one that is computed in.
         """
         self.exchange.clear()
-        self.step += self.training
+        if self.training:
+            for tower in self.towers:
+                tower.step += 1
         outputs = [images_a, images_b][:len(self.towers)]
         for layer in self.recipe.layers:
             readers = 1 if layer.towers == "first" else len(self.towers)
             parts = (self.exchange.gather(layer.name, outputs, readers) if layer.reads == "both" else
                      [[output] for output in outputs[:readers]])
-            outputs = [tower(layer.name, read, self.step) for tower, read in zip(self.towers, parts)]
+            outputs = [tower(layer.name, read) for tower, read in zip(self.towers, parts)]
         return outputs[0].to(self.dtype)
+
+    @property
+    def step(self):
+        return int(self.towers[0].step)
+
+    @step.setter
+    def step(self, step):
+        for tower in self.towers:
+            tower.step.fill_(step)
 
     @property
     def dtype(self):
@@ -91,7 +102,7 @@ class TwoTowerAlexNet(nn.Module):
         """The equivalent `MergedAlexNet` on tower a's device, with a copy of the weights."""
         merged = MergedAlexNet(self.recipe, self.exchange.devices[0], self.classes, self.kernels)
         merged.to(self.dtype).load_state_dict(self.merged_state())
-        merged.step = self.step
+        merged.step.fill_(self.step)
         return merged.train(self.training)
 
 
@@ -103,7 +114,8 @@ class MergedAlexNet(nn.Module):
 
     def __init__(self, recipe, device, classes, kernels):
         super().__init__()
-        self.recipe, self.classes, self.step = recipe, classes, 0
+        self.recipe, self.classes = recipe, classes
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64, device=device), persistent=False)
         for number, size in enumerate(geometry.sizes(recipe, classes)):
             towers = (0,) if size.layer.towers == "first" else tuple(range(recipe.towers))
             self.add_module(size.layer.name, TowerLayer(recipe, size, number, towers, kernels, device))
@@ -120,7 +132,7 @@ class MergedAlexNet(nn.Module):
         state = self.state_dict()
         network = TwoTowerAlexNet(self.recipe, devices, self.classes, kernels)
         network.to(next(iter(state.values())).dtype).load_merged(state)
-        network.step = self.step
+        network.step = int(self.step)
         return network.train(self.training)
 
 

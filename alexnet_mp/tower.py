@@ -141,16 +141,17 @@ class TowerLayer(nn.Module):
 class Tower(nn.Module):
     """The layers that live on one device, as submodules conv1 ... fc8 (fc8 on tower 0 alone).
 
-    index: 0 for tower a, 1 for tower b. forward(name, parts, step): what one layer makes of the parts it reads, in the order
-    a, b; every part is on this tower's device already.
+    index: 0 for tower a, 1 for tower b. forward(name, parts): what one layer makes of the parts it reads, in the order
+    a, b; every part is on this tower's device already. step: training passes so far, counted on the device (`network.py`).
     """
 
     def __init__(self, recipe, index, device, classes, kernels):
         super().__init__()
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64, device=device), persistent=False)
         for number, size in enumerate(geometry.sizes(recipe, classes)):
             if index == 0 or size.layer.towers == "each":
                 self.add_module(size.layer.name, TowerLayer(recipe, size, number, (index,), kernels, device))
 
-    def forward(self, name, parts, step=0):
+    def forward(self, name, parts):
         x = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
-        return getattr(self, name)(x, step)
+        return getattr(self, name)(x, self.step)

@@ -8,19 +8,19 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
 
 import torch
-import torch.nn.functional as F
 
 from . import files
 from .checkpoint_format import Checkpoint, Scheduled, State, Validation
 from .console import progress, python_command, say
 from .errors import UserError
-from .evaluate import both_protocols, credits, evaluate, print_errors
+from .evaluate import both_protocols, evaluate, print_errors
 from .loader import centre_view
 from .network import merge_tensors, split_tensors
 from .optimizer import PaperSGD
 from .pictures import draw_curves, draw_kernels
 from .saver import PATIENCE, Saver
 from .schedule import make_schedule
+from .training_step import TrainingStep
 
 RETRY = 60  # seconds after a checkpoint that could not be written
 CLOCK_JUMP = 60  # seconds of the wall clock against the steady one, between two checkpoints, that are worth a line
@@ -37,6 +37,7 @@ class Trainer:
     def __init__(self, network, pipeline, run, constants, steps=None, every=(600, "seconds"), keep=3, on_save_error="continue"):
         self.network, self.pipeline, self.run, self.recipe, self.constants = network, pipeline, run, network.recipe, constants
         self.optimizer, self.schedule = PaperSGD(network), make_schedule(network.recipe)
+        self.training_step = TrainingStep(network, self.optimizer)
         self.steps_per_epoch = -(-len(pipeline.dataset.splits["train"]) // self.recipe.batch_size)
         self.whole = self.recipe.epochs * self.steps_per_epoch
         self.last_step = self.whole if steps is None else min(steps, self.whole)
@@ -121,21 +122,16 @@ class Trainer:
             self.scheduled = now
 
     def one_step(self, batch):
-        """Forward, loss on the first tower, backward, update (paper 5)."""
-        logits = self.network(*batch.images)
-        loss = F.cross_entropy(logits, batch.labels)
-        if not self.on_gpu and not math.isfinite(loss.item()):  # here it costs nothing to look before the weights are changed
-            self.refuse_loss(loss.item(), self.step + 1, batch.numbers)
-        self.optimizer.zero_grad(set_to_none=True)
-        if loss.requires_grad:  # not where every layer is frozen
-            loss.backward()
-        self.optimizer.step()
+        """Take one step; its line is written when its numbers have come from the devices."""
+        def look(loss):
+            if not self.on_gpu and not math.isfinite(loss.item()):  # here it costs nothing to look before the weights are changed
+                self.refuse_loss(loss.item(), self.step + 1, batch.numbers)
+
+        numbers = self.training_step(batch.images, batch.labels, look)
         self.step += 1
         self.validated, self.validation = self.step % self.steps_per_epoch != 0, None
-        with torch.no_grad():
-            right = credits(logits.detach(), batch.labels)[0]
         exchanged = sum(entry.bytes for entry in self.network.ledger())
-        self.taken.append(_Step(self.step, batch.numbers, exchanged, *_on_their_way([loss.detach(), right, *self.optimizer.sums()])))
+        self.taken.append(_Step(self.step, batch.numbers, exchanged, *_on_their_way(numbers)))
         # On a GPU one step stays unread, so that the host runs ahead of the device: what is wrong is found one step later.
         self.read_steps(leave=1 if self.on_gpu and self.step > 1 else 0)
 
