@@ -1,9 +1,11 @@
 """The crossings between the towers: the one file that knows that there are two devices.
 
-A tensor of one tower becomes readable on the other tower's device by one differentiable operation; its gradient returns the same
-way. In 2012 the consumer's thread read the peer's memory (source, `src/layer.cu:78-109`); here it is a copy that both devices'
-current streams wait for. With both towers on one device nothing is copied, and the ledger says so.
+A tensor of one tower becomes readable on the other tower's device by a copy, and its gradient returns the same way. In 2012 the
+consumer's thread read the peer's memory (source, `src/layer.cu:78-109`). Between CUDA devices the copies run on streams of their
+own, one pair a direction, and what needs nothing from the other side runs meanwhile (`joined`). With both towers on one device
+nothing is copied, and the ledger says so.
 """
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -22,43 +24,161 @@ class Entry:
 
 
 class Exchange:
-    """Carries tensors between the towers on `devices` (one or two) and keeps a ledger of what crossed since `clear()`."""
+    """Carries tensors between the towers on `devices` (one or two) and keeps a ledger of what crossed since `clear()`.
 
-    def __init__(self, devices):
+    overlap: whether copies between CUDA devices run beside the computation. Off, both devices' current streams wait for each copy;
+    the results are the same bits.
+    """
+
+    def __init__(self, devices, overlap=True):
         self.devices = [_with_index(torch.device(device)) for device in devices]
+        self.shared = len(set(self.devices)) == 1
+        self.overlap = overlap
         self.ledger = []
 
     def clear(self):
         self.ledger = []
 
     def gather(self, edge, outputs, readers):
-        """For each of the first `readers` towers: all towers' outputs in the order a, b, readable on that tower's device."""
-        return [[output if source == reader else _Crossing.apply(output, self, edge, source, reader)
-                 for source, output in enumerate(outputs)] for reader in range(readers)]
+        """For each of the first `readers` towers: all towers' outputs in the order a, b.
 
-    def carry(self, tensor, edge, source, target, pass_):
-        """Copy a tensor of tower `source` to tower `target`'s device and enter it in the ledger."""
-        shared = self.devices[source] == self.devices[target]
-        size = 0 if shared else tensor.numel() * tensor.element_size()
+        The other tower's output is a tensor where the towers share a device, else a `Crossing`; all crossings have begun.
+        """
+        meet = self._shared if self.shared else functools.partial(Crossing, self)
+        return [[output if source == reader else meet(edge, output, source, reader) for source, output in enumerate(outputs)]
+                for reader in range(readers)]
+
+    def _shared(self, *way):
+        return _Shared.apply(self, *way)
+
+    def enter(self, edge, tensor, source, target, pass_):
+        size = 0 if self.shared else tensor.numel() * tensor.element_size()
         self.ledger.append(Entry(edge, f"{NAMES[source]}->{NAMES[target]}", pass_, size))
-        return tensor if shared else copy(tensor, self.devices[target])
 
 
-def copy(tensor, device):
-    """The copy itself. Between CUDA devices it is ordered against the current streams of both; nothing overlaps it yet."""
-    return tensor.to(device, non_blocking=tensor.is_cuda and device.type == "cuda")
+class Crossing:
+    """A tensor of tower `source` on its way to tower `target`'s device."""
+
+    def __init__(self, exchange, edge, tensor, source, target):
+        self.exchange, self.edge, self.tensor, self.source, self.target = exchange, edge, tensor, source, target
+        self.there = self._carry(tensor.detach(), source, target, "forward")
+
+    @property
+    def comes_second(self):
+        """In the order a, b: whether the target's own half is the first."""
+        return self.source > self.target
+
+    def receive(self):
+        """The copy on the target's device, without history."""
+        return self.there.receive()
+
+    def send_back(self, gradient):
+        """Begin the gradient's way back: its `Arrival` on the source's device."""
+        return self._carry(gradient, self.target, self.source, "backward")
+
+    def _carry(self, tensor, source, target, pass_):
+        self.exchange.enter(self.edge, tensor, source, target, pass_)
+        return copy(tensor, self.exchange.devices[target], self.exchange.overlap)
 
 
-class _Crossing(torch.autograd.Function):
+@dataclass
+class Arrival:
+    """A copy that may still be on its way."""
+
+    tensor: torch.Tensor
+    event: object = None  # of the copy's stream, where the current one hasn't waited yet
+
+    def receive(self):
+        """The copy, readable on its device's current stream from now on. The host doesn't wait."""
+        if self.event is not None:
+            stream = torch.cuda.current_stream(self.tensor.device)
+            stream.wait_event(self.event)
+            self.tensor.record_stream(stream)
+        return self.tensor
+
+
+def copy(tensor, device, overlap):
+    """Begin to copy a tensor to another device: an `Arrival`. Where a CPU is one of the two, the host waits for the copy itself."""
+    if not tensor.is_cuda or device.type != "cuda":
+        return Arrival(tensor.to(device))
+    if not overlap:
+        return Arrival(_empty_like(tensor, device).copy_(tensor, non_blocking=True))
+    made = torch.cuda.current_stream(tensor.device).record_event()
+    out, into = streams = _copy_streams(tensor.device, device)
+    for stream in streams:
+        stream.wait_event(made)
+    # Between devices torch copies on the source's current stream, and lets the target's wait for it.
+    with torch.cuda.stream(out), torch.cuda.stream(into):
+        arriving = _empty_like(tensor, device).copy_(tensor, non_blocking=True)
+    for stream in streams:
+        tensor.record_stream(stream)  # its memory must not be given to others before it is read
+    return Arrival(arriving, into.record_event())
+
+
+def _empty_like(tensor, device):
+    return torch.empty_like(tensor, device=device)
+
+
+@functools.cache
+def _copy_streams(source, target):
+    """A stream on each of the two devices, for copies in this direction alone: the two directions don't wait for each other."""
+    return torch.cuda.Stream(source), torch.cuda.Stream(target)
+
+
+def joined(product, own, crossing, weights, bias):
+    """product(own half, its weights, bias) + product(other half, its weights, None), on the own half's device.
+
+    The own half's product is begun while the other half is on its way. Backward, the other half's gradient is computed first and
+    sent, and the rest is computed while it flies. product: a differentiable function of (x, weight, bias). weights: (own, other).
+    """
+    return _Joined.apply(product, crossing, own, crossing.tensor, *weights, bias)
+
+
+class _Joined(torch.autograd.Function):
+    """Takes the other tower's tensor as an input where it was made, so that its gradient returns there."""
+
     @staticmethod
-    def forward(ctx, tensor, exchange, edge, source, target):
+    def forward(ctx, product, crossing, own, made_there, own_weight, other_weight, bias):
+        def leaf(tensor, number):  # the beginning of a history of its own
+            return None if tensor is None else tensor.detach().requires_grad_(ctx.needs_input_grad[number])
+
+        own, own_weight, other_weight, bias = leaf(own, 2), leaf(own_weight, 4), leaf(other_weight, 5), leaf(bias, 6)
+        with torch.enable_grad():
+            y = product(own, own_weight, bias)
+            other = leaf(crossing.receive(), 3)
+            y = y.add_(product(other, other_weight, None))
+        ctx.history = crossing, y, other, (own, own_weight, other_weight, bias)
+        return y.detach()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, dy):
+        crossing, y, other, inputs = ctx.history
+        wanted = [tensor for tensor in inputs if tensor is not None and tensor.requires_grad]
+        back = None
+        if other.requires_grad:
+            (gradient,) = torch.autograd.grad(y, other, dy, retain_graph=bool(wanted))
+            back = crossing.send_back(gradient)
+        found = iter(torch.autograd.grad(y, wanted, dy) if wanted else ())
+        del ctx.history
+        own, own_weight, other_weight, bias = (next(found) if any(tensor is one for one in wanted) else None for tensor in inputs)
+        return None, None, own, back.receive() if back else None, own_weight, other_weight, bias
+
+
+class _Shared(torch.autograd.Function):
+    """Both towers on one device: the tensor as it is, and an entry in the ledger each way."""
+
+    @staticmethod
+    def forward(ctx, exchange, edge, tensor, source, target):
         ctx.way = exchange, edge, source, target
-        return exchange.carry(tensor, edge, source, target, "forward").view_as(tensor)
+        exchange.enter(edge, tensor, source, target, "forward")
+        return tensor.view_as(tensor)
 
     @staticmethod
     def backward(ctx, gradient):
         exchange, edge, source, target = ctx.way
-        return exchange.carry(gradient, edge, target, source, "backward"), None, None, None, None
+        exchange.enter(edge, gradient, target, source, "backward")
+        return None, None, gradient, None, None
 
 
 def _with_index(device):

@@ -1,4 +1,4 @@
-"""Half the network on one device. A tower computes with the tensors it is given and cannot name the other tower.
+"""Half the network on one device. A tower computes with what it is given and cannot name the other tower.
 
 `TowerLayer` also serves the merged network of `network.py`, where one module computes the maps of both towers.
 """
@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from . import geometry
+from .exchange import Crossing, joined
 from .kernels import ops
 
 # Runs of operations that the kernels compute in one piece, longest first; everything else is computed one by one.
@@ -30,6 +31,7 @@ class TowerLayer(nn.Module):
 
     size: the layer's `geometry.Size`. towers: the towers whose maps are computed here, (0,), (1,), or (0, 1) in a merged network.
     forward(x, step): (N, C, H, W) -> (N, maps * len(towers), H', W'), or (N, units * len(towers)); step keys the dropout mask.
+    With a `Crossing` x is the tower's own half of what is read, and the other half is on its way (`exchange.joined`).
     Computed in the dtype of x: of float32 weights a bfloat16 image takes copies in bfloat16, and their gradients are float32 again.
     """
 
@@ -50,11 +52,19 @@ class TowerLayer(nn.Module):
     def extra_repr(self):
         return f"{tuple(self.weight.shape)}, then {' -> '.join(self.layer.then) or 'nothing'}"
 
-    def forward(self, x, step=0):
+    def forward(self, x, step=0, crossing=None):
         weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
-        compute = {"conv": self._convolve, "local": self._convolve_locally, "fc": self._multiply}[self.layer.kind]
-        x = compute(x, weight, None if self.bias_in_kernel else bias)
-        bias = bias if self.bias_in_kernel else None
+        product = {"conv": self._convolve, "local": self._convolve_locally, "fc": self._multiply}[self.layer.kind]
+        added, left = (None, bias) if self.bias_in_kernel else (bias, None)
+        if crossing is None:
+            x = product(x, weight, added)
+        else:
+            a, b = weight.chunk(2, 3 if self.layer.kind == "local" else 1)
+            x = joined(product, x, crossing, (a, b) if crossing.comes_second else (b, a), added)
+        return self.follow(x, left, step)
+
+    def follow(self, x, bias, step):
+        """What comes after the product. bias: where the first piece adds it, else None."""
         for piece in self.pieces:
             x = self._dropout(x, step) if piece == ("dropout",) else self._maps_of_each_tower(piece, x, bias)
             bias = None
@@ -79,7 +89,8 @@ class TowerLayer(nn.Module):
                                  for i in range(layer.kernel) for j in range(layer.kernel)], 3)  # (H', W', N, k k C)
             kernels = kernels.permute(1, 2, 0, 4, 5, 3).flatten(3)  # (H', W', maps, k k C)
             parts.append(windows @ kernels.transpose(2, 3))  # (H', W', N, maps)
-        return torch.cat(parts, 3).permute(2, 3, 0, 1).contiguous() + bias
+        y = torch.cat(parts, 3).permute(2, 3, 0, 1).contiguous()
+        return y if bias is None else y + bias
 
     def _multiply(self, x, weight, bias):
         x = x.flatten(1)
@@ -141,8 +152,8 @@ class TowerLayer(nn.Module):
 class Tower(nn.Module):
     """The layers that live on one device, as submodules conv1 ... fc8 (fc8 on tower 0 alone).
 
-    index: 0 for tower a, 1 for tower b. forward(name, parts): what one layer makes of the parts it reads, in the order
-    a, b; every part is on this tower's device already. step: training passes so far, counted on the device (`network.py`).
+    index: 0 for tower a, 1 for tower b. forward(name, parts): what one layer makes of the parts it reads, in the order a, b: tensors
+    on this tower's device, and a `Crossing` where the other tower has another. step: training passes so far (`network.py`).
     """
 
     def __init__(self, recipe, index, device, classes, kernels):
@@ -153,5 +164,8 @@ class Tower(nn.Module):
                 self.add_module(size.layer.name, TowerLayer(recipe, size, number, (index,), kernels, device))
 
     def forward(self, name, parts):
-        x = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
-        return getattr(self, name)(x, self.step)
+        layer = getattr(self, name)
+        for crossing, own in (parts, parts[::-1]) if len(parts) == 2 else ():
+            if isinstance(crossing, Crossing):
+                return layer(own, self.step, crossing)
+        return layer(parts[0] if len(parts) == 1 else torch.cat(parts, 1), self.step)

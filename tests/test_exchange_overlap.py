@@ -1,0 +1,206 @@
+"""A layer that reads both towers computes with its own half while the other half crosses; the results don't know.
+
+On a CPU nothing runs beside anything: here a copy that arrives late is one whose values are NaN until somebody waits for it. The
+streams themselves are tested where there is a GPU, with delays injected on every one of them.
+"""
+import contextlib
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from alexnet_mp import TwoTowerAlexNet, exchange, mini
+from alexnet_mp.network import merge_tensors
+from alexnet_mp.recipe import change_layers
+
+LABELS = torch.tensor([1, 6, 0])
+
+
+def apart(recipe, devices=("cpu", "cpu"), dtype=torch.float64):
+    """A network whose towers carry everything to each other, although they may share a device."""
+    network = TwoTowerAlexNet(recipe, devices, 7).to(dtype)
+    with torch.no_grad():
+        for number, parameter in enumerate(network.parameters()):
+            if parameter.dim() == 1:
+                parameter.add_(torch.linspace(-0.1, 0.2, len(parameter)).to(parameter) * (1 + number % 3))
+    network.exchange.shared = False
+    return network
+
+
+def images(recipe, dtype=torch.float64, count=3):
+    return 60 * torch.randn(count, 3, recipe.crop_size, recipe.crop_size, generator=torch.Generator().manual_seed(5), dtype=dtype)
+
+
+def gradients(network, x):
+    """Logits and {name: merged gradient} of one training pass."""
+    logits = network(*(x.to(device) for device in network.exchange.devices))
+    F.cross_entropy(logits, LABELS.to(logits.device)).backward()
+    found = {name: [part.grad for part in parts if part.grad is not None] for name, parts in network.layer_parameters().items()}
+    return logits.detach(), merge_tensors({name: parts for name, parts in found.items() if parts})
+
+
+def local_conv4(recipe):
+    """A locally connected layer that reads both towers, with a window that hangs over the edge."""
+    return change_layers(recipe, "conv4", kind="local", reads="both", kernel=4, stride=2, pad=1, maps=5)
+
+
+@pytest.mark.parametrize("recipe", [mini(), change_layers(mini(), "conv4", reads="both"), local_conv4(mini())],
+                         ids=["four edges", "a fifth", "a local one"])
+def test_two_halves_make_the_whole(recipe):
+    """Logits and every gradient are those of the merged network."""
+    network, x = apart(recipe), images(recipe)
+    merged = network.merge()
+    logits, found = gradients(network, x)
+    expected = merged(x)
+    torch.testing.assert_close(logits, expected, rtol=1e-12, atol=1e-14)
+    F.cross_entropy(expected, LABELS).backward()
+    for name, parameter in merged.named_parameters():
+        largest = parameter.grad.abs().max()
+        assert largest > 0 and (found[name] - parameter.grad).abs().max() <= 1e-12 * largest, name
+    with torch.no_grad():
+        network.eval()
+        torch.testing.assert_close(network(x, x), network.merge()(x), rtol=1e-12, atol=1e-14)
+
+
+@pytest.fixture
+def late(monkeypatch):
+    """Copies that are NaN until they are waited for, and the order of what happens: "send", "receive" and products."""
+    happened = []
+
+    class Late(exchange.Arrival):
+        def receive(self):
+            happened.append("receive")
+            self.tensor.copy_(self.event)
+            return self.tensor
+
+    def begin(tensor, device, overlap):
+        happened.append("send")
+        return Late(torch.full_like(tensor, torch.nan), tensor.clone())
+
+    monkeypatch.setattr(exchange, "copy", begin)
+    return happened
+
+
+class Products(TorchDispatchMode):
+    """Writes down each convolution and product, and which gradients a convolution's backward pass computes."""
+
+    def __init__(self, happened):
+        super().__init__()
+        self.happened = happened
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten.convolution_backward.default:
+            self.happened.append("gradient of " + " and ".join(
+                what for what, wanted in zip(("x", "weight", "bias"), args[-1], strict=True) if wanted))
+        elif function is torch.ops.aten.convolution.default:
+            self.happened.append("product")
+        return function(*args, **(kwargs or {}))
+
+
+def test_nothing_is_read_before_it_arrives(late):
+    recipe, x = mini(), images(mini(), torch.float32)
+    late_logits, late_gradients = gradients(apart(recipe, dtype=torch.float32), x)
+    assert late.count("send") == late.count("receive") == 14
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exchange, "copy", lambda tensor, device, overlap: exchange.Arrival(tensor.clone()))
+        logits, expected = gradients(apart(recipe, dtype=torch.float32), x)
+    assert torch.equal(logits, late_logits)
+    for name, gradient in expected.items():
+        assert torch.equal(gradient, late_gradients[name]), name
+
+
+def test_the_own_half_is_computed_while_the_other_flies(late):
+    """conv3 forward: both crossings begin, and each tower's own product comes before it waits. Backward: what has to cross is
+    computed first and sent, and everything else before the towers wait for it."""
+    network, x = apart(mini()), images(mini())
+    with Products(late):
+        logits = network(x, x)
+        forward = late.copy()
+        late.clear()
+        F.cross_entropy(logits, LABELS).backward()
+    conv3 = forward[forward.index("send"):][:8]
+    assert conv3 == ["send", "send", *["product", "receive", "product"] * 2]
+    # conv3's are the last to cross.
+    rest = ["gradient of weight", "gradient of x and weight and bias"]
+    for send in [index for index, event in enumerate(late) if event == "send"][-2:]:
+        assert late[send - 1] == "gradient of x" and sorted(late[send + 1:send + 3]) == sorted(rest)
+        assert late[send + 3] == "receive"
+
+
+def test_frozen_layers_send_nothing_back():
+    """Without a gradient below conv3 there is none to return there; a frozen layer returns the others' all the same."""
+    network, x = apart(mini()), images(mini())
+    for tower in network.towers:
+        for layer in (tower.conv1, tower.conv2, tower.fc6):
+            layer.requires_grad_(False)
+    _, found = gradients(network, x)
+    assert {entry.edge for entry in network.ledger() if entry.pass_ == "backward"} == {"fc6", "fc7", "fc8"}
+    assert not {"conv1.weight", "conv2.bias", "fc6.weight", "fc6.bias"} & found.keys() and found["conv3.weight"].abs().max() > 0
+    free = apart(mini())
+    _, expected = gradients(free, x)
+    for name in found:
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-12, atol=0, msg=name)
+
+
+def test_a_network_whose_towers_are_apart_can_be_copied():
+    network, x = apart(mini()).eval(), images(mini())
+    before = network(x, x)
+    assert torch.equal(copy.deepcopy(network)(x, x), before)
+
+
+def test_a_step_leaves_no_history():
+    """What backward has used is let go of, and a second backward pass is refused instead of half computed."""
+    network, x = apart(mini()), images(mini())
+    loss = F.cross_entropy(network(x, x), LABELS)
+    loss.backward(retain_graph=True)
+    with pytest.raises(AttributeError):
+        loss.backward()
+
+
+# --- on GPUs: real streams
+
+CYCLES = 20_000_000  # of the GPU's clock: some 10 ms, longer than any copy here
+
+
+@contextlib.contextmanager
+def delayed(monkeypatch, where):
+    """Every copy with a pause of the device: before it "out" of the source, after it "into" the target, or on the streams that
+    "compute", just after the copy is begun."""
+    begin, streams = exchange.copy, exchange._copy_streams
+
+    def slow(tensor, device, overlap):
+        out, into = streams(tensor.device, device)
+        if where in ("out", "into"):
+            with torch.cuda.stream(out if where == "out" else into):
+                torch.cuda._sleep(CYCLES)
+        arrival = begin(tensor, device, overlap)
+        if where == "compute":
+            for place in {tensor.device, device}:
+                with torch.cuda.device(place):
+                    torch.cuda._sleep(CYCLES)
+        return arrival
+
+    with monkeypatch.context() as patch:
+        patch.setattr(exchange, "copy", slow)
+        yield
+
+
+@pytest.mark.parametrize("where", ["out", "into", "compute", "nowhere"])
+@pytest.mark.parametrize("devices", [("cuda:0", "cuda:0"), ("cuda:0", "cuda:1")], ids=",".join)
+def test_no_race_between_computation_and_copies(devices, where, monkeypatch):
+    """Overlapped, with delays on either stream, three steps are bit for bit those without overlap; memory is given back meanwhile."""
+    if torch.cuda.device_count() < len(set(devices)):
+        pytest.skip(f"needs {len(set(devices))} CUDA device(s), found {torch.cuda.device_count()}")
+    results = []
+    with torch.backends.cudnn.flags(deterministic=True, benchmark=False):
+        for overlap in (False, True):
+            network, x = apart(mini(), devices, torch.float32), images(mini(), torch.float32, 3)
+            network.exchange.overlap = overlap
+            with delayed(monkeypatch, where if overlap else "nowhere"):
+                results.append([gradients(network, x) for _ in range(3)])
+    for (logits, found), (late_logits, late_found) in zip(*results, strict=True):
+        assert torch.equal(logits, late_logits)
+        for name, gradient in found.items():
+            assert torch.equal(gradient, late_found[name]), name
