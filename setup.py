@@ -1,7 +1,7 @@
 """Packages and the build of the compiled kernels. Everything else about the project is in pyproject.toml.
 
 What is built follows from what is there: no C++ compiler or no torch, nothing (the reference kernels run everywhere); nvcc and a
-CUDA build of torch, the CUDA kernels too, whether or not a GPU is in sight. The library is not a Python module: `kernels/ops.py`
+CUDA build of torch, the CUDA kernels too, whether or not a GPU is in sight. The library is not a Python module: `kernels/choice.py`
 loads it with torch.ops.load_library.
 """
 import os

@@ -14,7 +14,7 @@ class TwoTowerAlexNet(nn.Module):
     """The network of a recipe, one tower a device (one device, and no crossings, where the recipe has one tower).
 
     recipe: a `Recipe`. devices: one device a tower. classes: outputs of the last layer. kernels: who computes the operations
-    ("auto", "reference", ...; see `resolve` in `kernels/ops.py`). Weights are drawn from (recipe.seed, layer, tower) and don't
+    ("auto", "reference", ...; see `resolve` in `kernels/choice.py`). Weights are drawn from (recipe.seed, layer, tower) and don't
     depend on the devices.
     `step` counts training passes; with the seed it keys the dropout masks. Each tower counts on its own device, so that a CUDA graph can.
     Raises ValueError for a number of devices that the recipe's towers don't match, or kernels that can't compute on one of them.

@@ -1,4 +1,4 @@
-"""The public operations, and which implementation computes them: compiled CUDA or CPU code, Triton, or `reference.py`.
+"""The public operations as torch operators; `choice.py` says which implementation computes, `relu_dropout_op.py` has one more.
 
 Every map operation is one case of `alexnet_mp::lrn_pool`: bias, ReLU, a norm or none, max-pool or none. It is a torch operator with a
 fake and an autograd implementation, so torch.compile and autocast know it, and it launches on the current stream. With
@@ -12,85 +12,18 @@ the gradient g of u is what the pool's windows give to their maxima, and
 dx being da where no ReLU stopped it. Kept for the backward pass: x, the bias, and one byte an output, the place of the maximum in
 its window (with ties "all" nothing: the maxima are computed again). `reference.py` has the rules for ties and NaN.
 """
-import functools
-import importlib.util
-from pathlib import Path
-
 import torch
 
 from . import reference
+from .choice import (CHOICES, STORAGE, at_least, built, check_bias, compiled, describe, description, has_tangent,  # noqa: F401
+                     memory_format, one_of, resolve)
 from .reference import avg_pool, dropout, spatial_norm  # noqa: F401  (plain PyTorch on every device)
+from .relu_dropout_op import relu_dropout  # noqa: F401
 
-CHOICES = ("auto", "cuda", "triton", "cpu", "reference")
-LIBRARY = Path(__file__).parent / "compiled.so"  # built by setup.py
 NORMS, RELUS, TIES = ("none", "lrn", "spatial"), ("none", "before", "after"), ("first", "all")
 # So that the place in a window, and "nowhere", fit in a byte. Triton compiles a kernel in which every cell of the window is code of
 # its own: minutes for a large one.
 LARGEST_POOL = {"cpu": 15, "cuda": 7, "triton": 7}
-STORAGE = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-
-
-@functools.cache
-def compiled():
-    """The compiled operators, torch.ops.alexnet_mp_csrc, or None where they were not built.
-
-    Raises RuntimeError where they were built for another torch.
-    """
-    if not LIBRARY.exists():
-        return None
-    try:
-        torch.ops.load_library(LIBRARY)
-        torch.ops.alexnet_mp_csrc.lrn_pool_forward
-    except (OSError, AttributeError) as error:
-        why = str(error.__cause__ or error).splitlines()[0]
-        raise RuntimeError(f"{LIBRARY} does not fit torch {torch.__version__}; pip install --no-build-isolation --no-deps -e . builds it "
-                           f"again, --kernels reference does without ({why})") from error
-    return torch.ops.alexnet_mp_csrc
-
-
-def built():
-    """The implementations that are there, of ("cuda", "triton", "cpu"), whether or not there is a device for them."""
-    return _built()
-
-
-built._dynamo_marked_constant = True  # what torch.compiler.assume_constant_result does, which would import the whole compiler
-
-
-@functools.cache
-def _built():
-    there = []
-    if compiled() is not None and torch._C._dispatch_has_kernel_for_dispatch_key("alexnet_mp_csrc::lrn_pool_forward", "CUDA"):
-        there.append("cuda")
-    if importlib.util.find_spec("triton") is not None:
-        there.append("triton")
-    return (*there, "cpu") if compiled() is not None else tuple(there)
-
-
-def resolve(kernels, device):
-    """The implementation that a choice means on a device: "cuda", "triton", "cpu" or "reference".
-
-    "auto" takes on a GPU CUDA, then Triton; on a CPU the compiled kernels; elsewhere, and where nothing else is there, the
-    reference. Raises ValueError for a choice that does not exist, was not built, or cannot compute on this device.
-    """
-    if kernels not in CHOICES:
-        raise ValueError(f"kernels {kernels!r} do not exist; choose one of {', '.join(CHOICES)}")
-    kind = torch.device(device).type
-    if kernels == "reference":
-        return kernels
-    usable = [name for name in built() if kind == ("cpu" if name == "cpu" else "cuda")] + ["reference"]
-    if kernels == "auto":
-        return usable[0]
-    if kernels not in usable:
-        raise ValueError(f"kernels {kernels!r} can't compute on {kind} here; usable there: auto, {', '.join(usable)}")
-    return kernels
-
-
-def description():
-    """One line on what was built."""
-    if compiled() is None:
-        return ("no compiled kernels: a C++ compiler and pip install --no-build-isolation --no-deps -e . would build them; "
-                "--kernels reference, plain PyTorch, computes everything")
-    return f"kernels built: {', '.join(built())}"
 
 
 def lrn_max_pool(x, bias=None, *, size=5, alpha, beta=0.75, k=2.0, relu="before", pool=3, stride=2, ties="first", kernels="auto"):
@@ -106,25 +39,25 @@ def lrn_max_pool(x, bias=None, *, size=5, alpha, beta=0.75, k=2.0, relu="before"
     kernels: who computes, see `resolve`. The output is channels_last where x is.
     Raises ValueError, with the value named, for arguments that fit no kernel.
     """
-    _at_least("pool", pool, 1)
+    at_least("pool", pool, 1)
     return _lrn_pool(x, bias, "lrn", size, alpha, beta, k, relu, pool, stride, ties, kernels)
 
 
 def lrn(x, bias=None, *, size=5, alpha, beta=0.75, k=2.0, relu="before", kernels="auto"):
     """Bias, ReLU ("before" or "none") and local response normalisation alone; arguments as in `lrn_max_pool`. (N, C, H, W)."""
-    _one_of("relu", relu, ("before", "none"))
+    one_of("relu", relu, ("before", "none"))
     return _lrn_pool(x, bias, "lrn", size, alpha, beta, k, relu, 0, 1, "first", kernels)
 
 
 def max_pool(x, bias=None, *, relu=True, pool=3, stride=2, ties="first", kernels="auto"):
     """Bias, ReLU and max-pool (layer 5); arguments as in `lrn_max_pool`. (N, C, H, W) -> (N, C, H', W')."""
-    _at_least("pool", pool, 1)
+    at_least("pool", pool, 1)
     return _lrn_pool(x, bias, "none", 1, 0.0, 0.75, 1.0, "after" if relu else "none", pool, stride, ties, kernels)
 
 
 def spatial_norm_max_pool(x, *, size=5, alpha, beta=0.75, k=1.0, pool=3, stride=2, ties="first", kernels="auto"):
     """The norm over size x size positions of a map (2012 source, cnorm2), then max-pool. (N, C, H, W) -> (N, C, H', W')."""
-    _at_least("pool", pool, 1)
+    at_least("pool", pool, 1)
     return _lrn_pool(x, None, "spatial", size, alpha, beta, k, "none", pool, stride, ties, kernels)
 
 
@@ -145,7 +78,7 @@ def paper_sgd_(parameters, gradients, velocities, *, learning_rates, momentum, w
             raise ValueError(f"parameter {number} is {w.dtype}; it must be float32, bfloat16, float16 or float64")
         for name, other in (("gradient", g), ("velocity", v), ("first parameter", parameters[0])):
             if other.device != w.device or (name != "first parameter" and (other.shape, other.dtype) != (w.shape, w.dtype)):
-                raise ValueError(f"parameter {number} is {_describe(w)}, the {name} {_describe(other)}")
+                raise ValueError(f"parameter {number} is {describe(w)}, the {name} {describe(other)}")
     if not parameters:
         return
     with torch.no_grad():
@@ -179,7 +112,7 @@ def _check_augment(pictures, top, left, flip, mean, shift, crop, dtype, memory_f
     """Raise ValueError, naming the value, for what can't be augmented; whether the crops lie in their pictures is seen later."""
     side, count = mean.shape[0] if mean.dim() == 3 else 0, len(top)
     if tuple(mean.shape) != (side, side, 3) or mean.dtype != torch.float32 or not mean.is_contiguous():
-        raise ValueError(f"mean is {_describe(mean)}; it must be (S, S, 3) float32, contiguous")
+        raise ValueError(f"mean is {describe(mean)}; it must be (S, S, 3) float32, contiguous")
     whole = len(pictures) == 1 and pictures[0].dim() == 4
     if not whole and (len(pictures) != count or mean.device.type == "cuda"):
         raise ValueError(f"there are {len(pictures)} pictures for {count} places in `top`; it must be one (N, S, S, 3) tensor, or "
@@ -187,22 +120,22 @@ def _check_augment(pictures, top, left, flip, mean, shift, crop, dtype, memory_f
     for picture in pictures:
         if (tuple(picture.shape) != (count, side, side, 3)[0 if whole else 1:] or picture.dtype != torch.uint8
                 or picture.device != mean.device or not picture.is_contiguous()):
-            raise ValueError(f"pictures are {_describe(picture)}; with {count} places in `top` and a mean of {_describe(mean)} "
+            raise ValueError(f"pictures are {describe(picture)}; with {count} places in `top` and a mean of {describe(mean)} "
                              f"they must be {(count, side, side, 3)} torch.uint8 on {mean.device}, contiguous")
     for what, tensor, shape, kind in (("top", top, (count,), torch.int64), ("left", left, (count,), torch.int64),
                                       ("flip", flip, (count,), torch.bool), ("shift", shift, (count, 3), torch.float32)):
         if tuple(tensor.shape) != shape or tensor.dtype != kind or tensor.device.type != "cpu":
-            raise ValueError(f"{what} is {_describe(tensor)}; it must be {kind} {shape} on the host")
-    _at_least("crop", crop, 1)
+            raise ValueError(f"{what} is {describe(tensor)}; it must be {kind} {shape} on the host")
+    at_least("crop", crop, 1)
     if crop > side:
         raise ValueError(f"crop is {crop}, larger than the pictures of {side}x{side}")
-    _one_of("dtype", dtype, (torch.float32, torch.bfloat16, torch.float16))
-    _one_of("memory_format", memory_format, (torch.channels_last, torch.contiguous_format))
+    one_of("dtype", dtype, (torch.float32, torch.bfloat16, torch.float16))
+    one_of("memory_format", memory_format, (torch.channels_last, torch.contiguous_format))
 
 
 def _lrn_pool(x, bias, norm, size, alpha, beta, k, relu, pool, stride, ties, kernels):
     name = resolve(kernels, x.device)
-    if _has_tangent(x) or _has_tangent(bias):
+    if has_tangent(x) or has_tangent(bias):
         name = "reference"  # forward-mode differentiation is known to plain PyTorch alone
     if kernels == "auto" and (pool > LARGEST_POOL.get(name, pool) or (x.dtype == torch.float64 and x.is_cuda)):
         name = "reference"
@@ -215,30 +148,18 @@ def _lrn_pool(x, bias, norm, size, alpha, beta, k, relu, pool, stride, ties, ker
     return torch.ops.alexnet_mp.lrn_pool(x, bias, norm, size, alpha, beta, k, relu, pool, stride, ties, name)[0]
 
 
-def _has_tangent(tensor):
-    return (tensor is not None and not torch.compiler.is_compiling()
-            and torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None)
-
-
 def _check(x, bias, norm, size, alpha, beta, k, relu, pool, stride, ties, kernels):
     """Raise ValueError, naming the value, for what the kernels can't compute."""
-    _one_of("relu", relu, RELUS)
-    _one_of("ties", ties, TIES)
+    one_of("relu", relu, RELUS)
+    one_of("ties", ties, TIES)
     if x.dim() != 4:
         raise ValueError(f"x has the shape {tuple(x.shape)}; it must be (N, C, H, W)")
     if x.dtype not in STORAGE or (x.dtype == torch.float64 and kernels in ("cuda", "triton")):
         raise ValueError(f"x is {x.dtype}; {kernels} kernels take float32, bfloat16 and float16"
                          + ("" if kernels in ("cuda", "triton") else ", and float64"))
-    if bias is not None:
-        if tuple(bias.shape) != (x.shape[1],):
-            raise ValueError(f"bias has the shape {tuple(bias.shape)}; x has {x.shape[1]} maps")
-        if bias.device != x.device:
-            raise ValueError(f"bias is on {bias.device}, x on {x.device}")
-        if bias.dtype not in (x.dtype, torch.float32) or (x.dtype == torch.float64 and bias.dtype != torch.float64):
-            raise ValueError(f"bias is {bias.dtype}; it must be {x.dtype} like x"
-                             + ("" if x.dtype in (torch.float32, torch.float64) else " or float32"))
-    _at_least("size", size, 1)
-    _at_least("stride", stride, 1)
+    check_bias(x, bias)
+    at_least("size", size, 1)
+    at_least("stride", stride, 1)
     if not k >= torch.finfo(torch.float32).tiny:
         raise ValueError(f"k is {k!r}; it must be above 0, and no denormal number in float32")
     if not (0 <= alpha < float("inf") and 0 <= beta < float("inf")):
@@ -262,29 +183,9 @@ def _reference(x, bias, norm, size, alpha, beta, k, relu, pool, stride, ties):
     return reference.lrn_max_pool(x, bias, relu=relu, **constants, pool=pool, stride=stride, ties=ties)
 
 
-def _one_of(name, value, choices):
-    if value not in choices:
-        raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, choices))}")
-
-
-def _at_least(name, value, least):
-    if not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} is {value!r}; it must be an integer of at least {least}")
-
-
-def _describe(tensor):
-    return f"{tensor.dtype} {tuple(tensor.shape)} on {tensor.device}"
-
-
 # The operators. Python's part: outputs, memory formats, the choice of the CUDA kernels or Triton; the arithmetic is elsewhere.
 
 _ARGUMENTS = "str norm, int size, float alpha, float beta, float k, str relu, int pool, int stride, str ties, str kernels"
-
-
-def memory_format(x):
-    """The memory format of what is computed from x: channels_last where x is that and not NCHW as well."""
-    last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    return torch.channels_last if last else torch.contiguous_format
 
 
 def _outputs(x, pool, stride, ties):
@@ -309,7 +210,7 @@ def _in_triton(kernels, tensors, norm, size, beta, pool, stride, all_ties=False)
 
 @torch.library.custom_op("alexnet_mp::lrn_pool", mutates_args=(), schema=f"(Tensor x, Tensor? bias, {_ARGUMENTS}) -> (Tensor, Tensor)")
 def _forward(x, bias, norm, size, alpha, beta, k, relu, pool, stride, ties, kernels):
-    _one_of("kernels", kernels, ("cuda", "triton", "cpu"))
+    one_of("kernels", kernels, ("cuda", "triton", "cpu"))
     y, argmax = _outputs(x, pool, stride, ties)
     if y.numel() == 0:
         return y, argmax

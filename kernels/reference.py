@@ -1,7 +1,7 @@
 """Every operation of the network in plain PyTorch: the only definition, and the oracle of all tests.
 
-Shapes are (N, C, H, W) in any memory format. float32, bfloat16 and float16 are computed in float32 and rounded once at the end;
-float64 is computed in float64. The rules for ties and NaN are written here and nowhere else:
+Shapes are (N, C, H, W), of dropout also (N, F), in any memory format. float32, bfloat16 and float16 are computed in float32 and
+rounded once at the end; float64 is computed in float64. The rules for ties and NaN are written here and nowhere else:
 
 * forward, a window that holds a NaN gives NaN (as torch.nn.functional.max_pool2d);
 * backward, `ties="first"` gives a window's gradient to the first maximum in scan order (PyTorch, cuDNN); `ties="all"` gives
@@ -70,15 +70,26 @@ def avg_pool(x, *, pool=3, stride=2):
 
 
 def dropout(x, *, probability, seed, step, layer, tower):
-    """Classic dropout (paper 4.2): zero each value with `probability`, leave the others as they are; (N, F) -> (N, F).
+    """Classic dropout (paper 4.2): zero each value with `probability`, leave the others as they are; any shape.
 
     No rescaling here; the test pass multiplies by 1 - probability instead. The mask is a function of (seed, step, layer,
-    tower, position in x) alone: the same on every device and after every restart.
+    tower, position in x) alone: the same on every device and after every restart. step: an int, or an int64 tensor without
+    dimensions on x's device, which the host does not wait for; its low 32 bits count.
     """
     blocks = torch.arange((x.numel() + 3) // 4, device=x.device)  # four words a counter
     words = torch.stack(philox((blocks, step & 0xFFFFFFFF, layer, tower), (seed, DROPOUT_STREAM)), dim=1)
     keep = words.flatten()[:x.numel()].view(x.shape) >= int(probability * 2**32)
     return x * keep
+
+
+def relu_dropout(x, bias=None, *, probability=0.0, seed=0, step=None, layer=0, tower=0):
+    """Bias, ReLU and `dropout`: relu(x + bias) * keep, (N, F) or (N, C, H, W), any order; bias: (F,) or (C,). (Paper 3.1, 4.2.)
+
+    probability 0 draws nothing and needs no step. Rounding to the dtype of x comes before the ReLU: the same y, and a value that
+    rounds to 0 gets no gradient, so that y alone says where the gradient goes.
+    """
+    y = torch.relu(_biased(x, bias, False).to(x.dtype))
+    return dropout(y, probability=probability, seed=seed, step=step, layer=layer, tower=tower) if probability else y
 
 
 def paper_sgd_(parameters, gradients, velocities, *, learning_rates, momentum, weight_decays):
@@ -125,7 +136,7 @@ def _accumulator(x):
 def _biased(x, bias, relu):
     a = _accumulator(x)
     if bias is not None:
-        a = a + bias.to(a.dtype).view(-1, 1, 1)
+        a = a + bias.to(a.dtype).view(-1, *[1] * (x.dim() - 2))
     return torch.relu(a) if relu else a
 
 

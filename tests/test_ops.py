@@ -5,7 +5,7 @@ import pytest
 import torch
 from cases import FORMATS, GPU, OPERATIONS, call, every_operation, gradients, implementation, in_format, takes_bias, values
 
-from alexnet_mp.kernels import lrn, lrn_max_pool, max_pool, ops, spatial_norm_max_pool
+from alexnet_mp.kernels import choice, lrn, lrn_max_pool, max_pool, ops, spatial_norm_max_pool
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -57,10 +57,10 @@ def test_the_registered_operator_refuses_what_would_read_out_of_bounds():
 
 def test_a_library_that_does_not_load_is_named(tmp_path, monkeypatch):
     (tmp_path / "compiled.so").write_bytes(b"not a library")
-    monkeypatch.setattr(ops, "LIBRARY", tmp_path / "compiled.so")
+    monkeypatch.setattr(choice, "LIBRARY", tmp_path / "compiled.so")
     with pytest.raises(RuntimeError, match="compiled.so does not fit torch.*--kernels reference"):
         ops.compiled.__wrapped__()
-    monkeypatch.setattr(ops, "built", lambda: pytest.fail("the reference needs no library"))
+    monkeypatch.setattr(choice, "built", lambda: pytest.fail("the reference needs no library"))
     assert ops.resolve("reference", "cpu") == "reference"
 
 

@@ -10,6 +10,7 @@ import pytest
 
 pytest.importorskip("triton", reason="triton is not installed")
 CAPABILITIES = (80, 90)  # A100, H100 and H200
+WITHOUT_LOOPS = ("_paper_sgd_kernel", "_augment_kernel", "_relu_dropout_kernel", "_relu_dropout_backward_kernel")
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +37,7 @@ def test_every_launch_of_the_network_is_compiled(reports):
     for capability in CAPABILITIES:
         assert counts[capability, "_forward_kernel"] >= 12 and counts[capability, "_backward_kernel"] >= 12
         assert counts[capability, "_paper_sgd_kernel"] == 2 and counts[capability, "_augment_kernel"] == 4
+        assert counts[capability, "_relu_dropout_kernel"] == counts[capability, "_relu_dropout_backward_kernel"] == 5
         assert counts[capability, "_spatial_kernel"] >= 2 and counts[capability, "_spatial_backward_kernel"] == 1
 
 
@@ -50,9 +52,16 @@ def test_pictures_are_written_sixteen_bytes_at_a_time(reports):
             assert set(report["stores"]) == {"v4.b32"}, report
 
 
+def test_activations_are_written_sixteen_bytes_at_a_time(reports):
+    """And, in the backward pass, the sums of a tile."""
+    cases = [report for report in kernels(reports) if report["case"].startswith("relu_dropout") and "NCHW" not in report["case"]]
+    for report in cases:
+        assert set(report["stores"]) == {"v4.b32"} | ({"b32"} if "backward" in report["kernel"] else set()), report
+
+
 def test_compiled_loops_carry_what_the_source_carries(reports):
     for report in kernels(reports):
-        assert report["loops"] or report["kernel"] in ("_paper_sgd_kernel", "_augment_kernel"), report
+        assert report["loops"] or report["kernel"] in WITHOUT_LOOPS, report
         assert all(count == report["expected"] for count in report["loops"]), report
 
 

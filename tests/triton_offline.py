@@ -19,7 +19,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime import jit
 
-from alexnet_mp.kernels import augmentation, lrn_pool, sgd
+from alexnet_mp.kernels import augmentation, lrn_pool, relu_dropout_triton, sgd
 
 BUNDLED = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin")
 LRN = {"size": 5, "alpha": 1e-4, "beta": 0.75, "k": 2.0}
@@ -34,7 +34,7 @@ def carried(kernel, arguments):
         return arguments["POOL"] ** 2 * before  # a of the maps before, of every cell of the window
     if kernel == "_backward_kernel":
         return 2 * before + arguments["SIZE"] // 2  # a, t, and g d^-beta
-    return {"_paper_sgd_kernel": 0, "_augment_kernel": 0, "fibonacci": 2, "fibonacci_of_one_zero": 2}[kernel]
+    return {"fibonacci": 2, "fibonacci_of_one_zero": 2}.get(kernel, 0)
 
 
 @triton.jit
@@ -103,6 +103,18 @@ def launches():
             y = torch.empty(128, 3, 224, 224, dtype=dtype, memory_format=strides)
             augmentation.augment(pictures, places, places, places.bool(), mean, torch.zeros(128, 3), 1.0, order == "NCHW", y)
             yield from drain(f"augment {str(dtype)[6:]} {order}")
+    mask = {"seed": 0, "layer": 6, "tower": 1}
+    for dtype in (torch.float32, torch.bfloat16):
+        for layer, shape, probability in (("conv3", (128, 192, 13, 13), 0.0), ("fc6", (128, 2048), 0.5)):
+            x, bias = torch.empty(shape, dtype=dtype), torch.empty(shape[1])
+            x = x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
+            relu_dropout_triton.forward(x, bias, torch.tensor(1), x, probability=probability, **mask)
+            relu_dropout_triton.backward(x, x, x, True)
+            yield from drain(f"relu_dropout {layer} {str(dtype)[6:]}")
+    x = torch.empty(128, 192, 13, 13)  # NCHW, where a value has a counter of its own
+    relu_dropout_triton.forward(x, None, torch.tensor(1), x, probability=0.5, **mask)
+    relu_dropout_triton.backward(x, x, x, False)
+    yield from drain("relu_dropout NCHW float32")
     for kernel in (fibonacci, fibonacci_of_one_zero):
         kernel[1,](torch.empty(96), torch.empty(96), 3)
         yield from drain("check of the check")

@@ -85,7 +85,8 @@ PYTHON
 # Every kernel once on small maps, full and partial tiles, against the reference: short enough for compute-sanitizer.
 KERNELS_ONCE='
 import torch
-from alexnet_mp.kernels import augment, lrn, lrn_max_pool, max_pool, paper_sgd_, reference, spatial_norm_max_pool, ops
+from alexnet_mp.kernels import (augment, lrn, lrn_max_pool, max_pool, ops, paper_sgd_, reference, relu_dropout,
+                                spatial_norm_max_pool)
 torch.manual_seed(0)
 for kernels in [name for name in ops.built() if name != "cpu"]:
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
@@ -102,6 +103,18 @@ for kernels in [name for name in ops.built() if name != "cpu"]:
                     y = ours(*arguments, **extra, kernels=kernels)
                     torch.autograd.grad(y.float().square().sum(), arguments)
                     torch.testing.assert_close(y, plain(*arguments, **extra))
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        for shape in ((3, 192, 13, 13), (2, 20, 7, 5), (5, 2048), (3, 1000), (7, 5)):
+            layout = torch.channels_last if shape[1] == 192 else torch.contiguous_format
+            x = torch.randn(shape, device="cuda").to(dtype, memory_format=layout).requires_grad_()
+            bias, step = torch.randn(shape[1], device="cuda", requires_grad=True), torch.tensor(7, device="cuda")
+            for probability in (0.0, 0.5):
+                arguments = dict(probability=probability, seed=1, step=step, layer=5, tower=1)
+                found, plain = relu_dropout(x, bias, **arguments, kernels=kernels), reference.relu_dropout(x, bias, **arguments)
+                torch.testing.assert_close(found, plain, rtol=0, atol=0)
+                (dx, dbias), (plain_dx, plain_dbias) = (torch.autograd.grad(y.float().sum(), (x, bias)) for y in (found, plain))
+                torch.testing.assert_close(dx, plain_dx, rtol=0, atol=0)
+                torch.testing.assert_close(dbias, plain_dbias, rtol=1e-5, atol=1e-4)
     tensors = [[torch.randn(size, device="cuda") for size in (1, 4097, 100_003)] for _ in range(3)]
     expected = [[tensor.clone() for tensor in part] for part in tensors]
     for update, (w, g, v) in ((reference.paper_sgd_, expected), (lambda *a, **k: paper_sgd_(*a, **k, kernels=kernels), tensors)):
@@ -185,7 +198,7 @@ bench() { $PYTHON benchmarks/record.py --records "$root" --name "$1" -q -k "$2";
 
 built || rm -f "$out/build.done"  # a new machine, or another torch
 stage build build
-stage kernel-tests "$PYTHON" -m pytest -q $(ls tests/test_{lrn_pool,sgd,ops,triton,cuda,augmentation,pipeline}*.py 2>/dev/null)
+stage kernel-tests "$PYTHON" -m pytest -q $(ls tests/test_{lrn_pool,relu,sgd,ops,triton,cuda,augmentation,pipeline}*.py 2>/dev/null)
 stage kernels-once "$PYTHON" -c "$KERNELS_ONCE"
 stage roof roof
 stage lrn-pool-bf16 bench lrn-pool-bf16 "test_lrn_pool and cuda and bf16 and channels_last"

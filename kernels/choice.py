@@ -1,0 +1,111 @@
+"""Which implementation computes: compiled CUDA or CPU code, Triton, or `reference.py`. And what all operators ask of tensors."""
+import functools
+import importlib.util
+from pathlib import Path
+
+import torch
+
+CHOICES = ("auto", "cuda", "triton", "cpu", "reference")
+LIBRARY = Path(__file__).parent / "compiled.so"  # built by setup.py
+STORAGE = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+@functools.cache
+def compiled():
+    """The compiled operators, torch.ops.alexnet_mp_csrc, or None where they were not built.
+
+    Raises RuntimeError where they were built for another torch.
+    """
+    if not LIBRARY.exists():
+        return None
+    try:
+        torch.ops.load_library(LIBRARY)
+        torch.ops.alexnet_mp_csrc.lrn_pool_forward
+    except (OSError, AttributeError) as error:
+        why = str(error.__cause__ or error).splitlines()[0]
+        raise RuntimeError(f"{LIBRARY} does not fit torch {torch.__version__}; pip install --no-build-isolation --no-deps -e . builds it "
+                           f"again, --kernels reference does without ({why})") from error
+    return torch.ops.alexnet_mp_csrc
+
+
+def built():
+    """The implementations that are there, of ("cuda", "triton", "cpu"), whether or not there is a device for them."""
+    return _built()
+
+
+built._dynamo_marked_constant = True  # what torch.compiler.assume_constant_result does, which would import the whole compiler
+
+
+@functools.cache
+def _built():
+    there = []
+    if compiled() is not None and torch._C._dispatch_has_kernel_for_dispatch_key("alexnet_mp_csrc::lrn_pool_forward", "CUDA"):
+        there.append("cuda")
+    if importlib.util.find_spec("triton") is not None:
+        there.append("triton")
+    return (*there, "cpu") if compiled() is not None else tuple(there)
+
+
+def resolve(kernels, device):
+    """The implementation that a choice means on a device: "cuda", "triton", "cpu" or "reference".
+
+    "auto" takes on a GPU CUDA, then Triton; on a CPU the compiled kernels; elsewhere, and where nothing else is there, the
+    reference. Raises ValueError for a choice that does not exist, was not built, or cannot compute on this device.
+    """
+    if kernels not in CHOICES:
+        raise ValueError(f"kernels {kernels!r} do not exist; choose one of {', '.join(CHOICES)}")
+    kind = torch.device(device).type
+    if kernels == "reference":
+        return kernels
+    usable = [name for name in built() if kind == ("cpu" if name == "cpu" else "cuda")] + ["reference"]
+    if kernels == "auto":
+        return usable[0]
+    if kernels not in usable:
+        raise ValueError(f"kernels {kernels!r} can't compute on {kind} here; usable there: auto, {', '.join(usable)}")
+    return kernels
+
+
+def description():
+    """One line on what was built."""
+    if compiled() is None:
+        return ("no compiled kernels: a C++ compiler and pip install --no-build-isolation --no-deps -e . would build them; "
+                "--kernels reference, plain PyTorch, computes everything")
+    return f"kernels built: {', '.join(built())}"
+
+
+def has_tangent(tensor):
+    return (tensor is not None and not torch.compiler.is_compiling()
+            and torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None)
+
+
+def memory_format(x):
+    """The memory format of what is computed from x: channels_last where x is that and not NCHW as well."""
+    last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return torch.channels_last if last else torch.contiguous_format
+
+
+def check_bias(x, bias):
+    """Raise ValueError, naming the value, unless bias is None or (C,) beside x, of its dtype or float32 beside 16 bits."""
+    if bias is None:
+        return
+    if tuple(bias.shape) != (x.shape[1],):
+        raise ValueError(f"bias has the shape {tuple(bias.shape)}; x has {x.shape[1]} maps")
+    if bias.device != x.device:
+        raise ValueError(f"bias is on {bias.device}, x on {x.device}")
+    if bias.dtype not in (x.dtype, torch.float32) or (x.dtype == torch.float64 and bias.dtype != torch.float64):
+        raise ValueError(f"bias is {bias.dtype}; it must be {x.dtype} like x"
+                         + ("" if x.dtype in (torch.float32, torch.float64) else " or float32"))
+
+
+def one_of(name, value, choices):
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, choices))}")
+
+
+def at_least(name, value, least):
+    if not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} is {value!r}; it must be an integer of at least {least}")
+
+
+def describe(tensor):
+    return f"{tensor.dtype} {tuple(tensor.shape)} on {tensor.device}"

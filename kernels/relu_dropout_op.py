@@ -1,0 +1,110 @@
+"""Bias, ReLU and dropout as a torch operator: arguments, who computes, autograd. The Triton kernels are in `relu_dropout_triton.py`.
+
+Kept for the backward pass: y alone. Where it is not positive, the ReLU or the mask stopped the value, and stops the gradient.
+"""
+import torch
+
+from . import reference
+from .choice import STORAGE, built, check_bias, describe, has_tangent, memory_format, resolve
+
+
+def relu_dropout(x, bias=None, *, probability=0.0, seed=0, step=None, layer=0, tower=0, kernels="auto"):
+    """Bias, ReLU and classic dropout (paper 3.1, 4.2) in one pass: (N, F) -> (N, F), (N, C, H, W) -> (N, C, H, W).
+
+    y = relu(x + bias) * keep, computed in float32 and rounded once; keep is the mask of `reference.dropout`, zero with `probability`
+    and a function of (seed, step, layer, tower, position in x) alone. No rescaling.
+
+    x: float32, bfloat16, float16, or float64, which the reference computes; channels_last stays so, other orders come out contiguous.
+    bias: (F,) or (C,), of x's dtype, or float32 beside 16 bits. probability: in [0, 1); 0 draws nothing and needs no step.
+    seed, layer, tower: ints in [0, 2^32). step: an int, or an int64 tensor without dimensions on x's device, which is read by the
+    device: a CUDA graph may count it up. Its low 32 bits count. kernels: see `resolve`; "cuda" is the Triton kernel here, "cpu" the
+    reference. The gradient: dy where not y <= 0, else 0, so where y is NaN dy. (Plain autograd, in the reference, gives a NaN that
+    was dropped 0.) The bias gets its sum, added up in float32, in the same order every time.
+    Raises ValueError, with the value named, for arguments that don't fit.
+    """
+    name = resolve(kernels, x.device)
+    if name == "cuda" and "triton" in built():
+        name = "triton"
+    _check(x, bias, probability, seed, step, layer, tower)
+    if name != "triton" or x.dtype == torch.float64 or has_tangent(x) or has_tangent(bias):
+        return reference.relu_dropout(x, bias, probability=probability, seed=seed, step=step, layer=layer, tower=tower)
+    if probability == 0:
+        step = None
+    elif not isinstance(step, torch.Tensor):
+        step = torch.full((), step & 0xFFFFFFFF, dtype=torch.int64, device=x.device)  # a fill: a copy from the host would wait
+    return torch.ops.alexnet_mp.relu_dropout(x, bias, step, float(probability), seed, layer, tower)
+
+
+def _check(x, bias, probability, seed, step, layer, tower):
+    """Raise ValueError, naming the value, for what does not fit."""
+    if x.dim() not in (2, 4):
+        raise ValueError(f"x has the shape {tuple(x.shape)}; it must be (N, F) or (N, C, H, W)")
+    if x.dtype not in STORAGE:
+        raise ValueError(f"x is {x.dtype}; it must be float32, bfloat16, float16 or float64")
+    check_bias(x, bias)
+    if not 0 <= probability < 1:
+        raise ValueError(f"probability is {probability!r}; it must be at least 0 and below 1")
+    for what, value in (("seed", seed), ("layer", layer), ("tower", tower)):
+        if not isinstance(value, int) or not 0 <= value < 2**32:
+            raise ValueError(f"{what} is {value!r}; it must be an integer of at least 0 and below 2^32")
+    if isinstance(step, torch.Tensor):
+        if step.dim() or step.dtype != torch.int64 or step.device != x.device:
+            raise ValueError(f"step is {describe(step)}; it must be torch.int64 () on {x.device}")
+    elif not isinstance(step, int) and (step is not None or probability > 0):
+        raise ValueError(f"step is {step!r}; with a probability of {probability!r} it must be an integer, or a tensor of one")
+
+
+@torch.library.custom_op("alexnet_mp::relu_dropout", mutates_args=(),
+                         schema="(Tensor x, Tensor? bias, Tensor? step, float probability, int seed, int layer, int tower) -> Tensor")
+def _forward(x, bias, step, probability, seed, layer, tower):
+    y = _dense_like(x)
+    if y.numel():
+        from .relu_dropout_triton import forward as launch
+        launch(x.contiguous(memory_format=memory_format(x)), bias if bias is None else bias.contiguous(), step, y,
+               probability=probability, seed=seed, layer=layer, tower=tower)
+    return y
+
+
+@_forward.register_fake
+def _(x, bias, step, probability, seed, layer, tower):
+    return _dense_like(x)
+
+
+@torch.library.custom_op("alexnet_mp::relu_dropout_backward", mutates_args=(),
+                         schema="(Tensor dy, Tensor y, bool sums) -> (Tensor, Tensor)")
+def _backward(dy, y, sums):
+    dx, dbias = _gradients(y, sums)
+    if dx.numel() == 0:
+        return dx, dbias.zero_()
+    from .relu_dropout_triton import backward as launch
+    dy, y = (tensor.contiguous(memory_format=memory_format(dx)) for tensor in (dy, y))
+    found = launch(dy, y, dx, sums)
+    return dx, found if sums else dbias
+
+
+@_backward.register_fake
+def _(dy, y, sums):
+    return _gradients(y, sums)
+
+
+def _gradients(y, sums):
+    """dx and dbias, not yet written; dbias is empty unless `sums`."""
+    return _dense_like(y), y.new_empty(y.shape[1] if sums else 0, dtype=torch.float32)
+
+
+def _dense_like(x):
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=memory_format(x))
+
+
+def _save(ctx, inputs, output):
+    ctx.save_for_backward(output)
+    ctx.bias_dtype = None if inputs[1] is None else inputs[1].dtype
+
+
+def _differentiate(ctx, dy):
+    y, = ctx.saved_tensors
+    dx, dbias = torch.ops.alexnet_mp.relu_dropout_backward(dy, y, ctx.bias_dtype is not None)
+    return dx, None if ctx.bias_dtype is None else dbias.to(ctx.bias_dtype), *[None] * 5
+
+
+_forward.register_autograd(_differentiate, setup_context=_save)
