@@ -138,7 +138,7 @@ class MergedAlexNet(nn.Module):
 
 def merge_tensors(layers):
     """{name: [tower a's tensor, tower b's]} (weights, gradients, velocities) -> {name: the merged tensor, a copy on the CPU}."""
-    return {name: torch.cat([part.detach().cpu() for part in parts]) for name, parts in layers.items()}
+    return {name: torch.cat([part.detach().cpu() for part in parts]).contiguous() for name, parts in layers.items()}
 
 
 def split_tensors(merged, layers):

@@ -12,8 +12,9 @@ from .kernels import ops
 
 # Runs of operations that the kernels compute in one piece, longest first; everything else is computed one by one.
 FUSED = (("relu", "lrn", "max_pool"), ("lrn", "max_pool", "relu"), ("lrn", "max_pool"), ("relu", "lrn"), ("lrn",),
-         ("relu", "max_pool"), ("max_pool", "relu"), ("max_pool",), ("spatial_norm", "max_pool"))
-TAKES_BIAS = FUSED[:-1]
+         ("relu", "max_pool"), ("max_pool", "relu"), ("max_pool",), ("spatial_norm", "max_pool"), ("relu", "dropout"), ("relu",))
+TAKES_BIAS = FUSED[:-3]
+TAKES_BIAS_ON_GPU = FUSED[-2:]  # on a CPU the product adds it for nothing
 
 
 def plan(then):
@@ -41,13 +42,17 @@ class TowerLayer(nn.Module):
         self.kernels = kernels
         self.layer = size.layer
         self.groups = len(towers) if self.layer.reads == "own" else 1
-        self.weight, self.bias = (nn.Parameter(torch.zeros(maps * len(towers), *others, device=device))
-                                  for maps, *others in (size.weight_shape, size.bias_shape))
+        weight, bias = (torch.zeros(maps * len(towers), *others, device=device)
+                        for maps, *others in (size.weight_shape, size.bias_shape))
+        if self.layer.kind == "conv":  # as the maps are, so that no step reorders them
+            weight = weight.to(memory_format=torch.channels_last)
+        self.weight, self.bias = nn.Parameter(weight), nn.Parameter(bias)
         self.pieces = plan(self.layer.then)
+        takes_bias = TAKES_BIAS + (TAKES_BIAS_ON_GPU if ops.resolve(kernels, device) in ("cuda", "triton") else ())
         # Merged, the kernels see each tower's maps as images of their own and can't add a bias that differs between the towers.
         # The kernels add one bias a map: not those of a local layer, one a position.
         self.bias_in_kernel = (len(towers) == 1 and self.layer.kind != "local" and self.pieces[:1] != []
-                               and self.pieces[0] in TAKES_BIAS)
+                               and self.pieces[0] in takes_bias)
 
     def extra_repr(self):
         return f"{tuple(self.weight.shape)}, then {' -> '.join(self.layer.then) or 'nothing'}"
@@ -66,7 +71,7 @@ class TowerLayer(nn.Module):
     def follow(self, x, bias, step):
         """What comes after the product. bias: where the first piece adds it, else None."""
         for piece in self.pieces:
-            x = self._dropout(x, step) if piece == ("dropout",) else self._maps_of_each_tower(piece, x, bias)
+            x = self._dropout(piece, x, bias, step) if piece[-1] == "dropout" else self._maps_of_each_tower(piece, x, bias)
             bias = None
         return x
 
@@ -135,17 +140,20 @@ class TowerLayer(nn.Module):
             case ("avg_pool",):
                 return ops.avg_pool(x, **pool)
             case ("relu",):
-                return torch.relu(x)
+                return ops.relu_dropout(x, bias, kernels=by)
             case ("tanh",):
                 return torch.tanh(x)
         raise ValueError(f"{self.layer.name}: no way to compute {piece}")
 
-    def _dropout(self, x, step):
-        probability = self.recipe.dropout
+    def _dropout(self, piece, x, bias, step):
+        """Classic dropout, alone or with the ReLU before it. Tested, all units count, at 1 - probability of their value (4.2)."""
+        probability, with_relu = self.recipe.dropout, piece[0] == "relu"
         if not self.training:
-            return x * (1 - probability)  # 4.2
-        halves = [ops.dropout(half, probability=probability, seed=self.recipe.seed, step=step, layer=self.index, tower=tower)
-                  for tower, half in zip(self.towers, x.chunk(len(self.towers), 1), strict=True)]
+            return (self._piece(("relu",), x, bias) if with_relu else x) * (1 - probability)
+        halves = []
+        for tower, half in zip(self.towers, x.chunk(len(self.towers), 1), strict=True):
+            mask = dict(probability=probability, seed=self.recipe.seed, step=step, layer=self.index, tower=tower)
+            halves.append(ops.relu_dropout(half, bias, **mask, kernels=self.kernels) if with_relu else ops.dropout(half, **mask))
         return halves[0] if len(halves) == 1 else torch.cat(halves, 1)
 
 

@@ -206,7 +206,8 @@ def test_a_network_can_be_copied():
     (("relu", "lrn", "spatial_norm", "max_pool"), [("relu", "lrn"), ("spatial_norm", "max_pool")]),
     (("max_pool", "relu"), [("max_pool", "relu")]),
     (("tanh", "lrn", "max_pool"), [("tanh",), ("lrn", "max_pool")]),
-    (("relu", "dropout"), [("relu",), ("dropout",)]),
+    (("relu", "dropout"), [("relu", "dropout")]),
+    (("tanh", "dropout"), [("tanh",), ("dropout",)]),
     ((), []),
 ])
 def test_operations_are_grouped_for_the_kernels(then, pieces):
