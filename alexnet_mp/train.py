@@ -8,6 +8,7 @@ examples
   python -m alexnet_mp.train --data DIR --set learning_rate=0.005 --set conv3.init_std=0.03
   python -m alexnet_mp.train --data DIR --out RUN --resume auto         begins, or goes on where RUN stopped, bit for bit
   python -m alexnet_mp.train --data DIR --init RUN2                     fine-tuning: begins with the weights of RUN2, fc8 new
+  python -m alexnet_mp.train --data DIR --profile                       prints where a step's time went, layer by layer
 
 The run directory (--out) gets run.json, metrics.jsonl, TensorBoard events, checkpoints/, curves.png and conv1_kernels.png. Ctrl-C and
 SIGTERM finish the step, save and end with status 0; a second one stops at once, without saving.
@@ -37,6 +38,7 @@ from .pipelines import make_pipeline
 from .presets import PRESETS
 from .run_directory import RunDirectory, refuse_unusable
 from .saver import PATIENCE
+from .step_profile import STEPS, Profiler, steps_of
 from .trainer import Trainer
 
 CHECKPOINT_EVERY = "10m"
@@ -107,6 +109,8 @@ def _run(options, interrupts, held):
     data = Data(dataset.source, dataset.description, dataset.fingerprint, tuple(dataset.classes))
     trainer = Trainer(network, pipeline, run, {"recipe": recipe, "data": data, "made_by": made_by}, options.steps, every, options.keep,
                       options.on_save_error)
+    if options.profile is not None:
+        trainer.profiler = Profiler(trainer, steps_of(options.profile), options.precision)
     held.push(lambda kind, error, trace: _let_saver_end(trainer.saver, kind))
     if remark := precision.remark(options.precision, devices):
         say(f"precision {options.precision}: {remark}")
@@ -196,6 +200,8 @@ def _refuse_numbers(options, found=None):
         raise UserError("--out '': name a directory, or leave it out")
     if options.keep < 1:
         raise UserError(f"--keep {options.keep}: at least the newest checkpoint must be kept")
+    if options.profile is not None:
+        steps_of(options.profile)
     if found and options.steps is not None and options.steps < found.checkpoint.state.step:
         raise UserError(f"--steps {options.steps}: {found.path} has taken {found.checkpoint.state.step} steps already")
 
@@ -251,6 +257,9 @@ def _parser():
     parser.add_argument("--keep", type=int, default=3, metavar="K", help="the newest K checkpoints stay, and the best; default: 3")
     parser.add_argument("--on-save-error", choices=("continue", "stop"), default="continue",
                         help="what happens where a checkpoint can't be written; default: continue, loudly, and try again")
+    parser.add_argument("--profile", nargs="?", const=str(STEPS), metavar="STEPS",
+                        help="record STEPS steps after the first three, and print where their time went, layer by layer, against the "
+                             f"roofline; the trace goes into --out; default: {STEPS} steps")
     return parser
 
 

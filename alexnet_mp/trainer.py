@@ -51,6 +51,7 @@ class Trainer:
         self.saved_as, self.save_due, self.saved_at, self.retry_at, self.patience = None, False, time.monotonic(), math.inf, None
         self.clock = time.time() - time.monotonic()
         self.metrics_failing = self.events_failed = False
+        self.profiler = None  # a `step_profile.Profiler` where steps are to be recorded
 
     # --- a run goes on
 
@@ -87,11 +88,12 @@ class Trainer:
             self.validate(interrupted)
             self.save_if_due()
         if self.step < self.last_step and not self.schedule.finished and not interrupted:
-            with progress("training", self.last_step, "steps", self.step) as advance, closing(self._batches()) as batches:
+            batches = self.profiler.batches(self._batches()) if self.profiler else self._batches()
+            with progress("training", self.last_step, "steps", self.step) as advance, closing(batches):
                 for batch in batches:
                     if batch.epoch != self.epoch or not self.rates_set:
                         self.start_epoch(batch.epoch)
-                    self.one_step(batch)
+                    (self.profiler.step if self.profiler and self.profiler.recording else self.one_step)(batch)
                     advance(1, f"epoch {self.epoch} of {self.recipe.epochs}, loss {self.loss:.3f}, {self.rate:,.0f} images/s")
                     if not self.exchange_said:
                         say(self.describe_exchange())
@@ -102,6 +104,8 @@ class Trainer:
                     if interrupted or self.step == self.last_step or self.schedule.finished:
                         break
         self.finish(interrupted)
+        if self.profiler:
+            self.profiler.finish()
 
     def _batches(self):
         """The pipeline's. Where it fails, all steps so far are whole: they are saved before the error goes on."""
