@@ -13,6 +13,7 @@ from .tower import plan
 WIDTH = {"fp32": 4, "bf16": 2, "fp16": 2}  # bytes of a value
 BANDWIDTH, TFLOPS = 4300.0, 790.0  # GB/s; TFLOP/s in bf16 and fp16
 SGD_BYTES = 20  # a parameter: read w, v, g and write w, v in float32; bf16 gradients save 2, which a bf16 copy of w takes
+ALONE = {("relu",), ("relu", "dropout")}  # pieces in which a ReLU belongs to no map operation
 INDEX = 8  # bytes of a maximum's position in torch.nn.functional.max_pool2d
 
 # What plain PyTorch moves for bias, ReLU, (LRN,) pool, in multiples of the input; the pool's output and positions come on top.
@@ -165,7 +166,7 @@ def layer_limits(recipe, batch, dtype, bandwidth, tflops, classes=1000):
         values = batch * (_count(size.reads) + _count(size.computed)) + size.parameters
         one = _limit(values * w, forward * 1e6 * batch, bandwidth, tflops)
         # Forward, ReLU rides on the product; backward it reads dy and y and writes dx.
-        relu = _limit(3 * batch * _count(size.computed) * w, 0, bandwidth, tflops) if ("relu",) in plan(size.layer.then) else 0.0
+        relu = _limit(3 * batch * _count(size.computed) * w, 0, bandwidth, tflops) if ALONE & set(plan(size.layer.then)) else 0.0
         maps = tuple(sum(_limit(op.bytes(way, batch, dtype), 0, bandwidth, tflops) for op in _map_ops_of(recipe, number, size))
                      for way in ("fwd", "bwd"))
         limits[size.layer.name] = {"product": (one, (passes - 1) * one), "relu": (0.0, relu), "maps": maps}

@@ -14,8 +14,10 @@ RANGE = "alexnet_mp: "  # what the names of our own ranges begin with
 STEP, INPUT, FORWARD_BACKWARD, NETWORK, UPDATE = (RANGE + name for name in ("step", "input", "forward and backward", "network", "update"))
 LAYER = RANGE + "layer "  # and then its name and its tower's letter
 NODE = "autograd::engine::evaluate_function: "
-CROSSING, OPTIMIZER = "_Crossing", "Optimizer.step#"  # of `exchange.py`; torch's own range around every optimizer's step
-PRODUCTS = {"aten::conv2d", "aten::convolution", "aten::linear", "aten::addmm", "aten::mm", "aten::matmul", "aten::bmm", "aten::baddbmm"}
+CROSSING, JOINED = "_Shared", "_Joined"  # of `exchange.py`
+OPTIMIZER = "Optimizer.step#"  # torch's own range around every optimizer's step
+PRODUCTS = {"aten::conv2d", "aten::convolution", "aten::linear", "aten::addmm", "aten::mm", "aten::matmul", "aten::bmm", "aten::baddbmm",
+            JOINED}
 
 
 @dataclass
@@ -79,7 +81,8 @@ def attribute(operations):
             if operation.name.startswith(NODE):
                 place = last = _of_node(operation, made, main, last)
             elif above is not None and above.backward:
-                place = above
+                # Between the nodes that it runs itself, this one sends the other tower's gradient.
+                place = Place("exchange", backward=True) if operation.parent.name == JOINED + "Backward" else above
             elif thread == main:
                 place = _forward(operation, above, ends)
                 if place is not None and operation.sequence >= 0 and not operation.name.startswith(RANGE):

@@ -1,0 +1,99 @@
+"""The four layers that read both towers, forward and backward, by themselves: what the crossings and their overlap cost and gain.
+
+    pytest benchmarks/test_speed_exchange.py --benchmark-only [--batch 128] [--rounds 15]
+
+`concatenated`: both towers on one device; the halves are joined, one product is made. `overlapped`: each half is carried to the other
+tower while the own half is multiplied (`exchange.joined`); `in-order`: the same without overlap. On one device the last two carry to
+the same device, which shows what two products instead of one cost, and is no figure of two GPUs.
+"""
+import functools
+
+import pytest
+import torch
+from in_turn import REPLAY, clocks, compare, provenance, replay, time_in_turn
+
+from alexnet_mp import TwoTowerAlexNet, geometry, paper
+
+EDGES = [size.layer.name for size in geometry.sizes(paper()) if size.layer.reads == "both"]
+PLACES = {"cpu": ("cpu", "cpu"), "one-gpu": ("cuda:0", "cuda:0"), "two-gpus": ("cuda:0", "cuda:1")}
+RIVALS = ("overlapped", "in-order", "concatenated")
+SEED = 0
+
+
+@pytest.fixture(scope="module")
+def measured():
+    return functools.cache(measure)
+
+
+@pytest.mark.benchmark(timer=REPLAY)
+@pytest.mark.parametrize("rival", RIVALS)
+@pytest.mark.parametrize("edge", EDGES)
+@pytest.mark.parametrize("place", PLACES)
+def test_exchange(place, edge, rival, benchmark, measured, request):
+    devices = tuple(map(torch.device, PLACES[place]))
+    needed = len({device for device in devices if device.type == "cuda"})
+    if torch.cuda.device_count() < needed:
+        pytest.skip(f"needs {needed} CUDA device(s), found {torch.cuda.device_count()}")
+    batch = (request.config.getoption("batch") or (2 if benchmark.disabled else 128,))[0]
+    seconds, bytes_, noted = measured(devices, edge, batch, 1 if benchmark.disabled else request.config.getoption("rounds") or 15)
+    if rival not in seconds:
+        pytest.skip("on two devices there is nothing to concatenate before it has crossed")
+    benchmark.group = f"exchange-{place}-{edge}-fp32-b{batch}"
+    replay(benchmark, seconds[rival]["fwdbwd"])
+    benchmark.extra_info.update(provenance(devices[0]) | noted | compare(seconds, "fwdbwd", None, RIVALS[1:])[rival] | {
+        "op": "exchange", "rival": rival, "dtype": "fp32", "batch": batch, "edge": edge, "place": place, "carried_bytes": bytes_[rival]})
+
+
+def measure(devices, edge, batch, rounds):
+    """The answers compared, then the rivals timed: (seconds, bytes carried, what the record says of the conditions)."""
+    network = TwoTowerAlexNet(paper(), devices)
+    alone = devices[0] == devices[1]
+    rivals = {name: Edge(network, edge, batch, name) for name in (RIVALS if alone else RIVALS[:2])}
+    answers = {name: rival.answers() for name, rival in rivals.items()}
+    for name, found in answers.items():
+        for tensor, expected in zip(found, answers["in-order"], strict=True):
+            error = ((tensor - expected).norm() / expected.norm()).item()
+            # With and without overlap the same operations are done in the same order.
+            assert error <= (1e-5 if name == "concatenated" else 0), f"{name}: {error:.1e} off"
+    before = clocks(devices[0])
+    seconds, _ = time_in_turn(rivals, devices[0], rounds, seed=SEED)
+    bytes_ = {name: sum(entry.bytes for entry in rival.ledger) for name, rival in rivals.items()}
+    return seconds, bytes_, {"kernels": network.kernels_used(), "clocks_before": before, "clocks_after": clocks(devices[0]), "seed": SEED}
+
+
+class Edge:
+    """One layer of both towers, from the halves to its output and back."""
+
+    calls, sets = 1, 1
+
+    def __init__(self, network, edge, batch, way):
+        self.network, self.edge, self.way = network, edge, way
+        sizes = geometry.sizes(paper())
+        place = next(number for number, size in enumerate(sizes) if size.layer.name == edge)
+        self.readers = 1 if sizes[place].layer.towers == "first" else 2
+        shape = sizes[place - 1].output if sizes[place - 1].layer.kind != "fc" else sizes[place - 1].output[:1]
+        generator = torch.Generator().manual_seed(SEED)
+        self.halves = [self._maps(torch.randn(batch, *shape, generator=generator), device).requires_grad_()
+                       for device in network.exchange.devices]
+        self.runs = {"fwdbwd": self.run}
+
+    @staticmethod
+    def _maps(tensor, device):
+        return tensor.to(device, memory_format=torch.channels_last) if tensor.dim() == 4 else tensor.to(device)
+
+    def run(self):
+        exchange = self.network.exchange
+        exchange.clear()
+        exchange.shared, exchange.overlap = self.way == "concatenated", self.way == "overlapped"
+        self.network.zero_grad()
+        for half in self.halves:
+            half.grad = None
+        outputs = [tower(self.edge, parts) for tower, parts in
+                   zip(self.network.towers, exchange.gather(self.edge, self.halves, self.readers))]
+        torch.autograd.backward(outputs, [torch.ones_like(output) for output in outputs])
+        self.ledger = list(exchange.ledger)
+
+    def answers(self):
+        self.run()
+        weights = [getattr(tower, self.edge).weight for tower in self.network.towers[:self.readers]]
+        return [tensor.grad.cpu() for tensor in (*self.halves, *weights)]
