@@ -12,6 +12,9 @@ the gradient g of u is what the pool's windows give to their maxima, and
 dx being da where no ReLU stopped it. Kept for the backward pass: x, the bias, and one byte an output, the place of the maximum in
 its window (with ties "all" nothing: the maxima are computed again). `reference.py` has the rules for ties and NaN.
 """
+from contextlib import contextmanager
+from contextvars import ContextVar
+
 import torch
 
 from . import reference
@@ -24,6 +27,7 @@ NORMS, RELUS, TIES = ("none", "lrn", "spatial"), ("none", "before", "after"), ("
 # So that the place in a window, and "nowhere", fit in a byte. Triton compiles a kernel in which every cell of the window is code of
 # its own: minutes for a large one.
 LARGEST_POOL = {"cpu": 15, "cuda": 7, "triton": 7}
+_table_owner = ContextVar("table_owner", default=None)
 
 
 def lrn_max_pool(x, bias=None, *, size=5, alpha, beta=0.75, k=2.0, relu="before", pool=3, stride=2, ties="first", kernels="auto"):
@@ -84,6 +88,24 @@ def paper_sgd_(parameters, gradients, velocities, *, learning_rates, momentum, w
     with torch.no_grad():
         torch.ops.alexnet_mp.paper_sgd_(parameters, gradients, velocities, rates, float(momentum), decays,
                                         resolve(kernels, parameters[0].device))
+
+
+@contextmanager
+def update_tables_in(owner):
+    """What `paper_sgd_` keeps on a device for its launches is, of calls in here, kept in the dict `owner`, and looked for there.
+
+    A CUDA graph reads it at every replay: who captures the update keeps `owner` as long as the graph, and drops both together.
+    """
+    before = _table_owner.set(owner)
+    try:
+        yield
+    finally:
+        _table_owner.reset(before)
+
+
+def update_tables():
+    """The dict given to `update_tables_in`, or None outside of it."""
+    return _table_owner.get()
 
 
 def augment(pictures, top, left, flip, mean, shift, scale=1.0, *, crop, mean_follows_crop, dtype=torch.float32,

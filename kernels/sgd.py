@@ -10,13 +10,15 @@ import triton
 import triton.language as tl
 
 from . import reference
-from .ops import dense_alike
+from .ops import dense_alike, update_tables
 
 CHUNK = 4096  # elements a program
 REMEMBERED = 16  # sets of tables kept: two towers, a few dtypes, and the rates before and after a drop
 
 _remembered = {}  # (device, tensors, coefficients) -> tables, the longest unused first
-_captured = {}  # the same of those that a CUDA graph was captured with: its replays read them, so these are never dropped
+# The same of those that a CUDA graph was captured with outside `ops.update_tables_in`: its replays read them, and nobody says for how
+# long, so these are never dropped.
+_captured = {}
 
 
 @triton.jit
@@ -61,7 +63,8 @@ def paper_sgd_(parameters, gradients, velocities, learning_rates, momentum, weig
     float32 and float64 are computed as they are, bfloat16 and float16 in float32. A tensor whose rate is 0 is not touched.
     Weight, gradient and velocity must have one dtype, device and shape and lie in memory without gaps and in the same order,
     contiguous or channels_last; others are left to `reference.paper_sgd_`, one by one. Once a call has run with the same
-    tensors and rates, further calls can be captured in a CUDA graph. Raises RuntimeError where one is captured before that.
+    tensors and rates, further calls can be captured in a CUDA graph. Raises RuntimeError where one is captured before that, or so
+    long after it that its tables were forgotten; not within `ops.update_tables_in`, whose owner forgets nothing.
     """
     groups = {}
     for w, g, v, rate, decay in zip(parameters, gradients, velocities, learning_rates, weight_decays, strict=True):
@@ -85,20 +88,24 @@ def _tables_for(device, tensors, coefficients):
     """The kernel's tables. What they hold is a function of the arguments alone, so what is remembered is never out of date."""
     key = device, tensors, coefficients
     capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-    tables = _captured.get(key) or _remembered.pop(key, None)
+    owner = update_tables()
+    if owner is None:
+        owner = _captured
+    tables = owner.get(key) or _remembered.pop(key, None)
     if tables is None:
         if capturing:
             raise RuntimeError("a CUDA graph captures paper_sgd_ for tensors or rates that it has not been called with yet; "
                                "call it once with the same ones before the capture")
         tables = _tables(device, tensors, coefficients)
-    if capturing:
-        _captured[key] = tables
-    elif device.type == "cuda":
+    if capturing or owner is not _captured:
+        owner[key] = tables
+    if not capturing and device.type == "cuda":
         for table in tables:  # forgotten while a side stream still reads it, its memory must not be given to others
             table.record_stream(torch.cuda.current_stream())
-    _remembered[key] = tables  # the last in the order of use
-    if len(_remembered) > REMEMBERED:
-        del _remembered[next(iter(_remembered))]
+    if owner is _captured:
+        _remembered[key] = tables  # the last in the order of use
+        if len(_remembered) > REMEMBERED:
+            del _remembered[next(iter(_remembered))]
     return tables
 
 

@@ -1,5 +1,7 @@
 """The printed update on every implementation that can run here, against `reference.py`."""
 import math
+import weakref
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -96,14 +98,41 @@ def test_lists_that_do_not_fit_are_refused_by_name(spoil, named):
     assert all(torch.equal(a, b) for a, b in zip(w, before))
 
 
+def test_an_owner_of_tables_keeps_them_and_nobody_else_does():
+    """What a graph reads lives as long as its owner wants, however many other rates come in between, and no longer."""
+    sgd = pytest.importorskip("alexnet_mp.kernels.sgd", reason="Triton is not installed")
+    w, g, v = tensors("triton" if GPU else "reference", torch.float32, shapes=((33,), (5, 3)))  # on a CPU in Triton's interpreter
+
+    def step(rate):
+        sgd.paper_sgd_(w, g, v, [rate, rate], 0.9, [0.0, 0.1])
+
+    others, owner = (dict(sgd._remembered), dict(sgd._captured)), {}
+    with ops.update_tables_in(owner):
+        step(0.25)
+        (tables,) = owner.values()
+        with ops.update_tables_in({}):
+            step(0.25)
+        step(0.25)
+    assert list(owner.values()) == [tables] and others == (sgd._remembered, sgd._captured)
+    for number in range(2 * sgd.REMEMBERED):
+        step(0.01 * number + 0.001)
+    assert len(sgd._remembered) <= sgd.REMEMBERED and list(owner.values()) == [tables] and sgd._captured == others[1]
+    alive = weakref.ref(tables[0])
+    del tables
+    owner.clear()
+    assert alive() is None
+
+
 @pytest.mark.skipif(not GPU, reason="needs a GPU")
-def test_a_graph_replays_the_update():
+@pytest.mark.parametrize("owned", [False, True])
+def test_a_graph_replays_the_update(owned):
     """After one call to warm up, a capture copies nothing from the host."""
     w, g, v = tensors("triton", torch.float32)
-    update("triton", w, g, v)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    graph, owner = torch.cuda.CUDAGraph(), {}
+    with ops.update_tables_in(owner) if owned else nullcontext():
         update("triton", w, g, v)
+        with torch.cuda.graph(graph):
+            update("triton", w, g, v)
     exact = [[x.clone() for x in part] for part in (w, g, v)]
     graph.replay()
     update("reference", *exact)
