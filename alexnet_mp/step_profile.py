@@ -9,7 +9,6 @@ import json
 import os
 import platform
 import tempfile
-import time
 from contextlib import closing, suppress
 from itertools import islice
 from pathlib import Path
@@ -91,18 +90,17 @@ class Profiler:
         """Write what was recorded and print the table, once; or say why there is nothing. A full disk is a warning."""
         if self.said:
             return
-        self.said, begun = True, time.perf_counter()
+        self.said = True
         if not self.taken:
             say(f"profile: nothing was recorded, since the first {WARM_UP} steps only warm up and the run ended before one more")
             return
         self._report()
         self.profile = None
-        self.trainer.read_at += time.perf_counter() - begun  # images/s of the next step are without this
+        self.trainer.taken.start_clock()  # images/s of the next step are without this
 
     # --- recording
 
     def _start(self):
-        begun = time.perf_counter()
         network = self.trainer.network
         self._synchronize()
         self._around(network, NETWORK)
@@ -114,19 +112,18 @@ class Profiler:
         activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if self.trainer.on_gpu else [])
         self.torch = profile(activities=activities)
         self.torch.start()
-        self.trainer.read_at += time.perf_counter() - begun
+        self.trainer.taken.start_clock()
 
     def _stop(self):
         if not self.recording:
             return
-        begun = time.perf_counter()
         self._synchronize()
         self.torch.stop()
         for hook in self.hooks:
             hook.remove()
         self.trainer.training_step = self.before
         self.profile, self.torch, self.hooks = self.torch, None, []
-        self.trainer.read_at += time.perf_counter() - begun
+        self.trainer.taken.start_clock()
 
     def _around(self, module, name):
         """A range around every forward pass of a module in training; an exception closes it too."""

@@ -3,9 +3,8 @@ import json
 import math
 import shlex
 import time
-from collections import deque
 from contextlib import closing, contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 import torch
 
@@ -20,6 +19,7 @@ from .optimizer import PaperSGD
 from .pictures import draw_curves, draw_kernels
 from .saver import PATIENCE, Saver
 from .schedule import make_schedule
+from .taken_steps import TakenSteps
 from .training_step import TrainingStep
 
 RETRY = 60  # seconds after a checkpoint that could not be written
@@ -46,7 +46,7 @@ class Trainer:
         self.scheduled = None  # what the last line of kind "schedule" said
         self.rates_set, self.exchange_said, self.loss, self.rate = False, False, math.nan, 0.0
         self.validated, self.validation = True, None  # False while the validation that is due after this step is still to come
-        self.taken, self.read_at = deque(), time.perf_counter()
+        self.taken = TakenSteps(network.exchange.devices)
         self.saver, self.every, self.stop_on_error = Saver(run, keep), every, on_save_error == "stop"
         self.saved_as, self.save_due, self.saved_at, self.retry_at, self.patience = None, False, time.monotonic(), math.inf, None
         self.clock = time.time() - time.monotonic()
@@ -135,25 +135,25 @@ class Trainer:
         self.step += 1
         self.validated, self.validation = self.step % self.steps_per_epoch != 0, None
         exchanged = sum(entry.bytes for entry in self.network.ledger())
-        self.taken.append(_Step(self.step, batch.numbers, exchanged, *_on_their_way(numbers)))
-        # On a GPU one step stays unread, so that the host runs ahead of the device: what is wrong is found one step later.
-        self.read_steps(leave=1 if self.on_gpu and self.step > 1 else 0)
+        self.taken.add(self.step, batch.numbers, exchanged, numbers)
+        self.read_steps(wait=self.step == 1)  # of a run that can't begin it is said at once
 
-    def read_steps(self, leave=0):
-        """Write the lines of the steps taken, all but the last `leave`. Raises UserError at a loss or a weight that isn't finite."""
-        while len(self.taken) > leave:
-            step = self.taken.popleft()
-            for event in step.events:
-                event.synchronize()
+    def read_steps(self, wait=True):
+        """Write the lines of the steps taken, all or (wait=False) those whose numbers are there (`taken_steps.py`).
+
+        On a GPU what is wrong is found up to READ_EVERY steps later; but before a validation or a checkpoint all is read. Raises
+        UserError at a loss or a weight that isn't finite.
+        """
+        for step, seconds in self.taken.read(wait):
             loss, right, *sums = step.numbers
-            loss, count, now = loss.item(), len(step.images), time.perf_counter()
+            loss, count = loss.item(), len(step.images)
             if not math.isfinite(loss):
                 self.refuse_loss(loss, step.step, step.images)
             if not all(torch.isfinite(values).all() for values in sums):
                 self.refuse_tensors(step, sums)
             lr = {what: max(group["lr"] for group in self.optimizer.param_groups if group["name"].endswith(what))
                   for what in ("weight", "bias")}
-            self.loss, self.rate, self.read_at = loss, count / (now - self.read_at), now
+            self.loss, self.rate = loss, count / seconds
             self.run.log("train", step=step.step, epoch=-(-step.step // self.steps_per_epoch), loss=loss,
                          top1_error=100 - 100 * right.item() / count, learning_rate=lr["weight"], bias_learning_rate=lr["bias"],
                          images_per_second=self.rate, bytes_exchanged=step.exchanged)
@@ -200,7 +200,7 @@ class Trainer:
             self.schedule.observe(error.top1_error)
             self.validated, self.validation = True, Validation(**asdict(error))
         self.run.metrics.events.flush()
-        self.read_at = time.perf_counter()
+        self.taken.start_clock()
 
     def test(self, protocols, interrupted):
         """`evaluate` on the validation images, or None if Ctrl-C came."""
@@ -360,26 +360,6 @@ class Trainer:
 
 class _Interrupted(Exception):
     pass
-
-
-@dataclass(frozen=True)
-class _Step:
-    """A step that was taken; its numbers may still be on their way to the host."""
-
-    step: int
-    images: object  # (N,) int64: which training images
-    exchanged: int  # bytes
-    numbers: list  # tensors on the host: loss, right, sums of weights; valid after the events
-    events: list
-
-
-def _on_their_way(tensors):
-    """(copies on the host, CUDA events to wait for before they are read); the host doesn't wait here."""
-    copies = [tensor.to("cpu", non_blocking=True) for tensor in tensors]
-    events = []
-    for device in {tensor.device for tensor in tensors if tensor.is_cuda}:
-        events.append(torch.cuda.current_stream(device).record_event())
-    return copies, events
 
 
 def _words(error):

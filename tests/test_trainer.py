@@ -9,11 +9,13 @@ import time
 import pytest
 import torch
 from conftest import one_thread  # noqa: F401
+from fake_device import LateEvents
 from pipeline_sets import needs_dali, nothing_stays  # noqa: F401  (fixture)
 from tiny_run import (  # noqa: F401  (fixtures)
     LAST, PER_EPOCH, add_to_step, assert_same_end, data, lines, newest, quick, resume, run, seen, signalled_after,
     signalled_in_test, state)
 
+from alexnet_mp import taken_steps
 from alexnet_mp.dataset import open_dataset
 from alexnet_mp.errors import UserError
 from alexnet_mp.pipeline_torch import TorchPipeline
@@ -33,6 +35,10 @@ def whole(data, tmp_path_factory):
 @pytest.fixture
 def as_on_a_gpu(monkeypatch):
     """One step stays unread, as where the host runs ahead of the device."""
+    behind_the_host(monkeypatch, 1)
+
+
+def behind_the_host(monkeypatch, steps):
     begin = Trainer.__init__
 
     def init(self, *arguments, **options):
@@ -40,6 +46,7 @@ def as_on_a_gpu(monkeypatch):
         self.on_gpu = True
 
     monkeypatch.setattr(Trainer, "__init__", init)
+    monkeypatch.setattr(taken_steps, "mark", LateEvents(steps))
 
 
 def parameter(trainer, name, tower):
@@ -186,6 +193,17 @@ def test_with_a_step_unread_the_lines_are_the_same(flags, data, tmp_path, monkey
     monkeypatch.undo()
     quick.__wrapped__(monkeypatch)
     assert_same_end(out, run(data, tmp_path / "plain", *flags))
+
+
+@pytest.mark.parametrize("steps, read_every", [(5, 16), (100, 4)])
+def test_a_device_many_steps_behind_changes_no_line_and_hides_no_bad_step(steps, read_every, data, tmp_path, monkeypatch, images_of, whole):
+    behind_the_host(monkeypatch, steps)
+    monkeypatch.setattr(taken_steps, "READ_EVERY", read_every)
+    assert_same_end(run(data, tmp_path / "good"), whole)
+    text, last = stopped(data, tmp_path / "good", monkeypatch, 10, CASES["velocity"][0], "--epochs", 6)
+    assert "weights of conv1.weight on tower b: not finite at step 10" in text and last == 12  # all is read before the validation
+    assert json.loads((tmp_path / "good" / "non_finite.json").read_text())["step"] == 10
+    assert state(newest(tmp_path / "good"))["step"] == 9
 
 
 def test_the_first_step_of_all(data, tmp_path, monkeypatch):
