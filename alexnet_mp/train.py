@@ -21,7 +21,7 @@ from contextlib import ExitStack
 
 import torch
 
-from . import geometry, precision, resume
+from . import geometry, graphed_step, precision, resume
 from . import recipe as recipes
 from .allocator import keep_freed_memory
 from .checkpoint_format import Data
@@ -74,7 +74,7 @@ def _run(options, interrupts, held):
         held.callback(lock.release)
     _refuse_numbers(options, found)
     recipe, devices = _resolve(options, found)
-    dtype = precision.use(options.precision, devices)
+    dtype, graphs = precision.use(options.precision, devices), graphed_step.resolve(options.graphs, devices)
     weights = read_weights(options.init) if options.init is not None and not found else None
     if lock is None:
         out = out or _fresh_name(recipe)
@@ -108,14 +108,14 @@ def _run(options, interrupts, held):
     held.callback(run.close)
     data = Data(dataset.source, dataset.description, dataset.fingerprint, tuple(dataset.classes))
     trainer = Trainer(network, pipeline, run, {"recipe": recipe, "data": data, "made_by": made_by}, options.steps, every, options.keep,
-                      options.on_save_error)
+                      options.on_save_error, options.graphs)
     if options.profile is not None:
         trainer.profiler = Profiler(trainer, steps_of(options.profile), options.precision)
     held.push(lambda kind, error, trace: _let_saver_end(trainer.saver, kind))
     if remark := precision.remark(options.precision, devices):
         say(f"precision {options.precision}: {remark}")
-    say(f"run directory {out}; kernels {network.kernels_used()}, precision {options.precision}, pipeline {pipeline.name}; "
-        f"{_what_reading_takes(dataset, in_memory)}; a checkpoint every {options.checkpoint_every}")
+    say(f"run directory {out}; kernels {network.kernels_used()}, precision {options.precision}, pipeline {pipeline.name}, "
+        f"graphs: {graphs}; {_what_reading_takes(dataset, in_memory)}; a checkpoint every {options.checkpoint_every}")
     counts = geometry.parameter_counts(recipe, len(dataset.classes))
     say(f"{sum(counts):,} parameters, by tower: {', '.join(f'{count:,}' for count in counts)}")
     if found:
@@ -234,6 +234,9 @@ def _parser():
     add_machine_options(parser)
     parser.add_argument("--precision", choices=precision.CHOICES, default="fp32",
                         help="bf16: activations and their gradients in bfloat16, weights and velocity in float32; default: fp32, TF32 off")
+    parser.add_argument("--graphs", choices=graphed_step.CHOICES, default="auto",
+                        help="the step as CUDA graphs, with the same bits; on: an error where they can't be; default: auto, where both "
+                             "towers are on one CUDA device")
     parser.add_argument("--data", metavar="DIR|builtin", help="default: builtin, drawn by the program; resumed, what the run had")
     parser.add_argument("--recipe", choices=tuple(PRESETS),
                         help="default: paper on CUDA, mini on a CPU; resumed, that of the checkpoint")

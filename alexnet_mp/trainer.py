@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 import torch
 
-from . import files
+from . import files, graphed_step
 from .checkpoint_format import Checkpoint, Scheduled, State, Validation
 from .console import progress, python_command, say
 from .errors import UserError
@@ -31,13 +31,14 @@ class Trainer:
 
     run: the `RunDirectory`. constants: the fields of a checkpoint's `State` that don't change: recipe, data, made_by. steps: stop
     after this step, None = the recipe's end. every: (number, "steps" | "seconds") between checkpoints. keep: how many of them.
-    on_save_error: "continue" | "stop".
+    on_save_error: "continue" | "stop". graphs: "auto" | "on" | "off", see `graphed_step.py`.
     """
 
-    def __init__(self, network, pipeline, run, constants, steps=None, every=(600, "seconds"), keep=3, on_save_error="continue"):
+    def __init__(self, network, pipeline, run, constants, steps=None, every=(600, "seconds"), keep=3, on_save_error="continue",
+                 graphs="auto"):
         self.network, self.pipeline, self.run, self.recipe, self.constants = network, pipeline, run, network.recipe, constants
         self.optimizer, self.schedule = PaperSGD(network), make_schedule(network.recipe)
-        self.training_step = TrainingStep(network, self.optimizer)
+        self.training_step = graphed_step.make_step(TrainingStep(network, self.optimizer), graphs)
         self.steps_per_epoch = -(-len(pipeline.dataset.splits["train"]) // self.recipe.batch_size)
         self.whole = self.recipe.epochs * self.steps_per_epoch
         self.last_step = self.whole if steps is None else min(steps, self.whole)

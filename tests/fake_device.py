@@ -1,5 +1,8 @@
-"""A device that computes later than it is told, on a CPU: for what the host must do right around it."""
+"""A device that computes later than it is told, and its CUDA graphs, on a CPU: for what the host must do right around them."""
 import time
+from contextlib import nullcontext
+
+import torch
 
 
 class LateEvents:
@@ -28,3 +31,76 @@ class _LateEvent:
     def elapsed_time(self, end):
         assert self.query() or self.reached or end.reached, "CUDA would refuse an event that isn't reached"
         return 1e3 * (end.seconds - self.seconds)
+
+
+class FakeGraphs:
+    """In place of `graphed_step.CudaGraphs`, for a network whose steps compute on a CPU.
+
+    A capture leaves parameters, velocities and buffers as they were, and nonsense in what it returned and in the gradients. A replay
+    computes it again as a graph does: from the tensors that were captured, gradients too, with the rates and trained layers of then,
+    into the tensors of then, and leaves the rest of Python as it is. fails(number): whether capture `number`, from 1, is refused.
+    """
+
+    def __init__(self, network, optimizer, fails=lambda number: False):
+        self.network, self.optimizer, self.fails = network, optimizer, fails
+        self.captures = self.replays = 0
+        self.living = []
+
+    def aside(self):
+        return nullcontext()
+
+    def new_pool(self):
+        assert not self.living, "the memory of graphs that are there can be shared"
+        return object()
+
+    def capture(self, function, pool):
+        self.captures += 1
+        assert all(graph.pool is pool for graph in self.living)
+        before, python = [tensor.clone() for tensor in self.tensors()], self.python()
+        result = function()
+        with torch.no_grad():
+            for tensor, value in zip(self.tensors(), before, strict=True):
+                tensor.copy_(value)
+        made = {parameter: parameter.grad for parameter in self.network.parameters() if parameter.grad is not python["grads"][parameter]}
+        if self.fails(self.captures):
+            raise RuntimeError("operation not permitted when stream is capturing\nand more lines")
+        for tensor in [*result, *made.values()]:
+            tensor.fill_(12345.0)
+        self.living.append(_FakeGraph(self, function, pool, python, result, made))
+        return self.living[-1], result
+
+    def tensors(self):
+        return [*self.network.parameters(), *self.network.buffers(),
+                *(part for parts in self.optimizer.velocities().values() for part in parts)]
+
+    def python(self):
+        return {"grads": {parameter: parameter.grad for parameter in self.network.parameters()},
+                "trained": {parameter: parameter.requires_grad for parameter in self.network.parameters()},
+                "rates": [group["lr"] for group in self.optimizer.param_groups], "ledger": self.network.exchange.ledger}
+
+    def put_back(self, python):
+        for parameter, trained in python["trained"].items():
+            parameter.requires_grad_(trained)
+            parameter.grad = python["grads"][parameter]
+        for group, rate in zip(self.optimizer.param_groups, python["rates"], strict=True):
+            group["lr"] = rate
+        self.network.exchange.ledger = python["ledger"]
+
+
+class _FakeGraph:
+    def __init__(self, graphs, function, pool, python, result, made):
+        self.graphs, self.function, self.pool, self.python, self.result, self.made = graphs, function, pool, python, result, made
+
+    def replay(self):
+        assert self in self.graphs.living, "this graph was freed"
+        self.graphs.replays += 1
+        now = self.graphs.python()
+        self.graphs.put_back(self.python)
+        for place, value in zip(self.result, self.function(), strict=True):
+            place.copy_(value)
+        for parameter, place in self.made.items():
+            place.copy_(parameter.grad)
+        self.graphs.put_back(now)
+
+    def reset(self):
+        self.graphs.living.remove(self)

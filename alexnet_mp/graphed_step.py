@@ -1,0 +1,249 @@
+"""A training step as CUDA graphs: its few hundred kernels are launched at once, so that the device need not wait for the host.
+
+Both towers have to be on one CUDA device: a capture of torch's has its stream and its memory on one (pytorch issue 153025). Nor do
+`torch.cuda.make_graphed_callables` help on two: they capture on a stream of the device that was the first to have a graph, and in the
+mode that forbids the pipelines' threads to copy and allocate meanwhile (torch 2.13, `torch/cuda/graphs.py`).
+
+The first steps of a shape are eager, on the stream that will capture: they load kernels, and make cuDNN's and cuBLAS's workspaces,
+which belong to a stream. Then forward and backward are captured, once a shape of batch, and replayed for that same batch. The update
+is a graph of its own: its kernel finds weights, gradients and rates in tables on the device, which an eager call has to make before a
+capture. So after the capture of a new forward and backward pass, whose gradients lie elsewhere, or after a change of rates, one update
+is eager.
+
+What a replay does not read again is how a graph is found, or why it is dropped: shape, dtype and order in memory of the batch; which
+layers are trained; rates. Weights, velocities and the passes counted for the dropout masks are changed in place, so that eager steps,
+replays, validation and checkpoints all see the same memory, and a run has the same bits with graphs and without.
+"""
+import gc
+from contextlib import contextmanager, suppress
+
+import torch
+
+from .console import say
+from .errors import UserError
+from .kernels import ops
+
+CHOICES = ("auto", "on", "off")
+WARM_UP = 3  # eager steps of a shape
+
+
+def resolve(choice, devices):
+    """What `--graphs` means for towers on these devices: "whole step", or "off" and why. Raises UserError where "on" can't be."""
+    kinds = list(dict.fromkeys(devices))
+    if choice == "off":
+        return "off"
+    if len(kinds) == 1 and kinds[0].type == "cuda":
+        return "whole step"
+    where = " and ".join(map(str, kinds))
+    if choice == "on":
+        gpu = next((device.index or 0 for device in kinds if device.type == "cuda"), 0)
+        other = f"--gpus {gpu}, or --graphs auto" if torch.cuda.device_count() else "--graphs auto"
+        raise UserError(f"--graphs on: both towers must be on one CUDA device, and they are on {where}; {other} would work")
+    return f"off ({where})"
+
+
+def make_step(step, choice):
+    """The `TrainingStep`, or a `GraphedStep` of it, as `resolve` has it."""
+    devices = step.network.exchange.devices
+    if resolve(choice, devices) != "whole step":
+        return step
+    return GraphedStep(step, CudaGraphs(devices[0]), must=choice == "on")
+
+
+class GraphedStep:
+    """Called like its `TrainingStep`, with the same effects; the tensors that it returns are overwritten by the next call.
+
+    graphs: a `CudaGraphs`. must: a capture that fails is a UserError; else it is said in a line, and this and all further steps are
+    eager. Nothing of a step is done when its capture fails: a capture computes nothing.
+    """
+
+    def __init__(self, step, graphs, must=False):
+        self.step, self.graphs, self.must = step, graphs, must
+        self.shapes, self.trained, self.rates = {}, None, None  # {key: `_Shape`}, and what all of their graphs were captured with
+        self.given_up = False
+
+    def __call__(self, images, labels, look):
+        self._drop_what_is_out_of_date()
+        shape = self._shape_of(images, labels)
+        loss, right = self._forward_and_backward(shape, images, labels, look)
+        return [loss, right, *self._update(shape)]
+
+    def _drop_what_is_out_of_date(self):
+        """At most one set of graphs a shape is kept: rates hardly ever return, and a layer that thaws is worth another capture."""
+        network, groups = self.step.network, self.step.optimizer.param_groups
+        trained = network.training, [parameter.requires_grad for parameter in network.parameters()]
+        rates = [(group["lr"], group["weight_decay"]) for group in groups]
+        if trained != self.trained:
+            self._drop_all()
+        elif rates != self.rates:
+            for shape in self.shapes.values():
+                shape.drop_update()
+        self.trained, self.rates = trained, rates
+
+    def _drop_all(self):
+        for shape in self.shapes.values():
+            shape.drop()
+        self.shapes = {}
+
+    def _shape_of(self, images, labels):
+        # On one device both towers' images are one tensor, and a graph copies it once.
+        key = tuple((tensor.shape, tensor.stride(), tensor.dtype) for tensor in (*images, labels)), images[0] is images[-1]
+        return self.shapes.setdefault(key, _Shape())
+
+    def _forward_and_backward(self, shape, images, labels, look):
+        """Loss and right answers; the gradients are left with the parameters."""
+        if not self.given_up and not shape.captured and shape.eager_steps == WARM_UP:
+            self._capture_forward_and_backward(shape, images, labels)
+        if self.given_up:
+            return self.step.forward_and_backward(images, labels, look)
+        with self.graphs.aside():
+            if not shape.captured:
+                shape.eager_steps += 1
+                return self.step.forward_and_backward(images, labels, look)
+            shape.take(images, labels)
+            shape.forward_and_backward.replay()
+        for parameter in self.step.network.parameters():
+            parameter.grad = shape.gradients.get(parameter)
+        self.step.network.exchange.ledger = list(shape.ledger)
+        look(shape.numbers[0])
+        return shape.numbers
+
+    def _capture_forward_and_backward(self, shape, images, labels):
+        """Leaves the shape captured, or this object given up and everything as it was."""
+        network, pool = self.step.network, next((each.pool for each in self.shapes.values() if each.captured), None)
+        try:
+            with self.graphs.aside():
+                shape.make_room(images, labels)
+                # So that their memory is free; without gradients at the beginning, those that backward makes lie in the graph's own.
+                self.step.optimizer.zero_grad(set_to_none=True)
+                shape.pool = pool or self.graphs.new_pool()
+                shape.forward_and_backward, shape.numbers = self.graphs.capture(
+                    lambda: self.step.forward_and_backward(shape.images, shape.labels, lambda loss: None), shape.pool)
+        except RuntimeError as error:
+            self._give_up(error)
+            return
+        shape.gradients = {parameter: parameter.grad for parameter in network.parameters() if parameter.grad is not None}
+        shape.ledger = network.ledger()
+
+    def _update(self, shape):
+        """Sums of the weights, one tensor a device."""
+        if not self.given_up and shape.captured and shape.updated and not shape.update:
+            self._capture_update(shape)
+        if self.given_up:
+            return self.step.update()
+        with self.graphs.aside():
+            if shape.update:
+                shape.update.replay()
+                return shape.sums
+            if not shape.gradients:  # not captured yet; or all layers are frozen, and there is nothing to capture
+                return self.step.update()
+            with ops.update_tables_in(shape.tables):
+                shape.updated = True
+                return self.step.update()
+
+    def _capture_update(self, shape):
+        try:
+            with self.graphs.aside(), ops.update_tables_in(shape.tables):
+                shape.update, shape.sums = self.graphs.capture(self.step.update, shape.pool)
+        except RuntimeError as error:
+            self._give_up(error)
+
+    def _give_up(self, error):
+        why = " ".join((str(_first(error)).splitlines() or [type(error).__name__])[0].split())
+        if self.must:
+            raise UserError(f"--graphs on: a step can't be captured in a CUDA graph: {why}; --graphs auto goes on without") from error
+        say(f"WARNING: a step can't be captured in a CUDA graph: {why}; the training goes on without graphs, with the same numbers")
+        self.given_up = True
+        for shape in self.shapes.values():  # but not the gradients: they may be those of this very step
+            shape.drop()
+
+
+class _Shape:
+    """What is known of batches of one shape, with one set of trained layers."""
+
+    def __init__(self):
+        self.eager_steps, self.pool = 0, None
+        self.forward_and_backward = self.update = None  # graphs
+        self.images = self.labels = None  # where the first graph reads them
+        self.numbers, self.sums = [], []  # loss and right answers, sums of the weights: what replays write
+        self.gradients, self.ledger = {}, []  # {parameter: where backward writes its gradient}
+        self.tables, self.updated = {}, False  # the update's, on the device; whether it ran eagerly with these gradients and rates
+
+    @property
+    def captured(self):
+        return self.forward_and_backward is not None
+
+    def make_room(self, images, labels):
+        places = {id(image): image.clone() for image in images}
+        self.images, self.labels = [places[id(image)] for image in images], labels.clone()
+
+    def take(self, images, labels):
+        """Copy a batch to where the graph reads it."""
+        for place, image in {id(place): (place, image) for place, image in zip(self.images, images, strict=True)}.values():
+            place.copy_(image, non_blocking=True)
+        self.labels.copy_(labels, non_blocking=True)
+
+    def drop_update(self):
+        if self.update:
+            self.update.reset()
+        self.update, self.sums, self.tables, self.updated = None, [], {}, False
+
+    def drop(self):
+        """Free both graphs, to be used no more. Replays on their way are finished all the same (CUDA, `cudaGraphExecDestroy`)."""
+        self.drop_update()
+        if self.captured:
+            self.forward_and_backward.reset()
+        self.forward_and_backward = self.images = self.labels = None
+        self.numbers, self.gradients = [], {}
+
+
+class CudaGraphs:
+    """Captures on a stream of its own of one CUDA device."""
+
+    def __init__(self, device):
+        self.device, self.stream = device, torch.cuda.Stream(device)
+
+    @contextmanager
+    def aside(self):
+        """What is launched in here comes on this object's stream after what was launched before, and before what is launched after.
+
+        So memory that either stream frees meanwhile may be given out again by it: the other is done, or comes later.
+        """
+        current = torch.cuda.current_stream(self.device)
+        self.stream.wait_stream(current)
+        try:
+            with torch.cuda.stream(self.stream):
+                yield
+        finally:
+            current.wait_stream(self.stream)
+
+    def new_pool(self):
+        """Memory for graphs, which those of all shapes share: no two of them run at once, and none reads what another left."""
+        return torch.cuda.graph_pool_handle()
+
+    def capture(self, function, pool):
+        """(graph with replay() and reset(), what `function` returned): what it would have computed on the device. Called `aside`.
+
+        In the mode "thread_local": pipelines allocate and copy in other threads meanwhile, which the default mode forbids them.
+        Raises RuntimeError where it can't be captured.
+        """
+        graph = torch.cuda.CUDAGraph()
+        gc.collect()  # what lets go of memory of the device in its own way must not be found in the middle of a capture
+        try:
+            with torch.cuda.graph(graph, pool=pool, stream=self.stream, capture_error_mode="thread_local"):
+                result = function()
+        except BaseException:
+            # Where CUDA refuses the end of a capture, torch leaves its allocator as within one, and memory that other streams have
+            # read (`record_stream`) would never be used again.
+            with suppress(RuntimeError):
+                torch._C._cuda_endAllocateToPool(self.device.index, pool)
+                torch._C._cuda_releasePool(self.device.index, pool)
+            raise
+        return graph, result
+
+
+def _first(error):
+    """The first of errors that followed each other: that a capture can't be ended says less than what broke it."""
+    while isinstance(error.__context__, RuntimeError):
+        error = error.__context__
+    return error
