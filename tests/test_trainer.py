@@ -56,7 +56,8 @@ def parameter(trainer, name, tower):
 def spoil(name, tower, value, where=lambda trainer, part: part.data, place=0):
     """One number of a tensor becomes something else."""
     def action(trainer):
-        where(trainer, parameter(trainer, name, tower)).view(-1)[place] = value
+        tensor = where(trainer, parameter(trainer, name, tower))
+        tensor.as_strided((tensor.numel(),), (1,))[place] = value  # whatever the order in memory
 
     return action
 
