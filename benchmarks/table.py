@@ -17,7 +17,7 @@ from record import RECORDS
 README = Path(__file__).parent.parent / "README.md"
 BEGIN, END = "<!-- speed: begin -->", "<!-- speed: end -->"
 NOTHING = "No measurement is recorded yet."
-VERSIONS = ("python", "torch", "triton", "cuda", "cudnn", "driver")
+VERSIONS = ("cpu_capability", "python", "torch", "triton", "cuda", "cudnn", "driver")
 
 
 def read_records(folder):

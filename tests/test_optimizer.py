@@ -125,7 +125,7 @@ def test_what_is_not_finite_is_seen_in_the_sums_and_named(what, value):
     assert all(torch.isfinite(sums).all() for sums in optimizer.sums()) and optimizer.non_finite() == []
     for name, tower in (("conv4.weight", 1), ("fc8.bias", 0)):
         part = network.layer_parameters()[name][tower]
-        {"gradient": part.grad, "velocity": optimizer.velocities()[name][tower], "weights": part.data}[what].view(-1)[-1] = value
+        {"gradient": part.grad, "velocity": optimizer.velocities()[name][tower], "weights": part.data}[what][(-1,) * part.dim()] = value
     assert optimizer.non_finite() == [f"{what} of conv4.weight on tower b", f"{what} of fc8.bias on tower a"]
     optimizer.step()  # carries it into the weights
     sums = optimizer.sums()
