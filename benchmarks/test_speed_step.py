@@ -1,21 +1,28 @@
-"""One training step, forward, loss and backward: two towers, the equivalent merged network, and rivals in plain PyTorch.
+"""One training step: two towers, the equivalent merged network, and rivals in plain PyTorch.
 
     pytest benchmarks/test_speed_step.py --benchmark-only [--batch 16] [--rounds 3]
 
-Both towers are on one device. `towers` and `merged` are ours, `reference` is the towers with plain PyTorch kernels. `eager` and
-`compile` are a good engineer's two towers (`rivals.py`); on a CPU `untouched` is `eager` in a process of its own, whose allocator
-gives freed memory back, as PyTorch's does unless it is told otherwise; all else runs in one process, with freed memory kept.
-`no-lrn` is the one-tower network without LRN that is called AlexNet today: another network, which shows what the paper's costs.
+On a CPU a step is forward, loss and backward; on a GPU the update follows, of ours the paper's, of the others torch's SGD (foreach).
+Both towers are on one device. `towers` and `merged` are ours, `graphs` the towers as CUDA graphs, `reference` the towers with plain
+PyTorch kernels. `eager` and `compile` are a good engineer's two towers (`rivals.py`), in bf16 under autocast; on a CPU `untouched` is
+`eager` in a process of its own, whose allocator gives freed memory back, as PyTorch's does unless it is told otherwise; all else runs
+in one process, with freed memory kept. `no-lrn` is the one-tower network without LRN that is called AlexNet today: another network,
+which shows what the paper's costs.
 
 Before the first round the losses and the first layer's gradients are compared, without dropout. `saved_bytes`: what forward keeps
-for backward, each storage once, without weights and images.
+for backward, each storage once, without weights and images. On a GPU `launch_s` is the host's time to launch a step, and
+`pct_of_roofline` the least time of `roofline.py` with the bandwidth and the product measured on that device, over the step's.
 """
+import copy
 import dataclasses
 import functools
 import os
 import shutil
+import statistics
 import subprocess
 import sys
+import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -24,12 +31,18 @@ import torch.nn.functional as F
 from in_turn import REPLAY, clocks, compare, provenance, replay, time_in_turn
 from rivals import EagerTowers, without_norms_and_towers
 
-from alexnet_mp import TwoTowerAlexNet, paper
+from alexnet_mp import TwoTowerAlexNet, ceilings, paper, roofline
+from alexnet_mp.graphed_step import make_step
+from alexnet_mp.optimizer import PaperSGD
+from alexnet_mp.training_step import TrainingStep
 
 DEVICE = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
-RIVALS = ("towers", "merged", "reference", "eager", "compile", "untouched", "no-lrn")
+CASES = [("fp32", 128), ("bf16", 128), ("bf16", 1024)]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+RATE = 1e-6  # so that no step among hundreds diverges
+RIVALS = ("towers", "graphs", "merged", "reference", "eager", "compile", "untouched", "no-lrn")
 ABSENT = {"reference": "the towers themselves run on the reference: no other kernels are built here",
-          "compile": "torch.compile needs a C++ compiler, and there is none", "untouched": "an allocator of CPU memory: only there"}
+          "graphs": "CUDA graphs need a GPU", "compile": "torch.compile needs a C++ compiler, and there is none", "untouched": "an allocator of CPU memory: only there"}
 
 
 @pytest.fixture(scope="module")
@@ -39,35 +52,44 @@ def measured():
 
 @pytest.mark.benchmark(timer=REPLAY)
 @pytest.mark.parametrize("rival", RIVALS)
-def test_step(rival, benchmark, measured, request):
-    batch = (request.config.getoption("batch") or (4 if benchmark.disabled else 128,))[0]
-    seconds, saved, noted = measured(batch, 1 if benchmark.disabled else request.config.getoption("rounds") or 7)
+@pytest.mark.parametrize("dtype, batch", CASES, ids=[f"{dtype}-b{batch}" for dtype, batch in CASES])
+def test_step(dtype, batch, rival, benchmark, measured, request):
+    if DEVICE.type == "cpu" and (dtype, batch) != CASES[0]:
+        pytest.skip("bf16, and 1,024 images, are measured on a GPU: there is none")
+    batch = (request.config.getoption("batch") or (4 if benchmark.disabled else batch,))[0]
+    seconds, found, noted = measured(dtype, batch, 1 if benchmark.disabled else request.config.getoption("rounds") or 7)
     if rival not in seconds:
         pytest.skip(ABSENT[rival])
-    benchmark.group = f"step-fp32-b{batch}"
+    benchmark.group = f"step-{dtype}-b{batch}"
     replay(benchmark, seconds[rival]["step"])
-    figures = compare(seconds, "step", None, ("eager", "compile", "untouched", "no-lrn", "reference", "merged"))[rival]
-    benchmark.extra_info.update(provenance(DEVICE) | noted | figures | {"op": "step", "rival": rival, "dtype": "fp32", "batch": batch})
-    if rival in saved:
-        benchmark.extra_info["saved_bytes"] = saved[rival]
+    against = ("eager", "compile", "untouched", "no-lrn", "reference", "merged", "towers")
+    figures = compare(seconds, "step", None, against)[rival] | found.get(rival, {})
+    figures["images_per_s"] = batch / statistics.median(seconds[rival]["step"])
+    benchmark.extra_info.update(provenance(DEVICE) | noted | figures | {"op": "step", "rival": rival, "dtype": dtype, "batch": batch})
 
 
-def measure(batch, rounds):
-    """The answers compared, then the steps timed: (seconds, bytes saved, what the record says of the conditions)."""
+def measure(dtype, batch, rounds):
+    """The answers compared, then the steps timed: (seconds, {rival: other figures}, what the record says of the conditions)."""
     images = 60 * torch.randn(batch, 3, 224, 224, generator=torch.Generator().manual_seed(0)).to(DEVICE)
     images, labels = images.to(memory_format=torch.channels_last), (torch.arange(batch) % 1000).to(DEVICE)
     check_answers(images[:16], labels[:16])
     towers = TwoTowerAlexNet(paper(), (DEVICE, DEVICE))
     eager = EagerTowers(paper()).take(towers).to(DEVICE, memory_format=torch.channels_last)
-    rivals = {"towers": Step(towers, labels, images, images), "merged": Step(towers.merge(), labels, images),
-              "eager": Step(eager, labels, images)}
-    if towers.kernels_used() != "reference":
-        rivals["reference"] = Step(TwoTowerAlexNet(paper(), (DEVICE, DEVICE), kernels="reference"), labels, images, images)
     other = without_norms_and_towers().to(DEVICE, memory_format=torch.channels_last)
-    rivals["no-lrn"] = Step(other, labels, images)
-    saved = {name: step.saved_bytes() for name, step in rivals.items()}
+    ours, theirs = images.to(DTYPES[dtype]), autocast(dtype)
+    if DEVICE.type == "cuda":
+        rivals = {"towers": OurStep(towers, labels, ours), "graphs": OurStep(copy.deepcopy(towers), labels, ours, "on")}
+    else:
+        rivals = {"towers": Step(towers, labels, ours, ours)}
+    rivals |= {"merged": Step(towers.merge(), labels, ours), "eager": Step(eager, labels, images, context=theirs)}
+    if towers.kernels_used() != "reference":
+        plain = TwoTowerAlexNet(paper(), (DEVICE, DEVICE), kernels="reference")
+        rivals["reference"] = Step(plain, labels, ours, ours)
+    rivals["no-lrn"] = Step(other, labels, images, context=theirs)
+    found = {name: {"saved_bytes": step.saved_bytes()} for name, step in rivals.items() if name != "graphs"}
     if DEVICE.type == "cuda" or shutil.which(os.environ.get("CXX", "c++")):
-        rivals["compile"] = Step(torch.compile(eager, mode="max-autotune-no-cudagraphs" if DEVICE.type == "cuda" else None), labels, images)
+        compiled = torch.compile(eager, mode="max-autotune-no-cudagraphs" if DEVICE.type == "cuda" else None)
+        rivals["compile"] = Step(compiled, labels, images, context=theirs)
     if DEVICE.type == "cpu":
         rivals["untouched"] = Untouched(batch)
     before = clocks(DEVICE)
@@ -76,7 +98,32 @@ def measure(batch, rounds):
     finally:
         if "untouched" in rivals:
             rivals["untouched"].end()
-    return seconds, saved, {"kernels": towers.kernels_used(), "clocks_before": before, "clocks_after": clocks(DEVICE), "seed": 0}
+    if DEVICE.type == "cuda":
+        measured = ceilings.measure(DEVICE, DTYPES[dtype])
+        product = measured.tflops * (2 if dtype == "fp32" else 1)  # the model takes a bf16 product's, and half of it for float32
+        least = roofline.step(paper(), batch, dtype, measured.bandwidth, product)["step"] / 1e3
+        for name, step in rivals.items():
+            found.setdefault(name, {})["launch_s"] = launch_seconds(step)
+            if name not in ("no-lrn", "untouched"):
+                found[name]["pct_of_roofline"] = 100 * least / statistics.median(seconds[name]["step"])
+    return seconds, found, {"kernels": towers.kernels_used(), "clocks_before": before, "clocks_after": clocks(DEVICE), "seed": 0}
+
+
+def autocast(dtype):
+    """What a rival's forward pass runs in."""
+    return torch.autocast(DEVICE.type, torch.bfloat16) if dtype == "bf16" else nullcontext()
+
+
+def launch_seconds(step, repeats=10):
+    """The host's time to launch a step on an idle device."""
+    found = []
+    for _ in range(repeats):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        step.step()
+        found.append(time.perf_counter() - start)
+    torch.cuda.synchronize()
+    return statistics.median(found)
 
 
 def check_answers(images, labels):
@@ -102,20 +149,25 @@ def check_answers(images, labels):
 
 
 class Step:
-    """One network's forward pass, loss and backward pass."""
+    """One network's forward pass, loss and backward pass; on a GPU the update by torch's SGD, too."""
 
     calls, sets = 1, 1
 
-    def __init__(self, network, labels, *images):
-        self.network, self.labels, self.images = network, labels, images
+    def __init__(self, network, labels, *images, context=nullcontext()):
+        self.network, self.labels, self.images, self.context = network, labels, images, context
+        self.update = lambda: None
+        if DEVICE.type == "cuda":
+            self.update = torch.optim.SGD(network.parameters(), lr=RATE, momentum=0.9, weight_decay=5e-4, foreach=True).step
         self.runs = {"step": self.step}
 
     def step(self):
         self.network.zero_grad()
         self._loss().backward()
+        self.update()
 
     def _loss(self):
-        return F.cross_entropy(self.network(*self.images), self.labels)
+        with self.context:
+            return F.cross_entropy(self.network(*self.images), self.labels)
 
     def saved_bytes(self):
         """Bytes that a forward pass keeps for backward beside weights and images, each storage once."""
@@ -132,6 +184,19 @@ class Step:
             loss = self._loss()
         del loss
         return sum(bytes_ for _, bytes_ in kept.values())
+
+
+class OurStep(Step):
+    """A training step as `train` takes it, with `--graphs` "off" or "on"."""
+
+    def __init__(self, network, labels, images, graphs="off"):
+        super().__init__(network, labels, images, images)
+        optimizer = PaperSGD(network)
+        optimizer.set_rates(dict.fromkeys(network.layer_parameters(), RATE))
+        self.take = make_step(TrainingStep(network, optimizer), graphs)
+
+    def step(self):
+        self.take(self.images, self.labels, lambda loss: None)
 
 
 class Untouched:
