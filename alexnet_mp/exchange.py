@@ -1,4 +1,4 @@
-"""The crossings between the towers: the one file that knows that there are two devices.
+"""The crossings between the towers: the one file in which tensors go from one device to another.
 
 A tensor of one tower becomes readable on the other tower's device by a copy, and its gradient returns the same way. In 2012 the
 consumer's thread read the peer's memory (source, `src/layer.cu:78-109`). Between CUDA devices the copies run on streams of their
@@ -147,19 +147,21 @@ class _Joined(torch.autograd.Function):
             y = product(own, own_weight, bias)
             other = leaf(crossing.receive(), 3)
             y = y.add_(product(other, other_weight, None))
-        ctx.history = crossing, y, other, (own, own_weight, other_weight, bias)
+        # Not y itself: no product needs its own output again, and what follows keeps what it needs.
+        edge = torch.autograd.graph.get_gradient_edge(y) if y.requires_grad else None
+        ctx.history = crossing, edge, other, (own, own_weight, other_weight, bias)
         return y.detach()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, dy):
-        crossing, y, other, inputs = ctx.history
+        crossing, edge, other, inputs = ctx.history
         wanted = [tensor for tensor in inputs if tensor is not None and tensor.requires_grad]
         back = None
         if other.requires_grad:
-            (gradient,) = torch.autograd.grad(y, other, dy, retain_graph=bool(wanted))
+            (gradient,) = torch.autograd.grad(edge, other, dy, retain_graph=bool(wanted))
             back = crossing.send_back(gradient)
-        found = iter(torch.autograd.grad(y, wanted, dy) if wanted else ())
+        found = iter(torch.autograd.grad(edge, wanted, dy) if wanted else ())
         del ctx.history
         own, own_weight, other_weight, bias = (next(found) if any(tensor is one for one in wanted) else None for tensor in inputs)
         return None, None, own, back.receive() if back else None, own_weight, other_weight, bias

@@ -49,7 +49,7 @@ class TowerLayer(nn.Module):
         self.weight, self.bias = nn.Parameter(weight), nn.Parameter(bias)
         self.pieces = plan(self.layer.then)
         takes_bias = TAKES_BIAS + (TAKES_BIAS_ON_GPU if ops.resolve(kernels, device) in ("cuda", "triton") else ())
-        # Merged, the kernels see each tower's maps as images of their own and can't add a bias that differs between the towers.
+        # Merged, the kernels see each tower's maps as images of their own (LRN) or by halves (dropout), and the product adds the bias.
         # The kernels add one bias a map: not those of a local layer, one a position.
         self.bias_in_kernel = (len(towers) == 1 and self.layer.kind != "local" and self.pieces[:1] != []
                                and self.pieces[0] in takes_bias)

@@ -235,7 +235,8 @@ class Trainer:
         is_best = self.validation is not None and self.validation.top1_error < self.saver.best_error
         # Where the disk is slower than the interval, the next one comes late rather than the training waits. The best can't come late:
         # its copy waits in memory.
-        if is_best or self.save_due and not self.saver.busy:
+        recording = self.profiler is not None and self.profiler.recording  # to save is to wait for the device, within what is measured
+        if is_best or self.save_due and not self.saver.busy and not recording:
             self.save()
 
     def save(self):

@@ -3,8 +3,8 @@
     pytest benchmarks/test_speed_exchange.py --benchmark-only [--batch 128] [--rounds 15]
 
 `concatenated`: both towers on one device; the halves are joined, one product is made. `overlapped`: each half is carried to the other
-tower while the own half is multiplied (`exchange.joined`); `in-order`: the same without overlap. On one device the last two carry to
-the same device, which shows what two products instead of one cost, and is no figure of two GPUs.
+tower while the own half is multiplied (`exchange.joined`); `in-order`: the same without overlap. On one GPU these two carry to the
+same device, on a CPU they carry nothing: there they show what two products instead of one cost, and no figure of two GPUs.
 """
 import functools
 
@@ -49,7 +49,8 @@ def measure(devices, edge, batch, rounds):
     network = TwoTowerAlexNet(paper(), devices)
     alone = devices[0] == devices[1]
     rivals = {name: Edge(network, edge, batch, name) for name in (RIVALS if alone else RIVALS[:2])}
-    answers = {name: rival.answers() for name, rival in rivals.items()}
+    with torch.backends.cudnn.flags(deterministic=True, benchmark=False):
+        answers = {name: rival.answers() for name, rival in rivals.items()}
     for name, found in answers.items():
         for tensor, expected in zip(found, answers["in-order"], strict=True):
             error = ((tensor - expected).norm() / expected.norm()).item()
@@ -57,7 +58,8 @@ def measure(devices, edge, batch, rounds):
             assert error <= (1e-5 if name == "concatenated" else 0), f"{name}: {error:.1e} off"
     before = clocks(devices[0])
     seconds, _ = time_in_turn(rivals, devices[0], rounds, seed=SEED)
-    bytes_ = {name: sum(entry.bytes for entry in rival.ledger) for name, rival in rivals.items()}
+    on_gpu = devices[0].type == "cuda"
+    bytes_ = {name: on_gpu * sum(entry.bytes for entry in rival.ledger) for name, rival in rivals.items()}
     return seconds, bytes_, {"kernels": network.kernels_used(), "clocks_before": before, "clocks_after": clocks(devices[0]), "seed": SEED}
 
 
@@ -82,7 +84,9 @@ class Edge:
         return tensor.to(device, memory_format=torch.channels_last) if tensor.dim() == 4 else tensor.to(device)
 
     def run(self):
-        exchange = self.network.exchange
+        exchange, a, b = self.network.exchange, *self.network.exchange.devices
+        if a != b:  # the clock is the first device's: it must not start before the second, nor stop
+            torch.cuda.current_stream(b).wait_stream(torch.cuda.current_stream(a))
         exchange.clear()
         exchange.shared, exchange.overlap = self.way == "concatenated", self.way == "overlapped"
         self.network.zero_grad()
@@ -92,6 +96,8 @@ class Edge:
                    zip(self.network.towers, exchange.gather(self.edge, self.halves, self.readers))]
         torch.autograd.backward(outputs, [torch.ones_like(output) for output in outputs])
         self.ledger = list(exchange.ledger)
+        if a != b:
+            torch.cuda.current_stream(a).wait_stream(torch.cuda.current_stream(b))
 
     def answers(self):
         self.run()

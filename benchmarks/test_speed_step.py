@@ -42,7 +42,8 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 RATE = 1e-6  # so that no step among hundreds diverges
 RIVALS = ("towers", "graphs", "merged", "reference", "eager", "compile", "untouched", "no-lrn")
 ABSENT = {"reference": "the towers themselves run on the reference: no other kernels are built here",
-          "graphs": "CUDA graphs need a GPU", "compile": "torch.compile needs a C++ compiler, and there is none", "untouched": "an allocator of CPU memory: only there"}
+          "graphs": "CUDA graphs need a GPU", "compile": "torch.compile needs a C++ compiler, and there is none",
+          "untouched": "an allocator of CPU memory: only there"}
 
 
 @pytest.fixture(scope="module")

@@ -103,8 +103,9 @@ def _save(ctx, inputs, output):
 
 def _differentiate(ctx, dy):
     y, = ctx.saved_tensors
-    dx, dbias = torch.ops.alexnet_mp.relu_dropout_backward(dy, y, ctx.bias_dtype is not None)
-    return dx, None if ctx.bias_dtype is None else dbias.to(ctx.bias_dtype), *[None] * 5
+    wanted = ctx.bias_dtype is not None and ctx.needs_input_grad[1]
+    dx, dbias = torch.ops.alexnet_mp.relu_dropout_backward(dy, y, wanted)
+    return dx, dbias.to(ctx.bias_dtype) if wanted else None, *[None] * 5
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)

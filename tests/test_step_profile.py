@@ -237,7 +237,8 @@ RECORDED = [
     ("_Shared", 250, 260, MAIN, 0, 10, ()), ("aten::copy_", 251, 259, MAIN, 0, -1, ((1, 20),)),
     (LAYER + "fc8 a", 270, 300, MAIN, 0, -1, ()),
     ("_Joined", 272, 298, MAIN, 0, 11, ()),  # two products and their sum
-    ("aten::add_", 296, 297, MAIN, 0, -1, ((0, 6),)), ("aten::linear", 280, 295, MAIN, 0, 12, ()), ("aten::addmm", 282, 290, MAIN, 0, 13, ((0, 30),)),
+    ("aten::add_", 296, 297, MAIN, 0, -1, ((0, 6),)),
+    ("aten::linear", 280, 295, MAIN, 0, 12, ()), ("aten::addmm", 282, 290, MAIN, 0, 13, ((0, 30),)),
     ("aten::cross_entropy_loss", 410, 440, MAIN, 0, 14, ((0, 2),)),
     # Backward, a thread a GPU; a parameter's gradient has no number of its own.
     (NODE + "_JoinedBackward", 441, 489, DEVICE_0, MAIN, 11, ()), ("_JoinedBackward", 442, 488, DEVICE_0, MAIN, 11, ()),
