@@ -102,21 +102,17 @@ def copy(tensor, device, overlap):
     if not tensor.is_cuda or device.type != "cuda":
         return Arrival(tensor.to(device))
     if not overlap:
-        return Arrival(_empty_like(tensor, device).copy_(tensor, non_blocking=True))
+        return Arrival(torch.empty_like(tensor, device=device).copy_(tensor, non_blocking=True))
     made = torch.cuda.current_stream(tensor.device).record_event()
     out, into = streams = _copy_streams(tensor.device, device)
     for stream in streams:
         stream.wait_event(made)
     # Between devices torch copies on the source's current stream, and lets the target's wait for it.
     with torch.cuda.stream(out), torch.cuda.stream(into):
-        arriving = _empty_like(tensor, device).copy_(tensor, non_blocking=True)
+        arriving = torch.empty_like(tensor, device=device).copy_(tensor, non_blocking=True)
     for stream in streams:
         tensor.record_stream(stream)  # its memory must not be given to others before it is read
     return Arrival(arriving, into.record_event())
-
-
-def _empty_like(tensor, device):
-    return torch.empty_like(tensor, device=device)
 
 
 @functools.cache
