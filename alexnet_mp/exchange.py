@@ -2,7 +2,7 @@
 
 A tensor of one tower becomes readable on the other tower's device by a copy, and its gradient returns the same way. In 2012 the
 consumer's thread read the peer's memory (source, `src/layer.cu:78-109`). Between CUDA devices the copies run on streams of their
-own, one pair a direction, and what needs nothing from the other side runs meanwhile (`joined`). With both towers on one device
+own, one pair a direction, and what needs nothing from the other side runs meanwhile (`joint_product.py`). With both towers on one device
 nothing is copied, and the ledger says so.
 """
 import functools
@@ -47,6 +47,11 @@ class Exchange:
         meet = self._shared if self.shared else functools.partial(Crossing, self)
         return [[output if source == reader else meet(edge, output, source, reader) for source, output in enumerate(outputs)]
                 for reader in range(readers)]
+
+    def standing(self, edge, tensor, source, target, pass_):
+        """A `StandingCopy` of a tensor of tower `source`, entered in the ledger once."""
+        self.enter(edge, tensor, source, target, pass_)
+        return StandingCopy(tensor, self.devices[target], self.overlap)
 
     def _shared(self, *way):
         return _Shared.apply(self, *way)
@@ -97,70 +102,60 @@ class Arrival:
         return self.tensor
 
 
-def copy(tensor, device, overlap):
-    """Begin to copy a tensor to another device: an `Arrival`. Where a CPU is one of the two, the host waits for the copy itself."""
+def copy(tensor, device, overlap, place=None):
+    """Begin to copy a tensor to another device, to `place` if there is one: an `Arrival`.
+
+    Where a CPU is one of the two, the host waits for the copy itself. A place has to be free by then, and the tensor has to stay as it
+    is until the copy's streams were waited for (`StandingCopy`).
+    """
+    def arriving():
+        return torch.empty_like(tensor, device=device) if place is None else place
+
     if not tensor.is_cuda or device.type != "cuda":
-        return Arrival(tensor.to(device))
+        return Arrival(tensor.to(device) if place is None else place.copy_(tensor))
     if not overlap:
-        return Arrival(torch.empty_like(tensor, device=device).copy_(tensor, non_blocking=True))
+        return Arrival(arriving().copy_(tensor, non_blocking=True))
     made = torch.cuda.current_stream(tensor.device).record_event()
     out, into = streams = _copy_streams(tensor.device, device)
     for stream in streams:
         stream.wait_event(made)
     # Between devices torch copies on the source's current stream, and lets the target's wait for it.
     with torch.cuda.stream(out), torch.cuda.stream(into):
-        arriving = torch.empty_like(tensor, device=device).copy_(tensor, non_blocking=True)
-    for stream in streams:
-        tensor.record_stream(stream)  # its memory must not be given to others before it is read
-    return Arrival(arriving, into.record_event())
+        arrived = arriving().copy_(tensor, non_blocking=True)
+    if place is None:
+        for stream in streams:
+            tensor.record_stream(stream)  # its memory must not be given to others before it is read
+    return Arrival(arrived, into.record_event())
+
+
+class StandingCopy:
+    """A copy that is begun time and again from one tensor to one place on another device, as CUDA graphs need it."""
+
+    def __init__(self, tensor, device, overlap):
+        self.tensor, self.overlap, self.place = tensor, overlap, torch.empty_like(tensor, device=device)
+
+    def begin(self):
+        self.arrival = copy(self.tensor, self.place.device, self.overlap, self.place)
+
+    def receive(self):
+        """The current stream waits for the copy that was begun last."""
+        self.arrival.receive()
+
+
+def settle(devices):
+    """Copies and computation on CUDA devices wait for each other: from then on all tensors and places may be written again."""
+    for source, target in (devices, devices[::-1]):
+        if source.type == target.type == "cuda":
+            for stream in _copy_streams(source, target):
+                current = torch.cuda.current_stream(stream.device)
+                current.wait_stream(stream)
+                stream.wait_stream(current)
 
 
 @functools.cache
 def _copy_streams(source, target):
     """A stream on each of the two devices, for copies in this direction alone: the two directions don't wait for each other."""
     return torch.cuda.Stream(source), torch.cuda.Stream(target)
-
-
-def joined(product, own, crossing, weights, bias):
-    """product(own half, its weights, bias) + product(other half, its weights, None), on the own half's device.
-
-    The own half's product is begun while the other half is on its way. Backward, the other half's gradient is computed first and
-    sent, and the rest is computed while it flies. product: a differentiable function of (x, weight, bias). weights: (own, other).
-    """
-    return _Joined.apply(product, crossing, own, crossing.tensor, *weights, bias)
-
-
-class _Joined(torch.autograd.Function):
-    """Takes the other tower's tensor as an input where it was made, so that its gradient returns there."""
-
-    @staticmethod
-    def forward(ctx, product, crossing, own, made_there, own_weight, other_weight, bias):
-        def leaf(tensor, number):  # the beginning of a history of its own
-            return None if tensor is None else tensor.detach().requires_grad_(ctx.needs_input_grad[number])
-
-        own, own_weight, other_weight, bias = leaf(own, 2), leaf(own_weight, 4), leaf(other_weight, 5), leaf(bias, 6)
-        with torch.enable_grad():
-            y = product(own, own_weight, bias)
-            other = leaf(crossing.receive(), 3)
-            y = y.add_(product(other, other_weight, None))
-        # Not y itself: no product needs its own output again, and what follows keeps what it needs.
-        edge = torch.autograd.graph.get_gradient_edge(y) if y.requires_grad else None
-        ctx.history = crossing, edge, other, (own, own_weight, other_weight, bias)
-        return y.detach()
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, dy):
-        crossing, edge, other, inputs = ctx.history
-        wanted = [tensor for tensor in inputs if tensor is not None and tensor.requires_grad]
-        back = None
-        if other.requires_grad:
-            (gradient,) = torch.autograd.grad(edge, other, dy, retain_graph=bool(wanted))
-            back = crossing.send_back(gradient)
-        found = iter(torch.autograd.grad(edge, wanted, dy) if wanted else ())
-        del ctx.history
-        own, own_weight, other_weight, bias = (next(found) if any(tensor is one for one in wanted) else None for tensor in inputs)
-        return None, None, own, back.receive() if back else None, own_weight, other_weight, bias
 
 
 class _Shared(torch.autograd.Function):

@@ -1,25 +1,25 @@
-"""A training step as CUDA graphs: its few hundred kernels are launched at once, so that the device need not wait for the host.
+"""A training step as CUDA graphs: its few hundred kernels are launched at once, so that the devices need not wait for the host.
 
-Both towers have to be on one CUDA device: a capture of torch's has its stream and its memory on one (pytorch issue 153025). Nor do
-`torch.cuda.make_graphed_callables` help on two: they capture on a stream of the device that was the first to have a graph, and in the
-mode that forbids the pipelines' threads to copy and allocate meanwhile (torch 2.13, `torch/cuda/graphs.py`).
+With both towers on one device forward and backward are one graph. On two devices each has its graphs from one crossing to the next,
+and the copies between them are launched one by one (`segments.py`, `cuda_graphs.Tape`).
 
 The first steps of a shape are eager, on the stream that will capture: they load kernels, and make cuDNN's and cuBLAS's workspaces,
-which belong to a stream. Then forward and backward are captured, once a shape of batch, and replayed for that same batch. The update
-is a graph of its own: its kernel finds weights, gradients and rates in tables on the device, which an eager call has to make before a
-capture. So after the capture of a new forward and backward pass, whose gradients lie elsewhere, or after a change of rates, one update
-is eager.
+which belong to a stream. Then forward and backward are captured, once a shape of batch, and compared with an eager pass over the same
+batch: graphs whose results are others are given up. The update is a graph of its own, one a device: its kernel finds weights,
+gradients and rates in tables on the device, which an eager call has to make before a capture. So after the capture of a new forward
+and backward pass, whose gradients lie elsewhere, or after a change of rates, one update is eager.
 
 What a replay does not read again is how a graph is found, or why it is dropped: shape, dtype and order in memory of the batch; which
 layers are trained; rates. Weights, velocities and the passes counted for the dropout masks are changed in place, so that eager steps,
 replays, validation and checkpoints all see the same memory, and a run has the same bits with graphs and without.
 """
 import gc
-from contextlib import contextmanager, suppress
 
 import torch
 
+from . import segments
 from .console import say
+from .cuda_graphs import CudaGraphs, Tape
 from .errors import UserError
 from .kernels import ops
 
@@ -28,26 +28,29 @@ WARM_UP = 3  # eager steps of a shape
 
 
 def resolve(choice, devices):
-    """What `--graphs` means for towers on these devices: "whole step", or "off" and why. Raises UserError where "on" can't be."""
+    """What `--graphs` means for towers on these devices: of what graphs are made, or "off" and why.
+
+    Raises UserError where "on" can't be.
+    """
     kinds = list(dict.fromkeys(devices))
     if choice == "off":
         return "off"
-    if len(kinds) == 1 and kinds[0].type == "cuda":
-        return "whole step"
+    if all(device.type == "cuda" for device in kinds):
+        return "whole step" if len(kinds) == 1 else "from copy to copy"
     where = " and ".join(map(str, kinds))
     if choice == "on":
         gpu = next((device.index or 0 for device in kinds if device.type == "cuda"), 0)
         other = f"--gpus {gpu}, or --graphs auto" if torch.cuda.device_count() else "--graphs auto"
-        raise UserError(f"--graphs on: both towers must be on one CUDA device, and they are on {where}; {other} would work")
+        raise UserError(f"--graphs on: both towers must be on CUDA devices, and they are on {where}; {other} would work")
     return f"off ({where})"
 
 
 def make_step(step, choice):
     """The `TrainingStep`, or a `GraphedStep` of it, as `resolve` has it."""
     devices = step.network.exchange.devices
-    if resolve(choice, devices) != "whole step":
+    if resolve(choice, devices).startswith("off"):
         return step
-    return GraphedStep(step, CudaGraphs(devices[0]), must=choice == "on")
+    return GraphedStep(step, CudaGraphs(dict.fromkeys(devices)), must=choice == "on")
 
 
 class GraphedStep:
@@ -94,6 +97,8 @@ class GraphedStep:
         """Loss and right answers; the gradients are left with the parameters."""
         if not self.given_up and not shape.captured and shape.eager_steps == WARM_UP:
             self._capture_forward_and_backward(shape, images, labels)
+            if shape.captured and not self._computes_the_same(shape, images, labels):
+                self._give_up(RuntimeError("a replay's results are not those of an eager step"))
         if self.given_up:
             return self.step.forward_and_backward(images, labels, look)
         with self.graphs.aside():
@@ -113,17 +118,44 @@ class GraphedStep:
         network, pool = self.step.network, next((each.pool for each in self.shapes.values() if each.captured), None)
         try:
             with self.graphs.aside():
+                gc.collect()  # what lets go of memory of the device in its own way must not be found in the middle of a capture
                 shape.make_room(images, labels)
                 # So that their memory is free; without gradients at the beginning, those that backward makes lie in the graph's own.
                 self.step.optimizer.zero_grad(set_to_none=True)
                 shape.pool = pool or self.graphs.new_pool()
-                shape.forward_and_backward, shape.numbers = self.graphs.capture(
-                    lambda: self.step.forward_and_backward(shape.images, shape.labels, lambda loss: None), shape.pool)
+                shape.forward_and_backward, shape.numbers = self._captured_pass(shape)
         except RuntimeError as error:
             self._give_up(error)
             return
         shape.gradients = {parameter: parameter.grad for parameter in network.parameters() if parameter.grad is not None}
         shape.ledger = network.ledger()
+
+    def _captured_pass(self, shape):
+        """(what has replay() and reset(), [loss, right answers])"""
+        network = self.step.network
+        if network.exchange.shared:
+            return self.graphs.capture(lambda: self.step.forward_and_backward(shape.images, shape.labels, lambda loss: None),
+                                       shape.pool, network.exchange.devices[0])
+        tape = Tape(self.graphs, shape.pool, network.exchange)
+        try:
+            return tape, segments.forward_and_backward(network, shape.images, shape.labels, tape)
+        except RuntimeError:
+            tape.reset()
+            raise
+
+    def _computes_the_same(self, shape, images, labels):
+        """Whether a replay has the loss, right answers and gradients of an eager pass. Both are then undone, but for the gradients."""
+        network = self.step.network
+        with self.graphs.aside():
+            numbers = self.step.forward_and_backward(images, labels, lambda loss: None)
+            expected = [*numbers, *(parameter.grad for parameter in shape.gradients)]
+            network.count(-1)
+            shape.take(images, labels)
+            shape.forward_and_backward.replay()
+            network.count(-1)
+            found = [*shape.numbers, *shape.gradients.values()]
+            return all(one is not None and bool(((one == other) | (one != one) & (other != other)).all())
+                       for one, other in zip(expected, found, strict=True))
 
     def _update(self, shape):
         """Sums of the weights, one tensor a device."""
@@ -133,7 +165,8 @@ class GraphedStep:
             return self.step.update()
         with self.graphs.aside():
             if shape.update:
-                shape.update.replay()
+                for graph in shape.update:
+                    graph.replay()
                 return shape.sums
             if not shape.gradients:  # not captured yet; or all layers are frozen, and there is nothing to capture
                 return self.step.update()
@@ -144,8 +177,13 @@ class GraphedStep:
     def _capture_update(self, shape):
         try:
             with self.graphs.aside(), ops.update_tables_in(shape.tables):
-                shape.update, shape.sums = self.graphs.capture(self.step.update, shape.pool)
+                gc.collect()
+                for device in self.step.optimizer.devices():
+                    graph, sums = self.graphs.capture(lambda: [self.step.update_on(device)], shape.pool, device)
+                    shape.update.append(graph)
+                    shape.sums += sums
         except RuntimeError as error:
+            shape.drop_update()
             self._give_up(error)
 
     def _give_up(self, error):
@@ -163,7 +201,7 @@ class _Shape:
 
     def __init__(self):
         self.eager_steps, self.pool = 0, None
-        self.forward_and_backward = self.update = None  # graphs
+        self.forward_and_backward, self.update = None, []  # graphs, of the update one a device
         self.images = self.labels = None  # where the first graph reads them
         self.numbers, self.sums = [], []  # loss and right answers, sums of the weights: what replays write
         self.gradients, self.ledger = {}, []  # {parameter: where backward writes its gradient}
@@ -184,9 +222,9 @@ class _Shape:
         self.labels.copy_(labels, non_blocking=True)
 
     def drop_update(self):
-        if self.update:
-            self.update.reset()
-        self.update, self.sums, self.tables, self.updated = None, [], {}, False
+        for graph in self.update:
+            graph.reset()
+        self.update, self.sums, self.tables, self.updated = [], [], {}, False
 
     def drop(self):
         """Free both graphs, to be used no more. Replays on their way are finished all the same (CUDA, `cudaGraphExecDestroy`)."""
@@ -195,51 +233,6 @@ class _Shape:
             self.forward_and_backward.reset()
         self.forward_and_backward = self.images = self.labels = None
         self.numbers, self.gradients = [], {}
-
-
-class CudaGraphs:
-    """Captures on a stream of its own of one CUDA device."""
-
-    def __init__(self, device):
-        self.device, self.stream = device, torch.cuda.Stream(device)
-
-    @contextmanager
-    def aside(self):
-        """What is launched in here comes on this object's stream after what was launched before, and before what is launched after.
-
-        So memory that either stream frees meanwhile may be given out again by it: the other is done, or comes later.
-        """
-        current = torch.cuda.current_stream(self.device)
-        self.stream.wait_stream(current)
-        try:
-            with torch.cuda.stream(self.stream):
-                yield
-        finally:
-            current.wait_stream(self.stream)
-
-    def new_pool(self):
-        """Memory for graphs, which those of all shapes share: no two of them run at once, and none reads what another left."""
-        return torch.cuda.graph_pool_handle()
-
-    def capture(self, function, pool):
-        """(graph with replay() and reset(), what `function` returned): what it would have computed on the device. Called `aside`.
-
-        In the mode "thread_local": pipelines allocate and copy in other threads meanwhile, which the default mode forbids them.
-        Raises RuntimeError where it can't be captured.
-        """
-        graph = torch.cuda.CUDAGraph()
-        gc.collect()  # what lets go of memory of the device in its own way must not be found in the middle of a capture
-        try:
-            with torch.cuda.graph(graph, pool=pool, stream=self.stream, capture_error_mode="thread_local"):
-                result = function()
-        except BaseException:
-            # Where CUDA refuses the end of a capture, torch leaves its allocator as within one, and memory that other streams have
-            # read (`record_stream`) would never be used again.
-            with suppress(RuntimeError):
-                torch._C._cuda_endAllocateToPool(self.device.index, pool)
-                torch._C._cuda_releasePool(self.device.index, pool)
-            raise
-        return graph, result
 
 
 def _first(error):

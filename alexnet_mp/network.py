@@ -52,8 +52,7 @@ class TwoTowerAlexNet(nn.Module):
         """
         self.exchange.clear()
         if self.training:
-            for tower in self.towers:
-                tower.step += 1
+            self.count(1)
         outputs = [images_a, images_b][:len(self.towers)]
         for layer in self.recipe.layers:
             readers = 1 if layer.towers == "first" else len(self.towers)
@@ -70,6 +69,11 @@ class TwoTowerAlexNet(nn.Module):
     def step(self, step):
         for tower in self.towers:
             tower.step.fill_(step)
+
+    def count(self, passes):
+        """Add to `step`, on each tower's device."""
+        for tower in self.towers:
+            tower.step += passes
 
     @property
     def dtype(self):

@@ -36,9 +36,13 @@ class PaperSGD(torch.optim.Optimizer):
                     parameter.grad = None
 
     @torch.no_grad()
-    def step(self):
-        """Update every parameter that has a rate, in place. Raises RuntimeError where one of them got no gradient."""
-        for parameters, options in self._by_device():
+    def step(self, device=None):
+        """Update every parameter that has a rate, or those on one of the `devices`, in place.
+
+        Raises RuntimeError where one of them got no gradient.
+        """
+        found = self._by_device()
+        for parameters, options in found.values() if device is None else [found[device]]:
             missing = [name for (name, _, _), w in zip(options, parameters, strict=True) if w.grad is None]
             if missing:
                 raise RuntimeError(f"no gradient for {', '.join(missing)}; was backward run?")
@@ -46,17 +50,21 @@ class PaperSGD(torch.optim.Optimizer):
                            learning_rates=[rate for _, rate, _ in options], momentum=self.defaults["momentum"],
                            weight_decays=[decay for _, _, decay in options], kernels=self.kernels)
 
+    def devices(self):
+        """Those with parameters that have a rate, tower a's first."""
+        return list(self._by_device())
+
     def velocities(self):
         """{"conv1.weight": [tower a's, tower b's], ...}, as `network.layer_parameters` gives the weights."""
         return {group["name"]: [self.state[parameter]["velocity"] for parameter in group["params"]] for group in self.param_groups}
 
     @torch.no_grad()
-    def sums(self):
-        """The sum of each parameter tensor, one float32 tensor a device: finite only where no weight is NaN or infinite.
+    def sums_on(self, device):
+        """The sum of each parameter tensor on one of the `devices`, float32: finite only where no weight is NaN or infinite.
 
         An update carries what is not finite in a gradient or a velocity into the weight, so these few numbers watch over all three.
         """
-        return [torch.stack([parameter.float().sum() for parameter in parameters]) for parameters, _ in self._by_device()]
+        return torch.stack([parameter.float().sum() for parameter in self._by_device()[device][0]])
 
     def non_finite(self):
         """The first tensors found to hold NaN or infinity, gradients before weights: ["gradient of conv2.weight on tower b", ...]."""
@@ -70,15 +78,18 @@ class PaperSGD(torch.optim.Optimizer):
 
     @torch.no_grad()
     def non_finite_in(self, sums):
-        """The weights that made earlier `sums` not finite, whatever steps followed: ["weights of conv2.weight on tower b", ...]."""
+        """The weights that made earlier sums not finite, whatever steps followed: ["weights of conv2.weight on tower b", ...].
+
+        sums: of `sums_on`, one tensor a device.
+        """
         names = {parameter: f"weights of {group['name']} on tower {tower}" for group in self.param_groups
                  for tower, parameter in zip("ab", group["params"])}
-        return [names[parameter] for (parameters, _), values in zip(self._by_device(), sums, strict=True)
+        return [names[parameter] for (parameters, _), values in zip(self._by_device().values(), sums, strict=True)
                 for parameter, value in zip(parameters, values, strict=True)
                 if not math.isfinite(value) and not torch.isfinite(parameter).all()]
 
     def _by_device(self):
-        """[(parameters, [(name, rate, decay)])] with one entry a device, frozen groups left out."""
+        """{device: (parameters, [(name, rate, decay)])}, frozen groups left out."""
         devices = {}
         for group in self.param_groups:
             for parameter in group["params"]:
@@ -86,4 +97,4 @@ class PaperSGD(torch.optim.Optimizer):
                     parameters, options = devices.setdefault(parameter.device, ([], []))
                     parameters.append(parameter)
                     options.append((group["name"], group["lr"], group["weight_decay"]))
-        return devices.values()
+        return devices

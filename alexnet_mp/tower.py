@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from . import geometry
-from .exchange import Crossing, joined
+from .exchange import Crossing
+from .joint_product import joined
 from .kernels import ops
 
 # Runs of operations that the kernels compute in one piece, longest first; everything else is computed one by one.
@@ -32,7 +33,7 @@ class TowerLayer(nn.Module):
 
     size: the layer's `geometry.Size`. towers: the towers whose maps are computed here, (0,), (1,), or (0, 1) in a merged network.
     forward(x, step): (N, C, H, W) -> (N, maps * len(towers), H', W'), or (N, units * len(towers)); step keys the dropout mask.
-    With a `Crossing` x is the tower's own half of what is read, and the other half is on its way (`exchange.joined`).
+    With a `Crossing` x is the tower's own half of what is read, and the other half is on its way (`joint_product.py`).
     Computed in the dtype of x: of float32 weights a bfloat16 image takes copies in bfloat16, and their gradients are float32 again.
     """
 
@@ -58,15 +59,25 @@ class TowerLayer(nn.Module):
         return f"{tuple(self.weight.shape)}, then {' -> '.join(self.layer.then) or 'nothing'}"
 
     def forward(self, x, step=0, crossing=None):
-        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
-        product = {"conv": self._convolve, "local": self._convolve_locally, "fc": self._multiply}[self.layer.kind]
-        added, left = (None, bias) if self.bias_in_kernel else (bias, None)
+        weight, added, left = self.operands(x.dtype)
         if crossing is None:
-            x = product(x, weight, added)
+            x = self.product(x, weight, added)
         else:
-            a, b = weight.chunk(2, 3 if self.layer.kind == "local" else 1)
-            x = joined(product, x, crossing, (a, b) if crossing.comes_second else (b, a), added)
+            x = joined(self.product, x, crossing, self.halves(weight, crossing.comes_second), added)
         return self.follow(x, left, step)
+
+    def operands(self, dtype):
+        """(weights, bias that the product adds, bias that what follows adds) in a dtype; one of the biases is None."""
+        weight, bias = self.weight.to(dtype), self.bias.to(dtype)
+        return (weight, None, bias) if self.bias_in_kernel else (weight, bias, None)
+
+    def product(self, x, weight, bias):
+        return {"conv": self._convolve, "local": self._convolve_locally, "fc": self._multiply}[self.layer.kind](x, weight, bias)
+
+    def halves(self, weight, other_comes_second):
+        """The weights that meet the tower's own half of what is read, and those that meet the other, which is the first or the second."""
+        a, b = weight.chunk(2, 3 if self.layer.kind == "local" else 1)
+        return (a, b) if other_comes_second else (b, a)
 
     def follow(self, x, bias, step):
         """What comes after the product. bias: where the first piece adds it, else None."""

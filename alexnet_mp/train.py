@@ -236,7 +236,7 @@ def _parser():
                         help="bf16: activations and their gradients in bfloat16, weights and velocity in float32; default: fp32, TF32 off")
     parser.add_argument("--graphs", choices=graphed_step.CHOICES, default="auto",
                         help="the step as CUDA graphs, with the same bits; on: an error where they can't be; default: auto, where both "
-                             "towers are on one CUDA device")
+                             "towers are on CUDA devices")
     parser.add_argument("--data", metavar="DIR|builtin", help="default: builtin, drawn by the program; resumed, what the run had")
     parser.add_argument("--recipe", choices=tuple(PRESETS),
                         help="default: paper on CUDA, mini on a CPU; resumed, that of the checkpoint")

@@ -30,5 +30,9 @@ class TrainingStep:
             return loss.detach(), credits(logits, labels)[0]
 
     def update(self):
-        self.optimizer.step()
-        return self.optimizer.sums()
+        return [self.update_on(device) for device in self.optimizer.devices()]
+
+    def update_on(self, device):
+        """The sums of the weights there."""
+        self.optimizer.step(device)
+        return self.optimizer.sums_on(device)

@@ -112,5 +112,7 @@ def _tables_for(device, tensors, coefficients):
 def _tables(device, tensors, coefficients):
     chunks = [torch.stack([torch.full_like(first, number), first], 1) for number, (*_, size) in enumerate(tensors)
               for first in [torch.arange(0, size, CHUNK)]]
-    return (torch.cat(chunks).to(device), torch.tensor(tensors, dtype=torch.int64).to(device),
-            torch.tensor(coefficients, dtype=torch.float64).to(device))
+    tables = torch.cat(chunks), torch.tensor(tensors, dtype=torch.int64), torch.tensor(coefficients, dtype=torch.float64)
+    if device.type == "cuda":  # from page-locked memory, else the host waits for the copy, and before it for the step
+        tables = [table.pin_memory() for table in tables]
+    return tuple(table.to(device, non_blocking=True) for table in tables)

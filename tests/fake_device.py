@@ -34,7 +34,7 @@ class _LateEvent:
 
 
 class FakeGraphs:
-    """In place of `graphed_step.CudaGraphs`, for a network whose steps compute on a CPU.
+    """In place of `cuda_graphs.CudaGraphs`, for a network whose steps compute on a CPU.
 
     A capture leaves parameters, velocities and buffers as they were, and nonsense in what it returned and in the gradients. A replay
     computes it again as a graph does: from the tensors that were captured, gradients too, with the rates and trained layers of then,
@@ -53,18 +53,20 @@ class FakeGraphs:
         assert not self.living, "the memory of graphs that are there can be shared"
         return object()
 
-    def capture(self, function, pool):
+    def capture(self, function, pool, device):
         self.captures += 1
         assert all(graph.pool is pool for graph in self.living)
         before, python = [tensor.clone() for tensor in self.tensors()], self.python()
         result = function()
         with torch.no_grad():
             for tensor, value in zip(self.tensors(), before, strict=True):
-                tensor.copy_(value)
+                if not torch.equal(tensor, value):  # else a history that has the tensor would take it for changed
+                    tensor.copy_(value)
         made = {parameter: parameter.grad for parameter in self.network.parameters() if parameter.grad is not python["grads"][parameter]}
         if self.fails(self.captures):
             raise RuntimeError("operation not permitted when stream is capturing\nand more lines")
-        for tensor in [*result, *made.values()]:
+        result = [torch.full_like(tensor, 12345) for tensor in result]  # not the tensors themselves: a history may have them
+        for tensor in made.values():
             tensor.fill_(12345.0)
         self.living.append(_FakeGraph(self, function, pool, python, result, made))
         return self.living[-1], result
