@@ -19,9 +19,9 @@ class CudaGraphs:
 
     @contextmanager
     def aside(self):
-        """What is launched in here comes on this object's streams after what was launched before, and before what is launched after.
+        """What is launched in here runs on this object's streams, after all that was launched before and before all that comes later.
 
-        So memory that either stream of a device frees meanwhile may be given out again by it: the other is done, or comes later.
+        So a tensor may be made on one stream, read on the other and freed: nobody writes its memory anew before that.
         """
         usual = {device: torch.cuda.current_stream(device) for device in self.streams}
         with ExitStack() as streams:
@@ -50,13 +50,25 @@ class CudaGraphs:
             with torch.cuda.graph(graph, pool=pool[device], stream=self.streams[device], capture_error_mode="thread_local"):
                 result = function()
         except BaseException:
-            # Where CUDA refuses the end of a capture, torch leaves its allocator as within one, and memory that other streams have
-            # read (`record_stream`) would never be used again.
-            with suppress(RuntimeError):
-                torch._C._cuda_endAllocateToPool(device.index, pool[device])
-                torch._C._cuda_releasePool(device.index, pool[device])
+            self._give_back(graph, pool[device], device)
             raise
         return graph, result
+
+    @staticmethod
+    def _give_back(graph, pool, device):
+        """What a capture holds that CUDA refused to end.
+
+        torch before 2.13 leaves its allocator as within a capture, and memory that other streams have read (`record_stream`) would never
+        be used again; before 2.14 the memory of the pool is held for ever (pytorch pull requests 180395, 190348).
+        """
+        with suppress(RuntimeError):
+            graph.pool()
+            return  # it has ended: the graph gives back all of it
+        with suppress(RuntimeError):
+            torch._C._cuda_endAllocateToPool(device.index, pool)
+        if torch.__version__ < "2.14":
+            with suppress(RuntimeError):
+                torch._C._cuda_releasePool(device.index, pool)
 
 
 class Tape:

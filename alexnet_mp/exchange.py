@@ -66,6 +66,7 @@ class Crossing:
 
     def __init__(self, exchange, edge, tensor, source, target):
         self.exchange, self.edge, self.tensor, self.source, self.target = exchange, edge, tensor, source, target
+        self.home = current_stream(tensor)
         self.there = self._carry(tensor.detach(), source, target, "forward")
 
     @property
@@ -78,8 +79,12 @@ class Crossing:
         return self.there.receive()
 
     def send_back(self, gradient):
-        """Begin the gradient's way back: its `Arrival` on the source's device."""
-        return self._carry(gradient, self.target, self.source, "backward")
+        """Begin the gradient's way back; returns what makes it readable on the source's device.
+
+        That is for the stream on which the tensor was made, where autograd goes on with it: in the thread that calls this, another may
+        be current on that device.
+        """
+        return functools.partial(self._carry(gradient, self.target, self.source, "backward").receive, self.home)
 
     def _carry(self, tensor, source, target, pass_):
         self.exchange.enter(self.edge, tensor, source, target, pass_)
@@ -93,13 +98,18 @@ class Arrival:
     tensor: torch.Tensor
     event: object = None  # of the copy's stream, where the current one hasn't waited yet
 
-    def receive(self):
-        """The copy, readable on its device's current stream from now on. The host doesn't wait."""
+    def receive(self, stream=None):
+        """The copy, readable from now on on a stream of its device, by default the current one. The host doesn't wait."""
         if self.event is not None:
-            stream = torch.cuda.current_stream(self.tensor.device)
+            stream = stream or current_stream(self.tensor)
             stream.wait_event(self.event)
             self.tensor.record_stream(stream)
         return self.tensor
+
+
+def current_stream(tensor):
+    """Of a tensor's device; None on a CPU."""
+    return torch.cuda.current_stream(tensor.device) if tensor.is_cuda else None
 
 
 def copy(tensor, device, overlap, place=None):
@@ -115,7 +125,7 @@ def copy(tensor, device, overlap, place=None):
         return Arrival(tensor.to(device) if place is None else place.copy_(tensor))
     if not overlap:
         return Arrival(arriving().copy_(tensor, non_blocking=True))
-    made = torch.cuda.current_stream(tensor.device).record_event()
+    made = current_stream(tensor).record_event()
     out, into = streams = _copy_streams(tensor.device, device)
     for stream in streams:
         stream.wait_event(made)

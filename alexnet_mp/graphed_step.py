@@ -25,6 +25,7 @@ from .kernels import ops
 
 CHOICES = ("auto", "on", "off")
 WARM_UP = 3  # eager steps of a shape
+INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
 
 
 def resolve(choice, devices):
@@ -56,8 +57,8 @@ def make_step(step, choice):
 class GraphedStep:
     """Called like its `TrainingStep`, with the same effects; the tensors that it returns are overwritten by the next call.
 
-    graphs: a `CudaGraphs`. must: a capture that fails is a UserError; else it is said in a line, and this and all further steps are
-    eager. Nothing of a step is done when its capture fails: a capture computes nothing.
+    graphs: a `CudaGraphs`. must: graphs that can't be had are a UserError; else it is said in a line, and this and all further steps are
+    eager. Whichever pass was tried for it, none is counted, and no weight has changed.
     """
 
     def __init__(self, step, graphs, must=False):
@@ -97,8 +98,6 @@ class GraphedStep:
         """Loss and right answers; the gradients are left with the parameters."""
         if not self.given_up and not shape.captured and shape.eager_steps == WARM_UP:
             self._capture_forward_and_backward(shape, images, labels)
-            if shape.captured and not self._computes_the_same(shape, images, labels):
-                self._give_up(RuntimeError("a replay's results are not those of an eager step"))
         if self.given_up:
             return self.step.forward_and_backward(images, labels, look)
         with self.graphs.aside():
@@ -116,6 +115,7 @@ class GraphedStep:
     def _capture_forward_and_backward(self, shape, images, labels):
         """Leaves the shape captured, or this object given up and everything as it was."""
         network, pool = self.step.network, next((each.pool for each in self.shapes.values() if each.captured), None)
+        counted = [tower.step.clone() for tower in network.towers]
         try:
             with self.graphs.aside():
                 gc.collect()  # what lets go of memory of the device in its own way must not be found in the middle of a capture
@@ -124,11 +124,14 @@ class GraphedStep:
                 self.step.optimizer.zero_grad(set_to_none=True)
                 shape.pool = pool or self.graphs.new_pool()
                 shape.forward_and_backward, shape.numbers = self._captured_pass(shape)
+                shape.gradients = {parameter: parameter.grad for parameter in network.parameters() if parameter.grad is not None}
+                shape.ledger = network.ledger()
+                if not self._computes_the_same(shape, images, labels, counted):
+                    raise RuntimeError("a replay has other bits than an eager step")
         except RuntimeError as error:
             self._give_up(error)
-            return
-        shape.gradients = {parameter: parameter.grad for parameter in network.parameters() if parameter.grad is not None}
-        shape.ledger = network.ledger()
+        finally:
+            self._set_counters(counted)
 
     def _captured_pass(self, shape):
         """(what has replay() and reset(), [loss, right answers])"""
@@ -143,19 +146,27 @@ class GraphedStep:
             tape.reset()
             raise
 
-    def _computes_the_same(self, shape, images, labels):
-        """Whether a replay has the loss, right answers and gradients of an eager pass. Both are then undone, but for the gradients."""
+    def _computes_the_same(self, shape, images, labels, counted):
+        """Whether a replay has the bits of an eager pass, if that has the same bits twice. Called `aside`. counted: passes, a tower."""
         network = self.step.network
-        with self.graphs.aside():
-            numbers = self.step.forward_and_backward(images, labels, lambda loss: None)
-            expected = [*numbers, *(parameter.grad for parameter in shape.gradients)]
-            network.count(-1)
-            shape.take(images, labels)
-            shape.forward_and_backward.replay()
-            network.count(-1)
-            found = [*shape.numbers, *shape.gradients.values()]
-            return all(one is not None and bool(((one == other) | (one != one) & (other != other)).all())
-                       for one, other in zip(expected, found, strict=True))
+
+        def results(numbers):
+            return [*numbers, *(parameter.grad for parameter in network.parameters())]
+
+        def eager():
+            self._set_counters(counted)
+            return results(self.step.forward_and_backward(images, labels, lambda loss: None))
+
+        expected = eager()
+        self._set_counters(counted)
+        shape.forward_and_backward.replay()
+        for parameter in network.parameters():
+            parameter.grad = shape.gradients.get(parameter)
+        return _same_bits(expected, results(shape.numbers)) or not _same_bits(expected, eager())
+
+    def _set_counters(self, counted):
+        for tower, passes in zip(self.step.network.towers, counted, strict=True):
+            tower.step.copy_(passes)
 
     def _update(self, shape):
         """Sums of the weights, one tensor a device."""
@@ -189,8 +200,8 @@ class GraphedStep:
     def _give_up(self, error):
         why = " ".join((str(_first(error)).splitlines() or [type(error).__name__])[0].split())
         if self.must:
-            raise UserError(f"--graphs on: a step can't be captured in a CUDA graph: {why}; --graphs auto goes on without") from error
-        say(f"WARNING: a step can't be captured in a CUDA graph: {why}; the training goes on without graphs, with the same numbers")
+            raise UserError(f"--graphs on: no CUDA graphs can be had of this step: {why}; --graphs auto goes on without") from error
+        say(f"WARNING: no CUDA graphs can be had of this step: {why}; the training goes on without, with the same numbers")
         self.given_up = True
         for shape in self.shapes.values():  # but not the gradients: they may be those of this very step
             shape.drop()
@@ -233,6 +244,13 @@ class _Shape:
             self.forward_and_backward.reset()
         self.forward_and_backward = self.images = self.labels = None
         self.numbers, self.gradients = [], {}
+
+
+def _same_bits(tensors, others):
+    """Of two lists of tensors, or None; they have to lie in memory alike, too."""
+    return all(one is other or one is not None and other is not None and one.stride() == other.stride()
+               and torch.equal(*(tensor.view(INTEGERS[tensor.element_size()]) for tensor in (one, other)))
+               for one, other in zip(tensors, others, strict=True))
 
 
 def _first(error):

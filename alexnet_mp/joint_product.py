@@ -85,7 +85,7 @@ class _Joined(torch.autograd.Function):
     def backward(ctx, dy):
         crossing, joint = ctx.history
         gradient = joint.gradient_of_other(dy)
-        back = None if gradient is None else crossing.send_back(gradient)
+        receive = None if gradient is None else crossing.send_back(gradient)
         own, *rest = joint.gradients(dy)
         del ctx.history
-        return None, None, own, back.receive() if back else None, *rest
+        return None, None, own, receive() if receive else None, *rest

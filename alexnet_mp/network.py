@@ -52,7 +52,8 @@ class TwoTowerAlexNet(nn.Module):
         """
         self.exchange.clear()
         if self.training:
-            self.count(1)
+            for tower in self.towers:
+                tower.step += 1
         outputs = [images_a, images_b][:len(self.towers)]
         for layer in self.recipe.layers:
             readers = 1 if layer.towers == "first" else len(self.towers)
@@ -69,11 +70,6 @@ class TwoTowerAlexNet(nn.Module):
     def step(self, step):
         for tower in self.towers:
             tower.step.fill_(step)
-
-    def count(self, passes):
-        """Add to `step`, on each tower's device."""
-        for tower in self.towers:
-            tower.step += passes
 
     @property
     def dtype(self):

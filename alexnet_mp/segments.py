@@ -4,8 +4,6 @@ torch's autograd goes through both devices in one backward pass, and lets one wa
 Here a tower's layers from one that reads both to the next have a history of their own, and gradients are handed on by hand.
 The operations and their order are those of `TrainingStep`, and so are the bits.
 """
-from functools import partial
-
 import torch
 import torch.nn.functional as F
 
@@ -54,11 +52,11 @@ def _forward(network, images, labels, tape):
 
 
 def _backward(passed, tape):
-    gradients = [None, []]  # of each tower's outputs, to be summed; the loss, tower a's last, has none and needs none
+    gradients = [[], []]  # of each tower's outputs, to be summed; the loss, the last of all, has none and needs none
     for segments in reversed(passed):
         before, copies = [[], []], {}
         for tower, segment in reversed([*enumerate(segments)]):
-            if not segment.trained or gradients[tower] == []:
+            if not segment.trained:
                 continue
             back = tape.run(tower, segment.backward, gradients[tower])
             if back:
@@ -89,7 +87,10 @@ class Segment:
 
     def __init__(self, tower, layers):
         self.tower, self.layers, self.finish = tower, layers, lambda maps: (maps,)
-        self.joint, self.y, self.of_product = None, None, set()  # the parameters that the joint product reads
+        self.results = self.out = None  # out: the first result, with its history
+        # Where the first layer reads both: its product, its result and that one's gradient; its operands, and the parameters they are of.
+        self.joint = self.y = self.dy = self.halves = self.added = self.bias = None
+        self.of_product = set()
 
     @property
     def trained(self):
@@ -130,7 +131,7 @@ class Segment:
     def backward(self, gradients):
         """All but the joint product, and the gradient of the other half: [it], or [] where it isn't wanted.
 
-        gradients: of the outputs, one or two to be summed; None: the output is the loss.
+        gradients: of the outputs, one or two to be summed; none where the output is the loss.
         """
         parameters = [parameter for layer in self.layers for parameter in layer.parameters()
                       if parameter.requires_grad and parameter not in self.of_product]

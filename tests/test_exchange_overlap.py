@@ -70,7 +70,7 @@ def late(monkeypatch):
     happened = []
 
     class Late(exchange.Arrival):
-        def receive(self):
+        def receive(self, stream=None):
             happened.append("receive")
             self.tensor.copy_(self.event)
             return self.tensor
@@ -159,6 +159,56 @@ def test_a_step_leaves_no_history():
         loss.backward()
 
 
+def test_a_gradient_that_returns_is_awaited_by_the_stream_that_goes_on_with_it(monkeypatch):
+    """That of the forward pass, whatever is current where backward runs."""
+    awaited = []
+
+    class Told(exchange.Arrival):
+        def receive(self, stream=None):
+            awaited.append(stream)
+            return self.tensor
+
+    monkeypatch.setattr(exchange, "copy", lambda tensor, device, overlap: Told(tensor.clone()))
+    network, x = apart(mini()), images(mini())
+    with monkeypatch.context() as patch:
+        patch.setattr(exchange, "current_stream", lambda tensor: "the forward pass's")
+        loss = F.cross_entropy(network(x, x), LABELS)
+    assert awaited == [None] * 7
+    loss.backward()
+    assert awaited[7:] == ["the forward pass's"] * 7
+
+
+def test_copies_and_computation_settle(monkeypatch):
+    """Each of the four streams of copies waits for its device's computation, and that for it."""
+    waits = []
+
+    class Stream:
+        def __init__(self, name, device):
+            self.name, self.device = name, device
+
+        def wait_stream(self, other):
+            waits.append((self.name, other.name))
+
+    devices = [torch.device("cuda:0"), torch.device("cuda:1")]
+    streams = {(source, target): (Stream(f"out {source}", source), Stream(f"into {target}", target))
+               for source, target in (devices, devices[::-1])}
+    monkeypatch.setattr(exchange, "_copy_streams", lambda *way: streams[way])
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream(f"current {device}", device))
+    exchange.settle(devices)
+    assert set(waits) == {pair for name in ("out", "into") for device in devices
+                          for pair in [(f"{name} {device}", f"current {device}"), (f"current {device}", f"{name} {device}")]}
+    exchange.settle([torch.device("cpu")] * 2)
+    assert len(waits) == 8
+
+
+def test_a_standing_copy_lies_on_the_targets_device():
+    carrier = exchange.Exchange(("cpu", "meta"))
+    copies = [carrier.standing("conv3", torch.ones(2, device=device), source, 1 - source, "forward")
+              for source, device in enumerate(("cpu", "meta"))]
+    assert [copy.place.device.type for copy in copies] == ["meta", "cpu"]
+    assert [(entry.direction, entry.bytes) for entry in carrier.ledger] == [("a->b", 8), ("b->a", 8)]
+
+
 # --- on GPUs: real streams
 
 CYCLES = 20_000_000  # of the GPU's clock: some 10 ms, longer than any copy here
@@ -170,12 +220,12 @@ def delayed(monkeypatch, where):
     streams that "compute", just after the copy is begun."""
     begin, streams = exchange.copy, exchange._copy_streams
 
-    def slow(tensor, device, overlap):
+    def slow(tensor, device, overlap, place=None):
         out, into = streams(tensor.device, device)
         if where in ("out", "into"):
             with torch.cuda.stream(out if where == "out" else into):
                 torch.cuda._sleep(CYCLES)
-        arrival = begin(tensor, device, overlap)
+        arrival = begin(tensor, device, overlap, place)
         if where == "compute":
             for place in {tensor.device, device}:
                 with torch.cuda.device(place):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import one_thread  # noqa: F401
 from fake_device import FakeGraphs, LateEvents
+from test_exchange_overlap import delayed
 from test_golden import GOLDEN
 from tiny_run import (  # noqa: F401  (fixtures)
     PLATEAU, SOURCE2012, assert_same_end, bits, data, lines, quick, resume, run)
@@ -249,11 +250,40 @@ def test_graphs_that_compute_something_else_are_given_up(what, apart, monkeypatc
         pair.set_rates()
         pair.train(*[3] * WARM_UP)
         if must:
-            with pytest.raises(UserError, match="--graphs on: .*: a replay's results are not those of an eager step"):
+            with pytest.raises(UserError, match="--graphs on: .*: a replay has other bits than an eager step"):
                 pair.train(3)
         else:
             pair.train(*[3] * 4)
             assert pair.graphed.given_up and pair.graphs.living == [] and capsys.readouterr().out.count("WARNING") == 1
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_numbers_that_are_none_are_no_reason_to_give_graphs_up(apart):
+    pair = Pair(small(), apart=apart)
+    pair.set_rates()
+    pair.train(*[3] * WARM_UP)
+    images, labels = pair.batch(3)
+    loss, *_ = pair.graphed([images[0].fill_(torch.inf)] * 2, labels, look)
+    (shape,) = pair.graphed.shapes.values()
+    assert loss.isnan() and shape.captured and not pair.graphed.given_up
+
+
+def test_nor_are_passes_whose_results_always_differ():
+    """Where an eager pass can't be repeated, there is nothing that a replay must have the bits of."""
+    pair, passes = Pair(small()), []
+    pair.set_rates()
+    compute = pair.graphed.step.forward_and_backward
+
+    def drifting(*given):
+        loss, right = compute(*given)
+        passes.append(loss)
+        return loss + len(passes), right
+
+    pair.graphed.step.forward_and_backward = drifting
+    for _ in range(WARM_UP + 2):
+        pair.graphed(*pair.batch(3), look)
+    (shape,) = pair.graphed.shapes.values()
+    assert shape.captured and not pair.graphed.given_up
 
 
 # --- from copy to copy
@@ -287,7 +317,7 @@ def test_gradients_that_nobody_wants_neither_cross_nor_are_computed(frozen):
 def test_a_graph_reads_no_copy_before_it_has_arrived(monkeypatch):
     """A copy is NaN until it is waited for, and made only then."""
     class Late(exchange.Arrival):
-        def receive(self):
+        def receive(self, stream=None):
             if self.event is not None:
                 self.tensor.copy_(self.event)
             return self.tensor
@@ -319,6 +349,26 @@ def test_a_refused_capture_on_a_gpu_leaves_the_same_numbers(monkeypatch, capsys)
         torch.cuda.synchronize()
         sizes.append(torch.cuda.memory_reserved(CUDA))
     assert sizes[-1] == sizes[2]
+
+
+@pytest.mark.parametrize("where", ["out", "into", "compute"])
+@pytest.mark.parametrize("devices", [pytest.param((CUDA, CUDA), marks=needs_gpu, id="one GPU"),
+                                     pytest.param((CUDA, OTHER), marks=needs_two, id="two GPUs")])
+def test_no_race_between_graphs_and_copies(devices, where, monkeypatch):
+    """With pauses on either side of every copy: steps with two shapes of batch, a validation in between."""
+    if where == "out" and devices[0] == devices[1]:
+        pytest.skip("within one device the copy runs on the target's stream alone")
+    pair = Pair(small(), devices, apart=True)
+    pair.set_rates()
+    with delayed(monkeypatch, where):
+        pair.train(*[4, 4, 3] * 4)
+        for network in pair.networks:
+            with torch.no_grad():
+                network.eval()(*pair.batch(5)[0])
+            network.train()
+        pair.set_rates(0.1, ["conv1"])
+        pair.train(*[4, 4, 3] * 4)
+    assert not pair.graphed.given_up
 
 
 def ten_losses(graphed, apart):
