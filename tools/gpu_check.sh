@@ -222,7 +222,7 @@ if command -v nvcc >/dev/null; then
 else
     skip sass "nvcc is not on PATH"
 fi
-stage step bench step test_step
+stage step bench step test_speed_step
 stage pipeline bench pipeline test_speed_pipeline
 stage resume "$PYTHON" -m pytest tests/test_resume_gpu.py tests/test_trainer.py -q
 stage checkpoint bench checkpoint test_speed_checkpoint
