@@ -128,7 +128,7 @@ class GraphedStep:
                 shape.ledger = network.ledger()
                 if not self._computes_the_same(shape, images, labels, counted):
                     raise RuntimeError("a replay has other bits than an eager step")
-        except RuntimeError as error:
+        except Exception as error:  # whatever it is, the step can be taken without
             self._give_up(error)
         finally:
             self._set_counters(counted)
@@ -142,7 +142,7 @@ class GraphedStep:
         tape = Tape(self.graphs, shape.pool, network.exchange)
         try:
             return tape, segments.forward_and_backward(network, shape.images, shape.labels, tape)
-        except RuntimeError:
+        except Exception:
             tape.reset()
             raise
 
@@ -193,7 +193,7 @@ class GraphedStep:
                     graph, sums = self.graphs.capture(lambda: [self.step.update_on(device)], shape.pool, device)
                     shape.update.append(graph)
                     shape.sums += sums
-        except RuntimeError as error:
+        except Exception as error:  # whatever it is, the step can be taken without
             shape.drop_update()
             self._give_up(error)
 

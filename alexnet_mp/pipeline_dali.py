@@ -7,7 +7,7 @@ some grey levels, and everything after it runs there too. Importing this module 
 import importlib.util
 import os
 from collections import deque
-from contextlib import closing
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -46,6 +46,7 @@ class DaliPipeline:
         self.workers = len(os.sched_getaffinity(0)) if workers is None else workers
         self.devices = [torch.device(device) for device in devices]
         self.pin = any(device.type == "cuda" for device in self.devices)
+        self.lent = {device: Lent(device) for device in self.devices}
         self.statistics = self.mean = None
         if not available():
             raise UserError(f"--pipeline dali: DALI is not installed; {INSTALL} installs it, and --pipeline torch works everywhere")
@@ -167,6 +168,8 @@ class DaliPipeline:
                 if failure:
                     raise failure
             finally:
+                for lent in self.lent.values():
+                    lent.wait()
                 _close(pipelines)
 
     def _take(self, pipelines, split, images):
@@ -188,8 +191,11 @@ class DaliPipeline:
             x = torch.from_dlpack(tensors.as_tensor())  # DALI's memory, which lives as long as the tensor does
             if self.memory_format == torch.channels_last:
                 x = x.permute(0, 3, 1, 2)
-            # DALI has no bfloat16, and on a CPU its float16 rounds ties away from zero.
-            images[device] = x.to(self.dtype)
+            # DALI has no bfloat16, and on a CPU its float16 rounds ties away from zero. On a GPU a copy in torch's memory in any case:
+            # DALI's is used for another batch in the order of DALI's own stream, as soon as the host has let go of it.
+            images[device] = x.to(self.dtype, copy=device.type == "cuda")
+            if device.type == "cuda":
+                self.lent[device].keep(tensors)
         return [images[device] for device in self.devices]
 
     def _labels(self, split, images):
@@ -254,12 +260,14 @@ class _Item:
 class _Dali:
     """A DALI pipeline on one device: of every batch that it is fed it gives one TensorList, in their order.
 
+    DALI knows a stream by its handle alone, and the default stream's is the same on every GPU: it is that of the device that is current.
+
     graph(this) -> its output. Raises UserError where DALI can't use the device.
     """
 
     def __init__(self, device, batch_size, threads, graph):
         from nvidia.dali import Pipeline
-        self.device, self.on_gpu, self.inputs, self.given, self.lent = device, device.type == "cuda", [], deque(), deque()
+        self.device, self.on_gpu, self.inputs, self.given, self.lent = device, device.type == "cuda", [], deque(), Lent(device)
         # Depth 1: else the first schedule_run() would want more batches than there may be. More can be in work all the same.
         self.pipe = Pipeline(batch_size, max(1, threads), (device.index or 0) if self.on_gpu else None, prefetch_queue_depth=1)
         try:
@@ -281,34 +289,52 @@ class _Dali:
     def feed(self, inputs):
         """Start work on a batch. inputs: {name: its N values}, among them all that the graph has; kept until they were used."""
         given = {name: inputs[name] for name in self.inputs}
-        for name, values in given.items():
-            self.pipe.feed_input(name, values, cuda_stream=self._stream())
-        self.pipe.schedule_run()
+        with self._here() as stream:
+            for name, values in given.items():
+                self.pipe.feed_input(name, values, cuda_stream=stream)
+            self.pipe.schedule_run()
         self.given.append(given)
 
     def take(self):
-        """The TensorList of the oldest batch, once it is made. On a GPU it may be used by, and is freed in the order of, the stream
-        that is current now. Raises RuntimeError where DALI failed."""
-        tensors, = self.pipe.outputs(cuda_stream=self._stream())
+        """The TensorList of the oldest batch, once it is made. On a GPU it may be used by the stream that is current now, and has to be
+        kept until that has been done (`Lent`). Raises RuntimeError where DALI failed."""
+        with self._here() as stream:
+            tensors, = self.pipe.outputs(cuda_stream=stream)
         given = self.given.popleft()
-        if self.on_gpu:  # the host need not wait, but what the GPU may still be copying must stay
-            done = torch.cuda.Event()
-            done.record(self._stream())
-            self.lent.append((done, given))
-            while self.lent and self.lent[0][0].query():
-                self.lent.popleft()
+        if self.on_gpu:
+            self.lent.keep(given)
         return tensors
 
     def close(self):
         """End its threads."""
         self.pipe = None  # ends when the last reference goes
-        for done, _ in self.lent:
-            done.synchronize()
+        self.lent.wait()
         self.given.clear()
-        self.lent.clear()
 
-    def _stream(self):
-        return torch.cuda.current_stream(self.device) if self.on_gpu else None
+    @contextmanager
+    def _here(self):
+        """The device is the current one, its current stream what is yielded; None for a CPU."""
+        with torch.cuda.device(self.device) if self.on_gpu else nullcontext():
+            yield torch.cuda.current_stream(self.device) if self.on_gpu else None
+
+
+class Lent:
+    """What a GPU may still read or copy, while the host goes on: kept until its current stream has come that far."""
+
+    def __init__(self, device):
+        self.device, self.things = device, deque()
+
+    def keep(self, things):
+        """After what reads them was launched on the device's current stream."""
+        with torch.cuda.device(self.device):
+            self.things.append((torch.cuda.current_stream().record_event(), things))
+        while self.things and self.things[0][0].query():
+            self.things.popleft()
+
+    def wait(self):
+        while self.things:
+            self.things[0][0].synchronize()
+            self.things.popleft()
 
 
 def _close(pipelines):

@@ -59,6 +59,9 @@ class Profiler:
     def batches(self, batches):
         """The same batches; the recording begins and ends between two of them."""
         with closing(batches):
+            # Not as graphs, whose streams have memory of their own: the first step that is recorded would take all of its own anew.
+            self.before = self.trainer.training_step
+            self.trainer.training_step = TrainingStep(self.trainer.network, self.trainer.optimizer)
             yield from islice(batches, WARM_UP)
             self._start()
             try:
@@ -107,7 +110,7 @@ class Profiler:
         for letter, tower in zip("ab", network.towers):
             for name, layer in tower.named_children():
                 self._around(layer, f"{LAYER}{name} {letter}")
-        self.before, self.trainer.training_step = self.trainer.training_step, _RangedStep(network, self.trainer.optimizer)
+        self.trainer.training_step = _RangedStep(network, self.trainer.optimizer)
         os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else torch's profiler writes two lines for every recording
         activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if self.trainer.on_gpu else [])
         self.torch = profile(activities=activities)

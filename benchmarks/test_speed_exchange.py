@@ -49,7 +49,7 @@ def measure(devices, edge, batch, rounds):
     network = TwoTowerAlexNet(paper(), devices)
     alone = devices[0] == devices[1]
     rivals = {name: Edge(network, edge, batch, name) for name in (RIVALS if alone else RIVALS[:2])}
-    with torch.backends.cudnn.flags(deterministic=True, benchmark=False):
+    with torch.backends.cudnn.flags(enabled=True, deterministic=True, benchmark=False, allow_tf32=False):
         answers = {name: rival.answers() for name, rival in rivals.items()}
     for name, found in answers.items():
         for tensor, expected in zip(found, answers["in-order"], strict=True):

@@ -199,6 +199,7 @@ def implementation(name, case):
         compiler = os.environ.get("CXX", "c++")
         if case.device.type == "cpu" and shutil.which(compiler) is None:
             raise Absent(f"torch.compile needs a C++ compiler, and there is no {compiler}")
+        torch._functorch.config.donated_buffer = False  # else no backward pass could run twice, which a graph's warm-up does
         return torch.compile(eager, dynamic=False, mode="max-autotune-no-cudagraphs" if case.device.type == "cuda" else None)
     if name == "cudnn":
         return CudnnLRNPool(**LRN, **POOL)
@@ -263,7 +264,7 @@ class OnGPU:
         ys, gradients = [None] * len(sets), [None] * len(sets)  # kept, so that the outputs rotate as well
         stream.wait_stream(torch.cuda.current_stream())
         # torch.compile's backward would by default write over what the forward saved, and it runs many times on one forward.
-        with torch.cuda.stream(stream), torch._functorch.config.patch(donated_buffer=False):
+        with torch.cuda.stream(stream):
             for _ in range(3):
                 call(function, *sets[0], retain_graph=True)
         torch.cuda.synchronize()

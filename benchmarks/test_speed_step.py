@@ -32,7 +32,7 @@ from in_turn import REPLAY, clocks, compare, provenance, replay, time_in_turn
 from rivals import EagerTowers, without_norms_and_towers
 
 from alexnet_mp import TwoTowerAlexNet, ceilings, paper, roofline
-from alexnet_mp.graphed_step import make_step
+from alexnet_mp.graphed_step import WARM_UP, make_step
 from alexnet_mp.optimizer import PaperSGD
 from alexnet_mp.training_step import TrainingStep
 
@@ -89,10 +89,13 @@ def measure(dtype, batch, rounds):
     rivals["no-lrn"] = Step(other, labels, images, context=theirs)
     found = {name: {"saved_bytes": step.saved_bytes()} for name, step in rivals.items() if name != "graphs"}
     if DEVICE.type == "cuda" or shutil.which(os.environ.get("CXX", "c++")):
-        compiled = torch.compile(eager, mode="max-autotune-no-cudagraphs" if DEVICE.type == "cuda" else None)
+        torch.compiler.reset()  # else another number of images would make it compile for any number
+        compiled = torch.compile(eager, dynamic=False, mode="max-autotune-no-cudagraphs" if DEVICE.type == "cuda" else None)
         rivals["compile"] = Step(compiled, labels, images, context=theirs)
     if DEVICE.type == "cpu":
         rivals["untouched"] = Untouched(batch)
+    for _ in range(WARM_UP + 3 if "graphs" in rivals else 0):
+        rivals["graphs"].step()  # eager ones and captures
     before = clocks(DEVICE)
     try:
         seconds, _ = time_in_turn(rivals, DEVICE, rounds)
@@ -188,7 +191,7 @@ class Step:
 
 
 class OurStep(Step):
-    """A training step as `train` takes it, with `--graphs` "off" or "on"."""
+    """A training step as `train` takes it, with `--graphs` "off" or "on", and with the convolutions that are reproducible."""
 
     def __init__(self, network, labels, images, graphs="off"):
         super().__init__(network, labels, images, images)
@@ -197,7 +200,8 @@ class OurStep(Step):
         self.take = make_step(TrainingStep(network, optimizer), graphs)
 
     def step(self):
-        self.take(self.images, self.labels, lambda loss: None)
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+            self.take(self.images, self.labels, lambda loss: None)
 
 
 class Untouched:

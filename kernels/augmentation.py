@@ -7,6 +7,8 @@ import torch
 import triton
 import triton.language as tl
 
+from .choice import triton_on
+
 BLOCK = 1024  # values a program
 
 
@@ -57,6 +59,6 @@ def augment(pictures, top, left, flip, mean, shift, scale, mean_follows_crop, y)
     count, side, crop = len(pictures), pictures.shape[1], y.shape[2]
     crops = torch.cat([torch.stack([top, left, flip.long()], 1).float(), shift], 1)  # below 2^24, so nothing is rounded
     blocks = triton.cdiv(3 * crop * crop, BLOCK)
-    with torch.cuda.device_of(y):
+    with triton_on(y):
         crops = crops.to(y.device, non_blocking=True)
         _augment_kernel[count * blocks,](pictures, mean, crops, y, scale, side, crop, mean_follows_crop, y.stride(1) == 1, BLOCK)

@@ -1,6 +1,10 @@
 """Which implementation computes: compiled CUDA or CPU code, Triton, or `reference.py`. And what all operators ask of tensors."""
 import functools
 import importlib.util
+import os
+import shutil
+import threading
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -39,11 +43,21 @@ built._dynamo_marked_constant = True  # what torch.compiler.assume_constant_resu
 @functools.cache
 def _built():
     there = []
-    if compiled() is not None and torch._C._dispatch_has_kernel_for_dispatch_key("alexnet_mp_csrc::lrn_pool_forward", "CUDA"):
-        there.append("cuda")
-    if importlib.util.find_spec("triton") is not None:
+    compilers = os.environ.get("CC", ""), "gcc", "clang"  # one of which Triton needs at run time
+    if importlib.util.find_spec("triton") is not None and any(map(shutil.which, compilers)):
         there.append("triton")
+        if compiled() is not None and torch._C._dispatch_has_kernel_for_dispatch_key("alexnet_mp_csrc::lrn_pool_forward", "CUDA"):
+            there.insert(0, "cuda")  # the norms and pools of the paper; all else is left to Triton
     return (*there, "cpu") if compiled() is not None else tuple(there)
+
+
+@functools.cache
+def _too_old(device):
+    """Whether a GPU is older than what the CUDA kernels are compiled for (setup.py)."""
+    return torch.cuda.is_available() and torch.cuda.get_device_capability(device) < (8, 0)
+
+
+_too_old._dynamo_marked_constant = True
 
 
 def resolve(kernels, device):
@@ -57,12 +71,26 @@ def resolve(kernels, device):
     kind = torch.device(device).type
     if kernels == "reference":
         return kernels
-    usable = [name for name in built() if kind == ("cpu" if name == "cpu" else "cuda")] + ["reference"]
+    usable = [name for name in built() if kind == ("cpu" if name == "cpu" else "cuda")
+              and not (name == "cuda" and _too_old(torch.device(device)))] + ["reference"]
     if kernels == "auto":
         return usable[0]
     if kernels not in usable:
         raise ValueError(f"kernels {kernels!r} can't compute on {kind} here; usable there: auto, {', '.join(usable)}")
     return kernels
+
+
+_launching = threading.Lock()
+
+
+@contextmanager
+def triton_on(tensor):
+    """Around the launch of a Triton kernel: the tensor's device is the current one, and no other thread launches one.
+
+    In a backward pass two GPUs have a thread each, and Triton isn't known to compile one kernel in two threads at once.
+    """
+    with _launching, torch.cuda.device_of(tensor):
+        yield
 
 
 def description():

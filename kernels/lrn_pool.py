@@ -16,6 +16,8 @@ import torch
 import triton
 import triton.language as tl
 
+from .choice import triton_on
+
 FORWARD_TILE, BACKWARD_TILE = 64, 128  # positions a program: 13x13 outputs fill three tiles of 64, 55x55 inputs 24 of 128
 FORWARD_MAPS, BACKWARD_MAPS = 32, 64   # at most so many maps a program: a cut costs size - 1 more steps, backward twice that
 ROLLING = 100  # where more values than this would roll (pool 3 with size 5: 36), the norm gets a pass of its own
@@ -295,7 +297,7 @@ def forward(x, bias, y, argmax, *, norm, size, alpha, beta, k, relu, pool, strid
         forward(x, bias, u, argmax[:0], norm=norm, size=size, alpha=alpha, beta=beta, k=k, relu=before, pool=0, stride=1,
                 ties=ties)
         x, bias, norm, relu = u, None, "none", "after" if relu == "after" else "none"
-    with torch.cuda.device_of(x):
+    with triton_on(x):
         if norm == "spatial":
             _spatial_kernel[N * C * triton.cdiv(H * W, 128),](x, None, y, C, H, W, x.stride(), y.stride(), alpha, k, size, beta,
                                                             128)
@@ -331,7 +333,7 @@ def backward(dy, x, bias, argmax, dx, *, norm, size, alpha, beta, k, relu, pool,
                 stride=stride, ties=ties)
     g = torch.empty(x.shape, **float32) if norm == "spatial" else dx
     maps = triton.cdiv(C, triton.cdiv(C, BACKWARD_MAPS))
-    with torch.cuda.device_of(x):
+    with triton_on(x):
         _backward_kernel[N * tiles, triton.cdiv(C, maps)](
             dy, x, bias, choice, u, g, partial, C, H, W, OH, OW, dy.stride(), x.stride(),
             dy.stride() if choice is None else choice.stride(), g.stride(), alpha, k,

@@ -10,6 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
+from .choice import triton_on
 from .reference import DROPOUT_STREAM
 
 FORWARD_TILE, BACKWARD_TILE = 2048, 4096  # values a program; backward leaves MAPS sums a tile, fewer the larger it is
@@ -104,7 +105,7 @@ def forward(x, bias, step, y, *, probability, seed, layer, tower):
     """
     positions, shape, grid, _ = _launch(x, FORWARD_TILE)
     threshold = int(probability * 2**32)
-    with torch.cuda.device_of(x):
+    with triton_on(x):
         _relu_dropout_kernel[grid](x, bias, step if threshold else None, y, positions, DROPOUT_STREAM << 32 | seed, layer, tower,
                                    threshold, *shape, num_warps=FORWARD_TILE // 512)
 
@@ -113,7 +114,7 @@ def backward(dy, y, dx, sums):
     """Write dx; return the gradient of the bias, (C,) float32, or None unless `sums`. dy, y, dx: dense, in one memory order."""
     positions, shape, grid, tiles = _launch(y, BACKWARD_TILE)
     partial = torch.empty(tiles, y.shape[1], dtype=torch.float32, device=y.device) if sums else None
-    with torch.cuda.device_of(y):
+    with triton_on(y):
         _relu_dropout_backward_kernel[grid](dy, y, dx, partial, positions, *shape, num_warps=BACKWARD_TILE // 512)
         return partial.sum(0) if sums else None
 

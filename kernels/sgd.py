@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 from . import reference
+from .choice import triton_on
 from .ops import dense_alike, update_tables
 
 CHUNK = 4096  # elements a program
@@ -77,7 +78,7 @@ def paper_sgd_(parameters, gradients, velocities, learning_rates, momentum, weig
     for (device, dtype), group in groups.items():
         tensors = tuple((w.data_ptr(), g.data_ptr(), v.data_ptr(), w.numel()) for w, g, v, _, _ in group)
         coefficients = tuple((momentum, decay * rate, rate) for *_, rate, decay in group)
-        with torch.cuda.device_of(group[0][0]):
+        with triton_on(group[0][0]):
             chunks, *tables = _tables_for(device, tensors, coefficients)
             aligned = all(address % 16 == 0 for addresses in tensors for address in addresses[:3])
             _paper_sgd_kernel[len(chunks),](chunks, *tables, getattr(tl, str(dtype).removeprefix("torch.")), aligned, CHUNK,

@@ -246,7 +246,7 @@ def test_no_race_between_computation_and_copies(devices, where, monkeypatch):
     if where == "out" and devices[0] == devices[1]:
         pytest.skip("within one device the copy runs on the target's stream alone")
     results = []
-    with torch.backends.cudnn.flags(deterministic=True, benchmark=False):
+    with torch.backends.cudnn.flags(enabled=True, deterministic=True, benchmark=False, allow_tf32=False):
         for overlap in (False, True):
             network, x = apart(mini(), devices, torch.float32), images(mini(), torch.float32, 3)
             network.exchange.overlap = overlap

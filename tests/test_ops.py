@@ -1,5 +1,7 @@
 """The fused operations as torch operators: what they refuse, who computes, and how they live with the rest of torch."""
 import math
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -203,3 +205,32 @@ def test_the_second_device_while_the_first_is_current(kernels):
         first = gradients("before", x.to("cuda:0"), bias.to("cuda:0"), torch.ones(2, 48, 7, 7, device="cuda:0"), kernels)
         second = gradients("before", x.to("cuda:1"), bias.to("cuda:1"), torch.ones(2, 48, 7, 7, device="cuda:1"), kernels)
     assert all(a.device.index == 1 and torch.equal(a.cpu(), b.cpu()) for a, b in zip(second, first, strict=True))
+
+
+def test_cuda_kernels_are_not_chosen_on_a_gpu_that_they_are_not_compiled_for(monkeypatch):
+    monkeypatch.setattr(choice, "built", lambda: ("cuda", "triton"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: {0: (7, 5), 1: (8, 0)}[device.index])
+    choice._too_old.cache_clear()
+    try:
+        assert [ops.resolve("auto", f"cuda:{index}") for index in range(2)] == ["triton", "cuda"]
+        with pytest.raises(ValueError, match="'cuda' can't compute on cuda here; usable there: auto, triton, reference"):
+            ops.resolve("cuda", "cuda:0")
+    finally:
+        choice._too_old.cache_clear()
+
+
+def test_triton_kernels_are_launched_one_at_a_time():
+    """By whatever thread: backward has one a GPU."""
+    inside, most = [], []
+
+    def launch(_):
+        with choice.triton_on(torch.zeros(1)):
+            inside.append(1)
+            most.append(len(inside))
+            time.sleep(0.002)
+            inside.pop()
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(launch, range(20)))
+    assert max(most) == 1

@@ -1,6 +1,8 @@
 """DALI gives the batches that `pipeline_torch.py` defines, to the last bit on a CPU."""
 import dataclasses
 import shutil
+import weakref
+from contextlib import nullcontext
 
 import numpy as np
 import prepared_sets
@@ -223,3 +225,34 @@ def test_on_a_gpu_batches_stay_as_they_are_while_later_ones_are_made(sources, no
         others = [batch.images[0].clone() for batch in reader.train(0, 20, tenth)]
     side.synchronize()
     assert all(torch.equal(a, b) for a, b in zip(others, copies))
+
+
+def test_what_is_lent_to_a_gpu_stays_until_its_stream_has_come_that_far(monkeypatch):
+    """Without a GPU: events that are reached when the test says so."""
+    class Event:
+        def __init__(self):
+            self.reached = False
+            events.append(self)
+
+        def query(self):
+            return self.reached
+
+        def synchronize(self):
+            self.reached = True
+
+    class Stream:
+        def record_event(self):
+            return Event()
+
+    events = []
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: Stream())
+    lent, things = pipeline_dali.Lent(torch.device("cuda:1")), [np.zeros(1) for _ in range(4)]
+    alive = [weakref.ref(thing) for thing in things]
+    while things:
+        lent.keep(things.pop(0))
+        if len(things) == 2:
+            events[0].reached = True
+    assert [one() is not None for one in alive] == [False, True, True, True]
+    lent.wait()
+    assert all(event.reached for event in events) and not any(one() is not None for one in alive)

@@ -10,7 +10,7 @@
 #   sass.json        instructions per element of the tuned ones (tools/count_sass.py)
 #   <date>-<commit>-<stage>.json    the benchmarks' records (benchmarks/record.py)
 #
-# Each stage leaves <stage>.done when it has passed, with the commit; a second call on that commit goes on with the others.
+# Each stage leaves <stage>.done when it has passed; a second call on the same source goes on with the others.
 set -uo pipefail
 here=$PWD
 cd "$(dirname "$0")/.."
@@ -25,11 +25,18 @@ except ImportError:
 if not torch.cuda.is_available():
     raise SystemExit("no CUDA device was found: nothing to check")
 print(re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name(0).lower()).strip("-"))') || exit 2
+$PYTHON -c '
+import importlib.util
+missing = [name for name in ("triton", "numpy", "PIL", "pydantic", "safetensors", "rich", "matplotlib", "jinja2", "tensorboard", "pytest",
+                             "pytest_benchmark") if importlib.util.find_spec(name) is None]
+raise SystemExit(f"not installed: {chr(44).join(missing)}; make install has them all" if missing else 0)' || exit 2
 root=${1:-$PWD/benchmarks/records}
 case $root in /*) ;; *) root=$here/$root ;; esac
 out=$root/$device
 mkdir -p "$out"
 commit=$(git rev-parse HEAD 2>/dev/null || echo none)
+source=$(find alexnet_mp kernels csrc benchmarks tests tools setup.py -type f \( -name '*.py' -o -name '*.c*' -o -name '*.h' -o -name '*.sh' \) \
+    -print0 | LC_ALL=C sort -z | xargs -0 sha1sum | sha1sum | cut -c1-40)
 failed=0
 stages=""
 
@@ -43,11 +50,11 @@ say() {  # say STAGE STATE SECONDS: into check.json, after every stage, since th
 stage() {  # stage NAME COMMAND...
     local name=$1 start=$SECONDS
     shift
-    if [ "$(cat "$out/$name.done" 2>/dev/null)" = "$commit" ]; then
+    if [ "$(cat "$out/$name.done" 2>/dev/null)" = "$source" ]; then
         echo "== $name: passed before"
         say "$name" "passed before" 0
     elif echo "== $name" && "$@" >"$out/$name.log" 2>&1; then
-        echo "$commit" >"$out/$name.done"
+        echo "$source" >"$out/$name.done"
         tail -n 3 "$out/$name.log"
         say "$name" passed $((SECONDS - start))
     else
@@ -64,7 +71,7 @@ skip() {  # skip NAME WHY
 }
 
 built() {  # whether the CUDA kernels are here and fit this torch
-    $PYTHON -c 'from alexnet_mp.kernels import ops; raise SystemExit("cuda" not in ops.built())' 2>/dev/null
+    $PYTHON -c 'from alexnet_mp.kernels import ops; raise SystemExit("cuda" not in ops.built())'
 }
 
 build() {
@@ -193,10 +200,10 @@ PYTHON
 }
 
 count_sass() { $PYTHON tools/count_sass.py --json >"$out/sass.json"; }
-one_run() { rm -rf "$out/run-$1"; $PYTHON -m alexnet_mp.train --recipe mini --data builtin --gpus "$1" --out "$out/run-$1"; }
+one_run() { rm -rf "$out/run-$1"; $PYTHON -m alexnet_mp.train --recipe mini --data builtin --out "$out/run-$1" --gpus "$@"; }
 bench() { $PYTHON benchmarks/record.py --records "$root" --name "$1" -q -k "$2"; }
 
-built || rm -f "$out/build.done"  # a new machine, or another torch
+built 2>/dev/null || rm -f "$out/build.done"  # a new machine, or another torch
 stage build build
 stage kernel-tests "$PYTHON" -m pytest -q $(ls tests/test_{lrn_pool,relu,sgd,ops,triton,cuda,augmentation,pipeline}*.py 2>/dev/null)
 stage kernels-once "$PYTHON" -c "$KERNELS_ONCE"
@@ -222,16 +229,18 @@ if command -v nvcc >/dev/null; then
 else
     skip sass "nvcc is not on PATH"
 fi
-stage step bench step test_speed_step
-stage pipeline bench pipeline test_speed_pipeline
+for case in fp32-b128 bf16-b128 bf16-b1024; do
+    stage "step-$case" bench "step-$case" "test_speed_step and $case"
+done
+stage pipeline bench pipeline "test_speed_pipeline and cuda"
 stage resume "$PYTHON" -m pytest tests/test_resume_gpu.py tests/test_trainer.py -q
 stage checkpoint bench checkpoint test_speed_checkpoint
 stage exchange "$PYTHON" -m pytest tests/test_exchange.py tests/test_exchange_overlap.py tests/test_golden.py -q
 stage exchange-speed bench exchange "test_exchange and gpu"
-stage train-one-device one_run 0
+stage train-one-device one_run 0 --graphs on
 stage train-cpu-and-gpu one_run cpu,0
 if $PYTHON -c 'import sys, torch; sys.exit(torch.cuda.device_count() < 2)'; then
-    stage train-two-devices one_run 0,1
+    stage train-two-devices one_run 0,1 --graphs on
 else
     skip train-two-devices "there is one GPU"
 fi
