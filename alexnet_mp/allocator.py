@@ -15,4 +15,4 @@ def keep_freed_memory():
     except (OSError, AttributeError):
         return
     mallopt(_M_MMAP_MAX, 0)
-    mallopt(_M_TRIM_THRESHOLD, -1)  # never; any number of bytes that an int holds is less than a large step frees
+    mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
