@@ -1,110 +1,22 @@
 """Steps as CUDA graphs have the same bits as eager ones: on a CPU with a fake of the captures, on a GPU with the real ones."""
-import dataclasses
-import json
 import sys
 
 import fake_device
 import pytest
 import torch
 from conftest import one_thread  # noqa: F401
-from fake_device import FakeGraphs, LateEvents
+from graph_pair import CPU, CUDA, GRAPHS_APART, OTHER, Pair, every_place, exact, look, needs_gpu, needs_two, small  # noqa: F401  (fixture)
 from test_exchange_overlap import delayed
-from test_golden import GOLDEN
-from tiny_run import (  # noqa: F401  (fixtures)
-    PLATEAU, SOURCE2012, assert_same_end, bits, data, lines, quick, resume, run)
+from tiny_run import quick  # noqa: F401  (fixture)
 
-from alexnet_mp import TwoTowerAlexNet, exchange, graphed_step, mini, paper, taken_steps, train
-from alexnet_mp.dataset import open_dataset
+from alexnet_mp import exchange, mini, paper
 from alexnet_mp.errors import UserError
-from alexnet_mp.cuda_graphs import CudaGraphs
-from alexnet_mp.graphed_step import WARM_UP, GraphedStep
-from alexnet_mp.optimizer import PaperSGD
-from alexnet_mp.pipeline_torch import TorchPipeline
+from alexnet_mp.graphed_step import WARM_UP
 from alexnet_mp.recipe import change_layers
 from alexnet_mp.schedule import make_schedule
-from alexnet_mp.statistics import Sums
 from alexnet_mp.taken_steps import READ_EVERY, TakenSteps
-from alexnet_mp.training_step import TrainingStep
 
 pytestmark = pytest.mark.usefixtures("one_thread", "quick")
-GPU = torch.cuda.is_available()
-needs_gpu = pytest.mark.skipif(not GPU, reason="needs a GPU")
-CPU, CUDA, OTHER = torch.device("cpu"), torch.device("cuda:0"), torch.device("cuda:1")
-
-
-@pytest.fixture(autouse=True)
-def exact(monkeypatch):
-    """As a training run has it."""
-    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-
-
-def look(loss):
-    pass
-
-
-class Pair:
-    """The same network twice: one trained eagerly, the other with graphs.
-
-    devices: one a tower. apart: the towers carry everything to each other, as two devices would, although they may share one.
-    """
-
-    def __init__(self, recipe, devices=(CPU, CPU), classes=5, must=True, apart=False, **fake):
-        self.recipe, self.devices, self.classes = recipe, devices[:recipe.towers], classes
-        self.networks = [TwoTowerAlexNet(recipe, self.devices, classes) for _ in range(2)]
-        for network in self.networks:
-            network.exchange.shared &= not apart
-        self.optimizers = [PaperSGD(network) for network in self.networks]
-        eager, step = [TrainingStep(*both) for both in zip(self.networks, self.optimizers, strict=True)]
-        self.on_cpu = devices[0] == CPU
-        self.graphs = FakeGraphs(self.networks[1], self.optimizers[1], **fake) if self.on_cpu else CudaGraphs(dict.fromkeys(devices))
-        self.graphed = GraphedStep(step, self.graphs, must)
-        self.steps = [eager, self.graphed]
-        self.draws = torch.Generator().manual_seed(0)
-
-    def set_rates(self, factor=1.0, frozen=()):
-        rates = {name: 0.0 if name.partition(".")[0] in frozen else factor * rate
-                 for name, rate in make_schedule(self.recipe).rates(1).items()}
-        for optimizer in self.optimizers:
-            optimizer.set_rates(rates)
-
-    def batch(self, count, dtype=torch.float32):
-        size = self.recipe.crop_size
-        images = (60 * torch.randn(count, 3, size, size, generator=self.draws)).to(dtype, memory_format=torch.channels_last)
-        labels = torch.randint(0, self.classes, (count,), generator=self.draws).to(self.devices[0])
-        places = {device: images.to(device) for device in self.devices}
-        return [places[device] for device in self.devices], labels
-
-    def train(self, *counts, **options):
-        """Steps with batches of so many images; after each all that a run keeps is the same, bit for bit."""
-        for count in counts:
-            batch = self.batch(count, **options)
-            numbers = [[tensor.clone() for tensor in step(*batch, look)] for step in self.steps]
-            for one, other in zip(*map(self.state, range(2), numbers), strict=True):
-                assert bits(one.cpu()) == bits(other.cpu())
-            eager, graphed = (sorted(map(str, network.ledger())) for network in self.networks)  # two GPUs' backward passes interleave
-            assert eager == graphed != []
-            for network in self.networks:
-                network.exchange.clear()  # as the pass of a validation does
-
-    def state(self, which, numbers):
-        network, optimizer = self.networks[which], self.optimizers[which]
-        gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
-        velocities = [part for parts in optimizer.velocities().values() for part in parts]
-        return [*numbers, *(tensor.detach() for tensor in network.parameters()), *network.buffers(), *velocities, *gradients]
-
-
-def small(recipe=mini()):
-    return change_layers(dataclasses.replace(recipe, seed=3), "fc6", "fc7", maps=16)
-
-
-needs_two = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
-PLACES = {"one CPU": dict(devices=(CPU, CPU)), "one CPU, apart": dict(devices=(CPU, CPU), apart=True),
-          "one GPU": dict(devices=(CUDA, CUDA)), "one GPU, apart": dict(devices=(CUDA, CUDA), apart=True),
-          "two GPUs": dict(devices=(CUDA, OTHER))}
-every_place = pytest.mark.parametrize("where", [
-    pytest.param(where, id=name, marks=[needs_gpu] * ("GPU" in name) + [needs_two] * ("two" in name)) for name, where in PLACES.items()])
-GRAPHS_APART = 9 + 7 + 7 + 9  # of tower a, of b, and backward
 
 
 @every_place
@@ -156,6 +68,7 @@ def test_a_layer_freezes_and_thaws(frozen, where):
         assert all(shape.captured and shape.update for shape in pair.graphed.shapes.values())
     if pair.on_cpu:
         assert len(pair.graphs.living) == (GRAPHS_APART if where.get("apart") else 1) + 1
+        assert where.get("apart") or pair.graphs.captures == 6
 
 
 @every_place
@@ -371,103 +284,6 @@ def test_no_race_between_graphs_and_copies(devices, where, monkeypatch):
     assert not pair.graphed.given_up
 
 
-def ten_losses(graphed, apart):
-    """Ten steps of test_golden.py's run, in float64 with the reference kernels."""
-    recipe = dataclasses.replace(mini(), batch_size=16, seed=7)
-    pipeline = TorchPipeline(open_dataset("builtin", recipe.stored_size), recipe, (CPU, CPU), workers=0)
-    sums = Sums(recipe.stored_size)
-    for index in range(64):
-        sums.add(pipeline.dataset.splits["train"].read(index))
-    pipeline.use(sums.statistics())
-    network = TwoTowerAlexNet(recipe, (CPU, CPU), len(pipeline.dataset.classes), "reference").double()
-    optimizer, schedule, losses = PaperSGD(network), make_schedule(recipe), []
-    optimizer.set_rates(schedule.rates(1))
-    step = TrainingStep(network, optimizer)
-    network.exchange.shared = not apart
-    if graphed:
-        step = GraphedStep(step, FakeGraphs(network, optimizer), must=True)
-    for batch in pipeline.train(0, 1, schedule.colour_noise):
-        losses.append(step([image.double() for image in batch.images], batch.labels, look)[0].item())
-        if len(losses) == 10:
-            return losses
-
-
-@pytest.mark.parametrize("apart", [False, True])
-def test_the_ten_golden_losses(apart):
-    assert (losses := ten_losses(True, apart)) == ten_losses(False, apart) and losses == pytest.approx(GOLDEN, rel=1e-9)
-
-
-# --- whole runs
-
-@pytest.fixture
-def faked(monkeypatch):
-    """Runs on a CPU have graphs. A list of their `FakeGraphs`."""
-    made = []
-
-    def make_step(step, choice):
-        made.append(FakeGraphs(step.network, step.optimizer))
-        return GraphedStep(step, made[-1], must=True)
-
-    monkeypatch.setattr(graphed_step, "make_step", make_step)
-    return made
-
-
-# Epochs have two batches of 9 and one of 6, so these changes meet eager, captured and half captured steps of both.
-CHANGES = ["--epochs", 10, "--set", 'dates=[{"epoch": 4, "weights": 0.1, "colour_noise": 0.3}, {"epoch": 6, "weights": 0.1}, '
-           '{"epoch": 7, "layers": ["conv1"], "weights": 0, "biases": 0}, {"epoch": 9, "layers": ["conv1"], "weights": 0.1}]',
-           "--set", "schedule=dated"]
-RUNS = {"dates": CHANGES, "source2012": [*SOURCE2012, *CHANGES], "plateau": [*PLATEAU, "--epochs", 6]}
-
-
-def put_apart(monkeypatch):
-    """Towers on one device carry everything to each other."""
-    made = exchange.Exchange.__init__
-
-    def apart(self, *arguments):
-        made(self, *arguments)
-        self.shared = False
-
-    monkeypatch.setattr(exchange.Exchange, "__init__", apart)
-
-
-@pytest.mark.parametrize("apart", [False, True])
-@pytest.mark.parametrize("flags", RUNS.values(), ids=RUNS)
-def test_a_run_with_graphs_is_the_run_without(flags, apart, data, tmp_path, monkeypatch, faked):  # noqa: F811
-    if apart:
-        put_apart(monkeypatch)
-    out = run(data, tmp_path / "graphed", *flags)
-    (graphs,) = faked
-    assert graphs.captures >= 4 and graphs.replays > graphs.captures
-    monkeypatch.undo()
-    quick.__wrapped__(monkeypatch)
-    if apart:
-        put_apart(monkeypatch)
-    assert_same_end(out, run(data, tmp_path / "eager", *flags))
-
-
-@pytest.mark.parametrize("cut", [4, 11, 14])
-def test_it_is_cut_and_goes_on(cut, data, tmp_path, monkeypatch, faked):  # noqa: F811
-    """In the middle of an epoch too, with graphs and numbers on their way; the rest of the run begins eagerly again."""
-    run(data, tmp_path / "run", *CHANGES, "--steps", cut)
-    monkeypatch.setattr(taken_steps, "mark", LateEvents(100))  # numbers lie about while graphs are replayed
-    resume(data, tmp_path / "run", *CHANGES)
-    monkeypatch.undo()
-    quick.__wrapped__(monkeypatch)
-    assert_same_end(tmp_path / "run", run(data, tmp_path / "eager", *CHANGES))
-
-
-@needs_gpu
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_run_on_a_gpu_with_graphs_is_the_run_without(precision, data, tmp_path, capsys):  # noqa: F811
-    flags = [*CHANGES, "--gpus", "0", "--precision", precision]
-    out = run(data, tmp_path / "graphed", *flags, "--graphs", "on", "--steps", 11)
-    assert "graphs: whole step" in capsys.readouterr().out
-    resume(data, out, *flags, "--graphs", "on")
-    whole = run(data, tmp_path / "eager", *flags, "--graphs", "off")
-    assert_same_end(out, whole)
-    assert "WARNING" not in capsys.readouterr().out
-
-
 # --- what a step may not do on a GPU
 
 @needs_gpu
@@ -520,34 +336,3 @@ def test_a_step_does_not_wait_for_the_device(graphs):
     assert not {"cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "cudaMemcpy"} & set(called)
     launches = {"whole step": 2, "from copy to copy": GRAPHS_APART + 1, "off": 0}[graphs]
     assert called.count("cudaGraphLaunch") == launches * (READ_EVERY - 1)
-
-
-# --- the command
-
-@pytest.mark.parametrize("devices, choice, said", [
-    ([CPU, CPU], "auto", "off (cpu)"), ([CPU], "off", "off"), ([CUDA, CUDA], "auto", "whole step"), ([CUDA], "on", "whole step"),
-    ([CUDA, CUDA], "off", "off"), ([CPU, CUDA], "auto", "off (cpu and cuda:0)"),
-    ([CUDA, OTHER], "auto", "from copy to copy"), ([CUDA, OTHER], "on", "from copy to copy"), ([OTHER, CPU], "auto", "off (cuda:1 and cpu)")])
-def test_what_the_flag_means(devices, choice, said):
-    assert graphed_step.resolve(choice, devices) == said
-
-
-@pytest.mark.parametrize("devices, count, works", [
-    ([CPU, CPU], 0, "on cpu; --graphs auto would work"), ([CPU, OTHER], 2, "--gpus 1, or --graphs auto would work")])
-def test_on_is_refused_where_it_cannot_be(devices, count, works, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
-    with pytest.raises(UserError, match="^--graphs on: both towers must be on CUDA devices") as raised:
-        graphed_step.resolve("on", devices)
-    assert works in str(raised.value) and "\n" not in str(raised.value)
-
-
-def test_the_command_says_what_it_uses_and_refuses_before_it_reads(data, tmp_path, capsys):  # noqa: F811
-    out = run(data, tmp_path / "run", "--steps", 1)
-    assert "graphs: off (cpu)" in capsys.readouterr().out
-    with pytest.raises(UserError, match="--graphs on: both towers must be on CUDA devices, and they are on cpu"):
-        run(data, tmp_path / "other", "--graphs", "on")
-    assert not (tmp_path / "other").exists()
-    with pytest.raises(SystemExit) as ended:
-        train.main(["--graphs", "sometimes"])
-    assert ended.value.code == 2 and "invalid choice: 'sometimes'" in capsys.readouterr().err
-    assert json.loads((out / "run.json").read_text())["command"].startswith("python -m alexnet_mp.train")

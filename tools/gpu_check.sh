@@ -208,7 +208,7 @@ stage build build
 stage kernel-tests "$PYTHON" -m pytest -q $(ls tests/test_{lrn_pool,relu,sgd,ops,triton,cuda,augmentation,pipeline}*.py 2>/dev/null)
 stage kernels-once "$PYTHON" -c "$KERNELS_ONCE"
 stage roof roof
-stage graphs "$PYTHON" -m pytest -q tests/test_graphed_step.py tests/test_segments.py tests/test_taken_steps.py
+stage graphs "$PYTHON" -m pytest -q tests/test_graphed_step.py tests/test_graphed_runs.py tests/test_segments.py tests/test_taken_steps.py
 stage lrn-pool-bf16 bench lrn-pool-bf16 "test_lrn_pool and cuda and bf16 and channels_last"
 stage lrn-pool-fp32 bench lrn-pool-fp32 "test_lrn_pool and cuda and fp32 and channels_last"
 stage sgd bench sgd "test_sgd and cuda"
