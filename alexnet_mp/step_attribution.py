@@ -14,10 +14,10 @@ RANGE = "alexnet_mp: "  # what the names of our own ranges begin with
 STEP, INPUT, FORWARD_BACKWARD, NETWORK, UPDATE = (RANGE + name for name in ("step", "input", "forward and backward", "network", "update"))
 LAYER = RANGE + "layer "  # and then its name and its tower's letter
 NODE = "autograd::engine::evaluate_function: "
-CROSSING, JOINED = "_Shared", "_Joined"  # of `exchange.py` and `joint_product.py`
+CROSSING, JOINED, ONEDNN = "_Shared", "_Joined", "_OneDnn"  # of `exchange.py`, `joint_product.py`, `kernels/linear_op.py`
 OPTIMIZER = "Optimizer.step#"  # torch's own range around every optimizer's step
 PRODUCTS = {"aten::conv2d", "aten::convolution", "aten::linear", "aten::addmm", "aten::mm", "aten::matmul", "aten::bmm", "aten::baddbmm",
-            JOINED}
+            JOINED, ONEDNN}
 
 
 @dataclass

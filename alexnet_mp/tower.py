@@ -87,18 +87,19 @@ class TowerLayer(nn.Module):
         return x
 
     def _convolve(self, x, weight, bias):
+        return F.conv2d(self.with_overhang(x), weight, bias, self.layer.stride, self.layer.pad, groups=self.groups)
+
+    def with_overhang(self, x):
+        """(N, C, H, W) with the zeros that the last windows reach beyond their pad; x itself where they reach none, or have them."""
         layer = self.layer
         right, bottom = (geometry.overhang(side, layer.kernel, layer.stride, layer.pad) for side in (x.shape[3], x.shape[2]))
-        if right or bottom:  # 224 -> 55: three more columns and rows of zeros (2012 source: its kernel reads 0 out of bounds)
-            x = F.pad(x, (layer.pad, layer.pad + right, layer.pad, layer.pad + bottom))
-            return F.conv2d(x, weight, bias, layer.stride, 0, groups=self.groups)
-        return F.conv2d(x, weight, bias, layer.stride, layer.pad, groups=self.groups)
+        # 224 -> 55: three more columns and rows of zeros (2012 source: its kernel reads 0 out of bounds)
+        return F.pad(x, (0, right, 0, bottom)) if right or bottom else x
 
     def _convolve_locally(self, x, weight, bias):
         """(N, C, H, W) -> (N, maps, H', W'), each position by kernels of its own (2012 source, layer type `local`)."""
         layer, (height, width) = self.layer, self.size.computed[1:]
-        right, bottom = (geometry.overhang(side, layer.kernel, layer.stride, layer.pad) for side in (x.shape[3], x.shape[2]))
-        x = F.pad(x, (layer.pad, layer.pad + right, layer.pad, layer.pad + bottom)).permute(2, 3, 0, 1).contiguous()  # (H, W, N, C)
+        x = F.pad(self.with_overhang(x), (layer.pad,) * 4).permute(2, 3, 0, 1).contiguous()  # (H, W, N, C)
         parts = []
         for own, kernels in zip(x.chunk(self.groups, 3), weight.chunk(self.groups), strict=True):
             windows = torch.cat([own[i::layer.stride, j::layer.stride][:height, :width]
@@ -111,9 +112,9 @@ class TowerLayer(nn.Module):
     def _multiply(self, x, weight, bias):
         x = x.flatten(1)
         if self.groups == 1:
-            return F.linear(x, weight, bias)
+            return ops.linear(x, weight, bias, kernels=self.kernels)
         parts = zip(x.chunk(self.groups, 1), weight.chunk(self.groups), strict=True)
-        return torch.cat([F.linear(part, own) for part, own in parts], 1) + bias
+        return torch.cat([ops.linear(part, own, kernels=self.kernels) for part, own in parts], 1) + bias
 
     def _maps_of_each_tower(self, piece, x, bias):
         """Normalisation never looks beyond a tower's own maps: merged, each tower's half counts as an image of its own."""

@@ -20,6 +20,7 @@ import torch
 from . import reference
 from .choice import (CHOICES, STORAGE, at_least, built, check_bias, compiled, describe, description, has_tangent,  # noqa: F401
                      memory_format, one_of, resolve)
+from .linear_op import linear  # noqa: F401
 from .reference import avg_pool, dropout, spatial_norm  # noqa: F401  (plain PyTorch on every device)
 from .relu_dropout_op import relu_dropout  # noqa: F401
 

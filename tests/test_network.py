@@ -82,7 +82,7 @@ def test_shapes_of_every_layer(preset):
             layer.register_forward_hook(lambda module, inputs, output, key=(name, index): seen.update(
                 {key: (tuple(inputs[0].shape), tuple(output.shape))}))
     x = torch.zeros(2, 3, 224, 224, device="meta")
-    assert network(x, x).shape == (2, 1000)
+    assert network(x, x.clone()).shape == (2, 1000)  # two tensors, as on two devices
     table = {"conv1": ((3, 224, 224), (48, 27, 27)), "conv2": ((48, 27, 27), (128, 13, 13)), "conv3": ((256, 13, 13), (192, 13, 13)),
              "conv4": ((192, 13, 13), (192, 13, 13)), "conv5": ((192, 13, 13), (128, 6, 6)), "fc6": ((256, 6, 6), (2048,)),
              "fc7": ((4096,), (2048,)), "fc8": ((4096,), (1000,))}
