@@ -1,11 +1,12 @@
-"""Bias, ReLU and dropout as a torch operator: arguments, who computes, autograd. The Triton kernels are in `relu_dropout_triton.py`.
+"""Bias, ReLU and dropout as a torch operator: arguments, who computes, autograd.
 
+The kernels are in `relu_dropout_triton.py` and, for a CPU, in `csrc/cpu/relu_dropout.h`.
 Kept for the backward pass: y alone. Where it is not positive, the ReLU or the mask stopped the value, and stops the gradient.
 """
 import torch
 
 from . import reference
-from .choice import STORAGE, built, check_bias, describe, has_tangent, memory_format, resolve
+from .choice import STORAGE, built, check_bias, compiled, describe, has_tangent, memory_format, resolve
 
 
 def relu_dropout(x, bias=None, *, probability=0.0, seed=0, step=None, layer=0, tower=0, kernels="auto"):
@@ -14,25 +15,28 @@ def relu_dropout(x, bias=None, *, probability=0.0, seed=0, step=None, layer=0, t
     y = relu(x + bias) * keep, computed in float32 and rounded once; keep is the mask of `reference.dropout`, zero with `probability`
     and a function of (seed, step, layer, tower, position in x) alone. No rescaling.
 
-    x: float32, bfloat16, float16, or float64, which the reference computes; channels_last stays so, other orders come out contiguous.
+    x: float32, bfloat16, float16, or float64, which on a GPU the reference computes; channels_last stays so, other orders come out
+    contiguous.
     bias: (F,) or (C,), of x's dtype, or float32 beside 16 bits. probability: in [0, 1); 0 draws nothing and needs no step.
     seed, layer, tower: ints in [0, 2^32). step: an int, or an int64 tensor without dimensions on x's device, which is read by the
-    device: a CUDA graph may count it up. Its low 32 bits count. kernels: see `resolve`; "cuda" is the Triton kernel here, "cpu" the
-    reference. The gradient: dy where not y <= 0, else 0, so where y is NaN dy. (Plain autograd, in the reference, gives a NaN that
-    was dropped 0.) The bias gets its sum, added up in float32, in the same order every time.
+    device: a CUDA graph may count it up. Its low 32 bits count. kernels: see `resolve`; "cuda" is the Triton kernel here, "cpu" has
+    one for dropout without a bias in (N, F) or NCHW, and leaves the rest to the reference. The gradient: dy where not y <= 0, else 0,
+    so where y is NaN dy. (Plain autograd, in the reference, gives a NaN that was dropped 0.) The bias gets its sum, added up in
+    float32, in the same order every time.
     Raises ValueError, with the value named, for arguments that don't fit.
     """
     name = resolve(kernels, x.device)
     if name == "cuda" and "triton" in built():
         name = "triton"
     _check(x, bias, probability, seed, step, layer, tower)
-    if name != "triton" or x.dtype == torch.float64 or has_tangent(x) or has_tangent(bias):
+    there_is = {"triton": x.dtype != torch.float64, "cpu": probability > 0 and bias is None and x.is_contiguous()}
+    if not there_is.get(name) or has_tangent(x) or has_tangent(bias):
         return reference.relu_dropout(x, bias, probability=probability, seed=seed, step=step, layer=layer, tower=tower)
     if probability == 0:
         step = None
     elif not isinstance(step, torch.Tensor):
         step = torch.full((), step & 0xFFFFFFFF, dtype=torch.int64, device=x.device)  # a fill: a copy from the host would wait
-    return torch.ops.alexnet_mp.relu_dropout(x, bias, step, float(probability), seed, layer, tower)
+    return torch.ops.alexnet_mp.relu_dropout(x, bias, step, float(probability), seed, layer, tower, name)
 
 
 def _check(x, bias, probability, seed, step, layer, tower):
@@ -55,10 +59,13 @@ def _check(x, bias, probability, seed, step, layer, tower):
 
 
 @torch.library.custom_op("alexnet_mp::relu_dropout", mutates_args=(),
-                         schema="(Tensor x, Tensor? bias, Tensor? step, float probability, int seed, int layer, int tower) -> Tensor")
-def _forward(x, bias, step, probability, seed, layer, tower):
+                         schema="(Tensor x, Tensor? bias, Tensor? step, float probability, int seed, int layer, int tower, "
+                                "str kernels) -> Tensor")
+def _forward(x, bias, step, probability, seed, layer, tower, kernels):
     y = _dense_like(x)
-    if y.numel():
+    if kernels == "cpu":
+        compiled().relu_dropout(x, step, int(probability * 2**32), seed, reference.DROPOUT_STREAM, layer, tower, y)
+    elif y.numel():
         from .relu_dropout_triton import forward as launch
         launch(x.contiguous(memory_format=memory_format(x)), bias if bias is None else bias.contiguous(), step, y,
                probability=probability, seed=seed, layer=layer, tower=tower)
@@ -66,14 +73,16 @@ def _forward(x, bias, step, probability, seed, layer, tower):
 
 
 @_forward.register_fake
-def _(x, bias, step, probability, seed, layer, tower):
+def _(x, bias, step, probability, seed, layer, tower, kernels):
     return _dense_like(x)
 
 
 @torch.library.custom_op("alexnet_mp::relu_dropout_backward", mutates_args=(),
-                         schema="(Tensor dy, Tensor y, bool sums) -> (Tensor, Tensor)")
-def _backward(dy, y, sums):
+                         schema="(Tensor dy, Tensor y, bool sums, str kernels) -> (Tensor, Tensor)")
+def _backward(dy, y, sums, kernels):
     dx, dbias = _gradients(y, sums)
+    if kernels == "cpu":
+        return torch.ops.aten.threshold_backward.grad_input(dy, y, 0, grad_input=dx), dbias
     if dx.numel() == 0:
         return dx, dbias.zero_()
     from .relu_dropout_triton import backward as launch
@@ -83,7 +92,7 @@ def _backward(dy, y, sums):
 
 
 @_backward.register_fake
-def _(dy, y, sums):
+def _(dy, y, sums, kernels):
     return _gradients(y, sums)
 
 
@@ -98,14 +107,14 @@ def _dense_like(x):
 
 def _save(ctx, inputs, output):
     ctx.save_for_backward(output)
-    ctx.bias_dtype = None if inputs[1] is None else inputs[1].dtype
+    ctx.bias_dtype, ctx.kernels = None if inputs[1] is None else inputs[1].dtype, inputs[-1]
 
 
 def _differentiate(ctx, dy):
     y, = ctx.saved_tensors
     wanted = ctx.bias_dtype is not None and ctx.needs_input_grad[1]
-    dx, dbias = torch.ops.alexnet_mp.relu_dropout_backward(dy, y, wanted)
-    return dx, dbias.to(ctx.bias_dtype) if wanted else None, *[None] * 5
+    dx, dbias = torch.ops.alexnet_mp.relu_dropout_backward(dy, y, wanted, ctx.kernels)
+    return dx, dbias.to(ctx.bias_dtype) if wanted else None, *[None] * 6
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)

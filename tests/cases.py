@@ -1,5 +1,6 @@
 """The fused operations, their inputs, and the implementations that can run here: shared by test_lrn_pool.py and test_ops.py."""
 import math
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -45,14 +46,23 @@ def implementation(request):
             pytest.skip(f"{request.param} kernels were not built")
         yield request.param, "cuda"
         return
+    with instructions(request.param):
+        yield "cpu", "cpu"
+
+
+@contextmanager
+def instructions(level):
+    """The CPU kernels use these instructions; skips where they can't."""
     if ops.compiled() is None:
         pytest.skip("there was no compiler to build the CPU kernels")
     try:
-        before = ops.compiled().use_cpu_instructions(LEVELS[request.param])
+        before = ops.compiled().use_cpu_instructions(LEVELS[level])
     except RuntimeError as error:
-        pytest.skip(f"this processor lacks {request.param}: {str(error).splitlines()[0]}")
-    yield "cpu", "cpu"
-    ops.compiled().use_cpu_instructions(before)
+        pytest.skip(f"this processor lacks {level}: {str(error).splitlines()[0]}")
+    try:
+        yield
+    finally:
+        ops.compiled().use_cpu_instructions(before)
 
 
 def values(*shape, seed=1, scale=30):

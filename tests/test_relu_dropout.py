@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from cases import GPU, values
+from cases import GPU, LEVELS, instructions, values
 
 from alexnet_mp.kernels import ops, reference, relu_dropout, relu_dropout_op
 from alexnet_mp.kernels.philox import philox
@@ -107,9 +107,46 @@ def test_wrong_arguments_are_refused_by_name(change, named):
         relu_dropout(**arguments)
 
 
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("shape", [(1, 1), (3, 5), (7, 9), (1, 64), (1, 65), (3, 2048), (2, 20, 13, 13), (0, 4)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_the_cpus_kernel_gives_the_references_bits(shape, dtype, level):
+    """Blocks of 64 values, whole, begun and several a thread; NaN and infinities."""
+    x, dy = values(*shape, scale=1).to(dtype), values(*shape, seed=3, scale=1).to(dtype)
+    x.view(-1)[::7], x.view(-1)[1::11], x.view(-1)[2::13] = math.nan, math.inf, -math.inf
+    x.requires_grad_()
+    for change in ({}, {"probability": 0.1}, {"probability": 1 - 2**-32}, {"probability": 2.0**-33}, {"seed": 2**32 - 1, "tower": 2**31}):
+        for step in (0, 2**31 + 5, 2**32 + 40, -1, torch.tensor(2**40 - 1)):
+            mask = MASK | change | {"step": step}
+            with instructions(level):
+                y = relu_dropout(x, **mask, kernels="cpu")
+            torch.testing.assert_close(y, relu_dropout(x, **mask, kernels="reference"), rtol=0, atol=0, equal_nan=True)
+    dx, = torch.autograd.grad(y, x, dy)
+    torch.testing.assert_close(dx, torch.where(y <= 0, 0, dy), rtol=0, atol=0)
+    assert y.is_contiguous() and dx.is_contiguous()
+
+
+@pytest.mark.skipif("cpu" not in ops.built(), reason="there was no compiler to build the CPU kernels")
+def test_the_cpus_kernel_keeps_nothing_but_its_result():
+    kept, x = [], values(8, 100).float().requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        y = relu_dropout(x, step=40, **MASK)
+    assert len(kept) == 1 and kept[0].data_ptr() == y.data_ptr()
+    torch.library.opcheck(torch.ops.alexnet_mp.relu_dropout.default, (x, None, torch.tensor(40), 0.5, 3, 6, 1, "cpu"))
+
+
+@pytest.mark.parametrize("x, bias", [
+    (torch.ones(2, 8, 3, 3).contiguous(memory_format=torch.channels_last), None), (torch.ones(4, 6).t(), None),
+    (torch.ones(4, 6), torch.ones(6))], ids=["channels_last", "transposed", "a bias"])
+def test_what_the_cpu_leaves_to_the_reference(x, bias):
+    for probability in (0.0, 0.5):
+        arguments = MASK | {"probability": probability, "step": 40}
+        assert torch.equal(relu_dropout(x, bias, **arguments), reference.relu_dropout(x, bias, **arguments))
+
+
 @pytest.mark.parametrize("name, there, dtype, by", [
     ("cuda", ("cuda", "triton"), torch.float32, "triton"), ("triton", ("triton",), torch.bfloat16, "triton"),
-    ("cuda", ("cuda",), torch.float32, "reference"), ("cpu", ("triton", "cpu"), torch.float32, "reference"),
+    ("cuda", ("cuda",), torch.float32, "reference"), ("cpu", ("triton", "cpu"), torch.float32, "cpu"),
     ("reference", ("triton",), torch.float32, "reference"), ("triton", ("triton",), torch.float64, "reference")])
 def test_who_computes(name, there, dtype, by, monkeypatch):
     """What `resolve` says of a GPU, whether or not there is one."""
@@ -124,7 +161,7 @@ def test_who_computes(name, there, dtype, by, monkeypatch):
     steps = [arguments[2] for arguments in called]
     if by == "triton":
         assert steps[0].dtype == torch.int64 and steps[0].dim() == 0 and steps[0] == 7 and steps[1] == 9 and steps[2] is None
-    assert len(called) == (3 if by == "triton" else 0)
+    assert [arguments[-1] for arguments in called] == {"triton": ["triton"] * 3, "cpu": ["cpu"] * 2}.get(by, [])
 
 
 needs_gpu = pytest.mark.skipif(not GPU or "triton" not in ops.built(), reason="needs a GPU and Triton")

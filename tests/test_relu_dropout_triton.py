@@ -22,7 +22,7 @@ LAST, NCHW = torch.channels_last, torch.contiguous_format
 
 def by_triton(x, bias=None, step=40, *, probability=0.0, seed=0, layer=0, tower=0):
     step = torch.tensor(step, device=x.device) if probability else None
-    return torch.ops.alexnet_mp.relu_dropout(x, bias, step, probability, seed, layer, tower)
+    return torch.ops.alexnet_mp.relu_dropout(x, bias, step, probability, seed, layer, tower, "triton")
 
 
 def rounded(y, dtype):
@@ -144,7 +144,7 @@ def test_opcheck(shape, order, step, has_bias):
     x = values(*shape, scale=1).float().to(DEVICE).contiguous(memory_format=order).requires_grad_()
     bias = values(shape[1], seed=2, scale=1).float().to(DEVICE).requires_grad_() if has_bias else None
     counted = None if step is None else torch.tensor(step, device=DEVICE)
-    torch.library.opcheck(torch.ops.alexnet_mp.relu_dropout.default, (x, bias, counted, 0.5 if step else 0.0, 3, 6, 1))
+    torch.library.opcheck(torch.ops.alexnet_mp.relu_dropout.default, (x, bias, counted, 0.5 if step else 0.0, 3, 6, 1, "triton"))
 
 
 def test_traced():

@@ -21,6 +21,7 @@ namespace {
 #include "pool_rows.h"
 #include "lrn_pool.h"
 #include "sgd.h"
+#include "relu_dropout.h"
 #include "augmentation.h"
 
 }  // namespace
@@ -29,6 +30,7 @@ const Kernels KERNELS = {
     {forward<float>, forward<bf16>, forward<f16>, forward<double>},
     {backward<float>, backward<bf16>, backward<f16>, backward<double>},
     {paper_sgd<float>, paper_sgd<bf16>, paper_sgd<f16>, paper_sgd<double>},
+    {relu_dropout<float>, relu_dropout<bf16>, relu_dropout<f16>, relu_dropout<double>},
     {augment<float>, augment<bf16>, augment<f16>},
 };
 

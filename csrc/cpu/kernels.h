@@ -32,6 +32,12 @@ struct Crops {
     bool mean_follows_crop, channels_last;  // else the mean's centre window, for every crop; the memory format of y
 };
 
+// What a dropout mask depends on; a word below the threshold drops its element (kernels/reference.py).
+struct Dropout {
+    uint32_t threshold, key[2], step, layer, tower;
+};
+constexpr int64_t DROPOUT_BLOCK = 64;  // elements whose words are drawn together
+
 // Images [begin, end) of a batch. bias: float (double for FLOAT64) or null; argmax: null where nobody needs it.
 // dbias: (sums, channels) partial sums, zeros at first, or null; begin is a multiple of images_a_sum.
 using Forward = void (*)(const Problem&, const void* x, const void* bias, void* y, uint8_t* argmax, int64_t begin, int64_t end);
@@ -39,6 +45,8 @@ using Backward = void (*)(const Problem&, const void* dy, const void* x, const v
                           double* dbias, int64_t begin, int64_t end);
 // Elements [begin, end) of one tensor.
 using Sgd = void (*)(void* w, const void* g, void* v, double rate, double momentum, double decay, int64_t begin, int64_t end);
+// Blocks [begin, end) of DROPOUT_BLOCK elements, of `count` in their logical order.
+using ReluDropout = void (*)(const Dropout&, const void* x, void* y, int64_t count, int64_t begin, int64_t end);
 // Crops [begin, end) of y.
 using Augment = void (*)(const Crops&, void* y, int64_t begin, int64_t end);
 
@@ -46,6 +54,7 @@ struct Kernels {
     Forward forward[4];  // by Storage
     Backward backward[4];
     Sgd sgd[4];
+    ReluDropout relu_dropout[4];
     Augment augment[3];  // not FLOAT64
 };
 
