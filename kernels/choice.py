@@ -11,6 +11,7 @@ import torch
 
 CHOICES = ("auto", "cuda", "triton", "cpu", "reference")
 LIBRARY = Path(__file__).parent / "compiled.so"  # built by setup.py
+OPERATORS = ("lrn_pool_forward", "augment", "relu_dropout")  # that a library must have: some of every age
 STORAGE = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -18,17 +19,18 @@ STORAGE = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 def compiled():
     """The compiled operators, torch.ops.alexnet_mp_csrc, or None where they were not built.
 
-    Raises RuntimeError where they were built for another torch.
+    Raises RuntimeError where they were built for another torch, or from sources without all of them.
     """
     if not LIBRARY.exists():
         return None
     try:
         torch.ops.load_library(LIBRARY)
-        torch.ops.alexnet_mp_csrc.lrn_pool_forward
+        for name in OPERATORS:
+            getattr(torch.ops.alexnet_mp_csrc, name)
     except (OSError, AttributeError) as error:
         why = str(error.__cause__ or error).splitlines()[0]
-        raise RuntimeError(f"{LIBRARY} does not fit torch {torch.__version__}; pip install --no-build-isolation --no-deps -e . builds it "
-                           f"again, --kernels reference does without ({why})") from error
+        raise RuntimeError(f"{LIBRARY} does not fit torch {torch.__version__} and this source; pip install --no-build-isolation --no-deps "
+                           f"-e . builds it again, --kernels reference does without ({why})") from error
     return torch.ops.alexnet_mp_csrc
 
 
@@ -51,13 +53,17 @@ def _built():
     return (*there, "cpu") if compiled() is not None else tuple(there)
 
 
-@functools.cache
 def _too_old(device):
     """Whether a GPU is older than what the CUDA kernels are compiled for (setup.py)."""
+    return _below_sm80(device)
+
+
+_too_old._dynamo_marked_constant = True  # the compiler heeds that of no function with a cache
+
+
+@functools.cache
+def _below_sm80(device):
     return torch.cuda.is_available() and torch.cuda.get_device_capability(device) < (8, 0)
-
-
-_too_old._dynamo_marked_constant = True
 
 
 def resolve(kernels, device):

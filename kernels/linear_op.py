@@ -1,4 +1,4 @@
-"""The product of a fully connected layer, by oneDNN or by PyTorch's choice of library. A GPU's is always PyTorch's."""
+"""The product of a fully connected layer: PyTorch's, or on a CPU oneDNN's where it is the faster one."""
 import functools
 
 import torch
@@ -6,30 +6,38 @@ import torch.nn.functional as F
 
 from .choice import has_tangent, resolve
 
+LARGE = 2**20  # weights; of small products MKL makes the faster ones
+
 
 def linear(x, weight, bias=None, *, kernels="auto"):
-    """x weight^T + bias: (N, I) -> (N, O); weight: (O, I), bias: (O,), all of one dtype, in any memory order.
+    """x weight^T + bias: F.linear, with its arguments, shapes and errors.
 
-    kernels: see `resolve`; "cpu" takes for float32 oneDNN's product, which the convolutions and bfloat16 have anyway, where it is the
-    faster one. All else, and "reference", is F.linear.
+    kernels: see `resolve`; "cpu" takes oneDNN's product, as the convolutions and bfloat16 do, for large dense float32 matrices where
+    the processor has AVX-512. It adds in another order, and can't be differentiated twice.
     """
-    if (resolve(kernels, x.device) == "cpu" and x.dtype == weight.dtype == torch.float32 and x.numel() and weight.numel()
-            and _onednn_is_faster() and not torch.is_autocast_enabled("cpu") and not any(map(has_tangent, (x, weight, bias)))):
+    if not torch.compiler.is_compiling() and resolve(kernels, x.device) == "cpu" and _fits_onednn(x, weight, bias):
         return _OneDnn.apply(x, weight, bias)
     return F.linear(x, weight, bias)
 
 
+def _fits_onednn(x, weight, bias):
+    # The operator looks at no shape, and operands whose rows lie apart (half a layer's weights) take it a thousand times as long.
+    return (_onednn_is_faster() and weight.numel() >= LARGE and x.numel() > 0 and x.dim() == weight.dim() == 2
+            and x.shape[1] == weight.shape[1] and (bias is None or tuple(bias.shape) == (weight.shape[0],))
+            and all(tensor is None or tensor.dtype == torch.float32 and tensor.is_contiguous() and not has_tangent(tensor)
+                    for tensor in (x, weight, bias))
+            and not torch.is_autocast_enabled("cpu") and not torch._C._are_functorch_transforms_active())
+
+
 @functools.cache
 def _onednn_is_faster():
-    """With AVX-512, where MKL, F.linear's library, reaches 65 to 85 % of its speed on an AMD EPYC of 2022. With AVX2 MKL is as fast.
+    """With AVX-512: on an AMD EPYC (Zen 4) MKL, F.linear's library, reaches 65 to 85 % of its speed in fc6 and fc7 (README's records
+    before and after). With AVX2 neither is always the faster; Intel's processors were not measured.
 
-    The operator is the one that torch.compile calls; PyTorch has none that is public.
+    The operator is not public. It is what PyTorch's own frozen models call.
     """
     return (torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.backends.mkldnn.is_available()
             and torch._C._dispatch_has_kernel_for_dispatch_key("mkldnn::_linear_pointwise", "CPU"))
-
-
-_onednn_is_faster._dynamo_marked_constant = True
 
 
 class _OneDnn(torch.autograd.Function):
@@ -47,5 +55,5 @@ class _OneDnn(torch.autograd.Function):
 
 
 def _product(a, b, bias=None):
-    """a b^T + bias."""
+    """a b^T + bias; b dense, or the transpose of a dense matrix."""
     return torch.ops.mkldnn._linear_pointwise(a, b, bias, "none", [], "")

@@ -11,17 +11,16 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from alexnet_mp import TwoTowerAlexNet, exchange, mini
-from alexnet_mp.kernels import linear_op
+from alexnet_mp import TwoTowerAlexNet, exchange, joint_product, mini
 from alexnet_mp.network import merge_tensors
 from alexnet_mp.recipe import change_layers
 
 LABELS = torch.tensor([1, 6, 0])
 
 
-def apart(recipe, devices=("cpu", "cpu"), dtype=torch.float64, kernels="auto"):
+def apart(recipe, devices=("cpu", "cpu"), dtype=torch.float64):
     """A network whose towers carry everything to each other, although they may share a device."""
-    network = TwoTowerAlexNet(recipe, devices, 7, kernels).to(dtype)
+    network = TwoTowerAlexNet(recipe, devices, 7).to(dtype)
     with torch.no_grad():
         for number, parameter in enumerate(network.parameters()):
             if parameter.dim() == 1:
@@ -65,13 +64,11 @@ def test_two_halves_make_the_whole(recipe):
         torch.testing.assert_close(network(x, x), network.merge()(x), rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.parametrize("kernels", ["auto", "reference"])
 @pytest.mark.parametrize("without", [torch.no_grad, torch.inference_mode])
-def test_a_pass_without_gradients_gives_the_same_bits(without, kernels, monkeypatch):
-    """Whichever library multiplies: a product with a history of its own can't keep what inference mode made."""
-    monkeypatch.setattr(linear_op, "_onednn_is_faster", lambda: True)
-    network, x = apart(mini(), dtype=torch.float32, kernels=kernels).eval(), images(mini(), torch.float32)
+def test_a_pass_without_gradients_gives_the_same_bits_and_has_no_history(without, monkeypatch):
+    network, x = apart(mini(), dtype=torch.float32).eval(), images(mini(), torch.float32)
     expected = network(x, x)
+    monkeypatch.setattr(joint_product, "JointProduct", None)
     with without():
         assert torch.equal(network(*(x.clone() for _ in "ab")), expected)
 

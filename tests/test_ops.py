@@ -66,6 +66,13 @@ def test_a_library_that_does_not_load_is_named(tmp_path, monkeypatch):
     assert ops.resolve("reference", "cpu") == "reference"
 
 
+@pytest.mark.skipif(ops.compiled() is None, reason="there was no compiler to build the CPU kernels")
+def test_a_library_without_a_newer_operator_is_named(monkeypatch):
+    monkeypatch.setattr(choice, "OPERATORS", (*choice.OPERATORS, "of_tomorrow"))
+    with pytest.raises(RuntimeError, match="compiled.so does not fit.*builds it again.*of_tomorrow"):
+        ops.compiled.__wrapped__()
+
+
 def test_the_choice_of_kernels():
     assert ops.resolve("auto", "cpu") == ("cpu" if ops.compiled() is not None else "reference")
     assert ops.resolve("reference", "cuda:1") == "reference" and ops.resolve("auto", "meta") == "reference"
@@ -211,13 +218,13 @@ def test_cuda_kernels_are_not_chosen_on_a_gpu_that_they_are_not_compiled_for(mon
     monkeypatch.setattr(choice, "built", lambda: ("cuda", "triton"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: {0: (7, 5), 1: (8, 0)}[device.index])
-    choice._too_old.cache_clear()
+    choice._below_sm80.cache_clear()
     try:
         assert [ops.resolve("auto", f"cuda:{index}") for index in range(2)] == ["triton", "cuda"]
         with pytest.raises(ValueError, match="'cuda' can't compute on cuda here; usable there: auto, triton, reference"):
             ops.resolve("cuda", "cuda:0")
     finally:
-        choice._too_old.cache_clear()
+        choice._below_sm80.cache_clear()
 
 
 def test_triton_kernels_are_launched_one_at_a_time():

@@ -111,19 +111,34 @@ def test_wrong_arguments_are_refused_by_name(change, named):
 @pytest.mark.parametrize("shape", [(1, 1), (3, 5), (7, 9), (1, 64), (1, 65), (3, 2048), (2, 20, 13, 13), (0, 4)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_the_cpus_kernel_gives_the_references_bits(shape, dtype, level):
-    """Blocks of 64 values, whole, begun and several a thread; NaN and infinities."""
+    """Blocks of 64 values, whole and begun; NaN, infinities and both zeros."""
     x, dy = values(*shape, scale=1).to(dtype), values(*shape, seed=3, scale=1).to(dtype)
-    x.view(-1)[::7], x.view(-1)[1::11], x.view(-1)[2::13] = math.nan, math.inf, -math.inf
+    for first, value in enumerate((math.nan, math.inf, -math.inf, -0.0)):
+        x.view(-1)[first::7 + 2 * first] = value
     x.requires_grad_()
     for change in ({}, {"probability": 0.1}, {"probability": 1 - 2**-32}, {"probability": 2.0**-33}, {"seed": 2**32 - 1, "tower": 2**31}):
         for step in (0, 2**31 + 5, 2**32 + 40, -1, torch.tensor(2**40 - 1)):
             mask = MASK | change | {"step": step}
             with instructions(level):
                 y = relu_dropout(x, **mask, kernels="cpu")
-            torch.testing.assert_close(y, relu_dropout(x, **mask, kernels="reference"), rtol=0, atol=0, equal_nan=True)
+            expected = relu_dropout(x, **mask, kernels="reference")
+            torch.testing.assert_close(y, expected, rtol=0, atol=0, equal_nan=True)
+            assert torch.equal(y.signbit()[~y.isnan()], expected.signbit()[~y.isnan()])
     dx, = torch.autograd.grad(y, x, dy)
     torch.testing.assert_close(dx, torch.where(y <= 0, 0, dy), rtol=0, atol=0)
     assert y.is_contiguous() and dx.is_contiguous()
+
+
+@pytest.mark.skipif("cpu" not in ops.built(), reason="there was no compiler to build the CPU kernels")
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_the_cpus_threads_share_the_blocks(threads):
+    x, before = values(5, 20_001), torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        y = relu_dropout(x, step=40, **MASK, kernels="cpu")
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(y, relu_dropout(x, step=40, **MASK, kernels="reference"))
 
 
 @pytest.mark.skipif("cpu" not in ops.built(), reason="there was no compiler to build the CPU kernels")

@@ -41,7 +41,7 @@ void relu_dropout(const Dropout& mask, const void* x_, void* y_, int64_t count, 
         T* y = (T*)y_ + first;
         for (int64_t i = 0; i < there; i++) {
             const auto value = widen(x[i]);
-            narrow((value <= 0 ? 0 : value) * (words[i] >= mask.threshold ? 1 : 0), y + i);  // NaN and infinity times 0 are NaN
+            narrow((value < 0 ? 0 : value) * (words[i] >= mask.threshold ? 1 : 0), y + i);  // NaN and infinity times 0 are NaN
         }
     }
 }
