@@ -1,7 +1,15 @@
-"""What a network says of images, and how much of it is right: top-1 and top-5 error, ties, loss."""
+"""What a network says of images, and how much of it is right: top-1 and top-5 error, ties, loss; which images, as a small file."""
+import io
+import zipfile
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import torch
+
+from . import files
+
+RIGHT = "validation_right.npz"  # of a run directory: which validation images its final test got right
 
 
 @dataclass(frozen=True)
@@ -63,3 +71,33 @@ def answers(logs, labels):
 def joined(parts):
     """The `Answers` to all images, from those to a part of them each."""
     return Answers(*(None if each[0] is None else torch.cat(each) for each in zip(*(vars(part).values() for part in parts))))
+
+
+class Right:
+    """Which images of a split a network gets right: {protocol: (2, N) bool}, under top-1 and under top-5; a tie is not right."""
+
+    def __init__(self):
+        self.parts = {}
+
+    def take(self, protocol, logs, labels):
+        """Add the next images of a protocol: (n, classes) logarithms of probabilities, labels (n,)."""
+        self.parts.setdefault(protocol, []).append(torch.stack(credits_each(logs, labels)).eq(1).cpu().numpy())
+
+    def write(self, directory):
+        """Write `RIGHT` into a run's directory, whole or not at all: one array a protocol, bits packed along the images, and `images`."""
+        found = {protocol: np.concatenate(parts, 1) for protocol, parts in self.parts.items()}
+        images = next(iter(found.values())).shape[1]
+        content = io.BytesIO()
+        np.savez(content, images=images, **{name: np.packbits(right, axis=1) for name, right in found.items()})
+        files.replace(Path(directory) / RIGHT, content.getvalue())
+
+
+def read_right(path):
+    """{protocol: (2, N) bool} of a file that `Right.write` wrote, None where there is none, or something else."""
+    try:
+        with np.load(path, allow_pickle=False) as found:
+            images = int(found["images"])
+            return {name: np.unpackbits(found[name], axis=1, count=images).astype(bool) for name in found.files
+                    if name.endswith((" view", " views"))}
+    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
+        return None

@@ -4,7 +4,7 @@ import shutil
 import time
 
 from .claim_list import GRID
-from .claim_measure import key_of_test
+from .claim_measure import entry_of, key_of_test
 from .claim_plan import last_step, make_run, more_tests, operations, search_run, turns, work_of_steps, work_of_test, work_of_tests
 from .claim_run import search
 from .claim_train import first_gpu, reached, read_notes, status, train_run
@@ -48,6 +48,8 @@ class Forecast:
 
     def seconds(self, run):
         """What is still to be done of a run, in seconds, at most; `learn` or `calibrate` has to know its preset."""
+        if status(run) == "new" and entry_of(run, self.options):  # kept; should its weights be asked for, it takes longer
+            return 0.0
         match status(run):
             case "diverged":
                 return 0.0
@@ -62,7 +64,7 @@ class Forecast:
             if run.preset not in self.pace:
                 self.learn(run)
         for run in runs:
-            if run.preset not in self.pace and status(run) in ("new", "begun"):
+            if run.preset not in self.pace and status(run) in ("new", "begun") and not entry_of(run, self.options):
                 if self.left <= 0:
                     return math.inf
                 self.calibrate(run)

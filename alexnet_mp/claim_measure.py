@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import torch
 
-from . import averaging, checkpoint, claim_statistics
+from . import averaging, checkpoint, claim_kept, claim_statistics
 from .answers import answers
 from .claim_pictures import averaged
 from .claim_plan import data_of, more_tests, opened, steps_per_epoch, work_of_test
@@ -19,6 +19,27 @@ from .metrics import read_metrics
 from .network import TwoTowerAlexNet
 from .pipelines import make_pipeline
 from .run_directory import read_run
+from .specialisation import division, division_by_chance
+
+
+def entry_of(run, options):
+    """What is kept of a run that ended, as the record has it; None where nothing is, or not all that its claim asks for."""
+    if run.kind == "errors":  # of test images too, which are those that are there now
+        return None
+    entry = claim_kept.kept(run, options.records)
+    asked = "epochs_to_level" if run.kind == "rates" else "on_training_images"
+    if entry and (asked in entry or "diverged" in entry):
+        return entry | {"arm": run.arm, "directory": str(run.directory)}  # another claim or machine may have called it otherwise
+    return None
+
+
+def measure_and_keep(run, options):
+    """`measure`, and what it finds is kept beside the records."""
+    entry, kernels = measure(run, options), None
+    if "diverged" not in entry:
+        kernels = checkpoint.newest_weights(run.directory)[1][f"{run.recipe.layers[0].name}.weight"].numpy()
+    claim_kept.keep(run, entry, kernels, options.records)
+    return entry
 
 
 def measure(run, options, tested=True):
@@ -41,16 +62,13 @@ def measure(run, options, tested=True):
                           "top1_error": [round(error, 3) for _, error in claim_statistics.thinned(errors)]}
     if run.kind == "rates":
         entry["epochs_to_level"] = claim_statistics.epochs_to(errors, per_epoch, run.level)
-    if run.kind == "moved":
-        entry["moved"] = claim_statistics.moved_at(losses, len(data_of(run).classes))
-    if run.kind == "schedule":
-        entry["drops"] = claim_statistics.drops(read_metrics(run.directory))
+    entry["moved"] = claim_statistics.moved_at(losses, len(data_of(run).classes))
+    entry["drops"] = claim_statistics.drops(read_metrics(run.directory))
     if diverged:
         return entry | {"diverged": json.loads((run.directory / "non_finite.json").read_text())["step"]}
     if not tested:
         return entry
-    if run.kind == "moved":
-        entry["signal"] = signal_at_start(run, options)
+    entry["signal"] = signal_at_start(run, options)
     entry["errors"] = tested_by_run(run) or test_run(run, options, "val", both_protocols(run.recipe))
     for split, protocols in more_tests(run):
         errors = test_run(run, options, split, protocols)
@@ -58,11 +76,23 @@ def measure(run, options, tested=True):
             entry["on_training_images"] = errors["centre view"]
         else:
             entry["on_test_images"] = errors
-    if run.kind == "towers" and run.recipe.towers == 2:
-        kernels = checkpoint.newest_weights(run.directory)[1][f"{run.recipe.layers[0].name}.weight"].numpy()
-        entry["chroma"] = claim_statistics.chroma_shares(kernels, 2)
-        entry["random_split_p"] = claim_statistics.random_split_p(kernels)
-    return entry
+    return entry | of_towers(checkpoint.newest_weights(run.directory)[1][f"{run.recipe.layers[0].name}.weight"].numpy(), run.recipe.towers)
+
+
+def of_towers(kernels, towers):
+    """What the first layer's kernels (maps of all towers, 3, k, k) say of a division between the towers, as JSON types.
+
+    Of two towers "chroma", "random_split_p" and "division"; of one tower "halves", [random halves that meet the criterion, of how
+    many]. Nothing where the layer is too small for it.
+    """
+    if towers == 1:
+        found = division_by_chance(kernels)
+        return {"halves": list(found)} if found else {}
+    found = division(kernels)
+    return {"chroma": claim_statistics.chroma_shares(kernels, 2), "random_split_p": claim_statistics.random_split_p(kernels),
+            "division": {"learned": list(found.learned), "distance": found.distance, "p": found.p,
+                         "measures": {name: {"effect": each.effect, "p": each.p, "holm_p": each.holm_p}
+                                      for name, each in found.differences.items()}}}
 
 
 def test_run(run, options, split, protocols):

@@ -148,14 +148,16 @@ def _gaps(axes, record, colours):
 
 
 def _towers(axes, record, colours):
-    """Each seed's two shares of chroma, and how seldom a random split of the kernels is as far apart."""
-    runs = [run for run in record["runs"] if run["arm"] in colours and "chroma" in run]
+    """Each run's two shares of chroma, and p of "the towers' kernels are alike"; runs of the arms one after the other."""
+    runs = [run for arm in colours for run in record["runs"] if run["arm"] == arm and "chroma" in run]
     for number, run in enumerate(runs):
         axes.plot([number] * 2, run["chroma"], color=FAINT, zorder=0)
-        _beside(axes, f"p = {run['random_split_p']:.2g}", number, mean(run["chroma"]), len(runs))
+        p = run["division"]["p"] if "division" in run else run["random_split_p"]
+        _beside(axes, "noise" if p is None else f"p = {p:.2g}", number, mean(run["chroma"]), len(runs))
     for tower, colour in zip((0, 1), COLOURS) if runs else ():
         axes.plot(range(len(runs)), [run["chroma"][tower] for run in runs], "o", color=colour, label=f"tower {'ab'[tower]}")
-    _name_columns(axes, [f"seed {run['seed']}" for run in runs])
+    several = len({run["arm"] for run in runs}) > 1
+    _name_columns(axes, [f"{run['arm'].replace('_', ' ')}, seed {run['seed']}" if several else f"seed {run['seed']}" for run in runs])
     axes.set(ylabel="share of chroma in the first layer's energy", ylim=(0, 1))
 
 

@@ -9,9 +9,9 @@ import shlex
 from pathlib import Path
 
 from .claim_list import FACTORS, GRID
-from .claim_measure import average, measure
+from .claim_measure import average, entry_of, measure, measure_and_keep
 from .claim_plan import arm_recipe, base_of, data_for, digest_of, has_labelled_test, opened, search_run, turns
-from .claim_record import FORMAT, differences, machine, write_record
+from .claim_record import FORMAT, differences, machine, read_records, write_record
 from .claim_train import status, train_run
 from .console import say
 from .errors import UserError
@@ -21,31 +21,46 @@ from .presets import PRESETS
 def run_claim(claim, options, seeds, allow=lambda run: True):
     """Train, test and record a claim. Returns the record, or None where no seed was completed.
 
-    allow(run): False where there is no time for it. Raises `Stopped` after Ctrl-C; the record of what is there is written already.
+    A run that is kept beside the records is not trained again, unless its weights are asked for: by an average of networks, or by
+    another run that begins with them. allow(run): False where there is no time for it. Raises `Stopped` after Ctrl-C; the record of what is there is written already.
     """
     record, path = new_record(claim, options), None
     if claim.kind == "rates" and not search_rates(claim, options, record, allow):
         return None
+    averaged = {_names(ensemble["members"]): ensemble for earlier in read_records(options.records).get(claim.id, [])
+                for ensemble in earlier["ensembles"]}
     total = turns(claim, options, seeds, record["rates"])
     for number, (runs, members) in enumerate(total, 1):
-        made = []
+        made, wanted = {}, {run.init for run in runs if run.init and not entry_of(run, options)}
+        known = averaged.get(_names(member.directory for member in members or ()))
+        wanted |= set() if known else {member.directory for member in members or ()}
         for run in runs:
-            if any(run.init == other.directory and status(other) == "diverged" for other in made):
+            if (entry := entry_of(run, options)) and run.directory not in wanted:
+                made[run] = entry
+                continue
+            if any(run.init == other.directory and "diverged" in entry for other, entry in made.items()):
                 say(f"-- {claim.id}: {run.arm}, seed {run.seed}: not trained, what it would begin with diverged")
                 continue
             say(f"-- {claim.id}: {run.arm}, seed {run.seed} ({'ensemble' if members else 'seed'} {number} of {len(total)})")
             if not allow(run):
                 return record if path else None
             train_run(run, options)
-            made.append(run)
-        record["runs"] += [measure(run, options) for run in made]
-        if members and all(status(member) == "done" for member in members):
+            made[run] = entry_of(run, options) or measure_and_keep(run, options)
+        record["runs"] += made.values()
+        if known:
+            record["ensembles"].append(known | {"members": [str(member.directory) for member in members]})
+        elif members and all(status(member) == "done" for member in members):
             record["ensembles"].append(average(members, options))
         elif members:
             say(f"-- {claim.id}: ensemble {number} has a network that diverged, so it is not averaged")
         path, written = write_record(record, options.records)
     say(f"recorded in {path}" if written else f"{path} stays as it is: it has these runs and more")
     return record
+
+
+def _names(directories):
+    """What tells the members of an ensemble, wherever they lay."""
+    return tuple(Path(directory).name for directory in directories)
 
 
 # --- the search for a learning rate
@@ -94,15 +109,13 @@ def search(arm, options):
 # --- its record
 
 def _refuse_nothing(claim, arms):
-    """Raise UserError where two arms are the same network, or the claim has no meaning for this one."""
+    """Raise UserError where two arms are the same network."""
     seen = {}
     for arm, _, recipe in arms:
         same = seen.setdefault((recipe, arm.init, arm.larger), arm.name)
         if same != arm.name:
             raise UserError(f"{claim.id}: {arm.name} changes nothing of this network, it is the same as {same}; "
                             "there is nothing to compare")
-    if claim.kind == "towers" and arms[0][2].towers == 1:
-        raise UserError(f"{claim.id}: this network has one tower, so there is nothing to compare")
 
 
 def new_record(claim, options):

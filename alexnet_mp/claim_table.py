@@ -14,6 +14,8 @@ from .claim_pictures import averaged
 from .claim_record import RECORDS, devices_of, path_of, read_records
 from .claim_statistics import paired, step_of_loss
 from .console import say
+from .specialisation import LEVEL as LEVEL_OF_DIVISION
+from .specialisation import wilson
 
 README = RECORDS.parent.parent / "README.md"
 BEGIN, END = "<!-- claims: begin -->", "<!-- claims: end -->"
@@ -51,7 +53,7 @@ def findings(record):
         case "ensemble":
             found = _ensembles(record)
         case "towers":
-            found = [_towers(record, arms[0])]
+            found = [_towers(record, arm) for arm in arms]
     diverged = [f"{_words(run['arm'])} with seed {run['seed']} diverged at step {run['diverged']:,}"
                 for run in record["runs"] if "diverged" in run]
     return [sentence for sentence in (*found, *diverged) if sentence]
@@ -255,13 +257,30 @@ def _ensembles(record):
 
 
 def _towers(record, arm):
+    """In how many runs the towers' kernels differ, by the test of all three features together, and their shares of chroma."""
     runs = [run for run in _ended(record, arm) if "chroma" in run]
     if not runs:
-        return None
+        return _halves(record, arm)
     shares = ", ".join(f"{run['chroma'][0]:.2f} / {run['chroma'][1]:.2f} (p = {run['random_split_p']:.2g})" for run in runs)
     apart = [abs(run["chroma"][0] - run["chroma"][1]) for run in runs]
-    return (f"share of chroma in the kernels' energy, tower a / b: {shares}; {_spread(apart)} apart, n = {len(runs)}; p: the share "
-            "of random halves of the kernels that are as far apart")
+    colour = (f"share of chroma in the kernels' energy, tower a / b: {shares}; {_spread(apart)} apart, n = {len(runs)}; p: the share "
+              "of random halves of the kernels that are as far apart")
+    tested = [run["division"] for run in runs if "division" in run]
+    if not tested:  # a record of an older version
+        return colour
+    divided = sum(of_one["p"] is not None and of_one["p"] <= LEVEL_OF_DIVISION for of_one in tested)
+    low, high = wilson(divided, len(tested))
+    every = ", ".join("too few kernels" if of_one["p"] is None else f"{of_one['p']:.2g}" for of_one in tested)
+    return (f"{_words(arm)}: the towers' kernels differ in {divided} of {len(tested)} runs (95 % interval {100 * low:.0f} to "
+            f"{100 * high:.0f} %; colour, selectivity and frequency in one test, p = {every}, counted at {LEVEL_OF_DIVISION:g}); {colour}")
+
+
+def _halves(record, arm):
+    found = [run["halves"] for run in _ended(record, arm) if "halves" in run]
+    if not found:
+        return None
+    met, splits = (sum(values) for values in zip(*found))
+    return f"{_words(arm)}: random halves of its kernels differ as much in {met} of {splits} splits, n = {len(found)}"
 
 
 # --- numbers as text

@@ -17,6 +17,7 @@ import math
 import os
 import re
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -91,22 +92,24 @@ def _run(options):
 
 
 def _run_all(options):
-    """Claim after claim, in the order of the list, each with as many seeds as there is time for."""
+    """Claim after claim, in the order of the list, each with as many seeds as there is time for; with --seeds K, with K or not at all."""
     forecast, failed = Forecast(options, _seconds(options.budget)), []
     unfit = {claim.id: reason for claim in CLAIMS if (reason := _unfit(claim, options))}
     for reason in dict.fromkeys(unfit.values()):
         say(f"left out, {reason}: {', '.join(name for name, other in unfit.items() if other == reason)}")
+    _tell_length([claim for claim in CLAIMS if claim.id not in unfit], options, forecast)
     for claim in CLAIMS:
         if claim.id in unfit:
             continue
         wanted = options.seeds or claim.seeds if claim.seeds > 1 else claim.seeds
         try:
-            for seeds in range(wanted, 0, -1):
+            for seeds in range(wanted, wanted - 1 if options.seeds else 0, -1):
                 seconds = forecast.total(needed(claim, options, seeds)) if options.budget else 0
                 if seconds <= max(forecast.left, 0):
                     break
             else:
-                needs = "no time to measure how long" if seconds == math.inf else f"{duration(seconds)} for one seed"
+                what = "one seed" if seeds == 1 else f"{seeds} seeds"
+                needs = "no time to measure how long" if seconds == math.inf else f"{duration(seconds)} for {what}"
                 say(f"== {claim.id}: not started, {needs} and {_left(forecast)}")
                 continue
             say(f"== {claim.id}: {seeds} of {wanted} seeds, " + (f"{duration(seconds)}, " if options.budget else "") + _left(forecast))
@@ -121,6 +124,18 @@ def _run_all(options):
             failed.append(claim.id)
     say(f"all done that there was time for, {_left(forecast)}" + (f"; not run: {', '.join(failed)}" if failed else ""))
     return 1 if failed else 0
+
+
+def _tell_length(claims, options, forecast):
+    """Say how long all of these would take, before the first begins; claims share runs, and each is counted once."""
+    runs = {}
+    for claim in claims:
+        with suppress(UserError):  # said where its turn comes
+            wanted = options.seeds or claim.seeds if claim.seeds > 1 else claim.seeds
+            runs |= {run.directory: run for run in needed(claim, options, wanted)}
+    seconds = forecast.total(list(runs.values()))
+    how_long = "no time to measure how long" if seconds == math.inf else f"{duration(seconds)} for what is left of them"
+    say(f"{len(claims)} claims, {len(runs)} runs, {how_long}; {_left(forecast)}")
 
 
 def _allow(forecast, limited):

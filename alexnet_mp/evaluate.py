@@ -57,10 +57,10 @@ def log_probabilities(network, pipeline, split, protocols, batch_size):
         network.train(was_training)
 
 
-def evaluate(network, pipeline, split, protocols, batch_size, advance):
+def evaluate(network, pipeline, split, protocols, batch_size, advance, take=lambda name, logs, labels: None):
     """Test a network on every image of a split, once each: {name: `Errors`} of the protocols, {name: list of views}.
 
-    advance(n) is called for every n images.
+    advance(n) is called for every n images; take(name of the protocol, (n, classes) logarithms of probabilities, labels) before.
     """
     sums, images = {name: torch.zeros(3, dtype=torch.float64) for name in protocols}, 0
     with closing(log_probabilities(network, pipeline, split, protocols, batch_size)) as batches:
@@ -68,6 +68,7 @@ def evaluate(network, pipeline, split, protocols, batch_size, advance):
             for name, mean in means.items():
                 loss = -mean.gather(1, labels[:, None]).sum(0)
                 sums[name] = sums[name].to(labels.device) + torch.cat((credits(mean, labels), loss))
+                take(name, mean, labels)
             images += len(labels)
             advance(len(labels))
     means = {name: (total / images).tolist() for name, total in sums.items()}

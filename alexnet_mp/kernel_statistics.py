@@ -8,6 +8,7 @@ The plane's mean is left in. A kernel of one colour has its energy at frequency 
 """
 import math
 from dataclasses import dataclass, fields
+from functools import lru_cache
 
 import numpy as np
 
@@ -15,6 +16,7 @@ POINTS = 8  # of the zero-padded spectrum for each cycle per kernel
 # The selectivity from which orientation and phase say something: of 11x11 kernels of white noise 1 % have it, of 5x5 a third.
 TUNED = 0.25
 NOTHING = 1e-9  # a share of a spectrum's energy, or of its peak, that is rounding
+NOISE_QUANTILE, NOISE_KERNELS = 0.99, 10_000  # of the peaks of white noise, and how many kernels of it are drawn
 # Of the wave vectors f and -f of a grating, which are the same, the one within 90 degrees of this direction (x to the right, y
 # down) is taken. The border, bars at 22.5 degrees anticlockwise from horizontal, lies between the orientations of most kernels.
 FORWARD = np.array([math.cos(math.pi / 8), math.sin(math.pi / 8)])
@@ -95,6 +97,30 @@ def power_spectra(planes):
     """
     n = POINTS * planes.shape[-1] + 1
     return np.abs(np.fft.fft2(planes, (n, n))) ** 2, np.fft.fftfreq(n)
+
+
+def learned(kernels):
+    """Which first-layer kernels (maps, 3, k, k) are no longer noise: (maps,) bool.
+
+    A kernel begins as white noise, whose energy is spread evenly over three colours and all frequencies but for chance. Noise: the
+    share of its energy that its strongest plane has at one frequency is below that of the 99th of a hundred kernels of white
+    noise of the same size. A kernel of zeros is noise.
+    """
+    kernels = np.asarray(kernels, np.float64)
+    return _peak_shares(kernels) >= _noise_peak_share(kernels.shape[-1])
+
+
+@lru_cache
+def _noise_peak_share(k):
+    noise = np.random.default_rng(0).standard_normal((NOISE_KERNELS, 3, k, k))
+    return float(np.quantile(_peak_shares(noise), NOISE_QUANTILE))
+
+
+def _peak_shares(kernels):
+    largest = np.abs(kernels).max((1, 2, 3), keepdims=True)
+    kernels = kernels / np.where(largest > 0, largest, 1)  # so that no square leaves the range of a float64
+    power = np.abs(np.fft.fft2(strongest_planes(kernels))) ** 2  # not padded: k x k frequencies, independent in white noise
+    return power.max((1, 2)) / np.maximum((kernels**2).sum((1, 2, 3)), 1e-300) / kernels.shape[-1] ** 2
 
 
 def _orientations(power, frequencies):

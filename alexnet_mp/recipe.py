@@ -228,9 +228,9 @@ def override(recipe, settings):
     return from_dict(fields)
 
 
-def to_dict(recipe):
-    """The recipe as plain JSON types, as a run stores it."""
-    return _ADAPTER.dump_python(recipe, mode="json")
+def to_dict(recipe, defaults=True):
+    """The recipe as plain JSON types, as a run stores it; without the fields that have their default, where these are left out."""
+    return _ADAPTER.dump_python(recipe, mode="json", exclude_defaults=not defaults)
 
 
 def describe(recipe, width=100):

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from . import files
 from . import recipe as recipes
+from .answers import RIGHT
 from .checkpoint import CHECKPOINTS
 from .console import say
 from .devices import device_name
@@ -138,7 +139,7 @@ def refuse_unusable(path):
 
 def refuse_foreign(path):
     """Raise UserError if a directory holds anything that no run wrote: a run may only begin anew in what is one, or is empty."""
-    ours = {RUN, METRICS, EVENTS, STATISTICS, LOCK, CHECKPOINTS, "curves.png", "conv1_kernels.png", "non_finite.json",
+    ours = {RUN, METRICS, EVENTS, STATISTICS, LOCK, CHECKPOINTS, RIGHT, "curves.png", "conv1_kernels.png", "non_finite.json",
             "trace.json.gz", "profile.json", "retrieval", "report"}
     foreign = [name for name in sorted(os.listdir(path)) if name.removesuffix(files.PARTIAL) not in ours
                and not re.fullmatch(r"(metrics|tensorboard)-\d+(\.jsonl)?|lost\+found|.*\.(log|out|err)", name)]

@@ -15,8 +15,11 @@ from . import checkpoint
 from .checkpoint_format import load_weights, read_state
 from .claim_statistics import as_far_p, chroma_of_halves, chroma_shares, random_orders, random_split_p
 from .errors import UserError
+from .kernel_statistics import kernel_statistics, learned
 
 LEVEL = 0.01
+FEATURES = ("colourfulness", "selectivity", "frequency")  # of a kernel; what `division` compares
+FEWEST = 5  # kernels of a tower that are no longer noise; with fewer nothing is said
 MEASURES = {"colourfulness": None, "selectivity": None, "frequency": None, "orientation": 180, "phase": 360}  # circular: period
 NORMAL_95 = 1.959963984540054  # 97.5 % of a normal distribution lie below
 
@@ -68,15 +71,18 @@ def first_layer(run):
     return kernels.numpy(), state.recipe.towers
 
 
-def tower_differences(statistics, draws=10_000, seed=0):
+def tower_differences(statistics, draws=10_000, seed=0, in_a=None):
     """{measure: `Difference`} of the `KernelStatistics` of two towers, tower a's first half. Raises ValueError for an odd number.
 
     Orientation and phase are compared among the kernels that are `tuned`. p: the share of `draws` random deals with as large a
     delta, of circular measures as large a U^2; then Holm's for the five measures together (1979, Scand. J. Statist. 6: 65).
+    in_a: (kernels,) bool, which of them are tower a's, where they are not two equal halves.
     """
-    if not len(statistics) or len(statistics) % 2:
-        raise ValueError(f"{len(statistics)} kernels are not those of two towers")
-    in_a, found = np.arange(len(statistics)) < len(statistics) // 2, []
+    if in_a is None:
+        if not len(statistics) or len(statistics) % 2:
+            raise ValueError(f"{len(statistics)} kernels are not those of two towers")
+        in_a = np.arange(len(statistics)) < len(statistics) // 2
+    found = []
     for measure, period in MEASURES.items():
         values = getattr(statistics, measure)
         has = statistics.tuned if period else np.full(len(values), True)
@@ -85,6 +91,83 @@ def tower_differences(statistics, draws=10_000, seed=0):
         found.append((measure, (len(a), len(b)), name, *_difference(a, b, period, draws, seed)))
     corrected = holm([p for *_, p in found])
     return {of_one[0]: Difference(*of_one, holm_p) for of_one, holm_p in zip(found, corrected, strict=True)}
+
+
+@dataclass(frozen=True)
+class Division:
+    """Whether the kernels of two towers differ at all: `division`."""
+
+    learned: tuple[int, int]  # kernels of tower a and of tower b that are no longer noise
+    distance: float | None  # energy distance of their ranked features; None where a tower has fewer than `FEWEST` kernels
+    p: float | None  # of "the kernels were dealt to the towers at random"
+    differences: dict  # {measure: `Difference`}, each measure by itself
+
+    @property
+    def divided(self):
+        """Whether p meets the level of the criterion at the head of this file."""
+        return self.p is not None and self.p <= LEVEL
+
+
+def division(kernels, draws=10_000, seed=0):
+    """The `Division` of two towers' first-layer kernels (maps of both, 3, k, k), tower a's first half.
+
+    One test over all kernels that are `learned`: the energy distance (Szekely & Rizzo 2013, J. Stat. Plan. Inference 143: 1249) of
+    the towers' kernels, each a point of three features, its ranks in `FEATURES` among all of them; p is the share of `draws` random
+    deals with as large a distance. Raises ValueError where the kernels are not two equal halves, or not finite.
+    """
+    if not len(kernels) or len(kernels) % 2:
+        raise ValueError(f"{len(kernels)} kernels are not those of two towers")
+    statistics, kept = kernel_statistics(kernels), learned(kernels)
+    in_a = (np.arange(len(kernels)) < len(kernels) // 2)[kept]
+    sizes, statistics = (int(in_a.sum()), int((~in_a).sum())), statistics[kept]
+    if min(sizes) < FEWEST:
+        return Division(sizes, None, None, {})
+    orders = random_orders(len(in_a), draws, seed)[:, :sizes[0]]  # tower a's come first
+    distances = energy_distances(_ranked(statistics), orders)
+    return Division(sizes, float(distances[0]), as_far_p(distances), tower_differences(statistics, draws, seed, in_a))
+
+
+def division_by_chance(kernels, splits=100, draws=10_000, seed=0):
+    """(how many of `splits` random halves meet the criterion of `division`, splits): kernels of one tower, (maps, 3, k, k).
+
+    None where too few kernels are `learned`. About as many do as the level says: there is nothing to divide them.
+    """
+    kept = learned(kernels)
+    half = int(kept.sum()) // 2
+    if half < FEWEST:
+        return None
+    orders = random_orders(int(kept.sum()), splits + draws, seed)[1:, :half]
+    distances = energy_distances(_ranked(kernel_statistics(kernels)[kept]), orders)
+    others = np.sort(distances[splits:])
+    hits = draws - np.searchsorted(others, distances[:splits] * (1 - 1e-12))  # the rule of `as_far_p`
+    return int(((1 + hits) / (1 + draws) <= LEVEL).sum()), splits
+
+
+def energy_distances(points, chosen):
+    """Energy distances between the chosen points and the others: 2 E|X - Y| - E|X - X'| - E|Y - Y'|, 0 where they are spread alike.
+
+    points: (N, features); chosen: (draws, n) indices. Returns (draws,) float64.
+    """
+    apart = np.sqrt(((points[:, None] - points[None]) ** 2).sum(2))
+    ours = np.zeros((len(chosen), len(points)))
+    np.put_along_axis(ours, chosen, 1.0, axis=1)
+    n, others = chosen.shape[1], len(points) - chosen.shape[1]
+    to_ours, to_all = ours @ apart, apart.sum(1)
+    within = (to_ours * ours).sum(1)
+    between = (to_ours * (1 - ours)).sum(1)
+    within_others = to_all.sum() - within - 2 * between
+    return 2 * between / (n * others) - within / n**2 - within_others / others**2
+
+
+def _ranked(statistics):
+    """(kernels, features): mean ranks of each feature, over their number, so that no feature's unit or outlier counts more."""
+    return np.stack([_ranks(getattr(statistics, feature)) / len(statistics) for feature in FEATURES], 1)
+
+
+def _ranks(values):
+    """Ranks from 1; ties share their mean rank."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
 
 
 def _difference(a, b, period, draws, seed):
@@ -106,8 +189,7 @@ def cliffs_delta(values, chosen):
     (Cliff 1993, Psychol. Bull. 114: 494; the rank-biserial correlation of the Mann-Whitney test.) values: (N,); chosen:
     (draws, n) indices. Returns (draws,).
     """
-    ranked, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]  # from 1; ties share their mean rank
+    ranks = _ranks(values)
     n, others = chosen.shape[1], len(values) - chosen.shape[1]
     larger = ranks[chosen].sum(1) - n * (n + 1) / 2  # pairs in which the chosen one is larger, ties as halves
     return 2 * larger / (n * others) - 1

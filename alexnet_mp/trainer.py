@@ -9,6 +9,7 @@ from dataclasses import asdict
 import torch
 
 from . import files, graphed_step
+from .answers import Right
 from .checkpoint_format import Checkpoint, Scheduled, State, Validation
 from .console import progress, python_command, say
 from .errors import UserError
@@ -203,7 +204,7 @@ class Trainer:
         self.run.metrics.events.flush()
         self.taken.start_clock()
 
-    def test(self, protocols, interrupted):
+    def test(self, protocols, interrupted, take=lambda name, logs, labels: None):
         """`evaluate` on the validation images, or None if Ctrl-C came."""
         images = len(self.pipeline.dataset.splits["val"])
         with progress("testing " + ", ".join(protocols), images) as advance:
@@ -213,7 +214,7 @@ class Trainer:
                 advance(count)
 
             try:
-                errors = evaluate(self.network, self.pipeline, "val", protocols, self.recipe.batch_size, watch)
+                errors = evaluate(self.network, self.pipeline, "val", protocols, self.recipe.batch_size, watch, take)
             except _Interrupted:
                 return None
             except Exception:  # the step before is whole
@@ -332,8 +333,13 @@ class Trainer:
             failure = failure or error
         self.run.metrics.events.flush()
         reached_end = not interrupted and (self.step == self.whole or self.schedule.finished)
-        errors = self.test(both_protocols(self.recipe), interrupted) if reached_end else None
+        right = Right()
+        errors = self.test(both_protocols(self.recipe), interrupted, right.take) if reached_end else None
         if errors:
+            try:
+                right.write(self.run.path)
+            except OSError as error:
+                failure = failure or error
             for name, error in errors.items():
                 self.run.log("test", step=self.step, epoch=self.epoch, split="val", protocol=name, **asdict(error))
             print_errors(errors, "val")

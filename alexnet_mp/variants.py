@@ -82,6 +82,14 @@ def no_links_same_width(recipe):
     return change_layers(recipe, "conv3", "fc6", "fc7", reads="own")
 
 
+def one_tower(recipe):
+    """One tower with the maps and units of both: no border runs through any layer (the control of 6.1's two kinds of kernels)."""
+    for layer in recipe.layers:
+        if layer.maps is not None:
+            recipe = change_layers(recipe, layer.name, maps=2 * layer.maps)
+    return replace(recipe, towers=1)
+
+
 def tanh(recipe):
     """tanh in place of ReLU everywhere (3.1)."""
     return _then(recipe, lambda then: tuple("tanh" if operation == "relu" else operation for operation in then))
@@ -108,6 +116,11 @@ def source_init(recipe):
     """0.01, and 0.03 in the third and later convolutions (145), in a narrower network as much more as `_deviating` says."""
     deep = [layer.name for layer in recipe.layers if layer.kind == "conv"][2:]
     return _deviating(literal_init(recipe), 0.03, *deep)
+
+
+def zero_biases(recipe):
+    """Every bias begins at 0 (section 5: ones in conv2, conv4, conv5, fc6 and fc7 speed up the beginning)."""
+    return change_layers(recipe, *(layer.name for layer in recipe.layers), init_bias=0.0)
 
 
 def _deviating(recipe, std, *names):

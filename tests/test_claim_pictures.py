@@ -61,7 +61,7 @@ def diverged(record, *keys):
 
 
 def ensemble_of(record, size):
-    members = [run["directory"] for run in record["runs"] if run["arm"] != "larger_set"][:size]
+    members = [run["directory"] for run in record["runs"] if run["arm"] != "sixth_conv"][:size]
     return {"members": members, "weights": [1.0] * len(members), "errors": errors(29.5 - size / 5),
             "weighted": {"ten views": {"top1_error": 27.6 - size / 5, "top5_error": 9.0, "loss": 1.0, "images": 1000}}}
 
@@ -70,8 +70,8 @@ def seven():
     """A record as of `ensemble7`: five networks, two pre-trained on more classes and fine-tuned."""
     record = record_of("ensemble", 5, ["base"])
     for seed in (0, 1):
-        record["runs"] += [run_of("ensemble", "larger_set", seed, 60), run_of("ensemble", "fine_tuned", seed, 28)]
-    record["arms"] += [{"name": "larger_set", "what": "", "larger": True}, {"name": "fine_tuned", "what": "", "larger": False}]
+        record["runs"] += [run_of("ensemble", "sixth_conv", seed, 60), run_of("ensemble", "fine_tuned", seed, 28)]
+    record["arms"] += [{"name": "sixth_conv", "what": "", "larger": True}, {"name": "fine_tuned", "what": "", "larger": False}]
     record["ensembles"] = [ensemble_of(record, 7) | {"five": ensemble_of(record, 5)}]
     return record
 
@@ -171,7 +171,7 @@ def test_points_pairs_means_and_their_number():
 
 def test_what_was_trained_on_more_classes_is_in_the_curves_alone():
     left, right = figure_of(seven() | {"kind": "difference", "ensembles": []}).axes
-    assert line_of(left, "larger set, on more classes").get_linestyle() == "--" and line_of(left, "base").get_linestyle() == "-"
+    assert line_of(left, "sixth conv, on more classes").get_linestyle() == "--" and line_of(left, "base").get_linestyle() == "-"
     assert names(right) == ["base\nn = 5", "fine tuned\nn = 2"] and max(y for _, y in points(right)) < 40
 
 

@@ -1,5 +1,6 @@
 """Every claim from the command to its sentence, on 24 + 6 pictures with networks of a few maps; and claims that are interrupted."""
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -328,7 +329,7 @@ def test_seven_networks_are_five_and_two_pretrained(data, out):
     assert ensemble["five"]["members"] == ensemble["members"][:5] and len(ensemble["five"]["weights"]) == 5
     assert {read_run(member)["data"]["source"] for member in ensemble["members"]} == {
         str(next(out.glob("half-*-84")).absolute())}
-    larger, = (entry for entry in record["runs"] if entry["arm"] == "larger_set" and entry["seed"] == 1)
+    larger, = (entry for entry in record["runs"] if entry["arm"] == "sixth_conv" and entry["seed"] == 1)
     assert len(read_run(larger["directory"])["data"]["classes"]) == 3
     assert f"--init {larger['directory']} " in read_run(ensemble["members"][-1])["command"] + " "
 
@@ -351,7 +352,7 @@ def test_pretraining_on_a_set_of_more_classes(data, tmp_path):
     larger = make_folder(tmp_path / "larger", train=3, val=1, size=(100, 96), classes=("ant", "apple", "bee", "leaf", "sky"))
     record = run("pretraining", data, tmp_path / "out", "--seeds", "1", "--larger", larger)
     classes = {entry["arm"]: len(read_run(entry["directory"])["data"]["classes"]) for entry in record["runs"]}
-    assert classes == {"scratch": 3, "larger_set": 5, "fine_tuned": 3, "larger_set_bottleneck": 5, "fine_tuned_bottleneck": 3}
+    assert classes == {"scratch": 3, "sixth_conv": 5, "fine_tuned": 3, "larger_set_bottleneck": 5, "fine_tuned_bottleneck": 3}
     assert [data["classes"] for data in record["data"]] == [3, 5] and not list((tmp_path / "out").glob("half-*"))
 
 
@@ -381,11 +382,16 @@ def test_nothing_is_started_that_cannot_end(data, tmp_path, monkeypatch, capsys)
     notes, = tmp_path.glob("*.result.json")
     notes.write_text(json.dumps(json.loads(notes.read_text()) | {"seconds": 1000.0}))
     monkeypatch.setattr(train, "train", lambda arguments: pytest.fail("it was started"))
-    assert claims.main(["run", "all", "--data", data, "--out", tmp_path, "--records", tmp_path / "records", *MINI, "--seeds", "3",
-                        "--budget", "5m"]) == 0
-    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("==")]
-    assert said[0].startswith("== views: 1 of 3 seeds") and said[2].startswith("== dropout: not started, ")
-    assert sum("not started" in line for line in said) == len(said) - 2  # the specialisation has the run of the views
+    assert claims.main(["run", "all", "--data", data, "--out", tmp_path, "--records", tmp_path / "records", *MINI, "--budget", "5m"]) == 0
+    all_said = capsys.readouterr().out.splitlines()
+    said = [line for line in all_said if line.startswith("==")]
+    assert said[0].startswith("== specialisation: not started, ") and said[1].startswith("== views: 1 of 3 seeds")
+    assert sum("not started" in line for line in said) == len(said) - 1
+    before = next(line for line in all_said if re.search("claims, .* runs, .* for what is left of them", line))
+    assert all_said.index(before) < all_said.index(said[0])
+    assert claims.main(["run", "all", "--data", data, "--out", tmp_path, "--records", tmp_path / "records", *MINI, "--seeds", "2",
+                        "--budget", "5m"]) == 0  # no claim with fewer seeds than were asked for
+    assert all("not started" in line for line in capsys.readouterr().out.splitlines() if line.startswith("=="))
     assert claims.main(["run", "lrn", "--data", data, "--out", tmp_path, "--records", tmp_path / "records", *MINI,
                         "--budget", "5m"]) == 1
     assert "no time for it: " in capsys.readouterr().out

@@ -17,6 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from alexnet_mp import evaluate, train
+from alexnet_mp.answers import read_right
 from alexnet_mp.errors import UserError
 from alexnet_mp.kernels import ops
 from alexnet_mp.metrics import read_metrics
@@ -40,10 +41,15 @@ def run(tmp_path_factory):
 def test_a_run_leaves_everything_behind(run):
     out, _ = run
     assert {path.name for path in out.iterdir()} == {
-        "run.json", "metrics.jsonl", "statistics.safetensors", "checkpoints", "tensorboard", "curves.png", "conv1_kernels.png", ".lock"}
+        "run.json", "metrics.jsonl", "statistics.safetensors", "checkpoints", "tensorboard", "curves.png", "conv1_kernels.png", ".lock",
+        "validation_right.npz"}
     assert load_file(out / "checkpoints" / "step_00000006" / "weights.safetensors")["fc8.weight"].shape == (3, 32)
     assert Image.open(out / "conv1_kernels.png").size[0] > 500 and Image.open(out / "curves.png").size[0] > 500
     assert any((out / "tensorboard").iterdir())
+    right, tests = read_right(out / "validation_right.npz"), [line for line in read_metrics(out) if line["kind"] == "test"]
+    assert {name: found.shape for name, found in right.items()} == {line["protocol"]: (2, line["images"]) for line in tests}
+    for line in tests:
+        assert 100 - 100 * right[line["protocol"]].mean(1) == pytest.approx([line["top1_error"], line["top5_error"]])
 
 
 def test_metrics_have_one_line_a_step_and_one_a_validation(run):

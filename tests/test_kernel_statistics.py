@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from made_kernels import BLUE_YELLOW, GREY, RED_GREEN, blob, gabor
 
-from alexnet_mp.kernel_statistics import TUNED, chroma_and_energy, kernel_statistics, strongest_planes
+from alexnet_mp.kernel_statistics import TUNED, chroma_and_energy, kernel_statistics, learned, strongest_planes
 
 SIZES = {5: (1.2, 0.3), 11: (2.5, 0.2), 8: (2, 0.22), 31: (6, 0.1)}  # k: (sigma of the envelope in pixels, cycles per pixel)
 
@@ -133,3 +133,16 @@ def test_kernels_that_are_not_finite():
     for wrong in (np.nan, np.inf):
         with pytest.raises(ValueError, match="finite"):
             kernel_statistics(np.full((1, 3, 2, 2), wrong))
+
+
+def test_learned_kernels_are_told_from_the_noise_that_they_began_as():
+    random = np.random.default_rng(9)
+    for k, (sigma, frequency) in SIZES.items():
+        noise = random.normal(0, 0.01, size=(2000, 3, k, k))
+        assert 0.002 <= learned(noise).mean() <= 0.025  # 1 % by its rule
+        found = np.concatenate([gabor(k, 30, frequency, 0, sigma, RED_GREEN), blob(k, sigma), np.ones((1, 3, k, k))])
+        assert learned(found).all() and learned(1e-9 * found).all()
+        rms = np.sqrt((found**2).mean((1, 2, 3), keepdims=True))
+        assert learned(found / rms + 0.5 * random.normal(size=found.shape)).all()
+        assert not learned(np.zeros((2, 3, k, k))).any()
+        assert not learned(found / rms + 30 * random.normal(size=found.shape)).any()

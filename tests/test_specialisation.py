@@ -14,8 +14,9 @@ from alexnet_mp.checkpoint import put
 from alexnet_mp.claim_statistics import random_orders
 from alexnet_mp.errors import UserError
 from alexnet_mp.kernel_statistics import kernel_statistics
-from alexnet_mp.specialisation import (LEVEL, MEASURES, appearance, appearance_by_chance, cliffs_delta, first_layer, holm,
-                                       kuipers_v, tower_differences, watsons_u2, wilson)
+from alexnet_mp.specialisation import (LEVEL, MEASURES, appearance, appearance_by_chance, cliffs_delta, division,
+                                       division_by_chance, energy_distances, first_layer, holm, kuipers_v, tower_differences,
+                                       watsons_u2, wilson)
 
 
 def test_cliffs_delta_against_counting_and_scipy():
@@ -184,3 +185,62 @@ def test_a_first_layer_without_kernels(tmp_path):
     put(tmp_path, dataclasses.replace(saved, weights=weights, velocity=weights, state=state))
     with pytest.raises(UserError, match="no kernels of colour images"):
         first_layer(tmp_path)
+
+
+# --- whether the towers differ at all
+
+def test_energy_distances_by_hand():
+    random = np.random.default_rng(0)
+    points, chosen = random.normal(size=(7, 3)), np.array([[0, 1, 2], [6, 3, 1]])
+
+    def mean_apart(a, b):
+        return np.mean([np.linalg.norm(x - y) for x in a for y in b])
+
+    for deal, found in zip(chosen, energy_distances(points, chosen), strict=True):
+        a, b = points[deal], np.delete(points, deal, 0)
+        assert found == pytest.approx(2 * mean_apart(a, b) - mean_apart(a, a) - mean_apart(b, b))
+    line = np.array([0.0, 1, 4, 6])  # on a line it is twice Cramer's distance, the integral of (F - G)^2
+    steps = np.diff(line) * np.array([1 / 2, 1, 1 / 2]) ** 2  # F - G of {0, 1} and {4, 6}
+    assert energy_distances(line[:, None], np.array([[0, 1]])) == pytest.approx([2 * steps.sum()])
+
+
+def test_towers_that_differ_in_one_feature_are_divided():
+    grey_and_red, alike = made(1, GREY, RED_GREEN), made(1, GREY, GREY)
+    found = division(grey_and_red)
+    assert found.divided and found.p < 0.001 and found.learned == (12, 12)
+    assert found.differences["colourfulness"].holm_p < 0.001 < 0.05 < found.differences["frequency"].p
+    assert not division(alike).divided and division(alike).distance < found.distance
+    swapped = division(np.concatenate([grey_and_red[12:], grey_and_red[:12]]))
+    assert swapped.distance == pytest.approx(found.distance) and swapped.divided  # towers have no order
+
+
+def test_towers_without_a_division_meet_the_level_as_often_as_it_says():
+    kernels = made(2, *[GREY, RED_GREEN] * 20, count=1)
+    random, p = np.random.default_rng(3), []
+    for _ in range(200):
+        p.append(division(kernels[random.permutation(40)], draws=500).p)
+    assert 20 <= sum(value <= 0.25 for value in p) <= 80  # 50 expected; six standard deviations are 37
+    assert sum(value <= LEVEL for value in p) <= 10
+    met, splits = division_by_chance(kernels, splits=300, draws=2000)
+    assert splits == 300 and met <= 15  # 3 expected
+
+
+def test_kernels_that_are_noise_take_no_part():
+    random = np.random.default_rng(4)
+    kernels = made(1, GREY, RED_GREEN)
+    noise = random.normal(0, 0.01, size=(24, *kernels.shape[1:]))
+    with_noise = np.concatenate([kernels[:12], noise[:12], kernels[12:], noise[12:]])
+    found, without = division(with_noise), division(kernels)
+    assert 12 <= found.learned[0] <= 14 and 12 <= found.learned[1] <= 14  # one in a hundred of noise isn't told
+    assert found.divided and found.p == pytest.approx(without.p, abs=0.002)
+    for few in (noise, np.concatenate([kernels[:12], noise[:12]]), np.zeros((10, 3, 5, 5))):
+        assert division(few).p is None and not division(few).divided and division(few).differences == {}
+    assert division_by_chance(noise[:9]) is None
+
+
+def test_division_of_what_is_no_pair_of_towers():
+    for kernels in (np.zeros((0, 3, 5, 5)), np.ones((5, 3, 5, 5))):
+        with pytest.raises(ValueError, match="not those of two towers"):
+            division(kernels)
+    with pytest.raises(ValueError, match="finite"):
+        division(np.full((12, 3, 5, 5), np.nan))

@@ -95,7 +95,7 @@ def signalled_in_test(monkeypatch, number, then=interrupt):
     """`then` happens after the first batch of test `number` (1: the first validation; at the end of the run both protocols)."""
     function, count = trainer.evaluate, 0
 
-    def evaluate(network, pipeline, split, protocols, batch_size, advance):
+    def evaluate(network, pipeline, split, protocols, batch_size, advance, *more):
         nonlocal count
         count += 1
         this = count
@@ -105,7 +105,7 @@ def signalled_in_test(monkeypatch, number, then=interrupt):
                 then()
             advance(images)
 
-        return function(network, pipeline, split, protocols, batch_size, watched)
+        return function(network, pipeline, split, protocols, batch_size, watched, *more)
 
     monkeypatch.setattr(trainer, "evaluate", evaluate)
 
