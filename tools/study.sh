@@ -1,0 +1,90 @@
+#!/usr/bin/env bash
+# The desk study (claims/desk-study.md): its queue of runs, one thread at the lowest priority, for as long as the machine is on.
+#
+#   tools/study.sh run WORK TINY100 [CIFAR]   begins, or goes on where it was stopped; ends when the queue does
+#   tools/study.sh pause WORK                 holds it (kill -STOP), while something else is timed
+#   tools/study.sh go WORK                    lets it go on
+#   tools/study.sh stop WORK                  ends it after the step at hand, with a checkpoint
+#   tools/study.sh status WORK                what it does now
+#   tools/study.sh collect WORK               copies new records into claims/records, and writes the README's table from them
+#
+# TINY100 is a folder with train/<class>/* and val/<class>/*, CIFAR one with CIFAR-10's binary files. In WORK lie a clone of the commit
+# that claims/desk-study.commit names, with an environment of its own, the prepared sets, the runs and the records. What this
+# repository has records of is not run again, so another machine needs the repository and the data alone.
+set -euo pipefail
+
+usage() { sed -n '2,15s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+[ $# -ge 2 ] || usage
+action=$1
+repository=$(cd "$(dirname "$0")/.." && pwd)
+mkdir -p "$2"
+work=$(cd "$2" && pwd)
+clone=$work/clone records=$work/records
+
+signal() {  # to the queue and all that it started
+    [ -s "$work/group" ] && kill "-$1" -- "-$(cat "$work/group")" 2>/dev/null || { echo "study: no queue runs in $work" >&2; exit 1; }
+}
+
+claims() {  # claims COMMAND...: one thread, the lowest priority; a claim that fails doesn't end the queue, a signal does
+    local status=0
+    OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 nice -n 19 "$clone/.venv/bin/python" -m alexnet_mp.claims run "$@" \
+        --gpus cpu --out "$work/runs" --records "$records" || status=$?
+    if [ -e "$work/stopped" ] || [ "$status" -gt 128 ]; then exit 0; fi
+}
+
+install() {
+    local commit
+    commit=$(cat "$repository/claims/desk-study.commit")
+    [ -d "$clone/.git" ] || git clone --quiet --no-checkout "$repository" "$clone"
+    if [ "$(git -C "$clone" rev-parse HEAD)" != "$commit" ] || [ ! -e "$clone/.venv/installed" ]; then
+        git -C "$clone" fetch --quiet "$repository"
+        git -C "$clone" checkout --quiet --detach "$commit"
+        make --directory "$clone" --silent install
+    fi
+}
+
+prepare() {  # prepare SOURCE SET SIZE
+    [ -e "$2/index.json" ] || nice -n 19 "$clone/.venv/bin/python" -m alexnet_mp.prepare "$1" "$2" --raw --size "$3" --workers 1
+}
+
+case $action in
+run)
+    [ $# -ge 3 ] || usage
+    [ "$(ps -o pgid= -p $$ | tr -d ' ')" = $$ ] || exec setsid --wait "$0" "$@"  # a group of its own, for the signals
+    exec 9> "$work/lock"
+    flock --nonblock 9 || { echo "study: the queue runs already in $work" >&2; exit 1; }
+    tiny100=$(cd "$3" && pwd) cifar=${4:+$(cd "$4" && pwd)}
+    echo $$ > "$work/group"
+    rm -f "$work/stopped"
+    trap 'touch "$work/stopped"' TERM INT HUP
+    mkdir -p "$records/runs"
+    cp --no-clobber "$repository"/claims/records/*.json "$records/" 2>/dev/null || true
+    cp --no-clobber "$repository"/claims/records/runs/* "$records/runs/" 2>/dev/null || true
+    install
+    prepare "$tiny100" "$work/tiny100-raw" 64
+    cd "$work"
+    claims all --data "$work/tiny100-raw" --base desk --seeds 6
+    if [ -n "$cifar" ]; then
+        prepare "$cifar" "$work/cifar10-raw" 32
+        note="re-encoded as JPEG of quality 75"
+        claims cifar-lrn --data "$work/cifar10-raw" --seeds 3 --epochs 33 --note "$note"
+        claims cifar-relu --data "$work/cifar10-raw" --seeds 3 --note "$note"
+        claims cifar-local --data "$work/cifar10-raw" --seeds 3 --epochs 52 --note "$note"
+    fi
+    echo "study: the queue has come to its end"
+    ;;
+pause) signal STOP ;;
+go) signal CONT ;;
+stop) touch "$work/stopped"; signal CONT; signal TERM ;;
+status)
+    if flock --nonblock "$work/lock" true 2>/dev/null; then echo "study: no queue runs in $work"; else echo "study: the queue runs in $work"; fi
+    echo "$(find "$records/runs" -name '*.json' 2>/dev/null | wc -l) runs are kept, $(find "$work/runs" -maxdepth 2 -name run.json 2>/dev/null | wc -l) lie here"
+    ;;
+collect)
+    mkdir -p "$repository/claims/records/runs"
+    cp --update "$records"/*.json "$records"/*.png "$repository/claims/records/" 2>/dev/null || true
+    cp --update "$records"/runs/* "$repository/claims/records/runs/" 2>/dev/null || true
+    cd "$repository" && .venv/bin/python -m alexnet_mp.claims table
+    ;;
+*) usage ;;
+esac
