@@ -103,6 +103,8 @@ def _refuse_nothing(claim, arms):
                             "there is nothing to compare")
     if claim.kind == "towers" and arms[0][2].towers == 1:
         raise UserError(f"{claim.id}: this network has one tower, so there is nothing to compare")
+    if claim.kind == "views" and arms[0][2].test_views == "one":
+        raise UserError(f"{claim.id}: this network is tested on one view, so there is nothing to compare")
 
 
 def new_record(claim, options):
