@@ -6,8 +6,9 @@
     state.json              `State`: where the run is, its recipe, its data, what its schedule knows, what it computed with
     manifest.json           bytes and sha256 of the four files, and of itself; written last
 
-This is format 3. Formats 1 and 2 lack `made_by.precision`, which was fp32. In format 1 the recipe lacks what had one meaning then
-(`recipe.upgraded`). In format 0 a checkpoint was a directory with weights.safetensors alone: it can be evaluated, not resumed.
+This is format 4. In formats 1 to 3 the recipe lacks what had one meaning then (`recipe.upgraded`). Formats 1 and 2 lack
+`made_by.precision`, which was fp32. In format 0 a checkpoint was a directory with weights.safetensors alone: it can be
+evaluated, not resumed.
 
 What is read may be damaged or made to harm. A file's size is compared before it is read, its sha256 before it is believed, names,
 shapes and dtypes with what follows from the recipe; whatever is wrong becomes a `UserError` that begins with the file's path.
@@ -34,7 +35,7 @@ from .statistics import FILE as STATISTICS
 from .statistics import Statistics
 from .tensor_file import need, parse
 
-VERSION = 3
+VERSION = 4
 WEIGHTS, VELOCITY, STATE, MANIFEST = "weights.safetensors", "velocity.safetensors", "state.json", "manifest.json"
 FILES = (WEIGHTS, VELOCITY, STATISTICS, STATE)  # what the manifest lists
 MOST_MANIFEST, MOST_STATE = 1 << 20, 4 << 20  # bytes; 22,000 class names are less than two million
@@ -272,10 +273,11 @@ def _parse_state(content, number):
     """The `State` in the bytes of state.json, written in format `number`. Raises ValueError or RecursionError."""
     need(len(content) <= MOST_STATE, f"it has {len(content):,} bytes, {MOST_STATE:,} at most are read")
     fields = parse(content)
-    if number == 1 and isinstance(fields, dict):
+    if number < 4 and isinstance(fields, dict):
         recipe = fields.get("recipe")
         fields["recipe"] = upgraded(recipe)
-        need(fields["recipe"] is not recipe, "its recipe has fields that format 1 had not, or none")
+        need(fields["recipe"] is not recipe and ("test_views" in recipe) == (number > 1),
+             f"its recipe is none of format {number}: a field is missing, or one that format {number} had not is there")
     if number < 3 and isinstance(fields, dict) and isinstance(made_by := fields.get("made_by"), dict):
         need("precision" not in made_by, f"made_by.precision is a field that format {number} had not")
         made_by["precision"] = "fp32"

@@ -9,8 +9,8 @@ COLOURS = ("#08519c", "#d95f02", "#1b9e77", "#7570b3", "#e7298a", "#a6761d", "#5
 
 
 def averaged(errors):
-    """The protocol that averages over views, "ten views" or "nine views", of {protocol: errors}."""
-    return next(name for name in errors if name != "centre view")
+    """The protocol of all views, "ten views" or "nine views", of {protocol: errors}; else the centre view."""
+    return next((name for name in errors if name != "centre view"), "centre view")
 
 
 def draw_claim(record, path):
@@ -45,7 +45,9 @@ def figure_of(record):
 
 
 def _errors(axes, record, colours, paired=True):
-    axes.set_ylabel("top-1 error, average over views (%)")
+    tested = [run["errors"] for arm in colours for run in _ended(record, arm)]
+    one = bool(tested) and all(len(errors) == 1 for errors in tested)
+    axes.set_ylabel(f"top-1 error, {'centre view' if one else 'average over views'} (%)")
     measured = {arm: {run["seed"]: run["errors"][averaged(run["errors"])]["top1_error"] for run in _ended(record, arm)}
                 for arm in colours}
     _columns(axes, record, colours, measured, paired, joined_means=record["kind"] == "cumulative")

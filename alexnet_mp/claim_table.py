@@ -67,7 +67,17 @@ def setting(record):
     changed = f" with {', '.join(f'`{text}`' for text in record['set'])}" if record["set"] else ""
     note = f" ({record['note']})" if record["note"] else ""
     where = " and ".join(devices_of(record)) or "nowhere yet"
-    return f"{data}{note}; `{bases}`{changed}, {length}, {where}, {record['date'][:10]}"
+    return f"{data}{note}; `{bases}`{changed}, {length}{_falls(record)}, {where}, {record['date'][:10]}"
+
+
+def _falls(record):
+    """At which epochs the rates fall, where --epochs put dates in the place of the base's plateaus."""
+    first = record["arms"][0]["of_preset"]
+    if record["kind"] == "schedule" or first.get("schedule") != ["plateau", "dated"] or "dates" not in first:
+        return ""  # or the arms say it
+    epochs = [str(date["epoch"]) for date in first["dates"][1] if date["epoch"] <= record["epochs"]]
+    fall = f"fall at epoch{'s' if len(epochs) > 1 else ''} {', '.join(epochs)}" if epochs else "never fall"
+    return f", all rates {fall} in place of plateaus"
 
 
 # --- one sentence each
@@ -82,7 +92,7 @@ def _errors(record, arm):
 
 
 def _levels(errors):
-    """The mean errors of several runs under both protocols."""
+    """The mean errors of several runs under their protocols."""
     fields = [(protocol, [[of_run[protocol][field] for of_run in errors] for field in FIELDS])
               for protocol in reversed(errors[0])]
     return ", ".join(f"{_spread(top1)} / {_spread(top5)} % {protocol}" for protocol, (top1, top5) in fields)
@@ -97,9 +107,10 @@ def _difference(record, reference, arm):
         fields = [[[run["errors"][protocol][field] for run in runs] for runs in (a, b)] for field in FIELDS]
         signed = " / ".join(_signed(paired(*pair)) for pair in fields)
         parts.append((f"{signed} points", protocol, paired(*fields[0]), fields))
-    (first, protocol, test, fields), (second, centre, _, _) = parts
+    (first, protocol, test, fields), *others = parts
     level = " / ".join(f"{mean(pair[0]):.2f}" for pair in fields)
-    return f"{_words(arm)} {first} against {_words(reference)}'s {level} % ({protocol}), {_test(test)}; {centre} {second}"
+    centre = "".join(f"; {other} {points}" for points, other, *_ in others)
+    return f"{_words(arm)} {first} against {_words(reference)}'s {level} % ({protocol}), {_test(test)}{centre}"
 
 
 def _views(record, arm):

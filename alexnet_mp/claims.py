@@ -7,10 +7,10 @@ examples
   python -m alexnet_mp.claims run all --data imagenette --epochs 20 --budget 2h  as many as two hours allow, most telling first
   python -m alexnet_mp.claims table                                              writes the README's table from the records
 
-All arms of a claim have the same seeds, 0 to K-1, the same data and the same schedule; with --epochs it is the base's own, or in
-place of a plateau schedule the dates of 2012, scaled to these epochs. The runs lie in --out and are those of the training command;
-stopped by Ctrl-C or a power cut, the same command goes on. Claims share the runs that they have in common. The record (JSON) and
-its picture lie in --records.
+All arms of a claim have the same seeds, 0 to K-1, the same data and the same schedule; with --epochs it is the base's
+own. In place of a plateau schedule all rates fall to a tenth three times then, at the shares of the epochs that they
+had in 2012. The runs lie in --out and are those of the training command; stopped by Ctrl-C or a power cut, the same
+command goes on. Claims share the runs that they have in common. The record (JSON) and its picture lie in --records.
 """
 import argparse
 import math

@@ -1,4 +1,4 @@
-"""The paper's test protocol: top-1 and top-5 error on the centre view and on ten views, always both; of a run or several averaged.
+"""The paper's test protocol: top-1 and top-5 error on the centre view and on ten views; of a run or several averaged.
 
 examples
   python -m alexnet_mp.evaluate RUN
@@ -76,13 +76,16 @@ def evaluate(network, pipeline, split, protocols, batch_size, advance, take=lamb
 
 
 def both_protocols(recipe):
-    """{"centre view": one view, "ten views": ten}, or "nine views", whichever the recipe has."""
+    """{"centre view": one view, "ten views": ten}, or "nine views"; the centre view alone if the recipe tests one."""
+    protocols = {"centre view": centre_view(recipe)}
+    if recipe.test_views == "one":
+        return protocols
     views = {"ten": ten_views, "nine": nine_views}[recipe.test_views](recipe)
-    return {"centre view": centre_view(recipe), f"{recipe.test_views} views": views}
+    return protocols | {f"{recipe.test_views} views": views}
 
 
 def print_errors(errors, split):
-    """The table of both protocols."""
+    """The table of a test's protocols."""
     for name, error in errors.items():
         say(f"{split}, {name:11}  top-1 error {error.top1_error:6.2f} %   top-5 error {error.top5_error:6.2f} %   "
             f"({error.images:,} images)")
@@ -140,7 +143,7 @@ class Run:
     directory: str
     dataset: object
     pipeline: object
-    protocols: dict  # {name: list of views}: the centre view, then all views
+    protocols: dict  # {name: list of views}: the centre view, then all views where there are more
     batch_size: int
     gpus: str
     kernels: str
@@ -208,7 +211,10 @@ def evaluate_runs(runs, split, weights=None, views="ten", finite=False):
     "ten" (all views that the recipe has) or "centre". The average of both protocols has the same ones. finite: answers that are NaN
     are refused also of a single run; of several they always are. Raises UserError.
     """
-    finite, place = finite or len(runs) > 1, ("centre", "ten").index(views)
+    finite, place = finite or len(runs) > 1, {"centre": 0, "ten": -1}[views]
+    if len({len(run.protocols) for run in runs}) > 1:  # beside others that have more, a run's only view is all of its
+        runs = [replace(run, protocols={**run.protocols, "one view": run.protocols["centre view"]})
+                if len(run.protocols) == 1 else run for run in runs]
     labels = torch.from_numpy(runs[0].dataset.splits[split].labels)
     size, kept = (len(labels), len(runs[0].dataset.classes)), []
     if len(runs) == 1:
@@ -313,7 +319,7 @@ def main(arguments=None):
         shown = "all equal" if len(set(tested.weights)) == 1 else " ".join(f"{weight:.4g}" for weight in tested.weights)
         say(f"average of {len(runs)} runs, weights {shown}:")
     print_answers(tested.average, options.split)
-    found = list(tested.average.values())[("centre", "ten").index(options.views)]
+    found = list(tested.average.values())[{"centre": 0, "ten": -1}[options.views]]
     if options.submission:
         _write(options.submission, submission.text(order, dataset.ids, found.top))
         say(f"{options.submission}: {submission.describe(order, dataset.ids)}")
@@ -356,8 +362,8 @@ def _parser():
                         help="of the average, one for each RUN, or the word validation: those with the least top-5 error on the "
                              "validation images, searched for as in 2012; default: all equal")
     parser.add_argument("--views", choices=("ten", "centre"), default="ten",
-                        help="what files and chosen weights are about: all views of the recipe's test, be they ten or nine, or the "
-                             "centre view; default: ten")
+                        help="what files and chosen weights are about: all views of the recipe's test, be they ten, "
+                             "nine or one, or the centre view; default: ten")
     parser.add_argument("--submission", metavar="FILE",
                         help="write each image's five most probable classes in the format of ILSVRC-2012's test")
     parser.add_argument("--per-class", metavar="FILE.csv", help="write each class's errors, and what it is most often taken for")

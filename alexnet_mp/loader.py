@@ -21,6 +21,22 @@ class Batch:
     numbers: np.ndarray  # (N,) int64, which images of the training split they are
 
 
+def minibatches(recipe, count):
+    """[range of places in an epoch's order] of the steps of an epoch of `count` images, one each.
+
+    Each `batch_file_size` places are cut by themselves, so the last minibatch of every file may be short (2012 source:
+    a file of 10,000 pictures of CIFAR-10 gives 78 minibatches of 128 and one of 16).
+    """
+    file = recipe.batch_file_size or max(count, 1)
+    return [range(start, min(start + recipe.batch_size, first + file, count)) for first in range(0, count, file)
+            for start in range(first, min(first + file, count), recipe.batch_size)]
+
+
+def steps_per_epoch(recipe, dataset):
+    """How many steps an epoch over the training images of a data set takes."""
+    return len(minibatches(recipe, len(dataset.splits["train"])))
+
+
 class EpochKeys:
     """The batches of training after `step` steps, epoch after epoch: yields (epoch, positions, images), each (N,) int64.
 
@@ -31,13 +47,12 @@ class EpochKeys:
         self.recipe, self.count, self.step, self.epochs = recipe, count, step, epochs
 
     def __iter__(self):
-        size = self.recipe.batch_size
-        done, first = divmod(self.step, -(-self.count // size))
+        cuts = minibatches(self.recipe, self.count)
+        done, first = divmod(self.step, len(cuts))
         for epoch in range(done + 1, self.epochs + 1):
             places = order(self.recipe, epoch, self.count)
-            for start in range(first * size, self.count, size):
-                images = places[start:start + size]
-                yield epoch, np.arange(start, start + len(images)), images
+            for cut in cuts[first:]:
+                yield epoch, np.arange(cut.start, cut.stop), places[cut.start:cut.stop]
             first = 0
 
 
@@ -60,7 +75,7 @@ def ten_views(recipe):
 
 
 def nine_views(recipe):
-    """The (top, left, flip) of 3 x 3 places from corner to corner, not mirrored (2012 source, `convdata_cifar.py:83-99`).
+    """The (top, left, flip) of 3 x 3 places from corner to corner, not mirrored (`convdata_cifar.py:83-99`, 2013).
 
     Of a picture that the crop fills all nine are the same.
     """

@@ -31,7 +31,7 @@ def predict(network, statistics, pictures, views="one", top=5):
     pictures: a list of (stored_size, stored_size, 3) uint8; statistics: what the network was trained with. top is at most the
     number of classes. Raises UserError where the network answers with NaN.
     """
-    protocol = list(both_protocols(network.recipe).values())[("one", "ten").index(views)]
+    protocol = list(both_protocols(network.recipe).values())[{"one": 0, "ten": -1}[views]]
     logs = torch.cat([means["answer"] for means, _ in log_probabilities(
         network, pipeline_of(pictures, network, statistics), "given", {"answer": protocol}, network.recipe.batch_size)]).cpu()
     if logs.isnan().any():
@@ -86,7 +86,8 @@ def _parser():
     parser.add_argument("run", metavar="RUN", help="the directory of a run; its newest weights answer")
     parser.add_argument("pictures", metavar="FILE", nargs="+", help="a picture; - is standard input")
     parser.add_argument("--views", choices=("one", "ten"), default="one",
-                        help="the centre view, or the mean over all views of the recipe's test, ten or nine; default: one")
+                        help="the centre view, or the mean over all views of the recipe's test, ten, nine or one; "
+                             "default: one")
     parser.add_argument("--top", type=int, default=5, metavar="K", help="classes to name; default: 5")
     parser.add_argument("--json", action="store_true", help="one JSON document on standard output")
     add_run_options(parser)

@@ -92,10 +92,11 @@ class Recipe:
     colour_scale: Literal["eigenvalue", "root"] = "eigenvalue"  # what the factor multiplies, in 0..1 pixel units (4.1)
     colour_shrink: bool = False  # divide the training image by 1 + colour_noise after the shift
     reshuffle: bool = True  # a new order every epoch; False: shuffled once, then the same order every epoch
-    test_views: Literal["ten", "nine"] = "ten"  # corners, centre, mirrors (4.1); or 3 x 3 places (source, CIFAR-10)
+    test_views: Literal["ten", "nine", "one"] = "ten"  # corners, centre, mirrors (4.1); 3 x 3 places; the centre alone
 
     # Optimiser (5)
     batch_size: int = 128  # images
+    batch_file_size: int | None = None  # images that are cut into minibatches by themselves (source, CIFAR-10); None = all
     learning_rate: float = 0.01  # of weights, at the start
     bias_learning_rate: float = 0.01  # of biases, at the start
     momentum: float = 0.9
@@ -252,16 +253,20 @@ def describe(recipe, width=100):
 
 
 def upgraded(fields):
-    """What `to_dict` wrote before there were `Layer.weight_decay`, `Layer.rate` and `test_views`, with what means the same today.
+    """What `to_dict` wrote before there was `batch_file_size`, with what means the same today.
 
-    That is the recipe of a checkpoint of format 1. Anything else comes back as it is, for `from_dict` to refuse.
+    That is the recipe of a checkpoint of format 2 or 3; and of format 1, which lacks `test_views`, `Layer.weight_decay`
+    and `Layer.rate` too. Anything else comes back as it is, for `from_dict` to refuse.
     """
     layers = fields.get("layers") if isinstance(fields, dict) else None
-    older = isinstance(layers, list) and "test_views" not in fields and all(
-        isinstance(layer, dict) and not {"weight_decay", "rate"} & layer.keys() for layer in layers)
-    if not older:
+    if not isinstance(layers, list) or not all(isinstance(layer, dict) for layer in layers) or "batch_file_size" in fields:
         return fields
-    return {**fields, "test_views": "ten", "layers": [{**layer, "weight_decay": None, "rate": 1.0} for layer in layers]}
+    if "test_views" in fields and all({"weight_decay", "rate"} <= layer.keys() for layer in layers):
+        return {**fields, "batch_file_size": None}
+    if "test_views" not in fields and not any({"weight_decay", "rate"} & layer.keys() for layer in layers):
+        layers = [{**layer, "weight_decay": None, "rate": 1.0} for layer in layers]
+        return {**fields, "batch_file_size": None, "test_views": "ten", "layers": layers}
+    return fields
 
 
 def from_dict(fields):
@@ -294,6 +299,8 @@ def check(recipe):
         need(0 <= getattr(recipe, field) < 1, field, "it must be at least 0 and below 1")
     for field in ("lrn_k", "spatial_k"):
         need(0 < getattr(recipe, field) < math.inf, field, "it must be finite and above 0")
+    need(recipe.batch_file_size is None or recipe.batch_file_size >= 1, "batch_file_size",
+         "it must be at least 1, or null")
     need(1 <= recipe.jpeg_quality <= 100, "jpeg_quality", "it must be 1 to 100")
     need(recipe.name.isidentifier(), "name", "it must be one word of letters, digits and underscores")
     need(0 <= recipe.seed < 2**32, "seed", "it must be at least 0 and below 2^32")

@@ -116,8 +116,9 @@ def figure_4_left(out, found, numbers, split, name, names):
     """The `Part` with examples. found: `Guesses` of the pictures `numbers` of `split`, whose name that is; names: of the classes."""
     seen = "from which the network learned" if name == "train" else "that the network has not learned from"
     of = f"{len(found):,} pictures" if len(found) == len(split) else f"{len(found):,} pictures, spread over the {len(split):,},"
-    pieces = [page.text(f"Some of {of} {seen}, with its {found.top.shape[1]} most probable classes, all views "
-                        "averaged. Above a picture stands its true class, whose bar is hatched.")]
+    views = "all views averaged" if found.places.shape[1] > 1 else "from the centre view"
+    pieces = [page.text(f"Some of {of} {seen}, with its {found.top.shape[1]} most probable classes, {views}. Above a "
+                        "picture stands its true class, whose bar is hatched.")]
     for heading, why, chosen in examples(found):
         entries = []
         for index in chosen:

@@ -13,6 +13,7 @@ from .checkpoint_format import Checkpoint, MadeBy, NewerFormat, Unreadable
 from .console import say
 from .devices import device_name
 from .errors import UserError
+from .loader import steps_per_epoch
 from .run_directory import refuse_branch, RUN, package_version, refuse_foreign, refuse_unusable
 from .run_lock import RunLock
 from .schedule import make_schedule
@@ -173,7 +174,7 @@ def refuse_changes(found, changed, recipe, dataset, anyway):
         name = min(odd)
         raise UserError(f"--resume: {found.path} has {name} {before.get(name)}, but this network {now.get(name)}; its weights don't fit"
                         + listed(changed))
-    whole = recipe.epochs * -(-len(dataset.splits["train"]) // recipe.batch_size)
+    whole = recipe.epochs * steps_per_epoch(recipe, dataset)
     if state.step > whole:
         raise UserError(f"--resume: {found.path} has taken {state.step} steps already; {recipe.epochs} epochs are only {whole}")
     if changed and not anyway:

@@ -14,7 +14,7 @@ from .checkpoint_format import Checkpoint, Scheduled, State, Validation
 from .console import progress, python_command, say
 from .errors import UserError
 from .evaluate import both_protocols, evaluate, print_errors
-from .loader import centre_view
+from .loader import centre_view, steps_per_epoch
 from .network import merge_tensors, split_tensors
 from .optimizer import PaperSGD
 from .pictures import draw_curves, draw_kernels
@@ -40,7 +40,7 @@ class Trainer:
         self.network, self.pipeline, self.run, self.recipe, self.constants = network, pipeline, run, network.recipe, constants
         self.optimizer, self.schedule = PaperSGD(network), make_schedule(network.recipe)
         self.training_step = graphed_step.make_step(TrainingStep(network, self.optimizer), graphs)
-        self.steps_per_epoch = -(-len(pipeline.dataset.splits["train"]) // self.recipe.batch_size)
+        self.steps_per_epoch = steps_per_epoch(self.recipe, pipeline.dataset)
         self.whole = self.recipe.epochs * self.steps_per_epoch
         self.last_step = self.whole if steps is None else min(steps, self.whole)
         self.on_gpu = any(device.type == "cuda" for device in network.exchange.devices)

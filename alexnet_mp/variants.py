@@ -47,9 +47,16 @@ def without_layer(recipe, name):
 
 
 def sixth_conv(recipe):
-    """146: a sixth convolution over the last pooling layer, reading both towers, as wide as the fifth (6; 61,555,304 weights)."""
-    conv6 = Layer("conv6", "conv", _layer(recipe, "conv5").maps, "both", ("relu",), kernel=3, pad=1, init_bias=1.0)
-    return _deviating(_insert(recipe, "fc6", conv6), 0.03, "conv6")
+    """146: a sixth convolution over the last pooling layer, reading both towers, as wide as the fifth (6; 61,555,304 weights).
+
+    Its initial deviation is the fifth's, times the root of the fan-ins' ratio in a narrower network: 0.03 in 146, and
+    0.01 where every layer has that (5).
+    """
+    conv5 = _layer(recipe, "conv5")
+    conv6 = Layer("conv6", "conv", conv5.maps, "both", ("relu",), kernel=3, pad=1, init_bias=1.0)
+    recipe = _insert(recipe, "fc6", conv6)
+    std = conv5.init_std * (_spread(recipe, "conv6") / _spread(recipe, "conv5"))
+    return change_layers(recipe, "conv6", init_std=float(f"{std:.3g}"))
 
 
 def bottleneck(recipe):
@@ -70,11 +77,12 @@ def one_gpu(recipe):
 
 
 def no_links(recipe):
-    """150: the towers meet at fc8 alone, and are wider: conv2 160 instead of 128 maps, fc6 and fc7 4,096 units a tower."""
+    """150: the towers meet at fc8 alone, and are wider: conv2 160 instead of 128 maps, fc6 4,096 instead of 2,048 units.
+
+    That makes up for the weights that the links had: 60,714,408 instead of 60,965,224 (`layers-150.cfg:238-282`).
+    """
     recipe = no_links_same_width(change_layers(recipe, "conv2", maps=_layer(recipe, "conv2").maps * 160 // 128))
-    for name in ("fc6", "fc7"):
-        recipe = change_layers(recipe, name, maps=2 * _layer(recipe, name).maps)
-    return recipe
+    return change_layers(recipe, "fc6", maps=2 * _layer(recipe, "fc6").maps)
 
 
 def no_links_same_width(recipe):
@@ -130,14 +138,18 @@ def _deviating(recipe, std, *names):
     quarter as large; an absolute figure would compare widths, not initial weights. Three decimals, as `mini` has them: its
     deviations are those of `literal_init`. Raises UserError, with the layer's name, where the paper's network has no such layer.
     """
-    theirs, ours = _fan_ins(paper()), _fan_ins(recipe)
     for name in names:
-        counterpart = COUNTERPARTS.get(name, name)
-        if counterpart not in theirs:
-            raise UserError(f"no initial deviation of {name} is known: the paper's network has no such layer, "
-                            f"only {', '.join(theirs)}")
-        recipe = change_layers(recipe, name, init_std=round(std * math.sqrt(theirs[counterpart] / ours[name]), 3))
+        recipe = change_layers(recipe, name, init_std=round(std * _spread(recipe, name), 3))
     return recipe
+
+
+def _spread(recipe, name):
+    """The root of a layer's fan-in in the paper's network over that in this one. Raises UserError."""
+    theirs, counterpart = _fan_ins(paper()), COUNTERPARTS.get(name, name)
+    if counterpart not in theirs:
+        raise UserError(f"no initial deviation of {name} is known: the paper's network has no such layer, "
+                        f"only {', '.join(theirs)}")
+    return math.sqrt(theirs[counterpart] / _fan_ins(recipe)[name])
 
 
 def _fan_ins(recipe):

@@ -10,7 +10,7 @@ import pytest
 import safetensors.torch
 import torch
 from tiny_checkpoint import (  # noqa: F401  (fixtures)
-    ALL, V0, V1, V2, V3, bits, original, place, refused, rewrite_manifest, rewrite_state, tiny_recipe)
+    ALL, V0, V1, V2, V3, V4, bits, original, place, refused, rewrite_manifest, rewrite_state, tiny_recipe)
 
 from alexnet_mp import checkpoint_format, files, geometry
 from alexnet_mp.checkpoint_format import (
@@ -26,7 +26,7 @@ from alexnet_mp.statistics import Statistics
 def test_round_trip(original, place):
     found = load(place)
     assert bits(found) == bits(original) and list(found.weights) == list(original.weights)
-    assert read_state(place) == verify(place) == original.state and version(place) == 3
+    assert read_state(place) == verify(place) == original.state and version(place) == 4
     assert {name: values.tobytes() for name, values in arrays(load_weights(place)).items()} \
         == {name: values.tobytes() for name, values in arrays(original.weights).items()}
 
@@ -111,7 +111,7 @@ def test_recipes_with_dates_and_whole_numbers(preset, original, tmp_path):
 def test_a_checkpoint_of_format_1_as_it_was_written(original):
     """Its recipe comes back with the fields that it lacks, at the values that mean the same."""
     assert bits(load(V1)) == bits(original) and verify(V1) == read_state(V1) == original.state and version(V1) == 1
-    assert original.state.recipe.test_views == "ten"
+    assert (original.state.recipe.test_views, original.state.recipe.batch_file_size) == ("ten", None)
     assert {(layer.weight_decay, layer.rate) for layer in original.state.recipe.layers} == {(None, 1.0)}
 
 
@@ -156,9 +156,29 @@ def test_format_3_without_a_precision_is_refused(tmp_path):
     refused(load, place, STATE)
 
 
-def test_what_is_written_now_is_format_3(place):
-    """The same bytes as when format 3 came to be. Where they must change, VERSION has to, too."""
-    assert {name: (place / name).read_bytes() for name in ALL} == {name: (V3 / name).read_bytes() for name in ALL}
+def test_a_checkpoint_of_format_3_as_it_was_written(original):
+    assert bits(load(V3)) == bits(original) and verify(V3) == read_state(V3) == original.state and version(V3) == 3
+
+
+@pytest.mark.parametrize("source, number", [(V1, 1), (V2, 2), (V3, 3)])
+def test_an_older_format_with_files_of_a_size_is_refused(source, number, tmp_path):
+    place = tmp_path / "step_00000003"
+    shutil.copytree(source, place)
+    rewrite_state(place, lambda fields: fields["recipe"].update(batch_file_size=None))
+    rewrite_manifest(place, lambda fields: fields.update(format=number))
+    assert f"one that format {number} had not is there" in refused(load, place, STATE)
+
+
+def test_format_4_without_what_format_3_lacks_is_refused(tmp_path):
+    place = tmp_path / "step_00000003"
+    shutil.copytree(V3, place)
+    rewrite_manifest(place, lambda fields: fields.update(format=4))
+    assert "a field is missing" in refused(load, place, STATE)
+
+
+def test_what_is_written_now_is_format_4(place):
+    """The same bytes as when format 4 came to be. Where they must change, VERSION has to, too."""
+    assert {name: (place / name).read_bytes() for name in ALL} == {name: (V4 / name).read_bytes() for name in ALL}
 
 
 def test_a_checkpoint_of_format_0(original, tmp_path):

@@ -18,6 +18,7 @@ from alexnet_mp.optimizer import PaperSGD
 from alexnet_mp.schedule import make_schedule
 
 ALL = [cifar18, cifar18_lrn, cifar18_no_norm, cifar13_local, cifar11_local, cifar_relu, cifar_tanh]
+TEN = [(top, left, flip) for flip in (False, True) for top, left in ((0, 0), (0, 8), (4, 4), (8, 0), (8, 8))]
 NINE = [(top, left, False) for top in (0, 4, 8) for left in (0, 4, 8)]
 
 
@@ -38,6 +39,7 @@ def test_cifar18_is_the_file_of_the_source():
     assert [rates[epoch]["conv1.weight"] for epoch in rates] == pytest.approx([1e-3, 1e-3, 1e-4, 1e-5, 1e-5])
     assert [rates[epoch]["fc10.bias"] for epoch in rates] == pytest.approx([2e-3, 2e-3, 2e-4, 2e-5, 2e-5])
     assert (recipe.crop_size, recipe.crop_positions, recipe.flip, recipe.epochs) == (32, 1, False, 140)
+    assert both_protocols(recipe) == {"centre view": [(0, 0, False)]}  # the whole picture
 
 
 @pytest.mark.parametrize("preset, local3, fc_decay", [(cifar13_local, 32, 0.004), (cifar11_local, 64, 0.01)])
@@ -47,7 +49,11 @@ def test_the_locally_connected_networks(preset, local3, fc_decay):
     assert parameter_counts(recipe, 10) == (64 * 76 + 64 * 1601 + 36 * local3 * 577 + 36 * 32 * (9 * local3 + 1) + 10 * 1153,)
     assert [layer.init_std for layer in recipe.layers] == [0.0001, 0.01, 0.04, 0.04, 0.01]
     assert decays(recipe) == [0, 0, 0.004, 0.004, fc_decay]
-    assert both_protocols(recipe) == {"centre view": [(4, 4, False)], "nine views": NINE}
+    assert both_protocols(recipe) == {"centre view": [(4, 4, False)], "ten views": TEN}
+    assert recipe.epochs == 520  # about 350, then 150, 10 and 10
+    rates = [make_schedule(recipe).rates(epoch) for epoch in (1, 500, 501, 510, 511, 520)]
+    assert [of["conv1.weight"] for of in rates] == pytest.approx([1e-3, 1e-3, 1e-4, 1e-4, 1e-5, 1e-5])
+    assert {of["conv1.bias"] for of in rates} == {2e-3}
     assert (recipe.crop_positions, recipe.crop_share, recipe.flip, recipe.mean_follows_crop) == (9, 1, True, False)
 
 
@@ -61,7 +67,7 @@ def test_recipes_differ_in_exactly_these_fields():
     assert differing(cifar_relu(), cifar_tanh()) == {"name", "conv3.then"} | norms
     assert variants.tanh(cifar_relu()).layers == cifar_tanh().layers
     assert variants.no_lrn(cifar18()).layers == variants.no_lrn(cifar18_lrn()).layers == cifar18_no_norm().layers
-    assert differing(cifar18(), cropped(cifar18())) == {"crop_size", "crop_positions", "flip"}
+    assert differing(cifar18(), cropped(cifar18())) == {"crop_size", "crop_positions", "flip", "test_views"}
     assert variants.no_augmentation(cropped(cifar18())).crop_positions == 1
     assert decays(cifar_relu()) == [0] * 4
 
@@ -136,15 +142,13 @@ PIPELINES = ["torch", "raw", pytest.param("dali", marks=pytest.mark.skipif(
 
 @pytest.mark.parametrize("pipeline", PIPELINES)
 def test_every_recipe_trains_from_its_name(pipeline, data, tmp_path, monkeypatch):
-    """With colour noise of 0, and tested on the centre and on nine views."""
+    """With colour noise of 0, and tested on the whole picture, or on the centre and on ten views."""
     monkeypatch.setattr(trainer, "draw_curves", lambda run: None)
     monkeypatch.setattr(run_directory, "source_commit", lambda: None)
     for preset in ALL if pipeline == "torch" else [cifar11_local]:
         lines = trained(data, tmp_path / preset.__name__, preset.__name__, "--pipeline", pipeline, *tiny(preset()))
         tests = {line["protocol"]: line for line in lines if line["kind"] == "test"}
-        assert list(tests) == ["centre view", "nine views"]
-        if preset().crop_size == 32:  # nine times the same view
-            assert tests["nine views"]["loss"] == pytest.approx(tests["centre view"]["loss"], rel=1e-9)
+        assert list(tests) == ["centre view"] + ["ten views"] * (preset().crop_size == 24)
         assert run_directory.read_run(tmp_path / preset.__name__)["recipe"].colour_noise == 0
 
 
@@ -160,5 +164,5 @@ def test_no_colour_is_the_picture_itself(data, tmp_path, monkeypatch):
 
 
 def test_nine_views_are_the_recipes_choice():
-    recipe = dataclasses.replace(cifar13_local(), test_views="ten")
-    assert list(both_protocols(recipe)) == ["centre view", "ten views"] and len(both_protocols(recipe)["ten views"]) == 10
+    recipe = dataclasses.replace(cifar13_local(), test_views="nine")
+    assert both_protocols(recipe) == {"centre view": [(4, 4, False)], "nine views": NINE}

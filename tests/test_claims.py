@@ -1,4 +1,5 @@
 """The list of claims, what the records say in words and numbers, the README's table, and the forecast; nothing is trained here."""
+import dataclasses
 import json
 from types import SimpleNamespace
 
@@ -6,13 +7,17 @@ import pytest
 from conftest import make_folder
 
 from alexnet_mp import claim_plan, claim_table, claims, evaluate, recipe
-from alexnet_mp.claim_list import CLAIMS, command
-from alexnet_mp.claim_plan import arm_recipe, make_run, operations, work_of_steps, work_of_tests
+from alexnet_mp.claim_list import BASE, CLAIMS, command
+from alexnet_mp.claim_plan import (
+    arm_recipe, digest_of, last_step, make_run, operations, steps_per_epoch, work_of_steps, work_of_tests)
 from alexnet_mp.claim_record import differences, path_of, read_records, write_record
-from alexnet_mp.claim_table import findings
+from alexnet_mp.claim_run import new_record
+from alexnet_mp.claim_table import findings, setting
 from alexnet_mp.claim_train import first_gpu, settings
 from alexnet_mp.errors import UserError
 from alexnet_mp.presets import PRESETS
+from alexnet_mp.recipe import to_dict
+from alexnet_mp.schedule import make_schedule
 
 BASES = ("paper", "source2012", "mini")
 
@@ -64,6 +69,44 @@ def test_the_arms_of_a_claim_have_one_schedule(base):
         if claim.id not in ("schedule", "pretraining", "ensemble7"):  # what is fine-tuned has dates of its own
             assert len({tuple(date.epoch for date in found.dates) for found in recipes}) == 1
             assert {found.schedule for found in recipes} == {"dated"}
+
+
+def test_a_short_run_of_a_plateau_schedule_is_that_of_section_5():
+    """Equal rates for all layers, divided by ten three times before the end, and colours shifted all the time."""
+    for words in ((), ("--set", "schedule=plateau")):
+        _, found = arm_recipe(BASE, options("--base", "paper" if not words else "mini", *words, "--epochs", "20"))
+        schedule = make_schedule(found)
+        rates = [schedule.rates(epoch) for epoch in range(1, 21)]
+        assert all(of_epoch.values() and len(set(of_epoch.values())) == 1 for of_epoch in rates)
+        assert [1 + epoch for epoch in range(1, 20) if rates[epoch] != rates[epoch - 1]] == [6, 12, 18]
+        assert [rates[epoch - 1]["conv1.weight"] for epoch in (1, 6, 12, 18, 20)] == pytest.approx(
+            [1e-2, 1e-3, 1e-4, 1e-5, 1e-5])
+        assert {schedule.colour_noise(epoch) for epoch in range(1, 21)} == {0.1} and found.epochs == 20
+
+
+def test_the_schedule_of_a_short_run_stands_in_its_record():
+    said = []
+    for claim, base, epochs in (("lrn", "paper", "20"), ("lrn", "paper", None), ("lrn", "mini", "20"), ("lrn", "paper", "1"),
+                                ("schedule", "paper", "20")):
+        asked = options("--base", base, *(["--epochs", epochs] if epochs else []), claim=claim)
+        asked.typed = []
+        made = new_record(next(found for found in CLAIMS if found.id == claim), asked)
+        said.append(setting(made).partition("epoch")[2])
+    assert said[0].startswith("s, all rates fall at epochs 6, 12, 18 in place of plateaus, ")
+    assert said[3].startswith(", all rates never fall in place of plateaus, ")
+    assert all("fall" not in said[number] for number in (1, 2, 4))
+
+
+def test_a_new_field_leaves_the_digests_of_older_recipes_alone():
+    """The directory of a run is named by what its recipe has of its own: a field with its default names nothing."""
+    recipe = PRESETS["mini"]()
+    named = to_dict(recipe, defaults=False)
+    assert not {"batch_file_size", "momentum", "lrn_size"} & named.keys() and named["crop_size"] == 96
+    assert "weight_decay" not in named["layers"][0] and named["layers"][0]["kernel"] == 11
+    assert digest_of(recipe) == digest_of(dataclasses.replace(recipe, seed=7, name="other"))
+    digests = {digest_of(dataclasses.replace(recipe, **changed)) for changed in (
+        {}, {"batch_file_size": 10_000}, {"momentum": 0.5}, {"epochs": 90})}
+    assert len(digests) == 4
 
 
 @pytest.mark.parametrize("base", BASES)
@@ -236,6 +279,14 @@ def test_views():
 def test_nine_views_are_named():
     runs = {("base", 0): {"errors": errors((20.0, 4.0), (19.0, 3.0), "nine views")}}
     assert "of nine views" in findings(record_of("views", ["base"], runs))[0]
+
+
+def test_networks_that_are_tested_on_one_view():
+    runs = {("base", 0): {"errors": {"centre view": errors((20.0, 4.0), (0, 0))["centre view"]}},
+            ("no_lrn", 0): {"errors": {"centre view": errors((21.5, 4.5), (0, 0))["centre view"]}}}
+    assert findings(record_of("difference", ["base", "no_lrn"], runs)) == [
+        "no lrn +1.50 / +0.50 points against base's 20.00 / 4.00 % (centre view), n = 1, no p"]
+    assert findings(record_of("errors", ["base"], runs)) == ["base: 20.00 / 4.00 % centre view, n = 1"]
 
 
 def test_dropout_has_gap_and_iterations():
@@ -467,6 +518,10 @@ def test_work_of_a_run(tmp_path, thousand):
     one = operations(run)
     assert work_of_steps(run, 0, 20) == one * (3 * 20 * 128 + 2 * 500)  # two validations
     assert work_of_steps(run, 10, 20) == one * (3 * 10 * 128 + 500)
+    run = planned("cifar18", tmp_path)
+    filed = dataclasses.replace(run, recipe=dataclasses.replace(run.recipe, batch_file_size=500))  # 4 + 4 + 3 steps
+    assert (steps_per_epoch(run), steps_per_epoch(filed), last_step(filed)) == (10, 11, 140 * 11)
+    assert work_of_steps(filed, 0, 22) == operations(filed) * 2 * (3 * 1280 + 500)
     for kind, images in (("rates", 10 * 500), ("difference", 10 * 500 + 1280), ("ensemble", 20 * 500 + 1280)):  # the centre is one of ten
         assert work_of_tests(planned("paper", tmp_path, kind=kind)) == one * images
 

@@ -212,6 +212,27 @@ def test_protocols_of_different_names_are_averaged(networks):
     assert list(evaluate_runs(runs, "val").average) == ["centre view", "ten views / nine views"]
 
 
+def test_a_run_of_one_view_is_averaged_with_one_of_ten(networks):
+    """Its only view is both; alone, or with others like it, it has the centre view and no other protocol."""
+    mirror = [[0.2, 0.7, 0.1], [0.2, 0.7, 0.1], [0.9, 0.05, 0.05]]
+    for first in (0, 1):
+        ten, one = networks({"val": [0, 0, 1]}, {"val": seen(ONE, mirror)}, {"val": seen(OTHER)})
+        del one.protocols["ten views"]
+        found = evaluate_runs([one, ten] if first else [ten, one], "val")
+        name = "one view / ten views" if first else "ten views / one view"
+        assert list(found.average) == ["centre view", name] and [len(each) for each in found.runs] == [2, 2]
+        expected = np.mean([np.mean([ONE, mirror], 0), OTHER], 0)
+        assert found.average[name].errors().loss == pytest.approx(-np.log(expected[[0, 1, 2], [0, 0, 1]]).mean(), rel=1e-6)
+        assert found.average["centre view"].errors().loss == pytest.approx(
+            -np.log(np.mean([ONE, OTHER], 0)[[0, 1, 2], [0, 0, 1]]).mean(), rel=1e-6)
+    for views in ("ten", "centre"):
+        one, other = networks({"val": [0, 0, 1]}, {"val": seen(OTHER)}, {"val": seen(ONE)})
+        for each in (one, other):
+            del each.protocols["ten views"]
+        assert list(evaluate_runs([one, other], "val", "validation", views).average) == ["centre view"]
+        assert list(evaluate_runs([one], "val", views=views).average) == ["centre view"]
+
+
 def test_a_network_that_answers_nan_is_not_averaged(networks):
     nan = [[0.6, 0.3, 0.1], [float("nan")] * 3, [0.4, 0.5, 0.1]]
     runs = networks({"val": [0, 0, 1]}, {"val": seen(ONE)}, {"val": seen(nan)})

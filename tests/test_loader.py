@@ -5,19 +5,22 @@ import shutil
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from pipeline_sets import Pixels, in_memory, needs_dali, pipeline
 from small_set import NOTHING, PRESETS, STORED, TRAIN, picture, same, tenth, tiny, write_set
 
 from alexnet_mp import loader
 from alexnet_mp import workers as processes
 from alexnet_mp.dataset import Folder, cached
-from alexnet_mp.loader import EpochKeys, centre_view, nine_views, survey, ten_views
+from alexnet_mp.loader import EpochKeys, centre_view, minibatches, nine_views, steps_per_epoch, survey, ten_views
 from alexnet_mp.pipeline_dali import DaliPipeline
 from alexnet_mp.pipeline_raw import RawPipeline
 from alexnet_mp.pipeline_torch import TorchPipeline
+from alexnet_mp.presets import PRESETS as PRESETS_BY_NAME
 from alexnet_mp.recipe import mini, paper, source2012
 from alexnet_mp.statistics import Sums
 
@@ -53,6 +56,38 @@ def test_a_batch_says_which_images_it_is_made_of(kind, workers, preset):
         assert batch.numbers.dtype == np.int64 and batch.epoch == epoch and np.array_equal(batch.numbers, images)
         assert (batch.images[0][:, 2, 0, 0] / 10).tolist() == images.tolist()
     assert [len(batch.numbers) for batch in batches] == [5, 8, 8, 5, 8, 8, 5]
+
+
+def test_the_files_of_cifar10_are_cut_by_themselves():
+    """2012: five files of 10,000, each 78 minibatches of 128 and one of 16; the whole at once would be 391."""
+    recipe, dataset = PRESETS_BY_NAME["cifar18"](), SimpleNamespace(splits={"train": range(50_000)})
+    sizes = [len(cut) for cut in minibatches(recipe, 50_000)]
+    assert sizes == 5 * (78 * [128] + [16]) and steps_per_epoch(recipe, dataset) == 395
+    assert [place for cut in minibatches(recipe, 50_000) for place in cut] == list(range(50_000))
+    whole = dataclasses.replace(recipe, batch_file_size=None)
+    assert steps_per_epoch(whole, dataset) == 391 and len(minibatches(whole, 50_000)[-1]) == 80
+    assert minibatches(recipe, 9) == [range(9)] and minibatches(recipe, 10_001)[-1] == range(10_000, 10_001)
+
+
+@pytest.mark.parametrize("kind", [pytest.param(DaliPipeline, marks=needs_dali), RawPipeline, TorchPipeline],
+                         ids=["dali", "raw", "torch"])
+@pytest.mark.parametrize("workers", [0, 2])
+@PRESETS
+def test_every_pipeline_cuts_files_by_themselves(kind, workers, preset):
+    """Files of 10, 10 and 1 of 21 pictures, in minibatches of 8: from any step on, the same pictures as in one go."""
+    recipe, dataset = tiny(preset, batch_file_size=10), in_memory(Pixels("train", TRAIN))
+    made = [list(pipeline(kind, dataset, recipe, workers, statistics=NOTHING).train(step, 2, lambda epoch: 0.1))
+            for step in (0, 2, 6)]
+    assert [len(batch.numbers) for batch in made[0]] == 2 * [8, 2, 8, 2, 1]
+    assert same(made[0][2:], made[1]) and same(made[0][6:], made[2])
+    for epoch in (1, 2):  # the same order and the same draws as of batches that end elsewhere
+        found = [batch for batch in made[0] if batch.epoch == epoch]
+        plain = pipeline(kind, dataset, tiny(preset), workers, statistics=NOTHING).train(0, 2, lambda epoch: 0.1)
+        plain = [batch for batch in plain if batch.epoch == epoch]
+        numbers, others = (np.concatenate([batch.numbers for batch in batches]) for batches in (found, plain))
+        images, expected = (torch.cat([batch.images[0] for batch in batches]) for batches in (found, plain))
+        assert np.array_equal(numbers, others)
+        torch.testing.assert_close(images, expected, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -87,7 +87,8 @@ def test_override_changes_one_field_and_keeps_the_rest():
     ('dates=[{"epoch": 3, "wieghts": 0.1}]', "wieghts"), ('dates=[{"epoch": 3, "weights": -1}]', "negative"),
     ("conv1.weight_decay=-1", "conv1.weight_decay"), ("fc6.weight_decay=Infinity", "fc6.weight_decay"),
     ("conv1.rate=-1", "conv1.rate"), ("conv1.rate=NaN", "conv1.rate"), ("conv1.rate=null", "conv1.rate"), ("conv1.kind=local", "conv1.kind"),
-    ("test_views=five", "test_views"), ("fc7.kind=local", "fc7.kind"),
+    ("test_views=five", "test_views"),
+    ("batch_file_size=0", "batch_file_size"), ("batch_file_size=true", "batch_file_size"), ("fc7.kind=local", "fc7.kind"),
     ("conv1.pad=-1", "conv1.pad"), ("conv2.name=conv1", "names"), ("pool_stride=4", "pool_stride"), ("epochs=0", "epochs"),
     ('dates=[{"epoch": 0}]', "dates"), ('dates=[{"epoch": 3, "layers": ["conv9"]}]', "dates"),
 ])
@@ -125,9 +126,9 @@ def test_change_layers_refuses_a_layer_that_is_not_there():
 
 
 def as_stored_before(recipe):
-    """What `to_dict` gave before there were `Layer.weight_decay`, `Layer.rate` and `test_views`."""
+    """What `to_dict` gave before there were `Layer.weight_decay`, `Layer.rate`, `test_views` and `batch_file_size`."""
     stored = to_dict(recipe)
-    del stored["test_views"]
+    del stored["test_views"], stored["batch_file_size"]
     for layer in stored["layers"]:
         del layer["weight_decay"], layer["rate"]
     return stored
@@ -137,10 +138,17 @@ def as_stored_before(recipe):
 def test_a_recipe_stored_before_is_the_same_today(preset):
     stored = as_stored_before(preset())
     assert upgraded(stored) == to_dict(preset()) and stored == as_stored_before(preset())
+    stored = without_file_size(preset())
+    assert upgraded(stored) == to_dict(preset()) and stored == without_file_size(preset())
+
+
+def without_file_size(recipe):
+    return {name: value for name, value in to_dict(recipe).items() if name != "batch_file_size"}
 
 
 @pytest.mark.parametrize("fields", [None, [], "recipe", {}, {"layers": 3}, {"layers": [3]}, {"layers": {}}, to_dict(paper()),
-                                    as_stored_before(paper()) | {"test_views": "nine"}], ids=lambda fields: f"{fields!s:.20}")
+                                    as_stored_before(paper()) | {"test_views": "nine"},
+                                    as_stored_before(paper()) | {"batch_file_size": None}], ids=lambda fields: f"{fields!s:.20}")
 def test_anything_else_is_left_as_it_is(fields):
     assert upgraded(fields) is fields
 
@@ -149,6 +157,8 @@ def test_a_run_of_before_can_be_read(tmp_path):
     run = {"recipe": as_stored_before(mini()), "data": {"source": "builtin", "classes": ["ant", "bee"]}}
     (tmp_path / "run.json").write_text(json.dumps(run))
     assert read_run(tmp_path)["recipe"] == mini()
+    (tmp_path / "run.json").write_text(json.dumps(run | {"recipe": without_file_size(PRESETS["cifar18"]())}))
+    assert read_run(tmp_path)["recipe"] == dataclasses.replace(PRESETS["cifar18"](), batch_file_size=None)
     run["recipe"]["layers"][0]["rate"] = 1.0  # not of before, and not whole
     (tmp_path / "run.json").write_text(json.dumps(run))
     with pytest.raises(UserError, match="not complete"):

@@ -14,6 +14,7 @@ from alexnet_mp.trainer import Trainer
 pytestmark = pytest.mark.usefixtures("one_thread", "quick")
 needs_dali = pytest.mark.skipif(not available(), reason="DALI is not installed")
 RECIPES = {"mini": [], "dated": DATED, "plateau": PLATEAU, "source2012": SOURCE2012}
+FILES = ["--set", "batch_file_size=11"]  # 9 + 2, 9 + 2 and 2 of 24 images
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +68,21 @@ def test_a_stop_after_every_single_step(recipe, data, tmp_path, wholes, seen):
     assert seen == read
     assert_same_end(tmp_path / "run", whole)
     assert len(json.loads((tmp_path / "run" / "run.json").read_text())["resumed"]) == LAST - 1
+
+
+def test_a_cut_anywhere_in_an_epoch_of_files(data, tmp_path, seen):
+    """Each file's minibatches by themselves: an epoch has five of them, the run's validations and its last line say so."""
+    whole = run(data, tmp_path / "whole", *SOURCE2012, *FILES)
+    read, seen[:] = list(seen), []
+    assert [(epoch, len(numbers)) for _, epoch, numbers, *_ in read] == [
+        (epoch, size) for epoch in (1, 2, 3) for size in (9, 2, 9, 2, 2)]
+    assert [(line["step"], line["epoch"]) for line in lines(whole) if line["kind"] == "val"] == [(5, 1), (10, 2), (15, 3)]
+    assert [line["epoch"] for line in lines(whole) if line["kind"] == "train"] == [1] * 5 + [2] * 5 + [3] * 5
+    for step in (2, 5, 9, 12):
+        resume(data, tmp_path / "run", *SOURCE2012, *FILES, "--steps", step)
+    resume(data, tmp_path / "run", *SOURCE2012, *FILES)
+    assert seen == read
+    assert_same_end(tmp_path / "run", whole)
 
 
 def cut(monkeypatch, where):

@@ -28,7 +28,8 @@ FIELDS = {
     "colour_noise": 0.2, "colour_scale": "root", "colour_shrink": True, "reshuffle": False, "batch_size": 127,
     "learning_rate": 0.02,
     "bias_learning_rate": 0.02, "momentum": 0.8, "weight_decay": 1e-3, "bias_weight_decay": 0.0, "schedule": "plateau",
-    "plateau_patience": 4, "plateau_drops": 2, "plateau_factor": 0.5, "dates": (Date(11, weights=0.1),), "seed": 1, "test_views": "nine"}
+    "plateau_patience": 4, "plateau_drops": 2, "plateau_factor": 0.5, "dates": (Date(11, weights=0.1),), "seed": 1,
+    "test_views": "nine", "batch_file_size": 10}
 LAYER_FIELDS = {"maps": 7, "then": ("tanh",), "kernel": 2, "stride": 2, "pad": 3, "init_std": 0.5, "init_bias": 0.7, "weight_decay": 0.5,
                 "rate": 2.0}
 
@@ -156,6 +157,8 @@ def test_another_number_of_classes_does_not_fit():
 def test_a_run_that_is_past_the_end_is_refused():
     now = dataclasses.replace(mini(), epochs=2, batch_size=24)
     assert "has taken 3 steps already; 2 epochs are only 2" in refusal(saved(), changes(now), now, anyway=True)
+    now = dataclasses.replace(now, batch_file_size=12)  # two steps an epoch
+    resuming.refuse_changes(saved(), changes(now), now, DATASET, anyway=True)
 
 
 # --- what is no longer bit-exact

@@ -4,7 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
-from tiny_checkpoint import V3, original, place, refused, rewrite, with_header  # noqa: F401  (fixtures)
+from tiny_checkpoint import V4, original, place, refused, rewrite, with_header  # noqa: F401  (fixtures)
 
 from alexnet_mp import tensor_file
 from alexnet_mp.checkpoint_format import STATISTICS, WEIGHTS, load, load_weights, verify
@@ -61,7 +61,7 @@ def same_size(place, header):
 def test_headers_of_the_right_length(place):
     compared = 0
     for name, change in HEADERS.items():
-        header, _ = header_and_data((V3 / WEIGHTS).read_bytes())
+        header, _ = header_and_data((V4 / WEIGHTS).read_bytes())
         change(header)
         if content := same_size(place, header):
             rewrite(place, WEIGHTS, content)

@@ -30,7 +30,7 @@ def without(name):
 EVERYWHERE = {  # (variant, the fields that differ from each of the three parents), where these are the same
     "non_overlapping": (variants.non_overlapping, {"conv2.pad", "conv5.pad", "pool_size"}),  # the stride is 2 already
     "one_gpu": (variants.one_gpu, {"towers", "conv5.maps", "fc6.maps", "fc7.maps"}),
-    "no_links": (variants.no_links, {"conv2.maps", "fc6.maps", "fc7.maps"} | each(("conv3", "fc6", "fc7"), "reads")),
+    "no_links": (variants.no_links, {"conv2.maps", "fc6.maps"} | each(("conv3", "fc6", "fc7"), "reads")),
     "no_links_same_width": (variants.no_links_same_width, each(("conv3", "fc6", "fc7"), "reads")),
     "tanh": (variants.tanh, each(HIDDEN, "then")),
     "no_colour": (variants.no_colour, {"colour_noise"}),
@@ -117,6 +117,9 @@ def test_every_variant_makes_a_step(name, parent):
 
 def test_parameters_as_recorded_in_2012():
     assert parameter_counts(variants.one_gpu(paper())) == (59_798_312,)
+    assert sum(parameter_counts(source2012())) == 60_965_224
+    for parent in (paper, source2012):
+        assert sum(parameter_counts(variants.no_links(parent()), 1000)) == 60_714_408
     assert sum(parameter_counts(variants.sixth_conv(source2012()))) == 61_555_304
     bottleneck = variants.bottleneck(variants.sixth_conv(paper()))
     assert round(sum(parameter_counts(bottleneck, 10_921 + 10_922)) / 1e6, 1) == 110.6
@@ -175,9 +178,9 @@ def deviations(recipe):
 def test_initial_deviations_of_the_papers_own_network_are_the_absolute_ones():
     assert variants.literal_init(source2012()) == change_layers(source2012(), *LAYERS, init_std=0.01)
     assert variants.literal_init(paper()) == paper() and variants.source_init(source2012()) == source2012()
-    for parent in (paper, source2012):
+    for parent, sixth in ((paper, 0.01), (source2012, 0.03)):
         found = deviations(variants.bottleneck(variants.sixth_conv(parent())))
-        assert (found["conv6"], found["bottleneck1"]) == (0.03, 0.01)
+        assert (found["conv6"], found["bottleneck1"]) == (sixth, 0.01)
 
 
 def test_initial_deviations_of_a_narrow_network_grow_with_the_root_of_the_fan_in():
@@ -185,7 +188,10 @@ def test_initial_deviations_of_a_narrow_network_grow_with_the_root_of_the_fan_in
     assert variants.literal_init(mini()) == mini()
     assert deviations(variants.source_init(mini())) == deviations(mini()) | dict.fromkeys(LAYERS[2:5], 0.042)
     found = deviations(variants.bottleneck(variants.sixth_conv(mini())))
-    assert (found["conv6"], found["bottleneck1"]) == (round(0.03 * 2**0.5, 3), round(0.01 * 8**0.5, 3)) == (0.042, 0.028)
+    assert (found["conv6"], found["bottleneck1"]) == (round(0.01 * 2**0.5, 3), round(0.01 * 8**0.5, 3)) == (0.014, 0.028)
+    assert deviations(variants.sixth_conv(variants.source_init(mini())))["conv6"] == round(0.03 * 2**0.5, 3) == 0.042
+    wide = change_layers(paper(), "conv5", maps=512)  # conv6 reads 1,024 maps, conv5 still 192
+    assert deviations(variants.sixth_conv(wide))["conv6"] == 0.005
     assert found["fc6"] == 0.042 and found["fc8"] == 0.028  # as they were
     assert variants.literal_init(change_layers(mini(), "fc7", maps=64)).layers[-1].init_std == 0.057  # 128 units instead of 4,096
     wide = variants.sixth_conv(variants.bottleneck(mini()))

@@ -16,7 +16,7 @@ from alexnet_mp.recipe import Layer, paper
 from alexnet_mp.statistics import Statistics
 
 HERE = Path(__file__).parent
-V0, V1, V2, V3 = (HERE / f"checkpoint_v{number}" / f"step_{step:08}" for number, step in enumerate((6, 3, 3, 3)))
+V0, V1, V2, V3, V4 = (HERE / f"checkpoint_v{number}" / f"step_{step:08}" for number, step in enumerate((6, 3, 3, 3, 3)))
 ALL = (WEIGHTS, VELOCITY, STATISTICS, STATE, MANIFEST)
 CLASSES = ("ant", "bee", "fly")
 
@@ -33,7 +33,7 @@ def tiny_recipe():
 
 
 def tiny():
-    """The checkpoint that lies in checkpoint_v1 to _v3: some hundred numbers, -0.0, the least denormal, the largest float."""
+    """The checkpoint that lies in checkpoint_v1 to _v4: some hundred numbers, -0.0, the least denormal, the largest float."""
     recipe, random = tiny_recipe(), np.random.Generator(np.random.Philox(key=5))
     weights, velocity = ({name: torch.from_numpy(random.standard_normal(shape, np.float32))
                           for name, shape in geometry.merged_shapes(recipe, len(CLASSES)).items()} for _ in range(2))
