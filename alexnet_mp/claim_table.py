@@ -1,25 +1,18 @@
-"""What the records say of each claim, in words: for `claims list` and for the README's table, which is made of records alone.
+"""What the records say of each claim, in words: for `claims list` and for docs/claims.md, which is made of records alone.
 
 Differences are of an arm minus its reference, paired by seed: mean ± standard deviation over the seeds, n, the p of the exact
 sign-flip test, and that of Welch's t-test, both two-sided and of the top-1 error where nothing else is said.
 """
-import difflib
 import math
-import os
-from pathlib import Path
 from statistics import mean, stdev
 
-from .claim_list import CLAIMS, LEVEL
+from .claim_list import LEVEL
 from .claim_pictures import averaged
-from .claim_record import RECORDS, devices_of, path_of, read_records
+from .claim_record import devices_of
 from .claim_statistics import paired, step_of_loss
-from .console import say
 from .specialisation import LEVEL as LEVEL_OF_DIVISION
 from .specialisation import wilson
 
-README = RECORDS.parent.parent / "README.md"
-BEGIN, END = "<!-- claims: begin -->", "<!-- claims: end -->"
-NOT_RUN = "not run here"
 FIELDS = ("top1_error", "top5_error")
 
 
@@ -329,49 +322,3 @@ def _test(test):
         return "n = 1, no p"
     least = ", the least there can be" if test.p == test.least_p else ""
     return f"n = {test.n}, p = {test.p:.2g}{least}" + (f" (Welch {test.welch_p:.2g})" if test.welch_p is not None else "")
-
-
-# --- the table
-
-def render(folder, readme):
-    """The README's table between the markers; a record's picture is linked from where the README is."""
-    records = read_records(folder)
-    rows = [_row("claim", "paper", "2012 notes", "here"), _row("---", "---", "---", "---")]
-    for claim in CLAIMS:
-        here = []
-        for record in records.get(claim.id, []):
-            if found := findings(record):
-                picture = os.path.relpath(path_of(record, folder).with_suffix(".png"), Path(readme).parent)
-                here.append(f"{setting(record)}: {'; '.join(found)} ([picture]({Path(picture).as_posix()}))")
-        sentence = f"`{claim.id}` {claim.sentence} ({claim.section})"
-        rows.append(_row(sentence, claim.paper, claim.source, "<br>".join(here) or NOT_RUN))
-    return "\n".join(rows)
-
-
-def _row(*cells):
-    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
-
-
-def update(readme, folder, check):
-    """Write the table between the markers, or compare it (check). Returns 0, or 1 where they differ or a marker is missing."""
-    readme = Path(readme)
-    text = readme.read_text()
-    if BEGIN not in text and END not in text:
-        say(f"{readme} has no place for the claims' table: {BEGIN} and {END}")
-        return 0
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        say(f"{readme}: {BEGIN} and {END} have to be there once each, in this order")
-        return 1
-    before, rest = text.split(BEGIN)
-    old, after = rest.split(END)
-    new = render(folder, readme)
-    if old.strip() == new:
-        say(f"{readme}: the claims' table is that of the records")
-        return 0
-    if check:
-        say("\n".join(difflib.unified_diff(old.strip().splitlines(), new.splitlines(), str(readme), "records", lineterm="")))
-        say(f"{readme} differs from the records; python -m alexnet_mp.claims table writes it anew")
-        return 1
-    readme.write_text(f"{before}{BEGIN}\n{new}\n{END}{after}")
-    say(f"wrote the claims' table of {readme}")
-    return 0

@@ -5,7 +5,7 @@ examples
   python -m alexnet_mp.claims run lrn --data imagenette --base mini --epochs 20  one of them, three seeds an arm
   python -m alexnet_mp.claims run cifar-relu --data cifar10 --seeds 5 --search-epochs 3
   python -m alexnet_mp.claims run all --data imagenette --epochs 20 --budget 2h  as many as two hours allow, most telling first
-  python -m alexnet_mp.claims table                                              writes the README's table from the records
+  python -m alexnet_mp.claims table                                              writes README's table and docs/claims.md from the records
 
 All arms of a claim have the same seeds, 0 to K-1, the same data and the same schedule; with --epochs it is the base's
 own. In place of a plateau schedule all rates fall to a tenth three times then, at the shares of the epochs that they
@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from . import claim_table
+from . import claim_page, claim_table
 from .allocator import keep_freed_memory
 from .claim_budget import Forecast, needed
 from .claim_list import CLAIMS, command
@@ -48,7 +48,7 @@ def main(arguments=None):
         case "run":
             return _run(options)
         case "table":
-            return claim_table.update(options.readme, options.records, options.check)
+            return claim_page.update(options.readme, options.records, options.details, options.check)
         case _:
             return _list(options)
 
@@ -65,7 +65,7 @@ def _list(options):
             for sentence in claim_table.findings(record):
                 say(f"           {sentence}")
         if not here:
-            say(f"    here   {claim_table.NOT_RUN}")
+            say("    here   not run here")
         if claim.needs:
             say(f"    needs  {claim.needs}")
         say(f"    {command(claim)}")
@@ -255,9 +255,10 @@ def _parser():
     run.add_argument("--budget", metavar="2h|90m", help="start no run that would end later than this")
     run.add_argument("--out", default=OUT, metavar="DIR", help=f"where the runs are; default: {OUT}")
     add_machine_options(run)
-    table = actions.add_parser("table", help="the README's table, from the records")
-    table.add_argument("--check", action="store_true", help="write nothing, fail where the README differs from the records")
-    table.add_argument("--readme", default=claim_table.README)
+    table = actions.add_parser("table", help="README's table and docs/claims.md, from the records")
+    table.add_argument("--check", action="store_true", help="write nothing, fail where one of them differs from the records")
+    table.add_argument("--readme", default=claim_page.README, metavar="FILE")
+    table.add_argument("--details", default=claim_page.DETAILS, metavar="FILE", help="the page of all that is known; default: docs/claims.md")
     for action in (listed, run, table):
         action.add_argument("--records", default=RECORDS, metavar="DIR", help="where the records are; default: claims/records")
     return parser

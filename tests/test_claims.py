@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 from conftest import make_folder
 
-from alexnet_mp import claim_plan, claim_table, claims, evaluate, recipe
+from alexnet_mp import claim_page, claim_plan, claims, evaluate, recipe
 from alexnet_mp.claim_list import BASE, CLAIMS, command
 from alexnet_mp.claim_plan import (
     arm_recipe, digest_of, last_step, make_run, operations, steps_per_epoch, work_of_steps, work_of_tests)
@@ -457,8 +457,8 @@ def test_a_record_of_fewer_runs_does_not_replace_one_of_more(tmp_path):
 
 @pytest.fixture
 def place(tmp_path):
-    (tmp_path / "README.md").write_text(f"# Claims\n\n{claim_table.BEGIN}\n{claim_table.END}\n\nThe end.\n")
-    return tmp_path, ["table", "--readme", tmp_path / "README.md", "--records", tmp_path / "records"]
+    (tmp_path / "README.md").write_text(f"# Claims\n\n{claim_page.BEGIN}\n{claim_page.END}\n\nThe end.\n")
+    return tmp_path, ["table", "--readme", tmp_path / "README.md", "--records", tmp_path / "records", "--details", tmp_path / "claims.md"]
 
 
 def test_recorded_rendered_checked(place, capsys):
@@ -471,19 +471,24 @@ def test_recorded_rendered_checked(place, capsys):
     text = (folder / "README.md").read_text()
     assert text.startswith("# Claims\n") and text.endswith("\n\nThe end.\n")
     rows = [row for row in text.splitlines() if row.startswith("| `")]
-    assert len(rows) == len(CLAIMS) and sum(row.endswith("| not run here |") for row in rows) == len(CLAIMS) - 1
+    assert len(rows) == len(CLAIMS) and sum(row.endswith("| not run |") for row in rows) == len(CLAIMS) - 1
     row, = (row for row in rows if row.startswith("| `lrn`"))
-    assert "folder a\\|b; `mini`, 12 epochs, CPU, 1 thread, 2026-11-26: no lrn +2.00 ± 1.00 / +1.50" in row and "| 1.4 / 1.2 points |" in row
+    assert row.endswith("| 1.4 / 1.2 points | no lrn minus base: +2.00 points (-0.48 to +4.48) | 3 | no verdict |")
+    page = (folder / "claims.md").read_text()
+    assert [line for line in page.splitlines() if line.startswith("## ")] == [f"## {claim.id}" for claim in CLAIMS]
+    assert "**folder a|b; `mini`, 12 epochs, CPU, 1 thread, 2026-11-26**\n\n- no lrn +2.00 ± 1.00 / +1.50" in page
     picture, = (folder / "records").glob("*.png")
-    assert row.endswith(f" ([picture](records/{picture.name})) |")
-    (folder / "README.md").write_text(text.replace("+2.00 ± 1.00", "+2.50 ± 1.00"))
+    assert f"](records/{picture.name})" in page and "Command: `python -m alexnet_mp.claims run x`" in page
+    (folder / "claims.md").write_text(page.replace("+2.00 ± 1.00", "+2.50 ± 1.00"))
+    assert claims.main([*words, "--check"]) == 1 and claims.main(words) == 0 and (folder / "claims.md").read_text() == page
+    (folder / "README.md").write_text(text.replace("+2.00 points", "+2.50 points"))
     capsys.readouterr()
     assert claims.main([*words, "--check"]) == 1 and "differs from the records" in capsys.readouterr().out
 
 
 def test_a_readme_without_markers_is_left_alone(place):
     folder, words = place
-    for text, status in (("# No place\n", 0), (f"{claim_table.END}\n{claim_table.BEGIN}\n", 1), (f"{claim_table.BEGIN}\n", 1)):
+    for text, status in (("# No place\n", 0), (f"{claim_page.END}\n{claim_page.BEGIN}\n", 1), (f"{claim_page.BEGIN}\n", 1)):
         (folder / "README.md").write_text(text)
         assert claims.main(words) == status == claims.main([*words, "--check"])
         assert (folder / "README.md").read_text() == text

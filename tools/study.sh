@@ -27,7 +27,7 @@ signal() {  # to the queue and all that it started
 
 claims() {  # claims COMMAND...: one thread, the lowest priority; a claim that fails doesn't end the queue, a signal does
     local status=0
-    OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 nice -n 19 "$clone/.venv/bin/python" -m alexnet_mp.claims run "$@" \
+    nice -n 19 "$clone/.venv/bin/python" -m alexnet_mp.claims run "$@" \
         --gpus cpu --out "$work/runs" --records "$records" || status=$?
     if [ -e "$work/stopped" ] || [ "$status" -gt 128 ]; then exit 0; fi
 }
@@ -55,6 +55,7 @@ run)
     flock --nonblock 9 || { echo "study: the queue runs already in $work" >&2; exit 1; }
     tiny100=$(cd "$3" && pwd) cifar=${4:+$(cd "$4" && pwd)}
     echo $$ > "$work/group"
+    export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
     rm -f "$work/stopped"
     trap 'touch "$work/stopped"' TERM INT HUP
     mkdir -p "$records/runs"
