@@ -205,7 +205,7 @@ CLAIMS = (
           "overfitting", _base_and("no_flips", "no mirror images in training", variants.no_flips), effect=5.0),
     Claim("schedule", "5", "The rate is divided by ten when the validation error stalls (the notes have dates).",
           "three times; no comparison",
-          "by hand at epochs 23, 51 and 78 of 93, and two more dates of conv1; no comparison recorded",
+          "by hand after 23, 51 and 78 of 93 epochs, and two more dates of conv1; no comparison recorded",
           "schedule", (
               Arm("dated", "all rates divided at the three dates of 2012, scaled to the epochs", (variants.dated_drops,)),
               Arm("plateau", "all rates divided on a plateau, the patience scaled to the epochs", (variants.plateau_schedule,))), direction=0),

@@ -158,13 +158,18 @@ def source2012():
 
 
 def dates_of_145(names):
-    """What was changed by hand in the 93 epochs of net 145 on ILSVRC-2010 (params-145-2010:170-176). names: of all layers."""
+    """What was changed by hand in the 93 epochs of net 145 on ILSVRC-2010. names: of all layers.
+
+    The notes (params-145-2010:170-176) say 23, 51, 68, 72, 78, 93, each the last epoch before a change: the author's script for
+    net 120 (run4.sh:3-8) gives such numbers to --epochs, and the loop runs while epoch <= num_epochs (cuda-convnet,
+    gpumodel.py:136). So a change comes with the epoch behind.
+    """
     first, *others = names
-    return (Date(23, weights=0.1, biases=0.1),  # biases end at 0.002; that they fall with the first drop is our choice
-            Date(51, weights=0.01),
-            Date(68, layers=(first,), weights=0.001, colour_noise=0.0),
-            Date(72, layers=(first,), weights=0.0, biases=0.0),
-            Date(78, layers=tuple(others), weights=0.001))
+    return (Date(24, weights=0.1, biases=0.1),  # biases end at 0.002; they fall with the first drop in the script for net 120
+            Date(52, weights=0.01),
+            Date(69, layers=(first,), weights=0.001, colour_noise=0.0),
+            Date(73, layers=(first,), weights=0.0, biases=0.0),
+            Date(79, layers=tuple(others), weights=0.001))
 
 
 def mini():

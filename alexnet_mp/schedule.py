@@ -5,12 +5,14 @@ import math
 class PlateauSchedule:
     """Divide every rate by ten when the validation error stops improving; `plateau_drops` times, then the run is finished.
 
-    The error stops improving when `plateau_patience` validations in a row bring no new best. In 2012 a person decided.
+    The error stops improving when `plateau_patience` validations in a row bring no new best of this rate: section 5 speaks of the
+    error "with the current learning rate". So a drop forgets the best: an error that rises with it and then falls again and again
+    is improving, also while it is above what an earlier rate had come to. In 2012 a person decided.
     """
 
     def __init__(self, recipe):
         self.recipe = recipe
-        self.drops, self.best, self.since_best = 0, float("inf"), 0
+        self.drops, self.best, self.since_best = 0, math.inf, 0
 
     def rates(self, epoch):
         """{"conv1.weight": rate, ...} now; the epoch doesn't matter here."""
@@ -27,7 +29,7 @@ class PlateauSchedule:
         else:
             self.since_best += 1
             if self.since_best >= self.recipe.plateau_patience:  # more, where a resumed run has less patience than before
-                self.drops, self.since_best = self.drops + 1, 0
+                self.drops, self.best, self.since_best = self.drops + 1, math.inf, 0
 
     @property
     def finished(self):
@@ -42,7 +44,7 @@ class PlateauSchedule:
         drops, best, since_best = (state.get(name) for name in ("drops", "best", "since_best"))
         if not (len(state) == 3 and isinstance(drops, int) and isinstance(since_best, int) and drops >= 0 <= since_best):
             raise ValueError(f"{state} is not the state of a plateau schedule")
-        self.drops, self.best, self.since_best = drops, float("inf") if best is None else best, since_best
+        self.drops, self.best, self.since_best = drops, math.inf if best is None else best, since_best
 
 
 class DatedSchedule:

@@ -207,17 +207,17 @@ def plateau_schedule(recipe):
 
 
 def dated_drops(recipe):
-    """All rates fall to a tenth three times, at the shares of the epochs that 145 had: 23, 51 and 78 of 93.
+    """All rates fall to a tenth three times, at the shares of the epochs that 145 had: after 23, 51 and 78 of 93.
 
     Like a plateau schedule but for the dates. `dated_schedule` differs in more: biases that fall once, conv1's own dates, and
     colour noise that ends.
     """
-    dates = tuple(Date(epoch, weights=factor, biases=factor) for epoch, factor in ((23, 0.1), (51, 0.01), (78, 0.001)))
+    dates = tuple(Date(epoch, weights=factor, biases=factor) for epoch, factor in ((24, 0.1), (52, 0.01), (79, 0.001)))
     return replace(recipe, schedule="dated", dates=_scaled(dates, 93, recipe.epochs))
 
 
 def dated_schedule(recipe, epochs=93):
-    """Rates fall and the colour noise ends as in 145, at epochs 23, 51, 68, 72 and 78 of 93, at the same share of `epochs`."""
+    """Rates fall and the colour noise ends as in 145, after 23, 51, 68, 72 and 78 of 93 epochs, at the same share of `epochs`."""
     return replace(recipe, schedule="dated", epochs=epochs,
                    dates=_scaled(dates_of_145([layer.name for layer in recipe.layers]), 93, epochs))
 
@@ -232,13 +232,14 @@ def fine_tuned(recipe, epochs=54):
 
     Weights of the old layers begin at a tenth of the rate, conv1's at a hundredth, fc8's at the whole (in the source after 300
     batch files, a quarter of an epoch). Biases keep the whole rate to the end, 0.02 in the source (conv6's 0.022 there looks
-    like a typo), but for conv1's, which stop with its weights as in 145-2010.
+    like a typo), but for conv1's, which stop with its weights as in 145-2010. Noted epochs are the last before a change, as those
+    of `dates_of_145`.
     """
     first, *others, last = (layer.name for layer in recipe.layers)
     recipe = change_layers(change_layers(recipe, first, rate=0.01), *others, rate=0.1)
-    dates = (Date(5, (first,), weights=0.1), Date(7, (first,), weights=0.0, biases=0.0), Date(9, (last,), weights=0.1),
-             Date(22, tuple(others), weights=0.1), Date(22, (last,), weights=0.01), Date(38, colour_noise=0.0),
-             Date(42, tuple(others), weights=0.01), Date(42, (last,), weights=0.001))
+    dates = (Date(6, (first,), weights=0.1), Date(8, (first,), weights=0.0, biases=0.0), Date(10, (last,), weights=0.1),
+             Date(23, tuple(others), weights=0.1), Date(23, (last,), weights=0.01), Date(39, colour_noise=0.0),
+             Date(43, tuple(others), weights=0.01), Date(43, (last,), weights=0.001))
     return replace(recipe, schedule="dated", epochs=epochs, dates=_scaled(dates, 54, epochs))
 
 

@@ -104,13 +104,13 @@ def test_steps_and_set_and_seed(folder, tmp_path, capsys):
 
 
 def test_a_plateau_ends_the_run(folder, tmp_path):
-    """With a rate of 0 nothing improves: three drops, then the end, long before the recipe's epochs."""
+    """With a rate of 0 nothing improves: a drop after every second epoch, three in all, then the end, long before the recipe's epochs."""
     train.main([*SMALL, "--data", str(folder), "--out", str(tmp_path / "run"), "--epochs", "50", "--set", "schedule=plateau", "--set",
                 "plateau_patience=1", "--set", "learning_rate=1e-12", "--set", "bias_learning_rate=1e-12"])
     lines = read_metrics(tmp_path / "run")
     rates = [line["learning_rates"]["fc8.weight"] for line in lines if line["kind"] == "schedule"]
     assert rates == pytest.approx([1e-12, 1e-13, 1e-14, 1e-15])
-    assert len([line for line in lines if line["kind"] == "val"]) == 5
+    assert len([line for line in lines if line["kind"] == "val"]) == 8
     assert [line["protocol"] for line in lines if line["kind"] == "test"] == ["centre view", "ten views"]
 
 

@@ -15,20 +15,42 @@ def rates_of(schedule, epoch=1):
 def test_a_plateau_drops_the_rate_three_times_and_then_ends_the_run():
     schedule = make_schedule(dataclasses.replace(paper(), plateau_patience=2))
     history = []
-    for error in [50, 40, 40, 41, 39, 39, 39, 39, 39, 39, 39]:
+    for error in [50, 40, 40, 41, 39, 39, 39, 39, 39, 39, 39, 39, 39]:
         assert not schedule.finished
         schedule.observe(error)
         history.append((schedule.drops, schedule.finished))
-    # 40, 41: two without a new best -> drop 1; 39 is new; then every second 39 is a drop, and the fourth ends the run.
-    assert history == [(0, False), (0, False), (0, False), (1, False), (1, False), (1, False), (2, False), (2, False), (3, False),
-                       (3, False), (4, True)]
+    # 40, 41: two without a new best -> drop 1; the next is the first of its rate; then every third 39 is a drop, and the fourth
+    # ends the run.
+    assert history == [(0, False), (0, False), (0, False), (1, False), (1, False), (1, False), (2, False), (2, False), (2, False),
+                       (3, False), (3, False), (3, False), (4, True)]
+
+
+def test_an_error_that_rises_at_a_drop_and_then_improves_is_no_plateau():
+    """"Stopped improving with the current learning rate" (5): what an earlier rate came to doesn't count."""
+    schedule = make_schedule(dataclasses.replace(paper(), plateau_patience=2))
+    for error in [40, 41, 42]:
+        schedule.observe(error)
+    assert schedule.drops == 1
+    for error in [48, 47, 46, 45, 44, 43, 42, 41]:
+        schedule.observe(error)
+    assert (schedule.drops, schedule.best) == (1, 41)
+
+
+def test_the_state_of_a_plateau_whose_drop_kept_its_best_is_read():
+    """As a checkpoint before 2026-11-29 has it: it goes on, and its next drop forgets the best."""
+    schedule = make_schedule(dataclasses.replace(paper(), plateau_patience=2))
+    schedule.restore({"drops": 1, "best": 40.0, "since_best": 1})
+    schedule.observe(45.0)
+    assert (schedule.drops, schedule.since_best) == (2, 0)
+    schedule.observe(44.0)
+    assert (schedule.drops, schedule.best) == (2, 44.0)
 
 
 def test_plateau_rates_are_a_tenth_each_time():
     schedule = make_schedule(dataclasses.replace(paper(), plateau_patience=1))
     seen = [rates_of(schedule)]
-    schedule.observe(50)
     for _ in range(3):
+        schedule.observe(50)
         schedule.observe(50)
         seen.append(rates_of(schedule))
     assert seen == [{0.01}, {0.001}, {0.0001}, {0.00001}]
@@ -45,12 +67,12 @@ def test_patience_starts_anew_with_every_best():
 
 
 @pytest.mark.parametrize("epoch, conv1, others, conv1_bias, biases, noise", [
-    (1, 1e-2, 1e-2, 2e-2, 2e-2, 0.1), (22, 1e-2, 1e-2, 2e-2, 2e-2, 0.1), (23, 1e-3, 1e-3, 2e-3, 2e-3, 0.1),
-    (50, 1e-3, 1e-3, 2e-3, 2e-3, 0.1), (51, 1e-4, 1e-4, 2e-3, 2e-3, 0.1), (67, 1e-4, 1e-4, 2e-3, 2e-3, 0.1),
-    (68, 1e-5, 1e-4, 2e-3, 2e-3, 0.0), (72, 0, 1e-4, 0, 2e-3, 0.0), (77, 0, 1e-4, 0, 2e-3, 0.0),
-    (78, 0, 1e-5, 0, 2e-3, 0.0), (93, 0, 1e-5, 0, 2e-3, 0.0)])
+    (1, 1e-2, 1e-2, 2e-2, 2e-2, 0.1), (23, 1e-2, 1e-2, 2e-2, 2e-2, 0.1), (24, 1e-3, 1e-3, 2e-3, 2e-3, 0.1),
+    (51, 1e-3, 1e-3, 2e-3, 2e-3, 0.1), (52, 1e-4, 1e-4, 2e-3, 2e-3, 0.1), (68, 1e-4, 1e-4, 2e-3, 2e-3, 0.1),
+    (69, 1e-5, 1e-4, 2e-3, 2e-3, 0.0), (73, 0, 1e-4, 0, 2e-3, 0.0), (78, 0, 1e-4, 0, 2e-3, 0.0),
+    (79, 0, 1e-5, 0, 2e-3, 0.0), (93, 0, 1e-5, 0, 2e-3, 0.0)])
 def test_the_dates_of_the_2010_run(epoch, conv1, others, conv1_bias, biases, noise):
-    """params-145-2010:170-176."""
+    """params-145-2010:170-176: after 23, 51, 68, 72 and 78 epochs, end after 93."""
     schedule = make_schedule(source2012())
     expected = {}
     for layer in source2012().layers:
@@ -117,7 +139,7 @@ def test_dates_count_from_a_layers_own_rate_of_weights():
     """Its biases keep the recipe's rate, as in 2012: epsB stayed where it was when epsW of the old layers was a tenth."""
     recipe = change_layers(change_layers(source2012(), "conv1", rate=0.1), "fc8", rate=0.0)
     schedule, plain = make_schedule(recipe), make_schedule(source2012())
-    for epoch in (1, 23, 68, 72):
+    for epoch in (1, 24, 69, 73):
         factors = {"conv1": 0.1, "fc8": 0.0}
         expected = {name: rate * (factors.get(name.split(".")[0], 1) if name.endswith("weight") else 1)
                     for name, rate in plain.rates(epoch).items()}
