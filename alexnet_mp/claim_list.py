@@ -124,7 +124,7 @@ CLAIMS = (
     Claim("pooling", "3.4", "Overlapping pooling (3x3, stride 2) beats pooling without overlap (2x2, stride 2).",
           "0.4 / 0.3 points",
           "147: 41.06 / 18.51 against 40.66 / 18.21 of 145: 0.39 / 0.30 points",
-          "difference", _base_and("non_overlapping", "2x2 pools, and the pads that 2012 had with them", variants.non_overlapping), effect=0.2),
+          "difference", _base_and("non_overlapping", "2x2 pools, and pads with which the pooled maps stay as large, as in 147", variants.non_overlapping), effect=0.2),
     Claim("depth", "1, 7", "Each convolutional layer matters (the first, which shrinks the picture, can't be taken out alone).",
           "\"inferior performance\" without any one; about 2 points top-1 for each of the middle ones",
           NOTHING,

@@ -19,7 +19,7 @@ from alexnet_mp.presets import PRESETS
 from alexnet_mp.recipe import to_dict
 from alexnet_mp.schedule import make_schedule
 
-BASES = ("paper", "source2012", "mini")
+BASES = ("paper", "source2012", "mini", "desk")
 
 
 def options(*words, claim="lrn", data="builtin"):

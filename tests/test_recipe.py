@@ -5,6 +5,7 @@ import json
 import pytest
 
 from alexnet_mp.errors import UserError
+from alexnet_mp.geometry import sizes
 from alexnet_mp.presets import PRESETS
 from alexnet_mp.recipe import change_layers, describe, from_dict, mini, override, paper, source2012, to_dict, upgraded
 from alexnet_mp.run_directory import read_run
@@ -50,6 +51,17 @@ def test_mini_is_the_papers_graph():
     for ours, full in zip(mini().layers, paper().layers, strict=True):
         narrowed = dataclasses.replace(ours, maps=full.maps, init_std=full.init_std)
         assert narrowed == full
+
+
+def test_desk_is_the_papers_graph_for_small_pictures():
+    for ours, full in zip(PRESETS["desk"]().layers, paper().layers, strict=True):
+        stride = 2 if ours.name == "conv1" else full.stride
+        assert dataclasses.replace(ours, maps=full.maps, init_std=full.init_std, stride=full.stride) == full and ours.stride == stride
+    assert PRESETS["desk"]().layers[0].maps == 48 and PRESETS["desk"]().layers[0].init_std == 0.01
+    found = {size.layer.name: size.output for size in sizes(PRESETS["desk"](), 100)}
+    assert list(found.values()) == [(48, 10, 10), (48, 5, 5), (64, 5, 5), (64, 5, 5), (48, 2, 2), (512, 1, 1), (512, 1, 1), (100, 1, 1)]
+    same = {"batch_size", "learning_rate", "momentum", "weight_decay", "dropout", "lrn_alpha", "pool_size", "colour_noise", "test_views"}
+    assert all(getattr(PRESETS["desk"](), field) == getattr(paper(), field) for field in same)
 
 
 @pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS)

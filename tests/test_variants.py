@@ -11,6 +11,7 @@ from alexnet_mp.cifar_recipes import cifar18
 from alexnet_mp.errors import UserError
 from alexnet_mp.geometry import crossings, parameter_counts, sizes
 from alexnet_mp.optimizer import PaperSGD
+from alexnet_mp.presets import PRESETS
 from alexnet_mp.recipe import Date, change_layers, from_dict, to_dict
 from alexnet_mp.schedule import make_schedule
 
@@ -132,6 +133,16 @@ def test_the_geometry_of_147():
     sides = [side for size in found[:5] for side in dict.fromkeys((size.computed[1], size.output[1]))]
     assert sides == [55, 28, 26, 13, 13, 13, 11, 6]
     assert [size.output for size in sizes(variants.non_overlapping(mini()))[4:6]] == [(64, 2, 2), (256, 1, 1)]
+
+
+@pytest.mark.parametrize("preset", ["paper", "source2012", "mini", "desk"])
+def test_touching_pools_leave_the_later_layers_as_large(preset):
+    """Of every base; with the pads of 147 as numbers, conv3 of `desk` would have 4x4 maps instead of 5x5, and fc6 a quarter."""
+    base = PRESETS[preset]()
+    found, before = sizes(variants.non_overlapping(base)), sizes(base)
+    assert [size.output for size in found[1:]] == [size.output for size in before[1:]]
+    pads = {name: layer.pad for layer in variants.non_overlapping(base).layers for name in [layer.name] if name in ("conv2", "conv5")}
+    assert pads == {"conv2": 2 if preset == "desk" else 1, "conv5": 0}
 
 
 def test_what_crosses():
