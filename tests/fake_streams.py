@@ -4,6 +4,7 @@ A stream is a clock, and knows up to which moment of every other stream it has w
 where CUDA would let that race with what was launched on another stream, and to be freed where another stream may still use its
 memory when torch gives it to somebody else.
 """
+import threading
 from collections import namedtuple
 from contextlib import contextmanager
 
@@ -16,7 +17,7 @@ class Streams:
     """The devices' streams, in the place of `torch.cuda`'s once `patch` was called."""
 
     def __init__(self):
-        self.default, self.made, self.current = {}, [], {}
+        self.default, self.made, self.local = {}, [], threading.local()
 
     def patch(self, monkeypatch):
         empty_like = torch.empty_like
@@ -27,8 +28,21 @@ class Streams:
         monkeypatch.setattr(torch.cuda, "Stream", self.new)
         monkeypatch.setattr(torch.cuda, "current_stream", self.current_on)
         monkeypatch.setattr(torch.cuda, "stream", self.entered)
+        monkeypatch.setattr(torch.cuda, "set_stream", self.set)
         monkeypatch.setattr(torch, "empty_like", make)
         return self
+
+    @property
+    def current(self):
+        """{device: stream} in this thread, where it isn't the default one."""
+        return getattr(self.local, "current", {})
+
+    @current.setter
+    def current(self, streams):
+        self.local.current = streams
+
+    def set(self, stream):
+        self.current = self.current | {stream.device: stream}
 
     def new(self, device):
         self.made.append(Stream(torch.device(device), f"stream {len(self.made)} of {device}"))
