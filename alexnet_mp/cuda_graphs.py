@@ -12,10 +12,14 @@ from .exchange import settle
 
 
 class CudaGraphs:
-    """Captures on streams of its own, one a CUDA device."""
+    """Captures on streams of its own, one a CUDA device, and one more a device for graphs of updates."""
 
     def __init__(self, devices):
-        self.streams = {device: torch.cuda.Stream(device) for device in devices}
+        # In torch 2.13.0 a graph that is reset frees cuBLAS's workspaces of the stream that captured it, whose addresses
+        # all other graphs of that stream hold (pytorch issue 193402). A change of rates resets updates alone, and an
+        # update multiplies no matrices.
+        self.streams, self.update_streams = (
+            {device: torch.cuda.Stream(device) for device in devices} for _ in range(2))
 
     @contextmanager
     def aside(self):
@@ -39,15 +43,16 @@ class CudaGraphs:
         """Memory for graphs, which those of all shapes share: no two of a device run at once, and a step reads what only it left."""
         return {device: torch.cuda.graph_pool_handle() for device in self.streams}
 
-    def capture(self, function, pool, device):
+    def capture(self, function, pool, device, update=False):
         """(graph with replay() and reset(), what `function` returned): what it would have computed on the device. Called `aside`.
 
+        update: of an update, which may be reset while others live on; all others of a device are reset together.
         In the mode "thread_local": pipelines allocate and copy in other threads meanwhile, which the default mode forbids them.
         Raises RuntimeError where it can't be captured.
         """
-        graph = torch.cuda.CUDAGraph()
+        graph, stream = torch.cuda.CUDAGraph(), (self.update_streams if update else self.streams)[device]
         try:
-            with torch.cuda.graph(graph, pool=pool[device], stream=self.streams[device], capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, pool=pool[device], stream=stream, capture_error_mode="thread_local"):
                 result = function()
         except BaseException:
             self._give_back(graph, pool[device], device)

@@ -26,7 +26,7 @@ class Entry:
 class Exchange:
     """Carries tensors between the towers on `devices` (one or two) and keeps a ledger of what crossed since `clear()`.
 
-    overlap: whether copies between CUDA devices run beside the computation. Off, both devices' current streams wait for each copy;
+    overlap: whether copies between CUDA devices run beside the computation. Off, they run on the devices' current streams;
     the results are the same bits.
     """
 
@@ -96,7 +96,7 @@ class Arrival:
     """A copy that may still be on its way."""
 
     tensor: torch.Tensor
-    event: object = None  # of the copy's stream, where the current one hasn't waited yet
+    event: object = None  # of the target's stream that has waited for the copy, where both are CUDA devices
 
     def receive(self, stream=None):
         """The copy, readable from now on on a stream of its device, by default the current one. The host doesn't wait."""
@@ -124,7 +124,8 @@ def copy(tensor, device, overlap, place=None):
     if not tensor.is_cuda or device.type != "cuda":
         return Arrival(tensor.to(device) if place is None else place.copy_(tensor))
     if not overlap:
-        return Arrival(arriving().copy_(tensor, non_blocking=True))
+        arrived = arriving().copy_(tensor, non_blocking=True)
+        return Arrival(arrived, current_stream(arrived).record_event())  # who goes on with a gradient need not be that stream
     made = current_stream(tensor).record_event()
     out, into = streams = _copy_streams(tensor.device, device)
     for stream in streams:
@@ -132,9 +133,9 @@ def copy(tensor, device, overlap, place=None):
     # Between devices torch copies on the source's current stream, and lets the target's wait for it.
     with torch.cuda.stream(out), torch.cuda.stream(into):
         arrived = arriving().copy_(tensor, non_blocking=True)
+        reader = current_stream(tensor)  # out; within one device, where both are, into
     if place is None:
-        for stream in streams:
-            tensor.record_stream(stream)  # its memory must not be given to others before it is read
+        tensor.record_stream(reader)  # its memory must not be given to others before it is read
     return Arrival(arrived, into.record_event())
 
 

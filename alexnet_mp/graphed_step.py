@@ -190,7 +190,8 @@ class GraphedStep:
             with self.graphs.aside(), ops.update_tables_in(shape.tables):
                 gc.collect()
                 for device in self.step.optimizer.devices():
-                    graph, sums = self.graphs.capture(lambda device=device: [self.step.update_on(device)], shape.pool, device)
+                    graph, sums = self.graphs.capture(lambda device=device: [self.step.update_on(device)], shape.pool,
+                                                      device, update=True)
                     shape.update.append(graph)
                     shape.sums += sums
         except Exception as error:  # whatever it is, the step can be taken without

@@ -188,7 +188,8 @@ class DaliPipeline:
     def _on_each_tower(self, made):
         images = {}
         for device, tensors in made.items():
-            x = torch.from_dlpack(tensors.as_tensor())  # DALI's memory, which lives as long as the tensor does
+            with _current(device):
+                x = torch.from_dlpack(tensors.as_tensor())  # DALI's memory, which lives as long as the tensor does
             if self.memory_format == torch.channels_last:
                 x = x.permute(0, 3, 1, 2)
             # DALI has no bfloat16, and on a CPU its float16 rounds ties away from zero. On a GPU a copy in torch's memory in any case:
@@ -206,6 +207,8 @@ class DaliPipeline:
         from nvidia.dali import fn, types
         if holds == "jpeg":
             on_gpu = {"device": "mixed", "jpeg_fancy_upsampling": True,  # as libjpeg does
+                      # The GPU's JPEG engine may round otherwise, and would get some places of every batch.
+                      "hw_decoder_load": 0.0,
                       "affine": False}  # else the threads of two pipelines would be tied to the same cores
             return fn.decoders.image(dali.input("jpeg", types.UINT8, 1), output_type=types.RGB,
                                      adjust_orientation=False,  # as in 2012
@@ -314,8 +317,13 @@ class _Dali:
     @contextmanager
     def _here(self):
         """The device is the current one, its current stream what is yielded; None for a CPU."""
-        with torch.cuda.device(self.device) if self.on_gpu else nullcontext():
+        with _current(self.device):
             yield torch.cuda.current_stream(self.device) if self.on_gpu else None
+
+
+def _current(device):
+    """The device is the current one in here, if it is a GPU."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 class Lent:

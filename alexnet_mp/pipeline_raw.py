@@ -5,6 +5,7 @@ copy the pictures to page-locked memory; from there they go, in uint8, to each d
 GPU) and are augmented there, on a stream of their own. Beside a network that computes on the CPU such a thread would only take
 cores from it.
 """
+import functools
 import queue
 import threading
 import warnings
@@ -136,7 +137,7 @@ def ahead(items, devices):
     def make():
         try:
             for device in devices:
-                torch.cuda.set_stream(torch.cuda.Stream(device))
+                torch.cuda.set_stream(_stream(device))
             with closing(items):
                 while True:
                     room.acquire()
@@ -167,6 +168,13 @@ def ahead(items, devices):
         closed.set()
         room.release()
         thread.join()
+
+
+@functools.cache
+def _stream(device):
+    """Of all threads that work ahead: torch has 32 a device, and who asks for one more gets one that others use, say to
+    capture a graph."""
+    return torch.cuda.Stream(device)
 
 
 def _wait_for(item, devices, made):

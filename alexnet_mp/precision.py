@@ -4,6 +4,11 @@
     tf32    float32, but CUDA's convolutions and products round their factors to 10 bits of mantissa (NVIDIA Ampere and newer)
     bf16    images, activations and their gradients in bfloat16; weights, their gradients, velocity, logits and loss in float32
 
+All of them add in float32: within a product or a convolution (cuBLAS may not add parts of one in bfloat16), within a
+norm, over a batch for a bias, and in the update. bf16 rounds each result once, a weight's gradient before it becomes
+float32. It adds two results in bfloat16: gradients of maps that several layers read and, on two devices, the two halves
+of the product of a layer that reads both towers.
+
 A network computes in the dtype of its images (`TowerLayer`), so a pipeline's dtype is all that bf16 needs. Tests are in fp32
 unless they are part of a training run.
 """
@@ -25,6 +30,7 @@ def use(precision, devices):
             raise UserError(f"--precision {precision}: {torch.cuda.get_device_name(device)} is older than Ampere; fp32 works")
     # On by default for convolutions.
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False  # on by default
     return torch.bfloat16 if precision == "bf16" else torch.float32
 
 

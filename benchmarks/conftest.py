@@ -16,6 +16,7 @@ def pytest_addoption(parser):
 @pytest.fixture(autouse=True, scope="session")
 def surroundings():
     torch.backends.cudnn.allow_tf32 = False  # as in training; on by default for convolutions
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False  # likewise
     torch.backends.cudnn.benchmark = True
     keep_freed_memory()  # as in training, and for every rival alike
 

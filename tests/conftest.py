@@ -30,6 +30,11 @@ def make_folder(root, train=8, val=5, size=(140, 120), classes=CLASSES):
     return root
 
 
+def needs_faiss():
+    """Of a test that searches: skip it where faiss isn't installed, as beside a torch that a machine brings along."""
+    pytest.importorskip("faiss", reason="faiss is not installed")
+
+
 @pytest.fixture
 def folder(tmp_path):
     return make_folder(tmp_path / "data")

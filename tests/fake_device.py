@@ -3,6 +3,9 @@ import time
 from contextlib import nullcontext
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+MULTIPLY = {torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.bmm.default}  # by cuBLAS, on a GPU
 
 
 class LateEvents:
@@ -39,6 +42,9 @@ class FakeGraphs:
     A capture leaves parameters, velocities and buffers as they were, and nonsense in what it returned and in the gradients. A replay
     computes it again as a graph does: from the tensors that were captured, gradients too, with the rates and trained layers of then,
     into the tensors of then, and leaves the rest of Python as it is. fails(number): whether capture `number`, from 1, is refused.
+
+    A graph that is reset breaks all living ones that multiply matrices and were captured on the same stream, as in torch
+    2.13.0: they hold the addresses of cuBLAS's workspaces there, and these are freed.
     """
 
     def __init__(self, network, optimizer, fails=lambda number: False):
@@ -53,11 +59,12 @@ class FakeGraphs:
         assert not self.living, "the memory of graphs that are there can be shared"
         return object()
 
-    def capture(self, function, pool, device):
+    def capture(self, function, pool, device, update=False):
         self.captures += 1
         assert all(graph.pool is pool for graph in self.living)
         before, python = [tensor.clone() for tensor in self.tensors()], self.python()
-        result = function()
+        with _Products() as products:
+            result = function()
         with torch.no_grad():
             for tensor, value in zip(self.tensors(), before, strict=True):
                 if not torch.equal(tensor, value):  # else a history that has the tensor would take it for changed
@@ -68,7 +75,7 @@ class FakeGraphs:
         result = [torch.full_like(tensor, 12345) for tensor in result]  # not the tensors themselves: a history may have them
         for tensor in made.values():
             tensor.fill_(12345.0)
-        self.living.append(_FakeGraph(self, function, pool, python, result, made))
+        self.living.append(_FakeGraph(self, function, pool, python, result, made, (device, update), products.found))
         return self.living[-1], result
 
     def tensors(self):
@@ -89,12 +96,24 @@ class FakeGraphs:
         self.network.exchange.ledger = python["ledger"]
 
 
+class _Products(TorchDispatchMode):
+    """Sees whether matrices are multiplied, in backward passes too."""
+
+    found = False
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.found |= function in MULTIPLY
+        return function(*args, **(kwargs or {}))
+
+
 class _FakeGraph:
-    def __init__(self, graphs, function, pool, python, result, made):
+    def __init__(self, graphs, function, pool, python, result, made, stream, multiplies):
         self.graphs, self.function, self.pool, self.python, self.result, self.made = graphs, function, pool, python, result, made
+        self.stream, self.multiplies, self.broken = stream, multiplies, False
 
     def replay(self):
         assert self in self.graphs.living, "this graph was freed"
+        assert not self.broken, "another graph of its stream was reset: what cuBLAS works in is no longer there"
         self.graphs.replays += 1
         now = self.graphs.python()
         self.graphs.put_back(self.python)
@@ -106,3 +125,5 @@ class _FakeGraph:
 
     def reset(self):
         self.graphs.living.remove(self)
+        for graph in self.graphs.living:
+            graph.broken |= graph.multiplies and graph.stream == self.stream

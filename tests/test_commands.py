@@ -71,7 +71,8 @@ def test_run_json_says_what_ran(run):
     content = json.loads((out / "run.json").read_text())
     assert content["recipe"]["batch_size"] == 10 and content["recipe"]["layers"][5]["maps"] == 16
     assert content["data"]["classes"] == ["apple", "leaf", "sky"] and len(content["data"]["fingerprint"]) == 64
-    assert content["packages"]["torch"] == torch.__version__ and content["kernels"] == ops.resolve("auto", "cpu")
+    assert torch.__version__.startswith(content["packages"]["torch"])  # which may have "+cu130" at its end
+    assert content["kernels"] == ops.resolve("auto", "cpu")
     assert [device["device"] for device in content["devices"]] == ["cpu", "cpu"] and content["command"].startswith("python -m")
 
 

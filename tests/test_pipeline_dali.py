@@ -2,7 +2,8 @@
 import dataclasses
 import shutil
 import weakref
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
 
 import numpy as np
 import prepared_sets
@@ -192,18 +193,25 @@ def test_on_a_gpu_the_same_pixels_give_the_same_images(sources, nothing_stays, p
             assert all((x[0].float() - y[0].float()).abs().max() <= bound for x, y in zip(a, b, strict=True))
 
 
-@needs_gpu
-def test_the_jpeg_decoder_of_a_gpu_is_close_to_pillow(record_property, nothing_stays):
-    """Of smooth pictures with a little noise, as photographs are, in the usual qualities and subsamplings."""
+WHOLE = dataclasses.replace(paper(), crop_size=256, crop_positions=1, flip=False)
+PLAIN = dataclasses.replace(fitted(), mean=np.zeros((256, 256, 3)))
+
+
+def photographs(count):
+    """JPEG files of smooth 256x256 pictures with a little noise, as photographs are, in the usual qualities."""
     random, files = np.random.default_rng(7), []
-    for number in range(60):
+    for number in range(count):
         coarse = Image.fromarray(random.integers(0, 256, (17, 17, 3), dtype=np.uint8))
         smooth = np.asarray(coarse.resize((256, 256), Image.Resampling.BICUBIC)) + random.normal(0, 4, (256, 256, 3))
         files.append(jpeg(smooth.clip(0, 255).astype(np.uint8), quality=(75, 85, 95)[number % 3], subsampling=(0, 2)[number % 2]))
-    recipe = dataclasses.replace(paper(), crop_size=256, crop_positions=1, batch_size=16)
-    plain = dataclasses.replace(fitted(), mean=np.zeros((256, 256, 3)))
+    return files
+
+
+@needs_gpu
+def test_the_jpeg_decoder_of_a_gpu_is_close_to_pillow(record_property, nothing_stays):
+    recipe = dataclasses.replace(WHOLE, batch_size=16)
     on_gpu, on_cpu = (torch.cat([batch.images[0].cpu() for batch in pipeline(
-        kind, in_memory(Jpegs(files, 256)), recipe, 2, [device], plain).train(0, 1, lambda epoch: 0.0)])
+        kind, in_memory(Jpegs(photographs(60), 256)), recipe, 2, [device], PLAIN).train(0, 1, lambda epoch: 0.0)])
         for kind, device in ((DaliPipeline, "cuda:0"), (TorchPipeline, "cpu")))
     levels = (on_gpu - on_cpu).abs().flatten().double().numpy()
     found = {"mean": levels.mean(), "99.9th percentile": np.quantile(levels, 0.999), "largest": levels.max()}
@@ -213,8 +221,37 @@ def test_the_jpeg_decoder_of_a_gpu_is_close_to_pillow(record_property, nothing_s
 
 
 @needs_gpu
-def test_on_a_gpu_batches_stay_as_they_are_while_later_ones_are_made(sources, nothing_stays):
-    reader = pipeline(DaliPipeline, sources["jpeg"], tiny(paper), 2, ["cuda:0"])
+def test_on_a_gpu_a_picture_is_decoded_alike_wherever_it_lies_in_a_batch(nothing_stays):
+    """In the order of two epochs, and in batches of other sizes."""
+    decoded = []
+    for size in (128, 50, 7, 1):
+        recipe, files = dataclasses.replace(WHOLE, batch_size=size), photographs(128)
+        reader = pipeline(DaliPipeline, in_memory(Jpegs(files, 256)), recipe, 2, ["cuda:0"], PLAIN)
+        for epoch in (1, 2):
+            decoded.append({})
+            for batch in reader.train((epoch - 1) * -(-128 // size), epoch, lambda epoch: 0.0):
+                decoded[-1] |= zip(batch.numbers.tolist(), batch.images[0].cpu())
+    assert all(len(pictures) == 128 for pictures in decoded)
+    for number, picture in decoded[0].items():
+        assert all(torch.equal(pictures[number], picture) for pictures in decoded), number
+
+
+@needs_dali
+def test_the_decoder_of_a_gpu_gives_no_part_of_a_batch_to_another_engine(monkeypatch):
+    """Without a GPU: what DALI is asked for, which knows all of these options."""
+    from nvidia.dali import Pipeline, fn
+    asked, image = [], fn.decoders.image
+    monkeypatch.setattr(fn.decoders, "image", lambda jpegs, **options: asked.append(options) or image(jpegs, **options))
+    reader = DaliPipeline(None, paper(), ["cpu"], 2)
+    with Pipeline(4, 1, None):
+        reader._decoded(SimpleNamespace(on_gpu=True, input=lambda *_: fn.external_source(name="jpeg")), "jpeg")
+    assert asked[0]["device"] == "mixed" and asked[0]["hw_decoder_load"] == 0
+
+
+@needs_gpu
+def test_on_a_gpu_batches_stay_as_they_are_while_later_ones_are_made(nothing_stays):
+    recipe = tiny(paper, stored_size=256, crop_size=224)
+    reader = pipeline(DaliPipeline, in_memory(Jpegs(photographs(21), 256)), recipe, 2, ["cuda:0"], PLAIN)
     kept, copies = [], []
     for batch in reader.train(0, 20, tenth):
         kept.append(batch.images[0])
@@ -225,6 +262,41 @@ def test_on_a_gpu_batches_stay_as_they_are_while_later_ones_are_made(sources, no
         others = [batch.images[0].clone() for batch in reader.train(0, 20, tenth)]
     side.synchronize()
     assert all(torch.equal(a, b) for a, b in zip(others, copies))
+
+
+@needs_dali
+def test_a_batch_is_taken_over_where_its_device_is_the_current_one(monkeypatch):
+    """Without a GPU. DALI lets a stream wait whose handle, where it is the default one, is the same on every device."""
+    current = []
+
+    @contextmanager
+    def on(device):
+        current.append(torch.device(device))
+        yield
+        current.pop()
+
+    class Made:
+        def __init__(self, device):
+            self.device = device
+
+        def as_tensor(self):
+            return self
+
+    def taken(made):
+        assert current[-1:] == [made.device]
+        return torch.zeros(2, 4, 4, 3)
+
+    class Stream:
+        def record_event(self):
+            return SimpleNamespace(query=lambda: True)
+
+    devices = [torch.device("cuda:1"), torch.device("cuda:0")]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "device", on)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda *_: Stream())
+    monkeypatch.setattr(torch, "from_dlpack", taken)
+    images = DaliPipeline(None, paper(), devices, 2)._on_each_tower({device: Made(device) for device in devices})
+    assert [image.shape for image in images] == [(2, 3, 4, 4)] * 2
 
 
 def test_what_is_lent_to_a_gpu_stays_until_its_stream_has_come_that_far(monkeypatch):

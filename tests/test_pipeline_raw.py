@@ -12,6 +12,7 @@ from contextlib import closing
 import numpy as np
 import pytest
 import torch
+from fake_streams import Memory, Streams
 from small_set import BATCH, PRESETS, STORED, TRAIN, VAL, fitted, label, picture, same, tenth, tiny
 
 from alexnet_mp import pipeline_raw
@@ -291,6 +292,29 @@ def test_an_item_is_let_go_when_the_next_one_is_asked_for():
     for _, number in ahead(slow(), []):
         del number
     assert left == [0] * 5
+
+
+def test_threads_take_no_more_than_one_stream_of_a_device(monkeypatch):
+    """Training and one validation after the other. What a thread made may be read, and freed, by the stream that asked for it."""
+    streams, devices = Streams().patch(monkeypatch), [torch.device("cuda:0"), torch.device("cuda:1")]
+    pipeline_raw._stream.cache_clear()
+
+    def items():
+        for _ in range(3):
+            made = [Memory(streams, device) for device in (*devices, devices[0])]
+            for tensor in made:
+                tensor.write()
+            yield dict(zip(devices, made)), made[-1]
+
+    with closing(ahead(items(), devices)) as training:
+        next(training)
+        for _ in range(40):
+            for pictures, labels in ahead(items(), devices):
+                for tensor in (*pictures.values(), labels):
+                    tensor.read()
+                    tensor.free()
+    assert [stream.device for stream in streams.made] == devices
+    pipeline_raw._stream.cache_clear()  # of stand-ins
 
 
 @needs_gpu

@@ -19,9 +19,10 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda:0")
 @pytest.fixture(autouse=True)
 def flags():
     """What a test makes of this process is undone."""
-    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    matmul = torch.backends.cuda.matmul
+    before = torch.backends.cudnn.allow_tf32, matmul.allow_tf32, matmul.allow_bf16_reduced_precision_reduction
     yield
-    torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+    torch.backends.cudnn.allow_tf32, matmul.allow_tf32, matmul.allow_bf16_reduced_precision_reduction = before
 
 
 def small(recipe):
@@ -60,6 +61,26 @@ def test_only_tf32_lets_cuda_round_to_it():
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
         assert precision.use(choice, [CPU]) == (torch.float32 if choice == "fp32" else torch.bfloat16)
         assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
+
+
+@pytest.mark.parametrize("choice, devices", [("fp32", [CPU]), ("bf16", [CPU]), ("bf16", [CPU, GPU]), ("tf32", [GPU])])
+def test_cublas_adds_no_parts_of_a_product_in_bf16(choice, devices, monkeypatch):
+    """By default it may. What is left to it is to cut a long sum into parts that it adds in float32."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = True
+    precision.use(choice, devices)
+    assert not torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_long_bf16_product_on_a_gpu_adds_in_float32():
+    """As long as fc6's. Parts of a sum that were rounded before they are added would show beside a small sum."""
+    precision.use("bf16", [GPU])
+    draws = torch.Generator("cuda").manual_seed(0)
+    x, w = (torch.randn(size, 9216, generator=draws, device=GPU).bfloat16() for size in (8, 2048))
+    expected = x.double() @ w.double().t()
+    error = ((x @ w.t()).double() - expected).abs()
+    assert (error <= 2**-8 * expected.abs() + 1e-3).all()  # half a unit of the rounding, and float32's own error
 
 
 def test_tf32_on_a_gpu_that_has_it(monkeypatch):

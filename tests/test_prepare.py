@@ -48,7 +48,7 @@ def test_the_shards_are_plain_tars_in_webdatasets_naming(source, tmp_path, monke
 
 @pytest.mark.parametrize("options, kind", [([], "jpg"), (["--raw"], "ppm")])
 def test_webdataset_reads_it(source, tmp_path, monkeypatch, options, kind):
-    import webdataset
+    webdataset = pytest.importorskip("webdataset", reason="webdataset is not installed")
     dest = prepared(monkeypatch, source, tmp_path / "set", *options)
     split, shards_of = Prepared(dest, SIZE).splits["train"], str(dest / "train-{00000..00002}.tar")
     samples = list(webdataset.WebDataset(shards_of, shardshuffle=False).decode("rgb8").to_tuple("__key__", kind, "cls"))

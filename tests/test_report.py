@@ -9,7 +9,7 @@ from html import unescape
 from pathlib import Path
 
 import pytest
-from conftest import make_folder
+from conftest import make_folder, needs_faiss
 from tiny_run import LAYERS, data, quick, run  # noqa: F401
 
 from alexnet_mp import builtin, report, report_answers, report_page, report_neighbours, retrieval_record, run_directory, short_codes
@@ -55,7 +55,8 @@ def others(data, tmp_path_factory, small):  # noqa: F811
 
 
 def reported(*runs, out, options=(), speed=("--no-speed",)):
-    """The page of a report as text."""
+    """The page of a report as text. It searches for neighbours."""
+    needs_faiss()
     assert report.main([*map(str, runs), "--out", str(out), *MACHINE, *options, *speed]) == 0
     return (out / NAME).read_text()
 

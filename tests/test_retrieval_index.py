@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from conftest import needs_faiss
 
 from alexnet_mp import files, retrieval_index, short_codes
 from alexnet_mp.errors import UserError
@@ -116,6 +117,7 @@ def test_which_index_serves():
 
 
 def test_searches_are_exact():
+    needs_faiss()
     random = np.random.default_rng(0)
     stored, queries = random.normal(size=(300, 24)).astype(np.float32), random.normal(size=(40, 24)).astype(np.float32)
     plain = np.sqrt(((queries[:, None] - stored) ** 2).sum(2))
@@ -128,6 +130,7 @@ def test_searches_are_exact():
 
 
 def test_hamming_distances_and_the_order_of_ties():
+    needs_faiss()
     random = np.random.default_rng(0)
     stored, queries = random.integers(0, 256, (50, 2), np.uint8), random.integers(0, 256, (6, 2), np.uint8)
     plain = np.unpackbits(queries[:, None] ^ stored, axis=2).sum(2)

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import make_folder
+from conftest import make_folder, needs_faiss
 from PIL import Image
 from tiny_run import data, quick, run  # noqa: F401
 
@@ -48,6 +48,8 @@ def photograph(data, tmp_path):  # noqa: F811
 
 
 def said(capsys, *arguments, status=0):
+    if "query" in arguments or "--speed" in arguments:
+        needs_faiss()
     where = [] if arguments[0] == "measure" else ["--gpus", "cpu"]
     assert retrieve.main([*map(str, arguments), *where]) == status
     return capsys.readouterr()

@@ -99,7 +99,8 @@ def test_no_gradient_that_nobody_wants_is_computed(frozen):
 
 def test_a_tape_captures_on_each_towers_device():
     class Graphs:
-        def capture(self, function, pool, device):
+        def capture(self, function, pool, device, update=False):
+            assert not update
             captured.append(device)
             return self, function()
 
@@ -141,3 +142,34 @@ def test_what_is_launched_aside_waits_for_what_was_before_and_is_waited_for(monk
         raise ValueError
     assert sorted(happened) == ["usual 0 waits for of graphs 0", "usual 1 waits for of graphs 1"]
     assert [current[device].name for device in "01"] == ["usual 0", "usual 1"]
+
+
+def test_updates_are_captured_on_a_stream_of_their_own(monkeypatch):
+    """They are reset while the other graphs of their device live on, which must not have used that stream."""
+    class Capture:
+        def __init__(self, graph, pool, stream, capture_error_mode):
+            assert pool == f"pool {stream.device}" and capture_error_mode == "thread_local"
+            streams.append(stream)
+
+        def __enter__(self):
+            pass
+
+        def __exit__(self, *_):
+            pass
+
+    class Stream:
+        def __init__(self, device):
+            self.device = device
+
+    streams = []
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "graph", Capture)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    graphs, pools = cuda_graphs.CudaGraphs(["0", "1"]), {device: f"pool {device}" for device in "01"}
+    for device in "01":
+        for update in (False, True, False, True):
+            graphs.capture(list, pools, device, update=update)
+    assert [stream.device for stream in streams] == [*"00001111"] and len(set(streams)) == 4
+    assert all(streams[number] is streams[number + 2] for number in (0, 1, 4, 5))
+    # The others on that of the eager steps before, which made cuBLAS's workspaces.
+    assert [streams[0], streams[4]] == [*graphs.streams.values()]

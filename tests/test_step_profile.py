@@ -73,7 +73,8 @@ def test_the_run_is_the_same_bit_for_bit(runs):
 def test_it_records_five_steps_after_three_and_says_of_what(runs):
     content = profile_of(runs[1])
     assert content["steps"] == [4, 5, 6, 7, 8] and content["images_per_step"] == pytest.approx((9 + 9 + 6 + 9 + 9) / 5)
-    assert content["precision"] == "fp32" and content["packages"]["torch"] == torch.__version__ and content["kernels"]
+    assert content["precision"] == "fp32" and content["kernels"]
+    assert torch.__version__.startswith(content["packages"]["torch"])  # which may have "+cu130" at its end
     (only,) = content["tables"]
     assert only["device"] == "cpu" and only["towers"] == ["a", "b"] and only["ceilings"]["bandwidth"] > 0
 
