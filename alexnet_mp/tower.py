@@ -63,7 +63,7 @@ class TowerLayer(nn.Module):
         if crossing is None:
             x = self.product(x, weight, added)
         else:
-            x = joined(self.product, x, crossing, self.halves(weight, crossing.comes_second), added)
+            x = joined(self.product, x, crossing, weight, self.halves(crossing.comes_second), added)
         return self.follow(x, left, step)
 
     def operands(self, dtype):
@@ -74,10 +74,16 @@ class TowerLayer(nn.Module):
     def product(self, x, weight, bias):
         return {"conv": self._convolve, "local": self._convolve_locally, "fc": self._multiply}[self.layer.kind](x, weight, bias)
 
-    def halves(self, weight, other_comes_second):
-        """The weights that meet the tower's own half of what is read, and those that meet the other, which is the first or the second."""
-        a, b = weight.chunk(2, 3 if self.layer.kind == "local" else 1)
-        return (a, b) if other_comes_second else (b, a)
+    def halves(self, other_comes_second):
+        """A function that gives of the weight what meets the tower's own half of what is read, and what meets the other.
+
+        other_comes_second: whether the other is the second half.
+        """
+        def split(weight):
+            a, b = weight.chunk(2, 3 if self.layer.kind == "local" else 1)
+            return (a, b) if other_comes_second else (b, a)
+
+        return split
 
     def follow(self, x, bias, step):
         """What comes after the product. bias: where the first piece adds it, else None."""
