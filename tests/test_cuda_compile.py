@@ -21,11 +21,10 @@ needs_nvdisasm = pytest.mark.skipif(count_sass.tool("nvdisasm") is None,
                                     reason="no nvdisasm: neither the triton package nor a full toolkit")
 
 
-@pytest.fixture(scope="module")
-def report(tmp_path_factory):
-    """ptxas's report on every kernel that lrn_pool.cu launches, for sm_80 and sm_90."""
-    command = ["nvcc", "-std=c++20", "-O3", "-DUSE_CUDA", "-c", ROOT / "csrc" / "cuda" / "lrn_pool.cu",
-               "-o", tmp_path_factory.mktemp("cuda") / "lrn_pool.o", f"-I{INCLUDE}",
+def compile_cuda(name, folder):
+    """What nvcc says of csrc/cuda/NAME.cu, for sm_80 and sm_90."""
+    command = ["nvcc", "-std=c++20", "-O3", "-DUSE_CUDA", "-c", ROOT / "csrc" / "cuda" / f"{name}.cu",
+               "-o", folder / f"{name}.o", f"-I{INCLUDE}",
                f"-I{INCLUDE / 'torch' / 'csrc' / 'api' / 'include'}", "-gencode", "arch=compute_80,code=sm_80",
                "-gencode", "arch=compute_90,code=sm_90", "--threads", str(min(2, os.cpu_count())),
                "-Xcompiler", "-fPIC", "-Xptxas", "-v"]
@@ -33,6 +32,17 @@ def report(tmp_path_factory):
     assert done.returncode == 0, done.stderr
     assert "warning" not in done.stderr
     return done.stderr
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    """ptxas's report on every kernel that lrn_pool.cu launches."""
+    return compile_cuda("lrn_pool", tmp_path_factory.mktemp("cuda"))
+
+
+def test_the_tape_is_compiled(tmp_path):
+    """It has no kernel: CUDA's own names for what tests/tape_on_host.cpp stands in for, and torch's for the rest."""
+    assert "entry function" not in compile_cuda("tape", tmp_path)
 
 
 @pytest.fixture(scope="module")
