@@ -67,6 +67,7 @@ class GraphedStep:
         self.given_up = False
 
     def __call__(self, images, labels, look):
+        self.step.network.keep_copies(images[0].dtype)  # graphs read them
         self._drop_what_is_out_of_date()
         shape = self._shape_of(images, labels)
         loss, right = self._forward_and_backward(shape, images, labels, look)
@@ -75,7 +76,7 @@ class GraphedStep:
     def _drop_what_is_out_of_date(self):
         """At most one set of graphs a shape is kept: rates hardly ever return, and a layer that thaws is worth another capture."""
         network, groups = self.step.network, self.step.optimizer.param_groups
-        trained = network.training, [parameter.requires_grad for parameter in network.parameters()]
+        trained = network.training, network.kept_dtype, [parameter.requires_grad for parameter in network.parameters()]
         rates = [(group["lr"], group["weight_decay"]) for group in groups]
         if trained != self.trained:
             self._drop_all()

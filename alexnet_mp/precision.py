@@ -2,7 +2,7 @@
 
     fp32    float32 throughout, as in 2012
     tf32    float32, but CUDA's convolutions and products round their factors to 10 bits of mantissa (NVIDIA Ampere and newer)
-    bf16    images, activations and their gradients in bfloat16; weights, their gradients, velocity, logits and loss in float32
+    bf16    images, activations and all gradients in bfloat16; weights, velocity, logits and loss in float32
 
 A network computes in the dtype of its images (`TowerLayer`), so a pipeline's dtype is all that bf16 needs. Tests are in fp32
 unless they are part of a training run.

@@ -16,6 +16,7 @@ class TrainingStep:
         self.network, self.optimizer = network, optimizer
 
     def __call__(self, images, labels, look):
+        self.network.keep_copies(images[0].dtype)
         loss, right = self.forward_and_backward(images, labels, look)
         return [loss, right, *self.update()]
 
@@ -34,5 +35,4 @@ class TrainingStep:
 
     def update_on(self, device):
         """The sums of the weights there."""
-        self.optimizer.step(device)
-        return self.optimizer.sums_on(device)
+        return self.optimizer.update_on(device)

@@ -24,6 +24,7 @@ from .linear_op import linear  # noqa: F401
 from .reference import avg_pool, dropout, spatial_norm  # noqa: F401  (plain PyTorch on every device)
 from .relu_dropout_op import relu_dropout  # noqa: F401
 
+SIXTEEN_BITS = (torch.bfloat16, torch.float16)
 NORMS, RELUS, TIES = ("none", "lrn", "spatial"), ("none", "before", "after"), ("first", "all")
 # So that the place in a window, and "nowhere", fit in a byte. Triton compiles a kernel in which every cell of the window is code of
 # its own: minutes for a large one.
@@ -66,14 +67,16 @@ def spatial_norm_max_pool(x, *, size=5, alpha, beta=0.75, k=1.0, pool=3, stride=
     return _lrn_pool(x, None, "spatial", size, alpha, beta, k, "none", pool, stride, ties, kernels)
 
 
-def paper_sgd_(parameters, gradients, velocities, *, learning_rates, momentum, weight_decays, kernels="auto"):
+def paper_sgd_(parameters, gradients, velocities, *, learning_rates, momentum, weight_decays, copies=(), sums=None, kernels="auto"):
     """The update of paper section 5, in place, for lists of tensors on one device: v <- m v - d e w - e g; w <- w + v.
 
     One learning rate e and weight decay d a tensor; a rate of 0 leaves tensor and velocity alone. Lists of equal length; a tensor,
-    its gradient and its velocity have one shape, dtype and device. On a GPU one launch for all tensors.
+    its gradient and its velocity have one shape, dtype and device; but beside float32 a gradient may have 16 bits. On a GPU one launch
+    for all tensors. In the same pass are written, of tensors that are updated: copies, none or a 16-bit tensor for each parameter, the
+    next weights rounded; sums, (parameters,) float32, the sum of each, finite only where no weight is NaN or infinite.
     Raises ValueError where they don't fit.
     """
-    parameters, gradients, velocities = list(parameters), list(gradients), list(velocities)
+    parameters, gradients, velocities, copies = list(parameters), list(gradients), list(velocities), list(copies)
     rates, decays = [float(rate) for rate in learning_rates], [float(decay) for decay in weight_decays]
     if not len(parameters) == len(gradients) == len(velocities) == len(rates) == len(decays):
         raise ValueError(f"{len(parameters)} parameters, {len(gradients)} gradients, {len(velocities)} velocities, {len(rates)} "
@@ -82,12 +85,21 @@ def paper_sgd_(parameters, gradients, velocities, *, learning_rates, momentum, w
         if w.dtype not in STORAGE:
             raise ValueError(f"parameter {number} is {w.dtype}; it must be float32, bfloat16, float16 or float64")
         for name, other in (("gradient", g), ("velocity", v), ("first parameter", parameters[0])):
-            if other.device != w.device or (name != "first parameter" and (other.shape, other.dtype) != (w.shape, w.dtype)):
+            if other.device != w.device or (name != "first parameter" and (other.shape != w.shape or not (
+                    other.dtype == w.dtype or name == "gradient" and w.dtype == torch.float32 and other.dtype in SIXTEEN_BITS))):
                 raise ValueError(f"parameter {number} is {describe(w)}, the {name} {describe(other)}")
+    if copies and len(copies) != len(parameters):
+        raise ValueError(f"{len(copies)} copies of {len(parameters)} parameters; there must be none, or as many")
+    for number, (w, copy) in enumerate(zip(parameters, copies)):
+        if (copy.shape, copy.device) != (w.shape, w.device) or copy.dtype not in SIXTEEN_BITS:
+            raise ValueError(f"parameter {number} is {describe(w)}, its copy {describe(copy)}; it must have 16 bits")
+    if sums is not None and (tuple(sums.shape), sums.dtype, parameters and sums.device) != (
+            (len(parameters),), torch.float32, parameters and parameters[0].device):
+        raise ValueError(f"sums are {describe(sums)}; they must be torch.float32 {(len(parameters),)} beside the parameters")
     if not parameters:
         return
     with torch.no_grad():
-        torch.ops.alexnet_mp.paper_sgd_(parameters, gradients, velocities, rates, float(momentum), decays,
+        torch.ops.alexnet_mp.paper_sgd_(parameters, gradients, velocities, copies, sums, rates, float(momentum), decays,
                                         resolve(kernels, parameters[0].device))
 
 
@@ -297,22 +309,25 @@ def _differentiate(ctx, dy, _):
 _forward.register_autograd(_differentiate, setup_context=_save)
 
 
-@torch.library.custom_op("alexnet_mp::paper_sgd_", mutates_args=("parameters", "velocities"),
-                         schema="(Tensor(a!)[] parameters, Tensor[] gradients, Tensor(b!)[] velocities, float[] learning_rates, "
-                                "float momentum, float[] weight_decays, str kernels) -> ()")
-def _update(parameters, gradients, velocities, learning_rates, momentum, weight_decays, kernels):
+@torch.library.custom_op("alexnet_mp::paper_sgd_", mutates_args=("parameters", "velocities", "copies", "sums"),
+                         schema="(Tensor(a!)[] parameters, Tensor[] gradients, Tensor(b!)[] velocities, Tensor(c!)[] copies, "
+                                "Tensor(d!)? sums, float[] learning_rates, float momentum, float[] weight_decays, str kernels) -> ()")
+def _update(parameters, gradients, velocities, copies, sums, learning_rates, momentum, weight_decays, kernels):
     if kernels in ("cuda", "triton"):
         from .sgd import paper_sgd_ as launch
-        launch(parameters, gradients, velocities, learning_rates, momentum, weight_decays)
+        launch(parameters, gradients, velocities, learning_rates, momentum, weight_decays, copies, sums)
     elif kernels == "cpu":
-        for w, g, v, rate, decay in zip(parameters, gradients, velocities, learning_rates, weight_decays):
+        for number, (w, g, v, rate, decay) in enumerate(zip(parameters, gradients, velocities, learning_rates, weight_decays)):
+            g = g.to(w.dtype)
             if rate != 0 and dense_alike(w, g, v):
                 compiled().paper_sgd_(w, g, v, rate, momentum, decay)
             else:
                 reference.paper_sgd_([w], [g], [v], learning_rates=[rate], momentum=momentum, weight_decays=[decay])
+            if rate != 0:
+                reference.note_weights(number, w, copies, sums)
     else:
         reference.paper_sgd_(parameters, gradients, velocities, learning_rates=learning_rates, momentum=momentum,
-                             weight_decays=weight_decays)
+                             weight_decays=weight_decays, copies=copies, sums=sums)
 
 
 def dense_alike(*tensors):
@@ -323,7 +338,7 @@ def dense_alike(*tensors):
 
 
 @_update.register_fake
-def _(parameters, gradients, velocities, learning_rates, momentum, weight_decays, kernels):
+def _(parameters, gradients, velocities, copies, sums, learning_rates, momentum, weight_decays, kernels):
     return None
 
 

@@ -320,6 +320,29 @@ def test_sgd_is_the_printed_update(dtype):
             assert (a.double() - e).abs().max() <= 2 * (b.double() - e).abs().max() + rounding * e.abs().max()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_sgd_reads_and_writes_sixteen_bits_and_adds_up(dtype, monkeypatch):
+    """The bits of widened gradients; sums over one program, over several with a rest, and in several rounds of the second kernel."""
+    monkeypatch.setattr(sgd, "SUMMED", 2)
+    sizes = 4096, 3, 7 * 4096 + 5
+    w, g, v = ([maps(size, seed=seed + size % 7, scale=1.0).to(DEVICE) for size in sizes] for seed in (1, 11, 21))
+    g = [each.to(dtype) for each in g]
+    wide = [[each.float() for each in part] for part in clones(w, g, v)]
+    copies, sums = [torch.zeros_like(each) for each in g], torch.full((4,), 7.0, device=DEVICE)
+    rates = dict(learning_rates=[0.1, 0.2, 0.3], momentum=0.9, weight_decays=[0.1, 0.0, 5e-4])
+    sgd.paper_sgd_(w, g, v, **rates, copies=copies, sums=sums[:3])
+    sgd.paper_sgd_(*wide, **rates)
+    assert all(map(torch.equal, (*w, *v), (*wide[0], *wide[2])))
+    assert all(torch.equal(copy.cpu(), truncated(each.cpu(), dtype) if DEVICE == "cpu" else each.to(dtype))
+               for copy, each in zip(copies, w, strict=True))
+    for each, total in zip(w, sums):
+        assert total.item() == pytest.approx(each.double().sum().item(), abs=1e-6 * each.abs().double().sum().item())
+    assert sums[3] == 7
+    w[2][-1] = float("nan")
+    sgd.paper_sgd_(w, g, v, **rates, copies=copies, sums=sums[:3])
+    assert sums.isnan().tolist() == [False, False, True, False] and copies[2][-1].isnan()
+
+
 def test_sgd_does_not_read_what_it_leaves_alone():
     w, g, v = torch.ones(5, device=DEVICE), torch.full((5,), float("nan"), device=DEVICE), torch.ones(5, device=DEVICE)
     sgd.paper_sgd_([w], [g], [v], [0.0], 0.9, [0.1])

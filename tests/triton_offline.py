@@ -34,7 +34,7 @@ def carried(kernel, arguments):
         return arguments["POOL"] ** 2 * before  # a of the maps before, of every cell of the window
     if kernel == "_backward_kernel":
         return 2 * before + arguments["SIZE"] // 2  # a, t, and g d^-beta
-    return {"fibonacci": 2, "fibonacci_of_one_zero": 2}.get(kernel, 0)
+    return {"_sum_kernel": 1, "fibonacci": 2, "fibonacci_of_one_zero": 2}.get(kernel, 0)
 
 
 @triton.jit
@@ -96,6 +96,10 @@ def launches():
         weights = [torch.empty(size, dtype=dtype) for size in (17424, 48)]
         sgd.paper_sgd_(weights, weights, weights, [0.01, 0.01], 0.9, [5e-4, 5e-4])
         yield from drain(f"sgd {str(dtype)[6:]}")
+    wide, narrow = [[torch.empty(size, dtype=dtype) for size in (17424, 48)] for dtype in (torch.float32, torch.bfloat16)]
+    for gradients, copies in ((wide, ()), (narrow, narrow)):
+        sgd.paper_sgd_(wide, gradients, wide, [0.01, 0.01], 0.9, [5e-4, 5e-4], copies, torch.empty(2))
+        yield from drain(f"sgd float32 with sums, {'bfloat16' if copies else 'no'} copies")
     pictures, mean = torch.empty(128, 256, 256, 3, dtype=torch.uint8), torch.empty(256, 256, 3)
     places = torch.zeros(128, dtype=torch.int64)
     for dtype in (torch.float32, torch.bfloat16):
