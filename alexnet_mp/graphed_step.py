@@ -22,6 +22,7 @@ from .console import say
 from .cuda_graphs import CudaGraphs, Tape
 from .errors import UserError
 from .kernels import ops
+from .step_input import kind
 
 CHOICES = ("auto", "on", "off")
 WARM_UP = 3  # eager steps of a shape
@@ -92,7 +93,7 @@ class GraphedStep:
 
     def _shape_of(self, images, labels):
         # On one device both towers' images are one tensor, and a graph copies it once.
-        key = tuple((tensor.shape, tensor.stride(), tensor.dtype) for tensor in (*images, labels)), images[0] is images[-1]
+        key = tuple(map(kind, (*images, labels))), images[0] is images[-1]
         return self.shapes.setdefault(key, _Shape())
 
     def _forward_and_backward(self, shape, images, labels, look):

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from .evaluate import credits
 from .joint_product import JointProduct
+from .step_input import images_of
 
 
 def forward_and_backward(network, images, labels, tape):
@@ -101,7 +102,7 @@ class Segment:
         """The first segment of all, where a training pass is counted."""
         self.tower.step += 1
         with torch.enable_grad():
-            return self._go_on(self.layers[0](images, self.tower.step))
+            return self._go_on(self.layers[0](images_of(images), self.tower.step))
 
     def begin(self, own, wanted, own_is_first):
         """The product with the tower's own half. wanted: whether gradients of the own and of the other half are."""

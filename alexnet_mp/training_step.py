@@ -3,13 +3,15 @@ import torch
 import torch.nn.functional as F
 
 from .evaluate import credits
+from .step_input import all_images
 
 
 class TrainingStep:
     """A step of a `TwoTowerAlexNet` by a `PaperSGD`.
 
     step(images, labels, look) -> [loss, right answers, sums of the weights a device], still on the devices. images: one (N, 3, crop,
-    crop) tensor a tower, on its device; labels: (N,) int64 on the first's. look(loss) is called before any weight is changed.
+    crop) tensor a tower, on its device, or what makes one (`step_input.Uncropped`); labels: (N,) int64 on the first's. look(loss) is
+    called before any weight is changed.
     """
 
     def __init__(self, network, optimizer):
@@ -22,7 +24,7 @@ class TrainingStep:
 
     def forward_and_backward(self, images, labels, look):
         self.optimizer.zero_grad(set_to_none=True)
-        logits = self.network(*images)
+        logits = self.network(*all_images(images))
         loss = F.cross_entropy(logits, labels)
         look(loss)
         if loss.requires_grad:  # not where every layer is frozen

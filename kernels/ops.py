@@ -143,6 +143,65 @@ def augment(pictures, top, left, flip, mean, shift, scale=1.0, *, crop, mean_fol
                                         memory_format == torch.channels_last, name)
 
 
+def crops_of(top, left, flip, shift, scale, *, crop, side):
+    """(N, 7) float32 on the host, what `augment_crops` needs of each crop: top, left, flip (0 or 1), shift of R, G, B, scale.
+
+    The arguments are those of `augment`. Raises ValueError for a crop that leaves its picture of side x side: later nobody looks.
+    """
+    for what, tensor, shape, kind in (("top", top, (len(top),), torch.int64), ("left", left, (len(top),), torch.int64),
+                                      ("flip", flip, (len(top),), torch.bool), ("shift", shift, (len(top), 3), torch.float32)):
+        _check_on_host(what, tensor, shape, kind)
+    _check_places(top, left, crop, side)
+    return _crops(top, left, flip, shift, scale)
+
+
+def augment_crops(pictures, crops, mean, *, crop, mean_follows_crop, dtype, memory_format):
+    """`augment` with all that it needs on the device of the pictures, so that a CUDA graph can hold it; the same bits.
+
+    pictures: (N, S, S, 3) uint8, contiguous. crops: (N, 7) float32, of `crops_of`. mean and the rest as in `augment`; who computes is
+    "auto". Raises ValueError for shapes that don't fit.
+    """
+    count, side = len(pictures), mean.shape[0]
+    if tuple(crops.shape) != (count, 7) or crops.dtype != torch.float32 or crops.device != pictures.device:
+        raise ValueError(f"crops are {describe(crops)}; with pictures {describe(pictures)} they must be torch.float32 {(count, 7)} there")
+    if (tuple(pictures.shape), pictures.dtype, pictures.is_contiguous()) != ((count, side, side, 3), torch.uint8, True):
+        raise ValueError(f"pictures are {describe(pictures)}; with a mean of {describe(mean)} they must be {(count, side, side, 3)} "
+                         "torch.uint8, contiguous")
+    if pictures.is_cuda and "triton" in built():
+        from .augmentation import augment as launch
+        y = _augmented(crops, mean, crop, dtype, memory_format == torch.channels_last)
+        if y.numel():
+            launch(pictures, crops, mean, mean_follows_crop, y)
+        return y
+    host = crops.cpu()
+    top, left = host[:, 0].long(), host[:, 1].long()
+    return augment(pictures, top, left, host[:, 2] != 0, mean, host[:, 3:6].contiguous(), host[0, 6].item() if count else 1.0, crop=crop,
+                   mean_follows_crop=mean_follows_crop, dtype=dtype, memory_format=memory_format)
+
+
+def _crops(top, left, flip, shift, scale):
+    """Places are below 2^24, so nothing is rounded."""
+    places = torch.stack([top, left, flip.long()], 1).float()
+    return torch.cat([places, shift, torch.full((len(top), 1), scale, dtype=torch.float32)], 1)
+
+
+def _check_places(top, left, crop, side):
+    """Raise ValueError for a crop that leaves its picture."""
+    most = side - crop
+    for what, places in (("top", top), ("left", left)):
+        if places.numel() == 0:
+            continue
+        low, high = (int(place) for place in places.aminmax())
+        if low < 0 or high > most:
+            raise ValueError(f"{what} is {low if low < 0 else high}; crops of {crop}x{crop} lie in pictures of {side}x{side} "
+                             f"from 0 to {most}")
+
+
+def _check_on_host(what, tensor, shape, kind):
+    if tuple(tensor.shape) != shape or tensor.dtype != kind or tensor.device.type != "cpu":
+        raise ValueError(f"{what} is {describe(tensor)}; it must be {kind} {shape} on the host")
+
+
 def _check_augment(pictures, top, left, flip, mean, shift, crop, dtype, memory_format):
     """Raise ValueError, naming the value, for what can't be augmented; whether the crops lie in their pictures is seen later."""
     side, count = mean.shape[0] if mean.dim() == 3 else 0, len(top)
@@ -159,8 +218,7 @@ def _check_augment(pictures, top, left, flip, mean, shift, crop, dtype, memory_f
                              f"they must be {(count, side, side, 3)} torch.uint8 on {mean.device}, contiguous")
     for what, tensor, shape, kind in (("top", top, (count,), torch.int64), ("left", left, (count,), torch.int64),
                                       ("flip", flip, (count,), torch.bool), ("shift", shift, (count, 3), torch.float32)):
-        if tuple(tensor.shape) != shape or tensor.dtype != kind or tensor.device.type != "cpu":
-            raise ValueError(f"{what} is {describe(tensor)}; it must be {kind} {shape} on the host")
+        _check_on_host(what, tensor, shape, kind)
     at_least("crop", crop, 1)
     if crop > side:
         raise ValueError(f"crop is {crop}, larger than the pictures of {side}x{side}")
@@ -349,15 +407,10 @@ def _augment(pictures, top, left, flip, mean, shift, scale, crop, mean_follows_c
     y = _augmented(top, mean, crop, dtype, channels_last)
     if y.numel() == 0:
         return y
-    most = mean.shape[0] - crop
-    for what, places in (("top", top), ("left", left)):
-        low, high = (int(place) for place in places.aminmax())
-        if low < 0 or high > most:
-            raise ValueError(f"{what} is {low if low < 0 else high}; crops of {crop}x{crop} lie in pictures of {mean.shape[0]}x"
-                             f"{mean.shape[0]} from 0 to {most}")
+    _check_places(top, left, crop, mean.shape[0])
     if kernels == "triton":
         from .augmentation import augment as launch
-        launch(pictures[0], top, left, flip, mean, shift, scale, mean_follows_crop, y)
+        launch(pictures[0], _crops(top, left, flip, shift, scale).to(y.device, non_blocking=True), mean, mean_follows_crop, y)
     elif kernels == "cpu":
         compiled().augment(pictures, *(host.contiguous() for host in (top, left, flip)), mean, shift.contiguous(), scale,
                            mean_follows_crop, y)

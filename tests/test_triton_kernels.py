@@ -16,7 +16,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 if DEVICE == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("Triton's interpreter is off (TRITON_INTERPRET=1) and there is no GPU", allow_module_level=True)
 
-from alexnet_mp.kernels import augmentation, lrn_pool, sgd  # noqa: E402
+from alexnet_mp.kernels import augmentation, lrn_pool, ops, sgd  # noqa: E402
 
 # alpha for values of 30 or so: neither the sum nor k hides the other.
 BASE = {"norm": "lrn", "size": 5, "alpha": 3e-3, "beta": 0.75, "k": 2.0, "relu": "before", "pool": 3, "stride": 2,
@@ -440,7 +440,8 @@ def test_augment_gives_the_references_bits(side, crop, mean_follows_crop, order,
     mean, shift = 255 * torch.rand(side, side, 3, generator=draws), maps(count, 3, scale=20.0)
     flip = torch.tensor([True, False, True])
     y = torch.full((count, 3, crop, crop), 777.0, dtype=dtype, device=DEVICE).contiguous(memory_format=order)
-    augmentation.augment(pictures.to(DEVICE), top, left, flip, mean.to(DEVICE), shift, 1 / 1.1, mean_follows_crop, y)
+    crops = ops.crops_of(top, left, flip, shift, 1 / 1.1, crop=crop, side=side).to(DEVICE)
+    augmentation.augment(pictures.to(DEVICE), crops, mean.to(DEVICE), mean_follows_crop, y)
     exact = reference.augment(pictures, top, left, flip, mean, shift, 1 / 1.1, crop=crop, mean_follows_crop=mean_follows_crop)
     assert torch.equal(y.cpu(), truncated(exact, dtype) if DEVICE == "cpu" else exact.to(dtype))
 
@@ -452,5 +453,6 @@ def test_augment_finds_pictures_beyond_two_gigabytes():
     pictures[-1] = maps(side, side, 3).byte()
     places, y = torch.zeros(count, dtype=torch.int64), torch.empty(count, 3, side, side, dtype=torch.float16, device=DEVICE)
     mean = torch.zeros(side, side, 3, device=DEVICE)
-    augmentation.augment(pictures, places, places, places.bool(), mean, torch.zeros(count, 3), 1.0, True, y)
+    crops = ops.crops_of(places, places, places.bool(), torch.zeros(count, 3), 1.0, crop=side, side=side)
+    augmentation.augment(pictures, crops.to(DEVICE), mean, True, y)
     assert torch.equal(y[-1], pictures[-1].permute(2, 0, 1).half())

@@ -101,11 +101,10 @@ def launches():
         sgd.paper_sgd_(wide, gradients, wide, [0.01, 0.01], 0.9, [5e-4, 5e-4], copies, torch.empty(2))
         yield from drain(f"sgd float32 with sums, {'bfloat16' if copies else 'no'} copies")
     pictures, mean = torch.empty(128, 256, 256, 3, dtype=torch.uint8), torch.empty(256, 256, 3)
-    places = torch.zeros(128, dtype=torch.int64)
     for dtype in (torch.float32, torch.bfloat16):
         for order, strides in (("NCHW", torch.contiguous_format), ("channels_last", torch.channels_last)):
             y = torch.empty(128, 3, 224, 224, dtype=dtype, memory_format=strides)
-            augmentation.augment(pictures, places, places, places.bool(), mean, torch.zeros(128, 3), 1.0, order == "NCHW", y)
+            augmentation.augment(pictures, torch.empty(128, 7), mean, order == "NCHW", y)
             yield from drain(f"augment {str(dtype)[6:]} {order}")
     mask = {"seed": 0, "layer": 6, "tower": 1}
     for dtype in (torch.float32, torch.bfloat16):
