@@ -28,7 +28,7 @@ def _forward(network, images, labels, tape):
     """[[a's segment, b's], ...] in the order of the layers."""
     def answer(logits):
         logits = logits.to(network.dtype)
-        return F.cross_entropy(logits, labels), credits(logits.detach(), labels)[0]
+        return F.cross_entropy(logits, labels), credits(logits.detach(), labels, network.kernels)[0]
 
     runs = _runs(network.recipe.layers)
     passed = []

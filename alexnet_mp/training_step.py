@@ -30,7 +30,7 @@ class TrainingStep:
         if loss.requires_grad:  # not where every layer is frozen
             loss.backward()
         with torch.no_grad():
-            return loss.detach(), credits(logits, labels)[0]
+            return loss.detach(), credits(logits, labels, self.network.kernels)[0]
 
     def update(self):
         return [self.update_on(device) for device in self.optimizer.devices()]

@@ -10,7 +10,8 @@ import pytest
 
 pytest.importorskip("triton", reason="triton is not installed")
 CAPABILITIES = (80, 90)  # A100, H100 and H200
-WITHOUT_LOOPS = ("_paper_sgd_kernel", "_augment_kernel", "_relu_dropout_kernel", "_relu_dropout_backward_kernel")
+WITHOUT_LOOPS = ("_paper_sgd_kernel", "_augment_kernel", "_relu_dropout_kernel", "_relu_dropout_backward_kernel",
+                 "_topk_credit_kernel")
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +40,7 @@ def test_every_launch_of_the_network_is_compiled(reports):
         assert counts[capability, "_paper_sgd_kernel"] == 4 and counts[capability, "_sum_kernel"] == 2
         assert counts[capability, "_augment_kernel"] == 4
         assert counts[capability, "_relu_dropout_kernel"] == counts[capability, "_relu_dropout_backward_kernel"] == 5
+        assert counts[capability, "_topk_credit_kernel"] == 2
         assert counts[capability, "_spatial_kernel"] >= 2 and counts[capability, "_spatial_backward_kernel"] == 1
 
 

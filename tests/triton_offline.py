@@ -19,7 +19,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime import jit
 
-from alexnet_mp.kernels import augmentation, lrn_pool, relu_dropout_triton, sgd
+from alexnet_mp.kernels import augmentation, lrn_pool, relu_dropout_triton, sgd, topk_credit
 
 BUNDLED = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin")
 LRN = {"size": 5, "alpha": 1e-4, "beta": 0.75, "k": 2.0}
@@ -106,6 +106,9 @@ def launches():
             y = torch.empty(128, 3, 224, 224, dtype=dtype, memory_format=strides)
             augmentation.augment(pictures, torch.empty(128, 7), mean, order == "NCHW", y)
             yield from drain(f"augment {str(dtype)[6:]} {order}")
+    for classes in (1000, 21841):
+        topk_credit.topk_credit(torch.empty(128, classes), torch.zeros(128, dtype=torch.int64))
+        yield from drain(f"credit {classes}")
     mask = {"seed": 0, "layer": 6, "tower": 1}
     for dtype in (torch.float32, torch.bfloat16):
         for layer, shape, probability in (("conv3", (128, 192, 13, 13), 0.0), ("fc6", (128, 2048), 0.5)):
