@@ -76,8 +76,8 @@ class Tape:
     """Graphs of two devices and the copies between them, in the order of a step.
 
     run, send and receive put one more at the end; `replay` launches them all again, called `aside`. What a graph reads of another device
-    lies in a place of its own, written by the copy of that step. The first replay makes a `tape_program.Program` of it, where the
-    operator for that is there.
+    lies in a place of its own, written by the copy of that step. The first replay makes a `tape_program.Program` of it,
+    where the operator for that is there.
     """
 
     def __init__(self, graphs, pool, exchange):

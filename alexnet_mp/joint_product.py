@@ -7,9 +7,11 @@ import torch
 
 
 def joined(product, own, crossing, weight, halves, bias):
-    """y, on the own half's device. product: a differentiable function of (x, weight, bias); with a matrix, x.flatten(1) weight^T + bias.
+    """y, on the own half's device. product: a differentiable function of (x, weight, bias); with a matrix, x.flatten(1)
+    weight^T + bias.
 
-    crossing: the other half, an `exchange.Crossing`. halves(weight) -> views of the weights that meet the own half and the other.
+    crossing: the other half, an `exchange.Crossing`. halves(weight) -> views of the weights that meet the own half and
+    the other.
     """
     if not torch.is_grad_enabled():
         own_weight, other_weight = halves(weight)
@@ -27,7 +29,8 @@ class JointProduct:
     def __init__(self, product, own, weight, halves, bias, wanted):
         own_wanted, self.other_wanted, weight_wanted, bias_wanted = wanted
         self.product, self.halves = product, halves
-        self.own, self.weight, self.bias = _leaf(own, own_wanted), _leaf(weight, weight_wanted), _leaf(bias, bias_wanted)
+        self.own, self.bias = _leaf(own, own_wanted), _leaf(bias, bias_wanted)
+        self.weight = _leaf(weight, weight_wanted)
 
     def begin(self):
         with torch.enable_grad():
@@ -80,8 +83,8 @@ class JointProduct:
 def written_by_halves(weight):
     """Whether the gradient of a weight is two products, each written to its half of it.
 
-    autograd's are transposed, since half a matrix has its rows apart, and `cat` would transpose them back in every step. On a CPU its
-    way stays: there the two ways can differ in the last bit.
+    autograd's are transposed, since half a matrix has its rows apart, and `cat` would transpose them back in every
+    step. On a CPU its way stays: there the two ways can differ in the last bit.
     """
     return weight.dim() == 2 and weight.is_cuda
 

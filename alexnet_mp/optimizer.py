@@ -46,8 +46,9 @@ class PaperSGD(torch.optim.Optimizer):
     def update_on(self, device):
         """`step` on one of the `devices`. Returns the sum of each new weight tensor there, (tensors,) float32.
 
-        A sum is finite only where no weight is NaN or infinite. An update carries what is not finite in a gradient or a velocity into
-        the weight, so these few numbers watch over all three. The copies that a layer keeps of its weights are written, too.
+        A sum is finite only where no weight is NaN or infinite. An update carries what is not finite in a gradient or a
+        velocity into the weight, so these few numbers watch over all three. The copies that a layer keeps of its
+        weights are written, too.
         """
         parameters, options = self._by_device()[device]
         missing = [name for (name, _, _), w in zip(options, parameters, strict=True) if w.grad is None]

@@ -41,7 +41,8 @@ class RawPipeline:
         self.devices = [torch.device(device) for device in devices]
         self.on_gpu = any(device.type == "cuda" for device in self.devices)
         self.statistics = self.means = None
-        self.left_to_step = False  # whether a GPU's training batches are `Uncropped`: a step as CUDA graphs makes its images itself
+        # Whether a GPU's training batches are `Uncropped`: a step as CUDA graphs makes its images itself.
+        self.left_to_step = False
 
     def use(self, statistics):
         """Set the mean image and colour components that all batches are made with."""
@@ -94,8 +95,9 @@ class RawPipeline:
         """`Batch.images` that are still to be made."""
         places = (torch.from_numpy(values) for values in (drawn.top, drawn.left, drawn.flip))
         crops = ops.crops_of(*places, shift, scale, crop=self.recipe.crop_size, side=self.recipe.stored_size)
-        left = {device: Uncropped(pictures[device], crops.to(device, non_blocking=True), mean, self.recipe.crop_size,
-                                  self.recipe.mean_follows_crop, self.dtype, self.memory_format) for device, mean in self.means.items()}
+        options = self.recipe.crop_size, self.recipe.mean_follows_crop, self.dtype, self.memory_format
+        left = {device: Uncropped(pictures[device], crops.to(device, non_blocking=True), mean, *options)
+                for device, mean in self.means.items()}
         return [left[device] for device in self.devices]
 
     def _augmented(self, pictures, device, drawn, shift, scale):
@@ -185,7 +187,8 @@ def _wait_for(item, devices, made):
     for device, event in zip(devices, made):
         torch.cuda.current_stream(device).wait_event(event)
     images, labels = (item.images, item.labels) if isinstance(item, Batch) else (item[0].values(), item[1])
-    for tensor in [*(tensor for each in images for tensor in (each.tensors() if isinstance(each, Uncropped) else [each])), labels]:
+    parts = [tensor for each in images for tensor in (each.tensors() if isinstance(each, Uncropped) else [each])]
+    for tensor in [*parts, labels]:
         if tensor.is_cuda:  # the memory is the thread's stream's, which must not reuse it before this stream is done
             tensor.record_stream(torch.cuda.current_stream(tensor.device))
 

@@ -1,7 +1,8 @@
-"""What a training step is given for each tower: images, or stored pictures with what makes images of them within the step.
+"""What a training step is given for each tower: images, or stored pictures with what makes images of them within the
+step.
 
-A CUDA graph has static inputs. Pictures in uint8 are a third of the bytes to copy there (of bfloat16 images), and a graph that makes
-its own images of them writes these once.
+A CUDA graph has static inputs. Pictures in uint8 are two thirds of the bytes to copy there (of bfloat16 images), and a
+graph that makes its own images of them writes these once.
 """
 from dataclasses import dataclass, replace
 
@@ -24,8 +25,8 @@ class Uncropped:
 
     def images(self):
         """(N, 3, crop, crop)."""
-        return ops.augment_crops(self.pictures, self.crops, self.mean, crop=self.crop, mean_follows_crop=self.mean_follows_crop,
-                                 dtype=self.dtype, memory_format=self.memory_format)
+        return ops.augment_crops(self.pictures, self.crops, self.mean, crop=self.crop, dtype=self.dtype,
+                                 mean_follows_crop=self.mean_follows_crop, memory_format=self.memory_format)
 
     def tensors(self):
         """What differs from batch to batch."""
@@ -54,5 +55,5 @@ def kind(given):
     """What a graph that was captured with this input asks of another: all but the values."""
     if not isinstance(given, Uncropped):
         return given.shape, given.stride(), given.dtype
-    return (*((tensor.shape, tensor.stride()) for tensor in given.tensors()), given.mean.data_ptr(), given.crop, given.mean_follows_crop,
-            given.dtype, given.memory_format)
+    shapes = [(tensor.shape, tensor.stride()) for tensor in given.tensors()]
+    return *shapes, given.mean.data_ptr(), given.crop, given.mean_follows_crop, given.dtype, given.memory_format

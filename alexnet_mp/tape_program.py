@@ -1,9 +1,10 @@
-"""A tape as a table of numbers, which one compiled operator replays (`csrc/cuda/tape.h`): some hundred CUDA calls without Python.
+"""A tape as a table of numbers, which one compiled operator replays (`csrc/cuda/tape.h`): some hundred CUDA calls
+without Python.
 
-The order is that of `exchange.copy` and `exchange.settle`, with fewer events: a copy between two CUDA devices has one stream, its
-source's. It begins when what it copies is made, and before the tape's first copy when both devices have come so far; who receives it
-waits for it; and at the end both devices wait for all copies. What runs in a graph must draw nothing from torch's own generators,
-whose counts only a replay from Python moves on; nothing of ours does.
+The order is that of `exchange.copy` and `exchange.settle`, with fewer events: a copy between two CUDA devices has one
+stream, its source's. It begins when what it copies is made, and before the tape's first copy when both devices have
+come so far; who receives it waits for it; and at the end both devices wait for all copies. What runs in a graph must
+draw nothing from torch's own generators, whose counts only a replay from Python moves on; nothing of ours does.
 """
 import functools
 
@@ -12,7 +13,8 @@ import torch
 from .kernels.choice import compiled
 
 LAUNCH, COPY, RECORD, WAIT = range(4)  # as in csrc/cuda/tape.h
-COLUMNS = 7  # kind, device of the stream, stream, graph or event or the place of a copy; of a copy: source, target device, bytes
+# Kind, the stream's device, stream, graph or event or the place of a copy; of a copy also source, target device, bytes.
+COLUMNS = 7
 
 
 @functools.cache
@@ -21,14 +23,16 @@ def operator():
     if compiled() is None:
         return None
     there = getattr(compiled(), "replay_tape", None)
-    return there if there and torch._C._dispatch_has_kernel_for_dispatch_key("alexnet_mp_csrc::replay_tape", "CPU") else None
+    built = there and torch._C._dispatch_has_kernel_for_dispatch_key("alexnet_mp_csrc::replay_tape", "CPU")
+    return there if built else None
 
 
 def fits(steps, towers):
     """Whether a table can say what the steps of a `Tape` do. towers: an `Exchange`."""
     copies = [step[1] for step in steps if step[0] == "send"]
     graphs = [step[1] for step in steps if step[0] == "launch"]
-    return (all(device.type == "cuda" for device in towers.devices) and towers.overlap  # else the computing streams copy
+    return (all(device.type == "cuda" for device in towers.devices)
+            and towers.overlap  # else the computing streams copy
             and all(hasattr(graph, "raw_cuda_graph_exec") for graph in graphs)  # not in older versions of torch
             and all(_as_bytes(copy.tensor, copy.place) for copy in copies))
 
@@ -42,8 +46,8 @@ def _as_bytes(tensor, place):
 class Program:
     """The table of a tape's steps, and what must live as long as it.
 
-    steps: ("launch", graph, device), ("send", copy), ("receive", copy), as `Tape` has them. streams: {device: where graphs are
-    launched}.
+    steps: ("launch", graph, device), ("send", copy), ("receive", copy), as `Tape` has them. streams: {device: where
+    graphs are launched}.
     """
 
     def __init__(self, steps, streams):

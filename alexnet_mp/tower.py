@@ -34,8 +34,8 @@ class TowerLayer(nn.Module):
     size: the layer's `geometry.Size`. towers: the towers whose maps are computed here, (0,), (1,), or (0, 1) in a merged network.
     forward(x, step): (N, C, H, W) -> (N, maps * len(towers), H', W'), or (N, units * len(towers)); step keys the dropout mask.
     With a `Crossing` x is the tower's own half of what is read, and the other half is on its way (`joint_product.py`).
-    Computed in the dtype of x: of float32 weights a bfloat16 image takes copies in bfloat16, and their gradients are float32 again;
-    or, where `keep_copies` has made copies that stay, bfloat16.
+    Computed in the dtype of x: of float32 weights a bfloat16 image takes copies in bfloat16, and their gradients are
+    float32 again; or, where `keep_copies` has made copies that stay, bfloat16.
     """
 
     def __init__(self, recipe, size, index, towers, kernels, device):
@@ -83,9 +83,10 @@ class TowerLayer(nn.Module):
     def keep_copies(self, dtype):
         """Have copies of the parameters in a dtype, up to date. Gradients then have the dtype that was computed in.
 
-        Who updates a parameter may write its copy as well, and say so (`note_copy`); one that is not up to date is not used.
+        Who updates a parameter may write its copy as well, and say so (`note_copy`); one that is not up to date is not
+        used.
         """
-        for name, parameter in self.named_parameters(recurse=False):
+        for name, parameter in (("weight", self.weight), ("bias", self.bias)):
             copy, version = self.kept.get(name, (None, None))
             if copy is None or copy.dtype != dtype or copy.device != parameter.device:
                 copy, version = torch.empty_like(parameter, dtype=dtype, requires_grad=False), None
@@ -104,7 +105,8 @@ class TowerLayer(nn.Module):
         return {"conv": self._convolve, "local": self._convolve_locally, "fc": self._multiply}[self.layer.kind](x, weight, bias)
 
     def halves(self, other_comes_second):
-        """A function that gives of the weight what meets the tower's own half of what is read, and what meets the other.
+        """A function that gives of the weight what meets the tower's own half of what is read, and what meets the
+        other.
 
         other_comes_second: whether the other is the second half.
         """

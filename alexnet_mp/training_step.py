@@ -10,8 +10,8 @@ class TrainingStep:
     """A step of a `TwoTowerAlexNet` by a `PaperSGD`.
 
     step(images, labels, look) -> [loss, right answers, sums of the weights a device], still on the devices. images: one (N, 3, crop,
-    crop) tensor a tower, on its device, or what makes one (`step_input.Uncropped`); labels: (N,) int64 on the first's. look(loss) is
-    called before any weight is changed.
+    crop) tensor a tower, on its device, or what makes one (`step_input.Uncropped`); labels: (N,) int64 on the first's.
+    look(loss) is called before any weight is changed.
     """
 
     def __init__(self, network, optimizer):

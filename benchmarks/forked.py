@@ -1,11 +1,12 @@
-"""Two ways to give one GPU more work at once where both towers are on it: an experiment, which nothing but its benchmark uses.
+"""Two ways to give one GPU more work at once where both towers are on it: an experiment, which nothing but its
+benchmark uses.
 
-joined: layers of both towers that read the same maps (conv1 the image, conv3, fc6 and fc7 both towers) are one product of twice as
-many maps, whose halves are then made dense for each tower's kernels. Weights, their copies and their gradients lie one behind the
-other, so that joining them copies nothing (`lay_out`).
+joined: layers of both towers that read the same maps (conv1 the image, conv3, fc6 and fc7 both towers) are one product
+of twice as many maps, whose halves are then made dense for each tower's kernels. Weights, their copies and their
+gradients lie one behind the other, so that joining them copies nothing (`lay_out`).
 
-forked: what tower b computes from its own maps runs on a second stream beside tower a, forward and, since autograd computes where
-forward did, backward; in a capture both become branches of one graph.
+forked: what tower b computes from its own maps runs on a second stream beside tower a, forward and, since autograd
+computes where forward did, backward; in a capture both become branches of one graph.
 """
 from contextlib import contextmanager
 
@@ -13,7 +14,8 @@ import torch
 
 
 class Side:
-    """The second stream of a device. `fork` and `join` name the tensors that go over, whose memory must wait for both."""
+    """The second stream of a device. `fork` and `join` name the tensors that go over, whose memory must wait for both.
+    """
 
     def __init__(self, device):
         self.stream = torch.cuda.Stream(device)
@@ -51,7 +53,9 @@ class Here:
 
 
 def change(network, joined=False, side=None):
-    """Let a `TwoTowerAlexNet` with both towers on one device compute so from now on. side: a `Side`, or None not to fork."""
+    """Let a `TwoTowerAlexNet` with both towers on one device compute so from now on. side: a `Side`, or None not to
+    fork.
+    """
     if not network.exchange.shared or len(network.towers) != 2:
         raise ValueError("both towers must be on one device")
     side, forks = side or Here(), side is not None
@@ -97,7 +101,8 @@ def both_products(own, other, x):
     (weight_a, added_a, left_a), (weight_b, added_b, left_b) = (layer.operands(x.dtype) for layer in (own, other))
     added = None if added_a is None else Behind.apply(added_a, added_b)
     y = own.product(x, Behind.apply(weight_a, weight_b), added)
-    order = torch.channels_last if y.dim() == 4 and y.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
+    last = y.dim() == 4 and y.is_contiguous(memory_format=torch.channels_last)
+    order = torch.channels_last if last else torch.contiguous_format
     return *(half.contiguous(memory_format=order) for half in y.chunk(2, 1)), left_a, left_b
 
 
@@ -116,13 +121,15 @@ class Behind(torch.autograd.Function):
 
 
 def lies_behind(a, b):
-    return (a.shape == b.shape and a.stride() == b.stride() and a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
+    return (a.shape == b.shape and a.stride() == b.stride()
+            and a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
             and b.data_ptr() == a.data_ptr() + a.nbytes)
 
 
 @torch.no_grad()
 def lay_out(network, dtype):
-    """Put the parameters of layers whose towers read the same maps, and their copies in a dtype, one behind the other."""
+    """Put the parameters of layers whose towers read the same maps, and their copies in a dtype, one behind the other.
+    """
     network.keep_copies(dtype)
     a, b = network.towers
     for number, layer in enumerate(network.recipe.layers):

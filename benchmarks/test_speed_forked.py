@@ -2,8 +2,9 @@
 
     pytest benchmarks/test_speed_forked.py --benchmark-only [--batch 128] [--rounds 7]
 
-`graphs` is what `train --graphs on` does; `joined`, `forked` and `joined-forked` compute the same network otherwise. Before the first
-round loss and gradients are compared: of `forked` the bits are those of today, of the others the sums may be added in another order.
+`graphs` is what `train --graphs on` does; `joined`, `forked` and `joined-forked` compute the same network otherwise.
+Before the first round loss and gradients are compared: of `forked` the bits are those of today, of the others the sums
+may be added in another order.
 """
 import functools
 import statistics
@@ -51,7 +52,7 @@ def measure(dtype, batch, rounds):
     steps = {name: Step(images, labels, *way) for name, way in WAYS.items()}
     expected = steps["graphs"].answers()
     for name, step in steps.items():
-        # Half a rounding of the dtype on each of a few layers' sums, and here and there a ReLU or a window's maximum that falls otherwise.
+        # Roundings of sums in another order, and here and there a ReLU or a window's maximum that falls otherwise.
         bound = {"joined": 2e-2, "joined-forked": 2e-2}.get(name, 0)
         for (what, found), wanted in zip(step.answers().items(), expected.values(), strict=True):
             error = ((found - wanted).norm() / wanted.norm()).item()
@@ -61,7 +62,8 @@ def measure(dtype, batch, rounds):
             step.step()
     before = clocks(DEVICE)
     seconds, _ = time_in_turn(steps, DEVICE, rounds)
-    return seconds, {"kernels": steps["graphs"].network.kernels_used(), "clocks_before": before, "clocks_after": clocks(DEVICE), "seed": 0}
+    used = steps["graphs"].network.kernels_used()
+    return seconds, {"kernels": used, "clocks_before": before, "clocks_after": clocks(DEVICE), "seed": 0}
 
 
 class Step:

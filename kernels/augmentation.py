@@ -50,8 +50,11 @@ def _augment_kernel(
 
 
 def augment(pictures, crops, mean, mean_follows_crop, y):
-    """Write y, (N, 3, crop, crop) dense in channels_last or NCHW. crops: `ops.crops_of`; all on the device of y, and already checked."""
+    """Write y, (N, 3, crop, crop) dense in channels_last or NCHW. crops: `ops.crops_of`; all on the device of y, and
+    already checked.
+    """
     count, side, crop = len(pictures), pictures.shape[1], y.shape[2]
     blocks = triton.cdiv(3 * crop * crop, BLOCK)
     with triton_on(y):
-        _augment_kernel[count * blocks,](pictures, mean, crops, y, side, crop, mean_follows_crop, y.stride(1) == 1, BLOCK)
+        _augment_kernel[count * blocks,](pictures, mean, crops, y, side, crop, mean_follows_crop, y.stride(1) == 1,
+                                         BLOCK)

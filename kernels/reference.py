@@ -97,7 +97,8 @@ def paper_sgd_(parameters, gradients, velocities, *, learning_rates, momentum, w
 
     e, d: one learning rate and weight decay a tensor. The velocity carries the learning rate, unlike torch.optim.SGD: after a
     drop the old steps coast on at their old size. A rate of 0 leaves tensor and velocity alone (2012 source, `weights.cu:148`).
-    bfloat16 and float16 are computed in float32, w from the v that is not rounded yet. copies, sums: see `note_weights`.
+    bfloat16 and float16 are computed in float32, w from the v that is not rounded yet. copies, sums: see
+    `note_weights`.
     """
     with torch.no_grad():
         numbered = enumerate(zip(parameters, gradients, velocities, learning_rates, weight_decays, strict=True))
@@ -114,9 +115,11 @@ def paper_sgd_(parameters, gradients, velocities, *, learning_rates, momentum, w
 
 
 def note_weights(number, w, copies=(), sums=None):
-    """Keep of an updated weight its copy in another dtype, and its sum in float32: finite only where no weight is NaN or infinite.
+    """Keep of an updated weight its copy in another dtype, and its sum in float32: finite only where no weight is NaN
+    or infinite.
 
-    copies: a tensor a weight, or none. sums: (weights,) float32, or None; those of weights that are left alone are not written.
+    copies: a tensor a weight, or none. sums: (weights,) float32, or None; those of weights that are left alone are not
+    written.
     """
     if copies:
         copies[number].copy_(w)

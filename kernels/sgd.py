@@ -2,8 +2,8 @@
 
     v <- m v - d e w - e g;  w <- w + v
 
-The same pass takes gradients of 16 bits as they are, writes the next weights' copies in 16 bits, and adds up the weights: one sum a
-program, and a second, small launch that adds those of each tensor in a fixed order.
+The same pass takes gradients of 16 bits as they are, writes the next weights' copies in 16 bits, and adds up the
+weights: one sum a program, and a second, small launch that adds those of each tensor in a fixed order.
 
 A program finds its tensor and its first element in a table on the device, and the addresses and coefficients of that tensor in
 two more. The tables are kept for the next step, so that only a change of tensors or of rates copies anything to the device.
@@ -55,15 +55,17 @@ def _paper_sgd_kernel(
     copy_ptr = tl.load(row_ptr + 3).to(tl.pointer_type(DTYPE if COPY_DTYPE is None else COPY_DTYPE)) + first + element
     left = tl.load(row_ptr + 4) - first
     if ALIGNED:  # what a table holds the compiler cannot see: told, it moves 16 bytes at a time
-        # Of 16 bits beside float32 as many elements, 8 bytes: so all that a thread has are the same ones, and nothing is handed on.
+        # Of 16 bits beside float32 as many elements, 8 bytes: so a thread has the same ones of each, and hands none on.
         w_ptr, v_ptr = tl.multiple_of(w_ptr, 16), tl.multiple_of(v_ptr, 16)
         g_ptr = tl.multiple_of(g_ptr, 16 * G_DTYPE.primitive_bitwidth // DTYPE.primitive_bitwidth)
         if COPY_DTYPE is not None:
             copy_ptr = tl.multiple_of(copy_ptr, 16 * COPY_DTYPE.primitive_bitwidth // DTYPE.primitive_bitwidth)
+    sum_ptr = partial_ptr + chunk
+    COPY: tl.constexpr = COPY_DTYPE is not None
     if left >= CHUNK:
-        _update(w_ptr, g_ptr, v_ptr, copy_ptr, partial_ptr + chunk, m, decay, rate, None, COPY_DTYPE is not None, SUMS)
+        _update(w_ptr, g_ptr, v_ptr, copy_ptr, sum_ptr, m, decay, rate, None, COPY, SUMS)
     else:
-        _update(w_ptr, g_ptr, v_ptr, copy_ptr, partial_ptr + chunk, m, decay, rate, element < left, COPY_DTYPE is not None, SUMS)
+        _update(w_ptr, g_ptr, v_ptr, copy_ptr, sum_ptr, m, decay, rate, element < left, COPY, SUMS)
 
 
 @triton.jit
@@ -103,13 +105,14 @@ def paper_sgd_(parameters, gradients, velocities, learning_rates, momentum, weig
     """The update in place, for lists of tensors; e, d: one learning rate and weight decay a tensor (`reference.paper_sgd_`).
 
     float32 and float64 are computed as they are, bfloat16 and float16 in float32. A tensor whose rate is 0 is not touched.
-    copies, sums: as in `ops.paper_sgd_`. Weight, gradient, velocity and copy must have one device and shape and lie in memory without
-    gaps and in the same order, contiguous or channels_last; others are left to `reference.paper_sgd_`, one by one. Once a call has run with the same
-    tensors and rates, further calls can be captured in a CUDA graph. Raises RuntimeError where one is captured before that, or so
-    long after it that its tables were forgotten; not within `ops.update_tables_in`, whose owner forgets nothing.
+    copies, sums: as in `ops.paper_sgd_`. Weight, gradient, velocity and copy must have one device and shape and lie in
+    memory without gaps and in the same order, contiguous or channels_last; others are left to `reference.paper_sgd_`,
+    one by one. Once a call has run with the same tensors and rates, further calls can be captured in a CUDA graph.
+    Raises RuntimeError where one is captured before that, or so long after it that its tables were forgotten; not
+    within `ops.update_tables_in`, whose owner forgets nothing.
     """
-    groups = {}
-    lists = zip(parameters, gradients, velocities, copies or [None] * len(parameters), learning_rates, weight_decays, strict=True)
+    groups, copies = {}, copies or [None] * len(parameters)
+    lists = zip(parameters, gradients, velocities, copies, learning_rates, weight_decays, strict=True)
     for number, (w, g, v, copy, rate, decay) in enumerate(lists):
         if rate == 0:
             continue
@@ -118,22 +121,24 @@ def paper_sgd_(parameters, gradients, velocities, learning_rates, momentum, weig
             groups.setdefault((w.device, dtypes), []).append((number, w, g, v, copy, rate, decay))
         else:
             reference.paper_sgd_([w], [g], [v], learning_rates=[rate], momentum=momentum, weight_decays=[decay])
-            reference.note_weights(number, w, copies, sums)
+            reference.note_weights(number, w, () if copy is None else copies, sums)
     for (device, dtypes), group in groups.items():
         tensors = tuple(_row(*one[:5]) for one in group)
         coefficients = tuple((momentum, decay * rate, rate) for *_, rate, decay in group)
         with triton_on(group[0][1]):
             chunks, rows, coefficients, partial = _tables_for(device, tensors, coefficients)
             aligned = all(address % 16 == 0 for addresses in tensors for address in addresses[:4])
-            _paper_sgd_kernel[len(chunks),](
-                chunks, rows, coefficients, partial, *(dtype and getattr(tl, str(dtype).removeprefix("torch.")) for dtype in dtypes),
-                sums is not None, aligned, CHUNK, num_warps=8)
+            names = [dtype and getattr(tl, str(dtype).removeprefix("torch.")) for dtype in dtypes]
+            _paper_sgd_kernel[len(chunks),](chunks, rows, coefficients, partial, *names, sums is not None, aligned,
+                                            CHUNK, num_warps=8)
             if sums is not None:
                 _sum_kernel[len(rows),](rows, partial, sums, SUMMED, CHUNK)
 
 
 def _row(number, w, g, v, copy):
-    """Addresses of w, g, v and the copy (0 without), elements, place in the sums; `_tables` adds the first program, and a 0."""
+    """Addresses of w, g, v and the copy (0 without), elements, place in the sums; `_tables` adds the first program, and
+    a 0.
+    """
     return w.data_ptr(), g.data_ptr(), v.data_ptr(), 0 if copy is None else copy.data_ptr(), w.numel(), number
 
 
@@ -170,4 +175,5 @@ def _tables(device, tensors, coefficients):
     tables = torch.cat(chunks), torch.tensor(rows, dtype=torch.int64), torch.tensor(coefficients, dtype=torch.float64)
     if device.type == "cuda":  # from page-locked memory, else the host waits for the copy, and before it for the step
         tables = [table.pin_memory() for table in tables]
-    return *(table.to(device, non_blocking=True) for table in tables), torch.empty(begins[-1], dtype=torch.float32, device=device)
+    partial = torch.empty(begins[-1], dtype=torch.float32, device=device)
+    return *(table.to(device, non_blocking=True) for table in tables), partial

@@ -1,7 +1,8 @@
-"""How much of each image's answer is right under top-1 and top-5, in Triton: one launch for what `answers.credits_each` defines.
+"""How much of each image's answer is right under top-1 and top-5, in Triton: one launch for what `answers.credits_each`
+defines.
 
-A program has one image: it counts the scores above the label's own, and those that equal it. PyTorch's text of that is some twenty
-kernels, each longer to launch than to run.
+A program has one image: it counts the scores above the label's own, and those that equal it. PyTorch's text of that is
+some twenty kernels, each longer to launch than to run.
 """
 import torch
 import triton
@@ -36,7 +37,9 @@ def _topk_credit_kernel(
 
 
 def topk_credit(scores, labels):
-    """(2, N) float64, the rows being `answers.credits_each` of (N, classes) scores and (N,) int64 labels on the same device."""
+    """(2, N) float64, the rows being `answers.credits_each` of (N, classes) scores and (N,) int64 labels on the same
+    device.
+    """
     scores, count, classes = scores.detach(), *scores.shape
     scores = scores if scores.stride(1) == 1 else scores.contiguous()
     credits, block = torch.empty(2, count, dtype=torch.float64, device=scores.device), triton.next_power_of_2(classes)

@@ -1,4 +1,5 @@
-// csrc/cuda/tape.h on a CPU: the CUDA calls that it makes are written down instead, and one of them can be told to fail.
+// csrc/cuda/tape.h on a CPU: the CUDA calls that it makes are written down instead, and one of them can be told to
+// fail.
 // Built and driven by tests/test_tape.py.
 #include <cstddef>
 #include <cstdint>
@@ -10,7 +11,9 @@ using cudaStream_t = struct Stream*;
 using cudaEvent_t = struct Event*;
 using cudaGraphExec_t = struct Graph*;
 
-enum Called : int64_t { kGetDevice, kSetDevice, kGraphLaunch, kEventRecord, kStreamWaitEvent, kMemcpyAsync, kMemcpyPeerAsync };
+enum Called : int64_t {
+    kGetDevice, kSetDevice, kGraphLaunch, kEventRecord, kStreamWaitEvent, kMemcpyAsync, kMemcpyPeerAsync
+};
 constexpr int kWords = 8;  // what was called, the current device, up to six arguments
 
 static int current_device;
@@ -37,16 +40,21 @@ inline cudaError_t cudaSetDevice(int device) {
     if (error == cudaSuccess) current_device = device;
     return error;
 }
-inline cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t stream) { return called(kGraphLaunch, graph, stream); }
-inline cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) { return called(kEventRecord, event, stream); }
+inline cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t stream) {
+    return called(kGraphLaunch, graph, stream);
+}
+inline cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+    return called(kEventRecord, event, stream);
+}
 inline cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned flags) {
     return called(kStreamWaitEvent, stream, event, flags);
 }
-inline cudaError_t cudaMemcpyAsync(void* target, const void* source, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream) {
+inline cudaError_t cudaMemcpyAsync(void* target, const void* source, size_t bytes, cudaMemcpyKind kind,
+                                   cudaStream_t stream) {
     return called(kMemcpyAsync, target, source, bytes, kind, stream);
 }
-inline cudaError_t cudaMemcpyPeerAsync(void* target, int target_device, const void* source, int source_device, size_t bytes,
-                                       cudaStream_t stream) {
+inline cudaError_t cudaMemcpyPeerAsync(void* target, int target_device, const void* source, int source_device,
+                                       size_t bytes, cudaStream_t stream) {
     return called(kMemcpyPeerAsync, target, target_device, source, source_device, bytes, stream);
 }
 
@@ -55,7 +63,8 @@ inline cudaError_t cudaMemcpyPeerAsync(void* target, int target_device, const vo
 extern "C" {
 
 // Returns how many calls were made. failure: [its action, its error], or -1 twice; name: the call that failed, or "".
-int64_t tape_on_host(const int64_t* actions, int64_t count, int device, int64_t fail, int64_t* failure, const char** name) {
+int64_t tape_on_host(const int64_t* actions, int64_t count, int device, int64_t fail, int64_t* failure,
+                     const char** name) {
     calls.clear();
     current_device = device, fails_at = fail;
     const tape::Failure failed = tape::replay(reinterpret_cast<const tape::Action*>(actions), count);

@@ -200,7 +200,8 @@ def test_a_matrix_gets_its_gradient_half_by_half(frozen, by_halves):
     assert found[0].keys() == found[1].keys()
     for name, expected in found[0].items():
         torch.testing.assert_close(found[1][name], expected, rtol=1e-12, atol=1e-15, msg=name)
-    products, joins = [[calls.counts[operator] for calls in called] for operator in (torch.ops.aten.mm.out, torch.ops.aten.cat.default)]
+    products, joins = [[calls.counts[operator] for calls in called]
+                       for operator in (torch.ops.aten.mm.out, torch.ops.aten.cat.default)]
     assert products == [0, 2 * len(trained)] and joins[0] - joins[1] == len(trained) > 0
 
 

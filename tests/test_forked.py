@@ -1,4 +1,6 @@
-"""The experiments of benchmarks/forked.py without a GPU: what they compute, and that no stream reads what another has not finished."""
+"""The experiments of benchmarks/forked.py without a GPU: what they compute, and that no stream reads what another has
+not finished.
+"""
 import contextlib
 import sys
 from pathlib import Path
@@ -26,7 +28,9 @@ every_recipe = pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 
 
 class Streams(TorchDispatchMode):
-    """In place of a `forked.Side`: notes where each tensor was made, and refuses one that is read before its stream was waited for."""
+    """In place of a `forked.Side`: notes where each tensor was made, and refuses one that is read before its stream was
+    waited for.
+    """
 
     def __init__(self):
         super().__init__()
@@ -37,7 +41,8 @@ class Streams(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         for tensor in tree_leaves((args, kwargs or {})):
             stream, number = self.made.get(id(tensor), (self.now, 0))
-            assert stream == self.now or number <= self.seen[self.now], f"{function} on {self.now} reads what {stream} has not finished"
+            there = stream == self.now or number <= self.seen[self.now]
+            assert there, f"{function} on {self.now} reads what {stream} has not finished"
         result = function(*args, **(kwargs or {}))
         self.count[self.now] += 1
         for tensor in tree_leaves(result):
@@ -150,7 +155,8 @@ def test_weights_that_lie_behind_each_other_stay_there(dtype):
     forked.change(network)
     with Called() as called:
         step(*pair.batch(2, dtype), look)
-    assert joined - called.counts[torch.ops.aten.cat.default] == len(layers)  # the gradients of both halves of the maps, nothing else
+    # The gradients of both halves of the maps are joined, and nothing else.
+    assert joined - called.counts[torch.ops.aten.cat.default] == len(layers)
 
 
 def test_towers_apart_are_refused():

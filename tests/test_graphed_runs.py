@@ -103,6 +103,9 @@ def test_a_run_whose_graphs_make_the_images_is_the_run_without(apart, data, tmp_
     flags, made, given = [*SOURCE2012, *CHANGES, "--pipeline", "raw"], pipeline_raw.RawPipeline.__init__, set()
     take = graphed_step._Shape.take
 
+    def plain(count, size):
+        return torch.empty(count, size, size, 3, dtype=torch.uint8)
+
     def on_gpu(self, *arguments):
         made(self, *arguments)
         self.on_gpu = True
@@ -113,7 +116,7 @@ def test_a_run_whose_graphs_make_the_images_is_the_run_without(apart, data, tmp_
 
     with monkeypatch.context() as patch:
         patch.setattr(pipeline_raw.RawPipeline, "__init__", on_gpu)
-        patch.setattr(pipeline_raw, "_page_locked", lambda count, size: torch.empty(count, size, size, 3, dtype=torch.uint8))
+        patch.setattr(pipeline_raw, "_page_locked", plain)
         patch.setattr(graphed_step._Shape, "take", watched)
         if apart:
             put_apart(patch)

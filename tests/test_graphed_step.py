@@ -265,7 +265,9 @@ def test_a_refused_capture_on_a_gpu_leaves_the_same_numbers(monkeypatch, capsys)
 
 
 def delay_rows(monkeypatch, where, devices):
-    """`delayed`, for the copies of a table: a pause before the copy on its stream ("out"), after it ("into"), or of what computes."""
+    """`delayed`, for the copies of a table: a pause before the copy on its stream ("out"), after it ("into"), or of
+    what computes.
+    """
     row, pauses = tape_program.Program._row, {}
     for device in devices:
         pauses[device] = torch.cuda.CUDAGraph()
@@ -273,7 +275,8 @@ def delay_rows(monkeypatch, where, devices):
             torch.cuda._sleep(CYCLES)
 
     def slow(self, kind, device, stream, *numbers):
-        before, after = [[(device, stream)] if kind == tape_program.COPY and where == side else [] for side in ("out", "into")]
+        before, after = [[(device, stream)] if kind == tape_program.COPY and where == side else []
+                         for side in ("out", "into")]
         if kind == tape_program.COPY and where == "compute":
             after = list(self.streams.items())
         for place, on in before:

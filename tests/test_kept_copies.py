@@ -1,4 +1,6 @@
-"""Copies of the weights in 16 bits that the update writes: the bits of a run that casts in every step, and never an old copy."""
+"""Copies of the weights in 16 bits that the update writes: the bits of a run that casts in every step, and never an old
+copy.
+"""
 import copy
 
 import pytest
@@ -35,7 +37,9 @@ def assert_fresh(network):
 
 @pytest.mark.parametrize("apart", [False, True])
 def test_the_bits_are_those_of_casts_in_every_step(apart, monkeypatch):
-    """Weights, velocities, losses, sums; gradients but for their dtype. With other rates, frozen layers, and weights from elsewhere."""
+    """Weights, velocities, losses, sums; gradients but for their dtype. With other rates, frozen layers, and weights
+    from elsewhere.
+    """
     results = []
     for kept in (True, False):
         pair = Pair(small(), apart=apart)
@@ -48,9 +52,10 @@ def test_the_bits_are_those_of_casts_in_every_step(apart, monkeypatch):
                 pair.set_rates(factor, frozen)
                 for _ in range(2):
                     numbers = step(*pair.batch(2, BF16), look)
-                    found += [number.float() for number in numbers] + [p.grad.float() for p in network.parameters() if p.grad is not None]
-                    found += [p.detach().clone() for p in network.parameters()] + [
-                        part.clone() for parts in optimizer.velocities().values() for part in parts]
+                    found += [number.float() for number in numbers]
+                    found += [p.grad.float() for p in network.parameters() if p.grad is not None]
+                    found += [p.detach().clone() for p in network.parameters()]
+                    found += [part.clone() for parts in optimizer.velocities().values() for part in parts]
                     if kept:
                         assert_fresh(network)
                         assert {p.grad.dtype for p in network.parameters() if p.grad is not None} == {BF16}
@@ -59,7 +64,8 @@ def test_the_bits_are_those_of_casts_in_every_step(apart, monkeypatch):
                 network.eval()
                 found.append(network(*pair.batch(2, BF16)[0]))
         results.append(found)
-    assert len(results[0]) == len(results[1]) and all(bits(one) == bits(other) for one, other in zip(*results, strict=True))
+    assert len(results[0]) == len(results[1])
+    assert all(bits(one) == bits(other) for one, other in zip(*results, strict=True))
 
 
 @pytest.mark.parametrize("apart", [False, True])
@@ -85,7 +91,8 @@ def test_graphs_of_another_dtype_are_not_used_again():
     pair.set_rates()
     for dtype in (torch.float32, BF16):
         pair.train(*[1] * (WARM_UP + 2), dtype=dtype)
-        assert len(pair.graphs.living) == 2 == len([shape for shape in pair.graphed.shapes.values() if shape.captured]) + 1
+        captured = [shape for shape in pair.graphed.shapes.values() if shape.captured]
+        assert len(captured) == 1 and len(pair.graphs.living) == 2
 
 
 def test_a_step_casts_no_weight():

@@ -104,9 +104,11 @@ def test_the_batches_are_those_of_the_definition(dataset, preset, way, workers):
 
 
 @PRESETS
-@pytest.mark.parametrize("dtype, memory_format", [(torch.float32, torch.channels_last), (torch.bfloat16, torch.contiguous_format)])
+@pytest.mark.parametrize("dtype, memory_format",
+                         [(torch.float32, torch.channels_last), (torch.bfloat16, torch.contiguous_format)])
 def test_what_is_left_to_the_step_makes_the_same_images(dataset, preset, dtype, memory_format, monkeypatch):
-    """Whatever the noise of the epoch; both towers on a device share it; nothing of a batch lies in another's memory."""
+    """Whatever the noise of the epoch; both towers on a device share it; nothing of a batch lies in another's memory.
+    """
     monkeypatch.setattr(pipeline_raw, "_page_locked", plain)
     recipe, noise, options = tiny(preset), {1: 0.1, 2: 0.0, 3: 0.3}, dict(dtype=dtype, memory_format=memory_format)
     pipeline = raw(dataset, recipe, 1, ("cpu", "cpu"), way="ahead", **options)

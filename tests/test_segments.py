@@ -1,7 +1,8 @@
 """A pass cut at the crossings: what each device computes, in which order, and what flies meanwhile."""
 import pytest
 import torch
-from test_exchange_overlap import FROZEN, LABELS, Called, Products, apart, by_halves, gradients, images  # noqa: F401  (fixture)
+from test_exchange_overlap import by_halves  # noqa: F401  (fixture)
+from test_exchange_overlap import FROZEN, LABELS, Called, Products, apart, gradients, images
 
 from alexnet_mp import cuda_graphs, exchange, mini
 from alexnet_mp.network import merge_tensors
@@ -111,7 +112,8 @@ def test_a_matrix_gets_its_gradient_half_by_half(frozen, by_halves):  # noqa: F8
         found.append([part.grad for parts in network.layer_parameters().values() for part in parts])
         counts.append(called.counts[torch.ops.aten.mm.out])
     assert counts[0] == counts[1] > 0
-    assert all(one is other or torch.equal(one, other) and one.stride() == other.stride() for one, other in zip(*found, strict=True))
+    assert all(one is other or torch.equal(one, other) and one.stride() == other.stride()
+               for one, other in zip(*found, strict=True))
 
 
 def test_a_tape_captures_on_each_towers_device():

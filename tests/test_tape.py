@@ -1,4 +1,6 @@
-"""A tape as a table: the calls of the operator, compiled for a CPU, and that nothing is read before it is there or written too early."""
+"""A tape as a table: the calls of the operator, compiled for a CPU, and that nothing is read before it is there or
+written too early.
+"""
 import ctypes
 import shutil
 import subprocess
@@ -13,17 +15,19 @@ from alexnet_mp import cuda_graphs, mini, segments, tape_program
 from alexnet_mp.recipe import change_layers
 
 SOURCE = Path(__file__).with_name("tape_on_host.cpp")
-GET, SET, LAUNCH, RECORD, WAIT, COPY_WITHIN, COPY_BETWEEN = range(7)  # as in tape_on_host.cpp, whose rows have so many words:
-WORDS, REFUSED = 8, 400
+GET, SET, LAUNCH, RECORD, WAIT, COPY_WITHIN, COPY_BETWEEN = range(7)  # as in tape_on_host.cpp
+WORDS, REFUSED = 8, 400  # of a row there; an error
 DEVICES = [torch.device("cuda:0"), torch.device("cuda:1")]
-pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ to compile the host code with stand-ins of CUDA")
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ to compile the host code for stand-ins")
 
 
 @pytest.fixture(scope="module")
 def on_host(tmp_path_factory):
-    """(table, device=0, fail=-1) -> (calls, (action, error) or None, name of the call that failed, device afterwards)."""
+    """(table, device=0, fail=-1) -> (calls, (action, error) or None, name of the call that failed, device afterwards).
+    """
     path = tmp_path_factory.mktemp("tape") / "tape.so"
-    subprocess.run(["g++", "-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-o", path, SOURCE], check=True)
+    subprocess.run(["g++", "-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-o", path, SOURCE],
+                   check=True)
     library = ctypes.CDLL(str(path))
     library.tape_on_host.restype = ctypes.c_int64
     library.tape_calls.restype = ctypes.POINTER(ctypes.c_int64)
@@ -32,8 +36,8 @@ def on_host(tmp_path_factory):
     def replay(table, device=0, fail=-1):
         assert table.is_contiguous() and table.dtype == torch.int64
         failure, name = (ctypes.c_int64 * 2)(), ctypes.c_char_p()
-        count = library.tape_on_host(ctypes.c_void_p(table.data_ptr()), ctypes.c_int64(len(table)), device, ctypes.c_int64(fail), failure,
-                                     ctypes.byref(name))
+        count = library.tape_on_host(ctypes.c_void_p(table.data_ptr()), ctypes.c_int64(len(table)), device,
+                                     ctypes.c_int64(fail), failure, ctypes.byref(name))
         words = library.tape_calls()
         calls = [words[WORDS * call:WORDS * (call + 1)] for call in range(count)]
         return calls, None if failure[0] < 0 else tuple(failure), name.value.decode(), library.tape_device()
@@ -164,7 +168,8 @@ def test_nothing_is_read_too_early_or_written_too_early(recipe, devices, on_host
         before, after = [[("graph", one.number) for kind, one, *where in some if kind == "launch" and where == [device]]
                          for some, device in ((steps[:position], copy.tensor.device),
                                               (steps[steps.index(("receive", copy)):], copy.place.device))]
-        everything = [[graph for graph, device in graphs if device in devices] for devices in ({copy.place.device}, {copy.tensor.device})]
+        everything = [[graph for graph, device in graphs if device == where]
+                      for where in (copy.place.device, copy.tensor.device)]
         for time in (1, 2, 3):
             for graph in before:  # what is copied was made
                 assert (graph, time) in clocks.done[thing][time - 1]
@@ -174,8 +179,9 @@ def test_nothing_is_read_too_early_or_written_too_early(recipe, devices, on_host
                 assert all((graph, time - 1) in clocks.done[thing][time - 1] for graph in everything[0])
                 assert all((thing, time - 1) in clocks.done[graph][time - 1] for graph in everything[1])
     # Afterwards both devices' streams have waited for all of it.
+    copies = [("copy", step[1].place.data_ptr()) for step in steps if step[0] == "send"]
     for stream in streams.values():
-        assert all((("copy", step[1].place.data_ptr()), 3) in clocks.known[stream.cuda_stream] for step in steps if step[0] == "send")
+        assert all((copy, 3) in clocks.known[stream.cuda_stream] for copy in copies)
 
 
 def test_the_own_half_is_computed_while_the_other_flies(on_host):
@@ -190,12 +196,14 @@ def test_the_own_half_is_computed_while_the_other_flies(on_host):
         elif what == "launch":
             known = {thing for thing, _ in clocks.done["graph", subject.number][0] if thing[0] == "copy"}
             # What the other tower had received before it sent is known, too; but nothing that flies now.
-            sent_here = {("copy", copy.place.data_ptr()) for kind, copy, *_ in steps if kind == "send" and copy.place.device == where[0]}
+            sent_here = {("copy", copy.place.data_ptr()) for kind, copy, *_ in steps
+                         if kind == "send" and copy.place.device == where[0]}
             assert known & sent_here == received[where[0]]
 
 
 def test_the_calls_are_those_of_the_table(on_host):
-    """Devices are made current where they have to be, and the one of before in the end; a copy within a device is one."""
+    """Devices are made current where they have to be, and the one of before in the end; a copy within a device is one.
+    """
     numbered = Numbered()
     streams = {device: numbered.stream(device) for device in DEVICES}
     first, second = numbered.graph(), numbered.graph()
@@ -212,10 +220,13 @@ def test_the_calls_are_those_of_the_table(on_host):
     assert [call[0] for call in calls].count(SET) <= 6 and calls[0][0] == GET
     for what, current, *words in calls:  # an event is recorded on a stream of the current device
         if what == RECORD:
-            assert words[1] in [stream.cuda_stream for stream in (*streams.values(), out) if stream.device.index == current]
+            there = [stream for stream in (*streams.values(), out) if stream.device.index == current]
+            assert words[1] in [stream.cuda_stream for stream in there]
     within = Copy(DEVICES[:1] * 2, numbered.stream(DEVICES[0]), 48)
-    calls = on_host(tape_program.Program([("send", within), ("receive", within)], {DEVICES[0]: streams[DEVICES[0]]}).table, device=1)[0]
-    assert [COPY_WITHIN, 0, within.place.data_ptr(), within.tensor.data_ptr(), 48, 3, within.out.cuda_stream, 0] in calls
+    program = tape_program.Program([("send", within), ("receive", within)], {DEVICES[0]: streams[DEVICES[0]]})
+    calls = on_host(program.table, device=1)[0]
+    place, source = within.place.data_ptr(), within.tensor.data_ptr()
+    assert [COPY_WITHIN, 0, place, source, 48, 3, within.out.cuda_stream, 0] in calls
     assert calls[-1][0] == SET and calls[-1][2] == 1
 
 
@@ -224,8 +235,8 @@ def test_an_empty_table(on_host):
     assert [call[0] for call in calls] == [GET] and failure is None and device == 1
 
 
-NAMES = {GET: "cudaGetDevice", SET: "cudaSetDevice", LAUNCH: "cudaGraphLaunch", RECORD: "cudaEventRecord", WAIT: "cudaStreamWaitEvent",
-         COPY_WITHIN: "cudaMemcpyAsync", COPY_BETWEEN: "cudaMemcpyPeerAsync"}
+NAMES = {GET: "cudaGetDevice", SET: "cudaSetDevice", LAUNCH: "cudaGraphLaunch", RECORD: "cudaEventRecord",
+         WAIT: "cudaStreamWaitEvent", COPY_WITHIN: "cudaMemcpyAsync", COPY_BETWEEN: "cudaMemcpyPeerAsync"}
 
 
 @pytest.mark.parametrize("devices", [DEVICES, DEVICES[:1] * 2], ids=["two devices", "one device, apart"])
@@ -316,7 +327,8 @@ def test_what_a_table_can_not_say_is_left_to_python(why, compiled, monkeypatch):
         tensor = place = torch.ones(4, 12)[:, :6]
     elif why == "another dtype":
         place = place.double()
-    tape.steps.append(("send", types.SimpleNamespace(tensor=tensor, place=place, begin=lambda: happened.append("begin"))))
+    copy = types.SimpleNamespace(tensor=tensor, place=place, begin=lambda: happened.append("begin"))
+    tape.steps.append(("send", copy))
     tape.replay()
     assert happened == ["replay", "begin"] and compiled == []
 

@@ -96,7 +96,8 @@ def launches():
         weights = [torch.empty(size, dtype=dtype) for size in (17424, 48)]
         sgd.paper_sgd_(weights, weights, weights, [0.01, 0.01], 0.9, [5e-4, 5e-4])
         yield from drain(f"sgd {str(dtype)[6:]}")
-    wide, narrow = [[torch.empty(size, dtype=dtype) for size in (17424, 48)] for dtype in (torch.float32, torch.bfloat16)]
+    wide, narrow = [[torch.empty(size, dtype=dtype) for size in (17424, 48)]
+                    for dtype in (torch.float32, torch.bfloat16)]
     for gradients, copies in ((wide, ()), (narrow, narrow)):
         sgd.paper_sgd_(wide, gradients, wide, [0.01, 0.01], 0.9, [5e-4, 5e-4], copies, torch.empty(2))
         yield from drain(f"sgd float32 with sums, {'bfloat16' if copies else 'no'} copies")

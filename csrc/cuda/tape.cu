@@ -18,6 +18,7 @@ void replay_tape(Tensor actions) {
     STD_TORCH_CHECK(actions.is_cpu() && actions.scalar_type() == ScalarType::Long && actions.dim() == 2 &&
                         actions.size(1) == tape::kColumns && actions.is_contiguous(),
                     "replay_tape: the table must be (n, ", tape::kColumns, ") int64 on the host, contiguous");
+    if (actions.size(0) == 0) return;
     const auto* rows = static_cast<const tape::Action*>(actions.const_data_ptr());
     const tape::Failure failure = tape::replay(rows, actions.size(0));
     if (failure.call == nullptr) return;

@@ -1,8 +1,9 @@
-// The tape of a step on two devices: graph launches, copies, and the events that order them, replayed from one table of numbers.
+// The tape of a step on two devices: graph launches, copies, and the events that order them, replayed from one table.
 //
-// The host needs some 0.03 ms for a launch from Python, and the devices wait for it. Handles are what torch gives
-// (`raw_cuda_graph_exec`, `cuda_stream`, `cuda_event`): who writes the table keeps their owners alive. No torch header is
-// included, so that the tests compile the same text for a CPU beside stand-ins of the CUDA calls (tests/tape_on_host.cpp).
+// Launched from Python one by one, they come so slowly that the devices wait for the host. Handles are what torch gives
+// (`raw_cuda_graph_exec`, `cuda_stream`, `cuda_event`): who writes the table keeps their owners alive. No torch header
+// is included, so that the tests compile the same text for a CPU beside stand-ins of the CUDA calls
+// (tests/tape_on_host.cpp).
 #pragma once
 
 #include <cstdint>
@@ -42,10 +43,12 @@ inline Failure run(const Action& a, int64_t number) {
             void* target = reinterpret_cast<void*>(a.handle);
             const void* source = reinterpret_cast<const void*>(a.source);
             const auto bytes = static_cast<size_t>(a.bytes);
-            if (a.target_device == a.device) TAPE_CALL(cudaMemcpyAsync, target, source, bytes, cudaMemcpyDeviceToDevice, stream);
+            if (a.target_device == a.device) {
+                TAPE_CALL(cudaMemcpyAsync, target, source, bytes, cudaMemcpyDeviceToDevice, stream);
+            }
             // Right for every allocator, with peer access and without; cudaMemcpyAsync is not (expandable segments).
-            TAPE_CALL(cudaMemcpyPeerAsync, target, static_cast<int>(a.target_device), source, static_cast<int>(a.device), bytes,
-                      stream);
+            TAPE_CALL(cudaMemcpyPeerAsync, target, static_cast<int>(a.target_device), source,
+                      static_cast<int>(a.device), bytes, stream);
         }
     }
     return {"no such kind of action", cudaErrorInvalidValue, number};
@@ -54,8 +57,8 @@ inline Failure run(const Action& a, int64_t number) {
 
 }  // namespace detail
 
-// Everything is put on its stream in the order of the table, up to the first call that fails. The current device is afterwards
-// what it was before.
+// Everything is put on its stream in the order of the table, up to the first call that fails. The current device is
+// afterwards what it was before.
 inline Failure replay(const Action* actions, int64_t count) {
     int before = 0;
     if (const cudaError_t error = cudaGetDevice(&before); error != cudaSuccess) return {"cudaGetDevice", error, 0};
