@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from . import files
+from .kernels.choice import resolve
 
 RIGHT = "validation_right.npz"  # of a run directory: which validation images its final test got right
 
@@ -22,8 +23,14 @@ class Errors:
     images: int
 
 
-def credits(scores, labels):
-    """How many of N images count as right under top-1 and top-5: float64 tensor (2,), the sum of `credits_each`."""
+def credits(scores, labels, kernels="reference"):
+    """How many of N images count as right under top-1 and top-5: float64 tensor (2,), the sum of `credits_each`.
+
+    kernels: see `kernels.choice.resolve`; on a GPU Triton computes the same in one launch and a sum.
+    """
+    if resolve(kernels, scores.device) in ("cuda", "triton"):
+        from .kernels.topk_credit import topk_credit
+        return topk_credit(scores, labels).sum(1)
     return torch.stack([each.sum() for each in credits_each(scores, labels)])
 
 

@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager, suppress
 
 import torch
 
+from . import tape_program
 from .exchange import settle
 
 
@@ -80,36 +81,54 @@ class Tape:
     """Graphs of two devices and the copies between them, in the order of a step.
 
     run, send and receive put one more at the end; `replay` launches them all again, called `aside`. What a graph reads of another device
-    lies in a place of its own, written by the copy of that step.
+    lies in a place of its own, written by the copy of that step. The first replay makes a `tape_program.Program` of it,
+    where the operator for that is there.
     """
 
     def __init__(self, graphs, pool, exchange):
         self.graphs, self.pool, self.exchange = graphs, pool, exchange
-        self.captured, self.actions = [], []
+        self.steps = []  # ("launch", graph, device), ("send", copy), ("receive", copy)
+        self.program = None  # of the steps, once replayed; False where Python replays them
 
     def run(self, tower, function, *arguments):
         """What the function returns: tensors that every replay writes."""
-        graph, results = self.graphs.capture(lambda: function(*arguments), self.pool, self.exchange.devices[tower])
-        self.captured.append(graph)
-        self.actions.append(graph.replay)
+        device = self.exchange.devices[tower]
+        graph, results = self.graphs.capture(lambda: function(*arguments), self.pool, device)
+        self.steps.append(("launch", graph, device))
         return results
 
     def send(self, edge, tensor, source, target, pass_):
         copy = self.exchange.standing(edge, tensor, source, target, pass_)
-        self.actions.append(copy.begin)
+        self.steps.append(("send", copy))
         return copy
 
     def receive(self, copy):
         """The copy's place, on the target's device."""
-        self.actions.append(copy.receive)
+        self.steps.append(("receive", copy))
         return copy.place
 
     def replay(self):
+        if self.program is None:
+            there = tape_program.operator() is not None and tape_program.fits(self.steps, self.exchange)
+            self.program = there and tape_program.Program(self.steps, self.graphs.streams)
+        if self.program:
+            tape_program.operator()(self.program.table)
+        else:
+            self._replay_in_python()
+
+    def _replay_in_python(self):
         settle(self.exchange.devices)
-        for action in self.actions:
-            action()
+        for what, subject, *_ in self.steps:
+            if what == "launch":
+                subject.replay()
+            elif what == "send":
+                subject.begin()
+            else:
+                subject.receive()
         settle(self.exchange.devices)  # now what the copies read may be freed, too
 
     def reset(self):
-        for graph in self.captured:
-            graph.reset()
+        self.program = None
+        for what, graph, *_ in self.steps:
+            if what == "launch":
+                graph.reset()

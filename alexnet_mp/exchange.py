@@ -145,6 +145,11 @@ class StandingCopy:
     def __init__(self, tensor, device, overlap):
         self.tensor, self.overlap, self.place = tensor, overlap, torch.empty_like(tensor, device=device)
 
+    @property
+    def out(self):
+        """The stream that such a copy leaves its CUDA device on."""
+        return _copy_streams(self.tensor.device, self.place.device)[0]
+
     def begin(self):
         self.arrival = copy(self.tensor, self.place.device, self.overlap, self.place)
 

@@ -22,6 +22,7 @@ from .console import say
 from .cuda_graphs import CudaGraphs, Tape
 from .errors import UserError
 from .kernels import ops
+from .step_input import kind
 
 CHOICES = ("auto", "on", "off")
 WARM_UP = 3  # eager steps of a shape
@@ -67,6 +68,7 @@ class GraphedStep:
         self.given_up = False
 
     def __call__(self, images, labels, look):
+        self.step.network.keep_copies(images[0].dtype)  # graphs read them
         self._drop_what_is_out_of_date()
         shape = self._shape_of(images, labels)
         loss, right = self._forward_and_backward(shape, images, labels, look)
@@ -75,7 +77,7 @@ class GraphedStep:
     def _drop_what_is_out_of_date(self):
         """At most one set of graphs a shape is kept: rates hardly ever return, and a layer that thaws is worth another capture."""
         network, groups = self.step.network, self.step.optimizer.param_groups
-        trained = network.training, [parameter.requires_grad for parameter in network.parameters()]
+        trained = network.training, network.kept_dtype, [parameter.requires_grad for parameter in network.parameters()]
         rates = [(group["lr"], group["weight_decay"]) for group in groups]
         if trained != self.trained:
             self._drop_all()
@@ -91,7 +93,7 @@ class GraphedStep:
 
     def _shape_of(self, images, labels):
         # On one device both towers' images are one tensor, and a graph copies it once.
-        key = tuple((tensor.shape, tensor.stride(), tensor.dtype) for tensor in (*images, labels)), images[0] is images[-1]
+        key = tuple(map(kind, (*images, labels))), images[0] is images[-1]
         return self.shapes.setdefault(key, _Shape())
 
     def _forward_and_backward(self, shape, images, labels, look):

@@ -6,48 +6,51 @@ and sent, and the rest is computed while it is on its way.
 import torch
 
 
-def joined(product, own, crossing, weights, bias):
-    """y, on the own half's device. product: a differentiable function of (x, weight, bias). weights: (own, other).
+def joined(product, own, crossing, weight, halves, bias):
+    """y, on the own half's device. product: a differentiable function of (x, weight, bias); with a matrix, x.flatten(1)
+    weight^T + bias.
 
-    crossing: the other half, an `exchange.Crossing`.
+    crossing: the other half, an `exchange.Crossing`. halves(weight) -> views of the weights that meet the own half and
+    the other.
     """
     if not torch.is_grad_enabled():
-        y = product(own, weights[0], bias)
-        return y.add_(product(crossing.receive(), weights[1], None))
-    return _Joined.apply(product, crossing, own, crossing.tensor, *weights, bias)
+        own_weight, other_weight = halves(weight)
+        y = product(own, own_weight, bias)
+        return y.add_(product(crossing.receive(), other_weight, None))
+    return _Joined.apply(product, halves, crossing, own, crossing.tensor, weight, bias)
 
 
 class JointProduct:
     """The two products with a history of their own; call `begin`, `end`, and backward `gradient_of_other`, `gradients`, once each.
 
-    wanted: whether gradients of (own, other, own weights, other weights, bias) are.
+    wanted: whether gradients of (own, other, weight, bias) are.
     """
 
-    def __init__(self, product, own, weights, bias, wanted):
-        own_wanted, self.other_wanted, own_weights_wanted, other_weights_wanted, bias_wanted = wanted
-        self.product = product
-        self.own, (self.own_weights, self.other_weights), self.bias = (
-            _leaf(own, own_wanted), (_leaf(weights[0], own_weights_wanted), _leaf(weights[1], other_weights_wanted)),
-            _leaf(bias, bias_wanted))
+    def __init__(self, product, own, weight, halves, bias, wanted):
+        own_wanted, self.other_wanted, weight_wanted, bias_wanted = wanted
+        self.product, self.halves = product, halves
+        self.own, self.bias = _leaf(own, own_wanted), _leaf(bias, bias_wanted)
+        self.weight = _leaf(weight, weight_wanted)
 
     def begin(self):
         with torch.enable_grad():
-            self.y = self.product(self.own, self.own_weights, self.bias)
+            own_weight, self.other_weight = self.halves(self.weight)
+            self.y = self.product(self.own, own_weight, self.bias)
 
     def end(self, other):
         """y without history. other: the other half, arrived."""
         self.other = _leaf(other, self.other_wanted)
         with torch.enable_grad():
-            y = self.y.add_(self.product(self.other, self.other_weights, None))
+            y = self.y.add_(self.product(self.other, self.other_weight, None))
         # Not y itself: no product needs its own output again, and what follows keeps what it needs.
         self.edge = torch.autograd.graph.get_gradient_edge(y) if y.requires_grad else None
-        del self.y
+        del self.y, self.other_weight
         return y.detach()
 
     @property
     def _inputs(self):
         """But the other half."""
-        return self.own, self.own_weights, self.other_weights, self.bias
+        return self.own, self.weight, self.bias
 
     @property
     def more_is_wanted(self):
@@ -61,10 +64,29 @@ class JointProduct:
         return torch.autograd.grad(self.edge, self.other, dy, retain_graph=self.more_is_wanted)[0]
 
     def gradients(self, dy):
-        """Of own, own weights, other weights, bias: each None where it isn't wanted. The history is let go of."""
-        wanted = [tensor for tensor in self._inputs if tensor is not None and tensor.requires_grad]
+        """Of own, weight, bias: each None where it isn't wanted. The history is let go of."""
+        by_hand = self.weight.requires_grad and written_by_halves(self.weight)
+        wanted = [tensor for tensor in self._inputs
+                  if tensor is not None and tensor.requires_grad and not (by_hand and tensor is self.weight)]
         found = iter(torch.autograd.grad(self.edge, wanted, dy) if wanted else ())
-        return [next(found) if any(tensor is one for one in wanted) else None for tensor in self._inputs]
+        own, weight, bias = [next(found) if any(tensor is one for one in wanted) else None for tensor in self._inputs]
+        del self.edge
+        return own, self._gradient_of_matrix(dy) if by_hand else weight, bias
+
+    def _gradient_of_matrix(self, dy):
+        whole = torch.empty_like(self.weight)
+        for x, place in zip((self.own, self.other), self.halves(whole), strict=True):
+            torch.mm(dy.t(), x.detach().flatten(1), out=place)
+        return whole
+
+
+def written_by_halves(weight):
+    """Whether the gradient of a weight is two products, each written to its half of it.
+
+    autograd's are transposed, since half a matrix has its rows apart, and `cat` would transpose them back in every
+    step. On a CPU its way stays: there the two ways can differ in the last bit.
+    """
+    return weight.dim() == 2 and weight.is_cuda
 
 
 def _leaf(tensor, wanted):
@@ -76,8 +98,8 @@ class _Joined(torch.autograd.Function):
     """Takes the other tower's tensor as an input where it was made, so that its gradient returns there."""
 
     @staticmethod
-    def forward(ctx, product, crossing, own, made_there, own_weights, other_weights, bias):
-        joint = JointProduct(product, own, (own_weights, other_weights), bias, ctx.needs_input_grad[2:])
+    def forward(ctx, product, halves, crossing, own, made_there, weight, bias):
+        joint = JointProduct(product, own, weight, halves, bias, ctx.needs_input_grad[3:])
         joint.begin()
         y = joint.end(crossing.receive())
         ctx.history = crossing, joint
@@ -89,6 +111,6 @@ class _Joined(torch.autograd.Function):
         crossing, joint = ctx.history
         gradient = joint.gradient_of_other(dy)
         receive = None if gradient is None else crossing.send_back(gradient)
-        own, *rest = joint.gradients(dy)
+        own, weight, bias = joint.gradients(dy)
         del ctx.history
-        return None, None, own, receive() if receive else None, *rest
+        return None, None, None, own, receive() if receive else None, weight, bias

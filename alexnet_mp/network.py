@@ -26,7 +26,7 @@ class TwoTowerAlexNet(nn.Module):
             raise ValueError(f"{recipe.towers} tower(s) need as many devices, not {list(devices)}")
         self.recipe, self.classes = recipe, classes
         self.exchange = Exchange(devices)
-        self.kernels = kernels
+        self.kernels, self.kept_dtype = kernels, None
         self.kernels_used()  # a choice that can't compute on a device is refused now
         self.towers = nn.ModuleList(Tower(recipe, index, device, classes, self.kernels)
                                     for index, device in enumerate(self.exchange.devices))
@@ -78,6 +78,14 @@ class TwoTowerAlexNet(nn.Module):
     def dtype(self):
         """Of the weights."""
         return next(self.parameters()).dtype
+
+    def keep_copies(self, dtype):
+        """Where that isn't the weights' dtype: have copies of them in it that stay (`TowerLayer.keep_copies`)."""
+        if dtype != self.dtype:
+            self.kept_dtype = dtype
+            for tower in self.towers:
+                for layer in tower.children():
+                    layer.keep_copies(dtype)
 
     def kernels_used(self):
         """Who computes on each tower: "cpu" where it is the same on both, else "cpu, cuda" in the order a, b."""

@@ -17,6 +17,8 @@ class PaperSGD(torch.optim.Optimizer):
     def __init__(self, network):
         recipe = network.recipe
         self.kernels = network.kernels
+        self.layers = {parameter: (layer, name) for tower in network.towers for layer in tower.children()
+                       for name, parameter in layer.named_parameters()}
         decays = {f"{layer.name}.weight": recipe.weight_decay if layer.weight_decay is None else layer.weight_decay
                   for layer in recipe.layers}
         groups = [dict(params=parts, name=name, lr=0.0, weight_decay=decays.get(name, recipe.bias_weight_decay))
@@ -35,20 +37,39 @@ class PaperSGD(torch.optim.Optimizer):
                 if group["lr"] == 0:
                     parameter.grad = None
 
-    @torch.no_grad()
-    def step(self, device=None):
-        """Update every parameter that has a rate, or those on one of the `devices`, in place.
+    def step(self):
+        """Update every parameter that has a rate, in place. Raises RuntimeError where one of them got no gradient."""
+        for device in self.devices():
+            self.update_on(device)
 
-        Raises RuntimeError where one of them got no gradient.
+    @torch.no_grad()
+    def update_on(self, device):
+        """`step` on one of the `devices`. Returns the sum of each new weight tensor there, (tensors,) float32.
+
+        A sum is finite only where no weight is NaN or infinite. An update carries what is not finite in a gradient or a
+        velocity into the weight, so these few numbers watch over all three. The copies that a layer keeps of its
+        weights are written, too.
         """
-        found = self._by_device()
-        for parameters, options in found.values() if device is None else [found[device]]:
-            missing = [name for (name, _, _), w in zip(options, parameters, strict=True) if w.grad is None]
-            if missing:
-                raise RuntimeError(f"no gradient for {', '.join(missing)}; was backward run?")
-            ops.paper_sgd_(parameters, [w.grad for w in parameters], [self.state[w]["velocity"] for w in parameters],
-                           learning_rates=[rate for _, rate, _ in options], momentum=self.defaults["momentum"],
-                           weight_decays=[decay for _, _, decay in options], kernels=self.kernels)
+        parameters, options = self._by_device()[device]
+        missing = [name for (name, _, _), w in zip(options, parameters, strict=True) if w.grad is None]
+        if missing:
+            raise RuntimeError(f"no gradient for {', '.join(missing)}; was backward run?")
+        copies = [copy for w in parameters for copy in self._copy_of(w)]
+        if len(copies) < len(parameters):  # those that there are, are made anew before they are used
+            copies = []
+        sums = torch.empty(len(parameters), dtype=torch.float32, device=device)
+        ops.paper_sgd_(parameters, [w.grad for w in parameters], [self.state[w]["velocity"] for w in parameters],
+                       learning_rates=[rate for _, rate, _ in options], momentum=self.defaults["momentum"],
+                       weight_decays=[decay for _, _, decay in options], copies=copies, sums=sums, kernels=self.kernels)
+        if copies:
+            for layer, name in map(self.layers.get, parameters):
+                layer.note_copy(name)
+        return sums
+
+    def _copy_of(self, parameter):
+        layer, name = self.layers[parameter]
+        copy, _ = layer.kept.get(name, (None, None))
+        return [copy] if copy is not None and copy.device == parameter.device else []
 
     def devices(self):
         """Those with parameters that have a rate, tower a's first."""
@@ -57,14 +78,6 @@ class PaperSGD(torch.optim.Optimizer):
     def velocities(self):
         """{"conv1.weight": [tower a's, tower b's], ...}, as `network.layer_parameters` gives the weights."""
         return {group["name"]: [self.state[parameter]["velocity"] for parameter in group["params"]] for group in self.param_groups}
-
-    @torch.no_grad()
-    def sums_on(self, device):
-        """The sum of each parameter tensor on one of the `devices`, float32: finite only where no weight is NaN or infinite.
-
-        An update carries what is not finite in a gradient or a velocity into the weight, so these few numbers watch over all three.
-        """
-        return torch.stack([parameter.float().sum() for parameter in self._by_device()[device][0]])
 
     def non_finite(self):
         """The first tensors found to hold NaN or infinity, gradients before weights: ["gradient of conv2.weight on tower b", ...]."""
@@ -80,7 +93,7 @@ class PaperSGD(torch.optim.Optimizer):
     def non_finite_in(self, sums):
         """The weights that made earlier sums not finite, whatever steps followed: ["weights of conv2.weight on tower b", ...].
 
-        sums: of `sums_on`, one tensor a device.
+        sums: of `update_on`, one tensor a device.
         """
         names = {parameter: f"weights of {group['name']} on tower {tower}" for group in self.param_groups
                  for tower, parameter in zip("ab", group["params"])}

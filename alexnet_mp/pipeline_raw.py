@@ -17,9 +17,10 @@ import numpy as np
 import torch
 
 from .draws import Draws, draws
-from .kernels import augment
+from .kernels import augment, ops
 from .loader import Batch, EpochKeys, in_order
 from .statistics import colour_shift
+from .step_input import Uncropped
 
 AHEAD = 2  # batches
 MOST_THREADS = 8  # that read: more would wait for Python's lock rather than for memory
@@ -41,6 +42,8 @@ class RawPipeline:
         self.devices = [torch.device(device) for device in devices]
         self.on_gpu = any(device.type == "cuda" for device in self.devices)
         self.statistics = self.means = None
+        # Whether a GPU's training batches are `Uncropped`: a step as CUDA graphs makes its images itself.
+        self.left_to_step = False
 
     def use(self, statistics):
         """Set the mean image and colour components that all batches are made with."""
@@ -74,7 +77,8 @@ class RawPipeline:
         with self._pool() as pool:
             for epoch, images, drawn in _drawn(self.recipe, EpochKeys(self.recipe, len(split), step, epochs)):
                 shift, scale = colour_shift(self.recipe, self.statistics, drawn.colour, colour_noise(epoch))
-                yield Batch(epoch, self._on_each_tower(self._pictures(split, images, pool), drawn, torch.from_numpy(shift), scale),
+                make = self._uncropped if self.left_to_step and self.on_gpu else self._on_each_tower
+                yield Batch(epoch, make(self._pictures(split, images, pool), drawn, torch.from_numpy(shift), scale),
                             self._labels(split, images), images)
 
     def _testing(self, split, batch_size):
@@ -87,6 +91,15 @@ class RawPipeline:
         """`Batch.images`, of the pictures for each distinct device."""
         made = {device: self._augmented(pictures[device], device, drawn, shift, scale) for device in self.means}
         return [made[device] for device in self.devices]
+
+    def _uncropped(self, pictures, drawn, shift, scale):
+        """`Batch.images` that are still to be made."""
+        places = (torch.from_numpy(values) for values in (drawn.top, drawn.left, drawn.flip))
+        crops = ops.crops_of(*places, shift, scale, crop=self.recipe.crop_size, side=self.recipe.stored_size)
+        options = self.recipe.crop_size, self.recipe.mean_follows_crop, self.dtype, self.memory_format
+        left = {device: Uncropped(pictures[device], crops.to(device, non_blocking=True), mean, *options)
+                for device, mean in self.means.items()}
+        return [left[device] for device in self.devices]
 
     def _augmented(self, pictures, device, drawn, shift, scale):
         places = (torch.from_numpy(values) for values in (drawn.top, drawn.left, drawn.flip))
@@ -181,7 +194,9 @@ def _wait_for(item, devices, made):
     """Let the current streams wait for an item, a `Batch` or ({device: pictures}, labels), of which the events `made` tell."""
     for device, event in zip(devices, made):
         torch.cuda.current_stream(device).wait_event(event)
-    for tensor in [*item.images, item.labels] if isinstance(item, Batch) else [*item[0].values(), item[1]]:
+    images, labels = (item.images, item.labels) if isinstance(item, Batch) else (item[0].values(), item[1])
+    parts = [tensor for each in images for tensor in (each.tensors() if isinstance(each, Uncropped) else [each])]
+    for tensor in [*parts, labels]:
         if tensor.is_cuda:  # the memory is the thread's stream's, which must not reuse it before this stream is done
             tensor.record_stream(torch.cuda.current_stream(tensor.device))
 

@@ -2,7 +2,7 @@
 
     fp32    float32 throughout, as in 2012
     tf32    float32, but CUDA's convolutions and products round their factors to 10 bits of mantissa (NVIDIA Ampere and newer)
-    bf16    images, activations and their gradients in bfloat16; weights, their gradients, velocity, logits and loss in float32
+    bf16    images, activations and all gradients in bfloat16; weights, velocity, logits and loss in float32
 
 All of them add in float32: within a product or a convolution (cuBLAS may not add parts of one in bfloat16), within a
 norm, over a batch for a bias, and in the update. bf16 rounds each result once, a weight's gradient before it becomes

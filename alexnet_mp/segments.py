@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from .evaluate import credits
 from .joint_product import JointProduct
+from .step_input import images_of
 
 
 def forward_and_backward(network, images, labels, tape):
@@ -27,7 +28,7 @@ def _forward(network, images, labels, tape):
     """[[a's segment, b's], ...] in the order of the layers."""
     def answer(logits):
         logits = logits.to(network.dtype)
-        return F.cross_entropy(logits, labels), credits(logits.detach(), labels)[0]
+        return F.cross_entropy(logits, labels), credits(logits.detach(), labels, network.kernels)[0]
 
     runs = _runs(network.recipe.layers)
     passed = []
@@ -89,7 +90,7 @@ class Segment:
         self.tower, self.layers, self.finish = tower, layers, lambda maps: (maps,)
         self.results = self.out = None  # out: the first result, with its history
         # Where the first layer reads both: its product, its result and that one's gradient; its operands, and the parameters they are of.
-        self.joint = self.y = self.dy = self.halves = self.added = self.bias = None
+        self.joint = self.y = self.dy = self.weight = self.added = self.bias = None
         self.of_product = set()
 
     @property
@@ -101,17 +102,16 @@ class Segment:
         """The first segment of all, where a training pass is counted."""
         self.tower.step += 1
         with torch.enable_grad():
-            return self._go_on(self.layers[0](images, self.tower.step))
+            return self._go_on(self.layers[0](images_of(images), self.tower.step))
 
     def begin(self, own, wanted, own_is_first):
         """The product with the tower's own half. wanted: whether gradients of the own and of the other half are."""
         first = self.layers[0]
         with torch.enable_grad():
-            weight, self.added, self.bias = first.operands(own.dtype)
-            self.halves = first.halves(weight, own_is_first)
+            self.weight, self.added, self.bias = first.operands(own.dtype)
         self.of_product = {first.weight} if self.added is None else {first.weight, first.bias}
-        wanted = *wanted, *[weight.requires_grad] * 2, self.added is not None and self.added.requires_grad
-        self.joint = JointProduct(first.product, own, self.halves, self.added, wanted)
+        wanted = *wanted, self.weight.requires_grad, self.added is not None and self.added.requires_grad
+        self.joint = JointProduct(first.product, own, self.weight, first.halves(own_is_first), self.added, wanted)
         self.joint.begin()
         return []
 
@@ -145,7 +145,7 @@ class Segment:
     def backward_of_product(self):
         """The rest of the joint product: [gradient of the own half], or [] where it isn't wanted."""
         own, *of_operands = self.joint.gradients(self.dy)
-        pairs = [pair for pair in zip((*self.halves, self.added), of_operands, strict=True) if pair[1] is not None]
+        pairs = [pair for pair in zip((self.weight, self.added), of_operands, strict=True) if pair[1] is not None]
         parameters = [parameter for parameter in self.of_product if parameter.requires_grad]
         if parameters:
             operands, of_operands = zip(*pairs)

@@ -34,7 +34,8 @@ class TowerLayer(nn.Module):
     size: the layer's `geometry.Size`. towers: the towers whose maps are computed here, (0,), (1,), or (0, 1) in a merged network.
     forward(x, step): (N, C, H, W) -> (N, maps * len(towers), H', W'), or (N, units * len(towers)); step keys the dropout mask.
     With a `Crossing` x is the tower's own half of what is read, and the other half is on its way (`joint_product.py`).
-    Computed in the dtype of x: of float32 weights a bfloat16 image takes copies in bfloat16, and their gradients are float32 again.
+    Computed in the dtype of x: of float32 weights a bfloat16 image takes copies in bfloat16, and their gradients are
+    float32 again; or, where `keep_copies` has made copies that stay, bfloat16.
     """
 
     def __init__(self, recipe, size, index, towers, kernels, device):
@@ -48,6 +49,7 @@ class TowerLayer(nn.Module):
         if self.layer.kind == "conv":  # as the maps are, so that no step reorders them
             weight = weight.to(memory_format=torch.channels_last)
         self.weight, self.bias = nn.Parameter(weight), nn.Parameter(bias)
+        self.kept = {}  # {name of a parameter: (its copy in another dtype, the parameter's version that it is of)}
         self.pieces = plan(self.layer.then)
         takes_bias = TAKES_BIAS + (TAKES_BIAS_ON_GPU if ops.resolve(kernels, device) in ("cuda", "triton") else ())
         # Merged, the kernels see each tower's maps as images of their own (LRN) or by halves (dropout), and the product adds the bias.
@@ -63,21 +65,56 @@ class TowerLayer(nn.Module):
         if crossing is None:
             x = self.product(x, weight, added)
         else:
-            x = joined(self.product, x, crossing, self.halves(weight, crossing.comes_second), added)
+            x = joined(self.product, x, crossing, weight, self.halves(crossing.comes_second), added)
         return self.follow(x, left, step)
 
     def operands(self, dtype):
         """(weights, bias that the product adds, bias that what follows adds) in a dtype; one of the biases is None."""
-        weight, bias = self.weight.to(dtype), self.bias.to(dtype)
+        weight, bias = self._in(dtype, "weight"), self._in(dtype, "bias")
         return (weight, None, bias) if self.bias_in_kernel else (weight, bias, None)
+
+    def _in(self, dtype, name):
+        parameter, (copy, version) = getattr(self, name), self.kept.get(name, (None, None))
+        if copy is None or copy.dtype != dtype or version != parameter._version or copy.device != parameter.device:
+            return parameter.to(dtype)
+        return _Kept.apply(parameter, copy)
+
+    @torch.no_grad()
+    def keep_copies(self, dtype):
+        """Have copies of the parameters in a dtype, up to date. Gradients then have the dtype that was computed in.
+
+        Who updates a parameter may write its copy as well, and say so (`note_copy`); one that is not up to date is not
+        used.
+        """
+        for name, parameter in (("weight", self.weight), ("bias", self.bias)):
+            copy, version = self.kept.get(name, (None, None))
+            if copy is None or copy.dtype != dtype or copy.device != parameter.device:
+                copy, version = torch.empty_like(parameter, dtype=dtype, requires_grad=False), None
+                parameter.grad_dtype = None
+            if version != parameter._version:
+                self.kept[name] = copy.copy_(parameter), parameter._version
+
+    def note_copy(self, name):
+        """The copy was written together with its parameter."""
+        self.kept[name] = self.kept[name][0], getattr(self, name)._version
+
+    def __getstate__(self):
+        return self.__dict__ | {"kept": {}}  # another layer's parameters have versions of their own
 
     def product(self, x, weight, bias):
         return {"conv": self._convolve, "local": self._convolve_locally, "fc": self._multiply}[self.layer.kind](x, weight, bias)
 
-    def halves(self, weight, other_comes_second):
-        """The weights that meet the tower's own half of what is read, and those that meet the other, which is the first or the second."""
-        a, b = weight.chunk(2, 3 if self.layer.kind == "local" else 1)
-        return (a, b) if other_comes_second else (b, a)
+    def halves(self, other_comes_second):
+        """A function that gives of the weight what meets the tower's own half of what is read, and what meets the
+        other.
+
+        other_comes_second: whether the other is the second half.
+        """
+        def split(weight):
+            a, b = weight.chunk(2, 3 if self.layer.kind == "local" else 1)
+            return (a, b) if other_comes_second else (b, a)
+
+        return split
 
     def follow(self, x, bias, step):
         """What comes after the product. bias: where the first piece adds it, else None."""
@@ -167,6 +204,18 @@ class TowerLayer(nn.Module):
             mask = dict(probability=probability, seed=self.recipe.seed, step=step, layer=self.index, tower=tower)
             halves.append(ops.relu_dropout(half, bias, **mask, kernels=self.kernels) if with_relu else ops.dropout(half, **mask))
         return halves[0] if len(halves) == 1 else torch.cat(halves, 1)
+
+
+class _Kept(torch.autograd.Function):
+    """A copy of a parameter in another dtype, whose gradient is the parameter's as it is."""
+
+    @staticmethod
+    def forward(ctx, parameter, copy):
+        return copy.detach()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient, None
 
 
 class Tower(nn.Module):

@@ -18,6 +18,7 @@ from .loader import centre_view, steps_per_epoch
 from .network import merge_tensors, split_tensors
 from .optimizer import PaperSGD
 from .pictures import draw_curves, draw_kernels
+from .pipeline_raw import RawPipeline
 from .saver import PATIENCE, Saver
 from .schedule import make_schedule
 from .taken_steps import TakenSteps
@@ -40,6 +41,8 @@ class Trainer:
         self.network, self.pipeline, self.run, self.recipe, self.constants = network, pipeline, run, network.recipe, constants
         self.optimizer, self.schedule = PaperSGD(network), make_schedule(network.recipe)
         self.training_step = graphed_step.make_step(TrainingStep(network, self.optimizer), graphs)
+        if isinstance(pipeline, RawPipeline):
+            pipeline.left_to_step = isinstance(self.training_step, graphed_step.GraphedStep)
         self.steps_per_epoch = steps_per_epoch(self.recipe, pipeline.dataset)
         self.whole = self.recipe.epochs * self.steps_per_epoch
         self.last_step = self.whole if steps is None else min(steps, self.whole)

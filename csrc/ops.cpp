@@ -19,6 +19,9 @@ STABLE_TORCH_LIBRARY(alexnet_mp_csrc, m) {
     // (N, 3), float32, dense; y: (N, 3, crop, crop), dense in NCHW or in channels_last, not float64.
     m.def("augment(Tensor[] pictures, Tensor top, Tensor left, Tensor flip, Tensor mean, Tensor shift, float scale, "
           "bool mean_follows_crop, Tensor(a!) y) -> ()");
+    // Graph launches, copies and events of two CUDA devices in the order of (n, 7) int64 on the host, rows of
+    // csrc/cuda/tape.h. Only where the CUDA kernels are built; the handles and addresses in it must be alive.
+    m.def("replay_tape(Tensor actions) -> ()");
     // Which instructions the CPU kernels use: 0 portable, 1 AVX2, 2 AVX-512, -1 the best there is. Returns the one that was in use
     // before; an instruction set that the processor lacks is refused.
     m.def("use_cpu_instructions(int level) -> int");

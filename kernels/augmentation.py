@@ -3,7 +3,6 @@
 A program makes BLOCK consecutive values of one image as they lie in the output, so it writes 16 bytes at a time; what it reads are
 bytes and mean values that lie beside each other too, backwards where the picture is flipped.
 """
-import torch
 import triton
 import triton.language as tl
 
@@ -16,9 +15,8 @@ BLOCK = 1024  # values a program
 def _augment_kernel(
     pictures_ptr,   # (N, SIDE, SIDE, 3) uint8
     mean_ptr,       # (SIDE, SIDE, 3) float32
-    crops_ptr,      # (N, 6) float32: top, left, flip (0 or 1), shift of R, G, B
+    crops_ptr,      # (N, 7) float32: top, left, flip (0 or 1), shift of R, G, B, scale
     y_ptr,          # (N, 3, CROP, CROP), dense in channels_last or NCHW
-    scale,          # float32
     SIDE: tl.constexpr,
     CROP: tl.constexpr,
     MEAN_FOLLOWS_CROP: tl.constexpr,
@@ -35,7 +33,7 @@ def _augment_kernel(
     else:
         channel, pixel = value // (CROP * CROP), value % (CROP * CROP)
     row, column = pixel // CROP, pixel % CROP
-    crop_ptr = crops_ptr + 6 * n
+    crop_ptr = crops_ptr + 7 * n
     top, left, flip = tl.load(crop_ptr).to(tl.int32), tl.load(crop_ptr + 1).to(tl.int32), tl.load(crop_ptr + 2) != 0
     place = ((top + row) * SIDE + left + tl.where(flip, CROP - 1 - column, column)) * 3 + channel
     if MEAN_FOLLOWS_CROP:
@@ -47,18 +45,16 @@ def _augment_kernel(
     mean = tl.load(mean_ptr + under, mask=inside, other=0)
     red, green, blue = tl.load(crop_ptr + 3), tl.load(crop_ptr + 4), tl.load(crop_ptr + 5)
     shift = tl.where(channel == 0, red, tl.where(channel == 1, green, blue))
-    y = ((picture.to(tl.float32) - mean) + shift) * scale
+    y = ((picture.to(tl.float32) - mean) + shift) * tl.load(crop_ptr + 6)
     tl.store(y_ptr + n * VALUES + value, y.to(y_ptr.dtype.element_ty), mask=inside)
 
 
-def augment(pictures, top, left, flip, mean, shift, scale, mean_follows_crop, y):
-    """Write y, (N, 3, crop, crop) dense in channels_last or NCHW; the other arguments as in `ops.augment`, already checked.
-
-    pictures, mean and y on the device, the others on the host: they go there in one small copy.
+def augment(pictures, crops, mean, mean_follows_crop, y):
+    """Write y, (N, 3, crop, crop) dense in channels_last or NCHW. crops: `ops.crops_of`; all on the device of y, and
+    already checked.
     """
     count, side, crop = len(pictures), pictures.shape[1], y.shape[2]
-    crops = torch.cat([torch.stack([top, left, flip.long()], 1).float(), shift], 1)  # below 2^24, so nothing is rounded
     blocks = triton.cdiv(3 * crop * crop, BLOCK)
     with triton_on(y):
-        crops = crops.to(y.device, non_blocking=True)
-        _augment_kernel[count * blocks,](pictures, mean, crops, y, scale, side, crop, mean_follows_crop, y.stride(1) == 1, BLOCK)
+        _augment_kernel[count * blocks,](pictures, mean, crops, y, side, crop, mean_follows_crop, y.stride(1) == 1,
+                                         BLOCK)

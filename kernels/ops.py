@@ -24,6 +24,7 @@ from .linear_op import linear  # noqa: F401
 from .reference import avg_pool, dropout, spatial_norm  # noqa: F401  (plain PyTorch on every device)
 from .relu_dropout_op import relu_dropout  # noqa: F401
 
+SIXTEEN_BITS = (torch.bfloat16, torch.float16)
 NORMS, RELUS, TIES = ("none", "lrn", "spatial"), ("none", "before", "after"), ("first", "all")
 # So that the place in a window, and "nowhere", fit in a byte. Triton compiles a kernel in which every cell of the window is code of
 # its own: minutes for a large one.
@@ -66,14 +67,17 @@ def spatial_norm_max_pool(x, *, size=5, alpha, beta=0.75, k=1.0, pool=3, stride=
     return _lrn_pool(x, None, "spatial", size, alpha, beta, k, "none", pool, stride, ties, kernels)
 
 
-def paper_sgd_(parameters, gradients, velocities, *, learning_rates, momentum, weight_decays, kernels="auto"):
+def paper_sgd_(parameters, gradients, velocities, *, learning_rates, momentum, weight_decays, copies=(), sums=None,
+               kernels="auto"):
     """The update of paper section 5, in place, for lists of tensors on one device: v <- m v - d e w - e g; w <- w + v.
 
     One learning rate e and weight decay d a tensor; a rate of 0 leaves tensor and velocity alone. Lists of equal length; a tensor,
-    its gradient and its velocity have one shape, dtype and device. On a GPU one launch for all tensors.
-    Raises ValueError where they don't fit.
+    its gradient and its velocity have one shape, dtype and device; but beside float32 a gradient may have 16 bits. On a
+    GPU one launch for all tensors. In the same pass are written, of tensors that are updated: copies, none or a 16-bit
+    tensor for each parameter, the next weights rounded; sums, (parameters,) float32, the sum of each, finite only where
+    no weight is NaN or infinite. Raises ValueError where they don't fit.
     """
-    parameters, gradients, velocities = list(parameters), list(gradients), list(velocities)
+    parameters, gradients, velocities, copies = list(parameters), list(gradients), list(velocities), list(copies)
     rates, decays = [float(rate) for rate in learning_rates], [float(decay) for decay in weight_decays]
     if not len(parameters) == len(gradients) == len(velocities) == len(rates) == len(decays):
         raise ValueError(f"{len(parameters)} parameters, {len(gradients)} gradients, {len(velocities)} velocities, {len(rates)} "
@@ -82,12 +86,23 @@ def paper_sgd_(parameters, gradients, velocities, *, learning_rates, momentum, w
         if w.dtype not in STORAGE:
             raise ValueError(f"parameter {number} is {w.dtype}; it must be float32, bfloat16, float16 or float64")
         for name, other in (("gradient", g), ("velocity", v), ("first parameter", parameters[0])):
-            if other.device != w.device or (name != "first parameter" and (other.shape, other.dtype) != (w.shape, w.dtype)):
+            narrow = name == "gradient" and w.dtype == torch.float32 and other.dtype in SIXTEEN_BITS
+            if other.device != w.device or (name != "first parameter" and (
+                    other.shape != w.shape or not (narrow or other.dtype == w.dtype))):
                 raise ValueError(f"parameter {number} is {describe(w)}, the {name} {describe(other)}")
+    if copies and len(copies) != len(parameters):
+        raise ValueError(f"{len(copies)} copies of {len(parameters)} parameters; there must be none, or as many")
+    for number, (w, copy) in enumerate(zip(parameters, copies)):
+        if (copy.shape, copy.device) != (w.shape, w.device) or copy.dtype not in SIXTEEN_BITS:
+            raise ValueError(f"parameter {number} is {describe(w)}, its copy {describe(copy)}; it must have 16 bits")
+    if sums is not None and (tuple(sums.shape), sums.dtype, parameters and sums.device) != (
+            (len(parameters),), torch.float32, parameters and parameters[0].device):
+        raise ValueError(f"sums are {describe(sums)}; "
+                         f"they must be torch.float32 {(len(parameters),)} beside the parameters")
     if not parameters:
         return
     with torch.no_grad():
-        torch.ops.alexnet_mp.paper_sgd_(parameters, gradients, velocities, rates, float(momentum), decays,
+        torch.ops.alexnet_mp.paper_sgd_(parameters, gradients, velocities, copies, sums, rates, float(momentum), decays,
                                         resolve(kernels, parameters[0].device))
 
 
@@ -131,6 +146,72 @@ def augment(pictures, top, left, flip, mean, shift, scale=1.0, *, crop, mean_fol
                                         memory_format == torch.channels_last, name)
 
 
+def crops_of(top, left, flip, shift, scale, *, crop, side):
+    """(N, 7) float32 on the host, what `augment_crops` needs of each crop: top, left, flip (0 or 1), shift of R, G, B,
+    scale.
+
+    The arguments are those of `augment`. Raises ValueError for a crop that leaves its picture of side x side: later
+    nobody looks.
+    """
+    _check_draws(top, left, flip, shift)
+    _check_places(top, left, crop, side)
+    return _crops(top, left, flip, shift, scale)
+
+
+def augment_crops(pictures, crops, mean, *, crop, mean_follows_crop, dtype, memory_format):
+    """`augment` with all that it needs on the device of the pictures, so that a CUDA graph can hold it; the same bits.
+
+    pictures: (N, S, S, 3) uint8, contiguous. crops: (N, 7) float32, of `crops_of`. mean and the rest as in `augment`;
+    who computes is "auto". Raises ValueError for shapes that don't fit.
+    """
+    count, side = len(pictures), mean.shape[0]
+    if tuple(crops.shape) != (count, 7) or crops.dtype != torch.float32 or crops.device != pictures.device:
+        raise ValueError(f"crops are {describe(crops)}; with pictures {describe(pictures)} they must be torch.float32 "
+                         f"{(count, 7)} there")
+    if (tuple(pictures.shape), pictures.dtype, pictures.is_contiguous()) != ((count, side, side, 3), torch.uint8, True):
+        raise ValueError(f"pictures are {describe(pictures)}; with a mean of {describe(mean)} they must be "
+                         f"{(count, side, side, 3)} torch.uint8, contiguous")
+    if pictures.is_cuda and "triton" in built():
+        from .augmentation import augment as launch
+        y = _augmented(crops, mean, crop, dtype, memory_format == torch.channels_last)
+        if y.numel():
+            launch(pictures, crops, mean, mean_follows_crop, y)
+        return y
+    host = crops.cpu()
+    top, left = host[:, 0].long(), host[:, 1].long()
+    scale = host[0, 6].item() if count else 1.0
+    return augment(pictures, top, left, host[:, 2] != 0, mean, host[:, 3:6].contiguous(), scale, crop=crop, dtype=dtype,
+                   mean_follows_crop=mean_follows_crop, memory_format=memory_format)
+
+
+def _crops(top, left, flip, shift, scale):
+    """Places are below 2^24, so nothing is rounded."""
+    places = torch.stack([top, left, flip.long()], 1).float()
+    return torch.cat([places, shift, torch.full((len(top), 1), scale, dtype=torch.float32)], 1)
+
+
+def _check_places(top, left, crop, side):
+    """Raise ValueError for a crop that leaves its picture."""
+    most = side - crop
+    for what, places in (("top", top), ("left", left)):
+        if places.numel() == 0:
+            continue
+        low, high = (int(place) for place in places.aminmax())
+        if low < 0 or high > most:
+            raise ValueError(f"{what} is {low if low < 0 else high}; crops of {crop}x{crop} lie in pictures of "
+                             f"{side}x{side} from 0 to {most}")
+
+
+def _check_draws(top, left, flip, shift):
+    """Raise ValueError, naming the value, for what doesn't say of each crop where it lies."""
+    count = len(top)
+    for what, tensor, shape, kind in (
+            ("top", top, (count,), torch.int64), ("left", left, (count,), torch.int64),
+            ("flip", flip, (count,), torch.bool), ("shift", shift, (count, 3), torch.float32)):
+        if tuple(tensor.shape) != shape or tensor.dtype != kind or tensor.device.type != "cpu":
+            raise ValueError(f"{what} is {describe(tensor)}; it must be {kind} {shape} on the host")
+
+
 def _check_augment(pictures, top, left, flip, mean, shift, crop, dtype, memory_format):
     """Raise ValueError, naming the value, for what can't be augmented; whether the crops lie in their pictures is seen later."""
     side, count = mean.shape[0] if mean.dim() == 3 else 0, len(top)
@@ -145,10 +226,7 @@ def _check_augment(pictures, top, left, flip, mean, shift, crop, dtype, memory_f
                 or picture.device != mean.device or not picture.is_contiguous()):
             raise ValueError(f"pictures are {describe(picture)}; with {count} places in `top` and a mean of {describe(mean)} "
                              f"they must be {(count, side, side, 3)} torch.uint8 on {mean.device}, contiguous")
-    for what, tensor, shape, kind in (("top", top, (count,), torch.int64), ("left", left, (count,), torch.int64),
-                                      ("flip", flip, (count,), torch.bool), ("shift", shift, (count, 3), torch.float32)):
-        if tuple(tensor.shape) != shape or tensor.dtype != kind or tensor.device.type != "cpu":
-            raise ValueError(f"{what} is {describe(tensor)}; it must be {kind} {shape} on the host")
+    _check_draws(top, left, flip, shift)
     at_least("crop", crop, 1)
     if crop > side:
         raise ValueError(f"crop is {crop}, larger than the pictures of {side}x{side}")
@@ -297,22 +375,27 @@ def _differentiate(ctx, dy, _):
 _forward.register_autograd(_differentiate, setup_context=_save)
 
 
-@torch.library.custom_op("alexnet_mp::paper_sgd_", mutates_args=("parameters", "velocities"),
-                         schema="(Tensor(a!)[] parameters, Tensor[] gradients, Tensor(b!)[] velocities, float[] learning_rates, "
-                                "float momentum, float[] weight_decays, str kernels) -> ()")
-def _update(parameters, gradients, velocities, learning_rates, momentum, weight_decays, kernels):
+@torch.library.custom_op("alexnet_mp::paper_sgd_", mutates_args=("parameters", "velocities", "copies", "sums"),
+                         schema="(Tensor(a!)[] parameters, Tensor[] gradients, Tensor(b!)[] velocities, "
+                                "Tensor(c!)[] copies, Tensor(d!)? sums, float[] learning_rates, float momentum, "
+                                "float[] weight_decays, str kernels) -> ()")
+def _update(parameters, gradients, velocities, copies, sums, learning_rates, momentum, weight_decays, kernels):
     if kernels in ("cuda", "triton"):
         from .sgd import paper_sgd_ as launch
-        launch(parameters, gradients, velocities, learning_rates, momentum, weight_decays)
+        launch(parameters, gradients, velocities, learning_rates, momentum, weight_decays, copies, sums)
     elif kernels == "cpu":
-        for w, g, v, rate, decay in zip(parameters, gradients, velocities, learning_rates, weight_decays):
+        lists = zip(parameters, gradients, velocities, learning_rates, weight_decays)
+        for number, (w, g, v, rate, decay) in enumerate(lists):
+            g = g.to(w.dtype)
             if rate != 0 and dense_alike(w, g, v):
                 compiled().paper_sgd_(w, g, v, rate, momentum, decay)
             else:
                 reference.paper_sgd_([w], [g], [v], learning_rates=[rate], momentum=momentum, weight_decays=[decay])
+            if rate != 0:
+                reference.note_weights(number, w, copies, sums)
     else:
         reference.paper_sgd_(parameters, gradients, velocities, learning_rates=learning_rates, momentum=momentum,
-                             weight_decays=weight_decays)
+                             weight_decays=weight_decays, copies=copies, sums=sums)
 
 
 def dense_alike(*tensors):
@@ -323,7 +406,7 @@ def dense_alike(*tensors):
 
 
 @_update.register_fake
-def _(parameters, gradients, velocities, learning_rates, momentum, weight_decays, kernels):
+def _(parameters, gradients, velocities, copies, sums, learning_rates, momentum, weight_decays, kernels):
     return None
 
 
@@ -334,15 +417,11 @@ def _augment(pictures, top, left, flip, mean, shift, scale, crop, mean_follows_c
     y = _augmented(top, mean, crop, dtype, channels_last)
     if y.numel() == 0:
         return y
-    most = mean.shape[0] - crop
-    for what, places in (("top", top), ("left", left)):
-        low, high = (int(place) for place in places.aminmax())
-        if low < 0 or high > most:
-            raise ValueError(f"{what} is {low if low < 0 else high}; crops of {crop}x{crop} lie in pictures of {mean.shape[0]}x"
-                             f"{mean.shape[0]} from 0 to {most}")
+    _check_places(top, left, crop, mean.shape[0])
     if kernels == "triton":
         from .augmentation import augment as launch
-        launch(pictures[0], top, left, flip, mean, shift, scale, mean_follows_crop, y)
+        crops = _crops(top, left, flip, shift, scale).to(y.device, non_blocking=True)
+        launch(pictures[0], crops, mean, mean_follows_crop, y)
     elif kernels == "cpu":
         compiled().augment(pictures, *(host.contiguous() for host in (top, left, flip)), mean, shift.contiguous(), scale,
                            mean_follows_crop, y)

@@ -92,15 +92,17 @@ def relu_dropout(x, bias=None, *, probability=0.0, seed=0, step=None, layer=0, t
     return dropout(y, probability=probability, seed=seed, step=step, layer=layer, tower=tower) if probability else y
 
 
-def paper_sgd_(parameters, gradients, velocities, *, learning_rates, momentum, weight_decays):
+def paper_sgd_(parameters, gradients, velocities, *, learning_rates, momentum, weight_decays, copies=(), sums=None):
     """The update of paper section 5, in place, for lists of tensors: v <- m v - d e w - e g; w <- w + v.
 
     e, d: one learning rate and weight decay a tensor. The velocity carries the learning rate, unlike torch.optim.SGD: after a
     drop the old steps coast on at their old size. A rate of 0 leaves tensor and velocity alone (2012 source, `weights.cu:148`).
-    bfloat16 and float16 are computed in float32, w from the v that is not rounded yet.
+    bfloat16 and float16 are computed in float32, w from the v that is not rounded yet. copies, sums: see
+    `note_weights`.
     """
     with torch.no_grad():
-        for w, g, v, rate, decay in zip(parameters, gradients, velocities, learning_rates, weight_decays, strict=True):
+        numbered = enumerate(zip(parameters, gradients, velocities, learning_rates, weight_decays, strict=True))
+        for number, (w, g, v, rate, decay) in numbered:
             if rate == 0:
                 continue
             wide_w, wide_v = (w, v) if w.dtype in (torch.float32, torch.float64) else (w.float(), v.float())
@@ -109,6 +111,20 @@ def paper_sgd_(parameters, gradients, velocities, *, learning_rates, momentum, w
             if wide_w is not w:
                 w.copy_(wide_w)
                 v.copy_(wide_v)
+            note_weights(number, w, copies, sums)
+
+
+def note_weights(number, w, copies=(), sums=None):
+    """Keep of an updated weight its copy in another dtype, and its sum in float32: finite only where no weight is NaN
+    or infinite.
+
+    copies: a tensor a weight, or none. sums: (weights,) float32, or None; those of weights that are left alone are not
+    written.
+    """
+    if copies:
+        copies[number].copy_(w)
+    if sums is not None:
+        sums[number] = w.float().sum()
 
 
 def augment(pictures, top, left, flip, mean, shift, scale=1.0, *, crop, mean_follows_crop, dtype=torch.float32,

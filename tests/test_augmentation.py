@@ -202,6 +202,44 @@ def test_compile(implementation):
     assert torch.equal(torch.compile(doubled, fullgraph=True, backend="aot_eager")(*arguments), eager(*arguments) * 2)
 
 
+@pytest.mark.parametrize("scale", [1.0, 1 / 1.1])
+@pytest.mark.parametrize("mean_follows_crop", [True, False])
+def test_crops_in_one_table_give_the_same_bits(mean_follows_crop, scale):
+    pictures, top, left, flip, mean, shift = inputs(5, 24, 19)
+    options = dict(crop=19, mean_follows_crop=mean_follows_crop)
+    crops = ops.crops_of(top, left, flip, shift, scale, crop=19, side=24)
+    for dtype, order in ((torch.float32, torch.channels_last), (torch.bfloat16, torch.contiguous_format)):
+        options |= dict(dtype=dtype, memory_format=order)
+        y = ops.augment_crops(pictures, crops, mean, **options)
+        assert torch.equal(y, augment(pictures, top, left, flip, mean, shift, scale, **options))
+        assert y.is_contiguous(memory_format=order)
+        assert len(ops.augment_crops(pictures[:0], crops[:0], mean, **options)) == 0
+
+
+@pytest.mark.parametrize("change, named", [
+    (dict(top=torch.tensor([0, 6, 0])), "top is 6; crops of 19x19 lie in pictures of 24x24 from 0 to 5"),
+    (dict(left=torch.tensor([0, -1, 0])), "left is -1"), (dict(flip=torch.zeros(3)), "flip is .*float32"),
+    (dict(shift=torch.zeros(2, 3)), r"shift is .*\(2, 3\)"),
+    (dict(left=torch.zeros(2, dtype=torch.int64)), r"left is .*\(2,\)")])
+def test_a_table_of_crops_that_do_not_fit_is_refused_by_name(change, named):
+    _, top, left, flip, _, shift = inputs(3, 24, 19)
+    with pytest.raises(ValueError, match=named):
+        ops.crops_of(**dict(top=top, left=left, flip=flip, shift=shift, scale=1.0) | change, crop=19, side=24)
+
+
+@pytest.mark.parametrize("change, named", [
+    (dict(crops=torch.zeros(3, 6)), r"crops are .*\(3, 6\).*must be .*\(3, 7\)"),
+    (dict(crops=torch.zeros(3, 7).double()), "crops are .*float64"),
+    (dict(pictures=torch.zeros(3, 23, 24, 3, dtype=torch.uint8)), r"pictures are .*\(3, 23, 24, 3\)"),
+    (dict(pictures=torch.zeros(3, 24, 24, 3)), "pictures are .*float32")])
+def test_pictures_that_do_not_fit_their_table_are_refused_by_name(change, named):
+    pictures, top, left, flip, mean, shift = inputs(3, 24, 19)
+    given = dict(pictures=pictures, crops=ops.crops_of(top, left, flip, shift, 1.0, crop=19, side=24)) | change
+    with pytest.raises(ValueError, match=named):
+        ops.augment_crops(**given, mean=mean, crop=19, mean_follows_crop=True, dtype=torch.float32,
+                          memory_format=torch.channels_last)
+
+
 needs_gpu = pytest.mark.skipif(not GPU, reason="needs a GPU")
 
 

@@ -4,10 +4,14 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+
+from alexnet_mp import tape_program
+from alexnet_mp.kernels import choice
 
 ROOT = Path(__file__).resolve().parents[1]
 INCLUDE = Path(torch.__file__).parent / "include"
@@ -21,18 +25,57 @@ needs_nvdisasm = pytest.mark.skipif(count_sass.tool("nvdisasm") is None,
                                     reason="no nvdisasm: neither the triton package nor a full toolkit")
 
 
-@pytest.fixture(scope="module")
-def report(tmp_path_factory):
-    """ptxas's report on every kernel that lrn_pool.cu launches, for sm_80 and sm_90."""
-    command = ["nvcc", "-std=c++20", "-O3", "-DUSE_CUDA", "-c", ROOT / "csrc" / "cuda" / "lrn_pool.cu",
-               "-o", tmp_path_factory.mktemp("cuda") / "lrn_pool.o", f"-I{INCLUDE}",
-               f"-I{INCLUDE / 'torch' / 'csrc' / 'api' / 'include'}", "-gencode", "arch=compute_80,code=sm_80",
-               "-gencode", "arch=compute_90,code=sm_90", "--threads", str(min(2, os.cpu_count())),
+def compile_cuda(name, folder, architectures=(80, 90)):
+    """What nvcc says of csrc/cuda/NAME.cu."""
+    codes = [option for number in architectures for option in ("-gencode", f"arch=compute_{number},code=sm_{number}")]
+    command = ["nvcc", "-std=c++20", "-O3", "-DUSE_CUDA", "-c", ROOT / "csrc" / "cuda" / f"{name}.cu",
+               "-o", folder / f"{name}.o", f"-I{INCLUDE}",
+               f"-I{INCLUDE / 'torch' / 'csrc' / 'api' / 'include'}", *codes, "--threads", str(min(2, os.cpu_count())),
                "-Xcompiler", "-fPIC", "-Xptxas", "-v"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "warning" not in done.stderr
     return done.stderr
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    """ptxas's report on every kernel that lrn_pool.cu launches, for sm_80 and sm_90."""
+    return compile_cuda("lrn_pool", tmp_path_factory.mktemp("cuda"))
+
+
+TAPE = """
+import sys, torch
+from alexnet_mp import tape_program
+assert tape_program.operator() is None
+tape_program.operator.cache_clear()
+torch.ops.load_library(sys.argv[1])
+replay = tape_program.operator()
+replay(torch.empty(0, tape_program.COLUMNS, dtype=torch.int64))
+for table in (torch.empty(3, dtype=torch.int64), torch.tensor([[tape_program.LAUNCH, 1, 5, 5, 0, 0, 0]])):
+    try:
+        replay(table)
+    except RuntimeError as error:
+        print(str(error).splitlines()[0])
+"""
+
+
+@pytest.mark.skipif(choice.compiled() is None or tape_program.operator() is not None or torch.cuda.is_available(),
+                    reason="needs the compiled CPU kernels without the CUDA ones, and no GPU")
+def test_the_tapes_operator_is_compiled_found_and_names_what_fails(tmp_path):
+    """It has no kernel: CUDA's own names for what tests/tape_on_host.cpp stands in for, and torch's for the rest."""
+    assert "entry function" not in compile_cuda("tape", tmp_path, [90])
+    command = ["nvcc", "-shared", "-o", tmp_path / "tape.so", tmp_path / "tape.o", f"-L{INCLUDE.parent / 'lib'}",
+               "-ltorch_cpu"]
+    linked = subprocess.run(command, capture_output=True, text=True)
+    if "cannot find -lcudart" in linked.stderr:
+        pytest.skip("this nvcc has no runtime library to link")
+    assert linked.returncode == 0, linked.stderr
+    done = subprocess.run([sys.executable, "-c", TAPE, tmp_path / "tape.so"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    refused, failed = done.stdout.splitlines()
+    assert "the table must be (n, 7) int64 on the host" in refused
+    assert "action 0 of 1 on cuda:1: cudaGetDevice: " in failed
 
 
 @pytest.fixture(scope="module")

@@ -3,12 +3,14 @@
 On a CPU nothing runs beside anything: here a copy that arrives late is one whose values are NaN until somebody waits for it. The
 streams themselves are tested where there is a GPU, with delays injected on every one of them.
 """
+import collections
 import contextlib
 import copy
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from alexnet_mp import TwoTowerAlexNet, exchange, joint_product, mini
@@ -92,6 +94,18 @@ def late(monkeypatch):
     return happened
 
 
+class Called(TorchDispatchMode):
+    """Counts the calls of operators."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts = collections.Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.counts[function] += 1
+        return function(*args, **(kwargs or {}))
+
+
 class Products(TorchDispatchMode):
     """Writes down each convolution and product, and which gradients a convolution's backward pass computes."""
 
@@ -151,6 +165,44 @@ def test_frozen_layers_send_nothing_back():
     _, expected = gradients(free, x)
     for name in found:
         torch.testing.assert_close(found[name], expected[name], rtol=1e-12, atol=0, msg=name)
+
+
+@pytest.fixture
+def by_halves(monkeypatch):
+    """As on a GPU."""
+    assert not joint_product.written_by_halves(torch.empty(2, 2))
+    with FakeTensorMode():
+        assert joint_product.written_by_halves(torch.empty(2, 2, device="cuda"))
+        assert not joint_product.written_by_halves(torch.empty(2, 2, 3, 3, device="cuda"))
+    monkeypatch.setattr(joint_product, "written_by_halves", lambda weight: weight.dim() == 2)
+
+
+FROZEN = ["", "fc6.weight", "fc6.bias fc7.bias fc8.bias", "conv1. conv2. conv3. conv4. conv5. fc6.", "fc8."]
+
+
+@pytest.mark.parametrize("frozen", FROZEN)
+def test_a_matrix_gets_its_gradient_half_by_half(frozen, by_halves):
+    """Where it belongs at once, and with nothing to transpose: no `cat` of halves; the numbers are autograd's."""
+    x, found, called = images(mini()), [], []
+    for by_hand in (False, True):
+        network = apart(mini())
+        for name, parts in network.layer_parameters().items():
+            for part in parts:
+                part.requires_grad_(not any(name.startswith(start) for start in frozen.split()))
+        called.append(Called())
+        with pytest.MonkeyPatch.context() as patch, called[-1]:
+            if not by_hand:
+                patch.setattr(joint_product, "written_by_halves", lambda weight: False)
+            found.append(gradients(network, x)[1])
+        trained = [part for name, parts in network.layer_parameters().items() for part in parts
+                   if name in ("fc6.weight", "fc7.weight", "fc8.weight") and part.requires_grad]
+        assert all(weight.grad.is_contiguous() for weight in trained)
+    assert found[0].keys() == found[1].keys()
+    for name, expected in found[0].items():
+        torch.testing.assert_close(found[1][name], expected, rtol=1e-12, atol=1e-15, msg=name)
+    products, joins = [[calls.counts[operator] for calls in called]
+                       for operator in (torch.ops.aten.mm.out, torch.ops.aten.cat.default)]
+    assert products == [0, 2 * len(trained)] and joins[0] - joins[1] == len(trained) > 0
 
 
 def test_a_network_whose_towers_are_apart_can_be_copied():

@@ -10,7 +10,7 @@ from graph_pair import CPU, CUDA, OTHER, exact, look, needs_gpu  # noqa: F401  (
 from test_golden import GOLDEN
 from tiny_run import PLATEAU, SOURCE2012, assert_same_end, data, quick, resume, run  # noqa: F401  (fixtures)
 
-from alexnet_mp import TwoTowerAlexNet, exchange, graphed_step, mini, taken_steps, train
+from alexnet_mp import TwoTowerAlexNet, exchange, graphed_step, mini, pipeline_raw, step_input, taken_steps, train
 from alexnet_mp.dataset import open_dataset
 from alexnet_mp.errors import UserError
 from alexnet_mp.graphed_step import GraphedStep
@@ -90,6 +90,39 @@ def test_a_run_with_graphs_is_the_run_without(flags, apart, data, tmp_path, monk
     out = run(data, tmp_path / "graphed", *flags)
     (graphs,) = faked
     assert graphs.captures >= 4 and graphs.replays > graphs.captures
+    monkeypatch.undo()
+    quick.__wrapped__(monkeypatch)
+    if apart:
+        put_apart(monkeypatch)
+    assert_same_end(out, run(data, tmp_path / "eager", *flags))
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_a_run_whose_graphs_make_the_images_is_the_run_without(apart, data, tmp_path, monkeypatch, faked):  # noqa: F811
+    """From raw pixels, with crops, noise and a scale that change from batch to batch and epoch to epoch."""
+    flags, made, given = [*SOURCE2012, *CHANGES, "--pipeline", "raw"], pipeline_raw.RawPipeline.__init__, set()
+    take = graphed_step._Shape.take
+
+    def plain(count, size):
+        return torch.empty(count, size, size, 3, dtype=torch.uint8)
+
+    def on_gpu(self, *arguments):
+        made(self, *arguments)
+        self.on_gpu = True
+
+    def watched(shape, images, labels):
+        given.update(map(type, images))
+        take(shape, images, labels)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline_raw.RawPipeline, "__init__", on_gpu)
+        patch.setattr(pipeline_raw, "_page_locked", plain)
+        patch.setattr(graphed_step._Shape, "take", watched)
+        if apart:
+            put_apart(patch)
+        out = run(data, tmp_path / "graphed", *flags)
+    (graphs,) = faked
+    assert graphs.captures >= 4 and given == {step_input.Uncropped}
     monkeypatch.undo()
     quick.__wrapped__(monkeypatch)
     if apart:

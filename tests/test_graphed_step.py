@@ -6,10 +6,10 @@ import pytest
 import torch
 from conftest import one_thread  # noqa: F401
 from graph_pair import CPU, CUDA, GRAPHS_APART, OTHER, Pair, every_place, exact, look, needs_gpu, needs_two, small  # noqa: F401  (fixture)
-from test_exchange_overlap import delayed
+from test_exchange_overlap import CYCLES, delayed
 from tiny_run import quick  # noqa: F401  (fixture)
 
-from alexnet_mp import exchange, mini, paper
+from alexnet_mp import exchange, mini, paper, tape_program
 from alexnet_mp.errors import UserError
 from alexnet_mp.graphed_step import WARM_UP
 from alexnet_mp.recipe import change_layers
@@ -264,13 +264,43 @@ def test_a_refused_capture_on_a_gpu_leaves_the_same_numbers(monkeypatch, capsys)
     assert sizes[-1] == sizes[2]
 
 
+def delay_rows(monkeypatch, where, devices):
+    """`delayed`, for the copies of a table: a pause before the copy on its stream ("out"), after it ("into"), or of
+    what computes.
+    """
+    row, pauses = tape_program.Program._row, {}
+    for device in devices:
+        pauses[device] = torch.cuda.CUDAGraph()
+        with torch.cuda.device(device), torch.cuda.graph(pauses[device]):
+            torch.cuda._sleep(CYCLES)
+
+    def slow(self, kind, device, stream, *numbers):
+        before, after = [[(device, stream)] if kind == tape_program.COPY and where == side else []
+                         for side in ("out", "into")]
+        if kind == tape_program.COPY and where == "compute":
+            after = list(self.streams.items())
+        for place, on in before:
+            row(self, tape_program.LAUNCH, place, on, pauses[place].raw_cuda_graph_exec())
+        row(self, kind, device, stream, *numbers)
+        for place, on in after:
+            row(self, tape_program.LAUNCH, place, on, pauses[place].raw_cuda_graph_exec())
+
+    monkeypatch.setattr(tape_program.Program, "_row", slow)
+
+
 @pytest.mark.parametrize("where", ["out", "into", "compute"])
 @pytest.mark.parametrize("devices", [pytest.param((CUDA, CUDA), marks=needs_gpu, id="one GPU"),
                                      pytest.param((CUDA, OTHER), marks=needs_two, id="two GPUs")])
-def test_no_race_between_graphs_and_copies(devices, where, monkeypatch):
+@pytest.mark.parametrize("tape", ["Python", "compiled"])
+def test_no_race_between_graphs_and_copies(tape, devices, where, monkeypatch):
     """With pauses on either side of every copy: steps with two shapes of batch, a validation in between."""
+    if tape == "Python":
+        monkeypatch.setattr(tape_program, "operator", lambda: None)
+    elif tape_program.operator() is None:
+        pytest.skip("the compiled library has no replay_tape")
     if where == "out" and devices[0] == devices[1]:
         pytest.skip("within one device the copy runs on the target's stream alone")
+    delay_rows(monkeypatch, where, devices)
     pair = Pair(small(), devices, apart=True)
     pair.set_rates()
     with delayed(monkeypatch, where):

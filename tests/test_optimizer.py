@@ -21,8 +21,9 @@ def set_gradients(network, value=1.0):
                 part.grad = torch.full_like(part, value)
 
 
-def sums_of(optimizer):
-    return [optimizer.sums_on(device) for device in optimizer.devices()]
+def step(optimizer):
+    """And the sums of the new weights, one tensor a device."""
+    return [optimizer.update_on(device) for device in optimizer.devices()]
 
 
 def test_three_steps_by_hand():
@@ -126,13 +127,12 @@ def test_velocities_are_the_ones_that_are_used():
 @pytest.mark.parametrize("what", ["gradient", "velocity", "weights"])
 def test_what_is_not_finite_is_seen_in_the_sums_and_named(what, value):
     network, optimizer = trained()
-    assert all(torch.isfinite(sums).all() for sums in sums_of(optimizer)) and optimizer.non_finite() == []
+    assert all(torch.isfinite(sums).all() for sums in step(optimizer)) and optimizer.non_finite() == []
     for name, tower in (("conv4.weight", 1), ("fc8.bias", 0)):
         part = network.layer_parameters()[name][tower]
         {"gradient": part.grad, "velocity": optimizer.velocities()[name][tower], "weights": part.data}[what][(-1,) * part.dim()] = value
     assert optimizer.non_finite() == [f"{what} of conv4.weight on tower b", f"{what} of fc8.bias on tower a"]
-    optimizer.step()  # carries it into the weights
-    sums = sums_of(optimizer)
+    sums = step(optimizer)  # carries it into the weights
     assert not all(torch.isfinite(values).all() for values in sums)
     assert sum(values.isfinite().logical_not().sum() for values in sums) == 2
     set_gradients(network, float("nan"))
@@ -152,7 +152,7 @@ def test_the_first_kind_found_is_named():
 def test_a_sum_that_overflows_names_nobody():
     network, optimizer = trained()
     network.layer_parameters()["fc6.bias"][0].data.fill_(3e38)
-    sums = sums_of(optimizer)
+    sums = step(optimizer)
     assert not all(torch.isfinite(values).all() for values in sums)
     assert optimizer.non_finite() == [] == optimizer.non_finite_in(sums)
 
@@ -162,9 +162,9 @@ def test_frozen_layers_are_not_summed():
     rates = {name: 0.0 if name.startswith("conv1") else 0.01 for name in network.layer_parameters()}
     optimizer.set_rates(rates)
     count = sum(len(parts) for name, parts in network.layer_parameters().items() if rates[name])
-    assert sum(len(sums) for sums in sums_of(optimizer)) == count
+    assert sum(len(sums) for sums in step(optimizer)) == count
     optimizer.set_rates(dict.fromkeys(rates, 0.0))
-    assert sums_of(optimizer) == [] and optimizer.non_finite() == []
+    assert step(optimizer) == [] and optimizer.non_finite() == []
 
 
 def test_a_layers_own_rate_is_of_its_weights():

@@ -21,6 +21,7 @@ from alexnet_mp.loader import centre_view, ten_views
 from alexnet_mp.pipeline_raw import AHEAD, RawPipeline, ahead
 from alexnet_mp.pipeline_torch import TorchPipeline
 from alexnet_mp.recipe import paper
+from alexnet_mp.step_input import Uncropped, all_images
 
 GPU = torch.cuda.is_available()
 needs_gpu = pytest.mark.skipif(not GPU, reason="needs a GPU")
@@ -60,11 +61,15 @@ def dataset(tmp_path):
     return DataSet(tmp_path)
 
 
+def plain(count, size):
+    """In place of page-locked memory."""
+    return torch.empty(count, size, size, 3, dtype=torch.uint8)
+
+
 @pytest.fixture(params=["from the map", "ahead"])
 def way(request, monkeypatch):
     """Whether pictures are read straight from the map, or gathered and worked on ahead as for a GPU, in plain memory."""
     if request.param == "ahead":
-        plain = lambda count, size: torch.empty(count, size, size, 3, dtype=torch.uint8)  # noqa: E731
         monkeypatch.setattr(pipeline_raw, "_page_locked", plain)
     return request.param
 
@@ -97,6 +102,26 @@ def test_the_batches_are_those_of_the_definition(dataset, preset, way, workers):
     assert [(batch.epoch, len(batch.labels)) for batch in found] == [(e, n) for e in (1, 2, 3) for n in (8, 8, 5)]
     assert same(found, expected) and found[0].images[0].is_contiguous(memory_format=torch.channels_last)
     assert not same(found[:3], found[3:6])
+
+
+@PRESETS
+@pytest.mark.parametrize("dtype, memory_format",
+                         [(torch.float32, torch.channels_last), (torch.bfloat16, torch.contiguous_format)])
+def test_what_is_left_to_the_step_makes_the_same_images(dataset, preset, dtype, memory_format, monkeypatch):
+    """Whatever the noise of the epoch; both towers on a device share it; nothing of a batch lies in another's memory.
+    """
+    monkeypatch.setattr(pipeline_raw, "_page_locked", plain)
+    recipe, noise, options = tiny(preset), {1: 0.1, 2: 0.0, 3: 0.3}, dict(dtype=dtype, memory_format=memory_format)
+    pipeline = raw(dataset, recipe, 1, ("cpu", "cpu"), way="ahead", **options)
+    pipeline.left_to_step = True
+    found = list(pipeline.train(0, 3, noise.get))
+    for batch in found:
+        assert isinstance(batch.images[0], Uncropped) and batch.images[0] is batch.images[1]
+        made = all_images(batch.images)
+        assert made[0] is made[1] and made[0].is_contiguous(memory_format=memory_format)
+        batch.images[:] = made[:1]
+    assert same(found, list(as_defined(dataset, recipe, **options).train(0, 3, noise.get)))
+    assert isinstance(next(pipeline.views("val", 4, centre_view(recipe)))[0].__next__()[0], torch.Tensor)
 
 
 @PRESETS
@@ -335,6 +360,30 @@ def test_a_gpus_batches_are_the_cpus(dataset, preset, workers):
     for (found, labels), (images, _) in zip(views(raw(dataset, recipe, workers, devices=("cuda:0",)), ten_views(recipe)),
                                             views(as_defined(dataset, recipe), ten_views(recipe)), strict=True):
         assert labels.is_cuda and all(torch.equal(a.cpu(), b) for a, b in zip(found, images, strict=True))
+
+
+@needs_gpu
+@PRESETS
+def test_what_is_left_to_the_step_on_a_gpu_is_the_cpus(dataset, preset):
+    """Made by a graph that was captured with the first batch."""
+    recipe, pipeline = tiny(preset), raw(dataset, tiny(preset), 2, devices=("cuda:0", "cuda:0"))
+    pipeline.left_to_step = True
+    expected = [batch for batch in as_defined(dataset, recipe).train(0, 40, tenth) if len(batch.labels) == BATCH]
+    graph = place = y = None
+    found = []
+    with closing(pipeline.train(0, 40, tenth)) as batches:
+        for batch in batches:
+            if len(batch.labels) == BATCH:
+                if graph is None:
+                    batch.images[0].images()
+                    place, graph = batch.images[0].clone(), torch.cuda.CUDAGraph()
+                    torch.cuda.synchronize()
+                    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                        y = place.images()
+                place.copy_(batch.images[0], non_blocking=True)
+                graph.replay()
+                found.append(y.clone())
+    assert all(torch.equal(one.cpu(), other.images[0]) for one, other in zip(found, expected, strict=True))
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")

@@ -1,7 +1,8 @@
 """A pass cut at the crossings: what each device computes, in which order, and what flies meanwhile."""
 import pytest
 import torch
-from test_exchange_overlap import LABELS, Products, apart, gradients, images
+from test_exchange_overlap import by_halves  # noqa: F401  (fixture)
+from test_exchange_overlap import FROZEN, LABELS, Called, Products, apart, gradients, images
 
 from alexnet_mp import cuda_graphs, exchange, mini
 from alexnet_mp.network import merge_tensors
@@ -95,6 +96,24 @@ def test_no_gradient_that_nobody_wants_is_computed(frozen):
             compute(network, x)
         found.append(sorted(happened))
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("frozen", FROZEN)
+def test_a_matrix_gets_its_gradient_half_by_half(frozen, by_halves):  # noqa: F811
+    """The bits of the eager pass, and as many products."""
+    x, found, counts = images(mini(), torch.float32), [], []
+    for compute in (gradients, played):
+        network, called = apart(mini(), dtype=torch.float32), Called()
+        for name, parts in network.layer_parameters().items():
+            for part in parts:
+                part.requires_grad_(not any(name.startswith(start) for start in frozen.split()))
+        with called:
+            compute(network, x)
+        found.append([part.grad for parts in network.layer_parameters().values() for part in parts])
+        counts.append(called.counts[torch.ops.aten.mm.out])
+    assert counts[0] == counts[1] > 0
+    assert all(one is other or torch.equal(one, other) and one.stride() == other.stride()
+               for one, other in zip(*found, strict=True))
 
 
 def test_a_tape_captures_on_each_towers_device():

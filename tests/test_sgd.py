@@ -80,7 +80,51 @@ def test_any_strides_and_the_graph_of_autograd(kernels):
 @every_implementation
 def test_opcheck(kernels):
     w, g, v = tensors(kernels, torch.float32, shapes=((5,), (3, 4)))
-    torch.library.opcheck(torch.ops.alexnet_mp.paper_sgd_.default, (w, g, v, [0.1, 0.2], 0.9, [0.5, 0.0], kernels))
+    copies, sums = [x.bfloat16() for x in w], torch.zeros(2, device=w[0].device)
+    for more in (([], None), (copies, sums)):
+        torch.library.opcheck(torch.ops.alexnet_mp.paper_sgd_.default,
+                              (w, g, v, *more, [0.1, 0.2], 0.9, [0.5, 0.0], kernels))
+
+
+@every_implementation
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_sixteen_bits_are_read_and_written_in_the_same_pass(kernels, dtype):
+    """The bits of gradients widened before, and of weights rounded and added up after; a tensor with the rate 0 keeps
+    its copy.
+    """
+    shapes = (1,), (33,), (7, 5, 3, 3), (40_000,), (6, 8)
+    rates, decays = (*RATES, 0.1), (*DECAYS, 0.0)
+    w, g, v = tensors(kernels, torch.float32, shapes=shapes)
+    g = [x.to(dtype) for x in g]
+    g[4] = g[4].mT.contiguous().mT  # in another order of memory
+    expected = [[x.float().clone() for x in part] for part in (w, g, v)]
+    copies, sums = [torch.full_like(x, 7, dtype=dtype) for x in w], torch.full((5,), 7.0, device=w[0].device)
+    for _ in range(3):
+        update(kernels, *expected, rates=rates, decays=decays)
+        paper_sgd_(w, g, v, copies=copies, sums=sums, learning_rates=rates, momentum=0.9, weight_decays=decays,
+                   kernels=kernels)
+        for actual, wanted in zip((*w, *v), (*expected[0], *expected[2]), strict=True):
+            if kernels in ("cpu", "reference"):
+                assert torch.equal(actual, wanted)
+            else:  # another kernel to its compiler, which may fuse a product and a sum otherwise
+                torch.testing.assert_close(actual, wanted, rtol=1e-6, atol=1e-6)
+        for number, (copy, weight) in enumerate(zip(copies, w, strict=True)):
+            assert torch.equal(copy, weight.to(dtype) if rates[number] else torch.full_like(copy, 7))
+            wanted, size = weight.double().sum().item() if rates[number] else 7.0, weight.abs().double().sum().item()
+            assert sums[number].item() == pytest.approx(wanted, abs=1e-6 * size)
+
+
+@every_implementation
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_the_sums_see_what_is_not_finite(kernels, dtype, value):
+    """Wherever it is, and in no other tensor's sum."""
+    for number, place in ((0, 0), (2, -1), (3, 5000), (3, -1)):
+        w, g, v = tensors(kernels, dtype)
+        sums = torch.empty(4, device=w[0].device)
+        g[number].view(-1)[place] = value
+        paper_sgd_(w, g, v, sums=sums, learning_rates=(0.1,) * 4, momentum=0.9, weight_decays=DECAYS, kernels=kernels)
+        assert sums.isfinite().tolist() == [number != each for each in range(4)]
 
 
 @pytest.mark.parametrize("spoil, named", [
@@ -88,6 +132,10 @@ def test_opcheck(kernels):
     (lambda w, g, v: g.__setitem__(1, g[1][:5]), r"parameter 1 .*\(33,\).*gradient .*\(5,\)"),
     (lambda w, g, v: v.__setitem__(2, v[2].double()), "parameter 2 .*float32.*velocity .*float64"),
     (lambda w, g, v: g.__setitem__(0, g[0].to("meta")), "parameter 0 .*cpu.*gradient .*meta"),
+    (lambda w, g, v: g.__setitem__(1, g[1].double()), "parameter 1 .*float32.*gradient .*float64"),
+    (lambda w, g, v: v.__setitem__(1, v[1].bfloat16()), "parameter 1 .*float32.*velocity .*bfloat16"),
+    (lambda w, g, v: (w.__setitem__(1, w[1].bfloat16()), v.__setitem__(1, v[1].bfloat16())),
+     "parameter 1 .*bfloat16.*gradient .*float32"),
 ])
 def test_lists_that_do_not_fit_are_refused_by_name(spoil, named):
     w, g, v = tensors("reference", torch.float32)
@@ -95,6 +143,24 @@ def test_lists_that_do_not_fit_are_refused_by_name(spoil, named):
     before = [x.clone() for x in w]
     with pytest.raises(ValueError, match=named):
         update("reference", w, g, v)
+    assert all(torch.equal(a, b) for a, b in zip(w, before))
+
+
+@pytest.mark.parametrize("more, named", [
+    (dict(copies=[torch.empty(1).half()]), "1 copies of 4 parameters"),
+    (dict(copies=[torch.empty(shape) for shape in ((1,), (33,), (7, 5, 3, 3), (40_000,))]),
+     "parameter 0 .*copy .*float32.*16 bits"),
+    (dict(copies=[torch.empty(shape).half() for shape in ((1,), (32,), (7, 5, 3, 3), (40_000,))]),
+     r"parameter 1 .*copy .*\(32,\)"),
+    (dict(sums=torch.empty(3)), r"sums are .*\(3,\).*must be .*\(4,\)"),
+    (dict(sums=torch.empty(4).double()), "sums are .*float64"),
+    (dict(sums=torch.empty(4, device="meta")), "sums are .*meta"),
+])
+def test_copies_and_sums_that_do_not_fit_are_refused_by_name(more, named):
+    w, g, v = tensors("reference", torch.float32)
+    before = [x.clone() for x in w]
+    with pytest.raises(ValueError, match=named):
+        paper_sgd_(w, g, v, **more, learning_rates=RATES, momentum=0.9, weight_decays=DECAYS, kernels="reference")
     assert all(torch.equal(a, b) for a, b in zip(w, before))
 
 

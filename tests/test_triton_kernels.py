@@ -16,7 +16,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 if DEVICE == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("Triton's interpreter is off (TRITON_INTERPRET=1) and there is no GPU", allow_module_level=True)
 
-from alexnet_mp.kernels import augmentation, lrn_pool, sgd  # noqa: E402
+from alexnet_mp.kernels import augmentation, lrn_pool, ops, sgd  # noqa: E402
 
 # alpha for values of 30 or so: neither the sum nor k hides the other.
 BASE = {"norm": "lrn", "size": 5, "alpha": 3e-3, "beta": 0.75, "k": 2.0, "relu": "before", "pool": 3, "stride": 2,
@@ -320,6 +320,35 @@ def test_sgd_is_the_printed_update(dtype):
             assert (a.double() - e).abs().max() <= 2 * (b.double() - e).abs().max() + rounding * e.abs().max()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_sgd_reads_and_writes_sixteen_bits_and_adds_up(dtype, monkeypatch):
+    """The bits of widened gradients; sums over one program, over several with a rest, and in several rounds of the
+    second kernel.
+    """
+    monkeypatch.setattr(sgd, "SUMMED", 2)
+    sizes = 4096, 3, 7 * 4096 + 5
+    w, g, v = ([maps(size, seed=seed + size % 7, scale=1.0).to(DEVICE) for size in sizes] for seed in (1, 11, 21))
+    g = [each.to(dtype) for each in g]
+    wide = [[each.float() for each in part] for part in clones(w, g, v)]
+    copies, sums = [torch.zeros_like(each) for each in g], torch.full((4,), 7.0, device=DEVICE)
+    rates = dict(learning_rates=[0.1, 0.2, 0.3], momentum=0.9, weight_decays=[0.1, 0.0, 5e-4])
+    sgd.paper_sgd_(w, g, v, **rates, copies=copies, sums=sums[:3])
+    sgd.paper_sgd_(*wide, **rates)
+    for one, other in zip((*w, *v), (*wide[0], *wide[2]), strict=True):
+        if DEVICE == "cpu":
+            assert torch.equal(one, other)
+        else:  # another kernel to the compiler, which may fuse a product and a sum otherwise
+            torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
+    assert all(torch.equal(copy.cpu(), truncated(each.cpu(), dtype) if DEVICE == "cpu" else each.to(dtype))
+               for copy, each in zip(copies, w, strict=True))
+    for each, total in zip(w, sums):
+        assert total.item() == pytest.approx(each.double().sum().item(), abs=1e-6 * each.abs().double().sum().item())
+    assert sums[3] == 7
+    w[2][-1] = float("nan")
+    sgd.paper_sgd_(w, g, v, **rates, copies=copies, sums=sums[:3])
+    assert sums.isnan().tolist() == [False, False, True, False] and copies[2][-1].isnan()
+
+
 def test_sgd_does_not_read_what_it_leaves_alone():
     w, g, v = torch.ones(5, device=DEVICE), torch.full((5,), float("nan"), device=DEVICE), torch.ones(5, device=DEVICE)
     sgd.paper_sgd_([w], [g], [v], [0.0], 0.9, [0.1])
@@ -417,7 +446,8 @@ def test_augment_gives_the_references_bits(side, crop, mean_follows_crop, order,
     mean, shift = 255 * torch.rand(side, side, 3, generator=draws), maps(count, 3, scale=20.0)
     flip = torch.tensor([True, False, True])
     y = torch.full((count, 3, crop, crop), 777.0, dtype=dtype, device=DEVICE).contiguous(memory_format=order)
-    augmentation.augment(pictures.to(DEVICE), top, left, flip, mean.to(DEVICE), shift, 1 / 1.1, mean_follows_crop, y)
+    crops = ops.crops_of(top, left, flip, shift, 1 / 1.1, crop=crop, side=side).to(DEVICE)
+    augmentation.augment(pictures.to(DEVICE), crops, mean.to(DEVICE), mean_follows_crop, y)
     exact = reference.augment(pictures, top, left, flip, mean, shift, 1 / 1.1, crop=crop, mean_follows_crop=mean_follows_crop)
     assert torch.equal(y.cpu(), truncated(exact, dtype) if DEVICE == "cpu" else exact.to(dtype))
 
@@ -429,5 +459,6 @@ def test_augment_finds_pictures_beyond_two_gigabytes():
     pictures[-1] = maps(side, side, 3).byte()
     places, y = torch.zeros(count, dtype=torch.int64), torch.empty(count, 3, side, side, dtype=torch.float16, device=DEVICE)
     mean = torch.zeros(side, side, 3, device=DEVICE)
-    augmentation.augment(pictures, places, places, places.bool(), mean, torch.zeros(count, 3), 1.0, True, y)
+    crops = ops.crops_of(places, places, places.bool(), torch.zeros(count, 3), 1.0, crop=side, side=side)
+    augmentation.augment(pictures, crops.to(DEVICE), mean, True, y)
     assert torch.equal(y[-1], pictures[-1].permute(2, 0, 1).half())

@@ -10,7 +10,8 @@ import pytest
 
 pytest.importorskip("triton", reason="triton is not installed")
 CAPABILITIES = (80, 90)  # A100, H100 and H200
-WITHOUT_LOOPS = ("_paper_sgd_kernel", "_augment_kernel", "_relu_dropout_kernel", "_relu_dropout_backward_kernel")
+WITHOUT_LOOPS = ("_paper_sgd_kernel", "_augment_kernel", "_relu_dropout_kernel", "_relu_dropout_backward_kernel",
+                 "_topk_credit_kernel")
 
 
 @pytest.fixture(scope="module")
@@ -36,14 +37,25 @@ def test_every_launch_of_the_network_is_compiled(reports):
     counts = collections.Counter((report["capability"], report["kernel"]) for report in kernels(reports))
     for capability in CAPABILITIES:
         assert counts[capability, "_forward_kernel"] >= 12 and counts[capability, "_backward_kernel"] >= 12
-        assert counts[capability, "_paper_sgd_kernel"] == 2 and counts[capability, "_augment_kernel"] == 4
+        assert counts[capability, "_paper_sgd_kernel"] == 4 and counts[capability, "_sum_kernel"] == 2
+        assert counts[capability, "_augment_kernel"] == 4
         assert counts[capability, "_relu_dropout_kernel"] == counts[capability, "_relu_dropout_backward_kernel"] == 5
+        assert counts[capability, "_topk_credit_kernel"] == 2
         assert counts[capability, "_spatial_kernel"] >= 2 and counts[capability, "_spatial_backward_kernel"] == 1
 
 
 def test_no_register_is_spilled(reports):
     for report in kernels(reports):
         assert report["stack"] == 0, report
+
+
+def test_weights_are_written_sixteen_bytes_at_a_time(reports):
+    """Also beside copies of half as many bits, with which nothing has to be handed from thread to thread."""
+    for report in kernels(reports):
+        if report["kernel"] == "_paper_sgd_kernel":
+            sums, copies = "sums" in report["case"], "bfloat16 copies" in report["case"]
+            assert set(report["stores"]) - {"b32", "b16"} == {"v4.b32"} | ({"v2.b32"} if copies else set()), report
+            assert report["shared"] <= (1024 if sums else 0), report  # the sum's own
 
 
 def test_pictures_are_written_sixteen_bytes_at_a_time(reports):

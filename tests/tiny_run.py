@@ -151,7 +151,7 @@ def tensors(directory):
 
 def bits(tensor):
     """For a comparison that tells -0.0 from 0.0."""
-    return tensor.numpy().tobytes()
+    return (tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor).numpy().tobytes()
 
 
 def assert_same_end(out, whole, but=()):

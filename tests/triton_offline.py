@@ -19,7 +19,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime import jit
 
-from alexnet_mp.kernels import augmentation, lrn_pool, relu_dropout_triton, sgd
+from alexnet_mp.kernels import augmentation, lrn_pool, relu_dropout_triton, sgd, topk_credit
 
 BUNDLED = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin")
 LRN = {"size": 5, "alpha": 1e-4, "beta": 0.75, "k": 2.0}
@@ -34,7 +34,7 @@ def carried(kernel, arguments):
         return arguments["POOL"] ** 2 * before  # a of the maps before, of every cell of the window
     if kernel == "_backward_kernel":
         return 2 * before + arguments["SIZE"] // 2  # a, t, and g d^-beta
-    return {"fibonacci": 2, "fibonacci_of_one_zero": 2}.get(kernel, 0)
+    return {"_sum_kernel": 1, "fibonacci": 2, "fibonacci_of_one_zero": 2}.get(kernel, 0)
 
 
 @triton.jit
@@ -96,13 +96,20 @@ def launches():
         weights = [torch.empty(size, dtype=dtype) for size in (17424, 48)]
         sgd.paper_sgd_(weights, weights, weights, [0.01, 0.01], 0.9, [5e-4, 5e-4])
         yield from drain(f"sgd {str(dtype)[6:]}")
+    wide, narrow = [[torch.empty(size, dtype=dtype) for size in (17424, 48)]
+                    for dtype in (torch.float32, torch.bfloat16)]
+    for gradients, copies in ((wide, ()), (narrow, narrow)):
+        sgd.paper_sgd_(wide, gradients, wide, [0.01, 0.01], 0.9, [5e-4, 5e-4], copies, torch.empty(2))
+        yield from drain(f"sgd float32 with sums, {'bfloat16' if copies else 'no'} copies")
     pictures, mean = torch.empty(128, 256, 256, 3, dtype=torch.uint8), torch.empty(256, 256, 3)
-    places = torch.zeros(128, dtype=torch.int64)
     for dtype in (torch.float32, torch.bfloat16):
         for order, strides in (("NCHW", torch.contiguous_format), ("channels_last", torch.channels_last)):
             y = torch.empty(128, 3, 224, 224, dtype=dtype, memory_format=strides)
-            augmentation.augment(pictures, places, places, places.bool(), mean, torch.zeros(128, 3), 1.0, order == "NCHW", y)
+            augmentation.augment(pictures, torch.empty(128, 7), mean, order == "NCHW", y)
             yield from drain(f"augment {str(dtype)[6:]} {order}")
+    for classes in (1000, 21841):
+        topk_credit.topk_credit(torch.empty(128, classes), torch.zeros(128, dtype=torch.int64))
+        yield from drain(f"credit {classes}")
     mask = {"seed": 0, "layer": 6, "tower": 1}
     for dtype in (torch.float32, torch.bfloat16):
         for layer, shape, probability in (("conv3", (128, 192, 13, 13), 0.0), ("fc6", (128, 2048), 0.5)):

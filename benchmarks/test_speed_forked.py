@@ -1,0 +1,99 @@
+"""Whole training steps as CUDA graphs, both towers on one GPU: today's, and the two experiments of `forked.py`.
+
+    pytest benchmarks/test_speed_forked.py --benchmark-only [--batch 128] [--rounds 7]
+
+`graphs` is what `train --graphs on` does; `joined`, `forked` and `joined-forked` compute the same network otherwise.
+Before the first round loss and gradients are compared: of `forked` the bits are those of today, of the others the sums
+may be added in another order.
+"""
+import functools
+import statistics
+
+import pytest
+import torch
+from forked import Side, change, lay_out
+from in_turn import REPLAY, clocks, compare, provenance, replay, time_in_turn
+
+from alexnet_mp import TwoTowerAlexNet, paper
+from alexnet_mp.graphed_step import WARM_UP, make_step
+from alexnet_mp.optimizer import PaperSGD
+from alexnet_mp.training_step import TrainingStep
+
+DEVICE = torch.device("cuda:0")
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+WAYS = {"graphs": (False, False), "joined": (True, False), "forked": (False, True), "joined-forked": (True, True)}
+RATE = 1e-6  # so that no step among hundreds diverges
+
+
+@pytest.fixture(scope="module")
+def measured():
+    return functools.cache(measure)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="streams and CUDA graphs need a GPU: there is none")
+@pytest.mark.benchmark(timer=REPLAY)
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("dtype, batch", [("bf16", 128), ("bf16", 1024), ("fp32", 128)])
+def test_forked(dtype, batch, way, benchmark, measured, request):
+    batch = (request.config.getoption("batch") or (4 if benchmark.disabled else batch,))[0]
+    seconds, noted = measured(dtype, batch, 1 if benchmark.disabled else request.config.getoption("rounds") or 7)
+    benchmark.group = f"forked-{dtype}-b{batch}"
+    replay(benchmark, seconds[way]["step"])
+    benchmark.extra_info.update(provenance(DEVICE) | noted | compare(seconds, "step", None, ("graphs",))[way] | {
+        "op": "forked", "rival": way, "dtype": dtype, "batch": batch,
+        "images_per_s": batch / statistics.median(seconds[way]["step"])})
+
+
+def measure(dtype, batch, rounds):
+    """The answers compared, then the steps timed: (seconds, what the record says of the conditions)."""
+    images = 60 * torch.randn(batch, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    images = images.to(DEVICE, DTYPES[dtype], memory_format=torch.channels_last)
+    labels = (torch.arange(batch) % 1000).to(DEVICE)
+    steps = {name: Step(images, labels, *way) for name, way in WAYS.items()}
+    expected = steps["graphs"].answers()
+    for name, step in steps.items():
+        # Roundings of sums in another order, and here and there a ReLU or a window's maximum that falls otherwise.
+        bound = {"joined": 2e-2, "joined-forked": 2e-2}.get(name, 0)
+        for (what, found), wanted in zip(step.answers().items(), expected.values(), strict=True):
+            error = ((found - wanted).norm() / wanted.norm()).item()
+            assert error <= bound, f"{name}: {what} is {error:.1e} off"
+    for step in steps.values():
+        for _ in range(WARM_UP + 3):  # eager ones and captures, whose replays are compared with eager passes
+            step.step()
+    before = clocks(DEVICE)
+    seconds, _ = time_in_turn(steps, DEVICE, rounds)
+    used = steps["graphs"].network.kernels_used()
+    return seconds, {"kernels": used, "clocks_before": before, "clocks_after": clocks(DEVICE), "seed": 0}
+
+
+class Step:
+    """A training step of one way, as `train --graphs on` takes it."""
+
+    calls, sets = 1, 1
+
+    def __init__(self, images, labels, joined, forked):
+        self.images, self.labels = images, labels
+        self.network = TwoTowerAlexNet(paper(), (DEVICE, DEVICE))
+        if joined:
+            lay_out(self.network, images.dtype)
+        if joined or forked:
+            change(self.network, joined, Side(DEVICE) if forked else None)
+        self.optimizer = PaperSGD(self.network)
+        self.optimizer.set_rates(dict.fromkeys(self.network.layer_parameters(), RATE))
+        self.plain = TrainingStep(self.network, self.optimizer)
+        self.take = make_step(self.plain, "on")
+        self.runs = {"step": self.step}
+
+    def step(self):
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+            self.take([self.images] * 2, self.labels, lambda loss: None)
+
+    def answers(self):
+        """{"loss": ..., "conv1.weight of a": its gradient, ...} of an eager pass that counts for nothing."""
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+            self.network.keep_copies(self.images.dtype)
+            loss, _ = self.plain.forward_and_backward([self.images] * 2, self.labels, lambda loss: None)
+        self.network.step = 0
+        return {"loss": loss.clone().float()} | {
+            f"{name} of {tower}": part.grad.float() for name, parts in self.network.layer_parameters().items()
+            for tower, part in zip("ab", parts)}
