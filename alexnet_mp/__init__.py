@@ -1,5 +1,13 @@
 """AlexNet (Krizhevsky, Sutskever, Hinton 2012) as it ran: two towers on two devices that meet at four layers."""
-from .network import MergedAlexNet, TwoTowerAlexNet
-from .recipe import Recipe, mini, paper, source2012
+import importlib
 
-__all__ = ["MergedAlexNet", "Recipe", "TwoTowerAlexNet", "mini", "paper", "source2012"]
+_MODULES = {"MergedAlexNet": "network", "Recipe": "recipe", "TwoTowerAlexNet": "network", "mini": "recipe", "paper": "recipe",
+            "source2012": "recipe"}
+__all__ = list(_MODULES)
+
+
+def __getattr__(name):
+    """Imported when asked for: `alexnet_mp.doctor` has to run where torch can't be imported."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -4,8 +4,6 @@ import select
 import signal
 import sys
 
-import torch
-
 
 class UserError(ValueError):
     """What is wrong, where, and what to do, in one line."""
@@ -17,8 +15,10 @@ class MachineError(UserError):
 
 def run_command(main):
     """Run a command's `main()` and exit with its status; a UserError is one line on stderr and status 2, Ctrl-C status 130."""
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # a file's name may hold what the terminal can't show
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed before this began
+            setattr(sys, name, open(os.devnull, "w"))
+        getattr(sys, name).reconfigure(errors="backslashreplace")  # a file's name may hold what the terminal can't show
     try:
         status = main()
         sys.stdout.flush()
@@ -54,8 +54,8 @@ def _nobody_reads(stream):
 
 def _known(error):
     """One line for a failure of the machine rather than of the program; None for everything else."""
-    text = (str(error).splitlines() or [""])[0]
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in text:
+    text, torch = (str(error).splitlines() or [""])[0], sys.modules.get("torch")  # imported before it could raise anything
+    if isinstance(error, (MemoryError, getattr(torch, "OutOfMemoryError", MemoryError))) or "DefaultCPUAllocator" in text:
         return f"out of memory; a smaller --batch-size, or fewer --workers, may fit ({text.split('. ')[0]})"
     if "DataLoader worker (pid" in text:  # and not what an exception in a worker begins with
         signalled = f"{text} {error.__cause__}".partition("by signal: ")[2].partition(".")[0]

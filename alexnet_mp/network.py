@@ -89,7 +89,7 @@ class TwoTowerAlexNet(nn.Module):
 
     def kernels_used(self):
         """Who computes on each tower: "cpu" where it is the same on both, else "cpu, cuda" in the order a, b."""
-        used = [ops.resolve(self.kernels, device) for device in self.exchange.devices]
+        used = [ops.used(self.kernels, device) for device in self.exchange.devices]
         return ", ".join(used if len(set(used)) > 1 else used[:1])
 
     def ledger(self):

@@ -13,6 +13,9 @@ CHOICES = ("auto", "cuda", "triton", "cpu", "reference")
 LIBRARY = Path(__file__).parent / "compiled.so"  # built by setup.py
 OPERATORS = ("lrn_pool_forward", "augment", "relu_dropout")  # that a library must have: some of every age
 STORAGE = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+WITHOUT_CUDA = ("lrn", "spatial_norm_max_pool", "relu_dropout", "paper_sgd_", "augment")  # operations that "cuda" leaves to Triton
+
+_left_out = frozenset()
 
 
 @functools.cache
@@ -66,11 +69,28 @@ def _below_sm80(device):
     return torch.cuda.is_available() and torch.cuda.get_device_capability(device) < (8, 0)
 
 
-def resolve(kernels, device):
+def leave_out(found):
+    """From now on "auto" passes over these: (operation, implementation, device) each, as ("lrn_max_pool", "cuda", "cuda:0").
+
+    In place of those of the call before, in the whole process. An explicit choice is obeyed all the same.
+    """
+    global _left_out
+    _left_out = frozenset(found)
+
+
+def left_out():
+    return _left_out
+
+
+left_out._dynamo_marked_constant = True
+
+
+def resolve(kernels, device, operation=None):
     """The implementation that a choice means on a device: "cuda", "triton", "cpu" or "reference".
 
     "auto" takes on a GPU CUDA, then Triton; on a CPU the compiled kernels; elsewhere, and where nothing else is there, the
-    reference. Raises ValueError for a choice that does not exist, was not built, or cannot compute on this device.
+    reference. operation: the public function that is to be computed, of which an implementation may not exist, or be left out.
+    Raises ValueError for a choice that does not exist, was not built, or cannot compute on this device.
     """
     if kernels not in CHOICES:
         raise ValueError(f"kernels {kernels!r} do not exist; choose one of {', '.join(CHOICES)}")
@@ -79,11 +99,22 @@ def resolve(kernels, device):
         return kernels
     usable = [name for name in built() if kind == ("cpu" if name == "cpu" else "cuda")
               and not (name == "cuda" and _too_old(torch.device(device)))] + ["reference"]
-    if kernels == "auto":
-        return usable[0]
-    if kernels not in usable:
+    if kernels != "auto" and kernels not in usable:
         raise ValueError(f"kernels {kernels!r} can't compute on {kind} here; usable there: auto, {', '.join(usable)}")
-    return kernels
+    names = usable if kernels == "auto" else [kernels]
+    if operation in WITHOUT_CUDA and "triton" in usable:
+        names = ["triton" if name == "cuda" else name for name in names]
+    if kernels == "auto" and left_out():
+        names = [name for name in names if (operation, name, str(device)) not in left_out()]
+    return names[0]
+
+
+def used(kernels, device):
+    """`resolve` in words, with the operations that are computed by others: "cuda (lrn_max_pool: triton)"."""
+    others = {operation: resolve(kernels, device, operation) for operation, _, where in sorted(left_out())
+              if where == str(device) and kernels == "auto"}
+    name = resolve(kernels, device)
+    return name + (f" ({', '.join(f'{operation}: {other}' for operation, other in others.items())})" if others else "")
 
 
 _launching = threading.Lock()

@@ -15,7 +15,7 @@ def linear(x, weight, bias=None, *, kernels="auto"):
     kernels: see `resolve`; "cpu" takes oneDNN's product, as the convolutions and bfloat16 do, for large dense float32 matrices where
     the processor has AVX-512. It adds in another order, and can't be differentiated twice.
     """
-    if not torch.compiler.is_compiling() and resolve(kernels, x.device) == "cpu" and _fits_onednn(x, weight, bias):
+    if not torch.compiler.is_compiling() and resolve(kernels, x.device, "linear") == "cpu" and _fits_onednn(x, weight, bias):
         return _OneDnn.apply(x, weight, bias)
     return F.linear(x, weight, bias)
 

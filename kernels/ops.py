@@ -19,7 +19,7 @@ import torch
 
 from . import reference
 from .choice import (CHOICES, STORAGE, at_least, built, check_bias, compiled, describe, description, has_tangent,  # noqa: F401
-                     memory_format, one_of, resolve)
+                     leave_out, memory_format, one_of, resolve, used)
 from .linear_op import linear  # noqa: F401
 from .reference import avg_pool, dropout, spatial_norm  # noqa: F401  (plain PyTorch on every device)
 from .relu_dropout_op import relu_dropout  # noqa: F401
@@ -103,7 +103,7 @@ def paper_sgd_(parameters, gradients, velocities, *, learning_rates, momentum, w
         return
     with torch.no_grad():
         torch.ops.alexnet_mp.paper_sgd_(parameters, gradients, velocities, copies, sums, rates, float(momentum), decays,
-                                        resolve(kernels, parameters[0].device))
+                                        resolve(kernels, parameters[0].device, "paper_sgd_"))
 
 
 @contextmanager
@@ -138,9 +138,8 @@ def augment(pictures, top, left, flip, mean, shift, scale=1.0, *, crop, mean_fol
     or float16. memory_format: of the output, channels_last or contiguous. kernels: see `resolve`; "cuda" is the Triton kernel here.
     Raises ValueError, with the value named, for a crop that leaves its picture and for arguments that don't fit.
     """
-    name, pictures = resolve(kernels, mean.device), [pictures] if isinstance(pictures, torch.Tensor) else list(pictures)
-    if name == "cuda":
-        name = "triton" if "triton" in built() else "reference"
+    name = resolve(kernels, mean.device, "augment")
+    pictures = [pictures] if isinstance(pictures, torch.Tensor) else list(pictures)
     _check_augment(pictures, top, left, flip, mean, shift, crop, dtype, memory_format)
     return torch.ops.alexnet_mp.augment(pictures, top, left, flip, mean, shift, float(scale), crop, bool(mean_follows_crop), dtype,
                                         memory_format == torch.channels_last, name)
@@ -235,7 +234,8 @@ def _check_augment(pictures, top, left, flip, mean, shift, crop, dtype, memory_f
 
 
 def _lrn_pool(x, bias, norm, size, alpha, beta, k, relu, pool, stride, ties, kernels):
-    name = resolve(kernels, x.device)
+    function = {"lrn": "lrn_max_pool" if pool else "lrn", "none": "max_pool", "spatial": "spatial_norm_max_pool"}[norm]
+    name = resolve(kernels, x.device, function)
     if has_tangent(x) or has_tangent(bias):
         name = "reference"  # forward-mode differentiation is known to plain PyTorch alone
     if kernels == "auto" and (pool > LARGEST_POOL.get(name, pool) or (x.dtype == torch.float64 and x.is_cuda)):

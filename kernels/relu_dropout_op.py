@@ -6,7 +6,7 @@ Kept for the backward pass: y alone. Where it is not positive, the ReLU or the m
 import torch
 
 from . import reference
-from .choice import STORAGE, built, check_bias, compiled, describe, has_tangent, memory_format, resolve
+from .choice import STORAGE, check_bias, compiled, describe, has_tangent, memory_format, resolve
 
 
 def relu_dropout(x, bias=None, *, probability=0.0, seed=0, step=None, layer=0, tower=0, kernels="auto"):
@@ -25,9 +25,7 @@ def relu_dropout(x, bias=None, *, probability=0.0, seed=0, step=None, layer=0, t
     float32, in the same order every time.
     Raises ValueError, with the value named, for arguments that don't fit.
     """
-    name = resolve(kernels, x.device)
-    if name == "cuda" and "triton" in built():
-        name = "triton"
+    name = resolve(kernels, x.device, "relu_dropout")
     _check(x, bias, probability, seed, step, layer, tower)
     there_is = {"triton": x.dtype != torch.float64, "cpu": probability > 0 and bias is None and x.is_contiguous()}
     if not there_is.get(name) or has_tangent(x) or has_tangent(bias):

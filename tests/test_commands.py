@@ -293,3 +293,19 @@ def test_importing_does_nothing():
             "assert not torch.cuda.is_initialized()\nassert not {'triton', 'nvidia.dali', 'matplotlib'} & set(sys.modules)")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("closed", [1, 2])
+def test_an_output_that_is_closed_from_the_beginning(closed, tmp_path):
+    """train >&-"""
+    done = subprocess.run([sys.executable, "-c", f"import os, sys\nos.close({closed})\n"
+                           f"os.execv({sys.executable!r}, [{sys.executable!r}, '-m', 'alexnet_mp.checkpoint', {str(tmp_path / 'nowhere')!r}])"],
+                          capture_output=True, text=True)
+    assert done.returncode == 2 and "Traceback" not in done.stderr and (closed == 2 or done.stderr.startswith("error: "))
+
+
+def test_the_package_imports_torch_when_it_is_asked_for():
+    code = ("import sys, alexnet_mp\nassert 'torch' not in sys.modules\nfrom alexnet_mp import *\nassert paper().name == 'paper'\n"
+            "assert TwoTowerAlexNet.__name__ == 'TwoTowerAlexNet' and not hasattr(alexnet_mp, 'caffe')")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")

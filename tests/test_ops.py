@@ -7,7 +7,8 @@ import pytest
 import torch
 from cases import FORMATS, GPU, OPERATIONS, call, every_operation, gradients, implementation, in_format, takes_bias, values
 
-from alexnet_mp.kernels import choice, lrn, lrn_max_pool, max_pool, ops, spatial_norm_max_pool
+from alexnet_mp.kernels import (augment, choice, linear, linear_op, lrn, lrn_max_pool, max_pool, ops, paper_sgd_, relu_dropout,
+                                relu_dropout_op, spatial_norm_max_pool)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -225,6 +226,66 @@ def test_cuda_kernels_are_not_chosen_on_a_gpu_that_they_are_not_compiled_for(mon
             ops.resolve("cuda", "cuda:0")
     finally:
         choice._below_sm80.cache_clear()
+
+
+@pytest.fixture
+def with_gpu_kernels(monkeypatch):
+    """Both kinds of GPU kernels are built, and no GPU is too old for them; nothing stays left out."""
+    monkeypatch.setattr(choice, "built", lambda: ("cuda", "triton", "cpu"))
+    monkeypatch.setattr(choice, "_too_old", lambda device: False)
+    yield
+    ops.leave_out(())
+
+
+def test_an_implementation_that_is_left_out_gives_way_to_the_next(with_gpu_kernels):
+    first, second = "cuda:0", torch.device("cuda:1")
+    ops.leave_out({("lrn_max_pool", "cuda", "cuda:0"), ("relu_dropout", "triton", "cuda:0"), ("max_pool", "cuda", "cuda:1"),
+                   ("max_pool", "triton", "cuda:1")})
+    assert ops.resolve("auto", first, "lrn_max_pool") == "triton" and ops.resolve("auto", second, "lrn_max_pool") == "cuda"
+    assert ops.resolve("auto", first, "relu_dropout") == "reference" and ops.resolve("auto", second, "relu_dropout") == "triton"
+    assert ops.resolve("auto", second, "max_pool") == "reference" and ops.resolve("auto", first, "max_pool") == "cuda"
+    assert ops.resolve("cuda", first, "lrn_max_pool") == "cuda", "an explicit choice is obeyed"
+    assert ops.resolve("auto", first) == "cuda"
+    assert ops.used("auto", first) == "cuda (lrn_max_pool: triton, relu_dropout: reference)"
+    assert ops.used("auto", second) == "cuda (max_pool: reference)" and ops.used("cuda", first) == "cuda"
+    ops.leave_out(())
+    assert ops.resolve("auto", first, "lrn_max_pool") == "cuda" and ops.used("auto", first) == "cuda"
+
+
+@pytest.mark.parametrize("operation", choice.WITHOUT_CUDA)
+def test_operations_without_cuda_code_are_tritons(operation, with_gpu_kernels, monkeypatch):
+    assert ops.resolve("auto", "cuda:0", operation) == ops.resolve("cuda", "cuda:0", operation) == "triton"
+    monkeypatch.setattr(choice, "built", lambda: ("triton",))
+    assert ops.resolve("auto", "cuda:0", operation) == "triton"
+
+
+@pytest.mark.skipif(ops.compiled() is None, reason="there was no compiler to build the CPU kernels")
+def test_every_operation_obeys_what_is_left_out(monkeypatch):
+    """Each by the name of its public function; the compiled kernels must not be called."""
+    x, pictures = torch.ones(2, 8, 5, 5, requires_grad=True), torch.zeros(2, 6, 6, 3, dtype=torch.uint8)
+    zeros = torch.zeros(2, dtype=torch.int64)
+    calls = {
+        "lrn_max_pool": lambda: lrn_max_pool(x, alpha=1.0), "lrn": lambda: lrn(x, alpha=1.0), "max_pool": lambda: max_pool(x),
+        "spatial_norm_max_pool": lambda: spatial_norm_max_pool(x, alpha=1.0),
+        "relu_dropout": lambda: relu_dropout(x, probability=0.5, step=3),
+        "paper_sgd_": lambda: paper_sgd_([torch.ones(3)], [torch.ones(3)], [torch.ones(3)], learning_rates=[0.1], momentum=0.9,
+                                         weight_decays=[0.1]),
+        "augment": lambda: augment(pictures, zeros, zeros, zeros.bool(), torch.zeros(6, 6, 3), torch.zeros(2, 3), crop=4,
+                                   mean_follows_crop=True),
+        "linear": lambda: linear(torch.ones(2, 3), torch.ones(4, 3))}
+    expected = {name: call() for name, call in calls.items()}
+    for module in (ops, relu_dropout_op):
+        monkeypatch.setattr(module, "compiled", lambda: pytest.fail("a compiled kernel was called"))
+    monkeypatch.setattr(linear_op, "_fits_onednn", lambda *arguments: pytest.fail("oneDNN was called"))
+    try:
+        for name, call in calls.items():
+            with pytest.raises(pytest.fail.Exception):
+                call()
+            ops.leave_out({(name, "cpu", "cpu")})
+            found = call()
+            assert found is None or torch.allclose(found, expected[name])
+    finally:
+        ops.leave_out(())
 
 
 def test_triton_kernels_are_launched_one_at_a_time():
