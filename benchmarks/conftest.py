@@ -21,6 +21,27 @@ def surroundings():
     keep_freed_memory()  # as in training, and for every rival alike
 
 
+@pytest.fixture(scope="session")
+def rivals_of_groups(request):
+    """{group: those of its rivals that -k, names and node ids left in}; its tests differ in the rival and the pass."""
+    groups = {}
+    for item in request.session.items:
+        if "rival" in getattr(getattr(item, "callspec", None), "params", ()):
+            groups.setdefault(_group(item), {})[item.callspec.params["rival"]] = None
+    return {group: tuple(rivals) for group, rivals in groups.items()}
+
+
+@pytest.fixture
+def asked(request, rivals_of_groups):
+    """The rivals of this test's group that were asked for: nobody waits for another to be built, checked and timed."""
+    return rivals_of_groups[_group(request.node)]
+
+
+def _group(item):
+    shared = {name: value for name, value in item.callspec.params.items() if name not in ("rival", "step")}
+    return item.path, item.originalname, tuple(shared.items())
+
+
 @pytest.fixture(autouse=True)
 def where(request):
     if "benchmark" in request.fixturenames:  # what runs on another device says so itself

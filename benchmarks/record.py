@@ -84,10 +84,13 @@ def main(arguments=None):
     parser.add_argument("--from", dest="raw", type=Path, metavar="RAW.json",
                         help="a file that pytest --benchmark-json wrote: nothing is run")
     parser.add_argument("--records", type=Path, default=RECORDS, help="where the devices' folders are (default: %(default)s)")
+    parser.add_argument("--commit", help="of the source, where there is no git to ask")
     parser.add_argument("--name", default="", help="a word that tells this record from others of the day")
     options, pytest_arguments = parser.parse_known_args(arguments)
-    given = sys.argv[1:] if arguments is None else list(arguments)
-    command, code = shlex.join(["python", "benchmarks/record.py", *given]), 0
+    said = [word for name in ("from", "name") if (value := vars(options)["raw" if name == "from" else name])
+            for word in (f"--{name}", str(value))]
+    # The record says what was run, and not where it was written.
+    command, code = shlex.join(["python", "benchmarks/record.py", *said, *pytest_arguments]), 0
     if options.raw:
         raw = json.loads(options.raw.read_text())
     else:
@@ -100,6 +103,8 @@ def main(arguments=None):
         print("no benchmark ran: nothing to record", file=sys.stderr)
         return code or 2
     for record in records_of(raw, command):
+        if options.commit and not record["machine"].get("commit"):
+            record["machine"] |= {"commit": options.commit, "dirty": "+changes" in options.commit}
         print(f"wrote {write(record, options.records, options.name)}")
     return code
 

@@ -85,16 +85,16 @@ def pytest_generate_tests(metafunc):
 
 @pytest.fixture(scope="session")
 def measured():
-    """A function: case, rounds -> its `Measurement`, taken once."""
+    """A function: case, rounds, rivals -> the `Measurement`, taken once."""
     return functools.cache(Measurement)
 
 
 @pytest.mark.benchmark(timer=REPLAY)
-def test_lrn_pool(case, step, rival, benchmark, measured, request):
+def test_lrn_pool(case, step, rival, benchmark, measured, asked, request):
     if case.device.type == "cuda" and not torch.cuda.is_available():
         pytest.skip("no CUDA device was found")
     rounds = 1 if benchmark.disabled else request.config.getoption("rounds") or 15
-    measurement = measured(case, rounds)
+    measurement = measured(case, rounds, asked)
     if rival in measurement.absent:
         pytest.skip(measurement.absent[rival])
     if rival in measurement.wrong:
@@ -105,15 +105,15 @@ def test_lrn_pool(case, step, rival, benchmark, measured, request):
 
 
 class Measurement:
-    """Every rival of a case checked and timed. absent: {rival: why it is not there}; wrong: {rival: the error it made}."""
+    """Rivals of a case checked and timed. absent: {rival: why it is not there}; wrong: {rival: the error it made}."""
 
-    def __init__(self, case, rounds):
+    def __init__(self, case, rounds, names):
         self.case, self.absent, self.wrong = case, {}, {}
         count = buffer_sets(case.batch * case.op.inputs * WIDTH[case.dtype], case.device)
         self.sets = [inputs(case, SEED + index) for index in range(count)]
         steps = {step: case.op.bytes(step, case.batch, case.dtype) for step in ("fwd", "bwd")}
         rivals = {}
-        for name in case.rivals:
+        for name in names:
             try:
                 rivals[name] = CopyRoof(steps, case.device) if name == "copy" else self._rival(name)
             except Absent as reason:

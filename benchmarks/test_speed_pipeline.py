@@ -26,7 +26,7 @@ from alexnet_mp.pipeline_dali import DaliPipeline, available
 from alexnet_mp.pipeline_raw import RawPipeline
 from alexnet_mp.pipeline_torch import TorchPipeline
 
-DEVICES = ["cpu"] + (["cuda:0"] if torch.cuda.is_available() else [])
+DEVICES = ["cpu", "cuda:0"]
 WORKERS = 2 if not torch.cuda.is_available() else len(os.sched_getaffinity(0))
 BATCH, PICTURES = 128, 2048  # no short batches
 RIVALS = {"dali": (DaliPipeline, "jpeg"), "torch": (TorchPipeline, "jpeg"), "raw": (RawPipeline, "pixels")}
@@ -65,10 +65,11 @@ def measured(sets):
 @pytest.mark.benchmark(timer=REPLAY)
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("rival", RIVALS)
-def test_pipeline(rival, device, benchmark, measured, request):
+def test_pipeline(rival, device, benchmark, measured, asked, request):
+    skip_without(device)
     batch = (request.config.getoption("batch") or (BATCH,))[0]
     rounds = 1 if benchmark.disabled else request.config.getoption("rounds") or 15
-    seconds, noted = measured[0](device, batch, rounds)
+    seconds, noted = measured[0](device, batch, rounds, asked)
     if rival not in seconds:
         pytest.skip("DALI is not installed")
     benchmark.group = f"pipeline-{device.partition(':')[0]}-fp32-b{batch}"
@@ -81,18 +82,25 @@ def test_pipeline(rival, device, benchmark, measured, request):
 @pytest.mark.benchmark(timer=REPLAY)
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("rival", ["fixed", *RIVALS])
-def test_step_that_is_fed(rival, device, benchmark, measured, request):
+def test_step_that_is_fed(rival, device, benchmark, measured, asked, request):
+    skip_without(device)
     batch = (request.config.getoption("batch") or (BATCH,))[0]
     rounds = 1 if benchmark.disabled else request.config.getoption("rounds") or (15 if device != "cpu" else 7)
-    seconds, noted = measured[1](device, batch, rounds)
+    seconds, noted = measured[1](device, batch, rounds, asked)
     if rival not in seconds:
         pytest.skip("DALI is not installed")
     medians = {name: float(np.median(steps["step"])) for name, steps in seconds.items()}
     benchmark.group = f"fed-step-{device.partition(':')[0]}-fp32-b{batch}"
     replay(benchmark, seconds[rival]["step"])
-    benchmark.extra_info.update(provenance(torch.device(device)) | noted | {
+    feeding = {"pct_feeding": 100 * (medians[rival] / medians["fixed"] - 1)} if "fixed" in medians else {}
+    benchmark.extra_info.update(provenance(torch.device(device)) | noted | feeding | {
         "op": "fed-step", "rival": rival, "dtype": "fp32", "batch": batch, "workers": WORKERS,
-        "images_per_s": batch / medians[rival], "pct_feeding": 100 * (medians[rival] / medians["fixed"] - 1)})
+        "images_per_s": batch / medians[rival]})
+
+
+def skip_without(device):
+    if device != "cpu" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device was found")
 
 
 def batches(sets, kind, recipe, device):
@@ -103,8 +111,9 @@ def batches(sets, kind, recipe, device):
     return closing(pipeline.train(0, 10**6, lambda epoch: recipe.colour_noise))
 
 
-def kinds():
-    return [kind for kind in RIVALS if kind != "dali" or available()]
+def there(asked):
+    """Those of the rivals asked for that can run."""
+    return [kind for kind in asked if kind != "dali" or available()]
 
 
 class Calls:
@@ -116,19 +125,19 @@ class Calls:
         self.calls, self.runs = calls, {step: lambda: [function() for _ in range(calls)] and None}
 
 
-def measure(sets, device, batch, rounds):
+def measure(sets, device, batch, rounds, asked):
     """Batches of each pipeline. In its turn a rival works alone: what it has made ahead while others ran is used up first."""
     device = torch.device(device)
     recipe, before = replace(paper(), batch_size=batch), clocks(device)
     images = len(sets["jpeg"].splits["train"])
-    for kind in kinds() if device.type == "cpu" else ():  # on a GPU the decoders differ
+    for kind in there(asked) if device.type == "cpu" else ():  # on a GPU the decoders differ
         oracle = TorchPipeline(sets[RIVALS[kind][1]], recipe, [device], 0)
         oracle.use(sets[RIVALS[kind][1]].statistics)
         with batches(sets, kind, recipe, device) as source, closing(oracle.train(0, 1, lambda epoch: recipe.colour_noise)) as expected:
             assert torch.equal(next(source).images[0], next(expected).images[0])
-    runs = {kind: {"batch": []} for kind in kinds()}
+    runs = {kind: {"batch": []} for kind in there(asked)}
     for turn in range(rounds):
-        for kind in np.random.default_rng(turn).permutation(kinds()):
+        for kind in np.random.default_rng(turn).permutation(list(runs)):
             with batches(sets, kind, recipe, device) as source:  # alone: nothing of another is at work
                 for _ in range(4):
                     next(source)
@@ -138,7 +147,7 @@ def measure(sets, device, batch, rounds):
     return runs, {"clocks_before": before, "clocks_after": clocks(device), "pictures": images}
 
 
-def measure_steps(sets, device, batch, rounds):
+def measure_steps(sets, device, batch, rounds, asked):
     """Steps of the 2012 recipe on images that are there, and on those of each pipeline; a pipeline exists only in its turn."""
     device = torch.device(device)
     recipe, before = replace(source2012(), batch_size=batch), clocks(device)
@@ -150,7 +159,7 @@ def measure_steps(sets, device, batch, rounds):
         network.zero_grad()
         F.cross_entropy(network(*images), labels[:len(images[0])]).backward()
 
-    runs = {kind: {"step": []} for kind in ("fixed", *kinds())}
+    runs = {kind: {"step": []} for kind in there(asked)}
     for turn in range(rounds):
         for kind in np.random.default_rng(turn).permutation(list(runs)):
             with ExitStack() as stack:

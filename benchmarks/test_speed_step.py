@@ -54,11 +54,12 @@ def measured():
 @pytest.mark.benchmark(timer=REPLAY)
 @pytest.mark.parametrize("rival", RIVALS)
 @pytest.mark.parametrize("dtype, batch", CASES, ids=[f"{dtype}-b{batch}" for dtype, batch in CASES])
-def test_step(dtype, batch, rival, benchmark, measured, request):
+def test_step(dtype, batch, rival, benchmark, measured, asked, request):
     if DEVICE.type == "cpu" and (dtype, batch) != CASES[0]:
         pytest.skip("bf16, and 1,024 images, are measured on a GPU: there is none")
     batch = (request.config.getoption("batch") or (4 if benchmark.disabled else batch,))[0]
-    seconds, found, noted = measured(dtype, batch, 1 if benchmark.disabled else request.config.getoption("rounds") or 7)
+    rounds = 1 if benchmark.disabled else request.config.getoption("rounds") or 7
+    seconds, found, noted = measured(dtype, batch, asked, rounds)
     if rival not in seconds:
         pytest.skip(ABSENT[rival])
     benchmark.group = f"step-{dtype}-b{batch}"
@@ -69,35 +70,24 @@ def test_step(dtype, batch, rival, benchmark, measured, request):
     benchmark.extra_info.update(provenance(DEVICE) | noted | figures | {"op": "step", "rival": rival, "dtype": dtype, "batch": batch})
 
 
-def measure(dtype, batch, rounds):
-    """The answers compared, then the steps timed: (seconds, {rival: other figures}, what the record says of the conditions)."""
+def measure(dtype, batch, asked, rounds):
+    """The answers compared, then the steps timed: (seconds, {rival: other figures}, the conditions, for the record).
+
+    asked: the rivals to build, check and time; those that can't be here are left out.
+    """
     images = 60 * torch.randn(batch, 3, 224, 224, generator=torch.Generator().manual_seed(0)).to(DEVICE)
     images, labels = images.to(memory_format=torch.channels_last), (torch.arange(batch) % 1000).to(DEVICE)
-    check_answers(images[:16], labels[:16])
-    towers = TwoTowerAlexNet(paper(), (DEVICE, DEVICE))
-    eager = EagerTowers(paper()).take(towers).to(DEVICE, memory_format=torch.channels_last)
-    other = without_norms_and_towers().to(DEVICE, memory_format=torch.channels_last)
-    ours, theirs = images.to(DTYPES[dtype]), autocast(dtype)
-    if DEVICE.type == "cuda":
-        rivals = {"towers": OurStep(towers, labels, ours), "graphs": OurStep(copy.deepcopy(towers), labels, ours, "on")}
-    else:
-        rivals = {"towers": Step(towers, labels, ours, ours)}
-    rivals |= {"merged": Step(towers.merge(), labels, ours), "eager": Step(eager, labels, images, context=theirs)}
-    if towers.kernels_used() != "reference":
-        plain = TwoTowerAlexNet(paper(), (DEVICE, DEVICE), kernels="reference")
-        rivals["reference"] = Step(plain, labels, ours, ours)
-    rivals["no-lrn"] = Step(other, labels, images, context=theirs)
-    found = {name: {"saved_bytes": step.saved_bytes()} for name, step in rivals.items() if name != "graphs"}
-    if DEVICE.type == "cuda" or shutil.which(os.environ.get("CXX", "c++")):
-        torch.compiler.reset()  # else another number of images would make it compile for any number
-        compiled = torch.compile(eager, dynamic=False, mode="max-autotune-no-cudagraphs" if DEVICE.type == "cuda" else None)
-        rivals["compile"] = Step(compiled, labels, images, context=theirs)
-    if DEVICE.type == "cpu":
-        rivals["untouched"] = Untouched(batch)
-    for _ in range(WARM_UP + 3 if "graphs" in rivals else 0):
-        rivals["graphs"].step()  # eager ones and captures
-    before = clocks(DEVICE)
+    check_answers(images[:16], labels[:16], asked)
+    towers, ours, rivals = TwoTowerAlexNet(paper(), (DEVICE, DEVICE)), images.to(DTYPES[dtype]), {}
     try:
+        for name in asked:
+            if (step := build(name, towers, labels, ours, images, autocast(dtype))) is not None:
+                rivals[name] = step
+        found = {name: {"saved_bytes": step.saved_bytes()} for name, step in rivals.items()
+                 if name not in ("graphs", "compile", "untouched")}
+        for _ in range(WARM_UP + 3 if "graphs" in rivals else 0):
+            rivals["graphs"].step()  # eager ones and captures
+        before = clocks(DEVICE)
         seconds, _ = time_in_turn(rivals, DEVICE, rounds)
     finally:
         if "untouched" in rivals:
@@ -111,6 +101,36 @@ def measure(dtype, batch, rounds):
             if name not in ("no-lrn", "untouched"):
                 found[name]["pct_of_roofline"] = 100 * least / statistics.median(seconds[name]["step"])
     return seconds, found, {"kernels": towers.kernels_used(), "clocks_before": before, "clocks_after": clocks(DEVICE), "seed": 0}
+
+
+def build(name, towers, labels, ours, images, context):
+    """One rival's step, None where it can't be here (`ABSENT`).
+
+    ours: the images that we train on; the others take the float32 ones in their context.
+    """
+    gpu = DEVICE.type == "cuda"
+    if name == "towers":
+        return OurStep(towers, labels, ours) if gpu else Step(towers, labels, ours, ours)
+    if name == "graphs":
+        return OurStep(copy.deepcopy(towers), labels, ours, "on") if gpu else None
+    if name == "merged":
+        return Step(towers.merge(), labels, ours)
+    if name == "reference":
+        if towers.kernels_used() == "reference":
+            return None
+        return Step(TwoTowerAlexNet(paper(), (DEVICE, DEVICE), kernels="reference"), labels, ours, ours)
+    if name == "no-lrn":
+        other = without_norms_and_towers().to(DEVICE, memory_format=torch.channels_last)
+        return Step(other, labels, images, context=context)
+    if name == "untouched":
+        return None if gpu else Untouched(len(images))
+    if name == "compile" and not gpu and not shutil.which(os.environ.get("CXX", "c++")):
+        return None
+    eager = EagerTowers(paper()).take(towers).to(DEVICE, memory_format=torch.channels_last)
+    if name == "compile":
+        torch.compiler.reset()  # else another number of images would make it compile for any number
+        eager = torch.compile(eager, dynamic=False, mode="max-autotune-no-cudagraphs" if gpu else None)
+    return Step(eager, labels, images, context=context)
 
 
 def autocast(dtype):
@@ -130,21 +150,30 @@ def launch_seconds(step, repeats=10):
     return statistics.median(found)
 
 
-def check_answers(images, labels):
-    """Loss and gradient of the first layer's weights alike in all that compute the paper's network. Raises AssertionError.
+def check_answers(images, labels, asked):
+    """Loss and gradient of the first layer's weights are those of `eager` in all asked for that compute the same network.
 
     Without dropout, whose masks differ. A near-tie in a pooling window, or a value near 0 in a ReLU, may fall either way.
+    Raises AssertionError.
     """
     recipe = dataclasses.replace(paper(), dropout=0.0)
-    towers = TwoTowerAlexNet(recipe, (DEVICE, DEVICE))
-    plain = TwoTowerAlexNet(recipe, (DEVICE, DEVICE), kernels="reference")
-    merged, eager = towers.merge(), EagerTowers(recipe).take(towers).to(DEVICE)
-    found = {}
-    for name, network, count, first in (("towers", towers, 2, towers.towers[0].conv1), ("reference", plain, 2, plain.towers[0].conv1),
-                                        ("merged", merged, 1, merged.conv1), ("eager", eager, 1, eager.towers[0]["conv1"])):
+    towers, found = TwoTowerAlexNet(recipe, (DEVICE, DEVICE)), {}
+
+    def note(name, network, first, count=1):
         loss = F.cross_entropy(network(*[images] * count), labels)
         loss.backward()
         found[name] = loss.item(), first.weight.grad[:48].clone()
+
+    eager = EagerTowers(recipe).take(towers).to(DEVICE)
+    note("eager", eager, eager.towers[0]["conv1"])
+    if {"towers", "graphs"} & set(asked):
+        note("towers", towers, towers.towers[0].conv1, 2)
+    if "reference" in asked:
+        plain = TwoTowerAlexNet(recipe, (DEVICE, DEVICE), kernels="reference")
+        note("reference", plain, plain.towers[0].conv1, 2)
+    if "merged" in asked:
+        merged = towers.merge()
+        note("merged", merged, merged.conv1)
     expected, gradient = found["eager"]
     for name, (loss, other) in found.items():
         assert loss == pytest.approx(expected, rel=1e-4), f"{name}: a loss of {loss}, eager {expected}"
