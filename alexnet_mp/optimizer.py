@@ -41,10 +41,10 @@ class PaperSGD(torch.optim.Optimizer):
     def step(self, device=None):
         """Update every parameter that has a rate, or those on one of the `devices`, in place.
 
-        Returns, of each device, the sum of each new weight tensor there, (tensors,) float32: finite only where no weight is
-        NaN or infinite. An update carries what is not finite in a gradient or a velocity into the weight, so these few
-        numbers watch over all three. The copies that a layer keeps of its weights are written, too. Raises RuntimeError
-        where a parameter got no gradient.
+        Returns, of each device, the sum of each new weight tensor there, (tensors,) float32: finite only where no weight
+        is NaN or infinite. An update carries what is not finite in a gradient or a velocity into the weight, so these
+        few numbers watch over all three. The copies that a layer keeps of its weights are written, too. Raises
+        RuntimeError where a parameter got no gradient.
         """
         found = self._by_device()
         return [self._update(where, *found[where]) for where in (found if device is None else [device])]

@@ -4,8 +4,8 @@ from collections import defaultdict
 from . import geometry
 from .roofline import SGD_BYTES, layer_limits
 
-PARTS = {"loss": "loss, accuracy", "exchange": "exchange, joining of maps", "update": "update", "input": "waiting for input",
-         "other": "other"}
+PARTS = {"loss": "loss, accuracy", "exchange": "exchange, joining of maps", "update": "update",
+         "input": "waiting for input", "other": "other"}
 TWO_PASSES = ("loss", "exchange")  # the other parts are of neither
 NO_PASS = {"forward_ms": None, "backward_ms": None}
 HEAD = ("", "forward ms", "backward ms", "ms", "share", "roofline ms", "% of roofline")
@@ -28,7 +28,8 @@ def table(recipe, times, device, towers, steps, images, dtype, ceilings, classes
             if (layer.name, kind) in spent or ((kind == "product" or layer.then) and (0 in towers or layer.towers == "each")):
                 rows.append(_row(name, spent[layer.name, kind], limits.get((layer.name, kind)), whole))
     rows += [_row(PARTS[part], spent[part, ""], None, whole) for part in TWO_PASSES]
-    rows += [_row(PARTS[part], spent[part, ""], limits.get((part, "")), whole) | NO_PASS for part in ("update", "input")]
+    rows += [_row(PARTS[part], spent[part, ""], limits.get((part, "")), whole) | NO_PASS
+             for part in ("update", "input")]
     rows.append(_row(PARTS["other"], [whole - sum(row["ms"] for row in rows), 0.0], None, whole) | NO_PASS)
     known = [row["roofline_ms"] for row in rows if row["roofline_ms"] is not None]
     passes = {name: sum(row[name] or 0.0 for row in rows) for name in NO_PASS}
