@@ -37,20 +37,19 @@ class PaperSGD(torch.optim.Optimizer):
                 if group["lr"] == 0:
                     parameter.grad = None
 
-    def step(self):
-        """Update every parameter that has a rate, in place. Raises RuntimeError where one of them got no gradient."""
-        for device in self.devices():
-            self.update_on(device)
-
     @torch.no_grad()
-    def update_on(self, device):
-        """`step` on one of the `devices`. Returns the sum of each new weight tensor there, (tensors,) float32.
+    def step(self, device=None):
+        """Update every parameter that has a rate, or those on one of the `devices`, in place.
 
-        A sum is finite only where no weight is NaN or infinite. An update carries what is not finite in a gradient or a
-        velocity into the weight, so these few numbers watch over all three. The copies that a layer keeps of its
-        weights are written, too.
+        Returns, of each device, the sum of each new weight tensor there, (tensors,) float32: finite only where no weight
+        is NaN or infinite. An update carries what is not finite in a gradient or a velocity into the weight, so these
+        few numbers watch over all three. The copies that a layer keeps of its weights are written, too. Raises
+        RuntimeError where a parameter got no gradient.
         """
-        parameters, options = self._by_device()[device]
+        found = self._by_device()
+        return [self._update(where, *found[where]) for where in (found if device is None else [device])]
+
+    def _update(self, device, parameters, options):
         missing = [name for (name, _, _), w in zip(options, parameters, strict=True) if w.grad is None]
         if missing:
             raise RuntimeError(f"no gradient for {', '.join(missing)}; was backward run?")
@@ -93,7 +92,7 @@ class PaperSGD(torch.optim.Optimizer):
     def non_finite_in(self, sums):
         """The weights that made earlier sums not finite, whatever steps followed: ["weights of conv2.weight on tower b", ...].
 
-        sums: of `update_on`, one tensor a device.
+        sums: of `step`, one tensor a device.
         """
         names = {parameter: f"weights of {group['name']} on tower {tower}" for group in self.param_groups
                  for tower, parameter in zip("ab", group["params"])}

@@ -4,11 +4,10 @@ from collections import defaultdict
 from . import geometry
 from .roofline import SGD_BYTES, layer_limits
 
-PARTS = {"loss": "loss, accuracy", "exchange": "exchange, joining of maps", "update": "update", "watching": "watching (sums of weights)",
+PARTS = {"loss": "loss, accuracy", "exchange": "exchange, joining of maps", "update": "update",
          "input": "waiting for input", "other": "other"}
 TWO_PASSES = ("loss", "exchange")  # the other parts are of neither
 NO_PASS = {"forward_ms": None, "backward_ms": None}
-WATCH_BYTES = 4  # a parameter, read once in float32
 HEAD = ("", "forward ms", "backward ms", "ms", "share", "roofline ms", "% of roofline")
 WIDTHS = (33, 11, 12, 10, 8, 12, 14)
 
@@ -29,7 +28,8 @@ def table(recipe, times, device, towers, steps, images, dtype, ceilings, classes
             if (layer.name, kind) in spent or ((kind == "product" or layer.then) and (0 in towers or layer.towers == "each")):
                 rows.append(_row(name, spent[layer.name, kind], limits.get((layer.name, kind)), whole))
     rows += [_row(PARTS[part], spent[part, ""], None, whole) for part in TWO_PASSES]
-    rows += [_row(PARTS[part], spent[part, ""], limits.get((part, "")), whole) | NO_PASS for part in ("update", "watching", "input")]
+    rows += [_row(PARTS[part], spent[part, ""], limits.get((part, "")), whole) | NO_PASS
+             for part in ("update", "input")]
     rows.append(_row(PARTS["other"], [whole - sum(row["ms"] for row in rows), 0.0], None, whole) | NO_PASS)
     known = [row["roofline_ms"] for row in rows if row["roofline_ms"] is not None]
     passes = {name: sum(row[name] or 0.0 for row in rows) for name in NO_PASS}
@@ -67,7 +67,6 @@ def _limits(recipe, towers, images, dtype, ceilings, classes):
         found[size.layer.name, "then"] = tuple(count * (relu + maps) for relu, maps in zip(parts["relu"], parts["maps"]))
     parameters = sum(geometry.parameter_counts(recipe, classes)[tower] for tower in towers)
     found["update", ""] = (SGD_BYTES * parameters / (1e9 * ceilings.bandwidth), 0.0)
-    found["watching", ""] = (WATCH_BYTES * parameters / (1e9 * ceilings.bandwidth), 0.0)
     return {key: limit for key, limit in found.items() if any(limit)}
 
 

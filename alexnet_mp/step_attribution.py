@@ -43,7 +43,7 @@ class Operation:
 class Place(NamedTuple):
     """A row of the table, and the pass."""
 
-    part: str  # a layer's name, "loss", "exchange", "update", "watching", "input" or "other"
+    part: str  # a layer's name, "loss", "exchange", "update", "input" or "other"
     kind: str = ""  # of a layer: "product", or "then" for what follows it
     tower: str = ""  # of a layer: "a" or "b"
     backward: bool = False
@@ -139,9 +139,7 @@ def _forward(operation, above, ends):
         return Place("loss")
     if name == NETWORK or name == CROSSING:
         return Place("exchange")
-    if name == UPDATE:
-        return Place("watching")
-    if name.startswith(OPTIMIZER):
+    if name == UPDATE or name.startswith(OPTIMIZER):
         return Place("update")
     parent = operation.parent
     if parent.name.startswith(LAYER) and operation.start >= ends.get(id(parent), operation.end):

@@ -37,4 +37,4 @@ class TrainingStep:
 
     def update_on(self, device):
         """The sums of the weights there."""
-        return self.optimizer.update_on(device)
+        return self.optimizer.step(device)[0]

@@ -21,11 +21,6 @@ def set_gradients(network, value=1.0):
                 part.grad = torch.full_like(part, value)
 
 
-def step(optimizer):
-    """And the sums of the new weights, one tensor a device."""
-    return [optimizer.update_on(device) for device in optimizer.devices()]
-
-
 def test_three_steps_by_hand():
     """v1 = -e (d w0 + g); w1 = w0 + v1; v2 = 0.9 v1 - e (d w1 + g); ..., for weights (decay) and biases (here without)."""
     network = network_of(dataclasses.replace(mini(), bias_weight_decay=0.0))
@@ -127,12 +122,12 @@ def test_velocities_are_the_ones_that_are_used():
 @pytest.mark.parametrize("what", ["gradient", "velocity", "weights"])
 def test_what_is_not_finite_is_seen_in_the_sums_and_named(what, value):
     network, optimizer = trained()
-    assert all(torch.isfinite(sums).all() for sums in step(optimizer)) and optimizer.non_finite() == []
+    assert all(torch.isfinite(sums).all() for sums in optimizer.step()) and optimizer.non_finite() == []
     for name, tower in (("conv4.weight", 1), ("fc8.bias", 0)):
         part = network.layer_parameters()[name][tower]
         {"gradient": part.grad, "velocity": optimizer.velocities()[name][tower], "weights": part.data}[what][(-1,) * part.dim()] = value
     assert optimizer.non_finite() == [f"{what} of conv4.weight on tower b", f"{what} of fc8.bias on tower a"]
-    sums = step(optimizer)  # carries it into the weights
+    sums = optimizer.step()  # carries it into the weights
     assert not all(torch.isfinite(values).all() for values in sums)
     assert sum(values.isfinite().logical_not().sum() for values in sums) == 2
     set_gradients(network, float("nan"))
@@ -152,7 +147,7 @@ def test_the_first_kind_found_is_named():
 def test_a_sum_that_overflows_names_nobody():
     network, optimizer = trained()
     network.layer_parameters()["fc6.bias"][0].data.fill_(3e38)
-    sums = step(optimizer)
+    sums = optimizer.step()
     assert not all(torch.isfinite(values).all() for values in sums)
     assert optimizer.non_finite() == [] == optimizer.non_finite_in(sums)
 
@@ -162,9 +157,9 @@ def test_frozen_layers_are_not_summed():
     rates = {name: 0.0 if name.startswith("conv1") else 0.01 for name in network.layer_parameters()}
     optimizer.set_rates(rates)
     count = sum(len(parts) for name, parts in network.layer_parameters().items() if rates[name])
-    assert sum(len(sums) for sums in step(optimizer)) == count
+    assert sum(len(sums) for sums in optimizer.step()) == count
     optimizer.set_rates(dict.fromkeys(rates, 0.0))
-    assert step(optimizer) == [] and optimizer.non_finite() == []
+    assert optimizer.step() == [] and optimizer.non_finite() == []
 
 
 def test_a_layers_own_rate_is_of_its_weights():

@@ -322,7 +322,7 @@ def test_a_killed_process_that_reads_costs_no_step(moment, data, tmp_path, monke
         if moment == "before a step":
             add_to_step(patch, 5, kill)
         elif moment == "after the update":
-            add_to_step(patch, 5, lambda trainer: signalled_after(patch, trainer.optimizer, "update_on", 1, then=kill))
+            add_to_step(patch, 5, lambda trainer: signalled_after(patch, trainer.optimizer, "step", 1, then=kill))
         else:
             signalled_in_test(patch, 2, then=kill)
         with pytest.raises(RuntimeError, match="DataLoader worker"):
