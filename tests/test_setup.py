@@ -9,10 +9,13 @@ import runpy
 import shutil
 import subprocess
 import sys
+import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 import torch
+from packaging.requirements import Requirement
 from torch.utils import cpp_extension
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -236,3 +239,20 @@ def test_a_cuda_part_that_fails_leaves_the_cpu_part(fault, why, backend, project
     assert b"cuda_part" not in library and RUNTIME.encode() not in library
     assert len(told) == 1 and "their build failed: " in told[0] and why in told[0], output
     assert "Traceback" not in told[0] and len(told[0]) < 320
+
+
+# What the CUDA builds of torch on PyPI pin.
+PINS = {"2.11.0": "3.6.0", "2.12.0": "3.7.0", "2.12.1": "3.7.1", "2.13.0": "3.7.1", "2.14.0": "3.8.0",
+        "2.14.1": "3.8.0"}
+
+
+def test_the_extra_for_gpus_takes_the_triton_of_every_torch():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (ours,) = [line for line in map(Requirement, project["dependencies"]) if line.name == "torch"]
+    (triton,) = [line for line in map(Requirement, project["optional-dependencies"]["gpu"]) if line.name == "triton"]
+    for version, pinned in PINS.items():
+        assert version in ours.specifier and pinned in triton.specifier
+    assert "2.15.0" not in ours.specifier, "another torch: which Triton does it pin?"
+    for line in map(Requirement, metadata.requires("torch") or ()):
+        if line.name == "triton" and (line.marker is None or line.marker.evaluate()):
+            assert any(pin in line.specifier and pin in triton.specifier for pin in PINS.values()), line
