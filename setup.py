@@ -1,56 +1,153 @@
 """Packages and the build of the compiled kernels. Everything else about the project is in pyproject.toml.
 
-What is built follows from what is there: no C++ compiler or no torch, nothing (the reference kernels run everywhere); a CUDA build of
-torch and nvcc of the same CUDA, the CUDA kernels too, whether or not a GPU is in sight. The library is not a Python module:
-`kernels/choice.py` loads it with torch.ops.load_library.
+What is built follows from what is there: no C++ compiler or no torch, nothing (the reference kernels run everywhere); a
+CUDA build of torch and nvcc of the same CUDA, the CUDA kernels too, whether or not a GPU is in sight. If these can't be
+built, one line says why and the CPU kernels are built alone. The library is not a Python module: `kernels/choice.py`
+loads it with torch.ops.load_library.
 """
+import contextlib
 import os
 import re
 import shlex
 import shutil
 import subprocess
+import sys
+import tempfile
+import textwrap
 from pathlib import Path
 
 from setuptools import setup
 
+LIBRARY = "alexnet_mp.kernels.compiled"
 COMPILE = ["-std=c++20", "-O3", "-g0", "-fno-math-errno", "-ffp-contract=fast", "-Wno-psabi"]
 # Machine code for Ampere and Hopper, and PTX from which a driver makes code for anything newer.
 CUDA_TARGETS = ["-gencode=arch=compute_80,code=sm_80", "-gencode=arch=compute_90,code=sm_90",
                 "-gencode=arch=compute_90,code=compute_90"]
+# How nvcc, compilers, linkers, shells and Python tell of an error.
+COMPLAINT = re.compile(r"error\s*:|fatal\s*:|\bld:(?!.*warning)|not found", re.IGNORECASE)
 
 
 def extension():
     """(extension modules, command classes): with a compiler and torch, the library; else none, and a line that says why."""
-    compiler = shlex.split(os.environ.get("CXX") or "c++")[0]
-    if shutil.which(compiler) is None:
-        return _nothing(f"there is no C++ compiler ({compiler})")
+    compiler = shlex.split(os.environ.get("CXX") or "c++")
+    if shutil.which(compiler[0]) is None:
+        return _nothing(f"there is no C++ compiler ({compiler[0]})")
     try:
         import torch
         from torch.utils import cpp_extension
     except ImportError:
         return _nothing("torch is not importable in the build; pip's --no-build-isolation would let it be seen")
-    sources = ["csrc/ops.cpp", *sorted(str(path) for path in Path("csrc/cpu").glob("*.cpp"))]
-    options = {"cxx": COMPILE}
-    cuda = torch.version.cuda is not None and _nvcc_fits(torch.version.cuda, cpp_extension.CUDA_HOME)
-    if cuda:
-        sources += sorted(str(path) for path in Path("csrc/cuda").glob("*.cu"))
-        options["nvcc"] = ["-std=c++20", "-O3", "-DUSE_CUDA", *CUDA_TARGETS]
-    kind = cpp_extension.CUDAExtension if cuda else cpp_extension.CppExtension
-    print("alexnet_mp: building the compiled kernels for the CPU" + (" and for CUDA, sm_80 and sm_90" if cuda else ""))
-    build = cpp_extension.BuildExtension.with_options(no_python_abi_suffix=True)
-    return [kind("alexnet_mp.kernels.compiled", sources, extra_compile_args=options)], {"build_ext": build}
+    sources = ["csrc/ops.cpp", *sorted(map(str, Path("csrc/cpu").glob("*.cpp")))]
+    library = without_cuda = cpp_extension.CppExtension(LIBRARY, sources, extra_compile_args={"cxx": COMPILE})
+    runtime = torch.version.cuda and _cuda_runtime(torch.version.cuda, cpp_extension.CUDA_HOME, compiler)
+    if runtime:
+        options = {"cxx": COMPILE, "nvcc": ["-std=c++20", "-O3", "-DUSE_CUDA", *CUDA_TARGETS]}
+        sources = sources + sorted(map(str, Path("csrc/cuda").glob("*.cu")))
+        library = cpp_extension.CUDAExtension(LIBRARY, sources, extra_compile_args=options, extra_objects=[runtime])
+        library.libraries.remove("cudart")  # a linker looks for it as libcudart.so, a name that only full toolkits have
+    print("alexnet_mp: building the compiled kernels for the CPU"
+          + (" and for CUDA, sm_80 and sm_90" if runtime else ""))
+
+    class Build(cpp_extension.BuildExtension.with_options(no_python_abi_suffix=True)):
+        def build_extensions(self):
+            self.force = True  # dates don't tell for which torch, and with or without CUDA, an older library was built
+            if not runtime:
+                return super().build_extensions()
+            with tempfile.TemporaryFile() as output:
+                try:
+                    with _output_in(output):
+                        super().build_extensions()
+                        _load(self.get_ext_fullpath(LIBRARY))
+                except Exception as error:
+                    _no_cuda_kernels(f"their build failed: {_complaint(output, error)}")
+                    vars(library).update(vars(without_cuda))  # in place: setuptools has named the object's file
+                    super().build_extensions()
+
+    return [library], {"build_ext": Build}
 
 
-def _nvcc_fits(version, home):
-    """Whether there is the nvcc that torch would call, of the CUDA that torch was built with: with another it refuses to build."""
+def _cuda_runtime(version, home, compiler):
+    """The path of the runtime library for the CUDA kernels; None, and a line that says why, if they can't be built.
+
+    version: torch's CUDA, "13.0". home: the folder whose bin/nvcc torch calls, or None. compiler: the C++ compiler's
+    command, a list.
+    """
     nvcc = home and shutil.which(os.path.join(home, "bin", "nvcc"))
     if not nvcc:
-        return False
-    found = re.search(r"release (\d+)", subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout)
-    if found and found[1] == version.split(".")[0]:
-        return True
-    print(f"alexnet_mp: no CUDA kernels, since {nvcc} is of CUDA {found[1] if found else '(unknown)'} and torch of {version}")
-    return False
+        place = f"in {home}/bin" if home else "on PATH"
+        return _no_cuda_kernels(f"torch is of CUDA {version} and there is no nvcc {place}")
+    major = version.split(".")[0]
+    found = re.search(r"release (\d+)", _said(nvcc, "--version"))
+    if not found or found[1] != major:  # with another CUDA torch refuses to build
+        return _no_cuda_kernels(f"{nvcc} is of CUDA {found[1] if found else '(unknown)'} and torch of {version}")
+    # nvcc may be a script that calls one in another folder. A dry run tells where the toolkit is. The script stays the
+    # compiler, since it may add options.
+    dry_run = _said(nvcc, "--dryrun", "csrc/cuda/lrn_pool.cu")
+    told = dict(re.findall(r"^#\$ (TOP|LIBRARIES)=(.*)$", dry_run, re.MULTILINE))
+    folders = [Path(word[2:]) for word in shlex.split(told.get("LIBRARIES", "")) if word.startswith("-L")]
+    folders += [Path(top, lib) for top in (told.get("TOP"), home) if top for lib in ("lib64", "lib")]
+    # torch's packages for CUDA 13 and 12: nvidia/cu13/lib, nvidia/cuda_runtime/lib.
+    folders += [folder for place in sys.path for folder in sorted(Path(place).glob("nvidia/*/lib"))]
+    # Only full toolkits have libcudart.so, the linker's name; all have the loader's.
+    name = f"libcudart.so.{major}"
+    for folder in folders:
+        if (folder / name).exists():
+            return str((folder / name).resolve())
+    known = _said(*compiler, f"-print-file-name={name}").strip()  # in the compiler's own folders and in LIBRARY_PATH
+    if os.path.isabs(known) and os.path.exists(known):
+        return known
+    return _no_cuda_kernels(f"the runtime library {name} is neither in the toolkit of {nvcc} nor in torch's packages")
+
+
+def _said(*command):
+    """What a program prints; nothing if it can't be started."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+    except OSError:
+        return ""
+    return done.stdout + done.stderr
+
+
+def _load(library):
+    """Raise CalledProcessError if the library can't be loaded beside torch: a linker lets undefined names pass."""
+    loading = "import sys, torch; torch.ops.load_library(sys.argv[1])"
+    subprocess.run([sys.executable, "-P", "-c", loading, library], check=True)
+
+
+@contextlib.contextmanager
+def _output_in(file):
+    """All that this process and its children print goes into a file, and is printed at the end.
+
+    torch doesn't keep the compilers' output. A pipe would wait for children that stay, like the server of sccache.
+    """
+    kept = [os.dup(descriptor) for descriptor in (1, 2)]
+    sys.stdout.flush()
+    sys.stderr.flush()
+    for descriptor in (1, 2):
+        os.dup2(file.fileno(), descriptor)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for descriptor, before in zip((1, 2), kept):
+            os.dup2(before, descriptor)
+            os.close(before)
+        file.seek(0)
+        with open(1, "wb", closefd=False) as out:
+            shutil.copyfileobj(file, out)
+
+
+def _complaint(output, error):
+    """One line: the first in the output of a failed build that tells of an error, or the exception."""
+    output.seek(0)
+    lines = output.read().decode(errors="replace").splitlines()
+    line = next(filter(COMPLAINT.search, lines), f"{type(error).__name__}: {error}")
+    return textwrap.shorten(line, 240)
+
+
+def _no_cuda_kernels(why):
+    print(f"alexnet_mp: no CUDA kernels, since {why}")
 
 
 def _nothing(why):

@@ -51,9 +51,13 @@ def _built():
     compilers = os.environ.get("CC", ""), "gcc", "clang"  # one of which Triton needs at run time
     if importlib.util.find_spec("triton") is not None and any(map(shutil.which, compilers)):
         there.append("triton")
-        if compiled() is not None and torch._C._dispatch_has_kernel_for_dispatch_key("alexnet_mp_csrc::lrn_pool_forward", "CUDA"):
+        if compiled() is not None and _compiled_for_cuda():
             there.insert(0, "cuda")  # the norms and pools of the paper; all else is left to Triton
     return (*there, "cpu") if compiled() is not None else tuple(there)
+
+
+def _compiled_for_cuda():
+    return torch._C._dispatch_has_kernel_for_dispatch_key("alexnet_mp_csrc::lrn_pool_forward", "CUDA")
 
 
 def _too_old(device):
@@ -135,7 +139,10 @@ def description():
     if compiled() is None:
         return ("no compiled kernels: a C++ compiler and pip install --no-build-isolation --no-deps -e . would build them; "
                 "--kernels reference, plain PyTorch, computes everything")
-    return f"kernels built: {', '.join(built())}"
+    line = f"kernels built: {', '.join(built())}"
+    if torch.version.cuda is not None and not _compiled_for_cuda():
+        line += "; for CUDA none: pip install -v --no-build-isolation --no-deps -e . says why"
+    return line
 
 
 def has_tangent(tensor):

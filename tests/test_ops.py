@@ -85,6 +85,18 @@ def test_the_choice_of_kernels():
         assert ops.resolve("auto", "cuda:0") == next(name for name in ("cuda", "triton", "reference") if name in (*ops.built(), "reference"))
 
 
+@pytest.mark.skipif(ops.compiled() is None, reason="there was no compiler to build the CPU kernels")
+def test_the_description_tells_how_to_learn_why_there_are_no_cuda_kernels(monkeypatch):
+    """pip shows nothing of a build that went well, and with it not the line that says so."""
+    monkeypatch.setattr(choice, "_compiled_for_cuda", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert ops.description() == f"kernels built: {', '.join(ops.built())}"
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    assert ops.description().endswith("; for CUDA none: pip install -v --no-build-isolation --no-deps -e . says why")
+    monkeypatch.setattr(choice, "_compiled_for_cuda", lambda: True)
+    assert "none" not in ops.description()
+
+
 @pytest.mark.parametrize("change, triton", [
     ({}, False), (dict(norm="none", size=1), False), (dict(norm="spatial"), True), (dict(size=3), True), (dict(beta=0.5), True),
     (dict(pool=2), True), (dict(pool=0, stride=1), True), (dict(all_ties=True), True), (dict(kernels="triton"), True),
