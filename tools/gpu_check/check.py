@@ -1,0 +1,356 @@
+"""What a machine with a GPU must tell of this installation: the stages, most valuable first, within given minutes.
+
+    tools/gpu_check.sh [RESULTS] [--minutes 9] [--from EARLIER] [--wheels FOLDER] [--only NAME ...] [--again]
+    tools/gpu_check.sh --rehearse [RESULTS] ... | --plan
+
+RESULTS (or $GPU_CHECK_RESULTS; default: build/gpu-check-results) gets two files. Each is replaced in one go after
+every stage, and once a minute, so that a machine that goes away takes little with it:
+
+    check.json          the device, every stage's state and seconds, the tests that failed
+    gpu-check.tar.gz    that; environment.json; logs/; junit/; records/, of the benchmarks; out/, what else stages wrote
+
+A second command goes on where the first stopped: on this machine, or on another that is given the RESULTS of an
+earlier one with --from. A stage has passed for the sources that it reads and for the kind of device. First come the
+stages that were not tried, or were cut short by a signal or by the end of the minutes; then those that failed, hung,
+or during which the machine went away. Tests that have passed are not run again, whatever the stage. A test that a
+process dies or hangs in has failed, and the stage goes on behind it. --minutes starts nothing that isn't likely to
+end in time. --rehearse takes a stand-in for whatever needs a GPU: it shows the order, and what else takes time.
+
+The status is 0 where all has passed, 1 where something has failed, 3 where something is left to do, 2 for a wrong
+argument, a missing package or no device.
+"""
+import argparse
+import fnmatch
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from .packages import bring, importable
+from .results import ARCHIVE, STATE, Refused, pack, replace, shorten, source_commit, source_hash, unpack
+from .stages import ROOT, table
+
+PRODUCT = ("alexnet_mp", "kernels", "csrc", "setup.py", "pyproject.toml")  # what every stage reads
+RESERVE = 20  # seconds of a command's minutes, to stop a stage and to pack
+GRACE = 10  # seconds for a process to end when it is asked
+BEAT = 60  # seconds between two packings during a stage
+EACH = 120  # seconds that one test may take
+PROCESSES = 8  # of a stage of tests: each goes on behind what the last one died in
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Signalled(BaseException):
+    """The command was told to stop."""
+
+
+def main(arguments=None, stages=None):
+    sys.stdout.reconfigure(line_buffering=True)
+    options = parse(arguments)
+    try:
+        return Check(options, table() if stages is None else stages).run()
+    except Refused as error:
+        print(f"gpu_check: {error}", file=sys.stderr)
+        return 2
+
+
+def parse(arguments):
+    parser = argparse.ArgumentParser(prog="tools/gpu_check.sh", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", nargs="?", type=Path, metavar="RESULTS",
+                        default=os.environ.get("GPU_CHECK_RESULTS") or ROOT / "build" / "gpu-check-results")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="of this command, from its start")
+    parser.add_argument("--from", dest="earlier", type=Path, metavar="EARLIER",
+                        help=f"an earlier RESULTS, or its {ARCHIVE}")
+    parser.add_argument("--wheels", type=Path, metavar="FOLDER", help="missing packages are installed from here")
+    parser.add_argument("--only", nargs="+", default=["*"], metavar="NAME", help="stages, such as build or 'step-*'")
+    parser.add_argument("--again", action="store_true", help="also what has passed")
+    parser.add_argument("--commit", help="of the source, where there is no git to ask")
+    parser.add_argument("--work", type=Path, default=ROOT / "build" / "gpu-check", metavar="FOLDER",
+                        help="where the stages write (default: build/gpu-check)")
+    parser.add_argument("--rehearse", action="store_true", help="stand-ins for what needs a GPU")
+    parser.add_argument("--plan", action="store_true", help="print the stages, the guesses and the reasons, and stop")
+    return parser.parse_args(arguments)
+
+
+class Check:
+    """One command: where it writes, when it must end, and what is known of every stage."""
+
+    def __init__(self, options, stages):
+        self.options = options
+        self.end = time.monotonic() + 60 * options.minutes
+        self.stages = [stage for stage in stages
+                       if any(fnmatch.fnmatch(stage.name, pattern) for pattern in options.only)]
+        if not self.stages:
+            raise Refused(f"--only {' '.join(options.only)}: there is no such stage; --plan lists them")
+        self.attempt = f"{time.time_ns():x}"  # for the journals: what failed in it isn't tried again in it
+        self.results, self.found, self.gpus = options.results.absolute(), {}, 0
+        hashes = {reads: source_hash(ROOT, PRODUCT + reads) for reads in {stage.reads for stage in stages}}
+        self.sources = {stage.name: hashes[stage.reads] for stage in stages}
+
+    def run(self):
+        if self.options.plan:
+            return self.plan()
+        if line := bring(ROOT, self.options.wheels):
+            print(line)
+        facts = environment()
+        if self.options.rehearse:
+            self.device = "rehearsal"
+        elif facts["devices"]:
+            self.device, self.gpus = facts["devices"][0]["name"], len(facts["devices"])
+        else:
+            raise Refused("no CUDA device was found: nothing to check; --rehearse does without")
+        self.commit = self.options.commit or source_commit(ROOT)
+        self.home = self.options.work.absolute() / re.sub("[^a-z0-9]+", "-", self.device.lower()).strip("-")
+        unpack(self.home, self.device, self.results, self.options.earlier)
+        if (self.home / STATE).exists():
+            self.found = json.loads((self.home / STATE).read_text())["stages"]
+        replace(self.home / "environment.json", json.dumps(facts | {"commit": self.commit}, indent=1))
+        self.save()
+        try:
+            pack(self.home, self.results)
+        except OSError as error:
+            raise Refused(f"{self.results} can't be written ({error.strerror}); name another folder") from None
+        for number in SIGNALS:
+            signal.signal(number, stop)
+        try:
+            for stage in self.order():
+                self.one(stage)
+        except Signalled as error:
+            print(f"stopped by {error}")
+        return self.summary()
+
+    def plan(self):
+        """Prints the table; the minutes are those that have passed before a stage, by the guesses."""
+        minutes = 0.0
+        for stage in self.stages:
+            print(f"{minutes:5.1f} min  {stage.name:28} {stage.seconds:4} s, at most {stage.limit:3} s: {stage.why}")
+            minutes += stage.seconds / 60
+        print(f"{minutes:5.1f} min  in all")
+        return 0
+
+    # --- what is known of the stages
+
+    def state(self, stage):
+        """Of a stage on these sources: "passed", "failed", "hung", "interrupted", "skipped", "running" (and nothing was
+        heard of it since), "new"."""
+        entry = self.found.get(stage.name, {})
+        return entry["state"] if entry.get("source") == self.sources[stage.name] else "new"
+
+    def order(self):
+        """What is to be done: what was not tried or was cut short, then what did not end well."""
+        left = [stage for stage in self.stages
+                if self.options.again or self.state(stage) != "passed" or self.forgotten(stage)]
+        return sorted(left, key=lambda stage: self.state(stage) in ("failed", "hung", "running"))
+
+    def forgotten(self, stage):
+        """Whether this machine lacks what a stage did that has passed, perhaps on another."""
+        return bool(stage.still) and not self.options.rehearse and 0 != subprocess.run(
+            self.filled(stage, stage.still), capture_output=True, cwd=ROOT).returncode
+
+    def guess(self, stage):
+        """Seconds that it will take: by the last time if there was one, whatever the sources."""
+        entry = self.found.get(stage.name, {"state": "new"})
+        if entry["state"] in ("passed", "failed"):
+            return 1.2 * entry["seconds"] + 2
+        return stage.limit if entry["state"] == "hung" else stage.seconds
+
+    def lacks(self, stage):
+        """Why a stage can't run here, None if it can. A rehearsal has stand-ins for all that is missing but files."""
+        for need in stage.needs:
+            kind, _, name = need.partition(":")
+            if kind == "file" and not (ROOT / name).exists():
+                return f"there is no {name}"
+            if self.options.rehearse:
+                continue
+            if kind == "program" and shutil.which(name) is None:
+                return f"{name} is not on PATH"
+            if kind == "module" and not importable(name):
+                return f"{name} is not installed"
+            if kind == "gpus" and self.gpus < int(name):
+                return f"it needs {name} GPUs, found {self.gpus}"
+        return None
+
+    def note(self, stage, state, seconds, **more):
+        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        self.found[stage.name] = {"state": state, "source": self.sources[stage.name], "seconds": round(seconds, 1),
+                                  "date": now} | {key: value for key, value in more.items() if value}
+        self.save()
+
+    def save(self):
+        state = {"device": self.device, "commit": self.commit, "stages": self.found}
+        replace(self.home / STATE, json.dumps(state, indent=1))
+
+    # --- one stage
+
+    def one(self, stage):
+        if why := self.lacks(stage):
+            print(f"== {stage.name}: skipped, {why}")
+            self.note(stage, "skipped", 0, why=why)
+            return
+        start, left = time.monotonic(), self.end - time.monotonic() - RESERVE
+        if self.guess(stage) > left:
+            return  # a shorter one may fit
+        goes_on = self.state(stage) == "interrupted"
+        before = self.found[stage.name]["seconds"] if goes_on else 0
+        log, limit = self.home / "logs" / f"{stage.name}.log", min(stage.limit, left)
+        if not goes_on:
+            log.unlink(missing_ok=True)
+            for folder in ("scratch", "junit", "out"):
+                shutil.rmtree(self.home / folder / stage.name, ignore_errors=True)
+        for folder in ("logs", "records", f"junit/{stage.name}", f"out/{stage.name}", f"scratch/{stage.name}"):
+            (self.home / folder).mkdir(parents=True, exist_ok=True)
+        print(f"== {stage.name}: {stage.why} (at most {limit:.0f} s)")
+        self.note(stage, "running", before)
+        self.pack()  # if the machine goes away now, this stage may be the reason
+        state, failed = "interrupted", []
+        try:
+            state, failed = self.run_stage(stage, log, start + limit)
+            if state == "hung" and limit < stage.limit:
+                state = "interrupted"  # not by its own limit: this command's minutes are over
+        finally:
+            took = time.monotonic() - start
+            self.note(stage, state, before + took, failed=failed)
+            self.pack()
+            lines = log.read_text(errors="replace").splitlines()[-3 if state == "passed" else -25:]
+            print(*(f"   {line[:200]}" for line in lines), f"== {stage.name}: {state}, {took:.0f} s", sep="\n")
+
+    def run_stage(self, stage, log, end):
+        """(state, tests that failed); of tests it takes as many processes as get behind those that kill them."""
+        if not stage.journal:
+            code = self.process(self.command(stage), stage, log, end)
+            return ("hung" if code is None else "failed" if code else "passed"), []
+        from . import journal  # late: it imports pytest, and if that is missing `bring` has to say so
+        name = f"{stage.journal}-{self.sources[stage.name][:10]}" + self.options.again * f"-{self.attempt}"
+        file = self.home / f"{name}.journal"
+
+        def read():
+            _, failed, died = journal.read(file, self.attempt)
+            return failed | died, died
+
+        known, died = read()  # what another stage met isn't tried again here
+        for number in range(PROCESSES):
+            code = self.process(self.command(stage, file, number), stage, log, end)
+            bad, dead = read()
+            if code is None:
+                return "hung", sorted(bad - known)
+            if dead == died and not (code == journal.LOST and bad - known):
+                break
+            died = dead
+        return ("failed" if code or bad - known else "passed"), sorted(bad - known)
+
+    def command(self, stage, file=None, number=0):
+        """The arguments of a stage's process, or of its stand-in; file: the journal."""
+        command = self.filled(stage, stage.command)
+        if self.options.rehearse:
+            command = self.filled(stage, stage.rehearsal) if stage.rehearsal else [*command, "--collect-only"]
+        if file is None:
+            return command
+        command += ["-p", "gpu_check.journal"]
+        if "--collect-only" in command:
+            return command
+        if workers_of(stage):
+            command += ["-n", str(workers_of(stage)), "--dist", stage.dist]
+        return [*command, "--journal", str(file), "--attempt", self.attempt, "--each", str(EACH), "--junit-xml",
+                str(self.home / "junit" / stage.name / f"{self.attempt}-{number}.xml")]
+
+    def filled(self, stage, command):
+        names = {"python": sys.executable, "out": self.home / "out" / stage.name, "commit": self.commit or "",
+                 "scratch": self.home / "scratch" / stage.name, "records": self.home / "records"}
+        return [re.sub(r"\{(\w+)\}", lambda found: str(names[found[1]]), word) for word in command]
+
+    def process(self, command, stage, log, end):
+        """The status of a process; None if `end` came first. Nothing of it, and of what it has started, is left."""
+        more = stage.environment | ({"OMP_NUM_THREADS": "1"} if workers_of(stage) else {})
+        with open(log, "ab") as file:
+            file.write(f"$ {' '.join(command)}\n".encode())
+            file.flush()
+            try:
+                process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, cwd=ROOT,
+                                           env=surroundings(more), process_group=0)
+            except OSError as error:
+                file.write(f"{error}\n".encode())
+                return 127
+            try:
+                while (left := end - time.monotonic()) > 0:
+                    try:
+                        return process.wait(min(BEAT, left))
+                    except subprocess.TimeoutExpired:
+                        self.pack()
+                return None
+            finally:
+                kill(process)
+                shorten(log)
+
+    def pack(self):
+        try:
+            pack(self.home, self.results)
+        except OSError as error:  # a full disk, say: no reason to stop, there is another time
+            print(f"the results can't be written to {self.results} now: {error.strerror}")
+
+    def summary(self):
+        states = {stage.name: self.state(stage) for stage in self.stages}
+        bad = [name for name, state in states.items() if state in ("failed", "hung")]
+        left = [name for name, state in states.items() if state in ("new", "interrupted", "running")]
+        counts = {state: list(states.values()).count(state) for state in states.values()}
+        print("\n" + ", ".join(f"{count} {state}" for state, count in counts.items()))
+        if self.options.rehearse:
+            print(*(f"{self.found[name]['seconds']:7.1f} s  {name}" for name in states if name in self.found), sep="\n")
+        for name in bad:
+            failed = self.found[name].get("failed", [])
+            print(f"{states[name]}: {name}", *(f"    {test}" for test in failed[:5]), sep="\n")
+            if len(failed) > 5:
+                print(f"    and {len(failed) - 5} more, in {STATE}")
+        if left:
+            print(f"left to do, by the same command: {', '.join(left)}")
+        print(f"results: {self.results}")
+        return 1 if bad else 3 if left else 0
+
+
+def stop(number, _):
+    for each in SIGNALS:
+        signal.signal(each, signal.SIG_IGN)  # what follows takes seconds
+    raise Signalled(signal.Signals(number).name)
+
+
+def kill(process):
+    """End a process and what it has started; asked first, so that a run saves and pytest writes its report."""
+    for number in (signal.SIGINT, signal.SIGKILL):
+        if process.poll() is None or number == signal.SIGKILL:  # even a process that has ended may have left others
+            try:
+                os.killpg(process.pid, number)
+            except ProcessLookupError:
+                return
+        try:
+            process.wait(GRACE)
+        except subprocess.TimeoutExpired:
+            pass  # after SIGKILL: in a driver that doesn't return; the device is lost, but what was found is packed
+
+
+def workers_of(stage):
+    """How many processes share a stage's tests out; 0: it does without."""
+    workers = min(stage.workers, len(os.sched_getaffinity(0)) * 3 // 4)
+    return workers if workers > 1 and importable("xdist") else 0
+
+
+def surroundings(more=()):
+    """The variables of a process."""
+    path = os.pathsep.join(filter(None, (str(ROOT / "tools"), os.environ.get("PYTHONPATH"))))
+    return os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONPATH": path} | dict(more)
+
+
+def environment():
+    """What the machine is, from a process that may import torch."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "facts.json"
+        done = subprocess.run([sys.executable, "-m", "gpu_check.facts", "environment", str(file)], text=True,
+                              capture_output=True, env=surroundings())
+        if done.returncode:
+            last = (done.stderr.strip().splitlines() or ["no word"])[-1]
+            raise Refused(f"torch can't say what devices there are: {last}")
+        return json.loads(file.read_text())

@@ -1,0 +1,54 @@
+"""The packages of pyproject.toml: what is missing, what is lost without it, how it comes where there is no network."""
+import importlib
+import importlib.util
+import re
+import subprocess
+import sys
+import tomllib
+
+from .results import Refused
+
+# What is lost without them; without any other nothing starts.
+LOST = {"faiss-cpu": "retrieval", "triton": "the Triton kernels, and the CUDA ones with them",
+        "nvidia-dali-cuda130": "DALI", "pytest-xdist": "several tests at a time", "scipy": "some tests",
+        "webdataset": "a test"}
+MODULES = {"pillow": "PIL", "faiss-cpu": "faiss", "nvidia-dali-cuda130": "nvidia.dali", "pytest-xdist": "xdist"}
+
+
+def importable(module):
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def missing(root):
+    """The names of packages, in pyproject.toml's order."""
+    importlib.invalidate_caches()
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    names = [re.match(r"[\w.-]+", text)[0] for text in (*project["dependencies"], *extras["gpu"], *extras["test"])]
+    return [name for name in names if not importable(MODULES.get(name, name.replace("-", "_")))]
+
+
+def bring(root, wheels=None):
+    """Install what is missing from a folder of wheels; one line on what is missing still, "" if nothing is.
+
+    Raises Refused where nothing can start without it.
+    """
+    if wheels and not wheels.is_dir():
+        raise Refused(f"--wheels {wheels}: there is no such folder")
+    for name in missing(root) if wheels else ():  # one by one: what one of them lacks is no reason to lack the others
+        done = subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check",
+                               "--no-index", "--find-links", str(wheels), name], capture_output=True, text=True)
+        if done.returncode:
+            print(f"{name} was not installed from {wheels}: {(done.stderr.strip().splitlines() or ['no word'])[-1]}")
+    absent = missing(root)
+    if not absent:
+        return ""
+    names, version = " ".join(absent), f"{sys.version_info[0]}.{sys.version_info[1]}"
+    how = (f"with a network: pip install {names}; without: pip download --only-binary=:all: --python-version {version} "
+           f"-d WHEELS {names} where there is one, then --wheels WHEELS")
+    if needed := [name for name in absent if name not in LOST]:
+        raise Refused(f"not installed: {', '.join(needed)}, and nothing starts without; {how}")
+    return f"not installed: {', '.join(f'{name} ({LOST[name]})' for name in absent)}; {how}"
