@@ -276,7 +276,7 @@ def _towers(record, arm):
     low, high = wilson(divided, len(tested))
     every = ", ".join("too few kernels" if of_one["p"] is None else f"{of_one['p']:.2g}" for of_one in tested)
     return (f"{_words(arm)}: the towers' kernels differ in {divided} of {len(tested)} runs (95 % interval {100 * low:.0f} to "
-            f"{100 * high:.0f} %; colour, selectivity and frequency in one test, p = {every}, counted at {LEVEL_OF_DIVISION:g}); {colour}")
+            f"{100 * high:.0f} %; colour, hue, orientation and frequency in one test, p = {every}, counted at {LEVEL_OF_DIVISION:g}); {colour}")
 
 
 def _halves(record, arm):

@@ -158,14 +158,19 @@ def _end(outcome, direction):
 
 
 def _counted_towers(record):
-    """In how many runs of the network as it is the towers are divided; all of them: it comes out, none: the opposite."""
+    """In how many runs of the network as it is the towers are divided; all of them: it comes out, none: the opposite.
+
+    Beside it, in how many of the divided ones it is the share of chroma that differs, as the paper says.
+    """
     runs = [run["division"] for run in _ended(record, record["arms"][0]["name"]) if "division" in run]
     if len(runs) < FEWEST:
         return Verdict(NO_VERDICT, remark=f"{len(runs)} seeds, too few for one" if runs else "a record of an older version", record=record)
-    divided = sum(run["p"] is not None and run["p"] <= DIVIDED for run in runs)
-    low, high = wilson(divided, len(runs))
+    found = [run for run in runs if run["p"] is not None and run["p"] <= DIVIDED]
+    chroma = sum(run["measures"]["colourfulness"]["holm_p"] <= LEVEL for run in found)
+    divided, (low, high) = len(found), wilson(len(found), len(runs))
     word = COMES_OUT if divided == len(runs) else OPPOSITE if not divided else UNDECIDED
-    return Verdict(word, remark=f"{divided} of {len(runs)} runs, {100 * low:.0f} to {100 * high:.0f} %", record=record)
+    return Verdict(word, remark=f"towers differ in {divided} of {len(runs)} runs ({100 * low:.0f} to {100 * high:.0f} %), "
+                   f"in chroma in {chroma} of these", record=record)
 
 
 def _counted_starts(claim, record):

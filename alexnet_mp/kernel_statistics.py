@@ -77,8 +77,8 @@ def chroma_and_energy(kernels):
     return (chroma**2).sum((1, 2, 3)), (kernels**2).sum((1, 2, 3))
 
 
-def strongest_planes(kernels):
-    """(maps, 3, k, k) -> (maps, k, k): each kernel along that unit vector of three colours in which it has the most energy.
+def strongest_colours(kernels):
+    """(maps, 3, k, k) -> (maps, 3): of each kernel the unit vector of three colours in which it has the most energy.
 
     The vector's largest component is positive, the first of equals: a grey kernel keeps its sign.
     """
@@ -86,8 +86,23 @@ def strongest_planes(kernels):
     vectors = np.linalg.eigh(products).eigenvectors[:, :, -1]  # of the largest eigenvalue
     sizes = np.abs(vectors)
     first = (sizes >= sizes.max(1, keepdims=True) * (1 - 1e-6)).argmax(1)
-    signs = np.sign(np.take_along_axis(vectors, first[:, None], 1))
-    return np.einsum("mc,mcyx->myx", vectors * signs, kernels)
+    return vectors * np.sign(np.take_along_axis(vectors, first[:, None], 1))
+
+
+def strongest_planes(kernels):
+    """(maps, 3, k, k) -> (maps, k, k): each kernel along its strongest colour."""
+    return np.einsum("mc,mcyx->myx", strongest_colours(kernels), kernels)
+
+
+def hue_axes(kernels):
+    """(maps, 3, k, k) -> (maps, 2): the hue of each kernel's strongest colour as an axis, (0, 0) for grey, at most 1 long.
+
+    The colour's part off the grey axis, in the plane of red against green (x) and yellow against blue (y), at twice its angle:
+    a grating has its hue in both signs, so red on green and green on red are one axis.
+    """
+    red, green, blue = strongest_colours(kernels).T
+    opponent = (red - green) / math.sqrt(2) + 1j * (red + green - 2 * blue) / math.sqrt(6)
+    return np.stack([(opponent**2).real, (opponent**2).imag], 1)
 
 
 def power_spectra(planes):

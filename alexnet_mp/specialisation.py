@@ -15,10 +15,10 @@ from . import checkpoint
 from .checkpoint_format import load_weights, read_state
 from .claim_statistics import as_far_p, chroma_of_halves, chroma_shares, random_orders, random_split_p
 from .errors import UserError
-from .kernel_statistics import kernel_statistics, learned
+from .kernel_statistics import hue_axes, kernel_statistics, learned
 
 LEVEL = 0.01
-FEATURES = ("colourfulness", "selectivity", "frequency")  # of a kernel; what `division` compares
+RANKED = ("colourfulness", "selectivity", "frequency")  # of the measures that `division` compares; beside them orientation and hue
 FEWEST = 5  # kernels of a tower that are no longer noise; with fewer nothing is said
 MEASURES = {"colourfulness": None, "selectivity": None, "frequency": None, "orientation": 180, "phase": 360}  # circular: period
 NORMAL_95 = 1.959963984540054  # 97.5 % of a normal distribution lie below
@@ -98,7 +98,7 @@ class Division:
     """Whether the kernels of two towers differ at all: `division`."""
 
     learned: tuple[int, int]  # kernels of tower a and of tower b that are no longer noise
-    distance: float | None  # energy distance of their ranked features; None where a tower has fewer than `FEWEST` kernels
+    distance: float | None  # energy distance of their kernels; None where a tower has fewer than `FEWEST` kernels
     p: float | None  # of "the kernels were dealt to the towers at random"
     differences: dict  # {measure: `Difference`}, each measure by itself
 
@@ -112,18 +112,18 @@ def division(kernels, draws=10_000, seed=0):
     """The `Division` of two towers' first-layer kernels (maps of both, 3, k, k), tower a's first half.
 
     One test over all kernels that are `learned`: the energy distance (Szekely & Rizzo 2013, J. Stat. Plan. Inference 143: 1249) of
-    the towers' kernels, each a point of three features, its ranks in `FEATURES` among all of them; p is the share of `draws` random
-    deals with as large a distance. Raises ValueError where the kernels are not two equal halves, or not finite.
+    the towers' kernels, each a point of `_points`; p is the share of `draws` random deals with as large a distance. Raises
+    ValueError where the kernels are not two equal halves, or not finite.
     """
     if not len(kernels) or len(kernels) % 2:
         raise ValueError(f"{len(kernels)} kernels are not those of two towers")
     statistics, kept = kernel_statistics(kernels), learned(kernels)
     in_a = (np.arange(len(kernels)) < len(kernels) // 2)[kept]
-    sizes, statistics = (int(in_a.sum()), int((~in_a).sum())), statistics[kept]
+    sizes, statistics, kernels = (int(in_a.sum()), int((~in_a).sum())), statistics[kept], np.asarray(kernels)[kept]
     if min(sizes) < FEWEST:
         return Division(sizes, None, None, {})
     orders = random_orders(len(in_a), draws, seed)[:, :sizes[0]]  # tower a's come first
-    distances = energy_distances(_ranked(statistics), orders)
+    distances = energy_distances(_points(kernels, statistics), orders)
     return Division(sizes, float(distances[0]), as_far_p(distances), tower_differences(statistics, draws, seed, in_a))
 
 
@@ -137,7 +137,8 @@ def division_by_chance(kernels, splits=100, draws=10_000, seed=0):
     if half < FEWEST:
         return None
     orders = random_orders(int(kept.sum()), splits + draws, seed)[1:, :half]
-    distances = energy_distances(_ranked(kernel_statistics(kernels)[kept]), orders)
+    kernels = np.asarray(kernels)[kept]
+    distances = energy_distances(_points(kernels, kernel_statistics(kernels)), orders)
     others = np.sort(distances[splits:])
     hits = draws - np.searchsorted(others, distances[:splits] * (1 - 1e-12))  # the rule of `as_far_p`
     return int(((1 + hits) / (1 + draws) <= LEVEL).sum()), splits
@@ -159,9 +160,16 @@ def energy_distances(points, chosen):
     return 2 * between / (n * others) - within / n**2 - within_others / others**2
 
 
-def _ranked(statistics):
-    """(kernels, features): mean ranks of each feature, over their number, so that no feature's unit or outlier counts more."""
-    return np.stack([_ranks(getattr(statistics, feature)) / len(statistics) for feature in FEATURES], 1)
+def _points(kernels, statistics):
+    """(kernels, 7): ranks of three measures over their number, so that no unit or outlier counts more; orientation; hue.
+
+    Orientation is a vector at twice its angle, as long as the kernel is selective, hue the one of `hue_axes`: so both are at most 1
+    long, and what has no orientation or no colour lies at 0.
+    """
+    ranked = [_ranks(getattr(statistics, measure)) / len(statistics) for measure in RANKED]
+    twice = 2 * np.deg2rad(statistics.orientation)
+    oriented = [statistics.selectivity * np.cos(twice), statistics.selectivity * np.sin(twice)]
+    return np.stack([*ranked, *oriented, *hue_axes(np.asarray(kernels, np.float64)).T], 1)
 
 
 def _ranks(values):

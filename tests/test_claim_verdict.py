@@ -116,10 +116,12 @@ def test_the_towers_are_counted():
     for divided, word in ((6, COMES_OUT), (3, UNDECIDED), (0, OPPOSITE)):
         record = of("specialisation", 0)
         for entry in record["runs"]:
-            entry["division"] = {"p": 0.001 if entry["seed"] < divided else 0.2}
+            entry["division"] = {"p": 0.001 if entry["seed"] < divided else 0.2,
+                                 "measures": {"colourfulness": {"holm_p": 0.01 if entry["seed"] % 2 else 0.3}}}
         record["runs"][0]["division"]["p"] = record["runs"][0]["division"]["p"] if divided else None
         found = verdict("specialisation", record)
-        assert found.word == word and found.remark.startswith(f"{divided} of 6 runs, ")
+        assert found.word == word and found.remark.startswith(f"towers differ in {divided} of 6 runs (")
+        assert found.remark.endswith(f"in chroma in {divided // 2} of these")
     assert verdict("specialisation", of("specialisation", 0)).remark == "a record of an older version"
 
 

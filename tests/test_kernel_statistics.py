@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from made_kernels import BLUE_YELLOW, GREY, RED_GREEN, blob, gabor
 
-from alexnet_mp.kernel_statistics import TUNED, chroma_and_energy, kernel_statistics, learned, strongest_planes
+from alexnet_mp.kernel_statistics import TUNED, chroma_and_energy, hue_axes, kernel_statistics, learned, strongest_planes
 
 SIZES = {5: (1.2, 0.3), 11: (2.5, 0.2), 8: (2, 0.22), 31: (6, 0.1)}  # k: (sigma of the envelope in pixels, cycles per pixel)
 
@@ -146,3 +146,12 @@ def test_learned_kernels_are_told_from_the_noise_that_they_began_as():
         assert learned(found / rms + 0.5 * random.normal(size=found.shape)).all()
         assert not learned(np.zeros((2, 3, k, k))).any()
         assert not learned(found / rms + 30 * random.normal(size=found.shape)).any()
+
+
+def test_hues_are_axes():
+    kernels = np.concatenate([gabor(7, 20, 0.2, phase, 2, colour) for colour in (RED_GREEN, BLUE_YELLOW, GREY, (1, 1, 0)) for phase in (0, 180)])
+    found = hue_axes(kernels)
+    assert np.allclose(found[:2], [1, 0]) and np.allclose(found[2:4], [-1, 0], atol=1e-12) and np.allclose(found[4:6], 0, atol=1e-12)
+    assert np.allclose(found[6:], [[-1 / 3, 0]] * 2)  # yellow is a third colour, along yellow and blue
+    turned = hue_axes(kernels[:1] + 0.5 * kernels[2:3])[0]
+    assert np.hypot(*turned) <= 1 + 1e-12 and abs(turned[1]) > 0.1

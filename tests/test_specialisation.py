@@ -1,12 +1,13 @@
 """Two towers compared, against scipy and against counting by hand; and how often they part, in towers made to part or not."""
 import dataclasses
 import itertools
+import math
 
 import numpy as np
 import pytest
 import torch
 from scipy import stats
-from made_kernels import GREY, RED_GREEN, made, measured
+from made_kernels import BLUE_YELLOW, GREY, RED_GREEN, made, measured
 from tiny_checkpoint import tiny
 
 from alexnet_mp import geometry
@@ -210,6 +211,12 @@ def test_towers_that_differ_in_one_feature_are_divided():
     assert found.divided and found.p < 0.001 and found.learned == (12, 12)
     assert found.differences["colourfulness"].holm_p < 0.001 < 0.05 < found.differences["frequency"].p
     assert not division(alike).divided and division(alike).distance < found.distance
+    as_strong = tuple(np.array(BLUE_YELLOW) / math.sqrt(3))  # else the noise makes it more colourful
+    for towers in (made(1, RED_GREEN, as_strong),  # equally colourful, but not the same colours
+                   np.concatenate([made(1, GREY, orientations=(80, 100)), made(2, GREY, orientations=(-10, 10))])):
+        of_one_kind = division(towers)
+        assert of_one_kind.divided and of_one_kind.p < min(of_one_kind.differences[measure].p for measure in
+                                                           ("colourfulness", "selectivity", "frequency"))
     swapped = division(np.concatenate([grey_and_red[12:], grey_and_red[:12]]))
     assert swapped.distance == pytest.approx(found.distance) and swapped.divided  # towers have no order
 
