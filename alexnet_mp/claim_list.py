@@ -149,8 +149,8 @@ CLAIMS = (
           "moved", _base_and("zero_biases", "all biases begin at 0", variants.zero_biases)),
     Claim("order", "3.5", "ReLU stands before the first normalisation (the source normalises signed values).",
           "no figure",
-          "120 (conv, pool, ReLU, norm) 41.04 / 18.71, 131 (norm first) 40.93 / 18.57; other changes lie between "
-          "them; 166 (norms first in layer 2 too, a later schedule) 41.10 / 18.67",
+          "120 (conv, pool, ReLU, norm) 41.04 / 18.71, 131 (the norm first, and nothing else changed) 40.93 / 18.57; "
+          "166 (norms first in layer 2 too, a later schedule) 41.10 / 18.67",
           "difference", (Arm("paper_order", "ReLU, norm, pool in layer 1", (variants.paper_order,)),
                          Arm("source_order", "norm, pool, ReLU in layer 1", (variants.source_order,)))),
     Claim("sixth-conv", "6 (table 2)", "A sixth convolutional layer over the last pooling layer (here without any pre-training).",

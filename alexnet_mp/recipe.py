@@ -19,7 +19,7 @@ from . import geometry
 from .errors import UserError
 
 _STRICT = ConfigDict(extra="forbid", strict=True)  # an unknown field, or True for a number, is an error
-Operation = Literal["relu", "tanh", "lrn", "spatial_norm", "max_pool", "avg_pool", "dropout"]
+Operation = Literal["relu", "tanh", "sigmoid", "lrn", "spatial_norm", "max_pool", "avg_pool", "dropout"]
 
 
 @dataclass(frozen=True)
@@ -336,7 +336,7 @@ def _check_layers(recipe):
         need(layer.kind == "fc" or first or recipe.layers[index - 1].kind != "fc", "kind",
              "a convolution cannot follow a fully connected layer")
         need(layer.kind != "local" or not first, "kind", "the first layer's kernels are shared, to be drawn as a picture")
-        need(layer.kind != "fc" or not set(layer.then) - {"relu", "tanh", "dropout"}, "then",
+        need(layer.kind != "fc" or not set(layer.then) - {"relu", "tanh", "sigmoid", "dropout"}, "then",
              "a fully connected layer has no maps to normalise or pool")
         for field, least in (("kernel", 1), ("stride", 1), ("pad", 0)):
             need(getattr(layer, field) >= least, field, f"it must be at least {least}")

@@ -73,7 +73,7 @@ def test_the_parts_and_their_headings(page, trained, data):  # noqa: F811
     assert re.findall(r"<h2>(.*?)</h2>", text) == HEADINGS
     parts = dict(zip(HEADINGS, text.split("<h2>")[1:]))
     assert "the 3 kernels of tower a above, those of tower b below" in parts["Figure 3 by GPU"]
-    assert "as in 2012" in parts["Figure 3 by GPU"]
+    assert "one scale for both towers" in parts["Figure 3 by GPU"] and "eight pictures at random" in parts["Figure 4 left"]
     assert "One run says nothing about how often" in parts["Specialisation, measured"] and ">run<" in parts[HEADINGS[1]]
     assert "9 steps, into epoch 3 of 3; batch size 9, seed 3." in parts["Training"] and ">ten views<" in parts["Training"]
     assert "at conv2, fc6, fc8 and nowhere else" in parts["The exchange"] and "no time can be measured" in parts["The exchange"]

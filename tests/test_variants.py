@@ -33,6 +33,8 @@ EVERYWHERE = {  # (variant, the fields that differ from each of the three parent
     "no_links": (variants.no_links, {"conv2.maps", "fc6.maps"} | each(("conv3", "fc6", "fc7"), "reads")),
     "no_links_same_width": (variants.no_links_same_width, each(("conv3", "fc6", "fc7"), "reads")),
     "tanh": (variants.tanh, each(HIDDEN, "then")),
+    "sigmoid": (variants.sigmoid, each(HIDDEN, "then")),
+    "half as wide": (functools.partial(variants.times_as_wide, numerator=1, denominator=2), each(HIDDEN, "maps") | each(LAYERS[1:], "init_std")),
     "no_colour": (variants.no_colour, {"colour_noise"}),
     "no_crops": (variants.no_crops, {"crop_positions"}),
     "no_flips": (variants.no_flips, {"flip"}),
@@ -56,6 +58,7 @@ BY_PARENT = {  # where they are not: paper, source2012, mini
     "plateau_schedule": (variants.plateau_schedule, [set(), {"schedule"}, {"schedule", "plateau_patience"}]),
     "dated_drops": (variants.dated_drops, [{"schedule", "dates"}, {"dates"}, {"dates"}]),
     "dated_schedule": (variants.dated_schedule, [{"schedule", "epochs", "dates"}, set(), {"epochs", "dates"}]),
+    "twice_as_long": (variants.twice_as_long, [{"epochs"}, {"epochs", "dates"}, {"epochs", "dates"}]),
     "shortened": (functools.partial(variants.shortened, epochs=6), [{"epochs"}, {"epochs", "dates"}, {"epochs", "dates"}]),
     "fine_tuned": (variants.fine_tuned, [each(HIDDEN, "rate") | {"schedule", "epochs", "dates"}]
                    + [each(HIDDEN, "rate") | {"epochs", "dates"}] * 2),
@@ -102,10 +105,10 @@ def test_a_variant_differs_in_exactly_these_fields(name, parent):
 def test_every_variant_makes_a_step(name, parent):
     """Forward, backward, update: the loss is finite, every layer gets a gradient and moves."""
     recipe = tiny(CASES[name][0](PARENTS[parent]()))
-    network = TwoTowerAlexNet(recipe, ("cpu",) * recipe.towers, 5)
+    network = TwoTowerAlexNet(recipe, ("cpu",) * recipe.towers, 5).double()  # the first layers of sigmoids hardly move a bias of 1
     optimizer, before = PaperSGD(network), network.merged_state()
     optimizer.set_rates(make_schedule(recipe).rates(1))
-    images = 60 * torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    images = 60 * torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(1)).double()
     loss = F.cross_entropy(network(*[images] * recipe.towers), torch.tensor([0, 1, 2, 4]))
     loss.backward()
     assert all(part.grad.any() for parts in network.layer_parameters().values() for part in parts)
@@ -222,6 +225,16 @@ def test_no_noise_comes_back_with_a_date():
     quiet = variants.no_colour(recipe)
     assert [make_schedule(quiet).colour_noise(epoch) for epoch in (1, 2, 3)] == [0, 0, 0]
     assert make_schedule(quiet).rates(3) == make_schedule(recipe).rates(3)
+
+
+def test_widths_keep_the_sums_of_their_layers():
+    """Half the inputs of a layer have root two times its deviation; the first, which reads pixels, keeps its own."""
+    recipe = variants.times_as_wide(paper(), 1, 2)
+    assert [layer.maps for layer in recipe.layers] == [24, 64, 96, 96, 64, 1024, 1024, None]
+    assert [layer.init_std for layer in recipe.layers] == pytest.approx([0.01] + 7 * [0.0141])
+    wide = variants.times_as_wide(paper(), 2)
+    assert [layer.maps for layer in wide.layers][:2] == [96, 256] and wide.layers[7].init_std == pytest.approx(0.00707)
+    assert [layer.maps for layer in variants.times_as_wide(tiny(paper()), 1, 100).layers[:-1]] == 7 * [1]
 
 
 def test_no_weight_decay_of_a_single_layer_is_left():
