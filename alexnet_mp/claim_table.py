@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 from statistics import mean, stdev
 
+from .claim_elsewhere import ELSEWHERE
 from .claim_list import CLAIMS, LEVEL
 from .claim_pictures import averaged
 from .claim_record import RECORDS, devices_of, path_of, read_records
@@ -52,6 +53,10 @@ def findings(record):
                      *differences]
         case "ensemble":
             found = _ensembles(record)
+        case "iterations":
+            found = [*(_iterations(record, arm, first, ", both at the rates of the base") for first, arm in against_first), *differences]
+        case "masks":
+            found = [_masks(record, arms[0])]
         case "towers":
             found = [_towers(record, arm) for arm in arms]
     diverged = [f"{_words(run['arm'])} with seed {run['seed']} diverged at step {run['diverged']:,}"
@@ -88,7 +93,15 @@ def _errors(record, arm):
         return None
     sets = [(what, [run[key] for run in runs]) for what, key in (("", "errors"), ("test images: ", "on_test_images"))
             if all(key in run for run in runs)]
-    return f"{_words(arm)}: {'; '.join(what + _levels(errors) for what, errors in sets)}, n = {len(runs)}"
+    apart = _apart(*(errors for _, errors in sets)) if len(sets) > 1 else ""
+    return f"{_words(arm)}: {'; '.join(what + _levels(errors) for what, errors in sets)}{apart}, n = {len(runs)}"
+
+
+def _apart(validation, test):
+    """Test minus validation errors under the protocol that averages views, of the same runs."""
+    name = averaged(validation[0])
+    points = " / ".join(_spread_signed([b[name][field] - a[name][field] for a, b in zip(validation, test)]) for field in FIELDS)
+    return f"; test minus validation {points} points ({name})"
 
 
 def _levels(errors):
@@ -143,7 +156,7 @@ def _gaps(record, arms):
     return "validation minus training error, centre view, network in test mode: " + ", ".join(parts) if parts else None
 
 
-def _iterations(record, slow, fast):
+def _iterations(record, slow, fast, at=""):
     """How many times as many steps the first arm takes to the same training loss: the lowest that both curves come to."""
     ratios, levels = [], []
     for a, b in zip(*_pairs(record, slow, fast)):
@@ -152,7 +165,19 @@ def _iterations(record, slow, fast):
     if not ratios:
         return None
     return (f"{_words(slow)} takes {_spread(ratios)} times the steps of {_words(fast)} to the same training loss (as it is in training, "
-            f"with dropout where there is any), {_spread(levels)}, the lowest that both curves come to, n = {len(ratios)}")
+            f"with dropout where there is any), {_spread(levels)}, the lowest that both curves come to{at}, n = {len(ratios)}")
+
+
+def _masks(record, arm):
+    runs = [run["masks"] for run in _ended(record, arm) if "masks" in run]
+    if not runs:
+        return None
+    of = {key: [run[key] for run in runs] for key in runs[0]}
+    return (f"top-1 error on {runs[0]['images']:,} validation pictures, centre view: {_spread(of['halved'])} % of the network with outputs "
+            f"times one minus dropout, {_spread(of['geometric'])} % of the geometric mean of {runs[0]['masks']} sampled networks "
+            f"({_spread(of['arithmetic'])} % of their arithmetic mean), {_spread(of['one_mask'])} % of one of them; the first two agree on "
+            f"{_spread(of['agree'], 1)} % of the pictures, {_spread(of['divergence'], 4)} nats apart (two halves of the masks "
+            f"{_spread(of['noise'], 4)}, one sampled network {_spread(of['one_mask_divergence'], 3)}), n = {len(runs)}")
 
 
 def _training(record, reference, arm):
@@ -320,6 +345,10 @@ def _spread(values, digits=2):
     return f"{mean(values):.{digits}f}" + (f" ± {stdev(values):.{digits}f}" if len(values) > 1 else "")
 
 
+def _spread_signed(values, digits=2):
+    return f"{mean(values):+.{digits}f}" + (f" ± {stdev(values):.{digits}f}" if len(values) > 1 else "")
+
+
 def _signed(test, digits=2):
     return f"{test.mean:+.{digits}f}" + (f" ± {test.sd:.{digits}f}" if test.sd is not None else "")
 
@@ -345,6 +374,9 @@ def render(folder, readme):
                 here.append(f"{setting(record)}: {'; '.join(found)} ([picture]({Path(picture).as_posix()}))")
         sentence = f"`{claim.id}` {claim.sentence} ({claim.section})"
         rows.append(_row(sentence, claim.paper, claim.source, "<br>".join(here) or NOT_RUN))
+    for other in ELSEWHERE:
+        sentence = f"`{other.id}` {other.sentence} ({other.section})"
+        rows.append(_row(sentence, other.paper, other.source, "<br>".join(other.told(folder, records)) or NOT_RUN))
     return "\n".join(rows)
 
 

@@ -34,7 +34,7 @@ EVERYWHERE = {  # (variant, the fields that differ from each of the three parent
     "no_links_same_width": (variants.no_links_same_width, each(("conv3", "fc6", "fc7"), "reads")),
     "tanh": (variants.tanh, each(HIDDEN, "then")),
     "sigmoid": (variants.sigmoid, each(HIDDEN, "then")),
-    "half as wide": (functools.partial(variants.times_as_wide, numerator=1, denominator=2), each(HIDDEN, "maps") | each(LAYERS[1:], "init_std")),
+    "half as wide": (variants.half_as_wide, each(HIDDEN, "maps") | each(LAYERS[1:], "init_std")),
     "no_colour": (variants.no_colour, {"colour_noise"}),
     "no_crops": (variants.no_crops, {"crop_positions"}),
     "no_flips": (variants.no_flips, {"flip"}),
@@ -229,12 +229,13 @@ def test_no_noise_comes_back_with_a_date():
 
 def test_widths_keep_the_sums_of_their_layers():
     """Half the inputs of a layer have root two times its deviation; the first, which reads pixels, keeps its own."""
-    recipe = variants.times_as_wide(paper(), 1, 2)
+    recipe = variants.half_as_wide(paper())
     assert [layer.maps for layer in recipe.layers] == [24, 64, 96, 96, 64, 1024, 1024, None]
     assert [layer.init_std for layer in recipe.layers] == pytest.approx([0.01] + 7 * [0.0141])
-    wide = variants.times_as_wide(paper(), 2)
+    wide = variants.twice_as_wide(paper())
     assert [layer.maps for layer in wide.layers][:2] == [96, 256] and wide.layers[7].init_std == pytest.approx(0.00707)
-    assert [layer.maps for layer in variants.times_as_wide(tiny(paper()), 1, 100).layers[:-1]] == 7 * [1]
+    one = variants.half_as_wide(variants.half_as_wide(change_layers(paper(), "conv1", maps=2)))
+    assert one.layers[0].maps == 1 and sum(parameter_counts(one)) < sum(parameter_counts(recipe))
 
 
 def test_no_weight_decay_of_a_single_layer_is_left():

@@ -237,6 +237,7 @@ stage resume "$PYTHON" -m pytest tests/test_resume_gpu.py tests/test_trainer.py 
 stage checkpoint bench checkpoint test_speed_checkpoint
 stage exchange "$PYTHON" -m pytest tests/test_exchange.py tests/test_exchange_overlap.py tests/test_golden.py -q
 stage exchange-speed bench exchange "test_exchange and gpu"
+stage two-gpus bench two-gpus "test_step_of_towers and gpu and not cpu"
 stage train-one-device one_run 0 --graphs on
 stage train-cpu-and-gpu one_run cpu,0
 if $PYTHON -c 'import sys, torch; sys.exit(torch.cuda.device_count() < 2)'; then
