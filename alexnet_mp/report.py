@@ -27,7 +27,7 @@ from .evaluate import load_run, open_runs
 from .metrics import read_metrics
 from .options import add_machine_options
 from .report_answers import MOST_ANSWERED, evenly, figure_4_left, guesses, some_of
-from .report_exchange import exchange
+from .report_exchange import exchange, memory
 from .report_kernels import SCALES, figure_3, specialisation
 from .report_neighbours import BITS, figure_4_right, short_codes
 from .report_training import training
@@ -68,6 +68,7 @@ def main(arguments=None):
         specialisation(out, kernels, towers, layers, {name: _told(directory) for name, directory in runs.items()}),
         training(out, lines, recipe, len(names)),
         exchange(recipe, len(names), network.exchange.devices, lines, _devices(described)),
+        memory(network, recipe.batch_size),
         figure_4_left(out, said, numbers, split, options.split, names),
         figure_4_right(out, index, opened.dataset),
         short_codes(out, index, options.speed),
