@@ -80,7 +80,7 @@ def cifar_tanh():
 
 
 def cifar_sigmoid():
-    """`cifar_relu` with the logistic function, the other saturating unit that 3.1 names; figure 1 has no curve of it."""
+    """`cifar_relu` with the logistic function, the other saturating unit of 3.1; figure 1 has no curve of it."""
     recipe = change_layers(cifar_relu(), "conv1", then=("max_pool", "sigmoid"))
     return replace(change_layers(recipe, "conv2", "conv3", then=("sigmoid", "avg_pool")), name="cifar_sigmoid")
 

@@ -1,4 +1,4 @@
-"""Sentences of the paper that need no run of their own: what the benchmarks' records and other claims' records say of them.
+"""Sentences of the paper that need no run of their own: what benchmarks' records and other claims' records say of them.
 
 They stand behind the claims in `claims list` and in the README's table.
 """
@@ -11,7 +11,8 @@ from statistics import mean
 from .claim_pictures import averaged
 
 BENCHMARKS = "benchmarks"  # the folder beside that of the claims
-IN_ORDER = (("saturating", "tanh", "3.1"), ("one-gpu", "one_gpu", "3.2"), ("lrn", "no_lrn", "3.3"), ("pooling", "non_overlapping", "3.4"))
+IN_ORDER = (("saturating", "tanh", "3.1"), ("one-gpu", "one_gpu", "3.2"), ("lrn", "no_lrn", "3.3"),
+            ("pooling", "non_overlapping", "3.4"))
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,9 @@ def two_gpus(folder, records):
     found = []
     for where, group in _newest(folder, "two-gpus-"):
         two, one = (group["rivals"][name]["median_s"] for name in ("two-towers", "one-gpu"))
-        found.append(f"{where}, {PLACES.get(group['place'], group['place'])}: a step of {group['batch']} images takes {1e3 * two:,.1f} ms "
-                     f"with two towers and {1e3 * one:,.1f} ms with the one-GPU network, {two / one:.2f} times as long")
+        found.append(f"{where}, {PLACES.get(group['place'], group['place'])}: a step of {group['batch']} images takes "
+                     f"{1e3 * two:,.1f} ms with two towers and {1e3 * one:,.1f} ms with the one-GPU network, "
+                     f"{two / one:.2f} times as long")
     return found
 
 
@@ -49,7 +51,7 @@ PLACES = {"cpu": "both towers on one CPU", "one-gpu": "both towers on one GPU", 
 
 
 def importance(folder, records):
-    """The cost of taking each thing away, largest first, where records of the same data and setting have two of them or more."""
+    """The cost of taking each thing away, largest first, where two records or more have the same data and setting."""
     settings, found = {}, []
     for claim, arm, section in IN_ORDER:
         for record in records.get(claim, []):
@@ -63,8 +65,9 @@ def importance(folder, records):
             told = ", ".join(f"{claim} ({section}) {cost:+.2f}" for section, (cost, claim, _) in ordered)
             same = [section for section, _ in ordered] == sorted(costs)
             missing = [claim for claim, _, section in IN_ORDER if section not in costs]
+            without = f", without {', '.join(missing)}" if missing else ""
             found.append(f"{ordered[0][1][2]}: points of top-1 error that each costs when it is taken away: {told}; "
-                         f"{'the' if same else 'not the'} paper's order" + (f", without {', '.join(missing)}" if missing else ""))
+                         f"{'the' if same else 'not the'} paper's order{without}")
     return found
 
 
@@ -79,7 +82,8 @@ def _cost(record, arm):
 
 def _setting(record):
     """What two records have in common that can be compared."""
-    return json.dumps([sorted(data["fingerprint"] for data in record["data"]), record["base"], record["set"], record["epochs"], record["steps"]])
+    return json.dumps([sorted(data["fingerprint"] for data in record["data"]), record["base"], record["set"],
+                       record["epochs"], record["steps"]])
 
 
 def _newest(folder, prefix):
@@ -100,13 +104,15 @@ def _newest(folder, prefix):
 
 ELSEWHERE = (
     Elsewhere("feeding", "4.1", "Augmentation is in effect free: images are made on the CPU while the GPU computes.",
-              "\"in effect, computationally free\"; no figure", "images of the next minibatch are staged meanwhile; no figure",
+              "\"in effect, computationally free\"; no figure",
+              "images of the next minibatch are staged meanwhile; no figure",
               "python benchmarks/record.py --name pipeline -k test_step_that_is_fed", feeding),
     Elsewhere("two-gpus", "3.2", "The network on two GPUs takes slightly less time to train than the one-GPU network.",
               "\"slightly less time\"; no figure", "not recorded",
               "python benchmarks/record.py --name two-gpus -k test_step_of_towers", two_gpus),
-    Elsewhere("importance", "3", "Sections 3.1 to 3.4 are in the order of their importance: ReLU, two GPUs, normalisation, overlapping "
-              "pooling.",
+    Elsewhere("importance", "3", "Sections 3.1 to 3.4 are in the order of their importance: ReLU, two GPUs, "
+                                 "normalisation, overlapping pooling.",
               "an estimate; 3.2 to 3.4: 1.7, 1.4, 0.4 points top-1", "1.70, 1.37 and 0.39 points",
-              "python -m alexnet_mp.claims run saturating --data DIR, and the same of one-gpu, lrn and pooling", importance),
+              "python -m alexnet_mp.claims run saturating --data DIR, and the same of one-gpu, lrn and pooling",
+              importance),
 )

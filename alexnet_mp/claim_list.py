@@ -49,7 +49,8 @@ class Claim:
     source: str  # what the 2012 notes have
     kind: str
     arms: tuple[Arm, ...]
-    data: str = "any"  # or "labelled test", "cifar10", "ilsvrc-2010", "ilsvrc-2012", "fall-2009": on other data `run all` leaves it out
+    # Or "labelled test", "cifar10", "ilsvrc-2010", "ilsvrc-2012", "fall-2009": on other data `run all` leaves it out.
+    data: str = "any"
     seeds: int = 3  # unless --seeds says otherwise
     needs: str = ""  # of the data, said by the list
     more: str = ""  # of the command
@@ -119,11 +120,12 @@ CLAIMS = (
           "of crops and mirror images \"substantial overfitting\", of the colours over 1 point top-1; no figure of all together",
           NOTHING,
           "overfitting", _base_and("no_augmentation", "centre crops alone, no flips, no colour", variants.no_augmentation)),
-    Claim("pooling", "3.4", "Overlapping pooling (3x3, stride 2) beats pooling without overlap (2x2, stride 2), and overfits a little "
-          "less.",
+    Claim("pooling", "3.4", "Overlapping pooling (3x3, stride 2) beats pooling without overlap (2x2, stride 2), and "
+                            "overfits a little less.",
           "0.4 / 0.3 points",
           "147: 41.06 / 18.51 against 40.66 / 18.21 of 145: 0.39 / 0.30 points",
-          "overfitting", _base_and("non_overlapping", "2x2 pools, and the pads that 2012 had with them", variants.non_overlapping)),
+          "overfitting", _base_and("non_overlapping", "2x2 pools, and the pads that 2012 had with them",
+                                   variants.non_overlapping)),
     Claim("depth", "1, 7", "Each convolutional layer matters (the first, which shrinks the picture, can't be taken out alone).",
           "\"inferior performance\" without any one; about 2 points top-1 for each of the middle ones",
           NOTHING,
@@ -212,8 +214,8 @@ CLAIMS = (
           "\"a reasonable approximation\"; no figure",
           NOTHING,
           "masks", (BASE,)),
-    Claim("saturating", "3.1", "Other networks, too, learn several times faster with ReLUs than with units that saturate (each here at "
-          "the rates of the base).",
+    Claim("saturating", "3.1", "Other networks, too, learn several times faster with ReLUs than with units that "
+                               "saturate (each here at the rates of the base).",
           "\"consistently\" several times, how much depends on the network; no figure",
           "no configuration trained with another unit",
           "iterations", (BASE, Arm("tanh", "tanh in place of every ReLU", (variants.tanh,)),
@@ -221,11 +223,13 @@ CLAIMS = (
     Claim("larger", "1, 7", "A larger network is better.",
           "\"results have improved as we have made our network larger\"; no figure",
           NOTHING,
-          "difference", (BASE, Arm("half_width", "half the maps and units in every layer but the last", (variants.half_as_wide,)),
+          "difference", (BASE, Arm("half_width", "half the maps and units in every layer but the last",
+                                   (variants.half_as_wide,)),
                          Arm("double_width", "twice as many", (variants.twice_as_wide,)))),
     Claim("longer", "1, 7", "Longer training is better.",
           "\"and trained it longer\"; no figure",
-          "no comparison of lengths alone; 145 trained on for 44 epochs from a rate of 0.001: 40.25 / 17.99 against 40.66 / 18.21",
+          "no comparison of lengths alone; 145 trained on for 44 epochs from a rate of 0.001: 40.25 / 17.99 against "
+          "40.66 / 18.21",
           "difference", _base_and("twice_as_long", "twice the epochs, the rates falling at the same shares of them",
                                   variants.twice_as_long)),
     Claim("test-images", "6", "Errors on validation and test images differ by at most 0.1 points.",
@@ -251,10 +255,12 @@ CLAIMS = (
           "difference", (Arm("cifar11_local", "conv-local-11pct", preset="cifar11_local"),
                          Arm("cifar13_local", "conv-local-13pct", preset="cifar13_local")),
           data="cifar10", needs="CIFAR-10"),
-    Claim("cifar-sigmoid", "3.1", "The same network with the logistic function, the other saturating unit that 3.1 names.",
+    Claim("cifar-sigmoid", "3.1", "The same network with the logistic function, the other saturating unit that 3.1 "
+                                  "names.",
           "\"much slower\"; figure 1 has tanh alone",
           "no configuration with it",
-          "rates", (Arm("cifar_relu", "ReLU", preset="cifar_relu"), Arm("cifar_sigmoid", "logistic", preset="cifar_sigmoid")),
+          "rates", (Arm("cifar_relu", "ReLU", preset="cifar_relu"),
+                    Arm("cifar_sigmoid", "logistic", preset="cifar_sigmoid")),
           data="cifar10", needs="CIFAR-10"),
     Claim("headline-2010", "6 (table 1)", "ILSVRC-2010 test: this network, and before it the best published.",
           "37.5 / 17.0 ten views, 39.0 / 18.3 centre view; sparse coding 47.1 / 28.2; SIFT + Fisher vectors 45.7 / 25.7",

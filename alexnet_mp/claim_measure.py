@@ -146,7 +146,8 @@ def masks(run, options):
         parts = [towers for (towers,), _ in batches]
     images = [torch.cat([towers[place] for towers in parts]) for place in range(run.recipe.towers)]
     with progress(f"masks of {run.directory.name}", dropout_masks.MASKS, "masks") as advance:
-        return dropout_masks.compare(network, images, torch.from_numpy(np.asarray(split.labels)[numbers]), advance=advance)
+        return dropout_masks.compare(network, images, torch.from_numpy(np.asarray(split.labels)[numbers]),
+                                     advance=advance)
 
 
 def average(members, options):

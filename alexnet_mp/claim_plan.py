@@ -183,7 +183,8 @@ def work_of_steps(run, first, last):
 def work_of_tests(run):
     """Multiplications and additions of the tests of a run: by itself, and what its claim asks for."""
     pictures = len(data_of(run).splits["val"])
-    images = number_of_views(run) * pictures * (2 if run.kind == "ensemble" else 1)  # a member is tested alone and in the average
+    tests = 2 if run.kind == "ensemble" else 1  # a member is tested alone and in the average
+    images = number_of_views(run) * pictures * tests
     if run.kind == "masks":
         images += (1 + dropout_masks.MASKS) * min(pictures, dropout_masks.PICTURES)
     return operations(run) * images + sum(work_of_test(run, split, protocols) for split, protocols in more_tests(run))

@@ -54,7 +54,8 @@ def findings(record):
         case "ensemble":
             found = _ensembles(record)
         case "iterations":
-            found = [*(_iterations(record, arm, first, ", both at the rates of the base") for first, arm in against_first), *differences]
+            at = ", both at the rates of the base"
+            found = [*(_iterations(record, arm, first, at) for first, arm in against_first), *differences]
         case "masks":
             found = [_masks(record, arms[0])]
         case "towers":
@@ -100,7 +101,8 @@ def _errors(record, arm):
 def _apart(validation, test):
     """Test minus validation errors under the protocol that averages views, of the same runs."""
     name = averaged(validation[0])
-    points = " / ".join(_spread_signed([b[name][field] - a[name][field] for a, b in zip(validation, test)]) for field in FIELDS)
+    points = " / ".join(_spread_signed([b[name][field] - a[name][field] for a, b in zip(validation, test)])
+                        for field in FIELDS)
     return f"; test minus validation {points} points ({name})"
 
 
@@ -165,7 +167,8 @@ def _iterations(record, slow, fast, at=""):
     if not ratios:
         return None
     return (f"{_words(slow)} takes {_spread(ratios)} times the steps of {_words(fast)} to the same training loss (as it is in training, "
-            f"with dropout where there is any), {_spread(levels)}, the lowest that both curves come to{at}, n = {len(ratios)}")
+            f"with dropout where there is any), {_spread(levels)}, the lowest that both curves come to{at}, "
+            f"n = {len(ratios)}")
 
 
 def _masks(record, arm):
@@ -173,11 +176,12 @@ def _masks(record, arm):
     if not runs:
         return None
     of = {key: [run[key] for run in runs] for key in runs[0]}
-    return (f"top-1 error on {runs[0]['images']:,} validation pictures, centre view: {_spread(of['halved'])} % of the network with outputs "
-            f"times one minus dropout, {_spread(of['geometric'])} % of the geometric mean of {runs[0]['masks']} sampled networks "
-            f"({_spread(of['arithmetic'])} % of their arithmetic mean), {_spread(of['one_mask'])} % of one of them; the first two agree on "
-            f"{_spread(of['agree'], 1)} % of the pictures, {_spread(of['divergence'], 4)} nats apart (two halves of the masks "
-            f"{_spread(of['noise'], 4)}, one sampled network {_spread(of['one_mask_divergence'], 3)}), n = {len(runs)}")
+    return (f"top-1 error on {runs[0]['images']:,} validation pictures, centre view: {_spread(of['halved'])} % of the "
+            f"network with outputs times one minus dropout, {_spread(of['geometric'])} % of the geometric mean of "
+            f"{runs[0]['masks']} sampled networks ({_spread(of['arithmetic'])} % of their arithmetic mean), "
+            f"{_spread(of['one_mask'])} % of one of them; the first two agree on {_spread(of['agree'], 1)} % of the "
+            f"pictures, {_spread(of['divergence'], 4)} nats apart (two halves of the masks {_spread(of['noise'], 4)}, "
+            f"one sampled network {_spread(of['one_mask_divergence'], 3)}), n = {len(runs)}")
 
 
 def _training(record, reference, arm):

@@ -188,7 +188,8 @@ def _unfit(claim, options):
     """Why `run all` leaves a claim out on these data, None where it doesn't. Raises UserError for data that nothing could use."""
     dataset = opened(options.data, SMALLEST)
     many, labelled = len(dataset.classes), has_labelled_test(options.data, SMALLEST)
-    fit = {"any": True, "labelled test": labelled, "cifar10": set(dataset.classes) == CIFAR10, "ilsvrc-2010": 1000 <= many < 5000 and labelled,
+    fit = {"any": True, "labelled test": labelled, "cifar10": set(dataset.classes) == CIFAR10,
+           "ilsvrc-2010": 1000 <= many < 5000 and labelled,
            "ilsvrc-2012": 1000 <= many < 5000 and not labelled, "fall-2009": many >= 5000}
     if not fit[claim.data]:
         return "which are of other data"

@@ -1,4 +1,4 @@
-"""Dropout's approximation (4.2): the network with halved outputs against the geometric mean of the networks that its masks sample."""
+"""Dropout's approximation (4.2): halved outputs against the geometric mean of the networks that its masks sample."""
 import torch
 import torch.nn.functional as F
 
@@ -10,16 +10,17 @@ PICTURES = 512  # at most, spread evenly over a split
 def compare(network, images, labels, masks=MASKS, advance=lambda count: None):
     """One network against `masks` networks that dropout samples of it, on the same pictures: a dict of JSON types.
 
-    images: one (N, 3, crop, crop) tensor a tower; labels: (N,) int64; masks: at least 2. Of each picture another unit is dropped by each mask. The
-    geometric mean of the sampled networks' probabilities, made to add up to 1, is the softmax of their mean logits. Errors are
-    top-1 errors in %, divergences in nats.
+    images: one (N, 3, crop, crop) tensor a tower; labels: (N,) int64; masks: at least 2. Of each picture another unit
+    is dropped by each mask. The geometric mean of the sampled networks' probabilities, made to add up to 1, is the
+    softmax of their mean logits. Errors are top-1 errors in %, divergences in nats.
 
     "halved"      the error of the network in test mode, every output multiplied by 1 - dropout
     "geometric"   the error of the geometric mean; "arithmetic": of the mean probabilities
     "one_mask"    the mean error of a sampled network
     "agree"       % of the pictures where the halved network and the geometric mean say the same class
     "divergence"  mean Kullback-Leibler divergence of the halved network's probabilities from the geometric mean's
-    "noise"       the same of the geometric mean over half of the masks from that over the other half: what the sampling itself leaves
+    "noise"       the same of the geometric mean over half of the masks from that over the other half: what the sampling
+                  itself leaves
     "one_mask_divergence"  the same of a sampled network from the geometric mean, mean over the masks
     """
     was_training, step = network.training, network.step
@@ -30,7 +31,8 @@ def compare(network, images, labels, masks=MASKS, advance=lambda count: None):
         labels = labels.cpu()
         network.train()
         for mask in range(masks):
-            log = network(*images).double().log_softmax(1).cpu()  # a training pass counts on, and so has masks of its own
+            # A training pass counts on, and so has masks of its own.
+            log = network(*images).double().log_softmax(1).cpu()
             halves[mask % 2] = halves[mask % 2] + log
             arithmetic = log if arithmetic is None else torch.logaddexp(arithmetic, log)
             wrong += _error(log, labels)
@@ -42,10 +44,12 @@ def compare(network, images, labels, masks=MASKS, advance=lambda count: None):
     even, odd = halves[0].div(masks - masks // 2).log_softmax(1), halves[1].div(masks // 2).log_softmax(1)
     # The divergence is linear in the logarithms of what diverges, so the mean over the masks is that of their mean.
     one_mask = F.kl_div((halves[0] + halves[1]) / masks, geometric, reduction="batchmean", log_target=True).item()
-    return {"masks": masks, "images": len(labels), "halved": _error(halved, labels), "geometric": _error(geometric, labels),
+    return {"masks": masks, "images": len(labels), "halved": _error(halved, labels),
+            "geometric": _error(geometric, labels),
             "arithmetic": _error(arithmetic, labels), "one_mask": wrong / masks,
             "agree": 100 * (halved.argmax(1) == geometric.argmax(1)).double().mean().item(),
-            "divergence": _divergence(geometric, halved), "noise": _divergence(even, odd), "one_mask_divergence": one_mask}
+            "divergence": _divergence(geometric, halved), "noise": _divergence(even, odd),
+            "one_mask_divergence": one_mask}
 
 
 def _error(logs, labels):
@@ -53,5 +57,5 @@ def _error(logs, labels):
 
 
 def _divergence(expected, found):
-    """Mean over the pictures of the Kullback-Leibler divergence of `found` from `expected`, (N, classes) logarithms each."""
+    """Mean Kullback-Leibler divergence of `found` from `expected`, (N, classes) logarithms each."""
     return F.kl_div(found, expected, reduction="batchmean", log_target=True).item()

@@ -57,9 +57,9 @@ def _refuse_diverged(run):
 def begin_with(network, weights, source, only=None):
     """Give a network these weights, layer by layer of the same name; its last layer stays as it was drawn, whatever the file has.
 
-    only: names of the layers to take, each of which has to be there; None: all that are. Returns (layers taken, layers that stay
-    as drawn, layers of the file that the network hasn't). Raises UserError, with the tensor's name, where a layer of that name has
-    another shape or values that are not finite, and where there is none to take.
+    only: names of the layers to take, each of which has to be there; None: all that are. Returns (layers taken, layers
+    that stay as drawn, layers of the file that the network hasn't). Raises UserError, with the tensor's name, where a
+    layer of that name has another shape or values that are not finite, and where there is none to take.
     """
     state, last = network.merged_state(), network.recipe.layers[-1].name
     for layer in only or ():

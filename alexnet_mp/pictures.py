@@ -19,13 +19,15 @@ def kernel_picture(weights, towers, scale="layer", by_colour=False):
 
     "layer"   of both towers, so that all kernels can be compared; zero weight is a grey
     "tower"   of the tower, as in 2012: the source draws one layer a call, conv1a or conv1b (`shownet.py:110-197`)
-    "kernel"  of both towers after every kernel was given mean 0 and variance 1, so that faint ones can be seen; the source's
-              `--norm-filters` does that, tower by tower again
+    "kernel"  of both towers after every kernel was given mean 0 and variance 1, so that faint ones can be seen; the
+              source's `--norm-filters` does that, tower by tower again
 
-    by_colour: inside a tower the kernels come in the order of their share of chroma, the greyest first, instead of the network's.
+    by_colour: inside a tower the kernels come in the order of their share of chroma, the greyest first, instead of the
+    network's.
     """
     maps, _, k, _ = weights.shape
-    parts = np.split(weights, towers) if scale == "tower" else [_standardised(weights) if scale == "kernel" else weights]
+    scaled = _standardised(weights) if scale == "kernel" else weights
+    parts = np.split(scaled, towers) if scale == "tower" else [scaled]
     pixels = np.concatenate([_pixels(part) for part in parts])
     a_tower, cell = maps // towers, k * SCALE + GAP
     rows, columns, title = -(-a_tower // COLUMNS), min(COLUMNS, a_tower), 22

@@ -160,12 +160,13 @@ def source2012():
 def dates_of_145(names):
     """What was changed by hand in the 93 epochs of net 145 on ILSVRC-2010. names: of all layers.
 
-    The notes (params-145-2010:170-176) say 23, 51, 68, 72, 78, 93, each the last epoch before a change: the author's script for
-    net 120 (run4.sh:3-8) gives such numbers to --epochs, and the loop runs while epoch <= num_epochs (cuda-convnet,
-    gpumodel.py:136). So a change comes with the epoch behind.
+    The notes (params-145-2010:170-176) say 23, 51, 68, 72, 78, 93, each the last epoch before a change: the author's
+    script for net 120 (run4.sh:3-8) gives such numbers to --epochs, and the loop runs while epoch <= num_epochs
+    (cuda-convnet, gpumodel.py:136). So a change comes with the epoch behind.
     """
     first, *others = names
-    return (Date(24, weights=0.1, biases=0.1),  # biases end at 0.002; they fall with the first drop in the script for net 120
+    # Biases end at 0.002; in the script for net 120 they fall with the first drop.
+    return (Date(24, weights=0.1, biases=0.1),
             Date(52, weights=0.01),
             Date(69, layers=(first,), weights=0.001, colour_noise=0.0),
             Date(73, layers=(first,), weights=0.0, biases=0.0),

@@ -166,7 +166,8 @@ def _parser():
     parser.add_argument("--out", metavar="DIR", help="default: RUN/report")
     parser.add_argument("--index", metavar="DIR", help="what is searched for figure 4, right; default: RUN/retrieval")
     parser.add_argument("--kernel-scale", choices=tuple(SCALES), default="layer",
-                        help="figure 3: one scale over both towers, one a tower, as in 2012, or each kernel by itself; default: layer")
+                        help="figure 3: one scale over both towers, one a tower, as in 2012, or each kernel by "
+                             "itself; default: layer")
     parser.add_argument("--sort", action="store_true", help="figure 3: kernels of a tower from grey to colourful")
     parser.add_argument("--no-speed", dest="speed", action="store_false",
                         help="without the time that a query takes, the one thing on the page that is another one every time")

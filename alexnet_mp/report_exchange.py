@@ -52,11 +52,11 @@ def memory(network, batch_size):
         ("weights and biases", "weights"), ("their gradients", "gradients"), ("their velocities", "velocity"),
         ("activations kept for backward", "activations"), ("in all", "total"))]
     return page.Part("memory", "Memory of a step", [
-        page.text(f"What a training step of {batch_size} images holds in float32, in MB, counted from the tensors. A GTX 580 of 2012 "
-                  "had 3 GB."),
+        page.text(f"What a training step of {batch_size} images holds in float32, in MB, counted from the tensors. A "
+                  f"GTX 580 of 2012 had 3 GB."),
         page.table(["", *(f"tower {'ab'[number]}" for number in range(len(found)))], rows),
-        page.why("Each storage once: what is kept for two layers counts for the first. Left out: what a product needs while it runs, "
-                 "copies under way, and freed memory that the allocator keeps.")])
+        page.why("Each storage once: what is kept for two layers counts for the first. Left out: what a product needs "
+                 "while it runs, copies under way, and freed memory that the allocator keeps.")])
 
 
 def crossings(recipe, classes, devices):

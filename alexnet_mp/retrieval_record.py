@@ -21,8 +21,9 @@ def measure(index, lengths, most_queries, speed=False, pixel_codes=False):
     """A record, plain JSON types: the measures of pixels, the last hidden layer, and codes of these lengths, learned and random.
 
     Queries are validation pictures, at most so many, spread evenly over all; what is ranked are all training pictures.
-    "pixel_distance": how far apart in pixels a picture and its neighbours by the last hidden layer are. speed: also queries a second.
-    pixel_codes: also codes whose auto-encoder is trained on the pixels instead, which the paper expects to be much worse (6.1).
+    "pixel_distance": how far apart in pixels a picture and its neighbours by the last hidden layer are. speed: also
+    queries a second. pixel_codes: also codes whose auto-encoder is trained on the pixels instead, which the paper
+    expects to be much worse (6.1).
     """
     train, val = index.features("train"), index.features("val")
     rows = np.unique(np.linspace(0, len(val.labels) - 1, min(most_queries, len(val.labels))).round().astype(int))
@@ -48,10 +49,12 @@ def measure(index, lengths, most_queries, speed=False, pixel_codes=False):
 
 
 def _pixel_distance(train, val, rows):
-    """Means over the queries of Euclidean distances in grey levels, and of a share: of how near in pixels the neighbours are.
+    """Means over the queries of Euclidean distances in grey levels, and of a share: of how near in pixels the
+    neighbours are.
 
-    "by_layer": to the `NEIGHBOURS` nearest by the last hidden layer; "by_pixels": to the nearest by pixels; "any": to all training
-    pictures; "nearer": the share of them that are nearer in pixels than a neighbour by the layer, 0.5 where it might be any.
+    "by_layer": to the `NEIGHBOURS` nearest by the last hidden layer; "by_pixels": to the nearest by pixels; "any": to
+    all training pictures; "nearer": the share of them that are nearer in pixels than a neighbour by the layer, 0.5
+    where it might be any.
     """
     _, near = nearest(exact_index("fc7", train.hidden), val.hidden[rows], NEIGHBOURS)
     sums = np.zeros(4)
@@ -59,14 +62,16 @@ def _pixel_distance(train, val, rows):
         part = slice(start, start + QUERIES_AT_ONCE)
         distances = np.sqrt(np.maximum(all_distances("pixels", train.pixels, val.pixels[rows[part]]), 0))
         ranked, found = np.sort(distances, axis=1), np.take_along_axis(distances, near[part], 1)
-        places = [(np.searchsorted(row, of, "left") + np.searchsorted(row, of, "right")) / 2 for row, of in zip(ranked, found)]
+        places = [(np.searchsorted(row, of, "left") + np.searchsorted(row, of, "right")) / 2
+                  for row, of in zip(ranked, found)]
         sums += [found.mean(1).sum(), ranked[:, :NEIGHBOURS].mean(1).sum(), ranked.mean(1).sum(),
                  (np.array(places).mean(1) / ranked.shape[1]).sum()]
-    return {"neighbours": near.shape[1], **dict(zip(("by_layer", "by_pixels", "any", "nearer"), (sums / len(rows)).tolist()))}
+    by_layer, by_pixels, to_any, nearer = (sums / len(rows)).tolist()
+    return {"neighbours": near.shape[1], "by_layer": by_layer, "by_pixels": by_pixels, "any": to_any, "nearer": nearer}
 
 
 def _searches(index, lengths, train, val, pixel_codes):
-    """(by, bits, "learned", "random" or "pixel", bytes a picture, what is searched, queries) of everything that is compared."""
+    """(by, bits, "learned", "random" or "pixel", bytes a picture, what is searched, queries) of all searches."""
     # Pixels lie in the index as float16; a grey level is a byte.
     yield "pixels", None, None, train.pixels.shape[1], train.pixels, val.pixels
     yield "fc7", None, None, 4 * train.hidden.shape[1], train.hidden, val.hidden
@@ -126,9 +131,10 @@ def table(record):
         yield " ".join([f"{name:22}", f"{entry['bytes_per_picture']:7,}", *(f"{100 * share:5.1f} %" for share in shares),
                         *([f"{entry['queries_per_second']:9,.0f}"] if speed else [])])
     found = record["pixel_distance"]
-    yield (f"in pixels: {found['by_layer']:,.0f} grey levels to the {found['neighbours']} nearest by {record['layer']}, "
-           f"{found['by_pixels']:,.0f} to the nearest by pixels, {found['any']:,.0f} to any; {100 * found['nearer']:.1f} % of all training "
-           f"pictures are nearer in pixels than a neighbour by {record['layer']}")
+    yield (f"in pixels: {found['by_layer']:,.0f} grey levels to the {found['neighbours']} nearest by "
+           f"{record['layer']}, {found['by_pixels']:,.0f} to the nearest by pixels, {found['any']:,.0f} to any; "
+           f"{100 * found['nearer']:.1f} % of all training pictures are nearer in pixels than a neighbour by "
+           f"{record['layer']}")
     for entry in record.get("synthetic", ()):
         yield (f"{record['synthetic_codes']:,} random codes of {entry['bits']} bits: "
                f"{entry['queries_per_second']:,.0f} queries/s, {record['device']}")

@@ -24,10 +24,10 @@ class TowerMemory:
 def step_memory(network, batch_size):
     """A `TowerMemory` a tower for a training step of so many images, float32, as `TrainingStep` and `PaperSGD` take it.
 
-    Forward passes of 2 and of 4 images are counted: a storage that they share is the same size in both, all else grows with the
-    images, so that any number of them follows. What belongs to a tower is what was kept while it computed; on one device maps that are joined or
-    padded for both are kept once, and count for the first. Not in it: what a product or a convolution needs for itself while it
-    runs, crossings under way, and what the allocator holds back.
+    Forward passes of 2 and of 4 images are counted: a storage that they share is the same size in both, all else grows
+    with the images, so that any number of them follows. What belongs to a tower is what was kept while it computed; on
+    one device maps that are joined or padded for both are kept once, and count for the first. Not in it: what a product
+    or a convolution needs for itself while it runs, crossings under way, and what the allocator holds back.
     """
     few, more = (_kept(network, images) for images in COUNTED)
     result = []

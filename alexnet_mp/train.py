@@ -258,7 +258,8 @@ def _parser():
                         help="begin with the weights of a run, a checkpoint or a .safetensors file, in all layers of the same name "
                              "but the last; a run that is resumed has begun already")
     parser.add_argument("--init-layers", metavar="LAYER,...",
-                        help="take these layers alone from --init, as in conv1,conv2; default: all of the same name but the last")
+                        help="take these layers alone from --init, as in conv1,conv2; default: all of the same name "
+                             "but the last")
     parser.add_argument("--resume-anyway", action="store_true", help="go on although recipe, data or seed are no longer the same")
     parser.add_argument("--checkpoint-every", default=CHECKPOINT_EVERY, metavar="STEPS|MINUTESm",
                         help=f"as in 500 or 10m; and at every best validation, at the end and when stopped; default: {CHECKPOINT_EVERY}")

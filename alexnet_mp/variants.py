@@ -245,7 +245,7 @@ def dated_drops(recipe):
 
 
 def dated_schedule(recipe, epochs=93):
-    """Rates fall and the colour noise ends as in 145, after 23, 51, 68, 72 and 78 of 93 epochs, at the same share of `epochs`."""
+    """Rates fall and the colour noise ends as in 145, after 23, 51, 68, 72 and 78 of 93 epochs, scaled to `epochs`."""
     return replace(recipe, schedule="dated", epochs=epochs,
                    dates=_scaled(dates_of_145([layer.name for layer in recipe.layers]), 93, epochs))
 
@@ -265,8 +265,8 @@ def fine_tuned(recipe, epochs=54):
 
     Weights of the old layers begin at a tenth of the rate, conv1's at a hundredth, fc8's at the whole (in the source after 300
     batch files, a quarter of an epoch). Biases keep the whole rate to the end, 0.02 in the source (conv6's 0.022 there looks
-    like a typo), but for conv1's, which stop with its weights as in 145-2010. Noted epochs are the last before a change, as those
-    of `dates_of_145`.
+    like a typo), but for conv1's, which stop with its weights as in 145-2010. Noted epochs are the last before a
+    change, as those of `dates_of_145`.
     """
     first, *others, last = (layer.name for layer in recipe.layers)
     recipe = change_layers(change_layers(recipe, first, rate=0.01), *others, rate=0.1)

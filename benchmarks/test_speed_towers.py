@@ -2,10 +2,10 @@
 
     pytest benchmarks/test_speed_towers.py --benchmark-only [--batch 128] [--rounds 7]
 
-`two-towers`: the paper's network, a tower a device. `one-gpu`: half the kernels in each convolution but the last, the fully connected
-layers whole, on the first of them (`variants.one_gpu`). Both take forward, loss, backward and update as `train` does, without CUDA
-graphs. Only `two-gpus` is what the sentence is about; with both towers on one GPU, or on the CPU, the larger network has no second
-device to save time with.
+`two-towers`: the paper's network, a tower a device. `one-gpu`: half the kernels in each convolution but the last, the
+fully connected layers whole, on the first of them (`variants.one_gpu`). Both take forward, loss, backward and update as
+`train` does, without CUDA graphs. Only `two-gpus` is what the sentence is about; with both towers on one GPU, or on the
+CPU, the larger network has no second device to save time with.
 """
 import functools
 import statistics
@@ -38,11 +38,13 @@ def test_step_of_towers(place, rival, benchmark, measured, request):
     if torch.cuda.device_count() < needed:
         pytest.skip(f"needs {needed} CUDA device(s), found {torch.cuda.device_count()}")
     batch = (request.config.getoption("batch") or (2 if benchmark.disabled else 128,))[0]
-    seconds, parameters, noted = measured(devices, batch, 1 if benchmark.disabled else request.config.getoption("rounds") or 7)
+    rounds = 1 if benchmark.disabled else request.config.getoption("rounds") or 7
+    seconds, parameters, noted = measured(devices, batch, rounds)
     benchmark.group = f"two-gpus-{place}-fp32-b{batch}"
     replay(benchmark, seconds[rival]["step"])
     benchmark.extra_info.update(provenance(devices[0]) | noted | compare(seconds, "step", None, RIVALS)[rival] | {
-        "op": "two-gpus", "rival": rival, "dtype": "fp32", "batch": batch, "place": place, "parameters": parameters[rival],
+        "op": "two-gpus", "rival": rival, "dtype": "fp32", "batch": batch, "place": place,
+        "parameters": parameters[rival],
         "images_per_s": batch / statistics.median(seconds[rival]["step"])})
 
 
@@ -55,7 +57,8 @@ def measure(devices, batch, rounds):
     before = clocks(devices[0])
     seconds, _ = time_in_turn(rivals, devices[0], rounds)
     return seconds, {name: sum(geometry.parameter_counts(recipe)) for name, recipe in recipes.items()}, {
-        "kernels": rivals["two-towers"].network.kernels_used(), "clocks_before": before, "clocks_after": clocks(devices[0]), "seed": 0}
+        "kernels": rivals["two-towers"].network.kernels_used(), "clocks_before": before,
+        "clocks_after": clocks(devices[0]), "seed": 0}
 
 
 class Step:
@@ -74,12 +77,12 @@ class Step:
         self.runs = {"step": self.step}
 
     def step(self):
-        first, *others = (torch.cuda.current_stream(device) for device in dict.fromkeys(self.devices) if device.type == "cuda") if (
-            self.devices[0].type == "cuda") else (None,)
+        streams = [torch.cuda.current_stream(device) for device in dict.fromkeys(self.devices) if device.type == "cuda"]
+        first, others = streams[:1], streams[1:]
         for other in others:  # the clock is the first device's: the second must not start before it, nor end after it
-            other.wait_stream(first)
+            other.wait_stream(*first)
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
             loss, *_ = self.take(self.images, self.labels, lambda loss: None)
         for other in others:
-            first.wait_stream(other)
+            first[0].wait_stream(other)
         return loss

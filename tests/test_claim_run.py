@@ -75,8 +75,10 @@ def test_every_claim(claim, data, out, capsys, monkeypatch):
     arms = [arm.name for arm in BY_ID[claim].arms]
     assert {entry["arm"] for entry in record["runs"]} == set(arms) == {arm["name"] for arm in record["arms"]}
     for entry in record["runs"]:
-        assert entry["steps"] == entry["steps_per_epoch"] * (2 if entry["arm"] == "twice_as_long" else 1) and "diverged" not in entry
-        assert len(entry["errors"]) == (1 if claim in ("cifar-lrn", "cifar-relu", "cifar-sigmoid") else 2)  # which are tested on whole pictures
+        epochs = 2 if entry["arm"] == "twice_as_long" else 1
+        assert entry["steps"] == entry["steps_per_epoch"] * epochs and "diverged" not in entry
+        whole_pictures = claim in ("cifar-lrn", "cifar-relu", "cifar-sigmoid")
+        assert len(entry["errors"]) == (1 if whole_pictures else 2)
         assert {errors["images"] for errors in entry["errors"].values()} <= {6, 4}  # 4: half of the classes
         made = read_run(entry["directory"])
         assert made["recipe"].seed == entry["seed"] and made["command"].startswith("python -m alexnet_mp.train --recipe")

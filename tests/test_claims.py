@@ -38,7 +38,8 @@ def test_every_claim_is_told_whole(capsys, tmp_path):
         claims._parser().parse_args(command(claim).split()[3:])  # it can be typed as it stands
     assert listed.count("here   not run here") == len(CLAIMS) + len(ELSEWHERE)
     for other in ELSEWHERE:
-        assert all(text in listed for text in (f"{other.id}: {other.sentence}", other.paper, other.source, other.command))
+        told = f"{other.id}: {other.sentence}", other.paper, other.source, other.command
+        assert all(text in listed for text in told)
 
 
 def test_the_word_list_is_not_needed(capsys, tmp_path):
@@ -69,7 +70,7 @@ def test_the_arms_of_a_claim_have_one_schedule(base):
     for claim in CLAIMS:
         recipes = [arm_recipe(arm, options("--base", base, "--epochs", "20"))[1] for arm in claim.arms]
         assert {found.epochs for found in recipes} == ({20, 40} if claim.id == "longer" else {20})
-        if claim.id not in ("schedule", "pretraining", "ensemble7", "longer"):  # what is fine-tuned has dates of its own
+        if claim.id not in ("schedule", "pretraining", "ensemble7", "longer"):  # fine-tuning has dates of its own
             assert len({tuple(date.epoch for date in found.dates) for found in recipes}) == 1
             assert {found.schedule for found in recipes} == {"dated"}
 
@@ -254,8 +255,8 @@ def test_errors_of_validation_and_test_images():
             for seed in (0, 1)}
     assert findings(record_of("errors", ["base"], runs)) == [
         "base: 20.00 ± 0.00 / 4.00 ± 0.00 % ten views, 21.50 ± 0.71 / 5.00 ± 0.00 % centre view; test images: 22.00 ± 0.00 / "
-        "5.00 ± 0.00 % ten views, 23.00 ± 0.00 / 6.00 ± 0.00 % centre view; test minus validation +2.00 ± 0.00 / +1.00 ± 0.00 points "
-        "(ten views), n = 2"]
+        "5.00 ± 0.00 % ten views, 23.00 ± 0.00 / 6.00 ± 0.00 % centre view; test minus validation +2.00 ± 0.00 / "
+        "+1.00 ± 0.00 points (ten views), n = 2"]
 
 
 def test_only_pairs_count():
@@ -321,34 +322,39 @@ def test_units_that_saturate_are_told_by_their_steps():
 
 
 def test_masks():
-    masks = {"masks": 64, "images": 6, "halved": 40.0, "geometric": 41.0, "arithmetic": 42.0, "one_mask": 50.0, "agree": 96.5,
-             "divergence": 0.0123, "noise": 0.002, "one_mask_divergence": 0.5}
-    runs = {("base", seed): {"errors": errors((30.0, 5.0), (29.0, 5.0)), "masks": masks | {"halved": 40.0 + seed}} for seed in (0, 1)}
+    masks = {"masks": 64, "images": 6, "halved": 40.0, "geometric": 41.0, "arithmetic": 42.0, "one_mask": 50.0,
+             "agree": 96.5, "divergence": 0.0123, "noise": 0.002, "one_mask_divergence": 0.5}
+    runs = {("base", seed): {"errors": errors((30.0, 5.0), (29.0, 5.0)), "masks": masks | {"halved": 40.0 + seed}}
+            for seed in (0, 1)}
     sentence, = findings(record_of("masks", ["base"], runs))
     assert sentence == (
-        "top-1 error on 6 validation pictures, centre view: 40.50 ± 0.71 % of the network with outputs times one minus dropout, "
-        "41.00 ± 0.00 % of the geometric mean of 64 sampled networks (42.00 ± 0.00 % of their arithmetic mean), 50.00 ± 0.00 % of one of "
-        "them; the first two agree on 96.5 ± 0.0 % of the pictures, 0.0123 ± 0.0000 nats apart (two halves of the masks 0.0020 ± "
-        "0.0000, one sampled network 0.500 ± 0.000), n = 2")
+        "top-1 error on 6 validation pictures, centre view: 40.50 ± 0.71 % of the network with outputs times one "
+        "minus dropout, 41.00 ± 0.00 % of the geometric mean of 64 sampled networks (42.00 ± 0.00 % of their "
+        "arithmetic mean), 50.00 ± 0.00 % of one of them; the first two agree on 96.5 ± 0.0 % of the pictures, "
+        "0.0123 ± 0.0000 nats apart (two halves of the masks 0.0020 ± 0.0000, one sampled network 0.500 ± 0.000), "
+        "n = 2")
 
 
 def test_importance_is_of_the_same_data_and_setting():
     def made(claim, arms, costs, **more):
-        runs = {(arm, seed): {"errors": errors((50.0, 9.0), (40.0 + seed + costs.get(arm, 0), 9.0))} for arm in arms for seed in (0, 1)}
+        runs = {(arm, seed): {"errors": errors((50.0, 9.0), (40.0 + seed + costs.get(arm, 0), 9.0))} for arm in arms
+                for seed in (0, 1)}
         return record_of("difference", arms, runs, claim=claim, **more)
 
     records = {"lrn": [made("lrn", ["base", "no_lrn"], {"no_lrn": 1.5})],
                "pooling": [made("pooling", ["base", "non_overlapping"], {"non_overlapping": 0.5})],
-               "one-gpu": [made("one-gpu", ["base", "one_gpu"], {"one_gpu": 1.0}), made("one-gpu", ["base", "one_gpu"], {"one_gpu": 9.0})]}
-    where = "folder pictures: 9 train, 4 val images of 2 classes: points of top-1 error that each costs when it is taken away: "
+               "one-gpu": [made("one-gpu", ["base", "one_gpu"], {"one_gpu": 1.0}),
+                           made("one-gpu", ["base", "one_gpu"], {"one_gpu": 9.0})]}
+    where = ("folder pictures: 9 train, 4 val images of 2 classes: points of top-1 error that each costs when it is "
+             "taken away: ")
     told = "lrn (3.3) +1.50, one-gpu (3.2) +1.00, pooling (3.4) +0.50; not the paper's order, without saturating"
     assert importance("", records) == [where + told]
     records["saturating"] = [made("saturating", ["base", "tanh", "sigmoid"], {"tanh": 3.0, "sigmoid": 5.0}, epochs=99)]
     assert importance("", records) == [where + told]  # of other epochs
     records["saturating"] = [made("saturating", ["base", "tanh", "sigmoid"], {"tanh": 3.0, "sigmoid": 5.0})]
     records["lrn"] = [made("lrn", ["base", "no_lrn"], {"no_lrn": 0.75})]
-    assert importance("", records) == [where + "saturating (3.1) +3.00, one-gpu (3.2) +1.00, lrn (3.3) +0.75, pooling (3.4) +0.50; "
-                                       "the paper's order"]
+    assert importance("", records) == [where + "saturating (3.1) +3.00, one-gpu (3.2) +1.00, lrn (3.3) +0.75, pooling "
+                                               "(3.4) +0.50; the paper's order"]
     assert importance("", {"lrn": records["lrn"]}) == importance("", {}) == []
 
 
@@ -358,17 +364,20 @@ def test_what_the_benchmarks_recorded(tmp_path):
     assert feeding(folder, {}) == two_gpus(folder, {}) == []
 
     def write(name, date, *groups):
-        (records / name).write_text(json.dumps({"machine": {"device": "CPU"}, "date": date, "command": "x", "groups": groups}))
+        (records / name).write_text(json.dumps({"machine": {"device": "CPU"}, "date": date, "command": "x",
+                                                "groups": groups}))
 
-    fed = {"group": "fed-step-cpu-fp32-b128", "batch": 128, "rivals": {"fixed": {"pct_feeding": 0.0}, "raw": {"pct_feeding": -0.04}}}
+    rivals = {"fixed": {"pct_feeding": 0.0}, "raw": {"pct_feeding": -0.04}}
+    fed = {"group": "fed-step-cpu-fp32-b128", "batch": 128, "rivals": rivals}
+    towers = {"two-towers": {"median_s": 1.5}, "one-gpu": {"median_s": 1.2}}
     write("b.json", "2026-11-25T10:00:00", fed | {"rivals": {"fixed": {}, "raw": {"pct_feeding": 77.0}}})
-    write("a.json", "2026-11-26T10:00:00", fed, {"group": "two-gpus-cpu-fp32-b64", "place": "cpu", "batch": 64, "rivals": {
-        "two-towers": {"median_s": 1.5}, "one-gpu": {"median_s": 1.2}}})
+    write("a.json", "2026-11-26T10:00:00", fed,
+          {"group": "two-gpus-cpu-fp32-b64", "place": "cpu", "batch": 64, "rivals": towers})
     (records / "broken.json").write_text("{")
-    assert feeding(folder, {}) == ["CPU, 2026-11-26: a step of 128 images takes -0.0 % longer with `raw` than with images that are there "
-                                   "already"]
-    assert two_gpus(folder, {}) == ["CPU, 2026-11-26, both towers on one CPU: a step of 64 images takes 1,500.0 ms with two towers and "
-                                    "1,200.0 ms with the one-GPU network, 1.25 times as long"]
+    assert feeding(folder, {}) == ["CPU, 2026-11-26: a step of 128 images takes -0.0 % longer with `raw` than with "
+                                   "images that are there already"]
+    assert two_gpus(folder, {}) == ["CPU, 2026-11-26, both towers on one CPU: a step of 64 images takes 1,500.0 ms "
+                                    "with two towers and 1,200.0 ms with the one-GPU network, 1.25 times as long"]
 
 
 def overfitting(arm, seed, validation, training):
@@ -539,7 +548,8 @@ def test_recorded_rendered_checked(place, capsys):
     text = (folder / "README.md").read_text()
     assert text.startswith("# Claims\n") and text.endswith("\n\nThe end.\n")
     rows = [row for row in text.splitlines() if row.startswith("| `")]
-    assert len(rows) == len(CLAIMS) + len(ELSEWHERE) and sum(row.endswith("| not run here |") for row in rows) == len(CLAIMS) + len(ELSEWHERE) - 1
+    assert len(rows) == len(CLAIMS) + len(ELSEWHERE)
+    assert sum(row.endswith("| not run here |") for row in rows) == len(rows) - 1
     row, = (row for row in rows if row.startswith("| `lrn`"))
     assert "folder a\\|b; `mini`, 12 epochs, CPU, 1 thread, 2026-11-26: no lrn +2.00 ± 1.00 / +1.50" in row and "| 1.4 / 1.2 points |" in row
     picture, = (folder / "records").glob("*.png")

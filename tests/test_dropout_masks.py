@@ -1,4 +1,4 @@
-"""Sampled dropout masks against the halved outputs: exact where one layer is linear behind them, and by hand on a small network."""
+"""Sampled dropout masks against the halved outputs: exact before one linear layer, and by hand on a small network."""
 import dataclasses
 
 import pytest
@@ -39,8 +39,10 @@ def test_by_hand():
 
     even, odd = (logits[start::2].mean(0).softmax(1) for start in (0, 1))
     assert found == pytest.approx({
-        "masks": 6, "images": 6, "halved": error(halved), "geometric": error(geometric), "arithmetic": error(logits.softmax(2).mean(0)),
-        "one_mask": sum(map(error, logits)) / 6, "agree": 100 * (halved.argmax(1) == geometric.argmax(1)).double().mean().item(),
+        "masks": 6, "images": 6, "halved": error(halved), "geometric": error(geometric),
+        "arithmetic": error(logits.softmax(2).mean(0)),
+        "one_mask": sum(map(error, logits)) / 6,
+        "agree": 100 * (halved.argmax(1) == geometric.argmax(1)).double().mean().item(),
         "divergence": divergence(geometric, halved), "noise": divergence(even, odd),
         "one_mask_divergence": sum(divergence(geometric, one.softmax(1)) for one in logits) / 6}, rel=1e-9)
     assert found["divergence"] < found["one_mask_divergence"] and found["noise"] > 0
@@ -56,7 +58,7 @@ def test_the_network_is_left_as_it_was():
 
 
 def test_with_one_layer_of_dropout_before_the_last_halving_is_exact():
-    """The geometric mean over all masks of a softmax of a linear layer is the halved network's (4.2): the more masks, the nearer."""
+    """Of a softmax of a linear layer the geometric mean over all masks is the halved network's: more masks, nearer."""
     recipe = change_layers(network().recipe, "fc6", then=("relu",))
     made, (images, labels) = TwoTowerAlexNet(recipe, ("cpu", "cpu"), 5), pictures()
     few, many = (compare(made, images, labels, masks=masks)["divergence"] for masks in (4, 400))

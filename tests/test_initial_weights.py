@@ -79,10 +79,12 @@ def test_layers_that_only_one_of_them_has(data, before, tmp_path, capsys):
 
 def test_only_the_layers_that_are_named(data, before, tmp_path, capsys):
     drawn = weights_of(run(data, tmp_path / "drawn", *FROZEN, "--steps", "1", "--seed", "3"))
-    found = weights_of(run(data, tmp_path / "tuned", *FROZEN, "--steps", "1", "--seed", "3", "--init", before, "--init-layers", "conv1,fc6"))
+    found = weights_of(run(data, tmp_path / "tuned", *FROZEN, "--steps", "1", "--seed", "3", "--init", before,
+                           "--init-layers", "conv1,fc6"))
     ended = weights_of(before)
     assert "begins with conv1, fc6 of " in (said := capsys.readouterr().out) and "; new: conv2, fc8\n" in said
-    assert all(torch.equal(found[name], (ended if name.startswith(("conv1.", "fc6.")) else drawn)[name]) for name in drawn)
+    assert all(torch.equal(found[name], (ended if name.startswith(("conv1.", "fc6.")) else drawn)[name])
+               for name in drawn)
 
 
 @pytest.mark.parametrize("more, message", [

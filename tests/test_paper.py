@@ -13,8 +13,10 @@ from alexnet_mp.claim_list import CLAIMS
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "paper.md").read_text()
-ROWS = [line.strip("|").split(" | ") for line in PAGE.splitlines() if line.startswith("| ") and not line.startswith("| sentence")]
-MODULES = {"claims": claims, "evaluate": evaluate, "prepare": prepare, "report": report, "retrieve": retrieve, "train": train}
+ROWS = [line.strip("|").split(" | ") for line in PAGE.splitlines() if line.startswith("| ")
+        and not line.startswith("| sentence")]
+MODULES = {"claims": claims, "evaluate": evaluate, "prepare": prepare, "report": report, "retrieve": retrieve,
+           "train": train}
 IDS = {claim.id for claim in CLAIMS} | {other.id for other in ELSEWHERE}
 
 
@@ -22,8 +24,9 @@ IDS = {claim.id for claim in CLAIMS} | {other.id for other in ELSEWHERE}
 def names_of(path):
     """Functions, classes and constants at the top of a file."""
     tree = ast.parse((ROOT / path).read_text())
-    return {node.name for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))} | {
-        target.id for node in tree.body if isinstance(node, ast.Assign) for target in node.targets if isinstance(target, ast.Name)}
+    defined = {node.name for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+    targets = [target for node in tree.body if isinstance(node, ast.Assign) for target in node.targets]
+    return defined | {target.id for target in targets if isinstance(target, ast.Name)}
 
 
 def quoted(cell):
@@ -39,10 +42,10 @@ def test_every_row_has_its_three_cells_and_something_that_stands_for_it():
         assert quoted(here) or quoted(commands) or "not testable without" in here, row
 
 
-@pytest.mark.parametrize("section", ["Abstract", "1 Introduction", "2 The data", "3 The architecture", "3.1 ReLU", "3.2 Two GPUs",
-                                     "3.3 Local response normalisation", "3.4 Overlapping pooling", "3.5 The whole",
-                                     "4 Reducing overfitting", "4.1 Augmentation", "4.2 Dropout", "5 Learning", "6 Results",
-                                     "6.1 What was learned", "7 Discussion"])
+@pytest.mark.parametrize("section", [
+    "Abstract", "1 Introduction", "2 The data", "3 The architecture", "3.1 ReLU", "3.2 Two GPUs",
+    "3.3 Local response normalisation", "3.4 Overlapping pooling", "3.5 The whole", "4 Reducing overfitting",
+    "4.1 Augmentation", "4.2 Dropout", "5 Learning", "6 Results", "6.1 What was learned", "7 Discussion"])
 def test_every_section_of_the_paper_is_there(section):
     assert len(re.findall(rf"^##+ {re.escape(section)}$", PAGE, re.M)) == 1
 
@@ -92,7 +95,7 @@ def test_shares_of_the_parameters():
               for name in (layer.name for layer in paper().layers)}
     shares = {name: round(100 * count / sum(counts.values()), 2) for name, count in counts.items()}
     assert sum(counts.values()) == 60_965_224
-    assert {name: shares[name] for name in list(shares)[:5]} == {"conv1": 0.06, "conv2": 0.5, "conv3": 1.45, "conv4": 1.09, "conv5": 0.73}
+    assert [shares[f"conv{number}"] for number in range(1, 6)] == [0.06, 0.5, 1.45, 1.09, 0.73]
     assert shares["fc6"] > 50
 
 

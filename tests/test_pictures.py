@@ -52,7 +52,8 @@ def test_each_tower_with_its_own_scale():
 
     def levels(scale):
         picture = np.asarray(kernel_picture(weights, towers=2, scale=scale)).astype(int)
-        return [picture[tower * (title + cell + GAP) + title + 5, GAP + place * cell + 5, 0] for tower in (0, 1) for place in (0, 1)]
+        return [picture[tower * (title + cell + GAP) + title + 5, GAP + place * cell + 5, 0] for tower in (0, 1)
+                for place in (0, 1)]
 
     assert levels("tower") == [255, 0, 255, 0]
     assert levels("layer") == [255, 0, 140, 115]

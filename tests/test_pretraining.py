@@ -1,4 +1,4 @@
-"""Net 146: rates and dates of its three recipes, and the commands of docs/pretraining.md, typed in their order on small networks."""
+"""Net 146: rates and dates of its three recipes, and the commands of docs/pretraining.md, typed on small networks."""
 import re
 from pathlib import Path
 
@@ -15,7 +15,8 @@ from alexnet_mp.schedule import make_schedule
 
 PAGE = Path(__file__).parent.parent / "docs" / "pretraining.md"
 COMMANDS = [line.split()[3:] for line in re.findall(r"^python -m alexnet_mp\.train .*$", PAGE.read_text(), re.M)]
-WORDS = [word for name in ("conv1", "conv2", "conv3", "conv4", "conv5", "conv6", "fc6", "fc7") for word in ("--set", f"{name}.maps=2")]
+WORDS = [word for name in ("conv1", "conv2", "conv3", "conv4", "conv5", "conv6", "fc6", "fc7")
+         for word in ("--set", f"{name}.maps=2")]
 
 
 def rates(recipe, epoch):
@@ -24,7 +25,8 @@ def rates(recipe, epoch):
 
 
 def test_rates_of_pre_training():
-    for recipe, old, epochs in ((net146_2009(), 5, {1: 1e-2, 2: 1e-3, 6: 1e-3}), (net146_2011(), 6, {1: 1e-2, 6: 1e-2, 7: 1e-3, 8: 1e-3})):
+    for recipe, old, epochs in ((net146_2009(), 5, {1: 1e-2, 2: 1e-3, 6: 1e-3}),
+                                (net146_2011(), 6, {1: 1e-2, 6: 1e-2, 7: 1e-3, 8: 1e-3})):
         for epoch, rate in epochs.items():
             found = list(rates(recipe, epoch).values())
             assert found == pytest.approx(old * [1e-3] + (len(found) - old) * [rate]), (recipe.name, epoch)
@@ -35,7 +37,8 @@ def test_rates_of_pre_training():
 def test_networks_of_the_three_steps():
     assert sum(parameter_counts(net146_2012())) == 61_555_304 and net146_2012().epochs == 54
     names = [layer.name for layer in net146_2011().layers]
-    assert names[-2:] == ["bottleneck1", "fc8"] and names[:-2] + ["fc8"] == [layer.name for layer in net146_2009().layers]
+    assert names[-2:] == ["bottleneck1", "fc8"]
+    assert names[:-2] + ["fc8"] == [layer.name for layer in net146_2009().layers]
     assert sum(parameter_counts(net146_2011(), 21_843)) == pytest.approx(110.6e6, rel=0.003)
     assert {recipe.layers[5].init_std for recipe in (net146_2009(), net146_2011(), net146_2012())} == {0.03}
 
@@ -43,7 +46,8 @@ def test_networks_of_the_three_steps():
 def test_the_page_can_be_typed():
     options = [train._parser().parse_args(words) for words in COMMANDS]
     assert [found.recipe for found in options] == ["source2012", "net146_2009", "net146_2011", "net146_2012", None]
-    assert [found.init for found in options] == [None, *(found.out for found in options[:3]), None] and options[4].resume == options[3].out
+    assert [found.init for found in options] == [None, *(found.out for found in options[:3]), None]
+    assert options[4].resume == options[3].out
     for found in options[1:3]:
         copied = found.init_layers.split(",")
         assert [layer.rate for layer in PRESETS[found.recipe]().layers] == pytest.approx(
@@ -55,12 +59,14 @@ def test_the_page_can_be_typed():
 
 @pytest.mark.usefixtures("one_thread", "quick")
 def test_the_chain_from_145_to_the_end(tmp_path, monkeypatch):
-    """Small widths and pictures, one epoch a step: each begins with what the one before learned, the last in two parts."""
+    """Small widths and pictures, one epoch a step: each begins with what the one before learned, the last in two."""
     monkeypatch.chdir(tmp_path)
-    small = ["--gpus", "cpu", "--pipeline", "torch", "--workers", "0", "--epochs", "1", "--batch-size", "9", "--set", "stored_size=84",
+    small = ["--gpus", "cpu", "--pipeline", "torch", "--workers", "0", "--epochs", "1", "--batch-size", "9", "--set",
+             "stored_size=84",
              "--set", "crop_size=80", "--set", "crop_positions=4"]
     for name in ("ilsvrc2012", "fall2009", "fall2011"):
-        make_folder(tmp_path / name, train=8, val=2, size=(90, 90), classes=("ant", "bee", "cat")[:2 if name == "ilsvrc2012" else 3])
+        make_folder(tmp_path / name, train=8, val=2, size=(90, 90),
+                    classes=("ant", "bee", "cat")[:2 if name == "ilsvrc2012" else 3])
     seen = []
     for words in COMMANDS:
         options = train._parser().parse_args(words)
@@ -71,7 +77,8 @@ def test_the_chain_from_145_to_the_end(tmp_path, monkeypatch):
         words[words.index("--gpus"):words.index("--gpus") + 2] = []
         train.main([*words, *small, *(more if options.recipe else [])])
         seen.append(checkpoint_format.read_state(newest(options.out or options.resume)))
-    assert [found.recipe.name for found in seen] == ["source2012", "net146_2009", "net146_2011", "net146_2012", "net146_2012"]
+    assert [found.recipe.name for found in seen] == ["source2012", "net146_2009", "net146_2011", "net146_2012",
+                                                     "net146_2012"]
     assert [found.step for found in seen] == [2, 3, 3, 1, 2]
     assert [found.recipe.layers[-1].rate for found in seen[-2:]] == [0.1, 1.0]
     last = checkpoint_format.load_weights(newest(tmp_path / "runs/146-2012"))

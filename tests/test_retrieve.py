@@ -181,7 +181,8 @@ def test_measures_are_those_of_the_searches(trained, capsys):
     found = np.take_along_axis(pixels, near, 1)
     assert record["pixel_distance"] == pytest.approx({
         "neighbours": 6, "by_layer": found.mean(), "by_pixels": np.sort(pixels, 1)[:, :6].mean(), "any": pixels.mean(),
-        "nearer": np.mean([((row < one).sum() + (row <= one).sum()) / 2 / 24 for row, of in zip(pixels, found) for one in of])}, rel=1e-3)
+        "nearer": np.mean([((row < one).sum() + (row <= one).sum()) / 2 / 24 for row, of in zip(pixels, found)
+                           for one in of])}, rel=1e-3)
     assert f"in pixels: {found.mean():,.0f} grey levels to the 6 nearest by fc6" in lines[10]
     trained_on_pixels = short_codes.train(train.pixels, 16, index.described.codes["16"].seed).encoder
     codes = [np.unpackbits(trained_on_pixels.codes(some.pixels), axis=1) for some in (train, val)]

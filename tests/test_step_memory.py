@@ -1,4 +1,4 @@
-"""Bytes of a training step, tower by tower: weights by the geometry, activations against a step of all the images, and by hand."""
+"""Bytes of a training step, tower by tower: weights by the geometry, activations against a whole step, and by hand."""
 import dataclasses
 
 import pytest
@@ -40,7 +40,7 @@ def test_activations_are_those_of_a_whole_step(change):
 
 
 def test_by_hand():
-    """A product of 12 inputs a picture and a ReLU: kept are the pictures, the ReLU's output, the logarithms, labels and the sum of weights."""
+    """A product of 12 inputs and a ReLU: kept are pictures, the ReLU's output, logarithms, labels and their weight."""
     layers = (Layer("fc6", "fc", 5, "image", ("relu",)), Layer("fc7", "fc", None, "own", ()))
     recipe = Recipe("tiny", layers, towers=1, stored_size=2, crop_size=2, crop_positions=1)
     found, = step_memory(TwoTowerAlexNet(recipe, ("cpu",), 3), 100)
@@ -50,7 +50,7 @@ def test_by_hand():
 
 
 def test_the_papers_network_fits_its_gpus():
-    """32,531,112 and 28,434,112 weights; three times four bytes each, and the activations of 128 images: far less than 3 GB."""
+    """32,531,112 and 28,434,112 weights, three times four bytes each, and the activations of 128 images."""
     found = step_memory(TwoTowerAlexNet(paper(), ("cpu", "cpu")), 128)
     assert [each.weights for each in found] == [4 * 32_531_112, 4 * 28_434_112]
     assert all(each.total < 3e9 for each in found)
@@ -62,4 +62,5 @@ def test_the_network_is_left_as_it_was():
     network.towers[0].conv1.weight.requires_grad_(False)
     step_memory(network, 8)
     assert network.step == 7 and not network.training and not network.towers[0].conv1.weight.requires_grad
-    assert network.towers[1].conv1.weight.requires_grad and all(parameter.grad is None for parameter in network.parameters())
+    assert network.towers[1].conv1.weight.requires_grad
+    assert all(parameter.grad is None for parameter in network.parameters())

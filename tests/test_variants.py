@@ -105,7 +105,8 @@ def test_a_variant_differs_in_exactly_these_fields(name, parent):
 def test_every_variant_makes_a_step(name, parent):
     """Forward, backward, update: the loss is finite, every layer gets a gradient and moves."""
     recipe = tiny(CASES[name][0](PARENTS[parent]()))
-    network = TwoTowerAlexNet(recipe, ("cpu",) * recipe.towers, 5).double()  # the first layers of sigmoids hardly move a bias of 1
+    # In float64: the first layers hardly move a bias of 1 where sigmoids saturate.
+    network = TwoTowerAlexNet(recipe, ("cpu",) * recipe.towers, 5).double()
     optimizer, before = PaperSGD(network), network.merged_state()
     optimizer.set_rates(make_schedule(recipe).rates(1))
     images = 60 * torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(1)).double()
@@ -244,9 +245,10 @@ def test_no_weight_decay_of_a_single_layer_is_left():
 
 
 @pytest.mark.parametrize("epochs, expected", [
-    (93, [24, 52, 69, 73, 79]), (186, [47, 103, 137, 145, 157]), (12, [4, 8, 10, 11, 12]), (3, [2, 3, 4, 4, 4]), (1, [2] * 5)])
+    (93, [24, 52, 69, 73, 79]), (186, [47, 103, 137, 145, 157]), (12, [4, 8, 10, 11, 12]), (3, [2, 3, 4, 4, 4]),
+    (1, [2] * 5)])
 def test_dates_come_at_their_share_of_the_epochs(epochs, expected):
-    """23/93 of 12 epochs are 2.97: the drop comes with the fourth. A date after the end never comes: no run begins frozen."""
+    """23/93 of 12 epochs are 2.97: the drop comes with the fourth. A date behind the end never comes."""
     recipe = variants.dated_schedule(paper(), epochs)
     assert [date.epoch for date in recipe.dates] == expected and recipe.epochs == epochs
     assert make_schedule(recipe).rates(1) == make_schedule(paper()).rates(1)
@@ -287,13 +289,15 @@ def test_rates_of_fine_tuning():
     def rates(epoch):
         return [schedule.rates(epoch)[f"{name}.weight"] for name in ("conv1", "conv6", "fc8")]
 
-    for epoch, expected in ((1, [1e-4, 1e-3, 1e-2]), (5, [1e-4, 1e-3, 1e-2]), (6, [1e-5, 1e-3, 1e-2]), (8, [0, 1e-3, 1e-2]),
+    for epoch, expected in ((1, [1e-4, 1e-3, 1e-2]), (5, [1e-4, 1e-3, 1e-2]), (6, [1e-5, 1e-3, 1e-2]),
+                            (8, [0, 1e-3, 1e-2]),
                             (9, [0, 1e-3, 1e-2]), (10, [0, 1e-3, 1e-3]), (22, [0, 1e-3, 1e-3]), (23, [0, 1e-4, 1e-4]),
                             (43, [0, 1e-5, 1e-5]), (54, [0, 1e-5, 1e-5])):
         assert rates(epoch) == pytest.approx(expected), epoch
     assert [schedule.colour_noise(epoch) for epoch in (38, 39)] == [0.1, 0.0]
     assert [schedule.rates(epoch)["conv1.bias"] for epoch in (7, 8)] == [0.02, 0]
-    assert {schedule.rates(epoch)[f"{name}.bias"] for epoch in (1, 23, 54) for name in ("conv2", "conv6", "fc7", "fc8")} == {0.02}
+    assert {schedule.rates(epoch)[f"{name}.bias"] for epoch in (1, 23, 54)
+            for name in ("conv2", "conv6", "fc7", "fc8")} == {0.02}
     assert variants.fine_tuned(mini(), 27).dates[-1].epoch == 22
 
 
