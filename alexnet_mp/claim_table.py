@@ -33,7 +33,8 @@ def findings(record):
         case "errors":
             found = [_errors(record, arm) for arm in arms]
         case "difference":
-            found = [*differences]
+            gaps = [_gaps(record, arms)] if record["claim"] == "pooling" else []  # of which 3.4 speaks too
+            found = [*differences, *gaps]
         case "overfitting":
             found = [*differences, _gaps(record, arms)]
         case "cumulative":

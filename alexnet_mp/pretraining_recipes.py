@@ -14,7 +14,7 @@ from .variants import bottleneck, fine_tuned, sixth_conv
 def net146_2009():
     """146-2009 on Fall 2009: conv1 to conv5 are 145's, at a tenth of the rate; the rest is new and falls to it.
 
-    The rest falls at 2.1600, when 1.2 of some 8,700 files' epochs are over, and the end is at 6.6491, after 5.7: here
+    The rest falls at 2.1600, when 1.2 epochs of some 8,700 files are over, and the end is at 6.6491, after 5.7: here
     the start of epoch 2, and six epochs.
     """
     recipe = change_layers(sixth_conv(source2012()), "conv1", "conv2", "conv3", "conv4", "conv5", rate=0.1)

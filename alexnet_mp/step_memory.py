@@ -33,10 +33,9 @@ def step_memory(network, batch_size):
     result = []
     for number, tower in enumerate(network.towers):
         weights = sum(parameter.nbytes for parameter in tower.parameters())
-        slope, rest = divmod(more[number] - few[number], COUNTED[1] - COUNTED[0])
-        if rest:
-            raise RuntimeError(f"what is kept doesn't grow with the images: {few[number]}, {more[number]} bytes")
-        result.append(TowerMemory(weights, weights, weights, few[number] + slope * (batch_size - COUNTED[0])))
+        an_image = (more[number] - few[number]) / (COUNTED[1] - COUNTED[0])
+        activations = few[number] + round(an_image * (batch_size - COUNTED[0]))
+        result.append(TowerMemory(weights, weights, weights, activations))
     return result
 
 

@@ -215,8 +215,8 @@ def test_all_leaves_out_what_the_data_are_not_for(classes, labelled, size, left_
 
 def test_every_kind_of_claim_has_its_words():
     for claim in CLAIMS:
-        record = {"kind": claim.kind, "arms": [{"name": arm.name, "larger": arm.larger} for arm in claim.arms], "runs": [],
-                  "search": [], "rates": {}, "ensembles": []}
+        arms = [{"name": arm.name, "larger": arm.larger} for arm in claim.arms]
+        record = {"claim": claim.id, "kind": claim.kind, "arms": arms, "runs": [], "search": [], "rates": {}, "ensembles": []}
         assert findings(record) == []
 
 
@@ -393,6 +393,15 @@ def test_overfitting_is_a_difference_and_a_gap():
     assert gap == ("validation minus training error, centre view, network in test mode: base 6.00 ± 1.41 points (training images "
                    "25.00 %), no flips 15.00 ± 2.83 points (training images 18.50 %), no flips +9.00 ± 1.41 points against base, "
                    "n = 2, p = 0.5, the least there can be (Welch 0.092)")
+
+
+def test_the_gap_of_pooling_is_told_beside_its_difference():
+    """3.4: "slightly more difficult to overfit"; a record of before tells it too, since every run has its training images' error."""
+    runs = overfitting("base", 0, 30.0, 25.0) | overfitting("non_overlapping", 0, 31.0, 24.5)
+    difference, gap = findings(record_of("difference", ["base", "non_overlapping"], runs, claim="pooling"))
+    assert difference.startswith("non overlapping +1.00 / ")
+    assert gap.endswith("non overlapping +1.50 points against base, n = 1, no p")
+    assert len(findings(record_of("difference", ["base", "non_overlapping"], runs, claim="lrn"))) == 1
 
 
 @pytest.mark.parametrize("kind", ["overfitting", "dropout", "training", "schedule", "moved", "difference"])
