@@ -79,6 +79,12 @@ def cifar_tanh():
     return replace(change_layers(recipe, "conv2", "conv3", then=("tanh", "avg_pool")), name="cifar_tanh")
 
 
+def cifar_sigmoid():
+    """`cifar_relu` with the logistic function, the other saturating unit of 3.1; figure 1 has no curve of it."""
+    recipe = change_layers(cifar_relu(), "conv1", then=("max_pool", "sigmoid"))
+    return replace(change_layers(recipe, "conv2", "conv3", then=("sigmoid", "avg_pool")), name="cifar_sigmoid")
+
+
 def cropped(recipe):
     """The recipe on 24x24 crops at one of 9 x 9 places and mirrored, drawn for each image; tested on ten views.
 

@@ -37,6 +37,8 @@ class Claim:
     "schedule"    a difference, and the epochs at which the rates fell
     "rates"       epochs to 25 % training error, each arm with its own best learning rate
     "moved"       steps until the loss moves, beside a difference
+    "iterations"  steps to equal training loss, beside a difference
+    "masks"       the network against the geometric mean of those that dropout samples of it
     "ensemble"    several networks averaged
     "towers"      whether the towers' first-layer kernels differ, in networks with links, without, and in halves of one tower
     """
@@ -48,7 +50,8 @@ class Claim:
     source: str  # what the 2012 notes have
     kind: str
     arms: tuple[Arm, ...]
-    data: str = "any"  # or "cifar10", "ilsvrc-2010", "ilsvrc-2012", "fall-2009": on other data `run all` leaves it out
+    # Or "labelled test", "cifar10", "ilsvrc-2010", "ilsvrc-2012", "fall-2009": on other data `run all` leaves it out.
+    data: str = "any"
     seeds: int = 3  # unless --seeds says otherwise
     needs: str = ""  # of the data, said by the list
     more: str = ""  # of the command
@@ -121,7 +124,8 @@ CLAIMS = (
           "of crops and mirror images \"substantial overfitting\", of the colours over 1 point top-1; no figure of all together",
           NOTHING,
           "overfitting", _base_and("no_augmentation", "centre crops alone, no flips, no colour", variants.no_augmentation), effect=5.0),
-    Claim("pooling", "3.4", "Overlapping pooling (3x3, stride 2) beats pooling without overlap (2x2, stride 2).",
+    Claim("pooling", "3.4", "Overlapping pooling (3x3, stride 2) beats pooling without overlap (2x2, stride 2), and "
+                            "overfits a little less.",
           "0.4 / 0.3 points",
           "147: 41.06 / 18.51 against 40.66 / 18.21 of 145: 0.39 / 0.30 points",
           "difference", _base_and("non_overlapping", "2x2 pools, and pads with which the pooled maps stay as large, as in 147", variants.non_overlapping), effect=0.2),
@@ -153,8 +157,8 @@ CLAIMS = (
           "moved", _base_and("zero_biases", "all biases begin at 0", variants.zero_biases), effect=math.log(1.1)),
     Claim("order", "3.5", "ReLU stands before the first normalisation (the source normalises signed values).",
           "no figure",
-          "120 (conv, pool, ReLU, norm) 41.04 / 18.71, 131 (norm first) 40.93 / 18.57; other changes lie between "
-          "them; 166 (norms first in layer 2 too, a later schedule) 41.10 / 18.67",
+          "120 (conv, pool, ReLU, norm) 41.04 / 18.71, 131 (the norm first, and nothing else changed) 40.93 / 18.57; "
+          "166 (norms first in layer 2 too, a later schedule) 41.10 / 18.67",
           "difference", (Arm("paper_order", "ReLU, norm, pool in layer 1", (variants.paper_order,)),
                          Arm("source_order", "norm, pool, ReLU in layer 1", (variants.source_order,))), direction=0),
     Claim("sixth-conv", "6 (table 2)", "A sixth convolutional layer over the last pooling layer (here without any pre-training).",
@@ -209,6 +213,32 @@ CLAIMS = (
           "schedule", (
               Arm("dated", "all rates divided at the three dates of 2012, scaled to the epochs", (variants.dated_drops,)),
               Arm("plateau", "all rates divided on a plateau, the patience scaled to the epochs", (variants.plateau_schedule,))), direction=0),
+    Claim("masks", "4.2", "Outputs times one half approximate the geometric mean of the networks that dropout samples.",
+          "\"a reasonable approximation\"; no figure",
+          NOTHING,
+          "masks", (BASE,), direction=0),
+    Claim("saturating", "3.1", "Other networks, too, learn several times faster with ReLUs than with units that "
+                               "saturate (each here at the rates of the base).",
+          "\"consistently\" several times, how much depends on the network; no figure",
+          "no configuration trained with another unit",
+          "iterations", (BASE, Arm("tanh", "tanh in place of every ReLU", (variants.tanh,)),
+                         Arm("sigmoid", "the logistic function in place of every ReLU", (variants.sigmoid,))), effect=math.log(2)),
+    Claim("larger", "1, 7", "A larger network is better.",
+          "\"results have improved as we have made our network larger\"; no figure",
+          NOTHING,
+          "difference", (BASE, Arm("half_width", "half the maps and units in every layer but the last",
+                                   (variants.half_as_wide,)),
+                         Arm("double_width", "twice as many", (variants.twice_as_wide,))), effect=0.5),
+    Claim("longer", "1, 7", "Longer training is better.",
+          "\"and trained it longer\"; no figure",
+          "no comparison of lengths alone; 145 trained on for 44 epochs from a rate of 0.001: 40.25 / 17.99 against "
+          "40.66 / 18.21",
+          "difference", _base_and("twice_as_long", "twice the epochs, the rates falling at the same shares of them",
+                                  variants.twice_as_long), direction=-1, effect=0.5),
+    Claim("test-images", "6", "Errors on validation and test images differ by at most 0.1 points.",
+          "\"do not differ by more than 0.1%\"",
+          "137: 37.80 / 17.10 on the 2010 validation set, 37.62 / 17.12 on its test set",
+          "errors", (BASE,), data="labelled test", needs="a set with validation and labelled test images"),
     Claim("cifar-lrn", "3.3", "Local response normalisation lowers the error of a four-layer network on CIFAR-10.",
           "13 % without, 11 % with",
           "18pct with (spatial) norms, 19pct without and with another weight decay",
@@ -228,6 +258,13 @@ CLAIMS = (
           "difference", (Arm("cifar11_local", "conv-local-11pct", preset="cifar11_local"),
                          Arm("cifar13_local", "conv-local-13pct", preset="cifar13_local")),
           data="cifar10", needs="CIFAR-10", effect=1.0),
+    Claim("cifar-sigmoid", "3.1", "The same network with the logistic function, the other saturating unit that 3.1 "
+                                  "names.",
+          "\"much slower\"; figure 1 has tanh alone",
+          "no configuration with it",
+          "rates", (Arm("cifar_relu", "ReLU", preset="cifar_relu"),
+                    Arm("cifar_sigmoid", "logistic", preset="cifar_sigmoid")),
+          data="cifar10", needs="CIFAR-10", effect=math.log(3)),
     Claim("headline-2010", "6 (table 1)", "ILSVRC-2010 test: this network, and before it the best published.",
           "37.5 / 17.0 ten views, 39.0 / 18.3 centre view; sparse coding 47.1 / 28.2; SIFT + Fisher vectors 45.7 / 25.7",
           "145-2010: 37.47 / 17.00 ten views, 39.02 / 18.30 centre view",

@@ -4,9 +4,10 @@ import time
 from contextlib import closing
 from dataclasses import asdict
 
+import numpy as np
 import torch
 
-from . import averaging, checkpoint, claim_kept, claim_statistics
+from . import averaging, checkpoint, claim_kept, claim_statistics, dropout_masks
 from .answers import answers
 from .claim_pictures import averaged
 from .claim_plan import data_of, more_tests, opened, steps_per_epoch, work_of_test
@@ -14,6 +15,7 @@ from .claim_train import first_gpu, note, reached, read_notes, status, tested_by
 from .console import progress
 from .dataset import open_dataset
 from .evaluate import both_protocols, evaluate, load_run, log_probabilities
+from .given_pictures import pipeline_of
 from .loader import centre_view
 from .metrics import read_metrics
 from .network import TwoTowerAlexNet
@@ -27,7 +29,7 @@ def entry_of(run, options):
     if run.kind == "errors":  # of test images too, which are those that are there now
         return None
     entry = claim_kept.kept(run, options.records)
-    asked = "epochs_to_level" if run.kind == "rates" else "on_training_images"
+    asked = {"rates": "epochs_to_level", "masks": "masks"}.get(run.kind, "on_training_images")
     if entry and (asked in entry or "diverged" in entry):
         return entry | {"arm": run.arm, "directory": str(run.directory)}  # another claim or machine may have called it otherwise
     return None
@@ -76,6 +78,8 @@ def measure(run, options, tested=True):
             entry["on_training_images"] = errors["centre view"]
         else:
             entry["on_test_images"] = errors
+    if run.kind == "masks":
+        entry["masks"] = masks(run, options)
     return entry | of_towers(checkpoint.newest_weights(run.directory)[1][f"{run.recipe.layers[0].name}.weight"].numpy(), run.recipe.towers)
 
 
@@ -130,6 +134,20 @@ def signal_at_start(run, options):
         (towers,), _ = next(iter(batches))
         network(*towers)
     return found
+
+
+def masks(run, options):
+    """`dropout_masks.compare` of a finished run, on validation pictures spread over all of them, centre view."""
+    network, pipeline = _network_of(run, options, "val")
+    split, size = pipeline.dataset.splits["val"], run.recipe.batch_size
+    numbers = np.unique(np.linspace(0, len(split) - 1, min(dropout_masks.PICTURES, len(split))).round().astype(int))
+    given = pipeline_of([split.read(int(number)) for number in numbers], network, pipeline.statistics)
+    with closing(given.views("given", size, centre_view(run.recipe))) as batches:
+        parts = [towers for (towers,), _ in batches]
+    images = [torch.cat([towers[place] for towers in parts]) for place in range(run.recipe.towers)]
+    with progress(f"masks of {run.directory.name}", dropout_masks.MASKS, "masks") as advance:
+        return dropout_masks.compare(network, images, torch.from_numpy(np.asarray(split.labels)[numbers]),
+                                     advance=advance)
 
 
 def average(members, options):

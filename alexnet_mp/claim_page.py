@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 from . import files
+from .claim_elsewhere import ELSEWHERE
 from .claim_list import CLAIMS, command
 from .claim_record import RECORDS, path_of, read_records
 from .claim_table import findings, setting
@@ -24,13 +25,16 @@ seed, ± the standard deviation over the seeds; intervals are 95 %.
 
 def render(folder):
     """README's table: claim, paper, here, n, verdict."""
-    found = verdicts(read_records(folder))
-    rows = [_row("claim", "paper", "here", "n", "verdict"), _row("---", "---", "---", "---:", "---")]
+    records = read_records(folder)
+    found, rows = verdicts(records), [_row("claim", "paper", "here", "n", "verdict"), _row("---", "---", "---", "---:", "---")]
     for claim in CLAIMS:
         verdict = found[claim.id]
         n = min((outcome.n for outcome in _primary(claim, verdict)), default="") if verdict.record else ""
         word = verdict.word if verdict.word == NOT_RUN or not verdict.remark or verdict.outcomes else f"{verdict.word}: {verdict.remark}"
         rows.append(_row(f"`{claim.id}` {claim.sentence} ({claim.section})", claim.paper, _here(claim, verdict), n, word))
+    for other in ELSEWHERE:
+        told = "; ".join(other.told(folder, records))
+        rows.append(_row(f"`{other.id}` {other.sentence} ({other.section})", other.paper, told, "", "no verdict" if told else NOT_RUN))
     return "\n".join(rows)
 
 
@@ -49,6 +53,10 @@ def details(folder, path):
                 picture = os.path.relpath(path_of(record, folder).with_suffix(".png"), Path(path).parent)
                 lines += [f"**{setting(record)}**", "", *(f"- {sentence}" for sentence in sentences), "", f"Command: `{record['command']}`", "",
                           f"![{claim.id}]({Path(picture).as_posix()})", ""]
+    for other in ELSEWHERE:
+        told = other.told(folder, records) or ["not run here"]
+        lines += [f"## {other.id}", "", f"{other.sentence} ({other.section})", "", f"- paper: {other.paper}", f"- 2012 notes: {other.source}",
+                  *(f"- here: {sentence}" for sentence in told), f"- command: `{other.command}`", ""]
     return "\n".join(lines).rstrip() + "\n"
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from . import geometry, loader, variants
+from . import dropout_masks, geometry, loader, variants
 from . import recipe as recipes
 from .claim_list import BASE, LEVEL, at_rate
 from .claim_subset import every_second_class
@@ -182,9 +182,12 @@ def work_of_steps(run, first, last):
 
 def work_of_tests(run):
     """Multiplications and additions of the tests of a run: by itself, and what its claim asks for."""
-    images = number_of_views(run) * len(data_of(run).splits["val"])
-    return operations(run) * images * (2 if run.kind == "ensemble" else 1) + sum(  # a member is tested alone and in the average
-        work_of_test(run, split, protocols) for split, protocols in more_tests(run))
+    pictures = len(data_of(run).splits["val"])
+    tests = 2 if run.kind == "ensemble" else 1  # a member is tested alone and in the average
+    images = number_of_views(run) * pictures * tests
+    if run.kind == "masks":
+        images += (1 + dropout_masks.MASKS) * min(pictures, dropout_masks.PICTURES)
+    return operations(run) * images + sum(work_of_test(run, split, protocols) for split, protocols in more_tests(run))
 
 
 def work_of_test(run, split, protocols):

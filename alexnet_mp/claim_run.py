@@ -116,6 +116,9 @@ def _refuse_nothing(claim, arms):
         if same != arm.name:
             raise UserError(f"{claim.id}: {arm.name} changes nothing of this network, it is the same as {same}; "
                             "there is nothing to compare")
+    first = arms[0][2]
+    if claim.kind == "masks" and not (first.dropout and any("dropout" in layer.then for layer in first.layers)):
+        raise UserError(f"{claim.id}: this network has no dropout, so there is nothing to compare")
     if claim.kind == "views" and arms[0][2].test_views == "one":
         raise UserError(f"{claim.id}: this network is tested on one view, so there is nothing to compare")
 

@@ -25,7 +25,8 @@ def findings(record):
         case "errors":
             found = [_errors(record, arm) for arm in arms]
         case "difference":
-            found = [*differences]
+            gaps = [_gaps(record, arms)] if record["claim"] == "pooling" else []  # of which 3.4 speaks too
+            found = [*differences, *gaps]
         case "overfitting":
             found = [*differences, _gaps(record, arms)]
         case "cumulative":
@@ -45,6 +46,11 @@ def findings(record):
                      *differences]
         case "ensemble":
             found = _ensembles(record)
+        case "iterations":
+            at = ", both at the rates of the base"
+            found = [*(_iterations(record, arm, first, at) for first, arm in against_first), *differences]
+        case "masks":
+            found = [_masks(record, arms[0])]
         case "towers":
             found = [_towers(record, arm) for arm in arms]
     diverged = [f"{_words(run['arm'])} with seed {run['seed']} diverged at step {run['diverged']:,}"
@@ -81,7 +87,16 @@ def _errors(record, arm):
         return None
     sets = [(what, [run[key] for run in runs]) for what, key in (("", "errors"), ("test images: ", "on_test_images"))
             if all(key in run for run in runs)]
-    return f"{_words(arm)}: {'; '.join(what + _levels(errors) for what, errors in sets)}, n = {len(runs)}"
+    apart = _apart(*(errors for _, errors in sets)) if len(sets) > 1 else ""
+    return f"{_words(arm)}: {'; '.join(what + _levels(errors) for what, errors in sets)}{apart}, n = {len(runs)}"
+
+
+def _apart(validation, test):
+    """Test minus validation errors under the protocol that averages views, of the same runs."""
+    name = averaged(validation[0])
+    points = " / ".join(_spread_signed([b[name][field] - a[name][field] for a, b in zip(validation, test)])
+                        for field in FIELDS)
+    return f"; test minus validation {points} points ({name})"
 
 
 def _levels(errors):
@@ -136,7 +151,7 @@ def _gaps(record, arms):
     return "validation minus training error, centre view, network in test mode: " + ", ".join(parts) if parts else None
 
 
-def _iterations(record, slow, fast):
+def _iterations(record, slow, fast, at=""):
     """How many times as many steps the first arm takes to the same training loss: the lowest that both curves come to."""
     ratios, levels = [], []
     for a, b in zip(*_pairs(record, slow, fast)):
@@ -145,7 +160,21 @@ def _iterations(record, slow, fast):
     if not ratios:
         return None
     return (f"{_words(slow)} takes {_spread(ratios)} times the steps of {_words(fast)} to the same training loss (as it is in training, "
-            f"with dropout where there is any), {_spread(levels)}, the lowest that both curves come to, n = {len(ratios)}")
+            f"with dropout where there is any), {_spread(levels)}, the lowest that both curves come to{at}, "
+            f"n = {len(ratios)}")
+
+
+def _masks(record, arm):
+    runs = [run["masks"] for run in _ended(record, arm) if "masks" in run]
+    if not runs:
+        return None
+    of = {key: [run[key] for run in runs] for key in runs[0]}
+    return (f"top-1 error on {runs[0]['images']:,} validation pictures, centre view: {_spread(of['halved'])} % of the "
+            f"network with outputs times one minus dropout, {_spread(of['geometric'])} % of the geometric mean of "
+            f"{runs[0]['masks']} sampled networks ({_spread(of['arithmetic'])} % of their arithmetic mean), "
+            f"{_spread(of['one_mask'])} % of one of them; the first two agree on {_spread(of['agree'], 1)} % of the "
+            f"pictures, {_spread(of['divergence'], 4)} nats apart (two halves of the masks {_spread(of['noise'], 4)}, "
+            f"one sampled network {_spread(of['one_mask_divergence'], 3)}), n = {len(runs)}")
 
 
 def _training(record, reference, arm):
@@ -311,6 +340,10 @@ def _count(number, noun):
 
 def _spread(values, digits=2):
     return f"{mean(values):.{digits}f}" + (f" ± {stdev(values):.{digits}f}" if len(values) > 1 else "")
+
+
+def _spread_signed(values, digits=2):
+    return f"{mean(values):+.{digits}f}" + (f" ± {stdev(values):.{digits}f}" if len(values) > 1 else "")
 
 
 def _signed(test, digits=2):

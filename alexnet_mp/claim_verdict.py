@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from .claim_list import CLAIMS
+from .claim_statistics import step_of_loss
 from .specialisation import LEVEL as DIVIDED
 from .specialisation import holm, wilson
 
@@ -102,6 +103,11 @@ def outcomes(claim, record):
             pairs = [("centre view minus the average over views", [run["errors"]["centre view"]["top1_error"] - _views(run) for run in runs])]
         case "ensemble":
             pairs = _ensembles(record)
+        case "masks":
+            pairs = []
+        case "iterations":
+            pairs = [(f"steps to the same training loss, {_words(arm)} minus {_words(arms[0])}", _log_steps(record, arms[0], arm))
+                     for arm in arms[1:]]
         case "cumulative":
             pairs = [(f"{_words(arm)} minus {_words(before)}", _differences(record, before, arm, _views)) for before, arm in zip(arms, arms[1:])]
         case _:
@@ -112,10 +118,11 @@ def outcomes(claim, record):
             if claim.kind == "rates":
                 value, what = _log_epochs, "epochs to the level, "
             pairs = [(f"{what}{_words(arm)} minus {_words(arms[0])}", _differences(record, arms[0], arm, value)) for arm in arms[1:]]
-    unit = "times" if claim.id == "biases" or claim.kind == "rates" else "points"
-    cut_off = {arm: any(_never(claim, run) for run in _ended(record, arm)) for arm in arms} if unit == "times" else {}
+    unit = "times" if claim.id == "biases" or claim.kind in ("rates", "iterations") else "points"
+    timed = unit == "times" and claim.kind != "iterations"
+    cut_off = {arm: any(_never(claim, run) for run in _ended(record, arm)) for arm in arms} if timed else {}
     return tuple(Outcome(what.replace(" minus ", " over ") if unit == "times" else what, tuple(values), unit, at_least)
-                 for (what, values), at_least in zip(pairs, [cut_off.get(arm, False) for arm in arms[1:]] or [False]) if len(values))
+                 for (what, values), at_least in zip(pairs, [cut_off.get(arm, False) for arm in arms[1:]] or [False], strict=True) if len(values))
 
 
 def _tested(claim, record):
@@ -126,7 +133,7 @@ def _tested(claim, record):
         return _counted_towers(record)
     if claim.id == "init":
         return _counted_starts(claim, record)
-    if claim.kind == "errors":
+    if claim.kind in ("errors", "masks"):
         return Verdict(NO_VERDICT, record=record)
     found = outcomes(claim, record)
     primary = found if claim.every else found[:1]
@@ -227,6 +234,16 @@ def _log_epochs(run):
     """Logarithm of the epochs to the level of training error; a run that never comes to it counts with its length."""
     reached = run.get("epochs_to_level")
     return math.log(run["steps"] / run["steps_per_epoch"] if reached is None else reached)
+
+
+def _log_steps(record, reference, arm):
+    """Logarithms of how many times as many steps an arm takes to the lowest training loss that both curves of a pair come to."""
+    a, b = ({run["seed"]: run["curve"] for run in _ended(record, name) if "curve" in run} for name in (reference, arm))
+    ratios = []
+    for seed in sorted(a.keys() & b.keys()):
+        level = max(min(curve["loss"]) for curve in (a[seed], b[seed]))
+        ratios.append(math.log(step_of_loss(b[seed], level) / step_of_loss(a[seed], level)))
+    return ratios
 
 
 def _never(claim, run):

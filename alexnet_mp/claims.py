@@ -25,6 +25,7 @@ import torch
 from . import claim_page, claim_table
 from .allocator import keep_freed_memory
 from .claim_budget import Forecast, needed
+from .claim_elsewhere import ELSEWHERE
 from .claim_list import CLAIMS, command
 from .claim_plan import arm_recipe, has_labelled_test, opened
 from .claim_record import RECORDS, read_records
@@ -69,6 +70,13 @@ def _list(options):
         if claim.needs:
             say(f"    needs  {claim.needs}")
         say(f"    {command(claim)}")
+    for other in ELSEWHERE:
+        say(f"{other.id}: {other.sentence} ({other.section})")
+        say(f"    paper  {other.paper}")
+        say(f"    2012   {other.source}")
+        for sentence in other.told(options.records, records) or ["not run here"]:
+            say(f"    here   {sentence}")
+        say(f"    {other.command}")
     return 0
 
 
@@ -180,7 +188,8 @@ def _unfit(claim, options):
     """Why `run all` leaves a claim out on these data, None where it doesn't. Raises UserError for data that nothing could use."""
     dataset = opened(options.data, SMALLEST)
     many, labelled = len(dataset.classes), has_labelled_test(options.data, SMALLEST)
-    fit = {"any": True, "cifar10": set(dataset.classes) == CIFAR10, "ilsvrc-2010": 1000 <= many < 5000 and labelled,
+    fit = {"any": True, "labelled test": labelled, "cifar10": set(dataset.classes) == CIFAR10,
+           "ilsvrc-2010": 1000 <= many < 5000 and labelled,
            "ilsvrc-2012": 1000 <= many < 5000 and not labelled, "fall-2009": many >= 5000}
     if not fit[claim.data]:
         return "which are of other data"
@@ -203,6 +212,8 @@ def _seconds(budget):
 
 
 def _refuse(options):
+    if other := next((other for other in ELSEWHERE if other.id == options.claim), None):
+        raise UserError(f"{options.claim} has no run of its own; its figure comes from: {other.command}")
     if options.claim not in ("all", *(claim.id for claim in CLAIMS)):
         raise UserError(f"no claim is called {options.claim}; they are {', '.join(claim.id for claim in CLAIMS)}, and all")
     asked = [claim for claim in CLAIMS if options.claim in (claim.id, "all")]

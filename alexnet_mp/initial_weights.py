@@ -54,17 +54,24 @@ def _refuse_diverged(run):
         raise UserError(f"--init {run}: this run diverged at step {step} (non_finite.json){before}; {TAKES}")
 
 
-def begin_with(network, weights, source):
+def begin_with(network, weights, source, only=None):
     """Give a network these weights, layer by layer of the same name; its last layer stays as it was drawn, whatever the file has.
 
-    Returns (layers taken, layers that stay as drawn, layers of the file that the network hasn't). Raises UserError, with the
-    tensor's name, where a layer of that name has another shape or values that are not finite, and where there is none to take.
+    only: names of the layers to take, each of which has to be there; None: all that are. Returns (layers taken, layers
+    that stay as drawn, layers of the file that the network hasn't). Raises UserError, with the tensor's name, where a
+    layer of that name has another shape or values that are not finite, and where there is none to take.
     """
     state, last = network.merged_state(), network.recipe.layers[-1].name
+    for layer in only or ():
+        if layer == last or not any(name.startswith(f"{layer}.") for name in state):
+            before = ", ".join(layer.name for layer in network.recipe.layers[:-1])
+            raise UserError(f"--init-layers {layer}: it names some of the layers before the last, {before}")
+        if not any(name.startswith(f"{layer}.") for name in weights):
+            raise UserError(f"--init {source}: it has no {layer}, which --init-layers names")
     taken, new = [], []
     for layer in (layer.name for layer in network.recipe.layers):
         names = [name for name in state if name.startswith(f"{layer}.")]
-        if layer == last or not any(name in weights for name in names):
+        if layer == last or (only is not None and layer not in only) or not any(name in weights for name in names):
             new.append(layer)
             continue
         for name in names:

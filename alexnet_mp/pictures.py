@@ -12,16 +12,23 @@ SCALE = 5  # screen pixels a kernel pixel
 GAP = 6  # screen pixels between kernels
 
 
-def kernel_picture(weights, towers, each_scaled=False, by_colour=False):
+def kernel_picture(weights, towers, scale="layer", by_colour=False):
     """First-layer kernels, tower a's above tower b's, as a Pillow image.
 
-    weights: (maps of all towers, 3, k, k), merged. One scale from the smallest to the largest weight of the whole layer, as the
-    2012 source drew them, so that kernels can be compared; zero weight is a grey. each_scaled: first every kernel is given mean 0
-    and variance 1, as the source's `--norm-filters` has it, so that faint ones can be seen. by_colour: inside a tower the kernels
-    come in the order of their share of chroma, the greyest first, instead of the network's.
+    weights: (maps of all towers, 3, k, k), merged. scale: brightness goes from the smallest weight to the largest
+
+    "layer"   of both towers, so that all kernels can be compared; zero weight is a grey
+    "tower"   of the tower, as in 2012: the source draws one layer a call, conv1a or conv1b (`shownet.py:110-197`)
+    "kernel"  of both towers after every kernel was given mean 0 and variance 1, so that faint ones can be seen; the
+              source's `--norm-filters` does that, tower by tower again
+
+    by_colour: inside a tower the kernels come in the order of their share of chroma, the greyest first, instead of the
+    network's.
     """
     maps, _, k, _ = weights.shape
-    pixels = _pixels(_standardised(weights) if each_scaled else weights)
+    scaled = _standardised(weights) if scale == "kernel" else weights
+    parts = np.split(scaled, towers) if scale == "tower" else [scaled]
+    pixels = np.concatenate([_pixels(part) for part in parts])
     a_tower, cell = maps // towers, k * SCALE + GAP
     rows, columns, title = -(-a_tower // COLUMNS), min(COLUMNS, a_tower), 22
     what = f"{a_tower} first-layer kernel{'s' * (a_tower > 1)}, {k}x{k}x3{', by colourfulness' * by_colour}"
@@ -42,7 +49,7 @@ def kernel_picture(weights, towers, each_scaled=False, by_colour=False):
 
 
 def _pixels(weights):
-    """(maps, 3, k, k) -> (maps, k, k, 3) uint8, from the smallest weight of all to the largest."""
+    """(maps, 3, k, k) -> (maps, k, k, 3) uint8, from the smallest of these weights to the largest."""
     low, high = weights.min(), weights.max()
     return np.rint((weights - low) / max(high - low, 1e-30) * 255).astype(np.uint8).transpose(0, 2, 3, 1)
 

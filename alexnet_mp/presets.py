@@ -3,7 +3,9 @@ by `claims`.
 """
 from dataclasses import replace
 
-from .cifar_recipes import cifar11_local, cifar13_local, cifar18, cifar18_lrn, cifar18_no_norm, cifar_relu, cifar_tanh
+from .cifar_recipes import (
+    cifar11_local, cifar13_local, cifar18, cifar18_lrn, cifar18_no_norm, cifar_relu, cifar_sigmoid, cifar_tanh)
+from .pretraining_recipes import net146_2009, net146_2011, net146_2012
 from .recipe import Date, change_layers, mini, paper, source2012
 from .variants import source_init
 
@@ -31,4 +33,6 @@ def desk():
 
 
 PRESETS = {preset.__name__: preset for preset in (
-    paper, source2012, mini, desk, cifar18, cifar18_lrn, cifar18_no_norm, cifar13_local, cifar11_local, cifar_relu, cifar_tanh)}
+    paper, source2012, mini, desk, cifar18, cifar18_lrn, cifar18_no_norm, cifar13_local, cifar11_local, cifar_relu,
+    cifar_tanh, cifar_sigmoid,
+    net146_2009, net146_2011, net146_2012)}

@@ -19,7 +19,7 @@ from . import geometry
 from .errors import UserError
 
 _STRICT = ConfigDict(extra="forbid", strict=True)  # an unknown field, or True for a number, is an error
-Operation = Literal["relu", "tanh", "lrn", "spatial_norm", "max_pool", "avg_pool", "dropout"]
+Operation = Literal["relu", "tanh", "sigmoid", "lrn", "spatial_norm", "max_pool", "avg_pool", "dropout"]
 
 
 @dataclass(frozen=True)
@@ -160,12 +160,13 @@ def source2012():
 def dates_of_145(names):
     """What was changed by hand in the 93 epochs of net 145 on ILSVRC-2010. names: of all layers.
 
-    The notes (params-145-2010:170-176) say 23, 51, 68, 72, 78, 93, each the last epoch before a change: the author's script for
-    net 120 (run4.sh:3-8) gives such numbers to --epochs, and the loop runs while epoch <= num_epochs (cuda-convnet,
-    gpumodel.py:136). So a change comes with the epoch behind.
+    The notes (params-145-2010:170-176) say 23, 51, 68, 72, 78, 93, each the last epoch before a change: the author's
+    script for net 120 (run4.sh:3-8) gives such numbers to --epochs, and the loop runs while epoch <= num_epochs
+    (cuda-convnet, gpumodel.py:136). So a change comes with the epoch behind.
     """
     first, *others = names
-    return (Date(24, weights=0.1, biases=0.1),  # biases end at 0.002; they fall with the first drop in the script for net 120
+    # Biases end at 0.002; in the script for net 120 they fall with the first drop.
+    return (Date(24, weights=0.1, biases=0.1),
             Date(52, weights=0.01),
             Date(69, layers=(first,), weights=0.001, colour_noise=0.0),
             Date(73, layers=(first,), weights=0.0, biases=0.0),
@@ -336,7 +337,7 @@ def _check_layers(recipe):
         need(layer.kind == "fc" or first or recipe.layers[index - 1].kind != "fc", "kind",
              "a convolution cannot follow a fully connected layer")
         need(layer.kind != "local" or not first, "kind", "the first layer's kernels are shared, to be drawn as a picture")
-        need(layer.kind != "fc" or not set(layer.then) - {"relu", "tanh", "dropout"}, "then",
+        need(layer.kind != "fc" or not set(layer.then) - {"relu", "tanh", "sigmoid", "dropout"}, "then",
              "a fully connected layer has no maps to normalise or pool")
         for field, least in (("kernel", 1), ("stride", 1), ("pad", 0)):
             need(getattr(layer, field) >= least, field, f"it must be at least {least}")

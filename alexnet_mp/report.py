@@ -27,8 +27,8 @@ from .evaluate import load_run, open_runs
 from .metrics import read_metrics
 from .options import add_machine_options
 from .report_answers import MOST_ANSWERED, evenly, figure_4_left, guesses, some_of
-from .report_exchange import exchange
-from .report_kernels import figure_3, specialisation
+from .report_exchange import exchange, memory
+from .report_kernels import SCALES, figure_3, specialisation
 from .report_neighbours import BITS, figure_4_right, short_codes
 from .report_training import training
 from .retrieval_index import SPLITS
@@ -64,10 +64,11 @@ def main(arguments=None):
     name, (kernels, towers, _) = next(iter(layers.items()))
     step = int(found.checkpoint.name.rpartition("_")[2])
     parts = [
-        figure_3(out, kernels, towers, options.kernel_scale == "kernel", options.sort),
+        figure_3(out, kernels, towers, options.kernel_scale, options.sort),
         specialisation(out, kernels, towers, layers, {name: _told(directory) for name, directory in runs.items()}),
         training(out, lines, recipe, len(names)),
         exchange(recipe, len(names), network.exchange.devices, lines, _devices(described)),
+        memory(network, recipe.batch_size),
         figure_4_left(out, said, numbers, split, options.split, names),
         figure_4_right(out, index, opened.dataset),
         short_codes(out, index, options.speed),
@@ -164,8 +165,9 @@ def _parser():
                         help="where the pictures of figure 4, left, are from; default: val")
     parser.add_argument("--out", metavar="DIR", help="default: RUN/report")
     parser.add_argument("--index", metavar="DIR", help="what is searched for figure 4, right; default: RUN/retrieval")
-    parser.add_argument("--kernel-scale", choices=("layer", "kernel"), default="layer",
-                        help="figure 3: one scale over the layer, as in 2012, or each kernel by itself; default: layer")
+    parser.add_argument("--kernel-scale", choices=tuple(SCALES), default="layer",
+                        help="figure 3: one scale over both towers, one a tower, as in 2012, or each kernel by "
+                             "itself; default: layer")
     parser.add_argument("--sort", action="store_true", help="figure 3: kernels of a tower from grey to colourful")
     parser.add_argument("--no-speed", dest="speed", action="store_false",
                         help="without the time that a query takes, the one thing on the page that is another one every time")

@@ -118,7 +118,9 @@ def figure_4_left(out, found, numbers, split, name, names):
     of = f"{len(found):,} pictures" if len(found) == len(split) else f"{len(found):,} pictures, spread over the {len(split):,},"
     views = "all views averaged" if found.places.shape[1] > 1 else "from the centre view"
     pieces = [page.text(f"Some of {of} {seen}, with its {found.top.shape[1]} most probable classes, {views}. Above a "
-                        "picture stands its true class, whose bar is hatched.")]
+                        "picture stands its true class, whose bar is hatched."),
+              page.why("These are chosen, sort by sort. The program of 2012 drew eight pictures at random and asked "
+                       "for the centre view alone; how the paper's eight were chosen is not said.")]
     for heading, why, chosen in examples(found):
         entries = []
         for index in chosen:

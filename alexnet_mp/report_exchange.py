@@ -8,6 +8,7 @@ import torch
 from . import geometry
 from . import report_page as page
 from .exchange import copy
+from .step_memory import step_memory
 
 REPEATS = 7  # copies timed of each crossing; the median is told
 COLUMN, GAP, BOX, STEP, TOP = 158, 74, 44, 62, 34  # of the drawing, in its own units: it is read on a telephone
@@ -42,6 +43,20 @@ def exchange(recipe, classes, devices, lines, trained_on):
         page.why("In the boxes: the output of a layer of one tower, after its pooling. Between the columns: what crosses there in a "
                  "step's forward pass, in all. The gradients return the same way."),
         page.table(names, table)])
+
+
+def memory(network, batch_size):
+    """The `Part` with the bytes that a training step needs on each tower."""
+    found = step_memory(network, batch_size)
+    rows = [[name, *(f"{getattr(each, field) / 1e6:,.1f}" for each in found)] for name, field in (
+        ("weights and biases", "weights"), ("their gradients", "gradients"), ("their velocities", "velocity"),
+        ("activations kept for backward", "activations"), ("in all", "total"))]
+    return page.Part("memory", "Memory of a step", [
+        page.text(f"What a training step of {batch_size} images holds in float32, in MB, counted from the tensors. A "
+                  f"GTX 580 of 2012 had 3 GB."),
+        page.table(["", *(f"tower {'ab'[number]}" for number in range(len(found)))], rows),
+        page.why("Each storage once: what is kept for two layers counts for the first. Left out: what a product needs "
+                 "while it runs, copies under way, and freed memory that the allocator keeps.")])
 
 
 def crossings(recipe, classes, devices):

@@ -10,19 +10,21 @@ from .specialisation import LEVEL, appearance, appearance_by_chance, tower_diffe
 WORDS = {"colourfulness": "colourfulness", "selectivity": "orientation selectivity", "frequency": "spatial frequency",
          "orientation": "preferred orientation", "phase": "phase"}  # of the measures in `specialisation.MEASURES`
 
+SCALES = {"layer": "one scale for both towers, from the smallest weight to the largest",
+          "tower": "one scale a tower, from its smallest weight to its largest, as in 2012",
+          "kernel": "each kernel by itself: mean 0, variance 1, then one scale"}
 
-def figure_3(out, kernels, towers, each_scaled, by_colour):
-    """The `Part` with every kernel. kernels: (maps of all towers, 3, k, k). each_scaled, by_colour: see `kernel_picture`."""
+
+def figure_3(out, kernels, towers, scale, by_colour):
+    """The `Part` with every kernel. kernels: (maps of all towers, 3, k, k). scale, by_colour: see `kernel_picture`."""
     path = out / "figure3.png"
-    files.replace(path, png(kernel_picture(kernels, towers, each_scaled, by_colour)))
-    scale = ("each kernel by itself: mean 0, variance 1, then one scale" if each_scaled else
-             "one scale for the whole layer, as in 2012: from the smallest weight to the largest")
+    files.replace(path, png(kernel_picture(kernels, towers, scale, by_colour)))
     what = (f"the {len(kernels) // 2} kernels of tower a above, those of tower b below" if towers == 2 else
             f"all {len(kernels)} kernels")
     return page.Part("figure3", "Figure 3 by GPU", [
         page.text("What the first layer's kernels learned, tower by tower. In the paper's figure, the kernels of one GPU are "
                   "largely colour-agnostic and those of the other largely colour-specific, in every run."),
-        page.image(path, f"First-layer kernels: {what}", f"First-layer kernels, {what}. Brightness: {scale}."
+        page.image(path, f"First-layer kernels: {what}", f"First-layer kernels, {what}. Brightness: {SCALES[scale]}."
                    + (" Inside a tower from grey to colourful." if by_colour else ""), least=1, crisp=True)])
 
 

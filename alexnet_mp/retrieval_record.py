@@ -14,18 +14,21 @@ from .run_directory import package_version, source_commit
 QUERIES_AT_ONCE = 64
 SYNTHETIC = 1_000_000  # codes
 TIMED = 64  # queries
+NEIGHBOURS = 6  # whose distance in pixels is told, as many as figure 4 shows
 
 
-def measure(index, lengths, most_queries, speed=False):
+def measure(index, lengths, most_queries, speed=False, pixel_codes=False):
     """A record, plain JSON types: the measures of pixels, the last hidden layer, and codes of these lengths, learned and random.
 
     Queries are validation pictures, at most so many, spread evenly over all; what is ranked are all training pictures.
-    speed: also queries a second.
+    "pixel_distance": how far apart in pixels a picture and its neighbours by the last hidden layer are. speed: also
+    queries a second. pixel_codes: also codes whose auto-encoder is trained on the pixels instead, which the paper
+    expects to be much worse (6.1).
     """
     train, val = index.features("train"), index.features("val")
     rows = np.unique(np.linspace(0, len(val.labels) - 1, min(most_queries, len(val.labels))).round().astype(int))
     entries = []
-    for by, bits, kind, size, stored, queries in _searches(index, lengths, train, val):
+    for by, bits, kind, size, stored, queries in _searches(index, lengths, train, val, pixel_codes):
         entry = {"by": by, "bits": bits, "codes": kind, "bytes_per_picture": size}
         found = _of_search(by, stored, queries[rows], train.labels, val.labels[rows], f"{kind or ''} {by} {bits or ''}".strip())
         entry |= {"precision": {str(k): value for k, value in found.precision.items()}, "mean_average_precision":
@@ -38,15 +41,37 @@ def measure(index, lengths, most_queries, speed=False):
               "data": source.data, "fingerprint": source.fingerprint, "train": len(train.labels), "queries": len(rows),
               "chance": _chance(train.labels, val.labels[rows]), "commit": source_commit(),
               "packages": {name: package_version(name) for name in ("torch", "numpy", "faiss-cpu")},
-              "searches": entries}
+              "searches": entries, "pixel_distance": _pixel_distance(train, val, rows)}
     if speed:
         record |= {"device": device_name(torch.device("cpu")), "synthetic_codes": SYNTHETIC,
                    "synthetic": [{"bits": bits, "queries_per_second": _synthetic(bits)} for bits in lengths]}
     return record
 
 
-def _searches(index, lengths, train, val):
-    """(by, bits, "learned" or "random", bytes a picture, what is searched, queries) of everything that is compared."""
+def _pixel_distance(train, val, rows):
+    """Means over the queries of Euclidean distances in grey levels, and of a share: of how near in pixels the
+    neighbours are.
+
+    "by_layer": to the `NEIGHBOURS` nearest by the last hidden layer; "by_pixels": to the nearest by pixels; "any": to
+    all training pictures; "nearer": the share of them that are nearer in pixels than a neighbour by the layer, 0.5
+    where it might be any.
+    """
+    _, near = nearest(exact_index("fc7", train.hidden), val.hidden[rows], NEIGHBOURS)
+    sums = np.zeros(4)
+    for start in range(0, len(rows), QUERIES_AT_ONCE):
+        part = slice(start, start + QUERIES_AT_ONCE)
+        distances = np.sqrt(np.maximum(all_distances("pixels", train.pixels, val.pixels[rows[part]]), 0))
+        ranked, found = np.sort(distances, axis=1), np.take_along_axis(distances, near[part], 1)
+        places = [(np.searchsorted(row, of, "left") + np.searchsorted(row, of, "right")) / 2
+                  for row, of in zip(ranked, found)]
+        sums += [found.mean(1).sum(), ranked[:, :NEIGHBOURS].mean(1).sum(), ranked.mean(1).sum(),
+                 (np.array(places).mean(1) / ranked.shape[1]).sum()]
+    by_layer, by_pixels, to_any, nearer = (sums / len(rows)).tolist()
+    return {"neighbours": near.shape[1], "by_layer": by_layer, "by_pixels": by_pixels, "any": to_any, "nearer": nearer}
+
+
+def _searches(index, lengths, train, val, pixel_codes):
+    """(by, bits, "learned", "random" or "pixel", bytes a picture, what is searched, queries) of all searches."""
     # Pixels lie in the index as float16; a grey level is a byte.
     yield "pixels", None, None, train.pixels.shape[1], train.pixels, val.pixels
     yield "fc7", None, None, 4 * train.hidden.shape[1], train.hidden, val.hidden
@@ -55,6 +80,11 @@ def _searches(index, lengths, train, val):
         yield "codes", bits, "learned", bits // 8, codes["train"], codes["val"]
         yield ("codes", bits, "random", bits // 8,
                *(short_codes.random_codes(some.hidden, bits, train.hidden) for some in (train, val)))
+        if pixel_codes:
+            count = len(train.labels)
+            with progress(f"codes of pixels, {bits} bits", short_codes.passes(count) * count, "pictures") as advance:
+                encoder = short_codes.train(train.pixels, bits, index.described.codes[str(bits)].seed, advance).encoder
+            yield "codes", bits, "pixel", bits // 8, encoder.codes(train.pixels), encoder.codes(val.pixels)
 
 
 def _of_search(by, stored, queries, labels, wanted, what):
@@ -100,6 +130,11 @@ def table(record):
         shares = (entry["mean_average_precision"], *entry["precision"].values())
         yield " ".join([f"{name:22}", f"{entry['bytes_per_picture']:7,}", *(f"{100 * share:5.1f} %" for share in shares),
                         *([f"{entry['queries_per_second']:9,.0f}"] if speed else [])])
+    found = record["pixel_distance"]
+    yield (f"in pixels: {found['by_layer']:,.0f} grey levels to the {found['neighbours']} nearest by "
+           f"{record['layer']}, {found['by_pixels']:,.0f} to the nearest by pixels, {found['any']:,.0f} to any; "
+           f"{100 * found['nearer']:.1f} % of all training pictures are nearer in pixels than a neighbour by "
+           f"{record['layer']}")
     for entry in record.get("synthetic", ()):
         yield (f"{record['synthetic_codes']:,} random codes of {entry['bits']} bits: "
                f"{entry['queries_per_second']:,.0f} queries/s, {record['device']}")

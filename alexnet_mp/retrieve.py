@@ -260,7 +260,7 @@ def _measure(options):
     with lines_on_stderr():
         lengths = index.lengths if options.bits is None else _lengths(options.bits)
         _add_codes(index, lengths)
-        record = measure(index, lengths, options.queries, options.speed)
+        record = measure(index, lengths, options.queries, options.speed, pixel_codes=True)
     _write(index.path / "measures.json", json.dumps(record, indent=1).encode() + b"\n")
     if options.json:
         print(json.dumps(record, indent=1))

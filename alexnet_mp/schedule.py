@@ -5,9 +5,10 @@ import math
 class PlateauSchedule:
     """Divide every rate by ten when the validation error stops improving; `plateau_drops` times, then the run is finished.
 
-    The error stops improving when `plateau_patience` validations in a row bring no new best of this rate: section 5 speaks of the
-    error "with the current learning rate". So a drop forgets the best: an error that rises with it and then falls again and again
-    is improving, also while it is above what an earlier rate had come to. In 2012 a person decided.
+    The error stops improving when `plateau_patience` validations in a row bring no new best of this rate: section 5
+    speaks of the error "with the current learning rate". So a drop forgets the best: an error that rises with it and
+    then falls again and again is improving, also while it is above what an earlier rate had come to. In 2012 a person
+    decided.
     """
 
     def __init__(self, recipe):

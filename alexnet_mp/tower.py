@@ -192,6 +192,8 @@ class TowerLayer(nn.Module):
                 return ops.relu_dropout(x, bias, kernels=by)
             case ("tanh",):
                 return torch.tanh(x)
+            case ("sigmoid",):
+                return torch.sigmoid(x)
         raise ValueError(f"{self.layer.name}: no way to compute {piece}")
 
     def _dropout(self, piece, x, bias, step):

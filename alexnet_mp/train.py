@@ -98,7 +98,8 @@ def _run(options, interrupts, held):
     pipeline.use(statistics)
     network = TwoTowerAlexNet(recipe, devices, len(dataset.classes), options.kernels)
     if weights is not None:
-        taken, new, foreign = begin_with(network, weights, options.init)
+        taken, new, foreign = begin_with(network, weights, options.init,
+                                         None if options.init_layers is None else options.init_layers.split(","))
         say(f"begins with {', '.join(taken)} of {options.init}; new: {', '.join(new)}"
             + (f"; left out: {', '.join(foreign)}" if foreign else ""))
         del weights
@@ -198,6 +199,8 @@ def _refuse_numbers(options, found=None):
         raise UserError(f"--steps {options.steps}: it must be at least 1")
     if options.out == "":
         raise UserError("--out '': name a directory, or leave it out")
+    if options.init_layers is not None and options.init is None:
+        raise UserError(f"--init-layers {options.init_layers}: of what --init names, and there is no --init")
     if options.keep < 1:
         raise UserError(f"--keep {options.keep}: at least the newest checkpoint must be kept")
     if options.profile is not None:
@@ -254,6 +257,9 @@ def _parser():
     parser.add_argument("--init", metavar="RUN|CHECKPOINT|FILE",
                         help="begin with the weights of a run, a checkpoint or a .safetensors file, in all layers of the same name "
                              "but the last; a run that is resumed has begun already")
+    parser.add_argument("--init-layers", metavar="LAYER,...",
+                        help="take these layers alone from --init, as in conv1,conv2; default: all of the same name "
+                             "but the last")
     parser.add_argument("--resume-anyway", action="store_true", help="go on although recipe, data or seed are no longer the same")
     parser.add_argument("--checkpoint-every", default=CHECKPOINT_EVERY, metavar="STEPS|MINUTESm",
                         help=f"as in 500 or 10m; and at every best validation, at the end and when stopped; default: {CHECKPOINT_EVERY}")

@@ -72,7 +72,8 @@ def bottleneck(recipe):
     """146-2011, for 22,000 classes: before fc8 a layer half as wide as fc7, 1,024 units a tower, no ReLU, no dropout.
 
     It reads both towers, which gives the 110.6 million parameters of the source. There each GPU has half of the classes; here
-    fc8 is on tower a. Its initial weights are not recorded: those of the other fully connected layers, biases 0.
+    fc8 is on tower a. Its weights begin at N(0, 0.01) as those of the other fully connected layers, its biases at 0
+    (`layers-146-2011.cfg:344-390`).
     """
     bottleneck1 = Layer("bottleneck1", "fc", _layer(recipe, "fc7").maps // 2, "both", ())
     return _deviating(_insert(recipe, "fc8", bottleneck1), 0.01, "bottleneck1")
@@ -109,7 +110,34 @@ def one_tower(recipe):
 
 def tanh(recipe):
     """tanh in place of ReLU everywhere (3.1)."""
-    return _then(recipe, lambda then: tuple("tanh" if operation == "relu" else operation for operation in then))
+    return _nonlinear(recipe, "tanh")
+
+
+def sigmoid(recipe):
+    """The logistic function in place of ReLU everywhere (3.1)."""
+    return _nonlinear(recipe, "sigmoid")
+
+
+def half_as_wide(recipe):
+    """Half the maps or units in every hidden layer, at least 1 (7: results improved as the network was made larger)."""
+    return _times_as_wide(recipe, 1, 2)
+
+
+def twice_as_wide(recipe):
+    """Twice the maps or units in every hidden layer (7)."""
+    return _times_as_wide(recipe, 2, 1)
+
+
+def _times_as_wide(recipe, numerator, denominator):
+    """Initial deviations as elsewhere: times the root of the fan-in before over that after, to three digits."""
+    before = _fan_ins(recipe)
+    for layer in recipe.layers[:-1]:
+        recipe = change_layers(recipe, layer.name, maps=max(1, layer.maps * numerator // denominator))
+    after = _fan_ins(recipe)
+    for layer in recipe.layers:
+        std = layer.init_std * math.sqrt(before[layer.name] / after[layer.name])
+        recipe = change_layers(recipe, layer.name, init_std=float(f"{std:.3g}"))
+    return recipe
 
 
 def paper_order(recipe):
@@ -226,7 +254,7 @@ def dated_drops(recipe):
 
 
 def dated_schedule(recipe, epochs=93):
-    """Rates fall and the colour noise ends as in 145, after 23, 51, 68, 72 and 78 of 93 epochs, at the same share of `epochs`."""
+    """Rates fall and the colour noise ends as in 145, after 23, 51, 68, 72 and 78 of 93 epochs, scaled to `epochs`."""
     return replace(recipe, schedule="dated", epochs=epochs,
                    dates=_scaled(dates_of_145([layer.name for layer in recipe.layers]), 93, epochs))
 
@@ -236,13 +264,18 @@ def shortened(recipe, epochs):
     return replace(recipe, epochs=epochs, dates=_scaled(recipe.dates, recipe.epochs, epochs))
 
 
+def twice_as_long(recipe):
+    """Twice the epochs, each date at the same share of them (1, 7: longer training is better)."""
+    return shortened(recipe, 2 * recipe.epochs)
+
+
 def fine_tuned(recipe, epochs=54):
     """146-2012-2011: rates and dates for weights trained on other classes and a new fc8. Dates come at their share of `epochs`.
 
     Weights of the old layers begin at a tenth of the rate, conv1's at a hundredth, fc8's at the whole (in the source after 300
     batch files, a quarter of an epoch). Biases keep the whole rate to the end, 0.02 in the source (conv6's 0.022 there looks
-    like a typo), but for conv1's, which stop with its weights as in 145-2010. Noted epochs are the last before a change, as those
-    of `dates_of_145`.
+    like a typo), but for conv1's, which stop with its weights as in 145-2010. Noted epochs are the last before a
+    change, as those of `dates_of_145`.
     """
     first, *others, last = (layer.name for layer in recipe.layers)
     recipe = change_layers(change_layers(recipe, first, rate=0.01), *others, rate=0.1)
@@ -255,6 +288,10 @@ def fine_tuned(recipe, epochs=54):
 def _scaled(dates, epochs, new):
     """Dates of a run of `epochs` epochs in one of `new`: not before the same share is over; never in a run too short for it."""
     return tuple(replace(date, epoch=1 - (1 - date.epoch) * new // epochs) for date in dates)
+
+
+def _nonlinear(recipe, operation):
+    return _then(recipe, lambda then: tuple(operation if other == "relu" else other for other in then))
 
 
 def _then(recipe, change):

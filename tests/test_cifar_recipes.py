@@ -10,14 +10,14 @@ from test_variants import differing
 
 from alexnet_mp import TwoTowerAlexNet, prepare, run_directory, train, trainer, variants
 from alexnet_mp.cifar_recipes import (
-    cifar11_local, cifar13_local, cifar18, cifar18_lrn, cifar18_no_norm, cifar_relu, cifar_tanh, cropped)
+    cifar11_local, cifar13_local, cifar18, cifar18_lrn, cifar18_no_norm, cifar_relu, cifar_sigmoid, cifar_tanh, cropped)
 from alexnet_mp.evaluate import both_protocols
 from alexnet_mp.geometry import crossings, parameter_counts, sizes
 from alexnet_mp.metrics import read_metrics
 from alexnet_mp.optimizer import PaperSGD
 from alexnet_mp.schedule import make_schedule
 
-ALL = [cifar18, cifar18_lrn, cifar18_no_norm, cifar13_local, cifar11_local, cifar_relu, cifar_tanh]
+ALL = [cifar18, cifar18_lrn, cifar18_no_norm, cifar13_local, cifar11_local, cifar_relu, cifar_sigmoid, cifar_tanh]
 TEN = [(top, left, flip) for flip in (False, True) for top, left in ((0, 0), (0, 8), (4, 4), (8, 0), (8, 8))]
 NINE = [(top, left, False) for top in (0, 4, 8) for left in (0, 4, 8)]
 
@@ -66,6 +66,7 @@ def test_recipes_differ_in_exactly_these_fields():
     assert differing(cifar18_no_norm(), cifar_relu()) == {"name", "weight_decay", "fc10.weight_decay", "dates", "epochs"}
     assert differing(cifar_relu(), cifar_tanh()) == {"name", "conv3.then"} | norms
     assert variants.tanh(cifar_relu()).layers == cifar_tanh().layers
+    assert variants.sigmoid(cifar_relu()) == dataclasses.replace(cifar_sigmoid(), name="cifar_relu")
     assert variants.no_lrn(cifar18()).layers == variants.no_lrn(cifar18_lrn()).layers == cifar18_no_norm().layers
     assert differing(cifar18(), cropped(cifar18())) == {"crop_size", "crop_positions", "flip", "test_views"}
     assert variants.no_augmentation(cropped(cifar18())).crop_positions == 1
@@ -94,7 +95,8 @@ def average(x):
 
 
 @pytest.mark.parametrize("preset, operation, alpha", [
-    (cifar18, "spatial", 5e-5 / 9), (cifar18_lrn, "lrn", 5e-5 / 3), (cifar18_no_norm, None, 0), (cifar_tanh, None, 0)])
+    (cifar18, "spatial", 5e-5 / 9), (cifar18_lrn, "lrn", 5e-5 / 3), (cifar18_no_norm, None, 0), (cifar_tanh, None, 0),
+    (cifar_sigmoid, None, 0)])
 @pytest.mark.parametrize("kernels", ["reference", "auto"])
 def test_the_network_by_hand(preset, operation, alpha, kernels):
     """Orders like pool, ReLU, norm and average, norm; 32 -> 16 -> 8 -> 4 pixels, every last window over the edge."""
@@ -104,7 +106,7 @@ def test_the_network_by_hand(preset, operation, alpha, kernels):
             part.copy_(torch.randn(part.shape, generator=generator, dtype=torch.float64) * (0.1 if name.endswith("weight") else 5))
     w = network.merged_state()
     x = images = 50 * torch.randn(3, 3, 32, 32, generator=generator, dtype=torch.float64)
-    nonlinear = torch.tanh if preset is cifar_tanh else torch.relu
+    nonlinear = {cifar_tanh: torch.tanh, cifar_sigmoid: torch.sigmoid}.get(preset, torch.relu)
 
     def norm(x):
         return response(x, operation, alpha, 3) if operation else x

@@ -75,8 +75,10 @@ def test_every_claim(claim, data, out, capsys, monkeypatch):
     arms = [arm.name for arm in BY_ID[claim].arms]
     assert {entry["arm"] for entry in record["runs"]} == set(arms) == {arm["name"] for arm in record["arms"]}
     for entry in record["runs"]:
-        assert entry["steps"] == entry["steps_per_epoch"] and "diverged" not in entry
-        assert len(entry["errors"]) == (1 if claim in ("cifar-lrn", "cifar-relu") else 2)  # which are tested on whole pictures
+        epochs = 2 if entry["arm"] == "twice_as_long" else 1
+        assert entry["steps"] == entry["steps_per_epoch"] * epochs and "diverged" not in entry
+        whole_pictures = claim in ("cifar-lrn", "cifar-relu", "cifar-sigmoid")
+        assert len(entry["errors"]) == (1 if whole_pictures else 2)
         assert {errors["images"] for errors in entry["errors"].values()} <= {6, 4}  # 4: half of the classes
         made = read_run(entry["directory"])
         assert made["recipe"].seed == entry["seed"] and made["command"].startswith("python -m alexnet_mp.train --recipe")
@@ -217,6 +219,20 @@ def test_the_record_of_a_schedule_says_when_its_rates_fell(data, tmp_path):
         rates = {line["epoch"]: line["learning_rate"] for line in read_metrics(entry["directory"]) if line["kind"] == "train"}
         assert entry["drops"] == [epoch for epoch in (2, 3, 4) if rates[epoch] < rates[epoch - 1]]
     assert "plateau: the rates fall at epoch 3 of 4 (seed 0)" in findings(record)
+
+
+def test_masks_are_measured_of_a_run_that_another_claim_had_made(data, tmp_path):
+    """The base's run is kept without them: its weights are there, so it is measured again and not trained."""
+    run("views", data, tmp_path, "--seeds", "1")
+    entry, = run("masks", data, tmp_path, "--seeds", "1")["runs"]
+    assert entry["masks"]["masks"] == 64 and entry["masks"]["images"] == 6 and 0 <= entry["masks"]["noise"]
+    again, = run("views", data, tmp_path, "--seeds", "1")["runs"]
+    assert again["masks"] == entry["masks"]  # kept with the rest
+
+
+def test_a_network_without_dropout_has_no_masks(data, tmp_path):
+    with pytest.raises(UserError, match="masks: this network has no dropout"):
+        run("masks", data, tmp_path, "--set", "dropout=0")
 
 
 def test_headline_figures_are_of_the_test_images_too(data, out, tmp_path):

@@ -142,3 +142,14 @@ def test_an_average_of_five_is_tested_against_its_members():
     assert found.values == pytest.approx((-5.0, -6.0, -7.0, -8.0, -9.0)) and verdict("ensemble5", record).word == COMES_OUT
     seven = record | {"claim": "ensemble7", "ensembles": [record["ensembles"][0] | {"five": {"errors": errors((1, 1), (56.0, 10.0))}}]}
     assert outcomes(BY_ID["ensemble7"], seven)[0].values == pytest.approx((-1.0,)) and verdict("ensemble7", seven).word == NO_VERDICT
+
+
+def test_steps_to_the_same_training_loss_are_a_ratio():
+    record = of("saturating", 0, arms=["base", "tanh"])
+    for entry in record["runs"]:
+        slow = 1 if entry["arm"] == "base" else 4
+        entry["curve"] = {"steps": [10 * slow, 20 * slow, 40 * slow], "loss": [4.0, 3.0, 2.0 + 0.001 * entry["seed"] * slow]}
+    found, = outcomes(BY_ID["saturating"], record)
+    assert found.unit == "times" and math.exp(found.mean) == pytest.approx(4, rel=0.01)
+    assert verdict("saturating", record).word == COMES_OUT
+    assert verdict("masks", of("masks", 0, arms=["base"])).word == NO_VERDICT

@@ -7,6 +7,7 @@ import pytest
 from conftest import make_folder
 
 from alexnet_mp import claim_page, claim_plan, claims, evaluate, recipe
+from alexnet_mp.claim_elsewhere import ELSEWHERE, feeding, importance, two_gpus
 from alexnet_mp.claim_list import BASE, CLAIMS, command
 from alexnet_mp.claim_plan import (
     arm_recipe, digest_of, last_step, make_run, operations, steps_per_epoch, work_of_steps, work_of_tests)
@@ -35,7 +36,10 @@ def test_every_claim_is_told_whole(capsys, tmp_path):
     for claim in CLAIMS:
         assert all(text in listed for text in (f"{claim.id}: {claim.sentence}", claim.paper, claim.source, command(claim)))
         claims._parser().parse_args(command(claim).split()[3:])  # it can be typed as it stands
-    assert listed.count("here   not run here") == len(CLAIMS)
+    assert listed.count("here   not run here") == len(CLAIMS) + len(ELSEWHERE)
+    for other in ELSEWHERE:
+        told = f"{other.id}: {other.sentence}", other.paper, other.source, other.command
+        assert all(text in listed for text in told)
 
 
 def test_the_word_list_is_not_needed(capsys, tmp_path):
@@ -65,8 +69,8 @@ def test_the_arms_of_a_claim_differ(base):
 def test_the_arms_of_a_claim_have_one_schedule(base):
     for claim in CLAIMS:
         recipes = [arm_recipe(arm, options("--base", base, "--epochs", "20"))[1] for arm in claim.arms]
-        assert {found.epochs for found in recipes} == {20}
-        if claim.id not in ("schedule", "pretraining", "ensemble7"):  # what is fine-tuned has dates of its own
+        assert {found.epochs for found in recipes} == ({20, 40} if claim.id == "longer" else {20})
+        if claim.id not in ("schedule", "pretraining", "ensemble7", "longer"):  # fine-tuning has dates of its own
             assert len({tuple(date.epoch for date in found.dates) for found in recipes}) == 1
             assert {found.schedule for found in recipes} == {"dated"}
 
@@ -153,6 +157,7 @@ def test_what_a_claim_changes_wins_over_a_setting():
 # --- refusals
 
 @pytest.mark.parametrize("words, message", [
+    (["feeding"], "feeding has no run of its own; its figure comes from: python benchmarks/record.py --name pipeline"),
     (["lrm"], "no claim is called lrm; they are specialisation, views"), (["lrn", "--seeds", "0"], "--seeds 0: it must be at least 1"),
     (["lrn", "--seeds", "21"], "--seeds 21: 20 at most"), (["lrn", "--epochs", "-1"], "--epochs -1"),
     (["all", "--steps", "0"], "--steps 0"),
@@ -185,9 +190,11 @@ def test_a_network_of_one_tower_takes_the_first_device():
 
 
 @pytest.mark.parametrize("classes, labelled, size, left_out", [
-    (10, False, 256, {"cifar10", "ilsvrc-2010", "ilsvrc-2012", "fall-2009"}), (1000, True, 256, {"cifar10", "ilsvrc-2012", "fall-2009"}),
-    (1000, False, 256, {"cifar10", "ilsvrc-2010", "fall-2009"}), (10_184, False, 256, {"cifar10", "ilsvrc-2010", "ilsvrc-2012"}),
-    (0, True, 32, {"any", "ilsvrc-2010", "ilsvrc-2012", "fall-2009"})])
+    (10, False, 256, {"labelled test", "cifar10", "ilsvrc-2010", "ilsvrc-2012", "fall-2009"}),
+    (1000, True, 256, {"cifar10", "ilsvrc-2012", "fall-2009"}),
+    (1000, False, 256, {"labelled test", "cifar10", "ilsvrc-2010", "fall-2009"}),
+    (10_184, False, 256, {"labelled test", "cifar10", "ilsvrc-2010", "ilsvrc-2012"}),
+    (0, True, 32, {"any", "labelled test", "ilsvrc-2010", "ilsvrc-2012", "fall-2009"})])
 def test_all_leaves_out_what_the_data_are_not_for(classes, labelled, size, left_out, monkeypatch):
     names = [str(number) for number in range(classes)] or sorted(claims.CIFAR10)
 
@@ -208,8 +215,8 @@ def test_all_leaves_out_what_the_data_are_not_for(classes, labelled, size, left_
 
 def test_every_kind_of_claim_has_its_words():
     for claim in CLAIMS:
-        record = {"kind": claim.kind, "arms": [{"name": arm.name, "larger": arm.larger} for arm in claim.arms], "runs": [],
-                  "search": [], "rates": {}, "ensembles": []}
+        arms = [{"name": arm.name, "larger": arm.larger} for arm in claim.arms]
+        record = {"claim": claim.id, "kind": claim.kind, "arms": arms, "runs": [], "search": [], "rates": {}, "ensembles": []}
         assert findings(record) == []
 
 
@@ -248,7 +255,8 @@ def test_errors_of_validation_and_test_images():
             for seed in (0, 1)}
     assert findings(record_of("errors", ["base"], runs)) == [
         "base: 20.00 ± 0.00 / 4.00 ± 0.00 % ten views, 21.50 ± 0.71 / 5.00 ± 0.00 % centre view; test images: 22.00 ± 0.00 / "
-        "5.00 ± 0.00 % ten views, 23.00 ± 0.00 / 6.00 ± 0.00 % centre view, n = 2"]
+        "5.00 ± 0.00 % ten views, 23.00 ± 0.00 / 6.00 ± 0.00 % centre view; test minus validation +2.00 ± 0.00 / "
+        "+1.00 ± 0.00 points (ten views), n = 2"]
 
 
 def test_only_pairs_count():
@@ -303,6 +311,75 @@ def test_dropout_has_gap_and_iterations():
                           "dropout where there is any), 0.80, the lowest that both curves come to, n = 1")  # step 40 and step 20
 
 
+def test_units_that_saturate_are_told_by_their_steps():
+    curves = {"base": {"steps": [10, 20, 30, 40], "loss": [1.6, 0.8, 0.4, 0.2]},
+              "tanh": {"steps": [10, 20, 30, 40], "loss": [2.0, 1.5, 1.0, 0.8]}}
+    runs = {(arm, 0): {"errors": errors((30.0, 5.0), (29.0, 5.0)), "curve": curve} for arm, curve in curves.items()}
+    steps, difference = findings(record_of("iterations", ["base", "tanh", "sigmoid"], runs))
+    assert steps.startswith("tanh takes 2.00 times the steps of base to the same training loss (")
+    assert steps.endswith(", 0.80, the lowest that both curves come to, both at the rates of the base, n = 1")
+    assert difference.startswith("tanh +0.00 / +0.00 points against base's")
+
+
+def test_masks():
+    masks = {"masks": 64, "images": 6, "halved": 40.0, "geometric": 41.0, "arithmetic": 42.0, "one_mask": 50.0,
+             "agree": 96.5, "divergence": 0.0123, "noise": 0.002, "one_mask_divergence": 0.5}
+    runs = {("base", seed): {"errors": errors((30.0, 5.0), (29.0, 5.0)), "masks": masks | {"halved": 40.0 + seed}}
+            for seed in (0, 1)}
+    sentence, = findings(record_of("masks", ["base"], runs))
+    assert sentence == (
+        "top-1 error on 6 validation pictures, centre view: 40.50 ± 0.71 % of the network with outputs times one "
+        "minus dropout, 41.00 ± 0.00 % of the geometric mean of 64 sampled networks (42.00 ± 0.00 % of their "
+        "arithmetic mean), 50.00 ± 0.00 % of one of them; the first two agree on 96.5 ± 0.0 % of the pictures, "
+        "0.0123 ± 0.0000 nats apart (two halves of the masks 0.0020 ± 0.0000, one sampled network 0.500 ± 0.000), "
+        "n = 2")
+
+
+def test_importance_is_of_the_same_data_and_setting():
+    def made(claim, arms, costs, **more):
+        runs = {(arm, seed): {"errors": errors((50.0, 9.0), (40.0 + seed + costs.get(arm, 0), 9.0))} for arm in arms
+                for seed in (0, 1)}
+        return record_of("difference", arms, runs, claim=claim, **more)
+
+    records = {"lrn": [made("lrn", ["base", "no_lrn"], {"no_lrn": 1.5})],
+               "pooling": [made("pooling", ["base", "non_overlapping"], {"non_overlapping": 0.5})],
+               "one-gpu": [made("one-gpu", ["base", "one_gpu"], {"one_gpu": 1.0}),
+                           made("one-gpu", ["base", "one_gpu"], {"one_gpu": 9.0})]}
+    where = ("folder pictures: 9 train, 4 val images of 2 classes: points of top-1 error that each costs when it is "
+             "taken away: ")
+    told = "lrn (3.3) +1.50, one-gpu (3.2) +1.00, pooling (3.4) +0.50; not the paper's order, without saturating"
+    assert importance("", records) == [where + told]
+    records["saturating"] = [made("saturating", ["base", "tanh", "sigmoid"], {"tanh": 3.0, "sigmoid": 5.0}, epochs=99)]
+    assert importance("", records) == [where + told]  # of other epochs
+    records["saturating"] = [made("saturating", ["base", "tanh", "sigmoid"], {"tanh": 3.0, "sigmoid": 5.0})]
+    records["lrn"] = [made("lrn", ["base", "no_lrn"], {"no_lrn": 0.75})]
+    assert importance("", records) == [where + "saturating (3.1) +3.00, one-gpu (3.2) +1.00, lrn (3.3) +0.75, pooling "
+                                               "(3.4) +0.50; the paper's order"]
+    assert importance("", {"lrn": records["lrn"]}) == importance("", {}) == []
+
+
+def test_what_the_benchmarks_recorded(tmp_path):
+    folder, records = tmp_path / "claims" / "records", tmp_path / "benchmarks" / "records" / "cpu"
+    records.mkdir(parents=True)
+    assert feeding(folder, {}) == two_gpus(folder, {}) == []
+
+    def write(name, date, *groups):
+        (records / name).write_text(json.dumps({"machine": {"device": "CPU"}, "date": date, "command": "x",
+                                                "groups": groups}))
+
+    rivals = {"fixed": {"pct_feeding": 0.0}, "raw": {"pct_feeding": -0.04}}
+    fed = {"group": "fed-step-cpu-fp32-b128", "batch": 128, "rivals": rivals}
+    towers = {"two-towers": {"median_s": 1.5}, "one-gpu": {"median_s": 1.2}}
+    write("b.json", "2026-11-25T10:00:00", fed | {"rivals": {"fixed": {}, "raw": {"pct_feeding": 77.0}}})
+    write("a.json", "2026-11-26T10:00:00", fed,
+          {"group": "two-gpus-cpu-fp32-b64", "place": "cpu", "batch": 64, "rivals": towers})
+    (records / "broken.json").write_text("{")
+    assert feeding(folder, {}) == ["CPU, 2026-11-26: a step of 128 images takes -0.0 % longer with `raw` than with "
+                                   "images that are there already"]
+    assert two_gpus(folder, {}) == ["CPU, 2026-11-26, both towers on one CPU: a step of 64 images takes 1,500.0 ms "
+                                    "with two towers and 1,200.0 ms with the one-GPU network, 1.25 times as long"]
+
+
 def overfitting(arm, seed, validation, training):
     return {(arm, seed): {"errors": errors((validation, 5.0), (validation - 1, 4.0)), "curve": {"steps": [10], "loss": [1.0]},
                           "on_training_images": {"top1_error": training, "loss": 0.5}}}
@@ -316,6 +393,15 @@ def test_overfitting_is_a_difference_and_a_gap():
     assert gap == ("validation minus training error, centre view, network in test mode: base 6.00 ± 1.41 points (training images "
                    "25.00 %), no flips 15.00 ± 2.83 points (training images 18.50 %), no flips +9.00 ± 1.41 points against base, "
                    "n = 2, p = 0.5, the least there can be (Welch 0.092)")
+
+
+def test_the_gap_of_pooling_is_told_beside_its_difference():
+    """3.4: "slightly more difficult to overfit"; a record of before tells it too, since every run has its training images' error."""
+    runs = overfitting("base", 0, 30.0, 25.0) | overfitting("non_overlapping", 0, 31.0, 24.5)
+    difference, gap = findings(record_of("difference", ["base", "non_overlapping"], runs, claim="pooling"))
+    assert difference.startswith("non overlapping +1.00 / ")
+    assert gap.endswith("non overlapping +1.50 points against base, n = 1, no p")
+    assert len(findings(record_of("difference", ["base", "non_overlapping"], runs, claim="lrn"))) == 1
 
 
 @pytest.mark.parametrize("kind", ["overfitting", "dropout", "training", "schedule", "moved", "difference"])
@@ -471,11 +557,13 @@ def test_recorded_rendered_checked(place, capsys):
     text = (folder / "README.md").read_text()
     assert text.startswith("# Claims\n") and text.endswith("\n\nThe end.\n")
     rows = [row for row in text.splitlines() if row.startswith("| `")]
-    assert len(rows) == len(CLAIMS) and sum(row.endswith("| not run |") for row in rows) == len(CLAIMS) - 1
+    assert len(rows) == len(CLAIMS) + len(ELSEWHERE)
+    assert sum(row.endswith("| not run |") for row in rows) == len(rows) - 1
     row, = (row for row in rows if row.startswith("| `lrn`"))
     assert row.endswith("| 1.4 / 1.2 points | no lrn minus base: +2.00 points (-0.48 to +4.48) | 3 | no verdict |")
     page = (folder / "claims.md").read_text()
-    assert [line for line in page.splitlines() if line.startswith("## ")] == [f"## {claim.id}" for claim in CLAIMS]
+    assert [line for line in page.splitlines() if line.startswith("## ")] == [
+        f"## {entry.id}" for entry in (*CLAIMS, *ELSEWHERE)]
     assert "**folder a|b; `mini`, 12 epochs, CPU, 1 thread, 2026-11-26**\n\n- no lrn +2.00 ± 1.00 / +1.50" in page
     picture, = (folder / "records").glob("*.png")
     assert f"](records/{picture.name})" in page and "Command: `python -m alexnet_mp.claims run x`" in page

@@ -105,7 +105,7 @@ def test_steps_and_set_and_seed(folder, tmp_path, capsys):
 
 
 def test_a_plateau_ends_the_run(folder, tmp_path):
-    """With a rate of 0 nothing improves: a drop after every second epoch, three in all, then the end, long before the recipe's epochs."""
+    """With a rate of 0 nothing improves: a drop every second epoch, then the end, long before the recipe's epochs."""
     train.main([*SMALL, "--data", str(folder), "--out", str(tmp_path / "run"), "--epochs", "50", "--set", "schedule=plateau", "--set",
                 "plateau_patience=1", "--set", "learning_rate=1e-12", "--set", "bias_learning_rate=1e-12"])
     lines = read_metrics(tmp_path / "run")

@@ -77,6 +77,33 @@ def test_layers_that_only_one_of_them_has(data, before, tmp_path, capsys):
     assert "; new: fc8; left out: fc7\n" in capsys.readouterr().out
 
 
+def test_only_the_layers_that_are_named(data, before, tmp_path, capsys):
+    drawn = weights_of(run(data, tmp_path / "drawn", *FROZEN, "--steps", "1", "--seed", "3"))
+    found = weights_of(run(data, tmp_path / "tuned", *FROZEN, "--steps", "1", "--seed", "3", "--init", before,
+                           "--init-layers", "conv1,fc6"))
+    ended = weights_of(before)
+    assert "begins with conv1, fc6 of " in (said := capsys.readouterr().out) and "; new: conv2, fc8\n" in said
+    assert all(torch.equal(found[name], (ended if name.startswith(("conv1.", "fc6.")) else drawn)[name])
+               for name in drawn)
+
+
+@pytest.mark.parametrize("more, message", [
+    (["conv1,fc8"], "--init-layers fc8: it names some of the layers before the last, conv1, conv2, fc6"),
+    (["conv7"], "--init-layers conv7: it names some of"), ([""], "--init-layers : it names some of")])
+def test_layers_that_can_not_be_taken(more, message, data, before, tmp_path):
+    with pytest.raises(UserError, match=message):
+        run(data, tmp_path / "run", "--init", before, "--init-layers", *more)
+    with pytest.raises(UserError, match="and there is no --init"):
+        run(data, tmp_path / "run", "--init-layers", *more)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_layer_that_is_named_and_not_there(data, before, tmp_path):
+    extra = {"name": "fc7", "kind": "fc", "maps": 5, "reads": "own", "then": ["relu"], "init_std": 0.1}
+    with pytest.raises(UserError, match="it has no fc7, which --init-layers names"):
+        run(data, tmp_path / "run", *layers(add=[(3, extra)]), "--init", before, "--init-layers", "conv1,fc7")
+
+
 @pytest.mark.parametrize("change, message", [
     (("conv2", {"kernel": 5, "pad": 2}), r"conv2.weight is \(8, 6, 3, 3\) there, but \(8, 6, 5, 5\) in this network"),
     (("conv1", {"maps": 4}), r"conv1.weight is \(6, 3, 5, 5\) there, but \(8, 3, 5, 5\)")])

@@ -55,7 +55,7 @@ def test_after_a_drop_the_old_velocity_coasts():
 
 
 def test_a_frozen_layer_stands_still_and_gets_no_gradient():
-    """Epoch 73 of the 2012 run: conv1 frozen, without decay, without the rest of its momentum; backward ends at conv2."""
+    """Epoch 73 of the 2012 run: conv1 frozen, without decay or the rest of its momentum; backward ends at conv2."""
     recipe = change_layers(source2012(), "fc6", "fc7", maps=4)
     network = TwoTowerAlexNet(recipe, ("cpu", "cpu"), 3).double()  # in float32 a step can be below a bias of 1
     optimizer, schedule = PaperSGD(network), make_schedule(recipe)

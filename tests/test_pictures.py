@@ -32,7 +32,7 @@ def test_each_kernel_with_its_own_scale():
     random = np.random.default_rng(0)
     weights = random.normal(size=(4, 3, 5, 5)).astype(np.float32)
     weights[1], weights[2] = 1e-4 * weights[0] + 7e-4, 0.3
-    picture = np.asarray(kernel_picture(weights, towers=1, each_scaled=True)).astype(int)
+    picture = np.asarray(kernel_picture(weights, towers=1, scale="kernel")).astype(int)
     size = 5 * SCALE
     first, faint, constant, other = (picture[22:22 + size, GAP + index * (size + GAP):][:, :size] for index in range(4))
     assert np.abs(first - faint).max() <= 1
@@ -43,6 +43,20 @@ def test_each_kernel_with_its_own_scale():
     assert zero == round(-low / (high - low) * 255)
     assert np.abs(other[::SCALE, ::SCALE] - ((standard[1] - low) / (high - low) * 255).transpose(1, 2, 0)).max() <= 1
     assert picture.min() == 0
+
+
+def test_each_tower_with_its_own_scale():
+    """As 2012 drew conv1a and conv1b, a call each: a faint tower is as bright as the other; in one scale it is not."""
+    weights = np.ones((4, 3, 5, 5), np.float32) * np.array([1, -1, 0.1, -0.1], np.float32)[:, None, None, None]
+    cell, title = 5 * SCALE + GAP, 22
+
+    def levels(scale):
+        picture = np.asarray(kernel_picture(weights, towers=2, scale=scale)).astype(int)
+        return [picture[tower * (title + cell + GAP) + title + 5, GAP + place * cell + 5, 0] for tower in (0, 1)
+                for place in (0, 1)]
+
+    assert levels("tower") == [255, 0, 255, 0]
+    assert levels("layer") == [255, 0, 140, 115]
 
 
 def test_kernels_by_colourfulness_stay_in_their_tower():

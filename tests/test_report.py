@@ -17,8 +17,9 @@ from alexnet_mp.errors import UserError, run_command
 from alexnet_mp.report_page import NAME, pictures_of
 
 pytestmark = pytest.mark.usefixtures("one_thread", "quick", "small")
-HEADINGS = ["Figure 3 by GPU", "Specialisation, measured", "Training", "The exchange", "Figure 4 left", "Figure 4 right",
-            "Short codes", "Provenance"]
+HEADINGS = ["Figure 3 by GPU", "Specialisation, measured", "Training", "The exchange", "Memory of a step",
+            "Figure 4 left",
+            "Figure 4 right", "Short codes", "Provenance"]
 MACHINE = ["--gpus", "cpu", "--pipeline", "torch", "--workers", "0"]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -74,10 +75,13 @@ def test_the_parts_and_their_headings(page, trained, data):  # noqa: F811
     assert re.findall(r"<h2>(.*?)</h2>", text) == HEADINGS
     parts = dict(zip(HEADINGS, text.split("<h2>")[1:]))
     assert "the 3 kernels of tower a above, those of tower b below" in parts["Figure 3 by GPU"]
-    assert "as in 2012" in parts["Figure 3 by GPU"]
+    assert "one scale for both towers" in parts["Figure 3 by GPU"]
+    assert "eight pictures at random" in parts["Figure 4 left"]
     assert "One run says nothing about how often" in parts["Specialisation, measured"] and ">run<" in parts[HEADINGS[1]]
     assert "9 steps, into epoch 3 of 3; batch size 9, seed 3." in parts["Training"] and ">ten views<" in parts["Training"]
     assert "at conv2, fc6, fc8 and nowhere else" in parts["The exchange"] and "no time can be measured" in parts["The exchange"]
+    assert "What a training step of 9 images holds" in parts["Memory of a step"]
+    assert re.search(r"<td>in all</td><td>0\.\d</td><td>0\.\d</td>", parts["Memory of a step"])
     assert "A step of this run took" in parts["The exchange"] and parts["The exchange"].count('class="crossing"') == 5
     assert "Some of 6 pictures that the network has not learned from" in parts["Figure 4 left"]
     assert "6 training pictures whose fc6 vectors (16 numbers)" in text

@@ -14,6 +14,7 @@ from alexnet_mp import retrieve, retrieval_record, short_codes
 from alexnet_mp.contact_sheet import SIDE, contact_sheet, png, shortened
 from alexnet_mp.errors import UserError
 from alexnet_mp.retrieval_index import Index
+from alexnet_mp.retrieval_measures import measures
 
 pytestmark = pytest.mark.usefixtures("one_thread", "quick", "few_passes")
 WHERE = ["--gpus", "cpu", "--pipeline", "torch", "--workers", "0"]
@@ -167,7 +168,7 @@ def test_measures_are_those_of_the_searches(trained, capsys):
     assert record == json.loads((trained / "retrieval" / "measures.json").read_bytes())
     assert [(one["by"], one["bits"], one["codes"], one["bytes_per_picture"]) for one in record["searches"]] == [
         ("pixels", None, None, 3072), ("fc7", None, None, 64), ("codes", 8, "learned", 1), ("codes", 8, "random", 1),
-        ("codes", 16, "learned", 2), ("codes", 16, "random", 2)]
+        ("codes", 8, "pixel", 1), ("codes", 16, "learned", 2), ("codes", 16, "random", 2), ("codes", 16, "pixel", 2)]
     index = Index(trained / "retrieval")
     train, val = index.features("train"), index.features("val")
     distances = ((val.hidden[:, None].astype(np.float64) - train.hidden) ** 2).sum(2)
@@ -176,7 +177,20 @@ def test_measures_are_those_of_the_searches(trained, capsys):
     assert record["searches"][0]["precision"]["1"] == 1  # a class is a tint: pixels tell them
     assert record["train"] == 24 and record["queries"] == 6 and index.lengths == [8, 16]
     lines = said(capsys, "measure", trained / "retrieval").out.splitlines()
-    assert len(lines) == 8 and "fc6" in lines[3] and "learned codes, 16 bits" in lines[6] and "random" in lines[7]
+    assert len(lines) == 11 and "fc6" in lines[3] and "learned codes, 16 bits" in lines[7] and "pixel" in lines[9]
+    pixels = np.sqrt(((val.pixels[:, None].astype(np.float64) - train.pixels) ** 2).sum(2))
+    near = np.argsort(distances, axis=1, kind="stable")[:, :6]
+    found = np.take_along_axis(pixels, near, 1)
+    assert record["pixel_distance"] == pytest.approx({
+        "neighbours": 6, "by_layer": found.mean(), "by_pixels": np.sort(pixels, 1)[:, :6].mean(), "any": pixels.mean(),
+        "nearer": np.mean([((row < one).sum() + (row <= one).sum()) / 2 / 24 for row, of in zip(pixels, found)
+                           for one in of])}, rel=1e-3)
+    assert f"in pixels: {found.mean():,.0f} grey levels to the 6 nearest by fc6" in lines[10]
+    trained_on_pixels = short_codes.train(train.pixels, 16, index.described.codes["16"].seed).encoder
+    codes = [np.unpackbits(trained_on_pixels.codes(some.pixels), axis=1) for some in (train, val)]
+    precision, average = measures((codes[1][:, None] != codes[0]).sum(2), val.labels[:, None] == train.labels)
+    assert record["searches"][7]["mean_average_precision"] == pytest.approx(average.mean())
+    assert record["searches"][7]["precision"]["6"] == pytest.approx(precision[6].mean())
 
 
 def test_the_speed_is_measured(trained, capsys, monkeypatch):

@@ -19,10 +19,10 @@ def test_a_plateau_drops_the_rate_three_times_and_then_ends_the_run():
         assert not schedule.finished
         schedule.observe(error)
         history.append((schedule.drops, schedule.finished))
-    # 40, 41: two without a new best -> drop 1; the next is the first of its rate; then every third 39 is a drop, and the fourth
-    # ends the run.
-    assert history == [(0, False), (0, False), (0, False), (1, False), (1, False), (1, False), (2, False), (2, False), (2, False),
-                       (3, False), (3, False), (3, False), (4, True)]
+    # 40, 41: two without a new best -> drop 1; the next is the first of its rate; then every third 39 is a drop, and
+    # the fourth ends the run.
+    assert history == [(0, False), (0, False), (0, False), (1, False), (1, False), (1, False), (2, False), (2, False),
+                       (2, False), (3, False), (3, False), (3, False), (4, True)]
 
 
 def test_an_error_that_rises_at_a_drop_and_then_improves_is_no_plateau():

@@ -34,6 +34,8 @@ EVERYWHERE = {  # (variant, the fields that differ from each of the three parent
     "no_links": (variants.no_links, {"conv2.maps", "fc6.maps"} | each(("conv3", "fc6", "fc7"), "reads")),
     "no_links_same_width": (variants.no_links_same_width, each(("conv3", "fc6", "fc7"), "reads")),
     "tanh": (variants.tanh, each(HIDDEN, "then")),
+    "sigmoid": (variants.sigmoid, each(HIDDEN, "then")),
+    "half as wide": (variants.half_as_wide, each(HIDDEN, "maps") | each(LAYERS[1:], "init_std")),
     "no_colour": (variants.no_colour, {"colour_noise"}),
     "no_crops": (variants.no_crops, {"crop_positions"}),
     "no_flips": (variants.no_flips, {"flip"}),
@@ -57,6 +59,7 @@ BY_PARENT = {  # where they are not: paper, source2012, mini
     "plateau_schedule": (variants.plateau_schedule, [set(), {"schedule"}, {"schedule", "plateau_patience"}]),
     "dated_drops": (variants.dated_drops, [{"schedule", "dates"}, {"dates"}, {"dates"}]),
     "dated_schedule": (variants.dated_schedule, [{"schedule", "epochs", "dates"}, set(), {"epochs", "dates"}]),
+    "twice_as_long": (variants.twice_as_long, [{"epochs"}, {"epochs", "dates"}, {"epochs", "dates"}]),
     "shortened": (functools.partial(variants.shortened, epochs=6), [{"epochs"}, {"epochs", "dates"}, {"epochs", "dates"}]),
     "fine_tuned": (variants.fine_tuned, [each(HIDDEN, "rate") | {"schedule", "epochs", "dates"}]
                    + [each(HIDDEN, "rate") | {"epochs", "dates"}] * 2),
@@ -103,10 +106,11 @@ def test_a_variant_differs_in_exactly_these_fields(name, parent):
 def test_every_variant_makes_a_step(name, parent):
     """Forward, backward, update: the loss is finite, every layer gets a gradient and moves."""
     recipe = tiny(CASES[name][0](PARENTS[parent]()))
-    network = TwoTowerAlexNet(recipe, ("cpu",) * recipe.towers, 5)
+    # In float64: the first layers hardly move a bias of 1 where sigmoids saturate.
+    network = TwoTowerAlexNet(recipe, ("cpu",) * recipe.towers, 5).double()
     optimizer, before = PaperSGD(network), network.merged_state()
     optimizer.set_rates(make_schedule(recipe).rates(1))
-    images = 60 * torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    images = 60 * torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(1)).double()
     loss = F.cross_entropy(network(*[images] * recipe.towers), torch.tensor([0, 1, 2, 4]))
     loss.backward()
     assert all(part.grad.any() for parts in network.layer_parameters().values() for part in parts)
@@ -235,15 +239,27 @@ def test_no_noise_comes_back_with_a_date():
     assert make_schedule(quiet).rates(3) == make_schedule(recipe).rates(3)
 
 
+def test_widths_keep_the_sums_of_their_layers():
+    """Half the inputs of a layer have root two times its deviation; the first, which reads pixels, keeps its own."""
+    recipe = variants.half_as_wide(paper())
+    assert [layer.maps for layer in recipe.layers] == [24, 64, 96, 96, 64, 1024, 1024, None]
+    assert [layer.init_std for layer in recipe.layers] == pytest.approx([0.01] + 7 * [0.0141])
+    wide = variants.twice_as_wide(paper())
+    assert [layer.maps for layer in wide.layers][:2] == [96, 256] and wide.layers[7].init_std == pytest.approx(0.00707)
+    one = variants.half_as_wide(variants.half_as_wide(change_layers(paper(), "conv1", maps=2)))
+    assert one.layers[0].maps == 1 and sum(parameter_counts(one)) < sum(parameter_counts(recipe))
+
+
 def test_no_weight_decay_of_a_single_layer_is_left():
     recipe = variants.no_weight_decay(change_layers(paper(), "fc8", weight_decay=1.0))
     assert {group["weight_decay"] for group in PaperSGD(TwoTowerAlexNet(tiny(recipe), ("cpu", "cpu"), 3)).param_groups} == {0.0}
 
 
 @pytest.mark.parametrize("epochs, expected", [
-    (93, [24, 52, 69, 73, 79]), (186, [47, 103, 137, 145, 157]), (12, [4, 8, 10, 11, 12]), (3, [2, 3, 4, 4, 4]), (1, [2] * 5)])
+    (93, [24, 52, 69, 73, 79]), (186, [47, 103, 137, 145, 157]), (12, [4, 8, 10, 11, 12]), (3, [2, 3, 4, 4, 4]),
+    (1, [2] * 5)])
 def test_dates_come_at_their_share_of_the_epochs(epochs, expected):
-    """23/93 of 12 epochs are 2.97: the drop comes with the fourth. A date after the end never comes: no run begins frozen."""
+    """23/93 of 12 epochs are 2.97: the drop comes with the fourth. A date behind the end never comes."""
     recipe = variants.dated_schedule(paper(), epochs)
     assert [date.epoch for date in recipe.dates] == expected and recipe.epochs == epochs
     assert make_schedule(recipe).rates(1) == make_schedule(paper()).rates(1)
@@ -284,13 +300,15 @@ def test_rates_of_fine_tuning():
     def rates(epoch):
         return [schedule.rates(epoch)[f"{name}.weight"] for name in ("conv1", "conv6", "fc8")]
 
-    for epoch, expected in ((1, [1e-4, 1e-3, 1e-2]), (5, [1e-4, 1e-3, 1e-2]), (6, [1e-5, 1e-3, 1e-2]), (8, [0, 1e-3, 1e-2]),
+    for epoch, expected in ((1, [1e-4, 1e-3, 1e-2]), (5, [1e-4, 1e-3, 1e-2]), (6, [1e-5, 1e-3, 1e-2]),
+                            (8, [0, 1e-3, 1e-2]),
                             (9, [0, 1e-3, 1e-2]), (10, [0, 1e-3, 1e-3]), (22, [0, 1e-3, 1e-3]), (23, [0, 1e-4, 1e-4]),
                             (43, [0, 1e-5, 1e-5]), (54, [0, 1e-5, 1e-5])):
         assert rates(epoch) == pytest.approx(expected), epoch
     assert [schedule.colour_noise(epoch) for epoch in (38, 39)] == [0.1, 0.0]
     assert [schedule.rates(epoch)["conv1.bias"] for epoch in (7, 8)] == [0.02, 0]
-    assert {schedule.rates(epoch)[f"{name}.bias"] for epoch in (1, 23, 54) for name in ("conv2", "conv6", "fc7", "fc8")} == {0.02}
+    assert {schedule.rates(epoch)[f"{name}.bias"] for epoch in (1, 23, 54)
+            for name in ("conv2", "conv6", "fc7", "fc8")} == {0.02}
     assert variants.fine_tuned(mini(), 27).dates[-1].epoch == 22
 
 

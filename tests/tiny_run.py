@@ -28,8 +28,8 @@ TINY = ["--gpus", "cpu", "--recipe", "mini", "--batch-size", "9", "--pipeline", 
         "--set", "stored_size=40",
         "--set", "crop_size=32", "--set", "crop_positions=8", "--set", "learning_rate=0.002", "--epochs", str(EPOCHS),
         "--set", f"layers={json.dumps(LAYERS)}"]
-# Schedules whose changes are in reach of three epochs. With such small rates every validation has the same errors, and every
-# second one brings a drop.
+# Schedules whose changes are in reach of three epochs. With such small rates every validation has the same errors, and
+# every second one brings a drop.
 DATED = ["--set", 'dates=[{"epoch": 2, "weights": 0.1, "colour_noise": 0.3}, '
          '{"epoch": 3, "layers": ["conv1"], "weights": 0, "biases": 0}]',
          "--set", "schedule=dated"]

@@ -1,0 +1,88 @@
+"""One training step of the network on two GPUs against the one-GPU network that the paper compares it with (3.2).
+
+    pytest benchmarks/test_speed_towers.py --benchmark-only [--batch 128] [--rounds 7]
+
+`two-towers`: the paper's network, a tower a device. `one-gpu`: half the kernels in each convolution but the last, the
+fully connected layers whole, on the first of them (`variants.one_gpu`). Both take forward, loss, backward and update as
+`train` does, without CUDA graphs. Only `two-gpus` is what the sentence is about; with both towers on one GPU, or on the
+CPU, the larger network has no second device to save time with.
+"""
+import functools
+import statistics
+
+import pytest
+import torch
+from in_turn import REPLAY, clocks, compare, provenance, replay, time_in_turn
+
+from alexnet_mp import TwoTowerAlexNet, geometry, paper
+from alexnet_mp.optimizer import PaperSGD
+from alexnet_mp.training_step import TrainingStep
+from alexnet_mp.variants import one_gpu
+
+PLACES = {"cpu": ("cpu", "cpu"), "one-gpu": ("cuda:0", "cuda:0"), "two-gpus": ("cuda:0", "cuda:1")}
+RIVALS = ("two-towers", "one-gpu")
+RATE = 1e-6  # so that no step among hundreds diverges
+
+
+@pytest.fixture(scope="module")
+def measured():
+    return functools.cache(measure)
+
+
+@pytest.mark.benchmark(timer=REPLAY)
+@pytest.mark.parametrize("rival", RIVALS)
+@pytest.mark.parametrize("place", PLACES)
+def test_step_of_towers(place, rival, benchmark, measured, request):
+    devices = tuple(map(torch.device, PLACES[place]))
+    needed = len({device for device in devices if device.type == "cuda"})
+    if torch.cuda.device_count() < needed:
+        pytest.skip(f"needs {needed} CUDA device(s), found {torch.cuda.device_count()}")
+    batch = (request.config.getoption("batch") or (2 if benchmark.disabled else 128,))[0]
+    rounds = 1 if benchmark.disabled else request.config.getoption("rounds") or 7
+    seconds, parameters, noted = measured(devices, batch, rounds)
+    benchmark.group = f"two-gpus-{place}-fp32-b{batch}"
+    replay(benchmark, seconds[rival]["step"])
+    benchmark.extra_info.update(provenance(devices[0]) | noted | compare(seconds, "step", None, RIVALS)[rival] | {
+        "op": "two-gpus", "rival": rival, "dtype": "fp32", "batch": batch, "place": place,
+        "parameters": parameters[rival],
+        "images_per_s": batch / statistics.median(seconds[rival]["step"])})
+
+
+def measure(devices, batch, rounds):
+    """Both steps timed in turn: (seconds, {rival: parameters}, what the record says of the conditions)."""
+    recipes = {"two-towers": paper(), "one-gpu": one_gpu(paper())}
+    rivals = {name: Step(recipe, devices[:recipe.towers], batch) for name, recipe in recipes.items()}
+    for rival in rivals.values():
+        assert rival.step().isfinite()
+    before = clocks(devices[0])
+    seconds, _ = time_in_turn(rivals, devices[0], rounds)
+    return seconds, {name: sum(geometry.parameter_counts(recipe)) for name, recipe in recipes.items()}, {
+        "kernels": rivals["two-towers"].network.kernels_used(), "clocks_before": before,
+        "clocks_after": clocks(devices[0]), "seed": 0}
+
+
+class Step:
+    """A network's training step on pictures that are there; on two GPUs its time ends when both have ended."""
+
+    calls, sets = 1, 1
+
+    def __init__(self, recipe, devices, batch):
+        self.devices, self.network = devices, TwoTowerAlexNet(recipe, devices)
+        optimizer = PaperSGD(self.network)
+        optimizer.set_rates(dict.fromkeys(self.network.layer_parameters(), RATE))
+        self.take = TrainingStep(self.network, optimizer)
+        images = 60 * torch.randn(batch, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+        made = {device: images.to(device, memory_format=torch.channels_last) for device in dict.fromkeys(devices)}
+        self.images, self.labels = [made[device] for device in devices], (torch.arange(batch) % 1000).to(devices[0])
+        self.runs = {"step": self.step}
+
+    def step(self):
+        streams = [torch.cuda.current_stream(device) for device in dict.fromkeys(self.devices) if device.type == "cuda"]
+        first, others = streams[:1], streams[1:]
+        for other in others:  # the clock is the first device's: the second must not start before it, nor end after it
+            other.wait_stream(*first)
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+            loss, *_ = self.take(self.images, self.labels, lambda loss: None)
+        for other in others:
+            first[0].wait_stream(other)
+        return loss

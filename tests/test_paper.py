@@ -1,0 +1,122 @@
+"""docs/paper.md: what it names is there; and the paper's own arithmetic, of neurons, parameters, crops and labels."""
+import ast
+import math
+import re
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from alexnet_mp import claims, evaluate, geometry, paper, prepare, report, retrieve, train
+from alexnet_mp.claim_elsewhere import ELSEWHERE
+from alexnet_mp.claim_list import CLAIMS
+
+ROOT = Path(__file__).parent.parent
+PAGE = (ROOT / "docs" / "paper.md").read_text()
+ROWS = [line.strip("|").split(" | ") for line in PAGE.splitlines() if line.startswith("| ")
+        and not line.startswith("| sentence")]
+MODULES = {"claims": claims, "evaluate": evaluate, "prepare": prepare, "report": report, "retrieve": retrieve,
+           "train": train}
+IDS = {claim.id for claim in CLAIMS} | {other.id for other in ELSEWHERE}
+
+
+@cache
+def names_of(path):
+    """Functions, classes and constants at the top of a file."""
+    tree = ast.parse((ROOT / path).read_text())
+    defined = {node.name for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+    targets = [target for node in tree.body if isinstance(node, ast.Assign) for target in node.targets]
+    return defined | {target.id for target in targets if isinstance(target, ast.Name)}
+
+
+def quoted(cell):
+    return re.findall(r"`([^`]+)`", cell)
+
+
+def test_every_row_has_its_three_cells_and_something_that_stands_for_it():
+    assert len(ROWS) > 100
+    for row in ROWS:
+        assert len(row) == 3, row
+        sentence, here, commands = (cell.strip() for cell in row)
+        assert sentence.endswith(".") and here, row
+        assert quoted(here) or quoted(commands) or "not testable without" in here, row
+
+
+@pytest.mark.parametrize("section", [
+    "Abstract", "1 Introduction", "2 The data", "3 The architecture", "3.1 ReLU", "3.2 Two GPUs",
+    "3.3 Local response normalisation", "3.4 Overlapping pooling", "3.5 The whole", "4 Reducing overfitting",
+    "4.1 Augmentation", "4.2 Dropout", "5 Learning", "6 Results", "6.1 What was learned", "7 Discussion"])
+def test_every_section_of_the_paper_is_there(section):
+    assert len(re.findall(rf"^##+ {re.escape(section)}$", PAGE, re.M)) == 1
+
+
+def test_files_functions_and_tests_are_there():
+    named = [name for row in ROWS for name in quoted(row[1]) if "/" in name]
+    assert len(named) > 100
+    for name in named:
+        path, _, inside = name.partition("::")
+        assert (ROOT / path).is_file(), name
+        assert not inside or inside in names_of(path), name
+
+
+def test_claims_and_commands_are_there():
+    told = set()
+    for row in ROWS:
+        for name in quoted(row[2]):
+            if name.startswith("python -m alexnet_mp."):
+                module, *words = name.removeprefix("python -m alexnet_mp.").split()
+                MODULES[module]._parser().parse_args(words)
+            else:
+                assert name in IDS, name
+                told.add(name)
+    assert told == IDS  # no claim stands for a sentence that the page lacks
+
+
+def test_what_is_named_elsewhere_in_the_rows_is_a_flag_or_a_command():
+    for row in ROWS:
+        for name in quoted(row[1]):
+            assert "/" in name or name.startswith("--") or name in MODULES, name
+
+
+# --- the paper's arithmetic
+
+def test_neurons():
+    """Figure 2 prints 253,440 for the first layer, which fits no 55x55x96; the rest of its list is the network's."""
+    sizes = geometry.sizes(paper())
+    neurons = [math.prod(size.computed) * (1 if size.layer.towers == "first" else 2) for size in sizes]
+    printed = [253_440, 186_624, 64_896, 64_896, 43_264, 4_096, 4_096, 1_000]
+    assert neurons == [290_400, *printed[1:]]
+    assert sum(neurons) == 659_272 and sum(printed) == 622_312 and 224 * 224 * 3 == 150_528
+
+
+def test_shares_of_the_parameters():
+    shapes = geometry.merged_shapes(paper(), 1000)
+    counts = {name: sum(math.prod(shape) for other, shape in shapes.items() if other.startswith(f"{name}."))
+              for name in (layer.name for layer in paper().layers)}
+    shares = {name: round(100 * count / sum(counts.values()), 2) for name, count in counts.items()}
+    assert sum(counts.values()) == 60_965_224
+    assert [shares[f"conv{number}"] for number in range(1, 6)] == [0.06, 0.5, 1.45, 1.09, 0.73]
+    assert shares["fc6"] > 50
+
+
+def test_kernels():
+    shapes = geometry.merged_shapes(paper(), 1000)
+    assert [shapes[f"conv{number}.weight"] for number in range(1, 6)] == [
+        (96, 3, 11, 11), (256, 48, 5, 5), (384, 256, 3, 3), (384, 192, 3, 3), (256, 192, 3, 3)]
+    assert [shapes[f"fc{number}.weight"] for number in (6, 7, 8)] == [(4096, 9216), (4096, 4096), (1000, 4096)]
+    assert [layer.then for layer in paper().layers[2:4]] == [("relu",)] * 2 and paper().layers[0].stride == 4
+
+
+def test_convolutions_have_far_fewer_parameters_than_products():
+    """Each convolution against a product from all that it reads to all its outputs."""
+    for size in geometry.sizes(paper())[:5]:
+        dense = math.prod(size.reads) * math.prod(size.computed)
+        assert math.prod(size.weight_shape) * 1000 < dense, size.layer.name
+
+
+def test_the_factor_of_the_crops():
+    assert paper().crop_positions**2 * 2 == 2048 and paper().flip
+
+
+def test_bits_of_a_label():
+    assert round(math.log2(1000)) == 10
