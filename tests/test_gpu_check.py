@@ -43,7 +43,8 @@ def test_a_stage_that_fails_and_one_that_hangs_stop_no_other(toys, tmp_path):  #
 
 def test_what_was_found_is_packed_before_and_after_every_stage(toys, tmp_path):  # noqa: F811
     look = f"print('seen', open({str(tmp_path / 'results' / 'check.json')!r}).read().replace(chr(10), ''))"
-    assert toys(f"toy('one'), toy('two', {look!r})")()[0] == 0
+    plain = "Stage('one', 'a toy without a stand-in', ('{python}', '-c', 'pass'), 1, 60)"
+    assert toys(f"{plain}, toy('two', {look!r})")()[0] == 0
     seen = json.loads(packed(tmp_path / "results")["logs/two.log"].rpartition("seen ")[2])["stages"]
     assert {name: entry["state"] for name, entry in seen.items()} == {"one": "passed", "two": "running"}
 
@@ -52,7 +53,7 @@ def test_what_was_found_is_packed_before_and_after_every_stage(toys, tmp_path): 
     (signal.SIGTERM, "interrupted", ["middle", "last"]), (signal.SIGINT, "interrupted", ["middle", "last"]),
     (signal.SIGKILL, "running", ["last", "middle"])], ids=["SIGTERM", "SIGINT", "gone"])
 def test_another_machine_goes_on_from_a_copy_of_the_results(toys, tmp_path, number, state, order):  # noqa: F811
-    """What was told to stop goes on first. What was at work when the machine went away comes last: it may be the reason."""
+    """What was told to stop goes on first. What was at work when the machine went comes last: it may be the reason."""
     begun = tmp_path / "begun"
     waits = (f"path = {str(begun)!r}; old = os.path.exists(path); open(path, 'w').write(str(os.getpid())); "
              "time.sleep(0 if old else 600)")

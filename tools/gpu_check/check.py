@@ -246,9 +246,9 @@ class Check:
 
     def command(self, stage, file=None, number=0):
         """The arguments of a stage's process, or of its stand-in; file: the journal."""
-        command = self.filled(stage, stage.command)
-        if self.options.rehearse:
-            command = self.filled(stage, stage.rehearsal) if stage.rehearsal else [*command, "--collect-only"]
+        command = self.filled(stage, self.options.rehearse and stage.rehearsal or stage.command)
+        if self.options.rehearse and stage.journal and not stage.rehearsal:
+            command.append("--collect-only")
         if file is None:
             return command
         command += ["-p", "gpu_check.journal"]

@@ -29,7 +29,7 @@ class Stage:
     dist: str = "load"  # what they share out: tests, or whole files
     journal: str = ""  # which journal of tests (`journal.py`) it goes on from
     still: tuple = ()  # a command that fails where the machine has forgotten what the stage did
-    rehearsal: tuple = ()  # the stand-in without a GPU; of tests their collection, if nothing is said
+    rehearsal: tuple = ()  # the stand-in without a GPU; if there is none, of tests their collection, else the command
     environment: dict = field(default_factory=dict)
 
 
