@@ -5,7 +5,8 @@ import time
 
 from .claim_list import GRID
 from .claim_measure import entry_of, key_of_test
-from .claim_plan import last_step, make_run, more_tests, operations, search_run, turns, work_of_steps, work_of_test, work_of_tests
+from .claim_plan import (
+    last_step, make_run, more_tests, operations, search_run, turns, work_of_masks, work_of_steps, work_of_test, work_of_tests)
 from .claim_run import search
 from .claim_train import first_gpu, reached, read_notes, status, train_run
 from .console import say
@@ -55,7 +56,10 @@ class Forecast:
                 return 0.0
             case "done":  # but for tests that its claim asks for
                 owed = [test for test in more_tests(run) if key_of_test(run, *test) not in read_notes(run)["tests"]]
-                return sum(work_of_test(run, *test) for test in owed) * self.pace.get(run.preset, 0.0)
+                work = sum(work_of_test(run, *test) for test in owed)
+                if run.kind == "masks" and not entry_of(run, self.options):
+                    work += work_of_masks(run)
+                return work * self.pace.get(run.preset, 0.0)
         return (work_of_steps(run, reached(run), last_step(run)) + work_of_tests(run)) * self.pace[run.preset]
 
     def total(self, runs):

@@ -216,7 +216,8 @@ def test_all_leaves_out_what_the_data_are_not_for(classes, labelled, size, left_
 def test_every_kind_of_claim_has_its_words():
     for claim in CLAIMS:
         arms = [{"name": arm.name, "larger": arm.larger} for arm in claim.arms]
-        record = {"claim": claim.id, "kind": claim.kind, "arms": arms, "runs": [], "search": [], "rates": {}, "ensembles": []}
+        record = {"claim": claim.id, "kind": claim.kind, "arms": arms, "runs": [], "search": [], "rates": {},
+                  "ensembles": []}
         assert findings(record) == []
 
 
@@ -396,7 +397,7 @@ def test_overfitting_is_a_difference_and_a_gap():
 
 
 def test_the_gap_of_pooling_is_told_beside_its_difference():
-    """3.4: "slightly more difficult to overfit"; a record of before tells it too, since every run has its training images' error."""
+    """3.4: "slightly more difficult to overfit"; a record of before tells it too."""
     runs = overfitting("base", 0, 30.0, 25.0) | overfitting("non_overlapping", 0, 31.0, 24.5)
     difference, gap = findings(record_of("difference", ["base", "non_overlapping"], runs, claim="pooling"))
     assert difference.startswith("non overlapping +1.00 / ")
