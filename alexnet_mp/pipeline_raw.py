@@ -11,19 +11,17 @@ import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, nullcontext
-from itertools import islice
 
 import numpy as np
 import torch
 
-from .draws import Draws, draws
+from .draws import Draws
 from .kernels import augment
-from .loader import Batch, EpochKeys, in_order
+from .loader import Batch, EpochKeys, in_order, with_draws
 from .statistics import colour_shift
 
 AHEAD = 2  # batches
 MOST_THREADS = 8  # that read: more would wait for Python's lock rather than for memory
-DRAWN_AT_ONCE = 32  # batches: drawing for 4,096 images costs little more than for 128
 _END = object()
 
 
@@ -72,7 +70,7 @@ class RawPipeline:
     def _training(self, step, epochs, colour_noise):
         split = self.dataset.splits["train"]
         with self._pool() as pool:
-            for epoch, images, drawn in _drawn(self.recipe, EpochKeys(self.recipe, len(split), step, epochs)):
+            for epoch, images, drawn in with_draws(self.recipe, EpochKeys(self.recipe, len(split), step, epochs)):
                 shift, scale = colour_shift(self.recipe, self.statistics, drawn.colour, colour_noise(epoch))
                 yield Batch(epoch, self._on_each_tower(self._pictures(split, images, pool), drawn, torch.from_numpy(shift), scale),
                             self._labels(split, images), images)
@@ -184,16 +182,3 @@ def _wait_for(item, devices, made):
     for tensor in [*item.images, item.labels] if isinstance(item, Batch) else [*item[0].values(), item[1]]:
         if tensor.is_cuda:  # the memory is the thread's stream's, which must not reuse it before this stream is done
             tensor.record_stream(torch.cuda.current_stream(tensor.device))
-
-
-def _drawn(recipe, keys):
-    """(epoch, images, their `Draws`) of every batch; the draws are made for many batches of an epoch at once."""
-    keys = iter(keys)
-    while group := list(islice(keys, DRAWN_AT_ONCE)):
-        for epoch in dict.fromkeys(epoch for epoch, _, _ in group):
-            batches = [(positions, images) for of, positions, images in group if of == epoch]
-            drawn, start = draws(recipe, epoch, *(np.concatenate(part) for part in zip(*((i, p) for p, i in batches)))), 0
-            for _, images in batches:
-                part = slice(start, start + len(images))
-                yield epoch, images, Draws(drawn.top[part], drawn.left[part], drawn.flip[part], drawn.colour[part])
-                start = part.stop
