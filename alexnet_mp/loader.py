@@ -44,13 +44,13 @@ class EpochKeys:
 
 
 def with_draws(recipe, keys):
-    """(epoch, images, their `Draws`) of every batch of `EpochKeys`; draws are made for many batches of an epoch at once."""
+    """(epoch, images, their `Draws`) of every batch of `EpochKeys`; drawn for many batches of an epoch at once."""
     keys = iter(keys)
     while group := list(islice(keys, DRAWN_AT_ONCE)):
         for epoch in dict.fromkeys(epoch for epoch, _, _ in group):
-            batches = [(positions, images) for of, positions, images in group if of == epoch]
-            drawn, start = draws(recipe, epoch, *(np.concatenate(part) for part in zip(*((i, p) for p, i in batches)))), 0
-            for _, images in batches:
+            batches = [(images, positions) for of, positions, images in group if of == epoch]
+            drawn, start = draws(recipe, epoch, *map(np.concatenate, zip(*batches))), 0
+            for images, _ in batches:
                 part = slice(start, start + len(images))
                 yield epoch, images, Draws(drawn.top[part], drawn.left[part], drawn.flip[part], drawn.colour[part])
                 start = part.stop

@@ -2,8 +2,8 @@
 
 DALI draws nothing itself: it is fed with the draws of `draws.py`, and on a CPU it computes what `pipeline_torch.py` computes, to
 the last bit. Each distinct device has a DALI pipeline of its own that is fed from the host. On a GPU the JPEG decoder may differ by
-some grey levels, and everything after it runs there too; a thread feeds DALI and takes what it has made, as `pipeline_raw.py`
-has one. Importing this module does not import DALI.
+some grey levels, and everything after it runs there too; a thread feeds DALI and takes what it has made, as in
+`pipeline_raw.py`. Importing this module does not import DALI.
 """
 import importlib.util
 import os
@@ -66,7 +66,7 @@ class DaliPipeline:
     def train(self, step, epochs, colour_noise):
         """Training batches from after `step` steps to the end of the last epoch; every image once an epoch.
 
-        colour_noise(epoch) -> the colour deviation of that epoch; asked for some batches early, maybe in another thread.
+        colour_noise(epoch) -> the colour deviation of that epoch; asked for some batches early, on a GPU in a thread.
         """
         split = self.dataset.splits["train"]
         batches = self._training(split, EpochKeys(self.recipe, len(split), step, epochs), colour_noise)
@@ -95,7 +95,8 @@ class DaliPipeline:
                 for item, pictures in batches:
                     for device in pictures.keys() - finish.keys():  # late: an error in the first batch comes before
                         finish[device] = _Dali(device, batch_size, self.workers, lambda dali: self._finished(dali, "decoded", 1.0))
-                    yield self._views_of(pictures, len(item.images), finish, which, lent), self._labels(source, item.images)
+                    views = self._views_of(pictures, len(item.images), finish, which, lent)
+                    yield views, self._labels(source, item.images)
             finally:
                 _close(finish)
 

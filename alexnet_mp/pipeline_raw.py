@@ -5,7 +5,6 @@ copy the pictures to page-locked memory; from there they go, in uint8, to each d
 GPU) and are augmented there, on a stream of their own. Beside a network that computes on the CPU such a thread would only take
 cores from it.
 """
-import functools
 import queue
 import threading
 import warnings
@@ -15,6 +14,7 @@ from contextlib import closing, nullcontext
 import numpy as np
 import torch
 
+from .devices import stream_for
 from .draws import Draws
 from .kernels import augment
 from .loader import Batch, EpochKeys, in_order, with_draws
@@ -127,15 +127,16 @@ def _page_locked(count, size):
 def ahead(items, devices):
     """Yield what a generator yields, made by a thread that is up to AHEAD items ahead of the consumer.
 
-    The thread makes them on streams of its own, one a CUDA device; the consumer's streams wait for an item's tensors. An exception
-    in the thread is raised here. Closing ends the thread, after the item that it is making.
+    The thread makes them on a stream of each CUDA device that is for such threads alone; the consumer's streams wait
+    for an item's tensors. An exception in the thread is raised here. Closing ends the thread, after the item that it
+    is making.
     """
     ready, room, closed = queue.SimpleQueue(), threading.Semaphore(AHEAD), threading.Event()
 
     def make():
         try:
             for device in devices:
-                torch.cuda.set_stream(_stream(device))
+                torch.cuda.set_stream(stream_for(device, "batches ahead"))
             with closing(items):
                 while True:
                     room.acquire()
@@ -166,13 +167,6 @@ def ahead(items, devices):
         closed.set()
         room.release()
         thread.join()
-
-
-@functools.cache
-def _stream(device):
-    """Of all threads that work ahead: torch has 32 a device, and who asks for one more gets one that others use, say to
-    capture a graph."""
-    return torch.cuda.Stream(device)
 
 
 def _wait_for(item, devices, made):

@@ -10,14 +10,14 @@ import numpy as np
 import prepared_sets
 import pytest
 import torch
-from fake_streams import Streams
+from fake_streams import streams  # noqa: F401  (fixture)
 from pipeline_sets import (  # noqa: F401  (fixtures)
     Jpegs, NOISE, ORIENTATION, SOURCES, in_memory, jpeg, needs_dali, needs_gpu, needs_no_gpu, nothing_stays, pipeline, root,
     same_views, sources, until_error, views_of)
 from PIL import Image, ImageFile
 from small_set import PRESETS, STORED, TRAIN, fitted, same, tenth, tiny
 
-from alexnet_mp import loader, pipeline_dali, pipeline_raw
+from alexnet_mp import loader, pipeline_dali
 from alexnet_mp.dataset import Folder, cached, open_dataset
 from alexnet_mp.errors import UserError
 from alexnet_mp.loader import centre_view, ten_views
@@ -226,10 +226,9 @@ def test_a_gpu_that_is_not_there_is_one_line():
 
 
 @needs_no_gpu
-def test_a_gpu_that_dali_cannot_use_is_one_line(sources, nothing_stays, monkeypatch):
+def test_a_gpu_that_dali_cannot_use_is_one_line(sources, nothing_stays, monkeypatch, streams):  # noqa: F811
     """PyTorch sees one, DALI doesn't: its CUDA is newer than the driver."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(pipeline_raw, "_stream", Streams().patch(monkeypatch).new)
     reader = pipeline(DaliPipeline, sources["jpeg"], tiny(paper), devices=["cuda:0"])
     _, error = until_error(reader.train(0, 1, tenth))
     assert str(error).startswith("--pipeline dali: DALI can't use cuda:0: ") and "--pipeline torch" in str(error)

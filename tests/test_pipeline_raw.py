@@ -12,7 +12,7 @@ from contextlib import closing
 import numpy as np
 import pytest
 import torch
-from fake_streams import Memory, Streams
+from fake_streams import Memory, streams  # noqa: F401  (fixture)
 from small_set import BATCH, PRESETS, STORED, TRAIN, VAL, fitted, label, picture, same, tenth, tiny
 
 from alexnet_mp import loader, pipeline_raw
@@ -294,10 +294,9 @@ def test_an_item_is_let_go_when_the_next_one_is_asked_for():
     assert left == [0] * 5
 
 
-def test_threads_take_no_more_than_one_stream_of_a_device(monkeypatch):
-    """Training and one validation after the other. What a thread made may be read, and freed, by the stream that asked for it."""
-    streams, devices = Streams().patch(monkeypatch), [torch.device("cuda:0"), torch.device("cuda:1")]
-    pipeline_raw._stream.cache_clear()
+def test_threads_take_no_more_than_one_stream_of_a_device(streams):  # noqa: F811
+    """Training and validations. What a thread made may be read, and freed, by the stream that asked for it."""
+    devices = [torch.device("cuda:0"), torch.device("cuda:1")]
 
     def items():
         for _ in range(3):
@@ -313,8 +312,7 @@ def test_threads_take_no_more_than_one_stream_of_a_device(monkeypatch):
                 for tensor in (*pictures.values(), labels):
                     tensor.read()
                     tensor.free()
-    assert [stream.device for stream in streams.made] == devices
-    pipeline_raw._stream.cache_clear()  # of stand-ins
+    assert streams.asked == dict.fromkeys(devices, 1)
 
 
 @needs_gpu
