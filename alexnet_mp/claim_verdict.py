@@ -1,7 +1,7 @@
 """Whether a claim of the paper came out: one number a seed, its test, and a verdict in words.
 
 The rules are those of claims/desk-study.md, which was written before the runs that they judge: paired t-tests, Holm's correction over
-all claims with a direction, and no verdict from fewer than `FEWEST` seeds. `specialisation` and `init` are counted instead.
+its claims with a direction, and no verdict from fewer than `FEWEST` seeds. `specialisation` and `init` are counted instead.
 """
 import math
 from dataclasses import dataclass
@@ -17,6 +17,8 @@ from .specialisation import holm, wilson
 
 COMES_OUT, OPPOSITE, UNDECIDED, NOT_RUN, NO_VERDICT = "comes out", "opposite", "not to be told apart", "not run", "no verdict"
 LEVEL, FEWEST = 0.05, 5
+STUDY = ("views", "lrn", "one-gpu", "dropout", "crops-flips", "colour", "augmentation", "pooling", "depth", "links", "weight-decay", "biases",
+         "pretraining", "ensemble5", "ensemble7", "curve")  # the claims that share one correction; all others share another
 CHANCE = 0.98  # of the error of answers drawn at random: a network that has a lower one has learned something
 
 
@@ -89,8 +91,10 @@ def verdicts(records):
     """{claim's id: `Verdict`}. records: of `read_records`; of several records of a claim the one with most seeds counts, then the newest."""
     chosen = {claim.id: _fullest(records.get(claim.id, [])) for claim in CLAIMS}
     found = {claim.id: _tested(claim, chosen[claim.id]) for claim in CLAIMS}
-    judged = [name for name, verdict in found.items() if verdict.word == UNDECIDED and verdict.p is not None]
-    corrected = dict(zip(judged, holm([found[name].p for name in judged])))
+    corrected = {}
+    for family in (STUDY, [claim.id for claim in CLAIMS if claim.id not in STUDY]):
+        judged = [name for name in family if found[name].word == UNDECIDED and found[name].p is not None]
+        corrected |= dict(zip(judged, holm([found[name].p for name in judged])))
     return {claim.id: _decided(claim, found[claim.id], corrected[claim.id]) if claim.id in corrected else found[claim.id] for claim in CLAIMS}
 
 

@@ -4,11 +4,13 @@ A capture of torch's has its stream and its memory on one device (pytorch issue 
 `torch.cuda.make_graphed_callables` help: it captures on a stream of the device that was the first to have a graph, and in the mode
 that forbids the pipelines' threads to copy and allocate meanwhile (torch 2.13, `torch/cuda/graphs.py`).
 """
+import gc
 from contextlib import ExitStack, contextmanager, suppress
 
 import torch
 
 from . import tape_program
+from .devices import stream_for
 from .exchange import settle
 
 
@@ -16,11 +18,12 @@ class CudaGraphs:
     """Captures on streams of its own, one a CUDA device, and one more a device for graphs of updates."""
 
     def __init__(self, devices):
-        # In torch 2.13.0 a graph that is reset frees cuBLAS's workspaces of the stream that captured it, whose addresses
-        # all other graphs of that stream hold (pytorch issue 193402). A change of rates resets updates alone, and an
-        # update multiplies no matrices.
+        # In torch 2.13.0 a graph that is reset frees cuBLAS's workspaces of the stream that captured it, whose
+        # addresses all other graphs of that stream hold (pytorch issue 193402). A change of rates resets updates
+        # alone, and an update multiplies no matrices.
         self.streams, self.update_streams = (
-            {device: torch.cuda.Stream(device) for device in devices} for _ in range(2))
+            {device: stream_for(device, use) for device in devices} for use in ("graphs", "graphs of updates"))
+        gc.collect()  # those of an earlier training are reset now, not when there are others of the same streams
 
     @contextmanager
     def aside(self):

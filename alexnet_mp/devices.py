@@ -1,4 +1,6 @@
 """What `--gpus` means, and which devices there are."""
+import functools
+
 import torch
 
 from .errors import UserError
@@ -40,3 +42,13 @@ def device_name(device):
         model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "CPU")
     threads = torch.get_num_threads()
     return f"{model}, {threads} thread{'' if threads == 1 else 's'}"
+
+
+@functools.cache
+def stream_for(device, use):
+    """The stream of a CUDA device for one use, as "graphs", the same in the whole process.
+
+    torch has 32 a device, and gives one that is in use to who asks for one more: what another thread launches would
+    come into a graph that is captured there. `claims` trains more often than that in one process.
+    """
+    return torch.cuda.Stream(device)

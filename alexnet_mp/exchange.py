@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
+from .devices import stream_for
+
 NAMES = "ab"
 
 
@@ -26,8 +28,8 @@ class Entry:
 class Exchange:
     """Carries tensors between the towers on `devices` (one or two) and keeps a ledger of what crossed since `clear()`.
 
-    overlap: whether copies between CUDA devices run beside the computation. Off, they run on the devices' current streams;
-    the results are the same bits.
+    overlap: whether copies between CUDA devices run beside the computation. Off, they run on the devices' current
+    streams; the results are the same bits.
     """
 
     def __init__(self, devices, overlap=True):
@@ -125,7 +127,8 @@ def copy(tensor, device, overlap, place=None):
         return Arrival(tensor.to(device) if place is None else place.copy_(tensor))
     if not overlap:
         arrived = arriving().copy_(tensor, non_blocking=True)
-        return Arrival(arrived, current_stream(arrived).record_event())  # who goes on with a gradient need not be that stream
+        # A gradient's way back may be begun where another stream is current than the one that goes on with it.
+        return Arrival(arrived, current_stream(arrived).record_event())
     made = current_stream(tensor).record_event()
     out, into = streams = _copy_streams(tensor.device, device)
     for stream in streams:
@@ -171,7 +174,7 @@ def settle(devices):
 @functools.cache
 def _copy_streams(source, target):
     """A stream on each of the two devices, for copies in this direction alone: the two directions don't wait for each other."""
-    return torch.cuda.Stream(source), torch.cuda.Stream(target)
+    return stream_for(source, f"copies to {target}"), stream_for(target, f"copies from {source}")
 
 
 class _Shared(torch.autograd.Function):

@@ -1,16 +1,18 @@
 """What all input pipelines share: what a batch is, which images make it, and the views of the test."""
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
 
-from .draws import order
+from .draws import Draws, draws, order
 from .errors import UserError
 from .statistics import Sums
 from .workers import load
 
 CHUNK = 32  # images a worker reads at once when it only reads
+DRAWN_AT_ONCE = 32  # batches: drawing for 4,096 images costs little more than for 128
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,19 @@ class EpochKeys:
             for cut in cuts[first:]:
                 yield epoch, np.arange(cut.start, cut.stop), places[cut.start:cut.stop]
             first = 0
+
+
+def with_draws(recipe, keys):
+    """(epoch, images, their `Draws`) of every batch of `EpochKeys`; drawn for many batches of an epoch at once."""
+    keys = iter(keys)
+    while group := list(islice(keys, DRAWN_AT_ONCE)):
+        for epoch in dict.fromkeys(epoch for epoch, _, _ in group):
+            batches = [(images, positions) for of, positions, images in group if of == epoch]
+            drawn, start = draws(recipe, epoch, *map(np.concatenate, zip(*batches))), 0
+            for images, _ in batches:
+                part = slice(start, start + len(images))
+                yield epoch, images, Draws(drawn.top[part], drawn.left[part], drawn.flip[part], drawn.colour[part])
+                start = part.stop
 
 
 def in_order(count, batch_size):

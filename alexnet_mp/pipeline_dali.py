@@ -2,7 +2,8 @@
 
 DALI draws nothing itself: it is fed with the draws of `draws.py`, and on a CPU it computes what `pipeline_torch.py` computes, to
 the last bit. Each distinct device has a DALI pipeline of its own that is fed from the host. On a GPU the JPEG decoder may differ by
-some grey levels, and everything after it runs there too. Importing this module does not import DALI.
+some grey levels, and everything after it runs there too; a thread feeds DALI and takes what it has made, as in
+`pipeline_raw.py`. Importing this module does not import DALI.
 """
 import importlib.util
 import os
@@ -14,9 +15,9 @@ from itertools import groupby
 import numpy as np
 import torch
 
-from .draws import draws
 from .errors import UserError
-from .loader import Batch, EpochKeys, StoredPictures, in_order
+from .loader import Batch, EpochKeys, StoredPictures, in_order, with_draws
+from .pipeline_raw import ahead
 from .statistics import colour_shift
 from .workers import load
 
@@ -45,8 +46,7 @@ class DaliPipeline:
         self.dataset, self.recipe, self.dtype, self.memory_format = dataset, recipe, dtype, memory_format
         self.workers = len(os.sched_getaffinity(0)) if workers is None else workers
         self.devices = [torch.device(device) for device in devices]
-        self.pin = any(device.type == "cuda" for device in self.devices)
-        self.lent = {device: Lent(device) for device in self.devices}
+        self.on_gpu = any(device.type == "cuda" for device in self.devices)
         self.statistics = self.mean = None
         if not available():
             raise UserError(f"--pipeline dali: DALI is not installed; {INSTALL} installs it, and --pipeline torch works everywhere")
@@ -66,14 +66,21 @@ class DaliPipeline:
     def train(self, step, epochs, colour_noise):
         """Training batches from after `step` steps to the end of the last epoch; every image once an epoch.
 
-        colour_noise(epoch) -> the colour deviation of that epoch; asked for up to AHEAD batches early.
+        colour_noise(epoch) -> the colour deviation of that epoch; asked for some batches early, on a GPU in a thread.
         """
         split = self.dataset.splits["train"]
-        keys = EpochKeys(self.recipe, len(split), step, epochs)
+        batches = self._training(split, EpochKeys(self.recipe, len(split), step, epochs), colour_noise)
+        # Processes that read are started and watched by the thread that trains, since that one is told of signals.
+        if self.on_gpu and split.holds != "files":
+            batches = ahead(batches, [device for device in dict.fromkeys(self.devices) if device.type == "cuda"])
+        yield from batches
+
+    def _training(self, split, keys, colour_noise):
+        lent = self._nothing_lent()
         with closing(self._to_train(split, keys, colour_noise)) as items, \
-                closing(self._made(split, items, self.recipe.batch_size, self._finished)) as batches:
+                closing(self._made(split, items, self.recipe.batch_size, self._finished, lent)) as batches:
             for item, made in batches:
-                yield Batch(item.epoch, self._on_each_tower(made), self._labels(split, item.images), item.images)
+                yield Batch(item.epoch, self._on_each_tower(made, lent), self._labels(split, item.images), item.images)
 
     def views(self, split, batch_size, which):
         """Each image of a split once, in order, under fixed views: yields (iterator of the views' `Batch.images`, labels).
@@ -81,28 +88,28 @@ class DaliPipeline:
         which: the (top, left, flip) of each view, as `centre_view` and `ten_views` give them. A picture is decoded once and stays
         on its device as uint8; a view of it is made when it is asked for.
         """
-        source, finish = self.dataset.splits[split], {}
+        source, finish, lent = self.dataset.splits[split], {}, self._nothing_lent()
         with closing(self._to_test(source, in_order(len(source), batch_size))) as items, \
-                closing(self._made(source, items, batch_size, self._decoded)) as batches:
+                closing(self._made(source, items, batch_size, self._decoded, lent)) as batches:
             try:
                 for item, pictures in batches:
                     for device in pictures.keys() - finish.keys():  # late: an error in the first batch comes before
                         finish[device] = _Dali(device, batch_size, self.workers, lambda dali: self._finished(dali, "decoded", 1.0))
-                    yield self._views_of(pictures, len(item.images), finish, which), self._labels(source, item.images)
+                    views = self._views_of(pictures, len(item.images), finish, which, lent)
+                    yield views, self._labels(source, item.images)
             finally:
                 _close(finish)
 
-    def _views_of(self, pictures, count, finish, which):
+    def _views_of(self, pictures, count, finish, which, lent):
         for top, left, flip in which:
             drawn = self._drawn(*(np.full(count, value) for value in (top, left, flip)), np.zeros((count, 3), np.float32))
             for device, dali in finish.items():
                 dali.feed({"pictures": pictures[device]} | drawn)
-            yield self._on_each_tower({device: dali.take() for device, dali in finish.items()})
+            yield self._on_each_tower({device: dali.take() for device, dali in finish.items()}, lent)
 
     def _to_train(self, split, keys, colour_noise):
         with closing(self._read(split, (images for _, _, images in keys))) as read:
-            for inputs, (epoch, positions, images) in zip(read, keys):
-                drawn = draws(self.recipe, epoch, images, positions)
+            for inputs, (epoch, images, drawn) in zip(read, with_draws(self.recipe, keys)):
                 shift, scale = colour_shift(self.recipe, self.statistics, drawn.colour, colour_noise(epoch))
                 yield _Item(epoch, images, inputs | self._drawn(drawn.top, drawn.left, drawn.flip, shift), scale)
 
@@ -114,7 +121,7 @@ class DaliPipeline:
     def _read(self, split, keys):
         """The JPEG files, or the pictures, of each batch: {input: N arrays}. keys: the numbers of its images."""
         if split.holds == "files":
-            with closing(load(StoredPictures(split), keys, self.workers, self.pin)) as loaded:
+            with closing(load(StoredPictures(split), keys, self.workers, self.on_gpu)) as loaded:
                 for pictures, _ in loaded:
                     yield {"pictures": pictures.numpy()}
         else:  # views of a memory map, on whose pages DALI's threads wait, not this one
@@ -141,10 +148,15 @@ class DaliPipeline:
             image[y:y + crop, x:x + crop] = centre[:, ::-1] if mirrored else centre
         return [moved[place] for place in zip(top.tolist(), left.tolist(), flip.tolist())]
 
-    def _made(self, split, items, batch_size, graph):
+    def _nothing_lent(self):
+        """{device: `Lent`} of one iteration: several may be under way, and not all in the same thread."""
+        return {device: Lent(device) for device in self.devices}
+
+    def _made(self, split, items, batch_size, graph, lent):
         """Work on items as they come, AHEAD of them at a time: yields (item, {device: DALI's TensorList}) in their order.
 
         What is wrong with an image is raised when its batch's turn has come. graph(dali, holds, scale) -> the pipelines' output.
+        lent: {device: `Lent`}, of what the caller lends; waited for before DALI ends.
         """
         for scale, group in groupby(items, lambda item: item.scale):  # the scale is fixed in a DALI pipeline; few epochs change it
             pipelines, waiting, failure, more = {}, deque(), None, True
@@ -168,8 +180,8 @@ class DaliPipeline:
                 if failure:
                     raise failure
             finally:
-                for lent in self.lent.values():
-                    lent.wait()
+                for things in lent.values():
+                    things.wait()
                 _close(pipelines)
 
     def _take(self, pipelines, split, images):
@@ -185,7 +197,7 @@ class DaliPipeline:
                     raise UserError(f"cannot read image {split.names[image]}: DALI's decoder refuses it")
         raise failure
 
-    def _on_each_tower(self, made):
+    def _on_each_tower(self, made, lent):
         images = {}
         for device, tensors in made.items():
             with _current(device):
@@ -196,7 +208,7 @@ class DaliPipeline:
             # DALI's is used for another batch in the order of DALI's own stream, as soon as the host has let go of it.
             images[device] = x.to(self.dtype, copy=device.type == "cuda")
             if device.type == "cuda":
-                self.lent[device].keep(tensors)
+                lent[device].keep(tensors)
         return [images[device] for device in self.devices]
 
     def _labels(self, split, images):

@@ -5,26 +5,24 @@ copy the pictures to page-locked memory; from there they go, in uint8, to each d
 GPU) and are augmented there, on a stream of their own. Beside a network that computes on the CPU such a thread would only take
 cores from it.
 """
-import functools
 import queue
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, nullcontext
-from itertools import islice
 
 import numpy as np
 import torch
 
-from .draws import Draws, draws
+from .devices import stream_for
+from .draws import Draws
 from .kernels import augment, ops
-from .loader import Batch, EpochKeys, in_order
+from .loader import Batch, EpochKeys, in_order, with_draws
 from .statistics import colour_shift
 from .step_input import Uncropped
 
 AHEAD = 2  # batches
 MOST_THREADS = 8  # that read: more would wait for Python's lock rather than for memory
-DRAWN_AT_ONCE = 32  # batches: drawing for 4,096 images costs little more than for 128
 _END = object()
 
 
@@ -75,7 +73,7 @@ class RawPipeline:
     def _training(self, step, epochs, colour_noise):
         split = self.dataset.splits["train"]
         with self._pool() as pool:
-            for epoch, images, drawn in _drawn(self.recipe, EpochKeys(self.recipe, len(split), step, epochs)):
+            for epoch, images, drawn in with_draws(self.recipe, EpochKeys(self.recipe, len(split), step, epochs)):
                 shift, scale = colour_shift(self.recipe, self.statistics, drawn.colour, colour_noise(epoch))
                 make = self._uncropped if self.left_to_step and self.on_gpu else self._on_each_tower
                 yield Batch(epoch, make(self._pictures(split, images, pool), drawn, torch.from_numpy(shift), scale),
@@ -142,15 +140,16 @@ def _page_locked(count, size):
 def ahead(items, devices):
     """Yield what a generator yields, made by a thread that is up to AHEAD items ahead of the consumer.
 
-    The thread makes them on streams of its own, one a CUDA device; the consumer's streams wait for an item's tensors. An exception
-    in the thread is raised here. Closing ends the thread, after the item that it is making.
+    The thread makes them on a stream of each CUDA device that is for such threads alone; the consumer's streams wait
+    for an item's tensors. An exception in the thread is raised here. Closing ends the thread, after the item that it
+    is making.
     """
     ready, room, closed = queue.SimpleQueue(), threading.Semaphore(AHEAD), threading.Event()
 
     def make():
         try:
             for device in devices:
-                torch.cuda.set_stream(_stream(device))
+                torch.cuda.set_stream(stream_for(device, "batches ahead"))
             with closing(items):
                 while True:
                     room.acquire()
@@ -183,13 +182,6 @@ def ahead(items, devices):
         thread.join()
 
 
-@functools.cache
-def _stream(device):
-    """Of all threads that work ahead: torch has 32 a device, and who asks for one more gets one that others use, say to
-    capture a graph."""
-    return torch.cuda.Stream(device)
-
-
 def _wait_for(item, devices, made):
     """Let the current streams wait for an item, a `Batch` or ({device: pictures}, labels), of which the events `made` tell."""
     for device, event in zip(devices, made):
@@ -199,16 +191,3 @@ def _wait_for(item, devices, made):
     for tensor in [*parts, labels]:
         if tensor.is_cuda:  # the memory is the thread's stream's, which must not reuse it before this stream is done
             tensor.record_stream(torch.cuda.current_stream(tensor.device))
-
-
-def _drawn(recipe, keys):
-    """(epoch, images, their `Draws`) of every batch; the draws are made for many batches of an epoch at once."""
-    keys = iter(keys)
-    while group := list(islice(keys, DRAWN_AT_ONCE)):
-        for epoch in dict.fromkeys(epoch for epoch, _, _ in group):
-            batches = [(positions, images) for of, positions, images in group if of == epoch]
-            drawn, start = draws(recipe, epoch, *(np.concatenate(part) for part in zip(*((i, p) for p, i in batches)))), 0
-            for _, images in batches:
-                part = slice(start, start + len(images))
-                yield epoch, images, Draws(drawn.top[part], drawn.left[part], drawn.flip[part], drawn.colour[part])
-                start = part.stop

@@ -43,8 +43,8 @@ class FakeGraphs:
     computes it again as a graph does: from the tensors that were captured, gradients too, with the rates and trained layers of then,
     into the tensors of then, and leaves the rest of Python as it is. fails(number): whether capture `number`, from 1, is refused.
 
-    A graph that is reset breaks all living ones that multiply matrices and were captured on the same stream, as in torch
-    2.13.0: they hold the addresses of cuBLAS's workspaces there, and these are freed.
+    A graph that is reset breaks all living ones that multiply matrices and were captured on the same stream, as in
+    torch 2.13.0: they hold the addresses of cuBLAS's workspaces there, and these are freed.
     """
 
     def __init__(self, network, optimizer, fails=lambda number: False):

@@ -1,36 +1,46 @@
 """CUDA's streams and events, and torch's memory on devices, on a CPU: nothing is computed, but every race is seen.
 
-A stream is a clock, and knows up to which moment of every other stream it has waited. A tensor refuses to be read or written
-where CUDA would let that race with what was launched on another stream, and to be freed where another stream may still use its
-memory when torch gives it to somebody else.
+A stream is a clock, and knows up to which moment of every other stream it has waited. A tensor refuses to be read or
+written where CUDA would let that race with what was launched on another stream, and to be freed where another stream may
+still use its memory when torch gives it to somebody else.
 """
 import threading
-from collections import namedtuple
+from collections import Counter, namedtuple
 from contextlib import contextmanager
 
+import pytest
 import torch
 
+from alexnet_mp import devices, exchange
+
+OF_A_DEVICE = 32  # streams
 Moment = namedtuple("Moment", "stream number")
 
 
+@pytest.fixture
+def streams(monkeypatch):
+    """`Streams` in the place of `torch.cuda`'s."""
+    made, empty_like = Streams(), torch.empty_like
+
+    def make(tensor, device=None, **options):
+        return Memory(made, device) if isinstance(tensor, Memory) else empty_like(tensor, device=device, **options)
+
+    monkeypatch.setattr(torch.cuda, "Stream", made.new)
+    monkeypatch.setattr(torch.cuda, "current_stream", made.current_on)
+    monkeypatch.setattr(torch.cuda, "stream", made.entered)
+    monkeypatch.setattr(torch.cuda, "set_stream", made.set)
+    monkeypatch.setattr(torch, "empty_like", make)
+    kept = [devices.stream_for, exchange._copy_streams]
+    for cache in kept:
+        cache.cache_clear()
+    yield made
+    for cache in kept:  # of stand-ins
+        cache.cache_clear()
+
+
 class Streams:
-    """The devices' streams, in the place of `torch.cuda`'s once `patch` was called."""
-
     def __init__(self):
-        self.default, self.made, self.local = {}, [], threading.local()
-
-    def patch(self, monkeypatch):
-        empty_like = torch.empty_like
-
-        def make(tensor, device=None, **options):
-            return Memory(self, device) if isinstance(tensor, Memory) else empty_like(tensor, device=device, **options)
-
-        monkeypatch.setattr(torch.cuda, "Stream", self.new)
-        monkeypatch.setattr(torch.cuda, "current_stream", self.current_on)
-        monkeypatch.setattr(torch.cuda, "stream", self.entered)
-        monkeypatch.setattr(torch.cuda, "set_stream", self.set)
-        monkeypatch.setattr(torch, "empty_like", make)
-        return self
+        self.default, self.pools, self.asked, self.local = {}, {}, Counter(), threading.local()
 
     @property
     def current(self):
@@ -45,8 +55,13 @@ class Streams:
         self.current = self.current | {stream.device: stream}
 
     def new(self, device):
-        self.made.append(Stream(torch.device(device), f"stream {len(self.made)} of {device}"))
-        return self.made[-1]
+        """As torch has it: one of 32 of the device, the one that was asked for longest ago."""
+        device = torch.device(device)
+        pool, number = self.pools.setdefault(device, []), self.asked[device]
+        self.asked[device] += 1
+        if number < OF_A_DEVICE:
+            pool.append(Stream(device, f"stream {number} of {device}"))
+        return pool[number % OF_A_DEVICE]
 
     def current_on(self, device):
         device = torch.device(device)
@@ -64,7 +79,7 @@ class Streams:
 
     @contextmanager
     def another_thread(self, *streams):
-        """Where the default streams are current, but for those that are given, as autograd gives a node that of its forward pass."""
+        """Where the default streams are current, but for those given, as autograd gives a node that of its forward pass."""
         before, self.current = self.current, {stream.device: stream for stream in streams}
         try:
             yield
@@ -114,7 +129,7 @@ class Memory:
         self._write(self.streams.current_on(self.device))
 
     def _read(self, stream):
-        assert self.written is None or stream.is_after(self.written), f"{stream} doesn't wait for {self.written.stream}, which writes"
+        assert self.written is None or stream.is_after(self.written), f"{stream} doesn't wait for {self.written.stream}"
         self.used.append(stream.launch())
 
     def _write(self, stream):
@@ -133,7 +148,7 @@ class Memory:
         return 4
 
     def copy_(self, source, non_blocking=False):
-        """As torch has it (ATen, `Copy.cu`): on the source's current stream, before and after which the target's current one waits."""
+        """As torch has it (ATen, `Copy.cu`): on the source's current stream, and the target's waits before and after."""
         assert non_blocking
         there, here = self.streams.current_on(source.device), self.streams.current_on(self.device)
         there.wait_stream(here)
@@ -149,4 +164,5 @@ class Memory:
     def free(self):
         """From now on the stream that it was made on may be given the memory again."""
         for moment in self.used:
-            assert moment.stream in self.recorded or self.owner.is_after(moment), f"{moment.stream} may still use what is freed"
+            over = moment.stream in self.recorded or self.owner.is_after(moment)
+            assert over, f"{moment.stream} may still use what is freed"

@@ -1,5 +1,6 @@
 """Verdicts on records made by hand: each against scipy, each rule of the study's plan, each kind of claim."""
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,7 +8,7 @@ from scipy import stats
 from test_claims import errors, record_of
 
 from alexnet_mp.claim_list import CLAIMS
-from alexnet_mp.claim_verdict import COMES_OUT, NO_VERDICT, NOT_RUN, OPPOSITE, UNDECIDED, Outcome, outcomes, verdicts
+from alexnet_mp.claim_verdict import COMES_OUT, NO_VERDICT, NOT_RUN, OPPOSITE, STUDY, UNDECIDED, Outcome, outcomes, verdicts
 
 BY_ID = {claim.id: claim for claim in CLAIMS}
 SPREAD = [0.1, -0.2, 0.05, 0.15, -0.15, 0.02]
@@ -91,6 +92,8 @@ def test_all_claims_share_one_correction():
     assert alone.p < 0.05 and alone.word == COMES_OUT
     among = verdict("lrn", weak, {name: [of(name, 0.05)] for name in ("colour", "pooling", "one-gpu")}.items())
     assert among.p == alone.p and among.corrected == pytest.approx(4 * alone.p) and among.word == UNDECIDED
+    beside = verdict("lrn", weak, {name: [of(name, 0.05)] for name in ("larger", "crops")}.items())
+    assert beside.corrected == alone.p  # they are not of the study, and have a correction of their own
     without_direction = verdict("lrn", weak, {name: [of(name, 0.05)] for name in ("order", "sixth-conv")}.items())
     assert without_direction.corrected == alone.p
 
@@ -153,3 +156,10 @@ def test_steps_to_the_same_training_loss_are_a_ratio():
     assert found.unit == "times" and math.exp(found.mean) == pytest.approx(4, rel=0.01)
     assert verdict("saturating", record).word == COMES_OUT
     assert verdict("masks", of("masks", 0, arms=["base"])).word == NO_VERDICT
+
+
+def test_the_correction_is_over_the_claims_of_the_studys_table():
+    table = (Path(__file__).resolve().parent.parent / "claims" / "desk-study.md").read_text(encoding="utf-8")
+    rows = [line.split("|")[1].strip() for line in table.split("## Tests and verdicts")[0].splitlines() if line.startswith("| ")]
+    with_direction = [name for name in rows[1:] if name in BY_ID and BY_ID[name].direction and name not in ("specialisation", "init")]
+    assert tuple(with_direction) == STUDY and len(STUDY) == 16

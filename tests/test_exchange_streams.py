@@ -1,20 +1,13 @@
-"""Which stream waits for which where tensors cross, and which memory is kept for it: on a stand-in that sees every race."""
+"""Which stream waits for which where tensors cross, and which memory is kept for it, on a stand-in that sees races."""
 import pytest
 import torch
-from fake_streams import Memory, Streams
+from fake_streams import Memory, streams  # noqa: F401  (fixture)
 
 from alexnet_mp import exchange
 
 ZERO, ONE = torch.device("cuda:0"), torch.device("cuda:1")
 WAYS = pytest.mark.parametrize("target", [ONE, ZERO], ids=["two devices", "one device"])
 OVERLAPS = pytest.mark.parametrize("overlap", [True, False], ids=["overlap", "in order"])
-
-
-@pytest.fixture
-def streams(monkeypatch):
-    exchange._copy_streams.cache_clear()
-    yield Streams().patch(monkeypatch)
-    exchange._copy_streams.cache_clear()  # of stand-ins
 
 
 def made(streams, device=ZERO):
@@ -25,7 +18,7 @@ def made(streams, device=ZERO):
 
 @WAYS
 @OVERLAPS
-def test_a_copy_is_read_by_whom_has_waited_for_it(streams, target, overlap):
+def test_a_copy_is_read_by_whom_has_waited_for_it(streams, target, overlap):  # noqa: F811
     arrival = exchange.copy(made(streams), target, overlap)
     if overlap:
         with pytest.raises(AssertionError, match="doesn't wait for"):
@@ -38,20 +31,20 @@ def test_a_copy_is_read_by_whom_has_waited_for_it(streams, target, overlap):
 
 
 @WAYS
-def test_memory_is_kept_for_the_stream_that_reads_it_and_for_no_other(streams, target):
+def test_memory_is_kept_for_the_stream_that_reads_it_and_for_no_other(streams, target):  # noqa: F811
     tensor = made(streams)
     exchange.copy(tensor, target, overlap=True)
     out, into = exchange._copy_streams(ZERO, target)
     assert tensor.recorded == {out if target == ONE else into}
     tensor.free()
-    tensor.recorded.clear()  # without it torch would give the memory to others on its own stream, which waits for no copy
+    tensor.recorded.clear()  # torch would give the memory to others on its own stream then, which waits for no copy
     with pytest.raises(AssertionError, match="may still use what is freed"):
         tensor.free()
 
 
 @WAYS
 @OVERLAPS
-def test_what_has_arrived_is_kept_for_the_stream_that_received_it(streams, target, overlap):
+def test_what_has_arrived_is_kept_for_the_stream_that_received_it(streams, target, overlap):  # noqa: F811
     arrival = exchange.copy(made(streams), target, overlap)
     with streams.entered(streams.new(target)):
         arrived = arrival.receive()
@@ -62,7 +55,7 @@ def test_what_has_arrived_is_kept_for_the_stream_that_received_it(streams, targe
 @WAYS
 @OVERLAPS
 @pytest.mark.parametrize("aside", [True, False])
-def test_a_gradient_is_awaited_by_the_stream_of_the_forward_pass(streams, target, overlap, aside):
+def test_a_gradient_is_awaited_by_the_stream_of_the_forward_pass(streams, target, overlap, aside):  # noqa: F811
     """Where backward runs in a thread of the reader's device, the default stream is current on the other one."""
     home, there = [streams.new(device) if aside else streams.current_on(device) for device in (ZERO, target)]
     carrier = exchange.Exchange((ZERO, target), overlap)
@@ -81,7 +74,7 @@ def test_a_gradient_is_awaited_by_the_stream_of_the_forward_pass(streams, target
 
 @WAYS
 @OVERLAPS
-def test_what_a_standing_copy_reads_and_writes_is_free_once_all_has_settled(streams, target, overlap):
+def test_what_a_standing_copy_reads_and_writes_is_free_once_all_has_settled(streams, target, overlap):  # noqa: F811
     carrier, tensor = exchange.Exchange((ZERO, target), overlap), made(streams)
     copy = carrier.standing("conv3", tensor, 0, 1, "forward")
     for number in range(3):

@@ -1,6 +1,7 @@
 """DALI gives the batches that `pipeline_torch.py` defines, to the last bit on a CPU."""
 import dataclasses
 import shutil
+import threading
 import weakref
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
@@ -9,13 +10,14 @@ import numpy as np
 import prepared_sets
 import pytest
 import torch
+from fake_streams import streams  # noqa: F401  (fixture)
 from pipeline_sets import (  # noqa: F401  (fixtures)
     Jpegs, NOISE, ORIENTATION, SOURCES, in_memory, jpeg, needs_dali, needs_gpu, needs_no_gpu, nothing_stays, pipeline, root,
     same_views, sources, until_error, views_of)
 from PIL import Image, ImageFile
 from small_set import PRESETS, STORED, TRAIN, fitted, same, tenth, tiny
 
-from alexnet_mp import pipeline_dali
+from alexnet_mp import loader, pipeline_dali
 from alexnet_mp.dataset import Folder, cached, open_dataset
 from alexnet_mp.errors import UserError
 from alexnet_mp.loader import centre_view, ten_views
@@ -158,6 +160,64 @@ def test_a_prepared_set_is_read_alike(root, tmp_path, monkeypatch, preset, optio
     assert same_views(*(views_of(reader) for reader in readers))
 
 
+# The thread that works for a GPU, here beside a CPU.
+
+def fed_ahead(dataset, recipe, **options):
+    reader = pipeline(DaliPipeline, dataset, recipe, 2, **options)
+    reader.on_gpu = True
+    return reader
+
+
+@needs_dali
+@PRESETS
+@pytest.mark.parametrize("source", ["jpeg", "pixels"])
+def test_a_thread_makes_the_same_batches_from_any_step(sources, nothing_stays, monkeypatch, preset, source):
+    """Batches are drawn for two at a time, of one epoch or of two."""
+    monkeypatch.setattr(loader, "DRAWN_AT_ONCE", 2)
+    whole = list(pipeline(TorchPipeline, sources[source], tiny(preset), devices=("cpu", "cpu")).train(0, 3, NOISE.get))
+    reader = fed_ahead(sources[source], tiny(preset), devices=("cpu", "cpu"))
+    for step in (0, 1, 2, 3, 7, 9):
+        assert same(list(reader.train(step, 3, NOISE.get)), whole[step:])
+
+
+@needs_dali
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument is set")
+def test_the_training_neither_feeds_dali_nor_takes_from_it(sources, nothing_stays, monkeypatch):
+    """But for a folder's files: the processes that read them are started and watched by the thread that trains."""
+    seen = set()
+    for name in ("feed", "take"):
+        def wrapped(*arguments, call=getattr(pipeline_dali._Dali, name), name=name):
+            seen.add((name, threading.current_thread().name))
+            return call(*arguments)
+
+        monkeypatch.setattr(pipeline_dali._Dali, name, wrapped)
+    for source in ("jpeg", "pixels", "files"):
+        seen.clear()
+        list(fed_ahead(sources[source], tiny(paper)).train(0, 1, tenth))
+        thread = "MainThread" if source == "files" else "batches ahead"
+        assert seen == {("feed", thread), ("take", thread)}
+
+
+@needs_dali
+def test_numbers_are_drawn_for_many_batches_at_once(sources, monkeypatch):
+    drawn, draws = [], loader.draws
+    monkeypatch.setattr(loader, "draws", lambda *arguments: drawn.append(len(arguments[2])) or draws(*arguments))
+    assert len(list(pipeline(DaliPipeline, sources["jpeg"], tiny(paper)).train(1, 3, tenth))) == 8
+    assert drawn == [13, 21, 21]  # what is left of an epoch, and two whole ones
+
+
+@needs_dali
+def test_views_are_made_while_a_thread_makes_batches(sources, nothing_stays):
+    reader = fed_ahead(sources["jpeg"], tiny(paper))
+    expected, views = list(reader.train(0, 4, tenth)), views_of(reader)
+    found = []
+    for number, batch in enumerate(reader.train(0, 4, tenth)):
+        found.append(batch)
+        if number % 4 == 1:
+            assert same_views(views_of(reader), views)
+    assert same(found, expected)
+
+
 @needs_no_gpu
 def test_a_gpu_that_is_not_there_is_one_line():
     with pytest.raises(UserError, match="no CUDA device cuda:1.*--gpus cpu") as raised:
@@ -166,7 +226,7 @@ def test_a_gpu_that_is_not_there_is_one_line():
 
 
 @needs_no_gpu
-def test_a_gpu_that_dali_cannot_use_is_one_line(sources, nothing_stays, monkeypatch):
+def test_a_gpu_that_dali_cannot_use_is_one_line(sources, nothing_stays, monkeypatch, streams):  # noqa: F811
     """PyTorch sees one, DALI doesn't: its CUDA is newer than the driver."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     reader = pipeline(DaliPipeline, sources["jpeg"], tiny(paper), devices=["cuda:0"])
@@ -295,7 +355,8 @@ def test_a_batch_is_taken_over_where_its_device_is_the_current_one(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device", on)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda *_: Stream())
     monkeypatch.setattr(torch, "from_dlpack", taken)
-    images = DaliPipeline(None, paper(), devices, 2)._on_each_tower({device: Made(device) for device in devices})
+    reader = DaliPipeline(None, paper(), devices, 2)
+    images = reader._on_each_tower({device: Made(device) for device in devices}, reader._nothing_lent())
     assert [image.shape for image in images] == [(2, 3, 4, 4)] * 2
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import prepared_sets
 import pytest
 from pipeline_sets import (  # noqa: F401  (fixtures)
-    ORIENTATION, PIPELINES, SOURCES, in_memory, jpeg, jpegs, needs_dali, nothing_stays, pipeline, root, same_views, sources,
+    ORIENTATION, PIPELINES, in_memory, jpeg, jpegs, needs_dali, nothing_stays, pipeline, root, same_views, sources,
     threads, until_error, views_of)
 from PIL import Image
 from small_set import BATCH, STORED, TRAIN, VAL, picture, same, tenth, tiny
@@ -29,7 +29,27 @@ from alexnet_mp.pipeline_torch import TorchPipeline
 from alexnet_mp.recipe import paper
 
 
-@PIPELINES
+class FedAhead(DaliPipeline):
+    """With the thread that works for a GPU."""
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        self.on_gpu = True
+
+
+FED = pytest.mark.parametrize("kind", [pytest.param(kind, marks=needs_dali) for kind in (DaliPipeline, FedAhead)],
+                              ids=["dali", "dali ahead"])
+WAYS = pytest.mark.parametrize("kind", [*FED.args[1], TorchPipeline], ids=["dali", "dali ahead", "torch"])
+
+
+def every_way_with(*cases):
+    """kind, source and what else a case has. The thread feeds DALI with no files of a folder."""
+    kinds = {"dali": (DaliPipeline, needs_dali), "dali ahead": (FedAhead, needs_dali), "torch": (TorchPipeline, ())}
+    return [pytest.param(kind, *case, id="-".join(map(str, (name, *case))), marks=marks)
+            for name, (kind, marks) in kinds.items() for case in cases if kind is not FedAhead or case[0] != "files"]
+
+
+@WAYS
 @pytest.mark.parametrize("options", [(), ("--raw",)], ids=["jpeg", "raw"])
 def test_a_flipped_byte_in_a_prepared_set_is_named(root, tmp_path, monkeypatch, nothing_stays, kind, options):
     directory = prepared_sets.prepared(monkeypatch, root, tmp_path / "set", *options, size=STORED)
@@ -113,7 +133,7 @@ DAMAGE = {"empty": lambda whole: b"", "garbage": lambda whole: b"not an image" *
           "no end": lambda whole: whole[:-30], "tables": lambda whole: whole[:30] + bytes(100) + whole[130:]}
 
 
-@PIPELINES
+@WAYS
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_jpeg_that_no_decoder_takes_is_named(nothing_stays, kind, workers, damage):
@@ -132,28 +152,27 @@ def test_a_jpeg_that_no_decoder_takes_is_named(nothing_stays, kind, workers, dam
     assert str(error).startswith(f"cannot read image image {bad}: ")
 
 
-@needs_dali
-def test_a_jpeg_that_only_dali_refuses_is_named(nothing_stays, monkeypatch):
+@FED
+def test_a_jpeg_that_only_dali_refuses_is_named(nothing_stays, monkeypatch, kind):
     split = jpegs("train", TRAIN)
     split.files[3] = b"not an image"
     monkeypatch.setattr(split, "read", lambda index: picture("train", index))
-    _, error = until_error(pipeline(DaliPipeline, in_memory(split), tiny(paper)).train(0, 1, tenth))
+    _, error = until_error(pipeline(kind, in_memory(split), tiny(paper)).train(0, 1, tenth))
     assert str(error) == "cannot read image image 3: DALI's decoder refuses it"
 
 
-@needs_dali
-def test_a_failure_that_is_no_image_s_fault_is_raised_as_it_is(sources, nothing_stays, monkeypatch):
+@FED
+def test_a_failure_that_is_no_image_s_fault_is_raised_as_it_is(sources, nothing_stays, monkeypatch, kind):
     def fail(_):
         raise RuntimeError("out of luck")
 
     monkeypatch.setattr(pipeline_dali._Dali, "take", fail)
     monkeypatch.setattr(pipeline_dali, "_refuses", lambda *_: False)
     with pytest.raises(RuntimeError, match="out of luck"):
-        list(pipeline(DaliPipeline, sources["jpeg"], tiny(paper)).train(0, 1, tenth))
+        list(pipeline(kind, sources["jpeg"], tiny(paper)).train(0, 1, tenth))
 
 
-@PIPELINES
-@pytest.mark.parametrize("source, workers", [("files", 0), ("files", 2), ("jpeg", 2)])
+@pytest.mark.parametrize("kind, source, workers", every_way_with(("files", 0), ("files", 2), ("jpeg", 2)))
 def test_leaving_early_leaves_nothing(sources, nothing_stays, kind, source, workers):
     """Closed, dropped, or left by an exception, in the first batch or later; and the next one works."""
     reader = pipeline(kind, sources[source], tiny(paper), workers)
@@ -238,8 +257,7 @@ def test_dali_says_nothing_where_nothing_is_wrong(root):
     assert process.returncode == 0 and errors == ""
 
 
-@PIPELINES
-@SOURCES
+@pytest.mark.parametrize("kind, source", every_way_with(("files",), ("jpeg",), ("pixels",)))
 def test_memory_stays_flat_over_fifty_epochs(sources, kind, source):
     """They make 13 MB of images, and the tests after them 26 MB: far more than may stay."""
     reader, sizes = pipeline(kind, sources[source], tiny(paper)), {}

@@ -12,10 +12,10 @@ from contextlib import closing
 import numpy as np
 import pytest
 import torch
-from fake_streams import Memory, Streams
+from fake_streams import Memory, streams  # noqa: F401  (fixture)
 from small_set import BATCH, PRESETS, STORED, TRAIN, VAL, fitted, label, picture, same, tenth, tiny
 
-from alexnet_mp import pipeline_raw
+from alexnet_mp import loader, pipeline_raw
 from alexnet_mp.errors import UserError
 from alexnet_mp.loader import centre_view, ten_views
 from alexnet_mp.pipeline_raw import AHEAD, RawPipeline, ahead
@@ -135,7 +135,7 @@ def test_every_dtype_and_memory_format(dataset, preset, dtype, memory_format):
 
 @PRESETS
 def test_a_start_at_step_k_skips_k_batches(dataset, preset, way, monkeypatch):
-    monkeypatch.setattr(pipeline_raw, "DRAWN_AT_ONCE", 2)  # so that batches of two epochs are drawn for together, and apart
+    monkeypatch.setattr(loader, "DRAWN_AT_ONCE", 2)  # so that batches of two epochs are drawn for together, and apart
     whole = list(as_defined(dataset, tiny(preset)).train(0, 3, tenth))
     for step in range(10):
         assert same(list(raw(dataset, tiny(preset), way=way).train(step, 3, tenth)), whole[step:])
@@ -319,10 +319,9 @@ def test_an_item_is_let_go_when_the_next_one_is_asked_for():
     assert left == [0] * 5
 
 
-def test_threads_take_no_more_than_one_stream_of_a_device(monkeypatch):
-    """Training and one validation after the other. What a thread made may be read, and freed, by the stream that asked for it."""
-    streams, devices = Streams().patch(monkeypatch), [torch.device("cuda:0"), torch.device("cuda:1")]
-    pipeline_raw._stream.cache_clear()
+def test_threads_take_no_more_than_one_stream_of_a_device(streams):  # noqa: F811
+    """Training and validations. What a thread made may be read, and freed, by the stream that asked for it."""
+    devices = [torch.device("cuda:0"), torch.device("cuda:1")]
 
     def items():
         for _ in range(3):
@@ -338,8 +337,7 @@ def test_threads_take_no_more_than_one_stream_of_a_device(monkeypatch):
                 for tensor in (*pictures.values(), labels):
                     tensor.read()
                     tensor.free()
-    assert [stream.device for stream in streams.made] == devices
-    pipeline_raw._stream.cache_clear()  # of stand-ins
+    assert streams.asked == dict.fromkeys(devices, 1)
 
 
 @needs_gpu

@@ -1,14 +1,20 @@
 """A pass cut at the crossings: what each device computes, in which order, and what flies meanwhile."""
+import gc
+from contextlib import closing
+
 import pytest
 import torch
+from fake_streams import streams  # noqa: F401  (fixture)
 from test_exchange_overlap import by_halves  # noqa: F401  (fixture)
 from test_exchange_overlap import FROZEN, LABELS, Called, Products, apart, gradients, images
 
 from alexnet_mp import cuda_graphs, exchange, mini
 from alexnet_mp.network import merge_tensors
+from alexnet_mp.pipeline_raw import ahead
 from alexnet_mp.recipe import change_layers
 from alexnet_mp.segments import forward_and_backward
 
+TWO = [torch.device("cuda:0"), torch.device("cuda:1")]
 RECIPES = {"four edges": mini(), "a fifth": change_layers(mini(), "conv4", reads="both"),
            "one edge": change_layers(mini(), "conv3", "fc6", "fc7", reads="own")}
 
@@ -137,7 +143,7 @@ def test_what_is_launched_aside_waits_for_what_was_before_and_is_waited_for(monk
     happened, current = [], {}
 
     class Stream:
-        def __init__(self, device, name="of graphs"):
+        def __init__(self, device, name):
             self.device, self.name = device, f"{name} {device}"
 
         def wait_stream(self, other):
@@ -149,46 +155,80 @@ def test_what_is_launched_aside_waits_for_what_was_before_and_is_waited_for(monk
         def __exit__(self, *_):
             current[self.device] = self.before
 
-    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(cuda_graphs, "stream_for", Stream)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: stream)
     monkeypatch.setattr(torch.cuda, "current_stream", current.__getitem__)
     current.update({device: Stream(device, "usual") for device in ("0", "1")})
     graphs = cuda_graphs.CudaGraphs(["0", "1"])
     with pytest.raises(ValueError), graphs.aside():
-        assert [current[device].name for device in "01"] == ["of graphs 0", "of graphs 1"]
-        assert sorted(happened) == ["of graphs 0 waits for usual 0", "of graphs 1 waits for usual 1"]
+        assert [current[device].name for device in "01"] == ["graphs 0", "graphs 1"]
+        assert sorted(happened) == ["graphs 0 waits for usual 0", "graphs 1 waits for usual 1"]
         happened.clear()
         raise ValueError
-    assert sorted(happened) == ["usual 0 waits for of graphs 0", "usual 1 waits for of graphs 1"]
+    assert sorted(happened) == ["usual 0 waits for graphs 0", "usual 1 waits for graphs 1"]
     assert [current[device].name for device in "01"] == ["usual 0", "usual 1"]
 
 
-def test_updates_are_captured_on_a_stream_of_their_own(monkeypatch):
-    """They are reset while the other graphs of their device live on, which must not have used that stream."""
-    class Capture:
-        def __init__(self, graph, pool, stream, capture_error_mode):
-            assert pool == f"pool {stream.device}" and capture_error_mode == "thread_local"
-            streams.append(stream)
-
-        def __enter__(self):
-            pass
-
-        def __exit__(self, *_):
-            pass
-
-    class Stream:
-        def __init__(self, device):
-            self.device = device
+class Capture:
+    """In place of `torch.cuda.graph`."""
 
     streams = []
-    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+
+    def __init__(self, graph, pool, stream, capture_error_mode):
+        assert pool == f"pool {stream.device}" and capture_error_mode == "thread_local"
+        self.streams.append(stream)
+
+    def __enter__(self):
+        pass
+
+    def __exit__(self, *_):
+        pass
+
+
+def test_updates_are_captured_on_a_stream_of_their_own(streams, monkeypatch):  # noqa: F811
+    """They are reset while the other graphs of their device live on, which must not have used that stream."""
+    used = []
+    monkeypatch.setattr(Capture, "streams", used)
     monkeypatch.setattr(torch.cuda, "graph", Capture)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
-    graphs, pools = cuda_graphs.CudaGraphs(["0", "1"]), {device: f"pool {device}" for device in "01"}
-    for device in "01":
+    graphs = cuda_graphs.CudaGraphs(TWO)
+    for device in TWO:
         for update in (False, True, False, True):
-            graphs.capture(list, pools, device, update=update)
-    assert [stream.device for stream in streams] == [*"00001111"] and len(set(streams)) == 4
-    assert all(streams[number] is streams[number + 2] for number in (0, 1, 4, 5))
-    # The others on that of the eager steps before, which made cuBLAS's workspaces.
-    assert [streams[0], streams[4]] == [*graphs.streams.values()]
+            graphs.capture(list, {device: f"pool {device}"}, device, update=update)
+    assert [stream.device for stream in used] == [TWO[0]] * 4 + [TWO[1]] * 4 and len(set(used)) == 4
+    assert all(used[number] is used[number + 2] for number in (0, 1, 4, 5))
+    assert [used[0], used[4]] == [*graphs.streams.values()]  # those of the eager steps before, with cuBLAS's workspaces
+
+
+def test_of_many_trainings_in_a_process_no_two_uses_share_a_stream(streams, monkeypatch):  # noqa: F811
+    """A capture would hold what the thread that works ahead launches, or what crosses, if it were on their stream."""
+    monkeypatch.setattr(gc, "collect", lambda: None)  # it takes a while
+    with closing(ahead((({}, torch.tensor(number)) for number in range(10**6)), TWO)) as batches:
+        next(batches)
+        used = {stream for way in (TWO, TWO[::-1]) for stream in exchange._copy_streams(*way)}
+        for _ in range(20):
+            graphs = cuda_graphs.CudaGraphs(TWO)
+            assert used.isdisjoint([*graphs.streams.values(), *graphs.update_streams.values()])
+            with closing(ahead((({}, torch.tensor(number)) for number in range(2)), TWO)) as views:
+                list(views)
+    assert streams.asked == dict.fromkeys(TWO, 2 + 1 + 2)
+
+
+def test_graphs_of_an_earlier_training_are_reset_before_there_are_new_ones(streams):  # noqa: F811
+    """On the same streams, although nobody but themselves knows of them any more."""
+    class Knot:
+        def __init__(self):
+            self.graphs, self.self = cuda_graphs.CudaGraphs(TWO), self
+
+        def __del__(self):
+            ended.append(True)
+
+    ended = []
+    gc.disable()
+    try:
+        Knot()
+        assert not ended
+        cuda_graphs.CudaGraphs(TWO)
+        assert ended
+    finally:
+        gc.enable()

@@ -288,16 +288,16 @@ def test_an_exception_in_a_tower_ends_the_run_with_it(direction, tower, layer, d
 @pytest.mark.parametrize("pipeline, workers", [("torch", 0), ("torch", 2), ("raw", 1), pytest.param("dali", 1, marks=needs_dali)])
 def test_an_exception_in_the_pipeline_comes_after_a_save(pipeline, workers, data, tmp_path, monkeypatch, whole, nothing_stays):
     """Which is of the last whole step, though the interval isn't over."""
-    from alexnet_mp import pipeline_dali, pipeline_raw, pipeline_torch
+    from alexnet_mp import loader, pipeline_torch
     drawn = pipeline_torch.draws
 
     def failing(recipe, epoch, images, positions):
-        if epoch == 2 and 9 in positions:  # in its second batch; one pipeline draws for several
+        if epoch == 2 and 9 in positions:  # in its second batch; two pipelines draw for several
             raise RuntimeError("the disk was pulled out")
         return drawn(recipe, epoch, images, positions)
 
     with monkeypatch.context() as patch:
-        for module in (pipeline_dali, pipeline_raw, pipeline_torch):
+        for module in (loader, pipeline_torch):
             patch.setattr(module, "draws", failing)
         with pytest.raises(RuntimeError, match="the disk was pulled out"):
             run(data, tmp_path / "run", "--pipeline", pipeline, "--workers", workers)
