@@ -44,6 +44,18 @@ def device_name(device):
     return f"{model}, {threads} thread{'' if threads == 1 else 's'}"
 
 
+def make_current(devices):
+    """Make the first GPU of these the current CUDA device of this thread.
+
+    Else it is GPU 0, whatever `--gpus` says: threads that lock memory, and streams that are left, make a context there, which takes
+    memory and fails where that GPU is full or for one process alone.
+    """
+    for device in devices:
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+            return
+
+
 @functools.cache
 def stream_for(device, use):
     """The stream of a CUDA device for one use, as "graphs", the same in the whole process.

@@ -26,7 +26,7 @@ from .allocator import keep_freed_memory
 from .answers import Errors, answers, credits, joined
 from .console import progress, say
 from .dataset import open_dataset
-from .devices import resolve
+from .devices import make_current, resolve
 from .errors import UserError, run_command
 from .loader import centre_view, nine_views, ten_views
 from .network import TwoTowerAlexNet
@@ -127,6 +127,7 @@ def load_run(directory, gpus="auto", kernels="auto"):
     path, found = trained(directory, with_weights=True)
     devices = resolve(gpus, found.recipe.towers)
     check_kernels(kernels, devices)
+    make_current(devices)
     network = TwoTowerAlexNet(found.recipe, devices, len(found.classes), kernels)
     try:
         network.load_merged(found.weights)

@@ -27,7 +27,7 @@ from .allocator import keep_freed_memory
 from .checkpoint_format import Data
 from .console import progress, python_command, say
 from .dataset import cached, free_memory, open_dataset
-from .devices import resolve
+from .devices import make_current, resolve
 from .errors import UserError, run_command
 from .initial_weights import begin_with, read_weights
 from .interrupts import interruptible
@@ -74,6 +74,7 @@ def _run(options, interrupts, held):
         held.callback(lock.release)
     _refuse_numbers(options, found)
     recipe, devices = _resolve(options, found)
+    make_current(devices)
     dtype, graphs = precision.use(options.precision, devices), graphed_step.resolve(options.graphs, devices)
     weights = read_weights(options.init) if options.init is not None and not found else None
     if lock is None:

@@ -1,4 +1,5 @@
 """The same small pictures as files, as JPEGs and as pixels; pipelines over them; and a check that nothing of one stays."""
+import functools
 import gc
 import io
 import multiprocessing
@@ -10,13 +11,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_set import STORED, TRAIN, VAL, fitted, label, picture, write_set
+from small_set import STORED, TRAIN, VAL, fitted, label, picture, tenth, tiny, write_set
 
 from alexnet_mp.dataset import Folder
 from alexnet_mp.loader import ten_views
 from alexnet_mp.errors import UserError
 from alexnet_mp.pipeline_dali import DaliPipeline, available
 from alexnet_mp.pipeline_torch import TorchPipeline
+from alexnet_mp.recipe import paper
 from alexnet_mp.stored_picture import decoded
 
 needs_dali = pytest.mark.skipif(not available(), reason="DALI is not installed")
@@ -115,10 +117,20 @@ def threads():
     return len(os.listdir("/proc/self/task")), len(multiprocessing.active_children())
 
 
+@functools.cache
+def begin_on_gpu():
+    """Threads that CUDA and DALI keep for the whole process are there from now on."""
+    if available() and torch.cuda.is_available():
+        reader = pipeline(DaliPipeline, in_memory(jpegs("train", TRAIN), jpegs("val", VAL)), tiny(paper), 2, ["cuda:0"])
+        list(reader.train(0, 1, tenth))
+        views_of(reader)
+
+
 @pytest.fixture
 def nothing_stays():
     """A function that fails where threads or processes were left behind; called at the end in any case."""
     torch.zeros(10**6).sum()  # PyTorch's own threads are there from now on
+    begin_on_gpu()
     gc.collect()
     before = threads()
 

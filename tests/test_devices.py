@@ -2,7 +2,8 @@
 import pytest
 import torch
 
-from alexnet_mp.devices import resolve
+from alexnet_mp import evaluate, train
+from alexnet_mp.devices import make_current, resolve
 from alexnet_mp.errors import UserError
 
 
@@ -35,3 +36,42 @@ def test_what_is_not_there_is_said(text, count, towers, words, gpus):
     with pytest.raises(UserError) as raised:
         resolve(text, towers)
     assert all(word in str(raised.value) for word in words), str(raised.value)
+
+
+class Current(Exception):
+    """GPU so and so is made the current one."""
+
+
+@pytest.fixture
+def set_device(monkeypatch):
+    def current(device):
+        raise Current(str(device))
+
+    monkeypatch.setattr(torch.cuda, "set_device", current)
+
+
+@pytest.mark.parametrize("names, first", [
+    (["cuda:1", "cuda:1"], "cuda:1"), (["cuda:1", "cuda:0"], "cuda:1"), (["cpu", "cuda:2"], "cuda:2")])
+def test_the_first_gpu_is_the_current_one(names, first, set_device):
+    with pytest.raises(Current, match=first):
+        make_current(map(torch.device, names))
+
+
+def test_without_a_gpu_none_is(set_device):
+    make_current([torch.device("cpu")] * 2)
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate"])
+def test_a_command_makes_no_context_on_a_gpu_that_it_was_not_given(command, gpus, set_device, monkeypatch, tmp_path):
+    """Before it asks for memory anywhere."""
+    gpus(2)
+    for module in (train, evaluate):
+        monkeypatch.setattr(module, "check_kernels", lambda *_: None)
+        monkeypatch.setattr(module, "TwoTowerAlexNet", None)
+    with pytest.raises(Current, match="cuda:1"):
+        if command == "train":
+            train.main(["--gpus", "1", "--recipe", "mini", "--out", str(tmp_path / "run")])
+        else:
+            found = evaluate.Trained(train.PRESETS["mini"](), "builtin", [], None, {}, tmp_path)
+            monkeypatch.setattr(evaluate, "trained", lambda *_, **__: (tmp_path, found))
+            evaluate.load_run(tmp_path, "1")
