@@ -224,6 +224,8 @@ def test_the_decoder_of_a_gpu_has_a_bound(monkeypatch):
             device_checks._compare_images("batch", [OnGpu(off)], images, exact, "jpeg", reader)
     with pytest.raises(Wrong, match="in the pixels of a batch"):
         device_checks._compare_images("batch", [OnGpu(images + 0.9)], images, exact, "pixels", reader)
+    with pytest.raises(Wrong, match="makes a batch for cuda:0 on cpu"):
+        device_checks._compare_images("batch", [images], images, exact, "pixels", reader)
 
 
 # --- devices
