@@ -1,6 +1,6 @@
 """Calls in a process of their own: one that raises, kills its process or never ends harms nobody but that process.
 
-An illegal address on a GPU makes every later call of its process fail, so after a call that failed nothing more is called there.
+An illegal address on a GPU makes every later call of its process fail, so a call that failed is the last there.
 """
 import json
 import multiprocessing
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
 LIMIT = 60  # seconds that a call has
-STARTING = 300  # seconds until the first call: imports from a cold or far disk
+STARTING = 300  # seconds until the first call: imports, from a cold or far disk
 ENDING = 10  # seconds that a killed process has: one within a driver may never go
 POLL = 0.1  # seconds between two looks whether the process is still there
 PASSED, FAILED, UNCHECKED = "passed", "failed", "unchecked"
@@ -45,11 +45,12 @@ class Outcome:
     why: str = ""  # in words
 
 
-def outcomes(calls):
+def outcomes(calls, prepare=(print, ())):
     """The `Outcome`s of calls, (function, arguments) each, in order, until one has not passed: that is the last.
 
-    They are made in one new process, with what is imported there; functions and arguments are pickled. A call that takes longer than
-    LIMIT has failed. To be closed, or read to its end.
+    They are made in one new process, with what is imported there; functions and arguments are pickled. A call that
+    takes longer than LIMIT has failed. prepare: a call before them that has STARTING; where it fails, or the process
+    can't be had, the outcome of the first call is UNCHECKED. To be closed, or read to its end.
     """
     ours, theirs = multiprocessing.Pipe()
     process = None
@@ -62,10 +63,10 @@ def outcomes(calls):
         theirs.close()
         with suppress(OSError):  # it has ended already, which is found out at once
             ours.send(sys.path)
-            ours.send_bytes(pickle.dumps(calls))
+            ours.send_bytes(pickle.dumps((prepare, calls)))
         started = _answer(ours, process, STARTING)
         if started.state != PASSED:
-            yield Outcome(UNCHECKED, f"the process for it {started.why}")
+            yield Outcome(UNCHECKED, started.why if started.state == UNCHECKED else f"the process for it {started.why}")
             return
         for _ in calls:
             outcome = _answer(ours, process, LIMIT)
@@ -80,8 +81,9 @@ def outcomes(calls):
 
 
 def _start(connection):
-    """A process that serves a connection; in a session of its own, since a terminal's Ctrl-C is for this one, which ends that one."""
+    """A process that serves a connection."""
     nothing = subprocess.DEVNULL
+    # In a session of its own: a terminal's Ctrl-C is for this process, which ends that one.
     return subprocess.Popen([sys.executable, *COMMAND, str(connection.fileno())], pass_fds=[connection.fileno()],
                             stdin=nothing, stdout=nothing, stderr=nothing, start_new_session=True)
 
@@ -119,15 +121,15 @@ def _end(process):
 
 def serve(connection: Connection):
     """What the new process does: see `outcomes`."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))  # a crash here is an answer, not a loss
+    # A crash here is an answer, and needs no core file.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     try:
-        calls = pickle.loads(connection.recv_bytes())
+        prepare, calls = pickle.loads(connection.recv_bytes())
     except BaseException as error:
         _send(connection, Outcome(FAILED, _words(error)))
         return
     threading.Thread(target=_end_with_parent, args=(connection,), daemon=True).start()
-    _send(connection, Outcome(PASSED))
-    for function, arguments in calls:
+    for function, arguments in (prepare, *calls):
         outcome = _called(function, arguments)
         _send(connection, outcome)
         if outcome.state != PASSED:
@@ -161,4 +163,6 @@ def _end_with_parent(connection):
     """Nothing more is sent by the parent: what comes is its end."""
     with suppress(EOFError, OSError):
         connection.recv_bytes()
-    os.killpg(os.getpgrp(), signal.SIGKILL)
+    if os.getpgrp() == os.getpid():  # nobody's group but this process's own
+        os.killpg(os.getpid(), signal.SIGKILL)
+    os._exit(1)

@@ -34,15 +34,16 @@ class RunDirectory:
     """A run's directory, held by its lock until `close`.
 
     found: the `resume.Found` that the run goes on from, or None. lock: where the directory is there already, the `RunLock` that is held
-    on it. Raises UserError where the directory can't be made, or is somebody else's.
+    on it. checked: what the self-check found. Raises UserError where the directory can't be made, or is another's.
     """
 
-    def __init__(self, path, recipe, dataset, network, pipeline, precision="fp32", found=None, changed=(), lock=None):
+    def __init__(self, path, recipe, dataset, network, pipeline, precision="fp32", found=None, changed=(), lock=None,
+                 checked=None):
         self.path, self.lock = Path(path), lock
         try:
             if lock is None:
                 self._make()
-            self._describe(recipe, dataset, network, pipeline, precision, found, changed)
+            self._describe(recipe, dataset, network, pipeline, precision, found, changed, checked)
             if found is None and lock is not None:
                 self._set_aside()
             pipeline.statistics.save(self.path)
@@ -86,7 +87,7 @@ class RunDirectory:
                 files.rename(self.path / name, self.path / aside)
                 say(f"{self.path / name} is of a run without a checkpoint: kept as {aside}")
 
-    def _describe(self, recipe, dataset, network, pipeline, precision, found, changed):
+    def _describe(self, recipe, dataset, network, pipeline, precision, found, changed, checked):
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         command = shlex.join(["python", "-m", "alexnet_mp.train", *sys.argv[1:]])
         content = {
@@ -100,6 +101,7 @@ class RunDirectory:
             "kernels": network.kernels_used(),
             "precision": precision,
             "pipeline": pipeline.name,
+            "self_check": checked,
             "commit": source_commit(),
             "python": platform.python_version(),
             "packages": {name: package_version(name) for name in PACKAGES},

@@ -21,7 +21,7 @@ from contextlib import ExitStack
 
 import torch
 
-from . import geometry, graphed_step, precision, resume
+from . import geometry, graphed_step, precision, resume, self_check
 from . import recipe as recipes
 from .allocator import keep_freed_memory
 from .checkpoint_format import Data
@@ -87,6 +87,10 @@ def _run(options, interrupts, held):
     say(recipes.describe(recipe))
     if found:  # before all images are read
         resume.refuse_changes(found, resume.changes(found.checkpoint, recipe, dataset), recipe, dataset, options.resume_anyway)
+    name, checked = self_check.before_run(pipeline, options.kernels, pipeline_is_chosen=options.pipeline != "auto",
+                                          wanted=not options.no_self_check)
+    if name != pipeline.name:
+        pipeline = make_pipeline(name, dataset, recipe, devices, options.workers, dtype)
 
     in_memory = cached(dataset, recipe.stored_size)
     statistics = prepared_statistics(dataset, pipeline.workers) or fit_statistics(dataset, recipe, pipeline.workers)
@@ -106,7 +110,7 @@ def _run(options, interrupts, held):
         del weights
     made_by = resume.made_by(network, pipeline, options.precision)
     interrupts.wait_for_step = True  # from here on there is something on the disk
-    run = RunDirectory(out, recipe, dataset, network, pipeline, options.precision, found, changed, lock)
+    run = RunDirectory(out, recipe, dataset, network, pipeline, options.precision, found, changed, lock, checked)
     held.callback(run.close)
     data = Data(dataset.source, dataset.description, dataset.fingerprint, tuple(dataset.classes))
     trainer = Trainer(network, pipeline, run, {"recipe": recipe, "data": data, "made_by": made_by}, options.steps, every, options.keep,
@@ -241,6 +245,8 @@ def _parser():
     parser.add_argument("--graphs", choices=graphed_step.CHOICES, default="auto",
                         help="the step as CUDA graphs, with the same bits; on: an error where they can't be; default: auto, where both "
                              "towers are on CUDA devices")
+    parser.add_argument("--no-self-check", action="store_true",
+                        help="on a GPU, don't compare kernels, crossings and the pipeline with the reference first")
     parser.add_argument("--data", metavar="DIR|builtin", help="default: builtin, drawn by the program; resumed, what the run had")
     parser.add_argument("--recipe", choices=tuple(PRESETS),
                         help="default: paper on CUDA, mini on a CPU; resumed, that of the checkpoint")

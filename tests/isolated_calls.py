@@ -20,8 +20,9 @@ def chatter():
 
 
 def fail(kind):
-    raise {"wrong": Wrong("differs by 3"), "unfit": Unfit("no room"), "error": RuntimeError("an illegal address\nand a trace"),
-           "exit": SystemExit(3), "interrupt": KeyboardInterrupt(), "memory": MemoryError(), "wordless": ValueError()}[kind]
+    raise {"wrong": Wrong("differs by 3"), "unfit": Unfit("no room"), "exit": SystemExit(3), "memory": MemoryError(),
+           "error": RuntimeError("an illegal address\nand a trace"), "interrupt": KeyboardInterrupt(),
+           "wordless": ValueError()}[kind]
 
 
 def die(number):

@@ -280,7 +280,7 @@ def test_evaluate_needs_only_the_split_that_it_tests(run, tmp_path, capsys):
     assert capsys.readouterr().out.count("test, ") >= 2
 
 
-@pytest.mark.parametrize("module", ["prepare", "train", "evaluate"])
+@pytest.mark.parametrize("module", ["prepare", "train", "evaluate", "doctor"])
 def test_help_teaches_by_examples(module):
     done = command(module, "--help")
     assert done.returncode == 0 and done.stdout.count(f"python -m alexnet_mp.{module}") >= 2 and "default" in done.stdout

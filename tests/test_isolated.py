@@ -16,16 +16,22 @@ from alexnet_mp.isolated import FAILED, PASSED, UNCHECKED, Outcome
 TESTS = Path(__file__).parent
 
 
-def outcomes(*calls):
-    with closing(isolated.outcomes(list(calls))) as found:
+def outcomes(*calls, **options):
+    with closing(isolated.outcomes(list(calls), **options)) as found:
         return list(found)
+
+
+def alive(pid):
+    try:
+        return ") Z " not in Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def gone(pids, seconds=5):
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        left = [pid for pid in pids if Path(f"/proc/{pid}").exists() and ") Z " not in Path(f"/proc/{pid}/stat").read_text()]
-        if not left:
+        if not any(alive(pid) for pid in pids):
             return True
         time.sleep(0.02)
     return False
@@ -72,9 +78,11 @@ def test_a_process_that_dies_before_its_child_is_noticed(tmp_path):
 
 def test_a_process_that_can_t_be_started_checks_nothing(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "executable", str(tmp_path / "nothing"))
-    assert outcomes((isolated_calls.leave, ())) == [Outcome(UNCHECKED, "no process can be started for it: No such file or directory")]
+    found, = outcomes((isolated_calls.leave, ()))
+    assert found == Outcome(UNCHECKED, "no process can be started for it: No such file or directory")
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    assert outcomes((isolated_calls.leave, ())) == [Outcome(UNCHECKED, "the process for it ends its process with status 1")]
+    found, = outcomes((isolated_calls.leave, ()))
+    assert found == Outcome(UNCHECKED, "the process for it ends its process with status 1")
 
 
 def test_what_can_t_be_imported_there_checks_nothing():
@@ -85,6 +93,20 @@ def test_what_can_t_be_imported_there_checks_nothing():
 def test_a_slow_start_is_not_a_hang_of_the_first_call(monkeypatch):
     monkeypatch.setattr(isolated, "STARTING", 0)
     assert outcomes((isolated_calls.leave, ())) == [Outcome(UNCHECKED, "the process for it gives no answer within 0 s")]
+
+
+def test_what_makes_ready_is_no_call(monkeypatch, tmp_path):
+    monkeypatch.setattr(isolated, "LIMIT", 0.5)
+    call, file = (isolated_calls.append, (str(tmp_path / "file"), "a")), tmp_path / "file"
+    assert outcomes(call, prepare=(isolated_calls.append, (str(file), "b"))) == [Outcome(PASSED)]
+    assert file.read_text() == "ba"
+    assert outcomes(call, prepare=(time.sleep, (1,))) == [Outcome(PASSED)], "it has more time"
+    for function, arguments, words in (
+            (isolated_calls.fail, ("unfit",), "no room"),
+            (isolated_calls.leave, (), "the process for it ends its process with status 7"),
+            (isolated_calls.fail, ("error",), "the process for it raises RuntimeError: an illegal address")):
+        assert outcomes(call, call, prepare=(function, arguments)) == [Outcome(UNCHECKED, words)]
+    assert file.read_text() == "baa"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "killed"])
