@@ -10,6 +10,7 @@ import torch
 
 from . import tape_program
 from .exchange import settle
+from .streams import fresh_stream
 
 
 class CudaGraphs:
@@ -20,7 +21,7 @@ class CudaGraphs:
         # all other graphs of that stream hold (pytorch issue 193402). A change of rates resets updates alone, and an
         # update multiplies no matrices.
         self.streams, self.update_streams = (
-            {device: torch.cuda.Stream(device) for device in devices} for _ in range(2))
+            {device: fresh_stream(device) for device in devices} for _ in range(2))
 
     @contextmanager
     def aside(self):

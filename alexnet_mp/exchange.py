@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
+from .streams import kept_stream
+
 NAMES = "ab"
 
 
@@ -171,7 +173,7 @@ def settle(devices):
 @functools.cache
 def _copy_streams(source, target):
     """A stream on each of the two devices, for copies in this direction alone: the two directions don't wait for each other."""
-    return torch.cuda.Stream(source), torch.cuda.Stream(target)
+    return kept_stream(source), kept_stream(target)
 
 
 class _Shared(torch.autograd.Function):

@@ -21,6 +21,7 @@ from .kernels import augment, ops
 from .loader import Batch, EpochKeys, in_order
 from .statistics import colour_shift
 from .step_input import Uncropped
+from .streams import kept_stream
 
 AHEAD = 2  # batches
 MOST_THREADS = 8  # that read: more would wait for Python's lock rather than for memory
@@ -185,9 +186,8 @@ def ahead(items, devices):
 
 @functools.cache
 def _stream(device):
-    """Of all threads that work ahead: torch has 32 a device, and who asks for one more gets one that others use, say to
-    capture a graph."""
-    return torch.cuda.Stream(device)
+    """Of all threads that work ahead: torch has 32 a device, and nobody else may be given this one."""
+    return kept_stream(device)
 
 
 def _wait_for(item, devices, made):
