@@ -14,6 +14,7 @@ from .checkpoint_format import Checkpoint, Scheduled, State, Validation
 from .console import progress, python_command, say
 from .errors import UserError
 from .evaluate import both_protocols, evaluate, print_errors
+from .kernels import ops
 from .loader import centre_view, steps_per_epoch
 from .network import merge_tensors, split_tensors
 from .optimizer import PaperSGD
@@ -42,7 +43,8 @@ class Trainer:
         self.optimizer, self.schedule = PaperSGD(network), make_schedule(network.recipe)
         self.training_step = graphed_step.make_step(TrainingStep(network, self.optimizer), graphs)
         if isinstance(pipeline, RawPipeline):
-            pipeline.left_to_step = isinstance(self.training_step, graphed_step.GraphedStep)
+            pipeline.left_to_step = (isinstance(self.training_step, graphed_step.GraphedStep)
+                                     and all(map(ops.augments_in_graphs, network.exchange.devices)))
         self.steps_per_epoch = steps_per_epoch(self.recipe, pipeline.dataset)
         self.whole = self.recipe.epochs * self.steps_per_epoch
         self.last_step = self.whole if steps is None else min(steps, self.whole)

@@ -170,7 +170,7 @@ def augment_crops(pictures, crops, mean, *, crop, mean_follows_crop, dtype, memo
     if (tuple(pictures.shape), pictures.dtype, pictures.is_contiguous()) != ((count, side, side, 3), torch.uint8, True):
         raise ValueError(f"pictures are {describe(pictures)}; with a mean of {describe(mean)} they must be "
                          f"{(count, side, side, 3)} torch.uint8, contiguous")
-    if pictures.is_cuda and "triton" in built():
+    if resolve("auto", pictures.device, "augment") == "triton":
         from .augmentation import augment as launch
         y = _augmented(crops, mean, crop, dtype, memory_format == torch.channels_last)
         if y.numel():
@@ -181,6 +181,11 @@ def augment_crops(pictures, crops, mean, *, crop, mean_follows_crop, dtype, memo
     scale = host[0, 6].item() if count else 1.0
     return augment(pictures, top, left, host[:, 2] != 0, mean, host[:, 3:6].contiguous(), scale, crop=crop, dtype=dtype,
                    mean_follows_crop=mean_follows_crop, memory_format=memory_format)
+
+
+def augments_in_graphs(device):
+    """Whether a CUDA graph can hold `augment_crops` on a GPU: not where the host has to look at the crops."""
+    return torch.device(device).type != "cuda" or resolve("auto", device, "augment") == "triton"
 
 
 def _crops(top, left, flip, shift, scale):

@@ -137,7 +137,7 @@ def refused(arguments, tmp_path):
 @pytest.mark.parametrize("flags, words", [
     (["--set", "batchsize=3"], "did you mean batch_size"), (["--batch-size", "0"], "batch_size is 0"), (["--epochs", "0"], "epochs"),
     (["--steps", "0"], "--steps 0"), (["--keep", "0"], "--keep 0"), (["--checkpoint-every", "0"], "--checkpoint-every 0"),
-    (["--checkpoint-every", "10 minutes"], "as in 10m"), (["--checkpoint-every", "0m"], "--checkpoint-every 0m"), (["--seed", "-1"], "seed"), (["--gpus", "7"], "GPU 7"), (["--gpus", "gpu"], "--gpus gpu"),
+    (["--checkpoint-every", "10 minutes"], "as in 10m"), (["--checkpoint-every", "0m"], "--checkpoint-every 0m"), (["--seed", "-1"], "seed"), (["--gpus", "99"], "GPU 99"), (["--gpus", "gpu"], "--gpus gpu"),
     (["--pipeline", "raw"], "prepare --raw"), (["--kernels", "triton"], "usable there: auto"), (["--workers", "-1"], "--workers -1"),
     (["--set", "crop_size=113"], "stored_size 112"), (["--data", __file__], "not a directory"), (["--kernels", "cuda"], "can't compute on cpu"),
 ])

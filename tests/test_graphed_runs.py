@@ -14,6 +14,7 @@ from alexnet_mp import TwoTowerAlexNet, exchange, graphed_step, mini, pipeline_r
 from alexnet_mp.dataset import open_dataset
 from alexnet_mp.errors import UserError
 from alexnet_mp.graphed_step import GraphedStep
+from alexnet_mp.kernels import ops
 from alexnet_mp.optimizer import PaperSGD
 from alexnet_mp.pipeline_torch import TorchPipeline
 from alexnet_mp.schedule import make_schedule
@@ -97,9 +98,13 @@ def test_a_run_with_graphs_is_the_run_without(flags, apart, data, tmp_path, monk
     assert_same_end(out, run(data, tmp_path / "eager", *flags))
 
 
-@pytest.mark.parametrize("apart", [False, True])
-def test_a_run_whose_graphs_make_the_images_is_the_run_without(apart, data, tmp_path, monkeypatch, faked):  # noqa: F811
-    """From raw pixels, with crops, noise and a scale that change from batch to batch and epoch to epoch."""
+@pytest.mark.parametrize("apart, in_graphs", [(False, True), (True, True), (False, False)])
+def test_a_run_whose_graphs_make_the_images_is_the_run_without(apart, in_graphs, data, tmp_path, monkeypatch,  # noqa: F811
+                                                               faked):
+    """From raw pixels, with crops, noise and a scale that change from batch to batch and epoch to epoch.
+
+    in_graphs: whether graphs can make them; else the pipeline does, and the rest of a step is graphs all the same.
+    """
     flags, made, given = [*SOURCE2012, *CHANGES, "--pipeline", "raw"], pipeline_raw.RawPipeline.__init__, set()
     take = graphed_step._Shape.take
 
@@ -118,11 +123,12 @@ def test_a_run_whose_graphs_make_the_images_is_the_run_without(apart, data, tmp_
         patch.setattr(pipeline_raw.RawPipeline, "__init__", on_gpu)
         patch.setattr(pipeline_raw, "_page_locked", plain)
         patch.setattr(graphed_step._Shape, "take", watched)
+        patch.setattr(ops, "augments_in_graphs", lambda device: in_graphs)
         if apart:
             put_apart(patch)
         out = run(data, tmp_path / "graphed", *flags)
     (graphs,) = faked
-    assert graphs.captures >= 4 and given == {step_input.Uncropped}
+    assert graphs.captures >= 4 and given == {step_input.Uncropped if in_graphs else torch.Tensor}
     monkeypatch.undo()
     quick.__wrapped__(monkeypatch)
     if apart:

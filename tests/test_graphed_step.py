@@ -271,7 +271,7 @@ def delay_rows(monkeypatch, where, devices):
     row, pauses = tape_program.Program._row, {}
     for device in devices:
         pauses[device] = torch.cuda.CUDAGraph()
-        with torch.cuda.device(device), torch.cuda.graph(pauses[device]):
+        with torch.cuda.graph(pauses[device], stream=torch.cuda.Stream(device)):  # torch's own is of the first device
             torch.cuda._sleep(CYCLES)
 
     def slow(self, kind, device, stream, *numbers):

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from cases import FORMATS, GPU, OPERATIONS, call, every_operation, gradients, implementation, in_format, takes_bias, values
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from alexnet_mp.kernels import (augment, choice, linear, linear_op, lrn, lrn_max_pool, max_pool, ops, paper_sgd_, relu_dropout,
                                 relu_dropout_op, spatial_norm_max_pool)
@@ -262,6 +263,21 @@ def test_an_implementation_that_is_left_out_gives_way_to_the_next(with_gpu_kerne
     assert ops.used("auto", second) == "cuda (max_pool: reference)" and ops.used("cuda", first) == "cuda"
     ops.leave_out(())
     assert ops.resolve("auto", first, "lrn_max_pool") == "cuda" and ops.used("auto", first) == "cuda"
+
+
+def test_augmentation_that_is_left_out_is_left_out_of_a_step_too(with_gpu_kernels, monkeypatch):
+    """Then the host looks at the crops, which no graph can hold. Without a GPU: tensors that have no memory."""
+    called, crop = [], dict(crop=4, mean_follows_crop=True, dtype=torch.float32, memory_format=torch.channels_last)
+    monkeypatch.setattr(ops, "augment", lambda *arguments, **options: called.append(options))
+    with FakeTensorMode():
+        pictures, crops, mean = (torch.empty(shape, dtype=dtype, device="cuda:0") for shape, dtype in (
+            ((0, 6, 6, 3), torch.uint8), ((0, 7), torch.float32), ((6, 6, 3), torch.float32)))
+        assert ops.augments_in_graphs("cuda:0") and ops.augment_crops(pictures, crops, mean, **crop).shape == (0, 3, 4, 4)
+        assert called == []
+        ops.leave_out({("augment", "triton", "cuda:0")})
+        ops.augment_crops(pictures, crops, mean, **crop)
+    assert called == [crop]
+    assert [ops.augments_in_graphs(device) for device in ("cuda:0", "cuda:1", "cpu")] == [False, True, True]
 
 
 @pytest.mark.parametrize("operation", choice.WITHOUT_CUDA)

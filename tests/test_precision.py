@@ -74,13 +74,17 @@ def test_cublas_adds_no_parts_of_a_product_in_bf16(choice, devices, monkeypatch)
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_long_bf16_product_on_a_gpu_adds_in_float32():
-    """As long as fc6's. Parts of a sum that were rounded before they are added would show beside a small sum."""
+    """As long as fc6's. Parts of a sum that were rounded before they are added would show beside a small sum.
+
+    A tensor core adds 16 products to a sum at a time, and may cut off what is beyond float32's 24 bits instead of
+    rounding it: of sums below 128 less than 9216 / 16 * 2^-17 = 4.4e-3 in all. A part of 50 in bfloat16 errs by 0.1.
+    """
     precision.use("bf16", [GPU])
     draws = torch.Generator("cuda").manual_seed(0)
     x, w = (torch.randn(size, 9216, generator=draws, device=GPU).bfloat16() for size in (8, 2048))
     expected = x.double() @ w.double().t()
     error = ((x @ w.t()).double() - expected).abs()
-    assert (error <= 2**-8 * expected.abs() + 1e-3).all()  # half a unit of the rounding, and float32's own error
+    assert (error <= 2**-8 * expected.abs() + 5e-3).all()  # half a unit of the last rounding, and the sum's own error
 
 
 def test_tf32_on_a_gpu_that_has_it(monkeypatch):

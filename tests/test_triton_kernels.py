@@ -410,10 +410,10 @@ def test_sgd_refuses_lists_of_different_lengths():
 def test_sgd_in_a_cuda_graph():
     state = states(torch.float32, 1), states(torch.float32, 11), states(torch.float32, 21)
     expected = clones(*state)
-    graph = torch.cuda.CUDAGraph()
-    with pytest.raises(RuntimeError, match="before the capture"), torch.cuda.graph(graph):
+    with pytest.raises(RuntimeError, match="before the capture"), torch.cuda.graph(torch.cuda.CUDAGraph()):
         sgd.paper_sgd_(*state, **RATES)
     sgd.paper_sgd_(*state, **RATES)
+    graph = torch.cuda.CUDAGraph()  # another: an error of Python's ends a capture as its end does, and leaves a graph
     with torch.cuda.graph(graph):
         sgd.paper_sgd_(*state, **RATES)
     for n in range(sgd.REMEMBERED + 1):  # the cache forgets the graph's tables
