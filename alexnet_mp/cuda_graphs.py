@@ -15,7 +15,7 @@ from .exchange import settle
 
 
 class CudaGraphs:
-    """Captures on streams of its own, one a CUDA device, and one more a device for graphs of updates."""
+    """Captures on streams for that alone, one a CUDA device, and one more a device for graphs of updates."""
 
     def __init__(self, devices):
         # In torch 2.13.0 a graph that is reset frees cuBLAS's workspaces of the stream that captured it, whose

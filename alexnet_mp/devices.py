@@ -47,8 +47,8 @@ def device_name(device):
 def make_current(devices):
     """Make the first GPU of these the current CUDA device of this thread.
 
-    Else it is GPU 0, whatever `--gpus` says: threads that lock memory, and streams that are left, make a context there, which takes
-    memory and fails where that GPU is full or for one process alone.
+    Else it is GPU 0, whatever `--gpus` says: a thread that locks memory, and a stream that is left, would make a
+    context there. That takes memory, and fails where that GPU is full or has been given to one process alone.
     """
     for device in devices:
         if device.type == "cuda":

@@ -1,8 +1,8 @@
 """CUDA's streams and events, and torch's memory on devices, on a CPU: nothing is computed, but every race is seen.
 
 A stream is a clock, and knows up to which moment of every other stream it has waited. A tensor refuses to be read or
-written where CUDA would let that race with what was launched on another stream, and to be freed where another stream may
-still use its memory when torch gives it to somebody else.
+written where CUDA would let that race with what was launched on another stream, and to be freed where another stream
+may still use its memory when torch gives it to somebody else.
 """
 import threading
 from collections import Counter, namedtuple
@@ -79,7 +79,7 @@ class Streams:
 
     @contextmanager
     def another_thread(self, *streams):
-        """Where the default streams are current, but for those given, as autograd gives a node that of its forward pass."""
+        """Default streams are current here, but for those given: autograd gives a node that of its forward pass."""
         before, self.current = self.current, {stream.device: stream for stream in streams}
         try:
             yield
@@ -148,7 +148,7 @@ class Memory:
         return 4
 
     def copy_(self, source, non_blocking=False):
-        """As torch has it (ATen, `Copy.cu`): on the source's current stream, and the target's waits before and after."""
+        """On the source's current stream; before and after, one waits for the other (torch: ATen, `Copy.cu`)."""
         assert non_blocking
         there, here = self.streams.current_on(source.device), self.streams.current_on(self.device)
         there.wait_stream(here)
