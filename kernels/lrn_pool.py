@@ -77,6 +77,7 @@ def _forward_kernel(
     BETA: tl.constexpr, RELU: tl.constexpr, POOL: tl.constexpr, STRIDE: tl.constexpr,
     OVERHANG: tl.constexpr,  # whether the last window hangs over an edge
     MAPS: tl.constexpr, TILE: tl.constexpr,
+    UNROLL: tl.constexpr,  # steps that are code of their own
 ):
     LOW: tl.constexpr = SIZE // 2
     HIGH: tl.constexpr = SIZE - 1 - LOW if SIZE else 0
@@ -94,8 +95,7 @@ def _forward_kernel(
     rolling = ()  # of every cell of the window, a of the SIZE - 1 maps before: POOL^2 (SIZE - 1) tensors
     for _ in tl.static_range(POOL * POOL):
         rolling += (_zeros(LOW + HIGH, TILE),)
-    # Four steps bring a window of five back to where it was: unrolled, nothing moves between registers.
-    for step in tl.range(0, MAPS + LOW + HIGH, loop_unroll_factor=4 if SIZE == 5 and POOL > 1 else 1):
+    for step in tl.range(0, MAPS + LOW + HIGH, loop_unroll_factor=UNROLL):
         c = first + step - LOW - HIGH  # its window over the maps ends with map c + HIGH, which is read now
         best = tl.full((TILE,), -float("inf"), tl.float32)
         code = tl.zeros((TILE,), tl.int32)
@@ -307,7 +307,8 @@ def forward(x, bias, y, argmax, *, norm, size, alpha, beta, k, relu, pool, strid
         _forward_kernel[N * triton.cdiv(OH * OW, FORWARD_TILE), triton.cdiv(C, maps)](
             x, bias, y, argmax if argmax.numel() else None, C, H, W, OH, OW, x.stride(), y.stride(), alpha, k,
             SIZE=size if norm == "lrn" else 0, BETA=beta, RELU=relu, POOL=pool or 1, STRIDE=stride if pool else 1,
-            OVERHANG=overhang, MAPS=maps, TILE=FORWARD_TILE, num_warps=FORWARD_TILE // 32)
+            OVERHANG=overhang, MAPS=maps, TILE=FORWARD_TILE, UNROLL=_unrolled(norm, size, pool),
+            num_warps=FORWARD_TILE // 32)
 
 
 def backward(dy, x, bias, argmax, dx, *, norm, size, alpha, beta, k, relu, pool, stride, ties):
@@ -344,6 +345,14 @@ def backward(dy, x, bias, argmax, dx, *, norm, size, alpha, beta, k, relu, pool,
             _spatial_kernel[grid](x, g, t, C, H, W, x.stride(), t.stride(), alpha, k, size, beta, 128)
             _spatial_backward_kernel[grid](x, g, t, dx, C, H, W, x.stride(), dx.stride(), alpha, size, beta, 128)
     return None if bias is None else partial.sum(0)
+
+
+def _unrolled(norm, size, pool):
+    """Four steps bring a window of five maps back to where it was: unrolled, nothing moves between registers.
+
+    Not with more cells a step than 3x3 windows have: Triton 3.7 compiles 5x5 for a minute then, and 6 seconds otherwise.
+    """
+    return 4 if norm == "lrn" and size == 5 and pool in (2, 3) else 1
 
 
 def _fits(H, W):

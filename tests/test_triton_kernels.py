@@ -209,6 +209,21 @@ def test_the_largest_window_of_the_pool():
     assert argmax.flatten().tolist() == [224, 223]
 
 
+def test_steps_with_more_cells_than_3x3_are_not_unrolled(monkeypatch):
+    """Which Triton would compile for a minute."""
+    unrolled = {}
+
+    class Launched:
+        def __getitem__(self, grid):
+            return lambda *_, POOL, SIZE, UNROLL, **more: unrolled.setdefault((POOL, SIZE), UNROLL)
+
+    monkeypatch.setattr(lrn_pool, "_forward_kernel", Launched())
+    x = maps(1, 6, 7, 7)
+    for pool, size in ((0, 5), (2, 5), (3, 5), (3, 4), (4, 5), (5, 5), (7, 3)):
+        lrn_pool.forward(x, None, x[:, :, :1, :1], x[:0], **BASE | {"pool": pool, "size": size})
+    assert unrolled == {(1, 5): 1, (2, 5): 4, (3, 5): 4, (3, 4): 1, (4, 5): 1, (5, 5): 1, (7, 3): 1}
+
+
 @pytest.mark.parametrize("size", [1, 2, 4, 9])
 def test_other_windows_of_the_norm(size):
     """An even window reaches one map further down; one of nine is wider than there are maps."""
