@@ -26,7 +26,7 @@ seed, ± the standard deviation over the seeds; intervals are 95 %.
 def render(folder):
     """README's table: claim, paper, here, n, verdict."""
     records = read_records(folder)
-    found, rows = verdicts(records), [_row("claim", "paper", "here", "n", "verdict"), _row("---", "---", "---", "---:", "---")]
+    found, rows = verdicts(records, folder), [_row("claim", "paper", "here", "n", "verdict"), _row("---", "---", "---", "---:", "---")]
     for claim in CLAIMS:
         verdict = found[claim.id]
         n = min((outcome.n for outcome in _primary(claim, verdict)), default="") if verdict.record else ""
@@ -41,7 +41,7 @@ def render(folder):
 def details(folder, path):
     """docs/claims.md as text; pictures are linked from where it will lie, `path`."""
     records = read_records(folder)
-    found, lines = verdicts(records), [HEAD]
+    found, lines = verdicts(records, folder), [HEAD]
     for claim in CLAIMS:
         lines += [f"## {claim.id}", "", f"{claim.sentence} ({claim.section})", "", f"- paper: {claim.paper}", f"- 2012 notes: {claim.source}",
                   f"- verdict: {_told(found[claim.id])}"]

@@ -10,16 +10,17 @@ from pathlib import Path
 
 import numpy as np
 
+from . import claim_kept
 from .claim_list import CLAIMS
 from .claim_statistics import step_of_loss
 from .specialisation import LEVEL as DIVIDED
-from .specialisation import holm, wilson
+from .specialisation import holm, matching, wilson
 
 COMES_OUT, OPPOSITE, UNDECIDED, NOT_RUN, NO_VERDICT = "comes out", "opposite", "not to be told apart", "not run", "no verdict"
 LEVEL, FEWEST = 0.05, 5
 STUDY = ("views", "lrn", "one-gpu", "dropout", "crops-flips", "colour", "augmentation", "pooling", "depth", "links", "weight-decay", "biases",
          "pretraining", "ensemble5", "ensemble7", "curve")  # the claims that share one correction; all others share another
-CHANCE = 0.98  # of the error of answers drawn at random: a network that has a lower one has learned something
+UNTRAINED = 98.0  # % top-1 error: a network of `init` with a lower one has learned something
 
 
 @dataclass(frozen=True)
@@ -87,10 +88,13 @@ class Verdict:
     record: dict | None = None
 
 
-def verdicts(records):
-    """{claim's id: `Verdict`}. records: of `read_records`; of several records of a claim the one with most seeds counts, then the newest."""
+def verdicts(records, folder):
+    """{claim's id: `Verdict`}. records: of `read_records`, in `folder`, where the first layers of their runs lie too.
+
+    Of several records of a claim those of the study count, then the one with most seeds, then the newest.
+    """
     chosen = {claim.id: _fullest(records.get(claim.id, [])) for claim in CLAIMS}
-    found = {claim.id: _tested(claim, chosen[claim.id]) for claim in CLAIMS}
+    found = {claim.id: _tested(claim, chosen[claim.id], folder) for claim in CLAIMS}
     corrected = {}
     for family in (STUDY, [claim.id for claim in CLAIMS if claim.id not in STUDY]):
         judged = [name for name in family if found[name].word == UNDECIDED and found[name].p is not None]
@@ -129,12 +133,12 @@ def outcomes(claim, record):
                  for (what, values), at_least in zip(pairs, [cut_off.get(arm, False) for arm in arms[1:]] or [False], strict=True) if len(values))
 
 
-def _tested(claim, record):
+def _tested(claim, record, folder):
     """The `Verdict` before any correction: `UNDECIDED` where p and the correction will tell."""
     if record is None or not any("errors" in run for run in record["runs"]):
         return Verdict(NOT_RUN)
     if claim.kind == "towers":
-        return _counted_towers(record)
+        return _counted_towers(record, folder)
     if claim.id == "init":
         return _counted_starts(claim, record)
     if claim.kind in ("errors", "masks"):
@@ -168,20 +172,35 @@ def _end(outcome, direction):
     return outcome.interval[1 if direction > 0 else 0]
 
 
-def _counted_towers(record):
-    """In how many runs of the network as it is the towers are divided; all of them: it comes out, none: the opposite.
+def _counted_towers(record, folder):
+    """In how many runs the towers are divided, and whether more than towers of different networks are; with links, and without.
 
-    Beside it, in how many of the divided ones it is the share of chroma that differs, as the paper says.
+    All runs, and more: it comes out; none: the opposite. Beside it, in how many of the divided ones it is the share of chroma that
+    differs, as the paper says, and Fisher's exact test of the runs with links against those without.
     """
-    runs = [run["division"] for run in _ended(record, record["arms"][0]["name"]) if "division" in run]
-    if len(runs) < FEWEST:
-        return Verdict(NO_VERDICT, remark=f"{len(runs)} seeds, too few for one" if runs else "a record of an older version", record=record)
-    found = [run for run in runs if run["p"] is not None and run["p"] <= DIVIDED]
-    chroma = sum(run["measures"]["colourfulness"]["holm_p"] <= LEVEL for run in found)
-    divided, (low, high) = len(found), wilson(len(found), len(runs))
-    word = COMES_OUT if divided == len(runs) else OPPOSITE if not divided else UNDECIDED
-    return Verdict(word, remark=f"towers differ in {divided} of {len(runs)} runs ({100 * low:.0f} to {100 * high:.0f} %), "
-                   f"in chroma in {chroma} of these", record=record)
+    counts, told = [], []
+    for arm in record["arms"]:
+        runs = [run for run in _ended(record, arm["name"]) if "division" in run]
+        if not runs:
+            continue
+        divided = [run["division"] for run in runs if run["division"]["p"] is not None and run["division"]["p"] <= DIVIDED]
+        chroma = sum(division["measures"]["colourfulness"]["holm_p"] <= LEVEL for division in divided)
+        kernels = [claim_kept.first_layer(run, folder) for run in runs]
+        _, p = (None, None) if any(of_one is None for of_one in kernels) else matching(kernels)
+        low, high = wilson(len(divided), len(runs))
+        counts.append((len(divided), len(runs), p))
+        told.append(f"{_words(arm['name'])}: towers differ in {len(divided)} of {len(runs)} runs ({100 * low:.0f} to {100 * high:.0f} %), in chroma "
+                    f"in {chroma} of these; against towers of other runs p = {'unknown' if p is None else f'{p:.2g}'}")
+    if not counts or counts[0][1] < FEWEST:
+        return Verdict(NO_VERDICT, remark=f"{counts[0][1]} seeds, too few for one" if counts else "a record of an older version", record=record)
+    divided, runs, p = counts[0]
+    if len(counts) > 1:
+        from scipy import stats
+        other = counts[1]
+        fisher = stats.fisher_exact([[divided, runs - divided], [other[0], other[1] - other[0]]]).pvalue
+        told.append(f"with links against without p = {fisher:.2g}")
+    word = COMES_OUT if divided == runs and p is not None and p <= LEVEL else OPPOSITE if not divided else UNDECIDED
+    return Verdict(word, remark="; ".join(told), record=record)
 
 
 def _counted_starts(claim, record):
@@ -190,8 +209,7 @@ def _counted_starts(claim, record):
     found = outcomes(claim, record)
     if len(runs) < FEWEST:
         return Verdict(NO_VERDICT, found, remark=f"{len(runs)} seeds, too few for one", record=record)
-    chance = 100 * (1 - 1 / record["data"][0]["classes"])
-    learned = sum("errors" in run and run["moved"] is not None and _views(run) < CHANCE * chance for run in runs)
+    learned = sum("errors" in run and run["moved"] is not None and _views(run) < UNTRAINED for run in runs)
     word = COMES_OUT if learned == len(runs) else OPPOSITE if not learned else UNDECIDED
     return Verdict(word, found, remark=f"{learned} of {len(runs)} runs learn", record=record)
 
@@ -265,8 +283,9 @@ def _ended(record, arm):
 
 
 def _fullest(records):
-    """Of a claim's records, newest first, the one with the most seeds that ended."""
-    return max(records, key=lambda record: len({run["seed"] for run in record["runs"] if "errors" in run}), default=None)
+    """Of a claim's records, newest first: of those with the study's network, else of all, the one with the most seeds that ended."""
+    of_study = [record for record in records if record["base"] == "desk" and record["steps"] is None]
+    return max(of_study or records, key=lambda record: len({run["seed"] for run in record["runs"] if "errors" in run}), default=None)
 
 
 def _words(arm):

@@ -144,6 +144,37 @@ def division_by_chance(kernels, splits=100, draws=10_000, seed=0):
     return int(((1 + hits) / (1 + draws) <= LEVEL).sum()), splits
 
 
+def matching(runs):
+    """Whether the two towers of a network differ more than towers of different networks: (mean distance, p), exact.
+
+    runs: first-layer kernels (maps of both towers, 3, k, k) of n networks. The mean energy distance between the towers of a network
+    is compared with that of every way to put all 2n towers into pairs; p is the share of those with as large a mean. Kernels are
+    points as in `division`, ranked over all towers. (None, None) for fewer than two networks, for more than seven (135,135 ways), and
+    where a tower has fewer than `FEWEST` kernels that are `learned`.
+    """
+    towers = [half[learned(half)] for kernels in runs for half in np.split(np.asarray(kernels, np.float64), 2)]
+    if not 2 <= len(runs) <= 7 or min(map(len, towers)) < FEWEST:
+        return None, None
+    kernels = np.concatenate(towers)
+    points = np.split(_points(kernels, kernel_statistics(kernels)), np.cumsum([len(tower) for tower in towers])[:-1])
+    apart = {(a, b): float(energy_distances(np.concatenate([points[a], points[b]]), np.arange(len(points[a]))[None])[0])
+             for a in range(len(points)) for b in range(a + 1, len(points))}
+    sums = np.array(list(_sums_of_pairings(apart, tuple(range(len(points))))))
+    own = sum(apart[2 * run, 2 * run + 1] for run in range(len(runs)))
+    return own / len(runs), float((sums >= own * (1 - 1e-12)).mean())
+
+
+def _sums_of_pairings(apart, towers):
+    """The sum over its pairs of each way to put the towers into pairs."""
+    if not towers:
+        yield 0.0
+        return
+    first, *others = towers
+    for other in others:
+        for rest in _sums_of_pairings(apart, tuple(tower for tower in others if tower != other)):
+            yield apart[first, other] + rest
+
+
 def energy_distances(points, chosen):
     """Energy distances between the chosen points and the others: 2 E|X - Y| - E|X - X'| - E|Y - Y'|, 0 where they are spread alike.
 

@@ -5,6 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy import stats
+from made_kernels import GREY, RED_GREEN
+from made_kernels import made as made_towers
 from test_claims import errors, record_of
 
 from alexnet_mp.claim_list import CLAIMS
@@ -27,8 +29,8 @@ def of(name, shift, seeds=6, arms=None):
     return record_of(claim.kind, names, runs) | {"claim": name}
 
 
-def verdict(name, record, others=()):
-    return verdicts({name: [record], **dict(others)})[name]
+def verdict(name, record, others=(), folder="nowhere"):
+    return verdicts({name: [record], **dict(others)}, folder)[name]
 
 
 def test_an_outcome_is_scipys_t_test():
@@ -50,7 +52,7 @@ def test_a_difference_comes_out_is_opposite_or_is_not_told(name):
     assert undecided.word == UNDECIDED and undecided.corrected == undecided.p > 0.2
     assert (undecided.remark == "smaller here than the effect that would count") == (name != "pooling")  # of which 0.2 would count
     assert verdict(name, of(name, 1.5, seeds=4)).word == NO_VERDICT
-    assert verdicts({})[name].word == NOT_RUN
+    assert verdicts({}, "nowhere")[name].word == NOT_RUN
 
 
 def test_the_paper_has_the_other_direction_for_what_lowers_the_error():
@@ -98,9 +100,11 @@ def test_all_claims_share_one_correction():
     assert without_direction.corrected == alone.p
 
 
-def test_the_record_with_most_seeds_counts():
+def test_the_record_with_most_seeds_counts_and_one_of_the_study_before_all():
     few, many = of("lrn", 1.5, seeds=3), of("lrn", -1.5)
-    assert verdicts({"lrn": [few, many]})["lrn"].record is many
+    study = few | {"base": "desk"}
+    assert verdicts({"lrn": [many, study]}, "nowhere")["lrn"].record is study
+    assert verdicts({"lrn": [few, many]}, "nowhere")["lrn"].record is many
 
 
 def test_times_are_ratios_and_a_run_that_never_comes_there_is_a_lower_bound():
@@ -115,16 +119,39 @@ def test_times_are_ratios_and_a_run_that_never_comes_there_is_a_lower_bound():
     assert found.at_least and max(found.values) == pytest.approx(math.log(30))
 
 
-def test_the_towers_are_counted():
-    for divided, word in ((6, COMES_OUT), (3, UNDECIDED), (0, OPPOSITE)):
-        record = of("specialisation", 0)
-        for entry in record["runs"]:
-            entry["division"] = {"p": 0.001 if entry["seed"] < divided else 0.2,
-                                 "measures": {"colourfulness": {"holm_p": 0.01 if entry["seed"] % 2 else 0.3}}}
-        record["runs"][0]["division"]["p"] = record["runs"][0]["division"]["p"] if divided else None
-        found = verdict("specialisation", record)
-        assert found.word == word and found.remark.startswith(f"towers differ in {divided} of 6 runs (")
-        assert found.remark.endswith(f"in chroma in {divided // 2} of these")
+def keep_kernels(record, arm, folder, *towers):
+    """A kept first layer for every run of an arm: towers of these colours."""
+    (folder / "runs").mkdir(parents=True, exist_ok=True)
+    for entry in record["runs"]:
+        if entry["arm"] == arm:
+            np.savez(folder / "runs" / Path(entry["directory"]).name, conv1=made_towers(entry["seed"] + 1, *towers).astype(np.float16))
+
+
+@pytest.mark.parametrize("divided, word", [(6, COMES_OUT), (3, UNDECIDED), (0, OPPOSITE)])
+def test_the_towers_are_counted(divided, word, tmp_path):
+    record = of("specialisation", 0)
+    for entry in record["runs"]:
+        entry["division"] = {"p": 0.001 if entry["seed"] < divided and entry["arm"] == "base" else 0.2,
+                             "measures": {"colourfulness": {"holm_p": 0.01 if entry["seed"] % 2 else 0.3}}}
+    record["runs"][0]["division"]["p"] = record["runs"][0]["division"]["p"] if divided else None
+    del record["runs"][-1]["division"]  # of the network of one tower, which has none
+    keep_kernels(record, "base", tmp_path, GREY, RED_GREEN)
+    found = verdict("specialisation", record, folder=tmp_path)
+    assert found.word == (word if divided < 6 else UNDECIDED if "p = unknown" in found.remark.split(";")[1] else word)
+    assert found.remark.startswith(f"base: towers differ in {divided} of 6 runs (")
+    assert f"in chroma in {divided // 2} of these; against towers of other runs p = 0." in found.remark
+    assert "no links same width: towers differ in 0 of 6 runs" in found.remark
+    fisher = stats.fisher_exact([[divided, 6 - divided], [0, 6]]).pvalue
+    assert f"with links against without p = {fisher:.2g}" in found.remark
+
+
+def test_divided_towers_that_other_runs_towers_match_do_not_come_out(tmp_path):
+    record = of("specialisation", 0)
+    for entry in record["runs"]:
+        entry["division"] = {"p": 0.001, "measures": {"colourfulness": {"holm_p": 0.3}}}
+    assert verdict("specialisation", record, folder=tmp_path).word == UNDECIDED  # no kernels are kept
+    keep_kernels(record, "base", tmp_path, *[GREY, RED_GREEN] * 6)
+    assert verdict("specialisation", record, folder=tmp_path).word == UNDECIDED
     assert verdict("specialisation", of("specialisation", 0)).remark == "a record of an older version"
 
 

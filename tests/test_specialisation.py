@@ -10,14 +10,14 @@ from scipy import stats
 from made_kernels import BLUE_YELLOW, GREY, RED_GREEN, made, measured
 from tiny_checkpoint import tiny
 
-from alexnet_mp import geometry
+from alexnet_mp import geometry, specialisation
 from alexnet_mp.checkpoint import put
 from alexnet_mp.claim_statistics import random_orders
 from alexnet_mp.errors import UserError
 from alexnet_mp.kernel_statistics import kernel_statistics
 from alexnet_mp.specialisation import (LEVEL, MEASURES, appearance, appearance_by_chance, cliffs_delta, division,
-                                       division_by_chance, energy_distances, first_layer, holm, kuipers_v, tower_differences,
-                                       watsons_u2, wilson)
+                                       division_by_chance, energy_distances, first_layer, holm, kuipers_v, matching,
+                                       tower_differences, watsons_u2, wilson)
 
 
 def test_cliffs_delta_against_counting_and_scipy():
@@ -251,3 +251,26 @@ def test_division_of_what_is_no_pair_of_towers():
             division(kernels)
     with pytest.raises(ValueError, match="finite"):
         division(np.full((12, 3, 5, 5), np.nan))
+
+
+def test_towers_of_a_network_are_compared_with_towers_of_others():
+    divided = [made(seed, GREY, RED_GREEN) if seed % 2 else made(seed, RED_GREEN, GREY) for seed in range(4)]
+    mean, p = matching(divided)
+    # Grey with red and green, whichever: 4! of the 105 pairings part them as far, but for noise; none by much more.
+    assert mean > 1 and 1 / 105 <= p <= 24 / 105
+    alone = [np.concatenate([made(seed, GREY), made(10 + seed, RED_GREEN if seed else GREY)]) for seed in range(4)]
+    assert matching(alone)[0] < mean
+    halves = [made(seed, *[GREY, RED_GREEN] * 6, count=1)[[*range(0, 12, 2), *range(1, 12, 2)]] for seed in range(3)]
+    assert matching(halves)[1] <= 6 / 15
+    mixed = [[made(4 * group + seed, *[GREY, RED_GREEN] * 12, count=1) for seed in range(4)] for group in range(40)]
+    p = np.array([matching(runs)[1] for runs in mixed])  # both towers hold both kinds: nothing parts them
+    assert 3 <= (p <= 0.25).sum() <= 19 and (p <= 0.01).sum() <= 3  # 10 and 0.4 expected
+    assert matching(divided[:1]) == (None, None) and matching([np.zeros((12, 3, 5, 5))] * 3) == (None, None)
+
+
+def test_all_pairings_are_counted_once():
+    apart = {(a, b): 1.0 if (a, b) in ((0, 1), (2, 3), (4, 5)) else 0.0 for a in range(6) for b in range(a + 1, 6)}
+    sums = sorted(specialisation._sums_of_pairings(apart, tuple(range(6))))
+    assert len(sums) == 15 and sums.count(3.0) == 1 and sums.count(1.0) == 6 and sums.count(0.0) == 8
+    assert len(list(specialisation._sums_of_pairings(dict.fromkeys(((a, b) for a in range(12) for b in range(a + 1, 12)), 1.0),
+                                                     tuple(range(12))))) == 10_395
