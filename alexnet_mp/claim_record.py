@@ -82,6 +82,25 @@ def write_record(record, folder):
     return path, True
 
 
+def take_records(source, folder):
+    """Copy what another folder of records has and this one has not: kept runs, and records with more runs. Returns the names.
+
+    A record that is here too is replaced only by one that has all of its runs, and others; a kept run never is.
+    """
+    taken = []
+    for path in sorted(Path(source).glob("*.json")):
+        record, here = _read(path), _read(Path(folder) / path.name)
+        if record and (here is None or _runs(record) > _runs(here)):
+            taken += [path, path.with_suffix(".png")]
+    taken = [path for path in taken if path.exists()]
+    taken += [path for path in sorted((Path(source) / "runs").glob("*")) if not (Path(folder) / "runs" / path.name).exists()]
+    for path in taken:
+        target = Path(folder) / path.relative_to(source)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        files.replace(target, path.read_bytes())
+    return [str(path.relative_to(source)) for path in taken]
+
+
 def _runs(record):
     return {(run["arm"], run["seed"], Path(run["directory"]).name, *run["commits"]) for run in record["runs"]}
 

@@ -22,7 +22,7 @@ def run_claim(claim, options, seeds, allow=lambda run: True):
     """Train, test and record a claim. Returns the record, or None where no seed was completed.
 
     A run that is kept beside the records is not trained again, unless its weights are asked for: by an average of networks, or by
-    another run that begins with them. allow(run): False where there is no time for it. Raises `Stopped` after Ctrl-C; the record of what is there is written already.
+    another run that begins with them. Then this record has the new network, and what is kept stays. allow(run): False where there is no time for it. Raises `Stopped` after Ctrl-C; the record of what is there is written already.
     """
     record, path = new_record(claim, options), None
     if claim.kind == "rates" and not search_rates(claim, options, record, allow):
@@ -31,9 +31,11 @@ def run_claim(claim, options, seeds, allow=lambda run: True):
                 for ensemble in earlier["ensembles"]}
     total = turns(claim, options, seeds, record["rates"])
     for number, (runs, members) in enumerate(total, 1):
-        made, wanted = {}, {run.init for run in runs if run.init and not entry_of(run, options)}
         known = averaged.get(_names(member.directory for member in members or ()))
-        wanted |= set() if known else {member.directory for member in members or ()}
+        wanted = set() if known else {member.directory for member in members or ()}
+        begun = [run for run in runs if run.directory in wanted or not entry_of(run, options)]
+        wanted |= {run.init for run in begun if run.init and status(run) not in ("done", "diverged")}
+        made = {}
         for run in runs:
             if (entry := entry_of(run, options)) and run.directory not in wanted:
                 made[run] = entry
@@ -44,8 +46,9 @@ def run_claim(claim, options, seeds, allow=lambda run: True):
             say(f"-- {claim.id}: {run.arm}, seed {run.seed} ({'ensemble' if members else 'seed'} {number} of {len(total)})")
             if not allow(run):
                 return record if path else None
+            anew = entry is not None and status(run) != "done"  # the weights of what is kept are gone: this is another network
             train_run(run, options)
-            made[run] = entry_of(run, options) or measure_and_keep(run, options)
+            made[run] = measure(run, options) if anew else entry or measure_and_keep(run, options)
         record["runs"] += made.values()
         if known:
             record["ensembles"].append(known | {"members": [str(member.directory) for member in members]})

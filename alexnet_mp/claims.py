@@ -28,7 +28,7 @@ from .claim_budget import Forecast, needed
 from .claim_elsewhere import ELSEWHERE
 from .claim_list import CLAIMS, command
 from .claim_plan import arm_recipe, has_labelled_test, opened
-from .claim_record import RECORDS, read_records
+from .claim_record import RECORDS, read_records, take_records
 from .claim_run import run_claim
 from .claim_train import Stopped
 from .console import duration, say
@@ -49,6 +49,9 @@ def main(arguments=None):
         case "run":
             return _run(options)
         case "table":
+            if options.take:
+                for name in take_records(options.take, options.records):
+                    say(f"took {name}")
             return claim_page.update(options.readme, options.records, options.details, options.check)
         case _:
             return _list(options)
@@ -268,6 +271,7 @@ def _parser():
     add_machine_options(run)
     table = actions.add_parser("table", help="README's table and docs/claims.md, from the records")
     table.add_argument("--check", action="store_true", help="write nothing, fail where one of them differs from the records")
+    table.add_argument("--take", metavar="DIR", help="take runs and fuller records from another folder of records first")
     table.add_argument("--readme", default=claim_page.README, metavar="FILE")
     table.add_argument("--details", default=claim_page.DETAILS, metavar="FILE", help="the page of all that is known; default: docs/claims.md")
     for action in (listed, run, table):

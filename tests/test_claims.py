@@ -1,17 +1,18 @@
 """The list of claims, what the records say in words and numbers, the README's table, and the forecast; nothing is trained here."""
 import dataclasses
 import json
+import os
 from types import SimpleNamespace
 
 import pytest
 from conftest import make_folder
 
-from alexnet_mp import claim_page, claim_plan, claims, evaluate, recipe
+from alexnet_mp import claim_page, claim_plan, claims, evaluate, files, recipe
 from alexnet_mp.claim_elsewhere import ELSEWHERE, feeding, importance, two_gpus
 from alexnet_mp.claim_list import BASE, CLAIMS, command
 from alexnet_mp.claim_plan import (
     arm_recipe, digest_of, last_step, make_run, operations, steps_per_epoch, work_of_steps, work_of_tests)
-from alexnet_mp.claim_record import differences, path_of, read_records, write_record
+from alexnet_mp.claim_record import differences, path_of, read_records, take_records, write_record
 from alexnet_mp.claim_run import new_record
 from alexnet_mp.claim_table import findings, setting
 from alexnet_mp.claim_train import first_gpu, settings
@@ -540,6 +541,28 @@ def test_a_record_of_fewer_runs_does_not_replace_one_of_more(tmp_path):
     assert read_records(tmp_path) == {"lrn": [whole]}
     anew = dict(one, runs=[dict(run, commits=["a mended one"]) for run in one["runs"]])
     assert write_record(anew, tmp_path)[1] and read_records(tmp_path) == {"lrn": [anew]}  # which the whole one doesn't have
+
+
+def test_records_of_another_machine_are_taken_where_they_say_more(tmp_path):
+    whole = record_of("difference", ["base", "no_lrn"], THREE)
+    one = record_of("difference", ["base", "no_lrn"], {key: run for key, run in THREE.items() if key[1] == 0})
+    other = dict(one, runs=[dict(run, commits=["another"]) for run in one["runs"]])
+    path, here, there = write_record(whole, tmp_path / "there")[0], tmp_path / "here", tmp_path / "there"
+    (there / "runs").mkdir()
+    (there / "runs" / "base-0-seed0.npz").write_bytes(b"new")
+    (there / "runs" / "base-0-seed1.npz").write_bytes(b"other")
+    (here / "runs").mkdir(parents=True)
+    (here / "runs" / "base-0-seed1.npz").write_bytes(b"kept")
+    assert take_records(there, here) == [path.name, path.with_suffix(".png").name, "runs/base-0-seed0.npz"]
+    assert read_records(here) == {"lrn": [whole]} and (here / "runs" / "base-0-seed1.npz").read_bytes() == b"kept"
+    assert take_records(there, here) == []
+    for less in (one, other):  # fewer runs, or others: what is here stays
+        files.replace(there / path.name, json.dumps(less).encode())
+        os.utime(there / path.name, (2e9, 2e9))
+        assert take_records(there, here) == [] and read_records(here) == {"lrn": [whole]}
+    assert claims.main(["table", "--take", str(there), "--records", str(tmp_path / "third"), "--readme", str(tmp_path / "README.md"),
+                        "--details", str(tmp_path / "claims.md")]) == 0 if (tmp_path / "README.md").write_text("# No table\n") else False
+    assert (tmp_path / "third" / path.name).exists()
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@
 #   tools/study.sh go WORK                    lets it go on
 #   tools/study.sh stop WORK                  ends it after the step at hand, with a checkpoint
 #   tools/study.sh status WORK                what it does now
-#   tools/study.sh collect WORK               copies new records into claims/records, and writes the README's table from them
+#   tools/study.sh collect WORK               takes new records into claims/records, and writes README's table and docs/claims.md
 #
 # TINY100 is a folder with train/<class>/* and val/<class>/*, CIFAR one with CIFAR-10's binary files. In WORK lie a clone of the commit
 # that claims/desk-study.commit names, with an environment of its own, the prepared sets, the runs and the records. What this
@@ -21,15 +21,18 @@ mkdir -p "$2"
 work=$(cd "$2" && pwd)
 clone=$work/clone records=$work/records
 
+runs() { [ -e "$work/lock" ] && ! flock --nonblock "$work/lock" true; }
+
 signal() {  # to the queue and all that it started
-    [ -s "$work/group" ] && kill "-$1" -- "-$(cat "$work/group")" 2>/dev/null || { echo "study: no queue runs in $work" >&2; exit 1; }
+    runs || { echo "study: no queue runs in $work" >&2; exit 1; }
+    kill "-$1" -- "-$(cat "$work/group")"
 }
 
-claims() {  # claims COMMAND...: one thread, the lowest priority; a claim that fails doesn't end the queue, a signal does
+claim() {  # claim ID OPTIONS...: one thread, the lowest priority; a claim that fails doesn't end the queue, a signal does
     local status=0
-    nice -n 19 "$clone/.venv/bin/python" -m alexnet_mp.claims run "$@" \
-        --gpus cpu --out "$work/runs" --records "$records" || status=$?
-    if [ -e "$work/stopped" ] || [ "$status" -gt 128 ]; then exit 0; fi
+    nice -n 19 "$clone/.venv/bin/python" -m alexnet_mp.claims run "$@" --gpus cpu --out runs --records records || status=$?
+    if [ -e stopped ] || [ "$status" -gt 128 ]; then exit 0; fi
+    if [ "$status" -ne 0 ]; then failed+=" $1"; fi
 }
 
 install() {
@@ -62,30 +65,34 @@ run)
     cp --no-clobber "$repository"/claims/records/*.json "$records/" 2>/dev/null || true
     cp --no-clobber "$repository"/claims/records/runs/* "$records/runs/" 2>/dev/null || true
     install
-    prepare "$tiny100" "$work/tiny100-raw" 64
-    cd "$work"
-    claims all --data "$work/tiny100-raw" --base desk --seeds 6
+    cd "$work"  # relative paths from here on: records say them, and another machine has others
+    prepare "$tiny100" tiny100-raw 64
+    failed=""
+    for id in specialisation ensemble5 views lrn one-gpu dropout crops-flips colour augmentation pooling depth links weight-decay init biases \
+        order sixth-conv pretraining ensemble7 curve; do
+        case $id in ensemble*) seeds=1 ;; *) seeds=6 ;; esac
+        claim $id --data tiny100-raw --base desk --seeds $seeds
+    done
     if [ -n "$cifar" ]; then
-        prepare "$cifar" "$work/cifar10-raw" 32
+        prepare "$cifar" cifar10-raw 32
         note="re-encoded as JPEG of quality 75"
-        claims cifar-lrn --data "$work/cifar10-raw" --seeds 3 --epochs 33 --note "$note"
-        claims cifar-relu --data "$work/cifar10-raw" --seeds 3 --note "$note"
-        claims cifar-local --data "$work/cifar10-raw" --seeds 3 --epochs 52 --note "$note"
+        claim cifar-lrn --data cifar10-raw --seeds 3 --epochs 33 --note "$note"
+        claim cifar-relu --data cifar10-raw --seeds 3 --note "$note"
+        claim cifar-local --data cifar10-raw --seeds 3 --epochs 52 --note "$note"
     fi
-    echo "study: the queue has come to its end"
+    for id in crops flips schedule; do claim $id --data tiny100-raw --base desk --seeds 6; done
+    echo "study: the queue has come to its end${failed:+; failed, so to be called again:$failed}"
+    exit
     ;;
 pause) signal STOP ;;
 go) signal CONT ;;
-stop) touch "$work/stopped"; signal CONT; signal TERM ;;
+stop) if runs; then touch "$work/stopped"; fi; signal CONT; signal TERM ;;
 status)
-    if flock --nonblock "$work/lock" true 2>/dev/null; then echo "study: no queue runs in $work"; else echo "study: the queue runs in $work"; fi
+    if runs; then echo "study: the queue runs in $work"; else echo "study: no queue runs in $work"; fi
     echo "$(find "$records/runs" -name '*.json' 2>/dev/null | wc -l) runs are kept, $(find "$work/runs" -maxdepth 2 -name run.json 2>/dev/null | wc -l) lie here"
     ;;
 collect)
-    mkdir -p "$repository/claims/records/runs"
-    cp --update "$records"/*.json "$records"/*.png "$repository/claims/records/" 2>/dev/null || true
-    cp --update "$records"/runs/* "$repository/claims/records/runs/" 2>/dev/null || true
-    cd "$repository" && .venv/bin/python -m alexnet_mp.claims table
+    cd "$repository" && .venv/bin/python -m alexnet_mp.claims table --take "$records"
     ;;
 *) usage ;;
 esac
