@@ -213,7 +213,7 @@ def _triton(report):
         return {"problem": problem}
     if not any(map(shutil.which, (os.environ.get("CC") or "gcc", "gcc", "clang"))):
         return {"problem": "can't be used: it needs a C compiler, gcc or clang, on PATH"}
-    return {"version": report["packages"]["triton"]["version"], "compiles": "for the GPU that is there"}
+    return {"version": report["packages"]["triton"]["version"], "kernels": "compiled at their first use"}
 
 
 def copies(report):

@@ -377,3 +377,9 @@ def test_ctrl_c_during_the_check(number, on_cpu, data, quick, tmp_path, monkeypa
     assert train.train([*TINY, "--data", str(data), "--out", str(tmp_path / "run")])
     assert "stopped before the first step" in capsys.readouterr().out and not (tmp_path / "run").exists()
     assert started[0].returncode == -signal.SIGKILL
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_is_known_by_what_stays():
+    found = self_check._identity_of(torch.device("cuda:0"))
+    assert found == self_check._identity_of(torch.device("cuda", 0)) and "0x" not in str(found) and len(found[1]) > 30
