@@ -232,8 +232,8 @@ def cross(exchange, shape, dtype):
         maps = [_late(places[0][tower], sent[tower]).detach().requires_grad_() for tower in towers]
         read = []
         for tower, parts in zip(towers, exchange.gather("self-check", maps, 2)):
-            weights = [torch.full((1,), value, dtype=dtype, device=devices[tower]) for value in (0.0, 1.0)]
-            read.append(joined(_scaled, parts[tower], parts[1 - tower], weights, None))
+            weights = torch.tensor([0.0, 1.0], dtype=dtype, device=devices[tower])
+            read.append(joined(_scaled, parts[tower], parts[1 - tower], weights, lambda weight: weight.split(1), None))
         torch.autograd.backward(read, [_late(places[1][tower], back[tower]) for tower in towers])
         for source, target in ((0, 1), (1, 0)):
             way = f"{devices[source]} to {devices[target]}"

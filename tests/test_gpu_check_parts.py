@@ -19,9 +19,11 @@ TABLE = {stage.name: stage for stage in stages.table()}
 
 def collected(*arguments):
     """The node ids that pytest selects."""
+    # A worker of xdist tells its children so, and there pytest-benchmark measures nothing.
+    environment = {name: value for name, value in os.environ.items() if "XDIST" not in name}
     done = subprocess.run([sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "gpu_check.journal", "-p",
                            "no:cacheprovider", *arguments], capture_output=True, text=True, cwd=ROOT,
-                          env=os.environ | {"PYTHONPATH": str(ROOT / "tools"), "CUDA_VISIBLE_DEVICES": ""})
+                          env=environment | {"PYTHONPATH": str(ROOT / "tools"), "CUDA_VISIBLE_DEVICES": ""})
     return [line for line in done.stdout.splitlines() if "::" in line]
 
 
