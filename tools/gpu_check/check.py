@@ -115,7 +115,8 @@ class Check:
         try:
             self.home.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise Refused(f"--work {self.options.work} can't be written ({error.strerror}); name another folder") from None
+            raise Refused(f"--work {self.options.work} can't be written ({error.strerror}); "
+                          "name another folder") from None
         unpack(self.home, self.device, self.results, self.options.earlier)
         if (self.home / STATE).exists():
             self.found = json.loads((self.home / STATE).read_text())["stages"]
