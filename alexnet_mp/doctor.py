@@ -86,9 +86,15 @@ def text(value):
 
 
 def summary(outcomes):
-    """Of {what was checked: outcome}: how many passed, and each that didn't."""
-    wrong = [f"{what}: {outcome}" for what, outcome in outcomes.items() if outcome != "passed"]
-    return [f"{len(outcomes) - len(wrong)} of {len(outcomes)} checks passed", *wrong]
+    """Of {what was checked: outcome}: how many passed, each that didn't, and once why others were not checked."""
+    wrong = {}
+    for what, outcome in outcomes.items():
+        if outcome != "passed":
+            wrong.setdefault(outcome if outcome.startswith("not checked") else what, []).append((what, outcome))
+    passed = len(outcomes) - sum(map(len, wrong.values()))
+    return [f"{passed} of {len(outcomes)} checks passed",
+            *(f"{what}{f' and {len(others)} more' if others else ''}: {outcome}"
+              for (what, outcome), *others in wrong.values())]
 
 
 # --- what can be told without torch
@@ -174,13 +180,13 @@ def _peers(torch, first, second):
 def kernels(report):
     torch = torch_of(report)
     from .kernels import choice
-    library = told(choice.compiled)
+    library = {"problem": why} if (why := machine.deadly(choice.LIBRARY)) else told(choice.compiled)
     if library is None:
         library = {"problem": "not built: there was no C++ compiler, or no torch, at the installation"}
     found = {"cpu": library, "cuda": library} if isinstance(library, dict) else {
         "cpu": told(_cpu_kernels, library), "cuda": told(_cuda_kernels, torch, choice.LIBRARY)}
     found["triton"] = _triton(report)
-    return found | {f"on_{device}": told(choice.resolve, "auto", device) for device in names(report)}
+    return found if why else found | {f"on_{device}": told(choice.resolve, "auto", device) for device in names(report)}
 
 
 def _cpu_kernels(library):
@@ -246,7 +252,9 @@ def self_checks(report):
     torch = torch_of(report)
     from . import self_check
     from .console import lines_on_stderr
-    from .kernels import ops
+    from .kernels import choice, ops
+    if why := machine.deadly(choice.LIBRARY):
+        raise RuntimeError(why)
     found, gpus = {}, names(report)[1:]
     with lines_on_stderr():
         try:
@@ -358,17 +366,19 @@ def _kernels_to_build(report):
                    "the CUDA kernels are missing, and Triton's take their place")
         else:
             yield BUILD, "the CUDA kernels are missing, Triton's take their place; run it in the directory of setup.py"
-    if gpus and (problem := found["triton"].get("problem")):
+    # Without a GPU torch imports Triton all the same where it is installed.
+    if (problem := found["triton"].get("problem")) and (gpus or "can't be imported" in problem):
         command = f"pip install {'' if problem == ABSENT else '--force-reinstall '}{_requirement('triton')}"
         yield ("apt-get install gcc (Debian, Ubuntu)" if "compiler" in problem else command,
-               "without Triton plain PyTorch computes what CUDA kernels don't")
+               "without Triton plain PyTorch computes what CUDA kernels don't" if gpus else
+               "nothing needs Triton here, but torch imports it where it is installed; pip uninstall triton does, too")
 
 
 def _what_to_run(report):
     if report["packages"]["torch"]["problem"]:
         return
     if faults(report):
-        yield "python -m alexnet_mp.doctor --json", "a fault was found: report it with this page; runs go on without it"
+        yield "python -m alexnet_mp.doctor --json", "a fault was found: report it with this page"
     gpus = len(names(report)) - 1
     if gpus > 1:
         yield "python -m alexnet_mp.train --gpus 0,1 --data DIR", "there are two GPUs, a tower each"

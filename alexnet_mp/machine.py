@@ -1,5 +1,6 @@
 """What a machine and its Python have, as far as it can be told without torch; and what of it may be shown to others."""
 import ctypes
+import functools
 import os
 import pwd
 import re
@@ -97,19 +98,29 @@ def cache_directory():
 
 def imports(names):
     """{name: None where it can be imported, else why not, in a line}; each is tried in a process of its own."""
-    return {name: why for name, why in zip(names, map(_ended, [_importing(name) for name in names]))}
+    return {name: why for name, why in zip(names, map(_ended, [_running(f"import {name}") for name in names]))}
 
 
-def _importing(name):
-    code = f"import {name}\nprint('imported')"
+@functools.cache
+def deadly(library):
+    """Why a process that loads a library beside torch ends by a signal, in a line; None where it lives."""
+    if not Path(library).exists():
+        return None
+    process = _running(f"import torch\ntry: torch.ops.load_library({str(library)!r})\nexcept OSError: pass")
+    why = _ended(process, f"loading {Path(library).name}")
+    return why if not isinstance(process, OSError) and (process.returncode or 0) < 0 else None
+
+
+def _running(code):
+    """A process with this code."""
     try:
-        return subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                                stderr=subprocess.PIPE, text=True, errors="replace")
+        return subprocess.Popen([sys.executable, "-c", f"{code}\nprint('done')"], stdin=subprocess.DEVNULL,
+                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace")
     except OSError as error:
         return error
 
 
-def _ended(process):
+def _ended(process, what="the import"):
     if isinstance(process, OSError):
         return f"no process can be started: {process.strerror}"
     try:
@@ -117,13 +128,13 @@ def _ended(process):
     except subprocess.TimeoutExpired:
         process.kill()
         process.communicate()
-        return f"the import takes more than {IMPORTING} s"
-    if process.returncode == 0 and printed.rstrip().endswith("imported"):
+        return f"{what} takes more than {IMPORTING} s"
+    if process.returncode == 0 and printed.rstrip().endswith("done"):
         return None
     if process.returncode < 0:
-        return f"the import ends its process by signal {-process.returncode}"
+        return f"{what} ends its process by signal {-process.returncode}"
     lines = [line.strip() for line in errors.splitlines() if line.strip()]
-    return shown(lines[-1]) if lines else f"the import ends its process with status {process.returncode}"
+    return shown(lines[-1]) if lines else f"{what} ends its process with status {process.returncode}"
 
 
 def version(package):

@@ -29,8 +29,17 @@ def available():
     """Whether DALI is installed; it isn't imported."""
     try:
         return importlib.util.find_spec("nvidia.dali") is not None
-    except ModuleNotFoundError:  # there is not even a package `nvidia`
+    except Exception:  # there is not even a package `nvidia`, or it is broken, and may raise anything
         return False
+
+
+def problem():
+    """Why DALI can't be loaded, in a line; None where it is now."""
+    try:
+        import nvidia.dali.fn  # noqa: F401
+    except Exception as error:  # of what is broken inside, a shared library that is not there among it
+        return _last_line(error)
+    return None
 
 
 class DaliPipeline:
@@ -50,11 +59,8 @@ class DaliPipeline:
         self.statistics = self.mean = None
         if not available():
             raise UserError(f"--pipeline dali: DALI is not installed; {INSTALL} installs it, and --pipeline torch works everywhere")
-        try:
-            import nvidia.dali.fn  # noqa: F401
-        except (ImportError, OSError) as error:  # OSError: a shared library that is not there
-            raise UserError(f"--pipeline dali: DALI can't be loaded ({_last_line(error)}); "
-                            "--pipeline torch works everywhere") from None
+        if why := problem():
+            raise UserError(f"--pipeline dali: DALI can't be loaded ({why}); --pipeline torch works everywhere")
         for device in self.devices:
             if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
                 raise UserError(f"--pipeline dali: there is no CUDA device {device}; --gpus cpu works everywhere")

@@ -17,7 +17,7 @@ MOST_WORKERS = 16
 def make_pipeline(choice, dataset, recipe, devices, workers=None, dtype=torch.float32):
     """The pipeline that `--pipeline` and `--workers` ask for.
 
-    "auto": "raw" for sets of raw pixels; else "dali" where DALI is installed; else "torch". Raises UserError for one that is not
+    "auto": "raw" for sets of raw pixels; else "dali" where DALI is there and loads; else "torch". Raises UserError for one that is not
     installed or doesn't fit the data. dtype: of the images.
     """
     raw = all(split.holds == "pixels" for split in dataset.splits.values())
@@ -25,6 +25,9 @@ def make_pipeline(choice, dataset, recipe, devices, workers=None, dtype=torch.fl
         choice = "raw" if raw else "dali" if pipeline_dali.available() else "torch"
         if choice == "torch":
             say("pipeline torch: DALI is not installed (pip install nvidia-dali-cuda130)")
+        elif choice == "dali" and (why := pipeline_dali.problem()):
+            say(f"WARNING: pipeline torch: DALI can't be loaded ({why})")
+            choice = "torch"
     if choice == "raw" and not raw:
         raise UserError("--pipeline raw reads sets that `python -m alexnet_mp.prepare --raw` made, at the recipe's stored size; "
                         f"this is {dataset.description}")

@@ -151,10 +151,32 @@ def test_what_can_not_be_is_said_in_one_line(toys, tmp_path):  # noqa: F811
             (["--from", str(tmp_path / "damaged")], {"to": "new"}, "can't be read"),
             ([], {"to": "other"}, "is of the device NVIDIA H200, this is rehearsal; name another folder"),
             ([], {"to": "file"}, "can't be written"),
+            ([], {"work": "file"}, "can't be written"),
             (["--wheels", str(tmp_path / "nowhere")], {}, "there is no such folder")):
         code, text = rehearse(*arguments, **where)
         assert code == 2 and text.count("\n") == 1 and text.startswith("gpu_check: ") and said in text, text
     assert (tmp_path / "runs").read_text() == "one "
+
+
+def test_whoever_stops_reading_is_no_traceback(toys, tmp_path):  # noqa: F811
+    """Nor is one who never read. A check that nobody listens to stops, and the next command goes on."""
+    command = [ROOT / "tools" / "gpu_check.sh", "--plan"]
+    environment = os.environ | {"PYTHON": sys.executable}
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, env=environment)
+    assert (done.returncode, done.stderr) == (0, b"")
+    done = subprocess.run(["bash", "-c", '"$0" --plan >&-', command[0]], stderr=subprocess.PIPE, env=environment)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+    rehearse = toys("toy('first'), toy('second', 'time.sleep(0.5)'), toy('third')")
+    process = rehearse.start()
+    assert process.stdout.readline().startswith("== first")
+    process.stdout.close()
+    assert process.wait(60) == 3
+    code, said = rehearse()
+    assert code == 0 and "Traceback" not in said and set(states(tmp_path / "results").values()) == {"passed"}
+    os.close(writer)
 
 
 def test_without_a_gpu_there_is_nothing_to_check(tmp_path):

@@ -1,6 +1,8 @@
 """Which pipeline a data set gets, and that a run comes out the same whichever it is and wherever its pictures come from."""
 import json
 import shutil
+import sys
+from types import ModuleType
 
 import pytest
 from conftest import make_folder
@@ -45,6 +47,35 @@ def test_without_dali_auto_is_torch_and_says_so(sets, monkeypatch, capsys):
     assert chosen(sets["raw"]) == "raw" and not capsys.readouterr().out
     with pytest.raises(UserError, match="pip install nvidia-dali-cuda130"):
         chosen(sets["jpeg"], "dali")
+
+
+@pytest.mark.parametrize("error", [RuntimeError, ImportError, OSError])
+def test_where_dali_is_broken_auto_is_torch_and_says_so(sets, error, monkeypatch, capsys):
+    class Broken:
+        @staticmethod
+        def find_spec(name, path=None, target=None):
+            if name == "nvidia.dali.fn":
+                raise error("libnvcomp.so.5: no version information")
+
+    monkeypatch.setattr(pipeline_dali, "available", lambda: True)
+    for name in ("nvidia", "nvidia.dali"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+        sys.modules[name].__path__ = []
+    monkeypatch.delitem(sys.modules, "nvidia.dali.fn", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Broken, *sys.meta_path])
+    assert chosen(sets["jpeg"]) == "torch"
+    assert "WARNING: pipeline torch: DALI can't be loaded (libnvcomp.so.5: no version" in capsys.readouterr().out
+    with pytest.raises(UserError, match="DALI can't be loaded.*--pipeline torch"):
+        chosen(sets["jpeg"], "dali")
+
+
+def test_a_package_nvidia_that_raises_is_no_dali(monkeypatch, tmp_path):
+    (tmp_path / "nvidia").mkdir()
+    (tmp_path / "nvidia" / "__init__.py").write_text("raise RuntimeError('broken')")
+    for name in [name for name in sys.modules if name.split(".")[0] == "nvidia"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert not pipeline_dali.available()
 
 
 @pytest.mark.parametrize("name", ["folder", "jpeg", "larger", "builtin"])

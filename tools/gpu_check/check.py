@@ -50,6 +50,8 @@ class Signalled(BaseException):
 
 
 def main(arguments=None, stages=None):
+    if sys.stdout is None:  # closed before this began
+        sys.stdout = open(os.devnull, "w")
     sys.stdout.reconfigure(line_buffering=True)
     options = parse(arguments)
     try:
@@ -57,6 +59,9 @@ def main(arguments=None, stages=None):
     except Refused as error:
         print(f"gpu_check: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # as after `| head`: nobody reads on; what was found is packed
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the flush at exit must not complain
+        return 0 if options.plan else 3
 
 
 def parse(arguments):
@@ -107,6 +112,11 @@ class Check:
             raise Refused("no CUDA device was found: nothing to check; --rehearse does without")
         self.commit = self.options.commit or source_commit(ROOT)
         self.home = self.options.work.absolute() / re.sub("[^a-z0-9]+", "-", self.device.lower()).strip("-")
+        try:
+            self.home.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise Refused(f"--work {self.options.work} can't be written ({error.strerror}); "
+                          "name another folder") from None
         unpack(self.home, self.device, self.results, self.options.earlier)
         if (self.home / STATE).exists():
             self.found = json.loads((self.home / STATE).read_text())["stages"]
