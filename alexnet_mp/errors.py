@@ -38,6 +38,7 @@ def run_command(main):
         print(f"error: {line}", file=sys.stderr)
         status = 2
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # first of all: a second one would end this by the signal, not by its status
         print("stopped", file=sys.stderr)
         status = 130
     if status == 130:
