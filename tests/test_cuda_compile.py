@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from alexnet_mp import tape_program
 from alexnet_mp.kernels import choice
+from alexnet_mp.training import tape_program
 
 ROOT = Path(__file__).resolve().parents[1]
 INCLUDE = Path(torch.__file__).parent / "include"

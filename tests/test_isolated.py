@@ -10,8 +10,8 @@ from pathlib import Path
 import isolated_calls
 import pytest
 
-from alexnet_mp import isolated
-from alexnet_mp.isolated import FAILED, PASSED, UNCHECKED, Outcome
+from alexnet_mp.system import isolated
+from alexnet_mp.system.isolated import FAILED, PASSED, UNCHECKED, Outcome
 
 TESTS = Path(__file__).parent
 
