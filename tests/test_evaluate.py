@@ -390,13 +390,13 @@ def test_what_the_newest_weights_were_trained_with_counts_and_not_what_the_run_w
     content["recipe"]["stored_size"] = 300
     (run / "run.json").write_text(json.dumps(content))
     (run / "statistics.safetensors").unlink()
-    (before, found), expected = trained.trained(run), trained.trained(trained / "a")[1]
-    assert before.name == trained.trained(trained / "a")[0].name and found.recipe == expected.recipe and found.weights is None
+    (before, found), expected = trained_module.trained(run), trained_module.trained(trained / "a")[1]
+    assert before.name == trained_module.trained(trained / "a")[0].name and found.recipe == expected.recipe and found.weights is None
     assert (found.source, found.classes) == (expected.source, expected.classes)
     assert np.array_equal(found.statistics.mean, expected.statistics.mean)
     as_format_0(run)
     with pytest.raises(UserError, match="statistics.safetensors"):
-        trained.trained(run)
+        trained_module.trained(run)
 
 
 def no_test(trained, tmp_path):

@@ -292,7 +292,7 @@ def resident_bytes():
 
 
 def test_importing_the_module_does_not_import_dali():
-    code = ("import sys; from alexnet_mp import pipeline_dali; pipeline_dali.available(); "
+    code = ("import sys; from alexnet_mp.data import pipeline_dali; pipeline_dali.available(); "
             "sys.exit(any(name.startswith('nvidia.dali') for name in sys.modules))")
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 

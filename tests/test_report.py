@@ -252,7 +252,7 @@ def test_the_template_is_installed(tmp_path):
     root = Path(__file__).parent.parent
     command = [sys.executable, "setup.py", "-q", "egg_info", "--egg-base", tmp_path, "build_py", "--build-lib", tmp_path / "lib"]
     subprocess.run(command, cwd=root, env={**os.environ, "CXX": "none"}, check=True, capture_output=True)
-    assert (tmp_path / "lib/alexnet_mp/report_page.html").read_bytes() == (root / "alexnet_mp/report_page.html").read_bytes()
+    assert (tmp_path / "lib/alexnet_mp/reporting/page.html").read_bytes() == (root / "alexnet_mp/reporting/page.html").read_bytes()
 
 
 WIDTHS = (360, 390, 1280)

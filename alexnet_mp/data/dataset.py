@@ -1,4 +1,4 @@
-"""Where images come from: a folder of class folders, a set of `prepare.py`, or the embedded pictures of `builtin.py`.
+"""Where images come from: a folder of class folders, a set of `prepare.py`, or the embedded pictures of `synthetic.py`.
 
 Every source looks alike: `classes` (names in the order of the labels), `splits` {"train": ..., "val": ..., "test": ...},
 `source` (what `--data` said), `fingerprint`, `description`, `ids` (the classes' numbers in a competition, or None), and

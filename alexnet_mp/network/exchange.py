@@ -2,7 +2,7 @@
 
 A tensor of one tower becomes readable on the other tower's device by a copy, and its gradient returns the same way. In 2012 the
 consumer's thread read the peer's memory (source, `src/layer.cu:78-109`). Between CUDA devices the copies run on streams of their
-own, one pair a direction, and what needs nothing from the other side runs meanwhile (`joint_product.py`). With both towers on one device
+own, one pair a direction, and what needs nothing from the other side runs meanwhile (`overlap.py`). With both towers on one device
 nothing is copied, and the ledger says so.
 """
 import functools

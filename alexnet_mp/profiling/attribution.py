@@ -1,6 +1,6 @@
 """Which layer an operation of a recorded training step belongs to.
 
-Forward, an operation belongs to the range that it lies in: `step_profile.py` opens one around every layer and every other part of a
+Forward, an operation belongs to the range that it lies in: `profiler.py` opens one around every layer and every other part of a
 step. Backward there are no ranges: autograd numbers a backward node when the forward operation makes it, and the profiler records
 that number with both, so a node belongs where its forward operation does. A kernel belongs to the operation that launched it.
 """
@@ -14,7 +14,7 @@ RANGE = "alexnet_mp: "  # what the names of our own ranges begin with
 STEP, INPUT, FORWARD_BACKWARD, NETWORK, UPDATE = (RANGE + name for name in ("step", "input", "forward and backward", "network", "update"))
 LAYER = RANGE + "layer "  # and then its name and its tower's letter
 NODE = "autograd::engine::evaluate_function: "
-CROSSING, JOINED, ONEDNN = "_Shared", "_Joined", "_OneDnn"  # of `exchange.py`, `joint_product.py`, `kernels/linear_op.py`
+CROSSING, JOINED, ONEDNN = "_Shared", "_Joined", "_OneDnn"  # of `exchange.py`, `overlap.py`, `kernels/linear_op.py`
 OPTIMIZER = "Optimizer.step#"  # torch's own range around every optimizer's step
 PRODUCTS = {"aten::conv2d", "aten::convolution", "aten::linear", "aten::addmm", "aten::mm", "aten::matmul", "aten::bmm", "aten::baddbmm",
             JOINED, ONEDNN}

@@ -52,7 +52,7 @@ def copy_bytes(device):
 
 
 def _buffer(size, device):
-    """On the host pages of their own, which go back at the end: a training run keeps what it frees (`allocator.py`)."""
+    """On the host pages of their own, which go back at the end: a training run keeps what it frees (`memory.py`)."""
     if device.type == "cpu":
         return torch.frombuffer(mmap.mmap(-1, size), dtype=torch.float32)
     return torch.empty(size // 4, device=device)

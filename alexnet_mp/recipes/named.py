@@ -1,4 +1,4 @@
-"""The recipes that `--recipe` knows, by name; and `desk`, the network of the desk study. What `variants.py` derives from them is run
+"""The recipes that `--recipe` knows, by name; and `desk`, the network of the desk study. What `ablations.py` derives from them is run
 by `claims`.
 """
 from dataclasses import replace

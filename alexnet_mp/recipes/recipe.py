@@ -1,6 +1,6 @@
 """Every number of an experiment, with its unit and its source, and three presets: `paper`, `source2012`, `mini`.
 
-`variants.py` derives the paper's experiments from them, `cifar_recipes.py` has those for CIFAR-10, `presets.py` lists all by name.
+`ablations.py` derives the paper's experiments from them, `cifar.py` has those for CIFAR-10, `named.py` lists all by name.
 
 Sources: "3.3" is a section of the paper (Krizhevsky, Sutskever, Hinton 2012); "source" is the original code and its configuration
 files for net 145, the network of the paper's headline figures (Computer History Museum, AlexNet-Source-Code).

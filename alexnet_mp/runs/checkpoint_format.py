@@ -2,7 +2,7 @@
 
     weights.safetensors     the merged network's tensors, float32: conv1.weight (96, 3, 11, 11) to fc8.bias
     velocity.safetensors    the optimiser's velocities (paper 5), of the same names and shapes
-    statistics.safetensors  mean image and RGB components, float64, as `statistics.py` saves them
+    statistics.safetensors  mean image and RGB components, float64, as `pixel_statistics.py` saves them
     state.json              `State`: where the run is, its recipe, its data, what its schedule knows, what it computed with
     manifest.json           bytes and sha256 of the four files, and of itself; written last
 

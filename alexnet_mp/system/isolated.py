@@ -27,7 +27,7 @@ COMMAND = ("-P", "-c", """import sys
 from multiprocessing.connection import Connection
 connection = Connection(int(sys.argv[1]))
 sys.path[:] = connection.recv()
-from alexnet_mp.isolated import serve
+from alexnet_mp.system.isolated import serve
 serve(connection)""")
 
 

@@ -1,7 +1,7 @@
 """A training step as CUDA graphs: its few hundred kernels are launched at once, so that the devices need not wait for the host.
 
 With both towers on one device forward and backward are one graph. On two devices each has its graphs from one crossing to the next,
-and the copies between them are launched one by one (`segments.py`, `cuda_graphs.Tape`).
+and the copies between them are launched one by one (`graph_segments.py`, `cuda_graphs.Tape`).
 
 The first steps of a shape are eager, on the stream that will capture: they load kernels, and make cuDNN's and cuBLAS's workspaces,
 which belong to a stream. Then forward and backward are captured, once a shape of batch, and compared with an eager pass over the same

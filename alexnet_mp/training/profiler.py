@@ -1,7 +1,7 @@
 """`train --profile`: records some steps of a run with torch.profiler, and says where their time went against the roofline.
 
 While it records, a range is open around every layer and every other part of a step, by hooks that are put on before and taken off
-after; `step_attribution.py` makes milliseconds of them, `profile_table.py` the table. What a run computes is not touched.
+after; `attribution.py` makes milliseconds of them, `table.py` the table. What a run computes is not touched.
 """
 import datetime
 import gzip
@@ -120,7 +120,7 @@ class Profiler:
         self.trainer.taken.start_clock()
 
     def _spare_memory(self):
-        """Take memory of the host and give it back: the allocator keeps it (`allocator.py`), and large tensors find room there.
+        """Take memory of the host and give it back: the allocator keeps it (`memory.py`), and large tensors find room there.
 
         What the recording keeps comes to lie between them, and without spare pages every step would wait for fresh ones: at batch 128
         some 40,000 faults a step were seen, and single operations that took eight times as long as without a recording.

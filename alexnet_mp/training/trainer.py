@@ -147,7 +147,7 @@ class Trainer:
         self.read_steps(wait=self.step == 1)  # of a run that can't begin it is said at once
 
     def read_steps(self, wait=True):
-        """Write the lines of the steps taken, all or (wait=False) those whose numbers are there (`taken_steps.py`).
+        """Write the lines of the steps taken, all or (wait=False) those whose numbers are there (`pending_steps.py`).
 
         On a GPU what is wrong is found up to READ_EVERY steps later; but before a validation or a checkpoint all is read. Raises
         UserError at a loss or a weight that isn't finite.
