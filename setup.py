@@ -16,7 +16,7 @@ import tempfile
 import textwrap
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 LIBRARY = "alexnet_mp.kernels.compiled"
 COMPILE = ["-std=c++20", "-O3", "-g0", "-fno-math-errno", "-ffp-contract=fast", "-Wno-psabi"]
@@ -157,10 +157,10 @@ def _nothing(why):
 
 modules, commands = extension()
 setup(
-    packages=["alexnet_mp", "alexnet_mp.kernels"],
+    packages=[*find_packages(include=["alexnet_mp*"]), "alexnet_mp.kernels"],
     # The folder is `kernels`, the import `alexnet_mp.kernels`: a top-level `kernels` would shadow Hugging Face's package.
     package_dir={"alexnet_mp.kernels": "kernels"},
-    package_data={"alexnet_mp": ["report_page.html"]},
+    package_data={"alexnet_mp.reporting": ["page.html"]},
     ext_modules=modules,
     cmdclass=commands,
 )

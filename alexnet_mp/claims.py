@@ -22,19 +22,19 @@ from pathlib import Path
 
 import torch
 
-from . import claim_page, claim_table
-from .allocator import keep_freed_memory
-from .claim_budget import Forecast, needed
-from .claim_elsewhere import ELSEWHERE
-from .claim_list import CLAIMS, command
-from .claim_plan import arm_recipe, has_labelled_test, opened
-from .claim_record import RECORDS, read_records, take_records
-from .claim_run import run_claim
-from .claim_train import Stopped
-from .console import duration, say
-from .errors import UserError, run_command
-from .options import add_machine_options
-from .presets import PRESETS
+from .command_options import add_machine_options
+from .experiments import findings, page
+from .experiments.arm_runs import Stopped
+from .experiments.catalogue import CLAIMS, command
+from .experiments.conduct import run_claim
+from .experiments.elsewhere import ELSEWHERE
+from .experiments.plan import arm_recipe, has_labelled_test, opened
+from .experiments.records import RECORDS, read_records, take_records
+from .experiments.time_budget import Forecast, needed
+from .recipes.named import PRESETS
+from .system.errors import UserError, run_command
+from .system.memory import keep_freed_memory
+from .system.terminal import duration, say
 
 OUT = "runs/claims"
 SMALLEST = 32  # pixels a side: at this size every data set can be looked at
@@ -52,7 +52,7 @@ def main(arguments=None):
             if options.take:
                 for name in take_records(options.take, options.records):
                     say(f"took {name}")
-            return claim_page.update(options.readme, options.records, options.details, options.check)
+            return page.update(options.readme, options.records, options.details, options.check)
         case _:
             return _list(options)
 
@@ -63,10 +63,10 @@ def _list(options):
         say(f"{claim.id}: {claim.sentence} ({claim.section})")
         say(f"    paper  {claim.paper}")
         say(f"    2012   {claim.source}")
-        here = [record for record in records.get(claim.id, []) if claim_table.findings(record)]
+        here = [record for record in records.get(claim.id, []) if findings.findings(record)]
         for record in here:
-            say(f"    here   {claim_table.setting(record)}:")
-            for sentence in claim_table.findings(record):
+            say(f"    here   {findings.setting(record)}:")
+            for sentence in findings.findings(record):
                 say(f"           {sentence}")
         if not here:
             say("    here   not run here")
@@ -182,8 +182,8 @@ def _left(forecast):
 
 
 def _tell(record):
-    say(claim_table.setting(record))
-    for sentence in claim_table.findings(record):
+    say(findings.setting(record))
+    for sentence in findings.findings(record):
         say(f"  {sentence}")
 
 
@@ -272,8 +272,8 @@ def _parser():
     table = actions.add_parser("table", help="README's table and docs/claims.md, from the records")
     table.add_argument("--check", action="store_true", help="write nothing, fail where one of them differs from the records")
     table.add_argument("--take", metavar="DIR", help="take runs and fuller records from another folder of records first")
-    table.add_argument("--readme", default=claim_page.README, metavar="FILE")
-    table.add_argument("--details", default=claim_page.DETAILS, metavar="FILE", help="the page of all that is known; default: docs/claims.md")
+    table.add_argument("--readme", default=page.README, metavar="FILE")
+    table.add_argument("--details", default=page.DETAILS, metavar="FILE", help="the page of all that is known; default: docs/claims.md")
     for action in (listed, run, table):
         action.add_argument("--records", default=RECORDS, metavar="DIR", help="where the records are; default: claims/records")
     return parser

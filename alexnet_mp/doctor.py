@@ -20,8 +20,8 @@ from importlib import metadata
 from itertools import combinations
 from pathlib import Path
 
-from . import machine
-from .errors import run_command
+from .system import machine
+from .system.errors import run_command
 
 DALI = "nvidia-dali-cuda130", "nvidia-dali-cuda120"
 PACKAGES = {"torch": "torch", "triton": "triton", "nvidia.dali": DALI[0], "numpy": "numpy", "PIL": "pillow",
@@ -250,9 +250,9 @@ def _copy(torch, source, target):
 def self_checks(report):
     """{device, or pair of them: {what was checked: outcome}}."""
     torch = torch_of(report)
-    from . import self_check
-    from .console import lines_on_stderr
     from .kernels import choice, ops
+    from .system.terminal import lines_on_stderr
+    from .training import self_check
     if why := machine.deadly(choice.LIBRARY):
         raise RuntimeError(why)
     found, gpus = {}, names(report)[1:]
@@ -270,9 +270,9 @@ def self_checks(report):
 
 
 def _check(torch, on, recipe, precision, holds, report, needed):
-    from . import self_check
-    from .errors import UserError
-    from .presets import PRESETS
+    from .recipes.named import PRESETS
+    from .system.errors import UserError
+    from .training import self_check
     on = tuple(map(torch.device, on))
     dali = not report["packages"]["nvidia.dali"]["problem"]
     pipeline = "raw" if holds == "pixels" else "dali" if dali else "torch"

@@ -16,36 +16,13 @@ import json
 
 import torch
 
-from .allocator import keep_freed_memory
-from .console import lines_on_stderr, printable, say
-from .errors import UserError, run_command
-from .evaluate import both_protocols, load_run, log_probabilities
-from .given_pictures import answered, pipeline_of
-from .options import add_run_options
-from .run_directory import read_run
-
-
-def predict(network, statistics, pictures, views="one", top=5):
-    """(probabilities (N, top) float64, labels (N, top) int64), most probable first, of N stored pictures under one view or ten.
-
-    pictures: a list of (stored_size, stored_size, 3) uint8; statistics: what the network was trained with. top is at most the
-    number of classes. Raises UserError where the network answers with NaN.
-    """
-    protocol = list(both_protocols(network.recipe).values())[{"one": 0, "ten": -1}[views]]
-    logs = torch.cat([means["answer"] for means, _ in log_probabilities(
-        network, pipeline_of(pictures, network, statistics), "given", {"answer": protocol}, network.recipe.batch_size)]).cpu()
-    if logs.isnan().any():
-        raise UserError("the network answers with NaN: it diverged, and knows nothing of any picture")
-    sorted_logs, labels = logs.sort(dim=1, descending=True, stable=True)
-    return sorted_logs[:, :top].exp(), labels[:, :top]
-
-
-def class_words(directory, classes):
-    """The names of a run's classes as a person knows them: `run.json` has words where the data set had them; else `classes`."""
-    data = read_run(directory)["data"]
-    words = data.get("class_names")
-    fits = isinstance(words, list) and len(words) == len(classes) and all(isinstance(name, str) for name in words)
-    return words if fits and data["classes"] == list(classes) else list(classes)
+from .command_options import add_run_options
+from .data.image_files import answered
+from .evaluation.predict_images import predict
+from .evaluation.trained import class_words, load_run
+from .system.errors import UserError, run_command
+from .system.memory import keep_freed_memory
+from .system.terminal import lines_on_stderr, printable, say
 
 
 def main(arguments=None):

@@ -11,34 +11,19 @@ The shorter side is rescaled to --size and the central square kept. The same com
 the set with `python -m alexnet_mp.train --data DEST`; WebDataset tools read its shards.
 """
 import argparse
-import fcntl
-import hashlib
-import json
 import os
 import signal
 import sys
-import time
-from contextlib import closing, contextmanager, suppress
-from dataclasses import replace
+from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
-from safetensors.numpy import save
-
-from . import sources
-from .console import progress, say
-from .errors import UserError, run_command
-from .pool import in_processes
-from .prepared_check import check
-from .prepared_format import (FORMAT, INDEX, MOST_PIXELS, PLAN, VERSION, WORK, Index, SplitIndex, columns_file, is_prepared,
-                              read_index)
-from .presets import PRESETS
-from .shards import UNFINISHED, Shards, make_shard, printable, written
-from .statistics import FILE as STATISTICS
-from .statistics import Sums
-
-LOCK, SECONDS_FOR_LOCK = "lock", 3
-MOST_NAMED = 20  # images left out that are named at the end
+from .data.prepared_format import MOST_PIXELS
+from .preparation import sources
+from .preparation.build import refuse_unusable, make_plan, prepare
+from .preparation.check import check
+from .recipes.named import PRESETS
+from .system.errors import UserError, run_command
+from .system.terminal import say
 
 
 def main(arguments=None):
@@ -57,7 +42,7 @@ def main(arguments=None):
         raise UserError("prepare needs SRC and DEST, or --check DIR; --help shows examples")
     size, quality = _settings(options)
     dest = Path(options.dest)
-    _refuse_unusable(options.src, dest)
+    refuse_unusable(options.src, dest)
     src = Path(options.src).absolute()
     source = sources.find(src, options.val_fraction, say, options.unlabelled_test)
     say(f"source: {source.kind}")
@@ -80,217 +65,6 @@ def _terminations_as_ctrl_c():
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def prepare(source, kind, plan, dest, skip, workers):
-    """Make the set of a `Plan` in the directory dest, or what is still missing of it. Returns the exit status, 0.
-
-    kind: what the index says of the source. skip: leave unreadable images out.
-    """
-    if (dest / INDEX).exists() and not (dest / WORK).exists():
-        return _say_complete(dest, plan, source.ids)
-    with _locked(dest):
-        if (dest / INDEX).exists():  # an earlier run ended between the index and the removal of what it worked with
-            status = _say_complete(dest, plan, source.ids)
-        else:
-            status = _make(source, kind, plan, dest, skip, workers)
-    # Without the lock, since a network file system doesn't give up an open file; beside an index nobody works here any more.
-    _remove_work(dest / WORK)
-    return status
-
-
-def _make(source, kind, plan, dest, skip, workers):
-    _begin(dest, plan)
-    splits = {name: Shards(dest, name, items, plan, skip) for name, items in source.splits.items()}
-    missing = [(shards, number) for shards in splits.values() for number in range(shards.count) if not shards.done(number)]
-    images = sum(len(shards.numbers[number]) for shards, number in missing)
-    total = sum(len(items) for items in source.splits.values())
-    say(f"{total:,} images of {len(source.classes)} classes in {sum(shards.count for shards in splits.values()):,} shards"
-        + (f"; {total - images:,} are done already" if images < total else ""))
-    tasks = (shards.task(number) for shards, number in missing)
-    try:
-        with progress("preparing", images) as advance, closing(in_processes(make_shard, tasks, workers, advance)) as made:
-            for _ in made:
-                pass
-    finally:
-        _remove_unfinished(dest)
-    index = _finish(dest, plan, source, kind, splits)
-    _say_left_out(dest, index)
-    say(f"done: {index.describe(dest, index.splits)}")
-    return 0
-
-
-class Plan:
-    """What makes two sets equal: settings, classes, and the source's lists of images; not where they lie on a disk."""
-
-    def __init__(self, size, quality, classes, class_names, splits):
-        self.size, self.quality = size, quality
-        self.fields = {"version": VERSION, "size": size, "quality": quality or "raw", "classes": list(classes),
-                       "names of the classes": list(class_names)}
-        for name, (count, digest) in splits.items():
-            self.fields[f"{name} images"] = count
-            self.fields[f"list of {name} images"] = digest
-
-    @property
-    def digest(self):
-        return hashlib.sha256(self.to_bytes()).hexdigest()
-
-    def to_bytes(self):
-        return json.dumps(self.fields, indent=1).encode() + b"\n"
-
-    def difference(self, fields):
-        """In words, the first field that is other than in the fields of another plan; None where all of those are equal."""
-        for name in dict.fromkeys([*fields, *self.fields]):
-            was, now = fields.get(name), self.fields.get(name)
-            if was != now:
-                short = all(isinstance(value, (int, str)) and not name.startswith("list") for value in (was, now))
-                return f"{name}: {was}, now {now}" if short else f"{name}: not the same"
-        return None
-
-
-def make_plan(source, size, quality):
-    """The `Plan` for a source. quality: of the JPEGs, None = raw pixels."""
-    splits = {}
-    for name, items in source.splits.items():
-        digest = hashlib.sha256()
-        for item in items:
-            digest.update(f"{item.name}\0{item.label}\n".encode(errors="surrogateescape"))
-        splits[name] = len(items), digest.hexdigest()
-    return Plan(size, quality, source.classes, source.class_names, splits)
-
-
-def _finish(dest, plan, source, kind, splits):
-    """Put together what the shards' parts know, and write the index: from then on the set is there. Returns the `Index`."""
-    sums, found = Sums(plan.size), {}
-    for name, shards in splits.items():
-        split, columns = shards.collect(sums if name == "train" else None)
-        lost = sorted(set(range(len(source.classes))) - set(columns.label.tolist()))
-        if not split.images or name == "train" and lost:
-            what = f"class {source.classes[lost[0]]} of {name}" if split.images else name
-            raise UserError(f"no image of {what} can be read, and a set needs one; mend the source and run the same command again")
-        content = save({field: np.ascontiguousarray(values) for field, values in vars(columns).items()})
-        with written(dest / columns_file(name)) as file:
-            file.write(content)
-        found[name] = SplitIndex(split.images, split.index, hashlib.sha256(content).hexdigest(), split.shards, split.skipped)
-    statistics = sums.statistics()
-    content = save({field: np.ascontiguousarray(values) for field, values in vars(statistics).items()})
-    with written(dest / STATISTICS) as file:
-        file.write(content)
-    index = Index(FORMAT, VERSION, plan.size, "raw" if plan.quality is None else "jpeg", plan.quality, printable(kind),
-                  plan.digest, tuple(map(printable, source.classes)), tuple(map(printable, source.class_names)), found,
-                  hashlib.sha256(content).hexdigest(), ids=None if source.ids is None else tuple(source.ids))
-    with written(dest / INDEX) as file:
-        file.write(index.to_bytes())
-    return index
-
-
-@contextmanager
-def _locked(dest):
-    """Keep every other `prepare` out of dest. The lock is the kernel's: it ends with the processes that hold it, however they end.
-
-    Worker processes inherit it, so that none of an earlier run, killed a moment ago, still writes; that moment is waited for.
-    """
-    path, end = dest / WORK / LOCK, time.monotonic() + SECONDS_FOR_LOCK
-    while True:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        except OSError as error:
-            raise UserError(f"cannot write into {dest}: {error.strerror}") from None
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if path.exists() and os.path.samestat(os.fstat(lock), path.stat()):  # not where one has finished and removed it
-                break
-        except BlockingIOError:
-            if time.monotonic() > end:
-                os.close(lock)
-                raise UserError(f"{dest}: another prepare is writing into it") from None
-        except OSError as error:
-            os.close(lock)
-            raise UserError(f"cannot lock {path}: {error.strerror}") from None
-        os.close(lock)
-        time.sleep(0.05)
-    try:
-        yield
-    finally:
-        os.close(lock)
-
-
-def _begin(dest, plan):
-    """Write down the plan, or compare it with the one that is there."""
-    path = dest / WORK / PLAN
-    if path.exists():
-        try:
-            fields = json.loads(path.read_bytes())
-            difference = plan.difference(fields)
-        except (OSError, ValueError, AttributeError) as error:
-            raise UserError(f"cannot read {path}: {error}; remove {dest} to begin anew") from None
-        if difference:
-            raise UserError(f"{dest} was begun with another source or other settings ({difference}); choose another DEST, or "
-                            "remove this one")
-    else:
-        with written(path) as file:
-            file.write(plan.to_bytes())
-
-
-def _remove_unfinished(dest):
-    """Remove what was being written when its process ended, in this run or in an earlier one."""
-    for folder in (dest, dest / WORK):
-        for leftover in folder.glob(f"*{UNFINISHED}"):
-            with suppress(OSError):
-                leftover.unlink()
-
-
-def _remove_work(work):
-    """Remove what was needed to make the set, and nothing that somebody else put there."""
-    with suppress(OSError):
-        for file in work.iterdir():
-            if file.name in (LOCK, PLAN) or file.name.endswith((".safetensors", UNFINISHED)):
-                file.unlink()
-        work.rmdir()
-
-
-def _say_left_out(dest, index):
-    left_out = [image for split in index.splits.values() for image in split.skipped]
-    for image in left_out[:MOST_NAMED]:
-        say(f"left out: {image.name}: {image.reason}")
-    if left_out:
-        say(f"{len(left_out):,} unreadable images were left out; {dest / INDEX} lists them")
-
-
-def _say_complete(dest, plan, ids):
-    """For a finished set: say so, or refuse, if it was made from something else. A set of before there were ids gets them."""
-    index = read_index(dest)
-    if index.plan != plan.digest:
-        same = Plan(index.stored_size, index.jpeg_quality, index.classes, index.class_names, {})
-        counts = {f"{name} images": split.images + len(split.skipped) for name, split in index.splits.items()}
-        difference = plan.difference(same.fields | counts) or "the names of the images"
-        raise UserError(f"{dest} is a set of another source or other settings ({difference}); choose another DEST, or remove it")
-    if ids is not None and index.ids is None:
-        with written(dest / INDEX) as file:
-            file.write(replace(index, ids=tuple(ids)).to_bytes())
-        say("the classes' numbers in the competition were added to it")
-    _say_left_out(dest, index)
-    say(f"there already, and complete: {index.describe(dest, index.splits)}")
-    return 0
-
-
-def _refuse_unusable(src, dest):
-    """Raise UserError for a DEST that holds something else, or lies in SRC."""
-    inside, around = dest.resolve(), Path(src).resolve()
-    if inside == around or around in inside.parents:
-        raise UserError(f"{dest} lies in {src}; the prepared set needs a directory of its own, elsewhere")
-    try:
-        if not os.path.lexists(dest):
-            return
-        if not dest.is_dir():
-            raise UserError(f"{dest} is there already and is not a directory")
-        found, work = set(os.listdir(dest)), dest / WORK
-        begun = found == {WORK} and work.is_dir() and set(os.listdir(work)) <= {LOCK, PLAN + UNFINISHED}
-    except OSError as error:
-        raise UserError(f"cannot read {dest}: {error.strerror}") from None
-    if found and not is_prepared(dest) and not begun:
-        raise UserError(f"{dest} is not empty and not a prepared set; choose another DEST")
 
 
 def _settings(options):

@@ -16,25 +16,26 @@ from pathlib import Path
 
 import torch
 
-from . import recipe as recipes
-from . import report_page as page
-from .allocator import keep_freed_memory
-from .checkpoint import from_newest
-from .checkpoint_format import read_state
-from .console import printable, progress, say
-from .errors import UserError, run_command
-from .evaluate import load_run, open_runs
-from .metrics import read_metrics
-from .options import add_machine_options
-from .report_answers import MOST_ANSWERED, evenly, figure_4_left, guesses, some_of
-from .report_exchange import exchange, memory
-from .report_kernels import SCALES, figure_3, specialisation
-from .report_neighbours import BITS, figure_4_right, short_codes
-from .report_training import training
-from .retrieval_index import SPLITS
-from .retrieve import build_index
-from .run_directory import read_run, source_commit
-from .specialisation import first_layer
+from .analysis.specialisation import first_layer
+from .command_options import add_machine_options
+from .evaluation.ensembles import open_runs
+from .evaluation.trained import load_run
+from .reporting import page
+from .reporting.exchange import exchange, memory
+from .reporting.first_layer import SCALES, figure_3, specialisation
+from .reporting.neighbours import BITS, figure_4_right, short_codes
+from .reporting.predictions import MOST_ANSWERED, evenly, figure_4_left, guesses, some_of
+from .reporting.provenance import devices_of, provenance
+from .reporting.training import training
+from .retrieval.build import build_index
+from .retrieval.index import SPLITS
+from .runs.checkpoint_format import read_state
+from .runs.checkpoints import from_newest
+from .runs.directory import read_run
+from .runs.metrics import read_metrics
+from .system.errors import UserError, run_command
+from .system.memory import keep_freed_memory
+from .system.terminal import printable, progress, say
 
 
 def main(arguments=None):
@@ -67,7 +68,7 @@ def main(arguments=None):
         figure_3(out, kernels, towers, options.kernel_scale, options.sort),
         specialisation(out, kernels, towers, layers, {name: _told(directory) for name, directory in runs.items()}),
         training(out, lines, recipe, len(names)),
-        exchange(recipe, len(names), network.exchange.devices, lines, _devices(described)),
+        exchange(recipe, len(names), network.exchange.devices, lines, devices_of(described)),
         memory(network, recipe.batch_size),
         figure_4_left(out, said, numbers, split, options.split, names),
         figure_4_right(out, index, opened.dataset),
@@ -83,21 +84,6 @@ def main(arguments=None):
     return 0
 
 
-def provenance(run, recipe, step, dataset):
-    """Where the network and this page come from. run: what `read_run` says of its directory."""
-    data = [f"{description}, fingerprint {fingerprint[:16]}" for description, fingerprint in (
-        (run["data"]["description"], run["data"]["fingerprint"]), (dataset.description, dataset.fingerprint))]
-    rows = [["command", run["command"]], ["started", run["started"]], ["commit", run.get("commit") or "not recorded"],
-            *([f"gone on with from step {entry['step']:,}", entry["command"]] for entry in run.get("resumed", [])),
-            ["checkpoint", f"step {step:,}"], ["devices", _devices(run)],
-            ["kernels, pipeline", f"{run['kernels']}, {run['pipeline']}"], ["python", run["python"]],
-            ["packages", ", ".join(f"{name} {version}" for name, version in run["packages"].items() if version)],
-            ["data of the training", data[0]], ["data of this page", data[1]],
-            ["commit of this page", source_commit() or "not in a checkout"]]
-    return page.Part("provenance", "Provenance", [page.table([], rows, numbers=False), page.heading("Recipe"),
-                                                  page.code(recipes.describe(recipe))])
-
-
 def _refuse_equals(layers):
     """Raise UserError where two runs have the same first layer: they are one, and would count twice. layers: {name: (kernels, ...)}."""
     seen = {}
@@ -111,10 +97,6 @@ def _told(directory):
     """Of a run, what tells it from others: recipe, seed, step, data."""
     trained = read_state(from_newest(directory, lambda place: place)[0])
     return [trained.recipe.name, str(trained.recipe.seed), f"{trained.step:,}", trained.data.fingerprint[:8]]
-
-
-def _devices(run):
-    return "; ".join(f"tower {device['tower']}: {device['name']}" for device in run["devices"])
 
 
 def _opened(options, splits):

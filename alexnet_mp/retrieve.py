@@ -11,33 +11,29 @@ index that is there already and is of the same weights and pictures is used, and
 another run, checkpoint or data set is refused. Queries are read as in `predict`. Searches are exact: every stored vector is compared.
 """
 import argparse
-import hashlib
 import json
 import os
 import sys
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from . import files, retrieval_index, short_codes
-from .allocator import keep_freed_memory
-from .console import lines_on_stderr, printable, progress, say
-from .contact_sheet import contact_sheet, png
-from .dataset import free_memory, open_dataset
-from .errors import UserError, run_command
-from .evaluate import load_run, open_runs
-from .features import features, last_hidden
-from .geometry import sizes
-from .given_pictures import answered, pipeline_of
-from .options import add_machine_options, add_run_options
-from .predict import class_words
-from .retrieval_index import BY, SPLITS, Index, Source, difference, exact_index, nearest
-from .retrieval_record import measure, table
-from .run_directory import PACKAGES, package_version, source_commit
+from .command_options import add_machine_options, add_run_options
+from .data.dataset import open_dataset
+from .data.image_files import answered, pipeline_of
+from .evaluation.trained import load_run
+from .retrieval.build import add_codes, build_index, weights_digest
+from .retrieval.contact_sheet import contact_sheet, png
+from .retrieval.features import features
+from .retrieval.index import BY, SPLITS, Index
+from .retrieval.measures import measure, table
+from .retrieval.search import NEIGHBOURS, Search
+from .system import durable_files
+from .system.errors import UserError, run_command
+from .system.memory import keep_freed_memory
+from .system.terminal import lines_on_stderr, printable, say
 
 BITS = "128"
-NEIGHBOURS = 6  # figure 4
 
 
 def main(arguments=None):
@@ -45,86 +41,6 @@ def main(arguments=None):
     keep_freed_memory()
     torch.backends.cudnn.allow_tf32 = False  # as in training
     return {"index": _index, "query": _query, "measure": _measure}[options.action](options)
-
-
-def build_index(run, data=None, out=None, bits=(128,), seed=0, gpus="auto", kernels="auto", pipeline="auto", workers=None,
-                batch_size=None):
-    """The `Index` of a run's newest weights on a data set (None: what it was trained on), with codes of these lengths.
-
-    out: where it is, or will be; None: RUN/retrieval. What is there and fits is used. Raises UserError where it doesn't.
-    """
-    out = Path(out or Path(run) / "retrieval")
-    opened, = open_runs([run], data, SPLITS, gpus, kernels, pipeline, workers, batch_size)
-    network, found = load_run(run, gpus, kernels)
-    source = _source(run, out, network, found, opened.dataset)
-    if os.path.lexists(out):
-        index = Index(out)
-        if reason := difference(index.described.source, source):
-            raise UserError(f"{out}: {reason}; choose another directory for the index, or remove it")
-        say(f"{out} is there and fits")
-    else:
-        _refuse_place(out, source)
-        of_splits = {}
-        for split in SPLITS:
-            with progress(f"{split}, {source.layer}", source.images[split]) as advance:
-                of_splits[split] = features(network, opened.pipeline, split, opened.batch_size, advance)
-            if not np.isfinite(of_splits[split].hidden).all():
-                raise UserError(f"{run}: its {source.layer} has values that are not finite; it diverged")
-        dataset = opened.dataset
-        names = {split: [_relative(name, dataset.source) for name in dataset.splits[split].names] for split in SPLITS}
-        packages = {name: package_version(name) for name in (*PACKAGES, "faiss-cpu")}
-        index = retrieval_index.write(out, source, packages, source_commit(), of_splits, names)
-        counts = ", ".join(f"{count:,} {split}" for split, count in source.images.items())
-        say(f"{out}: {counts} vectors of {source.units:,} numbers")
-    _add_codes(index, bits, seed)
-    return index
-
-
-def _add_codes(index, bits, seed=0):
-    """Learn what the index lacks of these lengths."""
-    for length in bits:
-        if length in index.lengths:
-            continue
-        count = index.described.source.images["train"]
-        with progress(f"codes of {length} bits", short_codes.passes(count) * count, "pictures") as advance:
-            codes = index.add_codes(length, seed, advance)
-        say(f"codes of {length} bits: {100 * codes.loss:.1f} % of the variance lost after {codes.epochs} epochs; "
-            f"a bit is 1 in {100 * codes.least_ones:.0f} to {100 * codes.most_ones:.0f} % of the training pictures")
-
-
-def _source(run, out, network, found, dataset):
-    recipe, classes = network.recipe, found.classes
-    size = sizes(recipe, len(classes))[-2]  # `last_hidden` of it
-    return Source(os.path.relpath(run, out), found.checkpoint.name, weights_digest(network), recipe.name,
-                  last_hidden(recipe).name, recipe.towers * int(np.prod(size.output)), dataset.source, dataset.fingerprint, tuple(classes),
-                  tuple(getattr(dataset, "class_names", None) or class_words(run, classes)),
-                  {split: len(dataset.splits[split]) for split in SPLITS})
-
-
-def weights_digest(network):
-    """sha256 of a network's weights, names and values."""
-    digest = hashlib.sha256()
-    for name, tensor in network.merged_state().items():
-        digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
-        digest.update(memoryview(tensor.float().contiguous().numpy()).cast("B"))
-    return digest.hexdigest()
-
-
-def _refuse_place(out, source):
-    parent = out.absolute().parent
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise UserError(f"the index {out}: {parent} is not a directory that can be written to")
-    count = max(source.images.values())
-    need = 3 * 4 * source.units * count  # the vectors, and as much again twice while they are put together
-    if need > free_memory():
-        raise UserError(f"vectors of {source.units:,} numbers of {count:,} pictures need {need / 1e9:.1f} GB of memory, and "
-                        f"{free_memory() / 1e9:.1f} GB are free; index a smaller set with --data")
-
-
-def _relative(name, root):
-    """A picture's name in its data set; a folder's pictures have paths."""
-    absolute = os.path.abspath(name)
-    return os.path.relpath(absolute, root) if os.path.isabs(root) and absolute.startswith(f"{root}{os.sep}") else name
 
 
 def _index(options):
@@ -167,32 +83,6 @@ def _query(options):
     if rows:
         _write(options.sheet, png(contact_sheet(rows)))
     return 2 if any("error" in answer for answer in answers) else 0
-
-
-class Search:
-    """Called with the `Features` of queries and k: (distances (Q, k), numbers of training pictures (Q, k)), nearest first.
-
-    by: "fc7" (the last hidden layer), "codes" (of `bits` bits), or "pixels".
-    """
-
-    def __init__(self, index, by, bits=None):
-        stored, self.by = index.features("train"), by
-        self.labels, self.encoder = stored.labels, None
-        if by == "codes":
-            self.encoder, codes = index.codes(bits)
-            self.exact = exact_index(by, codes["train"])
-        else:
-            self.exact = exact_index(by, stored.hidden if by == "fc7" else stored.pixels)
-
-    def __call__(self, queries, k):
-        match self.by:
-            case "fc7":
-                asked = queries.hidden
-            case "codes":
-                asked = self.encoder.codes(queries.hidden)
-            case "pixels":
-                asked = queries.pixels.astype(np.float16).astype(np.float32)  # as they are stored
-        return nearest(self.exact, asked, k)
 
 
 def _network(index, options):
@@ -259,7 +149,7 @@ def _measure(options):
     index = Index(options.index)
     with lines_on_stderr():
         lengths = index.lengths if options.bits is None else _lengths(options.bits)
-        _add_codes(index, lengths)
+        add_codes(index, lengths)
         record = measure(index, lengths, options.queries, options.speed, pixel_codes=True)
     _write(index.path / "measures.json", json.dumps(record, indent=1).encode() + b"\n")
     if options.json:
@@ -292,7 +182,7 @@ def _refuse_output(path):
 
 def _write(path, content):
     try:
-        files.replace(path, content)
+        durable_files.replace(path, content)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from None
 

@@ -21,25 +21,27 @@ from contextlib import ExitStack
 
 import torch
 
-from . import geometry, graphed_step, precision, resume, self_check
-from . import recipe as recipes
-from .allocator import keep_freed_memory
-from .checkpoint_format import Data
-from .console import progress, python_command, say
-from .dataset import cached, free_memory, open_dataset
-from .devices import make_current, resolve
-from .errors import UserError, run_command
-from .initial_weights import begin_with, read_weights
-from .interrupts import interruptible
-from .loader import read_through, survey
-from .network import TwoTowerAlexNet
-from .options import add_machine_options, check_kernels
-from .pipelines import make_pipeline
-from .presets import PRESETS
-from .run_directory import RunDirectory, refuse_unusable
-from .saver import PATIENCE
-from .step_profile import STEPS, Profiler, steps_of
-from .trainer import Trainer
+from .command_options import add_machine_options
+from .data.batches import read_through, survey
+from .data.dataset import cached, open_dataset
+from .data.pipeline import make_pipeline
+from .network.network import TwoTowerAlexNet
+from .recipes import recipe as recipes
+from .recipes import shapes
+from .recipes.named import PRESETS
+from .runs.checkpoint_format import Data
+from .runs.checkpoint_writer import PATIENCE
+from .runs.directory import RunDirectory, refuse_unusable
+from .system import precision
+from .system.devices import check_kernels, make_current, resolve
+from .system.errors import UserError, run_command
+from .system.interrupts import interruptible
+from .system.memory import free_memory, keep_freed_memory
+from .system.terminal import progress, python_command, say
+from .training import graphed_step, resume, self_check
+from .training.pretrained import begin_with, read_weights
+from .training.profiler import STEPS, Profiler, steps_of
+from .training.trainer import Trainer
 
 CHECKPOINT_EVERY = "10m"
 
@@ -122,7 +124,7 @@ def _run(options, interrupts, held):
         say(f"precision {options.precision}: {remark}")
     say(f"run directory {out}; kernels {network.kernels_used()}, precision {options.precision}, pipeline {pipeline.name}, "
         f"graphs: {graphs}; {_what_reading_takes(dataset, in_memory)}; a checkpoint every {options.checkpoint_every}")
-    counts = geometry.parameter_counts(recipe, len(dataset.classes))
+    counts = shapes.parameter_counts(recipe, len(dataset.classes))
     say(f"{sum(counts):,} parameters, by tower: {', '.join(f'{count:,}' for count in counts)}")
     if found:
         trainer.restore(found.checkpoint, same_run=lock is not None)

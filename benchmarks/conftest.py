@@ -3,7 +3,7 @@ import pytest
 import torch
 from in_turn import provenance
 
-from alexnet_mp.allocator import keep_freed_memory
+from alexnet_mp.system.memory import keep_freed_memory
 
 
 def pytest_addoption(parser):

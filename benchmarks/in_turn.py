@@ -15,8 +15,8 @@ from pathlib import Path
 
 import torch
 
-from alexnet_mp.devices import device_name
-from alexnet_mp.run_directory import source_commit
+from alexnet_mp.system.devices import device_name
+from alexnet_mp.system.provenance import source_commit
 
 UNKNOWN_CACHE = 64 * 2**20  # bytes, where the system doesn't say
 GRAPH_CALLS = 20  # at least, in one CUDA graph: launching 20 to 100 us of work one by one would time the launches

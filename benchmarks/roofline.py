@@ -2,14 +2,13 @@
 
     python benchmarks/roofline.py [--recipe paper] [--batch 128 1024] [--bandwidth GB/s] [--tflops BF16] [--json]
 
-The model is `alexnet_mp/roofline.py`. MB are 10^6 bytes. The benchmarks and their tests take every such figure from here.
+The model is `alexnet_mp/profiling/roofline.py`. MB are 10^6 bytes. The benchmarks and their tests take every such figure from here.
 """
 import argparse
 import json
 
-from alexnet_mp.presets import PRESETS
-from alexnet_mp.roofline import (  # noqa: F401  (what the benchmarks import from here)
-    BANDWIDTH, TFLOPS, WIDTH, MapOp, map_ops, products, seconds, sgd_bytes, step)
+from alexnet_mp.profiling.roofline import BANDWIDTH, TFLOPS, WIDTH, MapOp, map_ops, products, seconds, sgd_bytes, step  # noqa: F401  (what the benchmarks import from here)
+from alexnet_mp.recipes.named import PRESETS
 
 
 def report(recipe, batches, bandwidth=BANDWIDTH, tflops=TFLOPS):

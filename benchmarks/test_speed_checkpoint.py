@@ -19,12 +19,12 @@ import torch.nn.functional as F
 from in_turn import REPLAY, clocks, provenance, replay
 
 from alexnet_mp import TwoTowerAlexNet, paper
-from alexnet_mp.checkpoint_format import Data, load
-from alexnet_mp.metrics import Metrics
-from alexnet_mp.resume import made_by
-from alexnet_mp.run_lock import RunLock
-from alexnet_mp.statistics import Statistics
-from alexnet_mp.trainer import Trainer
+from alexnet_mp.data.pixel_statistics import Statistics
+from alexnet_mp.runs.checkpoint_format import Data, load
+from alexnet_mp.runs.lock import RunLock
+from alexnet_mp.runs.metrics import Metrics
+from alexnet_mp.training.resume import made_by
+from alexnet_mp.training.trainer import Trainer
 
 DEVICE = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
 BATCH = 128 if torch.cuda.is_available() else 16

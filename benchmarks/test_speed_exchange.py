@@ -12,9 +12,10 @@ import pytest
 import torch
 from in_turn import REPLAY, clocks, compare, provenance, replay, time_in_turn
 
-from alexnet_mp import TwoTowerAlexNet, geometry, paper
+from alexnet_mp import TwoTowerAlexNet, paper
+from alexnet_mp.recipes import shapes
 
-EDGES = [size.layer.name for size in geometry.sizes(paper()) if size.layer.reads == "both"]
+EDGES = [size.layer.name for size in shapes.sizes(paper()) if size.layer.reads == "both"]
 PLACES = {"cpu": ("cpu", "cpu"), "one-gpu": ("cuda:0", "cuda:0"), "two-gpus": ("cuda:0", "cuda:1")}
 RIVALS = ("overlapped", "in-order", "concatenated")
 SEED = 0
@@ -72,7 +73,7 @@ class Edge:
 
     def __init__(self, network, edge, batch, way):
         self.network, self.edge, self.way = network, edge, way
-        sizes = geometry.sizes(paper())
+        sizes = shapes.sizes(paper())
         place = next(number for number, size in enumerate(sizes) if size.layer.name == edge)
         self.readers = 1 if sizes[place].layer.towers == "first" else 2
         shape = sizes[place - 1].output if sizes[place - 1].layer.kind != "fc" else sizes[place - 1].output[:1]

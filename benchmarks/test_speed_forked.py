@@ -15,9 +15,9 @@ from forked import Side, change, lay_out
 from in_turn import REPLAY, clocks, compare, provenance, replay, time_in_turn
 
 from alexnet_mp import TwoTowerAlexNet, paper
-from alexnet_mp.graphed_step import WARM_UP, make_step
-from alexnet_mp.optimizer import PaperSGD
-from alexnet_mp.training_step import TrainingStep
+from alexnet_mp.training.graphed_step import WARM_UP, make_step
+from alexnet_mp.training.optimizer import PaperSGD
+from alexnet_mp.training.step import TrainingStep
 
 DEVICE = torch.device("cuda:0")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

@@ -21,8 +21,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cudnn_lrn import CudnnLRNPool
-from in_turn import (GRAPH_CALLS, REPLAY, CopyRoof, buffer_sets, clocks, compare, last_level_cache, provenance, replay,
-                     time_in_turn)
+from in_turn import (
+    GRAPH_CALLS,
+    REPLAY,
+    CopyRoof,
+    buffer_sets,
+    clocks,
+    compare,
+    last_level_cache,
+    provenance,
+    replay,
+    time_in_turn,
+)
 from roofline import WIDTH, MapOp, map_ops
 
 from alexnet_mp import paper

@@ -21,10 +21,10 @@ from in_turn import REPLAY, clocks, compare, provenance, replay, time_in_turn
 from PIL import Image
 
 from alexnet_mp import TwoTowerAlexNet, paper, prepare, source2012
-from alexnet_mp.dataset import open_dataset
-from alexnet_mp.pipeline_dali import DaliPipeline, available
-from alexnet_mp.pipeline_raw import RawPipeline
-from alexnet_mp.pipeline_torch import TorchPipeline
+from alexnet_mp.data.dataset import open_dataset
+from alexnet_mp.data.pipeline_dali import DaliPipeline, available
+from alexnet_mp.data.pipeline_raw import RawPipeline
+from alexnet_mp.data.pipeline_torch import TorchPipeline
 
 DEVICES = ["cpu", "cuda:0"]
 WORKERS = 2 if not torch.cuda.is_available() else len(os.sched_getaffinity(0))

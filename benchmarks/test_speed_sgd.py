@@ -14,8 +14,8 @@ from in_turn import GRAPH_CALLS, REPLAY, CopyRoof, clocks, compare, last_level_c
 from roofline import sgd_bytes
 
 from alexnet_mp import paper
-from alexnet_mp.geometry import parameter_counts, sizes
 from alexnet_mp.kernels import ops, paper_sgd_, reference
+from alexnet_mp.recipes.shapes import parameter_counts, sizes
 
 RECIPE = paper()
 RATE, SEED = 0.01, 0

@@ -31,10 +31,11 @@ import torch.nn.functional as F
 from in_turn import REPLAY, clocks, compare, provenance, replay, time_in_turn
 from rivals import EagerTowers, without_norms_and_towers
 
-from alexnet_mp import TwoTowerAlexNet, ceilings, paper, roofline
-from alexnet_mp.graphed_step import WARM_UP, make_step
-from alexnet_mp.optimizer import PaperSGD
-from alexnet_mp.training_step import TrainingStep
+from alexnet_mp import TwoTowerAlexNet, paper
+from alexnet_mp.profiling import machine_limits, roofline
+from alexnet_mp.training.graphed_step import WARM_UP, make_step
+from alexnet_mp.training.optimizer import PaperSGD
+from alexnet_mp.training.step import TrainingStep
 
 DEVICE = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
 CASES = [("fp32", 128), ("bf16", 128), ("bf16", 1024)]
@@ -93,7 +94,7 @@ def measure(dtype, batch, asked, rounds):
         if "untouched" in rivals:
             rivals["untouched"].end()
     if DEVICE.type == "cuda":
-        measured = ceilings.measure(DEVICE, DTYPES[dtype])
+        measured = machine_limits.measure(DEVICE, DTYPES[dtype])
         product = measured.tflops * (2 if dtype == "fp32" else 1)  # the model takes a bf16 product's, and half of it for float32
         least = roofline.step(paper(), batch, dtype, measured.bandwidth, product)["step"] / 1e3
         for name, step in rivals.items():

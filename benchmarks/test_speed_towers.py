@@ -14,10 +14,11 @@ import pytest
 import torch
 from in_turn import REPLAY, clocks, compare, provenance, replay, time_in_turn
 
-from alexnet_mp import TwoTowerAlexNet, geometry, paper
-from alexnet_mp.optimizer import PaperSGD
-from alexnet_mp.training_step import TrainingStep
-from alexnet_mp.variants import one_gpu
+from alexnet_mp import TwoTowerAlexNet, paper
+from alexnet_mp.recipes import shapes
+from alexnet_mp.recipes.ablations import one_gpu
+from alexnet_mp.training.optimizer import PaperSGD
+from alexnet_mp.training.step import TrainingStep
 
 PLACES = {"cpu": ("cpu", "cpu"), "one-gpu": ("cuda:0", "cuda:0"), "two-gpus": ("cuda:0", "cuda:1")}
 RIVALS = ("two-towers", "one-gpu")
@@ -56,7 +57,7 @@ def measure(devices, batch, rounds):
         assert rival.step().isfinite()
     before = clocks(devices[0])
     seconds, _ = time_in_turn(rivals, devices[0], rounds)
-    return seconds, {name: sum(geometry.parameter_counts(recipe)) for name, recipe in recipes.items()}, {
+    return seconds, {name: sum(shapes.parameter_counts(recipe)) for name, recipe in recipes.items()}, {
         "kernels": rivals["two-towers"].network.kernels_used(), "clocks_before": before,
         "clocks_after": clocks(devices[0]), "seed": 0}
 

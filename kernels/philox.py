@@ -8,6 +8,9 @@ import math
 
 import torch
 
+# The second word of the key (the first is the seed) keeps the uses apart.
+ORDER_STREAM, CROP_STREAM, COLOUR_STREAM, INIT_STREAM, DROPOUT_STREAM, PLACE_STREAM = range(1, 7)
+
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _MASK = 0xFFFFFFFF

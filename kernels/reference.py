@@ -13,9 +13,7 @@ rounded once at the end; float64 is computed in float64. The rules for ties and 
 import torch
 import torch.nn.functional as F
 
-from .philox import philox
-
-DROPOUT_STREAM = 5  # second word of the Philox key; `alexnet_mp/draws.py` lists the other streams
+from .philox import DROPOUT_STREAM, philox
 
 
 def lrn_max_pool(x, bias=None, *, size=5, alpha, beta=0.75, k=2.0, relu="before", pool=3, stride=2, ties="first"):

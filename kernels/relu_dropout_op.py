@@ -7,6 +7,7 @@ import torch
 
 from . import reference
 from .choice import STORAGE, check_bias, compiled, describe, has_tangent, memory_format, resolve
+from .philox import DROPOUT_STREAM
 
 
 def relu_dropout(x, bias=None, *, probability=0.0, seed=0, step=None, layer=0, tower=0, kernels="auto"):
@@ -62,7 +63,7 @@ def _check(x, bias, probability, seed, step, layer, tower):
 def _forward(x, bias, step, probability, seed, layer, tower, kernels):
     y = _dense_like(x)
     if kernels == "cpu":
-        compiled().relu_dropout(x, step, int(probability * 2**32), seed, reference.DROPOUT_STREAM, layer, tower, y)
+        compiled().relu_dropout(x, step, int(probability * 2**32), seed, DROPOUT_STREAM, layer, tower, y)
     elif y.numel():
         from .relu_dropout_triton import forward as launch
         launch(x.contiguous(memory_format=memory_format(x)), bias if bias is None else bias.contiguous(), step, y,

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from .choice import triton_on
-from .reference import DROPOUT_STREAM
+from .philox import DROPOUT_STREAM
 
 FORWARD_TILE, BACKWARD_TILE = 2048, 4096  # values a program; backward leaves MAPS sums a tile, fewer the larger it is
 SIDES = (256, 128, 64, 32)  # of tiles, along the dimension in which memory is contiguous

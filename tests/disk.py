@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 from test_files import Faulty
 
-from alexnet_mp import checkpoint, files, trainer
+from alexnet_mp.runs import checkpoints
+from alexnet_mp.system import durable_files
+from alexnet_mp.training import trainer
 
 specification = importlib.util.spec_from_file_location("kill_saves", Path(__file__).parent.parent / "tools" / "kill_saves.py")
 kill_saves = importlib.util.module_from_spec(specification)
@@ -24,13 +26,13 @@ def put_all(run, *steps, top1_errors=()):
     """Checkpoints of these steps, validated where an error is given."""
     run.mkdir(exist_ok=True)
     for number, step in enumerate(steps):
-        checkpoint.put(run, checkpoint_of(step, dict(enumerate(top1_errors)).get(number)))
+        checkpoints.put(run, checkpoint_of(step, dict(enumerate(top1_errors)).get(number)))
     return run
 
 
 def names(run):
     """What lies in a run's `checkpoints`, whatever it is."""
-    return sorted(os.listdir(run / checkpoint.CHECKPOINTS))
+    return sorted(os.listdir(run / checkpoints.CHECKPOINTS))
 
 
 def failing(original, *arguments, **options):
@@ -59,11 +61,11 @@ class Dying(Faulty):
 @contextmanager
 def below_files(fake):
     """Put a stand-in for `os` under `files`, without monkeypatch, which a forked child has no part in."""
-    files.os = fake
+    durable_files.os = fake
     try:
         yield
     finally:
-        files.os = os
+        durable_files.os = os
 
 
 def at_steps(monkeypatch, actions):

@@ -11,7 +11,8 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from alexnet_mp import devices, exchange
+from alexnet_mp.network import exchange
+from alexnet_mp.system import devices
 
 OF_A_DEVICE = 32  # streams
 Moment = namedtuple("Moment", "stream number")

@@ -7,12 +7,12 @@ from fake_device import FakeGraphs
 from tiny_run import bits
 
 from alexnet_mp import TwoTowerAlexNet, mini
-from alexnet_mp.cuda_graphs import CudaGraphs
-from alexnet_mp.graphed_step import GraphedStep
-from alexnet_mp.optimizer import PaperSGD
-from alexnet_mp.recipe import change_layers
-from alexnet_mp.schedule import make_schedule
-from alexnet_mp.training_step import TrainingStep
+from alexnet_mp.recipes.recipe import change_layers
+from alexnet_mp.training.cuda_graphs import CudaGraphs
+from alexnet_mp.training.graphed_step import GraphedStep
+from alexnet_mp.training.optimizer import PaperSGD
+from alexnet_mp.training.schedule import make_schedule
+from alexnet_mp.training.step import TrainingStep
 
 GPU = torch.cuda.is_available()
 needs_gpu = pytest.mark.skipif(not GPU, reason="needs a GPU")

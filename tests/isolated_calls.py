@@ -4,7 +4,7 @@ import signal
 import sys
 import time
 
-from alexnet_mp.isolated import Unfit, Wrong
+from alexnet_mp.system.isolated import Unfit, Wrong
 
 
 def append(path, text):

@@ -1,7 +1,7 @@
 """First-layer kernels that the tests make: Gabors, blobs, two towers of them; and measures set by hand."""
 import numpy as np
 
-from alexnet_mp.kernel_statistics import FORWARD, KernelStatistics
+from alexnet_mp.analysis.first_layer import FORWARD, KernelStatistics
 
 GREY, RED_GREEN, BLUE_YELLOW = (1, 1, 1), (1, -1, 0), (-1, -1, 2)
 

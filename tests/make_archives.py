@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 from small_set import write
 
-from alexnet_mp.errors import UserError
-from alexnet_mp.sources import find
+from alexnet_mp.preparation.sources import find
+from alexnet_mp.system.errors import UserError
 
 WNIDS = ("n01440764", "n02102040", "n03394916", "n07753592")  # sorted, as labels are
 WORDS = ("tench, Tinca tinca", "English springer", "French horn, horn", "banana")

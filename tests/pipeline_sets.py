@@ -13,13 +13,13 @@ import torch
 from PIL import Image
 from small_set import STORED, TRAIN, VAL, fitted, label, picture, tenth, tiny, write_set
 
-from alexnet_mp.dataset import Folder
-from alexnet_mp.loader import ten_views
-from alexnet_mp.errors import UserError
-from alexnet_mp.pipeline_dali import DaliPipeline, available
-from alexnet_mp.pipeline_torch import TorchPipeline
-from alexnet_mp.recipe import paper
-from alexnet_mp.stored_picture import decoded
+from alexnet_mp.data.dataset import Folder
+from alexnet_mp.data.pipeline_dali import DaliPipeline, available
+from alexnet_mp.data.pipeline_torch import TorchPipeline
+from alexnet_mp.data.resize import decoded
+from alexnet_mp.evaluation.protocol import ten_views
+from alexnet_mp.recipes.presets import paper
+from alexnet_mp.system.errors import UserError
 
 needs_dali = pytest.mark.skipif(not available(), reason="DALI is not installed")
 needs_gpu = pytest.mark.skipif(not available() or not torch.cuda.is_available(), reason="needs DALI and a GPU")

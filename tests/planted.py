@@ -5,9 +5,12 @@ import time
 
 import torch
 
-from alexnet_mp import exchange, isolated, self_check
 from alexnet_mp.kernels import ops, relu_dropout_op
-from alexnet_mp.recipe import mini, override
+from alexnet_mp.network import exchange
+from alexnet_mp.recipes.presets import mini
+from alexnet_mp.recipes.recipe import override
+from alexnet_mp.system import isolated
+from alexnet_mp.training import self_check
 
 CPU, OTHER = torch.device("cpu"), torch.device("cpu:0")  # torch takes them for two devices
 SMALL = ["stored_size=40", "crop_size=32", "crop_positions=8", "conv1.kernel=5", "conv1.stride=2", "conv2.kernel=3",

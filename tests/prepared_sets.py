@@ -11,9 +11,10 @@ from conftest import make_folder
 from PIL import Image
 from safetensors.numpy import load_file, save
 
-from alexnet_mp import prepare, shards, sources
-from alexnet_mp.errors import UserError
-from alexnet_mp.prepared_format import read_index
+from alexnet_mp import prepare
+from alexnet_mp.data.prepared_format import read_index
+from alexnet_mp.preparation import shards, sources
+from alexnet_mp.system.errors import UserError
 
 SIZE, PER_SHARD = 48, 10
 COMMAND = [sys.executable, "-m", "alexnet_mp.prepare"]

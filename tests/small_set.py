@@ -7,8 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from alexnet_mp.recipe import Layer, paper, source2012
-from alexnet_mp.statistics import Statistics
+from alexnet_mp.data.pixel_statistics import Statistics
+from alexnet_mp.recipes.presets import paper, source2012
+from alexnet_mp.recipes.recipe import Layer
 
 STORED, CROP, BATCH = 40, 32, 8
 TRAIN, VAL = 21, 11  # neither divisible by the batch size: two full training batches and one of 5

@@ -8,9 +8,10 @@ import tarfile
 import pytest
 from make_archives import tar
 
-from alexnet_mp import archives
-from alexnet_mp.archives import Progress, gunzipped, gzip_members, members, shown
-from alexnet_mp.errors import UserError
+from alexnet_mp.data import file_ranges
+from alexnet_mp.preparation import tar_archives
+from alexnet_mp.preparation.tar_archives import Progress, gunzipped, gzip_members, members, shown
+from alexnet_mp.system.errors import UserError
 
 KINDS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
 
@@ -59,7 +60,7 @@ def test_files_are_found_where_tarfile_finds_them(tmp_path, kind):
     assert [(member.offset, member.size) for member in found] == expected
     assert [member.name for member in found] == [name.removeprefix("./").replace("//", "/") for name in files if name != "train"]
     contents = [content for content in files.values() if content is not None]
-    assert [archives.read(str(path), member.offset, member.size) for member in found] == contents
+    assert [file_ranges.read(str(path), member.offset, member.size) for member in found] == contents
 
 
 def test_headers_from_before_posix(tmp_path):
@@ -96,7 +97,7 @@ def test_a_tar_in_a_tar(tmp_path):
     path = tmp_path / "outer.tar"
     path.write_bytes(tar({"a.tar": tar({"1.jpg": b"one"}), "b.tar": tar({"2.jpg": b"two", "3.jpg": b"three"})}))
     first, second = members(path)
-    found = [archives.read(str(path), member.offset, member.size) for inside in (first, second) for member in members(path, inside)]
+    found = [file_ranges.read(str(path), member.offset, member.size) for inside in (first, second) for member in members(path, inside)]
     assert found == [b"one", b"two", b"three"]
 
 
@@ -253,8 +254,8 @@ def test_compressed_archives_that_are_refused(tmp_path, content, options, messag
 def test_a_bomb_is_not_unpacked_to_its_end(tmp_path, monkeypatch):
     """64 MB in 64 kB: reading stops at the limit, and never asks for much at once."""
     counts = []
-    read = archives._Forward._next
-    monkeypatch.setattr(archives._Forward, "_next", lambda self, count: counts.append(count) or read(self, count))
+    read = tar_archives._Forward._next
+    monkeypatch.setattr(tar_archives._Forward, "_next", lambda self, count: counts.append(count) or read(self, count))
     header = tarfile.TarInfo("x")
     header.size = 64 << 20
     path = packed(tmp_path, gzip.compress(header.tobuf() + bytes(64 << 20)))
@@ -266,11 +267,11 @@ def test_a_bomb_is_not_unpacked_to_its_end(tmp_path, monkeypatch):
 def test_reading_past_the_end_is_an_error(tmp_path):
     path = tmp_path / "x.bin"
     path.write_bytes(b"0123456789")
-    assert archives.read(str(path), 3, 4) == b"3456" and archives.read(str(path), 10, 0) == b""
+    assert file_ranges.read(str(path), 3, 4) == b"3456" and file_ranges.read(str(path), 10, 0) == b""
     with pytest.raises(UserError, match="ends at byte 10, 2 bytes too early"):
-        archives.read(str(path), 8, 4)
+        file_ranges.read(str(path), 8, 4)
     with pytest.raises(UserError, match="No such file"):
-        archives.read(str(tmp_path / "gone"), 0, 1)
+        file_ranges.read(str(tmp_path / "gone"), 0, 1)
 
 
 def test_thousands_of_archives_do_not_use_up_the_descriptors(tmp_path):
@@ -278,9 +279,9 @@ def test_thousands_of_archives_do_not_use_up_the_descriptors(tmp_path):
     for number in range(200):
         path = tmp_path / str(number)
         path.write_bytes(b"%03d" % number)
-        assert archives.read(str(path), 0, 3) == b"%03d" % number
+        assert file_ranges.read(str(path), 0, 3) == b"%03d" % number
     assert len(os.listdir("/proc/self/fd")) - before < 70
-    archives._opened.cache_clear()
+    file_ranges._opened.cache_clear()
     assert len(os.listdir("/proc/self/fd")) <= before  # less what an earlier test had left open
 
 
@@ -288,10 +289,10 @@ def test_forked_processes_read_on_their_own(tmp_path):
     """A descriptor that is shared has one position for all; these reads don't use it."""
     path, content = tmp_path / "x.bin", os.urandom(1 << 16)
     path.write_bytes(content)
-    archives.read(str(path), 0, 1)
+    file_ranges.read(str(path), 0, 1)
 
     def check(start):
-        assert all(archives.read(str(path), place, 64) == content[place:place + 64] for place in range(start, 60000, 97))
+        assert all(file_ranges.read(str(path), place, 64) == content[place:place + 64] for place in range(start, 60000, 97))
     workers = [multiprocessing.get_context("fork").Process(target=check, args=(start,)) for start in range(3)]
     for worker in workers:
         worker.start()

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from alexnet_mp import averaging
-from alexnet_mp.answers import answers, credits, joined
-from alexnet_mp.averaging import choose_weights, fold, normalised, nothing, parse_weights
-from alexnet_mp.errors import UserError
+from alexnet_mp.evaluation import ensemble_weights
+from alexnet_mp.evaluation.accuracy import answers, credits, joined
+from alexnet_mp.evaluation.ensemble_weights import choose_weights, fold, normalised, nothing, parse_weights
+from alexnet_mp.system.errors import UserError
 
 
 def logs_of(*probabilities):
@@ -126,12 +126,12 @@ def test_the_largest_weight_is_tried():
 @pytest.mark.parametrize("above, count", [(4, 1), (5, 0), (6, 0)])
 def test_four_before_the_label_leave_it_among_five(above, count):
     one = logs_of([0.16] * above + [0.02] * (6 - above) + [0.1])
-    assert averaging._Right([one], torch.tensor([6]))([10]) == averaging._Right([one, one], torch.tensor([6]))([3, 0]) == count
+    assert ensemble_weights._Right([one], torch.tensor([6]))([10]) == ensemble_weights._Right([one, one], torch.tensor([6]))([3, 0]) == count
 
 
 def test_the_fifth_decides():
     """Four classes that both networks put before the label, and one that only the first does."""
-    counted = averaging._Right([logs_of([0.16] * 5 + [0.02, 0.1]), logs_of([0.16] * 4 + [0.02] * 2 + [0.1])], torch.tensor([6]))
+    counted = ensemble_weights._Right([logs_of([0.16] * 5 + [0.02, 0.1]), logs_of([0.16] * 4 + [0.02] * 2 + [0.1])], torch.tensor([6]))
     assert (counted([1, 0]), counted([0, 1]), counted([1, 5]), counted([5, 1])) == (0, 1, 1, 0)
 
 
@@ -188,13 +188,13 @@ def test_two_networks_agree_with_every_ratio(seed):
 @pytest.mark.parametrize("rows", [1024, 7])
 def test_the_count_of_the_search_is_that_of_the_averages(weights, rows, monkeypatch):
     """Also with ties, mirrored ones too, with labels that are always right and always wrong, and in chunks."""
-    monkeypatch.setattr(averaging, "ROWS", rows)
+    monkeypatch.setattr(ensemble_weights, "ROWS", rows)
     random = np.random.default_rng(3)
     counts = random.integers(0, 4, (3, 50, 8)) + np.eye(8, dtype=int)[random.integers(0, 8, 50)] * 2
     logs, labels = [torch.from_numpy((of_network + 0.5) / 64).log().float() for of_network in counts], random.integers(0, 8, 50)
     labels = torch.from_numpy(labels)
     expected = right(logs, labels, weights)
-    assert averaging._Right(logs, labels)(weights) == pytest.approx(expected) and expected % 1 != 0
+    assert ensemble_weights._Right(logs, labels)(weights) == pytest.approx(expected) and expected % 1 != 0
 
 
 def test_every_image_surely_right_is_no_special_case():
@@ -208,7 +208,7 @@ def test_all_weights_zero_are_not_tried():
         return [(1 - lead) / 7] * 6 + [(1 + 6 * lead) / 7]
 
     logs = [logs_of(led_by(-0.1), *[led_by(0.01)] * 5), logs_of(led_by(0.02), *[led_by(-0.05)] * 5)]
-    assert averaging._Right(logs, torch.full((6,), 6))([0, 0]) == pytest.approx(30 / 7)
+    assert ensemble_weights._Right(logs, torch.full((6,), 6))([0, 0]) == pytest.approx(30 / 7)
     assert choose_weights(logs, torch.full((6,), 6)) == (0, 0.5)
 
 

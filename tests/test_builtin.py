@@ -2,8 +2,8 @@
 import numpy as np
 import pytest
 
-from alexnet_mp.builtin import COLOURS, GRATINGS, LUMA, Builtin, draw
-from alexnet_mp.errors import UserError
+from alexnet_mp.data.synthetic import COLOURS, GRATINGS, LUMA, Builtin, draw
+from alexnet_mp.system.errors import UserError
 
 SIZE = 96  # the crop of `mini`; the fine grating has at most 21 periods, far from the 48 that the pixels could carry
 

@@ -6,12 +6,24 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from disk import Dying, below_files, checkpoint_of, failing, forked, holds_what_it_should, kill_saves, killed, names, put_all
+from disk import (
+    Dying,
+    below_files,
+    checkpoint_of,
+    failing,
+    forked,
+    holds_what_it_should,
+    kill_saves,
+    killed,
+    names,
+    put_all,
+)
 from test_files import Faulty, odd_files
 
-from alexnet_mp import checkpoint, checkpoint_format, files
-from alexnet_mp.checkpoint import best, listing, newest, newest_weights, prune, put, recover, set_aside, step_of
-from alexnet_mp.errors import UserError
+from alexnet_mp.runs import checkpoint_format, checkpoints
+from alexnet_mp.runs.checkpoints import best, listing, newest, newest_weights, prune, put, recover, set_aside, step_of
+from alexnet_mp.system import durable_files
+from alexnet_mp.system.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -90,7 +102,7 @@ def test_a_damaged_one_is_set_aside_and_its_step_is_free(tmp_path):
 def leftovers(run):
     """What kills leave: a half-written one, one that has its successor, and one that waits for its successor in vain."""
     put_all(run, 1, 2, 4)
-    parent = run / checkpoint.CHECKPOINTS
+    parent = run / checkpoints.CHECKPOINTS
     shutil.copytree(parent / "step_00000002", parent / ".partial_00000003")
     (parent / ".partial_00000003" / "manifest.json").unlink()
     shutil.copytree(parent / "step_00000002", parent / ".replaced_00000002")
@@ -139,7 +151,7 @@ def looked_through(run, must, may):
     recover(run)
     found = [holds_what_it_should(directory).step for directory in listing(run).values()]
     assert set(must) <= set(found) <= {*must, *may}
-    assert names(run) == [f"step_{step:08d}" for step in found] if (run / checkpoint.CHECKPOINTS).exists() else not must
+    assert names(run) == [f"step_{step:08d}" for step in found] if (run / checkpoints.CHECKPOINTS).exists() else not must
     put(run, checkpoint_of(9))  # and the run can go on
     prune(run, 1)
     assert holds_what_it_should(newest(run)).step == 9 and not [name for name in names(run) if name.startswith(".")]
@@ -162,7 +174,7 @@ def test_an_error_at_any_call(action):
         except OSError as error:
             assert error.filename.startswith(str(run)), call
             failed = True
-        if act not in (recover, ACTIONS["prune"][1]) and (run / checkpoint.CHECKPOINTS).exists():
+        if act not in (recover, ACTIONS["prune"][1]) and (run / checkpoints.CHECKPOINTS).exists():
             debris = [name for name in names(run) if name.startswith(".")]
             assert not debris if failed else set(debris) <= {".replaced_00000003"}, f"{call}, call {at}"
             if failed:  # the old ones are the same files as before
@@ -189,7 +201,7 @@ def test_a_kill_at_any_call(action):
         run = fresh()
 
         def work(run=run, at=at):
-            files.os = Faulty(at, killed)
+            durable_files.os = Faulty(at, killed)
             act(run)
 
         assert os.WTERMSIG(os.waitpid(forked(work), 0)[1]) == signal.SIGKILL
@@ -204,9 +216,9 @@ def test_what_a_reader_sees_while_one_is_put_and_old_ones_are_removed(tmp_path):
     class Reader(Faulty):
         def __getattr__(self, name):
             if name in kill_saves.CHANGING:
-                files.os = os
+                durable_files.os = os
                 seen.append([holds_what_it_should(directory).step for directory in listing(tmp_path).values()])
-                files.os = self
+                durable_files.os = self
             return super().__getattr__(name)
 
     with below_files(Reader()):

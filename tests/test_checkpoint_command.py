@@ -13,10 +13,12 @@ import torch
 from disk import checkpoint_of, forked, names, put_all
 from test_files import odd_files
 
-from alexnet_mp import checkpoint, files
-from alexnet_mp.checkpoint import listing, main
-from alexnet_mp.errors import UserError
-from alexnet_mp.run_lock import RunLock
+from alexnet_mp.checkpoint import main
+from alexnet_mp.runs import checkpoints
+from alexnet_mp.runs.checkpoints import listing
+from alexnet_mp.runs.lock import RunLock
+from alexnet_mp.system import durable_files
+from alexnet_mp.system.errors import UserError
 
 V0 = Path(__file__).parent / "checkpoint_v0" / "step_00000006"
 
@@ -66,7 +68,7 @@ def test_the_list(run, capsys):
 def test_sizes_are_those_of_all_files(run, capsys):
     made = checkpoint_of(15)
     state = replace(made.state, recipe=replace(made.state.recipe, stored_size=300))
-    directory = checkpoint.put(run, replace(made, state=state, statistics=replace(made.statistics, mean=np.ones((300, 300, 3)))))
+    directory = checkpoints.put(run, replace(made, state=state, statistics=replace(made.statistics, mean=np.ones((300, 300, 3)))))
     size = sum(path.stat().st_size for path in directory.iterdir())
     assert main([str(run)]) == 0 and size > 2e6
     assert f" {size / 1e6:.1f} MB" in capsys.readouterr().out.splitlines()[-1]
@@ -122,7 +124,7 @@ def test_an_export_that_cannot_be_written(run, tmp_path, monkeypatch):
     (tmp_path / "file").write_bytes(b"")
     for target in (tmp_path / "nowhere" / "weights", tmp_path / "file" / "weights", Path("/proc/weights"), tmp_path / ("x" * 300)):
         assert f"cannot write {target}" in refused(run, "--weights", target)
-    monkeypatch.setattr(files.os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr(durable_files.os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     assert f"cannot write {tmp_path}/weights: No space left on device" in refused(run, "--weights", tmp_path / "weights")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "run"]
 
@@ -138,7 +140,7 @@ def test_a_damaged_one_is_not_exported(run, tmp_path):
 
 
 def test_prune_keeps_the_newest_and_the_best(run, capsys):
-    damaged = checkpoint.put(run, checkpoint_of(15))
+    damaged = checkpoints.put(run, checkpoint_of(15))
     (damaged / "state.json").write_bytes(b"")
     (run / "checkpoints" / ".partial_00000016").mkdir()
     assert main([str(run), "--prune", "1"]) == 0
@@ -175,7 +177,7 @@ def test_a_run_that_is_at_work_is_not_pruned(run, tmp_path):
 
 def test_a_prune_that_fails(run, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(files.os, "rename", lambda *_: (_ for _ in ()).throw(OSError(30, "Read-only file system")))
+        patch.setattr(durable_files.os, "rename", lambda *_: (_ for _ in ()).throw(OSError(30, "Read-only file system")))
         assert re.search(r"cannot remove .*step_00000003: Read-only file system", refused(run, "--prune", "1"))
     assert names(run) == [f"step_{step:08d}" for step in (3, 6, 9, 12)]
     assert main([str(run), "--prune", "1"]) == 0  # the lock was let go of

@@ -13,12 +13,34 @@ import numpy as np
 import pytest
 import torch
 from tiny_checkpoint import (  # noqa: F401  (fixtures)
-    ALL, V0, V4, fuzz_checkpoint, original, place, refused, rewrite, rewrite_manifest, rewrite_state, with_header)
+    ALL,
+    V0,
+    V4,
+    fuzz_checkpoint,
+    original,
+    place,
+    refused,
+    rewrite,
+    rewrite_manifest,
+    rewrite_state,
+    with_header,
+)
 
-from alexnet_mp import files
-from alexnet_mp.checkpoint_format import (
-    MANIFEST, STATE, STATISTICS, VELOCITY, WEIGHTS, load, load_weights, read_state, verify, version, write)
-from alexnet_mp.errors import UserError
+from alexnet_mp.data.pixel_statistics import FILE as STATISTICS
+from alexnet_mp.runs.checkpoint_format import (
+    MANIFEST,
+    STATE,
+    VELOCITY,
+    WEIGHTS,
+    load,
+    load_weights,
+    read_state,
+    verify,
+    version,
+    write,
+)
+from alexnet_mp.system import durable_files
+from alexnet_mp.system.errors import UserError
 
 
 def test_every_flipped_byte_is_found(place):
@@ -314,7 +336,7 @@ def test_a_disk_that_cannot_be_read(place, monkeypatch):
         def __getattr__(self, name):
             return getattr(os, name)
 
-    monkeypatch.setattr(files, "os", Failing())
+    monkeypatch.setattr(durable_files, "os", Failing())
     assert "Input/output error" in refused(load, place, MANIFEST)
 
 

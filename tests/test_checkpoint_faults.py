@@ -12,12 +12,14 @@ import pytest
 from disk import Dying, at_steps, failing, holds_what_it_should, kill_saves, names, put_all, small_disk  # noqa: F401  (fixture)
 from tiny_run import LAST, TINY, assert_same_end, data, lines, process_of, quick, resume, run  # noqa: F401  (fixtures)
 
-from alexnet_mp import checkpoint, evaluate, files, train
-from alexnet_mp.checkpoint import listing
-from alexnet_mp.checkpoint_format import verify
-from alexnet_mp.errors import UserError, run_command
-from alexnet_mp.run_directory import refuse_foreign
-from alexnet_mp.saver import Saver
+from alexnet_mp import checkpoint, evaluate, train
+from alexnet_mp.runs import checkpoints
+from alexnet_mp.runs.checkpoint_format import verify
+from alexnet_mp.runs.checkpoint_writer import Saver
+from alexnet_mp.runs.checkpoints import listing
+from alexnet_mp.runs.directory import refuse_foreign
+from alexnet_mp.system import durable_files
+from alexnet_mp.system.errors import UserError, run_command
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 EVERY = ["--checkpoint-every", 1, "--keep", 2]
@@ -58,8 +60,8 @@ def file_limit():
 def all_whole(out):
     """No debris, and each checkpoint as its manifest says; their steps."""
     refuse_foreign(out)
-    assert not [name for name in names(out) if checkpoint.step_of(name) is None]
-    assert not [name for name in os.listdir(out) if name.endswith(files.PARTIAL)]
+    assert not [name for name in names(out) if checkpoints.step_of(name) is None]
+    assert not [name for name in os.listdir(out) if name.endswith(durable_files.PARTIAL)]
     assert (out / ".lock").read_bytes() == b""
     return [verify(directory).step for directory in listing(out).values()]
 
@@ -87,7 +89,7 @@ def test_a_disk_that_is_full_for_a_while(quick, small_disk, monkeypatch, ended, 
 
 
 def all_but_lock(out):
-    assert not [name for name in names(out) if checkpoint.step_of(name) is None], "debris while the run goes on"
+    assert not [name for name in names(out) if checkpoints.step_of(name) is None], "debris while the run goes on"
     return [verify(directory).step for directory in listing(out).values()]
 
 
@@ -169,7 +171,7 @@ def test_a_last_save_that_fails(policy, small_disk, monkeypatch, ended, data, wh
 
 def test_a_save_that_failed_before_the_last_one_does_not_spoil_the_end(quick, monkeypatch, tmp_path, ended, whole):
     """The write of the last step but one fails after the last step was taken."""
-    put, wait, waited, failed = checkpoint.put, Saver.wait, threading.Event(), []
+    put, wait, waited, failed = checkpoints.put, Saver.wait, threading.Event(), []
 
     def wait_and_say_so(self, timeout=None):
         waited.set()
@@ -181,7 +183,7 @@ def test_a_save_that_failed_before_the_last_one_does_not_spoil_the_end(quick, mo
             raise OSError(errno.EIO, "Input/output error", "disk")
         return put(path, content)
 
-    monkeypatch.setattr(checkpoint, "put", fail_once)
+    monkeypatch.setattr(checkpoints, "put", fail_once)
     monkeypatch.setattr(Saver, "wait", wait_and_say_so)
     at_steps(monkeypatch, {LAST - 1: lambda self: waited.clear()})
     status, error, said = ended(tmp_path / "run", *EVERY)
@@ -214,10 +216,10 @@ def test_a_disk_that_becomes_read_only_for_a_while(quick, small_disk, monkeypatc
 def test_input_and_output_errors(policy, at, quick, monkeypatch, tmp_path, ended, data, whole):
     """From a system call in the middle of a save on nothing works, until two steps later."""
     def break_down(self):
-        monkeypatch.setattr(files, "os", Dying(at, failing))
+        monkeypatch.setattr(durable_files, "os", Dying(at, failing))
 
     def recover(self):
-        monkeypatch.setattr(files, "os", os)
+        monkeypatch.setattr(durable_files, "os", os)
 
     actions = at_steps(monkeypatch, {3: break_down, 5: recover})
     status, error, said = ended(tmp_path / "run", *EVERY, "--on-save-error", policy)
@@ -225,7 +227,7 @@ def test_input_and_output_errors(policy, at, quick, monkeypatch, tmp_path, ended
         assert (status, error) == (0, "") and re.search(r"WARNING: .*/run/.*: Input/output error", said)
     else:
         assert status == 2 and re.fullmatch(r"error: cannot write [^\n]*Input/output error[^\n]*\n", error), error
-        monkeypatch.setattr(files, "os", os)
+        monkeypatch.setattr(durable_files, "os", os)
         actions.clear()
         resume(data, tmp_path / "run", *EVERY)
     assert all_whole(tmp_path / "run")[-1] == LAST
@@ -238,19 +240,19 @@ def test_kills_of_processes_that_save_all_the_time(tmp_path):
     """`python tools/kill_saves.py` does it a thousand times."""
     fell, lost, _ = kill_saves.kill_saves(put_all(tmp_path / "run"), 20, 3)
     assert not lost and fell.total() >= 20 and len({stage for stage, _ in fell}) >= 2
-    assert holds_what_it_should(checkpoint.newest(tmp_path / "run"))
+    assert holds_what_it_should(checkpoints.newest(tmp_path / "run"))
 
 
 def test_kill_saves_finds_a_loss(tmp_path, monkeypatch):
     """A run that removes the old one before it writes the new one."""
-    put = checkpoint.put
+    put = checkpoints.put
 
     def careless(run, content):
         for directory in listing(run).values():
-            files.remove(directory)
+            durable_files.remove(directory)
         return put(run, content)
 
-    monkeypatch.setattr(checkpoint, "put", careless)
+    monkeypatch.setattr(checkpoints, "put", careless)
     fell, lost, _ = kill_saves.kill_saves(put_all(tmp_path / "run"), 20, 0)
     assert lost
 

@@ -10,16 +10,45 @@ import pytest
 import safetensors.torch
 import torch
 from tiny_checkpoint import (  # noqa: F401  (fixtures)
-    ALL, V0, V1, V2, V3, V4, bits, original, place, refused, rewrite_manifest, rewrite_state, tiny_recipe)
+    ALL,
+    V0,
+    V1,
+    V2,
+    V3,
+    V4,
+    bits,
+    original,
+    place,
+    refused,
+    rewrite_manifest,
+    rewrite_state,
+    tiny_recipe,
+)
 
-from alexnet_mp import checkpoint_format, files, geometry
-from alexnet_mp.checkpoint_format import (
-    STATE, STATISTICS, VELOCITY, WEIGHTS, Checkpoint, Data, MadeBy, Scheduled, Validation, load, load_weights, read_state, verify,
-    version, write)
-from alexnet_mp.errors import UserError
-from alexnet_mp.recipe import Layer, paper, source2012
-from alexnet_mp.statistics import Statistics
-
+from alexnet_mp.data.pixel_statistics import FILE as STATISTICS
+from alexnet_mp.data.pixel_statistics import Statistics
+from alexnet_mp.recipes import shapes
+from alexnet_mp.recipes.presets import paper, source2012
+from alexnet_mp.recipes.recipe import Layer
+from alexnet_mp.runs import checkpoint_format
+from alexnet_mp.runs.checkpoint_format import (
+    STATE,
+    VELOCITY,
+    WEIGHTS,
+    Checkpoint,
+    Data,
+    MadeBy,
+    Scheduled,
+    Validation,
+    load,
+    load_weights,
+    read_state,
+    verify,
+    version,
+    write,
+)
+from alexnet_mp.system import durable_files
+from alexnet_mp.system.errors import UserError
 
 # What comes back
 
@@ -88,7 +117,7 @@ def test_22_000_classes(original, tmp_path):
     classes = tuple(f"n{number:08} and a name of quite some length, as WordNet has them" for number in range(22_000))
     layers = (Layer("fc8", "fc", None, "image", (), towers="first"),)
     recipe = dataclasses.replace(tiny_recipe(), layers=layers, crop_size=1, crop_positions=1)
-    tensors = {name: torch.zeros(shape) for name, shape in geometry.merged_shapes(recipe, len(classes)).items()}
+    tensors = {name: torch.zeros(shape) for name, shape in shapes.merged_shapes(recipe, len(classes)).items()}
     state = dataclasses.replace(original.state, recipe=recipe, data=dataclasses.replace(original.state.data, classes=classes),
                                 scheduled=None)
     write(tmp_path / "one", Checkpoint(tensors, tensors, original.statistics, state))
@@ -261,7 +290,7 @@ def test_a_directory_is_written_once(original, place):
 def test_the_manifest_is_written_last_and_all_is_synced(original, tmp_path, monkeypatch):
     log = []
     for name in ("make_directory", "write", "sync"):
-        monkeypatch.setattr(files, name, lambda path, *rest, name=name, call=getattr(files, name):
+        monkeypatch.setattr(durable_files, name, lambda path, *rest, name=name, call=getattr(durable_files, name):
                             (log.append((name, Path(path).name)), call(path, *rest))[1])
     write(tmp_path / "one", original)
     assert log == [("make_directory", "one"), *(("write", name) for name in ALL), ("sync", "one")]
@@ -290,7 +319,7 @@ def test_a_failing_disk_leaves_no_manifest(original, tmp_path, monkeypatch):
     for number in range(1000):
         place = tmp_path / str(number)
         with monkeypatch.context() as patch:
-            patch.setattr(files, "os", Failing(number))
+            patch.setattr(durable_files, "os", Failing(number))
             try:
                 write(place, original)
                 break

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from make_archives import CIFAR_CLASSES, cifar_batch, cifar_files, make_cifar10, python2, python3, refused, tar, write
 
-from alexnet_mp import cifar10
-from alexnet_mp.cifar10 import unpickled
-from alexnet_mp.errors import UserError
-from alexnet_mp.sources import find, picture, read_bytes
+from alexnet_mp.preparation import cifar10
+from alexnet_mp.preparation.cifar10 import unpickled
+from alexnet_mp.preparation.sources import find, picture, read_bytes
+from alexnet_mp.system.errors import UserError
 
 FORMS = [(version, archive) for version in ("binary", "python") for archive in (False, True)]
 TRAIN = [cifar_batch(number) for number in range(1, 6)]

@@ -8,14 +8,26 @@ import torch.nn.functional as F
 from conftest import make_folder
 from test_variants import differing
 
-from alexnet_mp import TwoTowerAlexNet, prepare, run_directory, train, trainer, variants
-from alexnet_mp.cifar_recipes import (
-    cifar11_local, cifar13_local, cifar18, cifar18_lrn, cifar18_no_norm, cifar_relu, cifar_sigmoid, cifar_tanh, cropped)
-from alexnet_mp.evaluate import both_protocols
-from alexnet_mp.geometry import crossings, parameter_counts, sizes
-from alexnet_mp.metrics import read_metrics
-from alexnet_mp.optimizer import PaperSGD
-from alexnet_mp.schedule import make_schedule
+from alexnet_mp import TwoTowerAlexNet, prepare, train
+from alexnet_mp.evaluation.protocol import both_protocols
+from alexnet_mp.recipes import ablations
+from alexnet_mp.recipes.cifar import (
+    cifar11_local,
+    cifar13_local,
+    cifar18,
+    cifar18_lrn,
+    cifar18_no_norm,
+    cifar_relu,
+    cifar_sigmoid,
+    cifar_tanh,
+    cropped,
+)
+from alexnet_mp.recipes.shapes import crossings, parameter_counts, sizes
+from alexnet_mp.runs import directory
+from alexnet_mp.runs.metrics import read_metrics
+from alexnet_mp.training import trainer
+from alexnet_mp.training.optimizer import PaperSGD
+from alexnet_mp.training.schedule import make_schedule
 
 ALL = [cifar18, cifar18_lrn, cifar18_no_norm, cifar13_local, cifar11_local, cifar_relu, cifar_sigmoid, cifar_tanh]
 TEN = [(top, left, flip) for flip in (False, True) for top, left in ((0, 0), (0, 8), (4, 4), (8, 0), (8, 8))]
@@ -65,11 +77,11 @@ def test_recipes_differ_in_exactly_these_fields():
                                                            "fc10.weight_decay"} | norms
     assert differing(cifar18_no_norm(), cifar_relu()) == {"name", "weight_decay", "fc10.weight_decay", "dates", "epochs"}
     assert differing(cifar_relu(), cifar_tanh()) == {"name", "conv3.then"} | norms
-    assert variants.tanh(cifar_relu()).layers == cifar_tanh().layers
-    assert variants.sigmoid(cifar_relu()) == dataclasses.replace(cifar_sigmoid(), name="cifar_relu")
-    assert variants.no_lrn(cifar18()).layers == variants.no_lrn(cifar18_lrn()).layers == cifar18_no_norm().layers
+    assert ablations.tanh(cifar_relu()).layers == cifar_tanh().layers
+    assert ablations.sigmoid(cifar_relu()) == dataclasses.replace(cifar_sigmoid(), name="cifar_relu")
+    assert ablations.no_lrn(cifar18()).layers == ablations.no_lrn(cifar18_lrn()).layers == cifar18_no_norm().layers
     assert differing(cifar18(), cropped(cifar18())) == {"crop_size", "crop_positions", "flip", "test_views"}
-    assert variants.no_augmentation(cropped(cifar18())).crop_positions == 1
+    assert ablations.no_augmentation(cropped(cifar18())).crop_positions == 1
     assert decays(cifar_relu()) == [0] * 4
 
 
@@ -77,7 +89,7 @@ def test_recipes_differ_in_exactly_these_fields():
 def test_one_tower_and_a_run_can_be_shortened(preset):
     recipe = preset()
     assert recipe.towers == 1 and crossings(recipe, 128, 10) == [] and recipe.name == preset.__name__
-    assert [date.epoch for date in variants.shortened(cifar18(), 14).dates] == [13, 14]
+    assert [date.epoch for date in ablations.shortened(cifar18(), 14).dates] == [13, 14]
 
 
 def response(x, operation, alpha, size):
@@ -146,18 +158,18 @@ PIPELINES = ["torch", "raw", pytest.param("dali", marks=pytest.mark.skipif(
 def test_every_recipe_trains_from_its_name(pipeline, data, tmp_path, monkeypatch):
     """With colour noise of 0, and tested on the whole picture, or on the centre and on ten views."""
     monkeypatch.setattr(trainer, "draw_curves", lambda run: None)
-    monkeypatch.setattr(run_directory, "source_commit", lambda: None)
+    monkeypatch.setattr(directory, "source_commit", lambda: None)
     for preset in ALL if pipeline == "torch" else [cifar11_local]:
         lines = trained(data, tmp_path / preset.__name__, preset.__name__, "--pipeline", pipeline, *tiny(preset()))
         tests = {line["protocol"]: line for line in lines if line["kind"] == "test"}
         assert list(tests) == ["centre view"] + ["ten views"] * (preset().crop_size == 24)
-        assert run_directory.read_run(tmp_path / preset.__name__)["recipe"].colour_noise == 0
+        assert directory.read_run(tmp_path / preset.__name__)["recipe"].colour_noise == 0
 
 
 def test_no_colour_is_the_picture_itself(data, tmp_path, monkeypatch):
     """The same losses with the noise at 0 whatever the noise would have been scaled by."""
     monkeypatch.setattr(trainer, "draw_curves", lambda run: None)
-    monkeypatch.setattr(run_directory, "source_commit", lambda: None)
+    monkeypatch.setattr(directory, "source_commit", lambda: None)
     losses = []
     for number, more in enumerate(([], ["--set=colour_shrink=true"], ["--set=colour_scale=root"], ["--set=colour_noise=0.5"])):
         lines = trained(data, tmp_path / str(number), "cifar18", *tiny(cifar18()), *more)

@@ -9,8 +9,10 @@ from conftest import one_thread  # noqa: F401  (a fixture)
 from test_claim_run import data, no_pictures, run, without_times  # noqa: F401  (fixtures)
 from tiny_run import quick  # noqa: F401  (a fixture)
 
-from alexnet_mp import checkpoint, claim_kept, claim_table, train
-from alexnet_mp.answers import read_right
+from alexnet_mp import train
+from alexnet_mp.evaluation.accuracy import read_right
+from alexnet_mp.experiments import findings, kept_answers
+from alexnet_mp.runs import checkpoints
 
 pytestmark = pytest.mark.usefixtures("one_thread", "quick")
 
@@ -52,8 +54,8 @@ def test_what_is_kept_is_small_and_whole(data, tmp_path):
         place = tmp_path / "records" / "runs" / path.name
         entry = json.loads(place.with_suffix(".json").read_text())
         assert without_times({"runs": [entry]}) in [without_times({"runs": [of_one]}) for of_one in record["runs"]]
-        kernels = checkpoint.newest_weights(path)[1]["conv1.weight"].numpy()
-        assert np.array_equal(claim_kept.first_layer(entry, tmp_path / "records"), kernels.astype(np.float16).astype(np.float32))
+        kernels = checkpoints.newest_weights(path)[1]["conv1.weight"].numpy()
+        assert np.array_equal(kept_answers.first_layer(entry, tmp_path / "records"), kernels.astype(np.float16).astype(np.float32))
         right, original = (read_right(file) for file in (place.with_suffix(".npz"), path / "validation_right.npz"))
         assert right.keys() == original.keys() == entry["errors"].keys()
         for protocol, errors in entry["errors"].items():
@@ -90,13 +92,13 @@ def test_damaged_files_count_as_nothing(data, tmp_path, monkeypatch):
     arrays = kept.with_suffix(".npz")
     for content in (b"", b"PK\3\4", b"no archive"):
         arrays.write_bytes(content)
-        assert claim_kept.first_layer(record["runs"][0], tmp_path / "records") is None and read_right(arrays) is None
+        assert kept_answers.first_layer(record["runs"][0], tmp_path / "records") is None and read_right(arrays) is None
 
 
 def test_the_claim_of_the_towers_tells_all_its_arms(data, tmp_path):
     record = run("specialisation", data, tmp_path, "--seeds", "2", "--set", "conv1.maps=12")
     assert [entry["arm"] for entry in record["runs"]] == ["base", "no_links_same_width", "one_tower"] * 2
-    base, no_links = claim_table.findings(record)[:2]  # three steps leave noise: no kernel has anything to say
+    base, no_links = findings.findings(record)[:2]  # three steps leave noise: no kernel has anything to say
     assert base.startswith("base: the towers' kernels differ in 0 of 2 runs (95 % interval 0 to 66 %;")
     assert "p = too few kernels, too few kernels" in no_links and no_links.startswith("no links same width: ")
     for entry in record["runs"]:

@@ -3,9 +3,8 @@ import math
 
 import pytest
 
-from alexnet_mp.claim_curves import FAINT
-from alexnet_mp.claim_list import CLAIMS
-from alexnet_mp.claim_pictures import RIGHT, draw_claim, figure_of
+from alexnet_mp.experiments.catalogue import CLAIMS
+from alexnet_mp.experiments.figures import FAINT, RIGHT, draw_claim, figure_of
 
 ARMS = {"errors": 1, "views": 1, "towers": 1, "cumulative": 4, "difference": 6, "ensemble": 3}  # else two
 KINDS = sorted({claim.kind for claim in CLAIMS} | RIGHT.keys() | {"overfitting", "schedule"})

@@ -10,20 +10,25 @@ from conftest import make_folder, one_thread  # noqa: F401  (a fixture)
 from PIL import Image
 from tiny_run import quick, signalled_after, signalled_in_test  # noqa: F401  (a fixture)
 
-from alexnet_mp import claim_measure, claim_plan, claim_record, claim_run, claim_statistics, claim_table, claims, evaluate, train, variants
-from alexnet_mp.claim_list import CLAIMS, FACTORS, GRID
-from alexnet_mp.claim_pictures import draw_claim
-from alexnet_mp.claim_record import differences, read_records
-from alexnet_mp.claim_subset import every_second_class
-from alexnet_mp.claim_table import findings
-from alexnet_mp.dataset import open_dataset
-from alexnet_mp.errors import UserError
-from alexnet_mp.metrics import read_metrics
-from alexnet_mp.pipelines import make_pipeline
-from alexnet_mp.presets import PRESETS
-from alexnet_mp.run_directory import read_run
-from alexnet_mp.statistics import Statistics
-from alexnet_mp.trainer import Trainer
+from alexnet_mp import claims, train
+from alexnet_mp.analysis import learning_curves
+from alexnet_mp.data.dataset import open_dataset
+from alexnet_mp.data.pipeline import make_pipeline
+from alexnet_mp.data.pixel_statistics import Statistics
+from alexnet_mp.evaluation import ensembles, protocol, trained
+from alexnet_mp.experiments import conduct, measure, plan, records
+from alexnet_mp.experiments import findings as claim_table
+from alexnet_mp.experiments.catalogue import CLAIMS, FACTORS, GRID
+from alexnet_mp.experiments.figures import draw_claim
+from alexnet_mp.experiments.findings import findings
+from alexnet_mp.experiments.half_the_classes import every_second_class
+from alexnet_mp.experiments.records import differences, read_records
+from alexnet_mp.recipes import ablations
+from alexnet_mp.recipes.named import PRESETS
+from alexnet_mp.runs.directory import read_run
+from alexnet_mp.runs.metrics import read_metrics
+from alexnet_mp.system.errors import UserError
+from alexnet_mp.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread", "quick")
 STEPS = 3  # an epoch: two batches of 9 images and one of 6
@@ -39,7 +44,7 @@ DRAWN = ("views", "dropout", "weight-decay", "init", "curve", "ensemble5", "cifa
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch):
     """They take a second each."""
-    monkeypatch.setattr(claim_record, "draw_claim", lambda record, path: None)
+    monkeypatch.setattr(records, "draw_claim", lambda record, path: None)
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +75,7 @@ def without_times(record):
 @pytest.mark.parametrize("claim", BY_ID)
 def test_every_claim(claim, data, out, capsys, monkeypatch):
     if claim in DRAWN:
-        monkeypatch.setattr(claim_record, "draw_claim", draw_claim)
+        monkeypatch.setattr(records, "draw_claim", draw_claim)
     record = run(claim, data, out, "--seeds", "1")
     arms = [arm.name for arm in BY_ID[claim].arms]
     assert {entry["arm"] for entry in record["runs"]} == set(arms) == {arm["name"] for arm in record["arms"]}
@@ -117,18 +122,18 @@ def test_claims_share_their_runs_and_train_none_twice(data, out, monkeypatch):
 
 def test_an_arm_that_changes_nothing_has_the_run_of_the_base(data, out):
     found = claims._parser().parse_args(["run", "order", "--data", str(data), "--out", str(out), *MINI])
-    base, = claim_plan.runs_of_seed("views", BY_ID["views"].arms, found, 0)
-    paper, source = claim_plan.runs_of_seed("difference", BY_ID["order"].arms, found, 0)
+    base, = plan.runs_of_seed("views", BY_ID["views"].arms, found, 0)
+    paper, source = plan.runs_of_seed("difference", BY_ID["order"].arms, found, 0)
     assert paper.directory == base.directory != source.directory and (paper.arm, source.arm) == ("paper_order", "source_order")
 
 
 def test_every_choice_of_the_data_and_the_training_has_runs_of_its_own(data, out):
     options = claims._parser().parse_args(["run", "lrn", "--data", str(data), "--out", str(out), *MINI])
     more = [["--epochs", "2"], ["--steps", "2"], ["--set", "dropout=0.25"]]
-    found = [claim_plan.runs_of_seed("difference", BY_ID["lrn"].arms, claims._parser().parse_args(
+    found = [plan.runs_of_seed("difference", BY_ID["lrn"].arms, claims._parser().parse_args(
         ["run", "lrn", "--data", str(data), "--out", str(out), *MINI, *words]), 0) for words in ([], *more)]
     directories = {entry.directory for runs in found for entry in runs}
-    assert len(directories) == 8 and claim_plan.runs_of_seed("difference", BY_ID["lrn"].arms, options, 0) == found[0]
+    assert len(directories) == 8 and plan.runs_of_seed("difference", BY_ID["lrn"].arms, options, 0) == found[0]
     assert {entry.recipe.dropout for entry in found[3]} == {0.25}
 
 
@@ -195,12 +200,12 @@ def test_a_run_cut_short_by_steps_is_tested_once(data, tmp_path, monkeypatch):
     record = run("dropout", data, tmp_path, "--seeds", "1", "--steps", "2")
     for entry in record["runs"]:
         assert entry["steps"] == 2 and entry["on_training_images"]["images"] == 24
-        network, made = evaluate.load_run(entry["directory"], "cpu")
+        network, made = trained.load_run(entry["directory"], "cpu")
         pipeline = make_pipeline("torch", open_dataset(data, 84), made.recipe, ["cpu", "cpu"], 0)
         pipeline.use(Statistics.load(entry["directory"]))
-        errors = evaluate.evaluate(network, pipeline, "val", evaluate.both_protocols(made.recipe), 9, lambda count: None)
+        errors = protocol.evaluate(network, pipeline, "val", protocol.both_protocols(made.recipe), 9, lambda count: None)
         assert entry["errors"] == {name: vars(error) for name, error in errors.items()}
-    monkeypatch.setattr(claim_measure, "evaluate", lambda *_: pytest.fail("tested again"))
+    monkeypatch.setattr(measure, "evaluate", lambda *_: pytest.fail("tested again"))
     assert without_times(run("dropout", data, tmp_path, "--seeds", "1", "--steps", "2")) == without_times(record)
 
 
@@ -245,7 +250,7 @@ def test_headline_figures_are_of_the_test_images_too(data, out, tmp_path):
     assert record["data"][0]["test_images"] == 5
     shutil.rmtree(tmp_path / "data" / "test")
     shutil.copytree(data / "val", tmp_path / "data" / "test")  # other images
-    claim_plan.opened.cache_clear()  # as in a new process
+    plan.opened.cache_clear()  # as in a new process
     other = run("headline-2010", tmp_path / "data", tmp_path / "out")
     assert {errors["images"] for errors in other["runs"][0]["on_test_images"].values()} == {6}
     assert other["data"][0]["test_fingerprint"] != record["data"][0]["test_fingerprint"]
@@ -283,16 +288,16 @@ def test_the_best_learning_rate_is_the_one_that_is_compared(data, out):
         entry, = (entry for entry in record["runs"] if entry["arm"] == arm)
         recipe = read_run(entry["directory"])["recipe"]
         assert recipe.learning_rate == 0.002 * best and recipe.seed == 0
-    assert {entry["seed"] for entry in record["search"]} == {claim_plan.SEARCH_SEED}
+    assert {entry["seed"] for entry in record["search"]} == {plan.SEARCH_SEED}
     assert not any("errors" in entry for entry in record["search"])
 
 
 def search_where(monkeypatch, outcome):
     """What `claim_run.search` says where `outcome(factor)` is measured of a run at that rate; all runs are done."""
-    monkeypatch.setattr(claim_run, "status", lambda run: "done")
-    monkeypatch.setattr(claim_run, "search_run", lambda arm, factor, options: factor)
-    monkeypatch.setattr(claim_run, "measure", lambda factor, options, tested: outcome(factor))
-    return claim_run.search(BY_ID["cifar-relu"].arms[0], None)
+    monkeypatch.setattr(conduct, "status", lambda run: "done")
+    monkeypatch.setattr(conduct, "search_run", lambda arm, factor, options: factor)
+    monkeypatch.setattr(conduct, "measure", lambda factor, options, tested: outcome(factor))
+    return conduct.search(BY_ID["cifar-relu"].arms[0], None)
 
 
 def at_epochs(epochs, error=20.0):
@@ -313,9 +318,9 @@ def test_the_grid_is_widened_until_the_best_is_inside(monkeypatch):
 
 
 def test_a_run_ends_when_its_training_error_is_at_the_level(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(claim_plan, "LEVEL", 80.0)  # which chance is close to
+    monkeypatch.setattr(plan, "LEVEL", 80.0)  # which chance is close to
     seen = []
-    monkeypatch.setattr(claim_statistics, "epochs_to", lambda errors, per_epoch, level: seen.append((len(errors), level)) or (
+    monkeypatch.setattr(learning_curves, "epochs_to", lambda errors, per_epoch, level: seen.append((len(errors), level)) or (
         2.0 if len(errors) >= 2 * per_epoch else None))
     record = run("cifar-relu", data, tmp_path, "--seeds", "1", "--epochs", "4", "--search-epochs", "1")
     assert {entry["steps"] for entry in record["runs"]} == {2 * STEPS} and {level for _, level in seen} == {80.0}
@@ -358,8 +363,8 @@ def test_an_average_is_that_of_the_evaluation(data, out):
     of_seven, = run("ensemble7", data, out, "--seeds", "1")["ensembles"]
     found = []
     for ensemble in (record["ensembles"][0], of_seven, of_seven["five"]):
-        opened = evaluate.open_runs(ensemble["members"], gpus="cpu", pipeline="torch", workers=0)
-        tested = evaluate.evaluate_runs(opened, "val")
+        opened = ensembles.open_runs(ensemble["members"], gpus="cpu", pipeline="torch", workers=0)
+        tested = ensembles.evaluate_runs(opened, "val")
         for name, errors in ensemble["errors"].items():
             assert errors == pytest.approx(vars(tested.average[name].errors()))
         found.append(ensemble["errors"]["ten views"]["loss"])
@@ -468,11 +473,11 @@ def test_a_claim_that_cannot_be_run_does_not_end_the_others(data, tmp_path, caps
 
 def test_differences_of_recipes_that_lack_layers():
     recipe = PRESETS["paper"]()
-    sixth = variants.sixth_conv(recipe)
+    sixth = ablations.sixth_conv(recipe)
     changed = differences(recipe, sixth)
     assert changed.pop("conv6")[0] is None and not changed
     assert differences(sixth, recipe)["conv6"][1] is None
-    assert differences(recipe, variants.no_links(recipe)) == {
+    assert differences(recipe, ablations.no_links(recipe)) == {
         "conv2.maps": [128, 160], "conv3.reads": ["both", "own"], "fc6.reads": ["both", "own"], "fc7.reads": ["both", "own"],
         "fc6.maps": [2048, 4096]}
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from alexnet_mp.claim_statistics import (chroma_shares, drops, epochs_to, incomplete_beta, moved_at, paired, random_split_p,
-                                         sign_flip, step_of_loss, student_p, thinned, welch)
+from alexnet_mp.analysis.hypothesis_tests import incomplete_beta, paired, sign_flip, student_p, welch
+from alexnet_mp.analysis.learning_curves import drops, epochs_to, moved_at, step_of_loss, thinned
+from alexnet_mp.analysis.specialisation import chroma_shares, random_split_p
 
 
 def test_three_pairs_of_one_sign_have_the_least_p_there_is():

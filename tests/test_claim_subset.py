@@ -9,9 +9,9 @@ import pytest
 from conftest import make_folder
 from PIL import Image
 
-from alexnet_mp.claim_subset import every_second_class
-from alexnet_mp.dataset import open_dataset
-from alexnet_mp.errors import UserError
+from alexnet_mp.data.dataset import open_dataset
+from alexnet_mp.experiments.half_the_classes import every_second_class
+from alexnet_mp.system.errors import UserError
 
 SIZE = 32
 

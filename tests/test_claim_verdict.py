@@ -4,13 +4,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy import stats
 from made_kernels import GREY, RED_GREEN
 from made_kernels import made as made_towers
+from scipy import stats
 from test_claims import errors, record_of
 
-from alexnet_mp.claim_list import CLAIMS
-from alexnet_mp.claim_verdict import COMES_OUT, NO_VERDICT, NOT_RUN, OPPOSITE, STUDY, UNDECIDED, Outcome, outcomes, verdicts
+from alexnet_mp.experiments.catalogue import CLAIMS
+from alexnet_mp.experiments.verdict import (
+    COMES_OUT,
+    NO_VERDICT,
+    NOT_RUN,
+    OPPOSITE,
+    STUDY,
+    UNDECIDED,
+    Outcome,
+    outcomes,
+    verdicts,
+)
 
 BY_ID = {claim.id: claim for claim in CLAIMS}
 SPREAD = [0.1, -0.2, 0.05, 0.15, -0.15, 0.02]

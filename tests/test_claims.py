@@ -7,19 +7,31 @@ from types import SimpleNamespace
 import pytest
 from conftest import make_folder
 
-from alexnet_mp import claim_page, claim_plan, claims, evaluate, files, recipe
-from alexnet_mp.claim_elsewhere import ELSEWHERE, feeding, importance, two_gpus
-from alexnet_mp.claim_list import BASE, CLAIMS, command
-from alexnet_mp.claim_plan import (
-    arm_recipe, digest_of, last_step, make_run, operations, steps_per_epoch, work_of_steps, work_of_tests)
-from alexnet_mp.claim_record import differences, path_of, read_records, take_records, write_record
-from alexnet_mp.claim_run import new_record
-from alexnet_mp.claim_table import findings, setting
-from alexnet_mp.claim_train import first_gpu, settings
-from alexnet_mp.errors import UserError
-from alexnet_mp.presets import PRESETS
-from alexnet_mp.recipe import to_dict
-from alexnet_mp.schedule import make_schedule
+from alexnet_mp import claims, evaluate
+from alexnet_mp.experiments import page as claim_page
+from alexnet_mp.experiments import plan
+from alexnet_mp.experiments.arm_runs import first_gpu, settings
+from alexnet_mp.experiments.catalogue import BASE, CLAIMS, command
+from alexnet_mp.experiments.conduct import new_record
+from alexnet_mp.experiments.elsewhere import ELSEWHERE, feeding, importance, two_gpus
+from alexnet_mp.experiments.findings import findings, setting
+from alexnet_mp.experiments.plan import (
+    arm_recipe,
+    digest_of,
+    last_step,
+    make_run,
+    operations,
+    steps_per_epoch,
+    work_of_steps,
+    work_of_tests,
+)
+from alexnet_mp.experiments.records import differences, path_of, read_records, take_records, write_record
+from alexnet_mp.recipes import recipe
+from alexnet_mp.recipes.named import PRESETS
+from alexnet_mp.recipes.recipe import to_dict
+from alexnet_mp.system import durable_files
+from alexnet_mp.system.errors import UserError
+from alexnet_mp.training.schedule import make_schedule
 
 BASES = ("paper", "source2012", "mini", "desk")
 
@@ -557,7 +569,7 @@ def test_records_of_another_machine_are_taken_where_they_say_more(tmp_path):
     assert read_records(here) == {"lrn": [whole]} and (here / "runs" / "base-0-seed1.npz").read_bytes() == b"kept"
     assert take_records(there, here) == []
     for less in (one, other):  # fewer runs, or others: what is here stays
-        files.replace(there / path.name, json.dumps(less).encode())
+        durable_files.replace(there / path.name, json.dumps(less).encode())
         os.utime(there / path.name, (2e9, 2e9))
         assert take_records(there, here) == [] and read_records(here) == {"lrn": [whole]}
     assert claims.main(["table", "--take", str(there), "--records", str(tmp_path / "third"), "--readme", str(tmp_path / "README.md"),
@@ -621,7 +633,7 @@ def planned(preset, tmp_path, *words, kind="difference"):
 def thousand(monkeypatch):
     """A set of 1,000 classes, 1,280 training and 500 validation images."""
     dataset = SimpleNamespace(classes=range(1000), splits={"train": range(1280), "val": range(500)}, fingerprint="f")
-    monkeypatch.setattr(claim_plan, "opened", lambda data, stored_size, *splits: dataset)
+    monkeypatch.setattr(plan, "opened", lambda data, stored_size, *splits: dataset)
 
 
 def test_operations_of_the_papers_network(tmp_path, thousand):

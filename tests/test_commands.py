@@ -17,10 +17,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from alexnet_mp import evaluate, train
-from alexnet_mp.answers import read_right
-from alexnet_mp.errors import UserError
+from alexnet_mp.evaluation.accuracy import read_right
 from alexnet_mp.kernels import ops
-from alexnet_mp.metrics import read_metrics
+from alexnet_mp.runs.metrics import read_metrics
+from alexnet_mp.system.errors import UserError
 
 SMALL = ["--gpus", "cpu", "--recipe", "mini", "--batch-size", "10", "--workers", "1", "--set", "fc6.maps=16", "--set", "fc7.maps=16"]
 

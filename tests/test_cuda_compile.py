@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from alexnet_mp import tape_program
 from alexnet_mp.kernels import choice
+from alexnet_mp.training import tape_program
 
 ROOT = Path(__file__).resolve().parents[1]
 INCLUDE = Path(torch.__file__).parent / "include"
@@ -46,7 +46,7 @@ def report(tmp_path_factory):
 
 TAPE = """
 import sys, torch
-from alexnet_mp import tape_program
+from alexnet_mp.training import tape_program
 assert tape_program.operator() is None
 tape_program.operator.cache_clear()
 torch.ops.load_library(sys.argv[1])

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from small_set import encoded, noise, write
 
-from alexnet_mp import dataset
-from alexnet_mp.builtin import Builtin
-from alexnet_mp.dataset import CachedSplit, Folder, cached, open_dataset
-from alexnet_mp.errors import UserError
+from alexnet_mp.data import dataset as dataset_module
+from alexnet_mp.data.dataset import CachedSplit, Folder, cached, open_dataset
+from alexnet_mp.data.synthetic import Builtin
+from alexnet_mp.system import memory
+from alexnet_mp.system.errors import UserError
 
 SIZE = 24
 
@@ -167,7 +168,7 @@ PICTURE = SIZE * SIZE * 3  # bytes
     (2 * 3 * PICTURE - 2, ["val"]), (2 * 2 * PICTURE - 2, []), (0, [])])
 def test_half_of_the_free_memory_is_the_caches(tmp_path, monkeypatch, free, held):
     folder = Folder(write(tmp_path, small_set()), SIZE)
-    monkeypatch.setattr(dataset, "free_memory", lambda: free)
+    monkeypatch.setattr(dataset_module, "free_memory", lambda: free)
     assert cached(folder, SIZE) == list(held)
     assert [name for name, split in folder.splits.items() if isinstance(split, CachedSplit)] == held
     assert np.array_equal(folder.splits["train"].read(0), noise(SIZE, SIZE, seed=2))
@@ -175,4 +176,4 @@ def test_half_of_the_free_memory_is_the_caches(tmp_path, monkeypatch, free, held
 
 def test_free_memory_is_a_plausible_number_of_bytes():
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    assert 0 < dataset.free_memory() <= total
+    assert 0 < memory.free_memory() <= total

@@ -7,12 +7,13 @@ from conftest import one_thread  # noqa: F401
 from pipeline_sets import needs_dali
 from planted import CPU, OTHER, asked, deliver_stale, one_element_of_the_gradient, plant
 
-from alexnet_mp import device_checks, pipeline_raw, self_check
-from alexnet_mp.exchange import Exchange
-from alexnet_mp.isolated import Unfit, Wrong
+from alexnet_mp.data import pipeline_raw
 from alexnet_mp.kernels import ops
-from alexnet_mp.presets import PRESETS
-from alexnet_mp.recipe import Layer
+from alexnet_mp.network.exchange import Exchange
+from alexnet_mp.recipes.named import PRESETS
+from alexnet_mp.recipes.recipe import Layer
+from alexnet_mp.system.isolated import Unfit, Wrong
+from alexnet_mp.training import device_checks, self_check
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 needs_kernels = pytest.mark.skipif(ops.compiled() is None, reason="there was no compiler to build the CPU kernels")

@@ -14,8 +14,11 @@ import torch
 from conftest import one_thread  # noqa: F401
 from planted import Forked, plant
 
-from alexnet_mp import device_checks, doctor, isolated, machine, pipeline_dali
+from alexnet_mp import doctor
+from alexnet_mp.data import pipeline_dali
 from alexnet_mp.kernels import choice, ops
+from alexnet_mp.system import isolated, machine
+from alexnet_mp.training import device_checks
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SECTIONS = ["alexnet_mp", "packages", "computer", "devices", "kernels", "copies", "self_check", "next"]

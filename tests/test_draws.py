@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from alexnet_mp.draws import draws, order
-from alexnet_mp.recipe import mini, paper, source2012
+from alexnet_mp.data.augmentation import draws, order
+from alexnet_mp.recipes.presets import mini, paper, source2012
 
 COUNT = 30_000  # some 14 a cell of the 2048: with uniform draws no cell stays empty
 PRESETS = pytest.mark.parametrize("recipe", [paper(), source2012(), mini()], ids=["paper", "source2012", "mini"])

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from alexnet_mp import TwoTowerAlexNet, mini
-from alexnet_mp.dropout_masks import compare
-from alexnet_mp.recipe import change_layers
+from alexnet_mp.evaluation.dropout_masks import compare
+from alexnet_mp.recipes.recipe import change_layers
 
 
 def network(**changes):

@@ -18,9 +18,15 @@ from torch import nn
 
 from alexnet_mp import evaluate as command
 from alexnet_mp import prepare
-from alexnet_mp.errors import UserError
-from alexnet_mp.evaluate import Run, both_protocols, credits, evaluate, evaluate_runs, log_probabilities
-from alexnet_mp.recipe import mini, paper
+from alexnet_mp.data import pixel_statistics
+from alexnet_mp.data.dataset import open_dataset
+from alexnet_mp.evaluation import ensembles
+from alexnet_mp.evaluation import trained as trained_module
+from alexnet_mp.evaluation.accuracy import credits
+from alexnet_mp.evaluation.ensembles import Run, evaluate_runs
+from alexnet_mp.evaluation.protocol import both_protocols, evaluate, log_probabilities
+from alexnet_mp.recipes.presets import mini, paper
+from alexnet_mp.system.errors import UserError
 
 
 @pytest.mark.parametrize("scores, label, top1, top5", [
@@ -136,7 +142,7 @@ def networks(monkeypatch):
             runs.append(Run(f"run {number}", dataset, OfSplits(answer, labels), protocols, 2, "cpu", "auto"))
         return runs
 
-    monkeypatch.setattr(command, "load_run", load_run)
+    monkeypatch.setattr(ensembles, "load_run", load_run)
     return make
 
 
@@ -254,8 +260,8 @@ def trained(tmp_path_factory):
     shutil.copytree(root / "folder/val", root / "folder/test")
     assert prepare.main([str(root / "folder"), str(root / "set"), "--size", "44", "--workers", "0", "--raw"]) == 0
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("alexnet_mp.trainer.draw_curves", lambda run: None)
-        patch.setattr("alexnet_mp.trainer.draw_kernels", lambda network, run: None)
+        patch.setattr("alexnet_mp.training.trainer.draw_curves", lambda run: None)
+        patch.setattr("alexnet_mp.training.trainer.draw_kernels", lambda network, run: None)
         run(root / "set", root / "a", "--steps", "3")
         run(root / "set", root / "b", "--steps", "4", "--seed", "1", "--set", "stored_size=44")
     return root
@@ -274,9 +280,9 @@ def refused(*arguments):
 
 def mean_answers(directory, data, split):
     """[(images, classes) probabilities under the centre view and under ten views] of a run, in float64, each view by itself."""
-    network, described = command.load_run(directory, "cpu")
-    recipe, dataset = described.recipe, command.open_dataset(str(data), described.recipe.stored_size, (split,))
-    statistics, means = command.Statistics.load(directory).mean.astype(np.float32), []
+    network, described = trained_module.load_run(directory, "cpu")
+    recipe, dataset = described.recipe, open_dataset(str(data), described.recipe.stored_size, (split,))
+    statistics, means = pixel_statistics.Statistics.load(directory).mean.astype(np.float32), []
     for views in both_protocols(recipe).values():
         found = []
         for place in range(len(dataset.splits[split])):
@@ -334,7 +340,7 @@ FLAGS = ("--submission", "--per-class", "--confusion")
 
 @pytest.mark.parametrize("flag", FLAGS)
 def test_a_file_that_cannot_be_written_is_refused_at_once(trained, tmp_path, flag, monkeypatch):
-    monkeypatch.setattr(command, "load_run", None)  # nothing may get so far
+    monkeypatch.setattr(ensembles, "load_run", None)  # nothing may get so far
     (tmp_path / "there").write_text("dear")
     (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
     for name in ("there", "nowhere"):
@@ -347,7 +353,7 @@ def test_a_file_that_cannot_be_written_is_refused_at_once(trained, tmp_path, fla
 
 
 def test_runs_that_cannot_be_averaged_are_refused_before_anything_is_tested(trained, tmp_path, monkeypatch):
-    monkeypatch.setattr(command, "load_run", None)
+    monkeypatch.setattr(ensembles, "load_run", None)
     for name in ("classes", "fewer", "data", "empty"):
         shutil.copytree(trained / "b", tmp_path / name)
 
@@ -384,13 +390,13 @@ def test_what_the_newest_weights_were_trained_with_counts_and_not_what_the_run_w
     content["recipe"]["stored_size"] = 300
     (run / "run.json").write_text(json.dumps(content))
     (run / "statistics.safetensors").unlink()
-    (before, found), expected = command.trained(run), command.trained(trained / "a")[1]
-    assert before.name == command.trained(trained / "a")[0].name and found.recipe == expected.recipe and found.weights is None
+    (before, found), expected = trained_module.trained(run), trained_module.trained(trained / "a")[1]
+    assert before.name == trained_module.trained(trained / "a")[0].name and found.recipe == expected.recipe and found.weights is None
     assert (found.source, found.classes) == (expected.source, expected.classes)
     assert np.array_equal(found.statistics.mean, expected.statistics.mean)
     as_format_0(run)
     with pytest.raises(UserError, match="statistics.safetensors"):
-        command.trained(run)
+        trained_module.trained(run)
 
 
 def no_test(trained, tmp_path):
@@ -405,5 +411,5 @@ def no_test(trained, tmp_path):
     (["a", "--weights", "validation"], "a single RUN"), (["a", "b", "--weights=-1"], "1 for 2 RUNs"),
     (["a", "b", "--batch-size", "0"], "at least 1")])
 def test_wrong_arguments_are_refused_before_anything_is_read(trained, arguments, named, monkeypatch):
-    monkeypatch.setattr(command, "read_run", None)
+    monkeypatch.setattr(trained_module, "read_run", None)
     assert named in refused(*(trained / word if word in "ab" else word for word in arguments))

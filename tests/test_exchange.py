@@ -5,11 +5,12 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from alexnet_mp import TwoTowerAlexNet, exchange, mini, paper, source2012
-from alexnet_mp.geometry import crossings
-from alexnet_mp.optimizer import PaperSGD
-from alexnet_mp.recipe import change_layers
-from alexnet_mp.schedule import make_schedule
+from alexnet_mp import TwoTowerAlexNet, mini, paper, source2012
+from alexnet_mp.network import exchange
+from alexnet_mp.recipes.recipe import change_layers
+from alexnet_mp.recipes.shapes import crossings
+from alexnet_mp.training.optimizer import PaperSGD
+from alexnet_mp.training.schedule import make_schedule
 
 
 class OneDevicePerOperation(TorchDispatchMode):

@@ -13,9 +13,11 @@ import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from alexnet_mp import TwoTowerAlexNet, exchange, joint_product, mini
-from alexnet_mp.network import merge_tensors
-from alexnet_mp.recipe import change_layers
+from alexnet_mp import TwoTowerAlexNet, mini
+from alexnet_mp.network import exchange
+from alexnet_mp.network import overlap as joint_product
+from alexnet_mp.network.network import merge_tensors
+from alexnet_mp.recipes.recipe import change_layers
 
 LABELS = torch.tensor([1, 6, 0])
 

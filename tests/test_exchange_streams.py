@@ -3,7 +3,7 @@ import pytest
 import torch
 from fake_streams import Memory, streams  # noqa: F401  (fixture)
 
-from alexnet_mp import exchange
+from alexnet_mp.network import exchange
 
 ZERO, ONE = torch.device("cuda:0"), torch.device("cuda:1")
 WAYS = pytest.mark.parametrize("target", [ONE, ZERO], ids=["two devices", "one device"])

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from alexnet_mp import TwoTowerAlexNet
-from alexnet_mp.errors import UserError
-from alexnet_mp.features import features, last_hidden, reduced
-from alexnet_mp.recipe import Layer, paper
-from alexnet_mp.variants import one_gpu
+from alexnet_mp.recipes.ablations import one_gpu
+from alexnet_mp.recipes.presets import paper
+from alexnet_mp.recipes.recipe import Layer
+from alexnet_mp.retrieval.features import features, last_hidden, reduced
+from alexnet_mp.system.errors import UserError
 
 CONV = Layer("conv1", "conv", 3, "image", ("relu", "lrn", "max_pool"), kernel=5, stride=2, init_std=0.1)
 FC = Layer("fc6", "fc", 6, "both", ("relu", "dropout"), init_std=0.1, init_bias=0.5)

@@ -15,8 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from alexnet_mp import mini
-from alexnet_mp.graphed_step import WARM_UP
-from alexnet_mp.recipe import change_layers
+from alexnet_mp.recipes.recipe import change_layers
+from alexnet_mp.training.graphed_step import WARM_UP
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 import forked  # noqa: E402

@@ -4,8 +4,9 @@ import dataclasses
 import pytest
 
 from alexnet_mp import TwoTowerAlexNet
-from alexnet_mp.geometry import conv_size, crossings, merged_shapes, overhang, parameter_counts, pool_size, sizes
-from alexnet_mp.recipe import change_layers, mini, paper, source2012
+from alexnet_mp.recipes.presets import mini, paper, source2012
+from alexnet_mp.recipes.recipe import change_layers
+from alexnet_mp.recipes.shapes import conv_size, crossings, merged_shapes, overhang, parameter_counts, pool_size, sizes
 
 
 @pytest.mark.parametrize("preset", [paper, source2012])

@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 
 from alexnet_mp import TwoTowerAlexNet, mini
-from alexnet_mp.dataset import open_dataset
+from alexnet_mp.data.dataset import open_dataset
+from alexnet_mp.data.pipeline_torch import TorchPipeline
+from alexnet_mp.data.pixel_statistics import Sums
 from alexnet_mp.kernels import ops
-from alexnet_mp.optimizer import PaperSGD
-from alexnet_mp.pipeline_torch import TorchPipeline
-from alexnet_mp.schedule import make_schedule
-from alexnet_mp.statistics import Sums
+from alexnet_mp.training.optimizer import PaperSGD
+from alexnet_mp.training.schedule import make_schedule
 
 GOLDEN = [
     2.700382512242768, 2.763832364868477, 2.884646888160459, 2.902374864298326, 2.767226203280812,

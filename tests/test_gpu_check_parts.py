@@ -161,8 +161,8 @@ def test_environment(tmp_path):
 
 
 def test_roof(tmp_path, monkeypatch):
-    from alexnet_mp import ceilings
-    monkeypatch.setattr(ceilings, "measure", lambda device, dtype: ceilings.Ceilings(4000.0, 700.0, 1 << 28, 8192))
+    from alexnet_mp.profiling import machine_limits
+    monkeypatch.setattr(machine_limits, "measure", lambda device, dtype: machine_limits.Ceilings(4000.0, 700.0, 1 << 28, 8192))
     facts.roof(tmp_path / "roof.json")
     found = json.loads((tmp_path / "roof.json").read_text())
     assert found["copy_gb_per_s"] == 4000 and found["bf16_tflop_per_s"] == found["fp32_tflop_per_s"] == 700

@@ -10,16 +10,19 @@ from graph_pair import CPU, CUDA, OTHER, exact, look, needs_gpu  # noqa: F401  (
 from test_golden import GOLDEN
 from tiny_run import PLATEAU, SOURCE2012, assert_same_end, data, quick, resume, run  # noqa: F401  (fixtures)
 
-from alexnet_mp import TwoTowerAlexNet, exchange, graphed_step, mini, pipeline_raw, step_input, taken_steps, train
-from alexnet_mp.dataset import open_dataset
-from alexnet_mp.errors import UserError
-from alexnet_mp.graphed_step import GraphedStep
+from alexnet_mp import TwoTowerAlexNet, mini, train
+from alexnet_mp.data import pipeline_raw, step_input
+from alexnet_mp.data.dataset import open_dataset
+from alexnet_mp.data.pipeline_torch import TorchPipeline
+from alexnet_mp.data.pixel_statistics import Sums
 from alexnet_mp.kernels import ops
-from alexnet_mp.optimizer import PaperSGD
-from alexnet_mp.pipeline_torch import TorchPipeline
-from alexnet_mp.schedule import make_schedule
-from alexnet_mp.statistics import Sums
-from alexnet_mp.training_step import TrainingStep
+from alexnet_mp.network import exchange
+from alexnet_mp.system.errors import UserError
+from alexnet_mp.training import graphed_step, pending_steps
+from alexnet_mp.training.graphed_step import GraphedStep
+from alexnet_mp.training.optimizer import PaperSGD
+from alexnet_mp.training.schedule import make_schedule
+from alexnet_mp.training.step import TrainingStep
 
 pytestmark = pytest.mark.usefixtures("one_thread", "quick")
 
@@ -140,7 +143,7 @@ def test_a_run_whose_graphs_make_the_images_is_the_run_without(apart, in_graphs,
 def test_it_is_cut_and_goes_on(cut, data, tmp_path, monkeypatch, faked):  # noqa: F811
     """In the middle of an epoch too, with graphs and numbers on their way; the rest of the run begins eagerly again."""
     run(data, tmp_path / "run", *CHANGES, "--steps", cut)
-    monkeypatch.setattr(taken_steps, "mark", LateEvents(100))  # numbers lie about while graphs are replayed
+    monkeypatch.setattr(pending_steps, "mark", LateEvents(100))  # numbers lie about while graphs are replayed
     resume(data, tmp_path / "run", *CHANGES)
     monkeypatch.undo()
     quick.__wrapped__(monkeypatch)

@@ -9,12 +9,14 @@ from graph_pair import CPU, CUDA, GRAPHS_APART, OTHER, Pair, every_place, exact,
 from test_exchange_overlap import CYCLES, delayed
 from tiny_run import quick  # noqa: F401  (fixture)
 
-from alexnet_mp import exchange, mini, paper, tape_program
-from alexnet_mp.errors import UserError
-from alexnet_mp.graphed_step import WARM_UP
-from alexnet_mp.recipe import change_layers
-from alexnet_mp.schedule import make_schedule
-from alexnet_mp.taken_steps import READ_EVERY, TakenSteps
+from alexnet_mp import mini, paper
+from alexnet_mp.network import exchange
+from alexnet_mp.recipes.recipe import change_layers
+from alexnet_mp.system.errors import UserError
+from alexnet_mp.training import tape_program
+from alexnet_mp.training.graphed_step import WARM_UP
+from alexnet_mp.training.pending_steps import READ_EVERY, TakenSteps
+from alexnet_mp.training.schedule import make_schedule
 
 pytestmark = pytest.mark.usefixtures("one_thread", "quick")
 

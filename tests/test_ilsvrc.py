@@ -5,12 +5,28 @@ import shutil
 import tarfile
 
 import pytest
-from make_archives import (IDS, WNIDS, WORDS, ilsvrc2012_files, image, lines, make_ilsvrc2010, make_ilsvrc2012, make_synset_tars,
-                           meta, pixels, refused, seed_of, synset_tar_files, tar, write)
+from make_archives import (
+    IDS,
+    WNIDS,
+    WORDS,
+    ilsvrc2012_files,
+    image,
+    lines,
+    make_ilsvrc2010,
+    make_ilsvrc2012,
+    make_synset_tars,
+    meta,
+    pixels,
+    refused,
+    seed_of,
+    synset_tar_files,
+    tar,
+    write,
+)
 
-from alexnet_mp import ilsvrc
-from alexnet_mp.errors import UserError
-from alexnet_mp.sources import find, picture
+from alexnet_mp.preparation import ilsvrc
+from alexnet_mp.preparation.sources import find, picture
+from alexnet_mp.system.errors import UserError
 
 SIZE = 24
 LABELS = range(len(WNIDS))

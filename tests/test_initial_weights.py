@@ -8,10 +8,11 @@ from conftest import make_folder, one_thread  # noqa: F401  (a fixture)
 from safetensors.torch import save_file
 from tiny_run import LAYERS, TINY, data, newest, quick, run  # noqa: F401  (fixtures)
 
-from alexnet_mp import checkpoint, checkpoint_format, train
-from alexnet_mp.errors import UserError
-from alexnet_mp.initial_weights import read_weights
-from alexnet_mp.trainer import Trainer
+from alexnet_mp import checkpoint, train
+from alexnet_mp.runs import checkpoint_format
+from alexnet_mp.system.errors import UserError
+from alexnet_mp.training.pretrained import read_weights
+from alexnet_mp.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread", "quick")
 FROZEN = ["--set", "learning_rate=0", "--set", "bias_learning_rate=0"]  # what a run begins with is what it ends with

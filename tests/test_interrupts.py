@@ -9,11 +9,25 @@ import pytest
 from conftest import make_folder, one_thread  # noqa: F401
 from pipeline_sets import nothing_stays  # noqa: F401  (fixture)
 from tiny_run import (  # noqa: F401  (fixtures)
-    TINY, assert_same_end, data, interrupt, newest, process_of, quick, resume, run, signalled_after, signalled_in_test, state)
+    TINY,
+    assert_same_end,
+    data,
+    interrupt,
+    newest,
+    process_of,
+    quick,
+    resume,
+    run,
+    signalled_after,
+    signalled_in_test,
+    state,
+)
 
-from alexnet_mp import checkpoint, checkpoint_format, errors, saver, train
-from alexnet_mp.interrupts import SIGNALS, interruptible
-from alexnet_mp.trainer import Trainer
+from alexnet_mp import train
+from alexnet_mp.runs import checkpoint_format, checkpoint_writer, checkpoints
+from alexnet_mp.system import errors
+from alexnet_mp.system.interrupts import SIGNALS, interruptible
+from alexnet_mp.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread", "quick")
 
@@ -68,7 +82,7 @@ def test_the_handlers_of_before_are_back_after_an_error():
 
 
 def test_a_terminal_that_is_gone_is_no_hindrance(monkeypatch):
-    monkeypatch.setattr("alexnet_mp.interrupts.os.write", lambda *_: (_ for _ in ()).throw(OSError(5, "Input/output error")))
+    monkeypatch.setattr("alexnet_mp.system.interrupts.os.write", lambda *_: (_ for _ in ()).throw(OSError(5, "Input/output error")))
     with interruptible() as interrupts:
         interrupts.wait_for_step = True
         signal.raise_signal(signal.SIGHUP)
@@ -184,7 +198,7 @@ def test_a_second_one_while_it_saves_does_not_wait_for_the_disk(data, tmp_path, 
         raise OSError("the process has ended")
 
     with monkeypatch.context() as patch:
-        patch.setattr(saver.checkpoint, "put", put)
+        patch.setattr(checkpoint_writer.checkpoints, "put", put)
         signalled_after(patch, Trainer, "one_step", 2)
         with pytest.raises(KeyboardInterrupt):
             resume(data, out)
@@ -236,5 +250,5 @@ def test_a_real_process_ignores_what_it_should_and_ends_at_once_at_a_second_sign
     assert "Traceback" not in said and said.strip().endswith("stopped")
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)
-    checkpoint.recover(out)
+    checkpoints.recover(out)
     assert checkpoint_format.load(newest(out)).state.step >= 2

@@ -10,8 +10,8 @@ from pathlib import Path
 import isolated_calls
 import pytest
 
-from alexnet_mp import isolated
-from alexnet_mp.isolated import FAILED, PASSED, UNCHECKED, Outcome
+from alexnet_mp.system import isolated
+from alexnet_mp.system.isolated import FAILED, PASSED, UNCHECKED, Outcome
 
 TESTS = Path(__file__).parent
 
@@ -113,7 +113,7 @@ def test_what_makes_ready_is_no_call(monkeypatch, tmp_path):
 def test_the_process_ends_with_its_parent(number, tmp_path):
     """Ctrl-C reaches the parent alone; one that is killed can't tell it anything."""
     file = tmp_path / "pids"
-    code = (f"import sys\nsys.path.insert(0, {str(TESTS)!r})\nimport isolated_calls\nfrom alexnet_mp import isolated\n"
+    code = (f"import sys\nsys.path.insert(0, {str(TESTS)!r})\nimport isolated_calls\nfrom alexnet_mp.system import isolated\n"
             f"list(isolated.outcomes([(isolated_calls.hang, ({str(file)!r},))]))")
     parent = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, start_new_session=True)
     end = time.monotonic() + 60

@@ -11,8 +11,8 @@ from test_exchange_overlap import Called
 from tiny_run import bits
 
 from alexnet_mp import mini
-from alexnet_mp.graphed_step import WARM_UP
-from alexnet_mp.network import TwoTowerAlexNet
+from alexnet_mp.network.network import TwoTowerAlexNet
+from alexnet_mp.training.graphed_step import WARM_UP
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 BF16 = torch.bfloat16

@@ -4,9 +4,9 @@ import pytest
 from made_kernels import GREY, RED_GREEN, made, measured
 from PIL import Image
 
-from alexnet_mp.kernel_pictures import COLOURS, PANELS, draw_specialisation, write_figure
-from alexnet_mp.kernel_statistics import kernel_statistics
-from alexnet_mp.specialisation import MEASURES, tower_differences
+from alexnet_mp.analysis.figures import COLOURS, PANELS, draw_specialisation, write_figure
+from alexnet_mp.analysis.first_layer import kernel_statistics
+from alexnet_mp.analysis.specialisation import MEASURES, tower_differences
 
 
 def bars(axes):

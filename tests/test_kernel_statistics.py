@@ -3,7 +3,14 @@ import numpy as np
 import pytest
 from made_kernels import BLUE_YELLOW, GREY, RED_GREEN, blob, gabor
 
-from alexnet_mp.kernel_statistics import TUNED, chroma_and_energy, hue_axes, kernel_statistics, learned, strongest_planes
+from alexnet_mp.analysis.first_layer import (
+    TUNED,
+    chroma_and_energy,
+    hue_axes,
+    kernel_statistics,
+    learned,
+    strongest_planes,
+)
 
 SIZES = {5: (1.2, 0.3), 11: (2.5, 0.2), 8: (2, 0.22), 31: (6, 0.1)}  # k: (sigma of the envelope in pixels, cycles per pixel)
 

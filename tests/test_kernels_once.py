@@ -7,7 +7,15 @@ odd shapes, the ties, the NaN.
 import pytest
 import torch
 from cases import (
-    assert_rounded_once, call, clear_winners, exactly, gradients, half_ulp, implementation, in_format, takes_bias,
+    assert_rounded_once,
+    call,
+    clear_winners,
+    exactly,
+    gradients,
+    half_ulp,
+    implementation,
+    in_format,
+    takes_bias,
     values,
 )
 

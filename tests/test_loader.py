@@ -13,16 +13,17 @@ import torch
 from pipeline_sets import Pixels, in_memory, needs_dali, pipeline
 from small_set import NOTHING, PRESETS, STORED, TRAIN, picture, same, tenth, tiny, write_set
 
-from alexnet_mp import loader
-from alexnet_mp import workers as processes
-from alexnet_mp.dataset import Folder, cached
-from alexnet_mp.loader import EpochKeys, centre_view, minibatches, nine_views, steps_per_epoch, survey, ten_views
-from alexnet_mp.pipeline_dali import DaliPipeline
-from alexnet_mp.pipeline_raw import RawPipeline
-from alexnet_mp.pipeline_torch import TorchPipeline
-from alexnet_mp.presets import PRESETS as PRESETS_BY_NAME
-from alexnet_mp.recipe import mini, paper, source2012
-from alexnet_mp.statistics import Sums
+from alexnet_mp.data import batches as batches_module
+from alexnet_mp.data import workers as processes
+from alexnet_mp.data.batches import EpochKeys, minibatches, steps_per_epoch, survey
+from alexnet_mp.data.dataset import Folder, cached
+from alexnet_mp.data.pipeline_dali import DaliPipeline
+from alexnet_mp.data.pipeline_raw import RawPipeline
+from alexnet_mp.data.pipeline_torch import TorchPipeline
+from alexnet_mp.data.pixel_statistics import Sums
+from alexnet_mp.evaluation.protocol import centre_view, nine_views, ten_views
+from alexnet_mp.recipes.named import PRESETS as PRESETS_BY_NAME
+from alexnet_mp.recipes.presets import mini, paper, source2012
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +93,7 @@ def test_every_pipeline_cuts_files_by_themselves(kind, workers, preset):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_survey_adds_up_every_image(root, monkeypatch, workers):
-    monkeypatch.setattr(loader, "CHUNK", 4)  # 21 images: five full chunks and a single image
+    monkeypatch.setattr(batches_module, "CHUNK", 4)  # 21 images: five full chunks and a single image
     counts, direct = [], Sums(STORED)
     total = survey(Folder(root, STORED).splits["train"], STORED, workers, counts.append)
     for index in range(TRAIN):
@@ -131,7 +132,7 @@ def test_no_signal_ends_a_worker_from_its_first_moment_on(root, monkeypatch):
 def test_a_worker_whose_parent_died_before_its_first_moment_ends(tmp_path):
     """What the kernel is asked for then comes too late."""
     code = ("import multiprocessing, os, pathlib, signal, sys, time\n"
-            "from alexnet_mp.workers import die_with_parent\n"
+            "from alexnet_mp.data.workers import die_with_parent\n"
             "def work():\n"
             "    while os.getppid() == parent: time.sleep(0.01)\n"
             "    pathlib.Path(sys.argv[1], 'begun').touch()\n"

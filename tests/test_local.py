@@ -7,12 +7,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from alexnet_mp import TwoTowerAlexNet, geometry
-from alexnet_mp.errors import UserError
-from alexnet_mp.network import merge_tensors
-from alexnet_mp.optimizer import PaperSGD
-from alexnet_mp.recipe import Layer, describe, from_dict, mini, to_dict
-from alexnet_mp.schedule import make_schedule
+from alexnet_mp import TwoTowerAlexNet
+from alexnet_mp.network.network import merge_tensors
+from alexnet_mp.recipes import shapes
+from alexnet_mp.recipes.presets import mini
+from alexnet_mp.recipes.recipe import Layer, describe, from_dict, to_dict
+from alexnet_mp.system.errors import UserError
+from alexnet_mp.training.optimizer import PaperSGD
+from alexnet_mp.training.schedule import make_schedule
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 import roofline  # noqa: E402
@@ -111,13 +113,13 @@ def test_split_undoes_merge():
 def test_counts(towers):
     """conv1 8 -> 6 pixels; local 3x3 without pad 6 -> 4: 16 positions x 3 maps x (2 channels x 9 + 1 bias)."""
     recipe = recipe_with(towers, kernel=3)
-    size = geometry.sizes(recipe, 5)[1]
+    size = shapes.sizes(recipe, 5)[1]
     assert size.weight_shape == (3, 4, 4, 2, 3, 3) and size.bias_shape == (3, 4, 4) and size.parameters == 16 * 3 * 19
     assert size.products == 16 * 3 * 18  # each weight once an image
     network = TwoTowerAlexNet(recipe, ("cpu",) * towers, 5)
-    assert geometry.parameter_counts(recipe, 5) == tuple(sum(p.numel() for p in tower.parameters()) for tower in network.towers)
-    assert {name: tuple(tensor.shape) for name, tensor in network.merged_state().items()} == geometry.merged_shapes(recipe, 5)
-    assert geometry.merged_shapes(recipe, 5)["local2.weight"] == (3 * towers, 4, 4, 2, 3, 3)
+    assert shapes.parameter_counts(recipe, 5) == tuple(sum(p.numel() for p in tower.parameters()) for tower in network.towers)
+    assert {name: tuple(tensor.shape) for name, tensor in network.merged_state().items()} == shapes.merged_shapes(recipe, 5)
+    assert shapes.merged_shapes(recipe, 5)["local2.weight"] == (3 * towers, 4, 4, 2, 3, 3)
 
 
 def test_roofline_counts_a_local_layers_weights_once():

@@ -5,8 +5,22 @@ import math
 import pytest
 import torch
 from cases import (
-    FORMATS, LEVELS, OPERATIONS, STRONG, assert_as_exact_as_pytorch, assert_rounded_once, both_formats, call,
-    clear_winners, every_operation, exactly, gradients, implementation, in_format, takes_bias, values,
+    FORMATS,
+    LEVELS,
+    OPERATIONS,
+    STRONG,
+    assert_as_exact_as_pytorch,
+    assert_rounded_once,
+    both_formats,
+    call,
+    clear_winners,
+    every_operation,
+    exactly,
+    gradients,
+    implementation,
+    in_format,
+    takes_bias,
+    values,
 )
 
 from alexnet_mp.kernels import lrn, lrn_max_pool, ops, spatial_norm_max_pool

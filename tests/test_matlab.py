@@ -9,7 +9,7 @@ import pytest
 from make_archives import IDS, WNIDS, WORDS, meta
 from scipy.io import loadmat, savemat
 
-from alexnet_mp.matlab import struct_array
+from alexnet_mp.preparation.devkit import struct_array
 
 FIELDS = ("ILSVRC2012_ID", "WNID", "words", "num_children")
 
@@ -93,7 +93,7 @@ def test_a_variable_that_is_no_table():
 
 
 def test_a_compressed_bomb(monkeypatch):
-    monkeypatch.setattr("alexnet_mp.matlab.LARGEST", 1 << 16)
+    monkeypatch.setattr("alexnet_mp.preparation.devkit.LARGEST", 1 << 16)
     packed = zlib.compress(bytes(32 << 20))
     tracemalloc.start()
     with pytest.raises(ValueError, match="more than 65,536 bytes"):

@@ -8,12 +8,11 @@ import pytest
 from conftest import one_thread  # noqa: F401
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.summary.writer.record_writer import RecordWriter
-from tiny_run import (  # noqa: F401  (fixtures)
-    LAST, PER_EPOCH, add_to_step, assert_same_end, data, lines, newest, quick, resume, run)
+from tiny_run import LAST, PER_EPOCH, add_to_step, assert_same_end, data, lines, newest, quick, resume, run  # noqa: F401  (fixtures)
 
-from alexnet_mp import metrics
-from alexnet_mp.errors import UserError
-from alexnet_mp.metrics import Metrics, read_metrics, take_over
+from alexnet_mp.runs import metrics
+from alexnet_mp.runs.metrics import Metrics, read_metrics, take_over
+from alexnet_mp.system.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("one_thread", "quick")
 LINES = [b'{"kind": "train", "step": 1, "loss": 2.5}\n', b'{"kind": "train", "step": 2, "loss": 2.25}\n',

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from alexnet_mp import TwoTowerAlexNet, paper, source2012
-from alexnet_mp.recipe import override
+from alexnet_mp.recipes.recipe import override
 
 CLASSES, UNITS = 10, 64  # the convolutions have their full width; 64 units a tower keep fc6 and fc7 quick
 SHAPES = {"conv1": (96, 3, 11, 11), "conv2": (256, 48, 5, 5), "conv3": (384, 256, 3, 3), "conv4": (384, 192, 3, 3),

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 
 from alexnet_mp import TwoTowerAlexNet, mini, paper, source2012
-from alexnet_mp.network import merge_tensors
-from alexnet_mp.recipe import change_layers
-from alexnet_mp.tower import plan
+from alexnet_mp.network.layer import plan
+from alexnet_mp.network.network import merge_tensors
+from alexnet_mp.recipes.recipe import change_layers
 
 SHAPES = {  # of the merged network, 1,000 classes
     "conv1.weight": (96, 3, 11, 11), "conv1.bias": (96,), "conv2.weight": (256, 48, 5, 5), "conv2.bias": (256,),

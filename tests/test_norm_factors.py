@@ -10,7 +10,7 @@ from tiny_run import data, quick, run  # noqa: F401  (fixtures)
 sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
 import norm_factors  # noqa: E402
 
-from alexnet_mp.evaluate import load_run  # noqa: E402
+from alexnet_mp.evaluation.trained import load_run  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread", "quick")
 

@@ -5,11 +5,34 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from cases import FORMATS, GPU, OPERATIONS, call, every_operation, gradients, implementation, in_format, takes_bias, values
+from cases import (
+    FORMATS,
+    GPU,
+    OPERATIONS,
+    call,
+    every_operation,
+    gradients,
+    implementation,
+    in_format,
+    takes_bias,
+    values,
+)
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from alexnet_mp.kernels import (augment, choice, linear, linear_op, lrn, lrn_max_pool, max_pool, ops, paper_sgd_, relu_dropout,
-                                relu_dropout_op, spatial_norm_max_pool)
+from alexnet_mp.kernels import (
+    augment,
+    choice,
+    linear,
+    linear_op,
+    lrn,
+    lrn_max_pool,
+    max_pool,
+    ops,
+    paper_sgd_,
+    relu_dropout,
+    relu_dropout_op,
+    spatial_norm_max_pool,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

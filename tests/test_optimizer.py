@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from alexnet_mp import TwoTowerAlexNet, mini, source2012
-from alexnet_mp.optimizer import PaperSGD
-from alexnet_mp.recipe import change_layers
-from alexnet_mp.schedule import make_schedule
+from alexnet_mp.recipes.recipe import change_layers
+from alexnet_mp.training.optimizer import PaperSGD
+from alexnet_mp.training.schedule import make_schedule
 
 
 def network_of(recipe):

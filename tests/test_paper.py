@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from alexnet_mp import claims, evaluate, geometry, paper, prepare, report, retrieve, train
-from alexnet_mp.claim_elsewhere import ELSEWHERE
-from alexnet_mp.claim_list import CLAIMS
+from alexnet_mp import claims, evaluate, paper, prepare, report, retrieve, train
+from alexnet_mp.experiments.catalogue import CLAIMS
+from alexnet_mp.experiments.elsewhere import ELSEWHERE
+from alexnet_mp.recipes import shapes as geometry
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "paper.md").read_text()

@@ -4,8 +4,8 @@ import io
 
 import torch
 
-from alexnet_mp.answers import answers
-from alexnet_mp.per_class import confusion, confusion_table, table
+from alexnet_mp.evaluation.accuracy import answers
+from alexnet_mp.evaluation.per_class import confusion, confusion_table, table
 
 CLASSES = ("ant", "bee, \"buzz\"", "cow", "dog", "elk", "fox", "gnu")
 

@@ -4,7 +4,7 @@ import json
 import numpy as np
 from PIL import Image
 
-from alexnet_mp.pictures import GAP, SCALE, draw_curves, kernel_picture
+from alexnet_mp.analysis.figures import GAP, SCALE, draw_curves, kernel_picture
 
 
 def test_kernels_share_one_scale_and_keep_their_places():

@@ -11,19 +11,35 @@ import prepared_sets
 import pytest
 import torch
 from fake_streams import streams  # noqa: F401  (fixture)
-from pipeline_sets import (  # noqa: F401  (fixtures)
-    Jpegs, NOISE, ORIENTATION, SOURCES, in_memory, jpeg, needs_dali, needs_gpu, needs_no_gpu, nothing_stays, pipeline, root,
-    same_views, sources, until_error, views_of)
 from PIL import Image, ImageFile
+from pipeline_sets import (  # noqa: F401  (fixtures)
+    NOISE,
+    ORIENTATION,
+    SOURCES,
+    Jpegs,
+    in_memory,
+    jpeg,
+    needs_dali,
+    needs_gpu,
+    needs_no_gpu,
+    nothing_stays,
+    pipeline,
+    root,
+    same_views,
+    sources,
+    until_error,
+    views_of,
+)
 from small_set import PRESETS, STORED, TRAIN, fitted, same, tenth, tiny
 
-from alexnet_mp import loader, pipeline_dali
-from alexnet_mp.dataset import Folder, cached, open_dataset
-from alexnet_mp.errors import UserError
-from alexnet_mp.loader import centre_view, ten_views
-from alexnet_mp.pipeline_dali import DaliPipeline
-from alexnet_mp.pipeline_torch import TorchPipeline
-from alexnet_mp.recipe import paper
+from alexnet_mp.data import augmentation, pipeline_dali
+from alexnet_mp.data import batches as batches_module
+from alexnet_mp.data.dataset import Folder, cached, open_dataset
+from alexnet_mp.data.pipeline_dali import DaliPipeline
+from alexnet_mp.data.pipeline_torch import TorchPipeline
+from alexnet_mp.evaluation.protocol import centre_view, ten_views
+from alexnet_mp.recipes.presets import paper
+from alexnet_mp.system.errors import UserError
 
 
 @needs_dali
@@ -173,7 +189,7 @@ def fed_ahead(dataset, recipe, **options):
 @pytest.mark.parametrize("source", ["jpeg", "pixels"])
 def test_a_thread_makes_the_same_batches_from_any_step(sources, nothing_stays, monkeypatch, preset, source):
     """Batches are drawn for two at a time, of one epoch or of two."""
-    monkeypatch.setattr(loader, "DRAWN_AT_ONCE", 2)
+    monkeypatch.setattr(batches_module, "DRAWN_AT_ONCE", 2)
     whole = list(pipeline(TorchPipeline, sources[source], tiny(preset), devices=("cpu", "cpu")).train(0, 3, NOISE.get))
     reader = fed_ahead(sources[source], tiny(preset), devices=("cpu", "cpu"))
     for step in (0, 1, 2, 3, 7, 9):
@@ -200,8 +216,8 @@ def test_the_training_neither_feeds_dali_nor_takes_from_it(sources, nothing_stay
 
 @needs_dali
 def test_numbers_are_drawn_for_many_batches_at_once(sources, monkeypatch):
-    drawn, draws = [], loader.draws
-    monkeypatch.setattr(loader, "draws", lambda *arguments: drawn.append(len(arguments[2])) or draws(*arguments))
+    drawn, draws = [], augmentation.draws
+    monkeypatch.setattr(batches_module, "draws", lambda *arguments: drawn.append(len(arguments[2])) or draws(*arguments))
     assert len(list(pipeline(DaliPipeline, sources["jpeg"], tiny(paper)).train(1, 3, tenth))) == 8
     assert drawn == [13, 21, 21]  # what is left of an epoch, and two whole ones
 

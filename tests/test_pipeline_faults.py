@@ -13,20 +13,33 @@ from contextlib import closing
 import numpy as np
 import prepared_sets
 import pytest
-from pipeline_sets import (  # noqa: F401  (fixtures)
-    ORIENTATION, PIPELINES, in_memory, jpeg, jpegs, needs_dali, nothing_stays, pipeline, root, same_views, sources,
-    threads, until_error, views_of)
 from PIL import Image
+from pipeline_sets import (  # noqa: F401  (fixtures)
+    ORIENTATION,
+    PIPELINES,
+    in_memory,
+    jpeg,
+    jpegs,
+    needs_dali,
+    nothing_stays,
+    pipeline,
+    root,
+    same_views,
+    sources,
+    threads,
+    until_error,
+    views_of,
+)
 from small_set import BATCH, STORED, TRAIN, VAL, picture, same, tenth, tiny
 
-from alexnet_mp import pipeline_dali
-from alexnet_mp.dataset import Folder, open_dataset
-from alexnet_mp.draws import order
-from alexnet_mp.errors import UserError
-from alexnet_mp.loader import centre_view, ten_views
-from alexnet_mp.pipeline_dali import DaliPipeline, available
-from alexnet_mp.pipeline_torch import TorchPipeline
-from alexnet_mp.recipe import paper
+from alexnet_mp.data import pipeline_dali
+from alexnet_mp.data.augmentation import order
+from alexnet_mp.data.dataset import Folder, open_dataset
+from alexnet_mp.data.pipeline_dali import DaliPipeline, available
+from alexnet_mp.data.pipeline_torch import TorchPipeline
+from alexnet_mp.evaluation.protocol import centre_view, ten_views
+from alexnet_mp.recipes.presets import paper
+from alexnet_mp.system.errors import UserError
 
 
 class FedAhead(DaliPipeline):
@@ -215,10 +228,10 @@ SCRIPT = """
 import sys
 sys.path.insert(0, sys.argv[1])
 from small_set import STORED, fitted, paper, tiny
-from alexnet_mp.dataset import Folder
-from alexnet_mp.errors import run_command
-from alexnet_mp.pipeline_dali import DaliPipeline
-from alexnet_mp.pipeline_torch import TorchPipeline
+from alexnet_mp.data.dataset import Folder
+from alexnet_mp.system.errors import run_command
+from alexnet_mp.data.pipeline_dali import DaliPipeline
+from alexnet_mp.data.pipeline_torch import TorchPipeline
 
 
 def main():
@@ -279,7 +292,7 @@ def resident_bytes():
 
 
 def test_importing_the_module_does_not_import_dali():
-    code = ("import sys; from alexnet_mp import pipeline_dali; pipeline_dali.available(); "
+    code = ("import sys; from alexnet_mp.data import pipeline_dali; pipeline_dali.available(); "
             "sys.exit(any(name.startswith('nvidia.dali') for name in sys.modules))")
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 

@@ -15,13 +15,14 @@ import torch
 from fake_streams import Memory, streams  # noqa: F401  (fixture)
 from small_set import BATCH, PRESETS, STORED, TRAIN, VAL, fitted, label, picture, same, tenth, tiny
 
-from alexnet_mp import loader, pipeline_raw
-from alexnet_mp.errors import UserError
-from alexnet_mp.loader import centre_view, ten_views
-from alexnet_mp.pipeline_raw import AHEAD, RawPipeline, ahead
-from alexnet_mp.pipeline_torch import TorchPipeline
-from alexnet_mp.recipe import paper
-from alexnet_mp.step_input import Uncropped, all_images
+from alexnet_mp.data import batches as batches_module
+from alexnet_mp.data import pipeline_raw
+from alexnet_mp.data.pipeline_raw import AHEAD, RawPipeline, ahead
+from alexnet_mp.data.pipeline_torch import TorchPipeline
+from alexnet_mp.data.step_input import Uncropped, all_images
+from alexnet_mp.evaluation.protocol import centre_view, ten_views
+from alexnet_mp.recipes.presets import paper
+from alexnet_mp.system.errors import UserError
 
 GPU = torch.cuda.is_available()
 needs_gpu = pytest.mark.skipif(not GPU, reason="needs a GPU")
@@ -135,7 +136,7 @@ def test_every_dtype_and_memory_format(dataset, preset, dtype, memory_format):
 
 @PRESETS
 def test_a_start_at_step_k_skips_k_batches(dataset, preset, way, monkeypatch):
-    monkeypatch.setattr(loader, "DRAWN_AT_ONCE", 2)  # so that batches of two epochs are drawn for together, and apart
+    monkeypatch.setattr(batches_module, "DRAWN_AT_ONCE", 2)  # so that batches of two epochs are drawn for together, and apart
     whole = list(as_defined(dataset, tiny(preset)).train(0, 3, tenth))
     for step in range(10):
         assert same(list(raw(dataset, tiny(preset), way=way).train(step, 3, tenth)), whole[step:])

@@ -5,15 +5,30 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from small_set import (BATCH, NOTHING, PRESETS, STORED, TRAIN, VAL, expected_image, fitted, label, picture, same, tenth, tiny,
-                       write_set)
+from small_set import (
+    BATCH,
+    NOTHING,
+    PRESETS,
+    STORED,
+    TRAIN,
+    VAL,
+    expected_image,
+    fitted,
+    label,
+    picture,
+    same,
+    tenth,
+    tiny,
+    write_set,
+)
 
-from alexnet_mp.dataset import Folder
-from alexnet_mp.draws import draws, order
-from alexnet_mp.errors import UserError
-from alexnet_mp.loader import centre_view, survey, ten_views
-from alexnet_mp.pipeline_torch import Augment, TorchPipeline
-from alexnet_mp.recipe import paper
+from alexnet_mp.data.augmentation import draws, order
+from alexnet_mp.data.batches import survey
+from alexnet_mp.data.dataset import Folder
+from alexnet_mp.data.pipeline_torch import Augment, TorchPipeline
+from alexnet_mp.evaluation.protocol import centre_view, ten_views
+from alexnet_mp.recipes.presets import paper
+from alexnet_mp.system.errors import UserError
 
 
 @pytest.fixture(scope="module")

@@ -7,12 +7,13 @@ from types import ModuleType
 import pytest
 from conftest import make_folder
 
-from alexnet_mp import evaluate, pipeline_dali, prepare, train
-from alexnet_mp.dataset import open_dataset
-from alexnet_mp.errors import UserError
-from alexnet_mp.pipelines import make_pipeline
-from alexnet_mp.recipe import mini
-from alexnet_mp.metrics import read_metrics
+from alexnet_mp import evaluate, prepare, train
+from alexnet_mp.data import pipeline_dali
+from alexnet_mp.data.dataset import open_dataset
+from alexnet_mp.data.pipeline import make_pipeline
+from alexnet_mp.recipes.presets import mini
+from alexnet_mp.runs.metrics import read_metrics
+from alexnet_mp.system.errors import UserError
 
 SMALL = ["--gpus", "cpu", "--recipe", "mini", "--batch-size", "10", "--workers", "1", "--set", "fc6.maps=16", "--set", "fc7.maps=16",
          "--epochs", "2"]

@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from alexnet_mp.errors import UserError
-from alexnet_mp.pool import in_processes
+from alexnet_mp.preparation.process_pool import in_processes
+from alexnet_mp.system.errors import UserError
 
 
 def square(task, tick):

@@ -8,10 +8,11 @@ from conftest import one_thread  # noqa: F401
 from test_golden import GOLDEN, ten_losses
 from tiny_run import assert_same_end, data, quick, resume, run  # noqa: F401  (fixtures)
 
-from alexnet_mp import TwoTowerAlexNet, mini, precision, source2012, train
-from alexnet_mp.cifar_recipes import cifar11_local
-from alexnet_mp.errors import UserError
-from alexnet_mp.recipe import change_layers
+from alexnet_mp import TwoTowerAlexNet, mini, source2012, train
+from alexnet_mp.recipes.cifar import cifar11_local
+from alexnet_mp.recipes.recipe import change_layers
+from alexnet_mp.system import precision
+from alexnet_mp.system.errors import UserError
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda:0")
 

@@ -13,11 +13,15 @@ import torch
 from PIL import Image
 from tiny_run import data, quick, run  # noqa: F401
 
-from alexnet_mp import given_pictures, predict
-from alexnet_mp.console import CONSOLE
-from alexnet_mp.dataset import open_dataset
-from alexnet_mp.errors import UserError
-from alexnet_mp.evaluate import both_protocols, load_run, log_probabilities, open_runs
+from alexnet_mp import predict
+from alexnet_mp.data import image_files
+from alexnet_mp.data.dataset import open_dataset
+from alexnet_mp.evaluation import predict_images
+from alexnet_mp.evaluation.ensembles import open_runs
+from alexnet_mp.evaluation.protocol import both_protocols, log_probabilities
+from alexnet_mp.evaluation.trained import class_words, load_run
+from alexnet_mp.system.errors import UserError
+from alexnet_mp.system.terminal import CONSOLE
 
 pytestmark = pytest.mark.usefixtures("one_thread", "quick")
 
@@ -47,7 +51,7 @@ def test_it_says_what_the_test_of_the_run_says(trained, data):  # noqa: F811
     protocols = dict(zip(("one", "ten"), both_protocols(network.recipe).values()))
     (means, _), = log_probabilities(network, opened.pipeline, "val", protocols, 99)
     for views in ("one", "ten"):
-        probabilities, labels = predict.predict(network, found.statistics, pictures, views, top=3)
+        probabilities, labels = predict_images.predict(network, found.statistics, pictures, views, top=3)
         expected = means[views].exp()
         torch.testing.assert_close(probabilities, expected.gather(1, labels), rtol=1e-5, atol=1e-7)
         assert (probabilities.diff(dim=1) <= 0).all() and torch.allclose(probabilities.sum(1), torch.ones(6, dtype=torch.float64))
@@ -92,7 +96,7 @@ def test_an_orientation_tag_is_ignored_as_in_training(trained, tmp_path, capsys)
 
 
 def test_bad_files_are_named_and_the_others_answered(trained, photograph, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(given_pictures, "AT_ONCE", 2)
+    monkeypatch.setattr(image_files, "AT_ONCE", 2)
     (tmp_path / "empty.jpg").touch()
     (tmp_path / "text\x1b[2J.jpg").write_bytes(b"no picture")
     files = [tmp_path / "empty.jpg", tmp_path / "text\x1b[2J.jpg", photograph, tmp_path / "missing.jpg", tmp_path, photograph]
@@ -130,9 +134,9 @@ def test_standard_input(trained, photograph, capsys, monkeypatch):
     assert document["pictures"][0]["top"] == document["pictures"][1]["top"]
     monkeypatch.setattr("sys.stdin", types.SimpleNamespace(buffer=io.BytesIO(b"")))
     assert "cannot read image -: it is empty" in answered(capsys, trained, "-", status=2).err
-    monkeypatch.setattr(given_pictures, "MOST_BYTES", 10)
+    monkeypatch.setattr(image_files, "MOST_BYTES", 10)
     monkeypatch.setattr("sys.stdin", types.SimpleNamespace(buffer=io.BytesIO(bytes(11))))
-    (_, problem, answer), = given_pictures.answered(["-"], 40, lambda some: pytest.fail("there is no picture"))
+    (_, problem, answer), = image_files.answered(["-"], 40, lambda some: pytest.fail("there is no picture"))
     assert answer is None
     assert isinstance(problem, UserError) and "more than 10 bytes" in str(problem)
 
@@ -149,7 +153,7 @@ def test_a_run_keeps_the_words_of_its_classes(trained, data, photograph, capsys)
         for words in (["too", "few"], [1, 2, 3], None):
             content["data"]["class_names"] = words
             (trained / "run.json").write_text(json.dumps(content))
-            assert predict.class_words(trained, ["apple", "leaf", "sky"]) == ["apple", "leaf", "sky"]
+            assert class_words(trained, ["apple", "leaf", "sky"]) == ["apple", "leaf", "sky"]
     finally:
         (trained / "run.json").write_bytes(before)
 
@@ -160,11 +164,11 @@ def test_ties_keep_the_order_of_the_classes_and_nan_is_refused(trained, photogra
     with torch.no_grad():
         network.towers[0].fc8.weight.zero_()
         network.towers[0].fc8.bias.zero_()
-        probabilities, labels = predict.predict(network, found.statistics, [picture], top=9)
+        probabilities, labels = predict_images.predict(network, found.statistics, [picture], top=9)
         assert labels.tolist() == [[0, 1, 2]] and probabilities.tolist() == [[pytest.approx(1 / 3)] * 3]
         network.towers[0].fc8.bias.fill_(float("nan"))
     with pytest.raises(UserError, match="NaN"):
-        predict.predict(network, found.statistics, [picture])
+        predict_images.predict(network, found.statistics, [picture])
 
 
 def test_what_can_not_be_asked(trained, photograph, tmp_path):

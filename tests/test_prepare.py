@@ -5,13 +5,13 @@ import tarfile
 import numpy as np
 import pytest
 from make_archives import IDS, make_cifar10, make_ilsvrc2010, make_ilsvrc2012, make_synset_tars
-from prepared_sets import (  # noqa: F401  (fixtures)
-    PER_SHARD, SIZE, files, interrupted, prepared, refused, sign_json, source)
+from prepared_sets import PER_SHARD, SIZE, files, interrupted, prepared, refused, sign_json, source  # noqa: F401  (fixtures)
 
-from alexnet_mp import prepare, shards, sources
-from alexnet_mp.errors import UserError
-from alexnet_mp.prepared import Prepared
-from alexnet_mp.prepared_format import read_index
+from alexnet_mp import prepare
+from alexnet_mp.data.prepared import Prepared
+from alexnet_mp.data.prepared_format import read_index
+from alexnet_mp.preparation import shards, sources
+from alexnet_mp.system.errors import UserError
 
 
 @pytest.mark.parametrize("options", [[], ["--raw"]], ids=["jpeg", "raw"])

@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from make_archives import make_ilsvrc2012
-from prepared_sets import (  # noqa: F401  (fixtures)
-    PER_SHARD, SIZE, files, interrupted, leftovers, prepared, refused, source)
+from prepared_sets import PER_SHARD, SIZE, files, interrupted, leftovers, prepared, refused, source  # noqa: F401  (fixtures)
 
-from alexnet_mp import prepare, shards
-from alexnet_mp.errors import UserError
-from alexnet_mp.prepared import Prepared
-from alexnet_mp.prepared_format import read_index
+from alexnet_mp import prepare
+from alexnet_mp.data.prepared import Prepared
+from alexnet_mp.data.prepared_format import read_index
+from alexnet_mp.preparation import build, shards
+from alexnet_mp.system.errors import UserError
 
 
 def break_image(source, name="train/leaf/3.jpg"):
@@ -66,14 +66,14 @@ def test_skip_goes_on_where_stop_stopped_and_what_was_mended_is_taken_in(source,
     with pytest.raises(UserError, match="3.jpg"):
         prepared(monkeypatch, source, dest)
     with monkeypatch.context() as patch:
-        patch.setattr(prepare, "_finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(build, "_finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         patch.setattr(shards, "IMAGES_PER_SHARD", PER_SHARD)
         skip = [str(source), str(dest), "--size", str(SIZE), "--workers", "0", "--bad-images", "skip"]
         assert prepare.main(skip) == 130  # all shards are there now, one of them without the image
     with pytest.raises(UserError, match="3.jpg"):  # not what "stop" allows
         prepared(monkeypatch, source, dest)
     with monkeypatch.context() as patch:
-        patch.setattr(prepare, "_finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(build, "_finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         prepare.main(skip)
     (source / "train/leaf/3.jpg").write_bytes(content)
     assert files(prepared(monkeypatch, source, dest, "--bad-images", "skip")) == whole != without
@@ -92,7 +92,7 @@ def test_a_part_of_fewer_images_is_never_taken_for_that_of_the_whole_shard(sourc
             assert prepare.main([str(source), str(dest), "--size", "4", "--workers", "0", "--bad-images", "skip"]) == 130
 
     content, dest, unlink = break_image(source), tmp_path / "set", Path.unlink
-    stopped("_finish", prepare)
+    stopped("_finish", build)
     (source / "train/leaf/3.jpg").write_bytes(content)
     stopped("save", shards)  # as by a kill after the tar, so that nothing could be tidied up
     break_image(source)
@@ -156,6 +156,6 @@ def test_progress_counts_every_image_that_is_left_to_do(source, tmp_path, monkey
         def __exit__(self, *_):
             pass
 
-    monkeypatch.setattr(prepare, "progress", Bar)
+    monkeypatch.setattr(build, "progress", Bar)
     prepared(monkeypatch, source, tmp_path / "set", workers=2)
     assert seen[0] == 32 and sum(seen[1:]) == 32

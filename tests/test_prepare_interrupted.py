@@ -11,11 +11,25 @@ from pathlib import Path
 
 import pytest
 from prepared_sets import (  # noqa: F401  (fixtures)
-    COMMAND, OPTIONS, PER_SHARD, SIZE, complete, files, interrupted, leftovers, many, prepared, refused, source)
+    COMMAND,
+    OPTIONS,
+    PER_SHARD,
+    SIZE,
+    complete,
+    files,
+    interrupted,
+    leftovers,
+    many,
+    prepared,
+    refused,
+    source,
+)
 
-from alexnet_mp import archives, prepare, shards, sources
-from alexnet_mp.errors import UserError
-from alexnet_mp.prepared import Prepared
+from alexnet_mp import prepare
+from alexnet_mp.data import file_ranges
+from alexnet_mp.data.prepared import Prepared
+from alexnet_mp.preparation import build, shards, sources
+from alexnet_mp.system.errors import UserError
 
 
 def test_what_was_done_is_kept_and_the_rest_is_done(source, tmp_path, monkeypatch, capsys):
@@ -60,7 +74,7 @@ def test_what_is_not_whole_is_done_again(source, tmp_path, monkeypatch, damage):
 def test_an_end_between_the_index_and_the_removal_of_the_parts(source, tmp_path, monkeypatch, capsys):
     dest, whole = tmp_path / "set", files(prepared(monkeypatch, source, tmp_path / "whole"))
     with monkeypatch.context() as patch:
-        patch.setattr(prepare, "_remove_work", lambda work: None)
+        patch.setattr(build, "_remove_work", lambda work: None)
         prepared(monkeypatch, source, dest)
     assert (dest / "work").exists() and Prepared(dest, SIZE)
     prepared(monkeypatch, source, dest)
@@ -165,7 +179,7 @@ def test_what_the_machine_does_wrong_is_no_bad_image(source, tmp_path, monkeypat
     def fails(*_):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr(archives.os, "pread", fails)
+    monkeypatch.setattr(file_ranges.os, "pread", fails)
     message = refused(source, tmp_path / "set", "--bad-images", "skip", "--workers", "0")
     assert "Input/output error" in message and not (tmp_path / "set" / "index.json").exists()
 
@@ -175,7 +189,7 @@ def test_two_at_once_and_the_second_is_refused(many, tmp_path, monkeypatch):
     process = begun(source, tmp_path / "set")
     os.killpg(process.pid, signal.SIGSTOP)
     with monkeypatch.context() as patch:
-        patch.setattr(prepare, "SECONDS_FOR_LOCK", 0.2)
+        patch.setattr(build, "SECONDS_FOR_LOCK", 0.2)
         with pytest.raises(UserError, match="another prepare is writing"):
             complete(source, tmp_path / "set")
     os.killpg(process.pid, signal.SIGKILL)  # its workers, which hold the lock too, may have been stopped in their first moment

@@ -13,10 +13,11 @@ from PIL import Image, JpegImagePlugin
 from prepared_sets import PER_SHARD, SIZE, change_columns, files, make_source, prepared, sign, sign_json
 from safetensors.numpy import load_file, save
 
-from alexnet_mp.dataset import Folder
-from alexnet_mp.errors import UserError
-from alexnet_mp.prepared import Prepared, is_prepared, jpeg_frame
-from alexnet_mp.stored_picture import stored_picture
+from alexnet_mp.data.dataset import Folder
+from alexnet_mp.data.prepared import Prepared, jpeg_frame
+from alexnet_mp.data.prepared_format import is_prepared
+from alexnet_mp.data.resize import stored_picture
+from alexnet_mp.system.errors import UserError
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,10 @@ import pytest
 from prepared_sets import SIZE, change_columns, files, make_source, prepared, sha256, sign
 from safetensors.numpy import load_file, save
 
-from alexnet_mp import prepare, prepared_check
-from alexnet_mp.errors import UserError
-from alexnet_mp.prepared_format import member_header, read_index
+from alexnet_mp import prepare
+from alexnet_mp.data.prepared_format import member_header, read_index
+from alexnet_mp.preparation import check as prepared_check
+from alexnet_mp.system.errors import UserError
 
 
 @pytest.fixture(scope="module")

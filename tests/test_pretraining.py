@@ -7,11 +7,12 @@ import torch
 from conftest import make_folder, one_thread  # noqa: F401  (a fixture)
 from tiny_run import newest, quick  # noqa: F401  (a fixture)
 
-from alexnet_mp import checkpoint_format, evaluate, prepare, train
-from alexnet_mp.geometry import parameter_counts
-from alexnet_mp.presets import PRESETS
-from alexnet_mp.pretraining_recipes import net146_2009, net146_2011, net146_2012
-from alexnet_mp.schedule import make_schedule
+from alexnet_mp import evaluate, prepare, train
+from alexnet_mp.recipes.named import PRESETS
+from alexnet_mp.recipes.pretraining import net146_2009, net146_2011, net146_2012
+from alexnet_mp.recipes.shapes import parameter_counts
+from alexnet_mp.runs import checkpoint_format
+from alexnet_mp.training.schedule import make_schedule
 
 PAGE = Path(__file__).parent.parent / "docs" / "pretraining.md"
 COMMANDS = [line.split()[3:] for line in re.findall(r"^python -m alexnet_mp\.train .*$", PAGE.read_text(), re.M)]

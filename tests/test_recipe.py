@@ -4,11 +4,12 @@ import json
 
 import pytest
 
-from alexnet_mp.errors import UserError
-from alexnet_mp.geometry import sizes
-from alexnet_mp.presets import PRESETS
-from alexnet_mp.recipe import change_layers, describe, from_dict, mini, override, paper, source2012, to_dict, upgraded
-from alexnet_mp.run_directory import read_run
+from alexnet_mp.recipes.named import PRESETS
+from alexnet_mp.recipes.presets import mini, paper, source2012
+from alexnet_mp.recipes.recipe import change_layers, describe, from_dict, override, to_dict, upgraded
+from alexnet_mp.recipes.shapes import sizes
+from alexnet_mp.runs.directory import read_run
+from alexnet_mp.system.errors import UserError
 
 
 def fields(recipe):

@@ -12,9 +12,14 @@ import pytest
 from conftest import make_folder, needs_faiss
 from tiny_run import LAYERS, data, quick, run  # noqa: F401
 
-from alexnet_mp import builtin, report, report_answers, report_page, report_neighbours, retrieval_record, run_directory, short_codes
-from alexnet_mp.errors import UserError, run_command
-from alexnet_mp.report_page import NAME, pictures_of
+from alexnet_mp import report
+from alexnet_mp.data import synthetic
+from alexnet_mp.reporting import neighbours, predictions, provenance
+from alexnet_mp.reporting import page as report_page
+from alexnet_mp.reporting.page import NAME, pictures_of
+from alexnet_mp.retrieval import codes, measures
+from alexnet_mp.runs import directory
+from alexnet_mp.system.errors import UserError, run_command
 
 pytestmark = pytest.mark.usefixtures("one_thread", "quick", "small")
 HEADINGS = ["Figure 3 by GPU", "Specialisation, measured", "Training", "The exchange", "Memory of a step",
@@ -28,12 +33,12 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 def small():
     """Codes of few bits after few passes, and one picture of each sort."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(short_codes, "EPOCHS", 3)
-        for module in (report, report_neighbours):
+        patch.setattr(codes, "EPOCHS", 3)
+        for module in (report, neighbours):
             patch.setattr(module, "BITS", (8, 16))
-        patch.setattr(report_answers, "EACH", 1)
-        patch.setattr(run_directory, "source_commit", lambda: "0123abc")
-        patch.setattr(report, "source_commit", lambda: "0123abc")
+        patch.setattr(predictions, "EACH", 1)
+        patch.setattr(directory, "source_commit", lambda: "0123abc")
+        patch.setattr(provenance, "source_commit", lambda: "0123abc")
         yield
 
 
@@ -133,7 +138,7 @@ def test_several_runs_and_their_controls(trained, others, tmp_path):
 
 
 def test_one_tower_and_the_time_of_a_query(others, tmp_path, monkeypatch):
-    monkeypatch.setattr(retrieval_record, "SYNTHETIC", 1000)
+    monkeypatch.setattr(measures, "SYNTHETIC", 1000)
     text = reported(others[1], out=tmp_path / "report", speed=())
     assert "This network has one tower: nothing crosses." in text and 'class="crossing"' not in text
     assert "all 3 kernels" in text and "Tower a against tower b" not in text and re.findall(r"<h2>(.*?)</h2>", text) == HEADINGS
@@ -150,7 +155,7 @@ def test_a_run_that_left_little(trained, tmp_path):
 
 
 def test_the_embedded_pictures(tmp_path, monkeypatch):
-    monkeypatch.setattr(builtin, "COUNTS", {"train": 48, "val": 32, "test": 16})
+    monkeypatch.setattr(synthetic, "COUNTS", {"train": 48, "val": 32, "test": 16})
     out = run("builtin", tmp_path / "run", "--steps", "2")
     text = reported(out, out=tmp_path / "report", options=["--split", "test"])
     assert "Some of 16 pictures that the" in text and "horizontal-coarse-red" in text and "prepared" not in text
@@ -247,7 +252,7 @@ def test_the_template_is_installed(tmp_path):
     root = Path(__file__).parent.parent
     command = [sys.executable, "setup.py", "-q", "egg_info", "--egg-base", tmp_path, "build_py", "--build-lib", tmp_path / "lib"]
     subprocess.run(command, cwd=root, env={**os.environ, "CXX": "none"}, check=True, capture_output=True)
-    assert (tmp_path / "lib/alexnet_mp/report_page.html").read_bytes() == (root / "alexnet_mp/report_page.html").read_bytes()
+    assert (tmp_path / "lib/alexnet_mp/reporting/page.html").read_bytes() == (root / "alexnet_mp/reporting/page.html").read_bytes()
 
 
 WIDTHS = (360, 390, 1280)

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from alexnet_mp import report_answers
-from alexnet_mp.report_answers import Guesses, draw_example, examples, guesses_of_batch, short_name
+from alexnet_mp.reporting import predictions
+from alexnet_mp.reporting.predictions import Guesses, draw_example, examples, guesses_of_batch, short_name
 
 VIEWS = [(0, 0, False), (4, 4, False), (0, 0, True), (4, 4, True)]
 
@@ -31,15 +31,15 @@ def test_best_worst_and_ambiguous_are_found_in_their_order():
 
 
 def test_each_sort_is_short_and_no_picture_is_shown_twice(monkeypatch):
-    monkeypatch.setattr(report_answers, "EACH", 1)
+    monkeypatch.setattr(predictions, "EACH", 1)
     found = answered([0, 0, 0, 1, 2, 0], [.9, .05, .05], [.48, .47, .05], [.1, .85, .05], [.5, .02, .48], [.34, .33, .33],
                      [.95, .03, .02])
     assert shown(found) == {"Best": [5], "Worst": [3], "Ambiguous": [1]}  # of picture 3, which is as ambiguous, the worst is told
-    assert report_answers.EACH == 1 and len(examples(found)) == 4
+    assert predictions.EACH == 1 and len(examples(found)) == 4
 
 
 def test_off_centre_is_right_and_far_more_probable_in_a_corner(monkeypatch):
-    monkeypatch.setattr(report_answers, "EACH", 1)
+    monkeypatch.setattr(predictions, "EACH", 1)
     places = [[.9, .9], [.9, .5], [.65, .6], [.2, .9], [.9, .1]]
     found = answered([0] * 5, [.9, .05, .05], [.7, .2, .1], [.6, .2, .2], [.6, .2, .2], [.3, .6, .1], places=places)
     assert shown(found)["Off-centre"] == [1]  # 4 is farther apart, and wrong

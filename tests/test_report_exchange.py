@@ -2,10 +2,11 @@
 import pytest
 import torch
 
-from alexnet_mp import report_exchange, variants
-from alexnet_mp.geometry import crossings as geometry_of
-from alexnet_mp.recipe import mini, paper
-from alexnet_mp.report_exchange import crossings, drawing, exchange
+from alexnet_mp.recipes import ablations
+from alexnet_mp.recipes.presets import mini, paper
+from alexnet_mp.recipes.shapes import crossings as geometry_of
+from alexnet_mp.reporting import exchange as report_exchange
+from alexnet_mp.reporting.exchange import crossings, drawing, exchange
 
 CPU = torch.device("cpu")
 
@@ -34,7 +35,7 @@ def test_a_copy_is_timed():
     assert report_exchange._seconds(4000, CPU, CPU) >= 0
 
 
-@pytest.mark.parametrize("recipe", [paper(), mini(), variants.no_links(paper()), variants.one_gpu(paper())])
+@pytest.mark.parametrize("recipe", [paper(), mini(), ablations.no_links(paper()), ablations.one_gpu(paper())])
 def test_every_crossing_is_drawn(recipe):
     drawn = drawing(recipe, 1000)
     rows = [row for row in geometry_of(recipe, recipe.batch_size, 1000) if row[2] == "forward"]

@@ -1,8 +1,8 @@
 """What the report says of a run's lines, by hand."""
 import pytest
 
-from alexnet_mp.recipe import mini
-from alexnet_mp.report_training import draw_training, epochs_of, gap, training
+from alexnet_mp.recipes.presets import mini
+from alexnet_mp.reporting.training import draw_training, epochs_of, gap, training
 
 
 def step(epoch, loss, error):

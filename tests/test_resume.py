@@ -4,12 +4,29 @@ import json
 import pytest
 from conftest import one_thread  # noqa: F401
 from tiny_run import (  # noqa: F401  (fixtures)
-    DATED, EPOCHS, LAST, PER_EPOCH, PLATEAU, SOURCE2012, assert_same_end, data, interrupt, lines, newest, quick, resume, run, seen,
-    signalled_after, signalled_in_test, state)
+    DATED,
+    EPOCHS,
+    LAST,
+    PER_EPOCH,
+    PLATEAU,
+    SOURCE2012,
+    assert_same_end,
+    data,
+    interrupt,
+    lines,
+    newest,
+    quick,
+    resume,
+    run,
+    seen,
+    signalled_after,
+    signalled_in_test,
+    state,
+)
 
-from alexnet_mp.pipeline_dali import available
-from alexnet_mp.saver import Saver
-from alexnet_mp.trainer import Trainer
+from alexnet_mp.data.pipeline_dali import available
+from alexnet_mp.runs.checkpoint_writer import Saver
+from alexnet_mp.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread", "quick")
 needs_dali = pytest.mark.skipif(not available(), reason="DALI is not installed")

@@ -7,14 +7,16 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_folder, one_thread  # noqa: F401
-from tiny_run import (  # noqa: F401  (fixtures)
-    PLATEAU, assert_same_end, bits, data, lines, newest, quick, resume, run, state, tensors)
+from tiny_run import PLATEAU, assert_same_end, bits, data, lines, newest, quick, resume, run, state, tensors  # noqa: F401  (fixtures)
 
-from alexnet_mp import prepare, recipe, resume as resuming
-from alexnet_mp.checkpoint_format import Checkpoint, Data, MadeBy, State
-from alexnet_mp.errors import UserError
-from alexnet_mp.recipe import Date, Layer, change_layers, mini
-from alexnet_mp.statistics import Statistics
+from alexnet_mp import prepare
+from alexnet_mp.data.pixel_statistics import Statistics
+from alexnet_mp.recipes import recipe
+from alexnet_mp.recipes.presets import mini
+from alexnet_mp.recipes.recipe import Date, Layer, change_layers
+from alexnet_mp.runs.checkpoint_format import Checkpoint, Data, MadeBy, State
+from alexnet_mp.system.errors import UserError
+from alexnet_mp.training import resume as resuming
 
 MADE_BY = MadeBy(("cpu: AVX2", "cpu: AVX2"), "cpu", "fp32", "torch", 2, {"torch": "2.13.0", "triton": None})
 STATISTICS = Statistics(np.full((112, 112, 3), 100.0), np.array([0.1, 0.2, 0.3]), np.eye(3))

@@ -9,15 +9,28 @@ import pytest
 from conftest import one_thread  # noqa: F401
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_run import (  # noqa: F401  (fixtures)
-    LAST, PER_EPOCH, PLATEAU, assert_same_end, data, lines, newest, process_of, quick, resume, run, seen, signalled_after,
+    LAST,
+    PER_EPOCH,
+    PLATEAU,
+    assert_same_end,
+    data,
+    lines,
+    newest,
+    process_of,
+    quick,
+    resume,
+    run,
+    seen,
+    signalled_after,
     signalled_in_test,
-    state)
+    state,
+)
 
 from alexnet_mp import train
-from alexnet_mp.checkpoint import listing
-from alexnet_mp.errors import UserError
-from alexnet_mp.saver import Saver
-from alexnet_mp.trainer import Trainer
+from alexnet_mp.runs.checkpoint_writer import Saver
+from alexnet_mp.runs.checkpoints import listing
+from alexnet_mp.system.errors import UserError
+from alexnet_mp.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread", "quick")
 

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 from conftest import needs_faiss
 
-from alexnet_mp import files, retrieval_index, short_codes
-from alexnet_mp.errors import UserError
-from alexnet_mp.features import Features
-from alexnet_mp.retrieval_index import Index, Source, all_distances, difference, exact_index, nearest, write
+from alexnet_mp.retrieval import codes as short_codes
+from alexnet_mp.retrieval import index as retrieval_index
+from alexnet_mp.retrieval.features import Features
+from alexnet_mp.retrieval.index import Index, Source, all_distances, difference, exact_index, nearest, write
+from alexnet_mp.system import durable_files
+from alexnet_mp.system.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 HOSTILE = "n0/\x1b[31m\u202e\udc80\n<b>.jpg"
@@ -56,9 +58,9 @@ def test_codes_are_added_and_the_same_again(tmp_path, quick):
     assert sum(counted) == 2 * 2 * 2 * 20 and Index(places[0]).lengths == [8, 16]
     encoder, codes = Index(places[0]).codes(16)
     assert codes["train"].shape == (20, 2) and np.array_equal(encoder.codes(FOUND["val"].hidden), codes["val"])
-    for file in files.names(places[0], 99):
+    for file in durable_files.names(places[0], 99):
         assert (places[0] / file).read_bytes() == (places[1] / file).read_bytes()
-    assert len(files.names(places[0], 99)) == 6
+    assert len(durable_files.names(places[0], 99)) == 6
     with pytest.raises(UserError, match="no codes of 32 bits, only of 8, 16"):
         Index(places[0]).codes(32)
 
@@ -94,8 +96,8 @@ def test_a_disk_that_fails_leaves_nothing(tmp_path, monkeypatch):
             raise OSError(28, "No space left on device", str(path))
         return function(path, parts)
 
-    function = files.write
-    monkeypatch.setattr(files, "write", fails)
+    function = durable_files.write
+    monkeypatch.setattr(durable_files, "write", fails)
     with pytest.raises(UserError, match="cannot write .*index.json: No space left"):
         written(tmp_path / "index")
     assert list(tmp_path.iterdir()) == []

@@ -4,7 +4,7 @@ import itertools
 import numpy as np
 import pytest
 
-from alexnet_mp.retrieval_measures import gathered, measures
+from alexnet_mp.retrieval.measures import gathered, measures
 
 
 def plain(relevant, at):

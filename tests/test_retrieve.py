@@ -10,11 +10,15 @@ from conftest import make_folder, needs_faiss
 from PIL import Image
 from tiny_run import data, quick, run  # noqa: F401
 
-from alexnet_mp import retrieve, retrieval_record, short_codes
-from alexnet_mp.contact_sheet import SIDE, contact_sheet, png, shortened
-from alexnet_mp.errors import UserError
-from alexnet_mp.retrieval_index import Index
-from alexnet_mp.retrieval_measures import measures
+from alexnet_mp import retrieve
+from alexnet_mp.retrieval import build
+from alexnet_mp.retrieval import codes as short_codes
+from alexnet_mp.retrieval import features as features_module
+from alexnet_mp.retrieval import measures as retrieval_record
+from alexnet_mp.retrieval.contact_sheet import SIDE, contact_sheet, png, shortened
+from alexnet_mp.retrieval.index import Index
+from alexnet_mp.retrieval.measures import measures
+from alexnet_mp.system.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("one_thread", "quick", "few_passes")
 WHERE = ["--gpus", "cpu", "--pipeline", "torch", "--workers", "0"]
@@ -43,7 +47,7 @@ def trained(original, tmp_path):
 @pytest.fixture
 def photograph(data, tmp_path):  # noqa: F811
     """The first training picture, as a file."""
-    from alexnet_mp.dataset import open_dataset
+    from alexnet_mp.data.dataset import open_dataset
     Image.fromarray(open_dataset(str(data), 40).splits["train"].read(0)).save(tmp_path / "photograph.png")
     return tmp_path / "photograph.png"
 
@@ -216,18 +220,18 @@ def test_what_can_not_be_asked(trained, arguments, problem):
 
 
 def test_a_network_that_diverged_is_not_indexed(trained, monkeypatch):
-    function = retrieve.features
+    function = features_module.features
 
     def features(*arguments):
         found = function(*arguments)
         found.hidden[2, 3] = np.nan
         return found
 
-    monkeypatch.setattr(retrieve, "features", features)
+    monkeypatch.setattr(build, "features", features)
     with pytest.raises(UserError, match="not finite"):
         retrieve.main(["index", str(trained), "--out", str(trained / "new"), *WHERE])
     assert not (trained / "new").exists()
-    monkeypatch.setattr(retrieve, "free_memory", lambda: 1000)
+    monkeypatch.setattr(build, "free_memory", lambda: 1000)
     with pytest.raises(UserError, match="GB of memory"):
         retrieve.main(["index", str(trained), "--out", str(trained / "new"), *WHERE])
 
@@ -241,10 +245,10 @@ def test_sheets_of_long_names_and_missing_pictures():
 
 def test_the_digest_is_of_the_weights():
     from alexnet_mp import TwoTowerAlexNet
-    from alexnet_mp.cifar_recipes import cifar18
+    from alexnet_mp.recipes.cifar import cifar18
     network = TwoTowerAlexNet(cifar18(), ["cpu"], 10)
-    before = retrieve.weights_digest(network)
-    assert before == retrieve.weights_digest(TwoTowerAlexNet(cifar18(), ["cpu"], 10)) and len(before) == 64
+    before = build.weights_digest(network)
+    assert before == build.weights_digest(TwoTowerAlexNet(cifar18(), ["cpu"], 10)) and len(before) == 64
     with torch.no_grad():
         network.towers[0].conv1.weight[0, 0, 0, 0] += 1e-3
-    assert retrieve.weights_digest(network) != before
+    assert build.weights_digest(network) != before

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from alexnet_mp.kernels import lrn_max_pool, ops
-from alexnet_mp.recipe import mini, paper, source2012
+from alexnet_mp.recipes.presets import mini, paper, source2012
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 import roofline  # noqa: E402

@@ -12,11 +12,11 @@ from test_files import Faulty, odd_files
 from tiny_run import LAST, TINY, data, lines, quick, resume, run  # noqa: F401  (fixtures)
 
 from alexnet_mp import train
-from alexnet_mp.errors import UserError
-from alexnet_mp.recipe import mini
-from alexnet_mp.run_directory import RunDirectory, read_run, refuse_foreign, refuse_unusable
-from alexnet_mp.run_lock import RunLock
-from alexnet_mp.statistics import Statistics
+from alexnet_mp.data.pixel_statistics import Statistics
+from alexnet_mp.recipes.presets import mini
+from alexnet_mp.runs.directory import RunDirectory, read_run, refuse_foreign, refuse_unusable
+from alexnet_mp.runs.lock import RunLock
+from alexnet_mp.system.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

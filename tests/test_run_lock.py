@@ -8,8 +8,8 @@ import pytest
 from disk import forked
 from test_files import odd_files
 
-from alexnet_mp.errors import UserError
-from alexnet_mp.run_lock import LOCK, RunLock
+from alexnet_mp.runs.lock import LOCK, RunLock
+from alexnet_mp.system.errors import UserError
 
 
 def holding(directory, then=lambda: None):

@@ -9,10 +9,13 @@ from disk import failing
 from test_files import Faulty
 from tiny_run import LAST, add_to_step, assert_same_end, data, lines, newest, quick, resume, run  # noqa: F401  (fixtures)
 
-from alexnet_mp import checkpoint, checkpoint_format, files, train, trainer
-from alexnet_mp.checkpoint import REPLACED, best, listing
-from alexnet_mp.errors import UserError
-from alexnet_mp.trainer import Trainer
+from alexnet_mp import checkpoint, train
+from alexnet_mp.runs import checkpoint_format, checkpoints
+from alexnet_mp.runs.checkpoints import REPLACED, best, listing
+from alexnet_mp.system import durable_files
+from alexnet_mp.system.errors import UserError
+from alexnet_mp.training import trainer
+from alexnet_mp.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread", "quick")
 
@@ -82,7 +85,7 @@ def test_what_is_being_replaced_is_listed(data, tmp_path):
     """A crash between the two renames leaves .replaced_N alone; also who may not rename it finds it."""
     out = run(data, tmp_path / "run", "--steps", "4")
     newest(out).rename(out / "checkpoints" / f"{REPLACED}00000004")
-    assert newest(out).name == f"{REPLACED}00000004" and checkpoint.newest_weights(out)[0] == newest(out)
+    assert newest(out).name == f"{REPLACED}00000004" and checkpoints.newest_weights(out)[0] == newest(out)
     whole = run(data, tmp_path / "whole")
     assert_same_end(run(data, tmp_path / "new", "--resume", out), whole)
     assert_same_end(resume(data, out), whole)
@@ -99,7 +102,7 @@ def test_what_the_machine_cannot_read_just_now_is_not_called_damaged(number, dat
         return opening(path, *arguments, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(files.os, "open", fail)
+        patch.setattr(durable_files.os, "open", fail)
         assert os.strerror(number) in refused(data, out, "--resume", "auto")
     assert list(listing(out)) == before
     resume(data, out)
@@ -108,7 +111,7 @@ def test_what_the_machine_cannot_read_just_now_is_not_called_damaged(number, dat
 def test_a_failed_save_is_tried_again_soon(data, tmp_path, monkeypatch):
     """Long before the next one is due: RETRY after it, whatever failed."""
     monkeypatch.setattr(trainer, "RETRY", 0.0)
-    put, failed = checkpoint.put, []
+    put, failed = checkpoints.put, []
 
     def put_later(path, content):
         if content.state.step == 3 and not failed:
@@ -116,7 +119,7 @@ def test_a_failed_save_is_tried_again_soon(data, tmp_path, monkeypatch):
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
         return put(path, content)
 
-    monkeypatch.setattr(checkpoint, "put", put_later)
+    monkeypatch.setattr(checkpoints, "put", put_later)
     monkeypatch.setattr(Trainer, "save_if_due", waiting(Trainer.save_if_due))
     out = run(data, tmp_path / "run", "--checkpoint-every", "1000", "--keep", "99", "--steps", "5")
     assert failed and 4 in listing(out)
@@ -167,9 +170,9 @@ def test_an_empty_out_is_refused(arguments, data, tmp_path, monkeypatch):
 
 def test_a_directory_whose_parents_cannot_be_synced_is_not_begun(data, tmp_path, monkeypatch):
     calls = Faulty()
-    monkeypatch.setattr(files, "os", calls)
+    monkeypatch.setattr(durable_files, "os", calls)
     run(data, tmp_path / "a" / "b" / "run", "--steps", "1")
     at = next(number for number, call in enumerate(calls.calls) if "fsync" in str(call))
-    monkeypatch.setattr(files, "os", Faulty(at, failing))
+    monkeypatch.setattr(durable_files, "os", Faulty(at, failing))
     assert "Input/output error" in refused(data, tmp_path / "c" / "d" / "run", "--steps", "1")
     assert not (tmp_path / "c" / "d" / "run").exists()

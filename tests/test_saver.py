@@ -7,10 +7,13 @@ import torch
 from disk import add_gate, checkpoint_of, holds_what_it_should, names, put_all
 from tiny_run import LAST, data, lines, quick, run  # noqa: F401  (fixtures)
 
-from alexnet_mp import checkpoint, checkpoint_format, train, trainer
-from alexnet_mp.checkpoint import listing
-from alexnet_mp.errors import UserError
-from alexnet_mp.saver import Saver
+from alexnet_mp import train
+from alexnet_mp.runs import checkpoint_format, checkpoints
+from alexnet_mp.runs.checkpoint_writer import Saver
+from alexnet_mp.runs.checkpoints import listing
+from alexnet_mp.system import durable_files
+from alexnet_mp.system.errors import UserError
+from alexnet_mp.training import trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread", "quick")
 SOON = 60  # seconds that nothing here takes
@@ -100,7 +103,7 @@ def test_a_snapshot_shares_no_memory_with_the_training(data, tmp_path, monkeypat
 
 
 def test_one_at_a_time(place, monkeypatch):
-    gate, writing = add_gate(monkeypatch, checkpoint, "put")
+    gate, writing = add_gate(monkeypatch, checkpoints, "put")
     saver = Saver(place, 9)
     saver.start(checkpoint_of(1))
     assert writing.acquire(timeout=SOON) and saver.busy and not saver.wait(0.01)
@@ -163,7 +166,7 @@ def test_an_old_one_that_cannot_be_removed_is_another_matter(place, monkeypatch)
     put_all(place.path, 1, 2)
     saver, error = Saver(place, 1), OSError(5, "Input/output error")
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint.files.os, "rmdir", fail(error))
+        patch.setattr(durable_files.os, "rmdir", fail(error))
         saver.start(checkpoint_of(3))
         saver.wait()
         assert saver.outcome() == (None, error) and saver.saved == listing(place.path)[3]
@@ -187,7 +190,7 @@ def test_a_thread_that_cannot_be_started_leaves_a_saver_that_can_be_waited_for(p
 
 def test_an_error_ends_a_run_although_a_write_hangs(data, tmp_path, monkeypatch):
     """A disk that answers no more: the run waits a while for it, and ends with the error that it has."""
-    gate, writing = add_gate(monkeypatch, checkpoint, "put")
+    gate, writing = add_gate(monkeypatch, checkpoints, "put")
     for module in (train, trainer):
         monkeypatch.setattr(module, "PATIENCE", 0.1)
 
@@ -206,7 +209,7 @@ def test_an_error_ends_a_run_although_a_write_hangs(data, tmp_path, monkeypatch)
 
 
 def test_a_second_interrupt_waits_for_no_write(data, tmp_path, monkeypatch):
-    gate, writing = add_gate(monkeypatch, checkpoint, "put")
+    gate, writing = add_gate(monkeypatch, checkpoints, "put")
 
     def interrupt(self):
         if self.step == 2:
@@ -222,20 +225,20 @@ def test_a_second_interrupt_waits_for_no_write(data, tmp_path, monkeypatch):
 
 
 def test_the_end_waits_for_the_last_write(data, tmp_path, monkeypatch):
-    put = checkpoint.put
+    put = checkpoints.put
 
     def slow(*arguments):
         threading.Event().wait(0.3)
         return put(*arguments)
 
-    monkeypatch.setattr(checkpoint, "put", slow)
+    monkeypatch.setattr(checkpoints, "put", slow)
     out = run(data, tmp_path / "run", "--steps", 2)
     assert list(listing(out)) == [2] and not [thread for thread in threading.enumerate() if thread.name == "save"]
 
 
 def test_a_disk_slower_than_the_interval_makes_checkpoints_late_and_no_step(data, tmp_path, monkeypatch):
     """While one is written the next, due at every step, isn't begun; of the best validations a copy waits for its turn."""
-    gate, writing = add_gate(monkeypatch, checkpoint, "put")
+    gate, writing = add_gate(monkeypatch, checkpoints, "put")
     begun, save_if_due = [], trainer.Trainer.save_if_due
 
     def count(self):

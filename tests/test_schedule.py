@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from alexnet_mp.recipe import Date, change_layers, mini, paper, source2012
-from alexnet_mp.schedule import make_schedule
+from alexnet_mp.recipes.presets import mini, paper, source2012
+from alexnet_mp.recipes.recipe import Date, change_layers
+from alexnet_mp.training.schedule import make_schedule
 
 
 def rates_of(schedule, epoch=1):

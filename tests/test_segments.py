@@ -5,14 +5,24 @@ from contextlib import closing
 import pytest
 import torch
 from fake_streams import streams  # noqa: F401  (fixture)
-from test_exchange_overlap import by_halves  # noqa: F401  (fixture)
-from test_exchange_overlap import FROZEN, LABELS, Called, Products, apart, gradients, images
+from test_exchange_overlap import (
+    FROZEN,
+    LABELS,
+    Called,
+    Products,
+    apart,
+    by_halves,  # noqa: F401  (fixture)
+    gradients,
+    images,
+)
 
-from alexnet_mp import cuda_graphs, exchange, mini
-from alexnet_mp.network import merge_tensors
-from alexnet_mp.pipeline_raw import ahead
-from alexnet_mp.recipe import change_layers
-from alexnet_mp.segments import forward_and_backward
+from alexnet_mp import mini
+from alexnet_mp.data.pipeline_raw import ahead
+from alexnet_mp.network import exchange
+from alexnet_mp.network.network import merge_tensors
+from alexnet_mp.recipes.recipe import change_layers
+from alexnet_mp.training import cuda_graphs
+from alexnet_mp.training.graph_segments import forward_and_backward
 
 TWO = [torch.device("cuda:0"), torch.device("cuda:1")]
 RECIPES = {"four edges": mini(), "a fifth": change_layers(mini(), "conv4", reads="both"),

@@ -16,11 +16,14 @@ from planted import CPU, OTHER, Forked, asked, deliver_stale, one_element_of_the
 from test_device_checks import needs_kernels, one_wrong_pixel
 from tiny_run import TINY, data, quick, resume, run  # noqa: F401  (fixtures)
 
-from alexnet_mp import device_checks, isolated, pipeline_dali, self_check, train
-from alexnet_mp.errors import UserError
-from alexnet_mp.isolated import Unfit
+from alexnet_mp import train
+from alexnet_mp.data import pipeline_dali
 from alexnet_mp.kernels import choice, ops
-from alexnet_mp.run_directory import read_run
+from alexnet_mp.runs.directory import read_run
+from alexnet_mp.system import isolated
+from alexnet_mp.system.errors import UserError
+from alexnet_mp.system.isolated import Unfit
+from alexnet_mp.training import device_checks, self_check
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 START = isolated._start
@@ -297,7 +300,7 @@ def test_two_that_remember_at_once_leave_a_whole_file(tmp_path):
 
 
 def test_where_the_memory_lies(monkeypatch, tmp_path):
-    from alexnet_mp import machine
+    from alexnet_mp.system import machine
     assert machine.cache_directory() == tmp_path / "cache"
     monkeypatch.setenv("HOME", str(tmp_path))
     for given in ("", "relative/cache"):  # as the specification has it

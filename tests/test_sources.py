@@ -8,13 +8,23 @@ import zlib
 
 import numpy as np
 import pytest
-from make_archives import (WNIDS, image, make_cifar10, make_ilsvrc2010, make_ilsvrc2012, make_synset_tars, pixels, synset_tar_files,
-                           tar, write)
+from make_archives import (
+    WNIDS,
+    image,
+    make_cifar10,
+    make_ilsvrc2010,
+    make_ilsvrc2012,
+    make_synset_tars,
+    pixels,
+    synset_tar_files,
+    tar,
+    write,
+)
 
-from alexnet_mp.archives import Item
-from alexnet_mp.dataset import Folder
-from alexnet_mp.errors import UserError
-from alexnet_mp.sources import find, picture, read_bytes
+from alexnet_mp.data.dataset import Folder
+from alexnet_mp.preparation.sources import find, picture, read_bytes
+from alexnet_mp.preparation.tar_archives import Item
+from alexnet_mp.system.errors import UserError
 
 SIZE = 24
 
@@ -291,7 +301,7 @@ def test_an_item_is_small():
 
 
 def test_progress_is_told(tmp_path, monkeypatch):
-    monkeypatch.setattr("alexnet_mp.archives.Progress.__init__.__defaults__", (0,))
+    monkeypatch.setattr("alexnet_mp.preparation.tar_archives.Progress.__init__.__defaults__", (0,))
     notes = []
     find(make_ilsvrc2012(tmp_path / "{x}"), note=notes.append)
     find(made(tmp_path, "tar", class_files(2)), note=notes.append)

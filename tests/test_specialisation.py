@@ -6,18 +6,33 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy import stats
 from made_kernels import BLUE_YELLOW, GREY, RED_GREEN, made, measured
+from scipy import stats
 from tiny_checkpoint import tiny
 
-from alexnet_mp import geometry, specialisation
-from alexnet_mp.checkpoint import put
-from alexnet_mp.claim_statistics import random_orders
-from alexnet_mp.errors import UserError
-from alexnet_mp.kernel_statistics import kernel_statistics
-from alexnet_mp.specialisation import (LEVEL, MEASURES, appearance, appearance_by_chance, cliffs_delta, division,
-                                       division_by_chance, energy_distances, first_layer, holm, kuipers_v, matching,
-                                       tower_differences, watsons_u2, wilson)
+from alexnet_mp.analysis import specialisation
+from alexnet_mp.analysis.first_layer import kernel_statistics
+from alexnet_mp.analysis.specialisation import (
+    LEVEL,
+    MEASURES,
+    appearance,
+    appearance_by_chance,
+    cliffs_delta,
+    division,
+    division_by_chance,
+    energy_distances,
+    first_layer,
+    holm,
+    kuipers_v,
+    matching,
+    random_orders,
+    tower_differences,
+    watsons_u2,
+    wilson,
+)
+from alexnet_mp.recipes import shapes
+from alexnet_mp.runs.checkpoints import put
+from alexnet_mp.system.errors import UserError
 
 
 def test_cliffs_delta_against_counting_and_scipy():
@@ -180,7 +195,7 @@ def test_a_first_layer_without_kernels(tmp_path):
     saved = tiny()
     _, fc2, fc8 = saved.state.recipe.layers
     recipe = dataclasses.replace(saved.state.recipe, layers=(dataclasses.replace(fc2, reads="image"), fc8))
-    weights = {name: torch.zeros(shape) for name, shape in geometry.merged_shapes(recipe, 3).items()}
+    weights = {name: torch.zeros(shape) for name, shape in shapes.merged_shapes(recipe, 3).items()}
     scheduled = dataclasses.replace(saved.state.scheduled, learning_rates=dict.fromkeys(weights, 0.01))
     state = dataclasses.replace(saved.state, recipe=recipe, scheduled=scheduled)
     put(tmp_path, dataclasses.replace(saved, weights=weights, velocity=weights, state=state))

@@ -18,7 +18,7 @@ import test_speed_sgd as sgd  # noqa: E402
 import test_speed_step as step  # noqa: E402
 
 from alexnet_mp import paper  # noqa: E402
-from alexnet_mp.recipe import change_layers  # noqa: E402
+from alexnet_mp.recipes.recipe import change_layers  # noqa: E402
 
 CPU = torch.device("cpu")
 # Instead of measuring, what a test asks for is written down.

@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from alexnet_mp.errors import UserError
-from alexnet_mp.statistics import FILE, Statistics, Sums
+from alexnet_mp.data.pixel_statistics import FILE, Statistics, Sums
+from alexnet_mp.system.errors import UserError
 
 SIZE = 12
 FIELDS = ("mean", "eigenvalues", "eigenvectors")

@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 
 from alexnet_mp import TwoTowerAlexNet, mini, paper
-from alexnet_mp.geometry import parameter_counts
-from alexnet_mp.recipe import Layer, Recipe
-from alexnet_mp.step_memory import step_memory
-from alexnet_mp.variants import no_links, one_gpu
+from alexnet_mp.profiling.step_memory import step_memory
+from alexnet_mp.recipes.ablations import no_links, one_gpu
+from alexnet_mp.recipes.recipe import Layer, Recipe
+from alexnet_mp.recipes.shapes import parameter_counts
 
 
 def small(recipe):

@@ -6,21 +6,33 @@ import signal
 import pytest
 import torch
 from conftest import one_thread  # noqa: F401
-from tiny_run import (  # noqa: F401  (fixtures)
-    LAST, assert_same_end, data, interrupt, lines, newest, quick, resume, run, signalled_after)
+from tiny_run import LAST, assert_same_end, data, interrupt, lines, newest, quick, resume, run, signalled_after  # noqa: F401  (fixtures)
 
-from alexnet_mp import ceilings, files, step_profile
-from alexnet_mp.ceilings import Ceilings
-from alexnet_mp.errors import UserError
-from alexnet_mp.profile_table import table
-from alexnet_mp.recipe import paper
-from alexnet_mp.roofline import layer_limits
-from alexnet_mp.roofline import step as roofline_step
-from alexnet_mp.step_attribution import (
-    FORWARD_BACKWARD, INPUT, LAYER, NETWORK, NODE, STEP, UPDATE, Operation, Place, Times, attribute)
-from alexnet_mp.tower import TowerLayer
-from alexnet_mp.trainer import Trainer
-from alexnet_mp.training_step import TrainingStep
+from alexnet_mp.network.layer import TowerLayer
+from alexnet_mp.profiling import machine_limits
+from alexnet_mp.profiling.attribution import (
+    FORWARD_BACKWARD,
+    INPUT,
+    LAYER,
+    NETWORK,
+    NODE,
+    STEP,
+    UPDATE,
+    Operation,
+    Place,
+    Times,
+    attribute,
+)
+from alexnet_mp.profiling.machine_limits import Ceilings
+from alexnet_mp.profiling.roofline import layer_limits
+from alexnet_mp.profiling.roofline import step as roofline_step
+from alexnet_mp.profiling.table import table
+from alexnet_mp.recipes.presets import paper
+from alexnet_mp.system import durable_files
+from alexnet_mp.system.errors import UserError
+from alexnet_mp.training import profiler
+from alexnet_mp.training.step import TrainingStep
+from alexnet_mp.training.trainer import Trainer
 
 LAYERS = ("conv1", "conv1 relu+lrn+max_pool", "conv2", "conv2 relu+max_pool", "fc6", "fc6 relu+dropout", "fc8")
 OTHERS = ("loss, accuracy", "exchange, joining of maps", "update", "waiting for input", "other")
@@ -33,10 +45,10 @@ def small(quick, one_thread, monkeypatch):
 
 def small_ceilings(patch):
     """The ceilings take milliseconds."""
-    patch.setattr(ceilings, "SECONDS", 0)
-    patch.setattr(ceilings, "COPY_BYTES", 1 << 20)
-    patch.setattr(ceilings, "CACHES", 0)
-    patch.setitem(ceilings.PRODUCT, "cpu", 64)
+    patch.setattr(machine_limits, "SECONDS", 0)
+    patch.setattr(machine_limits, "COPY_BYTES", 1 << 20)
+    patch.setattr(machine_limits, "CACHES", 0)
+    patch.setitem(machine_limits.PRODUCT, "cpu", 64)
 
 
 @pytest.fixture(scope="module")
@@ -151,22 +163,22 @@ def test_nothing_of_it_stays(data, tmp_path, monkeypatch):
     signalled_after(monkeypatch, Trainer, "one_step", 4, then=lambda: steps.append(trainers[0].training_step))
     run(data, tmp_path / "run", "--profile", 1)
     (trainer,) = trainers
-    assert isinstance(steps[0], step_profile._RangedStep) and type(trainer.training_step) is TrainingStep
+    assert isinstance(steps[0], profiler._RangedStep) and type(trainer.training_step) is TrainingStep
     assert not trainer.profiler.recording and not trainer.profiler.ranges
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in trainer.network.modules())
 
 
 @pytest.mark.parametrize("fault", ["disk", "memory"])
 def test_a_profile_that_fails_does_not_end_the_run(fault, data, tmp_path, monkeypatch, capsys, runs):
-    def full(path, content, function=files.replace):
-        if path.name in (step_profile.NUMBERS, step_profile.TRACE):
+    def full(path, content, function=durable_files.replace):
+        if path.name in (profiler.NUMBERS, profiler.TRACE):
             raise OSError(28, "No space left on device", str(path))
         function(path, content)
 
     def measure(device, dtype):
         raise RuntimeError("CUDA out of memory")
 
-    monkeypatch.setattr(*(files, "replace", full) if fault == "disk" else (ceilings, "measure", measure))
+    monkeypatch.setattr(*(durable_files, "replace", full) if fault == "disk" else (machine_limits, "measure", measure))
     out = run(data, tmp_path / "run", "--profile", 2)
     printed = capsys.readouterr().out
     if fault == "disk":
@@ -323,12 +335,12 @@ def test_a_frozen_layer_is_asked_for_no_backward_pass():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_ceilings_are_measured_and_leave_the_random_numbers_alone(dtype):
     before = torch.get_rng_state()
-    found = ceilings.measure(torch.device("cpu"), dtype)
+    found = machine_limits.measure(torch.device("cpu"), dtype)
     assert 0.05 < found.bandwidth < 1e5 and 1e-6 < found.tflops < 1e3 and (found.copy_bytes, found.product) == (1 << 20, 64)
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_no_cache_holds_the_copy(monkeypatch):
     monkeypatch.undo()
-    largest = ceilings.copy_bytes(torch.device("cpu"))
-    assert ceilings.COPY_BYTES <= largest <= ceilings.LARGEST_COPY and ceilings.copy_bytes(torch.device("cuda:0")) == ceilings.COPY_BYTES
+    largest = machine_limits.copy_bytes(torch.device("cpu"))
+    assert machine_limits.COPY_BYTES <= largest <= machine_limits.LARGEST_COPY and machine_limits.copy_bytes(torch.device("cuda:0")) == machine_limits.COPY_BYTES

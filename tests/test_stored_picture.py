@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 from small_set import encoded, noise
 
-from alexnet_mp.errors import UserError
-from alexnet_mp.stored_picture import decoded, stored_picture
+from alexnet_mp.data.resize import decoded, stored_picture
+from alexnet_mp.system.errors import UserError
 
 SIZE = 24
 

@@ -6,9 +6,11 @@ from make_archives import IDS, WNIDS, image, make_ilsvrc2012, seed_of, tar
 from tiny_run import quick, run  # noqa: F401  (a fixture)
 
 from alexnet_mp import evaluate, prepare
-from alexnet_mp.errors import UserError
-from alexnet_mp.prepared import Prepared
-from alexnet_mp.submission import describe, order, text
+from alexnet_mp.data import pixel_statistics
+from alexnet_mp.data.prepared import Prepared
+from alexnet_mp.evaluation import protocol, trained
+from alexnet_mp.evaluation.submission import describe, order, text
+from alexnet_mp.system.errors import UserError
 
 
 def names(*numbers, split="val", folder=""):
@@ -57,13 +59,13 @@ def ilsvrc(tmp_path_factory):
 
 def expected_lines(directory, data, split, places):
     """The lines from the network itself: its ten views of each picture, one after the other."""
-    network, found = evaluate.load_run(directory, "cpu")
-    statistics, recipe, pictures = evaluate.Statistics.load(directory), found.recipe, Prepared(data, 40, (split,)).splits[split]
+    network, found = trained.load_run(directory, "cpu")
+    statistics, recipe, pictures = pixel_statistics.Statistics.load(directory), found.recipe, Prepared(data, 40, (split,)).splits[split]
     lines = []
     for place in places:
         pixels = pictures.read(place).astype(np.float32)
         views = []
-        for top, left, flip in evaluate.both_protocols(recipe)["ten views"]:
+        for top, left, flip in protocol.both_protocols(recipe)["ten views"]:
             crop, mean = (of[top:top + 32, left:left + 32] for of in (pixels, np.asarray(statistics.mean, np.float32)))
             crop = (crop - mean)[:, ::-1] if flip else crop - mean
             views.append(torch.from_numpy(np.ascontiguousarray(crop.transpose(2, 0, 1))))

@@ -4,8 +4,8 @@ import pytest
 import torch
 from fake_device import LateEvents
 
-from alexnet_mp import taken_steps
-from alexnet_mp.taken_steps import READ_EVERY, TakenSteps
+from alexnet_mp.training import pending_steps
+from alexnet_mp.training.pending_steps import READ_EVERY, TakenSteps
 
 CPU = torch.device("cpu")
 
@@ -29,7 +29,7 @@ def test_on_a_cpu_a_step_is_read_when_it_was_taken():
 
 @pytest.mark.parametrize("behind", [1, 3, READ_EVERY - 1])
 def test_what_is_there_is_read_without_a_wait(behind, monkeypatch):
-    monkeypatch.setattr(taken_steps, "mark", device := LateEvents(behind))
+    monkeypatch.setattr(pending_steps, "mark", device := LateEvents(behind))
     taken, read = TakenSteps([CPU]), []
     for step in range(1, 41):
         take(taken, step)
@@ -40,7 +40,7 @@ def test_what_is_there_is_read_without_a_wait(behind, monkeypatch):
 
 
 def test_the_host_waits_for_the_older_half_of_too_many_steps(monkeypatch):
-    monkeypatch.setattr(taken_steps, "mark", LateEvents(10**9))
+    monkeypatch.setattr(pending_steps, "mark", LateEvents(10**9))
     taken, half = TakenSteps([CPU]), READ_EVERY // 2
     for step in range(1, 4 * READ_EVERY):
         take(taken, step)
@@ -51,7 +51,7 @@ def test_the_host_waits_for_the_older_half_of_too_many_steps(monkeypatch):
 
 
 def test_numbers_that_the_next_step_overwrites_were_copied(monkeypatch):
-    monkeypatch.setattr(taken_steps, "mark", LateEvents(2))
+    monkeypatch.setattr(pending_steps, "mark", LateEvents(2))
     taken, loss = TakenSteps([CPU]), torch.tensor(0.0)
     for step in range(1, 5):
         taken.add(step, np.arange(1), 0, [loss.fill_(step)])
@@ -60,7 +60,7 @@ def test_numbers_that_the_next_step_overwrites_were_copied(monkeypatch):
 
 def test_each_step_has_its_own_time_however_many_are_read_at_once(monkeypatch):
     clock = iter([10.0, 11.0, 13.0, 20.0, 20.5])
-    monkeypatch.setattr(taken_steps.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(pending_steps.time, "perf_counter", lambda: next(clock))
     taken = TakenSteps([CPU])  # begins at 10
     take(taken, 1)
     take(taken, 2)
@@ -74,7 +74,7 @@ def test_the_time_is_a_gpus_where_there_is_one():
     devices = [torch.device("cpu"), torch.device("cuda:0")]
     made = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(taken_steps, "mark", lambda device: made.append(device))
+        patch.setattr(pending_steps, "mark", lambda device: made.append(device))
         taken = TakenSteps(devices)
         take(taken, 1)
     assert made == [devices[1], devices[1], devices[0]]

@@ -11,8 +11,9 @@ import pytest
 import torch
 from test_exchange_overlap import LABELS, apart, images
 
-from alexnet_mp import cuda_graphs, mini, segments, tape_program
-from alexnet_mp.recipe import change_layers
+from alexnet_mp import mini
+from alexnet_mp.recipes.recipe import change_layers
+from alexnet_mp.training import cuda_graphs, graph_segments, tape_program
 
 SOURCE = Path(__file__).with_name("tape_on_host.cpp")
 GET, SET, LAUNCH, RECORD, WAIT, COPY_WITHIN, COPY_BETWEEN = range(7)  # as in tape_on_host.cpp
@@ -115,7 +116,7 @@ def taped(recipe, devices):
 
     network, x = apart(recipe), images(recipe)
     tape = Writing(None, None, network.exchange)
-    segments.forward_and_backward(network, [x, x.clone()], LABELS, tape)
+    graph_segments.forward_and_backward(network, [x, x.clone()], LABELS, tape)
     return tape.steps, streams
 
 

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from tiny_checkpoint import V4, original, place, refused, rewrite, with_header  # noqa: F401  (fixtures)
 
-from alexnet_mp import tensor_file
-from alexnet_mp.checkpoint_format import STATISTICS, WEIGHTS, load, load_weights, verify
-from alexnet_mp.statistics import Statistics
+from alexnet_mp.data.pixel_statistics import FILE as STATISTICS
+from alexnet_mp.data.pixel_statistics import Statistics
+from alexnet_mp.runs import safetensors_file
+from alexnet_mp.runs.checkpoint_format import WEIGHTS, load, load_weights, verify
 
 
 def header_and_data(content):
@@ -102,6 +103,6 @@ def test_a_header_whose_length_begins_like_a_pickle(length, tmp_path):
 
 def test_a_negative_variance(place):
     values = vars(Statistics.load(place)) | {"eigenvalues": np.array([-0.1, 0.1, 0.2])}
-    layout = tensor_file.read_layout((place / STATISTICS).stat().st_size, (place / STATISTICS).read_bytes())
-    rewrite(place, STATISTICS, b"".join(tensor_file.parts(layout, values)))
+    layout = safetensors_file.read_layout((place / STATISTICS).stat().st_size, (place / STATISTICS).read_bytes())
+    rewrite(place, STATISTICS, b"".join(safetensors_file.parts(layout, values)))
     assert "negative" in refused(load, place, STATISTICS)

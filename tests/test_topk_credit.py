@@ -1,10 +1,10 @@
-"""Top-1 and top-5 in Triton, in its interpreter where there is no GPU: the definition in `answers.py`, to the bit."""
+"""Top-1 and top-5 in Triton, in its interpreter where there is no GPU: the definition in `accuracy.py`, to the bit."""
 import os
 
 import pytest
 import torch
 
-from alexnet_mp.answers import credits, credits_each
+from alexnet_mp.evaluation.accuracy import credits, credits_each
 
 pytest.importorskip("triton", reason="triton is not installed")
 GPU = torch.cuda.is_available()
@@ -70,7 +70,7 @@ def test_who_counts(monkeypatch):
     for kernels in ("auto", "reference"):
         assert torch.equal(credits(scores, labels, kernels), expected)
     with monkeypatch.context() as patch:
-        patch.setattr("alexnet_mp.answers.resolve", lambda kernels, device: kernels)
-        patch.setattr("alexnet_mp.answers.credits_each", None)
+        patch.setattr("alexnet_mp.evaluation.accuracy.resolve", lambda kernels, device: kernels)
+        patch.setattr("alexnet_mp.evaluation.accuracy.credits_each", None)
         found = credits(scores.to(DEVICE), labels.to(DEVICE), "triton")
     torch.testing.assert_close(found.cpu(), expected, rtol=1e-15, atol=0)

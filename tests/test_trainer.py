@@ -12,15 +12,29 @@ from conftest import one_thread  # noqa: F401
 from fake_device import LateEvents
 from pipeline_sets import needs_dali, nothing_stays  # noqa: F401  (fixture)
 from tiny_run import (  # noqa: F401  (fixtures)
-    LAST, PER_EPOCH, add_to_step, assert_same_end, data, lines, newest, quick, resume, run, seen, signalled_after,
-    signalled_in_test, state)
+    LAST,
+    PER_EPOCH,
+    add_to_step,
+    assert_same_end,
+    data,
+    lines,
+    newest,
+    quick,
+    resume,
+    run,
+    seen,
+    signalled_after,
+    signalled_in_test,
+    state,
+)
 
-from alexnet_mp import taken_steps
-from alexnet_mp.dataset import open_dataset
-from alexnet_mp.errors import UserError
-from alexnet_mp.pipeline_torch import TorchPipeline
-from alexnet_mp.saver import Saver
-from alexnet_mp.trainer import Trainer
+from alexnet_mp.data import batches, pipeline_torch
+from alexnet_mp.data.dataset import open_dataset
+from alexnet_mp.data.pipeline_torch import TorchPipeline
+from alexnet_mp.runs.checkpoint_writer import Saver
+from alexnet_mp.system.errors import UserError
+from alexnet_mp.training import pending_steps
+from alexnet_mp.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread", "quick")
 
@@ -46,7 +60,7 @@ def behind_the_host(monkeypatch, steps):
         self.on_gpu = True
 
     monkeypatch.setattr(Trainer, "__init__", init)
-    monkeypatch.setattr(taken_steps, "mark", LateEvents(steps))
+    monkeypatch.setattr(pending_steps, "mark", LateEvents(steps))
 
 
 def parameter(trainer, name, tower):
@@ -199,7 +213,7 @@ def test_with_a_step_unread_the_lines_are_the_same(flags, data, tmp_path, monkey
 @pytest.mark.parametrize("steps, read_every", [(5, 16), (100, 4)])
 def test_a_device_many_steps_behind_changes_no_line_and_hides_no_bad_step(steps, read_every, data, tmp_path, monkeypatch, images_of, whole):
     behind_the_host(monkeypatch, steps)
-    monkeypatch.setattr(taken_steps, "READ_EVERY", read_every)
+    monkeypatch.setattr(pending_steps, "READ_EVERY", read_every)
     assert_same_end(run(data, tmp_path / "good"), whole)
     text, last = stopped(data, tmp_path / "good", monkeypatch, 10, CASES["velocity"][0], "--epochs", 6)
     assert "weights of conv1.weight on tower b: not finite at step 10" in text and last == 12  # all is read before the validation
@@ -288,7 +302,6 @@ def test_an_exception_in_a_tower_ends_the_run_with_it(direction, tower, layer, d
 @pytest.mark.parametrize("pipeline, workers", [("torch", 0), ("torch", 2), ("raw", 1), pytest.param("dali", 1, marks=needs_dali)])
 def test_an_exception_in_the_pipeline_comes_after_a_save(pipeline, workers, data, tmp_path, monkeypatch, whole, nothing_stays):
     """Which is of the last whole step, though the interval isn't over."""
-    from alexnet_mp import loader, pipeline_torch
     drawn = pipeline_torch.draws
 
     def failing(recipe, epoch, images, positions):
@@ -297,7 +310,7 @@ def test_an_exception_in_the_pipeline_comes_after_a_save(pipeline, workers, data
         return drawn(recipe, epoch, images, positions)
 
     with monkeypatch.context() as patch:
-        for module in (loader, pipeline_torch):
+        for module in (batches, pipeline_torch):
             patch.setattr(module, "draws", failing)
         with pytest.raises(RuntimeError, match="the disk was pulled out"):
             run(data, tmp_path / "run", "--pipeline", pipeline, "--workers", workers)
@@ -347,7 +360,7 @@ def test_an_error_while_the_last_checkpoint_is_saved_does_not_hide_the_first(dat
         raise OSError(28, "No space left on device", "weights.safetensors")
 
     monkeypatch.setattr(TorchPipeline, "train", fail)
-    monkeypatch.setattr("alexnet_mp.saver.checkpoint.put", no_space)
+    monkeypatch.setattr("alexnet_mp.runs.checkpoint_writer.checkpoints.put", no_space)
     with pytest.raises(RuntimeError, match="the disk was pulled out"):
         run(data, tmp_path / "run")
     assert "No space left on device" in capsys.readouterr().out

@@ -17,12 +17,13 @@ import torch
 from pipeline_sets import Pixels, in_memory, nothing_stays, pipeline  # noqa: F401  (a fixture)
 from small_set import TRAIN, tenth, tiny
 
-from alexnet_mp import pipeline_torch, workers as processes
-from alexnet_mp.errors import UserError, _known
-from alexnet_mp.workers import load
-from alexnet_mp.pipeline_raw import RawPipeline, ahead
-from alexnet_mp.pipeline_torch import TorchPipeline
-from alexnet_mp.recipe import paper
+from alexnet_mp.data import pipeline_torch
+from alexnet_mp.data import workers as processes
+from alexnet_mp.data.pipeline_raw import RawPipeline, ahead
+from alexnet_mp.data.pipeline_torch import TorchPipeline
+from alexnet_mp.data.workers import load
+from alexnet_mp.recipes.presets import paper
+from alexnet_mp.system.errors import UserError, _known
 
 
 class Source(torch.utils.data.Dataset):
@@ -218,8 +219,8 @@ def test_processes_that_stop_after_their_last_item_are_killed(nothing_said, monk
 SCRIPT = """
 import os, signal, sys, time
 import torch
-from alexnet_mp.errors import run_command
-from alexnet_mp.workers import load
+from alexnet_mp.system.errors import run_command
+from alexnet_mp.data.workers import load
 
 
 class Source(torch.utils.data.Dataset):

@@ -8,12 +8,25 @@ import numpy as np
 import pytest
 import torch
 
-from alexnet_mp import geometry
-from alexnet_mp.checkpoint_format import (
-    MANIFEST, STATE, STATISTICS, VELOCITY, WEIGHTS, Checkpoint, Data, MadeBy, Scheduled, State, Validation, write)
-from alexnet_mp.errors import UserError
-from alexnet_mp.recipe import Layer, paper
-from alexnet_mp.statistics import Statistics
+from alexnet_mp.data.pixel_statistics import FILE as STATISTICS
+from alexnet_mp.data.pixel_statistics import Statistics
+from alexnet_mp.recipes import shapes
+from alexnet_mp.recipes.presets import paper
+from alexnet_mp.recipes.recipe import Layer
+from alexnet_mp.runs.checkpoint_format import (
+    MANIFEST,
+    STATE,
+    VELOCITY,
+    WEIGHTS,
+    Checkpoint,
+    Data,
+    MadeBy,
+    Scheduled,
+    State,
+    Validation,
+    write,
+)
+from alexnet_mp.system.errors import UserError
 
 HERE = Path(__file__).parent
 V0, V1, V2, V3, V4 = (HERE / f"checkpoint_v{number}" / f"step_{step:08}" for number, step in enumerate((6, 3, 3, 3, 3)))
@@ -36,7 +49,7 @@ def tiny():
     """The checkpoint that lies in checkpoint_v1 to _v4: some hundred numbers, -0.0, the least denormal, the largest float."""
     recipe, random = tiny_recipe(), np.random.Generator(np.random.Philox(key=5))
     weights, velocity = ({name: torch.from_numpy(random.standard_normal(shape, np.float32))
-                          for name, shape in geometry.merged_shapes(recipe, len(CLASSES)).items()} for _ in range(2))
+                          for name, shape in shapes.merged_shapes(recipe, len(CLASSES)).items()} for _ in range(2))
     velocity["fc8.bias"] = torch.tensor([-0.0, 1e-45, 3.4028235e38])
     statistics = Statistics(255 * random.random((5, 5, 3)), np.array([0.0, 5e-324, 0.2]),
                             np.array([[0.6, -0.8, 0.0], [0.8, 0.6, 0.0], [-0.0, 0.0, 1.0]]))

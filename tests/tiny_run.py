@@ -10,10 +10,12 @@ import pytest
 import torch
 from conftest import make_folder
 
-from alexnet_mp import checkpoint_format, prepare, run_directory, train, trainer
-from alexnet_mp.checkpoint import listing
-from alexnet_mp.metrics import read_metrics
-from alexnet_mp.trainer import Trainer
+from alexnet_mp import prepare, train
+from alexnet_mp.runs import checkpoint_format, directory
+from alexnet_mp.runs.checkpoints import listing
+from alexnet_mp.runs.metrics import read_metrics
+from alexnet_mp.training import trainer
+from alexnet_mp.training.trainer import Trainer
 
 LAYERS = [
     {"name": "conv1", "kind": "conv", "maps": 3, "reads": "image", "then": ["relu", "lrn", "max_pool"], "kernel": 5, "stride": 4,
@@ -53,7 +55,7 @@ def quick(monkeypatch):
     """No pictures are drawn, and git isn't asked: 0.5 s a run."""
     monkeypatch.setattr(trainer, "draw_curves", lambda run: None)
     monkeypatch.setattr(trainer, "draw_kernels", lambda network, run: None)
-    monkeypatch.setattr(run_directory, "source_commit", lambda: "0123abc")
+    monkeypatch.setattr(directory, "source_commit", lambda: "0123abc")
 
 
 def run(data, out, *more):

@@ -31,9 +31,10 @@ import numpy as np
 import safetensors.numpy
 import torch
 
-from alexnet_mp import checkpoint_format
-from alexnet_mp.checkpoint_format import MANIFEST, STATE, STATISTICS, VELOCITY, WEIGHTS
-from alexnet_mp.errors import UserError
+from alexnet_mp.data.pixel_statistics import FILE as STATISTICS
+from alexnet_mp.runs import checkpoint_format
+from alexnet_mp.runs.checkpoint_format import MANIFEST, STATE, VELOCITY, WEIGHTS
+from alexnet_mp.system.errors import UserError
 
 BASE = Path(__file__).resolve().parents[1] / "tests" / "checkpoint_v4" / "step_00000003"
 TENSORS, LISTED = (WEIGHTS, VELOCITY, STATISTICS), (WEIGHTS, VELOCITY, STATISTICS, STATE)

@@ -23,10 +23,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from alexnet_mp import checkpoint, checkpoint_format, files, geometry
-from alexnet_mp.checkpoint_format import Checkpoint, Data, MadeBy, State, Validation
-from alexnet_mp.recipe import Layer, paper
-from alexnet_mp.statistics import Statistics
+from alexnet_mp.data.pixel_statistics import Statistics
+from alexnet_mp.recipes import shapes
+from alexnet_mp.recipes.presets import paper
+from alexnet_mp.recipes.recipe import Layer
+from alexnet_mp.runs import checkpoint_format, checkpoints
+from alexnet_mp.runs.checkpoint_format import Checkpoint, Data, MadeBy, State, Validation
+from alexnet_mp.system import durable_files
 
 CALLS = ("open", "write", "read", "fsync", "close", "fstat", "lstat", "scandir", "rename", "mkdir", "rmdir", "unlink")
 CHANGING = ("write", "fsync", "rename", "mkdir", "rmdir", "unlink")  # a kill before another call is one after the last of these
@@ -44,7 +47,7 @@ def checkpoint_of(step, top1_error=None):
     """A checkpoint of a few hundred numbers, all of which follow from its step and whether it was validated."""
     values = np.random.default_rng([step, top1_error is not None])
     weights, velocity = ({name: torch.from_numpy(values.standard_normal(shape, np.float32))
-                          for name, shape in geometry.merged_shapes(RECIPE, len(CLASSES)).items()} for _ in range(2))
+                          for name, shape in shapes.merged_shapes(RECIPE, len(CLASSES)).items()} for _ in range(2))
     validation = None if top1_error is None else Validation(top1_error, 0.0, 1.0, 8)
     state = State(step=step, epoch=1, recipe=RECIPE, data=Data("builtin", "", "", CLASSES), schedule={}, scheduled=None,
                   validated=validation is not None, validation=validation, metrics_bytes=step, saved="",
@@ -57,7 +60,7 @@ def holds_what_it_should(directory):
     found = checkpoint_format.load(directory)
     state = found.state
     made = checkpoint_of(state.step, state.validation and state.validation.top1_error)
-    assert state == made.state and checkpoint.step_of(f"step_{directory.name[-8:]}") == state.step, directory
+    assert state == made.state and checkpoints.step_of(f"step_{directory.name[-8:]}") == state.step, directory
     for part in ("weights", "velocity", "statistics"):
         a, b = (value if isinstance(value, dict) else vars(value) for value in (getattr(found, part), getattr(made, part)))
         assert a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a), f"{directory}: {part}"
@@ -109,11 +112,11 @@ def save_without_end(run, step, shared):
     while True:
         for top1_error in (None, 50.0 + step % 7)[:1 + step % 2]:
             shared[STAGE] = STAGES.index("put")
-            checkpoint.put(run, checkpoint_of(step, top1_error))
+            checkpoints.put(run, checkpoint_of(step, top1_error))
             shared[STAGE] = STAGES.index("between")
             shared[REPORTED] = (2 * step + (top1_error is not None)).to_bytes(8, "little")
             shared[STAGE] = STAGES.index("prune")
-            checkpoint.prune(run, KEEP)
+            checkpoints.prune(run, KEEP)
             shared[STAGE] = STAGES.index("between")
         step += 1
 
@@ -124,7 +127,7 @@ def killed_while_saving(run, step, shared, choose, seconds):
     shared[STAGE] = shared[CALL] = 0
 
     def work():
-        files.os = Watched(shared, at)
+        durable_files.os = Watched(shared, at)
         save_without_end(run, step, shared)
 
     process = forked(work)
@@ -139,8 +142,8 @@ def killed_while_recovering(run, shared, choose):
     shared[STAGE], shared[CALL] = STAGES.index("recover"), 0
 
     def work():
-        files.os = Watched(shared, choose.randrange(6))
-        checkpoint.recover(run)
+        durable_files.os = Watched(shared, choose.randrange(6))
+        checkpoints.recover(run)
 
     return _where(forked(work), shared)
 
@@ -157,25 +160,25 @@ def kill_saves(run, kills, seed):
     """Kill and look, `kills` times: (where the kills fell, what was lost, how many first kills left a name of no checkpoint)."""
     choose, shared, fell, lost, debris, step = random.Random(seed), mmap.mmap(-1, 16), Counter(), [], 0, 1
     start = time.perf_counter()
-    checkpoint.put(run, checkpoint_of(0))
+    checkpoints.put(run, checkpoint_of(0))
     seconds = 3 * (time.perf_counter() - start) + 0.01  # a few saves, and the start of the process
     while fell.total() < kills:
         fell[killed_while_saving(run, step, shared, choose, seconds)] += 1
         reported = int.from_bytes(shared[REPORTED], "little")
-        debris += any(name.startswith(".") for name in os.listdir(run / checkpoint.CHECKPOINTS))
+        debris += any(name.startswith(".") for name in os.listdir(run / checkpoints.CHECKPOINTS))
         if fell.total() < kills and choose.random() < 1 / 3:
             where = killed_while_recovering(run, shared, choose)
             fell.update([where] if where else [])
-        checkpoint.recover(run)
+        checkpoints.recover(run)
         try:
-            states = [holds_what_it_should(directory) for directory in checkpoint.listing(run).values()]
+            states = [holds_what_it_should(directory) for directory in checkpoints.listing(run).values()]
             newest = 2 * states[-1].step + states[-1].validated
             assert newest >= reported, f"the newest is of step {newest // 2}, {reported // 2} was reported complete"
-            names = [name for name in os.listdir(run / checkpoint.CHECKPOINTS) if checkpoint.step_of(name) is None]
+            names = [name for name in os.listdir(run / checkpoints.CHECKPOINTS) if checkpoints.step_of(name) is None]
             assert not names, f"left after the recovery: {names}"
         except (AssertionError, ValueError, IndexError) as error:  # UserError is a ValueError
             lost.append(f"kill {fell.total()}: {error!r}")
-        step = max(checkpoint.listing(run), default=step) + 1
+        step = max(checkpoints.listing(run), default=step) + 1
     return fell, lost, debris
 
 

@@ -10,9 +10,10 @@ from contextlib import closing
 
 import torch
 
-from alexnet_mp.errors import UserError, run_command
-from alexnet_mp.evaluate import load_run, open_runs
-from alexnet_mp.loader import centre_view
+from alexnet_mp.evaluation.ensembles import open_runs
+from alexnet_mp.evaluation.protocol import centre_view
+from alexnet_mp.evaluation.trained import load_run
+from alexnet_mp.system.errors import UserError, run_command
 
 NORMS = {"lrn", "spatial_norm"}
 

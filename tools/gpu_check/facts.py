@@ -73,12 +73,12 @@ def built():
 def roof(file):
     import torch
 
-    from alexnet_mp import ceilings
+    from alexnet_mp.profiling import machine_limits
     device, facts = torch.device("cuda:0" if torch.cuda.is_available() else "cpu"), {}
     for name, dtype, tf32 in (("bf16", torch.bfloat16, False), ("tf32", torch.float32, True),
                               ("fp32", torch.float32, False)):
         torch.backends.cuda.matmul.allow_tf32 = tf32
-        found = ceilings.measure(device, dtype)
+        found = machine_limits.measure(device, dtype)
         facts |= {"copy_gb_per_s": max(found.bandwidth, facts.get("copy_gb_per_s", 0)), "copy_bytes": found.copy_bytes,
                   f"{name}_tflop_per_s": found.tflops, "product_rows": found.product}
     write(file, facts)

@@ -89,7 +89,7 @@ def source_hash(root, names):
 
 
 def source_commit(root):
-    """As `alexnet_mp.run_directory.source_commit`, without the package, which may not be built yet."""
+    """As `alexnet_mp.system.provenance.source_commit`, without the package, which may not be built yet."""
     def git(*words):
         return subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
 

@@ -1,0 +1,353 @@
+"""Whether the two towers' first layers learned different things (paper, section 6.1), in one network and over several runs.
+
+One network: each measure of `kernel_statistics` is compared between the towers, by a permutation test and an effect size.
+Several: how many runs meet the criterion below, with a confidence interval; against networks without links, and against halves of
+one tower drawn at random, of which as many meet it as its level says.
+
+The criterion, stated before any run was counted: the towers' shares of chroma are as far apart as those of at most 1 % of random
+halves of the same kernels (p <= `LEVEL`). Which tower has the colours doesn't matter, since the towers have no order.
+"""
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..runs import checkpoints
+from ..runs.checkpoint_format import load_weights, read_state
+from ..system.errors import UserError
+from .first_layer import chroma_and_energy, hue_axes, kernel_statistics, learned
+
+LEVEL = 0.01
+RANKED = ("colourfulness", "selectivity", "frequency")  # of the measures that `division` compares; beside them orientation and hue
+FEWEST = 5  # kernels of a tower that are no longer noise; with fewer nothing is said
+MEASURES = {"colourfulness": None, "selectivity": None, "frequency": None, "orientation": 180, "phase": 360}  # circular: period
+NORMAL_95 = 1.959963984540054  # 97.5 % of a normal distribution lie below
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One measure compared between the towers. None for what can't be said: a tower has no kernel with that measure."""
+
+    measure: str
+    n: tuple[int, int]  # kernels of tower a and of tower b that have it
+    effect_size: str  # "Cliff's delta", above 0 where tower a has the larger values, or "Kuiper's V" of the circular measures
+    effect: float | None
+    by_chance: float | None  # the median of its size over random deals; V is well above 0 in small samples
+    p: float | None  # of "the kernels were dealt to the towers at random"
+    holm_p: float | None  # corrected for the number of measures
+
+
+@dataclass(frozen=True)
+class Halves:
+    """The first-layer kernels of a network in two halves, its towers or random ones."""
+
+    run: str
+    chroma: tuple[float, float]  # share of chroma in the energy of each half
+    p: float  # the share of random halves that are at least as far apart
+
+    @property
+    def specialised(self):
+        """Whether they meet the criterion at the head of this file."""
+        return self.p <= LEVEL
+
+
+@dataclass(frozen=True)
+class Appearance:
+    """How often the criterion is met."""
+
+    n: int
+    count: int
+    interval: tuple[float, float]  # of the share count / n, 95 %, Wilson's
+    colour_in_b: int  # of `count`: how often the second half is the more colourful one
+    halves: tuple[Halves, ...]  # n of them
+
+
+def first_layer(run):
+    """(kernels (maps of all towers, 3, k, k) float32, towers) of a run's newest checkpoint. Raises UserError without one."""
+    _, (state, weights) = checkpoints.from_newest(run, lambda place: (read_state(place), load_weights(place)))
+    kernels = weights[f"{state.recipe.layers[0].name}.weight"]
+    if kernels.ndim != 4 or kernels.shape[1] != 3:
+        raise UserError(f"{run}: the first layer's weights, {tuple(kernels.shape)}, are no kernels of colour images")
+    return kernels.numpy(), state.recipe.towers
+
+
+def tower_differences(statistics, draws=10_000, seed=0, in_a=None):
+    """{measure: `Difference`} of the `KernelStatistics` of two towers, tower a's first half. Raises ValueError for an odd number.
+
+    Orientation and phase are compared among the kernels that are `tuned`. p: the share of `draws` random deals with as large a
+    delta, of circular measures as large a U^2; then Holm's for the five measures together (1979, Scand. J. Statist. 6: 65).
+    in_a: (kernels,) bool, which of them are tower a's, where they are not two equal halves.
+    """
+    if in_a is None:
+        if not len(statistics) or len(statistics) % 2:
+            raise ValueError(f"{len(statistics)} kernels are not those of two towers")
+        in_a = np.arange(len(statistics)) < len(statistics) // 2
+    found = []
+    for measure, period in MEASURES.items():
+        values = getattr(statistics, measure)
+        has = statistics.tuned if period else np.full(len(values), True)
+        a, b = values[has & in_a], values[has & ~in_a]
+        name = "Kuiper's V" if period else "Cliff's delta"
+        found.append((measure, (len(a), len(b)), name, *_difference(a, b, period, draws, seed)))
+    corrected = holm([p for *_, p in found])
+    return {of_one[0]: Difference(*of_one, holm_p) for of_one, holm_p in zip(found, corrected, strict=True)}
+
+
+@dataclass(frozen=True)
+class Division:
+    """Whether the kernels of two towers differ at all: `division`."""
+
+    learned: tuple[int, int]  # kernels of tower a and of tower b that are no longer noise
+    distance: float | None  # energy distance of their kernels; None where a tower has fewer than `FEWEST` kernels
+    p: float | None  # of "the kernels were dealt to the towers at random"
+    differences: dict  # {measure: `Difference`}, each measure by itself
+
+    @property
+    def divided(self):
+        """Whether p meets the level of the criterion at the head of this file."""
+        return self.p is not None and self.p <= LEVEL
+
+
+def division(kernels, draws=10_000, seed=0):
+    """The `Division` of two towers' first-layer kernels (maps of both, 3, k, k), tower a's first half.
+
+    One test over all kernels that are `learned`: the energy distance (Szekely & Rizzo 2013, J. Stat. Plan. Inference 143: 1249) of
+    the towers' kernels, each a point of `_points`; p is the share of `draws` random deals with as large a distance. Raises
+    ValueError where the kernels are not two equal halves, or not finite.
+    """
+    if not len(kernels) or len(kernels) % 2:
+        raise ValueError(f"{len(kernels)} kernels are not those of two towers")
+    statistics, kept = kernel_statistics(kernels), learned(kernels)
+    in_a = (np.arange(len(kernels)) < len(kernels) // 2)[kept]
+    sizes, statistics, kernels = (int(in_a.sum()), int((~in_a).sum())), statistics[kept], np.asarray(kernels)[kept]
+    if min(sizes) < FEWEST:
+        return Division(sizes, None, None, {})
+    orders = random_orders(len(in_a), draws, seed)[:, :sizes[0]]  # tower a's come first
+    distances = energy_distances(_points(kernels, statistics), orders)
+    return Division(sizes, float(distances[0]), as_far_p(distances), tower_differences(statistics, draws, seed, in_a))
+
+
+def division_by_chance(kernels, splits=100, draws=10_000, seed=0):
+    """(how many of `splits` random halves meet the criterion of `division`, splits): kernels of one tower, (maps, 3, k, k).
+
+    None where too few kernels are `learned`. About as many do as the level says: there is nothing to divide them.
+    """
+    kept = learned(kernels)
+    half = int(kept.sum()) // 2
+    if half < FEWEST:
+        return None
+    orders = random_orders(int(kept.sum()), splits + draws, seed)[1:, :half]
+    kernels = np.asarray(kernels)[kept]
+    distances = energy_distances(_points(kernels, kernel_statistics(kernels)), orders)
+    others = np.sort(distances[splits:])
+    hits = draws - np.searchsorted(others, distances[:splits] * (1 - 1e-12))  # the rule of `as_far_p`
+    return int(((1 + hits) / (1 + draws) <= LEVEL).sum()), splits
+
+
+def matching(runs):
+    """Whether the two towers of a network differ more than towers of different networks: (mean distance, p), exact.
+
+    runs: first-layer kernels (maps of both towers, 3, k, k) of n networks. The mean energy distance between the towers of a network
+    is compared with that of every way to put all 2n towers into pairs; p is the share of those with as large a mean. Kernels are
+    points as in `division`, ranked over all towers. (None, None) for fewer than two networks, for more than seven (135,135 ways), and
+    where a tower has fewer than `FEWEST` kernels that are `learned`.
+    """
+    towers = [half[learned(half)] for kernels in runs for half in np.split(np.asarray(kernels, np.float64), 2)]
+    if not 2 <= len(runs) <= 7 or min(map(len, towers)) < FEWEST:
+        return None, None
+    kernels = np.concatenate(towers)
+    points = np.split(_points(kernels, kernel_statistics(kernels)), np.cumsum([len(tower) for tower in towers])[:-1])
+    apart = {(a, b): float(energy_distances(np.concatenate([points[a], points[b]]), np.arange(len(points[a]))[None])[0])
+             for a in range(len(points)) for b in range(a + 1, len(points))}
+    sums = np.array(list(_sums_of_pairings(apart, tuple(range(len(points))))))
+    own = sum(apart[2 * run, 2 * run + 1] for run in range(len(runs)))
+    return own / len(runs), float((sums >= own * (1 - 1e-12)).mean())
+
+
+def _sums_of_pairings(apart, towers):
+    """The sum over its pairs of each way to put the towers into pairs."""
+    if not towers:
+        yield 0.0
+        return
+    first, *others = towers
+    for other in others:
+        for rest in _sums_of_pairings(apart, tuple(tower for tower in others if tower != other)):
+            yield apart[first, other] + rest
+
+
+def energy_distances(points, chosen):
+    """Energy distances between the chosen points and the others: 2 E|X - Y| - E|X - X'| - E|Y - Y'|, 0 where they are spread alike.
+
+    points: (N, features); chosen: (draws, n) indices. Returns (draws,) float64.
+    """
+    apart = np.sqrt(((points[:, None] - points[None]) ** 2).sum(2))
+    ours = np.zeros((len(chosen), len(points)))
+    np.put_along_axis(ours, chosen, 1.0, axis=1)
+    n, others = chosen.shape[1], len(points) - chosen.shape[1]
+    to_ours, to_all = ours @ apart, apart.sum(1)
+    within = (to_ours * ours).sum(1)
+    between = (to_ours * (1 - ours)).sum(1)
+    within_others = to_all.sum() - within - 2 * between
+    return 2 * between / (n * others) - within / n**2 - within_others / others**2
+
+
+def _points(kernels, statistics):
+    """(kernels, 7): ranks of three measures over their number, so that no unit or outlier counts more; orientation; hue.
+
+    Orientation is a vector at twice its angle, as long as the kernel is selective, hue the one of `hue_axes`: so both are at most 1
+    long, and what has no orientation or no colour lies at 0.
+    """
+    ranked = [_ranks(getattr(statistics, measure)) / len(statistics) for measure in RANKED]
+    twice = 2 * np.deg2rad(statistics.orientation)
+    oriented = [statistics.selectivity * np.cos(twice), statistics.selectivity * np.sin(twice)]
+    return np.stack([*ranked, *oriented, *hue_axes(np.asarray(kernels, np.float64)).T], 1)
+
+
+def _ranks(values):
+    """Ranks from 1; ties share their mean rank."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
+
+
+def _difference(a, b, period, draws, seed):
+    """(effect, its median size by chance, p) of two samples; period: None where they lie on a line."""
+    if not len(a) or not len(b):
+        return None, None, None
+    values, orders = np.concatenate([a, b]), random_orders(len(a) + len(b), draws, seed)[:, :len(a)]
+    if period is None:
+        effects = cliffs_delta(values, orders)
+        tested = np.abs(effects)
+    else:
+        effects, tested = kuipers_v(values % period, orders), watsons_u2(values % period, orders)
+    return float(effects[0]), float(np.median(np.abs(effects[1:]))), as_far_p(tested)
+
+
+def cliffs_delta(values, chosen):
+    """P(x > y) - P(x < y) for x of the chosen values and y of the others: -1 to 1, 0 where neither tends to be larger.
+
+    (Cliff 1993, Psychol. Bull. 114: 494; the rank-biserial correlation of the Mann-Whitney test.) values: (N,); chosen:
+    (draws, n) indices. Returns (draws,).
+    """
+    ranks = _ranks(values)
+    n, others = chosen.shape[1], len(values) - chosen.shape[1]
+    larger = ranks[chosen].sum(1) - n * (n + 1) / 2  # pairs in which the chosen one is larger, ties as halves
+    return 2 * larger / (n * others) - 1
+
+
+def kuipers_v(values, chosen):
+    """The most that the chosen values' share on an arc of the circle exceeds the others' share on it: 0 to 1.
+
+    (Kuiper 1960, Proc. K. Ned. Akad. Wet. A 63: 38.) values: (N,), 0 to a period; chosen: (draws, n) indices. Returns (draws,).
+    """
+    ahead = _ahead(values, chosen)
+    return ahead.max(1) - ahead.min(1)
+
+
+def watsons_u2(values, chosen):
+    """Watson's two-sample U^2 of the chosen values and the others: 0 where they are spread alike (1962, Biometrika 49: 57).
+
+    Like V it doesn't depend on where the circle is cut, and it tells more differences apart. Arguments as there.
+    """
+    ahead, n, count = _ahead(values, chosen), chosen.shape[1], len(values)
+    return n * (count - n) / count * ahead.var(1)
+
+
+def _ahead(values, chosen):
+    """The share of the chosen values up to each value less that of the others: (draws, N), in the values' order."""
+    order = np.argsort(values)
+    places = np.searchsorted(values[order], values, side="right") - 1  # of each value, the last of its equals
+    n, count = chosen.shape[1], len(values)
+    steps = np.zeros((len(chosen), count))
+    np.add.at(steps, (np.arange(len(chosen))[:, None], places[chosen]), 1 / n + 1 / (count - n))
+    np.add.at(steps, (slice(None), places), -1 / (count - n))
+    return steps.cumsum(1)[:, places[order]]
+
+
+def holm(p_values):
+    """p-values corrected by Holm's step-down rule, in their order; a None stays one and counts for nothing."""
+    known = sorted((p, index) for index, p in enumerate(p_values) if p is not None)
+    corrected, least = [None] * len(p_values), 0.0
+    for rank, (p, index) in enumerate(known):
+        least = corrected[index] = max(least, min(1.0, p * (len(known) - rank)))
+    return corrected
+
+
+def appearance(runs, draws=10_000, seed=0):
+    """The `Appearance` in networks of two towers, with links or without. runs: {name: kernels (maps of both towers, 3, k, k)}."""
+    return _count(Halves(name, tuple(chroma_shares(kernels, 2)), random_split_p(kernels, draws, seed))
+                  for name, kernels in runs.items())
+
+
+def appearance_by_chance(runs, splits=100, draws=10_000, seed=0):
+    """The `Appearance` where there is nothing to appear: networks of one tower, each split at random `splits` times.
+
+    runs: {name: kernels (maps, 3, k, k)}, two maps at least. Each split is judged by the same criterion as towers are. The
+    interval is about splits of these networks, not about other networks.
+    """
+    halves = []
+    for name, kernels in runs.items():
+        if len(kernels) < 2:
+            raise ValueError(f"{name}: {len(kernels)} kernels can't be split in two")
+        shares = chroma_of_halves(kernels, random_orders(len(kernels), splits + draws, seed)[1:])
+        apart = np.abs(shares[0] - shares[1])
+        others = np.sort(apart[splits:])
+        hits = draws - np.searchsorted(others, apart[:splits] * (1 - 1e-12))  # the rule of `as_far_p`
+        halves += [Halves(name, (float(a), float(b)), float(1 + hit) / (1 + draws)) for a, b, hit in zip(*shares, hits)]
+    return _count(halves)
+
+
+def _count(halves):
+    halves = tuple(halves)
+    found = [one for one in halves if one.specialised]
+    colour_in_b = sum(one.chroma[1] > one.chroma[0] for one in found)
+    return Appearance(len(halves), len(found), wilson(len(found), len(halves)), colour_in_b, halves)
+
+
+def wilson(count, n):
+    """The 95 % confidence interval of a share `count` of `n` (Wilson 1927, JASA 22: 209), which is of use at 0 and at n, too.
+
+    Without any n nothing is known: (0, 1).
+    """
+    if n == 0:
+        return 0.0, 1.0
+    z2 = NORMAL_95**2
+    middle, spread = count + z2 / 2, NORMAL_95 * np.sqrt(count * (n - count) / n + z2 / 4)
+    return max(0.0, float(middle - spread) / (n + z2)), min(1.0, float(middle + spread) / (n + z2))
+
+
+def chroma_shares(kernels, towers):
+    """The share of chroma in the energy of each tower's first-layer kernels: a list of `towers` numbers, 0 (grey) to 1.
+
+    kernels: (maps of all towers, 3, k, k), tower a's first. Chroma: what is left of a kernel without the mean of its three colours.
+    """
+    chroma, energy = chroma_and_energy(kernels)
+    return [float(c.sum() / max(e.sum(), 1e-300)) for c, e in zip(np.split(chroma, towers), np.split(energy, towers))]
+
+
+def random_split_p(kernels, draws=10_000, seed=0):
+    """How many of `draws` random halves of all kernels have shares of chroma as far apart as the two towers', or farther.
+
+    The share of draws, the towers' own split counted among them: a p-value of "the kernels were dealt to the towers at random".
+    Raises ValueError where the kernels are not two equal halves, or not finite: no share is "as far apart" as NaN.
+    """
+    if not len(kernels) or len(kernels) % 2 or not np.isfinite(kernels).all():
+        raise ValueError(f"{len(kernels)} kernels are not those of two towers, or not all of their weights are finite numbers")
+    shares = chroma_of_halves(kernels, random_orders(len(kernels), draws, seed))
+    return as_far_p(np.abs(shares[0] - shares[1]))
+
+
+def random_orders(count, draws, seed):
+    """(1 + draws, count): 0 to count - 1 as they are, then in `draws` random orders."""
+    own = np.arange(count)[None]
+    return np.concatenate([own, np.random.default_rng(seed).permuted(np.tile(own, (draws, 1)), axis=1)])
+
+
+def chroma_of_halves(kernels, orders):
+    """The shares of chroma of the two halves of each order of the kernels: two arrays (orders,)."""
+    chroma, energy = chroma_and_energy(kernels)
+    half = len(chroma) // 2
+    return [chroma[part].sum(1) / np.maximum(energy[part].sum(1), 1e-300) for part in (orders[:, :half], orders[:, half:])]
+
+
+def as_far_p(apart):
+    """The share of values at least as large as the first, which was seen and counts among them: (1 + hits) / (1 + draws)."""
+    return float((apart >= apart[0] * (1 - 1e-12)).mean())

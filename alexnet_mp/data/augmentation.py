@@ -1,0 +1,46 @@
+"""Every random number of the data's path is a pure function of (seed, epoch, image): order, crop, flip, colour.
+
+Nothing here has a state, so every pipeline, worker count, batch size and restart sees the same crop for the same image.
+"""
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ..kernels.philox import COLOUR_STREAM, CROP_STREAM, ORDER_STREAM, below, normal_pair, philox
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The augmentation of N training images."""
+
+    top: np.ndarray  # (N,) int64, pixels from the upper edge of the stored picture
+    left: np.ndarray  # (N,) int64
+    flip: np.ndarray  # (N,) bool
+    colour: np.ndarray  # (N, 3) float64, N(0, 1): times the recipe's deviation it is a_1, a_2, a_3 of section 4.1
+
+
+def order(recipe, epoch, count):
+    """The order of `count` training images in an epoch (the first is 1): a permutation, (count,) int64."""
+    shuffle = epoch if recipe.reshuffle else 0
+    high, low, _, _ = philox((torch.arange(count), shuffle, 0, 0), (recipe.seed, ORDER_STREAM))
+    return np.lexsort((low.numpy(), high.numpy()))
+
+
+def draws(recipe, epoch, images, positions):
+    """The draws of training images in an epoch.
+
+    images: (N,) int64, index in the training set. positions: (N,) int64, their places in the epoch's order.
+    Where `crop_share` > 1 the images at `crop_share` consecutive places share one crop and flip (2012 source); the order is a
+    function of (seed, epoch), so the draw is one too. Colour is drawn for every image.
+    """
+    key = torch.from_numpy(images if recipe.crop_share == 1 else positions // recipe.crop_share)
+    top, left, flip, _ = philox((key, epoch, 0, 0), (recipe.seed, CROP_STREAM))
+    margin = (recipe.stored_size - recipe.crop_size + 1 - recipe.crop_positions) // 2  # 0 in the presets
+    words = philox((torch.from_numpy(images), epoch, 0, 0), (recipe.seed, COLOUR_STREAM))
+    colour = torch.stack((*normal_pair(*words[:2]), normal_pair(*words[2:])[0]), dim=1)
+    return Draws(
+        top=(below(top, recipe.crop_positions) + margin).numpy(),
+        left=(below(left, recipe.crop_positions) + margin).numpy(),
+        flip=(below(flip, 2) == 1).numpy() & recipe.flip,
+        colour=colour.numpy())

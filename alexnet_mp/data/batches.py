@@ -1,0 +1,145 @@
+"""What all input pipelines share: what a batch is, which images make it, and the views of the test."""
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+import torch
+
+from ..system.errors import UserError
+from .augmentation import Draws, draws, order
+from .pixel_statistics import Sums
+from .workers import load
+
+CHUNK = 32  # images a worker reads at once when it only reads
+DRAWN_AT_ONCE = 32  # batches: drawing for 4,096 images costs little more than for 128
+
+
+@dataclass(frozen=True)
+class Batch:
+    epoch: int  # the first is 1
+    images: list  # for each tower: (N, 3, crop, crop) on its device
+    labels: torch.Tensor  # (N,) int64 on the first tower's device
+    numbers: np.ndarray  # (N,) int64, which images of the training split they are
+
+
+def minibatches(recipe, count):
+    """[range of places in an epoch's order] of the steps of an epoch of `count` images, one each.
+
+    Each `batch_file_size` places are cut by themselves, so the last minibatch of every file may be short (2012 source:
+    a file of 10,000 pictures of CIFAR-10 gives 78 minibatches of 128 and one of 16).
+    """
+    file = recipe.batch_file_size or max(count, 1)
+    return [range(start, min(start + recipe.batch_size, first + file, count)) for first in range(0, count, file)
+            for start in range(first, min(first + file, count), recipe.batch_size)]
+
+
+def steps_per_epoch(recipe, dataset):
+    """How many steps an epoch over the training images of a data set takes."""
+    return len(minibatches(recipe, len(dataset.splits["train"])))
+
+
+class EpochKeys:
+    """The batches of training after `step` steps, epoch after epoch: yields (epoch, positions, images), each (N,) int64.
+
+    count: training images. positions: places in the epoch's order; images: which ones they are.
+    """
+
+    def __init__(self, recipe, count, step, epochs):
+        self.recipe, self.count, self.step, self.epochs = recipe, count, step, epochs
+
+    def __iter__(self):
+        cuts = minibatches(self.recipe, self.count)
+        done, first = divmod(self.step, len(cuts))
+        for epoch in range(done + 1, self.epochs + 1):
+            places = order(self.recipe, epoch, self.count)
+            for cut in cuts[first:]:
+                yield epoch, np.arange(cut.start, cut.stop), places[cut.start:cut.stop]
+            first = 0
+
+
+def with_draws(recipe, keys):
+    """(epoch, images, their `Draws`) of every batch of `EpochKeys`; drawn for many batches of an epoch at once."""
+    keys = iter(keys)
+    while group := list(islice(keys, DRAWN_AT_ONCE)):
+        for epoch in dict.fromkeys(epoch for epoch, _, _ in group):
+            batches = [(images, positions) for of, positions, images in group if of == epoch]
+            drawn, start = draws(recipe, epoch, *map(np.concatenate, zip(*batches))), 0
+            for images, _ in batches:
+                part = slice(start, start + len(images))
+                yield epoch, images, Draws(drawn.top[part], drawn.left[part], drawn.flip[part], drawn.colour[part])
+                start = part.stop
+
+
+def in_order(count, batch_size):
+    """The batches of a test: (N,) int64 image numbers, each image once."""
+    return [np.arange(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
+
+
+def survey(split, size, workers, progress):
+    """Read every image of a split once: finds unreadable ones before anything else starts, and fills a `CachedSplit`.
+
+    progress(n) is called for every n images read. Returns the exact `Sums` over the split. Raises UserError that names the first
+    unreadable image.
+    """
+    total = Sums(size)
+    with closing(load(_Survey(split, size), None, workers)) as chunks:
+        for sums in chunks:
+            total.merge(sums)
+            progress(sums.count)
+    return total
+
+
+def read_through(split, workers, progress):
+    """Compare every image of a prepared split with its crc32, which brings it into the page cache too. Raises UserError."""
+    with closing(load(_Check(split), None, workers)) as chunks:
+        for count in chunks:
+            progress(count)
+
+
+class _Check(torch.utils.data.Dataset):
+    def __init__(self, split):
+        self.split = split
+
+    def __len__(self):
+        return -(-len(self.split) // CHUNK)
+
+    def __getitem__(self, chunk):
+        images = range(chunk * CHUNK, min((chunk + 1) * CHUNK, len(self.split)))
+        try:
+            for image in images:
+                self.split.check(image)
+        except UserError as error:
+            return error
+        return len(images)
+
+
+class StoredPictures(torch.utils.data.Dataset):
+    """[images] -> their stored pictures, (N, stored, stored, 3) uint8, and labels, (N,) int64."""
+
+    def __init__(self, split):
+        self.split = split
+
+    def __getitem__(self, images):
+        try:
+            pictures = np.stack([self.split.read(image) for image in images])
+        except UserError as error:
+            return error
+        return torch.from_numpy(pictures), torch.from_numpy(self.split.labels[images])
+
+
+class _Survey(torch.utils.data.Dataset):
+    def __init__(self, split, size):
+        self.split, self.size = split, size
+
+    def __len__(self):
+        return -(-len(self.split) // CHUNK)
+
+    def __getitem__(self, chunk):
+        sums = Sums(self.size)
+        try:
+            for image in range(chunk * CHUNK, min((chunk + 1) * CHUNK, len(self.split))):
+                sums.add(self.split.read(image))
+        except UserError as error:
+            return error
+        return sums

@@ -1,0 +1,66 @@
+"""Parts of open files, read at any place by many threads and processes."""
+import errno
+import functools
+import os
+import stat
+
+from ..system.errors import MachineError, UserError
+
+
+def _failure(error, where):
+    """The UserError for an OSError; a `MachineError` where another file, or another moment, would have failed as well."""
+    of_machine = error.errno in (errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE)
+    return (MachineError if of_machine else UserError)(f"{where}: {error.strerror}")
+
+
+class Descriptor:
+    """A regular file, open for reading anywhere in it. Forked processes may share it: no position is kept."""
+
+    def __init__(self, path, where):
+        self.where, self.number = where, -1
+        try:
+            self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe would keep us waiting
+        except OSError as error:
+            raise _failure(error, where) from None
+        status = os.fstat(self.number)
+        self.size = status.st_size
+        if not stat.S_ISREG(status.st_mode):
+            self.close()
+            raise UserError(f"{where}: it is not a file")
+
+    def read(self, position, count):
+        """`count` bytes from `position`, fewer at the end of the file."""
+        parts = []
+        try:
+            while count > 0 and (part := os.pread(self.number, min(count, 1 << 30), position)):
+                parts.append(part)
+                position, count = position + len(part), count - len(part)
+        except OSError as error:
+            raise _failure(error, self.where) from None
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def close(self):
+        if self.number >= 0:
+            os.close(self.number)
+        self.number = -1
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    __del__ = close
+
+
+@functools.lru_cache(64)  # a set may have 20,000 archives, a process often no more than 1,024 descriptors
+def _opened(path):
+    return Descriptor(path, path)
+
+
+def read(path, offset, length):
+    """`length` bytes at `offset` of a file, by a descriptor that the process keeps. Raises UserError where it has fewer."""
+    content = _opened(path).read(offset, length)
+    if len(content) < length:
+        raise UserError(f"{path}: it ends at byte {offset + len(content):,}, {length - len(content):,} bytes too early")
+    return content

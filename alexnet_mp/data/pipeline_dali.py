@@ -1,0 +1,388 @@
+"""From JPEG files or stored pictures to batches on each tower's device, by NVIDIA DALI: decode, crop, flip, relight, minus mean.
+
+DALI draws nothing itself: it is fed with the draws of `augmentation.py`, and on a CPU it computes what `pipeline_torch.py` computes, to
+the last bit. Each distinct device has a DALI pipeline of its own that is fed from the host. On a GPU the JPEG decoder may differ by
+some grey levels, and everything after it runs there too; a thread feeds DALI and takes what it has made, as in
+`pipeline_raw.py`. Importing this module does not import DALI.
+"""
+import importlib.util
+import os
+from collections import deque
+from contextlib import closing, contextmanager, nullcontext
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+import torch
+
+from ..system.errors import UserError
+from .batches import Batch, EpochKeys, StoredPictures, in_order, with_draws
+from .pipeline_raw import ahead
+from .pixel_statistics import colour_shift
+from .workers import load
+
+INSTALL = "pip install nvidia-dali-cuda130 (Linux, x86-64)"
+AHEAD = 3  # batches that DALI has been given when the oldest is asked for: while the network works on it, two more are made
+
+
+def available():
+    """Whether DALI is installed; it isn't imported."""
+    try:
+        return importlib.util.find_spec("nvidia.dali") is not None
+    except Exception:  # there is not even a package `nvidia`, or it is broken, and may raise anything
+        return False
+
+
+def problem():
+    """Why DALI can't be loaded, in a line; None where it is now."""
+    try:
+        import nvidia.dali.fn  # noqa: F401
+    except Exception as error:  # of what is broken inside, a shared library that is not there among it
+        return _last_line(error)
+    return None
+
+
+class DaliPipeline:
+    """The images of a data set for a network whose towers are on `devices`; the interface of `TorchPipeline`.
+
+    workers: threads of each DALI pipeline, and processes that read where a split holds "files"; None = one a core. dtype: float32,
+    bfloat16 or float16; memory_format: channels_last or contiguous (NCHW). Raises UserError where DALI or a device is missing.
+    """
+
+    name = "dali"
+
+    def __init__(self, dataset, recipe, devices, workers=None, dtype=torch.float32, memory_format=torch.channels_last):
+        self.dataset, self.recipe, self.dtype, self.memory_format = dataset, recipe, dtype, memory_format
+        self.workers = len(os.sched_getaffinity(0)) if workers is None else workers
+        self.devices = [torch.device(device) for device in devices]
+        self.on_gpu = any(device.type == "cuda" for device in self.devices)
+        self.statistics = self.mean = None
+        if not available():
+            raise UserError(f"--pipeline dali: DALI is not installed; {INSTALL} installs it, and --pipeline torch works everywhere")
+        if why := problem():
+            raise UserError(f"--pipeline dali: DALI can't be loaded ({why}); --pipeline torch works everywhere")
+        for device in self.devices:
+            if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+                raise UserError(f"--pipeline dali: there is no CUDA device {device}; --gpus cpu works everywhere")
+
+    def use(self, statistics):
+        """Set the mean image and colour components that all batches are made with."""
+        self.statistics, self.mean = statistics, np.ascontiguousarray(statistics.mean, np.float32)
+
+    def train(self, step, epochs, colour_noise):
+        """Training batches from after `step` steps to the end of the last epoch; every image once an epoch.
+
+        colour_noise(epoch) -> the colour deviation of that epoch; asked for some batches early, on a GPU in a thread.
+        """
+        split = self.dataset.splits["train"]
+        batches = self._training(split, EpochKeys(self.recipe, len(split), step, epochs), colour_noise)
+        # Processes that read are started and watched by the thread that trains, since that one is told of signals.
+        if self.on_gpu and split.holds != "files":
+            batches = ahead(batches, [device for device in dict.fromkeys(self.devices) if device.type == "cuda"])
+        yield from batches
+
+    def _training(self, split, keys, colour_noise):
+        lent = self._nothing_lent()
+        with closing(self._to_train(split, keys, colour_noise)) as items, \
+                closing(self._made(split, items, self.recipe.batch_size, self._finished, lent)) as batches:
+            for item, made in batches:
+                yield Batch(item.epoch, self._on_each_tower(made, lent), self._labels(split, item.images), item.images)
+
+    def views(self, split, batch_size, which):
+        """Each image of a split once, in order, under fixed views: yields (iterator of the views' `Batch.images`, labels).
+
+        which: the (top, left, flip) of each view, as `centre_view` and `ten_views` give them. A picture is decoded once and stays
+        on its device as uint8; a view of it is made when it is asked for.
+        """
+        source, finish, lent = self.dataset.splits[split], {}, self._nothing_lent()
+        with closing(self._to_test(source, in_order(len(source), batch_size))) as items, \
+                closing(self._made(source, items, batch_size, self._decoded, lent)) as batches:
+            try:
+                for item, pictures in batches:
+                    for device in pictures.keys() - finish.keys():  # late: an error in the first batch comes before
+                        finish[device] = _Dali(device, batch_size, self.workers, lambda dali: self._finished(dali, "decoded", 1.0))
+                    views = self._views_of(pictures, len(item.images), finish, which, lent)
+                    yield views, self._labels(source, item.images)
+            finally:
+                _close(finish)
+
+    def _views_of(self, pictures, count, finish, which, lent):
+        for top, left, flip in which:
+            drawn = self._drawn(*(np.full(count, value) for value in (top, left, flip)), np.zeros((count, 3), np.float32))
+            for device, dali in finish.items():
+                dali.feed({"pictures": pictures[device]} | drawn)
+            yield self._on_each_tower({device: dali.take() for device, dali in finish.items()}, lent)
+
+    def _to_train(self, split, keys, colour_noise):
+        with closing(self._read(split, (images for _, _, images in keys))) as read:
+            for inputs, (epoch, images, drawn) in zip(read, with_draws(self.recipe, keys)):
+                shift, scale = colour_shift(self.recipe, self.statistics, drawn.colour, colour_noise(epoch))
+                yield _Item(epoch, images, inputs | self._drawn(drawn.top, drawn.left, drawn.flip, shift), scale)
+
+    def _to_test(self, split, keys):
+        with closing(self._read(split, keys)) as read:
+            for inputs, images in zip(read, keys):
+                yield _Item(0, images, inputs, 1.0)
+
+    def _read(self, split, keys):
+        """The JPEG files, or the pictures, of each batch: {input: N arrays}. keys: the numbers of its images."""
+        if split.holds == "files":
+            with closing(load(StoredPictures(split), keys, self.workers, self.on_gpu)) as loaded:
+                for pictures, _ in loaded:
+                    yield {"pictures": pictures.numpy()}
+        else:  # views of a memory map, on whose pages DALI's threads wait, not this one
+            name, read = ("jpeg", split.jpeg) if split.holds == "jpeg" else ("pictures", split.read)
+            for images in keys:
+                yield {name: [read(image) for image in images]}
+
+    def _drawn(self, top, left, flip, shift):
+        """The inputs that say how N pictures are cropped, flipped and relit."""
+        margin = max(1, self.recipe.stored_size - self.recipe.crop_size)
+        return {"top": (top / margin).astype(np.float32), "left": (left / margin).astype(np.float32), "flip": flip.astype(np.int32),
+                "minus_shift": -shift, "mean": self._mean_under(top, left, flip)}
+
+    def _mean_under(self, top, left, flip):
+        """For each of N pictures the mean image that is subtracted before it is cropped and flipped: N arrays, most of them one.
+
+        Where the mean doesn't follow the crop, that is its centre window moved under the crop, flipped where the flip undoes it.
+        """
+        if self.recipe.mean_follows_crop:
+            return [self.mean] * len(top)
+        crop, centre, moved = self.recipe.crop_size, self._centre_of_mean(), {}
+        for y, x, mirrored in set(zip(top.tolist(), left.tolist(), flip.tolist())):  # few: many images share a draw (2012 source)
+            moved[y, x, mirrored] = image = np.zeros_like(self.mean)
+            image[y:y + crop, x:x + crop] = centre[:, ::-1] if mirrored else centre
+        return [moved[place] for place in zip(top.tolist(), left.tolist(), flip.tolist())]
+
+    def _nothing_lent(self):
+        """{device: `Lent`} of one iteration: several may be under way, and not all in the same thread."""
+        return {device: Lent(device) for device in self.devices}
+
+    def _made(self, split, items, batch_size, graph, lent):
+        """Work on items as they come, AHEAD of them at a time: yields (item, {device: DALI's TensorList}) in their order.
+
+        What is wrong with an image is raised when its batch's turn has come. graph(dali, holds, scale) -> the pipelines' output.
+        lent: {device: `Lent`}, of what the caller lends; waited for before DALI ends.
+        """
+        for scale, group in groupby(items, lambda item: item.scale):  # the scale is fixed in a DALI pipeline; few epochs change it
+            pipelines, waiting, failure, more = {}, deque(), None, True
+            try:
+                for device in dict.fromkeys(self.devices):
+                    pipelines[device] = _Dali(device, batch_size, self.workers, lambda dali: graph(dali, split.holds, scale))
+                while more or waiting:
+                    while more and len(waiting) < AHEAD:
+                        try:
+                            waiting.append(next(group))
+                        except StopIteration:
+                            more = False
+                        except UserError as error:
+                            failure, more = error, False
+                        else:
+                            for dali in pipelines.values():
+                                dali.feed(waiting[-1].inputs)
+                    if waiting:
+                        item = waiting.popleft()
+                        yield item, self._take(pipelines, split, item.images)
+                if failure:
+                    raise failure
+            finally:
+                for things in lent.values():
+                    things.wait()
+                _close(pipelines)
+
+    def _take(self, pipelines, split, images):
+        try:
+            return {device: dali.take() for device, dali in pipelines.items()}
+        except RuntimeError as error:
+            failure = error.with_traceback(None)  # which would keep the pipeline and its threads
+        _close(pipelines)
+        if split.holds == "jpeg":
+            for image in images:
+                split.read(image)  # Pillow says what is wrong with it
+                if any(_refuses(device, split.jpeg(image), self._decoded) for device in dict.fromkeys(self.devices)):
+                    raise UserError(f"cannot read image {split.names[image]}: DALI's decoder refuses it")
+        raise failure
+
+    def _on_each_tower(self, made, lent):
+        images = {}
+        for device, tensors in made.items():
+            with _current(device):
+                x = torch.from_dlpack(tensors.as_tensor())  # DALI's memory, which lives as long as the tensor does
+            if self.memory_format == torch.channels_last:
+                x = x.permute(0, 3, 1, 2)
+            # DALI has no bfloat16, and on a CPU its float16 rounds ties away from zero. On a GPU a copy in torch's memory in any case:
+            # DALI's is used for another batch in the order of DALI's own stream, as soon as the host has let go of it.
+            images[device] = x.to(self.dtype, copy=device.type == "cuda")
+            if device.type == "cuda":
+                lent[device].keep(tensors)
+        return [images[device] for device in self.devices]
+
+    def _labels(self, split, images):
+        return torch.from_numpy(split.labels[images]).to(self.devices[0], non_blocking=True)
+
+    def _decoded(self, dali, holds, scale=1.0):
+        """From the host's files or pictures to pictures on the device: (stored, stored, 3) uint8."""
+        from nvidia.dali import fn, types
+        if holds == "jpeg":
+            on_gpu = {"device": "mixed", "jpeg_fancy_upsampling": True,  # as libjpeg does
+                      # The GPU's JPEG engine may round otherwise, and would get some places of every batch.
+                      "hw_decoder_load": 0.0,
+                      "affine": False}  # else the threads of two pipelines would be tied to the same cores
+            return fn.decoders.image(dali.input("jpeg", types.UINT8, 1), output_type=types.RGB,
+                                     adjust_orientation=False,  # as in 2012
+                                     **on_gpu if dali.on_gpu else {})
+        if holds == "decoded":
+            return dali.input("pictures", types.UINT8, 3, layout="HWC", device="gpu" if dali.on_gpu else "cpu")
+        pictures = dali.input("pictures", types.UINT8, 3, layout="HWC")
+        return pictures.gpu() if dali.on_gpu else pictures
+
+    def _finished(self, dali, holds, scale):
+        """From files or pictures to what the network sees: ((pixel - mean) + shift) * scale, (crop, crop, 3) or (3, crop, crop)."""
+        from nvidia.dali import types
+        side = self.recipe.crop_size
+        window = {"crop": (side, side), "mirror": dali.input("flip", types.INT32, 0),
+                  "crop_pos_y": dali.input("top", types.FLOAT, 0), "crop_pos_x": dali.input("left", types.FLOAT, 0)}
+        colour = {"mean": dali.input("minus_shift", types.FLOAT, 1), "std": [1.0, 1.0, 1.0], "scale": scale,
+                  "dtype": types.FLOAT16 if self.dtype == torch.float16 and dali.on_gpu else types.FLOAT,
+                  "output_layout": "HWC" if self.memory_format == torch.channels_last else "CHW"}
+        less_mean = self._less_mean_on_gpu if dali.on_gpu else self._less_mean_on_cpu
+        return less_mean(dali, self._decoded(dali, holds), window, colour)
+
+    def _less_mean_on_cpu(self, dali, pictures, window, colour):
+        """The mean of the whole picture first: one pass fewer than after the crop, and 128 references to one array cost nothing."""
+        from nvidia.dali import fn, types
+        x = fn.normalize(pictures, mean=dali.input("mean", types.FLOAT, 3), stddev=1.0)  # (stored, stored, 3) float32
+        return fn.crop_mirror_normalize(x, **window, **colour)
+
+    def _less_mean_on_gpu(self, dali, pictures, window, colour):
+        """The same with constants that stay on the device: an input a picture would be copied there every time."""
+        from nvidia.dali import fn, types
+        if self.recipe.mean_follows_crop:
+            x = pictures - types.Constant(self.mean, device=pictures.device)
+            return fn.crop_mirror_normalize(x, **window, **colour)
+        x = fn.crop_mirror_normalize(pictures, dtype=types.UINT8, output_layout="HWC", **window)
+        return fn.crop_mirror_normalize(x - types.Constant(self._centre_of_mean(), device=pictures.device), **colour)
+
+    def _centre_of_mean(self):
+        crop, offset = self.recipe.crop_size, (self.recipe.stored_size - self.recipe.crop_size) // 2
+        return np.ascontiguousarray(self.mean[offset:offset + crop, offset:offset + crop])
+
+
+@dataclass(frozen=True)
+class _Item:
+    """A batch before DALI works on it."""
+
+    epoch: int
+    images: np.ndarray  # (N,) int64, their numbers in the split
+    inputs: dict  # DALI input -> N values
+    scale: float  # of the result
+
+
+class _Dali:
+    """A DALI pipeline on one device: of every batch that it is fed it gives one TensorList, in their order.
+
+    DALI knows a stream by its handle alone, and the default stream's is the same on every GPU: it is that of the device that is current.
+
+    graph(this) -> its output. Raises UserError where DALI can't use the device.
+    """
+
+    def __init__(self, device, batch_size, threads, graph):
+        from nvidia.dali import Pipeline
+        self.device, self.on_gpu, self.inputs, self.given, self.lent = device, device.type == "cuda", [], deque(), Lent(device)
+        # Depth 1: else the first schedule_run() would want more batches than there may be. More can be in work all the same.
+        self.pipe = Pipeline(batch_size, max(1, threads), (device.index or 0) if self.on_gpu else None, prefetch_queue_depth=1)
+        try:
+            with self.pipe:
+                self.pipe.set_outputs(graph(self))
+            self.pipe.build()
+        except RuntimeError as error:
+            failure = _last_line(error)
+        else:
+            return
+        self.close()
+        raise UserError(f"--pipeline dali: DALI can't use {device}: {failure}; --pipeline torch works everywhere")
+
+    def input(self, name, dtype, ndim, **options):
+        from nvidia.dali import fn
+        self.inputs.append(name)
+        return fn.external_source(name=name, dtype=dtype, ndim=ndim, no_copy=True, **options)
+
+    def feed(self, inputs):
+        """Start work on a batch. inputs: {name: its N values}, among them all that the graph has; kept until they were used."""
+        given = {name: inputs[name] for name in self.inputs}
+        with self._here() as stream:
+            for name, values in given.items():
+                self.pipe.feed_input(name, values, cuda_stream=stream)
+            self.pipe.schedule_run()
+        self.given.append(given)
+
+    def take(self):
+        """The TensorList of the oldest batch, once it is made. On a GPU it may be used by the stream that is current now, and has to be
+        kept until that has been done (`Lent`). Raises RuntimeError where DALI failed."""
+        with self._here() as stream:
+            tensors, = self.pipe.outputs(cuda_stream=stream)
+        given = self.given.popleft()
+        if self.on_gpu:
+            self.lent.keep(given)
+        return tensors
+
+    def close(self):
+        """End its threads."""
+        self.pipe = None  # ends when the last reference goes
+        self.lent.wait()
+        self.given.clear()
+
+    @contextmanager
+    def _here(self):
+        """The device is the current one, its current stream what is yielded; None for a CPU."""
+        with _current(self.device):
+            yield torch.cuda.current_stream(self.device) if self.on_gpu else None
+
+
+def _current(device):
+    """The device is the current one in here, if it is a GPU."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+class Lent:
+    """What a GPU may still read or copy, while the host goes on: kept until its current stream has come that far."""
+
+    def __init__(self, device):
+        self.device, self.things = device, deque()
+
+    def keep(self, things):
+        """After what reads them was launched on the device's current stream."""
+        with torch.cuda.device(self.device):
+            self.things.append((torch.cuda.current_stream().record_event(), things))
+        while self.things and self.things[0][0].query():
+            self.things.popleft()
+
+    def wait(self):
+        while self.things:
+            self.things[0][0].synchronize()
+            self.things.popleft()
+
+
+def _close(pipelines):
+    for dali in pipelines.values():
+        dali.close()
+    pipelines.clear()
+
+
+def _refuses(device, jpeg, graph):
+    """Whether DALI's decoder fails on one file."""
+    dali = _Dali(device, 1, 1, lambda dali: graph(dali, "jpeg"))
+    try:
+        dali.feed({"jpeg": [jpeg]})
+        dali.take()
+        return False
+    except RuntimeError:
+        return True
+    finally:
+        dali.close()
+
+
+def _last_line(error):
+    """What went wrong, of a message that may begin with a traceback."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip() and "no longer valid" not in line]
+    return lines[-1] if lines else type(error).__name__

@@ -1,0 +1,193 @@
+"""From raw pixels in a memory map to batches on each tower's device: no decoder, one fused pass (`augment` in `kernels/`).
+
+On a CPU the kernel reads its crops straight from the map. For GPUs a thread works two batches ahead of the network: a few others
+copy the pictures to page-locked memory; from there they go, in uint8, to each device (from the host, as in 2012, never from GPU to
+GPU) and are augmented there, on a stream of their own. Beside a network that computes on the CPU such a thread would only take
+cores from it.
+"""
+import queue
+import threading
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, nullcontext
+
+import numpy as np
+import torch
+
+from ..kernels import augment, ops
+from ..system.devices import stream_for
+from .augmentation import Draws
+from .batches import Batch, EpochKeys, in_order, with_draws
+from .pixel_statistics import colour_shift
+from .step_input import Uncropped
+
+AHEAD = 2  # batches
+MOST_THREADS = 8  # that read: more would wait for Python's lock rather than for memory
+_END = object()
+
+
+class RawPipeline:
+    """The images of a data set whose splits hold pixels, for a network whose towers are on `devices`; workers: threads that read.
+
+    dtype: float32, bfloat16 or float16; memory_format: of the images, channels_last or contiguous (NCHW).
+    """
+
+    name = "raw"
+
+    def __init__(self, dataset, recipe, devices, workers, dtype=torch.float32, memory_format=torch.channels_last):
+        self.dataset, self.recipe, self.dtype, self.memory_format = dataset, recipe, dtype, memory_format
+        self.workers, self.threads = workers, min(workers, MOST_THREADS)
+        self.devices = [torch.device(device) for device in devices]
+        self.on_gpu = any(device.type == "cuda" for device in self.devices)
+        self.statistics = self.means = None
+        # Whether a GPU's training batches are `Uncropped`: a step as CUDA graphs makes its images itself.
+        self.left_to_step = False
+
+    def use(self, statistics):
+        """Set the mean image and colour components that all batches are made with."""
+        self.statistics, mean = statistics, torch.from_numpy(np.ascontiguousarray(statistics.mean, np.float32))
+        self.means = {device: mean.to(device) for device in dict.fromkeys(self.devices)}
+
+    def train(self, step, epochs, colour_noise):
+        """Training batches from after `step` steps to the end of the last epoch; every image once an epoch.
+
+        colour_noise(epoch) -> the colour deviation of that epoch; it may be asked for two batches before the epoch begins. Raises
+        UserError that names a damaged image.
+        """
+        yield from self._made(self._training(step, epochs, colour_noise))
+
+    def views(self, split, batch_size, which):
+        """Each image of a split once, in order, under fixed views: yields (iterator of the views' `Batch.images`, labels).
+
+        which: the (top, left, flip) of each view, as `centre_view` and `ten_views` give them. A view is made when it is asked for.
+        """
+        with closing(self._made(self._testing(split, batch_size))) as batches:
+            for pictures, labels in batches:
+                yield self._views_of(pictures, which, len(labels)), labels
+
+    def _views_of(self, pictures, which, count):
+        for view in which:
+            fixed = Draws(*(np.full(count, value) for value in view), None)
+            yield self._on_each_tower(pictures, fixed, torch.zeros(count, 3), 1.0)
+
+    def _training(self, step, epochs, colour_noise):
+        split = self.dataset.splits["train"]
+        with self._pool() as pool:
+            for epoch, images, drawn in with_draws(self.recipe, EpochKeys(self.recipe, len(split), step, epochs)):
+                shift, scale = colour_shift(self.recipe, self.statistics, drawn.colour, colour_noise(epoch))
+                make = self._uncropped if self.left_to_step and self.on_gpu else self._on_each_tower
+                yield Batch(epoch, make(self._pictures(split, images, pool), drawn, torch.from_numpy(shift), scale),
+                            self._labels(split, images), images)
+
+    def _testing(self, split, batch_size):
+        split = self.dataset.splits[split]
+        with self._pool() as pool:
+            for images in in_order(len(split), batch_size):
+                yield self._pictures(split, images, pool), self._labels(split, images)
+
+    def _on_each_tower(self, pictures, drawn, shift, scale):
+        """`Batch.images`, of the pictures for each distinct device."""
+        made = {device: self._augmented(pictures[device], device, drawn, shift, scale) for device in self.means}
+        return [made[device] for device in self.devices]
+
+    def _uncropped(self, pictures, drawn, shift, scale):
+        """`Batch.images` that are still to be made."""
+        places = (torch.from_numpy(values) for values in (drawn.top, drawn.left, drawn.flip))
+        crops = ops.crops_of(*places, shift, scale, crop=self.recipe.crop_size, side=self.recipe.stored_size)
+        options = self.recipe.crop_size, self.recipe.mean_follows_crop, self.dtype, self.memory_format
+        left = {device: Uncropped(pictures[device], crops.to(device, non_blocking=True), mean, *options)
+                for device, mean in self.means.items()}
+        return [left[device] for device in self.devices]
+
+    def _augmented(self, pictures, device, drawn, shift, scale):
+        places = (torch.from_numpy(values) for values in (drawn.top, drawn.left, drawn.flip))
+        return augment(pictures, *places, self.means[device], shift, scale, crop=self.recipe.crop_size, dtype=self.dtype,
+                       mean_follows_crop=self.recipe.mean_follows_crop, memory_format=self.memory_format)
+
+    def _pictures(self, split, images, pool):
+        """The stored pictures of a batch, {device: one (N, S, S, 3) uint8 tensor, or on the host N views of the memory map}."""
+        parts = np.array_split(images, max(self.threads, 1))
+        if not self.on_gpu:
+            read = (pool.map if pool else map)(lambda part: [split.read(image) for image in part], parts)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nor will it be written
+                views = [torch.from_numpy(picture) for part in read for picture in part]
+            return dict.fromkeys(self.means, views)
+        batch = _page_locked(len(images), self.recipe.stored_size)
+
+        def copy(part, targets):
+            for image, target in zip(part, targets, strict=True):
+                np.copyto(target, split.read(image))  # lets go of Python's lock while it copies
+
+        list((pool.map if pool else map)(copy, parts, np.array_split(batch.numpy(), len(parts))))
+        return {device: batch.to(device, non_blocking=True) for device in self.means}
+
+    def _labels(self, split, images):
+        return torch.from_numpy(split.labels[images]).to(self.devices[0], non_blocking=True)
+
+    def _pool(self):
+        return ThreadPoolExecutor(self.threads, "read") if self.threads > 1 else nullcontext()
+
+    def _made(self, batches):
+        return ahead(batches, [device for device in self.means if device.type == "cuda"]) if self.on_gpu else batches
+
+
+def _page_locked(count, size):
+    """(count, size, size, 3) uint8, not yet written. Freed, the memory goes to nobody else before all copies from it are done."""
+    return torch.empty(count, size, size, 3, dtype=torch.uint8, pin_memory=True)
+
+
+def ahead(items, devices):
+    """Yield what a generator yields, made by a thread that is up to AHEAD items ahead of the consumer.
+
+    The thread makes them on a stream of each CUDA device that is for such threads alone; the consumer's streams wait
+    for an item's tensors. An exception in the thread is raised here. Closing ends the thread, after the item that it
+    is making.
+    """
+    ready, room, closed = queue.SimpleQueue(), threading.Semaphore(AHEAD), threading.Event()
+
+    def make():
+        try:
+            for device in devices:
+                torch.cuda.set_stream(stream_for(device, "batches ahead"))
+            with closing(items):
+                while True:
+                    room.acquire()
+                    if closed.is_set():
+                        return
+                    item = next(items, _END)
+                    ready.put((item, [torch.cuda.current_stream(device).record_event() for device in devices]))
+                    if item is _END:
+                        return
+                    del item  # or it would live as long as the next one takes
+        except BaseException as error:
+            ready.put((error, []))
+
+    thread = threading.Thread(target=make, name="batches ahead", daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, made = ready.get()
+            room.release()
+            if isinstance(item, BaseException):
+                raise item
+            if item is _END:
+                return
+            _wait_for(item, devices, made)
+            yield item
+            del item
+    finally:
+        closed.set()
+        room.release()
+        thread.join()
+
+
+def _wait_for(item, devices, made):
+    """Let the current streams wait for an item, a `Batch` or ({device: pictures}, labels), of which the events `made` tell."""
+    for device, event in zip(devices, made):
+        torch.cuda.current_stream(device).wait_event(event)
+    images, labels = (item.images, item.labels) if isinstance(item, Batch) else (item[0].values(), item[1])
+    parts = [tensor for each in images for tensor in (each.tensors() if isinstance(each, Uncropped) else [each])]
+    for tensor in [*parts, labels]:
+        if tensor.is_cuda:  # the memory is the thread's stream's, which must not reuse it before this stream is done
+            tensor.record_stream(torch.cuda.current_stream(tensor.device))

@@ -1,0 +1,122 @@
+"""From stored pictures to batches on each tower's device, in PyTorch: runs anywhere, and defines what a batch is.
+
+Worker processes read, crop and flip in uint8; the rest (minus mean, colour, float) happens on the tower's own device. Images go
+from the host to each device, as in 2012 (source, `src/layer.cu:1195-1236`), labels to the first tower's, where the loss is.
+"""
+from contextlib import closing
+
+import numpy as np
+import torch
+
+from ..system.errors import UserError
+from .augmentation import Draws, draws
+from .batches import Batch, EpochKeys, StoredPictures, in_order
+from .pixel_statistics import colour_shift
+from .workers import load
+
+
+class TorchPipeline:
+    """The images of a data set for a network whose towers are on `devices`; workers: processes that read.
+
+    dtype: float32, bfloat16 or float16; memory_format: of the images, channels_last or contiguous (NCHW).
+    """
+
+    name = "torch"
+
+    def __init__(self, dataset, recipe, devices, workers, dtype=torch.float32, memory_format=torch.channels_last):
+        self.dataset, self.recipe, self.workers, self.dtype, self.memory_format = dataset, recipe, workers, dtype, memory_format
+        self.devices = [torch.device(device) for device in devices]
+        self.pin = any(device.type == "cuda" for device in self.devices)
+        self.statistics = self.augment = None
+
+    def use(self, statistics):
+        """Set the mean image and colour components that all batches are made with."""
+        self.statistics = statistics
+        self.augment = {device: Augment(self.recipe, statistics, device) for device in set(self.devices)}
+
+    def train(self, step, epochs, colour_noise):
+        """Training batches from after `step` steps to the end of the last epoch; every image once an epoch.
+
+        colour_noise(epoch) -> the colour deviation of that epoch.
+        """
+        keys = EpochKeys(self.recipe, len(self.dataset.splits["train"]), step, epochs)
+        with closing(load(_TrainingCrops(self.dataset.splits["train"], self.recipe), keys, self.workers, self.pin)) as loaded:
+            for (epoch, _, numbers), (crops, drawn, labels) in zip(keys, loaded):
+                images = self._on_each_tower(crops, drawn, colour_noise(epoch))
+                yield Batch(epoch, images, labels.to(self.devices[0], non_blocking=True), numbers)
+
+    def views(self, split, batch_size, which):
+        """Each image of a split once, in order, under fixed views: yields (iterator of the views' `Batch.images`, labels).
+
+        which: the (top, left, flip) of each view, as `centre_view` and `ten_views` give them. A view is made when it is asked for.
+        """
+        source = self.dataset.splits[split]
+        with closing(load(StoredPictures(source), in_order(len(source), batch_size), self.workers, self.pin)) as loaded:
+            for pictures, labels in loaded:
+                yield self._views_of(pictures.numpy(), which), labels.to(self.devices[0])
+
+    def _views_of(self, pictures, which):
+        for view in which:
+            fixed = Draws(*(np.full(len(pictures), value) for value in view), np.zeros((len(pictures), 3)))
+            yield self._on_each_tower(torch.from_numpy(crop_and_flip(pictures, fixed, self.recipe.crop_size)), fixed, 0.0)
+
+    def _on_each_tower(self, crops, drawn, colour_noise):
+        images = {device: self.augment[device](crops, drawn, colour_noise).to(self.dtype, memory_format=self.memory_format)
+                  for device in dict.fromkeys(self.devices)}
+        return [images[device] for device in self.devices]
+
+
+class Augment:
+    """uint8 crops -> what the network sees, on one device: minus mean, plus the colour shift (paper 2, 4.1)."""
+
+    def __init__(self, recipe, statistics, device):
+        self.recipe, self.statistics, self.device = recipe, statistics, device
+        self.mean = torch.from_numpy(statistics.mean).float().to(device)
+
+    def __call__(self, crops, drawn, colour_noise):
+        """crops: (N, crop, crop, 3) uint8 on the host, already flipped; drawn: their `Draws`.
+
+        Returns (N, 3, crop, crop) float32 on the device, in channels_last memory: grey levels minus the mean.
+        """
+        x = crops.to(self.device, non_blocking=True).float()
+        for image, top, left, flip in zip(x, drawn.top, drawn.left, drawn.flip, strict=True):
+            image -= self._mean_under(top, left, flip)
+        if colour_noise:
+            shift, scale = colour_shift(self.recipe, self.statistics, drawn.colour, colour_noise)
+            x += torch.from_numpy(shift).to(self.device, non_blocking=True)[:, None, None, :]
+            if scale != 1:
+                x *= scale
+        return x.permute(0, 3, 1, 2)
+
+    def _mean_under(self, top, left, flip):
+        """The mean image under a crop, (crop, crop, 3): cropped and flipped with its picture, or always the centre window."""
+        crop = self.recipe.crop_size
+        if not self.recipe.mean_follows_crop:
+            top = left = (self.recipe.stored_size - crop) // 2
+            flip = False
+        window = self.mean[top:top + crop, left:left + crop]
+        return window.flip(1) if flip else window
+
+
+def crop_and_flip(pictures, drawn, crop):
+    """(N, stored, stored, 3) uint8 and N draws -> (N, crop, crop, 3) uint8."""
+    crops = np.empty((len(pictures), crop, crop, 3), np.uint8)
+    for target, picture, top, left, flip in zip(crops, pictures, drawn.top, drawn.left, drawn.flip, strict=True):
+        window = picture[top:top + crop, left:left + crop]
+        target[:] = window[:, ::-1] if flip else window
+    return crops
+
+
+class _TrainingCrops(torch.utils.data.Dataset):
+    def __init__(self, split, recipe):
+        self.split, self.recipe = split, recipe
+
+    def __getitem__(self, key):
+        epoch, positions, images = key
+        drawn = draws(self.recipe, epoch, images, positions)
+        try:
+            pictures = [self.split.read(image) for image in images]
+        except UserError as error:
+            return error
+        crops = crop_and_flip(pictures, drawn, self.recipe.crop_size)
+        return torch.from_numpy(crops), drawn, torch.from_numpy(self.split.labels[images])

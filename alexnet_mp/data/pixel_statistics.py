@@ -1,0 +1,74 @@
+"""What is fitted on the training set once and stored with a run: the mean image and the RGB principal components."""
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from ..system import durable_files
+from ..system.errors import UserError
+
+FILE = "statistics.safetensors"
+MOST_BYTES = 1 << 30  # a mean image of 6,000 x 6,000 pixels
+
+
+@dataclass(frozen=True)
+class Statistics:
+    mean: np.ndarray  # (stored_size, stored_size, 3) float64, grey levels 0..255
+    eigenvalues: np.ndarray  # (3,) float64, ascending: variances of RGB along the components, in 0..1 pixel units
+    eigenvectors: np.ndarray  # (3, 3) float64, one component a column, length 1, its largest entry positive
+
+    def save(self, directory):
+        content = save({field: np.ascontiguousarray(getattr(self, field)) for field in ("mean", "eigenvalues", "eigenvectors")})
+        durable_files.replace(Path(directory) / FILE, content)
+
+    @staticmethod
+    def load(directory):
+        path = Path(directory) / FILE
+        try:
+            return Statistics(**load(durable_files.read(path, MOST_BYTES)))
+        except (OSError, SafetensorError, TypeError) as error:
+            raise UserError(f"cannot read {path}: {error}") from None
+
+
+def colour_shift(recipe, statistics, factors, colour_noise):
+    """What is added to all pixels of an image, and what they are multiplied by then (paper 4.1; 2012 source).
+
+    factors: (N, 3), N(0, 1) for each image and component. Returns ((N, 3) float32 grey levels, scale).
+    """
+    along = statistics.eigenvalues if recipe.colour_scale == "eigenvalue" else np.sqrt(statistics.eigenvalues)
+    components = 255.0 * statistics.eigenvectors * along  # (RGB, component): grey levels for a factor of 1
+    scale = float(np.float32(1 / (1 + colour_noise))) if recipe.colour_shrink else 1.0
+    return (colour_noise * factors @ components.T).astype(np.float32), scale
+
+
+class Sums:
+    """Exact sums over uint8 pictures, to be added up in any order: the mean image and the covariance of all pixels follow."""
+
+    def __init__(self, size):
+        self.count = 0
+        self.pixels = np.zeros((size, size, 3), np.int64)
+        self.products = np.zeros((3, 3), np.int64)
+
+    def add(self, picture):
+        """Take in one (size, size, 3) uint8 picture."""
+        rgb = picture.reshape(-1, 3).astype(np.float64)  # whole numbers below 2^53, so BLAS adds them without rounding
+        self.count += 1
+        self.pixels += picture
+        self.products += (rgb.T @ rgb).astype(np.int64)
+
+    def merge(self, other):
+        self.count += other.count
+        self.pixels += other.pixels
+        self.products += other.products
+
+    def statistics(self):
+        """Mean image and principal components of all that was added (paper 4.1: the covariance of RGB over the training set)."""
+        pixels = self.count * self.pixels.shape[0] * self.pixels.shape[1]
+        mean = self.pixels.sum((0, 1)) / pixels
+        covariance = (self.products / pixels - np.outer(mean, mean)) / 255.0**2
+        eigenvalues, eigenvectors = np.linalg.eigh(covariance)
+        largest = np.abs(eigenvectors).argmax(0)
+        eigenvectors = eigenvectors * np.sign(eigenvectors[largest, range(3)])
+        return Statistics(self.pixels / self.count, eigenvalues.clip(min=0), eigenvectors)

@@ -1,0 +1,60 @@
+"""From an image file to the stored picture, by one function for folders, archives and prepared sets."""
+import io
+import os
+import warnings
+
+import numpy as np
+from PIL import Image
+
+from ..system.errors import UserError
+
+
+def decoded(file, size, name):
+    """The stored picture, (size, size, 3) uint8, of an image file: a path, or a binary file object.
+
+    Raises UserError with `name` where it can't be decoded, or claims more pixels than any photograph has.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # large is fine; far too large is an error
+            with Image.open(file) as image:
+                return stored_picture(image, size)
+    except MemoryError:  # the machine's fault, not the image's
+        raise
+    except Exception as error:  # Pillow raises a dozen types on damaged files
+        raise UserError(f"cannot read image {name}: {_reason(error, file, name)}") from None
+
+
+def _reason(error, file, name):
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    reason = str(error)
+    if "cannot identify image file" in reason:  # goes on with the name, or with the address of an object
+        empty = not file.getbuffer() if isinstance(file, io.BytesIO) else os.path.getsize(file) == 0
+        return "it is empty" if empty else "cannot identify image file"
+    return reason.replace(str(name), "").strip(" ':") or type(error).__name__
+
+
+def stored_picture(image, size):
+    """A Pillow image -> (size, size, 3) uint8: shorter side rescaled to `size`, central square kept (paper 2).
+
+    Area averaging down, bicubic up (cuda-convnet2, `pyext.cpp:102-121`). Grey and CMYK become RGB, transparency is dropped,
+    orientation tags are ignored, as in 2012. Floats are grey levels, 0 to 255; UserError where none is above 1.
+    """
+    if image.mode == "F" and np.asarray(image).max() <= 1:  # taken as 0..255 all of it would be black
+        raise UserError("its pixels are floats of at most 1; only 0 to 255 is understood")
+    if image.mode.startswith("I"):  # 16 bits a pixel: Pillow's own conversion would clip at 255
+        image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+    if "transparency" in image.info:  # a palette with an alpha table; without this step Pillow warns
+        image = image.convert("RGBA")
+    image = image.convert("RGB")
+    shorter = min(image.size)
+    left, top = ((side - shorter) / 2 for side in image.size)
+    if shorter != size:
+        # The central square is taken by the same resampling; an odd margin then falls on half a source pixel.
+        kind = Image.Resampling.BOX if shorter > size else Image.Resampling.BICUBIC
+        image = image.resize((size, size), kind, box=(left, top, left + shorter, top + shorter))
+    else:
+        left, top = int(left), int(top)
+        image = image.crop((left, top, left + size, top + size))
+    return np.asarray(image)

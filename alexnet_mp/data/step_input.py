@@ -1,0 +1,59 @@
+"""What a training step is given for each tower: images, or stored pictures with what makes images of them within the
+step.
+
+A CUDA graph has static inputs. Pictures in uint8 are two thirds of the bytes to copy there (of bfloat16 images), and a
+graph that makes its own images of them writes these once.
+"""
+from dataclasses import dataclass, replace
+
+import torch
+
+from ..kernels import ops
+
+
+@dataclass(frozen=True)
+class Uncropped:
+    """Stored pictures on a device, and the crops that `ops.augment_crops` makes the network's images of."""
+
+    pictures: torch.Tensor  # (N, S, S, 3) uint8
+    crops: torch.Tensor  # (N, 7) float32, see `ops.crops_of`
+    mean: torch.Tensor  # (S, S, 3) float32
+    crop: int
+    mean_follows_crop: bool
+    dtype: torch.dtype
+    memory_format: torch.memory_format
+
+    def images(self):
+        """(N, 3, crop, crop)."""
+        return ops.augment_crops(self.pictures, self.crops, self.mean, crop=self.crop, dtype=self.dtype,
+                                 mean_follows_crop=self.mean_follows_crop, memory_format=self.memory_format)
+
+    def tensors(self):
+        """What differs from batch to batch."""
+        return [self.pictures, self.crops]
+
+    def clone(self):
+        return replace(self, pictures=self.pictures.clone(), crops=self.crops.clone())
+
+    def copy_(self, other, non_blocking=False):
+        for place, tensor in zip(self.tensors(), other.tensors(), strict=True):
+            place.copy_(tensor, non_blocking=non_blocking)
+
+
+def images_of(given):
+    """Images (N, 3, crop, crop), of what a step is given for one tower."""
+    return given.images() if isinstance(given, Uncropped) else given
+
+
+def all_images(given):
+    """The same of all towers; what two of them share is made once."""
+    made = {id(one): images_of(one) for one in given}
+    return [made[id(one)] for one in given]
+
+
+def kind(given):
+    """What a graph that was captured with this input asks of another: all but the values."""
+    if not isinstance(given, Uncropped):
+        return given.shape, given.stride(), given.dtype
+    shapes = [(tensor.shape, tensor.stride()) for tensor in given.tensors()]
+    return *shapes, given.mean.data_ptr(), given.crop, given.mean_follows_crop, given.dtype, given.memory_format

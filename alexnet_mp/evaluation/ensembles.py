@@ -1,0 +1,174 @@
+"""Several runs on one data set, tested one after the other, and the average of their probabilities."""
+from contextlib import closing
+from dataclasses import dataclass, replace
+
+import torch
+
+from ..data.dataset import open_dataset
+from ..data.pipeline import make_pipeline
+from ..system.devices import check_kernels, resolve
+from ..system.errors import UserError
+from ..system.terminal import progress, say
+from . import ensemble_weights
+from .accuracy import answers, joined
+from .protocol import both_protocols, log_probabilities, print_errors
+from .trained import load_run, trained
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run directory that is ready to be tested: all but its weights has been read and found to fit the others."""
+
+    directory: str
+    dataset: object
+    pipeline: object
+    protocols: dict  # {name: list of views}: the centre view, then all views where there are more
+    batch_size: int
+    gpus: str
+    kernels: str
+
+
+def open_runs(directories, data=None, splits=("val",), gpus="auto", kernels="auto", pipeline="auto", workers=None,
+              batch_size=None):
+    """The `Run`s of run directories on one data set: what they were trained on, if `data` is None.
+
+    Raises UserError where a run has no checkpoint, where their classes differ from each other or from the data's, and for whatever
+    else would end a test of theirs later.
+    """
+    described, opened, sources = [], {}, {}
+    for directory in directories:
+        _, run = trained(directory)
+        check_kernels(kernels, resolve(gpus, run.recipe.towers))
+        if run.classes != (described or [run])[0].classes:
+            difference = _difference(described[0].classes, run.classes)
+            raise UserError(f"{directory}: {difference} {directories[0]}; "
+                            "only networks with the same classes can be averaged")
+        described.append(run)
+        sources.setdefault(run.source, directory)
+    if data is None:
+        if len(sources) > 1:
+            where = ", ".join(f"{source} ({directory})" for source, directory in sources.items())
+            raise UserError(f"the runs were trained on different data, {where}; say with --data what to test them on")
+        data = next(iter(sources))
+    runs = []
+    for directory, run in zip(directories, described):
+        recipe, classes = run.recipe, run.classes
+        if recipe.stored_size not in opened:
+            opened[recipe.stored_size] = open_dataset(data, recipe.stored_size, splits)
+            say(f"data: {opened[recipe.stored_size].description}")
+        dataset = opened[recipe.stored_size]
+        if dataset.classes != classes:
+            raise UserError(f"--data {data}: its {len(dataset.classes)} classes are not the {len(classes)} that "
+                            f"{directory} was trained on")
+        made = make_pipeline(pipeline, dataset, recipe, resolve(gpus, recipe.towers), workers)
+        made.use(run.statistics)
+        runs.append(Run(str(directory), dataset, made, both_protocols(recipe), batch_size or recipe.batch_size, gpus, kernels))
+    return runs
+
+
+def _difference(expected, classes):
+    """In words, the first class that is another; the directory that has the expected ones is to follow."""
+    differ = (place for place, (one, other) in enumerate(zip(expected, classes)) if one != other)
+    place = next(differ, min(len(expected), len(classes)))
+    names = [f"'{names[place]}'" if place < len(names) else "missing" for names in (classes, expected)]
+    return f"its class {place + 1} is {names[0]}, and {names[1]} in"
+
+
+@dataclass(frozen=True)
+class Tested:
+    """What `evaluate_runs` found."""
+
+    runs: list  # of each run, {protocol: `Answers`}
+    average: dict  # the same of the average; of a single run its own
+    weights: tuple  # of each run, adding up to 1
+
+
+def evaluate_runs(runs, split, weights=None, views="ten", finite=False):
+    """Test `Run`s on a split, one after the other, and their average: `Tested`.
+
+    weights: one a run; None: all equal; "validation": those with the least top-5 error on the validation images under `views`,
+    "ten" (all views that the recipe has) or "centre". The average of both protocols has the same ones. finite: answers that are NaN
+    are refused also of a single run; of several they always are. Raises UserError.
+    """
+    finite, place = finite or len(runs) > 1, {"centre": 0, "ten": -1}[views]
+    if len({len(run.protocols) for run in runs}) > 1:  # beside others that have more, a run's only view is all of its
+        runs = [replace(run, protocols={**run.protocols, "one view": run.protocols["centre view"]})
+                if len(run.protocols) == 1 else run for run in runs]
+    labels = torch.from_numpy(runs[0].dataset.splits[split].labels)
+    size, kept = (len(labels), len(runs[0].dataset.classes)), []
+    if len(runs) == 1:
+        found = _test(runs[0], split, runs[0].protocols, finite)
+        return Tested([found], found, (1.0,))
+    if weights == "validation" and split != "val":
+        weights = _weights_of_validation(runs, place)
+    choose, tested = weights == "validation", []
+    weights = (1 / len(runs),) * len(runs) if weights is None else weights
+    totals = [ensemble_weights.nothing(*size) for _ in runs[0].protocols]
+    for number, run in enumerate(runs):
+        if choose:
+            kept.append([ensemble_weights.nothing(*size) for _ in totals])
+
+        def take(protocol, rows, logs):
+            if choose:
+                kept[-1][protocol][rows] = logs
+            else:
+                ensemble_weights.fold(totals[protocol][rows], logs, weights[number])
+
+        tested.append(_test(run, split, run.protocols, finite, take))
+        print_answers(tested[-1], split)
+    if choose:
+        weights = ensemble_weights.normalised(_choose([own[place] for own in kept], labels))
+        say("WARNING: the weights were chosen on the images that they are tested on")
+        for own, weight in zip(kept, weights):
+            for total, logs in zip(totals, own, strict=True):
+                ensemble_weights.fold(total, logs, weight)
+        kept.clear()
+    names = [" / ".join(dict.fromkeys(names)) for names in zip(*(run.protocols for run in runs))]
+    rows = range(0, len(labels), ensemble_weights.ROWS)
+    average = {name: joined([answers(total[start:start + ensemble_weights.ROWS], labels[start:start + ensemble_weights.ROWS]) for start in rows])
+               for name, total in zip(names, totals)}
+    return Tested(tested, average, weights)
+
+
+def _weights_of_validation(runs, place):
+    """Weights that add up to 1, from a test of every run on the validation images under one of its protocols."""
+    kept, labels = [], torch.from_numpy(runs[0].dataset.splits["val"].labels)
+    for run in runs:
+        kept.append(ensemble_weights.nothing(len(labels), len(run.dataset.classes)))
+        name, views = list(run.protocols.items())[place]
+        print_answers(_test(run, "val", {name: views}, True, lambda _, rows, logs: kept[-1][rows].copy_(logs)), "val")
+    return ensemble_weights.normalised(_choose(kept, labels))
+
+
+def _choose(logs, labels):
+    with progress("choosing weights", ensemble_weights.PASSES * (ensemble_weights.STEPS + 1) * len(logs), "averages") as advance:
+        weights = ensemble_weights.choose_weights(logs, labels, advance)
+    say(f"weights chosen on the validation images: {' '.join(f'{weight:g}' for weight in weights)}")
+    return weights
+
+
+def _test(run, split, protocols, finite, take=lambda protocol, rows, logs: None):
+    """{protocol: `Answers`} of a run. take(number of the protocol, rows, their (n, classes) float32) is called for every batch."""
+    network, _ = load_run(run.directory, run.gpus, run.kernels)
+    parts, done, last = {name: [] for name in protocols}, 0, list(protocols)[-1]
+    with progress(f"{split}, {last}", len(run.dataset.splits[split])) as advance, \
+            closing(log_probabilities(network, run.pipeline, split, protocols, run.batch_size)) as batches:
+        for means, labels in batches:
+            rows = slice(done, done + len(labels))
+            for number, (name, mean) in enumerate(means.items()):
+                if finite and mean.isnan().any():
+                    raise UserError(f"{run.directory}: its network answers with NaN; such a run can only be tested alone")
+                parts[name].append(answers(mean, labels))
+                take(number, rows, mean.float().cpu())
+            done = rows.stop
+            advance(len(labels))
+    return {name: joined(of_protocol) for name, of_protocol in parts.items()}
+
+
+def print_answers(found, split):
+    """The table of {protocol: `Answers`}."""
+    errors = {name: of_protocol.errors() for name, of_protocol in found.items()}
+    if None in errors.values():
+        say(f"{split}: {len(next(iter(found.values())).labels):,} images without labels, so without errors")
+    else:
+        print_errors(errors, split)

@@ -1,0 +1,86 @@
+"""The paper's test protocol: the views of a picture, and the errors of the mean over their probabilities."""
+import math
+from contextlib import closing
+
+import torch
+
+from ..system.terminal import say
+from .accuracy import Errors, credits
+
+
+def centre_view(recipe):
+    """The (top, left, flip) of the central crop."""
+    offset = (recipe.stored_size - recipe.crop_size) // 2
+    return [(offset, offset, False)]
+
+
+def ten_views(recipe):
+    """The (top, left, flip) of the four corners and the centre, then of their mirror images (paper 4.1)."""
+    end, (centre,) = recipe.stored_size - recipe.crop_size, centre_view(recipe)
+    places = [(0, 0), (0, end), centre[:2], (end, 0), (end, end)]
+    return [(top, left, flip) for flip in (False, True) for top, left in places]
+
+
+def nine_views(recipe):
+    """The (top, left, flip) of 3 x 3 places from corner to corner, not mirrored (`convdata_cifar.py:83-99`, 2013).
+
+    Of a picture that the crop fills all nine are the same.
+    """
+    end, (centre,) = recipe.stored_size - recipe.crop_size, centre_view(recipe)
+    places = (0, centre[0], end)
+    return [(top, left, False) for top in places for left in places]
+
+
+@torch.inference_mode()
+def log_probabilities(network, pipeline, split, protocols, batch_size):
+    """Test a network on every image of a split, once each, in order: yields ({name: (N, classes) float64}, labels (N,)) a batch.
+
+    protocols: {name: list of views}; a view that several protocols share is computed once. Probabilities are averaged over a
+    protocol's views (paper 4.1); what is yielded are their logarithms, on the first tower's device.
+    """
+    views = list(dict.fromkeys(view for protocol in protocols.values() for view in protocol))
+    was_training = network.training
+    network.eval()
+    try:
+        with closing(pipeline.views(split, batch_size, views)) as batches_of_views:
+            for batches, labels in batches_of_views:
+                # In logarithms: a probability of 1e-50 is 0 in float32, and its loss would be infinite.
+                logs = {view: network(*towers).double().log_softmax(1) for view, towers in zip(views, batches, strict=True)}
+                yield {name: torch.stack([logs[view] for view in protocol]).logsumexp(0) - math.log(len(protocol))
+                       for name, protocol in protocols.items()}, labels
+    finally:
+        network.train(was_training)
+
+
+def evaluate(network, pipeline, split, protocols, batch_size, advance, take=lambda name, logs, labels: None):
+    """Test a network on every image of a split, once each: {name: `Errors`} of the protocols, {name: list of views}.
+
+    advance(n) is called for every n images; take(name of the protocol, (n, classes) logarithms of probabilities, labels) before.
+    """
+    sums, images = {name: torch.zeros(3, dtype=torch.float64) for name in protocols}, 0
+    with closing(log_probabilities(network, pipeline, split, protocols, batch_size)) as batches:
+        for means, labels in batches:
+            for name, mean in means.items():
+                loss = -mean.gather(1, labels[:, None]).sum(0)
+                sums[name] = sums[name].to(labels.device) + torch.cat((credits(mean, labels), loss))
+                take(name, mean, labels)
+            images += len(labels)
+            advance(len(labels))
+    means = {name: (total / images).tolist() for name, total in sums.items()}
+    return {name: Errors(100 - 100 * top1, 100 - 100 * top5, loss, images) for name, (top1, top5, loss) in means.items()}
+
+
+def both_protocols(recipe):
+    """{"centre view": one view, "ten views": ten}, or "nine views"; the centre view alone if the recipe tests one."""
+    protocols = {"centre view": centre_view(recipe)}
+    if recipe.test_views == "one":
+        return protocols
+    views = {"ten": ten_views, "nine": nine_views}[recipe.test_views](recipe)
+    return protocols | {f"{recipe.test_views} views": views}
+
+
+def print_errors(errors, split):
+    """The table of a test's protocols."""
+    for name, error in errors.items():
+        say(f"{split}, {name:11}  top-1 error {error.top1_error:6.2f} %   top-5 error {error.top5_error:6.2f} %   "
+            f"({error.images:,} images)")

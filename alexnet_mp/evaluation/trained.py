@@ -1,0 +1,65 @@
+"""A trained network from its run directory, with what it was trained on."""
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ..data.pixel_statistics import Statistics
+from ..network.network import TwoTowerAlexNet
+from ..runs import checkpoint_format, checkpoints
+from ..runs.directory import read_run
+from ..system.devices import check_kernels, make_current, resolve
+from ..system.errors import UserError
+from ..system.terminal import say
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What the newest weights of a run were trained with, which is not always what the run does now (`--resume-anyway`)."""
+
+    recipe: object
+    source: str  # of the data
+    classes: list
+    statistics: Statistics
+    weights: dict | None
+    checkpoint: Path  # its directory
+
+
+def trained(directory, with_weights=False):
+    """(checkpoint's directory, `Trained`) of a run's newest checkpoint; in format 0 the run's directory has all but the weights.
+
+    Raises UserError where it is no run, or the checkpoint can't be used.
+    """
+    run = read_run(directory)
+
+    def read(path):
+        if checkpoint_format.version(path) == 0:
+            recipe, source, classes, place = run["recipe"], run["data"]["source"], run["data"]["classes"], directory
+        else:
+            state = checkpoint_format.read_state(path)
+            recipe, source, classes, place = state.recipe, state.data.source, list(state.data.classes), path
+        weights = checkpoint_format.load_weights(path) if with_weights else None
+        return Trained(recipe, source, classes, Statistics.load(place), weights, Path(path))
+
+    return checkpoints.from_newest(directory, read)
+
+
+def load_run(directory, gpus="auto", kernels="auto"):
+    """(network in test mode, its `Trained`) of a run directory's newest weights. Raises UserError where it can't be used."""
+    path, found = trained(directory, with_weights=True)
+    devices = resolve(gpus, found.recipe.towers)
+    check_kernels(kernels, devices)
+    make_current(devices)
+    network = TwoTowerAlexNet(found.recipe, devices, len(found.classes), kernels)
+    try:
+        network.load_merged(found.weights)
+    except ValueError as error:
+        raise UserError(f"{path} doesn't fit {directory}/run.json: {error}") from None
+    say(f"{path} on {', '.join(map(str, devices))}, kernels {network.kernels_used()}")
+    return network.eval(), replace(found, weights=None)
+
+
+def class_words(directory, classes):
+    """The names of a run's classes as a person knows them: `run.json` has words where the data set had them; else `classes`."""
+    data = read_run(directory)["data"]
+    words = data.get("class_names")
+    fits = isinstance(words, list) and len(words) == len(classes) and all(isinstance(name, str) for name in words)
+    return words if fits and data["classes"] == list(classes) else list(classes)

@@ -1,0 +1,150 @@
+"""One training run of a claim: it is one of `train.py`, in this process, and goes on where it stopped."""
+import json
+import sys
+import time
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+
+from .. import train
+from ..analysis import learning_curves
+from ..evaluation.accuracy import Errors
+from ..evaluation.protocol import both_protocols
+from ..recipes import recipe as recipes
+from ..recipes.named import PRESETS
+from ..runs import checkpoints
+from ..runs.directory import read_run
+from ..runs.metrics import read_metrics
+from ..system import durable_files
+from ..system.errors import UserError
+from ..system.terminal import say
+from .plan import data_of, last_step, number_of_views, operations, steps_per_epoch, work_of_steps
+from .records import differences
+
+RESULT = ".result.json"  # beside a run's directory: how long it took, and tests that the run itself did not do
+ERRORS = {field.name: None for field in fields(Errors)}.keys()  # of a test, in their order
+
+
+class Stopped(Exception):
+    """Ctrl-C came: what is there stays, and the same command goes on."""
+
+
+def status(run):
+    """"new", "begun", "done" or "diverged"."""
+    if (run.directory / "non_finite.json").exists():
+        return "diverged"
+    if not (run.directory / "run.json").exists():
+        return "new"
+    if tested_by_run(run) or (run.level is not None and epochs_to_level(run) is not None):
+        return "done"
+    return "done" if (run.steps, run.level) != (None, None) and reached(run) >= last_step(run) else "begun"
+
+
+def reached(run):
+    """The step of the run's newest checkpoint, 0 where there is none."""
+    return max(checkpoints.listing(run.directory), default=0)
+
+
+def epochs_to_level(run):
+    """Epochs until the training error was at the run's level, None where it isn't yet."""
+    errors = [line["top1_error"] for line in read_metrics(run.directory) if line["kind"] == "train" and line["step"] <= reached(run)]
+    return learning_curves.epochs_to(errors, steps_per_epoch(run), run.level)
+
+
+def tested_by_run(run):
+    """{protocol: errors} of the test at the run's own end, {} where it has not come to it."""
+    tests = [line for line in read_metrics(run.directory) if line["kind"] == "test"]
+    tests = {line["protocol"]: {name: line[name] for name in ERRORS} for line in tests}
+    return tests if set(tests) == set(both_protocols(run.recipe)) else {}
+
+
+def train_run(run, options):
+    """Train a run to its end, or go on with it. Raises `Stopped` where Ctrl-C came, UserError where it can't be trained.
+
+    A run with a level is looked at after every epoch, and ends when its training error has come to the level.
+    """
+    while status(run) in ("new", "begun"):
+        before, epoch = reached(run), steps_per_epoch(run)
+        last = last_step(run) if run.level is None else min(last_step(run), (before // epoch + 1) * epoch)
+        if _train(run, options, before, last):
+            raise Stopped
+
+
+def _train(run, options, before, last):
+    """Train a run from step `before` to step `last`, unless it diverges; note what it took. Returns whether a signal stopped it."""
+    arguments = ["--recipe", run.preset, *settings(run), "--data", run.data, "--out", str(run.directory), "--resume", "auto",
+                 "--seed", str(run.seed), "--gpus", first_gpu(options.gpus, run.recipe.towers), "--pipeline", options.pipeline,
+                 "--kernels", options.kernels, "--keep", "1",
+                 *(["--workers", str(options.workers)] if options.workers is not None else []),
+                 *(["--steps", str(last)] if (run.steps, run.level) != (None, None) else []),
+                 *(["--init", str(run.init)] if run.init else [])]
+    start = time.monotonic()
+    try:
+        with _typed("train", arguments):
+            return train.train(arguments)
+    except UserError as error:
+        if status(run) != "diverged":
+            if str(error).startswith(f"--out {run.directory} is there already"):  # it was not when this began
+                raise UserError(f"{run.directory}: another command began this run; when it has ended, this one goes on") from None
+            raise
+        say(f"{run.directory.name} diverged, which is a result: {error}")
+        return False
+    finally:
+        # After a kill there is neither the time nor the work of what was killed: what goes on begins at its checkpoint.
+        if reached(run) > before:
+            notes, views = read_notes(run), number_of_views(run) if tested_by_run(run) else 0
+            done = work_of_steps(run, before, reached(run)) + operations(run) * views * len(data_of(run).splits["val"])
+            note(run, seconds=notes["seconds"] + time.monotonic() - start, work=notes["work"] + done,
+                 devices=[device["name"] for device in read_run(run.directory)["devices"]])
+
+
+def settings(run):
+    """The --set options that make the run's recipe of its preset; layers last, since they are checked at once."""
+    preset, wanted = PRESETS[run.preset](), recipes.to_dict(run.recipe)
+    changed = {field: after for field, (_, after) in differences(preset, run.recipe).items()}
+    given = {field: after for field, after in changed.items() if field in wanted and field != "seed"}
+    if [layer.name for layer in preset.layers] == [layer.name for layer in run.recipe.layers]:
+        given |= {field: after for field, after in changed.items() if "." in field}
+    else:
+        given["layers"] = wanted["layers"]
+    return [word for field, value in given.items() for word in ("--set", f"{field}={json.dumps(value)}")]
+
+
+def first_gpu(gpus, towers):
+    """--gpus for a network of one tower: the first device."""
+    return gpus if towers == 2 else gpus.split(",")[0]
+
+
+@contextmanager
+def _typed(command, arguments):
+    """run.json says with which command a run can be made again: this one, not `claims`."""
+    before, sys.argv = sys.argv, [command, *arguments]
+    try:
+        yield
+    finally:
+        sys.argv = before
+
+
+def read_notes(run):
+    """What lies beside a run's directory: {"seconds", "work", "devices", "tests"}; what is damaged counts as nothing."""
+    try:
+        found = json.loads(Path(f"{run.directory}{RESULT}").read_text())
+    except (OSError, ValueError, RecursionError):
+        found = None
+    found = found if isinstance(found, dict) else {}
+    kinds = {"seconds": (int, float), "work": (int, float), "devices": list, "tests": dict}
+    nothing = {"seconds": 0, "work": 0, "devices": [], "tests": {}}
+    notes = {name: found[name] if isinstance(found.get(name), kind) else nothing[name] for name, kind in kinds.items()}
+    notes["tests"] = {key: errors for key, errors in notes["tests"].items() if _whole(errors)}
+    return notes
+
+
+def _whole(errors):
+    """Whether these are the errors of a test, by protocol."""
+    return isinstance(errors, dict) and all(
+        isinstance(of_one, dict) and of_one.keys() == ERRORS and all(isinstance(value, (int, float)) for value in of_one.values())
+        for of_one in errors.values())
+
+
+def note(run, **values):
+    durable_files.replace(Path(f"{run.directory}{RESULT}"), (json.dumps(read_notes(run) | values) + "\n").encode())

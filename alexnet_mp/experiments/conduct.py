@@ -1,0 +1,153 @@
+"""Train, test and record what a claim needs: `python -m alexnet_mp.claims run ID`.
+
+The arms take turns within a seed, so that whatever was cut off leaves pairs; the record is written anew after each seed. What was
+trained is not trained again.
+"""
+import datetime
+import math
+import shlex
+from pathlib import Path
+
+from ..recipes.named import PRESETS
+from ..system.errors import UserError
+from ..system.terminal import say
+from .arm_runs import status, train_run
+from .catalogue import FACTORS, GRID
+from .measure import average, entry_of, measure, measure_and_keep
+from .plan import arm_recipe, base_of, data_for, digest_of, has_labelled_test, opened, search_run, turns
+from .records import FORMAT, differences, machine, read_records, write_record
+
+
+def run_claim(claim, options, seeds, allow=lambda run: True):
+    """Train, test and record a claim. Returns the record, or None where no seed was completed.
+
+    A run that is kept beside the records is not trained again, unless its weights are asked for: by an average of networks, or by
+    another run that begins with them. Then this record has the new network, and what is kept stays. allow(run): False where there is no time for it. Raises `Stopped` after Ctrl-C; the record of what is there is written already.
+    """
+    record, path = new_record(claim, options), None
+    if claim.kind == "rates" and not search_rates(claim, options, record, allow):
+        return None
+    averaged = {_names(ensemble["members"]): ensemble for earlier in read_records(options.records).get(claim.id, [])
+                for ensemble in earlier["ensembles"]}
+    total = turns(claim, options, seeds, record["rates"])
+    for number, (runs, members) in enumerate(total, 1):
+        known = averaged.get(_names(member.directory for member in members or ()))
+        wanted = set() if known else {member.directory for member in members or ()}
+        begun = [run for run in runs if run.directory in wanted or not entry_of(run, options)]
+        wanted |= {run.init for run in begun if run.init and status(run) not in ("done", "diverged")}
+        made = {}
+        for run in runs:
+            if (entry := entry_of(run, options)) and run.directory not in wanted:
+                made[run] = entry
+                continue
+            if any(run.init == other.directory and "diverged" in entry for other, entry in made.items()):
+                say(f"-- {claim.id}: {run.arm}, seed {run.seed}: not trained, what it would begin with diverged")
+                continue
+            say(f"-- {claim.id}: {run.arm}, seed {run.seed} ({'ensemble' if members else 'seed'} {number} of {len(total)})")
+            if not allow(run):
+                return record if path else None
+            anew = entry is not None and status(run) != "done"  # the weights of what is kept are gone: this is another network
+            train_run(run, options)
+            made[run] = measure(run, options) if anew else entry or measure_and_keep(run, options)
+        record["runs"] += made.values()
+        if known:
+            record["ensembles"].append(known | {"members": [str(member.directory) for member in members]})
+        elif members and all(status(member) == "done" for member in members):
+            record["ensembles"].append(average(members, options))
+        elif members:
+            say(f"-- {claim.id}: ensemble {number} has a network that diverged, so it is not averaged")
+        path, written = write_record(record, options.records)
+    say(f"recorded in {path}" if written else f"{path} stays as it is: it has these runs and more")
+    return record
+
+
+def _names(directories):
+    """What tells the members of an ensemble, wherever they lay."""
+    return tuple(Path(directory).name for directory in directories)
+
+
+# --- the search for a learning rate
+
+def search_rates(claim, options, record, allow):
+    """Find the best learning rate of each arm, and record it as a factor on the arm's own; False where there was no time for it."""
+    for arm in claim.arms:
+        while (factor := search(arm, options)[0]) is not None:
+            say(f"-- {claim.id}: {arm.name} at {factor:g} times its learning rate")
+            run = search_run(arm, factor, options)
+            if not allow(run):
+                return False
+            train_run(run, options)
+        _, best, entries = search(arm, options)
+        if best is None:
+            raise UserError(f"{claim.id}: {arm.name} diverged at every learning rate from {FACTORS[0]:g} to {GRID[-1]:g} times its own")
+        record["rates"][arm.name], record["search"] = best, record["search"] + entries
+    return True
+
+
+def search(arm, options):
+    """(the factor to be tried next, None, None), or (None, the best factor, what was measured at each) once that is known.
+
+    Best: the fewest epochs to the level, else the least training error. The grid is widened until the best is inside it, or the end of
+    `FACTORS` is reached. The runs have a seed of their own, and are those that are there: nothing is trained.
+    """
+    entries, grid = {}, list(GRID)
+    while True:
+        for factor in grid:
+            run = search_run(arm, factor, options)
+            if status(run) in ("new", "begun"):
+                return factor, None, None
+            entries.setdefault(factor, measure(run, options, tested=False) | {"factor": factor})
+        found = [(entry["epochs_to_level"] or math.inf, entry["train"]["top1_error"], factor)
+                 for factor, entry in entries.items() if "diverged" not in entry]
+        best = min(found)[2] if found else None
+        below, above = FACTORS[:FACTORS.index(grid[0])][-1:], FACTORS[FACTORS.index(grid[-1]) + 1:][:1]
+        if below and best in (None, grid[0]):
+            grid = [*below, *grid]
+        elif above and best == grid[-1]:
+            grid = [*grid, *above]
+        else:
+            return None, best, [entries[factor] for factor in grid]
+
+
+# --- its record
+
+def _refuse_nothing(claim, arms):
+    """Raise UserError where two arms are the same network."""
+    seen = {}
+    for arm, _, recipe in arms:
+        same = seen.setdefault((recipe, arm.init, arm.larger), arm.name)
+        if same != arm.name:
+            raise UserError(f"{claim.id}: {arm.name} changes nothing of this network, it is the same as {same}; "
+                            "there is nothing to compare")
+    first = arms[0][2]
+    if claim.kind == "masks" and not (first.dropout and any("dropout" in layer.then for layer in first.layers)):
+        raise UserError(f"{claim.id}: this network has no dropout, so there is nothing to compare")
+    if claim.kind == "views" and arms[0][2].test_views == "one":
+        raise UserError(f"{claim.id}: this network is tested on one view, so there is nothing to compare")
+
+
+def new_record(claim, options):
+    """A record without runs: what was asked for, with what, and how its arms differ."""
+    arms = [(arm, *arm_recipe(arm, options)) for arm in claim.arms]
+    _refuse_nothing(claim, arms)
+    first, sets = arms[0][2], {}
+    for arm, _, recipe in arms:
+        data = data_for(arm, claim.arms, options, recipe)
+        dataset = opened(data, recipe.stored_size)
+        sets[dataset.fingerprint] = {
+            "description": dataset.description.replace(data, Path(data).name), "fingerprint": dataset.fingerprint,
+            "classes": len(dataset.classes), "images": {name: len(split) for name, split in dataset.splits.items()}}
+        if claim.kind == "errors" and has_labelled_test(data, recipe.stored_size):
+            tested = opened(data, recipe.stored_size, "test")
+            sets[dataset.fingerprint] |= {"test_images": len(tested.splits["test"]), "test_fingerprint": tested.fingerprint}
+    return {
+        "format": FORMAT, "claim": claim.id, "kind": claim.kind,
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": shlex.join(["python", "-m", "alexnet_mp.claims", *options.typed]),
+        "note": options.note, "reported_on": machine(options.gpus),
+        "data": list(sets.values()), "base": base_of(options), "set": list(options.set), "epochs": first.epochs,
+        "steps": options.steps, "search_epochs": options.search_epochs,
+        "arms": [{"name": arm.name, "what": arm.what, "preset": preset, "init": arm.init, "larger": arm.larger,
+                  "digest": digest_of(recipe), "of_preset": differences(PRESETS[preset](), recipe), "differs": differences(first, recipe)}
+                 for arm, preset, recipe in arms],
+        "runs": [], "search": [], "rates": {}, "ensembles": []}

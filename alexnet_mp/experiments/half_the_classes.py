@@ -1,0 +1,76 @@
+"""Half of the classes of a data set, as a folder: for pre-training on a larger label set where there is no larger set.
+
+The paper pre-trained on all of ImageNet, of which ILSVRC is a part, and fine-tuned on ILSVRC. In small: pre-trained on all classes
+of a set, fine-tuned on every second one of them. The pictures are the stored ones, so no pixel differs.
+"""
+import fcntl
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from PIL import Image
+
+from ..system import durable_files
+from ..system.errors import UserError
+from ..system.terminal import progress, say
+
+
+def every_second_class(dataset, stored_size, folder):
+    """Write classes 0, 2, 4, ... of train and val as PNG files of `stored_size` pixels into `folder`, unless that is there already.
+
+    Returns the folder, whole: it gets its name when all is written. Another process that writes the same is waited for. Raises
+    UserError where fewer than two classes would be left, and with the path where it can't be written; nothing half written stays.
+    """
+    folder = Path(folder)
+    if folder.is_dir():
+        return folder
+    left = len(range(0, len(dataset.classes), 2))
+    if left < 2:
+        raise UserError(f"{dataset.description}: every second class of {len(dataset.classes)} leaves {left} of the two "
+                        "that are needed; --larger DIR names a set of more classes to pre-train on")
+    partial = folder.with_name(f"{folder.name}.partial")
+    try:
+        with _alone(folder):
+            if not folder.is_dir():  # else the one that was waited for has made it
+                durable_files.remove(partial)  # of a process that was killed
+                try:
+                    for split in ("train", "val"):
+                        _write(dataset, split, partial)
+                    durable_files.rename(partial, folder)
+                except BaseException:
+                    with suppress(OSError):
+                        durable_files.remove(partial)
+                    raise
+    except OSError as error:
+        raise UserError(f"cannot write {error.filename or partial}: {error.strerror or error}") from None
+    return folder
+
+
+def _write(dataset, split, partial):
+    source = dataset.splits[split]
+    for label in range(0, len(dataset.classes), 2):
+        (partial / split / _name(dataset, label)).mkdir(parents=True)
+    with progress(f"writing half of the classes of {split}", len(source)) as advance:
+        for index, label in enumerate(source.labels):
+            if label % 2 == 0:
+                path = partial / split / _name(dataset, int(label)) / f"{index:08}.png"
+                Image.fromarray(source.read(index)).save(path, compress_level=1)
+            advance(1)
+
+
+@contextmanager
+def _alone(folder):
+    """Hold the lock beside a folder. It is the kernel's, and ends with the process, however that ends; its file stays."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with open(folder.with_name(f"{folder.name}.lock"), "ab") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"{folder} is being written by another process, which is waited for")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _name(dataset, label):
+    """A class's folder: its number keeps the order, and its name need not be fit for a file system."""
+    letters = (letter if letter.isalnum() or letter in "-_" else "_" for letter in dataset.classes[label])
+    return f"{label:05}-{''.join(letters)[:50]}"

@@ -1,0 +1,64 @@
+"""What stays of a finished run when its directory is gone: some 80 kB, so that it can be committed and no run is ever made twice.
+
+RECORDS/runs/<directory's name>.json is what records say of the run (`claim_measure.measure`). Beside it, <name>.npz has its first
+layer, for figure 3, and which validation pictures it got right under both protocols, for tests of pairs of pictures. The name holds
+the digest of recipe, data, steps and beginning, so a run that is kept is the run that is wanted. Only what needs all weights, an
+average of networks or a network to begin with, needs the directory.
+"""
+import io
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from ..evaluation.accuracy import read_right
+from ..runs.directory import RIGHT
+from ..system import durable_files
+
+FOLDER = "runs"  # of the records' folder
+
+
+def keep(run, entry, kernels, records):
+    """Write what stays of a run: its entry, the first layer's weights (maps of all towers, 3, k, k), and what it got right."""
+    place = _place(run, records)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if kernels is not None:
+        right = read_right(run.directory / RIGHT) or {}
+        images = {"images": next(iter(right.values())).shape[1]} if right else {}
+        content = _packed(conv1=np.asarray(kernels, np.float16), **images,
+                          **{name: np.packbits(found, axis=1) for name, found in right.items()})
+        durable_files.replace(place.with_suffix(".npz"), content)
+    durable_files.replace(place.with_suffix(".json"), (json.dumps(entry, allow_nan=False) + "\n").encode())
+
+
+def kept(run, records):
+    """The entry of a run that is kept, None where there is none."""
+    try:
+        entry = json.loads(_place(run, records).with_suffix(".json").read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return entry if isinstance(entry, dict) and {"arm", "seed", "steps", "commits"} <= entry.keys() else None
+
+
+def first_layer(entry, records):
+    """(maps of all towers, 3, k, k) float32 of a run that is kept, None where its kernels are not."""
+    try:
+        with np.load(_named(entry["directory"], records).with_suffix(".npz"), allow_pickle=False) as found:
+            return found["conv1"].astype(np.float32)
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
+        return None
+
+
+def _packed(**arrays):
+    content = io.BytesIO()
+    np.savez_compressed(content, **arrays)
+    return content.getvalue()
+
+
+def _place(run, records):
+    return _named(run.directory, records)
+
+
+def _named(directory, records):
+    return Path(records) / FOLDER / Path(directory).name

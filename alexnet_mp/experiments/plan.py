@@ -1,0 +1,219 @@
+"""Which runs a claim needs, and how much work they are: of each run the recipe, the data and the directory where it lies.
+
+A run is in OUT/<arm>-<digest>-seed<N>, where the digest is of recipe, data, steps and beginning: two claims that need the same run
+share it.
+"""
+import hashlib
+import json
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..data import batches
+from ..data.dataset import open_dataset
+from ..evaluation import dropout_masks
+from ..evaluation.protocol import both_protocols, centre_view
+from ..recipes import ablations, shapes
+from ..recipes import recipe as recipes
+from ..recipes.named import PRESETS
+from ..system.errors import UserError
+from .catalogue import BASE, LEVEL, at_rate
+from .half_the_classes import every_second_class
+
+SEARCH_SEED = 1000  # of the search for a learning rate: none that the comparison uses
+NOT_ON_TRAINING_IMAGES = {"errors", "rates"}  # kinds of claims whose networks are tested on validation and test images alone
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run of a claim, done or to be done."""
+
+    arm: str
+    seed: int
+    preset: str
+    recipe: recipes.Recipe  # with its seed
+    data: str  # what --data says
+    steps: int | None
+    directory: Path
+    kind: str  # of the claim
+    init: Path | None = None  # the run whose weights it begins with
+    level: float | None = None  # top-1 training error in % at which it ends
+
+
+def base_of(options):
+    """The preset that --base means: as `train` chooses, paper on CUDA and mini on a CPU."""
+    on_cpu = set(options.gpus.replace(" ", "").split(",")) == {"cpu"} or (options.gpus == "auto" and torch.cuda.device_count() == 0)
+    return options.base or ("mini" if on_cpu else "paper")
+
+
+def arm_recipe(arm, options):
+    """(preset's name, the arm's recipe): preset, --set, --epochs, then what the claim changes."""
+    preset = arm.preset or base_of(options)
+    recipe = recipes.override(PRESETS[preset](), options.set)
+    if options.epochs is not None:
+        recipe = ablations.shortened(recipe, options.epochs)
+        if recipe.schedule == "plateau":
+            # "Reduced three times prior to termination" (5) must hold at the end of fewer epochs as well. A plateau
+            # can't promise it: nobody says how patient it is. And arms whose rates fall at different times differ in
+            # more than what is claimed.
+            recipe = ablations.dated_drops(recipe)
+    for derive in arm.derive:
+        recipe = derive(recipe)
+    return preset, recipe
+
+
+@lru_cache(maxsize=16)
+def opened(data, stored_size, *splits):
+    """A data set with its training and validation images, or with the splits that are named."""
+    return open_dataset(data, stored_size, splits or ("train", "val"))
+
+
+def data_of(run):
+    """The run's data set, opened once."""
+    return opened(run.data, run.recipe.stored_size)
+
+
+def has_labelled_test(data, stored_size):
+    """Whether a data set has test images whose classes are known: headline figures are of those."""
+    try:
+        test = opened(data, stored_size, "test").splits["test"]
+    except UserError:
+        return False
+    return bool((np.asarray(test.labels) >= 0).all())
+
+
+def runs_of_seed(kind, arms, options, seed):
+    """The runs of all arms with one seed, in the order in which they are trained."""
+    made, base = {}, None if all(arm.preset for arm in arms) else arm_recipe(BASE, options)[1]
+    if kind == "towers" and base.towers == 1:
+        raise UserError("specialisation: this network has one tower, so there is nothing to compare")
+    for arm in arms:
+        preset, recipe = arm_recipe(arm, options)
+        init = made[arm.init].directory if arm.init else None
+        run = make_run(kind, arm.name, preset, replace(recipe, seed=seed), data_for(arm, arms, options, recipe), options, init=init)
+        if recipe == base:  # an arm that changes nothing of this base, as the paper's order of `paper`, has the base's run
+            run = replace(run, directory=run.directory.with_name(run.directory.name.replace(arm.name, BASE.name, 1)))
+        made[arm.name] = run
+    return list(made.values())
+
+
+def make_run(kind, name, preset, recipe, data, options, init=None, steps=None):
+    """A `Run` with its directory."""
+    steps = steps or options.steps
+    digest = digest_of(recipe, opened(data, recipe.stored_size).fingerprint, steps, init.name if init else None)
+    return Run(name, recipe.seed, preset, recipe, data, steps, Path(options.out) / f"{name}-{digest}-seed{recipe.seed}", kind, init,
+               LEVEL if kind == "rates" else None)
+
+
+def digest_of(recipe, *more):
+    """Eight hexadecimal digits of a recipe but for its seed and name, and of what else makes a run another one.
+
+    Fields that have their default count for nothing, so that a new field of `Recipe` leaves the digests of older recipes alone.
+    """
+    what = [recipes.to_dict(replace(recipe, seed=0, name="x"), defaults=False), *more]
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def data_for(arm, arms, options, recipe):
+    """What an arm is trained on: --data. Pre-training: --larger; or, without it, --data, and the other arms half of its classes."""
+    if not any(other.larger for other in arms) or (options.larger and not arm.larger):
+        return options.data
+    if arm.larger:
+        return options.larger or options.data
+    whole = opened(options.data, recipe.stored_size)
+    folder = Path(options.out) / f"half-{whole.fingerprint[:8]}-{recipe.stored_size}"
+    return str(every_second_class(whole, recipe.stored_size, folder))
+
+
+def at(arm, rates):
+    """The arm at the learning rate that was found for it, if one was looked for."""
+    return replace(arm, derive=(*arm.derive, lambda recipe: at_rate(rates[arm.name], recipe))) if rates else arm
+
+
+def search_run(arm, factor, options):
+    """A run of the search for the arm's learning rate: --search-epochs epochs of it, or until the level is reached."""
+    preset, recipe = arm_recipe(at(arm, {arm.name: factor}), options)
+    recipe = replace(recipe, seed=SEARCH_SEED)
+    whole = make_run("rates", arm.name, preset, recipe, options.data, options)
+    if options.search_epochs is None:
+        return whole
+    steps = min(options.search_epochs * steps_per_epoch(whole), last_step(whole))
+    return make_run("rates", arm.name, preset, recipe, options.data, options, steps=steps)
+
+
+def turns(claim, options, seeds, rates=None):
+    """[(runs to train, in order; those of them that are averaged, or None)]: a turn a seed, or an ensemble."""
+    arms = [at(arm, rates) for arm in claim.arms]
+    if claim.kind != "ensemble":
+        return [(runs_of_seed(claim.kind, arms, options, seed), None) for seed in range(seeds)]
+    result = []
+    for number in range(seeds):  # no two ensembles share a network
+        fives = [runs_of_seed(claim.kind, arms, options, seed)[0] for seed in range(5 * number, 5 * number + 5)]
+        twos = [runs_of_seed(claim.kind, arms, options, seed)[1:] for seed in range(2 * number, 2 * number + 2)] if arms[1:] else []
+        result.append(([*fives, *(run for runs in twos for run in runs)], [*fives, *(runs[-1] for runs in twos)]))
+    return result
+
+
+# --- how much work
+
+def steps_per_epoch(run):
+    return batches.steps_per_epoch(run.recipe, data_of(run))
+
+
+def last_step(run):
+    """Where the run ends, if it comes to no level or plateau before."""
+    whole = run.recipe.epochs * steps_per_epoch(run)
+    return whole if run.steps is None else min(run.steps, whole)
+
+
+def operations(run):
+    """Multiplications and additions of one image's forward pass, all towers."""
+    return sum((1 if size.layer.towers == "first" else run.recipe.towers) * size.products
+               for size in shapes.sizes(run.recipe, len(data_of(run).classes)))
+
+
+def work_of_steps(run, first, last):
+    """Multiplications and additions of the steps first + 1 .. last and their validations: a step is three forward passes."""
+    images = {name: len(split) for name, split in data_of(run).splits.items()}
+    return operations(run) * (last - first) / steps_per_epoch(run) * (3 * images["train"] + images["val"])
+
+
+def work_of_tests(run):
+    """Multiplications and additions of the tests of a run: by itself, and what its claim asks for."""
+    pictures = len(data_of(run).splits["val"])
+    tests = 2 if run.kind == "ensemble" else 1  # a member is tested alone and in the average
+    images = number_of_views(run) * pictures * tests
+    more = sum(work_of_test(run, split, protocols) for split, protocols in more_tests(run))
+    return operations(run) * images + work_of_masks(run) + more
+
+
+def work_of_masks(run):
+    """Of `dropout_masks.compare`, where the run's claim asks for it."""
+    pictures = min(len(data_of(run).splits["val"]), dropout_masks.PICTURES)
+    return operations(run) * (1 + dropout_masks.MASKS) * pictures if run.kind == "masks" else 0
+
+
+def work_of_test(run, split, protocols):
+    """Of one test on a split."""
+    return operations(run) * number_of_views(run, protocols) * len(opened(run.data, run.recipe.stored_size, split).splits[split])
+
+
+def number_of_views(run, protocols=None):
+    """Of each image, by default of the run's own test."""
+    return len({view for protocol in (protocols or both_protocols(run.recipe)).values() for view in protocol})
+
+
+def more_tests(run):
+    """[(split, protocols)] of the tests that a claim asks for beside the run's own.
+
+    The training images are a third of an epoch's work; nearly every claim has a use for them, and claims share their runs.
+    """
+    tests = []
+    if run.kind not in NOT_ON_TRAINING_IMAGES:
+        tests.append(("train", {"centre view": centre_view(run.recipe)}))
+    if run.kind == "errors" and has_labelled_test(run.data, run.recipe.stored_size):
+        tests.append(("test", both_protocols(run.recipe)))
+    return tests

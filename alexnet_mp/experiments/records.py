@@ -1,0 +1,124 @@
+"""The records of claims: what was run, on what, and what came out, as numbers; `claim_table.py` makes sentences of them.
+
+One JSON file a claim, data set and setting, claims/records/<claim>-<digest>.json; run again with more seeds, it is written anew. A
+record holds no run's whole history: errors, the means of its last epoch, sixty points of its curve, and what the claim measures.
+"""
+import hashlib
+import json
+import platform
+import re
+from pathlib import Path
+
+from ..recipes import recipe as recipes
+from ..system import durable_files
+from ..system.devices import device_name, resolve
+from ..system.provenance import PACKAGES, package_version, source_commit
+from .figures import draw_claim
+
+SOURCE = Path(__file__).resolve().parents[2]
+RECORDS = (SOURCE if (SOURCE / "pyproject.toml").exists() else Path()) / "claims" / "records"  # those of a checkout, where this is one
+FORMAT = 1
+FIELDS = {"claim", "kind", "date", "command", "note", "reported_on", "data", "base", "set", "epochs", "steps", "search_epochs",
+          "arms", "runs", "search", "rates", "ensembles"}
+
+
+def differences(before, after):
+    """{field: [before, after]} of two recipes, layers as "conv1.then"; a layer that one of them lacks is None there."""
+    a, b = recipes.to_dict(before), recipes.to_dict(after)
+    layers_a, layers_b = ({layer["name"]: layer for layer in fields.pop("layers")} for fields in (a, b))
+    changed = {field: [a[field], b[field]] for field in a if a[field] != b[field]}
+    for name in list(layers_a) + [name for name in layers_b if name not in layers_a]:
+        one, other = layers_a.get(name), layers_b.get(name)
+        if one is None or other is None:
+            changed[name] = [one, other]
+        else:
+            changed |= {f"{name}.{field}": [one[field], other[field]] for field in one if one[field] != other[field]}
+    return changed
+
+
+def machine(gpus):
+    """Where a record is made; its runs say themselves where they were trained."""
+    names = dict.fromkeys(device_name(device) for device in resolve(gpus, 2))
+    packages = {name: package_version(name) for name in PACKAGES}
+    return {"devices": list(names), "python": platform.python_version(), "packages": packages, "commit": source_commit()}
+
+
+def devices_of(record):
+    """The names of all devices that the record's runs were trained on, in order."""
+    return list(dict.fromkeys(re.sub(r"\b1 threads$", "1 thread", device)  # as runs wrote it at first
+                              for run in record["runs"] for device in run["devices"]))
+
+
+def path_of(record, folder):
+    """The file of a record: the same claim with the same recipes, on the same data and the same kind of device, has the same one.
+
+    However it was asked for, and with however many threads.
+    """
+    devices = {re.sub(", [0-9]+ threads?$", "", name) for name in devices_of(record)}
+    what = [record["epochs"], record["steps"], record["search_epochs"], sorted(devices)]
+    what += [data["fingerprint"] for data in record["data"]] + [arm["digest"] for arm in record["arms"]]
+    return Path(folder) / f"{record['claim']}-{hashlib.sha256(json.dumps(what).encode()).hexdigest()[:8]}.json"
+
+
+def write_record(record, folder):
+    """Write a record and its picture, the same name with .png. Returns (its path, whether it was written). One line a run.
+
+    A record that is there already and has all these runs, and more, stays.
+    """
+    path = path_of(record, folder)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    before = _read(path)
+    if before and _runs(before) > _runs(record):
+        return path, False
+    lines = []
+    for name, value in record.items():
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            inner = ",\n  ".join(json.dumps(entry, allow_nan=False) for entry in value)
+            lines.append(f" {json.dumps(name)}: [\n  {inner}]")
+        else:
+            lines.append(f" {json.dumps(name)}: {json.dumps(value, allow_nan=False)}")
+    durable_files.replace(path, ("{\n" + ",\n".join(lines) + "\n}\n").encode())
+    draw_claim(record, path.with_suffix(".png"))
+    return path, True
+
+
+def take_records(source, folder):
+    """Copy what another folder of records has and this one has not: kept runs, and records with more runs. Returns the names.
+
+    A record that is here too is replaced only by one that has all of its runs, and others; a kept run never is.
+    """
+    taken = []
+    for path in sorted(Path(source).glob("*.json")):
+        record, here = _read(path), _read(Path(folder) / path.name)
+        if record and (here is None or _runs(record) > _runs(here)):
+            taken += [path, path.with_suffix(".png")]
+    taken = [path for path in taken if path.exists()]
+    taken += [path for path in sorted((Path(source) / "runs").glob("*")) if not (Path(folder) / "runs" / path.name).exists()]
+    for path in taken:
+        target = Path(folder) / path.relative_to(source)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        durable_files.replace(target, path.read_bytes())
+    return [str(path.relative_to(source)) for path in taken]
+
+
+def _runs(record):
+    return {(run["arm"], run["seed"], Path(run["directory"]).name, *run["commits"]) for run in record["runs"]}
+
+
+def read_records(folder):
+    """{claim's id: [its records, newest first]}; what is no record of a claim is left alone."""
+    found = {}
+    for path in sorted(Path(folder).glob("*.json")):
+        if record := _read(path):
+            found.setdefault(record["claim"], []).append(record)
+    return {claim: sorted(records, key=lambda record: record["date"], reverse=True) for claim, records in found.items()}
+
+
+def _read(path):
+    """The record in a file, None where there is none."""
+    try:
+        record = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError):
+        return None
+    whole = isinstance(record, dict) and record.get("format") == FORMAT and FIELDS <= record.keys()
+    return record if whole else None

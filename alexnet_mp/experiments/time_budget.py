@@ -1,0 +1,95 @@
+"""How long a claim will take, from how long runs took: `claims run all --budget 2h` starts nothing that it can't finish."""
+import math
+import shutil
+import time
+
+from ..runs.metrics import read_metrics
+from ..system.devices import device_name, resolve
+from ..system.terminal import say
+from .arm_runs import first_gpu, reached, read_notes, status, train_run
+from .catalogue import GRID
+from .conduct import search
+from .measure import entry_of, key_of_test
+from .plan import (
+    last_step,
+    make_run,
+    more_tests,
+    operations,
+    search_run,
+    turns,
+    work_of_masks,
+    work_of_steps,
+    work_of_test,
+    work_of_tests,
+)
+
+CALIBRATION_STEPS = 4
+MARGIN = 1.15  # what a calibration does not see: reading the images, checkpoints, pictures
+
+
+class Forecast:
+    """Seconds that runs take, by preset; and the time that is left, if there is a limit.
+
+    pace: {preset: seconds for a multiplication and addition of the network}, of the newest run of the preset that ended.
+    """
+
+    def __init__(self, options, budget=None):
+        self.options, self.pace = options, {}
+        self.end = math.inf if budget is None else time.monotonic() + budget
+
+    @property
+    def left(self):
+        return self.end - time.monotonic()
+
+    def learn(self, run):
+        """Take in how long a run took that ended, if it was on these devices."""
+        notes, towers = read_notes(run), run.recipe.towers
+        here = [device_name(device) for device in resolve(first_gpu(self.options.gpus, towers), towers)]
+        if notes["seconds"] > 0 and notes["work"] > 0 and notes["devices"] == here and status(run) == "done":
+            self.pace[run.preset] = notes["seconds"] / notes["work"]
+
+    def calibrate(self, run):
+        """Let a few steps tell the pace of a preset of which no run is known."""
+        say(f"-- {CALIBRATION_STEPS} steps of {run.preset}, to see how fast this machine is")
+        trial = make_run(run.kind, "calibration", run.preset, run.recipe, run.data, self.options, steps=CALIBRATION_STEPS)
+        shutil.rmtree(trial.directory, ignore_errors=True)  # of another day: the machine may be another
+        train_run(trial, self.options)
+        rates = sorted(line["images_per_second"] for line in read_metrics(trial.directory) if line["kind"] == "train")
+        self.pace[run.preset] = MARGIN / (3 * rates[len(rates) // 2] * operations(run))
+
+    def seconds(self, run):
+        """What is still to be done of a run, in seconds, at most; `learn` or `calibrate` has to know its preset."""
+        if status(run) == "new" and entry_of(run, self.options):  # kept; should its weights be asked for, it takes longer
+            return 0.0
+        match status(run):
+            case "diverged":
+                return 0.0
+            case "done":  # but for tests that its claim asks for
+                owed = [test for test in more_tests(run) if key_of_test(run, *test) not in read_notes(run)["tests"]]
+                work = sum(work_of_test(run, *test) for test in owed)
+                if run.kind == "masks" and not entry_of(run, self.options):
+                    work += work_of_masks(run)
+                return work * self.pace.get(run.preset, 0.0)
+        return (work_of_steps(run, reached(run), last_step(run)) + work_of_tests(run)) * self.pace[run.preset]
+
+    def total(self, runs):
+        """Seconds for all of these; a preset that is not known yet is learnt or calibrated first."""
+        for run in runs:
+            if run.preset not in self.pace:
+                self.learn(run)
+        for run in runs:
+            if run.preset not in self.pace and status(run) in ("new", "begun") and not entry_of(run, self.options):
+                if self.left <= 0:
+                    return math.inf
+                self.calibrate(run)
+        return sum(self.seconds(run) for run in runs)
+
+
+def needed(claim, options, seeds):
+    """The runs of a claim, each once. As long as a search for learning rates goes on, it is told as if it changed nothing."""
+    rates, runs = {}, []
+    for arm in claim.arms if claim.kind == "rates" else ():
+        runs += [search_run(arm, factor, options) for factor in GRID]
+        rates[arm.name] = search(arm, options)[1] or 1.0
+    runs += [run for turn, _ in turns(claim, options, seeds, rates) for run in turn]
+    return list({run.directory: run for run in runs}.values())

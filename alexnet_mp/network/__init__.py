@@ -1,0 +1,1 @@
+"""The two towers and what crosses between them (paper 3)."""

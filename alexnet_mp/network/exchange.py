@@ -1,0 +1,198 @@
+"""The crossings between the towers: the one file in which tensors go from one device to another.
+
+A tensor of one tower becomes readable on the other tower's device by a copy, and its gradient returns the same way. In 2012 the
+consumer's thread read the peer's memory (source, `src/layer.cu:78-109`). Between CUDA devices the copies run on streams of their
+own, one pair a direction, and what needs nothing from the other side runs meanwhile (`overlap.py`). With both towers on one device
+nothing is copied, and the ledger says so.
+"""
+import functools
+from dataclasses import dataclass
+
+import torch
+
+from ..system.devices import stream_for
+
+NAMES = "ab"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One crossing of one step."""
+
+    edge: str  # the layer that reads it: "conv3"
+    direction: str  # "a->b" or "b->a"
+    pass_: str  # "forward" or "backward"
+    bytes: int  # copied between devices; 0 where both towers share one
+
+
+class Exchange:
+    """Carries tensors between the towers on `devices` (one or two) and keeps a ledger of what crossed since `clear()`.
+
+    overlap: whether copies between CUDA devices run beside the computation. Off, they run on the devices' current
+    streams; the results are the same bits.
+    """
+
+    def __init__(self, devices, overlap=True):
+        self.devices = [_with_index(torch.device(device)) for device in devices]
+        self.shared = len(set(self.devices)) == 1
+        self.overlap = overlap
+        self.ledger = []
+
+    def clear(self):
+        self.ledger = []
+
+    def gather(self, edge, outputs, readers):
+        """For each of the first `readers` towers: all towers' outputs in the order a, b.
+
+        The other tower's output is a tensor where the towers share a device, else a `Crossing`; all crossings have begun.
+        """
+        meet = self._shared if self.shared else functools.partial(Crossing, self)
+        return [[output if source == reader else meet(edge, output, source, reader) for source, output in enumerate(outputs)]
+                for reader in range(readers)]
+
+    def standing(self, edge, tensor, source, target, pass_):
+        """A `StandingCopy` of a tensor of tower `source`, entered in the ledger once."""
+        self.enter(edge, tensor, source, target, pass_)
+        return StandingCopy(tensor, self.devices[target], self.overlap)
+
+    def _shared(self, *way):
+        return _Shared.apply(self, *way)
+
+    def enter(self, edge, tensor, source, target, pass_):
+        size = 0 if self.shared else tensor.numel() * tensor.element_size()
+        self.ledger.append(Entry(edge, f"{NAMES[source]}->{NAMES[target]}", pass_, size))
+
+
+class Crossing:
+    """A tensor of tower `source` on its way to tower `target`'s device."""
+
+    def __init__(self, exchange, edge, tensor, source, target):
+        self.exchange, self.edge, self.tensor, self.source, self.target = exchange, edge, tensor, source, target
+        self.home = current_stream(tensor)
+        self.there = self._carry(tensor.detach(), source, target, "forward")
+
+    @property
+    def comes_second(self):
+        """In the order a, b: whether the target's own half is the first."""
+        return self.source > self.target
+
+    def receive(self):
+        """The copy on the target's device, without history."""
+        return self.there.receive()
+
+    def send_back(self, gradient):
+        """Begin the gradient's way back; returns what makes it readable on the source's device.
+
+        That is for the stream on which the tensor was made, where autograd goes on with it: in the thread that calls this, another may
+        be current on that device.
+        """
+        return functools.partial(self._carry(gradient, self.target, self.source, "backward").receive, self.home)
+
+    def _carry(self, tensor, source, target, pass_):
+        self.exchange.enter(self.edge, tensor, source, target, pass_)
+        return copy(tensor, self.exchange.devices[target], self.exchange.overlap)
+
+
+@dataclass
+class Arrival:
+    """A copy that may still be on its way."""
+
+    tensor: torch.Tensor
+    event: object = None  # of the target's stream that has waited for the copy, where both are CUDA devices
+
+    def receive(self, stream=None):
+        """The copy, readable from now on on a stream of its device, by default the current one. The host doesn't wait."""
+        if self.event is not None:
+            stream = stream or current_stream(self.tensor)
+            stream.wait_event(self.event)
+            self.tensor.record_stream(stream)
+        return self.tensor
+
+
+def current_stream(tensor):
+    """Of a tensor's device; None on a CPU."""
+    return torch.cuda.current_stream(tensor.device) if tensor.is_cuda else None
+
+
+def copy(tensor, device, overlap, place=None):
+    """Begin to copy a tensor to another device, to `place` if there is one: an `Arrival`.
+
+    Where a CPU is one of the two, the host waits for the copy itself. A place has to be free by then, and the tensor has to stay as it
+    is until the copy's streams were waited for (`StandingCopy`).
+    """
+    def arriving():
+        return torch.empty_like(tensor, device=device) if place is None else place
+
+    if not tensor.is_cuda or device.type != "cuda":
+        return Arrival(tensor.to(device) if place is None else place.copy_(tensor))
+    if not overlap:
+        arrived = arriving().copy_(tensor, non_blocking=True)
+        # A gradient's way back may be begun where another stream is current than the one that goes on with it.
+        return Arrival(arrived, current_stream(arrived).record_event())
+    made = current_stream(tensor).record_event()
+    out, into = streams = _copy_streams(tensor.device, device)
+    for stream in streams:
+        stream.wait_event(made)
+    # Between devices torch copies on the source's current stream, and lets the target's wait for it.
+    with torch.cuda.stream(out), torch.cuda.stream(into):
+        arrived = arriving().copy_(tensor, non_blocking=True)
+        reader = current_stream(tensor)  # out; within one device, where both are, into
+    if place is None:
+        tensor.record_stream(reader)  # its memory must not be given to others before it is read
+    return Arrival(arrived, into.record_event())
+
+
+class StandingCopy:
+    """A copy that is begun time and again from one tensor to one place on another device, as CUDA graphs need it."""
+
+    def __init__(self, tensor, device, overlap):
+        self.tensor, self.overlap, self.place = tensor, overlap, torch.empty_like(tensor, device=device)
+
+    @property
+    def out(self):
+        """The stream that such a copy leaves its CUDA device on."""
+        return _copy_streams(self.tensor.device, self.place.device)[0]
+
+    def begin(self):
+        self.arrival = copy(self.tensor, self.place.device, self.overlap, self.place)
+
+    def receive(self):
+        """The current stream waits for the copy that was begun last."""
+        self.arrival.receive()
+
+
+def settle(devices):
+    """Copies and computation on CUDA devices wait for each other: from then on all tensors and places may be written again."""
+    for source, target in (devices, devices[::-1]):
+        if source.type == target.type == "cuda":
+            for stream in _copy_streams(source, target):
+                current = torch.cuda.current_stream(stream.device)
+                current.wait_stream(stream)
+                stream.wait_stream(current)
+
+
+@functools.cache
+def _copy_streams(source, target):
+    """A stream on each of the two devices, for copies in this direction alone: the two directions don't wait for each other."""
+    return stream_for(source, f"copies to {target}"), stream_for(target, f"copies from {source}")
+
+
+class _Shared(torch.autograd.Function):
+    """Both towers on one device: the tensor as it is, and an entry in the ledger each way."""
+
+    @staticmethod
+    def forward(ctx, exchange, edge, tensor, source, target):
+        ctx.way = exchange, edge, source, target
+        exchange.enter(edge, tensor, source, target, "forward")
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        exchange, edge, source, target = ctx.way
+        exchange.enter(edge, gradient, target, source, "backward")
+        return None, None, gradient, None, None
+
+
+def _with_index(device):
+    """ "cuda" is the current CUDA device: named in full, so that it equals "cuda:0" where it is that."""
+    return torch.device("cuda", torch.cuda.current_device()) if device.type == "cuda" and device.index is None else device

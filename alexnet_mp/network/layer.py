@@ -1,0 +1,216 @@
+"""One layer of a tower: its product, and the operations that follow it."""
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..kernels import ops
+from ..recipes import shapes
+from .overlap import joined
+
+# Runs of operations that the kernels compute in one piece, longest first; everything else is computed one by one.
+FUSED = (("relu", "lrn", "max_pool"), ("lrn", "max_pool", "relu"), ("lrn", "max_pool"), ("relu", "lrn"), ("lrn",),
+         ("relu", "max_pool"), ("max_pool", "relu"), ("max_pool",), ("spatial_norm", "max_pool"), ("relu", "dropout"), ("relu",))
+TAKES_BIAS = FUSED[:-3]
+TAKES_BIAS_ON_GPU = FUSED[-2:]  # on a CPU the product adds it for nothing
+
+
+def plan(then):
+    """Split a layer's operations into the pieces that the kernels compute: (relu, lrn, max_pool) is one, (dropout,) is one."""
+    pieces, rest = [], tuple(then)
+    while rest:
+        piece = next((run for run in FUSED if rest[:len(run)] == run), rest[:1])
+        pieces.append(piece)
+        rest = rest[len(piece):]
+    return pieces
+
+
+class TowerLayer(nn.Module):
+    """One layer: a convolution or a product, and what follows it (`Layer.then`).
+
+    size: the layer's `geometry.Size`. towers: the towers whose maps are computed here, (0,), (1,), or (0, 1) in a merged network.
+    forward(x, step): (N, C, H, W) -> (N, maps * len(towers), H', W'), or (N, units * len(towers)); step keys the dropout mask.
+    With a `Crossing` x is the tower's own half of what is read, and the other half is on its way (`overlap.py`).
+    Computed in the dtype of x: of float32 weights a bfloat16 image takes copies in bfloat16, and their gradients are
+    float32 again; or, where `keep_copies` has made copies that stay, bfloat16.
+    """
+
+    def __init__(self, recipe, size, index, towers, kernels, device):
+        super().__init__()
+        self.recipe, self.size, self.index, self.towers = recipe, size, index, towers
+        self.kernels = kernels
+        self.layer = size.layer
+        self.groups = len(towers) if self.layer.reads == "own" else 1
+        weight, bias = (torch.zeros(maps * len(towers), *others, device=device)
+                        for maps, *others in (size.weight_shape, size.bias_shape))
+        if self.layer.kind == "conv":  # as the maps are, so that no step reorders them
+            weight = weight.to(memory_format=torch.channels_last)
+        self.weight, self.bias = nn.Parameter(weight), nn.Parameter(bias)
+        self.kept = {}  # {name of a parameter: (its copy in another dtype, the parameter's version that it is of)}
+        self.pieces = plan(self.layer.then)
+        takes_bias = TAKES_BIAS + (TAKES_BIAS_ON_GPU if ops.resolve(kernels, device) in ("cuda", "triton") else ())
+        # Merged, the kernels see each tower's maps as images of their own (LRN) or by halves (dropout), and the product adds the bias.
+        # The kernels add one bias a map: not those of a local layer, one a position.
+        self.bias_in_kernel = (len(towers) == 1 and self.layer.kind != "local" and self.pieces[:1] != []
+                               and self.pieces[0] in takes_bias)
+
+    def extra_repr(self):
+        return f"{tuple(self.weight.shape)}, then {' -> '.join(self.layer.then) or 'nothing'}"
+
+    def forward(self, x, step=0, crossing=None):
+        weight, added, left = self.operands(x.dtype)
+        if crossing is None:
+            x = self.product(x, weight, added)
+        else:
+            x = joined(self.product, x, crossing, weight, self.halves(crossing.comes_second), added)
+        return self.follow(x, left, step)
+
+    def operands(self, dtype):
+        """(weights, bias that the product adds, bias that what follows adds) in a dtype; one of the biases is None."""
+        weight, bias = self._in(dtype, "weight"), self._in(dtype, "bias")
+        return (weight, None, bias) if self.bias_in_kernel else (weight, bias, None)
+
+    def _in(self, dtype, name):
+        parameter, (copy, version) = getattr(self, name), self.kept.get(name, (None, None))
+        if copy is None or copy.dtype != dtype or version != parameter._version or copy.device != parameter.device:
+            return parameter.to(dtype)
+        return _Kept.apply(parameter, copy)
+
+    @torch.no_grad()
+    def keep_copies(self, dtype):
+        """Have copies of the parameters in a dtype, up to date. Gradients then have the dtype that was computed in.
+
+        Who updates a parameter may write its copy as well, and say so (`note_copy`); one that is not up to date is not
+        used.
+        """
+        for name, parameter in (("weight", self.weight), ("bias", self.bias)):
+            copy, version = self.kept.get(name, (None, None))
+            if copy is None or copy.dtype != dtype or copy.device != parameter.device:
+                copy, version = torch.empty_like(parameter, dtype=dtype, requires_grad=False), None
+                parameter.grad_dtype = None
+            if version != parameter._version:
+                self.kept[name] = copy.copy_(parameter), parameter._version
+
+    def note_copy(self, name):
+        """The copy was written together with its parameter."""
+        self.kept[name] = self.kept[name][0], getattr(self, name)._version
+
+    def __getstate__(self):
+        return self.__dict__ | {"kept": {}}  # another layer's parameters have versions of their own
+
+    def product(self, x, weight, bias):
+        return {"conv": self._convolve, "local": self._convolve_locally, "fc": self._multiply}[self.layer.kind](x, weight, bias)
+
+    def halves(self, other_comes_second):
+        """A function that gives of the weight what meets the tower's own half of what is read, and what meets the
+        other.
+
+        other_comes_second: whether the other is the second half.
+        """
+        def split(weight):
+            a, b = weight.chunk(2, 3 if self.layer.kind == "local" else 1)
+            return (a, b) if other_comes_second else (b, a)
+
+        return split
+
+    def follow(self, x, bias, step):
+        """What comes after the product. bias: where the first piece adds it, else None."""
+        for piece in self.pieces:
+            x = self._dropout(piece, x, bias, step) if piece[-1] == "dropout" else self._maps_of_each_tower(piece, x, bias)
+            bias = None
+        return x
+
+    def _convolve(self, x, weight, bias):
+        return F.conv2d(self.with_overhang(x), weight, bias, self.layer.stride, self.layer.pad, groups=self.groups)
+
+    def with_overhang(self, x):
+        """(N, C, H, W) with the zeros that the last windows reach beyond their pad; x itself where they reach none, or have them."""
+        layer = self.layer
+        right, bottom = (shapes.overhang(side, layer.kernel, layer.stride, layer.pad) for side in (x.shape[3], x.shape[2]))
+        # 224 -> 55: three more columns and rows of zeros (2012 source: its kernel reads 0 out of bounds)
+        return F.pad(x, (0, right, 0, bottom)) if right or bottom else x
+
+    def _convolve_locally(self, x, weight, bias):
+        """(N, C, H, W) -> (N, maps, H', W'), each position by kernels of its own (2012 source, layer type `local`)."""
+        layer, (height, width) = self.layer, self.size.computed[1:]
+        x = F.pad(self.with_overhang(x), (layer.pad,) * 4).permute(2, 3, 0, 1).contiguous()  # (H, W, N, C)
+        parts = []
+        for own, kernels in zip(x.chunk(self.groups, 3), weight.chunk(self.groups), strict=True):
+            windows = torch.cat([own[i::layer.stride, j::layer.stride][:height, :width]
+                                 for i in range(layer.kernel) for j in range(layer.kernel)], 3)  # (H', W', N, k k C)
+            kernels = kernels.permute(1, 2, 0, 4, 5, 3).flatten(3)  # (H', W', maps, k k C)
+            parts.append(windows @ kernels.transpose(2, 3))  # (H', W', N, maps)
+        y = torch.cat(parts, 3).permute(2, 3, 0, 1).contiguous()
+        return y if bias is None else y + bias
+
+    def _multiply(self, x, weight, bias):
+        x = x.flatten(1)
+        if self.groups == 1:
+            return ops.linear(x, weight, bias, kernels=self.kernels)
+        parts = zip(x.chunk(self.groups, 1), weight.chunk(self.groups), strict=True)
+        return torch.cat([ops.linear(part, own, kernels=self.kernels) for part, own in parts], 1) + bias
+
+    def _maps_of_each_tower(self, piece, x, bias):
+        """Normalisation never looks beyond a tower's own maps: merged, each tower's half counts as an image of its own."""
+        if len(self.towers) == 1 or "lrn" not in piece:
+            return self._piece(piece, x, bias)
+        images, maps = x.shape[:2]
+        x = self._piece(piece, x.reshape(images * len(self.towers), maps // len(self.towers), *x.shape[2:]), bias)
+        return x.reshape(images, maps, *x.shape[2:])
+
+    def _piece(self, piece, x, bias):
+        r, by = self.recipe, self.kernels
+        lrn = dict(size=r.lrn_size, alpha=r.lrn_alpha, beta=r.lrn_beta, k=r.lrn_k)
+        spatial = dict(size=r.spatial_size, alpha=r.spatial_alpha, beta=r.spatial_beta, k=r.spatial_k)
+        pool = dict(pool=r.pool_size, stride=r.pool_stride)
+        max_pool = dict(**pool, ties=r.pool_ties)
+        match piece:
+            case ("relu", "lrn", "max_pool"):
+                return ops.lrn_max_pool(x, bias, relu="before", **lrn, **max_pool, kernels=by)
+            case ("lrn", "max_pool", "relu"):
+                return ops.lrn_max_pool(x, bias, relu="after", **lrn, **max_pool, kernels=by)
+            case ("lrn", "max_pool"):
+                return ops.lrn_max_pool(x, bias, relu="none", **lrn, **max_pool, kernels=by)
+            case ("relu", "lrn"):
+                return ops.lrn(x, bias, relu="before", **lrn, kernels=by)
+            case ("lrn",):
+                return ops.lrn(x, bias, relu="none", **lrn, kernels=by)
+            case ("relu", "max_pool") | ("max_pool", "relu"):
+                return ops.max_pool(x, bias, relu=True, **max_pool, kernels=by)
+            case ("max_pool",):
+                return ops.max_pool(x, bias, relu=False, **max_pool, kernels=by)
+            case ("spatial_norm", "max_pool"):
+                return ops.spatial_norm_max_pool(x, **spatial, **max_pool, kernels=by)
+            case ("spatial_norm",):
+                return ops.spatial_norm(x, **spatial)
+            case ("avg_pool",):
+                return ops.avg_pool(x, **pool)
+            case ("relu",):
+                return ops.relu_dropout(x, bias, kernels=by)
+            case ("tanh",):
+                return torch.tanh(x)
+            case ("sigmoid",):
+                return torch.sigmoid(x)
+        raise ValueError(f"{self.layer.name}: no way to compute {piece}")
+
+    def _dropout(self, piece, x, bias, step):
+        """Classic dropout, alone or with the ReLU before it. Tested, all units count, at 1 - probability of their value (4.2)."""
+        probability, with_relu = self.recipe.dropout, piece[0] == "relu"
+        if not self.training:
+            return (self._piece(("relu",), x, bias) if with_relu else x) * (1 - probability)
+        halves = []
+        for tower, half in zip(self.towers, x.chunk(len(self.towers), 1), strict=True):
+            mask = dict(probability=probability, seed=self.recipe.seed, step=step, layer=self.index, tower=tower)
+            halves.append(ops.relu_dropout(half, bias, **mask, kernels=self.kernels) if with_relu else ops.dropout(half, **mask))
+        return halves[0] if len(halves) == 1 else torch.cat(halves, 1)
+
+
+class _Kept(torch.autograd.Function):
+    """A copy of a parameter in another dtype, whose gradient is the parameter's as it is."""
+
+    @staticmethod
+    def forward(ctx, parameter, copy):
+        return copy.detach()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient, None

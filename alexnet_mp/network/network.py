@@ -1,0 +1,166 @@
+"""Two towers and their exchange make AlexNet (paper, figure 2); `merge` and `split` go to and from one grouped network."""
+import numpy as np
+import torch
+from torch import nn
+
+from ..kernels import ops
+from ..kernels.philox import INIT_STREAM
+from ..recipes import shapes
+from .exchange import Exchange
+from .layer import TowerLayer
+from .tower import Tower
+
+
+class TwoTowerAlexNet(nn.Module):
+    """The network of a recipe, one tower a device (one device, and no crossings, where the recipe has one tower).
+
+    recipe: a `Recipe`. devices: one device a tower. classes: outputs of the last layer. kernels: who computes the operations
+    ("auto", "reference", ...; see `resolve` in `kernels/choice.py`). Weights are drawn from (recipe.seed, layer, tower) and don't
+    depend on the devices.
+    `step` counts training passes; with the seed it keys the dropout masks. Each tower counts on its own device, so that a CUDA graph can.
+    Raises ValueError for a number of devices that the recipe's towers don't match, or kernels that can't compute on one of them.
+    """
+
+    def __init__(self, recipe, devices=("cuda:0", "cuda:1"), classes=1000, kernels="auto"):
+        super().__init__()
+        if len(devices) != recipe.towers:
+            raise ValueError(f"{recipe.towers} tower(s) need as many devices, not {list(devices)}")
+        self.recipe, self.classes = recipe, classes
+        self.exchange = Exchange(devices)
+        self.kernels, self.kept_dtype = kernels, None
+        self.kernels_used()  # a choice that can't compute on a device is refused now
+        self.towers = nn.ModuleList(Tower(recipe, index, device, classes, self.kernels)
+                                    for index, device in enumerate(self.exchange.devices))
+        self.initialise()
+
+    def initialise(self):
+        """Draw the initial weights (paper 5): N(0, std), biases constant. In float32, whatever the parameters' dtype."""
+        with torch.no_grad():
+            for index, tower in enumerate(self.towers):
+                for module in tower.children():
+                    draws = np.random.Generator(np.random.Philox(
+                        key=np.array([self.recipe.seed, INIT_STREAM], np.uint64),
+                        counter=np.array([0, 0, module.index, index], np.uint64)))
+                    weights = draws.standard_normal(tuple(module.weight.shape), np.float32) * np.float32(module.layer.init_std)
+                    module.weight.copy_(torch.from_numpy(weights))
+                    module.bias.fill_(module.layer.init_bias)
+
+    def forward(self, images_a, images_b=None):
+        """Logits (N, classes) on tower a's device, in the weights' dtype.
+
+        images_a, images_b: the same (N, 3, crop, crop) images, once on each tower's device, grey levels minus the mean. Their dtype
+        is the one that is computed in.
+        """
+        self.exchange.clear()
+        if self.training:
+            for tower in self.towers:
+                tower.step += 1
+        outputs = [images_a, images_b][:len(self.towers)]
+        if images_a is images_b:  # on one device, where both towers need the same zeros at the edges
+            first = getattr(self.towers[0], self.recipe.layers[0].name)
+            outputs = [first.with_overhang(images_a)] * 2
+        for layer in self.recipe.layers:
+            readers = 1 if layer.towers == "first" else len(self.towers)
+            parts = (self.exchange.gather(layer.name, outputs, readers) if layer.reads == "both" else
+                     [[output] for output in outputs[:readers]])
+            outputs = [tower(layer.name, read) for tower, read in zip(self.towers, parts)]
+        return outputs[0].to(self.dtype)
+
+    @property
+    def step(self):
+        return int(self.towers[0].step)
+
+    @step.setter
+    def step(self, step):
+        for tower in self.towers:
+            tower.step.fill_(step)
+
+    @property
+    def dtype(self):
+        """Of the weights."""
+        return next(self.parameters()).dtype
+
+    def keep_copies(self, dtype):
+        """Where that isn't the weights' dtype: have copies of them in it that stay (`TowerLayer.keep_copies`)."""
+        if dtype != self.dtype:
+            self.kept_dtype = dtype
+            for tower in self.towers:
+                for layer in tower.children():
+                    layer.keep_copies(dtype)
+
+    def kernels_used(self):
+        """Who computes on each tower: "cpu" where it is the same on both, else "cpu, cuda" in the order a, b."""
+        used = [ops.used(self.kernels, device) for device in self.exchange.devices]
+        return ", ".join(used if len(set(used)) > 1 else used[:1])
+
+    def ledger(self):
+        """What crossed in the last forward pass and, if it ran, its backward pass: a list of `exchange.Entry`."""
+        return list(self.exchange.ledger)
+
+    def layer_parameters(self):
+        """{"conv1.weight": [tower a's, tower b's], ..., "fc8.bias": [tower a's]} in the order of the layers."""
+        named = [dict(tower.named_parameters()) for tower in self.towers]
+        return {name: [tower[name] for tower in named if name in tower] for name in named[0]}
+
+    def merged_state(self):
+        """The weights of the merged network, on the CPU: 16 names, conv1.weight (96, 3, 11, 11) to fc8.bias."""
+        return merge_tensors(self.layer_parameters())
+
+    def load_merged(self, state):
+        """Take the weights of a merged network. Raises ValueError on a missing, foreign or wrongly shaped tensor."""
+        split_tensors(state, self.layer_parameters())
+
+    def merge(self):
+        """The equivalent `MergedAlexNet` on tower a's device, with a copy of the weights."""
+        merged = MergedAlexNet(self.recipe, self.exchange.devices[0], self.classes, self.kernels)
+        merged.to(self.dtype).load_state_dict(self.merged_state())
+        merged.step.fill_(self.step)
+        return merged.train(self.training)
+
+
+class MergedAlexNet(nn.Module):
+    """Both towers as one network: convolutions that read their own tower only are grouped in two, LRN stops at the towers' border.
+
+    forward(images): (N, 3, crop, crop) -> logits (N, classes). `state_dict()` has the names and shapes of a plain AlexNet.
+    """
+
+    def __init__(self, recipe, device, classes, kernels):
+        super().__init__()
+        self.recipe, self.classes = recipe, classes
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64, device=device), persistent=False)
+        for number, size in enumerate(shapes.sizes(recipe, classes)):
+            towers = (0,) if size.layer.towers == "first" else tuple(range(recipe.towers))
+            self.add_module(size.layer.name, TowerLayer(recipe, size, number, towers, kernels, device))
+
+    def forward(self, images):
+        self.step += self.training
+        x = images
+        for module in self.children():
+            x = module(x, self.step)
+        return x.to(next(self.parameters()).dtype)
+
+    def split(self, devices=("cuda:0", "cuda:1"), kernels="auto"):
+        """The two-tower network with a copy of these weights, one tower a device."""
+        state = self.state_dict()
+        network = TwoTowerAlexNet(self.recipe, devices, self.classes, kernels)
+        network.to(next(iter(state.values())).dtype).load_merged(state)
+        network.step = int(self.step)
+        return network.train(self.training)
+
+
+def merge_tensors(layers):
+    """{name: [tower a's tensor, tower b's]} (weights, gradients, velocities) -> {name: the merged tensor, a copy on the CPU}."""
+    return {name: torch.cat([part.detach().cpu() for part in parts]).contiguous() for name, parts in layers.items()}
+
+
+def split_tensors(merged, layers):
+    """Copy merged tensors into {name: [tower a's tensor, tower b's]}. Raises ValueError on a missing, foreign or wrongly shaped one."""
+    if set(merged) != set(layers):
+        raise ValueError(f"tensors named {sorted(set(merged) ^ set(layers))} are missing or foreign")
+    with torch.no_grad():
+        for name, parts in layers.items():
+            expected = (sum(len(part) for part in parts), *parts[0].shape[1:])
+            if tuple(merged[name].shape) != expected:
+                raise ValueError(f"{name} is {tuple(merged[name].shape)}, but this network has {expected}")
+            for part, values in zip(parts, merged[name].chunk(len(parts)), strict=True):
+                part.copy_(values)

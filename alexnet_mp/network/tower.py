@@ -1,0 +1,29 @@
+"""One tower: the layers that live on one device."""
+import torch
+from torch import nn
+
+from ..recipes import shapes
+from .exchange import Crossing
+from .layer import TowerLayer
+
+
+class Tower(nn.Module):
+    """The layers that live on one device, as submodules conv1 ... fc8 (fc8 on tower 0 alone).
+
+    index: 0 for tower a, 1 for tower b. forward(name, parts): what one layer makes of the parts it reads, in the order a, b: tensors
+    on this tower's device, and a `Crossing` where the other tower has another. step: training passes so far (`network.py`).
+    """
+
+    def __init__(self, recipe, index, device, classes, kernels):
+        super().__init__()
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64, device=device), persistent=False)
+        for number, size in enumerate(shapes.sizes(recipe, classes)):
+            if index == 0 or size.layer.towers == "each":
+                self.add_module(size.layer.name, TowerLayer(recipe, size, number, (index,), kernels, device))
+
+    def forward(self, name, parts):
+        layer = getattr(self, name)
+        for crossing, own in (parts, parts[::-1]) if len(parts) == 2 else ():
+            if isinstance(crossing, Crossing):
+                return layer(own, self.step, crossing)
+        return layer(parts[0] if len(parts) == 1 else torch.cat(parts, 1), self.step)

@@ -1,0 +1,230 @@
+"""The shards of a set that is being made: which image goes where, what is done, and one shard's work from images to a tar file."""
+import hashlib
+import io
+import json
+import os
+import zlib
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import load_file, save
+
+from ..data.pixel_statistics import Sums
+from ..data.prepared_format import (
+    BLOCK,
+    IMAGES_PER_SHARD,
+    RECORD,
+    WORK,
+    Columns,
+    Shard,
+    Skipped,
+    SplitIndex,
+    columns_file,
+    keys,
+    member_header,
+    padding,
+    ppm_header,
+    shard_file,
+)
+from ..data.resize import decoded
+from ..kernels.philox import PLACE_STREAM, philox
+from ..system import durable_files
+from ..system.errors import MachineError, UserError
+from . import sources
+
+UNFINISHED = ".unfinished"  # ends the name of a file that is being written
+
+
+@dataclass(frozen=True)
+class Task:
+    """A shard to be made: what a worker process needs to know."""
+
+    dest: Path
+    split: str
+    number: int
+    images: list = field(repr=False)  # (number in the source's list, item) in the shard's order
+    size: int
+    quality: int | None  # None = raw pixels
+    skip: bool  # leave unreadable images out
+
+    @property
+    def file(self):
+        return shard_file(self.split, self.number)
+
+    def __str__(self):
+        return str(self.dest / self.file)
+
+
+class Shards:
+    """The shards of one split: which images are in which, which are done, and what is known of those."""
+
+    def __init__(self, dest, split, items, plan, skip):
+        self.dest, self.split, self.items, self.plan, self.skip = dest, split, items, plan, skip
+        # Shuffled once, by a key that no run has: the place of an image depends on the length of the list alone.
+        high, low, _, _ = philox((torch.arange(len(items)), 0, 0, 0), (0, PLACE_STREAM))
+        order = np.lexsort((low.numpy(), high.numpy()))
+        self.numbers = [order[start:start + IMAGES_PER_SHARD] for start in range(0, len(items), IMAGES_PER_SHARD)]
+        self.count = len(self.numbers)
+
+    def task(self, number):
+        images = [(int(image), self.items[image]) for image in self.numbers[number]]
+        return Task(self.dest, self.split, number, images, self.plan.size, self.plan.quality, self.skip)
+
+    def done(self, number):
+        """Whether a shard is there with its part, and nothing is left out of it that could be in it now."""
+        try:
+            with safe_open(part_path(self.dest, self.split, number), "np") as part:
+                known, made = json.loads(part.metadata()["shard"]), part.get_tensor("number")
+            left_out = [image["number"] for image in known["skipped"]]
+            if (self.dest / shard_file(self.split, number)).stat().st_size != known["bytes"]:
+                return False
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+            return False
+        if not np.array_equal(np.sort(np.append(made, left_out)), np.sort(self.numbers[number])):
+            return False
+        return not left_out or self.skip and not any(_readable(self.items[image], self.plan.size) for image in left_out)
+
+    def collect(self, sums):
+        """(`SplitIndex` without the columns' sha256, `Columns`) of all shards; adds their pictures to `sums`, where it is given."""
+        count, shards, skipped = len(self.items), [], []
+        columns = {name: np.zeros(count, np.int64) for name in ("shard", "offset", "length", "crc32")}
+        for number in range(self.count):
+            path = part_path(self.dest, self.split, number)
+            with safe_open(path, "np") as part:
+                known = json.loads(part.metadata()["shard"])
+            part = load_file(path)
+            images = part["number"]
+            shards.append(Shard(shard_file(self.split, number), len(images), known["bytes"], known["sha256"]))
+            skipped += [Skipped(**image) for image in known["skipped"]]
+            columns["shard"][images] = number
+            for name in ("offset", "length", "crc32"):
+                columns[name][images] = part[name]
+            if sums is not None:
+                sums.count += len(images)
+                sums.pixels += part["pixels"]
+                sums.products += part["products"]
+        split = SplitIndex(count - len(skipped), columns_file(self.split), "", tuple(shards),
+                           tuple(sorted(skipped, key=lambda image: image.number)))
+        kept = keys(split)
+        names = [self.items[number].name.encode(errors="surrogateescape") for number in kept]
+        columns = {name: values[kept] for name, values in columns.items()}
+        return split, Columns(columns.pop("shard").astype(np.int32), **columns,
+                              label=np.array([self.items[number].label for number in kept], np.int64),
+                              names=np.frombuffer(b"".join(names), np.uint8),
+                              name_ends=np.cumsum([len(name) for name in names], dtype=np.int64))
+
+
+def part_path(dest, split, number):
+    """The file that keeps what `make_shard` knows of a shard until the set is finished."""
+    return dest / WORK / f"{split}-{number:05d}.safetensors"
+
+
+def make_shard(task, tick):
+    """Write a shard, then its part; each is there whole or not at all. tick() is called for every image.
+
+    Raises UserError for an unreadable image, unless they are left out, and where a file can't be written.
+    """
+    sums, columns, skipped = Sums(task.size), {name: [] for name in ("number", "offset", "length", "crc32")}, []
+    kind, digest, place = "ppm" if task.quality is None else "jpg", hashlib.sha256(), 0
+    part = part_path(task.dest, task.split, task.number)
+    if part.exists():  # of an earlier shard with fewer images: it must not be taken for this one's
+        part.unlink()
+        durable_files.sync(part.parent)
+    with written(task.dest / task.file) as file:
+        def put(*pieces):
+            nonlocal place
+            for piece in pieces:
+                file.write(piece)
+                digest.update(piece)
+                place += len(piece)
+
+        for number, item in task.images:
+            try:
+                picture = sources.picture(item, task.size)
+            except MachineError:
+                raise
+            except UserError as error:
+                if not task.skip:
+                    raise UserError(f"{error}; mend it and run the same command again, or leave such images out with --bad-images "
+                                    "skip") from None
+                skipped.append({"number": number, "name": printable(item.name), "reason": _reason(error, item)})
+                tick()
+                continue
+            content = encoded(picture, task.quality)
+            if task.split == "train":
+                sums.add(picture if task.quality is None else decoded(io.BytesIO(content), task.size, item.name))
+            row = {"number": number, "offset": place + BLOCK, "length": len(content), "crc32": zlib.crc32(content)}
+            for name, value in row.items():
+                columns[name].append(value)
+            label = b"%d" % item.label
+            put(member_header(number, kind, len(content)), content, padding(len(content)),
+                member_header(number, "cls", len(label)), label, padding(len(label)))
+            tick()
+        put(bytes(2 * BLOCK), bytes(-(place + 2 * BLOCK) % RECORD))
+    arrays = {name: np.array(values, np.int64) for name, values in columns.items()}
+    if task.split == "train":
+        arrays |= {"pixels": sums.pixels.astype(np.uint32), "products": sums.products}  # at most 1,024 times 255
+    known = {"bytes": place, "sha256": digest.hexdigest(), "skipped": skipped}
+    try:
+        with written(part) as file:
+            file.write(save(arrays, {"shard": json.dumps(known)}))
+    except BaseException:
+        (task.dest / task.file).unlink()
+        raise
+
+
+def encoded(picture, quality):
+    """(size, size, 3) uint8 -> a file: a baseline JPEG, chroma at half the resolution; a PPM where quality is None."""
+    if quality is None:
+        return ppm_header(len(picture)) + picture.tobytes()
+    content = io.BytesIO()
+    Image.fromarray(picture).save(content, "JPEG", quality=quality, subsampling="4:2:0", progressive=False, optimize=False)
+    return content.getvalue()
+
+
+@contextmanager
+def written(path):
+    """A file to write that a reader, whatever happens, finds whole or not at all.
+
+    It has another name until all of it is on the disk; the rename is on the disk before this returns. Raises UserError where it
+    can't be written, and leaves nothing of it then.
+    """
+    partial = path.with_name(path.name + UNFINISHED)
+    try:
+        with open(partial, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.rename(partial, path)
+        durable_files.sync(path.parent)
+    except BaseException as error:
+        with suppress(OSError):
+            partial.unlink()
+        if isinstance(error, OSError):
+            raise UserError(f"cannot write {path}: {error.strerror}; nothing of it counts as done; when that is mended, the same "
+                            "command goes on") from None
+        raise
+
+
+def _readable(item, size):
+    try:
+        sources.picture(item, size)
+    except UserError:
+        return False
+    return True
+
+
+def _reason(error, item):
+    """Why an image can't be read, without the place where it lies: the index has no paths."""
+    reason = str(error).removeprefix(f"cannot read image {sources.where(item)}: ")
+    return printable(reason.replace(item.path, "..."))
+
+
+def printable(name):
+    """A name that JSON can hold: a file's name may be no UTF-8."""
+    return name.encode(errors="surrogateescape").decode(errors="backslashreplace")

@@ -1,0 +1,253 @@
+"""Tar archives read in place: where each file in them begins and how long it is. Nothing is ever unpacked to disk.
+
+Archives come from elsewhere, so they are not trusted. Every header is checked (its checksum, a plain file or a folder, a name that
+stays below the archive's own root, a size that lies within the archive), and an archive must end with its zero blocks, with nothing
+behind them: one that was cut, even exactly between two files, is refused. Python's `tarfile` ends in silence there, and spends
+hours or gigabytes on some headers. Everything wrong is a UserError of one line that names the archive and the file in it.
+"""
+import gzip
+import math
+import os
+import re
+import time
+import zlib
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from ..data.file_ranges import Descriptor
+from ..system.errors import UserError
+from ..system.terminal import printable
+
+BLOCK = 512
+LARGEST_NAME = 64 * 1024  # bytes of an extended header, which holds a name of more than 100 characters
+LONGEST_PATH = 1024  # characters; those of ILSVRC have 30
+LARGEST_PADDING = 1 << 20  # bytes behind the end of an archive: tape records of 10 KiB are usual
+CHUNK = 1 << 20
+KINDS = {b"1": "a hard link", b"2": "a symbolic link", b"3": "a device", b"4": "a device", b"6": "a pipe", b"S": "a sparse file",
+         b"M": "the rest of a file from another volume"}
+
+
+class Member(NamedTuple):
+    """A file in an archive: `size` bytes at `offset` of the file on disk. `name` is relative, with "/" between its parts."""
+    name: str
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One image of a source. Small: a set may have 14 million of them.
+
+    `form` says what `length` bytes at `offset` of the file `path` are: "file", an image file, where length -1 means the whole of
+    `path`; "cifar", 3,072 bytes of a 32x32 picture, the planes R, G, B one after the other; or "cifar batch", the same in what
+    `path` unpacks to.
+    """
+    name: str  # unique in its split, "class/file" where there is a class folder
+    label: int
+    path: str
+    offset: int = 0
+    length: int = -1
+    form: str = "file"
+
+
+@dataclass(frozen=True)
+class Source:
+    """What was found: `kind` in a few words; per class, in the order of the labels, its name (a wnid, a folder), its name in words
+    and its number in the competition (or None); per split its items, by label and then by name."""
+    kind: str
+    classes: list
+    class_names: list
+    splits: dict
+    ids: list | None = None
+
+
+def members(path, inside=None):
+    """The files of the tar archive at `path`, in its order; with `inside` (a Member) those of the archive that lies there."""
+    where = str(path) if inside is None else f"{path}: {inside.name}"
+    with Descriptor(path, where) as file:
+        # Headers are a picture apart: without this the kernel would read the pictures as well.
+        os.posix_fadvise(file.number, 0, 0, os.POSIX_FADV_RANDOM)
+        start, size = (0, file.size) if inside is None else inside[1:]
+        yield from _members(file.read, start, start + size, where)
+
+
+def gzip_members(path, wanted, largest, total):
+    """(name, bytes) of the files in a tar.gz for which `wanted(name)`, in its order, from one pass through it.
+
+    Raises UserError where a file wanted has more than `largest` bytes, or the archive unpacks to more than `total`.
+    """
+    with Descriptor(path, path) as file, open(file.number, "rb", closefd=False) as packed, gzip.GzipFile(fileobj=packed) as stream:
+        unpacked = _Forward(stream, path, total)
+        for member in _members(unpacked.read, 0, math.inf, str(path)):  # where the data end shows in reading
+            if wanted(member.name):
+                if member.size > largest:
+                    raise UserError(f"{path}: {shown(member.name)}: {member.size:,} bytes, more than the {largest:,} it may have")
+                content = unpacked.read(member.offset, member.size)
+                if len(content) < member.size:
+                    raise UserError(f"{path}: {shown(member.name)}: the archive ends inside it; is it incomplete?")
+                yield member.name, content
+
+
+def gunzipped(content, largest):
+    """The bytes that a gzip file holds. Raises ValueError where it is damaged or holds more than `largest` bytes."""
+    unpacker = zlib.decompressobj(zlib.MAX_WBITS | 16)
+    try:
+        unpacked = unpacker.decompress(content, largest)
+    except zlib.error as error:
+        raise ValueError(f"damaged gzip data ({error})") from None
+    if not unpacker.eof:
+        raise ValueError(f"its gzip data is cut short or unpacks to more than {largest:,} bytes")
+    return unpacked
+
+
+def shown(name):
+    """A name from an archive as an error may print it: short, on one line, with all that can't be printed escaped."""
+    name = name if len(name) <= 200 else name[:200] + "..."
+    return printable(name)
+
+
+class Progress:
+    """Hands a text to `note` (a function, or None) every few seconds. The text is made, by a function, when its time has come."""
+
+    def __init__(self, note, seconds=2):
+        self.note, self.seconds, self.last = note, seconds, time.monotonic()
+
+    def __call__(self, text):
+        if self.note and time.monotonic() - self.last >= self.seconds:
+            self.last = time.monotonic()
+            self.note(text())
+
+
+class _Forward:
+    """The bytes of a gzip stream by position; positions may only grow. Bytes are counted, as 1 MB may unpack to 1 GB."""
+
+    def __init__(self, stream, path, total):
+        self.stream, self.path, self.total, self.position = stream, path, total, 0
+
+    def read(self, position, count):
+        while self.position < position and self._next(min(position - self.position, CHUNK)):
+            pass
+        parts = []
+        while count > 0 and (part := self._next(min(count, CHUNK))):
+            parts.append(part)
+            count -= len(part)
+        return b"".join(parts)
+
+    def _next(self, count):
+        try:
+            part = self.stream.read(count)
+        except (OSError, EOFError, zlib.error) as error:
+            raise UserError(f"{self.path}: damaged or incomplete gzip data ({error})") from None
+        self.position += len(part)
+        if self.position > self.total:
+            raise UserError(f"{self.path}: it unpacks to more than {self.total:,} bytes, which is more than it may hold")
+        return part
+
+
+def _members(read, position, end, where):
+    """Walk over the headers from `position` to `end`; `read(position, count)` gives the bytes."""
+    seen, extended = set(), {}
+    while True:
+        header = read(position, BLOCK) if position + BLOCK <= end else b""
+        if len(header) < BLOCK:
+            raise UserError(f"{where}: it ends without the zero block that closes a tar archive, at byte {position:,}; "
+                            "is it incomplete?")
+        if not any(header):
+            break
+        kind, raw_name, size = _header(header, where, position)
+        data = position + BLOCK
+        if kind in b"LKxg" and size > LARGEST_NAME:
+            raise UserError(f"{where}: an extended header of {size:,} bytes, at byte {position:,}; {LARGEST_NAME:,} is the most")
+        if kind in b"LKxg":
+            extended |= _extended(kind, read(data, size), where, position)
+        else:
+            raw_name = extended.get(b"path", raw_name)
+            name = _name(raw_name, where)
+            size = _extended_size(extended[b"size"], where, name) if b"size" in extended else size
+            extended = {}
+            if kind == b"5" or kind in b"0\0" and raw_name.endswith(b"/"):
+                size = 0  # a folder; what is written as its size is no data
+            elif kind not in b"0\x007":
+                raise UserError(f"{where}: {shown(name)}: {KINDS.get(kind, 'an entry of unknown kind')}; only files can be used")
+            else:
+                if not name:
+                    raise UserError(f"{where}: a file without a name, at byte {position:,}")
+                if name in seen:
+                    raise UserError(f"{where}: {shown(name)}: it is there twice")
+                if data + size > end:
+                    raise UserError(f"{where}: {shown(name)}: {size:,} bytes, more than the archive has; is it incomplete?")
+                seen.add(name)
+                yield Member(name, data, size)
+        position = data + -(-size // BLOCK) * BLOCK
+    if extended:
+        raise UserError(f"{where}: it ends with an extended header that belongs to no file")
+    # In a gzip file this reads its end as well, where the checksum is.
+    rest = read(position, min(end - position, LARGEST_PADDING + 1))
+    if len(rest) > LARGEST_PADDING or rest.strip(b"\0"):
+        raise UserError(f"{where}: there is more behind its end, at byte {position:,}; is it damaged?")
+
+
+def _header(header, where, position):
+    """(kind, name, size) of a 512-byte header: POSIX ustar, GNU, or the older form without a magic word."""
+    claimed = _number(header[148:156])
+    counted = header[:148] + b" " * 8 + header[156:]  # the checksum takes its own field as spaces
+    if claimed != sum(counted) and claimed != sum(memoryview(counted).cast("b")):  # some early programs took bytes as signed
+        raise UserError(f"{where}: no tar header at byte {position:,}; is it damaged?")
+    size = _number(header[124:136])
+    name, prefix = header[:100].split(b"\0")[0], header[345:500].split(b"\0")[0]
+    if header[257:263] == b"ustar\0" and prefix:
+        name = prefix + b"/" + name
+    if size is None:
+        raise UserError(f"{where}: {shown(name.decode(errors='backslashreplace'))}: its size is no number")
+    return header[156:157], name, size
+
+
+def _number(field):
+    """Octal digits, or GNU's binary form for sizes of 8 GiB and more. None for what is neither, and for less than nothing."""
+    if field[0] == 0x80:
+        return int.from_bytes(field[1:])
+    digits = field.rstrip(b" \0").lstrip(b" ")
+    return int(digits or b"0", 8) if re.fullmatch(rb"[0-7]*", digits) else None
+
+
+def _extended(kind, content, where, position):
+    """What an extended header says of the file that follows: b"path", b"size"; other keys don't matter here."""
+    if kind == b"L":
+        return {b"path": content.split(b"\0")[0]}
+    found = {}
+    start = 0 if kind in b"xg" else len(content)
+    while start < len(content):  # records "LENGTH KEY=VALUE\n"; LENGTH counts the whole record
+        space = content.find(b" ", start, start + 8)
+        length = int(content[start:space]) if re.fullmatch(rb"[0-9]{1,6}", content[start:max(space, start)]) else 0
+        record = content[start:start + length]
+        key, equals, value = record[space + 1 - start:-1].partition(b"=")
+        if len(record) < length or record[-1:] != b"\n" or not equals:
+            raise UserError(f"{where}: a damaged extended header at byte {position:,}")
+        if key.startswith(b"GNU.sparse"):
+            raise UserError(f"{where}: a sparse file at byte {position:,}; only files can be used")
+        if key in (b"path", b"size"):
+            found[key] = value
+        start += length
+    if kind == b"g" and found:
+        raise UserError(f"{where}: a header at byte {position:,} gives one name or size to all files")
+    return found
+
+
+def _extended_size(value, where, name):
+    if not re.fullmatch(rb"[0-9]{1,19}", value):
+        raise UserError(f"{where}: {shown(name)}: its size is no number")
+    return int(value)
+
+
+def _name(raw, where):
+    """The name as text, without "./" and doubled "/". It never names a file on disk; one that tries to is refused all the same."""
+    try:
+        name = raw.decode()
+    except UnicodeDecodeError:
+        raise UserError(f"{where}: {shown(raw.decode(errors='backslashreplace'))}: its name is not UTF-8") from None
+    parts = [part for part in name.split("/") if part not in ("", ".")]
+    if name.startswith("/") or ".." in parts:
+        raise UserError(f"{where}: {shown(name)}: its name leads out of the archive")
+    if not name.isprintable() or len(name) > LONGEST_PATH:
+        raise UserError(f"{where}: {shown(name)}: its name is {'too long' if name.isprintable() else 'not printable'}")
+    return "/".join(parts)

@@ -1,0 +1,286 @@
+"""Every number of an experiment, with its unit and its source, and three presets: `paper`, `source2012`, `mini`.
+
+`ablations.py` derives the paper's experiments from them, `cifar.py` has those for CIFAR-10, `named.py` lists all by name.
+
+Sources: "3.3" is a section of the paper (Krizhevsky, Sutskever, Hinton 2012); "source" is the original code and its configuration
+files for net 145, the network of the paper's headline figures (Computer History Museum, AlexNet-Source-Code).
+"""
+import difflib
+import json
+import math
+import re
+import textwrap
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from ..system.errors import UserError
+from . import shapes
+
+_STRICT = ConfigDict(extra="forbid", strict=True)  # an unknown field, or True for a number, is an error
+Operation = Literal["relu", "tanh", "sigmoid", "lrn", "spatial_norm", "max_pool", "avg_pool", "dropout"]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer of each tower: a convolution or a fully connected product, then the operations that follow it."""
+
+    __pydantic_config__ = _STRICT
+
+    name: str
+    kind: Literal["conv", "local", "fc"]  # "local" = a convolution with kernels and biases of its own at every position (source)
+    maps: int | None  # feature maps, or units, of one tower; None = one a class
+    reads: Literal["image", "own", "both"]  # "both" = both towers' maps cross (3.2, figure 2)
+    then: tuple[Operation, ...]  # in this order
+    kernel: int = 1  # pixels
+    stride: int = 1  # pixels
+    pad: int = 0  # zero pixels on every side; a last window that hangs over the edge gets more at the right and bottom
+    init_std: float = 0.01  # weights ~ N(0, init_std) (5)
+    init_bias: float = 0.0
+    towers: Literal["each", "first"] = "each"  # "first" = on tower a alone: fc8 and the softmax (source: gpu=0)
+    weight_decay: float | None = None  # of this layer's weights; None = the recipe's (source: wc, one a layer)
+    rate: float = 1.0  # factor on `learning_rate`, that of this layer's weights; biases keep theirs (source: epsW, one a layer)
+
+
+@dataclass(frozen=True)
+class Date:
+    """What changes from the start of `epoch` on (the first epoch is 1). None leaves a value as it was."""
+
+    __pydantic_config__ = _STRICT
+
+    epoch: int
+    layers: tuple[str, ...] = ()  # the layers whose rates change; () = all
+    weights: float | None = None  # factor on `learning_rate` times the layer's `rate`
+    biases: float | None = None  # factor on `bias_learning_rate`
+    colour_noise: float | None = None  # replaces the recipe's
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A whole experiment. Raises UserError, with the field's name, for a value that no run could use."""
+
+    __pydantic_config__ = _STRICT
+
+    name: str
+    layers: tuple[Layer, ...]
+    towers: Literal[1, 2] = 2  # 3.2
+
+    # Normalisation, pooling, dropout: one setting for all layers that use the operation
+    lrn_size: int = 5  # maps, n (3.3)
+    lrn_alpha: float = 1e-4  # multiplies the sum of squares of grey levels (3.3); torch's alpha is lrn_size times this
+    lrn_beta: float = 0.75  # 3.3
+    lrn_k: float = 2.0  # 3.3
+    spatial_size: int = 5  # pixels (source: cnorm2, the second normalisation of layer 2; not in the paper)
+    spatial_alpha: float = 4e-5  # multiplies the sum of squares (source: scale 1e-3 over 5 * 5)
+    spatial_beta: float = 0.75  # source
+    spatial_k: float = 1.0  # source: minDiv is not read for this layer type, its kernel's constant is 1
+    pool_size: int = 3  # pixels, z (3.4)
+    pool_stride: int = 2  # pixels, s (3.4)
+    pool_ties: Literal["first", "all"] = "first"  # who gets the gradient of tied maxima
+    dropout: float = 0.5  # probability of zero in training; in test outputs are multiplied by 1 - dropout (4.2)
+
+    # Images
+    stored_size: int = 256  # pixels: the shorter side is rescaled to this, then the central square kept (2)
+    jpeg_quality: int = 95  # of the sets that `prepare` makes (cuda-convnet2, `make-data/pyext/include/pyext.h:26`)
+    crop_size: int = 224  # pixels (4.1)
+    crop_positions: int = 32  # offsets a side in training: 32 x 32 x 2 flips = the paper's factor of 2048 (4.1)
+    crop_share: int = 1  # consecutive images that share one crop position and flip
+    flip: bool = True  # horizontal, with probability 1/2 (4.1)
+    mean_follows_crop: bool = True  # the mean image is cropped and flipped with its picture; False: its centre window, always
+    colour_noise: float = 0.1  # standard deviation of the random factor on each principal component (4.1)
+    colour_scale: Literal["eigenvalue", "root"] = "eigenvalue"  # what the factor multiplies, in 0..1 pixel units (4.1)
+    colour_shrink: bool = False  # divide the training image by 1 + colour_noise after the shift
+    reshuffle: bool = True  # a new order every epoch; False: shuffled once, then the same order every epoch
+    test_views: Literal["ten", "nine", "one"] = "ten"  # corners, centre, mirrors (4.1); 3 x 3 places; the centre alone
+
+    # Optimiser (5)
+    batch_size: int = 128  # images
+    batch_file_size: int | None = None  # images that are cut into minibatches by themselves (source, CIFAR-10); None = all
+    learning_rate: float = 0.01  # of weights, at the start
+    bias_learning_rate: float = 0.01  # of biases, at the start
+    momentum: float = 0.9
+    weight_decay: float = 0.0005  # of weights
+    bias_weight_decay: float = 0.0005  # of biases
+
+    # Schedule (5)
+    epochs: int = 90  # at most
+    schedule: Literal["plateau", "dated"] = "plateau"
+    plateau_patience: int = 5  # validations without a new best top-1 error before a drop; our choice, the paper gives none
+    plateau_drops: int = 3  # then stop at the next plateau
+    plateau_factor: float = 0.1  # the rate is multiplied by this
+    dates: tuple[Date, ...] = ()  # of the dated schedule
+    seed: int = 0  # of weights, order, crops, colours and dropout masks
+
+    def __post_init__(self):
+        check(self)
+
+
+def change_layers(recipe, *names, **changes):
+    """The recipe with the named layers changed in the named fields."""
+    unknown = set(names) - {layer.name for layer in recipe.layers}
+    if unknown:
+        raise UserError(f"the recipe has no layer {', '.join(sorted(unknown))}")
+    return replace(recipe, layers=tuple(replace(layer, **changes) if layer.name in names else layer
+                                        for layer in recipe.layers))
+
+
+def override(recipe, settings):
+    """The recipe with `field=value` settings applied: `batch_size=64`, `conv3.init_std=0.03`, `conv1.then=relu,max_pool`.
+
+    Values are JSON where that parses, else text; a comma-separated text fills a list. Raises UserError with the field's name.
+    """
+    fields = to_dict(recipe)
+    for setting in settings:
+        path, equals, text = setting.partition("=")
+        if not equals:
+            raise UserError(f"--set {setting}: write it as field=value")
+        owner, field = fields, path
+        if "." in path:
+            layer, field = path.split(".", 1)
+            owner = next((entry for entry in fields["layers"] if entry["name"] == layer), None)
+            if layer in fields:
+                raise UserError(f"--set {path}: {layer} is set whole, as JSON")
+            if owner is None:
+                raise UserError(f"--set {path}: the recipe has no layer {layer!r}; its layers are "
+                                f"{', '.join(entry['name'] for entry in fields['layers'])}")
+        if field not in owner:
+            close = difflib.get_close_matches(field, owner, n=1)
+            raise UserError(f"--set {path}: no such recipe field{f'; did you mean {close[0]}?' if close else ''}")
+        try:
+            value = json.loads(text)
+        except ValueError:  # also an integer of thousands of digits
+            value = text
+        if isinstance(owner[field], list) and isinstance(value, str):
+            value = [part.strip() for part in value.split(",") if part.strip()]
+        owner[field] = value
+        if path == "layers":  # checked at once, since the next setting may name one of them
+            fields = to_dict(from_dict(fields))
+    return from_dict(fields)
+
+
+def to_dict(recipe, defaults=True):
+    """The recipe as plain JSON types, as a run stores it; without the fields that have their default, where these are left out."""
+    return _ADAPTER.dump_python(recipe, mode="json", exclude_defaults=not defaults)
+
+
+def describe(recipe, width=100):
+    """The resolved recipe as text: a line a layer, then every other field."""
+    lines = [f"  {layer.name:6} {layer.kind:4} maps {layer.maps or 'classes'}, reads {layer.reads}, "
+             + (f"{layer.kernel}x{layer.kernel} stride {layer.stride} pad {layer.pad}, " if layer.kind != "fc" else "")
+             + f"std {layer.init_std:g}, bias {layer.init_bias:g}"
+             + (f", weight decay {layer.weight_decay:g}" if layer.weight_decay is not None else "")
+             + (f", weight rate times {layer.rate:g}" if layer.rate != 1 else "")
+             + (f", then {' -> '.join(layer.then)}" if layer.then else "")
+             + (", on the first tower alone" if layer.towers == "first" else "") for layer in recipe.layers]
+    rest = ", ".join(f"{name}={value}" for name, value in to_dict(recipe).items() if name not in ("name", "layers", "dates"))
+    lines += textwrap.wrap(rest, width, initial_indent="  ", subsequent_indent="  ", break_long_words=False)
+    for date in recipe.dates if recipe.schedule == "dated" else ():
+        changes = (("weight rates times", date.weights), ("bias rates times", date.biases), ("colour_noise", date.colour_noise))
+        lines.append(f"  from epoch {date.epoch}: {', '.join(date.layers) or 'all layers'}: "
+                     + ", ".join(f"{what} {value:g}" for what, value in changes if value is not None))
+    return "\n".join([f"recipe {recipe.name}, layers of each tower:", *lines])
+
+
+def upgraded(fields):
+    """What `to_dict` wrote before there was `batch_file_size`, with what means the same today.
+
+    That is the recipe of a checkpoint of format 2 or 3; and of format 1, which lacks `test_views`, `Layer.weight_decay`
+    and `Layer.rate` too. Anything else comes back as it is, for `from_dict` to refuse.
+    """
+    layers = fields.get("layers") if isinstance(fields, dict) else None
+    if not isinstance(layers, list) or not all(isinstance(layer, dict) for layer in layers) or "batch_file_size" in fields:
+        return fields
+    if "test_views" in fields and all({"weight_decay", "rate"} <= layer.keys() for layer in layers):
+        return {**fields, "batch_file_size": None}
+    if "test_views" not in fields and not any({"weight_decay", "rate"} & layer.keys() for layer in layers):
+        layers = [{**layer, "weight_decay": None, "rate": 1.0} for layer in layers]
+        return {**fields, "batch_file_size": None, "test_views": "ten", "layers": layers}
+    return fields
+
+
+def from_dict(fields):
+    """The recipe that `to_dict` wrote, every field checked. Raises UserError with the field's name and value."""
+    try:
+        return _ADAPTER.validate_json(json.dumps(fields))
+    except ValidationError as error:
+        problem = error.errors()[0]
+        if problem["type"] == "value_error":  # raised by `check`, which names the field
+            raise UserError(str(problem["ctx"]["error"])) from None
+        place = [str(part) for part in problem["loc"]] or ["(all)"]
+        if place[0] == "layers" and len(place) > 2:
+            place[:2] = [str(fields["layers"][int(place[1])].get("name", f"layers.{place[1]}"))]
+        raise UserError(f"recipe field {'.'.join(place)} is {problem['input']!r:.100}: {problem['msg']}") from None
+
+
+def check(recipe):
+    """Refuse values that no run could use. Raises UserError with the field's name."""
+    def need(condition, field, what):
+        if not condition:
+            raise UserError(f"recipe field {field} is {getattr(recipe, field)!r}: {what}")
+
+    for field in ("lrn_size", "spatial_size", "pool_size", "pool_stride", "stored_size", "crop_size", "crop_positions",
+                  "crop_share", "batch_size", "epochs", "plateau_patience"):
+        need(getattr(recipe, field) >= 1, field, "it must be at least 1")
+    for field in ("lrn_alpha", "lrn_beta", "spatial_alpha", "spatial_beta", "colour_noise", "learning_rate", "bias_learning_rate",
+                  "weight_decay", "bias_weight_decay", "plateau_drops"):
+        need(0 <= getattr(recipe, field) < math.inf, field, "it must be finite and not negative")
+    for field in ("dropout", "momentum", "plateau_factor"):
+        need(0 <= getattr(recipe, field) < 1, field, "it must be at least 0 and below 1")
+    for field in ("lrn_k", "spatial_k"):
+        need(0 < getattr(recipe, field) < math.inf, field, "it must be finite and above 0")
+    need(recipe.batch_file_size is None or recipe.batch_file_size >= 1, "batch_file_size",
+         "it must be at least 1, or null")
+    need(1 <= recipe.jpeg_quality <= 100, "jpeg_quality", "it must be 1 to 100")
+    need(recipe.name.isidentifier(), "name", "it must be one word of letters, digits and underscores")
+    need(0 <= recipe.seed < 2**32, "seed", "it must be at least 0 and below 2^32")
+    need(recipe.pool_stride <= recipe.pool_size, "pool_stride", f"it must not be larger than pool_size {recipe.pool_size}")
+    need(recipe.crop_size <= recipe.stored_size, "crop_size",
+         f"the crop must not be larger than the stored image, stored_size {recipe.stored_size}")
+    need(recipe.crop_positions <= recipe.stored_size - recipe.crop_size + 1, "crop_positions",
+         f"a crop of {recipe.crop_size} fits at {recipe.stored_size - recipe.crop_size + 1} offsets in {recipe.stored_size}")
+    _check_layers(recipe)
+    shapes.sizes(recipe)
+
+
+def _check_layers(recipe):
+    names = [layer.name for layer in recipe.layers]
+    if not names or len(set(names)) < len(names) or not all(re.fullmatch("[a-z]+[0-9]+", name) for name in names):
+        raise UserError(f"recipe field layers: the names must differ and be like conv1 or fc6, but are {names}")
+    for index, layer in enumerate(recipe.layers):
+        first, last = index == 0, index == len(names) - 1
+
+        def need(condition, field, what, layer=layer):
+            if not condition:
+                raise UserError(f"recipe field {layer.name}.{field} is {getattr(layer, field)!r}: {what}")
+
+        need((layer.reads == "image") == first, "reads", "the first layer reads the image, and no other does")
+        need((layer.maps is None) == last, "maps", "the last layer, and no other, has one unit a class (null)")
+        need(layer.maps is None or 1 <= layer.maps < 2**31, "maps", "it must be at least 1 and below 2^31")
+        need(layer.towers == "each" or last, "towers", "only the last layer can be on the first tower alone")
+        need(layer.kind == "fc" or first or recipe.layers[index - 1].kind != "fc", "kind",
+             "a convolution cannot follow a fully connected layer")
+        need(layer.kind != "local" or not first, "kind", "the first layer's kernels are shared, to be drawn as a picture")
+        need(layer.kind != "fc" or not set(layer.then) - {"relu", "tanh", "sigmoid", "dropout"}, "then",
+             "a fully connected layer has no maps to normalise or pool")
+        for field, least in (("kernel", 1), ("stride", 1), ("pad", 0)):
+            need(getattr(layer, field) >= least, field, f"it must be at least {least}")
+            if layer.kind == "fc":
+                need(getattr(layer, field) == least, field, f"a fully connected layer has none, leave it at {least}")
+        need(0 <= layer.init_std < math.inf, "init_std", "it must be finite and not negative")
+        need(math.isfinite(layer.init_bias), "init_bias", "it must be finite")
+        need(layer.weight_decay is None or 0 <= layer.weight_decay < math.inf, "weight_decay",
+             "it must be finite and not negative, or null")
+        need(0 <= layer.rate < math.inf, "rate", "it must be finite and not negative")
+        need(recipe.towers == 1 or not last or layer.towers == "first", "towers",
+             "the last layer of two towers is on the first alone, with the loss")
+    for date in recipe.dates:
+        if date.epoch < 1 or set(date.layers) - set(names):
+            raise UserError(f"recipe field dates: {date} has an epoch below 1 or a layer that the recipe has not")
+        if not all(value is None or 0 <= value < math.inf for value in (date.weights, date.biases, date.colour_noise)):
+            raise UserError(f"recipe field dates: {date} has a value that is negative or not finite")
+    if recipe.schedule == "dated" and list(recipe.dates) != sorted(recipe.dates, key=lambda date: date.epoch):
+        raise UserError("recipe field dates: they must be in order of their epochs")
+
+
+_ADAPTER = TypeAdapter(Recipe)

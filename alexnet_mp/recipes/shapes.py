@@ -1,0 +1,114 @@
+"""What follows from a recipe's list of layers: sizes, parameter counts, and the tensors that cross between the towers."""
+import math
+from dataclasses import dataclass
+
+from ..system.errors import UserError
+
+BYTES_FP32 = 4
+
+
+@dataclass(frozen=True)
+class Size:
+    """One layer's sizes on one tower, images left out: (channels, height, width); a fully connected layer has 1 x 1 maps."""
+
+    layer: object  # the recipe's Layer
+    reads: tuple[int, int, int]  # all that one tower reads: both towers' maps where the layer reads both
+    computed: tuple[int, int, int]  # the layer's own output, before what follows it (`Layer.then`)
+    output: tuple[int, int, int]  # after it
+
+    @property
+    def weight_shape(self):
+        """Shape of this tower's weights: (maps, channels, kernel, kernel); fully connected (units, inputs); local
+        (maps, height, width, channels, kernel, kernel)."""
+        (maps, *places), (channels, height, width), k = self.computed, self.reads, self.layer.kernel
+        if self.layer.kind == "fc":
+            return (maps, channels * height * width)
+        return (maps, *places, channels, k, k) if self.layer.kind == "local" else (maps, channels, k, k)
+
+    @property
+    def bias_shape(self):
+        """(maps,), or local (maps, height, width): one a position, as its kernels (2012 source)."""
+        return self.computed if self.layer.kind == "local" else self.computed[:1]
+
+    @property
+    def parameters(self):
+        """Weights and biases of this layer on one tower."""
+        return math.prod(self.weight_shape) + math.prod(self.bias_shape)
+
+    @property
+    def products(self):
+        """Products of a weight and an input in one image's forward pass on one tower."""
+        return math.prod(self.weight_shape) * (math.prod(self.computed[1:]) if self.layer.kind == "conv" else 1)
+
+
+def conv_size(size, kernel, stride, pad):
+    """1 + ceil((size + 2 pad - kernel) / stride): the last window may hang over the edge (2012 source, `layer.py:1004`)."""
+    return 1 + -(-(size + 2 * pad - kernel) // stride)
+
+
+def overhang(size, kernel, stride, pad):
+    """Rows (or columns) of zeros that the last window needs at the bottom (or right): 3 for 224 pixels in layer 1."""
+    return (conv_size(size, kernel, stride, pad) - 1) * stride + kernel - size - 2 * pad
+
+
+def pool_size(size, window, stride):
+    """1 + ceil((size - window) / stride) (2012 source, `layer.py:1164`)."""
+    return 1 + -(-(size - window) // stride)
+
+
+def sizes(recipe, classes=1000):
+    """A `Size` for every layer of the recipe, in order. Raises UserError where a window doesn't fit its input."""
+    result, (channels, height, width) = [], (3, recipe.crop_size, recipe.crop_size)
+    for layer in recipe.layers:
+        reads = (channels * recipe.towers if layer.reads == "both" else channels, height, width)
+        maps = classes if layer.maps is None else layer.maps
+        if layer.kind == "fc":
+            height = width = 1
+        else:
+            if layer.kernel > height + 2 * layer.pad:
+                raise UserError(f"{layer.name}.kernel is {layer.kernel}, but its input is {height}x{width} with pad {layer.pad}; "
+                                "a larger crop_size or a smaller kernel would fit")
+            height = width = conv_size(height, layer.kernel, layer.stride, layer.pad)
+        computed = (maps, height, width)
+        for operation in layer.then:
+            if operation in ("max_pool", "avg_pool"):
+                if recipe.pool_size > height:
+                    raise UserError(f"pool_size is {recipe.pool_size}, but {layer.name} has maps of {height}x{width}; "
+                                    "a larger crop_size would fit")
+                height = width = pool_size(height, recipe.pool_size, recipe.pool_stride)
+        result.append(Size(layer, reads, computed, (maps, height, width)))
+        channels = maps
+    return result
+
+
+def parameter_counts(recipe, classes=1000):
+    """Parameters on each tower, a tuple of one or two ints: (32,531,112, 28,434,112) for the paper's network."""
+    return tuple(sum(size.parameters for size in sizes(recipe, classes) if tower == 0 or size.layer.towers == "each")
+                 for tower in range(recipe.towers))
+
+
+def merged_shapes(recipe, classes):
+    """{"conv1.weight": (96, 3, 11, 11), "conv1.bias": (96,), ...}: what `TwoTowerAlexNet.merged_state` holds, in its order."""
+    shapes = {}
+    for size in sizes(recipe, classes):
+        towers = 1 if size.layer.towers == "first" else recipe.towers
+        for what, (maps, *others) in (("weight", size.weight_shape), ("bias", size.bias_shape)):
+            shapes[f"{size.layer.name}.{what}"] = (maps * towers, *others)
+    return shapes
+
+
+def crossings(recipe, batch_size, classes=1000, bytes_per_value=BYTES_FP32):
+    """The analytic ledger of one training step: rows (edge, direction, pass, bytes), forward in order, then backward.
+
+    A layer that reads both towers needs the other tower's maps on each tower that has the layer; backward the gradients return.
+    """
+    rows, before = [], None
+    for size in sizes(recipe, classes):
+        if size.layer.reads == "both" and recipe.towers == 2:
+            channels, height, width = before.output
+            count = batch_size * channels * height * width * bytes_per_value
+            rows += [(size.layer.name, direction, "forward", count)
+                     for direction in (("b->a",) if size.layer.towers == "first" else ("b->a", "a->b"))]
+        before = size
+    back = {"a->b": "b->a", "b->a": "a->b"}
+    return rows + [(edge, back[direction], "backward", count) for edge, direction, _, count in reversed(rows)]

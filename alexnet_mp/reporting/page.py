@@ -1,0 +1,110 @@
+"""The report's page: parts made of a few kinds of pieces, pictures embedded, everything from outside escaped.
+
+One file that loads nothing: it can be sent by mail, and works without scripts. `page.html` is its template.
+"""
+import base64
+import io
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+from PIL import Image
+
+from ..system import durable_files
+from ..system.errors import UserError
+from ..system.terminal import printable
+
+NAME = "index.html"
+TEMPLATE = Path(__file__).with_name("page.html")
+MADE_BY = '<meta name="generator" content="alexnet_mp.report">'
+MOST_BYTES = 1 << 30  # of a page
+LEAST = 0.8  # of a chart's width: smaller, its labels couldn't be read
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of the page: its anchor, its heading, and its pieces in order, made by the functions below."""
+
+    id: str
+    heading: str
+    pieces: list
+
+
+def text(words):
+    return {"kind": "text", "text": words}
+
+
+def heading(words):
+    return {"kind": "heading", "text": words}
+
+
+def why(words):
+    """A remark in smaller letters."""
+    return {"kind": "why", "text": words}
+
+
+def code(words):
+    """Lines that are shown as they are."""
+    return {"kind": "code", "text": words}
+
+
+def table(names, rows, numbers=True):
+    """names: of the columns; rows: lists of texts. numbers: all columns but the first are set to the right."""
+    return {"kind": "table", "table": {"names": names, "rows": rows, "numbers": numbers}}
+
+
+def image(path, alt, caption="", least=LEAST, crisp=False):
+    """A picture's file, embedded. alt: what it shows, for who can't see it. crisp: its pixels are not smoothed.
+
+    least: how much smaller it may be shown, as a share of its width; where there is less room it scrolls.
+    """
+    return {"kind": "image", "image": _embedded(path, alt, caption, least, crisp)}
+
+
+def images(entries):
+    """Several pictures side by side: [(path, alt)]."""
+    return {"kind": "images", "images": [_embedded(path, alt, "", 0, False) for path, alt in entries]}
+
+
+def network(drawing):
+    """`report_exchange.drawing`."""
+    return {"kind": "network", "drawing": drawing}
+
+
+def _embedded(path, alt, caption, least, crisp):
+    content = Path(path).read_bytes()
+    with Image.open(io.BytesIO(content)) as opened:
+        width, height = opened.size
+    return {"file": Path(path).name, "base64": base64.b64encode(content).decode(), "width": width, "height": height,
+            "least": round(least * width), "alt": alt, "caption": caption, "crisp": crisp}
+
+
+def begin(path):
+    """Mark a directory as a report's before its first picture, so that an interrupted one is gone on with. A page stays as it is."""
+    if not path.exists():
+        durable_files.replace(path, f"<!doctype html>\n{MADE_BY}\n<title>A report</title>\n<p>It is being made, or was interrupted.</p>\n".encode())
+
+
+def write(path, title, summary, parts):
+    """Render the page and write it, whole or not at all. Raises OSError where it can't be written."""
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, finalize=_shown)
+    template = environment.from_string(TEMPLATE.read_text("utf-8"))
+    content = template.render(title=title, summary=summary, parts=parts, made_by=Markup(MADE_BY))
+    durable_files.replace(path, content.encode())
+
+
+def _shown(value):
+    """Text without what is not seen or turns the direction of writing, which escaping for HTML leaves in."""
+    if not isinstance(value, str) or isinstance(value, Markup) or value.isprintable():
+        return value
+    return "\n".join(map(printable, value.split("\n")))
+
+
+def pictures_of(path):
+    """The names of the pictures that a report's page shows, which lie beside it. UserError where the file is no report's."""
+    content = durable_files.read(path, MOST_BYTES).decode(errors="replace")
+    if MADE_BY not in content:
+        raise UserError(f"{path} is there already and no report's; choose another --out")
+    return set(re.findall(r'data-file="(\w+\.png)"', content))

@@ -1,0 +1,170 @@
+"""Figure 4, left: test pictures with the five most probable classes as bars; which ones to show, and how they are drawn."""
+import warnings
+from contextlib import closing
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ..analysis.figures import write_figure
+from ..data.image_files import pipeline_of
+from ..evaluation.protocol import both_protocols, centre_view
+from . import page
+
+MOST_ANSWERED = 500  # pictures, of all views: enough to choose from
+EACH = 4  # pictures of each sort
+TOP = 5
+CLOSE = 0.5  # of the most probable class's probability; a picture is ambiguous where the second has as much, and the third less
+FAR = 0.1  # by so much more probable is the true class in the best crop than in the centre, where a picture counts as off-centre
+LETTERS = 26  # of a class's name
+RIGHT, WRONG = "#d55e00", "#56b4e9"  # the true class's bar, the others' (Okabe and Ito); 2012 tinted the true one red
+
+
+@dataclass(frozen=True)
+class Guesses:
+    """What a network says of N pictures, all views averaged."""
+
+    labels: np.ndarray  # (N,) int64, -1 where nobody knows
+    top: np.ndarray  # (N, 5) int64, most probable first; fewer columns where there are fewer classes
+    probabilities: np.ndarray  # (N, 5) float64, of these
+    own: np.ndarray  # (N,) float64, of the label; NaN without one
+    places: np.ndarray  # (N, P) float64, of the label, from each crop by itself, averaged with its mirror image; NaN likewise
+    centre: int  # the column of `places` that is the centre's
+
+    def __len__(self):
+        return len(self.labels)
+
+
+def evenly(count, most):
+    """At most `most` of `count` numbers, spread evenly: (n,) int64."""
+    return np.unique(np.linspace(0, count - 1, min(most, count)).round().astype(np.int64))
+
+
+def some_of(split, numbers, network, statistics):
+    """The pipeline whose split "given" is these pictures of a split, with their labels."""
+    pipeline = pipeline_of([split.read(number) for number in numbers], network, statistics)
+    pipeline.dataset.splits["given"].labels = split.labels[numbers]
+    return pipeline
+
+
+@torch.inference_mode()
+def guesses(network, pipeline, split, batch_size, advance):
+    """The `Guesses` of a network, which is in test mode, of all pictures of a split. advance(n) is called for every n of them."""
+    views = list(dict.fromkeys(view for protocol in both_protocols(pipeline.recipe).values() for view in protocol))
+    parts = []
+    with closing(pipeline.views(split, batch_size, views)) as batches_of_views:
+        for batches, labels in batches_of_views:
+            each = torch.stack([network(*towers).double().softmax(1) for towers in batches]).cpu()  # (views, n, classes)
+            parts.append(guesses_of_batch(each, labels.cpu(), views))
+            advance(len(labels))
+    joined = [torch.cat(each).numpy() for each in zip(*parts)]
+    return Guesses(*joined, _places(views).index(centre_view(pipeline.recipe)[0][:2]))
+
+
+def guesses_of_batch(each, labels, views):
+    """The first five fields of `Guesses`, as tensors that hold nothing of the size of all classes.
+
+    each: (views, n, classes) float64 probabilities; labels: (n,) int64; views: [(top, left, flip)].
+    """
+    probabilities, top = each.mean(0).sort(dim=1, descending=True, stable=True)
+    known = labels.clamp(min=0)
+    of_label = each.gather(2, known[None, :, None].expand(len(views), -1, 1))[:, :, 0]  # (views, n)
+    places = torch.stack([of_label[[view[:2] == place for view in views]].mean(0) for place in _places(views)], 1)
+    own = of_label.mean(0)
+    own[labels < 0], places[labels < 0] = torch.nan, torch.nan
+    return labels, top[:, :TOP].clone(), probabilities[:, :TOP].clone(), own, places
+
+
+def _places(views):
+    return list(dict.fromkeys(view[:2] for view in views))
+
+
+def examples(found):
+    """[(heading, why these, indices)]: which pictures to show of each sort, at most `EACH`, the foremost first, and none twice.
+
+    Of a sort that there is not the indices are empty, and the reason says so.
+
+    found: `Guesses`. Without labels only what is sure and what is ambiguous can be told.
+    """
+    shown, result = set(), []
+
+    def take(heading, why, none, scores, among):
+        order = np.argsort(-scores, kind="stable")
+        chosen = [int(index) for index in order if among[index] and index not in shown][:EACH]
+        shown.update(chosen)
+        result.append((heading, why if chosen else f"{none} among them.", chosen))
+
+    right = found.top[:, 0] == found.labels
+    first, second = found.probabilities[:, 0], found.probabilities[:, 1]
+    third = found.probabilities[:, 2] if found.probabilities.shape[1] > 2 else np.zeros(len(found))
+    if (found.labels >= 0).all():
+        take("Best", "Right, and the surest of all.", "No right answer is", first, right)
+        take("Worst", "Wrong, and the true class has the lowest probability.", "No wrong answer is", -found.own, ~right)
+        farther = found.places.max(1) - found.places[:, found.centre]
+        take("Off-centre", "Right, and one crop beside the centre sees far more of the class than the centre does.",
+             "No picture that one crop beside the centre tells far better than the centre is", farther, right & (farther > FAR))
+    else:
+        take("Surest", "The highest probability of all; nobody knows the true classes.", "Nothing is", first, np.ones(len(found), bool))
+    take("Ambiguous", "Two classes are nearly as probable as each other, and no third one is.",
+         "No picture with two classes of like probability, and no third, is", 2 * second - first - third,
+         (second >= CLOSE * first) & (third < CLOSE * first))
+    return result
+
+
+def figure_4_left(out, found, numbers, split, name, names):
+    """The `Part` with examples. found: `Guesses` of the pictures `numbers` of `split`, whose name that is; names: of the classes."""
+    seen = "from which the network learned" if name == "train" else "that the network has not learned from"
+    of = f"{len(found):,} pictures" if len(found) == len(split) else f"{len(found):,} pictures, spread over the {len(split):,},"
+    views = "all views averaged" if found.places.shape[1] > 1 else "from the centre view"
+    pieces = [page.text(f"Some of {of} {seen}, with its {found.top.shape[1]} most probable classes, {views}. Above a "
+                        "picture stands its true class, whose bar is hatched."),
+              page.why("These are chosen, sort by sort. The program of 2012 drew eight pictures at random and asked "
+                       "for the centre view alone; how the paper's eight were chosen is not said.")]
+    for heading, why, chosen in examples(found):
+        entries = []
+        for index in chosen:
+            label = found.labels[index]
+            bars = [(names[guess], probability, guess == label)
+                    for guess, probability in zip(found.top[index], found.probabilities[index])]
+            title = "not known" if label < 0 else names[label]
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a box stands for such a letter
+                path = out / f"figure4_{numbers[index]:06}.png"
+                write_figure(draw_example(split.read(int(numbers[index])), title, bars), path)
+            said = ", ".join(f"{guess} {percent(probability)}" for guess, probability, _ in bars)
+            entries.append((path, f"A picture, true class {title}; the network says {said}"))
+        pieces += [page.heading(heading), page.why(why), *([page.images(entries)] if entries else [])]
+    return page.Part("figure4left", "Figure 4 left", pieces)
+
+
+def draw_example(picture, title, bars):
+    """One picture over its bars, as a matplotlib Figure.
+
+    picture: (size, size, 3) uint8. bars: [(name, probability, whether it is the true class)], the longest first.
+    """
+    # Imported late: it takes a second. The object interface draws without a display and without global state.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(2.6, 3.9), facecolor="white")
+    # Places by hand: a layout that makes room for names would shrink the picture for a long one.
+    image, axes = figure.add_axes((0.05, 0.345, 0.9, 0.6)), figure.add_axes((0.05, 0.01, 0.93, 0.32))
+    image.imshow(picture)
+    image.set(xticks=[], yticks=[])
+    image.set_title(short_name(title), fontsize=10, pad=4, parse_math=False)
+    for row, (name, probability, true) in enumerate(bars):
+        axes.barh(row, probability, color=RIGHT if true else WRONG, alpha=0.6, hatch="//" if true else None, edgecolor="white")
+        axes.text(0.02, row, f"{short_name(name)}  {percent(probability)}", va="center", fontsize=9, parse_math=False)
+    axes.set(xlim=(0, 1), ylim=(len(bars) - 0.5, -0.5), xticks=[], yticks=[])
+    axes.spines[["top", "right", "bottom"]].set_visible(False)
+    return figure
+
+
+def percent(probability):
+    """As a bar says it: whole per cents, below one "<1 %"."""
+    return f"{100 * probability:.0f} %" if probability >= 0.01 else "<1 %"
+
+
+def short_name(name, length=LETTERS):
+    """The first synonym of an ImageNet class's name, in letters that can be drawn on a line, cut to fit."""
+    name = "".join(letter if letter.isprintable() else "?" for letter in name.partition(",")[0]).strip() or "(no name)"
+    return name if len(name) <= length else name[:length - 3] + "..."

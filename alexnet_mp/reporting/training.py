@@ -1,0 +1,93 @@
+"""The report's training part: loss and both errors against epochs, where rates fell, the gap between training and validation."""
+import math
+from statistics import mean
+
+from ..analysis.figures import write_figure
+from ..analysis.learning_curves import drops
+from . import page
+
+TRAINING, VALIDATION = "#0072b2", "#d55e00"  # Okabe and Ito's blue and vermilion: told apart by the colour-blind
+
+
+def training(out, lines, recipe, classes):
+    """The `Part` of a run's `metrics.jsonl`. lines: of `read_metrics`; classes: how many."""
+    epochs = epochs_of(lines)
+    if not epochs:
+        return page.Part("training", "Training", [page.text("The run has no step that was recorded.")])
+    path = write_figure(draw_training(lines, classes), out / "training.png")
+    last, apart, steps = epochs[-1], gap(epochs), sum(line["kind"] == "train" for line in lines)
+    words = (f"{steps:,} step{'s' * (steps > 1)}, into epoch {last['epoch']} of {recipe.epochs}; batch size {recipe.batch_size}, "
+             f"seed {recipe.seed}. In the last of these epochs the training loss was {last['loss']:.3f} and the training error "
+             f"{last['top1_error']:.2f} % top-1, with dropout and augmentation.")
+    if apart is not None:
+        words += (f" Validation minus training error, top-1, at epoch {apart[0]}: {apart[1]:+.2f} points; validation is measured after "
+                  "the epoch, training is the mean over it.")
+    pieces = [page.text(words), page.image(path, "Loss and errors of training and validation against epochs")]
+    tests = [[line["protocol"], f"{line['images']:,}", f"{line['top1_error']:.2f}", f"{line['top5_error']:.2f}"]
+             for line in lines if line["kind"] == "test"]
+    if tests:
+        pieces.append(page.table(["test at the end", "images", "top-1 error, %", "top-5 error, %"], tests))
+    return page.Part("training", "Training", pieces)
+
+
+def epochs_of(lines):
+    """What a run's lines say of each epoch, first to last.
+
+    {"epoch", "loss", "top1_error"}: means over the epoch's steps, with dropout and augmentation, so higher than the same images
+    would have in a test. {"val_loss", "val_top1_error", "val_top5_error"} where it was validated after it: the centre view.
+    """
+    found = {}
+    for line in lines:
+        if line["kind"] == "train":
+            found.setdefault(line["epoch"], {"losses": [], "errors": []})
+            found[line["epoch"]]["losses"].append(line["loss"])
+            found[line["epoch"]]["errors"].append(line["top1_error"])
+    for line in lines:
+        if line["kind"] == "val" and line["epoch"] in found:
+            found[line["epoch"]] |= {f"val_{name}": line[name] for name in ("loss", "top1_error", "top5_error")}
+    return [{"epoch": epoch, "loss": mean(entry.pop("losses")), "top1_error": mean(entry.pop("errors")), **entry}
+            for epoch, entry in sorted(found.items())]
+
+
+def gap(epochs):
+    """(epoch, validation minus training top-1 error in points) of the last epoch that was validated; None where none was.
+
+    Below 0 for a network that dropout and augmentation hold back in training.
+    """
+    validated = [entry for entry in epochs if "val_top1_error" in entry]
+    return (validated[-1]["epoch"], validated[-1]["val_top1_error"] - validated[-1]["top1_error"]) if validated else None
+
+
+def draw_training(lines, classes):
+    """A matplotlib Figure of a run's lines: left the loss, right top-1 and top-5 error, both against epochs."""
+    # Imported late: it takes a second. The object interface draws without a display and without global state.
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    epochs = epochs_of(lines)
+    figure = Figure(figsize=(9, 4.2), layout="constrained", facecolor="white")
+    loss, error = figure.subplots(1, 2)
+    x = [entry["epoch"] for entry in epochs]
+    validated = [entry for entry in epochs if "val_loss" in entry]
+    loss.plot(x, [entry["loss"] for entry in epochs], "o-", color=TRAINING, markersize=3, label="training")
+    loss.axhline(math.log(classes), color="#777777", linestyle="--", linewidth=0.8, label=f"ln({classes}), all classes alike")
+    error.plot(x, [entry["top1_error"] for entry in epochs], "o-", color=TRAINING, markersize=3, label="top-1, training")
+    for axes, name, style, label in ((loss, "val_loss", "s-", "validation, centre view"),
+                                     (error, "val_top1_error", "s-", "top-1, validation"),
+                                     (error, "val_top5_error", "^--", "top-5, validation")):
+        axes.plot([entry["epoch"] for entry in validated], [entry[name] for entry in validated], style, color=VALIDATION,
+                  markersize=3, label=label)
+    fallen = drops(lines)
+    for axes in (loss, error):
+        for epoch in fallen:
+            axes.axvline(epoch - 0.5, color="black", linestyle=":", linewidth=0.9)
+        if fallen:
+            axes.plot([], [], "k:", linewidth=0.9, label="a learning rate falls")
+        axes.set(xlabel="epoch", xlim=(0.5, max([*x, 1]) + 0.5))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+        # Below the axes, so that it hides no curve.
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, frameon=False, fontsize=9)
+    loss.set(ylabel="cross-entropy loss (nats)", ylim=(0, None))
+    error.set(ylabel="error (%)", ylim=(0, 100))
+    return figure

@@ -1,0 +1,1 @@
+"""Pictures that mean the same (paper 6.1)."""

@@ -1,0 +1,98 @@
+"""A retrieval index is computed from a run: features of every picture, and codes of them."""
+import hashlib
+import os
+from pathlib import Path
+
+import numpy as np
+
+from ..evaluation.ensembles import open_runs
+from ..evaluation.trained import class_words, load_run
+from ..recipes.shapes import sizes
+from ..system.errors import UserError
+from ..system.memory import free_memory
+from ..system.provenance import PACKAGES, package_version, source_commit
+from ..system.terminal import progress, say
+from . import codes as short_codes
+from . import index as retrieval_index
+from .features import features, last_hidden
+from .index import SPLITS, Index, Source, difference
+
+
+def build_index(run, data=None, out=None, bits=(128,), seed=0, gpus="auto", kernels="auto", pipeline="auto", workers=None,
+                batch_size=None):
+    """The `Index` of a run's newest weights on a data set (None: what it was trained on), with codes of these lengths.
+
+    out: where it is, or will be; None: RUN/retrieval. What is there and fits is used. Raises UserError where it doesn't.
+    """
+    out = Path(out or Path(run) / "retrieval")
+    opened, = open_runs([run], data, SPLITS, gpus, kernels, pipeline, workers, batch_size)
+    network, found = load_run(run, gpus, kernels)
+    source = _source(run, out, network, found, opened.dataset)
+    if os.path.lexists(out):
+        index = Index(out)
+        if reason := difference(index.described.source, source):
+            raise UserError(f"{out}: {reason}; choose another directory for the index, or remove it")
+        say(f"{out} is there and fits")
+    else:
+        _refuse_place(out, source)
+        of_splits = {}
+        for split in SPLITS:
+            with progress(f"{split}, {source.layer}", source.images[split]) as advance:
+                of_splits[split] = features(network, opened.pipeline, split, opened.batch_size, advance)
+            if not np.isfinite(of_splits[split].hidden).all():
+                raise UserError(f"{run}: its {source.layer} has values that are not finite; it diverged")
+        dataset = opened.dataset
+        names = {split: [_relative(name, dataset.source) for name in dataset.splits[split].names] for split in SPLITS}
+        packages = {name: package_version(name) for name in (*PACKAGES, "faiss-cpu")}
+        index = retrieval_index.write(out, source, packages, source_commit(), of_splits, names)
+        counts = ", ".join(f"{count:,} {split}" for split, count in source.images.items())
+        say(f"{out}: {counts} vectors of {source.units:,} numbers")
+    add_codes(index, bits, seed)
+    return index
+
+
+def add_codes(index, bits, seed=0):
+    """Learn what the index lacks of these lengths."""
+    for length in bits:
+        if length in index.lengths:
+            continue
+        count = index.described.source.images["train"]
+        with progress(f"codes of {length} bits", short_codes.passes(count) * count, "pictures") as advance:
+            codes = index.add_codes(length, seed, advance)
+        say(f"codes of {length} bits: {100 * codes.loss:.1f} % of the variance lost after {codes.epochs} epochs; "
+            f"a bit is 1 in {100 * codes.least_ones:.0f} to {100 * codes.most_ones:.0f} % of the training pictures")
+
+
+def _source(run, out, network, found, dataset):
+    recipe, classes = network.recipe, found.classes
+    size = sizes(recipe, len(classes))[-2]  # `last_hidden` of it
+    return Source(os.path.relpath(run, out), found.checkpoint.name, weights_digest(network), recipe.name,
+                  last_hidden(recipe).name, recipe.towers * int(np.prod(size.output)), dataset.source, dataset.fingerprint, tuple(classes),
+                  tuple(getattr(dataset, "class_names", None) or class_words(run, classes)),
+                  {split: len(dataset.splits[split]) for split in SPLITS})
+
+
+def weights_digest(network):
+    """sha256 of a network's weights, names and values."""
+    digest = hashlib.sha256()
+    for name, tensor in network.merged_state().items():
+        digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
+        digest.update(memoryview(tensor.float().contiguous().numpy()).cast("B"))
+    return digest.hexdigest()
+
+
+def _refuse_place(out, source):
+    parent = out.absolute().parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise UserError(f"the index {out}: {parent} is not a directory that can be written to")
+    count = max(source.images.values())
+    need = 3 * 4 * source.units * count  # the vectors, and as much again twice while they are put together
+    if need > free_memory():
+        raise UserError(f"vectors of {source.units:,} numbers of {count:,} pictures need {need / 1e9:.1f} GB of memory, and "
+                        f"{free_memory() / 1e9:.1f} GB are free; index a smaller set with --data")
+
+
+def _relative(name, root):
+    """A picture's name in its data set; a folder's pictures have paths."""
+    absolute = os.path.abspath(name)
+    return os.path.relpath(absolute, root) if os.path.isabs(root) and absolute.startswith(f"{root}{os.sep}") else name

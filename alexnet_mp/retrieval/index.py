@@ -1,0 +1,256 @@
+"""What `retrieve index` leaves on the disk, and exact search in it.
+
+    index.json                what the vectors are of: run, checkpoint, data, versions; every other file's sha256
+    train.safetensors         features (N, units) float32, pixels (N, 3072) float16, labels (N,) int64; val.safetensors: the queries
+    names.json                the pictures' names, by split
+    codes_128.safetensors     the codes of both splits, (N, 16) uint8, and the encoder that makes them; a file for each length
+
+The directory appears by one rename when all of it is on the disk. A length of code that is added later is a file of its own,
+which counts from the moment when `index.json` names it. There are no dates in it: the same features and versions give the same bytes.
+"""
+import hashlib
+import json
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from safetensors.numpy import load, save
+
+from ..system import durable_files
+from ..system.errors import UserError
+from . import codes as short_codes
+from .features import Features
+
+INDEX, NAMES = "index.json", "names.json"
+SPLITS = ("train", "val")
+MOST_BYTES = 1 << 38  # of a file: 16 million pictures of 4096 numbers
+AT_ONCE = 16  # queries: up to 19, faiss subtracts before it squares, and a picture is at distance 0 of itself
+BY = ("fc7", "codes", "pixels")  # "fc7": the last hidden layer, whatever its name
+_STRICT = ConfigDict(extra="forbid", strict=True)
+
+
+@dataclass(frozen=True)
+class Source:
+    """What the vectors are of. Two indices with the same one hold the same numbers, up to rounding."""
+
+    __pydantic_config__ = _STRICT
+
+    run: str  # the run's directory, as it is reached from the index's
+    checkpoint: str  # "step_00001884"
+    weights_sha256: str  # of the network's weights
+    recipe: str
+    layer: str  # the last hidden layer
+    units: int  # of all towers
+    data: str
+    fingerprint: str
+    classes: tuple[str, ...]
+    class_names: tuple[str, ...]  # the same in words, where the data set has them
+    images: dict[Literal["train", "val"], int]
+
+
+@dataclass(frozen=True)
+class Codes:
+    """How codes of one length were learned."""
+
+    __pydantic_config__ = _STRICT
+
+    sha256: str
+    epochs: int
+    seed: int
+    loss: float  # share of the training features' variance that is lost
+    least_ones: float  # the share of training pictures in which a bit is 1: of the bit with the smallest, and the largest
+    most_ones: float
+
+
+@dataclass(frozen=True)
+class Described:
+    """The content of `index.json`."""
+
+    __pydantic_config__ = _STRICT
+
+    format: Literal["alexnet_mp retrieval index"]
+    version: Literal[1]
+    source: Source
+    packages: dict[str, str | None]
+    commit: str | None
+    sha256: dict[str, str]  # of the files that are always there
+    codes: dict[str, Codes]  # by number of bits
+
+    def to_bytes(self):
+        return json.dumps(asdict(self), indent=1).encode() + b"\n"
+
+
+class Index:
+    """An index on the disk. Raises UserError, with the file's name, where it is none, or is damaged."""
+
+    def __init__(self, directory):
+        self.path = Path(directory)
+        self.described = _described(self.path)
+
+    @property
+    def lengths(self):
+        """The numbers of bits of the codes that are there, ascending."""
+        return sorted(map(int, self.described.codes))
+
+    def features(self, split):
+        """The `Features` of a split; pixels as float32."""
+        tensors = load(self._content(f"{split}.safetensors", self.described.sha256))
+        count, units = self.described.source.images[split], self.described.source.units
+        if tensors["features"].shape != (count, units) or len(tensors["pixels"]) != count or tensors["labels"].shape != (count,):
+            raise UserError(f"{self.path / split}.safetensors: its tensors don't have the shapes that {INDEX} says")
+        return Features(tensors["features"], tensors["pixels"].astype(np.float32), tensors["labels"])
+
+    def names(self, split):
+        """The names of a split's pictures: paths in the data set."""
+        return json.loads(self._content(NAMES, self.described.sha256))[split]
+
+    def codes(self, bits):
+        """(`short_codes.Encoder`, {"train": (N, bits / 8) uint8, "val": ...}). Raises UserError where it has no such length."""
+        if str(bits) not in self.described.codes:
+            there = f", only of {', '.join(map(str, self.lengths))}" if self.lengths else ""
+            raise UserError(f"{self.path}: it has no codes of {bits} bits{there}; "
+                            f"retrieve index with --bits {bits} adds them")
+        file = _codes_file(bits)
+        tensors = load(self._content(file, {file: self.described.codes[str(bits)].sha256}))
+        codes = {split: tensors.pop(split) for split in SPLITS}
+        return short_codes.Encoder(**tensors), codes
+
+    def add_codes(self, bits, seed, advance):
+        """Learn codes of this length from the training pictures, keep them, and return how: `Codes`."""
+        train, val = (self.features(split).hidden for split in SPLITS)
+        trained = short_codes.train(train, bits, seed, advance)
+        tensors = {**vars(trained.encoder), "train": trained.encoder.codes(train), "val": trained.encoder.codes(val)}
+        content = save(tensors)
+        codes = Codes(hashlib.sha256(content).hexdigest(), trained.epochs, seed, trained.loss, float(trained.ones.min()),
+                      float(trained.ones.max()))
+        described = replace(_described(self.path), codes={**_described(self.path).codes, str(bits): codes})
+        with _writing(self.path):
+            durable_files.replace(self.path / _codes_file(bits), content)
+            durable_files.replace(self.path / INDEX, described.to_bytes())
+        self.described = described
+        return codes
+
+    def _content(self, name, sha256):
+        return _read(self.path / name, sha256[name])
+
+
+def write(directory, source, packages, commit, features, names):
+    """Write an index without codes: whole, under its final name, or not at all. Raises UserError where it can't be, or is there.
+
+    features: {"train": `Features`, "val": ...}; names: the same of lists.
+    """
+    contents = {f"{split}.safetensors": save({"features": found.hidden, "pixels": found.pixels.astype(np.float16),
+                                              "labels": found.labels}) for split, found in features.items()}
+    contents[NAMES] = json.dumps(names).encode() + b"\n"
+    digests = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+    described = Described("alexnet_mp retrieval index", 1, source, packages, commit, digests, {})
+    partial = Path(f"{directory}{durable_files.PARTIAL}")
+    with _writing(directory):
+        durable_files.remove(partial)  # what a crash left
+        durable_files.make_directory(partial)
+        try:
+            for name, content in {**contents, INDEX: described.to_bytes()}.items():
+                durable_files.write(partial / name, [content])
+            durable_files.sync(partial)
+            durable_files.rename(partial, directory)
+        except BaseException:
+            with suppress(OSError):
+                durable_files.remove(partial)
+            raise
+    return Index(directory)
+
+
+def difference(found, wanted):
+    """In words, why an index of one `Source` can't serve for another; None where it can. A run and its data may have moved."""
+    if found.weights_sha256 != wanted.weights_sha256:
+        same = found.checkpoint == wanted.checkpoint
+        return (f"it is of other weights, {found.recipe} at {found.checkpoint}"
+                + ("" if same else f", and the run is at {wanted.checkpoint}"))
+    if found.fingerprint != wanted.fingerprint or found.classes != wanted.classes or found.images != wanted.images:
+        return f"it is of other pictures, {found.data}"
+    return None
+
+
+def exact_index(by, stored):
+    """A faiss index of everything that is stored, compared one by one: no approximation.
+
+    by: "codes", (N, bytes) uint8, distances in bits (Hamming); else vectors (N, units) float32, squared Euclidean distances.
+    """
+    import faiss  # imported late: it takes half a second
+
+    index = faiss.IndexBinaryFlat(8 * stored.shape[1]) if by == "codes" else faiss.IndexFlatL2(stored.shape[1])
+    index.add(np.ascontiguousarray(stored))
+    return index
+
+
+def nearest(index, queries, k):
+    """(distances (Q, k), which of the stored (Q, k) int64), nearest first, of equals the first of the stored.
+
+    index: an `exact_index`; distances are whole numbers of bits, or Euclidean. k: of fewer stored than that all are found.
+    """
+    queries, k = np.ascontiguousarray(queries), min(k, index.ntotal)
+    parts = [index.search(queries[start:start + AT_ONCE], k) for start in range(0, len(queries), AT_ONCE)]
+    distances, numbers = (np.concatenate(each) for each in zip(*parts))
+    order = np.lexsort((numbers, distances))
+    distances, numbers = np.take_along_axis(distances, order, 1), np.take_along_axis(numbers, order, 1)
+    return (np.sqrt(np.maximum(distances, 0)) if distances.dtype == np.float32 else distances), numbers
+
+
+def all_distances(by, stored, queries):
+    """(Q, N) distances as an `exact_index` of `by` has them: for rankings of everything."""
+    if by == "codes":
+        signs = [2 * np.unpackbits(codes, axis=1).astype(np.float32) - 1 for codes in (queries, stored)]
+        return (signs[0].shape[1] - signs[0] @ signs[1].T) / 2  # whole numbers below 2^24: exact
+    return (queries**2).sum(1)[:, None] - 2 * queries @ stored.T + (stored**2).sum(1)
+
+
+def _codes_file(bits):
+    return f"codes_{bits}.safetensors"
+
+
+def _described(directory):
+    file = directory / INDEX
+    try:
+        content = durable_files.read(file, 64 << 20)
+    except OSError as error:
+        raise UserError(f"{directory} is no index: cannot read {file}: {error.strerror}; "
+                        "python -m alexnet_mp.retrieve index makes one") from None
+    try:
+        fields = json.loads(content)
+        # A name may be no UTF-8. Python's surrogates for it are no JSON text to pydantic, so they are put back afterwards.
+        described = _ADAPTER.validate_json(json.dumps(fields, ensure_ascii=False).encode(errors="replace"))
+    except ValidationError as error:
+        problem = error.errors()[0]
+        place = ".".join(map(str, problem["loc"])) or "(all)"
+        raise UserError(f"{file} is damaged, or of another version: {place}: {problem['msg']}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file} is damaged, or of another version: it is no JSON ({error})") from None
+    source = fields["source"]
+    names = {name: tuple(source[name]) for name in ("classes", "class_names")}
+    return replace(described, source=replace(described.source, run=source["run"], data=source["data"], **names))
+
+
+def _read(path, sha256):
+    """A file's bytes, compared with its checksum."""
+    try:
+        content = durable_files.read(path, MOST_BYTES)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise UserError(f"{path} is damaged: its sha256 is not the one in {INDEX}; remove the index and make it anew")
+    return content
+
+
+@contextmanager
+def _writing(path):
+    """Failures of the disk, as a UserError that names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write {error.filename or path}: {error.strerror}") from None
+
+
+_ADAPTER = TypeAdapter(Described)

@@ -1,0 +1,405 @@
+"""The files of a checkpoint: all that a run needs to go on, and nothing that is believed unchecked. Never pickle.
+
+    weights.safetensors     the merged network's tensors, float32: conv1.weight (96, 3, 11, 11) to fc8.bias
+    velocity.safetensors    the optimiser's velocities (paper 5), of the same names and shapes
+    statistics.safetensors  mean image and RGB components, float64, as `pixel_statistics.py` saves them
+    state.json              `State`: where the run is, its recipe, its data, what its schedule knows, what it computed with
+    manifest.json           bytes and sha256 of the four files, and of itself; written last
+
+This is format 4. In formats 1 to 3 the recipe lacks what had one meaning then (`recipe.upgraded`). Formats 1 and 2 lack
+`made_by.precision`, which was fp32. In format 0 a checkpoint was a directory with weights.safetensors alone: it can be
+evaluated, not resumed.
+
+What is read may be damaged or made to harm. A file's size is compared before it is read, its sha256 before it is believed, names,
+shapes and dtypes with what follows from the recipe; whatever is wrong becomes a `UserError` that begins with the file's path.
+"""
+import errno
+import hashlib
+import json
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_arrays
+from safetensors.torch import load as load_tensors
+
+from ..data.pixel_statistics import FILE as STATISTICS
+from ..data.pixel_statistics import Statistics
+from ..recipes import shapes
+from ..recipes.recipe import Recipe, upgraded
+from ..system import durable_files
+from ..system.errors import UserError
+from . import safetensors_file
+from .safetensors_file import need, parse
+
+VERSION = 4
+WEIGHTS, VELOCITY, STATE, MANIFEST = "weights.safetensors", "velocity.safetensors", "state.json", "manifest.json"
+FILES = (WEIGHTS, VELOCITY, STATISTICS, STATE)  # what the manifest lists
+MOST_MANIFEST, MOST_STATE = 1 << 20, 4 << 20  # bytes; 22,000 class names are less than two million
+DTYPES = {"F64": "float64", "F32": "float32"}
+
+WRONG_FILES = {errno.ELOOP, errno.EINVAL, errno.EFBIG, errno.ENOTDIR, errno.EISDIR, errno.ENODATA}  # what `files` says of a file itself
+
+_STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+Count = Annotated[int, Field(ge=0, lt=2**53)]  # what every reader of JSON holds exactly
+Amount = Annotated[float, Field(ge=0)]
+Percent = Annotated[float, Field(ge=0, le=100)]
+
+
+@dataclass(frozen=True)
+class Data:
+    """The training data, as the run's data set describes itself."""
+
+    __pydantic_config__ = _STRICT
+
+    source: str
+    description: str
+    fingerprint: str
+    classes: tuple[str, ...]  # in the order of their labels; like `source` they may hold names that are no UTF-8
+
+
+@dataclass(frozen=True)
+class Validation:
+    __pydantic_config__ = _STRICT
+
+    top1_error: Percent
+    top5_error: Percent
+    loss: Annotated[float, Field(ge=-1e-6)]  # a probability of 1 may round to more
+    images: Count
+
+
+@dataclass(frozen=True)
+class Scheduled:
+    """The rates that the run logged last."""
+
+    __pydantic_config__ = _STRICT
+
+    learning_rates: dict[str, Amount]  # {"conv1.weight": 0.01, ...}, of every layer
+    colour_noise: Amount
+
+
+@dataclass(frozen=True)
+class MadeBy:
+    """What decides about rounding: only the same of all this promises the same bits."""
+
+    __pydantic_config__ = _STRICT
+
+    devices: tuple[str, ...]
+    kernels: str
+    precision: str
+    pipeline: str
+    threads: Count
+    packages: dict[str, str | None]  # versions
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a run is, and what it is. Everything else that it needs follows from these numbers and the tensors."""
+
+    __pydantic_config__ = _STRICT
+
+    step: Count  # taken
+    epoch: Count
+    recipe: Recipe
+    data: Data
+    schedule: dict[str, Count | Amount | None]  # what the schedule's `state` gave
+    scheduled: Scheduled | None
+    validated: bool  # False: the validation that is due after this step is still to come
+    validation: Validation | None  # of exactly this step
+    metrics_bytes: Count  # length of metrics.jsonl at this step
+    made_by: MadeBy
+    saved: str  # ISO time; information only
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    weights: dict  # name -> float32 tensor on the CPU, as `TwoTowerAlexNet.merged_state` gives them
+    velocity: dict  # the same names and shapes
+    statistics: Statistics
+    state: State
+
+
+def write(directory, checkpoint):
+    """Write a checkpoint into a new directory, on the disk when this returns. `checkpoint`'s tensors must not change meanwhile.
+
+    Tensors are written from where they are, without a copy. Raises OSError; and ValueError, before anything is written, where a
+    tensor isn't what the recipe has or isn't finite, or a field of the state is wrong: what can't be loaded must not come to be.
+    """
+    directory, state = Path(directory), _dump(_ADAPTER.dump_python(checkpoint.state, mode="json", warnings=False))
+    layouts = _layouts(_parse_state(state, VERSION))
+    held = {WEIGHTS: checkpoint.weights, VELOCITY: checkpoint.velocity, STATISTICS: vars(checkpoint.statistics)}
+    arrays = {file: _arrays(file, held[file], layout) for file, layout in layouts.items()}
+
+    durable_files.make_directory(directory)
+    entries = {file: durable_files.write(directory / file, safetensors_file.parts(layout, arrays[file])) for file, layout in layouts.items()}
+    entries[STATE] = durable_files.write(directory / STATE, [state])
+    durable_files.write(directory / MANIFEST, [_manifest_bytes(VERSION, {name: {"bytes": length, "sha256": digest}
+                                                                 for name, (length, digest) in entries.items()})])
+    durable_files.sync(directory)
+
+
+def version(directory):
+    """The format of a checkpoint, 0 to 2. Raises UserError for a newer one, and for what is no checkpoint."""
+    return _manifest(Path(directory))[0]
+
+
+def read_state(directory):
+    """The `State` of a checkpoint; of the tensors only the files' sizes are looked at. Raises UserError, also for format 0."""
+    directory = Path(directory)
+    return _read_state(directory, *_whole_manifest(directory))
+
+
+def load(directory):
+    """A `Checkpoint`, everything in it checked. Raises UserError, also for format 0."""
+    directory = Path(directory)
+    number, entries = _whole_manifest(directory)
+    state = _read_state(directory, number, entries)
+    layouts = _layouts(state)
+    for file, layout in layouts.items():
+        with _damage(directory / file):
+            found, expected = entries[file]["bytes"], safetensors_file.length(layout)
+            need(found == expected, f"it has {found:,} bytes, that of this recipe has {expected:,}")
+    weights, velocity = (_load_whole(directory / file, entries[file], load_tensors, layouts[file]) for file in (WEIGHTS, VELOCITY))
+    statistics = _load_whole(directory / STATISTICS, entries[STATISTICS], load_arrays, layouts[STATISTICS])
+    with _damage(directory / STATISTICS):
+        need((statistics["eigenvalues"] >= 0).all(), "a variance is negative")
+    return Checkpoint(weights, velocity, Statistics(**statistics), state)
+
+
+def load_weights(directory):
+    """The weights of a checkpoint of any format, name -> tensor, without a look at the recipe. Raises UserError."""
+    directory = Path(directory)
+    path, (number, entries) = directory / WEIGHTS, _manifest(directory)
+    if number:
+        _check_sizes(directory, entries)
+        return _load_whole(path, entries[WEIGHTS], load_tensors)
+    with _damage(path):
+        size = _weights_alone(path)
+        return load_tensors(durable_files.read(path, size))
+
+
+def verify(directory):
+    """Compare every file with the manifest, a piece at a time. Returns the `State`, None for format 0. Raises UserError."""
+    directory = Path(directory)
+    number, entries = _manifest(directory)
+    if not number:
+        with _damage(directory / WEIGHTS):
+            _weights_alone(directory / WEIGHTS)
+        return None
+    _check_sizes(directory, entries)
+    for file, entry in entries.items():
+        with _damage(directory / file):
+            need(durable_files.digest(directory / file) == (entry["bytes"], entry["sha256"]), f"its sha256 is not the one in {MANIFEST}")
+    return _read_state(directory, number, entries)
+
+
+def _manifest(directory):
+    """(format, {file: {"bytes": n, "sha256": hex}}), (0, None) for format 0. Raises UserError for anything else."""
+    path = directory / MANIFEST
+    with _damage(directory):
+        names = durable_files.names(directory, 2 * len(FILES) + 2)
+    foreign = [name for name in names if name not in (*FILES, MANIFEST)]
+    try:
+        with _damage(path):
+            content = durable_files.read(path, MOST_MANIFEST)
+            fields = parse(content)
+            need(isinstance(fields, dict), "it is no manifest")
+            _check_version(path, fields.get("format"))
+            _check_foreign(directory, foreign)
+            need(set(fields) == {"format", "files", "sha256"}, f"its fields are {sorted(fields)!r:.200}")
+            _check_entries(fields["files"])
+            need(_manifest_bytes(fields["format"], fields["files"]) == content, "it is not what was written, its sha256 differs")
+            return fields["format"], fields["files"]
+    except _Missing:
+        _check_foreign(directory, foreign)
+        if names != [WEIGHTS]:
+            raise
+        return 0, None
+
+
+def _check_version(path, number):
+    need(type(number) is int and number >= 1, f"its format is {number!r:.50}")
+    if number > VERSION:
+        raise NewerFormat(f"{path}: made by a newer alexnet_mp (format {number}); this one reads 0 to {VERSION}")
+
+
+def _check_foreign(directory, foreign):
+    if foreign:
+        raise UserError(f"{directory / foreign[0]}: no file of a checkpoint, and nothing else may be in its directory; remove it")
+
+
+def _check_entries(entries):
+    need(isinstance(entries, dict), "its list of files")
+    for name, entry in entries.items():
+        need(name in FILES, f"it lists {name!r:.100}, which is no file of a checkpoint")
+        need(isinstance(entry, dict) and set(entry) == {"bytes", "sha256"} and type(entry["bytes"]) is int and entry["bytes"] >= 0
+             and isinstance(entry["sha256"], str), f"its entry for {name}")
+    need(len(entries) == len(FILES), f"it lists {len(entries)} files instead of {len(FILES)}")
+
+
+def _whole_manifest(directory):
+    """As `_manifest`, for what can be resumed alone, with all sizes compared."""
+    number, entries = _manifest(directory)
+    if not number:
+        raise UserError(f"{directory}: it holds weights alone (format 0): it can be evaluated, not resumed")
+    _check_sizes(directory, entries)
+    return number, entries
+
+
+def _check_sizes(directory, entries):
+    for file, entry in entries.items():
+        with _damage(directory / file):
+            size, start = durable_files.head(directory / file, 8)
+            safetensors_file.refuse_pickle(start)
+            need(size >= entry["bytes"], f"{size:,} of {entry['bytes']:,} bytes are left of it")
+            need(size == entry["bytes"], f"it has {size:,} bytes, {MANIFEST} says {entry['bytes']:,}")
+
+
+def _content(path, entry, most):
+    content = durable_files.read(path, most)
+    need(hashlib.sha256(content).hexdigest() == entry["sha256"], f"its sha256 is not the one in {MANIFEST}")
+    return content
+
+
+def _read_state(directory, number, entries):
+    with _damage(directory / STATE):
+        return _parse_state(_content(directory / STATE, entries[STATE], MOST_STATE), number)
+
+
+def _parse_state(content, number):
+    """The `State` in the bytes of state.json, written in format `number`. Raises ValueError or RecursionError."""
+    need(len(content) <= MOST_STATE, f"it has {len(content):,} bytes, {MOST_STATE:,} at most are read")
+    fields = parse(content)
+    if number < 4 and isinstance(fields, dict):
+        recipe = fields.get("recipe")
+        fields["recipe"] = upgraded(recipe)
+        need(fields["recipe"] is not recipe and ("test_views" in recipe) == (number > 1),
+             f"its recipe is none of format {number}: a field is missing, or one that format {number} had not is there")
+    if number < 3 and isinstance(fields, dict) and isinstance(made_by := fields.get("made_by"), dict):
+        need("precision" not in made_by, f"made_by.precision is a field that format {number} had not")
+        made_by["precision"] = "fp32"
+    # A folder's name may be no UTF-8. Python's surrogates for it are no JSON text to pydantic, so they are put back afterwards.
+    state = _ADAPTER.validate_json(json.dumps(fields, ensure_ascii=False).encode(errors="replace"))
+    data = fields["data"]
+    state = replace(state, data=Data(data["source"], data["description"], data["fingerprint"], tuple(data["classes"])))
+    # A default of the recipe must not fill in for a number that the run didn't record.
+    need(_ADAPTER.dump_python(state, mode="json") == fields, "a field is missing, or was written in another way")
+    need(state.data.classes, "data.classes is empty")
+    need(state.validated or state.validation is None, "it has a validation that is still to come")
+    rated = {f"{layer.name}.{what}" for layer in state.recipe.layers for what in ("weight", "bias")}
+    need(state.scheduled is None or set(state.scheduled.learning_rates) == rated,
+         "the names in scheduled.learning_rates are not those of the recipe")
+    return state
+
+
+def _layouts(state):
+    """{file: {name: (dtype, shape)}} of the three tensor files."""
+    merged = {name: ("F32", shape) for name, shape in shapes.merged_shapes(state.recipe, len(state.data.classes)).items()}
+    side = state.recipe.stored_size
+    return {WEIGHTS: merged, VELOCITY: merged,
+            STATISTICS: {"mean": ("F64", (side, side, 3)), "eigenvalues": ("F64", (3,)), "eigenvectors": ("F64", (3, 3))}}
+
+
+def _arrays(file, tensors, layout):
+    """{name: array}, views where the tensors are contiguous. Raises ValueError where one isn't of the layout, or isn't finite."""
+    need(safetensors_file.length(layout) <= safetensors_file.MOST_BYTES, f"{file}: it would have {safetensors_file.length(layout):,} bytes")
+    need(set(tensors) == set(layout), f"{file}: {sorted(set(tensors) ^ set(layout))} are missing or foreign")
+    arrays = {}
+    for name, (dtype, shape) in layout.items():
+        tensor = tensors[name]
+        on_host = not isinstance(tensor, torch.Tensor) or tensor.device.type == "cpu"
+        found = str(tensor.dtype).removeprefix("torch.")
+        need(on_host and found == DTYPES[dtype] and tuple(tensor.shape) == shape,
+             f"{file}: {name} is {found} {tuple(tensor.shape)}{'' if on_host else f' on {tensor.device}'}; "
+             f"it has to be {DTYPES[dtype]} {shape} on the CPU")
+        arrays[name] = np.ascontiguousarray(tensor.detach().numpy() if isinstance(tensor, torch.Tensor) else tensor)
+        need(safetensors_file.finite(arrays[name]), f"{file}: {name} has values that are not finite")
+    need(file != STATISTICS or (arrays["eigenvalues"] >= 0).all(), f"{file}: a variance is negative")
+    return arrays
+
+
+def _load_whole(path, entry, load_content, layout=None):
+    """{name: tensor} of a file of format 1 to 3, in the layout's order; where none is given, unchecked against it."""
+    with _damage(path):
+        content = _content(path, entry, safetensors_file.MOST_BYTES)
+        found = safetensors_file.read_layout(len(content), content[:8 + safetensors_file.MOST_HEADER])
+        if layout is None:
+            return load_content(content)
+        need(set(found) == set(layout), f"{sorted(set(found) ^ set(layout))!r:.200} are missing or foreign")
+        for name, expected in layout.items():
+            need(found[name] == expected, f"{name} is {_words(found[name])}; a checkpoint of this recipe has {_words(expected)}")
+        tensors = load_content(content)
+        for name, tensor in tensors.items():
+            values = tensor.numpy() if isinstance(tensor, torch.Tensor) else tensor
+            need(safetensors_file.finite(values), f"{name} has values that are not finite")
+        return {name: tensors[name] for name in layout}
+
+
+def _weights_alone(path):
+    """Check the header of the only file of format 0, and return the file's size."""
+    size, start = durable_files.head(path, 8 + safetensors_file.MOST_HEADER)
+    safetensors_file.read_layout(size, start)
+    return size
+
+
+def _words(tensor):
+    return f"{tensor[0]} {tensor[1]}"
+
+
+def _dump(content):
+    """JSON in the one form that a manifest may have."""
+    return json.dumps(content, indent=1, sort_keys=True, allow_nan=False).encode() + b"\n"
+
+
+def _manifest_bytes(number, entries):
+    rest = {"format": number, "files": entries}
+    return _dump({**rest, "sha256": hashlib.sha256(_dump(rest)).hexdigest()})
+
+
+class NewerFormat(UserError):
+    """Nothing is wrong with the checkpoint: no older one may quietly take its place."""
+
+
+class Unreadable(UserError):
+    """The machine can't read what may be whole: nothing may be put in its place."""
+
+
+class _Missing(UserError):
+    pass
+
+
+@contextmanager
+def _damage(path):
+    """What goes wrong within becomes a UserError of one line that begins with the path."""
+    try:
+        yield
+    except UserError:
+        raise
+    except FileNotFoundError as error:
+        raise _Missing(f"{error.filename}: it is missing") from None
+    except OSError as error:
+        kind = UserError if error.errno in WRONG_FILES else Unreadable
+        raise kind(f"{error.filename}: {error.strerror or error}") from None
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        if problem["type"] == "value_error":  # raised by the recipe, which names the field
+            text = str(problem["ctx"]["error"])
+        else:
+            text = f"{'.'.join(map(str, problem['loc'])):.200} is {problem['input']!r:.100}: {problem['msg']}"
+        raise UserError(f"{path} is damaged: {_line(text)}") from None
+    except RecursionError:
+        raise UserError(f"{path} is damaged: it is nested too deeply") from None
+    except (ValueError, SafetensorError) as error:
+        raise UserError(f"{path} is damaged: {_line(str(error))}") from None
+
+
+def _line(text):
+    return f"{' '.join(text.split()):.400}"  # a name in a file may be as long as the file
+
+
+_ADAPTER = TypeAdapter(State)

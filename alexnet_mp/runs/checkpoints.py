@@ -1,0 +1,180 @@
+"""The checkpoints of a run: `RUN/checkpoints/step_XXXXXXXX/`, whole or not at all. `checkpoint_format.py` says what is in one."""
+import os
+import re
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from ..system import durable_files
+from ..system.errors import UserError
+from . import checkpoint_format
+
+CHECKPOINTS = "checkpoints"
+PARTIAL, REPLACED, DAMAGED = ".partial_", ".replaced_", "damaged_"  # a directory that is not, no longer, or never again a checkpoint
+
+
+# Why no crash loses a checkpoint, whatever its moment:
+# 1. Everything is written into .partial_N, a name that no reader takes for a checkpoint, and synced file by file, the manifest last,
+#    then the directory. Until here the old checkpoints are untouched; what a crash leaves is removed by the next start.
+# 2. One rename makes it step_N, and the parent directory is synced. A rename is atomic: a reader sees all of it or nothing.
+# 3. Only then are older ones removed, and never the newest or the best; each is first renamed to .partial_M, so that one that is
+#    half removed is no checkpoint either.
+# 4. Where step_N is there already (a run that was stopped within a validation, and saves again after it), it first becomes .replaced_N.
+#    A crash between the two renames leaves .replaced_N alone: readers take it for step_N, and the next start renames it back
+#    (`recover`).
+# 5. Should a disk lie about a sync, the sha256 of every file in the manifest tells, and the one before is taken.
+def put(run, checkpoint):
+    """Write a checkpoint of a run and return its directory.
+
+    Raises OSError, with nothing half written left and the old ones untouched. Where only the last sync fails, the new one stays if
+    there was none of its step: it is whole, but may not outlive a power cut.
+    """
+    parent = Path(run) / CHECKPOINTS
+    with suppress(FileExistsError):
+        durable_files.make_directory(parent)
+    durable_files.sync(run)
+    number = f"{checkpoint.state.step:08d}"
+    final, partial, replaced = parent / f"step_{number}", parent / (PARTIAL + number), parent / (REPLACED + number)
+    durable_files.remove(partial)
+    _clear(replaced, final)  # a removal that failed before
+    try:
+        checkpoint_format.write(partial, checkpoint)
+        if os.path.lexists(final):
+            durable_files.rename(final, replaced)
+        durable_files.rename(partial, final)
+    except BaseException:
+        with suppress(OSError):
+            if os.path.lexists(replaced) and os.path.lexists(final):  # the new one got its name; the old one is surely on the disk
+                durable_files.rename(final, partial)
+        with suppress(OSError):
+            _clear(replaced, final)
+        with suppress(OSError):
+            durable_files.remove(partial)
+        raise
+    with suppress(OSError):  # the next start removes it
+        durable_files.remove(replaced)
+    return final
+
+
+def recover(run):
+    """Clear away what a crash left of a save. To be called with the run's lock held. Raises OSError."""
+    parent = Path(run) / CHECKPOINTS
+    if parent.is_dir():
+        for name in sorted(os.listdir(parent)):
+            if name.startswith(PARTIAL):
+                durable_files.remove(parent / name)
+            elif name.startswith(REPLACED):
+                _clear(parent / name, parent / f"step_{name.removeprefix(REPLACED)}")
+
+
+def _clear(replaced, final):
+    """Give a checkpoint its name back, or remove it where a new one has the name."""
+    if os.path.lexists(replaced) and not os.path.lexists(final):
+        durable_files.rename(replaced, final)
+    durable_files.remove(replaced)
+
+
+def listing(run):
+    """{step: directory} of a run's checkpoints, oldest first, damaged ones among them. Raises UserError where they can't be listed."""
+    parent = Path(run) / CHECKPOINTS
+    try:
+        names = os.listdir(parent)
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise UserError(f"cannot list {parent}: {error.strerror}") from None
+    found = {step_of(name): parent / name for name in names}
+    # A crash, or this moment, lies between the two renames: what is to be replaced is the newest whole one.
+    for name in names:
+        if name.startswith(REPLACED):
+            found.setdefault(step_of(f"step_{name.removeprefix(REPLACED)}"), parent / name)
+    found.pop(None, None)
+    return dict(sorted(found.items()))
+
+
+def step_of(directory):
+    """500 for .../step_00000500, None for what is named otherwise."""
+    match = re.fullmatch("step_([0-9]{8}|[1-9][0-9]{8,11})", Path(directory).name)
+    return int(match[1]) if match else None
+
+
+def newest(run):
+    """The directory of a run's newest checkpoint. Raises UserError where there is none."""
+    found = listing(run)
+    if not found:
+        raise UserError(f"{run}: no checkpoint in it (expected {run}/{CHECKPOINTS}/step_XXXXXXXX/)")
+    return found[max(found)]
+
+
+def newest_weights(run):
+    """(directory, weights) of a run's newest checkpoint."""
+    return from_newest(run, checkpoint_format.load_weights)
+
+
+def from_newest(run, read):
+    """(directory, read(directory)) of a run's newest checkpoint; where the run removes or replaces it meanwhile, of the one after it."""
+    while True:
+        directory = newest(run)
+        before = _identity(directory)
+        try:
+            return directory, read(directory)
+        except UserError:
+            if before == _identity(newest(run)):
+                raise
+
+
+def _identity(directory):
+    with suppress(OSError):
+        return directory, os.stat(directory).st_ino
+    return None  # it is gone already
+
+
+def best(run):
+    """(step, `State`) of the checkpoint with the lowest top-1 validation error, the earliest of equals; None if none was validated."""
+    return _best(_states(run))
+
+
+def _best(states):
+    now = _what_was_trained(states[max(states)]) if states else None  # errors on other data, with --resume-anyway, compare with nothing
+    validated = [(state.validation.top1_error, step, state) for step, state in states.items()
+                 if state.validation and _what_was_trained(state) == now]
+    return min(validated, key=lambda entry: entry[:2])[1:] if validated else None
+
+
+def _what_was_trained(state):
+    return replace(state.recipe, epochs=1), state.data.fingerprint
+
+
+def prune(run, keep):
+    """Remove all but the newest `keep` checkpoints and the best one; what can't be read is left alone. Returns the steps removed.
+
+    What an earlier removal left is removed first. Raises OSError where one can't be removed.
+    """
+    recover(run)
+    states = _states(run)
+    first = _best(states)
+    stay = {*list(states)[-keep:], *([first[0]] if first else [])}
+    removed = [step for step in states if step not in stay]
+    for step in removed:
+        directory = listing(run)[step]
+        partial = directory.with_name(f"{PARTIAL}{step:08d}")
+        durable_files.rename(directory, partial)
+        durable_files.remove(partial)
+    return removed
+
+
+def set_aside(directory):
+    """Rename a damaged checkpoint, so that the run that goes on from an older one can come to its step again. Raises OSError."""
+    aside = directory.with_name(DAMAGED + directory.name)
+    durable_files.remove(aside)
+    durable_files.rename(directory, aside)
+    return aside
+
+
+def _states(run):
+    """{step: `State`} of the checkpoints whose state can be read, oldest first."""
+    states = {}
+    for step, directory in listing(run).items():
+        with suppress(UserError):
+            states[step] = checkpoint_format.read_state(directory)
+    return states

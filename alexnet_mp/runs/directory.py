@@ -1,0 +1,192 @@
+"""What a run leaves behind: `run.json` says what it is; beside it metrics, statistics, checkpoints and pictures."""
+import datetime
+import json
+import os
+import platform
+import re
+import shlex
+import shutil
+import sys
+from contextlib import suppress
+from itertools import count
+from pathlib import Path
+
+from ..data.pixel_statistics import FILE as STATISTICS
+from ..recipes import recipe as recipes
+from ..system import durable_files
+from ..system.devices import device_name
+from ..system.errors import UserError
+from ..system.provenance import PACKAGES, package_version, source_commit
+from ..system.terminal import say
+from .checkpoints import CHECKPOINTS
+from .lock import LOCK, RunLock
+from .metrics import EVENTS, Metrics, take_over
+from .metrics import FILE as METRICS
+
+RUN = "run.json"
+RIGHT = "validation_right.npz"  # which validation images the final test got right
+MOST_BYTES = 16 << 20  # of run.json: 22,000 class names are less than one of them
+
+
+class RunDirectory:
+    """A run's directory, held by its lock until `close`.
+
+    found: the `resume.Found` that the run goes on from, or None. lock: where the directory is there already, the `RunLock` that is held
+    on it. checked: what the self-check found. Raises UserError where the directory can't be made, or is another's.
+    """
+
+    def __init__(self, path, recipe, dataset, network, pipeline, precision="fp32", found=None, changed=(), lock=None,
+                 checked=None):
+        self.path, self.lock = Path(path), lock
+        try:
+            if lock is None:
+                self._make()
+            self._describe(recipe, dataset, network, pipeline, precision, found, changed, checked)
+            if found is None and lock is not None:
+                self._set_aside()
+            pipeline.statistics.save(self.path)
+            keep, step = (found.checkpoint.state.metrics_bytes, found.checkpoint.state.step) if found else (0, None)
+            if found and lock is None and found.run:
+                take_over(found.run, self.path, keep)
+            self.metrics = Metrics(self.path, keep, step)
+        except BaseException as error:
+            if lock is None and self.lock:  # it was made here: nothing half-written may stand in the way of the next attempt
+                shutil.rmtree(self.path, ignore_errors=True)
+            if self.lock:
+                self.lock.release()
+            if isinstance(error, OSError):
+                raise UserError(f"--out {path}: {error.filename or path}: {error.strerror}") from None
+            raise
+        if self.metrics.missing > 0:
+            say(f"{self.path / METRICS} ends early, {self.metrics.missing:,} bytes before the checkpoint; those lines are lost")
+
+    def _make(self):
+        made = [self.path, *(parent for parent in self.path.parents if not parent.exists())]
+        try:
+            self.path.mkdir(parents=True)
+        except FileExistsError:
+            raise UserError(_taken(self.path)) from None
+        try:
+            self.lock = RunLock(self.path)
+        except BaseException:
+            with suppress(OSError):  # not empty: another run was quicker
+                self.path.rmdir()
+            raise
+        for directory in made:
+            durable_files.sync(directory.parent)  # else a power cut could take the run with its name
+
+    def _set_aside(self):
+        """Rename what a run left that ended before its first checkpoint, or whose checkpoints were taken away: nothing is lost."""
+        for name in (METRICS, EVENTS):
+            if os.path.lexists(self.path / name):
+                stem, dot, suffix = name.partition(".")
+                aside = next(name for name in (f"{stem}-{number}{dot}{suffix}" for number in count(1))
+                             if not os.path.lexists(self.path / name))
+                durable_files.rename(self.path / name, self.path / aside)
+                say(f"{self.path / name} is of a run without a checkpoint: kept as {aside}")
+
+    def _describe(self, recipe, dataset, network, pipeline, precision, found, changed, checked):
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        command = shlex.join(["python", "-m", "alexnet_mp.train", *sys.argv[1:]])
+        content = {
+            "command": command,
+            "started": now,
+            "recipe": recipes.to_dict(recipe),
+            "data": {"source": dataset.source, "description": dataset.description, "fingerprint": dataset.fingerprint,
+                     "classes": dataset.classes},
+            "devices": [{"tower": name, "device": str(device), "name": device_name(device)}
+                        for name, device in zip("ab", network.exchange.devices)],
+            "kernels": network.kernels_used(),
+            "precision": precision,
+            "pipeline": pipeline.name,
+            "self_check": checked,
+            "commit": source_commit(),
+            "python": platform.python_version(),
+            "packages": {name: package_version(name) for name in PACKAGES},
+        }
+        if words := getattr(dataset, "class_names", None):
+            content["data"]["class_names"] = list(words)  # in words, in the order of the classes
+        if found is not None:  # the file says what runs now, and keeps how it came to it
+            before = _earlier(found.run) if found.run else {}
+            content |= {name: before[name] for name in ("command", "started") if name in before}
+            entry = {"command": command, "started": now, "step": found.checkpoint.state.step, "from": str(found.path), "changed": changed,
+                     "commit_before": before.get("commit")}
+            content["resumed"] = [*before.get("resumed", []), entry]
+        durable_files.replace(self.path / RUN, (json.dumps(content, indent=1) + "\n").encode())
+
+    def log(self, kind, **values):
+        """See `Metrics.log`."""
+        self.metrics.log(kind, **values)
+
+    def close(self):
+        """Let go of everything; says so where the last lines of the metrics can't be written."""
+        try:
+            self.metrics.close()
+        except OSError as error:
+            say(f"WARNING: the last lines of {self.path / METRICS} are lost: {error.strerror}")
+        finally:
+            self.lock.release()
+
+
+def refuse_unusable(path):
+    """Raise UserError early if a run directory is there already or can't be made."""
+    if os.path.lexists(path):
+        raise UserError(_taken(path))
+    parent = next(parent for parent in Path(path).absolute().parents if os.path.lexists(parent))
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise UserError(f"--out {path}: {parent} is not a directory that can be written to")
+
+
+def refuse_foreign(path):
+    """Raise UserError if a directory holds anything that no run wrote: a run may only begin anew in what is one, or is empty."""
+    ours = {RUN, METRICS, EVENTS, STATISTICS, LOCK, CHECKPOINTS, RIGHT, "curves.png", "conv1_kernels.png", "non_finite.json",
+            "trace.json.gz", "profile.json", "retrieval", "report"}
+    foreign = [name for name in sorted(os.listdir(path)) if name.removesuffix(durable_files.PARTIAL) not in ours
+               and not re.fullmatch(r"(metrics|tensorboard)-\d+(\.jsonl)?|lost\+found|.*\.(log|out|err)", name)]
+    if foreign:
+        raise UserError(f"--out {path}: it is no run directory, {foreign[0]} is in it; choose another --out")
+
+
+def refuse_branch(path):
+    """Raise UserError if a run went on from another's checkpoint and has none of its own: its beginning would be another one."""
+    if resumed := _earlier(path).get("resumed"):
+        before = resumed[-1].get("from") if isinstance(resumed[-1], dict) else None
+        raise UserError(f"{path} went on from {before}, and has no checkpoint of its own; --resume that one, with a new --out")
+
+
+def read_run(path):
+    """`run.json` of a run directory, with its recipe as a `Recipe`. Raises UserError where it is no run."""
+    file = Path(path) / RUN
+    try:
+        run = json.loads(durable_files.read(file, MOST_BYTES))
+        fields = recipes.upgraded(run["recipe"])
+        recipe = recipes.from_dict(fields)
+        if recipes.to_dict(recipe) != fields:  # a default must not fill in for a number that the run didn't record
+            raise UserError("the recipe is not complete")
+        data = run["data"]
+        classes = data["classes"]
+        if not (isinstance(data["source"], str) and isinstance(classes, list) and len(classes) > 1
+                and all(isinstance(name, str) for name in classes)):
+            raise UserError("it doesn't say what data the run had")
+        return {**run, "recipe": recipe}
+    except UserError as error:
+        raise UserError(f"{path} is not a run directory of this version: {file}: {error}") from None
+    except OSError as error:
+        raise UserError(f"{path} is not a run directory: cannot read {file}: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, RecursionError) as error:  # JSON's and UTF-8's errors are ValueErrors
+        raise UserError(f"{path} is not a run directory: {file} is damaged ({error!r:.200})") from None
+
+
+def _earlier(path):
+    """`run.json` of the run that goes on, as far as it can be read: a checkpoint holds all that is needed."""
+    try:
+        content = json.loads(durable_files.read(Path(path) / RUN, MOST_BYTES))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    if not isinstance(content, dict) or not isinstance(content.get("resumed", []), list):
+        return {}
+    return content
+
+
+def _taken(path):
+    return f"--out {path} is there already; --resume auto goes on with it, or choose another --out"

@@ -1,0 +1,1 @@
+"""What every package may use: errors, the terminal, files that last, devices, memory, signals."""

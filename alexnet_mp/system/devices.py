@@ -1,0 +1,76 @@
+"""What `--gpus` means, and which devices there are."""
+import functools
+
+import torch
+
+from ..kernels import ops
+from .errors import UserError
+
+CHOICES = "0,1 (two GPUs) | 0,0 or 0 (both towers on one) | cpu (both on the CPU) | cpu,0 (one on each) | auto"
+
+
+def resolve(gpus, towers):
+    """The device of each tower, a list of `towers` torch devices: "0,1" -> [cuda:0, cuda:1], "cpu" -> [cpu, cpu].
+
+    Raises UserError for a device that is not there, naming those that are and a flag that would work.
+    """
+    if gpus == "auto":
+        gpus = _best(towers)
+    names = [name.strip() for name in gpus.split(",")]
+    if not all(name == "cpu" or (name.isascii() and name.isdigit()) for name in names):
+        raise UserError(f"--gpus {gpus}: write {CHOICES}")
+    if len(names) > towers:
+        raise UserError(f"--gpus {gpus}: the recipe has {towers} tower(s), so it takes at most {towers} device(s)")
+    count = torch.cuda.device_count()
+    for name in names:
+        if name != "cpu" and int(name) >= count:
+            there = f"the GPUs here are {', '.join(map(str, range(count)))}" if count else "no CUDA device was found here"
+            raise UserError(f"--gpus {gpus}: GPU {name} is not there; {there}; --gpus {_best(towers)} would work")
+    devices = [torch.device("cpu" if name == "cpu" else f"cuda:{int(name)}") for name in names]
+    return devices * towers if len(devices) == 1 else devices
+
+
+def _best(towers):
+    count = torch.cuda.device_count()
+    return "cpu" if count == 0 else "0" if count == 1 or towers == 1 else "0,1"
+
+
+def device_name(device):
+    """What a record says of a device: "NVIDIA H200", or the processor's name."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    with open("/proc/cpuinfo") as lines:
+        model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "CPU")
+    threads = torch.get_num_threads()
+    return f"{model}, {threads} thread{'' if threads == 1 else 's'}"
+
+
+def make_current(devices):
+    """Make the first GPU of these the current CUDA device of this thread.
+
+    Else it is GPU 0, whatever `--gpus` says: a thread that locks memory, and a stream that is left, would make a
+    context there. That takes memory, and fails where that GPU is full or has been given to one process alone.
+    """
+    for device in devices:
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+            return
+
+
+@functools.cache
+def stream_for(device, use):
+    """The stream of a CUDA device for one use, as "graphs", the same in the whole process.
+
+    torch has 32 a device, and gives one that is in use to who asks for one more: what another thread launches would
+    come into a graph that is captured there. `claims` trains more often than that in one process.
+    """
+    return torch.cuda.Stream(device)
+
+
+def check_kernels(kernels, devices):
+    """Refuse `--kernels` that can't compute on one of the devices: UserError, one line."""
+    try:
+        for device in devices:
+            ops.resolve(kernels, device)
+    except (ValueError, RuntimeError) as error:  # RuntimeError: built for another torch
+        raise UserError(f"--kernels: {error}") from None

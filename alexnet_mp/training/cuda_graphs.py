@@ -1,0 +1,137 @@
+"""Captures of CUDA graphs on one device or two, and the tape of a step whose graphs take turns with copies.
+
+A capture of torch's has its stream and its memory on one device (pytorch issue 153025), and cannot hold a copy between two. Nor does
+`torch.cuda.make_graphed_callables` help: it captures on a stream of the device that was the first to have a graph, and in the mode
+that forbids the pipelines' threads to copy and allocate meanwhile (torch 2.13, `torch/cuda/graphs.py`).
+"""
+import gc
+from contextlib import ExitStack, contextmanager, suppress
+
+import torch
+
+from ..network.exchange import settle
+from ..system.devices import stream_for
+from . import tape_program
+
+
+class CudaGraphs:
+    """Captures on streams for that alone, one a CUDA device, and one more a device for graphs of updates."""
+
+    def __init__(self, devices):
+        # In torch 2.13.0 a graph that is reset frees cuBLAS's workspaces of the stream that captured it, whose
+        # addresses all other graphs of that stream hold (pytorch issue 193402). A change of rates resets updates
+        # alone, and an update multiplies no matrices.
+        self.streams, self.update_streams = (
+            {device: stream_for(device, use) for device in devices} for use in ("graphs", "graphs of updates"))
+        gc.collect()  # those of an earlier training are reset now, not when there are others of the same streams
+
+    @contextmanager
+    def aside(self):
+        """What is launched in here runs on this object's streams, after all that was launched before and before all that comes later.
+
+        So a tensor may be made on one stream, read on the other and freed: nobody writes its memory anew before that.
+        """
+        usual = {device: torch.cuda.current_stream(device) for device in self.streams}
+        with ExitStack() as streams:
+            for device, stream in self.streams.items():
+                stream.wait_stream(usual[device])
+            for stream in reversed(self.streams.values()):  # the first device stays the current one
+                streams.enter_context(torch.cuda.stream(stream))
+            try:
+                yield
+            finally:
+                for device, stream in self.streams.items():
+                    usual[device].wait_stream(stream)
+
+    def new_pool(self):
+        """Memory for graphs, which those of all shapes share: no two of a device run at once, and a step reads what only it left."""
+        return {device: torch.cuda.graph_pool_handle() for device in self.streams}
+
+    def capture(self, function, pool, device, update=False):
+        """(graph with replay() and reset(), what `function` returned): what it would have computed on the device. Called `aside`.
+
+        update: of an update, which may be reset while others live on; all others of a device are reset together.
+        In the mode "thread_local": pipelines allocate and copy in other threads meanwhile, which the default mode forbids them.
+        Raises RuntimeError where it can't be captured.
+        """
+        graph, stream = torch.cuda.CUDAGraph(), (self.update_streams if update else self.streams)[device]
+        try:
+            with torch.cuda.graph(graph, pool=pool[device], stream=stream, capture_error_mode="thread_local"):
+                result = function()
+        except BaseException:
+            self._give_back(graph, pool[device], device)
+            raise
+        return graph, result
+
+    @staticmethod
+    def _give_back(graph, pool, device):
+        """What a capture holds that CUDA refused to end.
+
+        torch before 2.13 leaves its allocator as within a capture, and memory that other streams have read (`record_stream`) would never
+        be used again; before 2.14 the memory of the pool is held for ever (pytorch pull requests 180395, 190348).
+        """
+        with suppress(RuntimeError):
+            graph.pool()
+            return  # it has ended: the graph gives back all of it
+        with suppress(RuntimeError):
+            torch._C._cuda_endAllocateToPool(device.index, pool)
+        if torch.__version__ < "2.14":
+            with suppress(RuntimeError):
+                torch._C._cuda_releasePool(device.index, pool)
+
+
+class Tape:
+    """Graphs of two devices and the copies between them, in the order of a step.
+
+    run, send and receive put one more at the end; `replay` launches them all again, called `aside`. What a graph reads of another device
+    lies in a place of its own, written by the copy of that step. The first replay makes a `tape_program.Program` of it,
+    where the operator for that is there.
+    """
+
+    def __init__(self, graphs, pool, exchange):
+        self.graphs, self.pool, self.exchange = graphs, pool, exchange
+        self.steps = []  # ("launch", graph, device), ("send", copy), ("receive", copy)
+        self.program = None  # of the steps, once replayed; False where Python replays them
+
+    def run(self, tower, function, *arguments):
+        """What the function returns: tensors that every replay writes."""
+        device = self.exchange.devices[tower]
+        graph, results = self.graphs.capture(lambda: function(*arguments), self.pool, device)
+        self.steps.append(("launch", graph, device))
+        return results
+
+    def send(self, edge, tensor, source, target, pass_):
+        copy = self.exchange.standing(edge, tensor, source, target, pass_)
+        self.steps.append(("send", copy))
+        return copy
+
+    def receive(self, copy):
+        """The copy's place, on the target's device."""
+        self.steps.append(("receive", copy))
+        return copy.place
+
+    def replay(self):
+        if self.program is None:
+            there = tape_program.operator() is not None and tape_program.fits(self.steps, self.exchange)
+            self.program = there and tape_program.Program(self.steps, self.graphs.streams)
+        if self.program:
+            tape_program.operator()(self.program.table)
+        else:
+            self._replay_in_python()
+
+    def _replay_in_python(self):
+        settle(self.exchange.devices)
+        for what, subject, *_ in self.steps:
+            if what == "launch":
+                subject.replay()
+            elif what == "send":
+                subject.begin()
+            else:
+                subject.receive()
+        settle(self.exchange.devices)  # now what the copies read may be freed, too
+
+    def reset(self):
+        self.program = None
+        for what, graph, *_ in self.steps:
+            if what == "launch":
+                graph.reset()

@@ -1,0 +1,377 @@
+"""What the self-check calls, in a process of its own (`isolated.py`): each function raises if something is wrong.
+
+An operation is held against `kernels/reference.py` on the same device, in the dtype of the run and in float64: its
+largest error may be twice the reference's own in that dtype. One rounding of the largest value in float32 is always
+allowed, since of a handful of values PyTorch may round all well. Crossings have to deliver the same bits, and pipelines
+what `pipeline_torch.py` makes on a CPU.
+"""
+import io
+import math
+from functools import partial
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from ..data.augmentation import Draws, draws
+from ..data.batches import EpochKeys
+from ..data.pipeline import make_pipeline
+from ..data.pipeline_torch import TorchPipeline
+from ..data.pixel_statistics import Sums, colour_shift
+from ..data.resize import decoded
+from ..evaluation.protocol import ten_views
+from ..kernels import ops, reference
+from ..network.exchange import Exchange
+from ..network.layer import TowerLayer, plan
+from ..network.overlap import joined
+from ..recipes.shapes import Size, pool_size
+from ..system.isolated import Unfit, Wrong
+
+IMAGES = 3  # of a kernel's input
+STEP = 40  # that keys the dropout mask
+CLEAR = 1e-5  # of a maximum: others that are less by as much are so in float32 and in float64
+ROUNDS = 3  # of crossings, each with other values: those of the round before would be seen
+BUSY = 20  # products of 2,048 x 2,048 that a GPU makes before what is to cross: a copy that doesn't wait is too early
+BATCH, PICTURES = 16, 24  # a whole batch, and one that is not
+DECODER = {"mean": 1.0, "99.9 %": 4.0}  # grey levels that a GPU's JPEG decoder may differ by, on average and mostly
+EPS = torch.finfo(torch.float32).eps
+
+
+def prepare(devices, left_out):
+    """Called first: makes the devices ready, so that what is wrong with one is not taken for a kernel's fault."""
+    ops.leave_out(left_out)
+    nothing = torch.zeros(1)  # the first call of any operator has torch import its compiler, for seconds
+    ops.paper_sgd_([nothing], [nothing], [nothing], learning_rates=[0.0], momentum=0.0, weight_decays=[0.0],
+                   kernels="reference")
+    for device in devices:
+        try:
+            torch.ones(1024, device=device).sum().item()
+        except Exception as error:
+            raise Unfit(f"{device} can't be used: {(str(error).splitlines() or [type(error).__name__])[0]}") from None
+
+
+def _compare(what, ours, torchs, exact, least):
+    """Raise `Wrong` where ours is off by more than twice what PyTorch is, which is taken to be `least` at least."""
+    if ours.shape != exact.shape or ours.dtype != torchs.dtype:
+        raise Wrong(f"differs from the reference in the {what}: {ops.describe(ours)}, not {ops.describe(torchs)}")
+    if exact.numel():
+        error, worst = (float((found.double() - exact).abs().max()) for found in (ours, torchs))
+        if not error <= 2 * max(worst, least):  # so that NaN is wrong
+            dtype = str(ours.dtype).removeprefix("torch.")
+            raise Wrong(f"differs from the reference in the {what}: off by {error:.2g}, "
+                        f"PyTorch in {dtype} by {worst:.2g}")
+
+
+def _rounding(exact):
+    return EPS * float(exact.abs().max()) if exact.numel() else 0.0
+
+
+def _drawn(shape, seed, device):
+    """N(0, 1) in float64, the same on every device."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(device)
+
+
+def _synchronize(devices):
+    """What went wrong on a GPU is raised here at the latest."""
+    for device in devices:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+
+# --- kernels
+
+def piece(devices, layer, piece, maps, constants, dtype, kernels):
+    """A piece of what follows a layer's product, as the network computes it: forward, backward, and forward in a test.
+
+    devices: one. layer: the recipe's `Layer`. piece: of `tower.plan(layer.then)`; maps: (C, H, W) that it reads.
+    constants: {field of the recipe: value}. kernels: as `--kernels` has it.
+    """
+    device, = devices
+    ours, plain = (_layer(layer, [piece], maps, constants, by, device) for by in (kernels, "reference"))
+    x = _maps(maps, layer, constants, device).to(dtype)
+    with_bias = ours.bias_in_kernel and piece == plan(layer.then)[0]
+    bias = _drawn(maps[:1], 2, device).to(dtype) if with_bias else None
+    three = (ours, x, bias), (plain, x, bias), (plain, x.double(), bias.double() if with_bias else None)
+    for train in (False, True):
+        y, torchs, exact = (_forward(*inputs, train) for inputs in three)
+        _compare("output" if train else "output of a test", y, torchs, exact, _rounding(exact))
+    dy = torch.empty_like(y).copy_(_drawn(exact.shape, 3, device) * _clear(layer, piece, *three[2][1:], constants))
+    found = [_backward(*inputs, dy) for inputs in three]
+    least = _rounding(found[2][0])
+    _compare("gradient", *(gradients[0] for gradients in found), least)
+    if with_bias:  # a sum of n rounded terms errs by the root of n roundings
+        _compare("gradient of the bias", *(gradients[1] for gradients in found), least * math.sqrt(x.numel() / maps[0]))
+    _synchronize(devices)
+
+
+def _layer(layer, pieces, maps, constants, kernels, device):
+    """The `TowerLayer` with hardly a product, and with these pieces after it."""
+    recipe = SimpleNamespace(seed=1, **constants)
+    made = TowerLayer(recipe, Size(layer, (1, 1, 1), maps, maps), 5, (0,), kernels, device)
+    made.pieces = pieces
+    return made
+
+
+def _maps(maps, layer, constants, device):
+    """Random values, as large as the norm feels, with ties: constant in a corner of the first image.
+
+    Ordered in memory as a product's output.
+    """
+    felt = constants["lrn_alpha"] * constants["lrn_size"]
+    x = (math.sqrt(constants["lrn_k"] / felt) if felt > 0 else 30.0) * _drawn((IMAGES, *maps), 1, device)
+    if layer.kind == "fc":
+        return x.flatten(1)
+    corner = constants["pool_size"] + constants["pool_stride"]  # two windows that overlap
+    x[0, :, :corner, :corner] = x[0, :, :1, :1]
+    return x.contiguous(memory_format=torch.contiguous_format if layer.kind == "local" else torch.channels_last)
+
+
+def _forward(layer, x, bias, train):
+    step = torch.tensor(STEP, device=x.device)
+    with torch.set_grad_enabled(train):  # without gradients other kernels may be launched
+        return layer.train(train).follow(x.detach().requires_grad_(train), bias, step).detach()
+
+
+def _backward(layer, x, bias, dy):
+    inputs = [tensor.detach().requires_grad_() for tensor in (x, bias) if tensor is not None]
+    y = layer.train().follow(inputs[0], inputs[1] if bias is not None else None, torch.tensor(STEP, device=x.device))
+    return torch.autograd.grad(y, inputs, dy.to(y.dtype))
+
+
+def _clear(layer, piece, x, bias, constants):
+    """1 for every output whose window has a maximum, or exact ties, well ahead of all else; else 0."""
+    if "max_pool" not in piece:
+        return 1
+    before = _layer(layer, plan(piece[:piece.index("max_pool")]), x.shape[1:], constants, "reference", x.device)
+    if before.pieces:
+        u = before.follow(x, bias, None)
+    else:
+        u = x if bias is None else x + bias[:, None, None]
+    pool, stride = constants["pool_size"], constants["pool_stride"]
+    sides = [pool_size(side, pool, stride) for side in u.shape[2:]]
+    below, right = ((number - 1) * stride + pool - side for number, side in zip(sides, u.shape[2:]))
+    windows = F.unfold(F.pad(u, (0, right, 0, below), value=-math.inf).flatten(0, 1)[:, None], pool, stride=stride)
+    best = windows.amax(1, keepdim=True)
+    near = (windows < best) & (windows >= best - CLEAR * best.abs())
+    return (~near.any(1)).double().view(*u.shape[:2], *sides)
+
+
+def update(devices, shapes, momentum, kernels):
+    """Two updates of parameters of these shapes, in float32; the second one has a rate of 0. devices: one."""
+    device, = devices
+    drawn = [[_drawn(shape, seed + 10 * number, device) for number, shape in enumerate(shapes)] for seed in (1, 2, 3)]
+    found = []
+    for by, dtype in ((kernels, torch.float32), ("reference", torch.float32), ("reference", torch.float64)):
+        w, g, v = ([_ordered(tensor.float()).to(dtype) for tensor in tensors] for tensors in drawn)
+        rates = [0.0 if number == 1 else 0.01 for number in range(len(w))]
+        decays = [5e-4 if number % 2 == 0 else 0.0 for number in range(len(w))]
+        for _ in range(2):
+            ops.paper_sgd_(w, g, v, learning_rates=rates, momentum=momentum, weight_decays=decays, kernels=by)
+        found.append([*(("weights", tensor) for tensor in w), *(("velocity", tensor) for tensor in v)])
+    for (what, ours), (_, torchs), (_, exact) in zip(*found):
+        _compare(what, ours, torchs, exact, _rounding(exact))
+    _synchronize(devices)
+
+
+def _ordered(tensor):
+    """As the network keeps its parameters."""
+    return tensor.clone(memory_format=torch.channels_last if tensor.dim() == 4 else torch.contiguous_format)
+
+
+def augmentation(devices, stored, crop, mean_follows_crop, dtype):
+    """The fused augmentation of the pipeline `raw`. devices: one."""
+    device, = devices
+    generator = torch.Generator().manual_seed(1)
+    pictures = torch.randint(0, 256, (IMAGES, stored, stored, 3), generator=generator, dtype=torch.uint8)
+    most = stored - crop
+    places = torch.tensor([0, most, most // 2]), torch.tensor([most, 0, most // 3]), torch.tensor([False, True, True])
+    shift = 10 * torch.randn(IMAGES, 3, generator=generator)
+    mean = (255 * torch.rand(stored, stored, 3, generator=generator)).to(device)
+    options = dict(crop=crop, mean_follows_crop=mean_follows_crop)
+    given = pictures.to(device) if device.type == "cuda" else list(pictures)  # as the pipeline does
+    ours, pictures = ops.augment(given, *places, mean, shift, 0.75, dtype=dtype, **options), pictures.to(device)
+    torchs = reference.augment(pictures, *places, mean, shift, 0.75, dtype=dtype, **options)
+    exact = reference.augment(pictures, *places, mean.double(), shift.double(), 0.75, dtype=torch.float64, **options)
+    _compare("output", ours, torchs, exact, _rounding(exact))
+    _synchronize(devices)
+
+
+def product(devices, shape, kernels):
+    """The product of a fully connected layer of these weights, in float32. devices: one."""
+    device, = devices
+    x, weight, bias, dy = (_drawn(of, seed, device).float() for seed, of in
+                           enumerate(((IMAGES, shape[1]), shape, shape[:1], (IMAGES, shape[0]))))
+    found = []
+    for function, dtype in ((partial(ops.linear, kernels=kernels), torch.float32), (F.linear, torch.float32),
+                            (F.linear, torch.float64)):
+        inputs = [tensor.to(dtype, copy=True).requires_grad_() for tensor in (x, weight, bias)]
+        y = function(*inputs)
+        found.append([y.detach(), *torch.autograd.grad(y, inputs, dy.to(dtype))])
+    terms = {"output": shape[1], "gradient": shape[0], "gradient of the weights": IMAGES,
+             "gradient of the bias": IMAGES}
+    for (what, count), *three in zip(terms.items(), *found):  # of sums in other orders one may err by far less
+        _compare(what, *three, _rounding(three[2]) * math.sqrt(count))
+    _synchronize(devices)
+
+
+# --- crossings
+
+def crossing(devices, shape, dtype):
+    """Maps of this shape from each of two devices to the other, and their gradients back."""
+    cross(Exchange(devices), shape, dtype)
+
+
+def cross(exchange, shape, dtype):
+    """Let each tower of an `Exchange` read the other's maps alone, as its layers do: the same bits have to arrive."""
+    towers, devices = (0, 1), exchange.devices
+    places = [[torch.zeros(shape, dtype=dtype, device=device) for device in devices] for _ in range(2)]
+    for number in range(ROUNDS):
+        sent, back = ([_drawn(shape, 4 * number + first + tower, "cpu").to(dtype) for tower in towers]
+                      for first in (0, 2))
+        maps = [_late(places[0][tower], sent[tower]).detach().requires_grad_() for tower in towers]
+        read = []
+        for tower, parts in zip(towers, exchange.gather("self-check", maps, 2)):
+            weights = torch.tensor([0.0, 1.0], dtype=dtype, device=devices[tower])
+            read.append(joined(_scaled, parts[tower], parts[1 - tower], weights, lambda weight: weight.split(1), None))
+        torch.autograd.backward(read, [_late(places[1][tower], back[tower]) for tower in towers])
+        for source, target in ((0, 1), (1, 0)):
+            way = f"{devices[source]} to {devices[target]}"
+            if not torch.equal(read[target].detach().cpu(), sent[source]):
+                raise Wrong(f"is wrong: other values arrive than were sent from {way}")
+            if not torch.equal(maps[target].grad.cpu(), back[source]):  # what tower `source` read is of tower `target`
+                raise Wrong(f"is wrong: other gradients arrive than were sent from {way}")
+    _synchronize(devices)
+
+
+def _scaled(x, weight, bias):
+    """In place of a product: the reader's own half times 0 plus the other's times 1 is the other's to the last bit."""
+    return x * weight
+
+
+def _late(place, values):
+    """The place, which will hold the values when its GPU has done something else."""
+    values = values.to(place.device)
+    if place.is_cuda:
+        work = torch.ones(2048, 2048, device=place.device)
+        for _ in range(BUSY):
+            work = work @ work
+    with torch.no_grad():
+        return place.copy_(values)
+
+
+# --- pipelines
+
+def pipeline(devices, name, holds, recipe, dtype, augmented_by):
+    """An epoch of two batches, and two views of a test, from pictures that are made here.
+
+    holds: what the splits of the data hold, see `dataset.py`. augmented_by: who computes `augment` here; only so that
+    what is remembered of one is not taken for the other.
+    """
+    random = np.random.default_rng(7)
+    pictures = [_photograph(random, recipe.stored_size) for _ in range(PICTURES)]
+    kinds = ("jpeg", "pixels") if holds == "jpeg" and any(device.type == "cuda" for device in devices) else (holds,)
+    for kind in kinds:  # what comes after a GPU's decoder is exact, and compared as such
+        split, total = _Pictures(pictures, kind), Sums(recipe.stored_size)
+        read = [split.read(index) for index in range(PICTURES)]
+        for picture in read:
+            total.add(picture)
+        data = SimpleNamespace(splits={"train": split, "val": split}, description="made for the self-check")
+        ours = make_pipeline(name, data, recipe, devices, 2, dtype)
+        plain = TorchPipeline(data, recipe, ["cpu"], 0, dtype)
+        for reader in (ours, plain):
+            reader.use(total.statistics())
+        _compare_training(ours, plain, np.stack(read), kind)
+        _compare_views(ours, plain, np.stack(read), kind)
+    _synchronize(devices)
+
+
+def _photograph(random, size):
+    """Smooth with a little noise."""
+    coarse = Image.fromarray(random.integers(0, 256, (17, 17, 3), dtype=np.uint8))
+    smooth = np.asarray(coarse.resize((size, size), Image.Resampling.BICUBIC))
+    return (smooth + random.normal(0, 4, smooth.shape)).clip(0, 255).astype(np.uint8)
+
+
+class _Pictures:
+    """A split in memory, of pictures or of their JPEG files."""
+
+    def __init__(self, pictures, holds):
+        self.pictures, self.holds, self.size = pictures, holds, len(pictures[0])
+        self.labels = np.arange(len(pictures))
+        self.names = [f"made picture {number}" for number in self.labels]
+        self.files = [_jpeg(picture) for picture in pictures] if holds == "jpeg" else []
+
+    def __len__(self):
+        return len(self.pictures)
+
+    def jpeg(self, index):
+        return np.frombuffer(self.files[index], np.uint8)
+
+    def read(self, index):
+        if not self.files:
+            return self.pictures[index]
+        return decoded(io.BytesIO(self.files[index]), self.size, self.names[index])
+
+
+def _jpeg(picture):
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "JPEG", quality=95)
+    return file.getvalue()
+
+
+def _compare_training(ours, plain, pictures, holds):
+    recipe = ours.recipe
+
+    def noise(epoch):
+        return recipe.colour_noise
+
+    found, expected = (list(reader.train(0, 1, noise)) for reader in (ours, plain))
+    numbers, others = ([(batch.numbers.tolist(), batch.labels.tolist()) for batch in made]
+                       for made in (found, expected))
+    if numbers != others:
+        raise Wrong("makes batches of other images, or with other labels, than pipeline torch")
+    keys = EpochKeys(recipe, len(pictures), 0, 1)
+    for (epoch, positions, images), batch, torchs in zip(keys, found, expected, strict=True):
+        drawn = draws(recipe, epoch, images, positions)
+        shift = colour_shift(recipe, plain.statistics, drawn.colour, noise(epoch))
+        exact = _exact(plain, pictures[images], drawn, *shift)
+        _compare_images("batch", batch.images, torchs.images[0], exact, holds, ours)
+
+
+def _compare_views(ours, plain, pictures, holds):
+    which, start = [ten_views(ours.recipe)[2], ten_views(ours.recipe)[-1]], 0
+    found, expected = ([(list(views), labels.tolist()) for views, labels in reader.views("val", BATCH, which)]
+                       for reader in (ours, plain))
+    if [labels for _, labels in found] != [labels for _, labels in expected]:
+        raise Wrong("gives other labels to the images of a test, or other images, than pipeline torch")
+    for (of_ours, labels), (of_torch, _) in zip(found, expected, strict=True):
+        part = pictures[start:start + len(labels)]
+        for view, images, torchs in zip(which, of_ours, of_torch, strict=True):
+            fixed = Draws(*(np.full(len(part), value) for value in view), None)
+            exact = _exact(plain, part, fixed, np.zeros((len(part), 3), np.float32), 1.0)
+            _compare_images("view of a test", images, torchs[0], exact, holds, ours)
+        start += len(labels)
+
+
+def _exact(reader, pictures, drawn, shift, scale):
+    """What a batch has to be, in float64."""
+    places = (torch.from_numpy(values) for values in (drawn.top, drawn.left, drawn.flip))
+    mean, recipe = torch.from_numpy(reader.statistics.mean).float().double(), reader.recipe
+    return reference.augment(torch.from_numpy(pictures), *places, mean, torch.from_numpy(shift).double(), scale,
+                             crop=recipe.crop_size, mean_follows_crop=recipe.mean_follows_crop, dtype=torch.float64)
+
+
+def _compare_images(what, images, torchs, exact, holds, reader):
+    for device, found in zip(reader.devices, images, strict=True):
+        if found.device != device and not found.device.type == device.type == "cpu":
+            raise Wrong(f"makes a {what} for {device} on {found.device}")
+        if holds == "jpeg" and reader.name == "dali" and device.type == "cuda":
+            levels = (found.cpu().double() - torchs.double()).abs().flatten()
+            off = {"mean": float(levels.mean()), "99.9 %": float(np.quantile(levels.numpy(), 0.999))}
+            if not all(off[measure] <= most for measure, most in DECODER.items()):
+                raise Wrong(f"decodes JPEGs for {device} unlike pipeline torch: grey levels off by {off['mean']:.2g} "
+                            f"on average, by up to {off['99.9 %']:.2g} in 99.9 % of all values")
+            continue
+        _compare(f"pixels of a {what}", found.cpu(), torchs, exact, _rounding(exact))

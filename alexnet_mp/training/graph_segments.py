@@ -1,0 +1,158 @@
+"""Forward and backward of towers on two devices, cut at every crossing into what one device computes by itself: a graph can hold that.
+
+torch's autograd goes through both devices in one backward pass, and lets one wait for the other on its own: no capture can follow.
+Here a tower's layers from one that reads both to the next have a history of their own, and gradients are handed on by hand.
+The operations and their order are those of `TrainingStep`, and so are the bits.
+"""
+import torch
+import torch.nn.functional as F
+
+from ..data.step_input import images_of
+from ..evaluation.accuracy import credits
+from ..network.overlap import JointProduct
+
+
+def forward_and_backward(network, images, labels, tape):
+    """[loss, right answers], as `TrainingStep.forward_and_backward` has it; trained parameters get their gradients.
+
+    tape: has run(tower, function, *arguments) -> what the function returns, a list of tensors; send(edge, tensor, source, target, pass)
+    and receive(what send returned) -> the tensor on the target's device (`cuda_graphs.Tape`).
+    """
+    network.exchange.clear()
+    passed = _forward(network, images, labels, tape)
+    _backward(passed, tape)
+    return passed[-1][0].results
+
+
+def _forward(network, images, labels, tape):
+    """[[a's segment, b's], ...] in the order of the layers."""
+    def answer(logits):
+        logits = logits.to(network.dtype)
+        return F.cross_entropy(logits, labels), credits(logits.detach(), labels, network.kernels)[0]
+
+    runs = _runs(network.recipe.layers)
+    passed = []
+    for layers in runs:
+        segments = [Segment(tower, [getattr(tower, layer.name) for layer in layers if hasattr(tower, layer.name)])
+                    for tower in network.towers if hasattr(tower, layers[0].name)]
+        if layers is runs[-1]:
+            segments[0].finish = answer
+        if not passed:
+            for tower, segment in enumerate(segments):
+                segment.results = tape.run(tower, segment.start, images[tower])
+        else:
+            before = passed[-1]
+            copies = [tape.send(layers[0].name, before[1 - tower].results[0], 1 - tower, tower, "forward")
+                      for tower in range(len(segments))]
+            for tower, (segment, copy) in enumerate(zip(segments, copies, strict=True)):
+                own, other = before[tower], before[1 - tower]
+                tape.run(tower, segment.begin, own.results[0], (own.trained, other.trained), tower == 0)
+                segment.results = tape.run(tower, segment.end, tape.receive(copy))
+        passed.append(segments)
+    return passed
+
+
+def _backward(passed, tape):
+    gradients = [[], []]  # of each tower's outputs, to be summed; the loss, the last of all, has none and needs none
+    for segments in reversed(passed):
+        before, copies = [[], []], {}
+        for tower, segment in reversed([*enumerate(segments)]):
+            if not segment.trained:
+                continue
+            back = tape.run(tower, segment.backward, gradients[tower])
+            if back:
+                copies[1 - tower] = tape.send(segment.layers[0].layer.name, *back, tower, 1 - tower, "backward")
+            if segment.joint and segment.joint.more_is_wanted:
+                before[tower] += tape.run(tower, segment.backward_of_product)
+        for tower, copy in copies.items():
+            before[tower].append(tape.receive(copy))
+        gradients = before
+
+
+def _runs(layers):
+    """The layers, cut before each that reads both towers."""
+    runs = [[]]
+    for layer in layers:
+        if layer.reads == "both":
+            runs.append([])
+        runs[-1].append(layer)
+    return runs
+
+
+class Segment:
+    """A tower's layers, from one that reads both towers (or the image) to the next that does.
+
+    Forward: `start`, or `begin` and `end`; backward: `backward`, and `backward_of_product` where the first layer reads both. Results
+    are what `finish` makes of the last maps, without history; backward begins at the first of them.
+    """
+
+    def __init__(self, tower, layers):
+        self.tower, self.layers, self.finish = tower, layers, lambda maps: (maps,)
+        self.results = self.out = None  # out: the first result, with its history
+        # Where the first layer reads both: its product, its result and that one's gradient; its operands, and the parameters they are of.
+        self.joint = self.y = self.dy = self.weight = self.added = self.bias = None
+        self.of_product = set()
+
+    @property
+    def trained(self):
+        """Whether anything here or before has a gradient."""
+        return self.out.requires_grad
+
+    def start(self, images):
+        """The first segment of all, where a training pass is counted."""
+        self.tower.step += 1
+        with torch.enable_grad():
+            return self._go_on(self.layers[0](images_of(images), self.tower.step))
+
+    def begin(self, own, wanted, own_is_first):
+        """The product with the tower's own half. wanted: whether gradients of the own and of the other half are."""
+        first = self.layers[0]
+        with torch.enable_grad():
+            self.weight, self.added, self.bias = first.operands(own.dtype)
+        self.of_product = {first.weight} if self.added is None else {first.weight, first.bias}
+        wanted = *wanted, self.weight.requires_grad, self.added is not None and self.added.requires_grad
+        self.joint = JointProduct(first.product, own, self.weight, first.halves(own_is_first), self.added, wanted)
+        self.joint.begin()
+        return []
+
+    def end(self, other):
+        """The product with the other half, and what follows."""
+        y = self.joint.end(other)
+        self.y = y.requires_grad_(self.joint.other_wanted or self.joint.more_is_wanted)
+        with torch.enable_grad():
+            return self._go_on(self.layers[0].follow(y, self.bias, self.tower.step))
+
+    def _go_on(self, maps):
+        for layer in self.layers[1:]:
+            maps = layer(maps, self.tower.step)
+        self.out, *more = self.finish(maps)
+        return [self.out.detach(), *more]
+
+    def backward(self, gradients):
+        """All but the joint product, and the gradient of the other half: [it], or [] where it isn't wanted.
+
+        gradients: of the outputs, one or two to be summed; none where the output is the loss.
+        """
+        parameters = [parameter for layer in self.layers for parameter in layer.parameters()
+                      if parameter.requires_grad and parameter not in self.of_product]
+        y = [self.y] if self.y is not None and self.y.requires_grad else []
+        found = torch.autograd.grad(self.out, [*y, *parameters], sum(gradients[1:], gradients[0]) if gradients else None)
+        self.dy, *of_parameters = found if y else (None, *found)
+        _leave(parameters, of_parameters)
+        back = self.joint.gradient_of_other(self.dy) if y else None
+        return [] if back is None else [back]
+
+    def backward_of_product(self):
+        """The rest of the joint product: [gradient of the own half], or [] where it isn't wanted."""
+        own, *of_operands = self.joint.gradients(self.dy)
+        pairs = [pair for pair in zip((self.weight, self.added), of_operands, strict=True) if pair[1] is not None]
+        parameters = [parameter for parameter in self.of_product if parameter.requires_grad]
+        if parameters:
+            operands, of_operands = zip(*pairs)
+            _leave(parameters, torch.autograd.grad(operands, parameters, of_operands))
+        return [] if own is None else [own]
+
+
+def _leave(parameters, gradients):
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient

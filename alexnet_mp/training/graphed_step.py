@@ -1,0 +1,263 @@
+"""A training step as CUDA graphs: its few hundred kernels are launched at once, so that the devices need not wait for the host.
+
+With both towers on one device forward and backward are one graph. On two devices each has its graphs from one crossing to the next,
+and the copies between them are launched one by one (`graph_segments.py`, `cuda_graphs.Tape`).
+
+The first steps of a shape are eager, on the stream that will capture: they load kernels, and make cuDNN's and cuBLAS's workspaces,
+which belong to a stream. Then forward and backward are captured, once a shape of batch, and compared with an eager pass over the same
+batch: graphs whose results are others are given up. The update is a graph of its own, one a device: its kernel finds weights,
+gradients and rates in tables on the device, which an eager call has to make before a capture. So after the capture of a new forward
+and backward pass, whose gradients lie elsewhere, or after a change of rates, one update is eager.
+
+What a replay does not read again is how a graph is found, or why it is dropped: shape, dtype and order in memory of the batch; which
+layers are trained; rates. Weights, velocities and the passes counted for the dropout masks are changed in place, so that eager steps,
+replays, validation and checkpoints all see the same memory, and a run has the same bits with graphs and without.
+"""
+import gc
+
+import torch
+
+from ..data.step_input import kind
+from ..kernels import ops
+from ..system.errors import UserError
+from ..system.terminal import say
+from . import graph_segments
+from .cuda_graphs import CudaGraphs, Tape
+
+CHOICES = ("auto", "on", "off")
+WARM_UP = 3  # eager steps of a shape
+INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
+
+
+def resolve(choice, devices):
+    """What `--graphs` means for towers on these devices: of what graphs are made, or "off" and why.
+
+    Raises UserError where "on" can't be.
+    """
+    kinds = list(dict.fromkeys(devices))
+    if choice == "off":
+        return "off"
+    if all(device.type == "cuda" for device in kinds):
+        return "whole step" if len(kinds) == 1 else "from copy to copy"
+    where = " and ".join(map(str, kinds))
+    if choice == "on":
+        gpu = next((device.index or 0 for device in kinds if device.type == "cuda"), 0)
+        other = f"--gpus {gpu}, or --graphs auto" if torch.cuda.device_count() else "--graphs auto"
+        raise UserError(f"--graphs on: both towers must be on CUDA devices, and they are on {where}; {other} would work")
+    return f"off ({where})"
+
+
+def make_step(step, choice):
+    """The `TrainingStep`, or a `GraphedStep` of it, as `resolve` has it."""
+    devices = step.network.exchange.devices
+    if resolve(choice, devices).startswith("off"):
+        return step
+    return GraphedStep(step, CudaGraphs(dict.fromkeys(devices)), must=choice == "on")
+
+
+class GraphedStep:
+    """Called like its `TrainingStep`, with the same effects; the tensors that it returns are overwritten by the next call.
+
+    graphs: a `CudaGraphs`. must: graphs that can't be had are a UserError; else it is said in a line, and this and all further steps are
+    eager. Whichever pass was tried for it, none is counted, and no weight has changed.
+    """
+
+    def __init__(self, step, graphs, must=False):
+        self.step, self.graphs, self.must = step, graphs, must
+        self.shapes, self.trained, self.rates = {}, None, None  # {key: `_Shape`}, and what all of their graphs were captured with
+        self.given_up = False
+
+    def __call__(self, images, labels, look):
+        self.step.network.keep_copies(images[0].dtype)  # graphs read them
+        self._drop_what_is_out_of_date()
+        shape = self._shape_of(images, labels)
+        loss, right = self._forward_and_backward(shape, images, labels, look)
+        return [loss, right, *self._update(shape)]
+
+    def _drop_what_is_out_of_date(self):
+        """At most one set of graphs a shape is kept: rates hardly ever return, and a layer that thaws is worth another capture."""
+        network, groups = self.step.network, self.step.optimizer.param_groups
+        trained = network.training, network.kept_dtype, [parameter.requires_grad for parameter in network.parameters()]
+        rates = [(group["lr"], group["weight_decay"]) for group in groups]
+        if trained != self.trained:
+            self._drop_all()
+        elif rates != self.rates:
+            for shape in self.shapes.values():
+                shape.drop_update()
+        self.trained, self.rates = trained, rates
+
+    def _drop_all(self):
+        for shape in self.shapes.values():
+            shape.drop()
+        self.shapes = {}
+
+    def _shape_of(self, images, labels):
+        # On one device both towers' images are one tensor, and a graph copies it once.
+        key = tuple(map(kind, (*images, labels))), images[0] is images[-1]
+        return self.shapes.setdefault(key, _Shape())
+
+    def _forward_and_backward(self, shape, images, labels, look):
+        """Loss and right answers; the gradients are left with the parameters."""
+        if not self.given_up and not shape.captured and shape.eager_steps == WARM_UP:
+            self._capture_forward_and_backward(shape, images, labels)
+        if self.given_up:
+            return self.step.forward_and_backward(images, labels, look)
+        with self.graphs.aside():
+            if not shape.captured:
+                shape.eager_steps += 1
+                return self.step.forward_and_backward(images, labels, look)
+            shape.take(images, labels)
+            shape.forward_and_backward.replay()
+        for parameter in self.step.network.parameters():
+            parameter.grad = shape.gradients.get(parameter)
+        self.step.network.exchange.ledger = list(shape.ledger)
+        look(shape.numbers[0])
+        return shape.numbers
+
+    def _capture_forward_and_backward(self, shape, images, labels):
+        """Leaves the shape captured, or this object given up and everything as it was."""
+        network, pool = self.step.network, next((each.pool for each in self.shapes.values() if each.captured), None)
+        counted = [tower.step.clone() for tower in network.towers]
+        try:
+            with self.graphs.aside():
+                gc.collect()  # what lets go of memory of the device in its own way must not be found in the middle of a capture
+                shape.make_room(images, labels)
+                # So that their memory is free; without gradients at the beginning, those that backward makes lie in the graph's own.
+                self.step.optimizer.zero_grad(set_to_none=True)
+                shape.pool = pool or self.graphs.new_pool()
+                shape.forward_and_backward, shape.numbers = self._captured_pass(shape)
+                shape.gradients = {parameter: parameter.grad for parameter in network.parameters() if parameter.grad is not None}
+                shape.ledger = network.ledger()
+                if not self._computes_the_same(shape, images, labels, counted):
+                    raise RuntimeError("a replay has other bits than an eager step")
+        except Exception as error:  # whatever it is, the step can be taken without
+            self._give_up(error)
+        finally:
+            self._set_counters(counted)
+
+    def _captured_pass(self, shape):
+        """(what has replay() and reset(), [loss, right answers])"""
+        network = self.step.network
+        if network.exchange.shared:
+            return self.graphs.capture(lambda: self.step.forward_and_backward(shape.images, shape.labels, lambda loss: None),
+                                       shape.pool, network.exchange.devices[0])
+        tape = Tape(self.graphs, shape.pool, network.exchange)
+        try:
+            return tape, graph_segments.forward_and_backward(network, shape.images, shape.labels, tape)
+        except Exception:
+            tape.reset()
+            raise
+
+    def _computes_the_same(self, shape, images, labels, counted):
+        """Whether a replay has the bits of an eager pass, if that has the same bits twice. Called `aside`. counted: passes, a tower."""
+        network = self.step.network
+
+        def results(numbers):
+            return [*numbers, *(parameter.grad for parameter in network.parameters())]
+
+        def eager():
+            self._set_counters(counted)
+            return results(self.step.forward_and_backward(images, labels, lambda loss: None))
+
+        expected = eager()
+        self._set_counters(counted)
+        shape.forward_and_backward.replay()
+        for parameter in network.parameters():
+            parameter.grad = shape.gradients.get(parameter)
+        return _same_bits(expected, results(shape.numbers)) or not _same_bits(expected, eager())
+
+    def _set_counters(self, counted):
+        for tower, passes in zip(self.step.network.towers, counted, strict=True):
+            tower.step.copy_(passes)
+
+    def _update(self, shape):
+        """Sums of the weights, one tensor a device."""
+        if not self.given_up and shape.captured and shape.updated and not shape.update:
+            self._capture_update(shape)
+        if self.given_up:
+            return self.step.update()
+        with self.graphs.aside():
+            if shape.update:
+                for graph in shape.update:
+                    graph.replay()
+                return shape.sums
+            if not shape.gradients:  # not captured yet; or all layers are frozen, and there is nothing to capture
+                return self.step.update()
+            with ops.update_tables_in(shape.tables):
+                shape.updated = True
+                return self.step.update()
+
+    def _capture_update(self, shape):
+        try:
+            with self.graphs.aside(), ops.update_tables_in(shape.tables):
+                gc.collect()
+                for device in self.step.optimizer.devices():
+                    graph, sums = self.graphs.capture(lambda device=device: [self.step.update_on(device)], shape.pool,
+                                                      device, update=True)
+                    shape.update.append(graph)
+                    shape.sums += sums
+        except Exception as error:  # whatever it is, the step can be taken without
+            shape.drop_update()
+            self._give_up(error)
+
+    def _give_up(self, error):
+        why = " ".join((str(_first(error)).splitlines() or [type(error).__name__])[0].split())
+        if self.must:
+            raise UserError(f"--graphs on: no CUDA graphs can be had of this step: {why}; --graphs auto goes on without") from error
+        say(f"WARNING: no CUDA graphs can be had of this step: {why}; the training goes on without, with the same numbers")
+        self.given_up = True
+        for shape in self.shapes.values():  # but not the gradients: they may be those of this very step
+            shape.drop()
+
+
+class _Shape:
+    """What is known of batches of one shape, with one set of trained layers."""
+
+    def __init__(self):
+        self.eager_steps, self.pool = 0, None
+        self.forward_and_backward, self.update = None, []  # graphs, of the update one a device
+        self.images = self.labels = None  # where the first graph reads them
+        self.numbers, self.sums = [], []  # loss and right answers, sums of the weights: what replays write
+        self.gradients, self.ledger = {}, []  # {parameter: where backward writes its gradient}
+        self.tables, self.updated = {}, False  # the update's, on the device; whether it ran eagerly with these gradients and rates
+
+    @property
+    def captured(self):
+        return self.forward_and_backward is not None
+
+    def make_room(self, images, labels):
+        places = {id(image): image.clone() for image in images}
+        self.images, self.labels = [places[id(image)] for image in images], labels.clone()
+
+    def take(self, images, labels):
+        """Copy a batch to where the graph reads it."""
+        for place, image in {id(place): (place, image) for place, image in zip(self.images, images, strict=True)}.values():
+            place.copy_(image, non_blocking=True)
+        self.labels.copy_(labels, non_blocking=True)
+
+    def drop_update(self):
+        for graph in self.update:
+            graph.reset()
+        self.update, self.sums, self.tables, self.updated = [], [], {}, False
+
+    def drop(self):
+        """Free both graphs, to be used no more. Replays on their way are finished all the same (CUDA, `cudaGraphExecDestroy`)."""
+        self.drop_update()
+        if self.captured:
+            self.forward_and_backward.reset()
+        self.forward_and_backward = self.images = self.labels = None
+        self.numbers, self.gradients = [], {}
+
+
+def _same_bits(tensors, others):
+    """Of two lists of tensors, or None; they have to lie in memory alike, too."""
+    return all(one is other or one is not None and other is not None and one.stride() == other.stride()
+               and torch.equal(*(tensor.view(INTEGERS[tensor.element_size()]) for tensor in (one, other)))
+               for one, other in zip(tensors, others, strict=True))
+
+
+def _first(error):
+    """The first of errors that followed each other: that a capture can't be ended says less than what broke it."""
+    while isinstance(error.__context__, RuntimeError):
+        error = error.__context__
+    return error

@@ -1,0 +1,226 @@
+"""`--resume`: which checkpoint a run goes on from, whether it may, and what is no longer bit-exact then."""
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..data.batches import steps_per_epoch
+from ..recipes import recipe as recipes
+from ..recipes import shapes
+from ..runs import checkpoint_format, checkpoints
+from ..runs.checkpoint_format import Checkpoint, MadeBy, NewerFormat, Unreadable
+from ..runs.checkpoints import CHECKPOINTS
+from ..runs.directory import RUN, refuse_branch, refuse_foreign, refuse_unusable
+from ..runs.lock import RunLock
+from ..system.devices import device_name
+from ..system.errors import UserError
+from ..system.provenance import package_version
+from ..system.terminal import say
+from .schedule import make_schedule
+
+SHOWN = 8  # differing fields in a message
+
+
+@dataclass(frozen=True)
+class Found:
+    """The checkpoint that a run goes on from, read whole and checked."""
+
+    path: Path
+    checkpoint: Checkpoint
+
+    @property
+    def run(self):
+        """The directory of the run that wrote it; None where it was copied out of one."""
+        directory = self.path.absolute().parent
+        return directory.parent if directory.name == CHECKPOINTS else None
+
+
+def look(choice, out):
+    """What `--resume` and `--out` ask for: (`Found` or None, the directory to write to, its `RunLock` where it is there already).
+
+    choice: "auto", or the path of a run or of one of its checkpoints. out: None where it is not given. Raises UserError.
+    """
+    if choice == "auto":
+        if not out:
+            raise UserError("--resume auto looks into --out DIR: name the run's directory")
+        if not os.path.lexists(out):
+            refuse_unusable(out)
+            say(f"--resume auto: {out} is not there yet; starting from the beginning")
+            return None, out, None
+        return _in_place(out, out, auto=True)
+    path = Path(choice)
+    if not choice or not path.is_dir():
+        raise UserError(f"--resume {choice!r}: no such directory; it takes the word auto, a run, or one of its checkpoints")
+    is_run = (path / CHECKPOINTS).exists() or (path / RUN).exists()
+    if not is_run and not any((path / name).exists() for name in (checkpoint_format.MANIFEST, checkpoint_format.WEIGHTS)):
+        raise UserError(f"--resume {choice}: it is neither a run nor a checkpoint")
+    run = path if is_run else path.absolute().parent.parent
+    if out is not None and not _same(out, run):
+        refuse_unusable(out)
+        found = _newest_whole(path) if is_run else Found(path, load(path))
+        if found is None:
+            raise UserError(f"--resume {path}: there is no checkpoint in it")
+        return found, out, None
+    if not is_run and path.absolute().parent.name != CHECKPOINTS:
+        raise UserError(f"--resume {choice}: it lies in no run's {CHECKPOINTS}/; name a new directory with --out")
+    return _in_place(path, out or os.path.relpath(run) if not is_run else out or choice, auto=False)
+
+
+def _in_place(path, out, auto):
+    """`look` for a run that goes on in its own directory, whose lock is taken first."""
+    if not os.path.isdir(out):
+        raise UserError(f"--out {out} is not a directory; --resume goes on in the directory of a run")
+    if not checkpoints.listing(out):  # before the lock: nothing is written into what is no run
+        refuse_foreign(out)
+        _refuse_remains(out)
+    lock = RunLock(out)
+    try:
+        try:
+            checkpoints.recover(out)
+        except OSError as error:
+            raise UserError(f"cannot clear away an unfinished checkpoint: {error.filename}: {error.strerror}") from None
+        if not _same(path, out):
+            found = Found(Path(path), load(path))
+            newer = [step for step in checkpoints.listing(out) if step > found.checkpoint.state.step]
+            if newer:
+                raise UserError(f"--resume {path}: {out} has newer checkpoints (of step {', '.join(map(str, newer))}), and a run can't have "
+                                "two histories; choose a new --out, or remove them first")
+            return found, out, lock
+        found = _newest_whole(out, set_aside=True)
+        if found is None and not auto:
+            raise UserError(f"--resume {path}: there is no checkpoint in it")
+        if found is None:
+            refuse_branch(out)
+            say(f"--resume auto: {out} has no checkpoint yet; starting from the beginning")
+        return found, out, lock
+    except BaseException:
+        lock.release()
+        raise
+
+
+def _newest_whole(run, set_aside=False):
+    """The newest checkpoint that is whole; says which newer ones are not. None where there is none at all. Raises UserError where
+    none is whole: a run must not begin anew over what somebody may still want to rescue."""
+    damaged, error = [], None
+    for directory in reversed(checkpoints.listing(run).values()):
+        try:
+            found = Found(directory, load(directory))
+            break
+        except (NewerFormat, Unreadable) as reason:
+            raise UserError(f"{reason}; an older checkpoint is gone on from with --resume PATH --out NEW") from None
+        except UserError as reason:
+            say(f"WARNING: {reason}; trying the checkpoint before it")
+            damaged, error = [*damaged, directory], reason
+    else:
+        if damaged:
+            raise UserError(f"none of the checkpoints of {run} can be gone on from; the last reason: {error}")
+        return None
+    if set_aside:
+        for directory in damaged:
+            try:
+                say(f"{directory} is kept as {checkpoints.set_aside(directory).name}")
+            except OSError as reason:
+                raise UserError(f"cannot rename the damaged checkpoint {directory}: {reason.strerror}") from None
+    return found
+
+
+def _refuse_remains(run):
+    """Nothing that could be a checkpoint may be begun over: `checkpoints` has to be missing, or hold unfinished saves alone."""
+    directory = Path(run) / CHECKPOINTS
+    names = os.listdir(directory) if os.path.lexists(directory) else []
+    if any(not name.startswith((checkpoints.PARTIAL, checkpoints.REPLACED)) for name in names):
+        raise UserError(f"{directory} has no checkpoint in it, but is not empty; look into it, or choose another --out")
+
+
+def load(directory):
+    """A whole checkpoint whose state makes sense for its recipe. Raises UserError."""
+    content = checkpoint_format.load(directory)
+    try:
+        make_schedule(content.state.recipe).restore(content.state.schedule)
+    except ValueError as error:
+        raise UserError(f"{directory}: {error}") from None
+    if checkpoints.step_of(directory) not in (None, content.state.step):
+        raise UserError(f"{directory} is named like another step than its own, {content.state.step}")
+    return content
+
+
+def changes(content, recipe, dataset, statistics=None):
+    """What is not as it was when a checkpoint was saved, without epochs: {"conv1.init_std": [before, now], "data.fingerprint": ...}."""
+    state, changed = content.state, {}
+    before, now = _flat(recipes.to_dict(state.recipe)), _flat(recipes.to_dict(recipe))
+    for name in sorted(before.keys() | now.keys()):
+        if name not in ("epochs", "name") and before.get(name) != now.get(name):
+            changed[name] = [before.get(name), now.get(name)]
+    if state.data.fingerprint != dataset.fingerprint:
+        changed["data.fingerprint"] = [state.data.fingerprint, dataset.fingerprint]
+    if list(state.data.classes) != list(dataset.classes):
+        differ = next(([a, b] for a, b in zip(state.data.classes, dataset.classes) if a != b), None)
+        same_count = len(state.data.classes) == len(dataset.classes)
+        changed["data.classes"] = differ if same_count else [len(state.data.classes), len(dataset.classes)]
+    # They are fitted again from the images; the last bits may differ from one machine to another.
+    if statistics and not all(np.shape(a) == np.shape(b) and np.allclose(a, b, rtol=1e-6, atol=1e-6)
+               for a, b in zip(asdict(content.statistics).values(), asdict(statistics).values(), strict=True)):
+        changed["data.statistics"] = ["those of the checkpoint", "those of these images"]
+    return changed
+
+
+def refuse_changes(found, changed, recipe, dataset, anyway):
+    """Raise UserError if a run may not go on with what changed; `anyway`: if it can't."""
+    state = found.checkpoint.state
+    before = shapes.merged_shapes(state.recipe, len(state.data.classes))
+    now = shapes.merged_shapes(recipe, len(dataset.classes))
+    odd = [name for name in before.keys() | now.keys() if before.get(name) != now.get(name)]
+    if odd:
+        name = min(odd)
+        raise UserError(f"--resume: {found.path} has {name} {before.get(name)}, but this network {now.get(name)}; its weights don't fit"
+                        + listed(changed))
+    whole = recipe.epochs * steps_per_epoch(recipe, dataset)
+    if state.step > whole:
+        raise UserError(f"--resume: {found.path} has taken {state.step} steps already; {recipe.epochs} epochs are only {whole}")
+    if changed and not anyway:
+        raise UserError(f"--resume: this is not the run of {found.path}{listed(changed)}; --resume-anyway goes on all the same")
+
+
+def no_longer_exact(before, now):
+    """What decides about rounding and differs: ["threads: 2 -> 4", ...]. before, now: `MadeBy`."""
+    before, now = asdict(before), asdict(now)
+    if not any("cuda" in device for made in (before, now) for device in made["devices"]):
+        before["pipeline"] = now["pipeline"]  # on a CPU all give the same bits
+    before |= {f"package {name}": version for name, version in before.pop("packages").items()}
+    now |= {f"package {name}": version for name, version in now.pop("packages").items()}
+    return [f"{name}: {_shown(before.get(name))} -> {_shown(now.get(name))}" for name in sorted(now.keys() | before.keys())
+            if before.get(name) != now.get(name)]
+
+
+def made_by(network, pipeline, precision):
+    """The `MadeBy` of this process."""
+    devices = tuple(f"cuda: {device_name(device)}" if device.type == "cuda" else f"cpu: {torch.backends.cpu.get_cpu_capability()}"
+                    for device in network.exchange.devices)
+    packages = {name: package_version(name) for name in ("alexnet_mp", "torch", "triton", "pillow", "nvidia-dali-cuda130")}
+    if any(device.type == "cuda" for device in network.exchange.devices):
+        packages |= {"cuda": torch.version.cuda, "cudnn": str(torch.backends.cudnn.version())}
+    return MadeBy(devices, network.kernels_used(), precision, pipeline.name, torch.get_num_threads(), packages)
+
+
+def _flat(fields):
+    """A recipe's fields with those of its layers beside them: {"batch_size": 128, "layers": [names], "conv1.kernel": 11, ...}."""
+    layers = {f"{layer['name']}.{field}": value for layer in fields["layers"] for field, value in layer.items() if field != "name"}
+    return {**fields, "layers": [layer["name"] for layer in fields["layers"]]} | layers
+
+
+def listed(changed):
+    """What changed, in a line: ": seed 0 -> 1, ..."."""
+    shown = [f"{name} {_shown(before)} -> {_shown(now)}" for name, (before, now) in list(changed.items())[:SHOWN]]
+    more = f" and {len(changed) - SHOWN} more" if len(changed) > SHOWN else ""
+    return f": {', '.join(shown)}{more}" if changed else ""
+
+
+def _shown(value):
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _same(a, b):
+    return os.path.realpath(a) == os.path.realpath(b)

@@ -1,0 +1,40 @@
+"""One training step (paper 5): forward, loss on the first tower, backward, update. Nothing here is read by the host."""
+import torch
+import torch.nn.functional as F
+
+from ..data.step_input import all_images
+from ..evaluation.accuracy import credits
+
+
+class TrainingStep:
+    """A step of a `TwoTowerAlexNet` by a `PaperSGD`.
+
+    step(images, labels, look) -> [loss, right answers, sums of the weights a device], still on the devices. images: one (N, 3, crop,
+    crop) tensor a tower, on its device, or what makes one (`step_input.Uncropped`); labels: (N,) int64 on the first's.
+    look(loss) is called before any weight is changed.
+    """
+
+    def __init__(self, network, optimizer):
+        self.network, self.optimizer = network, optimizer
+
+    def __call__(self, images, labels, look):
+        self.network.keep_copies(images[0].dtype)
+        loss, right = self.forward_and_backward(images, labels, look)
+        return [loss, right, *self.update()]
+
+    def forward_and_backward(self, images, labels, look):
+        self.optimizer.zero_grad(set_to_none=True)
+        logits = self.network(*all_images(images))
+        loss = F.cross_entropy(logits, labels)
+        look(loss)
+        if loss.requires_grad:  # not where every layer is frozen
+            loss.backward()
+        with torch.no_grad():
+            return loss.detach(), credits(logits, labels, self.network.kernels)[0]
+
+    def update(self):
+        return [self.update_on(device) for device in self.optimizer.devices()]
+
+    def update_on(self, device):
+        """The sums of the weights there."""
+        return self.optimizer.step(device)[0]

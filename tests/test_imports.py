@@ -1,0 +1,80 @@
+"""Which package may import which: the table of CONTRIBUTING.md, compared with every import in the code."""
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1] / "alexnet_mp"
+# What a package may import, besides `kernels`, `system` and itself.
+MAY_IMPORT = {
+    "system": (),
+    "recipes": (),
+    "data": ("recipes",),
+    "preparation": ("data", "recipes"),
+    "network": ("recipes",),
+    "runs": ("recipes", "data"),
+    "evaluation": ("recipes", "data", "network", "runs"),
+    "analysis": ("recipes", "data", "network", "runs", "evaluation"),
+    "retrieval": ("recipes", "data", "network", "runs", "evaluation"),
+    "profiling": ("recipes", "network"),
+    "training": ("recipes", "data", "network", "runs", "evaluation", "analysis", "profiling"),
+    "experiments": ("recipes", "data", "network", "runs", "evaluation", "analysis", "retrieval", "profiling", "training"),
+    "reporting": ("recipes", "data", "network", "runs", "evaluation", "analysis", "retrieval", "profiling", "training"),
+}
+
+
+def imported(path):
+    """{module: line} of what a file of the package imports of alexnet_mp, as "data.batches" or "train"."""
+    found, here = {}, path.relative_to(ROOT).with_suffix("").parts
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = here[:len(here) - node.level] + tuple((node.module or "").split(".") if node.module else ())
+            for alias in node.names:
+                inner = ROOT.joinpath(*base, alias.name)
+                module = base + (alias.name,) if inner.with_suffix(".py").exists() or inner.is_dir() else base
+                found[".".join(module)] = node.lineno
+        elif isinstance(node, ast.ImportFrom | ast.Import):
+            names = [node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
+            found |= {name.removeprefix("alexnet_mp."): node.lineno for name in names if name.startswith("alexnet_mp.")}
+    return found
+
+
+def test_every_package_is_in_the_table():
+    assert {path.name for path in ROOT.iterdir() if (path / "__init__.py").exists()} == set(MAY_IMPORT)
+
+
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_a_package_imports_what_the_table_allows_it(package):
+    wrong = []
+    for path in sorted((ROOT / package).glob("*.py")):
+        for module, line in imported(path).items():
+            if module.split(".")[0] not in (package, "system", "kernels", *MAY_IMPORT[package]):
+                wrong.append(f"{path.relative_to(ROOT)}:{line} imports {module}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    graph = {}
+    for path in ROOT.rglob("*.py"):
+        graph[".".join(path.relative_to(ROOT).with_suffix("").parts)] = imported(path)
+    done, open_ = set(), []
+
+    def visit(module):
+        assert module not in open_, f"a circle: {' -> '.join([*open_[open_.index(module):], module])}"
+        if module in done or module not in graph:
+            return
+        open_.append(module)
+        for other in graph[module]:
+            visit(other)
+        open_.pop()
+        done.add(module)
+
+    for module in graph:
+        visit(module)
+
+
+def test_only_commands_lie_at_the_root():
+    commands = {path.stem for path in ROOT.glob("*.py")} - {"__init__", "command_options"}
+    for name in commands:
+        text = (ROOT / f"{name}.py").read_text()
+        assert "def main(arguments=None):" in text and "run_command(main" in text, name
