@@ -58,7 +58,7 @@ def ratios(folder):
                     if (who == "towers" or who.startswith("ours-")) and any(cells):
                         kernels = group.get("kernels") or who.removeprefix("ours-")
                         rows.append(_row(what, f"{device}, {kernels}", *cells, record["date"][:10]))
-    head = [_row("float32", "device, kernels", "plain PyTorch", "`torch.compile`", "date"),
+    head = [_row("operation, float32", "device, kernels", "plain PyTorch", "`torch.compile`", "date"),
             _row("---", "---", "---:", "---:", "---")]
     return "\n".join(head + rows) if rows else NOTHING
 
