@@ -1,10 +1,10 @@
-"""The README's speed tables, from the records alone.
+"""The speed tables, from the records alone: all of them in docs/benchmarks.md, the ratios in README.md.
 
-    python benchmarks/table.py            writes them between the two markers of README.md
-    python benchmarks/table.py --check    writes nothing; fails where README.md says something else than the records
+    python benchmarks/table.py            writes them between the two markers of each page
+    python benchmarks/table.py --check    writes nothing; fails where a page says something else than the records
 
-The markers are <!-- speed: begin --> and <!-- speed: end -->; without them there is no table: that is said, and is no failure. Of
-each group the newest record counts.
+The markers are <!-- speed: begin --> and <!-- speed: end -->; a page without them has no table: that is said, and is no
+failure. Of each group the newest record counts.
 """
 import argparse
 import difflib
@@ -15,8 +15,15 @@ from pathlib import Path
 from record import RECORDS
 
 README = Path(__file__).parent.parent / "README.md"
+PAGE = README.parent / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- speed: begin -->", "<!-- speed: end -->"
 NOTHING = "No measurement is recorded yet."
+# README's rows: an operation's name in the records, what it is, and the rivals of its two columns.
+SHOWN = {"lrnpool1": ("conv1's bias, ReLU, LRN, max-pool", ("eager",), ("compile",)),
+         "lrnpool2": ("conv2's bias, ReLU, LRN, max-pool", ("eager",), ("compile",)),
+         "maxpool5": ("conv5's bias, ReLU, max-pool", ("eager",), ("compile",)),
+         "sgd": ("update of all parameters", ("foreach", "fused"), ()),
+         "step": ("both towers: forward, loss, backward", ("eager",), ("compile",))}
 VERSIONS = ("cpu_capability", "python", "torch", "triton", "cuda", "cudnn", "driver")
 
 
@@ -34,6 +41,32 @@ def read_records(folder):
 def render(folder):
     """The text between the markers."""
     return "\n\n".join(_device(device, groups) for device, groups in read_records(folder).items()) or NOTHING
+
+
+def ratios(folder):
+    """README's table: how many times as fast as PyTorch, float32, channels_last; a row an operation and device."""
+    rows = []
+    for device, groups in read_records(folder).items():
+        for op, (what, *columns) in SHOWN.items():
+            for record, group in groups.values():
+                case = {"layout": "channels_last", "pass": "fwdbwd"} | group  # the update and the step have neither
+                case = tuple(case.get(key) for key in ("op", "dtype", "layout", "pass"))
+                if case != (op, "fp32", "channels_last", "fwdbwd"):
+                    continue
+                for who, info in group["rivals"].items():
+                    cells = [_against(info, rivals) for rivals in columns]
+                    if (who == "towers" or who.startswith("ours-")) and any(cells):
+                        kernels = group.get("kernels") or who.removeprefix("ours-")
+                        rows.append(_row(what, f"{device}, {kernels}", *cells, record["date"][:10]))
+    head = [_row("operation, float32", "device, kernels", "plain PyTorch", "`torch.compile`", "date"),
+            _row("---", "---", "---:", "---:", "---")]
+    return "\n".join(head + rows) if rows else NOTHING
+
+
+def _against(info, rivals):
+    """"20", or "2.6 (foreach), 0.97 (fused)"; nothing where none was measured."""
+    found = {rival: _times(info[f"ratio_to_{rival}"]) for rival in rivals if f"ratio_to_{rival}" in info}
+    return ", ".join(f"{ratio} ({rival})" if len(rivals) > 1 else ratio for rival, ratio in found.items())
 
 
 def _device(device, groups):
@@ -114,30 +147,36 @@ def _percent(percent):
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(description="Write the README's speed tables from the records, or check them.")
-    parser.add_argument("--check", action="store_true", help="write nothing, fail where the README differs from the records")
+    parser = argparse.ArgumentParser(description="Write the pages' speed tables from the records, or check them.")
+    parser.add_argument("--check", action="store_true", help="write nothing, fail where a page differs")
     parser.add_argument("--readme", type=Path, default=README)
+    parser.add_argument("--page", type=Path, default=PAGE)
     parser.add_argument("--records", type=Path, default=RECORDS)
     options = parser.parse_args(arguments)
-    text = options.readme.read_text()
+    pages = (options.readme, ratios), (options.page, render)
+    return max([_update(page, made(options.records), options) for page, made in pages])
+
+
+def _update(page, new, options):
+    """Write one page's tables between its markers, or compare them. Returns the exit status."""
+    text = page.read_text()
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        print(f"{options.readme} has no place for the speed tables: {BEGIN} and {END} once each, in this order")
+        print(f"{page} has no place for the speed tables: {BEGIN} and {END} once each, in this order")
         return 1 if BEGIN in text or END in text else 0
     before, rest = text.split(BEGIN)
     old, after = rest.split(END)
-    new = render(options.records)
     if new == NOTHING:
         print(f"no records in {options.records}")
     if old.strip() == new or (new == NOTHING and not old.strip()):
-        print(f"{options.readme}: the speed tables are those of the records")
+        print(f"{page}: the speed tables are those of the records")
         return 0
     if options.check:
         lines = old.strip().splitlines(), new.splitlines()
-        print("\n".join(difflib.unified_diff(*lines, str(options.readme), "records", lineterm="")))
-        print(f"{options.readme} differs from the records; python benchmarks/table.py writes it anew")
+        print("\n".join(difflib.unified_diff(*lines, str(page), "records", lineterm="")))
+        print(f"{page} differs from the records; python benchmarks/table.py writes it anew")
         return 1
-    options.readme.write_text(f"{before}{BEGIN}\n{new}\n{END}{after}")
-    print(f"wrote the speed tables of {options.readme}")
+    page.write_text(f"{before}{BEGIN}\n{new}\n{END}{after}")
+    print(f"wrote the speed tables of {page}")
     return 0
 
 

@@ -579,7 +579,8 @@ def test_records_of_another_machine_are_taken_where_they_say_more(tmp_path):
 
 @pytest.fixture
 def place(tmp_path):
-    (tmp_path / "README.md").write_text(f"# Claims\n\n{claim_page.BEGIN}\n{claim_page.END}\n\nThe end.\n")
+    for name in ("README.md", "claims.md"):
+        (tmp_path / name).write_text(f"# Claims\n\n{claim_page.BEGIN}\n{claim_page.END}\n\nThe end.\n")
     return tmp_path, ["table", "--readme", tmp_path / "README.md", "--records", tmp_path / "records", "--details", tmp_path / "claims.md"]
 
 
@@ -590,14 +591,18 @@ def test_recorded_rendered_checked(place, capsys):
     write_record(record, folder / "records")
     assert claims.main([*words, "--check"]) == 1
     assert claims.main(words) == 0 and claims.main([*words, "--check"]) == 0
-    text = (folder / "README.md").read_text()
-    assert text.startswith("# Claims\n") and text.endswith("\n\nThe end.\n")
-    rows = [row for row in text.splitlines() if row.startswith("| `")]
+    text, page = (folder / "README.md").read_text(), (folder / "claims.md").read_text()
+    assert all(written.startswith("# Claims\n") and written.endswith("\n\nThe end.\n") for written in (text, page))
+    rows = [row for row in page.splitlines() if row.startswith("| `")]
     assert len(rows) == len(CLAIMS) + len(ELSEWHERE)
     assert sum(row.endswith("| not run |") for row in rows) == len(rows) - 1
     row, = (row for row in rows if row.startswith("| `lrn`"))
     assert row.endswith("| 1.4 / 1.2 points | no lrn minus base: +2.00 points (-0.48 to +4.48) | 3 | no verdict |")
-    page = (folder / "claims.md").read_text()
+    short = [row for row in text.splitlines() if row.startswith("| `")]
+    assert [row.split("`")[1] for row in short] == list(claim_page.MAIN)
+    assert sum(row.endswith("| not run |  |") for row in short) == len(short) - 1
+    row, = (row for row in short if row.startswith("| `lrn`"))
+    assert row.endswith("| 1.4 / 1.2 points | no lrn minus base: +2.00 points (-0.48 to +4.48); no verdict | 3 |")
     assert [line for line in page.splitlines() if line.startswith("## ")] == [
         f"## {entry.id}" for entry in (*CLAIMS, *ELSEWHERE)]
     assert "**folder a|b; `mini`, 12 epochs, CPU, 1 thread, 2026-11-26**\n\n- no lrn +2.00 ± 1.00 / +1.50" in page
@@ -610,16 +615,37 @@ def test_recorded_rendered_checked(place, capsys):
     assert claims.main([*words, "--check"]) == 1 and "differs from the records" in capsys.readouterr().out
 
 
-def test_a_readme_without_markers_is_left_alone(place):
+@pytest.mark.parametrize("name", ["README.md", "claims.md"])
+def test_a_page_without_markers_is_left_alone(place, name):
     folder, words = place
     for text, status in (("# No place\n", 0), (f"{claim_page.END}\n{claim_page.BEGIN}\n", 1), (f"{claim_page.BEGIN}\n", 1)):
-        (folder / "README.md").write_text(text)
+        (folder / name).write_text(text)
         assert claims.main(words) == status == claims.main([*words, "--check"])
-        assert (folder / "README.md").read_text() == text
+        assert (folder / name).read_text() == text
 
 
-def test_the_readme_says_what_the_records_say(capsys):
-    assert claims.main(["table", "--check"]) == 0, capsys.readouterr().out
+def test_a_page_of_details_that_is_not_there_is_made(place):
+    folder, words = place
+    (folder / "claims.md").unlink()
+    assert claims.main([*words, "--check"]) == 1 and not (folder / "claims.md").exists()
+    assert claims.main(words) == 0 == claims.main([*words, "--check"])
+    assert (folder / "claims.md").read_text().startswith(f"{claim_page.BEGIN}\n| claim |")
+
+
+def test_the_readmes_claims_are_the_papers_main_ones():
+    """Few enough to be read, in the paper's order, at least one of every section that says what matters."""
+    sections = {claim.id: claim.section for claim in CLAIMS}
+    assert len(claim_page.MAIN) == len(set(claim_page.MAIN)) <= 15
+    shown = [sections[id] for id in claim_page.MAIN]
+    for section in ("3.1", "3.2", "3.3", "3.4", "4.1", "4.2", "6 (table 1)", "6 (table 2)", "6.1", "1, 7"):
+        assert section in shown
+    numbers = [float(section.split()[0]) for section in shown[:-1]]
+    assert numbers == sorted(numbers)
+
+
+def test_the_pages_say_what_the_records_say(capsys):
+    assert claims.main(["table", "--check"]) == 0
+    assert capsys.readouterr().out.count("is what the records say") == 2
 
 
 # --- the forecast

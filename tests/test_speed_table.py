@@ -1,4 +1,4 @@
-"""The README's speed tables are those of the records: written anew they don't change, and an edit by hand is found out."""
+"""The pages' speed tables are those of the records: written anew they don't change, an edit by hand is found out."""
 import json
 import sys
 from pathlib import Path
@@ -10,15 +10,18 @@ import record  # noqa: E402
 import table  # noqa: E402
 
 
-def test_the_readme_says_what_the_records_say(capsys):
-    assert table.main(["--check"]) == 0, capsys.readouterr().out
+def test_the_pages_say_what_the_records_say(capsys):
+    assert table.main(["--check"]) == 0
+    assert capsys.readouterr().out.count("are those of the records") == 2
 
 
 @pytest.fixture
 def place(tmp_path):
-    """A README with the markers and a folder of records, and the options that name them."""
-    (tmp_path / "README.md").write_text(f"# Speed\n\n{table.BEGIN}\n{table.END}\n\nThe end.\n")
-    return tmp_path, ["--readme", str(tmp_path / "README.md"), "--records", str(tmp_path / "records")]
+    """Two pages with the markers and a folder of records, and the options that name them."""
+    for name in ("README.md", "benchmarks.md"):
+        (tmp_path / name).write_text(f"# Speed\n\n{table.BEGIN}\n{table.END}\n\nThe end.\n")
+    return tmp_path, ["--readme", str(tmp_path / "README.md"), "--page", str(tmp_path / "benchmarks.md"),
+                      "--records", str(tmp_path / "records")]
 
 
 def raw(ours=0.001, device="NVIDIA H200", commit="0123456789abcdef", date="2026-11-24T10:00:00.123"):
@@ -49,14 +52,14 @@ def test_recorded_rendered_checked(place, capsys):
     assert kept["machine"] == {"device": "NVIDIA H200", "torch": "2.13.0", "commit": "0123456789abcdef", "dirty": False}
     assert kept["groups"][0]["bytes"] == 96_700_000 and kept["groups"][0]["rivals"]["eager"]["median_s"] == 0.00568
 
-    assert table.main([*options, "--check"]) == 1  # the records are not in the README yet
+    assert table.main([*options, "--check"]) == 1  # the records are not in the pages yet
     assert table.main(options) == 0 and table.main([*options, "--check"]) == 0
-    text = (folder / "README.md").read_text()
+    text = (folder / "benchmarks.md").read_text()
     assert text.startswith("# Speed\n") and text.endswith("\n\nThe end.\n")
     assert ("| lrnpool1 | bf16 | channels_last | 128 | cuda | 1 ms | 14.2 ms | 3.1 ms | 14 | 3.1 | 80 % | 80 % |") in text
     assert "| sgd-fp32 | fused | 50 ms |  | 80 % |" in text and "- 2026-11-24, torch 2.13.0, commit 0123456789: `python" in text
 
-    (folder / "README.md").write_text(text.replace("| 14 | 3.1 |", "| 15 | 3.1 |"))
+    (folder / "benchmarks.md").write_text(text.replace("| 14 | 3.1 |", "| 15 | 3.1 |"))
     capsys.readouterr()
     assert table.main([*options, "--check"]) == 1
     assert "differs from the records" in capsys.readouterr().out
@@ -69,9 +72,31 @@ def test_the_newest_record_of_a_group_counts_and_devices_stay_apart(place):
             record.write(one, folder / "records")
     (folder / "records" / "nvidia-h200" / "build.json").write_text('{"kernels": ["cuda"]}')  # another tool's file
     assert table.main(options) == 0
-    text = (folder / "README.md").read_text()
+    text = (folder / "benchmarks.md").read_text()
     assert text.index("**AMD EPYC, 2 threads**") < text.index("**NVIDIA H200**")
     assert "| cuda | 2 ms |" in text.split("**NVIDIA H200**")[1] and "| cuda | 1 ms |" not in text.split("**NVIDIA H200**")[1]
+
+
+def test_the_readme_has_the_ratios_in_float32_alone(place, capsys):
+    folder, options = place
+    content, single = raw(), raw(ours=0.002)["benchmarks"][:-1]
+    for entry in single:
+        entry["group"] = entry["group"].replace("bf16", "fp32")
+        entry["extra_info"]["dtype"] = "fp32"
+    update = {"rival": "ours-cuda", "op": "sgd", "dtype": "fp32", "ratio_to_foreach": 2.6, "ratio_to_fused": 0.97}
+    content["benchmarks"][-1]["extra_info"].update(update)
+    content["benchmarks"] += single
+    for one in record.records_of(content, "python benchmarks/record.py"):
+        record.write(one, folder / "records")
+    assert table.main(options) == 0
+    text = (folder / "README.md").read_text()
+    assert text.startswith("# Speed\n") and text.endswith("\n\nThe end.\n")
+    assert [line for line in text.splitlines() if line.startswith("| ")][2:] == [
+        "| conv1's bias, ReLU, LRN, max-pool | NVIDIA H200, cuda | 7.1 | 1.6 | 2026-11-24 |",
+        "| update of all parameters | NVIDIA H200, cuda | 2.6 (foreach), 0.97 (fused) |  | 2026-11-24 |"]
+    (folder / "README.md").write_text(text.replace("| 7.1 |", "| 71 |"))
+    capsys.readouterr()
+    assert table.main([*options, "--check"]) == 1 and "README.md differs from the records" in capsys.readouterr().out
 
 
 def test_a_record_holds_one_state_of_a_machine():

@@ -1,4 +1,4 @@
-"""The claims on paper: README's table, a line a claim, and docs/claims.md with all that is known of each; both made of records alone."""
+"""The claims on paper, made of records alone: README has the main ones, docs/claims.md all that is known of each."""
 import difflib
 import math
 import os
@@ -15,33 +15,46 @@ from .verdict import NOT_RUN, verdicts
 README = RECORDS.parent.parent / "README.md"
 DETAILS = README.parent / "docs" / "claims.md"
 BEGIN, END = "<!-- claims: begin -->", "<!-- claims: end -->"
-HEAD = """# The claims of the paper, one by one
-
-Written by `python -m alexnet_mp.claims table` from `claims/records/`. How verdicts are made stands in
-[claims/desk-study.md](../claims/desk-study.md). Errors are in % (top-1 / top-5), differences in points, second minus first, paired by
-seed, ± the standard deviation over the seeds; intervals are 95 %.
-"""
+# README's rows, in the paper's order: what sections 3 and 4 say lowers the error or speeds up training, the results of
+# section 6, figure 3, and what 7 says of depth. Any other claim is in docs/claims.md alone.
+MAIN = ("cifar-relu", "one-gpu", "lrn", "pooling", "crops-flips", "colour", "views", "dropout", "headline-2010",
+        "headline-2012", "ensemble5", "pretraining", "specialisation", "depth")
 
 
-def render(folder):
-    """README's table: claim, paper, here, n, verdict."""
+def summary(folder):
+    """README's table: claim, paper, here, n, of the main claims."""
     records = read_records(folder)
-    found, rows = verdicts(records, folder), [_row("claim", "paper", "here", "n", "verdict"), _row("---", "---", "---", "---:", "---")]
-    for claim in CLAIMS:
+    found, claims = verdicts(records, folder), {claim.id: claim for claim in CLAIMS}
+    rows = [_row("claim", "paper", "here", "n"), _row("---", "---", "---", "---:")]
+    for claim in map(claims.get, MAIN):
         verdict = found[claim.id]
-        n = min((outcome.n for outcome in _primary(claim, verdict)), default="") if verdict.record else ""
-        word = verdict.word if verdict.word == NOT_RUN or not verdict.remark or verdict.outcomes else f"{verdict.word}: {verdict.remark}"
-        rows.append(_row(f"`{claim.id}` {claim.sentence} ({claim.section})", claim.paper, _here(claim, verdict), n, word))
-    for other in ELSEWHERE:
-        told = "; ".join(other.told(folder, records))
-        rows.append(_row(f"`{other.id}` {other.sentence} ({other.section})", other.paper, told, "", "no verdict" if told else NOT_RUN))
+        here = [_here(claim, verdict)] if verdict.outcomes else []
+        rows.append(_row(_sentence(claim), claim.paper, "; ".join([*here, _word(verdict)]), _count(claim, verdict)))
     return "\n".join(rows)
 
 
 def details(folder, path):
-    """docs/claims.md as text; pictures are linked from where it will lie, `path`."""
+    """docs/claims.md between its markers: a table of all claims, then each by itself. Links start from `path`."""
     records = read_records(folder)
-    found, lines = verdicts(records, folder), [HEAD]
+    found = verdicts(records, folder)
+    return f"{_table(folder, records, found)}\n\n{_each(folder, records, found, path)}"
+
+
+def _table(folder, records, found):
+    """All claims: claim, paper, here, n, verdict."""
+    rows = [_row("claim", "paper", "here", "n", "verdict"), _row("---", "---", "---", "---:", "---")]
+    for claim in CLAIMS:
+        verdict = found[claim.id]
+        rows.append(_row(_sentence(claim), claim.paper, _here(claim, verdict), _count(claim, verdict), _word(verdict)))
+    for other in ELSEWHERE:
+        told = "; ".join(other.told(folder, records))
+        rows.append(_row(_sentence(other), other.paper, told, "", "no verdict" if told else NOT_RUN))
+    return "\n".join(rows)
+
+
+def _each(folder, records, found, path):
+    """Every claim by itself, with what its verdict rests on and the findings of its records."""
+    lines = []
     for claim in CLAIMS:
         lines += [f"## {claim.id}", "", f"{claim.sentence} ({claim.section})", "", f"- paper: {claim.paper}", f"- 2012 notes: {claim.source}",
                   f"- verdict: {_told(found[claim.id])}"]
@@ -57,7 +70,21 @@ def details(folder, path):
         told = other.told(folder, records) or ["not run here"]
         lines += [f"## {other.id}", "", f"{other.sentence} ({other.section})", "", f"- paper: {other.paper}", f"- 2012 notes: {other.source}",
                   *(f"- here: {sentence}" for sentence in told), f"- command: `{other.command}`", ""]
-    return "\n".join(lines).rstrip() + "\n"
+    return "\n".join(lines).rstrip()
+
+
+def _sentence(claim):
+    return f"`{claim.id}` {claim.sentence} ({claim.section})"
+
+
+def _word(verdict):
+    plain = verdict.word == NOT_RUN or not verdict.remark or verdict.outcomes
+    return verdict.word if plain else f"{verdict.word}: {verdict.remark}"
+
+
+def _count(claim, verdict):
+    """The least number of seeds among the primary outcomes; nothing where there is none."""
+    return min((outcome.n for outcome in _primary(claim, verdict)), default="") if verdict.record else ""
 
 
 def _primary(claim, verdict):
@@ -102,23 +129,21 @@ def _row(*cells):
 
 
 def update(readme, folder, page, check):
-    """Write README's table between its markers, and the page of details, or compare both (check).
+    """Write README's table and the page of details, each between its markers, or compare both (check).
 
-    Returns 0, or 1 where they differ or a marker is missing. A README without markers has no table; page: None for no details.
+    Returns 0, or 1 where they differ or a marker is missing. A page without markers has no table; one that isn't there
+    is made.
     """
-    readme = Path(readme)
-    text = readme.read_text(encoding="utf-8")
     wanted = {}
-    if BEGIN not in text and END not in text:
-        say(f"{readme} has no place for the claims' table: {BEGIN} and {END}")
-    elif text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        say(f"{readme}: {BEGIN} and {END} have to be there once each, in this order")
-        return 1
-    else:
-        before, after = text.partition(BEGIN)[0], text.partition(END)[2]
-        wanted[readme] = f"{before}{BEGIN}\n{render(folder)}\n{END}{after}"
-    if page is not None:
-        wanted[Path(page)] = details(folder, page)
+    for path, made in ((Path(readme), summary(folder)), (Path(page), details(folder, page))):
+        text = path.read_text(encoding="utf-8") if path.exists() else f"{BEGIN}\n{END}\n"
+        if BEGIN not in text and END not in text:
+            say(f"{path} has no place for the claims: {BEGIN} and {END}")
+        elif text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+            say(f"{path}: {BEGIN} and {END} have to be there once each, in this order")
+            return 1
+        else:
+            wanted[path] = f"{text.partition(BEGIN)[0]}{BEGIN}\n{made}\n{END}{text.partition(END)[2]}"
     status = 0
     for path, content in wanted.items():
         there = path.read_text(encoding="utf-8") if path.exists() else ""
