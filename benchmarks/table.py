@@ -59,7 +59,7 @@ def _maps(groups):
     for case, passes in cases.items():
         both = passes.get("fwdbwd", {})
         plain, mark = ("eager", "") if "eager" in both else ("reference", " *")
-        for name in [rival for rival in both if rival.startswith("ours-")]:
+        for name in [variant for variant in both if variant.startswith("ours-")]:
             ours = both[name]
             percents = [passes.get(step, {}).get(name, {}).get("pct_of_roof") for step in ("fwd", "bwd")]
             rows.append(_row(*case, name.removeprefix("ours-"), _time(ours), _time(both.get(plain)) + mark,
@@ -79,16 +79,16 @@ def _others(groups):
     rows = []
     for name, (_, group) in groups.items():
         if "pass" not in group:
-            for rival, info in group["rivals"].items():
+            for variant, info in group["rivals"].items():
                 ratios = [f"{key.removeprefix('ratio_to_')} {_times(value)}" for key, value in info.items()
-                          if key.startswith("ratio_to_") and key != f"ratio_to_{rival}"]
-                if rival != "copy":
-                    if "pct_feeding" in info and rival != "fixed":
+                          if key.startswith("ratio_to_") and key != f"ratio_to_{variant}"]
+                if variant != "copy":
+                    if "pct_feeding" in info and variant != "fixed":
                         ratios.append(f"{info['pct_feeding']:+.1f} % against fixed")
                     if "pct_of_training" in info:
                         ratios.append(f"{info['pct_of_training']:.2f} % of training, every 10 min")
                     images = f"{info['images_per_s']:,.0f}" if "images_per_s" in info else ""
-                    rows.append(_row(name, rival, _time(info), images, _percent(info.get("pct_of_roof")), ", ".join(ratios)))
+                    rows.append(_row(name, variant, _time(info), images, _percent(info.get("pct_of_roof")), ", ".join(ratios)))
     return ["", _row("group", "who", "time", "images/s", "% of a copy", "times faster than"),
             _row("---", "---", "---:", "---:", "---:", "---"), *rows] if rows else []
 

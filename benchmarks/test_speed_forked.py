@@ -12,7 +12,7 @@ import statistics
 import pytest
 import torch
 from forked import Side, change, lay_out
-from in_turn import REPLAY, clocks, compare, provenance, replay, time_in_turn
+from interleaved import REPLAY, clocks, compare, provenance, replay, time_interleaved
 
 from alexnet_mp import TwoTowerAlexNet, paper
 from alexnet_mp.graphed_step import WARM_UP, make_step
@@ -40,7 +40,7 @@ def test_forked(dtype, batch, way, benchmark, measured, request):
     benchmark.group = f"forked-{dtype}-b{batch}"
     replay(benchmark, seconds[way]["step"])
     benchmark.extra_info.update(provenance(DEVICE) | noted | compare(seconds, "step", None, ("graphs",))[way] | {
-        "op": "forked", "rival": way, "dtype": dtype, "batch": batch,
+        "op": "forked", "variant": way, "dtype": dtype, "batch": batch,
         "images_per_s": batch / statistics.median(seconds[way]["step"])})
 
 
@@ -61,7 +61,7 @@ def measure(dtype, batch, rounds):
         for _ in range(WARM_UP + 3):  # eager ones and captures, whose replays are compared with eager passes
             step.step()
     before = clocks(DEVICE)
-    seconds, _ = time_in_turn(steps, DEVICE, rounds)
+    seconds, _ = time_interleaved(steps, DEVICE, rounds)
     used = steps["graphs"].network.kernels_used()
     return seconds, {"kernels": used, "clocks_before": before, "clocks_after": clocks(DEVICE), "seed": 0}
 

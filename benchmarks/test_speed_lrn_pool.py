@@ -2,13 +2,13 @@
 
     pytest benchmarks/test_speed_lrn_pool.py --benchmark-only [-k "lrnpool1 and fp32"] [--batch 4] [--rounds 3]
 
-A group is an operation, pass, data type, batch and layout (`lrnpool1-bwd-fp32-b128-channels_last`), its rivals are ours, plain
+A group is an operation, pass, data type, batch and layout (`lrnpool1-bwd-fp32-b128-channels_last`), its variants are ours, plain
 PyTorch, torch.compile, on a GPU cuDNN's LRN + pool, and a copy of as many bytes as the pass must move (`roofline.py`): 100 % of
-the roof. `fwdbwd` is the two together. Before the first round every rival's output and gradients are compared with `reference.py`
+the roof. `fwdbwd` is the two together. Before the first round every variant's output and gradients are compared with `reference.py`
 in float64. Forward is the training pass, with all that backward needs saved; backward gives the gradients of x and of the bias.
 
-On a CPU each round calls the operation once. On a GPU it replays a CUDA graph of at least 20 calls, for every rival, so that
-nobody is charged for launches. `F.local_response_norm` does not run on bfloat16 on a CPU: there the rival is `reference.py`.
+On a CPU each round calls the operation once. On a GPU it replays a CUDA graph of at least 20 calls, for every variant, so that
+nobody is charged for launches. `F.local_response_norm` does not run on bfloat16 on a CPU: there the variant is `reference.py`.
 """
 import functools
 import gc
@@ -21,8 +21,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cudnn_lrn import CudnnLRNPool
-from in_turn import (GRAPH_CALLS, REPLAY, CopyRoof, buffer_sets, clocks, compare, last_level_cache, provenance, replay,
-                     time_in_turn)
+from interleaved import (GRAPH_CALLS, REPLAY, CopyRoof, buffer_sets, clocks, compare, last_level_cache, provenance, replay,
+                     time_interleaved)
 from roofline import WIDTH, MapOp, map_ops
 
 from alexnet_mp import paper
@@ -40,7 +40,7 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Case:
-    """What one measurement holds: all passes and rivals of an operation, data type, batch and layout on a device."""
+    """What one measurement holds: all passes and variants of an operation, data type, batch and layout on a device."""
 
     op: MapOp
     dtype: str
@@ -55,7 +55,7 @@ class Case:
         return f"{self.op.name}-{step}-{self.dtype}-b{self.batch}-{self.layout}"
 
     @property
-    def rivals(self):
+    def variants(self):
         if self.device.type == "cuda":
             # kernels="cuda" leaves NCHW to Triton
             ours = ("ours-cuda", "ours-triton") if self.layout == "channels_last" else ("ours-triton",)
@@ -78,63 +78,63 @@ def cases(batches):
 
 
 def pytest_generate_tests(metafunc):
-    rows = [(case, step, rival) for case in cases(metafunc.config.getoption("batch")) for step in PASSES for rival in case.rivals]
-    metafunc.parametrize("case, step, rival", rows,
-                         ids=[f"{case.device.type}-{case.group(step)}-{rival}" for case, step, rival in rows])
+    rows = [(case, step, variant) for case in cases(metafunc.config.getoption("batch")) for step in PASSES for variant in case.variants]
+    metafunc.parametrize("case, step, variant", rows,
+                         ids=[f"{case.device.type}-{case.group(step)}-{variant}" for case, step, variant in rows])
 
 
 @pytest.fixture(scope="session")
 def measured():
-    """A function: case, rounds, rivals -> the `Measurement`, taken once."""
+    """A function: case, rounds, variants -> the `Measurement`, taken once."""
     return functools.cache(Measurement)
 
 
 @pytest.mark.benchmark(timer=REPLAY)
-def test_lrn_pool(case, step, rival, benchmark, measured, asked, request):
+def test_lrn_pool(case, step, variant, benchmark, measured, asked, request):
     if case.device.type == "cuda" and not torch.cuda.is_available():
         pytest.skip("no CUDA device was found")
     rounds = 1 if benchmark.disabled else request.config.getoption("rounds") or 15
     measurement = measured(case, rounds, asked)
-    if rival in measurement.absent:
-        pytest.skip(measurement.absent[rival])
-    if rival in measurement.wrong:
-        raise measurement.wrong[rival]
+    if variant in measurement.absent:
+        pytest.skip(measurement.absent[variant])
+    if variant in measurement.wrong:
+        raise measurement.wrong[variant]
     benchmark.group = case.group(step)
-    replay(benchmark, measurement.seconds[rival][step])
-    benchmark.extra_info.update(measurement.facts(step, rival))
+    replay(benchmark, measurement.seconds[variant][step])
+    benchmark.extra_info.update(measurement.facts(step, variant))
 
 
 class Measurement:
-    """Rivals of a case checked and timed. absent: {rival: why it is not there}; wrong: {rival: the error it made}."""
+    """Variants of a case checked and timed. absent: {variant: why it is not there}; wrong: {variant: the error it made}."""
 
     def __init__(self, case, rounds, names):
         self.case, self.absent, self.wrong = case, {}, {}
         count = buffer_sets(case.batch * case.op.inputs * WIDTH[case.dtype], case.device)
         self.sets = [inputs(case, SEED + index) for index in range(count)]
         steps = {step: case.op.bytes(step, case.batch, case.dtype) for step in ("fwd", "bwd")}
-        rivals = {}
+        variants = {}
         for name in names:
             try:
-                rivals[name] = CopyRoof(steps, case.device) if name == "copy" else self._rival(name)
+                variants[name] = CopyRoof(steps, case.device) if name == "copy" else self._variant(name)
             except Absent as reason:
                 self.absent[name] = str(reason)
-            except Exception as error:  # told by this rival's own test; the others go on
+            except Exception as error:  # told by this variant's own test; the others go on
                 self.wrong[name] = error
         before = clocks(case.device)
-        self.seconds, self.wall = time_in_turn(rivals, case.device, rounds, seed=SEED)
+        self.seconds, self.wall = time_interleaved(variants, case.device, rounds, seed=SEED)
         for steps in (*self.seconds.values(), *self.wall.values()):
             steps["fwdbwd"] = [sum(both) for both in zip(steps["fwd"], steps["bwd"])]
         self.clocks = before, clocks(case.device)
-        self.calls = {name: rival.calls for name, rival in rivals.items()}
+        self.calls = {name: variant.calls for name, variant in variants.items()}
         self.cache = f"cold: {count} sets of buffers in turn, inputs of at least 3 x {last_level_cache(case.device) >> 20} MiB"
         self.sets = None
-        rivals.clear()
+        variants.clear()
         gc.collect()
         torch.compiler.reset()  # else the limit of compiled variants is reached and the next shape runs uncompiled
         if case.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _rival(self, name):
+    def _variant(self, name):
         try:
             function = implementation(name, self.case)
             if name == "cudnn":
@@ -146,21 +146,21 @@ class Measurement:
         check_answer(function, self.case, self.sets[0], ours=name.startswith("ours") or name == "reference")
         return (OnGPU if self.case.device.type == "cuda" else OnCPU)(function, self.sets)
 
-    def facts(self, step, rival):
-        """What the record says of one rival's pass."""
+    def facts(self, step, variant):
+        """What the record says of one variant's pass."""
         case, bytes_ = self.case, self.case.op.bytes(step, self.case.batch, self.case.dtype)
         times = compare(self.seconds, step, bytes_, ("eager", "compile", "cudnn", "reference"))
-        wall = {"wall_s": statistics.median(self.wall[rival][step])} if case.device.type == "cuda" else {}
+        wall = {"wall_s": statistics.median(self.wall[variant][step])} if case.device.type == "cuda" else {}
         return provenance(case.device) | {
-            "op": case.op.name, "pass": step, "dtype": case.dtype, "batch": case.batch, "layout": case.layout, "rival": rival,
+            "op": case.op.name, "pass": step, "dtype": case.dtype, "batch": case.batch, "layout": case.layout, "variant": variant,
             "shape": [case.op.maps, case.op.height, case.op.width], "bytes": bytes_, "flops": case.op.flops(step, case.batch),
-            "saved_bytes": case.op.saved_bytes(case.batch, case.dtype), **times[rival], **wall,
-            "calls_a_round": self.calls[rival], "clocks_before": self.clocks[0], "clocks_after": self.clocks[1], "seed": SEED,
+            "saved_bytes": case.op.saved_bytes(case.batch, case.dtype), **times[variant], **wall,
+            "calls_a_round": self.calls[variant], "clocks_before": self.clocks[0], "clocks_after": self.clocks[1], "seed": SEED,
             "cache": self.cache}
 
 
 class Absent(Exception):
-    """A rival that this machine doesn't have."""
+    """A variant that this machine doesn't have."""
 
 
 def inputs(case, seed):
@@ -177,7 +177,7 @@ def inputs(case, seed):
 
 
 def implementation(name, case):
-    """The rival as a function (x, bias) -> y. Raises Absent where it isn't there."""
+    """The variant as a function (x, bias) -> y. Raises Absent where it isn't there."""
     def eager(x, bias):
         a = F.relu(x + bias.view(-1, 1, 1))
         if case.op.norm == "lrn":
@@ -215,7 +215,7 @@ def call(function, x, bias, dy, retain_graph=False):
 def check_answer(function, case, tensors, ours):
     """Compare y and dx of a few images with `reference.py` in float64, and dbias with the sum of dx. Raises AssertionError.
 
-    The maximum of a window may be decided the other way where two values are nearly equal, and is, in many windows, where a rival
+    The maximum of a window may be decided the other way where two values are nearly equal, and is, in many windows, where a variant
     rounds the values to 16 bits before it compares them: so a share of the gradients may differ.
     """
     x, bias, dy = tensors

@@ -1,4 +1,4 @@
-"""A benchmark builds, checks and times the rivals that were asked for, and no others."""
+"""A benchmark builds, checks and times the variants that were asked for, and no others."""
 import json
 import os
 import subprocess
@@ -27,8 +27,8 @@ import pytest, test_speed_exchange, test_speed_lrn_pool, test_speed_pipeline, te
 
 def instead(name):
     def measure(*arguments):
-        rivals, = [each for each in arguments if isinstance(each, tuple) and set(map(type, each)) == {str}]
-        print("asked:", name, *sorted(rivals))
+        variants, = [each for each in arguments if isinstance(each, tuple) and set(map(type, each)) == {str}]
+        print("asked:", name, *sorted(variants))
         pytest.skip("only asked")
     return measure
 
@@ -76,7 +76,7 @@ def test_a_step(forbidden, monkeypatch):
     monkeypatch.setattr(step, "DEVICE", CPU)
     monkeypatch.setattr(step, "paper", lambda: small)
     monkeypatch.setattr(step, "check_answers", lambda images, labels, asked: checked.append(asked))
-    forbidden(step, "EagerTowers", "without_norms_and_towers", "Untouched")
+    forbidden(step, "EagerTowers", "without_norms_and_towers", "DefaultAllocator")
     forbidden(step.torch, "compile")
     forbidden(step.TwoTowerAlexNet, "merge")
     seconds, found, _ = step.measure("fp32", 1, ("towers", "graphs"), 1)
@@ -113,7 +113,7 @@ def test_pipelines(monkeypatch):
 def test_a_record_names_the_source_where_there_is_no_git(tmp_path):
     entry = {"group": "g", "name": "n", "stats": dict.fromkeys(("median", "iqr", "min", "rounds"), 1)}
     for commit, expected in ((None, "cafe+changes"), ("beef", "beef")):
-        info = {"device": "GPU", "rival": "r", "commit": commit, "dirty": False}
+        info = {"device": "GPU", "variant": "r", "commit": commit, "dirty": False}
         raw = {"datetime": "2026-11-29T10:00:00", "benchmarks": [entry | {"extra_info": info}]}
         (tmp_path / "raw.json").write_text(json.dumps(raw))
         assert record.main(["--from", str(tmp_path / "raw.json"), "--records", str(tmp_path / str(commit)),

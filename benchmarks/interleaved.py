@@ -1,7 +1,8 @@
-"""Rivals timed in turn: in every round each of them runs once, in a new order, over buffers that no cache holds any more.
+"""Interleaved timing: every round runs each variant of a group once, in a new order, over buffers that no cache holds
+any more. The variants are the project's own code and the baselines that it is compared with.
 
-A ratio of two rivals is a ratio of medians of the same rounds, so that a machine whose clock or load drifts is unjust to nobody.
-The timings of a group are taken once; each rival's test then replays its own into pytest-benchmark, whose statistics, tables and
+A ratio of two variants is a ratio of medians of the same rounds, so that a machine whose clock or load drifts is unjust to nobody.
+The timings of a group are taken once; each variant's test then replays its own into pytest-benchmark, whose statistics, tables and
 JSON so hold what was measured (`replay`).
 """
 import functools
@@ -79,24 +80,24 @@ def _nvidia_smi(device, query):
         return None
 
 
-def time_in_turn(rivals, device, rounds, seed=0):
-    """Seconds of one call: ({rival: {pass: [one a round]}}, the same by the host's clock).
+def time_interleaved(variants, device, rounds, seed=0):
+    """Seconds of one call: ({variant: {pass: [one a round]}}, the same by the host's clock).
 
-    rivals: {name: rival}. A rival has `runs`, {pass: function}, called in this order, `calls`, how many calls each of them makes,
+    variants: {name: variant}. A variant has `runs`, {pass: function}, called in this order, `calls`, how many calls each of them makes,
     and `sets`, after how many rounds its buffers come round again. Before the first round that counts all buffers were used, and
     one result more was made than is kept, so that the allocator knows them all (fewer than that only if `rounds` is smaller).
     On a CPU both figures are the host's clock around the function. On a GPU the first is that of CUDA events around it, and the
     second includes launching and waiting.
     """
     order = random.Random(seed)
-    seconds, wall = ({name: {step: [] for step in rival.runs} for name, rival in rivals.items()} for _ in range(2))
-    for turn in range(-min(rounds, 1 + max(rival.sets for rival in rivals.values())), rounds):
-        for name in order.sample(list(rivals), len(rivals)):
-            for step, run in rivals[name].runs.items():
+    seconds, wall = ({name: {step: [] for step in variant.runs} for name, variant in variants.items()} for _ in range(2))
+    for turn in range(-min(rounds, 1 + max(variant.sets for variant in variants.values())), rounds):
+        for name in order.sample(list(variants), len(variants)):
+            for step, run in variants[name].runs.items():
                 took = _clock(run, device)
                 if turn >= 0:
                     for kept, value in zip((seconds, wall), took):
-                        kept[name][step].append(value / rivals[name].calls)
+                        kept[name][step].append(value / variants[name].calls)
     return seconds, wall
 
 
@@ -157,13 +158,13 @@ def graph_of(function, calls):
 
 
 def compare(seconds, step, bytes_, against):
-    """{rival: figures} of one pass: how many times faster it is than each rival in `against`; GB/s and per cent of the copy roof.
+    """{variant: figures} of one pass: how many times faster it is than each variant in `against`; GB/s and per cent of the copy roof.
 
-    The drift of the roof, second half of the rounds over first, tells a quiet machine from a busy one. Without a rival "copy"
+    The drift of the roof, second half of the rounds over first, tells a quiet machine from a busy one. Without a variant "copy"
     there is no roof, and bytes_ means nothing.
     """
     medians = {name: statistics.median(steps[step]) for name, steps in seconds.items()}
-    figures = {name: {f"ratio_to_{rival}": medians[rival] / median for rival in against if rival in medians}
+    figures = {name: {f"ratio_to_{variant}": medians[variant] / median for variant in against if variant in medians}
                for name, median in medians.items()}
     if "copy" in seconds:
         roof = seconds["copy"][step]
@@ -178,7 +179,7 @@ def compare(seconds, step, bytes_, against):
 class ReplayClock:
     """A clock that stands still until a recorded time is replayed; for `@pytest.mark.benchmark(timer=REPLAY)`."""
 
-    __name__ = "replay of rounds measured in turn"
+    __name__ = "replay of interleaved rounds"
 
     def __init__(self):
         self.now = 0.0
@@ -191,7 +192,7 @@ REPLAY = ReplayClock()
 
 
 def replay(benchmark, seconds):
-    """Hand a rival's rounds to pytest-benchmark, one call of its function each."""
+    """Hand a variant's rounds to pytest-benchmark, one call of its function each."""
     rounds = iter(seconds)
     REPLAY.now = 0.0
 
