@@ -1,11 +1,12 @@
 """Run the benchmarks and keep what they found: benchmarks/records/<device>/<date>-<commit>[-<name>].json, some ten kilobytes.
 
-    python benchmarks/record.py [--name sgd] [pytest's arguments: -k "cpu and fp32", --rounds 30]
+    python benchmarks/record.py [--name sgd] [pytest's arguments: --long, -k "cpu and fp32", --rounds 30]
     python benchmarks/record.py --from RAW.json      the same from a file that pytest --benchmark-json wrote
 
 A record holds medians and quartile ranges, not the single rounds: {"command", "date", "machine": {device, versions, commit},
+"took": {long group that was run whole: seconds},
 "groups": [{"group", what its variants share, "rivals": {variant: {"median_s", "iqr_s", "min_s", what only this one has}}}]}, times in
-seconds. What ran on different devices goes into different files.
+seconds; "rivals" are all variants, ours too. What ran on different devices goes into different files.
 """
 import argparse
 import json
@@ -35,7 +36,8 @@ def records_of(raw, command):
         info, stats = dict(entry["extra_info"]), entry["stats"]
         machine = {key: info.pop(key) for key in MACHINE if key in info}
         record = records.setdefault(machine["device"],
-                                    {"command": command, "date": raw["datetime"][:19], "machine": machine, "groups": {}})
+                                    {"command": command, "date": raw["datetime"][:19], "machine": machine,
+                                     "took": _rounded(raw.get("took", {})), "groups": {}})
         if record["machine"] != machine:
             raise ValueError(f"{entry['name']} ran on {machine}, others on {record['machine']}: record them apart")
         variant = info.pop("variant", None) or entry["name"]
@@ -50,7 +52,7 @@ def _shared_first(name, variants):
     """A group with what all its variants have in common told once."""
     first, *rest = variants.values()
     shared = {key: value for key, value in first.items()
-              if not key.endswith("_s") and not key.startswith(("ratio_", "pct_"))
+              if not key.endswith("_s") and not key.startswith(("ratio_", "quartiles_", "pct_"))
               and all(other.get(key) == value for other in rest)}
     return {"group": name, **shared,
             "rivals": {variant: {key: value for key, value in info.items() if key not in shared} for variant, info in variants.items()}}
@@ -60,6 +62,8 @@ def _rounded(value):
     """Floats to four digits: a timing has no more."""
     if isinstance(value, dict):
         return {key: _rounded(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_rounded(inner) for inner in value]
     return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
@@ -69,7 +73,8 @@ def write(record, records=RECORDS, name=""):
     short = commit[:10] + ("-changes" if "+changes" in commit else "") if commit else "none"
     path = Path(records) / slug(record["machine"]["device"]) / f"{record['date'][:10]}-{short}{name and '-' + name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    head = ",\n".join(f" {json.dumps(key)}: {json.dumps(record[key])}" for key in ("command", "date", "machine"))
+    head = ",\n".join(f" {json.dumps(key)}: {json.dumps(record[key])}" for key in ("command", "date", "machine", "took")
+                      if record.get(key))
     groups = []
     for group in record["groups"]:
         shared = json.dumps({key: value for key, value in group.items() if key != "rivals"})[:-1]

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from interleaved import REPLAY, clocks, provenance, replay
+from interleaved import REPLAY, clocks, compare, provenance, replay, rounds_in
 
 from alexnet_mp import TwoTowerAlexNet, paper
 from alexnet_mp.checkpoint_format import Data, load
@@ -39,12 +39,15 @@ def measured(tmp_path_factory):
 
 @pytest.mark.benchmark(timer=REPLAY)
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_checkpoint(variant, benchmark, measured, request):
+def test_checkpoint(variant, benchmark, measured, rounds, request):
     batch = (request.config.getoption("batch") or (BATCH,))[0]
-    seconds, noted = measured(batch, 1 if benchmark.disabled else request.config.getoption("rounds") or 7)
+    seconds, noted = measured(batch, rounds)
     benchmark.group = f"checkpoint-{DEVICE.type}-fp32-b{batch}"
     replay(benchmark, seconds[variant])
     benchmark.extra_info.update(provenance(DEVICE) | noted | {"op": "checkpoint", "variant": variant, "dtype": "fp32", "batch": batch})
+    if variant == "step-meanwhile":
+        turns = {name: {"round": values} for name, values in seconds.items() if name.startswith("step")}
+        benchmark.extra_info.update(compare(turns, "round", None, ("step",))[variant])
     if variant == "snapshot":
         median = {name: float(np.median(values)) for name, values in seconds.items()}
         lost = median["snapshot"] + noted["steps_meanwhile"] * max(0.0, median["step-meanwhile"] - median["step"])
@@ -64,7 +67,7 @@ def measure(batch, rounds, directory):
 
     seconds, before = {name: [] for name in VARIANTS}, clocks(DEVICE)
     runs = {"copy": training.copy, "snapshot": training.trainer.snapshot, "write": training.write, "step": training.step}
-    for turn in range(-1, rounds):
+    for turn in rounds_in(rounds=rounds, warm_up=1):
         for name in random.Random(turn).sample(VARIANTS, len(VARIANTS)):
             took = training.step_meanwhile() if name == "step-meanwhile" else training.clock(runs[name])
             if turn >= 0:

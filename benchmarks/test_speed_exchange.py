@@ -16,6 +16,7 @@ from alexnet_mp import TwoTowerAlexNet, geometry, paper
 
 EDGES = [size.layer.name for size in geometry.sizes(paper()) if size.layer.reads == "both"]
 PLACES = {"cpu": ("cpu", "cpu"), "one-gpu": ("cuda:0", "cuda:0"), "two-gpus": ("cuda:0", "cuda:1")}
+GPUS = {"one-gpu": 1, "two-gpus": 2}
 VARIANTS = ("overlapped", "in-order", "concatenated")
 SEED = 0
 
@@ -28,14 +29,12 @@ def measured():
 @pytest.mark.benchmark(timer=REPLAY)
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("edge", EDGES)
-@pytest.mark.parametrize("place", PLACES)
-def test_exchange(place, edge, variant, benchmark, measured, asked, request):
+@pytest.mark.parametrize("place", [
+    pytest.param(place, marks=[pytest.mark.gpus(GPUS[place])] if place in GPUS else ()) for place in PLACES])
+@pytest.mark.long("exchange")
+def test_exchange(place, edge, variant, benchmark, measured, asked, rounds, request):
     devices = tuple(map(torch.device, PLACES[place]))
-    needed = len({device for device in devices if device.type == "cuda"})
-    if torch.cuda.device_count() < needed:
-        pytest.skip(f"needs {needed} CUDA device(s), found {torch.cuda.device_count()}")
     batch = (request.config.getoption("batch") or (2 if benchmark.disabled else 128,))[0]
-    rounds = 1 if benchmark.disabled else request.config.getoption("rounds") or 15
     seconds, bytes_, noted = measured(devices, edge, batch, rounds, asked)
     if variant not in seconds:
         pytest.skip("on two devices there is nothing to concatenate before it has crossed")

@@ -1,11 +1,12 @@
 """Images a second of the input pipelines, and what feeding costs a training step.
 
-    pytest benchmarks/test_speed_pipeline.py --benchmark-only
+    pytest benchmarks/test_speed_pipeline.py --benchmark-only [-k "test_pipeline and cpu"] [--rounds 5]
 
-Groups, 256x256, batch 128, fp32, on the CPU and, where there is one, on a GPU: every pipeline, from JPEGs of quality 95 (`dali`, and
-`torch` with two workers) and from pixels (`raw`), with the colour noise on; and one step of the 2012 recipe with images that are
-there already (`fixed`) and with those that each pipeline makes meanwhile: `pct_feeding` is what the step takes longer. The sets are
-made by `prepare` from 2,048 pictures whose spectrum falls as that of photographs does; they stay in the page cache.
+Groups, 256x256, batch 128, fp32, on the CPU and, where there is one, on a GPU: every pipeline, from JPEGs of quality 95
+(`dali`, and `torch` with two workers) and from pixels (`raw`), with the colour noise on; and, a long group, one step of
+the 2012 recipe with images that are there already (`fixed`) and with those that each pipeline makes meanwhile:
+`pct_feeding` is what the step takes longer. The sets are made by `prepare` from 512 pictures whose spectrum falls as that
+of photographs does; they stay in the page cache.
 """
 import functools
 import gc
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from interleaved import REPLAY, clocks, compare, provenance, replay, time_interleaved
+from interleaved import REPLAY, clocks, compare, provenance, replay, rounds_in, time_interleaved
 from PIL import Image
 
 from alexnet_mp import TwoTowerAlexNet, paper, prepare, source2012
@@ -26,9 +27,9 @@ from alexnet_mp.pipeline_dali import DaliPipeline, available
 from alexnet_mp.pipeline_raw import RawPipeline
 from alexnet_mp.pipeline_torch import TorchPipeline
 
-DEVICES = ["cpu", "cuda:0"]
+DEVICES = ["cpu", pytest.param("cuda:0", marks=pytest.mark.gpus(1))]
 WORKERS = 2 if not torch.cuda.is_available() else len(os.sched_getaffinity(0))
-BATCH, PICTURES = 128, 2048  # no short batches
+BATCH, PICTURES = 128, 512  # no short batches
 VARIANTS = {"dali": (DaliPipeline, "jpeg"), "torch": (TorchPipeline, "jpeg"), "raw": (RawPipeline, "pixels")}
 
 
@@ -65,10 +66,8 @@ def measured(sets):
 @pytest.mark.benchmark(timer=REPLAY)
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_pipeline(variant, device, benchmark, measured, asked, request):
-    skip_without(device)
+def test_pipeline(variant, device, benchmark, measured, asked, rounds, request):
     batch = (request.config.getoption("batch") or (BATCH,))[0]
-    rounds = 1 if benchmark.disabled else request.config.getoption("rounds") or 15
     seconds, noted = measured[0](device, batch, rounds, asked)
     if variant not in seconds:
         pytest.skip("DALI is not installed")
@@ -82,10 +81,9 @@ def test_pipeline(variant, device, benchmark, measured, asked, request):
 @pytest.mark.benchmark(timer=REPLAY)
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("variant", ["fixed", *VARIANTS])
-def test_step_that_is_fed(variant, device, benchmark, measured, asked, request):
-    skip_without(device)
+@pytest.mark.long("fed-step")
+def test_step_that_is_fed(variant, device, benchmark, measured, asked, rounds, request):
     batch = (request.config.getoption("batch") or (BATCH,))[0]
-    rounds = 1 if benchmark.disabled else request.config.getoption("rounds") or (15 if device != "cpu" else 7)
     seconds, noted = measured[1](device, batch, rounds, asked)
     if variant not in seconds:
         pytest.skip("DALI is not installed")
@@ -96,11 +94,6 @@ def test_step_that_is_fed(variant, device, benchmark, measured, asked, request):
     benchmark.extra_info.update(provenance(torch.device(device)) | noted | feeding | {
         "op": "fed-step", "variant": variant, "dtype": "fp32", "batch": batch, "workers": WORKERS,
         "images_per_s": batch / medians[variant]})
-
-
-def skip_without(device):
-    if device != "cpu" and not torch.cuda.is_available():
-        pytest.skip("no CUDA device was found")
 
 
 def batches(sets, kind, recipe, device):
@@ -136,7 +129,7 @@ def measure(sets, device, batch, rounds, asked):
         with batches(sets, kind, recipe, device) as source, closing(oracle.train(0, 1, lambda epoch: recipe.colour_noise)) as expected:
             assert torch.equal(next(source).images[0], next(expected).images[0])
     runs = {kind: {"batch": []} for kind in there(asked)}
-    for turn in range(rounds):
+    for turn in rounds_in(rounds=rounds):
         for kind in np.random.default_rng(turn).permutation(list(runs)):
             with batches(sets, kind, recipe, device) as source:  # alone: nothing of another is at work
                 for _ in range(4):
@@ -160,7 +153,7 @@ def measure_steps(sets, device, batch, rounds, asked):
         F.cross_entropy(network(*images), labels[:len(images[0])]).backward()
 
     runs = {kind: {"step": []} for kind in there(asked)}
-    for turn in range(rounds):
+    for turn in rounds_in(rounds=rounds):
         for kind in np.random.default_rng(turn).permutation(list(runs)):
             with ExitStack() as stack:
                 if kind == "fixed":

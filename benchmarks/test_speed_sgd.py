@@ -10,12 +10,13 @@ import statistics
 
 import pytest
 import torch
+from baselines import absence
 from interleaved import GRAPH_CALLS, REPLAY, CopyRoof, clocks, compare, last_level_cache, provenance, replay, time_interleaved
 from roofline import sgd_bytes
 
 from alexnet_mp import paper
 from alexnet_mp.geometry import parameter_counts, sizes
-from alexnet_mp.kernels import ops, paper_sgd_, reference
+from alexnet_mp.kernels import paper_sgd_, reference
 
 RECIPE = paper()
 RATE, SEED = 0.01, 0
@@ -29,16 +30,12 @@ def measured():
 
 
 @pytest.mark.benchmark(timer=REPLAY)
-@pytest.mark.parametrize("device, variant", ROWS, ids=[f"{device.type}-sgd-{variant}" for device, variant in ROWS])
-def test_sgd(device, variant, benchmark, measured, asked, request):
-    if device.type == "cuda" and not torch.cuda.is_available():
-        pytest.skip("no CUDA device was found")
-    if variant.startswith("ours-"):
-        try:
-            ops.resolve(variant.removeprefix("ours-"), device)
-        except ValueError as error:
-            pytest.skip(str(error))
-    rounds = 1 if benchmark.disabled else request.config.getoption("rounds") or 15
+@pytest.mark.parametrize("device, variant", [
+    pytest.param(device, variant, id=f"{device.type}-sgd-{variant}", marks=[pytest.mark.gpus(1)] * (device.type == "cuda"))
+    for device, variant in ROWS])
+def test_sgd(device, variant, benchmark, measured, asked, rounds):
+    if reason := absence(variant, device):
+        pytest.skip(reason)
     seconds, wall, noted = measured(device, asked, rounds)
     benchmark.group = "sgd-fp32"
     replay(benchmark, seconds[variant]["update"])
@@ -56,12 +53,8 @@ def measure(device, asked, rounds):
         if name == "copy":
             variants[name] = CopyRoof({"update": sgd_bytes(RECIPE)}, device)
             continue
-        if name.startswith("ours-"):
-            try:
-                ops.resolve(name.removeprefix("ours-"), device)
-            except ValueError:
-                continue  # its own test says so
-        variants[name] = Update(name, tensors)
+        if not absence(name, device):  # else its own test says so
+            variants[name] = Update(name, tensors)
     before = clocks(device)
     seconds, wall = time_interleaved(variants, device, rounds, seed=SEED)
     return seconds, wall, {

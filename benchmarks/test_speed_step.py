@@ -1,6 +1,6 @@
 """One training step: two towers, the equivalent merged network, and baselines in plain PyTorch.
 
-    pytest benchmarks/test_speed_step.py --benchmark-only [--batch 16] [--rounds 3]
+    pytest benchmarks/test_speed_step.py --benchmark-only [--batch 16] [--rounds 3] [-k "towers or eager"]
 
 On a CPU a step is forward, loss and backward; on a GPU the update follows, of ours the paper's, of the others torch's SGD (foreach).
 Both towers are on one device. `towers` and `merged` are ours, `graphs` the towers as CUDA graphs, `reference` the towers with plain
@@ -16,8 +16,6 @@ for backward, each storage once, without weights and images. On a GPU `launch_s`
 import copy
 import dataclasses
 import functools
-import os
-import shutil
 import statistics
 import subprocess
 import sys
@@ -28,7 +26,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from baselines import EagerTowers, without_norms_and_towers
+from baselines import EagerTowers, absence, without_norms_and_towers
 from interleaved import REPLAY, clocks, compare, provenance, replay, time_interleaved
 
 from alexnet_mp import TwoTowerAlexNet, ceilings, paper, roofline
@@ -41,6 +39,7 @@ CASES = [("fp32", 128), ("bf16", 128), ("bf16", 1024)]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 RATE = 1e-6  # so that no step among hundreds diverges
 VARIANTS = ("towers", "graphs", "merged", "reference", "eager", "compile", "default-allocator", "no-lrn")
+USUAL = ("towers", "graphs", "eager")  # the others ask for --long
 ABSENT = {"reference": "the towers themselves run on the reference: no other kernels are built here",
           "graphs": "CUDA graphs need a GPU", "compile": "torch.compile needs a C++ compiler, and there is none",
           "default-allocator": "an allocator of CPU memory: only there"}
@@ -52,13 +51,15 @@ def measured():
 
 
 @pytest.mark.benchmark(timer=REPLAY)
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("dtype, batch", CASES, ids=[f"{dtype}-b{batch}" for dtype, batch in CASES])
-def test_step(dtype, batch, variant, benchmark, measured, asked, request):
-    if DEVICE.type == "cpu" and (dtype, batch) != CASES[0]:
-        pytest.skip("bf16, and 1,024 images, are measured on a GPU: there is none")
+@pytest.mark.parametrize("variant", [
+    pytest.param(name, marks=[pytest.mark.gpus(1)] * (name == "graphs") + [pytest.mark.long("step-all")] * (name not in USUAL))
+    for name in VARIANTS])
+@pytest.mark.parametrize("dtype, batch", [
+    # bf16, and 1,024 images, are measured on a GPU.
+    pytest.param(dtype, batch, id=f"{dtype}-b{batch}", marks=[pytest.mark.gpus(1)] * ((dtype, batch) != CASES[0])
+                 + [pytest.mark.long("step-all")] * (batch > 128)) for dtype, batch in CASES])
+def test_step(dtype, batch, variant, benchmark, measured, asked, rounds, request):
     batch = (request.config.getoption("batch") or (4 if benchmark.disabled else batch,))[0]
-    rounds = 1 if benchmark.disabled else request.config.getoption("rounds") or 7
     seconds, found, noted = measured(dtype, batch, asked, rounds)
     if variant not in seconds:
         pytest.skip(ABSENT[variant])
@@ -124,7 +125,7 @@ def build(name, towers, labels, ours, images, context):
         return Step(other, labels, images, context=context)
     if name == "default-allocator":
         return None if gpu else DefaultAllocator(len(images))
-    if name == "compile" and not gpu and not shutil.which(os.environ.get("CXX", "c++")):
+    if absence(name, DEVICE):
         return None
     eager = EagerTowers(paper()).take(towers).to(DEVICE, memory_format=torch.channels_last)
     if name == "compile":

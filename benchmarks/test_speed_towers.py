@@ -20,6 +20,7 @@ from alexnet_mp.training_step import TrainingStep
 from alexnet_mp.variants import one_gpu
 
 PLACES = {"cpu": ("cpu", "cpu"), "one-gpu": ("cuda:0", "cuda:0"), "two-gpus": ("cuda:0", "cuda:1")}
+GPUS = {"one-gpu": 1, "two-gpus": 2}
 VARIANTS = ("two-towers", "one-gpu")
 RATE = 1e-6  # so that no step among hundreds diverges
 
@@ -31,14 +32,12 @@ def measured():
 
 @pytest.mark.benchmark(timer=REPLAY)
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("place", PLACES)
-def test_step_of_towers(place, variant, benchmark, measured, request):
+@pytest.mark.parametrize("place", [
+    pytest.param(place, marks=[pytest.mark.gpus(GPUS[place])] if place in GPUS else ()) for place in PLACES])
+@pytest.mark.long("two-gpus")
+def test_step_of_towers(place, variant, benchmark, measured, rounds, request):
     devices = tuple(map(torch.device, PLACES[place]))
-    needed = len({device for device in devices if device.type == "cuda"})
-    if torch.cuda.device_count() < needed:
-        pytest.skip(f"needs {needed} CUDA device(s), found {torch.cuda.device_count()}")
     batch = (request.config.getoption("batch") or (2 if benchmark.disabled else 128,))[0]
-    rounds = 1 if benchmark.disabled else request.config.getoption("rounds") or 7
     seconds, parameters, noted = measured(devices, batch, rounds)
     benchmark.group = f"two-gpus-{place}-fp32-b{batch}"
     replay(benchmark, seconds[variant]["step"])
@@ -49,7 +48,7 @@ def test_step_of_towers(place, variant, benchmark, measured, request):
 
 
 def measure(devices, batch, rounds):
-    """Both steps timed in turn: (seconds, {variant: parameters}, what the record says of the conditions)."""
+    """Both steps timed, interleaved: (seconds, {variant: parameters}, what the record says of the conditions)."""
     recipes = {"two-towers": paper(), "one-gpu": one_gpu(paper())}
     variants = {name: Step(recipe, devices[:recipe.towers], batch) for name, recipe in recipes.items()}
     for variant in variants.values():

@@ -1,4 +1,4 @@
-"""A benchmark builds, checks and times the variants that were asked for, and no others."""
+"""The benchmarks run what was asked for, and name the rest; each builds, checks and times no variant but those."""
 import json
 import os
 import subprocess
@@ -11,9 +11,12 @@ import torch
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 sys.path.append(str(BENCHMARKS))
 import record  # noqa: E402
+import selection  # noqa: E402
+import test_speed_augmentation as augmentation  # noqa: E402
 import test_speed_exchange as exchange  # noqa: E402
 import test_speed_lrn_pool as lrn_pool  # noqa: E402
 import test_speed_pipeline as pipeline  # noqa: E402
+import test_speed_relu_dropout as relu_dropout  # noqa: E402
 import test_speed_sgd as sgd  # noqa: E402
 import test_speed_step as step  # noqa: E402
 
@@ -23,18 +26,18 @@ from alexnet_mp.recipe import change_layers  # noqa: E402
 CPU = torch.device("cpu")
 # Instead of measuring, what a test asks for is written down.
 WRITES_DOWN = """
-import pytest, test_speed_exchange, test_speed_lrn_pool, test_speed_pipeline, test_speed_sgd, test_speed_step
+import importlib, pytest, test_speed_lrn_pool, test_speed_pipeline
 
 def instead(name):
     def measure(*arguments):
-        variants, = [each for each in arguments if isinstance(each, tuple) and set(map(type, each)) == {str}]
-        print("asked:", name, *sorted(variants))
+        variants = [each for each in arguments if isinstance(each, tuple) and set(map(type, each)) == {str}]
+        print("asked:", name, *sorted(sum(variants, ())))
         pytest.skip("only asked")
     return measure
 
 test_speed_lrn_pool.Measurement = instead("lrn_pool")
-for module in (test_speed_exchange, test_speed_sgd, test_speed_step, test_speed_pipeline):
-    module.measure = instead(module.__name__.removeprefix("test_speed_"))
+for name in ("augmentation", "checkpoint", "exchange", "forked", "pipeline", "relu_dropout", "sgd", "step", "towers"):
+    importlib.import_module("test_speed_" + name).measure = instead(name)
 test_speed_pipeline.measure_steps = instead("fed")
 test_speed_pipeline.prepare.main = lambda arguments: 0
 test_speed_pipeline.open_dataset = lambda *arguments: None
@@ -44,22 +47,60 @@ CHOSEN = {
     "test_speed_step and fp32-b128 and (towers or eager)": "step eager towers",
     "cpu-lrnpool1-bwd-fp32-b128-nchw and not copy": "lrn_pool compile eager ours-cpu",
     "test_sgd and cpu and (foreach or fused)": "sgd foreach fused",
+    "two-gpus": "towers",
     "test_exchange and cpu-fc7 and not concatenated": "exchange in-order overlapped",
     "test_pipeline and raw-cpu": "pipeline raw",
     "test_step_that_is_fed and cpu and not dali and not torch": "fed fixed raw"}
 
 
-def test_what_the_selection_leaves_is_asked_for(tmp_path):
+# What answers the first questions, where no GPU is; each line is one measurement.
+USUAL = {"augmentation compile copy eager ours-cpu reference", "checkpoint", "lrn_pool compile copy eager ours-cpu",
+         "pipeline dali raw torch", "relu_dropout compile copy eager ours-cpu reference",
+         "sgd copy foreach fused ours-cpu reference", "step eager towers"}
+LONG = {"exchange concatenated in-order overlapped", "fed dali fixed raw torch", "lrn_pool copy ours-cpu reference",
+        "step compile default-allocator eager merged no-lrn reference towers", "towers"}
+
+
+@pytest.fixture
+def asks(tmp_path):
+    """A function: arguments of pytest -> (what the benchmarks would measure, all that was printed)."""
     (tmp_path / "writes_down.py").write_text(WRITES_DOWN)
     path = os.pathsep.join((str(tmp_path), str(BENCHMARKS)))
     # A worker of xdist tells its children so, and there pytest-benchmark measures nothing.
-    environment = {name: value for name, value in os.environ.items() if "XDIST" not in name} | {"PYTHONPATH": path}
-    chosen = " or ".join(f"({words})" for words in CHOSEN)
-    done = subprocess.run([sys.executable, "-m", "pytest", str(BENCHMARKS), "--benchmark-only", "-p", "writes_down", "-s",
-                           "-p", "no:cacheprovider", "-k", chosen],
-                          env=environment, capture_output=True, text=True)
-    said = {line.partition("asked: ")[2] for line in done.stdout.splitlines() if "asked: " in line}
-    assert said == set(CHOSEN.values()), done.stdout + done.stderr
+    environment = {name: value for name, value in os.environ.items() if "XDIST" not in name}
+    environment |= {"PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""}
+
+    def run(*arguments):
+        done = subprocess.run([sys.executable, "-m", "pytest", *arguments, "--benchmark-only", "-p", "writes_down", "-s",
+                               "-p", "no:cacheprovider"], env=environment, capture_output=True, text=True)
+        said = {line.partition("asked: ")[2] for line in done.stdout.splitlines() if "asked: " in line}
+        return said, done.stdout + done.stderr
+
+    return run
+
+
+def test_what_the_selection_leaves_is_asked_for(asks):
+    said, printed = asks(str(BENCHMARKS), "-k", " or ".join(f"({words})" for words in CHOSEN))
+    assert said == set(CHOSEN.values()), printed
+
+
+def test_long_groups_are_named_and_a_missing_gpu_is_told_once(asks):
+    said, printed = asks(str(BENCHMARKS))
+    assert said == USUAL, printed
+    _, _, named = printed.partition("long groups, not run; --long runs all, -k NAME one:\n")
+    assert {line.split()[0] for line in named.splitlines()[:5]} == {*selection.LONG} - {"forked"}, printed
+    told = [line for line in printed.splitlines() if line.startswith("SKIPPED") and "only asked" not in line]
+    assert len(told) == 2 and all("needs" in line and "found 0" in line for line in told), printed
+    assert "exchange 12, forked 12, lrn_pool 432" in told[0] and "14 cases (exchange 12, towers 2)" in told[1]
+
+
+@pytest.mark.parametrize("arguments, expected", [
+    (["", "--long"], USUAL - {"step eager towers"} | LONG),
+    (["/test_speed_exchange.py", "/test_speed_step.py::test_step[fp32-b128-no-lrn]"],
+     {"exchange concatenated in-order overlapped", "step no-lrn"})], ids=["all", "a file and a case"])
+def test_a_long_group_runs_where_it_is_asked_for(asks, arguments, expected):
+    said, printed = asks(*(argument if argument.startswith("-") else f"{BENCHMARKS}{argument}" for argument in arguments))
+    assert said == expected and "long groups" not in printed, printed
 
 
 @pytest.fixture
@@ -96,6 +137,38 @@ def test_an_update(forbidden, monkeypatch):
     forbidden(sgd, "CopyRoof", "check_paper_sgd")
     seconds, _, _ = sgd.measure(CPU, ("foreach",), 1)
     assert list(seconds) == ["foreach"]
+
+
+def test_augmented_batches(forbidden):
+    forbidden(augmentation, "CopyRoof", "eager")
+    forbidden(augmentation.torch, "compile")
+    seconds, bytes_, _ = augmentation.measure(CPU, 2, ("reference",), 1)
+    assert list(seconds) == ["reference"] and bytes_ == 5 * 2 * 3 * 224 * 224
+
+
+def test_crops_one_after_another_are_the_reference():
+    tensors = augmentation.inputs(3, CPU, 0)
+    assert tensors[3].any() and not tensors[3].all()  # flips
+    torch.testing.assert_close(augmentation.eager(*tensors), augmentation.implementation("reference")(*tensors))
+
+
+def test_relu_and_dropout(forbidden, monkeypatch):
+    monkeypatch.setattr(relu_dropout, "buffer_sets", lambda bytes_, device: 2)
+    forbidden(relu_dropout, "CopyRoof")
+    forbidden(relu_dropout.torch, "compile")
+    seconds, bytes_, _ = relu_dropout.measure(CPU, 128, ("reference", "eager"), 1)
+    assert list(seconds) == ["reference", "eager"] and bytes_ == 20 * 128 * 2048
+    assert seconds["eager"]["fwdbwd"] == [seconds["eager"]["fwd"][0] + seconds["eager"]["bwd"][0]]
+
+
+@pytest.mark.parametrize("rescaled, function", [
+    (True, lambda x: 2 * x.relu()), (True, lambda x: torch.nn.functional.dropout(x.relu(), 0.6) * 0.8),
+    (True, lambda x: torch.nn.functional.dropout(x)), (False, lambda x: x.relu()),
+    (False, lambda x: torch.nn.functional.dropout(x.relu()) / 2)],
+    ids=["no mask", "another share", "no ReLU", "ours without a mask", "ours with another mask"])
+def test_a_wrong_dropout_is_found_out(rescaled, function):
+    with pytest.raises(AssertionError):
+        relu_dropout.check(function, relu_dropout.inputs(16, CPU, 0), rescaled)
 
 
 def test_crossings_are_compared_with_one_that_was_not_asked_for(monkeypatch):
