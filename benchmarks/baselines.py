@@ -1,4 +1,4 @@
-"""What is compared with: a training step's networks as a good engineer would write them in plain PyTorch, and what is there."""
+"""The baselines: a step's networks as a good engineer would write them in plain PyTorch; which of them can run here."""
 import os
 import shutil
 

@@ -1,4 +1,4 @@
-"""Options and surroundings of all benchmarks, what is left out when nothing more is said, and the table that ends a run."""
+"""Options and surroundings of all benchmarks; what is left out when nothing more is said; the table that ends a run."""
 import pytest
 import selection
 import summary
@@ -7,8 +7,8 @@ from interleaved import LEAST_ROUNDS, MOST_ROUNDS, SECONDS, provenance
 
 from alexnet_mp.allocator import keep_freed_memory
 
-# {long group: its cases that were left out}; {measurement: the long group that its time is charged to}; {long group: seconds};
-# the long groups of which a case passed, and those of which one failed.
+# {long group: its cases that were left out}; {measurement: the long group that its time is charged to};
+# {long group: seconds}; the long groups of which a case passed, and those of which one failed.
 LEFT_OUT, CHARGED, TOOK, PASSED, FAILED = (pytest.StashKey() for _ in range(5))
 
 
@@ -16,13 +16,15 @@ def pytest_addoption(parser):
     group = parser.getgroup("alexnet_mp benchmarks")
     group.addoption("--long", action="store_true", help=selection.help_text().replace("%", "%%"))
     group.addoption("--batch", type=lambda text: tuple(map(int, text.split(","))), metavar="N[,N]",
-                    help="images, instead of each benchmark's own numbers; --long --batch 4 --rounds 1 is a quick look at everything")
-    group.addoption("--rounds", type=int, help="rounds in which all variants of a group take their turn, instead of as many as "
-                    f"begin within {SECONDS:g} s, {LEAST_ROUNDS} at least and {MOST_ROUNDS} at most")
+                    help="images, instead of each benchmark's own numbers; --long --batch 4 --rounds 1 is a quick look "
+                         "at everything")
+    group.addoption("--rounds", type=int, help="rounds in which all variants of a group take their turn, instead of as "
+                    f"many as begin within {SECONDS:g} s, {LEAST_ROUNDS} at least and {MOST_ROUNDS} at most")
 
 
 def pytest_configure(config):
-    config.addinivalue_line("filterwarnings", "ignore:.*torch.jit.script_method:DeprecationWarning")  # torch.compile's own
+    # torch.compile's own use of it
+    config.addinivalue_line("filterwarnings", "ignore:.*torch.jit.script_method:DeprecationWarning")
     config.option.benchmark_quiet = config.option.verbose <= 0  # else a table of every group's times before ours
     config.stash[LEFT_OUT], config.stash[CHARGED], config.stash[TOOK] = {}, {}, {}
     config.stash[PASSED], config.stash[FAILED] = set(), set()
@@ -111,7 +113,7 @@ def variants_of_measurements(request):
 
 @pytest.fixture
 def asked(request, variants_of_measurements):
-    """The variants of this test's group that were asked for: nobody waits for another to be built, checked and timed."""
+    """The variants of this case's group that were asked for: no other is built, checked and timed."""
     return variants_of_measurements[selection.measurement(request.node)]
 
 

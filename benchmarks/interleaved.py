@@ -1,9 +1,9 @@
 """Interleaved timing: every round runs each variant of a group once, in a new order, over buffers that no cache holds
 any more. The variants are the project's own code and the baselines that it is compared with.
 
-A ratio of two variants is a ratio of medians of the same rounds, so that a machine whose clock or load drifts is unjust to nobody.
-The timings of a group are taken once; each variant's test then replays its own into pytest-benchmark, whose statistics, tables and
-JSON so hold what was measured (`replay`).
+A ratio of two variants is a ratio of medians of the same rounds, so that a machine whose clock or load drifts is unjust
+to nobody. The timings of a group are taken once; each variant's test then replays its own into pytest-benchmark, whose
+statistics, tables and JSON so hold what was measured (`replay`).
 """
 import functools
 import platform
@@ -82,7 +82,7 @@ def _nvidia_smi(device, query):
 
 
 def rounds_in(seconds=SECONDS, rounds=None, warm_up=0):
-    """The numbers of rounds: `rounds` of them from 0, or as many as begin within these seconds, 5 at least and 15 at most.
+    """The numbers of rounds: `rounds` of them from 0, or as many as begin within these seconds, 5 to 15.
 
     The warm-up comes before, in negative numbers, and is no longer than `rounds`.
     """
@@ -98,15 +98,16 @@ def rounds_in(seconds=SECONDS, rounds=None, warm_up=0):
 def time_interleaved(variants, device, rounds=None, seed=0):
     """Seconds of one call: ({variant: {pass: [one a round]}}, the same by the host's clock).
 
-    variants: {name: variant}. A variant has `runs`, {pass: function}, called in this order, `calls`, how many calls each
-    of them makes, and `sets`, after how many rounds its buffers come round again. rounds: see `rounds_in`. Before the
-    first round that counts all buffers were used, and one result more was made than is kept, so that the allocator knows
-    them all (fewer than that only if `rounds` is smaller).
+    variants: {name: variant}. A variant has `runs`, {pass: function}, called in this order, `calls`, how many calls
+    each of them makes, and `sets`, after how many rounds its buffers come round again. rounds: see `rounds_in`. Before
+    the first round that counts all buffers were used, and one result more was made than is kept, so that the allocator
+    knows them all (fewer than that only if `rounds` is smaller).
     On a CPU both figures are the host's clock around the function. On a GPU the first is that of CUDA events around it, and the
     second includes launching and waiting.
     """
     order = random.Random(seed)
-    seconds, wall = ({name: {step: [] for step in variant.runs} for name, variant in variants.items()} for _ in range(2))
+    seconds, wall = ({name: {step: [] for step in variant.runs} for name, variant in variants.items()}
+                     for _ in range(2))
     for turn in rounds_in(rounds=rounds, warm_up=1 + max((variant.sets for variant in variants.values()), default=0)):
         for name in order.sample(list(variants), len(variants)):
             for step, run in variants[name].runs.items():
@@ -174,11 +175,11 @@ def graph_of(function, calls):
 
 
 def compare(seconds, step, bytes_, against):
-    """{variant: figures} of one pass: how many times faster it is than each variant in `against`; GB/s and % of the copy roof.
+    """{variant: figures} of one pass: how many times faster it is than each variant in `against`; GB/s; % of the roof.
 
     `ratio_to_x` is the ratio of the medians, `quartiles_to_x` are those of the rounds' own ratios.
-    The drift of the roof, second half of the rounds over first, tells a quiet machine from a busy one. Without a variant "copy"
-    there is no roof, and bytes_ means nothing.
+    The drift of the roof, second half of the rounds over first, tells a quiet machine from a busy one. Without a
+    variant "copy" there is no roof, and bytes_ means nothing.
     """
     medians = {name: statistics.median(steps[step]) for name, steps in seconds.items()}
     figures = {name: {f"ratio_to_{variant}": medians[variant] / median for variant in against if variant in medians}

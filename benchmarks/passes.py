@@ -1,7 +1,7 @@
 """An operation's forward and backward pass as a variant that `interleaved` can time, on a CPU and on a GPU.
 
-A set of buffers is (inputs, the gradient dy that comes back); the passes give the output, and the gradients of the inputs
-that require one.
+A set of buffers is (inputs, the gradient dy that comes back); the passes give the output, and the gradients of the
+inputs that require one.
 """
 import torch
 from interleaved import GRAPH_CALLS
@@ -19,7 +19,7 @@ def passes_on(device):
 
 
 class OnCPU:
-    """One call a round, on the next set of buffers. Results are kept until their set's turn, so that they rotate as well."""
+    """One call a round, on the next set of buffers; results are kept until their set's turn: they rotate, too."""
 
     calls = 1
 
@@ -37,7 +37,7 @@ class OnCPU:
 
 
 class OnGPU:
-    """CUDA graphs of at least GRAPH_CALLS forward passes, and of as many backward passes, going round the sets of buffers."""
+    """CUDA graphs of at least GRAPH_CALLS forward passes, and of as many backward passes, round the sets of buffers."""
 
     def __init__(self, function, sets):
         stream, forward, backward = torch.cuda.Stream(), torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
@@ -45,7 +45,7 @@ class OnGPU:
         self.calls, self.sets = repeats * len(sets), 1
         ys, found = [None] * len(sets), [None] * len(sets)  # kept, so that the outputs rotate as well
         stream.wait_stream(torch.cuda.current_stream())
-        # torch.compile's backward would by default write over what the forward saved, and it runs many times on one forward.
+        # The backward pass runs many times on one forward, whose saved tensors must stay; see `donated_buffer`.
         with torch.cuda.stream(stream):
             for _ in range(3):
                 inputs, dy = sets[0]

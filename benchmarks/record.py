@@ -5,8 +5,8 @@
 
 A record holds medians and quartile ranges, not the single rounds: {"command", "date", "machine": {device, versions, commit},
 "took": {long group that was run whole: seconds},
-"groups": [{"group", what its variants share, "rivals": {variant: {"median_s", "iqr_s", "min_s", what only this one has}}}]}, times in
-seconds; "rivals" are all variants, ours too. What ran on different devices goes into different files.
+"groups": [{"group", what its variants share, "rivals": {variant: {"median_s", "iqr_s", "min_s", its own figures}}}]},
+times in seconds; "rivals" are all variants, ours too. What ran on different devices goes into different files.
 """
 import argparse
 import json
@@ -55,7 +55,8 @@ def _shared_first(name, variants):
               if not key.endswith("_s") and not key.startswith(("ratio_", "quartiles_", "pct_"))
               and all(other.get(key) == value for other in rest)}
     return {"group": name, **shared,
-            "rivals": {variant: {key: value for key, value in info.items() if key not in shared} for variant, info in variants.items()}}
+            "rivals": {variant: {key: value for key, value in info.items() if key not in shared}
+                       for variant, info in variants.items()}}
 
 
 def _rounded(value):
@@ -78,7 +79,8 @@ def write(record, records=RECORDS, name=""):
     groups = []
     for group in record["groups"]:
         shared = json.dumps({key: value for key, value in group.items() if key != "rivals"})[:-1]
-        variants = ",\n".join(f"   {json.dumps(variant)}: {json.dumps(info)}" for variant, info in group["rivals"].items())
+        variants = ",\n".join(f"   {json.dumps(variant)}: {json.dumps(info)}"
+                              for variant, info in group["rivals"].items())
         groups.append(f'  {shared}, "rivals": {{\n{variants}}}}}')
     path.write_text("{\n" + head + ',\n "groups": [\n' + ",\n".join(groups) + "]\n}\n")
     return path

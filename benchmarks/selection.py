@@ -1,7 +1,8 @@
 """Which cases run, and which are named instead: the long groups, and what this machine lacks the GPUs for.
 
-A case is long by `@pytest.mark.long(name)`, a name of `LONG`, and asks for devices by `@pytest.mark.gpus(number)`. A
-measurement is all cases that share their parameters but for the variant and the pass: they are built and timed together.
+A case is long by `@pytest.mark.long(name)`, a name of `LONG`, and asks for devices by `@pytest.mark.gpus(number)`.
+A measurement is all cases that share their parameters but for the variant and the pass: they are built and timed
+together.
 """
 import json
 from collections import Counter
@@ -10,8 +11,8 @@ from pathlib import Path
 from record import RECORDS
 
 LONG = {
-    "lrn-pool-all": "the map operations in NCHW and in the other data types; on a GPU at other batches, and torch.compile",
-    "step-all": "a step's other baselines: torch.compile, merged, reference, default-allocator, no-lrn; on a GPU 1,024 images",
+    "lrn-pool-all": "the map operations in NCHW and other data types; on a GPU at other batches, and torch.compile",
+    "step-all": "a step beside torch.compile, merged, reference, default-allocator, no-lrn; on a GPU 1,024 images",
     "fed-step": "a step with images that a pipeline makes meanwhile",
     "exchange": "the four layers that read both towers, with and without overlap",
     "two-gpus": "a step of the paper's network against its one-GPU network",
@@ -76,8 +77,8 @@ def recorded_times(device=None, folder=RECORDS):
     for path in sorted(Path(folder).glob("*/*.json")):
         record = json.loads(path.read_text())
         for name, seconds in (record.get("took") or {}).items() if isinstance(record, dict) else ():
-            where = record["machine"]["device"]
-            found.setdefault(name, []).append(((where == device, record["date"]), (seconds, where, record["date"][:10])))
+            where, date = record["machine"]["device"], record["date"]
+            found.setdefault(name, []).append(((where == device, date), (seconds, where, date[:10])))
     return {name: max(times)[1] for name, times in found.items()}
 
 

@@ -1,4 +1,4 @@
-"""The lines that end a run: of each of our variants how many times as fast it is as the baselines, then what was not run."""
+"""The lines that end a run: how many times as fast as the baselines each variant of ours is, then what was not run."""
 import textwrap
 
 # The variants that have a line of their own; where an operation is not named, those that begin with "ours-".
@@ -10,14 +10,17 @@ BASELINES = "eager", "compile"  # that have a column of their own
 
 
 def lines(entries, left_out, took):
-    """entries: the "benchmarks" of pytest-benchmark's JSON. left_out: {long group: how long it takes}. took: {group: seconds}."""
+    """entries: the "benchmarks" of pytest-benchmark's JSON; left_out: {long group: how long it takes}, as text;
+    took: {long group: seconds}.
+    """
     told = []
     if entries:
         title = ("times as fast as (quartiles)", "eager", "torch.compile", "others", "time")
         told += ["", machine(entries[0]["extra_info"]), *_row(title), *_row(["-" * width for width in WIDTHS])]
         told += [line for group in _groups(entries) for line in _of_group(*group)]
     if took:
-        told += ["", "long groups, all of it: " + ", ".join(f"{name} {seconds:.0f} s" for name, seconds in took.items())]
+        times = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in took.items())
+        told += ["", f"long groups, with building and checking: {times}"]
     if left_out:
         told += ["", "long groups, not run; --long runs all, -k NAME one:"]
         told += [f"  {name:14}{how_long}" for name, how_long in left_out.items()]
@@ -32,10 +35,14 @@ def machine(info):
 
 
 def _groups(entries):
-    """(name, {variant: its entry}, {pass: the variants of that pass}): of an operation in two passes the one of both."""
+    """(name, {variant: its entry}, {pass: the variants of that pass}).
+
+    Where forward and backward were timed each by itself, the entries are those of both together.
+    """
     groups = {}
     for entry in entries:
-        groups.setdefault(entry["group"] or entry["name"], {})[entry["extra_info"].get("variant", entry["name"])] = entry
+        variant = entry["extra_info"].get("variant", entry["name"])
+        groups.setdefault(entry["group"] or entry["name"], {})[variant] = entry
     together = {}
     for name, variants in groups.items():
         info = next(iter(variants.values()))["extra_info"]
@@ -81,7 +88,8 @@ def _row(cells):
     wrapped = [textwrap.wrap(cell, width) or [""] for cell, width in zip(cells, WIDTHS, strict=True)]
     for number in range(max(map(len, wrapped))):
         parts = [cell[number] if number < len(cell) else "" for cell in wrapped]
-        yield "  ".join(f"{part:{'>' if column == 4 else ''}{WIDTHS[column]}}" for column, part in enumerate(parts)).rstrip()
+        *left, time = [f"{part:{width}}" for part, width in zip(parts, WIDTHS, strict=True)]
+        yield "  ".join([*left, time.strip().rjust(WIDTHS[-1])]).rstrip()
 
 
 def _ratio(info, baseline):

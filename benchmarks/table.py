@@ -88,7 +88,8 @@ def _others(groups):
                     if "pct_of_training" in info:
                         ratios.append(f"{info['pct_of_training']:.2f} % of training, every 10 min")
                     images = f"{info['images_per_s']:,.0f}" if "images_per_s" in info else ""
-                    rows.append(_row(name, variant, _time(info), images, _percent(info.get("pct_of_roof")), ", ".join(ratios)))
+                    rows.append(_row(name, variant, _time(info), images, _percent(info.get("pct_of_roof")),
+                                     ", ".join(ratios)))
     return ["", _row("group", "who", "time", "images/s", "% of a copy", "times faster than"),
             _row("---", "---", "---:", "---:", "---:", "---"), *rows] if rows else []
 

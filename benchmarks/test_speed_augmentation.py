@@ -13,7 +13,8 @@ import statistics
 import pytest
 import torch
 from baselines import absence
-from interleaved import GRAPH_CALLS, REPLAY, CopyRoof, buffer_sets, clocks, compare, provenance, replay, time_interleaved
+from interleaved import (GRAPH_CALLS, REPLAY, CopyRoof, buffer_sets, clocks, compare, provenance, replay,
+                         time_interleaved)
 
 from alexnet_mp import paper
 from alexnet_mp.kernels import augment, reference
@@ -91,7 +92,8 @@ def eager(pictures, top, left, flip, mean, shift):
     places = list(zip(top.tolist(), left.tolist(), flip.tolist()))
 
     def crops(of):
-        windows = [image[row:row + CROP, column:column + CROP] for image, (row, column, _) in zip(of, places, strict=True)]
+        windows = [image[row:row + CROP, column:column + CROP]
+                   for image, (row, column, _) in zip(of, places, strict=True)]
         return torch.stack([window.flip(1) if turned else window for window, (_, _, turned) in zip(windows, places)])
 
     x = crops(pictures).float()

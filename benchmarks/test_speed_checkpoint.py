@@ -44,7 +44,8 @@ def test_checkpoint(variant, benchmark, measured, rounds, request):
     seconds, noted = measured(batch, rounds)
     benchmark.group = f"checkpoint-{DEVICE.type}-fp32-b{batch}"
     replay(benchmark, seconds[variant])
-    benchmark.extra_info.update(provenance(DEVICE) | noted | {"op": "checkpoint", "variant": variant, "dtype": "fp32", "batch": batch})
+    benchmark.extra_info.update(provenance(DEVICE) | noted | {
+        "op": "checkpoint", "variant": variant, "dtype": "fp32", "batch": batch})
     if variant == "step-meanwhile":
         turns = {name: {"round": values} for name, values in seconds.items() if name.startswith("step")}
         benchmark.extra_info.update(compare(turns, "round", None, ("step",))[variant])
@@ -55,7 +56,10 @@ def test_checkpoint(variant, benchmark, measured, rounds, request):
 
 
 def measure(batch, rounds, directory):
-    """({variant: seconds, one a round}, what the record says of the conditions); the snapshot compared with the weights first."""
+    """({variant: seconds, one a round}, what the record says of the conditions).
+
+    The snapshot is compared with the weights first.
+    """
     training = Training(batch, directory)
     training.step()  # the velocities come to be
     content, copies = training.trainer.snapshot(), training.copy()

@@ -40,12 +40,14 @@ def test_exchange(place, edge, variant, benchmark, measured, asked, rounds, requ
         pytest.skip("on two devices there is nothing to concatenate before it has crossed")
     benchmark.group = f"exchange-{place}-{edge}-fp32-b{batch}"
     replay(benchmark, seconds[variant]["fwdbwd"])
-    benchmark.extra_info.update(provenance(devices[0]) | noted | compare(seconds, "fwdbwd", None, VARIANTS[1:])[variant] | {
-        "op": "exchange", "variant": variant, "dtype": "fp32", "batch": batch, "edge": edge, "place": place, "carried_bytes": bytes_[variant]})
+    figures = compare(seconds, "fwdbwd", None, VARIANTS[1:])[variant]
+    benchmark.extra_info.update(provenance(devices[0]) | noted | figures | {
+        "op": "exchange", "variant": variant, "dtype": "fp32", "batch": batch, "edge": edge, "place": place,
+        "carried_bytes": bytes_[variant]})
 
 
 def measure(devices, edge, batch, rounds, asked):
-    """The answers compared, then the variants timed: (seconds, bytes carried, what the record says of the conditions)."""
+    """The answers compared, then the variants timed: (seconds, bytes carried, the conditions, for the record)."""
     network = TwoTowerAlexNet(paper(), devices)
     alone = devices[0] == devices[1]
     variants = {name: Edge(network, edge, batch, name) for name in asked if alone or name != "concatenated"}

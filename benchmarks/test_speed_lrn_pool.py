@@ -4,8 +4,9 @@
 
 A group is an operation, pass, data type, batch and layout (`lrnpool1-bwd-fp32-b128-channels_last`), its variants are
 ours, plain PyTorch, torch.compile, on a GPU cuDNN's LRN + pool, and a copy of as many bytes as the pass must move
-(`roofline.py`): 100 % of the roof. `fwdbwd` is the two together. Before the first round every variant's output and gradients are compared with `reference.py`
-in float64. Forward is the training pass, with all that backward needs saved; backward gives the gradients of x and of the bias.
+(`roofline.py`): 100 % of the roof. `fwdbwd` is the two together. Before the first round every variant's output and
+gradients are compared with `reference.py` in float64. Forward is the training pass, with all that backward needs saved;
+backward gives the gradients of x and of the bias.
 
 `--long` takes the other data types, layouts and batches, too. On a CPU each round calls the operation once. On a GPU it
 replays a CUDA graph of at least 20 calls, for every variant, so that nobody is charged for launches.
@@ -114,7 +115,7 @@ def test_lrn_pool(case, step, variant, benchmark, measured, asked, rounds):
 
 
 class Measurement:
-    """Variants of a case checked and timed. absent: {variant: why it is not there}; wrong: {variant: the error it made}."""
+    """Variants of a case checked and timed. absent: {variant: why it is not there}; wrong: {variant: its error}."""
 
     def __init__(self, case, rounds, names):
         self.case, self.absent, self.wrong = case, {}, {}
@@ -161,11 +162,12 @@ class Measurement:
         times = compare(self.seconds, step, bytes_, ("eager", "compile", "cudnn", "reference"))
         wall = {"wall_s": statistics.median(self.wall[variant][step])} if case.device.type == "cuda" else {}
         return provenance(case.device) | {
-            "op": case.op.name, "pass": step, "dtype": case.dtype, "batch": case.batch, "layout": case.layout, "variant": variant,
+            "op": case.op.name, "pass": step, "dtype": case.dtype, "batch": case.batch, "layout": case.layout,
+            "variant": variant,
             "shape": [case.op.maps, case.op.height, case.op.width], "bytes": bytes_, "flops": case.op.flops(step, case.batch),
             "saved_bytes": case.op.saved_bytes(case.batch, case.dtype), **times[variant], **wall,
-            "calls_a_round": self.calls[variant], "clocks_before": self.clocks[0], "clocks_after": self.clocks[1], "seed": SEED,
-            "cache": self.cache}
+            "calls_a_round": self.calls[variant], "clocks_before": self.clocks[0], "clocks_after": self.clocks[1],
+            "seed": SEED, "cache": self.cache}
 
 
 class Absent(Exception):
@@ -220,8 +222,8 @@ def call(function, tensors):
 def check_answer(function, case, tensors, ours):
     """Compare y and dx of a few images with `reference.py` in float64, and dbias with the sum of dx. Raises AssertionError.
 
-    The maximum of a window may be decided the other way where two values are nearly equal, and is, in many windows, where a variant
-    rounds the values to 16 bits before it compares them: so a share of the gradients may differ.
+    The maximum of a window may be decided the other way where two values are nearly equal, and is, in many windows,
+    where a variant rounds the values to 16 bits before it compares them: so a share of the gradients may differ.
     """
     (x, bias), dy = tensors
     y, dx, dbias = call(function, tensors)

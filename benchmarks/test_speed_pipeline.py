@@ -5,8 +5,8 @@
 Groups, 256x256, batch 128, fp32, on the CPU and, where there is one, on a GPU: every pipeline, from JPEGs of quality 95
 (`dali`, and `torch` with two workers) and from pixels (`raw`), with the colour noise on; and, a long group, one step of
 the 2012 recipe with images that are there already (`fixed`) and with those that each pipeline makes meanwhile:
-`pct_feeding` is what the step takes longer. The sets are made by `prepare` from 512 pictures whose spectrum falls as that
-of photographs does; they stay in the page cache.
+`pct_feeding` is what the step takes longer. The sets are made by `prepare` from 512 pictures whose spectrum falls as
+that of photographs does; they stay in the page cache.
 """
 import functools
 import gc
@@ -73,7 +73,8 @@ def test_pipeline(variant, device, benchmark, measured, asked, rounds, request):
         pytest.skip("DALI is not installed")
     benchmark.group = f"pipeline-{device.partition(':')[0]}-fp32-b{batch}"
     replay(benchmark, seconds[variant]["batch"])
-    benchmark.extra_info.update(provenance(torch.device(device)) | noted | compare(seconds, "batch", None, VARIANTS)[variant] | {
+    figures = compare(seconds, "batch", None, VARIANTS)[variant]
+    benchmark.extra_info.update(provenance(torch.device(device)) | noted | figures | {
         "op": "pipeline", "variant": variant, "dtype": "fp32", "batch": batch, "workers": WORKERS,
         "images_per_s": batch / float(np.median(seconds[variant]["batch"]))})
 
@@ -119,7 +120,7 @@ class Calls:
 
 
 def measure(sets, device, batch, rounds, asked):
-    """Batches of each pipeline. A variant works alone when its turn comes: what it has made ahead while others ran is used up first."""
+    """Batches of each pipeline, which works alone in its turn: what it made ahead while others ran is used up first."""
     device = torch.device(device)
     recipe, before = replace(paper(), batch_size=batch), clocks(device)
     images = len(sets["jpeg"].splits["train"])

@@ -11,7 +11,8 @@ import statistics
 import pytest
 import torch
 from baselines import absence
-from interleaved import GRAPH_CALLS, REPLAY, CopyRoof, clocks, compare, last_level_cache, provenance, replay, time_interleaved
+from interleaved import (GRAPH_CALLS, REPLAY, CopyRoof, clocks, compare, last_level_cache, provenance, replay,
+                         time_interleaved)
 from roofline import sgd_bytes
 
 from alexnet_mp import paper
@@ -31,8 +32,8 @@ def measured():
 
 @pytest.mark.benchmark(timer=REPLAY)
 @pytest.mark.parametrize("device, variant", [
-    pytest.param(device, variant, id=f"{device.type}-sgd-{variant}", marks=[pytest.mark.gpus(1)] * (device.type == "cuda"))
-    for device, variant in ROWS])
+    pytest.param(device, variant, id=f"{device.type}-sgd-{variant}",
+                 marks=[pytest.mark.gpus(1)] * (device.type == "cuda")) for device, variant in ROWS])
 def test_sgd(device, variant, benchmark, measured, asked, rounds):
     if reason := absence(variant, device):
         pytest.skip(reason)
@@ -73,7 +74,7 @@ def parameters(device):
 
 
 class Update:
-    """One variant's update of the tensors, which all variants share: float32 stays finite, since gradients and decay are small."""
+    """One variant's update of the tensors, which all share: float32 stays finite, as gradients and decay are small."""
 
     sets = 1
 

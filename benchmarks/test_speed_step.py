@@ -6,8 +6,9 @@ On a CPU a step is forward, loss and backward; on a GPU the update follows, of o
 Both towers are on one device. `towers` and `merged` are ours, `graphs` the towers as CUDA graphs, `reference` the towers with plain
 PyTorch kernels. `eager` and `compile` are a good engineer's two towers (`baselines.py`), in bf16 under autocast; on a
 CPU `default-allocator` is `eager` in a process of its own, whose allocator gives freed memory back, as PyTorch's does
-unless it is told otherwise; all else runs in one process, with freed memory kept. `no-lrn` is the one-tower network without LRN that is called AlexNet today: another network,
-which shows what the paper's costs.
+unless it is told otherwise; all else runs in one process, with freed memory kept. `no-lrn` is the one-tower network
+without LRN that is called AlexNet today: another network, which shows what the paper's costs. `--long`, or a name, asks
+for all but `towers`, `graphs` and `eager`.
 
 Before the first round the losses and the first layer's gradients are compared, without dropout. `saved_bytes`: what forward keeps
 for backward, each storage once, without weights and images. On a GPU `launch_s` is the host's time to launch a step, and
@@ -52,8 +53,8 @@ def measured():
 
 @pytest.mark.benchmark(timer=REPLAY)
 @pytest.mark.parametrize("variant", [
-    pytest.param(name, marks=[pytest.mark.gpus(1)] * (name == "graphs") + [pytest.mark.long("step-all")] * (name not in USUAL))
-    for name in VARIANTS])
+    pytest.param(name, marks=[pytest.mark.gpus(1)] * (name == "graphs")
+                 + [pytest.mark.long("step-all")] * (name not in USUAL)) for name in VARIANTS])
 @pytest.mark.parametrize("dtype, batch", [
     # bf16, and 1,024 images, are measured on a GPU.
     pytest.param(dtype, batch, id=f"{dtype}-b{batch}", marks=[pytest.mark.gpus(1)] * ((dtype, batch) != CASES[0])
@@ -68,7 +69,8 @@ def test_step(dtype, batch, variant, benchmark, measured, asked, rounds, request
     against = ("eager", "compile", "default-allocator", "no-lrn", "reference", "merged", "towers")
     figures = compare(seconds, "step", None, against)[variant] | found.get(variant, {})
     figures["images_per_s"] = batch / statistics.median(seconds[variant]["step"])
-    benchmark.extra_info.update(provenance(DEVICE) | noted | figures | {"op": "step", "variant": variant, "dtype": dtype, "batch": batch})
+    benchmark.extra_info.update(provenance(DEVICE) | noted | figures | {
+        "op": "step", "variant": variant, "dtype": dtype, "batch": batch})
 
 
 def measure(dtype, batch, asked, rounds):
@@ -240,8 +242,8 @@ class DefaultAllocator:
     calls, sets = 1, 1
 
     def __init__(self, batch):
-        self.process = subprocess.Popen([sys.executable, Path(__file__).with_name("default_allocator.py"), str(batch)], text=True,
-                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.process = subprocess.Popen([sys.executable, Path(__file__).with_name("default_allocator.py"), str(batch)],
+                                        text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self.runs = {"step": self.step}
         self._hear("ready")
 
@@ -252,7 +254,8 @@ class DefaultAllocator:
 
     def _hear(self, word):
         if (said := self.process.stdout.readline().strip()) != word:
-            raise RuntimeError(f"default_allocator.py said {said!r} for {word!r}; it ended with status {self.process.poll()}")
+            raise RuntimeError(f"default_allocator.py said {said!r} for {word!r}; it ended with status "
+                               f"{self.process.poll()}")
 
     def end(self):
         self.process.stdin.close()

@@ -71,8 +71,8 @@ def asks(tmp_path):
     environment |= {"PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""}
 
     def run(*arguments):
-        done = subprocess.run([sys.executable, "-m", "pytest", *arguments, "--benchmark-only", "-p", "writes_down", "-s",
-                               "-p", "no:cacheprovider"], env=environment, capture_output=True, text=True)
+        done = subprocess.run([sys.executable, "-m", "pytest", *arguments, "--benchmark-only", "-p", "writes_down",
+                               "-s", "-p", "no:cacheprovider"], env=environment, capture_output=True, text=True)
         said = {line.partition("asked: ")[2] for line in done.stdout.splitlines() if "asked: " in line}
         return said, done.stdout + done.stderr
 
@@ -99,7 +99,7 @@ def test_long_groups_are_named_and_a_missing_gpu_is_told_once(asks):
     (["/test_speed_exchange.py", "/test_speed_step.py::test_step[fp32-b128-no-lrn]"],
      {"exchange concatenated in-order overlapped", "step no-lrn"})], ids=["all", "a file and a case"])
 def test_a_long_group_runs_where_it_is_asked_for(asks, arguments, expected):
-    said, printed = asks(*(argument if argument.startswith("-") else f"{BENCHMARKS}{argument}" for argument in arguments))
+    said, printed = asks(*(one if one.startswith("-") else f"{BENCHMARKS}{one}" for one in arguments))
     assert said == expected and "long groups" not in printed, printed
 
 

@@ -37,7 +37,8 @@ def test_the_quartiles_of_a_ratio_are_those_of_its_rounds():
 
 def entry(group, variant, median, **info):
     machine = {"device": "AMD EPYC, 2 threads", "torch": "2.13.0", "commit": "0123456789abcdef", "dirty": False}
-    return {"group": group, "name": f"test[{variant}]", "stats": {"median": median, "iqr": 0.0, "min": median, "rounds": 5},
+    return {"group": group, "name": f"test[{variant}]",
+            "stats": {"median": median, "iqr": 0.0, "min": median, "rounds": 5},
             "extra_info": {**machine, "variant": variant, **info}}
 
 
@@ -46,13 +47,14 @@ def entries():
     found = []
     for step, part, share in (("fwd", 0.4, 20.2), ("bwd", 0.6, 21.9), ("fwdbwd", 1.0, 21.0)):
         known = {"op": "lrnpool1", "pass": step}
-        found += [entry(f"lrnpool1-{step}-fp32-b128-channels_last", "ours-cpu", 0.0271 * part, **known, ratio_to_eager=20.44,
+        group = f"lrnpool1-{step}-fp32-b128-channels_last"
+        found += [entry(group, "ours-cpu", 0.0271 * part, **known, ratio_to_eager=20.44,
                         quartiles_to_eager=[19.8, 21.0], ratio_to_compile=12.7, pct_of_roof=share),
-                  entry(f"lrnpool1-{step}-fp32-b128-channels_last", "eager", 0.554 * part, **known, ratio_to_eager=1.0),
-                  entry(f"lrnpool1-{step}-fp32-b128-channels_last", "copy", 0.005 * part, **known, pct_of_roof=100.0)]
+                  entry(group, "eager", 0.554 * part, **known, ratio_to_eager=1.0),
+                  entry(group, "copy", 0.005 * part, **known, pct_of_roof=100.0)]
     return [*found,
-            entry("sgd-fp32", "ours-cpu", 0.0233, op="sgd", ratio_to_foreach=2.57, ratio_to_fused=0.97, ratio_to_reference=2.2,
-                  pct_of_roof=157.0),
+            entry("sgd-fp32", "ours-cpu", 0.0233, op="sgd", ratio_to_foreach=2.57, ratio_to_fused=0.97,
+                  ratio_to_reference=2.2, pct_of_roof=157.0),
             entry("step-fp32-b128", "towers", 2.551, op="step", ratio_to_eager=1.85, quartiles_to_eager=[1.8, 1.9],
                   ratio_to_towers=1.0, images_per_s=50.2),
             entry("step-fp32-b128", "eager", 4.7, op="step", ratio_to_eager=1.0, ratio_to_towers=0.54),
@@ -63,20 +65,20 @@ def entries():
 
 def test_ratios_come_first_and_each_of_ours_has_a_line():
     found = summary.lines(entries(), {"step-all": "181 s on AMD EPYC, 2026-11-29"}, {"exchange": 71.4})
-    assert [line for line in found if line] == [
-        "AMD EPYC, 2 threads, torch 2.13.0, commit 0123456789",
-        "times as fast as (quartiles)              eager             torch.compile     others                               time",
-        "----------------------------------------  ----------------  ----------------  ------------------------------  ---------",
-        "lrnpool1-fp32-b128-channels_last cpu      20.4 (19.8-21.0)  12.7              20 and 22 % of a copy             27.1 ms",
-        "sgd-fp32 cpu                                                                  foreach 2.57, fused 0.97,         23.3 ms",
-        "                                                                              reference 2.20; 157 % of a",
-        "                                                                              copy",
-        "step-fp32-b128 towers                     1.85 (1.80-1.90)                    50 images/s                      2,551 ms",
-        "checkpoint-cpu-fp32-b16 step-meanwhile                                        step 0.63                        1,500 ms",
-        "pipeline-cpu-fp32-b128 raw                                                    dali 13.3; 27,530 images/s        4.65 ms",
-        "long groups, all of it: exchange 71 s",
-        "long groups, not run; --long runs all, -k NAME one:",
-        "  step-all      181 s on AMD EPYC, 2026-11-29"]
+    assert [line for line in found if line] == """\
+AMD EPYC, 2 threads, torch 2.13.0, commit 0123456789
+times as fast as (quartiles)              eager             torch.compile     others                               time
+----------------------------------------  ----------------  ----------------  ------------------------------  ---------
+lrnpool1-fp32-b128-channels_last cpu      20.4 (19.8-21.0)  12.7              20 and 22 % of a copy             27.1 ms
+sgd-fp32 cpu                                                                  foreach 2.57, fused 0.97,         23.3 ms
+                                                                              reference 2.20; 157 % of a
+                                                                              copy
+step-fp32-b128 towers                     1.85 (1.80-1.90)                    50 images/s                      2,551 ms
+checkpoint-cpu-fp32-b16 step-meanwhile                                        step 0.63                        1,500 ms
+pipeline-cpu-fp32-b128 raw                                                    dali 13.3; 27,530 images/s        4.65 ms
+long groups, with building and checking: exchange 71 s
+long groups, not run; --long runs all, -k NAME one:
+  step-all      181 s on AMD EPYC, 2026-11-29""".splitlines()
     assert summary.lines([], {}, {}) == []
 
 
@@ -91,19 +93,20 @@ def test_all_that_was_ever_recorded_fits_the_columns():
         kept = json.loads(path.read_text())
         if "groups" in kept:
             known = [{"group": group["group"], "name": "", "stats": {"median": info["median_s"]},
-                      "extra_info": kept["machine"] | {key: value for key, value in group.items() if key != "rivals"} | info
-                      | {"variant": variant}} for group in kept["groups"] for variant, info in group["rivals"].items()]
+                      "extra_info": {**kept["machine"], **group, **info, "variant": variant}}
+                     for group in kept["groups"] for variant, info in group["rivals"].items()]
             found = summary.lines(known, {}, {})
             assert len(found) > 4 and max(map(len, found)) <= 120
 
 
 def test_the_newest_record_of_this_device_says_how_long_a_group_takes(tmp_path, monkeypatch):
     for device, date, took in (("A", "2026-11-24T10:00:00", {"exchange": 71.44444, "step-all": 181.0}),
-                               ("A", "2026-11-25T10:00:00", {"exchange": 60.0}), ("B", "2026-11-26T10:00:00", {"exchange": 9.0})):
-        one = entry("exchange-cpu", "overlapped", 1.0) | {}
+                               ("A", "2026-11-25T10:00:00", {"exchange": 60.0}),
+                               ("B", "2026-11-26T10:00:00", {"exchange": 9.0})):
+        one = entry("exchange-cpu", "overlapped", 1.0)
         one["extra_info"] |= {"device": device}
-        for kept in record.records_of({"datetime": date, "benchmarks": [one], "took": took}, "python benchmarks/record.py"):
-            record.write(kept, tmp_path)
+        kept, = record.records_of({"datetime": date, "benchmarks": [one], "took": took}, "record.py")
+        record.write(kept, tmp_path)
     (tmp_path / "a" / "profile.json").write_text("[]")  # another tool's file
     times = selection.recorded_times("A", tmp_path)
     assert times == {"exchange": (60.0, "A", "2026-11-25"), "step-all": (181.0, "A", "2026-11-24")}
@@ -143,7 +146,8 @@ def test_cases_that_lack_gpus_are_told_together():
     assert able == cases[:2] and lacking == {1: [*cases[2:4], *sgd], 2: cases[4:]}
     assert selection.reason(1, 0, lacking[1]) == "needs 1 CUDA device, found 0: 5 cases (exchange 2, sgd 3)"
     able, lacking = selection.without_gpus([*cases, *sgd], 1)
-    assert len(able) == 7 and selection.reason(2, 1, lacking[2]) == "needs 2 CUDA devices, found 1: 2 cases (exchange 2)"
+    assert len(able) == 7
+    assert selection.reason(2, 1, lacking[2]) == "needs 2 CUDA devices, found 1: 2 cases (exchange 2)"
     assert selection.without_gpus([*cases, *sgd], 2)[1] == {}
 
 

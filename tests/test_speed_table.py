@@ -30,8 +30,9 @@ def raw(ours=0.001, device="NVIDIA H200", commit="0123456789abcdef", date="2026-
             ratios = {"ratio_to_eager": 0.0142 / seconds, "ratio_to_compile": 0.0031 / seconds, "pct_of_roof": 0.08 / seconds}
             entries.append({"group": f"lrnpool1-{step}-bf16-b128-channels_last", "name": f"test[{variant}]",
                             "stats": {"median": seconds * share, "iqr": 1e-5, "min": 1e-4, "rounds": 15, "data": [seconds] * 15},
-                            "extra_info": {**machine, **ratios, "variant": variant, "op": "lrnpool1", "pass": step, "dtype": "bf16",
-                                           "batch": 128, "layout": "channels_last", "bytes": 96_700_000}})
+                            "extra_info": {**machine, **ratios, "variant": variant, "op": "lrnpool1", "pass": step,
+                                           "dtype": "bf16", "batch": 128, "layout": "channels_last",
+                                           "bytes": 96_700_000}})
     entries.append({"group": "sgd-fp32", "name": "test_sgd[fused]",
                     "stats": {"median": 0.05, "iqr": 0.001, "min": 0.04, "rounds": 15},
                     "extra_info": {**machine, "variant": "fused", "op": "sgd", "pct_of_roof": 80.0}})
