@@ -8,8 +8,8 @@ from interleaved import LEAST_ROUNDS, MOST_ROUNDS, SECONDS, provenance
 from alexnet_mp.allocator import keep_freed_memory
 
 # {long group: its cases that were left out}; {measurement: the long group that its time is charged to};
-# {long group: seconds}; the long groups of which a case passed, and those of which one failed.
-LEFT_OUT, CHARGED, TOOK, PASSED, FAILED = (pytest.StashKey() for _ in range(5))
+# {long group: seconds}; the long groups of which a case passed, and those of which one failed; cases that lack a GPU.
+LEFT_OUT, CHARGED, TOOK, PASSED, FAILED, LACKING = (pytest.StashKey() for _ in range(6))
 
 
 def pytest_addoption(parser):
@@ -27,7 +27,7 @@ def pytest_configure(config):
     config.addinivalue_line("filterwarnings", "ignore:.*torch.jit.script_method:DeprecationWarning")
     config.option.benchmark_quiet = config.option.verbose <= 0  # else a table of every group's times before ours
     config.stash[LEFT_OUT], config.stash[CHARGED], config.stash[TOOK] = {}, {}, {}
-    config.stash[PASSED], config.stash[FAILED] = set(), set()
+    config.stash[PASSED], config.stash[FAILED], config.stash[LACKING] = set(), set(), []
 
 
 def pytest_itemcollected(item):
@@ -54,6 +54,7 @@ def pytest_collection_modifyitems(config, items):
     for needed, cases in lacking.items():  # one of them says it for all
         cases[0].add_marker(pytest.mark.skip(reason=selection.reason(needed, found, cases)))
         kept.add(cases[0])
+        config.stash[LACKING].extend(cases)
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
     items[:] = [item for item in items if item in kept]
     # Of a part of a group, or of other numbers than its own, the time says nothing.
@@ -89,7 +90,7 @@ def pytest_terminal_summary(terminalreporter, config):
     device = entries[0]["extra_info"].get("device") if entries else None
     times = selection.recorded_times(device)
     left_out = {name: selection.how_long(name, times) for name in config.stash[LEFT_OUT]}
-    for line in summary.lines(entries, left_out, took(config)):
+    for line in summary.lines(entries, left_out, took(config), selection.files(config.stash[LACKING])):
         terminalreporter.write_line(line)
 
 

@@ -53,9 +53,13 @@ def without_gpus(items, found):
 
 def reason(needed, found, items):
     """The line that says why these cases are skipped."""
+    return f"needs {needed} CUDA device{'s' * (needed > 1)}, found {found} ({len(items)} cases in one line)"
+
+
+def files(items):
+    """How many cases of which file, as text."""
     counts = Counter(item.path.stem.removeprefix("test_speed_") for item in items)
-    files = ", ".join(f"{name} {count}" for name, count in counts.items())
-    return f"needs {needed} CUDA device{'s' * (needed > 1)}, found {found}: {len(items)} cases ({files})"
+    return ", ".join(f"{name} {count}" for name, count in counts.items())
 
 
 def names_of_measurements(items):

@@ -9,14 +9,16 @@ WIDTHS = 40, 16, 16, 30, 9  # with two spaces between them, less than 120 column
 BASELINES = "eager", "compile"  # that have a column of their own
 
 
-def lines(entries, left_out, took):
+def lines(entries, left_out, took, lacking=""):
     """entries: the "benchmarks" of pytest-benchmark's JSON; left_out: {long group: how long it takes}, as text;
-    took: {long group: seconds}.
+    took: {long group: seconds}; lacking: the cases for whose GPUs none was found, as text.
     """
     told = []
     if entries:
         title = ("times as fast as (quartiles)", "eager", "torch.compile", "others", "time")
-        told += ["", machine(entries[0]["extra_info"]), *_row(title), *_row(["-" * width for width in WIDTHS])]
+        told += ["", machine(entries[0]["extra_info"]),
+                 "ratios of the medians of interleaved rounds; in brackets the quartiles of the rounds' own ratios", "",
+                 *_row(title), *_row(["-" * width for width in WIDTHS])]
         told += [line for group in _groups(entries) for line in _of_group(*group)]
     if took:
         times = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in took.items())
@@ -24,6 +26,8 @@ def lines(entries, left_out, took):
     if left_out:
         told += ["", "long groups, not run; --long runs all, -k NAME one:"]
         told += [f"  {name:14}{how_long}" for name, how_long in left_out.items()]
+    if lacking:
+        told += ["", *textwrap.wrap(f"cases not run for lack of GPUs: {lacking}", 120, subsequent_indent="  ")]
     return told
 
 

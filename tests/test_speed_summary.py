@@ -64,9 +64,10 @@ def entries():
 
 
 def test_ratios_come_first_and_each_of_ours_has_a_line():
-    found = summary.lines(entries(), {"step-all": "181 s on AMD EPYC, 2026-11-29"}, {"exchange": 71.4})
+    found = summary.lines(entries(), {"step-all": "181 s on AMD EPYC, 2026-11-29"}, {"exchange": 71.4}, "sgd 5")
     assert [line for line in found if line] == """\
 AMD EPYC, 2 threads, torch 2.13.0, commit 0123456789
+ratios of the medians of interleaved rounds; in brackets the quartiles of the rounds' own ratios
 times as fast as (quartiles)              eager             torch.compile     others                               time
 ----------------------------------------  ----------------  ----------------  ------------------------------  ---------
 lrnpool1-fp32-b128-channels_last cpu      20.4 (19.8-21.0)  12.7              20 and 22 % of a copy             27.1 ms
@@ -78,13 +79,14 @@ checkpoint-cpu-fp32-b16 step-meanwhile                                        st
 pipeline-cpu-fp32-b128 raw                                                    dali 13.3; 27,530 images/s        4.65 ms
 long groups, with building and checking: exchange 71 s
 long groups, not run; --long runs all, -k NAME one:
-  step-all      181 s on AMD EPYC, 2026-11-29""".splitlines()
+  step-all      181 s on AMD EPYC, 2026-11-29
+cases not run for lack of GPUs: sgd 5""".splitlines()
     assert summary.lines([], {}, {}) == []
 
 
 def test_baselines_alone_have_their_lines():
     alone = [one for one in entries() if one["extra_info"]["variant"] == "eager"]
-    found = [line.split("  ")[0] for line in summary.lines(alone, {}, {})[4:]]
+    found = [line.split("  ")[0] for line in summary.lines(alone, {}, {})[6:]]
     assert found == ["lrnpool1-fp32-b128-channels_last eager", "step-fp32-b128 eager"]
 
 
@@ -96,7 +98,7 @@ def test_all_that_was_ever_recorded_fits_the_columns():
                       "extra_info": {**kept["machine"], **group, **info, "variant": variant}}
                      for group in kept["groups"] for variant, info in group["rivals"].items()]
             found = summary.lines(known, {}, {})
-            assert len(found) > 4 and max(map(len, found)) <= 120
+            assert len(found) > 6 and max(map(len, found)) <= 120
 
 
 def test_the_newest_record_of_this_device_says_how_long_a_group_takes(tmp_path, monkeypatch):
@@ -144,10 +146,11 @@ def test_cases_that_lack_gpus_are_told_together():
     sgd = [Case("sgd", {"variant": variant}, 1) for variant in "abc"]
     able, lacking = selection.without_gpus([*cases, *sgd], 0)
     assert able == cases[:2] and lacking == {1: [*cases[2:4], *sgd], 2: cases[4:]}
-    assert selection.reason(1, 0, lacking[1]) == "needs 1 CUDA device, found 0: 5 cases (exchange 2, sgd 3)"
+    assert selection.reason(1, 0, lacking[1]) == "needs 1 CUDA device, found 0 (5 cases in one line)"
+    assert selection.files(lacking[1]) == "exchange 2, sgd 3"
     able, lacking = selection.without_gpus([*cases, *sgd], 1)
     assert len(able) == 7
-    assert selection.reason(2, 1, lacking[2]) == "needs 2 CUDA devices, found 1: 2 cases (exchange 2)"
+    assert selection.reason(2, 1, lacking[2]) == "needs 2 CUDA devices, found 1 (2 cases in one line)"
     assert selection.without_gpus([*cases, *sgd], 2)[1] == {}
 
 
