@@ -1,4 +1,4 @@
-"""cuDNN's own LRN and max-pool through ctypes: what one could call before there was a fused kernel, as a rival to time.
+"""cuDNN's own LRN and max-pool through ctypes: what one could call before there was a fused kernel, as a baseline.
 
 PyTorch never calls cuDNN's LRN and offers no way to. The bias and ReLU before it are one PyTorch operation each.
 """

@@ -1,11 +1,12 @@
 """Run the benchmarks and keep what they found: benchmarks/records/<device>/<date>-<commit>[-<name>].json, some ten kilobytes.
 
-    python benchmarks/record.py [--name sgd] [pytest's arguments: -k "cpu and fp32", --rounds 30]
+    python benchmarks/record.py [--name sgd] [pytest's arguments: --long, -k "cpu and fp32", --rounds 30]
     python benchmarks/record.py --from RAW.json      the same from a file that pytest --benchmark-json wrote
 
 A record holds medians and quartile ranges, not the single rounds: {"command", "date", "machine": {device, versions, commit},
-"groups": [{"group", what its rivals share, "rivals": {rival: {"median_s", "iqr_s", "min_s", what only this one has}}}]}, times in
-seconds. What ran on different devices goes into different files.
+"took": {long group that was run whole: seconds},
+"groups": [{"group", what its variants share, "rivals": {variant: {"median_s", "iqr_s", "min_s", its own figures}}}]},
+times in seconds; "rivals" are all variants, ours too. What ran on different devices goes into different files.
 """
 import argparse
 import json
@@ -18,7 +19,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 RECORDS = HERE / "records"
-# What a benchmark says of its machine (in_turn.provenance): the same for all that ran on a device.
+# What a benchmark says of its machine (interleaved.provenance): the same for all that ran on a device.
 MACHINE = ("device", "last_level_cache", "threads", "cpu_capability", "driver", "python", "torch", "triton", "cuda", "cudnn",
            "tf32", "commit", "dirty")
 
@@ -35,46 +36,52 @@ def records_of(raw, command):
         info, stats = dict(entry["extra_info"]), entry["stats"]
         machine = {key: info.pop(key) for key in MACHINE if key in info}
         record = records.setdefault(machine["device"],
-                                    {"command": command, "date": raw["datetime"][:19], "machine": machine, "groups": {}})
+                                    {"command": command, "date": raw["datetime"][:19], "machine": machine,
+                                     "took": _rounded(raw.get("took", {})), "groups": {}})
         if record["machine"] != machine:
             raise ValueError(f"{entry['name']} ran on {machine}, others on {record['machine']}: record them apart")
-        rival = info.pop("rival", None) or entry["name"]
+        variant = info.pop("variant", None) or entry["name"]
         info = {"median_s": stats["median"], "iqr_s": stats["iqr"], "min_s": stats["min"], "rounds": stats["rounds"], **info}
-        record["groups"].setdefault(entry["group"] or entry["name"], {})[rival] = _rounded(info)
+        record["groups"].setdefault(entry["group"] or entry["name"], {})[variant] = _rounded(info)
     for record in records.values():
-        record["groups"] = [_shared_first(name, rivals) for name, rivals in record["groups"].items()]
+        record["groups"] = [_shared_first(name, variants) for name, variants in record["groups"].items()]
     return list(records.values())
 
 
-def _shared_first(name, rivals):
-    """A group with what all its rivals have in common told once."""
-    first, *rest = rivals.values()
+def _shared_first(name, variants):
+    """A group with what all its variants have in common told once."""
+    first, *rest = variants.values()
     shared = {key: value for key, value in first.items()
-              if not key.endswith("_s") and not key.startswith(("ratio_", "pct_"))
+              if not key.endswith("_s") and not key.startswith(("ratio_", "quartiles_", "pct_"))
               and all(other.get(key) == value for other in rest)}
     return {"group": name, **shared,
-            "rivals": {rival: {key: value for key, value in info.items() if key not in shared} for rival, info in rivals.items()}}
+            "rivals": {variant: {key: value for key, value in info.items() if key not in shared}
+                       for variant, info in variants.items()}}
 
 
 def _rounded(value):
     """Floats to four digits: a timing has no more."""
     if isinstance(value, dict):
         return {key: _rounded(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_rounded(inner) for inner in value]
     return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
 def write(record, records=RECORDS, name=""):
-    """Write a record into its device's folder, one line a rival; returns the path."""
+    """Write a record into its device's folder, one line a variant; returns the path."""
     commit = record["machine"].get("commit")
     short = commit[:10] + ("-changes" if "+changes" in commit else "") if commit else "none"
     path = Path(records) / slug(record["machine"]["device"]) / f"{record['date'][:10]}-{short}{name and '-' + name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    head = ",\n".join(f" {json.dumps(key)}: {json.dumps(record[key])}" for key in ("command", "date", "machine"))
+    head = ",\n".join(f" {json.dumps(key)}: {json.dumps(record[key])}" for key in ("command", "date", "machine", "took")
+                      if record.get(key))
     groups = []
     for group in record["groups"]:
         shared = json.dumps({key: value for key, value in group.items() if key != "rivals"})[:-1]
-        rivals = ",\n".join(f"   {json.dumps(rival)}: {json.dumps(info)}" for rival, info in group["rivals"].items())
-        groups.append(f'  {shared}, "rivals": {{\n{rivals}}}}}')
+        variants = ",\n".join(f"   {json.dumps(variant)}: {json.dumps(info)}"
+                              for variant, info in group["rivals"].items())
+        groups.append(f'  {shared}, "rivals": {{\n{variants}}}}}')
     path.write_text("{\n" + head + ',\n "groups": [\n' + ",\n".join(groups) + "]\n}\n")
     return path
 

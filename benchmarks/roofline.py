@@ -39,9 +39,9 @@ def _print(figures):
     print("map operation (a tower)                     MB  limit us   MFLOP  saved MB  eager MB  inductor MB")
     for row in figures["maps"]:
         label = f"{row['op']} {'x'.join(map(str, row['shape']))} {row['pass']} {row['dtype']} b{row['batch']}"
-        rivals = f"{row['eager_bytes'] / 1e6:9.1f} {row['inductor_bytes'] / 1e6:12.1f}" if "eager_bytes" in row else ""
+        others = f"{row['eager_bytes'] / 1e6:9.1f} {row['inductor_bytes'] / 1e6:12.1f}" if "eager_bytes" in row else ""
         print(f"{label:36} {row['bytes'] / 1e6:9.1f} {row['limit_us']:9.1f} {row['flops'] / 1e6:7.0f} "
-              f"{row['saved_bytes'] / 1e6:9.1f} {rivals}".rstrip())
+              f"{row['saved_bytes'] / 1e6:9.1f} {others}".rstrip())
     print(f"\nSGD, all towers: {figures['sgd_bytes'] / 1e9:.3f} GB\n\ntraining step on one device, ms")
     for row in figures["steps"]:
         times = ", ".join(f"{name} {value:.3f}" for name, value in row["ms"].items())

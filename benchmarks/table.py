@@ -18,7 +18,7 @@ README = Path(__file__).parent.parent / "README.md"
 PAGE = README.parent / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- speed: begin -->", "<!-- speed: end -->"
 NOTHING = "No measurement is recorded yet."
-# README's rows: an operation's name in the records, what it is, and the rivals of its two columns.
+# README's rows: an operation's name in the records, what it is, and the baselines of its two columns.
 SHOWN = {"lrnpool1": ("conv1's bias, ReLU, LRN, max-pool", ("eager",), ("compile",)),
          "lrnpool2": ("conv2's bias, ReLU, LRN, max-pool", ("eager",), ("compile",)),
          "maxpool5": ("conv5's bias, ReLU, max-pool", ("eager",), ("compile",)),
@@ -54,7 +54,7 @@ def ratios(folder):
                 if case != (op, "fp32", "channels_last", "fwdbwd"):
                     continue
                 for who, info in group["rivals"].items():
-                    cells = [_against(info, rivals) for rivals in columns]
+                    cells = [_against(info, baselines) for baselines in columns]
                     if (who == "towers" or who.startswith("ours-")) and any(cells):
                         kernels = group.get("kernels") or who.removeprefix("ours-")
                         rows.append(_row(what, f"{device}, {kernels}", *cells, record["date"][:10]))
@@ -63,10 +63,10 @@ def ratios(folder):
     return "\n".join(head + rows) if rows else NOTHING
 
 
-def _against(info, rivals):
+def _against(info, baselines):
     """"20", or "2.6 (foreach), 0.97 (fused)"; nothing where none was measured."""
-    found = {rival: _times(info[f"ratio_to_{rival}"]) for rival in rivals if f"ratio_to_{rival}" in info}
-    return ", ".join(f"{ratio} ({rival})" if len(rivals) > 1 else ratio for rival, ratio in found.items())
+    found = {name: _times(info[f"ratio_to_{name}"]) for name in baselines if f"ratio_to_{name}" in info}
+    return ", ".join(f"{ratio} ({name})" if len(baselines) > 1 else ratio for name, ratio in found.items())
 
 
 def _device(device, groups):
@@ -92,7 +92,7 @@ def _maps(groups):
     for case, passes in cases.items():
         both = passes.get("fwdbwd", {})
         plain, mark = ("eager", "") if "eager" in both else ("reference", " *")
-        for name in [rival for rival in both if rival.startswith("ours-")]:
+        for name in [variant for variant in both if variant.startswith("ours-")]:
             ours = both[name]
             percents = [passes.get(step, {}).get(name, {}).get("pct_of_roof") for step in ("fwd", "bwd")]
             rows.append(_row(*case, name.removeprefix("ours-"), _time(ours), _time(both.get(plain)) + mark,
@@ -112,16 +112,17 @@ def _others(groups):
     rows = []
     for name, (_, group) in groups.items():
         if "pass" not in group:
-            for rival, info in group["rivals"].items():
+            for variant, info in group["rivals"].items():
                 ratios = [f"{key.removeprefix('ratio_to_')} {_times(value)}" for key, value in info.items()
-                          if key.startswith("ratio_to_") and key != f"ratio_to_{rival}"]
-                if rival != "copy":
-                    if "pct_feeding" in info and rival != "fixed":
+                          if key.startswith("ratio_to_") and key != f"ratio_to_{variant}"]
+                if variant != "copy":
+                    if "pct_feeding" in info and variant != "fixed":
                         ratios.append(f"{info['pct_feeding']:+.1f} % against fixed")
                     if "pct_of_training" in info:
                         ratios.append(f"{info['pct_of_training']:.2f} % of training, every 10 min")
                     images = f"{info['images_per_s']:,.0f}" if "images_per_s" in info else ""
-                    rows.append(_row(name, rival, _time(info), images, _percent(info.get("pct_of_roof")), ", ".join(ratios)))
+                    rows.append(_row(name, variant, _time(info), images, _percent(info.get("pct_of_roof")),
+                                     ", ".join(ratios)))
     return ["", _row("group", "who", "time", "images/s", "% of a copy", "times faster than"),
             _row("---", "---", "---:", "---:", "---:", "---"), *rows] if rows else []
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from in_turn import REPLAY, clocks, provenance, replay
+from interleaved import REPLAY, clocks, compare, provenance, replay, rounds_in
 
 from alexnet_mp import TwoTowerAlexNet, paper
 from alexnet_mp.data.pixel_statistics import Statistics
@@ -28,7 +28,7 @@ from alexnet_mp.training.trainer import Trainer
 
 DEVICE = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
 BATCH = 128 if torch.cuda.is_available() else 16
-RIVALS = ("copy", "snapshot", "write", "step", "step-meanwhile")
+VARIANTS = ("copy", "snapshot", "write", "step", "step-meanwhile")
 INTERVAL = 600  # seconds
 
 
@@ -38,21 +38,28 @@ def measured(tmp_path_factory):
 
 
 @pytest.mark.benchmark(timer=REPLAY)
-@pytest.mark.parametrize("rival", RIVALS)
-def test_checkpoint(rival, benchmark, measured, request):
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_checkpoint(variant, benchmark, measured, rounds, request):
     batch = (request.config.getoption("batch") or (BATCH,))[0]
-    seconds, noted = measured(batch, 1 if benchmark.disabled else request.config.getoption("rounds") or 7)
+    seconds, noted = measured(batch, rounds)
     benchmark.group = f"checkpoint-{DEVICE.type}-fp32-b{batch}"
-    replay(benchmark, seconds[rival])
-    benchmark.extra_info.update(provenance(DEVICE) | noted | {"op": "checkpoint", "rival": rival, "dtype": "fp32", "batch": batch})
-    if rival == "snapshot":
+    replay(benchmark, seconds[variant])
+    benchmark.extra_info.update(provenance(DEVICE) | noted | {
+        "op": "checkpoint", "variant": variant, "dtype": "fp32", "batch": batch})
+    if variant == "step-meanwhile":
+        turns = {name: {"round": values} for name, values in seconds.items() if name.startswith("step")}
+        benchmark.extra_info.update(compare(turns, "round", None, ("step",))[variant])
+    if variant == "snapshot":
         median = {name: float(np.median(values)) for name, values in seconds.items()}
         lost = median["snapshot"] + noted["steps_meanwhile"] * max(0.0, median["step-meanwhile"] - median["step"])
         benchmark.extra_info.update(pct_of_training=100 * lost / INTERVAL, pct_of_roof=100 * median["copy"] / median["snapshot"])
 
 
 def measure(batch, rounds, directory):
-    """({rival: seconds, one a round}, what the record says of the conditions); the snapshot compared with the weights first."""
+    """({variant: seconds, one a round}, what the record says of the conditions).
+
+    The snapshot is compared with the weights first.
+    """
     training = Training(batch, directory)
     training.step()  # the velocities come to be
     content, copies = training.trainer.snapshot(), training.copy()
@@ -62,10 +69,10 @@ def measure(batch, rounds, directory):
     assert not torch.equal(content.weights["fc8.weight"], training.network.merged_state()["fc8.weight"])
     del content, copies
 
-    seconds, before = {name: [] for name in RIVALS}, clocks(DEVICE)
+    seconds, before = {name: [] for name in VARIANTS}, clocks(DEVICE)
     runs = {"copy": training.copy, "snapshot": training.trainer.snapshot, "write": training.write, "step": training.step}
-    for turn in range(-1, rounds):
-        for name in random.Random(turn).sample(RIVALS, len(RIVALS)):
+    for turn in rounds_in(rounds=rounds, warm_up=1):
+        for name in random.Random(turn).sample(VARIANTS, len(VARIANTS)):
             took = training.step_meanwhile() if name == "step-meanwhile" else training.clock(runs[name])
             if turn >= 0:
                 seconds[name].append(took)

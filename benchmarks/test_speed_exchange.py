@@ -10,14 +10,15 @@ import functools
 
 import pytest
 import torch
-from in_turn import REPLAY, clocks, compare, provenance, replay, time_in_turn
+from interleaved import REPLAY, clocks, compare, provenance, replay, time_interleaved
 
 from alexnet_mp import TwoTowerAlexNet, paper
 from alexnet_mp.recipes import shapes
 
 EDGES = [size.layer.name for size in shapes.sizes(paper()) if size.layer.reads == "both"]
 PLACES = {"cpu": ("cpu", "cpu"), "one-gpu": ("cuda:0", "cuda:0"), "two-gpus": ("cuda:0", "cuda:1")}
-RIVALS = ("overlapped", "in-order", "concatenated")
+GPUS = {"one-gpu": 1, "two-gpus": 2}
+VARIANTS = ("overlapped", "in-order", "concatenated")
 SEED = 0
 
 
@@ -27,42 +28,42 @@ def measured():
 
 
 @pytest.mark.benchmark(timer=REPLAY)
-@pytest.mark.parametrize("rival", RIVALS)
+@pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("edge", EDGES)
-@pytest.mark.parametrize("place", PLACES)
-def test_exchange(place, edge, rival, benchmark, measured, asked, request):
+@pytest.mark.parametrize("place", [
+    pytest.param(place, marks=[pytest.mark.gpus(GPUS[place])] if place in GPUS else ()) for place in PLACES])
+@pytest.mark.long("exchange")
+def test_exchange(place, edge, variant, benchmark, measured, asked, rounds, request):
     devices = tuple(map(torch.device, PLACES[place]))
-    needed = len({device for device in devices if device.type == "cuda"})
-    if torch.cuda.device_count() < needed:
-        pytest.skip(f"needs {needed} CUDA device(s), found {torch.cuda.device_count()}")
     batch = (request.config.getoption("batch") or (2 if benchmark.disabled else 128,))[0]
-    rounds = 1 if benchmark.disabled else request.config.getoption("rounds") or 15
     seconds, bytes_, noted = measured(devices, edge, batch, rounds, asked)
-    if rival not in seconds:
+    if variant not in seconds:
         pytest.skip("on two devices there is nothing to concatenate before it has crossed")
     benchmark.group = f"exchange-{place}-{edge}-fp32-b{batch}"
-    replay(benchmark, seconds[rival]["fwdbwd"])
-    benchmark.extra_info.update(provenance(devices[0]) | noted | compare(seconds, "fwdbwd", None, RIVALS[1:])[rival] | {
-        "op": "exchange", "rival": rival, "dtype": "fp32", "batch": batch, "edge": edge, "place": place, "carried_bytes": bytes_[rival]})
+    replay(benchmark, seconds[variant]["fwdbwd"])
+    figures = compare(seconds, "fwdbwd", None, VARIANTS[1:])[variant]
+    benchmark.extra_info.update(provenance(devices[0]) | noted | figures | {
+        "op": "exchange", "variant": variant, "dtype": "fp32", "batch": batch, "edge": edge, "place": place,
+        "carried_bytes": bytes_[variant]})
 
 
 def measure(devices, edge, batch, rounds, asked):
-    """The answers compared, then the rivals timed: (seconds, bytes carried, what the record says of the conditions)."""
+    """The answers compared, then the variants timed: (seconds, bytes carried, the conditions, for the record)."""
     network = TwoTowerAlexNet(paper(), devices)
     alone = devices[0] == devices[1]
-    rivals = {name: Edge(network, edge, batch, name) for name in asked if alone or name != "concatenated"}
-    oracle = rivals.get("in-order") or Edge(network, edge, batch, "in-order")
+    variants = {name: Edge(network, edge, batch, name) for name in asked if alone or name != "concatenated"}
+    oracle = variants.get("in-order") or Edge(network, edge, batch, "in-order")
     with torch.backends.cudnn.flags(enabled=True, deterministic=True, benchmark=False, allow_tf32=False):
-        answers, wanted = {name: rival.answers() for name, rival in rivals.items()}, oracle.answers()
+        answers, wanted = {name: variant.answers() for name, variant in variants.items()}, oracle.answers()
     for name, found in answers.items():
         for tensor, expected in zip(found, wanted, strict=True):
             error = ((tensor - expected).norm() / expected.norm()).item()
             # With and without overlap the same operations are done in the same order.
             assert error <= (1e-5 if name == "concatenated" else 0), f"{name}: {error:.1e} off"
     before = clocks(devices[0])
-    seconds, _ = time_in_turn(rivals, devices[0], rounds, seed=SEED)
+    seconds, _ = time_interleaved(variants, devices[0], rounds, seed=SEED)
     on_gpu = devices[0].type == "cuda"
-    bytes_ = {name: on_gpu * sum(entry.bytes for entry in rival.ledger) for name, rival in rivals.items()}
+    bytes_ = {name: on_gpu * sum(entry.bytes for entry in variant.ledger) for name, variant in variants.items()}
     return seconds, bytes_, {"kernels": network.kernels_used(), "clocks_before": before, "clocks_after": clocks(devices[0]), "seed": SEED}
 
 

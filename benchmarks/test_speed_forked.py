@@ -12,7 +12,7 @@ import statistics
 import pytest
 import torch
 from forked import Side, change, lay_out
-from in_turn import REPLAY, clocks, compare, provenance, replay, time_in_turn
+from interleaved import REPLAY, clocks, compare, provenance, replay, time_interleaved
 
 from alexnet_mp import TwoTowerAlexNet, paper
 from alexnet_mp.training.graphed_step import WARM_UP, make_step
@@ -30,18 +30,19 @@ def measured():
     return functools.cache(measure)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="streams and CUDA graphs need a GPU: there is none")
+@pytest.mark.gpus(1)
+@pytest.mark.long("forked")
 @pytest.mark.benchmark(timer=REPLAY)
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("variant", WAYS)
 @pytest.mark.parametrize("dtype, batch", [("bf16", 128), ("bf16", 1024), ("fp32", 128)])
-def test_forked(dtype, batch, way, benchmark, measured, request):
+def test_forked(dtype, batch, variant, benchmark, measured, rounds, request):
     batch = (request.config.getoption("batch") or (4 if benchmark.disabled else batch,))[0]
-    seconds, noted = measured(dtype, batch, 1 if benchmark.disabled else request.config.getoption("rounds") or 7)
+    seconds, noted = measured(dtype, batch, rounds)
     benchmark.group = f"forked-{dtype}-b{batch}"
-    replay(benchmark, seconds[way]["step"])
-    benchmark.extra_info.update(provenance(DEVICE) | noted | compare(seconds, "step", None, ("graphs",))[way] | {
-        "op": "forked", "rival": way, "dtype": dtype, "batch": batch,
-        "images_per_s": batch / statistics.median(seconds[way]["step"])})
+    replay(benchmark, seconds[variant]["step"])
+    benchmark.extra_info.update(provenance(DEVICE) | noted | compare(seconds, "step", None, ("graphs",))[variant] | {
+        "op": "forked", "variant": variant, "dtype": dtype, "batch": batch,
+        "images_per_s": batch / statistics.median(seconds[variant]["step"])})
 
 
 def measure(dtype, batch, rounds):
@@ -61,7 +62,7 @@ def measure(dtype, batch, rounds):
         for _ in range(WARM_UP + 3):  # eager ones and captures, whose replays are compared with eager passes
             step.step()
     before = clocks(DEVICE)
-    seconds, _ = time_in_turn(steps, DEVICE, rounds)
+    seconds, _ = time_interleaved(steps, DEVICE, rounds)
     used = steps["graphs"].network.kernels_used()
     return seconds, {"kernels": used, "clocks_before": before, "clocks_after": clocks(DEVICE), "seed": 0}
 

@@ -2,41 +2,33 @@
 
     pytest benchmarks/test_speed_lrn_pool.py --benchmark-only [-k "lrnpool1 and fp32"] [--batch 4] [--rounds 3]
 
-A group is an operation, pass, data type, batch and layout (`lrnpool1-bwd-fp32-b128-channels_last`), its rivals are ours, plain
-PyTorch, torch.compile, on a GPU cuDNN's LRN + pool, and a copy of as many bytes as the pass must move (`roofline.py`): 100 % of
-the roof. `fwdbwd` is the two together. Before the first round every rival's output and gradients are compared with `reference.py`
-in float64. Forward is the training pass, with all that backward needs saved; backward gives the gradients of x and of the bias.
+A group is an operation, pass, data type, batch and layout (`lrnpool1-bwd-fp32-b128-channels_last`), its variants are
+ours, plain PyTorch, torch.compile, on a GPU cuDNN's LRN + pool, and a copy of as many bytes as the pass must move
+(`roofline.py`): 100 % of the roof. `fwdbwd` is the two together. Before the first round every variant's output and
+gradients are compared with `reference.py` in float64. Forward is the training pass, with all that backward needs saved;
+backward gives the gradients of x and of the bias.
 
-On a CPU each round calls the operation once. On a GPU it replays a CUDA graph of at least 20 calls, for every rival, so that
-nobody is charged for launches. `F.local_response_norm` does not run on bfloat16 on a CPU: there the rival is `reference.py`.
+`--long` takes the other data types, layouts and batches, too. On a CPU each round calls the operation once. On a GPU it
+replays a CUDA graph of at least 20 calls, for every variant, so that nobody is charged for launches.
+`F.local_response_norm` does not run on bfloat16 on a CPU: there the baseline is `reference.py`.
 """
 import functools
 import gc
-import os
-import shutil
 import statistics
 from dataclasses import dataclass
 
 import pytest
 import torch
 import torch.nn.functional as F
+from baselines import absence
 from cudnn_lrn import CudnnLRNPool
-from in_turn import (
-    GRAPH_CALLS,
-    REPLAY,
-    CopyRoof,
-    buffer_sets,
-    clocks,
-    compare,
-    last_level_cache,
-    provenance,
-    replay,
-    time_in_turn,
-)
+from interleaved import (REPLAY, CopyRoof, buffer_sets, clocks, compare, last_level_cache, provenance, replay,
+                         time_interleaved)
+from passes import gradients, passes_on
 from roofline import WIDTH, MapOp, map_ops
 
 from alexnet_mp import paper
-from alexnet_mp.kernels import lrn_max_pool, max_pool, ops, reference
+from alexnet_mp.kernels import lrn_max_pool, max_pool, reference
 
 RECIPE = paper()
 LRN = dict(size=RECIPE.lrn_size, alpha=RECIPE.lrn_alpha, beta=RECIPE.lrn_beta, k=RECIPE.lrn_k)
@@ -50,7 +42,7 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Case:
-    """What one measurement holds: all passes and rivals of an operation, data type, batch and layout on a device."""
+    """What one measurement holds: all passes and variants of an operation, data type, batch and layout on a device."""
 
     op: MapOp
     dtype: str
@@ -65,7 +57,7 @@ class Case:
         return f"{self.op.name}-{step}-{self.dtype}-b{self.batch}-{self.layout}"
 
     @property
-    def rivals(self):
+    def variants(self):
         if self.device.type == "cuda":
             # kernels="cuda" leaves NCHW to Triton
             ours = ("ours-cuda", "ours-triton") if self.layout == "channels_last" else ("ours-triton",)
@@ -88,93 +80,102 @@ def cases(batches):
 
 
 def pytest_generate_tests(metafunc):
-    rows = [(case, step, rival) for case in cases(metafunc.config.getoption("batch")) for step in PASSES for rival in case.rivals]
-    metafunc.parametrize("case, step, rival", rows,
-                         ids=[f"{case.device.type}-{case.group(step)}-{rival}" for case, step, rival in rows])
+    batches, rows = metafunc.config.getoption("batch"), []
+    for case in cases(batches):
+        gpu = case.device.type == "cuda"
+        # What the towers compute in: their layout, the paper's data type and a GPU's usual one.
+        usual = (case.layout == "channels_last" and case.dtype in (("fp32", "bf16") if gpu else ("fp32",))
+                 and case.batch == min(batches or (128,)))
+        for step in PASSES:
+            for variant in case.variants:
+                # On a GPU torch.compile tries every kernel that it has, for minutes.
+                long = not usual or (gpu and variant == "compile")
+                marks = [pytest.mark.gpus(1)] * gpu + [pytest.mark.long("lrn-pool-all")] * long
+                rows.append(pytest.param(case, step, variant, marks=marks,
+                                         id=f"{case.device.type}-{case.group(step)}-{variant}"))
+    metafunc.parametrize("case, step, variant", rows)
 
 
 @pytest.fixture(scope="session")
 def measured():
-    """A function: case, rounds, rivals -> the `Measurement`, taken once."""
+    """A function: case, rounds, variants -> the `Measurement`, taken once."""
     return functools.cache(Measurement)
 
 
 @pytest.mark.benchmark(timer=REPLAY)
-def test_lrn_pool(case, step, rival, benchmark, measured, asked, request):
-    if case.device.type == "cuda" and not torch.cuda.is_available():
-        pytest.skip("no CUDA device was found")
-    rounds = 1 if benchmark.disabled else request.config.getoption("rounds") or 15
+def test_lrn_pool(case, step, variant, benchmark, measured, asked, rounds):
     measurement = measured(case, rounds, asked)
-    if rival in measurement.absent:
-        pytest.skip(measurement.absent[rival])
-    if rival in measurement.wrong:
-        raise measurement.wrong[rival]
+    if variant in measurement.absent:
+        pytest.skip(measurement.absent[variant])
+    if variant in measurement.wrong:
+        raise measurement.wrong[variant]
     benchmark.group = case.group(step)
-    replay(benchmark, measurement.seconds[rival][step])
-    benchmark.extra_info.update(measurement.facts(step, rival))
+    replay(benchmark, measurement.seconds[variant][step])
+    benchmark.extra_info.update(measurement.facts(step, variant))
 
 
 class Measurement:
-    """Rivals of a case checked and timed. absent: {rival: why it is not there}; wrong: {rival: the error it made}."""
+    """Variants of a case checked and timed. absent: {variant: why it is not there}; wrong: {variant: its error}."""
 
     def __init__(self, case, rounds, names):
         self.case, self.absent, self.wrong = case, {}, {}
         count = buffer_sets(case.batch * case.op.inputs * WIDTH[case.dtype], case.device)
         self.sets = [inputs(case, SEED + index) for index in range(count)]
         steps = {step: case.op.bytes(step, case.batch, case.dtype) for step in ("fwd", "bwd")}
-        rivals = {}
+        variants = {}
         for name in names:
             try:
-                rivals[name] = CopyRoof(steps, case.device) if name == "copy" else self._rival(name)
+                variants[name] = CopyRoof(steps, case.device) if name == "copy" else self._variant(name)
             except Absent as reason:
                 self.absent[name] = str(reason)
-            except Exception as error:  # told by this rival's own test; the others go on
+            except Exception as error:  # told by this variant's own test; the others go on
                 self.wrong[name] = error
         before = clocks(case.device)
-        self.seconds, self.wall = time_in_turn(rivals, case.device, rounds, seed=SEED)
+        self.seconds, self.wall = time_interleaved(variants, case.device, rounds, seed=SEED)
         for steps in (*self.seconds.values(), *self.wall.values()):
             steps["fwdbwd"] = [sum(both) for both in zip(steps["fwd"], steps["bwd"])]
         self.clocks = before, clocks(case.device)
-        self.calls = {name: rival.calls for name, rival in rivals.items()}
+        self.calls = {name: variant.calls for name, variant in variants.items()}
         self.cache = f"cold: {count} sets of buffers in turn, inputs of at least 3 x {last_level_cache(case.device) >> 20} MiB"
         self.sets = None
-        rivals.clear()
+        variants.clear()
         gc.collect()
         torch.compiler.reset()  # else the limit of compiled variants is reached and the next shape runs uncompiled
         if case.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _rival(self, name):
+    def _variant(self, name):
         try:
             function = implementation(name, self.case)
             if name == "cudnn":
-                call(function, *self.sets[0])
+                call(function, self.sets[0])
         except (OSError, RuntimeError) as error:
             if name == "cudnn":  # no library that ctypes can load, or a data type that it refuses
                 raise Absent(f"{name}: {type(error).__name__}: {str(error).strip().splitlines()[0]}") from error
             raise
         check_answer(function, self.case, self.sets[0], ours=name.startswith("ours") or name == "reference")
-        return (OnGPU if self.case.device.type == "cuda" else OnCPU)(function, self.sets)
+        return passes_on(self.case.device)(function, self.sets)
 
-    def facts(self, step, rival):
-        """What the record says of one rival's pass."""
+    def facts(self, step, variant):
+        """What the record says of one variant's pass."""
         case, bytes_ = self.case, self.case.op.bytes(step, self.case.batch, self.case.dtype)
         times = compare(self.seconds, step, bytes_, ("eager", "compile", "cudnn", "reference"))
-        wall = {"wall_s": statistics.median(self.wall[rival][step])} if case.device.type == "cuda" else {}
+        wall = {"wall_s": statistics.median(self.wall[variant][step])} if case.device.type == "cuda" else {}
         return provenance(case.device) | {
-            "op": case.op.name, "pass": step, "dtype": case.dtype, "batch": case.batch, "layout": case.layout, "rival": rival,
+            "op": case.op.name, "pass": step, "dtype": case.dtype, "batch": case.batch, "layout": case.layout,
+            "variant": variant,
             "shape": [case.op.maps, case.op.height, case.op.width], "bytes": bytes_, "flops": case.op.flops(step, case.batch),
-            "saved_bytes": case.op.saved_bytes(case.batch, case.dtype), **times[rival], **wall,
-            "calls_a_round": self.calls[rival], "clocks_before": self.clocks[0], "clocks_after": self.clocks[1], "seed": SEED,
-            "cache": self.cache}
+            "saved_bytes": case.op.saved_bytes(case.batch, case.dtype), **times[variant], **wall,
+            "calls_a_round": self.calls[variant], "clocks_before": self.clocks[0], "clocks_after": self.clocks[1],
+            "seed": SEED, "cache": self.cache}
 
 
 class Absent(Exception):
-    """A rival that this machine doesn't have."""
+    """A variant that this machine doesn't have."""
 
 
 def inputs(case, seed):
-    """x as a convolution leaves it, half of it negative, the bias of the layer, and the gradient that comes back."""
+    """(x as a convolution leaves it, half of it negative; the bias of the layer), and the gradient that comes back."""
     generator = torch.Generator(case.device).manual_seed(seed)
 
     def normal(*shape):
@@ -183,32 +184,27 @@ def inputs(case, seed):
     op = case.op
     x = (50 * normal(case.batch, op.maps, op.height, op.width)).to(DTYPES[case.dtype], memory_format=LAYOUTS[case.layout])
     dy = normal(case.batch, op.maps, op.out_height, op.out_width).to(DTYPES[case.dtype], memory_format=LAYOUTS[case.layout])
-    return x.requires_grad_(), (10 * normal(op.maps)).to(DTYPES[case.dtype]).requires_grad_(), dy
+    return (x.requires_grad_(), (10 * normal(op.maps)).to(DTYPES[case.dtype]).requires_grad_()), dy
 
 
 def implementation(name, case):
-    """The rival as a function (x, bias) -> y. Raises Absent where it isn't there."""
+    """The variant as a function (x, bias) -> y. Raises Absent where it isn't there."""
     def eager(x, bias):
         a = F.relu(x + bias.view(-1, 1, 1))
         if case.op.norm == "lrn":
             a = F.local_response_norm(a, RECIPE.lrn_size, RECIPE.lrn_size * RECIPE.lrn_alpha, RECIPE.lrn_beta, RECIPE.lrn_k)
         return F.max_pool2d(a, RECIPE.pool_size, RECIPE.pool_stride)
 
+    if reason := absence(name, case.device):
+        raise Absent(reason)
     if name.startswith("ours-"):
         kernels = name.removeprefix("ours-")
-        try:
-            ops.resolve(kernels, case.device)
-        except ValueError as error:
-            raise Absent(str(error)) from error
         if case.op.norm == "lrn":
             return functools.partial(lrn_max_pool, **LRN, **POOL, kernels=kernels)
         return functools.partial(max_pool, **POOL, kernels=kernels)
     if name == "reference":
         return functools.partial(reference.lrn_max_pool, **LRN, **POOL)
     if name == "compile":
-        compiler = os.environ.get("CXX", "c++")
-        if case.device.type == "cpu" and shutil.which(compiler) is None:
-            raise Absent(f"torch.compile needs a C++ compiler, and there is no {compiler}")
         torch._functorch.config.donated_buffer = False  # else no backward pass could run twice, which a graph's warm-up does
         return torch.compile(eager, dynamic=False, mode="max-autotune-no-cudagraphs" if case.device.type == "cuda" else None)
     if name == "cudnn":
@@ -216,20 +212,21 @@ def implementation(name, case):
     return eager
 
 
-def call(function, x, bias, dy, retain_graph=False):
+def call(function, tensors):
     """(y, dx, dbias)."""
-    y = function(x, bias)
-    return y, *torch.autograd.grad(y, (x, bias), dy, retain_graph=retain_graph)
+    inputs, dy = tensors
+    y = function(*inputs)
+    return y, *gradients(y, inputs, dy)
 
 
 def check_answer(function, case, tensors, ours):
     """Compare y and dx of a few images with `reference.py` in float64, and dbias with the sum of dx. Raises AssertionError.
 
-    The maximum of a window may be decided the other way where two values are nearly equal, and is, in many windows, where a rival
-    rounds the values to 16 bits before it compares them: so a share of the gradients may differ.
+    The maximum of a window may be decided the other way where two values are nearly equal, and is, in many windows,
+    where a variant rounds the values to 16 bits before it compares them: so a share of the gradients may differ.
     """
-    x, bias, dy = tensors
-    y, dx, dbias = call(function, *tensors)
+    (x, bias), dy = tensors
+    y, dx, dbias = call(function, tensors)
     xs, b = x[:SAMPLE].detach().double().requires_grad_(), bias.detach().double()
     expected = reference.lrn_max_pool(xs, b, **LRN, **POOL) if case.op.norm == "lrn" else reference.max_pool(xs, b, **POOL)
     expected_dx, = torch.autograd.grad(expected, xs, dy[:SAMPLE].double())
@@ -244,47 +241,3 @@ def check_answer(function, case, tensors, ours):
     scale = dx.double().square().sum((0, 2, 3)).sqrt()  # what rounding each value once could add up to, to first order
     error = ((dbias.double() - sums).abs() / scale).max().item()
     assert error < (1e-3 if exact else 1e-1), f"the gradient of the bias is {error:.1e} off the sum of x's, relative to its norm"
-
-
-class OnCPU:
-    """One call a round, on the next set of buffers. Results are kept until their set's turn, so that they rotate as well."""
-
-    calls = 1
-
-    def __init__(self, function, sets):
-        self.function, self.tensors, self.kept, self.turn, self.sets = function, sets, [None] * len(sets), 0, len(sets)
-        self.runs = {"fwd": self.forward, "bwd": self.backward}
-
-    def forward(self):
-        self.turn = (self.turn + 1) % self.sets
-        self.y = self.function(*self.tensors[self.turn][:2])
-
-    def backward(self):
-        x, bias, dy = self.tensors[self.turn]
-        self.kept[self.turn] = self.y, torch.autograd.grad(self.y, (x, bias), dy)
-
-
-class OnGPU:
-    """CUDA graphs of at least GRAPH_CALLS forward passes, and of as many backward passes, going round the sets of buffers."""
-
-    def __init__(self, function, sets):
-        stream, forward, backward = torch.cuda.Stream(), torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
-        repeats = -(-GRAPH_CALLS // len(sets))
-        self.calls, self.sets = repeats * len(sets), 1
-        ys, gradients = [None] * len(sets), [None] * len(sets)  # kept, so that the outputs rotate as well
-        stream.wait_stream(torch.cuda.current_stream())
-        # torch.compile's backward would by default write over what the forward saved, and it runs many times on one forward.
-        with torch.cuda.stream(stream):
-            for _ in range(3):
-                call(function, *sets[0], retain_graph=True)
-        torch.cuda.synchronize()
-        with torch.cuda.graph(forward, stream=stream):
-            for _ in range(repeats):
-                for index, (x, bias, _) in enumerate(sets):
-                    ys[index] = function(x, bias)
-        with torch.cuda.graph(backward, pool=forward.pool(), stream=stream):
-            for _ in range(repeats):
-                for index, (x, bias, dy) in enumerate(sets):
-                    gradients[index] = torch.autograd.grad(ys[index], (x, bias), dy, retain_graph=True)
-        self.runs = {"fwd": forward.replay, "bwd": backward.replay}
-        self.kept = ys, gradients

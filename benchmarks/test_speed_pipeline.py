@@ -1,11 +1,12 @@
 """Images a second of the input pipelines, and what feeding costs a training step.
 
-    pytest benchmarks/test_speed_pipeline.py --benchmark-only
+    pytest benchmarks/test_speed_pipeline.py --benchmark-only [-k "test_pipeline and cpu"] [--rounds 5]
 
-Groups, 256x256, batch 128, fp32, on the CPU and, where there is one, on a GPU: every pipeline, from JPEGs of quality 95 (`dali`, and
-`torch` with two workers) and from pixels (`raw`), with the colour noise on; and one step of the 2012 recipe with images that are
-there already (`fixed`) and with those that each pipeline makes meanwhile: `pct_feeding` is what the step takes longer. The sets are
-made by `prepare` from 2,048 pictures whose spectrum falls as that of photographs does; they stay in the page cache.
+Groups, 256x256, batch 128, fp32, on the CPU and, where there is one, on a GPU: every pipeline, from JPEGs of quality 95
+(`dali`, and `torch` with two workers) and from pixels (`raw`), with the colour noise on; and, a long group, one step of
+the 2012 recipe with images that are there already (`fixed`) and with those that each pipeline makes meanwhile:
+`pct_feeding` is what the step takes longer. The sets are made by `prepare` from 512 pictures whose spectrum falls as
+that of photographs does; they stay in the page cache.
 """
 import functools
 import gc
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from in_turn import REPLAY, clocks, compare, provenance, replay, time_in_turn
+from interleaved import REPLAY, clocks, compare, provenance, replay, rounds_in, time_interleaved
 from PIL import Image
 
 from alexnet_mp import TwoTowerAlexNet, paper, prepare, source2012
@@ -26,10 +27,10 @@ from alexnet_mp.data.pipeline_dali import DaliPipeline, available
 from alexnet_mp.data.pipeline_raw import RawPipeline
 from alexnet_mp.data.pipeline_torch import TorchPipeline
 
-DEVICES = ["cpu", "cuda:0"]
+DEVICES = ["cpu", pytest.param("cuda:0", marks=pytest.mark.gpus(1))]
 WORKERS = 2 if not torch.cuda.is_available() else len(os.sched_getaffinity(0))
-BATCH, PICTURES = 128, 2048  # no short batches
-RIVALS = {"dali": (DaliPipeline, "jpeg"), "torch": (TorchPipeline, "jpeg"), "raw": (RawPipeline, "pixels")}
+BATCH, PICTURES = 128, 512  # no short batches
+VARIANTS = {"dali": (DaliPipeline, "jpeg"), "torch": (TorchPipeline, "jpeg"), "raw": (RawPipeline, "pixels")}
 
 
 @pytest.fixture(scope="module")
@@ -64,60 +65,53 @@ def measured(sets):
 
 @pytest.mark.benchmark(timer=REPLAY)
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("rival", RIVALS)
-def test_pipeline(rival, device, benchmark, measured, asked, request):
-    skip_without(device)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_pipeline(variant, device, benchmark, measured, asked, rounds, request):
     batch = (request.config.getoption("batch") or (BATCH,))[0]
-    rounds = 1 if benchmark.disabled else request.config.getoption("rounds") or 15
     seconds, noted = measured[0](device, batch, rounds, asked)
-    if rival not in seconds:
+    if variant not in seconds:
         pytest.skip("DALI is not installed")
     benchmark.group = f"pipeline-{device.partition(':')[0]}-fp32-b{batch}"
-    replay(benchmark, seconds[rival]["batch"])
-    benchmark.extra_info.update(provenance(torch.device(device)) | noted | compare(seconds, "batch", None, RIVALS)[rival] | {
-        "op": "pipeline", "rival": rival, "dtype": "fp32", "batch": batch, "workers": WORKERS,
-        "images_per_s": batch / float(np.median(seconds[rival]["batch"]))})
+    replay(benchmark, seconds[variant]["batch"])
+    figures = compare(seconds, "batch", None, VARIANTS)[variant]
+    benchmark.extra_info.update(provenance(torch.device(device)) | noted | figures | {
+        "op": "pipeline", "variant": variant, "dtype": "fp32", "batch": batch, "workers": WORKERS,
+        "images_per_s": batch / float(np.median(seconds[variant]["batch"]))})
 
 
 @pytest.mark.benchmark(timer=REPLAY)
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("rival", ["fixed", *RIVALS])
-def test_step_that_is_fed(rival, device, benchmark, measured, asked, request):
-    skip_without(device)
+@pytest.mark.parametrize("variant", ["fixed", *VARIANTS])
+@pytest.mark.long("fed-step")
+def test_step_that_is_fed(variant, device, benchmark, measured, asked, rounds, request):
     batch = (request.config.getoption("batch") or (BATCH,))[0]
-    rounds = 1 if benchmark.disabled else request.config.getoption("rounds") or (15 if device != "cpu" else 7)
     seconds, noted = measured[1](device, batch, rounds, asked)
-    if rival not in seconds:
+    if variant not in seconds:
         pytest.skip("DALI is not installed")
     medians = {name: float(np.median(steps["step"])) for name, steps in seconds.items()}
     benchmark.group = f"fed-step-{device.partition(':')[0]}-fp32-b{batch}"
-    replay(benchmark, seconds[rival]["step"])
-    feeding = {"pct_feeding": 100 * (medians[rival] / medians["fixed"] - 1)} if "fixed" in medians else {}
+    replay(benchmark, seconds[variant]["step"])
+    feeding = {"pct_feeding": 100 * (medians[variant] / medians["fixed"] - 1)} if "fixed" in medians else {}
     benchmark.extra_info.update(provenance(torch.device(device)) | noted | feeding | {
-        "op": "fed-step", "rival": rival, "dtype": "fp32", "batch": batch, "workers": WORKERS,
-        "images_per_s": batch / medians[rival]})
-
-
-def skip_without(device):
-    if device != "cpu" and not torch.cuda.is_available():
-        pytest.skip("no CUDA device was found")
+        "op": "fed-step", "variant": variant, "dtype": "fp32", "batch": batch, "workers": WORKERS,
+        "images_per_s": batch / medians[variant]})
 
 
 def batches(sets, kind, recipe, device):
     """Training batches without end of one pipeline, on one device."""
-    pipeline_class, holds = RIVALS[kind]
+    pipeline_class, holds = VARIANTS[kind]
     pipeline = pipeline_class(sets[holds], recipe, [device, device], WORKERS)
     pipeline.use(sets[holds].statistics)
     return closing(pipeline.train(0, 10**6, lambda epoch: recipe.colour_noise))
 
 
 def there(asked):
-    """Those of the rivals asked for that can run."""
+    """Those of the variants asked for that can run."""
     return [kind for kind in asked if kind != "dali" or available()]
 
 
 class Calls:
-    """A rival of `in_turn`: several calls of a function, as one pass."""
+    """A variant of `interleaved`: several calls of a function, as one pass."""
 
     sets = 1
 
@@ -126,22 +120,22 @@ class Calls:
 
 
 def measure(sets, device, batch, rounds, asked):
-    """Batches of each pipeline. In its turn a rival works alone: what it has made ahead while others ran is used up first."""
+    """Batches of each pipeline, which works alone in its turn: what it made ahead while others ran is used up first."""
     device = torch.device(device)
     recipe, before = replace(paper(), batch_size=batch), clocks(device)
     images = len(sets["jpeg"].splits["train"])
     for kind in there(asked) if device.type == "cpu" else ():  # on a GPU the decoders differ
-        oracle = TorchPipeline(sets[RIVALS[kind][1]], recipe, [device], 0)
-        oracle.use(sets[RIVALS[kind][1]].statistics)
+        oracle = TorchPipeline(sets[VARIANTS[kind][1]], recipe, [device], 0)
+        oracle.use(sets[VARIANTS[kind][1]].statistics)
         with batches(sets, kind, recipe, device) as source, closing(oracle.train(0, 1, lambda epoch: recipe.colour_noise)) as expected:
             assert torch.equal(next(source).images[0], next(expected).images[0])
     runs = {kind: {"batch": []} for kind in there(asked)}
-    for turn in range(rounds):
+    for turn in rounds_in(rounds=rounds):
         for kind in np.random.default_rng(turn).permutation(list(runs)):
             with batches(sets, kind, recipe, device) as source:  # alone: nothing of another is at work
                 for _ in range(4):
                     next(source)
-                took, _ = time_in_turn({kind: Calls("batch", lambda: next(source), 8)}, device, 1)
+                took, _ = time_interleaved({kind: Calls("batch", lambda: next(source), 8)}, device, 1)
             runs[kind]["batch"] += took[kind]["batch"]
             gc.collect()
     return runs, {"clocks_before": before, "clocks_after": clocks(device), "pictures": images}
@@ -160,7 +154,7 @@ def measure_steps(sets, device, batch, rounds, asked):
         F.cross_entropy(network(*images), labels[:len(images[0])]).backward()
 
     runs = {kind: {"step": []} for kind in there(asked)}
-    for turn in range(rounds):
+    for turn in rounds_in(rounds=rounds):
         for kind in np.random.default_rng(turn).permutation(list(runs)):
             with ExitStack() as stack:
                 if kind == "fixed":
@@ -171,7 +165,7 @@ def measure_steps(sets, device, batch, rounds, asked):
 
                     def one(source=source):
                         step(next(source).images)
-                took, _ = time_in_turn({kind: Calls("step", one, 2)}, device, 1)  # after as many that don't count
+                took, _ = time_interleaved({kind: Calls("step", one, 2)}, device, 1)  # after as many that don't count
             runs[kind]["step"] += took[kind]["step"]
             gc.collect()
     return runs, {"clocks_before": before, "clocks_after": clocks(device), "kernels": network.kernels_used()}

@@ -10,17 +10,19 @@ import statistics
 
 import pytest
 import torch
-from in_turn import GRAPH_CALLS, REPLAY, CopyRoof, clocks, compare, last_level_cache, provenance, replay, time_in_turn
+from baselines import absence
+from interleaved import (GRAPH_CALLS, REPLAY, CopyRoof, clocks, compare, last_level_cache, provenance, replay,
+                         time_interleaved)
 from roofline import sgd_bytes
 
 from alexnet_mp import paper
-from alexnet_mp.kernels import ops, paper_sgd_, reference
 from alexnet_mp.recipes.shapes import parameter_counts, sizes
+from alexnet_mp.kernels import paper_sgd_, reference
 
 RECIPE = paper()
 RATE, SEED = 0.01, 0
-ROWS = [(torch.device(device), rival) for device, ours in (("cpu", "ours-cpu"), ("cuda:0", "ours-triton"))
-        for rival in (ours, "reference", "foreach", "fused", "copy")]
+ROWS = [(torch.device(device), variant) for device, ours in (("cpu", "ours-cpu"), ("cuda:0", "ours-triton"))
+        for variant in (ours, "reference", "foreach", "fused", "copy")]
 
 
 @pytest.fixture(scope="module")
@@ -29,41 +31,33 @@ def measured():
 
 
 @pytest.mark.benchmark(timer=REPLAY)
-@pytest.mark.parametrize("device, rival", ROWS, ids=[f"{device.type}-sgd-{rival}" for device, rival in ROWS])
-def test_sgd(device, rival, benchmark, measured, asked, request):
-    if device.type == "cuda" and not torch.cuda.is_available():
-        pytest.skip("no CUDA device was found")
-    if rival.startswith("ours-"):
-        try:
-            ops.resolve(rival.removeprefix("ours-"), device)
-        except ValueError as error:
-            pytest.skip(str(error))
-    rounds = 1 if benchmark.disabled else request.config.getoption("rounds") or 15
+@pytest.mark.parametrize("device, variant", [
+    pytest.param(device, variant, id=f"{device.type}-sgd-{variant}",
+                 marks=[pytest.mark.gpus(1)] * (device.type == "cuda")) for device, variant in ROWS])
+def test_sgd(device, variant, benchmark, measured, asked, rounds):
+    if reason := absence(variant, device):
+        pytest.skip(reason)
     seconds, wall, noted = measured(device, asked, rounds)
     benchmark.group = "sgd-fp32"
-    replay(benchmark, seconds[rival]["update"])
+    replay(benchmark, seconds[variant]["update"])
     bytes_ = sgd_bytes(RECIPE)
     times = compare(seconds, "update", bytes_, ("foreach", "fused", "reference"))
-    benchmark.extra_info.update(provenance(device) | noted | times[rival] | {
-        "op": "sgd", "rival": rival, "dtype": "fp32", "bytes": bytes_,
-        **({"wall_s": statistics.median(wall[rival]["update"])} if device.type == "cuda" else {})})
+    benchmark.extra_info.update(provenance(device) | noted | times[variant] | {
+        "op": "sgd", "variant": variant, "dtype": "fp32", "bytes": bytes_,
+        **({"wall_s": statistics.median(wall[variant]["update"])} if device.type == "cuda" else {})})
 
 
 def measure(device, asked, rounds):
     """Those asked for that are there, checked and timed: (seconds, the same by the host's clock, the conditions)."""
-    tensors, rivals = parameters(device), {}
+    tensors, variants = parameters(device), {}
     for name in asked:
         if name == "copy":
-            rivals[name] = CopyRoof({"update": sgd_bytes(RECIPE)}, device)
+            variants[name] = CopyRoof({"update": sgd_bytes(RECIPE)}, device)
             continue
-        if name.startswith("ours-"):
-            try:
-                ops.resolve(name.removeprefix("ours-"), device)
-            except ValueError:
-                continue  # its own test says so
-        rivals[name] = Update(name, tensors)
+        if not absence(name, device):  # else its own test says so
+            variants[name] = Update(name, tensors)
     before = clocks(device)
-    seconds, wall = time_in_turn(rivals, device, rounds, seed=SEED)
+    seconds, wall = time_interleaved(variants, device, rounds, seed=SEED)
     return seconds, wall, {
         "clocks_before": before, "clocks_after": clocks(device), "seed": SEED,
         "cache": f"cold: {12 * sum(parameter_counts(RECIPE)) >> 20} MiB of tensors in turn, "
@@ -80,7 +74,7 @@ def parameters(device):
 
 
 class Update:
-    """One rival's update of the tensors, which all rivals share: float32 stays finite, since gradients and decay are small."""
+    """One variant's update of the tensors, which all share: float32 stays finite, as gradients and decay are small."""
 
     sets = 1
 

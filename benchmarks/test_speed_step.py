@@ -1,13 +1,14 @@
-"""One training step: two towers, the equivalent merged network, and rivals in plain PyTorch.
+"""One training step: two towers, the equivalent merged network, and baselines in plain PyTorch.
 
-    pytest benchmarks/test_speed_step.py --benchmark-only [--batch 16] [--rounds 3]
+    pytest benchmarks/test_speed_step.py --benchmark-only [--batch 16] [--rounds 3] [-k "towers or eager"]
 
 On a CPU a step is forward, loss and backward; on a GPU the update follows, of ours the paper's, of the others torch's SGD (foreach).
 Both towers are on one device. `towers` and `merged` are ours, `graphs` the towers as CUDA graphs, `reference` the towers with plain
-PyTorch kernels. `eager` and `compile` are a good engineer's two towers (`rivals.py`), in bf16 under autocast; on a CPU `untouched` is
-`eager` in a process of its own, whose allocator gives freed memory back, as PyTorch's does unless it is told otherwise; all else runs
-in one process, with freed memory kept. `no-lrn` is the one-tower network without LRN that is called AlexNet today: another network,
-which shows what the paper's costs.
+PyTorch kernels. `eager` and `compile` are a good engineer's two towers (`baselines.py`), in bf16 under autocast; on a
+CPU `default-allocator` is `eager` in a process of its own, whose allocator gives freed memory back, as PyTorch's does
+unless it is told otherwise; all else runs in one process, with freed memory kept. `no-lrn` is the one-tower network
+without LRN that is called AlexNet today: another network, which shows what the paper's costs. `--long`, or a name, asks
+for all but `towers`, `graphs` and `eager`.
 
 Before the first round the losses and the first layer's gradients are compared, without dropout. `saved_bytes`: what forward keeps
 for backward, each storage once, without weights and images. On a GPU `launch_s` is the host's time to launch a step, and
@@ -16,8 +17,6 @@ for backward, each storage once, without weights and images. On a GPU `launch_s`
 import copy
 import dataclasses
 import functools
-import os
-import shutil
 import statistics
 import subprocess
 import sys
@@ -28,8 +27,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from in_turn import REPLAY, clocks, compare, provenance, replay, time_in_turn
-from rivals import EagerTowers, without_norms_and_towers
+from baselines import EagerTowers, absence, without_norms_and_towers
+from interleaved import REPLAY, clocks, compare, provenance, replay, time_interleaved
 
 from alexnet_mp import TwoTowerAlexNet, paper
 from alexnet_mp.profiling import machine_limits, roofline
@@ -41,10 +40,11 @@ DEVICE = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
 CASES = [("fp32", 128), ("bf16", 128), ("bf16", 1024)]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 RATE = 1e-6  # so that no step among hundreds diverges
-RIVALS = ("towers", "graphs", "merged", "reference", "eager", "compile", "untouched", "no-lrn")
+VARIANTS = ("towers", "graphs", "merged", "reference", "eager", "compile", "default-allocator", "no-lrn")
+USUAL = ("towers", "graphs", "eager")  # the others ask for --long
 ABSENT = {"reference": "the towers themselves run on the reference: no other kernels are built here",
           "graphs": "CUDA graphs need a GPU", "compile": "torch.compile needs a C++ compiler, and there is none",
-          "untouched": "an allocator of CPU memory: only there"}
+          "default-allocator": "an allocator of CPU memory: only there"}
 
 
 @pytest.fixture(scope="module")
@@ -53,59 +53,62 @@ def measured():
 
 
 @pytest.mark.benchmark(timer=REPLAY)
-@pytest.mark.parametrize("rival", RIVALS)
-@pytest.mark.parametrize("dtype, batch", CASES, ids=[f"{dtype}-b{batch}" for dtype, batch in CASES])
-def test_step(dtype, batch, rival, benchmark, measured, asked, request):
-    if DEVICE.type == "cpu" and (dtype, batch) != CASES[0]:
-        pytest.skip("bf16, and 1,024 images, are measured on a GPU: there is none")
+@pytest.mark.parametrize("variant", [
+    pytest.param(name, marks=[pytest.mark.gpus(1)] * (name == "graphs")
+                 + [pytest.mark.long("step-all")] * (name not in USUAL)) for name in VARIANTS])
+@pytest.mark.parametrize("dtype, batch", [
+    # bf16, and 1,024 images, are measured on a GPU.
+    pytest.param(dtype, batch, id=f"{dtype}-b{batch}", marks=[pytest.mark.gpus(1)] * ((dtype, batch) != CASES[0])
+                 + [pytest.mark.long("step-all")] * (batch > 128)) for dtype, batch in CASES])
+def test_step(dtype, batch, variant, benchmark, measured, asked, rounds, request):
     batch = (request.config.getoption("batch") or (4 if benchmark.disabled else batch,))[0]
-    rounds = 1 if benchmark.disabled else request.config.getoption("rounds") or 7
     seconds, found, noted = measured(dtype, batch, asked, rounds)
-    if rival not in seconds:
-        pytest.skip(ABSENT[rival])
+    if variant not in seconds:
+        pytest.skip(ABSENT[variant])
     benchmark.group = f"step-{dtype}-b{batch}"
-    replay(benchmark, seconds[rival]["step"])
-    against = ("eager", "compile", "untouched", "no-lrn", "reference", "merged", "towers")
-    figures = compare(seconds, "step", None, against)[rival] | found.get(rival, {})
-    figures["images_per_s"] = batch / statistics.median(seconds[rival]["step"])
-    benchmark.extra_info.update(provenance(DEVICE) | noted | figures | {"op": "step", "rival": rival, "dtype": dtype, "batch": batch})
+    replay(benchmark, seconds[variant]["step"])
+    against = ("eager", "compile", "default-allocator", "no-lrn", "reference", "merged", "towers")
+    figures = compare(seconds, "step", None, against)[variant] | found.get(variant, {})
+    figures["images_per_s"] = batch / statistics.median(seconds[variant]["step"])
+    benchmark.extra_info.update(provenance(DEVICE) | noted | figures | {
+        "op": "step", "variant": variant, "dtype": dtype, "batch": batch})
 
 
 def measure(dtype, batch, asked, rounds):
-    """The answers compared, then the steps timed: (seconds, {rival: other figures}, the conditions, for the record).
+    """The answers compared, then the steps timed: (seconds, {variant: other figures}, the conditions, for the record).
 
-    asked: the rivals to build, check and time; those that can't be here are left out.
+    asked: the variants to build, check and time; those that can't be here are left out.
     """
     images = 60 * torch.randn(batch, 3, 224, 224, generator=torch.Generator().manual_seed(0)).to(DEVICE)
     images, labels = images.to(memory_format=torch.channels_last), (torch.arange(batch) % 1000).to(DEVICE)
     check_answers(images[:16], labels[:16], asked)
-    towers, ours, rivals = TwoTowerAlexNet(paper(), (DEVICE, DEVICE)), images.to(DTYPES[dtype]), {}
+    towers, ours, variants = TwoTowerAlexNet(paper(), (DEVICE, DEVICE)), images.to(DTYPES[dtype]), {}
     try:
         for name in asked:
             if (step := build(name, towers, labels, ours, images, autocast(dtype))) is not None:
-                rivals[name] = step
-        found = {name: {"saved_bytes": step.saved_bytes()} for name, step in rivals.items()
-                 if name not in ("graphs", "compile", "untouched")}
-        for _ in range(WARM_UP + 3 if "graphs" in rivals else 0):
-            rivals["graphs"].step()  # eager ones and captures
+                variants[name] = step
+        found = {name: {"saved_bytes": step.saved_bytes()} for name, step in variants.items()
+                 if name not in ("graphs", "compile", "default-allocator")}
+        for _ in range(WARM_UP + 3 if "graphs" in variants else 0):
+            variants["graphs"].step()  # eager ones and captures
         before = clocks(DEVICE)
-        seconds, _ = time_in_turn(rivals, DEVICE, rounds)
+        seconds, _ = time_interleaved(variants, DEVICE, rounds)
     finally:
-        if "untouched" in rivals:
-            rivals["untouched"].end()
+        if "default-allocator" in variants:
+            variants["default-allocator"].end()
     if DEVICE.type == "cuda":
         measured = machine_limits.measure(DEVICE, DTYPES[dtype])
         product = measured.tflops * (2 if dtype == "fp32" else 1)  # the model takes a bf16 product's, and half of it for float32
         least = roofline.step(paper(), batch, dtype, measured.bandwidth, product)["step"] / 1e3
-        for name, step in rivals.items():
+        for name, step in variants.items():
             found.setdefault(name, {})["launch_s"] = launch_seconds(step)
-            if name not in ("no-lrn", "untouched"):
+            if name not in ("no-lrn", "default-allocator"):
                 found[name]["pct_of_roofline"] = 100 * least / statistics.median(seconds[name]["step"])
     return seconds, found, {"kernels": towers.kernels_used(), "clocks_before": before, "clocks_after": clocks(DEVICE), "seed": 0}
 
 
 def build(name, towers, labels, ours, images, context):
-    """One rival's step, None where it can't be here (`ABSENT`).
+    """One variant's step, None where it can't be here (`ABSENT`).
 
     ours: the images that we train on; the others take the float32 ones in their context.
     """
@@ -123,9 +126,9 @@ def build(name, towers, labels, ours, images, context):
     if name == "no-lrn":
         other = without_norms_and_towers().to(DEVICE, memory_format=torch.channels_last)
         return Step(other, labels, images, context=context)
-    if name == "untouched":
-        return None if gpu else Untouched(len(images))
-    if name == "compile" and not gpu and not shutil.which(os.environ.get("CXX", "c++")):
+    if name == "default-allocator":
+        return None if gpu else DefaultAllocator(len(images))
+    if absence(name, DEVICE):
         return None
     eager = EagerTowers(paper()).take(towers).to(DEVICE, memory_format=torch.channels_last)
     if name == "compile":
@@ -135,7 +138,7 @@ def build(name, towers, labels, ours, images, context):
 
 
 def autocast(dtype):
-    """What a rival's forward pass runs in."""
+    """What a baseline's forward pass runs in."""
     return torch.autocast(DEVICE.type, torch.bfloat16) if dtype == "bf16" else nullcontext()
 
 
@@ -234,14 +237,14 @@ class OurStep(Step):
             self.take(self.images, self.labels, lambda loss: None)
 
 
-class Untouched:
-    """`untouched.py` in its process; a step of it when its turn comes."""
+class DefaultAllocator:
+    """`default_allocator.py` in its process; a step of it when its turn comes."""
 
     calls, sets = 1, 1
 
     def __init__(self, batch):
-        self.process = subprocess.Popen([sys.executable, Path(__file__).with_name("untouched.py"), str(batch)], text=True,
-                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.process = subprocess.Popen([sys.executable, Path(__file__).with_name("default_allocator.py"), str(batch)],
+                                        text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self.runs = {"step": self.step}
         self._hear("ready")
 
@@ -252,7 +255,8 @@ class Untouched:
 
     def _hear(self, word):
         if (said := self.process.stdout.readline().strip()) != word:
-            raise RuntimeError(f"untouched.py said {said!r} for {word!r}; it ended with status {self.process.poll()}")
+            raise RuntimeError(f"default_allocator.py said {said!r} for {word!r}; it ended with status "
+                               f"{self.process.poll()}")
 
     def end(self):
         self.process.stdin.close()

@@ -12,16 +12,17 @@ import statistics
 
 import pytest
 import torch
-from in_turn import REPLAY, clocks, compare, provenance, replay, time_in_turn
+from interleaved import REPLAY, clocks, compare, provenance, replay, time_interleaved
 
 from alexnet_mp import TwoTowerAlexNet, paper
 from alexnet_mp.recipes import shapes
-from alexnet_mp.recipes.ablations import one_gpu
 from alexnet_mp.training.optimizer import PaperSGD
 from alexnet_mp.training.step import TrainingStep
+from alexnet_mp.recipes.ablations import one_gpu
 
 PLACES = {"cpu": ("cpu", "cpu"), "one-gpu": ("cuda:0", "cuda:0"), "two-gpus": ("cuda:0", "cuda:1")}
-RIVALS = ("two-towers", "one-gpu")
+GPUS = {"one-gpu": 1, "two-gpus": 2}
+VARIANTS = ("two-towers", "one-gpu")
 RATE = 1e-6  # so that no step among hundreds diverges
 
 
@@ -31,34 +32,32 @@ def measured():
 
 
 @pytest.mark.benchmark(timer=REPLAY)
-@pytest.mark.parametrize("rival", RIVALS)
-@pytest.mark.parametrize("place", PLACES)
-def test_step_of_towers(place, rival, benchmark, measured, request):
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("place", [
+    pytest.param(place, marks=[pytest.mark.gpus(GPUS[place])] if place in GPUS else ()) for place in PLACES])
+@pytest.mark.long("two-gpus")
+def test_step_of_towers(place, variant, benchmark, measured, rounds, request):
     devices = tuple(map(torch.device, PLACES[place]))
-    needed = len({device for device in devices if device.type == "cuda"})
-    if torch.cuda.device_count() < needed:
-        pytest.skip(f"needs {needed} CUDA device(s), found {torch.cuda.device_count()}")
     batch = (request.config.getoption("batch") or (2 if benchmark.disabled else 128,))[0]
-    rounds = 1 if benchmark.disabled else request.config.getoption("rounds") or 7
     seconds, parameters, noted = measured(devices, batch, rounds)
     benchmark.group = f"two-gpus-{place}-fp32-b{batch}"
-    replay(benchmark, seconds[rival]["step"])
-    benchmark.extra_info.update(provenance(devices[0]) | noted | compare(seconds, "step", None, RIVALS)[rival] | {
-        "op": "two-gpus", "rival": rival, "dtype": "fp32", "batch": batch, "place": place,
-        "parameters": parameters[rival],
-        "images_per_s": batch / statistics.median(seconds[rival]["step"])})
+    replay(benchmark, seconds[variant]["step"])
+    benchmark.extra_info.update(provenance(devices[0]) | noted | compare(seconds, "step", None, VARIANTS)[variant] | {
+        "op": "two-gpus", "variant": variant, "dtype": "fp32", "batch": batch, "place": place,
+        "parameters": parameters[variant],
+        "images_per_s": batch / statistics.median(seconds[variant]["step"])})
 
 
 def measure(devices, batch, rounds):
-    """Both steps timed in turn: (seconds, {rival: parameters}, what the record says of the conditions)."""
+    """Both steps timed, interleaved: (seconds, {variant: parameters}, what the record says of the conditions)."""
     recipes = {"two-towers": paper(), "one-gpu": one_gpu(paper())}
-    rivals = {name: Step(recipe, devices[:recipe.towers], batch) for name, recipe in recipes.items()}
-    for rival in rivals.values():
-        assert rival.step().isfinite()
+    variants = {name: Step(recipe, devices[:recipe.towers], batch) for name, recipe in recipes.items()}
+    for variant in variants.values():
+        assert variant.step().isfinite()
     before = clocks(devices[0])
-    seconds, _ = time_in_turn(rivals, devices[0], rounds)
+    seconds, _ = time_interleaved(variants, devices[0], rounds)
     return seconds, {name: sum(shapes.parameter_counts(recipe)) for name, recipe in recipes.items()}, {
-        "kernels": rivals["two-towers"].network.kernels_used(), "clocks_before": before,
+        "kernels": variants["two-towers"].network.kernels_used(), "clocks_before": before,
         "clocks_after": clocks(devices[0]), "seed": 0}
 
 

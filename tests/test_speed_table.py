@@ -29,15 +29,16 @@ def raw(ours=0.001, device="NVIDIA H200", commit="0123456789abcdef", date="2026-
     machine = {"device": device, "torch": "2.13.0", "commit": commit, "dirty": False}
     entries = []
     for step, share in (("fwd", 0.4), ("bwd", 0.6), ("fwdbwd", 1.0)):
-        for rival, seconds in (("ours-cuda", ours), ("eager", 0.0142), ("compile", 0.0031), ("copy", 0.0008)):
+        for variant, seconds in (("ours-cuda", ours), ("eager", 0.0142), ("compile", 0.0031), ("copy", 0.0008)):
             ratios = {"ratio_to_eager": 0.0142 / seconds, "ratio_to_compile": 0.0031 / seconds, "pct_of_roof": 0.08 / seconds}
-            entries.append({"group": f"lrnpool1-{step}-bf16-b128-channels_last", "name": f"test[{rival}]",
+            entries.append({"group": f"lrnpool1-{step}-bf16-b128-channels_last", "name": f"test[{variant}]",
                             "stats": {"median": seconds * share, "iqr": 1e-5, "min": 1e-4, "rounds": 15, "data": [seconds] * 15},
-                            "extra_info": {**machine, **ratios, "rival": rival, "op": "lrnpool1", "pass": step, "dtype": "bf16",
-                                           "batch": 128, "layout": "channels_last", "bytes": 96_700_000}})
+                            "extra_info": {**machine, **ratios, "variant": variant, "op": "lrnpool1", "pass": step,
+                                           "dtype": "bf16", "batch": 128, "layout": "channels_last",
+                                           "bytes": 96_700_000}})
     entries.append({"group": "sgd-fp32", "name": "test_sgd[fused]",
                     "stats": {"median": 0.05, "iqr": 0.001, "min": 0.04, "rounds": 15},
-                    "extra_info": {**machine, "rival": "fused", "op": "sgd", "pct_of_roof": 80.0}})
+                    "extra_info": {**machine, "variant": "fused", "op": "sgd", "pct_of_roof": 80.0}})
     return {"datetime": date, "benchmarks": entries}
 
 
@@ -83,7 +84,7 @@ def test_the_readme_has_the_ratios_in_float32_alone(place, capsys):
     for entry in single:
         entry["group"] = entry["group"].replace("bf16", "fp32")
         entry["extra_info"]["dtype"] = "fp32"
-    update = {"rival": "ours-cuda", "op": "sgd", "dtype": "fp32", "ratio_to_foreach": 2.6, "ratio_to_fused": 0.97}
+    update = {"variant": "ours-cuda", "op": "sgd", "dtype": "fp32", "ratio_to_foreach": 2.6, "ratio_to_fused": 0.97}
     content["benchmarks"][-1]["extra_info"].update(update)
     content["benchmarks"] += single
     for one in record.records_of(content, "python benchmarks/record.py"):

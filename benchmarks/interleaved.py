@@ -1,8 +1,9 @@
-"""Rivals timed in turn: in every round each of them runs once, in a new order, over buffers that no cache holds any more.
+"""Interleaved timing: every round runs each variant of a group once, in a new order, over buffers that no cache holds
+any more. The variants are the project's own code and the baselines that it is compared with.
 
-A ratio of two rivals is a ratio of medians of the same rounds, so that a machine whose clock or load drifts is unjust to nobody.
-The timings of a group are taken once; each rival's test then replays its own into pytest-benchmark, whose statistics, tables and
-JSON so hold what was measured (`replay`).
+A ratio of two variants is a ratio of medians of the same rounds, so that a machine whose clock or load drifts is unjust
+to nobody. The timings of a group are taken once; each variant's test then replays its own into pytest-benchmark, whose
+statistics, tables and JSON so hold what was measured (`replay`).
 """
 import functools
 import platform
@@ -18,6 +19,7 @@ import torch
 from alexnet_mp.system.devices import device_name
 from alexnet_mp.system.provenance import source_commit
 
+LEAST_ROUNDS, MOST_ROUNDS, SECONDS = 5, 15, 20.0  # of a group; the quartiles of fewer rounds would say nothing
 UNKNOWN_CACHE = 64 * 2**20  # bytes, where the system doesn't say
 GRAPH_CALLS = 20  # at least, in one CUDA graph: launching 20 to 100 us of work one by one would time the launches
 
@@ -79,24 +81,40 @@ def _nvidia_smi(device, query):
         return None
 
 
-def time_in_turn(rivals, device, rounds, seed=0):
-    """Seconds of one call: ({rival: {pass: [one a round]}}, the same by the host's clock).
+def rounds_in(seconds=SECONDS, rounds=None, warm_up=0):
+    """The numbers of rounds: `rounds` of them from 0, or as many as begin within these seconds, 5 to 15.
 
-    rivals: {name: rival}. A rival has `runs`, {pass: function}, called in this order, `calls`, how many calls each of them makes,
-    and `sets`, after how many rounds its buffers come round again. Before the first round that counts all buffers were used, and
-    one result more was made than is kept, so that the allocator knows them all (fewer than that only if `rounds` is smaller).
+    The warm-up comes before, in negative numbers, and is no longer than `rounds`.
+    """
+    begin = 0.0
+    for number in range(-min(warm_up, rounds or warm_up), rounds or MOST_ROUNDS):
+        if number == 0:
+            begin = time.perf_counter()
+        if rounds is None and number >= LEAST_ROUNDS and time.perf_counter() - begin > seconds:
+            return
+        yield number
+
+
+def time_interleaved(variants, device, rounds=None, seed=0):
+    """Seconds of one call: ({variant: {pass: [one a round]}}, the same by the host's clock).
+
+    variants: {name: variant}. A variant has `runs`, {pass: function}, called in this order, `calls`, how many calls
+    each of them makes, and `sets`, after how many rounds its buffers come round again. rounds: see `rounds_in`. Before
+    the first round that counts all buffers were used, and one result more was made than is kept, so that the allocator
+    knows them all (fewer than that only if `rounds` is smaller).
     On a CPU both figures are the host's clock around the function. On a GPU the first is that of CUDA events around it, and the
     second includes launching and waiting.
     """
     order = random.Random(seed)
-    seconds, wall = ({name: {step: [] for step in rival.runs} for name, rival in rivals.items()} for _ in range(2))
-    for turn in range(-min(rounds, 1 + max(rival.sets for rival in rivals.values())), rounds):
-        for name in order.sample(list(rivals), len(rivals)):
-            for step, run in rivals[name].runs.items():
+    seconds, wall = ({name: {step: [] for step in variant.runs} for name, variant in variants.items()}
+                     for _ in range(2))
+    for turn in rounds_in(rounds=rounds, warm_up=1 + max((variant.sets for variant in variants.values()), default=0)):
+        for name in order.sample(list(variants), len(variants)):
+            for step, run in variants[name].runs.items():
                 took = _clock(run, device)
                 if turn >= 0:
                     for kept, value in zip((seconds, wall), took):
-                        kept[name][step].append(value / rivals[name].calls)
+                        kept[name][step].append(value / variants[name].calls)
     return seconds, wall
 
 
@@ -157,14 +175,21 @@ def graph_of(function, calls):
 
 
 def compare(seconds, step, bytes_, against):
-    """{rival: figures} of one pass: how many times faster it is than each rival in `against`; GB/s and per cent of the copy roof.
+    """{variant: figures} of one pass: how many times faster it is than each variant in `against`; GB/s; % of the roof.
 
-    The drift of the roof, second half of the rounds over first, tells a quiet machine from a busy one. Without a rival "copy"
-    there is no roof, and bytes_ means nothing.
+    `ratio_to_x` is the ratio of the medians, `quartiles_to_x` are those of the rounds' own ratios.
+    The drift of the roof, second half of the rounds over first, tells a quiet machine from a busy one. Without a
+    variant "copy" there is no roof, and bytes_ means nothing.
     """
     medians = {name: statistics.median(steps[step]) for name, steps in seconds.items()}
-    figures = {name: {f"ratio_to_{rival}": medians[rival] / median for rival in against if rival in medians}
+    figures = {name: {f"ratio_to_{variant}": medians[variant] / median for variant in against if variant in medians}
                for name, median in medians.items()}
+    for name, steps in seconds.items():
+        for other in against:
+            if other in seconds and other != name and len(steps[step]) > 1:
+                ratios = [theirs / own for theirs, own in zip(seconds[other][step], steps[step], strict=True)]
+                first, _, last = statistics.quantiles(ratios, n=4, method="inclusive")
+                figures[name][f"quartiles_to_{other}"] = [first, last]
     if "copy" in seconds:
         roof = seconds["copy"][step]
         half = max(1, len(roof) // 2)
@@ -178,7 +203,7 @@ def compare(seconds, step, bytes_, against):
 class ReplayClock:
     """A clock that stands still until a recorded time is replayed; for `@pytest.mark.benchmark(timer=REPLAY)`."""
 
-    __name__ = "replay of rounds measured in turn"
+    __name__ = "replay of interleaved rounds"
 
     def __init__(self):
         self.now = 0.0
@@ -191,7 +216,7 @@ REPLAY = ReplayClock()
 
 
 def replay(benchmark, seconds):
-    """Hand a rival's rounds to pytest-benchmark, one call of its function each."""
+    """Hand a variant's rounds to pytest-benchmark, one call of its function each."""
     rounds = iter(seconds)
     REPLAY.now = 0.0
 

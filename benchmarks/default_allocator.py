@@ -1,12 +1,12 @@
-"""The eager rival in a process of its own, as PyTorch is out of the box: the allocator isn't told to keep freed memory.
+"""The eager step in a process of its own, as PyTorch is out of the box: its allocator gives freed memory back.
 
-    python benchmarks/untouched.py BATCH      one step for every line that comes; it answers each with a line
+    python benchmarks/default_allocator.py BATCH      one step for every line that comes; it answers each with a line
 """
 import sys
 
 import torch
 import torch.nn.functional as F
-from rivals import EagerTowers
+from baselines import EagerTowers
 
 from alexnet_mp import paper
 

@@ -1,7 +1,25 @@
-"""The networks that a training step is compared with, as a good engineer would write them in plain PyTorch."""
+"""The baselines: a step's networks as a good engineer would write them in plain PyTorch; which of them can run here."""
+import os
+import shutil
+
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from alexnet_mp.kernels import ops
+
+
+def absence(variant, device):
+    """Why a variant can't be here, or None: "ours-NAME" needs the kernels of that name, "compile" a compiler."""
+    compiler = os.environ.get("CXX", "c++")
+    if variant == "compile" and device.type == "cpu" and shutil.which(compiler) is None:
+        return f"torch.compile needs a C++ compiler, and there is no {compiler}"
+    if variant.startswith("ours-"):
+        try:
+            ops.resolve(variant.removeprefix("ours-"), device)
+        except ValueError as error:
+            return str(error)
+    return None
 
 
 class EagerTowers(nn.Module):
