@@ -14,6 +14,7 @@ from alexnet_mp.analysis import specialisation
 from alexnet_mp.analysis.first_layer import kernel_statistics
 from alexnet_mp.analysis.specialisation import (
     LEVEL,
+    Division,
     MEASURES,
     appearance,
     appearance_by_chance,
@@ -289,3 +290,8 @@ def test_all_pairings_are_counted_once():
     assert len(sums) == 15 and sums.count(3.0) == 1 and sums.count(1.0) == 6 and sums.count(0.0) == 8
     assert len(list(specialisation._sums_of_pairings(dict.fromkeys(((a, b) for a in range(12) for b in range(a + 1, 12)), 1.0),
                                                      tuple(range(12))))) == 10_395
+
+
+@pytest.mark.parametrize("p, divided", [(None, False), (LEVEL, True), (LEVEL * 1.001, False), (LEVEL / 1.5, True)])
+def test_a_network_is_divided_up_to_the_level_itself(p, divided):
+    assert Division((12, 12), None if p is None else 0.5, p, {}).divided is divided
