@@ -1,10 +1,12 @@
 """The numbers that `same_numbers.py` compares: a digest of each, made by the code that is imported here.
 
-    python tools/same_numbers_probe.py FILE      in an empty directory, which it fills; writes FILE, {name: digest} as JSON
+    python tools/same_numbers_probe.py FILE [PROBE ...]     in an empty directory, which it fills
 
-Only public names and commands are used, so that it runs with older and newer code alike. The probes come in the order of `PROBES`:
-later ones read what earlier ones left. Pictures are made here. A probe that fails is told on standard error, its values are missing,
-and the status is 1.
+It writes {name: digest} as JSON into FILE.
+
+Only public names and commands are used, so that it runs with older and newer code alike. The order of `PROBES` counts:
+later ones read what earlier ones left. Pictures are made here. If a probe fails, standard error says why, its values
+are missing, and the status is 1.
 """
 import dataclasses
 import hashlib
@@ -12,7 +14,6 @@ import inspect
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import traceback
@@ -26,34 +27,43 @@ import alexnet_mp
 from alexnet_mp import TwoTowerAlexNet, kernels, mini, paper, source2012
 
 CLASSES = ("ant", "bee", "cat", "dog", "eel", "fox", "gnu")  # more than five, or no top-5 error is above 0
-STORED, CROP, BATCH = 72, 63, 9  # pixels; images: odd, and the last batch of an epoch is a smaller one
+STORED, CROP, BATCH = 88, 79, 9  # pixels; images: odd, and the last batch of an epoch is a smaller one
 CPU = ("--gpus", "cpu", "--workers", "0")
 WIDTHS = {"conv1": 6, "conv2": 10, "conv3": 12, "conv4": 8, "conv5": 6, "fc6": 24, "fc7": 20}
 SIZES = {"stored_size": STORED, "crop_size": CROP, "crop_positions": 8, "batch_size": BATCH, "epochs": 3}
-DATES = [{"epoch": 2, "weights": 0.1, "colour_noise": 0.3}, {"epoch": 3, "layers": ["conv1"], "weights": 0, "biases": 0}]
+DATES = [{"epoch": 2, "weights": 0.1, "colour_noise": 0.3},
+         {"epoch": 3, "layers": ["conv1"], "weights": 0, "biases": 0}]
 DATED = {"schedule": "dated", "dates": json.dumps(DATES)}
 # Small gradients of a narrow network: larger initial weights let every layer matter.
 NARROW = {**SIZES, **{f"{layer}.maps": maps for layer, maps in WIDTHS.items()},
           **{f"{layer}.init_std": 0.1 for layer in ("conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8")}}
 RUNS = {  # of three epochs of four steps each
     "mini": ("mini", "folder", ["--pipeline", "torch"], {**NARROW, **DATED}),
-    "source2012": ("source2012", "raw", ["--pipeline", "raw"], {**NARROW, **DATED, "crop_share": 4, "crop_positions": 10}),
+    "source2012": ("source2012", "raw", ["--pipeline", "raw"],
+                   {**NARROW, **DATED, "crop_share": 4, "crop_positions": 10}),
     "paper": ("paper", "jpeg", ["--pipeline", "torch", "--workers", "1"],
               {**NARROW, "plateau_patience": 1, "learning_rate": 1e-6, "bias_learning_rate": 1e-6}),
     "bf16": ("mini", "raw", ["--pipeline", "raw", "--precision", "bf16"], {**NARROW, "seed": 5}),
-    "reference": ("source2012", "raw", ["--pipeline", "torch", "--kernels", "reference"], {**NARROW, **DATED, "crop_share": 4}),
-    "cifar18": ("cifar18", "small", ["--pipeline", "raw"], {"batch_size": BATCH, "batch_file_size": 20, "epochs": 3}),
+    "reference": ("source2012", "raw", ["--pipeline", "torch", "--kernels", "reference"],
+                  {**NARROW, **DATED, "crop_share": 4}),
+    "cifar18": ("cifar18", "small", ["--pipeline", "raw"],
+                {"batch_size": BATCH, "batch_file_size": 20, "epochs": 3}),
     "local": ("cifar13_local", "small", ["--pipeline", "torch"],
               {"batch_size": BATCH, "epochs": 1, "local3.maps": 8, "conv1.maps": 12}),
 }
-# What is another one every time, or of the code and not of its numbers; the length of metrics.jsonl follows the digits of images/s.
-PASSING = {"saved", "metrics_bytes", "images_per_second", "started", "date", "commit", "commits", "commit_before", "seconds"}
-TIMES = re.compile(r"\b[0-9][0-9.,]*( ms| s| min| h|s|/s| images/s| img/s)(?=\W|$)|\d{4}-\d\d-\d\d[T -]?[\d:]*(\+00:00)?")
+# What is another one every time, or of the code and not of its numbers. The length of metrics.jsonl follows the digits
+# of images/s.
+PASSING = {"saved", "metrics_bytes", "images_per_second", "started", "date", "seconds", "commit", "commits",
+           "commit_before"}
+TIMES = re.compile(r"\b[0-9][0-9.,]*( ms| s| min| h| images/s)(?=\W|$)|\d{4}-\d\d-\d\d[T -]?[\d:]*(\+00:00)?")
 
 
-def main(file):
-    found, failed = {}, []
+def main(file, *only):
+    found = {"imported": [os.path.dirname(module.__file__) for module in (alexnet_mp, kernels)]}
+    failed = sorted(set(only) - {probe.__name__ for probe in PROBES})
     for probe in PROBES:
+        if only and probe.__name__ not in only:
+            continue
         try:
             found |= {f"{probe.__name__}: {name}": value for name, value in probe().items()}
         except Exception:
@@ -79,20 +89,20 @@ def digest(value):
     return hashlib.sha256(value).hexdigest()
 
 
-def lasting(content):
-    """JSON without what is another one every time."""
+def lasting(content, but=frozenset()):
+    """JSON without what is another one every time, and without the fields `but`."""
     if isinstance(content, dict):
-        return {name: lasting(value) for name, value in content.items() if name not in PASSING}
-    return [lasting(value) for value in content] if isinstance(content, list) else content
+        return {name: lasting(value, but) for name, value in content.items() if name not in PASSING | but}
+    return [lasting(value, but) for value in content] if isinstance(content, list) else content
 
 
 def timeless(text):
     """A text without dates, durations and commits."""
-    return re.sub(r"\b[0-9a-f]{10}[0-9a-f]*(\+changes)?\b", "COMMIT", TIMES.sub("TIME", text))
+    return re.sub(r"\b[0-9a-f]{40}\b(\+changes)?", "COMMIT", TIMES.sub("TIME", text))
 
 
-def of_json(path):
-    return digest(lasting(json.loads(Path(path).read_text())))
+def of_json(path, but=frozenset()):
+    return digest(lasting(json.loads(Path(path).read_text()), but))
 
 
 def of_lines(path):
@@ -110,9 +120,10 @@ def of_files(folder, *patterns):
 
 def command(name, *arguments):
     """Standard output of `python -m alexnet_mp.NAME ARGUMENTS`."""
-    done = subprocess.run([sys.executable, "-m", f"alexnet_mp.{name}", *map(str, arguments)], capture_output=True, text=True)
+    words = [f"alexnet_mp.{name}", *map(str, arguments)]
+    done = subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(f"{name} {' '.join(map(str, arguments))}: status {done.returncode}\n{done.stdout}\n{done.stderr}")
+        raise RuntimeError(f"{' '.join(words)}: status {done.returncode}\n{done.stdout}\n{done.stderr}")
     return done.stdout
 
 
@@ -128,41 +139,46 @@ def operations():
     found = {}
     for which in ("cpu", "reference"):
         for dtype in (torch.float32, torch.bfloat16):
+            values = _augmented(which, dtype) | _linear(which, dtype) | _updated(which, dtype)
             for order in (torch.contiguous_format, torch.channels_last):
-                for name, (function, shape, options) in _maps().items():
-                    random = torch.Generator().manual_seed(7)
-                    x = (20 * torch.randn(shape, generator=random)).round().div(4)  # with ties
-                    x = x.to(dtype).contiguous(memory_format=order if x.dim() == 4 else torch.contiguous_format)
-                    bias = torch.randn(shape[1], generator=random).to(dtype) if "bias" in options else None
-                    leaves = [each.requires_grad_() for each in (x, bias) if each is not None]
-                    chosen = {name: value for name, value in options.items() if name != "bias"}
-                    if "kernels" in inspect.signature(function).parameters:
-                        chosen["kernels"] = which
-                    y = function(*leaves, **chosen)
-                    y.backward(torch.randn(y.shape, generator=random).to(dtype))
-                    place = f"{name}, {which}, {str(dtype)[6:]}, {str(order)[6:]}"
-                    found |= {f"{place}, {what}": digest(value) for what, value in
-                              [("y", y), *zip(("dx", "dbias"), (leaf.grad for leaf in leaves))]}
-            found |= _augmented(which, dtype) | _linear(which, dtype) | _updated(which, dtype)
+                for name, (function, shape, bias, options) in _maps().items():
+                    values |= {f"{name}, {str(order)[6:]}, {what}": value for what, value in
+                               _gradients(function, shape, bias, options, which, dtype, order).items()}
+            found |= {f"{which}, {str(dtype)[6:]}: {name}": digest(value) for name, value in values.items()}
     return found
 
 
+def _gradients(function, shape, bias, options, which, dtype, order):
+    random = torch.Generator().manual_seed(7)
+    x = (20 * torch.randn(shape, generator=random)).round().div(4).to(dtype)  # with ties
+    leaves = [x.contiguous(memory_format=order) if len(shape) == 4 else x]
+    leaves += [torch.randn(shape[1], generator=random).to(dtype)] if bias else []
+    if "kernels" in inspect.signature(function).parameters:
+        options = options | {"kernels": which}
+    y = function(*(leaf.requires_grad_() for leaf in leaves), **options)
+    y.backward(torch.randn(y.shape, generator=random).to(dtype))
+    return {"y": y, **dict(zip(("dx", "dbias"), (leaf.grad for leaf in leaves)))}
+
+
 def _maps():
-    """{name: (operation, shape of x, options)}; "bias" asks for one."""
+    """{name: (operation, shape of x, whether it has a bias, options)}."""
     maps, cells = (3, 7, 13, 11), {"probability": 0.4, "seed": 3, "step": 5, "layer": 2, "tower": 1}
-    norm, wide = {"alpha": 0.02}, {"alpha": 0.02, "size": 4, "beta": 0.6, "k": 1.5}
+    norm, all_ties = {"alpha": 0.02}, {"ties": "all"}
     return {
-        "lrn": (kernels.lrn, maps, norm | {"bias": True}), "lrn, even size": (kernels.lrn, maps, wide | {"relu": "none"}),
-        "lrn_max_pool": (kernels.lrn_max_pool, maps, norm | {"bias": True}),
-        "lrn_max_pool, all ties": (kernels.lrn_max_pool, maps, norm | {"relu": "after", "ties": "all", "bias": True}),
-        "max_pool": (kernels.max_pool, maps, {"bias": True}),
-        "max_pool, all ties": (kernels.max_pool, maps, {"relu": False, "ties": "all", "pool": 2}),
-        "avg_pool": (kernels.avg_pool, maps, {}), "spatial_norm": (kernels.spatial_norm, maps, norm),
-        "spatial_norm_max_pool": (kernels.spatial_norm_max_pool, maps, norm | {"size": 3}),
-        "spatial_norm_max_pool, all ties": (kernels.spatial_norm_max_pool, maps, norm | {"ties": "all"}),
-        "dropout": (kernels.dropout, maps, cells), "relu_dropout": (kernels.relu_dropout, (5, 33), cells),
-        "relu_dropout of maps": (kernels.relu_dropout, maps, cells | {"bias": True}),
-        "relu_dropout of nothing": (kernels.relu_dropout, maps, {"bias": True})}
+        "lrn": (kernels.lrn, maps, True, norm),
+        "lrn, even size": (kernels.lrn, maps, False, norm | {"size": 4, "beta": 0.6, "k": 1.5, "relu": "none"}),
+        "lrn_max_pool": (kernels.lrn_max_pool, maps, True, norm),
+        "lrn_max_pool, all ties": (kernels.lrn_max_pool, maps, True, norm | all_ties | {"relu": "after"}),
+        "max_pool": (kernels.max_pool, maps, True, {}),
+        "max_pool, all ties": (kernels.max_pool, maps, False, all_ties | {"relu": False, "pool": 2}),
+        "avg_pool": (kernels.avg_pool, maps, False, {}),
+        "spatial_norm": (kernels.spatial_norm, maps, False, norm),
+        "spatial_norm_max_pool": (kernels.spatial_norm_max_pool, maps, False, norm | {"size": 3}),
+        "spatial_norm_max_pool, all ties": (kernels.spatial_norm_max_pool, maps, False, norm | all_ties),
+        "dropout": (kernels.dropout, maps, False, cells),
+        "relu_dropout": (kernels.relu_dropout, (5, 33), False, cells),
+        "relu_dropout of maps": (kernels.relu_dropout, maps, True, cells),
+        "relu_dropout of nothing": (kernels.relu_dropout, maps, True, {})}
 
 
 def _augmented(which, dtype):
@@ -171,8 +187,8 @@ def _augmented(which, dtype):
     top, left = (torch.randint(0, 9, (5,), generator=random) for _ in range(2))
     flip, mean = torch.tensor([True, False, True, False, True]), 255 * torch.rand((19, 19, 3), generator=random)
     shift = torch.randn((5, 3), generator=random)
-    return {f"augment, {which}, {str(dtype)[6:]}, mean {'follows' if follows else 'stays'}": digest(kernels.augment(
-        pictures, top, left, flip, mean, shift, 0.9, crop=11, mean_follows_crop=follows, dtype=dtype, kernels=which))
+    return {f"augment, mean_follows_crop={follows}": kernels.augment(
+        pictures, top, left, flip, mean, shift, 0.9, crop=11, mean_follows_crop=follows, dtype=dtype, kernels=which)
         for follows in (True, False)}
 
 
@@ -180,32 +196,33 @@ def _linear(which, dtype):
     found = {}
     for rows, inputs, units in ((5, 33, 17), (5, 1031, 1033)):  # the second is large enough for oneDNN's product
         random = torch.Generator().manual_seed(9)
-        tensors = [torch.randn(shape, generator=random).to(dtype).requires_grad_() for shape in ((rows, inputs), (units, inputs), (units,))]
-        y = kernels.linear(*tensors, kernels=which)
+        leaves = [torch.randn(shape, generator=random).to(dtype).requires_grad_()
+                  for shape in ((rows, inputs), (units, inputs), (units,))]
+        y = kernels.linear(*leaves, kernels=which)
         y.backward(torch.randn(y.shape, generator=random).to(dtype))
-        found |= {f"linear of {inputs}, {which}, {str(dtype)[6:]}, {what}": digest(value) for what, value in
-                  zip(("y", "dx", "dweight", "dbias"), (y, *(tensor.grad for tensor in tensors)))}
+        values = zip(("y", "dx", "dweight", "dbias"), (y, *(leaf.grad for leaf in leaves)))
+        found |= {f"linear of {inputs}, {what}": value for what, value in values}
     return found
 
 
 def _updated(which, dtype):
-    random = torch.Generator().manual_seed(10)
-    w, g, v = ([torch.randn(shape, generator=random).to(dtype) for shape in ((7, 5, 3, 3), (33,), (11, 13))] for _ in range(3))
+    random, shapes = torch.Generator().manual_seed(10), ((7, 5, 3, 3), (33,), (11, 13))
+    w, g, v = ([torch.randn(shape, generator=random).to(dtype) for shape in shapes] for _ in range(3))
     copies, sums = [torch.zeros_like(each, dtype=torch.bfloat16) for each in w], torch.zeros(3)
-    kernels.paper_sgd_(w, g, v, learning_rates=[0.01, 0.02, 0.0], momentum=0.9, weight_decays=[5e-4, 0.0, 1e-3], copies=copies,
-                       sums=sums, kernels=which)
-    held = {"w": w, "v": v, "copy": copies}
-    return {f"paper_sgd_, {which}, {str(dtype)[6:]}, {what} {number}": digest(each) for what, some in (*held.items(), ("sums", [sums]))
-            for number, each in enumerate(some)}
+    kernels.paper_sgd_(w, g, v, learning_rates=[0.01, 0.02, 0.0], momentum=0.9, weight_decays=[5e-4, 0.0, 1e-3],
+                       copies=copies, sums=sums, kernels=which)
+    held = {"w": w, "v": v, "copy": copies, "sums": [sums]}
+    return {f"paper_sgd_, {what} {number}": each for what, some in held.items() for number, each in enumerate(some)}
 
 
 def network():
-    """The two towers called directly: initial weights, logits in training and in a test, and a gradient of each parameter."""
+    """The two towers called directly: initial weights, logits in training and in a test, every gradient."""
     found = {}
     for preset in (paper, source2012, mini):
         recipe = preset()
         layers = tuple(dataclasses.replace(layer, maps=WIDTHS.get(layer.name), init_std=0.1) for layer in recipe.layers)
-        recipe = dataclasses.replace(recipe, layers=layers, stored_size=STORED, crop_size=CROP, crop_positions=8, seed=4)
+        recipe = dataclasses.replace(recipe, layers=layers, stored_size=STORED, crop_size=CROP, crop_positions=8,
+                                     seed=4)
         for dtype in (torch.float32, torch.bfloat16):
             net = TwoTowerAlexNet(recipe, ("cpu", "cpu"), len(CLASSES), "cpu").to(dtype)
             images = 60 * torch.randn((5, 3, CROP, CROP), generator=torch.Generator().manual_seed(11))
@@ -214,7 +231,7 @@ def network():
             values = {"trained": logits, "tested": net.eval()(images.to(dtype), images.to(dtype))}
             values |= {f"gradient of {name}": parameter.grad for name, parameter in net.named_parameters()}
             values |= {f"initial {name}": parameter for name, parameter in net.named_parameters()}
-            found |= {f"{recipe.name}, {str(dtype)[6:]}, {name}": digest(value) for name, value in values.items()}
+            found |= {f"{recipe.name}, {str(dtype)[6:]}: {name}": digest(value) for name, value in values.items()}
     return found
 
 
@@ -229,7 +246,8 @@ def prepared():
                 pixels[:, :, label % 3] += 12 * label
                 picture = Image.fromarray(pixels.astype(np.uint8))
                 kind = ("jpg", "png", "jpg")[number % 3]
-                (picture.convert("L") if number == 1 else picture).save(Path("folder", split, name, f"{number}.{kind}"))
+                picture = picture.convert("L") if number == 1 else picture
+                picture.save(Path("folder", split, name, f"{number}.{kind}"))
     said = [command("prepare", "folder", "raw", "--size", STORED, "--raw", "--workers", 0),
             command("prepare", "folder", "jpeg", "--size", STORED, "--workers", 2),
             command("prepare", "folder", "small", "--recipe", "cifar18", "--raw", "--workers", 0),
@@ -240,8 +258,12 @@ def prepared():
 
 
 def _train(out, recipe, data, options, settings, *more):
-    sets = [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
-    return command("train", *CPU, "--kernels", "cpu", "--recipe", recipe, "--data", data, "--out", out, *options, *sets, *more)
+    return command("train", *CPU, "--kernels", "cpu", "--recipe", recipe, "--data", data, "--out", out, *options,
+                   *_sets(settings), *more)
+
+
+def _sets(settings):
+    return [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
 
 
 def _of_run(out, last=True):
@@ -250,7 +272,8 @@ def _of_run(out, last=True):
     newest = max((out / "checkpoints").glob("step_*"))
     found = of_files(newest, "*.safetensors") | of_files(out, "*.safetensors", *(["conv1_kernels.png"] if last else []))
     return {str(Path(name).relative_to(out)): value for name, value in found.items()} | {
-        "metrics": of_lines(out / "metrics.jsonl"), "state": of_json(newest / "state.json"), "run.json": of_json(out / "run.json")}
+        "metrics": of_lines(out / "metrics.jsonl"), "state": of_json(newest / "state.json"),
+        "run.json": of_json(out / "run.json")}
 
 
 def runs():
@@ -258,12 +281,12 @@ def runs():
     for name, (recipe, data, options, settings) in RUNS.items():
         said = _train(f"runs/{name}", recipe, data, options, settings)
         found |= {f"{name}, {what}": value for what, value in _of_run(f"runs/{name}").items()}
-        found[f"{name}, tests at the end"] = digest([line for line in timeless(said).splitlines() if "error" in line or "top-1" in line])
+        found[f"{name}, said of errors"] = digest([line for line in timeless(said).splitlines() if "top-1" in line])
     return found
 
 
 def resumed():
-    """A run that stops in an epoch and goes on has what the one that didn't stop has; and one begins with its weights."""
+    """A run that stops and goes on has what the one that didn't stop has; another begins with its weights."""
     recipe, data, options, settings = RUNS["mini"]
     _train("runs/resumed", recipe, data, options, settings, "--steps", 5)
     found = {f"stopped, {what}": value for what, value in _of_run("runs/resumed", last=False).items()}
@@ -272,34 +295,37 @@ def resumed():
     if differing := [name for name in whole if name != "run.json" and whole[name] != again[name]]:
         raise AssertionError(f"resumed, these differ from the run that did not stop: {', '.join(differing)}")
     found |= {f"resumed, {what}": value for what, value in again.items()}
-    _train("runs/tuned", recipe, "raw", ["--pipeline", "auto"], settings, "--init", "runs/mini", "--init-layers", "conv1,conv2", "--steps", 2)
-    return found | {f"begun with others' weights, {what}": value for what, value in _of_run("runs/tuned", last=False).items()}
+    begin = ["--init", "runs/mini", "--init-layers", "conv1,conv2", "--steps", 2]
+    _train("runs/tuned", recipe, "jpeg", ["--pipeline", "auto"], settings, *begin)  # with DALI, where it is installed
+    return found | {f"tuned, {what}": value for what, value in _of_run("runs/tuned", last=False).items()}
 
 
 def evaluated():
     files = ("--per-class", "classes.csv", "--confusion", "confusion.csv", "--submission", "submission.txt")
     said = {"all views": command("evaluate", "runs/mini", *CPU, "--kernels", "cpu", *files),
-            "cifar18": command("evaluate", "runs/cifar18", *CPU),
-            "average": command("evaluate", "runs/mini", "runs/source2012", *CPU, "--data", "raw", "--weights", "validation"),
-            "centre": command("evaluate", "runs/paper", "runs/bf16", *CPU, "--data", "raw", "--weights", 2, 1, "--views", "centre",
-                              "--per-class", "centre.csv")}
+            "average": command("evaluate", "runs/mini", "runs/source2012", *CPU, "--data", "raw", "--weights",
+                               "validation"),
+            "centre": command("evaluate", "runs/paper", "runs/bf16", *CPU, "--data", "raw", "--weights", 2, 1,
+                              "--views", "centre", "--per-class", "centre.csv")}
     return {name: digest(timeless(text)) for name, text in said.items()} | of_files(".", "*.csv", "submission.txt")
 
 
 def predicted():
     pictures = sorted(Path("folder/val").glob("*/*"))
-    return {views: digest(command("predict", "runs/source2012", *pictures, "--gpus", "cpu", "--views", views, "--json"))
-            for views in ("one", "ten")}
+    said = command("predict", "runs/source2012", *pictures, "--gpus", "cpu", "--views", "ten", "--json")
+    return {"ten views": digest(said)}
 
 
 def retrieved():
-    command("retrieve", "index", "runs/mini", *CPU, "--bits", "8,16")
+    command("retrieve", "index", "runs/mini", *CPU, "--bits", 8)
     index = Path("runs/mini/retrieval")
     asked = ["query", index, *sorted(Path("folder/val").glob("*/0.jpg")), "--gpus", "cpu", "--json"]
-    said = {by: command("retrieve", *asked, "--by", by, *(["--sheet", "sheet.png"] if by == "fc7" else [])) for by in ("fc7", "codes", "pixels")}
-    said["measured"] = command("retrieve", "measure", index, "--json")
-    return {name: digest(lasting(json.loads(text))) for name, text in said.items()} | {
-        "index.json": of_json(index / "index.json")} | of_files(index, "*.safetensors", "names.json") | of_files(".", "sheet.png")
+    said = {"by fc7": command("retrieve", *asked, "--sheet", "sheet.png"),
+            "by codes": command("retrieve", *asked, "--by", "codes"),
+            "measured": command("retrieve", "measure", index, "--json")}
+    found = {name: digest(lasting(json.loads(text))) for name, text in said.items()}
+    found |= of_files(index, "*.safetensors", "names.json") | of_files(".", "sheet.png")
+    return found | {"index.json": of_json(index / "index.json")}
 
 
 def checkpoints():
@@ -314,15 +340,23 @@ def reported():
 
 
 def claimed():
-    """Every kind of claim that the pictures allow, one seed, two steps a run: what the records and the kept runs say."""
-    sets = [word for name, value in NARROW.items() for word in ("--set", f"{name}={value}") if name != "epochs"]
-    said = command("claims", "run", "all", "--data", "raw", "--base", "mini", *sets, "--epochs", 1, "--steps", 2, "--seeds", 2,
-                   *CPU, "--out", "claimed", "--records", "records")
-    return {"said": digest(timeless(said))} | {str(path): of_json(path) for path in sorted(Path("records").rglob("*.json"))}
+    """Every claim that the pictures allow, of one step; one with more seeds, one that looks for learning rates.
+
+    Of the records all but the commands.
+    """
+    where = ["--epochs", 1, *CPU, "--pipeline", "torch", "--out", "claimed", "--records", "records"]
+    base = ["--data", "raw", "--base", "mini", *_sets(NARROW | {"epochs": 1}), "--steps", 1, *where]
+    rates = ["--data", "small", *_sets({"batch_size": BATCH}), "--search-epochs", 1, *where]
+    said = {"all": command("claims", "run", "all", *base, "--seeds", 1),
+            "lrn": command("claims", "run", "lrn", *base, "--seeds", 3),
+            "cifar-relu": command("claims", "run", "cifar-relu", *rates, "--seeds", 1)}
+    found = {f"said of {name}": digest(timeless(text)) for name, text in said.items()}
+    found |= of_files("records", "**/*.npz", "*.png")
+    return found | {str(path): of_json(path, but={"command"}) for path in sorted(Path("records").rglob("*.json"))}
 
 
-PROBES = (recipes, operations, network, prepared, runs, resumed, evaluated, predicted, retrieved, checkpoints, reported, claimed)
+PROBES = (recipes, operations, network, prepared, runs, resumed, evaluated, predicted, retrieved, checkpoints, reported,
+          claimed)
 
 if __name__ == "__main__":
-    print(f"{os.path.dirname(alexnet_mp.__file__)} {os.path.dirname(kernels.__file__)}")
-    sys.exit(main(sys.argv[1]))
+    sys.exit(main(*sys.argv[1:]))
