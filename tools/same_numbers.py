@@ -52,8 +52,8 @@ def main(arguments=None):
     parser.add_argument("--work", metavar="DIR", help="new or empty; what both made stays there; default: a "
                                                       "temporary one, kept if something differs")
     parser.add_argument("--only", metavar="PROBE,...", type=lambda text: text.split(","), default=[],
-                        help="some functions of the probe; recipes,operations,network is a quick look, and what prepared,runs "
-                             "makes the others read; default: all")
+                        help="functions of the probe: recipes,operations,network for a quick look, or prepared,runs "
+                             "and what reads these; default: all")
     options = parser.parse_args(arguments)
     if _git("rev-parse", "--verify", "--quiet", f"{options.commit}^{{commit}}").returncode:
         parser.error(f"{options.commit} is no commit of {ROOT}; git log lists them")
