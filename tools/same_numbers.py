@@ -113,14 +113,15 @@ def environment(tree, place):
 def numbers(tree, probe, work, side, only=()):
     """{name: digest} of what the tree's code computes; what it made is left in work/side.
 
-    Both sides compute in a directory of the same name, since paths are part of some results. Raises SystemExit if the
-    probe imported another tree's code.
+    Both sides have the same paths, which are part of some results. Raises SystemExit if the probe imported other code.
     """
-    python, room, file = environment(tree, work / f"{side}-python"), work / "room", work / f"{side}.json"
+    place, room, file = work / "python", work / "room", work / f"{side}.json"
+    python = environment(tree, place)
     room.mkdir()
     print(f"computing with {tree}", flush=True)
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "TRITON"))}
     done = subprocess.run([python, "-P", probe, file, *only], cwd=room, env=kept | {"OMP_NUM_THREADS": "1"})
+    shutil.rmtree(place)
     room.rename(work / side)
     found = json.loads(file.read_text()) if file.exists() else {}
     wanted = [str(tree / "alexnet_mp"), str(tree / "kernels")]

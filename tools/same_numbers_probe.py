@@ -101,6 +101,11 @@ def timeless(text):
     return re.sub(r"\b[0-9a-f]{40}\b(\+changes)?", "COMMIT", TIMES.sub("TIME", text))
 
 
+def of_findings(text):
+    """What a long command says of errors and losses, and what it indents: recipes and findings."""
+    return digest([line for line in timeless(text).splitlines() if re.search("error|loss|^  ", line)])
+
+
 def of_json(path, but=frozenset()):
     return digest(lasting(json.loads(Path(path).read_text()), but))
 
@@ -119,11 +124,13 @@ def of_files(folder, *patterns):
 
 
 def command(name, *arguments):
-    """Standard output of `python -m alexnet_mp.NAME ARGUMENTS`."""
+    """Standard output of `python -m alexnet_mp.NAME ARGUMENTS`; kept in said.txt, to look for a difference."""
     words = [f"alexnet_mp.{name}", *map(str, arguments)]
     done = subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{' '.join(words)}: status {done.returncode}\n{done.stdout}\n{done.stderr}")
+    with open("said.txt", "a") as file:
+        file.write(f"$ {' '.join(words)}\n{done.stdout}\n")
     return done.stdout
 
 
@@ -281,7 +288,7 @@ def runs():
     for name, (recipe, data, options, settings) in RUNS.items():
         said = _train(f"runs/{name}", recipe, data, options, settings)
         found |= {f"{name}, {what}": value for what, value in _of_run(f"runs/{name}").items()}
-        found[f"{name}, said of errors"] = digest([line for line in timeless(said).splitlines() if "top-1" in line])
+        found[f"{name}, said"] = of_findings(said)
     return found
 
 
@@ -350,7 +357,7 @@ def claimed():
     said = {"all": command("claims", "run", "all", *base, "--seeds", 1),
             "lrn": command("claims", "run", "lrn", *base, "--seeds", 3),
             "cifar-relu": command("claims", "run", "cifar-relu", *rates, "--seeds", 1)}
-    found = {f"said of {name}": digest(timeless(text)) for name, text in said.items()}
+    found = {f"said of {name}": of_findings(text) for name, text in said.items()}
     found |= of_files("records", "**/*.npz", "*.png")
     return found | {str(path): of_json(path, but={"command"}) for path in sorted(Path("records").rglob("*.json"))}
 
