@@ -1,6 +1,8 @@
-# make train   a first run, from nothing to a trained network and its pictures
-# make test    the test suite
-# make install the virtual environment alone
+# make train     a first run, from nothing to a trained network and its pictures
+# make test      the test suite, but for what is slow
+# make test-fast what needs neither other processes nor compilers: under a minute
+# make test-slow what takes over 20 s or needs the network
+# make install   the virtual environment alone
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -8,8 +10,16 @@ train: install
 	$(BIN)/python -m alexnet_mp.train --recipe mini --data builtin
 
 # Two processes of one thread each: the tests are small, and threads that wait for each other only cost time.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	$(PYTEST) -m "not slow"
+
+test-fast: install
+	$(PYTEST) -m "not process and not compile and not slow"
+
+test-slow: install
+	$(PYTEST) -m slow
 
 install: .venv/installed
 
@@ -25,4 +35,4 @@ install: .venv/installed
 clean:
 	rm -rf .venv build kernels/compiled.so *.egg-info .pytest_cache .benchmarks
 
-.PHONY: train test install clean
+.PHONY: train test test-fast test-slow install clean

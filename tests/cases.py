@@ -5,6 +5,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 import torch.nn.functional as F
+from inner_cases import every
 
 from alexnet_mp.kernels import lrn, lrn_max_pool, max_pool, ops, reference, spatial_norm_max_pool
 
@@ -27,15 +28,16 @@ OPERATIONS = {
     "spatial, all": (spatial_norm_max_pool, {"ties": "all", **STRONG}),
 }
 every_operation = pytest.mark.parametrize("operation", OPERATIONS)
+all_operations = every("operation", OPERATIONS)  # for what takes no time
 FORMATS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
-both_formats = pytest.mark.parametrize("memory_format", FORMATS)
+both_formats = every("memory_format", FORMATS)
 
 
 def implementations():
     for name in LEVELS:
         yield pytest.param(name, id=f"cpu-{name}")
     for name in ("cuda", "triton"):
-        yield pytest.param(name, id=name, marks=pytest.mark.skipif(not GPU, reason=f"{name} kernels need a GPU"))
+        yield pytest.param(name, id=name, marks=pytest.mark.gpu(reason=f"{name} kernels need a GPU"))
 
 
 @pytest.fixture(params=implementations())

@@ -1,4 +1,5 @@
 """Images that the tests make for themselves; and Triton's interpreter, where there is no GPU to compile for."""
+import gc
 import os
 import signal
 
@@ -15,6 +16,23 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 CLASSES = ("apple", "leaf", "sky")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """A test marked `gpu(count=1, besides=True, reason=...)` is skipped where there are fewer, or `besides` is false."""
+    found = torch.cuda.device_count()
+    for item in items:
+        for mark in item.iter_markers("gpu"):
+            count, = mark.args or (1,)
+            lacking = found < count or not mark.kwargs.get("besides", True)
+            item.add_marker(pytest.mark.skipif(lacking, reason=mark.kwargs["reason"]))  # by which gpu_check knows it
+
+
+def pytest_collection_finish():
+    """What the imports made stays: a collection, which every capture of a graph asks for, need not walk over it each time."""
+    gc.collect()
+    gc.freeze()
 
 
 def make_folder(root, train=8, val=5, size=(140, 120), classes=CLASSES):

@@ -14,8 +14,7 @@ from alexnet_mp.training.optimizer import PaperSGD
 from alexnet_mp.training.schedule import make_schedule
 from alexnet_mp.training.step import TrainingStep
 
-GPU = torch.cuda.is_available()
-needs_gpu = pytest.mark.skipif(not GPU, reason="needs a GPU")
+needs_gpu = pytest.mark.gpu(reason="needs a GPU")
 CPU, CUDA, OTHER = torch.device("cpu"), torch.device("cuda:0"), torch.device("cuda:1")
 
 
@@ -85,7 +84,7 @@ def small(recipe=mini()):
     return change_layers(dataclasses.replace(recipe, seed=3), "fc6", "fc7", maps=16)
 
 
-needs_two = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+needs_two = pytest.mark.gpu(2, reason="needs two GPUs")
 PLACES = {"one CPU": dict(devices=(CPU, CPU)), "one CPU, apart": dict(devices=(CPU, CPU), apart=True),
           "one GPU": dict(devices=(CUDA, CUDA)), "one GPU, apart": dict(devices=(CUDA, CUDA), apart=True),
           "two GPUs": dict(devices=(CUDA, OTHER))}

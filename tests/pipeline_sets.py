@@ -22,7 +22,7 @@ from alexnet_mp.recipes.presets import paper
 from alexnet_mp.system.errors import UserError
 
 needs_dali = pytest.mark.skipif(not available(), reason="DALI is not installed")
-needs_gpu = pytest.mark.skipif(not available() or not torch.cuda.is_available(), reason="needs DALI and a GPU")
+needs_gpu = pytest.mark.gpu(besides=available(), reason="needs DALI and a GPU")
 needs_no_gpu = pytest.mark.skipif(not available() or torch.cuda.is_available(), reason="needs DALI and a machine without a GPU")
 PIPELINES = pytest.mark.parametrize("kind", [pytest.param(DaliPipeline, marks=needs_dali), TorchPipeline], ids=["dali", "torch"])
 ORIENTATION = 0x0112  # an EXIF tag; 6 says that the picture is to be turned by 90 degrees

@@ -6,6 +6,7 @@ import os
 import tarfile
 
 import pytest
+from inner_cases import every
 from make_archives import tar
 
 from alexnet_mp.data import file_ranges
@@ -45,7 +46,7 @@ def entry(**values):
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@every("kind", KINDS)
 def test_files_are_found_where_tarfile_finds_them(tmp_path, kind):
     """Sizes around a block, empty files, folders, a name in two fields of the header, and one that fits into none."""
     files = {"train": None, "train/a.jpg": b"x" * 511, "./b.jpg": b"y" * 512, "c//d.jpg": b"z" * 513, "empty.jpg": b"",
@@ -78,7 +79,7 @@ def test_headers_from_before_posix(tmp_path):
     assert [tuple(member) for member in members(path)] == [("f/é.jpg", 1024, 3)]
 
 
-@pytest.mark.parametrize("kind", ["gnu", "pax"])
+@every("kind", ["gnu", "pax"])
 def test_a_file_larger_than_eight_gigabytes(tmp_path, kind):
     """Its size doesn't fit into octal digits. ILSVRC's training images are 138 GB in one tar."""
     path, size = tmp_path / "x.tar", (9 << 30) + 5
@@ -155,7 +156,7 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize("case", HOSTILE)
+@every("case", HOSTILE)
 def test_hostile_entries_are_refused_by_name(tmp_path, case):
     content, message = HOSTILE[case]
     path = tmp_path / "x.tar"
@@ -170,7 +171,7 @@ FILES = {f"{number}.jpg": bytes([number]) * 700 for number in range(1, 4)}  # ea
 END = 3 * 1536
 
 
-@pytest.mark.parametrize("cut", [*range(0, END + 512, 256), 1, 1535, 1537, END - 1, END + 511])
+@every("cut", [*range(0, END + 512, 256), 1, 1535, 1537, END - 1, END + 511])
 def test_an_archive_that_was_cut_is_refused(tmp_path, cut):
     """Exactly between two files as well, where other programs see a shorter archive."""
     path = tmp_path / "x.tar"
@@ -206,7 +207,7 @@ def test_every_byte_of_a_header_is_checked(tmp_path):
         assert "x.tar: " in refused(path)
 
 
-@pytest.mark.parametrize("make, message", [
+@every("make, message", [
     (lambda path: None, "No such file"), (lambda path: path.mkdir(), "not a file"), (os.mkfifo, "not a file"),
     (lambda path: path.write_bytes(b""), "incomplete"), (lambda path: path.write_bytes(b"no archive" * 99), "no tar header")])
 def test_what_is_no_archive(tmp_path, make, message):
@@ -229,7 +230,7 @@ def test_files_wanted_from_a_compressed_archive(tmp_path):
     assert unpack(path) == {name: content for name, content in FILES.items() if name != "2.jpg"}
 
 
-@pytest.mark.parametrize("content, options, message", [
+@every("content, options, message", [
     (tar(FILES, mode="w:gz"), {"largest": 699}, "1.jpg: 700 bytes, more than the 699"),
     (tar(FILES, mode="w:gz"), {"total": 4000}, "unpacks to more than 4,000 bytes"),
     (gzip.compress(entry(size=1 << 40)), {"wanted": lambda name: False}, "it ends without"),

@@ -5,12 +5,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from cases import FORMATS, GPU, both_formats, implementation
+from cases import FORMATS, both_formats, implementation
+from inner_cases import every
 
 from alexnet_mp.kernels import augment, ops, reference
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-both_means = pytest.mark.parametrize("mean_follows_crop", [True, False], ids=["mean follows", "centre of the mean"])
+both_means = every("mean_follows_crop", [True, False])
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 NAMES = ("pictures", "top", "left", "flip", "mean", "shift")
 
@@ -44,7 +45,7 @@ def pixel_by_pixel(pictures, top, left, flip, mean, shift, scale, crop, mean_fol
 
 
 @both_means
-@pytest.mark.parametrize("scale", [1.0, 1 / 1.1])
+@every("scale", [1.0, 1 / 1.1])
 def test_the_reference_is_the_definition(mean_follows_crop, scale):
     """Side and crop differ by an odd number: the centre window is rounded down."""
     arguments, crop = inputs(3, 12, 7), 7
@@ -59,8 +60,8 @@ def test_the_reference_is_the_definition(mean_follows_crop, scale):
 
 @both_means
 @both_formats
-@pytest.mark.parametrize("side, crop", [(40, 32), (40, 33), (40, 31), (41, 20), (19, 16), (12, 12), (9, 7), (6, 3), (4, 1),
-                                        (256, 224)])
+@every("side, crop", [(40, 32), (40, 33), (40, 31), (41, 20), (19, 16), (12, 12), (9, 7), (6, 3), (4, 1),
+                      (256, 224)])
 def test_every_implementation_gives_the_references_bits(implementation, side, crop, memory_format, mean_follows_crop):
     """Rows of whole blocks (written past the caches), with a rest, shorter than a block; one picture in two flipped."""
     kernels, device = implementation
@@ -89,7 +90,7 @@ def test_values_that_lie_between_two_numbers(implementation, mean_follows_crop):
         assert torch.equal(y.nan_to_num(nan=3e4), expected.nan_to_num(nan=3e4)) and torch.equal(y.isnan(), expected.isnan())
 
 
-@pytest.mark.parametrize("threads", [1, 2, 3])
+@every("threads", [1, 2, 3])
 def test_pictures_one_by_one_and_any_number_of_threads(implementation, threads):
     """A list of views, as a memory map gives them, at odd addresses."""
     kernels, device = implementation
@@ -134,8 +135,8 @@ def test_no_picture_and_one(implementation):
     assert augment(*on(device, *none), crop=16, mean_follows_crop=True, kernels=kernels).shape == (0, 3, 16, 16)
 
 
-@pytest.mark.parametrize("kernels", ["auto", "reference"])
-@pytest.mark.parametrize("change, named", [
+@every("kernels", ["auto", "reference"])
+@every("change, named", [
     (dict(top=torch.tensor([0, 9, 0])), "top is 9; crops of 12x12.*20x20 from 0 to 8"),
     (dict(top=torch.tensor([0, 0, -1])), "top is -1"),
     (dict(left=torch.tensor([2**40, 0, 0])), "left is 1099511627776"), (dict(left=torch.tensor([-1, 0, 0])), "left is -1"),
@@ -202,8 +203,8 @@ def test_compile(implementation):
     assert torch.equal(torch.compile(doubled, fullgraph=True, backend="aot_eager")(*arguments), eager(*arguments) * 2)
 
 
-@pytest.mark.parametrize("scale", [1.0, 1 / 1.1])
-@pytest.mark.parametrize("mean_follows_crop", [True, False])
+@every("scale", [1.0, 1 / 1.1])
+@every("mean_follows_crop", [True, False])
 def test_crops_in_one_table_give_the_same_bits(mean_follows_crop, scale):
     pictures, top, left, flip, mean, shift = inputs(5, 24, 19)
     options = dict(crop=19, mean_follows_crop=mean_follows_crop)
@@ -216,7 +217,7 @@ def test_crops_in_one_table_give_the_same_bits(mean_follows_crop, scale):
         assert len(ops.augment_crops(pictures[:0], crops[:0], mean, **options)) == 0
 
 
-@pytest.mark.parametrize("change, named", [
+@every("change, named", [
     (dict(top=torch.tensor([0, 6, 0])), "top is 6; crops of 19x19 lie in pictures of 24x24 from 0 to 5"),
     (dict(left=torch.tensor([0, -1, 0])), "left is -1"), (dict(flip=torch.zeros(3)), "flip is .*float32"),
     (dict(shift=torch.zeros(2, 3)), r"shift is .*\(2, 3\)"),
@@ -227,7 +228,7 @@ def test_a_table_of_crops_that_do_not_fit_is_refused_by_name(change, named):
         ops.crops_of(**dict(top=top, left=left, flip=flip, shift=shift, scale=1.0) | change, crop=19, side=24)
 
 
-@pytest.mark.parametrize("change, named", [
+@every("change, named", [
     (dict(crops=torch.zeros(3, 6)), r"crops are .*\(3, 6\).*must be .*\(3, 7\)"),
     (dict(crops=torch.zeros(3, 7).double()), "crops are .*float64"),
     (dict(pictures=torch.zeros(3, 23, 24, 3, dtype=torch.uint8)), r"pictures are .*\(3, 23, 24, 3\)"),
@@ -240,7 +241,7 @@ def test_pictures_that_do_not_fit_their_table_are_refused_by_name(change, named)
                           memory_format=torch.channels_last)
 
 
-needs_gpu = pytest.mark.skipif(not GPU, reason="needs a GPU")
+needs_gpu = pytest.mark.gpu(reason="needs a GPU")
 
 
 @needs_gpu
@@ -258,7 +259,7 @@ def test_a_side_stream_is_obeyed():
     assert torch.equal(y.cpu(), expected)
 
 
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.gpu(2, reason="needs two GPUs")
 def test_the_second_device_while_the_first_is_current():
     arguments = inputs(3, 40, 32)
     with torch.cuda.device(0):

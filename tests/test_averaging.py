@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from inner_cases import every
 
 from alexnet_mp.evaluation import ensemble_weights
 from alexnet_mp.evaluation.accuracy import answers, credits, joined
@@ -152,7 +153,7 @@ def random_networks(seed, networks=3, images=60, classes=12):
     return logs, labels
 
 
-@pytest.mark.parametrize("seed", range(6))
+@every("seed", range(6))
 def test_no_single_weight_changed_is_better(seed):
     """The search ends where every change of one weight, tried here by plain averages, is no better; never below where it began."""
     logs, labels = random_networks(seed)
@@ -163,7 +164,7 @@ def test_no_single_weight_changed_is_better(seed):
     assert max(right(logs, labels, weights) for weights in changed if any(weights)) <= best
 
 
-@pytest.mark.parametrize("seed", range(4))
+@every("seed", range(4))
 def test_where_one_network_is_always_right_the_search_finds_what_all_weights_find(seed):
     """Network 0 is right about every image by a little; the others are wrong by much about some. Best of all weights: no error."""
     logs, labels = random_networks(seed, images=12)
@@ -184,8 +185,8 @@ def test_two_networks_agree_with_every_ratio(seed):
     assert right(logs, labels, choose_weights(logs, labels)) >= best > right(logs, labels, (1, 1)) - 1e-9
 
 
-@pytest.mark.parametrize("weights", [(10, 10, 0), (0, 0, 1), (20, 3, 0), (3, 20, 1)])
-@pytest.mark.parametrize("rows", [1024, 7])
+@every("weights", [(10, 10, 0), (0, 0, 1), (20, 3, 0), (3, 20, 1)])
+@every("rows", [1024, 7])
 def test_the_count_of_the_search_is_that_of_the_averages(weights, rows, monkeypatch):
     """Also with ties, mirrored ones too, with labels that are always right and always wrong, and in chunks."""
     monkeypatch.setattr(ensemble_weights, "ROWS", rows)
@@ -221,7 +222,7 @@ def test_weights_as_typed():
     assert parse_weights(["validation"], 2) == "validation"
 
 
-@pytest.mark.parametrize("words, named", [
+@every("words, named", [
     (["1"], "1 for 2 RUNs"), (["1", "2", "3"], "3 for 2 RUNs"), (["1", "-1"], "-1 is no weight"),
     (["nan", "1"], "nan is no weight"), (["inf", "1"], "inf is no weight"), (["0", "0.0"], "sum must be finite and above 0"),
     (["1e308", "1e308"], "sum must be finite"), (["1", "x"], "a number for each RUN"),

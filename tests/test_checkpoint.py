@@ -18,6 +18,7 @@ from disk import (
     names,
     put_all,
 )
+from inner_cases import every
 from test_files import Faulty, odd_files
 
 from alexnet_mp.runs import checkpoint_format, checkpoints
@@ -55,7 +56,7 @@ def test_no_checkpoint_is_said(tmp_path):
         (tmp_path / "checkpoints").mkdir(exist_ok=True)
 
 
-@pytest.mark.parametrize("name, step", [
+@every("name, step", [
     ("step_00000005", 5), ("step_123456789", 123456789), ("step_5", None), ("step_000000005", None), ("step_0000000x", None),
     ("step_00000005.old", None), (".partial_00000005", None), (".replaced_00000005", None), ("damaged_step_00000005", None),
     ("step_٠٠٠٠٠٠٠٥", None), ("step_00000005\n", None)])

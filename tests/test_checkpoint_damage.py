@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from inner_cases import every
 from tiny_checkpoint import (  # noqa: F401  (fixtures)
     ALL,
     V0,
@@ -69,8 +70,8 @@ def test_every_missing_and_added_byte_of_the_manifest_is_found(place):
                 refused(version, place, MANIFEST)
 
 
-@pytest.mark.parametrize("name", ALL)
-@pytest.mark.parametrize("action", [load, verify])
+@every("name", ALL)
+@every("action", [load, verify])
 def test_a_file_cut_anywhere(name, action, place):
     content = (place / name).read_bytes()
     for length in sorted({*range(0, len(content), 97), *range(10), len(content) - 1}):
@@ -82,7 +83,7 @@ def test_a_file_cut_anywhere(name, action, place):
     refused(action, place, name)
 
 
-@pytest.mark.parametrize("action", [load, verify, read_state, load_weights, version])
+@every("action", [load, verify, read_state, load_weights, version])
 def test_missing_and_foreign_files(action, place):
     (place / "notes.txt").write_bytes(b"")
     assert "no file of a checkpoint" in refused(action, place, "notes.txt")
@@ -95,7 +96,7 @@ def test_missing_and_foreign_files(action, place):
         (place / name).write_bytes(content)
 
 
-@pytest.mark.parametrize("action", [load, verify, read_state, load_weights, version])
+@every("action", [load, verify, read_state, load_weights, version])
 def test_what_is_no_checkpoint(action, tmp_path):
     assert "missing" in refused(action, tmp_path / "nowhere")
     (tmp_path / "file").write_bytes(b"")
@@ -112,7 +113,7 @@ def test_what_is_no_checkpoint(action, tmp_path):
     refused(action, tmp_path / "old", ".DS_Store")
 
 
-@pytest.mark.parametrize("name", ALL)
+@every("name", ALL)
 def test_links_pipes_and_directories_in_place_of_files(name, place):
     for make in (lambda path: path.symlink_to("moved"), os.mkfifo, Path.mkdir):
         (place / name).rename(place.parent / "moved")
@@ -137,7 +138,7 @@ def test_a_newer_format(place):
             assert f"made by a newer alexnet_mp (format {number}); this one reads 0 to 4" in refused(action, place, MANIFEST)
 
 
-@pytest.mark.parametrize("change", [
+@every("change", [
     lambda m: m.update(format=0), lambda m: m.update(format=-1), lambda m: m.update(format="1"), lambda m: m.update(format=1.0),
     lambda m: m.update(format=True), lambda m: m.update(format=None), lambda m: m.pop("format"), lambda m: m.update(more=1),
     lambda m: m.update(files=[]), lambda m: m["files"].pop(STATE),
@@ -149,7 +150,7 @@ def test_a_newer_format(place):
     lambda m: m["files"][STATE].update(bytes=True), lambda m: m["files"][STATE].update(bytes="1"),
     lambda m: m["files"][STATE].update(sha256=None),
     lambda m: m["files"][STATE].update(sha256=m["files"][STATE]["sha256"].upper()), lambda m: m["files"][STATE].update(more=1),
-], ids=range(24))
+])
 def test_a_manifest_that_lies_though_its_own_checksum_fits(change, place):
     rewrite_manifest(place, change)
     with pytest.raises(UserError) as caught:
@@ -157,11 +158,11 @@ def test_a_manifest_that_lies_though_its_own_checksum_fits(change, place):
     assert str(caught.value).startswith((str(place / MANIFEST), str(place / STATE)))
 
 
-@pytest.mark.parametrize("content", [
+@every("content", [
     b"", b"[]", b"null", b"1", b'"text"', b"{}", b"[" * 100_000, b'{"a":' * 100_000, b"\xff\xfe{\0}\0", b"\xef\xbb\xbf{}",
     b"\0" * 64, b'{"format": 1' + b"0" * 5000 + b"}", b'{"format": 1e400}', b'{"format": NaN}', b'{"format": 1, "format": 1}',
     b" " * (1 << 20) + b"{}", b" " * (4 << 20) + b"{}", b'{"\xff": 1}',
-], ids=lambda content: f"{content!r:.30}")
+])
 def test_small_files_of_other_content(content, place):
     for name in (STATE, MANIFEST):
         before = (place / name).read_bytes()
@@ -288,8 +289,8 @@ def test_a_pickle_is_never_loaded(place, tmp_path):
             assert "a pickle is never loaded" in refused(action, tmp_path / "old", WEIGHTS)
 
 
-@pytest.mark.parametrize("name, value", [(WEIGHTS, np.nan), (VELOCITY, np.inf), (VELOCITY, -np.inf), (STATISTICS, np.nan),
-                                         (STATISTICS, np.inf)])
+@every("name, value", [(WEIGHTS, np.nan), (VELOCITY, np.inf), (VELOCITY, -np.inf), (STATISTICS, np.nan),
+                       (STATISTICS, np.inf)])
 def test_values_that_are_not_finite_though_the_checksums_fit(name, value, place):
     content = bytearray((place / name).read_bytes())
     content[-8:] = np.array([0, value], np.float32).tobytes() if name != STATISTICS else np.array([value]).tobytes()

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from inner_cases import every
 from tiny_checkpoint import (  # noqa: F401  (fixtures)
     ALL,
     V0,
@@ -93,11 +94,11 @@ def with_state(original, **changes):
     return dataclasses.replace(original, state=dataclasses.replace(original.state, **changes))
 
 
-@pytest.mark.parametrize("changes", [
+@every("changes", [
     {"validated": False, "validation": None}, {"validation": None, "scheduled": None, "schedule": {}, "step": 0, "epoch": 0},
     {"schedule": {"drops": 3, "best": None, "since_best": 4}}, {"step": 2**53 - 1, "metrics_bytes": 2**53 - 1},
     {"validation": Validation(0.0, 0.0, -2.2e-16, 50_000)}, {"validation": Validation(100, 100, 7, 1)}, {"saved": ""},
-], ids=str)
+])
 def test_every_state_that_a_run_can_have(changes, original, tmp_path):
     changed = with_state(original, **changes)
     write(tmp_path / "one", changed)
@@ -125,7 +126,7 @@ def test_22_000_classes(original, tmp_path):
     assert (tmp_path / "one" / STATE).stat().st_size < checkpoint_format.MOST_STATE / 2
 
 
-@pytest.mark.parametrize("preset", [paper, source2012])
+@every("preset", [paper, source2012])
 def test_recipes_with_dates_and_whole_numbers(preset, original, tmp_path):
     """1 for 1.0 in a recipe made in Python is no reason to lose a checkpoint."""
     taken = {field: getattr(preset(), field) for field in ("schedule", "epochs", "reshuffle", "crop_share", "bias_weight_decay")}
@@ -144,11 +145,11 @@ def test_a_checkpoint_of_format_1_as_it_was_written(original):
     assert {(layer.weight_decay, layer.rate) for layer in original.state.recipe.layers} == {(None, 1.0)}
 
 
-@pytest.mark.parametrize("add", [
+@every("add", [
     lambda recipe: recipe.update(test_views="nine"), lambda recipe: recipe.update(test_views="ten"),
     lambda recipe: recipe["layers"][0].update(rate=2.0), lambda recipe: recipe["layers"][2].update(weight_decay=None),
     lambda recipe: recipe.pop("layers"), lambda recipe: recipe.update(layers=[7]), lambda recipe: recipe.pop("seed"),
-], ids=range(7))
+])
 def test_format_1_with_what_it_never_had_is_refused(add, tmp_path):
     place = tmp_path / "step_00000003"
     shutil.copytree(V1, place)
@@ -169,7 +170,7 @@ def test_a_checkpoint_of_format_2_as_it_was_written(original):
     assert original.state.made_by.precision == "fp32"
 
 
-@pytest.mark.parametrize("source, number", [(V1, 1), (V2, 2)])
+@every("source, number", [(V1, 1), (V2, 2)])
 def test_formats_1_and_2_with_a_precision_are_refused(source, number, tmp_path):
     place = tmp_path / "step_00000003"
     shutil.copytree(source, place)
@@ -189,7 +190,7 @@ def test_a_checkpoint_of_format_3_as_it_was_written(original):
     assert bits(load(V3)) == bits(original) and verify(V3) == read_state(V3) == original.state and version(V3) == 3
 
 
-@pytest.mark.parametrize("source, number", [(V1, 1), (V2, 2), (V3, 3)])
+@every("source, number", [(V1, 1), (V2, 2), (V3, 3)])
 def test_an_older_format_with_files_of_a_size_is_refused(source, number, tmp_path):
     place = tmp_path / "step_00000003"
     shutil.copytree(source, place)
@@ -218,7 +219,7 @@ def test_a_checkpoint_of_format_0(original, tmp_path):
         assert "holds weights alone (format 0): it can be evaluated, not resumed" in refused(action, V0)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+@every("dtype", [torch.float64, torch.float16, torch.bfloat16])
 def test_format_0_in_another_dtype(dtype, tmp_path):
     values = torch.arange(6, dtype=dtype).reshape(2, 3)
     safetensors.torch.save_file({"x": values, "empty": torch.zeros(0, 3)}, tmp_path / WEIGHTS, {"format": "pt"})
@@ -237,7 +238,7 @@ def spoiled(tensors, name, value):
     return changed(tensors, name, tensor)
 
 
-@pytest.mark.parametrize("change, problem", [
+@every("change, problem", [
     (lambda c: {"weights": spoiled(c.weights, "fc2.weight", float("nan"))}, "weights.*fc2.weight has values that are not finite"),
     (lambda c: {"velocity": spoiled(c.velocity, "fc8.bias", float("-inf"))}, "velocity.*fc8.bias has values that are not finite"),
     (lambda c: {"weights": changed(c.weights, "fc8.bias", torch.zeros(4))}, r"fc8.bias is float32 \(4,\)"),
@@ -250,14 +251,14 @@ def spoiled(tensors, name, value):
     (lambda c: {"statistics": dataclasses.replace(c.statistics, mean=np.zeros((6, 6, 3)))}, "mean is"),
     (lambda c: {"statistics": dataclasses.replace(c.statistics, eigenvectors=np.full((3, 3), np.nan))}, "eigenvectors"),
     (lambda c: {"statistics": dataclasses.replace(c.statistics, eigenvalues=np.array([-0.1, 0, 1]))}, "negative"),
-], ids=range(12))
+])
 def test_no_tensor_that_could_not_be_loaded_is_written(change, problem, original, tmp_path):
     with pytest.raises(ValueError, match=problem):
         write(tmp_path / "one", dataclasses.replace(original, **change(original)))
     assert not (tmp_path / "one").exists()
 
 
-@pytest.mark.parametrize("changes", [
+@every("changes", [
     {"step": -1}, {"step": 2**53}, {"step": 1.0}, {"epoch": None}, {"metrics_bytes": -1}, {"validated": 1},
     {"validated": False}, {"saved": None}, {"schedule": {"best": float("nan")}}, {"schedule": {"best": float("inf")}},
     {"schedule": {"best": "12"}}, {"schedule": {"drops": -1}}, {"scheduled": Scheduled({}, 0.1)}, {"scheduled": {}},
@@ -267,7 +268,7 @@ def test_no_tensor_that_could_not_be_loaded_is_written(change, problem, original
     {"made_by": MadeBy(("cpu",), os.fsdecode(b"\xff"), "fp32", "torch", 1, {})},
     {"made_by": MadeBy(("cpu",), "cpu", "fp32", "torch", 1, {"torch": 2})},
     {"data": Data("a", "b", "c", ("x" * (5 << 20),))}, {"step": np.float32(1)},
-], ids=lambda changes: f"{changes!s:.60}")
+])
 def test_no_state_that_could_not_be_loaded_is_written(changes, original, tmp_path):
     with pytest.raises(ValueError):
         write(tmp_path / "one", with_state(original, **changes))

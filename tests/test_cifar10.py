@@ -6,6 +6,7 @@ import tarfile
 
 import numpy as np
 import pytest
+from inner_cases import every
 from make_archives import CIFAR_CLASSES, cifar_batch, cifar_files, make_cifar10, python2, python3, refused, tar, write
 
 from alexnet_mp.preparation import cifar10
@@ -26,8 +27,8 @@ def check(source, split, batches):
     assert [read_bytes(item) for item in items] == [batches[number][0][row].tobytes() for _, number, row in rows]
 
 
-@pytest.mark.parametrize("version, archive", FORMS)
-@pytest.mark.parametrize("given", ["itself", "parent"])
+@every("version, archive", FORMS)
+@every("given", ["itself", "parent"])
 def test_every_picture_has_its_label(tmp_path, version, archive, given):
     path = make_cifar10(tmp_path, version, archive)
     source = find(path if given == "itself" else tmp_path)
@@ -59,14 +60,14 @@ def test_the_same_set_in_every_form(tmp_path):
     assert all(name.startswith("test_batch/") for name, _ in first["test"])
 
 
-@pytest.mark.parametrize("dump", [python2, *map(python3, range(2, 6))], ids=["Python 2", *"2345"])
+@every("dump", [python2, *map(python3, range(2, 6))], ids=["Python 2", *"2345"])
 def test_pickles_of_every_age(tmp_path, dump):
     source = find(make_cifar10(tmp_path, "python", dump=dump))
     check(source, "train", TRAIN)
     assert source.classes == list(CIFAR_CLASSES)
 
 
-@pytest.mark.parametrize("protocol", range(2, 6))
+@every("protocol", range(2, 6))
 def test_pickles_with_keys_of_text(tmp_path, protocol):
     def dump(batch):
         return pickle.dumps({key.decode(): [name.decode() if isinstance(name, bytes) else name for name in value]
@@ -99,7 +100,7 @@ def test_forked_processes_share_what_was_unpacked(tmp_path, monkeypatch):
     assert worker.exitcode == 0
 
 
-@pytest.mark.parametrize("name", [*cifar_files(), *cifar_files("python")])
+@every("name", [*cifar_files(), *cifar_files("python")])
 def test_a_missing_part_is_named(tmp_path, name):
     version = "binary" if "." in name and name != "batches.meta" else "python"
     folder = make_cifar10(tmp_path / "folder", version)
@@ -114,7 +115,7 @@ def test_a_missing_part_is_named(tmp_path, name):
 BATCH = cifar_files()["data_batch_2.bin"]
 
 
-@pytest.mark.parametrize("name, content, message", [
+@every("name, content, message", [
     ("data_batch_2.bin", BATCH[:-1], "61,459 bytes are not a whole number of pictures"),
     ("data_batch_2.bin", BATCH[:-3073], "its batches should be of one size, but have data_batch_1 20, data_batch_2 19,"),
     ("data_batch_2.bin", b"", "0 bytes are not a whole number"),
@@ -134,7 +135,7 @@ def batch(**changes):
     return python2({key.encode(): value for key, value in ({"data": rows, "labels": labels} | changes).items()})
 
 
-@pytest.mark.parametrize("content, message", [
+@every("content, message", [
     (batch()[:-1], "exhausted"), (batch()[:-100], "expected"), (b"", "exhausted"), (b"no pickle", "unknown"),
     (batch(labels=[1] * 19), "19 labels and 61,440 bytes of pixels don't belong together"),
     (batch(labels=[10] * 20), "the label of picture 0 is not one of 0 to 9"),
@@ -167,8 +168,8 @@ class Evil:
         return self.call
 
 
-@pytest.mark.parametrize("protocol", range(2, 6))
-@pytest.mark.parametrize("function", [exec, pickle.loads, np.frombuffer, np.load, getattr], ids=lambda function: function.__name__)
+@every("protocol", range(2, 6))
+@every("function", [exec, pickle.loads, np.frombuffer, np.load, getattr])
 def test_a_pickle_can_call_nothing(tmp_path, protocol, function):
     mark = tmp_path / "mark"
     content = pickle.dumps({"data": Evil(function, f"open({str(mark)!r}, 'w')")}, protocol)
@@ -181,7 +182,7 @@ def test_a_pickle_can_call_nothing(tmp_path, protocol, function):
 GLOBALS = b"cnumpy.core.multiarray\n_reconstruct\n", b"cnumpy\ndtype\n", b"cnumpy\nndarray\n", b"c_codecs\nencode\n"
 
 
-@pytest.mark.parametrize("steps, message", [
+@every("steps, message", [
     (b"r\xff\xff\xff\x7f.", "list index"),  # a memo of 2 billion places
     (b"U\1xr\xff\xff\xff\x7f.", None),
     (b"]q\0(h\0h\0h\0e.", None),  # a list in itself

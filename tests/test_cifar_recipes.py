@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import make_folder
+from inner_cases import every
 from test_variants import differing
 
 from alexnet_mp import TwoTowerAlexNet, prepare, train
@@ -85,7 +86,7 @@ def test_recipes_differ_in_exactly_these_fields():
     assert decays(cifar_relu()) == [0] * 4
 
 
-@pytest.mark.parametrize("preset", ALL)
+@every("preset", ALL)
 def test_one_tower_and_a_run_can_be_shortened(preset):
     recipe = preset()
     assert recipe.towers == 1 and crossings(recipe, 128, 10) == [] and recipe.name == preset.__name__
@@ -106,10 +107,10 @@ def average(x):
     return F.avg_pool2d(F.pad(x, (0, 1, 0, 1)), 3, 2) / area
 
 
-@pytest.mark.parametrize("preset, operation, alpha", [
+@every("preset, operation, alpha", [
     (cifar18, "spatial", 5e-5 / 9), (cifar18_lrn, "lrn", 5e-5 / 3), (cifar18_no_norm, None, 0), (cifar_tanh, None, 0),
     (cifar_sigmoid, None, 0)])
-@pytest.mark.parametrize("kernels", ["reference", "auto"])
+@every("kernels", ["reference", "auto"])
 def test_the_network_by_hand(preset, operation, alpha, kernels):
     """Orders like pool, ReLU, norm and average, norm; 32 -> 16 -> 8 -> 4 pixels, every last window over the edge."""
     network, generator = TwoTowerAlexNet(preset(), ("cpu",), 10, kernels).double().eval(), torch.Generator().manual_seed(2)

@@ -2,6 +2,7 @@
 import math
 
 import pytest
+from inner_cases import every
 
 from alexnet_mp.experiments.catalogue import CLAIMS
 from alexnet_mp.experiments.figures import FAINT, RIGHT, draw_claim, figure_of
@@ -117,7 +118,7 @@ def error_bars(axes):
 # --- all kinds
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("kind", KINDS)
+@every("kind", KINDS)
 def test_every_kind_is_drawn_whatever_is_missing(kind, tmp_path):
     for record in (record_of(kind, 8), diverged(record_of(kind, 3), ("base", 0), ("no_lrn", 1)), of_one_step(record_of(kind, 1))):
         left, right = figure_of(record).axes

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import make_folder, one_thread  # noqa: F401  (a fixture)
+from inner_cases import every
 from PIL import Image
 from tiny_run import quick, signalled_after, signalled_in_test  # noqa: F401  (a fixture)
 
@@ -434,8 +435,8 @@ def test_a_layer_that_only_cifars_networks_have_can_be_set(data, out):
     assert "(drawn by hand); `cifar18_no_norm, " in claim_table.setting(record)
 
 
-@pytest.mark.parametrize("notes", ["[]", "null", "{", '{"tests": null}', '{"seconds": "x", "work": 3}', '{"tests": {"a": 1}}',
-                                   '{"tests": {"a": {"centre view": {"top1_error": 1}}}}'])
+@every("notes", ["[]", "null", "{", '{"tests": null}', '{"seconds": "x", "work": 3}', '{"tests": {"a": 1}}',
+                 '{"tests": {"a": {"centre view": {"top1_error": 1}}}}'])
 def test_damaged_notes_count_as_none(notes, data, out):
     before = without_times(run("dropout", data, out, "--seeds", "1"))
     for path in out.glob("*.result.json"):

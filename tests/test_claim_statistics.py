@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from inner_cases import every
 from scipy import special, stats
 
 from alexnet_mp.analysis.hypothesis_tests import incomplete_beta, paired, sign_flip, student_p, welch
@@ -24,7 +25,7 @@ def test_sign_flip_by_hand():
     assert sign_flip([1.0]) is None
 
 
-@pytest.mark.parametrize("n", [2, 5, 8])
+@every("n", [2, 5, 8])
 def test_sign_flip_counts_all_patterns(n):
     differences = np.random.default_rng(n).normal(0.5, 1, n)
     sums = [sum(sign * value for sign, value in zip(signs, differences)) for signs in itertools.product((1, -1), repeat=n)]
@@ -43,19 +44,19 @@ def test_too_many_pairs_are_refused():
         sign_flip(np.ones(21))
 
 
-@pytest.mark.parametrize("a, b", list(itertools.product((0.5, 1.0, 3.3, 50.0), (0.5, 2.0, 7.0))))
+@every("a, b", list(itertools.product((0.5, 1.0, 3.3, 50.0), (0.5, 2.0, 7.0))))
 def test_incomplete_beta_is_scipys(a, b):
     for x in (0.0, 1e-9, 1e-3, 0.1, 0.5, 0.9, 0.999, 1.0):
         assert incomplete_beta(x, a, b) == pytest.approx(special.betainc(a, b, x), rel=1e-12, abs=1e-300)
 
 
-@pytest.mark.parametrize("freedom", [1.0, 1.7, 4.0, 38.0, 1e4])
+@every("freedom", [1.0, 1.7, 4.0, 38.0, 1e4])
 def test_students_tail_is_scipys(freedom):
     for t in (0.0, 1e-6, 0.3, -1.0, 2.5, 12.0, 100.0):
         assert student_p(t, freedom) == pytest.approx(2 * stats.t.sf(abs(t), freedom), rel=1e-9, abs=1e-300)
 
 
-@pytest.mark.parametrize("seed", range(5))
+@every("seed", range(5))
 def test_welch_is_scipys(seed):
     random = np.random.default_rng(seed)
     a, b = random.normal(0, 1, 3 + seed), random.normal(0.7, 3, 4)
@@ -68,7 +69,7 @@ def test_welch_says_nothing_of_one_value_or_of_two_constants():
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("a, b", [
+@every("a, b", [
     ([0.1] * 3, [0.1] * 3), ([0.1] * 3, [0.2] * 3),  # the mean of three times 0.1 is another number than 0.1
     ([1e-200, 2e-200], [3e-200, 5e-200]), ([1e-160, 2e-160], [3e-160, 5e-160]), ([1e300, -1e300], [1.0, 2.0]),
     ([1.0, math.nan], [1.0, 2.0]), ([1.0, 2.0], [math.inf, 2.0]), ([math.nan] * 2, [math.nan] * 2), ([], [])])
@@ -85,7 +86,7 @@ def test_welch_does_not_depend_on_the_unit():
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("wrong", [math.nan, math.inf])
+@every("wrong", [math.nan, math.inf])
 def test_no_p_of_what_is_no_number(wrong):
     assert sign_flip([wrong, 1.0, 2.0]) is None
     test = paired([1.0, 2.0], [wrong, 3.0])
@@ -128,7 +129,7 @@ def test_the_step_of_a_loss_is_between_two_points():
     assert step_of_loss(curve, 0.4) is None
 
 
-@pytest.mark.parametrize("wrong", [math.nan, math.inf])
+@every("wrong", [math.nan, math.inf])
 def test_points_that_are_no_numbers_lie_on_no_line(wrong):
     curve = {"steps": [10, 20, 30], "loss": [2.0, wrong, 1.0]}
     assert step_of_loss(curve, 1.5) == 20 and step_of_loss(curve, wrong) in (None, 10)
@@ -143,7 +144,7 @@ def test_nothing_thinned_is_nothing_and_a_nan_is_not_hidden():
     assert blocks[1] == (4, 3.5) and blocks[0][0] == 2 and math.isnan(blocks[0][1])
 
 
-@pytest.mark.parametrize("count", [1, 3, 59, 60, 61, 1000])
+@every("count", [1, 3, 59, 60, 61, 1000])
 def test_thinned_has_every_value_once(count):
     values = np.random.default_rng(0).normal(size=count)
     blocks = thinned(values, 60)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from inner_cases import every
 from made_kernels import GREY, RED_GREEN
 from made_kernels import made as made_towers
 from scipy import stats
@@ -54,7 +55,7 @@ def test_an_outcome_is_scipys_t_test():
         assert Outcome("x", few).p is Outcome("x", few).interval is Outcome("x", few).prediction is None
 
 
-@pytest.mark.parametrize("name", ["lrn", "one-gpu", "colour", "pooling", "links"])
+@every("name", ["lrn", "one-gpu", "colour", "pooling", "links"])
 def test_a_difference_comes_out_is_opposite_or_is_not_told(name):
     assert verdict(name, of(name, 1.5)).word == COMES_OUT
     assert verdict(name, of(name, -1.5)).word == OPPOSITE

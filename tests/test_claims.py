@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 from conftest import make_folder
+from inner_cases import every
 
 from alexnet_mp import claims, evaluate
 from alexnet_mp.experiments import page as claim_page
@@ -61,8 +62,8 @@ def test_the_word_list_is_not_needed(capsys, tmp_path):
     assert claims.main([]) == 0 and capsys.readouterr().out == listed
 
 
-@pytest.mark.parametrize("base", BASES)
-@pytest.mark.parametrize("epochs", [[], ["--epochs", "7"]])
+@every("base", BASES)
+@every("epochs", [[], ["--epochs", "7"]])
 def test_the_training_command_is_given_exactly_the_arms_recipe(base, epochs):
     for claim in CLAIMS:
         for arm in claim.arms:
@@ -71,14 +72,14 @@ def test_the_training_command_is_given_exactly_the_arms_recipe(base, epochs):
             assert recipe.override(PRESETS[preset](), words) == wanted, (claim.id, arm.name)
 
 
-@pytest.mark.parametrize("base", BASES)
+@every("base", BASES)
 def test_the_arms_of_a_claim_differ(base):
     for claim in CLAIMS:
         found = [(arm_recipe(arm, options("--base", base))[1], arm.init, arm.larger) for arm in claim.arms]
         assert len(set(found)) == len(found), claim.id
 
 
-@pytest.mark.parametrize("base", BASES)
+@every("base", BASES)
 def test_the_arms_of_a_claim_have_one_schedule(base):
     for claim in CLAIMS:
         recipes = [arm_recipe(arm, options("--base", base, "--epochs", "20"))[1] for arm in claim.arms]
@@ -126,7 +127,7 @@ def test_a_new_field_leaves_the_digests_of_older_recipes_alone():
     assert len(digests) == 4
 
 
-@pytest.mark.parametrize("base", BASES)
+@every("base", BASES)
 def test_the_papers_overfitting_is_of_crops_and_mirror_images(base):
     """Colours have a sentence and a figure of their own, so they stay; each of the two alone is told beside it."""
     by_id = {claim.id: claim for claim in CLAIMS}
@@ -140,7 +141,7 @@ def test_the_papers_overfitting_is_of_crops_and_mirror_images(base):
     assert by_id["dropout"].kind == "dropout"
 
 
-@pytest.mark.parametrize("claim, field, facts", [
+@every("claim, field, facts", [
     ("ensemble5", "paper", ["38.1 / 16.4", "16.4 top-5 on its test set"]), ("pretraining", "paper", ["1.7 / 1.6", "conv6"]),
     ("pretraining", "source", ["145, which has no conv6"]), ("pretraining", "needs", ["scratch has conv6 too"]),
     ("headline-2009", "source", ["137 + conv6"]), ("order", "source", ["166", "41.10 / 18.67"]),
@@ -169,7 +170,7 @@ def test_what_a_claim_changes_wins_over_a_setting():
 
 # --- refusals
 
-@pytest.mark.parametrize("words, message", [
+@every("words, message", [
     (["feeding"], "feeding has no run of its own; its figure comes from: python benchmarks/record.py --name pipeline"),
     (["lrm"], "no claim is called lrm; they are specialisation, views"), (["lrn", "--seeds", "0"], "--seeds 0: it must be at least 1"),
     (["lrn", "--seeds", "21"], "--seeds 21: 20 at most"), (["lrn", "--epochs", "-1"], "--epochs -1"),
@@ -192,7 +193,7 @@ def test_what_cannot_be_meant_is_refused(words, message, tmp_path):
     assert not (tmp_path / "records").exists()
 
 
-@pytest.mark.parametrize("text, seconds", [("2h", 7200), ("1.5h", 5400), ("90m", 5400), ("45s", 45)])
+@every("text, seconds", [("2h", 7200), ("1.5h", 5400), ("90m", 5400), ("45s", 45)])
 def test_budgets(text, seconds):
     assert claims._seconds(text) == seconds
 
@@ -202,7 +203,7 @@ def test_a_network_of_one_tower_takes_the_first_device():
     assert first_gpu("auto", 1) == "auto"
 
 
-@pytest.mark.parametrize("classes, labelled, size, left_out", [
+@every("classes, labelled, size, left_out", [
     (10, False, 256, {"labelled test", "cifar10", "ilsvrc-2010", "ilsvrc-2012", "fall-2009"}),
     (1000, True, 256, {"cifar10", "ilsvrc-2012", "fall-2009"}),
     (1000, False, 256, {"labelled test", "cifar10", "ilsvrc-2010", "fall-2009"}),
@@ -418,8 +419,8 @@ def test_the_gap_of_pooling_is_told_beside_its_difference():
     assert len(findings(record_of("difference", ["base", "non_overlapping"], runs, claim="lrn"))) == 1
 
 
-@pytest.mark.parametrize("kind", ["overfitting", "dropout", "training", "schedule", "moved", "difference"])
-@pytest.mark.parametrize("alone", ["base", "changed"])
+@every("kind", ["overfitting", "dropout", "training", "schedule", "moved", "difference"])
+@every("alone", ["base", "changed"])
 def test_an_arm_whose_partner_has_no_result_is_told_alone(kind, alone):
     """The other one diverged, was never begun, or is not in the record at all."""
     runs = {key: {**run, "drops": [2], "moved": 5} for key, run in overfitting(alone, 0, 30.0, 25.0).items()}

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import make_folder
+from inner_cases import every
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -134,7 +135,7 @@ def refused(arguments, tmp_path):
     return str(raised.value)
 
 
-@pytest.mark.parametrize("flags, words", [
+@every("flags, words", [
     (["--set", "batchsize=3"], "did you mean batch_size"), (["--batch-size", "0"], "batch_size is 0"), (["--epochs", "0"], "epochs"),
     (["--steps", "0"], "--steps 0"), (["--keep", "0"], "--keep 0"), (["--checkpoint-every", "0"], "--checkpoint-every 0"),
     (["--checkpoint-every", "10 minutes"], "as in 10m"), (["--checkpoint-every", "0m"], "--checkpoint-every 0m"), (["--seed", "-1"], "seed"), (["--gpus", "99"], "GPU 99"), (["--gpus", "gpu"], "--gpus gpu"),
@@ -145,7 +146,7 @@ def test_wrong_flags(flags, words, folder, tmp_path):
     assert words in refused([*SMALL, "--data", folder, *flags], tmp_path)
 
 
-@pytest.mark.parametrize("spoil, words", [
+@every("spoil, words", [
     (lambda d: None, None),
     (lambda d: (d / "train/leaf/3.jpg").write_bytes(b"not a picture"), "train/leaf/3.jpg"),
     (lambda d: (d / "val/sky/2.jpg").write_bytes(b""), "val/sky/2.jpg"),
@@ -155,7 +156,7 @@ def test_wrong_flags(flags, words, folder, tmp_path):
     (lambda d: (d / "val").rename(d / "test"), "val/"),
     (lambda d: [(d / split / name).rename(d / f"{split}-{name}") for split in ("train", "val") for name in ("leaf", "sky")], "single class"),
 ], ids=["intact", "garbage", "empty file", "truncated", "empty class", "other classes", "no val", "single class"])
-@pytest.mark.parametrize("workers", [0, 2])
+@every("workers", [0, 2])
 def test_bad_data(spoil, words, workers, folder, tmp_path):
     spoil(folder)
     arguments = [*SMALL, "--data", folder, "--workers", workers, "--steps", "1"]

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from inner_cases import every
 
 from alexnet_mp.kernels import reference
 
@@ -27,9 +28,9 @@ MANY = 1 << 40
 # What a GPU's two approximations may add to d^(-3/4): 3/2 of 2^-22.9 from d^(-1/2) and 2^-23 from its root (PTX ISA). The emulation
 # is off by as much. The CPU's pow is nearly exact, so twice its error alone would leave no room for it in float32.
 APPROXIMATION = 1.5 * 2**-22.9 + 2**-23
-dtypes = pytest.mark.parametrize("dtype", TYPES, ids=str)
-relus = pytest.mark.parametrize("relu", RELUS)
-norms = pytest.mark.parametrize("norm", ["lrn", "none"])
+dtypes = every("dtype", TYPES)
+relus = every("relu", RELUS)
+norms = every("norm", ["lrn", "none"])
 
 pytestmark = [pytest.mark.usefixtures("one_thread"),
               pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ to compile the device code for the host")]
@@ -192,8 +193,8 @@ def check(library, x, bias, relu, norm):
 
 @dtypes
 @relus
-@pytest.mark.parametrize("height", [3, 4, 5])
-@pytest.mark.parametrize("width", [3, 4, 5])
+@every("height", [3, 4, 5])
+@every("width", [3, 4, 5])
 def test_small_maps(library, dtype, relu, height, width):
     for norm in ("lrn", "none"):
         check(library, maps(2, 8, height, width, dtype=dtype), maps(8, seed=2), relu, norm)
@@ -201,11 +202,11 @@ def test_small_maps(library, dtype, relu, height, width):
 
 
 @dtypes
-@pytest.mark.parametrize("shape, relu, bias", [
+@every("shape, relu, bias", [
     ((1, 48, 55, 55), "before", True), ((2, 128, 27, 27), "before", True), ((1, 96, 27, 5), "after", False),
     ((1, 128, 4, 61), "before", True), ((1, 256, 13, 13), "none", True), ((1, 1024, 5, 8), "after", True),
     ((3, 64, 7, 6), "none", False),
-], ids=str)
+])
 def test_maps_of_the_network_and_wide_ones(library, dtype, shape, relu, bias):
     """Among them several tiles a row, groups of lanes that do not divide a warp, and the most channels there are."""
     norm = "none" if shape[1] == 256 else "lrn"
@@ -233,7 +234,7 @@ def test_ties_go_to_the_first_in_scan_order(library, dtype, norm, relu):
 @dtypes
 @norms
 @relus
-@pytest.mark.parametrize("kind", ["nan", "inf", "-inf", "mixed"])
+@every("kind", ["nan", "inf", "-inf", "mixed"])
 def test_values_that_are_not_finite(library, dtype, norm, relu, kind):
     x = maps(2, 24, 9, 10, dtype=dtype)
     random = torch.Generator().manual_seed(7)
@@ -245,7 +246,7 @@ def test_values_that_are_not_finite(library, dtype, norm, relu, kind):
 
 @norms
 @relus
-@pytest.mark.parametrize("scale", [1e20, 1e-20, 1e-39])
+@every("scale", [1e20, 1e-20, 1e-39])
 def test_huge_and_denormal_values(library, norm, relu, scale):
     """Squares of 1e20 overflow to inf, and inf^(-3/4) is 0; those of 1e-39 vanish. Both beside ordinary values."""
     x = maps(1, 24, 9, 10)
@@ -298,7 +299,7 @@ def test_without_a_gradient_the_same_y(library, dtype, norm):
 
 
 @dtypes
-@pytest.mark.parametrize("bias", ["none", "float32", "storage"])
+@every("bias", ["none", "float32", "storage"])
 def test_bias_types(library, dtype, bias):
     x = maps(2, 24, 6, 7, dtype=dtype)
     values = {"none": None, "float32": maps(24, seed=2), "storage": maps(24, seed=2, dtype=dtype)}[bias]
@@ -356,7 +357,7 @@ def test_no_images(library, dtype):
     assert y.numel() == dx.numel() == 0 and torch.equal(dbias, torch.zeros(8))
 
 
-@pytest.mark.parametrize("images", [1, 32, 128, 1024])
+@every("images", [1, 32, 128, 1024])
 def test_the_instruction_counter_knows_the_launches(library, images):
     """tools/count_sass.py weights machine code by the blocks and warps that the plans launch; its own copy must be theirs."""
     specification = importlib.util.spec_from_file_location("count_sass", SOURCE.parents[1] / "tools" / "count_sass.py")

@@ -4,6 +4,7 @@ import os
 
 import numpy as np
 import pytest
+from inner_cases import every
 from small_set import encoded, noise, write
 
 from alexnet_mp.data import dataset as dataset_module
@@ -75,7 +76,7 @@ def refused(directory):
     return str(raised.value)
 
 
-@pytest.mark.parametrize("change, named", [
+@every("change, named", [
     (lambda files: {}, ["no such directory", "folder"]),
     (lambda files: {name: data for name, data in files.items() if "train" not in name}, ["train/"]),
     (lambda files: {name: data for name, data in files.items() if "val" not in name}, ["val/"]),
@@ -111,7 +112,7 @@ def test_a_pipe_is_not_read(tmp_path):
     assert "pipe.png" in refused(root)
 
 
-@pytest.mark.parametrize("content", [
+@every("content", [
     encoded(noise(40, 40), "JPEG")[:700], encoded(noise(40, 40))[:2000], b"no image at all\n" * 9, b"", b"\xff\xd8\xff",
 ], ids=["truncated JPEG", "truncated PNG", "garbage", "empty", "JPEG header alone"])
 def test_an_unreadable_image_is_named(tmp_path, content):
@@ -163,7 +164,7 @@ def test_an_unreadable_image_is_not_cached(tmp_path):
 PICTURE = SIZE * SIZE * 3  # bytes
 
 
-@pytest.mark.parametrize("free, held", [
+@every("free, held", [
     (2 * 5 * PICTURE, ["train", "val"]), (2 * 5 * PICTURE - 2, ["train"]), (2 * 3 * PICTURE, ["train"]),
     (2 * 3 * PICTURE - 2, ["val"]), (2 * 2 * PICTURE - 2, []), (0, [])])
 def test_half_of_the_free_memory_is_the_caches(tmp_path, monkeypatch, free, held):

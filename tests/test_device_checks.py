@@ -4,6 +4,7 @@ import dataclasses
 import pytest
 import torch
 from conftest import one_thread  # noqa: F401
+from inner_cases import every
 from pipeline_sets import needs_dali
 from planted import CPU, OTHER, asked, deliver_stale, one_element_of_the_gradient, plant
 
@@ -35,7 +36,7 @@ def checks_of(kind, operation="", **changes):
 
 @needs_kernels
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("preset", PRESETS)
+@every("preset", PRESETS)
 def test_the_cpus_kernels_are_right(preset, dtype):
     """Those of every preset: the bound is not met by chance."""
     recipe = PRESETS[preset]()
@@ -47,8 +48,8 @@ def test_the_cpus_kernels_are_right(preset, dtype):
 
 
 @needs_kernels
-@pytest.mark.parametrize("settings", [["pool_ties=all"], ["dropout=0"], ["lrn_alpha=0"], ["pool_size=2"],
-                                      ["lrn_size=4", "lrn_beta=0.5"]], ids=lambda settings: settings[0])
+@every("settings", [["pool_ties=all"], ["dropout=0"], ["lrn_alpha=0"], ["pool_size=2"],
+                    ["lrn_size=4", "lrn_beta=0.5"]])
 def test_other_constants_are_right(settings):
     run(check for check in self_check.checks(asked(settings=settings)) if check.kind == "kernel")
 
@@ -64,7 +65,7 @@ def off_by(what, amount):
 
 
 @needs_kernels
-@pytest.mark.parametrize("kernel, fault, operation, dtype, words", [
+@every("kernel, fault, operation, dtype, words", [
     ("lrn_pool_backward", one_element_of_the_gradient, "lrn_max_pool", torch.float32, "in the gradient: off by"),
     ("lrn_pool_backward", off_by(4, 0.02), "lrn_max_pool", torch.bfloat16, "in the gradient: off by"),
     ("lrn_pool_backward", off_by(5, 0.001), "lrn_max_pool", torch.float32, "in the gradient of the bias: off by"),
@@ -73,7 +74,7 @@ def off_by(what, amount):
     ("lrn_pool_forward", off_by(2, 0.02), "max_pool", torch.bfloat16, "in the output of a test: off by"),
     ("paper_sgd_", off_by(0, 1e-5), "paper_sgd_", torch.float32, "in the weights: off by"),
     ("paper_sgd_", off_by(2, 1e-5), "paper_sgd_", torch.float32, "in the (weights|velocity): off by"),
-], ids=lambda value: value if isinstance(value, str) else None)
+])
 def test_a_wrong_element_is_seen(kernel, fault, operation, dtype, words, monkeypatch):
     found = checks_of("kernel", operation, dtype=dtype)
     plant(monkeypatch, kernel, fault)
@@ -141,7 +142,7 @@ def test_an_augmentation_that_is_wrong_is_seen(monkeypatch):
 
 # --- crossings
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@every("dtype", [torch.float32, torch.bfloat16])
 def test_crossings_are_right(dtype):
     found = checks_of("crossing", devices=(CPU, OTHER), dtype=dtype)
     run(found)
@@ -152,8 +153,8 @@ def test_crossings_are_right(dtype):
     assert len(exchange.ledger) == 4 * device_checks.ROUNDS  # both ways, forward and backward
 
 
-@pytest.mark.parametrize("pass_, words", [("forward", "other values arrive than were sent from cpu"),
-                                          ("backward", "other gradients arrive than were sent from cpu")])
+@every("pass_, words", [("forward", "other values arrive than were sent from cpu"),
+                        ("backward", "other gradients arrive than were sent from cpu")])
 def test_stale_data_is_seen(pass_, words, monkeypatch):
     deliver_stale(monkeypatch, pass_)
     with pytest.raises(Wrong, match=words):
@@ -187,8 +188,8 @@ def one_wrong_pixel(monkeypatch, in_test=False):
     monkeypatch.setattr(pipeline_raw.RawPipeline, "_augmented", augmented)
 
 
-@pytest.mark.parametrize("in_test, words", [(False, "in the pixels of a batch: off by 0.1"),
-                                            (True, "in the pixels of a view of a test")])
+@every("in_test, words", [(False, "in the pixels of a batch: off by 0.1"),
+                          (True, "in the pixels of a view of a test")])
 def test_one_wrong_pixel_is_seen(in_test, words, monkeypatch):
     one_wrong_pixel(monkeypatch, in_test)
     with pytest.raises(Wrong, match=words):
@@ -231,11 +232,11 @@ def test_the_decoder_of_a_gpu_has_a_bound(monkeypatch):
 
 # --- devices
 
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+needs_gpu = pytest.mark.gpu(reason="needs a GPU")
 
 
 @needs_gpu
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@every("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("kernels", ["auto", "triton"])
 def test_a_gpus_kernels_are_right(kernels, preset, dtype):
@@ -245,10 +246,8 @@ def test_a_gpus_kernels_are_right(kernels, preset, dtype):
 
 
 @needs_gpu
-@pytest.mark.parametrize("other", ["cpu", "cuda:1"])
+@pytest.mark.parametrize("other", ["cpu", pytest.param("cuda:1", marks=pytest.mark.gpu(2, reason="needs two GPUs"))])
 def test_crossings_of_gpus_are_right(other):
-    if other == "cuda:1" and torch.cuda.device_count() < 2:
-        pytest.skip("needs two GPUs")
     for dtype in (torch.float32, torch.bfloat16):
         run(checks_of("crossing", devices=(torch.device("cuda:0"), torch.device(other)), dtype=dtype))
 

@@ -1,6 +1,7 @@
 """--gpus: every form, with no GPU and with several, and what is said of a device that is not there."""
 import pytest
 import torch
+from inner_cases import every
 
 from alexnet_mp import train
 from alexnet_mp.evaluation import trained
@@ -13,7 +14,7 @@ def gpus(monkeypatch):
     return lambda count: monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
 
 
-@pytest.mark.parametrize("text, count, towers, expected", [
+@every("text, count, towers, expected", [
     ("cpu", 0, 2, ["cpu", "cpu"]), ("cpu,cpu", 0, 2, ["cpu", "cpu"]), ("auto", 0, 2, ["cpu", "cpu"]), ("auto", 0, 1, ["cpu"]),
     ("0", 1, 2, ["cuda:0", "cuda:0"]), ("0,0", 1, 2, ["cuda:0", "cuda:0"]), ("auto", 1, 2, ["cuda:0", "cuda:0"]),
     ("0,1", 2, 2, ["cuda:0", "cuda:1"]), ("1,0", 2, 2, ["cuda:1", "cuda:0"]), ("auto", 4, 2, ["cuda:0", "cuda:1"]),
@@ -24,7 +25,7 @@ def test_every_form(text, count, towers, expected, gpus):
     assert [str(device) for device in resolve(text, towers)] == expected
 
 
-@pytest.mark.parametrize("text, count, towers, words", [
+@every("text, count, towers, words", [
     ("0,1", 0, 2, ["no CUDA device", "--gpus cpu would work"]),
     ("0,1", 1, 2, ["GPU 1 is not there", "the GPUs here are 0", "--gpus 0 would work"]),
     ("0,7", 2, 2, ["GPU 7", "0, 1", "--gpus 0,1 would work"]),
@@ -51,7 +52,7 @@ def set_device(monkeypatch):
     monkeypatch.setattr(torch.cuda, "set_device", current)
 
 
-@pytest.mark.parametrize("names, first", [
+@every("names, first", [
     (["cuda:1", "cuda:1"], "cuda:1"), (["cuda:1", "cuda:0"], "cuda:1"), (["cpu", "cuda:2"], "cuda:2")])
 def test_the_first_gpu_is_the_current_one(names, first, set_device):
     with pytest.raises(Current, match=first):

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import one_thread  # noqa: F401
+from inner_cases import every
 from planted import Forked, plant
 
 from alexnet_mp import doctor
@@ -211,10 +212,9 @@ def test_checks_that_were_not_made_for_one_reason_are_told_in_one_line():
                                         "e: left out: y"]
 
 
-@pytest.mark.parametrize("error", [
+@every("error", [
     RuntimeError("/home/alice/secret: two\nlines"), SystemExit(3), BaseException(), MemoryError(),
-    OSError(28, "No space", "/home/alice/x"), UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bad")],
-    ids=lambda error: type(error).__name__)
+    OSError(28, "No space", "/home/alice/x"), UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bad")])
 def test_every_section_may_fail(error, monkeypatch, capsys):
     def fail(report):
         raise error
@@ -357,7 +357,7 @@ def test_the_architectures_of_a_library(tmp_path):
     assert found == ["sm_80", "sm_90", "PTX of sm_90"]
 
 
-@pytest.mark.parametrize("given, shown", [
+@every("given, shown", [
     ("/home/alice/.venv/lib/python3.11/site-packages/triton/_C/libtriton.so: undefined symbol: foo",
      ".../libtriton.so: undefined symbol: foo"),
     ("cannot open '/home/bob/data/x.json'", "cannot open '.../x.json'"), ("~/x is /home/alice", "~/x is ~"),

@@ -4,12 +4,13 @@ import math
 
 import numpy as np
 import pytest
+from inner_cases import every
 
 from alexnet_mp.data.augmentation import draws, order
 from alexnet_mp.recipes.presets import mini, paper, source2012
 
 COUNT = 30_000  # some 14 a cell of the 2048: with uniform draws no cell stays empty
-PRESETS = pytest.mark.parametrize("recipe", [paper(), source2012(), mini()], ids=["paper", "source2012", "mini"])
+PRESETS = every("recipe", [paper(), source2012(), mini()], ids=["paper", "source2012", "mini"])
 
 
 def arrays(drawn):
@@ -33,7 +34,7 @@ def agreement(a, b):
 
 
 @PRESETS
-@pytest.mark.parametrize("size", [1, 5, 32, 47])
+@every("size", [1, 5, 32, 47])
 def test_the_batch_size_decides_nothing(recipe, size):
     images = order(recipe, 2, 100)
     whole = draws(recipe, 2, images, np.arange(100))
@@ -56,8 +57,8 @@ def test_an_image_keeps_its_draw_wherever_it_stands():
         assert np.array_equal(a, b[::-1])
 
 
-@pytest.mark.parametrize("recipe, side", [(paper(), 32), (source2012(), 33), (mini(), 16)],
-                         ids=["paper", "source2012", "mini"])
+@every("recipe, side", [(paper(), 32), (source2012(), 33), (mini(), 16)],
+       ids=["paper", "source2012", "mini"])
 def test_every_crop_and_flip_is_equally_likely(recipe, side):
     """Paper 4.1: 32 x 32 x 2 = 2048. 2012 source: 33 x 33 x 2 = 2178. All of them occur, and no others."""
     drawn = independent_crops(recipe)
@@ -130,7 +131,7 @@ def test_colour_factors_are_independent_standard_normals():
 
 
 @PRESETS
-@pytest.mark.parametrize("count", [1, 2, 1000])
+@every("count", [1, 2, 1000])
 def test_order_is_a_permutation(recipe, count):
     places = order(recipe, 1, count)
     assert places.dtype == np.int64 and np.array_equal(np.sort(places), np.arange(count))

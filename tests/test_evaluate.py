@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_folder
+from inner_cases import every
 from tiny_run import run
 from torch import nn
 
@@ -29,7 +30,7 @@ from alexnet_mp.recipes.presets import mini, paper
 from alexnet_mp.system.errors import UserError
 
 
-@pytest.mark.parametrize("scores, label, top1, top5", [
+@every("scores, label, top1, top5", [
     ([9, 8, 7, 6, 5, 4, 3], 0, 1, 1),
     ([9, 8, 7, 6, 5, 4, 3], 4, 0, 1),
     ([9, 8, 7, 6, 5, 4, 3], 5, 0, 0),
@@ -405,7 +406,7 @@ def no_test(trained, tmp_path):
     return tmp_path / "set"
 
 
-@pytest.mark.parametrize("arguments, named", [
+@every("arguments, named", [
     (["a", "b", "--weights", "1"], "1 for 2 RUNs"), (["a", "b", "--weights", "0", "0"], "above 0"),
     (["a", "b", "--weights", "nan", "1"], "nan is no weight"), (["a", "--weights", "1"], "a single RUN"),
     (["a", "--weights", "validation"], "a single RUN"), (["a", "b", "--weights=-1"], "1 for 2 RUNs"),

@@ -136,11 +136,11 @@ def test_gradients_return_through_the_crossing():
     assert sorted(entry.direction for entry in carrier.ledger[2:]) == ["a->b", "b->a"]
 
 
-@pytest.mark.parametrize("devices", [("cuda:0", "cuda:0"), ("cpu", "cuda:0"), ("cuda:0", "cuda:1")], ids=",".join)
+@pytest.mark.gpu(reason="needs a GPU")
+@pytest.mark.parametrize("devices", [
+    ("cuda:0", "cuda:0"), ("cpu", "cuda:0"),
+    pytest.param(("cuda:0", "cuda:1"), marks=pytest.mark.gpu(2, reason="needs two GPUs"))], ids=",".join)
 def test_a_gpu_pair_computes_what_the_cpu_does(devices):
-    needed = {device for device in devices if device != "cpu"}
-    if torch.cuda.device_count() < len(needed):
-        pytest.skip(f"needs {len(needed)} CUDA device(s), found {torch.cuda.device_count()}")
     recipe = mini()
     x, labels = torch.randn(4, 3, 96, 96, dtype=torch.float64) * 60, torch.tensor([1, 2, 3, 4])
     results = []

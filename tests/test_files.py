@@ -5,6 +5,7 @@ import os
 import socket
 
 import pytest
+from inner_cases import every
 
 from alexnet_mp.system import durable_files
 
@@ -176,8 +177,8 @@ def test_head_and_digest(tmp_path, monkeypatch):
     assert durable_files.digest(tmp_path / "file") == (7, hashlib.sha256(b"content").hexdigest())
 
 
-@pytest.mark.parametrize("reading", [lambda path: durable_files.read(path, 100), lambda path: durable_files.head(path, 4), durable_files.digest],
-                         ids=["read", "head", "digest"])
+@every("reading", [lambda path: durable_files.read(path, 100), lambda path: durable_files.head(path, 4), durable_files.digest],
+       ids=["read", "head", "digest"])
 def test_what_is_no_file_is_neither_read_nor_waited_for(reading, tmp_path):
     messages = []
     for path in odd_files(tmp_path):
@@ -272,8 +273,8 @@ ACTIONS = {
 }
 
 
-@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EROFS], ids=errno.errorcode.get)
-@pytest.mark.parametrize("action", ACTIONS.values(), ids=ACTIONS)
+@every("number", [errno.EIO, errno.ENOSPC, errno.EROFS])
+@every("action", ACTIONS.values(), ids=ACTIONS)
 def test_every_call_may_fail_and_the_file_is_named(action, number, tmp_path, monkeypatch):
     def fresh(name):
         root = tmp_path / str(name)

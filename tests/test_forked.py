@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import one_thread  # noqa: F401
 from graph_pair import Pair, exact, look, small  # noqa: F401  (fixture)
+from inner_cases import every
 from test_exchange_overlap import Called
 from tiny_run import bits
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -118,7 +119,7 @@ def test_graphed_steps_that_fork_are_todays(side):
 
 
 @every_recipe
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@every("dtype", [torch.float32, torch.bfloat16])
 def test_a_joined_pass_computes_the_same(recipe, dtype):
     pair = pair_of(recipe, True, forked.Here(), dtype)
     images, labels = pair.batch(3, dtype)

@@ -58,7 +58,7 @@ def test_float32(kernels):
     assert ten_losses(torch.float32, kernels) == pytest.approx(GOLDEN, rel=1e-3)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu(reason="needs a GPU")
 @pytest.mark.parametrize("kernels", ["reference", "triton", "cuda"])
 def test_float32_on_a_gpu(kernels, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)

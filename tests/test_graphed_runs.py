@@ -7,6 +7,7 @@ import torch
 from conftest import one_thread  # noqa: F401
 from fake_device import FakeGraphs, LateEvents
 from graph_pair import CPU, CUDA, OTHER, exact, look, needs_gpu  # noqa: F401  (fixture)
+from inner_cases import every
 from test_golden import GOLDEN
 from tiny_run import PLATEAU, SOURCE2012, assert_same_end, data, quick, resume, run  # noqa: F401  (fixtures)
 
@@ -164,7 +165,7 @@ def test_a_run_on_a_gpu_with_graphs_is_the_run_without(precision, data, tmp_path
 
 # --- the command
 
-@pytest.mark.parametrize("devices, choice, said", [
+@every("devices, choice, said", [
     ([CPU, CPU], "auto", "off (cpu)"), ([CPU], "off", "off"), ([CUDA, CUDA], "auto", "whole step"), ([CUDA], "on", "whole step"),
     ([CUDA, CUDA], "off", "off"), ([CPU, CUDA], "auto", "off (cpu and cuda:0)"),
     ([CUDA, OTHER], "auto", "from copy to copy"), ([CUDA, OTHER], "on", "from copy to copy"), ([OTHER, CPU], "auto", "off (cuda:1 and cpu)")])

@@ -6,6 +6,7 @@ import pytest
 import torch
 from conftest import one_thread  # noqa: F401
 from graph_pair import CPU, CUDA, GRAPHS_APART, OTHER, Pair, every_place, exact, look, needs_gpu, needs_two, small  # noqa: F401  (fixture)
+from inner_cases import every
 from test_exchange_overlap import CYCLES, delayed
 from tiny_run import quick  # noqa: F401  (fixture)
 
@@ -34,7 +35,7 @@ def test_twenty_steps_are_the_same_whether_graphed_or_not(where):
 
 
 @every_place
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@every("dtype", [torch.float32, torch.bfloat16])
 def test_steps_of_the_paper_with_fewer_units(dtype, where):
     on_cpu = where["devices"][0] == CPU
     pair = Pair(small(mini() if on_cpu and dtype == torch.bfloat16 else paper()), **where, classes=10)  # bfloat16 is slow there
@@ -59,7 +60,7 @@ def test_other_rates_need_another_capture_of_the_update_alone(where):
 
 
 @every_place
-@pytest.mark.parametrize("frozen", [["conv1"], ["conv2", "fc7"]], ids=str)
+@every("frozen", [["conv1"], ["conv2", "fc7"]])
 def test_a_layer_freezes_and_thaws(frozen, where):
     pair = Pair(small(), **where)
     pair.set_rates()
@@ -122,8 +123,8 @@ def test_the_loss_is_looked_at_before_a_weight_changes():
     assert all(map(torch.equal, before, pair.networks[1].parameters()))
 
 
-@pytest.mark.parametrize("apart, number", [(False, 1), (False, 2), (False, 3), (False, 4), (True, 1), (True, 12), (True, 25), (True, 33),
-                                           (True, 34), (True, 60), (True, 66)])
+@every("apart, number", [(False, 1), (False, 2), (False, 3), (False, 4), (True, 1), (True, 12), (True, 25), (True, 33),
+                         (True, 34), (True, 60), (True, 66)])
 def test_a_capture_that_fails_costs_nothing_but_the_graphs(apart, number, capsys):
     """1: the first of all; 2 (33 apart): the first update; what follows: those of the smaller batch, when others were replayed already."""
     pair = Pair(small(), must=False, apart=apart, fails=lambda capture: capture == number)
@@ -217,8 +218,8 @@ def test_other_networks(recipe):
     assert len(pair.graphs.living) > 2
 
 
-@pytest.mark.parametrize("frozen", [["conv1", "conv2"], ["fc6"], ["conv3.weight"], ["conv3.bias", "fc7.bias"], ["fc8"],
-                                    ["conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7"]], ids=",".join)
+@every("frozen", [["conv1", "conv2"], ["fc6"], ["conv3.weight"], ["conv3.bias", "fc7.bias"], ["fc8"],
+                  ["conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7"]])
 def test_gradients_that_nobody_wants_neither_cross_nor_are_computed(frozen):
     pair = Pair(small(), apart=True)
     rates = make_schedule(pair.recipe).rates(1)

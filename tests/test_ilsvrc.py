@@ -5,6 +5,7 @@ import shutil
 import tarfile
 
 import pytest
+from inner_cases import every
 from make_archives import (
     IDS,
     WNIDS,
@@ -99,7 +100,7 @@ def numbered_tar(numbers, folder=""):
     return tar({f"{folder}ILSVRC2012_test_{number:08}.JPEG": image(seed_of("test", 0, number)) for number in numbers})
 
 
-@pytest.mark.parametrize("folder", ["", "test/"])
+@every("folder", ["", "test/"])
 def test_the_test_images_of_2012_where_they_are_asked_for(tmp_path, folder):
     """They have no labels, and the order of their numbers, whatever the archive's; of two archives the later one is taken."""
     make_ilsvrc2012(tmp_path)
@@ -114,7 +115,7 @@ def test_the_test_images_of_2012_where_they_are_asked_for(tmp_path, folder):
     assert seeds(source, "train") == expected("train", 3) and seeds(source, "val") == expected("val", 2)
 
 
-@pytest.mark.parametrize("content, message", [
+@every("content, message", [
     (numbered_tar((1, 2, 4)), "00000004.JPEG: expected is ILSVRC2012_test_00000003.JPEG"),
     (numbered_tar((2, 3)), "00000002.JPEG: expected is ILSVRC2012_test_00000001.JPEG"), (numbered_tar(()), "no images in it"),
     (tar({"ILSVRC2012_val_00000001.JPEG": b""}), "expected is ILSVRC2012_test_00000001.JPEG"),
@@ -147,7 +148,7 @@ def test_a_part_of_the_classes_says_so(tmp_path):
     assert notes == ["ILSVRC2012_img_train.tar has 4 of the 5 classes of the devkit"]
 
 
-@pytest.mark.parametrize("make, name, message", [
+@every("make, name, message", [
     (make_ilsvrc2012, "ILSVRC2012_img_train.tar", "no ILSVRC2012_img_train.tar; it has ILSVRC-2012's training images"),
     (make_ilsvrc2012, "ILSVRC2012_img_val.tar", "no ILSVRC2012_img_val.tar; it has ILSVRC-2012's validation images"),
     (make_ilsvrc2012, "ILSVRC2012_devkit_t12.tar.gz", "no ILSVRC2012_devkit_t12.tar.gz; it has the classes and the labels"),
@@ -183,7 +184,7 @@ def val_images(numbers, folder=""):
     return {VAL: tar({f"{folder}ILSVRC2012_val_{number:08}.JPEG": image(number) for number in numbers})}
 
 
-@pytest.mark.parametrize("changes, message", [
+@every("changes, message", [
     (devkit(truth=lines(ANSWERS[:-1])), "00000008.JPEG: its number is not one of the ground truth's 1 to 7"),
     (devkit(truth=lines([*ANSWERS, 1])), "8 images for the 9 lines of the ground truth; number 9 is missing"),
     (devkit(truth=lines([99, *ANSWERS[1:]])), "00000001.JPEG: its class, 99, is none of the devkit's"),
@@ -243,7 +244,7 @@ def test_a_pipe_in_place_of_an_archive_is_not_waited_for(tmp_path):
     assert "ILSVRC2012_img_val.tar: it is not a file" in refused(tmp_path)
 
 
-@pytest.mark.parametrize("one_tar", [False, True])
+@every("one_tar", [False, True])
 def test_tars_by_wnid(tmp_path, one_tar):
     source = find(make_synset_tars(tmp_path / "x", 4, one_tar), 0.5)
     assert source.classes == source.class_names == list(WNIDS) and source.ids is None

@@ -5,6 +5,7 @@ import shutil
 import pytest
 import torch
 from conftest import make_folder, one_thread  # noqa: F401  (a fixture)
+from inner_cases import every
 from safetensors.torch import save_file
 from tiny_run import LAYERS, TINY, data, newest, quick, run  # noqa: F401  (fixtures)
 
@@ -114,7 +115,7 @@ def test_another_shape_is_refused(change, message, data, before, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("damage, message", [
+@every("damage, message", [
     (lambda tensors: tensors["conv2.bias"].fill_(float("nan")), "conv2.bias has values that are not finite"),
     (lambda tensors: tensors.pop("conv1.bias"), "it has conv1, but no conv1.bias"),
     (lambda tensors: [tensors.pop(name) for name in list(tensors) if not name.startswith("fc8")], "none of its tensors"),

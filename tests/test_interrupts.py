@@ -7,6 +7,7 @@ import time
 
 import pytest
 from conftest import make_folder, one_thread  # noqa: F401
+from inner_cases import every
 from pipeline_sets import nothing_stays  # noqa: F401  (fixture)
 from tiny_run import (  # noqa: F401  (fixtures)
     TINY,
@@ -94,8 +95,8 @@ def test_a_terminal_that_is_gone_is_no_hindrance(monkeypatch):
 STARTS = ["open_dataset", "make_pipeline", "prepared_statistics", "TwoTowerAlexNet"]
 
 
-@pytest.mark.parametrize("name", STARTS)
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@every("name", STARTS)
+@every("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stop_during_start_up_leaves_nothing(name, number, data, tmp_path, monkeypatch, capsys):
     signalled_after(monkeypatch, train, name, 1, then=lambda: signal.raise_signal(number))
     run(data, tmp_path / "run")

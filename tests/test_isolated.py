@@ -9,6 +9,7 @@ from pathlib import Path
 
 import isolated_calls
 import pytest
+from inner_cases import every
 
 from alexnet_mp.system import isolated
 from alexnet_mp.system.isolated import FAILED, PASSED, UNCHECKED, Outcome
@@ -44,7 +45,7 @@ def test_calls_are_made_in_order_in_one_process(tmp_path):
     assert Path(file).read_text() == "abc"
 
 
-@pytest.mark.parametrize("call, state, words", [
+@every("call, state, words", [
     ((isolated_calls.fail, ("wrong",)), FAILED, "differs by 3"),
     ((isolated_calls.fail, ("error",)), FAILED, "raises RuntimeError: an illegal address"),
     ((isolated_calls.fail, ("exit",)), FAILED, "raises SystemExit: 3"),
@@ -55,7 +56,7 @@ def test_calls_are_made_in_order_in_one_process(tmp_path):
     ((isolated_calls.die, (signal.SIGSEGV,)), FAILED, "ends its process by SIGSEGV"),
     ((isolated_calls.die, (signal.SIGKILL,)), FAILED, "ends its process by SIGKILL"),
     ((isolated_calls.leave, ()), FAILED, "ends its process with status 7"),
-], ids=lambda value: str(value[1]) if isinstance(value, tuple) else None)
+])
 def test_after_a_call_that_fails_none_is_made(call, state, words, tmp_path):
     file = str(tmp_path / "file")
     found = outcomes((isolated_calls.append, (file, "a")), call, (isolated_calls.append, (file, "b")))

@@ -1,6 +1,7 @@
 """What a kernel is tuned to, on Gabors, blobs and gratings whose answer is known."""
 import numpy as np
 import pytest
+from inner_cases import every
 from made_kernels import BLUE_YELLOW, GREY, RED_GREEN, blob, gabor
 
 from alexnet_mp.analysis.first_layer import (
@@ -19,8 +20,8 @@ def apart(a, b, period):
     return np.abs((a - b + period / 2) % period - period / 2)
 
 
-@pytest.mark.parametrize("colour, share", [(GREY, 0), (RED_GREEN, 1), (BLUE_YELLOW, 1), ((1, 0, 0), 2 / 3)])
-@pytest.mark.parametrize("k", SIZES)
+@every("colour, share", [(GREY, 0), (RED_GREEN, 1), (BLUE_YELLOW, 1), ((1, 0, 0), 2 / 3)])
+@every("k", SIZES)
 def test_gabors(k, colour, share):
     sigma, frequency = SIZES[k]
     known = [(orientation, phase) for orientation in range(0, 180, 15) for phase in range(0, 360, 45)]
@@ -36,7 +37,7 @@ def test_gabors(k, colour, share):
     assert ((found.orientation >= 0) & (found.orientation < 180) & (found.phase >= 0) & (found.phase < 360)).all()
 
 
-@pytest.mark.parametrize("frequency", (0.15, 0.2, 0.3, 0.4))
+@every("frequency", (0.15, 0.2, 0.3, 0.4))
 def test_frequencies(frequency):
     found = kernel_statistics(np.concatenate([gabor(11, orientation, frequency, 90, 2.5) for orientation in range(0, 180, 20)]))
     assert np.abs(found.frequency / frequency - 1).max() < 0.02
@@ -72,7 +73,7 @@ def test_a_plaid_has_no_orientation():
     assert found.selectivity[0] < 1e-6 and found.orientation[0] == 0
 
 
-@pytest.mark.parametrize("k", (1, 2, 5, 11))
+@every("k", (1, 2, 5, 11))
 @pytest.mark.filterwarnings("error")
 def test_kernels_without_a_measure(k):
     """Zeros, one colour, a single pixel: the documented answer, no NaN, no warning."""
@@ -130,7 +131,7 @@ def test_statistics_are_cut_like_arrays():
     assert (found[2:4].phase == found.phase[2:4]).all() and (found[found.tuned].selectivity >= TUNED).all()
 
 
-@pytest.mark.parametrize("shape", [(3, 5, 5), (2, 1, 5, 5), (2, 3, 5, 4), (2, 3, 0, 0)])
+@every("shape", [(3, 5, 5), (2, 1, 5, 5), (2, 3, 5, 4), (2, 3, 0, 0)])
 def test_what_are_no_kernels(shape):
     with pytest.raises(ValueError, match="first-layer kernels are"):
         kernel_statistics(np.ones(shape))

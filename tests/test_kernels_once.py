@@ -18,6 +18,7 @@ from cases import (
     takes_bias,
     values,
 )
+from inner_cases import every
 
 from alexnet_mp import kernels as public
 from alexnet_mp.kernels import augment, paper_sgd_, reference, relu_dropout
@@ -46,7 +47,7 @@ def test_nothing_is_left_out():
 
 
 @every_dtype
-@pytest.mark.parametrize("memory_format", ["channels_last", "nchw"])
+@every("memory_format", ["channels_last", "nchw"])
 @pytest.mark.parametrize("operation", [operation for operations in MAPS.values() for operation in operations])
 def test_map_operations(implementation, operation, memory_format, dtype):
     kernels, device = implementation
@@ -63,8 +64,8 @@ def test_map_operations(implementation, operation, memory_format, dtype):
 
 
 @every_dtype
-@pytest.mark.parametrize("shape", [(3, 192, 5, 7), (5, 256)], ids=["maps", "units"])
-@pytest.mark.parametrize("probability", [0.0, 0.5])
+@every("shape", [(3, 192, 5, 7), (5, 256)], ids=["maps", "units"])
+@every("probability", [0.0, 0.5])
 def test_relu_dropout(implementation, shape, probability, dtype):
     kernels, device = implementation
     x, bias = (tensor.to(dtype).to(device) for tensor in (values(*shape), values(shape[1], seed=2)))
@@ -99,7 +100,7 @@ def test_paper_sgd(implementation, dtype):
 
 
 @every_dtype
-@pytest.mark.parametrize("follows", [True, False], ids=["mean follows", "centre of the mean"])
+@every("follows", [True, False], ids=["mean follows", "centre of the mean"])
 def test_augment(implementation, follows, dtype):
     kernels, device = implementation
     draws = torch.Generator().manual_seed(0)

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from inner_cases import every
 from pipeline_sets import Pixels, in_memory, needs_dali, pipeline
 from small_set import NOTHING, PRESETS, STORED, TRAIN, picture, same, tenth, tiny, write_set
 
@@ -47,7 +48,7 @@ def test_nine_views_are_three_by_three_places():
 
 @pytest.mark.parametrize("kind", [pytest.param(DaliPipeline, marks=needs_dali), RawPipeline, TorchPipeline],
                          ids=["dali", "raw", "torch"])
-@pytest.mark.parametrize("workers", [0, 2])
+@every("workers", [0, 2])
 @PRESETS
 def test_a_batch_says_which_images_it_is_made_of(kind, workers, preset):
     """From the middle of an epoch on; the blue channel of a picture tells which one it is."""
@@ -72,7 +73,7 @@ def test_the_files_of_cifar10_are_cut_by_themselves():
 
 @pytest.mark.parametrize("kind", [pytest.param(DaliPipeline, marks=needs_dali), RawPipeline, TorchPipeline],
                          ids=["dali", "raw", "torch"])
-@pytest.mark.parametrize("workers", [0, 2])
+@every("workers", [0, 2])
 @PRESETS
 def test_every_pipeline_cuts_files_by_themselves(kind, workers, preset):
     """Files of 10, 10 and 1 of 21 pictures, in minibatches of 8: from any step on, the same pictures as in one go."""

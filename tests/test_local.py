@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from inner_cases import every
 
 from alexnet_mp import TwoTowerAlexNet
 from alexnet_mp.network.network import merge_tensors
@@ -61,8 +62,8 @@ def by_loops(x, weight, bias, stride, pad):
     return torch.stack(rows).view(len(x), maps, height, width)
 
 
-@pytest.mark.parametrize("stride, pad, kernel, side", [(1, 1, 3, 6), (1, 0, 2, 5), (2, 0, 3, 3), (2, 1, 2, 4)],
-                         ids=["padded", "even kernel", "overhanging", "strided"])
+@every("stride, pad, kernel, side", [(1, 1, 3, 6), (1, 0, 2, 5), (2, 0, 3, 3), (2, 1, 2, 4)],
+       ids=["padded", "even kernel", "overhanging", "strided"])
 def test_forward_and_gradients_against_loops(stride, pad, kernel, side):
     """The third case has a window that hangs over the right and bottom edge: 6 pixels, 3 windows of 3, two apart."""
     layer = network_of(recipe_with(kernel=kernel, stride=stride, pad=pad)).towers[0].local2
@@ -86,9 +87,9 @@ def test_equal_kernels_everywhere_are_a_convolution():
     torch.testing.assert_close(layer(x), torch.relu(F.conv2d(x, layer.weight[:, 0, 0], layer.bias[:, 0, 0], padding=1)))
 
 
-@pytest.mark.parametrize("then", [
-    ("relu",), ("max_pool", "relu"), ("relu", "lrn", "max_pool"), ("tanh", "avg_pool", "lrn"), ()], ids=str)
-@pytest.mark.parametrize("reads", ["own", "both"])
+@every("then", [
+    ("relu",), ("max_pool", "relu"), ("relu", "lrn", "max_pool"), ("tanh", "avg_pool", "lrn"), ()])
+@every("reads", ["own", "both"])
 def test_two_towers_equal_the_merged_network(reads, then):
     network = network_of(recipe_with(2, reads, then, kernel=3, pad=1))
     merged, x, labels = network.merge(), images(), torch.tensor([2, 0])

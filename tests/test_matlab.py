@@ -6,6 +6,7 @@ import zlib
 
 import numpy as np
 import pytest
+from inner_cases import every
 from make_archives import IDS, WNIDS, WORDS, meta
 from scipy.io import loadmat, savemat
 
@@ -24,7 +25,7 @@ def saved(rows, compressed=False, **variables):
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize("compressed", [False, True])
+@every("compressed", [False, True])
 def test_texts_and_numbers_of_every_kind(compressed):
     kinds = [np.int8, np.uint8, np.int16, np.uint16, np.int32, np.uint32, np.int64, np.uint64, np.float32, np.float64]
     rows = ["n01440764", "", "crêpe, 日本 🐟", *(kind(77) for kind in kinds), np.float64(1e6), np.int32(-5)]
@@ -58,7 +59,7 @@ def test_big_endian_files_and_sixteen_bit_text():
     assert struct_array(content, "t", ("f",)) == [("né1",), (200,)]
 
 
-@pytest.mark.parametrize("part, message", [
+@every("part, message", [
     (matrix(4, (), b"", element(16, b"x")), "a damaged matrix"),
     (matrix(4, (1, 5), b"", struct.pack(">HH", 5, 16) + b"12345678"), "short element"),
     (element(5, matrix(4, (1, 1), b"", element(16, b"x"))[8:]), "a field that is no matrix"),
@@ -69,14 +70,14 @@ def test_values_that_are_refused(part, message):
         struct_array(bytes(124) + b"\1\0MI" + matrix(2, (1, 1), b"t", fields, part), "t", ("f",))
 
 
-@pytest.mark.parametrize("content, message", [
+@every("content, message", [
     (b"", "no MATLAB file"), (bytes(500), "no MATLAB file"), (saved(["a"])[:128], "no variable t"),
     (saved(["a"])[:-20], "cut short"), (saved(["a"], True)[:-3], "cut short"), (saved(["a"]).replace(b"other", b"f2345"), None),
     (saved([1.5]), "neither text nor"),
     (saved([np.array([1, 2])]), "neither text nor"), (saved([float("inf")]), "neither text nor"),
     (saved([np.eye(3)]), "neither text nor"),
     (saved([np.array(["ab", "cd"])]), "text of several lines"), (saved(["a"]).replace(b"f\0\0\0", b"g\0\0\0"), "no field f"),
-], ids=range(12))  # not the files' text, which has the time of day
+])  # not the files' text, which has the time of day
 def test_files_that_are_refused(content, message):
     if message is None:
         assert struct_array(content, "t", ("f",)) == [("a",)]

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 from conftest import one_thread  # noqa: F401
+from inner_cases import every
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.summary.writer.record_writer import RecordWriter
 from tiny_run import LAST, PER_EPOCH, add_to_step, assert_same_end, data, lines, newest, quick, resume, run  # noqa: F401  (fixtures)
@@ -46,7 +47,7 @@ def shown(directory, tag):
 
 # --- cut at a line
 
-@pytest.mark.parametrize("keep, left", [
+@every("keep, left", [
     (0, 0), (1, 0), (len(LINES[0]) - 1, 0), (len(LINES[0]), 1), (len(LINES[0]) + 1, 1), (len(WHOLE) - 1, 2), (len(WHOLE), 3)])
 def test_what_is_kept_ends_with_a_line(keep, left, tmp_path):
     (tmp_path / "metrics.jsonl").write_bytes(WHOLE)
@@ -68,7 +69,7 @@ def test_a_file_that_is_too_short_is_said_by_how_much(tmp_path):
         assert (tmp_path / "metrics.jsonl").read_bytes() == kept and run.missing == len(WHOLE) + 100 - len(kept)
 
 
-@pytest.mark.parametrize("garbage", [1, 65535, 65536, 65537, 200_000])
+@every("garbage", [1, 65535, 65536, 65537, 200_000])
 def test_a_long_cut_off_line_goes_whole(garbage, tmp_path):
     (tmp_path / "metrics.jsonl").write_bytes(WHOLE + b"x" * garbage)
     Metrics(tmp_path, len(WHOLE) + garbage, 1).close()
@@ -109,8 +110,8 @@ def put_link(path):
     path.symlink_to("target")
 
 
-@pytest.mark.parametrize("put", [put_link, os.mkfifo, os.mkdir, lambda path: path.symlink_to("/dev/full")],
-                         ids=["link", "fifo", "directory", "link to a device"])
+@every("put", [put_link, os.mkfifo, os.mkdir, lambda path: path.symlink_to("/dev/full")],
+       ids=["link", "fifo", "directory", "link to a device"])
 def test_what_is_no_regular_file_is_refused(put, tmp_path):
     put(tmp_path / "metrics.jsonl")
     files = len(os.listdir("/proc/self/fd"))
@@ -121,8 +122,8 @@ def test_what_is_no_regular_file_is_refused(put, tmp_path):
         assert (tmp_path / "target").read_bytes() == WHOLE
 
 
-@pytest.mark.parametrize("put", [put_link, os.mkfifo, os.mkdir, lambda path: path.symlink_to("/dev/zero"), lambda path: None],
-                         ids=["link", "fifo", "directory", "link to a device", "nothing"])
+@every("put", [put_link, os.mkfifo, os.mkdir, lambda path: path.symlink_to("/dev/zero"), lambda path: None],
+       ids=["link", "fifo", "directory", "link to a device", "nothing"])
 def test_metrics_of_another_run_that_cannot_be_read_are_left_out(put, tmp_path):
     for name in ("old", "new"):
         (tmp_path / name).mkdir()
@@ -141,8 +142,8 @@ def test_metrics_of_another_run_are_taken_over_up_to_the_checkpoint(tmp_path):
 
 # --- a full disk
 
-@pytest.mark.parametrize("piece", [None, 1, 7])
-@pytest.mark.parametrize("room", [0, 1, 41, 42, 50, 100])
+@every("piece", [None, 1, 7])
+@every("room", [0, 1, 41, 42, 50, 100])
 def test_no_line_is_lost_and_none_is_twice(room, piece, tmp_path, disk):
     run = Metrics(tmp_path)
     run.log("train", step=1)
@@ -244,8 +245,8 @@ def test_events_repeat_the_lines(tmp_path):
     assert shown(tmp_path, "test/centre_view/loss") == [(1, 3.5)] and shown(tmp_path, "test/ten_views/loss") == [(1, 4.5)]
 
 
-@pytest.mark.parametrize("put", [lambda path: path.write_bytes(b""), lambda path: path.symlink_to("nowhere"), os.mkfifo],
-                         ids=["file", "dangling link", "fifo"])
+@every("put", [lambda path: path.write_bytes(b""), lambda path: path.symlink_to("nowhere"), os.mkfifo],
+       ids=["file", "dangling link", "fifo"])
 def test_no_directory_for_events_ends_nothing_but_them(put, tmp_path):
     put(tmp_path / "tensorboard")
     run = Metrics(tmp_path)

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from inner_cases import every
 
 from alexnet_mp import TwoTowerAlexNet, paper, source2012
 from alexnet_mp.recipes.recipe import override
@@ -171,7 +172,7 @@ def changed(case, **change):
         return off(alexnet(state, case.images[:1].float(), **{**case.facts, **change}).double(), case.project[:1])
 
 
-@pytest.mark.parametrize("name, mistake", [(name, mistake) for name in MISTAKES for mistake in MISTAKES[name]])
+@every("name, mistake", [(name, mistake) for name in MISTAKES for mistake in MISTAKES[name]])
 def test_a_wrong_network_does_not_agree(cases, name, mistake):
     """Each fact is worth more than 1e-3 of the logits, so that agreement to 1e-12 is evidence of every one of them."""
     assert changed(cases(name), **MISTAKES[name][mistake]) > 1e-3

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from inner_cases import every
 
 from alexnet_mp import TwoTowerAlexNet, mini, paper, source2012
 from alexnet_mp.network.layer import plan
@@ -50,8 +51,8 @@ def randomise_biases(network):
                     part.add_(torch.randn(part.shape, generator=generator, dtype=part.dtype), alpha=0.3)
 
 
-@pytest.mark.parametrize("training", [False, True], ids=["test", "training"])
-@pytest.mark.parametrize("recipe", [
+@every("training", [False, True], ids=["test", "training"])
+@every("recipe", [
     narrow(paper()), narrow(source2012()), mini(), no_links(mini()), one_tower(mini()), tanh(mini()),
     change_layers(dataclasses.replace(mini(), pool_ties="all", pool_size=2), "conv2", then=("spatial_norm", "relu")),
 ], ids=["paper", "source2012", "mini", "no_links", "one_tower", "tanh", "spatial_norm"])
@@ -73,7 +74,7 @@ def test_two_towers_equal_the_merged_network(recipe, training):
         assert (gradients[name] - parameter.grad).abs().max() <= 1e-12 * largest, name
 
 
-@pytest.mark.parametrize("preset", [paper, source2012])
+@every("preset", [paper, source2012])
 def test_shapes_of_every_layer(preset):
     """What each layer of each tower reads and returns in a forward pass: the table of the paper, section 3."""
     network, seen = TwoTowerAlexNet(preset(), ("meta", "meta")), {}
@@ -200,7 +201,7 @@ def test_a_network_can_be_copied():
     assert torch.equal(copy.deepcopy(network)(x, x), network(x, x))
 
 
-@pytest.mark.parametrize("then, pieces", [
+@every("then, pieces", [
     (("relu", "lrn", "max_pool"), [("relu", "lrn", "max_pool")]),
     (("lrn", "max_pool", "relu"), [("lrn", "max_pool", "relu")]),
     (("relu", "lrn", "spatial_norm", "max_pool"), [("relu", "lrn"), ("spatial_norm", "max_pool")]),

@@ -9,14 +9,15 @@ from cases import (
     FORMATS,
     GPU,
     OPERATIONS,
+    all_operations,
     call,
-    every_operation,
     gradients,
     implementation,
     in_format,
     takes_bias,
     values,
 )
+from inner_cases import every
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from alexnet_mp.kernels import (
@@ -37,7 +38,7 @@ from alexnet_mp.kernels import (
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.mark.parametrize("change, named", [
+@every("change, named", [
     (dict(relu="during"), "relu is 'during'"), (dict(ties="last"), "ties is 'last'"), (dict(pool=6), "5x5.*6x6"),
     (dict(stride=0), "stride is 0"), (dict(stride=4), "stride is 4.*3x3"), (dict(size=0), "size is 0"),
     (dict(size=2.0), "size is 2.0"), (dict(k=0.0), "k is 0.0"), (dict(k=math.nan), "k is nan"), (dict(alpha=-1.0), "alpha is -1.0"),
@@ -121,7 +122,7 @@ def test_the_description_tells_how_to_learn_why_there_are_no_cuda_kernels(monkey
     assert "none" not in ops.description()
 
 
-@pytest.mark.parametrize("change, triton", [
+@every("change, triton", [
     ({}, False), (dict(norm="none", size=1), False), (dict(norm="spatial"), True), (dict(size=3), True), (dict(beta=0.5), True),
     (dict(pool=2), True), (dict(pool=0, stride=1), True), (dict(all_ties=True), True), (dict(kernels="triton"), True),
     (dict(maps=12), True), (dict(maps=1032), True), (dict(memory_format="nchw"), True), (dict(offset=4), False), (dict(offset=1), True),
@@ -136,7 +137,7 @@ def test_what_is_left_to_triton(change, triton):
     assert ops._in_triton(tensors=[x], **case) == triton
 
 
-@every_operation
+@all_operations
 def test_opcheck(implementation, operation):
     kernels, device = implementation
     norm = {lrn: "lrn", lrn_max_pool: "lrn", max_pool: "none", spatial_norm_max_pool: "spatial"}[OPERATIONS[operation][0]]
@@ -187,7 +188,7 @@ def saved_bytes(function, x, bias):
     return sum(kept.values()), y
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@every("dtype", [torch.float32, torch.bfloat16])
 def test_x_the_bias_and_a_byte_an_output_are_kept(dtype):
     kernels = "cpu" if ops.compiled() is not None else pytest.skip("there was no compiler to build the CPU kernels")
     x, bias = torch.randn(2, 48, 15, 15).to(dtype).requires_grad_(), torch.randn(48).to(dtype).requires_grad_()
@@ -196,12 +197,12 @@ def test_x_the_bias_and_a_byte_an_output_are_kept(dtype):
         assert kept == x.numel() * x.element_size() + bias.numel() * bias.element_size() + codes
 
 
-needs_gpu = pytest.mark.skipif(not GPU, reason="needs a GPU")
+needs_gpu = pytest.mark.gpu(reason="needs a GPU")
 
 
 @needs_gpu
 @pytest.mark.parametrize("kernels", ["cuda", "triton"])
-@every_operation
+@all_operations
 def test_a_side_stream_is_obeyed(kernels, operation):
     x, bias = values(8, 48, 27, 27).float().cuda().contiguous(memory_format=torch.channels_last), values(48, seed=2).float().cuda()
     expected = call(operation, x * 2, bias, kernels)
@@ -241,7 +242,7 @@ def test_a_graph_replays_the_operation(kernels):
     assert all(torch.equal(a, b) for a, b in zip(captured, both(), strict=True))
 
 
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.gpu(2, reason="needs two GPUs")
 @pytest.mark.parametrize("kernels", ["cuda", "triton"])
 def test_the_second_device_while_the_first_is_current(kernels):
     x, bias = values(2, 48, 15, 15).float().contiguous(memory_format=torch.channels_last), values(48, seed=2).float()

@@ -3,6 +3,7 @@ import dataclasses
 
 import pytest
 import torch
+from inner_cases import every
 
 from alexnet_mp import TwoTowerAlexNet, mini, source2012
 from alexnet_mp.recipes.recipe import change_layers
@@ -118,8 +119,8 @@ def test_velocities_are_the_ones_that_are_used():
             assert part is optimizer.state[parameter]["velocity"] and part.any()
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-@pytest.mark.parametrize("what", ["gradient", "velocity", "weights"])
+@every("value", [float("nan"), float("inf"), -float("inf")])
+@every("what", ["gradient", "velocity", "weights"])
 def test_what_is_not_finite_is_seen_in_the_sums_and_named(what, value):
     network, optimizer = trained()
     assert all(torch.isfinite(sums).all() for sums in optimizer.step()) and optimizer.non_finite() == []

@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from inner_cases import every
 
 from alexnet_mp import claims, evaluate, paper, prepare, report, retrieve, train
 from alexnet_mp.experiments.catalogue import CLAIMS
@@ -43,7 +44,7 @@ def test_every_row_has_its_three_cells_and_something_that_stands_for_it():
         assert quoted(here) or quoted(commands) or "not testable without" in here, row
 
 
-@pytest.mark.parametrize("section", [
+@every("section", [
     "Abstract", "1 Introduction", "2 The data", "3 The architecture", "3.1 ReLU", "3.2 Two GPUs",
     "3.3 Local response normalisation", "3.4 Overlapping pooling", "3.5 The whole", "4 Reducing overfitting",
     "4.1 Augmentation", "4.2 Dropout", "5 Learning", "6 Results", "6.1 What was learned", "7 Discussion"])

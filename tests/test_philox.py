@@ -3,6 +3,7 @@ import math
 
 import pytest
 import torch
+from inner_cases import every
 
 from alexnet_mp.kernels.philox import below, normal_pair, philox
 
@@ -29,15 +30,15 @@ def plain_philox(counter, key):
     return c0, c1, c2, c3
 
 
-@pytest.mark.parametrize("counter, key, result", KNOWN)
+@every("counter, key, result", KNOWN)
 def test_known_answers(counter, key, result):
     words = philox(tuple(torch.tensor([word]) for word in hexadecimal(counter)), hexadecimal(key))
     assert tuple(word.item() for word in words) == hexadecimal(result)
     assert plain_philox(hexadecimal(counter), hexadecimal(key)) == hexadecimal(result)
 
 
-@pytest.mark.parametrize("tensor", range(4))
-@pytest.mark.parametrize("counter, key, result", KNOWN)
+@every("tensor", range(4))
+@every("counter, key, result", KNOWN)
 def test_one_tensor_among_python_integers(counter, key, result, tensor):
     """The project's calls mix them: a Python integer does not wrap around at 64 bits, a tensor does."""
     mixed = [torch.tensor([word]) if i == tensor else word for i, word in enumerate(hexadecimal(counter))]
@@ -65,7 +66,7 @@ def test_no_counters_no_words():
     assert [word.shape for word in philox((torch.arange(0), 1, 2, 3), (4, 5))] == [(0,)] * 4
 
 
-@pytest.mark.parametrize("n", [1, 2, 3, 32, 33, 2**31])
+@every("n", [1, 2, 3, 32, 33, 2**31])
 def test_below_covers_its_range_and_no_more(n):
     first = [-(-value * 2**32 // n) for value in (0, n // 2, n - 1)]  # the smallest word that gives each value
     assert below(torch.tensor(first), n).tolist() == [0, n // 2, n - 1]
@@ -73,8 +74,8 @@ def test_below_covers_its_range_and_no_more(n):
     assert below(torch.tensor(first[2] - 1), n) == n - 2 if n > 1 else first[2] == 0
 
 
-@pytest.mark.parametrize("n", [2, 32, 33])
-@pytest.mark.parametrize("word", range(4))
+@every("n", [2, 32, 33])
+@every("word", range(4))
 def test_below_is_uniform_on_every_word(n, word):
     count = 30_000
     drawn = below(philox((torch.arange(count), 1, 0, 0), (2012, 2))[word], n)
@@ -84,7 +85,7 @@ def test_below_is_uniform_on_every_word(n, word):
     assert abs(chi_square - (n - 1)) < 5 * math.sqrt(2 * (n - 1))  # mean n - 1, deviation sqrt(2 (n - 1))
 
 
-@pytest.mark.parametrize("word0, word1, expected", [
+@every("word0, word1, expected", [
     (2**31 - 1, 0, (math.sqrt(2 * math.log(2)), 0)),  # u = 1/2
     (2**31 - 1, 2**30, (0, math.sqrt(2 * math.log(2)))),  # a quarter turn
     (2**30 - 1, 2**31, (-math.sqrt(4 * math.log(2)), 0)),  # u = 1/4, half a turn

@@ -11,6 +11,7 @@ import prepared_sets
 import pytest
 import torch
 from fake_streams import streams  # noqa: F401  (fixture)
+from inner_cases import every
 from PIL import Image, ImageFile
 from pipeline_sets import (  # noqa: F401  (fixtures)
     NOISE,
@@ -65,8 +66,8 @@ def test_every_view_is_that_of_pytorch_to_the_bit(sources, preset, source):
 
 @needs_dali
 @PRESETS
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
+@every("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@every("memory_format", [torch.channels_last, torch.contiguous_format])
 def test_every_type_and_layout_is_that_of_pytorch_to_the_bit(sources, preset, dtype, memory_format):
     options = {"dtype": dtype, "memory_format": memory_format}
     expected, found = (list(pipeline(kind, sources["jpeg"], tiny(preset), **options).train(0, 1, tenth))
@@ -79,10 +80,10 @@ def test_every_type_and_layout_is_that_of_pytorch_to_the_bit(sources, preset, dt
 
 
 @needs_dali
-@pytest.mark.parametrize("changes", [
+@every("changes", [
     {"crop_size": STORED, "crop_positions": 1}, {"crop_size": 11, "crop_positions": 30}, {"crop_size": 1, "crop_positions": 40},
     {"flip": False}, {"crop_share": 1, "mean_follows_crop": False}, {"crop_share": 3, "mean_follows_crop": True},
-    {"colour_shrink": True, "colour_scale": "eigenvalue"}, {"batch_size": TRAIN + 5}, {"batch_size": 1}], ids=str)
+    {"colour_shrink": True, "colour_scale": "eigenvalue"}, {"batch_size": TRAIN + 5}, {"batch_size": 1}])
 def test_every_recipe_is_that_of_pytorch_to_the_bit(sources, changes):
     expected, found = (list(pipeline(kind, sources["jpeg"], tiny(paper, **changes)).train(0, 2, NOISE.get))
                        for kind in (TorchPipeline, DaliPipeline))

@@ -13,6 +13,7 @@ from contextlib import closing
 import numpy as np
 import prepared_sets
 import pytest
+from inner_cases import every
 from PIL import Image
 from pipeline_sets import (  # noqa: F401  (fixtures)
     ORIENTATION,
@@ -63,7 +64,7 @@ def every_way_with(*cases):
 
 
 @WAYS
-@pytest.mark.parametrize("options", [(), ("--raw",)], ids=["jpeg", "raw"])
+@every("options", [(), ("--raw",)], ids=["jpeg", "raw"])
 def test_a_flipped_byte_in_a_prepared_set_is_named(root, tmp_path, monkeypatch, nothing_stays, kind, options):
     directory = prepared_sets.prepared(monkeypatch, root, tmp_path / "set", *options, size=STORED)
     columns = open_dataset(str(directory), STORED).splits["train"].columns
@@ -94,7 +95,7 @@ def odd_images(folder):
 
 
 @needs_dali
-@pytest.mark.parametrize("workers", [0, 2])
+@every("workers", [0, 2])
 def test_odd_but_valid_images_are_read_alike(root, tmp_path, workers):
     copy = shutil.copytree(root, tmp_path / "copy")
     for split in ("train", "val"):
@@ -115,9 +116,9 @@ def huge_header():
 
 
 @PIPELINES
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("damage", [None, b"", slice(600), b"not an image" * 50, huge_header()],
-                         ids=["missing", "empty", "truncated", "garbage", "huge"])
+@every("workers", [0, 2])
+@every("damage", [None, b"", slice(600), b"not an image" * 50, huge_header()],
+       ids=["missing", "empty", "truncated", "garbage", "huge"])
 def test_an_unreadable_image_is_named_in_one_line_when_its_batch_is_due(root, tmp_path, nothing_stays, kind, workers, damage):
     """The batches before it come. Afterwards the same pipeline reads what is whole again."""
     copy = shutil.copytree(root, tmp_path / "copy")
@@ -147,8 +148,8 @@ DAMAGE = {"empty": lambda whole: b"", "garbage": lambda whole: b"not an image" *
 
 
 @WAYS
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("damage", DAMAGE)
+@every("workers", [0, 2])
+@every("damage", DAMAGE)
 def test_a_jpeg_that_no_decoder_takes_is_named(nothing_stays, kind, workers, damage):
     """Such as a set whose checksums were made to fit would hold."""
     split, recipe = jpegs("train", TRAIN), tiny(paper)
@@ -211,7 +212,7 @@ def test_leaving_early_leaves_nothing(sources, nothing_stays, kind, source, work
 
 
 @PIPELINES
-@pytest.mark.parametrize("source", ["files", "jpeg"])
+@every("source", ["files", "jpeg"])
 def test_training_goes_on_while_validation_starts_and_ends_processes(sources, nothing_stays, kind, source):
     """Processes are forked while DALI's threads are at work: none of them may wait for a lock that a thread held."""
     trainer, tester = (pipeline(kind, sources[held], tiny(paper), 2) for held in (source, "files"))

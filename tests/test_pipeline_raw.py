@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from fake_streams import Memory, streams  # noqa: F401  (fixture)
+from inner_cases import every
 from small_set import BATCH, PRESETS, STORED, TRAIN, VAL, fitted, label, picture, same, tenth, tiny
 
 from alexnet_mp.data import batches as batches_module
@@ -24,8 +25,7 @@ from alexnet_mp.evaluation.protocol import centre_view, ten_views
 from alexnet_mp.recipes.presets import paper
 from alexnet_mp.system.errors import UserError
 
-GPU = torch.cuda.is_available()
-needs_gpu = pytest.mark.skipif(not GPU, reason="needs a GPU")
+needs_gpu = pytest.mark.gpu(reason="needs a GPU")
 
 
 class Pixels:
@@ -94,7 +94,7 @@ def views(pipeline, which, batch_size=4):
 
 
 @PRESETS
-@pytest.mark.parametrize("workers", [0, 1, 3])
+@every("workers", [0, 1, 3])
 def test_the_batches_are_those_of_the_definition(dataset, preset, way, workers):
     """Three epochs with noise, without and with more; the last batch of each has five images."""
     recipe, noise = tiny(preset), {1: 0.1, 2: 0.0, 3: 0.3}
@@ -106,8 +106,8 @@ def test_the_batches_are_those_of_the_definition(dataset, preset, way, workers):
 
 
 @PRESETS
-@pytest.mark.parametrize("dtype, memory_format",
-                         [(torch.float32, torch.channels_last), (torch.bfloat16, torch.contiguous_format)])
+@every("dtype, memory_format",
+       [(torch.float32, torch.channels_last), (torch.bfloat16, torch.contiguous_format)])
 def test_what_is_left_to_the_step_makes_the_same_images(dataset, preset, dtype, memory_format, monkeypatch):
     """Whatever the noise of the epoch; both towers on a device share it; nothing of a batch lies in another's memory.
     """
@@ -126,7 +126,7 @@ def test_what_is_left_to_the_step_makes_the_same_images(dataset, preset, dtype, 
 
 
 @PRESETS
-@pytest.mark.parametrize("dtype, memory_format", [(torch.bfloat16, torch.channels_last), (torch.float16, torch.contiguous_format)])
+@every("dtype, memory_format", [(torch.bfloat16, torch.channels_last), (torch.float16, torch.contiguous_format)])
 def test_every_dtype_and_memory_format(dataset, preset, dtype, memory_format):
     recipe, options = tiny(preset), dict(dtype=dtype, memory_format=memory_format)
     found = list(raw(dataset, recipe, **options).train(0, 1, tenth))
@@ -142,7 +142,7 @@ def test_a_start_at_step_k_skips_k_batches(dataset, preset, way, monkeypatch):
         assert same(list(raw(dataset, tiny(preset), way=way).train(step, 3, tenth)), whole[step:])
 
 
-@pytest.mark.parametrize("threads", [1, 2, 3])
+@every("threads", [1, 2, 3])
 def test_the_number_of_the_kernels_threads_decides_nothing(dataset, threads):
     before, expected = torch.get_num_threads(), list(as_defined(dataset, tiny(paper)).train(0, 1, tenth))
     torch.set_num_threads(threads)
@@ -385,7 +385,7 @@ def test_what_is_left_to_the_step_on_a_gpu_is_the_cpus(dataset, preset):
     assert all(torch.equal(one.cpu(), other.images[0]) for one, other in zip(found, expected, strict=True))
 
 
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.gpu(2, reason="needs two GPUs")
 def test_each_gpu_gets_the_batch(dataset):
     expected = list(as_defined(dataset, tiny(paper)).train(0, 5, tenth))
     for batch, wanted in zip(raw(dataset, tiny(paper), 2, devices=("cuda:0", "cuda:1")).train(0, 5, tenth), expected, strict=True):

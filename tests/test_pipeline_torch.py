@@ -5,6 +5,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from inner_cases import every
 from small_set import (
     BATCH,
     NOTHING,
@@ -131,8 +132,8 @@ def test_views_are_plain_crops_minus_the_mean(root, preset):
     assert index == VAL
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("split, read", [
+@every("workers", [0, 2])
+@every("split, read", [
     ("train", lambda reader: reader.train(0, 1, tenth)),
     ("val", lambda reader: reader.views("val", 4, centre_view(reader.recipe))),
     ("val", lambda reader: [survey(reader.dataset.splits["val"], STORED, reader.workers, lambda count: None)]),

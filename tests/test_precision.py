@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import one_thread  # noqa: F401
+from inner_cases import every
 from test_golden import GOLDEN, ten_losses
 from tiny_run import assert_same_end, data, quick, resume, run  # noqa: F401  (fixtures)
 
@@ -32,8 +33,8 @@ def small(recipe):
     return change_layers(recipe, *wide, maps=8) if wide else recipe
 
 
-@pytest.mark.parametrize("recipe", [mini(), small(source2012()), cifar11_local()], ids=lambda recipe: recipe.name)
-@pytest.mark.parametrize("merged", [False, True])
+@every("recipe", [mini(), small(source2012()), cifar11_local()])
+@every("merged", [False, True])
 def test_in_bf16_all_between_images_and_logits_is_bf16_and_nothing_else(recipe, merged):
     network = TwoTowerAlexNet(recipe, (CPU,) * recipe.towers, classes=3)
     network = network.merge() if merged else network
@@ -73,7 +74,7 @@ def test_cublas_adds_no_parts_of_a_product_in_bf16(choice, devices, monkeypatch)
     assert not torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu(reason="needs a GPU")
 def test_a_long_bf16_product_on_a_gpu_adds_in_float32():
     """As long as fc6's. Parts of a sum that were rounded before they are added would show beside a small sum.
 

@@ -10,6 +10,7 @@ import types
 import numpy as np
 import pytest
 import torch
+from inner_cases import every
 from PIL import Image
 from tiny_run import data, quick, run  # noqa: F401
 
@@ -75,7 +76,7 @@ FORMATS = [("L", "png"), ("1", "png"), ("P", "png"), ("P", "gif"), ("RGBA", "png
            ("RGB", "webp"), ("RGB", "bmp"), ("RGB", "tiff"), ("F", "tiff")]
 
 
-@pytest.mark.parametrize("mode, kind", FORMATS)
+@every("mode, kind", FORMATS)
 def test_every_kind_of_file_is_answered(trained, tmp_path, capsys, mode, kind):
     grey = np.random.default_rng(0).integers(0, 256, (50, 45), dtype=np.uint8)
     image = Image.fromarray(grey.astype(np.uint16) * 257) if mode == "I;16" else Image.fromarray(grey).convert(mode)

@@ -4,6 +4,7 @@ import tarfile
 
 import numpy as np
 import pytest
+from inner_cases import every
 from make_archives import IDS, make_cifar10, make_ilsvrc2010, make_ilsvrc2012, make_synset_tars
 from prepared_sets import PER_SHARD, SIZE, files, interrupted, prepared, refused, sign_json, source  # noqa: F401  (fixtures)
 
@@ -128,7 +129,7 @@ def test_size_and_quality_come_from_the_recipe_or_the_command(source, tmp_path, 
     assert (made.stored_size, made.encoding, made.jpeg_quality) == (8, "jpeg", 95)
 
 
-@pytest.mark.parametrize("options, named", [
+@every("options, named", [
     (["--size", "0"], "--size 0"), (["--size", "5000"], "4096"), (["--quality", "0"], "1 to 100"),
     (["--quality", "101"], "1 to 100"),
     (["--raw", "--quality", "90"], "raw pixels have none"), (["--workers", "-1"], "--workers -1")])
@@ -171,8 +172,8 @@ def other_class(source):
         (source / split / "leaf").rename(source / split / "moss")
 
 
-@pytest.mark.parametrize("finished", [True, False])
-@pytest.mark.parametrize("options, change, named", [
+@every("finished", [True, False])
+@every("options, change, named", [
     (["--size", "40"], None, "size: 48, now 40"), (["--quality", "90"], None, "quality: 95, now 90"),
     (["--raw"], None, "quality: 95, now raw"), ([], one_less, "val images: 15, now 14"),
     ([], other_class, "classes: not the same"), ([], other_name, "images")])

@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from inner_cases import every
 from prepared_sets import (  # noqa: F401  (fixtures)
     COMMAND,
     OPTIONS,
@@ -53,7 +54,7 @@ def cut_part(dest):
     os.truncate(part, part.stat().st_size - 1)
 
 
-@pytest.mark.parametrize("damage", [
+@every("damage", [
     cut_part, lambda dest: os.truncate(dest / "train-00000.tar", 512), lambda dest: (dest / "train-00000.tar").unlink(),
     lambda dest: (dest / "work" / "train-00000.safetensors").unlink(),
     lambda dest: os.truncate(dest / "work" / "train-00000.safetensors", 100),

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from inner_cases import every
 from PIL import Image, JpegImagePlugin
 from prepared_sets import PER_SHARD, SIZE, change_columns, files, make_source, prepared, sign, sign_json
 from safetensors.numpy import load_file, save
@@ -163,7 +164,7 @@ def test_shards_take_no_file_descriptors_and_give_their_memory_back(made):
     assert mappings() == 0
 
 
-@pytest.mark.parametrize("which", [1, 2], ids=["jpeg", "raw"])
+@every("which", [1, 2], ids=["jpeg", "raw"])
 def test_larger_pictures_are_reduced_as_those_of_a_folder_are(made, which):
     large, small = Prepared(made[which], SIZE), Prepared(made[which], 20)
     assert small.statistics is None and large.statistics is not None
@@ -205,7 +206,7 @@ def test_what_counts_as_a_prepared_set(made, tmp_path):
     assert "index.json" in refused(tmp_path / "no")
 
 
-@pytest.mark.parametrize("read", ["read", "jpeg"])
+@every("read", ["read", "jpeg"])
 def test_a_flipped_byte_is_named_when_its_image_is_read(jpeg, read):
     path, offset, length = place_of(jpeg, 7)
     damaged = path.read_bytes()[offset + length // 2] ^ 1
@@ -252,7 +253,7 @@ def two_frames(first, second):
     return first[:place + length] + second[place:]
 
 
-@pytest.mark.parametrize("content", [
+@every("content", [
     with_size(small_jpeg(), 50000, 50000), with_size(small_jpeg(), SIZE, SIZE + 1), small_jpeg((SIZE, 20)), small_jpeg(mode="L"),
     small_jpeg(mode="CMYK"), two_frames(small_jpeg(), with_size(small_jpeg(), 60000, 60000)),
     two_frames(with_size(small_jpeg(), 60000, 60000), small_jpeg()), b"\x89PNG\r\n\x1a\n" + bytes(100), b"\xff\xd8",
@@ -267,8 +268,8 @@ def test_another_file_in_the_place_of_a_jpeg_is_refused_before_it_is_decoded(jpe
         assert "apple/6.jpg" in message and f"not a JPEG of {SIZE}x{SIZE}" in message
 
 
-@pytest.mark.parametrize("content", [small_jpeg(), small_jpeg(progressive=True), small_jpeg(comment=b"x" * 3000)],
-                         ids=["baseline", "progressive", "with a comment"])
+@every("content", [small_jpeg(), small_jpeg(progressive=True), small_jpeg(comment=b"x" * 3000)],
+       ids=["baseline", "progressive", "with a comment"])
 def test_jpegs_of_any_usual_kind_are_taken(content):
     assert jpeg_frame(content) == (SIZE, SIZE, 3)
 
@@ -296,7 +297,7 @@ def field_is(field, values):
     return lambda columns: columns | {field: values}
 
 
-@pytest.mark.parametrize("change, named", [
+@every("change, named", [
     (at("offset", 3, 1 << 40), "place"), (at("offset", 3, -512), "place"), (at("offset", 3, 0), "place"),
     (at("offset", 3, 2**63 - 10), "place"), (at("length", 3, 0), "place"),
     (at("length", 3, -1), "place"), (at("length", 3, 2**63 - 1), "place"),
@@ -317,7 +318,7 @@ def test_impossible_columns_are_refused(jpeg, change, named):
     assert "train.safetensors is damaged" in message and named in message
 
 
-@pytest.mark.parametrize("change, refused_splits", [
+@every("change, refused_splits", [
     (lambda columns: columns["label"].fill(-1), ("train", "val")),
     (lambda columns: columns["label"].fill(-2), ("train", "val", "test")),
     (lambda columns: columns["label"].put(3, -1), ("train", "val", "test"))], ids=["none", "-2", "some"])
@@ -346,9 +347,9 @@ def test_a_picture_of_another_length_is_refused_in_a_raw_set(raw):
     assert "length of a picture" in refused(raw)
 
 
-@pytest.mark.parametrize("content", [b"", b"\xff" * 8, (1 << 62).to_bytes(8, "little") + b"{}",
-                                     (1 << 26).to_bytes(8, "little") + b"{", b"\x02" + bytes(7) + b"[]"],
-                         ids=["empty", "no header", "huge header", "cut", "no tensors"])
+@every("content", [b"", b"\xff" * 8, (1 << 62).to_bytes(8, "little") + b"{}",
+                   (1 << 26).to_bytes(8, "little") + b"{", b"\x02" + bytes(7) + b"[]"],
+       ids=["empty", "no header", "huge header", "cut", "no tensors"])
 def test_columns_that_are_no_safetensors_file_are_refused(jpeg, content):
     (jpeg / "train.safetensors").write_bytes(content)
     sign(jpeg)
@@ -363,7 +364,7 @@ def shard_is(**fields):
     return lambda index: index["splits"]["train"]["shards"][1].update(fields)
 
 
-@pytest.mark.parametrize("change, named", [
+@every("change, named", [
     (shard_is(file="../jpeg/train-00001.tar"), "../"), (shard_is(file="/etc/passwd"), "passwd"),
     (shard_is(file="train-00000.tar"), "shard 1"),
     (split_is(index="../train.safetensors"), "index"), (split_is(index="val.safetensors"), "index"),
@@ -391,7 +392,7 @@ def test_an_impossible_index_is_refused(jpeg, change, named):
     assert "index.json is damaged" in message and named in message, message
 
 
-@pytest.mark.parametrize("content, named", [
+@every("content, named", [
     (b"", "damaged"), (b"{", "damaged"), (b"[" * 100000, "damaged"), (b"\xff\xfe", "damaged"), (b"9" * 5000, "damaged"),
     (b"[]", "not the index"), (b'{"format": "other"}', "not the index"),
     (b'{"format": "alexnet_mp prepared set", "version": 2}', "version 2"),
@@ -411,12 +412,12 @@ def test_every_byte_of_the_index_counts(jpeg):
             assert "index.json" in refused(jpeg)
 
 
-@pytest.mark.parametrize("change, named", [
+@every("change, named", [
     (lambda path: path.unlink(), "No such file"), (lambda path: os.truncate(path, 10240), "10,240 bytes"),
     (lambda path: overwrite(path, path.stat().st_size, b"x"), "index.json says"),
     (lambda path: (path.unlink(), os.mkfifo(path)), "not a file"),
 ], ids=["missing", "cut", "longer", "a pipe"])
-@pytest.mark.parametrize("name", ["train-00001.tar", "val-00000.tar"])
+@every("name", ["train-00001.tar", "val-00000.tar"])
 def test_a_shard_that_is_not_whole_is_named_at_once(jpeg, name, change, named):
     change(jpeg / name)
     message = refused(jpeg)
@@ -425,14 +426,14 @@ def test_a_shard_that_is_not_whole_is_named_at_once(jpeg, name, change, named):
         Prepared(jpeg, SIZE, ("val",))  # the other split alone is whole
 
 
-@pytest.mark.parametrize("name", ["train.safetensors", "statistics.safetensors"])
+@every("name", ["train.safetensors", "statistics.safetensors"])
 def test_a_flipped_byte_of_another_file_is_named(jpeg, name):
     content = (jpeg / name).read_bytes()
     overwrite(jpeg / name, len(content) - 1, bytes([content[-1] ^ 1]))
     assert name in refused(jpeg)
 
 
-@pytest.mark.parametrize("change", [
+@every("change", [
     lambda fields: fields.update(mean=fields["mean"].astype(np.float32)), lambda fields: fields.update(mean=fields["mean"][1:]),
     lambda fields: fields["mean"].__setitem__((0, 0, 0), np.nan), lambda fields: fields["eigenvalues"].__setitem__(0, -1),
     lambda fields: fields.pop("mean"),

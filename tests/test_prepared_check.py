@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from inner_cases import every
 from prepared_sets import SIZE, change_columns, files, make_source, prepared, sha256, sign
 from safetensors.numpy import load_file, save
 
@@ -70,13 +71,13 @@ def test_a_whole_set_is_one_line(made, capsys, workers):
         assert lines[0].startswith(f"all well: prepared set {directory}: 27 train, 15 val images")
 
 
-@pytest.mark.parametrize("what, place, named", [
+@every("what, place, named", [
     ("image", lambda offset, length: offset + length // 2, "crc32"),
     ("header", lambda offset, length: offset - 512 + 140, "tar header"),
     ("label", lambda offset, length: offset + (length + 511) // 512 * 512 + 512, "label"),
     ("padding", lambda offset, length: offset + length, "place"),
     ("padding of the label", lambda offset, length: offset + (length + 511) // 512 * 512 + 1000, "place")])
-@pytest.mark.parametrize("split, image, name", [("train", 12, "leaf/3.jpg"), ("val", 0, "apple/0.jpg")])
+@every("split, image, name", [("train", 12, "leaf/3.jpg"), ("val", 0, "apple/0.jpg")])
 def test_a_flipped_byte_is_named_with_its_image(jpeg, capsys, split, image, name, what, place, named):
     path, offset, length = image_of(jpeg, image, split)
     flip(path, place(offset, length))
@@ -98,7 +99,7 @@ def test_no_byte_of_any_file_can_change(raw, capsys):
     assert check(raw, capsys)[0] == 0
 
 
-@pytest.mark.parametrize("name, damage, named", [
+@every("name, damage, named", [
     ("train-00001.tar", lambda path: path.unlink(), "No such file"),
     ("val-00000.tar", lambda path: os.truncate(path, 100), "100 bytes"),
     ("train-00000.tar", lambda path: path.write_bytes(path.read_bytes() + bytes(10240)), "index.json says"),

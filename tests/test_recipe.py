@@ -3,6 +3,7 @@ import dataclasses
 import json
 
 import pytest
+from inner_cases import every
 
 from alexnet_mp.recipes.named import PRESETS
 from alexnet_mp.recipes.presets import mini, paper, source2012
@@ -65,13 +66,13 @@ def test_desk_is_the_papers_graph_for_small_pictures():
     assert all(getattr(PRESETS["desk"](), field) == getattr(paper(), field) for field in same)
 
 
-@pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS)
+@every("preset", PRESETS.values(), ids=PRESETS)
 def test_a_stored_recipe_is_the_recipe(preset):
     assert from_dict(to_dict(preset())) == preset()
     assert preset().name in describe(preset())
 
 
-@pytest.mark.parametrize("recipe", [source2012(), PRESETS["cifar13_local"]()], ids=["source2012", "cifar13_local"])
+@every("recipe", [source2012(), PRESETS["cifar13_local"]()], ids=["source2012", "cifar13_local"])
 def test_every_field_can_be_set_from_text(recipe):
     """Each field is written as text and read back: none is out of the reach of --set."""
     for name, value in fields(recipe).items():  # `layers` has a test of its own
@@ -86,7 +87,7 @@ def test_override_changes_one_field_and_keeps_the_rest():
     assert after["conv1.then"] == ["lrn", "max_pool", "relu"] and after["flip"] is False
 
 
-@pytest.mark.parametrize("setting, named", [
+@every("setting, named", [
     ("batchsize=3", "did you mean batch_size"), ("nonsense=3", "nonsense"), ("conv9.maps=3", "conv9"), ("conv1.colour=3", "conv1.colour"),
     ("batch_size", "field=value"), ("batch_size=0", "batch_size"), ("batch_size=1.5", "batch_size"), ("batch_size=many", "batch_size"),
     ("learning_rate=nan", "learning_rate"), ("learning_rate=-1", "learning_rate"), ("momentum=1", "momentum"), ("dropout=1.5", "dropout"),
@@ -111,7 +112,7 @@ def test_a_wrong_value_is_refused_by_name(setting, named):
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize("layers", [[1], [{}], "conv1", None])
+@every("layers", [[1], [{}], "conv1", None])
 def test_a_stored_recipe_with_damaged_layers_is_refused(layers):
     with pytest.raises(UserError, match="layers"):
         from_dict(to_dict(paper()) | {"layers": layers})
@@ -147,7 +148,7 @@ def as_stored_before(recipe):
     return stored
 
 
-@pytest.mark.parametrize("preset", [paper, source2012, mini])
+@every("preset", [paper, source2012, mini])
 def test_a_recipe_stored_before_is_the_same_today(preset):
     stored = as_stored_before(preset())
     assert upgraded(stored) == to_dict(preset()) and stored == as_stored_before(preset())
@@ -159,9 +160,9 @@ def without_file_size(recipe):
     return {name: value for name, value in to_dict(recipe).items() if name != "batch_file_size"}
 
 
-@pytest.mark.parametrize("fields", [None, [], "recipe", {}, {"layers": 3}, {"layers": [3]}, {"layers": {}}, to_dict(paper()),
-                                    as_stored_before(paper()) | {"test_views": "nine"},
-                                    as_stored_before(paper()) | {"batch_file_size": None}], ids=lambda fields: f"{fields!s:.20}")
+@every("fields", [None, [], "recipe", {}, {"layers": 3}, {"layers": [3]}, {"layers": {}}, to_dict(paper()),
+                  as_stored_before(paper()) | {"test_views": "nine"},
+                  as_stored_before(paper()) | {"batch_file_size": None}])
 def test_anything_else_is_left_as_it_is(fields):
     assert upgraded(fields) is fields
 

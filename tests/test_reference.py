@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from inner_cases import every
 
 from alexnet_mp.kernels import reference as ops
 from alexnet_mp.kernels.philox import philox
@@ -22,9 +23,9 @@ MAP_OPERATIONS = {  # each with every argument that has a gradient
     "spatial_norm_max_pool, all ties": lambda x, b: ops.spatial_norm_max_pool(x, ties="all", **STRONG),
     "avg_pool": lambda x, b: ops.avg_pool(x),
 }
-every_map_operation = pytest.mark.parametrize("operation", MAP_OPERATIONS.values(), ids=MAP_OPERATIONS)
+every_map_operation = every("operation", MAP_OPERATIONS.values(), ids=MAP_OPERATIONS)
 pytestmark = pytest.mark.usefixtures("one_thread")
-both_ties = pytest.mark.parametrize("ties", ["first", "all"])
+both_ties = every("ties", ["first", "all"])
 
 
 def maps(*shape, seed=1, scale=30, dtype=torch.float64):
@@ -82,8 +83,8 @@ def close(actual, expected, rtol=1e-13):
     torch.testing.assert_close(actual, expected, rtol=rtol, atol=rtol * float(expected.abs().max()))
 
 
-@pytest.mark.parametrize("channels", [1, 3, 4, 5, 48])
-@pytest.mark.parametrize("size", [1, 3, 5])
+@every("channels", [1, 3, 4, 5, 48])
+@every("size", [1, 3, 5])
 def test_lrn_is_the_printed_formula(channels, size):
     x = maps(2, channels, 3, 2)
     expected = lrn_loops(x, size, **STRONG)
@@ -93,7 +94,7 @@ def test_lrn_is_the_printed_formula(channels, size):
     close(ops.lrn(x, bias, size=size, **STRONG), lrn_loops(torch.relu(x + bias[:, None, None]), size, **STRONG))
 
 
-@pytest.mark.parametrize("size", [2, 4])
+@every("size", [2, 4])
 def test_lrn_of_an_even_window_reaches_further_down(size):
     """i - size/2 .. i + size/2 - 1, as cuda-convnet and PyTorch have it; the paper's n is odd."""
     x = maps(2, 7, 3, 2)
@@ -101,7 +102,7 @@ def test_lrn_of_an_even_window_reaches_further_down(size):
     close(ops.lrn(x, size=size, relu="none", **STRONG), expected)
 
 
-@pytest.mark.parametrize("shape", [(2, 3, 7, 6), (1, 2, 1, 1), (1, 1, 2, 9)])
+@every("shape", [(2, 3, 7, 6), (1, 2, 1, 1), (1, 1, 2, 9)])
 def test_spatial_norm_is_the_sources_formula(shape):
     x = maps(*shape)
     close(ops.spatial_norm(x, alpha=4e-5), spatial_loops(x, 5, 4e-5, 0.75, 1.0))
@@ -151,8 +152,8 @@ def test_maps_shrink_from_55_to_27_to_13_to_6(ties):
 
 
 @both_ties
-@pytest.mark.parametrize("pool, stride", [(3, 2), (2, 2), (3, 1), (4, 3)])
-@pytest.mark.parametrize("height, width", [(4, 4), (6, 5), (7, 8), (9, 6)])
+@every("pool, stride", [(3, 2), (2, 2), (3, 1), (4, 3)])
+@every("height, width", [(4, 4), (6, 5), (7, 8), (9, 6)])
 def test_max_pool_windows(height, width, pool, stride, ties):
     x, bias = maps(2, 3, height, width), maps(3, seed=2)
     expected = pool_loops(x + bias[:, None, None], pool, stride)
@@ -167,7 +168,7 @@ def test_nothing_outside_the_maps_is_ever_the_maximum(ties):
     assert torch.equal(ops.max_pool(x, relu=False, ties=ties), cells([-7.0, -5, -4]))
 
 
-@pytest.mark.parametrize("ties, row", [("all", [1, 1, 11, 10, 110, 100]), ("first", [1, 0, 10, 0, 100, 0])])
+@every("ties, row", [("all", [1, 1, 11, 10, 110, 100]), ("first", [1, 0, 10, 0, 100, 0])])
 def test_gradient_of_tied_maxima(ties, row):
     """Windows over columns 0-2, 2-4 and 4-5 (overhanging) of equal cells, with gradients 1, 10 and 100."""
     x, dy = cells(*[[7.0] * 6] * 3), cells([1.0, 10, 100])
@@ -178,7 +179,7 @@ def test_gradient_of_tied_maxima(ties, row):
 
 
 @both_ties
-@pytest.mark.parametrize("height, width", [(7, 7), (6, 8)])
+@every("height, width", [(7, 7), (6, 8)])
 def test_without_ties_the_gradient_is_pytorchs(height, width, ties):
     x = shuffled(2, 3, height, width)
     dy = maps(2, 3, *pool_loops(x, 3, 2).shape[2:], seed=5)
@@ -186,7 +187,7 @@ def test_without_ties_the_gradient_is_pytorchs(height, width, ties):
     close(gradient(lambda x: ops.max_pool(x, relu=False, ties=ties), x, dy), expected)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@every("dtype", [torch.bfloat16, torch.float16])
 def test_ties_are_decided_before_rounding(dtype):
     """Map 0 is 1 everywhere, map 1 has one 0: nine responses of map 0, one larger in float32, all equal rounded."""
     x = torch.ones(1, 2, 3, 3, dtype=dtype)
@@ -206,7 +207,7 @@ def test_ties_are_decided_before_rounding(dtype):
 
 
 @both_ties
-@pytest.mark.parametrize("relu", ["before", "after", "none"])
+@every("relu", ["before", "after", "none"])
 def test_nan_reaches_its_windows_and_no_others(relu, ties):
     x = maps(1, 6, 6, 7)
     x[0, 1, 2, 6] = math.nan  # rows 0 and 1 of the output, its last column; normalisation carries it to maps 0..3
@@ -233,7 +234,7 @@ def test_gradcheck(operation):
     assert torch.autograd.gradcheck(operation, (x.requires_grad_(), bias))
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@every("dtype", [torch.bfloat16, torch.float16, torch.float32])
 @every_map_operation
 def test_storage_types_are_rounded_once(operation, dtype):
     """Half an ulp of the storage type from the float64 result, and what some ten roundings of float32 can add."""
@@ -244,8 +245,8 @@ def test_storage_types_are_rounded_once(operation, dtype):
     assert ((y.double() - exact).abs() <= half_ulp(exact, dtype) + slack).all()
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("operation", ["lrn", "spatial_norm"])
+@every("dtype", [torch.bfloat16, torch.float16])
+@every("operation", ["lrn", "spatial_norm"])
 def test_gradients_are_rounded_once(operation, dtype):
     x, dy = maps(2, 6, 7, 8, dtype=dtype), maps(2, 6, 7, 8, seed=3, dtype=dtype)
     dx = gradient(MAP_OPERATIONS[operation], x, dy, None)
@@ -277,7 +278,7 @@ def test_no_images_and_one_image(operation):
     close(operation(x[1:2], bias), y[1:2], rtol=1e-15)
 
 
-@pytest.mark.parametrize("call, named", [
+@every("call, named", [
     (lambda x: ops.lrn_max_pool(x, alpha=1, relu="during"), "relu is 'during'.*'before', 'after', 'none'"),
     (lambda x: ops.lrn(x, alpha=1, relu="after"), "relu is 'after'.*'before', 'none'"),
     (lambda x: ops.max_pool(x, ties="last"), "ties is 'last'.*'first', 'all'"),
@@ -307,7 +308,7 @@ def kept(*shape, **changes):
     return ops.dropout(torch.ones(shape), **DROPOUT | changes) == 1
 
 
-@pytest.mark.parametrize("probability", [0.0, 0.1, 0.5, 0.75])
+@every("probability", [0.0, 0.1, 0.5, 0.75])
 def test_dropout_zeroes_its_share_and_leaves_the_rest_untouched(probability):
     x = maps(250, 400, dtype=torch.float32)
     y = ops.dropout(x, **DROPOUT | {"probability": probability})
@@ -327,7 +328,7 @@ def test_the_dropout_mask_is_a_function_of_its_arguments():
     assert torch.equal(kept(100, 100, step=40 + 2**32), mask)  # 32 bits of the step are used
 
 
-@pytest.mark.parametrize("shape", [(3, 7), (1, 1), (2, 1), (5, 3), (0, 8)])
+@every("shape", [(3, 7), (1, 1), (2, 1), (5, 3), (0, 8)])
 def test_dropout_of_sizes_that_four_does_not_divide(shape):
     """Value i is decided by word i % 4 of counter i // 4, whatever the shape, the type and the memory order."""
     words = [philox((torch.tensor(i // 4), 40, 6, 1), (3, 5))[i % 4] for i in range(math.prod(shape))]

@@ -7,14 +7,15 @@ import math
 
 import pytest
 import torch
-from cases import GPU, LEVELS, instructions, values
+from cases import LEVELS, instructions, values
+from inner_cases import every
 
 from alexnet_mp.kernels import ops, reference, relu_dropout, relu_dropout_op
 from alexnet_mp.kernels.philox import philox
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 MASK = {"probability": 0.5, "seed": 3, "layer": 6, "tower": 1}
-both_dims = pytest.mark.parametrize("shape", [(3, 7), (2, 5, 3, 2)])
+both_dims = every("shape", [(3, 7), (2, 5, 3, 2)])
 
 
 def kept(shape, step=40, **changes):
@@ -22,7 +23,7 @@ def kept(shape, step=40, **changes):
 
 
 @both_dims
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+@every("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_the_definition_by_hand(shape, dtype):
     """One value at a time, in Python's floats, which are float64."""
     x, bias = values(*shape, scale=1).to(dtype), values(shape[1], seed=2, scale=1).to(dtype)
@@ -51,7 +52,7 @@ def test_without_dropout_no_step_is_needed():
     assert torch.equal(relu_dropout(x, bias), torch.relu(x + bias)) and torch.equal(relu_dropout(x), torch.relu(x))
 
 
-@pytest.mark.parametrize("step", [0, 40, 2**31 + 5, 2**32 + 40, 2**40 - 1, -1])
+@every("step", [0, 40, 2**31 + 5, 2**32 + 40, 2**40 - 1, -1])
 def test_a_step_on_the_device_is_the_same_step(step):
     """Its low 32 bits, in any of the reference's operations; a tensor's arithmetic wraps, Python's does not."""
     counted, x = torch.tensor(step), torch.ones(3, 7)
@@ -90,7 +91,7 @@ def test_a_value_that_rounds_to_zero_gets_no_gradient():
     assert dx == 0 and dbias == 0
 
 
-@pytest.mark.parametrize("change, named", [
+@every("change, named", [
     (dict(x=torch.zeros(4)), r"\(4,\)"), (dict(x=torch.zeros(2, 3, 4)), r"\(2, 3, 4\)"),
     (dict(x=torch.zeros(2, 4, dtype=torch.int32)), "int32"), (dict(bias=torch.zeros(3)), r"\(3,\).*4 maps"),
     (dict(bias=torch.zeros(4, 1)), r"\(4, 1\)"), (dict(bias=torch.zeros(4, device="meta")), "meta.*cpu"),
@@ -108,8 +109,8 @@ def test_wrong_arguments_are_refused_by_name(change, named):
 
 
 @pytest.mark.parametrize("level", LEVELS)
-@pytest.mark.parametrize("shape", [(1, 1), (3, 5), (7, 9), (1, 64), (1, 65), (3, 2048), (2, 20, 13, 13), (0, 4)], ids=str)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+@every("shape", [(1, 1), (3, 5), (7, 9), (1, 64), (1, 65), (3, 2048), (2, 20, 13, 13), (0, 4)])
+@every("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_the_cpus_kernel_gives_the_references_bits(shape, dtype, level):
     """Blocks of 64 values, whole and begun; NaN, infinities and both zeros."""
     x, dy = values(*shape, scale=1).to(dtype), values(*shape, seed=3, scale=1).to(dtype)
@@ -130,7 +131,7 @@ def test_the_cpus_kernel_gives_the_references_bits(shape, dtype, level):
 
 
 @pytest.mark.skipif("cpu" not in ops.built(), reason="there was no compiler to build the CPU kernels")
-@pytest.mark.parametrize("threads", [1, 2, 3])
+@every("threads", [1, 2, 3])
 def test_the_cpus_threads_share_the_blocks(threads):
     x, before = values(5, 20_001), torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -150,7 +151,7 @@ def test_the_cpus_kernel_keeps_nothing_but_its_result():
     torch.library.opcheck(torch.ops.alexnet_mp.relu_dropout.default, (x, None, torch.tensor(40), 0.5, 3, 6, 1, "cpu"))
 
 
-@pytest.mark.parametrize("x, bias", [
+@every("x, bias", [
     (torch.ones(2, 8, 3, 3).contiguous(memory_format=torch.channels_last), None), (torch.ones(4, 6).t(), None),
     (torch.ones(4, 6), torch.ones(6))], ids=["channels_last", "transposed", "a bias"])
 def test_what_the_cpu_leaves_to_the_reference(x, bias):
@@ -159,7 +160,7 @@ def test_what_the_cpu_leaves_to_the_reference(x, bias):
         assert torch.equal(relu_dropout(x, bias, **arguments), reference.relu_dropout(x, bias, **arguments))
 
 
-@pytest.mark.parametrize("name, dtype, by", [
+@every("name, dtype, by", [
     ("triton", torch.bfloat16, "triton"), ("cuda", torch.float32, "reference"), ("cpu", torch.float32, "cpu"),
     ("reference", torch.float32, "reference"), ("triton", torch.float64, "reference")])
 def test_who_computes(name, dtype, by, monkeypatch):
@@ -177,13 +178,13 @@ def test_who_computes(name, dtype, by, monkeypatch):
     assert [arguments[-1] for arguments in called] == {"triton": ["triton"] * 3, "cpu": ["cpu"] * 2}.get(by, [])
 
 
-needs_gpu = pytest.mark.skipif(not GPU or "triton" not in ops.built(), reason="needs a GPU and Triton")
+needs_gpu = pytest.mark.gpu(besides="triton" in ops.built(), reason="needs a GPU and Triton")
 
 
 @needs_gpu
-@pytest.mark.parametrize("shape, order", [
+@every("shape, order", [
     ((16, 192, 13, 13), torch.channels_last), ((16, 192, 13, 13), torch.contiguous_format), ((3, 5, 3, 2), torch.channels_last),
-    ((3, 5, 3, 2), torch.contiguous_format), ((16, 2048), torch.contiguous_format), ((7, 10), torch.contiguous_format)], ids=str)
+    ((3, 5, 3, 2), torch.contiguous_format), ((16, 2048), torch.contiguous_format), ((7, 10), torch.contiguous_format)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_the_kernel_gives_the_references_bits(shape, order, dtype):
     x = values(*shape, scale=1).to(dtype).cuda().contiguous(memory_format=order).requires_grad_()
@@ -273,7 +274,7 @@ def test_addresses_beyond_two_to_the_31():
     assert torch.equal(y[-4:] > 0, words >= 2**31) and torch.equal(dx[-4:], y[-4:])
 
 
-@pytest.mark.skipif(torch.cuda.device_count() < 2 or "triton" not in ops.built(), reason="needs two GPUs and Triton")
+@pytest.mark.gpu(2, besides="triton" in ops.built(), reason="needs two GPUs and Triton")
 def test_the_second_device_while_the_first_is_current():
     x, step = values(4, 40).float(), torch.tensor(40)
     with torch.cuda.device(0):

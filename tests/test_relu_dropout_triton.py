@@ -5,6 +5,7 @@ import os
 import pytest
 import torch
 from cases import values
+from inner_cases import every
 
 from alexnet_mp.kernels import ops, reference
 
@@ -55,28 +56,28 @@ def check(shape, order=NCHW, dtype=torch.float32, bias_dtype=torch.float32, mask
     return y, dx
 
 
-@pytest.mark.parametrize("mask", [{}, MASK], ids=["no dropout", "dropout"])
-@pytest.mark.parametrize("shape, order", [
+@every("mask", [{}, MASK], ids=["no dropout", "dropout"])
+@every("shape, order", [
     ((3, 5), NCHW), ((33, 20), NCHW), ((9, 192), NCHW), ((2, 1000), NCHW), ((3, 2048), NCHW), ((1, 1), NCHW), ((6, 7, 1, 1), LAST),
-    ((2, 5, 3, 2), LAST), ((3, 192, 5, 5), LAST), ((2, 5, 3, 2), NCHW), ((2, 20, 13, 13), NCHW)], ids=str)
+    ((2, 5, 3, 2), LAST), ((3, 192, 5, 5), LAST), ((2, 5, 3, 2), NCHW), ((2, 20, 13, 13), NCHW)])
 def test_shapes(shape, order, mask):
     """Counters shared by neighbours and not; tiles cut in rows, in maps, in both; images of several tiles; one value."""
     check(shape, order, mask=mask)
 
 
-@pytest.mark.parametrize("dtype, bias_dtype", [(torch.bfloat16, torch.bfloat16), (torch.bfloat16, torch.float32),
-                                               (torch.float16, torch.float32), (torch.float16, torch.float16),
-                                               (torch.float32, None)], ids=str)
+@every("dtype, bias_dtype", [(torch.bfloat16, torch.bfloat16), (torch.bfloat16, torch.float32),
+                             (torch.float16, torch.float32), (torch.float16, torch.float16),
+                             (torch.float32, None)])
 def test_dtypes(dtype, bias_dtype):
     check((5, 36), dtype=dtype, bias_dtype=bias_dtype)
     check((2, 8, 3, 3), LAST, dtype=dtype, bias_dtype=bias_dtype, mask={})
 
 
-@pytest.mark.parametrize("shape", [(5, 36), (3, 7)])
-@pytest.mark.parametrize("change", [
+@every("shape", [(5, 36), (3, 7)])
+@every("change", [
     {"probability": 0.1}, {"probability": 0.75}, {"probability": 1 - 2**-32}, {"probability": 2.0**-32}, {"probability": 2.0**-33},
     {"seed": 0}, {"seed": 2**32 - 1}, {"layer": 1, "tower": 0}, {"layer": 2**32 - 1, "tower": 2**31}, {"step": 0}, {"step": -1},
-    {"step": 2**32 + 40}, {"step": 2**31 + 1}], ids=str)
+    {"step": 2**32 + 40}, {"step": 2**31 + 1}])
 def test_the_mask_is_that_of_dropout(shape, change):
     mask = MASK | {"step": 40} | change
     x = torch.ones(shape, device=DEVICE)
@@ -113,7 +114,7 @@ def test_other_memory_orders_are_made_contiguous():
         assert torch.equal(found, exact)
 
 
-@pytest.mark.parametrize("shape", [(0, 8), (0, 4, 5, 5), (3, 0)])
+@every("shape", [(0, 8), (0, 4, 5, 5), (3, 0)])
 def test_nothing(shape):
     x, bias = torch.zeros(shape, device=DEVICE).requires_grad_(), torch.ones(shape[1], device=DEVICE).requires_grad_()
     y = by_triton(x, bias, **MASK)
@@ -138,8 +139,8 @@ def test_only_y_is_kept():
     assert [tensor.data_ptr() for tensor in kept] == [y.data_ptr()]
 
 
-@pytest.mark.parametrize("shape, order, step, has_bias", [((3, 8), NCHW, 40, True), ((2, 5, 3, 2), LAST, None, True),
-                                                          ((2, 5), NCHW, 40, False)], ids=str)
+@every("shape, order, step, has_bias", [((3, 8), NCHW, 40, True), ((2, 5, 3, 2), LAST, None, True),
+                                        ((2, 5), NCHW, 40, False)])
 def test_opcheck(shape, order, step, has_bias):
     x = values(*shape, scale=1).float().to(DEVICE).contiguous(memory_format=order).requires_grad_()
     bias = values(shape[1], seed=2, scale=1).float().to(DEVICE).requires_grad_() if has_bias else None

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import make_folder, needs_faiss
+from inner_cases import every
 from tiny_run import LAYERS, data, quick, run  # noqa: F401
 
 from alexnet_mp import report
@@ -174,7 +175,7 @@ def test_two_classes_of_hostile_names(tmp_path):
     assert "mini on 2 classes" in text and "its 2 most probable classes" in text
 
 
-@pytest.mark.parametrize("arguments, problem", [
+@every("arguments, problem", [
     (["RUN", "--split", "test"], "has no test split"), (["RUN", "--data", "OTHER"], "its 2 classes are not the 3"),
     (["RUN", "--data", "nowhere"], "no such directory"), (["RUN", "RUN"], "named twice"), (["OTHER"], "is not a run directory"),
     (["RUN", "--out", "RUN/run.json"], "--out .*: File exists"),

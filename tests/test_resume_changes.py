@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_folder, one_thread  # noqa: F401
+from inner_cases import every
 from tiny_run import PLATEAU, assert_same_end, bits, data, lines, newest, quick, resume, run, state, tensors  # noqa: F401  (fixtures)
 
 from alexnet_mp import prepare
@@ -66,7 +67,7 @@ def test_nothing_changed():
     resuming.refuse_changes(saved(), {}, mini(), DATASET, anyway=False)
 
 
-@pytest.mark.parametrize("field", FIELDS)
+@every("field", FIELDS)
 def test_a_changed_field_is_refused_with_both_values(field):
     now = dataclasses.replace(mini(), **{field: FIELDS[field]})
     before, after = (recipe.to_dict(each)[field] for each in (mini(), now))
@@ -75,7 +76,7 @@ def test_a_changed_field_is_refused_with_both_values(field):
     assert f"{field} {str(before)[:57]}" in text and str(after)[:57] in text and "run/checkpoints/step_00000003" in text
 
 
-@pytest.mark.parametrize("layer, field", [
+@every("layer, field", [
     *((layer, field) for layer in ("conv1", "conv4") for field in LAYER_FIELDS),
     *(("fc7", field) for field in ("maps", "then", "init_std", "init_bias"))])
 def test_a_changed_field_of_a_layer_is_refused_with_both_values(layer, field):
@@ -86,7 +87,7 @@ def test_a_changed_field_of_a_layer_is_refused_with_both_values(layer, field):
     assert f"{layer}.{field} {before} -> {after}" in text
 
 
-@pytest.mark.parametrize("change, field", [
+@every("change, field", [
     (lambda layers: layers[4:5] + layers[3:4], "layers"),
     (lambda layers: (layers[3], dataclasses.replace(layers[4], reads="both")), "conv5.reads"),
     (lambda layers: (dataclasses.replace(layers[3], name="conv9"), layers[4]), "conv9.kind")], ids=["order", "reads", "name"])
@@ -118,7 +119,7 @@ def test_more_changes_than_a_line_holds_are_counted():
 
 # --- data
 
-@pytest.mark.parametrize("dataset, changed", [
+@every("dataset, changed", [
     (SimpleNamespace(fingerprint="abd", classes=["ant", "bee", "cat"]), {"data.fingerprint": ["abc", "abd"]}),
     (SimpleNamespace(fingerprint="abc", classes=["ant", "bee", "cow"]), {"data.classes": ["cat", "cow"]}),
     (SimpleNamespace(fingerprint="abc", classes=["bee", "ant", "cat"]), {"data.classes": ["ant", "bee"]}),
@@ -127,7 +128,7 @@ def test_other_data(dataset, changed):
     assert changes(mini(), dataset) == changed
 
 
-@pytest.mark.parametrize("name", ["mean", "eigenvalues", "eigenvectors"])
+@every("name", ["mean", "eigenvalues", "eigenvectors"])
 def test_other_statistics(name):
     last_bits = dataclasses.replace(STATISTICS, **{name: getattr(STATISTICS, name) * (1 + 1e-12)})
     others = dataclasses.replace(STATISTICS, **{name: getattr(STATISTICS, name) * 1.001})
@@ -137,7 +138,7 @@ def test_other_statistics(name):
 
 # --- what doesn't fit is refused even then
 
-@pytest.mark.parametrize("change, name", [
+@every("change, name", [
     (lambda r: change_layers(r, "conv2", maps=5), "conv2.bias (128,)"),
     (lambda r: change_layers(r, "conv1", kernel=7), "conv1.weight"),
     (lambda r: change_layers(r, "conv3", reads="own"), "conv3.weight"),
@@ -165,7 +166,7 @@ def test_a_run_that_is_past_the_end_is_refused():
 
 # --- what is no longer bit-exact
 
-@pytest.mark.parametrize("change, said", [
+@every("change, said", [
     ({}, []), ({"threads": 4}, ["threads: 2 -> 4"]), ({"kernels": "reference"}, ["kernels: cpu -> reference"]),
     ({"pipeline": "dali"}, []),
     ({"devices": ("cpu: AVX512", "cpu: AVX512")}, ["devices: ('cpu: AVX2', 'cpu: AVX2') -> ('cpu: AVX512', 'cpu: AVX512')"]),

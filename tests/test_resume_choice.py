@@ -7,6 +7,7 @@ import time
 
 import pytest
 from conftest import one_thread  # noqa: F401
+from inner_cases import every
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_run import (  # noqa: F401  (fixtures)
     LAST,
@@ -119,9 +120,9 @@ def test_auto_with_a_run_that_saved_nothing_begins_anew(left, data, tmp_path, fi
     assert not list((out / "checkpoints").glob(".*"))
 
 
-@pytest.mark.parametrize("files", [["photo.jpg"], ["checkpoints/epoch1.pt"], ["checkpoints/.partial_1/a", "photo.jpg"],
-                                   ["run.json", "notes.txt"], ["checkpoints/damaged_step_00000003/weights.safetensors"]])
-@pytest.mark.parametrize("choice", ["auto", "path"])
+@every("files", [["photo.jpg"], ["checkpoints/epoch1.pt"], ["checkpoints/.partial_1/a", "photo.jpg"],
+                 ["run.json", "notes.txt"], ["checkpoints/damaged_step_00000003/weights.safetensors"]])
+@every("choice", ["auto", "path"])
 def test_a_foreign_directory_is_refused_and_untouched(choice, files, data, tmp_path):
     out = tmp_path / "somebody's"
     for name in files:

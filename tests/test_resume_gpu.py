@@ -10,7 +10,7 @@ COUNT = torch.cuda.device_count()
 def needs(gpus):
     """The devices as a parameter, skipped where they are not there."""
     most = max(int(name) for name in gpus.split(",") if name != "cpu")
-    return pytest.param(gpus, marks=pytest.mark.skipif(most >= COUNT, reason=f"--gpus {gpus}: {COUNT} CUDA devices here"))
+    return pytest.param(gpus, marks=pytest.mark.gpu(most + 1, reason=f"--gpus {gpus}: {COUNT} CUDA devices here"))
 
 
 @pytest.mark.parametrize("gpus", [needs("0"), needs("cpu,0"), needs("0,1")])

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from conftest import needs_faiss
+from inner_cases import every
 
 from alexnet_mp.retrieval import codes as short_codes
 from alexnet_mp.retrieval import index as retrieval_index
@@ -81,7 +82,7 @@ def test_a_flipped_byte_is_found_in_every_file(tmp_path, quick):
             read(Index(tmp_path / "index"))
 
 
-@pytest.mark.parametrize("content", [b"", b"{}", b"\x80\x04pickle", b'{"format": "alexnet_mp retrieval index", "version": 2}', b"[" * 9999])
+@every("content", [b"", b"{}", b"\x80\x04pickle", b'{"format": "alexnet_mp retrieval index", "version": 2}', b"[" * 9999])
 def test_no_index_is_refused_by_name(tmp_path, content):
     with pytest.raises(UserError, match="is no index.*retrieve index"):
         Index(tmp_path)

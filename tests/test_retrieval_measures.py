@@ -3,6 +3,7 @@ import itertools
 
 import numpy as np
 import pytest
+from inner_cases import every
 
 from alexnet_mp.retrieval.measures import gathered, measures
 
@@ -25,8 +26,8 @@ def test_by_hand():
     assert of_one([0.4, 0.3, 0.2, 0.1], [1, 0, 1, 0], (1, 2)) == pytest.approx([0, 1 / 2, 1 / 2])
 
 
-@pytest.mark.parametrize("distances", [[3, 3, 3, 3, 3], [1, 1, 2, 2, 2], [2, 1, 2, 1, 0], [0, 1, 2, 3, 4], [5, 5, 5, 5, 1]])
-@pytest.mark.parametrize("relevant", list(itertools.product((0, 1), repeat=5))[1::3])
+@every("distances", [[3, 3, 3, 3, 3], [1, 1, 2, 2, 2], [2, 1, 2, 1, 0], [0, 1, 2, 3, 4], [5, 5, 5, 5, 1]])
+@every("relevant", list(itertools.product((0, 1), repeat=5))[1::3])
 def test_ties_count_as_the_mean_over_all_their_orders(distances, relevant):
     at, found = (1, 2, 3, 9), []
     for order in itertools.permutations(range(5)):

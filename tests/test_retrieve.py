@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_folder, needs_faiss
+from inner_cases import every
 from PIL import Image
 from tiny_run import data, quick, run  # noqa: F401
 
@@ -205,7 +206,7 @@ def test_the_speed_is_measured(trained, capsys, monkeypatch):
     assert "1,000 random codes of 16 bits" in said(capsys, "measure", trained / "retrieval", "--speed").out
 
 
-@pytest.mark.parametrize("arguments, problem", [
+@every("arguments, problem", [
     (["index", "RUN", "--bits", "12"], "multiples of 8"), (["index", "RUN", "--bits", "0"], "multiples of 8"),
     (["index", "RUN", "--bits", "x"], "multiples of 8"), (["query", "INDEX", "x.png", "-k", "0"], "-k 0"),
     (["query", "INDEX", "x.png", "--bits", "16"], "only a search --by codes"),

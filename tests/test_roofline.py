@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from inner_cases import every
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from alexnet_mp.kernels import lrn_max_pool, ops
@@ -29,7 +30,7 @@ def test_the_2012_source_has_a_norm_more():
     assert [op.argmax_bytes for op in roofline.map_ops(source2012())] == [0, 0, 0, 0]  # all tied maxima: found again from x
 
 
-@pytest.mark.parametrize("name, dtype, batch, forward, backward", [
+@every("name, dtype, batch, forward, backward", [
     ("lrnpool1", "fp32", 128, 96.7, 171.1), ("lrnpool1", "fp32", 1024, 773.9, 1368.6), ("lrnpool1", "bf16", 128, 50.6, 87.8),
     ("lrnpool1", "bf16", 1024, 404.9, 702.2), ("lrnpool2", "fp32", 128, 61.6, 109.4), ("lrnpool2", "fp32", 1024, 493.0, 875.2),
     ("lrnpool2", "bf16", 128, 32.2, 56.1), ("lrnpool2", "bf16", 1024, 257.6, 448.7)])
@@ -39,7 +40,7 @@ def test_least_megabytes_of_one_tower(name, dtype, batch, forward, backward):
     assert OPS[name].bytes("fwdbwd", batch, dtype) == sum(OPS[name].bytes(step, batch, dtype) for step in ("fwd", "bwd"))
 
 
-@pytest.mark.parametrize("way, dtype, forward, backward", [
+@every("way, dtype, forward, backward", [
     ("eager", "fp32", 19.76, 44.57), ("inductor", "fp32", 3.15, 8.87),
     ("eager", "bf16", 10.11, 22.51), ("inductor", "bf16", 1.60, 4.46)])
 def test_megabytes_of_the_rivals(way, dtype, forward, backward):

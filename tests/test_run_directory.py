@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from disk import Dying, below_files, failing, forked, put_all
+from inner_cases import every
 from test_files import Faulty, odd_files
 from tiny_run import LAST, TINY, data, lines, quick, resume, run  # noqa: F401  (fixtures)
 
@@ -148,8 +149,8 @@ def test_run_json_keeps_how_the_run_came_here(quick, finished, data, tmp_path):
     assert [line["step"] for line in lines(out) if line["kind"] == "train"] == list(range(1, LAST + 1))
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff", b'{"resumed": 5}', b"[" * 100000, None],
-                         ids=["empty", "cut", "list", "null", "no UTF-8", "odd history", "deep", "missing"])
+@every("content", [b"", b"{", b"[]", b"null", b"\xff", b'{"resumed": 5}', b"[" * 100000, None],
+       ids=["empty", "cut", "list", "null", "no UTF-8", "odd history", "deep", "missing"])
 def test_a_damaged_run_json_does_not_keep_a_run_from_going_on(content, quick, finished, data, tmp_path):
     """A checkpoint holds all that is needed; the file is written anew."""
     out = shutil.copytree(finished, tmp_path / "run")
@@ -192,7 +193,7 @@ def test_last_lines_that_cannot_be_written_are_said(parts, tmp_path, monkeypatch
 
 # --- read
 
-@pytest.mark.parametrize("spoil, words", [
+@every("spoil, words", [
     (lambda run: "{", "damaged"), (lambda run: "[" * 100000, "damaged"), (lambda run: "[]", "damaged"),
     (lambda run: "null", "damaged"),
     (lambda run: json.dumps({**run, "recipe": {}}), "not a run directory of this version"),
@@ -207,7 +208,7 @@ def test_last_lines_that_cannot_be_written_are_said(parts, tmp_path, monkeypatch
     (lambda run: json.dumps({**run, "data": {**run["data"], "source": None}}), "what data"),
     (lambda run: json.dumps({name: value for name, value in run.items() if name != "data"}), "damaged"),
     (lambda run: b"\xff\xfe", "damaged"),
-], ids=range(15))
+])
 def test_a_run_json_that_lies(spoil, words, finished, tmp_path):
     spoiled = spoil(json.loads((finished / "run.json").read_text()))
     (tmp_path / "run.json").write_bytes(spoiled if isinstance(spoiled, bytes) else spoiled.encode())

@@ -6,6 +6,7 @@ import signal
 
 import pytest
 from disk import forked
+from inner_cases import every
 from test_files import odd_files
 
 from alexnet_mp.runs.lock import LOCK, RunLock
@@ -98,7 +99,7 @@ def test_a_full_disk_keeps_nobody_from_locking(tmp_path):
     RunLock(tmp_path).release()
 
 
-@pytest.mark.parametrize("content", [
+@every("content", [
     b"garbage", b"{}", b"[]", b"null", b"\xff\xfe", b"[" * 5000, b'{"pid": 1e400, "host": "a", "since": "2026-01-01"}',
     b'{"pid": ' + b"9" * 5000 + b', "host": "a", "since": "2026-01-01"}', b'{"pid": "x", "host": "a", "since": "2026-01-01"}',
     b'{"pid": 1, "host": "a", "since": "now\\n\\u001b[31m"}', b'{"pid": 1, "host": "a", "since": 5}', b"\0" * 10**6, b"x" * 10**6,

@@ -3,6 +3,7 @@ import dataclasses
 import json
 
 import pytest
+from inner_cases import every
 
 from alexnet_mp.recipes.presets import mini, paper, source2012
 from alexnet_mp.recipes.recipe import Date, change_layers
@@ -67,7 +68,7 @@ def test_patience_starts_anew_with_every_best():
     assert schedule.drops == 1
 
 
-@pytest.mark.parametrize("epoch, conv1, others, conv1_bias, biases, noise", [
+@every("epoch, conv1, others, conv1_bias, biases, noise", [
     (1, 1e-2, 1e-2, 2e-2, 2e-2, 0.1), (23, 1e-2, 1e-2, 2e-2, 2e-2, 0.1), (24, 1e-3, 1e-3, 2e-3, 2e-3, 0.1),
     (51, 1e-3, 1e-3, 2e-3, 2e-3, 0.1), (52, 1e-4, 1e-4, 2e-3, 2e-3, 0.1), (68, 1e-4, 1e-4, 2e-3, 2e-3, 0.1),
     (69, 1e-5, 1e-4, 2e-3, 2e-3, 0.0), (73, 0, 1e-4, 0, 2e-3, 0.0), (78, 0, 1e-4, 0, 2e-3, 0.0),
@@ -91,7 +92,7 @@ def test_colour_noise_can_return():
     assert [make_schedule(recipe).colour_noise(epoch) for epoch in range(1, 6)] == [0.1, 0.0, 0.0, 0.1, 0.1]
 
 
-@pytest.mark.parametrize("patience", [1, 2, 3])
+@every("patience", [1, 2, 3])
 def test_a_restored_plateau_goes_on_as_if_nothing_had_been(patience):
     """At every moment, also through JSON, which a checkpoint is."""
     recipe = dataclasses.replace(paper(), plateau_patience=patience, plateau_drops=2)
@@ -108,10 +109,10 @@ def test_a_restored_plateau_goes_on_as_if_nothing_had_been(patience):
         whole.observe(error)
 
 
-@pytest.mark.parametrize("state", [{}, {"drops": 0, "best": None}, {"drops": -1, "best": None, "since_best": 0},
-                                   {"drops": 0, "best": None, "since_best": -1}, {"drops": 0.5, "best": None, "since_best": 0},
-                                   {"drops": None, "best": None, "since_best": 0},
-                                   {"drops": 0, "best": 5.0, "since_best": 0, "more": 1}])
+@every("state", [{}, {"drops": 0, "best": None}, {"drops": -1, "best": None, "since_best": 0},
+                 {"drops": 0, "best": None, "since_best": -1}, {"drops": 0.5, "best": None, "since_best": 0},
+                 {"drops": None, "best": None, "since_best": 0},
+                 {"drops": 0, "best": 5.0, "since_best": 0, "more": 1}])
 def test_what_is_no_state_of_a_plateau_is_refused(state):
     with pytest.raises(ValueError, match="plateau"):
         make_schedule(paper()).restore(state)

@@ -5,6 +5,7 @@ from contextlib import closing
 import pytest
 import torch
 from fake_streams import streams  # noqa: F401  (fixture)
+from inner_cases import every
 from test_exchange_overlap import (
     FROZEN,
     LABELS,
@@ -99,7 +100,7 @@ def test_the_own_half_is_computed_while_the_other_flies():
     assert events[-2:] == [("backward", "b"), ("backward", "a")]
 
 
-@pytest.mark.parametrize("frozen", ["", "conv1.", "conv1. conv2.", "conv3.weight", "conv3.", "conv1. conv2. conv3.", "fc6. conv2.bias"])
+@every("frozen", ["", "conv1.", "conv1. conv2.", "conv3.weight", "conv3.", "conv1. conv2. conv3.", "fc6. conv2.bias"])
 def test_no_gradient_that_nobody_wants_is_computed(frozen):
     """Those of convolutions are the ones that autograd computes."""
     x, found = images(mini()), []
@@ -114,7 +115,7 @@ def test_no_gradient_that_nobody_wants_is_computed(frozen):
     assert found[0] == found[1]
 
 
-@pytest.mark.parametrize("frozen", FROZEN)
+@every("frozen", FROZEN)
 def test_a_matrix_gets_its_gradient_half_by_half(frozen, by_halves):  # noqa: F811
     """The bits of the eager pass, and as many products."""
     x, found, counts = images(mini(), torch.float32), [], []

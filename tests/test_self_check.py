@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import one_thread  # noqa: F401
+from inner_cases import every
 from planted import CPU, OTHER, Forked, asked, deliver_stale, one_element_of_the_gradient, plant
 from test_device_checks import needs_kernels, one_wrong_pixel
 from tiny_run import TINY, data, quick, resume, run  # noqa: F401  (fixtures)
@@ -252,9 +253,10 @@ def no_device(devices, left_out):
 
 # --- what is remembered may be damaged, or not be kept
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"facts": 1, "passed": {}}', b"\xff\xfe", b"[" * 100_000,
-                                     "old", "list"])
-def test_a_damaged_memory_counts_as_nothing_and_is_mended(content, tmp_path):
+@every("content", [b"", b"{", b"[]", b'{"facts": 1, "passed": {}}', b"\xff\xfe", b"[" * 100_000,
+                   "old", "list"])
+def test_a_damaged_memory_counts_as_nothing_and_is_mended(content, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     _, first, _ = examine()
     file, = remembered(tmp_path)
     whole = file.read_bytes()
@@ -382,7 +384,7 @@ def test_ctrl_c_during_the_check(number, on_cpu, data, quick, tmp_path, monkeypa
     assert started[0].returncode == -signal.SIGKILL
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu(reason="needs a GPU")
 def test_a_gpu_is_known_by_what_stays():
     found = self_check._identity_of(torch.device("cuda:0"))
     assert found == self_check._identity_of(torch.device("cuda", 0)) and "0x" not in str(found) and len(found[1]) > 30

@@ -5,12 +5,13 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from inner_cases import every
 
 from alexnet_mp.kernels import ops, paper_sgd_
 
 GPU = torch.cuda.is_available()
-needs = {"cuda": pytest.mark.skipif(not GPU, reason="cuda kernels need a GPU"),
-         "triton": pytest.mark.skipif(not GPU, reason="triton kernels need a GPU"),
+needs = {"cuda": pytest.mark.gpu(reason="cuda kernels need a GPU"),
+         "triton": pytest.mark.gpu(reason="triton kernels need a GPU"),
          "reference": (), "cpu": pytest.mark.skipif(ops.compiled() is None, reason="there was no compiler to build the CPU kernels")}
 every_implementation = pytest.mark.parametrize("kernels", [pytest.param(name, marks=mark) for name, mark in needs.items()])
 RATES, DECAYS = (0.1, 0.0, 0.02, 0.3), (0.5, 0.1, 0.0, 5e-4)
@@ -28,7 +29,7 @@ def update(kernels, w, g, v, rates=RATES, decays=DECAYS, momentum=0.9):
 
 
 @every_implementation
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@every("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 def test_five_steps_are_the_references(kernels, dtype):
     """Half a dozen roundings in float32 (float64 for float64), then one to the storage type."""
     eps, inner = torch.finfo(dtype).eps, 2.0**-53 if dtype == torch.float64 else 2.0**-24
@@ -87,7 +88,7 @@ def test_opcheck(kernels):
 
 
 @every_implementation
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@every("dtype", [torch.bfloat16, torch.float16])
 def test_sixteen_bits_are_read_and_written_in_the_same_pass(kernels, dtype):
     """The bits of gradients widened before, and of weights rounded and added up after; a tensor with the rate 0 keeps
     its copy.
@@ -115,8 +116,8 @@ def test_sixteen_bits_are_read_and_written_in_the_same_pass(kernels, dtype):
 
 
 @every_implementation
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@every("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@every("value", [math.nan, math.inf, -math.inf])
 def test_the_sums_see_what_is_not_finite(kernels, dtype, value):
     """Wherever it is, and in no other tensor's sum."""
     for number, place in ((0, 0), (2, -1), (3, 5000), (3, -1)):
@@ -127,7 +128,7 @@ def test_the_sums_see_what_is_not_finite(kernels, dtype, value):
         assert sums.isfinite().tolist() == [number != each for each in range(4)]
 
 
-@pytest.mark.parametrize("spoil, named", [
+@every("spoil, named", [
     (lambda w, g, v: w.__setitem__(1, w[1].int()), "parameter 1 is torch.int32"), (lambda w, g, v: g.pop(), "3 gradients"), (lambda w, g, v: v.append(v[0]), "5 velocities"),
     (lambda w, g, v: g.__setitem__(1, g[1][:5]), r"parameter 1 .*\(33,\).*gradient .*\(5,\)"),
     (lambda w, g, v: v.__setitem__(2, v[2].double()), "parameter 2 .*float32.*velocity .*float64"),
@@ -146,7 +147,7 @@ def test_lists_that_do_not_fit_are_refused_by_name(spoil, named):
     assert all(torch.equal(a, b) for a, b in zip(w, before))
 
 
-@pytest.mark.parametrize("more, named", [
+@every("more, named", [
     (dict(copies=[torch.empty(1).half()]), "1 copies of 4 parameters"),
     (dict(copies=[torch.empty(shape) for shape in ((1,), (33,), (7, 5, 3, 3), (40_000,))]),
      "parameter 0 .*copy .*float32.*16 bits"),
@@ -189,7 +190,7 @@ def test_an_owner_of_tables_keeps_them_and_nobody_else_does():
     assert alive() is None
 
 
-@pytest.mark.skipif(not GPU, reason="needs a GPU")
+@pytest.mark.gpu(reason="needs a GPU")
 @pytest.mark.parametrize("owned", [False, True])
 def test_a_graph_replays_the_update(owned):
     """After one call to warm up, a capture copies nothing from the host."""

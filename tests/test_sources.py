@@ -8,6 +8,7 @@ import zlib
 
 import numpy as np
 import pytest
+from inner_cases import every
 from make_archives import (
     WNIDS,
     image,
@@ -60,7 +61,7 @@ def made(tmp_path, form, files):
     return tmp_path / "set.tar"
 
 
-FORMS = pytest.mark.parametrize("form", ["folder", "tar"])
+FORMS = every("form", ["folder", "tar"])
 
 
 @FORMS
@@ -89,7 +90,7 @@ def test_a_folder_is_read_in_the_order_of_training_from_it(tmp_path):
                    for i, item in enumerate(source.splits[split][::5]) for i in [5 * i])
 
 
-@pytest.mark.parametrize("fraction, count", [(None, 1), (0.1, 1), (0.26, 3), (0.5, 5), (0.999, 9), (0.001, 1)])
+@every("fraction, count", [(None, 1), (0.1, 1), (0.26, 3), (0.5, 5), (0.999, 9), (0.001, 1)])
 def test_the_fraction_of_each_class_that_becomes_val(tmp_path, fraction, count):
     whole = find(write(tmp_path, class_files()), fraction)
     assert [item.label for item in whole.splits["val"]] == [label for label in range(3) for _ in range(count)]
@@ -148,7 +149,7 @@ def test_ilsvrc_is_split_like_any_other(tmp_path):
     assert "val and test of its own" in refused(make_ilsvrc2010(tmp_path / "10"), val_fraction=0.5)
 
 
-@pytest.mark.parametrize("fraction", [1, -0.1, 1.5, float("nan")])
+@every("fraction", [1, -0.1, 1.5, float("nan")])
 def test_impossible_fractions(tmp_path, fraction):
     with pytest.raises(UserError, match="at least 0 and below 1"):
         find(write(tmp_path, class_files()), fraction)
@@ -171,7 +172,7 @@ def test_where_every_image_is_single_there_is_no_val_to_cut(tmp_path, form):
     assert list(find(path, 0).splits) == ["train"]
 
 
-@pytest.mark.parametrize("form, files, message", [
+@every("form, files, message", [
     ("folder", {}, "nothing to train from was found. Looked for: class folders"),
     ("folder", {"a.txt": b"", "b/c.txt": b""}, "nothing to train from was found. Looked for: class folders"),
     ("folder", {"x.jpg": b""}, "nothing to train from"), ("tar", {"x.jpg": b""}, "x.jpg: images belong in <class>/"),
@@ -232,8 +233,8 @@ BAD = {"truncated JPEG": image(1, "JPEG", height=90)[:700], "truncated PNG": ima
        "damaged gzip": gzip.compress(image(1))[:-9], "gzipped garbage": gzip.compress(b"no image")}
 
 
-@pytest.mark.parametrize("form", ["folder", "tar", "tars by wnid", "tar of tars"])
-@pytest.mark.parametrize("content", BAD)
+@every("form", ["folder", "tar", "tars by wnid", "tar of tars"])
+@every("content", BAD)
 def test_an_unreadable_image_is_named(tmp_path, form, content):
     """By reading it; the set as a whole is found all the same."""
     if form in ("folder", "tar"):
@@ -254,7 +255,7 @@ def test_an_unreadable_image_is_named(tmp_path, form, content):
     assert all(picture(item, SIZE).shape == (SIZE, SIZE, 3) for item in others)
 
 
-@pytest.mark.parametrize("form", ["folder", "tar"])
+@every("form", ["folder", "tar"])
 def test_what_disappears_after_it_was_found(tmp_path, form):
     path = made(tmp_path, form, split_files(train=2, val=1))
     item = find(path).splits["train"][-1]
@@ -286,7 +287,7 @@ def test_a_file_that_is_none_is_not_read(tmp_path):
                 read_bytes(item)
 
 
-@pytest.mark.parametrize("make", [make_ilsvrc2012, make_cifar10, lambda root: write(root, class_files())])
+@every("make", [make_ilsvrc2012, make_cifar10, lambda root: write(root, class_files())])
 def test_items_go_to_other_processes_whole(tmp_path, make):
     items = find(make(tmp_path)).splits["train"]
     assert pickle.loads(pickle.dumps(items)) == items and items[0].path is items[1].path or items[0].length < 0

@@ -1,6 +1,7 @@
 """The mean image and the colour components: exact sums, the right eigenpairs, and a file that survives or is named."""
 import numpy as np
 import pytest
+from inner_cases import every
 from safetensors.numpy import save_file
 
 from alexnet_mp import paper, source2012
@@ -90,7 +91,7 @@ def test_merging_in_any_order_gives_the_same_bits():
         assert total.count == 24 and same_bits(total.statistics(), whole)
 
 
-@pytest.mark.parametrize("level", [0, 1, 77, 255])
+@every("level", [0, 1, 77, 255])
 def test_a_constant_set_has_no_colour_components(level):
     statistics = summed(np.full((3, SIZE, SIZE, 3), level, np.uint8)).statistics()
     assert (statistics.mean == level).all()
@@ -116,7 +117,7 @@ def test_saved_and_loaded_bit_for_bit(tmp_path):
         assert np.array_equal(getattr(loaded, field), getattr(turned, field))
 
 
-@pytest.mark.parametrize("spoil", [
+@every("spoil", [
     lambda path: path.unlink(), lambda path: path.write_bytes(b"garbage"), lambda path: path.write_bytes(b""),
     lambda path: path.write_bytes(path.read_bytes()[:-9]), lambda path: (path.unlink(), path.mkdir())],
     ids=["missing", "garbage", "empty", "cut short", "a directory"])

@@ -6,6 +6,7 @@ import signal
 import pytest
 import torch
 from conftest import one_thread  # noqa: F401
+from inner_cases import every
 from tiny_run import LAST, assert_same_end, data, interrupt, lines, newest, quick, resume, run, signalled_after  # noqa: F401  (fixtures)
 
 from alexnet_mp.network.layer import TowerLayer
@@ -125,7 +126,7 @@ def test_the_table_is_printed_and_the_run_goes_on(data, tmp_path, capsys):
     assert lines(tmp_path / "run")[-1]["step"] == 6
 
 
-@pytest.mark.parametrize("value", ["0", "-1", "x", "", "1.5", "1" * 9])
+@every("value", ["0", "-1", "x", "", "1.5", "1" * 9])
 def test_a_wrong_number_of_steps_is_one_line(value, data, tmp_path):
     with pytest.raises(UserError, match=rf"^--profile {value}: write how many steps to record, at least 1[^\n]*$"):
         run(data, tmp_path / "run", "--profile", value)

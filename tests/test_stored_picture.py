@@ -3,6 +3,7 @@ import io
 
 import numpy as np
 import pytest
+from inner_cases import every
 from PIL import Image
 from small_set import encoded, noise
 
@@ -128,7 +129,7 @@ def test_enlargement_is_smooth():
     assert np.abs(np.diff(row) - 5).max() <= 1
 
 
-@pytest.mark.parametrize("height, width, top, left", [
+@every("height, width, top, left", [
     (SIZE, SIZE, 0, 0), (SIZE, SIZE + 20, 0, 10), (SIZE + 20, SIZE, 10, 0), (SIZE, SIZE + 7, 0, 3),
 ])
 def test_the_right_size_is_cropped_centrally_and_left_as_it_is(height, width, top, left):
@@ -149,7 +150,7 @@ def claiming(content, width, height):
     return content[:frame] + height.to_bytes(2, "big") + width.to_bytes(2, "big") + content[frame + 4:]
 
 
-@pytest.mark.parametrize("content", [
+@every("content", [
     encoded(noise(40, 40), "JPEG")[:700], encoded(noise(40, 40))[:2000], b"no image at all\n" * 9, b"", b"\xff\xd8\xff",
     claiming(encoded(noise(40, 40), "JPEG"), 50_000, 50_000),
 ], ids=["truncated JPEG", "truncated PNG", "garbage", "empty", "JPEG header alone", "2,500 million pixels"])

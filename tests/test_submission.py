@@ -2,6 +2,7 @@
 import numpy as np
 import pytest
 import torch
+from inner_cases import every
 from make_archives import IDS, WNIDS, image, make_ilsvrc2012, seed_of, tar
 from tiny_run import quick, run  # noqa: F401  (a fixture)
 
@@ -29,7 +30,7 @@ def test_without_numbers_lines_are_in_the_order_of_the_split():
     assert order(["n01440764_10026_00000002.JPEG", "n01440764_10026_00000001.JPEG"]) == [0, 1]
 
 
-@pytest.mark.parametrize("numbers, named", [
+@every("numbers, named", [
     ((1, 2, 4), "number 3 is missing, the next is ILSVRC2012_val_00000004.JPEG"), ((2, 3), "number 1 is missing"),
     ((1, 2, 2, 3), "the number of ILSVRC2012_val_00000002.JPEG is there twice"), ((0, 1), "is there twice")])
 def test_a_line_that_would_be_missing_is_refused(numbers, named):

@@ -4,6 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
+from inner_cases import every
 from tiny_checkpoint import V4, original, place, refused, rewrite, with_header  # noqa: F401  (fixtures)
 
 from alexnet_mp.data.pixel_statistics import FILE as STATISTICS
@@ -39,7 +40,7 @@ HEADERS = {
 }
 
 
-@pytest.mark.parametrize("change", HEADERS.values(), ids=HEADERS)
+@every("change", HEADERS.values(), ids=HEADERS)
 def test_a_header_that_lies_though_the_checksums_fit(change, place, tmp_path):
     header, data = header_and_data((place / WEIGHTS).read_bytes())
     change(header)
@@ -75,14 +76,14 @@ def test_headers_of_the_right_length(place):
 X = b'"x":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}'
 
 
-@pytest.mark.parametrize("content", [
+@every("content", [
     b"", b"\x10", (1 << 62).to_bytes(8, "little"), (2 << 20).to_bytes(8, "little") + b" " * (2 << 20),
     (100).to_bytes(8, "little") + b"{}", with_header(b"[" * 5000, b""), with_header(b"{" * 5, b""), with_header(b"\xff{}", b""),
     with_header(b"[]", b""), with_header(b"{}", b""), with_header(b"{%b,%b}" % (X, X), bytes(4)),
     with_header(b"{%b}" % X, bytes(8)), with_header(b"{%b}" % X, bytes(3)),
     with_header(b' {"x":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}', bytes(8)),
     with_header(b'{"x":{"dtype":"F32","shape":[1' + b"0" * 5000 + b'],"data_offsets":[0,4]}}', bytes(4)),
-], ids=lambda content: f"{content!r:.30}")
+])
 def test_tensor_files_of_other_content(content, place, tmp_path):
     rewrite(place, WEIGHTS, content)
     refused(load, place, WEIGHTS)
@@ -93,7 +94,7 @@ def test_tensor_files_of_other_content(content, place, tmp_path):
         refused(action, tmp_path / "old", WEIGHTS)
 
 
-@pytest.mark.parametrize("length", [0x0480, 0x4B50])
+@every("length", [0x0480, 0x4B50])
 def test_a_header_whose_length_begins_like_a_pickle(length, tmp_path):
     """One length in 32 has the first byte of a pickle, and one the first two of a zip archive."""
     text = (b"{%b}" % X).ljust(length)

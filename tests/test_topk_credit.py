@@ -3,6 +3,7 @@ import os
 
 import pytest
 import torch
+from inner_cases import every
 
 from alexnet_mp.evaluation.accuracy import credits, credits_each
 
@@ -22,8 +23,8 @@ def same(scores, labels):
     return found
 
 
-@pytest.mark.parametrize("classes", [1, 2, 5, 6, 10, 1000])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@every("classes", [1, 2, 5, 6, 10, 1000])
+@every("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_it_is_the_definition(classes, dtype):
     """Few different values, so that most labels tie; and values that are all different."""
     draws = torch.Generator().manual_seed(classes)
@@ -38,8 +39,8 @@ def test_fractions_of_ties():
     assert same(scores, torch.tensor([0, 1, 7])).tolist() == [[1 / 3, 0, 1 / 8], [1, 4 / 6, 5 / 8]]
 
 
-@pytest.mark.parametrize("own", [0.5, float("nan"), float("inf"), -float("inf")])
-@pytest.mark.parametrize("other", [float("nan"), float("inf"), -float("inf")])
+@every("own", [0.5, float("nan"), float("inf"), -float("inf")])
+@every("other", [float("nan"), float("inf"), -float("inf")])
 def test_values_that_are_not_finite(own, other):
     scores = torch.randn(6, 11, generator=torch.Generator().manual_seed(3))
     labels = torch.tensor([0, 10, 4, 5, 6, 7])

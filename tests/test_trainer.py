@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import one_thread  # noqa: F401
 from fake_device import LateEvents
+from inner_cases import every
 from pipeline_sets import needs_dali, nothing_stays  # noqa: F401  (fixture)
 from tiny_run import (  # noqa: F401  (fixtures)
     LAST,
@@ -158,7 +159,7 @@ def assert_stopped(data, out, monkeypatch, images_of, step, case, *more, later=0
     return before
 
 
-@pytest.mark.parametrize("case", CASES)
+@every("case", CASES)
 def test_what_is_not_finite_ends_the_run_within_the_step(case, data, tmp_path, monkeypatch, images_of):
     out = tmp_path / "run"
     before = assert_stopped(data, out, monkeypatch, images_of, 5, case)
@@ -166,7 +167,7 @@ def test_what_is_not_finite_ends_the_run_within_the_step(case, data, tmp_path, m
     assert state(newest(out))["step"] == 3
 
 
-@pytest.mark.parametrize("case", CASES)
+@every("case", CASES)
 def test_with_a_step_unread_the_run_ends_one_step_later(case, data, tmp_path, monkeypatch, images_of, as_on_a_gpu):
     assert_stopped(data, tmp_path / "run", monkeypatch, images_of, 4, case, later=1)
 
@@ -302,6 +303,7 @@ def test_an_exception_in_a_tower_ends_the_run_with_it(direction, tower, layer, d
 @pytest.mark.parametrize("pipeline, workers", [("torch", 0), ("torch", 2), ("raw", 1), pytest.param("dali", 1, marks=needs_dali)])
 def test_an_exception_in_the_pipeline_comes_after_a_save(pipeline, workers, data, tmp_path, monkeypatch, whole, nothing_stays):
     """Which is of the last whole step, though the interval isn't over."""
+    from alexnet_mp.data import pipeline_torch
     drawn = pipeline_torch.draws
 
     def failing(recipe, epoch, images, positions):

@@ -8,6 +8,7 @@ import os
 
 import pytest
 import torch
+from inner_cases import every
 
 from alexnet_mp.kernels import reference
 
@@ -125,8 +126,8 @@ def test_every_variant(variant):
     check(maps(1, 5, 7, 6), maps(5, seed=2), **variant)
 
 
-@pytest.mark.parametrize("beta", [0.75, 0.7])
-@pytest.mark.parametrize("scale", [0.3, 30.0, 3000.0])
+@every("beta", [0.75, 0.7])
+@every("scale", [0.3, 30.0, 3000.0])
 def test_twice_pytorchs_error_is_not_luck(scale, beta, monkeypatch):
     """Some ten thousand values, and nothing added to the bound. (The interpreter does not mind large tiles.)"""
     if DEVICE == "cpu":
@@ -135,13 +136,13 @@ def test_twice_pytorchs_error_is_not_luck(scale, beta, monkeypatch):
     check(maps(1, 6, 50, 50, scale=scale), pool=0, beta=beta, units=0)
 
 
-@pytest.mark.parametrize("dtype, bias_dtype", [(torch.bfloat16, torch.bfloat16), (torch.float16, torch.float32)], ids=str)
-@pytest.mark.parametrize("variant", ["lrn_max_pool", "max_pool, all ties", "spatial_norm_max_pool"])
+@every("dtype, bias_dtype", [(torch.bfloat16, torch.bfloat16), (torch.float16, torch.float32)])
+@every("variant", ["lrn_max_pool", "max_pool, all ties", "spatial_norm_max_pool"])
 def test_sixteen_bit_storage(variant, dtype, bias_dtype):
     check(maps(1, 4, 5, 5, dtype=dtype), maps(4, seed=2, dtype=bias_dtype), **VARIANTS[variant])
 
 
-@pytest.mark.parametrize("channels, pool", [(1, 2), (3, 2), (4, 2), (5, 2), (47, 0), (48, 0)])
+@every("channels, pool", [(1, 2), (3, 2), (4, 2), (5, 2), (47, 0), (48, 0)])
 def test_numbers_of_maps(channels, pool):
     check(maps(1, channels, 3, 4), maps(channels, seed=2), pool=pool)
 
@@ -160,13 +161,13 @@ def test_a_map_of_13x13():
     check(maps(1, 3, 13, 13), maps(3, seed=2))
 
 
-@pytest.mark.parametrize("height, width", [(3, 3), (3, 5), (4, 3), (5, 4)])
+@every("height, width", [(3, 3), (3, 5), (4, 3), (5, 4)])
 def test_small_maps(height, width):
     check(maps(1, 2, height, width), maps(2, seed=2), ties="first")
     check(maps(1, 2, height, width), **VARIANTS["max_pool"])
 
 
-@pytest.mark.parametrize("variant", ["lrn_max_pool", "lrn_max_pool, all ties", "spatial_norm_max_pool", "max_pool"])
+@every("variant", ["lrn_max_pool", "lrn_max_pool, all ties", "spatial_norm_max_pool", "max_pool"])
 def test_no_images(variant):
     y, dx, dbias, _ = check(maps(0, 4, 5, 5), maps(4), **VARIANTS[variant])
     assert y.shape == (0, 4, 2, 2) and dx.shape == (0, 4, 5, 5)
@@ -185,8 +186,8 @@ def channels_last(memory):
     return memory[:1, :3, :5, :6].contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize("layout", [sliced, swapped, channels_last])
-@pytest.mark.parametrize("variant", ["lrn_max_pool", "max_pool, all ties", "spatial_norm_max_pool"])
+@every("layout", [sliced, swapped, channels_last])
+@every("variant", ["lrn_max_pool", "max_pool, all ties", "spatial_norm_max_pool"])
 def test_any_strides(variant, layout):
     """Two images sliced in every dimension; swapped axes; channels_last; dx reversed; one element of memory for all of dy."""
     x = layout(maps(4, 6, 9, 8))
@@ -194,7 +195,7 @@ def test_any_strides(variant, layout):
     check(x, maps(3, seed=2), dy=dy, like=lambda t: t.new_empty(t.shape[::-1]).permute(3, 2, 1, 0), **VARIANTS[variant])
 
 
-@pytest.mark.parametrize("pool, stride", [(2, 2), (2, 1), (3, 1), (3, 3), (2, 3), (4, 2), (5, 3), (1, 1)])
+@every("pool, stride", [(2, 2), (2, 1), (3, 1), (3, 3), (2, 3), (4, 2), (5, 3), (1, 1)])
 def test_other_windows_of_the_pool(pool, stride):
     x = maps(1, 2, 6, 7)
     check(x, maps(2, seed=2), size=3, pool=pool, stride=stride)
@@ -224,7 +225,7 @@ def test_steps_with_more_cells_than_3x3_are_not_unrolled(monkeypatch):
     assert unrolled == {(1, 5): 1, (2, 5): 4, (3, 5): 4, (3, 4): 1, (4, 5): 1, (5, 5): 1, (7, 3): 1}
 
 
-@pytest.mark.parametrize("size", [1, 2, 4, 9])
+@every("size", [1, 2, 4, 9])
 def test_other_windows_of_the_norm(size):
     """An even window reaches one map further down; one of nine is wider than there are maps."""
     check(maps(1, 6, 3, 3), maps(6, seed=2), size=size, pool=2, stride=1)
@@ -237,7 +238,7 @@ def test_a_large_window_normalises_in_a_pass_of_its_own(monkeypatch):
         check(maps(1, 4, 4, 5), maps(4, seed=2), relu=relu)
 
 
-@pytest.mark.parametrize("beta", [0.5, 1.0, 0.0, 1.3])
+@every("beta", [0.5, 1.0, 0.0, 1.3])
 def test_other_exponents(beta):
     check(maps(1, 4, 3, 5), maps(4, seed=2), beta=beta, pool=2)
 
@@ -266,7 +267,7 @@ def test_special_values(variant):
             torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-6, equal_nan=True)
 
 
-@pytest.mark.parametrize("relu", ["after", "none"])
+@every("relu", ["after", "none"])
 def test_the_code_is_the_first_maximum_or_the_last_nan(relu):
     """Equal to PyTorch's index, on values that are exact; 255 where the ReLU after the pool stops every gradient."""
     x = torch.randint(-2, 3, (1, 2, 7, 8), generator=torch.Generator().manual_seed(6)).float()
@@ -278,7 +279,7 @@ def test_the_code_is_the_first_maximum_or_the_last_nan(relu):
     assert torch.equal(argmax.long(), code)
 
 
-@pytest.mark.parametrize("variant", ["lrn_max_pool", "lrn_max_pool, all ties", "spatial_norm_max_pool"])
+@every("variant", ["lrn_max_pool", "lrn_max_pool, all ties", "spatial_norm_max_pool"])
 def test_the_same_bits_every_time(variant):
     x, bias = maps(1, 3, 7, 7), None if "spatial" in variant else maps(3, seed=2)
     first, again = (by_triton(x, bias, maps(1, 3, 3, 3, seed=3), BASE | VARIANTS[variant]) for _ in range(2))
@@ -318,7 +319,7 @@ def clones(*lists):
     return [[t.clone() for t in tensors] for tensors in lists]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+@every("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 def test_sgd_is_the_printed_update(dtype):
     """Two steps; the third tensor, whose rate is 0, keeps its bits."""
     ours = states(dtype, 1), states(dtype, 11), states(dtype, 21)
@@ -335,7 +336,7 @@ def test_sgd_is_the_printed_update(dtype):
             assert (a.double() - e).abs().max() <= 2 * (b.double() - e).abs().max() + rounding * e.abs().max()
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@every("dtype", [torch.bfloat16, torch.float16])
 def test_sgd_reads_and_writes_sixteen_bits_and_adds_up(dtype, monkeypatch):
     """The bits of widened gradients; sums over one program, over several with a rest, and in several rounds of the
     second kernel.
@@ -421,7 +422,7 @@ def test_sgd_refuses_lists_of_different_lengths():
         sgd.paper_sgd_([w, w], [g], [v], [0.1], 0.9, [0.0])
 
 
-@pytest.mark.skipif(DEVICE == "cpu", reason="CUDA graphs need a GPU")
+@pytest.mark.gpu(reason="CUDA graphs need a GPU")
 def test_sgd_in_a_cuda_graph():
     state = states(torch.float32, 1), states(torch.float32, 11), states(torch.float32, 21)
     expected = clones(*state)
@@ -449,9 +450,9 @@ def truncated(y, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("order", [torch.channels_last, torch.contiguous_format], ids=["channels_last", "NCHW"])
-@pytest.mark.parametrize("mean_follows_crop", [True, False], ids=["mean follows", "centre of the mean"])
-@pytest.mark.parametrize("side, crop", [(24, 19), (20, 8)])
+@every("order", [torch.channels_last, torch.contiguous_format], ids=["channels_last", "NCHW"])
+@every("mean_follows_crop", [True, False], ids=["mean follows", "centre of the mean"])
+@every("side, crop", [(24, 19), (20, 8)])
 def test_augment_gives_the_references_bits(side, crop, mean_follows_crop, order, dtype, monkeypatch):
     """Images of one program with a rest, and of two programs; the first picture and the last flipped."""
     monkeypatch.setattr(augmentation, "BLOCK", 128 if crop == 8 else 2048)
@@ -467,7 +468,7 @@ def test_augment_gives_the_references_bits(side, crop, mean_follows_crop, order,
     assert torch.equal(y.cpu(), truncated(exact, dtype) if DEVICE == "cpu" else exact.to(dtype))
 
 
-@pytest.mark.skipif(DEVICE == "cpu", reason="the interpreter would run three million programs; needs a GPU")
+@pytest.mark.gpu(reason="the interpreter would run three million programs; needs a GPU")
 def test_augment_finds_pictures_beyond_two_gigabytes():
     side, count = 16, 2**31 // 768 + 2
     pictures = torch.zeros(count, side, side, 3, dtype=torch.uint8, device=DEVICE)

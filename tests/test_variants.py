@@ -5,6 +5,7 @@ import functools
 import pytest
 import torch
 import torch.nn.functional as F
+from inner_cases import every
 
 from alexnet_mp import TwoTowerAlexNet, mini, paper, source2012
 from alexnet_mp.recipes import ablations
@@ -66,7 +67,7 @@ BY_PARENT = {  # where they are not: paper, source2012, mini
                    + [each(HIDDEN, "rate") | {"epochs", "dates"}] * 2),
 }
 CASES = {name: (variant, [fields] * 3) for name, (variant, fields) in EVERYWHERE.items()} | BY_PARENT
-every_variant = pytest.mark.parametrize("name", CASES)
+every_variant = every("name", CASES)
 every_parent = pytest.mark.parametrize("parent", PARENTS)
 
 
@@ -140,7 +141,7 @@ def test_the_geometry_of_147():
     assert [size.output for size in sizes(ablations.non_overlapping(mini()))[4:6]] == [(64, 2, 2), (256, 1, 1)]
 
 
-@pytest.mark.parametrize("preset", ["paper", "source2012", "mini", "desk"])
+@every("preset", ["paper", "source2012", "mini", "desk"])
 def test_touching_pools_leave_the_later_layers_as_large(preset):
     """Of every base; with the pads of 147 as numbers, conv3 of `desk` would have 4x4 maps instead of 5x5, and fc6 a quarter."""
     base = PRESETS[preset]()
@@ -173,7 +174,7 @@ def test_without_conv2_conv3_has_the_same_maps():
         assert [size.output for size in sizes(recipe)[1:]] == [size.output for size in sizes(parent())[2:]]
 
 
-@pytest.mark.parametrize("name", ["conv1", "conv6", "fc6", "fc8", "nonsense"])
+@every("name", ["conv1", "conv6", "fc6", "fc8", "nonsense"])
 def test_no_other_layer_can_be_taken_out(name):
     with pytest.raises(UserError, match=name):
         ablations.without_layer(paper(), name)
@@ -181,7 +182,7 @@ def test_no_other_layer_can_be_taken_out(name):
         ablations.without_layer(ablations.without_layer(paper(), "conv4"), "conv4")
 
 
-@pytest.mark.parametrize("variant", [ablations.non_overlapping, ablations.sixth_conv, ablations.no_links, ablations.one_gpu])
+@every("variant", [ablations.non_overlapping, ablations.sixth_conv, ablations.no_links, ablations.one_gpu])
 def test_a_missing_layer_is_named(variant):
     with pytest.raises(UserError, match="the recipe has no layer (conv|fc)[2-7]"):
         variant(dataclasses.replace(paper(), layers=(paper().layers[0], paper().layers[-1])))
@@ -256,7 +257,7 @@ def test_no_weight_decay_of_a_single_layer_is_left():
     assert {group["weight_decay"] for group in PaperSGD(TwoTowerAlexNet(tiny(recipe), ("cpu", "cpu"), 3)).param_groups} == {0.0}
 
 
-@pytest.mark.parametrize("epochs, expected", [
+@every("epochs, expected", [
     (93, [24, 52, 69, 73, 79]), (186, [47, 103, 137, 145, 157]), (12, [4, 8, 10, 11, 12]), (3, [2, 3, 4, 4, 4]),
     (1, [2] * 5)])
 def test_dates_come_at_their_share_of_the_epochs(epochs, expected):
@@ -267,7 +268,7 @@ def test_dates_come_at_their_share_of_the_epochs(epochs, expected):
     assert ablations.shortened(ablations.dated_schedule(mini()), epochs) == ablations.dated_schedule(mini(), epochs)
 
 
-@pytest.mark.parametrize("epochs, patience", [(90, 5), (93, 5), (45, 2), (20, 1), (12, 1), (1, 1), (900, 50)])
+@every("epochs, patience", [(90, 5), (93, 5), (45, 2), (20, 1), (12, 1), (1, 1), (900, 50)])
 def test_patience_is_scaled_to_the_epochs(epochs, patience):
     assert ablations.plateau_schedule(ablations.shortened(mini(), epochs)).plateau_patience == patience
 
