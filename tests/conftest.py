@@ -3,10 +3,9 @@ import gc
 import os
 import signal
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from image_folders import make_folder
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is decorated, so before any of them is imported
@@ -15,7 +14,9 @@ if not torch.cuda.is_available():
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-CLASSES = ("apple", "leaf", "sky")
+# Where the fixtures of more than one folder are.
+pytest_plugins = ["cases", "disk", "fake_streams", "graph_pair", "overlapped", "pipeline_sets", "prepared_sets", "tiny_checkpoint",
+                  "tiny_run", "toy_stages"]
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -33,24 +34,6 @@ def pytest_collection_finish():
     """What the imports made stays: a collection, which every capture of a graph asks for, need not walk over it each time."""
     gc.collect()
     gc.freeze()
-
-
-def make_folder(root, train=8, val=5, size=(140, 120), classes=CLASSES):
-    """A folder data set of noisy pictures, one tint a class: root/{train,val}/<class>/<n>.jpg."""
-    random = np.random.default_rng(0)
-    for split, count in (("train", train), ("val", val)):
-        for label, name in enumerate(classes):
-            (root / split / name).mkdir(parents=True)
-            for index in range(count):
-                pixels = random.integers(0, 120, (size[1], size[0], 3))
-                pixels[:, :, label % 3] += 100
-                Image.fromarray(pixels.astype(np.uint8)).save(root / split / name / f"{index}.jpg")
-    return root
-
-
-def needs_faiss():
-    """Of a test that searches: skip it where faiss isn't installed, as beside a torch that a machine brings along."""
-    pytest.importorskip("faiss", reason="faiss is not installed")
 
 
 @pytest.fixture

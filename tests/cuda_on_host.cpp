@@ -1,6 +1,6 @@
 // csrc/cuda/lrn_pool.cuh on a CPU: the CUDA names that the device code uses, and a launcher that runs every thread of a block as
 // a coroutine. A barrier hands the processor to the next thread; blocks run one after the other. Built and driven by
-// tests/test_cuda_source.py.
+// tests/kernels/test_cuda_source.py.
 //
 // Stricter than a GPU where that finds faults: shared memory starts as NaN and has a guard behind it, all threads must reach the
 // same number of barriers, and the threads of a block can run in reverse order (a missing barrier then changes the result).

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from test_files import Faulty
+from faulty_calls import Faulty
 
 from alexnet_mp.runs import checkpoints
 from alexnet_mp.system import durable_files

@@ -18,7 +18,7 @@ needs_gpu = pytest.mark.gpu(reason="needs a GPU")
 CPU, CUDA, OTHER = torch.device("cpu"), torch.device("cuda:0"), torch.device("cuda:1")
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def exact(monkeypatch):
     """As a training run has it."""
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import make_folder
+from image_folders import make_folder
 from PIL import Image
 from safetensors.numpy import load_file, save
 

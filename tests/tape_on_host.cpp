@@ -1,6 +1,6 @@
 // csrc/cuda/tape.h on a CPU: the CUDA calls that it makes are written down instead, and one of them can be told to
 // fail.
-// Built and driven by tests/test_tape.py.
+// Built and driven by tests/training/test_tape_program.py.
 #include <cstddef>
 #include <cstdint>
 #include <vector>

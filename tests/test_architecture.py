@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from test_docs import PAGES, blocks, sections, spans, text, typed
+from pages import PAGES, blocks, sections, spans, text, typed
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "alexnet_mp"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_folder
+from image_folders import make_folder
 from inner_cases import every
 from PIL import Image
 from safetensors.torch import load_file

@@ -11,7 +11,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import one_thread  # noqa: F401
 from inner_cases import every
 from planted import Forked, plant
 

@@ -5,7 +5,6 @@ import re
 from functools import cache
 from pathlib import Path
 
-import pytest
 from inner_cases import every
 
 from alexnet_mp import claims, evaluate, paper, prepare, report, retrieve, train

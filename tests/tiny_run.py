@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_folder
+from image_folders import make_folder
 
 from alexnet_mp import prepare, train
 from alexnet_mp.runs import checkpoint_format, directory
@@ -52,6 +52,10 @@ def data(tmp_path_factory):
 
 @pytest.fixture
 def quick(monkeypatch):
+    make_quick(monkeypatch)
+
+
+def make_quick(monkeypatch):
     """No pictures are drawn, and git isn't asked: 0.5 s a run."""
     monkeypatch.setattr(trainer, "draw_curves", lambda run: None)
     monkeypatch.setattr(trainer, "draw_kernels", lambda network, run: None)
@@ -114,6 +118,10 @@ def signalled_in_test(monkeypatch, number, then=interrupt):
 
 @pytest.fixture
 def seen(monkeypatch):
+    return see_steps(monkeypatch)
+
+
+def see_steps(monkeypatch):
     """What every step of all runs read: [(step, epoch, image numbers, digest of each tower's images, labels, dropout's step)]."""
     steps, function = [], Trainer.one_step
 

@@ -1,0 +1,199 @@
+"""The benchmarks run what was asked for, and name the rest; each builds, checks and times no variant but those."""
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+sys.path.append(str(BENCHMARKS))
+import record
+import selection
+import test_speed_augmentation as augmentation
+import test_speed_exchange as exchange
+import test_speed_lrn_pool as lrn_pool
+import test_speed_pipeline as pipeline
+import test_speed_relu_dropout as relu_dropout
+import test_speed_sgd as sgd
+import test_speed_step as step
+
+from alexnet_mp import paper
+from alexnet_mp.recipes.recipe import change_layers
+
+CPU = torch.device("cpu")
+# Instead of measuring, what a test asks for is written down.
+WRITES_DOWN = """
+import importlib, pytest, test_speed_lrn_pool, test_speed_pipeline
+
+def instead(name):
+    def measure(*arguments):
+        variants = [each for each in arguments if isinstance(each, tuple) and set(map(type, each)) == {str}]
+        print("asked:", name, *sorted(sum(variants, ())))
+        pytest.skip("only asked")
+    return measure
+
+test_speed_lrn_pool.Measurement = instead("lrn_pool")
+for name in ("augmentation", "checkpoint", "exchange", "forked", "pipeline", "relu_dropout", "sgd", "step", "towers"):
+    importlib.import_module("test_speed_" + name).measure = instead(name)
+test_speed_pipeline.measure_steps = instead("fed")
+test_speed_pipeline.prepare.main = lambda arguments: 0
+test_speed_pipeline.open_dataset = lambda *arguments: None
+test_speed_pipeline.PICTURES = 0
+"""
+CHOSEN = {
+    "test_speed_step and fp32-b128 and (towers or eager)": "step eager towers",
+    "cpu-lrnpool1-bwd-fp32-b128-nchw and not copy": "lrn_pool compile eager ours-cpu",
+    "test_sgd and cpu and (foreach or fused)": "sgd foreach fused",
+    "two-gpus": "towers",
+    "test_exchange and cpu-fc7 and not concatenated": "exchange in-order overlapped",
+    "test_pipeline and raw-cpu": "pipeline raw",
+    "test_step_that_is_fed and cpu and not dali and not torch": "fed fixed raw"}
+
+
+# What answers the first questions, where no GPU is; each line is one measurement.
+USUAL = {"augmentation compile copy eager ours-cpu reference", "checkpoint", "lrn_pool compile copy eager ours-cpu",
+         "pipeline dali raw torch", "relu_dropout compile copy eager ours-cpu reference",
+         "sgd copy foreach fused ours-cpu reference", "step eager towers"}
+LONG = {"exchange concatenated in-order overlapped", "fed dali fixed raw torch", "lrn_pool copy ours-cpu reference",
+        "step compile default-allocator eager merged no-lrn reference towers", "towers"}
+
+
+@pytest.fixture
+def asks(tmp_path):
+    """A function: arguments of pytest -> (what the benchmarks would measure, all that was printed)."""
+    (tmp_path / "writes_down.py").write_text(WRITES_DOWN)
+    path = os.pathsep.join((str(tmp_path), str(BENCHMARKS)))
+    # A worker of xdist tells its children so, and there pytest-benchmark measures nothing.
+    environment = {name: value for name, value in os.environ.items() if "XDIST" not in name}
+    environment |= {"PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""}
+
+    def run(*arguments):
+        done = subprocess.run([sys.executable, "-m", "pytest", *arguments, "--benchmark-only", "-p", "writes_down",
+                               "-s", "-p", "no:cacheprovider"], env=environment, capture_output=True, text=True)
+        said = {line.partition("asked: ")[2] for line in done.stdout.splitlines() if "asked: " in line}
+        return said, done.stdout + done.stderr
+
+    return run
+
+
+def test_what_the_selection_leaves_is_asked_for(asks):
+    said, printed = asks(str(BENCHMARKS), "-k", " or ".join(f"({words})" for words in CHOSEN))
+    assert said == set(CHOSEN.values()), printed
+
+
+def test_long_groups_are_named_and_a_missing_gpu_is_told_once(asks):
+    said, printed = asks(str(BENCHMARKS))
+    assert said == USUAL, printed
+    _, _, named = printed.partition("long groups, not run; --long runs all, -k NAME one:\n")
+    assert {line.split()[0] for line in named.splitlines()[:5]} == {*selection.LONG} - {"forked"}, printed
+    told = [line for line in printed.splitlines() if line.startswith("SKIPPED") and "only asked" not in line]
+    assert len(told) == 2 and all("needs" in line and "found 0" in line for line in told), printed
+    assert max(map(len, told)) <= 120 and "needs 2 CUDA devices, found 0 (14 cases in one line)" in told[1]
+    counts = "exchange 24, forked 12, lrn_pool 432, pipeline 7, relu_dropout 5, sgd 5, step 17, towers 4"
+    assert f"for lack of GPUs: augmentation 5, {counts}" in " ".join(printed.split())
+
+
+@pytest.mark.parametrize("arguments, expected", [
+    (["", "--long"], USUAL - {"step eager towers"} | LONG),
+    (["/test_speed_exchange.py", "/test_speed_step.py::test_step[fp32-b128-no-lrn]"],
+     {"exchange concatenated in-order overlapped", "step no-lrn"})], ids=["all", "a file and a case"])
+def test_a_long_group_runs_where_it_is_asked_for(asks, arguments, expected):
+    said, printed = asks(*(one if one.startswith("-") else f"{BENCHMARKS}{one}" for one in arguments))
+    assert said == expected and "long groups" not in printed, printed
+
+
+@pytest.fixture
+def forbidden(monkeypatch):
+    """A function that makes names of a module raise when they are called."""
+    def forbid(module, *names):
+        for name in names:
+            monkeypatch.setattr(module, name, lambda *_, name=name, **__: pytest.fail(f"{name} was built"))
+    return forbid
+
+
+def test_a_step(forbidden, monkeypatch):
+    checked, small = [], change_layers(paper(), "fc6", "fc7", maps=8)
+    monkeypatch.setattr(step, "DEVICE", CPU)
+    monkeypatch.setattr(step, "paper", lambda: small)
+    monkeypatch.setattr(step, "check_answers", lambda images, labels, asked: checked.append(asked))
+    forbidden(step, "EagerTowers", "without_norms_and_towers", "DefaultAllocator")
+    forbidden(step.torch, "compile")
+    forbidden(step.TwoTowerAlexNet, "merge")
+    seconds, found, _ = step.measure("fp32", 1, ("towers", "graphs"), 1)
+    assert list(seconds) == list(found) == ["towers"] and checked == [("towers", "graphs")]  # graphs need a GPU
+
+
+def test_map_operations_and_their_copy(forbidden):
+    case = next(case for case in lrn_pool.cases((1,)) if case.device == CPU and case.op.name == "maxpool5")
+    forbidden(lrn_pool, "CopyRoof")
+    forbidden(lrn_pool.torch, "compile")
+    found = lrn_pool.Measurement(case, 1, ("eager",))
+    assert list(found.seconds) == ["eager"] and not found.wrong and "pct_of_roof" not in found.facts("fwd", "eager")
+
+
+def test_an_update(forbidden, monkeypatch):
+    monkeypatch.setattr(sgd, "parameters", lambda device: tuple([torch.ones(9000)] for _ in range(3)))
+    forbidden(sgd, "CopyRoof", "check_paper_sgd")
+    seconds, _, _ = sgd.measure(CPU, ("foreach",), 1)
+    assert list(seconds) == ["foreach"]
+
+
+def test_augmented_batches(forbidden):
+    forbidden(augmentation, "CopyRoof", "eager")
+    forbidden(augmentation.torch, "compile")
+    seconds, bytes_, _ = augmentation.measure(CPU, 2, ("reference",), 1)
+    assert list(seconds) == ["reference"] and bytes_ == 5 * 2 * 3 * 224 * 224
+
+
+def test_crops_one_after_another_are_the_reference():
+    tensors = augmentation.inputs(3, CPU, 0)
+    assert tensors[3].any() and not tensors[3].all()  # flips
+    torch.testing.assert_close(augmentation.eager(*tensors), augmentation.implementation("reference")(*tensors))
+
+
+def test_relu_and_dropout(forbidden, monkeypatch):
+    monkeypatch.setattr(relu_dropout, "buffer_sets", lambda bytes_, device: 2)
+    forbidden(relu_dropout, "CopyRoof")
+    forbidden(relu_dropout.torch, "compile")
+    seconds, bytes_, _ = relu_dropout.measure(CPU, 128, ("reference", "eager"), 1)
+    assert list(seconds) == ["reference", "eager"] and bytes_ == 20 * 128 * 2048
+    assert seconds["eager"]["fwdbwd"] == [seconds["eager"]["fwd"][0] + seconds["eager"]["bwd"][0]]
+
+
+@pytest.mark.parametrize("rescaled, function", [
+    (True, lambda x: 2 * x.relu()), (True, lambda x: torch.nn.functional.dropout(x.relu(), 0.6) * 0.8),
+    (True, lambda x: torch.nn.functional.dropout(x)), (False, lambda x: x.relu()),
+    (False, lambda x: torch.nn.functional.dropout(x.relu()) / 2)],
+    ids=["no mask", "another share", "no ReLU", "ours without a mask", "ours with another mask"])
+def test_a_wrong_dropout_is_found_out(rescaled, function):
+    with pytest.raises(AssertionError):
+        relu_dropout.check(function, relu_dropout.inputs(16, CPU, 0), rescaled)
+
+
+def test_crossings_are_compared_with_one_that_was_not_asked_for(monkeypatch):
+    built, edge = [], exchange.Edge
+    monkeypatch.setattr(exchange, "Edge", lambda *arguments: built.append(arguments[-1]) or edge(*arguments))
+    seconds, _, _ = exchange.measure((CPU, CPU), "fc8", 2, 1, ("overlapped",))
+    assert list(seconds) == ["overlapped"] and built == ["overlapped", "in-order"]
+
+
+def test_pipelines(monkeypatch):
+    monkeypatch.setattr(pipeline, "available", lambda: False)
+    assert pipeline.there(("dali", "raw")) == ["raw"] and pipeline.there(("torch",)) == ["torch"]
+
+
+def test_a_record_names_the_source_where_there_is_no_git(tmp_path):
+    entry = {"group": "g", "name": "n", "stats": dict.fromkeys(("median", "iqr", "min", "rounds"), 1)}
+    for commit, expected in ((None, "cafe+changes"), ("beef", "beef")):
+        info = {"device": "GPU", "variant": "r", "commit": commit, "dirty": False}
+        raw = {"datetime": "2026-11-29T10:00:00", "benchmarks": [entry | {"extra_info": info}]}
+        (tmp_path / "raw.json").write_text(json.dumps(raw))
+        assert record.main(["--from", str(tmp_path / "raw.json"), "--records", str(tmp_path / str(commit)),
+                            "--commit", "cafe+changes"]) == 0
+        path, = (tmp_path / str(commit)).glob("*/*.json")
+        kept = json.loads(path.read_text())
+        assert kept["machine"]["commit"] == expected and kept["machine"]["dirty"] == (commit is None)
+        assert kept["command"] == f"python benchmarks/record.py --from {tmp_path}/raw.json"

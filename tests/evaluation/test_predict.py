@@ -1,0 +1,179 @@
+"""The command predict: any file Pillow opens, files that are none, views, words, JSON."""
+import fcntl
+import io
+import json
+import os
+import subprocess
+import sys
+import types
+
+import numpy as np
+import pytest
+import torch
+from inner_cases import every
+from PIL import Image
+from tiny_run import run
+
+from alexnet_mp import predict
+from alexnet_mp.data import image_files
+from alexnet_mp.data.dataset import open_dataset
+from alexnet_mp.evaluation import predict_images
+from alexnet_mp.evaluation.ensembles import open_runs
+from alexnet_mp.evaluation.protocol import both_protocols, log_probabilities
+from alexnet_mp.evaluation.trained import class_words, load_run
+from alexnet_mp.system.errors import UserError
+from alexnet_mp.system.terminal import CONSOLE
+
+pytestmark = pytest.mark.usefixtures("one_thread", "quick")
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory):  # noqa: F811
+    return run(data, tmp_path_factory.mktemp("runs") / "run", "--steps", "3")
+
+
+@pytest.fixture
+def photograph(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (44, 60, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "photograph.png")
+    return tmp_path / "photograph.png"
+
+
+def answered(capsys, *arguments, status=0):
+    assert predict.main([*map(str, arguments), "--gpus", "cpu"]) == status
+    return capsys.readouterr()
+
+
+def test_it_says_what_the_test_of_the_run_says(trained, data):  # noqa: F811
+    """The pictures of the validation split, given one by one, have the probabilities that evaluate finds."""
+    opened, = open_runs([trained], data, ("val",), "cpu", workers=0)
+    network, found = load_run(trained, "cpu")
+    pictures = [opened.dataset.splits["val"].read(number) for number in range(len(opened.dataset.splits["val"]))]
+    protocols = dict(zip(("one", "ten"), both_protocols(network.recipe).values()))
+    (means, _), = log_probabilities(network, opened.pipeline, "val", protocols, 99)
+    for views in ("one", "ten"):
+        probabilities, labels = predict_images.predict(network, found.statistics, pictures, views, top=3)
+        expected = means[views].exp()
+        torch.testing.assert_close(probabilities, expected.gather(1, labels), rtol=1e-5, atol=1e-7)
+        assert (probabilities.diff(dim=1) <= 0).all() and torch.allclose(probabilities.sum(1), torch.ones(6, dtype=torch.float64))
+    assert not torch.equal(means["one"], means["ten"])
+
+
+def test_lines_and_json_say_the_same(trained, photograph, capsys):
+    lines = answered(capsys, trained, photograph, "--top", "2").out.splitlines()
+    document = json.loads(answered(capsys, trained, photograph, "--json").out)
+    assert document["run"] == str(trained) and document["checkpoint"] == "step_00000003" and document["views"] == "one"
+    (picture,) = document["pictures"]
+    assert picture["file"] == str(photograph) and len(picture["top"]) == 3  # there are three classes
+    assert lines[0] == str(photograph) and len(lines) == 3
+    for line, place in zip(lines[1:], picture["top"]):
+        assert line == f"  {100 * place['probability']:6.2f} %  {place['class']}"
+    assert {place["class"] for place in picture["top"]} == {"apple", "leaf", "sky"}
+    assert not CONSOLE.stderr
+
+
+FORMATS = [("L", "png"), ("1", "png"), ("P", "png"), ("P", "gif"), ("RGBA", "png"), ("LA", "png"), ("CMYK", "jpeg"), ("I;16", "png"),
+           ("RGB", "webp"), ("RGB", "bmp"), ("RGB", "tiff"), ("F", "tiff")]
+
+
+@every("mode, kind", FORMATS)
+def test_every_kind_of_file_is_answered(trained, tmp_path, capsys, mode, kind):
+    grey = np.random.default_rng(0).integers(0, 256, (50, 45), dtype=np.uint8)
+    image = Image.fromarray(grey.astype(np.uint16) * 257) if mode == "I;16" else Image.fromarray(grey).convert(mode)
+    options = {"transparency": 3} if mode == "P" else {}
+    image.save(tmp_path / f"picture.{kind}", **options)
+    document = json.loads(answered(capsys, trained, tmp_path / f"picture.{kind}", "--json").out)
+    assert sum(place["probability"] for place in document["pictures"][0]["top"]) == pytest.approx(1)
+
+
+def test_an_orientation_tag_is_ignored_as_in_training(trained, tmp_path, capsys):
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.fromarray(pixels).save(tmp_path / "plain.png")
+    Image.fromarray(pixels).save(tmp_path / "turned.png", exif=turned)
+    document = json.loads(answered(capsys, trained, tmp_path / "plain.png", tmp_path / "turned.png", "--json").out)
+    assert document["pictures"][0]["top"] == document["pictures"][1]["top"]
+
+
+def test_bad_files_are_named_and_the_others_answered(trained, photograph, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(image_files, "AT_ONCE", 2)
+    (tmp_path / "empty.jpg").touch()
+    (tmp_path / "text\x1b[2J.jpg").write_bytes(b"no picture")
+    files = [tmp_path / "empty.jpg", tmp_path / "text\x1b[2J.jpg", photograph, tmp_path / "missing.jpg", tmp_path, photograph]
+    captured = answered(capsys, trained, *files, status=2)
+    errors = [line for line in captured.err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 4 and "empty.jpg: it is empty" in errors[0] and r"text\x1b[2J.jpg" in errors[1]
+    assert "missing.jpg: No such file" in errors[2] and "Is a directory" in errors[3]
+    assert "\x1b" not in captured.err and captured.out.splitlines().count(str(photograph)) == 2
+    document = json.loads(answered(capsys, trained, *files, "--json", status=2).out)
+    assert [("error" in one, "top" in one) for one in document["pictures"]] == [
+        (True, False), (True, False), (False, True), (True, False), (True, False), (False, True)]
+    assert document["pictures"][2]["top"] == document["pictures"][5]["top"]
+
+
+def test_a_pipe_is_not_waited_for(trained, photograph, tmp_path, capsys):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    captured = answered(capsys, trained, tmp_path / "pipe.jpg", photograph, status=2)
+    assert f"cannot read image {tmp_path}/pipe.jpg: it is not a regular file" in captured.err and str(photograph) in captured.out
+
+
+def test_a_reader_that_leaves_is_no_error(trained, photograph):
+    """Its buffer is too small for the answer, and it reads nothing at all."""
+    reader, writer = os.pipe()
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
+    process = subprocess.Popen([sys.executable, "-m", "alexnet_mp.predict", trained, *[photograph] * 64, "--gpus", "cpu", "--json"],
+                               stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer), os.close(reader)
+    said = process.communicate()[1]
+    assert process.returncode == 0 and "error" not in said.lower()
+
+
+def test_standard_input(trained, photograph, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", types.SimpleNamespace(buffer=io.BytesIO(photograph.read_bytes())))
+    document = json.loads(answered(capsys, trained, "-", photograph, "--json").out)
+    assert document["pictures"][0]["top"] == document["pictures"][1]["top"]
+    monkeypatch.setattr("sys.stdin", types.SimpleNamespace(buffer=io.BytesIO(b"")))
+    assert "cannot read image -: it is empty" in answered(capsys, trained, "-", status=2).err
+    monkeypatch.setattr(image_files, "MOST_BYTES", 10)
+    monkeypatch.setattr("sys.stdin", types.SimpleNamespace(buffer=io.BytesIO(bytes(11))))
+    (_, problem, answer), = image_files.answered(["-"], 40, lambda some: pytest.fail("there is no picture"))
+    assert answer is None
+    assert isinstance(problem, UserError) and "more than 10 bytes" in str(problem)
+
+
+def test_a_run_keeps_the_words_of_its_classes(trained, data, photograph, capsys):  # noqa: F811
+    content = json.loads((trained / "run.json").read_text())
+    assert content["data"]["class_names"] == open_dataset(str(data), 40).class_names
+    before = (trained / "run.json").read_bytes()
+    try:
+        content["data"]["class_names"] = ["an apple\x1b[0m", "a leaf", "the sky"]
+        (trained / "run.json").write_text(json.dumps(content))
+        captured = answered(capsys, trained, photograph)
+        assert "the sky (sky)" in captured.out and r"an apple\x1b[0m (apple)" in captured.out and "\x1b" not in captured.out
+        for words in (["too", "few"], [1, 2, 3], None):
+            content["data"]["class_names"] = words
+            (trained / "run.json").write_text(json.dumps(content))
+            assert class_words(trained, ["apple", "leaf", "sky"]) == ["apple", "leaf", "sky"]
+    finally:
+        (trained / "run.json").write_bytes(before)
+
+
+def test_ties_keep_the_order_of_the_classes_and_nan_is_refused(trained, photograph, monkeypatch):
+    network, found = load_run(trained, "cpu")
+    picture = np.zeros((40, 40, 3), np.uint8)
+    with torch.no_grad():
+        network.towers[0].fc8.weight.zero_()
+        network.towers[0].fc8.bias.zero_()
+        probabilities, labels = predict_images.predict(network, found.statistics, [picture], top=9)
+        assert labels.tolist() == [[0, 1, 2]] and probabilities.tolist() == [[pytest.approx(1 / 3)] * 3]
+        network.towers[0].fc8.bias.fill_(float("nan"))
+    with pytest.raises(UserError, match="NaN"):
+        predict_images.predict(network, found.statistics, [picture])
+
+
+def test_what_can_not_be_asked(trained, photograph, tmp_path):
+    with pytest.raises(UserError, match="--top 0"):
+        predict.main([str(trained), str(photograph), "--top", "0"])
+    with pytest.raises(UserError, match="is not a run directory"):
+        predict.main([str(tmp_path), str(photograph)])

@@ -1,0 +1,104 @@
+"""What stays of a run without its directory: enough that no run is made twice, but for those whose weights are asked for."""
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from claim_runs import run, without_times
+
+from alexnet_mp import train
+from alexnet_mp.evaluation.accuracy import read_right
+from alexnet_mp.experiments import findings, kept_answers
+from alexnet_mp.runs import checkpoints
+
+pytestmark = pytest.mark.usefixtures("one_thread", "quick")
+
+
+def directories(out):
+    return sorted(path for path in Path(out).iterdir() if (path / "run.json").exists())
+
+
+def lose(out):
+    """Every run's directory and notes: only the records are left, as on another machine."""
+    for path in out.iterdir():
+        if path.name != "records":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def counted(monkeypatch):
+    """The arms that are trained from now on, in order."""
+    trained, function = [], train.train
+    monkeypatch.setattr(train, "train", lambda arguments: [trained.append(
+        Path(arguments[arguments.index("--out") + 1]).name.partition("-")[0]), function(arguments)][1])
+    return trained
+
+
+def test_a_run_that_is_kept_is_not_made_again(data, tmp_path, monkeypatch):
+    first = run("dropout", data, tmp_path, "--seeds", "1")
+    lose(tmp_path)
+    trained = counted(monkeypatch)
+    again = run("dropout", data, tmp_path, "--seeds", "1")
+    assert trained == [] and directories(tmp_path) == [] and without_times(again) == without_times(first)
+    assert run("weight-decay", data, tmp_path, "--seeds", "1")["runs"][0]["errors"] == first["runs"][0]["errors"]
+    assert trained == ["no_weight_decay"]  # the base is kept
+    run("dropout", data, tmp_path, "--seeds", "2")
+    assert trained[1:] == ["base", "no_dropout"]  # of the second seed
+
+
+def test_what_is_kept_is_small_and_whole(data, tmp_path):
+    record = run("lrn", data, tmp_path, "--seeds", "1")
+    for path in directories(tmp_path):
+        place = tmp_path / "records" / "runs" / path.name
+        entry = json.loads(place.with_suffix(".json").read_text())
+        assert without_times({"runs": [entry]}) in [without_times({"runs": [of_one]}) for of_one in record["runs"]]
+        kernels = checkpoints.newest_weights(path)[1]["conv1.weight"].numpy()
+        assert np.array_equal(kept_answers.first_layer(entry, tmp_path / "records"), kernels.astype(np.float16).astype(np.float32))
+        right, original = (read_right(file) for file in (place.with_suffix(".npz"), path / "validation_right.npz"))
+        assert right.keys() == original.keys() == entry["errors"].keys()
+        for protocol, errors in entry["errors"].items():
+            assert np.array_equal(right[protocol], original[protocol])
+            assert 100 - 100 * right[protocol].mean(1) == pytest.approx([errors["top1_error"], errors["top5_error"]])
+        assert place.with_suffix(".npz").stat().st_size < kernels.size * 2 + 3000
+
+
+def test_weights_that_are_asked_for_are_made_again(data, tmp_path, monkeypatch):
+    before = run("ensemble7", data, tmp_path, "--seeds", "1")
+    lose(tmp_path)
+    trained = counted(monkeypatch)
+    again = run("ensemble7", data, tmp_path, "--seeds", "1")
+    assert trained == [] and without_times(again)["runs"] == without_times(before)["runs"]
+    assert [ensemble["errors"] for ensemble in again["ensembles"]] == [ensemble["errors"] for ensemble in before["ensembles"]]
+    assert {run["directory"] for run in again["runs"]} >= set(again["ensembles"][0]["members"])
+    run("ensemble5", data, tmp_path, "--seeds", "1")
+    assert sorted(trained) == ["base"] * 5  # an average of five asks for five networks
+    lose(tmp_path)
+    for path in (tmp_path / "records" / "runs").glob("fine_tuned-*-seed0.json"):
+        path.unlink()
+    del trained[:]
+    run("pretraining", data, tmp_path, "--seeds", "1")
+    assert trained.count("fine_tuned") == 1 and trained.index("sixth_conv") < trained.index("fine_tuned")
+
+
+def test_damaged_files_count_as_nothing(data, tmp_path, monkeypatch):
+    record = run("views", data, tmp_path, "--seeds", "1")
+    kept, = (tmp_path / "records" / "runs").glob("*.json")
+    for content in (b"", b"{", b"[]", b"{}", b"\xff"):
+        kept.write_bytes(content)
+        assert without_times(run("views", data, tmp_path, "--seeds", "1")) == without_times(record)
+        assert json.loads(kept.read_text())["arm"] == "base"
+    arrays = kept.with_suffix(".npz")
+    for content in (b"", b"PK\3\4", b"no archive"):
+        arrays.write_bytes(content)
+        assert kept_answers.first_layer(record["runs"][0], tmp_path / "records") is None and read_right(arrays) is None
+
+
+def test_the_claim_of_the_towers_tells_all_its_arms(data, tmp_path):
+    record = run("specialisation", data, tmp_path, "--seeds", "2", "--set", "conv1.maps=12")
+    assert [entry["arm"] for entry in record["runs"]] == ["base", "no_links_same_width", "one_tower"] * 2
+    base, no_links = findings.findings(record)[:2]  # three steps leave noise: no kernel has anything to say
+    assert base.startswith("base: the towers' kernels differ in 0 of 2 runs (95 % interval 0 to 66 %;")
+    assert "p = too few kernels, too few kernels" in no_links and no_links.startswith("no links same width: ")
+    for entry in record["runs"]:
+        made = {"random_split_p", "chroma", "division"} & entry.keys()
+        assert len(made) == (0 if entry["arm"] == "one_tower" else 3)

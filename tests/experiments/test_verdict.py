@@ -1,0 +1,203 @@
+"""Verdicts on records made by hand: each against scipy, each rule of the study's plan, each kind of claim."""
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from claim_records import errors, record_of
+from inner_cases import every
+from made_kernels import GREY, RED_GREEN
+from made_kernels import made as made_towers
+from scipy import stats
+
+from alexnet_mp.experiments.catalogue import CLAIMS
+from alexnet_mp.experiments.verdict import (
+    COMES_OUT,
+    NO_VERDICT,
+    NOT_RUN,
+    OPPOSITE,
+    STUDY,
+    UNDECIDED,
+    Outcome,
+    outcomes,
+    verdicts,
+)
+
+BY_ID = {claim.id: claim for claim in CLAIMS}
+SPREAD = [0.1, -0.2, 0.05, 0.15, -0.15, 0.02]
+
+
+def run(top1, **more):
+    return {"errors": errors((top1 + 1, 20.0), (top1, 19.0)), "on_training_images": {"top1_error": top1 - 10, "loss": 1.0},
+            "moved": 100, "steps": 3000, **more}
+
+
+def of(name, shift, seeds=6, arms=None):
+    """A record of a claim whose second arm is `shift` points above its first, seeds differing by SPREAD."""
+    claim = BY_ID[name]
+    names = arms or [arm.name for arm in claim.arms]
+    runs = {(arm, seed): run(60 + seed + number * (shift + SPREAD[seed])) for number, arm in enumerate(names) for seed in range(seeds)}
+    return record_of(claim.kind, names, runs) | {"claim": name}
+
+
+def verdict(name, record, others=(), folder="nowhere"):
+    return verdicts({name: [record], **dict(others)}, folder)[name]
+
+
+def test_an_outcome_is_scipys_t_test():
+    values = tuple(np.random.default_rng(0).normal(0.5, 1, 6))
+    found, test = Outcome("x", values), stats.ttest_1samp(values, 0)
+    assert found.p == pytest.approx(test.pvalue) and found.n == 6
+    assert found.interval == pytest.approx(tuple(test.confidence_interval(0.95)))
+    reach = stats.t.ppf(0.975, 5) * np.std(values, ddof=1) * math.sqrt(1 + 1 / 6)
+    assert found.prediction == pytest.approx((found.mean - reach, found.mean + reach))
+    for few in ((1.0,), (2.0, 2.0)):
+        assert Outcome("x", few).p is Outcome("x", few).interval is Outcome("x", few).prediction is None
+
+
+@every("name", ["lrn", "one-gpu", "colour", "pooling", "links"])
+def test_a_difference_comes_out_is_opposite_or_is_not_told(name):
+    assert verdict(name, of(name, 1.5)).word == COMES_OUT
+    assert verdict(name, of(name, -1.5)).word == OPPOSITE
+    undecided = verdict(name, of(name, 0.08))
+    assert undecided.word == UNDECIDED and undecided.corrected == undecided.p > 0.2
+    assert (undecided.remark == "smaller here than the effect that would count") == (name != "pooling")  # of which 0.2 would count
+    assert verdict(name, of(name, 1.5, seeds=4)).word == NO_VERDICT
+    assert verdicts({}, "nowhere")[name].word == NOT_RUN
+
+
+def test_the_paper_has_the_other_direction_for_what_lowers_the_error():
+    for name in ("pretraining", "cifar-lrn"):
+        arms = ["scratch", "fine_tuned"] if name == "pretraining" else None
+        assert verdict(name, of(name, -1.5, arms=arms)).word == COMES_OUT and verdict(name, of(name, 1.5, arms=arms)).word == OPPOSITE
+    for name in ("order", "sixth-conv", "schedule"):
+        assert verdict(name, of(name, 1.5)).remark == "the paper has no direction"
+
+
+def test_views_gap_and_training_error_are_compared_where_the_plan_says_so():
+    found, = outcomes(BY_ID["views"], of("views", 0))
+    assert found.values == pytest.approx((1.0,) * 6) and found.p is None  # no spread, no test
+    record = of("dropout", 1.5)
+    for entry in record["runs"]:
+        entry["on_training_images"]["top1_error"] -= 7 * (entry["arm"] == "no_dropout")
+    gap, = outcomes(BY_ID["dropout"], record)
+    assert gap.mean == pytest.approx(7) and gap.what == "gap, no dropout minus base"
+    training, = outcomes(BY_ID["weight-decay"], of("weight-decay", 1.5))
+    assert training.what == "training error, no weight decay minus base" and training.mean == pytest.approx(1.5, abs=0.1)
+
+
+def test_a_claim_of_every_arm_needs_every_arm():
+    assert verdict("depth", of("depth", 1.5)).word == COMES_OUT
+    record = of("depth", 1.5)
+    for entry in record["runs"]:
+        if entry["arm"] == "no_conv5":
+            entry["errors"] = errors((61.0 + entry["seed"], 1.0), (60.0 + entry["seed"] + SPREAD[entry["seed"]], 1.0))
+    found = verdict("depth", record)
+    assert found.word == UNDECIDED and found.p == max(outcome.p for outcome in found.outcomes)
+    record["runs"] = [entry for entry in record["runs"] if entry["arm"] != "no_conv5"]
+    assert verdict("depth", record).remark == "not all arms have results"
+    assert verdict("curve", of("curve", -1.5)).word == COMES_OUT and verdict("curve", of("curve", 1.5)).word == OPPOSITE
+
+
+def test_all_claims_share_one_correction():
+    weak = of("lrn", 0.16)  # p = 0.04
+    alone = verdict("lrn", weak)
+    assert alone.p < 0.05 and alone.word == COMES_OUT
+    among = verdict("lrn", weak, {name: [of(name, 0.05)] for name in ("colour", "pooling", "one-gpu")}.items())
+    assert among.p == alone.p and among.corrected == pytest.approx(4 * alone.p) and among.word == UNDECIDED
+    beside = verdict("lrn", weak, {name: [of(name, 0.05)] for name in ("larger", "crops")}.items())
+    assert beside.corrected == alone.p  # they are not of the study, and have a correction of their own
+    without_direction = verdict("lrn", weak, {name: [of(name, 0.05)] for name in ("order", "sixth-conv")}.items())
+    assert without_direction.corrected == alone.p
+
+
+def test_the_record_with_most_seeds_counts_and_one_of_the_study_before_all():
+    few, many = of("lrn", 1.5, seeds=3), of("lrn", -1.5)
+    study = few | {"base": "desk"}
+    assert verdicts({"lrn": [many, study]}, "nowhere")["lrn"].record is study
+    assert verdicts({"lrn": [few, many]}, "nowhere")["lrn"].record is many
+
+
+def test_times_are_ratios_and_a_run_that_never_comes_there_is_a_lower_bound():
+    record = of("biases", 0)
+    for entry in record["runs"]:
+        entry["moved"] = {"base": 100, "zero_biases": 200 + entry["seed"]}[entry["arm"]]
+    found, = outcomes(BY_ID["biases"], record)
+    assert math.exp(found.mean) == pytest.approx(2.02, abs=0.02) and found.unit == "times" and not found.at_least
+    assert verdict("biases", record).word == COMES_OUT
+    record["runs"][-1]["moved"] = None
+    found, = outcomes(BY_ID["biases"], record)
+    assert found.at_least and max(found.values) == pytest.approx(math.log(30))
+
+
+def keep_kernels(record, arm, folder, *towers):
+    """A kept first layer for every run of an arm: towers of these colours."""
+    (folder / "runs").mkdir(parents=True, exist_ok=True)
+    for entry in record["runs"]:
+        if entry["arm"] == arm:
+            np.savez(folder / "runs" / Path(entry["directory"]).name, conv1=made_towers(entry["seed"] + 1, *towers).astype(np.float16))
+
+
+@pytest.mark.parametrize("divided, word", [(6, COMES_OUT), (3, UNDECIDED), (0, OPPOSITE)])
+def test_the_towers_are_counted(divided, word, tmp_path):
+    record = of("specialisation", 0)
+    for entry in record["runs"]:
+        entry["division"] = {"p": 0.001 if entry["seed"] < divided and entry["arm"] == "base" else 0.2,
+                             "measures": {"colourfulness": {"holm_p": 0.01 if entry["seed"] % 2 else 0.3}}}
+    record["runs"][0]["division"]["p"] = record["runs"][0]["division"]["p"] if divided else None
+    del record["runs"][-1]["division"]  # of the network of one tower, which has none
+    keep_kernels(record, "base", tmp_path, GREY, RED_GREEN)
+    found = verdict("specialisation", record, folder=tmp_path)
+    assert found.word == (word if divided < 6 else UNDECIDED if "p = unknown" in found.remark.split(";")[1] else word)
+    assert found.remark.startswith(f"base: towers differ in {divided} of 6 runs (")
+    assert f"in chroma in {divided // 2} of these; against towers of other runs p = 0." in found.remark
+    assert "no links same width: towers differ in 0 of 6 runs" in found.remark
+    fisher = stats.fisher_exact([[divided, 6 - divided], [0, 6]]).pvalue
+    assert f"with links against without p = {fisher:.2g}" in found.remark
+
+
+def test_divided_towers_that_other_runs_towers_match_do_not_come_out(tmp_path):
+    record = of("specialisation", 0)
+    for entry in record["runs"]:
+        entry["division"] = {"p": 0.001, "measures": {"colourfulness": {"holm_p": 0.3}}}
+    assert verdict("specialisation", record, folder=tmp_path).word == UNDECIDED  # no kernels are kept
+    keep_kernels(record, "base", tmp_path, *[GREY, RED_GREEN] * 6)
+    assert verdict("specialisation", record, folder=tmp_path).word == UNDECIDED
+    assert verdict("specialisation", of("specialisation", 0)).remark == "a record of an older version"
+
+
+def test_literal_weights_come_out_where_every_run_learns():
+    record = of("init", 0)
+    record["data"][0]["classes"] = 100
+    assert verdict("init", record).word == COMES_OUT
+    stuck = next(entry for entry in record["runs"] if entry["arm"] == "literal_init")
+    stuck["moved"] = None
+    assert verdict("init", record).word == UNDECIDED and verdict("init", record).remark == "5 of 6 runs learn"
+
+
+def test_an_average_of_five_is_tested_against_its_members():
+    record = of("ensemble5", 0, seeds=5)
+    members = [entry["directory"] for entry in record["runs"]]
+    record["ensembles"] = [{"members": members, "errors": errors((1.0, 1.0), (55.0, 10.0))}]
+    found, = outcomes(BY_ID["ensemble5"], record)
+    assert found.values == pytest.approx((-5.0, -6.0, -7.0, -8.0, -9.0)) and verdict("ensemble5", record).word == COMES_OUT
+    seven = record | {"claim": "ensemble7", "ensembles": [record["ensembles"][0] | {"five": {"errors": errors((1, 1), (56.0, 10.0))}}]}
+    assert outcomes(BY_ID["ensemble7"], seven)[0].values == pytest.approx((-1.0,)) and verdict("ensemble7", seven).word == NO_VERDICT
+
+
+def test_steps_to_the_same_training_loss_are_a_ratio():
+    record = of("saturating", 0, arms=["base", "tanh"])
+    for entry in record["runs"]:
+        slow = 1 if entry["arm"] == "base" else 4
+        entry["curve"] = {"steps": [10 * slow, 20 * slow, 40 * slow], "loss": [4.0, 3.0, 2.0 + 0.001 * entry["seed"] * slow]}
+    found, = outcomes(BY_ID["saturating"], record)
+    assert found.unit == "times" and math.exp(found.mean) == pytest.approx(4, rel=0.01)
+    assert verdict("saturating", record).word == COMES_OUT
+    assert verdict("masks", of("masks", 0, arms=["base"])).word == NO_VERDICT
+
+
+def test_the_correction_is_over_the_claims_of_the_studys_table():
+    table = (Path(__file__).resolve().parents[2] / "claims" / "desk-study.md").read_text(encoding="utf-8")
+    rows = [line.split("|")[1].strip() for line in table.split("## Tests and verdicts")[0].splitlines() if line.startswith("| ")]
+    with_direction = [name for name in rows[1:] if name in BY_ID and BY_ID[name].direction and name not in ("specialisation", "init")]
+    assert tuple(with_direction) == STUDY and len(STUDY) == 16

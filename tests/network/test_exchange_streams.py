@@ -1,0 +1,91 @@
+"""Which stream waits for which where tensors cross, and which memory is kept for it, on a stand-in that sees races."""
+import pytest
+import torch
+from fake_streams import Memory
+
+from alexnet_mp.network import exchange
+
+ZERO, ONE = torch.device("cuda:0"), torch.device("cuda:1")
+WAYS = pytest.mark.parametrize("target", [ONE, ZERO], ids=["two devices", "one device"])
+OVERLAPS = pytest.mark.parametrize("overlap", [True, False], ids=["overlap", "in order"])
+
+
+def made(streams, device=ZERO):
+    tensor = Memory(streams, device)
+    tensor.write()
+    return tensor
+
+
+@WAYS
+@OVERLAPS
+def test_a_copy_is_read_by_whom_has_waited_for_it(streams, target, overlap):  # noqa: F811
+    arrival = exchange.copy(made(streams), target, overlap)
+    if overlap:
+        with pytest.raises(AssertionError, match="doesn't wait for"):
+            arrival.tensor.read()
+    arrival.receive().read()
+    with streams.entered(streams.new(target)):
+        with pytest.raises(AssertionError, match="doesn't wait for"):
+            arrival.tensor.read()
+        arrival.receive().read()
+
+
+@WAYS
+def test_memory_is_kept_for_the_stream_that_reads_it_and_for_no_other(streams, target):  # noqa: F811
+    tensor = made(streams)
+    exchange.copy(tensor, target, overlap=True)
+    out, into = exchange._copy_streams(ZERO, target)
+    assert tensor.recorded == {out if target == ONE else into}
+    tensor.free()
+    tensor.recorded.clear()  # torch would give the memory to others on its own stream then, which waits for no copy
+    with pytest.raises(AssertionError, match="may still use what is freed"):
+        tensor.free()
+
+
+@WAYS
+@OVERLAPS
+def test_what_has_arrived_is_kept_for_the_stream_that_received_it(streams, target, overlap):  # noqa: F811
+    arrival = exchange.copy(made(streams), target, overlap)
+    with streams.entered(streams.new(target)):
+        arrived = arrival.receive()
+        arrived.read()
+    arrived.free()
+
+
+@WAYS
+@OVERLAPS
+@pytest.mark.parametrize("aside", [True, False])
+def test_a_gradient_is_awaited_by_the_stream_of_the_forward_pass(streams, target, overlap, aside):  # noqa: F811
+    """Where backward runs in a thread of the reader's device, the default stream is current on the other one."""
+    home, there = [streams.new(device) if aside else streams.current_on(device) for device in (ZERO, target)]
+    carrier = exchange.Exchange((ZERO, target), overlap)
+    with streams.entered(there), streams.entered(home):
+        crossing = exchange.Crossing(carrier, "conv3", made(streams), 0, 1)
+        with streams.entered(there):
+            crossing.receive().read()
+    with streams.another_thread(there):
+        gradient = made(streams, target)
+        returned = crossing.send_back(gradient)()
+        gradient.free()
+    with streams.entered(home):
+        returned.read()
+        returned.free()
+
+
+@WAYS
+@OVERLAPS
+def test_what_a_standing_copy_reads_and_writes_is_free_once_all_has_settled(streams, target, overlap):  # noqa: F811
+    carrier, tensor = exchange.Exchange((ZERO, target), overlap), made(streams)
+    copy = carrier.standing("conv3", tensor, 0, 1, "forward")
+    for number in range(3):
+        copy.begin()
+        copy.receive()
+        copy.place.read()
+        if overlap and target == ONE:  # on one device the stream that received the copy has waited for all there is
+            with pytest.raises(AssertionError, match="writes what .* may still use"):
+                tensor.write()
+            with pytest.raises(AssertionError, match="writes what .* may still use"):
+                copy.begin()
+        exchange.settle((ZERO, target))
+        tensor.write()
+    assert tensor.recorded == set()

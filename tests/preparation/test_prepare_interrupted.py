@@ -1,0 +1,276 @@
+"""A set through every kind of interruption, two at once, failing disks: nothing half done counts, the same command goes on."""
+import errno
+import os
+import random
+import resource
+import signal
+import subprocess
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from inner_cases import every
+from prepared_sets import COMMAND, OPTIONS, PER_SHARD, SIZE, complete, files, interrupted, leftovers, prepared, refused
+
+from alexnet_mp import prepare
+from alexnet_mp.data import file_ranges
+from alexnet_mp.data.prepared import Prepared
+from alexnet_mp.preparation import build, shards, sources
+from alexnet_mp.system.errors import UserError
+
+
+def test_what_was_done_is_kept_and_the_rest_is_done(source, tmp_path, monkeypatch, capsys):
+    whole, dest = files(prepared(monkeypatch, source, tmp_path / "whole")), tmp_path / "set"
+    for images in (0, 5, 13, 9, 1):  # of ten a shard, counted from each beginning
+        assert interrupted(monkeypatch, source, dest, images) == 130
+        captured = capsys.readouterr()
+        assert captured.err == "stopped; the same command goes on from here\n"
+        assert not [name for name in leftovers(dest) if "unfinished" in name] and not (dest / "index.json").exists()
+    assert leftovers(dest) == ["train-00000.safetensors", "train-00000.tar"]
+    before = (dest / "train-00000.tar").stat()
+    prepared(monkeypatch, source, dest)
+    assert "42 images of 3 classes in 5 shards; 10 are done already" in capsys.readouterr().out
+    assert files(dest) == whole
+    after = (dest / "train-00000.tar").stat()
+    assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
+
+
+def cut_part(dest):
+    part = dest / "work" / "train-00000.safetensors"
+    os.truncate(part, part.stat().st_size - 1)
+
+
+@every("damage", [
+    cut_part, lambda dest: os.truncate(dest / "train-00000.tar", 512), lambda dest: (dest / "train-00000.tar").unlink(),
+    lambda dest: (dest / "work" / "train-00000.safetensors").unlink(),
+    lambda dest: os.truncate(dest / "work" / "train-00000.safetensors", 100),
+    lambda dest: (dest / "work" / "train-00000.safetensors").write_bytes(b""),
+    lambda dest: (dest / "work" / "train-00001.safetensors").write_bytes((dest / "work" / "train-00000.safetensors").read_bytes())
+    and (dest / "train-00001.tar").write_bytes((dest / "train-00000.tar").read_bytes()),
+    lambda dest: (dest / "train-00002.tar.unfinished").write_bytes(b"half"),
+    lambda dest: (dest / "work" / "plan.json.unfinished").write_bytes(b"half"),
+], ids=["cut part", "cut shard", "no shard", "no part", "cut header", "empty part", "another's part", "half a shard",
+        "half a plan"])
+def test_what_is_not_whole_is_done_again(source, tmp_path, monkeypatch, damage):
+    whole, dest = files(prepared(monkeypatch, source, tmp_path / "whole")), tmp_path / "set"
+    interrupted(monkeypatch, source, dest, 13)
+    damage(dest)
+    assert files(prepared(monkeypatch, source, dest)) == whole
+
+
+def test_an_end_between_the_index_and_the_removal_of_the_parts(source, tmp_path, monkeypatch, capsys):
+    dest, whole = tmp_path / "set", files(prepared(monkeypatch, source, tmp_path / "whole"))
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "_remove_work", lambda work: None)
+        prepared(monkeypatch, source, dest)
+    assert (dest / "work").exists() and Prepared(dest, SIZE)
+    prepared(monkeypatch, source, dest)
+    assert files(dest) == whole and "complete" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["train.safetensors", "statistics.safetensors", "index.json"])
+def test_an_end_before_a_file_of_the_index(source, tmp_path, monkeypatch, name):
+    dest, whole = tmp_path / "set", files(prepared(monkeypatch, source, tmp_path / "whole"))
+    rename = os.rename
+
+    def stop(old, new):
+        if Path(new) == dest / name:
+            raise KeyboardInterrupt
+        rename(old, new)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", stop)
+        patch.setattr(shards, "IMAGES_PER_SHARD", PER_SHARD)
+        assert prepare.main([str(source), str(dest), "--size", str(SIZE), "--workers", "0"]) == 130
+    assert not (dest / "index.json").exists() and "not finished" in str(pytest.raises(UserError, Prepared, dest, SIZE).value)
+    assert files(prepared(monkeypatch, source, dest)) == whole
+
+
+def test_a_shards_part_is_on_the_disk_after_the_shard_and_the_index_last(source, tmp_path, monkeypatch):
+    """Each file is synced before it gets its name, and the name before the next file is begun: a power cut can't mix them."""
+    log, rename, sync = [], os.rename, os.fsync
+
+    def name_of(descriptor):
+        return Path(os.readlink(f"/proc/self/fd/{descriptor}")).name
+
+    monkeypatch.setattr(os, "rename", lambda old, new: (log.append(("rename", Path(new).name)), rename(old, new))[1])
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (log.append(("sync", name_of(descriptor))), sync(descriptor))[1])
+    prepared(monkeypatch, source, tmp_path / "set", per_shard=40)
+    order = [("plan.json", "work"), ("train-00000.tar", "set"), ("train-00000.safetensors", "work"), ("val-00000.tar", "set"),
+             ("val-00000.safetensors", "work"), ("train.safetensors", "set"), ("val.safetensors", "set"),
+             ("statistics.safetensors", "set"), ("index.json", "set")]
+    assert log == [step for name, folder in order
+                   for step in (("sync", f"{name}.unfinished"), ("rename", name), ("sync", folder))]
+
+
+def begun(source, dest):
+    """The command as a process of its own, with the group of its workers, that has begun to make shards."""
+    process = subprocess.Popen([*COMMAND, source, dest, *OPTIONS], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                               start_new_session=True)
+    while "shards" not in (line := process.stdout.readline()):
+        assert line, process.stderr.read()
+    return process
+
+
+def running(group):
+    """The processes of a group that still run."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            state, _, of_group = path.read_text().rpartition(")")[2].split()[:3]
+            if int(of_group) == group and state not in "ZX":
+                found.append(path.parent.name)
+    return found
+
+
+def test_killed_at_any_moment_the_same_command_goes_on(many, tmp_path):
+    source, whole = many
+    dest, moments = tmp_path / "set", random.Random(os.getpid())
+    for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL):
+        process = begun(source, dest)
+        time.sleep(moments.uniform(0, 0.5))
+        process.send_signal(number)  # to the parent alone: its workers have to notice
+        process.communicate(timeout=60)
+        assert process.returncode in ((130, 0) if number == signal.SIGTERM else (-number, 0))
+        assert number == signal.SIGKILL or not list(dest.glob("*.unfinished"))
+        if not (dest / "index.json").exists():
+            with pytest.raises(UserError, match="not finished"):
+                Prepared(dest, 64)
+    assert complete(source, dest) == whole
+    assert not running(process.pid)
+
+
+def test_ctrl_c_ends_all_processes_and_says_that_the_same_command_goes_on(many, tmp_path):
+    source, whole = many
+    process = begun(source, tmp_path / "set")
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to the workers too
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (130, "stopped; the same command goes on from here\n")
+    assert not running(process.pid) and not [name for name in leftovers(tmp_path / "set") if "unfinished" in name]
+    assert complete(source, tmp_path / "set") == whole
+
+
+def test_ctrl_c_twice_ends_it_as_fast(many, tmp_path):
+    source, whole = many
+    process = begun(source, tmp_path / "set")
+    os.killpg(process.pid, signal.SIGINT)
+    time.sleep(0.02)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in errors and not running(process.pid)
+    assert complete(source, tmp_path / "set") == whole
+
+
+def test_what_the_machine_does_wrong_is_no_bad_image(source, tmp_path, monkeypatch):
+    def fails(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(file_ranges.os, "pread", fails)
+    message = refused(source, tmp_path / "set", "--bad-images", "skip", "--workers", "0")
+    assert "Input/output error" in message and not (tmp_path / "set" / "index.json").exists()
+
+
+def test_two_at_once_and_the_second_is_refused(many, tmp_path, monkeypatch):
+    source, whole = many
+    process = begun(source, tmp_path / "set")
+    os.killpg(process.pid, signal.SIGSTOP)
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "SECONDS_FOR_LOCK", 0.2)
+        with pytest.raises(UserError, match="another prepare is writing"):
+            complete(source, tmp_path / "set")
+    os.killpg(process.pid, signal.SIGKILL)  # its workers, which hold the lock too, may have been stopped in their first moment
+    process.communicate(timeout=60)
+    assert complete(source, tmp_path / "set") == whole
+
+
+def test_a_lock_file_without_an_owner_is_no_obstacle(source, tmp_path, monkeypatch):
+    (tmp_path / "set" / "work").mkdir(parents=True)
+    (tmp_path / "set" / "work" / "lock").write_text("")
+    assert (prepared(monkeypatch, source, tmp_path / "set") / "index.json").exists()
+
+
+def test_a_worker_that_is_killed_is_one_line(source, tmp_path, monkeypatch):
+    whole, parent, picture = files(prepared(monkeypatch, source, tmp_path / "whole")), os.getpid(), sources.picture
+
+    def read(item, size):
+        if item.name == "sky/3.jpg" and os.getpid() != parent:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return picture(item, size)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sources, "picture", read)
+        with pytest.raises(UserError, match="SIGKILL.*fewer --workers") as raised:
+            prepared(patch, source, tmp_path / "set", workers=2)
+    assert "\n" not in str(raised.value) and ".tar" in str(raised.value)
+    assert not [name for name in leftovers(tmp_path / "set") if "unfinished" in name]
+    assert files(prepared(monkeypatch, source, tmp_path / "set")) == whole
+
+
+def test_a_quota_is_named_and_nothing_of_the_shard_is_left(many, tmp_path):
+    source, whole = many
+    done = subprocess.run([*COMMAND, source, tmp_path / "set", *OPTIONS], capture_output=True, text=True,
+                          preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000)))
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "train-0000" in done.stderr and "File too large" in done.stderr and "nothing of it counts" in done.stderr
+    assert not any(name.startswith("train") for name in leftovers(tmp_path / "set"))
+    assert complete(source, tmp_path / "set") == whole
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    place = tmp_path / "disk"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=96k", "tmpfs", place], capture_output=True).returncode:
+        pytest.skip("no file system can be mounted here")
+    yield place
+    subprocess.run(["umount", "-l", place], check=True)
+
+
+def remount(place, option):
+    subprocess.run(["mount", "-o", f"remount,{option}", place], check=True)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_full_disk_is_named_and_with_room_it_goes_on(source, tmp_path, monkeypatch, small_disk, workers):
+    whole, dest = files(prepared(monkeypatch, source, tmp_path / "whole")), small_disk / "set"
+    with pytest.raises(UserError, match="No space left on device; nothing of it counts as done") as raised:
+        prepared(monkeypatch, source, dest, workers=workers)
+    assert "\n" not in str(raised.value) and str(dest) in str(raised.value)
+    shards_left = [name.split(".")[0] for name in leftovers(dest)]
+    assert not [name for name in leftovers(dest) if "unfinished" in name]
+    assert all(shards_left.count(name) == 2 for name in shards_left)  # a shard with its part
+    remount(small_disk, "size=10m")
+    assert files(prepared(monkeypatch, source, dest, workers=workers)) == whole
+
+
+def test_a_read_only_disk_is_named(source, tmp_path, monkeypatch, small_disk):
+    remount(small_disk, "ro")
+    assert "Read-only file system" in refused(source, small_disk / "set")
+    remount(small_disk, "rw,size=10m")
+    interrupted(monkeypatch, source, small_disk / "set", 13)
+    remount(small_disk, "ro")
+    assert "Read-only file system" in refused(source, small_disk / "set")
+    remount(small_disk, "rw")
+    dest = prepared(monkeypatch, source, small_disk / "set")
+    remount(small_disk, "ro")
+    assert prepared(monkeypatch, source, dest) and Prepared(dest, SIZE).splits["val"].read(0) is not None
+
+
+@pytest.mark.parametrize("name", ["train-00001.tar", "train-00001.safetensors", "statistics.safetensors", "index.json"])
+def test_a_disk_error_is_named_with_its_file(source, tmp_path, monkeypatch, name):
+    """At the end of every file's writing: what the disk refuses then is not there, nor the shard whose part it is."""
+    whole, sync = files(prepared(monkeypatch, source, tmp_path / "whole")), os.fsync
+
+    def fail(descriptor):
+        if os.readlink(f"/proc/self/fd/{descriptor}").endswith(f"/{name}.unfinished"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        sync(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fail)
+        with pytest.raises(UserError, match=f"{name}: Input/output error; nothing of it counts"):
+            prepared(patch, source, tmp_path / "set")
+    assert not [left for left in leftovers(tmp_path / "set") if name.split(".")[0] in left]
+    assert files(prepared(monkeypatch, source, tmp_path / "set")) == whole

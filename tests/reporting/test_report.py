@@ -1,0 +1,290 @@
+"""The report, from a tiny run to the page: what it holds, that it loads nothing, hostile names, controls, a browser's word."""
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from html import unescape
+from pathlib import Path
+
+import pytest
+from image_folders import make_folder, needs_faiss
+from inner_cases import every
+from tiny_run import LAYERS, run
+
+from alexnet_mp import report
+from alexnet_mp.data import synthetic
+from alexnet_mp.reporting import neighbours, predictions, provenance
+from alexnet_mp.reporting import page as report_page
+from alexnet_mp.reporting.page import NAME, pictures_of
+from alexnet_mp.retrieval import codes, measures
+from alexnet_mp.runs import directory
+from alexnet_mp.system.errors import UserError, run_command
+
+pytestmark = pytest.mark.usefixtures("one_thread", "quick", "small")
+HEADINGS = ["Figure 3 by GPU", "Specialisation, measured", "Training", "The exchange", "Memory of a step",
+            "Figure 4 left",
+            "Figure 4 right", "Short codes", "Provenance"]
+MACHINE = ["--gpus", "cpu", "--pipeline", "torch", "--workers", "0"]
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.fixture(scope="module")
+def small():
+    """Codes of few bits after few passes, and one picture of each sort."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(codes, "EPOCHS", 3)
+        for module in (report, neighbours):
+            patch.setattr(module, "BITS", (8, 16))
+        patch.setattr(predictions, "EACH", 1)
+        patch.setattr(directory, "source_commit", lambda: "0123abc")
+        patch.setattr(provenance, "source_commit", lambda: "0123abc")
+        yield
+
+
+def changed(**fields):
+    """The layers of the tiny network with these fields, but for those of the first and the last layer."""
+    return ["--set", f"layers={json.dumps([LAYERS[0], *({**layer, **fields} for layer in LAYERS[1:-1]), LAYERS[-1]])}"]
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory, small):  # noqa: F811
+    return run(data, tmp_path_factory.mktemp("runs") / "run", "--seed", "3")
+
+
+@pytest.fixture(scope="module")
+def others(data, tmp_path_factory, small):  # noqa: F811
+    """A run without links, and one of one tower."""
+    root = tmp_path_factory.mktemp("others")
+    return (run(data, root / "no-links", "--steps", "1", *changed(reads="own")),
+            run(data, root / "single", "--steps", "3", "--set", "towers=1"))
+
+
+def reported(*runs, out, options=(), speed=("--no-speed",)):
+    """The page of a report as text. It searches for neighbours."""
+    needs_faiss()
+    assert report.main([*map(str, runs), "--out", str(out), *MACHINE, *options, *speed]) == 0
+    return (out / NAME).read_text()
+
+
+@pytest.fixture(scope="module")
+def page(trained, tmp_path_factory, small):
+    """The directory of a report on one run. What `--data` would say is left out."""
+    out = tmp_path_factory.mktemp("report")
+    reported(trained, out=out)
+    return out
+
+
+def test_the_parts_and_their_headings(page, trained, data):  # noqa: F811
+    text = (page / NAME).read_text()
+    assert re.findall(r"<h2>(.*?)</h2>", text) == HEADINGS
+    parts = dict(zip(HEADINGS, text.split("<h2>")[1:]))
+    assert "the 3 kernels of tower a above, those of tower b below" in parts["Figure 3 by GPU"]
+    assert "one scale for both towers" in parts["Figure 3 by GPU"]
+    assert "eight pictures at random" in parts["Figure 4 left"]
+    assert "One run says nothing about how often" in parts["Specialisation, measured"] and ">run<" in parts[HEADINGS[1]]
+    assert "9 steps, into epoch 3 of 3; batch size 9, seed 3." in parts["Training"] and ">ten views<" in parts["Training"]
+    assert "at conv2, fc6, fc8 and nowhere else" in parts["The exchange"] and "no time can be measured" in parts["The exchange"]
+    assert "What a training step of 9 images holds" in parts["Memory of a step"]
+    assert re.search(r"<td>in all</td><td>0\.\d</td><td>0\.\d</td>", parts["Memory of a step"])
+    assert "A step of this run took" in parts["The exchange"] and parts["The exchange"].count('class="crossing"') == 5
+    assert "Some of 6 pictures that the network has not learned from" in parts["Figure 4 left"]
+    assert "6 training pictures whose fc6 vectors (16 numbers)" in text
+    assert parts["Figure 4 right"].count('data-file="neighbours_') == 3
+    assert all(f"{bits} bits, {kind}" in parts["Short codes"] for bits in (8, 16) for kind in ("learned", "random"))
+    assert "chance finds 33.3 %" in parts["Short codes"] and "ms a query" not in text
+    fingerprint = json.loads((trained / "run.json").read_text())["data"]["fingerprint"][:16]
+    assert parts["Provenance"].count(fingerprint) == 2 and str(data) in parts["Provenance"]
+    assert "recipe mini" in parts["Provenance"]
+    assert parts["Provenance"].count("0123abc") == 2 and "step 9" in parts["Provenance"]
+
+
+def test_the_page_loads_nothing(page):
+    text = (page / NAME).read_text()
+    assert not any(word in text for word in ("http", "<script", "<link", "url(", "@import"))
+    sources, pictures = re.findall(r'src="([^"]*)', text), pictures_of(page / NAME)
+    assert all(source.startswith("data:image/png;base64,") for source in sources) and text.count("src=") == len(sources)
+    assert pictures == {path.name for path in page.iterdir()} - {NAME} and len(sources) == len(pictures) >= 8
+    assert text.count("alt=") == len(sources) and 'alt=""' not in text
+
+
+def test_a_second_report_has_the_same_bytes_and_clears_up_after_the_first(page, trained, tmp_path):
+    out = tmp_path / "again"
+    out.mkdir()
+    earlier = (page / NAME).read_text().replace("figure4_", "figure4_9")
+    (out / NAME).write_text(earlier)
+    old = pictures_of(out / NAME) - pictures_of(page / NAME)
+    for name in (*old, "figure4_000007.png", "notes.txt"):
+        (out / name).write_bytes(b"x")
+    assert old
+    reported(trained, out=out)
+    (out / "notes.txt").unlink(), (out / "figure4_000007.png").unlink()  # of somebody else: both are still there
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == {path.name: path.read_bytes() for path in page.iterdir()}
+
+
+def test_several_runs_and_their_controls(trained, others, tmp_path):
+    """The one that is shown in full has no links."""
+    text = reported(others[0], trained, others[1], out=tmp_path / "three", options=["--sort", "--kernel-scale", "kernel"])
+    rows = [re.findall(r"<td>(.*?)</td>", row) for row in text.split("<h3>Over the runs")[1].split("<h2>")[0].split("<tr>")]
+    rows = {row[0]: row[1:] for row in rows if row}
+    assert rows["two towers with links"][0] == rows["two towers without links (control)"][0] == "1"
+    assert rows["one tower, its kernels split at random (control)"][0] == "100 splits of 1"
+    assert len(rows["run"]) == len(rows["no-links"]) == 8 and rows["single"][:4] == ["-"] * 4
+    assert rows["run"][4:7] == ["mini", "3", "9"] and rows["no-links"][4:7] == ["mini", "0", "1"]
+    assert "differ in more than their seeds" in text and "One run says nothing" in text
+    assert "with 2 other runs for comparison" in text and "from grey to colourful" in text and "each kernel by itself" in text
+    assert "at fc8 and nowhere else" in text and text.count('class="crossing"') == 1
+    assert re.findall(r"<h2>(.*?)</h2>", text) == HEADINGS
+
+
+def test_one_tower_and_the_time_of_a_query(others, tmp_path, monkeypatch):
+    monkeypatch.setattr(measures, "SYNTHETIC", 1000)
+    text = reported(others[1], out=tmp_path / "report", speed=())
+    assert "This network has one tower: nothing crosses." in text and 'class="crossing"' not in text
+    assert "all 3 kernels" in text and "Tower a against tower b" not in text and re.findall(r"<h2>(.*?)</h2>", text) == HEADINGS
+    assert "ms a query" in text and "1,000 random codes: 8 bits" in text
+
+
+def test_a_run_that_left_little(trained, tmp_path):
+    """Without TensorBoard's events, and with the lines of one step alone, as after a kill."""
+    out = shutil.copytree(trained, tmp_path / "run", ignore=shutil.ignore_patterns("tensorboard"))
+    lines = (out / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (out / "metrics.jsonl").write_text("".join(line for line in lines if '"step": 1,' in line))
+    text = reported(out, out=out / "report")
+    assert "1 step, into epoch 1 of 3" in text and "test at the end" not in text and "Validation minus" not in text
+
+
+def test_the_embedded_pictures(tmp_path, monkeypatch):
+    monkeypatch.setattr(synthetic, "COUNTS", {"train": 48, "val": 32, "test": 16})
+    out = run("builtin", tmp_path / "run", "--steps", "2")
+    text = reported(out, out=tmp_path / "report", options=["--split", "test"])
+    assert "Some of 16 pictures that the" in text and "horizontal-coarse-red" in text and "prepared" not in text
+
+
+HOSTILE = "<script>alert(\"1\")<|script>$x^{2$", "\u202eolleh\n'&\udcff三\x1b[31m" + 60 * "w"
+
+
+def test_two_classes_of_hostile_names(tmp_path):
+    make_folder(tmp_path / "<b>&\u202e", train=3, val=2, size=(48, 44), classes=HOSTILE)
+    out = run(tmp_path / "<b>&\u202e", tmp_path / "<i>\u202e\udcfe", "--steps", "1")
+    text = reported(out, out=tmp_path / "report")
+    assert "<script" not in text and "<b>" not in text and "<i>" not in text and not {"\u202e", "\x1b"} & set(text)
+    assert "&lt;script&gt;alert(&#34;1&#34;)" in text and r"\u202eolleh" in text and r"\udcff三\x1b[31m" in text
+    assert re.findall(r"<h2>(.*?)</h2>", text) == HEADINGS
+    assert "mini on 2 classes" in text and "its 2 most probable classes" in text
+
+
+@every("arguments, problem", [
+    (["RUN", "--split", "test"], "has no test split"), (["RUN", "--data", "OTHER"], "its 2 classes are not the 3"),
+    (["RUN", "--data", "nowhere"], "no such directory"), (["RUN", "RUN"], "named twice"), (["OTHER"], "is not a run directory"),
+    (["RUN", "--out", "RUN/run.json"], "--out .*: File exists"),
+    (["RUN", "--out", "RUN/run.json/x"], "--out .*: Not a directory"),
+    (["RUN", "--out", "OTHER"], "is there already and no report's"), (["RUN", "--index", "RUN/checkpoints"], "is no index")])
+def test_what_can_not_be_asked(trained, tmp_path, arguments, problem):
+    make_folder(tmp_path, train=1, val=1, size=(48, 44), classes=("a", "b"))
+    (tmp_path / NAME).write_text("somebody's")
+    arguments = [word.replace("RUN", str(trained)).replace("OTHER", str(tmp_path)) for word in arguments]
+    out = [] if "--out" in arguments else ["--out", str(tmp_path / "report")]
+    with pytest.raises(UserError, match=problem):
+        report.main([*arguments, *out, "--gpus", "cpu", "--workers", "0"])
+    assert (tmp_path / NAME).read_text() == "somebody's"
+
+
+def test_one_line_and_exit_code_2(trained, tmp_path, monkeypatch, capsys):
+    """Of a picture that can't be written, too."""
+    report_page.begin(tmp_path / NAME)
+    (tmp_path / "figure3.png").mkdir()
+    monkeypatch.setattr(sys, "argv", ["report", str(trained), "--out", str(tmp_path), "--gpus", "cpu", "--workers", "0"])
+    with pytest.raises(SystemExit) as ended:
+        run_command(report.main)
+    assert ended.value.code == 2 and capsys.readouterr().err == f"error: {tmp_path}/figure3.png.partial: Is a directory\n"
+
+
+def test_what_is_not_the_reports_own_stays(trained, tmp_path):
+    """Neither a directory that holds something else nor what a link leads to; an interrupted report's is gone on with."""
+    (tmp_path / "precious.txt").write_text("precious")
+    with pytest.raises(UserError, match="it is no report's and holds precious.txt; choose a new or empty directory"):
+        reported(trained, out=tmp_path)
+    out = tmp_path / "report"
+    out.mkdir()
+    report_page.begin(out / NAME)
+    (out / "figure3.png").symlink_to(tmp_path / "precious.txt")
+    reported(trained, out=out)
+    assert (tmp_path / "precious.txt").read_text() == "precious" and not (out / "figure3.png").is_symlink()
+
+
+def test_a_refused_report_leaves_no_directory(trained, tmp_path):
+    with pytest.raises(UserError, match="has no test split"):
+        reported(trained, out=tmp_path / "a" / "report", options=["--split", "test"])
+    assert not (tmp_path / "a" / "report").exists()
+
+
+def test_one_network_counts_once(trained, tmp_path):
+    copied = shutil.copytree(trained, tmp_path / "copied", ignore=shutil.ignore_patterns("retrieval", "report"))
+    with pytest.raises(UserError, match="copied has the same first-layer weights as run: they are one network"):
+        reported(trained, copied, out=tmp_path / "report")
+
+
+def test_of_many_pictures_some_are_answered(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "MOST_ANSWERED", 3)
+    text = reported(trained, out=tmp_path / "report")
+    assert "Some of 3 pictures, spread over the 6, that the network has not learned from" in text
+    assert set(re.findall(r"figure4_(\d+)", text)) <= {"000000", "000002", "000005"}
+
+
+def test_the_index_of_earlier_weights_is_named(trained, data, tmp_path):  # noqa: F811
+    out = shutil.copytree(trained, tmp_path / "run")
+    run(data, out, "--resume", "auto", "--epochs", "4", "--seed", "3")
+    with pytest.raises(UserError, match="run/retrieval: it is of other weights, .*; choose another directory for the index"):
+        reported(out, out=tmp_path / "report")
+    assert "step 12 of its training" in reported(out, out=tmp_path / "report", options=["--index", str(tmp_path / "index")])
+
+
+def test_runs_of_one_name_keep_their_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert report._named(["a/run", "b/run", "c"]) == {f"{tmp_path}/a/run": "a/run", f"{tmp_path}/b/run": "b/run", "c": "c"}
+    with pytest.raises(UserError, match="^c is named twice"):
+        report._named(["c", "a", "./a/../c"])
+
+
+def test_the_template_is_installed(tmp_path):
+    """By what setup.py declares; the compiler is hidden, nothing is compiled."""
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "setup.py", "-q", "egg_info", "--egg-base", tmp_path, "build_py", "--build-lib", tmp_path / "lib"]
+    subprocess.run(command, cwd=root, env={**os.environ, "CXX": "none"}, check=True, capture_output=True)
+    assert (tmp_path / "lib/alexnet_mp/reporting/page.html").read_bytes() == (root / "alexnet_mp/reporting/page.html").read_bytes()
+
+
+WIDTHS = (360, 390, 1280)
+# In frames, since a window is never narrower than 500 pixels.
+FRAMES = """<meta name="color-scheme" content="light dark"><title></title>
+%s
+<script>onload = () => document.title = JSON.stringify([...document.querySelectorAll("iframe")].map(frame => {
+  const page = frame.contentDocument, all = [...page.querySelectorAll("body *")].filter(one => !one.closest(".scroll, .row, svg"))
+  const right = one => one.getBoundingClientRect().right
+  const wide = one => one.clientWidth > 0 && one.scrollWidth > one.clientWidth + 1
+  return {width: page.documentElement.clientWidth, scroll: page.documentElement.scrollWidth,
+    cut: all.filter(one => right(one) > frame.clientWidth || wide(one)).map(one => one.outerHTML.slice(0, 99)),
+    least: Math.min(...[...page.images].map(one => one.clientWidth / one.naturalWidth)),
+    letters: Math.min(...[...page.querySelectorAll("svg text")].map(one => one.getBoundingClientRect().height)),
+    paper: frame.contentWindow.getComputedStyle(page.body).backgroundColor}
+}))</script>"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here to render the page")
+def test_nothing_overflows_in_a_browser(page, tmp_path):
+    """At the width of telephones and of a desktop, light and dark; and nothing shrinks until it can't be read."""
+    frames = "".join(f'<iframe src="{page / NAME}" style="width: {width}px; border: 0"></iframe>' for width in WIDTHS)
+    (tmp_path / "frames.html").write_text(FRAMES % frames)
+    papers = {}
+    for theme, scheme in (("light", 1), ("dark", 0)):
+        command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--allow-file-access-from-files",
+                   f"--user-data-dir={tmp_path / 'profile'}", f"--blink-settings=preferredColorScheme={scheme}", "--dump-dom"]
+        command.append(tmp_path / "frames.html")
+        text = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout
+        for width, found in zip(WIDTHS, json.loads(unescape(re.search(r"<title>(.*?)</title>", text)[1])), strict=True):
+            assert found["width"] == width and found["scroll"] <= width and not found["cut"], (theme, found)
+            assert found["least"] > 0.7 and found["letters"] > 10, (theme, found)
+            papers.setdefault(theme, set()).add(found["paper"])
+    assert papers == {"light": {"rgb(255, 255, 255)"}, "dark": {"rgb(22, 22, 26)"}}

@@ -1,0 +1,320 @@
+"""A checkpoint comes back bit for bit, in the bytes that it had from the start; and what could not be loaded is never written."""
+import dataclasses
+import errno
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from inner_cases import every
+from tiny_checkpoint import ALL, V0, V1, V2, V3, V4, bits, refused, rewrite_manifest, rewrite_state, tiny_recipe
+
+from alexnet_mp.data.pixel_statistics import FILE as STATISTICS
+from alexnet_mp.data.pixel_statistics import Statistics
+from alexnet_mp.recipes import shapes
+from alexnet_mp.recipes.presets import paper, source2012
+from alexnet_mp.recipes.recipe import Layer
+from alexnet_mp.runs import checkpoint_format
+from alexnet_mp.runs.checkpoint_format import (
+    STATE,
+    VELOCITY,
+    WEIGHTS,
+    Checkpoint,
+    Data,
+    MadeBy,
+    Scheduled,
+    Validation,
+    load,
+    load_weights,
+    read_state,
+    verify,
+    version,
+    write,
+)
+from alexnet_mp.system import durable_files
+from alexnet_mp.system.errors import UserError
+
+# What comes back
+
+def test_round_trip(original, place):
+    found = load(place)
+    assert bits(found) == bits(original) and list(found.weights) == list(original.weights)
+    assert read_state(place) == verify(place) == original.state and version(place) == 4
+    assert {name: values.tobytes() for name, values in arrays(load_weights(place)).items()} \
+        == {name: values.tobytes() for name, values in arrays(original.weights).items()}
+
+
+def arrays(tensors):
+    return {name: tensor.numpy() for name, tensor in tensors.items()}
+
+
+def test_what_is_loaded_may_be_written_to(place):
+    found = load(place)
+    found.weights["conv1.bias"] += 1
+    found.statistics.mean[0] = 0
+
+
+def test_tensor_files_are_those_of_the_library(original, place):
+    """As anybody reads them, and byte for byte as the library would write them."""
+    for name, tensors in ((WEIGHTS, original.weights), (VELOCITY, original.velocity)):
+        assert (place / name).read_bytes() == safetensors.torch.save(tensors)
+        assert all(torch.equal(tensor, tensors[key]) for key, tensor in safetensors.torch.load_file(place / name).items())
+    (place.parent / "run").mkdir()
+    original.statistics.save(place.parent / "run")
+    assert (place.parent / "run" / STATISTICS).read_bytes() == (place / STATISTICS).read_bytes()
+    assert Statistics.load(place).mean.tobytes() == original.statistics.mean.tobytes()
+
+
+def test_tensors_that_are_not_contiguous(original, place, tmp_path):
+    weights = {name: tensor.to(memory_format=torch.channels_last) if tensor.dim() == 4 else
+               torch.nn.Parameter(tensor.repeat_interleave(2, 0)[::2]) for name, tensor in original.weights.items()}
+    assert not any(tensor.is_contiguous() for name, tensor in weights.items() if tensor.shape[0] > 1 and name != "conv1.bias")
+    write(tmp_path / "other", dataclasses.replace(original, weights=weights))
+    assert bits(load(tmp_path / "other")) == bits(original)
+
+
+def with_state(original, **changes):
+    return dataclasses.replace(original, state=dataclasses.replace(original.state, **changes))
+
+
+@every("changes", [
+    {"validated": False, "validation": None}, {"validation": None, "scheduled": None, "schedule": {}, "step": 0, "epoch": 0},
+    {"schedule": {"drops": 3, "best": None, "since_best": 4}}, {"step": 2**53 - 1, "metrics_bytes": 2**53 - 1},
+    {"validation": Validation(0.0, 0.0, -2.2e-16, 50_000)}, {"validation": Validation(100, 100, 7, 1)}, {"saved": ""},
+])
+def test_every_state_that_a_run_can_have(changes, original, tmp_path):
+    changed = with_state(original, **changes)
+    write(tmp_path / "one", changed)
+    assert read_state(tmp_path / "one") == changed.state == load(tmp_path / "one").state
+
+
+def test_names_that_are_no_text(original, tmp_path):
+    """A folder's name is any bytes; and a name may be any text."""
+    classes = os.fsdecode(b"caf\xe9"), "?", "ünïcödé \U0001f41d"
+    data = Data(os.fsdecode(b"/data/\xff\xfe"), "\U0001f41c \u2028 \"quoted\"\n", "f", classes)
+    write(tmp_path / "one", with_state(original, data=data))
+    assert load(tmp_path / "one").state.data == data
+    (tmp_path / "one" / STATE).read_bytes().decode("ascii")
+
+
+def test_22_000_classes(original, tmp_path):
+    classes = tuple(f"n{number:08} and a name of quite some length, as WordNet has them" for number in range(22_000))
+    layers = (Layer("fc8", "fc", None, "image", (), towers="first"),)
+    recipe = dataclasses.replace(tiny_recipe(), layers=layers, crop_size=1, crop_positions=1)
+    tensors = {name: torch.zeros(shape) for name, shape in shapes.merged_shapes(recipe, len(classes)).items()}
+    state = dataclasses.replace(original.state, recipe=recipe, data=dataclasses.replace(original.state.data, classes=classes),
+                                scheduled=None)
+    write(tmp_path / "one", Checkpoint(tensors, tensors, original.statistics, state))
+    assert load(tmp_path / "one").state == state
+    assert (tmp_path / "one" / STATE).stat().st_size < checkpoint_format.MOST_STATE / 2
+
+
+@every("preset", [paper, source2012])
+def test_recipes_with_dates_and_whole_numbers(preset, original, tmp_path):
+    """1 for 1.0 in a recipe made in Python is no reason to lose a checkpoint."""
+    taken = {field: getattr(preset(), field) for field in ("schedule", "epochs", "reshuffle", "crop_share", "bias_weight_decay")}
+    dates = tuple(dataclasses.replace(date, layers=("conv1",)) for date in preset().dates)
+    recipe = dataclasses.replace(tiny_recipe(), **taken, dates=dates, lrn_k=2)
+    write(tmp_path / "one", with_state(original, recipe=recipe))
+    assert load(tmp_path / "one").state.recipe == recipe
+
+
+# The fixtures
+
+def test_a_checkpoint_of_format_1_as_it_was_written(original):
+    """Its recipe comes back with the fields that it lacks, at the values that mean the same."""
+    assert bits(load(V1)) == bits(original) and verify(V1) == read_state(V1) == original.state and version(V1) == 1
+    assert (original.state.recipe.test_views, original.state.recipe.batch_file_size) == ("ten", None)
+    assert {(layer.weight_decay, layer.rate) for layer in original.state.recipe.layers} == {(None, 1.0)}
+
+
+@every("add", [
+    lambda recipe: recipe.update(test_views="nine"), lambda recipe: recipe.update(test_views="ten"),
+    lambda recipe: recipe["layers"][0].update(rate=2.0), lambda recipe: recipe["layers"][2].update(weight_decay=None),
+    lambda recipe: recipe.pop("layers"), lambda recipe: recipe.update(layers=[7]), lambda recipe: recipe.pop("seed"),
+])
+def test_format_1_with_what_it_never_had_is_refused(add, tmp_path):
+    place = tmp_path / "step_00000003"
+    shutil.copytree(V1, place)
+    rewrite_state(place, lambda fields: add(fields["recipe"]))
+    rewrite_manifest(place, lambda fields: fields.update(format=1))
+    refused(load, place, STATE)
+
+
+def test_format_2_without_what_format_1_lacks_is_refused(tmp_path):
+    place = tmp_path / "step_00000003"
+    shutil.copytree(V1, place)
+    rewrite_manifest(place, lambda fields: fields.update(format=2))
+    assert "a field is missing" in refused(load, place, STATE)
+
+
+def test_a_checkpoint_of_format_2_as_it_was_written(original):
+    assert bits(load(V2)) == bits(original) and verify(V2) == read_state(V2) == original.state and version(V2) == 2
+    assert original.state.made_by.precision == "fp32"
+
+
+@every("source, number", [(V1, 1), (V2, 2)])
+def test_formats_1_and_2_with_a_precision_are_refused(source, number, tmp_path):
+    place = tmp_path / "step_00000003"
+    shutil.copytree(source, place)
+    rewrite_state(place, lambda fields: fields["made_by"].update(precision="fp32"))
+    rewrite_manifest(place, lambda fields: fields.update(format=number))
+    assert f"made_by.precision is a field that format {number} had not" in refused(load, place, STATE)
+
+
+def test_format_3_without_a_precision_is_refused(tmp_path):
+    place = tmp_path / "step_00000003"
+    shutil.copytree(V2, place)
+    rewrite_manifest(place, lambda fields: fields.update(format=3))
+    refused(load, place, STATE)
+
+
+def test_a_checkpoint_of_format_3_as_it_was_written(original):
+    assert bits(load(V3)) == bits(original) and verify(V3) == read_state(V3) == original.state and version(V3) == 3
+
+
+@every("source, number", [(V1, 1), (V2, 2), (V3, 3)])
+def test_an_older_format_with_files_of_a_size_is_refused(source, number, tmp_path):
+    place = tmp_path / "step_00000003"
+    shutil.copytree(source, place)
+    rewrite_state(place, lambda fields: fields["recipe"].update(batch_file_size=None))
+    rewrite_manifest(place, lambda fields: fields.update(format=number))
+    assert f"one that format {number} had not is there" in refused(load, place, STATE)
+
+
+def test_format_4_without_what_format_3_lacks_is_refused(tmp_path):
+    place = tmp_path / "step_00000003"
+    shutil.copytree(V3, place)
+    rewrite_manifest(place, lambda fields: fields.update(format=4))
+    assert "a field is missing" in refused(load, place, STATE)
+
+
+def test_what_is_written_now_is_format_4(place):
+    """The same bytes as when format 4 came to be. Where they must change, VERSION has to, too."""
+    assert {name: (place / name).read_bytes() for name in ALL} == {name: (V4 / name).read_bytes() for name in ALL}
+
+
+def test_a_checkpoint_of_format_0(original, tmp_path):
+    weights = load_weights(V0)
+    assert all(torch.equal(weights[name], tensor) for name, tensor in original.weights.items()) and len(weights) == 6
+    assert version(V0) == 0 and verify(V0) is None
+    for action in (load, read_state):
+        assert "holds weights alone (format 0): it can be evaluated, not resumed" in refused(action, V0)
+
+
+@every("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_format_0_in_another_dtype(dtype, tmp_path):
+    values = torch.arange(6, dtype=dtype).reshape(2, 3)
+    safetensors.torch.save_file({"x": values, "empty": torch.zeros(0, 3)}, tmp_path / WEIGHTS, {"format": "pt"})
+    assert torch.equal(load_weights(tmp_path)["x"], values) and verify(tmp_path) is None
+
+
+# What must not come into being
+
+def changed(tensors, name, value):
+    return {**tensors, name: value}
+
+
+def spoiled(tensors, name, value):
+    tensor = tensors[name].clone()
+    tensor.view(-1)[-1] = value
+    return changed(tensors, name, tensor)
+
+
+@every("change, problem", [
+    (lambda c: {"weights": spoiled(c.weights, "fc2.weight", float("nan"))}, "weights.*fc2.weight has values that are not finite"),
+    (lambda c: {"velocity": spoiled(c.velocity, "fc8.bias", float("-inf"))}, "velocity.*fc8.bias has values that are not finite"),
+    (lambda c: {"weights": changed(c.weights, "fc8.bias", torch.zeros(4))}, r"fc8.bias is float32 \(4,\)"),
+    (lambda c: {"weights": changed(c.weights, "fc8.bias", torch.zeros(3).double())}, "fc8.bias is float64"),
+    (lambda c: {"weights": changed(c.weights, "fc8.bias", torch.zeros(3).bfloat16())}, "fc8.bias is bfloat16"),
+    (lambda c: {"weights": changed(c.weights, "fc8.bias", torch.zeros(3, device="meta"))}, "on meta"),
+    (lambda c: {"weights": changed(c.weights, "fc9.bias", torch.zeros(3))}, "fc9.bias.* missing or foreign"),
+    (lambda c: {"velocity": {"fc8.bias": c.velocity["fc8.bias"]}}, "conv1.weight.* missing or foreign"),
+    (lambda c: {"statistics": dataclasses.replace(c.statistics, mean=c.statistics.mean.astype(np.float32))}, "mean is float32"),
+    (lambda c: {"statistics": dataclasses.replace(c.statistics, mean=np.zeros((6, 6, 3)))}, "mean is"),
+    (lambda c: {"statistics": dataclasses.replace(c.statistics, eigenvectors=np.full((3, 3), np.nan))}, "eigenvectors"),
+    (lambda c: {"statistics": dataclasses.replace(c.statistics, eigenvalues=np.array([-0.1, 0, 1]))}, "negative"),
+])
+def test_no_tensor_that_could_not_be_loaded_is_written(change, problem, original, tmp_path):
+    with pytest.raises(ValueError, match=problem):
+        write(tmp_path / "one", dataclasses.replace(original, **change(original)))
+    assert not (tmp_path / "one").exists()
+
+
+@every("changes", [
+    {"step": -1}, {"step": 2**53}, {"step": 1.0}, {"epoch": None}, {"metrics_bytes": -1}, {"validated": 1},
+    {"validated": False}, {"saved": None}, {"schedule": {"best": float("nan")}}, {"schedule": {"best": float("inf")}},
+    {"schedule": {"best": "12"}}, {"schedule": {"drops": -1}}, {"scheduled": Scheduled({}, 0.1)}, {"scheduled": {}},
+    {"validation": Validation(float("nan"), 0.0, 1.0, 8)}, {"validation": Validation(101.0, 0.0, 1.0, 8)},
+    {"validation": Validation(0.0, 0.0, float("inf"), 8)}, {"validation": Validation(0.0, 0.0, -1.0, 8)}, {"data": None},
+    {"data": Data("a", "b", "c", ())}, {"data": Data("a", "b", "c", "abc")}, {"recipe": None}, {"made_by": None},
+    {"made_by": MadeBy(("cpu",), os.fsdecode(b"\xff"), "fp32", "torch", 1, {})},
+    {"made_by": MadeBy(("cpu",), "cpu", "fp32", "torch", 1, {"torch": 2})},
+    {"data": Data("a", "b", "c", ("x" * (5 << 20),))}, {"step": np.float32(1)},
+])
+def test_no_state_that_could_not_be_loaded_is_written(changes, original, tmp_path):
+    with pytest.raises(ValueError):
+        write(tmp_path / "one", with_state(original, **changes))
+    assert not (tmp_path / "one").exists()
+
+
+def test_a_large_sum_is_no_infinity(original, tmp_path):
+    weights = changed(original.weights, "fc2.weight", torch.full_like(original.weights["fc2.weight"], 3e38))
+    write(tmp_path / "one", dataclasses.replace(original, weights=weights))
+    assert torch.equal(load(tmp_path / "one").weights["fc2.weight"], weights["fc2.weight"])
+
+
+def test_a_directory_is_written_once(original, place):
+    before = {name: (place / name).stat().st_mtime_ns for name in ALL}
+    with pytest.raises(FileExistsError):
+        write(place, original)
+    assert {name: (place / name).stat().st_mtime_ns for name in ALL} == before
+
+
+def test_the_manifest_is_written_last_and_all_is_synced(original, tmp_path, monkeypatch):
+    log = []
+    for name in ("make_directory", "write", "sync"):
+        monkeypatch.setattr(durable_files, name, lambda path, *rest, name=name, call=getattr(durable_files, name):
+                            (log.append((name, Path(path).name)), call(path, *rest))[1])
+    write(tmp_path / "one", original)
+    assert log == [("make_directory", "one"), *(("write", name) for name in ALL), ("sync", "one")]
+
+
+def test_a_failing_disk_leaves_no_manifest(original, tmp_path, monkeypatch):
+    class Failing:
+        """The os module, whose call number `left` of those that change the disk fails."""
+
+        def __init__(self, left):
+            self.left = left
+
+        def __getattr__(self, name):
+            original = getattr(os, name)
+            if name not in ("mkdir", "open", "write", "fsync"):
+                return original
+
+            def call(*arguments, **options):
+                self.left -= 1
+                if self.left < 0:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                return original(*arguments, **options)
+
+            return call
+
+    for number in range(1000):
+        place = tmp_path / str(number)
+        with monkeypatch.context() as patch:
+            patch.setattr(durable_files, "os", Failing(number))
+            try:
+                write(place, original)
+                break
+            except OSError as error:
+                assert error.errno == errno.ENOSPC and error.filename.startswith(str(place))
+        try:
+            load(place)  # after the last write of the manifest alone: the sync is what failed
+            assert number >= 30
+        except UserError:
+            pass
+    assert bits(load(place)) == bits(original) and 30 < number < 60

@@ -1,0 +1,211 @@
+"""What tools/gpu_check is made of: its table, the packages that it misses, the facts that it gathers."""
+import json
+import os
+import re
+import subprocess
+import sys
+import zipfile
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.append(str(ROOT / "tools"))
+from gpu_check import facts, journal, packages, results, stages
+
+TABLE = {stage.name: stage for stage in stages.table()}
+
+
+def collected(*arguments):
+    """The node ids that pytest selects."""
+    # A worker of xdist tells its children so, and there pytest-benchmark measures nothing.
+    environment = {name: value for name, value in os.environ.items() if "XDIST" not in name}
+    done = subprocess.run([sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "gpu_check.journal", "-p",
+                           "no:cacheprovider", *arguments], capture_output=True, text=True, cwd=ROOT,
+                          env=environment | {"PYTHONPATH": str(ROOT / "tools"), "CUDA_VISIBLE_DEVICES": ""})
+    return [line for line in done.stdout.splitlines() if "::" in line]
+
+
+def test_what_is_worth_most_comes_first():
+    """The order that was decided on; and nothing is there twice."""
+    assert len(TABLE) == len(stages.table())
+    names = [name for name in TABLE if name not in ("train-two-devices",)]
+    assert names[:13] == [
+        "build", "kernels-once", "graphs", "train-one-device", "train-cpu-and-gpu", "step-bf16-b128", "roof",
+        "lrn-pool-bf16-b128", "lrn-pool-bf16-b1024", "step-bf16-b1024", "forked", "pipeline-dali", "pipeline-raw"]
+    places = {name: place for place, name in enumerate(TABLE)}
+    wide = [places[name] for name in TABLE if name.startswith("tests-") and name != "tests-rest"]
+    assert places["pipeline"] < min(wide) and max(wide) < places["lrn-pool-fp32-b128"]
+    assert list(TABLE)[-4:] == ["memcheck", "racecheck", "synccheck", "initcheck"]
+    for stage in TABLE.values():
+        assert 0 < stage.seconds <= stage.limit <= 540 and stage.why, stage  # of a command of ten minutes
+    for tool in list(TABLE)[-4:]:
+        assert "--report-api-errors no" in " ".join(TABLE[tool].command)
+
+
+def test_every_file_of_tests_is_in_one_stage():
+    wide, rest = map(set, stages.test_files())
+    assert wide | rest == {path.relative_to(ROOT) for path in (ROOT / "tests").rglob("test_*.py")} and not wide & rest
+    assert {"test_lrn_pool", "test_triton_kernels", "test_sgd", "test_graphed_step"} <= {path.stem for path in wide}
+    assert {"test_sources", "test_metrics"} <= {path.stem for path in rest}
+    for path in wide:
+        assert str(path) in TABLE[f"tests-{path.stem.removeprefix('test_')}"].command
+    assert set(map(str, rest)) < set(TABLE["tests-rest"].command)
+
+
+def test_every_selection_of_benchmarks_selects_and_the_quick_ones_compile_nothing():
+    """pytest's -k, as far as the table uses it: parts of names, `and`, `not`."""
+    ids = collected("benchmarks", "--benchmark-only")
+    for stage in TABLE.values():
+        if "-k" not in stage.command or "benchmarks/record.py" not in stage.command or stage.name == "forked":
+            continue
+        words = stage.command[stage.command.index("-k") + 1].split(" and ")
+        chosen = [one for one in ids if all(word in one or word.startswith("not ") for word in words)
+                  and not any(f"not {word}" in words for word in re.findall(r"\w+", one))]
+        assert chosen and not any("cpu-" in one or "-cpu]" in one for one in chosen), stage.name
+        if stage.seconds <= 60:
+            assert not any("compile" in one for one in chosen), stage.name
+
+
+def test_the_first_stages_of_tests_are_few_cases_and_all_for_a_gpu():
+    files = {stage: [word for word in TABLE[stage].command if word.startswith("tests/")]
+             for stage in ("kernels-once", "graphs")}
+    assert TABLE["kernels-once"].command[-2:] == ("-k", "fp32") and TABLE["graphs"].command[-1] == "--gpu-only"
+    assert files["kernels-once"][0] in TABLE["memcheck"].command
+    ids = collected(*files["kernels-once"], *files["graphs"], "--gpu-only")
+    once = [one for one in ids if one.startswith(files["kernels-once"][0])]
+    assert len(once) == 3 * len([one for one in once if "fp32" in one]) >= 50
+    assert all(re.search(r"\b(cuda|triton)-", one) for one in once)
+    assert 30 <= len(ids) - len(once) <= 80 and not any("one CPU" in one for one in ids)
+
+
+def test_a_line_that_was_half_written_and_a_test_that_passed_later(tmp_path):
+    lines = ("begun A a[x y]", "failed A a[x y]", "begun A b", "begun B b", "passed B b", "begun A c", "begun A d",
+             "skipped A d", "pass")
+    (tmp_path / "lines").write_text("\n".join(lines))
+    assert journal.read(tmp_path / "lines", "A") == ({"b"}, {"a[x y]"}, {"c"})
+    assert journal.read(tmp_path / "lines", "C") == ({"b"}, set(), set())
+    assert journal.read(tmp_path / "none", "A") == (set(), set(), set())
+
+
+def test_a_long_log_keeps_its_ends(tmp_path):
+    (tmp_path / "log").write_text("begin " + "x" * results.LOG * 3 + " end")
+    results.shorten(tmp_path / "log")
+    text = (tmp_path / "log").read_text()
+    assert text.startswith("begin ") and text.endswith(" end") and "left out" in text and len(text) < results.LOG + 100
+
+
+def test_a_large_file_is_not_packed(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "MOST", 100)
+    results.replace(tmp_path / "home" / "check.json", "{}")
+    (tmp_path / "home" / "large").write_bytes(bytes(101))
+    results.pack(tmp_path / "home", tmp_path / "results")
+    with results.tarfile.open(tmp_path / "results" / "gpu-check.tar.gz") as tar:
+        assert tar.getnames() == ["check.json"]
+
+
+# --- packages
+
+def project(folder, *dependencies):
+    folder.mkdir(exist_ok=True)
+    (folder / "pyproject.toml").write_text(f'[project]\ndependencies = {json.dumps(["numpy>=2", *dependencies])}\n'
+                                           '[project.optional-dependencies]\ngpu = []\ntest = ["pytest>=8"]\n')
+    return folder
+
+
+def test_missing_packages_are_named_with_the_way_to_bring_them(tmp_path, monkeypatch):
+    assert packages.bring(project(tmp_path)) == ""
+    monkeypatch.setattr(packages, "LOST", {"faiss-cuda-of-mine": "retrieval"})
+    line = packages.bring(project(tmp_path, "faiss-cuda-of-mine>=1"))
+    assert line.startswith("not installed: faiss-cuda-of-mine (retrieval); ") and "\n" not in line
+    assert "pip download" in line and "--wheels WHEELS" in line
+    with pytest.raises(results.Refused, match="not installed: pydantic-of-mine, and nothing starts .*--wheels WHEELS$"):
+        packages.bring(project(tmp_path, "faiss-cuda-of-mine>=1", "pydantic-of-mine"))
+
+
+def test_wheels_are_installed_without_an_index(tmp_path, monkeypatch, capsys):
+    """One by one: one that lacks what it needs keeps no other away."""
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    for name, needs in (("toy_of_mine", ""), ("toy_in_need", "Requires-Dist: not-among-the-wheels\n")):
+        with zipfile.ZipFile(wheels / f"{name}-1.0-py3-none-any.whl", "w") as wheel:
+            wheel.writestr(f"{name}.py", "")
+            wheel.writestr(f"{name}-1.0.dist-info/METADATA",
+                           f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n{needs}")
+            wheel.writestr(f"{name}-1.0.dist-info/WHEEL",
+                           "Wheel-Version: 1.0\nGenerator: toy\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+            wheel.writestr(f"{name}-1.0.dist-info/RECORD", "")
+    monkeypatch.setenv("PIP_TARGET", str(tmp_path / "site"))
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    monkeypatch.setattr(packages, "LOST", {"toy-in-need": "nothing"})
+    line = packages.bring(project(tmp_path / "project", "toy-in-need", "toy-of-mine>=1"), wheels)
+    assert line.startswith("not installed: toy-in-need (nothing); ")
+    assert (tmp_path / "site" / "toy_of_mine.py").exists()
+    assert "toy-in-need was not installed from" in capsys.readouterr().out
+
+
+def test_the_packages_of_this_project_are_known_by_their_modules():
+    for name in packages.missing(ROOT):
+        with pytest.raises(metadata.PackageNotFoundError):
+            metadata.version(name)
+
+
+# --- facts
+
+def test_environment(tmp_path):
+    facts.environment(tmp_path / "facts.json")
+    found = json.loads((tmp_path / "facts.json").read_text())
+    assert found["torch"] and found["packages"]["numpy"] and found["processors"] >= 1 and found["memory_bytes"] > 2**30
+    assert {"devices", "driver", "nvidia_smi", "cuda", "nvcc", "python"} <= set(found)
+
+
+def test_roof(tmp_path, monkeypatch):
+    from alexnet_mp.profiling import machine_limits
+    monkeypatch.setattr(machine_limits, "measure", lambda device, dtype: machine_limits.Ceilings(4000.0, 700.0, 1 << 28, 8192))
+    facts.roof(tmp_path / "roof.json")
+    found = json.loads((tmp_path / "roof.json").read_text())
+    assert found["copy_gb_per_s"] == 4000 and found["bf16_tflop_per_s"] == found["fp32_tflop_per_s"] == 700
+
+
+def test_resources_of_compiled_kernels(tmp_path, monkeypatch):
+    """As cuobjdump prints them; of two kernels one keeps a value in local memory."""
+    tool = tmp_path / "cuobjdump"
+    tool.write_text("""#!/bin/sh
+case $1 in
+-res-usage) echo 'arch = sm_90
+ Function forward:
+  REG:32 STACK:0 SHARED:1024 LOCAL:0
+ Function backward:
+  REG:40 STACK:8 SHARED:0 LOCAL:0';;
+-sass) echo 'arch = sm_90
+        Function : forward
+        /*0000*/                   LDC R1, c[0x0][0x28] ;
+        /*0010*/              @!P0 FADD R2, R2, R3 ;
+        /*0020*/                   NOP ;
+        Function : backward
+        /*0000*/                   STL [R1], R2 ;';;
+esac
+""")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert facts.resources(tmp_path / "resources.json") == 0
+    assert json.loads((tmp_path / "resources.json").read_text()) == {
+        "sm_90 forward": {"registers": 32, "stack": 0, "shared": 1024, "instructions": 2, "local": 0},
+        "sm_90 backward": {"registers": 40, "stack": 8, "shared": 0, "instructions": 1, "local": 1}}
+
+
+@pytest.mark.parametrize("errors, code, status", [([93.0, 0.5], 0, 0), ([93.0, 93.0], 0, 1), ([], 0, 1), ([0.5], 3, 3)])
+def test_a_run_has_to_learn(errors, code, status, tmp_path, monkeypatch):
+    def run(command):
+        assert command[-2:] == ["--gpus", "0"]
+        lines = [{"kind": "train", "loss": 1.0}, *({"kind": "val", "top1_error": error} for error in errors)]
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return subprocess.CompletedProcess(command, code)
+
+    monkeypatch.setattr(facts.subprocess, "run", run)
+    monkeypatch.setattr(facts.signal, "signal", lambda *_: None)
+    (tmp_path / "out").mkdir()
+    assert facts.train(str(tmp_path / "run"), str(tmp_path / "out"), ["--gpus", "0"]) == status
+    assert (tmp_path / "out" / "metrics.jsonl").exists()

@@ -1,0 +1,37 @@
+"""tools/norm_factors.py: by how much response normalisation changes a network's outputs, against the formula."""
+import subprocess
+import sys
+from pathlib import Path
+
+import norm_factors
+import pytest
+import torch
+from tiny_run import run
+
+from alexnet_mp.evaluation.trained import load_run
+
+pytestmark = pytest.mark.usefixtures("one_thread", "quick")
+
+
+def test_factors_are_those_of_the_formula(data, tmp_path, monkeypatch):  # noqa: F811
+    """With an alpha that counts: of one map alone the factor is (1 + alpha a^2 / k)^-beta, where a is the normalised output's input."""
+    out = run(data, tmp_path / "run", "--steps", "2", "--set", "lrn_size=1", "--set", "lrn_alpha=0.01")
+    seen = []
+    before = norm_factors._of_layer
+    monkeypatch.setattr(norm_factors, "_of_layer", lambda name, module, x, most: seen.append(
+        torch.relu(module._convolve(x, module.weight, module.bias))) or before(name, module, x, most))
+    found = norm_factors.norm_factors(str(out))
+    assert list(found) == ["conv1 lrn"]
+    inputs = seen[0][seen[0] != 0]
+    torch.testing.assert_close(found["conv1 lrn"], (1 + 0.01 * inputs**2 / load_run(str(out), "cpu")[0].recipe.lrn_k) ** -0.75)
+    assert found["conv1 lrn"].max() <= 1 and found["conv1 lrn"].min() < 0.9
+    assert len(norm_factors.norm_factors(str(out), most=10)["conv1 lrn"]) <= 10
+
+
+def test_the_command(data, tmp_path):  # noqa: F811
+    out = run(data, tmp_path / "run", "--steps", "1")
+    command = [sys.executable, str(Path(norm_factors.__file__)), str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and "conv1 lrn: outputs are multiplied by" in done.stdout
+    done = subprocess.run([*command[:2], str(tmp_path)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and done.stderr.startswith("error:") and done.stderr.count("\n") == 1

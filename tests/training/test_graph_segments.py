@@ -1,0 +1,235 @@
+"""A pass cut at the crossings: what each device computes, in which order, and what flies meanwhile."""
+import gc
+from contextlib import closing
+
+import pytest
+import torch
+from inner_cases import every
+from overlapped import FROZEN, LABELS, Called, Products, apart, gradients, images
+
+from alexnet_mp import mini
+from alexnet_mp.data.pipeline_raw import ahead
+from alexnet_mp.network import exchange
+from alexnet_mp.network.network import merge_tensors
+from alexnet_mp.recipes.recipe import change_layers
+from alexnet_mp.training import cuda_graphs
+from alexnet_mp.training.graph_segments import forward_and_backward
+
+TWO = [torch.device("cuda:0"), torch.device("cuda:1")]
+RECIPES = {"four edges": mini(), "a fifth": change_layers(mini(), "conv4", reads="both"),
+           "one edge": change_layers(mini(), "conv3", "fc6", "fc7", reads="own")}
+
+
+class Playing:
+    """In place of a `Tape`: runs what it is given, writes down the order, and refuses a tower what lies with the other."""
+
+    def __init__(self):
+        self.events, self.owners, self.kept = [], {}, []
+
+    def belongs(self, tower, tensors):
+        self.kept += tensors  # so that no other gets the same id
+        self.owners |= {id(tensor): tower for tensor in tensors}
+
+    def run(self, tower, function, *arguments):
+        for argument in arguments:
+            for tensor in argument if isinstance(argument, list) else [argument]:
+                assert not isinstance(tensor, torch.Tensor) or self.owners[id(tensor)] == tower
+        self.events.append((function.__name__, "ab"[tower]))
+        results = function(*arguments)
+        self.belongs(tower, results)
+        return results
+
+    def send(self, edge, tensor, source, target, pass_):
+        assert self.owners[id(tensor)] == source != target
+        self.events.append((f"send {edge} {pass_}", "ab"[source]))
+        return tensor.clone(), target
+
+    def receive(self, copy):
+        tensor, target = copy
+        self.events.append(("receive", "ab"[target]))
+        self.belongs(target, [tensor])
+        return tensor
+
+
+def played(network, x):
+    tape, both = Playing(), [x.clone(), x.clone()]
+    for tower, own in enumerate(both):
+        tape.belongs(tower, [own])
+    numbers = forward_and_backward(network, both, LABELS, tape)
+    return tape, numbers
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_it_is_the_pass_of_the_network(recipe):
+    x = images(recipe)
+    network, other = apart(recipe), apart(recipe)
+    logits, expected = gradients(other, x)
+    _, (loss, right) = played(network, x)
+    assert loss == torch.nn.functional.cross_entropy(logits, LABELS) and right == (logits.argmax(1) == LABELS).sum()
+    assert network.step == other.step == 1
+    for name, parts in network.layer_parameters().items():
+        assert torch.equal(merge_tensors({name: [part.grad for part in parts]})[name], expected[name]), name
+
+
+def test_the_own_half_is_computed_while_the_other_flies():
+    """Forward both crossings begin before either product; backward what has to cross is sent before the rest is computed."""
+    tape, _ = played(apart(mini()), images(mini()))
+    events = tape.events
+    assert events[:2] == [("start", "a"), ("start", "b")]
+    for edge in ("conv3", "fc6", "fc7"):
+        first = events.index((f"send {edge} forward", "b"))
+        assert events[first:first + 8] == [(f"send {edge} forward", "b"), (f"send {edge} forward", "a"),
+                                           *[(what, tower) for tower in "ab" for what in ("begin", "receive", "end")]]
+    last = events.index(("send fc8 forward", "b"))
+    assert events[last:last + 4] == [("send fc8 forward", "b"), ("begin", "a"), ("receive", "a"), ("end", "a")]
+    assert events[last + 4:last + 8] == [("backward", "a"), ("send fc8 backward", "a"), ("backward_of_product", "a"), ("receive", "b")]
+    for edge in ("fc7", "fc6", "conv3"):
+        first = events.index((f"send {edge} backward", "b")) - 1
+        rest = [(what, tower) for tower in "ba" for what in ("backward", f"send {edge} backward", "backward_of_product")]
+        assert events[first:first + 6] == rest and sorted(events[first + 6:first + 8]) == [("receive", "a"), ("receive", "b")]
+    assert events[-2:] == [("backward", "b"), ("backward", "a")]
+
+
+@every("frozen", ["", "conv1.", "conv1. conv2.", "conv3.weight", "conv3.", "conv1. conv2. conv3.", "fc6. conv2.bias"])
+def test_no_gradient_that_nobody_wants_is_computed(frozen):
+    """Those of convolutions are the ones that autograd computes."""
+    x, found = images(mini()), []
+    for compute in (gradients, played):
+        network, happened = apart(mini()), []
+        for name, parts in network.layer_parameters().items():
+            for part in parts:
+                part.requires_grad_(not any(start in name for start in frozen.split()))
+        with Products(happened):
+            compute(network, x)
+        found.append(sorted(happened))
+    assert found[0] == found[1]
+
+
+@every("frozen", FROZEN)
+def test_a_matrix_gets_its_gradient_half_by_half(frozen, by_halves):  # noqa: F811
+    """The bits of the eager pass, and as many products."""
+    x, found, counts = images(mini(), torch.float32), [], []
+    for compute in (gradients, played):
+        network, called = apart(mini(), dtype=torch.float32), Called()
+        for name, parts in network.layer_parameters().items():
+            for part in parts:
+                part.requires_grad_(not any(name.startswith(start) for start in frozen.split()))
+        with called:
+            compute(network, x)
+        found.append([part.grad for parts in network.layer_parameters().values() for part in parts])
+        counts.append(called.counts[torch.ops.aten.mm.out])
+    assert counts[0] == counts[1] > 0
+    assert all(one is other or torch.equal(one, other) and one.stride() == other.stride()
+               for one, other in zip(*found, strict=True))
+
+
+def test_a_tape_captures_on_each_towers_device():
+    class Graphs:
+        def capture(self, function, pool, device, update=False):
+            assert not update
+            captured.append(device)
+            return self, function()
+
+        def replay(self):
+            replayed.append(True)
+
+    captured, replayed = [], []
+    tape = cuda_graphs.Tape(Graphs(), None, exchange.Exchange(("cpu", "meta")))
+    assert tape.run(1, lambda x: [x], 7) == [7] and tape.run(0, list) == []
+    tape.replay()
+    assert [device.type for device in captured] == ["meta", "cpu"] and len(replayed) == 2
+
+
+def test_what_is_launched_aside_waits_for_what_was_before_and_is_waited_for(monkeypatch):
+    happened, current = [], {}
+
+    class Stream:
+        def __init__(self, device, name):
+            self.device, self.name = device, f"{name} {device}"
+
+        def wait_stream(self, other):
+            happened.append(f"{self.name} waits for {other.name}")
+
+        def __enter__(self):
+            self.before, current[self.device] = current[self.device], self
+
+        def __exit__(self, *_):
+            current[self.device] = self.before
+
+    monkeypatch.setattr(cuda_graphs, "stream_for", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", current.__getitem__)
+    current.update({device: Stream(device, "usual") for device in ("0", "1")})
+    graphs = cuda_graphs.CudaGraphs(["0", "1"])
+    with pytest.raises(ValueError), graphs.aside():
+        assert [current[device].name for device in "01"] == ["graphs 0", "graphs 1"]
+        assert sorted(happened) == ["graphs 0 waits for usual 0", "graphs 1 waits for usual 1"]
+        happened.clear()
+        raise ValueError
+    assert sorted(happened) == ["usual 0 waits for graphs 0", "usual 1 waits for graphs 1"]
+    assert [current[device].name for device in "01"] == ["usual 0", "usual 1"]
+
+
+class Capture:
+    """In place of `torch.cuda.graph`."""
+
+    streams = []
+
+    def __init__(self, graph, pool, stream, capture_error_mode):
+        assert pool == f"pool {stream.device}" and capture_error_mode == "thread_local"
+        self.streams.append(stream)
+
+    def __enter__(self):
+        pass
+
+    def __exit__(self, *_):
+        pass
+
+
+def test_updates_are_captured_on_a_stream_of_their_own(streams, monkeypatch):  # noqa: F811
+    """They are reset while the other graphs of their device live on, which must not have used that stream."""
+    used = []
+    monkeypatch.setattr(Capture, "streams", used)
+    monkeypatch.setattr(torch.cuda, "graph", Capture)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    graphs = cuda_graphs.CudaGraphs(TWO)
+    for device in TWO:
+        for update in (False, True, False, True):
+            graphs.capture(list, {device: f"pool {device}"}, device, update=update)
+    assert [stream.device for stream in used] == [TWO[0]] * 4 + [TWO[1]] * 4 and len(set(used)) == 4
+    assert all(used[number] is used[number + 2] for number in (0, 1, 4, 5))
+    assert [used[0], used[4]] == [*graphs.streams.values()]  # those of the eager steps before, with cuBLAS's workspaces
+
+
+def test_of_many_trainings_in_a_process_no_two_uses_share_a_stream(streams, monkeypatch):  # noqa: F811
+    """A capture would hold what the thread that works ahead launches, or what crosses, if it were on their stream."""
+    monkeypatch.setattr(gc, "collect", lambda: None)  # it takes a while
+    with closing(ahead((({}, torch.tensor(number)) for number in range(10**6)), TWO)) as batches:
+        next(batches)
+        used = {stream for way in (TWO, TWO[::-1]) for stream in exchange._copy_streams(*way)}
+        for _ in range(20):
+            graphs = cuda_graphs.CudaGraphs(TWO)
+            assert used.isdisjoint([*graphs.streams.values(), *graphs.update_streams.values()])
+            with closing(ahead((({}, torch.tensor(number)) for number in range(2)), TWO)) as views:
+                list(views)
+    assert streams.asked == dict.fromkeys(TWO, 2 + 1 + 2)
+
+
+def test_graphs_of_an_earlier_training_are_reset_before_there_are_new_ones(streams):  # noqa: F811
+    """On the same streams, although nobody but themselves knows of them any more."""
+    class Knot:
+        def __init__(self):
+            self.graphs, self.self = cuda_graphs.CudaGraphs(TWO), self
+
+        def __del__(self):
+            ended.append(True)
+
+    ended = []
+    gc.disable()
+    try:
+        Knot()
+        assert not ended
+        cuda_graphs.CudaGraphs(TWO)
+        assert ended
+    finally:
+        gc.enable()

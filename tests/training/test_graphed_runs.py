@@ -1,0 +1,193 @@
+"""Whole runs with CUDA graphs end as runs without do; the golden losses; what `--graphs` means and refuses."""
+import dataclasses
+import json
+
+import pytest
+import torch
+from fake_device import FakeGraphs, LateEvents
+from golden import GOLDEN
+from graph_pair import CPU, CUDA, OTHER, look, needs_gpu
+from inner_cases import every
+from tiny_run import PLATEAU, SOURCE2012, assert_same_end, make_quick, resume, run
+
+from alexnet_mp import TwoTowerAlexNet, mini, train
+from alexnet_mp.data import pipeline_raw, step_input
+from alexnet_mp.data.dataset import open_dataset
+from alexnet_mp.data.pipeline_torch import TorchPipeline
+from alexnet_mp.data.pixel_statistics import Sums
+from alexnet_mp.kernels import ops
+from alexnet_mp.network import exchange
+from alexnet_mp.system.errors import UserError
+from alexnet_mp.training import graphed_step, pending_steps
+from alexnet_mp.training.graphed_step import GraphedStep
+from alexnet_mp.training.optimizer import PaperSGD
+from alexnet_mp.training.schedule import make_schedule
+from alexnet_mp.training.step import TrainingStep
+
+pytestmark = [pytest.mark.usefixtures("exact"), pytest.mark.usefixtures("one_thread", "quick")]
+
+
+def ten_losses(graphed, apart):
+    """Ten steps of test_golden.py's run, in float64 with the reference kernels."""
+    recipe = dataclasses.replace(mini(), batch_size=16, seed=7)
+    pipeline = TorchPipeline(open_dataset("builtin", recipe.stored_size), recipe, (CPU, CPU), workers=0)
+    sums = Sums(recipe.stored_size)
+    for index in range(64):
+        sums.add(pipeline.dataset.splits["train"].read(index))
+    pipeline.use(sums.statistics())
+    network = TwoTowerAlexNet(recipe, (CPU, CPU), len(pipeline.dataset.classes), "reference").double()
+    optimizer, schedule, losses = PaperSGD(network), make_schedule(recipe), []
+    optimizer.set_rates(schedule.rates(1))
+    step = TrainingStep(network, optimizer)
+    network.exchange.shared = not apart
+    if graphed:
+        step = GraphedStep(step, FakeGraphs(network, optimizer), must=True)
+    for batch in pipeline.train(0, 1, schedule.colour_noise):
+        losses.append(step([image.double() for image in batch.images], batch.labels, look)[0].item())
+        if len(losses) == 10:
+            return losses
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_the_ten_golden_losses(apart):
+    assert (losses := ten_losses(True, apart)) == ten_losses(False, apart) and losses == pytest.approx(GOLDEN, rel=1e-9)
+
+
+# --- whole runs
+
+@pytest.fixture
+def faked(monkeypatch):
+    """Runs on a CPU have graphs. A list of their `FakeGraphs`."""
+    made = []
+
+    def make_step(step, choice):
+        made.append(FakeGraphs(step.network, step.optimizer))
+        return GraphedStep(step, made[-1], must=True)
+
+    monkeypatch.setattr(graphed_step, "make_step", make_step)
+    return made
+
+
+# Epochs have two batches of 9 and one of 6, so these changes meet eager, captured and half captured steps of both.
+CHANGES = ["--epochs", 10, "--set", 'dates=[{"epoch": 4, "weights": 0.1, "colour_noise": 0.3}, {"epoch": 6, "weights": 0.1}, '
+           '{"epoch": 7, "layers": ["conv1"], "weights": 0, "biases": 0}, {"epoch": 9, "layers": ["conv1"], "weights": 0.1}]',
+           "--set", "schedule=dated"]
+RUNS = {"dates": CHANGES, "source2012": [*SOURCE2012, *CHANGES], "plateau": [*PLATEAU, "--epochs", 6]}
+
+
+def put_apart(monkeypatch):
+    """Towers on one device carry everything to each other."""
+    made = exchange.Exchange.__init__
+
+    def apart(self, *arguments):
+        made(self, *arguments)
+        self.shared = False
+
+    monkeypatch.setattr(exchange.Exchange, "__init__", apart)
+
+
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("flags", RUNS.values(), ids=RUNS)
+def test_a_run_with_graphs_is_the_run_without(flags, apart, data, tmp_path, monkeypatch, faked):  # noqa: F811
+    if apart:
+        put_apart(monkeypatch)
+    out = run(data, tmp_path / "graphed", *flags)
+    (graphs,) = faked
+    assert graphs.captures >= 4 and graphs.replays > graphs.captures
+    monkeypatch.undo()
+    make_quick(monkeypatch)
+    if apart:
+        put_apart(monkeypatch)
+    assert_same_end(out, run(data, tmp_path / "eager", *flags))
+
+
+@pytest.mark.parametrize("apart, in_graphs", [(False, True), (True, True), (False, False)])
+def test_a_run_whose_graphs_make_the_images_is_the_run_without(apart, in_graphs, data, tmp_path, monkeypatch,  # noqa: F811
+                                                               faked):
+    """From raw pixels, with crops, noise and a scale that change from batch to batch and epoch to epoch.
+
+    in_graphs: whether graphs can make them; else the pipeline does, and the rest of a step is graphs all the same.
+    """
+    flags, made, given = [*SOURCE2012, *CHANGES, "--pipeline", "raw"], pipeline_raw.RawPipeline.__init__, set()
+    take = graphed_step._Shape.take
+
+    def plain(count, size):
+        return torch.empty(count, size, size, 3, dtype=torch.uint8)
+
+    def on_gpu(self, *arguments):
+        made(self, *arguments)
+        self.on_gpu = True
+
+    def watched(shape, images, labels):
+        given.update(map(type, images))
+        take(shape, images, labels)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline_raw.RawPipeline, "__init__", on_gpu)
+        patch.setattr(pipeline_raw, "_page_locked", plain)
+        patch.setattr(graphed_step._Shape, "take", watched)
+        patch.setattr(ops, "augments_in_graphs", lambda device: in_graphs)
+        if apart:
+            put_apart(patch)
+        out = run(data, tmp_path / "graphed", *flags)
+    (graphs,) = faked
+    assert graphs.captures >= 4 and given == {step_input.Uncropped if in_graphs else torch.Tensor}
+    monkeypatch.undo()
+    make_quick(monkeypatch)
+    if apart:
+        put_apart(monkeypatch)
+    assert_same_end(out, run(data, tmp_path / "eager", *flags))
+
+
+@pytest.mark.parametrize("cut", [4, 11, 14])
+def test_it_is_cut_and_goes_on(cut, data, tmp_path, monkeypatch, faked):  # noqa: F811
+    """In the middle of an epoch too, with graphs and numbers on their way; the rest of the run begins eagerly again."""
+    run(data, tmp_path / "run", *CHANGES, "--steps", cut)
+    monkeypatch.setattr(pending_steps, "mark", LateEvents(100))  # numbers lie about while graphs are replayed
+    resume(data, tmp_path / "run", *CHANGES)
+    monkeypatch.undo()
+    make_quick(monkeypatch)
+    assert_same_end(tmp_path / "run", run(data, tmp_path / "eager", *CHANGES))
+
+
+@needs_gpu
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_run_on_a_gpu_with_graphs_is_the_run_without(precision, data, tmp_path, capsys):  # noqa: F811
+    flags = [*CHANGES, "--gpus", "0", "--precision", precision]
+    out = run(data, tmp_path / "graphed", *flags, "--graphs", "on", "--steps", 11)
+    assert "graphs: whole step" in capsys.readouterr().out
+    resume(data, out, *flags, "--graphs", "on")
+    whole = run(data, tmp_path / "eager", *flags, "--graphs", "off")
+    assert_same_end(out, whole)
+    assert "WARNING" not in capsys.readouterr().out
+
+
+# --- the command
+
+@every("devices, choice, said", [
+    ([CPU, CPU], "auto", "off (cpu)"), ([CPU], "off", "off"), ([CUDA, CUDA], "auto", "whole step"), ([CUDA], "on", "whole step"),
+    ([CUDA, CUDA], "off", "off"), ([CPU, CUDA], "auto", "off (cpu and cuda:0)"),
+    ([CUDA, OTHER], "auto", "from copy to copy"), ([CUDA, OTHER], "on", "from copy to copy"), ([OTHER, CPU], "auto", "off (cuda:1 and cpu)")])
+def test_what_the_flag_means(devices, choice, said):
+    assert graphed_step.resolve(choice, devices) == said
+
+
+@pytest.mark.parametrize("devices, count, works", [
+    ([CPU, CPU], 0, "on cpu; --graphs auto would work"), ([CPU, OTHER], 2, "--gpus 1, or --graphs auto would work")])
+def test_on_is_refused_where_it_cannot_be(devices, count, works, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    with pytest.raises(UserError, match="^--graphs on: both towers must be on CUDA devices") as raised:
+        graphed_step.resolve("on", devices)
+    assert works in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_the_command_says_what_it_uses_and_refuses_before_it_reads(data, tmp_path, capsys):  # noqa: F811
+    out = run(data, tmp_path / "run", "--steps", 1)
+    assert "graphs: off (cpu)" in capsys.readouterr().out
+    with pytest.raises(UserError, match="--graphs on: both towers must be on CUDA devices, and they are on cpu"):
+        run(data, tmp_path / "other", "--graphs", "on")
+    assert not (tmp_path / "other").exists()
+    with pytest.raises(SystemExit) as ended:
+        train.main(["--graphs", "sometimes"])
+    assert ended.value.code == 2 and "invalid choice: 'sometimes'" in capsys.readouterr().err
+    assert json.loads((out / "run.json").read_text())["command"].startswith("python -m alexnet_mp.train")
