@@ -71,7 +71,7 @@ def _run(options, interrupts, held):
     """held: an ExitStack; what has to be let go of at the end, whatever it is."""
     every = _interval(options.checkpoint_every)
     _refuse_numbers(options)
-    found, out, lock = resume.look(options.resume, options.out) if options.resume is not None else (None, options.out, None)
+    found, out, lock = resume.find(options.resume, options.out) if options.resume is not None else (None, options.out, None)
     if lock:
         held.callback(lock.release)
     _refuse_numbers(options, found)
@@ -110,12 +110,12 @@ def _run(options, interrupts, held):
         say(f"begins with {', '.join(taken)} of {options.init}; new: {', '.join(new)}"
             + (f"; left out: {', '.join(foreign)}" if foreign else ""))
         del weights
-    made_by = resume.made_by(network, pipeline, options.precision)
+    environment = resume.environment(network, pipeline, options.precision)
     interrupts.wait_for_step = True  # from here on there is something on the disk
     run = RunDirectory(out, recipe, dataset, network, pipeline, options.precision, found, changed, lock, checked)
     held.callback(run.close)
     data = Data(dataset.source, dataset.description, dataset.fingerprint, tuple(dataset.classes))
-    trainer = Trainer(network, pipeline, run, {"recipe": recipe, "data": data, "made_by": made_by}, options.steps, every, options.keep,
+    trainer = Trainer(network, pipeline, run, {"recipe": recipe, "data": data, "made_by": environment}, options.steps, every, options.keep,
                       options.on_save_error, options.graphs)
     if options.profile is not None:
         trainer.profiler = Profiler(trainer, steps_of(options.profile), options.precision)
@@ -128,7 +128,7 @@ def _run(options, interrupts, held):
     say(f"{sum(counts):,} parameters, by tower: {', '.join(f'{count:,}' for count in counts)}")
     if found:
         trainer.restore(found.checkpoint, same_run=lock is not None)
-        _say_resumed(found, changed, made_by, trainer)
+        _say_resumed(found, changed, environment, trainer)
         del found
     trainer.train(interrupts)
 
@@ -139,7 +139,7 @@ def _let_saver_end(saver, error):
     return False
 
 
-def _say_resumed(found, changed, made_by, trainer):
+def _say_resumed(found, changed, environment, trainer):
     """What a person has to know of a run that goes on."""
     state = found.checkpoint.state
     say(f"resumed from {found.path}: step {state.step} of {trainer.last_step}"
@@ -148,7 +148,7 @@ def _say_resumed(found, changed, made_by, trainer):
         say(f"epochs {state.recipe.epochs} -> {trainer.recipe.epochs}")
     if changed:
         say(f"WARNING: another run from here on, as --resume-anyway allows{resume.listed(changed)}")
-    if differences := resume.no_longer_exact(state.made_by, made_by):
+    if differences := resume.no_longer_exact(state.made_by, environment):
         say(f"no longer bit for bit as without the stop, since something else computes: {', '.join(differences)}")
 
 

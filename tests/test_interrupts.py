@@ -198,7 +198,7 @@ def test_a_second_one_while_it_saves_does_not_wait_for_the_disk(data, tmp_path, 
         raise OSError("the process has ended")
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint_writer.checkpoint, "put", put)
+        patch.setattr(checkpoint_writer.checkpoints, "put", put)
         signalled_after(patch, Trainer, "one_step", 2)
         with pytest.raises(KeyboardInterrupt):
             resume(data, out)

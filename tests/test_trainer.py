@@ -360,7 +360,7 @@ def test_an_error_while_the_last_checkpoint_is_saved_does_not_hide_the_first(dat
         raise OSError(28, "No space left on device", "weights.safetensors")
 
     monkeypatch.setattr(TorchPipeline, "train", fail)
-    monkeypatch.setattr("alexnet_mp.runs.checkpoint_writer.checkpoint.put", no_space)
+    monkeypatch.setattr("alexnet_mp.runs.checkpoint_writer.checkpoints.put", no_space)
     with pytest.raises(RuntimeError, match="the disk was pulled out"):
         run(data, tmp_path / "run")
     assert "No space left on device" in capsys.readouterr().out

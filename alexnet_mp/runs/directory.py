@@ -31,7 +31,7 @@ MOST_BYTES = 16 << 20  # of run.json: 22,000 class names are less than one of th
 class RunDirectory:
     """A run's directory, held by its lock until `close`.
 
-    found: the `resume.Found` that the run goes on from, or None. lock: where the directory is there already, the `RunLock` that is held
+    found: the `resume.ResumePoint` that the run goes on from, or None. lock: where the directory is there already, the `RunLock` that is held
     on it. checked: what the self-check found. Raises UserError where the directory can't be made, or is another's.
     """
 

@@ -44,7 +44,7 @@ def table():
         tests("kernels-once", "whether each kernel is right at all, in one data type: few compilations",
               *named("test_kernels_once"), "-k", "fp32", guess=(45, 180), workers=6),
         tests("graphs", "whether a captured step has the bits of an eager one",
-              *named("test_graphed_step", "test_graphed_runs", "test_segments", "test_taken_steps"), "--gpu-only",
+              *named("test_graphed_step", "test_graphed_runs", "test_segments", "test_pending_steps"), "--gpu-only",
               guess=(90, 300), workers=4),
         train("train-one-device", "a whole run, with its drop of the rates, its checkpoints and its test",
               "0", "--graphs", "on", seconds=75),
