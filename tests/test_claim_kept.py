@@ -9,9 +9,8 @@ from conftest import one_thread  # noqa: F401  (a fixture)
 from test_claim_run import data, no_pictures, run, without_times  # noqa: F401  (fixtures)
 from tiny_run import quick  # noqa: F401  (a fixture)
 
-from alexnet_mp import train
 from alexnet_mp.evaluation.accuracy import read_right
-from alexnet_mp.experiments import findings, kept_answers
+from alexnet_mp.experiments import arm_runs, findings, kept_answers
 from alexnet_mp.runs import checkpoints
 
 pytestmark = pytest.mark.usefixtures("one_thread", "quick")
@@ -30,9 +29,9 @@ def lose(out):
 
 def counted(monkeypatch):
     """The arms that are trained from now on, in order."""
-    trained, function = [], train.train
-    monkeypatch.setattr(train, "train", lambda arguments: [trained.append(
-        Path(arguments[arguments.index("--out") + 1]).name.partition("-")[0]), function(arguments)][1])
+    trained, function = [], arm_runs.train
+    monkeypatch.setattr(arm_runs, "train", lambda asked: [trained.append(
+        Path(asked.out).name.partition("-")[0]), function(asked)][1])
     return trained
 
 

@@ -208,8 +208,8 @@ def test_another_seed_or_data_set_is_refused_before_images_are_read(data, tmp_pa
     out = run(data, tmp_path / "run", "--steps", 1)
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     other = make_folder(tmp_path / "other", train=3, val=1, size=(48, 44), classes=("ant", "bee", "cat"))
-    monkeypatch.setattr("alexnet_mp.train.read_through", None)
-    monkeypatch.setattr("alexnet_mp.train.survey", None)
+    monkeypatch.setattr("alexnet_mp.data.survey.read_through", None)
+    monkeypatch.setattr("alexnet_mp.data.survey.survey", None)
     for arguments, words in (([data, out, "--seed", 1], "seed 0 -> 1"), ([other, out], "data.classes apple -> ant")):
         with pytest.raises(UserError, match=words):
             resume(*arguments)
