@@ -23,7 +23,7 @@ from alexnet_mp.data.pixel_statistics import Statistics
 from alexnet_mp.runs.checkpoint_format import Data, load
 from alexnet_mp.runs.lock import RunLock
 from alexnet_mp.runs.metrics import Metrics
-from alexnet_mp.training.resume import made_by
+from alexnet_mp.training.resume import environment
 from alexnet_mp.training.trainer import Trainer
 
 DEVICE = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
@@ -95,7 +95,7 @@ class Training:
         pipeline = SimpleNamespace(name="none", dataset=SimpleNamespace(splits={"train": range(1_200_000)}), statistics=statistics)
         run = SimpleNamespace(path=directory, lock=RunLock(directory), metrics=Metrics(directory))
         data = Data("none", "", "", tuple(f"n{number:08}" for number in range(1000)))
-        constants = {"recipe": recipe, "data": data, "made_by": made_by(self.network, pipeline, "fp32")}
+        constants = {"recipe": recipe, "data": data, "made_by": environment(self.network, pipeline, "fp32")}
         self.trainer = Trainer(self.network, pipeline, run, constants)
         self.trainer.optimizer.set_rates(self.trainer.schedule.rates(1))
         self.content, self.steps_meanwhile = None, []

@@ -9,7 +9,7 @@ MULTIPLY = {torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.a
 
 
 class LateEvents:
-    """In place of `taken_steps.mark`: an event is reached when `behind` more were made, or when the host waits for it."""
+    """In place of `pending_steps.mark`: an event is reached when `behind` more were made, or when the host waits for it."""
 
     def __init__(self, behind):
         self.behind, self.made, self.waits = behind, 0, []  # waits: how many events had been made by then

@@ -3,6 +3,7 @@ import dataclasses
 
 import pytest
 import torch
+import torch._dynamo  # comes with the first step anyway; here it comes before `conftest.pytest_collection_finish`
 from fake_device import FakeGraphs
 from tiny_run import bits
 
@@ -81,6 +82,9 @@ class Pair:
 
 
 def small(recipe=mini()):
+    """With few units; and with half the maps where there is only a CPU, which is a while at them."""
+    for layer in [] if torch.cuda.is_available() else recipe.layers[:5]:
+        recipe = change_layers(recipe, layer.name, maps=layer.maps // 2)
     return change_layers(dataclasses.replace(recipe, seed=3), "fc6", "fc7", maps=16)
 
 

@@ -3,6 +3,7 @@ import json
 import os
 import pty
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -22,6 +23,7 @@ from alexnet_mp.evaluation.accuracy import read_right
 from alexnet_mp.kernels import ops
 from alexnet_mp.runs.metrics import read_metrics
 from alexnet_mp.system.errors import UserError
+from alexnet_mp.training.run import Options
 
 SMALL = ["--gpus", "cpu", "--recipe", "mini", "--batch-size", "10", "--workers", "1", "--set", "fc6.maps=16", "--set", "fc7.maps=16"]
 
@@ -75,6 +77,19 @@ def test_run_json_says_what_ran(run):
     assert torch.__version__.startswith(content["packages"]["torch"])  # which may have "+cu130" at its end
     assert content["kernels"] == ops.resolve("auto", "cpu")
     assert [device["device"] for device in content["devices"]] == ["cpu", "cpu"] and content["command"].startswith("python -m")
+
+
+def test_run_json_has_the_command_as_it_was_typed(folder, tmp_path):
+    arguments = [*SMALL, "--data", str(folder), "--out", str(tmp_path / "a run"), "--steps", "1"]
+    train.main(arguments)
+    typed = shlex.split(json.loads((tmp_path / "a run" / "run.json").read_text())["command"])
+    assert typed == ["python", "-m", "alexnet_mp.train", *arguments]
+
+
+def test_the_command_line_can_ask_for_all_that_a_run_can_be_asked_for():
+    """And what it doesn't say is asked for by who calls the training directly, too."""
+    said = vars(train._parser().parse_args([]))
+    assert said | {"settings": (), "command": ""} == vars(Options()) and said["settings"] == []
 
 
 def test_evaluate_prints_both_protocols_and_agrees_with_training(run, capsys):

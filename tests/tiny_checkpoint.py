@@ -20,7 +20,7 @@ from alexnet_mp.runs.checkpoint_format import (
     WEIGHTS,
     Checkpoint,
     Data,
-    MadeBy,
+    Environment,
     Scheduled,
     State,
     Validation,
@@ -58,7 +58,7 @@ def tiny():
         step=3, epoch=1, recipe=recipe, data=Data("builtin", "drawn pictures", "5f" * 32, CLASSES),
         schedule={"drops": 0, "best": 12.5, "since_best": 0}, scheduled=Scheduled(rates, 0.1), validated=True,
         validation=Validation(12.5, 0.0, 1.0986122886681098, 8), metrics_bytes=1234,
-        made_by=MadeBy(("cpu", "cpu"), "cpu", "fp32", "torch", 2, {"torch": "2.13.0", "triton": None}), saved="2025-01-31T12:00:00+00:00")
+        made_by=Environment(("cpu", "cpu"), "cpu", "fp32", "torch", 2, {"torch": "2.13.0", "triton": None}), saved="2025-01-31T12:00:00+00:00")
     return Checkpoint(weights, velocity, statistics, state)
 
 

@@ -28,7 +28,7 @@ from alexnet_mp.recipes import shapes
 from alexnet_mp.recipes.presets import paper
 from alexnet_mp.recipes.recipe import Layer
 from alexnet_mp.runs import checkpoint_format, checkpoints
-from alexnet_mp.runs.checkpoint_format import Checkpoint, Data, MadeBy, State, Validation
+from alexnet_mp.runs.checkpoint_format import Checkpoint, Data, Environment, State, Validation
 from alexnet_mp.system import durable_files
 
 CALLS = ("open", "write", "read", "fsync", "close", "fstat", "lstat", "scandir", "rename", "mkdir", "rmdir", "unlink")
@@ -51,7 +51,7 @@ def checkpoint_of(step, top1_error=None):
     validation = None if top1_error is None else Validation(top1_error, 0.0, 1.0, 8)
     state = State(step=step, epoch=1, recipe=RECIPE, data=Data("builtin", "", "", CLASSES), schedule={}, scheduled=None,
                   validated=validation is not None, validation=validation, metrics_bytes=step, saved="",
-                  made_by=MadeBy(("cpu", "cpu"), "cpu", "fp32", "torch", 1, {}))
+                  made_by=Environment(("cpu", "cpu"), "cpu", "fp32", "torch", 1, {}))
     return Checkpoint(weights, velocity, Statistics(values.random((5, 5, 3)), np.ones(3), np.eye(3)), state)
 
 

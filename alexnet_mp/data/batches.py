@@ -1,5 +1,4 @@
 """What all input pipelines share: what a batch is, which images make it, and the views of the test."""
-from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 
@@ -8,10 +7,7 @@ import torch
 
 from ..system.errors import UserError
 from .augmentation import Draws, draws, order
-from .pixel_statistics import Sums
-from .workers import load
 
-CHUNK = 32  # images a worker reads at once when it only reads
 DRAWN_AT_ONCE = 32  # batches: drawing for 4,096 images costs little more than for 128
 
 
@@ -76,44 +72,6 @@ def in_order(count, batch_size):
     return [np.arange(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
 
 
-def survey(split, size, workers, progress):
-    """Read every image of a split once: finds unreadable ones before anything else starts, and fills a `CachedSplit`.
-
-    progress(n) is called for every n images read. Returns the exact `Sums` over the split. Raises UserError that names the first
-    unreadable image.
-    """
-    total = Sums(size)
-    with closing(load(_Survey(split, size), None, workers)) as chunks:
-        for sums in chunks:
-            total.merge(sums)
-            progress(sums.count)
-    return total
-
-
-def read_through(split, workers, progress):
-    """Compare every image of a prepared split with its crc32, which brings it into the page cache too. Raises UserError."""
-    with closing(load(_Check(split), None, workers)) as chunks:
-        for count in chunks:
-            progress(count)
-
-
-class _Check(torch.utils.data.Dataset):
-    def __init__(self, split):
-        self.split = split
-
-    def __len__(self):
-        return -(-len(self.split) // CHUNK)
-
-    def __getitem__(self, chunk):
-        images = range(chunk * CHUNK, min((chunk + 1) * CHUNK, len(self.split)))
-        try:
-            for image in images:
-                self.split.check(image)
-        except UserError as error:
-            return error
-        return len(images)
-
-
 class StoredPictures(torch.utils.data.Dataset):
     """[images] -> their stored pictures, (N, stored, stored, 3) uint8, and labels, (N,) int64."""
 
@@ -126,20 +84,3 @@ class StoredPictures(torch.utils.data.Dataset):
         except UserError as error:
             return error
         return torch.from_numpy(pictures), torch.from_numpy(self.split.labels[images])
-
-
-class _Survey(torch.utils.data.Dataset):
-    def __init__(self, split, size):
-        self.split, self.size = split, size
-
-    def __len__(self):
-        return -(-len(self.split) // CHUNK)
-
-    def __getitem__(self, chunk):
-        sums = Sums(self.size)
-        try:
-            for image in range(chunk * CHUNK, min((chunk + 1) * CHUNK, len(self.split))):
-                sums.add(self.split.read(image))
-        except UserError as error:
-            return error
-        return sums

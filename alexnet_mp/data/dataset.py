@@ -1,23 +1,19 @@
 """Where images come from: a folder of class folders, a set of `prepare.py`, or the embedded pictures of `synthetic.py`.
 
-Every source looks alike: `classes` (names in the order of the labels), `splits` {"train": ..., "val": ..., "test": ...},
-`source` (what `--data` said), `fingerprint`, `description`, `ids` (the classes' numbers in a competition, or None), and
-`statistics`, None where they have to be fitted. A split has `labels` (N,) int64, `names`, a length, and `read(i)`, the *stored
-picture* of image i: (stored_size, stored_size, 3) uint8, RGB. What it takes to read one is in `holds`:
-
-* "files": open, decode, rescale. `cached` keeps what was read where it fits into memory.
-* "jpeg": decode; `jpeg(i)` gives the bytes, (n,) uint8, of a JPEG of the stored size.
-* "pixels": nothing, a picture is a view of a memory map.
+Every source looks alike: it is a `DataSet`, and each of its parts a `Split`.
 """
 import hashlib
 import mmap
 import stat
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal, Protocol
 
 import numpy as np
 
 from ..system.errors import UserError
 from ..system.memory import free_memory
+from .pixel_statistics import Statistics
 from .prepared import Prepared
 from .prepared_format import is_prepared
 from .resize import decoded
@@ -26,8 +22,40 @@ from .synthetic import Builtin
 SUFFIXES = {".jpg", ".jpeg", ".png"}
 
 
-def open_dataset(data, stored_size, splits=("train", "val")):
-    """The data set that `--data` names, "builtin" or a directory, with these splits. Raises UserError where it can't be used."""
+class Split(Protocol):
+    """The images of one part of a data set, numbered from 0.
+
+    holds: what it takes to read one.
+
+    * "files": open, decode, rescale. `cached` keeps what was read if it fits into memory.
+    * "jpeg": decode. `jpeg(index)` gives the bytes, (n,) uint8, of a JPEG of the stored size.
+    * "pixels": nothing, a picture is a view of a memory map.
+    """
+
+    holds: Literal["files", "jpeg", "pixels"]
+    labels: np.ndarray  # (N,) int64
+    names: Sequence[str]
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> np.ndarray:
+        """The *stored picture* of an image: (stored_size, stored_size, 3) uint8, RGB. Raises UserError with its name."""
+
+
+class DataSet(Protocol):
+    """What `--data` names."""
+
+    source: str  # what `--data` said
+    description: str  # in words
+    fingerprint: str  # another one: other images
+    classes: list[str]  # in the order of their labels
+    ids: Sequence[int] | None  # the classes' numbers in a competition
+    splits: dict[str, Split]  # some of "train", "val", "test"
+    statistics: Statistics | None  # None: they have to be fitted
+
+
+def open_dataset(data: str, stored_size: int, splits: Sequence[str] = ("train", "val")) -> DataSet:
+    """The data set that `--data` names, "builtin" or a directory, with these splits. Raises UserError if it can't."""
     if data == "builtin":
         return Builtin(stored_size)
     return Prepared(data, stored_size, splits) if is_prepared(data) else Folder(data, stored_size, splits)
@@ -123,7 +151,7 @@ class CachedSplit:
         return self.pictures[index]
 
 
-def cached(dataset, stored_size):
+def cached(dataset: DataSet, stored_size: int) -> list[str]:
     """Put a cache before train and val where reading is slow and half of the free memory holds them. Returns their names."""
     room, held = free_memory() // 2, []
     for name in ("train", "val"):
@@ -134,6 +162,15 @@ def cached(dataset, stored_size):
             room -= need
             held.append(name)
     return held
+
+
+def cost_of_reading(dataset: DataSet, in_memory: Sequence[str]) -> str:
+    """How pictures come to the pipeline, in words. in_memory: the names that `cached` returned."""
+    if in_memory:
+        return f"pictures held in memory: {', '.join(in_memory)}"
+    return {"files": "pictures are decoded and rescaled in every epoch",
+            "jpeg": "JPEGs of the stored size are decoded in every epoch",
+            "pixels": "raw pixels, nothing to decode"}[dataset.splits["train"].holds]
 
 
 def _class_names(folder):

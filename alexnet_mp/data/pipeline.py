@@ -1,20 +1,55 @@
 """Which input pipeline `--pipeline` means, and how many processes or threads read."""
 import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
 
 import torch
 
+from ..recipes.recipe import Recipe
 from ..system.errors import UserError
 from ..system.terminal import say
 from . import pipeline_dali
+from .batches import Batch
+from .dataset import DataSet
 from .pipeline_dali import DaliPipeline
 from .pipeline_raw import RawPipeline
 from .pipeline_torch import TorchPipeline
+from .pixel_statistics import Statistics
 
 PIPELINES = ("auto", "dali", "raw", "torch")
 MOST_WORKERS = 16
 
 
-def make_pipeline(choice, dataset, recipe, devices, workers=None, dtype=torch.float32):
+class Pipeline(Protocol):
+    """From a data set to images on the towers' devices; `pipeline_torch.py` defines what they are."""
+
+    name: str  # as in `--pipeline`
+    dataset: DataSet
+    recipe: Recipe
+    devices: list[torch.device]  # of each tower
+    workers: int  # processes or threads that read
+    dtype: torch.dtype  # of the images
+    statistics: Statistics | None  # None before `use`
+
+    def use(self, statistics: Statistics) -> None:
+        """Set the mean image and colour components that all batches are made with."""
+
+    def train(self, step: int, epochs: int, colour_noise: Callable[[int], float]) -> Iterator[Batch]:
+        """Training batches from after `step` steps to the end of the last epoch; every image once an epoch.
+
+        colour_noise(epoch) -> the colour deviation of that epoch. Raises UserError that names an image it can't read.
+        """
+
+    def views(self, split: str, batch_size: int,
+              which: Sequence[tuple[int, int, bool]]) -> Iterator[tuple[Iterator[list], torch.Tensor]]:
+        """Each image of a split once, in order: yields (iterator of the views' `Batch.images`, labels).
+
+        which: the (top, left, flip) of each view, as `centre_view` and `ten_views` give them.
+        """
+
+
+def make_pipeline(choice: str, dataset: DataSet, recipe: Recipe, devices: Sequence[torch.device],
+                  workers: int | None = None, dtype: torch.dtype = torch.float32) -> Pipeline:
     """The pipeline that `--pipeline` and `--workers` ask for.
 
     "auto": "raw" for sets of raw pixels; else "dali" where DALI is there and loads; else "torch". Raises UserError for one that is not

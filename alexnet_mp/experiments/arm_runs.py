@@ -1,25 +1,21 @@
-"""One training run of a claim: it is one of `train.py`, in this process, and goes on where it stopped."""
+"""One training run of a claim: it is one as the command `train` makes them, and goes on where it stopped."""
 import json
-import sys
+import shlex
 import time
-from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 
-from .. import train
 from ..analysis import learning_curves
 from ..evaluation.accuracy import Errors
 from ..evaluation.protocol import both_protocols
-from ..recipes import recipe as recipes
-from ..recipes.named import PRESETS
 from ..runs import checkpoints
-from ..runs.directory import read_run
+from ..runs.directory import Taken, read_run
 from ..runs.metrics import read_metrics
 from ..system import durable_files
 from ..system.errors import UserError
 from ..system.terminal import say
+from ..training.run import Options, train
 from .plan import data_of, last_step, number_of_views, operations, steps_per_epoch, work_of_steps
-from .records import differences
 
 RESULT = ".result.json"  # beside a run's directory: how long it took, and tests that the run itself did not do
 ERRORS = {field.name: None for field in fields(Errors)}.keys()  # of a test, in their order
@@ -72,23 +68,17 @@ def train_run(run, options):
 
 def _train(run, options, before, last):
     """Train a run from step `before` to step `last`, unless it diverges; note what it took. Returns whether a signal stopped it."""
-    arguments = ["--recipe", run.preset, *settings(run), "--data", run.data, "--out", str(run.directory), "--resume", "auto",
-                 "--seed", str(run.seed), "--gpus", first_gpu(options.gpus, run.recipe.towers), "--pipeline", options.pipeline,
-                 "--kernels", options.kernels, "--keep", "1",
-                 *(["--workers", str(options.workers)] if options.workers is not None else []),
-                 *(["--steps", str(last)] if (run.steps, run.level) != (None, None) else []),
-                 *(["--init", str(run.init)] if run.init else [])]
     start = time.monotonic()
     try:
-        with _typed("train", arguments):
-            return train.train(arguments)
+        return train(training_options(run, options, last))
     except UserError as error:
-        if status(run) != "diverged":
-            if str(error).startswith(f"--out {run.directory} is there already"):  # it was not when this began
-                raise UserError(f"{run.directory}: another command began this run; when it has ended, this one goes on") from None
-            raise
-        say(f"{run.directory.name} diverged, which is a result: {error}")
-        return False
+        if status(run) == "diverged":
+            say(f"{run.directory.name} diverged, which is a result: {error}")
+            return False
+        if isinstance(error, Taken):  # it was not there when this began
+            raise UserError(f"{run.directory}: another command began this run; when it has ended, "
+                            "this one goes on") from None
+        raise
     finally:
         # After a kill there is neither the time nor the work of what was killed: what goes on begins at its checkpoint.
         if reached(run) > before:
@@ -98,31 +88,24 @@ def _train(run, options, before, last):
                  devices=[device["name"] for device in read_run(run.directory)["devices"]])
 
 
-def settings(run):
-    """The --set options that make the run's recipe of its preset; layers last, since they are checked at once."""
-    preset, wanted = PRESETS[run.preset](), recipes.to_dict(run.recipe)
-    changed = {field: after for field, (_, after) in differences(preset, run.recipe).items()}
-    given = {field: after for field, after in changed.items() if field in wanted and field != "seed"}
-    if [layer.name for layer in preset.layers] == [layer.name for layer in run.recipe.layers]:
-        given |= {field: after for field, after in changed.items() if "." in field}
-    else:
-        given["layers"] = wanted["layers"]
-    return [word for field, value in given.items() for word in ("--set", f"{field}={json.dumps(value)}")]
+def training_options(run, options, last):
+    """What the training is asked for: the run's recipe in its directory, up to step `last` if it may end early."""
+    early = (run.steps, run.level) != (None, None)
+    return Options(
+        recipe=run.recipe, data=run.data, out=str(run.directory), resume="auto", keep=1,
+        gpus=first_gpu(options.gpus, run.recipe.towers), kernels=options.kernels, pipeline=options.pipeline,
+        workers=options.workers, steps=last if early else None, init=str(run.init) if run.init else None,
+        command=command_of(options))
+
+
+def command_of(options):
+    """The command as it was typed."""
+    return shlex.join(["python", "-m", "alexnet_mp.claims", *options.typed])
 
 
 def first_gpu(gpus, towers):
     """--gpus for a network of one tower: the first device."""
     return gpus if towers == 2 else gpus.split(",")[0]
-
-
-@contextmanager
-def _typed(command, arguments):
-    """run.json says with which command a run can be made again: this one, not `claims`."""
-    before, sys.argv = sys.argv, [command, *arguments]
-    try:
-        yield
-    finally:
-        sys.argv = before
 
 
 def read_notes(run):

@@ -5,13 +5,12 @@ trained is not trained again.
 """
 import datetime
 import math
-import shlex
 from pathlib import Path
 
 from ..recipes.named import PRESETS
 from ..system.errors import UserError
 from ..system.terminal import say
-from .arm_runs import status, train_run
+from .arm_runs import command_of, status, train_run
 from .catalogue import FACTORS, GRID
 from .measure import average, entry_of, measure, measure_and_keep
 from .plan import arm_recipe, base_of, data_for, digest_of, has_labelled_test, opened, search_run, turns
@@ -143,7 +142,7 @@ def new_record(claim, options):
     return {
         "format": FORMAT, "claim": claim.id, "kind": claim.kind,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", "-m", "alexnet_mp.claims", *options.typed]),
+        "command": command_of(options),
         "note": options.note, "reported_on": machine(options.gpus),
         "data": list(sets.values()), "base": base_of(options), "set": list(options.set), "epochs": first.epochs,
         "steps": options.steps, "search_epochs": options.search_epochs,

@@ -84,7 +84,7 @@ class Scheduled:
 
 
 @dataclass(frozen=True)
-class MadeBy:
+class Environment:
     """What decides about rounding: only the same of all this promises the same bits."""
 
     __pydantic_config__ = _STRICT
@@ -112,7 +112,7 @@ class State:
     validated: bool  # False: the validation that is due after this step is still to come
     validation: Validation | None  # of exactly this step
     metrics_bytes: Count  # length of metrics.jsonl at this step
-    made_by: MadeBy
+    made_by: Environment
     saved: str  # ISO time; information only
 
 

@@ -4,9 +4,7 @@ import json
 import os
 import platform
 import re
-import shlex
 import shutil
-import sys
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
@@ -28,26 +26,31 @@ RIGHT = "validation_right.npz"  # which validation images the final test got rig
 MOST_BYTES = 16 << 20  # of run.json: 22,000 class names are less than one of them
 
 
+class Taken(UserError):
+    """A directory that a new run was to make is there already."""
+
+
 class RunDirectory:
     """A run's directory, held by its lock until `close`.
 
-    found: the `resume.Found` that the run goes on from, or None. lock: where the directory is there already, the `RunLock` that is held
-    on it. checked: what the self-check found. Raises UserError where the directory can't be made, or is another's.
+    point: the `resume.ResumePoint` that the run goes on from, or None. lock: the `RunLock` that is held on the directory
+    if it is there already. checked: what the self-check found. command: as it was typed. Raises UserError if the
+    directory can't be made or is another's, `Taken` if it came to be there meanwhile.
     """
 
-    def __init__(self, path, recipe, dataset, network, pipeline, precision="fp32", found=None, changed=(), lock=None,
-                 checked=None):
+    def __init__(self, path, recipe, dataset, network, pipeline, precision="fp32", point=None, changed=(), lock=None,
+                 checked=None, command=""):
         self.path, self.lock = Path(path), lock
         try:
             if lock is None:
                 self._make()
-            self._describe(recipe, dataset, network, pipeline, precision, found, changed, checked)
-            if found is None and lock is not None:
+            self._describe(recipe, dataset, network, pipeline, precision, point, changed, checked, command)
+            if point is None and lock is not None:
                 self._set_aside()
             pipeline.statistics.save(self.path)
-            keep, step = (found.checkpoint.state.metrics_bytes, found.checkpoint.state.step) if found else (0, None)
-            if found and lock is None and found.run:
-                take_over(found.run, self.path, keep)
+            keep, step = (point.checkpoint.state.metrics_bytes, point.checkpoint.state.step) if point else (0, None)
+            if point and lock is None and point.run:
+                take_over(point.run, self.path, keep)
             self.metrics = Metrics(self.path, keep, step)
         except BaseException as error:
             if lock is None and self.lock:  # it was made here: nothing half-written may stand in the way of the next attempt
@@ -65,7 +68,7 @@ class RunDirectory:
         try:
             self.path.mkdir(parents=True)
         except FileExistsError:
-            raise UserError(_taken(self.path)) from None
+            raise _taken(self.path) from None
         try:
             self.lock = RunLock(self.path)
         except BaseException:
@@ -85,9 +88,8 @@ class RunDirectory:
                 durable_files.rename(self.path / name, self.path / aside)
                 say(f"{self.path / name} is of a run without a checkpoint: kept as {aside}")
 
-    def _describe(self, recipe, dataset, network, pipeline, precision, found, changed, checked):
+    def _describe(self, recipe, dataset, network, pipeline, precision, point, changed, checked, command):
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        command = shlex.join(["python", "-m", "alexnet_mp.train", *sys.argv[1:]])
         content = {
             "command": command,
             "started": now,
@@ -106,11 +108,11 @@ class RunDirectory:
         }
         if words := getattr(dataset, "class_names", None):
             content["data"]["class_names"] = list(words)  # in words, in the order of the classes
-        if found is not None:  # the file says what runs now, and keeps how it came to it
-            before = _earlier(found.run) if found.run else {}
+        if point is not None:  # the file says what runs now, and keeps how it came to it
+            before = _earlier(point.run) if point.run else {}
             content |= {name: before[name] for name in ("command", "started") if name in before}
-            entry = {"command": command, "started": now, "step": found.checkpoint.state.step, "from": str(found.path), "changed": changed,
-                     "commit_before": before.get("commit")}
+            entry = {"command": command, "started": now, "step": point.checkpoint.state.step, "from": str(point.path),
+                     "changed": changed, "commit_before": before.get("commit")}
             content["resumed"] = [*before.get("resumed", []), entry]
         durable_files.replace(self.path / RUN, (json.dumps(content, indent=1) + "\n").encode())
 
@@ -129,9 +131,9 @@ class RunDirectory:
 
 
 def refuse_unusable(path):
-    """Raise UserError early if a run directory is there already or can't be made."""
+    """Raise an error early if a new run directory is there already, `Taken`, or can't be made, UserError."""
     if os.path.lexists(path):
-        raise UserError(_taken(path))
+        raise _taken(path)
     parent = next(parent for parent in Path(path).absolute().parents if os.path.lexists(parent))
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise UserError(f"--out {path}: {parent} is not a directory that can be written to")
@@ -189,4 +191,4 @@ def _earlier(path):
 
 
 def _taken(path):
-    return f"--out {path} is there already; --resume auto goes on with it, or choose another --out"
+    return Taken(f"--out {path} is there already; --resume auto goes on with it, or choose another --out")

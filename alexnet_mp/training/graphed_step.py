@@ -67,11 +67,11 @@ class GraphedStep:
         self.shapes, self.trained, self.rates = {}, None, None  # {key: `_Shape`}, and what all of their graphs were captured with
         self.given_up = False
 
-    def __call__(self, images, labels, look):
+    def __call__(self, images, labels, check_loss):
         self.step.network.keep_copies(images[0].dtype)  # graphs read them
         self._drop_what_is_out_of_date()
         shape = self._shape_of(images, labels)
-        loss, right = self._forward_and_backward(shape, images, labels, look)
+        loss, right = self._forward_and_backward(shape, images, labels, check_loss)
         return [loss, right, *self._update(shape)]
 
     def _drop_what_is_out_of_date(self):
@@ -96,22 +96,22 @@ class GraphedStep:
         key = tuple(map(kind, (*images, labels))), images[0] is images[-1]
         return self.shapes.setdefault(key, _Shape())
 
-    def _forward_and_backward(self, shape, images, labels, look):
+    def _forward_and_backward(self, shape, images, labels, check_loss):
         """Loss and right answers; the gradients are left with the parameters."""
         if not self.given_up and not shape.captured and shape.eager_steps == WARM_UP:
             self._capture_forward_and_backward(shape, images, labels)
         if self.given_up:
-            return self.step.forward_and_backward(images, labels, look)
+            return self.step.forward_and_backward(images, labels, check_loss)
         with self.graphs.aside():
             if not shape.captured:
                 shape.eager_steps += 1
-                return self.step.forward_and_backward(images, labels, look)
+                return self.step.forward_and_backward(images, labels, check_loss)
             shape.take(images, labels)
             shape.forward_and_backward.replay()
         for parameter in self.step.network.parameters():
             parameter.grad = shape.gradients.get(parameter)
         self.step.network.exchange.ledger = list(shape.ledger)
-        look(shape.numbers[0])
+        check_loss(shape.numbers[0])
         return shape.numbers
 
     def _capture_forward_and_backward(self, shape, images, labels):

@@ -14,8 +14,8 @@ READ_EVERY = 16  # steps: with so many unread the host waits
 
 
 @dataclass(frozen=True)
-class TakenStep:
-    """A step that was taken."""
+class PendingStep:
+    """A step whose numbers are not read yet."""
 
     step: int
     images: object  # (N,) int64: which training images
@@ -28,7 +28,7 @@ class TakenStep:
         return all(end.query() for end in self.ends)
 
 
-class TakenSteps:
+class PendingSteps:
     """The steps taken and not read yet. devices: the towers'."""
 
     def __init__(self, devices):
@@ -45,14 +45,14 @@ class TakenSteps:
         """numbers: tensors on the devices. They are copied in the order of the current streams; the host doesn't wait."""
         copies = [tensor.to("cpu", non_blocking=True, copy=True) for tensor in numbers]
         ends = [mark(device) for device in self.devices]
-        self.unread.append(TakenStep(step, images, exchanged, copies, self.before, ends))
+        self.unread.append(PendingStep(step, images, exchanged, copies, self.before, ends))
         self.before = ends[0]
 
     def read(self, wait):
-        """Yield (`TakenStep`, seconds from the end of the one before), oldest first: all if `wait`, else those that are there.
+        """Yield (`PendingStep`, seconds from the end of the one before), oldest first.
 
-        Where READ_EVERY are unread all the same, the host waits for the older half of them. Not for all: the device would have nothing
-        to do then until the host has given it the next step.
+        All if `wait`, else those that are there. If READ_EVERY are unread all the same, the host waits for the older half
+        of them. Not for all: the device would have nothing to do then until the host has given it the next step.
         """
         while self.unread and self.unread[0].is_there():
             yield self._next()

@@ -48,7 +48,7 @@ class Profiler:
 
     def __init__(self, trainer, steps, precision):
         self.trainer, self.steps, self.precision = trainer, steps, precision
-        self.taken, self.images = [], 0  # the numbers of the steps that were recorded, and how many images they had
+        self.recorded, self.images = [], 0  # the numbers of the steps that were recorded, and how many images they had
         self.torch = self.profile = None  # the torch profile that runs; the one that is over and not yet written
         self.said, self.hooks, self.ranges, self.before = False, [], [], None
 
@@ -65,7 +65,7 @@ class Profiler:
             yield from islice(batches, WARM_UP)
             self._start()
             try:
-                while len(self.taken) < self.steps:
+                while len(self.recorded) < self.steps:
                     with record_function(INPUT):
                         batch = next(batches, None)
                     if batch is None:
@@ -84,9 +84,9 @@ class Profiler:
         """`trainer.one_step`, recorded."""
         with record_function(STEP):
             self.trainer.one_step(batch)
-            if len(self.taken) + 1 == self.steps or not self.trainer.validated:
+            if len(self.recorded) + 1 == self.steps or not self.trainer.validated:
                 self._synchronize()  # else kernels of the step would run after it
-        self.taken.append(self.trainer.step)
+        self.recorded.append(self.trainer.step)
         self.images += len(batch.numbers)
 
     def finish(self):
@@ -94,12 +94,12 @@ class Profiler:
         if self.said:
             return
         self.said = True
-        if not self.taken:
+        if not self.recorded:
             say(f"profile: nothing was recorded, since the first {WARM_UP} steps only warm up and the run ended before one more")
             return
         self._report()
         self.profile = None
-        self.trainer.taken.start_clock()  # images/s of the next step are without this
+        self.trainer.pending.start_clock()  # images/s of the next step are without this
 
     # --- recording
 
@@ -117,7 +117,7 @@ class Profiler:
         self.torch.start()
         if not self.trainer.on_gpu:
             self._spare_memory()
-        self.trainer.taken.start_clock()
+        self.trainer.pending.start_clock()
 
     def _spare_memory(self):
         """Take memory of the host and give it back: the allocator keeps it (`memory.py`), and large tensors find room there.
@@ -137,7 +137,7 @@ class Profiler:
             hook.remove()
         self.trainer.training_step = self.before
         self.profile, self.torch, self.hooks = self.torch, None, []
-        self.trainer.taken.start_clock()
+        self.trainer.pending.start_clock()
 
     def _around(self, module, name):
         """A range around every forward pass of a module in training; an exception closes it too."""
@@ -169,8 +169,8 @@ class Profiler:
     def _report(self):
         run, recipe, network = self.trainer.run, self.trainer.recipe, self.trainer.network
         times = attribute(from_torch(self.profile.events()))
-        count, images = len(self.taken), self.images / len(self.taken)
-        which = f"steps {self.taken[0]} to {self.taken[-1]}" if count > 1 else f"step {self.taken[0]}"
+        count, images = len(self.recorded), self.images / len(self.recorded)
+        which = f"steps {self.recorded[0]} to {self.recorded[-1]}" if count > 1 else f"step {self.recorded[0]}"
         step_ms, waiting_ms = (1e-3 * time / count for time in (times.whole, times.waited))
         say(f"profile of {which}, {images:,.4g} images a step, precision {self.precision}, kernels {network.kernels_used()}: "
             f"{step_ms:,.2f} ms a step, {waiting_ms:,.2f} of them waiting for input")
@@ -192,8 +192,9 @@ class Profiler:
             tables.append({"device": str(device), "name": name, "towers": ["ab"[tower] for tower in towers],
                            "ceilings": vars(measured) if measured else None, "rows": rows})
         say()
-        content = {"date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "recipe": recipe.name, "steps": self.taken,
-                   "images_per_step": images, "precision": self.precision, "kernels": network.kernels_used(),
+        content = {"date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "recipe": recipe.name,
+                   "steps": self.recorded, "images_per_step": images, "precision": self.precision,
+                   "kernels": network.kernels_used(),
                    "pipeline": self.trainer.pipeline.name, "commit": source_commit(), "python": platform.python_version(),
                    "packages": {name: package_version(name) for name in PACKAGES}, "step_ms": step_ms,
                    "waiting_for_input_ms": waiting_ms, "tables": tables}
@@ -224,9 +225,9 @@ class Profiler:
 
 
 class _RangedStep(TrainingStep):
-    def forward_and_backward(self, images, labels, look):
+    def forward_and_backward(self, images, labels, check_loss):
         with record_function(FORWARD_BACKWARD):
-            return super().forward_and_backward(images, labels, look)
+            return super().forward_and_backward(images, labels, check_loss)
 
     def update(self):
         with record_function(UPDATE):

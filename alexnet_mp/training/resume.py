@@ -10,7 +10,7 @@ from ..data.batches import steps_per_epoch
 from ..recipes import recipe as recipes
 from ..recipes import shapes
 from ..runs import checkpoint_format, checkpoints
-from ..runs.checkpoint_format import Checkpoint, MadeBy, NewerFormat, Unreadable
+from ..runs.checkpoint_format import Checkpoint, Environment, NewerFormat, Unreadable
 from ..runs.checkpoints import CHECKPOINTS
 from ..runs.directory import RUN, refuse_branch, refuse_foreign, refuse_unusable
 from ..runs.lock import RunLock
@@ -24,7 +24,7 @@ SHOWN = 8  # differing fields in a message
 
 
 @dataclass(frozen=True)
-class Found:
+class ResumePoint:
     """The checkpoint that a run goes on from, read whole and checked."""
 
     path: Path
@@ -37,10 +37,11 @@ class Found:
         return directory.parent if directory.name == CHECKPOINTS else None
 
 
-def look(choice, out):
-    """What `--resume` and `--out` ask for: (`Found` or None, the directory to write to, its `RunLock` where it is there already).
+def find(choice, out):
+    """What `--resume` and `--out` ask for: (`ResumePoint` or None, the directory to write to, its `RunLock`).
 
-    choice: "auto", or the path of a run or of one of its checkpoints. out: None where it is not given. Raises UserError.
+    The lock is None for a directory that is not there yet. choice: "auto", or the path of a run or of one of its
+    checkpoints. out: None if it is not given. Raises UserError.
     """
     if choice == "auto":
         if not out:
@@ -59,17 +60,17 @@ def look(choice, out):
     run = path if is_run else path.absolute().parent.parent
     if out is not None and not _same(out, run):
         refuse_unusable(out)
-        found = _newest_whole(path) if is_run else Found(path, load(path))
-        if found is None:
+        point = _newest_whole(path) if is_run else ResumePoint(path, load(path))
+        if point is None:
             raise UserError(f"--resume {path}: there is no checkpoint in it")
-        return found, out, None
+        return point, out, None
     if not is_run and path.absolute().parent.name != CHECKPOINTS:
         raise UserError(f"--resume {choice}: it lies in no run's {CHECKPOINTS}/; name a new directory with --out")
     return _in_place(path, out or os.path.relpath(run) if not is_run else out or choice, auto=False)
 
 
 def _in_place(path, out, auto):
-    """`look` for a run that goes on in its own directory, whose lock is taken first."""
+    """`find` for a run that goes on in its own directory, whose lock is taken first."""
     if not os.path.isdir(out):
         raise UserError(f"--out {out} is not a directory; --resume goes on in the directory of a run")
     if not checkpoints.listing(out):  # before the lock: nothing is written into what is no run
@@ -82,19 +83,19 @@ def _in_place(path, out, auto):
         except OSError as error:
             raise UserError(f"cannot clear away an unfinished checkpoint: {error.filename}: {error.strerror}") from None
         if not _same(path, out):
-            found = Found(Path(path), load(path))
-            newer = [step for step in checkpoints.listing(out) if step > found.checkpoint.state.step]
+            point = ResumePoint(Path(path), load(path))
+            newer = [step for step in checkpoints.listing(out) if step > point.checkpoint.state.step]
             if newer:
                 raise UserError(f"--resume {path}: {out} has newer checkpoints (of step {', '.join(map(str, newer))}), and a run can't have "
                                 "two histories; choose a new --out, or remove them first")
-            return found, out, lock
-        found = _newest_whole(out, set_aside=True)
-        if found is None and not auto:
+            return point, out, lock
+        point = _newest_whole(out, set_aside=True)
+        if point is None and not auto:
             raise UserError(f"--resume {path}: there is no checkpoint in it")
-        if found is None:
+        if point is None:
             refuse_branch(out)
             say(f"--resume auto: {out} has no checkpoint yet; starting from the beginning")
-        return found, out, lock
+        return point, out, lock
     except BaseException:
         lock.release()
         raise
@@ -106,7 +107,7 @@ def _newest_whole(run, set_aside=False):
     damaged, error = [], None
     for directory in reversed(checkpoints.listing(run).values()):
         try:
-            found = Found(directory, load(directory))
+            point = ResumePoint(directory, load(directory))
             break
         except (NewerFormat, Unreadable) as reason:
             raise UserError(f"{reason}; an older checkpoint is gone on from with --resume PATH --out NEW") from None
@@ -123,7 +124,7 @@ def _newest_whole(run, set_aside=False):
                 say(f"{directory} is kept as {checkpoints.set_aside(directory).name}")
             except OSError as reason:
                 raise UserError(f"cannot rename the damaged checkpoint {directory}: {reason.strerror}") from None
-    return found
+    return point
 
 
 def _refuse_remains(run):
@@ -166,25 +167,27 @@ def changes(content, recipe, dataset, statistics=None):
     return changed
 
 
-def refuse_changes(found, changed, recipe, dataset, anyway):
+def refuse_changes(point, changed, recipe, dataset, anyway):
     """Raise UserError if a run may not go on with what changed; `anyway`: if it can't."""
-    state = found.checkpoint.state
+    state = point.checkpoint.state
     before = shapes.merged_shapes(state.recipe, len(state.data.classes))
     now = shapes.merged_shapes(recipe, len(dataset.classes))
     odd = [name for name in before.keys() | now.keys() if before.get(name) != now.get(name)]
     if odd:
         name = min(odd)
-        raise UserError(f"--resume: {found.path} has {name} {before.get(name)}, but this network {now.get(name)}; its weights don't fit"
-                        + listed(changed))
+        raise UserError(f"--resume: {point.path} has {name} {before.get(name)}, but this network {now.get(name)}; "
+                        f"its weights don't fit{listed(changed)}")
     whole = recipe.epochs * steps_per_epoch(recipe, dataset)
     if state.step > whole:
-        raise UserError(f"--resume: {found.path} has taken {state.step} steps already; {recipe.epochs} epochs are only {whole}")
+        raise UserError(f"--resume: {point.path} has taken {state.step} steps already; "
+                        f"{recipe.epochs} epochs are only {whole}")
     if changed and not anyway:
-        raise UserError(f"--resume: this is not the run of {found.path}{listed(changed)}; --resume-anyway goes on all the same")
+        raise UserError(f"--resume: this is not the run of {point.path}{listed(changed)}; "
+                        "--resume-anyway goes on all the same")
 
 
 def no_longer_exact(before, now):
-    """What decides about rounding and differs: ["threads: 2 -> 4", ...]. before, now: `MadeBy`."""
+    """What decides about rounding and differs: ["threads: 2 -> 4", ...]. before, now: `Environment`."""
     before, now = asdict(before), asdict(now)
     if not any("cuda" in device for made in (before, now) for device in made["devices"]):
         before["pipeline"] = now["pipeline"]  # on a CPU all give the same bits
@@ -194,14 +197,14 @@ def no_longer_exact(before, now):
             if before.get(name) != now.get(name)]
 
 
-def made_by(network, pipeline, precision):
-    """The `MadeBy` of this process."""
+def environment(network, pipeline, precision):
+    """The `Environment` of this process."""
     devices = tuple(f"cuda: {device_name(device)}" if device.type == "cuda" else f"cpu: {torch.backends.cpu.get_cpu_capability()}"
                     for device in network.exchange.devices)
     packages = {name: package_version(name) for name in ("alexnet_mp", "torch", "triton", "pillow", "nvidia-dali-cuda130")}
     if any(device.type == "cuda" for device in network.exchange.devices):
         packages |= {"cuda": torch.version.cuda, "cudnn": str(torch.backends.cudnn.version())}
-    return MadeBy(devices, network.kernels_used(), precision, pipeline.name, torch.get_num_threads(), packages)
+    return Environment(devices, network.kernels_used(), precision, pipeline.name, torch.get_num_threads(), packages)
 
 
 def _flat(fields):

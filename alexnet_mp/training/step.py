@@ -9,24 +9,24 @@ from ..evaluation.accuracy import credits
 class TrainingStep:
     """A step of a `TwoTowerAlexNet` by a `PaperSGD`.
 
-    step(images, labels, look) -> [loss, right answers, sums of the weights a device], still on the devices. images: one (N, 3, crop,
-    crop) tensor a tower, on its device, or what makes one (`step_input.Uncropped`); labels: (N,) int64 on the first's.
-    look(loss) is called before any weight is changed.
+    step(images, labels, check_loss) -> [loss, right answers, sums of the weights a device], still on the devices.
+    images: one (N, 3, crop, crop) tensor a tower, on its device, or what makes one (`step_input.Uncropped`); labels:
+    (N,) int64 on the first's. check_loss(loss) is called before any weight is changed.
     """
 
     def __init__(self, network, optimizer):
         self.network, self.optimizer = network, optimizer
 
-    def __call__(self, images, labels, look):
+    def __call__(self, images, labels, check_loss):
         self.network.keep_copies(images[0].dtype)
-        loss, right = self.forward_and_backward(images, labels, look)
+        loss, right = self.forward_and_backward(images, labels, check_loss)
         return [loss, right, *self.update()]
 
-    def forward_and_backward(self, images, labels, look):
+    def forward_and_backward(self, images, labels, check_loss):
         self.optimizer.zero_grad(set_to_none=True)
         logits = self.network(*all_images(images))
         loss = F.cross_entropy(logits, labels)
-        look(loss)
+        check_loss(loss)
         if loss.requires_grad:  # not where every layer is frozen
             loss.backward()
         with torch.no_grad():

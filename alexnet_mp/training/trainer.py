@@ -22,7 +22,7 @@ from ..system.errors import UserError
 from ..system.terminal import progress, python_command, say
 from . import graphed_step
 from .optimizer import PaperSGD
-from .pending_steps import TakenSteps
+from .pending_steps import PendingSteps
 from .schedule import make_schedule
 from .step import TrainingStep
 
@@ -54,7 +54,7 @@ class Trainer:
         self.scheduled = None  # what the last line of kind "schedule" said
         self.rates_set, self.exchange_said, self.loss, self.rate = False, False, math.nan, 0.0
         self.validated, self.validation = True, None  # False while the validation that is due after this step is still to come
-        self.taken = TakenSteps(network.exchange.devices)
+        self.pending = PendingSteps(network.exchange.devices)
         self.saver, self.every, self.stop_on_error = Saver(run, keep), every, on_save_error == "stop"
         self.saved_as, self.save_due, self.saved_at, self.retry_at, self.patience = None, False, time.monotonic(), math.inf, None
         self.clock = time.time() - time.monotonic()
@@ -135,15 +135,15 @@ class Trainer:
 
     def one_step(self, batch):
         """Take one step; its line is written when its numbers have come from the devices."""
-        def look(loss):
+        def check_loss(loss):
             if not self.on_gpu and not math.isfinite(loss.item()):  # here it costs nothing to look before the weights are changed
                 self.refuse_loss(loss.item(), self.step + 1, batch.numbers)
 
-        numbers = self.training_step(batch.images, batch.labels, look)
+        numbers = self.training_step(batch.images, batch.labels, check_loss)
         self.step += 1
         self.validated, self.validation = self.step % self.steps_per_epoch != 0, None
         exchanged = sum(entry.bytes for entry in self.network.ledger())
-        self.taken.add(self.step, batch.numbers, exchanged, numbers)
+        self.pending.add(self.step, batch.numbers, exchanged, numbers)
         self.read_steps(wait=self.step == 1)  # of a run that can't begin it is said at once
 
     def read_steps(self, wait=True):
@@ -152,7 +152,7 @@ class Trainer:
         On a GPU what is wrong is found up to READ_EVERY steps later; but before a validation or a checkpoint all is read. Raises
         UserError at a loss or a weight that isn't finite.
         """
-        for step, seconds in self.taken.read(wait):
+        for step, seconds in self.pending.read(wait):
             loss, right, *sums = step.numbers
             loss, count = loss.item(), len(step.images)
             if not math.isfinite(loss):
@@ -208,7 +208,7 @@ class Trainer:
             self.schedule.observe(error.top1_error)
             self.validated, self.validation = True, Validation(**asdict(error))
         self.run.metrics.events.flush()
-        self.taken.start_clock()
+        self.pending.start_clock()
 
     def test(self, protocols, interrupted, take=lambda name, logs, labels: None):
         """`evaluate` on the validation images, or None if Ctrl-C came."""

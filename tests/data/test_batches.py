@@ -14,14 +14,15 @@ from inner_cases import every
 from pipeline_sets import Pixels, in_memory, needs_dali, pipeline
 from small_set import NOTHING, PRESETS, STORED, TRAIN, picture, same, tenth, tiny, write_set
 
-from alexnet_mp.data import batches as batches_module
+from alexnet_mp.data import survey as survey_module
 from alexnet_mp.data import workers as processes
-from alexnet_mp.data.batches import EpochKeys, minibatches, steps_per_epoch, survey
+from alexnet_mp.data.batches import EpochKeys, minibatches, steps_per_epoch
 from alexnet_mp.data.dataset import Folder, cached
 from alexnet_mp.data.pipeline_dali import DaliPipeline
 from alexnet_mp.data.pipeline_raw import RawPipeline
 from alexnet_mp.data.pipeline_torch import TorchPipeline
 from alexnet_mp.data.pixel_statistics import Sums
+from alexnet_mp.data.survey import survey
 from alexnet_mp.evaluation.protocol import centre_view, nine_views, ten_views
 from alexnet_mp.recipes.named import PRESETS as PRESETS_BY_NAME
 from alexnet_mp.recipes.presets import mini, paper, source2012
@@ -94,7 +95,7 @@ def test_every_pipeline_cuts_files_by_themselves(kind, workers, preset):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_survey_adds_up_every_image(root, monkeypatch, workers):
-    monkeypatch.setattr(batches_module, "CHUNK", 4)  # 21 images: five full chunks and a single image
+    monkeypatch.setattr(survey_module, "CHUNK", 4)  # 21 images: five full chunks and a single image
     counts, direct = [], Sums(STORED)
     total = survey(Folder(root, STORED).splits["train"], STORED, workers, counts.append)
     for index in range(TRAIN):

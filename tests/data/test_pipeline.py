@@ -8,7 +8,7 @@ import pytest
 from image_folders import make_folder
 
 from alexnet_mp import evaluate, prepare, train
-from alexnet_mp.data import pipeline_dali
+from alexnet_mp.data import pipeline_dali, survey
 from alexnet_mp.data.dataset import open_dataset
 from alexnet_mp.data.pipeline import make_pipeline
 from alexnet_mp.recipes.presets import mini
@@ -135,8 +135,8 @@ def test_damage_in_a_prepared_set_is_named_before_the_first_step(sets, tmp_path,
 
 def test_a_set_that_memory_does_not_hold_is_checked_image_by_image(sets, tmp_path, monkeypatch):
     whole = losses(sets["jpeg"], tmp_path / "whole", "--steps", "2")
-    monkeypatch.setattr(train, "free_memory", lambda: 100)
-    monkeypatch.setattr(train, "read_through", lambda *_: pytest.fail("it was read through"))
+    monkeypatch.setattr(survey, "free_memory", lambda: 100)
+    monkeypatch.setattr(survey, "read_through", lambda *_: pytest.fail("it was read through"))
     assert losses(sets["jpeg"], tmp_path / "run", "--steps", "2") == whole
 
 

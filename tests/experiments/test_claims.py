@@ -2,6 +2,7 @@
 import dataclasses
 import json
 import os
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +13,7 @@ from inner_cases import every
 from alexnet_mp import claims, evaluate
 from alexnet_mp.experiments import page as claim_page
 from alexnet_mp.experiments import plan
-from alexnet_mp.experiments.arm_runs import first_gpu, settings
+from alexnet_mp.experiments.arm_runs import first_gpu, training_options
 from alexnet_mp.experiments.catalogue import BASE, CLAIMS, command
 from alexnet_mp.experiments.conduct import new_record
 from alexnet_mp.experiments.elsewhere import ELSEWHERE, feeding, importance, two_gpus
@@ -65,12 +66,33 @@ def test_the_word_list_is_not_needed(capsys, tmp_path):
 
 @every("base", BASES)
 @every("epochs", [[], ["--epochs", "7"]])
-def test_the_training_command_is_given_exactly_the_arms_recipe(base, epochs):
+def test_the_training_is_given_exactly_the_arms_recipe(base, epochs):
     for claim in CLAIMS:
         for arm in claim.arms:
-            preset, wanted = arm_recipe(arm, options("--base", base, *epochs))
-            words = settings(SimpleNamespace(preset=preset, recipe=wanted))[1::2]
-            assert recipe.override(PRESETS[preset](), words) == wanted, (claim.id, arm.name)
+            asked = options("--base", base, *epochs)
+            asked.typed = []
+            _, wanted = arm_recipe(arm, asked)
+            run = SimpleNamespace(recipe=wanted, data="builtin", directory="run", init=None, steps=None, level=None)
+            given = training_options(run, asked, 7)
+            assert given.recipe is wanted and (given.settings, given.batch_size, given.epochs, given.seed) == (
+                (), None, None, None), (claim.id, arm.name)
+            assert recipe.override(given.recipe, given.settings) == wanted  # as the training makes its own of it
+
+
+@pytest.mark.parametrize("words, run, expected", [
+    ([], {}, {"steps": None, "init": None, "workers": None}), (["--steps", "9"], {"steps": 9}, {"steps": 7}),
+    ([], {"level": 25.0}, {"steps": 7}), ([], {"init": Path("before")}, {"init": "before"}),
+    (["--workers", "0"], {}, {"workers": 0}), (["--kernels", "reference"], {}, {"kernels": "reference"}),
+    (["--gpus", "0,1"], {"recipe": PRESETS["cifar18"]()}, {"gpus": "0"}), (["--gpus", "0,1"], {}, {"gpus": "0,1"})])
+def test_what_else_the_training_is_given(words, run, expected):
+    asked = options(*words)
+    asked.typed = ["run", "lrn", "--note", "two words"]
+    given = training_options(SimpleNamespace(**{
+        "recipe": PRESETS["mini"](), "data": "DIR", "directory": Path("out/base"), "init": None, "steps": None, "level": None} | run),
+        asked, 7)
+    always = {"data": "DIR", "out": "out/base", "resume": "auto", "keep": 1,
+              "command": "python -m alexnet_mp.claims run lrn --note 'two words'"}
+    assert {name: getattr(given, name) for name in always | expected} == always | expected
 
 
 @every("base", BASES)

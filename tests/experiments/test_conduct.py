@@ -12,13 +12,13 @@ from inner_cases import every
 from PIL import Image
 from tiny_run import signalled_after, signalled_in_test
 
-from alexnet_mp import claims, train
+from alexnet_mp import claims
 from alexnet_mp.analysis import learning_curves
 from alexnet_mp.data.dataset import open_dataset
 from alexnet_mp.data.pipeline import make_pipeline
 from alexnet_mp.data.pixel_statistics import Statistics
 from alexnet_mp.evaluation import ensembles, protocol, trained
-from alexnet_mp.experiments import conduct, measure, plan, records
+from alexnet_mp.experiments import arm_runs, conduct, measure, plan, records
 from alexnet_mp.experiments import findings as claim_table
 from alexnet_mp.experiments.catalogue import CLAIMS, FACTORS, GRID
 from alexnet_mp.experiments.figures import draw_claim
@@ -30,6 +30,7 @@ from alexnet_mp.recipes.named import PRESETS
 from alexnet_mp.runs.directory import read_run
 from alexnet_mp.runs.metrics import read_metrics
 from alexnet_mp.system.errors import UserError
+from alexnet_mp.training import run as training_run
 from alexnet_mp.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread", "quick")
@@ -57,7 +58,7 @@ def test_every_claim(claim, data, out, capsys, monkeypatch):
         assert len(entry["errors"]) == (1 if whole_pictures else 2)
         assert {errors["images"] for errors in entry["errors"].values()} <= {6, 4}  # 4: half of the classes
         made = read_run(entry["directory"])
-        assert made["recipe"].seed == entry["seed"] and made["command"].startswith("python -m alexnet_mp.train --recipe")
+        assert made["recipe"].seed == entry["seed"] and made["command"].startswith("python -m alexnet_mp.claims run ")
     assert findings(record)
     claims.main(["list", "--records", str(out / "records")])
     listed = capsys.readouterr().out
@@ -86,7 +87,7 @@ def test_claims_share_their_runs_and_train_none_twice(data, out, monkeypatch):
     base, = {entry["directory"] for claim in ("flips", "crops") for entry in run(claim, data, out, "--seeds", "1")["runs"]
              if entry["arm"] == "base"}
     before = [without_times(run(claim, data, out, "--seeds", "1")) for claim in ("flips", "crops")]
-    monkeypatch.setattr(train, "train", lambda arguments: pytest.fail(f"trained again: {arguments}"))
+    monkeypatch.setattr(arm_runs, "train", lambda asked: pytest.fail(f"trained again: {asked}"))
     assert [without_times(run(claim, data, out, "--seeds", "1")) for claim in ("flips", "crops")] == before
     assert read_run(base)["recipe"].flip
 
@@ -232,7 +233,7 @@ def test_a_run_that_diverges_is_a_result(data, tmp_path, monkeypatch):
     record = run("flips", data, tmp_path, "--seeds", "1", "--set", "learning_rate=1e30")
     assert all(1 <= entry["diverged"] <= STEPS and "errors" not in entry for entry in record["runs"])
     assert [sentence.partition(" diverged")[0] for sentence in findings(record)] == ["base with seed 0", "no flips with seed 0"]
-    monkeypatch.setattr(train, "train", lambda arguments: pytest.fail("trained again"))
+    monkeypatch.setattr(arm_runs, "train", lambda asked: pytest.fail("trained again"))
     run("flips", data, tmp_path, "--seeds", "1", "--set", "learning_rate=1e30")
 
 
@@ -298,7 +299,7 @@ def test_a_run_ends_when_its_training_error_is_at_the_level(data, tmp_path, monk
     assert {entry["steps"] for entry in record["search"]} == {STEPS} and record["search_epochs"] == 1
     assert all(entry["errors"]["centre view"]["images"] == 6 and entry["epochs_to_level"] == 2.0
                for entry in record["runs"])
-    monkeypatch.setattr(train, "train", lambda arguments: pytest.fail("trained again"))
+    monkeypatch.setattr(arm_runs, "train", lambda asked: pytest.fail("trained again"))
     assert without_times(run("cifar-relu", data, tmp_path, "--seeds", "1", "--epochs", "4", "--search-epochs", "1")) == (
         without_times(record))
 
@@ -325,7 +326,10 @@ def test_seven_networks_are_five_and_two_pretrained(data, out):
         str(next(out.glob("half-*-84")).absolute())}
     larger, = (entry for entry in record["runs"] if entry["arm"] == "sixth_conv" and entry["seed"] == 1)
     assert len(read_run(larger["directory"])["data"]["classes"]) == 3
-    assert f"--init {larger['directory']} " in read_run(ensemble["members"][-1])["command"] + " "
+    asked = claims._parser().parse_args(["run", "ensemble7", "--data", str(data), "--out", str(out), *MINI])
+    (runs, _), = plan.turns(BY_ID["ensemble7"], asked, 1)
+    init, = (each.init for each in runs if str(each.directory) == ensemble["members"][-1])
+    assert str(init) == larger["directory"]
 
 
 def test_an_average_is_that_of_the_evaluation(data, out):
@@ -375,7 +379,7 @@ def test_nothing_is_started_that_cannot_end(data, tmp_path, monkeypatch, capsys)
     run("views", data, tmp_path, "--seeds", "1")  # tells the pace
     notes, = tmp_path.glob("*.result.json")
     notes.write_text(json.dumps(json.loads(notes.read_text()) | {"seconds": 1000.0}))
-    monkeypatch.setattr(train, "train", lambda arguments: pytest.fail("it was started"))
+    monkeypatch.setattr(arm_runs, "train", lambda asked: pytest.fail("it was started"))
     assert claims.main(["run", "all", "--data", data, "--out", tmp_path, "--records", tmp_path / "records", *MINI, "--budget", "5m"]) == 0
     all_said = capsys.readouterr().out.splitlines()
     said = [line for line in all_said if line.startswith("==")]
@@ -414,8 +418,33 @@ def test_damaged_notes_count_as_none(notes, data, out):
     assert without_times(run("dropout", data, out, "--seeds", "1", "--budget", "1h")) == before
 
 
+@pytest.mark.parametrize("diverged", [False, True])
+def test_a_run_that_another_command_begins_meanwhile(diverged, data, tmp_path, monkeypatch, capsys):
+    """Its directory was not there when this one began; and what the other command makes of it may have ended by now."""
+    def meanwhile(path, *arguments):
+        Path(path).mkdir(parents=True)
+        if diverged:
+            (Path(path) / "non_finite.json").write_text('{"step": 1}')
+        return function(path, *arguments)
+
+    function = training_run.RunDirectory
+    monkeypatch.setattr(training_run, "RunDirectory", meanwhile)
+    asked = claims._parser().parse_args(["run", "views", "--data", str(data), "--out", str(tmp_path), *MINI])
+    asked.typed = []
+    (base,), _ = plan.turns(BY_ID["views"], asked, 1)[0]
+    if diverged:
+        arm_runs.train_run(base, asked)
+        said = capsys.readouterr().out
+        assert f"{base.directory.name} diverged, which is a result: --out {base.directory} is there already" in said
+    else:
+        with pytest.raises(UserError) as raised:
+            arm_runs.train_run(base, asked)
+        assert str(raised.value) == (f"{base.directory}: another command began this run; when it has ended, "
+                                     "this one goes on")
+
+
 def test_a_run_that_was_refused_has_no_time_noted(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "train", lambda arguments: (_ for _ in ()).throw(UserError("no")))
+    monkeypatch.setattr(arm_runs, "train", lambda asked: (_ for _ in ()).throw(UserError("no")))
     with pytest.raises(UserError, match="^no$"):
         run("views", data, tmp_path)
     assert not list(tmp_path.glob("*.result.json"))

@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 from claim_runs import run, without_times
 
-from alexnet_mp import train
 from alexnet_mp.evaluation.accuracy import read_right
-from alexnet_mp.experiments import findings, kept_answers
+from alexnet_mp.experiments import arm_runs, findings, kept_answers
 from alexnet_mp.runs import checkpoints
 
 pytestmark = pytest.mark.usefixtures("one_thread", "quick")
@@ -28,9 +27,9 @@ def lose(out):
 
 def counted(monkeypatch):
     """The arms that are trained from now on, in order."""
-    trained, function = [], train.train
-    monkeypatch.setattr(train, "train", lambda arguments: [trained.append(
-        Path(arguments[arguments.index("--out") + 1]).name.partition("-")[0]), function(arguments)][1])
+    trained, function = [], arm_runs.train
+    monkeypatch.setattr(arm_runs, "train", lambda asked: [trained.append(
+        Path(asked.out).name.partition("-")[0]), function(asked)][1])
     return trained
 
 

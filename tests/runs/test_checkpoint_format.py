@@ -24,7 +24,7 @@ from alexnet_mp.runs.checkpoint_format import (
     WEIGHTS,
     Checkpoint,
     Data,
-    MadeBy,
+    Environment,
     Scheduled,
     Validation,
     load,
@@ -251,8 +251,8 @@ def test_no_tensor_that_could_not_be_loaded_is_written(change, problem, original
     {"validation": Validation(float("nan"), 0.0, 1.0, 8)}, {"validation": Validation(101.0, 0.0, 1.0, 8)},
     {"validation": Validation(0.0, 0.0, float("inf"), 8)}, {"validation": Validation(0.0, 0.0, -1.0, 8)}, {"data": None},
     {"data": Data("a", "b", "c", ())}, {"data": Data("a", "b", "c", "abc")}, {"recipe": None}, {"made_by": None},
-    {"made_by": MadeBy(("cpu",), os.fsdecode(b"\xff"), "fp32", "torch", 1, {})},
-    {"made_by": MadeBy(("cpu",), "cpu", "fp32", "torch", 1, {"torch": 2})},
+    {"made_by": Environment(("cpu",), os.fsdecode(b"\xff"), "fp32", "torch", 1, {})},
+    {"made_by": Environment(("cpu",), "cpu", "fp32", "torch", 1, {"torch": 2})},
     {"data": Data("a", "b", "c", ("x" * (5 << 20),))}, {"step": np.float32(1)},
 ])
 def test_no_state_that_could_not_be_loaded_is_written(changes, original, tmp_path):

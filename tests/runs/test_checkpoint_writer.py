@@ -7,12 +7,12 @@ import torch
 from disk import add_gate, checkpoint_of, holds_what_it_should, names, put_all
 from tiny_run import LAST, lines, run
 
-from alexnet_mp import train
 from alexnet_mp.runs import checkpoint_format, checkpoints
 from alexnet_mp.runs.checkpoint_writer import Saver
 from alexnet_mp.runs.checkpoints import listing
 from alexnet_mp.system import durable_files
 from alexnet_mp.system.errors import UserError
+from alexnet_mp.training import run as runs
 from alexnet_mp.training import trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread", "quick")
@@ -191,7 +191,7 @@ def test_a_thread_that_cannot_be_started_leaves_a_saver_that_can_be_waited_for(p
 def test_an_error_ends_a_run_although_a_write_hangs(data, tmp_path, monkeypatch):
     """A disk that answers no more: the run waits a while for it, and ends with the error that it has."""
     gate, writing = add_gate(monkeypatch, checkpoints, "put")
-    for module in (train, trainer):
+    for module in (runs, trainer):
         monkeypatch.setattr(module, "PATIENCE", 0.1)
 
     def refuse(self):
@@ -216,7 +216,7 @@ def test_a_second_interrupt_waits_for_no_write(data, tmp_path, monkeypatch):
             assert writing.acquire(timeout=SOON)
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(train, "PATIENCE", 10**6)
+    monkeypatch.setattr(runs, "PATIENCE", 10**6)
     monkeypatch.setattr(trainer.Trainer, "hear_of_saves", interrupt)
     with pytest.raises(KeyboardInterrupt):
         run(data, tmp_path / "run", "--checkpoint-every", 1)

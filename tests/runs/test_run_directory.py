@@ -104,7 +104,8 @@ def test_a_disk_that_fails_at_any_call_leaves_nothing_and_no_lock(fake, parts, t
 def test_a_directory_that_was_there_is_not_removed_by_a_failure(parts, tmp_path):
     put_all(tmp_path / "run", 1)
     with below_files(Dying(3, failing)):
-        refused(RunDirectory, tmp_path / "run", *parts, None, (), RunLock(tmp_path / "run"))
+        message = refused(lambda: RunDirectory(tmp_path / "run", *parts, lock=RunLock(tmp_path / "run")))
+    assert "Input/output error" in message
     assert os.listdir(tmp_path / "run" / "checkpoints") == ["step_00000001"]
     RunLock(tmp_path / "run").release()
 

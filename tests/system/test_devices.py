@@ -5,8 +5,10 @@ from inner_cases import every
 
 from alexnet_mp import train
 from alexnet_mp.evaluation import trained
+from alexnet_mp.recipes.named import PRESETS
 from alexnet_mp.system.devices import make_current, resolve
 from alexnet_mp.system.errors import UserError
+from alexnet_mp.training import run as runs
 
 
 @pytest.fixture
@@ -67,13 +69,13 @@ def test_without_a_gpu_none_is(set_device):
 def test_a_command_makes_no_context_on_a_gpu_that_it_was_not_given(command, gpus, set_device, monkeypatch, tmp_path):
     """Before it asks for memory anywhere."""
     gpus(2)
-    for module in (train, trained):
+    for module in (runs, trained):
         monkeypatch.setattr(module, "check_kernels", lambda *_: None)
         monkeypatch.setattr(module, "TwoTowerAlexNet", None)
     with pytest.raises(Current, match="cuda:1"):
         if command == "train":
             train.main(["--gpus", "1", "--recipe", "mini", "--out", str(tmp_path / "run")])
         else:
-            found = trained.Trained(train.PRESETS["mini"](), "builtin", [], None, {}, tmp_path)
+            found = trained.Trained(PRESETS["mini"](), "builtin", [], None, {}, tmp_path)
             monkeypatch.setattr(trained, "trained", lambda *_, **__: (tmp_path, found))
             trained.load_run(tmp_path, "1")

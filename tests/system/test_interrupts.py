@@ -20,10 +20,11 @@ from tiny_run import (
     state,
 )
 
-from alexnet_mp import train
+from alexnet_mp.data import survey
 from alexnet_mp.runs import checkpoint_format, checkpoint_writer, checkpoints
 from alexnet_mp.system import errors
 from alexnet_mp.system.interrupts import SIGNALS, interruptible
+from alexnet_mp.training import run as runs
 from alexnet_mp.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread", "quick")
@@ -88,13 +89,13 @@ def test_a_terminal_that_is_gone_is_no_hindrance(monkeypatch):
 
 # --- during start-up
 
-STARTS = ["open_dataset", "make_pipeline", "prepared_statistics", "TwoTowerAlexNet"]
+STARTS = ["open_dataset", "make_pipeline", "statistics_of", "TwoTowerAlexNet"]
 
 
 @every("name", STARTS)
 @every("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stop_during_start_up_leaves_nothing(name, number, data, tmp_path, monkeypatch, capsys):
-    signalled_after(monkeypatch, train, name, 1, then=lambda: signal.raise_signal(number))
+    signalled_after(monkeypatch, runs, name, 1, then=lambda: signal.raise_signal(number))
     run(data, tmp_path / "run")
     assert "stopped before the first step: there is nothing to save" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
@@ -103,12 +104,12 @@ def test_a_stop_during_start_up_leaves_nothing(name, number, data, tmp_path, mon
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_stop_while_all_images_are_read_leaves_nothing(workers, tmp_path, monkeypatch, capsys, nothing_stays):
     folder, ended = make_folder(tmp_path / "folder", train=30, val=2, size=(48, 44)), []
-    survey = train.survey
+    read_all = survey.survey
 
     def surveyed(split, size, workers, advance):
-        return survey(split, size, workers, lambda count: (ended.append(count), interrupt()))
+        return read_all(split, size, workers, lambda count: (ended.append(count), interrupt()))
 
-    monkeypatch.setattr(train, "survey", surveyed)
+    monkeypatch.setattr(survey, "survey", surveyed)
     run(folder, tmp_path / "run", "--workers", workers)
     assert "stopped before the first step" in capsys.readouterr().out
     assert ended == [32] and not (tmp_path / "run").exists()
@@ -116,7 +117,7 @@ def test_a_stop_while_all_images_are_read_leaves_nothing(workers, tmp_path, monk
 
 def test_a_second_stop_during_start_up_is_obeyed_at_once(data, tmp_path, monkeypatch):
     """The second comes while the first still unwinds."""
-    function = train.open_dataset
+    function = runs.open_dataset
 
     def opened(*arguments):
         try:
@@ -125,7 +126,7 @@ def test_a_second_stop_during_start_up_is_obeyed_at_once(data, tmp_path, monkeyp
             interrupt()
         return function(*arguments)
 
-    monkeypatch.setattr(train, "open_dataset", opened)
+    monkeypatch.setattr(runs, "open_dataset", opened)
     with pytest.raises(KeyboardInterrupt):
         run(data, tmp_path / "run")
     assert not list(tmp_path.iterdir())
@@ -136,7 +137,7 @@ def test_a_stop_during_the_start_of_a_resume_leaves_the_run_as_it_was(name, data
     out = run(data, tmp_path / "run", "--steps", 2)
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     with monkeypatch.context() as patch:
-        signalled_after(patch, train, name, 1)
+        signalled_after(patch, runs, name, 1)
         resume(data, out)
     assert "stopped before the first step" in capsys.readouterr().out
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
@@ -144,7 +145,7 @@ def test_a_stop_during_the_start_of_a_resume_leaves_the_run_as_it_was(name, data
     assert "stale" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("owner, name", [(train, "RunDirectory"), (train, "Trainer"), (Trainer, "restore")])
+@pytest.mark.parametrize("owner, name", [(runs, "RunDirectory"), (runs, "Trainer"), (Trainer, "restore")])
 def test_a_stop_once_the_directory_is_there_is_saved(owner, name, data, tmp_path, monkeypatch):
     """The run can be gone on with from where it is, which may be before its first step."""
     whole = run(data, tmp_path / "whole", "--steps", 4)

@@ -14,7 +14,7 @@ from alexnet_mp.recipes.recipe import change_layers
 from alexnet_mp.system.errors import UserError
 from alexnet_mp.training import tape_program
 from alexnet_mp.training.graphed_step import WARM_UP
-from alexnet_mp.training.pending_steps import READ_EVERY, TakenSteps
+from alexnet_mp.training.pending_steps import READ_EVERY, PendingSteps
 from alexnet_mp.training.schedule import make_schedule
 
 pytestmark = [pytest.mark.usefixtures("exact"), pytest.mark.usefixtures("one_thread", "quick")]
@@ -340,25 +340,25 @@ def test_a_step_does_not_wait_for_the_device(graphs):
     """By the words of torch's own check, and of the runtime calls that a profiler sees."""
     pair = Pair(small(), (CUDA, CUDA), apart=graphs == "from copy to copy")
     pair.set_rates()
-    step, batch, taken, read = pair.steps[graphs != "off"], pair.batch(4), TakenSteps([CUDA]), []
+    step, batch, pending, read = pair.steps[graphs != "off"], pair.batch(4), PendingSteps([CUDA]), []
 
     def steps(count, wait=False):
         for _ in range(count):
-            taken.add(len(read), [0], 0, step(*batch, look))
-            read.extend(taken.read(wait))
+            pending.add(len(read), [0], 0, step(*batch, look))
+            read.extend(pending.read(wait))
 
     steps(2 * READ_EVERY)  # captures, page-locked memory
-    read.extend(taken.read(wait=True))
+    read.extend(pending.read(wait=True))
     torch.cuda.set_sync_debug_mode("error")
     try:
         steps(READ_EVERY - 1)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    read.extend(taken.read(wait=True))
+    read.extend(pending.read(wait=True))
     with torch.profiler.profile(activities=list(torch.profiler.supported_activities())) as profile:
         with torch.profiler.record_function("all steps"):
             steps(READ_EVERY - 1)
-    read.extend(taken.read(wait=True))
+    read.extend(pending.read(wait=True))
     assert len(read) == 4 * READ_EVERY - 2 and all(0 < seconds < 60 for _, seconds in read)
     (span,) = {(event.time_range.start, event.time_range.end) for event in profile.events()
                if event.name == "all steps" and event.device_type == torch.autograd.DeviceType.CPU}

@@ -5,24 +5,24 @@ import torch
 from fake_device import LateEvents
 
 from alexnet_mp.training import pending_steps
-from alexnet_mp.training.pending_steps import READ_EVERY, TakenSteps
+from alexnet_mp.training.pending_steps import READ_EVERY, PendingSteps
 
 CPU = torch.device("cpu")
 
 
-def take(taken, step):
-    taken.add(step, np.arange(step), 100 * step, [torch.tensor(float(step)), torch.tensor(step)])
+def take(pending, step):
+    pending.add(step, np.arange(step), 100 * step, [torch.tensor(float(step)), torch.tensor(step)])
 
 
-def steps_read(taken, wait=False):
-    return [step.step for step, _ in taken.read(wait)]
+def steps_read(pending, wait=False):
+    return [step.step for step, _ in pending.read(wait)]
 
 
 def test_on_a_cpu_a_step_is_read_when_it_was_taken():
-    taken = TakenSteps([CPU, CPU])
+    pending = PendingSteps([CPU, CPU])
     for step in range(1, 4):
-        take(taken, step)
-        ((read, seconds),) = taken.read(wait=False)
+        take(pending, step)
+        ((read, seconds),) = pending.read(wait=False)
         assert (read.step, read.exchanged, [tensor.item() for tensor in read.numbers]) == (step, 100 * step, [step, step])
         assert len(read.images) == step and 0 < seconds < 10
 
@@ -30,44 +30,44 @@ def test_on_a_cpu_a_step_is_read_when_it_was_taken():
 @pytest.mark.parametrize("behind", [1, 3, READ_EVERY - 1])
 def test_what_is_there_is_read_without_a_wait(behind, monkeypatch):
     monkeypatch.setattr(pending_steps, "mark", device := LateEvents(behind))
-    taken, read = TakenSteps([CPU]), []
+    pending, read = PendingSteps([CPU]), []
     for step in range(1, 41):
-        take(taken, step)
-        read += steps_read(taken)
+        take(pending, step)
+        read += steps_read(pending)
         assert read == list(range(1, step - behind + 1))
     assert device.waits == []
-    assert steps_read(taken, wait=True) == list(range(41 - behind, 41)) and steps_read(taken, wait=True) == []
+    assert steps_read(pending, wait=True) == list(range(41 - behind, 41)) and steps_read(pending, wait=True) == []
 
 
 def test_the_host_waits_for_the_older_half_of_too_many_steps(monkeypatch):
     monkeypatch.setattr(pending_steps, "mark", LateEvents(10**9))
-    taken, half = TakenSteps([CPU]), READ_EVERY // 2
+    pending, half = PendingSteps([CPU]), READ_EVERY // 2
     for step in range(1, 4 * READ_EVERY):
-        take(taken, step)
-        at_once = steps_read(taken)
+        take(pending, step)
+        at_once = steps_read(pending)
         begun = step - READ_EVERY
         assert at_once == (list(range(begun + 1, begun + half + 1)) if begun >= 0 and begun % half == 0 else [])
-        assert len(taken.unread) < READ_EVERY
+        assert len(pending.unread) < READ_EVERY
 
 
 def test_numbers_that_the_next_step_overwrites_were_copied(monkeypatch):
     monkeypatch.setattr(pending_steps, "mark", LateEvents(2))
-    taken, loss = TakenSteps([CPU]), torch.tensor(0.0)
+    pending, loss = PendingSteps([CPU]), torch.tensor(0.0)
     for step in range(1, 5):
-        taken.add(step, np.arange(1), 0, [loss.fill_(step)])
-    assert [step.numbers[0].item() for step, _ in taken.read(wait=True)] == [1, 2, 3, 4]
+        pending.add(step, np.arange(1), 0, [loss.fill_(step)])
+    assert [step.numbers[0].item() for step, _ in pending.read(wait=True)] == [1, 2, 3, 4]
 
 
 def test_each_step_has_its_own_time_however_many_are_read_at_once(monkeypatch):
     clock = iter([10.0, 11.0, 13.0, 20.0, 20.5])
     monkeypatch.setattr(pending_steps.time, "perf_counter", lambda: next(clock))
-    taken = TakenSteps([CPU])  # begins at 10
-    take(taken, 1)
-    take(taken, 2)
-    assert [seconds for _, seconds in taken.read(wait=True)] == [1.0, 2.0]
-    taken.start_clock()  # after a validation that ended at 20
-    take(taken, 3)
-    assert [seconds for _, seconds in taken.read(wait=True)] == [0.5]
+    pending = PendingSteps([CPU])  # begins at 10
+    take(pending, 1)
+    take(pending, 2)
+    assert [seconds for _, seconds in pending.read(wait=True)] == [1.0, 2.0]
+    pending.start_clock()  # after a validation that ended at 20
+    take(pending, 3)
+    assert [seconds for _, seconds in pending.read(wait=True)] == [0.5]
 
 
 def test_the_time_is_a_gpus_where_there_is_one():
@@ -75,6 +75,6 @@ def test_the_time_is_a_gpus_where_there_is_one():
     made = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pending_steps, "mark", lambda device: made.append(device))
-        taken = TakenSteps(devices)
-        take(taken, 1)
+        pending = PendingSteps(devices)
+        take(pending, 1)
     assert made == [devices[1], devices[1], devices[0]]

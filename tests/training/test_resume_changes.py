@@ -15,11 +15,11 @@ from alexnet_mp.data.pixel_statistics import Statistics
 from alexnet_mp.recipes import recipe
 from alexnet_mp.recipes.presets import mini
 from alexnet_mp.recipes.recipe import Date, Layer, change_layers
-from alexnet_mp.runs.checkpoint_format import Checkpoint, Data, MadeBy, State
+from alexnet_mp.runs.checkpoint_format import Checkpoint, Data, Environment, State
 from alexnet_mp.system.errors import UserError
 from alexnet_mp.training import resume as resuming
 
-MADE_BY = MadeBy(("cpu: AVX2", "cpu: AVX2"), "cpu", "fp32", "torch", 2, {"torch": "2.13.0", "triton": None})
+ENVIRONMENT = Environment(("cpu: AVX2", "cpu: AVX2"), "cpu", "fp32", "torch", 2, {"torch": "2.13.0", "triton": None})
 STATISTICS = Statistics(np.full((112, 112, 3), 100.0), np.array([0.1, 0.2, 0.3]), np.eye(3))
 DATASET = SimpleNamespace(fingerprint="abc", classes=["ant", "bee", "cat"], splits={"train": range(24)})
 
@@ -40,8 +40,8 @@ LAYER_FIELDS = {"maps": 7, "then": ("tanh",), "kernel": 2, "stride": 2, "pad": 3
 def saved(before=None, step=3):
     """A checkpoint that was found, without tensors."""
     data = Data("builtin", "", DATASET.fingerprint, tuple(DATASET.classes))
-    content = State(step, 1, before or mini(), data, {}, None, True, None, 0, MADE_BY, "")
-    return resuming.Found("run/checkpoints/step_00000003", Checkpoint({}, {}, STATISTICS, content))
+    content = State(step, 1, before or mini(), data, {}, None, True, None, 0, ENVIRONMENT, "")
+    return resuming.ResumePoint("run/checkpoints/step_00000003", Checkpoint({}, {}, STATISTICS, content))
 
 
 def changes(now, dataset=DATASET, statistics=STATISTICS, before=None):
@@ -177,11 +177,11 @@ def test_a_run_that_is_past_the_end_is_refused():
     ({"devices": ("cuda: H100", "cuda: H100"), "pipeline": "dali"},
      ["devices: ('cpu: AVX2', 'cpu: AVX2') -> ('cuda: H100', 'cuda: H100')", "pipeline: torch -> dali"])])
 def test_what_computes_otherwise_is_said(change, said):
-    assert resuming.no_longer_exact(MADE_BY, dataclasses.replace(MADE_BY, **change)) == said
+    assert resuming.no_longer_exact(ENVIRONMENT, dataclasses.replace(ENVIRONMENT, **change)) == said
 
 
 def test_on_a_gpu_another_pipeline_is_said():
-    on_gpu = dataclasses.replace(MADE_BY, devices=("cuda: H100", "cuda: H100"))
+    on_gpu = dataclasses.replace(ENVIRONMENT, devices=("cuda: H100", "cuda: H100"))
     assert resuming.no_longer_exact(on_gpu, dataclasses.replace(on_gpu, pipeline="dali")) == ["pipeline: torch -> dali"]
 
 
@@ -209,8 +209,8 @@ def test_another_seed_or_data_set_is_refused_before_images_are_read(data, tmp_pa
     out = run(data, tmp_path / "run", "--steps", 1)
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     other = make_folder(tmp_path / "other", train=3, val=1, size=(48, 44), classes=("ant", "bee", "cat"))
-    monkeypatch.setattr("alexnet_mp.train.read_through", None)
-    monkeypatch.setattr("alexnet_mp.train.survey", None)
+    monkeypatch.setattr("alexnet_mp.data.survey.read_through", None)
+    monkeypatch.setattr("alexnet_mp.data.survey.survey", None)
     for arguments, words in (([data, out, "--seed", 1], "seed 0 -> 1"), ([other, out], "data.classes apple -> ant")):
         with pytest.raises(UserError, match=words):
             resume(*arguments)

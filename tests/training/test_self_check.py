@@ -378,7 +378,7 @@ def test_ctrl_c_during_the_check(number, on_cpu, data, quick, tmp_path, monkeypa
     monkeypatch.setattr(device_checks, "piece", hanging)
     monkeypatch.setattr(device_checks, "update", hanging)
     monkeypatch.setattr(device_checks, "pipeline", hanging)
-    assert train.train([*TINY, "--data", str(data), "--out", str(tmp_path / "run")])
+    assert train.main([*TINY, "--data", str(data), "--out", str(tmp_path / "run")]) == 0
     assert "stopped before the first step" in capsys.readouterr().out and not (tmp_path / "run").exists()
     assert started[0].returncode == -signal.SIGKILL
 

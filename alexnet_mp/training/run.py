@@ -1,0 +1,320 @@
+"""One training run, from what is asked for to its end: resolve, open the data, build the network, train.
+
+The command `train` and the claims call `train` with `Options`. Every message and check has its place in this order:
+what a person typed wrong is said before an image is read, and nothing is written before all images have been.
+"""
+import datetime
+import os
+import re
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+
+import torch
+
+from ..data.dataset import DataSet, cached, cost_of_reading, open_dataset
+from ..data.pipeline import Pipeline, make_pipeline
+from ..data.survey import statistics_of
+from ..network.network import TwoTowerAlexNet
+from ..recipes import recipe as recipes
+from ..recipes import shapes
+from ..recipes.named import PRESETS
+from ..recipes.recipe import Recipe
+from ..runs.checkpoint_format import Data
+from ..runs.checkpoint_writer import PATIENCE
+from ..runs.directory import RunDirectory, refuse_unusable
+from ..runs.lock import RunLock
+from ..system import precision
+from ..system.devices import check_kernels, make_current
+from ..system.devices import resolve as resolve_devices
+from ..system.errors import UserError
+from ..system.interrupts import Interrupts, interruptible
+from ..system.memory import keep_freed_memory
+from ..system.terminal import python_command, say
+from . import graphed_step, resume, self_check
+from .pretrained import begin_with, read_weights
+from .profiler import Profiler, steps_of
+from .resume import ResumePoint
+from .trainer import Trainer
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a run is asked for: all that the command line can say, with its defaults (`train --help` tells each).
+
+    recipe: a `Recipe`, the name of a preset, or None: that of the checkpoint that is gone on from, else mini on a CPU
+    and paper on CUDA. settings: `--set` FIELD=VALUE, in order; batch_size, epochs and seed come after them. command:
+    what was typed, for run.json.
+    """
+
+    recipe: Recipe | str | None = None
+    settings: tuple[str, ...] = ()
+    batch_size: int | None = None
+    epochs: int | None = None
+    seed: int | None = None
+    data: str | None = None
+    out: str | None = None
+    gpus: str = "auto"
+    kernels: str = "auto"
+    pipeline: str = "auto"
+    workers: int | None = None
+    precision: str = "fp32"
+    graphs: str = "auto"
+    self_check: bool = True
+    steps: int | None = None
+    resume: str | None = None
+    resume_anyway: bool = False
+    init: str | None = None
+    init_layers: str | None = None
+    checkpoint_every: str = "10m"
+    keep: int = 3
+    on_save_error: str = "continue"
+    profile: str | None = None
+    command: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What follows from the options before any image is read."""
+
+    options: Options  # of a run that goes on: with what wasn't said as it was
+    recipe: Recipe
+    devices: list[torch.device]  # of each tower
+    dtype: torch.dtype  # of the images
+    graphs: str  # how steps are launched, in words
+    every: tuple[float, str]  # (number, "steps" | "seconds") between checkpoints
+    out: str  # the run directory
+    lock: RunLock | None  # of the run directory, if it is there already
+    point: ResumePoint | None  # where the run goes on from
+    weights: Mapping[str, torch.Tensor] | None  # of `--init`
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The data of a run, all images read once."""
+
+    dataset: DataSet
+    pipeline: Pipeline  # has its statistics
+    in_memory: list[str]  # splits whose pictures stay there
+    checked: object  # what the self-check found, as run.json records it
+    changed: Mapping[str, list]  # what is no longer as the checkpoint has it
+
+
+def train(options: Options) -> bool:
+    """Train to the end, or until a signal. Returns whether a signal stopped it. Raises UserError."""
+    keep_freed_memory()
+    torch.backends.cudnn.deterministic = True  # else a run that goes on would not be the one that never stopped
+    with interruptible() as interrupts:
+        try:
+            with ExitStack() as held:
+                _run(options, interrupts, held)
+        except KeyboardInterrupt:
+            if interrupts.wait_for_step or interrupts.count > 1:
+                raise
+            say("stopped before the first step: there is nothing to save")
+        return bool(interrupts)
+
+
+def _run(options, interrupts, held):
+    """held: an ExitStack; what has to be let go of at the end, whatever it is."""
+    plan = resolve(options, held)
+    data = open_data(plan)
+    network = build_network(plan, data)
+    trainer = make_trainer(plan, data, network, interrupts, held)
+    del plan  # the trainer has copied what it had of a checkpoint, and the network what it had of --init
+    trainer.train(interrupts)
+
+
+# --- resolve
+
+def resolve(options: Options, held: ExitStack) -> Plan:
+    """What the options mean, here and now; says what was chosen for the user. Raises UserError.
+
+    The lock of a run directory that is there already is held from here on, until `held` ends.
+    """
+    every = _interval(options.checkpoint_every)
+    _refuse_numbers(options)
+    point, out, lock = None, options.out, None
+    if options.resume is not None:
+        point, out, lock = resume.find(options.resume, options.out)
+    if lock:
+        held.callback(lock.release)
+    if point:
+        options = _as_it_was(options, point)
+    recipe, devices = _recipe_and_devices(options, point)
+    make_current(devices)
+    dtype, graphs = precision.use(options.precision, devices), graphed_step.resolve(options.graphs, devices)
+    weights = read_weights(options.init) if options.init is not None else None
+    if lock is None:
+        out = out or _fresh_name(recipe)
+        refuse_unusable(out)
+    return Plan(options, recipe, devices, dtype, graphs, every, out, lock, point, weights)
+
+
+def _as_it_was(options, point):
+    """The options of a run that goes on: what isn't said stays as it was, and `--init` was for its beginning."""
+    state = point.checkpoint.state
+    if options.steps is not None and options.steps < state.step:
+        raise UserError(f"--steps {options.steps}: {point.path} has taken {state.step} steps already")
+    return replace(options, recipe=state.recipe if options.recipe is None else options.recipe,
+                   data=options.data or state.data.source, init=None)
+
+
+def _recipe_and_devices(options, point):
+    on_cpu = _on_cpu_alone(options.gpus)
+    chosen = options.recipe or ("mini" if on_cpu else "paper")
+    chosen = chosen if isinstance(chosen, Recipe) else PRESETS[chosen]()
+    flags = {"batch_size": options.batch_size, "epochs": options.epochs, "seed": options.seed}
+    recipe = recipes.override(
+        chosen, [*options.settings, *(f"{field}={value}" for field, value in flags.items() if value is not None)])
+    devices = resolve_devices(options.gpus, recipe.towers)
+    check_kernels(options.kernels, devices)
+    say(f"devices: {', '.join(f'tower {letter} on {device}' for letter, device in zip('ab', devices))}"
+        + ("; no CUDA device was found" if on_cpu and options.gpus == "auto" else ""))
+    if point and chosen is point.checkpoint.state.recipe:
+        say(f"recipe: {recipe.name}, as the checkpoint has it")
+    else:
+        size = {"mini": ", the small network", "paper": ", the whole network", "source2012": ", the whole network"}
+        say(f"recipe: {chosen.name}{size.get(chosen.name, '')}; --recipe chooses another")
+    if len({device for device in devices if device.type == "cuda"}) < 2:
+        say(f"on two GPUs, type: {python_command()} -m alexnet_mp.train --gpus 0,1 --recipe paper --data DIR")
+    return recipe, devices
+
+
+def _on_cpu_alone(gpus):
+    """Whether `--gpus` means that no tower is on a CUDA device."""
+    return (set(gpus.replace(" ", "").split(",")) == {"cpu"}
+            or (gpus == "auto" and torch.cuda.device_count() == 0))
+
+
+def _fresh_name(recipe):
+    """runs/<date-time>-<recipe>, or one beside it: of two runs in one second, after a clock that was set back."""
+    name = f"runs/{datetime.datetime.now():%Y-%m-%d-%H%M%S}-{recipe.name}"
+    names = (name, *(f"{name}-{number}" for number in range(2, 1000)))
+    return next(path for path in names if not os.path.lexists(path))
+
+
+def _interval(text):
+    """What `--checkpoint-every` means: "500" -> (500, "steps"), "10m" -> (600.0, "seconds"). Raises UserError."""
+    match = re.fullmatch(r"([0-9]{1,9})|([0-9]{1,9}(?:\.[0-9]{1,9})?)m", text, re.ASCII)
+    if not match or float(match[1] or match[2]) <= 0:
+        raise UserError(f"--checkpoint-every {text}: write a number of steps, as in 500, or of minutes, as in 10m")
+    return (int(match[1]), "steps") if match[1] else (60 * float(match[2]), "seconds")
+
+
+def _refuse_numbers(options):
+    if options.steps is not None and options.steps < 1:
+        raise UserError(f"--steps {options.steps}: it must be at least 1")
+    if options.out == "":
+        raise UserError("--out '': name a directory, or leave it out")
+    if options.init_layers is not None and options.init is None:
+        raise UserError(f"--init-layers {options.init_layers}: of what --init names, and there is no --init")
+    if options.keep < 1:
+        raise UserError(f"--keep {options.keep}: at least the newest checkpoint must be kept")
+    if options.profile is not None:
+        steps_of(options.profile)
+
+
+# --- open the data
+
+def open_data(plan: Plan) -> TrainingData:
+    """Open the data set, choose the pipeline, read every image once. Raises UserError.
+
+    Of a run that goes on, what changed is refused as early as it can be seen: before all images are read, and after.
+    """
+    options, recipe = plan.options, plan.recipe
+    dataset = open_dataset(options.data or "builtin", recipe.stored_size)
+    pipeline = make_pipeline(options.pipeline, dataset, recipe, plan.devices, options.workers, plan.dtype)
+    say(f"data: {dataset.description}")
+    say(recipes.describe(recipe))
+    _changes(plan, dataset)
+    name, checked = self_check.before_run(pipeline, options.kernels, pipeline_is_chosen=options.pipeline != "auto",
+                                          wanted=options.self_check)
+    if name != pipeline.name:
+        pipeline = make_pipeline(name, dataset, recipe, plan.devices, options.workers, plan.dtype)
+
+    in_memory = cached(dataset, recipe.stored_size)
+    statistics = statistics_of(dataset, recipe, pipeline.workers)
+    changed = _changes(plan, dataset, statistics)
+    if plan.point and "data.statistics" not in changed:
+        statistics = plan.point.checkpoint.statistics  # to the last bit
+    pipeline.use(statistics)
+    return TrainingData(dataset, pipeline, in_memory, checked, changed)
+
+
+def _changes(plan, dataset, statistics=None):
+    """What is no longer as the checkpoint has it, see `resume.changes`. Raises UserError if that may not be."""
+    if not plan.point:
+        return {}
+    changed = resume.changes(plan.point.checkpoint, plan.recipe, dataset, statistics)
+    resume.refuse_changes(plan.point, changed, plan.recipe, dataset, plan.options.resume_anyway)
+    return changed
+
+
+# --- build the network
+
+def build_network(plan: Plan, data: TrainingData) -> TwoTowerAlexNet:
+    """The network as it is drawn, with the weights of `--init`. Raises UserError if these don't fit."""
+    options = plan.options
+    network = TwoTowerAlexNet(plan.recipe, plan.devices, len(data.dataset.classes), options.kernels)
+    if plan.weights is not None:
+        layers = None if options.init_layers is None else options.init_layers.split(",")
+        copied, new, foreign = begin_with(network, plan.weights, options.init, layers)
+        say(f"begins with {', '.join(copied)} of {options.init}; new: {', '.join(new)}"
+            + (f"; left out: {', '.join(foreign)}" if foreign else ""))
+    return network
+
+
+# --- train
+
+def make_trainer(plan: Plan, data: TrainingData, network: TwoTowerAlexNet, interrupts: Interrupts,
+                 held: ExitStack) -> Trainer:
+    """The trainer, with its run directory, where the checkpoint was if there is one; says how it computes."""
+    options, dataset, pipeline = plan.options, data.dataset, data.pipeline
+    environment = resume.environment(network, pipeline, options.precision)
+    interrupts.wait_for_step = True  # from here on there is something on the disk
+    directory = RunDirectory(plan.out, plan.recipe, dataset, network, pipeline, options.precision, plan.point,
+                             data.changed, plan.lock, data.checked, options.command)
+    held.callback(directory.close)
+    constants = {"recipe": plan.recipe, "made_by": environment,
+                 "data": Data(dataset.source, dataset.description, dataset.fingerprint, tuple(dataset.classes))}
+    trainer = Trainer(network, pipeline, directory, constants, options.steps, plan.every, options.keep,
+                      options.on_save_error, options.graphs)
+    if options.profile is not None:
+        trainer.profiler = Profiler(trainer, steps_of(options.profile), options.precision)
+    held.push(lambda kind, error, trace: _let_saver_end(trainer.saver, kind))
+    _say_how(plan, data, network)
+    if plan.point:
+        trainer.restore(plan.point.checkpoint, same_run=plan.lock is not None)
+        _say_resumed(plan.point, data.changed, environment, trainer)
+    return trainer
+
+
+def _let_saver_end(saver, error):
+    """Let what is being written be written, for a while; not if a second Ctrl-C wants the end at once."""
+    saver.wait(0 if error is KeyboardInterrupt else PATIENCE)
+    return False
+
+
+def _say_how(plan, data, network):
+    options = plan.options
+    if remark := precision.remark(options.precision, plan.devices):
+        say(f"precision {options.precision}: {remark}")
+    say(f"run directory {plan.out}; kernels {network.kernels_used()}, precision {options.precision}, "
+        f"pipeline {data.pipeline.name}, graphs: {plan.graphs}; {cost_of_reading(data.dataset, data.in_memory)}; "
+        f"a checkpoint every {options.checkpoint_every}")
+    counts = shapes.parameter_counts(plan.recipe, len(data.dataset.classes))
+    say(f"{sum(counts):,} parameters, by tower: {', '.join(f'{count:,}' for count in counts)}")
+
+
+def _say_resumed(point, changed, environment, trainer):
+    """What a person has to know of a run that goes on."""
+    state = point.checkpoint.state
+    say(f"resumed from {point.path}: step {state.step} of {trainer.last_step}"
+        + (", in the middle of its validation" if not state.validated else ""))
+    if state.recipe.epochs != trainer.recipe.epochs:
+        say(f"epochs {state.recipe.epochs} -> {trainer.recipe.epochs}")
+    if changed:
+        say(f"WARNING: another run from here on, as --resume-anyway allows{resume.listed(changed)}")
+    if differences := resume.no_longer_exact(state.made_by, environment):
+        say(f"no longer bit for bit as without the stop, since something else computes: {', '.join(differences)}")
