@@ -36,7 +36,7 @@ from in_turn import (
 from roofline import WIDTH, MapOp, map_ops
 
 from alexnet_mp import paper
-from alexnet_mp.kernels import lrn_max_pool, max_pool, ops, reference
+from alexnet_mp.kernels import dispatch, lrn_max_pool, max_pool, reference
 
 RECIPE = paper()
 LRN = dict(size=RECIPE.lrn_size, alpha=RECIPE.lrn_alpha, beta=RECIPE.lrn_beta, k=RECIPE.lrn_k)
@@ -197,7 +197,7 @@ def implementation(name, case):
     if name.startswith("ours-"):
         kernels = name.removeprefix("ours-")
         try:
-            ops.resolve(kernels, case.device)
+            dispatch.resolve(kernels, case.device)
         except ValueError as error:
             raise Absent(str(error)) from error
         if case.op.norm == "lrn":

@@ -14,7 +14,7 @@ from in_turn import GRAPH_CALLS, REPLAY, CopyRoof, clocks, compare, last_level_c
 from roofline import sgd_bytes
 
 from alexnet_mp import paper
-from alexnet_mp.kernels import ops, paper_sgd_, reference
+from alexnet_mp.kernels import dispatch, paper_sgd_, reference
 from alexnet_mp.recipes.shapes import parameter_counts, sizes
 
 RECIPE = paper()
@@ -35,7 +35,7 @@ def test_sgd(device, rival, benchmark, measured, asked, request):
         pytest.skip("no CUDA device was found")
     if rival.startswith("ours-"):
         try:
-            ops.resolve(rival.removeprefix("ours-"), device)
+            dispatch.resolve(rival.removeprefix("ours-"), device)
         except ValueError as error:
             pytest.skip(str(error))
     rounds = 1 if benchmark.disabled else request.config.getoption("rounds") or 15
@@ -58,7 +58,7 @@ def measure(device, asked, rounds):
             continue
         if name.startswith("ours-"):
             try:
-                ops.resolve(name.removeprefix("ours-"), device)
+                dispatch.resolve(name.removeprefix("ours-"), device)
             except ValueError:
                 continue  # its own test says so
         rivals[name] = Update(name, tensors)

@@ -14,7 +14,7 @@ from alexnet_mp import TwoTowerAlexNet, mini
 from alexnet_mp.data.dataset import open_dataset
 from alexnet_mp.data.pipeline_torch import TorchPipeline
 from alexnet_mp.data.pixel_statistics import Sums
-from alexnet_mp.kernels import ops
+from alexnet_mp.kernels import dispatch
 from alexnet_mp.training.optimizer import PaperSGD
 from alexnet_mp.training.schedule import make_schedule
 
@@ -66,7 +66,7 @@ def test_float32_on_a_gpu(kernels, monkeypatch):
 
 
 def test_float64_fused():
-    if ops.compiled() is None:
+    if dispatch.compiled() is None:
         pytest.skip("there was no compiler to build the CPU kernels")
     assert ten_losses(torch.float64, "cpu") == pytest.approx(GOLDEN, rel=1e-9)
 

@@ -1,4 +1,4 @@
-"""Top-1 and top-5 in Triton, in its interpreter where there is no GPU: the definition in `answers.py`, to the bit."""
+"""Top-1 and top-5 in Triton, in its interpreter where there is no GPU: the definition in `accuracy.py`, to the bit."""
 import os
 
 import pytest
@@ -12,7 +12,7 @@ if not GPU:
     os.environ["TRITON_INTERPRET"] = "1"  # read when the kernel's module is imported
 DEVICE = "cuda" if GPU else "cpu"
 
-from alexnet_mp.kernels.topk_credit import topk_credit  # noqa: E402
+from alexnet_mp.kernels.topk_credit_triton import topk_credit  # noqa: E402
 
 
 def same(scores, labels):
