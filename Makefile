@@ -29,7 +29,7 @@ install: .venv/installed
 	@case "$$(uname -sm)" in "Linux x86_64") ;; *) echo "triton and nvidia-dali are left out: their packages are for Linux x86-64";; esac
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
-	@$(BIN)/python -c 'from alexnet_mp.kernels import ops; print(ops.description())'
+	@$(BIN)/python -c 'from alexnet_mp.kernels import dispatch; print(dispatch.description())'
 	@touch $@
 
 clean:

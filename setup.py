@@ -2,7 +2,7 @@
 
 What is built follows from what is there: no C++ compiler or no torch, nothing (the reference kernels run everywhere); a
 CUDA build of torch and nvcc of the same CUDA, the CUDA kernels too, whether or not a GPU is in sight. If these can't be
-built, one line says why and the CPU kernels are built alone. The library is not a Python module: `kernels/choice.py`
+built, one line says why and the CPU kernels are built alone. The library is not a Python module: `kernels/dispatch.py`
 loads it with torch.ops.load_library.
 """
 import contextlib

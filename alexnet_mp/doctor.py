@@ -179,14 +179,15 @@ def _peers(torch, first, second):
 
 def kernels(report):
     torch = torch_of(report)
-    from .kernels import choice
-    library = {"problem": why} if (why := machine.deadly(choice.LIBRARY)) else told(choice.compiled)
+    from .kernels import dispatch
+    library = {"problem": why} if (why := machine.deadly(dispatch.LIBRARY)) else told(dispatch.compiled)
     if library is None:
         library = {"problem": "not built: there was no C++ compiler, or no torch, at the installation"}
     found = {"cpu": library, "cuda": library} if isinstance(library, dict) else {
-        "cpu": told(_cpu_kernels, library), "cuda": told(_cuda_kernels, torch, choice.LIBRARY)}
+        "cpu": told(_cpu_kernels, library), "cuda": told(_cuda_kernels, torch, dispatch.LIBRARY)}
     found["triton"] = _triton(report)
-    return found if why else found | {f"on_{device}": told(choice.resolve, "auto", device) for device in names(report)}
+    on = {} if why else {f"on_{device}": told(dispatch.resolve, "auto", device) for device in names(report)}
+    return found | on
 
 
 def _cpu_kernels(library):
@@ -250,10 +251,10 @@ def _copy(torch, source, target):
 def self_checks(report):
     """{device, or pair of them: {what was checked: outcome}}."""
     torch = torch_of(report)
-    from .kernels import choice, ops
+    from .kernels import dispatch
     from .system.terminal import lines_on_stderr
     from .training import self_check
-    if why := machine.deadly(choice.LIBRARY):
+    if why := machine.deadly(dispatch.LIBRARY):
         raise RuntimeError(why)
     found, gpus = {}, names(report)[1:]
     with lines_on_stderr():
@@ -265,7 +266,7 @@ def self_checks(report):
             for pair in combinations(gpus, 2):
                 found[" and ".join(pair)] = told(_check, torch, pair, *CHECKED[0], report, self_check.crossings)
         finally:
-            ops.leave_out(())
+            dispatch.leave_out(())
     return found
 
 

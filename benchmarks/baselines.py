@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from alexnet_mp.kernels import ops
+from alexnet_mp.kernels import dispatch
 
 
 def absence(variant, device):
@@ -16,7 +16,7 @@ def absence(variant, device):
         return f"torch.compile needs a C++ compiler, and there is no {compiler}"
     if variant.startswith("ours-"):
         try:
-            ops.resolve(variant.removeprefix("ours-"), device)
+            dispatch.resolve(variant.removeprefix("ours-"), device)
         except ValueError as error:
             return str(error)
     return None

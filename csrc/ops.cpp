@@ -1,5 +1,5 @@
-// The schemas of the compiled operators, and nothing else. `kernels/ops.py` wraps them: it checks arguments, allocates the outputs
-// that are written here, and gives them fake and autograd implementations.
+// The schemas of the compiled operators, and nothing else. A file of `kernels/` wraps each: it checks arguments,
+// allocates the outputs that are written here, and gives them fake and autograd implementations.
 //
 // norm: 0 none, 1 LRN, 2 spatial; relu: 0 none, 1 before the norm, 2 after the pool; pool: 0 = no pooling; ties: 0 first, 1 all.
 #include <torch/csrc/stable/library.h>

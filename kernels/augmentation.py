@@ -1,60 +1,156 @@
-"""uint8 pictures -> what the network sees in Triton: crop, flip, minus mean, colour shift and scale in one pass.
+"""uint8 pictures -> what the network sees, as a torch operator: arguments, who computes.
 
-A program makes BLOCK consecutive values of one image as they lie in the output, so it writes 16 bytes at a time; what it reads are
-bytes and mean values that lie beside each other too, backwards where the picture is flipped.
+The kernels are in `augmentation_triton.py` and, for a CPU, in `csrc/cpu/augmentation.h`.
 """
-import triton
-import triton.language as tl
+import torch
 
-from .choice import triton_on
-
-BLOCK = 1024  # values a program
-
-
-@triton.jit
-def _augment_kernel(
-    pictures_ptr,   # (N, SIDE, SIDE, 3) uint8
-    mean_ptr,       # (SIDE, SIDE, 3) float32
-    crops_ptr,      # (N, 7) float32: top, left, flip (0 or 1), shift of R, G, B, scale
-    y_ptr,          # (N, 3, CROP, CROP), dense in channels_last or NCHW
-    SIDE: tl.constexpr,
-    CROP: tl.constexpr,
-    MEAN_FOLLOWS_CROP: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    VALUES: tl.constexpr = 3 * CROP * CROP
-    BLOCKS: tl.constexpr = (VALUES + BLOCK - 1) // BLOCK
-    n = (tl.program_id(0) // BLOCKS).to(tl.int64)
-    value = tl.program_id(0) % BLOCKS * BLOCK + tl.arange(0, BLOCK)  # (BLOCK,) of the image's VALUES
-    inside = value < VALUES
-    if CHANNELS_LAST:
-        channel, pixel = value % 3, value // 3
-    else:
-        channel, pixel = value // (CROP * CROP), value % (CROP * CROP)
-    row, column = pixel // CROP, pixel % CROP
-    crop_ptr = crops_ptr + 7 * n
-    top, left, flip = tl.load(crop_ptr).to(tl.int32), tl.load(crop_ptr + 1).to(tl.int32), tl.load(crop_ptr + 2) != 0
-    place = ((top + row) * SIDE + left + tl.where(flip, CROP - 1 - column, column)) * 3 + channel
-    if MEAN_FOLLOWS_CROP:
-        under = place
-    else:
-        OFFSET: tl.constexpr = (SIDE - CROP) // 2
-        under = ((OFFSET + row) * SIDE + OFFSET + column) * 3 + channel
-    picture = tl.load(pictures_ptr + n * (SIDE * SIDE * 3) + place, mask=inside, other=0)
-    mean = tl.load(mean_ptr + under, mask=inside, other=0)
-    red, green, blue = tl.load(crop_ptr + 3), tl.load(crop_ptr + 4), tl.load(crop_ptr + 5)
-    shift = tl.where(channel == 0, red, tl.where(channel == 1, green, blue))
-    y = ((picture.to(tl.float32) - mean) + shift) * tl.load(crop_ptr + 6)
-    tl.store(y_ptr + n * VALUES + value, y.to(y_ptr.dtype.element_ty), mask=inside)
+from . import reference
+from .checks import at_least, describe, one_of
+from .dispatch import compiled, resolve
 
 
-def augment(pictures, crops, mean, mean_follows_crop, y):
-    """Write y, (N, 3, crop, crop) dense in channels_last or NCHW. crops: `ops.crops_of`; all on the device of y, and
-    already checked.
+def augment(pictures, top, left, flip, mean, shift, scale=1.0, *, crop, mean_follows_crop, dtype=torch.float32,
+            memory_format=torch.channels_last, kernels="auto"):
+    """Crop, flip, minus the mean image, plus a colour shift, times a scale, in one pass: uint8 pictures -> (N, 3, crop, crop).
+
+    y = ((pixel - mean) + shift) * scale in float32 and in this order, rounded once to `dtype`: every implementation gives the
+    same bits. The mean is the one under the pixel, cropped and flipped with its picture (`mean_follows_crop`), or always its
+    centre window, never flipped (2012 source). Not differentiable.
+
+    pictures: (N, S, S, 3) uint8, contiguous; or, on a CPU, a list of N contiguous (S, S, 3), say views of a memory map. mean:
+    (S, S, 3) float32 on the same device. On the host whatever the device, since they are small and checked: top, left: (N,) int64,
+    pixels from the upper left corner; flip: (N,) bool; shift: (N, 3) float32, grey levels. scale: a float. dtype: float32, bfloat16
+    or float16. memory_format: of the output, channels_last or contiguous. kernels: see `resolve`; "cuda" is the Triton kernel here.
+    Raises ValueError, with the value named, for a crop that leaves its picture and for arguments that don't fit.
     """
-    count, side, crop = len(pictures), pictures.shape[1], y.shape[2]
-    blocks = triton.cdiv(3 * crop * crop, BLOCK)
-    with triton_on(y):
-        _augment_kernel[count * blocks,](pictures, mean, crops, y, side, crop, mean_follows_crop, y.stride(1) == 1,
-                                         BLOCK)
+    name = resolve(kernels, mean.device, "augment")
+    pictures = [pictures] if isinstance(pictures, torch.Tensor) else list(pictures)
+    _check_augment(pictures, top, left, flip, mean, shift, crop, dtype, memory_format)
+    return torch.ops.alexnet_mp.augment(pictures, top, left, flip, mean, shift, float(scale), crop, bool(mean_follows_crop), dtype,
+                                        memory_format == torch.channels_last, name)
+
+
+def crops_of(top, left, flip, shift, scale, *, crop, side):
+    """(N, 7) float32 on the host, what `augment_crops` needs of each crop: top, left, flip (0 or 1), shift of R, G, B,
+    scale.
+
+    The arguments are those of `augment`. Raises ValueError for a crop that leaves its picture of side x side: later
+    nobody looks.
+    """
+    _check_draws(top, left, flip, shift)
+    _check_places(top, left, crop, side)
+    return _crops(top, left, flip, shift, scale)
+
+
+def augment_crops(pictures, crops, mean, *, crop, mean_follows_crop, dtype, memory_format):
+    """`augment` with all that it needs on the device of the pictures, so that a CUDA graph can hold it; the same bits.
+
+    pictures: (N, S, S, 3) uint8, contiguous. crops: (N, 7) float32, of `crops_of`. mean and the rest as in `augment`;
+    who computes is "auto". Raises ValueError for shapes that don't fit.
+    """
+    count, side = len(pictures), mean.shape[0]
+    if tuple(crops.shape) != (count, 7) or crops.dtype != torch.float32 or crops.device != pictures.device:
+        raise ValueError(f"crops are {describe(crops)}; with pictures {describe(pictures)} they must be torch.float32 "
+                         f"{(count, 7)} there")
+    if (tuple(pictures.shape), pictures.dtype, pictures.is_contiguous()) != ((count, side, side, 3), torch.uint8, True):
+        raise ValueError(f"pictures are {describe(pictures)}; with a mean of {describe(mean)} they must be "
+                         f"{(count, side, side, 3)} torch.uint8, contiguous")
+    if resolve("auto", pictures.device, "augment") == "triton":
+        from .augmentation_triton import augment as launch
+        y = _augmented(crops, mean, crop, dtype, memory_format == torch.channels_last)
+        if y.numel():
+            launch(pictures, crops, mean, mean_follows_crop, y)
+        return y
+    host = crops.cpu()
+    top, left = host[:, 0].long(), host[:, 1].long()
+    scale = host[0, 6].item() if count else 1.0
+    return augment(pictures, top, left, host[:, 2] != 0, mean, host[:, 3:6].contiguous(), scale, crop=crop, dtype=dtype,
+                   mean_follows_crop=mean_follows_crop, memory_format=memory_format)
+
+
+def augments_in_graphs(device):
+    """Whether a CUDA graph can hold `augment_crops` on a GPU: not where the host has to look at the crops."""
+    return torch.device(device).type != "cuda" or resolve("auto", device, "augment") == "triton"
+
+
+def _crops(top, left, flip, shift, scale):
+    """Places are below 2^24, so nothing is rounded."""
+    places = torch.stack([top, left, flip.long()], 1).float()
+    return torch.cat([places, shift, torch.full((len(top), 1), scale, dtype=torch.float32)], 1)
+
+
+def _check_places(top, left, crop, side):
+    """Raise ValueError for a crop that leaves its picture."""
+    most = side - crop
+    for what, places in (("top", top), ("left", left)):
+        if places.numel() == 0:
+            continue
+        low, high = (int(place) for place in places.aminmax())
+        if low < 0 or high > most:
+            raise ValueError(f"{what} is {low if low < 0 else high}; crops of {crop}x{crop} lie in pictures of "
+                             f"{side}x{side} from 0 to {most}")
+
+
+def _check_draws(top, left, flip, shift):
+    """Raise ValueError, naming the value, for what doesn't say of each crop where it lies."""
+    count = len(top)
+    for what, tensor, shape, kind in (
+            ("top", top, (count,), torch.int64), ("left", left, (count,), torch.int64),
+            ("flip", flip, (count,), torch.bool), ("shift", shift, (count, 3), torch.float32)):
+        if tuple(tensor.shape) != shape or tensor.dtype != kind or tensor.device.type != "cpu":
+            raise ValueError(f"{what} is {describe(tensor)}; it must be {kind} {shape} on the host")
+
+
+def _check_augment(pictures, top, left, flip, mean, shift, crop, dtype, memory_format):
+    """Raise ValueError, naming the value, for what can't be augmented; whether the crops lie in their pictures is seen later."""
+    side, count = mean.shape[0] if mean.dim() == 3 else 0, len(top)
+    if tuple(mean.shape) != (side, side, 3) or mean.dtype != torch.float32 or not mean.is_contiguous():
+        raise ValueError(f"mean is {describe(mean)}; it must be (S, S, 3) float32, contiguous")
+    whole = len(pictures) == 1 and pictures[0].dim() == 4
+    if not whole and (len(pictures) != count or mean.device.type == "cuda"):
+        raise ValueError(f"there are {len(pictures)} pictures for {count} places in `top`; it must be one (N, S, S, 3) tensor, or "
+                         "on a CPU N of (S, S, 3)")
+    for picture in pictures:
+        if (tuple(picture.shape) != (count, side, side, 3)[0 if whole else 1:] or picture.dtype != torch.uint8
+                or picture.device != mean.device or not picture.is_contiguous()):
+            raise ValueError(f"pictures are {describe(picture)}; with {count} places in `top` and a mean of {describe(mean)} "
+                             f"they must be {(count, side, side, 3)} torch.uint8 on {mean.device}, contiguous")
+    _check_draws(top, left, flip, shift)
+    at_least("crop", crop, 1)
+    if crop > side:
+        raise ValueError(f"crop is {crop}, larger than the pictures of {side}x{side}")
+    one_of("dtype", dtype, (torch.float32, torch.bfloat16, torch.float16))
+    one_of("memory_format", memory_format, (torch.channels_last, torch.contiguous_format))
+
+
+@torch.library.custom_op("alexnet_mp::augment", mutates_args=(),
+                         schema="(Tensor[] pictures, Tensor top, Tensor left, Tensor flip, Tensor mean, Tensor shift, float scale, "
+                                "int crop, bool mean_follows_crop, ScalarType dtype, bool channels_last, str kernels) -> Tensor")
+def _augment(pictures, top, left, flip, mean, shift, scale, crop, mean_follows_crop, dtype, channels_last, kernels):
+    y = _augmented(top, mean, crop, dtype, channels_last)
+    if y.numel() == 0:
+        return y
+    _check_places(top, left, crop, mean.shape[0])
+    if kernels == "triton":
+        from .augmentation_triton import augment as launch
+        crops = _crops(top, left, flip, shift, scale).to(y.device, non_blocking=True)
+        launch(pictures[0], crops, mean, mean_follows_crop, y)
+    elif kernels == "cpu":
+        compiled().augment(pictures, *(host.contiguous() for host in (top, left, flip)), mean, shift.contiguous(), scale,
+                           mean_follows_crop, y)
+    else:
+        stacked = pictures[0] if pictures[0].dim() == 4 else torch.stack(pictures)
+        y.copy_(reference.augment(stacked, top, left, flip, mean, shift, scale, crop=crop, mean_follows_crop=mean_follows_crop,
+                                  dtype=dtype))
+    return y
+
+
+@_augment.register_fake
+def _(pictures, top, left, flip, mean, shift, scale, crop, mean_follows_crop, dtype, channels_last, kernels):
+    return _augmented(top, mean, crop, dtype, channels_last)
+
+
+def _augmented(top, mean, crop, dtype, channels_last):
+    """The output of augment, not yet written."""
+    return torch.empty((top.shape[0], 3, crop, crop), dtype=dtype, device=mean.device,
+                       memory_format=torch.channels_last if channels_last else torch.contiguous_format)

@@ -4,7 +4,8 @@ import functools
 import torch
 import torch.nn.functional as F
 
-from .choice import has_tangent, resolve
+from .checks import has_tangent
+from .dispatch import resolve
 
 LARGE = 2**20  # weights; of small products MKL makes the faster ones
 

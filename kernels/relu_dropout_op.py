@@ -6,7 +6,8 @@ Kept for the backward pass: y alone. Where it is not positive, the ReLU or the m
 import torch
 
 from . import reference
-from .choice import STORAGE, check_bias, compiled, describe, has_tangent, memory_format, resolve
+from .checks import STORAGE, check_bias, describe, has_tangent, memory_format
+from .dispatch import compiled, resolve
 from .philox import DROPOUT_STREAM
 
 

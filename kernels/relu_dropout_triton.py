@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .choice import triton_on
+from .dispatch import triton_on
 from .philox import DROPOUT_STREAM
 
 FORWARD_TILE, BACKWARD_TILE = 2048, 4096  # values a program; backward leaves MAPS sums a tile, fewer the larger it is
@@ -99,9 +99,10 @@ def _relu_dropout_backward_kernel(
 
 
 def forward(x, bias, step, y, *, probability, seed, layer, tower):
-    """Write y, of the shape and memory order of x; the other arguments as in `ops.relu_dropout`, already checked.
+    """Write y, of the shape and memory order of x; the others as in `relu_dropout_op.relu_dropout`, already checked.
 
-    x: dense in channels_last or contiguous; bias: (C,), contiguous, or None; step: () int64 on the device of x, read there alone.
+    x: dense in channels_last or contiguous; bias: (C,), contiguous, or None; step: () int64 on the device of x, read
+    there alone.
     """
     positions, shape, grid, _ = _launch(x, FORWARD_TILE)
     threshold = int(probability * 2**32)

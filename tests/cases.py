@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from inner_cases import every
 
-from alexnet_mp.kernels import lrn, lrn_max_pool, max_pool, ops, reference, spatial_norm_max_pool
+from alexnet_mp.kernels import dispatch, lrn, lrn_max_pool, max_pool, reference, spatial_norm_max_pool
 
 GPU = torch.cuda.is_available()
 LEVELS = {"portable": 0, "avx2": 1, "avx512": 2}
@@ -44,7 +44,7 @@ def implementations():
 def implementation(request):
     """(kernels, device); on a CPU with the instructions named."""
     if request.param not in LEVELS:
-        if request.param not in ops.built():
+        if request.param not in dispatch.built():
             pytest.skip(f"{request.param} kernels were not built")
         yield request.param, "cuda"
         return
@@ -55,16 +55,16 @@ def implementation(request):
 @contextmanager
 def instructions(level):
     """The CPU kernels use these instructions; skips where they can't."""
-    if ops.compiled() is None:
+    if dispatch.compiled() is None:
         pytest.skip("there was no compiler to build the CPU kernels")
     try:
-        before = ops.compiled().use_cpu_instructions(LEVELS[level])
+        before = dispatch.compiled().use_cpu_instructions(LEVELS[level])
     except RuntimeError as error:
         pytest.skip(f"this processor lacks {level}: {str(error).splitlines()[0]}")
     try:
         yield
     finally:
-        ops.compiled().use_cpu_instructions(before)
+        dispatch.compiled().use_cpu_instructions(before)
 
 
 def values(*shape, seed=1, scale=30):

@@ -2,9 +2,9 @@
 import pytest
 
 from alexnet_mp.data import pipeline_raw
-from alexnet_mp.kernels import ops
+from alexnet_mp.kernels import dispatch
 
-needs_kernels = pytest.mark.skipif(ops.compiled() is None, reason="there was no compiler to build the CPU kernels")
+needs_kernels = pytest.mark.skipif(dispatch.compiled() is None, reason="there was no compiler to build the CPU kernels")
 
 
 def one_wrong_pixel(monkeypatch, in_test=False):

@@ -5,7 +5,7 @@ import time
 
 import torch
 
-from alexnet_mp.kernels import ops, relu_dropout_op
+from alexnet_mp.kernels import augmentation, dispatch, lrn_pool, relu_dropout_op, sgd
 from alexnet_mp.network import exchange
 from alexnet_mp.recipes.presets import mini
 from alexnet_mp.recipes.recipe import override
@@ -27,7 +27,7 @@ class Library:
     """The compiled operators, but for one that is replaced: by fault(the real one, *arguments)."""
 
     def __init__(self, name, fault):
-        self.real, self.name, self.fault = ops.compiled(), name, fault
+        self.real, self.name, self.fault = dispatch.compiled(), name, fault
 
     def __getattr__(self, name):
         operator = getattr(self.real, name)
@@ -37,7 +37,7 @@ class Library:
 def plant(monkeypatch, name, fault):
     """The compiled kernel `name` has this fault."""
     library = Library(name, fault)
-    for module in (ops, relu_dropout_op):
+    for module in (lrn_pool, sgd, augmentation, relu_dropout_op):
         monkeypatch.setattr(module, "compiled", lambda: library)
 
 

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from alexnet_mp import evaluate, train
 from alexnet_mp.evaluation.accuracy import read_right
-from alexnet_mp.kernels import ops
+from alexnet_mp.kernels import dispatch
 from alexnet_mp.runs.metrics import read_metrics
 from alexnet_mp.system.errors import UserError
 from alexnet_mp.training.run import Options
@@ -75,7 +75,7 @@ def test_run_json_says_what_ran(run):
     assert content["recipe"]["batch_size"] == 10 and content["recipe"]["layers"][5]["maps"] == 16
     assert content["data"]["classes"] == ["apple", "leaf", "sky"] and len(content["data"]["fingerprint"]) == 64
     assert torch.__version__.startswith(content["packages"]["torch"])  # which may have "+cu130" at its end
-    assert content["kernels"] == ops.resolve("auto", "cpu")
+    assert content["kernels"] == dispatch.resolve("auto", "cpu")
     assert [device["device"] for device in content["devices"]] == ["cpu", "cpu"] and content["command"].startswith("python -m")
 
 

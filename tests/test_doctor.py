@@ -16,7 +16,7 @@ from planted import Forked, plant
 
 from alexnet_mp import doctor
 from alexnet_mp.data import pipeline_dali
-from alexnet_mp.kernels import choice, ops
+from alexnet_mp.kernels import dispatch
 from alexnet_mp.system import isolated, machine
 from alexnet_mp.training import device_checks
 
@@ -86,13 +86,13 @@ def test_the_page_and_the_json_tell_the_same(capsys):
     assert f"{len(checked)} of {len(checked)} checks passed" in printed
     assert re.fullmatch(r"[\d,.]+ GB/s", found["copies"]["within memory"])
     assert found["devices"]["threads"] == torch.get_num_threads()
-    assert found["kernels"]["on_cpu"] == ops.resolve("auto", "cpu")
+    assert found["kernels"]["on_cpu"] == dispatch.resolve("auto", "cpu")
     assert "GB" in found["computer"]["free_disk_here"] and found["alexnet_mp"]["version"] == "0.1.0"
     if not torch.cuda.is_available():
         assert found["next"]["type"][-1]["command"] == "python -m alexnet_mp.train --gpus cpu"
 
 
-@pytest.mark.skipif(ops.compiled() is None, reason="there was no compiler to build the CPU kernels")
+@pytest.mark.skipif(dispatch.compiled() is None, reason="there was no compiler to build the CPU kernels")
 def test_a_fault_that_the_self_check_finds(monkeypatch, capsys):
     def raising(real, *arguments):
         raise RuntimeError("/home/alice/kernels/x.cpp: illegal")
@@ -102,7 +102,7 @@ def test_a_fault_that_the_self_check_finds(monkeypatch, capsys):
     assert ("lrn_max_pool after conv1 by cpu on cpu, mini, float32: left out: raises RuntimeError: .../x.cpp: illegal\n"
             in printed)
     assert "a fault was found: report it with this page\n" in printed and "alice" not in printed
-    assert ops.resolve("auto", "cpu", "lrn_max_pool") == "cpu", "what was left out is forgotten"
+    assert dispatch.resolve("auto", "cpu", "lrn_max_pool") == "cpu", "what was left out is forgotten"
 
 
 # --- what is broken
@@ -165,9 +165,9 @@ def test_packages_that_are_not_installed(monkeypatch, capsys, unchecked):
 
 def test_a_library_that_does_not_load(tmp_path, monkeypatch, capsys, unchecked):
     (tmp_path / "compiled.so").write_bytes(b"not a library")
-    monkeypatch.setattr(choice, "LIBRARY", tmp_path / "compiled.so")
-    monkeypatch.setattr(choice, "compiled", choice.compiled.__wrapped__)
-    monkeypatch.setattr(choice, "_built", choice._built.__wrapped__)
+    monkeypatch.setattr(dispatch, "LIBRARY", tmp_path / "compiled.so")
+    monkeypatch.setattr(dispatch, "compiled", dispatch.compiled.__wrapped__)
+    monkeypatch.setattr(dispatch, "_built", dispatch._built.__wrapped__)
     printed = page(capsys)
     assert re.search(r"  cpu +RuntimeError: \.\.\./compiled\.so does not fit torch", printed)
     assert str(tmp_path) not in printed
@@ -181,8 +181,8 @@ def test_a_library_that_does_not_load(tmp_path, monkeypatch, capsys, unchecked):
 
 def test_a_library_that_kills_who_loads_it(tmp_path, monkeypatch, capsys):
     """One that a full disk cut short ends a process by SIGBUS: the doctor loads it in another one first."""
-    monkeypatch.setattr(choice, "LIBRARY", tmp_path / "compiled.so")
-    monkeypatch.setattr(choice, "compiled", lambda: pytest.fail("it would end this process"))
+    monkeypatch.setattr(dispatch, "LIBRARY", tmp_path / "compiled.so")
+    monkeypatch.setattr(dispatch, "compiled", lambda: pytest.fail("it would end this process"))
     monkeypatch.setattr(machine, "deadly", lambda library: f"loading {library.name} ends its process by signal 7")
     printed = page(capsys, status=1)
     assert re.search(r"  cpu +loading compiled\.so ends its process by signal 7\n", printed)

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1] / "alexnet_mp"
+KERNELS = ROOT.with_name("kernels")  # the package alexnet_mp.kernels
 # What a package may import, besides `kernels`, `system` and itself.
 MAY_IMPORT = {
     "system": (),
@@ -23,14 +24,19 @@ MAY_IMPORT = {
 }
 
 
+def root_of(path):
+    """The folder that stands for alexnet_mp in the path of a file."""
+    return KERNELS.parent if path.parent == KERNELS else ROOT
+
+
 def imported(path):
     """{module: line} of what a file of the package imports of alexnet_mp, as "data.batches" or "train"."""
-    found, here = {}, path.relative_to(ROOT).with_suffix("").parts
+    found, here = {}, path.relative_to(root_of(path)).with_suffix("").parts
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.level:
             base = here[:len(here) - node.level] + tuple((node.module or "").split(".") if node.module else ())
             for alias in node.names:
-                inner = ROOT.joinpath(*base, alias.name)
+                inner = (KERNELS.parent if base[:1] == ("kernels",) else ROOT).joinpath(*base, alias.name)
                 module = base + (alias.name,) if inner.with_suffix(".py").exists() or inner.is_dir() else base
                 found[".".join(module)] = node.lineno
         elif isinstance(node, ast.ImportFrom | ast.Import):
@@ -55,8 +61,9 @@ def test_a_package_imports_what_the_table_allows_it(package):
 
 def test_no_modules_import_each_other_in_a_circle():
     graph = {}
-    for path in ROOT.rglob("*.py"):
-        graph[".".join(path.relative_to(ROOT).with_suffix("").parts)] = imported(path)
+    for path in [*ROOT.rglob("*.py"), *KERNELS.glob("*.py")]:
+        module = ".".join(path.relative_to(root_of(path)).with_suffix("").parts)
+        graph[module.removesuffix(".__init__")] = imported(path)
     done, open_ = set(), []
 
     def visit(module):
@@ -71,6 +78,17 @@ def test_no_modules_import_each_other_in_a_circle():
 
     for module in graph:
         visit(module)
+
+
+def test_kernels_import_nothing_else_of_the_package():
+    assert {module.split(".")[0] for path in KERNELS.glob("*.py") for module in imported(path)} == {"kernels"}
+
+
+def test_no_file_of_kernels_bears_the_name_of_a_public_function():
+    """As an attribute of the package, the module would hide the function."""
+    public = {alias.name for node in ast.walk(ast.parse((KERNELS / "__init__.py").read_text()))
+              if isinstance(node, ast.ImportFrom) for alias in node.names}
+    assert "lrn" in public and not public & {path.stem for path in KERNELS.glob("*.py")}
 
 
 def test_only_commands_lie_at_the_root():

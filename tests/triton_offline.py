@@ -19,7 +19,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime import jit
 
-from alexnet_mp.kernels import augmentation, lrn_pool, relu_dropout_triton, sgd, topk_credit
+from alexnet_mp.kernels import augmentation_triton, lrn_pool_triton, relu_dropout_triton, sgd_triton, topk_credit_triton
 
 BUNDLED = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin")
 LRN = {"size": 5, "alpha": 1e-4, "beta": 0.75, "k": 2.0}
@@ -76,8 +76,8 @@ def launches():
         y = torch.empty(*x.shape[:2], pooled, pooled, dtype=x.dtype)
         y = y.contiguous(memory_format=torch.channels_last) if x.is_contiguous(memory_format=torch.channels_last) else y
         argmax = torch.empty_like(y if ties == "first" and call["pool"] else y[:0], dtype=torch.uint8)
-        lrn_pool.forward(x, bias, y, argmax, ties=ties, **call)
-        lrn_pool.backward(y, x, bias, argmax, torch.empty_like(x), ties=ties, **call)
+        lrn_pool_triton.forward(x, bias, y, argmax, ties=ties, **call)
+        lrn_pool_triton.backward(y, x, bias, argmax, torch.empty_like(x), ties=ties, **call)
 
     for dtype in (torch.float32, torch.bfloat16):
         for order in ("NCHW", "channels_last"):
@@ -94,21 +94,21 @@ def launches():
     yield from drain("source2012 float32 NCHW")
     for dtype in (torch.float32, torch.bfloat16):
         weights = [torch.empty(size, dtype=dtype) for size in (17424, 48)]
-        sgd.paper_sgd_(weights, weights, weights, [0.01, 0.01], 0.9, [5e-4, 5e-4])
+        sgd_triton.paper_sgd_(weights, weights, weights, [0.01, 0.01], 0.9, [5e-4, 5e-4])
         yield from drain(f"sgd {str(dtype)[6:]}")
     wide, narrow = [[torch.empty(size, dtype=dtype) for size in (17424, 48)]
                     for dtype in (torch.float32, torch.bfloat16)]
     for gradients, copies in ((wide, ()), (narrow, narrow)):
-        sgd.paper_sgd_(wide, gradients, wide, [0.01, 0.01], 0.9, [5e-4, 5e-4], copies, torch.empty(2))
+        sgd_triton.paper_sgd_(wide, gradients, wide, [0.01, 0.01], 0.9, [5e-4, 5e-4], copies, torch.empty(2))
         yield from drain(f"sgd float32 with sums, {'bfloat16' if copies else 'no'} copies")
     pictures, mean = torch.empty(128, 256, 256, 3, dtype=torch.uint8), torch.empty(256, 256, 3)
     for dtype in (torch.float32, torch.bfloat16):
         for order, strides in (("NCHW", torch.contiguous_format), ("channels_last", torch.channels_last)):
             y = torch.empty(128, 3, 224, 224, dtype=dtype, memory_format=strides)
-            augmentation.augment(pictures, torch.empty(128, 7), mean, order == "NCHW", y)
+            augmentation_triton.augment(pictures, torch.empty(128, 7), mean, order == "NCHW", y)
             yield from drain(f"augment {str(dtype)[6:]} {order}")
     for classes in (1000, 21841):
-        topk_credit.topk_credit(torch.empty(128, classes), torch.zeros(128, dtype=torch.int64))
+        topk_credit_triton.topk_credit(torch.empty(128, classes), torch.zeros(128, dtype=torch.int64))
         yield from drain(f"credit {classes}")
     mask = {"seed": 0, "layer": 6, "tower": 1}
     for dtype in (torch.float32, torch.bfloat16):

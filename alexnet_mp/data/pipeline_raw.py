@@ -14,7 +14,8 @@ from contextlib import closing, nullcontext
 import numpy as np
 import torch
 
-from ..kernels import augment, ops
+from ..kernels import augment
+from ..kernels.augmentation import crops_of
 from ..system.devices import stream_for
 from .augmentation import Draws
 from .batches import Batch, EpochKeys, in_order, with_draws
@@ -93,7 +94,7 @@ class RawPipeline:
     def _uncropped(self, pictures, drawn, shift, scale):
         """`Batch.images` that are still to be made."""
         places = (torch.from_numpy(values) for values in (drawn.top, drawn.left, drawn.flip))
-        crops = ops.crops_of(*places, shift, scale, crop=self.recipe.crop_size, side=self.recipe.stored_size)
+        crops = crops_of(*places, shift, scale, crop=self.recipe.crop_size, side=self.recipe.stored_size)
         options = self.recipe.crop_size, self.recipe.mean_follows_crop, self.dtype, self.memory_format
         left = {device: Uncropped(pictures[device], crops.to(device, non_blocking=True), mean, *options)
                 for device, mean in self.means.items()}

@@ -8,15 +8,15 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ..kernels import ops
+from ..kernels.augmentation import augment_crops
 
 
 @dataclass(frozen=True)
 class Uncropped:
-    """Stored pictures on a device, and the crops that `ops.augment_crops` makes the network's images of."""
+    """Stored pictures on a device, and the crops that `augment_crops` makes the network's images of."""
 
     pictures: torch.Tensor  # (N, S, S, 3) uint8
-    crops: torch.Tensor  # (N, 7) float32, see `ops.crops_of`
+    crops: torch.Tensor  # (N, 7) float32, see `kernels.augmentation.crops_of`
     mean: torch.Tensor  # (S, S, 3) float32
     crop: int
     mean_follows_crop: bool
@@ -25,8 +25,8 @@ class Uncropped:
 
     def images(self):
         """(N, 3, crop, crop)."""
-        return ops.augment_crops(self.pictures, self.crops, self.mean, crop=self.crop, dtype=self.dtype,
-                                 mean_follows_crop=self.mean_follows_crop, memory_format=self.memory_format)
+        return augment_crops(self.pictures, self.crops, self.mean, crop=self.crop, dtype=self.dtype,
+                             mean_follows_crop=self.mean_follows_crop, memory_format=self.memory_format)
 
     def tensors(self):
         """What differs from batch to batch."""

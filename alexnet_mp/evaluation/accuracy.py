@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..kernels.choice import resolve
+from ..kernels.dispatch import resolve
 from ..runs.directory import RIGHT
 from ..system import durable_files
 
@@ -25,10 +25,10 @@ class Errors:
 def credits(scores, labels, kernels="reference"):
     """How many of N images count as right under top-1 and top-5: float64 tensor (2,), the sum of `credits_each`.
 
-    kernels: see `kernels.choice.resolve`; on a GPU Triton computes the same in one launch and a sum.
+    kernels: see `kernels.dispatch.resolve`; on a GPU Triton computes the same in one launch and a sum.
     """
     if resolve(kernels, scores.device) in ("cuda", "triton"):
-        from ..kernels.topk_credit import topk_credit
+        from ..kernels.topk_credit_triton import topk_credit
         return topk_credit(scores, labels).sum(1)
     return torch.stack([each.sum() for each in credits_each(scores, labels)])
 

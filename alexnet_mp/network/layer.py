@@ -3,7 +3,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..kernels import ops
+from ..kernels import (avg_pool, dropout, linear, lrn, lrn_max_pool, max_pool, relu_dropout, spatial_norm,
+                       spatial_norm_max_pool)
+from ..kernels.dispatch import resolve
 from ..recipes import shapes
 from .overlap import joined
 
@@ -47,7 +49,7 @@ class TowerLayer(nn.Module):
         self.weight, self.bias = nn.Parameter(weight), nn.Parameter(bias)
         self.kept = {}  # {name of a parameter: (its copy in another dtype, the parameter's version that it is of)}
         self.pieces = plan(self.layer.then)
-        takes_bias = TAKES_BIAS + (TAKES_BIAS_ON_GPU if ops.resolve(kernels, device) in ("cuda", "triton") else ())
+        takes_bias = TAKES_BIAS + (TAKES_BIAS_ON_GPU if resolve(kernels, device) in ("cuda", "triton") else ())
         # Merged, the kernels see each tower's maps as images of their own (LRN) or by halves (dropout), and the product adds the bias.
         # The kernels add one bias a map: not those of a local layer, one a position.
         self.bias_in_kernel = (len(towers) == 1 and self.layer.kind != "local" and self.pieces[:1] != []
@@ -145,9 +147,9 @@ class TowerLayer(nn.Module):
     def _multiply(self, x, weight, bias):
         x = x.flatten(1)
         if self.groups == 1:
-            return ops.linear(x, weight, bias, kernels=self.kernels)
+            return linear(x, weight, bias, kernels=self.kernels)
         parts = zip(x.chunk(self.groups, 1), weight.chunk(self.groups), strict=True)
-        return torch.cat([ops.linear(part, own, kernels=self.kernels) for part, own in parts], 1) + bias
+        return torch.cat([linear(part, own, kernels=self.kernels) for part, own in parts], 1) + bias
 
     def _maps_of_each_tower(self, piece, x, bias):
         """Normalisation never looks beyond a tower's own maps: merged, each tower's half counts as an image of its own."""
@@ -159,33 +161,33 @@ class TowerLayer(nn.Module):
 
     def _piece(self, piece, x, bias):
         r, by = self.recipe, self.kernels
-        lrn = dict(size=r.lrn_size, alpha=r.lrn_alpha, beta=r.lrn_beta, k=r.lrn_k)
-        spatial = dict(size=r.spatial_size, alpha=r.spatial_alpha, beta=r.spatial_beta, k=r.spatial_k)
-        pool = dict(pool=r.pool_size, stride=r.pool_stride)
-        max_pool = dict(**pool, ties=r.pool_ties)
+        across = dict(size=r.lrn_size, alpha=r.lrn_alpha, beta=r.lrn_beta, k=r.lrn_k)
+        within = dict(size=r.spatial_size, alpha=r.spatial_alpha, beta=r.spatial_beta, k=r.spatial_k)
+        windows = dict(pool=r.pool_size, stride=r.pool_stride)
+        pool = dict(**windows, ties=r.pool_ties)
         match piece:
             case ("relu", "lrn", "max_pool"):
-                return ops.lrn_max_pool(x, bias, relu="before", **lrn, **max_pool, kernels=by)
+                return lrn_max_pool(x, bias, relu="before", **across, **pool, kernels=by)
             case ("lrn", "max_pool", "relu"):
-                return ops.lrn_max_pool(x, bias, relu="after", **lrn, **max_pool, kernels=by)
+                return lrn_max_pool(x, bias, relu="after", **across, **pool, kernels=by)
             case ("lrn", "max_pool"):
-                return ops.lrn_max_pool(x, bias, relu="none", **lrn, **max_pool, kernels=by)
+                return lrn_max_pool(x, bias, relu="none", **across, **pool, kernels=by)
             case ("relu", "lrn"):
-                return ops.lrn(x, bias, relu="before", **lrn, kernels=by)
+                return lrn(x, bias, relu="before", **across, kernels=by)
             case ("lrn",):
-                return ops.lrn(x, bias, relu="none", **lrn, kernels=by)
+                return lrn(x, bias, relu="none", **across, kernels=by)
             case ("relu", "max_pool") | ("max_pool", "relu"):
-                return ops.max_pool(x, bias, relu=True, **max_pool, kernels=by)
+                return max_pool(x, bias, relu=True, **pool, kernels=by)
             case ("max_pool",):
-                return ops.max_pool(x, bias, relu=False, **max_pool, kernels=by)
+                return max_pool(x, bias, relu=False, **pool, kernels=by)
             case ("spatial_norm", "max_pool"):
-                return ops.spatial_norm_max_pool(x, **spatial, **max_pool, kernels=by)
+                return spatial_norm_max_pool(x, **within, **pool, kernels=by)
             case ("spatial_norm",):
-                return ops.spatial_norm(x, **spatial)
+                return spatial_norm(x, **within)
             case ("avg_pool",):
-                return ops.avg_pool(x, **pool)
+                return avg_pool(x, **windows)
             case ("relu",):
-                return ops.relu_dropout(x, bias, kernels=by)
+                return relu_dropout(x, bias, kernels=by)
             case ("tanh",):
                 return torch.tanh(x)
             case ("sigmoid",):
@@ -200,7 +202,8 @@ class TowerLayer(nn.Module):
         halves = []
         for tower, half in zip(self.towers, x.chunk(len(self.towers), 1), strict=True):
             mask = dict(probability=probability, seed=self.recipe.seed, step=step, layer=self.index, tower=tower)
-            halves.append(ops.relu_dropout(half, bias, **mask, kernels=self.kernels) if with_relu else ops.dropout(half, **mask))
+            halves.append(relu_dropout(half, bias, **mask, kernels=self.kernels) if with_relu
+                          else dropout(half, **mask))
         return halves[0] if len(halves) == 1 else torch.cat(halves, 1)
 
 

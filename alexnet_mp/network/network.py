@@ -3,7 +3,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..kernels import ops
+from ..kernels import dispatch
 from ..kernels.philox import INIT_STREAM
 from ..recipes import shapes
 from .exchange import Exchange
@@ -15,8 +15,8 @@ class TwoTowerAlexNet(nn.Module):
     """The network of a recipe, one tower a device (one device, and no crossings, where the recipe has one tower).
 
     recipe: a `Recipe`. devices: one device a tower. classes: outputs of the last layer. kernels: who computes the operations
-    ("auto", "reference", ...; see `resolve` in `kernels/choice.py`). Weights are drawn from (recipe.seed, layer, tower) and don't
-    depend on the devices.
+    ("auto", "reference", ...; see `resolve` in `kernels/dispatch.py`). Weights are drawn from (recipe.seed, layer,
+    tower) and don't depend on the devices.
     `step` counts training passes; with the seed it keys the dropout masks. Each tower counts on its own device, so that a CUDA graph can.
     Raises ValueError for a number of devices that the recipe's towers don't match, or kernels that can't compute on one of them.
     """
@@ -90,7 +90,7 @@ class TwoTowerAlexNet(nn.Module):
 
     def kernels_used(self):
         """Who computes on each tower: "cpu" where it is the same on both, else "cpu, cuda" in the order a, b."""
-        used = [ops.used(self.kernels, device) for device in self.exchange.devices]
+        used = [dispatch.used(self.kernels, device) for device in self.exchange.devices]
         return ", ".join(used if len(set(used)) > 1 else used[:1])
 
     def ledger(self):

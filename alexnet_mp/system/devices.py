@@ -3,7 +3,7 @@ import functools
 
 import torch
 
-from ..kernels import ops
+from ..kernels import dispatch
 from .errors import UserError
 
 CHOICES = "0,1 (two GPUs) | 0,0 or 0 (both towers on one) | cpu (both on the CPU) | cpu,0 (one on each) | auto"
@@ -71,6 +71,6 @@ def check_kernels(kernels, devices):
     """Refuse `--kernels` that can't compute on one of the devices: UserError, one line."""
     try:
         for device in devices:
-            ops.resolve(kernels, device)
+            dispatch.resolve(kernels, device)
     except (ValueError, RuntimeError) as error:  # RuntimeError: built for another torch
         raise UserError(f"--kernels: {error}") from None

@@ -22,7 +22,9 @@ from ..data.pipeline_torch import TorchPipeline
 from ..data.pixel_statistics import Sums, colour_shift
 from ..data.resize import decoded
 from ..evaluation.protocol import ten_views
-from ..kernels import ops, reference
+from ..kernels import augment, linear, paper_sgd_, reference
+from ..kernels.checks import describe
+from ..kernels.dispatch import leave_out
 from ..network.exchange import Exchange
 from ..network.layer import TowerLayer, plan
 from ..network.overlap import joined
@@ -41,9 +43,9 @@ EPS = torch.finfo(torch.float32).eps
 
 def prepare(devices, left_out):
     """Called first: makes the devices ready, so that what is wrong with one is not taken for a kernel's fault."""
-    ops.leave_out(left_out)
+    leave_out(left_out)
     nothing = torch.zeros(1)  # the first call of any operator has torch import its compiler, for seconds
-    ops.paper_sgd_([nothing], [nothing], [nothing], learning_rates=[0.0], momentum=0.0, weight_decays=[0.0],
+    paper_sgd_([nothing], [nothing], [nothing], learning_rates=[0.0], momentum=0.0, weight_decays=[0.0],
                    kernels="reference")
     for device in devices:
         try:
@@ -55,7 +57,7 @@ def prepare(devices, left_out):
 def _compare(what, ours, torchs, exact, least):
     """Raise `Wrong` where ours is off by more than twice what PyTorch is, which is taken to be `least` at least."""
     if ours.shape != exact.shape or ours.dtype != torchs.dtype:
-        raise Wrong(f"differs from the reference in the {what}: {ops.describe(ours)}, not {ops.describe(torchs)}")
+        raise Wrong(f"differs from the reference in the {what}: {describe(ours)}, not {describe(torchs)}")
     if exact.numel():
         error, worst = (float((found.double() - exact).abs().max()) for found in (ours, torchs))
         if not error <= 2 * max(worst, least):  # so that NaN is wrong
@@ -168,7 +170,7 @@ def update(devices, shapes, momentum, kernels):
         rates = [0.0 if number == 1 else 0.01 for number in range(len(w))]
         decays = [5e-4 if number % 2 == 0 else 0.0 for number in range(len(w))]
         for _ in range(2):
-            ops.paper_sgd_(w, g, v, learning_rates=rates, momentum=momentum, weight_decays=decays, kernels=by)
+            paper_sgd_(w, g, v, learning_rates=rates, momentum=momentum, weight_decays=decays, kernels=by)
         found.append([*(("weights", tensor) for tensor in w), *(("velocity", tensor) for tensor in v)])
     for (what, ours), (_, torchs), (_, exact) in zip(*found):
         _compare(what, ours, torchs, exact, _rounding(exact))
@@ -191,7 +193,7 @@ def augmentation(devices, stored, crop, mean_follows_crop, dtype):
     mean = (255 * torch.rand(stored, stored, 3, generator=generator)).to(device)
     options = dict(crop=crop, mean_follows_crop=mean_follows_crop)
     given = pictures.to(device) if device.type == "cuda" else list(pictures)  # as the pipeline does
-    ours, pictures = ops.augment(given, *places, mean, shift, 0.75, dtype=dtype, **options), pictures.to(device)
+    ours, pictures = augment(given, *places, mean, shift, 0.75, dtype=dtype, **options), pictures.to(device)
     torchs = reference.augment(pictures, *places, mean, shift, 0.75, dtype=dtype, **options)
     exact = reference.augment(pictures, *places, mean.double(), shift.double(), 0.75, dtype=torch.float64, **options)
     _compare("output", ours, torchs, exact, _rounding(exact))
@@ -204,7 +206,7 @@ def product(devices, shape, kernels):
     x, weight, bias, dy = (_drawn(of, seed, device).float() for seed, of in
                            enumerate(((IMAGES, shape[1]), shape, shape[:1], (IMAGES, shape[0]))))
     found = []
-    for function, dtype in ((partial(ops.linear, kernels=kernels), torch.float32), (F.linear, torch.float32),
+    for function, dtype in ((partial(linear, kernels=kernels), torch.float32), (F.linear, torch.float32),
                             (F.linear, torch.float64)):
         inputs = [tensor.to(dtype, copy=True).requires_grad_() for tensor in (x, weight, bias)]
         y = function(*inputs)

@@ -18,7 +18,7 @@ import gc
 import torch
 
 from ..data.step_input import kind
-from ..kernels import ops
+from ..kernels.sgd import update_tables_in
 from ..system.errors import UserError
 from ..system.terminal import say
 from . import graph_segments
@@ -183,13 +183,13 @@ class GraphedStep:
                 return shape.sums
             if not shape.gradients:  # not captured yet; or all layers are frozen, and there is nothing to capture
                 return self.step.update()
-            with ops.update_tables_in(shape.tables):
+            with update_tables_in(shape.tables):
                 shape.updated = True
                 return self.step.update()
 
     def _capture_update(self, shape):
         try:
-            with self.graphs.aside(), ops.update_tables_in(shape.tables):
+            with self.graphs.aside(), update_tables_in(shape.tables):
                 gc.collect()
                 for device in self.step.optimizer.devices():
                     graph, sums = self.graphs.capture(lambda device=device: [self.step.update_on(device)], shape.pool,

@@ -3,7 +3,7 @@ import math
 
 import torch
 
-from ..kernels import ops
+from ..kernels import paper_sgd_
 
 
 class PaperSGD(torch.optim.Optimizer):
@@ -57,7 +57,7 @@ class PaperSGD(torch.optim.Optimizer):
         if len(copies) < len(parameters):  # those that there are, are made anew before they are used
             copies = []
         sums = torch.empty(len(parameters), dtype=torch.float32, device=device)
-        ops.paper_sgd_(parameters, [w.grad for w in parameters], [self.state[w]["velocity"] for w in parameters],
+        paper_sgd_(parameters, [w.grad for w in parameters], [self.state[w]["velocity"] for w in parameters],
                        learning_rates=[rate for _, rate, _ in options], momentum=self.defaults["momentum"],
                        weight_decays=[decay for _, _, decay in options], copies=copies, sums=sums, kernels=self.kernels)
         if copies:

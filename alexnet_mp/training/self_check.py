@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from ..data import pipeline_dali
-from ..kernels import choice, linear_op, ops
+from ..kernels import dispatch, linear_op
 from ..network.layer import FUSED, plan
 from ..recipes import shapes as geometry
 from ..recipes.recipe import Layer, Recipe
@@ -78,7 +78,7 @@ def before_run(pipeline, kernels, pipeline_is_chosen, wanted=True):
     pipeline: the run's, not yet used. Says what was found; from now on `--kernels auto` leaves out what has failed.
     Raises UserError where the run can't go on.
     """
-    ops.leave_out(())
+    dispatch.leave_out(())
     if not wanted:
         return pipeline.name, "off (--no-self-check)"
     if not any(device.type in KINDS for device in pipeline.devices):
@@ -101,7 +101,7 @@ def examine(asked, pipeline_is_chosen=False, fresh=False, tell=say, needed=None)
     """
     left_out, found, memory = set(), {}, Memory(tell)
     while True:
-        ops.leave_out(left_out)
+        dispatch.leave_out(left_out)
         todo = []
         for check in (needed or checks)(asked):
             if check.what not in found and not fresh and memory.has(check):
@@ -134,8 +134,8 @@ def examine(asked, pipeline_is_chosen=False, fresh=False, tell=say, needed=None)
             asked, after = replace(asked, pipeline=after), f"pipeline {after}"
         else:
             left_out.add((check.operation, check.implementation, str(check.devices[0])))
-            ops.leave_out(left_out)
-            after = ops.resolve("auto", check.devices[0], check.operation)
+            dispatch.leave_out(left_out)
+            after = dispatch.resolve("auto", check.devices[0], check.operation)
         tell(f"WARNING: {wrong}; it is left out, and {after} takes its place")
 
 
@@ -180,7 +180,8 @@ def checks(asked):
     of_images = {field: getattr(asked.recipe, field) for field in IMAGES}
     pictures = Recipe("self_check", (Layer("fc8", "fc", None, "image", (), towers="first"),), towers=1,
                       batch_size=device_checks.BATCH, **of_images)
-    augmented_by = {ops.resolve("auto", device, "augment") for device in distinct} if asked.pipeline == "raw" else ()
+    augmented_by = ({dispatch.resolve("auto", device, "augment") for device in distinct} if asked.pipeline == "raw"
+                    else ())
     arguments = asked.pipeline, asked.holds, pictures, asked.dtype, tuple(sorted(augmented_by))
     return [*found, Check("pipeline", f"pipeline {asked.pipeline} on {' and '.join(map(str, distinct))}", distinct,
                           device_checks.pipeline, arguments, implementation=asked.pipeline)]
@@ -226,7 +227,7 @@ def _kernels(asked, device, sizes):
 def _by(kind, operation, who, function, arguments, layers=()):
     """[the check of an operation by whatever computes it]; [] where that is the reference."""
     kernels, device = who
-    name = ops.resolve(kernels, device, operation)
+    name = dispatch.resolve(kernels, device, operation)
     what = f"{operation}{' after ' if layers else ''}{', '.join(layers)} by {name} on {device}"
     return [] if name == "reference" else [Check(kind, what, (device,), function, arguments, operation, name)]
 
@@ -314,9 +315,9 @@ def _identity_of(device):
 def _installation():
     """Driver, versions, and a digest of all that was built or is read."""
     digest = hashlib.sha256()
-    roots = Path(__file__).parents[1], Path(choice.__file__).parent
+    roots = Path(__file__).parents[1], Path(dispatch.__file__).parent
     sources = [path for root in roots for path in sorted(root.rglob("*.py"))]
-    for path in [*sources, choice.LIBRARY]:
+    for path in [*sources, dispatch.LIBRARY]:
         if path.exists():
             content = path.read_bytes()
             digest.update(f"{path.name}\0{len(content)}\0".encode() + content)

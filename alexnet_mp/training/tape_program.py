@@ -10,7 +10,7 @@ import functools
 
 import torch
 
-from ..kernels.choice import compiled
+from ..kernels.dispatch import compiled
 
 LAUNCH, COPY, RECORD, WAIT = range(4)  # as in csrc/cuda/tape.h
 # Kind, the stream's device, stream, graph or event or the place of a copy; of a copy also source, target device, bytes.

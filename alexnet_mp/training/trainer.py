@@ -13,7 +13,7 @@ from ..data.batches import steps_per_epoch
 from ..data.pipeline_raw import RawPipeline
 from ..evaluation.accuracy import Right
 from ..evaluation.protocol import both_protocols, centre_view, evaluate, print_errors
-from ..kernels import ops
+from ..kernels import augmentation
 from ..network.network import merge_tensors, split_tensors
 from ..runs.checkpoint_format import Checkpoint, Scheduled, State, Validation
 from ..runs.checkpoint_writer import PATIENCE, Saver
@@ -45,7 +45,7 @@ class Trainer:
         self.training_step = graphed_step.make_step(TrainingStep(network, self.optimizer), graphs)
         if isinstance(pipeline, RawPipeline):
             pipeline.left_to_step = (isinstance(self.training_step, graphed_step.GraphedStep)
-                                     and all(map(ops.augments_in_graphs, network.exchange.devices)))
+                                     and all(map(augmentation.augments_in_graphs, network.exchange.devices)))
         self.steps_per_epoch = steps_per_epoch(self.recipe, pipeline.dataset)
         self.whole = self.recipe.epochs * self.steps_per_epoch
         self.last_step = self.whole if steps is None else min(steps, self.whole)

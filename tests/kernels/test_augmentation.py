@@ -8,7 +8,7 @@ import torch
 from cases import FORMATS, both_formats
 from inner_cases import every
 
-from alexnet_mp.kernels import augment, ops, reference
+from alexnet_mp.kernels import augment, augmentation, dispatch, reference
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 both_means = every("mean_follows_crop", [True, False])
@@ -119,7 +119,7 @@ def test_nothing_outside_the_output_is_written(implementation):
             memory = torch.full((size + 64,), 777.0, dtype=dtype)
             y = memory[offset:offset + size].view(3, crop, crop, 3).permute(0, 3, 1, 2)
             inside = [t.clamp(max=20 - crop) if t.dtype == torch.int64 else t for t in others]
-            ops.compiled().augment([pictures], *inside, 1.0, True, y)
+            dispatch.compiled().augment([pictures], *inside, 1.0, True, y)
             assert (y != 777).all() and (memory[:offset] == 777).all() and (memory[offset + size:] == 777).all()
 
 
@@ -167,12 +167,12 @@ def test_wrong_arguments_are_refused_by_name(change, named, kernels):
 
 
 def test_the_library_refuses_what_would_read_out_of_bounds():
-    if ops.compiled() is None:
+    if dispatch.compiled() is None:
         pytest.skip("there was no compiler to build the CPU kernels")
     pictures, _, _, flip, mean, shift = inputs(3, 20, 12)
     right = dict(pictures=[pictures], top=torch.tensor([0, 8, 4]), left=torch.tensor([8, 0, 4]), flip=flip, mean=mean, shift=shift,
                  scale=1.0, mean_follows_crop=True, y=torch.empty(3, 3, 12, 12))
-    ops.compiled().augment(*right.values())
+    dispatch.compiled().augment(*right.values())
     for change in (dict(top=torch.tensor([0, 9, 0])), dict(left=torch.tensor([0, -1, 0])), dict(top=torch.zeros(2).long()),
                    dict(pictures=[pictures[:2]]), dict(pictures=[pictures[0]] * 2), dict(pictures=[pictures[:, :19]]),
                    dict(pictures=[]), dict(pictures=[pictures.float()]), dict(flip=flip[:1]), dict(mean=mean[:19]),
@@ -180,7 +180,7 @@ def test_the_library_refuses_what_would_read_out_of_bounds():
                    dict(y=torch.empty(3, 3, 12, 12).double()), dict(y=torch.empty(3, 3, 12, 11)),
                    dict(y=torch.empty(3, 3, 12, 24)[..., ::2])):
         with pytest.raises(RuntimeError, match="augment|dense|one picture|leaves its picture|must be"):
-            ops.compiled().augment(*(right | change).values())
+            dispatch.compiled().augment(*(right | change).values())
 
 
 def test_opcheck(implementation):
@@ -208,13 +208,13 @@ def test_compile(implementation):
 def test_crops_in_one_table_give_the_same_bits(mean_follows_crop, scale):
     pictures, top, left, flip, mean, shift = inputs(5, 24, 19)
     options = dict(crop=19, mean_follows_crop=mean_follows_crop)
-    crops = ops.crops_of(top, left, flip, shift, scale, crop=19, side=24)
+    crops = augmentation.crops_of(top, left, flip, shift, scale, crop=19, side=24)
     for dtype, order in ((torch.float32, torch.channels_last), (torch.bfloat16, torch.contiguous_format)):
         options |= dict(dtype=dtype, memory_format=order)
-        y = ops.augment_crops(pictures, crops, mean, **options)
+        y = augmentation.augment_crops(pictures, crops, mean, **options)
         assert torch.equal(y, augment(pictures, top, left, flip, mean, shift, scale, **options))
         assert y.is_contiguous(memory_format=order)
-        assert len(ops.augment_crops(pictures[:0], crops[:0], mean, **options)) == 0
+        assert len(augmentation.augment_crops(pictures[:0], crops[:0], mean, **options)) == 0
 
 
 @every("change, named", [
@@ -225,7 +225,7 @@ def test_crops_in_one_table_give_the_same_bits(mean_follows_crop, scale):
 def test_a_table_of_crops_that_do_not_fit_is_refused_by_name(change, named):
     _, top, left, flip, _, shift = inputs(3, 24, 19)
     with pytest.raises(ValueError, match=named):
-        ops.crops_of(**dict(top=top, left=left, flip=flip, shift=shift, scale=1.0) | change, crop=19, side=24)
+        augmentation.crops_of(**dict(top=top, left=left, flip=flip, shift=shift, scale=1.0) | change, crop=19, side=24)
 
 
 @every("change, named", [
@@ -235,9 +235,9 @@ def test_a_table_of_crops_that_do_not_fit_is_refused_by_name(change, named):
     (dict(pictures=torch.zeros(3, 24, 24, 3)), "pictures are .*float32")])
 def test_pictures_that_do_not_fit_their_table_are_refused_by_name(change, named):
     pictures, top, left, flip, mean, shift = inputs(3, 24, 19)
-    given = dict(pictures=pictures, crops=ops.crops_of(top, left, flip, shift, 1.0, crop=19, side=24)) | change
+    given = dict(pictures=pictures, crops=augmentation.crops_of(top, left, flip, shift, 1.0, crop=19, side=24)) | change
     with pytest.raises(ValueError, match=named):
-        ops.augment_crops(**given, mean=mean, crop=19, mean_follows_crop=True, dtype=torch.float32,
+        augmentation.augment_crops(**given, mean=mean, crop=19, mean_follows_crop=True, dtype=torch.float32,
                           memory_format=torch.channels_last)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from alexnet_mp.kernels import choice
+from alexnet_mp.kernels import dispatch
 from alexnet_mp.training import tape_program
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -60,7 +60,7 @@ for table in (torch.empty(3, dtype=torch.int64), torch.tensor([[tape_program.LAU
 """
 
 
-@pytest.mark.skipif(choice.compiled() is None or tape_program.operator() is not None or torch.cuda.is_available(),
+@pytest.mark.skipif(dispatch.compiled() is None or tape_program.operator() is not None or torch.cuda.is_available(),
                     reason="needs the compiled CPU kernels without the CUDA ones, and no GPU")
 def test_the_tapes_operator_is_compiled_found_and_names_what_fails(tmp_path):
     """It has no kernel: CUDA's own names for what tests/tape_on_host.cpp stands in for, and torch's for the rest."""

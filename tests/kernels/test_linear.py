@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from cases import values
 from inner_cases import every
 
-from alexnet_mp.kernels import linear, linear_op, ops
+from alexnet_mp.kernels import dispatch, linear, linear_op
 
 needs_onednn = pytest.mark.skipif(
-    not torch.backends.mkldnn.is_available() or "cpu" not in ops.built()
+    not torch.backends.mkldnn.is_available() or "cpu" not in dispatch.built()
     or not torch._C._dispatch_has_kernel_for_dispatch_key("mkldnn::_linear_pointwise", "CPU"),
     reason="needs compiled CPU kernels and a torch with oneDNN")
 

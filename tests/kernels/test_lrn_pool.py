@@ -23,7 +23,7 @@ from cases import (
 )
 from inner_cases import every
 
-from alexnet_mp.kernels import lrn, lrn_max_pool, ops, spatial_norm_max_pool
+from alexnet_mp.kernels import checks, dispatch, lrn, lrn_max_pool, lrn_pool, spatial_norm_max_pool
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -51,7 +51,7 @@ def check_float32(kernels, device, operation, shape, memory_format):
     x, bias = in_format(values(*shape).float(), memory_format).to(device), values(shape[1], seed=2).float().to(device)
     exact, torchs = exactly(operation, x, bias), call(operation, x, bias, "reference")
     y = call(operation, x, bias, kernels)
-    assert y.shape == exact.shape and y.dtype == x.dtype and ops.memory_format(y) == ops.memory_format(x)
+    assert y.shape == exact.shape and y.dtype == x.dtype and checks.memory_format(y) == checks.memory_format(x)
     ulp = 2**-23 * float(exact.abs().max())
     assert_as_exact_as_pytorch(y, exact, torchs, ulp)
     dy = (values(*y.shape, seed=3) * clear_winners(operation, x, bias)).float().to(device)
@@ -84,11 +84,11 @@ def test_sixteen_bits_are_rounded_once(implementation, operation, dtype, memory_
 
 @all_operations
 def test_float64_is_the_reference(operation):
-    if ops.compiled() is None:
+    if dispatch.compiled() is None:
         pytest.skip("there was no compiler to build the CPU kernels")
     for level, memory_format in itertools.product(LEVELS.values(), FORMATS):
         try:
-            before = ops.compiled().use_cpu_instructions(level)
+            before = dispatch.compiled().use_cpu_instructions(level)
         except RuntimeError:
             continue  # this processor has not that level
         x, bias = in_format(values(2, 13, 9, 8), memory_format), values(13, seed=2)
@@ -97,12 +97,12 @@ def test_float64_is_the_reference(operation):
         dy = values(*y.shape, seed=3)
         for actual, wanted in zip(*(gradients(operation, x, bias, dy, name) for name in ("cpu", "reference")), strict=True):
             torch.testing.assert_close(actual, wanted, rtol=1e-11, atol=1e-11)
-        ops.compiled().use_cpu_instructions(before)
+        dispatch.compiled().use_cpu_instructions(before)
 
 
 @all_operations
 def test_gradcheck(operation):
-    if ops.compiled() is None:
+    if dispatch.compiled() is None:
         pytest.skip("there was no compiler to build the CPU kernels")
     # Values 0.5 apart and 0.25 off zero: a step of the numeric derivative meets no kink of ReLU or of a maximum.
     x = (torch.randperm(80, generator=torch.Generator().manual_seed(4)).double().view(1, 5, 4, 4) - 40) / 2 + 0.25
@@ -211,8 +211,8 @@ def test_any_strides(implementation, operation):
 @every("ties", ["first", "all"])
 def test_other_windows(implementation, pool, stride, ties):
     kernels, device = implementation
-    if pool > ops.LARGEST_POOL[kernels]:
-        with pytest.raises(ValueError, match=f"pool is {pool}.*at most {ops.LARGEST_POOL[kernels]}"):
+    if pool > lrn_pool.LARGEST_POOL[kernels]:
+        with pytest.raises(ValueError, match=f"pool is {pool}.*at most {lrn_pool.LARGEST_POOL[kernels]}"):
             lrn_max_pool(torch.zeros(1, 1, 16, 17, device=device), alpha=1e-4, pool=pool, kernels=kernels)
         return
     x, bias = values(2, 7, 16, 17).float().to(device), values(7, seed=2).float().to(device)

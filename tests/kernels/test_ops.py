@@ -11,16 +11,18 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from alexnet_mp.kernels import (
     augment,
-    choice,
+    augmentation,
+    dispatch,
     linear,
     linear_op,
     lrn,
     lrn_max_pool,
+    lrn_pool,
     max_pool,
-    ops,
     paper_sgd_,
     relu_dropout,
     relu_dropout_op,
+    sgd,
     spatial_norm_max_pool,
 )
 
@@ -46,13 +48,13 @@ def test_a_window_of_more_cells_than_a_byte_counts_is_left_to_the_reference():
     x = values(1, 2, 17, 16)
     expected = lrn_max_pool(x, alpha=1e-4, pool=16, stride=1, kernels="reference")
     assert torch.equal(lrn_max_pool(x, alpha=1e-4, pool=16, stride=1), expected)
-    if ops.compiled() is not None:
+    if dispatch.compiled() is not None:
         with pytest.raises(ValueError, match="pool is 16.*at most 15"):
             lrn_max_pool(x, alpha=1e-4, pool=16, stride=1, kernels="cpu")
 
 
 def test_the_registered_operator_refuses_what_would_read_out_of_bounds():
-    if ops.compiled() is None:
+    if dispatch.compiled() is None:
         pytest.skip("there was no compiler to build the CPU kernels")
     x = torch.ones(1, 2, 3, 3)
 
@@ -69,46 +71,48 @@ def test_the_registered_operator_refuses_what_would_read_out_of_bounds():
     for wrong in ((y, x, None, argmax[:, :1], x.clone()), (y, x, None, argmax, x[:, :, :, :2].clone()),
                   (y, x[:, :, :2], None, argmax, x.clone()), (y, x.double(), None, argmax, x.clone())):
         with pytest.raises(RuntimeError, match="must be of|has the wrong size"):
-            ops.compiled().lrn_pool_backward(*wrong, torch.empty(0), *arguments)
+            dispatch.compiled().lrn_pool_backward(*wrong, torch.empty(0), *arguments)
 
 
 def test_a_library_that_does_not_load_is_named(tmp_path, monkeypatch):
     (tmp_path / "compiled.so").write_bytes(b"not a library")
-    monkeypatch.setattr(choice, "LIBRARY", tmp_path / "compiled.so")
+    monkeypatch.setattr(dispatch, "LIBRARY", tmp_path / "compiled.so")
     with pytest.raises(RuntimeError, match="compiled.so does not fit torch.*--kernels reference"):
-        ops.compiled.__wrapped__()
-    monkeypatch.setattr(choice, "built", lambda: pytest.fail("the reference needs no library"))
-    assert ops.resolve("reference", "cpu") == "reference"
+        dispatch.compiled.__wrapped__()
+    monkeypatch.setattr(dispatch, "built", lambda: pytest.fail("the reference needs no library"))
+    assert dispatch.resolve("reference", "cpu") == "reference"
 
 
-@pytest.mark.skipif(ops.compiled() is None, reason="there was no compiler to build the CPU kernels")
+@pytest.mark.skipif(dispatch.compiled() is None, reason="there was no compiler to build the CPU kernels")
 def test_a_library_without_a_newer_operator_is_named(monkeypatch):
-    monkeypatch.setattr(choice, "OPERATORS", (*choice.OPERATORS, "of_tomorrow"))
+    monkeypatch.setattr(dispatch, "OPERATORS", (*dispatch.OPERATORS, "of_tomorrow"))
     with pytest.raises(RuntimeError, match="compiled.so does not fit.*builds it again.*of_tomorrow"):
-        ops.compiled.__wrapped__()
+        dispatch.compiled.__wrapped__()
 
 
 def test_the_choice_of_kernels():
-    assert ops.resolve("auto", "cpu") == ("cpu" if ops.compiled() is not None else "reference")
-    assert ops.resolve("reference", "cuda:1") == "reference" and ops.resolve("auto", "meta") == "reference"
+    assert dispatch.resolve("auto", "cpu") == ("cpu" if dispatch.compiled() is not None else "reference")
+    assert dispatch.resolve("reference", "cuda:1") == "reference" and dispatch.resolve("auto", "meta") == "reference"
     with pytest.raises(ValueError, match="'triton' can't compute on cpu.*reference"):
-        ops.resolve("triton", "cpu")
+        dispatch.resolve("triton", "cpu")
     with pytest.raises(ValueError, match="'cpu' can't compute on cuda"):
-        ops.resolve("cpu", "cuda:0")
+        dispatch.resolve("cpu", "cuda:0")
     if GPU:
-        assert ops.resolve("auto", "cuda:0") == next(name for name in ("cuda", "triton", "reference") if name in (*ops.built(), "reference"))
+        assert dispatch.resolve("auto", "cuda:0") == next(
+            name for name in ("cuda", "triton", "reference") if name in (*dispatch.built(), "reference"))
 
 
-@pytest.mark.skipif(ops.compiled() is None, reason="there was no compiler to build the CPU kernels")
+@pytest.mark.skipif(dispatch.compiled() is None, reason="there was no compiler to build the CPU kernels")
 def test_the_description_tells_how_to_learn_why_there_are_no_cuda_kernels(monkeypatch):
     """pip shows nothing of a build that went well, and with it not the line that says so."""
-    monkeypatch.setattr(choice, "_compiled_for_cuda", lambda: False)
+    monkeypatch.setattr(dispatch, "_compiled_for_cuda", lambda: False)
     monkeypatch.setattr(torch.version, "cuda", None)
-    assert ops.description() == f"kernels built: {', '.join(ops.built())}"
+    assert dispatch.description() == f"kernels built: {', '.join(dispatch.built())}"
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    assert ops.description().endswith("; for CUDA none: pip install -v --no-build-isolation --no-deps -e . says why")
-    monkeypatch.setattr(choice, "_compiled_for_cuda", lambda: True)
-    assert "none" not in ops.description()
+    assert dispatch.description().endswith(
+        "; for CUDA none: pip install -v --no-build-isolation --no-deps -e . says why")
+    monkeypatch.setattr(dispatch, "_compiled_for_cuda", lambda: True)
+    assert "none" not in dispatch.description()
 
 
 @every("change, triton", [
@@ -123,7 +127,7 @@ def test_what_is_left_to_triton(change, triton):
     maps, offset = case.pop("maps"), case.pop("offset")
     x = torch.zeros(2 * maps * 25 + offset)[offset:].view(2, 5, 5, maps).permute(0, 3, 1, 2)
     x = x if case.pop("memory_format") == "channels_last" else x.contiguous()
-    assert ops._in_triton(tensors=[x], **case) == triton
+    assert lrn_pool._in_triton(tensors=[x], **case) == triton
 
 
 @all_operations
@@ -179,7 +183,7 @@ def saved_bytes(function, x, bias):
 
 @every("dtype", [torch.float32, torch.bfloat16])
 def test_x_the_bias_and_a_byte_an_output_are_kept(dtype):
-    kernels = "cpu" if ops.compiled() is not None else pytest.skip("there was no compiler to build the CPU kernels")
+    kernels = "cpu" if dispatch.compiled() is not None else pytest.skip("there was no compiler to build the CPU kernels")
     x, bias = torch.randn(2, 48, 15, 15).to(dtype).requires_grad_(), torch.randn(48).to(dtype).requires_grad_()
     for ties, codes in (("first", 2 * 48 * 7 * 7), ("all", 0)):
         kept, _ = saved_bytes(lambda x, bias: lrn_max_pool(x, bias, alpha=1e-4, ties=ties, kernels=kernels), x, bias)
@@ -242,65 +246,67 @@ def test_the_second_device_while_the_first_is_current(kernels):
 
 
 def test_cuda_kernels_are_not_chosen_on_a_gpu_that_they_are_not_compiled_for(monkeypatch):
-    monkeypatch.setattr(choice, "built", lambda: ("cuda", "triton"))
+    monkeypatch.setattr(dispatch, "built", lambda: ("cuda", "triton"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: {0: (7, 5), 1: (8, 0)}[device.index])
-    choice._below_sm80.cache_clear()
+    dispatch._below_sm80.cache_clear()
     try:
-        assert [ops.resolve("auto", f"cuda:{index}") for index in range(2)] == ["triton", "cuda"]
+        assert [dispatch.resolve("auto", f"cuda:{index}") for index in range(2)] == ["triton", "cuda"]
         with pytest.raises(ValueError, match="'cuda' can't compute on cuda here; usable there: auto, triton, reference"):
-            ops.resolve("cuda", "cuda:0")
+            dispatch.resolve("cuda", "cuda:0")
     finally:
-        choice._below_sm80.cache_clear()
+        dispatch._below_sm80.cache_clear()
 
 
 @pytest.fixture
 def with_gpu_kernels(monkeypatch):
     """Both kinds of GPU kernels are built, and no GPU is too old for them; nothing stays left out."""
-    monkeypatch.setattr(choice, "built", lambda: ("cuda", "triton", "cpu"))
-    monkeypatch.setattr(choice, "_too_old", lambda device: False)
+    monkeypatch.setattr(dispatch, "built", lambda: ("cuda", "triton", "cpu"))
+    monkeypatch.setattr(dispatch, "_too_old", lambda device: False)
     yield
-    ops.leave_out(())
+    dispatch.leave_out(())
 
 
 def test_an_implementation_that_is_left_out_gives_way_to_the_next(with_gpu_kernels):
     first, second = "cuda:0", torch.device("cuda:1")
-    ops.leave_out({("lrn_max_pool", "cuda", "cuda:0"), ("relu_dropout", "triton", "cuda:0"), ("max_pool", "cuda", "cuda:1"),
-                   ("max_pool", "triton", "cuda:1")})
-    assert ops.resolve("auto", first, "lrn_max_pool") == "triton" and ops.resolve("auto", second, "lrn_max_pool") == "cuda"
-    assert ops.resolve("auto", first, "relu_dropout") == "reference" and ops.resolve("auto", second, "relu_dropout") == "triton"
-    assert ops.resolve("auto", second, "max_pool") == "reference" and ops.resolve("auto", first, "max_pool") == "cuda"
-    assert ops.resolve("cuda", first, "lrn_max_pool") == "cuda", "an explicit choice is obeyed"
-    assert ops.resolve("auto", first) == "cuda"
-    assert ops.used("auto", first) == "cuda (lrn_max_pool: triton, relu_dropout: reference)"
-    assert ops.used("auto", second) == "cuda (max_pool: reference)" and ops.used("cuda", first) == "cuda"
-    ops.leave_out(())
-    assert ops.resolve("auto", first, "lrn_max_pool") == "cuda" and ops.used("auto", first) == "cuda"
+    dispatch.leave_out({("lrn_max_pool", "cuda", "cuda:0"), ("relu_dropout", "triton", "cuda:0"),
+                        ("max_pool", "cuda", "cuda:1"), ("max_pool", "triton", "cuda:1")})
+    for operation, on_first, on_second in (("lrn_max_pool", "triton", "cuda"), ("relu_dropout", "reference", "triton"),
+                                           ("max_pool", "cuda", "reference")):
+        assert dispatch.resolve("auto", first, operation) == on_first
+        assert dispatch.resolve("auto", second, operation) == on_second
+    assert dispatch.resolve("cuda", first, "lrn_max_pool") == "cuda", "an explicit choice is obeyed"
+    assert dispatch.resolve("auto", first) == "cuda"
+    assert dispatch.used("auto", first) == "cuda (lrn_max_pool: triton, relu_dropout: reference)"
+    assert dispatch.used("auto", second) == "cuda (max_pool: reference)" and dispatch.used("cuda", first) == "cuda"
+    dispatch.leave_out(())
+    assert dispatch.resolve("auto", first, "lrn_max_pool") == "cuda" and dispatch.used("auto", first) == "cuda"
 
 
 def test_augmentation_that_is_left_out_is_left_out_of_a_step_too(with_gpu_kernels, monkeypatch):
     """Then the host looks at the crops, which no graph can hold. Without a GPU: tensors that have no memory."""
     called, crop = [], dict(crop=4, mean_follows_crop=True, dtype=torch.float32, memory_format=torch.channels_last)
-    monkeypatch.setattr(ops, "augment", lambda *arguments, **options: called.append(options))
+    monkeypatch.setattr(augmentation, "augment", lambda *arguments, **options: called.append(options))
     with FakeTensorMode():
         pictures, crops, mean = (torch.empty(shape, dtype=dtype, device="cuda:0") for shape, dtype in (
             ((0, 6, 6, 3), torch.uint8), ((0, 7), torch.float32), ((6, 6, 3), torch.float32)))
-        assert ops.augments_in_graphs("cuda:0") and ops.augment_crops(pictures, crops, mean, **crop).shape == (0, 3, 4, 4)
+        assert augmentation.augments_in_graphs("cuda:0")
+        assert augmentation.augment_crops(pictures, crops, mean, **crop).shape == (0, 3, 4, 4)
         assert called == []
-        ops.leave_out({("augment", "triton", "cuda:0")})
-        ops.augment_crops(pictures, crops, mean, **crop)
+        dispatch.leave_out({("augment", "triton", "cuda:0")})
+        augmentation.augment_crops(pictures, crops, mean, **crop)
     assert called == [crop]
-    assert [ops.augments_in_graphs(device) for device in ("cuda:0", "cuda:1", "cpu")] == [False, True, True]
+    assert [augmentation.augments_in_graphs(device) for device in ("cuda:0", "cuda:1", "cpu")] == [False, True, True]
 
 
-@pytest.mark.parametrize("operation", choice.WITHOUT_CUDA)
+@pytest.mark.parametrize("operation", dispatch.WITHOUT_CUDA)
 def test_operations_without_cuda_code_are_tritons(operation, with_gpu_kernels, monkeypatch):
-    assert ops.resolve("auto", "cuda:0", operation) == ops.resolve("cuda", "cuda:0", operation) == "triton"
-    monkeypatch.setattr(choice, "built", lambda: ("triton",))
-    assert ops.resolve("auto", "cuda:0", operation) == "triton"
+    assert dispatch.resolve("auto", "cuda:0", operation) == dispatch.resolve("cuda", "cuda:0", operation) == "triton"
+    monkeypatch.setattr(dispatch, "built", lambda: ("triton",))
+    assert dispatch.resolve("auto", "cuda:0", operation) == "triton"
 
 
-@pytest.mark.skipif(ops.compiled() is None, reason="there was no compiler to build the CPU kernels")
+@pytest.mark.skipif(dispatch.compiled() is None, reason="there was no compiler to build the CPU kernels")
 def test_every_operation_obeys_what_is_left_out(monkeypatch):
     """Each by the name of its public function; the compiled kernels must not be called."""
     x, pictures = torch.ones(2, 8, 5, 5, requires_grad=True), torch.zeros(2, 6, 6, 3, dtype=torch.uint8)
@@ -315,18 +321,18 @@ def test_every_operation_obeys_what_is_left_out(monkeypatch):
                                    mean_follows_crop=True),
         "linear": lambda: linear(torch.ones(2, 3), torch.ones(4, 3))}
     expected = {name: call() for name, call in calls.items()}
-    for module in (ops, relu_dropout_op):
+    for module in (lrn_pool, sgd, augmentation, relu_dropout_op):
         monkeypatch.setattr(module, "compiled", lambda: pytest.fail("a compiled kernel was called"))
     monkeypatch.setattr(linear_op, "_fits_onednn", lambda *arguments: pytest.fail("oneDNN was called"))
     try:
         for name, call in calls.items():
             with pytest.raises(pytest.fail.Exception):
                 call()
-            ops.leave_out({(name, "cpu", "cpu")})
+            dispatch.leave_out({(name, "cpu", "cpu")})
             found = call()
             assert found is None or torch.allclose(found, expected[name])
     finally:
-        ops.leave_out(())
+        dispatch.leave_out(())
 
 
 def test_triton_kernels_are_launched_one_at_a_time():
@@ -334,7 +340,7 @@ def test_triton_kernels_are_launched_one_at_a_time():
     inside, most = [], []
 
     def launch(_):
-        with choice.triton_on(torch.zeros(1)):
+        with dispatch.triton_on(torch.zeros(1)):
             inside.append(1)
             most.append(len(inside))
             time.sleep(0.002)

@@ -10,7 +10,7 @@ import torch
 from cases import LEVELS, instructions, values
 from inner_cases import every
 
-from alexnet_mp.kernels import ops, reference, relu_dropout, relu_dropout_op
+from alexnet_mp.kernels import dispatch, reference, relu_dropout, relu_dropout_op
 from alexnet_mp.kernels.philox import philox
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -130,7 +130,7 @@ def test_the_cpus_kernel_gives_the_references_bits(shape, dtype, level):
     assert y.is_contiguous() and dx.is_contiguous()
 
 
-@pytest.mark.skipif("cpu" not in ops.built(), reason="there was no compiler to build the CPU kernels")
+@pytest.mark.skipif("cpu" not in dispatch.built(), reason="there was no compiler to build the CPU kernels")
 @every("threads", [1, 2, 3])
 def test_the_cpus_threads_share_the_blocks(threads):
     x, before = values(5, 20_001), torch.get_num_threads()
@@ -142,7 +142,7 @@ def test_the_cpus_threads_share_the_blocks(threads):
     assert torch.equal(y, relu_dropout(x, step=40, **MASK, kernels="reference"))
 
 
-@pytest.mark.skipif("cpu" not in ops.built(), reason="there was no compiler to build the CPU kernels")
+@pytest.mark.skipif("cpu" not in dispatch.built(), reason="there was no compiler to build the CPU kernels")
 def test_the_cpus_kernel_keeps_nothing_but_its_result():
     kept, x = [], values(8, 100).float().requires_grad_()
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
@@ -178,7 +178,7 @@ def test_who_computes(name, dtype, by, monkeypatch):
     assert [arguments[-1] for arguments in called] == {"triton": ["triton"] * 3, "cpu": ["cpu"] * 2}.get(by, [])
 
 
-needs_gpu = pytest.mark.gpu(besides="triton" in ops.built(), reason="needs a GPU and Triton")
+needs_gpu = pytest.mark.gpu(besides="triton" in dispatch.built(), reason="needs a GPU and Triton")
 
 
 @needs_gpu
@@ -274,7 +274,7 @@ def test_addresses_beyond_two_to_the_31():
     assert torch.equal(y[-4:] > 0, words >= 2**31) and torch.equal(dx[-4:], y[-4:])
 
 
-@pytest.mark.gpu(2, besides="triton" in ops.built(), reason="needs two GPUs and Triton")
+@pytest.mark.gpu(2, besides="triton" in dispatch.built(), reason="needs two GPUs and Triton")
 def test_the_second_device_while_the_first_is_current():
     x, step = values(4, 40).float(), torch.tensor(40)
     with torch.cuda.device(0):

@@ -7,7 +7,7 @@ import torch
 from cases import values
 from inner_cases import every
 
-from alexnet_mp.kernels import ops, reference
+from alexnet_mp.kernels import checks, reference
 
 triton = pytest.importorskip("triton", reason="triton is not installed")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -43,11 +43,11 @@ def check(shape, order=NCHW, dtype=torch.float32, bias_dtype=torch.float32, mask
     step = {"step": 40} if mask else {}
     expected = reference.relu_dropout(x.float(), None if bias is None else bias.float(), **mask, **step)
     torch.testing.assert_close(y, rounded(expected, dtype), rtol=0, atol=0, equal_nan=True)
-    assert ops.memory_format(y) == ops.memory_format(x)
+    assert checks.memory_format(y) == checks.memory_format(x)
     dx, *dbias = torch.autograd.grad(y, (x,) if bias is None else (x, bias), dy)
     exact = torch.where(y <= 0, 0, dy)
     torch.testing.assert_close(dx, exact, rtol=0, atol=0, equal_nan=True)
-    assert ops.memory_format(dx) == ops.memory_format(x)
+    assert checks.memory_format(dx) == checks.memory_format(x)
     if bias is not None:
         sums = exact.double().sum([0, *range(2, x.dim())])
         # Added up in float32, then rounded to the bias's dtype.

@@ -7,12 +7,12 @@ import pytest
 import torch
 from inner_cases import every
 
-from alexnet_mp.kernels import ops, paper_sgd_
+from alexnet_mp.kernels import dispatch, paper_sgd_, sgd
 
 GPU = torch.cuda.is_available()
 needs = {"cuda": pytest.mark.gpu(reason="cuda kernels need a GPU"),
          "triton": pytest.mark.gpu(reason="triton kernels need a GPU"),
-         "reference": (), "cpu": pytest.mark.skipif(ops.compiled() is None, reason="there was no compiler to build the CPU kernels")}
+         "reference": (), "cpu": pytest.mark.skipif(dispatch.compiled() is None, reason="there was no compiler to build the CPU kernels")}
 every_implementation = pytest.mark.parametrize("kernels", [pytest.param(name, marks=mark) for name, mark in needs.items()])
 RATES, DECAYS = (0.1, 0.0, 0.02, 0.3), (0.5, 0.1, 0.0, 5e-4)
 
@@ -167,23 +167,24 @@ def test_copies_and_sums_that_do_not_fit_are_refused_by_name(more, named):
 
 def test_an_owner_of_tables_keeps_them_and_nobody_else_does():
     """What a graph reads lives as long as its owner wants, however many other rates come in between, and no longer."""
-    sgd = pytest.importorskip("alexnet_mp.kernels.sgd", reason="Triton is not installed")
+    sgd_triton = pytest.importorskip("alexnet_mp.kernels.sgd_triton", reason="Triton is not installed")
     w, g, v = tensors("triton" if GPU else "reference", torch.float32, shapes=((33,), (5, 3)))  # on a CPU in Triton's interpreter
 
     def step(rate):
-        sgd.paper_sgd_(w, g, v, [rate, rate], 0.9, [0.0, 0.1])
+        sgd_triton.paper_sgd_(w, g, v, [rate, rate], 0.9, [0.0, 0.1], owner=sgd._table_owner.get())
 
-    others, owner = (dict(sgd._remembered), dict(sgd._captured)), {}
-    with ops.update_tables_in(owner):
+    others, owner = (dict(sgd_triton._remembered), dict(sgd_triton._captured)), {}
+    with sgd.update_tables_in(owner):
         step(0.25)
         (tables,) = owner.values()
-        with ops.update_tables_in({}):
+        with sgd.update_tables_in({}):
             step(0.25)
         step(0.25)
-    assert list(owner.values()) == [tables] and others == (sgd._remembered, sgd._captured)
-    for number in range(2 * sgd.REMEMBERED):
+    assert list(owner.values()) == [tables] and others == (sgd_triton._remembered, sgd_triton._captured)
+    for number in range(2 * sgd_triton.REMEMBERED):
         step(0.01 * number + 0.001)
-    assert len(sgd._remembered) <= sgd.REMEMBERED and list(owner.values()) == [tables] and sgd._captured == others[1]
+    assert len(sgd_triton._remembered) <= sgd_triton.REMEMBERED and sgd_triton._captured == others[1]
+    assert list(owner.values()) == [tables]
     alive = weakref.ref(tables[0])
     del tables
     owner.clear()
@@ -196,7 +197,7 @@ def test_a_graph_replays_the_update(owned):
     """After one call to warm up, a capture copies nothing from the host."""
     w, g, v = tensors("triton", torch.float32)
     graph, owner = torch.cuda.CUDAGraph(), {}
-    with ops.update_tables_in(owner) if owned else nullcontext():
+    with sgd.update_tables_in(owner) if owned else nullcontext():
         update("triton", w, g, v)
         with torch.cuda.graph(graph):
             update("triton", w, g, v)

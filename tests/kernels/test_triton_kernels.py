@@ -17,7 +17,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 if DEVICE == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("Triton's interpreter is off (TRITON_INTERPRET=1) and there is no GPU", allow_module_level=True)
 
-from alexnet_mp.kernels import augmentation, lrn_pool, ops, sgd
+from alexnet_mp.kernels import augmentation, augmentation_triton, lrn_pool_triton, sgd_triton
 
 # alpha for values of 30 or so: neither the sum nor k hides the other.
 BASE = {"norm": "lrn", "size": 5, "alpha": 3e-3, "beta": 0.75, "k": 2.0, "relu": "before", "pool": 3, "stride": 2,
@@ -78,8 +78,8 @@ def by_triton(x, bias, dy, call, like=torch.empty_like):
     needs_argmax = call["pool"] and call["ties"] == "first"
     argmax = torch.full_like(y, 200, dtype=torch.uint8) if needs_argmax else torch.empty(0, dtype=torch.uint8, device=DEVICE)
     dx = like(x).fill_(777.0)
-    lrn_pool.forward(x, bias, y, argmax, **call)
-    dbias = lrn_pool.backward(dy, x, bias, argmax, dx, **call)
+    lrn_pool_triton.forward(x, bias, y, argmax, **call)
+    dbias = lrn_pool_triton.backward(dy, x, bias, argmax, dx, **call)
     return y.cpu(), dx.cpu(), None if dbias is None else dbias.cpu(), argmax.cpu()
 
 
@@ -131,8 +131,8 @@ def test_every_variant(variant):
 def test_twice_pytorchs_error_is_not_luck(scale, beta, monkeypatch):
     """Some ten thousand values, and nothing added to the bound. (The interpreter does not mind large tiles.)"""
     if DEVICE == "cpu":
-        monkeypatch.setattr(lrn_pool, "FORWARD_TILE", 4096)
-        monkeypatch.setattr(lrn_pool, "BACKWARD_TILE", 4096)
+        monkeypatch.setattr(lrn_pool_triton, "FORWARD_TILE", 4096)
+        monkeypatch.setattr(lrn_pool_triton, "BACKWARD_TILE", 4096)
     check(maps(1, 6, 50, 50, scale=scale), pool=0, beta=beta, units=0)
 
 
@@ -149,10 +149,10 @@ def test_numbers_of_maps(channels, pool):
 
 def test_maps_cut_between_programs(monkeypatch):
     """Where a program starts or ends in the middle of the maps, and positions fill several tiles."""
-    monkeypatch.setattr(lrn_pool, "FORWARD_MAPS", 3)
-    monkeypatch.setattr(lrn_pool, "BACKWARD_MAPS", 4)
-    monkeypatch.setattr(lrn_pool, "FORWARD_TILE", 32)
-    monkeypatch.setattr(lrn_pool, "BACKWARD_TILE", 32)
+    monkeypatch.setattr(lrn_pool_triton, "FORWARD_MAPS", 3)
+    monkeypatch.setattr(lrn_pool_triton, "BACKWARD_MAPS", 4)
+    monkeypatch.setattr(lrn_pool_triton, "FORWARD_TILE", 32)
+    monkeypatch.setattr(lrn_pool_triton, "BACKWARD_TILE", 32)
     for size in (5, 4):
         check(maps(1, 7, 7, 6), maps(7, seed=2), size=size, pool=1, stride=1)
 
@@ -218,10 +218,10 @@ def test_steps_with_more_cells_than_3x3_are_not_unrolled(monkeypatch):
         def __getitem__(self, grid):
             return lambda *_, POOL, SIZE, UNROLL, **more: unrolled.setdefault((POOL, SIZE), UNROLL)
 
-    monkeypatch.setattr(lrn_pool, "_forward_kernel", Launched())
+    monkeypatch.setattr(lrn_pool_triton, "_forward_kernel", Launched())
     x = maps(1, 6, 7, 7)
     for pool, size in ((0, 5), (2, 5), (3, 5), (3, 4), (4, 5), (5, 5), (7, 3)):
-        lrn_pool.forward(x, None, x[:, :, :1, :1], x[:0], **BASE | {"pool": pool, "size": size})
+        lrn_pool_triton.forward(x, None, x[:, :, :1, :1], x[:0], **BASE | {"pool": pool, "size": size})
     assert unrolled == {(1, 5): 1, (2, 5): 4, (3, 5): 4, (3, 4): 1, (4, 5): 1, (5, 5): 1, (7, 3): 1}
 
 
@@ -233,7 +233,7 @@ def test_other_windows_of_the_norm(size):
 
 
 def test_a_large_window_normalises_in_a_pass_of_its_own(monkeypatch):
-    monkeypatch.setattr(lrn_pool, "ROLLING", 1)
+    monkeypatch.setattr(lrn_pool_triton, "ROLLING", 1)
     for relu in ("before", "after", "none"):
         check(maps(1, 4, 4, 5), maps(4, seed=2), relu=relu)
 
@@ -298,8 +298,8 @@ def test_images_four_gigabytes_apart():
     dx = memory.as_strided((2, 1, 5, 5), (apart, 25, 5, 1), 500)
     call, dy = BASE | {"pool": 2}, maps(2, 1, 3, 3, seed=3, scale=1.0, dtype=torch.float16).to(DEVICE)
     y, argmax = torch.empty_like(dy), torch.empty_like(dy, dtype=torch.uint8)
-    lrn_pool.forward(x, None, y, argmax, **call)
-    lrn_pool.backward(dy, x, None, argmax, dx, **call)
+    lrn_pool_triton.forward(x, None, y, argmax, **call)
+    lrn_pool_triton.backward(dy, x, None, argmax, dx, **call)
     near = x.contiguous().cpu()
     for ours, pytorch, exact in zip((y, dx), by_reference(near, None, dy.cpu(), call, torch.float16),
                                     by_reference(near, None, dy.cpu(), call, torch.float64), strict=False):
@@ -326,7 +326,7 @@ def test_sgd_is_the_printed_update(dtype):
     theirs, exact = clones(*ours), [[t.double() for t in tensors] for tensors in ours]
     before = clones(*ours)
     for _ in range(2):
-        sgd.paper_sgd_(*ours, **RATES)
+        sgd_triton.paper_sgd_(*ours, **RATES)
         reference.paper_sgd_(*theirs, **RATES)
         reference.paper_sgd_(*exact, **RATES)
     for kind in (0, 2):
@@ -341,15 +341,15 @@ def test_sgd_reads_and_writes_sixteen_bits_and_adds_up(dtype, monkeypatch):
     """The bits of widened gradients; sums over one program, over several with a rest, and in several rounds of the
     second kernel.
     """
-    monkeypatch.setattr(sgd, "SUMMED", 2)
+    monkeypatch.setattr(sgd_triton, "SUMMED", 2)
     sizes = 4096, 3, 7 * 4096 + 5
     w, g, v = ([maps(size, seed=seed + size % 7, scale=1.0).to(DEVICE) for size in sizes] for seed in (1, 11, 21))
     g = [each.to(dtype) for each in g]
     wide = [[each.float() for each in part] for part in clones(w, g, v)]
     copies, sums = [torch.zeros_like(each) for each in g], torch.full((4,), 7.0, device=DEVICE)
     rates = dict(learning_rates=[0.1, 0.2, 0.3], momentum=0.9, weight_decays=[0.1, 0.0, 5e-4])
-    sgd.paper_sgd_(w, g, v, **rates, copies=copies, sums=sums[:3])
-    sgd.paper_sgd_(*wide, **rates)
+    sgd_triton.paper_sgd_(w, g, v, **rates, copies=copies, sums=sums[:3])
+    sgd_triton.paper_sgd_(*wide, **rates)
     for one, other in zip((*w, *v), (*wide[0], *wide[2]), strict=True):
         if DEVICE == "cpu":
             assert torch.equal(one, other)
@@ -361,13 +361,13 @@ def test_sgd_reads_and_writes_sixteen_bits_and_adds_up(dtype, monkeypatch):
         assert total.item() == pytest.approx(each.double().sum().item(), abs=1e-6 * each.abs().double().sum().item())
     assert sums[3] == 7
     w[2][-1] = float("nan")
-    sgd.paper_sgd_(w, g, v, **rates, copies=copies, sums=sums[:3])
+    sgd_triton.paper_sgd_(w, g, v, **rates, copies=copies, sums=sums[:3])
     assert sums.isnan().tolist() == [False, False, True, False] and copies[2][-1].isnan()
 
 
 def test_sgd_does_not_read_what_it_leaves_alone():
     w, g, v = torch.ones(5, device=DEVICE), torch.full((5,), float("nan"), device=DEVICE), torch.ones(5, device=DEVICE)
-    sgd.paper_sgd_([w], [g], [v], [0.0], 0.9, [0.1])
+    sgd_triton.paper_sgd_([w], [g], [v], [0.0], 0.9, [0.1])
     assert torch.equal(w, torch.ones_like(w)) and torch.equal(v, torch.ones_like(v))
 
 
@@ -382,7 +382,7 @@ def test_sgd_in_any_order_of_memory():
         return w, g, v
     ours, theirs = scene(), scene()
     arguments = {"learning_rates": [0.1] * 3, "momentum": 0.9, "weight_decays": [0.1] * 3}
-    sgd.paper_sgd_(*ours, **arguments)
+    sgd_triton.paper_sgd_(*ours, **arguments)
     reference.paper_sgd_(*theirs, **arguments)
     for a, b in zip(itertools.chain(*ours), itertools.chain(*theirs), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
@@ -390,15 +390,15 @@ def test_sgd_in_any_order_of_memory():
 
 def test_sgd_remembers_tables_but_not_for_ever(monkeypatch):
     made = []
-    build = sgd._tables
-    monkeypatch.setattr(sgd, "_tables", lambda *key: made.append(key) or build(*key))
-    monkeypatch.setattr(sgd, "_remembered", {})
+    build = sgd_triton._tables
+    monkeypatch.setattr(sgd_triton, "_tables", lambda *key: made.append(key) or build(*key))
+    monkeypatch.setattr(sgd_triton, "_remembered", {})
     memory = torch.ones(64, device=DEVICE)
     g, v = torch.ones(64, device=DEVICE), torch.zeros(64, device=DEVICE)
 
     def step(count, rate, dtype=torch.float32):
         state = [t.view(dtype)[:count] for t in (memory, g, v)]
-        sgd.paper_sgd_(*([t] for t in state), [rate], 0.9, [0.0])
+        sgd_triton.paper_sgd_(*([t] for t in state), [rate], 0.9, [0.0])
         return state
 
     for _ in range(3):
@@ -408,9 +408,9 @@ def test_sgd_remembers_tables_but_not_for_ever(monkeypatch):
     assert len(made) == 3
     w, gradient, velocity = (t.clone() for t in step(8, 0.5, torch.float64))
     assert w.dtype == torch.float64 and len(made) == 4
-    for n in range(2 * sgd.REMEMBERED):
+    for n in range(2 * sgd_triton.REMEMBERED):
         step(64, 1.0 + n)
-    assert len(sgd._remembered) == sgd.REMEMBERED
+    assert len(sgd_triton._remembered) == sgd_triton.REMEMBERED
     made.clear()
     step(64, 0.1)
     assert len(made) == 1  # was dropped, is made again
@@ -419,7 +419,7 @@ def test_sgd_remembers_tables_but_not_for_ever(monkeypatch):
 def test_sgd_refuses_lists_of_different_lengths():
     w, g, v = (torch.ones(3, device=DEVICE) for _ in range(3))
     with pytest.raises(ValueError):
-        sgd.paper_sgd_([w, w], [g], [v], [0.1], 0.9, [0.0])
+        sgd_triton.paper_sgd_([w, w], [g], [v], [0.1], 0.9, [0.0])
 
 
 @pytest.mark.gpu(reason="CUDA graphs need a GPU")
@@ -427,13 +427,13 @@ def test_sgd_in_a_cuda_graph():
     state = states(torch.float32, 1), states(torch.float32, 11), states(torch.float32, 21)
     expected = clones(*state)
     with pytest.raises(RuntimeError, match="before the capture"), torch.cuda.graph(torch.cuda.CUDAGraph()):
-        sgd.paper_sgd_(*state, **RATES)
-    sgd.paper_sgd_(*state, **RATES)
+        sgd_triton.paper_sgd_(*state, **RATES)
+    sgd_triton.paper_sgd_(*state, **RATES)
     graph = torch.cuda.CUDAGraph()  # another: an error of Python's ends a capture as its end does, and leaves a graph
     with torch.cuda.graph(graph):
-        sgd.paper_sgd_(*state, **RATES)
-    for n in range(sgd.REMEMBERED + 1):  # the cache forgets the graph's tables
-        sgd.paper_sgd_(*clones(*state), [0.1 + n] * 5, 0.9, [0.0] * 5)
+        sgd_triton.paper_sgd_(*state, **RATES)
+    for n in range(sgd_triton.REMEMBERED + 1):  # the cache forgets the graph's tables
+        sgd_triton.paper_sgd_(*clones(*state), [0.1 + n] * 5, 0.9, [0.0] * 5)
     graph.replay()
     for _ in range(2):
         reference.paper_sgd_(*expected, **RATES)
@@ -455,15 +455,15 @@ def truncated(y, dtype):
 @every("side, crop", [(24, 19), (20, 8)])
 def test_augment_gives_the_references_bits(side, crop, mean_follows_crop, order, dtype, monkeypatch):
     """Images of one program with a rest, and of two programs; the first picture and the last flipped."""
-    monkeypatch.setattr(augmentation, "BLOCK", 128 if crop == 8 else 2048)
+    monkeypatch.setattr(augmentation_triton, "BLOCK", 128 if crop == 8 else 2048)
     draws, count = torch.Generator().manual_seed(3), 3
     pictures = torch.randint(0, 256, (count, side, side, 3), generator=draws, dtype=torch.uint8)
     top, left = torch.tensor([0, side - crop, 2]), torch.tensor([side - crop, 0, 1])
     mean, shift = 255 * torch.rand(side, side, 3, generator=draws), maps(count, 3, scale=20.0)
     flip = torch.tensor([True, False, True])
     y = torch.full((count, 3, crop, crop), 777.0, dtype=dtype, device=DEVICE).contiguous(memory_format=order)
-    crops = ops.crops_of(top, left, flip, shift, 1 / 1.1, crop=crop, side=side).to(DEVICE)
-    augmentation.augment(pictures.to(DEVICE), crops, mean.to(DEVICE), mean_follows_crop, y)
+    crops = augmentation.crops_of(top, left, flip, shift, 1 / 1.1, crop=crop, side=side).to(DEVICE)
+    augmentation_triton.augment(pictures.to(DEVICE), crops, mean.to(DEVICE), mean_follows_crop, y)
     exact = reference.augment(pictures, top, left, flip, mean, shift, 1 / 1.1, crop=crop, mean_follows_crop=mean_follows_crop)
     assert torch.equal(y.cpu(), truncated(exact, dtype) if DEVICE == "cpu" else exact.to(dtype))
 
@@ -475,6 +475,6 @@ def test_augment_finds_pictures_beyond_two_gigabytes():
     pictures[-1] = maps(side, side, 3).byte()
     places, y = torch.zeros(count, dtype=torch.int64), torch.empty(count, 3, side, side, dtype=torch.float16, device=DEVICE)
     mean = torch.zeros(side, side, 3, device=DEVICE)
-    crops = ops.crops_of(places, places, places.bool(), torch.zeros(count, 3), 1.0, crop=side, side=side)
-    augmentation.augment(pictures, crops.to(DEVICE), mean, True, y)
+    crops = augmentation.crops_of(places, places, places.bool(), torch.zeros(count, 3), 1.0, crop=side, side=side)
+    augmentation_triton.augment(pictures, crops.to(DEVICE), mean, True, y)
     assert torch.equal(y[-1], pictures[-1].permute(2, 0, 1).half())

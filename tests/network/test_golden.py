@@ -9,7 +9,7 @@ import pytest
 import torch
 from golden import GOLDEN, ten_losses
 
-from alexnet_mp.kernels import ops
+from alexnet_mp.kernels import dispatch
 
 
 def test_float64_reference():
@@ -30,7 +30,7 @@ def test_float32_on_a_gpu(kernels, monkeypatch):
 
 
 def test_float64_fused():
-    if ops.compiled() is None:
+    if dispatch.compiled() is None:
         pytest.skip("there was no compiler to build the CPU kernels")
     assert ten_losses(torch.float64, "cpu") == pytest.approx(GOLDEN, rel=1e-9)
 

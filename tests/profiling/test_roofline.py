@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from inner_cases import every
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from alexnet_mp.kernels import lrn_max_pool, ops
+from alexnet_mp.kernels import dispatch, lrn_max_pool
 from alexnet_mp.recipes.presets import mini, paper, source2012
 
 OPS = {op.name: op for op in roofline.map_ops(paper())}
@@ -105,8 +105,8 @@ def test_traffic_of_plain_pytorch_as_counted(name):
 
 def test_ours_saves_five_times_less_than_plain_pytorch():
     """Layers 1 and 2 together, float32: 5.5 times the input is kept by plain PyTorch, 1.06 by ours (x, and a byte an output)."""
-    if "cpu" not in ops.built():
-        pytest.skip(ops.description())
+    if "cpu" not in dispatch.built():
+        pytest.skip(dispatch.description())
     inputs = sum(op.inputs for op in (OPS["lrnpool1"], OPS["lrnpool2"])) * 2 * 4
     plain = sum(saved_bytes(eager, OPS[name]) for name in ("lrnpool1", "lrnpool2"))
     ours = sum(saved_bytes(lambda x, bias: lrn_max_pool(x, bias, **LRN, kernels="cpu"), OPS[name])

@@ -9,7 +9,7 @@ from pipeline_sets import needs_dali
 from planted import CPU, OTHER, asked, deliver_stale, one_element_of_the_gradient, plant
 
 from alexnet_mp.data import pipeline_raw
-from alexnet_mp.kernels import ops
+from alexnet_mp.kernels import dispatch, lrn_pool
 from alexnet_mp.network.exchange import Exchange
 from alexnet_mp.recipes.named import PRESETS
 from alexnet_mp.recipes.recipe import Layer
@@ -87,8 +87,8 @@ def test_a_wrong_rule_for_ties_is_seen(monkeypatch):
     """Only ties can tell the two rules apart."""
     found = checks_of("kernel", "max_pool", settings=["pool_ties=all"])
     plant(monkeypatch, "lrn_pool_backward", lambda real, *arguments: real(*arguments[:-1], 0))
-    real = ops._outputs
-    monkeypatch.setattr(ops, "_outputs", lambda x, pool, stride, ties: real(x, pool, stride, "first"))
+    real = lrn_pool._outputs
+    monkeypatch.setattr(lrn_pool, "_outputs", lambda x, pool, stride, ties: real(x, pool, stride, "first"))
     with pytest.raises(Wrong, match="in the gradient"):
         run(found)
 
@@ -125,8 +125,9 @@ def test_a_wrong_mask_of_dropout_is_seen(monkeypatch):
 @needs_kernels
 def test_a_product_that_is_wrong_is_seen(monkeypatch):
     device_checks.product((CPU,), (256, 4096), "auto")
-    real = ops.linear
-    monkeypatch.setattr(ops, "linear", lambda x, *others, kernels: real(x, *others, kernels=kernels) + 0.01 * x[:, :1])
+    real = device_checks.linear
+    monkeypatch.setattr(device_checks, "linear",
+                        lambda x, *others, kernels: real(x, *others, kernels=kernels) + 0.01 * x[:, :1])
     with pytest.raises(Wrong, match="in the output: off by"):
         device_checks.product((CPU,), (256, 4096), "auto")
 
@@ -251,5 +252,5 @@ def test_a_device_that_can_t_be_used_is_no_kernels_fault():
     with pytest.raises(Unfit, match="^cuda:7 can't be used: [^\n]+$"):
         device_checks.prepare((CPU, torch.device("cuda:7")), frozenset())
     device_checks.prepare((CPU,), {("lrn", "cpu", "cpu")})
-    assert ops.resolve("auto", CPU, "lrn") == "reference"
-    ops.leave_out(())
+    assert dispatch.resolve("auto", CPU, "lrn") == "reference"
+    dispatch.leave_out(())

@@ -15,7 +15,7 @@ from alexnet_mp.data import pipeline_raw, step_input
 from alexnet_mp.data.dataset import open_dataset
 from alexnet_mp.data.pipeline_torch import TorchPipeline
 from alexnet_mp.data.pixel_statistics import Sums
-from alexnet_mp.kernels import ops
+from alexnet_mp.kernels import augmentation
 from alexnet_mp.network import exchange
 from alexnet_mp.system.errors import UserError
 from alexnet_mp.training import graphed_step, pending_steps
@@ -126,7 +126,7 @@ def test_a_run_whose_graphs_make_the_images_is_the_run_without(apart, in_graphs,
         patch.setattr(pipeline_raw.RawPipeline, "__init__", on_gpu)
         patch.setattr(pipeline_raw, "_page_locked", plain)
         patch.setattr(graphed_step._Shape, "take", watched)
-        patch.setattr(ops, "augments_in_graphs", lambda device: in_graphs)
+        patch.setattr(augmentation, "augments_in_graphs", lambda device: in_graphs)
         if apart:
             put_apart(patch)
         out = run(data, tmp_path / "graphed", *flags)

@@ -18,7 +18,7 @@ from tiny_run import TINY, resume, run
 
 from alexnet_mp import train
 from alexnet_mp.data import pipeline_dali
-from alexnet_mp.kernels import choice, ops
+from alexnet_mp.kernels import dispatch, lrn_pool
 from alexnet_mp.runs.directory import read_run
 from alexnet_mp.system import isolated
 from alexnet_mp.system.errors import UserError
@@ -42,7 +42,7 @@ def forked(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(pipeline_dali, "available", lambda: False)  # whose threads a copy of this process may lack
     yield
-    ops.leave_out(())
+    dispatch.leave_out(())
 
 
 @pytest.fixture
@@ -109,7 +109,7 @@ def test_every_file_that_decides_is_in_the_build(monkeypatch, tmp_path):
     before = self_check._installation()["build"]
     library = tmp_path / "compiled.so"
     library.write_bytes(b"another")
-    monkeypatch.setattr(self_check.choice, "LIBRARY", library)
+    monkeypatch.setattr(self_check.dispatch, "LIBRARY", library)
     self_check._installation.cache_clear()
     assert self_check._installation()["build"] != before
     monkeypatch.undo()
@@ -156,8 +156,9 @@ def test_a_kernel_that_fails_is_left_out_by_name(fault, monkeypatch):
     assert warnings[0].endswith("; it is left out, and reference takes its place")
     failed = found.pop("lrn_max_pool after conv1 by cpu on cpu")
     assert failed.startswith(f"left out: {words}") and set(found.values()) == {"passed"} and pipeline == "raw"
-    assert ops.resolve("auto", "cpu", "lrn_max_pool") == "reference" and ops.resolve("auto", "cpu", "max_pool") == "cpu"
-    assert ops.used("auto", CPU) == "cpu (lrn_max_pool: reference)"
+    assert dispatch.resolve("auto", "cpu", "lrn_max_pool") == "reference"
+    assert dispatch.resolve("auto", "cpu", "max_pool") == "cpu"
+    assert dispatch.used("auto", CPU) == "cpu (lrn_max_pool: reference)"
 
 
 @needs_kernels
@@ -188,7 +189,7 @@ def test_the_augmentation_is_left_out_whatever_kernels_were_chosen(monkeypatch):
     pipeline, found, lines = examine(kernels="cpu", pipeline_is_chosen=True)
     assert found["augment by cpu on cpu"].startswith("left out")
     assert pipeline == "raw" and found["pipeline raw on cpu"] == "passed"
-    assert ops.resolve("auto", "cpu", "augment") == "reference"
+    assert dispatch.resolve("auto", "cpu", "augment") == "reference"
 
 
 def test_the_reference_needs_no_check_of_kernels():
@@ -240,7 +241,7 @@ def test_a_device_that_can_t_be_used_is_said_and_nothing_is_left_out(monkeypatch
     pipeline, found, lines = examine()
     assert lines[1] == "WARNING: self-check: nothing more can be checked: cuda:0 can't be used: busy"
     assert pipeline == "raw" and set(found.values()) == {"not checked: cuda:0 can't be used: busy"}
-    assert ops.used("auto", CPU) == ops.resolve("auto", "cpu")
+    assert dispatch.used("auto", CPU) == dispatch.resolve("auto", "cpu")
     monkeypatch.setattr(device_checks, "prepare", dying)
     _, found, _ = examine()
     assert set(found.values()) == {"not checked: the process for it ends its process by SIGSEGV"}
@@ -331,7 +332,7 @@ def test_a_run_records_what_was_checked_and_resumed_too(on_cpu, data, quick, tmp
     without = "cpu (lrn_max_pool: reference, max_pool: reference)"
     assert found["pipeline torch on cpu"] == "passed" and read_run(out)["kernels"] == without
     assert "self-check: 3 of 5 checks passed\n" in said and f"kernels {without}" in said
-    monkeypatch.setattr(ops, "compiled", choice.compiled)
+    monkeypatch.setattr(lrn_pool, "compiled", dispatch.compiled)
     resume(data, out, "--steps", 3)
     again, said = record(out), capsys.readouterr().out
     assert set(again.values()) == {"passed", "passed before"}
@@ -341,9 +342,9 @@ def test_a_run_records_what_was_checked_and_resumed_too(on_cpu, data, quick, tmp
 
 def test_a_run_without_the_check(on_cpu, data, quick, tmp_path, monkeypatch):
     no_process(monkeypatch)
-    ops.leave_out({("max_pool", "cpu", "cpu")})  # by a run before
+    dispatch.leave_out({("max_pool", "cpu", "cpu")})  # by a run before
     assert record(run(data, tmp_path / "run", "--steps", 1, "--no-self-check")) == "off (--no-self-check)"
-    assert ops.used("auto", CPU) == ops.resolve("auto", "cpu")
+    assert dispatch.used("auto", CPU) == dispatch.resolve("auto", "cpu")
 
 
 def test_a_run_takes_the_next_best_pipeline(on_cpu, data, quick, tmp_path, monkeypatch):

@@ -55,8 +55,8 @@ def build(file):
     subprocess.run([sys.executable, "-m", "pip", "install", "--verbose", "--disable-pip-version-check",
                     "--no-build-isolation", "--no-deps", "--editable", "."], check=True)
     # Another process: this one's Python has looked for the package before it was there.
-    text = ("import json; from alexnet_mp.kernels import ops; print(ops.description()); "
-            "print(json.dumps({'kernels': ops.built(), 'auto': ops.resolve('auto', 'cuda:0')}))")
+    text = ("import json; from alexnet_mp.kernels import dispatch; print(dispatch.description()); "
+            "print(json.dumps({'kernels': dispatch.built(), 'auto': dispatch.resolve('auto', 'cuda:0')}))")
     done = subprocess.run([sys.executable, "-c", text], stdout=subprocess.PIPE, text=True, check=True)
     *lines, last = done.stdout.splitlines()
     facts = json.loads(last)
@@ -66,8 +66,8 @@ def build(file):
 
 
 def built():
-    from alexnet_mp.kernels import ops
-    return 0 if "cuda" in ops.built() else 1
+    from alexnet_mp.kernels import dispatch
+    return 0 if "cuda" in dispatch.built() else 1
 
 
 def roof(file):

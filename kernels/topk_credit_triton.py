@@ -1,5 +1,5 @@
-"""How much of each image's answer is right under top-1 and top-5, in Triton: one launch for what `answers.credits_each`
-defines.
+"""How much of each image's answer is right under top-1 and top-5, in Triton: one launch for what
+`accuracy.credits_each` defines.
 
 A program has one image: it counts the scores above the label's own, and those that equal it. PyTorch's text of that is
 some twenty kernels, each longer to launch than to run.
@@ -8,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .choice import triton_on
+from .dispatch import triton_on
 
 
 @triton.jit
@@ -37,7 +37,7 @@ def _topk_credit_kernel(
 
 
 def topk_credit(scores, labels):
-    """(2, N) float64, the rows being `answers.credits_each` of (N, classes) scores and (N,) int64 labels on the same
+    """(2, N) float64, the rows being `accuracy.credits_each` of (N, classes) scores and (N,) int64 labels on the same
     device.
     """
     scores, count, classes = scores.detach(), *scores.shape

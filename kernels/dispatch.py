@@ -1,4 +1,4 @@
-"""Which implementation computes: compiled CUDA or CPU code, Triton, or `reference.py`. And what all operators ask of tensors."""
+"""Which implementation computes: compiled CUDA or CPU code, Triton, or `reference.py`."""
 import functools
 import importlib.util
 import os
@@ -12,7 +12,6 @@ import torch
 CHOICES = ("auto", "cuda", "triton", "cpu", "reference")
 LIBRARY = Path(__file__).parent / "compiled.so"  # built by setup.py
 OPERATORS = ("lrn_pool_forward", "augment", "relu_dropout")  # that a library must have: some of every age
-STORAGE = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 WITHOUT_CUDA = ("lrn", "spatial_norm_max_pool", "relu_dropout", "paper_sgd_", "augment")  # operations that "cuda" leaves to Triton
 
 _left_out = frozenset()
@@ -143,41 +142,3 @@ def description():
     if torch.version.cuda is not None and not _compiled_for_cuda():
         line += "; for CUDA none: pip install -v --no-build-isolation --no-deps -e . says why"
     return line
-
-
-def has_tangent(tensor):
-    return (tensor is not None and not torch.compiler.is_compiling()
-            and torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None)
-
-
-def memory_format(x):
-    """The memory format of what is computed from x: channels_last where x is that and not NCHW as well."""
-    last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    return torch.channels_last if last else torch.contiguous_format
-
-
-def check_bias(x, bias):
-    """Raise ValueError, naming the value, unless bias is None or (C,) beside x, of its dtype or float32 beside 16 bits."""
-    if bias is None:
-        return
-    if tuple(bias.shape) != (x.shape[1],):
-        raise ValueError(f"bias has the shape {tuple(bias.shape)}; x has {x.shape[1]} maps")
-    if bias.device != x.device:
-        raise ValueError(f"bias is on {bias.device}, x on {x.device}")
-    if bias.dtype not in (x.dtype, torch.float32) or (x.dtype == torch.float64 and bias.dtype != torch.float64):
-        raise ValueError(f"bias is {bias.dtype}; it must be {x.dtype} like x"
-                         + ("" if x.dtype in (torch.float32, torch.float64) else " or float32"))
-
-
-def one_of(name, value, choices):
-    if value not in choices:
-        raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, choices))}")
-
-
-def at_least(name, value, least):
-    if not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} is {value!r}; it must be an integer of at least {least}")
-
-
-def describe(tensor):
-    return f"{tensor.dtype} {tuple(tensor.shape)} on {tensor.device}"
