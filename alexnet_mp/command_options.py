@@ -1,6 +1,6 @@
 """The options that every command with a network shares: where it runs, and with what."""
 from .data.pipeline import PIPELINES
-from .kernels.dispatch import CHOICES
+from .kernels import dispatch
 from .system.devices import CHOICES
 
 
@@ -13,5 +13,5 @@ def add_machine_options(parser):
 def add_run_options(parser):
     """Of commands that read no data set."""
     parser.add_argument("--gpus", default="auto", help=f"{CHOICES}; default: auto")
-    parser.add_argument("--kernels", choices=CHOICES, default="auto",
+    parser.add_argument("--kernels", choices=dispatch.CHOICES, default="auto",
                         help="who computes norms, pools and the update; default: auto, the fastest built for each device")
