@@ -1,6 +1,6 @@
 """The statistics behind `python -m alexnet_mp.claims`: paired differences, their p-values, and what a training curve says.
 
-All in float64 and exact where it can be; nothing here needs scipy, against which the tests compare it.
+All in float64 and exact where it can be.
 """
 import math
 from dataclasses import dataclass
@@ -53,7 +53,8 @@ def sign_flip(differences):
     sums = np.zeros(1)
     for difference in differences:
         sums = np.concatenate([sums + difference, sums - difference])
-    # The same set of values, added in another order, may differ in the last bits and is a tie all the same.
+    # The same set of values, added in another order, may differ in the last bits and is a tie all the same. That is why this is not
+    # scipy's permutation_test: its ties are relative to the sum that was seen, and so none where that is all but 0.
     slack = 1e-12 * np.abs(differences).sum()
     return float((np.abs(sums) >= abs(differences.sum()) - slack).mean())
 
@@ -71,46 +72,13 @@ def welch(a, b):
         of_a, of_b = _variance_of_mean(a), _variance_of_mean(b)
         if not np.finfo(np.float64).tiny <= of_a + of_b < math.inf:
             return None
-        t = (a.mean() - b.mean()) / math.sqrt(of_a + of_b)
-    share = of_a / (of_a + of_b)  # instead of the variances' squares, which leave the range of a float64 sooner
-    freedom = 1 / (share**2 / (len(a) - 1) + (1 - share) ** 2 / (len(b) - 1))
-    return student_p(float(t), float(freedom))
+    from scipy import stats  # imported late: it takes half a second
+    unit = math.sqrt(of_a + of_b)  # else scipy's squares of the variances would leave the range of a float64 sooner
+    difference = (a.mean() - b.mean()) / unit
+    sd_a, sd_b = (math.sqrt(of_mean * count) / unit for of_mean, count in ((of_a, len(a)), (of_b, len(b))))
+    return float(stats.ttest_ind_from_stats(difference, sd_a, len(a), 0.0, sd_b, len(b), equal_var=False).pvalue)
 
 
 def _variance_of_mean(values):
     """The variance of a sample's mean; 0 for equal values, whose own mean may differ from them in the last bit."""
     return 0.0 if (values == values[0]).all() else values.var(ddof=1) / len(values)
-
-
-def student_p(t, freedom):
-    """P(|T| >= |t|) of Student's distribution: the regularised incomplete beta function at freedom / (freedom + t^2)."""
-    return incomplete_beta(freedom / (freedom + t * t), freedom / 2, 0.5, t * t / (freedom + t * t))
-
-
-def incomplete_beta(x, a, b, rest=None):
-    """Regularised incomplete beta function I_x(a, b), by its continued fraction (modified Lentz).
-
-    rest: 1 - x, where it is known better than the subtraction gives it.
-    """
-    rest = 1 - x if rest is None else rest
-    if x <= 0 or rest <= 0:
-        return float(rest <= 0)
-    if x > (a + 1) / (a + b + 2):  # there the fraction converges slowly
-        return 1 - incomplete_beta(rest, b, a, x)
-    front = math.exp(math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log(rest)) / a
-    tiny = 1e-300
-    value, c, d = 1.0, 1.0, 0.0
-    for step in range(1000):
-        m = step // 2
-        if step == 0:
-            numerator = 1.0
-        elif step % 2 == 0:
-            numerator = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))
-        else:
-            numerator = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))
-        d = 1 / ((1 + numerator * d) or tiny)
-        c = (1 + numerator / c) or tiny
-        value *= c * d
-        if step and abs(c * d - 1) < 1e-15:
-            return front * (value - 1)
-    raise ArithmeticError(f"the incomplete beta function at {x}, {a}, {b} did not converge")

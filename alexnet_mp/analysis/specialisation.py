@@ -20,7 +20,6 @@ LEVEL = 0.01
 RANKED = ("colourfulness", "selectivity", "frequency")  # of the measures that `division` compares; beside them orientation and hue
 FEWEST = 5  # kernels of a tower that are no longer noise; with fewer nothing is said
 MEASURES = {"colourfulness": None, "selectivity": None, "frequency": None, "orientation": 180, "phase": 360}  # circular: period
-NORMAL_95 = 1.959963984540054  # 97.5 % of a normal distribution lie below
 
 
 @dataclass(frozen=True)
@@ -309,9 +308,9 @@ def wilson(count, n):
     """
     if n == 0:
         return 0.0, 1.0
-    z2 = NORMAL_95**2
-    middle, spread = count + z2 / 2, NORMAL_95 * np.sqrt(count * (n - count) / n + z2 / 4)
-    return max(0.0, float(middle - spread) / (n + z2)), min(1.0, float(middle + spread) / (n + z2))
+    from scipy import stats  # imported late: it takes half a second
+    interval = stats.binomtest(count, n).proportion_ci(0.95, method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def chroma_shares(kernels, towers):

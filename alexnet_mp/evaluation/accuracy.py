@@ -48,58 +48,57 @@ def credits_each(scores, labels):
 
 @dataclass(frozen=True)
 class Answers:
-    """What a network, or an average of several, says of N images under one protocol."""
+    """What a network, or an average of several, says of N images under one protocol; on the CPU."""
 
     labels: torch.Tensor  # (N,) int64; all `prepared_format.UNLABELLED` where nobody knows them
     top: torch.Tensor  # (N, 5) int64, the most probable classes, most probable first; of equals the one with the lowest number
     top1: torch.Tensor | None  # (N,) float64, `credits_each`; None without labels
     top5: torch.Tensor | None
     loss: torch.Tensor | None  # (N,) float64, nats
+    sums: torch.Tensor | None  # (3,) float64, of top1, top5 and loss, batch after batch
 
     def errors(self):
         """The `Errors` over all images; None without labels."""
-        if self.loss is None:
+        if self.sums is None:
             return None
-        top1, top5, loss = (each.mean().item() for each in (self.top1, self.top5, self.loss))
-        return Errors(100 - 100 * top1, 100 - 100 * top5, loss, len(self.loss))
+        top1, top5, loss = (self.sums / len(self.labels)).tolist()
+        return Errors(100 - 100 * top1, 100 - 100 * top5, loss, len(self.labels))
 
 
 def answers(logs, labels):
-    """The `Answers` that (N, classes) logarithms of probabilities are, on the CPU."""
+    """The `Answers` that (N, classes) logarithms of probabilities are."""
+    return joined([judged(logs, labels)])
+
+
+def judged(logs, labels):
+    """A batch's `Answers.labels` to `loss`, for `joined`, all on the device of the logarithms: no GPU is waited for."""
     logs, labels = logs.double(), labels.to(logs.device)
     top = logs.sort(dim=1, descending=True, stable=True).indices[:, :5]
-    judged = (None,) * 3
-    if (labels >= 0).all():
-        judged = (*credits_each(logs, labels), -logs.gather(1, labels[:, None])[:, 0])
-    return Answers(*(None if each is None else each.cpu() for each in (labels, top, *judged)))
+    known = labels.clamp(min=0)
+    return labels, top, *credits_each(logs, known), -logs.gather(1, known[:, None])[:, 0]
 
 
-def joined(parts):
-    """The `Answers` to all images, from those to a part of them each."""
-    return Answers(*(None if each[0] is None else torch.cat(each) for each in zip(*(vars(part).values() for part in parts))))
+def joined(batches):
+    """The `Answers` to all images, from what `judged` gives of each batch."""
+    sums = sum(torch.stack([each.sum() for each in scores]) for _, _, *scores in batches)
+    labels, top, *scores = (torch.cat(each).cpu() for each in zip(*batches))
+    return Answers(labels, top, *((None,) * 4 if (labels < 0).any() else (*scores, sums.cpu())))
 
 
-class Right:
-    """Which images of a split a network gets right: {protocol: (2, N) bool}, under top-1 and under top-5; a tie is not right."""
+def write_right(directory, tested):
+    """Write `RIGHT` into a run's directory, whole or not at all: which images the network gets right; a tie is not right.
 
-    def __init__(self):
-        self.parts = {}
-
-    def take(self, protocol, logs, labels):
-        """Add the next images of a protocol: (n, classes) logarithms of probabilities, labels (n,)."""
-        self.parts.setdefault(protocol, []).append(torch.stack(credits_each(logs, labels)).eq(1).cpu().numpy())
-
-    def write(self, directory):
-        """Write `RIGHT` into a run's directory, whole or not at all: one array a protocol, bits packed along the images, and `images`."""
-        found = {protocol: np.concatenate(parts, 1) for protocol, parts in self.parts.items()}
-        images = next(iter(found.values())).shape[1]
-        content = io.BytesIO()
-        np.savez(content, images=images, **{name: np.packbits(right, axis=1) for name, right in found.items()})
-        durable_files.replace(Path(directory) / RIGHT, content.getvalue())
+    tested: {protocol: `Answers`}. One array a protocol, bits packed along the images, under top-1 and under top-5; and `images`.
+    """
+    right = {name: torch.stack((of.top1, of.top5)).eq(1).numpy() for name, of in tested.items()}
+    content = io.BytesIO()
+    np.savez(content, images=len(next(iter(tested.values())).labels),
+             **{name: np.packbits(of_protocol, axis=1) for name, of_protocol in right.items()})
+    durable_files.replace(Path(directory) / RIGHT, content.getvalue())
 
 
 def read_right(path):
-    """{protocol: (2, N) bool} of a file that `Right.write` wrote, None where there is none, or something else."""
+    """{protocol: (2, N) bool} of a file that `write_right` wrote, None where there is none, or something else."""
     try:
         with np.load(path, allow_pickle=False) as found:
             images = int(found["images"])

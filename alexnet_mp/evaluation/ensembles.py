@@ -1,5 +1,4 @@
 """Several runs on one data set, tested one after the other, and the average of their probabilities."""
-from contextlib import closing
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,8 +9,8 @@ from ..system.devices import check_kernels, resolve
 from ..system.errors import UserError
 from ..system.terminal import progress, say
 from . import ensemble_weights
-from .accuracy import answers, joined
-from .protocol import both_protocols, log_probabilities, print_errors
+from .accuracy import joined, judged
+from .protocol import both_protocols, evaluate, print_errors
 from .trained import load_run, trained
 
 
@@ -124,8 +123,7 @@ def evaluate_runs(runs, split, weights=None, views="ten", finite=False):
                 ensemble_weights.fold(total, logs, weight)
         kept.clear()
     names = [" / ".join(dict.fromkeys(names)) for names in zip(*(run.protocols for run in runs))]
-    rows = range(0, len(labels), ensemble_weights.ROWS)
-    average = {name: joined([answers(total[start:start + ensemble_weights.ROWS], labels[start:start + ensemble_weights.ROWS]) for start in rows])
+    average = {name: joined([judged(*rows) for rows in zip(total.split(ensemble_weights.ROWS), labels.split(ensemble_weights.ROWS))])
                for name, total in zip(names, totals)}
     return Tested(tested, average, weights)
 
@@ -150,19 +148,15 @@ def _choose(logs, labels):
 def _test(run, split, protocols, finite, take=lambda protocol, rows, logs: None):
     """{protocol: `Answers`} of a run. take(number of the protocol, rows, their (n, classes) float32) is called for every batch."""
     network, _ = load_run(run.directory, run.gpus, run.kernels)
-    parts, done, last = {name: [] for name in protocols}, 0, list(protocols)[-1]
-    with progress(f"{split}, {last}", len(run.dataset.splits[split])) as advance, \
-            closing(log_probabilities(network, run.pipeline, split, protocols, run.batch_size)) as batches:
-        for means, labels in batches:
-            rows = slice(done, done + len(labels))
-            for number, (name, mean) in enumerate(means.items()):
-                if finite and mean.isnan().any():
-                    raise UserError(f"{run.directory}: its network answers with NaN; such a run can only be tested alone")
-                parts[name].append(answers(mean, labels))
-                take(number, rows, mean.float().cpu())
-            done = rows.stop
-            advance(len(labels))
-    return {name: joined(of_protocol) for name, of_protocol in parts.items()}
+
+    def taken(rows, means):
+        for number, mean in enumerate(means.values()):
+            if finite and mean.isnan().any():
+                raise UserError(f"{run.directory}: its network answers with NaN; such a run can only be tested alone")
+            take(number, rows, mean.float().cpu())
+
+    with progress(f"{split}, {list(protocols)[-1]}", len(run.dataset.splits[split])) as advance:
+        return evaluate(network, run.pipeline, split, protocols, run.batch_size, advance, taken)
 
 
 def print_answers(found, split):

@@ -5,7 +5,7 @@ from contextlib import closing
 import torch
 
 from ..system.terminal import say
-from .accuracy import Errors, credits
+from .accuracy import joined, judged
 
 
 def centre_view(recipe):
@@ -52,22 +52,20 @@ def log_probabilities(network, pipeline, split, protocols, batch_size):
         network.train(was_training)
 
 
-def evaluate(network, pipeline, split, protocols, batch_size, advance, take=lambda name, logs, labels: None):
-    """Test a network on every image of a split, once each: {name: `Errors`} of the protocols, {name: list of views}.
+def evaluate(network, pipeline, split, protocols, batch_size, advance, take=lambda rows, means: None):
+    """Test a network on every image of a split, once each: {name: `Answers`} of the protocols, {name: list of views}.
 
-    advance(n) is called for every n images; take(name of the protocol, (n, classes) logarithms of probabilities, labels) before.
+    advance(n) is called for every n images; take(their places in the split, {name: (n, classes) logarithms of probabilities}) before.
     """
-    sums, images = {name: torch.zeros(3, dtype=torch.float64) for name in protocols}, 0
-    with closing(log_probabilities(network, pipeline, split, protocols, batch_size)) as batches:
-        for means, labels in batches:
+    batches, done = {name: [] for name in protocols}, 0
+    with closing(log_probabilities(network, pipeline, split, protocols, batch_size)) as found:
+        for means, labels in found:
+            take(slice(done, done + len(labels)), means)
             for name, mean in means.items():
-                loss = -mean.gather(1, labels[:, None]).sum(0)
-                sums[name] = sums[name].to(labels.device) + torch.cat((credits(mean, labels), loss))
-                take(name, mean, labels)
-            images += len(labels)
+                batches[name].append(judged(mean, labels))
+            done += len(labels)
             advance(len(labels))
-    means = {name: (total / images).tolist() for name, total in sums.items()}
-    return {name: Errors(100 - 100 * top1, 100 - 100 * top5, loss, images) for name, (top1, top5, loss) in means.items()}
+    return {name: joined(of_protocol) for name, of_protocol in batches.items()}
 
 
 def both_protocols(recipe):

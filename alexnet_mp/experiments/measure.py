@@ -109,8 +109,8 @@ def test_run(run, options, split, protocols):
         start = time.monotonic()
         network, pipeline = _network_of(run, options, split)
         with progress(f"testing {run.directory.name} on {split}", len(pipeline.dataset.splits[split])) as advance:
-            errors = evaluate(network, pipeline, split, protocols, run.recipe.batch_size, advance)
-        notes["tests"][key] = {name: asdict(error) for name, error in errors.items()}
+            tested = evaluate(network, pipeline, split, protocols, run.recipe.batch_size, advance)
+        notes["tests"][key] = {name: asdict(of_protocol.errors()) for name, of_protocol in tested.items()}
         note(run, tests=notes["tests"], seconds=notes["seconds"] + time.monotonic() - start,
              work=notes["work"] + work_of_test(run, split, protocols))
     return notes["tests"][key]

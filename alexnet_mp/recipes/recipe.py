@@ -7,18 +7,24 @@ files for net 145, the network of the paper's headline figures (Computer History
 """
 import difflib
 import json
-import math
 import re
 import textwrap
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, create_model
 
 from ..system.errors import UserError
 from . import shapes
 
-_STRICT = ConfigDict(extra="forbid", strict=True)  # an unknown field, or True for a number, is an error
+# An unknown field, or True for a number, is an error, also in a layer of a recipe that `replace` makes.
+_STRICT = ConfigDict(extra="forbid", strict=True, revalidate_instances="always")
+Count = Annotated[int, Field(ge=1)]
+NotNegativeCount = Annotated[int, Field(ge=0)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 Operation = Literal["relu", "tanh", "sigmoid", "lrn", "spatial_norm", "max_pool", "avg_pool", "dropout"]
 
 
@@ -30,17 +36,17 @@ class Layer:
 
     name: str
     kind: Literal["conv", "local", "fc"]  # "local" = a convolution with kernels and biases of its own at every position (source)
-    maps: int | None  # feature maps, or units, of one tower; None = one a class
+    maps: Annotated[int, Field(ge=1, lt=2**31)] | None  # feature maps, or units, of one tower; None = one a class
     reads: Literal["image", "own", "both"]  # "both" = both towers' maps cross (3.2, figure 2)
     then: tuple[Operation, ...]  # in this order
-    kernel: int = 1  # pixels
-    stride: int = 1  # pixels
-    pad: int = 0  # zero pixels on every side; a last window that hangs over the edge gets more at the right and bottom
-    init_std: float = 0.01  # weights ~ N(0, init_std) (5)
-    init_bias: float = 0.0
+    kernel: Count = 1  # pixels
+    stride: Count = 1  # pixels
+    pad: NotNegativeCount = 0  # zero pixels on every side; a last window over the edge gets more at the right and bottom
+    init_std: NotNegative = 0.01  # weights ~ N(0, init_std) (5)
+    init_bias: Finite = 0.0
     towers: Literal["each", "first"] = "each"  # "first" = on tower a alone: fc8 and the softmax (source: gpu=0)
-    weight_decay: float | None = None  # of this layer's weights; None = the recipe's (source: wc, one a layer)
-    rate: float = 1.0  # factor on `learning_rate`, that of this layer's weights; biases keep theirs (source: epsW, one a layer)
+    weight_decay: NotNegative | None = None  # of this layer's weights; None = the recipe's (source: wc, one a layer)
+    rate: NotNegative = 1.0  # factor on `learning_rate`, of this layer's weights; biases keep theirs (source: epsW, one a layer)
 
 
 @dataclass(frozen=True)
@@ -49,11 +55,11 @@ class Date:
 
     __pydantic_config__ = _STRICT
 
-    epoch: int
+    epoch: Count
     layers: tuple[str, ...] = ()  # the layers whose rates change; () = all
-    weights: float | None = None  # factor on `learning_rate` times the layer's `rate`
-    biases: float | None = None  # factor on `bias_learning_rate`
-    colour_noise: float | None = None  # replaces the recipe's
+    weights: NotNegative | None = None  # factor on `learning_rate` times the layer's `rate`
+    biases: NotNegative | None = None  # factor on `bias_learning_rate`
+    colour_noise: NotNegative | None = None  # replaces the recipe's
 
 
 @dataclass(frozen=True)
@@ -67,50 +73,50 @@ class Recipe:
     towers: Literal[1, 2] = 2  # 3.2
 
     # Normalisation, pooling, dropout: one setting for all layers that use the operation
-    lrn_size: int = 5  # maps, n (3.3)
-    lrn_alpha: float = 1e-4  # multiplies the sum of squares of grey levels (3.3); torch's alpha is lrn_size times this
-    lrn_beta: float = 0.75  # 3.3
-    lrn_k: float = 2.0  # 3.3
-    spatial_size: int = 5  # pixels (source: cnorm2, the second normalisation of layer 2; not in the paper)
-    spatial_alpha: float = 4e-5  # multiplies the sum of squares (source: scale 1e-3 over 5 * 5)
-    spatial_beta: float = 0.75  # source
-    spatial_k: float = 1.0  # source: minDiv is not read for this layer type, its kernel's constant is 1
-    pool_size: int = 3  # pixels, z (3.4)
-    pool_stride: int = 2  # pixels, s (3.4)
+    lrn_size: Count = 5  # maps, n (3.3)
+    lrn_alpha: NotNegative = 1e-4  # times the sum of squares of grey levels (3.3); torch's alpha is lrn_size times this
+    lrn_beta: NotNegative = 0.75  # 3.3
+    lrn_k: Positive = 2.0  # 3.3
+    spatial_size: Count = 5  # pixels (source: cnorm2, the second normalisation of layer 2; not in the paper)
+    spatial_alpha: NotNegative = 4e-5  # multiplies the sum of squares (source: scale 1e-3 over 5 * 5)
+    spatial_beta: NotNegative = 0.75  # source
+    spatial_k: Positive = 1.0  # source: minDiv is not read for this layer type, its kernel's constant is 1
+    pool_size: Count = 3  # pixels, z (3.4)
+    pool_stride: Count = 2  # pixels, s (3.4)
     pool_ties: Literal["first", "all"] = "first"  # who gets the gradient of tied maxima
-    dropout: float = 0.5  # probability of zero in training; in test outputs are multiplied by 1 - dropout (4.2)
+    dropout: Fraction = 0.5  # probability of zero in training; in test outputs are multiplied by 1 - dropout (4.2)
 
     # Images
-    stored_size: int = 256  # pixels: the shorter side is rescaled to this, then the central square kept (2)
-    jpeg_quality: int = 95  # of the sets that `prepare` makes (cuda-convnet2, `make-data/pyext/include/pyext.h:26`)
-    crop_size: int = 224  # pixels (4.1)
-    crop_positions: int = 32  # offsets a side in training: 32 x 32 x 2 flips = the paper's factor of 2048 (4.1)
-    crop_share: int = 1  # consecutive images that share one crop position and flip
+    stored_size: Count = 256  # pixels: the shorter side is rescaled to this, then the central square kept (2)
+    jpeg_quality: Annotated[int, Field(ge=1, le=100)] = 95  # `prepare`'s (cuda-convnet2, `make-data/pyext/include/pyext.h:26`)
+    crop_size: Count = 224  # pixels (4.1)
+    crop_positions: Count = 32  # offsets a side in training: 32 x 32 x 2 flips = the paper's factor of 2048 (4.1)
+    crop_share: Count = 1  # consecutive images that share one crop position and flip
     flip: bool = True  # horizontal, with probability 1/2 (4.1)
     mean_follows_crop: bool = True  # the mean image is cropped and flipped with its picture; False: its centre window, always
-    colour_noise: float = 0.1  # standard deviation of the random factor on each principal component (4.1)
+    colour_noise: NotNegative = 0.1  # standard deviation of the random factor on each principal component (4.1)
     colour_scale: Literal["eigenvalue", "root"] = "eigenvalue"  # what the factor multiplies, in 0..1 pixel units (4.1)
     colour_shrink: bool = False  # divide the training image by 1 + colour_noise after the shift
     reshuffle: bool = True  # a new order every epoch; False: shuffled once, then the same order every epoch
     test_views: Literal["ten", "nine", "one"] = "ten"  # corners, centre, mirrors (4.1); 3 x 3 places; the centre alone
 
     # Optimiser (5)
-    batch_size: int = 128  # images
-    batch_file_size: int | None = None  # images that are cut into minibatches by themselves (source, CIFAR-10); None = all
-    learning_rate: float = 0.01  # of weights, at the start
-    bias_learning_rate: float = 0.01  # of biases, at the start
-    momentum: float = 0.9
-    weight_decay: float = 0.0005  # of weights
-    bias_weight_decay: float = 0.0005  # of biases
+    batch_size: Count = 128  # images
+    batch_file_size: Count | None = None  # images cut into minibatches by themselves (source, CIFAR-10); None = all
+    learning_rate: NotNegative = 0.01  # of weights, at the start
+    bias_learning_rate: NotNegative = 0.01  # of biases, at the start
+    momentum: Fraction = 0.9
+    weight_decay: NotNegative = 0.0005  # of weights
+    bias_weight_decay: NotNegative = 0.0005  # of biases
 
     # Schedule (5)
-    epochs: int = 90  # at most
+    epochs: Count = 90  # at most
     schedule: Literal["plateau", "dated"] = "plateau"
-    plateau_patience: int = 5  # validations without a new best top-1 error before a drop; our choice, the paper gives none
-    plateau_drops: int = 3  # then stop at the next plateau
-    plateau_factor: float = 0.1  # the rate is multiplied by this
+    plateau_patience: Count = 5  # validations without a new best top-1 error before a drop; the paper gives none
+    plateau_drops: NotNegativeCount = 3  # then stop at the next plateau
+    plateau_factor: Fraction = 0.1  # the rate is multiplied by this
     dates: tuple[Date, ...] = ()  # of the dated schedule
-    seed: int = 0  # of weights, order, crops, colours and dropout masks
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0  # of weights, order, crops, colours and dropout masks
 
     def __post_init__(self):
         check(self)
@@ -204,36 +210,34 @@ def from_dict(fields):
     try:
         return _ADAPTER.validate_json(json.dumps(fields))
     except ValidationError as error:
-        problem = error.errors()[0]
-        if problem["type"] == "value_error":  # raised by `check`, which names the field
-            raise UserError(str(problem["ctx"]["error"])) from None
-        place = [str(part) for part in problem["loc"]] or ["(all)"]
-        if place[0] == "layers" and len(place) > 2:
-            place[:2] = [str(fields["layers"][int(place[1])].get("name", f"layers.{place[1]}"))]
-        raise UserError(f"recipe field {'.'.join(place)} is {problem['input']!r:.100}: {problem['msg']}") from None
+        raise _refusal(error, fields) from None
+
+
+def _refusal(error, fields):
+    """The UserError of the first problem of {field: value}."""
+    problem = error.errors()[0]
+    if problem["type"] == "value_error":  # raised by `check`, which names the field
+        return UserError(str(problem["ctx"]["error"]))
+    place = problem["loc"] or ("(all)",)
+    if place[0] == "layers" and len(place) > 2:
+        layer = fields["layers"][place[1]]
+        place = getattr(layer, "name", None) or layer.get("name", f"layers.{place[1]}"), *place[2:]
+    what = problem["msg"].replace("Input should", "it must")
+    return UserError(f"recipe field {'.'.join(map(str, place))} is {problem['input']!r:.100}: {what}")
 
 
 def check(recipe):
     """Refuse values that no run could use. Raises UserError with the field's name."""
+    try:
+        _VALUES(**vars(recipe))
+    except ValidationError as error:
+        raise _refusal(error, vars(recipe)) from None
+
     def need(condition, field, what):
         if not condition:
             raise UserError(f"recipe field {field} is {getattr(recipe, field)!r}: {what}")
 
-    for field in ("lrn_size", "spatial_size", "pool_size", "pool_stride", "stored_size", "crop_size", "crop_positions",
-                  "crop_share", "batch_size", "epochs", "plateau_patience"):
-        need(getattr(recipe, field) >= 1, field, "it must be at least 1")
-    for field in ("lrn_alpha", "lrn_beta", "spatial_alpha", "spatial_beta", "colour_noise", "learning_rate", "bias_learning_rate",
-                  "weight_decay", "bias_weight_decay", "plateau_drops"):
-        need(0 <= getattr(recipe, field) < math.inf, field, "it must be finite and not negative")
-    for field in ("dropout", "momentum", "plateau_factor"):
-        need(0 <= getattr(recipe, field) < 1, field, "it must be at least 0 and below 1")
-    for field in ("lrn_k", "spatial_k"):
-        need(0 < getattr(recipe, field) < math.inf, field, "it must be finite and above 0")
-    need(recipe.batch_file_size is None or recipe.batch_file_size >= 1, "batch_file_size",
-         "it must be at least 1, or null")
-    need(1 <= recipe.jpeg_quality <= 100, "jpeg_quality", "it must be 1 to 100")
     need(recipe.name.isidentifier(), "name", "it must be one word of letters, digits and underscores")
-    need(0 <= recipe.seed < 2**32, "seed", "it must be at least 0 and below 2^32")
     need(recipe.pool_stride <= recipe.pool_size, "pool_stride", f"it must not be larger than pool_size {recipe.pool_size}")
     need(recipe.crop_size <= recipe.stored_size, "crop_size",
          f"the crop must not be larger than the stored image, stored_size {recipe.stored_size}")
@@ -256,7 +260,6 @@ def _check_layers(recipe):
 
         need((layer.reads == "image") == first, "reads", "the first layer reads the image, and no other does")
         need((layer.maps is None) == last, "maps", "the last layer, and no other, has one unit a class (null)")
-        need(layer.maps is None or 1 <= layer.maps < 2**31, "maps", "it must be at least 1 and below 2^31")
         need(layer.towers == "each" or last, "towers", "only the last layer can be on the first tower alone")
         need(layer.kind == "fc" or first or recipe.layers[index - 1].kind != "fc", "kind",
              "a convolution cannot follow a fully connected layer")
@@ -264,23 +267,17 @@ def _check_layers(recipe):
         need(layer.kind != "fc" or not set(layer.then) - {"relu", "tanh", "sigmoid", "dropout"}, "then",
              "a fully connected layer has no maps to normalise or pool")
         for field, least in (("kernel", 1), ("stride", 1), ("pad", 0)):
-            need(getattr(layer, field) >= least, field, f"it must be at least {least}")
-            if layer.kind == "fc":
-                need(getattr(layer, field) == least, field, f"a fully connected layer has none, leave it at {least}")
-        need(0 <= layer.init_std < math.inf, "init_std", "it must be finite and not negative")
-        need(math.isfinite(layer.init_bias), "init_bias", "it must be finite")
-        need(layer.weight_decay is None or 0 <= layer.weight_decay < math.inf, "weight_decay",
-             "it must be finite and not negative, or null")
-        need(0 <= layer.rate < math.inf, "rate", "it must be finite and not negative")
+            need(layer.kind != "fc" or getattr(layer, field) == least, field,
+                 f"a fully connected layer has none, leave it at {least}")
         need(recipe.towers == 1 or not last or layer.towers == "first", "towers",
              "the last layer of two towers is on the first alone, with the loss")
     for date in recipe.dates:
-        if date.epoch < 1 or set(date.layers) - set(names):
-            raise UserError(f"recipe field dates: {date} has an epoch below 1 or a layer that the recipe has not")
-        if not all(value is None or 0 <= value < math.inf for value in (date.weights, date.biases, date.colour_noise)):
-            raise UserError(f"recipe field dates: {date} has a value that is negative or not finite")
+        if set(date.layers) - set(names):
+            raise UserError(f"recipe field dates: {date} has a layer that the recipe has not")
     if recipe.schedule == "dated" and list(recipe.dates) != sorted(recipe.dates, key=lambda date: date.epoch):
         raise UserError("recipe field dates: they must be in order of their epochs")
 
 
 _ADAPTER = TypeAdapter(Recipe)
+# Its fields alone: the adapter would make another recipe, to be checked in turn.
+_VALUES = create_model("Values", __config__=_STRICT, **{name: (kind, ...) for name, kind in Recipe.__annotations__.items()})

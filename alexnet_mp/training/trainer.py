@@ -11,7 +11,7 @@ import torch
 from ..analysis.figures import draw_curves, draw_kernels
 from ..data.batches import steps_per_epoch
 from ..data.pipeline_raw import RawPipeline
-from ..evaluation.accuracy import Right
+from ..evaluation.accuracy import write_right
 from ..evaluation.protocol import both_protocols, centre_view, evaluate, print_errors
 from ..kernels import augmentation
 from ..network.network import merge_tensors, split_tensors
@@ -197,9 +197,9 @@ class Trainer:
     def validate(self, interrupted):
         """The centre view of every validation image; dropped without a trace if Ctrl-C comes in between."""
         self.read_steps()
-        errors = self.test({"centre view": centre_view(self.recipe)}, interrupted)
-        if errors:
-            error = errors["centre view"]
+        tested = self.test({"centre view": centre_view(self.recipe)}, interrupted)
+        if tested:
+            error = tested["centre view"].errors()
             self.run.log("val", step=self.step, epoch=self.epoch, **asdict(error))
             # Not where a resumed run begins with this.
             training = f"training loss {self.loss:.3f}, " if math.isfinite(self.loss) else ""
@@ -210,7 +210,7 @@ class Trainer:
         self.run.metrics.events.flush()
         self.pending.start_clock()
 
-    def test(self, protocols, interrupted, take=lambda name, logs, labels: None):
+    def test(self, protocols, interrupted):
         """`evaluate` on the validation images, or None if Ctrl-C came."""
         images = len(self.pipeline.dataset.splits["val"])
         with progress("testing " + ", ".join(protocols), images) as advance:
@@ -220,16 +220,16 @@ class Trainer:
                 advance(count)
 
             try:
-                errors = evaluate(self.network, self.pipeline, "val", protocols, self.recipe.batch_size, watch, take)
+                tested = evaluate(self.network, self.pipeline, "val", protocols, self.recipe.batch_size, watch)
             except _Interrupted:
                 return None
             except Exception:  # the step before is whole
                 self.save_what_is_there()
                 raise
-        for error in errors.values():
-            if not math.isfinite(error.loss):
-                self.refuse_loss(error.loss, self.step, [], "val")
-        return errors
+        for answers in tested.values():
+            if not math.isfinite(loss := answers.errors().loss):
+                self.refuse_loss(loss, self.step, [], "val")
+        return tested
 
     # --- checkpoints
 
@@ -339,13 +339,13 @@ class Trainer:
             failure = failure or error
         self.run.metrics.events.flush()
         reached_end = not interrupted and (self.step == self.whole or self.schedule.finished)
-        right = Right()
-        errors = self.test(both_protocols(self.recipe), interrupted, right.take) if reached_end else None
-        if errors:
+        tested = self.test(both_protocols(self.recipe), interrupted) if reached_end else None
+        if tested:
             try:
-                right.write(self.run.path)
+                write_right(self.run.path, tested)
             except OSError as error:
                 failure = failure or error
+            errors = {name: answers.errors() for name, answers in tested.items()}
             for name, error in errors.items():
                 self.run.log("test", step=self.step, epoch=self.epoch, split="val", protocol=name, **asdict(error))
             print_errors(errors, "val")
@@ -355,7 +355,7 @@ class Trainer:
                             f"{_words(failure) if failure else 'no checkpoint'}; the newest checkpoint is {self.saver.saved or '(none)'}")
         say(f"{'stopped as asked' if interrupted else 'done'} after step {self.step}: checkpoint in {self.saver.saved or self.run.path}, "
             f"pictures curves.png and conv1_kernels.png in {self.run.path}")
-        if not errors:
+        if not tested:
             path, whole = shlex.quote(str(self.run.path)), self.step == self.whole
             more = "" if whole or interrupted else " and a larger --steps, or without it"
             say(f"of {self.whole} steps at most; {'test it then' if whole else 'go on'}: the same command with --out {path} --resume auto"

@@ -2,12 +2,14 @@
 import csv
 import gc
 import json
+import math
 import os
 import re
 import shutil
 import types
 import weakref
 from contextlib import closing
+from dataclasses import astuple
 
 import numpy as np
 import pytest
@@ -23,10 +25,11 @@ from alexnet_mp.data import pixel_statistics
 from alexnet_mp.data.dataset import open_dataset
 from alexnet_mp.evaluation import ensembles
 from alexnet_mp.evaluation import trained as trained_module
-from alexnet_mp.evaluation.accuracy import credits
+from alexnet_mp.evaluation.accuracy import credits, credits_each, read_right, write_right
 from alexnet_mp.evaluation.ensembles import Run, evaluate_runs
 from alexnet_mp.evaluation.protocol import both_protocols, evaluate, log_probabilities
 from alexnet_mp.recipes.presets import mini, paper
+from alexnet_mp.runs.directory import RIGHT
 from alexnet_mp.system.errors import UserError
 
 
@@ -78,7 +81,8 @@ def test_probabilities_are_averaged_and_every_image_counts_once():
     labels = torch.tensor([0, 1, 0])
     counted = []
     network = Scripted().train()
-    errors = evaluate(network, ScriptedPipeline(logits, labels), "val", {"one": ["centre"], "two": ["centre", "mirror"]}, 2, counted.append)
+    tested = evaluate(network, ScriptedPipeline(logits, labels), "val", {"one": ["centre"], "two": ["centre", "mirror"]}, 2, counted.append)
+    errors = {name: answers.errors() for name, answers in tested.items()}
     p = [np.exp(logits[view][0].numpy()) / np.exp(logits[view][0].numpy()).sum() for view in ("centre", "mirror")]
     assert p[0].argmax() == 0 and np.mean(p, 0).argmax() == 1
     assert errors["one"].top1_error == pytest.approx(100 / 3) and errors["two"].top1_error == pytest.approx(200 / 3)
@@ -92,9 +96,38 @@ def test_probabilities_are_averaged_and_every_image_counts_once():
 def test_a_loss_beyond_float32_is_finite():
     """exp(-300) is 0 in float32; the loss is 300 all the same, and over two views -log of the mean."""
     logits = {"one": torch.tensor([[300.0, 0, 0]]), "two": torch.tensor([[200.0, 0, 0]])}
-    errors = evaluate(Scripted(), ScriptedPipeline(logits, torch.tensor([1])), "val", {"one": ["one"], "both": ["one", "two"]}, 1,
+    tested = evaluate(Scripted(), ScriptedPipeline(logits, torch.tensor([1])), "val", {"one": ["one"], "both": ["one", "two"]}, 1,
                       lambda n: None)
-    assert errors["one"].loss == pytest.approx(300) and errors["both"].loss == pytest.approx(200 + np.log(2))
+    assert tested["one"].errors().loss == pytest.approx(300) and tested["both"].errors().loss == pytest.approx(200 + np.log(2))
+
+
+@pytest.mark.parametrize("classes, batch_size", [(7, 8), (10, 128), (1000, 50), (3, 1)])
+@pytest.mark.parametrize("ties", [False, True])
+def test_the_bits_of_errors_are_those_of_sums_over_batches(tmp_path, classes, batch_size, ties):
+    """Float64 sums of a batch, added in the order of the batches: what runs and records have held ever since."""
+    generator = torch.Generator().manual_seed(classes)
+    logits = {view: 3 * torch.randn(333, classes, generator=generator) for view in ("centre", "mirror")}
+    labels = torch.randint(classes, (333,), generator=generator)
+    if ties:
+        logits = {view: values.round() for view, values in logits.items()}
+        logits["centre"][5] = float("nan")
+    protocols = {"centre view": ["centre"], "ten views": ["centre", "mirror"]}
+    taken, pipeline = [], ScriptedPipeline(logits, labels)
+    found = evaluate(Scripted(), pipeline, "val", protocols, batch_size, lambda n: None, lambda *batch: taken.append(batch))
+    write_right(tmp_path, found)
+    written = read_right(tmp_path / RIGHT)
+    assert [place for rows, _ in taken for place in range(rows.start, rows.stop)] == list(range(333))
+    for name in protocols:
+        sums = torch.zeros(3, dtype=torch.float64)
+        for rows, means in taken:
+            loss = -means[name].gather(1, labels[rows, None]).sum(0)
+            sums = sums + torch.cat((credits(means[name], labels[rows]), loss))
+        top1, top5, loss = (sums / 333).tolist()
+        np.testing.assert_array_equal(astuple(found[name].errors()), (100 - 100 * top1, 100 - 100 * top5, loss, 333))
+        whole = torch.stack(credits_each(torch.cat([means[name] for _, means in taken]), labels))
+        assert np.array_equal(written[name], whole.eq(1).numpy())
+        np.testing.assert_array_equal(torch.stack((found[name].top1, found[name].top5)).numpy(), whole.numpy())
+    assert math.isnan(loss) == ties
 
 
 def test_the_papers_protocols():

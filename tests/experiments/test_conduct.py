@@ -175,8 +175,8 @@ def test_a_run_cut_short_by_steps_is_tested_once(data, tmp_path, monkeypatch):
         network, made = trained.load_run(entry["directory"], "cpu")
         pipeline = make_pipeline("torch", open_dataset(data, 84), made.recipe, ["cpu", "cpu"], 0)
         pipeline.use(Statistics.load(entry["directory"]))
-        errors = protocol.evaluate(network, pipeline, "val", protocol.both_protocols(made.recipe), 9, lambda count: None)
-        assert entry["errors"] == {name: vars(error) for name, error in errors.items()}
+        tested = protocol.evaluate(network, pipeline, "val", protocol.both_protocols(made.recipe), 9, lambda count: None)
+        assert entry["errors"] == {name: vars(answers.errors()) for name, answers in tested.items()}
     monkeypatch.setattr(measure, "evaluate", lambda *_: pytest.fail("tested again"))
     assert without_times(run("dropout", data, tmp_path, "--seeds", "1", "--steps", "2")) == without_times(record)
 

@@ -1,13 +1,15 @@
 """The presets say what their sources say, and wrong values are refused with the field's name."""
 import dataclasses
 import json
+import math
+import pickle
 
 import pytest
 from inner_cases import every
 
 from alexnet_mp.recipes.named import PRESETS
 from alexnet_mp.recipes.presets import mini, paper, source2012
-from alexnet_mp.recipes.recipe import change_layers, describe, from_dict, override, to_dict, upgraded
+from alexnet_mp.recipes.recipe import Date, change_layers, describe, from_dict, override, to_dict, upgraded
 from alexnet_mp.recipes.shapes import sizes
 from alexnet_mp.runs.directory import read_run
 from alexnet_mp.system.errors import UserError
@@ -98,7 +100,7 @@ def test_override_changes_one_field_and_keeps_the_rest():
     ("fc7.kind=conv", "fc7.kind"), ("fc7.kernel=3", "fc7.kernel"), ("lrn_beta=NaN", "lrn_beta"), ("lrn_k=Infinity", "lrn_k"),
     ("conv1.init_bias=NaN", "conv1.init_bias"), ("batch_size=true", "batch_size"), ("name=a/b", "name"), ("layers=[1]", "layers"), ("layers=[{}]", "layers"),
     ("conv1.maps=99999999999999999999", "conv1.maps"), ("conv1.name=forward", "like conv1"), ("dates.0.epoch=3", "set whole, as JSON"),
-    ('dates=[{"epoch": 3, "wieghts": 0.1}]', "wieghts"), ('dates=[{"epoch": 3, "weights": -1}]', "negative"),
+    ('dates=[{"epoch": 3, "wieghts": 0.1}]', "wieghts"), ('dates=[{"epoch": 3, "weights": -1}]', "dates.0.weights is -1"),
     ("conv1.weight_decay=-1", "conv1.weight_decay"), ("fc6.weight_decay=Infinity", "fc6.weight_decay"),
     ("conv1.rate=-1", "conv1.rate"), ("conv1.rate=NaN", "conv1.rate"), ("conv1.rate=null", "conv1.rate"), ("conv1.kind=local", "conv1.kind"),
     ("test_views=five", "test_views"),
@@ -110,6 +112,36 @@ def test_a_wrong_value_is_refused_by_name(setting, named):
     with pytest.raises(UserError, match=named) as raised:
         override(paper(), [setting])
     assert "\n" not in str(raised.value)
+
+
+@every("changes, words", [
+    ({"dropout": math.nan}, "dropout is nan: it must be a finite number"),
+    ({"momentum": 1.0}, "momentum is 1.0: it must be less than 1"),
+    ({"batch_size": 0}, "batch_size is 0: it must be greater than or equal to 1"),
+    ({"lrn_k": math.inf}, "lrn_k is inf: it must be a finite number"),
+    ({"seed": 2**32}, "seed is 4294967296: it must be less than 4294967296"), ({"jpeg_quality": 101}, "jpeg_quality is 101: it must be"),
+    ({"schedule": "cosine"}, "schedule is 'cosine': it must be 'plateau' or 'dated'"), ({"crop_size": 300}, "crop_size is 300: the crop"),
+    ({"dates": (Date(1, colour_noise=-1.0),)}, "dates.0.colour_noise is -1.0: it must be greater than or equal to 0"),
+    ({"layers": (1,)}, "layers.0 is 1: it must be an instance of Layer"), ({"flip": 1}, "flip is 1: it must be a valid boolean"),
+    ({"kernel": 0}, "conv1.kernel is 0: it must be greater than or equal to 1"), ({"maps": 2**31}, "conv1.maps is 2147483648: it must be"),
+    ({"rate": math.inf}, "conv1.rate is inf: it must be a finite number"), ({"then": ("swish",)}, "conv1.then.0 is 'swish': it must be 'relu'"),
+])
+def test_a_recipe_that_code_makes_is_checked_as_one_that_is_read(changes, words):
+    """One sentence, wherever it comes from."""
+    recipe, (first, *others) = paper(), paper().layers
+    with pytest.raises(UserError) as raised:
+        if changes.keys() <= vars(first).keys():
+            dataclasses.replace(recipe, layers=(dataclasses.replace(first, **changes), *others))
+        else:
+            dataclasses.replace(recipe, **changes)
+    assert str(raised.value).startswith(f"recipe field {words}") and "\n" not in str(raised.value)
+
+
+def test_a_recipe_is_a_value():
+    recipe = source2012()
+    copy = pickle.loads(pickle.dumps(recipe))
+    assert copy == recipe == dataclasses.replace(recipe) and hash(copy) == hash(recipe) and type(copy) is type(recipe)
+    assert list(to_dict(recipe)) == [field.name for field in dataclasses.fields(recipe)]
 
 
 @every("layers", [[1], [{}], "conv1", None])

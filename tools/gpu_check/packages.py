@@ -10,7 +10,7 @@ from .results import Refused
 
 # What is lost without them; without any other nothing starts.
 LOST = {"faiss-cpu": "retrieval", "triton": "the Triton kernels, and the CUDA ones with them",
-        "nvidia-dali-cuda130": "DALI", "pytest-xdist": "several tests at a time", "scipy": "some tests",
+        "nvidia-dali-cuda130": "DALI", "pytest-xdist": "several tests at a time", "scipy": "the claims' p values",
         "webdataset": "a test"}
 MODULES = {"pillow": "PIL", "faiss-cpu": "faiss", "nvidia-dali-cuda130": "nvidia.dali", "pytest-xdist": "xdist"}
 
