@@ -75,18 +75,14 @@ def _export(options):
         directory = found[options.step]
     else:
         directory = None
-    if os.path.lexists(target):
-        raise UserError(f"--weights {target} is there already; choose another name")
+    durable_files.refuse_output("--weights", target)
     if (Path(options.run) / CHECKPOINTS).resolve() in target.resolve().parents:
         raise UserError(f"--weights {target}: what else lies in a checkpoint makes it count as damaged; choose another place")
     if directory:
         weights = checkpoint_format.load_weights(directory)
     else:
         directory, weights = newest_weights(options.run)
-    try:
-        durable_files.replace(target, save(weights))
-    except OSError as error:
-        raise UserError(f"cannot write {target}: {error.strerror}") from None
+    durable_files.write_output(target, save(weights))
     say(f"{len(weights)} tensors of {directory} in {target}")
 
 

@@ -119,7 +119,10 @@ def test_an_export_takes_the_place_of_nothing(run, tmp_path):
 
 def test_an_export_that_cannot_be_written(run, tmp_path, monkeypatch):
     (tmp_path / "file").write_bytes(b"")
-    for target in (tmp_path / "nowhere" / "weights", tmp_path / "file" / "weights", Path("/proc/weights"), tmp_path / ("x" * 300)):
+    for target in (tmp_path / "nowhere" / "weights", tmp_path / "file" / "weights"):
+        message = f"--weights {target}: {target.parent} is not a directory that can be written to"
+        assert refused(run, "--weights", target) == message
+    for target in (Path("/proc/weights"), tmp_path / ("x" * 300)):
         assert f"cannot write {target}" in refused(run, "--weights", target)
     monkeypatch.setattr(durable_files.os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     assert f"cannot write {tmp_path}/weights: No space left on device" in refused(run, "--weights", tmp_path / "weights")
@@ -189,7 +192,8 @@ def test_wrong_paths_and_flags(run, tmp_path):
             ([tmp_path / "empty"], "no checkpoint"), ([tmp_path / "odd"], "no checkpoint"), ([listing(run)[3]], "no checkpoint"),
             ([tmp_path / "empty", "--prune", 1], "no checkpoint"),
             ([tmp_path / "empty", "--weights", tmp_path / "x"], "no checkpoint"),
-            ([run, "--prune", 0], "--prune 0"), ([run, "--prune", -1], "--prune -1"), ([run, "--weights", ""], "there already"),
+            ([run, "--prune", 0], "--prune 0"), ([run, "--prune", -1], "--prune -1"),
+            ([run, "--weights", ""], "name of a file"),
             ([run, "--step", 3], "--weights FILE"), ([run, "--best"], "--weights FILE"),
             ([run, "--best", "--prune", 1], "--weights FILE"),
             ([run, "--step", 4, "--weights", tmp_path / "x"], "are of steps 3, 6, 9, 12"),

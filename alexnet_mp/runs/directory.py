@@ -132,9 +132,7 @@ def refuse_unusable(path):
     """Raise UserError early if a run directory is there already or can't be made."""
     if os.path.lexists(path):
         raise UserError(_taken(path))
-    parent = next(parent for parent in Path(path).absolute().parents if os.path.lexists(parent))
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise UserError(f"--out {path}: {parent} is not a directory that can be written to")
+    durable_files.refuse_unwritable("--out", path)
 
 
 def refuse_foreign(path):
