@@ -35,21 +35,22 @@ def main(arguments=None):
 
 
 def _list(run):
-    found, first, damaged = listing(run), best(run), 0
+    found, first, damaged, old = listing(run), best(run), 0, 0
     if not found:
         newest(run)  # says what is missing
     for step, directory in found.items():
         try:
             state = checkpoint_format.verify(directory)
             size = sum(os.lstat(directory / name).st_size for name in os.listdir(directory)) / 1e6
+        except checkpoint_format.OldFormat as error:
+            old += 1
+            say(f"step {step:>9,}  {error}")
+            continue
         except (UserError, OSError) as error:
             if not os.path.lexists(directory):  # a run at work has removed it meanwhile
                 continue
             damaged += 1
             say(f"step {step:>9,}  DAMAGED: {error}")
-            continue
-        if state is None:
-            say(f"step {step:>9,}  {size:8,.1f} MB  whole, weights alone (format 0): to be evaluated, not resumed")
             continue
         validation = (f"top-1 error {state.validation.top1_error:6.2f} %, top-5 error {state.validation.top5_error:6.2f} %"
                       if state.validation else "not validated at this step")
@@ -57,6 +58,8 @@ def _list(run):
             + (", the best" if first and step == first[0] else ""))
     if damaged:
         raise UserError(f"{damaged} of the {len(found)} checkpoints of {run} are damaged; --resume auto takes the newest whole one")
+    if old:
+        raise UserError(f"{old} of the {len(found)} checkpoints of {run} have a format that is no longer read")
 
 
 def _export(options):
@@ -72,18 +75,14 @@ def _export(options):
         directory = found[options.step]
     else:
         directory = None
-    if os.path.lexists(target):
-        raise UserError(f"--weights {target} is there already; choose another name")
+    durable_files.refuse_output("--weights", target)
     if (Path(options.run) / CHECKPOINTS).resolve() in target.resolve().parents:
         raise UserError(f"--weights {target}: what else lies in a checkpoint makes it count as damaged; choose another place")
     if directory:
         weights = checkpoint_format.load_weights(directory)
     else:
         directory, weights = newest_weights(options.run)
-    try:
-        durable_files.replace(target, save(weights))
-    except OSError as error:
-        raise UserError(f"cannot write {target}: {error.strerror}") from None
+    durable_files.write_output(target, save(weights))
     say(f"{len(weights)} tensors of {directory} in {target}")
 
 

@@ -14,11 +14,9 @@ command goes on. Claims share the runs that they have in common. The record (JSO
 """
 import argparse
 import math
-import os
 import re
 import sys
 from contextlib import suppress
-from pathlib import Path
 
 import torch
 
@@ -32,6 +30,7 @@ from .experiments.plan import arm_recipe, has_labelled_test, opened
 from .experiments.records import RECORDS, read_records, take_records
 from .experiments.time_budget import Forecast, needed
 from .recipes.named import PRESETS
+from .system.durable_files import refuse_unwritable
 from .system.errors import UserError, run_command
 from .system.memory import keep_freed_memory
 from .system.terminal import duration, say
@@ -239,10 +238,8 @@ def _refuse(options):
     if options.seeds is not None and options.seeds > 20:
         raise UserError(f"--seeds {options.seeds}: 20 at most, since the test goes through all 2^seeds patterns of signs")
     _seconds(options.budget)
-    for flag, path in (("--out", Path(options.out)), ("--records", Path(options.records))):
-        there = next(folder for folder in (path, *path.absolute().parents) if os.path.lexists(folder))
-        if not there.is_dir() or not os.access(there, os.W_OK):
-            raise UserError(f"{flag} {path}: {there} is not a directory that can be written to")
+    refuse_unwritable("--out", options.out)
+    refuse_unwritable("--records", options.records)
 
 
 def _parser():

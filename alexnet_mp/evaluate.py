@@ -13,7 +13,6 @@ where the data set knows these numbers, else numbered from 1. Files are about --
 more probable there; in errors such an image counts in part.
 """
 import argparse
-import os
 from pathlib import Path
 
 import torch
@@ -36,7 +35,10 @@ def main(arguments=None):
     weights = ensemble_weights.parse_weights(options.weights, len(options.runs))
     outputs = {"--submission": options.submission, "--per-class": options.per_class, "--confusion": options.confusion}
     outputs = {flag: path for flag, path in outputs.items() if path is not None}
-    _refuse_outputs(outputs)
+    for flag, path in outputs.items():
+        durable_files.refuse_output(flag, path)
+    if len({Path(path).absolute() for path in outputs.values()}) < len(outputs):
+        raise UserError(f"{' and '.join(outputs)} name the same file; each needs its own")
     keep_freed_memory()
     torch.backends.cudnn.allow_tf32 = False  # as in training
     splits = dict.fromkeys((options.split, "val")) if weights == "validation" else (options.split,)
@@ -63,25 +65,8 @@ def main(arguments=None):
     return 0
 
 
-def _refuse_outputs(outputs):
-    """Raise UserError early for a file that is there already, can't be written, or is asked for twice."""
-    for flag, path in outputs.items():
-        folder = Path(path).absolute().parent
-        if not Path(path).name:
-            raise UserError(f"{flag} {path!r}: write the name of a file")
-        if os.path.lexists(path):
-            raise UserError(f"{flag} {path}: it is there already; choose another name")
-        if not folder.is_dir() or not os.access(folder, os.W_OK):
-            raise UserError(f"{flag} {path}: {folder} is not a directory that can be written to")
-    if len({Path(path).absolute() for path in outputs.values()}) < len(outputs):
-        raise UserError(f"{' and '.join(outputs)} name the same file; each needs its own")
-
-
 def _write(path, text):
-    try:
-        durable_files.replace(path, text.encode(errors="surrogateescape"))  # the name of a class may be no UTF-8
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from None
+    durable_files.write_output(path, text.encode(errors="surrogateescape"))  # the name of a class may be no UTF-8
 
 
 def _parser():

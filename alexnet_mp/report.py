@@ -33,6 +33,7 @@ from .runs.checkpoint_format import read_state
 from .runs.checkpoints import from_newest
 from .runs.directory import read_run
 from .runs.metrics import read_metrics
+from .system.durable_files import refuse_unwritable
 from .system.errors import UserError, run_command
 from .system.memory import keep_freed_memory
 from .system.terminal import printable, progress, say
@@ -127,8 +128,7 @@ def _directory(out):
     """Make the report's directory. Returns the pictures of an earlier report in it; UserError where it is no place for one."""
     try:
         out.mkdir(parents=True, exist_ok=True)
-        if not os.access(out, os.W_OK):
-            raise UserError(f"--out {out}: it can't be written to")
+        refuse_unwritable("--out", out)
         if os.path.lexists(out / page.NAME):
             return page.pictures_of(out / page.NAME)
         if other := next(iter(os.listdir(out)), None):

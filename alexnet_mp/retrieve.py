@@ -14,7 +14,6 @@ import argparse
 import json
 import os
 import sys
-from pathlib import Path
 
 import torch
 
@@ -53,7 +52,7 @@ def _query(options):
     if options.k < 1:
         raise UserError(f"-k {options.k}: it must be at least 1")
     if options.sheet is not None:
-        _refuse_output(options.sheet)
+        durable_files.refuse_output("--sheet", options.sheet)
     index = Index(options.index)
     bits = _length_of(index, options)
     with lines_on_stderr():  # standard output holds the answers alone
@@ -81,7 +80,7 @@ def _query(options):
     if options.json:
         print(json.dumps({"index": options.index, "by": options.by, "bits": bits, "queries": answers}, indent=1))
     if rows:
-        _write(options.sheet, png(contact_sheet(rows)))
+        durable_files.write_output(options.sheet, png(contact_sheet(rows)))
     return 2 if any("error" in answer for answer in answers) else 0
 
 
@@ -151,7 +150,7 @@ def _measure(options):
         lengths = index.lengths if options.bits is None else _lengths(options.bits)
         add_codes(index, lengths)
         record = measure(index, lengths, options.queries, options.speed, pixel_codes=True)
-    _write(index.path / "measures.json", json.dumps(record, indent=1).encode() + b"\n")
+    durable_files.write_output(index.path / "measures.json", json.dumps(record, indent=1).encode() + b"\n")
     if options.json:
         print(json.dumps(record, indent=1))
     else:
@@ -169,22 +168,6 @@ def _lengths(text):
     if not lengths or not all(8 <= length <= 1024 and length % 8 == 0 for length in lengths):
         raise UserError(f"--bits {text}: write multiples of 8 from 8 to 1024, as in 64,128,256")
     return lengths
-
-
-def _refuse_output(path):
-    """Raise UserError early for a file that is there already or can't be written."""
-    folder = Path(path).absolute().parent
-    if os.path.lexists(path) or not Path(path).name:
-        raise UserError(f"--sheet {path}: it is there already; choose another name")
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise UserError(f"--sheet {path}: {folder} is not a directory that can be written to")
-
-
-def _write(path, content):
-    try:
-        durable_files.replace(path, content)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from None
 
 
 def _parser():

@@ -29,9 +29,10 @@ from alexnet_mp.runs.checkpoint_format import (
 from alexnet_mp.system.errors import UserError
 
 HERE = Path(__file__).parent
-V0, V1, V2, V3, V4 = (HERE / f"checkpoint_v{number}" / f"step_{step:08}" for number, step in enumerate((6, 3, 3, 3, 3)))
+V3, V4 = (HERE / f"checkpoint_v{number}" / "step_00000003" for number in (3, 4))
 ALL = (WEIGHTS, VELOCITY, STATISTICS, STATE, MANIFEST)
 CLASSES = ("ant", "bee", "fly")
+NO_LONGER_READ = "checkpoint format {}: the last version that reads it is commit 0bb1361"
 
 specification = importlib.util.spec_from_file_location("fuzz_checkpoint", HERE.parent / "tools" / "fuzz_checkpoint.py")
 fuzz_checkpoint = importlib.util.module_from_spec(specification)
@@ -46,7 +47,7 @@ def tiny_recipe():
 
 
 def tiny():
-    """The checkpoint that lies in checkpoint_v1 to _v4: some hundred numbers, -0.0, the least denormal, the largest float."""
+    """The checkpoint in checkpoint_v3 and _v4: some hundred numbers, -0.0, the least denormal, the largest float."""
     recipe, random = tiny_recipe(), np.random.Generator(np.random.Philox(key=5))
     weights, velocity = ({name: torch.from_numpy(random.standard_normal(shape, np.float32))
                           for name, shape in shapes.merged_shapes(recipe, len(CLASSES)).items()} for _ in range(2))
@@ -105,6 +106,17 @@ def rewrite_manifest(place, change):
     fields = json.loads((place / MANIFEST).read_bytes())
     change(fields)
     (place / MANIFEST).write_bytes(fuzz_checkpoint.sealed(fields))
+
+
+def as_old_format(place, number):
+    """Make a checkpoint look like one of format 0 to 2. Returns the path that its refusal begins with."""
+    if number:
+        rewrite_manifest(place, lambda fields: fields.update(format=number))
+        return place / MANIFEST
+    for name in ALL:
+        if name != WEIGHTS:
+            (place / name).unlink()
+    return place
 
 
 def with_header(entries, data):

@@ -24,20 +24,16 @@ class Trained:
 
 
 def trained(directory, with_weights=False):
-    """(checkpoint's directory, `Trained`) of a run's newest checkpoint; in format 0 the run's directory has all but the weights.
+    """(checkpoint's directory, `Trained`) of a run's newest checkpoint.
 
-    Raises UserError where it is no run, or the checkpoint can't be used.
+    Raises UserError if it is no run, or the checkpoint can't be used.
     """
-    run = read_run(directory)
+    read_run(directory)
 
     def read(path):
-        if checkpoint_format.version(path) == 0:
-            recipe, source, classes, place = run["recipe"], run["data"]["source"], run["data"]["classes"], directory
-        else:
-            state = checkpoint_format.read_state(path)
-            recipe, source, classes, place = state.recipe, state.data.source, list(state.data.classes), path
+        state = checkpoint_format.read_state(path)
         weights = checkpoint_format.load_weights(path) if with_weights else None
-        return Trained(recipe, source, classes, Statistics.load(place), weights, Path(path))
+        return Trained(state.recipe, state.data.source, list(state.data.classes), Statistics.load(path), weights, path)
 
     return checkpoints.from_newest(directory, read)
 

@@ -3,15 +3,14 @@
 The paper pre-trained on all of ImageNet, of which ILSVRC is a part, and fine-tuned on ILSVRC. In small: pre-trained on all classes
 of a set, fine-tuned on every second one of them. The pictures are the stored ones, so no pixel differs.
 """
-import fcntl
-from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from PIL import Image
 
 from ..system import durable_files
 from ..system.errors import UserError
-from ..system.terminal import progress, say
+from ..system.file_lock import held
+from ..system.terminal import progress
 
 
 def every_second_class(dataset, stored_size, folder):
@@ -27,21 +26,14 @@ def every_second_class(dataset, stored_size, folder):
     if left < 2:
         raise UserError(f"{dataset.description}: every second class of {len(dataset.classes)} leaves {left} of the two "
                         "that are needed; --larger DIR names a set of more classes to pre-train on")
-    partial = folder.with_name(f"{folder.name}.partial")
     try:
-        with _alone(folder):
+        with held(f"{folder}.lock", f"{folder} is being written by another process, which is waited for"):
             if not folder.is_dir():  # else the one that was waited for has made it
-                durable_files.remove(partial)  # of a process that was killed
-                try:
+                with durable_files.new_directory(folder) as partial:
                     for split in ("train", "val"):
                         _write(dataset, split, partial)
-                    durable_files.rename(partial, folder)
-                except BaseException:
-                    with suppress(OSError):
-                        durable_files.remove(partial)
-                    raise
     except OSError as error:
-        raise UserError(f"cannot write {error.filename or partial}: {error.strerror or error}") from None
+        raise UserError(f"cannot write {error.filename or f'{folder}.partial'}: {error.strerror or error}") from None
     return folder
 
 
@@ -55,19 +47,6 @@ def _write(dataset, split, partial):
                 path = partial / split / _name(dataset, int(label)) / f"{index:08}.png"
                 Image.fromarray(source.read(index)).save(path, compress_level=1)
             advance(1)
-
-
-@contextmanager
-def _alone(folder):
-    """Hold the lock beside a folder. It is the kernel's, and ends with the process, however that ends; its file stays."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with open(folder.with_name(f"{folder.name}.lock"), "ab") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say(f"{folder} is being written by another process, which is waited for")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _name(dataset, label):

@@ -1,10 +1,8 @@
 """A prepared set is made: plan, shards, index, in this order; what was interrupted goes on."""
-import fcntl
 import hashlib
 import json
 import os
-import time
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,10 +23,12 @@ from ..data.prepared_format import (
     is_prepared,
     read_index,
 )
+from ..system.durable_files import PARTIAL
 from ..system.errors import UserError
+from ..system.file_lock import held
 from ..system.terminal import progress, say
 from .process_pool import in_processes
-from .shards import UNFINISHED, Shards, make_shard, printable, written
+from .shards import Shards, make_shard, printable, written
 
 LOCK, SECONDS_FOR_LOCK = "lock", 3
 MOST_NAMED = 20  # images left out that are named at the end
@@ -41,7 +41,7 @@ def prepare(source, kind, plan, dest, skip, workers):
     """
     if (dest / INDEX).exists() and not (dest / WORK).exists():
         return _say_complete(dest, plan, source.ids)
-    with _locked(dest):
+    with held(dest / WORK / LOCK, f"{dest}: another prepare is writing into it", SECONDS_FOR_LOCK):
         if (dest / INDEX).exists():  # an earlier run ended between the index and the removal of what it worked with
             status = _say_complete(dest, plan, source.ids)
         else:
@@ -121,51 +121,16 @@ def _finish(dest, plan, source, kind, splits):
             what = f"class {source.classes[lost[0]]} of {name}" if split.images else name
             raise UserError(f"no image of {what} can be read, and a set needs one; mend the source and run the same command again")
         content = save({field: np.ascontiguousarray(values) for field, values in vars(columns).items()})
-        with written(dest / columns_file(name)) as file:
-            file.write(content)
+        written(dest / columns_file(name), content)
         found[name] = SplitIndex(split.images, split.index, hashlib.sha256(content).hexdigest(), split.shards, split.skipped)
     statistics = sums.statistics()
     content = save({field: np.ascontiguousarray(values) for field, values in vars(statistics).items()})
-    with written(dest / STATISTICS) as file:
-        file.write(content)
+    written(dest / STATISTICS, content)
     index = Index(FORMAT, VERSION, plan.size, "raw" if plan.quality is None else "jpeg", plan.quality, printable(kind),
                   plan.digest, tuple(map(printable, source.classes)), tuple(map(printable, source.class_names)), found,
                   hashlib.sha256(content).hexdigest(), ids=None if source.ids is None else tuple(source.ids))
-    with written(dest / INDEX) as file:
-        file.write(index.to_bytes())
+    written(dest / INDEX, index.to_bytes())
     return index
-
-
-@contextmanager
-def _locked(dest):
-    """Keep every other `prepare` out of dest. The lock is the kernel's: it ends with the processes that hold it, however they end.
-
-    Worker processes inherit it, so that none of an earlier run, killed a moment ago, still writes; that moment is waited for.
-    """
-    path, end = dest / WORK / LOCK, time.monotonic() + SECONDS_FOR_LOCK
-    while True:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        except OSError as error:
-            raise UserError(f"cannot write into {dest}: {error.strerror}") from None
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if path.exists() and os.path.samestat(os.fstat(lock), path.stat()):  # not where one has finished and removed it
-                break
-        except BlockingIOError:
-            if time.monotonic() > end:
-                os.close(lock)
-                raise UserError(f"{dest}: another prepare is writing into it") from None
-        except OSError as error:
-            os.close(lock)
-            raise UserError(f"cannot lock {path}: {error.strerror}") from None
-        os.close(lock)
-        time.sleep(0.05)
-    try:
-        yield
-    finally:
-        os.close(lock)
 
 
 def _begin(dest, plan):
@@ -181,14 +146,13 @@ def _begin(dest, plan):
             raise UserError(f"{dest} was begun with another source or other settings ({difference}); choose another DEST, or "
                             "remove this one")
     else:
-        with written(path) as file:
-            file.write(plan.to_bytes())
+        written(path, plan.to_bytes())
 
 
 def _remove_unfinished(dest):
     """Remove what was being written when its process ended, in this run or in an earlier one."""
     for folder in (dest, dest / WORK):
-        for leftover in folder.glob(f"*{UNFINISHED}"):
+        for leftover in folder.glob(f"*{PARTIAL}"):
             with suppress(OSError):
                 leftover.unlink()
 
@@ -197,7 +161,7 @@ def _remove_work(work):
     """Remove what was needed to make the set, and nothing that somebody else put there."""
     with suppress(OSError):
         for file in work.iterdir():
-            if file.name in (LOCK, PLAN) or file.name.endswith((".safetensors", UNFINISHED)):
+            if file.name in (LOCK, PLAN) or file.name.endswith((".safetensors", PARTIAL)):
                 file.unlink()
         work.rmdir()
 
@@ -219,8 +183,7 @@ def _say_complete(dest, plan, ids):
         difference = plan.difference(same.fields | counts) or "the names of the images"
         raise UserError(f"{dest} is a set of another source or other settings ({difference}); choose another DEST, or remove it")
     if ids is not None and index.ids is None:
-        with written(dest / INDEX) as file:
-            file.write(replace(index, ids=tuple(ids)).to_bytes())
+        written(dest / INDEX, replace(index, ids=tuple(ids)).to_bytes())
         say("the classes' numbers in the competition were added to it")
     _say_left_out(dest, index)
     say(f"there already, and complete: {index.describe(dest, index.splits)}")
@@ -238,7 +201,7 @@ def refuse_unusable(src, dest):
         if not dest.is_dir():
             raise UserError(f"{dest} is there already and is not a directory")
         found, work = set(os.listdir(dest)), dest / WORK
-        begun = found == {WORK} and work.is_dir() and set(os.listdir(work)) <= {LOCK, PLAN + UNFINISHED}
+        begun = found == {WORK} and work.is_dir() and set(os.listdir(work)) <= {LOCK, PLAN + PARTIAL}
     except OSError as error:
         raise UserError(f"cannot read {dest}: {error.strerror}") from None
     if found and not is_prepared(dest) and not begun:

@@ -1,10 +1,7 @@
 """The shards of a set that is being made: which image goes where, what is done, and one shard's work from images to a tar file."""
-import hashlib
 import io
 import json
-import os
 import zlib
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -36,8 +33,6 @@ from ..kernels.philox import PLACE_STREAM, philox
 from ..system import durable_files
 from ..system.errors import MachineError, UserError
 from . import sources
-
-UNFINISHED = ".unfinished"  # ends the name of a file that is being written
 
 
 @dataclass(frozen=True)
@@ -130,19 +125,15 @@ def make_shard(task, tick):
     Raises UserError for an unreadable image, unless they are left out, and where a file can't be written.
     """
     sums, columns, skipped = Sums(task.size), {name: [] for name in ("number", "offset", "length", "crc32")}, []
-    kind, digest, place = "ppm" if task.quality is None else "jpg", hashlib.sha256(), 0
-    part = part_path(task.dest, task.split, task.number)
-    if part.exists():  # of an earlier shard with fewer images: it must not be taken for this one's
-        part.unlink()
-        durable_files.sync(part.parent)
-    with written(task.dest / task.file) as file:
-        def put(*pieces):
-            nonlocal place
-            for piece in pieces:
-                file.write(piece)
-                digest.update(piece)
-                place += len(piece)
+    kind = "ppm" if task.quality is None else "jpg"
+    part_file = part_path(task.dest, task.split, task.number)
+    if part_file.exists():  # of an earlier shard with fewer images: it must not be taken for this one's
+        part_file.unlink()
+        durable_files.sync(part_file.parent)
 
+    def content():
+        """The tar file, an image at a time."""
+        place = 0
         for number, item in task.images:
             try:
                 picture = sources.picture(item, task.size)
@@ -155,24 +146,27 @@ def make_shard(task, tick):
                 skipped.append({"number": number, "name": printable(item.name), "reason": _reason(error, item)})
                 tick()
                 continue
-            content = encoded(picture, task.quality)
+            image = encoded(picture, task.quality)
             if task.split == "train":
-                sums.add(picture if task.quality is None else decoded(io.BytesIO(content), task.size, item.name))
-            row = {"number": number, "offset": place + BLOCK, "length": len(content), "crc32": zlib.crc32(content)}
+                sums.add(picture if task.quality is None else decoded(io.BytesIO(image), task.size, item.name))
+            row = {"number": number, "offset": place + BLOCK, "length": len(image), "crc32": zlib.crc32(image)}
             for name, value in row.items():
                 columns[name].append(value)
             label = b"%d" % item.label
-            put(member_header(number, kind, len(content)), content, padding(len(content)),
-                member_header(number, "cls", len(label)), label, padding(len(label)))
+            part = b"".join((member_header(number, kind, len(image)), image, padding(len(image)),
+                             member_header(number, "cls", len(label)), label, padding(len(label))))
+            place += len(part)
+            yield part
             tick()
-        put(bytes(2 * BLOCK), bytes(-(place + 2 * BLOCK) % RECORD))
+        yield bytes(2 * BLOCK + -(place + 2 * BLOCK) % RECORD)
+
+    length, digest = written(task.dest / task.file, content())
     arrays = {name: np.array(values, np.int64) for name, values in columns.items()}
     if task.split == "train":
         arrays |= {"pixels": sums.pixels.astype(np.uint32), "products": sums.products}  # at most 1,024 times 255
-    known = {"bytes": place, "sha256": digest.hexdigest(), "skipped": skipped}
+    known = {"bytes": length, "sha256": digest, "skipped": skipped}
     try:
-        with written(part) as file:
-            file.write(save(arrays, {"shard": json.dumps(known)}))
+        written(part_file, save(arrays, {"shard": json.dumps(known)}))
     except BaseException:
         (task.dest / task.file).unlink()
         raise
@@ -187,28 +181,13 @@ def encoded(picture, quality):
     return content.getvalue()
 
 
-@contextmanager
-def written(path):
-    """A file to write that a reader, whatever happens, finds whole or not at all.
-
-    It has another name until all of it is on the disk; the rename is on the disk before this returns. Raises UserError where it
-    can't be written, and leaves nothing of it then.
-    """
-    partial = path.with_name(path.name + UNFINISHED)
+def written(path, content):
+    """`durable_files.replace`. Raises UserError if the file can't be written, and leaves nothing of it then."""
     try:
-        with open(partial, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.rename(partial, path)
-        durable_files.sync(path.parent)
-    except BaseException as error:
-        with suppress(OSError):
-            partial.unlink()
-        if isinstance(error, OSError):
-            raise UserError(f"cannot write {path}: {error.strerror}; nothing of it counts as done; when that is mended, the same "
-                            "command goes on") from None
-        raise
+        return durable_files.replace(path, content)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; nothing of it counts as done; when that is mended, "
+                        "the same command goes on") from None
 
 
 def _readable(item, size):

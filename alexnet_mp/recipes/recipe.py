@@ -189,20 +189,12 @@ def describe(recipe, width=100):
 
 
 def upgraded(fields):
-    """What `to_dict` wrote before there was `batch_file_size`, with what means the same today.
+    """What `to_dict` wrote before there was `batch_file_size` (checkpoint format 3), with what means the same.
 
-    That is the recipe of a checkpoint of format 2 or 3; and of format 1, which lacks `test_views`, `Layer.weight_decay`
-    and `Layer.rate` too. Anything else comes back as it is, for `from_dict` to refuse.
+    Anything else comes back as it is, for `from_dict` to refuse.
     """
-    layers = fields.get("layers") if isinstance(fields, dict) else None
-    if not isinstance(layers, list) or not all(isinstance(layer, dict) for layer in layers) or "batch_file_size" in fields:
-        return fields
-    if "test_views" in fields and all({"weight_decay", "rate"} <= layer.keys() for layer in layers):
-        return {**fields, "batch_file_size": None}
-    if "test_views" not in fields and not any({"weight_decay", "rate"} & layer.keys() for layer in layers):
-        layers = [{**layer, "weight_decay": None, "rate": 1.0} for layer in layers]
-        return {**fields, "batch_file_size": None, "test_views": "ten", "layers": layers}
-    return fields
+    before = isinstance(fields, dict) and "batch_file_size" not in fields
+    return {**fields, "batch_file_size": None} if before else fields
 
 
 def from_dict(fields):

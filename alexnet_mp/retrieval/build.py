@@ -8,6 +8,7 @@ import numpy as np
 from ..evaluation.ensembles import open_runs
 from ..evaluation.trained import class_words, load_run
 from ..recipes.shapes import sizes
+from ..system import durable_files
 from ..system.errors import UserError
 from ..system.memory import free_memory
 from ..system.provenance import PACKAGES, package_version, source_commit
@@ -82,9 +83,7 @@ def weights_digest(network):
 
 
 def _refuse_place(out, source):
-    parent = out.absolute().parent
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise UserError(f"the index {out}: {parent} is not a directory that can be written to")
+    durable_files.refuse_unwritable("the index", out, out.absolute().parent)
     count = max(source.images.values())
     need = 3 * 4 * source.units * count  # the vectors, and as much again twice while they are put together
     if need > free_memory():

@@ -10,7 +10,7 @@ which counts from the moment when `index.json` names it. There are no dates in i
 """
 import hashlib
 import json
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -147,19 +147,9 @@ def write(directory, source, packages, commit, features, names):
     contents[NAMES] = json.dumps(names).encode() + b"\n"
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
     described = Described("alexnet_mp retrieval index", 1, source, packages, commit, digests, {})
-    partial = Path(f"{directory}{durable_files.PARTIAL}")
-    with _writing(directory):
-        durable_files.remove(partial)  # what a crash left
-        durable_files.make_directory(partial)
-        try:
-            for name, content in {**contents, INDEX: described.to_bytes()}.items():
-                durable_files.write(partial / name, [content])
-            durable_files.sync(partial)
-            durable_files.rename(partial, directory)
-        except BaseException:
-            with suppress(OSError):
-                durable_files.remove(partial)
-            raise
+    with _writing(directory), durable_files.new_directory(directory) as partial:
+        for name, content in {**contents, INDEX: described.to_bytes()}.items():
+            durable_files.write(partial / name, [content])
     return Index(directory)
 
 

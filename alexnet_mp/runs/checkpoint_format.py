@@ -6,9 +6,8 @@
     state.json              `State`: where the run is, its recipe, its data, what its schedule knows, what it computed with
     manifest.json           bytes and sha256 of the four files, and of itself; written last
 
-This is format 4. In formats 1 to 3 the recipe lacks what had one meaning then (`recipe.upgraded`). Formats 1 and 2 lack
-`made_by.precision`, which was fp32. In format 0 a checkpoint was a directory with weights.safetensors alone: it can be
-evaluated, not resumed.
+This is format 4. The recipe of format 3 lacks `batch_file_size` (`recipe.upgraded`). Formats 0 (weights.safetensors
+alone), 1 and 2 are refused, with the name of the last version that reads them.
 
 What is read may be damaged or made to harm. A file's size is compared before it is read, its sha256 before it is believed, names,
 shapes and dtypes with what follows from the recipe; whatever is wrong becomes a `UserError` that begins with the file's path.
@@ -38,6 +37,7 @@ from . import safetensors_file
 from .safetensors_file import need, parse
 
 VERSION = 4
+OLDEST, READS_OLDER = 3, "0bb1361"  # the oldest format that is read, and the last commit that reads those before
 WEIGHTS, VELOCITY, STATE, MANIFEST = "weights.safetensors", "velocity.safetensors", "state.json", "manifest.json"
 FILES = (WEIGHTS, VELOCITY, STATISTICS, STATE)  # what the manifest lists
 MOST_MANIFEST, MOST_STATE = 1 << 20, 4 << 20  # bytes; 22,000 class names are less than two million
@@ -143,21 +143,16 @@ def write(directory, checkpoint):
     durable_files.sync(directory)
 
 
-def version(directory):
-    """The format of a checkpoint, 0 to 2. Raises UserError for a newer one, and for what is no checkpoint."""
-    return _manifest(Path(directory))[0]
-
-
 def read_state(directory):
-    """The `State` of a checkpoint; of the tensors only the files' sizes are looked at. Raises UserError, also for format 0."""
+    """The `State` of a checkpoint; of the tensors only the files' sizes are looked at. Raises UserError."""
     directory = Path(directory)
-    return _read_state(directory, *_whole_manifest(directory))
+    return _read_state(directory, *_manifest(directory))
 
 
 def load(directory):
-    """A `Checkpoint`, everything in it checked. Raises UserError, also for format 0."""
+    """A `Checkpoint`, everything in it checked. Raises UserError."""
     directory = Path(directory)
-    number, entries = _whole_manifest(directory)
+    number, entries = _manifest(directory)
     state = _read_state(directory, number, entries)
     layouts = _layouts(state)
     for file, layout in layouts.items():
@@ -172,26 +167,15 @@ def load(directory):
 
 
 def load_weights(directory):
-    """The weights of a checkpoint of any format, name -> tensor, without a look at the recipe. Raises UserError."""
+    """The weights of a checkpoint, name -> tensor, without a look at the recipe. Raises UserError."""
     directory = Path(directory)
-    path, (number, entries) = directory / WEIGHTS, _manifest(directory)
-    if number:
-        _check_sizes(directory, entries)
-        return _load_whole(path, entries[WEIGHTS], load_tensors)
-    with _damage(path):
-        size = _weights_alone(path)
-        return load_tensors(durable_files.read(path, size))
+    return _load_whole(directory / WEIGHTS, _manifest(directory)[1][WEIGHTS], load_tensors)
 
 
 def verify(directory):
-    """Compare every file with the manifest, a piece at a time. Returns the `State`, None for format 0. Raises UserError."""
+    """Compare every file with the manifest, a piece at a time. Returns the `State`. Raises UserError."""
     directory = Path(directory)
     number, entries = _manifest(directory)
-    if not number:
-        with _damage(directory / WEIGHTS):
-            _weights_alone(directory / WEIGHTS)
-        return None
-    _check_sizes(directory, entries)
     for file, entry in entries.items():
         with _damage(directory / file):
             need(durable_files.digest(directory / file) == (entry["bytes"], entry["sha256"]), f"its sha256 is not the one in {MANIFEST}")
@@ -199,7 +183,7 @@ def verify(directory):
 
 
 def _manifest(directory):
-    """(format, {file: {"bytes": n, "sha256": hex}}), (0, None) for format 0. Raises UserError for anything else."""
+    """(format, {file: {"bytes": n, "sha256": hex}}), with all sizes compared. Raises UserError for anything else."""
     path = directory / MANIFEST
     with _damage(directory):
         names = durable_files.names(directory, 2 * len(FILES) + 2)
@@ -214,18 +198,21 @@ def _manifest(directory):
             need(set(fields) == {"format", "files", "sha256"}, f"its fields are {sorted(fields)!r:.200}")
             _check_entries(fields["files"])
             need(_manifest_bytes(fields["format"], fields["files"]) == content, "it is not what was written, its sha256 differs")
-            return fields["format"], fields["files"]
+            if fields["format"] < OLDEST:
+                raise OldFormat(path, fields["format"])
     except _Missing:
         _check_foreign(directory, foreign)
-        if names != [WEIGHTS]:
-            raise
-        return 0, None
+        if names == [WEIGHTS]:
+            raise OldFormat(directory, 0) from None
+        raise
+    _check_sizes(directory, fields["files"])
+    return fields["format"], fields["files"]
 
 
 def _check_version(path, number):
     need(type(number) is int and number >= 1, f"its format is {number!r:.50}")
     if number > VERSION:
-        raise NewerFormat(f"{path}: made by a newer alexnet_mp (format {number}); this one reads 0 to {VERSION}")
+        raise NewerFormat(f"{path}: made by a newer alexnet_mp (format {number}); this one reads {OLDEST} to {VERSION}")
 
 
 def _check_foreign(directory, foreign):
@@ -240,15 +227,6 @@ def _check_entries(entries):
         need(isinstance(entry, dict) and set(entry) == {"bytes", "sha256"} and type(entry["bytes"]) is int and entry["bytes"] >= 0
              and isinstance(entry["sha256"], str), f"its entry for {name}")
     need(len(entries) == len(FILES), f"it lists {len(entries)} files instead of {len(FILES)}")
-
-
-def _whole_manifest(directory):
-    """As `_manifest`, for what can be resumed alone, with all sizes compared."""
-    number, entries = _manifest(directory)
-    if not number:
-        raise UserError(f"{directory}: it holds weights alone (format 0): it can be evaluated, not resumed")
-    _check_sizes(directory, entries)
-    return number, entries
 
 
 def _check_sizes(directory, entries):
@@ -275,14 +253,11 @@ def _parse_state(content, number):
     """The `State` in the bytes of state.json, written in format `number`. Raises ValueError or RecursionError."""
     need(len(content) <= MOST_STATE, f"it has {len(content):,} bytes, {MOST_STATE:,} at most are read")
     fields = parse(content)
-    if number < 4 and isinstance(fields, dict):
+    if number < VERSION and isinstance(fields, dict):
         recipe = fields.get("recipe")
         fields["recipe"] = upgraded(recipe)
-        need(fields["recipe"] is not recipe and ("test_views" in recipe) == (number > 1),
-             f"its recipe is none of format {number}: a field is missing, or one that format {number} had not is there")
-    if number < 3 and isinstance(fields, dict) and isinstance(made_by := fields.get("made_by"), dict):
-        need("precision" not in made_by, f"made_by.precision is a field that format {number} had not")
-        made_by["precision"] = "fp32"
+        need(fields["recipe"] is not recipe,
+             f"its recipe is none of format {number}: a field that format {number} had not is there")
     # A folder's name may be no UTF-8. Python's surrogates for it are no JSON text to pydantic, so they are put back afterwards.
     state = _ADAPTER.validate_json(json.dumps(fields, ensure_ascii=False).encode(errors="replace"))
     data = fields["data"]
@@ -324,7 +299,7 @@ def _arrays(file, tensors, layout):
 
 
 def _load_whole(path, entry, load_content, layout=None):
-    """{name: tensor} of a file of format 1 to 3, in the layout's order; where none is given, unchecked against it."""
+    """{name: tensor} of a file, in the layout's order; if none is given, unchecked against it."""
     with _damage(path):
         content = _content(path, entry, safetensors_file.MOST_BYTES)
         found = safetensors_file.read_layout(len(content), content[:8 + safetensors_file.MOST_HEADER])
@@ -338,13 +313,6 @@ def _load_whole(path, entry, load_content, layout=None):
             values = tensor.numpy() if isinstance(tensor, torch.Tensor) else tensor
             need(safetensors_file.finite(values), f"{name} has values that are not finite")
         return {name: tensors[name] for name in layout}
-
-
-def _weights_alone(path):
-    """Check the header of the only file of format 0, and return the file's size."""
-    size, start = durable_files.head(path, 8 + safetensors_file.MOST_HEADER)
-    safetensors_file.read_layout(size, start)
-    return size
 
 
 def _words(tensor):
@@ -367,6 +335,13 @@ class NewerFormat(UserError):
 
 class Unreadable(UserError):
     """The machine can't read what may be whole: nothing may be put in its place."""
+
+
+class OldFormat(UserError):
+    """Nothing is wrong with the checkpoint, but this version no longer reads its format."""
+
+    def __init__(self, path, number):
+        super().__init__(f"{path}: checkpoint format {number}: the last version that reads it is commit {READS_OLDER}")
 
 
 class _Missing(UserError):

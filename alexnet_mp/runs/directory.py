@@ -134,9 +134,7 @@ def refuse_unusable(path):
     """Raise an error early if a new run directory is there already, `Taken`, or can't be made, UserError."""
     if os.path.lexists(path):
         raise _taken(path)
-    parent = next(parent for parent in Path(path).absolute().parents if os.path.lexists(parent))
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise UserError(f"--out {path}: {parent} is not a directory that can be written to")
+    durable_files.refuse_unwritable("--out", path)
 
 
 def refuse_foreign(path):

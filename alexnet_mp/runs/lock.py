@@ -1,4 +1,8 @@
-"""One run at a time writes into a run directory: a lock that the kernel lets go of when its holder ends, however it ends."""
+"""One run at a time writes into a run directory. The kernel lets go of the lock when its holder ends, however it ends.
+
+It is not `system/file_lock.py`: a run's workers must not keep the lock after it, nobody waits for a run, its file stays
+to tell who holds it, and it is held against a directory that is moved away.
+"""
 import datetime
 import fcntl
 import json

@@ -11,6 +11,8 @@ from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 
+from .errors import UserError
+
 CHUNK = 16 << 20  # bytes: os.write and hashlib let go of the GIL for each, and a signal is seen between two
 PARTIAL = ".partial"  # what `replace` adds to a name until the content is on the disk
 
@@ -84,16 +86,17 @@ def names(directory, most):
 
 
 def replace(path, content):
-    """Give the file at `path` this content, bytes; whatever happens, a reader finds the old content or the new one.
+    """Give the file at `path` this content; whatever happens, a reader finds the old content or the new one.
 
-    The new content is on the disk under another name before a rename puts it in place. On an error that name is removed again,
-    and where only the directory's sync failed the file has the new content.
+    content: bytes, or an iterable of parts for `write`, whose result is returned. The new content is on the disk under
+    another name before a rename puts it in place. On an error that name is removed again, and if only the directory's
+    sync failed the file has the new content.
     """
     partial = f"{path}{PARTIAL}"
     with _about(partial), suppress(FileNotFoundError):
         os.unlink(partial)  # what a crash left; not a directory, which is somebody's
     try:
-        write(partial, [content])
+        written = write(partial, [content] if isinstance(content, bytes) else content)
         with _about(path):
             os.rename(partial, path)
     except BaseException:
@@ -101,6 +104,47 @@ def replace(path, content):
             remove(partial)
         raise
     sync(Path(path).parent)
+    return written
+
+
+def write_output(path, content):
+    """`replace` for a file that the user asked for: raises UserError if it can't be written."""
+    try:
+        replace(path, content)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from None
+
+
+def refuse_output(flag, path):
+    """Raise UserError early for a file that is there already or can't be written. flag: what asks for it."""
+    if not Path(path).name:
+        raise UserError(f"{flag} {str(path)!r}: write the name of a file")
+    if os.path.lexists(path):
+        raise UserError(f"{flag} {path}: it is there already; choose another name")
+    refuse_unwritable(flag, path, Path(path).absolute().parent)
+
+
+def refuse_unwritable(flag, path, folder=None):
+    """Raise UserError early if what `flag` asks for can't be put into a folder; None: the nearest that is there."""
+    folder = folder or next(place for place in (Path(path), *Path(path).absolute().parents) if os.path.lexists(place))
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise UserError(f"{flag} {path}: {folder} is not a directory that can be written to")
+
+
+@contextmanager
+def new_directory(path):
+    """A directory to be filled, under another name until it is whole; after an error nothing stays. Raises OSError."""
+    partial = Path(f"{path}{PARTIAL}")
+    remove(partial)  # what a crash left
+    make_directory(partial)
+    try:
+        yield partial
+        sync(partial)
+        rename(partial, path)
+    except BaseException:
+        with suppress(OSError):
+            remove(partial)
+        raise
 
 
 def rename(source, target):

@@ -109,6 +109,8 @@ def _newest_whole(run, set_aside=False):
         try:
             point = ResumePoint(directory, load(directory))
             break
+        except checkpoint_format.OldFormat:
+            raise
         except (NewerFormat, Unreadable) as reason:
             raise UserError(f"{reason}; an older checkpoint is gone on from with --resume PATH --out NEW") from None
         except UserError as reason:

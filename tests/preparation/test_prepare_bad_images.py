@@ -28,7 +28,7 @@ def test_the_first_unreadable_image_stops_it(source, tmp_path, monkeypatch, work
     with pytest.raises(UserError, match="cannot read image .*train/leaf/3.jpg: .*runcated.*--bad-images skip"):
         prepared(monkeypatch, source, tmp_path / "set", workers=workers)
     assert not (tmp_path / "set" / "index.json").exists()
-    assert not [name for name in leftovers(tmp_path / "set") if "unfinished" in name]
+    assert not [name for name in leftovers(tmp_path / "set") if "partial" in name]
     (source / "train/leaf/3.jpg").write_bytes(content)
     assert files(prepared(monkeypatch, source, tmp_path / "set", workers=workers)) == whole  # mended, the same command goes on
 

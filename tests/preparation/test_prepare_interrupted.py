@@ -26,7 +26,7 @@ def test_what_was_done_is_kept_and_the_rest_is_done(source, tmp_path, monkeypatc
         assert interrupted(monkeypatch, source, dest, images) == 130
         captured = capsys.readouterr()
         assert captured.err == "stopped; the same command goes on from here\n"
-        assert not [name for name in leftovers(dest) if "unfinished" in name] and not (dest / "index.json").exists()
+        assert not [name for name in leftovers(dest) if "partial" in name] and not (dest / "index.json").exists()
     assert leftovers(dest) == ["train-00000.safetensors", "train-00000.tar"]
     before = (dest / "train-00000.tar").stat()
     prepared(monkeypatch, source, dest)
@@ -48,8 +48,8 @@ def cut_part(dest):
     lambda dest: (dest / "work" / "train-00000.safetensors").write_bytes(b""),
     lambda dest: (dest / "work" / "train-00001.safetensors").write_bytes((dest / "work" / "train-00000.safetensors").read_bytes())
     and (dest / "train-00001.tar").write_bytes((dest / "train-00000.tar").read_bytes()),
-    lambda dest: (dest / "train-00002.tar.unfinished").write_bytes(b"half"),
-    lambda dest: (dest / "work" / "plan.json.unfinished").write_bytes(b"half"),
+    lambda dest: (dest / "train-00002.tar.partial").write_bytes(b"half"),
+    lambda dest: (dest / "work" / "plan.json.partial").write_bytes(b"half"),
 ], ids=["cut part", "cut shard", "no shard", "no part", "cut header", "empty part", "another's part", "half a shard",
         "half a plan"])
 def test_what_is_not_whole_is_done_again(source, tmp_path, monkeypatch, damage):
@@ -101,7 +101,7 @@ def test_a_shards_part_is_on_the_disk_after_the_shard_and_the_index_last(source,
              ("val-00000.safetensors", "work"), ("train.safetensors", "set"), ("val.safetensors", "set"),
              ("statistics.safetensors", "set"), ("index.json", "set")]
     assert log == [step for name, folder in order
-                   for step in (("sync", f"{name}.unfinished"), ("rename", name), ("sync", folder))]
+                   for step in (("sync", f"{name}.partial"), ("rename", name), ("sync", folder))]
 
 
 def begun(source, dest):
@@ -133,7 +133,7 @@ def test_killed_at_any_moment_the_same_command_goes_on(many, tmp_path):
         process.send_signal(number)  # to the parent alone: its workers have to notice
         process.communicate(timeout=60)
         assert process.returncode in ((130, 0) if number == signal.SIGTERM else (-number, 0))
-        assert number == signal.SIGKILL or not list(dest.glob("*.unfinished"))
+        assert number == signal.SIGKILL or not list(dest.glob("*.partial"))
         if not (dest / "index.json").exists():
             with pytest.raises(UserError, match="not finished"):
                 Prepared(dest, 64)
@@ -147,7 +147,7 @@ def test_ctrl_c_ends_all_processes_and_says_that_the_same_command_goes_on(many, 
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to the workers too
     _, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (130, "stopped; the same command goes on from here\n")
-    assert not running(process.pid) and not [name for name in leftovers(tmp_path / "set") if "unfinished" in name]
+    assert not running(process.pid) and not [name for name in leftovers(tmp_path / "set") if "partial" in name]
     assert complete(source, tmp_path / "set") == whole
 
 
@@ -204,7 +204,7 @@ def test_a_worker_that_is_killed_is_one_line(source, tmp_path, monkeypatch):
         with pytest.raises(UserError, match="SIGKILL.*fewer --workers") as raised:
             prepared(patch, source, tmp_path / "set", workers=2)
     assert "\n" not in str(raised.value) and ".tar" in str(raised.value)
-    assert not [name for name in leftovers(tmp_path / "set") if "unfinished" in name]
+    assert not [name for name in leftovers(tmp_path / "set") if "partial" in name]
     assert files(prepared(monkeypatch, source, tmp_path / "set")) == whole
 
 
@@ -239,7 +239,7 @@ def test_a_full_disk_is_named_and_with_room_it_goes_on(source, tmp_path, monkeyp
         prepared(monkeypatch, source, dest, workers=workers)
     assert "\n" not in str(raised.value) and str(dest) in str(raised.value)
     shards_left = [name.split(".")[0] for name in leftovers(dest)]
-    assert not [name for name in leftovers(dest) if "unfinished" in name]
+    assert not [name for name in leftovers(dest) if "partial" in name]
     assert all(shards_left.count(name) == 2 for name in shards_left)  # a shard with its part
     remount(small_disk, "size=10m")
     assert files(prepared(monkeypatch, source, dest, workers=workers)) == whole
@@ -264,7 +264,7 @@ def test_a_disk_error_is_named_with_its_file(source, tmp_path, monkeypatch, name
     whole, sync = files(prepared(monkeypatch, source, tmp_path / "whole")), os.fsync
 
     def fail(descriptor):
-        if os.readlink(f"/proc/self/fd/{descriptor}").endswith(f"/{name}.unfinished"):
+        if os.readlink(f"/proc/self/fd/{descriptor}").endswith(f"/{name}.partial"):
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         sync(descriptor)
 

@@ -1,7 +1,6 @@
 """`python -m alexnet_mp.checkpoint`: what it lists, exports and removes, and one clear line for every wrong flag, path and file."""
 import os
 import re
-import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,6 +11,8 @@ import pytest
 import torch
 from disk import checkpoint_of, forked, names, put_all
 from faulty_calls import odd_files
+from inner_cases import every
+from tiny_checkpoint import NO_LONGER_READ, as_old_format
 
 from alexnet_mp.checkpoint import main
 from alexnet_mp.runs import checkpoints
@@ -19,8 +20,6 @@ from alexnet_mp.runs.checkpoints import listing
 from alexnet_mp.runs.lock import RunLock
 from alexnet_mp.system import durable_files
 from alexnet_mp.system.errors import UserError
-
-V0 = Path(__file__).parents[1] / "checkpoint_v0" / "step_00000006"
 
 
 @pytest.fixture
@@ -85,16 +84,15 @@ def test_damaged_ones_are_named_and_the_status_is_2(run, capsys):
     assert not [step for step in (3, 6, 9, 12) if "DAMAGED" in lines[step]]
 
 
-def test_old_formats_are_listed_and_exported(tmp_path, capsys):
-    shutil.copytree(V0, tmp_path / "run" / "checkpoints" / V0.name)
-    assert main([str(tmp_path / "run")]) == 0
-    assert "weights alone (format 0): to be evaluated, not resumed" in capsys.readouterr().out
-    assert main([str(tmp_path / "run"), "--weights", str(tmp_path / "weights.safetensors")]) == 0
-    assert "saved right after a validation" in refused(tmp_path / "run", "--best", "--weights", tmp_path / "other")
-    assert main([str(tmp_path / "run"), "--prune", "1"]) == 0
-    assert "nothing to remove" in capsys.readouterr().out and list(listing(tmp_path / "run")) == [6]
-    (tmp_path / "run" / "checkpoints" / V0.name / "weights.safetensors").write_bytes(b"x" * 100)
-    assert "1 of the 1 checkpoints" in refused(tmp_path / "run")
+@every("number", [0, 1, 2])
+def test_an_old_format_is_told_by_its_last_reader_and_left_alone(number, run, tmp_path, capsys):
+    old = as_old_format(listing(run)[9], number)
+    assert "1 of the 4 checkpoints" in (message := refused(run)) and "damaged" not in message
+    lines = capsys.readouterr().out.splitlines()
+    reason = f"{old}: {NO_LONGER_READ.format(number)}"
+    assert lines[2].endswith(f"  {reason}") and sum("whole" in line for line in lines) == 3
+    assert refused(run, "--step", "9", "--weights", tmp_path / "weights") == reason
+    assert main([str(run), "--prune", "1"]) == 0 and list(listing(run)) == [6, 9, 12]
 
 
 @pytest.mark.parametrize("flags, step, top1_error", [([], 12, None), (["--step", "9"], 9, 30.5), (["--best"], 6, 20.0)],
@@ -122,7 +120,10 @@ def test_an_export_takes_the_place_of_nothing(run, tmp_path):
 
 def test_an_export_that_cannot_be_written(run, tmp_path, monkeypatch):
     (tmp_path / "file").write_bytes(b"")
-    for target in (tmp_path / "nowhere" / "weights", tmp_path / "file" / "weights", Path("/proc/weights"), tmp_path / ("x" * 300)):
+    for target in (tmp_path / "nowhere" / "weights", tmp_path / "file" / "weights"):
+        message = f"--weights {target}: {target.parent} is not a directory that can be written to"
+        assert refused(run, "--weights", target) == message
+    for target in (Path("/proc/weights"), tmp_path / ("x" * 300)):
         assert f"cannot write {target}" in refused(run, "--weights", target)
     monkeypatch.setattr(durable_files.os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     assert f"cannot write {tmp_path}/weights: No space left on device" in refused(run, "--weights", tmp_path / "weights")
@@ -192,7 +193,8 @@ def test_wrong_paths_and_flags(run, tmp_path):
             ([tmp_path / "empty"], "no checkpoint"), ([tmp_path / "odd"], "no checkpoint"), ([listing(run)[3]], "no checkpoint"),
             ([tmp_path / "empty", "--prune", 1], "no checkpoint"),
             ([tmp_path / "empty", "--weights", tmp_path / "x"], "no checkpoint"),
-            ([run, "--prune", 0], "--prune 0"), ([run, "--prune", -1], "--prune -1"), ([run, "--weights", ""], "there already"),
+            ([run, "--prune", 0], "--prune 0"), ([run, "--prune", -1], "--prune -1"),
+            ([run, "--weights", ""], "name of a file"),
             ([run, "--step", 3], "--weights FILE"), ([run, "--best"], "--weights FILE"),
             ([run, "--best", "--prune", 1], "--weights FILE"),
             ([run, "--step", 4, "--weights", tmp_path / "x"], "are of steps 3, 6, 9, 12"),

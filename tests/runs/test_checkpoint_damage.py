@@ -13,7 +13,18 @@ import numpy as np
 import pytest
 import torch
 from inner_cases import every
-from tiny_checkpoint import ALL, V0, V4, fuzz_checkpoint, refused, rewrite, rewrite_manifest, rewrite_state, with_header
+from tiny_checkpoint import (
+    ALL,
+    NO_LONGER_READ,
+    V4,
+    as_old_format,
+    fuzz_checkpoint,
+    refused,
+    rewrite,
+    rewrite_manifest,
+    rewrite_state,
+    with_header,
+)
 
 from alexnet_mp.data.pixel_statistics import FILE as STATISTICS
 from alexnet_mp.runs.checkpoint_format import (
@@ -25,7 +36,6 @@ from alexnet_mp.runs.checkpoint_format import (
     load_weights,
     read_state,
     verify,
-    version,
     write,
 )
 from alexnet_mp.system import durable_files
@@ -41,7 +51,7 @@ def test_every_flipped_byte_is_found(place):
             damaged = bytearray(content)
             damaged[position] ^= 1 << int(random.integers(8))
             (place / name).write_bytes(damaged)
-            refused({MANIFEST: version, STATE: read_state}.get(name, verify), place, name)
+            refused(read_state if name in (MANIFEST, STATE) else verify, place, name)
             if position % 50 == 0:
                 refused(load, place, name)
         (place / name).write_bytes(content)
@@ -55,7 +65,7 @@ def test_every_missing_and_added_byte_of_the_manifest_is_found(place):
         for damaged in (before + after[1:], before + b" " + after, before):
             if damaged != content:
                 (place / MANIFEST).write_bytes(damaged)
-                refused(version, place, MANIFEST)
+                refused(read_state, place, MANIFEST)
 
 
 @every("name", ALL)
@@ -71,7 +81,7 @@ def test_a_file_cut_anywhere(name, action, place):
     refused(action, place, name)
 
 
-@every("action", [load, verify, read_state, load_weights, version])
+@every("action", [load, verify, read_state, load_weights])
 def test_missing_and_foreign_files(action, place):
     (place / "notes.txt").write_bytes(b"")
     assert "no file of a checkpoint" in refused(action, place, "notes.txt")
@@ -79,12 +89,11 @@ def test_missing_and_foreign_files(action, place):
     for name in ALL[::-1]:
         content = (place / name).read_bytes()
         (place / name).unlink()
-        if action is not version or name == MANIFEST:
-            assert "missing" in refused(action, place, name)
+        assert "missing" in refused(action, place, name)
         (place / name).write_bytes(content)
 
 
-@every("action", [load, verify, read_state, load_weights, version])
+@every("action", [load, verify, read_state, load_weights])
 def test_what_is_no_checkpoint(action, tmp_path):
     assert "missing" in refused(action, tmp_path / "nowhere")
     (tmp_path / "file").write_bytes(b"")
@@ -94,11 +103,25 @@ def test_what_is_no_checkpoint(action, tmp_path):
     for number in range(1000):
         (tmp_path / "empty" / f"{number}").write_bytes(b"")
     assert "no file of a checkpoint" in refused(action, tmp_path / "empty")
-    shutil.copytree(V0, tmp_path / "old")
-    (tmp_path / "old" / "velocity.safetensors").write_bytes(b"")
-    assert "missing" in refused(action, tmp_path / "old", MANIFEST)
-    (tmp_path / "old" / "velocity.safetensors").rename(tmp_path / "old" / ".DS_Store")
-    refused(action, tmp_path / "old", ".DS_Store")
+    (tmp_path / "rest").mkdir()
+    for name in (WEIGHTS, VELOCITY):
+        (tmp_path / "rest" / name).write_bytes(b"")
+    assert "missing" in refused(action, tmp_path / "rest", MANIFEST)
+    (tmp_path / "rest" / VELOCITY).rename(tmp_path / "rest" / ".DS_Store")
+    refused(action, tmp_path / "rest", ".DS_Store")
+
+
+@every("number", [0, 1, 2])
+@every("action", [load, verify, read_state, load_weights])
+def test_a_format_that_is_no_longer_read(action, number, place):
+    expected = f"{as_old_format(place, number)}: {NO_LONGER_READ.format(number)}"
+    assert refused(action, place) == expected
+
+
+def test_a_damaged_manifest_of_an_old_format_is_damaged(place):
+    content = (place / MANIFEST).read_bytes()
+    (place / MANIFEST).write_bytes(content.replace(b'"format": 4', b'"format": 2'))
+    assert "sha256 differs" in refused(load, place, MANIFEST)
 
 
 @every("name", ALL)
@@ -122,8 +145,9 @@ def test_a_newer_format(place):
     for number in (5, 7, 10**18):
         rewrite_manifest(place, lambda fields, number=number: fields.update(format=number, more=[]))
         (place / "second_moment.safetensors").write_bytes(b"")
-        for action in (version, load, verify, read_state, load_weights):
-            assert f"made by a newer alexnet_mp (format {number}); this one reads 0 to 4" in refused(action, place, MANIFEST)
+        for action in (load, verify, read_state, load_weights):
+            assert f"made by a newer alexnet_mp (format {number}); this one reads 3 to 4" \
+                in refused(action, place, MANIFEST)
 
 
 @every("change", [
@@ -260,21 +284,18 @@ def pickles(path):
 
 
 def test_a_pickle_is_never_loaded(place, tmp_path):
-    (tmp_path / "old").mkdir()
     for content in pickles(tmp_path / "pickle"):
         for name in ALL:
             before = (place / name).read_bytes()
             (place / name).write_bytes(content)
             assert "a pickle is never loaded" in refused(load, place, name)
-            assert "a pickle is never loaded" in refused(load_weights, place, name)
+            for action in (load_weights, verify):
+                assert "a pickle is never loaded" in refused(action, place, name)
             if name != MANIFEST:
                 rewrite(place, name, content)
                 assert "a pickle is never loaded" in refused(load, place, name)
                 rewrite(place, name, before)
             (place / name).write_bytes(before)
-        (tmp_path / "old" / WEIGHTS).write_bytes(content)
-        for action in (load_weights, verify):
-            assert "a pickle is never loaded" in refused(action, tmp_path / "old", WEIGHTS)
 
 
 @every("name, value", [(WEIGHTS, np.nan), (VELOCITY, np.inf), (VELOCITY, -np.inf), (STATISTICS, np.nan),
@@ -295,14 +316,17 @@ def test_files_of_another_checkpoint(original, place, tmp_path):
         assert "sha256" in refused(action, place, WEIGHTS)
 
 
-def test_sparse_files_of_terabytes(place, tmp_path):
+def test_sparse_files_of_terabytes(place):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    (tmp_path / "old").mkdir()
+    content = (place / WEIGHTS).read_bytes()
     header = {"x": {"dtype": "F32", "shape": [1 << 38], "data_offsets": [0, 1 << 40]}}
-    (tmp_path / "old" / WEIGHTS).write_bytes(with_header(header, b""))
-    os.truncate(tmp_path / "old" / WEIGHTS, (tmp_path / "old" / WEIGHTS).stat().st_size + (1 << 40))
-    for action in (load_weights, verify):
-        assert "at most are read" in refused(action, tmp_path / "old", WEIGHTS)
+    (place / WEIGHTS).write_bytes(with_header(header, b""))
+    size = (place / WEIGHTS).stat().st_size + (1 << 40)
+    os.truncate(place / WEIGHTS, size)
+    rewrite_manifest(place, lambda fields: fields["files"][WEIGHTS].update(bytes=size))
+    assert "at most are read" in refused(load_weights, place, WEIGHTS)
+    (place / WEIGHTS).write_bytes(content)
+    shutil.copy(V4 / MANIFEST, place)
     for name in ALL:
         content = (place / name).read_bytes()
         os.truncate(place / name, 1 << 40)

@@ -8,6 +8,7 @@ from faulty_calls import Faulty, odd_files
 from inner_cases import every
 
 from alexnet_mp.system import durable_files
+from alexnet_mp.system.errors import UserError
 
 
 class Killed(BaseException):
@@ -225,6 +226,11 @@ def test_remove_beside_another_that_removes(tmp_path, monkeypatch):
         assert not (tmp_path / "tree").exists()
 
 
+def make_whole(path):
+    with durable_files.new_directory(path) as partial:
+        durable_files.write(partial / "file", [b"content"])
+
+
 ACTIONS = {
     "make_directory": lambda root: durable_files.make_directory(root / "made"),
     "write": lambda root: durable_files.write(root / "written", [b"a", b"b"]),
@@ -233,6 +239,7 @@ ACTIONS = {
     "digest": lambda root: durable_files.digest(root / "old"),
     "names": lambda root: durable_files.names(root, 3),
     "replace": lambda root: durable_files.replace(root / "old", b"new"),
+    "new_directory": lambda root: make_whole(root / "filled"),
     "rename": lambda root: durable_files.rename(root / "old", root / "renamed"),
     "remove": lambda root: durable_files.remove(root / "tree"),
     "sync": lambda root: durable_files.sync(root),
@@ -304,6 +311,52 @@ def test_replace_gives_the_old_or_the_new_content(leftover, tmp_path, monkeypatc
         assert set(others) <= {"file.partial"}
         durable_files.replace(tmp_path / "file", b"once more")  # what the kill left is no obstacle
         assert durable_files.read(tmp_path / "file", 9) == b"once more" and os.listdir(tmp_path) == ["file"]
+
+
+def test_a_new_directory_is_whole_or_not_there(tmp_path, monkeypatch):
+    (tmp_path / "filled.partial" / "of a crash").mkdir(parents=True)
+    calls = calls_of(monkeypatch, lambda: make_whole(tmp_path / "filled"))
+    assert names_below(tmp_path) == ["filled", "filled/file"]
+    for at, call in enumerate(calls):
+        durable_files.remove(tmp_path / "filled")
+        (tmp_path / "filled.partial" / "of a crash").mkdir(parents=True)
+        with pytest.raises(OSError):
+            under(monkeypatch, Faulty(at, failing(errno.EIO)), lambda: make_whole(tmp_path / "filled"))
+        assert "filled" not in names_below(tmp_path) or (tmp_path / "filled" / "file").read_bytes() == b"content"
+        assert at < calls.index("mkdir") or not (tmp_path / "filled.partial").exists(), call
+        durable_files.remove(tmp_path / "filled.partial")
+
+
+def names_below(path):
+    return sorted(str(file.relative_to(path)) for file in path.rglob("*"))
+
+
+def test_replace_in_parts_tells_what_was_written(tmp_path):
+    (tmp_path / "file").write_bytes(b"old")
+    assert durable_files.replace(tmp_path / "file", iter([b"n", b"ew"])) == (3, hashlib.sha256(b"new").hexdigest())
+
+    def broken_off():
+        yield b"half"
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        durable_files.replace(tmp_path / "file", broken_off())
+    assert (tmp_path / "file").read_bytes() == b"new" and os.listdir(tmp_path) == ["file"]
+
+
+def test_an_output_is_refused_early(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
+    for path, problem in ((tmp_path / "file", "it is there already"), (tmp_path / "nowhere", "it is there already"),
+                          ("", "write the name of a file"),
+                          (tmp_path / "file" / "new", f"{tmp_path}/file is not a directory"),
+                          (tmp_path / "no" / "new", f"{tmp_path}/no is not a directory")):
+        with pytest.raises(UserError, match=f"^--flag {path or repr('')}: {problem}"):
+            durable_files.refuse_output("--flag", path)
+    durable_files.refuse_output("--flag", tmp_path / "new")
+    durable_files.refuse_unwritable("--flag", tmp_path / "no" / "new" / "one")
+    with pytest.raises(UserError, match=f"--flag {tmp_path}/file/a/b: {tmp_path}/file is not a directory that can be"):
+        durable_files.refuse_unwritable("--flag", tmp_path / "file" / "a" / "b")
 
 
 def test_replace_makes_a_new_file_and_no_directory_gives_way(tmp_path):

@@ -8,6 +8,7 @@ import time
 import pytest
 from inner_cases import every
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny_checkpoint import NO_LONGER_READ, as_old_format
 from tiny_run import (
     LAST,
     PER_EPOCH,
@@ -163,6 +164,15 @@ def test_all_damaged_is_refused_and_nothing_is_touched(data, short):
     before = tree(short)
     assert "none of the checkpoints" in refused(data, short, *PLATEAU, "--resume", "auto")
     assert tree(short) == before
+
+
+@every("number", [0, 1, 2])
+def test_a_newest_checkpoint_of_an_old_format_is_no_damaged_one(number, data, short):
+    """Nothing older may quietly take its place."""
+    old = as_old_format(short / "checkpoints" / "step_00000006", number)
+    before = tree(short)
+    message = refused(data, short, *PLATEAU, "--resume", "auto")
+    assert message == f"{old}: {NO_LONGER_READ.format(number)}" and tree(short) == before
 
 
 # --- PATH
