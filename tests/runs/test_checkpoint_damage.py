@@ -258,7 +258,7 @@ def test_a_recipe_that_no_run_could_have_had(place):
                 refused(read_state, place, STATE)
     fields["recipe"]["dropout"] = 2.0
     rewrite(place, STATE, json.dumps(fields).encode())
-    assert "recipe field dropout is 2.0" in refused(read_state, place, STATE)
+    assert "recipe.dropout is 2.0" in refused(read_state, place, STATE)
 
 
 def test_sizes_that_no_machine_has(place):
