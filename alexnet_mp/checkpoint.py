@@ -5,12 +5,12 @@ examples
   python -m alexnet_mp.checkpoint RUN --weights FILE.safetensors    export the newest weights; --step N or --best chooses others
   python -m alexnet_mp.checkpoint RUN --prune 1                     keep the newest one and the best
 """
-import argparse
 import os
 from pathlib import Path
 
 from safetensors.torch import save
 
+from .command_options import command_parser
 from .runs import checkpoint_format
 from .runs.checkpoints import CHECKPOINTS, best, listing, newest, newest_weights, prune, recover
 from .runs.lock import RunLock
@@ -102,8 +102,7 @@ def _prune(options):
 
 
 def _parser():
-    parser = argparse.ArgumentParser(prog="python -m alexnet_mp.checkpoint", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser("checkpoint", __doc__)
     parser.add_argument("run", metavar="RUN", help="the directory of a run")
     action = parser.add_mutually_exclusive_group()
     action.add_argument("--weights", metavar="FILE", help="write the merged network's weights there, as safetensors")

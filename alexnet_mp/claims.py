@@ -12,15 +12,12 @@ own. In place of a plateau schedule all rates fall to a tenth three times then, 
 had in 2012. The runs lie in --out and are those of the training command; stopped by Ctrl-C or a power cut, the same
 command goes on. Claims share the runs that they have in common. The record (JSON) and its picture lie in --records.
 """
-import argparse
 import math
 import re
 import sys
 from contextlib import suppress
 
-import torch
-
-from .command_options import add_machine_options
+from .command_options import add_machine_options, command_parser, compute_as_in_training
 from .experiments import findings, page
 from .experiments.arm_runs import Stopped
 from .experiments.catalogue import CLAIMS, command
@@ -32,7 +29,6 @@ from .experiments.time_budget import Forecast, needed
 from .recipes.named import PRESETS
 from .system.durable_files import refuse_unwritable
 from .system.errors import UserError, run_command
-from .system.memory import keep_freed_memory
 from .system.terminal import duration, say
 
 OUT = "runs/claims"
@@ -84,8 +80,7 @@ def _list(options):
 
 def _run(options):
     _refuse(options)
-    keep_freed_memory()
-    torch.backends.cudnn.allow_tf32 = False  # as in training
+    compute_as_in_training()
     if options.claim == "all":
         return _run_all(options)
     claim = next(claim for claim in CLAIMS if claim.id == options.claim)
@@ -243,8 +238,7 @@ def _refuse(options):
 
 
 def _parser():
-    parser = argparse.ArgumentParser(prog="python -m alexnet_mp.claims", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser("claims", __doc__)
     parser.set_defaults(action="list", records=RECORDS)
     actions = parser.add_subparsers(dest="action", metavar="list|run|table")
     listed = actions.add_parser("list", help="all claims with their figures; what no word asks for")

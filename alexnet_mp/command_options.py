@@ -1,7 +1,24 @@
-"""The options that every command with a network shares: where it runs, and with what."""
+"""How the commands begin: their parsers, the options that those with a network share, memory and precision."""
+import argparse
+
+import torch
+
 from .data.pipeline import PIPELINES
 from .kernels import dispatch
 from .system.devices import CHOICES
+from .system.memory import keep_freed_memory
+
+
+def command_parser(name, text):
+    """The parser of `python -m alexnet_mp.<name>`. text: what --help says first, the command's docstring."""
+    return argparse.ArgumentParser(prog=f"python -m alexnet_mp.{name}", description=text,
+                                   formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def compute_as_in_training():
+    """Keep the memory of freed tensors, and round no float32 of a convolution to TF32: for commands with a network."""
+    keep_freed_memory()
+    torch.backends.cudnn.allow_tf32 = False
 
 
 def add_machine_options(parser):

@@ -12,17 +12,13 @@ A submission has a line for each image: its five most probable classes, most pro
 where the data set knows these numbers, else numbered from 1. Files are about --views. Of classes that tie, the first one counts as
 more probable there; in errors such an image counts in part.
 """
-import argparse
 from pathlib import Path
 
-import torch
-
-from .command_options import add_machine_options
+from .command_options import add_machine_options, command_parser, compute_as_in_training
 from .evaluation import ensemble_weights, per_class, submission
 from .evaluation.ensembles import evaluate_runs, open_runs, print_answers
 from .system import durable_files
 from .system.errors import UserError, run_command
-from .system.memory import keep_freed_memory
 from .system.terminal import say
 
 
@@ -39,8 +35,7 @@ def main(arguments=None):
         durable_files.refuse_output(flag, path)
     if len({Path(path).absolute() for path in outputs.values()}) < len(outputs):
         raise UserError(f"{' and '.join(outputs)} name the same file; each needs its own")
-    keep_freed_memory()
-    torch.backends.cudnn.allow_tf32 = False  # as in training
+    compute_as_in_training()
     splits = dict.fromkeys((options.split, "val")) if weights == "validation" else (options.split,)
     runs = open_runs(options.runs, options.data, tuple(splits), options.gpus, options.kernels, options.pipeline, options.workers,
                      options.batch_size)
@@ -70,8 +65,7 @@ def _write(path, text):
 
 
 def _parser():
-    parser = argparse.ArgumentParser(prog="python -m alexnet_mp.evaluate", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser("evaluate", __doc__)
     parser.add_argument("runs", metavar="RUN", nargs="+", help="the directory of a run; of several, the average is tested too")
     parser.add_argument("--data", help="DIR with val/<class>/* or test/<class>/*, or builtin; default: what it was trained on")
     parser.add_argument("--split", choices=("val", "test"), default="val", help="default: val")

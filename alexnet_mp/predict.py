@@ -11,17 +11,13 @@ become RGB of 8 bits, of something transparent the colours below stay, orientati
 photograph first), the shorter side is rescaled and the central square kept. Of classes that tie the first leads. A file that can't
 be read is a line on standard error, the others are answered all the same, and the status is 2.
 """
-import argparse
 import json
 
-import torch
-
-from .command_options import add_run_options
+from .command_options import add_run_options, command_parser, compute_as_in_training
 from .data.image_files import answered
 from .evaluation.predict_images import predict
 from .evaluation.trained import class_words, load_run
 from .system.errors import UserError, run_command
-from .system.memory import keep_freed_memory
 from .system.terminal import lines_on_stderr, printable, say
 
 
@@ -29,8 +25,7 @@ def main(arguments=None):
     options = _parser().parse_args(arguments)
     if options.top < 1:
         raise UserError(f"--top {options.top}: it must be at least 1")
-    keep_freed_memory()
-    torch.backends.cudnn.allow_tf32 = False  # as in training
+    compute_as_in_training()
     with lines_on_stderr():  # standard output holds the answers alone
         network, found = load_run(options.run, options.gpus, options.kernels)
     words, answers = class_words(options.run, found.classes), []
@@ -58,8 +53,7 @@ def _tell(path, top):
 
 
 def _parser():
-    parser = argparse.ArgumentParser(prog="python -m alexnet_mp.predict", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser("predict", __doc__)
     parser.add_argument("run", metavar="RUN", help="the directory of a run; its newest weights answer")
     parser.add_argument("pictures", metavar="FILE", nargs="+", help="a picture; - is standard input")
     parser.add_argument("--views", choices=("one", "ten"), default="one",

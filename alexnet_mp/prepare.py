@@ -10,13 +10,13 @@ examples
 The shorter side is rescaled to --size and the central square kept. The same command goes on where it was interrupted. Train from
 the set with `python -m alexnet_mp.train --data DEST`; WebDataset tools read its shards.
 """
-import argparse
 import os
 import signal
 import sys
 from contextlib import contextmanager
 from pathlib import Path
 
+from .command_options import command_parser
 from .data.prepared_format import MOST_PIXELS
 from .preparation import sources
 from .preparation.build import refuse_unusable, make_plan, prepare
@@ -82,8 +82,7 @@ def _settings(options):
 
 
 def _parser():
-    parser = argparse.ArgumentParser(prog="python -m alexnet_mp.prepare", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser("prepare", __doc__)
     parser.add_argument("src", metavar="SRC", nargs="?", help="a folder of class folders, ImageNet's archives, CIFAR-10")
     parser.add_argument("dest", metavar="DEST", nargs="?", help="a new directory, or one to go on with")
     parser.add_argument("--check", metavar="DIR", help="verify a prepared set instead of making one")

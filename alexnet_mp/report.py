@@ -9,15 +9,12 @@ The page loads nothing and needs no script; its pictures are in it, and beside i
 are taken as controls. What the retrieval needs is made where it is missing, as by `python -m alexnet_mp.retrieve index`. In a
 directory that has a report already the page and its pictures are replaced.
 """
-import argparse
 import os
 from contextlib import suppress
 from pathlib import Path
 
-import torch
-
 from .analysis.specialisation import first_layer
-from .command_options import add_machine_options
+from .command_options import add_machine_options, command_parser, compute_as_in_training
 from .evaluation.ensembles import open_runs
 from .evaluation.trained import load_run
 from .reporting import page
@@ -35,14 +32,12 @@ from .runs.directory import read_run
 from .runs.metrics import read_metrics
 from .system.durable_files import refuse_unwritable
 from .system.errors import UserError, run_command
-from .system.memory import keep_freed_memory
 from .system.terminal import printable, progress, say
 
 
 def main(arguments=None):
     options = _parser().parse_args(arguments)
-    keep_freed_memory()
-    torch.backends.cudnn.allow_tf32 = False  # as in training
+    compute_as_in_training()
     shown, runs = options.runs[0], _named(options.runs)
     described, lines = read_run(shown), read_metrics(shown)
     layers = {name: (*first_layer(directory), _linked(read_run(directory)["recipe"])) for name, directory in runs.items()}
@@ -139,8 +134,7 @@ def _directory(out):
 
 
 def _parser():
-    parser = argparse.ArgumentParser(prog="python -m alexnet_mp.report", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser("report", __doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a run directory; the first one is shown in full")
     parser.add_argument("--data", metavar="DIR|builtin", help="default: what the first run was trained on")
     parser.add_argument("--split", choices=("train", "val", "test"), default="val",

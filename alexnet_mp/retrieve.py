@@ -10,14 +10,11 @@ An index holds train and val: what is found are training pictures, and `measure`
 index that is there already and is of the same weights and pictures is used, and lengths of code that it lacks are added; one of
 another run, checkpoint or data set is refused. Queries are read as in `predict`. Searches are exact: every stored vector is compared.
 """
-import argparse
 import json
 import os
 import sys
 
-import torch
-
-from .command_options import add_machine_options, add_run_options
+from .command_options import add_machine_options, add_run_options, command_parser, compute_as_in_training
 from .data.dataset import open_dataset
 from .data.image_files import answered, pipeline_of
 from .evaluation.trained import load_run
@@ -29,7 +26,6 @@ from .retrieval.measures import measure, table
 from .retrieval.search import NEIGHBOURS, Search
 from .system import durable_files
 from .system.errors import UserError, run_command
-from .system.memory import keep_freed_memory
 from .system.terminal import lines_on_stderr, printable, say
 
 BITS = "128"
@@ -37,8 +33,7 @@ BITS = "128"
 
 def main(arguments=None):
     options = _parser().parse_args(arguments)
-    keep_freed_memory()
-    torch.backends.cudnn.allow_tf32 = False  # as in training
+    compute_as_in_training()
     return {"index": _index, "query": _query, "measure": _measure}[options.action](options)
 
 
@@ -171,8 +166,7 @@ def _lengths(text):
 
 
 def _parser():
-    parser = argparse.ArgumentParser(prog="python -m alexnet_mp.retrieve", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser("retrieve", __doc__)
     actions = parser.add_subparsers(dest="action", metavar="index|query|measure", required=True)
     index = actions.add_parser("index", help="compute and keep what searches need")
     index.add_argument("run", metavar="RUN", help="the directory of a run; its newest weights are used")

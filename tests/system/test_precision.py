@@ -9,6 +9,7 @@ from inner_cases import every
 from tiny_run import assert_same_end, resume, run
 
 from alexnet_mp import TwoTowerAlexNet, mini, source2012, train
+from alexnet_mp.command_options import compute_as_in_training
 from alexnet_mp.recipes.cifar import cifar11_local
 from alexnet_mp.recipes.recipe import change_layers
 from alexnet_mp.system import precision
@@ -62,6 +63,12 @@ def test_only_tf32_lets_cuda_round_to_it():
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
         assert precision.use(choice, [CPU]) == (torch.float32 if choice == "fp32" else torch.bfloat16)
         assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
+
+
+def test_commands_with_a_network_let_no_convolution_round_to_it():
+    torch.backends.cudnn.allow_tf32 = True
+    compute_as_in_training()
+    assert not torch.backends.cudnn.allow_tf32
 
 
 @pytest.mark.parametrize("choice, devices", [("fp32", [CPU]), ("bf16", [CPU]), ("bf16", [CPU, GPU]), ("tf32", [GPU])])
