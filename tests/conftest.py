@@ -1,7 +1,9 @@
 """Images that the tests make for themselves; and Triton's interpreter, where there is no GPU to compile for."""
+import functools
 import gc
 import os
 import signal
+from importlib import metadata
 
 import pytest
 import torch
@@ -34,6 +36,15 @@ def pytest_collection_finish():
     """What the imports made stays: a collection, which every capture of a graph asks for, need not walk over it each time."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_waited_for():
+    """No test cuts the power: a file need not be on the disk, only whole. And versions, of which a run notes ten, stay."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: os.fstat(descriptor) and None)
+        patch.setattr(metadata, "version", functools.cache(metadata.version))
+        yield
 
 
 @pytest.fixture
