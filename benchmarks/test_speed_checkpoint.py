@@ -76,9 +76,9 @@ def measure(batch, rounds, directory):
             took = training.step_meanwhile() if name == "step-meanwhile" else training.clock(runs[name])
             if turn >= 0:
                 seconds[name].append(took)
-    found = load(training.trainer.saver.saved)
+    found = load(training.trainer.checkpoints.saver.saved)
     assert all(torch.equal(tensor, training.content.weights[name]) for name, tensor in found.weights.items())
-    bytes_ = sum(path.stat().st_size for path in training.trainer.saver.saved.iterdir())
+    bytes_ = sum(path.stat().st_size for path in training.trainer.checkpoints.saver.saved.iterdir())
     return seconds, {"kernels": training.network.kernels_used(), "bytes": bytes_, "clocks_before": before,
                      "clocks_after": clocks(DEVICE), "steps_meanwhile": round(float(np.median(training.steps_meanwhile)))}
 
@@ -117,17 +117,17 @@ class Training:
 
     def begin(self):
         self.content = self.content or self.trainer.snapshot()
-        self.trainer.saver.start(self.content)
+        self.trainer.checkpoints.saver.start(self.content)
 
     def end(self):
-        self.trainer.saver.wait()
-        assert self.trainer.saver.outcome() == (None, None)
+        self.trainer.checkpoints.saver.wait()
+        assert self.trainer.checkpoints.saver.outcome() == (None, None)
 
     def step_meanwhile(self):
         """Seconds of a step, the mean of those that begin before the write of one checkpoint ends."""
         self.begin()
         taken = [self.clock(self.step)]
-        while self.trainer.saver.busy:
+        while self.trainer.checkpoints.saver.busy:
             taken.append(self.clock(self.step))
         self.end()
         self.steps_meanwhile.append(len(taken))

@@ -75,7 +75,7 @@ def at_steps(monkeypatch, actions):
     def step_and_act(self, batch):
         one_step(self, batch)
         if self.step in actions:
-            self.saver.wait()
+            self.checkpoints.saver.wait()
             actions[self.step](self)
 
     monkeypatch.setattr(trainer.Trainer, "one_step", step_and_act)

@@ -76,7 +76,7 @@ class Profiler:
             try:
                 self.finish()
             except Exception:  # the steps so far are whole
-                self.trainer.save_what_is_there()
+                self.trainer.checkpoints.save_what_is_there()
                 raise
             yield from batches
 

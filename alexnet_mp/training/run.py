@@ -282,7 +282,7 @@ def make_trainer(plan: Plan, data: TrainingData, network: TwoTowerAlexNet, inter
                       options.on_save_error, options.graphs)
     if options.profile is not None:
         trainer.profiler = Profiler(trainer, steps_of(options.profile), options.precision)
-    held.push(lambda kind, error, trace: _let_saver_end(trainer.saver, kind))
+    held.push(lambda kind, error, trace: _let_saver_end(trainer.checkpoints.saver, kind))
     _say_how(plan, data, network)
     if plan.point:
         trainer.restore(plan.point.checkpoint, same_run=plan.lock is not None)

@@ -3,43 +3,44 @@ import json
 import math
 import shlex
 import time
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from dataclasses import asdict
 
 import torch
 
 from ..analysis.figures import draw_curves, draw_kernels
 from ..data.batches import steps_per_epoch
+from ..data.pipeline import Pipeline
 from ..data.pipeline_raw import RawPipeline
 from ..evaluation.accuracy import write_right
 from ..evaluation.protocol import both_protocols, centre_view, evaluate, print_errors
 from ..kernels import augmentation
-from ..network.network import merge_tensors, split_tensors
+from ..network.network import TwoTowerAlexNet, merge_tensors, split_tensors
 from ..runs.checkpoint_format import Checkpoint, Scheduled, State, Validation
-from ..runs.checkpoint_writer import PATIENCE, Saver
+from ..runs.checkpoint_writer import PATIENCE
+from ..runs.directory import RunDirectory
 from ..system import durable_files
 from ..system.errors import UserError
 from ..system.terminal import progress, python_command, say
 from . import graphed_step
+from .checkpoint_policy import CheckpointPolicy, in_words
 from .optimizer import PaperSGD
 from .pending_steps import PendingSteps
 from .schedule import make_schedule
 from .step import TrainingStep
 
-RETRY = 60  # seconds after a checkpoint that could not be written
-CLOCK_JUMP = 60  # seconds of the wall clock against the steady one, between two checkpoints, that are worth a line
-
 
 class Trainer:
     """Trains a network and keeps its run directory.
 
-    run: the `RunDirectory`. constants: the fields of a checkpoint's `State` that don't change: recipe, data, made_by. steps: stop
-    after this step, None = the recipe's end. every: (number, "steps" | "seconds") between checkpoints. keep: how many of them.
-    on_save_error: "continue" | "stop". graphs: "auto" | "on" | "off", see `graphed_step.py`.
+    constants: the fields of a checkpoint's `State` that don't change: recipe, data, made_by. steps: stop after this
+    step, None = the recipe's end. every, keep, on_save_error: see `CheckpointPolicy`. graphs: "auto" | "on" | "off",
+    see `graphed_step.py`.
     """
 
-    def __init__(self, network, pipeline, run, constants, steps=None, every=(600, "seconds"), keep=3, on_save_error="continue",
-                 graphs="auto"):
+    def __init__(self, network: TwoTowerAlexNet, pipeline: Pipeline, run: RunDirectory, constants: dict,
+                 steps: int | None = None, every: tuple[float, str] = (600, "seconds"), keep: int = 3,
+                 on_save_error: str = "continue", graphs: str = "auto"):
         self.network, self.pipeline, self.run, self.recipe, self.constants = network, pipeline, run, network.recipe, constants
         self.optimizer, self.schedule = PaperSGD(network), make_schedule(network.recipe)
         self.training_step = graphed_step.make_step(TrainingStep(network, self.optimizer), graphs)
@@ -55,11 +56,13 @@ class Trainer:
         self.rates_set, self.exchange_said, self.loss, self.rate = False, False, math.nan, 0.0
         self.validated, self.validation = True, None  # False while the validation that is due after this step is still to come
         self.pending = PendingSteps(network.exchange.devices)
-        self.saver, self.every, self.stop_on_error = Saver(run, keep), every, on_save_error == "stop"
-        self.saved_as, self.save_due, self.saved_at, self.retry_at, self.patience = None, False, time.monotonic(), math.inf, None
-        self.clock = time.time() - time.monotonic()
-        self.metrics_failing = self.events_failed = False
-        self.profiler = None  # a `step_profile.Profiler` where steps are to be recorded
+        self.checkpoints = CheckpointPolicy(self, every, keep, on_save_error)
+        self.profiler = None  # a `profiler.Profiler` if steps are to be recorded
+
+    @property
+    def recording(self):
+        """Whether the steps taken now are recorded by the profiler."""
+        return self.profiler is not None and self.profiler.recording
 
     # --- a run goes on
 
@@ -73,7 +76,7 @@ class Trainer:
         if state.recipe.schedule == self.recipe.schedule:
             self.schedule.restore(state.schedule)
         self.validated, self.validation = state.validated, state.validation
-        self.saved_as = (state.step, state.validated) if same_run else None
+        self.checkpoints.saved_as = (state.step, state.validated) if same_run else None
 
     def snapshot(self):
         """All that the run needs to go on bit for bit, copied to host memory. Raises OSError where the metrics can't be written."""
@@ -88,27 +91,27 @@ class Trainer:
     # --- the loop
 
     def train(self, interrupted):
-        """Train to the end, to `--steps`, or until `interrupted`; leave a checkpoint and pictures; test where the end was reached."""
+        """Train to the end, to `--steps`, or until `interrupted`; leave a checkpoint and pictures; at the end, test."""
         self.network.train()
-        if self.step and self.saved_as is None:  # a branch: from now on it can go on from its own directory
-            self.save()
+        if self.step and self.checkpoints.saved_as is None:  # a branch: now it can go on from its own directory
+            self.checkpoints.save()
         if not self.validated and not interrupted:
             self.validate(interrupted)
-            self.save_if_due()
+            self.checkpoints.save_if_due()
         if self.step < self.last_step and not self.schedule.finished and not interrupted:
             batches = self.profiler.batches(self._batches()) if self.profiler else self._batches()
             with progress("training", self.last_step, "steps", self.step) as advance, closing(batches):
                 for batch in batches:
                     if batch.epoch != self.epoch or not self.rates_set:
                         self.start_epoch(batch.epoch)
-                    (self.profiler.step if self.profiler and self.profiler.recording else self.one_step)(batch)
+                    (self.profiler.step if self.recording else self.one_step)(batch)
                     advance(1, f"epoch {self.epoch} of {self.recipe.epochs}, loss {self.loss:.3f}, {self.rate:,.0f} images/s")
                     if not self.exchange_said:
                         say(self.describe_exchange())
                         self.exchange_said = True
                     if not self.validated and not interrupted:
                         self.validate(interrupted)
-                    self.save_if_due()
+                    self.checkpoints.save_if_due()
                     if interrupted or self.step == self.last_step or self.schedule.finished:
                         break
         self.finish(interrupted)
@@ -120,7 +123,7 @@ class Trainer:
         try:
             yield from self.pipeline.train(self.step, self.recipe.epochs, self.schedule.colour_noise)
         except Exception:
-            self.save_what_is_there()
+            self.checkpoints.save_what_is_there()
             raise
 
     def start_epoch(self, epoch):
@@ -136,7 +139,8 @@ class Trainer:
     def one_step(self, batch):
         """Take one step; its line is written when its numbers have come from the devices."""
         def check_loss(loss):
-            if not self.on_gpu and not math.isfinite(loss.item()):  # here it costs nothing to look before the weights are changed
+            # On a CPU it costs nothing to read it before the weights are changed.
+            if not self.on_gpu and not math.isfinite(loss.item()):
                 self.refuse_loss(loss.item(), self.step + 1, batch.numbers)
 
         numbers = self.training_step(batch.images, batch.labels, check_loss)
@@ -186,9 +190,10 @@ class Trainer:
             content = {"step": step, **details, "split": split, "images": images}
             durable_files.replace(self.run.path / "non_finite.json", (json.dumps(content, indent=1) + "\n").encode())
             draw_curves(self.run.path)
-        self.saver.wait(PATIENCE)
+        self.checkpoints.saver.wait(PATIENCE)
         some = ", ".join(images[:2]) + (f" and {len(images) - 2} more" if len(images) > 2 else "") or f"those of {split}"
-        kept = f"the last good checkpoint is {self.saver.saved}" if self.saver.saved else "no checkpoint was written yet"
+        saved = self.checkpoints.saver.saved
+        kept = f"the last good checkpoint is {saved}" if saved else "no checkpoint was written yet"
         raise UserError(f"{what}; images: {some} ({self.run.path}/non_finite.json); {kept}; the same command would come to it again; "
                         "from an earlier checkpoint, --resume PATH --out NEW --resume-anyway --set learning_rate=..., may help")
 
@@ -224,111 +229,17 @@ class Trainer:
             except _Interrupted:
                 return None
             except Exception:  # the step before is whole
-                self.save_what_is_there()
+                self.checkpoints.save_what_is_there()
                 raise
         for answers in tested.values():
             if not math.isfinite(loss := answers.errors().loss):
                 self.refuse_loss(loss, self.step, [], "val")
         return tested
 
-    # --- checkpoints
-
-    def save_if_due(self):
-        """Begin a checkpoint if the time has come, or if this is the best validation so far; hear of how the last one went."""
-        self.hear_of_saves()
-        number, unit = self.every
-        self.save_due |= self.step % number == 0 if unit == "steps" else time.monotonic() - self.saved_at >= number
-        self.save_due |= time.monotonic() >= self.retry_at
-        is_best = self.validation is not None and self.validation.top1_error < self.saver.best_error
-        # Where the disk is slower than the interval, the next one comes late rather than the training waits. The best can't come late:
-        # its copy waits in memory.
-        recording = self.profiler is not None and self.profiler.recording  # to save is to wait for the device, within what is measured
-        if is_best or self.save_due and not self.saver.busy and not recording:
-            self.save()
-
-    def save(self):
-        """Copy what a checkpoint needs, and let it be written."""
-        self.read_steps()
-        if self.saved_as == (self.step, self.validated):
-            return
-        self.notice_clock()
-        self.save_due, self.saved_at, self.retry_at = False, time.monotonic(), math.inf
-        with self._disk(f"the checkpoint of step {self.step}"):
-            self.saver.start(self.snapshot())
-            self.saved_as = (self.step, self.validated)
-
-    def save_now(self):
-        """A checkpoint of this step, on the disk or not: returns what kept it from being written, None if nothing did."""
-        self.saver.wait()
-        self.hear_of_saves()  # of the one before; what is heard of from here on is this one's
-        self.save()
-        self.saver.wait(self.patience)
-        failure, prune_failure = self.saver.outcome()
-        self._say_not_removed(prune_failure)
-        return failure
-
-    def save_what_is_there(self):
-        """A last checkpoint before an error ends the run; what goes wrong now must not hide that error."""
-        self.patience = PATIENCE
-        try:
-            failure = self.save_now()
-            if self.saver.busy:
-                failure = UserError(f"the disk took longer than {PATIENCE} s")
-        except (OSError, UserError) as error:
-            failure = error
-        if failure is None and self.saved_as == (self.step, self.validated):
-            say(f"saved after step {self.step}: {self.saver.saved}")
-        else:
-            say(f"WARNING: not saved after step {self.step}: {_words(failure) if failure else 'see above'}; "
-                f"the newest checkpoint is {self.saver.saved or '(none)'}")
-
-    def hear_of_saves(self):
-        """Say what went wrong in the background. Raises UserError with `--on-save-error stop`."""
-        self.run.lock.check()
-        failure, prune_failure = self.saver.outcome()
-        if failure:
-            self.saved_as = None
-            self._failed("a checkpoint", failure)
-        self._say_not_removed(prune_failure)
-        if self.run.metrics.failure and not self.metrics_failing:
-            self.metrics_failing = True  # said once; the lines wait in memory
-            self._failed("metrics.jsonl", self.run.metrics.failure)
-        self.metrics_failing &= self.run.metrics.failure is not None
-        if self.run.metrics.events.failure and not self.events_failed:
-            self.events_failed = True
-            say(f"WARNING: no TensorBoard events any more: {_words(self.run.metrics.events.failure)}; metrics.jsonl has the same numbers")
-
-    def _say_not_removed(self, failure):
-        if failure:
-            say(f"WARNING: an old checkpoint can't be removed: {_words(failure)}")
-
-    @contextmanager
-    def _disk(self, what):
-        """A failure to write ends the run, or is said loudly, as `--on-save-error` wants it."""
-        try:
-            yield
-        except OSError as error:
-            self._failed(what, error)
-
-    def _failed(self, what, error):
-        if not isinstance(error, OSError):  # also a directory that is no longer this run's
-            raise error
-        if self.stop_on_error:
-            raise UserError(f"cannot write {what}: {_words(error)}; --on-save-error continue would go on without; "
-                            f"the newest checkpoint is {self.saver.saved or '(none)'}")
-        say(f"WARNING: cannot write {what}: {_words(error)}; the training goes on, the older checkpoints are untouched")
-        self.retry_at = time.monotonic() + RETRY  # a full disk may be mended long before the next checkpoint is due
-
-    def notice_clock(self):
-        clock = time.time() - time.monotonic()
-        if abs(clock - self.clock) > CLOCK_JUMP:
-            say(f"the clock of this machine jumped by {clock - self.clock:+,.0f} s; nothing but the times in the records depends on it")
-        self.clock = clock
-
     # --- the end
 
     def finish(self, interrupted):
-        failure = self.save_now()
+        failure = self.checkpoints.save_now()
         if failure and not isinstance(failure, OSError):
             raise failure
         try:
@@ -350,16 +261,14 @@ class Trainer:
                 self.run.log("test", step=self.step, epoch=self.epoch, split="val", protocol=name, **asdict(error))
             print_errors(errors, "val")
         failure = failure or self.run.metrics.failure
-        if failure or self.saved_as != (self.step, self.validated):
-            raise UserError(f"{'stopped as asked' if interrupted else 'done'} after step {self.step}, but not all of it could be written: "
-                            f"{_words(failure) if failure else 'no checkpoint'}; the newest checkpoint is {self.saver.saved or '(none)'}")
-        say(f"{'stopped as asked' if interrupted else 'done'} after step {self.step}: checkpoint in {self.saver.saved or self.run.path}, "
+        ended = f"{'stopped as asked' if interrupted else 'done'} after step {self.step}"
+        if failure or not self.checkpoints.up_to_date:
+            raise UserError(f"{ended}, but not all of it could be written: "
+                            f"{in_words(failure) if failure else 'no checkpoint'}; {self.checkpoints.newest}")
+        say(f"{ended}: checkpoint in {self.checkpoints.saver.saved or self.run.path}, "
             f"pictures curves.png and conv1_kernels.png in {self.run.path}")
-        if not tested:
-            path, whole = shlex.quote(str(self.run.path)), self.step == self.whole
-            more = "" if whole or interrupted else " and a larger --steps, or without it"
-            say(f"of {self.whole} steps at most; {'test it then' if whole else 'go on'}: the same command with --out {path} --resume auto"
-                f"{more}; test it: {python_command()} -m alexnet_mp.evaluate {path}")
+from ..kernels import augmentation
+from ..network.network import TwoTowerAlexNet, merge_tensors, split_tensors
 
     def describe_exchange(self):
         ledger = self.network.ledger()
@@ -374,10 +283,3 @@ class Trainer:
 
 class _Interrupted(Exception):
     pass
-
-
-def _words(error):
-    """An error in one line, with its file's name."""
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return " ".join(str(error).splitlines()) or type(error).__name__

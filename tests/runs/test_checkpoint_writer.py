@@ -12,8 +12,9 @@ from alexnet_mp.runs.checkpoint_writer import Saver
 from alexnet_mp.runs.checkpoints import listing
 from alexnet_mp.system import durable_files
 from alexnet_mp.system.errors import UserError
+from alexnet_mp.training import checkpoint_policy, trainer
 from alexnet_mp.training import run as runs
-from alexnet_mp.training import trainer
+from alexnet_mp.training.checkpoint_policy import CheckpointPolicy
 
 pytestmark = pytest.mark.usefixtures("one_thread", "quick")
 SOON = 60  # seconds that nothing here takes
@@ -49,7 +50,7 @@ def test_what_is_saved_is_of_one_step_while_the_next_ones_change_everything(data
         one_step(self, batch)
         tensors = {name: [part.detach().clone() for part in group] for name, group in self.network.layer_parameters().items()}
         velocity = {name: [part.clone() for part in group] for name, group in self.optimizer.velocities().items()}
-        busy.append(self.saver.busy)
+        busy.append(self.checkpoints.saver.busy)
         with moved:
             expected[self.step] = [{name: torch.cat(group) for name, group in held.items()} for held in (tensors, velocity)]
             moved.notify()
@@ -85,9 +86,9 @@ def test_a_snapshot_shares_no_memory_with_the_training(data, tmp_path, monkeypat
     kept = []
 
     def compare(self):
-        content, before = self.snapshot(), self.snapshot()
+        content, before = self.trainer.snapshot(), self.trainer.snapshot()
         with torch.no_grad():
-            for held in (self.network.layer_parameters(), self.optimizer.velocities()):
+            for held in (self.trainer.network.layer_parameters(), self.trainer.optimizer.velocities()):
                 for parts in held.values():
                     for part in parts:
                         part.add_(1)
@@ -95,7 +96,7 @@ def test_a_snapshot_shares_no_memory_with_the_training(data, tmp_path, monkeypat
             assert all(torch.equal(tensor, getattr(before, part)[name]) for name, tensor in getattr(content, part).items())
         kept.append(content)
 
-    monkeypatch.setattr(trainer.Trainer, "save", compare)
+    monkeypatch.setattr(CheckpointPolicy, "save", compare)
     monkeypatch.setattr(trainer.Trainer, "finish", lambda *_: None)
     run(data, tmp_path / "two", "--steps", 1, "--checkpoint-every", 1)
     run(data, tmp_path / "one", "--steps", 1, "--checkpoint-every", 1, "--set", "towers=1")
@@ -191,15 +192,15 @@ def test_a_thread_that_cannot_be_started_leaves_a_saver_that_can_be_waited_for(p
 def test_an_error_ends_a_run_although_a_write_hangs(data, tmp_path, monkeypatch):
     """A disk that answers no more: the run waits a while for it, and ends with the error that it has."""
     gate, writing = add_gate(monkeypatch, checkpoints, "put")
-    for module in (runs, trainer):
+    for module in (runs, trainer, checkpoint_policy):
         monkeypatch.setattr(module, "PATIENCE", 0.1)
 
     def refuse(self):
-        if self.step == 2:
+        if self.trainer.step == 2:
             assert writing.acquire(timeout=SOON)
-            self.refuse_loss(float("nan"), 2, [])
+            self.trainer.refuse_loss(float("nan"), 2, [])
 
-    monkeypatch.setattr(trainer.Trainer, "hear_of_saves", refuse)
+    monkeypatch.setattr(CheckpointPolicy, "report_save_results", refuse)
     with pytest.raises(UserError, match="the loss is nan at step 2.*no checkpoint was written yet"):
         run(data, tmp_path / "run", "--checkpoint-every", 1)
     writer, = [thread for thread in threading.enumerate() if thread.name == "save"]
@@ -212,12 +213,12 @@ def test_a_second_interrupt_waits_for_no_write(data, tmp_path, monkeypatch):
     gate, writing = add_gate(monkeypatch, checkpoints, "put")
 
     def interrupt(self):
-        if self.step == 2:
+        if self.trainer.step == 2:
             assert writing.acquire(timeout=SOON)
             raise KeyboardInterrupt
 
     monkeypatch.setattr(runs, "PATIENCE", 10**6)
-    monkeypatch.setattr(trainer.Trainer, "hear_of_saves", interrupt)
+    monkeypatch.setattr(CheckpointPolicy, "report_save_results", interrupt)
     with pytest.raises(KeyboardInterrupt):
         run(data, tmp_path / "run", "--checkpoint-every", 1)
     gate.release()
@@ -239,21 +240,22 @@ def test_the_end_waits_for_the_last_write(data, tmp_path, monkeypatch):
 def test_a_disk_slower_than_the_interval_makes_checkpoints_late_and_no_step(data, tmp_path, monkeypatch):
     """While one is written the next, due at every step, isn't begun; of the best validations a copy waits for its turn."""
     gate, writing = add_gate(monkeypatch, checkpoints, "put")
-    begun, save_if_due = [], trainer.Trainer.save_if_due
+    begun, save_if_due = [], CheckpointPolicy.save_if_due
 
     def count(self):
-        if self.step == 2:
-            assert self.saver.busy and not self.validation
+        step = self.trainer.step
+        if step == 2:
+            assert self.saver.busy and not self.trainer.validation
         before = self.saved_as
         save_if_due(self)
         if self.saved_as != before:
-            begun.append(self.step)
+            begun.append(step)
             assert self.saver.busy
-        if self.validation:
-            assert self.step == 3 and self.saver.next.state.step == 3 and not listing(self.run.path)
+        if self.trainer.validation:
+            assert step == 3 and self.saver.next.state.step == 3 and not listing(self.run.path)
             [gate.release() for _ in range(10)]
 
-    monkeypatch.setattr(trainer.Trainer, "save_if_due", count)
+    monkeypatch.setattr(CheckpointPolicy, "save_if_due", count)
     out = run(data, tmp_path / "run", "--steps", 4, "--checkpoint-every", 1)
     assert begun[:2] == [1, 3] and 2 not in begun
     assert {1, 3, 4} <= set(listing(out)) and [line["step"] for line in lines(out) if line["kind"] == "train"] == [1, 2, 3, 4]

@@ -14,8 +14,8 @@ from alexnet_mp.runs import checkpoint_format, checkpoints
 from alexnet_mp.runs.checkpoints import REPLACED, best, listing
 from alexnet_mp.system import durable_files
 from alexnet_mp.system.errors import UserError
-from alexnet_mp.training import trainer
-from alexnet_mp.training.trainer import Trainer
+from alexnet_mp.training import checkpoint_policy, trainer
+from alexnet_mp.training.checkpoint_policy import CheckpointPolicy
 
 pytestmark = pytest.mark.usefixtures("one_thread", "quick")
 
@@ -40,7 +40,7 @@ def take_lock(out):
                          ids=["moved", "lock removed", "lock replaced"])
 def test_a_run_whose_directory_is_no_longer_its_own_ends_and_writes_nothing_into_it(happens, data, tmp_path, monkeypatch):
     out = tmp_path / "run"
-    add_to_step(monkeypatch, 5, lambda trainer: trainer.saver.wait() and happens(out))
+    add_to_step(monkeypatch, 5, lambda trainer: trainer.checkpoints.saver.wait() and happens(out))
     assert "no longer this run's" in refused(data, out, "--checkpoint-every", "1", "--keep", "99")
     if happens is move:
         assert os.listdir(out) == []
@@ -52,7 +52,7 @@ def test_a_branch_has_a_checkpoint_before_its_first_step(data, tmp_path, monkeyp
     """A kill in its first minutes must not send it back to the beginning."""
     whole = run(data, tmp_path / "whole")
     first = run(data, tmp_path / "first", "--steps", "4")
-    add_to_step(monkeypatch, 5, lambda trainer: trainer.saver.wait() and (_ for _ in ()).throw(ZeroDivisionError))
+    add_to_step(monkeypatch, 5, lambda trainer: trainer.checkpoints.saver.wait() and (_ for _ in ()).throw(ZeroDivisionError))
     with pytest.raises(ZeroDivisionError):
         run(data, tmp_path / "branch", "--resume", first)
     assert max(listing(tmp_path / "branch")) == 4
@@ -110,7 +110,7 @@ def test_what_the_machine_cannot_read_just_now_is_not_called_damaged(number, dat
 
 def test_a_failed_save_is_tried_again_soon(data, tmp_path, monkeypatch):
     """Long before the next one is due: RETRY after it, whatever failed."""
-    monkeypatch.setattr(trainer, "RETRY", 0.0)
+    monkeypatch.setattr(checkpoint_policy, "RETRY", 0.0)
     put, failed = checkpoints.put, []
 
     def put_later(path, content):
@@ -120,7 +120,7 @@ def test_a_failed_save_is_tried_again_soon(data, tmp_path, monkeypatch):
         return put(path, content)
 
     monkeypatch.setattr(checkpoints, "put", put_later)
-    monkeypatch.setattr(Trainer, "save_if_due", waiting(Trainer.save_if_due))
+    monkeypatch.setattr(CheckpointPolicy, "save_if_due", waiting(CheckpointPolicy.save_if_due))
     out = run(data, tmp_path / "run", "--checkpoint-every", "1000", "--keep", "99", "--steps", "5")
     assert failed and 4 in listing(out)
 

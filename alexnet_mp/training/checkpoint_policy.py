@@ -1,0 +1,151 @@
+"""When a run is saved, and what follows if that fails: it is said, tried again, or ends the run.
+
+The writing is `checkpoint_writer.py`'s, beside the training; what a checkpoint holds is the trainer's `snapshot`.
+"""
+import math
+import time
+from contextlib import contextmanager
+
+from ..runs.checkpoint_writer import PATIENCE, Saver
+from ..system.errors import UserError
+from ..system.terminal import say
+
+RETRY = 60  # seconds after a checkpoint that could not be written
+CLOCK_JUMP = 60  # seconds of the wall clock against the steady one, between two checkpoints, that are worth a line
+
+
+class CheckpointPolicy:
+    """Decides when a trainer's run is saved, and what becomes of failures.
+
+    trainer: the `Trainer`, of which it reads step, validated, validation and recording, and asks for `snapshot`. every:
+    (number, "steps" | "seconds") between checkpoints. keep: how many of them stay, with the best. on_save_error:
+    "continue" | "stop".
+    """
+
+    def __init__(self, trainer, every=(600, "seconds"), keep=3, on_save_error="continue"):
+        self.trainer, self.run, self.saver = trainer, trainer.run, Saver(trainer.run, keep)
+        self.every, self.stop_on_error = every, on_save_error == "stop"
+        self.saved_as = None  # (step, validated) of the newest that was begun; None: there is none in this directory
+        self.due, self.saved_at, self.retry_at, self.patience = False, time.monotonic(), math.inf, None
+        self.clock = time.time() - time.monotonic()
+        self.metrics_failing = self.events_failed = False
+
+    @property
+    def up_to_date(self):
+        """Whether the newest checkpoint that was begun is of exactly now."""
+        return self.saved_as == (self.trainer.step, self.trainer.validated)
+
+    @property
+    def newest(self):
+        """The newest checkpoint on the disk, in words."""
+        return f"the newest checkpoint is {self.saver.saved or '(none)'}"
+
+    # --- when
+
+    def save_if_due(self):
+        """Begin a checkpoint if the time has come, or if this is the best validation so far.
+
+        Before that it is reported how the last one went.
+        """
+        self.report_save_results()
+        number, unit = self.every
+        self.due |= (self.trainer.step % number == 0 if unit == "steps"
+                     else time.monotonic() - self.saved_at >= number)
+        self.due |= time.monotonic() >= self.retry_at
+        validation = self.trainer.validation
+        is_best = validation is not None and validation.top1_error < self.saver.best_error
+        # If the disk is slower than the interval, the next one comes late rather than the training waits. The best
+        # can't come late: its copy waits in memory. To save is to wait for the device: never within what is recorded.
+        if is_best or self.due and not self.saver.busy and not self.trainer.recording:
+            self.save()
+
+    def save(self):
+        """Copy what a checkpoint needs, and let it be written."""
+        self.trainer.read_steps()
+        if self.up_to_date:
+            return
+        self._notice_clock()
+        self.due, self.saved_at, self.retry_at = False, time.monotonic(), math.inf
+        with self._disk(f"the checkpoint of step {self.trainer.step}"):
+            self.saver.start(self.trainer.snapshot())
+            self.saved_as = (self.trainer.step, self.trainer.validated)
+
+    def save_now(self):
+        """A checkpoint of this step, on the disk or not: returns what kept it from being written, or None."""
+        self.saver.wait()
+        self.report_save_results()  # of the one before; what is reported from here on is this one's
+        self.save()
+        self.saver.wait(self.patience)
+        failure, prune_failure = self.saver.outcome()
+        self._say_not_removed(prune_failure)
+        return failure
+
+    def save_what_is_there(self):
+        """A last checkpoint before an error ends the run; what goes wrong now must not hide that error."""
+        self.patience = PATIENCE
+        try:
+            failure = self.save_now()
+            if self.saver.busy:
+                failure = UserError(f"the disk took longer than {PATIENCE} s")
+        except (OSError, UserError) as error:
+            failure = error
+        step = self.trainer.step
+        if failure is None and self.up_to_date:
+            say(f"saved after step {step}: {self.saver.saved}")
+        else:
+            say(f"WARNING: not saved after step {step}: {in_words(failure) if failure else 'see above'}; {self.newest}")
+
+    # --- how it went
+
+    def report_save_results(self):
+        """Say what went wrong in the background. Raises UserError with `--on-save-error stop`."""
+        self.run.lock.check()
+        failure, prune_failure = self.saver.outcome()
+        if failure:
+            self.saved_as = None
+            self._failed("a checkpoint", failure)
+        self._say_not_removed(prune_failure)
+        if self.run.metrics.failure and not self.metrics_failing:
+            self.metrics_failing = True  # said once; the lines wait in memory
+            self._failed("metrics.jsonl", self.run.metrics.failure)
+        self.metrics_failing &= self.run.metrics.failure is not None
+        if self.run.metrics.events.failure and not self.events_failed:
+            self.events_failed = True
+            say(f"WARNING: no TensorBoard events any more: {in_words(self.run.metrics.events.failure)}; "
+                "metrics.jsonl has the same numbers")
+
+    def _say_not_removed(self, failure):
+        if failure:
+            say(f"WARNING: an old checkpoint can't be removed: {in_words(failure)}")
+
+    @contextmanager
+    def _disk(self, what):
+        """A failure to write ends the run, or is said loudly, as `--on-save-error` wants it."""
+        try:
+            yield
+        except OSError as error:
+            self._failed(what, error)
+
+    def _failed(self, what, error):
+        if not isinstance(error, OSError):  # also a directory that is no longer this run's
+            raise error
+        if self.stop_on_error:
+            raise UserError(f"cannot write {what}: {in_words(error)}; --on-save-error continue would go on without; "
+                            f"{self.newest}")
+        say(f"WARNING: cannot write {what}: {in_words(error)}; the training goes on, "
+            "the older checkpoints are untouched")
+        self.retry_at = time.monotonic() + RETRY  # a full disk may be mended long before the next checkpoint is due
+
+    def _notice_clock(self):
+        clock = time.time() - time.monotonic()
+        if abs(clock - self.clock) > CLOCK_JUMP:
+            say(f"the clock of this machine jumped by {clock - self.clock:+,.0f} s; "
+                "nothing but the times in the records depends on it")
+        self.clock = clock
+
+
+def in_words(error):
+    """An error in one line, with its file's name."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return " ".join(str(error).splitlines()) or type(error).__name__
