@@ -2,6 +2,7 @@
 # make test      the test suite, but for what is slow
 # make test-fast what needs neither other processes nor compilers: under a minute
 # make test-slow what takes over 20 s or needs the network
+# make check     ruff: lint and format
 # make install   the virtual environment alone
 PYTHON ?= python3
 BIN := .venv/bin
@@ -21,6 +22,10 @@ test-fast: install
 test-slow: install
 	$(PYTEST) -m slow
 
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
 install: .venv/installed
 
 .venv/installed: requirements.txt pyproject.toml setup.py $(wildcard csrc/*.cpp csrc/*/*)
@@ -35,4 +40,4 @@ install: .venv/installed
 clean:
 	rm -rf .venv build kernels/compiled.so *.egg-info .pytest_cache .benchmarks
 
-.PHONY: train test test-fast test-slow install clean
+.PHONY: train test test-fast test-slow check install clean

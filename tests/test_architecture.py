@@ -10,7 +10,7 @@ from pages import PAGES, blocks, sections, spans, text, typed
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "alexnet_mp"
 PAGE = "docs/architecture.md"
-OWN_FILES = {"docs/deviations.md", "docs/pretraining.md"}  # they cite files of the 2012 release
+OWN_FILES = {"docs/claims.md", "docs/deviations.md", "docs/pretraining.md"}  # they cite files of the 2012 release
 TABLE = [[cell.strip() for cell in line.strip("|").split("|")]
          for line in sections(PAGE)["Who may import whom"].splitlines() if line.startswith("| `")]
 

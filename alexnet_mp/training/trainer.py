@@ -267,8 +267,14 @@ class Trainer:
                             f"{in_words(failure) if failure else 'no checkpoint'}; {self.checkpoints.newest}")
         say(f"{ended}: checkpoint in {self.checkpoints.saver.saved or self.run.path}, "
             f"pictures curves.png and conv1_kernels.png in {self.run.path}")
-from ..kernels import augmentation
-from ..network.network import TwoTowerAlexNet, merge_tensors, split_tensors
+        if not tested:
+            self._say_how_to_go_on(interrupted)
+
+    def _say_how_to_go_on(self, interrupted):
+        path, whole = shlex.quote(str(self.run.path)), self.step == self.whole
+        more = "" if whole or interrupted else " and a larger --steps, or without it"
+        say(f"of {self.whole} steps at most; {'test it then' if whole else 'go on'}: the same command with "
+            f"--out {path} --resume auto{more}; test it: {python_command()} -m alexnet_mp.evaluate {path}")
 
     def describe_exchange(self):
         ledger = self.network.ledger()
