@@ -1,4 +1,5 @@
 """The commands as a user types them: what a run leaves, and one clear line for every wrong flag, path and file."""
+import functools
 import json
 import os
 import pty
@@ -22,7 +23,7 @@ from alexnet_mp import evaluate, train
 from alexnet_mp.evaluation.accuracy import read_right
 from alexnet_mp.kernels import dispatch
 from alexnet_mp.runs.metrics import read_metrics
-from alexnet_mp.system.errors import UserError
+from alexnet_mp.system.errors import UserError, run_command
 from alexnet_mp.training.run import Options
 
 SMALL = ["--gpus", "cpu", "--recipe", "mini", "--batch-size", "10", "--workers", "1", "--set", "fc6.maps=16", "--set", "fc7.maps=16"]
@@ -195,20 +196,28 @@ def test_an_out_that_cannot_be_made_is_refused_before_any_image_is_read(folder, 
         train.main([*SMALL, "--data", str(folder), "--out", str(folder / "train/leaf/1.jpg/run")])
 
 
-def test_errors_are_one_line_and_exit_code_2(run, tmp_path):
-    """In a process of its own: no traceback, nothing on stdout that looks like success; and a directory that is taken."""
+def test_errors_are_one_line_and_exit_code_2(run, tmp_path, capsys):
+    """No traceback, nothing on stdout that looks like success; and a directory that is taken.
+
+    The first of each command in a process of its own: one takes two seconds.
+    """
     out, data = run
     for module, arguments, words in (
             ("train", [*SMALL, "--data", data, "--out", out], "is there already; --resume auto goes on with it"),
-            ("train", ["--data", tmp_path / "nowhere"], "no such directory"),
-            ("evaluate", [tmp_path / "nowhere"], "not a run directory"),
-            ("evaluate", [out, "--data", tmp_path / "moved"], "no such directory"),
-            ("evaluate", [out, "--data", data, "--split", "test"], "no test/ folder"),
-            ("evaluate", [out, "--data", "builtin"], "classes"),
-            ("evaluate", [out, "--data", data, "--batch-size", "0"], "--batch-size 0")):
+            ("evaluate", [tmp_path / "nowhere"], "not a run directory")):
         done = command(module, *arguments)
         assert done.returncode == 2, done
         assert re.fullmatch(r"error: [^\n]+\n", done.stderr) and words in done.stderr, done.stderr
+    for main, arguments, words in (
+            (train.main, ["--data", tmp_path / "nowhere"], "no such directory"),
+            (evaluate.main, [out, "--data", tmp_path / "moved"], "no such directory"),
+            (evaluate.main, [out, "--data", data, "--split", "test"], "no test/ folder"),
+            (evaluate.main, [out, "--data", "builtin"], "classes"),
+            (evaluate.main, [out, "--data", data, "--batch-size", "0"], "--batch-size 0")):
+        with pytest.raises(SystemExit) as ended:
+            run_command(functools.partial(main, list(map(str, arguments))))
+        said = capsys.readouterr().err
+        assert ended.value.code == 2 and re.fullmatch(r"error: [^\n]+\n", said) and words in said, said
 
 
 def test_a_damaged_run_is_refused(run, tmp_path):
