@@ -151,9 +151,13 @@ def _tested(claim, record, folder):
     if claim.direction == 0:
         return Verdict(NO_VERDICT, found, remark="the paper has no direction", record=record)
     if fewest < FEWEST:
-        return Verdict(NO_VERDICT, found, remark=f"{fewest} seed{'s' if fewest > 1 else ''}, too few for one", record=record)
+        return Verdict(NO_VERDICT, found, remark=_too_few(fewest), record=record)
     values = [outcome.p for outcome in primary]
     return Verdict(UNDECIDED, found, None if None in values else max(values), record=record)
+
+
+def _too_few(seeds):
+    return f"{seeds} seed{'s' if seeds != 1 else ''}, too few for one"
 
 
 def _decided(claim, verdict, corrected):
@@ -192,7 +196,7 @@ def _counted_towers(record, folder):
         told.append(f"{_words(arm['name'])}: towers differ in {len(divided)} of {len(runs)} runs ({100 * low:.0f} to {100 * high:.0f} %), in chroma "
                     f"in {chroma} of these; against towers of other runs p = {'unknown' if p is None else f'{p:.2g}'}")
     if not counts or counts[0][1] < FEWEST:
-        return Verdict(NO_VERDICT, remark=f"{counts[0][1]} seeds, too few for one" if counts else "a record of an older version", record=record)
+        return Verdict(NO_VERDICT, remark=_too_few(counts[0][1]) if counts else "a record of an older version", record=record)
     divided, runs, p = counts[0]
     if len(counts) > 1:
         from scipy import stats
@@ -208,7 +212,7 @@ def _counted_starts(claim, record):
     runs = [run for run in record["runs"] if run["arm"] == "literal_init" and ("errors" in run or "diverged" in run)]
     found = outcomes(claim, record)
     if len(runs) < FEWEST:
-        return Verdict(NO_VERDICT, found, remark=f"{len(runs)} seeds, too few for one", record=record)
+        return Verdict(NO_VERDICT, found, remark=_too_few(len(runs)), record=record)
     learned = sum("errors" in run and run["moved"] is not None and _views(run) < UNTRAINED for run in runs)
     word = COMES_OUT if learned == len(runs) else OPPOSITE if not learned else UNDECIDED
     return Verdict(word, found, remark=f"{learned} of {len(runs)} runs learn", record=record)
