@@ -26,6 +26,8 @@ from alexnet_mp.runs.metrics import read_metrics
 from alexnet_mp.system.errors import UserError, run_command
 from alexnet_mp.training.run import Options
 
+pytestmark = pytest.mark.process
+
 SMALL = ["--gpus", "cpu", "--recipe", "mini", "--batch-size", "10", "--workers", "1", "--set", "fc6.maps=16", "--set", "fc7.maps=16"]
 
 

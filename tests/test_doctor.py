@@ -74,6 +74,7 @@ def report(capsys, status=0):
 
 # --- here
 
+@pytest.mark.process
 def test_the_page_and_the_json_tell_the_same(capsys):
     printed, found = page(capsys), report(capsys)
     assert list(found) == SECTIONS
@@ -92,6 +93,7 @@ def test_the_page_and_the_json_tell_the_same(capsys):
         assert found["next"]["type"][-1]["command"] == "python -m alexnet_mp.train --gpus cpu"
 
 
+@pytest.mark.process
 @pytest.mark.skipif(dispatch.compiled() is None, reason="there was no compiler to build the CPU kernels")
 def test_a_fault_that_the_self_check_finds(monkeypatch, capsys):
     def raising(real, *arguments):
@@ -107,6 +109,7 @@ def test_a_fault_that_the_self_check_finds(monkeypatch, capsys):
 
 # --- what is broken
 
+@pytest.mark.process
 def test_imports_that_fail_in_every_way(tmp_path, monkeypatch):
     monkeypatch.undo()
     for name, value in (("HOME", "/home/alice"), ("USER", "alice"), ("PYTHONPATH", str(tmp_path))):
@@ -120,6 +123,7 @@ def test_imports_that_fail_in_every_way(tmp_path, monkeypatch):
     assert "alice" not in str(found)
 
 
+@pytest.mark.process
 def test_an_import_that_hangs(tmp_path, monkeypatch):
     monkeypatch.undo()
     monkeypatch.setattr(machine, "IMPORTING", 0.3)
@@ -133,6 +137,7 @@ def importing(monkeypatch, broken, why):
     monkeypatch.setattr(machine, "imports", lambda names: {name: why if name in broken else None for name in names})
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("broken", [["triton", "nvidia.dali"], ["torch"], ["torch", "triton", "nvidia.dali", "json"]],
                          ids="+".join)
 def test_packages_that_can_t_be_imported(broken, monkeypatch, capsys, unchecked):
@@ -152,6 +157,7 @@ def test_packages_that_can_t_be_imported(broken, monkeypatch, capsys, unchecked)
         assert printed.count("ImportError: torch can't be imported") == 4  # devices, kernels, copies, self-check
 
 
+@pytest.mark.process
 def test_packages_that_are_not_installed(monkeypatch, capsys, unchecked):
     importing(monkeypatch, doctor.PACKAGES.keys() - {"torch"}, "ModuleNotFoundError: No module named 'x'")
     monkeypatch.setattr(machine, "version", lambda package: "2.13.0" if package == "torch" else None)
@@ -190,6 +196,7 @@ def test_a_library_that_kills_who_loads_it(tmp_path, monkeypatch, capsys):
     assert "pip install --no-build-isolation --no-deps -e ." in printed
 
 
+@pytest.mark.process
 def test_what_loading_a_library_does(tmp_path, monkeypatch):
     monkeypatch.undo()
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
@@ -211,6 +218,7 @@ def test_checks_that_were_not_made_for_one_reason_are_told_in_one_line():
                                         "e: left out: y"]
 
 
+@pytest.mark.process
 @every("error", [
     RuntimeError("/home/alice/secret: two\nlines"), SystemExit(3), BaseException(), MemoryError(),
     OSError(28, "No space", "/home/alice/x"), UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bad")])
@@ -236,6 +244,7 @@ def test_ctrl_c_ends_it(monkeypatch):
         doctor.main([])
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("names", [["torch"], ["triton", "nvidia"]], ids="+".join)
 def test_the_command_where_packages_raise_anything(names, tmp_path):
     """In a process of its own, up to the first section that needs seconds; torch itself may be what is broken."""
@@ -273,6 +282,7 @@ def gpus(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
 
 
+@pytest.mark.process
 def test_gpus_are_told_and_what_fails_on_them(gpus, capsys):
     printed = page(capsys, status=1)
     for words in ("  driver             580.65.06\n", "  cuda of driver     13.0\n",
@@ -334,12 +344,14 @@ def test_the_versions_of_the_driver_and_of_nvcc(monkeypatch):
     assert machine.driver() is None and machine.nvcc() is None
 
 
+@pytest.mark.process
 def test_a_program_that_fails_or_hangs_says_nothing(monkeypatch):
     monkeypatch.setattr(machine, "SECONDS", 0.2)
     assert machine.asked("sh", "-c", "echo yes") == "yes\n" and machine.asked("sh", "-c", "echo no; exit 1") is None
     assert machine.asked("sleep", "60") is None and machine.asked("no-such-program") is None
 
 
+@pytest.mark.compile
 def test_the_architectures_of_a_library(tmp_path):
     """From real code for two of them, where there is a compiler."""
     if shutil.which("nvcc") is None:

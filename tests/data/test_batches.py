@@ -47,6 +47,7 @@ def test_nine_views_are_three_by_three_places():
     assert nine_views(odd)[4] == centre_view(odd)[0] == (1, 1, False) and nine_views(odd)[8] == (3, 3, False)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("kind", [pytest.param(DaliPipeline, marks=needs_dali), RawPipeline, TorchPipeline],
                          ids=["dali", "raw", "torch"])
 @every("workers", [0, 2])
@@ -72,6 +73,7 @@ def test_the_files_of_cifar10_are_cut_by_themselves():
     assert minibatches(recipe, 9) == [range(9)] and minibatches(recipe, 10_001)[-1] == range(10_000, 10_001)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("kind", [pytest.param(DaliPipeline, marks=needs_dali), RawPipeline, TorchPipeline],
                          ids=["dali", "raw", "torch"])
 @every("workers", [0, 2])
@@ -93,6 +95,7 @@ def test_every_pipeline_cuts_files_by_themselves(kind, workers, preset):
         torch.testing.assert_close(images, expected, rtol=0, atol=1e-4)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_survey_adds_up_every_image(root, monkeypatch, workers):
     monkeypatch.setattr(survey_module, "CHUNK", 4)  # 21 images: five full chunks and a single image
@@ -104,6 +107,7 @@ def test_the_survey_adds_up_every_image(root, monkeypatch, workers):
     assert np.array_equal(total.pixels, direct.pixels) and np.array_equal(total.products, direct.products)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("workers", [0, 2])
 def test_after_the_survey_the_cache_holds_every_picture(root, tmp_path, workers):
     copy = shutil.copytree(root, tmp_path / "copy")
@@ -119,6 +123,7 @@ def test_after_the_survey_the_cache_holds_every_picture(root, tmp_path, workers)
     assert same(*batches)
 
 
+@pytest.mark.process
 def test_no_signal_ends_a_worker_from_its_first_moment_on(root, monkeypatch):
     """A scheduler's SIGTERM may come just when validation forks its workers: it must find the signal blocked already."""
     def signalled():
@@ -131,6 +136,7 @@ def test_no_signal_ends_a_worker_from_its_first_moment_on(root, monkeypatch):
     assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before  # the parent hears them again
 
 
+@pytest.mark.process
 def test_a_worker_whose_parent_died_before_its_first_moment_ends(tmp_path):
     """What the kernel is asked for then comes too late."""
     code = ("import multiprocessing, os, pathlib, signal, sys, time\n"

@@ -139,6 +139,7 @@ def test_the_cache_reads_a_file_once(tmp_path):
     assert len(cache) == 3 and cache.names == split.names and np.array_equal(cache.labels, split.labels)
 
 
+@pytest.mark.process
 def test_what_a_forked_process_read_is_in_the_parents_cache(tmp_path):
     split, log = Folder(write(tmp_path, small_set()), SIZE).splits["train"], []
     expected = [split.read(index).copy() for index in range(3)]

@@ -17,7 +17,8 @@ from alexnet_mp.system.errors import UserError
 
 SMALL = ["--gpus", "cpu", "--recipe", "mini", "--batch-size", "10", "--workers", "1", "--set", "fc6.maps=16", "--set", "fc7.maps=16",
          "--epochs", "2"]
-pytestmark = pytest.mark.usefixtures("one_thread")  # on a busy machine a second thread costs more than it brings
+# On a busy machine a second thread costs more than it brings.
+pytestmark = [pytest.mark.process, pytest.mark.usefixtures("one_thread")]
 DALI = pytest.mark.skipif(not pipeline_dali.available(), reason="DALI is not installed")
 
 

@@ -39,6 +39,7 @@ from alexnet_mp.recipes.presets import paper
 from alexnet_mp.system.errors import UserError
 
 
+@pytest.mark.process
 @needs_dali
 @PRESETS
 @SOURCES
@@ -51,6 +52,7 @@ def test_every_batch_is_that_of_pytorch_to_the_bit(sources, preset, source):
     assert all(batch.images[0].is_contiguous(memory_format=torch.channels_last) for batch in found)
 
 
+@pytest.mark.process
 @needs_dali
 @PRESETS
 @SOURCES
@@ -115,6 +117,7 @@ def test_what_runs_on_a_gpu_computes_the_same_on_a_cpu(sources, monkeypatch, pre
     assert same(list(pipeline(DaliPipeline, sources["pixels"], tiny(preset)).train(0, 3, NOISE.get)), expected)
 
 
+@pytest.mark.process
 @needs_dali
 @PRESETS
 @SOURCES
@@ -193,6 +196,7 @@ def test_a_thread_makes_the_same_batches_from_any_step(sources, nothing_stays, m
         assert same(list(reader.train(step, 3, NOISE.get)), whole[step:])
 
 
+@pytest.mark.process
 @needs_dali
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument is set")
 def test_the_training_neither_feeds_dali_nor_takes_from_it(sources, nothing_stays, monkeypatch):

@@ -89,6 +89,7 @@ def odd_images(folder):
     Image.fromarray(colour).quantize(16).save(folder / "palette.png")
 
 
+@pytest.mark.process
 @needs_dali
 @every("workers", [0, 2])
 def test_odd_but_valid_images_are_read_alike(root, tmp_path, workers):
@@ -110,6 +111,7 @@ def huge_header():
     return bytes(content)
 
 
+@pytest.mark.process
 @PIPELINES
 @every("workers", [0, 2])
 @every("damage", [None, b"", slice(600), b"not an image" * 50, huge_header()],
@@ -142,6 +144,7 @@ DAMAGE = {"empty": lambda whole: b"", "garbage": lambda whole: b"not an image" *
           "no end": lambda whole: whole[:-30], "tables": lambda whole: whole[:30] + bytes(100) + whole[130:]}
 
 
+@pytest.mark.process
 @WAYS
 @every("workers", [0, 2])
 @every("damage", DAMAGE)
@@ -181,6 +184,7 @@ def test_a_failure_that_is_no_image_s_fault_is_raised_as_it_is(sources, nothing_
         list(pipeline(kind, sources["jpeg"], tiny(paper)).train(0, 1, tenth))
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("kind, source, workers", every_way_with(("files", 0), ("files", 2), ("jpeg", 2)))
 def test_leaving_early_leaves_nothing(sources, nothing_stays, kind, source, workers):
     """Closed, dropped, or left by an exception, in the first batch or later; and the next one works."""
@@ -206,6 +210,7 @@ def test_leaving_early_leaves_nothing(sources, nothing_stays, kind, source, work
     assert same(list(reader.train(0, 1, tenth)), expected)
 
 
+@pytest.mark.process
 @PIPELINES
 @every("source", ["files", "jpeg"])
 def test_training_goes_on_while_validation_starts_and_ends_processes(sources, nothing_stays, kind, source):
@@ -248,6 +253,7 @@ def run_script(root, kind, epochs):
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 
+@pytest.mark.process
 @PIPELINES
 def test_ctrl_c_ends_all_processes_at_once(root, kind):
     process = run_script(root, kind, 10**6)
@@ -259,6 +265,7 @@ def test_ctrl_c_ends_all_processes_at_once(root, kind):
         os.killpg(process.pid, 0)
 
 
+@pytest.mark.process
 @needs_dali
 def test_dali_says_nothing_where_nothing_is_wrong(root):
     process = run_script(root, DaliPipeline, 3)
@@ -287,6 +294,7 @@ def resident_bytes():
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
+@pytest.mark.process
 def test_importing_the_module_does_not_import_dali():
     code = ("import sys; from alexnet_mp.data import pipeline_dali; pipeline_dali.available(); "
             "sys.exit(any(name.startswith('nvidia.dali') for name in sys.modules))")

@@ -76,6 +76,7 @@ def test_every_image_once_an_epoch(root, preset):
         assert labels.tolist() == [label("train", index) for index in indices]
 
 
+@pytest.mark.process
 @PRESETS
 @pytest.mark.parametrize("workers", [1, 2])
 def test_the_number_of_workers_decides_nothing(root, preset, workers):
@@ -132,6 +133,7 @@ def test_views_are_plain_crops_minus_the_mean(root, preset):
     assert index == VAL
 
 
+@pytest.mark.process
 @every("workers", [0, 2])
 @every("split, read", [
     ("train", lambda reader: reader.train(0, 1, tenth)),

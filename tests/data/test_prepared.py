@@ -224,6 +224,7 @@ def test_a_flipped_byte_of_raw_pixels_is_named(raw):
     assert "sky/2.jpg" in unreadable(raw, 20)
 
 
+@pytest.mark.process
 def test_what_one_process_has_checked_is_checked_for_all(jpeg):
     split = Prepared(jpeg, SIZE).splits["train"]
     worker = multiprocessing.get_context("fork").Process(target=lambda: [split.read(image) for image in (2, 4)])

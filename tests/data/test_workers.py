@@ -25,6 +25,8 @@ from alexnet_mp.data.workers import load
 from alexnet_mp.recipes.presets import paper
 from alexnet_mp.system.errors import UserError, _known
 
+pytestmark = pytest.mark.process
+
 
 class Source(torch.utils.data.Dataset):
     """key -> a tensor of that number; before that, at(key) is called in the worker."""

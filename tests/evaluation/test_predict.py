@@ -118,6 +118,7 @@ def test_a_pipe_is_not_waited_for(trained, photograph, tmp_path, capsys):
     assert f"cannot read image {tmp_path}/pipe.jpg: it is not a regular file" in captured.err and str(photograph) in captured.out
 
 
+@pytest.mark.process
 def test_a_reader_that_leaves_is_no_error(trained, photograph):
     """Its buffer is too small for the answer, and it reads nothing at all."""
     reader, writer = os.pipe()

@@ -100,6 +100,7 @@ class Slow:
         return self.split.read(index)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("killed", [False, True])
 def test_two_processes_at_once(whole, tmp_path, killed):
     context, folder = multiprocessing.get_context("fork"), tmp_path / "half"

@@ -191,6 +191,7 @@ def test_opcheck(implementation):
                               ([arguments[0]], *arguments[1:], 0.5, 16, True, torch.bfloat16, channels_last, kernels))
 
 
+@pytest.mark.compile
 def test_compile(implementation):
     """One graph; what comes out is what a network after it is told to expect."""
     kernels, device = implementation

@@ -20,7 +20,7 @@ specification = importlib.util.spec_from_file_location("count_sass", ROOT / "too
 count_sass = importlib.util.module_from_spec(specification)
 specification.loader.exec_module(count_sass)
 
-pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc on PATH (the CUDA toolkit)")
+pytestmark = [pytest.mark.compile, pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc on PATH (the CUDA toolkit)")]
 needs_nvdisasm = pytest.mark.skipif(count_sass.tool("nvdisasm") is None,
                                     reason="no nvdisasm: neither the triton package nor a full toolkit")
 
@@ -85,6 +85,7 @@ def table():
     return {(row["kernel"], row["dtype"], row["channels"]): row for row in rows}
 
 
+@pytest.mark.slow
 def test_every_kernel_fits_its_registers_and_spills_none(report):
     kernels = re.findall(r"Compiling entry function '(\w+)' for '(sm_\d+)'(?:.*\n)+?.*?(\d+) bytes stack frame, "
                          r"(\d+) bytes spill stores, (\d+) bytes spill loads\n.*?Used (\d+) registers", report)

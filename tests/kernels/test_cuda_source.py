@@ -32,7 +32,7 @@ dtypes = every("dtype", TYPES)
 relus = every("relu", RELUS)
 norms = every("norm", ["lrn", "none"])
 
-pytestmark = [pytest.mark.usefixtures("one_thread"),
+pytestmark = [pytest.mark.compile, pytest.mark.usefixtures("one_thread"),
               pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ to compile the device code for the host")]
 
 

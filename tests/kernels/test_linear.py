@@ -103,6 +103,8 @@ def test_the_same_bits_every_time(products):
     assert all(torch.equal(linear(*operands), y) for _ in range(5)) and len(products) == 6
 
 
+@pytest.mark.compile
+@pytest.mark.process
 @pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler, and there is none")
 def test_compiled_the_compiler_chooses(tmp_path, monkeypatch):
     """Nothing replaced, in one graph, of a size that is oneDNN's where the processor has AVX-512."""

@@ -144,6 +144,8 @@ def test_opcheck(implementation, operation):
                                arguments.get("ties", "first"), kernels))
 
 
+@pytest.mark.compile
+@pytest.mark.process
 def test_compile_and_autocast(implementation):
     kernels, device = implementation
     convolution = torch.nn.Conv2d(3, 8, 3, bias=False).to(device)

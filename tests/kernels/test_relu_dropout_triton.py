@@ -148,6 +148,7 @@ def test_opcheck(shape, order, step, has_bias):
     torch.library.opcheck(torch.ops.alexnet_mp.relu_dropout.default, (x, bias, counted, 0.5 if step else 0.0, 3, 6, 1, "triton"))
 
 
+@pytest.mark.compile
 def test_traced():
     """What torch.compile makes of the operator, short of generated code."""
     x, bias = values(4, 8, scale=1).float().to(DEVICE).requires_grad_(), values(8, seed=2, scale=1).float().to(DEVICE).requires_grad_()

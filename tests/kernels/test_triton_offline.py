@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = [pytest.mark.process, pytest.mark.compile]
+
 pytest.importorskip("triton", reason="triton is not installed")
 CAPABILITIES = (80, 90)  # A100, H100 and H200
 WITHOUT_LOOPS = ("_paper_sgd_kernel", "_augment_kernel", "_relu_dropout_kernel", "_relu_dropout_backward_kernel",

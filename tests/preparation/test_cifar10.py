@@ -88,6 +88,7 @@ def test_the_binary_folder_is_taken_first(tmp_path):
     assert find(tmp_path).kind.startswith("CIFAR-10, binary version")
 
 
+@pytest.mark.process
 def test_forked_processes_share_what_was_unpacked(tmp_path, monkeypatch):
     source = find(make_cifar10(tmp_path, "python", True))
     monkeypatch.setattr(cifar10, "gzip_members", None)  # unpacking once more would fail

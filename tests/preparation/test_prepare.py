@@ -15,6 +15,7 @@ from alexnet_mp.preparation import shards, sources
 from alexnet_mp.system.errors import UserError
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("options", [[], ["--raw"]], ids=["jpeg", "raw"])
 def test_any_number_of_processes_makes_the_same_bytes(source, tmp_path, monkeypatch, options):
     first = files(prepared(monkeypatch, source, tmp_path / "0", *options))
@@ -58,6 +59,7 @@ def test_webdataset_reads_it(source, tmp_path, monkeypatch, options, kind):
         assert np.array_equal(picture, split.read(int(key))) and label == split.labels[int(key)]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("options", [[], ["--raw"]], ids=["jpeg", "raw"])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_statistics_are_those_of_the_pictures_as_training_reads_them(source, tmp_path, monkeypatch, options, workers):
@@ -71,6 +73,7 @@ def test_statistics_are_those_of_the_pictures_as_training_reads_them(source, tmp
     assert np.abs(found.statistics.eigenvectors - vectors).max() <= 1e-9
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("make", [
     make_ilsvrc2012, make_ilsvrc2010, make_synset_tars, make_cifar10, lambda root: make_cifar10(root, "python", archive=True)],
     ids=["ILSVRC-2012", "ILSVRC-2010", "tars by wnid", "CIFAR-10", "CIFAR-10 for Python"])
@@ -114,6 +117,7 @@ def test_validation_images_are_cut_where_they_are_asked_for(source, tmp_path, mo
     assert "--val-fraction 1.5" in refused(source, tmp_path / "other", "--val-fraction", "1.5")
 
 
+@pytest.mark.process
 def test_size_and_quality_come_from_the_recipe_or_the_command(source, tmp_path, monkeypatch):
     monkeypatch.setattr(shards, "IMAGES_PER_SHARD", PER_SHARD)
 

@@ -22,6 +22,7 @@ def break_image(source, name="train/leaf/3.jpg"):
     return content
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_first_unreadable_image_stops_it(source, tmp_path, monkeypatch, workers):
     whole, content = files(prepared(monkeypatch, source, tmp_path / "whole")), break_image(source)
@@ -33,6 +34,7 @@ def test_the_first_unreadable_image_stops_it(source, tmp_path, monkeypatch, work
     assert files(prepared(monkeypatch, source, tmp_path / "set", workers=workers)) == whole  # mended, the same command goes on
 
 
+@pytest.mark.process
 def test_unreadable_images_are_left_out_and_listed(source, tmp_path, monkeypatch, capsys):
     whole = Prepared(prepared(monkeypatch, source, tmp_path / "whole", "--raw"), SIZE)
     break_image(source)
@@ -142,6 +144,7 @@ def test_a_broken_archive_is_named_and_makes_nothing(tmp_path):
     assert not (tmp_path / "set").exists()
 
 
+@pytest.mark.process
 def test_progress_counts_every_image_that_is_left_to_do(source, tmp_path, monkeypatch):
     interrupted(monkeypatch, source, tmp_path / "set", 13)
     seen = []

@@ -124,6 +124,7 @@ def running(group):
     return found
 
 
+@pytest.mark.process
 def test_killed_at_any_moment_the_same_command_goes_on(many, tmp_path):
     source, whole = many
     dest, moments = tmp_path / "set", random.Random(os.getpid())
@@ -141,6 +142,7 @@ def test_killed_at_any_moment_the_same_command_goes_on(many, tmp_path):
     assert not running(process.pid)
 
 
+@pytest.mark.process
 def test_ctrl_c_ends_all_processes_and_says_that_the_same_command_goes_on(many, tmp_path):
     source, whole = many
     process = begun(source, tmp_path / "set")
@@ -151,6 +153,7 @@ def test_ctrl_c_ends_all_processes_and_says_that_the_same_command_goes_on(many, 
     assert complete(source, tmp_path / "set") == whole
 
 
+@pytest.mark.process
 def test_ctrl_c_twice_ends_it_as_fast(many, tmp_path):
     source, whole = many
     process = begun(source, tmp_path / "set")
@@ -172,6 +175,7 @@ def test_what_the_machine_does_wrong_is_no_bad_image(source, tmp_path, monkeypat
     assert "Input/output error" in message and not (tmp_path / "set" / "index.json").exists()
 
 
+@pytest.mark.process
 def test_two_at_once_and_the_second_is_refused(many, tmp_path, monkeypatch):
     source, whole = many
     process = begun(source, tmp_path / "set")
@@ -191,6 +195,7 @@ def test_a_lock_file_without_an_owner_is_no_obstacle(source, tmp_path, monkeypat
     assert (prepared(monkeypatch, source, tmp_path / "set") / "index.json").exists()
 
 
+@pytest.mark.process
 def test_a_worker_that_is_killed_is_one_line(source, tmp_path, monkeypatch):
     whole, parent, picture = files(prepared(monkeypatch, source, tmp_path / "whole")), os.getpid(), sources.picture
 
@@ -208,6 +213,7 @@ def test_a_worker_that_is_killed_is_one_line(source, tmp_path, monkeypatch):
     assert files(prepared(monkeypatch, source, tmp_path / "set")) == whole
 
 
+@pytest.mark.process
 def test_a_quota_is_named_and_nothing_of_the_shard_is_left(many, tmp_path):
     source, whole = many
     done = subprocess.run([*COMMAND, source, tmp_path / "set", *OPTIONS], capture_output=True, text=True,
@@ -232,6 +238,7 @@ def remount(place, option):
     subprocess.run(["mount", "-o", f"remount,{option}", place], check=True)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_full_disk_is_named_and_with_room_it_goes_on(source, tmp_path, monkeypatch, small_disk, workers):
     whole, dest = files(prepared(monkeypatch, source, tmp_path / "whole")), small_disk / "set"
@@ -245,6 +252,7 @@ def test_a_full_disk_is_named_and_with_room_it_goes_on(source, tmp_path, monkeyp
     assert files(prepared(monkeypatch, source, dest, workers=workers)) == whole
 
 
+@pytest.mark.process
 def test_a_read_only_disk_is_named(source, tmp_path, monkeypatch, small_disk):
     remount(small_disk, "ro")
     assert "Read-only file system" in refused(source, small_disk / "set")

@@ -63,6 +63,7 @@ def image_of(directory, image, split="train"):
     return directory / f"{split}-{columns['shard'][image]:05d}.tar", int(columns["offset"][image]), int(columns["length"][image])
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_whole_set_is_one_line(made, capsys, workers):
     for directory in made:
@@ -115,6 +116,7 @@ def test_a_file_that_is_missing_cut_or_foreign_is_named(jpeg, capsys, name, dama
     assert str(jpeg / name) in line and named in line
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("workers", [0, 2])
 def test_everything_that_is_wrong_is_named(jpeg, capsys, workers):
     (jpeg / "train-00000.tar").unlink()

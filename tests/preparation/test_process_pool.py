@@ -10,6 +10,8 @@ import pytest
 from alexnet_mp.preparation.process_pool import in_processes
 from alexnet_mp.system.errors import UserError
 
+pytestmark = pytest.mark.process
+
 
 def square(task, tick):
     for _ in range(task):

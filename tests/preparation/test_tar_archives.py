@@ -286,6 +286,7 @@ def test_thousands_of_archives_do_not_use_up_the_descriptors(tmp_path):
     assert len(os.listdir("/proc/self/fd")) <= before  # less what an earlier test had left open
 
 
+@pytest.mark.process
 def test_forked_processes_read_on_their_own(tmp_path):
     """A descriptor that is shared has one position for all; these reads don't use it."""
     path, content = tmp_path / "x.bin", os.urandom(1 << 16)

@@ -248,6 +248,7 @@ def test_runs_of_one_name_keep_their_paths(tmp_path, monkeypatch):
         report._named(["c", "a", "./a/../c"])
 
 
+@pytest.mark.process
 def test_the_template_is_installed(tmp_path):
     """By what setup.py declares; the compiler is hidden, nothing is compiled."""
     root = Path(__file__).parents[2]

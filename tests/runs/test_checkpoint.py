@@ -196,6 +196,7 @@ def test_a_disk_that_does_not_come_back_until_the_next_start(action):
         looked_through(run, must, may)
 
 
+@pytest.mark.process
 def test_a_kill_at_any_call(action):
     fresh, act, must, may, calls = action
     for at in changing(calls):

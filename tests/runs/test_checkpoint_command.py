@@ -151,6 +151,7 @@ def test_prune_keeps_the_newest_and_the_best(run, capsys):
     assert "nothing to remove" in capsys.readouterr().out
 
 
+@pytest.mark.process
 def test_a_run_that_is_at_work_is_not_pruned(run, tmp_path):
     """A lock holds against other processes alone, so another one takes it."""
     ready, go = os.pipe(), os.pipe()
@@ -210,6 +211,7 @@ def test_wrong_paths_and_flags(run, tmp_path):
     assert not os.listdir(tmp_path / "empty")
 
 
+@pytest.mark.process
 def test_as_a_command(run):
     """In a process of its own: the list on stdout, one line on stderr, status 2."""
     (listing(run)[9] / "weights.safetensors").write_bytes(b"x")

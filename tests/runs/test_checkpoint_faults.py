@@ -68,6 +68,7 @@ def all_whole(out):
 
 # --- full, for a while
 
+@pytest.mark.process
 def test_a_disk_that_is_full_for_a_while(quick, small_disk, monkeypatch, ended, whole):
     disk = small_disk(1)
     seen = []
@@ -114,6 +115,7 @@ def test_no_line_of_the_metrics_is_lost_where_not_a_byte_can_be_added(quick, fil
     assert_same_end(tmp_path / "run", whole)
 
 
+@pytest.mark.process
 def test_a_disk_that_is_full_from_the_start(quick, small_disk, ended, data, whole):
     disk = small_disk(1)
     disk.fill()
@@ -140,6 +142,7 @@ def test_too_little_room_from_the_start(limit, quick, file_limit, tmp_path, ende
 
 # --- full, for good
 
+@pytest.mark.process
 def test_stop_on_a_save_error(quick, small_disk, monkeypatch, ended, data, whole):
     disk = small_disk(1)
     actions = at_steps(monkeypatch, {4: lambda self: disk.fill()})
@@ -154,6 +157,7 @@ def test_stop_on_a_save_error(quick, small_disk, monkeypatch, ended, data, whole
     assert_same_end(disk.path / "run", whole)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("policy", ["continue", "stop"])
 def test_a_last_save_that_fails(policy, small_disk, monkeypatch, ended, data, whole):
     """With all the pictures that an end draws."""
@@ -194,6 +198,7 @@ def test_a_save_that_failed_before_the_last_one_does_not_spoil_the_end(quick, mo
 
 # --- read-only, failing
 
+@pytest.mark.process
 def test_a_disk_that_becomes_read_only_for_a_while(quick, small_disk, monkeypatch, ended, whole):
     """Where the checkpoints lie; the kernel doesn't let a disk become so while one of its files is open to be written."""
     disk = small_disk(1)
@@ -236,6 +241,7 @@ def test_input_and_output_errors(policy, at, quick, monkeypatch, tmp_path, ended
 
 # --- other processes
 
+@pytest.mark.process
 def test_kills_of_processes_that_save_all_the_time(tmp_path):
     """`python tools/kill_saves.py` does it a thousand times."""
     fell, lost, _ = kill_saves.kill_saves(put_all(tmp_path / "run"), 20, 3)
@@ -243,6 +249,7 @@ def test_kills_of_processes_that_save_all_the_time(tmp_path):
     assert holds_what_it_should(checkpoints.newest(tmp_path / "run"))
 
 
+@pytest.mark.process
 def test_kill_saves_finds_a_loss(tmp_path, monkeypatch):
     """A run that removes the old one before it writes the new one."""
     put = checkpoints.put
@@ -257,6 +264,7 @@ def test_kill_saves_finds_a_loss(tmp_path, monkeypatch):
     assert lost
 
 
+@pytest.mark.process
 def test_beside_a_run_that_saves_and_prunes_all_the_time_and_is_killed(quick, data, tmp_path, capsys):
     out = tmp_path / "run"
     words, environment = process_of(data, out, "--epochs", 10**6, "--checkpoint-every", 1, "--keep", 1)

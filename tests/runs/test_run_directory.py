@@ -58,6 +58,7 @@ def test_what_is_made_can_be_read(parts, tmp_path):
     RunLock(tmp_path / "new" / "run").release()
 
 
+@pytest.mark.process
 def test_two_at_once_into_a_new_directory(parts, tmp_path):
     """Of eight processes that begin at the same moment one makes it, and the others are refused with one line."""
     ready, go = os.pipe(), os.pipe()

@@ -56,6 +56,7 @@ def test_a_clean_end_leaves_nothing_to_say(tmp_path, capsys):
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.process
 def test_the_second_is_refused_by_the_name_of_the_first_and_takes_over_when_that_is_killed(tmp_path, capsys):
     process, descriptor = holding(tmp_path)
     message = refused(tmp_path)
@@ -70,6 +71,7 @@ def test_the_second_is_refused_by_the_name_of_the_first_and_takes_over_when_that
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.process
 def test_a_child_that_outlives_its_parent_holds_nothing(tmp_path, capsys):
     """A worker process that hangs, after the run was killed."""
     ready, go = os.pipe(), os.pipe()
@@ -92,6 +94,7 @@ def test_a_child_that_outlives_its_parent_holds_nothing(tmp_path, capsys):
         os.close(descriptor)
 
 
+@pytest.mark.process
 def test_a_full_disk_keeps_nobody_from_locking(tmp_path):
     process, descriptor = holding(tmp_path, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0)))
     assert "is in use: another process writes to it" in refused(tmp_path)

@@ -101,6 +101,7 @@ def test_a_stop_during_start_up_leaves_nothing(name, number, data, tmp_path, mon
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_stop_while_all_images_are_read_leaves_nothing(workers, tmp_path, monkeypatch, capsys, nothing_stays):
     folder, ended = make_folder(tmp_path / "folder", train=30, val=2, size=(48, 44)), []
@@ -229,6 +230,7 @@ def lines_of(out):
     return (out / "metrics.jsonl").read_bytes().count(b"\n") if (out / "metrics.jsonl").exists() else 0
 
 
+@pytest.mark.process
 def test_a_real_process_ignores_what_it_should_and_ends_at_once_at_a_second_signal(data, tmp_path):
     out = tmp_path / "run"
     command, environment = process_of(data, out, "--epochs", 100000, "--workers", 1, "--checkpoint-every", 2)

@@ -14,6 +14,8 @@ from inner_cases import every
 from alexnet_mp.system import isolated
 from alexnet_mp.system.isolated import FAILED, PASSED, UNCHECKED, Outcome
 
+pytestmark = pytest.mark.process
+
 TESTS = Path(__file__).parents[1]
 
 

@@ -11,6 +11,8 @@ import time
 import pytest
 from toy_stages import ROOT, alive, packed, runs, states
 
+pytestmark = pytest.mark.process
+
 # It ignores the signal that asks it to end, and has started another process.
 HANGS = """
 HANGS = ("signal.signal(signal.SIGINT, signal.SIG_IGN); "

@@ -54,6 +54,7 @@ def test_every_file_of_tests_is_in_one_stage():
     assert set(map(str, rest)) < set(TABLE["tests-rest"].command)
 
 
+@pytest.mark.process
 def test_every_selection_of_benchmarks_selects_and_the_quick_ones_compile_nothing():
     """pytest's -k, as far as the table uses it: parts of names, `and`, `not`."""
     ids = collected("benchmarks", "--benchmark-only")
@@ -68,6 +69,7 @@ def test_every_selection_of_benchmarks_selects_and_the_quick_ones_compile_nothin
             assert not any("compile" in one for one in chosen), stage.name
 
 
+@pytest.mark.process
 def test_the_first_stages_of_tests_are_few_cases_and_all_for_a_gpu():
     files = {stage: [word for word in TABLE[stage].command if word.startswith("tests/")]
              for stage in ("kernels-once", "graphs")}
@@ -124,6 +126,7 @@ def test_missing_packages_are_named_with_the_way_to_bring_them(tmp_path, monkeyp
         packages.bring(project(tmp_path, "faiss-cuda-of-mine>=1", "pydantic-of-mine"))
 
 
+@pytest.mark.process
 def test_wheels_are_installed_without_an_index(tmp_path, monkeypatch, capsys):
     """One by one: one that lacks what it needs keeps no other away."""
     wheels = tmp_path / "wheels"
@@ -153,6 +156,7 @@ def test_the_packages_of_this_project_are_known_by_their_modules():
 
 # --- facts
 
+@pytest.mark.process
 def test_environment(tmp_path):
     facts.environment(tmp_path / "facts.json")
     found = json.loads((tmp_path / "facts.json").read_text())
@@ -168,6 +172,7 @@ def test_roof(tmp_path, monkeypatch):
     assert found["copy_gb_per_s"] == 4000 and found["bf16_tflop_per_s"] == found["fp32_tflop_per_s"] == 700
 
 
+@pytest.mark.compile
 def test_resources_of_compiled_kernels(tmp_path, monkeypatch):
     """As cuobjdump prints them; of two kernels one keeps a value in local memory."""
     tool = tmp_path / "cuobjdump"

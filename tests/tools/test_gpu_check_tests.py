@@ -4,6 +4,8 @@ import json
 import pytest
 from toy_stages import packed, states
 
+pytestmark = pytest.mark.process
+
 TESTS = """
 import os, time
 import pytest

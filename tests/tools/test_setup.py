@@ -18,6 +18,8 @@ import torch
 from packaging.requirements import Requirement
 from torch.utils import cpp_extension
 
+pytestmark = pytest.mark.compile
+
 ROOT = Path(__file__).resolve().parents[2]
 RUNTIME = "libcudart.so.13"
 needs_compiler = pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler (c++)")

@@ -167,6 +167,7 @@ def test_on_one_device_nothing_crosses():
 
 # --- pipelines
 
+@pytest.mark.process
 @pytest.mark.parametrize("name, holds", [
     ("raw", "pixels"), ("torch", "files"),
     *(pytest.param("dali", holds, marks=needs_dali) for holds in ("pixels", "jpeg", "files"))])

@@ -184,6 +184,7 @@ def test_plateaus_that_end_a_run(data, tmp_path, monkeypatch):
 PIPELINES = [["torch", 0], ["torch", 2], ["raw", 0], pytest.param(["dali", 0], marks=needs_dali)]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("pipeline", PIPELINES, ids=lambda pair: f"{pair[0]}, {pair[1]} workers")
 def test_every_pipeline_cut_in_the_middle_of_an_epoch(pipeline, data, tmp_path, wholes, seen):
     whole, read = wholes("source2012")
@@ -194,6 +195,7 @@ def test_every_pipeline_cut_in_the_middle_of_an_epoch(pipeline, data, tmp_path, 
     assert_same_end(tmp_path / "run", whole, but=["made_by"])
 
 
+@pytest.mark.process
 @needs_dali
 def test_another_pipeline_and_other_workers_at_every_resume(data, tmp_path, wholes, seen, capsys):
     whole, read = wholes("dated")

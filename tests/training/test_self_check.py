@@ -67,6 +67,7 @@ def no_process(monkeypatch):
 
 # --- all is right
 
+@pytest.mark.process
 @needs_kernels
 def test_what_has_passed_is_remembered(tmp_path, monkeypatch):
     pipeline, found, lines = examine(devices=(CPU, OTHER))
@@ -82,6 +83,7 @@ def test_what_has_passed_is_remembered(tmp_path, monkeypatch):
     assert again.keys() == found.keys() and set(again.values()) == {"passed before"} and lines == []
 
 
+@pytest.mark.process
 def test_only_what_is_new_is_checked(monkeypatch):
     _, first, _ = examine()
     _, second, lines = examine(settings=["lrn_beta=0.5", "learning_rate=0.5"])
@@ -94,6 +96,7 @@ def test_only_what_is_new_is_checked(monkeypatch):
     assert set(fresh.values()) == {"passed"}
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("change", ["driver", "build", "packages", "device"])
 def test_another_machine_or_installation_is_checked_anew(change, monkeypatch):
     examine()
@@ -117,6 +120,7 @@ def test_every_file_that_decides_is_in_the_build(monkeypatch, tmp_path):
     assert self_check._installation()["build"] == before
 
 
+@pytest.mark.process
 def test_in_a_process_of_its_own(monkeypatch):
     """As it is started outside of these tests."""
     monkeypatch.setattr(isolated, "_start", START)
@@ -143,6 +147,7 @@ FAULTS = {"raises": (raising, "raises RuntimeError: CUDA error: an illegal memor
           "segfault": (dying, "ends its process by SIGSEGV"), "hang": (hanging, "gives no answer within 1 s")}
 
 
+@pytest.mark.process
 @needs_kernels
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_kernel_that_fails_is_left_out_by_name(fault, monkeypatch):
@@ -161,6 +166,7 @@ def test_a_kernel_that_fails_is_left_out_by_name(fault, monkeypatch):
     assert dispatch.used("auto", CPU) == "cpu (lrn_max_pool: reference)"
 
 
+@pytest.mark.process
 @needs_kernels
 def test_each_kernel_that_fails_is_left_out_and_checked_again_next_time(monkeypatch):
     plant(monkeypatch, "lrn_pool_backward", raising)
@@ -174,6 +180,7 @@ def test_each_kernel_that_fails_is_left_out_and_checked_again_next_time(monkeypa
     assert sum(line.startswith("WARNING") for line in lines) == 2
 
 
+@pytest.mark.process
 @needs_kernels
 def test_a_kernel_that_was_chosen_is_an_error(monkeypatch):
     plant(monkeypatch, "lrn_pool_backward", raising)
@@ -182,6 +189,7 @@ def test_a_kernel_that_was_chosen_is_an_error(monkeypatch):
         examine(kernels="cpu")
 
 
+@pytest.mark.process
 @needs_kernels
 def test_the_augmentation_is_left_out_whatever_kernels_were_chosen(monkeypatch):
     """--kernels says nothing about it."""
@@ -192,6 +200,7 @@ def test_the_augmentation_is_left_out_whatever_kernels_were_chosen(monkeypatch):
     assert dispatch.resolve("auto", "cpu", "augment") == "reference"
 
 
+@pytest.mark.process
 def test_the_reference_needs_no_check_of_kernels():
     _, found, _ = examine(kernels="reference", pipeline="torch", holds="files")
     assert list(found) == ["pipeline torch on cpu"]
@@ -199,6 +208,7 @@ def test_the_reference_needs_no_check_of_kernels():
 
 # --- a pipeline, a crossing, a device
 
+@pytest.mark.process
 def test_a_pipeline_with_a_wrong_pixel_gives_way(monkeypatch):
     one_wrong_pixel(monkeypatch)
     pipeline, found, lines = examine()
@@ -216,6 +226,7 @@ def test_the_next_best_pipeline(monkeypatch):
     assert self_check.next_pipeline("raw") == "dali"
 
 
+@pytest.mark.process
 def test_a_wrong_definition_ends_the_run(monkeypatch):
     """After pipeline torch there is none."""
     monkeypatch.setattr(device_checks, "pipeline", raise_in_pipeline)
@@ -227,6 +238,7 @@ def raise_in_pipeline(*arguments):
     raise OSError("nothing to read")
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("pass_, words", [("forward", "other values"), ("backward", "other gradients")])
 def test_a_stale_crossing_ends_the_run(pass_, words, monkeypatch):
     deliver_stale(monkeypatch, pass_)
@@ -236,6 +248,7 @@ def test_a_stale_crossing_ends_the_run(pass_, words, monkeypatch):
         examine(devices=(CPU, OTHER))
 
 
+@pytest.mark.process
 def test_a_device_that_can_t_be_used_is_said_and_nothing_is_left_out(monkeypatch):
     monkeypatch.setattr(device_checks, "prepare", no_device)
     pipeline, found, lines = examine()
@@ -253,6 +266,7 @@ def no_device(devices, left_out):
 
 # --- what is remembered may be damaged, or not be kept
 
+@pytest.mark.process
 @every("content", [b"", b"{", b"[]", b'{"facts": 1, "passed": {}}', b"\xff\xfe", b"[" * 100_000,
                    "old", "list"])
 def test_a_damaged_memory_counts_as_nothing_and_is_mended(content, tmp_path, monkeypatch):
@@ -269,6 +283,7 @@ def test_a_damaged_memory_counts_as_nothing_and_is_mended(content, tmp_path, mon
     assert file.read_bytes() == whole and remembered(tmp_path) == [file]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("kind", ["a file in the way", "a read-only system", "no home", "a directory in the way"])
 def test_a_memory_that_can_t_be_kept_is_said_once(kind, tmp_path, monkeypatch):
     if kind == "a file in the way":
@@ -323,6 +338,7 @@ def test_a_run_on_a_cpu_is_not_checked(data, quick, tmp_path, monkeypatch):
     assert record(run(data, tmp_path / "run", "--steps", 1)) == "none: no CUDA device"
 
 
+@pytest.mark.process
 @needs_kernels
 def test_a_run_records_what_was_checked_and_resumed_too(on_cpu, data, quick, tmp_path, monkeypatch, capsys):
     plant(monkeypatch, "lrn_pool_backward", raising)
@@ -347,6 +363,7 @@ def test_a_run_without_the_check(on_cpu, data, quick, tmp_path, monkeypatch):
     assert dispatch.used("auto", CPU) == dispatch.resolve("auto", "cpu")
 
 
+@pytest.mark.process
 def test_a_run_takes_the_next_best_pipeline(on_cpu, data, quick, tmp_path, monkeypatch):
     one_wrong_pixel(monkeypatch)
     out = tmp_path / "run"
@@ -357,6 +374,7 @@ def test_a_run_takes_the_next_best_pipeline(on_cpu, data, quick, tmp_path, monke
     assert not (tmp_path / "other").exists(), "nothing is left of a run that must not begin"
 
 
+@pytest.mark.process
 @needs_kernels
 def test_a_chosen_kernel_that_fails_leaves_no_run(on_cpu, data, quick, tmp_path, monkeypatch):
     plant(monkeypatch, "lrn_pool_forward", raising)
@@ -365,6 +383,7 @@ def test_a_chosen_kernel_that_fails_leaves_no_run(on_cpu, data, quick, tmp_path,
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_during_the_check(number, on_cpu, data, quick, tmp_path, monkeypatch, capsys):
     """The process of the check ends, nothing is left, and the run says so."""

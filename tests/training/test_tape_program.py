@@ -151,6 +151,7 @@ RECIPES = {"four edges": mini(), "a fifth": change_layers(mini(), "conv4", reads
            "one edge": change_layers(mini(), "conv3", "fc6", "fc7", reads="own")}
 
 
+@pytest.mark.compile
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 @pytest.mark.parametrize("devices", [DEVICES, DEVICES[:1] * 2], ids=["two devices", "one device, apart"])
 def test_nothing_is_read_too_early_or_written_too_early(recipe, devices, on_host):
@@ -185,6 +186,7 @@ def test_nothing_is_read_too_early_or_written_too_early(recipe, devices, on_host
         assert all((copy, 3) in clocks.known[stream.cuda_stream] for copy in copies)
 
 
+@pytest.mark.compile
 def test_the_own_half_is_computed_while_the_other_flies(on_host):
     """No graph waits for a copy but those after the one that receives it."""
     steps, streams = taped(mini(), DEVICES)
@@ -202,6 +204,7 @@ def test_the_own_half_is_computed_while_the_other_flies(on_host):
             assert known & sent_here == received[where[0]]
 
 
+@pytest.mark.compile
 def test_the_calls_are_those_of_the_table(on_host):
     """Devices are made current where they have to be, and the one of before in the end; a copy within a device is one.
     """
@@ -231,6 +234,7 @@ def test_the_calls_are_those_of_the_table(on_host):
     assert calls[-1][0] == SET and calls[-1][2] == 1
 
 
+@pytest.mark.compile
 def test_an_empty_table(on_host):
     calls, failure, _, device = on_host(torch.empty(0, tape_program.COLUMNS, dtype=torch.int64), device=1)
     assert [call[0] for call in calls] == [GET] and failure is None and device == 1
@@ -240,6 +244,7 @@ NAMES = {GET: "cudaGetDevice", SET: "cudaSetDevice", LAUNCH: "cudaGraphLaunch", 
          WAIT: "cudaStreamWaitEvent", COPY_WITHIN: "cudaMemcpyAsync", COPY_BETWEEN: "cudaMemcpyPeerAsync"}
 
 
+@pytest.mark.compile
 @pytest.mark.parametrize("devices", [DEVICES, DEVICES[:1] * 2], ids=["two devices", "one device, apart"])
 def test_every_call_that_fails_is_named(devices, on_host):
     """And is the last; the current device is what it was."""
@@ -255,6 +260,7 @@ def test_every_call_that_fails_is_named(devices, on_host):
         assert later in ([], [SET]) and (device == 0 or number == len(calls) - 1 or what == SET)
 
 
+@pytest.mark.compile
 def test_a_row_of_no_kind_is_refused(on_host):
     _, failure, name, _ = on_host(torch.tensor([[7, 0, 1, 1, 0, 0, 0]]))
     assert failure == (0, 1) and name == "no such kind of action"

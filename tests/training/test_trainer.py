@@ -276,6 +276,7 @@ def test_a_loss_that_is_not_finite_in_a_validation(data, tmp_path, monkeypatch):
 
 # --- exceptions
 
+@pytest.mark.process
 @pytest.mark.parametrize("tower, layer", [(0, "conv1"), (1, "conv2"), (1, "fc6")])
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 def test_an_exception_in_a_tower_ends_the_run_with_it(direction, tower, layer, data, tmp_path, monkeypatch, whole, nothing_stays):
@@ -298,6 +299,7 @@ def test_an_exception_in_a_tower_ends_the_run_with_it(direction, tower, layer, d
     assert_same_end(out, whole)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("pipeline, workers", [("torch", 0), ("torch", 2), ("raw", 1), pytest.param("dali", 1, marks=needs_dali)])
 def test_an_exception_in_the_pipeline_comes_after_a_save(pipeline, workers, data, tmp_path, monkeypatch, whole, nothing_stays):
     """Which is of the last whole step, though the interval isn't over."""
@@ -321,6 +323,7 @@ def test_an_exception_in_the_pipeline_comes_after_a_save(pipeline, workers, data
     assert_same_end(tmp_path / "run", whole)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("moment", ["before a step", "after the update", "in a validation"])
 def test_a_killed_process_that_reads_costs_no_step(moment, data, tmp_path, monkeypatch, whole, nothing_stays, capsys):
     """Its death is heard of at once, which may be in the middle of an update of the weights."""
