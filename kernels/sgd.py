@@ -1,4 +1,7 @@
-"""The update of paper section 5 as a torch operator: arguments, who computes. The kernels: `sgd_triton.py`, `csrc/cpu/sgd.h`."""
+"""The update of paper section 5 as a torch operator: arguments, who computes.
+
+The kernels are in `sgd_triton.py` and, for a CPU, in `csrc/cpu/sgd.h`.
+"""
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -72,7 +75,8 @@ def update_tables_in(owner):
 def _update(parameters, gradients, velocities, copies, sums, learning_rates, momentum, weight_decays, kernels):
     if kernels in ("cuda", "triton"):
         from .sgd_triton import paper_sgd_ as launch
-        launch(parameters, gradients, velocities, learning_rates, momentum, weight_decays, copies, sums, owner=_table_owner.get())
+        launch(parameters, gradients, velocities, learning_rates, momentum, weight_decays, copies, sums,
+               owner=_table_owner.get())
     elif kernels == "cpu":
         lists = zip(parameters, gradients, velocities, learning_rates, weight_decays)
         for number, (w, g, v, rate, decay) in enumerate(lists):

@@ -7,7 +7,7 @@ from ..kernels import (avg_pool, dropout, linear, lrn, lrn_max_pool, max_pool, r
                        spatial_norm_max_pool)
 from ..kernels.dispatch import resolve
 from ..recipes import shapes
-from .overlap import joined
+from .overlap import split_input_product
 
 # Runs of operations that the kernels compute in one piece, longest first; everything else is computed one by one.
 FUSED = (("relu", "lrn", "max_pool"), ("lrn", "max_pool", "relu"), ("lrn", "max_pool"), ("relu", "lrn"), ("lrn",),
@@ -63,7 +63,7 @@ class TowerLayer(nn.Module):
         if crossing is None:
             x = self.product(x, weight, added)
         else:
-            x = joined(self.product, x, crossing, weight, self.halves(crossing.comes_second), added)
+            x = split_input_product(self.product, x, crossing, weight, self.halves(crossing.comes_second), added)
         return self.follow(x, left, step)
 
     def operands(self, dtype):

@@ -6,7 +6,7 @@ and sent, and the rest is computed while it is on its way.
 import torch
 
 
-def joined(product, own, crossing, weight, halves, bias):
+def split_input_product(product, own, crossing, weight, halves, bias):
     """y, on the own half's device. product: a differentiable function of (x, weight, bias); with a matrix, x.flatten(1)
     weight^T + bias.
 
@@ -17,10 +17,10 @@ def joined(product, own, crossing, weight, halves, bias):
         own_weight, other_weight = halves(weight)
         y = product(own, own_weight, bias)
         return y.add_(product(crossing.receive(), other_weight, None))
-    return _Joined.apply(product, halves, crossing, own, crossing.tensor, weight, bias)
+    return _SplitInputFunction.apply(product, halves, crossing, own, crossing.tensor, weight, bias)
 
 
-class JointProduct:
+class SplitInputProduct:
     """The two products with a history of their own; call `begin`, `end`, and backward `gradient_of_other`, `gradients`, once each.
 
     wanted: whether gradients of (own, other, weight, bias) are.
@@ -43,7 +43,7 @@ class JointProduct:
         with torch.enable_grad():
             y = self.y.add_(self.product(self.other, self.other_weight, None))
         # Not y itself: no product needs its own output again, and what follows keeps what it needs.
-        self.edge = torch.autograd.graph.get_gradient_edge(y) if y.requires_grad else None
+        self.gradient_edge = torch.autograd.graph.get_gradient_edge(y) if y.requires_grad else None
         del self.y, self.other_weight
         return y.detach()
 
@@ -61,16 +61,16 @@ class JointProduct:
         """None where it isn't wanted."""
         if not self.other.requires_grad:
             return None
-        return torch.autograd.grad(self.edge, self.other, dy, retain_graph=self.more_is_wanted)[0]
+        return torch.autograd.grad(self.gradient_edge, self.other, dy, retain_graph=self.more_is_wanted)[0]
 
     def gradients(self, dy):
         """Of own, weight, bias: each None where it isn't wanted. The history is let go of."""
         by_hand = self.weight.requires_grad and written_by_halves(self.weight)
         wanted = [tensor for tensor in self._inputs
                   if tensor is not None and tensor.requires_grad and not (by_hand and tensor is self.weight)]
-        found = iter(torch.autograd.grad(self.edge, wanted, dy) if wanted else ())
+        found = iter(torch.autograd.grad(self.gradient_edge, wanted, dy) if wanted else ())
         own, weight, bias = [next(found) if any(tensor is one for one in wanted) else None for tensor in self._inputs]
-        del self.edge
+        del self.gradient_edge
         return own, self._gradient_of_matrix(dy) if by_hand else weight, bias
 
     def _gradient_of_matrix(self, dy):
@@ -94,23 +94,23 @@ def _leaf(tensor, wanted):
     return None if tensor is None else tensor.detach().requires_grad_(wanted)
 
 
-class _Joined(torch.autograd.Function):
+class _SplitInputFunction(torch.autograd.Function):
     """Takes the other tower's tensor as an input where it was made, so that its gradient returns there."""
 
     @staticmethod
     def forward(ctx, product, halves, crossing, own, made_there, weight, bias):
-        joint = JointProduct(product, own, weight, halves, bias, ctx.needs_input_grad[3:])
-        joint.begin()
-        y = joint.end(crossing.receive())
-        ctx.history = crossing, joint
+        split = SplitInputProduct(product, own, weight, halves, bias, ctx.needs_input_grad[3:])
+        split.begin()
+        y = split.end(crossing.receive())
+        ctx.history = crossing, split
         return y
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, dy):
-        crossing, joint = ctx.history
-        gradient = joint.gradient_of_other(dy)
+        crossing, split = ctx.history
+        gradient = split.gradient_of_other(dy)
         receive = None if gradient is None else crossing.send_back(gradient)
-        own, weight, bias = joint.gradients(dy)
+        own, weight, bias = split.gradients(dy)
         del ctx.history
         return None, None, None, own, receive() if receive else None, weight, bias

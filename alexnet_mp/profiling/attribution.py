@@ -14,10 +14,11 @@ RANGE = "alexnet_mp: "  # what the names of our own ranges begin with
 STEP, INPUT, FORWARD_BACKWARD, NETWORK, UPDATE = (RANGE + name for name in ("step", "input", "forward and backward", "network", "update"))
 LAYER = RANGE + "layer "  # and then its name and its tower's letter
 NODE = "autograd::engine::evaluate_function: "
-CROSSING, JOINED, ONEDNN = "_Shared", "_Joined", "_OneDnn"  # of `exchange.py`, `overlap.py`, `kernels/linear_op.py`
+# Of `network/exchange.py`, `network/overlap.py`, `kernels/linear_op.py`.
+CROSSING, SPLIT_INPUT, ONEDNN = "_Shared", "_SplitInputFunction", "_OneDnn"
 OPTIMIZER = "Optimizer.step#"  # torch's own range around every optimizer's step
 PRODUCTS = {"aten::conv2d", "aten::convolution", "aten::linear", "aten::addmm", "aten::mm", "aten::matmul", "aten::bmm", "aten::baddbmm",
-            JOINED, ONEDNN}
+            SPLIT_INPUT, ONEDNN}
 
 
 @dataclass
@@ -82,7 +83,7 @@ def attribute(operations):
                 place = last = _of_node(operation, made, main, last)
             elif above is not None and above.backward:
                 # Between the nodes that it runs itself, this one sends the other tower's gradient.
-                place = Place("exchange", backward=True) if operation.parent.name == JOINED + "Backward" else above
+                place = Place("exchange", backward=True) if operation.parent.name == SPLIT_INPUT + "Backward" else above
             elif thread == main:
                 place = _forward(operation, above, ends)
                 if place is not None and operation.sequence >= 0 and not operation.name.startswith(RANGE):

@@ -27,7 +27,7 @@ from ..kernels.checks import describe
 from ..kernels.dispatch import leave_out
 from ..network.exchange import Exchange
 from ..network.layer import TowerLayer, plan
-from ..network.overlap import joined
+from ..network.overlap import split_input_product
 from ..recipes.shapes import Size, pool_size
 from ..system.isolated import Unfit, Wrong
 
@@ -236,7 +236,8 @@ def cross(exchange, shape, dtype):
         read = []
         for tower, parts in zip(towers, exchange.gather("self-check", maps, 2)):
             weights = torch.tensor([0.0, 1.0], dtype=dtype, device=devices[tower])
-            read.append(joined(_scaled, parts[tower], parts[1 - tower], weights, lambda weight: weight.split(1), None))
+            read.append(split_input_product(_scaled, parts[tower], parts[1 - tower], weights,
+                                            lambda weight: weight.split(1), None))
         torch.autograd.backward(read, [_late(places[1][tower], back[tower]) for tower in towers])
         for source, target in ((0, 1), (1, 0)):
             way = f"{devices[source]} to {devices[target]}"

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from ..data.step_input import images_of
 from ..evaluation.accuracy import credits
-from ..network.overlap import JointProduct
+from ..network.overlap import SplitInputProduct
 
 
 def forward_and_backward(network, images, labels, tape):
@@ -62,7 +62,7 @@ def _backward(passed, tape):
             back = tape.run(tower, segment.backward, gradients[tower])
             if back:
                 copies[1 - tower] = tape.send(segment.layers[0].layer.name, *back, tower, 1 - tower, "backward")
-            if segment.joint and segment.joint.more_is_wanted:
+            if segment.split and segment.split.more_is_wanted:
                 before[tower] += tape.run(tower, segment.backward_of_product)
         for tower, copy in copies.items():
             before[tower].append(tape.receive(copy))
@@ -90,7 +90,7 @@ class Segment:
         self.tower, self.layers, self.finish = tower, layers, lambda maps: (maps,)
         self.results = self.out = None  # out: the first result, with its history
         # Where the first layer reads both: its product, its result and that one's gradient; its operands, and the parameters they are of.
-        self.joint = self.y = self.dy = self.weight = self.added = self.bias = None
+        self.split = self.y = self.dy = self.weight = self.added = self.bias = None
         self.of_product = set()
 
     @property
@@ -111,14 +111,14 @@ class Segment:
             self.weight, self.added, self.bias = first.operands(own.dtype)
         self.of_product = {first.weight} if self.added is None else {first.weight, first.bias}
         wanted = *wanted, self.weight.requires_grad, self.added is not None and self.added.requires_grad
-        self.joint = JointProduct(first.product, own, self.weight, first.halves(own_is_first), self.added, wanted)
-        self.joint.begin()
+        self.split = SplitInputProduct(first.product, own, self.weight, first.halves(own_is_first), self.added, wanted)
+        self.split.begin()
         return []
 
     def end(self, other):
         """The product with the other half, and what follows."""
-        y = self.joint.end(other)
-        self.y = y.requires_grad_(self.joint.other_wanted or self.joint.more_is_wanted)
+        y = self.split.end(other)
+        self.y = y.requires_grad_(self.split.other_wanted or self.split.more_is_wanted)
         with torch.enable_grad():
             return self._go_on(self.layers[0].follow(y, self.bias, self.tower.step))
 
@@ -129,7 +129,7 @@ class Segment:
         return [self.out.detach(), *more]
 
     def backward(self, gradients):
-        """All but the joint product, and the gradient of the other half: [it], or [] where it isn't wanted.
+        """All but the split product, and the gradient of the other half: [it], or [] where it isn't wanted.
 
         gradients: of the outputs, one or two to be summed; none where the output is the loss.
         """
@@ -139,12 +139,12 @@ class Segment:
         found = torch.autograd.grad(self.out, [*y, *parameters], sum(gradients[1:], gradients[0]) if gradients else None)
         self.dy, *of_parameters = found if y else (None, *found)
         _leave(parameters, of_parameters)
-        back = self.joint.gradient_of_other(self.dy) if y else None
+        back = self.split.gradient_of_other(self.dy) if y else None
         return [] if back is None else [back]
 
     def backward_of_product(self):
-        """The rest of the joint product: [gradient of the own half], or [] where it isn't wanted."""
-        own, *of_operands = self.joint.gradients(self.dy)
+        """The rest of the split product: [gradient of the own half], or [] where it isn't wanted."""
+        own, *of_operands = self.split.gradients(self.dy)
         pairs = [pair for pair in zip((self.weight, self.added), of_operands, strict=True) if pair[1] is not None]
         parameters = [parameter for parameter in self.of_product if parameter.requires_grad]
         if parameters:

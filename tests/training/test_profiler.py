@@ -8,14 +8,19 @@ import torch
 from inner_cases import every
 from tiny_run import LAST, assert_same_end, lines, make_quick, newest, resume, run, signalled_after
 
+from alexnet_mp.kernels import linear_op
+from alexnet_mp.network import exchange, overlap
 from alexnet_mp.network.layer import TowerLayer
 from alexnet_mp.profiling import machine_limits
 from alexnet_mp.profiling.attribution import (
+    CROSSING,
     FORWARD_BACKWARD,
     INPUT,
     LAYER,
     NETWORK,
     NODE,
+    ONEDNN,
+    SPLIT_INPUT,
     STEP,
     UPDATE,
     Operation,
@@ -233,6 +238,12 @@ def test_a_layer_that_is_made_slow_is_the_one_that_is_shown(slow, row, column, d
     assert cells[row, column] > 3 * max(value for cell, value in cells.items() if cell != (row, column))
 
 
+def test_operations_are_looked_for_under_the_names_that_they_have():
+    """The profiler names an autograd function after its class."""
+    classes = exchange._Shared, overlap._SplitInputFunction, linear_op._OneDnn
+    assert (CROSSING, SPLIT_INPUT, ONEDNN) == tuple(function.__name__ for function in classes)
+
+
 # --- what a machine with GPUs records, made by hand: (name, start, end, thread, forward thread, sequence, kernels)
 
 MAIN, DEVICE_0, DEVICE_1 = 1, 7, 8
@@ -249,12 +260,13 @@ RECORDED = [
     ("aten::relu", 225, 235, MAIN, 0, 9, ((1, 5),)),
     ("_Shared", 250, 260, MAIN, 0, 10, ()), ("aten::copy_", 251, 259, MAIN, 0, -1, ((1, 20),)),
     (LAYER + "fc8 a", 270, 300, MAIN, 0, -1, ()),
-    ("_Joined", 272, 298, MAIN, 0, 11, ()),  # two products and their sum
+    ("_SplitInputFunction", 272, 298, MAIN, 0, 11, ()),  # two products and their sum
     ("aten::add_", 296, 297, MAIN, 0, -1, ((0, 6),)),
     ("aten::linear", 280, 295, MAIN, 0, 12, ()), ("aten::addmm", 282, 290, MAIN, 0, 13, ((0, 30),)),
     ("aten::cross_entropy_loss", 410, 440, MAIN, 0, 14, ((0, 2),)),
     # Backward, a thread a GPU; a parameter's gradient has no number of its own.
-    (NODE + "_JoinedBackward", 441, 489, DEVICE_0, MAIN, 11, ()), ("_JoinedBackward", 442, 488, DEVICE_0, MAIN, 11, ()),
+    (NODE + "_SplitInputFunctionBackward", 441, 489, DEVICE_0, MAIN, 11, ()),
+    ("_SplitInputFunctionBackward", 442, 488, DEVICE_0, MAIN, 11, ()),
     ("aten::copy_", 486, 487, DEVICE_0, 0, -1, ((0, 13),)),  # a gradient that is sent
     (NODE + "AddmmBackward0", 450, 480, DEVICE_0, MAIN, 13, ((0, 1),)), ("AddmmBackward0", 452, 478, DEVICE_0, MAIN, 13, ()),
     ("aten::mm", 455, 470, DEVICE_0, 0, -1, ((0, 60),)),
