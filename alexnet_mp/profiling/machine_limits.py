@@ -1,4 +1,5 @@
 """What a device can do at most, measured where and when it is asked for: the roof that a step's times are held against."""
+import functools
 import mmap
 import time
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ def measure(device, dtype):
     """
     size, n = copy_bytes(device), PRODUCT[device.type]
     source, target = _buffer(size, device).fill_(1), _buffer(size, device)
-    copying = _best(lambda: target.copy_(source), device)
+    copying = _best(functools.partial(target.copy_, source), device)
     del source, target
     generator = torch.Generator(device).manual_seed(0)
     a, b = (torch.randn(n, n, generator=generator, device=device).to(dtype) for _ in range(2))
