@@ -1,5 +1,7 @@
 """A run that was cut and went on equals the one that was not, bit for bit, wherever it was cut and whatever goes on with it."""
+import gc
 import json
+import weakref
 
 import pytest
 from tiny_run import (
@@ -23,6 +25,7 @@ from tiny_run import (
 
 from alexnet_mp.data.pipeline_dali import available
 from alexnet_mp.runs.checkpoint_writer import Saver
+from alexnet_mp.training import run as training_run
 from alexnet_mp.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread", "quick")
@@ -255,3 +258,26 @@ def test_an_error_in_a_validation_costs_no_step(data, tmp_path, wholes, seen, mo
     resume(data, tmp_path / "run", *PLATEAU)
     assert seen == read
     assert_same_end(tmp_path / "run", whole)
+
+
+def test_what_a_run_goes_on_from_or_begins_with_is_out_of_memory_before_its_first_step(data, tmp_path, monkeypatch):
+    """Of the paper's network a checkpoint is half a gigabyte."""
+    first, alive = run(data, tmp_path / "first", "--steps", 2), []
+    resolve, train = training_run.resolve, Trainer.train
+
+    def watched(options, held):
+        plan = resolve(options, held)
+        tensors = plan.weights or plan.point.checkpoint.weights | plan.point.checkpoint.velocity
+        alive.extend(map(weakref.ref, tensors.values()))
+        return plan
+
+    def begin(self, interrupted):
+        gc.collect()
+        assert alive and not any(reference() is not None for reference in alive)
+        train(self, interrupted)
+
+    monkeypatch.setattr(training_run, "resolve", watched)
+    monkeypatch.setattr(Trainer, "train", begin)
+    resume(data, first, "--steps", 3)
+    run(data, tmp_path / "branch", "--resume", first, "--steps", 4)
+    run(data, tmp_path / "second", "--init", first, "--steps", 1)
