@@ -17,7 +17,7 @@ CIFAR = [*SMALL, "--set", "conv2.maps=2"]
 BY_ID = {claim.id: claim for claim in CLAIMS}
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def no_pictures(monkeypatch):
     """They take a second each."""
     monkeypatch.setattr(records, "draw_claim", lambda record, path: None)

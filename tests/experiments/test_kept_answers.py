@@ -11,7 +11,7 @@ from alexnet_mp.evaluation.accuracy import read_right
 from alexnet_mp.experiments import arm_runs, findings, kept_answers
 from alexnet_mp.runs import checkpoints
 
-pytestmark = pytest.mark.usefixtures("one_thread", "quick")
+pytestmark = pytest.mark.usefixtures("one_thread", "quick", "no_pictures")
 
 
 def directories(out):

@@ -10,7 +10,7 @@ TESTS = """
 import os, time
 import pytest
 
-HERE = os.path.dirname(os.path.dirname(__file__))
+HERE = os.path.dirname(__file__)
 
 def note(name):
     with open(os.path.join(HERE, "noted"), "a") as file:
