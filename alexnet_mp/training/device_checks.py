@@ -84,22 +84,22 @@ def _synchronize(devices):
 
 # --- kernels
 
-def piece(devices, layer, piece, maps, constants, dtype, kernels):
-    """A piece of what follows a layer's product, as the network computes it: forward, backward, and forward in a test.
+def fused_operation(devices, layer, fused, maps, constants, dtype, kernels):
+    """A fused operation of a layer's epilogue, as the network computes it: forward, backward, and forward in a test.
 
-    devices: one. layer: the recipe's `Layer`. piece: of `tower.plan(layer.then)`; maps: (C, H, W) that it reads.
+    devices: one. layer: the recipe's `Layer`. fused: of `plan(layer.then)`; maps: (C, H, W) that it reads.
     constants: {field of the recipe: value}. kernels: as `--kernels` has it.
     """
     device, = devices
-    ours, plain = (_layer(layer, [piece], maps, constants, by, device) for by in (kernels, "reference"))
+    ours, plain = (_layer(layer, [fused], maps, constants, by, device) for by in (kernels, "reference"))
     x = _maps(maps, layer, constants, device).to(dtype)
-    with_bias = ours.bias_in_kernel and piece == plan(layer.then)[0]
+    with_bias = ours.bias_in_kernel and fused == plan(layer.then)[0]
     bias = _drawn(maps[:1], 2, device).to(dtype) if with_bias else None
     three = (ours, x, bias), (plain, x, bias), (plain, x.double(), bias.double() if with_bias else None)
     for train in (False, True):
         y, torchs, exact = (_forward(*inputs, train) for inputs in three)
         _compare("output" if train else "output of a test", y, torchs, exact, _rounding(exact))
-    dy = torch.empty_like(y).copy_(_drawn(exact.shape, 3, device) * _clear(layer, piece, *three[2][1:], constants))
+    dy = torch.empty_like(y).copy_(_drawn(exact.shape, 3, device) * _clear(layer, fused, *three[2][1:], constants))
     found = [_backward(*inputs, dy) for inputs in three]
     least = _rounding(found[2][0])
     _compare("gradient", *(gradients[0] for gradients in found), least)
@@ -108,11 +108,11 @@ def piece(devices, layer, piece, maps, constants, dtype, kernels):
     _synchronize(devices)
 
 
-def _layer(layer, pieces, maps, constants, kernels, device):
-    """The `TowerLayer` with hardly a product, and with these pieces after it."""
+def _layer(layer, fused_operations, maps, constants, kernels, device):
+    """The `TowerLayer` with hardly a product, and with these fused operations after it."""
     recipe = SimpleNamespace(seed=1, **constants)
     made = TowerLayer(recipe, Size(layer, (1, 1, 1), maps, maps), 5, (0,), kernels, device)
-    made.pieces = pieces
+    made.fused_operations = fused_operations
     return made
 
 
@@ -133,22 +133,23 @@ def _maps(maps, layer, constants, device):
 def _forward(layer, x, bias, train):
     step = torch.tensor(STEP, device=x.device)
     with torch.set_grad_enabled(train):  # without gradients other kernels may be launched
-        return layer.train(train).follow(x.detach().requires_grad_(train), bias, step).detach()
+        return layer.train(train).apply_epilogue(x.detach().requires_grad_(train), bias, step).detach()
 
 
 def _backward(layer, x, bias, dy):
     inputs = [tensor.detach().requires_grad_() for tensor in (x, bias) if tensor is not None]
-    y = layer.train().follow(inputs[0], inputs[1] if bias is not None else None, torch.tensor(STEP, device=x.device))
+    y = layer.train().apply_epilogue(inputs[0], inputs[1] if bias is not None else None,
+                                     torch.tensor(STEP, device=x.device))
     return torch.autograd.grad(y, inputs, dy.to(y.dtype))
 
 
-def _clear(layer, piece, x, bias, constants):
+def _clear(layer, fused, x, bias, constants):
     """1 for every output whose window has a maximum, or exact ties, well ahead of all else; else 0."""
-    if "max_pool" not in piece:
+    if "max_pool" not in fused:
         return 1
-    before = _layer(layer, plan(piece[:piece.index("max_pool")]), x.shape[1:], constants, "reference", x.device)
-    if before.pieces:
-        u = before.follow(x, bias, None)
+    before = _layer(layer, plan(fused[:fused.index("max_pool")]), x.shape[1:], constants, "reference", x.device)
+    if before.fused_operations:
+        u = before.apply_epilogue(x, bias, None)
     else:
         u = x if bias is None else x + bias[:, None, None]
     pool, stride = constants["pool_size"], constants["pool_stride"]

@@ -116,11 +116,11 @@ class Segment:
         return []
 
     def end(self, other):
-        """The product with the other half, and what follows."""
+        """The product with the other half, and the epilogue."""
         y = self.split.end(other)
         self.y = y.requires_grad_(self.split.other_wanted or self.split.more_is_wanted)
         with torch.enable_grad():
-            return self._go_on(self.layers[0].follow(y, self.bias, self.tower.step))
+            return self._go_on(self.layers[0].apply_epilogue(y, self.bias, self.tower.step))
 
     def _go_on(self, maps):
         for layer in self.layers[1:]:

@@ -376,7 +376,7 @@ def test_ctrl_c_during_the_check(number, on_cpu, data, quick, tmp_path, monkeypa
         return started[0]
 
     monkeypatch.setattr(isolated, "_start", start)
-    monkeypatch.setattr(device_checks, "piece", hanging)
+    monkeypatch.setattr(device_checks, "fused_operation", hanging)
     monkeypatch.setattr(device_checks, "update", hanging)
     monkeypatch.setattr(device_checks, "pipeline", hanging)
     assert train.main([*TINY, "--data", str(data), "--out", str(tmp_path / "run")]) == 0
