@@ -267,15 +267,15 @@ def _late(place, values):
 
 # --- pipelines
 
-def pipeline(devices, name, holds, recipe, dtype, augmented_by):
+def pipeline(devices, name, storage, recipe, dtype, augmented_by):
     """An epoch of two batches, and two views of a test, from pictures that are made here.
 
-    holds: what the splits of the data hold, see `dataset.py`. augmented_by: who computes `augment` here; only so that
+    storage: what the splits of the data hold, see `dataset.py`. augmented_by: who computes `augment` here; only so that
     what is remembered of one is not taken for the other.
     """
     random = np.random.default_rng(7)
     pictures = [_photograph(random, recipe.stored_size) for _ in range(PICTURES)]
-    kinds = ("jpeg", "pixels") if holds == "jpeg" and any(device.type == "cuda" for device in devices) else (holds,)
+    kinds = ("jpeg", "pixels") if storage == "jpeg" and any(device.type == "cuda" for device in devices) else (storage,)
     for kind in kinds:  # what comes after a GPU's decoder is exact, and compared as such
         split, total = _Pictures(pictures, kind), Sums(recipe.stored_size)
         read = [split.read(index) for index in range(PICTURES)]
@@ -301,11 +301,11 @@ def _photograph(random, size):
 class _Pictures:
     """A split in memory, of pictures or of their JPEG files."""
 
-    def __init__(self, pictures, holds):
-        self.pictures, self.holds, self.size = pictures, holds, len(pictures[0])
+    def __init__(self, pictures, storage):
+        self.pictures, self.storage, self.size = pictures, storage, len(pictures[0])
         self.labels = np.arange(len(pictures))
         self.names = [f"made picture {number}" for number in self.labels]
-        self.files = [_jpeg(picture) for picture in pictures] if holds == "jpeg" else []
+        self.files = [_jpeg(picture) for picture in pictures] if storage == "jpeg" else []
 
     def __len__(self):
         return len(self.pictures)
@@ -325,7 +325,7 @@ def _jpeg(picture):
     return file.getvalue()
 
 
-def _compare_training(ours, plain, pictures, holds):
+def _compare_training(ours, plain, pictures, storage):
     recipe = ours.recipe
 
     def noise(epoch):
@@ -341,10 +341,10 @@ def _compare_training(ours, plain, pictures, holds):
         drawn = draws(recipe, epoch, images, positions)
         shift = colour_shift(recipe, plain.statistics, drawn.colour, noise(epoch))
         exact = _exact(plain, pictures[images], drawn, *shift)
-        _compare_images("batch", batch.images, torchs.images[0], exact, holds, ours)
+        _compare_images("batch", batch.images, torchs.images[0], exact, storage, ours)
 
 
-def _compare_views(ours, plain, pictures, holds):
+def _compare_views(ours, plain, pictures, storage):
     which, start = [ten_views(ours.recipe)[2], ten_views(ours.recipe)[-1]], 0
     found, expected = ([(list(views), labels.tolist()) for views, labels in reader.views("val", BATCH, which)]
                        for reader in (ours, plain))
@@ -355,7 +355,7 @@ def _compare_views(ours, plain, pictures, holds):
         for view, images, torchs in zip(which, of_ours, of_torch, strict=True):
             fixed = Draws(*(np.full(len(part), value) for value in view), None)
             exact = _exact(plain, part, fixed, np.zeros((len(part), 3), np.float32), 1.0)
-            _compare_images("view of a test", images, torchs[0], exact, holds, ours)
+            _compare_images("view of a test", images, torchs[0], exact, storage, ours)
         start += len(labels)
 
 
@@ -367,11 +367,11 @@ def _exact(reader, pictures, drawn, shift, scale):
                              crop=recipe.crop_size, mean_follows_crop=recipe.mean_follows_crop, dtype=torch.float64)
 
 
-def _compare_images(what, images, torchs, exact, holds, reader):
+def _compare_images(what, images, torchs, exact, storage, reader):
     for device, found in zip(reader.devices, images, strict=True):
         if found.device != device and not found.device.type == device.type == "cpu":
             raise Wrong(f"makes a {what} for {device} on {found.device}")
-        if holds == "jpeg" and reader.name == "dali" and device.type == "cuda":
+        if storage == "jpeg" and reader.name == "dali" and device.type == "cuda":
             levels = (found.cpu().double() - torchs.double()).abs().flatten()
             off = {"mean": float(levels.mean()), "99.9 %": float(np.quantile(levels.numpy(), 0.999))}
             if not all(off[measure] <= most for measure, most in DECODER.items()):

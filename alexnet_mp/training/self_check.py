@@ -52,7 +52,7 @@ class Asked:
     dtype: torch.dtype  # of images
     kernels: str  # as in --kernels
     pipeline: str  # its name
-    holds: str  # what the data's splits hold, see `dataset.py`
+    storage: str  # what the data's splits hold, see `dataset.py`
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def before_run(pipeline, kernels, pipeline_is_chosen, wanted=True):
         return pipeline.name, "none: no CUDA device"
     dataset = pipeline.dataset
     asked = Asked(pipeline.recipe, len(dataset.classes), tuple(pipeline.devices), pipeline.dtype, kernels,
-                  pipeline.name, dataset.splits["train"].holds)
+                  pipeline.name, dataset.splits["train"].storage)
     name, found = examine(asked, pipeline_is_chosen)
     outcomes = list(found.values())
     before = f", {outcomes.count(BEFORE)} of them before" if BEFORE in outcomes else ""
@@ -182,7 +182,7 @@ def checks(asked):
                       batch_size=device_checks.BATCH, **of_images)
     augmented_by = ({dispatch.resolve("auto", device, "augment") for device in distinct} if asked.pipeline == "raw"
                     else ())
-    arguments = asked.pipeline, asked.holds, pictures, asked.dtype, tuple(sorted(augmented_by))
+    arguments = asked.pipeline, asked.storage, pictures, asked.dtype, tuple(sorted(augmented_by))
     return [*found, Check("pipeline", f"pipeline {asked.pipeline} on {' and '.join(map(str, distinct))}", distinct,
                           device_checks.pipeline, arguments, implementation=asked.pipeline)]
 

@@ -167,12 +167,12 @@ def test_on_one_device_nothing_crosses():
 
 # --- pipelines
 
-@pytest.mark.parametrize("name, holds", [
+@pytest.mark.parametrize("name, storage", [
     ("raw", "pixels"), ("torch", "files"),
-    *(pytest.param("dali", holds, marks=needs_dali) for holds in ("pixels", "jpeg", "files"))])
-def test_pipelines_are_right(name, holds):
+    *(pytest.param("dali", storage, marks=needs_dali) for storage in ("pixels", "jpeg", "files"))])
+def test_pipelines_are_right(name, storage):
     for settings in ([], ["mean_follows_crop=false", "crop_share=4", "colour_shrink=true", "crop_positions=9"]):
-        run(checks_of("pipeline", pipeline=name, holds=holds, settings=settings, devices=(CPU, OTHER)))
+        run(checks_of("pipeline", pipeline=name, storage=storage, settings=settings, devices=(CPU, OTHER)))
 
 
 @every("in_test, words", [(False, "in the pixels of a batch: off by 0.1"),
@@ -240,12 +240,12 @@ def test_crossings_of_gpus_are_right(other):
 
 
 @needs_gpu
-@pytest.mark.parametrize("name, holds", [
+@pytest.mark.parametrize("name, storage", [
     ("raw", "pixels"), ("torch", "files"),
-    *(pytest.param("dali", holds, marks=needs_dali) for holds in ("pixels", "jpeg"))])
-def test_pipelines_to_gpus_are_right(name, holds):
+    *(pytest.param("dali", storage, marks=needs_dali) for storage in ("pixels", "jpeg"))])
+def test_pipelines_to_gpus_are_right(name, storage):
     for devices in ((torch.device("cuda:0"),) * 2, (CPU, torch.device("cuda:0"))):
-        run(checks_of("pipeline", pipeline=name, holds=holds, devices=devices))
+        run(checks_of("pipeline", pipeline=name, storage=storage, devices=devices))
 
 
 def test_a_device_that_can_t_be_used_is_no_kernels_fault():

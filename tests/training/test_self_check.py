@@ -193,7 +193,7 @@ def test_the_augmentation_is_left_out_whatever_kernels_were_chosen(monkeypatch):
 
 
 def test_the_reference_needs_no_check_of_kernels():
-    _, found, _ = examine(kernels="reference", pipeline="torch", holds="files")
+    _, found, _ = examine(kernels="reference", pipeline="torch", storage="files")
     assert list(found) == ["pipeline torch on cpu"]
 
 
@@ -220,7 +220,7 @@ def test_a_wrong_definition_ends_the_run(monkeypatch):
     """After pipeline torch there is none."""
     monkeypatch.setattr(device_checks, "pipeline", raise_in_pipeline)
     with pytest.raises(UserError, match="^self-check: pipeline torch on cpu raises OSError: nothing to read; it is"):
-        examine(pipeline="torch", holds="files")
+        examine(pipeline="torch", storage="files")
 
 
 def raise_in_pipeline(*arguments):
