@@ -261,8 +261,9 @@ def self_checks(report):
         try:
             for name in names(report):
                 found[name] = {}
-                for recipe, precision, holds in CHECKED:
-                    found[name] |= told(_check, torch, [name] * 2, recipe, precision, holds, report, self_check.checks)
+                for recipe, precision, storage in CHECKED:
+                    found[name] |= told(_check, torch, [name] * 2, recipe, precision, storage, report,
+                                        self_check.checks)
             for pair in combinations(gpus, 2):
                 found[" and ".join(pair)] = told(_check, torch, pair, *CHECKED[0], report, self_check.crossings)
         finally:
@@ -270,16 +271,16 @@ def self_checks(report):
     return found
 
 
-def _check(torch, on, recipe, precision, holds, report, needed):
+def _check(torch, on, recipe, precision, storage, report, needed):
     from .recipes.named import PRESETS
     from .system.errors import UserError
     from .training import self_check
     on = tuple(map(torch.device, on))
     dali = not report["packages"]["nvidia.dali"]["problem"]
-    pipeline = "raw" if holds == "pixels" else "dali" if dali else "torch"
+    pipeline = "raw" if storage == "pixels" else "dali" if dali else "torch"
     old = any(device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0) for device in on)
     dtype = torch.bfloat16 if precision == "bf16" and not old else torch.float32
-    asked = self_check.Asked(PRESETS[recipe](), 1000, on, dtype, "auto", pipeline, holds)
+    asked = self_check.Asked(PRESETS[recipe](), 1000, on, dtype, "auto", pipeline, storage)
     try:
         found = self_check.examine(asked, fresh=True, tell=lambda line: None, needed=needed)[1]
     except UserError as error:

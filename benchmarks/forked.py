@@ -67,7 +67,7 @@ def change(network, joined=False, side=None):
             for tower in network.towers:
                 tower.step += 1
         first = network.recipe.layers[0]
-        maps_a = maps_b = getattr(a, first.name).with_overhang(images_a)
+        maps_a = maps_b = getattr(a, first.name).pad_ceil_mode(images_a)
         aside = False  # whether maps_b are made on the side
         for layer in network.recipe.layers:
             own, other = (getattr(tower, layer.name, None) for tower in (a, b))
@@ -81,7 +81,7 @@ def change(network, joined=False, side=None):
                 continue
             if joined and maps_a is maps_b:
                 maps_a, maps_b, left_a, left_b = both_products(own, other, maps_a)
-                steps = ((own.follow, (left_a, a.step)), (other.follow, (left_b, b.step)))
+                steps = ((own.apply_epilogue, (left_a, a.step)), (other.apply_epilogue, (left_b, b.step)))
             else:
                 steps = (own, (a.step,)), (other, (b.step,))
             if not aside:

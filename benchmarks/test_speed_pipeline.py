@@ -41,9 +41,9 @@ def sets(tmp_path_factory):
         path = root / "pictures" / f"class{number % 4}" / f"{number:05}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(picture(random)).save(path, compress_level=1)
-    for holds, flags in (("jpeg", []), ("pixels", ["--raw"])):
-        assert prepare.main([str(root / "pictures"), str(root / holds), "--val-fraction", "0", *flags]) == 0
-    return {holds: open_dataset(str(root / holds), 256, ("train",)) for holds in ("jpeg", "pixels")}
+    for storage, flags in (("jpeg", []), ("pixels", ["--raw"])):
+        assert prepare.main([str(root / "pictures"), str(root / storage), "--val-fraction", "0", *flags]) == 0
+    return {storage: open_dataset(str(root / storage), 256, ("train",)) for storage in ("jpeg", "pixels")}
 
 
 def picture(random, size=256):
@@ -99,9 +99,9 @@ def test_step_that_is_fed(variant, device, benchmark, measured, asked, rounds, r
 
 def batches(sets, kind, recipe, device):
     """Training batches without end of one pipeline, on one device."""
-    pipeline_class, holds = VARIANTS[kind]
-    pipeline = pipeline_class(sets[holds], recipe, [device, device], WORKERS)
-    pipeline.use(sets[holds].statistics)
+    pipeline_class, storage = VARIANTS[kind]
+    pipeline = pipeline_class(sets[storage], recipe, [device, device], WORKERS)
+    pipeline.use(sets[storage].statistics)
     return closing(pipeline.train(0, 10**6, lambda epoch: recipe.colour_noise))
 
 

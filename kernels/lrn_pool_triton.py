@@ -75,7 +75,7 @@ def _forward_kernel(
     C, H, W, OH, OW, x_strides, y_strides, alpha, k,
     SIZE: tl.constexpr,  # 0: no norm
     BETA: tl.constexpr, RELU: tl.constexpr, POOL: tl.constexpr, STRIDE: tl.constexpr,
-    OVERHANG: tl.constexpr,  # whether the last window hangs over an edge
+    CEIL_MODE: tl.constexpr,  # whether the last window reaches beyond the maps
     MAPS: tl.constexpr, TILE: tl.constexpr,
     UNROLL: tl.constexpr,  # steps that are code of their own
 ):
@@ -103,14 +103,14 @@ def _forward_kernel(
         for tap in tl.static_range(POOL * POOL):
             i, j = tap // POOL, tap % POOL
             inside = valid
-            if OVERHANG:
+            if CEIL_MODE:
                 inside = valid & (row * STRIDE + i < H) & (column * STRIDE + j < W)
             pixel = x_ptr + (c + HIGH) * x_strides[1] + i * row_step + j * column_step
             window = rolling[tap] + (_activation(pixel + cell, bias_ptr, c + HIGH, C, inside, RELU),)
             u = window[LOW]
             if SIZE:
                 u *= _powers(k + alpha * _sum(window, True), BETA)[0]
-            if OVERHANG:
+            if CEIL_MODE:
                 u = tl.where(inside, u, -float("inf"))
             better = (u > best) | (u != u)  # the first maximum, or the last NaN
             best = tl.where(better, u, best)
@@ -303,11 +303,11 @@ def forward(x, bias, y, argmax, *, norm, size, alpha, beta, k, relu, pool, strid
                                                             128)
             return
         maps = triton.cdiv(C, triton.cdiv(C, FORWARD_MAPS))
-        overhang = pool > 0 and ((OH - 1) * stride + pool > H or (OW - 1) * stride + pool > W)
+        ceil_mode = pool > 0 and ((OH - 1) * stride + pool > H or (OW - 1) * stride + pool > W)
         _forward_kernel[N * triton.cdiv(OH * OW, FORWARD_TILE), triton.cdiv(C, maps)](
             x, bias, y, argmax if argmax.numel() else None, C, H, W, OH, OW, x.stride(), y.stride(), alpha, k,
             SIZE=size if norm == "lrn" else 0, BETA=beta, RELU=relu, POOL=pool or 1, STRIDE=stride if pool else 1,
-            OVERHANG=overhang, MAPS=maps, TILE=FORWARD_TILE, UNROLL=_unrolled(norm, size, pool),
+            CEIL_MODE=ceil_mode, MAPS=maps, TILE=FORWARD_TILE, UNROLL=_unrolled(norm, size, pool),
             num_warps=FORWARD_TILE // 32)
 
 

@@ -1,5 +1,5 @@
 """How much of each image's answer is right under top-1 and top-5, in Triton: one launch for what
-`accuracy.credits_each` defines.
+`accuracy.topk_credit_each` defines.
 
 A program has one image: it counts the scores above the label's own, and those that equal it. PyTorch's text of that is
 some twenty kernels, each longer to launch than to run.
@@ -37,8 +37,8 @@ def _topk_credit_kernel(
 
 
 def topk_credit(scores, labels):
-    """(2, N) float64, the rows being `accuracy.credits_each` of (N, classes) scores and (N,) int64 labels on the same
-    device.
+    """(2, N) float64, the rows being `accuracy.topk_credit_each` of (N, classes) scores and (N,) int64 labels on the
+    same device.
     """
     scores, count, classes = scores.detach(), *scores.shape
     scores = scores if scores.stride(1) == 1 else scores.contiguous()

@@ -32,7 +32,7 @@ NOISE = {1: 0.1, 2: 0.0, 3: 0.3}  # of three epochs: each has its own scale in t
 class Jpegs:
     """A split of JPEG files in memory, of the stored size; nothing about them is checked."""
 
-    holds = "jpeg"
+    storage = "jpeg"
 
     def __init__(self, files, size=STORED, labels=None):
         self.files, self.size, self.names = files, size, [f"image {number}" for number in range(len(files))]
@@ -63,7 +63,7 @@ def jpegs(split, count, **options):
 class Pixels:
     """A split of the pictures themselves, in memory."""
 
-    holds = "pixels"
+    storage = "pixels"
 
     def __init__(self, split, count):
         self.pictures = [picture(split, index) for index in range(count)]

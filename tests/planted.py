@@ -18,9 +18,9 @@ SMALL = ["stored_size=40", "crop_size=32", "crop_positions=8", "conv1.kernel=5",
          "fc7.maps=24"]
 
 
-def asked(devices=(CPU, CPU), dtype=torch.float32, kernels="auto", pipeline="raw", holds="pixels", settings=()):
+def asked(devices=(CPU, CPU), dtype=torch.float32, kernels="auto", pipeline="raw", storage="pixels", settings=()):
     """What a run of a small network asks for."""
-    return self_check.Asked(override(mini(), [*SMALL, *settings]), 10, devices, dtype, kernels, pipeline, holds)
+    return self_check.Asked(override(mini(), [*SMALL, *settings]), 10, devices, dtype, kernels, pipeline, storage)
 
 
 class Library:

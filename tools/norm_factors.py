@@ -49,7 +49,7 @@ def norm_factors(run, data=None, most=1_000_000):
 def _of_layer(name, module, x, most):
     recipe, x, found = module.recipe, module._convolve(x, module.weight, module.bias), {}
     for operation in module.layer.then:
-        before, x = x, module._piece((operation,), x, None)
+        before, x = x, module._compute((operation,), x, None)
         if operation in NORMS:
             constant = recipe.lrn_k**recipe.lrn_beta if operation == "lrn" else recipe.spatial_k**recipe.spatial_beta
             there = before != 0

@@ -25,14 +25,14 @@ SUFFIXES = {".jpg", ".jpeg", ".png"}
 class Split(Protocol):
     """The images of one part of a data set, numbered from 0.
 
-    holds: what it takes to read one.
+    storage: what it takes to read one.
 
     * "files": open, decode, rescale. `cached` keeps what was read if it fits into memory.
     * "jpeg": decode. `jpeg(index)` gives the bytes, (n,) uint8, of a JPEG of the stored size.
     * "pixels": nothing, a picture is a view of a memory map.
     """
 
-    holds: Literal["files", "jpeg", "pixels"]
+    storage: Literal["files", "jpeg", "pixels"]
     labels: np.ndarray  # (N,) int64
     names: Sequence[str]
 
@@ -110,7 +110,7 @@ class Folder:
 
 
 class FolderSplit:
-    holds = "files"
+    storage = "files"
 
     def __init__(self, files, labels, stored_size):
         self.files, self.labels, self.size = files, labels, stored_size
@@ -141,7 +141,7 @@ class CachedSplit:
         return len(self.split)
 
     @property
-    def holds(self):
+    def storage(self):
         return "pixels" if self.filled.all() else "files"
 
     def read(self, index):
@@ -157,7 +157,7 @@ def cached(dataset: DataSet, stored_size: int) -> list[str]:
     for name in ("train", "val"):
         split = dataset.splits[name]
         need = len(split) * stored_size * stored_size * 3
-        if split.holds == "files" and need <= room:
+        if split.storage == "files" and need <= room:
             dataset.splits[name] = CachedSplit(split, stored_size)
             room -= need
             held.append(name)
@@ -170,7 +170,7 @@ def cost_of_reading(dataset: DataSet, in_memory: Sequence[str]) -> str:
         return f"pictures held in memory: {', '.join(in_memory)}"
     return {"files": "pictures are decoded and rescaled in every epoch",
             "jpeg": "JPEGs of the stored size are decoded in every epoch",
-            "pixels": "raw pixels, nothing to decode"}[dataset.splits["train"].holds]
+            "pixels": "raw pixels, nothing to decode"}[dataset.splits["train"].storage]
 
 
 def _class_names(folder):

@@ -23,7 +23,7 @@ class Given:
 
 
 class _GivenSplit:
-    holds = "pixels"
+    storage = "pixels"
 
     def __init__(self, pictures):
         self.pictures, self.labels = pictures, np.full(len(pictures), -1)

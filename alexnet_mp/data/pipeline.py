@@ -55,7 +55,7 @@ def make_pipeline(choice: str, dataset: DataSet, recipe: Recipe, devices: Sequen
     "auto": "raw" for sets of raw pixels; else "dali" where DALI is there and loads; else "torch". Raises UserError for one that is not
     installed or doesn't fit the data. dtype: of the images.
     """
-    raw = all(split.holds == "pixels" for split in dataset.splits.values())
+    raw = all(split.storage == "pixels" for split in dataset.splits.values())
     if choice == "auto":
         choice = "raw" if raw else "dali" if pipeline_dali.available() else "torch"
         if choice == "torch":

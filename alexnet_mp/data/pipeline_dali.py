@@ -45,8 +45,9 @@ def problem():
 class DaliPipeline:
     """The images of a data set for a network whose towers are on `devices`; the interface of `TorchPipeline`.
 
-    workers: threads of each DALI pipeline, and processes that read where a split holds "files"; None = one a core. dtype: float32,
-    bfloat16 or float16; memory_format: channels_last or contiguous (NCHW). Raises UserError where DALI or a device is missing.
+    workers: threads of each DALI pipeline, and processes that read where a split's storage is "files"; None = one a
+    core. dtype: float32, bfloat16 or float16; memory_format: channels_last or contiguous (NCHW). Raises UserError if
+    DALI or a device is missing.
     """
 
     name = "dali"
@@ -77,7 +78,7 @@ class DaliPipeline:
         split = self.dataset.splits["train"]
         batches = self._training(split, EpochKeys(self.recipe, len(split), step, epochs), colour_noise)
         # Processes that read are started and watched by the thread that trains, since that one is told of signals.
-        if self.on_gpu and split.holds != "files":
+        if self.on_gpu and split.storage != "files":
             batches = ahead(batches, [device for device in dict.fromkeys(self.devices) if device.type == "cuda"])
         yield from batches
 
@@ -126,12 +127,12 @@ class DaliPipeline:
 
     def _read(self, split, keys):
         """The JPEG files, or the pictures, of each batch: {input: N arrays}. keys: the numbers of its images."""
-        if split.holds == "files":
+        if split.storage == "files":
             with closing(load(StoredPictures(split), keys, self.workers, self.on_gpu)) as loaded:
                 for pictures, _ in loaded:
                     yield {"pictures": pictures.numpy()}
         else:  # views of a memory map, on whose pages DALI's threads wait, not this one
-            name, read = ("jpeg", split.jpeg) if split.holds == "jpeg" else ("pictures", split.read)
+            name, read = ("jpeg", split.jpeg) if split.storage == "jpeg" else ("pictures", split.read)
             for images in keys:
                 yield {name: [read(image) for image in images]}
 
@@ -161,14 +162,15 @@ class DaliPipeline:
     def _made(self, split, items, batch_size, graph, lent):
         """Work on items as they come, AHEAD of them at a time: yields (item, {device: DALI's TensorList}) in their order.
 
-        What is wrong with an image is raised when its batch's turn has come. graph(dali, holds, scale) -> the pipelines' output.
-        lent: {device: `Lent`}, of what the caller lends; waited for before DALI ends.
+        What is wrong with an image is raised when its batch's turn has come. graph(dali, storage, scale) -> the
+        pipelines' output. lent: {device: `Lent`}, of what the caller lends; waited for before DALI ends.
         """
         for scale, group in groupby(items, lambda item: item.scale):  # the scale is fixed in a DALI pipeline; few epochs change it
             pipelines, waiting, failure, more = {}, deque(), None, True
             try:
                 for device in dict.fromkeys(self.devices):
-                    pipelines[device] = _Dali(device, batch_size, self.workers, lambda dali: graph(dali, split.holds, scale))
+                    pipelines[device] = _Dali(device, batch_size, self.workers,
+                                              lambda dali: graph(dali, split.storage, scale))
                 while more or waiting:
                     while more and len(waiting) < AHEAD:
                         try:
@@ -196,7 +198,7 @@ class DaliPipeline:
         except RuntimeError as error:
             failure = error.with_traceback(None)  # which would keep the pipeline and its threads
         _close(pipelines)
-        if split.holds == "jpeg":
+        if split.storage == "jpeg":
             for image in images:
                 split.read(image)  # Pillow says what is wrong with it
                 if any(_refuses(device, split.jpeg(image), self._decoded) for device in dict.fromkeys(self.devices)):
@@ -220,10 +222,10 @@ class DaliPipeline:
     def _labels(self, split, images):
         return torch.from_numpy(split.labels[images]).to(self.devices[0], non_blocking=True)
 
-    def _decoded(self, dali, holds, scale=1.0):
+    def _decoded(self, dali, storage, scale=1.0):
         """From the host's files or pictures to pictures on the device: (stored, stored, 3) uint8."""
         from nvidia.dali import fn, types
-        if holds == "jpeg":
+        if storage == "jpeg":
             on_gpu = {"device": "mixed", "jpeg_fancy_upsampling": True,  # as libjpeg does
                       # The GPU's JPEG engine may round otherwise, and would get some places of every batch.
                       "hw_decoder_load": 0.0,
@@ -231,12 +233,12 @@ class DaliPipeline:
             return fn.decoders.image(dali.input("jpeg", types.UINT8, 1), output_type=types.RGB,
                                      adjust_orientation=False,  # as in 2012
                                      **on_gpu if dali.on_gpu else {})
-        if holds == "decoded":
+        if storage == "decoded":
             return dali.input("pictures", types.UINT8, 3, layout="HWC", device="gpu" if dali.on_gpu else "cpu")
         pictures = dali.input("pictures", types.UINT8, 3, layout="HWC")
         return pictures.gpu() if dali.on_gpu else pictures
 
-    def _finished(self, dali, holds, scale):
+    def _finished(self, dali, storage, scale):
         """From files or pictures to what the network sees: ((pixel - mean) + shift) * scale, (crop, crop, 3) or (3, crop, crop)."""
         from nvidia.dali import types
         side = self.recipe.crop_size
@@ -246,7 +248,7 @@ class DaliPipeline:
                   "dtype": types.FLOAT16 if self.dtype == torch.float16 and dali.on_gpu else types.FLOAT,
                   "output_layout": "HWC" if self.memory_format == torch.channels_last else "CHW"}
         less_mean = self._less_mean_on_gpu if dali.on_gpu else self._less_mean_on_cpu
-        return less_mean(dali, self._decoded(dali, holds), window, colour)
+        return less_mean(dali, self._decoded(dali, storage), window, colour)
 
     def _less_mean_on_cpu(self, dali, pictures, window, colour):
         """The mean of the whole picture first: one pass fewer than after the crop, and 128 references to one array cost nothing."""

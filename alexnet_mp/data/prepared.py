@@ -45,11 +45,11 @@ class Prepared:
 
 
 class PreparedSplit:
-    """holds: "jpeg", "pixels", or "files" where the pictures have to be reduced to the stored size."""
+    """storage: "jpeg", "pixels", or "files" where the pictures have to be reduced to the stored size."""
 
     def __init__(self, directory, index, split, stored_size):
         self.directory, self.size, self.file_size, self.encoding = directory, stored_size, index.stored_size, index.encoding
-        self.holds = "files" if index.stored_size > stored_size else "jpeg" if index.encoding == "jpeg" else "pixels"
+        self.storage = "files" if index.stored_size > stored_size else "jpeg" if index.encoding == "jpeg" else "pixels"
         self.columns, self.shards = read_columns(directory, index, split), index.splits[split].shards
         self.labels, self.names = self.columns.label, Names(self.columns)
         for shard in self.shards:

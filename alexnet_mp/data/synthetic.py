@@ -44,7 +44,7 @@ class Builtin:
 
 
 class BuiltinSplit:
-    holds = "files"
+    storage = "files"
 
     def __init__(self, name, number, count, size, classes):
         self.number, self.size = number, size

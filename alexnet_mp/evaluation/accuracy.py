@@ -22,18 +22,18 @@ class Errors:
     images: int
 
 
-def credits(scores, labels, kernels="reference"):
-    """How many of N images count as right under top-1 and top-5: float64 tensor (2,), the sum of `credits_each`.
+def topk_credit(scores, labels, kernels="reference"):
+    """How many of N images count as right under top-1 and top-5: float64 tensor (2,), the sum of `topk_credit_each`.
 
     kernels: see `kernels.dispatch.resolve`; on a GPU Triton computes the same in one launch and a sum.
     """
     if resolve(kernels, scores.device) in ("cuda", "triton"):
-        from ..kernels.topk_credit_triton import topk_credit
-        return topk_credit(scores, labels).sum(1)
-    return torch.stack([each.sum() for each in credits_each(scores, labels)])
+        from ..kernels.topk_credit_triton import topk_credit as launch
+        return launch(scores, labels).sum(1)
+    return torch.stack([each.sum() for each in topk_credit_each(scores, labels)])
 
 
-def credits_each(scores, labels):
+def topk_credit_each(scores, labels):
     """Of each of N images, whether it counts as right under top-1 and under top-5: two float64 tensors (N,), values 0 to 1.
 
     scores: (N, classes); labels: (N,). A label that ties with others for the last places gets the fraction that random tie-breaking
@@ -52,7 +52,7 @@ class Answers:
 
     labels: torch.Tensor  # (N,) int64; all `prepared_format.UNLABELLED` where nobody knows them
     top: torch.Tensor  # (N, 5) int64, the most probable classes, most probable first; of equals the one with the lowest number
-    top1: torch.Tensor | None  # (N,) float64, `credits_each`; None without labels
+    top1: torch.Tensor | None  # (N,) float64, `topk_credit_each`; None without labels
     top5: torch.Tensor | None
     loss: torch.Tensor | None  # (N,) float64, nats
     sums: torch.Tensor | None  # (3,) float64, of top1, top5 and loss, batch after batch
@@ -75,7 +75,7 @@ def judged(logs, labels):
     logs, labels = logs.double(), labels.to(logs.device)
     top = logs.sort(dim=1, descending=True, stable=True).indices[:, :5]
     known = labels.clamp(min=0)
-    return labels, top, *credits_each(logs, known), -logs.gather(1, known[:, None])[:, 0]
+    return labels, top, *topk_credit_each(logs, known), -logs.gather(1, known[:, None])[:, 0]
 
 
 def joined(batches):

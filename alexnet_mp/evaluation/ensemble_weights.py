@@ -63,8 +63,9 @@ def choose_weights(logs, labels, advance=lambda count: None):
 
     logs: of each network, (N, classes) float32 logarithms of probabilities on the CPU; labels: (N,) int64. Coordinate search as
     in the 2012 code (`avg-valid.py:49-71`): all begin at 0.5; each in turn tries 0, 0.05, ..., 1, and what is strictly better is
-    kept; five passes at most, and none after one that changed nothing. Ties among the top five count as in `credits`. Weights that
-    are all 0 are not tried. advance(n) is called for every n averages tried, at most PASSES * (STEPS + 1) * networks.
+    kept; five passes at most, and none after one that changed nothing. Ties among the top five count as in
+    `topk_credit`. Weights that are all 0 are not tried. advance(n) is called for every n averages tried, at most
+    PASSES * (STEPS + 1) * networks.
     """
     right = _Right(logs, labels)
     steps = [START] * len(logs)

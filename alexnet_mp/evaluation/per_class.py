@@ -9,7 +9,7 @@ def confusion(labels, predicted, classes):
     """How many images of each class (rows) were taken for which class (columns): (classes, classes) int64.
 
     labels, predicted: (N,) int64. What is predicted is the most probable class, of equals the one that comes first: whole counts,
-    where errors give a class that ties a part of an image (`answers.credits_each`).
+    where errors give a class that ties a part of an image (`accuracy.topk_credit_each`).
     """
     return torch.bincount(labels * classes + predicted, minlength=classes**2).reshape(classes, classes)
 

@@ -1,4 +1,4 @@
-"""One layer of a tower: its product, and the operations that follow it."""
+"""One layer of a tower: its product, and its epilogue, the operations after it."""
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -9,25 +9,24 @@ from ..kernels.dispatch import resolve
 from ..recipes import shapes
 from .overlap import split_input_product
 
-# Runs of operations that the kernels compute in one piece, longest first; everything else is computed one by one.
+# Runs of operations that the kernels compute as one, longest first; everything else is computed one by one.
 FUSED = (("relu", "lrn", "max_pool"), ("lrn", "max_pool", "relu"), ("lrn", "max_pool"), ("relu", "lrn"), ("lrn",),
          ("relu", "max_pool"), ("max_pool", "relu"), ("max_pool",), ("spatial_norm", "max_pool"), ("relu", "dropout"), ("relu",))
 TAKES_BIAS = FUSED[:-3]
 TAKES_BIAS_ON_GPU = FUSED[-2:]  # on a CPU the product adds it for nothing
 
 
-def plan(then):
-    """Split a layer's operations into the pieces that the kernels compute: (relu, lrn, max_pool) is one, (dropout,) is one."""
-    pieces, rest = [], tuple(then)
+def plan(epilogue):
+    """Split a layer's epilogue into what the kernels compute as one: (relu, lrn, max_pool), (dropout,)."""
+    fused, rest = [], tuple(epilogue)
     while rest:
-        piece = next((run for run in FUSED if rest[:len(run)] == run), rest[:1])
-        pieces.append(piece)
-        rest = rest[len(piece):]
-    return pieces
+        fused.append(next((run for run in FUSED if rest[:len(run)] == run), rest[:1]))
+        rest = rest[len(fused[-1]):]
+    return fused
 
 
 class TowerLayer(nn.Module):
-    """One layer: a convolution or a product, and what follows it (`Layer.then`).
+    """One layer: a convolution or a product, and its epilogue (`Layer.then`).
 
     size: the layer's `geometry.Size`. towers: the towers whose maps are computed here, (0,), (1,), or (0, 1) in a merged network.
     forward(x, step): (N, C, H, W) -> (N, maps * len(towers), H', W'), or (N, units * len(towers)); step keys the dropout mask.
@@ -48,12 +47,12 @@ class TowerLayer(nn.Module):
             weight = weight.to(memory_format=torch.channels_last)
         self.weight, self.bias = nn.Parameter(weight), nn.Parameter(bias)
         self.kept = {}  # {name of a parameter: (its copy in another dtype, the parameter's version that it is of)}
-        self.pieces = plan(self.layer.then)
+        self.fused_operations = plan(self.layer.then)
         takes_bias = TAKES_BIAS + (TAKES_BIAS_ON_GPU if resolve(kernels, device) in ("cuda", "triton") else ())
         # Merged, the kernels see each tower's maps as images of their own (LRN) or by halves (dropout), and the product adds the bias.
         # The kernels add one bias a map: not those of a local layer, one a position.
-        self.bias_in_kernel = (len(towers) == 1 and self.layer.kind != "local" and self.pieces[:1] != []
-                               and self.pieces[0] in takes_bias)
+        self.bias_in_kernel = (len(towers) == 1 and self.layer.kind != "local" and self.fused_operations[:1] != []
+                               and self.fused_operations[0] in takes_bias)
 
     def extra_repr(self):
         return f"{tuple(self.weight.shape)}, then {' -> '.join(self.layer.then) or 'nothing'}"
@@ -64,10 +63,10 @@ class TowerLayer(nn.Module):
             x = self.product(x, weight, added)
         else:
             x = split_input_product(self.product, x, crossing, weight, self.halves(crossing.comes_second), added)
-        return self.follow(x, left, step)
+        return self.apply_epilogue(x, left, step)
 
     def operands(self, dtype):
-        """(weights, bias that the product adds, bias that what follows adds) in a dtype; one of the biases is None."""
+        """(weights, bias that the product adds, bias that the epilogue adds) in a dtype; one of the biases is None."""
         weight, bias = self._in(dtype, "weight"), self._in(dtype, "bias")
         return (weight, None, bias) if self.bias_in_kernel else (weight, bias, None)
 
@@ -114,27 +113,29 @@ class TowerLayer(nn.Module):
 
         return split
 
-    def follow(self, x, bias, step):
-        """What comes after the product. bias: where the first piece adds it, else None."""
-        for piece in self.pieces:
-            x = self._dropout(piece, x, bias, step) if piece[-1] == "dropout" else self._maps_of_each_tower(piece, x, bias)
+    def apply_epilogue(self, x, bias, step):
+        """What comes after the product. bias: if the first operation adds it, else None."""
+        for fused in self.fused_operations:
+            x = (self._dropout(fused, x, bias, step) if fused[-1] == "dropout"
+                 else self._maps_of_each_tower(fused, x, bias))
             bias = None
         return x
 
     def _convolve(self, x, weight, bias):
-        return F.conv2d(self.with_overhang(x), weight, bias, self.layer.stride, self.layer.pad, groups=self.groups)
+        return F.conv2d(self.pad_ceil_mode(x), weight, bias, self.layer.stride, self.layer.pad, groups=self.groups)
 
-    def with_overhang(self, x):
-        """(N, C, H, W) with the zeros that the last windows reach beyond their pad; x itself where they reach none, or have them."""
+    def pad_ceil_mode(self, x):
+        """(N, C, H, W) with the zeros that the last windows reach beyond their pad; x itself if there are none."""
         layer = self.layer
-        right, bottom = (shapes.overhang(side, layer.kernel, layer.stride, layer.pad) for side in (x.shape[3], x.shape[2]))
+        right, bottom = (shapes.ceil_mode_padding(side, layer.kernel, layer.stride, layer.pad)
+                         for side in (x.shape[3], x.shape[2]))
         # 224 -> 55: three more columns and rows of zeros (2012 source: its kernel reads 0 out of bounds)
         return F.pad(x, (0, right, 0, bottom)) if right or bottom else x
 
     def _convolve_locally(self, x, weight, bias):
         """(N, C, H, W) -> (N, maps, H', W'), each position by kernels of its own (2012 source, layer type `local`)."""
         layer, (height, width) = self.layer, self.size.computed[1:]
-        x = F.pad(self.with_overhang(x), (layer.pad,) * 4).permute(2, 3, 0, 1).contiguous()  # (H, W, N, C)
+        x = F.pad(self.pad_ceil_mode(x), (layer.pad,) * 4).permute(2, 3, 0, 1).contiguous()  # (H, W, N, C)
         parts = []
         for own, kernels in zip(x.chunk(self.groups, 3), weight.chunk(self.groups), strict=True):
             windows = torch.cat([own[i::layer.stride, j::layer.stride][:height, :width]
@@ -151,21 +152,21 @@ class TowerLayer(nn.Module):
         parts = zip(x.chunk(self.groups, 1), weight.chunk(self.groups), strict=True)
         return torch.cat([linear(part, own, kernels=self.kernels) for part, own in parts], 1) + bias
 
-    def _maps_of_each_tower(self, piece, x, bias):
+    def _maps_of_each_tower(self, fused, x, bias):
         """Normalisation never looks beyond a tower's own maps: merged, each tower's half counts as an image of its own."""
-        if len(self.towers) == 1 or "lrn" not in piece:
-            return self._piece(piece, x, bias)
+        if len(self.towers) == 1 or "lrn" not in fused:
+            return self._compute(fused, x, bias)
         images, maps = x.shape[:2]
-        x = self._piece(piece, x.reshape(images * len(self.towers), maps // len(self.towers), *x.shape[2:]), bias)
+        x = self._compute(fused, x.reshape(images * len(self.towers), maps // len(self.towers), *x.shape[2:]), bias)
         return x.reshape(images, maps, *x.shape[2:])
 
-    def _piece(self, piece, x, bias):
+    def _compute(self, fused, x, bias):
         r, by = self.recipe, self.kernels
         across = dict(size=r.lrn_size, alpha=r.lrn_alpha, beta=r.lrn_beta, k=r.lrn_k)
         within = dict(size=r.spatial_size, alpha=r.spatial_alpha, beta=r.spatial_beta, k=r.spatial_k)
         windows = dict(pool=r.pool_size, stride=r.pool_stride)
         pool = dict(**windows, ties=r.pool_ties)
-        match piece:
+        match fused:
             case ("relu", "lrn", "max_pool"):
                 return lrn_max_pool(x, bias, relu="before", **across, **pool, kernels=by)
             case ("lrn", "max_pool", "relu"):
@@ -192,13 +193,13 @@ class TowerLayer(nn.Module):
                 return torch.tanh(x)
             case ("sigmoid",):
                 return torch.sigmoid(x)
-        raise ValueError(f"{self.layer.name}: no way to compute {piece}")
+        raise ValueError(f"{self.layer.name}: no way to compute {fused}")
 
-    def _dropout(self, piece, x, bias, step):
+    def _dropout(self, fused, x, bias, step):
         """Classic dropout, alone or with the ReLU before it. Tested, all units count, at 1 - probability of their value (4.2)."""
-        probability, with_relu = self.recipe.dropout, piece[0] == "relu"
+        probability, with_relu = self.recipe.dropout, fused[0] == "relu"
         if not self.training:
-            return (self._piece(("relu",), x, bias) if with_relu else x) * (1 - probability)
+            return (self._compute(("relu",), x, bias) if with_relu else x) * (1 - probability)
         halves = []
         for tower, half in zip(self.towers, x.chunk(len(self.towers), 1), strict=True):
             mask = dict(probability=probability, seed=self.recipe.seed, step=step, layer=self.index, tower=tower)

@@ -58,7 +58,7 @@ class TwoTowerAlexNet(nn.Module):
         outputs = [images_a, images_b][:len(self.towers)]
         if images_a is images_b:  # on one device, where both towers need the same zeros at the edges
             first = getattr(self.towers[0], self.recipe.layers[0].name)
-            outputs = [first.with_overhang(images_a)] * 2
+            outputs = [first.pad_ceil_mode(images_a)] * 2
         for layer in self.recipe.layers:
             readers = 1 if layer.towers == "first" else len(self.towers)
             parts = (self.exchange.gather(layer.name, outputs, readers) if layer.reads == "both" else

@@ -28,7 +28,7 @@ from ..system.errors import UserError
 from ..system.file_lock import held
 from ..system.terminal import progress, say
 from .process_pool import in_processes
-from .shards import Shards, make_shard, printable, written
+from .shards import Shards, for_json, make_shard, written
 
 LOCK, SECONDS_FOR_LOCK = "lock", 3
 MOST_NAMED = 20  # images left out that are named at the end
@@ -126,8 +126,8 @@ def _finish(dest, plan, source, kind, splits):
     statistics = sums.statistics()
     content = save({field: np.ascontiguousarray(values) for field, values in vars(statistics).items()})
     written(dest / STATISTICS, content)
-    index = Index(FORMAT, VERSION, plan.size, "raw" if plan.quality is None else "jpeg", plan.quality, printable(kind),
-                  plan.digest, tuple(map(printable, source.classes)), tuple(map(printable, source.class_names)), found,
+    index = Index(FORMAT, VERSION, plan.size, "raw" if plan.quality is None else "jpeg", plan.quality, for_json(kind),
+                  plan.digest, tuple(map(for_json, source.classes)), tuple(map(for_json, source.class_names)), found,
                   hashlib.sha256(content).hexdigest(), ids=None if source.ids is None else tuple(source.ids))
     written(dest / INDEX, index.to_bytes())
     return index

@@ -143,7 +143,7 @@ def make_shard(task, tick):
                 if not task.skip:
                     raise UserError(f"{error}; mend it and run the same command again, or leave such images out with --bad-images "
                                     "skip") from None
-                skipped.append({"number": number, "name": printable(item.name), "reason": _reason(error, item)})
+                skipped.append({"number": number, "name": for_json(item.name), "reason": _reason(error, item)})
                 tick()
                 continue
             image = encoded(picture, task.quality)
@@ -201,9 +201,9 @@ def _readable(item, size):
 def _reason(error, item):
     """Why an image can't be read, without the place where it lies: the index has no paths."""
     reason = str(error).removeprefix(f"cannot read image {sources.where(item)}: ")
-    return printable(reason.replace(item.path, "..."))
+    return for_json(reason.replace(item.path, "..."))
 
 
-def printable(name):
+def for_json(name):
     """A name that JSON can hold: a file's name may be no UTF-8."""
     return name.encode(errors="surrogateescape").decode(errors="backslashreplace")

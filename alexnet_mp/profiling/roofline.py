@@ -13,7 +13,7 @@ from ..recipes import shapes
 WIDTH = {"fp32": 4, "bf16": 2, "fp16": 2}  # bytes of a value
 BANDWIDTH, TFLOPS = 4300.0, 790.0  # GB/s; TFLOP/s in bf16 and fp16
 SGD_BYTES = 20  # a parameter: read w, v, g and write w, v in float32; bf16 gradients save 2, which a bf16 copy of w takes
-ALONE = {("relu",), ("relu", "dropout")}  # pieces in which a ReLU belongs to no map operation
+ALONE = {("relu",), ("relu", "dropout")}  # runs in which a ReLU belongs to no map operation
 INDEX = 8  # bytes of a maximum's position in torch.nn.functional.max_pool2d
 
 # What plain PyTorch moves for bias, ReLU, (LRN,) pool, in multiples of the input; the pool's output and positions come on top.
@@ -38,7 +38,7 @@ class MapOp:
     """One fused operation of one tower: (N, maps, height, width) -> (N, maps, out_height, out_width)."""
 
     name: str  # "lrnpool1", "maxpool5"
-    piece: tuple[str, ...]  # the recipe's operations that it computes
+    fused: tuple[str, ...]  # the recipe's operations that it computes
     maps: int
     height: int
     width: int
@@ -103,7 +103,7 @@ class MapOp:
         if step == "fwdbwd":
             return self.traffic("fwd", batch, dtype, way) + self.traffic("bwd", batch, dtype, way)
         if not self.pool or self.norm == "spatial":
-            raise ValueError(f"the traffic of {' -> '.join(self.piece)} was not counted")
+            raise ValueError(f"the traffic of {' -> '.join(self.fused)} was not counted")
         table = TRAFFIC[way, step, self.norm]
         index = INDEX if way == "eager" else 1  # torch.compile keeps one byte for a position in a small window
         return batch * (self.inputs * WIDTH[dtype] * sum(table.values()) + self.outputs * (WIDTH[dtype] + index))
@@ -117,15 +117,15 @@ def map_ops(recipe):
 def _map_ops_of(recipe, number, size):
     """Those of the layer of this number, the first being 1."""
     found, (maps, *sides) = [], size.computed
-    for piece in plan(size.layer.then):
-        out = size.output[1:] if "max_pool" in piece or "avg_pool" in piece else sides
-        if "lrn" in piece or "max_pool" in piece:
-            first = "lrn" if "lrn" in piece else "spatial" if "spatial_norm" in piece else "max"
-            kind = first + ("pool" if "max_pool" in piece else "")
-            norm, window = (("lrn", recipe.lrn_size) if "lrn" in piece else
-                            ("spatial", recipe.spatial_size) if "spatial_norm" in piece else ("none", 0))
-            found.append(MapOp(f"{kind}{number}", piece, maps, *sides, *out, norm, window,
-                               recipe.pool_size if "max_pool" in piece else 0, recipe.pool_ties))
+    for fused in plan(size.layer.then):
+        out = size.output[1:] if "max_pool" in fused or "avg_pool" in fused else sides
+        if "lrn" in fused or "max_pool" in fused:
+            first = "lrn" if "lrn" in fused else "spatial" if "spatial_norm" in fused else "max"
+            kind = first + ("pool" if "max_pool" in fused else "")
+            norm, window = (("lrn", recipe.lrn_size) if "lrn" in fused else
+                            ("spatial", recipe.spatial_size) if "spatial_norm" in fused else ("none", 0))
+            found.append(MapOp(f"{kind}{number}", fused, maps, *sides, *out, norm, window,
+                               recipe.pool_size if "max_pool" in fused else 0, recipe.pool_ties))
         sides = out
     return found
 

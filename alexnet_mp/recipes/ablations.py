@@ -19,7 +19,8 @@ COUNTERPARTS = {"conv6": "conv3", "bottleneck1": "fc8"}  # the layer of `paper` 
 
 def no_lrn(recipe):
     """Without response normalisation (3.3: 1.4 and 1.2 points). 148 has none of the three norms of 145, so none stays here."""
-    return _then(recipe, lambda then: tuple(operation for operation in then if operation not in NORMS))
+    return _change_epilogues(recipe, lambda epilogue: tuple(
+        operation for operation in epilogue if operation not in NORMS))
 
 
 def non_overlapping(recipe):
@@ -292,10 +293,11 @@ def _scaled(dates, epochs, new):
 
 
 def _nonlinear(recipe, operation):
-    return _then(recipe, lambda then: tuple(operation if other == "relu" else other for other in then))
+    return _change_epilogues(recipe, lambda epilogue: tuple(
+        operation if other == "relu" else other for other in epilogue))
 
 
-def _then(recipe, change):
+def _change_epilogues(recipe, change):
     return replace(recipe, layers=tuple(replace(layer, then=change(layer.then)) for layer in recipe.layers))
 
 

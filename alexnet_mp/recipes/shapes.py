@@ -46,7 +46,7 @@ def conv_size(size, kernel, stride, pad):
     return 1 + -(-(size + 2 * pad - kernel) // stride)
 
 
-def overhang(size, kernel, stride, pad):
+def ceil_mode_padding(size, kernel, stride, pad):
     """Rows (or columns) of zeros that the last window needs at the bottom (or right): 3 for 224 pixels in layer 1."""
     return (conv_size(size, kernel, stride, pad) - 1) * stride + kernel - size - 2 * pad
 

@@ -84,22 +84,22 @@ def _synchronize(devices):
 
 # --- kernels
 
-def piece(devices, layer, piece, maps, constants, dtype, kernels):
-    """A piece of what follows a layer's product, as the network computes it: forward, backward, and forward in a test.
+def fused_operation(devices, layer, fused, maps, constants, dtype, kernels):
+    """A fused operation of a layer's epilogue, as the network computes it: forward, backward, and forward in a test.
 
-    devices: one. layer: the recipe's `Layer`. piece: of `tower.plan(layer.then)`; maps: (C, H, W) that it reads.
+    devices: one. layer: the recipe's `Layer`. fused: of `plan(layer.then)`; maps: (C, H, W) that it reads.
     constants: {field of the recipe: value}. kernels: as `--kernels` has it.
     """
     device, = devices
-    ours, plain = (_layer(layer, [piece], maps, constants, by, device) for by in (kernels, "reference"))
+    ours, plain = (_layer(layer, [fused], maps, constants, by, device) for by in (kernels, "reference"))
     x = _maps(maps, layer, constants, device).to(dtype)
-    with_bias = ours.bias_in_kernel and piece == plan(layer.then)[0]
+    with_bias = ours.bias_in_kernel and fused == plan(layer.then)[0]
     bias = _drawn(maps[:1], 2, device).to(dtype) if with_bias else None
     three = (ours, x, bias), (plain, x, bias), (plain, x.double(), bias.double() if with_bias else None)
     for train in (False, True):
         y, torchs, exact = (_forward(*inputs, train) for inputs in three)
         _compare("output" if train else "output of a test", y, torchs, exact, _rounding(exact))
-    dy = torch.empty_like(y).copy_(_drawn(exact.shape, 3, device) * _clear(layer, piece, *three[2][1:], constants))
+    dy = torch.empty_like(y).copy_(_drawn(exact.shape, 3, device) * _clear(layer, fused, *three[2][1:], constants))
     found = [_backward(*inputs, dy) for inputs in three]
     least = _rounding(found[2][0])
     _compare("gradient", *(gradients[0] for gradients in found), least)
@@ -108,11 +108,11 @@ def piece(devices, layer, piece, maps, constants, dtype, kernels):
     _synchronize(devices)
 
 
-def _layer(layer, pieces, maps, constants, kernels, device):
-    """The `TowerLayer` with hardly a product, and with these pieces after it."""
+def _layer(layer, fused_operations, maps, constants, kernels, device):
+    """The `TowerLayer` with hardly a product, and with these fused operations after it."""
     recipe = SimpleNamespace(seed=1, **constants)
     made = TowerLayer(recipe, Size(layer, (1, 1, 1), maps, maps), 5, (0,), kernels, device)
-    made.pieces = pieces
+    made.fused_operations = fused_operations
     return made
 
 
@@ -133,22 +133,23 @@ def _maps(maps, layer, constants, device):
 def _forward(layer, x, bias, train):
     step = torch.tensor(STEP, device=x.device)
     with torch.set_grad_enabled(train):  # without gradients other kernels may be launched
-        return layer.train(train).follow(x.detach().requires_grad_(train), bias, step).detach()
+        return layer.train(train).apply_epilogue(x.detach().requires_grad_(train), bias, step).detach()
 
 
 def _backward(layer, x, bias, dy):
     inputs = [tensor.detach().requires_grad_() for tensor in (x, bias) if tensor is not None]
-    y = layer.train().follow(inputs[0], inputs[1] if bias is not None else None, torch.tensor(STEP, device=x.device))
+    y = layer.train().apply_epilogue(inputs[0], inputs[1] if bias is not None else None,
+                                     torch.tensor(STEP, device=x.device))
     return torch.autograd.grad(y, inputs, dy.to(y.dtype))
 
 
-def _clear(layer, piece, x, bias, constants):
+def _clear(layer, fused, x, bias, constants):
     """1 for every output whose window has a maximum, or exact ties, well ahead of all else; else 0."""
-    if "max_pool" not in piece:
+    if "max_pool" not in fused:
         return 1
-    before = _layer(layer, plan(piece[:piece.index("max_pool")]), x.shape[1:], constants, "reference", x.device)
-    if before.pieces:
-        u = before.follow(x, bias, None)
+    before = _layer(layer, plan(fused[:fused.index("max_pool")]), x.shape[1:], constants, "reference", x.device)
+    if before.fused_operations:
+        u = before.apply_epilogue(x, bias, None)
     else:
         u = x if bias is None else x + bias[:, None, None]
     pool, stride = constants["pool_size"], constants["pool_stride"]
@@ -266,15 +267,15 @@ def _late(place, values):
 
 # --- pipelines
 
-def pipeline(devices, name, holds, recipe, dtype, augmented_by):
+def pipeline(devices, name, storage, recipe, dtype, augmented_by):
     """An epoch of two batches, and two views of a test, from pictures that are made here.
 
-    holds: what the splits of the data hold, see `dataset.py`. augmented_by: who computes `augment` here; only so that
+    storage: what the splits of the data hold, see `dataset.py`. augmented_by: who computes `augment` here; only so that
     what is remembered of one is not taken for the other.
     """
     random = np.random.default_rng(7)
     pictures = [_photograph(random, recipe.stored_size) for _ in range(PICTURES)]
-    kinds = ("jpeg", "pixels") if holds == "jpeg" and any(device.type == "cuda" for device in devices) else (holds,)
+    kinds = ("jpeg", "pixels") if storage == "jpeg" and any(device.type == "cuda" for device in devices) else (storage,)
     for kind in kinds:  # what comes after a GPU's decoder is exact, and compared as such
         split, total = _Pictures(pictures, kind), Sums(recipe.stored_size)
         read = [split.read(index) for index in range(PICTURES)]
@@ -300,11 +301,11 @@ def _photograph(random, size):
 class _Pictures:
     """A split in memory, of pictures or of their JPEG files."""
 
-    def __init__(self, pictures, holds):
-        self.pictures, self.holds, self.size = pictures, holds, len(pictures[0])
+    def __init__(self, pictures, storage):
+        self.pictures, self.storage, self.size = pictures, storage, len(pictures[0])
         self.labels = np.arange(len(pictures))
         self.names = [f"made picture {number}" for number in self.labels]
-        self.files = [_jpeg(picture) for picture in pictures] if holds == "jpeg" else []
+        self.files = [_jpeg(picture) for picture in pictures] if storage == "jpeg" else []
 
     def __len__(self):
         return len(self.pictures)
@@ -324,7 +325,7 @@ def _jpeg(picture):
     return file.getvalue()
 
 
-def _compare_training(ours, plain, pictures, holds):
+def _compare_training(ours, plain, pictures, storage):
     recipe = ours.recipe
 
     def noise(epoch):
@@ -340,10 +341,10 @@ def _compare_training(ours, plain, pictures, holds):
         drawn = draws(recipe, epoch, images, positions)
         shift = colour_shift(recipe, plain.statistics, drawn.colour, noise(epoch))
         exact = _exact(plain, pictures[images], drawn, *shift)
-        _compare_images("batch", batch.images, torchs.images[0], exact, holds, ours)
+        _compare_images("batch", batch.images, torchs.images[0], exact, storage, ours)
 
 
-def _compare_views(ours, plain, pictures, holds):
+def _compare_views(ours, plain, pictures, storage):
     which, start = [ten_views(ours.recipe)[2], ten_views(ours.recipe)[-1]], 0
     found, expected = ([(list(views), labels.tolist()) for views, labels in reader.views("val", BATCH, which)]
                        for reader in (ours, plain))
@@ -354,7 +355,7 @@ def _compare_views(ours, plain, pictures, holds):
         for view, images, torchs in zip(which, of_ours, of_torch, strict=True):
             fixed = Draws(*(np.full(len(part), value) for value in view), None)
             exact = _exact(plain, part, fixed, np.zeros((len(part), 3), np.float32), 1.0)
-            _compare_images("view of a test", images, torchs[0], exact, holds, ours)
+            _compare_images("view of a test", images, torchs[0], exact, storage, ours)
         start += len(labels)
 
 
@@ -366,11 +367,11 @@ def _exact(reader, pictures, drawn, shift, scale):
                              crop=recipe.crop_size, mean_follows_crop=recipe.mean_follows_crop, dtype=torch.float64)
 
 
-def _compare_images(what, images, torchs, exact, holds, reader):
+def _compare_images(what, images, torchs, exact, storage, reader):
     for device, found in zip(reader.devices, images, strict=True):
         if found.device != device and not found.device.type == device.type == "cpu":
             raise Wrong(f"makes a {what} for {device} on {found.device}")
-        if holds == "jpeg" and reader.name == "dali" and device.type == "cuda":
+        if storage == "jpeg" and reader.name == "dali" and device.type == "cuda":
             levels = (found.cpu().double() - torchs.double()).abs().flatten()
             off = {"mean": float(levels.mean()), "99.9 %": float(np.quantile(levels.numpy(), 0.999))}
             if not all(off[measure] <= most for measure, most in DECODER.items()):

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from ..data.step_input import images_of
-from ..evaluation.accuracy import credits
+from ..evaluation.accuracy import topk_credit
 from ..network.overlap import SplitInputProduct
 
 
@@ -28,7 +28,7 @@ def _forward(network, images, labels, tape):
     """[[a's segment, b's], ...] in the order of the layers."""
     def answer(logits):
         logits = logits.to(network.dtype)
-        return F.cross_entropy(logits, labels), credits(logits.detach(), labels, network.kernels)[0]
+        return F.cross_entropy(logits, labels), topk_credit(logits.detach(), labels, network.kernels)[0]
 
     runs = _runs(network.recipe.layers)
     passed = []
@@ -116,11 +116,11 @@ class Segment:
         return []
 
     def end(self, other):
-        """The product with the other half, and what follows."""
+        """The product with the other half, and the epilogue."""
         y = self.split.end(other)
         self.y = y.requires_grad_(self.split.other_wanted or self.split.more_is_wanted)
         with torch.enable_grad():
-            return self._go_on(self.layers[0].follow(y, self.bias, self.tower.step))
+            return self._go_on(self.layers[0].apply_epilogue(y, self.bias, self.tower.step))
 
     def _go_on(self, maps):
         for layer in self.layers[1:]:

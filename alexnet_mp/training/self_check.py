@@ -52,7 +52,7 @@ class Asked:
     dtype: torch.dtype  # of images
     kernels: str  # as in --kernels
     pipeline: str  # its name
-    holds: str  # what the data's splits hold, see `dataset.py`
+    storage: str  # what the data's splits hold, see `dataset.py`
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def before_run(pipeline, kernels, pipeline_is_chosen, wanted=True):
         return pipeline.name, "none: no CUDA device"
     dataset = pipeline.dataset
     asked = Asked(pipeline.recipe, len(dataset.classes), tuple(pipeline.devices), pipeline.dtype, kernels,
-                  pipeline.name, dataset.splits["train"].holds)
+                  pipeline.name, dataset.splits["train"].storage)
     name, found = examine(asked, pipeline_is_chosen)
     outcomes = list(found.values())
     before = f", {outcomes.count(BEFORE)} of them before" if BEFORE in outcomes else ""
@@ -182,7 +182,7 @@ def checks(asked):
                       batch_size=device_checks.BATCH, **of_images)
     augmented_by = ({dispatch.resolve("auto", device, "augment") for device in distinct} if asked.pipeline == "raw"
                     else ())
-    arguments = asked.pipeline, asked.holds, pictures, asked.dtype, tuple(sorted(augmented_by))
+    arguments = asked.pipeline, asked.storage, pictures, asked.dtype, tuple(sorted(augmented_by))
     return [*found, Check("pipeline", f"pipeline {asked.pipeline} on {' and '.join(map(str, distinct))}", distinct,
                           device_checks.pipeline, arguments, implementation=asked.pipeline)]
 
@@ -202,22 +202,22 @@ def crossings(asked):
 def _kernels(asked, device, sizes):
     who, recipe = (asked.kernels, device), asked.recipe
     constants = {field: getattr(recipe, field) for field in CONSTANTS}
-    pieces, products = {}, {}
+    operations, products = {}, {}
     for size in sizes:
         maps = size.computed
         layer = Layer("any", size.layer.kind, None, "own", size.layer.then)  # what kernels know of one
-        for piece in plan(size.layer.then):
-            if piece in FUSED:
-                pieces.setdefault((layer, piece, maps), []).append(size.layer.name)
-            if {"max_pool", "avg_pool"} & set(piece):
+        for fused in plan(size.layer.then):
+            if fused in FUSED:
+                operations.setdefault((layer, fused, maps), []).append(size.layer.name)
+            if {"max_pool", "avg_pool"} & set(fused):
                 maps = maps[0], *(geometry.pool_size(side, recipe.pool_size, recipe.pool_stride) for side in maps[1:])
         if layer.kind == "fc" and math.prod(size.weight_shape) >= linear_op.LARGE:
             inputs = size.weight_shape[1]
             products.setdefault((-(-linear_op.LARGE // inputs), inputs), []).append(size.layer.name)
     found = []
-    for (layer, piece, maps), names in pieces.items():
-        arguments = layer, piece, maps, constants, asked.dtype, asked.kernels
-        found += _by("kernel", _operation(piece), who, device_checks.piece, arguments, names)
+    for (layer, fused, maps), names in operations.items():
+        arguments = layer, fused, maps, constants, asked.dtype, asked.kernels
+        found += _by("kernel", _operation(fused), who, device_checks.fused_operation, arguments, names)
     for shape, names in products.items() if device.type == "cpu" and asked.dtype == torch.float32 else ():
         found += _by("kernel", "linear", who, device_checks.product, (shape, asked.kernels), names)
     shapes = tuple(dict.fromkeys(_shortened(shape) for size in sizes for shape in (size.weight_shape, size.bias_shape)))
@@ -232,9 +232,9 @@ def _by(kind, operation, who, function, arguments, layers=()):
     return [] if name == "reference" else [Check(kind, what, (device,), function, arguments, operation, name)]
 
 
-def _operation(piece):
-    """The public function that computes a piece."""
-    others = [operation for operation in piece if operation != "relu"]
+def _operation(fused):
+    """The public function that computes a run of operations."""
+    others = [operation for operation in fused if operation != "relu"]
     return "relu_dropout" if others in ([], ["dropout"]) else "_".join(others)
 
 

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from ..data.step_input import all_images
-from ..evaluation.accuracy import credits
+from ..evaluation.accuracy import topk_credit
 
 
 class TrainingStep:
@@ -30,7 +30,7 @@ class TrainingStep:
         if loss.requires_grad:  # not where every layer is frozen
             loss.backward()
         with torch.no_grad():
-            return loss.detach(), credits(logits, labels, self.network.kernels)[0]
+            return loss.detach(), topk_credit(logits, labels, self.network.kernels)[0]
 
     def update(self):
         return [self.update_on(device) for device in self.optimizer.devices()]

@@ -134,7 +134,7 @@ def test_the_cache_reads_a_file_once(tmp_path):
     cache = CachedSplit(recording(split, log), SIZE)
     for index in (2, 0, 2, 1, 0, np.int64(1)):
         assert np.array_equal(cache.read(index), expected[index])
-        assert cache.holds == ("pixels" if len(log) == 3 else "files")
+        assert cache.storage == ("pixels" if len(log) == 3 else "files")
     assert log == [2, 0, 1]
     assert len(cache) == 3 and cache.names == split.names and np.array_equal(cache.labels, split.labels)
 

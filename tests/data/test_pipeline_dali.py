@@ -170,7 +170,7 @@ def test_a_full_cache_is_read(root, tmp_path, workers):
 @pytest.mark.parametrize("options", [(), ("--raw",)], ids=["jpeg", "raw"])
 def test_a_prepared_set_is_read_alike(root, tmp_path, monkeypatch, preset, options):
     dataset = open_dataset(str(prepared_sets.prepared(monkeypatch, root, tmp_path / "set", *options, size=STORED)), STORED)
-    assert dataset.splits["train"].holds == ("pixels" if options else "jpeg")
+    assert dataset.splits["train"].storage == ("pixels" if options else "jpeg")
     readers = [pipeline(kind, dataset, tiny(preset), statistics=dataset.statistics) for kind in (DaliPipeline, TorchPipeline)]
     assert same(*(list(reader.train(0, 2, tenth)) for reader in readers))
     assert same_views(*(views_of(reader) for reader in readers))

@@ -31,7 +31,7 @@ needs_gpu = pytest.mark.gpu(reason="needs a GPU")
 class Pixels:
     """The pictures of `small_set` in a file, in another order and at odd addresses, read through a memory map."""
 
-    holds = "pixels"
+    storage = "pixels"
 
     def __init__(self, path, split, count):
         self.labels = np.array([label(split, index) for index in range(count)])

@@ -85,7 +85,7 @@ def test_a_raw_set_has_the_folders_pictures_in_the_folders_order(made):
     assert raw.classes == folder.classes == raw.class_names and set(raw.splits) == {"train", "val"}
     for split in ("train", "val"):
         ours, theirs = raw.splits[split], folder.splits[split]
-        assert len(ours) == len(theirs) == {"train": 27, "val": 15}[split] and ours.holds == "pixels"
+        assert len(ours) == len(theirs) == {"train": 27, "val": 15}[split] and ours.storage == "pixels"
         assert np.array_equal(ours.labels, theirs.labels) and ours.labels.dtype == np.int64 and ours.labels.flags.writeable
         assert [f"{source}/{split}/{name}" for name in ours.names] == theirs.names
         for image in range(len(ours)):
@@ -97,7 +97,7 @@ def test_a_jpeg_set_has_them_once_more_compressed(made):
     folder, jpeg = Folder(source, SIZE), Prepared(directory, SIZE)
     for split in ("train", "val"):
         ours, theirs = jpeg.splits[split], folder.splits[split]
-        assert ours.holds == "jpeg" and np.array_equal(ours.labels, theirs.labels)
+        assert ours.storage == "jpeg" and np.array_equal(ours.labels, theirs.labels)
         for image in range(len(ours)):
             expected = io.BytesIO()
             Image.fromarray(theirs.read(image)).save(expected, "JPEG", quality=95, subsampling="4:2:0")
@@ -169,7 +169,7 @@ def test_larger_pictures_are_reduced_as_those_of_a_folder_are(made, which):
     large, small = Prepared(made[which], SIZE), Prepared(made[which], 20)
     assert small.statistics is None and large.statistics is not None
     for image in range(27):
-        assert small.splits["train"].holds == "files"
+        assert small.splits["train"].storage == "files"
         expected = stored_picture(Image.fromarray(large.splits["train"].read(image)), 20)
         assert np.array_equal(small.splits["train"].read(image), expected)
 

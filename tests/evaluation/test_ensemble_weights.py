@@ -8,7 +8,7 @@ import torch
 from inner_cases import every
 
 from alexnet_mp.evaluation import ensemble_weights
-from alexnet_mp.evaluation.accuracy import answers, credits, joined, judged
+from alexnet_mp.evaluation.accuracy import answers, joined, judged, topk_credit
 from alexnet_mp.evaluation.ensemble_weights import choose_weights, fold, normalised, nothing, parse_weights
 from alexnet_mp.system.errors import UserError
 
@@ -27,7 +27,7 @@ def averaged(logs, weights):
 def right(logs, labels, weights):
     """How many of the images have their label among the top five of the weighted sum of probabilities: in float64, ties in part."""
     scores = sum(weight * of_network.double().exp() for weight, of_network in zip(weights, logs, strict=True))
-    return credits(scores, labels)[1].item()
+    return topk_credit(scores, labels)[1].item()
 
 
 def test_probabilities_are_averaged_not_their_logarithms():
@@ -73,7 +73,7 @@ def test_answers_in_parts_are_those_of_the_whole():
     parts = joined([judged(*rows) for rows in zip(logs.split(16), labels.split(16))])
     assert all(torch.equal(vars(whole)[name], values) for name, values in vars(parts).items() if name != "sums")
     torch.testing.assert_close(whole.sums, parts.sums)
-    top1, top5 = (credits(logs.double(), labels) / 70).tolist()
+    top1, top5 = (topk_credit(logs.double(), labels) / 70).tolist()
     assert 0 < top1 < top5 < 1 and whole.errors().images == 70
     errors = whole.errors()
     assert (errors.top1_error, errors.top5_error) == (pytest.approx(100 - 100 * top1), pytest.approx(100 - 100 * top5))

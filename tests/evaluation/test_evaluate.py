@@ -26,7 +26,7 @@ from alexnet_mp.data import pixel_statistics
 from alexnet_mp.data.dataset import open_dataset
 from alexnet_mp.evaluation import ensembles
 from alexnet_mp.evaluation import trained as trained_module
-from alexnet_mp.evaluation.accuracy import credits, credits_each, read_right, write_right
+from alexnet_mp.evaluation.accuracy import read_right, topk_credit, topk_credit_each, write_right
 from alexnet_mp.evaluation.ensembles import Run, evaluate_runs
 from alexnet_mp.evaluation.protocol import both_protocols, evaluate, log_probabilities
 from alexnet_mp.recipes.presets import mini, paper
@@ -46,14 +46,14 @@ from alexnet_mp.system.errors import UserError
     ([1, 2, 3], 0, 0, 1),  # fewer than six classes: top-5 can't fail
 ])
 def test_credits_of_one_image(scores, label, top1, top5):
-    result = credits(torch.tensor([scores], dtype=torch.float32), torch.tensor([label]))
+    result = topk_credit(torch.tensor([scores], dtype=torch.float32), torch.tensor([label]))
     assert result.tolist() == pytest.approx([top1, top5])
 
 
 def test_credits_agree_with_topk_without_ties():
     generator = torch.Generator().manual_seed(0)
     scores, labels = torch.rand(500, 20, generator=generator), torch.randint(20, (500,), generator=generator)
-    for k, found in zip((1, 5), credits(scores, labels).tolist()):
+    for k, found in zip((1, 5), topk_credit(scores, labels).tolist()):
         assert found == (scores.topk(k).indices == labels[:, None]).any(1).sum().item()
 
 
@@ -122,10 +122,10 @@ def test_the_bits_of_errors_are_those_of_sums_over_batches(tmp_path, classes, ba
         sums = torch.zeros(3, dtype=torch.float64)
         for rows, means in taken:
             loss = -means[name].gather(1, labels[rows, None]).sum(0)
-            sums = sums + torch.cat((credits(means[name], labels[rows]), loss))
+            sums = sums + torch.cat((topk_credit(means[name], labels[rows]), loss))
         top1, top5, loss = (sums / 333).tolist()
         np.testing.assert_array_equal(astuple(found[name].errors()), (100 - 100 * top1, 100 - 100 * top5, loss, 333))
-        whole = torch.stack(credits_each(torch.cat([means[name] for _, means in taken]), labels))
+        whole = torch.stack(topk_credit_each(torch.cat([means[name] for _, means in taken]), labels))
         assert np.array_equal(written[name], whole.eq(1).numpy())
         np.testing.assert_array_equal(torch.stack((found[name].top1, found[name].top5)).numpy(), whole.numpy())
     assert math.isnan(loss) == ties

@@ -5,7 +5,7 @@ import pytest
 import torch
 from inner_cases import every
 
-from alexnet_mp.evaluation.accuracy import credits, credits_each
+from alexnet_mp.evaluation.accuracy import topk_credit, topk_credit_each
 
 pytest.importorskip("triton", reason="triton is not installed")
 GPU = torch.cuda.is_available()
@@ -13,12 +13,12 @@ if not GPU:
     os.environ["TRITON_INTERPRET"] = "1"  # read when the kernel's module is imported
 DEVICE = "cuda" if GPU else "cpu"
 
-from alexnet_mp.kernels.topk_credit_triton import topk_credit
+from alexnet_mp.kernels.topk_credit_triton import topk_credit as in_triton
 
 
 def same(scores, labels):
-    expected = torch.stack(credits_each(scores, labels))
-    found = topk_credit(scores.to(DEVICE), labels.to(DEVICE)).cpu()
+    expected = torch.stack(topk_credit_each(scores, labels))
+    found = in_triton(scores.to(DEVICE), labels.to(DEVICE)).cpu()
     assert found.dtype == torch.float64 and torch.equal(found, expected), (found, expected)
     return found
 
@@ -61,17 +61,17 @@ def test_rows_apart_columns_apart_and_no_rows():
 def test_what_is_no_label_is_never_right():
     """PyTorch's gather would end the process's use of the device there; memory of others is not read."""
     scores = torch.zeros(3, 4)
-    assert topk_credit(scores.to(DEVICE), torch.tensor([-1, 4, 2]).to(DEVICE)).tolist() == [[0, 0, 0.25], [0, 0, 1]]
+    assert in_triton(scores.to(DEVICE), torch.tensor([-1, 4, 2]).to(DEVICE)).tolist() == [[0, 0, 0.25], [0, 0, 1]]
 
 
 def test_who_counts(monkeypatch):
     """Where Triton computes, it does; everywhere else, and by default, the definition."""
     scores, labels = torch.randn(5, 7, generator=torch.Generator().manual_seed(2)), torch.arange(5)
-    expected = credits(scores, labels)
+    expected = topk_credit(scores, labels)
     for kernels in ("auto", "reference"):
-        assert torch.equal(credits(scores, labels, kernels), expected)
+        assert torch.equal(topk_credit(scores, labels, kernels), expected)
     with monkeypatch.context() as patch:
         patch.setattr("alexnet_mp.evaluation.accuracy.resolve", lambda kernels, device: kernels)
-        patch.setattr("alexnet_mp.evaluation.accuracy.credits_each", None)
-        found = credits(scores.to(DEVICE), labels.to(DEVICE), "triton")
+        patch.setattr("alexnet_mp.evaluation.accuracy.topk_credit_each", None)
+        found = topk_credit(scores.to(DEVICE), labels.to(DEVICE), "triton")
     torch.testing.assert_close(found.cpu(), expected, rtol=1e-15, atol=0)

@@ -201,7 +201,7 @@ def test_a_network_can_be_copied():
     assert torch.equal(copy.deepcopy(network)(x, x), network(x, x))
 
 
-@every("then, pieces", [
+@every("epilogue, fused", [
     (("relu", "lrn", "max_pool"), [("relu", "lrn", "max_pool")]),
     (("lrn", "max_pool", "relu"), [("lrn", "max_pool", "relu")]),
     (("relu", "lrn", "spatial_norm", "max_pool"), [("relu", "lrn"), ("spatial_norm", "max_pool")]),
@@ -211,8 +211,8 @@ def test_a_network_can_be_copied():
     (("tanh", "dropout"), [("tanh",), ("dropout",)]),
     ((), []),
 ])
-def test_operations_are_grouped_for_the_kernels(then, pieces):
-    assert plan(then) == pieces
+def test_operations_are_grouped_for_the_kernels(epilogue, fused):
+    assert plan(epilogue) == fused
 
 
 def test_no_padding_at_the_top_and_left():

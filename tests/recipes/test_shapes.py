@@ -6,7 +6,15 @@ import pytest
 from alexnet_mp import TwoTowerAlexNet
 from alexnet_mp.recipes.presets import mini, paper, source2012
 from alexnet_mp.recipes.recipe import change_layers
-from alexnet_mp.recipes.shapes import conv_size, crossings, merged_shapes, overhang, parameter_counts, pool_size, sizes
+from alexnet_mp.recipes.shapes import (
+    ceil_mode_padding,
+    conv_size,
+    crossings,
+    merged_shapes,
+    parameter_counts,
+    pool_size,
+    sizes,
+)
 
 
 @pytest.mark.parametrize("preset", [paper, source2012])
@@ -25,8 +33,8 @@ def test_parameters_of_each_tower(preset):
 
 
 def test_224_gives_55_by_three_zeros():
-    assert conv_size(224, 11, 4, 0) == 55 and overhang(224, 11, 4, 0) == 3
-    assert overhang(27, 5, 1, 2) == 0
+    assert conv_size(224, 11, 4, 0) == 55 and ceil_mode_padding(224, 11, 4, 0) == 3
+    assert ceil_mode_padding(27, 5, 1, 2) == 0
     assert [pool_size(side, 3, 2) for side in (55, 27, 13, 6)] == [27, 13, 6, 3]  # 6 -> 3: the last window hangs over
 
 

@@ -40,7 +40,7 @@ def test_in_bf16_all_between_images_and_logits_is_bf16_and_nothing_else(recipe, 
     network = network.merge() if merged else network
     seen = []
     for module in network.modules():
-        if hasattr(module, "pieces"):
+        if hasattr(module, "fused_operations"):
             module.register_forward_hook(lambda module, inputs, output: seen.extend([*inputs[:1], output]))
     images = 60 * torch.randn(2, 3, recipe.crop_size, recipe.crop_size)
     logits = network(*[images.bfloat16()] * (1 if merged else recipe.towers))

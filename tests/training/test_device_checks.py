@@ -99,12 +99,12 @@ def test_rounding_decides_no_gradient():
     x[:, 0, 1, 1], x[3] = 5, 0
     x[0, 0, 0, 0], x[1, 0, 0, 0], x[2, 0, 0, 0] = 4.99, 5, 5 * (1 - 1e-7)
     constants = {field: getattr(asked().recipe, field) for field in self_check.CONSTANTS}
-    for piece in (("max_pool",), ("relu", "max_pool"), ("relu", "lrn", "max_pool")):
-        layer = Layer("any", "conv", None, "own", piece)
+    for fused in (("max_pool",), ("relu", "max_pool"), ("relu", "lrn", "max_pool")):
+        layer = Layer("any", "conv", None, "own", fused)
         for bias in (None, torch.ones(1, dtype=torch.float64)):
-            clear = device_checks._clear(layer, piece, x, bias, constants)
+            clear = device_checks._clear(layer, fused, x, bias, constants)
             assert clear.shape == (4, 1, 1, 1) and clear[[0, 2]].flatten().tolist() == [1, 0]
-            assert "lrn" in piece or clear[[1, 3]].flatten().tolist() == [1, 1]  # of equal values pow may make two
+            assert "lrn" in fused or clear[[1, 3]].flatten().tolist() == [1, 1]  # of equal values pow may make two
     wide = torch.arange(16.0, dtype=torch.float64).view(1, 1, 4, 4)  # the last windows hang over the edges
     assert device_checks._clear(layer, ("max_pool",), wide, None, constants).tolist() == [[[[1, 1], [1, 1]]]]
     assert device_checks._clear(layer, ("relu",), x, None, constants) == 1
@@ -168,12 +168,12 @@ def test_on_one_device_nothing_crosses():
 # --- pipelines
 
 @pytest.mark.process
-@pytest.mark.parametrize("name, holds", [
+@pytest.mark.parametrize("name, storage", [
     ("raw", "pixels"), ("torch", "files"),
-    *(pytest.param("dali", holds, marks=needs_dali) for holds in ("pixels", "jpeg", "files"))])
-def test_pipelines_are_right(name, holds):
+    *(pytest.param("dali", storage, marks=needs_dali) for storage in ("pixels", "jpeg", "files"))])
+def test_pipelines_are_right(name, storage):
     for settings in ([], ["mean_follows_crop=false", "crop_share=4", "colour_shrink=true", "crop_positions=9"]):
-        run(checks_of("pipeline", pipeline=name, holds=holds, settings=settings, devices=(CPU, OTHER)))
+        run(checks_of("pipeline", pipeline=name, storage=storage, settings=settings, devices=(CPU, OTHER)))
 
 
 @every("in_test, words", [(False, "in the pixels of a batch: off by 0.1"),
@@ -241,12 +241,12 @@ def test_crossings_of_gpus_are_right(other):
 
 
 @needs_gpu
-@pytest.mark.parametrize("name, holds", [
+@pytest.mark.parametrize("name, storage", [
     ("raw", "pixels"), ("torch", "files"),
-    *(pytest.param("dali", holds, marks=needs_dali) for holds in ("pixels", "jpeg"))])
-def test_pipelines_to_gpus_are_right(name, holds):
+    *(pytest.param("dali", storage, marks=needs_dali) for storage in ("pixels", "jpeg"))])
+def test_pipelines_to_gpus_are_right(name, storage):
     for devices in ((torch.device("cuda:0"),) * 2, (CPU, torch.device("cuda:0"))):
-        run(checks_of("pipeline", pipeline=name, holds=holds, devices=devices))
+        run(checks_of("pipeline", pipeline=name, storage=storage, devices=devices))
 
 
 def test_a_device_that_can_t_be_used_is_no_kernels_fault():

@@ -202,7 +202,7 @@ def test_the_augmentation_is_left_out_whatever_kernels_were_chosen(monkeypatch):
 
 @pytest.mark.process
 def test_the_reference_needs_no_check_of_kernels():
-    _, found, _ = examine(kernels="reference", pipeline="torch", holds="files")
+    _, found, _ = examine(kernels="reference", pipeline="torch", storage="files")
     assert list(found) == ["pipeline torch on cpu"]
 
 
@@ -231,7 +231,7 @@ def test_a_wrong_definition_ends_the_run(monkeypatch):
     """After pipeline torch there is none."""
     monkeypatch.setattr(device_checks, "pipeline", raise_in_pipeline)
     with pytest.raises(UserError, match="^self-check: pipeline torch on cpu raises OSError: nothing to read; it is"):
-        examine(pipeline="torch", holds="files")
+        examine(pipeline="torch", storage="files")
 
 
 def raise_in_pipeline(*arguments):
@@ -395,7 +395,7 @@ def test_ctrl_c_during_the_check(number, on_cpu, data, quick, tmp_path, monkeypa
         return started[0]
 
     monkeypatch.setattr(isolated, "_start", start)
-    monkeypatch.setattr(device_checks, "piece", hanging)
+    monkeypatch.setattr(device_checks, "fused_operation", hanging)
     monkeypatch.setattr(device_checks, "update", hanging)
     monkeypatch.setattr(device_checks, "pipeline", hanging)
     assert train.main([*TINY, "--data", str(data), "--out", str(tmp_path / "run")]) == 0
