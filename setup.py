@@ -5,6 +5,7 @@ CUDA build of torch and nvcc of the same CUDA, the CUDA kernels too, whether or 
 built, one line says why and the CPU kernels are built alone. The library is not a Python module: `kernels/dispatch.py`
 loads it with torch.ops.load_library.
 """
+
 import contextlib
 import os
 import re
@@ -21,14 +22,18 @@ from setuptools import find_packages, setup
 LIBRARY = "alexnet_mp.kernels.compiled"
 COMPILE = ["-std=c++20", "-O3", "-g0", "-fno-math-errno", "-ffp-contract=fast", "-Wno-psabi"]
 # Machine code for Ampere and Hopper, and PTX from which a driver makes code for anything newer.
-CUDA_TARGETS = ["-gencode=arch=compute_80,code=sm_80", "-gencode=arch=compute_90,code=sm_90",
-                "-gencode=arch=compute_90,code=compute_90"]
+CUDA_TARGETS = [
+    "-gencode=arch=compute_80,code=sm_80",
+    "-gencode=arch=compute_90,code=sm_90",
+    "-gencode=arch=compute_90,code=compute_90",
+]
 # How nvcc, compilers, linkers, shells and Python tell of an error.
 COMPLAINT = re.compile(r"error\s*:|fatal\s*:|\bld:(?!.*warning)|not found", re.IGNORECASE)
 
 
 def extension():
-    """(extension modules, command classes): with a compiler and torch, the library; else none, and a line that says why."""
+    """(extension modules, command classes): with a compiler and torch, the library; else none, and a line that says
+    why."""
     compiler = shlex.split(os.environ.get("CXX") or "c++")
     if shutil.which(compiler[0]) is None:
         return _nothing(f"there is no C++ compiler ({compiler[0]})")
@@ -45,8 +50,9 @@ def extension():
         sources = sources + sorted(map(str, Path("csrc/cuda").glob("*.cu")))
         library = cpp_extension.CUDAExtension(LIBRARY, sources, extra_compile_args=options, extra_objects=[runtime])
         library.libraries.remove("cudart")  # a linker looks for it as libcudart.so, a name that only full toolkits have
-    print("alexnet_mp: building the compiled kernels for the CPU"
-          + (" and for CUDA, sm_80 and sm_90" if runtime else ""))
+    print(
+        "alexnet_mp: building the compiled kernels for the CPU" + (" and for CUDA, sm_80 and sm_90" if runtime else "")
+    )
 
     class Build(cpp_extension.BuildExtension.with_options(no_python_abi_suffix=True)):
         def build_extensions(self):
@@ -158,7 +164,8 @@ def _nothing(why):
 modules, commands = extension()
 setup(
     packages=[*find_packages(include=["alexnet_mp*"]), "alexnet_mp.kernels"],
-    # The folder is `kernels`, the import `alexnet_mp.kernels`: a top-level `kernels` would shadow Hugging Face's package.
+    # The folder is `kernels`, the import `alexnet_mp.kernels`: a top-level `kernels` would shadow Hugging Face's
+    # package.
     package_dir={"alexnet_mp.kernels": "kernels"},
     package_data={"alexnet_mp.reporting": ["page.html"]},
     ext_modules=modules,

@@ -1,9 +1,15 @@
 """AlexNet (Krizhevsky, Sutskever, Hinton 2012) as it ran: two towers on two devices that meet at four layers."""
+
 import importlib
 
-_MODULES = {"MergedAlexNet": "network.network", "Recipe": "recipes.recipe", "TwoTowerAlexNet": "network.network",
-            "mini": "recipes.presets", "paper": "recipes.presets",
-            "source2012": "recipes.presets"}
+_MODULES = {
+    "MergedAlexNet": "network.network",
+    "Recipe": "recipes.recipe",
+    "TwoTowerAlexNet": "network.network",
+    "mini": "recipes.presets",
+    "paper": "recipes.presets",
+    "source2012": "recipes.presets",
+}
 __all__ = list(_MODULES)
 
 

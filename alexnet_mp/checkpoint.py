@@ -1,10 +1,12 @@
-"""The checkpoints of a run: `RUN/checkpoints/step_XXXXXXXX/`, whole or not at all. `checkpoint_format.py` says what is in one.
+"""The checkpoints of a run: `RUN/checkpoints/step_XXXXXXXX/`, whole or not at all. `checkpoint_format.py` says what is
+in one.
 
 examples
-  python -m alexnet_mp.checkpoint RUN                               list them and compare every file with its checksum
-  python -m alexnet_mp.checkpoint RUN --weights FILE.safetensors    export the newest weights; --step N or --best chooses others
-  python -m alexnet_mp.checkpoint RUN --prune 1                     keep the newest one and the best
+  python -m alexnet_mp.checkpoint RUN                             list them and compare every file with its checksum
+  python -m alexnet_mp.checkpoint RUN --weights FILE.safetensors  export the newest weights; or --step N, --best
+  python -m alexnet_mp.checkpoint RUN --prune 1                   keep the newest one and the best
 """
+
 import os
 from pathlib import Path
 
@@ -52,12 +54,19 @@ def _list(run):
             damaged += 1
             say(f"step {step:>9,}  DAMAGED: {error}")
             continue
-        validation = (f"top-1 error {state.validation.top1_error:6.2f} %, top-5 error {state.validation.top5_error:6.2f} %"
-                      if state.validation else "not validated at this step")
-        say(f"step {step:>9,}  {size:8,.1f} MB  whole, epoch {state.epoch}, saved {state.saved}, {validation}"
-            + (", the best" if first and step == first[0] else ""))
+        validation = (
+            f"top-1 error {state.validation.top1_error:6.2f} %, top-5 error {state.validation.top5_error:6.2f} %"
+            if state.validation
+            else "not validated at this step"
+        )
+        say(
+            f"step {step:>9,}  {size:8,.1f} MB  whole, epoch {state.epoch}, saved {state.saved}, {validation}"
+            + (", the best" if first and step == first[0] else "")
+        )
     if damaged:
-        raise UserError(f"{damaged} of the {len(found)} checkpoints of {run} are damaged; --resume auto takes the newest whole one")
+        raise UserError(
+            f"{damaged} of the {len(found)} checkpoints of {run} are damaged; --resume auto takes the newest whole one"
+        )
     if old:
         raise UserError(f"{old} of the {len(found)} checkpoints of {run} have a format that is no longer read")
 
@@ -71,13 +80,18 @@ def _export(options):
         directory = found[first[0]]
     elif options.step is not None:
         if options.step not in found:
-            raise UserError(f"--step {options.step}: the checkpoints of {options.run} are of steps {', '.join(map(str, found)) or '(none)'}")
+            raise UserError(
+                f"--step {options.step}: the checkpoints of {options.run} are of steps "
+                f"{', '.join(map(str, found)) or '(none)'}"
+            )
         directory = found[options.step]
     else:
         directory = None
     durable_files.refuse_output("--weights", target)
     if (Path(options.run) / CHECKPOINTS).resolve() in target.resolve().parents:
-        raise UserError(f"--weights {target}: what else lies in a checkpoint makes it count as damaged; choose another place")
+        raise UserError(
+            f"--weights {target}: what else lies in a checkpoint makes it count as damaged; choose another place"
+        )
     if directory:
         weights = checkpoint_format.load_weights(directory)
     else:
@@ -109,7 +123,9 @@ def _parser():
     action.add_argument("--prune", type=int, metavar="K", help="keep the newest K and the best, remove the others")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--step", type=int, metavar="N", help="with --weights: those of this step")
-    which.add_argument("--best", action="store_true", help="with --weights: those with the lowest top-1 validation error")
+    which.add_argument(
+        "--best", action="store_true", help="with --weights: those with the lowest top-1 validation error"
+    )
     return parser
 
 

@@ -1,17 +1,18 @@
 """Every claim of the paper, and the command that tests it.
 
 examples
-  python -m alexnet_mp.claims                                                    all claims: the paper's figures, 2012's, ours
+  python -m alexnet_mp.claims                                                    all: the paper's figures, 2012's, ours
   python -m alexnet_mp.claims run lrn --data imagenette --base mini --epochs 20  one of them, three seeds an arm
   python -m alexnet_mp.claims run cifar-relu --data cifar10 --seeds 5 --search-epochs 3
-  python -m alexnet_mp.claims run all --data imagenette --epochs 20 --budget 2h  as many as two hours allow, most telling first
-  python -m alexnet_mp.claims table                                              writes README's table and docs/claims.md from the records
+  python -m alexnet_mp.claims run all --data imagenette --epochs 20 --budget 2h  as many as two hours allow
+  python -m alexnet_mp.claims table                                              README's table, docs/claims.md
 
 All arms of a claim have the same seeds, 0 to K-1, the same data and the same schedule; with --epochs it is the base's
 own. In place of a plateau schedule all rates fall to a tenth three times then, at the shares of the epochs that they
 had in 2012. The runs lie in --out and are those of the training command; stopped by Ctrl-C or a power cut, the same
 command goes on. Claims share the runs that they have in common. The record (JSON) and its picture lie in --records.
 """
+
 import math
 import re
 import sys
@@ -97,7 +98,8 @@ def _run(options):
 
 
 def _run_all(options):
-    """Claim after claim, in the order of the list, each with as many seeds as there is time for; with --seeds K, with K or not at all."""
+    """Claim after claim, in the order of the list, each with as many seeds as there is time for; with --seeds K, with K
+    or not at all."""
     forecast, failed = Forecast(options, _seconds(options.budget)), []
     unfit = {claim.id: reason for claim in CLAIMS if (reason := _unfit(claim, options))}
     for reason in dict.fromkeys(unfit.values()):
@@ -117,7 +119,11 @@ def _run_all(options):
                 needs = "no time to measure how long" if seconds == math.inf else f"{duration(seconds)} for {what}"
                 say(f"== {claim.id}: not started, {needs} and {_left(forecast)}")
                 continue
-            say(f"== {claim.id}: {seeds} of {wanted} seeds, " + (f"{duration(seconds)}, " if options.budget else "") + _left(forecast))
+            say(
+                f"== {claim.id}: {seeds} of {wanted} seeds, "
+                + (f"{duration(seconds)}, " if options.budget else "")
+                + _left(forecast)
+            )
             record = run_claim(claim, options, seeds, _allow(forecast, options.budget is not None))
             if record:
                 _tell(record)
@@ -144,7 +150,8 @@ def _tell_length(claims, options, forecast):
 
 
 def _allow(forecast, limited):
-    """allow(run) for `run_claim`: whether there is time for a run; says how long it will take where that is known, or has to be."""
+    """allow(run) for `run_claim`: whether there is time for a run; says how long it will take where that is known, or
+    has to be."""
     before = []
 
     def allow(run):
@@ -182,12 +189,18 @@ def _tell(record):
 
 
 def _unfit(claim, options):
-    """Why `run all` leaves a claim out on these data, None where it doesn't. Raises UserError for data that nothing could use."""
+    """Why `run all` leaves a claim out on these data, None where it doesn't. Raises UserError for data that nothing
+    could use."""
     dataset = opened(options.data, SMALLEST)
     many, labelled = len(dataset.classes), has_labelled_test(options.data, SMALLEST)
-    fit = {"any": True, "labelled test": labelled, "cifar10": set(dataset.classes) == CIFAR10,
-           "ilsvrc-2010": 1000 <= many < 5000 and labelled,
-           "ilsvrc-2012": 1000 <= many < 5000 and not labelled, "fall-2009": many >= 5000}
+    fit = {
+        "any": True,
+        "labelled test": labelled,
+        "cifar10": set(dataset.classes) == CIFAR10,
+        "ilsvrc-2010": 1000 <= many < 5000 and labelled,
+        "ilsvrc-2012": 1000 <= many < 5000 and not labelled,
+        "fall-2009": many >= 5000,
+    }
     if not fit[claim.data]:
         return "which are of other data"
     size = arm_recipe(claim.arms[0], options)[1].stored_size
@@ -212,7 +225,9 @@ def _refuse(options):
     if other := next((other for other in ELSEWHERE if other.id == options.claim), None):
         raise UserError(f"{options.claim} has no run of its own; its figure comes from: {other.command}")
     if options.claim not in ("all", *(claim.id for claim in CLAIMS)):
-        raise UserError(f"no claim is called {options.claim}; they are {', '.join(claim.id for claim in CLAIMS)}, and all")
+        raise UserError(
+            f"no claim is called {options.claim}; they are {', '.join(claim.id for claim in CLAIMS)}, and all"
+        )
     asked = [claim for claim in CLAIMS if options.claim in (claim.id, "all")]
     if options.larger and not any(arm.larger for claim in asked for arm in claim.arms):
         raise UserError(f"--larger {options.larger}: {options.claim} trains nothing on another set")
@@ -228,10 +243,14 @@ def _refuse(options):
     if options.larger:
         many, few = (len(opened(data, SMALLEST).classes) for data in (options.larger, options.data))
         if many <= few:
-            raise UserError(f"--larger {options.larger}: it has {many:,} classes and --data {options.data} has {few:,}; "
-                            "pre-training is on a set of more")
+            raise UserError(
+                f"--larger {options.larger}: it has {many:,} classes and --data {options.data} has {few:,}; "
+                "pre-training is on a set of more"
+            )
     if options.seeds is not None and options.seeds > 20:
-        raise UserError(f"--seeds {options.seeds}: 20 at most, since the test goes through all 2^seeds patterns of signs")
+        raise UserError(
+            f"--seeds {options.seeds}: 20 at most, since the test goes through all 2^seeds patterns of signs"
+        )
     _seconds(options.budget)
     refuse_unwritable("--out", options.out)
     refuse_unwritable("--records", options.records)
@@ -246,27 +265,51 @@ def _parser():
     run.add_argument("claim", metavar="ID|all")
     run.add_argument("--data", required=True, metavar="DIR|builtin", help="a folder, a prepared set, or builtin")
     run.add_argument("--larger", metavar="DIR", help="of pretraining and ensemble7: the set with more classes")
-    run.add_argument("--seeds", type=int, metavar="K",
-                     help="seeds 0 to K-1 in every arm, or K ensembles; default: the claim's, 3 or 1")
+    run.add_argument(
+        "--seeds",
+        type=int,
+        metavar="K",
+        help="seeds 0 to K-1 in every arm, or K ensembles; default: the claim's, 3 or 1",
+    )
     run.add_argument("--epochs", type=int, help="of every arm; default: the recipe's")
     run.add_argument("--steps", type=int, help="stop every run after this step")
-    run.add_argument("--search-epochs", type=int, metavar="N",
-                     help="of cifar-relu: epochs of each run that looks for a learning rate; default: until 25 %% training error")
-    run.add_argument("--base", choices=tuple(PRESETS),
-                     help="the network that the arms change; default: paper on CUDA, mini on a CPU")
-    run.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE",
-                     help="changes every arm, before what the claim changes")
-    run.add_argument("--note", default="", metavar="TEXT", help="about the data, told wherever the record's results are")
+    run.add_argument(
+        "--search-epochs",
+        type=int,
+        metavar="N",
+        help="of cifar-relu: epochs of each run that looks for a learning rate; default: until 25 %% training error",
+    )
+    run.add_argument(
+        "--base", choices=tuple(PRESETS), help="the network that the arms change; default: paper on CUDA, mini on a CPU"
+    )
+    run.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="changes every arm, before what the claim changes",
+    )
+    run.add_argument(
+        "--note", default="", metavar="TEXT", help="about the data, told wherever the record's results are"
+    )
     run.add_argument("--budget", metavar="2h|90m", help="start no run that would end later than this")
     run.add_argument("--out", default=OUT, metavar="DIR", help=f"where the runs are; default: {OUT}")
     add_machine_options(run)
     table = actions.add_parser("table", help="README's table and docs/claims.md, from the records")
-    table.add_argument("--check", action="store_true", help="write nothing, fail where one of them differs from the records")
-    table.add_argument("--take", metavar="DIR", help="take runs and fuller records from another folder of records first")
+    table.add_argument(
+        "--check", action="store_true", help="write nothing, fail where one of them differs from the records"
+    )
+    table.add_argument(
+        "--take", metavar="DIR", help="take runs and fuller records from another folder of records first"
+    )
     table.add_argument("--readme", default=page.README, metavar="FILE")
-    table.add_argument("--details", default=page.DETAILS, metavar="FILE", help="the page of all that is known; default: docs/claims.md")
+    table.add_argument(
+        "--details", default=page.DETAILS, metavar="FILE", help="the page of all that is known; default: docs/claims.md"
+    )
     for action in (listed, run, table):
-        action.add_argument("--records", default=RECORDS, metavar="DIR", help="where the records are; default: claims/records")
+        action.add_argument(
+            "--records", default=RECORDS, metavar="DIR", help="where the records are; default: claims/records"
+        )
     return parser
 
 

@@ -1,4 +1,5 @@
 """How the commands begin: their parsers, the options that those with a network share, memory and precision."""
+
 import argparse
 
 import torch
@@ -11,8 +12,9 @@ from .system.memory import keep_freed_memory
 
 def command_parser(name, text):
     """The parser of `python -m alexnet_mp.<name>`. text: what --help says first, the command's docstring."""
-    return argparse.ArgumentParser(prog=f"python -m alexnet_mp.{name}", description=text,
-                                   formatter_class=argparse.RawDescriptionHelpFormatter)
+    return argparse.ArgumentParser(
+        prog=f"python -m alexnet_mp.{name}", description=text, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
 
 
 def compute_as_in_training():
@@ -30,5 +32,9 @@ def add_machine_options(parser):
 def add_run_options(parser):
     """Of commands that read no data set."""
     parser.add_argument("--gpus", default="auto", help=f"{CHOICES}; default: auto")
-    parser.add_argument("--kernels", choices=dispatch.CHOICES, default="auto",
-                        help="who computes norms, pools and the update; default: auto, the fastest built for each device")
+    parser.add_argument(
+        "--kernels",
+        choices=dispatch.CHOICES,
+        default="auto",
+        help="who computes norms, pools and the update; default: auto, the fastest built for each device",
+    )

@@ -6,6 +6,7 @@ examples
 
 Ends with status 1 where something is missing that every run needs, or where the self-check finds a fault.
 """
+
 # Nothing but the standard library is imported up here: this has to run where anything else is broken.
 import argparse
 import json
@@ -24,9 +25,20 @@ from .system import machine
 from .system.errors import run_command
 
 DALI = "nvidia-dali-cuda130", "nvidia-dali-cuda120"
-PACKAGES = {"torch": "torch", "triton": "triton", "nvidia.dali": DALI[0], "numpy": "numpy", "PIL": "pillow",
-            "pydantic": "pydantic", "safetensors": "safetensors", "rich": "rich", "matplotlib": "matplotlib",
-            "tensorboard": "tensorboard", "faiss": "faiss-cpu", "jinja2": "jinja2"}  # import: what pip calls it
+PACKAGES = {
+    "torch": "torch",
+    "triton": "triton",
+    "nvidia.dali": DALI[0],
+    "numpy": "numpy",
+    "PIL": "pillow",
+    "pydantic": "pydantic",
+    "safetensors": "safetensors",
+    "rich": "rich",
+    "matplotlib": "matplotlib",
+    "tensorboard": "tensorboard",
+    "faiss": "faiss-cpu",
+    "jinja2": "jinja2",
+}  # import: what pip calls it
 OPTIONAL = ("triton", "nvidia.dali")
 VARIABLES = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "TRITON_INTERPRET", "NVIDIA_TF32_OVERRIDE", "LD_PRELOAD")
 CHECKED = (("paper", "fp32", "pixels"), ("source2012", "bf16", "jpeg"))  # recipe, precision, what the data holds
@@ -38,8 +50,9 @@ BARE = ("version", "name", "problem")  # parts of a fact that need no word befor
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(prog="python -m alexnet_mp.doctor", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m alexnet_mp.doctor", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--json", action="store_true", help="print JSON; default: a page to read")
     options = parser.parse_args(arguments)
     report = {}
@@ -80,8 +93,11 @@ def lines(name, section):
 
 def text(value):
     if isinstance(value, dict):
-        return ", ".join(text(part) if name in BARE else f"{name.replace('_', ' ')} {text(part)}"
-                         for name, part in value.items() if part is not None)
+        return ", ".join(
+            text(part) if name in BARE else f"{name.replace('_', ' ')} {text(part)}"
+            for name, part in value.items()
+            if part is not None
+        )
     return "none" if value is None else ("yes" if value else "no") if isinstance(value, bool) else str(value)
 
 
@@ -92,16 +108,25 @@ def summary(outcomes):
         if outcome != "passed":
             wrong.setdefault(outcome if outcome.startswith("not checked") else what, []).append((what, outcome))
     passed = len(outcomes) - sum(map(len, wrong.values()))
-    return [f"{passed} of {len(outcomes)} checks passed",
-            *(f"{what}{f' and {len(others)} more' if others else ''}: {outcome}"
-              for (what, outcome), *others in wrong.values())]
+    return [
+        f"{passed} of {len(outcomes)} checks passed",
+        *(
+            f"{what}{f' and {len(others)} more' if others else ''}: {outcome}"
+            for (what, outcome), *others in wrong.values()
+        ),
+    ]
 
 
 # --- what can be told without torch
 
+
 def installation(report):
-    return {"version": machine.version("alexnet_mp"), "commit": _commit(), "python": platform.python_version(),
-            "system": platform.platform()}
+    return {
+        "version": machine.version("alexnet_mp"),
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "system": platform.platform(),
+    }
 
 
 def _commit():
@@ -125,9 +150,13 @@ def packages(report):
 def computer(report):
     pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
     names = re.findall(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    return {"processor": names[0] if names else platform.machine(), "cores": len(os.sched_getaffinity(0)),
-            "memory": gigabytes(pages * size), "free_disk_here": gigabytes(shutil.disk_usage(".").free),
-            "variables": [f"{name}={machine.shown(os.environ[name])}" for name in VARIABLES if name in os.environ]}
+    return {
+        "processor": names[0] if names else platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory": gigabytes(pages * size),
+        "free_disk_here": gigabytes(shutil.disk_usage(".").free),
+        "variables": [f"{name}={machine.shown(os.environ[name])}" for name in VARIABLES if name in os.environ],
+    }
 
 
 def gigabytes(count):
@@ -136,10 +165,12 @@ def gigabytes(count):
 
 # --- what needs torch
 
+
 def torch_of(report):
     if report["packages"].get("torch", {}).get("problem"):
         raise ImportError("torch can't be imported")
     import torch
+
     return torch
 
 
@@ -168,8 +199,12 @@ def devices(report):
 def _gpu(torch, index):
     properties = torch.cuda.get_device_properties(index)
     free, total = torch.cuda.mem_get_info(index)
-    return {"name": properties.name, "memory": gigabytes(total), "free": gigabytes(free),
-            "compute_capability": f"{properties.major}.{properties.minor}"}
+    return {
+        "name": properties.name,
+        "memory": gigabytes(total),
+        "free": gigabytes(free),
+        "compute_capability": f"{properties.major}.{properties.minor}",
+    }
 
 
 def _peers(torch, first, second):
@@ -180,11 +215,15 @@ def _peers(torch, first, second):
 def kernels(report):
     torch = torch_of(report)
     from .kernels import dispatch
+
     library = {"problem": why} if (why := machine.deadly(dispatch.LIBRARY)) else told(dispatch.compiled)
     if library is None:
         library = {"problem": "not built: there was no C++ compiler, or no torch, at the installation"}
-    found = {"cpu": library, "cuda": library} if isinstance(library, dict) else {
-        "cpu": told(_cpu_kernels, library), "cuda": told(_cuda_kernels, torch, dispatch.LIBRARY)}
+    found = (
+        {"cpu": library, "cuda": library}
+        if isinstance(library, dict)
+        else {"cpu": told(_cpu_kernels, library), "cuda": told(_cuda_kernels, torch, dispatch.LIBRARY)}
+    )
     found["triton"] = _triton(report)
     on = {} if why else {f"on_{device}": told(dispatch.resolve, "auto", device) for device in names(report)}
     return found | on
@@ -236,8 +275,9 @@ def copies(report):
 def _copy(torch, source, target):
     # Page-locked where one side is a GPU: as the pipelines have it.
     pinned = "cuda" in source + target
-    a, b = (torch.ones(COPY_BYTES // 4, device=device, pin_memory=pinned and device == "cpu")
-            for device in (source, target))
+    a, b = (
+        torch.ones(COPY_BYTES // 4, device=device, pin_memory=pinned and device == "cpu") for device in (source, target)
+    )
     seconds = []
     for _ in range(COPIES + 1):
         start = time.perf_counter()
@@ -254,6 +294,7 @@ def self_checks(report):
     from .kernels import dispatch
     from .system.terminal import lines_on_stderr
     from .training import self_check
+
     if why := machine.deadly(dispatch.LIBRARY):
         raise RuntimeError(why)
     found, gpus = {}, names(report)[1:]
@@ -262,8 +303,9 @@ def self_checks(report):
             for name in names(report):
                 found[name] = {}
                 for recipe, precision, storage in CHECKED:
-                    found[name] |= told(_check, torch, [name] * 2, recipe, precision, storage, report,
-                                        self_check.checks)
+                    found[name] |= told(
+                        _check, torch, [name] * 2, recipe, precision, storage, report, self_check.checks
+                    )
             for pair in combinations(gpus, 2):
                 found[" and ".join(pair)] = told(_check, torch, pair, *CHECKED[0], report, self_check.crossings)
         finally:
@@ -275,6 +317,7 @@ def _check(torch, on, recipe, precision, storage, report, needed):
     from .recipes.named import PRESETS
     from .system.errors import UserError
     from .training import self_check
+
     on = tuple(map(torch.device, on))
     dali = not report["packages"]["nvidia.dali"]["problem"]
     pipeline = "raw" if storage == "pixels" else "dali" if dali else "torch"
@@ -291,13 +334,22 @@ def _check(torch, on, recipe, precision, storage, report, needed):
 
 # --- what follows
 
+
 def faults(report):
     """What every run needs and isn't there, and what the self-check found wrong."""
-    broken = [name for name, found in report["packages"].items() if name not in OPTIONAL and (
-        name == "problem" or found["problem"])]
+    broken = [
+        name
+        for name, found in report["packages"].items()
+        if name not in OPTIONAL and (name == "problem" or found["problem"])
+    ]
     checked = report["self_check"]
-    wrong = [what for found in checked.values() if isinstance(found, dict)
-             for what, outcome in found.items() if outcome != "passed"]
+    wrong = [
+        what
+        for found in checked.values()
+        if isinstance(found, dict)
+        for what, outcome in found.items()
+        if outcome != "passed"
+    ]
     return broken + wrong + [name for name in checked if name == "problem"]
 
 
@@ -336,21 +388,27 @@ def _for_gpus(report):
     found, problem = report["devices"], report["packages"]["torch"]["problem"]
     if found.get("driver") is None and found.get("cuda_of_driver") is None:
         if machine.gpu_on_the_bus():
-            yield ("install NVIDIA's driver (https://www.nvidia.com/drivers); in a container, start it with --gpus all",
-                   "there is an NVIDIA GPU, and no driver")
+            yield (
+                "install NVIDIA's driver (https://www.nvidia.com/drivers); in a container, start it with --gpus all",
+                "there is an NVIDIA GPU, and no driver",
+            )
         return
     if problem or len(names(report)) > 1:
         return
     if found.get("cuda_of_torch") is None:
         release = (machine.version("torch") or "").split("+")[0]
-        yield (f"pip install --force-reinstall --index-url https://pypi.org/simple torch=={release}; {BUILD}",
-               "there is NVIDIA's driver, and torch is a build without CUDA")
+        yield (
+            f"pip install --force-reinstall --index-url https://pypi.org/simple torch=={release}; {BUILD}",
+            "there is NVIDIA's driver, and torch is a build without CUDA",
+        )
     elif os.environ.get("CUDA_VISIBLE_DEVICES") is not None:
         value = os.environ["CUDA_VISIBLE_DEVICES"]
         yield "unset CUDA_VISIBLE_DEVICES", f"torch finds no GPU, and it is set to {value!r}"
     else:
-        yield ("install a newer NVIDIA driver (https://www.nvidia.com/drivers)",
-               f"torch, for CUDA {found['cuda_of_torch']}, can't use this one, for {found.get('cuda_of_driver')}")
+        yield (
+            "install a newer NVIDIA driver (https://www.nvidia.com/drivers)",
+            f"torch, for CUDA {found['cuda_of_torch']}, can't use this one, for {found.get('cuda_of_driver')}",
+        )
 
 
 def _kernels_to_build(report):
@@ -364,16 +422,21 @@ def _kernels_to_build(report):
     elif gpus and "problem" in found["cuda"]:
         if "nvcc" in found["cuda"]["problem"] and "fits" not in found["cuda"]["problem"]:
             wanted = report["devices"]["cuda_of_torch"].split(".")[0]
-            yield (f"install the toolkit of CUDA {wanted} (https://developer.nvidia.com/cuda-downloads); {BUILD}",
-                   "the CUDA kernels are missing, and Triton's take their place")
+            yield (
+                f"install the toolkit of CUDA {wanted} (https://developer.nvidia.com/cuda-downloads); {BUILD}",
+                "the CUDA kernels are missing, and Triton's take their place",
+            )
         else:
             yield BUILD, "the CUDA kernels are missing, Triton's take their place; run it in the directory of setup.py"
     # Without a GPU torch imports Triton all the same where it is installed.
     if (problem := found["triton"].get("problem")) and (gpus or "can't be imported" in problem):
         command = f"pip install {'' if problem == ABSENT else '--force-reinstall '}{_requirement('triton')}"
-        yield ("apt-get install gcc (Debian, Ubuntu)" if "compiler" in problem else command,
-               "without Triton plain PyTorch computes what CUDA kernels don't" if gpus else
-               "nothing needs Triton here, but torch imports it where it is installed; pip uninstall triton does, too")
+        yield (
+            "apt-get install gcc (Debian, Ubuntu)" if "compiler" in problem else command,
+            "without Triton plain PyTorch computes what CUDA kernels don't"
+            if gpus
+            else "nothing needs Triton here, but torch imports it if it is there; pip uninstall triton does, too",
+        )
 
 
 def _what_to_run(report):
@@ -390,8 +453,16 @@ def _what_to_run(report):
         yield "python -m alexnet_mp.train --gpus cpu", "a first run, of a few minutes on the processor"
 
 
-SECTIONS = {"alexnet_mp": installation, "packages": packages, "computer": computer, "devices": devices,
-            "kernels": kernels, "copies": copies, "self_check": self_checks, "next": advice}
+SECTIONS = {
+    "alexnet_mp": installation,
+    "packages": packages,
+    "computer": computer,
+    "devices": devices,
+    "kernels": kernels,
+    "copies": copies,
+    "self_check": self_checks,
+    "next": advice,
+}
 
 if __name__ == "__main__":
     run_command(main)

@@ -8,10 +8,10 @@ examples
   python -m alexnet_mp.evaluate RUN RUN --weights validation --split test --submission FILE
   python -m alexnet_mp.evaluate RUN --per-class FILE.csv --confusion FILE.csv
 
-A submission has a line for each image: its five most probable classes, most probable first, as ILSVRC numbers them (ILSVRC2012_ID)
-where the data set knows these numbers, else numbered from 1. Files are about --views. Of classes that tie, the first one counts as
-more probable there; in errors such an image counts in part.
-"""
+A submission has a line for each image: its five most probable classes, most probable first, as ILSVRC numbers them
+(ILSVRC2012_ID) where the data set knows these numbers, else numbered from 1. Files are about --views. Of classes that
+tie, the first one counts as more probable there; in errors such an image counts in part."""
+
 from pathlib import Path
 
 from .command_options import add_machine_options, command_parser, compute_as_in_training
@@ -37,11 +37,21 @@ def main(arguments=None):
         raise UserError(f"{' and '.join(outputs)} name the same file; each needs its own")
     compute_as_in_training()
     splits = dict.fromkeys((options.split, "val")) if weights == "validation" else (options.split,)
-    runs = open_runs(options.runs, options.data, tuple(splits), options.gpus, options.kernels, options.pipeline, options.workers,
-                     options.batch_size)
+    runs = open_runs(
+        options.runs,
+        options.data,
+        tuple(splits),
+        options.gpus,
+        options.kernels,
+        options.pipeline,
+        options.workers,
+        options.batch_size,
+    )
     dataset, images = runs[0].dataset, runs[0].dataset.splits[options.split]
     if (images.labels < 0).any() and set(outputs) != {"--submission"}:
-        raise UserError(f"the {options.split} images of {dataset.source} have no labels: all that can be made is --submission FILE")
+        raise UserError(
+            f"the {options.split} images of {dataset.source} have no labels: all that can be made is --submission FILE"
+        )
     order = submission.order(images.names) if options.submission else None
     tested = evaluate_runs(runs, options.split, weights, options.views, bool(outputs))
     if len(runs) > 1:
@@ -66,20 +76,40 @@ def _write(path, text):
 
 def _parser():
     parser = command_parser("evaluate", __doc__)
-    parser.add_argument("runs", metavar="RUN", nargs="+", help="the directory of a run; of several, the average is tested too")
-    parser.add_argument("--data", help="DIR with val/<class>/* or test/<class>/*, or builtin; default: what it was trained on")
+    parser.add_argument(
+        "runs", metavar="RUN", nargs="+", help="the directory of a run; of several, the average is tested too"
+    )
+    parser.add_argument(
+        "--data", help="DIR with val/<class>/* or test/<class>/*, or builtin; default: what it was trained on"
+    )
     parser.add_argument("--split", choices=("val", "test"), default="val", help="default: val")
-    parser.add_argument("--weights", nargs="+", metavar="W",
-                        help="of the average, one for each RUN, or the word validation: those with the least top-5 error on the "
-                             "validation images, searched for as in 2012; default: all equal")
-    parser.add_argument("--views", choices=("ten", "centre"), default="ten",
-                        help="what files and chosen weights are about: all views of the recipe's test, be they ten, "
-                             "nine or one, or the centre view; default: ten")
-    parser.add_argument("--submission", metavar="FILE",
-                        help="write each image's five most probable classes in the format of ILSVRC-2012's test")
-    parser.add_argument("--per-class", metavar="FILE.csv", help="write each class's errors, and what it is most often taken for")
-    parser.add_argument("--confusion", metavar="FILE.csv",
-                        help="write how many images of each class (rows) are taken for which class (columns)")
+    parser.add_argument(
+        "--weights",
+        nargs="+",
+        metavar="W",
+        help="of the average, one for each RUN, or the word validation: those with the least top-5 error on the "
+        "validation images, searched for as in 2012; default: all equal",
+    )
+    parser.add_argument(
+        "--views",
+        choices=("ten", "centre"),
+        default="ten",
+        help="what files and chosen weights are about: all views of the recipe's test, be they ten, "
+        "nine or one, or the centre view; default: ten",
+    )
+    parser.add_argument(
+        "--submission",
+        metavar="FILE",
+        help="write each image's five most probable classes in the format of ILSVRC-2012's test",
+    )
+    parser.add_argument(
+        "--per-class", metavar="FILE.csv", help="write each class's errors, and what it is most often taken for"
+    )
+    parser.add_argument(
+        "--confusion",
+        metavar="FILE.csv",
+        help="write how many images of each class (rows) are taken for which class (columns)",
+    )
     add_machine_options(parser)
     parser.add_argument("--batch-size", type=int, help="images at a time; default: the recipe's")
     return parser

@@ -6,11 +6,12 @@ examples
   curl -s https://example.org/cat.jpg | python -m alexnet_mp.predict RUN -
   python -m alexnet_mp.predict RUN photograph.jpg --json
 
-A file may be anything that Pillow opens. It is read as training reads its own: grey, palettes, CMYK and 16 bits a channel
-become RGB of 8 bits, of something transparent the colours below stay, orientation tags are ignored as in 2012 (turn such a
-photograph first), the shorter side is rescaled and the central square kept. Of classes that tie the first leads. A file that can't
-be read is a line on standard error, the others are answered all the same, and the status is 2.
+A file may be anything that Pillow opens. It is read as training reads its own: grey, palettes, CMYK and 16 bits a
+channel become RGB of 8 bits, of something transparent the colours below stay, orientation tags are ignored as in 2012
+(turn such a photograph first), the shorter side is rescaled and the central square kept. Of classes that tie the first
+leads. A file that can't be read is a line on standard error, the others are answered all the same, and the status is 2.
 """
+
 import json
 
 from .command_options import add_run_options, command_parser, compute_as_in_training
@@ -29,13 +30,18 @@ def main(arguments=None):
     with lines_on_stderr():  # standard output holds the answers alone
         network, found = load_run(options.run, options.gpus, options.kernels)
     words, answers = class_words(options.run, found.classes), []
-    for path, picture, told in answered(options.pictures, network.recipe.stored_size,
-                                        lambda some: zip(*predict(network, found.statistics, some, options.views, options.top))):
+    for path, picture, told in answered(
+        options.pictures,
+        network.recipe.stored_size,
+        lambda some: zip(*predict(network, found.statistics, some, options.views, options.top)),
+    ):
         if told is None:
             answers.append({"file": path, "error": str(picture)})
             continue
-        top = [{"class": found.classes[label], "name": words[label], "label": label, "probability": probability}
-               for probability, label in zip(*(each.tolist() for each in told))]
+        top = [
+            {"class": found.classes[label], "name": words[label], "label": label, "probability": probability}
+            for probability, label in zip(*(each.tolist() for each in told))
+        ]
         answers.append({"file": path, "top": top})
         if not options.json:
             _tell(path, top)
@@ -56,9 +62,12 @@ def _parser():
     parser = command_parser("predict", __doc__)
     parser.add_argument("run", metavar="RUN", help="the directory of a run; its newest weights answer")
     parser.add_argument("pictures", metavar="FILE", nargs="+", help="a picture; - is standard input")
-    parser.add_argument("--views", choices=("one", "ten"), default="one",
-                        help="the centre view, or the mean over all views of the recipe's test, ten, nine or one; "
-                             "default: one")
+    parser.add_argument(
+        "--views",
+        choices=("one", "ten"),
+        default="one",
+        help="the centre view, or the mean over all views of the recipe's test, ten, nine or one; default: one",
+    )
     parser.add_argument("--top", type=int, default=5, metavar="K", help="classes to name; default: 5")
     parser.add_argument("--json", action="store_true", help="one JSON document on standard output")
     add_run_options(parser)

@@ -1,15 +1,15 @@
 """Make the training set once: every image as a small square picture, packed into tar shards with an index.
 
 examples
-  python -m alexnet_mp.prepare /data/ilsvrc2012 /data/prepared      a folder of class folders or of archives: found by looking
-  python -m alexnet_mp.prepare PHOTOS DEST --val-fraction 0.1       one folder of classes, a tenth of each kept for validation
-  python -m alexnet_mp.prepare SRC DEST --raw                       pixels instead of JPEG: seven times the space, no decoding
-  python -m alexnet_mp.prepare SRC DEST --recipe mini               in the size of that recipe, 112
-  python -m alexnet_mp.prepare --check /data/prepared               verify every image and checksum
+  python -m alexnet_mp.prepare /data/ilsvrc2012 /data/prepared  a folder of class folders or of archives
+  python -m alexnet_mp.prepare PHOTOS DEST --val-fraction 0.1   a tenth of each class kept for validation
+  python -m alexnet_mp.prepare SRC DEST --raw                   pixels, not JPEG: seven times the space
+  python -m alexnet_mp.prepare SRC DEST --recipe mini           in the size of that recipe, 112
+  python -m alexnet_mp.prepare --check /data/prepared           verify every image and checksum
 
-The shorter side is rescaled to --size and the central square kept. The same command goes on where it was interrupted. Train from
-the set with `python -m alexnet_mp.train --data DEST`; WebDataset tools read its shards.
-"""
+The shorter side is rescaled to --size and the central square kept. The same command goes on where it was interrupted.
+Train from the set with `python -m alexnet_mp.train --data DEST`; WebDataset tools read its shards."""
+
 import os
 import signal
 import sys
@@ -19,7 +19,7 @@ from pathlib import Path
 from .command_options import command_parser
 from .data.prepared_format import MOST_PIXELS
 from .preparation import sources
-from .preparation.build import refuse_unusable, make_plan, prepare
+from .preparation.build import make_plan, prepare, refuse_unusable
 from .preparation.check import check
 from .recipes.named import PRESETS
 from .system.errors import UserError, run_command
@@ -83,20 +83,34 @@ def _settings(options):
 
 def _parser():
     parser = command_parser("prepare", __doc__)
-    parser.add_argument("src", metavar="SRC", nargs="?", help="a folder of class folders, ImageNet's archives, CIFAR-10")
+    parser.add_argument(
+        "src", metavar="SRC", nargs="?", help="a folder of class folders, ImageNet's archives, CIFAR-10"
+    )
     parser.add_argument("dest", metavar="DEST", nargs="?", help="a new directory, or one to go on with")
     parser.add_argument("--check", metavar="DIR", help="verify a prepared set instead of making one")
     parser.add_argument("--raw", action="store_true", help="store pixels; default: JPEG")
     parser.add_argument("--size", type=int, help="pixels a side; default: the recipe's stored_size")
     parser.add_argument("--quality", type=int, help="of the JPEGs, 1 to 100; default: the recipe's jpeg_quality")
-    parser.add_argument("--recipe", choices=tuple(PRESETS), default="paper",
-                        help="where the defaults come from; default: paper")
-    parser.add_argument("--val-fraction", type=float, metavar="F",
-                        help="of each class, for validation, where SRC isn't split; default: 0.1; 0: none")
-    parser.add_argument("--unlabelled-test", action="store_true",
-                        help="of ILSVRC-2012, the test images too, which have no labels: for `evaluate --split test --submission`")
-    parser.add_argument("--bad-images", choices=("stop", "skip"), default="stop",
-                        help="default: stop at the first unreadable image; skip: leave such images out and list them in the index")
+    parser.add_argument(
+        "--recipe", choices=tuple(PRESETS), default="paper", help="where the defaults come from; default: paper"
+    )
+    parser.add_argument(
+        "--val-fraction",
+        type=float,
+        metavar="F",
+        help="of each class, for validation, where SRC isn't split; default: 0.1; 0: none",
+    )
+    parser.add_argument(
+        "--unlabelled-test",
+        action="store_true",
+        help="of ILSVRC-2012, the test images too, which have no labels: for `evaluate --split test --submission`",
+    )
+    parser.add_argument(
+        "--bad-images",
+        choices=("stop", "skip"),
+        default="stop",
+        help="default: stop at the first unreadable image; skip: leave such images out and list them in the index",
+    )
     parser.add_argument("--workers", type=int, help="processes; default: one for each core")
     return parser
 

@@ -1,14 +1,15 @@
-"""One page on what a network learned: both towers' kernels, how they specialised, training, exchange, answers, neighbours.
+"""One page on what a network learned: both towers' kernels, how they specialised, training, exchange, answers,
+neighbours.
 
 examples
-  python -m alexnet_mp.report RUN --data DIR                                 makes RUN/report/index.html
-  python -m alexnet_mp.report RUN0 RUN1 RUN2 --data DIR --out report         the first in full, all for the specialisation
-  python -m alexnet_mp.report RUN --data DIR --kernel-scale kernel --sort    kernels brightened one by one, grey ones first
+  python -m alexnet_mp.report RUN --data DIR                               makes RUN/report/index.html
+  python -m alexnet_mp.report RUN0 RUN1 RUN2 --data DIR --out report       the first in full, all for the specialisation
+  python -m alexnet_mp.report RUN --data DIR --kernel-scale kernel --sort  kernels brightened by themselves, grey first
 
-The page loads nothing and needs no script; its pictures are in it, and beside it as PNGs. Runs of one tower, and runs whose towers have no links,
-are taken as controls. What the retrieval needs is made where it is missing, as by `python -m alexnet_mp.retrieve index`. In a
-directory that has a report already the page and its pictures are replaced.
-"""
+The page loads nothing and needs no script; its pictures are in it, and beside it as PNGs. Runs of one tower, and runs
+whose towers have no links, are taken as controls. What the retrieval needs is made where it is missing, as by `python
+-m alexnet_mp.retrieve index`. In a directory that has a report already the page and its pictures are replaced."""
+
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -40,7 +41,9 @@ def main(arguments=None):
     compute_as_in_training()
     shown, runs = options.runs[0], _named(options.runs)
     described, lines = read_run(shown), read_metrics(shown)
-    layers = {name: (*first_layer(directory), _linked(read_run(directory)["recipe"])) for name, directory in runs.items()}
+    layers = {
+        name: (*first_layer(directory), _linked(read_run(directory)["recipe"])) for name, directory in runs.items()
+    }
     _refuse_equals(layers)
     out = Path(options.out or Path(shown) / "report")
     before = _directory(out)
@@ -48,14 +51,24 @@ def main(arguments=None):
         out.rmdir()  # empty: made to see whether it can be, and not left behind by what is refused now
     opened = _opened(options, SPLITS)
     pictures = opened if options.split in SPLITS else _opened(options, (options.split,))
-    index = build_index(shown, options.data, options.index, BITS, gpus=options.gpus, kernels=options.kernels,
-                        pipeline=options.pipeline, workers=options.workers)
+    index = build_index(
+        shown,
+        options.data,
+        options.index,
+        BITS,
+        gpus=options.gpus,
+        kernels=options.kernels,
+        pipeline=options.pipeline,
+        workers=options.workers,
+    )
     network, found = load_run(shown, options.gpus, options.kernels)
     recipe, names = found.recipe, index.described.source.class_names
     split = pictures.dataset.splits[options.split]
     numbers = evenly(len(split), MOST_ANSWERED)
     with progress(f"{options.split} images", len(numbers)) as advance:
-        said = guesses(network, some_of(split, numbers, network, found.statistics), "given", pictures.batch_size, advance)
+        said = guesses(
+            network, some_of(split, numbers, network, found.statistics), "given", pictures.batch_size, advance
+        )
     out.mkdir(parents=True, exist_ok=True)
     page.begin(out / page.NAME)
     name, (kernels, towers, _) = next(iter(layers.items()))
@@ -72,8 +85,12 @@ def main(arguments=None):
         provenance(described, recipe, step, opened.dataset),
     ]
     others = f", with {len(runs) - 1} other run{'s' * (len(runs) > 2)} for comparison" if len(runs) > 1 else ""
-    page.write(out / page.NAME, f"What each GPU learned: {recipe.name} on {len(names):,} classes",
-               f"Run {name}, step {step:,} of its training{others}.", parts)
+    page.write(
+        out / page.NAME,
+        f"What each GPU learned: {recipe.name} on {len(names):,} classes",
+        f"Run {name}, step {step:,} of its training{others}.",
+        parts,
+    )
     for name in before - page.pictures_of(out / page.NAME):
         (out / name).unlink(missing_ok=True)
     say(f"wrote {out / page.NAME}")
@@ -81,12 +98,15 @@ def main(arguments=None):
 
 
 def _refuse_equals(layers):
-    """Raise UserError where two runs have the same first layer: they are one, and would count twice. layers: {name: (kernels, ...)}."""
+    """Raise UserError where two runs have the same first layer: they are one, and would count twice. layers: {name:
+    (kernels, ...)}."""
     seen = {}
     for name, (kernels, *_) in layers.items():
         other = seen.setdefault(kernels.tobytes(), name)
         if other != name:
-            raise UserError(f"{name} has the same first-layer weights as {other}: they are one network; each counts once")
+            raise UserError(
+                f"{name} has the same first-layer weights as {other}: they are one network; each counts once"
+            )
 
 
 def _told(directory):
@@ -97,7 +117,9 @@ def _told(directory):
 
 def _opened(options, splits):
     """The `evaluate.Run` of the run that is shown, on these splits."""
-    opened, = open_runs(options.runs[:1], options.data, splits, options.gpus, options.kernels, options.pipeline, options.workers)
+    (opened,) = open_runs(
+        options.runs[:1], options.data, splits, options.gpus, options.kernels, options.pipeline, options.workers
+    )
     return opened
 
 
@@ -116,18 +138,23 @@ def _named(directories):
         if whole.count(path) > 1:
             raise UserError(f"{directory} is named twice; each run counts once")
     last = [path.name for path in whole]
-    return {path.name if last.count(path.name) == 1 else str(path): directory for path, directory in zip(whole, directories)}
+    return {
+        path.name if last.count(path.name) == 1 else str(path): directory for path, directory in zip(whole, directories)
+    }
 
 
 def _directory(out):
-    """Make the report's directory. Returns the pictures of an earlier report in it; UserError where it is no place for one."""
+    """Make the report's directory. Returns the pictures of an earlier report in it; UserError where it is no place for
+    one."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         refuse_unwritable("--out", out)
         if os.path.lexists(out / page.NAME):
             return page.pictures_of(out / page.NAME)
         if other := next(iter(os.listdir(out)), None):
-            raise UserError(f"--out {out}: it is no report's and holds {printable(other)}; choose a new or empty directory")
+            raise UserError(
+                f"--out {out}: it is no report's and holds {printable(other)}; choose a new or empty directory"
+            )
         return set()
     except OSError as error:
         raise UserError(f"--out {out}: {error.strerror}") from None
@@ -137,16 +164,27 @@ def _parser():
     parser = command_parser("report", __doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a run directory; the first one is shown in full")
     parser.add_argument("--data", metavar="DIR|builtin", help="default: what the first run was trained on")
-    parser.add_argument("--split", choices=("train", "val", "test"), default="val",
-                        help="where the pictures of figure 4, left, are from; default: val")
+    parser.add_argument(
+        "--split",
+        choices=("train", "val", "test"),
+        default="val",
+        help="where the pictures of figure 4, left, are from; default: val",
+    )
     parser.add_argument("--out", metavar="DIR", help="default: RUN/report")
     parser.add_argument("--index", metavar="DIR", help="what is searched for figure 4, right; default: RUN/retrieval")
-    parser.add_argument("--kernel-scale", choices=tuple(SCALES), default="layer",
-                        help="figure 3: one scale over both towers, one a tower, as in 2012, or each kernel by "
-                             "itself; default: layer")
+    parser.add_argument(
+        "--kernel-scale",
+        choices=tuple(SCALES),
+        default="layer",
+        help="figure 3: one scale over both towers, one a tower, as in 2012, or each kernel by itself; default: layer",
+    )
     parser.add_argument("--sort", action="store_true", help="figure 3: kernels of a tower from grey to colourful")
-    parser.add_argument("--no-speed", dest="speed", action="store_false",
-                        help="without the time that a query takes, the one thing on the page that is another one every time")
+    parser.add_argument(
+        "--no-speed",
+        dest="speed",
+        action="store_false",
+        help="without the time that a query takes, the one thing on the page that is another one every time",
+    )
     add_machine_options(parser)
     return parser
 

@@ -1,4 +1,5 @@
-"""Pictures that mean the same: the nearest by the network's last hidden layer, by short codes of it, or by pixels (paper, 6.1).
+"""Pictures that mean the same: the nearest by the network's last hidden layer, by short codes of it, or by pixels
+(paper, 6.1).
 
 examples
   python -m alexnet_mp.retrieve index RUN --data DIR                    all its pictures' vectors, and codes of 128 bits
@@ -6,10 +7,11 @@ examples
   python -m alexnet_mp.retrieve query RUN/retrieval *.jpg --by codes -k 10 --json
   python -m alexnet_mp.retrieve measure RUN/retrieval --bits 64,128,256 --speed
 
-An index holds train and val: what is found are training pictures, and `measure` asks for them with the validation pictures. An
-index that is there already and is of the same weights and pictures is used, and lengths of code that it lacks are added; one of
-another run, checkpoint or data set is refused. Queries are read as in `predict`. Searches are exact: every stored vector is compared.
-"""
+An index holds train and val: what is found are training pictures, and `measure` asks for them with the validation
+pictures. An index that is there already and is of the same weights and pictures is used, and lengths of code that it
+lacks are added; one of another run, checkpoint or data set is refused. Queries are read as in `predict`. Searches are
+exact: every stored vector is compared."""
+
 import json
 import os
 import sys
@@ -38,8 +40,18 @@ def main(arguments=None):
 
 
 def _index(options):
-    build_index(options.run, options.data, options.out, _lengths(options.bits), options.seed, options.gpus, options.kernels,
-                options.pipeline, options.workers, options.batch_size)
+    build_index(
+        options.run,
+        options.data,
+        options.out,
+        _lengths(options.bits),
+        options.seed,
+        options.gpus,
+        options.kernels,
+        options.pipeline,
+        options.workers,
+        options.batch_size,
+    )
     return 0
 
 
@@ -85,8 +97,10 @@ def _network(index, options):
     run = options.run or os.path.normpath(index.path / source.run)
     network, found = load_run(run, options.gpus, options.kernels)
     if weights_digest(network) != source.weights_sha256:
-        raise UserError(f"{index.path} is of the weights of {source.checkpoint}, and {run} has others at {found.checkpoint.name}; "
-                        f"python -m alexnet_mp.retrieve index with another --out makes an index of these")
+        raise UserError(
+            f"{index.path} is of the weights of {source.checkpoint}, and {run} has others at {found.checkpoint.name}; "
+            f"python -m alexnet_mp.retrieve index with another --out makes an index of these"
+        )
     return network, found
 
 
@@ -110,15 +124,24 @@ def _stored_pictures(index, options, size):
             raise UserError(f"{options.data or source.data} holds other pictures now")
         return dataset.splits["train"]
     except UserError as error:
-        print(f"the sheet shows no training pictures: {printable(str(error))}; --data says where they are", file=sys.stderr)
+        print(
+            f"the sheet shows no training pictures: {printable(str(error))}; --data says where they are",
+            file=sys.stderr,
+        )
         return None
 
 
 def _neighbour(index, labels, names, distance, number):
     label = int(labels[number])
     source = index.described.source
-    return {"name": names[number], "class": source.classes[label], "class_name": source.class_names[label], "label": label,
-            "number": number, "distance": distance}
+    return {
+        "name": names[number],
+        "class": source.classes[label],
+        "class_name": source.class_names[label],
+        "label": label,
+        "number": number,
+        "distance": distance,
+    }
 
 
 def _cell(pictures, found):
@@ -170,7 +193,9 @@ def _parser():
     actions = parser.add_subparsers(dest="action", metavar="index|query|measure", required=True)
     index = actions.add_parser("index", help="compute and keep what searches need")
     index.add_argument("run", metavar="RUN", help="the directory of a run; its newest weights are used")
-    index.add_argument("--data", metavar="DIR|builtin", help="with train and val pictures; default: what it was trained on")
+    index.add_argument(
+        "--data", metavar="DIR|builtin", help="with train and val pictures; default: what it was trained on"
+    )
     index.add_argument("--out", metavar="DIR", help="where the index is put; default: RUN/retrieval")
     index.add_argument("--bits", default=BITS, metavar="B,...", help=f"lengths of codes; default: {BITS}")
     index.add_argument("--seed", type=int, default=0, help="of the codes' auto-encoder; default: 0")
@@ -179,23 +204,40 @@ def _parser():
     query = actions.add_parser("query", help="the training pictures nearest to a picture")
     query.add_argument("index", metavar="INDEX")
     query.add_argument("pictures", metavar="FILE", nargs="+", help="a picture; - is standard input")
-    query.add_argument("--by", choices=BY, default="fc7",
-                       help="fc7, the last hidden layer whatever its name, Euclidean; codes, bits that differ; pixels, Euclidean on "
-                            "32x32; default: fc7")
+    query.add_argument(
+        "--by",
+        choices=BY,
+        default="fc7",
+        help="fc7, the last hidden layer whatever its name, Euclidean; codes, bits that differ; pixels, Euclidean on "
+        "32x32; default: fc7",
+    )
     query.add_argument("--bits", type=int, help="of codes; default: the longest there are")
-    query.add_argument("-k", type=int, default=NEIGHBOURS, help=f"how many to find; default: {NEIGHBOURS}, as in figure 4")
+    query.add_argument(
+        "-k", type=int, default=NEIGHBOURS, help=f"how many to find; default: {NEIGHBOURS}, as in figure 4"
+    )
     query.add_argument("--json", action="store_true", help="one JSON document on standard output")
     query.add_argument("--sheet", metavar="FILE.png", help="draw the queries and what was found beside them")
     query.add_argument("--data", metavar="DIR", help="where the training pictures are now; default: where they were")
-    query.add_argument("--run", metavar="RUN", help="where the run is now; default: where it was, as seen from the index")
+    query.add_argument(
+        "--run", metavar="RUN", help="where the run is now; default: where it was, as seen from the index"
+    )
     add_run_options(query)
     measured = actions.add_parser("measure", help="precision, mean average precision, bytes, time")
     measured.add_argument("index", metavar="INDEX")
-    measured.add_argument("--bits", metavar="B,...", help="lengths of codes; missing ones are learned; default: all there are")
-    measured.add_argument("--queries", type=int, default=2000, metavar="N",
-                          help="validation pictures to ask with, spread evenly over all; default: 2000")
+    measured.add_argument(
+        "--bits", metavar="B,...", help="lengths of codes; missing ones are learned; default: all there are"
+    )
+    measured.add_argument(
+        "--queries",
+        type=int,
+        default=2000,
+        metavar="N",
+        help="validation pictures to ask with, spread evenly over all; default: 2000",
+    )
     measured.add_argument("--speed", action="store_true", help="also: queries a second, and on a million random codes")
-    measured.add_argument("--json", action="store_true", help="the record on standard output; INDEX/measures.json has it anyway")
+    measured.add_argument(
+        "--json", action="store_true", help="the record on standard output; INDEX/measures.json has it anyway"
+    )
     return parser
 
 

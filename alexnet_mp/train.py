@@ -1,18 +1,19 @@
 """Train AlexNet on two towers, then test it on one and on ten views.
 
 examples
-  python -m alexnet_mp.train                                            a first run: embedded pictures, best device found
-  python -m alexnet_mp.train --gpus 0,1 --data DIR                      the paper's network; DIR/train/<class>/*, DIR/val/<class>/*
+  python -m alexnet_mp.train                                            a first run: embedded pictures, best device
+  python -m alexnet_mp.train --gpus 0,1 --data DIR                      the paper's network; DIR/{train,val}/<class>/*
   python -m alexnet_mp.train --gpus 0,1 --data DIR --recipe source2012  as the 2012 code ran it
   python -m alexnet_mp.train --gpus cpu --data DIR --steps 80           eighty steps without a GPU
   python -m alexnet_mp.train --data DIR --set learning_rate=0.005 --set conv3.init_std=0.03
-  python -m alexnet_mp.train --data DIR --out RUN --resume auto         begins, or goes on where RUN stopped, bit for bit
-  python -m alexnet_mp.train --data DIR --init RUN2                     fine-tuning: begins with the weights of RUN2, fc8 new
-  python -m alexnet_mp.train --data DIR --profile                       prints where a step's time went, layer by layer
+  python -m alexnet_mp.train --data DIR --out RUN --resume auto    begins, or goes on where RUN stopped, bit for bit
+  python -m alexnet_mp.train --data DIR --init RUN2                fine-tuning: begins with the weights of RUN2, fc8 new
+  python -m alexnet_mp.train --data DIR --profile                  prints where a step's time went, layer by layer
 
-The run directory (--out) gets run.json, metrics.jsonl, TensorBoard events, checkpoints/, curves.png and conv1_kernels.png. Ctrl-C and
-SIGTERM finish the step, save and end with status 0; a second one stops at once, without saving.
-"""
+The run directory (--out) gets run.json, metrics.jsonl, TensorBoard events, checkpoints/, curves.png and
+conv1_kernels.png. Ctrl-C and SIGTERM finish the step, save and end with status 0; a second one stops at once, without
+saving."""
+
 import argparse
 import shlex
 import sys
@@ -35,49 +36,103 @@ def main(arguments=None):
 
 
 def _parser():
-    parser = argparse.ArgumentParser(prog="python -m alexnet_mp.train", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m alexnet_mp.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add_machine_options(parser)
-    parser.add_argument("--precision", choices=precision.CHOICES, default=Options.precision,
-                        help="bf16: activations and their gradients in bfloat16, weights and velocity in float32; "
-                             "default: fp32, TF32 off")
-    parser.add_argument("--graphs", choices=graphed_step.CHOICES, default=Options.graphs,
-                        help="the step as CUDA graphs, with the same bits; on: an error where they can't be; default: "
-                             "auto, where both towers are on CUDA devices")
-    parser.add_argument("--no-self-check", dest="self_check", action="store_false",
-                        help="on a GPU, don't compare kernels, crossings and the pipeline with the reference first")
-    parser.add_argument("--data", metavar="DIR|builtin", help="default: builtin, drawn by the program; resumed, what the run had")
-    parser.add_argument("--recipe", choices=tuple(PRESETS),
-                        help="default: paper on CUDA, mini on a CPU; resumed, that of the checkpoint")
-    parser.add_argument("--set", dest="settings", action="append", default=[], metavar="FIELD=VALUE",
-                        help="change a recipe field, LAYER.FIELD for one layer; repeatable; the start of a run prints "
-                             "them all")
+    parser.add_argument(
+        "--precision",
+        choices=precision.CHOICES,
+        default=Options.precision,
+        help="bf16: activations and their gradients in bfloat16, weights and velocity in float32; "
+        "default: fp32, TF32 off",
+    )
+    parser.add_argument(
+        "--graphs",
+        choices=graphed_step.CHOICES,
+        default=Options.graphs,
+        help="the step as CUDA graphs, with the same bits; on: an error where they can't be; default: "
+        "auto, where both towers are on CUDA devices",
+    )
+    parser.add_argument(
+        "--no-self-check",
+        dest="self_check",
+        action="store_false",
+        help="on a GPU, don't compare kernels, crossings and the pipeline with the reference first",
+    )
+    parser.add_argument(
+        "--data", metavar="DIR|builtin", help="default: builtin, drawn by the program; resumed, what the run had"
+    )
+    parser.add_argument(
+        "--recipe",
+        choices=tuple(PRESETS),
+        help="default: paper on CUDA, mini on a CPU; resumed, that of the checkpoint",
+    )
+    parser.add_argument(
+        "--set",
+        dest="settings",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="change a recipe field, LAYER.FIELD for one layer; repeatable; the start of a run prints them all",
+    )
     parser.add_argument("--out", metavar="DIR", help="the run directory; default: runs/<date-time>-<recipe>")
     parser.add_argument("--batch-size", type=int, help="images; default: the recipe's, 128")
     parser.add_argument("--epochs", type=int, help="default: the recipe's")
-    parser.add_argument("--steps", type=int,
-                        help="stop after this step, counted from the run's beginning; before the recipe's end, no final test")
+    parser.add_argument(
+        "--steps",
+        type=int,
+        help="stop after this step, counted from the run's beginning; before the recipe's end, no final test",
+    )
     parser.add_argument("--seed", type=int, help="of weights, order, crops, colours, dropout; default: the recipe's, 0")
-    parser.add_argument("--resume", metavar="auto|PATH",
-                        help="auto: go on from the newest whole checkpoint in --out, from the beginning if there is "
-                             "none; PATH: from that run or checkpoint, in its run's directory or in a new --out")
-    parser.add_argument("--init", metavar="RUN|CHECKPOINT|FILE",
-                        help="begin with the weights of a run, a checkpoint or a .safetensors file, in all layers of the same name "
-                             "but the last; a run that is resumed has begun already")
-    parser.add_argument("--init-layers", metavar="LAYER,...",
-                        help="take these layers alone from --init, as in conv1,conv2; default: all of the same name "
-                             "but the last")
-    parser.add_argument("--resume-anyway", action="store_true", help="go on although recipe, data or seed are no longer the same")
-    parser.add_argument("--checkpoint-every", default=Options.checkpoint_every, metavar="STEPS|MINUTESm",
-                        help="as in 500 or 10m; and at every best validation, at the end and when stopped; default: "
-                             f"{Options.checkpoint_every}")
-    parser.add_argument("--keep", type=int, default=Options.keep, metavar="K",
-                        help=f"the newest K checkpoints stay, and the best; default: {Options.keep}")
-    parser.add_argument("--on-save-error", choices=("continue", "stop"), default=Options.on_save_error,
-                        help="what happens where a checkpoint can't be written; default: continue, loudly, and try again")
-    parser.add_argument("--profile", nargs="?", const=str(STEPS), metavar="STEPS",
-                        help="record STEPS steps after the first three, and print where their time went, layer by layer, against the "
-                             f"roofline; the trace goes into --out; default: {STEPS} steps")
+    parser.add_argument(
+        "--resume",
+        metavar="auto|PATH",
+        help="auto: go on from the newest whole checkpoint in --out, from the beginning if there is "
+        "none; PATH: from that run or checkpoint, in its run's directory or in a new --out",
+    )
+    parser.add_argument(
+        "--init",
+        metavar="RUN|CHECKPOINT|FILE",
+        help="begin with the weights of a run, a checkpoint or a .safetensors file, in all layers of the same name "
+        "but the last; a run that is resumed has begun already",
+    )
+    parser.add_argument(
+        "--init-layers",
+        metavar="LAYER,...",
+        help="take these layers alone from --init, as in conv1,conv2; default: all of the same name but the last",
+    )
+    parser.add_argument(
+        "--resume-anyway", action="store_true", help="go on although recipe, data or seed are no longer the same"
+    )
+    parser.add_argument(
+        "--checkpoint-every",
+        default=Options.checkpoint_every,
+        metavar="STEPS|MINUTESm",
+        help="as in 500 or 10m; and at every best validation, at the end and when stopped; default: "
+        f"{Options.checkpoint_every}",
+    )
+    parser.add_argument(
+        "--keep",
+        type=int,
+        default=Options.keep,
+        metavar="K",
+        help=f"the newest K checkpoints stay, and the best; default: {Options.keep}",
+    )
+    parser.add_argument(
+        "--on-save-error",
+        choices=("continue", "stop"),
+        default=Options.on_save_error,
+        help="what happens where a checkpoint can't be written; default: continue, loudly, and try again",
+    )
+    parser.add_argument(
+        "--profile",
+        nargs="?",
+        const=str(STEPS),
+        metavar="STEPS",
+        help="record STEPS steps after the first three, and print where their time went, layer by layer, against the "
+        f"roofline; the trace goes into --out; default: {STEPS} steps",
+    )
     return parser
 
 

@@ -1,12 +1,12 @@
 """The baselines: a step's networks as a good engineer would write them in plain PyTorch; which of them can run here."""
+
 import os
 import shutil
 
 import torch
 import torch.nn.functional as F
-from torch import nn
-
 from alexnet_mp.kernels import dispatch
+from torch import nn
 
 
 def absence(variant, device):
@@ -31,10 +31,20 @@ class EagerTowers(nn.Module):
     def __init__(self, recipe, classes=1000):
         super().__init__()
         self.recipe = recipe
-        self.towers = nn.ModuleList(nn.ModuleDict({
-            "conv1": nn.Conv2d(3, 48, 11, 4), "conv2": nn.Conv2d(48, 128, 5, padding=2), "conv3": nn.Conv2d(256, 192, 3, padding=1),
-            "conv4": nn.Conv2d(192, 192, 3, padding=1), "conv5": nn.Conv2d(192, 128, 3, padding=1),
-            "fc6": nn.Linear(9216, 2048), "fc7": nn.Linear(4096, 2048)}) for _ in "ab")
+        self.towers = nn.ModuleList(
+            nn.ModuleDict(
+                {
+                    "conv1": nn.Conv2d(3, 48, 11, 4),
+                    "conv2": nn.Conv2d(48, 128, 5, padding=2),
+                    "conv3": nn.Conv2d(256, 192, 3, padding=1),
+                    "conv4": nn.Conv2d(192, 192, 3, padding=1),
+                    "conv5": nn.Conv2d(192, 128, 3, padding=1),
+                    "fc6": nn.Linear(9216, 2048),
+                    "fc7": nn.Linear(4096, 2048),
+                }
+            )
+            for _ in "ab"
+        )
         self.fc8 = nn.Linear(4096, classes)
 
     def take(self, network):
@@ -56,7 +66,10 @@ class EagerTowers(nn.Module):
             halves.append(F.max_pool2d(F.relu(tower["conv5"](x), inplace=True), 3, 2).flatten(1))
         for layer in ("fc6", "fc7"):
             both = torch.cat(halves, 1)
-            halves = [F.dropout(F.relu(tower[layer](both), inplace=True), self.recipe.dropout, self.training) for tower in self.towers]
+            halves = [
+                F.dropout(F.relu(tower[layer](both), inplace=True), self.recipe.dropout, self.training)
+                for tower in self.towers
+            ]
         return self.fc8(torch.cat(halves, 1))
 
     def _normed(self, x):
@@ -66,11 +79,28 @@ class EagerTowers(nn.Module):
 
 
 def without_norms_and_towers(classes=1000):
-    """What most people call AlexNet today, as in torchvision: the network of arXiv:1404.5997, another one than the paper's."""
+    """What most people call AlexNet today, as in torchvision: the network of arXiv:1404.5997, another one than the
+    paper's."""
     return nn.Sequential(
-        nn.Conv2d(3, 64, 11, 4, 2), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2),
-        nn.Conv2d(64, 192, 5, padding=2), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2),
-        nn.Conv2d(192, 384, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(384, 256, 3, padding=1), nn.ReLU(inplace=True),
-        nn.Conv2d(256, 256, 3, padding=1), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2), nn.Flatten(),
-        nn.Dropout(), nn.Linear(9216, 4096), nn.ReLU(inplace=True), nn.Dropout(), nn.Linear(4096, 4096), nn.ReLU(inplace=True),
-        nn.Linear(4096, classes))
+        nn.Conv2d(3, 64, 11, 4, 2),
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(3, 2),
+        nn.Conv2d(64, 192, 5, padding=2),
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(3, 2),
+        nn.Conv2d(192, 384, 3, padding=1),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(384, 256, 3, padding=1),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(256, 256, 3, padding=1),
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(3, 2),
+        nn.Flatten(),
+        nn.Dropout(),
+        nn.Linear(9216, 4096),
+        nn.ReLU(inplace=True),
+        nn.Dropout(),
+        nn.Linear(4096, 4096),
+        nn.ReLU(inplace=True),
+        nn.Linear(4096, classes),
+    )

@@ -1,4 +1,5 @@
 """Options and surroundings of all benchmarks; what is left out when nothing more is said; the table that ends a run."""
+
 import pytest
 import selection
 import summary
@@ -15,11 +16,19 @@ LEFT_OUT, CHARGED, TOOK, PASSED, FAILED, LACKING = (pytest.StashKey() for _ in r
 def pytest_addoption(parser):
     group = parser.getgroup("alexnet_mp benchmarks")
     group.addoption("--long", action="store_true", help=selection.help_text().replace("%", "%%"))
-    group.addoption("--batch", type=lambda text: tuple(map(int, text.split(","))), metavar="N[,N]",
-                    help="images, instead of each benchmark's own numbers; --long --batch 4 --rounds 1 is a quick look "
-                         "at everything")
-    group.addoption("--rounds", type=int, help="rounds in which all variants of a group take their turn, instead of as "
-                    f"many as begin within {SECONDS:g} s, {LEAST_ROUNDS} at least and {MOST_ROUNDS} at most")
+    group.addoption(
+        "--batch",
+        type=lambda text: tuple(map(int, text.split(","))),
+        metavar="N[,N]",
+        help="images, instead of each benchmark's own numbers; --long --batch 4 --rounds 1 is a quick look "
+        "at everything",
+    )
+    group.addoption(
+        "--rounds",
+        type=int,
+        help="rounds in which all variants of a group take their turn, instead of as "
+        f"many as begin within {SECONDS:g} s, {LEAST_ROUNDS} at least and {MOST_ROUNDS} at most",
+    )
 
 
 def pytest_configure(config):

@@ -2,20 +2,22 @@
 
 PyTorch never calls cuDNN's LRN and offers no way to. The bias and ReLU before it are one PyTorch operation each.
 """
+
 import ctypes
 
 import torch
 
 _DATA_TYPES = {torch.float32: 0, torch.float16: 2, torch.bfloat16: 9}  # cudnnDataType_t
-_CROSS_CHANNEL, _MAX_DETERMINISTIC, _PROPAGATE_NAN = 0, 3, 1  # cudnnLRNMode_t, cudnnPoolingMode_t, cudnnNanPropagation_t
+# cudnnLRNMode_t, cudnnPoolingMode_t, cudnnNanPropagation_t
+_CROSS_CHANNEL, _MAX_DETERMINISTIC, _PROPAGATE_NAN = 0, 3, 1
 _ONE, _ZERO = ctypes.byref(ctypes.c_float(1)), ctypes.byref(ctypes.c_float(0))
 
 
 class CudnnLRNPool:
     """relu(x + bias) -> LRN -> max-pool: (N, C, H, W) -> (N, C, H', W') on the current CUDA device and stream.
 
-    alpha multiplies the sum of squares (cuDNN divides its own by size). Raises OSError where the library can't be loaded and
-    RuntimeError, with cuDNN's words, where it refuses the data type. Windows must not hang over the edge.
+    alpha multiplies the sum of squares (cuDNN divides its own by size). Raises OSError where the library can't be
+    loaded and RuntimeError, with cuDNN's words, where it refuses the data type. Windows must not hang over the edge.
     """
 
     def __init__(self, *, size, alpha, beta, k, pool, stride):
@@ -25,10 +27,22 @@ class CudnnLRNPool:
         self.handle, self.norm, self.window = (ctypes.c_void_p() for _ in range(3))
         self._call("cudnnCreate", ctypes.byref(self.handle))
         self._call("cudnnCreateLRNDescriptor", ctypes.byref(self.norm))
-        self._call("cudnnSetLRNDescriptor", self.norm, ctypes.c_uint(size), *map(ctypes.c_double, (alpha * size, beta, k)))
+        self._call(
+            "cudnnSetLRNDescriptor", self.norm, ctypes.c_uint(size), *map(ctypes.c_double, (alpha * size, beta, k))
+        )
         self._call("cudnnCreatePoolingDescriptor", ctypes.byref(self.window))
-        self._call("cudnnSetPooling2dDescriptor", self.window, _MAX_DETERMINISTIC, _PROPAGATE_NAN, pool, pool, 0, 0, stride,
-                   stride)
+        self._call(
+            "cudnnSetPooling2dDescriptor",
+            self.window,
+            _MAX_DETERMINISTIC,
+            _PROPAGATE_NAN,
+            pool,
+            pool,
+            0,
+            0,
+            stride,
+            stride,
+        )
         self.descriptors = {}
 
     def __call__(self, x, bias):
@@ -37,14 +51,24 @@ class CudnnLRNPool:
     def forward(self, a):
         """a: (N, C, H, W) -> its LRN of the same shape, and (N, C, H', W')."""
         if (a.shape[2] - self.pool) % self.stride or (a.shape[3] - self.pool) % self.stride:
-            raise ValueError(f"the last window hangs over the edge of {a.shape[2]}x{a.shape[3]} maps; cuDNN leaves it out")
+            raise ValueError(
+                f"the last window hangs over the edge of {a.shape[2]}x{a.shape[3]} maps; cuDNN leaves it out"
+            )
         out = [(side - self.pool) // self.stride + 1 for side in a.shape[2:]]
         layout = torch.channels_last if a.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
         u = torch.empty_like(a)
         y = torch.empty(*a.shape[:2], *out, dtype=a.dtype, device=a.device, memory_format=layout)
         self._stream()
-        self._call("cudnnLRNCrossChannelForward", self.handle, self.norm, _CROSS_CHANNEL, _ONE, *self._tensor(a), _ZERO,
-                   *self._tensor(u))
+        self._call(
+            "cudnnLRNCrossChannelForward",
+            self.handle,
+            self.norm,
+            _CROSS_CHANNEL,
+            _ONE,
+            *self._tensor(a),
+            _ZERO,
+            *self._tensor(u),
+        )
         self._call("cudnnPoolingForward", self.handle, self.window, _ONE, *self._tensor(u), _ZERO, *self._tensor(y))
         return u, y
 
@@ -52,10 +76,29 @@ class CudnnLRNPool:
         """The gradient with respect to a, of its shape."""
         du, da = torch.empty_like(u), torch.empty_like(a)
         self._stream()
-        self._call("cudnnPoolingBackward", self.handle, self.window, _ONE, *self._tensor(y), *self._tensor(dy), *self._tensor(u),
-                   _ZERO, *self._tensor(du))
-        self._call("cudnnLRNCrossChannelBackward", self.handle, self.norm, _CROSS_CHANNEL, _ONE, *self._tensor(u),
-                   *self._tensor(du), *self._tensor(a), _ZERO, *self._tensor(da))
+        self._call(
+            "cudnnPoolingBackward",
+            self.handle,
+            self.window,
+            _ONE,
+            *self._tensor(y),
+            *self._tensor(dy),
+            *self._tensor(u),
+            _ZERO,
+            *self._tensor(du),
+        )
+        self._call(
+            "cudnnLRNCrossChannelBackward",
+            self.handle,
+            self.norm,
+            _CROSS_CHANNEL,
+            _ONE,
+            *self._tensor(u),
+            *self._tensor(du),
+            *self._tensor(a),
+            _ZERO,
+            *self._tensor(da),
+        )
         return da
 
     def _stream(self):

@@ -1,7 +1,8 @@
 """The eager step in a process of its own, as PyTorch is out of the box: its allocator gives freed memory back.
 
-    python benchmarks/default_allocator.py BATCH      one step for every line that comes; it answers each with a line
+python benchmarks/default_allocator.py BATCH      one step for every line that comes; it answers each with a line
 """
+
 import sys
 
 import torch

@@ -8,14 +8,15 @@ gradients lie one behind the other, so that joining them copies nothing (`lay_ou
 forked: what tower b computes from its own maps runs on a second stream beside tower a, forward and, since autograd
 computes where forward did, backward; in a capture both become branches of one graph.
 """
+
 from contextlib import contextmanager
 
 import torch
 
 
 class Side:
-    """The second stream of a device. `fork` and `join` name the tensors that go over, whose memory must wait for both.
-    """
+    """The second stream of a device. `fork` and `join` name the tensors that go over, whose memory must wait for
+    both."""
 
     def __init__(self, device):
         self.stream = torch.cuda.Stream(device)
@@ -121,15 +122,18 @@ class Behind(torch.autograd.Function):
 
 
 def lies_behind(a, b):
-    return (a.shape == b.shape and a.stride() == b.stride()
-            and a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
-            and b.data_ptr() == a.data_ptr() + a.nbytes)
+    return (
+        a.shape == b.shape
+        and a.stride() == b.stride()
+        and a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
+        and b.data_ptr() == a.data_ptr() + a.nbytes
+    )
 
 
 @torch.no_grad()
 def lay_out(network, dtype):
-    """Put the parameters of layers whose towers read the same maps, and their copies in a dtype, one behind the other.
-    """
+    """Put the parameters of layers whose towers read the same maps, and their copies in a dtype, one behind the
+    other."""
     network.keep_copies(dtype)
     a, b = network.towers
     for number, layer in enumerate(network.recipe.layers):

@@ -5,6 +5,7 @@ A ratio of two variants is a ratio of medians of the same rounds, so that a mach
 to nobody. The timings of a group are taken once; each variant's test then replays its own into pytest-benchmark, whose
 statistics, tables and JSON so hold what was measured (`replay`).
 """
+
 import functools
 import platform
 import random
@@ -48,16 +49,25 @@ def buffer_sets(bytes_, device):
 @functools.cache
 def provenance(device):
     """What a record says of where it was taken: device, versions, commit ("+changes" if files differ from it)."""
-    facts = {"device": device_name(device), "last_level_cache": last_level_cache(device), "python": platform.python_version(),
-             "torch": torch.__version__, "commit": source_commit(), "dirty": "+changes" in (source_commit() or "")}
+    facts = {
+        "device": device_name(device),
+        "last_level_cache": last_level_cache(device),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "commit": source_commit(),
+        "dirty": "+changes" in (source_commit() or ""),
+    }
     try:
         facts["triton"] = metadata.version("triton")
     except metadata.PackageNotFoundError:
         facts["triton"] = None
     if device.type == "cuda":
-        facts |= {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version(),
-                  "driver": _nvidia_smi(device, "driver_version"),
-                  "tf32": torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32}
+        facts |= {
+            "cuda": torch.version.cuda,
+            "cudnn": torch.backends.cudnn.version(),
+            "driver": _nvidia_smi(device, "driver_version"),
+            "tf32": torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32,
+        }
     else:
         facts |= {"threads": torch.get_num_threads(), "cpu_capability": torch.backends.cpu.get_cpu_capability()}
     return facts
@@ -67,7 +77,11 @@ def clocks(device):
     """The clocks now: MHz of the processor's fastest core, or the GPU's SM and memory clock, power and temperature."""
     if device.type == "cuda":
         return _nvidia_smi(device, "clocks.sm,clocks.mem,power.draw,temperature.gpu")
-    rates = [float(line.split(":")[1]) for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("cpu MHz")]
+    rates = [
+        float(line.split(":")[1])
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("cpu MHz")
+    ]
     return f"{max(rates):.0f} MHz" if rates else None
 
 
@@ -101,13 +115,12 @@ def time_interleaved(variants, device, rounds=None, seed=0):
     variants: {name: variant}. A variant has `runs`, {pass: function}, called in this order, `calls`, how many calls
     each of them makes, and `sets`, after how many rounds its buffers come round again. rounds: see `rounds_in`. Before
     the first round that counts all buffers were used, and one result more was made than is kept, so that the allocator
-    knows them all (fewer than that only if `rounds` is smaller).
-    On a CPU both figures are the host's clock around the function. On a GPU the first is that of CUDA events around it, and the
-    second includes launching and waiting.
-    """
+    knows them all (fewer than that only if `rounds` is smaller). On a CPU both figures are the host's clock around the
+    function. On a GPU the first is that of CUDA events around it, and the second includes launching and waiting."""
     order = random.Random(seed)
-    seconds, wall = ({name: {step: [] for step in variant.runs} for name, variant in variants.items()}
-                     for _ in range(2))
+    seconds, wall = (
+        {name: {step: [] for step in variant.runs} for name, variant in variants.items()} for _ in range(2)
+    )
     for turn in rounds_in(rounds=rounds, warm_up=1 + max((variant.sets for variant in variants.values()), default=0)):
         for name in order.sample(list(variants), len(variants)):
             for step, run in variants[name].runs.items():
@@ -135,7 +148,8 @@ def _clock(run, device):
 
 
 class CopyRoof:
-    """`torch.empty_like(x).copy_(x)` that reads and writes as many bytes as each pass of an operation: what 100 % means.
+    """`torch.empty_like(x).copy_(x)` that reads and writes as many bytes as each pass of an operation: what 100 %
+    means.
 
     pass_bytes: {pass: bytes read plus bytes written}.
     """
@@ -145,12 +159,15 @@ class CopyRoof:
         self.sets = max(buffer_sets(bytes_ // 2, device) for bytes_ in pass_bytes.values())
         self.runs = {}
         for step, bytes_ in pass_bytes.items():
-            copy = _Copies([torch.randn(max(1, bytes_ // 8), device=device) for _ in range(buffer_sets(bytes_ // 2, device))])
+            copy = _Copies(
+                [torch.randn(max(1, bytes_ // 8), device=device) for _ in range(buffer_sets(bytes_ // 2, device))]
+            )
             self.runs[step] = graph_of(copy, self.calls) if device.type == "cuda" else copy
 
 
 class _Copies:
-    """Copies the next buffer at every call; a copy is kept until its turn comes again, so that the target rotates as well."""
+    """Copies the next buffer at every call; a copy is kept until its turn comes again, so that the target rotates as
+    well."""
 
     def __init__(self, buffers):
         self.buffers, self.kept, self.turn = buffers, [None] * len(buffers), 0
@@ -182,8 +199,10 @@ def compare(seconds, step, bytes_, against):
     variant "copy" there is no roof, and bytes_ means nothing.
     """
     medians = {name: statistics.median(steps[step]) for name, steps in seconds.items()}
-    figures = {name: {f"ratio_to_{variant}": medians[variant] / median for variant in against if variant in medians}
-               for name, median in medians.items()}
+    figures = {
+        name: {f"ratio_to_{variant}": medians[variant] / median for variant in against if variant in medians}
+        for name, median in medians.items()
+    }
     for name, steps in seconds.items():
         for other in against:
             if other in seconds and other != name and len(steps[step]) > 1:
@@ -195,8 +214,11 @@ def compare(seconds, step, bytes_, against):
         half = max(1, len(roof) // 2)
         drift = 100 * (statistics.median(roof[-half:]) / statistics.median(roof[:half]) - 1)
         for name, median in medians.items():
-            figures[name] |= {"gb_per_s": bytes_ / median / 1e9, "pct_of_roof": 100 * medians["copy"] / median,
-                              "roof_drift_pct": drift}
+            figures[name] |= {
+                "gb_per_s": bytes_ / median / 1e9,
+                "pct_of_roof": 100 * medians["copy"] / median,
+                "roof_drift_pct": drift,
+            }
     return figures
 
 

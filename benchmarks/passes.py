@@ -3,6 +3,7 @@
 A set of buffers is (inputs, the gradient dy that comes back); the passes give the output, and the gradients of the
 inputs that require one.
 """
+
 import torch
 from interleaved import GRAPH_CALLS
 

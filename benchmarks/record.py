@@ -1,13 +1,14 @@
-"""Run the benchmarks and keep what they found: benchmarks/records/<device>/<date>-<commit>[-<name>].json, some ten kilobytes.
+"""Run the benchmarks and keep what they found: benchmarks/records/<device>/<date>-<commit>[-<name>].json, some ten
+kilobytes.
 
     python benchmarks/record.py [--name sgd] [pytest's arguments: --long, -k "cpu and fp32", --rounds 30]
     python benchmarks/record.py --from RAW.json      the same from a file that pytest --benchmark-json wrote
 
-A record holds medians and quartile ranges, not the single rounds: {"command", "date", "machine": {device, versions, commit},
-"took": {long group that was run whole: seconds},
-"groups": [{"group", what its variants share, "rivals": {variant: {"median_s", "iqr_s", "min_s", its own figures}}}]},
-times in seconds; "rivals" are all variants, ours too. What ran on different devices goes into different files.
-"""
+A record holds medians and quartile ranges, not the single rounds: {"command", "date", "machine": {device, versions,
+commit}, "took": {long group that was run whole: seconds}, "groups": [{"group", what its variants share, "rivals":
+{variant: {"median_s", "iqr_s", "min_s", its own figures}}}]}, times in seconds; "rivals" are all variants, ours too.
+What ran on different devices goes into different files."""
+
 import argparse
 import json
 import re
@@ -20,8 +21,21 @@ from pathlib import Path
 HERE = Path(__file__).parent
 RECORDS = HERE / "records"
 # What a benchmark says of its machine (interleaved.provenance): the same for all that ran on a device.
-MACHINE = ("device", "last_level_cache", "threads", "cpu_capability", "driver", "python", "torch", "triton", "cuda", "cudnn",
-           "tf32", "commit", "dirty")
+MACHINE = (
+    "device",
+    "last_level_cache",
+    "threads",
+    "cpu_capability",
+    "driver",
+    "python",
+    "torch",
+    "triton",
+    "cuda",
+    "cudnn",
+    "tf32",
+    "commit",
+    "dirty",
+)
 
 
 def slug(device):
@@ -30,18 +44,32 @@ def slug(device):
 
 
 def records_of(raw, command):
-    """The records, one a device, of a parsed --benchmark-json file. Raises ValueError where two of them disagree on a device."""
+    """The records, one a device, of a parsed --benchmark-json file. Raises ValueError where two of them disagree on a
+    device."""
     records = {}
     for entry in raw["benchmarks"]:
         info, stats = dict(entry["extra_info"]), entry["stats"]
         machine = {key: info.pop(key) for key in MACHINE if key in info}
-        record = records.setdefault(machine["device"],
-                                    {"command": command, "date": raw["datetime"][:19], "machine": machine,
-                                     "took": _rounded(raw.get("took", {})), "groups": {}})
+        record = records.setdefault(
+            machine["device"],
+            {
+                "command": command,
+                "date": raw["datetime"][:19],
+                "machine": machine,
+                "took": _rounded(raw.get("took", {})),
+                "groups": {},
+            },
+        )
         if record["machine"] != machine:
             raise ValueError(f"{entry['name']} ran on {machine}, others on {record['machine']}: record them apart")
         variant = info.pop("variant", None) or entry["name"]
-        info = {"median_s": stats["median"], "iqr_s": stats["iqr"], "min_s": stats["min"], "rounds": stats["rounds"], **info}
+        info = {
+            "median_s": stats["median"],
+            "iqr_s": stats["iqr"],
+            "min_s": stats["min"],
+            "rounds": stats["rounds"],
+            **info,
+        }
         record["groups"].setdefault(entry["group"] or entry["name"], {})[variant] = _rounded(info)
     for record in records.values():
         record["groups"] = [_shared_first(name, variants) for name, variants in record["groups"].items()]
@@ -51,12 +79,21 @@ def records_of(raw, command):
 def _shared_first(name, variants):
     """A group with what all its variants have in common told once."""
     first, *rest = variants.values()
-    shared = {key: value for key, value in first.items()
-              if not key.endswith("_s") and not key.startswith(("ratio_", "quartiles_", "pct_"))
-              and all(other.get(key) == value for other in rest)}
-    return {"group": name, **shared,
-            "rivals": {variant: {key: value for key, value in info.items() if key not in shared}
-                       for variant, info in variants.items()}}
+    shared = {
+        key: value
+        for key, value in first.items()
+        if not key.endswith("_s")
+        and not key.startswith(("ratio_", "quartiles_", "pct_"))
+        and all(other.get(key) == value for other in rest)
+    }
+    return {
+        "group": name,
+        **shared,
+        "rivals": {
+            variant: {key: value for key, value in info.items() if key not in shared}
+            for variant, info in variants.items()
+        },
+    }
 
 
 def _rounded(value):
@@ -72,30 +109,49 @@ def write(record, records=RECORDS, name=""):
     """Write a record into its device's folder, one line a variant; returns the path."""
     commit = record["machine"].get("commit")
     short = commit[:10] + ("-changes" if "+changes" in commit else "") if commit else "none"
-    path = Path(records) / slug(record["machine"]["device"]) / f"{record['date'][:10]}-{short}{name and '-' + name}.json"
+    path = (
+        Path(records) / slug(record["machine"]["device"]) / f"{record['date'][:10]}-{short}{name and '-' + name}.json"
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
-    head = ",\n".join(f" {json.dumps(key)}: {json.dumps(record[key])}" for key in ("command", "date", "machine", "took")
-                      if record.get(key))
+    head = ",\n".join(
+        f" {json.dumps(key)}: {json.dumps(record[key])}"
+        for key in ("command", "date", "machine", "took")
+        if record.get(key)
+    )
     groups = []
     for group in record["groups"]:
         shared = json.dumps({key: value for key, value in group.items() if key != "rivals"})[:-1]
-        variants = ",\n".join(f"   {json.dumps(variant)}: {json.dumps(info)}"
-                              for variant, info in group["rivals"].items())
+        variants = ",\n".join(
+            f"   {json.dumps(variant)}: {json.dumps(info)}" for variant, info in group["rivals"].items()
+        )
         groups.append(f'  {shared}, "rivals": {{\n{variants}}}}}')
     path.write_text("{\n" + head + ',\n "groups": [\n' + ",\n".join(groups) + "]\n}\n")
     return path
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(description="Run the benchmarks and write a record of them; other arguments go to pytest.")
-    parser.add_argument("--from", dest="raw", type=Path, metavar="RAW.json",
-                        help="a file that pytest --benchmark-json wrote: nothing is run")
-    parser.add_argument("--records", type=Path, default=RECORDS, help="where the devices' folders are (default: %(default)s)")
+    parser = argparse.ArgumentParser(
+        description="Run the benchmarks and write a record of them; other arguments go to pytest."
+    )
+    parser.add_argument(
+        "--from",
+        dest="raw",
+        type=Path,
+        metavar="RAW.json",
+        help="a file that pytest --benchmark-json wrote: nothing is run",
+    )
+    parser.add_argument(
+        "--records", type=Path, default=RECORDS, help="where the devices' folders are (default: %(default)s)"
+    )
     parser.add_argument("--commit", help="of the source, where there is no git to ask")
     parser.add_argument("--name", default="", help="a word that tells this record from others of the day")
     options, pytest_arguments = parser.parse_known_args(arguments)
-    said = [word for name in ("from", "name") if (value := vars(options)["raw" if name == "from" else name])
-            for word in (f"--{name}", str(value))]
+    said = [
+        word
+        for name in ("from", "name")
+        if (value := vars(options)["raw" if name == "from" else name])
+        for word in (f"--{name}", str(value))
+    ]
     # The record says what was run, and not where it was written.
     command, code = shlex.join(["python", "benchmarks/record.py", *said, *pytest_arguments]), 0
     if options.raw:
@@ -103,8 +159,18 @@ def main(arguments=None):
     else:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "raw.json"
-            code = subprocess.run([sys.executable, "-m", "pytest", str(HERE), "--benchmark-only", f"--benchmark-json={file}",
-                                   *pytest_arguments], cwd=HERE.parent).returncode
+            code = subprocess.run(
+                [
+                    sys.executable,
+                    "-m",
+                    "pytest",
+                    str(HERE),
+                    "--benchmark-only",
+                    f"--benchmark-json={file}",
+                    *pytest_arguments,
+                ],
+                cwd=HERE.parent,
+            ).returncode
             raw = json.loads(file.read_text()) if file.exists() and file.stat().st_size else {"benchmarks": []}
     if not raw["benchmarks"]:
         print("no benchmark ran: nothing to record", file=sys.stderr)

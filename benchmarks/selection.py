@@ -4,6 +4,7 @@ A case is long by `@pytest.mark.long(name)`, a name of `LONG`, and asks for devi
 A measurement is all cases that share their parameters but for the variant and the pass: they are built and timed
 together.
 """
+
 import json
 from collections import Counter
 from pathlib import Path
@@ -16,7 +17,8 @@ LONG = {
     "fed-step": "a step with images that a pipeline makes meanwhile",
     "exchange": "the four layers that read both towers, with and without overlap",
     "two-gpus": "a step of the paper's network against its one-GPU network",
-    "forked": "two experiments with CUDA graphs"}
+    "forked": "two experiments with CUDA graphs",
+}
 
 
 def measurement(item):

@@ -1,10 +1,17 @@
 """The lines that end a run: how many times as fast as the baselines each variant of ours is, then what was not run."""
+
 import textwrap
 
 # The variants that have a line of their own; where an operation is not named, those that begin with "ours-".
-OURS = {"step": ("towers", "graphs", "merged"), "checkpoint": ("snapshot", "write", "step-meanwhile"),
-        "pipeline": ("dali", "torch", "raw"), "fed-step": ("dali", "torch", "raw"), "exchange": ("overlapped",),
-        "two-gpus": ("two-towers",), "forked": ("joined", "forked", "joined-forked")}
+OURS = {
+    "step": ("towers", "graphs", "merged"),
+    "checkpoint": ("snapshot", "write", "step-meanwhile"),
+    "pipeline": ("dali", "torch", "raw"),
+    "fed-step": ("dali", "torch", "raw"),
+    "exchange": ("overlapped",),
+    "two-gpus": ("two-towers",),
+    "forked": ("joined", "forked", "joined-forked"),
+}
 WIDTHS = 40, 16, 16, 30, 9  # with two spaces between them, less than 120 columns
 BASELINES = "eager", "compile"  # that have a column of their own
 
@@ -16,9 +23,14 @@ def lines(entries, left_out, took, lacking=""):
     told = []
     if entries:
         title = ("times as fast as (quartiles)", "eager", "torch.compile", "others", "time")
-        told += ["", machine(entries[0]["extra_info"]),
-                 "ratios of the medians of interleaved rounds; in brackets the quartiles of the rounds' own ratios", "",
-                 *_row(title), *_row(["-" * width for width in WIDTHS])]
+        told += [
+            "",
+            machine(entries[0]["extra_info"]),
+            "ratios of the medians of interleaved rounds; in brackets the quartiles of the rounds' own ratios",
+            "",
+            *_row(title),
+            *_row(["-" * width for width in WIDTHS]),
+        ]
         told += [line for group in _groups(entries) for line in _of_group(*group)]
     if took:
         times = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in took.items())
@@ -33,8 +45,12 @@ def lines(entries, left_out, took, lacking=""):
 
 def machine(info):
     """Where the figures were taken, from what a benchmark says of its machine."""
-    facts = [info.get("device"), info.get("cpu_capability"), f"torch {info['torch']}" if info.get("torch") else None,
-             f"commit {info['commit'][:10]}{' with changes' * bool(info.get('dirty'))}" if info.get("commit") else None]
+    facts = [
+        info.get("device"),
+        info.get("cpu_capability"),
+        f"torch {info['torch']}" if info.get("torch") else None,
+        f"commit {info['commit'][:10]}{' with changes' * bool(info.get('dirty'))}" if info.get("commit") else None,
+    ]
     return ", ".join(filter(None, facts))
 
 
@@ -59,18 +75,29 @@ def _groups(entries):
 
 def _of_group(name, variants, passes):
     operation = next(iter(variants.values()))["extra_info"].get("op")
-    ours = [variant for variant in variants
-            if (variant in OURS[operation] if operation in OURS else variant.startswith("ours-"))]
+    ours = [
+        variant
+        for variant in variants
+        if (variant in OURS[operation] if operation in OURS else variant.startswith("ours-"))
+    ]
     for variant in ours or variants:  # all, where -k left the baselines alone
         info = variants[variant]["extra_info"]
         ratios = {key.removeprefix("ratio_to_"): value for key, value in info.items() if key.startswith("ratio_to_")}
         ratios.pop(variant, None)
         columns = [_ratio(info, baseline) if baseline in ratios else "" for baseline in BASELINES]
         others = [f"{other} {_times(value)}" for other, value in ratios.items() if other not in BASELINES]
-        remarks = [", ".join(others), *_remarks(variant, [found[variant]["extra_info"] for found in passes.values()
-                                                          if variant in found])]
-        yield from _row([f"{name} {variant}".replace(" ours-", " "), *columns, "; ".join(filter(None, remarks)),
-                         _time(variants[variant]["stats"]["median"])])
+        remarks = [
+            ", ".join(others),
+            *_remarks(variant, [found[variant]["extra_info"] for found in passes.values() if variant in found]),
+        ]
+        yield from _row(
+            [
+                f"{name} {variant}".replace(" ours-", " "),
+                *columns,
+                "; ".join(filter(None, remarks)),
+                _time(variants[variant]["stats"]["median"]),
+            ]
+        )
 
 
 def _remarks(variant, infos):

@@ -6,6 +6,7 @@
 The markers are <!-- speed: begin --> and <!-- speed: end -->; a page without them has no table: that is said, and is no
 failure. Of each group the newest record counts.
 """
+
 import argparse
 import difflib
 import json
@@ -19,11 +20,13 @@ PAGE = README.parent / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- speed: begin -->", "<!-- speed: end -->"
 NOTHING = "No measurement is recorded yet."
 # README's rows: an operation's name in the records, what it is, and the baselines of its two columns.
-SHOWN = {"lrnpool1": ("conv1's bias, ReLU, LRN, max-pool", ("eager",), ("compile",)),
-         "lrnpool2": ("conv2's bias, ReLU, LRN, max-pool", ("eager",), ("compile",)),
-         "maxpool5": ("conv5's bias, ReLU, max-pool", ("eager",), ("compile",)),
-         "sgd": ("update of all parameters", ("foreach", "fused"), ()),
-         "step": ("both towers: forward, loss, backward", ("eager",), ("compile",))}
+SHOWN = {
+    "lrnpool1": ("conv1's bias, ReLU, LRN, max-pool", ("eager",), ("compile",)),
+    "lrnpool2": ("conv2's bias, ReLU, LRN, max-pool", ("eager",), ("compile",)),
+    "maxpool5": ("conv5's bias, ReLU, max-pool", ("eager",), ("compile",)),
+    "sgd": ("update of all parameters", ("foreach", "fused"), ()),
+    "step": ("both towers: forward, loss, backward", ("eager",), ("compile",)),
+}
 VERSIONS = ("cpu_capability", "python", "torch", "triton", "cuda", "cudnn", "driver")
 
 
@@ -31,7 +34,11 @@ def read_records(folder):
     """{device: {group name: (record, group)}}, the newest record of every group. Other JSON files are left alone."""
     devices = {}
     files = {path: json.loads(path.read_text()) for path in sorted(Path(folder).glob("*/*.json"))}
-    records = [record for record in files.values() if isinstance(record, dict) and {"machine", "groups", "date"} <= record.keys()]
+    records = [
+        record
+        for record in files.values()
+        if isinstance(record, dict) and {"machine", "groups", "date"} <= record.keys()
+    ]
     for record in sorted(records, key=lambda record: record["date"]):
         groups = devices.setdefault(record["machine"]["device"], {})
         groups.update({group["group"]: (record, group) for group in record["groups"]})
@@ -58,13 +65,15 @@ def ratios(folder):
                     if (who == "towers" or who.startswith("ours-")) and any(cells):
                         kernels = group.get("kernels") or who.removeprefix("ours-")
                         rows.append(_row(what, f"{device}, {kernels}", *cells, record["date"][:10]))
-    head = [_row("operation, float32", "device, kernels", "plain PyTorch", "`torch.compile`", "date"),
-            _row("---", "---", "---:", "---:", "---")]
+    head = [
+        _row("operation, float32", "device, kernels", "plain PyTorch", "`torch.compile`", "date"),
+        _row("---", "---", "---:", "---:", "---"),
+    ]
     return "\n".join(head + rows) if rows else NOTHING
 
 
 def _against(info, baselines):
-    """"20", or "2.6 (foreach), 0.97 (fused)"; nothing where none was measured."""
+    """ "20", or "2.6 (foreach), 0.97 (fused)"; nothing where none was measured."""
     found = {name: _times(info[f"ratio_to_{name}"]) for name in baselines if f"ratio_to_{name}" in info}
     return ", ".join(f"{ratio} ({name})" if len(baselines) > 1 else ratio for name, ratio in found.items())
 
@@ -95,16 +104,48 @@ def _maps(groups):
         for name in [variant for variant in both if variant.startswith("ours-")]:
             ours = both[name]
             percents = [passes.get(step, {}).get(name, {}).get("pct_of_roof") for step in ("fwd", "bwd")]
-            rows.append(_row(*case, name.removeprefix("ours-"), _time(ours), _time(both.get(plain)) + mark,
-                             _time(both.get("compile")), _times(ours.get(f"ratio_to_{plain}")),
-                             _times(ours.get("ratio_to_compile")), *map(_percent, percents)))
+            rows.append(
+                _row(
+                    *case,
+                    name.removeprefix("ours-"),
+                    _time(ours),
+                    _time(both.get(plain)) + mark,
+                    _time(both.get("compile")),
+                    _times(ours.get(f"ratio_to_{plain}")),
+                    _times(ours.get("ratio_to_compile")),
+                    *map(_percent, percents),
+                )
+            )
     if not rows:
         return []
-    return ["", _row("operation", "dtype", "layout", "batch", "kernels", "forward + backward", "plain PyTorch", "`torch.compile`",
-                     "times faster than PyTorch", "than `torch.compile`", "forward, % of a copy", "backward, % of a copy"),
-            _row("---", "---", "---", "---:", "---", *["---:"] * 7), *rows,
-            *(["", "\\* `kernels/reference.py`: PyTorch's own local_response_norm does not take this dtype on this device."]
-              if any(" * |" in row for row in rows) else [])]
+    return [
+        "",
+        _row(
+            "operation",
+            "dtype",
+            "layout",
+            "batch",
+            "kernels",
+            "forward + backward",
+            "plain PyTorch",
+            "`torch.compile`",
+            "times faster than PyTorch",
+            "than `torch.compile`",
+            "forward, % of a copy",
+            "backward, % of a copy",
+        ),
+        _row("---", "---", "---", "---:", "---", *["---:"] * 7),
+        *rows,
+        *(
+            [
+                "",
+                "\\* `kernels/reference.py`: PyTorch's own local_response_norm does not take this dtype on this "
+                "device.",
+            ]
+            if any(" * |" in row for row in rows)
+            else []
+        ),
+    ]
 
 
 def _others(groups):
@@ -113,18 +154,30 @@ def _others(groups):
     for name, (_, group) in groups.items():
         if "pass" not in group:
             for variant, info in group["rivals"].items():
-                ratios = [f"{key.removeprefix('ratio_to_')} {_times(value)}" for key, value in info.items()
-                          if key.startswith("ratio_to_") and key != f"ratio_to_{variant}"]
+                ratios = [
+                    f"{key.removeprefix('ratio_to_')} {_times(value)}"
+                    for key, value in info.items()
+                    if key.startswith("ratio_to_") and key != f"ratio_to_{variant}"
+                ]
                 if variant != "copy":
                     if "pct_feeding" in info and variant != "fixed":
                         ratios.append(f"{info['pct_feeding']:+.1f} % against fixed")
                     if "pct_of_training" in info:
                         ratios.append(f"{info['pct_of_training']:.2f} % of training, every 10 min")
                     images = f"{info['images_per_s']:,.0f}" if "images_per_s" in info else ""
-                    rows.append(_row(name, variant, _time(info), images, _percent(info.get("pct_of_roof")),
-                                     ", ".join(ratios)))
-    return ["", _row("group", "who", "time", "images/s", "% of a copy", "times faster than"),
-            _row("---", "---", "---:", "---:", "---:", "---"), *rows] if rows else []
+                    rows.append(
+                        _row(name, variant, _time(info), images, _percent(info.get("pct_of_roof")), ", ".join(ratios))
+                    )
+    return (
+        [
+            "",
+            _row("group", "who", "time", "images/s", "% of a copy", "times faster than"),
+            _row("---", "---", "---:", "---:", "---:", "---"),
+            *rows,
+        ]
+        if rows
+        else []
+    )
 
 
 def _row(*cells):

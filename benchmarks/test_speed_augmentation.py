@@ -7,23 +7,36 @@ flips it, stacks them, and does the rest on the whole batch, `reference` gathers
 torch.compile. The least is to read a byte and write four for each value: `copy` moves as many bytes. On a GPU a round
 queues at least 20 calls; the host's part of each is in it.
 """
+
 import functools
 import statistics
 
 import pytest
 import torch
+from alexnet_mp.kernels import augment, reference
 from baselines import absence
-from interleaved import (GRAPH_CALLS, REPLAY, CopyRoof, buffer_sets, clocks, compare, provenance, replay,
-                         time_interleaved)
+from interleaved import (
+    GRAPH_CALLS,
+    REPLAY,
+    CopyRoof,
+    buffer_sets,
+    clocks,
+    compare,
+    provenance,
+    replay,
+    time_interleaved,
+)
 
 from alexnet_mp import paper
-from alexnet_mp.kernels import augment, reference
 
 RECIPE, SEED = paper(), 0
 CROP, STORED = RECIPE.crop_size, RECIPE.stored_size
 OPTIONS = {"crop": CROP, "mean_follows_crop": True}
-ROWS = [(torch.device(device), variant) for device, ours in (("cpu", "ours-cpu"), ("cuda:0", "ours-triton"))
-        for variant in (ours, "reference", "eager", "compile", "copy")]
+ROWS = [
+    (torch.device(device), variant)
+    for device, ours in (("cpu", "ours-cpu"), ("cuda:0", "ours-triton"))
+    for variant in (ours, "reference", "eager", "compile", "copy")
+]
 
 
 @pytest.fixture(scope="module")
@@ -32,9 +45,18 @@ def measured():
 
 
 @pytest.mark.benchmark(timer=REPLAY)
-@pytest.mark.parametrize("device, variant", [
-    pytest.param(device, variant, id=f"{device.type}-augmentation-{variant}",
-                 marks=[pytest.mark.gpus(1)] * (device.type == "cuda")) for device, variant in ROWS])
+@pytest.mark.parametrize(
+    "device, variant",
+    [
+        pytest.param(
+            device,
+            variant,
+            id=f"{device.type}-augmentation-{variant}",
+            marks=[pytest.mark.gpus(1)] * (device.type == "cuda"),
+        )
+        for device, variant in ROWS
+    ],
+)
 def test_augmentation(device, variant, benchmark, measured, asked, rounds, request):
     if reason := absence(variant, device):
         pytest.skip(reason)
@@ -43,9 +65,19 @@ def test_augmentation(device, variant, benchmark, measured, asked, rounds, reque
     benchmark.group = f"augmentation-fp32-b{batch}"
     replay(benchmark, seconds[variant]["batch"])
     times = compare(seconds, "batch", bytes_, ("eager", "compile", "reference"))
-    benchmark.extra_info.update(provenance(device) | noted | times[variant] | {
-        "op": "augmentation", "variant": variant, "dtype": "fp32", "batch": batch, "bytes": bytes_,
-        "images_per_s": batch / statistics.median(seconds[variant]["batch"])})
+    benchmark.extra_info.update(
+        provenance(device)
+        | noted
+        | times[variant]
+        | {
+            "op": "augmentation",
+            "variant": variant,
+            "dtype": "fp32",
+            "batch": batch,
+            "bytes": bytes_,
+            "images_per_s": batch / statistics.median(seconds[variant]["batch"]),
+        }
+    )
 
 
 def measure(device, batch, asked, rounds):
@@ -62,8 +94,16 @@ def measure(device, batch, asked, rounds):
             variants[name] = Batches(function, sets)
     before = clocks(device)
     seconds, _ = time_interleaved(variants, device, rounds, seed=SEED)
-    return seconds, 5 * values, {"clocks_before": before, "clocks_after": clocks(device), "seed": SEED,
-                                 "cache": f"cold: {len(sets)} sets of buffers in turn"}
+    return (
+        seconds,
+        5 * values,
+        {
+            "clocks_before": before,
+            "clocks_after": clocks(device),
+            "seed": SEED,
+            "cache": f"cold: {len(sets)} sets of buffers in turn",
+        },
+    )
 
 
 def inputs(batch, device, seed):
@@ -92,8 +132,9 @@ def eager(pictures, top, left, flip, mean, shift):
     places = list(zip(top.tolist(), left.tolist(), flip.tolist()))
 
     def crops(of):
-        windows = [image[row:row + CROP, column:column + CROP]
-                   for image, (row, column, _) in zip(of, places, strict=True)]
+        windows = [
+            image[row : row + CROP, column : column + CROP] for image, (row, column, _) in zip(of, places, strict=True)
+        ]
         return torch.stack([window.flip(1) if turned else window for window, (_, _, turned) in zip(windows, places)])
 
     x = crops(pictures).float()

@@ -1,12 +1,14 @@
-"""What a checkpoint of the paper's network costs a training: `snapshot`, for which a step waits, and `write`, which runs beside it.
+"""What a checkpoint of the paper's network costs a training: `snapshot`, for which a step waits, and `write`, which
+runs beside it.
 
     pytest benchmarks/test_speed_checkpoint.py --benchmark-only
 
-On a CPU batch 16, on a GPU batch 128, both towers on one device. `step` is a training step, `step-meanwhile` the mean of those that
-begin before one write ends; pct_of_training is what a checkpoint every ten minutes, `train`'s default, takes of the time: the
-snapshot, and what these steps lose. `copy` clones the same tensors to host memory, the least that a snapshot can take; % of a copy
-is in that. The files go through the page cache and are synced, in pytest's temporary directory.
-"""
+On a CPU batch 16, on a GPU batch 128, both towers on one device. `step` is a training step, `step-meanwhile` the mean
+of those that begin before one write ends; pct_of_training is what a checkpoint every ten minutes, `train`'s default,
+takes of the time: the snapshot, and what these steps lose. `copy` clones the same tensors to host memory, the least
+that a snapshot can take; % of a copy is in that. The files go through the page cache and are synced, in pytest's
+temporary directory."""
+
 import functools
 import random
 import time
@@ -44,15 +46,18 @@ def test_checkpoint(variant, benchmark, measured, rounds, request):
     seconds, noted = measured(batch, rounds)
     benchmark.group = f"checkpoint-{DEVICE.type}-fp32-b{batch}"
     replay(benchmark, seconds[variant])
-    benchmark.extra_info.update(provenance(DEVICE) | noted | {
-        "op": "checkpoint", "variant": variant, "dtype": "fp32", "batch": batch})
+    benchmark.extra_info.update(
+        provenance(DEVICE) | noted | {"op": "checkpoint", "variant": variant, "dtype": "fp32", "batch": batch}
+    )
     if variant == "step-meanwhile":
         turns = {name: {"round": values} for name, values in seconds.items() if name.startswith("step")}
         benchmark.extra_info.update(compare(turns, "round", None, ("step",))[variant])
     if variant == "snapshot":
         median = {name: float(np.median(values)) for name, values in seconds.items()}
         lost = median["snapshot"] + noted["steps_meanwhile"] * max(0.0, median["step-meanwhile"] - median["step"])
-        benchmark.extra_info.update(pct_of_training=100 * lost / INTERVAL, pct_of_roof=100 * median["copy"] / median["snapshot"])
+        benchmark.extra_info.update(
+            pct_of_training=100 * lost / INTERVAL, pct_of_roof=100 * median["copy"] / median["snapshot"]
+        )
 
 
 def measure(batch, rounds, directory):
@@ -65,12 +70,20 @@ def measure(batch, rounds, directory):
     content, copies = training.trainer.snapshot(), training.copy()
     training.step()
     for held, tensors in zip((content.weights, content.velocity), copies, strict=True):  # of the step before
-        assert all(torch.equal(held[name], torch.cat(parts)) for name, parts in tensors.items()) and held.keys() == tensors.keys()
+        assert (
+            all(torch.equal(held[name], torch.cat(parts)) for name, parts in tensors.items())
+            and held.keys() == tensors.keys()
+        )
     assert not torch.equal(content.weights["fc8.weight"], training.network.merged_state()["fc8.weight"])
     del content, copies
 
     seconds, before = {name: [] for name in VARIANTS}, clocks(DEVICE)
-    runs = {"copy": training.copy, "snapshot": training.trainer.snapshot, "write": training.write, "step": training.step}
+    runs = {
+        "copy": training.copy,
+        "snapshot": training.trainer.snapshot,
+        "write": training.write,
+        "step": training.step,
+    }
     for turn in rounds_in(rounds=rounds, warm_up=1):
         for name in random.Random(turn).sample(VARIANTS, len(VARIANTS)):
             took = training.step_meanwhile() if name == "step-meanwhile" else training.clock(runs[name])
@@ -79,8 +92,13 @@ def measure(batch, rounds, directory):
     found = load(training.trainer.checkpoints.saver.saved)
     assert all(torch.equal(tensor, training.content.weights[name]) for name, tensor in found.weights.items())
     bytes_ = sum(path.stat().st_size for path in training.trainer.checkpoints.saver.saved.iterdir())
-    return seconds, {"kernels": training.network.kernels_used(), "bytes": bytes_, "clocks_before": before,
-                     "clocks_after": clocks(DEVICE), "steps_meanwhile": round(float(np.median(training.steps_meanwhile)))}
+    return seconds, {
+        "kernels": training.network.kernels_used(),
+        "bytes": bytes_,
+        "clocks_before": before,
+        "clocks_after": clocks(DEVICE),
+        "steps_meanwhile": round(float(np.median(training.steps_meanwhile))),
+    }
 
 
 class Training:
@@ -92,7 +110,9 @@ class Training:
         self.images = 60 * torch.randn(batch, 3, 224, 224, generator=torch.Generator().manual_seed(0)).to(DEVICE)
         self.labels = (torch.arange(batch) % 1000).to(DEVICE)
         statistics = Statistics(np.ones((recipe.stored_size, recipe.stored_size, 3)), np.ones(3), np.eye(3))
-        pipeline = SimpleNamespace(name="none", dataset=SimpleNamespace(splits={"train": range(1_200_000)}), statistics=statistics)
+        pipeline = SimpleNamespace(
+            name="none", dataset=SimpleNamespace(splits={"train": range(1_200_000)}), statistics=statistics
+        )
         run = SimpleNamespace(path=directory, lock=RunLock(directory), metrics=Metrics(directory))
         data = Data("none", "", "", tuple(f"n{number:08}" for number in range(1000)))
         constants = {"recipe": recipe, "data": data, "made_by": environment(self.network, pipeline, "fp32")}
@@ -108,8 +128,10 @@ class Training:
 
     def copy(self):
         """({name: parts} of the weights, and of the velocities), each tensor by itself."""
-        return [{name: [part.detach().to("cpu", copy=True) for part in parts] for name, parts in layers.items()}
-                for layers in (self.network.layer_parameters(), self.trainer.optimizer.velocities())]
+        return [
+            {name: [part.detach().to("cpu", copy=True) for part in parts] for name, parts in layers.items()}
+            for layers in (self.network.layer_parameters(), self.trainer.optimizer.velocities())
+        ]
 
     def write(self):
         self.begin()

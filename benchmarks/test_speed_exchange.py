@@ -1,4 +1,5 @@
-"""The four layers that read both towers, forward and backward, by themselves: what the crossings and their overlap cost and gain.
+"""The four layers that read both towers, forward and backward, by themselves: what the crossings and their overlap cost
+and gain.
 
     pytest benchmarks/test_speed_exchange.py --benchmark-only [--batch 128] [--rounds 15]
 
@@ -7,6 +8,7 @@ carried to the other tower while the own half is multiplied (`overlap.split_inpu
 without overlap. On one GPU these two carry to the same device, on a CPU they carry nothing: there they show what two
 products instead of one cost, and no figure of two GPUs.
 """
+
 import functools
 
 import pytest
@@ -31,8 +33,9 @@ def measured():
 @pytest.mark.benchmark(timer=REPLAY)
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("edge", EDGES)
-@pytest.mark.parametrize("place", [
-    pytest.param(place, marks=[pytest.mark.gpus(GPUS[place])] if place in GPUS else ()) for place in PLACES])
+@pytest.mark.parametrize(
+    "place", [pytest.param(place, marks=[pytest.mark.gpus(GPUS[place])] if place in GPUS else ()) for place in PLACES]
+)
 @pytest.mark.long("exchange")
 def test_exchange(place, edge, variant, benchmark, measured, asked, rounds, request):
     devices = tuple(map(torch.device, PLACES[place]))
@@ -43,9 +46,20 @@ def test_exchange(place, edge, variant, benchmark, measured, asked, rounds, requ
     benchmark.group = f"exchange-{place}-{edge}-fp32-b{batch}"
     replay(benchmark, seconds[variant]["fwdbwd"])
     figures = compare(seconds, "fwdbwd", None, VARIANTS[1:])[variant]
-    benchmark.extra_info.update(provenance(devices[0]) | noted | figures | {
-        "op": "exchange", "variant": variant, "dtype": "fp32", "batch": batch, "edge": edge, "place": place,
-        "carried_bytes": bytes_[variant]})
+    benchmark.extra_info.update(
+        provenance(devices[0])
+        | noted
+        | figures
+        | {
+            "op": "exchange",
+            "variant": variant,
+            "dtype": "fp32",
+            "batch": batch,
+            "edge": edge,
+            "place": place,
+            "carried_bytes": bytes_[variant],
+        }
+    )
 
 
 def measure(devices, edge, batch, rounds, asked):
@@ -65,7 +79,11 @@ def measure(devices, edge, batch, rounds, asked):
     seconds, _ = time_interleaved(variants, devices[0], rounds, seed=SEED)
     on_gpu = devices[0].type == "cuda"
     bytes_ = {name: on_gpu * sum(entry.bytes for entry in variant.ledger) for name, variant in variants.items()}
-    return seconds, bytes_, {"kernels": network.kernels_used(), "clocks_before": before, "clocks_after": clocks(devices[0]), "seed": SEED}
+    return (
+        seconds,
+        bytes_,
+        {"kernels": network.kernels_used(), "clocks_before": before, "clocks_after": clocks(devices[0]), "seed": SEED},
+    )
 
 
 class Edge:
@@ -80,8 +98,10 @@ class Edge:
         self.readers = 1 if sizes[place].layer.towers == "first" else 2
         shape = sizes[place - 1].output if sizes[place - 1].layer.kind != "fc" else sizes[place - 1].output[:1]
         generator = torch.Generator().manual_seed(SEED)
-        self.halves = [self._maps(torch.randn(batch, *shape, generator=generator), device).requires_grad_()
-                       for device in network.exchange.devices]
+        self.halves = [
+            self._maps(torch.randn(batch, *shape, generator=generator), device).requires_grad_()
+            for device in network.exchange.devices
+        ]
         self.runs = {"fwdbwd": self.run}
 
     @staticmethod
@@ -97,8 +117,10 @@ class Edge:
         self.network.zero_grad()
         for half in self.halves:
             half.grad = None
-        outputs = [tower(self.edge, parts) for tower, parts in
-                   zip(self.network.towers, exchange.gather(self.edge, self.halves, self.readers))]
+        outputs = [
+            tower(self.edge, parts)
+            for tower, parts in zip(self.network.towers, exchange.gather(self.edge, self.halves, self.readers))
+        ]
         torch.autograd.backward(outputs, [torch.ones_like(output) for output in outputs])
         self.ledger = list(exchange.ledger)
         if a != b:
@@ -106,5 +128,5 @@ class Edge:
 
     def answers(self):
         self.run()
-        weights = [getattr(tower, self.edge).weight for tower in self.network.towers[:self.readers]]
+        weights = [getattr(tower, self.edge).weight for tower in self.network.towers[: self.readers]]
         return [tensor.grad.cpu() for tensor in (*self.halves, *weights)]

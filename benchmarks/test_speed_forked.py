@@ -6,6 +6,7 @@
 Before the first round loss and gradients are compared: of `forked` the bits are those of today, of the others the sums
 may be added in another order.
 """
+
 import functools
 import statistics
 
@@ -40,9 +41,18 @@ def test_forked(dtype, batch, variant, benchmark, measured, rounds, request):
     seconds, noted = measured(dtype, batch, rounds)
     benchmark.group = f"forked-{dtype}-b{batch}"
     replay(benchmark, seconds[variant]["step"])
-    benchmark.extra_info.update(provenance(DEVICE) | noted | compare(seconds, "step", None, ("graphs",))[variant] | {
-        "op": "forked", "variant": variant, "dtype": dtype, "batch": batch,
-        "images_per_s": batch / statistics.median(seconds[variant]["step"])})
+    benchmark.extra_info.update(
+        provenance(DEVICE)
+        | noted
+        | compare(seconds, "step", None, ("graphs",))[variant]
+        | {
+            "op": "forked",
+            "variant": variant,
+            "dtype": dtype,
+            "batch": batch,
+            "images_per_s": batch / statistics.median(seconds[variant]["step"]),
+        }
+    )
 
 
 def measure(dtype, batch, rounds):
@@ -96,5 +106,7 @@ class Step:
             loss, _ = self.plain.forward_and_backward([self.images] * 2, self.labels, lambda loss: None)
         self.network.step = 0
         return {"loss": loss.clone().float()} | {
-            f"{name} of {tower}": part.grad.float() for name, parts in self.network.layer_parameters().items()
-            for tower, part in zip("ab", parts)}
+            f"{name} of {tower}": part.grad.float()
+            for name, parts in self.network.layer_parameters().items()
+            for tower, part in zip("ab", parts)
+        }

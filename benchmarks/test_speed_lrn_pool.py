@@ -1,4 +1,5 @@
-"""Bias + ReLU + LRN + max-pool (layers 1 and 2) and bias + ReLU + max-pool (layer 5) of one tower, forward and backward.
+"""Bias + ReLU + LRN + max-pool (layers 1 and 2) and bias + ReLU + max-pool (layer 5) of one tower, forward and
+backward.
 
     pytest benchmarks/test_speed_lrn_pool.py --benchmark-only [-k "lrnpool1 and fp32"] [--batch 4] [--rounds 3]
 
@@ -12,6 +13,7 @@ backward gives the gradients of x and of the bias.
 replays a CUDA graph of at least 20 calls, for every variant, so that nobody is charged for launches.
 `F.local_response_norm` does not run on bfloat16 on a CPU: there the baseline is `reference.py`.
 """
+
 import functools
 import gc
 import statistics
@@ -20,15 +22,24 @@ from dataclasses import dataclass
 import pytest
 import torch
 import torch.nn.functional as F
+from alexnet_mp.kernels import lrn_max_pool, max_pool, reference
 from baselines import absence
 from cudnn_lrn import CudnnLRNPool
-from interleaved import (REPLAY, CopyRoof, buffer_sets, clocks, compare, last_level_cache, provenance, replay,
-                         time_interleaved)
+from interleaved import (
+    REPLAY,
+    CopyRoof,
+    buffer_sets,
+    clocks,
+    compare,
+    last_level_cache,
+    provenance,
+    replay,
+    time_interleaved,
+)
 from passes import gradients, passes_on
 from roofline import WIDTH, MapOp, map_ops
 
 from alexnet_mp import paper
-from alexnet_mp.kernels import lrn_max_pool, max_pool, reference
 
 RECIPE = paper()
 LRN = dict(size=RECIPE.lrn_size, alpha=RECIPE.lrn_alpha, beta=RECIPE.lrn_beta, k=RECIPE.lrn_k)
@@ -74,8 +85,10 @@ def cases(batches):
         for layout in LAYOUTS:
             found += [Case(op, dtype, batch, layout, cpu) for batch in batches or (128,) for op in map_ops(RECIPE)]
     for layout in LAYOUTS:
-        for batch in sorted(batches or (128, 1024))[:None if layout == "channels_last" else 1]:
-            found += [Case(op, dtype, batch, layout, gpu) for dtype in ("bf16", "fp32", "fp16") for op in map_ops(RECIPE)]
+        for batch in sorted(batches or (128, 1024))[: None if layout == "channels_last" else 1]:
+            found += [
+                Case(op, dtype, batch, layout, gpu) for dtype in ("bf16", "fp32", "fp16") for op in map_ops(RECIPE)
+            ]
     return found
 
 
@@ -84,15 +97,21 @@ def pytest_generate_tests(metafunc):
     for case in cases(batches):
         gpu = case.device.type == "cuda"
         # What the towers compute in: their layout, the paper's data type and a GPU's usual one.
-        usual = (case.layout == "channels_last" and case.dtype in (("fp32", "bf16") if gpu else ("fp32",))
-                 and case.batch == min(batches or (128,)))
+        usual = (
+            case.layout == "channels_last"
+            and case.dtype in (("fp32", "bf16") if gpu else ("fp32",))
+            and case.batch == min(batches or (128,))
+        )
         for step in PASSES:
             for variant in case.variants:
                 # On a GPU torch.compile tries every kernel that it has, for minutes.
                 long = not usual or (gpu and variant == "compile")
                 marks = [pytest.mark.gpus(1)] * gpu + [pytest.mark.long("lrn-pool-all")] * long
-                rows.append(pytest.param(case, step, variant, marks=marks,
-                                         id=f"{case.device.type}-{case.group(step)}-{variant}"))
+                rows.append(
+                    pytest.param(
+                        case, step, variant, marks=marks, id=f"{case.device.type}-{case.group(step)}-{variant}"
+                    )
+                )
     metafunc.parametrize("case, step, variant", rows)
 
 
@@ -136,7 +155,9 @@ class Measurement:
             steps["fwdbwd"] = [sum(both) for both in zip(steps["fwd"], steps["bwd"])]
         self.clocks = before, clocks(case.device)
         self.calls = {name: variant.calls for name, variant in variants.items()}
-        self.cache = f"cold: {count} sets of buffers in turn, inputs of at least 3 x {last_level_cache(case.device) >> 20} MiB"
+        self.cache = (
+            f"cold: {count} sets of buffers in turn, inputs of at least 3 x {last_level_cache(case.device) >> 20} MiB"
+        )
         self.sets = None
         variants.clear()
         gc.collect()
@@ -162,12 +183,24 @@ class Measurement:
         times = compare(self.seconds, step, bytes_, ("eager", "compile", "cudnn", "reference"))
         wall = {"wall_s": statistics.median(self.wall[variant][step])} if case.device.type == "cuda" else {}
         return provenance(case.device) | {
-            "op": case.op.name, "pass": step, "dtype": case.dtype, "batch": case.batch, "layout": case.layout,
+            "op": case.op.name,
+            "pass": step,
+            "dtype": case.dtype,
+            "batch": case.batch,
+            "layout": case.layout,
             "variant": variant,
-            "shape": [case.op.maps, case.op.height, case.op.width], "bytes": bytes_, "flops": case.op.flops(step, case.batch),
-            "saved_bytes": case.op.saved_bytes(case.batch, case.dtype), **times[variant], **wall,
-            "calls_a_round": self.calls[variant], "clocks_before": self.clocks[0], "clocks_after": self.clocks[1],
-            "seed": SEED, "cache": self.cache}
+            "shape": [case.op.maps, case.op.height, case.op.width],
+            "bytes": bytes_,
+            "flops": case.op.flops(step, case.batch),
+            "saved_bytes": case.op.saved_bytes(case.batch, case.dtype),
+            **times[variant],
+            **wall,
+            "calls_a_round": self.calls[variant],
+            "clocks_before": self.clocks[0],
+            "clocks_after": self.clocks[1],
+            "seed": SEED,
+            "cache": self.cache,
+        }
 
 
 class Absent(Exception):
@@ -182,17 +215,24 @@ def inputs(case, seed):
         return torch.randn(*shape, generator=generator, device=case.device)
 
     op = case.op
-    x = (50 * normal(case.batch, op.maps, op.height, op.width)).to(DTYPES[case.dtype], memory_format=LAYOUTS[case.layout])
-    dy = normal(case.batch, op.maps, op.out_height, op.out_width).to(DTYPES[case.dtype], memory_format=LAYOUTS[case.layout])
+    x = (50 * normal(case.batch, op.maps, op.height, op.width)).to(
+        DTYPES[case.dtype], memory_format=LAYOUTS[case.layout]
+    )
+    dy = normal(case.batch, op.maps, op.out_height, op.out_width).to(
+        DTYPES[case.dtype], memory_format=LAYOUTS[case.layout]
+    )
     return (x.requires_grad_(), (10 * normal(op.maps)).to(DTYPES[case.dtype]).requires_grad_()), dy
 
 
 def implementation(name, case):
     """The variant as a function (x, bias) -> y. Raises Absent where it isn't there."""
+
     def eager(x, bias):
         a = F.relu(x + bias.view(-1, 1, 1))
         if case.op.norm == "lrn":
-            a = F.local_response_norm(a, RECIPE.lrn_size, RECIPE.lrn_size * RECIPE.lrn_alpha, RECIPE.lrn_beta, RECIPE.lrn_k)
+            a = F.local_response_norm(
+                a, RECIPE.lrn_size, RECIPE.lrn_size * RECIPE.lrn_alpha, RECIPE.lrn_beta, RECIPE.lrn_k
+            )
         return F.max_pool2d(a, RECIPE.pool_size, RECIPE.pool_stride)
 
     if reason := absence(name, case.device):
@@ -205,8 +245,11 @@ def implementation(name, case):
     if name == "reference":
         return functools.partial(reference.lrn_max_pool, **LRN, **POOL)
     if name == "compile":
-        torch._functorch.config.donated_buffer = False  # else no backward pass could run twice, which a graph's warm-up does
-        return torch.compile(eager, dynamic=False, mode="max-autotune-no-cudagraphs" if case.device.type == "cuda" else None)
+        # else no backward pass could run twice, which a graph's warm-up does
+        torch._functorch.config.donated_buffer = False
+        return torch.compile(
+            eager, dynamic=False, mode="max-autotune-no-cudagraphs" if case.device.type == "cuda" else None
+        )
     if name == "cudnn":
         return CudnnLRNPool(**LRN, **POOL)
     return eager
@@ -220,7 +263,8 @@ def call(function, tensors):
 
 
 def check_answer(function, case, tensors, ours):
-    """Compare y and dx of a few images with `reference.py` in float64, and dbias with the sum of dx. Raises AssertionError.
+    """Compare y and dx of a few images with `reference.py` in float64, and dbias with the sum of dx. Raises
+    AssertionError.
 
     The maximum of a window may be decided the other way where two values are nearly equal, and is, in many windows,
     where a variant rounds the values to 16 bits before it compares them: so a share of the gradients may differ.
@@ -228,16 +272,22 @@ def check_answer(function, case, tensors, ours):
     (x, bias), dy = tensors
     y, dx, dbias = call(function, tensors)
     xs, b = x[:SAMPLE].detach().double().requires_grad_(), bias.detach().double()
-    expected = reference.lrn_max_pool(xs, b, **LRN, **POOL) if case.op.norm == "lrn" else reference.max_pool(xs, b, **POOL)
-    expected_dx, = torch.autograd.grad(expected, xs, dy[:SAMPLE].double())
+    expected = (
+        reference.lrn_max_pool(xs, b, **LRN, **POOL) if case.op.norm == "lrn" else reference.max_pool(xs, b, **POOL)
+    )
+    (expected_dx,) = torch.autograd.grad(expected, xs, dy[:SAMPLE].double())
     exact = case.dtype == "fp32"
     tolerance = 1e-5 if exact else 5e-3 if ours else 2e-2
     error = (y[:SAMPLE].double() - expected).norm() / expected.norm()
     assert error < tolerance, f"y is {error:.1e} off, relative to its norm"
-    off = (dx[:SAMPLE].double() - expected_dx).abs() > (1e-3 if exact else 3e-2) * (expected_dx.abs() + expected_dx.std())
+    off = (dx[:SAMPLE].double() - expected_dx).abs() > (1e-3 if exact else 3e-2) * (
+        expected_dx.abs() + expected_dx.std()
+    )
     share = off.double().mean().item()
     assert share < (1e-3 if exact or ours else 2e-2), f"{share:.1e} of the gradients of x are off"
     sums = dx.double().sum((0, 2, 3))
     scale = dx.double().square().sum((0, 2, 3)).sqrt()  # what rounding each value once could add up to, to first order
     error = ((dbias.double() - sums).abs() / scale).max().item()
-    assert error < (1e-3 if exact else 1e-1), f"the gradient of the bias is {error:.1e} off the sum of x's, relative to its norm"
+    assert error < (1e-3 if exact else 1e-1), (
+        f"the gradient of the bias is {error:.1e} off the sum of x's, relative to its norm"
+    )

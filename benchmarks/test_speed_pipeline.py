@@ -8,6 +8,7 @@ the 2012 recipe with images that are there already (`fixed`) and with those that
 `pct_feeding` is what the step takes longer. The sets are made by `prepare` from 512 pictures whose spectrum falls as
 that of photographs does; they stay in the page cache.
 """
+
 import functools
 import gc
 import os
@@ -49,12 +50,13 @@ def sets(tmp_path_factory):
 def picture(random, size=256):
     """(256, 256, 3) uint8: brightness and two weaker colours, each noise whose amplitude falls as 1/frequency."""
     across = np.fft.fftfreq(size)
-    frequency = np.hypot(across[:, None], across[None, :size // 2 + 1])
+    frequency = np.hypot(across[:, None], across[None, : size // 2 + 1])
     frequency[0, 0] = np.inf
     layers = [np.fft.irfft2(np.fft.rfft2(random.normal(size=(size, size))) / frequency) for _ in range(3)]
     brightness, *colours = (layer / layer.std() for layer in layers)
-    pixels = brightness[:, :, None] + 0.25 * (np.outer(colours[0].ravel(), (1, 0, -1)) + np.outer(colours[1].ravel(), (1, -2, 1))
-                                              ).reshape(size, size, 3)
+    pixels = brightness[:, :, None] + 0.25 * (
+        np.outer(colours[0].ravel(), (1, 0, -1)) + np.outer(colours[1].ravel(), (1, -2, 1))
+    ).reshape(size, size, 3)
     return (120 + 55 * pixels).clip(0, 255).astype(np.uint8)
 
 
@@ -74,9 +76,19 @@ def test_pipeline(variant, device, benchmark, measured, asked, rounds, request):
     benchmark.group = f"pipeline-{device.partition(':')[0]}-fp32-b{batch}"
     replay(benchmark, seconds[variant]["batch"])
     figures = compare(seconds, "batch", None, VARIANTS)[variant]
-    benchmark.extra_info.update(provenance(torch.device(device)) | noted | figures | {
-        "op": "pipeline", "variant": variant, "dtype": "fp32", "batch": batch, "workers": WORKERS,
-        "images_per_s": batch / float(np.median(seconds[variant]["batch"]))})
+    benchmark.extra_info.update(
+        provenance(torch.device(device))
+        | noted
+        | figures
+        | {
+            "op": "pipeline",
+            "variant": variant,
+            "dtype": "fp32",
+            "batch": batch,
+            "workers": WORKERS,
+            "images_per_s": batch / float(np.median(seconds[variant]["batch"])),
+        }
+    )
 
 
 @pytest.mark.benchmark(timer=REPLAY)
@@ -92,9 +104,19 @@ def test_step_that_is_fed(variant, device, benchmark, measured, asked, rounds, r
     benchmark.group = f"fed-step-{device.partition(':')[0]}-fp32-b{batch}"
     replay(benchmark, seconds[variant]["step"])
     feeding = {"pct_feeding": 100 * (medians[variant] / medians["fixed"] - 1)} if "fixed" in medians else {}
-    benchmark.extra_info.update(provenance(torch.device(device)) | noted | feeding | {
-        "op": "fed-step", "variant": variant, "dtype": "fp32", "batch": batch, "workers": WORKERS,
-        "images_per_s": batch / medians[variant]})
+    benchmark.extra_info.update(
+        provenance(torch.device(device))
+        | noted
+        | feeding
+        | {
+            "op": "fed-step",
+            "variant": variant,
+            "dtype": "fp32",
+            "batch": batch,
+            "workers": WORKERS,
+            "images_per_s": batch / medians[variant],
+        }
+    )
 
 
 def batches(sets, kind, recipe, device):
@@ -127,7 +149,10 @@ def measure(sets, device, batch, rounds, asked):
     for kind in there(asked) if device.type == "cpu" else ():  # on a GPU the decoders differ
         oracle = TorchPipeline(sets[VARIANTS[kind][1]], recipe, [device], 0)
         oracle.use(sets[VARIANTS[kind][1]].statistics)
-        with batches(sets, kind, recipe, device) as source, closing(oracle.train(0, 1, lambda epoch: recipe.colour_noise)) as expected:
+        with (
+            batches(sets, kind, recipe, device) as source,
+            closing(oracle.train(0, 1, lambda epoch: recipe.colour_noise)) as expected,
+        ):
             assert torch.equal(next(source).images[0], next(expected).images[0])
     runs = {kind: {"batch": []} for kind in there(asked)}
     for turn in rounds_in(rounds=rounds):
@@ -142,7 +167,8 @@ def measure(sets, device, batch, rounds, asked):
 
 
 def measure_steps(sets, device, batch, rounds, asked):
-    """Steps of the 2012 recipe on images that are there, and on those of each pipeline; a pipeline exists only in its turn."""
+    """Steps of the 2012 recipe on images that are there, and on those of each pipeline; a pipeline exists only in its
+    turn."""
     device = torch.device(device)
     recipe, before = replace(source2012(), batch_size=batch), clocks(device)
     network = TwoTowerAlexNet(recipe, (device, device))
@@ -151,13 +177,14 @@ def measure_steps(sets, device, batch, rounds, asked):
 
     def step(images):
         network.zero_grad()
-        F.cross_entropy(network(*images), labels[:len(images[0])]).backward()
+        F.cross_entropy(network(*images), labels[: len(images[0])]).backward()
 
     runs = {kind: {"step": []} for kind in there(asked)}
     for turn in rounds_in(rounds=rounds):
         for kind in np.random.default_rng(turn).permutation(list(runs)):
             with ExitStack() as stack:
                 if kind == "fixed":
+
                     def one():
                         step([fixed, fixed])
                 else:
@@ -165,6 +192,7 @@ def measure_steps(sets, device, batch, rounds, asked):
 
                     def one(source=source):
                         step(next(source).images)
+
                 took, _ = time_interleaved({kind: Calls("step", one, 2)}, device, 1)  # after as many that don't count
             runs[kind]["step"] += took[kind]["step"]
             gc.collect()

@@ -7,24 +7,28 @@ the paper. `eager` and `compile` are F.dropout(F.relu(x)), whose masks are of to
 doubled.
 The least is to read x and write y, and to read dy and y and write dx: `copy` moves as many bytes.
 """
+
 import functools
 
 import pytest
 import torch
 import torch.nn.functional as F
+from alexnet_mp.kernels import reference, relu_dropout
 from baselines import absence
 from interleaved import REPLAY, CopyRoof, buffer_sets, clocks, compare, provenance, replay, time_interleaved
 from passes import gradients, passes_on
 
 from alexnet_mp import paper
 from alexnet_mp.recipes.shapes import sizes
-from alexnet_mp.kernels import reference, relu_dropout
 
 RECIPE, SEED = paper(), 0
 UNITS = next(size.output[0] for size in sizes(RECIPE) if "dropout" in size.layer.then)  # of one tower
 MASK = {"probability": RECIPE.dropout, "seed": SEED, "layer": 6, "tower": 0}
-ROWS = [(torch.device(device), variant) for device, ours in (("cpu", "ours-cpu"), ("cuda:0", "ours-triton"))
-        for variant in (ours, "reference", "eager", "compile", "copy")]
+ROWS = [
+    (torch.device(device), variant)
+    for device, ours in (("cpu", "ours-cpu"), ("cuda:0", "ours-triton"))
+    for variant in (ours, "reference", "eager", "compile", "copy")
+]
 
 
 @pytest.fixture(scope="module")
@@ -33,9 +37,18 @@ def measured():
 
 
 @pytest.mark.benchmark(timer=REPLAY)
-@pytest.mark.parametrize("device, variant", [
-    pytest.param(device, variant, id=f"{device.type}-relu-dropout-{variant}",
-                 marks=[pytest.mark.gpus(1)] * (device.type == "cuda")) for device, variant in ROWS])
+@pytest.mark.parametrize(
+    "device, variant",
+    [
+        pytest.param(
+            device,
+            variant,
+            id=f"{device.type}-relu-dropout-{variant}",
+            marks=[pytest.mark.gpus(1)] * (device.type == "cuda"),
+        )
+        for device, variant in ROWS
+    ],
+)
 def test_relu_dropout(device, variant, benchmark, measured, asked, rounds, request):
     if reason := absence(variant, device):
         pytest.skip(reason)
@@ -44,8 +57,12 @@ def test_relu_dropout(device, variant, benchmark, measured, asked, rounds, reque
     benchmark.group = f"relu-dropout-fp32-b{batch}"
     replay(benchmark, seconds[variant]["fwdbwd"])
     times = compare(seconds, "fwdbwd", bytes_, ("eager", "compile", "reference"))
-    benchmark.extra_info.update(provenance(device) | noted | times[variant] | {
-        "op": "relu-dropout", "variant": variant, "dtype": "fp32", "batch": batch, "bytes": bytes_})
+    benchmark.extra_info.update(
+        provenance(device)
+        | noted
+        | times[variant]
+        | {"op": "relu-dropout", "variant": variant, "dtype": "fp32", "batch": batch, "bytes": bytes_}
+    )
 
 
 def measure(device, batch, asked, rounds):
@@ -64,8 +81,17 @@ def measure(device, batch, asked, rounds):
     seconds, _ = time_interleaved(variants, device, rounds, seed=SEED)
     for passes in seconds.values():
         passes["fwdbwd"] = [sum(both) for both in zip(passes["fwd"], passes["bwd"])]
-    return seconds, sum(steps.values()), {"clocks_before": before, "clocks_after": clocks(device), "seed": SEED,
-                                          "shape": [UNITS], "cache": f"cold: {len(sets)} sets of buffers in turn"}
+    return (
+        seconds,
+        sum(steps.values()),
+        {
+            "clocks_before": before,
+            "clocks_after": clocks(device),
+            "seed": SEED,
+            "shape": [UNITS],
+            "cache": f"cold: {len(sets)} sets of buffers in turn",
+        },
+    )
 
 
 def inputs(batch, device, seed):
@@ -77,6 +103,7 @@ def inputs(batch, device, seed):
 
 def implementation(name, device):
     """The variant as a function x -> y."""
+
     def eager(x):
         return F.dropout(F.relu(x), RECIPE.dropout)
 
@@ -98,7 +125,7 @@ def check(function, tensors, rescaled):
     """
     (x,), dy = tensors
     y = function(x)
-    dx, = gradients(y, (x,), dy)
+    (dx,) = gradients(y, (x,), dy)
     if rescaled:
         kept, positive = (y > 0).float(), (x > 0).sum().item()
         factor, share = 1 / (1 - RECIPE.dropout), kept.sum().item() / positive

@@ -1,28 +1,41 @@
 """One update of all 60,965,224 parameters of the paper's network, both towers on one device, float32.
 
-Ours is the paper's rule (`paper_sgd_`); torch.optim.SGD, foreach and fused, is another recurrence (its velocity does not carry
-the learning rate) over the same tensors, and "reference" the plain PyTorch text of ours. The least is to read w, v and g and to
-write w and v, 20 bytes a parameter: the roof is a copy of as many bytes. The tensors, 244 MB thrice, are more than caches hold.
-"""
+Ours is the paper's rule (`paper_sgd_`); torch.optim.SGD, foreach and fused, is another recurrence (its velocity does
+not carry the learning rate) over the same tensors, and "reference" the plain PyTorch text of ours. The least is to read
+w, v and g and to write w and v, 20 bytes a parameter: the roof is a copy of as many bytes. The tensors, 244 MB thrice,
+are more than caches hold."""
+
 import copy
 import functools
 import statistics
 
 import pytest
 import torch
+from alexnet_mp.kernels import paper_sgd_, reference
 from baselines import absence
-from interleaved import (GRAPH_CALLS, REPLAY, CopyRoof, clocks, compare, last_level_cache, provenance, replay,
-                         time_interleaved)
+from interleaved import (
+    GRAPH_CALLS,
+    REPLAY,
+    CopyRoof,
+    clocks,
+    compare,
+    last_level_cache,
+    provenance,
+    replay,
+    time_interleaved,
+)
 from roofline import sgd_bytes
 
 from alexnet_mp import paper
 from alexnet_mp.recipes.shapes import parameter_counts, sizes
-from alexnet_mp.kernels import paper_sgd_, reference
 
 RECIPE = paper()
 RATE, SEED = 0.01, 0
-ROWS = [(torch.device(device), variant) for device, ours in (("cpu", "ours-cpu"), ("cuda:0", "ours-triton"))
-        for variant in (ours, "reference", "foreach", "fused", "copy")]
+ROWS = [
+    (torch.device(device), variant)
+    for device, ours in (("cpu", "ours-cpu"), ("cuda:0", "ours-triton"))
+    for variant in (ours, "reference", "foreach", "fused", "copy")
+]
 
 
 @pytest.fixture(scope="module")
@@ -31,9 +44,15 @@ def measured():
 
 
 @pytest.mark.benchmark(timer=REPLAY)
-@pytest.mark.parametrize("device, variant", [
-    pytest.param(device, variant, id=f"{device.type}-sgd-{variant}",
-                 marks=[pytest.mark.gpus(1)] * (device.type == "cuda")) for device, variant in ROWS])
+@pytest.mark.parametrize(
+    "device, variant",
+    [
+        pytest.param(
+            device, variant, id=f"{device.type}-sgd-{variant}", marks=[pytest.mark.gpus(1)] * (device.type == "cuda")
+        )
+        for device, variant in ROWS
+    ],
+)
 def test_sgd(device, variant, benchmark, measured, asked, rounds):
     if reason := absence(variant, device):
         pytest.skip(reason)
@@ -42,9 +61,18 @@ def test_sgd(device, variant, benchmark, measured, asked, rounds):
     replay(benchmark, seconds[variant]["update"])
     bytes_ = sgd_bytes(RECIPE)
     times = compare(seconds, "update", bytes_, ("foreach", "fused", "reference"))
-    benchmark.extra_info.update(provenance(device) | noted | times[variant] | {
-        "op": "sgd", "variant": variant, "dtype": "fp32", "bytes": bytes_,
-        **({"wall_s": statistics.median(wall[variant]["update"])} if device.type == "cuda" else {})})
+    benchmark.extra_info.update(
+        provenance(device)
+        | noted
+        | times[variant]
+        | {
+            "op": "sgd",
+            "variant": variant,
+            "dtype": "fp32",
+            "bytes": bytes_,
+            **({"wall_s": statistics.median(wall[variant]["update"])} if device.type == "cuda" else {}),
+        }
+    )
 
 
 def measure(device, asked, rounds):
@@ -58,19 +86,32 @@ def measure(device, asked, rounds):
             variants[name] = Update(name, tensors)
     before = clocks(device)
     seconds, wall = time_interleaved(variants, device, rounds, seed=SEED)
-    return seconds, wall, {
-        "clocks_before": before, "clocks_after": clocks(device), "seed": SEED,
-        "cache": f"cold: {12 * sum(parameter_counts(RECIPE)) >> 20} MiB of tensors in turn, "
-                 f"the last cache holds {last_level_cache(device) >> 20} MiB"}
+    return (
+        seconds,
+        wall,
+        {
+            "clocks_before": before,
+            "clocks_after": clocks(device),
+            "seed": SEED,
+            "cache": f"cold: {12 * sum(parameter_counts(RECIPE)) >> 20} MiB of tensors in turn, "
+            f"the last cache holds {last_level_cache(device) >> 20} MiB",
+        },
+    )
 
 
 def parameters(device):
     """(weights and biases, gradients, velocities) of both towers, the shapes of the paper's network."""
     generator = torch.Generator(device).manual_seed(SEED)
-    shapes = [shape for size in sizes(RECIPE) for _ in range(RECIPE.towers if size.layer.towers == "each" else 1)
-              for shape in (size.weight_shape, size.weight_shape[:1])]
-    return tuple([scale * torch.randn(shape, generator=generator, device=device) for shape in shapes]
-                 for scale in (0.01, 1e-3, 1e-3))
+    shapes = [
+        shape
+        for size in sizes(RECIPE)
+        for _ in range(RECIPE.towers if size.layer.towers == "each" else 1)
+        for shape in (size.weight_shape, size.weight_shape[:1])
+    ]
+    return tuple(
+        [scale * torch.randn(shape, generator=generator, device=device) for shape in shapes]
+        for scale in (0.01, 1e-3, 1e-3)
+    )
 
 
 class Update:
@@ -80,8 +121,11 @@ class Update:
 
     def __init__(self, name, tensors):
         weights, gradients, velocities = tensors
-        hyper = dict(learning_rates=[RATE] * len(weights), momentum=RECIPE.momentum,
-                     weight_decays=[RECIPE.weight_decay] * len(weights))
+        hyper = dict(
+            learning_rates=[RATE] * len(weights),
+            momentum=RECIPE.momentum,
+            weight_decays=[RECIPE.weight_decay] * len(weights),
+        )
         if name in ("foreach", "fused"):
             run = torch_sgd(weights, gradients, velocities, name)
             check_torch_sgd(weights, gradients, velocities, name)
@@ -89,14 +133,17 @@ class Update:
             update = functools.partial(paper_sgd_, kernels=name.removeprefix("ours-"))
             check_paper_sgd(update, tensors, hyper)
             run = functools.partial(update, *tensors, **hyper)
-        self.calls = GRAPH_CALLS if weights[0].is_cuda else 1  # a GPU is busy for 300 us a call: its queue hides the launches
+        # a GPU is busy for 300 us a call: its queue hides the launches
+        self.calls = GRAPH_CALLS if weights[0].is_cuda else 1
         self.runs = {"update": lambda: [run() for _ in range(self.calls)]}
 
 
 def torch_sgd(weights, gradients, velocities, name):
     """The step of a torch.optim.SGD over the same tensors, its momentum buffers among them."""
     leaves = [weight.detach().requires_grad_() for weight in weights]
-    optimizer = torch.optim.SGD(leaves, lr=RATE, momentum=RECIPE.momentum, weight_decay=RECIPE.weight_decay, **{name: True})
+    optimizer = torch.optim.SGD(
+        leaves, lr=RATE, momentum=RECIPE.momentum, weight_decay=RECIPE.weight_decay, **{name: True}
+    )
     for leaf, gradient, velocity in zip(leaves, gradients, velocities, strict=True):
         leaf.grad = gradient
         optimizer.state[leaf]["momentum_buffer"] = velocity

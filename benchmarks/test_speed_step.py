@@ -2,18 +2,19 @@
 
     pytest benchmarks/test_speed_step.py --benchmark-only [--batch 16] [--rounds 3] [-k "towers or eager"]
 
-On a CPU a step is forward, loss and backward; on a GPU the update follows, of ours the paper's, of the others torch's SGD (foreach).
-Both towers are on one device. `towers` and `merged` are ours, `graphs` the towers as CUDA graphs, `reference` the towers with plain
-PyTorch kernels. `eager` and `compile` are a good engineer's two towers (`baselines.py`), in bf16 under autocast; on a
-CPU `default-allocator` is `eager` in a process of its own, whose allocator gives freed memory back, as PyTorch's does
-unless it is told otherwise; all else runs in one process, with freed memory kept. `no-lrn` is the one-tower network
-without LRN that is called AlexNet today: another network, which shows what the paper's costs. `--long`, or a name, asks
-for all but `towers`, `graphs` and `eager`.
+On a CPU a step is forward, loss and backward; on a GPU the update follows, of ours the paper's, of the others torch's
+SGD (foreach). Both towers are on one device. `towers` and `merged` are ours, `graphs` the towers as CUDA graphs,
+`reference` the towers with plain PyTorch kernels. `eager` and `compile` are a good engineer's two towers
+(`baselines.py`), in bf16 under autocast; on a CPU `default-allocator` is `eager` in a process of its own, whose
+allocator gives freed memory back, as PyTorch's does unless it is told otherwise; all else runs in one process, with
+freed memory kept. `no-lrn` is the one-tower network without LRN that is called AlexNet today: another network, which
+shows what the paper's costs. `--long`, or a name, asks for all but `towers`, `graphs` and `eager`.
 
-Before the first round the losses and the first layer's gradients are compared, without dropout. `saved_bytes`: what forward keeps
-for backward, each storage once, without weights and images. On a GPU `launch_s` is the host's time to launch a step, and
-`pct_of_roofline` the least time of `roofline.py` with the bandwidth and the product measured on that device, over the step's.
-"""
+Before the first round the losses and the first layer's gradients are compared, without dropout. `saved_bytes`: what
+forward keeps for backward, each storage once, without weights and images. On a GPU `launch_s` is the host's time to
+launch a step, and `pct_of_roofline` the least time of `roofline.py` with the bandwidth and the product measured on that
+device, over the step's."""
+
 import copy
 import dataclasses
 import functools
@@ -42,9 +43,12 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 RATE = 1e-6  # so that no step among hundreds diverges
 VARIANTS = ("towers", "graphs", "merged", "reference", "eager", "compile", "default-allocator", "no-lrn")
 USUAL = ("towers", "graphs", "eager")  # the others ask for --long
-ABSENT = {"reference": "the towers themselves run on the reference: no other kernels are built here",
-          "graphs": "CUDA graphs need a GPU", "compile": "torch.compile needs a C++ compiler, and there is none",
-          "default-allocator": "an allocator of CPU memory: only there"}
+ABSENT = {
+    "reference": "the towers themselves run on the reference: no other kernels are built here",
+    "graphs": "CUDA graphs need a GPU",
+    "compile": "torch.compile needs a C++ compiler, and there is none",
+    "default-allocator": "an allocator of CPU memory: only there",
+}
 
 
 @pytest.fixture(scope="module")
@@ -53,13 +57,29 @@ def measured():
 
 
 @pytest.mark.benchmark(timer=REPLAY)
-@pytest.mark.parametrize("variant", [
-    pytest.param(name, marks=[pytest.mark.gpus(1)] * (name == "graphs")
-                 + [pytest.mark.long("step-all")] * (name not in USUAL)) for name in VARIANTS])
-@pytest.mark.parametrize("dtype, batch", [
-    # bf16, and 1,024 images, are measured on a GPU.
-    pytest.param(dtype, batch, id=f"{dtype}-b{batch}", marks=[pytest.mark.gpus(1)] * ((dtype, batch) != CASES[0])
-                 + [pytest.mark.long("step-all")] * (batch > 128)) for dtype, batch in CASES])
+@pytest.mark.parametrize(
+    "variant",
+    [
+        pytest.param(
+            name,
+            marks=[pytest.mark.gpus(1)] * (name == "graphs") + [pytest.mark.long("step-all")] * (name not in USUAL),
+        )
+        for name in VARIANTS
+    ],
+)
+@pytest.mark.parametrize(
+    "dtype, batch",
+    [
+        # bf16, and 1,024 images, are measured on a GPU.
+        pytest.param(
+            dtype,
+            batch,
+            id=f"{dtype}-b{batch}",
+            marks=[pytest.mark.gpus(1)] * ((dtype, batch) != CASES[0]) + [pytest.mark.long("step-all")] * (batch > 128),
+        )
+        for dtype, batch in CASES
+    ],
+)
 def test_step(dtype, batch, variant, benchmark, measured, asked, rounds, request):
     batch = (request.config.getoption("batch") or (4 if benchmark.disabled else batch,))[0]
     seconds, found, noted = measured(dtype, batch, asked, rounds)
@@ -70,8 +90,9 @@ def test_step(dtype, batch, variant, benchmark, measured, asked, rounds, request
     against = ("eager", "compile", "default-allocator", "no-lrn", "reference", "merged", "towers")
     figures = compare(seconds, "step", None, against)[variant] | found.get(variant, {})
     figures["images_per_s"] = batch / statistics.median(seconds[variant]["step"])
-    benchmark.extra_info.update(provenance(DEVICE) | noted | figures | {
-        "op": "step", "variant": variant, "dtype": dtype, "batch": batch})
+    benchmark.extra_info.update(
+        provenance(DEVICE) | noted | figures | {"op": "step", "variant": variant, "dtype": dtype, "batch": batch}
+    )
 
 
 def measure(dtype, batch, asked, rounds):
@@ -87,8 +108,11 @@ def measure(dtype, batch, asked, rounds):
         for name in asked:
             if (step := build(name, towers, labels, ours, images, autocast(dtype))) is not None:
                 variants[name] = step
-        found = {name: {"saved_bytes": step.saved_bytes()} for name, step in variants.items()
-                 if name not in ("graphs", "compile", "default-allocator")}
+        found = {
+            name: {"saved_bytes": step.saved_bytes()}
+            for name, step in variants.items()
+            if name not in ("graphs", "compile", "default-allocator")
+        }
         for _ in range(WARM_UP + 3 if "graphs" in variants else 0):
             variants["graphs"].step()  # eager ones and captures
         before = clocks(DEVICE)
@@ -98,13 +122,18 @@ def measure(dtype, batch, asked, rounds):
             variants["default-allocator"].end()
     if DEVICE.type == "cuda":
         measured = machine_limits.measure(DEVICE, DTYPES[dtype])
-        product = measured.tflops * (2 if dtype == "fp32" else 1)  # the model takes a bf16 product's, and half of it for float32
+        # the model takes a bf16 product's, and half of it for float32
+        product = measured.tflops * (2 if dtype == "fp32" else 1)
         least = roofline.step(paper(), batch, dtype, measured.bandwidth, product)["step"] / 1e3
         for name, step in variants.items():
             found.setdefault(name, {})["launch_s"] = launch_seconds(step)
             if name not in ("no-lrn", "default-allocator"):
                 found[name]["pct_of_roofline"] = 100 * least / statistics.median(seconds[name]["step"])
-    return seconds, found, {"kernels": towers.kernels_used(), "clocks_before": before, "clocks_after": clocks(DEVICE), "seed": 0}
+    return (
+        seconds,
+        found,
+        {"kernels": towers.kernels_used(), "clocks_before": before, "clocks_after": clocks(DEVICE), "seed": 0},
+    )
 
 
 def build(name, towers, labels, ours, images, context):
@@ -155,11 +184,11 @@ def launch_seconds(step, repeats=10):
 
 
 def check_answers(images, labels, asked):
-    """Loss and gradient of the first layer's weights are those of `eager` in all asked for that compute the same network.
+    """Loss and gradient of the first layer's weights are those of `eager` in all asked for that compute the same
+    network.
 
-    Without dropout, whose masks differ. A near-tie in a pooling window, or a value near 0 in a ReLU, may fall either way.
-    Raises AssertionError.
-    """
+    Without dropout, whose masks differ. A near-tie in a pooling window, or a value near 0 in a ReLU, may fall either
+    way. Raises AssertionError."""
     recipe = dataclasses.replace(paper(), dropout=0.0)
     towers, found = TwoTowerAlexNet(recipe, (DEVICE, DEVICE)), {}
 
@@ -194,7 +223,9 @@ class Step:
         self.network, self.labels, self.images, self.context = network, labels, images, context
         self.update = lambda: None
         if DEVICE.type == "cuda":
-            self.update = torch.optim.SGD(network.parameters(), lr=RATE, momentum=0.9, weight_decay=5e-4, foreach=True).step
+            self.update = torch.optim.SGD(
+                network.parameters(), lr=RATE, momentum=0.9, weight_decay=5e-4, foreach=True
+            ).step
         self.runs = {"step": self.step}
 
     def step(self):
@@ -208,7 +239,9 @@ class Step:
 
     def saved_bytes(self):
         """Bytes that a forward pass keeps for backward beside weights and images, each storage once."""
-        known = {tensor.untyped_storage().data_ptr() for tensor in (*self.network.parameters(), *self.images, self.labels)}
+        known = {
+            tensor.untyped_storage().data_ptr() for tensor in (*self.network.parameters(), *self.images, self.labels)
+        }
         kept = {}
 
         def keep(tensor):
@@ -224,7 +257,8 @@ class Step:
 
 
 class OurStep(Step):
-    """A training step as `train` takes it, with `--graphs` "off" or "on", and with the convolutions that are reproducible."""
+    """A training step as `train` takes it, with `--graphs` "off" or "on", and with the convolutions that are
+    reproducible."""
 
     def __init__(self, network, labels, images, graphs="off"):
         super().__init__(network, labels, images, images)
@@ -243,8 +277,12 @@ class DefaultAllocator:
     calls, sets = 1, 1
 
     def __init__(self, batch):
-        self.process = subprocess.Popen([sys.executable, Path(__file__).with_name("default_allocator.py"), str(batch)],
-                                        text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.process = subprocess.Popen(
+            [sys.executable, Path(__file__).with_name("default_allocator.py"), str(batch)],
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
         self.runs = {"step": self.step}
         self._hear("ready")
 
@@ -255,8 +293,9 @@ class DefaultAllocator:
 
     def _hear(self, word):
         if (said := self.process.stdout.readline().strip()) != word:
-            raise RuntimeError(f"default_allocator.py said {said!r} for {word!r}; it ended with status "
-                               f"{self.process.poll()}")
+            raise RuntimeError(
+                f"default_allocator.py said {said!r} for {word!r}; it ended with status {self.process.poll()}"
+            )
 
     def end(self):
         self.process.stdin.close()

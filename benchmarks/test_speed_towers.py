@@ -7,6 +7,7 @@ fully connected layers whole, on the first of them (`variants.one_gpu`). Both ta
 `train` does, without CUDA graphs. Only `two-gpus` is what the sentence is about; with both towers on one GPU, or on the
 CPU, the larger network has no second device to save time with.
 """
+
 import functools
 import statistics
 
@@ -16,9 +17,9 @@ from interleaved import REPLAY, clocks, compare, provenance, replay, time_interl
 
 from alexnet_mp import TwoTowerAlexNet, paper
 from alexnet_mp.recipes import shapes
+from alexnet_mp.recipes.ablations import one_gpu
 from alexnet_mp.training.optimizer import PaperSGD
 from alexnet_mp.training.step import TrainingStep
-from alexnet_mp.recipes.ablations import one_gpu
 
 PLACES = {"cpu": ("cpu", "cpu"), "one-gpu": ("cuda:0", "cuda:0"), "two-gpus": ("cuda:0", "cuda:1")}
 GPUS = {"one-gpu": 1, "two-gpus": 2}
@@ -33,8 +34,9 @@ def measured():
 
 @pytest.mark.benchmark(timer=REPLAY)
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("place", [
-    pytest.param(place, marks=[pytest.mark.gpus(GPUS[place])] if place in GPUS else ()) for place in PLACES])
+@pytest.mark.parametrize(
+    "place", [pytest.param(place, marks=[pytest.mark.gpus(GPUS[place])] if place in GPUS else ()) for place in PLACES]
+)
 @pytest.mark.long("two-gpus")
 def test_step_of_towers(place, variant, benchmark, measured, rounds, request):
     devices = tuple(map(torch.device, PLACES[place]))
@@ -42,23 +44,40 @@ def test_step_of_towers(place, variant, benchmark, measured, rounds, request):
     seconds, parameters, noted = measured(devices, batch, rounds)
     benchmark.group = f"two-gpus-{place}-fp32-b{batch}"
     replay(benchmark, seconds[variant]["step"])
-    benchmark.extra_info.update(provenance(devices[0]) | noted | compare(seconds, "step", None, VARIANTS)[variant] | {
-        "op": "two-gpus", "variant": variant, "dtype": "fp32", "batch": batch, "place": place,
-        "parameters": parameters[variant],
-        "images_per_s": batch / statistics.median(seconds[variant]["step"])})
+    benchmark.extra_info.update(
+        provenance(devices[0])
+        | noted
+        | compare(seconds, "step", None, VARIANTS)[variant]
+        | {
+            "op": "two-gpus",
+            "variant": variant,
+            "dtype": "fp32",
+            "batch": batch,
+            "place": place,
+            "parameters": parameters[variant],
+            "images_per_s": batch / statistics.median(seconds[variant]["step"]),
+        }
+    )
 
 
 def measure(devices, batch, rounds):
     """Both steps timed, interleaved: (seconds, {variant: parameters}, what the record says of the conditions)."""
     recipes = {"two-towers": paper(), "one-gpu": one_gpu(paper())}
-    variants = {name: Step(recipe, devices[:recipe.towers], batch) for name, recipe in recipes.items()}
+    variants = {name: Step(recipe, devices[: recipe.towers], batch) for name, recipe in recipes.items()}
     for variant in variants.values():
         assert variant.step().isfinite()
     before = clocks(devices[0])
     seconds, _ = time_interleaved(variants, devices[0], rounds)
-    return seconds, {name: sum(shapes.parameter_counts(recipe)) for name, recipe in recipes.items()}, {
-        "kernels": variants["two-towers"].network.kernels_used(), "clocks_before": before,
-        "clocks_after": clocks(devices[0]), "seed": 0}
+    return (
+        seconds,
+        {name: sum(shapes.parameter_counts(recipe)) for name, recipe in recipes.items()},
+        {
+            "kernels": variants["two-towers"].network.kernels_used(),
+            "clocks_before": before,
+            "clocks_after": clocks(devices[0]),
+            "seed": 0,
+        },
+    )
 
 
 class Step:

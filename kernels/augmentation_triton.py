@@ -1,8 +1,8 @@
 """uint8 pictures -> what the network sees in Triton: crop, flip, minus mean, colour shift and scale in one pass.
 
-A program makes BLOCK consecutive values of one image as they lie in the output, so it writes 16 bytes at a time; what it reads are
-bytes and mean values that lie beside each other too, backwards where the picture is flipped.
-"""
+A program makes BLOCK consecutive values of one image as they lie in the output, so it writes 16 bytes at a time; what
+it reads are bytes and mean values that lie beside each other too, backwards where the picture is flipped."""
+
 import triton
 import triton.language as tl
 
@@ -13,10 +13,10 @@ BLOCK = 1024  # values a program
 
 @triton.jit
 def _augment_kernel(
-    pictures_ptr,   # (N, SIDE, SIDE, 3) uint8
-    mean_ptr,       # (SIDE, SIDE, 3) float32
-    crops_ptr,      # (N, 7) float32: top, left, flip (0 or 1), shift of R, G, B, scale
-    y_ptr,          # (N, 3, CROP, CROP), dense in channels_last or NCHW
+    pictures_ptr,  # (N, SIDE, SIDE, 3) uint8
+    mean_ptr,  # (SIDE, SIDE, 3) float32
+    crops_ptr,  # (N, 7) float32: top, left, flip (0 or 1), shift of R, G, B, scale
+    y_ptr,  # (N, 3, CROP, CROP), dense in channels_last or NCHW
     SIDE: tl.constexpr,
     CROP: tl.constexpr,
     MEAN_FOLLOWS_CROP: tl.constexpr,
@@ -56,5 +56,6 @@ def augment(pictures, crops, mean, mean_follows_crop, y):
     count, side, crop = len(pictures), pictures.shape[1], y.shape[2]
     blocks = triton.cdiv(3 * crop * crop, BLOCK)
     with triton_on(y):
-        _augment_kernel[count * blocks,](pictures, mean, crops, y, side, crop, mean_follows_crop, y.stride(1) == 1,
-                                         BLOCK)
+        _augment_kernel[count * blocks,](
+            pictures, mean, crops, y, side, crop, mean_follows_crop, y.stride(1) == 1, BLOCK
+        )

@@ -1,12 +1,16 @@
 """What all operators ask of tensors and arguments: memory formats, and checks whose errors name the value."""
+
 import torch
 
 STORAGE = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def has_tangent(tensor):
-    return (tensor is not None and not torch.compiler.is_compiling()
-            and torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None)
+    return (
+        tensor is not None
+        and not torch.compiler.is_compiling()
+        and torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None
+    )
 
 
 def memory_format(x):
@@ -18,12 +22,14 @@ def memory_format(x):
 def dense_alike(*tensors):
     """Whether element i in memory is the same element of all tensors."""
     first = tensors[0]
-    return (first.is_contiguous() or (first.dim() == 4 and first.is_contiguous(memory_format=torch.channels_last))) and all(
-        tensor.stride() == first.stride() for tensor in tensors)
+    return (
+        first.is_contiguous() or (first.dim() == 4 and first.is_contiguous(memory_format=torch.channels_last))
+    ) and all(tensor.stride() == first.stride() for tensor in tensors)
 
 
 def check_bias(x, bias):
-    """Raise ValueError, naming the value, unless bias is None or (C,) beside x, of its dtype or float32 beside 16 bits."""
+    """Raise ValueError, naming the value, unless bias is None or (C,) beside x, of its dtype or float32 beside 16
+    bits."""
     if bias is None:
         return
     if tuple(bias.shape) != (x.shape[1],):
@@ -31,8 +37,10 @@ def check_bias(x, bias):
     if bias.device != x.device:
         raise ValueError(f"bias is on {bias.device}, x on {x.device}")
     if bias.dtype not in (x.dtype, torch.float32) or (x.dtype == torch.float64 and bias.dtype != torch.float64):
-        raise ValueError(f"bias is {bias.dtype}; it must be {x.dtype} like x"
-                         + ("" if x.dtype in (torch.float32, torch.float64) else " or float32"))
+        raise ValueError(
+            f"bias is {bias.dtype}; it must be {x.dtype} like x"
+            + ("" if x.dtype in (torch.float32, torch.float64) else " or float32")
+        )
 
 
 def one_of(name, value, choices):

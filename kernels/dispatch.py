@@ -1,4 +1,5 @@
 """Which implementation computes: compiled CUDA or CPU code, Triton, or `reference.py`."""
+
 import functools
 import importlib.util
 import os
@@ -12,7 +13,8 @@ import torch
 CHOICES = ("auto", "cuda", "triton", "cpu", "reference")
 LIBRARY = Path(__file__).parent / "compiled.so"  # built by setup.py
 OPERATORS = ("lrn_pool_forward", "augment", "relu_dropout")  # that a library must have: some of every age
-WITHOUT_CUDA = ("lrn", "spatial_norm_max_pool", "relu_dropout", "paper_sgd_", "augment")  # operations that "cuda" leaves to Triton
+# operations that "cuda" leaves to Triton
+WITHOUT_CUDA = ("lrn", "spatial_norm_max_pool", "relu_dropout", "paper_sgd_", "augment")
 
 _left_out = frozenset()
 
@@ -31,8 +33,11 @@ def compiled():
             getattr(torch.ops.alexnet_mp_csrc, name)
     except (OSError, AttributeError) as error:
         why = str(error.__cause__ or error).splitlines()[0]
-        raise RuntimeError(f"{LIBRARY} does not fit torch {torch.__version__} and this source; pip install --no-build-isolation --no-deps "
-                           f"-e . builds it again, --kernels reference does without ({why})") from error
+        raise RuntimeError(
+            f"{LIBRARY} does not fit torch {torch.__version__} and this source; pip install --no-build-isolation "
+            "--no-deps "
+            f"-e . builds it again, --kernels reference does without ({why})"
+        ) from error
     return torch.ops.alexnet_mp_csrc
 
 
@@ -41,7 +46,8 @@ def built():
     return _built()
 
 
-built._dynamo_marked_constant = True  # what torch.compiler.assume_constant_result does, which would import the whole compiler
+# what torch.compiler.assume_constant_result does, which would import the whole compiler
+built._dynamo_marked_constant = True
 
 
 @functools.cache
@@ -73,7 +79,8 @@ def _below_sm80(device):
 
 
 def leave_out(found):
-    """From now on "auto" passes over these: (operation, implementation, device) each, as ("lrn_max_pool", "cuda", "cuda:0").
+    """From now on "auto" passes over these: (operation, implementation, device) each, as ("lrn_max_pool", "cuda",
+    "cuda:0").
 
     In place of those of the call before, in the whole process. An explicit choice is obeyed all the same.
     """
@@ -91,17 +98,20 @@ left_out._dynamo_marked_constant = True
 def resolve(kernels, device, operation=None):
     """The implementation that a choice means on a device: "cuda", "triton", "cpu" or "reference".
 
-    "auto" takes on a GPU CUDA, then Triton; on a CPU the compiled kernels; elsewhere, and where nothing else is there, the
-    reference. operation: the public function that is to be computed, of which an implementation may not exist, or be left out.
-    Raises ValueError for a choice that does not exist, was not built, or cannot compute on this device.
+    "auto" takes on a GPU CUDA, then Triton; on a CPU the compiled kernels; elsewhere, and where nothing else is there,
+    the reference. operation: the public function that is to be computed, of which an implementation may not exist, or
+    be left out. Raises ValueError for a choice that does not exist, was not built, or cannot compute on this device.
     """
     if kernels not in CHOICES:
         raise ValueError(f"kernels {kernels!r} do not exist; choose one of {', '.join(CHOICES)}")
     kind = torch.device(device).type
     if kernels == "reference":
         return kernels
-    usable = [name for name in built() if kind == ("cpu" if name == "cpu" else "cuda")
-              and not (name == "cuda" and _too_old(torch.device(device)))] + ["reference"]
+    usable = [
+        name
+        for name in built()
+        if kind == ("cpu" if name == "cpu" else "cuda") and not (name == "cuda" and _too_old(torch.device(device)))
+    ] + ["reference"]
     if kernels != "auto" and kernels not in usable:
         raise ValueError(f"kernels {kernels!r} can't compute on {kind} here; usable there: auto, {', '.join(usable)}")
     names = usable if kernels == "auto" else [kernels]
@@ -114,8 +124,11 @@ def resolve(kernels, device, operation=None):
 
 def used(kernels, device):
     """`resolve` in words, with the operations that are computed by others: "cuda (lrn_max_pool: triton)"."""
-    others = {operation: resolve(kernels, device, operation) for operation, _, where in sorted(left_out())
-              if where == str(device) and kernels == "auto"}
+    others = {
+        operation: resolve(kernels, device, operation)
+        for operation, _, where in sorted(left_out())
+        if where == str(device) and kernels == "auto"
+    }
     name = resolve(kernels, device)
     return name + (f" ({', '.join(f'{operation}: {other}' for operation, other in others.items())})" if others else "")
 
@@ -136,8 +149,10 @@ def triton_on(tensor):
 def description():
     """One line on what was built."""
     if compiled() is None:
-        return ("no compiled kernels: a C++ compiler and pip install --no-build-isolation --no-deps -e . would build them; "
-                "--kernels reference, plain PyTorch, computes everything")
+        return (
+            "no compiled kernels: a C++ compiler and pip install --no-build-isolation --no-deps -e . would build them; "
+            "--kernels reference, plain PyTorch, computes everything"
+        )
     line = f"kernels built: {', '.join(built())}"
     if torch.version.cuda is not None and not _compiled_for_cuda():
         line += "; for CUDA none: pip install -v --no-build-isolation --no-deps -e . says why"

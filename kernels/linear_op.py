@@ -1,4 +1,5 @@
 """The product of a fully connected layer: PyTorch's, or on a CPU oneDNN's where it is the faster one."""
+
 import functools
 
 import torch
@@ -13,33 +14,49 @@ LARGE = 2**20  # weights; of small products MKL makes the faster ones
 def linear(x, weight, bias=None, *, kernels="auto"):
     """x weight^T + bias: F.linear, with its arguments, shapes and errors.
 
-    kernels: see `resolve`; "cpu" takes oneDNN's product, as the convolutions and bfloat16 do, for large dense float32 matrices where
-    the processor has AVX-512. It adds in another order, and can't be differentiated twice.
-    """
-    if not torch.compiler.is_compiling() and resolve(kernels, x.device, "linear") == "cpu" and _fits_onednn(x, weight, bias):
+    kernels: see `resolve`; "cpu" takes oneDNN's product, as the convolutions and bfloat16 do, for large dense float32
+    matrices where the processor has AVX-512. It adds in another order, and can't be differentiated twice."""
+    if (
+        not torch.compiler.is_compiling()
+        and resolve(kernels, x.device, "linear") == "cpu"
+        and _fits_onednn(x, weight, bias)
+    ):
         return _OneDnn.apply(x, weight, bias)
     return F.linear(x, weight, bias)
 
 
 def _fits_onednn(x, weight, bias):
-    # The operator looks at no shape, and operands whose rows lie apart (half a layer's weights) take it a thousand times as long.
-    return (_onednn_is_faster() and weight.numel() >= LARGE and x.numel() > 0 and x.dim() == weight.dim() == 2
-            and x.shape[1] == weight.shape[1] and (bias is None or tuple(bias.shape) == (weight.shape[0],))
-            and all(tensor is None or tensor.dtype == torch.float32 and tensor.is_contiguous() and not has_tangent(tensor)
-                    for tensor in (x, weight, bias))
-            and not torch.is_autocast_enabled("cpu") and not torch._C._are_functorch_transforms_active())
+    # The operator looks at no shape, and operands whose rows lie apart (half a layer's weights) take it a thousand
+    # times as long.
+    return (
+        _onednn_is_faster()
+        and weight.numel() >= LARGE
+        and x.numel() > 0
+        and x.dim() == weight.dim() == 2
+        and x.shape[1] == weight.shape[1]
+        and (bias is None or tuple(bias.shape) == (weight.shape[0],))
+        and all(
+            tensor is None or tensor.dtype == torch.float32 and tensor.is_contiguous() and not has_tangent(tensor)
+            for tensor in (x, weight, bias)
+        )
+        and not torch.is_autocast_enabled("cpu")
+        and not torch._C._are_functorch_transforms_active()
+    )
 
 
 @functools.cache
 def _onednn_is_faster():
-    """With AVX-512: two cores of an AMD EPYC (Zen 4) multiplied fc6 and fc7 in 149 and 69 ms a step of 128 images, with MKL, F.linear's
-    library, in 186 and 81 (`train --profile`, one run each, torch 2.13.0, 2026-11-26). With AVX2 neither was always the faster; Intel's
-    processors were not measured.
+    """With AVX-512: two cores of an AMD EPYC (Zen 4) multiplied fc6 and fc7 in 149 and 69 ms a step of 128 images, with
+    MKL, F.linear's library, in 186 and 81 (`train --profile`, one run each, torch 2.13.0, 2026-11-26). With AVX2
+    neither was always the faster; Intel's processors were not measured.
 
     The operator is not public: torch.compile calls it for frozen weights.
     """
-    return (torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.backends.mkldnn.is_available()
-            and torch._C._dispatch_has_kernel_for_dispatch_key("mkldnn::_linear_pointwise", "CPU"))
+    return (
+        torch.backends.cpu.get_cpu_capability() == "AVX512"
+        and torch.backends.mkldnn.is_available()
+        and torch._C._dispatch_has_kernel_for_dispatch_key("mkldnn::_linear_pointwise", "CPU")
+    )
 
 
 class _OneDnn(torch.autograd.Function):
@@ -52,8 +69,11 @@ class _OneDnn(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, dy):
         (x, weight), (x_wanted, weight_wanted, bias_wanted) = ctx.saved_tensors, ctx.needs_input_grad
-        return (_product(dy, weight.t()) if x_wanted else None, _product(dy.t(), x.t()) if weight_wanted else None,
-                dy.sum(0) if bias_wanted else None)
+        return (
+            _product(dy, weight.t()) if x_wanted else None,
+            _product(dy.t(), x.t()) if weight_wanted else None,
+            dy.sum(0) if bias_wanted else None,
+        )
 
 
 def _product(a, b, bias=None):

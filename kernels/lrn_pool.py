@@ -2,18 +2,22 @@
 
 The kernels are in `lrn_pool_triton.py`, `csrc/cuda/lrn_pool.cu` and `csrc/cpu/lrn_pool.h`.
 
-Every map operation is one case of `alexnet_mp::lrn_pool`: bias, ReLU, a norm or none, max-pool or none. It is a torch operator with a
-fake and an autograd implementation, so torch.compile and autocast know it, and it launches on the current stream. With
+Every map operation is one case of `alexnet_mp::lrn_pool`: bias, ReLU, a norm or none, max-pool or none. It is a torch
+operator with a fake and an autograd implementation, so torch.compile and autocast know it, and it launches on the
+current stream. With
 
-    v = x + bias,  a = relu(v) or v,  d_c = k + alpha * (sum of a_j^2 over the window of c),  u = a d^-beta,  y = max over each window of u
+    v = x + bias,  a = relu(v) or v,  d_c = k + alpha * (sum of a_j^2 over the window of c),  u = a d^-beta,
+    y = max over each window of u
 
 the gradient g of u is what the pool's windows give to their maxima, and
 
-    da_c = g_c d_c^-beta - 2 alpha beta a_c (sum of g_j a_j d_j^(-beta-1) over the j whose window holds c),  dbias = sum of dx,
+    da_c = g_c d_c^-beta - 2 alpha beta a_c (sum of g_j a_j d_j^(-beta-1) over the j whose window holds c),
+    dbias = sum of dx,
 
-dx being da where no ReLU stopped it. Kept for the backward pass: x, the bias, and one byte an output, the place of the maximum in
-its window (with ties "all" nothing: the maxima are computed again). `reference.py` has the rules for ties and NaN.
-"""
+dx being da where no ReLU stopped it. Kept for the backward pass: x, the bias, and one byte an output, the place of the
+maximum in its window (with ties "all" nothing: the maxima are computed again). `reference.py` has the rules for ties
+and NaN."""
+
 import torch
 
 from . import reference
@@ -21,30 +25,32 @@ from .checks import STORAGE, at_least, check_bias, has_tangent, memory_format, o
 from .dispatch import compiled, resolve
 
 NORMS, RELUS, TIES = ("none", "lrn", "spatial"), ("none", "before", "after"), ("first", "all")
-# So that the place in a window, and "nowhere", fit in a byte. Triton compiles a kernel in which every cell of the window is code of
-# its own: minutes for a large one.
+# So that the place in a window, and "nowhere", fit in a byte. Triton compiles a kernel in which every cell of the
+# window is code of its own: minutes for a large one.
 LARGEST_POOL = {"cpu": 15, "cuda": 7, "triton": 7}
 
 
-def lrn_max_pool(x, bias=None, *, size=5, alpha, beta=0.75, k=2.0, relu="before", pool=3, stride=2, ties="first", kernels="auto"):
+def lrn_max_pool(
+    x, bias=None, *, size=5, alpha, beta=0.75, k=2.0, relu="before", pool=3, stride=2, ties="first", kernels="auto"
+):
     """Bias, ReLU, local response normalisation and overlapping max-pool: (N, C, H, W) -> (N, C, H', W').
 
-    With a = relu(x + bias): y = maximum over each window of a_i / (k + alpha * sum of a_j^2 over the `size` maps around i)^beta
-    (paper 3.3, 3.4); the gradients are at the top of this file.
+    With a = relu(x + bias): y = maximum over each window of a_i / (k + alpha * sum of a_j^2 over the `size` maps around
+    i)^beta (paper 3.3, 3.4); the gradients are at the top of this file.
 
-    x: float32, bfloat16, float16 or (not on a GPU) float64, in any memory format; bias: (C,), of x's dtype, or float32 beside 16 bits.
-    alpha multiplies the *sum* of squares over `size` maps: torch.nn.functional.local_response_norm's alpha is size times this one.
-    relu: "before" = ReLU -> LRN -> pool (paper 3.5, layers 1 and 2); "after" = LRN -> pool -> ReLU (2012 source, layer 1); "none".
-    H' = ceil((H - pool) / stride) + 1. ties: who gets the gradient of tied maxima, "first" (PyTorch) or "all" (2012 source).
-    kernels: who computes, see `resolve`. The output is channels_last where x is.
-    Raises ValueError, with the value named, for arguments that fit no kernel.
-    """
+    x: float32, bfloat16, float16 or (not on a GPU) float64, in any memory format; bias: (C,), of x's dtype, or float32
+    beside 16 bits. alpha multiplies the *sum* of squares over `size` maps: torch.nn.functional.local_response_norm's
+    alpha is size times this one. relu: "before" = ReLU -> LRN -> pool (paper 3.5, layers 1 and 2); "after" = LRN ->
+    pool -> ReLU (2012 source, layer 1); "none". H' = ceil((H - pool) / stride) + 1. ties: who gets the gradient of tied
+    maxima, "first" (PyTorch) or "all" (2012 source). kernels: who computes, see `resolve`. The output is channels_last
+    where x is. Raises ValueError, with the value named, for arguments that fit no kernel."""
     at_least("pool", pool, 1)
     return _lrn_pool(x, bias, "lrn", size, alpha, beta, k, relu, pool, stride, ties, kernels)
 
 
 def lrn(x, bias=None, *, size=5, alpha, beta=0.75, k=2.0, relu="before", kernels="auto"):
-    """Bias, ReLU ("before" or "none") and local response normalisation alone; arguments as in `lrn_max_pool`. (N, C, H, W)."""
+    """Bias, ReLU ("before" or "none") and local response normalisation alone; arguments as in `lrn_max_pool`. (N, C, H,
+    W)."""
     one_of("relu", relu, ("before", "none"))
     return _lrn_pool(x, bias, "lrn", size, alpha, beta, k, relu, 0, 1, "first", kernels)
 
@@ -56,7 +62,8 @@ def max_pool(x, bias=None, *, relu=True, pool=3, stride=2, ties="first", kernels
 
 
 def spatial_norm_max_pool(x, *, size=5, alpha, beta=0.75, k=1.0, pool=3, stride=2, ties="first", kernels="auto"):
-    """The norm over size x size positions of a map (2012 source, cnorm2), then max-pool. (N, C, H, W) -> (N, C, H', W')."""
+    """The norm over size x size positions of a map (2012 source, cnorm2), then max-pool. (N, C, H, W) -> (N, C, H',
+    W')."""
     at_least("pool", pool, 1)
     return _lrn_pool(x, None, "spatial", size, alpha, beta, k, "none", pool, stride, ties, kernels)
 
@@ -84,8 +91,10 @@ def _check(x, bias, norm, size, alpha, beta, k, relu, pool, stride, ties, kernel
     if x.dim() != 4:
         raise ValueError(f"x has the shape {tuple(x.shape)}; it must be (N, C, H, W)")
     if x.dtype not in STORAGE or (x.dtype == torch.float64 and kernels in ("cuda", "triton")):
-        raise ValueError(f"x is {x.dtype}; {kernels} kernels take float32, bfloat16 and float16"
-                         + ("" if kernels in ("cuda", "triton") else ", and float64"))
+        raise ValueError(
+            f"x is {x.dtype}; {kernels} kernels take float32, bfloat16 and float16"
+            + ("" if kernels in ("cuda", "triton") else ", and float64")
+        )
     check_bias(x, bias)
     at_least("size", size, 1)
     at_least("stride", stride, 1)
@@ -96,7 +105,9 @@ def _check(x, bias, norm, size, alpha, beta, k, relu, pool, stride, ties, kernel
     if pool and min(x.shape[2:]) < pool:
         raise ValueError(f"maps of {x.shape[2]}x{x.shape[3]} are smaller than the {pool}x{pool} pooling window")
     if pool > LARGEST_POOL.get(kernels, pool):
-        raise ValueError(f"pool is {pool}; {kernels} kernels take at most {LARGEST_POOL[kernels]}, kernels='reference' any")
+        raise ValueError(
+            f"pool is {pool}; {kernels} kernels take at most {LARGEST_POOL[kernels]}, kernels='reference' any"
+        )
     if pool and stride > pool:
         raise ValueError(f"stride is {stride}, larger than the {pool}x{pool} pooling window")
 
@@ -112,9 +123,12 @@ def _reference(x, bias, norm, size, alpha, beta, k, relu, pool, stride, ties):
     return reference.lrn_max_pool(x, bias, relu=relu, **constants, pool=pool, stride=stride, ties=ties)
 
 
-# The operators. Python's part: outputs, memory formats, the choice of the CUDA kernels or Triton; the arithmetic is elsewhere.
+# The operators. Python's part: outputs, memory formats, the choice of the CUDA kernels or Triton; the arithmetic is
+# elsewhere.
 
-_ARGUMENTS = "str norm, int size, float alpha, float beta, float k, str relu, int pool, int stride, str ties, str kernels"
+_ARGUMENTS = (
+    "str norm, int size, float alpha, float beta, float k, str relu, int pool, int stride, str ties, str kernels"
+)
 
 
 def _outputs(x, pool, stride, ties):
@@ -126,18 +140,36 @@ def _outputs(x, pool, stride, ties):
 
 
 def _in_triton(kernels, tensors, norm, size, beta, pool, stride, all_ties=False):
-    """Whether Triton computes this case: also with kernels "cuda", whose code is for the paper's window, exponent and pool alone.
+    """Whether Triton computes this case: also with kernels "cuda", whose code is for the paper's window, exponent and
+    pool alone.
 
     tensors: those that are read; the CUDA kernels take 16 bytes at a time, of channels_last maps.
     """
     x = tensors[-1]
-    tuned = ((norm == "none" or (norm == "lrn" and size == 5 and beta == 0.75)) and (pool, stride) == (3, 2) and not all_ties
-             and 0 < x.shape[1] <= 1024 and x.shape[1] % 8 == 0 and x[0:1].numel() < 2**31 and x.numel() < 2**31 * x.shape[1])
-    return kernels == "triton" or (kernels == "cuda" and not (tuned and all(
-        tensor.is_contiguous(memory_format=torch.channels_last) and tensor.data_ptr() % 16 == 0 for tensor in tensors)))
+    tuned = (
+        (norm == "none" or (norm == "lrn" and size == 5 and beta == 0.75))
+        and (pool, stride) == (3, 2)
+        and not all_ties
+        and 0 < x.shape[1] <= 1024
+        and x.shape[1] % 8 == 0
+        and x[0:1].numel() < 2**31
+        and x.numel() < 2**31 * x.shape[1]
+    )
+    return kernels == "triton" or (
+        kernels == "cuda"
+        and not (
+            tuned
+            and all(
+                tensor.is_contiguous(memory_format=torch.channels_last) and tensor.data_ptr() % 16 == 0
+                for tensor in tensors
+            )
+        )
+    )
 
 
-@torch.library.custom_op("alexnet_mp::lrn_pool", mutates_args=(), schema=f"(Tensor x, Tensor? bias, {_ARGUMENTS}) -> (Tensor, Tensor)")
+@torch.library.custom_op(
+    "alexnet_mp::lrn_pool", mutates_args=(), schema=f"(Tensor x, Tensor? bias, {_ARGUMENTS}) -> (Tensor, Tensor)"
+)
 def _forward(x, bias, norm, size, alpha, beta, k, relu, pool, stride, ties, kernels):
     one_of("kernels", kernels, ("cuda", "triton", "cpu"))
     y, argmax = _outputs(x, pool, stride, ties)
@@ -145,11 +177,38 @@ def _forward(x, bias, norm, size, alpha, beta, k, relu, pool, stride, ties, kern
         return y, argmax
     if _in_triton(kernels, [x], norm, size, beta, pool, stride):
         from . import lrn_pool_triton
-        lrn_pool_triton.forward(x, bias, y, argmax, norm=norm, size=size, alpha=alpha, beta=beta, k=k, relu=relu, pool=pool,
-                                stride=stride, ties=ties)
+
+        lrn_pool_triton.forward(
+            x,
+            bias,
+            y,
+            argmax,
+            norm=norm,
+            size=size,
+            alpha=alpha,
+            beta=beta,
+            k=k,
+            relu=relu,
+            pool=pool,
+            stride=stride,
+            ties=ties,
+        )
     else:
-        compiled().lrn_pool_forward(x.contiguous(memory_format=memory_format(x)), bias, y, argmax, NORMS.index(norm), size, alpha,
-                                    beta, k, RELUS.index(relu), pool, stride, TIES.index("first"))
+        compiled().lrn_pool_forward(
+            x.contiguous(memory_format=memory_format(x)),
+            bias,
+            y,
+            argmax,
+            NORMS.index(norm),
+            size,
+            alpha,
+            beta,
+            k,
+            RELUS.index(relu),
+            pool,
+            stride,
+            TIES.index("first"),
+        )
     return y, argmax
 
 
@@ -158,8 +217,11 @@ def _(x, bias, norm, size, alpha, beta, k, relu, pool, stride, ties, kernels):
     return _outputs(x, pool, stride, ties)
 
 
-@torch.library.custom_op("alexnet_mp::lrn_pool_backward", mutates_args=(),
-                         schema=f"(Tensor dy, Tensor x, Tensor? bias, Tensor argmax, {_ARGUMENTS}) -> (Tensor, Tensor)")
+@torch.library.custom_op(
+    "alexnet_mp::lrn_pool_backward",
+    mutates_args=(),
+    schema=f"(Tensor dy, Tensor x, Tensor? bias, Tensor argmax, {_ARGUMENTS}) -> (Tensor, Tensor)",
+)
 def _backward(dy, x, bias, argmax, norm, size, alpha, beta, k, relu, pool, stride, ties, kernels):
     dx, dbias = _gradients(x, bias)
     if dx.numel() == 0:
@@ -168,13 +230,43 @@ def _backward(dy, x, bias, argmax, norm, size, alpha, beta, k, relu, pool, strid
         dy, x = (tensor.contiguous(memory_format=memory_format(dx)) for tensor in (dy, x))
     if _in_triton(kernels, [dy, x], norm, size, beta, pool, stride, all_ties=ties == "all"):
         from . import lrn_pool_triton
-        sums = lrn_pool_triton.backward(dy, x, bias, argmax, dx, norm=norm, size=size, alpha=alpha, beta=beta, k=k, relu=relu,
-                                        pool=pool, stride=stride, ties=ties)
+
+        sums = lrn_pool_triton.backward(
+            dy,
+            x,
+            bias,
+            argmax,
+            dx,
+            norm=norm,
+            size=size,
+            alpha=alpha,
+            beta=beta,
+            k=k,
+            relu=relu,
+            pool=pool,
+            stride=stride,
+            ties=ties,
+        )
         return dx, dbias if sums is None else sums
     if argmax.numel():  # a hook on saved tensors may have changed its order
         argmax = argmax.contiguous(memory_format=memory_format(dx))
-    compiled().lrn_pool_backward(dy, x, bias, argmax, dx, dbias, NORMS.index(norm), size, alpha, beta, k, RELUS.index(relu), pool,
-                                 stride, TIES.index(ties))
+    compiled().lrn_pool_backward(
+        dy,
+        x,
+        bias,
+        argmax,
+        dx,
+        dbias,
+        NORMS.index(norm),
+        size,
+        alpha,
+        beta,
+        k,
+        RELUS.index(relu),
+        pool,
+        stride,
+        TIES.index(ties),
+    )
     return dx, dbias
 
 
@@ -185,7 +277,9 @@ def _(dy, x, bias, argmax, norm, size, alpha, beta, k, relu, pool, stride, ties,
 
 def _gradients(x, bias):
     """dx and dbias, not yet written; dbias is empty without a bias."""
-    dbias = x.new_empty(0 if bias is None else x.shape[1], dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
+    dbias = x.new_empty(
+        0 if bias is None else x.shape[1], dtype=torch.float64 if x.dtype == torch.float64 else torch.float32
+    )
     return torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=memory_format(x)), dbias
 
 

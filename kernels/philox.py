@@ -1,9 +1,9 @@
 """Counter-based random numbers: Philox-4x32-10 (Salmon, Moraes, Dror, Shaw 2011), the same bits on every device.
 
-A draw is a pure function of a key and a counter, so nothing has to be stored, replayed or kept in step: the crop of image 7 in
-epoch 3 is the same whatever the worker count, and the dropout mask of step 40 is the same after a restart. Written in int64
-torch operations because torch has no unsigned 32-bit arithmetic on every device.
-"""
+A draw is a pure function of a key and a counter, so nothing has to be stored, replayed or kept in step: the crop of
+image 7 in epoch 3 is the same whatever the worker count, and the dropout mask of step 40 is the same after a restart.
+Written in int64 torch operations because torch has no unsigned 32-bit arithmetic on every device."""
+
 import math
 
 import torch
@@ -26,7 +26,8 @@ def philox(counter, key):
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(10):
-        # A 32 x 32 bit product wraps around in int64, but all 64 bits of it are right; the mask undoes the sign of the shift.
+        # A 32 x 32 bit product wraps around in int64, but all 64 bits of it are right; the mask undoes the sign of the
+        # shift.
         p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
         c0, c1, c2, c3 = ((p1 >> 32) & _MASK) ^ c1 ^ k0, p1 & _MASK, ((p0 >> 32) & _MASK) ^ c3 ^ k1, p0 & _MASK
         k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK

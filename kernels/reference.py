@@ -1,15 +1,21 @@
 """Every operation of the network in plain PyTorch: the only definition, and the oracle of all tests.
 
-Shapes are (N, C, H, W), of dropout also (N, F), in any memory format. float32, bfloat16 and float16 are computed in float32 and
-rounded once at the end; float64 is computed in float64. The rules for ties and NaN are written here and nowhere else:
+Shapes are (N, C, H, W), of dropout also (N, F), in any memory format. float32, bfloat16 and float16 are computed in
+float32 and rounded once at the end; float64 is computed in float64. The rules for ties and NaN are written here and
+nowhere else:
 
 * forward, a window that holds a NaN gives NaN (as torch.nn.functional.max_pool2d);
-* backward, `ties="first"` gives a window's gradient to the first maximum in scan order (PyTorch, cuDNN); `ties="all"` gives
-  it in full to every cell that equals the maximum, the rule of the 2012 source (`kLocalMaxUndo` of cuda-convnet). Equality is
-  decided on the values that were compared, in float32 or float64, before they are rounded to a 16-bit storage type; a NaN
+* backward, `ties="first"` gives a window's gradient to the first maximum in scan order (PyTorch, cuDNN); `ties="all"`
+gives
+  it in full to every cell that equals the maximum, the rule of the 2012 source (`kLocalMaxUndo` of cuda-convnet).
+  Equality is
+  decided on the values that were compared, in float32 or float64, before they are rounded to a 16-bit storage type; a
+  NaN
   equals nothing;
-* the last window may hang over the bottom and right edges; the cells outside are ignored (2012 source, `layer.py:1164`).
+* the last window may hang over the bottom and right edges; the cells outside are ignored (2012 source,
+`layer.py:1164`).
 """
+
 import torch
 import torch.nn.functional as F
 
@@ -19,21 +25,20 @@ from .philox import DROPOUT_STREAM, philox
 def lrn_max_pool(x, bias=None, *, size=5, alpha, beta=0.75, k=2.0, relu="before", pool=3, stride=2, ties="first"):
     """Bias, ReLU, local response normalisation and overlapping max-pool: (N, C, H, W) -> (N, C, H', W').
 
-    relu: "before" = ReLU -> LRN -> pool (paper 3.5, layers 1 and 2); "after" = LRN -> pool -> ReLU (2012 source, layer 1);
-    "none". The other arguments as in `lrn` and `max_pool`. Raises ValueError on another `relu` or `ties`.
-    """
+    relu: "before" = ReLU -> LRN -> pool (paper 3.5, layers 1 and 2); "after" = LRN -> pool -> ReLU (2012 source, layer
+    1); "none". The other arguments as in `lrn` and `max_pool`. Raises ValueError on another `relu` or `ties`."""
     _one_of("relu", relu, ("before", "after", "none"))
     v = _lrn(_biased(x, bias, relu == "before"), size, alpha, beta, k)
     return _pool(v, relu == "after", pool, stride, ties).to(x.dtype)
 
 
 def lrn(x, bias=None, *, size=5, alpha, beta=0.75, k=2.0, relu="before"):
-    """b_i = a_i / (k + alpha * sum of a_j^2 over the `size` maps around i)^beta (paper 3.3), maps outside [0, C) left out.
+    """b_i = a_i / (k + alpha * sum of a_j^2 over the `size` maps around i)^beta (paper 3.3), maps outside [0, C) left
+    out.
 
     a = relu(x + bias) for relu="before", x + bias for "none"; bias: (C,). alpha multiplies the *sum*:
-    torch.nn.functional.local_response_norm divides its own alpha by size, so this alpha = a is that function's a * size.
-    (N, C, H, W) -> (N, C, H, W).
-    """
+    torch.nn.functional.local_response_norm divides its own alpha by size, so this alpha = a is that function's a *
+    size. (N, C, H, W) -> (N, C, H, W)."""
     _one_of("relu", relu, ("before", "none"))
     return _lrn(_biased(x, bias, relu == "before"), size, alpha, beta, k).to(x.dtype)
 
@@ -41,9 +46,8 @@ def lrn(x, bias=None, *, size=5, alpha, beta=0.75, k=2.0, relu="before"):
 def max_pool(x, bias=None, *, relu=True, pool=3, stride=2, ties="first"):
     """Bias, ReLU and max-pool over pool x pool windows `stride` apart (paper 3.4): (N, C, H, W) -> (N, C, H', W').
 
-    H' = ceil((H - pool) / stride) + 1. ReLU before or after the maximum is the same function. Raises ValueError on another
-    `ties` than "first" or "all", and where H or W is smaller than the window.
-    """
+    H' = ceil((H - pool) / stride) + 1. ReLU before or after the maximum is the same function. Raises ValueError on
+    another `ties` than "first" or "all", and where H or W is smaller than the window."""
     return _pool(_biased(x, bias, False), relu, pool, stride, ties).to(x.dtype)
 
 
@@ -53,7 +57,8 @@ def spatial_norm_max_pool(x, *, size=5, alpha, beta=0.75, k=1.0, pool=3, stride=
 
 
 def spatial_norm(x, *, size=5, alpha, beta=0.75, k=1.0):
-    """x_p / (k + alpha * sum of x_q^2 over the size x size positions q around p of the same map)^beta, cells outside left out.
+    """x_p / (k + alpha * sum of x_q^2 over the size x size positions q around p of the same map)^beta, cells outside
+    left out.
 
     Layer type `rnorm` of the 2012 source (named cnorm2 in net 145), absent from the paper. alpha multiplies the sum.
     (N, C, H, W) -> (N, C, H, W).
@@ -70,22 +75,21 @@ def avg_pool(x, *, pool=3, stride=2):
 def dropout(x, *, probability, seed, step, layer, tower):
     """Classic dropout (paper 4.2): zero each value with `probability`, leave the others as they are; any shape.
 
-    No rescaling here; the test pass multiplies by 1 - probability instead. The mask is a function of (seed, step, layer,
-    tower, position in x) alone: the same on every device and after every restart. step: an int, or an int64 tensor without
-    dimensions on x's device, which the host does not wait for; its low 32 bits count.
-    """
+    No rescaling here; the test pass multiplies by 1 - probability instead. The mask is a function of (seed, step,
+    layer, tower, position in x) alone: the same on every device and after every restart. step: an int, or an int64
+    tensor without dimensions on x's device, which the host does not wait for; its low 32 bits count."""
     blocks = torch.arange((x.numel() + 3) // 4, device=x.device)  # four words a counter
     words = torch.stack(philox((blocks, step & 0xFFFFFFFF, layer, tower), (seed, DROPOUT_STREAM)), dim=1)
-    keep = words.flatten()[:x.numel()].view(x.shape) >= int(probability * 2**32)
+    keep = words.flatten()[: x.numel()].view(x.shape) >= int(probability * 2**32)
     return x * keep
 
 
 def relu_dropout(x, bias=None, *, probability=0.0, seed=0, step=None, layer=0, tower=0):
-    """Bias, ReLU and `dropout`: relu(x + bias) * keep, (N, F) or (N, C, H, W), any order; bias: (F,) or (C,). (Paper 3.1, 4.2.)
+    """Bias, ReLU and `dropout`: relu(x + bias) * keep, (N, F) or (N, C, H, W), any order; bias: (F,) or (C,). (Paper
+    3.1, 4.2.)
 
-    probability 0 draws nothing and needs no step. Rounding to the dtype of x comes before the ReLU: the same y, and a value that
-    rounds to 0 gets no gradient, so that y alone says where the gradient goes.
-    """
+    probability 0 draws nothing and needs no step. Rounding to the dtype of x comes before the ReLU: the same y, and a
+    value that rounds to 0 gets no gradient, so that y alone says where the gradient goes."""
     y = torch.relu(_biased(x, bias, False).to(x.dtype))
     return dropout(y, probability=probability, seed=seed, step=step, layer=layer, tower=tower) if probability else y
 
@@ -93,11 +97,10 @@ def relu_dropout(x, bias=None, *, probability=0.0, seed=0, step=None, layer=0, t
 def paper_sgd_(parameters, gradients, velocities, *, learning_rates, momentum, weight_decays, copies=(), sums=None):
     """The update of paper section 5, in place, for lists of tensors: v <- m v - d e w - e g; w <- w + v.
 
-    e, d: one learning rate and weight decay a tensor. The velocity carries the learning rate, unlike torch.optim.SGD: after a
-    drop the old steps coast on at their old size. A rate of 0 leaves tensor and velocity alone (2012 source, `weights.cu:148`).
-    bfloat16 and float16 are computed in float32, w from the v that is not rounded yet. copies, sums: see
-    `note_weights`.
-    """
+    e, d: one learning rate and weight decay a tensor. The velocity carries the learning rate, unlike torch.optim.SGD:
+    after a drop the old steps coast on at their old size. A rate of 0 leaves tensor and velocity alone (2012 source,
+    `weights.cu:148`). bfloat16 and float16 are computed in float32, w from the v that is not rounded yet. copies, sums:
+    see `note_weights`."""
     with torch.no_grad():
         numbered = enumerate(zip(parameters, gradients, velocities, learning_rates, weight_decays, strict=True))
         for number, (w, g, v, rate, decay) in numbered:
@@ -125,21 +128,36 @@ def note_weights(number, w, copies=(), sums=None):
         sums[number] = w.float().sum()
 
 
-def augment(pictures, top, left, flip, mean, shift, scale=1.0, *, crop, mean_follows_crop, dtype=torch.float32,
-            memory_format=torch.channels_last):
-    """Crop, flip, minus the mean image, plus a colour shift, times a scale (paper 2, 4.1): -> (N, 3, crop, crop) in `dtype`.
+def augment(
+    pictures,
+    top,
+    left,
+    flip,
+    mean,
+    shift,
+    scale=1.0,
+    *,
+    crop,
+    mean_follows_crop,
+    dtype=torch.float32,
+    memory_format=torch.channels_last,
+):
+    """Crop, flip, minus the mean image, plus a colour shift, times a scale (paper 2, 4.1): -> (N, 3, crop, crop) in
+    `dtype`.
 
-    pictures: (N, S, S, 3) uint8; top, left: (N,) int64, flip: (N,) bool; mean: (S, S, 3); shift: (N, 3), grey levels. The mean is
-    the one under the pixel (`mean_follows_crop`) or always its centre window, never flipped (2012 source, `convdata_jpeg.py:95`).
-    y = ((pixel - mean) + shift) * scale in this order, in the dtype of `mean`, float32 or float64; rounded once at the end.
-    """
+    pictures: (N, S, S, 3) uint8; top, left: (N,) int64, flip: (N,) bool; mean: (S, S, 3); shift: (N, 3), grey levels.
+    The mean is the one under the pixel (`mean_follows_crop`) or always its centre window, never flipped (2012 source,
+    `convdata_jpeg.py:95`). y = ((pixel - mean) + shift) * scale in this order, in the dtype of `mean`, float32 or
+    float64; rounded once at the end."""
     side, device = torch.arange(crop), pictures.device
     rows, columns = top[:, None] + side, left[:, None] + torch.where(flip[:, None], crop - 1 - side, side)
     rows, columns = rows[:, :, None].to(device), columns[:, None, :].to(device)
     offset = (mean.shape[0] - crop) // 2
-    under = mean[rows, columns] if mean_follows_crop else mean[offset:offset + crop, offset:offset + crop]
+    under = mean[rows, columns] if mean_follows_crop else mean[offset : offset + crop, offset : offset + crop]
     pixels = pictures[torch.arange(len(pictures), device=device)[:, None, None], rows, columns]  # (N, crop, crop, 3)
-    y = (pixels.to(mean.dtype) - under + shift.to(device)[:, None, None, :]) * torch.tensor(scale, dtype=mean.dtype, device=device)
+    y = (pixels.to(mean.dtype) - under + shift.to(device)[:, None, None, :]) * torch.tensor(
+        scale, dtype=mean.dtype, device=device
+    )
     return y.permute(0, 3, 1, 2).to(dtype).contiguous(memory_format=memory_format)
 
 
@@ -157,21 +175,20 @@ def _biased(x, bias, relu):
 def _lrn(a, size, alpha, beta, k):
     maps, before = a.shape[1], size // 2  # the window is i - size/2 .. i - size/2 + size - 1
     squares = F.pad(a * a, (0, 0, 0, 0, before, size - 1 - before))
-    return a * (k + alpha * sum(squares[:, j:j + maps] for j in range(size))).pow(-beta)
+    return a * (k + alpha * sum(squares[:, j : j + maps] for j in range(size))).pow(-beta)
 
 
 def _spatial_norm(a, size, alpha, beta, k):
     height, width, before, after = *a.shape[2:], size // 2, size - 1 - size // 2
     squares = F.pad(a * a, (before, after, before, after))
-    rows = sum(squares[:, :, i:i + height] for i in range(size))
-    return a * (k + alpha * sum(rows[:, :, :, j:j + width] for j in range(size))).pow(-beta)
+    rows = sum(squares[:, :, i : i + height] for i in range(size))
+    return a * (k + alpha * sum(rows[:, :, :, j : j + width] for j in range(size))).pow(-beta)
 
 
 def _pool(a, relu, pool, stride, ties):
     _one_of("ties", ties, ("first", "all"))
     _fits(a, pool)
-    y = (_MaxPoolAllTies.apply(a, pool, stride) if ties == "all" else
-         F.max_pool2d(a, pool, stride, ceil_mode=True))
+    y = _MaxPoolAllTies.apply(a, pool, stride) if ties == "all" else F.max_pool2d(a, pool, stride, ceil_mode=True)
     return torch.relu(y) if relu else y
 
 

@@ -1,8 +1,8 @@
 """Bias, ReLU and dropout as a torch operator: arguments, who computes, autograd.
 
-The kernels are in `relu_dropout_triton.py` and, for a CPU, in `csrc/cpu/relu_dropout.h`.
-Kept for the backward pass: y alone. Where it is not positive, the ReLU or the mask stopped the value, and stops the gradient.
-"""
+The kernels are in `relu_dropout_triton.py` and, for a CPU, in `csrc/cpu/relu_dropout.h`. Kept for the backward pass: y
+alone. Where it is not positive, the ReLU or the mask stopped the value, and stops the gradient."""
+
 import torch
 
 from . import reference
@@ -14,19 +14,17 @@ from .philox import DROPOUT_STREAM
 def relu_dropout(x, bias=None, *, probability=0.0, seed=0, step=None, layer=0, tower=0, kernels="auto"):
     """Bias, ReLU and classic dropout (paper 3.1, 4.2) in one pass: (N, F) -> (N, F), (N, C, H, W) -> (N, C, H, W).
 
-    y = relu(x + bias) * keep, computed in float32 and rounded once; keep is the mask of `reference.dropout`, zero with `probability`
-    and a function of (seed, step, layer, tower, position in x) alone. No rescaling.
+    y = relu(x + bias) * keep, computed in float32 and rounded once; keep is the mask of `reference.dropout`, zero with
+    `probability` and a function of (seed, step, layer, tower, position in x) alone. No rescaling.
 
-    x: float32, bfloat16, float16, or float64, which on a GPU the reference computes; channels_last stays so, other orders come out
-    contiguous.
-    bias: (F,) or (C,), of x's dtype, or float32 beside 16 bits. probability: in [0, 1); 0 draws nothing and needs no step.
-    seed, layer, tower: ints in [0, 2^32). step: an int, or an int64 tensor without dimensions on x's device, which is read by the
-    device: a CUDA graph may count it up. Its low 32 bits count. kernels: see `resolve`; "cuda" is the Triton kernel here, "cpu" has
-    one for dropout without a bias in (N, F) or NCHW, and leaves the rest to the reference. The gradient: dy where not y <= 0, else 0,
-    so where y is NaN dy. (Plain autograd, in the reference, gives a NaN that was dropped 0.) The bias gets its sum, added up in
-    float32, in the same order every time.
-    Raises ValueError, with the value named, for arguments that don't fit.
-    """
+    x: float32, bfloat16, float16, or float64, which on a GPU the reference computes; channels_last stays so, other
+    orders come out contiguous. bias: (F,) or (C,), of x's dtype, or float32 beside 16 bits. probability: in [0, 1); 0
+    draws nothing and needs no step. seed, layer, tower: ints in [0, 2^32). step: an int, or an int64 tensor without
+    dimensions on x's device, which is read by the device: a CUDA graph may count it up. Its low 32 bits count. kernels:
+    see `resolve`; "cuda" is the Triton kernel here, "cpu" has one for dropout without a bias in (N, F) or NCHW, and
+    leaves the rest to the reference. The gradient: dy where not y <= 0, else 0, so where y is NaN dy. (Plain autograd,
+    in the reference, gives a NaN that was dropped 0.) The bias gets its sum, added up in float32, in the same order
+    every time. Raises ValueError, with the value named, for arguments that don't fit."""
     name = resolve(kernels, x.device, "relu_dropout")
     _check(x, bias, probability, seed, step, layer, tower)
     there_is = {"triton": x.dtype != torch.float64, "cpu": probability > 0 and bias is None and x.is_contiguous()}
@@ -35,7 +33,8 @@ def relu_dropout(x, bias=None, *, probability=0.0, seed=0, step=None, layer=0, t
     if probability == 0:
         step = None
     elif not isinstance(step, torch.Tensor):
-        step = torch.full((), step & 0xFFFFFFFF, dtype=torch.int64, device=x.device)  # a fill: a copy from the host would wait
+        # a fill: a copy from the host would wait
+        step = torch.full((), step & 0xFFFFFFFF, dtype=torch.int64, device=x.device)
     return torch.ops.alexnet_mp.relu_dropout(x, bias, step, float(probability), seed, layer, tower, name)
 
 
@@ -55,20 +54,34 @@ def _check(x, bias, probability, seed, step, layer, tower):
         if step.dim() or step.dtype != torch.int64 or step.device != x.device:
             raise ValueError(f"step is {describe(step)}; it must be torch.int64 () on {x.device}")
     elif not isinstance(step, int) and (step is not None or probability > 0):
-        raise ValueError(f"step is {step!r}; with a probability of {probability!r} it must be an integer, or a tensor of one")
+        raise ValueError(
+            f"step is {step!r}; with a probability of {probability!r} it must be an integer, or a tensor of one"
+        )
 
 
-@torch.library.custom_op("alexnet_mp::relu_dropout", mutates_args=(),
-                         schema="(Tensor x, Tensor? bias, Tensor? step, float probability, int seed, int layer, int tower, "
-                                "str kernels) -> Tensor")
+@torch.library.custom_op(
+    "alexnet_mp::relu_dropout",
+    mutates_args=(),
+    schema="(Tensor x, Tensor? bias, Tensor? step, float probability, int seed, int layer, int tower, "
+    "str kernels) -> Tensor",
+)
 def _forward(x, bias, step, probability, seed, layer, tower, kernels):
     y = _dense_like(x)
     if kernels == "cpu":
         compiled().relu_dropout(x, step, int(probability * 2**32), seed, DROPOUT_STREAM, layer, tower, y)
     elif y.numel():
         from .relu_dropout_triton import forward as launch
-        launch(x.contiguous(memory_format=memory_format(x)), bias if bias is None else bias.contiguous(), step, y,
-               probability=probability, seed=seed, layer=layer, tower=tower)
+
+        launch(
+            x.contiguous(memory_format=memory_format(x)),
+            bias if bias is None else bias.contiguous(),
+            step,
+            y,
+            probability=probability,
+            seed=seed,
+            layer=layer,
+            tower=tower,
+        )
     return y
 
 
@@ -77,8 +90,11 @@ def _(x, bias, step, probability, seed, layer, tower, kernels):
     return _dense_like(x)
 
 
-@torch.library.custom_op("alexnet_mp::relu_dropout_backward", mutates_args=(),
-                         schema="(Tensor dy, Tensor y, bool sums, str kernels) -> (Tensor, Tensor)")
+@torch.library.custom_op(
+    "alexnet_mp::relu_dropout_backward",
+    mutates_args=(),
+    schema="(Tensor dy, Tensor y, bool sums, str kernels) -> (Tensor, Tensor)",
+)
 def _backward(dy, y, sums, kernels):
     dx, dbias = _gradients(y, sums)
     if kernels == "cpu":
@@ -86,6 +102,7 @@ def _backward(dy, y, sums, kernels):
     if dx.numel() == 0:
         return dx, dbias.zero_()
     from .relu_dropout_triton import backward as launch
+
     dy, y = (tensor.contiguous(memory_format=memory_format(dx)) for tensor in (dy, y))
     found = launch(dy, y, dx, sums)
     return dx, found if sums else dbias
@@ -111,7 +128,7 @@ def _save(ctx, inputs, output):
 
 
 def _differentiate(ctx, dy):
-    y, = ctx.saved_tensors
+    (y,) = ctx.saved_tensors
     wanted = ctx.bias_dtype is not None and ctx.needs_input_grad[1]
     dx, dbias = torch.ops.alexnet_mp.relu_dropout_backward(dy, y, wanted, ctx.kernels)
     return dx, dbias.to(ctx.bias_dtype) if wanted else None, *[None] * 6

@@ -2,10 +2,11 @@
 
     a = x + bias,  y = (0 where a <= 0, else a) * keep;  dx = dy where not y <= 0, else 0,  dbias = sum of dx
 
-in float32. The mask is that of `reference.dropout`, made again from its counters; the backward pass sees it in the zeros of y. A
-program makes a tile of ROWS positions by MAPS maps. In channels_last, and for (N, F), the positions of all images are one column,
-in NCHW a tile lies in one image. Every backward program leaves the sums of its tile, so no atomic is needed, and no order varies.
-"""
+in float32. The mask is that of `reference.dropout`, made again from its counters; the backward pass sees it in the
+zeros of y. A program makes a tile of ROWS positions by MAPS maps. In channels_last, and for (N, F), the positions of
+all images are one column, in NCHW a tile lies in one image. Every backward program leaves the sums of its tile, so no
+atomic is needed, and no order varies."""
+
 import torch
 import triton
 import triton.language as tl
@@ -18,8 +19,16 @@ SIDES = (256, 128, 64, 32)  # of tiles, along the dimension in which memory is c
 
 
 @triton.jit
-def _tile(positions, C: tl.constexpr, PIXELS: tl.constexpr, CHANNELS_LAST: tl.constexpr, ROWS: tl.constexpr, MAPS: tl.constexpr):
-    """Which tile of positions this program makes; its images, pixels in them and maps, where its values are, and which exist.
+def _tile(
+    positions,
+    C: tl.constexpr,
+    PIXELS: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    ROWS: tl.constexpr,
+    MAPS: tl.constexpr,
+):
+    """Which tile of positions this program makes; its images, pixels in them and maps, where its values are, and which
+    exist.
 
     positions: N * PIXELS. Everything but the first is int64 and (ROWS, 1), (1, MAPS) or (ROWS, MAPS).
     """
@@ -40,14 +49,17 @@ def _tile(positions, C: tl.constexpr, PIXELS: tl.constexpr, CHANNELS_LAST: tl.co
     return tile, image, pixel, channel, place, inside
 
 
-@triton.jit(do_not_specialize=["key", "layer", "tower"])  # a kernel for every layer would be the same but for a constant
+# a kernel for every layer would be the same but for a constant
+@triton.jit(do_not_specialize=["key", "layer", "tower"])
 def _relu_dropout_kernel(
-    x_ptr,      # N images of C maps of PIXELS positions, dense
-    bias_ptr,   # (C,), or None
-    step_ptr,   # () int64; None where THRESHOLD is 0
-    y_ptr,      # as x
+    x_ptr,  # N images of C maps of PIXELS positions, dense
+    bias_ptr,  # (C,), or None
+    step_ptr,  # () int64; None where THRESHOLD is 0
+    y_ptr,  # as x
     positions,  # N * PIXELS
-    key, layer, tower,        # int; of the mask
+    key,
+    layer,
+    tower,  # int; of the mask
     THRESHOLD: tl.constexpr,  # words below are dropped; 0 drops nothing and draws nothing
     C: tl.constexpr,
     PIXELS: tl.constexpr,
@@ -78,11 +90,11 @@ def _relu_dropout_kernel(
 
 @triton.jit
 def _relu_dropout_backward_kernel(
-    dy_ptr,       # N images of C maps of PIXELS positions, dense
-    y_ptr,        # as dy
-    dx_ptr,       # as dy
+    dy_ptr,  # N images of C maps of PIXELS positions, dense
+    y_ptr,  # as dy
+    dx_ptr,  # as dy
     partial_ptr,  # (tiles, C) float32: sums of dx over the positions of a tile; or None
-    positions,    # N * PIXELS
+    positions,  # N * PIXELS
     C: tl.constexpr,
     PIXELS: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
@@ -107,12 +119,24 @@ def forward(x, bias, step, y, *, probability, seed, layer, tower):
     positions, shape, grid, _ = _launch(x, FORWARD_TILE)
     threshold = int(probability * 2**32)
     with triton_on(x):
-        _relu_dropout_kernel[grid](x, bias, step if threshold else None, y, positions, DROPOUT_STREAM << 32 | seed, layer, tower,
-                                   threshold, *shape, num_warps=FORWARD_TILE // 512)
+        _relu_dropout_kernel[grid](
+            x,
+            bias,
+            step if threshold else None,
+            y,
+            positions,
+            DROPOUT_STREAM << 32 | seed,
+            layer,
+            tower,
+            threshold,
+            *shape,
+            num_warps=FORWARD_TILE // 512,
+        )
 
 
 def backward(dy, y, dx, sums):
-    """Write dx; return the gradient of the bias, (C,) float32, or None unless `sums`. dy, y, dx: dense, in one memory order."""
+    """Write dx; return the gradient of the bias, (C,) float32, or None unless `sums`. dy, y, dx: dense, in one memory
+    order."""
     positions, shape, grid, tiles = _launch(y, BACKWARD_TILE)
     partial = torch.empty(tiles, y.shape[1], dtype=torch.float32, device=y.device) if sums else None
     with triton_on(y):
@@ -121,10 +145,12 @@ def backward(dy, y, dx, sums):
 
 
 def _launch(x, size):
-    """(positions, (C, PIXELS, CHANNELS_LAST, ROWS, MAPS), grid, number of tiles of positions) for tiles of `size` values."""
+    """(positions, (C, PIXELS, CHANNELS_LAST, ROWS, MAPS), grid, number of tiles of positions) for tiles of `size`
+    values."""
     images, maps, pixels = x.shape[0], x.shape[1], x.shape[2:].numel()
     channels_last = pixels == 1 or not x.is_contiguous()
-    side = min(SIDES, key=lambda side: triton.cdiv(maps if channels_last else pixels, side) * side)  # fewest idle lanes, then widest
+    # fewest idle lanes, then widest
+    side = min(SIDES, key=lambda side: triton.cdiv(maps if channels_last else pixels, side) * side)
     columns = side if channels_last else size // side
     rows = size // columns
     tiles = triton.cdiv(images * pixels, rows) if channels_last else images * triton.cdiv(pixels, rows)

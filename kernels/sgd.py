@@ -2,6 +2,7 @@
 
 The kernels are in `sgd_triton.py` and, for a CPU, in `csrc/cpu/sgd.h`.
 """
+
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -16,28 +17,31 @@ SIXTEEN_BITS = (torch.bfloat16, torch.float16)
 _table_owner = ContextVar("table_owner", default=None)
 
 
-def paper_sgd_(parameters, gradients, velocities, *, learning_rates, momentum, weight_decays, copies=(), sums=None,
-               kernels="auto"):
+def paper_sgd_(
+    parameters, gradients, velocities, *, learning_rates, momentum, weight_decays, copies=(), sums=None, kernels="auto"
+):
     """The update of paper section 5, in place, for lists of tensors on one device: v <- m v - d e w - e g; w <- w + v.
 
-    One learning rate e and weight decay d a tensor; a rate of 0 leaves tensor and velocity alone. Lists of equal length; a tensor,
-    its gradient and its velocity have one shape, dtype and device; but beside float32 a gradient may have 16 bits. On a
-    GPU one launch for all tensors. In the same pass are written, of tensors that are updated: copies, none or a 16-bit
-    tensor for each parameter, the next weights rounded; sums, (parameters,) float32, the sum of each, finite only where
-    no weight is NaN or infinite. Raises ValueError where they don't fit.
-    """
+    One learning rate e and weight decay d a tensor; a rate of 0 leaves tensor and velocity alone. Lists of equal
+    length; a tensor, its gradient and its velocity have one shape, dtype and device; but beside float32 a gradient may
+    have 16 bits. On a GPU one launch for all tensors. In the same pass are written, of tensors that are updated:
+    copies, none or a 16-bit tensor for each parameter, the next weights rounded; sums, (parameters,) float32, the sum
+    of each, finite only where no weight is NaN or infinite. Raises ValueError where they don't fit."""
     parameters, gradients, velocities, copies = list(parameters), list(gradients), list(velocities), list(copies)
     rates, decays = [float(rate) for rate in learning_rates], [float(decay) for decay in weight_decays]
     if not len(parameters) == len(gradients) == len(velocities) == len(rates) == len(decays):
-        raise ValueError(f"{len(parameters)} parameters, {len(gradients)} gradients, {len(velocities)} velocities, {len(rates)} "
-                         f"learning rates and {len(decays)} weight decays; there must be as many of each")
+        raise ValueError(
+            f"{len(parameters)} parameters, {len(gradients)} gradients, {len(velocities)} velocities, {len(rates)} "
+            f"learning rates and {len(decays)} weight decays; there must be as many of each"
+        )
     for number, (w, g, v) in enumerate(zip(parameters, gradients, velocities)):
         if w.dtype not in STORAGE:
             raise ValueError(f"parameter {number} is {w.dtype}; it must be float32, bfloat16, float16 or float64")
         for name, other in (("gradient", g), ("velocity", v), ("first parameter", parameters[0])):
             narrow = name == "gradient" and w.dtype == torch.float32 and other.dtype in SIXTEEN_BITS
-            if other.device != w.device or (name != "first parameter" and (
-                    other.shape != w.shape or not (narrow or other.dtype == w.dtype))):
+            if other.device != w.device or (
+                name != "first parameter" and (other.shape != w.shape or not (narrow or other.dtype == w.dtype))
+            ):
                 raise ValueError(f"parameter {number} is {describe(w)}, the {name} {describe(other)}")
     if copies and len(copies) != len(parameters):
         raise ValueError(f"{len(copies)} copies of {len(parameters)} parameters; there must be none, or as many")
@@ -45,22 +49,36 @@ def paper_sgd_(parameters, gradients, velocities, *, learning_rates, momentum, w
         if (copy.shape, copy.device) != (w.shape, w.device) or copy.dtype not in SIXTEEN_BITS:
             raise ValueError(f"parameter {number} is {describe(w)}, its copy {describe(copy)}; it must have 16 bits")
     if sums is not None and (tuple(sums.shape), sums.dtype, parameters and sums.device) != (
-            (len(parameters),), torch.float32, parameters and parameters[0].device):
-        raise ValueError(f"sums are {describe(sums)}; "
-                         f"they must be torch.float32 {(len(parameters),)} beside the parameters")
+        (len(parameters),),
+        torch.float32,
+        parameters and parameters[0].device,
+    ):
+        raise ValueError(
+            f"sums are {describe(sums)}; they must be torch.float32 {(len(parameters),)} beside the parameters"
+        )
     if not parameters:
         return
     with torch.no_grad():
-        torch.ops.alexnet_mp.paper_sgd_(parameters, gradients, velocities, copies, sums, rates, float(momentum), decays,
-                                        resolve(kernels, parameters[0].device, "paper_sgd_"))
+        torch.ops.alexnet_mp.paper_sgd_(
+            parameters,
+            gradients,
+            velocities,
+            copies,
+            sums,
+            rates,
+            float(momentum),
+            decays,
+            resolve(kernels, parameters[0].device, "paper_sgd_"),
+        )
 
 
 @contextmanager
 def update_tables_in(owner):
-    """What `paper_sgd_` keeps on a device for its launches is, of calls in here, kept in the dict `owner`, and looked for there.
+    """What `paper_sgd_` keeps on a device for its launches is, of calls in here, kept in the dict `owner`, and looked
+    for there.
 
-    A CUDA graph reads it at every replay: who captures the update keeps `owner` as long as the graph, and drops both together.
-    """
+    A CUDA graph reads it at every replay: who captures the update keeps `owner` as long as the graph, and drops both
+    together."""
     before = _table_owner.set(owner)
     try:
         yield
@@ -68,15 +86,28 @@ def update_tables_in(owner):
         _table_owner.reset(before)
 
 
-@torch.library.custom_op("alexnet_mp::paper_sgd_", mutates_args=("parameters", "velocities", "copies", "sums"),
-                         schema="(Tensor(a!)[] parameters, Tensor[] gradients, Tensor(b!)[] velocities, "
-                                "Tensor(c!)[] copies, Tensor(d!)? sums, float[] learning_rates, float momentum, "
-                                "float[] weight_decays, str kernels) -> ()")
+@torch.library.custom_op(
+    "alexnet_mp::paper_sgd_",
+    mutates_args=("parameters", "velocities", "copies", "sums"),
+    schema="(Tensor(a!)[] parameters, Tensor[] gradients, Tensor(b!)[] velocities, "
+    "Tensor(c!)[] copies, Tensor(d!)? sums, float[] learning_rates, float momentum, "
+    "float[] weight_decays, str kernels) -> ()",
+)
 def _update(parameters, gradients, velocities, copies, sums, learning_rates, momentum, weight_decays, kernels):
     if kernels in ("cuda", "triton"):
         from .sgd_triton import paper_sgd_ as launch
-        launch(parameters, gradients, velocities, learning_rates, momentum, weight_decays, copies, sums,
-               owner=_table_owner.get())
+
+        launch(
+            parameters,
+            gradients,
+            velocities,
+            learning_rates,
+            momentum,
+            weight_decays,
+            copies,
+            sums,
+            owner=_table_owner.get(),
+        )
     elif kernels == "cpu":
         lists = zip(parameters, gradients, velocities, learning_rates, weight_decays)
         for number, (w, g, v, rate, decay) in enumerate(lists):
@@ -88,8 +119,16 @@ def _update(parameters, gradients, velocities, copies, sums, learning_rates, mom
             if rate != 0:
                 reference.note_weights(number, w, copies, sums)
     else:
-        reference.paper_sgd_(parameters, gradients, velocities, learning_rates=learning_rates, momentum=momentum,
-                             weight_decays=weight_decays, copies=copies, sums=sums)
+        reference.paper_sgd_(
+            parameters,
+            gradients,
+            velocities,
+            learning_rates=learning_rates,
+            momentum=momentum,
+            weight_decays=weight_decays,
+            copies=copies,
+            sums=sums,
+        )
 
 
 @_update.register_fake

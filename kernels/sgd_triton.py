@@ -1,13 +1,15 @@
-"""The printed update of paper section 5 for a whole network in Triton: one launch a dtype and device, 20 bytes a parameter.
+"""The printed update of paper section 5 for a whole network in Triton: one launch a dtype and device, 20 bytes a
+parameter.
 
     v <- m v - d e w - e g;  w <- w + v
 
 The same pass takes gradients of 16 bits as they are, writes the next weights' copies in 16 bits, and adds up the
 weights: one sum a program, and a second, small launch that adds those of each tensor in a fixed order.
 
-A program finds its tensor and its first element in a table on the device, and the addresses and coefficients of that tensor in
-two more. The tables are kept for the next step, so that only a change of tensors or of rates copies anything to the device.
-"""
+A program finds its tensor and its first element in a table on the device, and the addresses and coefficients of that
+tensor in two more. The tables are kept for the next step, so that only a change of tensors or of rates copies anything
+to the device."""
+
 import itertools
 
 import torch
@@ -30,15 +32,15 @@ _captured = {}
 
 @triton.jit
 def _paper_sgd_kernel(
-    chunks_ptr,        # (programs, 2) int64: number of the tensor, first element
-    tensors_ptr,       # (tensors, 8) int64: see `_row`
+    chunks_ptr,  # (programs, 2) int64: number of the tensor, first element
+    tensors_ptr,  # (tensors, 8) int64: see `_row`
     coefficients_ptr,  # (tensors, 3) float64: m, d e, e
-    partial_ptr,       # (programs,) float32: sum of the weights that each has written
-    DTYPE: tl.constexpr,       # of w and v
+    partial_ptr,  # (programs,) float32: sum of the weights that each has written
+    DTYPE: tl.constexpr,  # of w and v
     G_DTYPE: tl.constexpr,
     COPY_DTYPE: tl.constexpr,  # None where there is no copy
-    SUMS: tl.constexpr,        # whether sums are wanted
-    ALIGNED: tl.constexpr,     # whether all addresses are multiples of 16 bytes
+    SUMS: tl.constexpr,  # whether sums are wanted
+    ALIGNED: tl.constexpr,  # whether all addresses are multiples of 16 bytes
     CHUNK: tl.constexpr,
 ):
     chunk = tl.program_id(0).to(tl.int64)
@@ -88,7 +90,7 @@ def _update(w_ptr, g_ptr, v_ptr, copy_ptr, sum_ptr, m, decay, rate, mask, COPY: 
 def _sum_kernel(
     tensors_ptr,  # (tensors, 8) int64: see `_row`
     partial_ptr,  # (programs of the kernel above,) float32
-    sums_ptr,     # (parameters,) float32
+    sums_ptr,  # (parameters,) float32
     BLOCK: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
@@ -101,18 +103,19 @@ def _sum_kernel(
     tl.store(sums_ptr + tl.load(row_ptr + 5), tl.sum(total))
 
 
-def paper_sgd_(parameters, gradients, velocities, learning_rates, momentum, weight_decays, copies=(), sums=None,
-               owner=None):
-    """The update in place, for lists of tensors; e, d: one learning rate and weight decay a tensor (`reference.paper_sgd_`).
+def paper_sgd_(
+    parameters, gradients, velocities, learning_rates, momentum, weight_decays, copies=(), sums=None, owner=None
+):
+    """The update in place, for lists of tensors; e, d: one learning rate and weight decay a tensor
+    (`reference.paper_sgd_`).
 
-    float32 and float64 are computed as they are, bfloat16 and float16 in float32. A tensor whose rate is 0 is not touched.
-    copies, sums: as in `sgd.paper_sgd_`. Weight, gradient, velocity and copy must have one device and shape and lie in
-    memory without gaps and in the same order, contiguous or channels_last; others are left to `reference.paper_sgd_`,
-    one by one. Once a call has run with the same tensors and rates, further calls can be captured in a CUDA graph.
-    owner: the dict that keeps the tables (`sgd.update_tables_in`); None: this module keeps them, some of them for ever.
-    Raises RuntimeError if one is captured before that, or so long after it that its tables were forgotten; an owner
-    forgets nothing.
-    """
+    float32 and float64 are computed as they are, bfloat16 and float16 in float32. A tensor whose rate is 0 is not
+    touched. copies, sums: as in `sgd.paper_sgd_`. Weight, gradient, velocity and copy must have one device and shape
+    and lie in memory without gaps and in the same order, contiguous or channels_last; others are left to
+    `reference.paper_sgd_`, one by one. Once a call has run with the same tensors and rates, further calls can be
+    captured in a CUDA graph. owner: the dict that keeps the tables (`sgd.update_tables_in`); None: this module keeps
+    them, some of them for ever. Raises RuntimeError if one is captured before that, or so long after it that its tables
+    were forgotten; an owner forgets nothing."""
     groups, copies = {}, copies or [None] * len(parameters)
     lists = zip(parameters, gradients, velocities, copies, learning_rates, weight_decays, strict=True)
     for number, (w, g, v, copy, rate, decay) in enumerate(lists):
@@ -131,8 +134,9 @@ def paper_sgd_(parameters, gradients, velocities, learning_rates, momentum, weig
             chunks, rows, coefficients, partial = _tables_for(device, tensors, coefficients, owner)
             aligned = all(address % 16 == 0 for addresses in tensors for address in addresses[:4])
             names = [dtype and getattr(tl, str(dtype).removeprefix("torch.")) for dtype in dtypes]
-            _paper_sgd_kernel[len(chunks),](chunks, rows, coefficients, partial, *names, sums is not None, aligned,
-                                            CHUNK, num_warps=8)
+            _paper_sgd_kernel[len(chunks),](
+                chunks, rows, coefficients, partial, *names, sums is not None, aligned, CHUNK, num_warps=8
+            )
             if sums is not None:
                 _sum_kernel[len(rows),](rows, partial, sums, SUMMED, CHUNK)
 
@@ -145,7 +149,8 @@ def _row(number, w, g, v, copy):
 
 
 def _tables_for(device, tensors, coefficients, owner):
-    """The kernel's tables. What they hold is a function of the arguments alone, so what is remembered is never out of date."""
+    """The kernel's tables. What they hold is a function of the arguments alone, so what is remembered is never out of
+    date."""
     key = device, tensors, coefficients
     capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
     if owner is None:
@@ -153,8 +158,10 @@ def _tables_for(device, tensors, coefficients, owner):
     tables = owner.get(key) or _remembered.pop(key, None)
     if tables is None:
         if capturing:
-            raise RuntimeError("a CUDA graph captures paper_sgd_ for tensors or rates that it has not been called with yet; "
-                               "call it once with the same ones before the capture")
+            raise RuntimeError(
+                "a CUDA graph captures paper_sgd_ for tensors or rates that it has not been called with yet; "
+                "call it once with the same ones before the capture"
+            )
         tables = _tables(device, tensors, coefficients)
     if capturing or owner is not _captured:
         owner[key] = tables
@@ -169,8 +176,11 @@ def _tables_for(device, tensors, coefficients, owner):
 
 
 def _tables(device, tensors, coefficients):
-    chunks = [torch.stack([torch.full_like(first, number), first], 1) for number, (*_, size, _) in enumerate(tensors)
-              for first in [torch.arange(0, size, CHUNK)]]
+    chunks = [
+        torch.stack([torch.full_like(first, number), first], 1)
+        for number, (*_, size, _) in enumerate(tensors)
+        for first in [torch.arange(0, size, CHUNK)]
+    ]
     begins = [0, *itertools.accumulate(map(len, chunks))]
     rows = [[*row, begin, 0] for row, begin in zip(tensors, begins)]
     tables = torch.cat(chunks), torch.tensor(rows, dtype=torch.int64), torch.tensor(coefficients, dtype=torch.float64)

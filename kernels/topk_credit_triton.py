@@ -4,6 +4,7 @@
 A program has one image: it counts the scores above the label's own, and those that equal it. PyTorch's text of that is
 some twenty kernels, each longer to launch than to run.
 """
+
 import torch
 import triton
 import triton.language as tl
@@ -13,10 +14,10 @@ from .dispatch import triton_on
 
 @triton.jit
 def _topk_credit_kernel(
-    scores_ptr,   # (N, classes), rows row_stride apart
-    labels_ptr,   # (N,) int64
+    scores_ptr,  # (N, classes), rows row_stride apart
+    labels_ptr,  # (N,) int64
     credits_ptr,  # (2, N) float64: top-1, top-5
-    count,        # N
+    count,  # N
     classes,
     row_stride,
     BLOCK: tl.constexpr,  # a power of two, not below classes
@@ -45,6 +46,14 @@ def topk_credit(scores, labels):
     credits, block = torch.empty(2, count, dtype=torch.float64, device=scores.device), triton.next_power_of_2(classes)
     if count:
         with triton_on(scores):
-            _topk_credit_kernel[count,](scores, labels.contiguous(), credits, count, classes, scores.stride(0), block,
-                                        num_warps=min(max(block // 256, 1), 16))
+            _topk_credit_kernel[count,](
+                scores,
+                labels.contiguous(),
+                credits,
+                count,
+                classes,
+                scores.stride(0),
+                block,
+                num_warps=min(max(block // 256, 1), 16),
+            )
     return credits

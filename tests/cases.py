@@ -1,13 +1,14 @@
-"""The fused operations, their inputs, and the implementations that can run here: shared by test_lrn_pool.py and test_ops.py."""
+"""The fused operations, their inputs, and the implementations that can run here: shared by test_lrn_pool.py and
+test_ops.py."""
+
 import math
 from contextlib import contextmanager
 
 import pytest
 import torch
 import torch.nn.functional as F
-from inner_cases import every
-
 from alexnet_mp.kernels import dispatch, lrn, lrn_max_pool, max_pool, reference, spatial_norm_max_pool
+from inner_cases import every
 
 GPU = torch.cuda.is_available()
 LEVELS = {"portable": 0, "avx2": 1, "avx512": 2}
@@ -86,7 +87,9 @@ def call(operation, x, bias, kernels):
 
 def exactly(operation, x, bias):
     """The reference in float64 on the same stored values."""
-    return call(operation, x.detach().double().cpu(), None if bias is None else bias.detach().double().cpu(), "reference")
+    return call(
+        operation, x.detach().double().cpu(), None if bias is None else bias.detach().double().cpu(), "reference"
+    )
 
 
 def gradients(operation, x, bias, dy, kernels):
@@ -123,8 +126,8 @@ def half_ulp(exact, dtype):
 
 
 def assert_as_exact_as_pytorch(actual, exact, torchs, least):
-    """At most twice the largest error of PyTorch's own float32 operations, which on a handful of values may all round well: it is
-    taken to be `least` at least."""
+    """At most twice the largest error of PyTorch's own float32 operations, which on a handful of values may all round
+    well: it is taken to be `least` at least."""
     worst, error = (float((other.double().cpu() - exact).abs().max()) for other in (torchs, actual))
     assert error <= 2 * max(worst, least), f"error {error}, PyTorch's {worst}, at least {least}"
 

@@ -1,8 +1,9 @@
 """What the self-check and its tests share."""
+
 import pytest
+from alexnet_mp.kernels import dispatch
 
 from alexnet_mp.data import pipeline_raw
-from alexnet_mp.kernels import dispatch
 
 needs_kernels = pytest.mark.skipif(dispatch.compiled() is None, reason="there was no compiler to build the CPU kernels")
 

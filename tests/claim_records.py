@@ -2,18 +2,63 @@
 
 
 def errors(centre, views, name="ten views"):
-    return {protocol: {"top1_error": top1, "top5_error": top5, "loss": 1.0, "images": 100}
-            for protocol, (top1, top5) in (("centre view", centre), (name, views))}
+    return {
+        protocol: {"top1_error": top1, "top5_error": top5, "loss": 1.0, "images": 100}
+        for protocol, (top1, top5) in (("centre view", centre), (name, views))
+    }
 
 
 def record_of(kind, arms, runs, **more):
     """A record with the runs {(arm, seed): what is measured of it}."""
-    return {"format": 1, "claim": {"difference": "lrn", "views": "views"}.get(kind, kind), "kind": kind,
-            "date": "2026-11-26T10:00:00+00:00", "command": "python -m alexnet_mp.claims run x", "note": "", "reported_on": {},
-            "data": [{"description": "folder pictures: 9 train, 4 val images of 2 classes", "fingerprint": "f", "classes": 2,
-                      "images": {"train": 9, "val": 4}}], "base": "mini", "set": [], "epochs": 12, "steps": None, "search_epochs": None,
-            "arms": [{"name": arm, "what": arm, "preset": "mini", "init": None, "larger": False, "digest": arm, "of_preset": {},
-                      "differs": {}} for arm in arms],
-            "runs": [{"arm": arm, "seed": seed, "directory": f"runs/{arm}{seed}", "steps": 100, "steps_per_epoch": 10,
-                      "devices": ["CPU, 1 thread"] * 2, "commits": ["abc"], **measured}
-                     for (arm, seed), measured in runs.items()], "search": [], "rates": {}, "ensembles": [], **more}
+    return {
+        "format": 1,
+        "claim": {"difference": "lrn", "views": "views"}.get(kind, kind),
+        "kind": kind,
+        "date": "2026-11-26T10:00:00+00:00",
+        "command": "python -m alexnet_mp.claims run x",
+        "note": "",
+        "reported_on": {},
+        "data": [
+            {
+                "description": "folder pictures: 9 train, 4 val images of 2 classes",
+                "fingerprint": "f",
+                "classes": 2,
+                "images": {"train": 9, "val": 4},
+            }
+        ],
+        "base": "mini",
+        "set": [],
+        "epochs": 12,
+        "steps": None,
+        "search_epochs": None,
+        "arms": [
+            {
+                "name": arm,
+                "what": arm,
+                "preset": "mini",
+                "init": None,
+                "larger": False,
+                "digest": arm,
+                "of_preset": {},
+                "differs": {},
+            }
+            for arm in arms
+        ],
+        "runs": [
+            {
+                "arm": arm,
+                "seed": seed,
+                "directory": f"runs/{arm}{seed}",
+                "steps": 100,
+                "steps_per_epoch": 10,
+                "devices": ["CPU, 1 thread"] * 2,
+                "commits": ["abc"],
+                **measured,
+            }
+            for (arm, seed), measured in runs.items()
+        ],
+        "search": [],
+        "rates": {},
+        "ensembles": [],
+        **more,
+    }

@@ -1,4 +1,5 @@
 """Claims run at toy size."""
+
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,34 @@ from alexnet_mp.experiments import records
 from alexnet_mp.experiments.catalogue import CLAIMS
 from alexnet_mp.experiments.records import read_records
 
-SMALL = ["--gpus", "cpu", "--pipeline", "torch", "--workers", "0", "--epochs", "1", "--set", "batch_size=9",
-         "--set", "conv1.maps=2", "--set", "learning_rate=0.002"]
-MINI = [*SMALL, "--base", "mini", "--set", "stored_size=84", "--set", "crop_size=80", "--set", "crop_positions=4",
-        *(word for layer in ("conv2", "conv3", "conv4", "conv5", "fc6", "fc7") for word in ("--set", f"{layer}.maps=4"))]
+SMALL = [
+    "--gpus",
+    "cpu",
+    "--pipeline",
+    "torch",
+    "--workers",
+    "0",
+    "--epochs",
+    "1",
+    "--set",
+    "batch_size=9",
+    "--set",
+    "conv1.maps=2",
+    "--set",
+    "learning_rate=0.002",
+]
+MINI = [
+    *SMALL,
+    "--base",
+    "mini",
+    "--set",
+    "stored_size=84",
+    "--set",
+    "crop_size=80",
+    "--set",
+    "crop_positions=4",
+    *(word for layer in ("conv2", "conv3", "conv4", "conv5", "fc6", "fc7") for word in ("--set", f"{layer}.maps=4")),
+]
 CIFAR = [*SMALL, "--set", "conv2.maps=2"]
 BY_ID = {claim.id: claim for claim in CLAIMS}
 
@@ -31,12 +56,21 @@ def data(tmp_path_factory):
 def run(claim, data, out, *more):
     """`claims run`; returns the newest record, or None."""
     options = CIFAR if claim in BY_ID and BY_ID[claim].data == "cifar10" else MINI
-    assert claims.main(["run", claim, "--data", data, "--out", out, "--records", Path(out) / "records", *options, *more]) == 0
+    assert (
+        claims.main(["run", claim, "--data", data, "--out", out, "--records", Path(out) / "records", *options, *more])
+        == 0
+    )
     return read_records(Path(out) / "records").get(claim, [None])[0]
 
 
 def without_times(record):
     """A record but for what may differ between two runs."""
-    runs = [{name: value for name, value in entry.items() if name not in ("seconds", "images_per_second", "directory", "command")}
-            for entry in record["runs"]]
+    runs = [
+        {
+            name: value
+            for name, value in entry.items()
+            if name not in ("seconds", "images_per_second", "directory", "command")
+        }
+        for entry in record["runs"]
+    ]
     return {name: value for name, value in record.items() if name not in ("date", "command", "runs")} | {"runs": runs}

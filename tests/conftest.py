@@ -1,4 +1,5 @@
 """Images that the tests make for themselves; and Triton's interpreter, where there is no GPU to compile for."""
+
 import functools
 import gc
 import os
@@ -12,35 +13,49 @@ from image_folders import make_folder
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is decorated, so before any of them is imported
 
-# A shell starts what it puts in the background with Ctrl-C ignored, and processes that the tests start and interrupt would inherit that.
+# A shell starts what it puts in the background with Ctrl-C ignored, and processes that the tests start and interrupt
+# would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Where the fixtures of more than one folder are.
-pytest_plugins = ["cases", "disk", "fake_streams", "graph_pair", "overlapped", "pipeline_sets", "prepared_sets", "tiny_checkpoint",
-                  "tiny_run", "toy_stages"]
+pytest_plugins = [
+    "cases",
+    "disk",
+    "fake_streams",
+    "graph_pair",
+    "overlapped",
+    "pipeline_sets",
+    "prepared_sets",
+    "tiny_checkpoint",
+    "tiny_run",
+    "toy_stages",
+]
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """A test marked `gpu(count=1, besides=True, reason=...)` is skipped where there are fewer, or `besides` is false."""
+    """A test marked `gpu(count=1, besides=True, reason=...)` is skipped where there are fewer, or `besides` is
+    false."""
     found = torch.cuda.device_count()
     for item in items:
         for mark in item.iter_markers("gpu"):
-            count, = mark.args or (1,)
+            (count,) = mark.args or (1,)
             lacking = found < count or not mark.kwargs.get("besides", True)
             item.add_marker(pytest.mark.skipif(lacking, reason=mark.kwargs["reason"]))  # by which gpu_check knows it
 
 
 def pytest_collection_finish():
-    """What the imports made stays: a collection, which every capture of a graph asks for, need not walk over it each time."""
+    """What the imports made stays: a collection, which every capture of a graph asks for, need not walk over it each
+    time."""
     gc.collect()
     gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
 def nothing_waited_for():
-    """No test cuts the power: a file need not be on the disk, only whole. And versions, of which a run notes ten, stay."""
+    """No test cuts the power: a file need not be on the disk, only whole. And versions, of which a run notes ten,
+    stay."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: os.fstat(descriptor) and None)
         patch.setattr(metadata, "version", functools.cache(metadata.version))

@@ -1,4 +1,6 @@
-"""What the tests of checkpoints stand on: tiny checkpoints, system calls that fail or kill, small disks that really are full."""
+"""What the tests of checkpoints stand on: tiny checkpoints, system calls that fail or kill, small disks that really are
+full."""
+
 import errno
 import importlib.util
 import os
@@ -16,10 +18,16 @@ from alexnet_mp.runs import checkpoints
 from alexnet_mp.system import durable_files
 from alexnet_mp.training import trainer
 
-specification = importlib.util.spec_from_file_location("kill_saves", Path(__file__).parent.parent / "tools" / "kill_saves.py")
+specification = importlib.util.spec_from_file_location(
+    "kill_saves", Path(__file__).parent.parent / "tools" / "kill_saves.py"
+)
 kill_saves = importlib.util.module_from_spec(specification)
 specification.loader.exec_module(kill_saves)
-checkpoint_of, holds_what_it_should, forked = kill_saves.checkpoint_of, kill_saves.holds_what_it_should, kill_saves.forked
+checkpoint_of, holds_what_it_should, forked = (
+    kill_saves.checkpoint_of,
+    kill_saves.holds_what_it_should,
+    kill_saves.forked,
+)
 
 
 def put_all(run, *steps, top1_errors=()):
@@ -45,7 +53,7 @@ def failing(original, *arguments, **options):
 def killed(original, *arguments, **_):
     """A fault of `Faulty`: SIGKILL; a write is half done then."""
     if original is os.write:
-        original(arguments[0], arguments[1][:len(arguments[1]) // 2])
+        original(arguments[0], arguments[1][: len(arguments[1]) // 2])
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -69,7 +77,8 @@ def below_files(fake):
 
 
 def at_steps(monkeypatch, actions):
-    """Let a run in this process do {step: action(trainer)} right after a step was taken, when all saves before it have ended."""
+    """Let a run in this process do {step: action(trainer)} right after a step was taken, when all saves before it have
+    ended."""
     one_step = trainer.Trainer.one_step
 
     def step_and_act(self, batch):
@@ -100,8 +109,9 @@ class SmallDisk:
 
     def __init__(self, place, megabytes):
         self.place = place
-        self.shell = subprocess.Popen(["unshare", "-m", "sh"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                                      text=True)
+        self.shell = subprocess.Popen(
+            ["unshare", "-m", "sh"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
         if (problem := self.tell(f"mount -t tmpfs -o size={megabytes}m none '{place}'")) != "0":
             self.end()
             pytest.skip(f"no disk can be mounted here: {problem}")

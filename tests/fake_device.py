@@ -1,4 +1,6 @@
-"""A device that computes later than it is told, and its CUDA graphs, on a CPU: for what the host must do right around them."""
+"""A device that computes later than it is told, and its CUDA graphs, on a CPU: for what the host must do right around
+them."""
+
 import time
 from contextlib import nullcontext
 
@@ -9,7 +11,8 @@ MULTIPLY = {torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.a
 
 
 class LateEvents:
-    """In place of `pending_steps.mark`: an event is reached when `behind` more were made, or when the host waits for it."""
+    """In place of `pending_steps.mark`: an event is reached when `behind` more were made, or when the host waits for
+    it."""
 
     def __init__(self, behind):
         self.behind, self.made, self.waits = behind, 0, []  # waits: how many events had been made by then
@@ -39,9 +42,10 @@ class _LateEvent:
 class FakeGraphs:
     """In place of `cuda_graphs.CudaGraphs`, for a network whose steps compute on a CPU.
 
-    A capture leaves parameters, velocities and buffers as they were, and nonsense in what it returned and in the gradients. A replay
-    computes it again as a graph does: from the tensors that were captured, gradients too, with the rates and trained layers of then,
-    into the tensors of then, and leaves the rest of Python as it is. fails(number): whether capture `number`, from 1, is refused.
+    A capture leaves parameters, velocities and buffers as they were, and nonsense in what it returned and in the
+    gradients. A replay computes it again as a graph does: from the tensors that were captured, gradients too, with the
+    rates and trained layers of then, into the tensors of then, and leaves the rest of Python as it is. fails(number):
+    whether capture `number`, from 1, is refused.
 
     A graph that is reset breaks all living ones that multiply matrices and were captured on the same stream, as in
     torch 2.13.0: they hold the addresses of cuBLAS's workspaces there, and these are freed.
@@ -69,23 +73,34 @@ class FakeGraphs:
             for tensor, value in zip(self.tensors(), before, strict=True):
                 if not torch.equal(tensor, value):  # else a history that has the tensor would take it for changed
                     tensor.copy_(value)
-        made = {parameter: parameter.grad for parameter in self.network.parameters() if parameter.grad is not python["grads"][parameter]}
+        made = {
+            parameter: parameter.grad
+            for parameter in self.network.parameters()
+            if parameter.grad is not python["grads"][parameter]
+        }
         if self.fails(self.captures):
             raise RuntimeError("operation not permitted when stream is capturing\nand more lines")
-        result = [torch.full_like(tensor, 12345) for tensor in result]  # not the tensors themselves: a history may have them
+        # not the tensors themselves: a history may have them
+        result = [torch.full_like(tensor, 12345) for tensor in result]
         for tensor in made.values():
             tensor.fill_(12345.0)
         self.living.append(_FakeGraph(self, function, pool, python, result, made, (device, update), products.found))
         return self.living[-1], result
 
     def tensors(self):
-        return [*self.network.parameters(), *self.network.buffers(),
-                *(part for parts in self.optimizer.velocities().values() for part in parts)]
+        return [
+            *self.network.parameters(),
+            *self.network.buffers(),
+            *(part for parts in self.optimizer.velocities().values() for part in parts),
+        ]
 
     def python(self):
-        return {"grads": {parameter: parameter.grad for parameter in self.network.parameters()},
-                "trained": {parameter: parameter.requires_grad for parameter in self.network.parameters()},
-                "rates": [group["lr"] for group in self.optimizer.param_groups], "ledger": self.network.exchange.ledger}
+        return {
+            "grads": {parameter: parameter.grad for parameter in self.network.parameters()},
+            "trained": {parameter: parameter.requires_grad for parameter in self.network.parameters()},
+            "rates": [group["lr"] for group in self.optimizer.param_groups],
+            "ledger": self.network.exchange.ledger,
+        }
 
     def put_back(self, python):
         for parameter, trained in python["trained"].items():
@@ -108,7 +123,14 @@ class _Products(TorchDispatchMode):
 
 class _FakeGraph:
     def __init__(self, graphs, function, pool, python, result, made, stream, multiplies):
-        self.graphs, self.function, self.pool, self.python, self.result, self.made = graphs, function, pool, python, result, made
+        self.graphs, self.function, self.pool, self.python, self.result, self.made = (
+            graphs,
+            function,
+            pool,
+            python,
+            result,
+            made,
+        )
         self.stream, self.multiplies, self.broken = stream, multiplies, False
 
     def replay(self):

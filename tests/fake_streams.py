@@ -4,6 +4,7 @@ A stream is a clock, and knows up to which moment of every other stream it has w
 written where CUDA would let that race with what was launched on another stream, and to be freed where another stream
 may still use its memory when torch gives it to somebody else.
 """
+
 import threading
 from collections import Counter, namedtuple
 from contextlib import contextmanager

@@ -1,12 +1,27 @@
 """System calls that fail where a test wants it, and files that nobody expects."""
+
 import os
 import socket
 
-SYSTEM_CALLS = {"open", "write", "read", "fsync", "close", "fstat", "lstat", "scandir", "rename", "mkdir", "rmdir", "unlink"}
+SYSTEM_CALLS = {
+    "open",
+    "write",
+    "read",
+    "fsync",
+    "close",
+    "fstat",
+    "lstat",
+    "scandir",
+    "rename",
+    "mkdir",
+    "rmdir",
+    "unlink",
+}
 
 
 class Faulty:
-    """Stands in for `os` below `files`: counts its system calls, and lets `fault` take the place of call number `at`."""
+    """Stands in for `os` below `files`: counts its system calls, and lets `fault` take the place of call number
+    `at`."""
 
     def __init__(self, at=None, fault=None):
         self.at, self.fault, self.calls = at, fault, []
@@ -34,4 +49,7 @@ def odd_files(root):
     os.mkfifo(root / "pipe")
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(os.path.relpath(root / "socket"))  # its name may have 107 bytes
-    return [root / name for name in ("link", "dangling", "directory", "pipe", "socket")] + [root / "missing", "/dev/zero"]
+    return [root / name for name in ("link", "dangling", "directory", "pipe", "socket")] + [
+        root / "missing",
+        "/dev/zero",
+    ]

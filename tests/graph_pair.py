@@ -1,4 +1,5 @@
 """One network trained twice, eagerly and with graphs, and the devices on which both are compared."""
+
 import dataclasses
 
 import pytest
@@ -33,31 +34,39 @@ def look(loss):
 class Pair:
     """The same network twice: one trained eagerly, the other with graphs.
 
-    devices: one a tower. apart: the towers carry everything to each other, as two devices would, although they may share one.
-    """
+    devices: one a tower. apart: the towers carry everything to each other, as two devices would, although they may
+    share one."""
 
     def __init__(self, recipe, devices=(CPU, CPU), classes=5, must=True, apart=False, **fake):
-        self.recipe, self.devices, self.classes = recipe, devices[:recipe.towers], classes
+        self.recipe, self.devices, self.classes = recipe, devices[: recipe.towers], classes
         self.networks = [TwoTowerAlexNet(recipe, self.devices, classes) for _ in range(2)]
         for network in self.networks:
             network.exchange.shared &= not apart
         self.optimizers = [PaperSGD(network) for network in self.networks]
         eager, step = [TrainingStep(*both) for both in zip(self.networks, self.optimizers, strict=True)]
         self.on_cpu = devices[0] == CPU
-        self.graphs = FakeGraphs(self.networks[1], self.optimizers[1], **fake) if self.on_cpu else CudaGraphs(dict.fromkeys(devices))
+        self.graphs = (
+            FakeGraphs(self.networks[1], self.optimizers[1], **fake)
+            if self.on_cpu
+            else CudaGraphs(dict.fromkeys(devices))
+        )
         self.graphed = GraphedStep(step, self.graphs, must)
         self.steps = [eager, self.graphed]
         self.draws = torch.Generator().manual_seed(0)
 
     def set_rates(self, factor=1.0, frozen=()):
-        rates = {name: 0.0 if name.partition(".")[0] in frozen else factor * rate
-                 for name, rate in make_schedule(self.recipe).rates(1).items()}
+        rates = {
+            name: 0.0 if name.partition(".")[0] in frozen else factor * rate
+            for name, rate in make_schedule(self.recipe).rates(1).items()
+        }
         for optimizer in self.optimizers:
             optimizer.set_rates(rates)
 
     def batch(self, count, dtype=torch.float32):
         size = self.recipe.crop_size
-        images = (60 * torch.randn(count, 3, size, size, generator=self.draws)).to(dtype, memory_format=torch.channels_last)
+        images = (60 * torch.randn(count, 3, size, size, generator=self.draws)).to(
+            dtype, memory_format=torch.channels_last
+        )
         labels = torch.randint(0, self.classes, (count,), generator=self.draws).to(self.devices[0])
         places = {device: images.to(device) for device in self.devices}
         return [places[device] for device in self.devices], labels
@@ -69,7 +78,8 @@ class Pair:
             numbers = [[tensor.clone() for tensor in step(*batch, look)] for step in self.steps]
             for one, other in zip(*map(self.state, range(2), numbers), strict=True):
                 assert bits(one.cpu()) == bits(other.cpu())
-            eager, graphed = (sorted(map(str, network.ledger())) for network in self.networks)  # two GPUs' backward passes interleave
+            # two GPUs' backward passes interleave
+            eager, graphed = (sorted(map(str, network.ledger())) for network in self.networks)
             assert eager == graphed != []
             for network in self.networks:
                 network.exchange.clear()  # as the pass of a validation does
@@ -78,7 +88,13 @@ class Pair:
         network, optimizer = self.networks[which], self.optimizers[which]
         gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
         velocities = [part for parts in optimizer.velocities().values() for part in parts]
-        return [*numbers, *(tensor.detach() for tensor in network.parameters()), *network.buffers(), *velocities, *gradients]
+        return [
+            *numbers,
+            *(tensor.detach() for tensor in network.parameters()),
+            *network.buffers(),
+            *velocities,
+            *gradients,
+        ]
 
 
 def small(recipe=mini()):
@@ -89,9 +105,18 @@ def small(recipe=mini()):
 
 
 needs_two = pytest.mark.gpu(2, reason="needs two GPUs")
-PLACES = {"one CPU": dict(devices=(CPU, CPU)), "one CPU, apart": dict(devices=(CPU, CPU), apart=True),
-          "one GPU": dict(devices=(CUDA, CUDA)), "one GPU, apart": dict(devices=(CUDA, CUDA), apart=True),
-          "two GPUs": dict(devices=(CUDA, OTHER))}
-every_place = pytest.mark.parametrize("where", [
-    pytest.param(where, id=name, marks=[needs_gpu] * ("GPU" in name) + [needs_two] * ("two" in name)) for name, where in PLACES.items()])
+PLACES = {
+    "one CPU": dict(devices=(CPU, CPU)),
+    "one CPU, apart": dict(devices=(CPU, CPU), apart=True),
+    "one GPU": dict(devices=(CUDA, CUDA)),
+    "one GPU, apart": dict(devices=(CUDA, CUDA), apart=True),
+    "two GPUs": dict(devices=(CUDA, OTHER)),
+}
+every_place = pytest.mark.parametrize(
+    "where",
+    [
+        pytest.param(where, id=name, marks=[needs_gpu] * ("GPU" in name) + [needs_two] * ("two" in name))
+        for name, where in PLACES.items()
+    ],
+)
 GRAPHS_APART = 9 + 7 + 7 + 9  # of tower a, of b, and backward

@@ -1,4 +1,5 @@
 """Folders of noisy pictures, one tint a class."""
+
 import numpy as np
 import pytest
 from PIL import Image

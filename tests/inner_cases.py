@@ -1,4 +1,5 @@
 """Many small cases as one test: a runner spends more time on a case than most of them take."""
+
 import functools
 import inspect
 import shutil
@@ -10,9 +11,10 @@ import pytest
 def every(names, rows, ids=None):
     """`pytest.mark.parametrize` within a test; on top of each other they give all combinations.
 
-    All of them run, whatever fails. The test raises the first error; its notes name its combination, and the others that
-    failed. The test counts as skipped if one combination is. Each combination finds `tmp_path`, and what fixtures have put
-    there, as new, and `capsys` empty, and is rid of the patches of `monkeypatch` afterwards; whatever else fixtures make is shared.
+    All of them run, whatever fails. The test raises the first error; its notes name its combination, and the others
+    that failed. The test counts as skipped if one combination is. Each combination finds `tmp_path`, and what fixtures
+    have put there, as new, and `capsys` empty, and is rid of the patches of `monkeypatch` afterwards; whatever else
+    fixtures make is shared.
 
     names: of arguments, with commas between. rows: a value for each name; of a single name the value itself.
     """
@@ -21,11 +23,15 @@ def every(names, rows, ids=None):
     ways = []
     for number, (row, given) in enumerate(zip(rows, ids or [None] * len(rows), strict=True)):
         arguments = dict(zip(names, [row] if len(names) == 1 else row, strict=True))
-        ways.append((given or ", ".join(f"{name}={_text(value, number)}" for name, value in arguments.items()), arguments))
+        ways.append(
+            (given or ", ".join(f"{name}={_text(value, number)}" for name, value in arguments.items()), arguments)
+        )
 
     def decorate(test):
         function, inner = getattr(test, "inner_cases", (test, [("", {})]))
-        combinations = [(f"{name}; {rest}".strip("; "), row | arguments) for name, row in ways for rest, arguments in inner]
+        combinations = [
+            (f"{name}; {rest}".strip("; "), row | arguments) for name, row in ways for rest, arguments in inner
+        ]
 
         @functools.wraps(test)
         def looped(**fixtures):
@@ -33,8 +39,9 @@ def every(names, rows, ids=None):
             _run_all(function, combinations, fixtures)
 
         kept = [name for name in inspect.signature(test).parameters if name not in {*names, "tmp_path"}]
-        looped.__signature__ = inspect.Signature([inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY)
-                                                  for name in (*kept, "tmp_path")])
+        looped.__signature__ = inspect.Signature(
+            [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in (*kept, "tmp_path")]
+        )
         looped.inner_cases = function, combinations
         return looped
 
@@ -71,7 +78,11 @@ def _run_all(test, combinations, fixtures):
 def _run(test, number, fixtures, arguments):
     __tracebackhide__ = True
     place, wanted = fixtures["tmp_path"], inspect.signature(test).parameters
-    ours = [name for name, value in fixtures.items() if isinstance(value, Path) and value.is_relative_to(place) and name in wanted]
+    ours = [
+        name
+        for name, value in fixtures.items()
+        if isinstance(value, Path) and value.is_relative_to(place) and name in wanted
+    ]
     values = {name: value for name, value in (fixtures | arguments).items() if name in wanted}
     if ours:
         fresh = shutil.copytree(place, place.with_name(f"{place.name}-{number}"), symlinks=True)

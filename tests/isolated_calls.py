@@ -1,4 +1,5 @@
 """Calls for `isolated.py` that return, raise, die or hang; what imports this needs no torch."""
+
 import os
 import signal
 import sys
@@ -20,9 +21,15 @@ def chatter():
 
 
 def fail(kind):
-    raise {"wrong": Wrong("differs by 3"), "unfit": Unfit("no room"), "exit": SystemExit(3), "memory": MemoryError(),
-           "error": RuntimeError("an illegal address\nand a trace"), "interrupt": KeyboardInterrupt(),
-           "wordless": ValueError()}[kind]
+    raise {
+        "wrong": Wrong("differs by 3"),
+        "unfit": Unfit("no room"),
+        "exit": SystemExit(3),
+        "memory": MemoryError(),
+        "error": RuntimeError("an illegal address\nand a trace"),
+        "interrupt": KeyboardInterrupt(),
+        "wordless": ValueError(),
+    }[kind]
 
 
 def die(number):

@@ -1,4 +1,5 @@
 """Archives that imitate those of ILSVRC, ImageNet and CIFAR-10, with small made pictures in them."""
+
 import io
 import pickle
 import tarfile
@@ -49,20 +50,48 @@ def seed_of(split, label, number):
 
 def synset_tar_files(images=3, wnids=WNIDS, kind="PNG"):
     """{"n01440764.tar": bytes, ...}: each a tar of `images` images, not in the order of their names."""
-    return {f"{wnid}.tar": tar({f"{wnid}_{number}.JPEG": image(seed_of("train", label, number), kind)
-                                for number in reversed(range(images))}) for label, wnid in enumerate(wnids)}
+    return {
+        f"{wnid}.tar": tar(
+            {
+                f"{wnid}_{number}.JPEG": image(seed_of("train", label, number), kind)
+                for number in reversed(range(images))
+            }
+        )
+        for label, wnid in enumerate(wnids)
+    }
 
 
 def meta(key, extra=()):
-    """A devkit's meta.mat; `key` is "ILSVRC2012" or "ILSVRC2010", `extra` more (wnid, words, number) without children."""
+    """A devkit's meta.mat; `key` is "ILSVRC2012" or "ILSVRC2010", `extra` more (wnid, words, number) without
+    children."""
     from scipy.io import savemat
-    rows = sorted([(number, wnid, words, 0) for wnid, words, number in (*zip(WNIDS, WORDS, IDS), *extra)]
-                  + [(PARENT[2], PARENT[0], PARENT[1], 4)])
-    fields = [(f"{key}_ID", "O"), ("WNID", "O"), ("words", "O"), ("gloss", "O"), ("num_children", "O"), ("children", "O"),
-              ("wordnet_height", "O"), ("num_train_images", "O")]
+
+    rows = sorted(
+        [(number, wnid, words, 0) for wnid, words, number in (*zip(WNIDS, WORDS, IDS), *extra)]
+        + [(PARENT[2], PARENT[0], PARENT[1], 4)]
+    )
+    fields = [
+        (f"{key}_ID", "O"),
+        ("WNID", "O"),
+        ("words", "O"),
+        ("gloss", "O"),
+        ("num_children", "O"),
+        ("children", "O"),
+        ("wordnet_height", "O"),
+        ("num_train_images", "O"),
+    ]
     table = np.empty((len(rows), 1), fields)
     for row, (number, wnid, words, children) in enumerate(rows):
-        table[row, 0] = (float(number), wnid, words, f"what {words} is", float(children), np.arange(1.0, children + 1), 0.0, 3.0)
+        table[row, 0] = (
+            float(number),
+            wnid,
+            words,
+            f"what {words} is",
+            float(children),
+            np.arange(1.0, children + 1),
+            0.0,
+            3.0,
+        )
     buffer = io.BytesIO()
     savemat(buffer, {"synsets": table}, do_compression=True)
     return buffer.getvalue()
@@ -71,8 +100,10 @@ def meta(key, extra=()):
 def numbered(prefix, split, each):
     """({number: (name, bytes)}, [ID of each]): `each` images of every class, the classes mixed."""
     order = [(label, number) for number in range(each) for label in (2, 0, 3, 1)]
-    files = {place: (f"{prefix}_{split}_{place:08}.JPEG", image(seed_of(split, *which)))
-             for place, which in enumerate(order, start=1)}
+    files = {
+        place: (f"{prefix}_{split}_{place:08}.JPEG", image(seed_of(split, *which)))
+        for place, which in enumerate(order, start=1)
+    }
     return files, [IDS[label] for label, _ in order]
 
 
@@ -83,12 +114,17 @@ def lines(values):
 def ilsvrc2012_files(train=3, val=2):
     """{name: bytes} of ILSVRC-2012's archives."""
     images, answers = numbered("ILSVRC2012", "val", val)
-    devkit = {"ILSVRC2012_devkit_t12/readme.txt": b"made", "ILSVRC2012_devkit_t12/data": None,
-              "ILSVRC2012_devkit_t12/data/meta.mat": meta("ILSVRC2012"),
-              "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt": lines(answers)}
-    return {"ILSVRC2012_img_train.tar": tar(synset_tar_files(train)),
-            "ILSVRC2012_img_val.tar": tar(dict(images[place] for place in sorted(images, reverse=True))),
-            "ILSVRC2012_devkit_t12.tar.gz": tar(devkit, mode="w:gz")}
+    devkit = {
+        "ILSVRC2012_devkit_t12/readme.txt": b"made",
+        "ILSVRC2012_devkit_t12/data": None,
+        "ILSVRC2012_devkit_t12/data/meta.mat": meta("ILSVRC2012"),
+        "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt": lines(answers),
+    }
+    return {
+        "ILSVRC2012_img_train.tar": tar(synset_tar_files(train)),
+        "ILSVRC2012_img_val.tar": tar(dict(images[place] for place in sorted(images, reverse=True))),
+        "ILSVRC2012_devkit_t12.tar.gz": tar(devkit, mode="w:gz"),
+    }
 
 
 def make_ilsvrc2012(root, train=3, val=2):
@@ -97,7 +133,8 @@ def make_ilsvrc2012(root, train=3, val=2):
 
 
 def make_ilsvrc2010(root, train=3, val=2, test=2, patch=True):
-    """ILSVRC-2010, with folders in the archives, and with a patch of image 0 of class 1 (seed 9000) and of test image 1 (9001)."""
+    """ILSVRC-2010, with folders in the archives, and with a patch of image 0 of class 1 (seed 9000) and of test image 1
+    (9001)."""
     files = {}
     for split, each in (("val", val), ("test", test)):
         images, answers = numbered("ILSVRC2010", split, each)
@@ -105,14 +142,22 @@ def make_ilsvrc2010(root, train=3, val=2, test=2, patch=True):
         if split == "test":
             files["ILSVRC2010_test_ground_truth.txt"] = lines(answers)
         else:
-            devkit = {"devkit-1.0/data/meta.mat": meta("ILSVRC2010"),
-                      "devkit-1.0/data/ILSVRC2010_validation_ground_truth.txt": lines(answers)}
+            devkit = {
+                "devkit-1.0/data/meta.mat": meta("ILSVRC2010"),
+                "devkit-1.0/data/ILSVRC2010_validation_ground_truth.txt": lines(answers),
+            }
     files["ILSVRC2010_devkit-1.0.tar.gz"] = tar(devkit, mode="w:gz")
-    files["ILSVRC2010_images_train.tar"] = tar({f"train/{name}": content for name, content in synset_tar_files(train).items()})
+    files["ILSVRC2010_images_train.tar"] = tar(
+        {f"train/{name}": content for name, content in synset_tar_files(train).items()}
+    )
     if patch:
-        files["patch_images.tar"] = tar({f"patch_images/train/{WNIDS[1]}_0.JPEG": image(9000),
-                                         "patch_images/test/ILSVRC2010_test_00000001.JPEG": image(9001),
-                                         "patch_images/train/n09999999_7.JPEG": image(9002)})
+        files["patch_images.tar"] = tar(
+            {
+                f"patch_images/train/{WNIDS[1]}_0.JPEG": image(9000),
+                "patch_images/test/ILSVRC2010_test_00000001.JPEG": image(9001),
+                "patch_images/train/n09999999_7.JPEG": image(9002),
+            }
+        )
     return write(root, files)
 
 
@@ -133,7 +178,9 @@ def cifar_batch(number, pictures=20):
 
 
 def python2(batch):
-    """The bytes that Python 2 wrote for {b"data": array, b"labels": [...], ...}: protocol 2, text and bytes the same."""
+    """The bytes that Python 2 wrote for {b"data": array, b"labels": [...], ...}: protocol 2, text and bytes the
+    same."""
+
     def text(value):
         return (b"U" + bytes([len(value)]) if len(value) < 256 else b"T" + len(value).to_bytes(4, "little")) + value
 
@@ -146,10 +193,25 @@ def python2(batch):
             return b"](" + b"".join(map(put, value)) + b"e"
         if isinstance(value, dict):
             return b"}(" + b"".join(put(key) + put(item) for key, item in value.items()) + b"u"
-        dtype = b"cnumpy\ndtype\n" + text(b"u1") + b"K\0K\1\x87R(K\3" + text(b"|") + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\0tb"
+        dtype = (
+            b"cnumpy\ndtype\n"
+            + text(b"u1")
+            + b"K\0K\1\x87R(K\3"
+            + text(b"|")
+            + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\0tb"
+        )
         shape = b"".join(b"M" + side.to_bytes(2, "little") for side in value.shape) + b"\x86"
-        return (b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\0\x85" + text(b"b") + b"\x87R(K\1" + shape + dtype
-                + b"\x89" + text(value.tobytes()) + b"tb")
+        return (
+            b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\0\x85"
+            + text(b"b")
+            + b"\x87R(K\1"
+            + shape
+            + dtype
+            + b"\x89"
+            + text(value.tobytes())
+            + b"tb"
+        )
+
     return b"\x80\2" + put(batch) + b"."
 
 
@@ -161,8 +223,14 @@ def cifar_files(version="binary", pictures=20, dump=python2):
         if version == "binary":
             files[f"{name}.bin"] = np.concatenate([np.array(labels, np.uint8)[:, None], rows], axis=1).tobytes()
         else:
-            files[name] = dump({b"batch_label": b"made", b"labels": labels, b"data": rows,
-                                b"filenames": [b"%d.png" % row for row in range(pictures)]})
+            files[name] = dump(
+                {
+                    b"batch_label": b"made",
+                    b"labels": labels,
+                    b"data": rows,
+                    b"filenames": [b"%d.png" % row for row in range(pictures)],
+                }
+            )
     if version == "binary":
         files["batches.meta.txt"] = "".join(f"{name}\n" for name in (*CIFAR_CLASSES, "")).encode()
     else:

@@ -1,4 +1,5 @@
 """Networks whose crossings overlap with products, on stand-ins for streams."""
+
 import collections
 import contextlib
 
@@ -9,8 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from alexnet_mp import TwoTowerAlexNet
-from alexnet_mp.network import exchange
-from alexnet_mp.network import overlap
+from alexnet_mp.network import exchange, overlap
 from alexnet_mp.network.network import merge_tensors
 
 LABELS = torch.tensor([1, 6, 0])
@@ -28,14 +28,19 @@ def apart(recipe, devices=("cpu", "cpu"), dtype=torch.float64):
 
 
 def images(recipe, dtype=torch.float64, count=3):
-    return 60 * torch.randn(count, 3, recipe.crop_size, recipe.crop_size, generator=torch.Generator().manual_seed(5), dtype=dtype)
+    return 60 * torch.randn(
+        count, 3, recipe.crop_size, recipe.crop_size, generator=torch.Generator().manual_seed(5), dtype=dtype
+    )
 
 
 def gradients(network, x):
     """Logits and {name: merged gradient} of one training pass."""
     logits = network(*(x.to(device) for device in network.exchange.devices))
     F.cross_entropy(logits, LABELS.to(logits.device)).backward()
-    found = {name: [part.grad for part in parts if part.grad is not None] for name, parts in network.layer_parameters().items()}
+    found = {
+        name: [part.grad for part in parts if part.grad is not None]
+        for name, parts in network.layer_parameters().items()
+    }
     return logits.detach(), merge_tensors({name: parts for name, parts in found.items() if parts})
 
 
@@ -60,8 +65,10 @@ class Products(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         if function is torch.ops.aten.convolution_backward.default:
-            self.happened.append("gradient of " + " and ".join(
-                what for what, wanted in zip(("x", "weight", "bias"), args[-1], strict=True) if wanted))
+            self.happened.append(
+                "gradient of "
+                + " and ".join(what for what, wanted in zip(("x", "weight", "bias"), args[-1], strict=True) if wanted)
+            )
         elif function is torch.ops.aten.convolution.default:
             self.happened.append("product")
         return function(*args, **(kwargs or {}))
@@ -87,8 +94,8 @@ CYCLES = 20_000_000  # of the GPU's clock: some 10 ms, longer than any copy here
 
 @contextlib.contextmanager
 def delayed(monkeypatch, where):
-    """Every copy with a pause of the device: before it on the copy's streams, "out" of the source or "into" the target, or on the
-    streams that "compute", just after the copy is begun."""
+    """Every copy with a pause of the device: before it on the copy's streams, "out" of the source or "into" the target,
+    or on the streams that "compute", just after the copy is begun."""
     begin, streams = exchange.copy, exchange._copy_streams
 
     def slow(tensor, device, overlap, place=None):

@@ -1,12 +1,17 @@
 """The pages of the project, taken apart."""
+
 import re
 import shlex
 from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md",
-         *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
+PAGES = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")),
+]
 
 
 @cache
@@ -38,8 +43,11 @@ def typed(page):
             for name, value in names.items():
                 line = line.replace(name, value)
             lines.append(line)
-    return [shlex.split(line.partition(", and ")[0]) for line in lines
-            if line.startswith(("python ", "make ", "pytest ", "tools/"))]
+    return [
+        shlex.split(line.partition(", and ")[0])
+        for line in lines
+        if line.startswith(("python ", "make ", "pytest ", "tools/"))
+    ]
 
 
 def sections(page):

@@ -1,4 +1,6 @@
-"""The same small pictures as files, as JPEGs and as pixels; pipelines over them; and a check that nothing of one stays."""
+"""The same small pictures as files, as JPEGs and as pixels; pipelines over them; and a check that nothing of one
+stays."""
+
 import functools
 import gc
 import io
@@ -23,8 +25,12 @@ from alexnet_mp.system.errors import UserError
 
 needs_dali = pytest.mark.skipif(not available(), reason="DALI is not installed")
 needs_gpu = pytest.mark.gpu(besides=available(), reason="needs DALI and a GPU")
-needs_no_gpu = pytest.mark.skipif(not available() or torch.cuda.is_available(), reason="needs DALI and a machine without a GPU")
-PIPELINES = pytest.mark.parametrize("kind", [pytest.param(DaliPipeline, marks=needs_dali), TorchPipeline], ids=["dali", "torch"])
+needs_no_gpu = pytest.mark.skipif(
+    not available() or torch.cuda.is_available(), reason="needs DALI and a machine without a GPU"
+)
+PIPELINES = pytest.mark.parametrize(
+    "kind", [pytest.param(DaliPipeline, marks=needs_dali), TorchPipeline], ids=["dali", "torch"]
+)
 ORIENTATION = 0x0112  # an EXIF tag; 6 says that the picture is to be turned by 90 degrees
 NOISE = {1: 0.1, 2: 0.0, 3: 0.3}  # of three epochs: each has its own scale in the 2012 recipe
 
@@ -56,8 +62,10 @@ def jpeg(pixels, **options):
 
 
 def jpegs(split, count, **options):
-    return Jpegs([jpeg(picture(split, index), **options) for index in range(count)],
-                 labels=np.array([label(split, index) for index in range(count)]))
+    return Jpegs(
+        [jpeg(picture(split, index), **options) for index in range(count)],
+        labels=np.array([label(split, index) for index in range(count)]),
+    )
 
 
 class Pixels:
@@ -88,8 +96,11 @@ def root(tmp_path_factory):
 @pytest.fixture(scope="module")
 def sources(root):
     """Data sets of the same pictures by what their splits hold."""
-    return {"files": Folder(root, STORED), "jpeg": in_memory(jpegs("train", TRAIN), jpegs("val", VAL)),
-            "pixels": in_memory(Pixels("train", TRAIN), Pixels("val", VAL))}
+    return {
+        "files": Folder(root, STORED),
+        "jpeg": in_memory(jpegs("train", TRAIN), jpegs("val", VAL)),
+        "pixels": in_memory(Pixels("train", TRAIN), Pixels("val", VAL)),
+    }
 
 
 SOURCES = pytest.mark.parametrize("source", ["files", "jpeg", "pixels"])
@@ -103,13 +114,18 @@ def pipeline(kind, dataset, recipe, workers=0, devices=("cpu",), statistics=None
 
 def views_of(reader, batch_size=4, which=None):
     """[(views of a batch, labels)], all made."""
-    return [(list(views), labels) for views, labels in reader.views("val", batch_size, which or ten_views(reader.recipe))]
+    return [
+        (list(views), labels) for views, labels in reader.views("val", batch_size, which or ten_views(reader.recipe))
+    ]
 
 
 def same_views(found, expected):
     return len(found) == len(expected) and all(
-        torch.equal(labels, others) and len(a) == len(b) and all(torch.equal(x, y) for v, w in zip(a, b) for x, y in zip(v, w))
-        for (a, labels), (b, others) in zip(found, expected))
+        torch.equal(labels, others)
+        and len(a) == len(b)
+        and all(torch.equal(x, y) for v, w in zip(a, b) for x, y in zip(v, w))
+        for (a, labels), (b, others) in zip(found, expected)
+    )
 
 
 def threads():

@@ -1,11 +1,12 @@
 """Faults that tests plant, and small things to check: shared by test_device_checks.py and test_self_check.py."""
+
 import faulthandler
 import os
 import time
 
 import torch
-
 from alexnet_mp.kernels import augmentation, dispatch, lrn_pool, relu_dropout_op, sgd
+
 from alexnet_mp.network import exchange
 from alexnet_mp.recipes.presets import mini
 from alexnet_mp.recipes.recipe import override
@@ -13,9 +14,22 @@ from alexnet_mp.system import isolated
 from alexnet_mp.training import self_check
 
 CPU, OTHER = torch.device("cpu"), torch.device("cpu:0")  # torch takes them for two devices
-SMALL = ["stored_size=40", "crop_size=32", "crop_positions=8", "conv1.kernel=5", "conv1.stride=2", "conv2.kernel=3",
-         "conv2.pad=1", "conv1.maps=8", "conv2.maps=12", "conv3.maps=8", "conv4.maps=8", "conv5.maps=8", "fc6.maps=24",
-         "fc7.maps=24"]
+SMALL = [
+    "stored_size=40",
+    "crop_size=32",
+    "crop_positions=8",
+    "conv1.kernel=5",
+    "conv1.stride=2",
+    "conv2.kernel=3",
+    "conv2.pad=1",
+    "conv1.maps=8",
+    "conv2.maps=12",
+    "conv3.maps=8",
+    "conv4.maps=8",
+    "conv5.maps=8",
+    "fc6.maps=24",
+    "fc7.maps=24",
+]
 
 
 def asked(devices=(CPU, CPU), dtype=torch.float32, kernels="auto", pipeline="raw", storage="pixels", settings=()):

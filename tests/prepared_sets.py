@@ -1,4 +1,6 @@
-"""Prepared sets for the tests of what makes, checks and reads them: made from noisy pictures in class folders, in small shards."""
+"""Prepared sets for the tests of what makes, checks and reads them: made from noisy pictures in class folders, in small
+shards."""
+
 import hashlib
 import json
 import sys
@@ -33,7 +35,9 @@ def make_source(root, train=8, val=5):
 def prepared(monkeypatch, source, dest, *options, size=SIZE, workers=0, per_shard=PER_SHARD):
     """Run the command in this process, with shards of few images. Returns dest."""
     monkeypatch.setattr(shards, "IMAGES_PER_SHARD", per_shard)
-    assert prepare.main([str(source), str(dest), "--size", str(size), "--workers", str(workers), *map(str, options)]) == 0
+    assert (
+        prepare.main([str(source), str(dest), "--size", str(size), "--workers", str(workers), *map(str, options)]) == 0
+    )
     return Path(dest)
 
 
@@ -47,8 +51,10 @@ def sign(directory, change=lambda index: index):
     directory, index = Path(directory), read_index(directory)
     splits = {}
     for name, split in index.splits.items():
-        tars = tuple(replace(shard, bytes=(directory / shard.file).stat().st_size, sha256=sha256(directory / shard.file))
-                     for shard in split.shards)
+        tars = tuple(
+            replace(shard, bytes=(directory / shard.file).stat().st_size, sha256=sha256(directory / shard.file))
+            for shard in split.shards
+        )
         splits[name] = replace(split, index_sha256=sha256(directory / split.index), shards=tars)
     index = replace(index, splits=splits, statistics_sha256=sha256(directory / "statistics.safetensors"))
     (directory / "index.json").write_bytes(change(index).to_bytes())

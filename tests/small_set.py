@@ -1,4 +1,6 @@
-"""A data set of 21 + 11 small pictures for the tests of the input pipelines, and what the network should see of each."""
+"""A data set of 21 + 11 small pictures for the tests of the input pipelines, and what the network should see of
+each."""
+
 import dataclasses
 import io
 
@@ -103,6 +105,10 @@ def expected_image(recipe, pixels, top, left, flip, factors=(0, 0, 0), noise=0.0
 
 def same(batches, others):
     return len(batches) == len(others) and all(
-        a.epoch == b.epoch and np.array_equal(a.numbers, b.numbers) and torch.equal(a.labels, b.labels)
-        and len(a.images) == len(b.images) and all(torch.equal(x, y) for x, y in zip(a.images, b.images))
-        for a, b in zip(batches, others))
+        a.epoch == b.epoch
+        and np.array_equal(a.numbers, b.numbers)
+        and torch.equal(a.labels, b.labels)
+        and len(a.images) == len(b.images)
+        and all(torch.equal(x, y) for x, y in zip(a.images, b.images))
+        for a, b in zip(batches, others)
+    )

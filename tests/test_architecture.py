@@ -1,4 +1,5 @@
 """docs/architecture.md is true to the code: its names can be imported, its files are there, its imports hold."""
+
 import ast
 import importlib
 import re
@@ -11,8 +12,11 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "alexnet_mp"
 PAGE = "docs/architecture.md"
 OWN_FILES = {"docs/claims.md", "docs/deviations.md", "docs/pretraining.md"}  # they cite files of the 2012 release
-TABLE = [[cell.strip() for cell in line.strip("|").split("|")]
-         for line in sections(PAGE)["Who may import whom"].splitlines() if line.startswith("| `")]
+TABLE = [
+    [cell.strip() for cell in line.strip("|").split("|")]
+    for line in sections(PAGE)["Who may import whom"].splitlines()
+    if line.startswith("| `")
+]
 
 
 def names():
@@ -53,9 +57,24 @@ def test_the_page_tells_both_paths():
 
 
 def test_every_section_of_the_paper_has_its_file():
-    for section in ("3.1 ReLU", "3.2 two GPUs", "3.2 crossing at conv3", "3.3", "3.4", "3.5", "4.1 crops and flips",
-                    "4.1 colour", "4.1 ten views", "4.2 dropout", "5 update", "5 plateau", "5 initial weights", "figure 3",
-                    "figure 4, left", "figure 4, right"):
+    for section in (
+        "3.1 ReLU",
+        "3.2 two GPUs",
+        "3.2 crossing at conv3",
+        "3.3",
+        "3.4",
+        "3.5",
+        "4.1 crops and flips",
+        "4.1 colour",
+        "4.1 ten views",
+        "4.2 dropout",
+        "5 update",
+        "5 plateau",
+        "5 initial weights",
+        "figure 3",
+        "figure 4, left",
+        "figure 4, right",
+    ):
         assert re.search(rf"^\| {re.escape(section)}", sections(PAGE)["From the paper to the files"], re.M), section
 
 
@@ -68,7 +87,7 @@ def test_files_that_pages_name_are_there():
 
 
 def test_the_readmes_map_is_the_tree():
-    tree, = (block for block in blocks("README.md") if block[0].startswith("alexnet_mp/"))
+    (tree,) = (block for block in blocks("README.md") if block[0].startswith("alexnet_mp/"))
     named = [word for line in tree for word in re.match(r"((?: *[a-z_]+/)+)", line)[1].split()]
     assert all((ROOT / name).is_dir() or (PACKAGE / name).is_dir() for name in named)
     assert {f"{row[0].strip('`')}/" for row in TABLE} <= set(named)
@@ -105,7 +124,7 @@ def imported(path):
     here = ("alexnet_mp", *here) if here[0] == "kernels" else here
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom):
-            base = here[:len(here) - node.level + 1] if node.level else ()
+            base = here[: len(here) - node.level + 1] if node.level else ()
             base += tuple(node.module.split(".")) if node.module else ()
             for alias in node.names:
                 whole = (*base, alias.name)
@@ -123,8 +142,12 @@ def test_imports_go_one_way(package):
     folder = ROOT / "kernels" if package == "kernels" else PACKAGE / package
     assert any(folder.glob("*.py"))
     allowed = {"kernels"} if package == "kernels" else reachable(package) | {"kernels"}
-    wrong = [f"{path.relative_to(ROOT)}:{line} imports {other}" for path in sorted(folder.glob("*.py"))
-             for line, other in imported(path) if other not in allowed]
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line} imports {other}"
+        for path in sorted(folder.glob("*.py"))
+        for line, other in imported(path)
+        if other not in allowed
+    ]
     assert wrong == []
 
 

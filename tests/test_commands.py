@@ -1,4 +1,5 @@
 """The commands as a user types them: what a run leaves, and one clear line for every wrong flag, path and file."""
+
 import functools
 import json
 import os
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from alexnet_mp.kernels import dispatch
 from image_folders import make_folder
 from inner_cases import every
 from PIL import Image
@@ -21,18 +23,32 @@ from safetensors.torch import load_file
 
 from alexnet_mp import evaluate, train
 from alexnet_mp.evaluation.accuracy import read_right
-from alexnet_mp.kernels import dispatch
 from alexnet_mp.runs.metrics import read_metrics
 from alexnet_mp.system.errors import UserError, run_command
 from alexnet_mp.training.run import Options
 
 pytestmark = pytest.mark.process
 
-SMALL = ["--gpus", "cpu", "--recipe", "mini", "--batch-size", "10", "--workers", "1", "--set", "fc6.maps=16", "--set", "fc7.maps=16"]
+SMALL = [
+    "--gpus",
+    "cpu",
+    "--recipe",
+    "mini",
+    "--batch-size",
+    "10",
+    "--workers",
+    "1",
+    "--set",
+    "fc6.maps=16",
+    "--set",
+    "fc7.maps=16",
+]
 
 
 def command(module, *arguments, **kwargs):
-    return subprocess.run([sys.executable, "-m", f"alexnet_mp.{module}", *map(str, arguments)], capture_output=True, text=True, **kwargs)
+    return subprocess.run(
+        [sys.executable, "-m", f"alexnet_mp.{module}", *map(str, arguments)], capture_output=True, text=True, **kwargs
+    )
 
 
 @pytest.fixture(scope="module")
@@ -47,13 +63,26 @@ def run(tmp_path_factory):
 def test_a_run_leaves_everything_behind(run):
     out, _ = run
     assert {path.name for path in out.iterdir()} == {
-        "run.json", "metrics.jsonl", "statistics.safetensors", "checkpoints", "tensorboard", "curves.png", "conv1_kernels.png", ".lock",
-        "validation_right.npz"}
+        "run.json",
+        "metrics.jsonl",
+        "statistics.safetensors",
+        "checkpoints",
+        "tensorboard",
+        "curves.png",
+        "conv1_kernels.png",
+        ".lock",
+        "validation_right.npz",
+    }
     assert load_file(out / "checkpoints" / "step_00000006" / "weights.safetensors")["fc8.weight"].shape == (3, 32)
     assert Image.open(out / "conv1_kernels.png").size[0] > 500 and Image.open(out / "curves.png").size[0] > 500
     assert any((out / "tensorboard").iterdir())
-    right, tests = read_right(out / "validation_right.npz"), [line for line in read_metrics(out) if line["kind"] == "test"]
-    assert {name: found.shape for name, found in right.items()} == {line["protocol"]: (2, line["images"]) for line in tests}
+    right, tests = (
+        read_right(out / "validation_right.npz"),
+        [line for line in read_metrics(out) if line["kind"] == "test"],
+    )
+    assert {name: found.shape for name, found in right.items()} == {
+        line["protocol"]: (2, line["images"]) for line in tests
+    }
     for line in tests:
         assert 100 - 100 * right[line["protocol"]].mean(1) == pytest.approx([line["top1_error"], line["top5_error"]])
 
@@ -61,14 +90,23 @@ def test_a_run_leaves_everything_behind(run):
 def test_metrics_have_one_line_a_step_and_one_a_validation(run):
     lines = read_metrics(run[0])
     steps = [line for line in lines if line["kind"] == "train"]
-    assert [line["step"] for line in steps] == [1, 2, 3, 4, 5, 6] and [line["epoch"] for line in steps] == [1, 1, 1, 2, 2, 2]
+    assert [line["step"] for line in steps] == [1, 2, 3, 4, 5, 6] and [line["epoch"] for line in steps] == [
+        1,
+        1,
+        1,
+        2,
+        2,
+        2,
+    ]
     for line in steps:
         assert 0 < line["loss"] < 10 and 0 <= line["top1_error"] <= 100 and line["images_per_second"] > 0
         assert line["learning_rate"] == line["bias_learning_rate"] == 0.01 and line["bytes_exchanged"] == 0
     validations = [line for line in lines if line["kind"] == "val"]
     assert [(line["step"], line["epoch"], line["images"]) for line in validations] == [(3, 1, 15), (6, 2, 15)]
     tests = [line for line in lines if line["kind"] == "test"]
-    assert [line["protocol"] for line in tests] == ["centre view", "ten views"] and all(line["images"] == 15 for line in tests)
+    assert [line["protocol"] for line in tests] == ["centre view", "ten views"] and all(
+        line["images"] == 15 for line in tests
+    )
     assert tests[0]["top1_error"] == validations[-1]["top1_error"]
 
 
@@ -79,7 +117,9 @@ def test_run_json_says_what_ran(run):
     assert content["data"]["classes"] == ["apple", "leaf", "sky"] and len(content["data"]["fingerprint"]) == 64
     assert torch.__version__.startswith(content["packages"]["torch"])  # which may have "+cu130" at its end
     assert content["kernels"] == dispatch.resolve("auto", "cpu")
-    assert [device["device"] for device in content["devices"]] == ["cpu", "cpu"] and content["command"].startswith("python -m")
+    assert [device["device"] for device in content["devices"]] == ["cpu", "cpu"] and content["command"].startswith(
+        "python -m"
+    )
 
 
 def test_run_json_has_the_command_as_it_was_typed(folder, tmp_path):
@@ -98,7 +138,8 @@ def test_the_command_line_can_ask_for_all_that_a_run_can_be_asked_for():
 def test_evaluate_prints_both_protocols_and_agrees_with_training(run, capsys):
     out, data = run
     tests = {line["protocol"]: line for line in read_metrics(out) if line["kind"] == "test"}
-    for where in (["--data", str(data), "--batch-size", "4", "--workers", "0"], []):  # without --data: what it was trained on
+    # without --data: what it was trained on
+    for where in (["--data", str(data), "--batch-size", "4", "--workers", "0"], []):
         assert evaluate.main([str(out), "--gpus", "cpu", *where]) == 0
         printed = capsys.readouterr().out
         for protocol in ("centre view", "ten views"):
@@ -108,7 +149,17 @@ def test_evaluate_prints_both_protocols_and_agrees_with_training(run, capsys):
 
 
 def test_steps_and_set_and_seed(folder, tmp_path, capsys):
-    arguments = [*SMALL, "--data", str(folder), "--steps", "4", "--set", "conv1.init_std=0.02", "--set", "learning_rate=0.001"]
+    arguments = [
+        *SMALL,
+        "--data",
+        str(folder),
+        "--steps",
+        "4",
+        "--set",
+        "conv1.init_std=0.02",
+        "--set",
+        "learning_rate=0.001",
+    ]
 
     def losses(name, *more):
         train.main([*arguments, "--out", str(tmp_path / name), *more])
@@ -125,8 +176,25 @@ def test_steps_and_set_and_seed(folder, tmp_path, capsys):
 
 def test_a_plateau_ends_the_run(folder, tmp_path):
     """With a rate of 0 nothing improves: a drop every second epoch, then the end, long before the recipe's epochs."""
-    train.main([*SMALL, "--data", str(folder), "--out", str(tmp_path / "run"), "--epochs", "50", "--set", "schedule=plateau", "--set",
-                "plateau_patience=1", "--set", "learning_rate=1e-12", "--set", "bias_learning_rate=1e-12"])
+    train.main(
+        [
+            *SMALL,
+            "--data",
+            str(folder),
+            "--out",
+            str(tmp_path / "run"),
+            "--epochs",
+            "50",
+            "--set",
+            "schedule=plateau",
+            "--set",
+            "plateau_patience=1",
+            "--set",
+            "learning_rate=1e-12",
+            "--set",
+            "bias_learning_rate=1e-12",
+        ]
+    )
     lines = read_metrics(tmp_path / "run")
     rates = [line["learning_rates"]["fc8.weight"] for line in lines if line["kind"] == "schedule"]
     assert rates == pytest.approx([1e-12, 1e-13, 1e-14, 1e-15])
@@ -153,27 +221,56 @@ def refused(arguments, tmp_path):
     return str(raised.value)
 
 
-@every("flags, words", [
-    (["--set", "batchsize=3"], "did you mean batch_size"), (["--batch-size", "0"], "batch_size is 0"), (["--epochs", "0"], "epochs"),
-    (["--steps", "0"], "--steps 0"), (["--keep", "0"], "--keep 0"), (["--checkpoint-every", "0"], "--checkpoint-every 0"),
-    (["--checkpoint-every", "10 minutes"], "as in 10m"), (["--checkpoint-every", "0m"], "--checkpoint-every 0m"), (["--seed", "-1"], "seed"), (["--gpus", "99"], "GPU 99"), (["--gpus", "gpu"], "--gpus gpu"),
-    (["--pipeline", "raw"], "prepare --raw"), (["--kernels", "triton"], "usable there: auto"), (["--workers", "-1"], "--workers -1"),
-    (["--set", "crop_size=113"], "stored_size 112"), (["--data", __file__], "not a directory"), (["--kernels", "cuda"], "can't compute on cpu"),
-])
+@every(
+    "flags, words",
+    [
+        (["--set", "batchsize=3"], "did you mean batch_size"),
+        (["--batch-size", "0"], "batch_size is 0"),
+        (["--epochs", "0"], "epochs"),
+        (["--steps", "0"], "--steps 0"),
+        (["--keep", "0"], "--keep 0"),
+        (["--checkpoint-every", "0"], "--checkpoint-every 0"),
+        (["--checkpoint-every", "10 minutes"], "as in 10m"),
+        (["--checkpoint-every", "0m"], "--checkpoint-every 0m"),
+        (["--seed", "-1"], "seed"),
+        (["--gpus", "99"], "GPU 99"),
+        (["--gpus", "gpu"], "--gpus gpu"),
+        (["--pipeline", "raw"], "prepare --raw"),
+        (["--kernels", "triton"], "usable there: auto"),
+        (["--workers", "-1"], "--workers -1"),
+        (["--set", "crop_size=113"], "stored_size 112"),
+        (["--data", __file__], "not a directory"),
+        (["--kernels", "cuda"], "can't compute on cpu"),
+    ],
+)
 def test_wrong_flags(flags, words, folder, tmp_path):
     assert words in refused([*SMALL, "--data", folder, *flags], tmp_path)
 
 
-@every("spoil, words", [
-    (lambda d: None, None),
-    (lambda d: (d / "train/leaf/3.jpg").write_bytes(b"not a picture"), "train/leaf/3.jpg"),
-    (lambda d: (d / "val/sky/2.jpg").write_bytes(b""), "val/sky/2.jpg"),
-    (lambda d: (d / "train/leaf/3.jpg").write_bytes((d / "train/leaf/3.jpg").read_bytes()[:900]), "train/leaf/3.jpg"),
-    (lambda d: [path.unlink() for path in (d / "train/leaf").iterdir()], "train/leaf"),
-    (lambda d: (d / "val/leaf").rename(d / "val/tree"), "tree"),
-    (lambda d: (d / "val").rename(d / "test"), "val/"),
-    (lambda d: [(d / split / name).rename(d / f"{split}-{name}") for split in ("train", "val") for name in ("leaf", "sky")], "single class"),
-], ids=["intact", "garbage", "empty file", "truncated", "empty class", "other classes", "no val", "single class"])
+@every(
+    "spoil, words",
+    [
+        (lambda d: None, None),
+        (lambda d: (d / "train/leaf/3.jpg").write_bytes(b"not a picture"), "train/leaf/3.jpg"),
+        (lambda d: (d / "val/sky/2.jpg").write_bytes(b""), "val/sky/2.jpg"),
+        (
+            lambda d: (d / "train/leaf/3.jpg").write_bytes((d / "train/leaf/3.jpg").read_bytes()[:900]),
+            "train/leaf/3.jpg",
+        ),
+        (lambda d: [path.unlink() for path in (d / "train/leaf").iterdir()], "train/leaf"),
+        (lambda d: (d / "val/leaf").rename(d / "val/tree"), "tree"),
+        (lambda d: (d / "val").rename(d / "test"), "val/"),
+        (
+            lambda d: [
+                (d / split / name).rename(d / f"{split}-{name}")
+                for split in ("train", "val")
+                for name in ("leaf", "sky")
+            ],
+            "single class",
+        ),
+    ],
+    ids=["intact", "garbage", "empty file", "truncated", "empty class", "other classes", "no val", "single class"],
+)
 @every("workers", [0, 2])
 def test_bad_data(spoil, words, workers, folder, tmp_path):
     spoil(folder)
@@ -184,8 +281,11 @@ def test_bad_data(spoil, words, workers, folder, tmp_path):
         assert words in refused(arguments, tmp_path)
 
 
-@pytest.mark.parametrize("flags", [["--set", "learning_rate=1e6"], ["--set", "learning_rate=1e30", "--batch-size", "24"]],
-                         ids=["in training", "in validation"])
+@pytest.mark.parametrize(
+    "flags",
+    [["--set", "learning_rate=1e6"], ["--set", "learning_rate=1e30", "--batch-size", "24"]],
+    ids=["in training", "in validation"],
+)
 def test_a_loss_that_blows_up_ends_the_run_with_one_line(flags, folder, tmp_path):
     with pytest.raises(UserError, match="the loss is (nan|inf) at step"):
         train.main([*SMALL, "--data", str(folder), "--out", str(tmp_path / "run"), "--epochs", "20", *flags])
@@ -205,17 +305,19 @@ def test_errors_are_one_line_and_exit_code_2(run, tmp_path, capsys):
     """
     out, data = run
     for module, arguments, words in (
-            ("train", [*SMALL, "--data", data, "--out", out], "is there already; --resume auto goes on with it"),
-            ("evaluate", [tmp_path / "nowhere"], "not a run directory")):
+        ("train", [*SMALL, "--data", data, "--out", out], "is there already; --resume auto goes on with it"),
+        ("evaluate", [tmp_path / "nowhere"], "not a run directory"),
+    ):
         done = command(module, *arguments)
         assert done.returncode == 2, done
         assert re.fullmatch(r"error: [^\n]+\n", done.stderr) and words in done.stderr, done.stderr
     for main, arguments, words in (
-            (train.main, ["--data", tmp_path / "nowhere"], "no such directory"),
-            (evaluate.main, [out, "--data", tmp_path / "moved"], "no such directory"),
-            (evaluate.main, [out, "--data", data, "--split", "test"], "no test/ folder"),
-            (evaluate.main, [out, "--data", "builtin"], "classes"),
-            (evaluate.main, [out, "--data", data, "--batch-size", "0"], "--batch-size 0")):
+        (train.main, ["--data", tmp_path / "nowhere"], "no such directory"),
+        (evaluate.main, [out, "--data", tmp_path / "moved"], "no such directory"),
+        (evaluate.main, [out, "--data", data, "--split", "test"], "no test/ folder"),
+        (evaluate.main, [out, "--data", "builtin"], "classes"),
+        (evaluate.main, [out, "--data", data, "--batch-size", "0"], "--batch-size 0"),
+    ):
         with pytest.raises(SystemExit) as ended:
             run_command(functools.partial(main, list(map(str, arguments))))
         said = capsys.readouterr().err
@@ -224,10 +326,12 @@ def test_errors_are_one_line_and_exit_code_2(run, tmp_path, capsys):
 
 def test_a_damaged_run_is_refused(run, tmp_path):
     out, data = run
-    for name, spoil, words in (("recipe", lambda d: (d / "run.json").write_text("{"), "damaged"),
-                               ("weights", lambda d: max(d.glob("checkpoints/*/weights*")).write_bytes(b"x"), "weights.safetensors"),
-                               ("statistics", lambda d: max(d.glob("checkpoints/*/statistics*")).unlink(), "statistics.safetensors"),
-                               ("checkpoints", lambda d: shutil.rmtree(d / "checkpoints"), "no checkpoint")):
+    for name, spoil, words in (
+        ("recipe", lambda d: (d / "run.json").write_text("{"), "damaged"),
+        ("weights", lambda d: max(d.glob("checkpoints/*/weights*")).write_bytes(b"x"), "weights.safetensors"),
+        ("statistics", lambda d: max(d.glob("checkpoints/*/statistics*")).unlink(), "statistics.safetensors"),
+        ("checkpoints", lambda d: shutil.rmtree(d / "checkpoints"), "no checkpoint"),
+    ):
         copy = tmp_path / name
         shutil.copytree(out, copy)
         spoil(copy)
@@ -237,8 +341,27 @@ def test_a_damaged_run_is_refused(run, tmp_path):
 
 def start(folder, out, **kwargs):
     """A run that would take for ever, after its first few steps."""
-    process = subprocess.Popen([sys.executable, "-m", "alexnet_mp.train", *SMALL, "--data", str(folder), "--out", str(out), "--epochs",
-                                "100000", "--workers", "2", "--pipeline", "torch"], text=True, start_new_session=True, **kwargs)
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "alexnet_mp.train",
+            *SMALL,
+            "--data",
+            str(folder),
+            "--out",
+            str(out),
+            "--epochs",
+            "100000",
+            "--workers",
+            "2",
+            "--pipeline",
+            "torch",
+        ],
+        text=True,
+        start_new_session=True,
+        **kwargs,
+    )
     deadline = time.monotonic() + 120
     while not (out / "metrics.jsonl").exists() or len((out / "metrics.jsonl").read_text().splitlines()) < 6:
         assert process.poll() is None and time.monotonic() < deadline
@@ -251,7 +374,9 @@ def ended_cleanly(process, out):
     assert process.wait(60) == 0
     steps = [line["step"] for line in read_metrics(out) if line["kind"] == "train"]
     assert steps == list(range(1, len(steps) + 1))
-    assert (out / "checkpoints" / f"step_{steps[-1]:08d}" / "weights.safetensors").exists() and (out / "curves.png").exists()
+    assert (out / "checkpoints" / f"step_{steps[-1]:08d}" / "weights.safetensors").exists() and (
+        out / "curves.png"
+    ).exists()
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)
 
@@ -287,8 +412,12 @@ def test_a_killed_worker_ends_the_run_with_one_line(folder, tmp_path):
 def test_a_reader_that_leaves_does_not_end_the_run(folder, tmp_path):
     """train | head -2"""
     out = tmp_path / "run"
-    process = subprocess.Popen([sys.executable, "-m", "alexnet_mp.train", *SMALL, "--data", str(folder), "--out", str(out), "--steps", "3"],
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "alexnet_mp.train", *SMALL, "--data", str(folder), "--out", str(out), "--steps", "3"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     process.stdout.readline()
     process.stdout.close()
     assert process.wait(120) == 0 and process.stderr.read() == ""
@@ -310,14 +439,18 @@ def test_evaluate_needs_only_the_split_that_it_tests(run, tmp_path, capsys):
 @pytest.mark.parametrize("module", ["prepare", "train", "evaluate", "doctor"])
 def test_help_teaches_by_examples(module):
     done = command(module, "--help")
-    assert done.returncode == 0 and done.stdout.count(f"python -m alexnet_mp.{module}") >= 2 and "default" in done.stdout
+    assert (
+        done.returncode == 0 and done.stdout.count(f"python -m alexnet_mp.{module}") >= 2 and "default" in done.stdout
+    )
 
 
 def test_importing_does_nothing():
     """No module opens a device, prints, or needs CUDA, Triton or DALI."""
     names = [f"alexnet_mp.{path.stem}" for path in Path(train.__file__).parent.glob("*.py")]
-    code = (f"import sys, importlib\nfor name in {names!r}: importlib.import_module(name)\nimport torch\n"
-            "assert not torch.cuda.is_initialized()\nassert not {'triton', 'nvidia.dali', 'matplotlib'} & set(sys.modules)")
+    code = (
+        f"import sys, importlib\nfor name in {names!r}: importlib.import_module(name)\nimport torch\n"
+        "assert not torch.cuda.is_initialized()\nassert not {'triton', 'nvidia.dali', 'matplotlib'} & set(sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
@@ -325,14 +458,27 @@ def test_importing_does_nothing():
 @pytest.mark.parametrize("closed", [1, 2])
 def test_an_output_that_is_closed_from_the_beginning(closed, tmp_path):
     """train >&-"""
-    done = subprocess.run([sys.executable, "-c", f"import os, sys\nos.close({closed})\n"
-                           f"os.execv({sys.executable!r}, [{sys.executable!r}, '-m', 'alexnet_mp.checkpoint', {str(tmp_path / 'nowhere')!r}])"],
-                          capture_output=True, text=True)
-    assert done.returncode == 2 and "Traceback" not in done.stderr and (closed == 2 or done.stderr.startswith("error: "))
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            f"import os, sys\nos.close({closed})\n"
+            f"os.execv({sys.executable!r}, [{sys.executable!r}, '-m', 'alexnet_mp.checkpoint', "
+            f"{str(tmp_path / 'nowhere')!r}])",
+        ],
+        capture_output=True,
+        text=True,
+    )
+    assert (
+        done.returncode == 2 and "Traceback" not in done.stderr and (closed == 2 or done.stderr.startswith("error: "))
+    )
 
 
 def test_the_package_imports_torch_when_it_is_asked_for():
-    code = ("import sys, alexnet_mp\nassert 'torch' not in sys.modules\nfrom alexnet_mp import *\nassert paper().name == 'paper'\n"
-            "assert TwoTowerAlexNet.__name__ == 'TwoTowerAlexNet' and not hasattr(alexnet_mp, 'caffe')")
+    code = (
+        "import sys, alexnet_mp\nassert 'torch' not in sys.modules\nfrom alexnet_mp import *\nassert paper().name "
+        "== 'paper'\n"
+        "assert TwoTowerAlexNet.__name__ == 'TwoTowerAlexNet' and not hasattr(alexnet_mp, 'caffe')"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")

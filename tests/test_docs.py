@@ -1,4 +1,5 @@
 """README, docs/ and the pages beside them: commands parse, links lead somewhere, figures say where they come from."""
+
 import argparse
 import importlib
 import re
@@ -30,6 +31,7 @@ def parser(command):
 @cache
 def options():
     """Every option of every command, and of what else is typed."""
+
     def of(one):
         for action in one._actions:
             yield from action.option_strings
@@ -85,8 +87,12 @@ def test_every_link_leads_somewhere(page):
 
 
 def test_every_page_and_picture_is_linked():
-    linked = {((ROOT / page).parent / link.partition("#")[0]).resolve() for page in PAGES
-              for link in re.findall(r"\]\(([^)]+)\)", text(page)) if link[:1] != "#"}
+    linked = {
+        ((ROOT / page).parent / link.partition("#")[0]).resolve()
+        for page in PAGES
+        for link in re.findall(r"\]\(([^)]+)\)", text(page))
+        if link[:1] != "#"
+    }
     assert {path for path in (ROOT / "docs").iterdir() if path.resolve() not in linked} == set()
 
 
@@ -104,7 +110,7 @@ def test_the_readme_is_short_and_begins_with_the_two_commands():
 
 
 def test_the_readmes_network_runs():
-    code, = re.findall(r"^```python\n(.*?)^```$", text("README.md"), re.M | re.S)
+    (code,) = re.findall(r"^```python\n(.*?)^```$", text("README.md"), re.M | re.S)
     assert len([line for line in code.splitlines() if line.strip()]) <= 12
     exec(code, {"print": lambda entry: None})
 

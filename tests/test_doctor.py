@@ -1,4 +1,5 @@
 """The machine in one page, whatever is broken: never a traceback, no user names, no homes."""
+
 import json
 import os
 import re
@@ -11,20 +12,22 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from alexnet_mp.kernels import dispatch
 from inner_cases import every
 from planted import Forked, plant
 
 from alexnet_mp import doctor
 from alexnet_mp.data import pipeline_dali
-from alexnet_mp.kernels import dispatch
 from alexnet_mp.system import isolated, machine
 from alexnet_mp.training import device_checks
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SECTIONS = ["alexnet_mp", "packages", "computer", "devices", "kernels", "copies", "self_check", "next"]
 BROKEN = {
-    "raises": ("raise RuntimeError('/home/alice/lib/libdali.so: undefined symbol: foo')",
-               "RuntimeError: .../libdali.so: undefined symbol: foo"),
+    "raises": (
+        "raise RuntimeError('/home/alice/lib/libdali.so: undefined symbol: foo')",
+        "RuntimeError: .../libdali.so: undefined symbol: foo",
+    ),
     "exits": ("raise SystemExit(3)", "the import ends its process with status 3"),
     "says": ("import sys; sys.exit('no licence for alice')", "no licence for USER"),
     "interrupts": ("raise KeyboardInterrupt", "the import ends its process by signal 2"),
@@ -39,8 +42,9 @@ BROKEN = {
 @pytest.fixture(autouse=True)
 def small(monkeypatch, tmp_path):
     """A report of seconds, of a user named alice; the processes of the self-check are copies of this one."""
-    monkeypatch.setattr(doctor, "PACKAGES", {"torch": "torch", "triton": "triton", "nvidia.dali": doctor.DALI[0],
-                                             "json": "json"})
+    monkeypatch.setattr(
+        doctor, "PACKAGES", {"torch": "torch", "triton": "triton", "nvidia.dali": doctor.DALI[0], "json": "json"}
+    )
     monkeypatch.setattr(machine, "imports", lambda names: dict.fromkeys(names))
     monkeypatch.setattr(machine, "deadly", lambda library: None)
     monkeypatch.setattr(doctor, "CHECKED", (("mini", "fp32", "pixels"),))
@@ -74,6 +78,7 @@ def report(capsys, status=0):
 
 # --- here
 
+
 @pytest.mark.process
 def test_the_page_and_the_json_tell_the_same(capsys):
     printed, found = page(capsys), report(capsys)
@@ -101,13 +106,16 @@ def test_a_fault_that_the_self_check_finds(monkeypatch, capsys):
 
     plant(monkeypatch, "lrn_pool_backward", raising)
     printed = page(capsys, status=1)
-    assert ("lrn_max_pool after conv1 by cpu on cpu, mini, float32: left out: raises RuntimeError: .../x.cpp: illegal\n"
-            in printed)
+    assert (
+        "lrn_max_pool after conv1 by cpu on cpu, mini, float32: left out: raises RuntimeError: .../x.cpp: illegal\n"
+        in printed
+    )
     assert "a fault was found: report it with this page\n" in printed and "alice" not in printed
     assert dispatch.resolve("auto", "cpu", "lrn_max_pool") == "cpu", "what was left out is forgotten"
 
 
 # --- what is broken
+
 
 @pytest.mark.process
 def test_imports_that_fail_in_every_way(tmp_path, monkeypatch):
@@ -138,8 +146,9 @@ def importing(monkeypatch, broken, why):
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("broken", [["triton", "nvidia.dali"], ["torch"], ["torch", "triton", "nvidia.dali", "json"]],
-                         ids="+".join)
+@pytest.mark.parametrize(
+    "broken", [["triton", "nvidia.dali"], ["torch"], ["torch", "triton", "nvidia.dali", "json"]], ids="+".join
+)
 def test_packages_that_can_t_be_imported(broken, monkeypatch, capsys, unchecked):
     importing(monkeypatch, broken, "ImportError: libcudart.so.13")
     if "torch" in broken:
@@ -201,9 +210,14 @@ def test_what_loading_a_library_does(tmp_path, monkeypatch):
     monkeypatch.undo()
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     load = "import os, signal\nclass ops:\n def load_library(path): {}"
-    for number, (body, found) in enumerate([
+    for number, (body, found) in enumerate(
+        [
             ("os.kill(os.getpid(), signal.SIGBUS)", "loading 0.so ends its process by signal 7"),
-            ("raise OSError('file too short')", None), ("raise RuntimeError('odd')", None), ("pass", None)]):
+            ("raise OSError('file too short')", None),
+            ("raise RuntimeError('odd')", None),
+            ("pass", None),
+        ]
+    ):
         (tmp_path / "torch.py").write_text(load.format(body))
         shutil.rmtree(tmp_path / "__pycache__", ignore_errors=True)
         assert machine.deadly(tmp_path / f"{number}.so") is None, "there is none"
@@ -214,14 +228,26 @@ def test_what_loading_a_library_does(tmp_path, monkeypatch):
 
 def test_checks_that_were_not_made_for_one_reason_are_told_in_one_line():
     outcomes = {"a": "passed", "b": "not checked: x", "c": "left out: y", "d": "not checked: x", "e": "left out: y"}
-    assert doctor.summary(outcomes) == ["1 of 5 checks passed", "b and 1 more: not checked: x", "c: left out: y",
-                                        "e: left out: y"]
+    assert doctor.summary(outcomes) == [
+        "1 of 5 checks passed",
+        "b and 1 more: not checked: x",
+        "c: left out: y",
+        "e: left out: y",
+    ]
 
 
 @pytest.mark.process
-@every("error", [
-    RuntimeError("/home/alice/secret: two\nlines"), SystemExit(3), BaseException(), MemoryError(),
-    OSError(28, "No space", "/home/alice/x"), UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bad")])
+@every(
+    "error",
+    [
+        RuntimeError("/home/alice/secret: two\nlines"),
+        SystemExit(3),
+        BaseException(),
+        MemoryError(),
+        OSError(28, "No space", "/home/alice/x"),
+        UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bad"),
+    ],
+)
 def test_every_section_may_fail(error, monkeypatch, capsys):
     def fail(report):
         raise error
@@ -251,8 +277,13 @@ def test_the_command_where_packages_raise_anything(names, tmp_path):
     for name in names:
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text("raise BaseException('broken in /home/alice/x')")
-    process = subprocess.Popen([sys.executable, "-m", "alexnet_mp.doctor"], stdout=subprocess.PIPE, text=True,
-                               stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    process = subprocess.Popen(
+        [sys.executable, "-m", "alexnet_mp.doctor"],
+        stdout=subprocess.PIPE,
+        text=True,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )
     printed = "".join(process.stdout.readline() for _ in range(9))
     if names == ["torch"]:
         more, errors = process.communicate(timeout=60)
@@ -266,6 +297,7 @@ def test_the_command_where_packages_raise_anything(names, tmp_path):
 
 
 # --- machines with GPUs
+
 
 @pytest.fixture
 def gpus(monkeypatch):
@@ -285,25 +317,38 @@ def gpus(monkeypatch):
 @pytest.mark.process
 def test_gpus_are_told_and_what_fails_on_them(gpus, capsys):
     printed = page(capsys, status=1)
-    for words in ("  driver             580.65.06\n", "  cuda of driver     13.0\n",
-                  "  cuda:1             NVIDIA H200, memory 139.8 GB, free 138.9 GB, compute capability 9.0\n",
-                  "  0 and 1            peer access one way\n", "python -m alexnet_mp.train --gpus 0,1 --data DIR",
-                  "not built: there is no nvcc; torch wants one of CUDA 13\n", "install the toolkit of CUDA 13"):
+    for words in (
+        "  driver             580.65.06\n",
+        "  cuda of driver     13.0\n",
+        "  cuda:1             NVIDIA H200, memory 139.8 GB, free 138.9 GB, compute capability 9.0\n",
+        "  0 and 1            peer access one way\n",
+        "python -m alexnet_mp.train --gpus 0,1 --data DIR",
+        "not built: there is no nvcc; torch wants one of CUDA 13\n",
+        "install the toolkit of CUDA 13",
+    ):
         assert words in printed, printed
     assert re.search(r"  cuda:0 to cuda:1 +\S+: ", printed)
     assert re.search(r"  cuda:0 +0 of \d+ checks passed\n", printed)
     assert "not checked: cuda:0 can't be used: " in printed and "  cuda:0 and cuda:1" in printed
 
 
-@pytest.mark.parametrize("change, command", [
-    ({"count": 1}, "python -m alexnet_mp.train --gpus 0 --data DIR"),
-    ({"count": 0, "cuda": None}, "pip install --force-reinstall --index-url https://pypi.org/simple torch==2.13.0; "
-     "pip install --no-build-isolation --no-deps -e ."),
-    ({"count": 0, "newest": (12, 4)}, "install a newer NVIDIA driver (https://www.nvidia.com/drivers)"),
-    ({"count": 0, "visible": ""}, "unset CUDA_VISIBLE_DEVICES"),
-    ({"count": 0, "newest": None, "driver": None},
-     "install NVIDIA's driver (https://www.nvidia.com/drivers); in a container, start it with --gpus all"),
-])
+@pytest.mark.parametrize(
+    "change, command",
+    [
+        ({"count": 1}, "python -m alexnet_mp.train --gpus 0 --data DIR"),
+        (
+            {"count": 0, "cuda": None},
+            "pip install --force-reinstall --index-url https://pypi.org/simple torch==2.13.0; "
+            "pip install --no-build-isolation --no-deps -e .",
+        ),
+        ({"count": 0, "newest": (12, 4)}, "install a newer NVIDIA driver (https://www.nvidia.com/drivers)"),
+        ({"count": 0, "visible": ""}, "unset CUDA_VISIBLE_DEVICES"),
+        (
+            {"count": 0, "newest": None, "driver": None},
+            "install NVIDIA's driver (https://www.nvidia.com/drivers); in a container, start it with --gpus all",
+        ),
+    ],
+)
 def test_what_to_do_on_a_machine_with_a_gpu(change, command, gpus, monkeypatch, capsys, unchecked):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: change["count"])
     monkeypatch.setattr(torch.version, "cuda", change.get("cuda", "13.0"))
@@ -328,6 +373,7 @@ def test_what_triton_lacks(gpus, monkeypatch, capsys, unchecked):
 
 
 # --- facts
+
 
 def test_the_versions_of_the_driver_and_of_nvcc(monkeypatch):
     said = {"nvidia-smi": "580.65.06\n580.65.06\n", "nvcc": "Cuda compilation tools, release 13.0, V13.0.88\n"}
@@ -357,10 +403,15 @@ def test_the_architectures_of_a_library(tmp_path):
     if shutil.which("nvcc") is None:
         pytest.skip("there is no nvcc")
     (tmp_path / "a.cu").write_text("__global__ void f(float* x) { *x += 1; }\nvoid g() { f<<<1, 1>>>(nullptr); }\n")
-    targets = [f"-gencode=arch={code}" for code in ("compute_80,code=sm_80", "compute_90,code=sm_90",
-                                                    "compute_90,code=compute_90")]
-    done = subprocess.run(["nvcc", "-shared", "-Xcompiler", "-fPIC", *targets, "-o", tmp_path / "a.so",
-                           tmp_path / "a.cu"], capture_output=True, text=True)
+    targets = [
+        f"-gencode=arch={code}"
+        for code in ("compute_80,code=sm_80", "compute_90,code=sm_90", "compute_90,code=compute_90")
+    ]
+    done = subprocess.run(
+        ["nvcc", "-shared", "-Xcompiler", "-fPIC", *targets, "-o", tmp_path / "a.so", tmp_path / "a.cu"],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     found = machine.architectures(tmp_path / "a.so")
     if found is None:
@@ -368,16 +419,26 @@ def test_the_architectures_of_a_library(tmp_path):
     assert found == ["sm_80", "sm_90", "PTX of sm_90"]
 
 
-@every("given, shown", [
-    ("/home/alice/.venv/lib/python3.11/site-packages/triton/_C/libtriton.so: undefined symbol: foo",
-     ".../libtriton.so: undefined symbol: foo"),
-    ("cannot open '/home/bob/data/x.json'", "cannot open '.../x.json'"), ("~/x is /home/alice", "~/x is ~"),
-    ("File \"/opt/alice/x.py\", line 3", "File \".../x.py\", line 3"), ("/dev/null", ".../null"), ("a\nb\t c", "a b c"),
-    ("user alice has no right", "user USER has no right"), ("malice, alice-in, alices", "malice, alice-in, alices"),
-    ("in /home/bob, or /Users/bob: no", "in ~, or ~: no"), ("error:/srv/bob/x", "error:.../x"),
-    ("no path: 3/4, a/b, https://pypi.org/simple/x", "no path: 3/4, a/b, https://pypi.org/simple/x"),
-    ("x" * 400, "x" * 300),
-])
+@every(
+    "given, shown",
+    [
+        (
+            "/home/alice/.venv/lib/python3.11/site-packages/triton/_C/libtriton.so: undefined symbol: foo",
+            ".../libtriton.so: undefined symbol: foo",
+        ),
+        ("cannot open '/home/bob/data/x.json'", "cannot open '.../x.json'"),
+        ("~/x is /home/alice", "~/x is ~"),
+        ('File "/opt/alice/x.py", line 3', 'File ".../x.py", line 3'),
+        ("/dev/null", ".../null"),
+        ("a\nb\t c", "a b c"),
+        ("user alice has no right", "user USER has no right"),
+        ("malice, alice-in, alices", "malice, alice-in, alices"),
+        ("in /home/bob, or /Users/bob: no", "in ~, or ~: no"),
+        ("error:/srv/bob/x", "error:.../x"),
+        ("no path: 3/4, a/b, https://pypi.org/simple/x", "no path: 3/4, a/b, https://pypi.org/simple/x"),
+        ("x" * 400, "x" * 300),
+    ],
+)
 def test_what_is_shown_of_messages(given, shown, monkeypatch):
     assert machine.shown(given) == shown
 

@@ -1,4 +1,5 @@
 """Which package may import which: the table of CONTRIBUTING.md, compared with every import in the code."""
+
 import ast
 from pathlib import Path
 
@@ -19,7 +20,17 @@ MAY_IMPORT = {
     "retrieval": ("recipes", "data", "network", "runs", "evaluation"),
     "profiling": ("recipes", "network"),
     "training": ("recipes", "data", "network", "runs", "evaluation", "analysis", "profiling"),
-    "experiments": ("recipes", "data", "network", "runs", "evaluation", "analysis", "retrieval", "profiling", "training"),
+    "experiments": (
+        "recipes",
+        "data",
+        "network",
+        "runs",
+        "evaluation",
+        "analysis",
+        "retrieval",
+        "profiling",
+        "training",
+    ),
     "reporting": ("recipes", "data", "network", "runs", "evaluation", "analysis", "retrieval", "profiling", "training"),
 }
 
@@ -34,7 +45,7 @@ def imported(path):
     found, here = {}, path.relative_to(root_of(path)).with_suffix("").parts
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.level:
-            base = here[:len(here) - node.level] + tuple((node.module or "").split(".") if node.module else ())
+            base = here[: len(here) - node.level] + tuple((node.module or "").split(".") if node.module else ())
             for alias in node.names:
                 inner = (KERNELS.parent if base[:1] == ("kernels",) else ROOT).joinpath(*base, alias.name)
                 module = base + (alias.name,) if inner.with_suffix(".py").exists() or inner.is_dir() else base
@@ -67,7 +78,7 @@ def test_no_modules_import_each_other_in_a_circle():
     done, open_ = set(), []
 
     def visit(module):
-        assert module not in open_, f"a circle: {' -> '.join([*open_[open_.index(module):], module])}"
+        assert module not in open_, f"a circle: {' -> '.join([*open_[open_.index(module) :], module])}"
         if module in done or module not in graph:
             return
         open_.append(module)
@@ -86,8 +97,12 @@ def test_kernels_import_nothing_else_of_the_package():
 
 def test_no_file_of_kernels_bears_the_name_of_a_public_function():
     """As an attribute of the package, the module would hide the function."""
-    public = {alias.name for node in ast.walk(ast.parse((KERNELS / "__init__.py").read_text()))
-              if isinstance(node, ast.ImportFrom) for alias in node.names}
+    public = {
+        alias.name
+        for node in ast.walk(ast.parse((KERNELS / "__init__.py").read_text()))
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
     assert "lrn" in public and not public & {path.stem for path in KERNELS.glob("*.py")}
 
 

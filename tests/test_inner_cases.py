@@ -1,4 +1,5 @@
 """Loops in place of parametrised tests: every combination runs, and those that fail are named."""
+
 import inspect
 
 import pytest

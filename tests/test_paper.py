@@ -1,4 +1,5 @@
 """docs/paper.md: what it names is there; and the paper's own arithmetic, of neurons, parameters, crops and labels."""
+
 import ast
 import math
 import re
@@ -14,10 +15,19 @@ from alexnet_mp.recipes import shapes as geometry
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "paper.md").read_text()
-ROWS = [line.strip("|").split(" | ") for line in PAGE.splitlines() if line.startswith("| ")
-        and not line.startswith("| sentence")]
-MODULES = {"claims": claims, "evaluate": evaluate, "prepare": prepare, "report": report, "retrieve": retrieve,
-           "train": train}
+ROWS = [
+    line.strip("|").split(" | ")
+    for line in PAGE.splitlines()
+    if line.startswith("| ") and not line.startswith("| sentence")
+]
+MODULES = {
+    "claims": claims,
+    "evaluate": evaluate,
+    "prepare": prepare,
+    "report": report,
+    "retrieve": retrieve,
+    "train": train,
+}
 IDS = {claim.id for claim in CLAIMS} | {other.id for other in ELSEWHERE}
 
 
@@ -43,10 +53,27 @@ def test_every_row_has_its_three_cells_and_something_that_stands_for_it():
         assert quoted(here) or quoted(commands) or "not testable without" in here, row
 
 
-@every("section", [
-    "Abstract", "1 Introduction", "2 The data", "3 The architecture", "3.1 ReLU", "3.2 Two GPUs",
-    "3.3 Local response normalisation", "3.4 Overlapping pooling", "3.5 The whole", "4 Reducing overfitting",
-    "4.1 Augmentation", "4.2 Dropout", "5 Learning", "6 Results", "6.1 What was learned", "7 Discussion"])
+@every(
+    "section",
+    [
+        "Abstract",
+        "1 Introduction",
+        "2 The data",
+        "3 The architecture",
+        "3.1 ReLU",
+        "3.2 Two GPUs",
+        "3.3 Local response normalisation",
+        "3.4 Overlapping pooling",
+        "3.5 The whole",
+        "4 Reducing overfitting",
+        "4.1 Augmentation",
+        "4.2 Dropout",
+        "5 Learning",
+        "6 Results",
+        "6.1 What was learned",
+        "7 Discussion",
+    ],
+)
 def test_every_section_of_the_paper_is_there(section):
     assert len(re.findall(rf"^##+ {re.escape(section)}$", PAGE, re.M)) == 1
 
@@ -81,6 +108,7 @@ def test_what_is_named_elsewhere_in_the_rows_is_a_flag_or_a_command():
 
 # --- the paper's arithmetic
 
+
 def test_neurons():
     """Figure 2 prints 253,440 for the first layer, which fits no 55x55x96; the rest of its list is the network's."""
     sizes = geometry.sizes(paper())
@@ -92,8 +120,10 @@ def test_neurons():
 
 def test_shares_of_the_parameters():
     shapes = geometry.merged_shapes(paper(), 1000)
-    counts = {name: sum(math.prod(shape) for other, shape in shapes.items() if other.startswith(f"{name}."))
-              for name in (layer.name for layer in paper().layers)}
+    counts = {
+        name: sum(math.prod(shape) for other, shape in shapes.items() if other.startswith(f"{name}."))
+        for name in (layer.name for layer in paper().layers)
+    }
     shares = {name: round(100 * count / sum(counts.values()), 2) for name, count in counts.items()}
     assert sum(counts.values()) == 60_965_224
     assert [shares[f"conv{number}"] for number in range(1, 6)] == [0.06, 0.5, 1.45, 1.09, 0.73]
@@ -103,7 +133,12 @@ def test_shares_of_the_parameters():
 def test_kernels():
     shapes = geometry.merged_shapes(paper(), 1000)
     assert [shapes[f"conv{number}.weight"] for number in range(1, 6)] == [
-        (96, 3, 11, 11), (256, 48, 5, 5), (384, 256, 3, 3), (384, 192, 3, 3), (256, 192, 3, 3)]
+        (96, 3, 11, 11),
+        (256, 48, 5, 5),
+        (384, 256, 3, 3),
+        (384, 192, 3, 3),
+        (256, 192, 3, 3),
+    ]
     assert [shapes[f"fc{number}.weight"] for number in (6, 7, 8)] == [(4096, 9216), (4096, 4096), (1000, 4096)]
     assert [layer.then for layer in paper().layers[2:4]] == [("relu",)] * 2 and paper().layers[0].stride == 4
 
@@ -116,7 +151,7 @@ def test_convolutions_have_far_fewer_parameters_than_products():
 
 
 def test_the_factor_of_the_crops():
-    assert paper().crop_positions**2 * 2 == 2048 and paper().flip
+    assert paper().crop_positions ** 2 * 2 == 2048 and paper().flip
 
 
 def test_bits_of_a_label():

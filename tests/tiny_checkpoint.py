@@ -1,4 +1,5 @@
 """A checkpoint of a few kB, the fixtures that were written of it, and what tests of its files have in common."""
+
 import dataclasses
 import importlib.util
 import json
@@ -41,25 +42,46 @@ manifest_of = fuzz_checkpoint.manifest_of
 
 
 def tiny_recipe():
-    layers = (Layer("conv1", "conv", 2, "image", ("relu",), kernel=2), Layer("fc2", "fc", 3, "both", ("relu", "dropout")),
-              Layer("fc8", "fc", None, "both", (), towers="first"))
-    return dataclasses.replace(paper(), name="tiny", layers=layers, stored_size=5, crop_size=4, crop_positions=2, batch_size=4)
+    layers = (
+        Layer("conv1", "conv", 2, "image", ("relu",), kernel=2),
+        Layer("fc2", "fc", 3, "both", ("relu", "dropout")),
+        Layer("fc8", "fc", None, "both", (), towers="first"),
+    )
+    return dataclasses.replace(
+        paper(), name="tiny", layers=layers, stored_size=5, crop_size=4, crop_positions=2, batch_size=4
+    )
 
 
 def tiny():
     """The checkpoint in checkpoint_v3 and _v4: some hundred numbers, -0.0, the least denormal, the largest float."""
     recipe, random = tiny_recipe(), np.random.Generator(np.random.Philox(key=5))
-    weights, velocity = ({name: torch.from_numpy(random.standard_normal(shape, np.float32))
-                          for name, shape in shapes.merged_shapes(recipe, len(CLASSES)).items()} for _ in range(2))
+    weights, velocity = (
+        {
+            name: torch.from_numpy(random.standard_normal(shape, np.float32))
+            for name, shape in shapes.merged_shapes(recipe, len(CLASSES)).items()
+        }
+        for _ in range(2)
+    )
     velocity["fc8.bias"] = torch.tensor([-0.0, 1e-45, 3.4028235e38])
-    statistics = Statistics(255 * random.random((5, 5, 3)), np.array([0.0, 5e-324, 0.2]),
-                            np.array([[0.6, -0.8, 0.0], [0.8, 0.6, 0.0], [-0.0, 0.0, 1.0]]))
+    statistics = Statistics(
+        255 * random.random((5, 5, 3)),
+        np.array([0.0, 5e-324, 0.2]),
+        np.array([[0.6, -0.8, 0.0], [0.8, 0.6, 0.0], [-0.0, 0.0, 1.0]]),
+    )
     rates = {name: 0.01 for name in weights}
     state = State(
-        step=3, epoch=1, recipe=recipe, data=Data("builtin", "drawn pictures", "5f" * 32, CLASSES),
-        schedule={"drops": 0, "best": 12.5, "since_best": 0}, scheduled=Scheduled(rates, 0.1), validated=True,
-        validation=Validation(12.5, 0.0, 1.0986122886681098, 8), metrics_bytes=1234,
-        made_by=Environment(("cpu", "cpu"), "cpu", "fp32", "torch", 2, {"torch": "2.13.0", "triton": None}), saved="2025-01-31T12:00:00+00:00")
+        step=3,
+        epoch=1,
+        recipe=recipe,
+        data=Data("builtin", "drawn pictures", "5f" * 32, CLASSES),
+        schedule={"drops": 0, "best": 12.5, "since_best": 0},
+        scheduled=Scheduled(rates, 0.1),
+        validated=True,
+        validation=Validation(12.5, 0.0, 1.0986122886681098, 8),
+        metrics_bytes=1234,
+        made_by=Environment(("cpu", "cpu"), "cpu", "fp32", "torch", 2, {"torch": "2.13.0", "triton": None}),
+        saved="2025-01-31T12:00:00+00:00",
+    )
     return Checkpoint(weights, velocity, statistics, state)
 
 
@@ -77,12 +99,14 @@ def place(original, tmp_path):
 def bits(checkpoint):
     """All values of a checkpoint, NaN-proof and with the sign of zero."""
     arrays = [*checkpoint.weights.items(), *checkpoint.velocity.items(), *vars(checkpoint.statistics).items()]
-    return checkpoint.state, [(name, tuple(values.shape), str(values.dtype), np.asarray(values).tobytes())
-                              for name, values in arrays]
+    return checkpoint.state, [
+        (name, tuple(values.shape), str(values.dtype), np.asarray(values).tobytes()) for name, values in arrays
+    ]
 
 
 def refused(action, place, name=None):
-    """The message of the UserError that an action on the directory ends in; it begins with the file's path, and is one line."""
+    """The message of the UserError that an action on the directory ends in; it begins with the file's path, and is one
+    line."""
     with pytest.raises(UserError) as caught:
         action(place)
     message = str(caught.value)

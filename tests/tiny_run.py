@@ -1,4 +1,6 @@
-"""Whole training runs of half a second: a network of 1,475 weights on 24 + 6 small pictures; and what two runs must have alike."""
+"""Whole training runs of half a second: a network of 1,475 weights on 24 + 6 small pictures; and what two runs must
+have alike."""
+
 import hashlib
 import json
 import os
@@ -18,27 +20,97 @@ from alexnet_mp.training import trainer
 from alexnet_mp.training.trainer import Trainer
 
 LAYERS = [
-    {"name": "conv1", "kind": "conv", "maps": 3, "reads": "image", "then": ["relu", "lrn", "max_pool"], "kernel": 5, "stride": 4,
-     "init_std": 0.02},
-    {"name": "conv2", "kind": "conv", "maps": 4, "reads": "both", "then": ["relu", "max_pool"], "kernel": 3, "pad": 1,
-     "init_std": 0.2},
-    {"name": "fc6", "kind": "fc", "maps": 8, "reads": "both", "then": ["relu", "dropout"], "init_std": 0.3, "init_bias": 0.5},
-    {"name": "fc8", "kind": "fc", "maps": None, "reads": "both", "then": [], "init_std": 0.3, "towers": "first"}]
+    {
+        "name": "conv1",
+        "kind": "conv",
+        "maps": 3,
+        "reads": "image",
+        "then": ["relu", "lrn", "max_pool"],
+        "kernel": 5,
+        "stride": 4,
+        "init_std": 0.02,
+    },
+    {
+        "name": "conv2",
+        "kind": "conv",
+        "maps": 4,
+        "reads": "both",
+        "then": ["relu", "max_pool"],
+        "kernel": 3,
+        "pad": 1,
+        "init_std": 0.2,
+    },
+    {
+        "name": "fc6",
+        "kind": "fc",
+        "maps": 8,
+        "reads": "both",
+        "then": ["relu", "dropout"],
+        "init_std": 0.3,
+        "init_bias": 0.5,
+    },
+    {"name": "fc8", "kind": "fc", "maps": None, "reads": "both", "then": [], "init_std": 0.3, "towers": "first"},
+]
 PER_EPOCH, EPOCHS = 3, 3  # two batches of 9 images and one of 6
 LAST = PER_EPOCH * EPOCHS
-TINY = ["--gpus", "cpu", "--recipe", "mini", "--batch-size", "9", "--pipeline", "torch", "--workers", "0",
-        "--set", "stored_size=40",
-        "--set", "crop_size=32", "--set", "crop_positions=8", "--set", "learning_rate=0.002", "--epochs", str(EPOCHS),
-        "--set", f"layers={json.dumps(LAYERS)}"]
+TINY = [
+    "--gpus",
+    "cpu",
+    "--recipe",
+    "mini",
+    "--batch-size",
+    "9",
+    "--pipeline",
+    "torch",
+    "--workers",
+    "0",
+    "--set",
+    "stored_size=40",
+    "--set",
+    "crop_size=32",
+    "--set",
+    "crop_positions=8",
+    "--set",
+    "learning_rate=0.002",
+    "--epochs",
+    str(EPOCHS),
+    "--set",
+    f"layers={json.dumps(LAYERS)}",
+]
 # Schedules whose changes are in reach of three epochs. With such small rates every validation has the same errors, and
 # every second one brings a drop.
-DATED = ["--set", 'dates=[{"epoch": 2, "weights": 0.1, "colour_noise": 0.3}, '
-         '{"epoch": 3, "layers": ["conv1"], "weights": 0, "biases": 0}]',
-         "--set", "schedule=dated"]
-PLATEAU = ["--set", "schedule=plateau", "--set", "plateau_patience=1",
-           "--set", "learning_rate=1e-6", "--set", "bias_learning_rate=1e-6"]
-SOURCE2012 = ["--set", "crop_share=4", "--set", "reshuffle=false", "--set", "mean_follows_crop=false", "--set", "colour_scale=root",
-              "--set", "colour_shrink=true", "--set", "pool_ties=all", *DATED]
+DATED = [
+    "--set",
+    'dates=[{"epoch": 2, "weights": 0.1, "colour_noise": 0.3}, '
+    '{"epoch": 3, "layers": ["conv1"], "weights": 0, "biases": 0}]',
+    "--set",
+    "schedule=dated",
+]
+PLATEAU = [
+    "--set",
+    "schedule=plateau",
+    "--set",
+    "plateau_patience=1",
+    "--set",
+    "learning_rate=1e-6",
+    "--set",
+    "bias_learning_rate=1e-6",
+]
+SOURCE2012 = [
+    "--set",
+    "crop_share=4",
+    "--set",
+    "reshuffle=false",
+    "--set",
+    "mean_follows_crop=false",
+    "--set",
+    "colour_scale=root",
+    "--set",
+    "colour_shrink=true",
+    "--set",
+    "pool_ties=all",
+    *DATED,
+]
 
 
 @pytest.fixture(scope="module")
@@ -73,9 +145,12 @@ def resume(data, out, *more):
 
 
 def process_of(data, out, *more):
-    """The command of the same run in another process, and its environment: as many threads as here, or the bits may differ."""
-    return ([sys.executable, "-m", "alexnet_mp.train", *TINY, "--data", str(data), "--out", str(out), *map(str, more)],
-            {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())})
+    """The command of the same run in another process, and its environment: as many threads as here, or the bits may
+    differ."""
+    return (
+        [sys.executable, "-m", "alexnet_mp.train", *TINY, "--data", str(data), "--out", str(out), *map(str, more)],
+        {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
+    )
 
 
 def interrupt():
@@ -98,7 +173,8 @@ def signalled_after(monkeypatch, owner, name, calls, then=interrupt):
 
 
 def signalled_in_test(monkeypatch, number, then=interrupt):
-    """`then` happens after the first batch of test `number` (1: the first validation; at the end of the run both protocols)."""
+    """`then` happens after the first batch of test `number` (1: the first validation; at the end of the run both
+    protocols)."""
     function, count = trainer.evaluate, 0
 
     def evaluate(network, pipeline, split, protocols, batch_size, advance, *more):
@@ -122,7 +198,8 @@ def seen(monkeypatch):
 
 
 def see_steps(monkeypatch):
-    """What every step of all runs read: [(step, epoch, image numbers, digest of each tower's images, labels, dropout's step)]."""
+    """What every step of all runs read: [(step, epoch, image numbers, digest of each tower's images, labels, dropout's
+    step)]."""
     steps, function = [], Trainer.one_step
 
     def one_step(self, batch):
@@ -141,9 +218,10 @@ def lines(out):
 
 
 def state(directory):
-    """A checkpoint's state; for its length of metrics.jsonl, whose images/s have more or fewer digits: how many lines these are."""
+    """A checkpoint's state; for its length of metrics.jsonl, whose images/s have more or fewer digits: how many lines
+    these are."""
     fields = checkpoint_format._ADAPTER.dump_python(checkpoint_format.read_state(directory), mode="json")
-    content = (directory.parent.parent / "metrics.jsonl").read_bytes()[:fields.pop("metrics_bytes")]
+    content = (directory.parent.parent / "metrics.jsonl").read_bytes()[: fields.pop("metrics_bytes")]
     assert not content or content.endswith(b"\n")
     del fields["saved"]
     return fields | {"metrics_lines": content.count(b"\n")}
@@ -155,8 +233,11 @@ def newest(out):
 
 def tensors(directory):
     content = checkpoint_format.load(directory)
-    return {"weights": content.weights, "velocity": content.velocity,
-            "statistics": {name: torch.from_numpy(value) for name, value in vars(content.statistics).items()}}
+    return {
+        "weights": content.weights,
+        "velocity": content.velocity,
+        "statistics": {name: torch.from_numpy(value) for name, value in vars(content.statistics).items()},
+    }
 
 
 def bits(tensor):
@@ -165,7 +246,8 @@ def bits(tensor):
 
 
 def assert_same_end(out, whole, but=()):
-    """Two runs ended alike: metrics, and the newest checkpoint's tensors and state, bit for bit. but: fields of the state."""
+    """Two runs ended alike: metrics, and the newest checkpoint's tensors and state, bit for bit. but: fields of the
+    state."""
     assert lines(out) == lines(whole)
     assert newest(out).name == newest(whole).name
     found, expected = state(newest(out)), state(newest(whole))

@@ -1,4 +1,5 @@
 """Toy stages for tools/gpu_check, rehearsed in a process of their own; and what they leave."""
+
 import json
 import os
 import subprocess
@@ -29,14 +30,20 @@ def toy(name, body="", seconds=1, limit=60, **more):
 @pytest.fixture
 def toys(tmp_path):
     """A function: stages as Python text, lines before them -> a function that rehearses them; `.start` doesn't wait."""
+
     def write(stages, before=""):
         script = tmp_path / "toys.py"
         script.write_text(f"{TOYS}{before}\nsys.exit(check.main(sys.argv[1:], [{stages}]))\n")
 
         def start(*arguments, work="work", to="results"):
             command = [sys.executable, script, tmp_path / to, "--rehearse", "--work", tmp_path / work, *arguments]
-            return subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT / "tools")}, text=True,
-                                    stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+            return subprocess.Popen(
+                command,
+                env=os.environ | {"PYTHONPATH": str(ROOT / "tools")},
+                text=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+            )
 
         def rehearse(*arguments, **where):
             process = start(*arguments, **where)
@@ -45,6 +52,7 @@ def toys(tmp_path):
 
         rehearse.start = start
         return rehearse
+
     return write
 
 
@@ -60,7 +68,7 @@ def packed(folder):
 
 def runs(tmp_path, after=()):
     """The stages that have run, in order, but for the first ones."""
-    return (tmp_path / "runs").read_text().split()[len(after):]
+    return (tmp_path / "runs").read_text().split()[len(after) :]
 
 
 def alive(number):

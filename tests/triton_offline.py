@@ -1,10 +1,12 @@
-"""Compile the Triton kernels as the network launches them, for GPUs that need not be there: `python triton_offline.py 80`.
+"""Compile the Triton kernels as the network launches them, for GPUs that need not be there: `python triton_offline.py
+80`.
 
-Prints one line of JSON a kernel: compute capability, case, kernel, registers, bytes of stack (spilled registers live there),
-bytes of shared memory, its stores, and how many values the state of each of its loops carries in the compiler's first
-representation (TTIR), beside the number that the source carries. Triton 3.6 and 3.7 silently drop names from a loop's state that
-start as the same tensor; the interpreter cannot show it, this number does. Must run without TRITON_INTERPRET.
-"""
+Prints one line of JSON a kernel: compute capability, case, kernel, registers, bytes of stack (spilled registers live
+there), bytes of shared memory, its stores, and how many values the state of each of its loops carries in the compiler's
+first representation (TTIR), beside the number that the source carries. Triton 3.6 and 3.7 silently drop names from a
+loop's state that start as the same tensor; the interpreter cannot show it, this number does. Must run without
+TRITON_INTERPRET."""
+
 import json
 import os
 import re
@@ -15,11 +17,10 @@ import tempfile
 import torch
 import triton
 import triton.language as tl
+from alexnet_mp.kernels import augmentation_triton, lrn_pool_triton, relu_dropout_triton, sgd_triton, topk_credit_triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime import jit
-
-from alexnet_mp.kernels import augmentation_triton, lrn_pool_triton, relu_dropout_triton, sgd_triton, topk_credit_triton
 
 BUNDLED = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin")
 LRN = {"size": 5, "alpha": 1e-4, "beta": 0.75, "k": 2.0}
@@ -81,9 +82,11 @@ def launches():
 
     for dtype in (torch.float32, torch.bfloat16):
         for order in ("NCHW", "channels_last"):
-            for layer, norm, relu, shape, pooled in ((1, "lrn", "before", (128, 48, 55, 55), 27),
-                                                     (2, "lrn", "before", (128, 128, 27, 27), 13),
-                                                     (5, "none", "after", (128, 128, 13, 13), 6)):
+            for layer, norm, relu, shape, pooled in (
+                (1, "lrn", "before", (128, 48, 55, 55), 27),
+                (2, "lrn", "before", (128, 128, 27, 27), 13),
+                (5, "none", "after", (128, 128, 13, 13), 6),
+            ):
                 x = torch.empty(shape, dtype=dtype)
                 x = x.contiguous(memory_format=torch.channels_last) if order == "channels_last" else x
                 step(x, pooled, norm=norm, relu=relu, pool=3, stride=2, **LRN)
@@ -96,8 +99,9 @@ def launches():
         weights = [torch.empty(size, dtype=dtype) for size in (17424, 48)]
         sgd_triton.paper_sgd_(weights, weights, weights, [0.01, 0.01], 0.9, [5e-4, 5e-4])
         yield from drain(f"sgd {str(dtype)[6:]}")
-    wide, narrow = [[torch.empty(size, dtype=dtype) for size in (17424, 48)]
-                    for dtype in (torch.float32, torch.bfloat16)]
+    wide, narrow = [
+        [torch.empty(size, dtype=dtype) for size in (17424, 48)] for dtype in (torch.float32, torch.bfloat16)
+    ]
     for gradients, copies in ((wide, ()), (narrow, narrow)):
         sgd_triton.paper_sgd_(wide, gradients, wide, [0.01, 0.01], 0.9, [5e-4, 5e-4], copies, torch.empty(2))
         yield from drain(f"sgd float32 with sums, {'bfloat16' if copies else 'no'} copies")
@@ -131,21 +135,35 @@ def report(capability, case, kernel, args, kwargs):
     """Compile one launch as Triton's own just-in-time path specialises it."""
     target = GPUTarget("cuda", capability, 32)
     backend = make_backend(target)
-    bound, specialization, _ = jit.create_function_from_signature(kernel.signature, kernel.params, backend)(*args, **kwargs)
+    bound, specialization, _ = jit.create_function_from_signature(kernel.signature, kernel.params, backend)(
+        *args, **kwargs
+    )
     options, signature, constants, attributes = kernel._pack_args(backend, kwargs, bound, specialization, None)
-    compiled = triton.compile(ASTSource(kernel, signature, constants, attributes), target=target, options=options.__dict__)
+    compiled = triton.compile(
+        ASTSource(kernel, signature, constants, attributes), target=target, options=options.__dict__
+    )
     with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
         cubin.write(compiled.asm["cubin"])
         cubin.flush()
-        usage = subprocess.run([os.path.join(BUNDLED, "cuobjdump"), "-res-usage", cubin.name], capture_output=True, text=True,
-                               check=True).stdout
+        usage = subprocess.run(
+            [os.path.join(BUNDLED, "cuobjdump"), "-res-usage", cubin.name], capture_output=True, text=True, check=True
+        ).stdout
     registers, stack, shared = map(int, re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+)", usage).groups())
     loops = [line for line in compiled.asm["ttir"].splitlines() if "scf.for" in line]
     # "scf.for %i = %a to %b step %c iter_args(%s = %x, %t = %y) -> ...": one "=" a carried value.
     state = [re.search(r"iter_args\((.*?)\)", line)[1].count("=") if "iter_args" in line else 0 for line in loops]
     name = kernel.fn.__name__
-    return {"capability": capability, "case": case, "kernel": name, "registers": registers, "stack": stack, "shared": shared,
-            "loops": state, "expected": carried(name, bound), "stores": re.findall(r"st\.global\.(\S+)", compiled.asm["ptx"])}
+    return {
+        "capability": capability,
+        "case": case,
+        "kernel": name,
+        "registers": registers,
+        "stack": stack,
+        "shared": shared,
+        "loops": state,
+        "expected": carried(name, bound),
+        "stores": re.findall(r"st\.global\.(\S+)", compiled.asm["ptx"]),
+    }
 
 
 if __name__ == "__main__":

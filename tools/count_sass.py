@@ -3,21 +3,26 @@
 
     python tools/count_sass.py [--arch 90] [--images 128] [--json]
 
-prints a table: kernel, dtype, channels, registers, spilled bytes, shared memory, lane instructions per element of x, and the
-bandwidth that issuing them leaves possible. Needs nvcc, and nvdisasm from the triton package or on PATH.
+prints a table: kernel, dtype, channels, registers, spilled bytes, shared memory, lane instructions per element of x,
+and the bandwidth that issuing them leaves possible. Needs nvcc, and nvdisasm from the triton package or on PATH.
 
-Method. The kernels of csrc/cuda/lrn_pool.cuh are compiled to a cubin with line information and disassembled. The instructions
-are cut into basic blocks at labels and branches, and a block's size is multiplied by the number of times that the warps of the
+Method. The kernels of csrc/cuda/lrn_pool.cuh are compiled to a cubin with line information and disassembled. The
+instructions
+are cut into basic blocks at labels and branches, and a block's size is multiplied by the number of times that the warps
+of the
 whole launch enter it:
 * the main loop, the strongly connected blocks around the barrier (BAR): all warps, once an output row (forward) or as
   often as there are groups of 2x2 positions for a block to take (backward);
-* in it, blocks whose instructions come mostly from the source lines of `give_output`: only the warps that have an output;
+* in it, blocks whose instructions come mostly from the source lines of `give_output`: only the warps that have an
+output;
   of `exact_output`: never, since no window of ordinary data has a NaN or inf;
 * the loops of `sum_block`: the warps that have a channel, once a term and unrolled addition;
 * every other block: all warps, once. Of two alternatives (float32 or 16-bit bias) both count, so this errs upwards.
-Predicated-off instructions and uniform ones count: they are issued. The sum times 32 lanes, divided by N C H W, is the result;
+Predicated-off instructions and uniform ones count: they are issued. The sum times 32 lanes, divided by N C H W, is the
+result;
 idle lanes of partly filled warps, rows that two strips share and quads past the edge of an odd map are all in it.
 """
+
 import argparse
 import collections
 import json
@@ -34,7 +39,8 @@ SOURCE = Path(__file__).resolve().parents[1] / "csrc" / "cuda" / "lrn_pool.cuh" 
 TYPES = {"float32": ("float", 4), "bfloat16": ("__nv_bfloat16", 2), "float16": ("__half", 2)}
 STAGES = {48: (55, 55), 128: (27, 27)}  # channels: height, width; layers 1 and 2 of a tower
 FORWARD_THREADS, BACKWARD_THREADS = 448, 256  # as in lrn_pool.cuh
-# Assumed of an H200: multiprocessors, lanes a clock, clock (Hz), memory bandwidth (bytes a second). Only the ceiling uses them.
+# Assumed of an H200: multiprocessors, lanes a clock, clock (Hz), memory bandwidth (bytes a second). Only the ceiling
+# uses them.
 MULTIPROCESSORS, LANES, CLOCK, BANDWIDTH = 132, 128, 1.83e9, 4.3e12
 
 
@@ -45,13 +51,21 @@ def tool(name):
 
 
 def compile_kernels(kernels, arch, folder):
-    """Compiles instantiations such as "lrn_pool_forward<float, 1, 1, true>". Returns the cubin's path and ptxas's report."""
-    text = "".join(f"template __global__ void lrn_pool::{kernel}(const "
-                   f"{'ForwardArguments' if 'forward' in kernel else 'BackwardArguments'});\n" for kernel in kernels)
+    """Compiles instantiations such as "lrn_pool_forward<float, 1, 1, true>". Returns the cubin's path and ptxas's
+    report."""
+    text = "".join(
+        f"template __global__ void lrn_pool::{kernel}(const "
+        f"{'ForwardArguments' if 'forward' in kernel else 'BackwardArguments'});\n"
+        for kernel in kernels
+    )
     unit, cubin = Path(folder) / "kernels.cu", Path(folder) / f"kernels_{arch}.cubin"
     unit.write_text(f'#include "{SOURCE}"\nusing namespace lrn_pool;\n{text}')
-    done = subprocess.run(["nvcc", "-std=c++20", "-O3", "-cubin", "-lineinfo", f"-arch=sm_{arch}", "-Xptxas", "-v", "-o", cubin,
-                           unit], check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        ["nvcc", "-std=c++20", "-O3", "-cubin", "-lineinfo", f"-arch=sm_{arch}", "-Xptxas", "-v", "-o", cubin, unit],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
     return cubin, done.stderr
 
 
@@ -60,7 +74,7 @@ def resources(report):
     found = {}
     for part in report.split("Compiling entry function '")[1:]:
         stores, loads = map(int, re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", part).groups())
-        found[part[:part.index("'")]] = int(re.search(r"Used (\d+) registers", part).group(1)), stores + loads
+        found[part[: part.index("'")]] = int(re.search(r"Used (\d+) registers", part).group(1)), stores + loads
     return found
 
 
@@ -121,6 +135,7 @@ def disassemble(cubin):
 
 def cycles(blocks):
     """The sets of blocks that can reach each other: the loops, outermost only."""
+
     def reachable(start):
         seen, stack = set(), list(start.next)
         while stack:
@@ -129,13 +144,18 @@ def cycles(blocks):
                 seen.add(block)
                 stack.extend(block.next)
         return seen
+
     reach = {block: reachable(block) for block in blocks}
-    return {frozenset(other for other in blocks if other in reach[block] and block in reach[other])
-            for block in blocks if block in reach[block]}
+    return {
+        frozenset(other for other in blocks if other in reach[block] and block in reach[other])
+        for block in blocks
+        if block in reach[block]
+    }
 
 
 def plan(kernel, images, channels, height, width):
-    """As plan_forward and plan_backward: blocks, warps of a block, entries of the main loop by all blocks, warps with outputs."""
+    """As plan_forward and plan_backward: blocks, warps of a block, entries of the main loop by all blocks, warps with
+    outputs."""
     groups = channels // 8
     if "backward" in kernel:
         quads, per_block = images * -(-height // 2) * -(-width // 2), BACKWARD_THREADS // groups
@@ -161,8 +181,9 @@ def warp_instructions(blocks, kernel, images, channels, height, width):
     functions = {name: lines_of(name) for name in ("exact_output", "give_output", "sum_block")}
 
     def origin(block):
-        votes = collections.Counter(next((name for name, lines in functions.items() if lines & set(chain)), "")
-                                    for chain in block.lines)
+        votes = collections.Counter(
+            next((name for name, lines in functions.items() if lines & set(chain)), "") for chain in block.lines
+        )
         return votes.most_common(1)[0][0] if votes else ""
 
     loops = cycles(blocks)
@@ -205,8 +226,11 @@ def shared_bytes(kernel, dtype, channels):
 
 def table(arch=90, images=128, dtypes=("float32", "bfloat16", "float16"), relu=1):
     """One dict a kernel, dtype and stage; relu "before", argmax saved."""
-    names = {f"lrn_pool_{way}<{TYPES[dtype][0]}, 1, {relu}{', true' if way == 'forward' else ''}>": (way, dtype)
-             for dtype in dtypes for way in ("forward", "backward")}
+    names = {
+        f"lrn_pool_{way}<{TYPES[dtype][0]}, 1, {relu}{', true' if way == 'forward' else ''}>": (way, dtype)
+        for dtype in dtypes
+        for way in ("forward", "backward")
+    }
     with tempfile.TemporaryDirectory() as folder:
         cubin, report = compile_kernels(names, arch, folder)
         blocks, used = disassemble(cubin), resources(report)
@@ -218,9 +242,19 @@ def table(arch=90, images=128, dtypes=("float32", "bfloat16", "float16"), relu=1
             instructions = 32 * warp_instructions(blocks[mangled], way, images, channels, height, width)
             an_element = instructions / (images * channels * height * width)
             budget = MULTIPROCESSORS * LANES * CLOCK / BANDWIDTH * bytes_an_element(way, TYPES[dtype][1], height, width)
-            rows.append({"kernel": way, "dtype": dtype, "channels": channels, "registers": used[mangled][0],
-                         "spilled_bytes": used[mangled][1], "shared_bytes": shared_bytes(way, dtype, channels),
-                         "lane_instructions": an_element, "budget": budget, "ceiling": min(1.0, budget / an_element)})
+            rows.append(
+                {
+                    "kernel": way,
+                    "dtype": dtype,
+                    "channels": channels,
+                    "registers": used[mangled][0],
+                    "spilled_bytes": used[mangled][1],
+                    "shared_bytes": shared_bytes(way, dtype, channels),
+                    "lane_instructions": an_element,
+                    "budget": budget,
+                    "ceiling": min(1.0, budget / an_element),
+                }
+            )
     return rows
 
 
@@ -232,7 +266,10 @@ def main():
     arguments = parser.parse_args()
     for name in ("nvcc", "nvdisasm"):
         if not (shutil.which(name) if name == "nvcc" else tool(name)):
-            sys.exit(f"count_sass: {name} was not found; nvcc comes with the CUDA toolkit, nvdisasm also with the triton package")
+            sys.exit(
+                f"count_sass: {name} was not found; nvcc comes with the CUDA toolkit, nvdisasm also with the "
+                "triton package"
+            )
     rows = table(arguments.arch, arguments.images)
     if arguments.json:
         print(json.dumps(rows, indent=1))
@@ -240,9 +277,11 @@ def main():
     print("| kernel | dtype | C | registers | spilled B | shared KB | lane instr / element | budget | ceiling |")
     print("|---|---|---:|---:|---:|---:|---:|---:|---:|")
     for row in rows:
-        print(f"| {row['kernel']} | {row['dtype']} | {row['channels']} | {row['registers']} | {row['spilled_bytes']} | "
-              f"{row['shared_bytes'] / 1024:.1f} | {row['lane_instructions']:.1f} | {row['budget']:.1f} | "
-              f"{math.floor(100 * row['ceiling'])} % |")
+        print(
+            f"| {row['kernel']} | {row['dtype']} | {row['channels']} | {row['registers']} | {row['spilled_bytes']} | "
+            f"{row['shared_bytes'] / 1024:.1f} | {row['lane_instructions']:.1f} | {row['budget']:.1f} | "
+            f"{math.floor(100 * row['ceiling'])} % |"
+        )
 
 
 if __name__ == "__main__":

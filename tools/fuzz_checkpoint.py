@@ -1,15 +1,17 @@
 #!/usr/bin/env python3
-"""Reads mutated checkpoints: each must be refused in one line with the file's name, or come back as exactly what the files say.
+"""Reads mutated checkpoints: each must be refused in one line with the file's name, or come back as exactly what the
+files say.
 
     python tools/fuzz_checkpoint.py --inputs 100000 --seed 0
     python tools/fuzz_checkpoint.py --seed 0 --only 4711    one input again, with the traceback of its failure
 
-Bytes are flipped, cut, spliced and swapped; fields of the JSON files and of the tensors' headers get hostile values; files become
-pickles, links, pipes, directories, or go missing. In half of the cases all checksums are made to fit again, so that only the checks
-behind them are left. An input is a failure where reading raises anything but a UserError that begins with a path of the checkpoint,
-where a change goes unnoticed that a checksum has to find, or where what is loaded isn't what other readers (json, safetensors) see
-in the files. Prints counts, the growth of resident memory, and the time; the exit status is 1 where there was a failure.
-"""
+Bytes are flipped, cut, spliced and swapped; fields of the JSON files and of the tensors' headers get hostile values;
+files become pickles, links, pipes, directories, or go missing. In half of the cases all checksums are made to fit
+again, so that only the checks behind them are left. An input is a failure where reading raises anything but a UserError
+that begins with a path of the checkpoint, where a change goes unnoticed that a checksum has to find, or where what is
+loaded isn't what other readers (json, safetensors) see in the files. Prints counts, the growth of resident memory, and
+the time; the exit status is 1 where there was a failure."""
+
 import argparse
 import collections
 import hashlib
@@ -40,12 +42,59 @@ BASE = Path(__file__).resolve().parents[1] / "tests" / "checkpoint_v4" / "step_0
 TENSORS, LISTED = (WEIGHTS, VELOCITY, STATISTICS), (WEIGHTS, VELOCITY, STATISTICS, STATE)
 WARM_UP = 500  # inputs before memory is measured
 DEEP = "[" * 2000 + "]" * 2000
-HOSTILE = ("null", "true", "false", "-1", "0", "-0.0", "0.5", "1e400", "-1e400", "NaN", "Infinity", "-Infinity", "1e-400", "1" * 18,
-           "2147483648", "9007199254740992", "9223372036854775808", "18446744073709551616", "1" + "0" * 5000, '""', '"x"',
-           '"\\ud800"', '"\\u0000"', '"../../x"', '"/etc/passwd"', '"F64"', '"F32"', '"I64"', "[]", "{}", "[0]", "[-1]", "[0, 4]",
-           "[4, 0]", "[NaN, 4]", "[1e400]", "[9223372036854775807, 2]", "[null]", '{"x": 1}', '{"x": 1, "x": 2}', DEEP,
-           DEEP[:200] + DEEP[-200:], '"' + "x" * 5000 + '"')
-PICKLES = (pickle.dumps({"a": 1}), pickle.dumps(None), pickle.dumps([1] * 99, 0), b"\x80", b"PK", b"PK\x03\x04" + bytes(200))
+HOSTILE = (
+    "null",
+    "true",
+    "false",
+    "-1",
+    "0",
+    "-0.0",
+    "0.5",
+    "1e400",
+    "-1e400",
+    "NaN",
+    "Infinity",
+    "-Infinity",
+    "1e-400",
+    "1" * 18,
+    "2147483648",
+    "9007199254740992",
+    "9223372036854775808",
+    "18446744073709551616",
+    "1" + "0" * 5000,
+    '""',
+    '"x"',
+    '"\\ud800"',
+    '"\\u0000"',
+    '"../../x"',
+    '"/etc/passwd"',
+    '"F64"',
+    '"F32"',
+    '"I64"',
+    "[]",
+    "{}",
+    "[0]",
+    "[-1]",
+    "[0, 4]",
+    "[4, 0]",
+    "[NaN, 4]",
+    "[1e400]",
+    "[9223372036854775807, 2]",
+    "[null]",
+    '{"x": 1}',
+    '{"x": 1, "x": 2}',
+    DEEP,
+    DEEP[:200] + DEEP[-200:],
+    '"' + "x" * 5000 + '"',
+)
+PICKLES = (
+    pickle.dumps({"a": 1}),
+    pickle.dumps(None),
+    pickle.dumps([1] * 99, 0),
+    b"\x80",
+    b"PK",
+    b"PK\x03\x04" + bytes(200),
+)
 
 
 @dataclass
@@ -71,12 +120,16 @@ def sealed(fields):
 
 def manifest_of(contents):
     """The manifest that fits these four files, {name: bytes}."""
-    files = {name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-             for name, content in contents.items() if name in LISTED}
+    files = {
+        name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        for name, content in contents.items()
+        if name in LISTED
+    }
     return sealed({"format": checkpoint_format.VERSION, "files": files})
 
 
 # Mutations: (draws, contents {name: bytes}) -> (name, new bytes)
+
 
 def flip(draws, contents):
     name = draws.choice(list(contents))
@@ -90,16 +143,27 @@ def cut(draws, contents):
     name = draws.choice(list(contents))
     content = contents[name]
     at, length = draws.randrange(len(content)), draws.choice((1, 1, 4, 8, 100, len(content)))
-    return name, draws.choice((content[:at], content[at:], content[:at] + content[at + length:], content + content[at:at + length],
-                               content + bytes(length), content[:at] + bytes(length) + content[at:], b""))
+    return name, draws.choice(
+        (
+            content[:at],
+            content[at:],
+            content[:at] + content[at + length :],
+            content + content[at : at + length],
+            content + bytes(length),
+            content[:at] + bytes(length) + content[at:],
+            b"",
+        )
+    )
 
 
 def splice(draws, contents):
     """A piece of one file in another."""
     name, other = draws.choice(list(contents)), contents[draws.choice(list(contents))]
     content, start = contents[name], draws.randrange(len(other))
-    piece, at = other[start:start + draws.choice((1, 4, 8, 40, 1000))], draws.randrange(len(content))
-    return name, draws.choice((content[:at] + piece + content[at + len(piece):], content[:at] + piece + content[at:], other, piece))
+    piece, at = other[start : start + draws.choice((1, 4, 8, 40, 1000))], draws.randrange(len(content))
+    return name, draws.choice(
+        (content[:at] + piece + content[at + len(piece) :], content[:at] + piece + content[at:], other, piece)
+    )
 
 
 def swap(draws, contents):
@@ -116,7 +180,7 @@ def become_pickle(draws, contents):
         buffer = io.BytesIO()
         torch.save({"conv1.weight": torch.zeros(3)}, buffer)
         return name, buffer.getvalue()
-    return name, draws.choice((b"", contents[name][:draws.randrange(1, 9)])) + draws.choice(PICKLES)
+    return name, draws.choice((b"", contents[name][: draws.randrange(1, 9)])) + draws.choice(PICKLES)
 
 
 def change_state(draws, contents):
@@ -130,20 +194,60 @@ def change_header(draws, contents):
     end = 8 + int.from_bytes(content[:8], "little")
     text, data = content[8:end], content[end:]
     if draws.random() < 0.2:
-        length = draws.choice((0, 1, 7, len(text) - 1, len(text) + 1, len(content), 1 << 20, (1 << 20) + 1, 1 << 31, 1 << 32,
-                               1 << 63, 2**64 - 1))
+        length = draws.choice(
+            (
+                0,
+                1,
+                7,
+                len(text) - 1,
+                len(text) + 1,
+                len(content),
+                1 << 20,
+                (1 << 20) + 1,
+                1 << 31,
+                1 << 32,
+                1 << 63,
+                2**64 - 1,
+            )
+        )
         return name, length.to_bytes(8, "little") + text + data
     header = json.loads(text)
     if draws.random() < 0.5:
         text = changed_json(draws, header)
     else:
         entry, other = (header[key] for key in draws.choices(list(header), k=2))
-        spans = [entry["data_offsets"], other["data_offsets"], [0, len(data)], [0, 0], [-4, 0], [len(data), len(data)], [4, 0],
-                 [2**63 - 4, 2**63], [2**64 - 4, 2**64], [0, 2**64 + 4]]
-        shapes = [other["shape"], entry["shape"][::-1], [], [0], [1, *entry["shape"]], [2**32, 2**32], [2**62, 4], [-1, -1],
-                  [0, 2**63]]
-        entry.update(draws.choice(({"data_offsets": draws.choice(spans)}, {"shape": draws.choice(shapes)}, {"dtype": draws.choice(
-            ("F64", "F32", "F16", "BF16", "I32", "U8", "BOOL", "F4", "", "f32"))})))
+        spans = [
+            entry["data_offsets"],
+            other["data_offsets"],
+            [0, len(data)],
+            [0, 0],
+            [-4, 0],
+            [len(data), len(data)],
+            [4, 0],
+            [2**63 - 4, 2**63],
+            [2**64 - 4, 2**64],
+            [0, 2**64 + 4],
+        ]
+        shapes = [
+            other["shape"],
+            entry["shape"][::-1],
+            [],
+            [0],
+            [1, *entry["shape"]],
+            [2**32, 2**32],
+            [2**62, 4],
+            [-1, -1],
+            [0, 2**63],
+        ]
+        entry.update(
+            draws.choice(
+                (
+                    {"data_offsets": draws.choice(spans)},
+                    {"shape": draws.choice(shapes)},
+                    {"dtype": draws.choice(("F64", "F32", "F16", "BF16", "I32", "U8", "BOOL", "F4", "", "f32"))},
+                )
+            )
+        )
         text = json.dumps(header, separators=(",", ":")).encode()
     text = draws.choice((text, text.ljust(end - 8)))
     return name, len(text).to_bytes(8, "little") + text + data
@@ -163,8 +267,28 @@ def rename_in_manifest(draws, contents):
     fields = json.loads(contents[MANIFEST])
     name = draws.choice(LISTED)
     entry = fields["files"].pop(name) if draws.random() < 0.7 else fields["files"][name]
-    fields["files"][draws.choice(("../" + name, "/" + name, "./" + name, "..", ".", "", name + "/", name + "\0", "/dev/zero",
-                                  "/etc/passwd", name.upper(), MANIFEST, "x/../" + name, "\ud800", "a" * 5000, *LISTED))] = entry
+    fields["files"][
+        draws.choice(
+            (
+                "../" + name,
+                "/" + name,
+                "./" + name,
+                "..",
+                ".",
+                "",
+                name + "/",
+                name + "\0",
+                "/dev/zero",
+                "/etc/passwd",
+                name.upper(),
+                MANIFEST,
+                "x/../" + name,
+                "\ud800",
+                "a" * 5000,
+                *LISTED,
+            )
+        )
+    ] = entry
     return MANIFEST, sealed(fields)
 
 
@@ -209,7 +333,9 @@ def odd_file(draws, place):
     """Something else in place of a file, or beside the files. Returns what was done."""
     name = draws.choice((*LISTED, MANIFEST))
     path = place / name
-    kind = draws.choice(("missing", "link", "dangling", "loop", "pipe", "directory", "foreign", "long name", "null device"))
+    kind = draws.choice(
+        ("missing", "link", "dangling", "loop", "pipe", "directory", "foreign", "long name", "null device")
+    )
     if kind not in ("foreign", "long name"):
         path.unlink()
     if kind == "link":
@@ -254,7 +380,8 @@ def mutate(draws, place, original):
 
 
 def complaint(action, place):
-    """(what an action on the checkpoint gave, None), or (None, the UserError's text). AssertionError for a text that won't do."""
+    """(what an action on the checkpoint gave, None), or (None, the UserError's text). AssertionError for a text that
+    won't do."""
     try:
         return action(place), None
     except UserError as error:
@@ -282,13 +409,21 @@ def check(draws, place, must_be_found, original, again):
     assert problem is None, "load takes what another reader refuses"
     assert other is checkpoint_format.load_weights or found == loaded.state, "two readers of the state differ"
     if must_be_found:
-        assert all((place / name).read_bytes() == content for name, content in original.items()), "a change went unnoticed"
-    for name, tensors in ((WEIGHTS, loaded.weights), (VELOCITY, loaded.velocity), (STATISTICS, vars(loaded.statistics))):
+        assert all((place / name).read_bytes() == content for name, content in original.items()), (
+            "a change went unnoticed"
+        )
+    for name, tensors in (
+        (WEIGHTS, loaded.weights),
+        (VELOCITY, loaded.velocity),
+        (STATISTICS, vars(loaded.statistics)),
+    ):
         agree(tensors, (place / name).read_bytes())
         assert all(np.isfinite(np.asarray(values)).all() for values in tensors.values()), "a value that is not finite"
     shutil.rmtree(again, ignore_errors=True)
     checkpoint_format.write(again, loaded)  # what was taken can be given again, and says the same
-    assert json.loads((again / STATE).read_bytes()) == json.loads((place / STATE).read_bytes()), "the state was not read as it is"
+    assert json.loads((again / STATE).read_bytes()) == json.loads((place / STATE).read_bytes()), (
+        "the state was not read as it is"
+    )
     return True
 
 
@@ -358,9 +493,13 @@ def main():
         print(f"{kind:20} {outcome:8} {count:8,}")
     for number, what, problem in result.failures[:20]:
         print(f"FAILED: input {number}, {what}: {problem:.500}")
-    print(f"{result.refused + result.loaded + len(result.failures):,} inputs, seed {options.seed}: {result.refused:,} refused, "
-          f"{result.loaded:,} loaded as what they are, {len(result.failures):,} failures; {result.seconds:.1f} s, the slowest "
-          f"{result.slowest[0]:.2f} s (number {result.slowest[1]}); peak memory grew by {result.memory / 1e6:.1f} MB")
+    print(
+        f"{result.refused + result.loaded + len(result.failures):,} inputs, seed {options.seed}: "
+        f"{result.refused:,} refused, "
+        f"{result.loaded:,} loaded as what they are, {len(result.failures):,} failures; {result.seconds:.1f} s, "
+        "the slowest "
+        f"{result.slowest[0]:.2f} s (number {result.slowest[1]}); peak memory grew by {result.memory / 1e6:.1f} MB"
+    )
     return 1 if result.failures else 0
 
 

@@ -2,11 +2,12 @@
 
     python tools/kill_saves.py --kills 1000 --seed 0
 
-Each process puts and prunes tiny checkpoints without a pause, every other one a second time, as after a validation. A SIGKILL ends
-it: at a random moment, or at a random system call, which is not made, or in the middle of a write; after every third one another kill
-falls in the recovery. After each the newest checkpoint must load and be no older than the last that was reported complete, and every
-checkpoint must hold what it was made of. The exit status is 1 if one doesn't.
-"""
+Each process puts and prunes tiny checkpoints without a pause, every other one a second time, as after a validation. A
+SIGKILL ends it: at a random moment, or at a random system call, which is not made, or in the middle of a write; after
+every third one another kill falls in the recovery. After each the newest checkpoint must load and be no older than the
+last that was reported complete, and every checkpoint must hold what it was made of. The exit status is 1 if one
+doesn't."""
+
 import argparse
 import dataclasses
 import mmap
@@ -32,43 +33,64 @@ from alexnet_mp.runs.checkpoint_format import Checkpoint, Data, Environment, Sta
 from alexnet_mp.system import durable_files
 
 CALLS = ("open", "write", "read", "fsync", "close", "fstat", "lstat", "scandir", "rename", "mkdir", "rmdir", "unlink")
-CHANGING = ("write", "fsync", "rename", "mkdir", "rmdir", "unlink")  # a kill before another call is one after the last of these
+# a kill before another call is one after the last of these
+CHANGING = ("write", "fsync", "rename", "mkdir", "rmdir", "unlink")
 STAGES = ("between", "put", "prune", "recover")
 MOST_CALLS = 70  # of these; two rounds of put and prune make fewer
 KEEP = 2
 STAGE, CALL, REPORTED = 0, 1, slice(8, 16)  # what a process leaves in the memory that it shares with its parent
 LAYERS = (Layer("conv1", "conv", 2, "image", ("relu",), kernel=2), Layer("fc8", "fc", None, "both", (), towers="first"))
-RECIPE = dataclasses.replace(paper(), name="tiny", layers=LAYERS, stored_size=5, crop_size=4, crop_positions=2, batch_size=4,
-                             dates=())
+RECIPE = dataclasses.replace(
+    paper(), name="tiny", layers=LAYERS, stored_size=5, crop_size=4, crop_positions=2, batch_size=4, dates=()
+)
 CLASSES = ("ant", "bee")
 
 
 def checkpoint_of(step, top1_error=None):
     """A checkpoint of a few hundred numbers, all of which follow from its step and whether it was validated."""
     values = np.random.default_rng([step, top1_error is not None])
-    weights, velocity = ({name: torch.from_numpy(values.standard_normal(shape, np.float32))
-                          for name, shape in shapes.merged_shapes(RECIPE, len(CLASSES)).items()} for _ in range(2))
+    weights, velocity = (
+        {
+            name: torch.from_numpy(values.standard_normal(shape, np.float32))
+            for name, shape in shapes.merged_shapes(RECIPE, len(CLASSES)).items()
+        }
+        for _ in range(2)
+    )
     validation = None if top1_error is None else Validation(top1_error, 0.0, 1.0, 8)
-    state = State(step=step, epoch=1, recipe=RECIPE, data=Data("builtin", "", "", CLASSES), schedule={}, scheduled=None,
-                  validated=validation is not None, validation=validation, metrics_bytes=step, saved="",
-                  made_by=Environment(("cpu", "cpu"), "cpu", "fp32", "torch", 1, {}))
+    state = State(
+        step=step,
+        epoch=1,
+        recipe=RECIPE,
+        data=Data("builtin", "", "", CLASSES),
+        schedule={},
+        scheduled=None,
+        validated=validation is not None,
+        validation=validation,
+        metrics_bytes=step,
+        saved="",
+        made_by=Environment(("cpu", "cpu"), "cpu", "fp32", "torch", 1, {}),
+    )
     return Checkpoint(weights, velocity, Statistics(values.random((5, 5, 3)), np.ones(3), np.eye(3)), state)
 
 
 def holds_what_it_should(directory):
-    """The `State` of a checkpoint that was made by `checkpoint_of`. Raises UserError or AssertionError where it is another."""
+    """The `State` of a checkpoint that was made by `checkpoint_of`. Raises UserError or AssertionError where it is
+    another."""
     found = checkpoint_format.load(directory)
     state = found.state
     made = checkpoint_of(state.step, state.validation and state.validation.top1_error)
     assert state == made.state and checkpoints.step_of(f"step_{directory.name[-8:]}") == state.step, directory
     for part in ("weights", "velocity", "statistics"):
-        a, b = (value if isinstance(value, dict) else vars(value) for value in (getattr(found, part), getattr(made, part)))
+        a, b = (
+            value if isinstance(value, dict) else vars(value) for value in (getattr(found, part), getattr(made, part))
+        )
         assert a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a), f"{directory}: {part}"
     return state
 
 
 class Watched:
-    """Stands in for `os` below `files`: says in `shared` which system call is being made; dies at number `at` of the changing ones."""
+    """Stands in for `os` below `files`: says in `shared` which system call is being made; dies at number `at` of the
+    changing ones."""
 
     def __init__(self, shared, at=None):
         self.shared, self.left = shared, at
@@ -84,7 +106,7 @@ class Watched:
                 self.left -= 1
                 if self.left < 0:
                     if name == "write":
-                        original(arguments[0], arguments[1][:len(arguments[1]) // 2])
+                        original(arguments[0], arguments[1][: len(arguments[1]) // 2])
                     os.kill(os.getpid(), signal.SIGKILL)
             try:
                 return original(*arguments, **options)
@@ -110,7 +132,7 @@ def forked(work):
 
 def save_without_end(run, step, shared):
     while True:
-        for top1_error in (None, 50.0 + step % 7)[:1 + step % 2]:
+        for top1_error in (None, 50.0 + step % 7)[: 1 + step % 2]:
             shared[STAGE] = STAGES.index("put")
             checkpoints.put(run, checkpoint_of(step, top1_error))
             shared[STAGE] = STAGES.index("between")
@@ -157,7 +179,8 @@ def _where(process, shared):
 
 
 def kill_saves(run, kills, seed):
-    """Kill and look, `kills` times: (where the kills fell, what was lost, how many first kills left a name of no checkpoint)."""
+    """Kill and look, `kills` times: (where the kills fell, what was lost, how many first kills left a name of no
+    checkpoint)."""
     choose, shared, fell, lost, debris, step = random.Random(seed), mmap.mmap(-1, 16), Counter(), [], 0, 1
     start = time.perf_counter()
     checkpoints.put(run, checkpoint_of(0))
@@ -197,8 +220,10 @@ def main(arguments=None):
         print(f"{stage:8} {sum(calls.values()):6,}  " + ", ".join(f"{call} {count}" for call, count in calls.items()))
     for line in lost[:20]:
         print(line)
-    print(f"{fell.total():,} kills in {time.perf_counter() - start:.0f} s; {debris:,} left something half done; "
-          f"lost checkpoints: {len(lost)}")
+    print(
+        f"{fell.total():,} kills in {time.perf_counter() - start:.0f} s; {debris:,} left something half done; "
+        f"lost checkpoints: {len(lost)}"
+    )
     return 1 if lost else 0
 
 

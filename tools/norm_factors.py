@@ -1,10 +1,12 @@
-"""How much response normalisation changes what a trained network computes: by which factor each normalised output is multiplied.
+"""How much response normalisation changes what a trained network computes: by which factor each normalised output is
+multiplied.
 
   python tools/norm_factors.py RUN [--data DIR]
 
-Without the constant k^-beta that it multiplies everything by, so that a factor of 1 is no normalisation at all. A batch of
-validation images, centre view, tower a. For the reason why an ablation of the norms (claims `lrn`, `cifar-lrn`) shows what it shows.
-"""
+Without the constant k^-beta that it multiplies everything by, so that a factor of 1 is no normalisation at all. A batch
+of validation images, centre view, tower a. For the reason why an ablation of the norms (claims `lrn`, `cifar-lrn`)
+shows what it shows."""
+
 import argparse
 from contextlib import closing
 
@@ -24,7 +26,9 @@ def main(arguments=None):
     parser.add_argument("--data", metavar="DIR", help="default: what the run was trained on")
     options = parser.parse_args(arguments)
     for layer, factors in norm_factors(options.run, options.data).items():
-        spread = ", ".join(f"{100 * share:g} % below {factors.quantile(share).item():.3f}" for share in (0.01, 0.1, 0.5))
+        spread = ", ".join(
+            f"{100 * share:g} % below {factors.quantile(share).item():.3f}" for share in (0.01, 0.1, 0.5)
+        )
         print(f"{layer}: outputs are multiplied by {factors.mean():.3f} on average; {spread}")
     return 0
 
@@ -32,12 +36,14 @@ def main(arguments=None):
 @torch.inference_mode()
 def norm_factors(run, data=None, most=1_000_000):
     """{"conv1 lrn": factors of at most `most` outputs that are not 0, (n,) float32} of the run's first tower."""
-    opened, = open_runs([run], data, gpus="cpu", kernels="reference", pipeline="torch", workers=0)
+    (opened,) = open_runs([run], data, gpus="cpu", kernels="reference", pipeline="torch", workers=0)
     network, _ = load_run(run, "cpu", "reference")
     found = {}
     for name, module in network.towers[0].named_children():
         if NORMS & set(module.layer.then):
-            module.register_forward_pre_hook(lambda module, inputs, name=name: found.update(_of_layer(name, module, inputs[0], most)))
+            module.register_forward_pre_hook(
+                lambda module, inputs, name=name: found.update(_of_layer(name, module, inputs[0], most))
+            )
     with closing(opened.pipeline.views("val", 256, centre_view(network.recipe))) as batches:
         (towers,), _ = next(iter(batches))
         network(*towers)
@@ -54,7 +60,7 @@ def _of_layer(name, module, x, most):
             constant = recipe.lrn_k**recipe.lrn_beta if operation == "lrn" else recipe.spatial_k**recipe.spatial_beta
             there = before != 0
             factors = constant * x[there] / before[there]
-            found[f"{name} {operation}"] = factors[::-(-len(factors) // most)] if len(factors) else factors.new_ones(1)
+            found[f"{name} {operation}"] = factors[:: -(-len(factors) // most)] if len(factors) else factors.new_ones(1)
     return found
 
 

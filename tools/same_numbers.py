@@ -9,6 +9,7 @@ other machines, since processors round differently.
 
 Both use the packages of the running Python. If the sources of the compiled kernels differ, both places build them.
 """
+
 import argparse
 import json
 import os
@@ -49,11 +50,19 @@ sys.meta_path.insert(0, Finder)
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("commit", nargs="?", default=COMMIT, metavar="COMMIT", help=f"default: {COMMIT}")
-    parser.add_argument("--work", metavar="DIR", help="new or empty; what both made stays there; default: a "
-                                                      "temporary one, kept if something differs")
-    parser.add_argument("--only", metavar="PROBE,...", type=lambda text: text.split(","), default=[],
-                        help="functions of the probe: recipes,operations,network for a quick look, or prepared,runs "
-                             "and what reads these; default: all")
+    parser.add_argument(
+        "--work",
+        metavar="DIR",
+        help="new or empty; what both made stays there; default: a temporary one, kept if something differs",
+    )
+    parser.add_argument(
+        "--only",
+        metavar="PROBE,...",
+        type=lambda text: text.split(","),
+        default=[],
+        help="functions of the probe: recipes,operations,network for a quick look, or prepared,runs "
+        "and what reads these; default: all",
+    )
     options = parser.parse_args(arguments)
     if _git("rev-parse", "--verify", "--quiet", f"{options.commit}^{{commit}}").returncode:
         parser.error(f"{options.commit} is no commit of {ROOT}; git log lists them")
@@ -84,8 +93,9 @@ def give_library(tree, other):
         return
     for place in (tree, other):
         print(f"building the compiled kernels in {place}", flush=True)
-        subprocess.run([sys.executable, "setup.py", "build_ext", "--inplace"], cwd=place, check=True,
-                       stdout=subprocess.DEVNULL)
+        subprocess.run(
+            [sys.executable, "setup.py", "build_ext", "--inplace"], cwd=place, check=True, stdout=subprocess.DEVNULL
+        )
 
 
 def _sources(tree):
@@ -102,7 +112,7 @@ def environment(tree, place):
     installations among them.
     """
     venv.create(place, symlinks=True)
-    packages, = Path(place).glob("lib/python*/site-packages")
+    (packages,) = Path(place).glob("lib/python*/site-packages")
     others = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
     (packages / "others.pth").write_text("".join(f"{path}\n" for path in others))
     (packages / "tree_finder.py").write_text(FINDER.format(tree=str(tree)))

@@ -8,6 +8,7 @@ Only public names and commands are used, so that it runs with older and newer co
 later ones read what earlier ones left. Pictures are made here. If a probe fails, standard error says why, its values
 are missing, and the status is 1.
 """
+
 import dataclasses
 import hashlib
 import inspect
@@ -31,30 +32,59 @@ STORED, CROP, BATCH = 88, 79, 9  # pixels; images: odd, and the last batch of an
 CPU = ("--gpus", "cpu", "--workers", "0")
 WIDTHS = {"conv1": 6, "conv2": 10, "conv3": 12, "conv4": 8, "conv5": 6, "fc6": 24, "fc7": 20}
 SIZES = {"stored_size": STORED, "crop_size": CROP, "crop_positions": 8, "batch_size": BATCH, "epochs": 3}
-DATES = [{"epoch": 2, "weights": 0.1, "colour_noise": 0.3},
-         {"epoch": 3, "layers": ["conv1"], "weights": 0, "biases": 0}]
+DATES = [
+    {"epoch": 2, "weights": 0.1, "colour_noise": 0.3},
+    {"epoch": 3, "layers": ["conv1"], "weights": 0, "biases": 0},
+]
 DATED = {"schedule": "dated", "dates": json.dumps(DATES)}
 # Small gradients of a narrow network: larger initial weights let every layer matter.
-NARROW = {**SIZES, **{f"{layer}.maps": maps for layer, maps in WIDTHS.items()},
-          **{f"{layer}.init_std": 0.1 for layer in ("conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8")}}
+NARROW = {
+    **SIZES,
+    **{f"{layer}.maps": maps for layer, maps in WIDTHS.items()},
+    **{f"{layer}.init_std": 0.1 for layer in ("conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8")},
+}
 RUNS = {  # of three epochs of four steps each
     "mini": ("mini", "folder", ["--pipeline", "torch"], {**NARROW, **DATED}),
-    "source2012": ("source2012", "raw", ["--pipeline", "raw"],
-                   {**NARROW, **DATED, "crop_share": 4, "crop_positions": 10}),
-    "paper": ("paper", "jpeg", ["--pipeline", "torch", "--workers", "1"],
-              {**NARROW, "plateau_patience": 1, "learning_rate": 1e-6, "bias_learning_rate": 1e-6}),
+    "source2012": (
+        "source2012",
+        "raw",
+        ["--pipeline", "raw"],
+        {**NARROW, **DATED, "crop_share": 4, "crop_positions": 10},
+    ),
+    "paper": (
+        "paper",
+        "jpeg",
+        ["--pipeline", "torch", "--workers", "1"],
+        {**NARROW, "plateau_patience": 1, "learning_rate": 1e-6, "bias_learning_rate": 1e-6},
+    ),
     "bf16": ("mini", "raw", ["--pipeline", "raw", "--precision", "bf16"], {**NARROW, "seed": 5}),
-    "reference": ("source2012", "raw", ["--pipeline", "torch", "--kernels", "reference"],
-                  {**NARROW, **DATED, "crop_share": 4}),
-    "cifar18": ("cifar18", "small", ["--pipeline", "raw"],
-                {"batch_size": BATCH, "batch_file_size": 20, "epochs": 3}),
-    "local": ("cifar13_local", "small", ["--pipeline", "torch"],
-              {"batch_size": BATCH, "epochs": 1, "local3.maps": 8, "conv1.maps": 12}),
+    "reference": (
+        "source2012",
+        "raw",
+        ["--pipeline", "torch", "--kernels", "reference"],
+        {**NARROW, **DATED, "crop_share": 4},
+    ),
+    "cifar18": ("cifar18", "small", ["--pipeline", "raw"], {"batch_size": BATCH, "batch_file_size": 20, "epochs": 3}),
+    "local": (
+        "cifar13_local",
+        "small",
+        ["--pipeline", "torch"],
+        {"batch_size": BATCH, "epochs": 1, "local3.maps": 8, "conv1.maps": 12},
+    ),
 }
 # What is another one every time, or of the code and not of its numbers. The length of metrics.jsonl follows the digits
 # of images/s.
-PASSING = {"saved", "metrics_bytes", "images_per_second", "started", "date", "seconds", "commit", "commits",
-           "commit_before"}
+PASSING = {
+    "saved",
+    "metrics_bytes",
+    "images_per_second",
+    "started",
+    "date",
+    "seconds",
+    "commit",
+    "commits",
+    "commit_before",
+}
 TIMES = re.compile(r"\b[0-9][0-9.,]*( ms| s| min| h| images/s)(?=\W|$)|\d{4}-\d\d-\d\d[T -]?[\d:]*(\+00:00)?")
 
 
@@ -76,6 +106,7 @@ def main(file, *only):
 
 
 # --- digests
+
 
 def digest(value):
     """sha256 of bytes, of a tensor with its shape, dtype and strides, or of anything else as JSON."""
@@ -136,9 +167,11 @@ def command(name, *arguments):
 
 # --- probes
 
+
 def recipes():
     return {preset.__name__: digest(dataclasses.asdict(preset())) for preset in (paper, source2012, mini)} | {
-        "claims, list": digest(command("claims", "list", "--records", "none"))}
+        "claims, list": digest(command("claims", "list", "--records", "none"))
+    }
 
 
 def operations():
@@ -149,8 +182,10 @@ def operations():
             values = _augmented(which, dtype) | _linear(which, dtype) | _updated(which, dtype)
             for order in (torch.contiguous_format, torch.channels_last):
                 for name, (function, shape, bias, options) in _maps().items():
-                    values |= {f"{name}, {str(order)[6:]}, {what}": value for what, value in
-                               _gradients(function, shape, bias, options, which, dtype, order).items()}
+                    values |= {
+                        f"{name}, {str(order)[6:]}, {what}": value
+                        for what, value in _gradients(function, shape, bias, options, which, dtype, order).items()
+                    }
             found |= {f"{which}, {str(dtype)[6:]}: {name}": digest(value) for name, value in values.items()}
     return found
 
@@ -185,7 +220,8 @@ def _maps():
         "dropout": (kernels.dropout, maps, False, cells),
         "relu_dropout": (kernels.relu_dropout, (5, 33), False, cells),
         "relu_dropout of maps": (kernels.relu_dropout, maps, True, cells),
-        "relu_dropout of nothing": (kernels.relu_dropout, maps, True, {})}
+        "relu_dropout of nothing": (kernels.relu_dropout, maps, True, {}),
+    }
 
 
 def _augmented(which, dtype):
@@ -194,17 +230,22 @@ def _augmented(which, dtype):
     top, left = (torch.randint(0, 9, (5,), generator=random) for _ in range(2))
     flip, mean = torch.tensor([True, False, True, False, True]), 255 * torch.rand((19, 19, 3), generator=random)
     shift = torch.randn((5, 3), generator=random)
-    return {f"augment, mean_follows_crop={follows}": kernels.augment(
-        pictures, top, left, flip, mean, shift, 0.9, crop=11, mean_follows_crop=follows, dtype=dtype, kernels=which)
-        for follows in (True, False)}
+    return {
+        f"augment, mean_follows_crop={follows}": kernels.augment(
+            pictures, top, left, flip, mean, shift, 0.9, crop=11, mean_follows_crop=follows, dtype=dtype, kernels=which
+        )
+        for follows in (True, False)
+    }
 
 
 def _linear(which, dtype):
     found = {}
     for rows, inputs, units in ((5, 33, 17), (5, 1031, 1033)):  # the second is large enough for oneDNN's product
         random = torch.Generator().manual_seed(9)
-        leaves = [torch.randn(shape, generator=random).to(dtype).requires_grad_()
-                  for shape in ((rows, inputs), (units, inputs), (units,))]
+        leaves = [
+            torch.randn(shape, generator=random).to(dtype).requires_grad_()
+            for shape in ((rows, inputs), (units, inputs), (units,))
+        ]
         y = kernels.linear(*leaves, kernels=which)
         y.backward(torch.randn(y.shape, generator=random).to(dtype))
         values = zip(("y", "dx", "dweight", "dbias"), (y, *(leaf.grad for leaf in leaves)))
@@ -216,8 +257,17 @@ def _updated(which, dtype):
     random, shapes = torch.Generator().manual_seed(10), ((7, 5, 3, 3), (33,), (11, 13))
     w, g, v = ([torch.randn(shape, generator=random).to(dtype) for shape in shapes] for _ in range(3))
     copies, sums = [torch.zeros_like(each, dtype=torch.bfloat16) for each in w], torch.zeros(3)
-    kernels.paper_sgd_(w, g, v, learning_rates=[0.01, 0.02, 0.0], momentum=0.9, weight_decays=[5e-4, 0.0, 1e-3],
-                       copies=copies, sums=sums, kernels=which)
+    kernels.paper_sgd_(
+        w,
+        g,
+        v,
+        learning_rates=[0.01, 0.02, 0.0],
+        momentum=0.9,
+        weight_decays=[5e-4, 0.0, 1e-3],
+        copies=copies,
+        sums=sums,
+        kernels=which,
+    )
     held = {"w": w, "v": v, "copy": copies, "sums": [sums]}
     return {f"paper_sgd_, {what} {number}": each for what, some in held.items() for number, each in enumerate(some)}
 
@@ -228,8 +278,9 @@ def network():
     for preset in (paper, source2012, mini):
         recipe = preset()
         layers = tuple(dataclasses.replace(layer, maps=WIDTHS.get(layer.name), init_std=0.1) for layer in recipe.layers)
-        recipe = dataclasses.replace(recipe, layers=layers, stored_size=STORED, crop_size=CROP, crop_positions=8,
-                                     seed=4)
+        recipe = dataclasses.replace(
+            recipe, layers=layers, stored_size=STORED, crop_size=CROP, crop_positions=8, seed=4
+        )
         for dtype in (torch.float32, torch.bfloat16):
             net = TwoTowerAlexNet(recipe, ("cpu", "cpu"), len(CLASSES), "cpu").to(dtype)
             images = 60 * torch.randn((5, 3, CROP, CROP), generator=torch.Generator().manual_seed(11))
@@ -255,18 +306,34 @@ def prepared():
                 kind = ("jpg", "png", "jpg")[number % 3]
                 picture = picture.convert("L") if number == 1 else picture
                 picture.save(Path("folder", split, name, f"{number}.{kind}"))
-    said = [command("prepare", "folder", "raw", "--size", STORED, "--raw", "--workers", 0),
-            command("prepare", "folder", "jpeg", "--size", STORED, "--workers", 2),
-            command("prepare", "folder", "small", "--recipe", "cifar18", "--raw", "--workers", 0),
-            command("prepare", "folder/train", "split", "--size", 33, "--val-fraction", 0.4, "--workers", 0),
-            command("prepare", "--check", "jpeg")]
+    said = [
+        command("prepare", "folder", "raw", "--size", STORED, "--raw", "--workers", 0),
+        command("prepare", "folder", "jpeg", "--size", STORED, "--workers", 2),
+        command("prepare", "folder", "small", "--recipe", "cifar18", "--raw", "--workers", 0),
+        command("prepare", "folder/train", "split", "--size", 33, "--val-fraction", 0.4, "--workers", 0),
+        command("prepare", "--check", "jpeg"),
+    ]
     return {f"said {number}": digest(timeless(text)) for number, text in enumerate(said)} | {
-        name: value for folder in ("raw", "jpeg", "small", "split") for name, value in of_files(folder, "*").items()}
+        name: value for folder in ("raw", "jpeg", "small", "split") for name, value in of_files(folder, "*").items()
+    }
 
 
 def _train(out, recipe, data, options, settings, *more):
-    return command("train", *CPU, "--kernels", "cpu", "--recipe", recipe, "--data", data, "--out", out, *options,
-                   *_sets(settings), *more)
+    return command(
+        "train",
+        *CPU,
+        "--kernels",
+        "cpu",
+        "--recipe",
+        recipe,
+        "--data",
+        data,
+        "--out",
+        out,
+        *options,
+        *_sets(settings),
+        *more,
+    )
 
 
 def _sets(settings):
@@ -279,8 +346,10 @@ def _of_run(out, last=True):
     newest = max((out / "checkpoints").glob("step_*"))
     found = of_files(newest, "*.safetensors") | of_files(out, "*.safetensors", *(["conv1_kernels.png"] if last else []))
     return {str(Path(name).relative_to(out)): value for name, value in found.items()} | {
-        "metrics": of_lines(out / "metrics.jsonl"), "state": of_json(newest / "state.json"),
-        "run.json": of_json(out / "run.json")}
+        "metrics": of_lines(out / "metrics.jsonl"),
+        "state": of_json(newest / "state.json"),
+        "run.json": of_json(out / "run.json"),
+    }
 
 
 def runs():
@@ -309,11 +378,27 @@ def resumed():
 
 def evaluated():
     files = ("--per-class", "classes.csv", "--confusion", "confusion.csv", "--submission", "submission.txt")
-    said = {"all views": command("evaluate", "runs/mini", *CPU, "--kernels", "cpu", *files),
-            "average": command("evaluate", "runs/mini", "runs/source2012", *CPU, "--data", "raw", "--weights",
-                               "validation"),
-            "centre": command("evaluate", "runs/paper", "runs/bf16", *CPU, "--data", "raw", "--weights", 2, 1,
-                              "--views", "centre", "--per-class", "centre.csv")}
+    said = {
+        "all views": command("evaluate", "runs/mini", *CPU, "--kernels", "cpu", *files),
+        "average": command(
+            "evaluate", "runs/mini", "runs/source2012", *CPU, "--data", "raw", "--weights", "validation"
+        ),
+        "centre": command(
+            "evaluate",
+            "runs/paper",
+            "runs/bf16",
+            *CPU,
+            "--data",
+            "raw",
+            "--weights",
+            2,
+            1,
+            "--views",
+            "centre",
+            "--per-class",
+            "centre.csv",
+        ),
+    }
     return {name: digest(timeless(text)) for name, text in said.items()} | of_files(".", "*.csv", "submission.txt")
 
 
@@ -327,9 +412,11 @@ def retrieved():
     command("retrieve", "index", "runs/mini", *CPU, "--bits", 8)
     index = Path("runs/mini/retrieval")
     asked = ["query", index, *sorted(Path("folder/val").glob("*/0.jpg")), "--gpus", "cpu", "--json"]
-    said = {"by fc7": command("retrieve", *asked, "--sheet", "sheet.png"),
-            "by codes": command("retrieve", *asked, "--by", "codes"),
-            "measured": command("retrieve", "measure", index, "--json")}
+    said = {
+        "by fc7": command("retrieve", *asked, "--sheet", "sheet.png"),
+        "by codes": command("retrieve", *asked, "--by", "codes"),
+        "measured": command("retrieve", "measure", index, "--json"),
+    }
     found = {name: digest(lasting(json.loads(text))) for name, text in said.items()}
     found |= of_files(index, "*.safetensors", "names.json") | of_files(".", "sheet.png")
     return found | {"index.json": of_json(index / "index.json")}
@@ -337,7 +424,8 @@ def retrieved():
 
 def checkpoints():
     command("checkpoint", "runs/mini", "--weights", "best.safetensors", "--best")
-    return of_files(".", "best.safetensors")  # which ones there are, but for the newest and the best, is the disk's affair
+    # which ones there are, but for the newest and the best, is the disk's affair
+    return of_files(".", "best.safetensors")
 
 
 def reported():
@@ -354,16 +442,30 @@ def claimed():
     where = ["--epochs", 1, *CPU, "--pipeline", "torch", "--out", "claimed", "--records", "records"]
     base = ["--data", "raw", "--base", "mini", *_sets(NARROW | {"epochs": 1}), "--steps", 1, *where]
     rates = ["--data", "small", *_sets({"batch_size": BATCH}), "--search-epochs", 1, *where]
-    said = {"all": command("claims", "run", "all", *base, "--seeds", 1),
-            "lrn": command("claims", "run", "lrn", *base, "--seeds", 3),
-            "cifar-relu": command("claims", "run", "cifar-relu", *rates, "--seeds", 1)}
+    said = {
+        "all": command("claims", "run", "all", *base, "--seeds", 1),
+        "lrn": command("claims", "run", "lrn", *base, "--seeds", 3),
+        "cifar-relu": command("claims", "run", "cifar-relu", *rates, "--seeds", 1),
+    }
     found = {f"said of {name}": of_findings(text) for name, text in said.items()}
     found |= of_files("records", "**/*.npz", "*.png")
     return found | {str(path): of_json(path, but={"command"}) for path in sorted(Path("records").rglob("*.json"))}
 
 
-PROBES = (recipes, operations, network, prepared, runs, resumed, evaluated, predicted, retrieved, checkpoints, reported,
-          claimed)
+PROBES = (
+    recipes,
+    operations,
+    network,
+    prepared,
+    runs,
+    resumed,
+    evaluated,
+    predicted,
+    retrieved,
+    checkpoints,
+    reported,
+    claimed,
+)
 
 if __name__ == "__main__":
     sys.exit(main(*sys.argv[1:]))

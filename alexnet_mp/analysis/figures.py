@@ -1,4 +1,5 @@
 """The pictures of a run: its curves, the first-layer kernels of each tower (figure 3), and what these are tuned to."""
+
 import io
 from pathlib import Path
 
@@ -99,9 +100,17 @@ def draw_curves(run):
     val_steps = [line["step"] for line in val]
     if val:
         loss.plot(val_steps, [line["loss"] for line in val], "o-", color="#d95f02", label="validation, centre view")
-    error.plot(steps, _running_mean([line["top1_error"] for line in train]), color="#08519c", label="top-1, training, running mean")
+    error.plot(
+        steps,
+        _running_mean([line["top1_error"] for line in train]),
+        color="#08519c",
+        label="top-1, training, running mean",
+    )
     if val:
-        for field, style, label in (("top1_error", "o-", "top-1, validation"), ("top5_error", "s--", "top-5, validation")):
+        for field, style, label in (
+            ("top1_error", "o-", "top-1, validation"),
+            ("top5_error", "s--", "top-5, validation"),
+        ):
             error.plot(val_steps, [line[field] for line in val], style, color="#d95f02", label=label)
     loss.set(xlabel="step", ylabel="cross-entropy loss (nats)", ylim=(0, None))
     error.set(xlabel="step", ylabel="error (%)", ylim=(0, 100))
@@ -121,7 +130,9 @@ def _running_mean(values, window=20):
     starts = np.maximum(ends - window, 0)
     return (sums[ends] - sums[starts]) / (ends - starts)
 
-COLOURS = ("#08519c", "#d95f02")  # of tower a and tower b: one dark, one light, told apart by colour-blind eyes and in grey
+
+# of tower a and tower b: one dark, one light, told apart by colour-blind eyes and in grey
+COLOURS = ("#08519c", "#d95f02")
 BINS = 12
 PANELS = {  # measure: title, unit of the axis; None for the upper end: as far as the values go
     "colourfulness": ("Colourfulness", "share of chroma in a kernel's energy", 1),
@@ -133,12 +144,13 @@ PANELS = {  # measure: title, unit of the axis; None for the upper end: as far a
 
 
 def draw_specialisation(statistics, towers, differences=None):
-    """The distributions of a network's first layer as a matplotlib Figure, on a white card so that it is read on any background.
+    """The distributions of a network's first layer as a matplotlib Figure, on a white card so that it is read on any
+    background.
 
-    statistics: the `KernelStatistics` of all towers' kernels, tower a's first. differences: what `tower_differences` says of
-    them, for two towers; its effect sizes and corrected p-values stand over the panels. Orientation and phase have the tuned
-    kernels alone. The last panel has every kernel as a point, colour against selectivity: figure 3 of the paper in two numbers.
-    """
+    statistics: the `KernelStatistics` of all towers' kernels, tower a's first. differences: what `tower_differences`
+    says of them, for two towers; its effect sizes and corrected p-values stand over the panels. Orientation and phase
+    have the tuned kernels alone. The last panel has every kernel as a point, colour against selectivity: figure 3 of
+    the paper in two numbers."""
     # Imported late: it takes a second. The object interface draws without a display and without global state.
     from matplotlib.figure import Figure
 
@@ -195,8 +207,17 @@ def _in_words(difference):
 
 def _scatter(axes, statistics, parts):
     for part, name, colour, marker in zip(parts, "ab", COLOURS, "o^"):
-        axes.plot(statistics.colourfulness[part], statistics.selectivity[part], marker, color=colour, markersize=5.5, alpha=0.8,
-                  markeredgecolor="white", markeredgewidth=0.5, label=f"tower {name}, {len(part)} kernel{'s' * (len(part) > 1)}")
+        axes.plot(
+            statistics.colourfulness[part],
+            statistics.selectivity[part],
+            marker,
+            color=colour,
+            markersize=5.5,
+            alpha=0.8,
+            markeredgecolor="white",
+            markeredgewidth=0.5,
+            label=f"tower {name}, {len(part)} kernel{'s' * (len(part) > 1)}",
+        )
     axes.axhline(TUNED, color="#777777", linewidth=0.8, linestyle=":")
     axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), xlabel="colourfulness", ylabel="orientation selectivity")
     axes.set_title("Each kernel\n(tuned above the dotted line)", fontsize=9.5)

@@ -1,7 +1,9 @@
-"""The statistics behind `python -m alexnet_mp.claims`: paired differences, their p-values, and what a training curve says.
+"""The statistics behind `python -m alexnet_mp.claims`: paired differences, their p-values, and what a training curve
+says.
 
 All in float64 and exact where it can be.
 """
+
 import math
 from dataclasses import dataclass
 
@@ -40,11 +42,11 @@ def paired(a, b):
 
 
 def sign_flip(differences):
-    """p of the exact sign-flip permutation test: the share of all 2^n patterns of signs whose sum is at least as far from 0.
+    """p of the exact sign-flip permutation test: the share of all 2^n patterns of signs whose sum is at least as far
+    from 0.
 
-    Under "the arms don't differ" each paired difference is as likely to have the other sign. Two-sided; n = 1 says nothing: None, as
-    does a difference that is no finite number, since no sum is "as far" as NaN.
-    """
+    Under "the arms don't differ" each paired difference is as likely to have the other sign. Two-sided; n = 1 says
+    nothing: None, as does a difference that is no finite number, since no sum is "as far" as NaN."""
     differences = np.asarray(differences, np.float64)
     if len(differences) > MOST_PAIRS:
         raise ValueError(f"{len(differences)} pairs; all sign patterns of {MOST_PAIRS} at most are added up")
@@ -53,8 +55,9 @@ def sign_flip(differences):
     sums = np.zeros(1)
     for difference in differences:
         sums = np.concatenate([sums + difference, sums - difference])
-    # The same set of values, added in another order, may differ in the last bits and is a tie all the same. That is why this is not
-    # scipy's permutation_test: its ties are relative to the sum that was seen, and so none where that is all but 0.
+    # The same set of values, added in another order, may differ in the last bits and is a tie all the same. That is why
+    # this is not scipy's permutation_test: its ties are relative to the sum that was seen, and so none where that is
+    # all but 0.
     slack = 1e-12 * np.abs(differences).sum()
     return float((np.abs(sums) >= abs(differences.sum()) - slack).mean())
 
@@ -62,9 +65,8 @@ def sign_flip(differences):
 def welch(a, b):
     """p of Welch's two-sided t-test for two samples of unequal variance.
 
-    None where it says nothing: a sample has one value, neither varies, the variance is too small or too large for a float64 (the
-    values' spread is about 1e-154 or 1e154), or a value is no finite number.
-    """
+    None where it says nothing: a sample has one value, neither varies, the variance is too small or too large for a
+    float64 (the values' spread is about 1e-154 or 1e154), or a value is no finite number."""
     a, b = (np.asarray(values, np.float64) for values in (a, b))
     if min(len(a), len(b)) < 2:
         return None
@@ -73,6 +75,7 @@ def welch(a, b):
         if not np.finfo(np.float64).tiny <= of_a + of_b < math.inf:
             return None
     from scipy import stats  # imported late: it takes half a second
+
     unit = math.sqrt(of_a + of_b)  # else scipy's squares of the variances would leave the range of a float64 sooner
     difference = (a.mean() - b.mean()) / unit
     sd_a, sd_b = (math.sqrt(of_mean * count) / unit for of_mean, count in ((of_a, len(a)), (of_b, len(b))))

@@ -1,14 +1,16 @@
 """What the lines of `metrics.jsonl` tell: when a run learned, and how fast."""
+
 import math
 
 import numpy as np
 
 
 def moved_at(losses, classes, window=10, share=0.97):
-    """The first step from which the mean of `window` losses stays below share * ln(classes); None where it never does for good.
+    """The first step from which the mean of `window` losses stays below share * ln(classes); None where it never does
+    for good.
 
-    losses: one a step, the first is of step 1. Step t stands for the mean over steps t - window + 1 .. t, so the least is `window`.
-    """
+    losses: one a step, the first is of step 1. Step t stands for the mean over steps t - window + 1 .. t, so the least
+    is `window`."""
     means = _running(losses, window)
     above = np.flatnonzero(~(means < share * math.log(classes)))
     first = above[-1] + 1 if len(above) else 0
@@ -16,7 +18,8 @@ def moved_at(losses, classes, window=10, share=0.97):
 
 
 def epochs_to(errors, steps_per_epoch, level=25.0):
-    """Epochs until the mean training error of the last epoch's worth of minibatches is at most `level` %; None where it never is.
+    """Epochs until the mean training error of the last epoch's worth of minibatches is at most `level` %; None where it
+    never is.
 
     errors: top-1 in %, one a step, as they were measured in training; the mean looks back, so the least answer is 1.
     """
@@ -25,19 +28,24 @@ def epochs_to(errors, steps_per_epoch, level=25.0):
 
 
 def drops(lines):
-    """The epochs that began with a lower learning rate of any layer than the one before had, in a run's metrics (`read_metrics`).
+    """The epochs that began with a lower learning rate of any layer than the one before had, in a run's metrics
+    (`read_metrics`).
 
     From the lines of kind "schedule", which a run writes with the rates it really set, whatever its recipe says.
     """
     rates = [(line["epoch"], line["learning_rates"]) for line in lines if line["kind"] == "schedule"]
-    return [epoch for (_, before), (epoch, after) in zip(rates, rates[1:]) if any(after[name] < before[name] for name in before)]
+    return [
+        epoch
+        for (_, before), (epoch, after) in zip(rates, rates[1:])
+        if any(after[name] < before[name] for name in before)
+    ]
 
 
 def step_of_loss(curve, level):
     """The step at which a curve {"steps": [...], "loss": [...]} first is at most `level`; None where it never is.
 
-    Between two points it is on the line through them; a point whose loss is no finite number lies on no line and is left out.
-    """
+    Between two points it is on the line through them; a point whose loss is no finite number lies on no line and is
+    left out."""
     before = None
     for step, loss in zip(curve["steps"], curve["loss"], strict=True):
         if loss <= level:
@@ -50,7 +58,8 @@ def step_of_loss(curve, level):
 
 
 def thinned(values, points=60):
-    """[(step, mean)] of at most `points` blocks of consecutive values, nearly equally long; step: the last one of its block.
+    """[(step, mean)] of at most `points` blocks of consecutive values, nearly equally long; step: the last one of its
+    block.
 
     No values, no blocks; a NaN is the mean of its block, not hidden.
     """

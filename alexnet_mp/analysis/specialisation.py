@@ -1,12 +1,14 @@
-"""Whether the two towers' first layers learned different things (paper, section 6.1), in one network and over several runs.
+"""Whether the two towers' first layers learned different things (paper, section 6.1), in one network and over several
+runs.
 
-One network: each measure of `kernel_statistics` is compared between the towers, by a permutation test and an effect size.
-Several: how many runs meet the criterion below, with a confidence interval; against networks without links, and against halves of
-one tower drawn at random, of which as many meet it as its level says.
+One network: each measure of `kernel_statistics` is compared between the towers, by a permutation test and an effect
+size. Several: how many runs meet the criterion below, with a confidence interval; against networks without links, and
+against halves of one tower drawn at random, of which as many meet it as its level says.
 
-The criterion, stated before any run was counted: the towers' shares of chroma are as far apart as those of at most 1 % of random
-halves of the same kernels (p <= `LEVEL`). Which tower has the colours doesn't matter, since the towers have no order.
-"""
+The criterion, stated before any run was counted: the towers' shares of chroma are as far apart as those of at most 1 %
+of random halves of the same kernels (p <= `LEVEL`). Which tower has the colours doesn't matter, since the towers have
+no order."""
+
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,9 +19,11 @@ from ..system.errors import UserError
 from .first_layer import chroma_and_energy, hue_axes, kernel_statistics, learned
 
 LEVEL = 0.01
-RANKED = ("colourfulness", "selectivity", "frequency")  # of the measures that `division` compares; beside them orientation and hue
+# of the measures that `division` compares; beside them orientation and hue
+RANKED = ("colourfulness", "selectivity", "frequency")
 FEWEST = 5  # kernels of a tower that are no longer noise; with fewer nothing is said
-MEASURES = {"colourfulness": None, "selectivity": None, "frequency": None, "orientation": 180, "phase": 360}  # circular: period
+# circular: period
+MEASURES = {"colourfulness": None, "selectivity": None, "frequency": None, "orientation": 180, "phase": 360}
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,8 @@ class Difference:
 
     measure: str
     n: tuple[int, int]  # kernels of tower a and of tower b that have it
-    effect_size: str  # "Cliff's delta", above 0 where tower a has the larger values, or "Kuiper's V" of the circular measures
+    # "Cliff's delta", above 0 where tower a has the larger values, or "Kuiper's V" of the circular measures
+    effect_size: str
     effect: float | None
     by_chance: float | None  # the median of its size over random deals; V is well above 0 in small samples
     p: float | None  # of "the kernels were dealt to the towers at random"
@@ -61,7 +66,8 @@ class Appearance:
 
 
 def first_layer(run):
-    """(kernels (maps of all towers, 3, k, k) float32, towers) of a run's newest checkpoint. Raises UserError without one."""
+    """(kernels (maps of all towers, 3, k, k) float32, towers) of a run's newest checkpoint. Raises UserError without
+    one."""
     _, (state, weights) = checkpoints.from_newest(run, lambda place: (read_state(place), load_weights(place)))
     kernels = weights[f"{state.recipe.layers[0].name}.weight"]
     if kernels.ndim != 4 or kernels.shape[1] != 3:
@@ -70,12 +76,12 @@ def first_layer(run):
 
 
 def tower_differences(statistics, draws=10_000, seed=0, in_a=None):
-    """{measure: `Difference`} of the `KernelStatistics` of two towers, tower a's first half. Raises ValueError for an odd number.
+    """{measure: `Difference`} of the `KernelStatistics` of two towers, tower a's first half. Raises ValueError for an
+    odd number.
 
-    Orientation and phase are compared among the kernels that are `tuned`. p: the share of `draws` random deals with as large a
-    delta, of circular measures as large a U^2; then Holm's for the five measures together (1979, Scand. J. Statist. 6: 65).
-    in_a: (kernels,) bool, which of them are tower a's, where they are not two equal halves.
-    """
+    Orientation and phase are compared among the kernels that are `tuned`. p: the share of `draws` random deals with as
+    large a delta, of circular measures as large a U^2; then Holm's for the five measures together (1979, Scand. J.
+    Statist. 6: 65). in_a: (kernels,) bool, which of them are tower a's, where they are not two equal halves."""
     if in_a is None:
         if not len(statistics) or len(statistics) % 2:
             raise ValueError(f"{len(statistics)} kernels are not those of two towers")
@@ -109,10 +115,9 @@ class Division:
 def division(kernels, draws=10_000, seed=0):
     """The `Division` of two towers' first-layer kernels (maps of both, 3, k, k), tower a's first half.
 
-    One test over all kernels that are `learned`: the energy distance (Szekely & Rizzo 2013, J. Stat. Plan. Inference 143: 1249) of
-    the towers' kernels, each a point of `_points`; p is the share of `draws` random deals with as large a distance. Raises
-    ValueError where the kernels are not two equal halves, or not finite.
-    """
+    One test over all kernels that are `learned`: the energy distance (Szekely & Rizzo 2013, J. Stat. Plan. Inference
+    143: 1249) of the towers' kernels, each a point of `_points`; p is the share of `draws` random deals with as large a
+    distance. Raises ValueError where the kernels are not two equal halves, or not finite."""
     if not len(kernels) or len(kernels) % 2:
         raise ValueError(f"{len(kernels)} kernels are not those of two towers")
     statistics, kept = kernel_statistics(kernels), learned(kernels)
@@ -120,13 +125,14 @@ def division(kernels, draws=10_000, seed=0):
     sizes, statistics, kernels = (int(in_a.sum()), int((~in_a).sum())), statistics[kept], np.asarray(kernels)[kept]
     if min(sizes) < FEWEST:
         return Division(sizes, None, None, {})
-    orders = random_orders(len(in_a), draws, seed)[:, :sizes[0]]  # tower a's come first
+    orders = random_orders(len(in_a), draws, seed)[:, : sizes[0]]  # tower a's come first
     distances = energy_distances(_points(kernels, statistics), orders)
     return Division(sizes, float(distances[0]), as_far_p(distances), tower_differences(statistics, draws, seed, in_a))
 
 
 def division_by_chance(kernels, splits=100, draws=10_000, seed=0):
-    """(how many of `splits` random halves meet the criterion of `division`, splits): kernels of one tower, (maps, 3, k, k).
+    """(how many of `splits` random halves meet the criterion of `division`, splits): kernels of one tower, (maps, 3, k,
+    k).
 
     None where too few kernels are `learned`. About as many do as the level says: there is nothing to divide them.
     """
@@ -145,18 +151,20 @@ def division_by_chance(kernels, splits=100, draws=10_000, seed=0):
 def matching(runs):
     """Whether the two towers of a network differ more than towers of different networks: (mean distance, p), exact.
 
-    runs: first-layer kernels (maps of both towers, 3, k, k) of n networks. The mean energy distance between the towers of a network
-    is compared with that of every way to put all 2n towers into pairs; p is the share of those with as large a mean. Kernels are
-    points as in `division`, ranked over all towers. (None, None) for fewer than two networks, for more than seven (135,135 ways), and
-    where a tower has fewer than `FEWEST` kernels that are `learned`.
-    """
+    runs: first-layer kernels (maps of both towers, 3, k, k) of n networks. The mean energy distance between the towers
+    of a network is compared with that of every way to put all 2n towers into pairs; p is the share of those with as
+    large a mean. Kernels are points as in `division`, ranked over all towers. (None, None) for fewer than two networks,
+    for more than seven (135,135 ways), and where a tower has fewer than `FEWEST` kernels that are `learned`."""
     towers = [half[learned(half)] for kernels in runs for half in np.split(np.asarray(kernels, np.float64), 2)]
     if not 2 <= len(runs) <= 7 or min(map(len, towers)) < FEWEST:
         return None, None
     kernels = np.concatenate(towers)
     points = np.split(_points(kernels, kernel_statistics(kernels)), np.cumsum([len(tower) for tower in towers])[:-1])
-    apart = {(a, b): float(energy_distances(np.concatenate([points[a], points[b]]), np.arange(len(points[a]))[None])[0])
-             for a in range(len(points)) for b in range(a + 1, len(points))}
+    apart = {
+        (a, b): float(energy_distances(np.concatenate([points[a], points[b]]), np.arange(len(points[a]))[None])[0])
+        for a in range(len(points))
+        for b in range(a + 1, len(points))
+    }
     sums = np.array(list(_sums_of_pairings(apart, tuple(range(len(points))))))
     own = sum(apart[2 * run, 2 * run + 1] for run in range(len(runs)))
     return own / len(runs), float((sums >= own * (1 - 1e-12)).mean())
@@ -174,7 +182,8 @@ def _sums_of_pairings(apart, towers):
 
 
 def energy_distances(points, chosen):
-    """Energy distances between the chosen points and the others: 2 E|X - Y| - E|X - X'| - E|Y - Y'|, 0 where they are spread alike.
+    """Energy distances between the chosen points and the others: 2 E|X - Y| - E|X - X'| - E|Y - Y'|, 0 where they are
+    spread alike.
 
     points: (N, features); chosen: (draws, n) indices. Returns (draws,) float64.
     """
@@ -190,11 +199,11 @@ def energy_distances(points, chosen):
 
 
 def _points(kernels, statistics):
-    """(kernels, 7): ranks of three measures over their number, so that no unit or outlier counts more; orientation; hue.
+    """(kernels, 7): ranks of three measures over their number, so that no unit or outlier counts more; orientation;
+    hue.
 
-    Orientation is a vector at twice its angle, as long as the kernel is selective, hue the one of `hue_axes`: so both are at most 1
-    long, and what has no orientation or no colour lies at 0.
-    """
+    Orientation is a vector at twice its angle, as long as the kernel is selective, hue the one of `hue_axes`: so both
+    are at most 1 long, and what has no orientation or no colour lies at 0."""
     ranked = [_ranks(getattr(statistics, measure)) / len(statistics) for measure in RANKED]
     twice = 2 * np.deg2rad(statistics.orientation)
     oriented = [statistics.selectivity * np.cos(twice), statistics.selectivity * np.sin(twice)]
@@ -211,7 +220,7 @@ def _difference(a, b, period, draws, seed):
     """(effect, its median size by chance, p) of two samples; period: None where they lie on a line."""
     if not len(a) or not len(b):
         return None, None, None
-    values, orders = np.concatenate([a, b]), random_orders(len(a) + len(b), draws, seed)[:, :len(a)]
+    values, orders = np.concatenate([a, b]), random_orders(len(a) + len(b), draws, seed)[:, : len(a)]
     if period is None:
         effects = cliffs_delta(values, orders)
         tested = np.abs(effects)
@@ -235,14 +244,15 @@ def cliffs_delta(values, chosen):
 def kuipers_v(values, chosen):
     """The most that the chosen values' share on an arc of the circle exceeds the others' share on it: 0 to 1.
 
-    (Kuiper 1960, Proc. K. Ned. Akad. Wet. A 63: 38.) values: (N,), 0 to a period; chosen: (draws, n) indices. Returns (draws,).
-    """
+    (Kuiper 1960, Proc. K. Ned. Akad. Wet. A 63: 38.) values: (N,), 0 to a period; chosen: (draws, n) indices. Returns
+    (draws,)."""
     ahead = _ahead(values, chosen)
     return ahead.max(1) - ahead.min(1)
 
 
 def watsons_u2(values, chosen):
-    """Watson's two-sample U^2 of the chosen values and the others: 0 where they are spread alike (1962, Biometrika 49: 57).
+    """Watson's two-sample U^2 of the chosen values and the others: 0 where they are spread alike (1962, Biometrika 49:
+    57).
 
     Like V it doesn't depend on where the circle is cut, and it tells more differences apart. Arguments as there.
     """
@@ -271,17 +281,19 @@ def holm(p_values):
 
 
 def appearance(runs, draws=10_000, seed=0):
-    """The `Appearance` in networks of two towers, with links or without. runs: {name: kernels (maps of both towers, 3, k, k)}."""
-    return _count(Halves(name, tuple(chroma_shares(kernels, 2)), random_split_p(kernels, draws, seed))
-                  for name, kernels in runs.items())
+    """The `Appearance` in networks of two towers, with links or without. runs: {name: kernels (maps of both towers, 3,
+    k, k)}."""
+    return _count(
+        Halves(name, tuple(chroma_shares(kernels, 2)), random_split_p(kernels, draws, seed))
+        for name, kernels in runs.items()
+    )
 
 
 def appearance_by_chance(runs, splits=100, draws=10_000, seed=0):
     """The `Appearance` where there is nothing to appear: networks of one tower, each split at random `splits` times.
 
-    runs: {name: kernels (maps, 3, k, k)}, two maps at least. Each split is judged by the same criterion as towers are. The
-    interval is about splits of these networks, not about other networks.
-    """
+    runs: {name: kernels (maps, 3, k, k)}, two maps at least. Each split is judged by the same criterion as towers are.
+    The interval is about splits of these networks, not about other networks."""
     halves = []
     for name, kernels in runs.items():
         if len(kernels) < 2:
@@ -302,13 +314,15 @@ def _count(halves):
 
 
 def wilson(count, n):
-    """The 95 % confidence interval of a share `count` of `n` (Wilson 1927, JASA 22: 209), which is of use at 0 and at n, too.
+    """The 95 % confidence interval of a share `count` of `n` (Wilson 1927, JASA 22: 209), which is of use at 0 and at
+    n, too.
 
     Without any n nothing is known: (0, 1).
     """
     if n == 0:
         return 0.0, 1.0
     from scipy import stats  # imported late: it takes half a second
+
     interval = stats.binomtest(count, n).proportion_ci(0.95, method="wilson")
     return float(interval.low), float(interval.high)
 
@@ -316,20 +330,23 @@ def wilson(count, n):
 def chroma_shares(kernels, towers):
     """The share of chroma in the energy of each tower's first-layer kernels: a list of `towers` numbers, 0 (grey) to 1.
 
-    kernels: (maps of all towers, 3, k, k), tower a's first. Chroma: what is left of a kernel without the mean of its three colours.
-    """
+    kernels: (maps of all towers, 3, k, k), tower a's first. Chroma: what is left of a kernel without the mean of its
+    three colours."""
     chroma, energy = chroma_and_energy(kernels)
     return [float(c.sum() / max(e.sum(), 1e-300)) for c, e in zip(np.split(chroma, towers), np.split(energy, towers))]
 
 
 def random_split_p(kernels, draws=10_000, seed=0):
-    """How many of `draws` random halves of all kernels have shares of chroma as far apart as the two towers', or farther.
+    """How many of `draws` random halves of all kernels have shares of chroma as far apart as the two towers', or
+    farther.
 
-    The share of draws, the towers' own split counted among them: a p-value of "the kernels were dealt to the towers at random".
-    Raises ValueError where the kernels are not two equal halves, or not finite: no share is "as far apart" as NaN.
-    """
+    The share of draws, the towers' own split counted among them: a p-value of "the kernels were dealt to the towers at
+    random". Raises ValueError where the kernels are not two equal halves, or not finite: no share is "as far apart" as
+    NaN."""
     if not len(kernels) or len(kernels) % 2 or not np.isfinite(kernels).all():
-        raise ValueError(f"{len(kernels)} kernels are not those of two towers, or not all of their weights are finite numbers")
+        raise ValueError(
+            f"{len(kernels)} kernels are not those of two towers, or not all of their weights are finite numbers"
+        )
     shares = chroma_of_halves(kernels, random_orders(len(kernels), draws, seed))
     return as_far_p(np.abs(shares[0] - shares[1]))
 
@@ -344,9 +361,12 @@ def chroma_of_halves(kernels, orders):
     """The shares of chroma of the two halves of each order of the kernels: two arrays (orders,)."""
     chroma, energy = chroma_and_energy(kernels)
     half = len(chroma) // 2
-    return [chroma[part].sum(1) / np.maximum(energy[part].sum(1), 1e-300) for part in (orders[:, :half], orders[:, half:])]
+    return [
+        chroma[part].sum(1) / np.maximum(energy[part].sum(1), 1e-300) for part in (orders[:, :half], orders[:, half:])
+    ]
 
 
 def as_far_p(apart):
-    """The share of values at least as large as the first, which was seen and counts among them: (1 + hits) / (1 + draws)."""
+    """The share of values at least as large as the first, which was seen and counts among them: (1 + hits) / (1 +
+    draws)."""
     return float((apart >= apart[0] * (1 - 1e-12)).mean())

@@ -2,6 +2,7 @@
 
 Nothing here has a state, so every pipeline, worker count, batch size and restart sees the same crop for the same image.
 """
+
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,10 +31,9 @@ def order(recipe, epoch, count):
 def draws(recipe, epoch, images, positions):
     """The draws of training images in an epoch.
 
-    images: (N,) int64, index in the training set. positions: (N,) int64, their places in the epoch's order.
-    Where `crop_share` > 1 the images at `crop_share` consecutive places share one crop and flip (2012 source); the order is a
-    function of (seed, epoch), so the draw is one too. Colour is drawn for every image.
-    """
+    images: (N,) int64, index in the training set. positions: (N,) int64, their places in the epoch's order. Where
+    `crop_share` > 1 the images at `crop_share` consecutive places share one crop and flip (2012 source); the order is a
+    function of (seed, epoch), so the draw is one too. Colour is drawn for every image."""
     key = torch.from_numpy(images if recipe.crop_share == 1 else positions // recipe.crop_share)
     top, left, flip, _ = philox((key, epoch, 0, 0), (recipe.seed, CROP_STREAM))
     margin = (recipe.stored_size - recipe.crop_size + 1 - recipe.crop_positions) // 2  # 0 in the presets
@@ -43,4 +43,5 @@ def draws(recipe, epoch, images, positions):
         top=(below(top, recipe.crop_positions) + margin).numpy(),
         left=(below(left, recipe.crop_positions) + margin).numpy(),
         flip=(below(flip, 2) == 1).numpy() & recipe.flip,
-        colour=colour.numpy())
+        colour=colour.numpy(),
+    )

@@ -1,4 +1,5 @@
 """What all input pipelines share: what a batch is, which images make it, and the views of the test."""
+
 from dataclasses import dataclass
 from itertools import islice
 
@@ -26,8 +27,11 @@ def minibatches(recipe, count):
     a file of 10,000 pictures of CIFAR-10 gives 78 minibatches of 128 and one of 16).
     """
     file = recipe.batch_file_size or max(count, 1)
-    return [range(start, min(start + recipe.batch_size, first + file, count)) for first in range(0, count, file)
-            for start in range(first, min(first + file, count), recipe.batch_size)]
+    return [
+        range(start, min(start + recipe.batch_size, first + file, count))
+        for first in range(0, count, file)
+        for start in range(first, min(first + file, count), recipe.batch_size)
+    ]
 
 
 def steps_per_epoch(recipe, dataset):
@@ -36,7 +40,8 @@ def steps_per_epoch(recipe, dataset):
 
 
 class EpochKeys:
-    """The batches of training after `step` steps, epoch after epoch: yields (epoch, positions, images), each (N,) int64.
+    """The batches of training after `step` steps, epoch after epoch: yields (epoch, positions, images), each (N,)
+    int64.
 
     count: training images. positions: places in the epoch's order; images: which ones they are.
     """
@@ -50,7 +55,7 @@ class EpochKeys:
         for epoch in range(done + 1, self.epochs + 1):
             places = order(self.recipe, epoch, self.count)
             for cut in cuts[first:]:
-                yield epoch, np.arange(cut.start, cut.stop), places[cut.start:cut.stop]
+                yield epoch, np.arange(cut.start, cut.stop), places[cut.start : cut.stop]
             first = 0
 
 

@@ -2,6 +2,7 @@
 
 Every source looks alike: it is a `DataSet`, and each of its parts a `Split`.
 """
+
 import hashlib
 import mmap
 import stat
@@ -39,7 +40,8 @@ class Split(Protocol):
     def __len__(self) -> int: ...
 
     def read(self, index: int) -> np.ndarray:
-        """The *stored picture* of an image: (stored_size, stored_size, 3) uint8, RGB. Raises UserError with its name."""
+        """The *stored picture* of an image: (stored_size, stored_size, 3) uint8, RGB. Raises UserError with its
+        name."""
 
 
 class DataSet(Protocol):
@@ -64,9 +66,8 @@ def open_dataset(data: str, stored_size: int, splits: Sequence[str] = ("train", 
 class Folder:
     """`DIR/train/<class>/*`, `DIR/val/<class>/*`, `DIR/test/<class>/*`: JPEG and PNG files of the splits asked for.
 
-    Classes are numbered in the order of their names. Raises UserError for a missing split, a single or an empty class, and for
-    splits whose classes differ.
-    """
+    Classes are numbered in the order of their names. Raises UserError for a missing split, a single or an empty class,
+    and for splits whose classes differ."""
 
     statistics = ids = None
 
@@ -81,19 +82,26 @@ class Folder:
         self.classes, digest = _class_names(root / splits[0]), hashlib.sha256()
         self.splits = {split: self._split(root / split, stored_size, digest) for split in splits}
         self.fingerprint = digest.hexdigest()
-        self.description = (f"folder {directory}: {', '.join(f'{len(images):,} {split}' for split, images in self.splits.items())} "
-                            f"images of {len(self.classes)} classes")
+        self.description = (
+            f"folder {directory}: {', '.join(f'{len(images):,} {split}' for split, images in self.splits.items())} "
+            f"images of {len(self.classes)} classes"
+        )
 
     def _split(self, folder, stored_size, digest):
         found = _class_names(folder)
         if found != self.classes:
             differences = (("missing", set(self.classes) - set(found)), ("extra", set(found) - set(self.classes)))
-            raise UserError(f"{folder}: its classes differ from those of the other split: "
-                            + "; ".join(f"{what} {_some(sorted(names))}" for what, names in differences if names))
+            raise UserError(
+                f"{folder}: its classes differ from those of the other split: "
+                + "; ".join(f"{what} {_some(sorted(names))}" for what, names in differences if names)
+            )
         files, labels = [], []
         for label, name in enumerate(self.classes):
-            images = sorted(path for path in (folder / name).iterdir()
-                            if path.suffix.lower() in SUFFIXES and not path.name.startswith("."))
+            images = sorted(
+                path
+                for path in (folder / name).iterdir()
+                if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+            )
             if not images:
                 raise UserError(f"{folder / name}: the class is empty, no .jpg, .jpeg or .png file in it")
             files += images
@@ -152,7 +160,8 @@ class CachedSplit:
 
 
 def cached(dataset: DataSet, stored_size: int) -> list[str]:
-    """Put a cache before train and val where reading is slow and half of the free memory holds them. Returns their names."""
+    """Put a cache before train and val where reading is slow and half of the free memory holds them. Returns their
+    names."""
     room, held = free_memory() // 2, []
     for name in ("train", "val"):
         split = dataset.splits[name]
@@ -168,16 +177,20 @@ def cost_of_reading(dataset: DataSet, in_memory: Sequence[str]) -> str:
     """How pictures come to the pipeline, in words. in_memory: the names that `cached` returned."""
     if in_memory:
         return f"pictures held in memory: {', '.join(in_memory)}"
-    return {"files": "pictures are decoded and rescaled in every epoch",
-            "jpeg": "JPEGs of the stored size are decoded in every epoch",
-            "pixels": "raw pixels, nothing to decode"}[dataset.splits["train"].storage]
+    return {
+        "files": "pictures are decoded and rescaled in every epoch",
+        "jpeg": "JPEGs of the stored size are decoded in every epoch",
+        "pixels": "raw pixels, nothing to decode",
+    }[dataset.splits["train"].storage]
 
 
 def _class_names(folder):
     names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     if len(names) < 2:
-        raise UserError(f"{folder}: {'a single class' if names else 'no class folders'}; training needs at least two, "
-                        f"as {folder.name}/<class>/*.jpg")
+        raise UserError(
+            f"{folder}: {'a single class' if names else 'no class folders'}; training needs at least two, "
+            f"as {folder.name}/<class>/*.jpg"
+        )
     return names
 
 

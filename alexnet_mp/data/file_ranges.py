@@ -1,4 +1,5 @@
 """Parts of open files, read at any place by many threads and processes."""
+
 import errno
 import functools
 import os
@@ -8,7 +9,8 @@ from ..system.errors import MachineError, UserError
 
 
 def _failure(error, where):
-    """The UserError for an OSError; a `MachineError` where another file, or another moment, would have failed as well."""
+    """The UserError for an OSError; a `MachineError` where another file, or another moment, would have failed as
+    well."""
     of_machine = error.errno in (errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE)
     return (MachineError if of_machine else UserError)(f"{where}: {error.strerror}")
 
@@ -59,7 +61,8 @@ def _opened(path):
 
 
 def read(path, offset, length):
-    """`length` bytes at `offset` of a file, by a descriptor that the process keeps. Raises UserError where it has fewer."""
+    """`length` bytes at `offset` of a file, by a descriptor that the process keeps. Raises UserError where it has
+    fewer."""
     content = _opened(path).read(offset, length)
     if len(content) < length:
         raise UserError(f"{path}: it ends at byte {offset + len(content):,}, {length - len(content):,} bytes too early")

@@ -1,4 +1,5 @@
 """Picture files that somebody names on a command line: read as training reads its own, and seen by a network."""
+
 import io
 import os
 import sys
@@ -38,12 +39,11 @@ class _GivenSplit:
 def answered(paths, size, answer):
     """Yields (path, stored picture (size, size, 3) uint8, its answer) of each file, in order.
 
-    answer(pictures): one answer a picture, of `AT_ONCE` at most. A file that can't be read is a line on standard error, and yields
-    (path, the UserError that says why, None). "-" is standard input. Any format that Pillow opens; `stored_picture` decides about
-    modes, transparency and orientation.
-    """
+    answer(pictures): one answer a picture, of `AT_ONCE` at most. A file that can't be read is a line on standard error,
+    and yields (path, the UserError that says why, None). "-" is standard input. Any format that Pillow opens;
+    `stored_picture` decides about modes, transparency and orientation."""
     for start in range(0, len(paths), AT_ONCE):
-        some = [(path, _read(path, size)) for path in paths[start:start + AT_ONCE]]
+        some = [(path, _read(path, size)) for path in paths[start : start + AT_ONCE]]
         good = [picture for _, picture in some if not isinstance(picture, UserError)]
         answers = iter(answer(good)) if good else iter(())
         for path, picture in some:
@@ -57,7 +57,8 @@ def answered(paths, size, answer):
 def _read(path, size):
     try:
         if path != STDIN:
-            if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):  # a pipe would be waited for
+            # a pipe would be waited for
+            if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
                 raise UserError(f"cannot read image {path}: it is not a regular file")
             return decoded(path, size, path)
         content = sys.stdin.buffer.read(MOST_BYTES + 1)

@@ -1,4 +1,5 @@
 """Which input pipeline `--pipeline` means, and how many processes or threads read."""
+
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
@@ -40,21 +41,27 @@ class Pipeline(Protocol):
         colour_noise(epoch) -> the colour deviation of that epoch. Raises UserError that names an image it can't read.
         """
 
-    def views(self, split: str, batch_size: int,
-              which: Sequence[tuple[int, int, bool]]) -> Iterator[tuple[Iterator[list], torch.Tensor]]:
+    def views(
+        self, split: str, batch_size: int, which: Sequence[tuple[int, int, bool]]
+    ) -> Iterator[tuple[Iterator[list], torch.Tensor]]:
         """Each image of a split once, in order: yields (iterator of the views' `Batch.images`, labels).
 
         which: the (top, left, flip) of each view, as `centre_view` and `ten_views` give them.
         """
 
 
-def make_pipeline(choice: str, dataset: DataSet, recipe: Recipe, devices: Sequence[torch.device],
-                  workers: int | None = None, dtype: torch.dtype = torch.float32) -> Pipeline:
+def make_pipeline(
+    choice: str,
+    dataset: DataSet,
+    recipe: Recipe,
+    devices: Sequence[torch.device],
+    workers: int | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Pipeline:
     """The pipeline that `--pipeline` and `--workers` ask for.
 
-    "auto": "raw" for sets of raw pixels; else "dali" where DALI is there and loads; else "torch". Raises UserError for one that is not
-    installed or doesn't fit the data. dtype: of the images.
-    """
+    "auto": "raw" for sets of raw pixels; else "dali" where DALI is there and loads; else "torch". Raises UserError for
+    one that is not installed or doesn't fit the data. dtype: of the images."""
     raw = all(split.storage == "pixels" for split in dataset.splits.values())
     if choice == "auto":
         choice = "raw" if raw else "dali" if pipeline_dali.available() else "torch"
@@ -64,10 +71,16 @@ def make_pipeline(choice: str, dataset: DataSet, recipe: Recipe, devices: Sequen
             say(f"WARNING: pipeline torch: DALI can't be loaded ({why})")
             choice = "torch"
     if choice == "raw" and not raw:
-        raise UserError("--pipeline raw reads sets that `python -m alexnet_mp.prepare --raw` made, at the recipe's stored size; "
-                        f"this is {dataset.description}")
+        raise UserError(
+            "--pipeline raw reads sets that `python -m alexnet_mp.prepare --raw` made, at the recipe's stored size; "
+            f"this is {dataset.description}"
+        )
     if workers is None:
-        workers = min(os.process_cpu_count() if hasattr(os, "process_cpu_count") else len(os.sched_getaffinity(0)), MOST_WORKERS)
+        workers = min(
+            os.process_cpu_count() if hasattr(os, "process_cpu_count") else len(os.sched_getaffinity(0)), MOST_WORKERS
+        )
     if workers < 0:
         raise UserError(f"--workers {workers}: it must be 0 (read in the main process) or more")
-    return {"dali": DaliPipeline, "raw": RawPipeline, "torch": TorchPipeline}[choice](dataset, recipe, devices, workers, dtype)
+    return {"dali": DaliPipeline, "raw": RawPipeline, "torch": TorchPipeline}[choice](
+        dataset, recipe, devices, workers, dtype
+    )

@@ -1,10 +1,11 @@
-"""From JPEG files or stored pictures to batches on each tower's device, by NVIDIA DALI: decode, crop, flip, relight, minus mean.
+"""From JPEG files or stored pictures to batches on each tower's device, by NVIDIA DALI: decode, crop, flip, relight,
+minus mean.
 
-DALI draws nothing itself: it is fed with the draws of `augmentation.py`, and on a CPU it computes what `pipeline_torch.py` computes, to
-the last bit. Each distinct device has a DALI pipeline of its own that is fed from the host. On a GPU the JPEG decoder may differ by
-some grey levels, and everything after it runs there too; a thread feeds DALI and takes what it has made, as in
-`pipeline_raw.py`. Importing this module does not import DALI.
-"""
+DALI draws nothing itself: it is fed with the draws of `augmentation.py`, and on a CPU it computes what
+`pipeline_torch.py` computes, to the last bit. Each distinct device has a DALI pipeline of its own that is fed from the
+host. On a GPU the JPEG decoder may differ by some grey levels, and everything after it runs there too; a thread feeds
+DALI and takes what it has made, as in `pipeline_raw.py`. Importing this module does not import DALI."""
+
 import importlib.util
 import os
 from collections import deque
@@ -22,7 +23,8 @@ from .pixel_statistics import colour_shift
 from .workers import load
 
 INSTALL = "pip install nvidia-dali-cuda130 (Linux, x86-64)"
-AHEAD = 3  # batches that DALI has been given when the oldest is asked for: while the network works on it, two more are made
+# batches that DALI has been given when the oldest is asked for: while the network works on it, two more are made
+AHEAD = 3
 
 
 def available():
@@ -59,7 +61,9 @@ class DaliPipeline:
         self.on_gpu = any(device.type == "cuda" for device in self.devices)
         self.statistics = self.mean = None
         if not available():
-            raise UserError(f"--pipeline dali: DALI is not installed; {INSTALL} installs it, and --pipeline torch works everywhere")
+            raise UserError(
+                f"--pipeline dali: DALI is not installed; {INSTALL} installs it, and --pipeline torch works everywhere"
+            )
         if why := problem():
             raise UserError(f"--pipeline dali: DALI can't be loaded ({why}); --pipeline torch works everywhere")
         for device in self.devices:
@@ -84,24 +88,30 @@ class DaliPipeline:
 
     def _training(self, split, keys, colour_noise):
         lent = self._nothing_lent()
-        with closing(self._to_train(split, keys, colour_noise)) as items, \
-                closing(self._made(split, items, self.recipe.batch_size, self._finished, lent)) as batches:
+        with (
+            closing(self._to_train(split, keys, colour_noise)) as items,
+            closing(self._made(split, items, self.recipe.batch_size, self._finished, lent)) as batches,
+        ):
             for item, made in batches:
                 yield Batch(item.epoch, self._on_each_tower(made, lent), self._labels(split, item.images), item.images)
 
     def views(self, split, batch_size, which):
-        """Each image of a split once, in order, under fixed views: yields (iterator of the views' `Batch.images`, labels).
+        """Each image of a split once, in order, under fixed views: yields (iterator of the views' `Batch.images`,
+        labels).
 
-        which: the (top, left, flip) of each view, as `centre_view` and `ten_views` give them. A picture is decoded once and stays
-        on its device as uint8; a view of it is made when it is asked for.
-        """
+        which: the (top, left, flip) of each view, as `centre_view` and `ten_views` give them. A picture is decoded once
+        and stays on its device as uint8; a view of it is made when it is asked for."""
         source, finish, lent = self.dataset.splits[split], {}, self._nothing_lent()
-        with closing(self._to_test(source, in_order(len(source), batch_size))) as items, \
-                closing(self._made(source, items, batch_size, self._decoded, lent)) as batches:
+        with (
+            closing(self._to_test(source, in_order(len(source), batch_size))) as items,
+            closing(self._made(source, items, batch_size, self._decoded, lent)) as batches,
+        ):
             try:
                 for item, pictures in batches:
                     for device in pictures.keys() - finish.keys():  # late: an error in the first batch comes before
-                        finish[device] = _Dali(device, batch_size, self.workers, lambda dali: self._finished(dali, "decoded", 1.0))
+                        finish[device] = _Dali(
+                            device, batch_size, self.workers, lambda dali: self._finished(dali, "decoded", 1.0)
+                        )
                     views = self._views_of(pictures, len(item.images), finish, which, lent)
                     yield views, self._labels(source, item.images)
             finally:
@@ -109,7 +119,9 @@ class DaliPipeline:
 
     def _views_of(self, pictures, count, finish, which, lent):
         for top, left, flip in which:
-            drawn = self._drawn(*(np.full(count, value) for value in (top, left, flip)), np.zeros((count, 3), np.float32))
+            drawn = self._drawn(
+                *(np.full(count, value) for value in (top, left, flip)), np.zeros((count, 3), np.float32)
+            )
             for device, dali in finish.items():
                 dali.feed({"pictures": pictures[device]} | drawn)
             yield self._on_each_tower({device: dali.take() for device, dali in finish.items()}, lent)
@@ -139,20 +151,27 @@ class DaliPipeline:
     def _drawn(self, top, left, flip, shift):
         """The inputs that say how N pictures are cropped, flipped and relit."""
         margin = max(1, self.recipe.stored_size - self.recipe.crop_size)
-        return {"top": (top / margin).astype(np.float32), "left": (left / margin).astype(np.float32), "flip": flip.astype(np.int32),
-                "minus_shift": -shift, "mean": self._mean_under(top, left, flip)}
+        return {
+            "top": (top / margin).astype(np.float32),
+            "left": (left / margin).astype(np.float32),
+            "flip": flip.astype(np.int32),
+            "minus_shift": -shift,
+            "mean": self._mean_under(top, left, flip),
+        }
 
     def _mean_under(self, top, left, flip):
-        """For each of N pictures the mean image that is subtracted before it is cropped and flipped: N arrays, most of them one.
+        """For each of N pictures the mean image that is subtracted before it is cropped and flipped: N arrays, most of
+        them one.
 
-        Where the mean doesn't follow the crop, that is its centre window moved under the crop, flipped where the flip undoes it.
-        """
+        Where the mean doesn't follow the crop, that is its centre window moved under the crop, flipped where the flip
+        undoes it."""
         if self.recipe.mean_follows_crop:
             return [self.mean] * len(top)
         crop, centre, moved = self.recipe.crop_size, self._centre_of_mean(), {}
-        for y, x, mirrored in set(zip(top.tolist(), left.tolist(), flip.tolist())):  # few: many images share a draw (2012 source)
+        # few: many images share a draw (2012 source)
+        for y, x, mirrored in set(zip(top.tolist(), left.tolist(), flip.tolist())):
             moved[y, x, mirrored] = image = np.zeros_like(self.mean)
-            image[y:y + crop, x:x + crop] = centre[:, ::-1] if mirrored else centre
+            image[y : y + crop, x : x + crop] = centre[:, ::-1] if mirrored else centre
         return [moved[place] for place in zip(top.tolist(), left.tolist(), flip.tolist())]
 
     def _nothing_lent(self):
@@ -160,17 +179,20 @@ class DaliPipeline:
         return {device: Lent(device) for device in self.devices}
 
     def _made(self, split, items, batch_size, graph, lent):
-        """Work on items as they come, AHEAD of them at a time: yields (item, {device: DALI's TensorList}) in their order.
+        """Work on items as they come, AHEAD of them at a time: yields (item, {device: DALI's TensorList}) in their
+        order.
 
         What is wrong with an image is raised when its batch's turn has come. graph(dali, storage, scale) -> the
         pipelines' output. lent: {device: `Lent`}, of what the caller lends; waited for before DALI ends.
         """
-        for scale, group in groupby(items, lambda item: item.scale):  # the scale is fixed in a DALI pipeline; few epochs change it
+        # the scale is fixed in a DALI pipeline; few epochs change it
+        for scale, group in groupby(items, lambda item: item.scale):
             pipelines, waiting, failure, more = {}, deque(), None, True
             try:
                 for device in dict.fromkeys(self.devices):
-                    pipelines[device] = _Dali(device, batch_size, self.workers,
-                                              lambda dali: graph(dali, split.storage, scale))
+                    pipelines[device] = _Dali(
+                        device, batch_size, self.workers, lambda dali: graph(dali, split.storage, scale)
+                    )
                 while more or waiting:
                     while more and len(waiting) < AHEAD:
                         try:
@@ -212,8 +234,9 @@ class DaliPipeline:
                 x = torch.from_dlpack(tensors.as_tensor())  # DALI's memory, which lives as long as the tensor does
             if self.memory_format == torch.channels_last:
                 x = x.permute(0, 3, 1, 2)
-            # DALI has no bfloat16, and on a CPU its float16 rounds ties away from zero. On a GPU a copy in torch's memory in any case:
-            # DALI's is used for another batch in the order of DALI's own stream, as soon as the host has let go of it.
+            # DALI has no bfloat16, and on a CPU its float16 rounds ties away from zero. On a GPU a copy in torch's
+            # memory in any case: DALI's is used for another batch in the order of DALI's own stream, as soon as the
+            # host has let go of it.
             images[device] = x.to(self.dtype, copy=device.type == "cuda")
             if device.type == "cuda":
                 lent[device].keep(tensors)
@@ -225,40 +248,60 @@ class DaliPipeline:
     def _decoded(self, dali, storage, scale=1.0):
         """From the host's files or pictures to pictures on the device: (stored, stored, 3) uint8."""
         from nvidia.dali import fn, types
+
         if storage == "jpeg":
-            on_gpu = {"device": "mixed", "jpeg_fancy_upsampling": True,  # as libjpeg does
-                      # The GPU's JPEG engine may round otherwise, and would get some places of every batch.
-                      "hw_decoder_load": 0.0,
-                      "affine": False}  # else the threads of two pipelines would be tied to the same cores
-            return fn.decoders.image(dali.input("jpeg", types.UINT8, 1), output_type=types.RGB,
-                                     adjust_orientation=False,  # as in 2012
-                                     **on_gpu if dali.on_gpu else {})
+            on_gpu = {
+                "device": "mixed",
+                "jpeg_fancy_upsampling": True,  # as libjpeg does
+                # The GPU's JPEG engine may round otherwise, and would get some places of every batch.
+                "hw_decoder_load": 0.0,
+                "affine": False,
+            }  # else the threads of two pipelines would be tied to the same cores
+            return fn.decoders.image(
+                dali.input("jpeg", types.UINT8, 1),
+                output_type=types.RGB,
+                adjust_orientation=False,  # as in 2012
+                **on_gpu if dali.on_gpu else {},
+            )
         if storage == "decoded":
             return dali.input("pictures", types.UINT8, 3, layout="HWC", device="gpu" if dali.on_gpu else "cpu")
         pictures = dali.input("pictures", types.UINT8, 3, layout="HWC")
         return pictures.gpu() if dali.on_gpu else pictures
 
     def _finished(self, dali, storage, scale):
-        """From files or pictures to what the network sees: ((pixel - mean) + shift) * scale, (crop, crop, 3) or (3, crop, crop)."""
+        """From files or pictures to what the network sees: ((pixel - mean) + shift) * scale, (crop, crop, 3) or (3,
+        crop, crop)."""
         from nvidia.dali import types
+
         side = self.recipe.crop_size
-        window = {"crop": (side, side), "mirror": dali.input("flip", types.INT32, 0),
-                  "crop_pos_y": dali.input("top", types.FLOAT, 0), "crop_pos_x": dali.input("left", types.FLOAT, 0)}
-        colour = {"mean": dali.input("minus_shift", types.FLOAT, 1), "std": [1.0, 1.0, 1.0], "scale": scale,
-                  "dtype": types.FLOAT16 if self.dtype == torch.float16 and dali.on_gpu else types.FLOAT,
-                  "output_layout": "HWC" if self.memory_format == torch.channels_last else "CHW"}
+        window = {
+            "crop": (side, side),
+            "mirror": dali.input("flip", types.INT32, 0),
+            "crop_pos_y": dali.input("top", types.FLOAT, 0),
+            "crop_pos_x": dali.input("left", types.FLOAT, 0),
+        }
+        colour = {
+            "mean": dali.input("minus_shift", types.FLOAT, 1),
+            "std": [1.0, 1.0, 1.0],
+            "scale": scale,
+            "dtype": types.FLOAT16 if self.dtype == torch.float16 and dali.on_gpu else types.FLOAT,
+            "output_layout": "HWC" if self.memory_format == torch.channels_last else "CHW",
+        }
         less_mean = self._less_mean_on_gpu if dali.on_gpu else self._less_mean_on_cpu
         return less_mean(dali, self._decoded(dali, storage), window, colour)
 
     def _less_mean_on_cpu(self, dali, pictures, window, colour):
-        """The mean of the whole picture first: one pass fewer than after the crop, and 128 references to one array cost nothing."""
+        """The mean of the whole picture first: one pass fewer than after the crop, and 128 references to one array cost
+        nothing."""
         from nvidia.dali import fn, types
+
         x = fn.normalize(pictures, mean=dali.input("mean", types.FLOAT, 3), stddev=1.0)  # (stored, stored, 3) float32
         return fn.crop_mirror_normalize(x, **window, **colour)
 
     def _less_mean_on_gpu(self, dali, pictures, window, colour):
         """The same with constants that stay on the device: an input a picture would be copied there every time."""
         from nvidia.dali import fn, types
+
         if self.recipe.mean_follows_crop:
             x = pictures - types.Constant(self.mean, device=pictures.device)
             return fn.crop_mirror_normalize(x, **window, **colour)
@@ -267,7 +310,7 @@ class DaliPipeline:
 
     def _centre_of_mean(self):
         crop, offset = self.recipe.crop_size, (self.recipe.stored_size - self.recipe.crop_size) // 2
-        return np.ascontiguousarray(self.mean[offset:offset + crop, offset:offset + crop])
+        return np.ascontiguousarray(self.mean[offset : offset + crop, offset : offset + crop])
 
 
 @dataclass(frozen=True)
@@ -283,16 +326,27 @@ class _Item:
 class _Dali:
     """A DALI pipeline on one device: of every batch that it is fed it gives one TensorList, in their order.
 
-    DALI knows a stream by its handle alone, and the default stream's is the same on every GPU: it is that of the device that is current.
+    DALI knows a stream by its handle alone, and the default stream's is the same on every GPU: it is that of the device
+    that is current.
 
     graph(this) -> its output. Raises UserError where DALI can't use the device.
     """
 
     def __init__(self, device, batch_size, threads, graph):
         from nvidia.dali import Pipeline
-        self.device, self.on_gpu, self.inputs, self.given, self.lent = device, device.type == "cuda", [], deque(), Lent(device)
-        # Depth 1: else the first schedule_run() would want more batches than there may be. More can be in work all the same.
-        self.pipe = Pipeline(batch_size, max(1, threads), (device.index or 0) if self.on_gpu else None, prefetch_queue_depth=1)
+
+        self.device, self.on_gpu, self.inputs, self.given, self.lent = (
+            device,
+            device.type == "cuda",
+            [],
+            deque(),
+            Lent(device),
+        )
+        # Depth 1: else the first schedule_run() would want more batches than there may be. More can be in work all the
+        # same.
+        self.pipe = Pipeline(
+            batch_size, max(1, threads), (device.index or 0) if self.on_gpu else None, prefetch_queue_depth=1
+        )
         try:
             with self.pipe:
                 self.pipe.set_outputs(graph(self))
@@ -306,11 +360,13 @@ class _Dali:
 
     def input(self, name, dtype, ndim, **options):
         from nvidia.dali import fn
+
         self.inputs.append(name)
         return fn.external_source(name=name, dtype=dtype, ndim=ndim, no_copy=True, **options)
 
     def feed(self, inputs):
-        """Start work on a batch. inputs: {name: its N values}, among them all that the graph has; kept until they were used."""
+        """Start work on a batch. inputs: {name: its N values}, among them all that the graph has; kept until they were
+        used."""
         given = {name: inputs[name] for name in self.inputs}
         with self._here() as stream:
             for name, values in given.items():
@@ -319,10 +375,10 @@ class _Dali:
         self.given.append(given)
 
     def take(self):
-        """The TensorList of the oldest batch, once it is made. On a GPU it may be used by the stream that is current now, and has to be
-        kept until that has been done (`Lent`). Raises RuntimeError where DALI failed."""
+        """The TensorList of the oldest batch, once it is made. On a GPU it may be used by the stream that is current
+        now, and has to be kept until that has been done (`Lent`). Raises RuntimeError where DALI failed."""
         with self._here() as stream:
-            tensors, = self.pipe.outputs(cuda_stream=stream)
+            (tensors,) = self.pipe.outputs(cuda_stream=stream)
         given = self.given.popleft()
         if self.on_gpu:
             self.lent.keep(given)

@@ -1,10 +1,11 @@
-"""From raw pixels in a memory map to batches on each tower's device: no decoder, one fused pass (`augment` in `kernels/`).
+"""From raw pixels in a memory map to batches on each tower's device: no decoder, one fused pass (`augment` in
+`kernels/`).
 
-On a CPU the kernel reads its crops straight from the map. For GPUs a thread works two batches ahead of the network: a few others
-copy the pictures to page-locked memory; from there they go, in uint8, to each device (from the host, as in 2012, never from GPU to
-GPU) and are augmented there, on a stream of their own. Beside a network that computes on the CPU such a thread would only take
-cores from it.
-"""
+On a CPU the kernel reads its crops straight from the map. For GPUs a thread works two batches ahead of the network: a
+few others copy the pictures to page-locked memory; from there they go, in uint8, to each device (from the host, as in
+2012, never from GPU to GPU) and are augmented there, on a stream of their own. Beside a network that computes on the
+CPU such a thread would only take cores from it."""
+
 import queue
 import threading
 import warnings
@@ -28,7 +29,8 @@ _END = object()
 
 
 class RawPipeline:
-    """The images of a data set whose splits hold pixels, for a network whose towers are on `devices`; workers: threads that read.
+    """The images of a data set whose splits hold pixels, for a network whose towers are on `devices`; workers: threads
+    that read.
 
     dtype: float32, bfloat16 or float16; memory_format: of the images, channels_last or contiguous (NCHW).
     """
@@ -52,16 +54,16 @@ class RawPipeline:
     def train(self, step, epochs, colour_noise):
         """Training batches from after `step` steps to the end of the last epoch; every image once an epoch.
 
-        colour_noise(epoch) -> the colour deviation of that epoch; it may be asked for two batches before the epoch begins. Raises
-        UserError that names a damaged image.
-        """
+        colour_noise(epoch) -> the colour deviation of that epoch; it may be asked for two batches before the epoch
+        begins. Raises UserError that names a damaged image."""
         yield from self._made(self._training(step, epochs, colour_noise))
 
     def views(self, split, batch_size, which):
-        """Each image of a split once, in order, under fixed views: yields (iterator of the views' `Batch.images`, labels).
+        """Each image of a split once, in order, under fixed views: yields (iterator of the views' `Batch.images`,
+        labels).
 
-        which: the (top, left, flip) of each view, as `centre_view` and `ten_views` give them. A view is made when it is asked for.
-        """
+        which: the (top, left, flip) of each view, as `centre_view` and `ten_views` give them. A view is made when it is
+        asked for."""
         with closing(self._made(self._testing(split, batch_size))) as batches:
             for pictures, labels in batches:
                 yield self._views_of(pictures, which, len(labels)), labels
@@ -77,8 +79,12 @@ class RawPipeline:
             for epoch, images, drawn in with_draws(self.recipe, EpochKeys(self.recipe, len(split), step, epochs)):
                 shift, scale = colour_shift(self.recipe, self.statistics, drawn.colour, colour_noise(epoch))
                 make = self._uncropped if self.left_to_step and self.on_gpu else self._on_each_tower
-                yield Batch(epoch, make(self._pictures(split, images, pool), drawn, torch.from_numpy(shift), scale),
-                            self._labels(split, images), images)
+                yield Batch(
+                    epoch,
+                    make(self._pictures(split, images, pool), drawn, torch.from_numpy(shift), scale),
+                    self._labels(split, images),
+                    images,
+                )
 
     def _testing(self, split, batch_size):
         split = self.dataset.splits[split]
@@ -96,17 +102,29 @@ class RawPipeline:
         places = (torch.from_numpy(values) for values in (drawn.top, drawn.left, drawn.flip))
         crops = crops_of(*places, shift, scale, crop=self.recipe.crop_size, side=self.recipe.stored_size)
         options = self.recipe.crop_size, self.recipe.mean_follows_crop, self.dtype, self.memory_format
-        left = {device: Uncropped(pictures[device], crops.to(device, non_blocking=True), mean, *options)
-                for device, mean in self.means.items()}
+        left = {
+            device: Uncropped(pictures[device], crops.to(device, non_blocking=True), mean, *options)
+            for device, mean in self.means.items()
+        }
         return [left[device] for device in self.devices]
 
     def _augmented(self, pictures, device, drawn, shift, scale):
         places = (torch.from_numpy(values) for values in (drawn.top, drawn.left, drawn.flip))
-        return augment(pictures, *places, self.means[device], shift, scale, crop=self.recipe.crop_size, dtype=self.dtype,
-                       mean_follows_crop=self.recipe.mean_follows_crop, memory_format=self.memory_format)
+        return augment(
+            pictures,
+            *places,
+            self.means[device],
+            shift,
+            scale,
+            crop=self.recipe.crop_size,
+            dtype=self.dtype,
+            mean_follows_crop=self.recipe.mean_follows_crop,
+            memory_format=self.memory_format,
+        )
 
     def _pictures(self, split, images, pool):
-        """The stored pictures of a batch, {device: one (N, S, S, 3) uint8 tensor, or on the host N views of the memory map}."""
+        """The stored pictures of a batch, {device: one (N, S, S, 3) uint8 tensor, or on the host N views of the memory
+        map}."""
         parts = np.array_split(images, max(self.threads, 1))
         if not self.on_gpu:
             read = (pool.map if pool else map)(lambda part: [split.read(image) for image in part], parts)
@@ -134,7 +152,8 @@ class RawPipeline:
 
 
 def _page_locked(count, size):
-    """(count, size, size, 3) uint8, not yet written. Freed, the memory goes to nobody else before all copies from it are done."""
+    """(count, size, size, 3) uint8, not yet written. Freed, the memory goes to nobody else before all copies from it
+    are done."""
     return torch.empty(count, size, size, 3, dtype=torch.uint8, pin_memory=True)
 
 
@@ -184,7 +203,8 @@ def ahead(items, devices):
 
 
 def _wait_for(item, devices, made):
-    """Let the current streams wait for an item, a `Batch` or ({device: pictures}, labels), of which the events `made` tell."""
+    """Let the current streams wait for an item, a `Batch` or ({device: pictures}, labels), of which the events `made`
+    tell."""
     for device, event in zip(devices, made):
         torch.cuda.current_stream(device).wait_event(event)
     images, labels = (item.images, item.labels) if isinstance(item, Batch) else (item[0].values(), item[1])

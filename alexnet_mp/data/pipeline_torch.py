@@ -1,8 +1,9 @@
 """From stored pictures to batches on each tower's device, in PyTorch: runs anywhere, and defines what a batch is.
 
-Worker processes read, crop and flip in uint8; the rest (minus mean, colour, float) happens on the tower's own device. Images go
-from the host to each device, as in 2012 (source, `src/layer.cu:1195-1236`), labels to the first tower's, where the loss is.
-"""
+Worker processes read, crop and flip in uint8; the rest (minus mean, colour, float) happens on the tower's own device.
+Images go from the host to each device, as in 2012 (source, `src/layer.cu:1195-1236`), labels to the first tower's,
+where the loss is."""
+
 from contextlib import closing
 
 import numpy as np
@@ -24,7 +25,13 @@ class TorchPipeline:
     name = "torch"
 
     def __init__(self, dataset, recipe, devices, workers, dtype=torch.float32, memory_format=torch.channels_last):
-        self.dataset, self.recipe, self.workers, self.dtype, self.memory_format = dataset, recipe, workers, dtype, memory_format
+        self.dataset, self.recipe, self.workers, self.dtype, self.memory_format = (
+            dataset,
+            recipe,
+            workers,
+            dtype,
+            memory_format,
+        )
         self.devices = [torch.device(device) for device in devices]
         self.pin = any(device.type == "cuda" for device in self.devices)
         self.statistics = self.augment = None
@@ -40,16 +47,19 @@ class TorchPipeline:
         colour_noise(epoch) -> the colour deviation of that epoch.
         """
         keys = EpochKeys(self.recipe, len(self.dataset.splits["train"]), step, epochs)
-        with closing(load(_TrainingCrops(self.dataset.splits["train"], self.recipe), keys, self.workers, self.pin)) as loaded:
+        with closing(
+            load(_TrainingCrops(self.dataset.splits["train"], self.recipe), keys, self.workers, self.pin)
+        ) as loaded:
             for (epoch, _, numbers), (crops, drawn, labels) in zip(keys, loaded):
                 images = self._on_each_tower(crops, drawn, colour_noise(epoch))
                 yield Batch(epoch, images, labels.to(self.devices[0], non_blocking=True), numbers)
 
     def views(self, split, batch_size, which):
-        """Each image of a split once, in order, under fixed views: yields (iterator of the views' `Batch.images`, labels).
+        """Each image of a split once, in order, under fixed views: yields (iterator of the views' `Batch.images`,
+        labels).
 
-        which: the (top, left, flip) of each view, as `centre_view` and `ten_views` give them. A view is made when it is asked for.
-        """
+        which: the (top, left, flip) of each view, as `centre_view` and `ten_views` give them. A view is made when it is
+        asked for."""
         source = self.dataset.splits[split]
         with closing(load(StoredPictures(source), in_order(len(source), batch_size), self.workers, self.pin)) as loaded:
             for pictures, labels in loaded:
@@ -58,11 +68,15 @@ class TorchPipeline:
     def _views_of(self, pictures, which):
         for view in which:
             fixed = Draws(*(np.full(len(pictures), value) for value in view), np.zeros((len(pictures), 3)))
-            yield self._on_each_tower(torch.from_numpy(crop_and_flip(pictures, fixed, self.recipe.crop_size)), fixed, 0.0)
+            yield self._on_each_tower(
+                torch.from_numpy(crop_and_flip(pictures, fixed, self.recipe.crop_size)), fixed, 0.0
+            )
 
     def _on_each_tower(self, crops, drawn, colour_noise):
-        images = {device: self.augment[device](crops, drawn, colour_noise).to(self.dtype, memory_format=self.memory_format)
-                  for device in dict.fromkeys(self.devices)}
+        images = {
+            device: self.augment[device](crops, drawn, colour_noise).to(self.dtype, memory_format=self.memory_format)
+            for device in dict.fromkeys(self.devices)
+        }
         return [images[device] for device in self.devices]
 
 
@@ -89,12 +103,13 @@ class Augment:
         return x.permute(0, 3, 1, 2)
 
     def _mean_under(self, top, left, flip):
-        """The mean image under a crop, (crop, crop, 3): cropped and flipped with its picture, or always the centre window."""
+        """The mean image under a crop, (crop, crop, 3): cropped and flipped with its picture, or always the centre
+        window."""
         crop = self.recipe.crop_size
         if not self.recipe.mean_follows_crop:
             top = left = (self.recipe.stored_size - crop) // 2
             flip = False
-        window = self.mean[top:top + crop, left:left + crop]
+        window = self.mean[top : top + crop, left : left + crop]
         return window.flip(1) if flip else window
 
 
@@ -102,7 +117,7 @@ def crop_and_flip(pictures, drawn, crop):
     """(N, stored, stored, 3) uint8 and N draws -> (N, crop, crop, 3) uint8."""
     crops = np.empty((len(pictures), crop, crop, 3), np.uint8)
     for target, picture, top, left, flip in zip(crops, pictures, drawn.top, drawn.left, drawn.flip, strict=True):
-        window = picture[top:top + crop, left:left + crop]
+        window = picture[top : top + crop, left : left + crop]
         target[:] = window[:, ::-1] if flip else window
     return crops
 

@@ -1,4 +1,5 @@
 """What is fitted on the training set once and stored with a run: the mean image and the RGB principal components."""
+
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +21,9 @@ class Statistics:
     eigenvectors: np.ndarray  # (3, 3) float64, one component a column, length 1, its largest entry positive
 
     def save(self, directory):
-        content = save({field: np.ascontiguousarray(getattr(self, field)) for field in ("mean", "eigenvalues", "eigenvectors")})
+        content = save(
+            {field: np.ascontiguousarray(getattr(self, field)) for field in ("mean", "eigenvalues", "eigenvectors")}
+        )
         durable_files.replace(Path(directory) / FILE, content)
 
     @staticmethod
@@ -44,7 +47,8 @@ def colour_shift(recipe, statistics, factors, colour_noise):
 
 
 class Sums:
-    """Exact sums over uint8 pictures, to be added up in any order: the mean image and the covariance of all pixels follow."""
+    """Exact sums over uint8 pictures, to be added up in any order: the mean image and the covariance of all pixels
+    follow."""
 
     def __init__(self, size):
         self.count = 0
@@ -64,7 +68,8 @@ class Sums:
         self.products += other.products
 
     def statistics(self):
-        """Mean image and principal components of all that was added (paper 4.1: the covariance of RGB over the training set)."""
+        """Mean image and principal components of all that was added (paper 4.1: the covariance of RGB over the training
+        set)."""
         pixels = self.count * self.pixels.shape[0] * self.pixels.shape[1]
         mean = self.pixels.sum((0, 1)) / pixels
         covariance = (self.products / pixels - np.outer(mean, mean)) / 255.0**2

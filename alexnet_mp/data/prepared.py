@@ -1,8 +1,8 @@
 """A prepared set as training reads it.
 
-A set is not trusted. What the index says is checked when the set is opened (`prepared_format.py`); an image's crc32 and header when
-it is read for the first time.
-"""
+A set is not trusted. What the index says is checked when the set is opened (`prepared_format.py`); an image's crc32 and
+header when it is read for the first time."""
+
 import ctypes
 import io
 import mmap
@@ -23,18 +23,21 @@ from .resize import decoded, stored_picture
 class Prepared:
     """A finished prepared set as training reads it; it looks like the data sets of `dataset.py`.
 
-    Pictures larger than `stored_size` are reduced when they are read; smaller ones are refused. `statistics` are the set's own
-    where the size is equal, else None. Raises UserError for a missing split and for whatever is damaged.
-    """
+    Pictures larger than `stored_size` are reduced when they are read; smaller ones are refused. `statistics` are the
+    set's own where the size is equal, else None. Raises UserError for a missing split and for whatever is damaged."""
 
     def __init__(self, directory, stored_size, splits=("train", "val")):
         self.source, index = str(Path(directory).absolute()), read_index(directory)
         for split in splits:
             if split not in index.splits:
-                raise UserError(f"--data {directory}: the prepared set has no {split} split; it has {', '.join(index.splits)}")
+                raise UserError(
+                    f"--data {directory}: the prepared set has no {split} split; it has {', '.join(index.splits)}"
+                )
         if index.stored_size < stored_size:
-            raise UserError(f"--data {directory}: its pictures of {index.stored_size}x{index.stored_size} are smaller than the "
-                            f"recipe's stored_size {stored_size}; prepare it anew with --size {stored_size}, or use another recipe")
+            raise UserError(
+                f"--data {directory}: its pictures of {index.stored_size}x{index.stored_size} are smaller than the "
+                f"recipe's stored_size {stored_size}; prepare it anew with --size {stored_size}, or use another recipe"
+            )
         self.classes, self.class_names = list(index.classes), list(index.class_names)
         self.ids = None if index.ids is None else list(index.ids)
         self.splits = {split: PreparedSplit(directory, index, split, stored_size) for split in splits}
@@ -48,7 +51,12 @@ class PreparedSplit:
     """storage: "jpeg", "pixels", or "files" where the pictures have to be reduced to the stored size."""
 
     def __init__(self, directory, index, split, stored_size):
-        self.directory, self.size, self.file_size, self.encoding = directory, stored_size, index.stored_size, index.encoding
+        self.directory, self.size, self.file_size, self.encoding = (
+            directory,
+            stored_size,
+            index.stored_size,
+            index.encoding,
+        )
         self.storage = "files" if index.stored_size > stored_size else "jpeg" if index.encoding == "jpeg" else "pixels"
         self.columns, self.shards = read_columns(directory, index, split), index.splits[split].shards
         self.labels, self.names = self.columns.label, Names(self.columns)
@@ -62,35 +70,40 @@ class PreparedSplit:
         return len(self.labels)
 
     def read(self, index):
-        """The stored picture of image `index`: (size, size, 3) uint8. Raises UserError that names the image where it is damaged."""
+        """The stored picture of image `index`: (size, size, 3) uint8. Raises UserError that names the image where it is
+        damaged."""
         content = self._content(index)
         if self.encoding == "jpeg":
             return decoded(io.BytesIO(content), self.size, self.names[index])
-        picture = content[-3 * self.file_size**2:].reshape(self.file_size, self.file_size, 3)
+        picture = content[-3 * self.file_size**2 :].reshape(self.file_size, self.file_size, 3)
         return picture if self.size == self.file_size else stored_picture(Image.fromarray(picture), self.size)
 
     def jpeg(self, index):
-        """The JPEG file of image `index`, of size x size pixels: (bytes,) uint8, a view into the shard. Raises as `read` does."""
+        """The JPEG file of image `index`, of size x size pixels: (bytes,) uint8, a view into the shard. Raises as
+        `read` does."""
         return self._content(index)
 
     def _content(self, index):
         """The file of an image: (bytes,) uint8, a view; checked when it is read for the first time."""
-        shard, offset, length = (int(column[index]) for column in (self.columns.shard, self.columns.offset, self.columns.length))
+        shard, offset, length = (
+            int(column[index]) for column in (self.columns.shard, self.columns.offset, self.columns.length)
+        )
         if self.encoding == "jpeg":  # read, since they are small: a disk that fails is an error then, and no signal
             content = self._read(index, str(Path(self.directory) / self.shards[shard].file), offset, length)
         else:
             if self.maps[shard] is None:
                 self.maps[shard] = mapped(check_shard(self.directory, self.shards[shard]), self.shards[shard].bytes)
-            content = self.maps[shard][offset:offset + length]
+            content = self.maps[shard][offset : offset + length]
         if not self.checked[index]:
             problem = content_problem(content, int(self.columns.crc32[index]), self.encoding, self.file_size)
             if problem:
                 path = Path(self.directory) / self.shards[shard].file
-                raise UserError(f"cannot read image {self.names[index]} in {path}: {problem}; "
-                                f"python -m alexnet_mp.prepare --check {self.directory} finds all damage")
+                raise UserError(
+                    f"cannot read image {self.names[index]} in {path}: {problem}; "
+                    f"python -m alexnet_mp.prepare --check {self.directory} finds all damage"
+                )
             self.checked[index] = 1
         return content
-
 
     def _read(self, index, path, offset, length):
         try:
@@ -120,7 +133,7 @@ class Names:
     def __getitem__(self, index):
         index = range(len(self))[index]  # IndexError past the end, which ends an iteration
         start = self.ends[index - 1] if index else 0
-        return self.names[start:self.ends[index]].tobytes().decode(errors="surrogateescape")
+        return self.names[start : self.ends[index]].tobytes().decode(errors="surrogateescape")
 
 
 def content_problem(content, crc32, encoding, size):
@@ -131,18 +144,19 @@ def content_problem(content, crc32, encoding, size):
         frame = jpeg_frame(content.tobytes())
         if frame != (size, size, 3):  # before any decoder sees it: a header can claim gigabytes
             return f"it is not a JPEG of {size}x{size} pixels, RGB"
-    elif content[:len(ppm_header(size))].tobytes() != ppm_header(size):
+    elif content[: len(ppm_header(size))].tobytes() != ppm_header(size):
         return f"it is not a PPM of {size}x{size} pixels"
     return None
 
 
 def jpeg_frame(content):
-    """(height, width, components) of a baseline or progressive JPEG of 8 bits with one frame; None for anything else."""
+    """(height, width, components) of a baseline or progressive JPEG of 8 bits with one frame; None for anything
+    else."""
     frame, place = None, 2
     if content[:2] != b"\xff\xd8":
         return None
     while place + 9 < len(content) and content[place] == 0xFF:
-        marker, length = content[place + 1], int.from_bytes(content[place + 2:place + 4])
+        marker, length = content[place + 1], int.from_bytes(content[place + 2 : place + 4])
         if marker == 0xDA:  # the scan: pixels follow
             return frame
         if marker == 0xFF:  # fill
@@ -151,7 +165,11 @@ def jpeg_frame(content):
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # a frame header (ITU-T T.81, table B.1)
             if frame or marker > 0xC2 or content[place + 4] != 8:
                 return None
-            frame = int.from_bytes(content[place + 5:place + 7]), int.from_bytes(content[place + 7:place + 9]), content[place + 9]
+            frame = (
+                int.from_bytes(content[place + 5 : place + 7]),
+                int.from_bytes(content[place + 7 : place + 9]),
+                content[place + 9],
+            )
         place += 2 + length
     return None
 
@@ -160,8 +178,8 @@ def mapped(path, size):
     """A file's first `size` bytes in memory, read-only: (size,) uint8, for as long as a view of it lives.
 
     Should the file become shorter, or the disk fail to read it, the system ends the process at the next look (SIGBUS).
-    Python's `mmap` keeps a file descriptor for every mapping, and ImageNet's 1,300 shards are more than the usual limit of 1,024.
-    """
+    Python's `mmap` keeps a file descriptor for every mapping, and ImageNet's 1,300 shards are more than the usual limit
+    of 1,024."""
     libc = ctypes.CDLL(None, use_errno=True)
     libc.mmap.restype, libc.munmap.argtypes = ctypes.c_void_p, (ctypes.c_void_p, ctypes.c_size_t)
     libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64)

@@ -1,14 +1,15 @@
 """The files of a prepared set: what `prepare.py` writes, and what must hold before anybody believes them.
 
     index.json              settings, classes, shards with their sha256, images left out; written last
-    train.safetensors       a row an image: where its file lies, its label, crc32 and name (`Columns`); one such file a split
+    train.safetensors       a row an image: place, label, crc32 and name of its file (`Columns`); one such file a split
     statistics.safetensors  mean image and RGB components of the training pictures, as training reads them
-    train-00000.tar         1,024 images (2012's batch files held as many), each as KEY.jpg or KEY.ppm, then KEY.cls with its
+    train-00000.tar         1,024 images (as 2012's batch files), each as KEY.jpg or KEY.ppm, then KEY.cls with its
                             label: the naming of WebDataset. KEY is the image's number in the source's list
 
-Images are numbered as in the source: class by class, names sorted. Where an image lies in the shards is shuffled once, so that
-readers that stream see mixed classes. There are no dates and no paths in it: the same source gives the same bytes.
-"""
+Images are numbered as in the source: class by class, names sorted. Where an image lies in the shards is shuffled once,
+so that readers that stream see mixed classes. There are no dates and no paths in it: the same source gives the same
+bytes."""
+
 import hashlib
 import json
 import os
@@ -100,8 +101,10 @@ class Index:
     def describe(self, directory, splits):
         how = f"JPEG of quality {self.jpeg_quality}" if self.encoding == "jpeg" else "raw pixels"
         counts = ", ".join(f"{self.splits[split].images:,} {split}" for split in splits)
-        return (f"prepared set {directory}: {counts} images of {len(self.classes)} classes, {how}, "
-                f"{self.stored_size}x{self.stored_size}")
+        return (
+            f"prepared set {directory}: {counts} images of {len(self.classes)} classes, {how}, "
+            f"{self.stored_size}x{self.stored_size}"
+        )
 
 
 @dataclass(frozen=True)
@@ -153,7 +156,8 @@ def keys(split):
 
 
 def read_index(directory):
-    """The `Index` of a finished set. Raises UserError where there is none, or where it is damaged or contradicts itself."""
+    """The `Index` of a finished set. Raises UserError where there is none, or where it is damaged or contradicts
+    itself."""
     path = Path(directory) / INDEX
     if not path.exists() and is_prepared(directory):
         raise UserError(f"{directory}: the prepared set is not finished; run prepare again with the same arguments")
@@ -163,7 +167,9 @@ def read_index(directory):
         if not isinstance(found, dict) or found.get("format") != FORMAT:
             raise UserError(f"{path} is not the index of a prepared set")
         if found.get("version") != VERSION:
-            raise UserError(f"{path} is of version {found.get('version')!r:.20}, this program reads {VERSION}; prepare it anew")
+            raise UserError(
+                f"{path} is of version {found.get('version')!r:.20}, this program reads {VERSION}; prepare it anew"
+            )
         index = _ADAPTER.validate_json(content)
     except UserError:
         raise
@@ -184,10 +190,15 @@ def _check_index(index, path):
             raise UserError(f"{path} is damaged: {what}")
 
     need(1 <= index.stored_size <= MOST_PIXELS, f"stored_size is {index.stored_size}")
-    need(index.jpeg_quality is None if index.encoding == "raw" else 1 <= (index.jpeg_quality or 0) <= 100,
-         f"jpeg_quality is {index.jpeg_quality}")
+    need(
+        index.jpeg_quality is None if index.encoding == "raw" else 1 <= (index.jpeg_quality or 0) <= 100,
+        f"jpeg_quality is {index.jpeg_quality}",
+    )
     need(len(index.classes) == len(index.class_names) == len(set(index.classes)) > 0, "its classes")
-    need(index.ids is None or len(index.ids) == len(set(index.ids)) == len(index.classes) and min(index.ids) > 0, "its ids")
+    need(
+        index.ids is None or len(index.ids) == len(set(index.ids)) == len(index.classes) and min(index.ids) > 0,
+        "its ids",
+    )
     need("train" in index.splits, "it has no train split")
     for name, split in index.splits.items():
         need(split.index == columns_file(name), f"splits.{name}.index is {split.index!r}")
@@ -195,9 +206,14 @@ def _check_index(index, path):
             need(shard.file == shard_file(name, number), f"shard {number} of {name} is {shard.file!r}")
             need(0 <= shard.images <= IMAGES_PER_SHARD and 0 < shard.bytes < 2**63, f"the sizes of {shard.file}")
         numbers = [skipped.number for skipped in split.skipped]
-        need(split.images > 0 and sum(shard.images for shard in split.shards) == split.images, f"the number of {name} images")
-        need(numbers == sorted(set(numbers)) and all(0 <= number < split.images + len(numbers) for number in numbers),
-             f"the images left out of {name}")
+        need(
+            split.images > 0 and sum(shard.images for shard in split.shards) == split.images,
+            f"the number of {name} images",
+        )
+        need(
+            numbers == sorted(set(numbers)) and all(0 <= number < split.images + len(numbers) for number in numbers),
+            f"the images left out of {name}",
+        )
 
 
 def read_columns(directory, index, name):
@@ -221,14 +237,24 @@ def read_columns(directory, index, name):
     need((columns.shard >= 0).all() and (columns.shard < len(split.shards)).all(), "a shard that there is not")
     counts = np.bincount(columns.shard, minlength=len(split.shards))
     need((counts == [shard.images for shard in split.shards]).all(), "the number of images in a shard")
-    room = np.array([shard.bytes for shard in split.shards])[columns.shard] - columns.offset  # no sum: it could overflow
-    need((columns.offset >= BLOCK).all() and (columns.length > 0).all() and (columns.length <= room).all(),
-         "a place outside its shard")
+    # no sum: it could overflow
+    room = np.array([shard.bytes for shard in split.shards])[columns.shard] - columns.offset
+    need(
+        (columns.offset >= BLOCK).all() and (columns.length > 0).all() and (columns.length <= room).all(),
+        "a place outside its shard",
+    )
     pixels = 3 * index.stored_size**2
-    need((columns.length == len(ppm_header(index.stored_size)) + pixels).all() if index.encoding == "raw" else
-         (columns.length <= 2 * pixels + 65536).all(), "the length of a picture")
+    need(
+        (columns.length == len(ppm_header(index.stored_size)) + pixels).all()
+        if index.encoding == "raw"
+        else (columns.length <= 2 * pixels + 65536).all(),
+        "the length of a picture",
+    )
     unlabelled = name == "test" and (columns.label == UNLABELLED).all()
-    need(unlabelled or (columns.label >= 0).all() and (columns.label < len(index.classes)).all(), "a label that there is not")
+    need(
+        unlabelled or (columns.label >= 0).all() and (columns.label < len(index.classes)).all(),
+        "a label that there is not",
+    )
     need((columns.crc32 >= 0).all() and (columns.crc32 < 2**32).all(), "a crc32 out of range")
     ends = np.concatenate(([0], columns.name_ends))
     need((ends[1:] >= ends[:-1]).all() and ends[-1] == len(columns.names), "the ends of the names")

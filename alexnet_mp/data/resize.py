@@ -1,4 +1,5 @@
 """From an image file to the stored picture, by one function for folders, archives and prepared sets."""
+
 import io
 import os
 import warnings
@@ -38,9 +39,9 @@ def _reason(error, file, name):
 def stored_picture(image, size):
     """A Pillow image -> (size, size, 3) uint8: shorter side rescaled to `size`, central square kept (paper 2).
 
-    Area averaging down, bicubic up (cuda-convnet2, `pyext.cpp:102-121`). Grey and CMYK become RGB, transparency is dropped,
-    orientation tags are ignored, as in 2012. Floats are grey levels, 0 to 255; UserError where none is above 1.
-    """
+    Area averaging down, bicubic up (cuda-convnet2, `pyext.cpp:102-121`). Grey and CMYK become RGB, transparency is
+    dropped, orientation tags are ignored, as in 2012. Floats are grey levels, 0 to 255; UserError where none is above
+    1."""
     if image.mode == "F" and np.asarray(image).max() <= 1:  # taken as 0..255 all of it would be black
         raise UserError("its pixels are floats of at most 1; only 0 to 255 is understood")
     if image.mode.startswith("I"):  # 16 bits a pixel: Pillow's own conversion would clip at 255

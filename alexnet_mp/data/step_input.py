@@ -4,6 +4,7 @@ step.
 A CUDA graph has static inputs. Pictures in uint8 are two thirds of the bytes to copy there (of bfloat16 images), and a
 graph that makes its own images of them writes these once.
 """
+
 from dataclasses import dataclass, replace
 
 import torch
@@ -25,8 +26,15 @@ class Uncropped:
 
     def images(self):
         """(N, 3, crop, crop)."""
-        return augment_crops(self.pictures, self.crops, self.mean, crop=self.crop, dtype=self.dtype,
-                             mean_follows_crop=self.mean_follows_crop, memory_format=self.memory_format)
+        return augment_crops(
+            self.pictures,
+            self.crops,
+            self.mean,
+            crop=self.crop,
+            dtype=self.dtype,
+            mean_follows_crop=self.mean_follows_crop,
+            memory_format=self.memory_format,
+        )
 
     def tensors(self):
         """What differs from batch to batch."""

@@ -1,4 +1,5 @@
 """All images of a data set, read once before a run begins: damage is named now, and the statistics are fitted."""
+
 from collections.abc import Callable
 from contextlib import closing
 

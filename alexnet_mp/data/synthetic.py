@@ -1,24 +1,31 @@
 """The embedded data set: pictures drawn from (seed, split, index), for a first run without any download.
 
-A picture shows a grey grating under a few coloured discs, on a background of random brightness, with noise. Its class is the pair
-(grating, colour): 4 gratings x 4 colours = 16 classes.
+A picture shows a grey grating under a few coloured discs, on a background of random brightness, with noise. Its class
+is the pair (grating, colour): 4 gratings x 4 colours = 16 classes.
 
-* The grating is horizontal or vertical and coarse or fine (periods of about 1/7 and 1/18 of the picture's side); orientation,
+* The grating is horizontal or vertical and coarse or fine (periods of about 1/7 and 1/18 of the picture's side);
+orientation,
   period, phase and contrast vary within a class. It has no colour.
-* The discs are red, green, blue or yellow; number, place, size and exact hue vary. Every hue has the same brightness on average,
+* The discs are red, green, blue or yellow; number, place, size and exact hue vary. Every hue has the same brightness on
+average,
   so that a network that sees no colour cannot tell the hues apart.
 
-So neither orientation-selective nor colour-selective kernels suffice alone: an ideal observer of one of the two errs on 3 of 4
-pictures. Horizontal flips leave every class as it is.
-"""
+So neither orientation-selective nor colour-selective kernels suffice alone: an ideal observer of one of the two errs on
+3 of 4 pictures. Horizontal flips leave every class as it is."""
+
 import hashlib
 
 import numpy as np
 
 from ..system.errors import UserError
 
-GRATINGS = (("horizontal-coarse", 90.0, 7.0), ("horizontal-fine", 90.0, 18.0),  # name, degrees of the wave, periods a side
-            ("vertical-coarse", 0.0, 7.0), ("vertical-fine", 0.0, 18.0))
+# name, degrees of the wave, periods a side
+GRATINGS = (
+    ("horizontal-coarse", 90.0, 7.0),
+    ("horizontal-fine", 90.0, 18.0),
+    ("vertical-coarse", 0.0, 7.0),
+    ("vertical-fine", 0.0, 18.0),
+)
 COLOURS = (("red", 0.0), ("green", 120.0), ("blue", 240.0), ("yellow", 60.0))  # name, hue in degrees
 COUNTS = {"train": 4096, "val": 1024, "test": 1024}
 SEED = 2012
@@ -26,7 +33,8 @@ LUMA = np.array([0.299, 0.587, 0.114])  # brightness of R, G, B (ITU-R BT.601)
 
 
 class Builtin:
-    """The embedded data: `classes` (16 names), `splits` {"train", "val", "test"}, `fingerprint`. size: pixels a side."""
+    """The embedded data: `classes` (16 names), `splits` {"train", "val", "test"}, `fingerprint`. size: pixels a
+    side."""
 
     source, statistics, ids = "builtin", None, None
 
@@ -34,13 +42,17 @@ class Builtin:
         if size < 32:
             raise UserError(f"recipe field stored_size is {size}: the builtin gratings need at least 32 pixels")
         self.classes = [f"{grating[0]}-{colour[0]}" for grating in GRATINGS for colour in COLOURS]
-        self.splits = {name: BuiltinSplit(name, number, count, size, len(self.classes))
-                       for number, (name, count) in enumerate(COUNTS.items())}
+        self.splits = {
+            name: BuiltinSplit(name, number, count, size, len(self.classes))
+            for number, (name, count) in enumerate(COUNTS.items())
+        }
         # The first pictures stand for all: a change in the drawing, or in numpy's generator, changes them too.
         firsts = b"".join(split.read(0).tobytes() for split in self.splits.values())
         self.fingerprint = hashlib.sha256(repr((self.classes, COUNTS, SEED, size)).encode() + firsts).hexdigest()
-        self.description = (f"builtin: {', '.join(f'{count:,} {split}' for split, count in COUNTS.items())} pictures of "
-                            f"{len(self.classes)} classes, drawn at {size}x{size}")
+        self.description = (
+            f"builtin: {', '.join(f'{count:,} {split}' for split, count in COUNTS.items())} pictures of "
+            f"{len(self.classes)} classes, drawn at {size}x{size}"
+        )
 
 
 class BuiltinSplit:

@@ -1,4 +1,6 @@
-"""Processes that read images beside the training: they end with it, and whatever ends one of them reaches the training as one line."""
+"""Processes that read images beside the training: they end with it, and whatever ends one of them reaches the training
+as one line."""
+
 import ctypes
 import errno
 import multiprocessing.util
@@ -24,20 +26,29 @@ _WAITING = []  # not empty while this process waits for its workers
 def load(source, keys, workers, pin=False):
     """source[key] for every key (None: 0, 1, ...), in order, computed by `workers` forked processes, 0 = by this one.
 
-    A UserError that the source returns is raised here. pin: tensors come in page-locked memory. Close it to end the workers.
-    Raises UserError where processes can't be started, or can't hand over what they have read.
-    """
+    A UserError that the source returns is raised here. pin: tensors come in page-locked memory. Close it to end the
+    workers. Raises UserError where processes can't be started, or can't hand over what they have read."""
     items = None
     try:
         if workers:
             _make_temporary_directory()
-        with warnings.catch_warnings(), signals_held():  # from the fork on: a worker has no moment in which a signal could end it
-            warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than cores: the user's choice
-            loader = DataLoader(source, batch_size=None, sampler=keys, num_workers=workers, pin_memory=pin,
-                                multiprocessing_context="fork" if workers else None, worker_init_fn=_begin_worker)
+        # from the fork on: a worker has no moment in which a signal could end it
+        with warnings.catch_warnings(), signals_held():
+            # more workers than cores: the user's choice
+            warnings.filterwarnings("ignore", "This DataLoader will create")
+            loader = DataLoader(
+                source,
+                batch_size=None,
+                sampler=keys,
+                num_workers=workers,
+                pin_memory=pin,
+                multiprocessing_context="fork" if workers else None,
+                worker_init_fn=_begin_worker,
+            )
             items = _Workers(loader) if workers else iter(loader)
         for item in items:
-            if isinstance(item, UserError):  # from a worker, handed over whole: DataLoader would wrap it in its traceback
+            # from a worker, handed over whole: DataLoader would wrap it in its traceback
+            if isinstance(item, UserError):
                 raise item
             yield item
     finally:
@@ -46,17 +57,20 @@ def load(source, keys, workers, pin=False):
 
 
 def _make_temporary_directory():
-    """Workers have a socket in it, by which the parent gets what they share. As the parent's it is removed when it ends, and not
-    left behind by a worker that is killed."""
+    """Workers have a socket in it, by which the parent gets what they share. As the parent's it is removed when it
+    ends, and not left behind by a worker that is killed."""
     try:
         multiprocessing.util.get_temp_dir()
     except OSError as error:
-        raise UserError(f"processes that read images need a directory for temporary files ({error.strerror or error}); set TMPDIR "
-                        f"to one that can be written to; {WITHOUT}") from None
+        raise UserError(
+            f"processes that read images need a directory for temporary files ({error.strerror or error}); set TMPDIR "
+            f"to one that can be written to; {WITHOUT}"
+        ) from None
 
 
 class _Workers(_MultiProcessingDataLoaderIter):
-    """DataLoader's iterator, without what it leaves behind where it can't start all its processes or one of them hangs."""
+    """DataLoader's iterator, without what it leaves behind where it can't start all its processes or one of them
+    hangs."""
 
     def __init__(self, loader):
         try:
@@ -74,17 +88,20 @@ class _Workers(_MultiProcessingDataLoaderIter):
         try:
             with _waiting():
                 return super()._try_get_data(*timeout)
-        except (EOFError, ConnectionError) as error:  # from the socket of a worker that dies, and isn't seen to be dead yet
+        # from the socket of a worker that dies, and isn't seen to be dead yet
+        except (EOFError, ConnectionError) as error:
             raise RuntimeError("DataLoader worker (pid unknown) hung up") from error
 
     def _shutdown_workers(self):
-        """Also called by DataLoader, when all items were taken. A worker that hangs in a read (a network file system) is killed."""
+        """Also called by DataLoader, when all items were taken. A worker that hangs in a read (a network file system)
+        is killed."""
         if self._shutdown:
             return
         if self._worker_pids_set:  # a worker that dies from now on is no error
             signal_handling._remove_worker_pids(id(self))
             self._worker_pids_set = False
-        killer = threading.Timer(PATIENCE, self._kill)  # the method below waits ten seconds for each worker, one after the other
+        # the method below waits ten seconds for each worker, one after the other
+        killer = threading.Timer(PATIENCE, self._kill)
         with suppress(RuntimeError):  # no thread starts any more when the interpreter ends
             killer.start()
         try:
@@ -110,13 +127,18 @@ class _Workers(_MultiProcessingDataLoaderIter):
 
 
 def _tell_of_deaths_only_to_who_waits():
-    """PyTorch's handler of SIGCHLD, which raises where a worker has died, does so no more wherever this process is just then.
+    """PyTorch's handler of SIGCHLD, which raises where a worker has died, does so no more wherever this process is just
+    then.
 
-    In the middle of an update of the weights it would leave a step that was half taken. It is needed where an item is waited for: a
-    worker that dies while it writes one leaves a pipe in which the rest never comes.
-    """
+    In the middle of an update of the weights it would leave a step that was half taken. It is needed where an item is
+    waited for: a worker that dies while it writes one leaves a pipe in which the rest never comes."""
     handler = signal.getsignal(signal.SIGCHLD)
-    if callable(handler) and not hasattr(handler, "whoever_waits") and threading.current_thread() is threading.main_thread():
+    if (
+        callable(handler)
+        and not hasattr(handler, "whoever_waits")
+        and threading.current_thread() is threading.main_thread()
+    ):
+
         def only_waiting(number, frame):
             if _WAITING:
                 handler(number, frame)
@@ -160,16 +182,21 @@ def _hand_over_the_reason(queue, error, answer):
         os._exit(1)
     number, item = answer
     text = str(error).partition("\n")[0]
-    if isinstance(item, ExceptionWrapper) and item.exc_type is not RuntimeError:  # of a class that the parent can't look up
+    # of a class that the parent can't look up
+    if isinstance(item, ExceptionWrapper) and item.exc_type is not RuntimeError:
         reason, item.exc_type = item, RuntimeError
     elif isinstance(item, (UserError, ExceptionWrapper)):  # not even that
         os._exit(1)
     elif "</torch_" in text:  # a RuntimeError of PyTorch's that names a file in /dev/shm
-        reason = UserError(f"/dev/shm, through which processes that read images hand them over: {text.rpartition('>: ')[2]}; "
-                           f"make it larger (docker run --shm-size), or use fewer --workers; {WITHOUT}")
+        reason = UserError(
+            f"/dev/shm, through which processes that read images hand them over: {text.rpartition('>: ')[2]}; "
+            f"make it larger (docker run --shm-size), or use fewer --workers; {WITHOUT}"
+        )
     elif isinstance(error, OSError):
-        reason = UserError(f"a process that reads images can't hand them over ({text}; TMPDIR is "
-                           f"{multiprocessing.util.get_temp_dir()}); {WITHOUT}")
+        reason = UserError(
+            f"a process that reads images can't hand them over ({text}; TMPDIR is "
+            f"{multiprocessing.util.get_temp_dir()}); {WITHOUT}"
+        )
     else:
         reason = ExceptionWrapper(where="in a process that reads images, when it handed them over")
     queue.put((number, reason))
@@ -177,10 +204,11 @@ def _hand_over_the_reason(queue, error, answer):
 
 @contextmanager
 def signals_held():
-    """Ctrl-C, a closing terminal and a scheduler's SIGTERM reach every process of a run; the parent decides and ends the workers.
+    """Ctrl-C, a closing terminal and a scheduler's SIGTERM reach every process of a run; the parent decides and ends
+    the workers.
 
-    Workers that are forked in this context inherit the blocked signals for good; the parent hears what came as soon as it is over.
-    """
+    Workers that are forked in this context inherit the blocked signals for good; the parent hears what came as soon as
+    it is over."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
     try:
         yield

@@ -1,4 +1,6 @@
-"""What a network says of images, and how much of it is right: top-1 and top-5 error, ties, loss; which images, as a small file."""
+"""What a network says of images, and how much of it is right: top-1 and top-5 error, ties, loss; which images, as a
+small file."""
+
 import io
 import zipfile
 from dataclasses import dataclass
@@ -14,7 +16,8 @@ from ..system import durable_files
 
 @dataclass(frozen=True)
 class Errors:
-    """Of one protocol over one split: errors in % of its images, and the loss, -log of the mean probability, in nats."""
+    """Of one protocol over one split: errors in % of its images, and the loss, -log of the mean probability, in
+    nats."""
 
     top1_error: float
     top5_error: float
@@ -29,16 +32,17 @@ def topk_credit(scores, labels, kernels="reference"):
     """
     if resolve(kernels, scores.device) in ("cuda", "triton"):
         from ..kernels.topk_credit_triton import topk_credit as launch
+
         return launch(scores, labels).sum(1)
     return torch.stack([each.sum() for each in topk_credit_each(scores, labels)])
 
 
 def topk_credit_each(scores, labels):
-    """Of each of N images, whether it counts as right under top-1 and under top-5: two float64 tensors (N,), values 0 to 1.
+    """Of each of N images, whether it counts as right under top-1 and under top-5: two float64 tensors (N,), values 0
+    to 1.
 
-    scores: (N, classes); labels: (N,). A label that ties with others for the last places gets the fraction that random tie-breaking
-    would give on average (2012 source, `src/layer_kernels.cu:114-117`); a NaN is never right.
-    """
+    scores: (N, classes); labels: (N,). A label that ties with others for the last places gets the fraction that random
+    tie-breaking would give on average (2012 source, `src/layer_kernels.cu:114-117`); a NaN is never right."""
     own = scores.gather(1, labels[:, None])
     above, tied = (scores > own).sum(1).double(), (scores == own).sum(1).double()
     # NaN equals nothing: tied is 0 where the own score is NaN; NaNs beside a finite score count as above it.
@@ -51,7 +55,8 @@ class Answers:
     """What a network, or an average of several, says of N images under one protocol; on the CPU."""
 
     labels: torch.Tensor  # (N,) int64; all `prepared_format.UNLABELLED` where nobody knows them
-    top: torch.Tensor  # (N, 5) int64, the most probable classes, most probable first; of equals the one with the lowest number
+    # (N, 5) int64, the most probable classes, most probable first; of equals the one with the lowest number
+    top: torch.Tensor
     top1: torch.Tensor | None  # (N,) float64, `topk_credit_each`; None without labels
     top5: torch.Tensor | None
     loss: torch.Tensor | None  # (N,) float64, nats
@@ -86,14 +91,18 @@ def joined(batches):
 
 
 def write_right(directory, tested):
-    """Write `RIGHT` into a run's directory, whole or not at all: which images the network gets right; a tie is not right.
+    """Write `RIGHT` into a run's directory, whole or not at all: which images the network gets right; a tie is not
+    right.
 
-    tested: {protocol: `Answers`}. One array a protocol, bits packed along the images, under top-1 and under top-5; and `images`.
-    """
+    tested: {protocol: `Answers`}. One array a protocol, bits packed along the images, under top-1 and under top-5; and
+    `images`."""
     right = {name: torch.stack((of.top1, of.top5)).eq(1).numpy() for name, of in tested.items()}
     content = io.BytesIO()
-    np.savez(content, images=len(next(iter(tested.values())).labels),
-             **{name: np.packbits(of_protocol, axis=1) for name, of_protocol in right.items()})
+    np.savez(
+        content,
+        images=len(next(iter(tested.values())).labels),
+        **{name: np.packbits(of_protocol, axis=1) for name, of_protocol in right.items()},
+    )
     durable_files.replace(Path(directory) / RIGHT, content.getvalue())
 
 
@@ -102,7 +111,10 @@ def read_right(path):
     try:
         with np.load(path, allow_pickle=False) as found:
             images = int(found["images"])
-            return {name: np.unpackbits(found[name], axis=1, count=images).astype(bool) for name in found.files
-                    if name.endswith((" view", " views"))}
+            return {
+                name: np.unpackbits(found[name], axis=1, count=images).astype(bool)
+                for name in found.files
+                if name.endswith((" view", " views"))
+            }
     except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
         return None

@@ -1,4 +1,5 @@
 """Dropout's approximation (4.2): halved outputs against the geometric mean of the networks that its masks sample."""
+
 import torch
 import torch.nn.functional as F
 
@@ -44,12 +45,18 @@ def compare(network, images, labels, masks=MASKS, advance=lambda count: None):
     even, odd = halves[0].div(masks - masks // 2).log_softmax(1), halves[1].div(masks // 2).log_softmax(1)
     # The divergence is linear in the logarithms of what diverges, so the mean over the masks is that of their mean.
     one_mask = F.kl_div((halves[0] + halves[1]) / masks, geometric, reduction="batchmean", log_target=True).item()
-    return {"masks": masks, "images": len(labels), "halved": _error(halved, labels),
-            "geometric": _error(geometric, labels),
-            "arithmetic": _error(arithmetic, labels), "one_mask": wrong / masks,
-            "agree": 100 * (halved.argmax(1) == geometric.argmax(1)).double().mean().item(),
-            "divergence": _divergence(geometric, halved), "noise": _divergence(even, odd),
-            "one_mask_divergence": one_mask}
+    return {
+        "masks": masks,
+        "images": len(labels),
+        "halved": _error(halved, labels),
+        "geometric": _error(geometric, labels),
+        "arithmetic": _error(arithmetic, labels),
+        "one_mask": wrong / masks,
+        "agree": 100 * (halved.argmax(1) == geometric.argmax(1)).double().mean().item(),
+        "divergence": _divergence(geometric, halved),
+        "noise": _divergence(even, odd),
+        "one_mask_divergence": one_mask,
+    }
 
 
 def _error(logs, labels):

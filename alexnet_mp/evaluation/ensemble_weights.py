@@ -1,8 +1,10 @@
-"""Averaging what several networks say (paper, table 2: "5 CNNs", "7 CNNs"), plainly or with weights chosen on validation images.
+"""Averaging what several networks say (paper, table 2: "5 CNNs", "7 CNNs"), plainly or with weights chosen on
+validation images.
 
-Probabilities are kept as float32 logarithms, (images, classes) a network and protocol: 1e-50 is 0 as a float32, and a network that
-is sure of itself would have ties among its last classes that it doesn't have. What is averaged are the probabilities.
-"""
+Probabilities are kept as float32 logarithms, (images, classes) a network and protocol: 1e-50 is 0 as a float32, and a
+network that is sure of itself would have ties among its last classes that it doesn't have. What is averaged are the
+probabilities."""
+
 import math
 
 import numpy as np
@@ -10,12 +12,14 @@ import torch
 
 from ..system.errors import UserError
 
-STEPS, START, PASSES = 20, 10, 5  # a weight is one of 0/20, 1/20, ..., 20/20 and begins as 10/20 (2012, `avg-valid.py:49-71`)
+# a weight is one of 0/20, 1/20, ..., 20/20 and begins as 10/20 (2012, `avg-valid.py:49-71`)
+STEPS, START, PASSES = 20, 10, 5
 ROWS = 1024  # images at a time, so that what is computed in float64 is small
 
 
 def parse_weights(words, runs):
-    """What `--weights` says: "validation", or a tuple of weights, one a run, that add up to 1. None, nothing said: all are equal.
+    """What `--weights` says: "validation", or a tuple of weights, one a run, that add up to 1. None, nothing said: all
+    are equal.
 
     Raises UserError for a wrong number of weights, and for such as are negative, not finite, or all zero.
     """
@@ -26,10 +30,13 @@ def parse_weights(words, runs):
     try:
         weights = [float(word) for word in words]
     except ValueError:
-        raise UserError(f"--weights {' '.join(words)}: write the word validation, or a number for each RUN; the RUNs come "
-                        "first") from None
+        raise UserError(
+            f"--weights {' '.join(words)}: write the word validation, or a number for each RUN; the RUNs come first"
+        ) from None
     if len(weights) != runs:
-        raise UserError(f"--weights {' '.join(words)}: {len(weights)} for {runs} RUNs; write one for each, in their order")
+        raise UserError(
+            f"--weights {' '.join(words)}: {len(weights)} for {runs} RUNs; write one for each, in their order"
+        )
     for weight in weights:
         if not 0 <= weight < math.inf:
             raise UserError(f"--weights: {weight:g} is no weight; it must be finite and not negative")
@@ -45,7 +52,8 @@ def normalised(weights):
 
 
 def fold(total, logs, weight):
-    """Add `weight` times a network's probabilities to a sum of such: both are logarithms, float32 (N, classes); total is changed.
+    """Add `weight` times a network's probabilities to a sum of such: both are logarithms, float32 (N, classes); total
+    is changed.
 
     A sum begins as -inf everywhere, `nothing`.
     """
@@ -59,14 +67,14 @@ def nothing(images, classes):
 
 
 def choose_weights(logs, labels, advance=lambda count: None):
-    """The weights of networks whose average has the least top-5 error on these images: a tuple of multiples of 1/20, one a network.
+    """The weights of networks whose average has the least top-5 error on these images: a tuple of multiples of 1/20,
+    one a network.
 
-    logs: of each network, (N, classes) float32 logarithms of probabilities on the CPU; labels: (N,) int64. Coordinate search as
-    in the 2012 code (`avg-valid.py:49-71`): all begin at 0.5; each in turn tries 0, 0.05, ..., 1, and what is strictly better is
-    kept; five passes at most, and none after one that changed nothing. Ties among the top five count as in
-    `topk_credit`. Weights that are all 0 are not tried. advance(n) is called for every n averages tried, at most
-    PASSES * (STEPS + 1) * networks.
-    """
+    logs: of each network, (N, classes) float32 logarithms of probabilities on the CPU; labels: (N,) int64. Coordinate
+    search as in the 2012 code (`avg-valid.py:49-71`): all begin at 0.5; each in turn tries 0, 0.05, ..., 1, and what is
+    strictly better is kept; five passes at most, and none after one that changed nothing. Ties among the top five count
+    as in `topk_credit`. Weights that are all 0 are not tried. advance(n) is called for every n averages tried, at most
+    PASSES * (STEPS + 1) * networks."""
     right = _Right(logs, labels)
     steps = [START] * len(logs)
     best = right(steps)
@@ -74,9 +82,10 @@ def choose_weights(logs, labels, advance=lambda count: None):
         before = list(steps)
         for network in range(len(logs)):
             for step in range(STEPS + 1):
-                tried = steps[:network] + [step] + steps[network + 1:]
+                tried = steps[:network] + [step] + steps[network + 1 :]
                 count = right(tried) if any(tried) else 0
-                if count > best + 1e-6:  # sums of the same fractions of ties in another order may differ in their last bits
+                # sums of the same fractions of ties in another order may differ in their last bits
+                if count > best + 1e-6:
                     steps, best = tried, count
             advance(STEPS + 1)
         if steps == before:
@@ -87,16 +96,16 @@ def choose_weights(logs, labels, advance=lambda count: None):
 class _Right:
     """Called with a weight for each network: how many images have their label among the average's top five.
 
-    Of an image only those classes matter that some network finds at least as probable as its label: the others come after it
-    whatever the weights are. Those that every network finds more probable come before it always. So far fewer numbers are kept
-    than probabilities, and of images that are right, or wrong, with every weighting, none.
-    """
+    Of an image only those classes matter that some network finds at least as probable as its label: the others come
+    after it whatever the weights are. Those that every network finds more probable come before it always. So far fewer
+    numbers are kept than probabilities, and of images that are right, or wrong, with every weighting, none."""
 
     def __init__(self, logs, labels):
         images, leads, self.always, self.count = [], [], 0, 0
         for start in range(0, len(labels), ROWS):
             rows = slice(start, start + ROWS)
-            probable = torch.stack([of_network[rows].double() for of_network in logs]).exp().numpy()  # (networks, n, classes)
+            # (networks, n, classes)
+            probable = torch.stack([of_network[rows].double() for of_network in logs]).exp().numpy()
             if np.isnan(probable).any():
                 raise ValueError("a probability is not a number")
             lead = probable - np.take_along_axis(probable, labels[rows].numpy()[None, :, None], 2)
@@ -113,7 +122,8 @@ class _Right:
         self.image, self.lead = np.concatenate(images), np.concatenate(leads, 1)
 
     def __call__(self, weights):
-        # Whole numbers times leads, added in one order: leads that are opposite in two networks of equal weight give 0, a tie.
+        # Whole numbers times leads, added in one order: leads that are opposite in two networks of equal weight give 0,
+        # a tie.
         lead = sum(weight * of_network for weight, of_network in zip(weights, self.lead, strict=True))
         above = np.bincount(self.image[lead > 0], minlength=self.count)
         tied = 1 + np.bincount(self.image[lead == 0], minlength=self.count)

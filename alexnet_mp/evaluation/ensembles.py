@@ -1,4 +1,5 @@
 """Several runs on one data set, tested one after the other, and the average of their probabilities."""
+
 from dataclasses import dataclass, replace
 
 import torch
@@ -27,21 +28,22 @@ class Run:
     kernels: str
 
 
-def open_runs(directories, data=None, splits=("val",), gpus="auto", kernels="auto", pipeline="auto", workers=None,
-              batch_size=None):
+def open_runs(
+    directories, data=None, splits=("val",), gpus="auto", kernels="auto", pipeline="auto", workers=None, batch_size=None
+):
     """The `Run`s of run directories on one data set: what they were trained on, if `data` is None.
 
-    Raises UserError where a run has no checkpoint, where their classes differ from each other or from the data's, and for whatever
-    else would end a test of theirs later.
-    """
+    Raises UserError where a run has no checkpoint, where their classes differ from each other or from the data's, and
+    for whatever else would end a test of theirs later."""
     described, opened, sources = [], {}, {}
     for directory in directories:
         _, run = trained(directory)
         check_kernels(kernels, resolve(gpus, run.recipe.towers))
         if run.classes != (described or [run])[0].classes:
             difference = _difference(described[0].classes, run.classes)
-            raise UserError(f"{directory}: {difference} {directories[0]}; "
-                            "only networks with the same classes can be averaged")
+            raise UserError(
+                f"{directory}: {difference} {directories[0]}; only networks with the same classes can be averaged"
+            )
         described.append(run)
         sources.setdefault(run.source, directory)
     if data is None:
@@ -57,11 +59,15 @@ def open_runs(directories, data=None, splits=("val",), gpus="auto", kernels="aut
             say(f"data: {opened[recipe.stored_size].description}")
         dataset = opened[recipe.stored_size]
         if dataset.classes != classes:
-            raise UserError(f"--data {data}: its {len(dataset.classes)} classes are not the {len(classes)} that "
-                            f"{directory} was trained on")
+            raise UserError(
+                f"--data {data}: its {len(dataset.classes)} classes are not the {len(classes)} that "
+                f"{directory} was trained on"
+            )
         made = make_pipeline(pipeline, dataset, recipe, resolve(gpus, recipe.towers), workers)
         made.use(run.statistics)
-        runs.append(Run(str(directory), dataset, made, both_protocols(recipe), batch_size or recipe.batch_size, gpus, kernels))
+        runs.append(
+            Run(str(directory), dataset, made, both_protocols(recipe), batch_size or recipe.batch_size, gpus, kernels)
+        )
     return runs
 
 
@@ -85,14 +91,17 @@ class Tested:
 def evaluate_runs(runs, split, weights=None, views="ten", finite=False):
     """Test `Run`s on a split, one after the other, and their average: `Tested`.
 
-    weights: one a run; None: all equal; "validation": those with the least top-5 error on the validation images under `views`,
-    "ten" (all views that the recipe has) or "centre". The average of both protocols has the same ones. finite: answers that are NaN
-    are refused also of a single run; of several they always are. Raises UserError.
-    """
+    weights: one a run; None: all equal; "validation": those with the least top-5 error on the validation images under
+    `views`, "ten" (all views that the recipe has) or "centre". The average of both protocols has the same ones. finite:
+    answers that are NaN are refused also of a single run; of several they always are. Raises UserError."""
     finite, place = finite or len(runs) > 1, {"centre": 0, "ten": -1}[views]
     if len({len(run.protocols) for run in runs}) > 1:  # beside others that have more, a run's only view is all of its
-        runs = [replace(run, protocols={**run.protocols, "one view": run.protocols["centre view"]})
-                if len(run.protocols) == 1 else run for run in runs]
+        runs = [
+            replace(run, protocols={**run.protocols, "one view": run.protocols["centre view"]})
+            if len(run.protocols) == 1
+            else run
+            for run in runs
+        ]
     labels = torch.from_numpy(runs[0].dataset.splits[split].labels)
     size, kept = (len(labels), len(runs[0].dataset.classes)), []
     if len(runs) == 1:
@@ -123,8 +132,12 @@ def evaluate_runs(runs, split, weights=None, views="ten", finite=False):
                 ensemble_weights.fold(total, logs, weight)
         kept.clear()
     names = [" / ".join(dict.fromkeys(names)) for names in zip(*(run.protocols for run in runs))]
-    average = {name: joined([judged(*rows) for rows in zip(total.split(ensemble_weights.ROWS), labels.split(ensemble_weights.ROWS))])
-               for name, total in zip(names, totals)}
+    average = {
+        name: joined(
+            [judged(*rows) for rows in zip(total.split(ensemble_weights.ROWS), labels.split(ensemble_weights.ROWS))]
+        )
+        for name, total in zip(names, totals)
+    }
     return Tested(tested, average, weights)
 
 
@@ -139,14 +152,17 @@ def _weights_of_validation(runs, place):
 
 
 def _choose(logs, labels):
-    with progress("choosing weights", ensemble_weights.PASSES * (ensemble_weights.STEPS + 1) * len(logs), "averages") as advance:
+    with progress(
+        "choosing weights", ensemble_weights.PASSES * (ensemble_weights.STEPS + 1) * len(logs), "averages"
+    ) as advance:
         weights = ensemble_weights.choose_weights(logs, labels, advance)
     say(f"weights chosen on the validation images: {' '.join(f'{weight:g}' for weight in weights)}")
     return weights
 
 
 def _test(run, split, protocols, finite, take=lambda protocol, rows, logs: None):
-    """{protocol: `Answers`} of a run. take(number of the protocol, rows, their (n, classes) float32) is called for every batch."""
+    """{protocol: `Answers`} of a run. take(number of the protocol, rows, their (n, classes) float32) is called for
+    every batch."""
     network, _ = load_run(run.directory, run.gpus, run.kernels)
 
     def taken(rows, means):

@@ -1,4 +1,5 @@
 """Errors class by class, and which classes are taken for which, as CSV."""
+
 import csv
 import io
 
@@ -8,25 +9,26 @@ import torch
 def confusion(labels, predicted, classes):
     """How many images of each class (rows) were taken for which class (columns): (classes, classes) int64.
 
-    labels, predicted: (N,) int64. What is predicted is the most probable class, of equals the one that comes first: whole counts,
-    where errors give a class that ties a part of an image (`accuracy.topk_credit_each`).
-    """
+    labels, predicted: (N,) int64. What is predicted is the most probable class, of equals the one that comes first:
+    whole counts, where errors give a class that ties a part of an image (`accuracy.topk_credit_each`)."""
     return torch.bincount(labels * classes + predicted, minlength=classes**2).reshape(classes, classes)
 
 
 def table(classes, answers, counts):
-    """CSV, a row a class: name, images, top-1 and top-5 error in %, the wrong class it is most often taken for, how often.
+    """CSV, a row a class: name, images, top-1 and top-5 error in %, the wrong class it is most often taken for, how
+    often.
 
-    answers: the `Answers` to all images; counts: their `confusion`. Without images there is no error, and without a wrong one no
-    wrong class: the field is empty. Of classes that it is taken for equally often, the first is named.
-    """
+    answers: the `Answers` to all images; counts: their `confusion`. Without images there is no error, and without a
+    wrong one no wrong class: the field is empty. Of classes that it is taken for equally often, the first is named."""
     wrong = counts.clone().fill_diagonal_(0)
     most, which = wrong.max(1).values.tolist(), _first_of_most(wrong)
     rows = [("class", "images", "top-1 error %", "top-5 error %", "most frequent wrong class", "its images")]
     for label, name in enumerate(classes):
         own = answers.labels == label
         images = int(own.sum())
-        errors = [f"{100 - 100 * credit[own].mean().item():.4f}" if images else "" for credit in (answers.top1, answers.top5)]
+        errors = [
+            f"{100 - 100 * credit[own].mean().item():.4f}" if images else "" for credit in (answers.top1, answers.top5)
+        ]
         rows.append((name, images, *errors, classes[which[label]] if most[label] else "", most[label]))
     return _csv(rows)
 
@@ -38,7 +40,13 @@ def confusion_table(classes, counts):
 
 def _first_of_most(counts):
     """The first of the columns with the most, for each row; `max` and `argmax` may name any of them."""
-    return counts.eq(counts.max(1, keepdim=True).values).int().sort(dim=1, descending=True, stable=True).indices[:, 0].tolist()
+    return (
+        counts.eq(counts.max(1, keepdim=True).values)
+        .int()
+        .sort(dim=1, descending=True, stable=True)
+        .indices[:, 0]
+        .tolist()
+    )
 
 
 def _csv(rows):

@@ -1,4 +1,5 @@
 """The most probable classes of pictures that are in no data set."""
+
 import torch
 
 from ..data.image_files import pipeline_of
@@ -7,14 +8,24 @@ from .protocol import both_protocols, log_probabilities
 
 
 def predict(network, statistics, pictures, views="one", top=5):
-    """(probabilities (N, top) float64, labels (N, top) int64), most probable first, of N stored pictures under one view or ten.
+    """(probabilities (N, top) float64, labels (N, top) int64), most probable first, of N stored pictures under one view
+    or ten.
 
-    pictures: a list of (stored_size, stored_size, 3) uint8; statistics: what the network was trained with. top is at most the
-    number of classes. Raises UserError where the network answers with NaN.
-    """
+    pictures: a list of (stored_size, stored_size, 3) uint8; statistics: what the network was trained with. top is at
+    most the number of classes. Raises UserError where the network answers with NaN."""
     protocol = list(both_protocols(network.recipe).values())[{"one": 0, "ten": -1}[views]]
-    logs = torch.cat([means["answer"] for means, _ in log_probabilities(
-        network, pipeline_of(pictures, network, statistics), "given", {"answer": protocol}, network.recipe.batch_size)]).cpu()
+    logs = torch.cat(
+        [
+            means["answer"]
+            for means, _ in log_probabilities(
+                network,
+                pipeline_of(pictures, network, statistics),
+                "given",
+                {"answer": protocol},
+                network.recipe.batch_size,
+            )
+        ]
+    ).cpu()
     if logs.isnan().any():
         raise UserError("the network answers with NaN: it diverged, and knows nothing of any picture")
     sorted_logs, labels = logs.sort(dim=1, descending=True, stable=True)

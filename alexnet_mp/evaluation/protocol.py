@@ -1,4 +1,5 @@
 """The paper's test protocol: the views of a picture, and the errors of the mean over their probabilities."""
+
 import math
 from contextlib import closing
 
@@ -33,11 +34,11 @@ def nine_views(recipe):
 
 @torch.inference_mode()
 def log_probabilities(network, pipeline, split, protocols, batch_size):
-    """Test a network on every image of a split, once each, in order: yields ({name: (N, classes) float64}, labels (N,)) a batch.
+    """Test a network on every image of a split, once each, in order: yields ({name: (N, classes) float64}, labels (N,))
+    a batch.
 
-    protocols: {name: list of views}; a view that several protocols share is computed once. Probabilities are averaged over a
-    protocol's views (paper 4.1); what is yielded are their logarithms, on the first tower's device.
-    """
+    protocols: {name: list of views}; a view that several protocols share is computed once. Probabilities are averaged
+    over a protocol's views (paper 4.1); what is yielded are their logarithms, on the first tower's device."""
     views = list(dict.fromkeys(view for protocol in protocols.values() for view in protocol))
     was_training = network.training
     network.eval()
@@ -45,9 +46,16 @@ def log_probabilities(network, pipeline, split, protocols, batch_size):
         with closing(pipeline.views(split, batch_size, views)) as batches_of_views:
             for batches, labels in batches_of_views:
                 # In logarithms: a probability of 1e-50 is 0 in float32, and its loss would be infinite.
-                logs = {view: network(*towers).double().log_softmax(1) for view, towers in zip(views, batches, strict=True)}
-                yield {name: torch.stack([logs[view] for view in protocol]).logsumexp(0) - math.log(len(protocol))
-                       for name, protocol in protocols.items()}, labels
+                logs = {
+                    view: network(*towers).double().log_softmax(1) for view, towers in zip(views, batches, strict=True)
+                }
+                yield (
+                    {
+                        name: torch.stack([logs[view] for view in protocol]).logsumexp(0) - math.log(len(protocol))
+                        for name, protocol in protocols.items()
+                    },
+                    labels,
+                )
     finally:
         network.train(was_training)
 
@@ -55,8 +63,8 @@ def log_probabilities(network, pipeline, split, protocols, batch_size):
 def evaluate(network, pipeline, split, protocols, batch_size, advance, take=lambda rows, means: None):
     """Test a network on every image of a split, once each: {name: `Answers`} of the protocols, {name: list of views}.
 
-    advance(n) is called for every n images; take(their places in the split, {name: (n, classes) logarithms of probabilities}) before.
-    """
+    advance(n) is called for every n images; take(their places in the split, {name: (n, classes) logarithms of
+    probabilities}) before."""
     batches, done = {name: [] for name in protocols}, 0
     with closing(log_probabilities(network, pipeline, split, protocols, batch_size)) as found:
         for means, labels in found:
@@ -80,5 +88,7 @@ def both_protocols(recipe):
 def print_errors(errors, split):
     """The table of a test's protocols."""
     for name, error in errors.items():
-        say(f"{split}, {name:11}  top-1 error {error.top1_error:6.2f} %   top-5 error {error.top5_error:6.2f} %   "
-            f"({error.images:,} images)")
+        say(
+            f"{split}, {name:11}  top-1 error {error.top1_error:6.2f} %   top-5 error {error.top5_error:6.2f} %   "
+            f"({error.images:,} images)"
+        )

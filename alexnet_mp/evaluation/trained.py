@@ -1,4 +1,5 @@
 """A trained network from its run directory, with what it was trained on."""
+
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from ..system.terminal import say
 
 @dataclass(frozen=True)
 class Trained:
-    """What the newest weights of a run were trained with, which is not always what the run does now (`--resume-anyway`)."""
+    """What the newest weights of a run were trained with, which is not always what the run does now
+    (`--resume-anyway`)."""
 
     recipe: object
     source: str  # of the data
@@ -39,7 +41,8 @@ def trained(directory, with_weights=False):
 
 
 def load_run(directory, gpus="auto", kernels="auto"):
-    """(network in test mode, its `Trained`) of a run directory's newest weights. Raises UserError where it can't be used."""
+    """(network in test mode, its `Trained`) of a run directory's newest weights. Raises UserError where it can't be
+    used."""
     path, found = trained(directory, with_weights=True)
     devices = resolve(gpus, found.recipe.towers)
     check_kernels(kernels, devices)
@@ -54,7 +57,8 @@ def load_run(directory, gpus="auto", kernels="auto"):
 
 
 def class_words(directory, classes):
-    """The names of a run's classes as a person knows them: `run.json` has words where the data set had them; else `classes`."""
+    """The names of a run's classes as a person knows them: `run.json` has words where the data set had them; else
+    `classes`."""
     data = read_run(directory)["data"]
     words = data.get("class_names")
     fits = isinstance(words, list) and len(words) == len(classes) and all(isinstance(name, str) for name in words)

@@ -1,4 +1,5 @@
 """One training run of a claim: it is one as the command `train` makes them, and goes on where it stopped."""
+
 import json
 import shlex
 import time
@@ -26,7 +27,7 @@ class Stopped(Exception):
 
 
 def status(run):
-    """"new", "begun", "done" or "diverged"."""
+    """ "new", "begun", "done" or "diverged"."""
     if (run.directory / "non_finite.json").exists():
         return "diverged"
     if not (run.directory / "run.json").exists():
@@ -43,7 +44,11 @@ def reached(run):
 
 def epochs_to_level(run):
     """Epochs until the training error was at the run's level, None where it isn't yet."""
-    errors = [line["top1_error"] for line in read_metrics(run.directory) if line["kind"] == "train" and line["step"] <= reached(run)]
+    errors = [
+        line["top1_error"]
+        for line in read_metrics(run.directory)
+        if line["kind"] == "train" and line["step"] <= reached(run)
+    ]
     return learning_curves.epochs_to(errors, steps_per_epoch(run), run.level)
 
 
@@ -55,7 +60,8 @@ def tested_by_run(run):
 
 
 def train_run(run, options):
-    """Train a run to its end, or go on with it. Raises `Stopped` where Ctrl-C came, UserError where it can't be trained.
+    """Train a run to its end, or go on with it. Raises `Stopped` where Ctrl-C came, UserError where it can't be
+    trained.
 
     A run with a level is looked at after every epoch, and ends when its training error has come to the level.
     """
@@ -67,7 +73,8 @@ def train_run(run, options):
 
 
 def _train(run, options, before, last):
-    """Train a run from step `before` to step `last`, unless it diverges; note what it took. Returns whether a signal stopped it."""
+    """Train a run from step `before` to step `last`, unless it diverges; note what it took. Returns whether a signal
+    stopped it."""
     start = time.monotonic()
     try:
         return train(training_options(run, options, last))
@@ -76,26 +83,40 @@ def _train(run, options, before, last):
             say(f"{run.directory.name} diverged, which is a result: {error}")
             return False
         if isinstance(error, Taken):  # it was not there when this began
-            raise UserError(f"{run.directory}: another command began this run; when it has ended, "
-                            "this one goes on") from None
+            raise UserError(
+                f"{run.directory}: another command began this run; when it has ended, this one goes on"
+            ) from None
         raise
     finally:
         # After a kill there is neither the time nor the work of what was killed: what goes on begins at its checkpoint.
         if reached(run) > before:
             notes, views = read_notes(run), number_of_views(run) if tested_by_run(run) else 0
             done = work_of_steps(run, before, reached(run)) + operations(run) * views * len(data_of(run).splits["val"])
-            note(run, seconds=notes["seconds"] + time.monotonic() - start, work=notes["work"] + done,
-                 devices=[device["name"] for device in read_run(run.directory)["devices"]])
+            note(
+                run,
+                seconds=notes["seconds"] + time.monotonic() - start,
+                work=notes["work"] + done,
+                devices=[device["name"] for device in read_run(run.directory)["devices"]],
+            )
 
 
 def training_options(run, options, last):
     """What the training is asked for: the run's recipe in its directory, up to step `last` if it may end early."""
     early = (run.steps, run.level) != (None, None)
     return Options(
-        recipe=run.recipe, data=run.data, out=str(run.directory), resume="auto", keep=1,
-        gpus=first_gpu(options.gpus, run.recipe.towers), kernels=options.kernels, pipeline=options.pipeline,
-        workers=options.workers, steps=last if early else None, init=str(run.init) if run.init else None,
-        command=command_of(options))
+        recipe=run.recipe,
+        data=run.data,
+        out=str(run.directory),
+        resume="auto",
+        keep=1,
+        gpus=first_gpu(options.gpus, run.recipe.towers),
+        kernels=options.kernels,
+        pipeline=options.pipeline,
+        workers=options.workers,
+        steps=last if early else None,
+        init=str(run.init) if run.init else None,
+        command=command_of(options),
+    )
 
 
 def command_of(options):
@@ -109,7 +130,8 @@ def first_gpu(gpus, towers):
 
 
 def read_notes(run):
-    """What lies beside a run's directory: {"seconds", "work", "devices", "tests"}; what is damaged counts as nothing."""
+    """What lies beside a run's directory: {"seconds", "work", "devices", "tests"}; what is damaged counts as
+    nothing."""
     try:
         found = json.loads(Path(f"{run.directory}{RESULT}").read_text())
     except (OSError, ValueError, RecursionError):
@@ -125,8 +147,11 @@ def read_notes(run):
 def _whole(errors):
     """Whether these are the errors of a test, by protocol."""
     return isinstance(errors, dict) and all(
-        isinstance(of_one, dict) and of_one.keys() == ERRORS and all(isinstance(value, (int, float)) for value in of_one.values())
-        for of_one in errors.values())
+        isinstance(of_one, dict)
+        and of_one.keys() == ERRORS
+        and all(isinstance(value, (int, float)) for value in of_one.values())
+        for of_one in errors.values()
+    )
 
 
 def note(run, **values):

@@ -1,8 +1,8 @@
 """Train, test and record what a claim needs: `python -m alexnet_mp.claims run ID`.
 
-The arms take turns within a seed, so that whatever was cut off leaves pairs; the record is written anew after each seed. What was
-trained is not trained again.
-"""
+The arms take turns within a seed, so that whatever was cut off leaves pairs; the record is written anew after each
+seed. What was trained is not trained again."""
+
 import datetime
 import math
 from pathlib import Path
@@ -20,14 +20,18 @@ from .records import FORMAT, differences, machine, read_records, write_record
 def run_claim(claim, options, seeds, allow=lambda run: True):
     """Train, test and record a claim. Returns the record, or None where no seed was completed.
 
-    A run that is kept beside the records is not trained again, unless its weights are asked for: by an average of networks, or by
-    another run that begins with them. Then this record has the new network, and what is kept stays. allow(run): False where there is no time for it. Raises `Stopped` after Ctrl-C; the record of what is there is written already.
-    """
+    A run that is kept beside the records is not trained again, unless its weights are asked for: by an average of
+    networks, or by another run that begins with them. Then this record has the new network, and what is kept stays.
+    allow(run): False where there is no time for it. Raises `Stopped` after Ctrl-C; the record of what is there is
+    written already."""
     record, path = new_record(claim, options), None
     if claim.kind == "rates" and not search_rates(claim, options, record, allow):
         return None
-    averaged = {_names(ensemble["members"]): ensemble for earlier in read_records(options.records).get(claim.id, [])
-                for ensemble in earlier["ensembles"]}
+    averaged = {
+        _names(ensemble["members"]): ensemble
+        for earlier in read_records(options.records).get(claim.id, [])
+        for ensemble in earlier["ensembles"]
+    }
     total = turns(claim, options, seeds, record["rates"])
     for number, (runs, members) in enumerate(total, 1):
         known = averaged.get(_names(member.directory for member in members or ()))
@@ -42,10 +46,14 @@ def run_claim(claim, options, seeds, allow=lambda run: True):
             if any(run.init == other.directory and "diverged" in entry for other, entry in made.items()):
                 say(f"-- {claim.id}: {run.arm}, seed {run.seed}: not trained, what it would begin with diverged")
                 continue
-            say(f"-- {claim.id}: {run.arm}, seed {run.seed} ({'ensemble' if members else 'seed'} {number} of {len(total)})")
+            say(
+                f"-- {claim.id}: {run.arm}, seed {run.seed} ({'ensemble' if members else 'seed'} {number} of "
+                f"{len(total)})"
+            )
             if not allow(run):
                 return record if path else None
-            anew = entry is not None and status(run) != "done"  # the weights of what is kept are gone: this is another network
+            # the weights of what is kept are gone: this is another network
+            anew = entry is not None and status(run) != "done"
             train_run(run, options)
             made[run] = measure(run, options) if anew else entry or measure_and_keep(run, options)
         record["runs"] += made.values()
@@ -67,8 +75,10 @@ def _names(directories):
 
 # --- the search for a learning rate
 
+
 def search_rates(claim, options, record, allow):
-    """Find the best learning rate of each arm, and record it as a factor on the arm's own; False where there was no time for it."""
+    """Find the best learning rate of each arm, and record it as a factor on the arm's own; False where there was no
+    time for it."""
     for arm in claim.arms:
         while (factor := search(arm, options)[0]) is not None:
             say(f"-- {claim.id}: {arm.name} at {factor:g} times its learning rate")
@@ -78,17 +88,21 @@ def search_rates(claim, options, record, allow):
             train_run(run, options)
         _, best, entries = search(arm, options)
         if best is None:
-            raise UserError(f"{claim.id}: {arm.name} diverged at every learning rate from {FACTORS[0]:g} to {GRID[-1]:g} times its own")
+            raise UserError(
+                f"{claim.id}: {arm.name} diverged at every learning rate from {FACTORS[0]:g} to {GRID[-1]:g} times "
+                "its own"
+            )
         record["rates"][arm.name], record["search"] = best, record["search"] + entries
     return True
 
 
 def search(arm, options):
-    """(the factor to be tried next, None, None), or (None, the best factor, what was measured at each) once that is known.
+    """(the factor to be tried next, None, None), or (None, the best factor, what was measured at each) once that is
+    known.
 
-    Best: the fewest epochs to the level, else the least training error. The grid is widened until the best is inside it, or the end of
-    `FACTORS` is reached. The runs have a seed of their own, and are those that are there: nothing is trained.
-    """
+    Best: the fewest epochs to the level, else the least training error. The grid is widened until the best is inside
+    it, or the end of `FACTORS` is reached. The runs have a seed of their own, and are those that are there: nothing is
+    trained."""
     entries, grid = {}, list(GRID)
     while True:
         for factor in grid:
@@ -96,10 +110,13 @@ def search(arm, options):
             if status(run) in ("new", "begun"):
                 return factor, None, None
             entries.setdefault(factor, measure(run, options, tested=False) | {"factor": factor})
-        found = [(entry["epochs_to_level"] or math.inf, entry["train"]["top1_error"], factor)
-                 for factor, entry in entries.items() if "diverged" not in entry]
+        found = [
+            (entry["epochs_to_level"] or math.inf, entry["train"]["top1_error"], factor)
+            for factor, entry in entries.items()
+            if "diverged" not in entry
+        ]
         best = min(found)[2] if found else None
-        below, above = FACTORS[:FACTORS.index(grid[0])][-1:], FACTORS[FACTORS.index(grid[-1]) + 1:][:1]
+        below, above = FACTORS[: FACTORS.index(grid[0])][-1:], FACTORS[FACTORS.index(grid[-1]) + 1 :][:1]
         if below and best in (None, grid[0]):
             grid = [*below, *grid]
         elif above and best == grid[-1]:
@@ -110,14 +127,17 @@ def search(arm, options):
 
 # --- its record
 
+
 def _refuse_nothing(claim, arms):
     """Raise UserError where two arms are the same network."""
     seen = {}
     for arm, _, recipe in arms:
         same = seen.setdefault((recipe, arm.init, arm.larger), arm.name)
         if same != arm.name:
-            raise UserError(f"{claim.id}: {arm.name} changes nothing of this network, it is the same as {same}; "
-                            "there is nothing to compare")
+            raise UserError(
+                f"{claim.id}: {arm.name} changes nothing of this network, it is the same as {same}; "
+                "there is nothing to compare"
+            )
     first = arms[0][2]
     if claim.kind == "masks" and not (first.dropout and any("dropout" in layer.then for layer in first.layers)):
         raise UserError(f"{claim.id}: this network has no dropout, so there is nothing to compare")
@@ -134,19 +154,46 @@ def new_record(claim, options):
         data = data_for(arm, claim.arms, options, recipe)
         dataset = opened(data, recipe.stored_size)
         sets[dataset.fingerprint] = {
-            "description": dataset.description.replace(data, Path(data).name), "fingerprint": dataset.fingerprint,
-            "classes": len(dataset.classes), "images": {name: len(split) for name, split in dataset.splits.items()}}
+            "description": dataset.description.replace(data, Path(data).name),
+            "fingerprint": dataset.fingerprint,
+            "classes": len(dataset.classes),
+            "images": {name: len(split) for name, split in dataset.splits.items()},
+        }
         if claim.kind == "errors" and has_labelled_test(data, recipe.stored_size):
             tested = opened(data, recipe.stored_size, "test")
-            sets[dataset.fingerprint] |= {"test_images": len(tested.splits["test"]), "test_fingerprint": tested.fingerprint}
+            sets[dataset.fingerprint] |= {
+                "test_images": len(tested.splits["test"]),
+                "test_fingerprint": tested.fingerprint,
+            }
     return {
-        "format": FORMAT, "claim": claim.id, "kind": claim.kind,
+        "format": FORMAT,
+        "claim": claim.id,
+        "kind": claim.kind,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": command_of(options),
-        "note": options.note, "reported_on": machine(options.gpus),
-        "data": list(sets.values()), "base": base_of(options), "set": list(options.set), "epochs": first.epochs,
-        "steps": options.steps, "search_epochs": options.search_epochs,
-        "arms": [{"name": arm.name, "what": arm.what, "preset": preset, "init": arm.init, "larger": arm.larger,
-                  "digest": digest_of(recipe), "of_preset": differences(PRESETS[preset](), recipe), "differs": differences(first, recipe)}
-                 for arm, preset, recipe in arms],
-        "runs": [], "search": [], "rates": {}, "ensembles": []}
+        "note": options.note,
+        "reported_on": machine(options.gpus),
+        "data": list(sets.values()),
+        "base": base_of(options),
+        "set": list(options.set),
+        "epochs": first.epochs,
+        "steps": options.steps,
+        "search_epochs": options.search_epochs,
+        "arms": [
+            {
+                "name": arm.name,
+                "what": arm.what,
+                "preset": preset,
+                "init": arm.init,
+                "larger": arm.larger,
+                "digest": digest_of(recipe),
+                "of_preset": differences(PRESETS[preset](), recipe),
+                "differs": differences(first, recipe),
+            }
+            for arm, preset, recipe in arms
+        ],
+        "runs": [],
+        "search": [],
+        "rates": {},
+        "ensembles": [],
+    }

@@ -2,6 +2,7 @@
 
 They stand behind the claims in `claims list` and in the docs/claims.md.
 """
+
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,8 +12,12 @@ from statistics import mean
 from .figures import averaged
 
 BENCHMARKS = "benchmarks"  # the folder beside that of the claims
-IN_ORDER = (("saturating", "tanh", "3.1"), ("one-gpu", "one_gpu", "3.2"), ("lrn", "no_lrn", "3.3"),
-            ("pooling", "non_overlapping", "3.4"))
+IN_ORDER = (
+    ("saturating", "tanh", "3.1"),
+    ("one-gpu", "one_gpu", "3.2"),
+    ("lrn", "no_lrn", "3.3"),
+    ("pooling", "non_overlapping", "3.4"),
+)
 
 
 @dataclass(frozen=True)
@@ -30,10 +35,16 @@ class Elsewhere:
 
 def feeding(folder, records):
     """What a step takes longer for images that a pipeline makes meanwhile, of the newest benchmark on each device."""
-    return [f"{where}: a step of {group['batch']} images takes " + ", ".join(
-        f"{info['pct_feeding']:+.1f} % longer with `{name}`" for name, info in group["rivals"].items()
-        if name != "fixed" and "pct_feeding" in info) + " than with images that are there already"
-        for where, group in _newest(folder, "fed-step-")]
+    return [
+        f"{where}: a step of {group['batch']} images takes "
+        + ", ".join(
+            f"{info['pct_feeding']:+.1f} % longer with `{name}`"
+            for name, info in group["rivals"].items()
+            if name != "fixed" and "pct_feeding" in info
+        )
+        + " than with images that are there already"
+        for where, group in _newest(folder, "fed-step-")
+    ]
 
 
 def two_gpus(folder, records):
@@ -41,9 +52,11 @@ def two_gpus(folder, records):
     found = []
     for where, group in _newest(folder, "two-gpus-"):
         two, one = (group["rivals"][name]["median_s"] for name in ("two-towers", "one-gpu"))
-        found.append(f"{where}, {PLACES.get(group['place'], group['place'])}: a step of {group['batch']} images takes "
-                     f"{1e3 * two:,.1f} ms with two towers and {1e3 * one:,.1f} ms with the one-GPU network, "
-                     f"{two / one:.2f} times as long")
+        found.append(
+            f"{where}, {PLACES.get(group['place'], group['place'])}: a step of {group['batch']} images takes "
+            f"{1e3 * two:,.1f} ms with two towers and {1e3 * one:,.1f} ms with the one-GPU network, "
+            f"{two / one:.2f} times as long"
+        )
     return found
 
 
@@ -66,24 +79,39 @@ def importance(folder, records):
             same = [section for section, _ in ordered] == sorted(costs)
             missing = [claim for claim, _, section in IN_ORDER if section not in costs]
             without = f", without {', '.join(missing)}" if missing else ""
-            found.append(f"{ordered[0][1][2]}: points of top-1 error that each costs when it is taken away: {told}; "
-                         f"{'the' if same else 'not the'} paper's order{without}")
+            found.append(
+                f"{ordered[0][1][2]}: points of top-1 error that each costs when it is taken away: {told}; "
+                f"{'the' if same else 'not the'} paper's order{without}"
+            )
     return found
 
 
 def _cost(record, arm):
     """Mean difference of an arm's top-1 error to the first arm's, paired by seed; None without a pair."""
     first = record["arms"][0]["name"]
-    errors = {name: {run["seed"]: run["errors"][averaged(run["errors"])]["top1_error"] for run in record["runs"]
-                     if run["arm"] == name and "errors" in run} for name in (first, arm)}
+    errors = {
+        name: {
+            run["seed"]: run["errors"][averaged(run["errors"])]["top1_error"]
+            for run in record["runs"]
+            if run["arm"] == name and "errors" in run
+        }
+        for name in (first, arm)
+    }
     seeds = errors[first].keys() & errors[arm].keys()
     return mean(errors[arm][seed] - errors[first][seed] for seed in seeds) if seeds else None
 
 
 def _setting(record):
     """What two records have in common that can be compared."""
-    return json.dumps([sorted(data["fingerprint"] for data in record["data"]), record["base"], record["set"],
-                       record["epochs"], record["steps"]])
+    return json.dumps(
+        [
+            sorted(data["fingerprint"] for data in record["data"]),
+            record["base"],
+            record["set"],
+            record["epochs"],
+            record["steps"],
+        ]
+    )
 
 
 def _newest(folder, prefix):
@@ -103,16 +131,31 @@ def _newest(folder, prefix):
 
 
 ELSEWHERE = (
-    Elsewhere("feeding", "4.1", "Augmentation is in effect free: images are made on the CPU while the GPU computes.",
-              "\"in effect, computationally free\"; no figure",
-              "images of the next minibatch are staged meanwhile; no figure",
-              "python benchmarks/record.py --name pipeline -k test_step_that_is_fed", feeding),
-    Elsewhere("two-gpus", "3.2", "The network on two GPUs takes slightly less time to train than the one-GPU network.",
-              "\"slightly less time\"; no figure", "not recorded",
-              "python benchmarks/record.py --name two-gpus -k test_step_of_towers", two_gpus),
-    Elsewhere("importance", "3", "Sections 3.1 to 3.4 are in the order of their importance: ReLU, two GPUs, "
-                                 "normalisation, overlapping pooling.",
-              "an estimate; 3.2 to 3.4: 1.7, 1.4, 0.4 points top-1", "1.70, 1.37 and 0.39 points",
-              "python -m alexnet_mp.claims run saturating --data DIR, and the same of one-gpu, lrn and pooling",
-              importance),
+    Elsewhere(
+        "feeding",
+        "4.1",
+        "Augmentation is in effect free: images are made on the CPU while the GPU computes.",
+        '"in effect, computationally free"; no figure',
+        "images of the next minibatch are staged meanwhile; no figure",
+        "python benchmarks/record.py --name pipeline -k test_step_that_is_fed",
+        feeding,
+    ),
+    Elsewhere(
+        "two-gpus",
+        "3.2",
+        "The network on two GPUs takes slightly less time to train than the one-GPU network.",
+        '"slightly less time"; no figure',
+        "not recorded",
+        "python benchmarks/record.py --name two-gpus -k test_step_of_towers",
+        two_gpus,
+    ),
+    Elsewhere(
+        "importance",
+        "3",
+        "Sections 3.1 to 3.4 are in the order of their importance: ReLU, two GPUs, normalisation, overlapping pooling.",
+        "an estimate; 3.2 to 3.4: 1.7, 1.4, 0.4 points top-1",
+        "1.70, 1.37 and 0.39 points",
+        "python -m alexnet_mp.claims run saturating --data DIR, and the same of one-gpu, lrn and pooling",
+        importance,
+    ),
 )

@@ -1,8 +1,9 @@
-"""The picture of a claim: left its training curves, right what came out for each seed; `RIGHT` says how each kind is drawn.
+"""The picture of a claim: left its training curves, right what came out for each seed; `RIGHT` says how each kind is
+drawn.
 
-Curves: a thin line a seed, a thick one their mean. Kind "rates" has training error against epochs, solid and dashed as in the paper's
-figure 1; all others have the training loss.
-"""
+Curves: a thin line a seed, a thick one their mean. Kind "rates" has training error against epochs, solid and dashed as
+in the paper's figure 1; all others have the training loss."""
+
 import math
 import textwrap
 from statistics import mean, stdev
@@ -34,7 +35,8 @@ def figure_of(record):
     left, right = figure.subplots(1, 2)
     colours = {arm["name"]: COLOURS[number % len(COLOURS)] for number, arm in enumerate(record["arms"])}
     draw_curves(left, record, colours)
-    compared = [arm["name"] for arm in record["arms"] if not arm["larger"]]  # errors on other classes compare with nothing
+    # errors on other classes compare with nothing
+    compared = [arm["name"] for arm in record["arms"] if not arm["larger"]]
     RIGHT.get(record["kind"], _errors)(right, record, {arm: colours[arm] for arm in compared})
     for axes in (left, right):
         axes.grid(alpha=0.3)
@@ -54,29 +56,51 @@ def _errors(axes, record, colours, paired=True):
     tested = [run["errors"] for arm in colours for run in _ended(record, arm)]
     one = bool(tested) and all(len(errors) == 1 for errors in tested)
     axes.set_ylabel(f"top-1 error, {'centre view' if one else 'average over views'} (%)")
-    measured = {arm: {run["seed"]: run["errors"][averaged(run["errors"])]["top1_error"] for run in _ended(record, arm)}
-                for arm in colours}
+    measured = {
+        arm: {run["seed"]: run["errors"][averaged(run["errors"])]["top1_error"] for run in _ended(record, arm)}
+        for arm in colours
+    }
     _columns(axes, record, colours, measured, paired, joined_means=record["kind"] == "cumulative")
 
 
 def _training(axes, record, colours):
     axes.set_ylabel("top-1 error on the training images, centre view (%)")
-    _columns(axes, record, colours, {arm: {run["seed"]: run["on_training_images"]["top1_error"] for run in _ended(record, arm)
-                                           if "on_training_images" in run} for arm in colours})
+    _columns(
+        axes,
+        record,
+        colours,
+        {
+            arm: {
+                run["seed"]: run["on_training_images"]["top1_error"]
+                for run in _ended(record, arm)
+                if "on_training_images" in run
+            }
+            for arm in colours
+        },
+    )
 
 
 def _views(axes, record, colours):
     arm, colour = next(iter(colours.items()))
     runs = _ended(record, arm)
     name = averaged(runs[0]["errors"]) if runs else "average over views"
-    measured = {view: {run["seed"]: run["errors"][view]["top1_error"] for run in runs} for view in ("centre view", name)}
+    measured = {
+        view: {run["seed"]: run["errors"][view]["top1_error"] for run in runs} for view in ("centre view", name)
+    }
     axes.set_ylabel("top-1 error (%)")
     _columns(axes, record, dict.fromkeys(measured, colour), measured)
 
 
 def _rates(axes, record, colours):
     axes.set_ylabel(f"epochs to {LEVEL:g} % training error")
-    _times(axes, record, colours, lambda run: run.get("epochs_to_level"), lambda run: run["steps"] / run["steps_per_epoch"], 1.5)
+    _times(
+        axes,
+        record,
+        colours,
+        lambda run: run.get("epochs_to_level"),
+        lambda run: run["steps"] / run["steps_per_epoch"],
+        1.5,
+    )
 
 
 def _moved(axes, record, colours):
@@ -89,7 +113,9 @@ def _times(axes, record, colours, reached, length, ratio):
     ended = [run for run in record["runs"] if run["steps"] and "diverged" not in run]
     runs = {arm: [run for run in ended if run["arm"] == arm] for arm in colours}
     found = {arm: {run["seed"]: reached(run) for run in runs[arm] if reached(run) is not None} for arm in colours}
-    never = [(number, length(run), arm) for number, arm in enumerate(colours) for run in runs[arm] if reached(run) is None]
+    never = [
+        (number, length(run), arm) for number, arm in enumerate(colours) for run in runs[arm] if reached(run) is None
+    ]
     _columns(axes, record, colours, found, counts={arm: len(of_arm) for arm, of_arm in runs.items()})
     for number, value, arm in never:
         axes.plot([number], [value], "o", color=colours[arm], markerfacecolor="white")
@@ -112,7 +138,8 @@ def _logarithmic(axes, values):
 
 
 def _columns(axes, record, colours, measured, paired=True, joined_means=False, counts=None):
-    """A column a name of `measured`, {name: {seed: value}}: a point a seed, and beside them mean ± sd where they are several.
+    """A column a name of `measured`, {name: {seed: value}}: a point a seed, and beside them mean ± sd where they are
+    several.
 
     paired: the same seed is joined by a line. Under a column is how many values it has, or what counts says.
     """
@@ -123,7 +150,9 @@ def _columns(axes, record, colours, measured, paired=True, joined_means=False, c
         if values:
             middle.append((number + (0.15 if len(values) > 1 else 0), mean(values.values())))
         if len(values) > 1:
-            axes.errorbar(*middle[-1], yerr=stdev(values.values()), color=colours[name], fmt="_", markersize=12, capsize=4)
+            axes.errorbar(
+                *middle[-1], yerr=stdev(values.values()), color=colours[name], fmt="_", markersize=12, capsize=4
+            )
         labels.append(f"{name.replace('_', ' ')}\nn = {counts[name] if counts else len(values)}{_lost(record, name)}")
     for seed in sorted({seed for values in measured.values() for seed in values}) if paired else ():
         line = [(number, values[seed]) for number, values in enumerate(measured.values()) if seed in values]
@@ -156,16 +185,22 @@ def _gaps(axes, record, colours):
 
 
 def _towers(axes, record, colours):
-    """Each run's two shares of chroma, and p of "the towers' kernels are alike"; runs of the arms one after the other."""
+    """Each run's two shares of chroma, and p of "the towers' kernels are alike"; runs of the arms one after the
+    other."""
     runs = [run for arm in colours for run in record["runs"] if run["arm"] == arm and "chroma" in run]
     for number, run in enumerate(runs):
         axes.plot([number] * 2, run["chroma"], color=FAINT, zorder=0)
         p = run["division"]["p"] if "division" in run else run["random_split_p"]
         _beside(axes, "noise" if p is None else f"p = {p:.2g}", number, mean(run["chroma"]), len(runs))
     for tower, colour in zip((0, 1), COLOURS) if runs else ():
-        axes.plot(range(len(runs)), [run["chroma"][tower] for run in runs], "o", color=colour, label=f"tower {'ab'[tower]}")
+        axes.plot(
+            range(len(runs)), [run["chroma"][tower] for run in runs], "o", color=colour, label=f"tower {'ab'[tower]}"
+        )
     several = len({run["arm"] for run in runs}) > 1
-    _name_columns(axes, [f"{run['arm'].replace('_', ' ')}, seed {run['seed']}" if several else f"seed {run['seed']}" for run in runs])
+    _name_columns(
+        axes,
+        [f"{run['arm'].replace('_', ' ')}, seed {run['seed']}" if several else f"seed {run['seed']}" for run in runs],
+    )
     axes.set(ylabel="share of chroma in the first layer's energy", ylim=(0, 1))
 
 
@@ -178,12 +213,24 @@ def _ensembles(axes, record, colours):
         size = len(part["members"])
         for key, colour, what in (("errors", "black", ""), ("weighted", COLOURS[4], ", weighted")):
             label = f"average of {size}{what}"
-            axes.axhline(part[key][averaged(part[key])]["top1_error"], color=colour, linestyle="--" if size <= 5 else "-",
-                         label=None if label in axes.get_legend_handles_labels()[1] else label)
+            axes.axhline(
+                part[key][averaged(part[key])]["top1_error"],
+                color=colour,
+                linestyle="--" if size <= 5 else "-",
+                label=None if label in axes.get_legend_handles_labels()[1] else label,
+            )
 
 
-RIGHT = {"views": _views, "overfitting": _gaps, "dropout": _gaps, "training": _training, "rates": _rates, "moved": _moved,
-         "towers": _towers, "ensemble": _ensembles}  # all others: the errors of each arm
+RIGHT = {
+    "views": _views,
+    "overfitting": _gaps,
+    "dropout": _gaps,
+    "training": _training,
+    "rates": _rates,
+    "moved": _moved,
+    "towers": _towers,
+    "ensemble": _ensembles,
+}  # all others: the errors of each arm
 
 
 def _ended(record, arm):
@@ -193,8 +240,15 @@ def _ended(record, arm):
 def _beside(axes, text, x, y, columns):
     """Text at the right of a vertical line, one of `columns`; upright or not at all where there is no room."""
     if columns <= 20:
-        axes.annotate(text, (x, y), (3, 0), textcoords="offset points", va="center", fontsize=8 if columns <= 6 else 6,
-                      rotation=0 if columns <= 6 else 90)
+        axes.annotate(
+            text,
+            (x, y),
+            (3, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8 if columns <= 6 else 6,
+            rotation=0 if columns <= 6 else 90,
+        )
 
 
 def _lost(record, arm):
@@ -204,9 +258,16 @@ def _lost(record, arm):
 
 def _name_columns(axes, labels):
     many = len(labels) > 3
-    axes.set_xticks(range(len(labels)), labels, fontsize=8, rotation=30 if many else 0, ha="right" if many else "center",
-                    rotation_mode="anchor" if many else "default")
+    axes.set_xticks(
+        range(len(labels)),
+        labels,
+        fontsize=8,
+        rotation=30 if many else 0,
+        ha="right" if many else "center",
+        rotation_mode="anchor" if many else "default",
+    )
     axes.set_xlim(-0.5, max(len(labels), 1) - 0.5)
+
 
 FAINT = "#aaaaaa"
 FEW = 3  # a curve of so few points is drawn with markers: one point has no line
@@ -231,9 +292,15 @@ def draw_curves(axes, record, colours):
         axes.axhline(LEVEL, color="black", linestyle="--", linewidth=0.8, label=f"{LEVEL:g} %")
     if record["kind"] == "moved":
         classes = record["data"][0]["classes"]
-        axes.axhline(math.log(classes), color="black", linestyle="--", linewidth=0.8, label=f"ln({classes}), all classes alike")
-    axes.set(xlabel="epoch" if rates else "step", ylabel="top-1 error in training (%)" if rates else "training loss (nats)",
-             xlim=(0, 1.03 * axes.get_xlim()[1]), ylim=(0, 1.05 * axes.get_ylim()[1]))
+        axes.axhline(
+            math.log(classes), color="black", linestyle="--", linewidth=0.8, label=f"ln({classes}), all classes alike"
+        )
+    axes.set(
+        xlabel="epoch" if rates else "step",
+        ylabel="top-1 error in training (%)" if rates else "training loss (nats)",
+        xlim=(0, 1.03 * axes.get_xlim()[1]),
+        ylim=(0, 1.05 * axes.get_ylim()[1]),
+    )
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
 
 
@@ -249,7 +316,8 @@ def _draw_arm(axes, arm, record, style):
             axes.axvline((epoch - 1) * run["steps_per_epoch"], color=style["color"], linewidth=0.8, linestyle=":")
     whole = [_curve(run, rates) for run in runs if "diverged" not in run]
     if whole:
-        x = min((x for x, _ in whole), key=lambda x: x[-1])  # runs may end at different steps, so their points lie apart
+        # runs may end at different steps, so their points lie apart
+        x = min((x for x, _ in whole), key=lambda x: x[-1])
         means = np.mean([np.interp(x, *curve) for curve in whole], axis=0)
         label = arm["name"].replace("_", " ") + (", on more classes" if arm["larger"] else "")
         _line(axes, x, means, **style, linewidth=2, label=label)

@@ -1,8 +1,9 @@
-"""What the records say of each claim, in words: for `claims list` and for docs/claims.md, which is made of records alone.
+"""What the records say of each claim, in words: for `claims list` and for docs/claims.md, which is made of records
+alone.
 
-Differences are of an arm minus its reference, paired by seed: mean ± standard deviation over the seeds, n, the p of the exact
-sign-flip test, and that of Welch's t-test, both two-sided and of the top-1 error where nothing else is said.
-"""
+Differences are of an arm minus its reference, paired by seed: mean ± standard deviation over the seeds, n, the p of the
+exact sign-flip test, and that of Welch's t-test, both two-sided and of the top-1 error where nothing else is said."""
+
 import math
 from statistics import mean, stdev
 
@@ -31,7 +32,9 @@ def findings(record):
         case "overfitting":
             found = [*differences, _gaps(record, arms)]
         case "cumulative":
-            found = [_errors(record, arms[0])] + [_difference(record, before, arm) for before, arm in zip(arms, arms[1:])]
+            found = [_errors(record, arms[0])] + [
+                _difference(record, before, arm) for before, arm in zip(arms, arms[1:])
+            ]
         case "views":
             found = [_views(record, arms[0])]
         case "dropout":
@@ -43,8 +46,11 @@ def findings(record):
         case "rates":
             found = _rates(record, arms)
         case "moved":
-            found = [*(_moved(record, arm) for arm in arms), *(_when_moved(record, *pair) for pair in against_first),
-                     *differences]
+            found = [
+                *(_moved(record, arm) for arm in arms),
+                *(_when_moved(record, *pair) for pair in against_first),
+                *differences,
+            ]
         case "ensemble":
             found = _ensembles(record)
         case "iterations":
@@ -54,8 +60,11 @@ def findings(record):
             found = [_masks(record, arms[0])]
         case "towers":
             found = [_towers(record, arm) for arm in arms]
-    diverged = [f"{_words(run['arm'])} with seed {run['seed']} diverged at step {run['diverged']:,}"
-                for run in record["runs"] if "diverged" in run]
+    diverged = [
+        f"{_words(run['arm'])} with seed {run['seed']} diverged at step {run['diverged']:,}"
+        for run in record["runs"]
+        if "diverged" in run
+    ]
     return [sentence for sentence in (*found, *diverged) if sentence]
 
 
@@ -82,12 +91,16 @@ def _falls(record):
 
 # --- one sentence each
 
+
 def _errors(record, arm):
     runs = _ended(record, arm)
     if not runs:
         return None
-    sets = [(what, [run[key] for run in runs]) for what, key in (("", "errors"), ("test images: ", "on_test_images"))
-            if all(key in run for run in runs)]
+    sets = [
+        (what, [run[key] for run in runs])
+        for what, key in (("", "errors"), ("test images: ", "on_test_images"))
+        if all(key in run for run in runs)
+    ]
     apart = _apart(*(errors for _, errors in sets)) if len(sets) > 1 else ""
     return f"{_words(arm)}: {'; '.join(what + _levels(errors) for what, errors in sets)}{apart}, n = {len(runs)}"
 
@@ -95,15 +108,18 @@ def _errors(record, arm):
 def _apart(validation, test):
     """Test minus validation errors under the protocol that averages views, of the same runs."""
     name = averaged(validation[0])
-    points = " / ".join(_spread_signed([b[name][field] - a[name][field] for a, b in zip(validation, test)])
-                        for field in FIELDS)
+    points = " / ".join(
+        _spread_signed([b[name][field] - a[name][field] for a, b in zip(validation, test)]) for field in FIELDS
+    )
     return f"; test minus validation {points} points ({name})"
 
 
 def _levels(errors):
     """The mean errors of several runs under their protocols."""
-    fields = [(protocol, [[of_run[protocol][field] for of_run in errors] for field in FIELDS])
-              for protocol in reversed(errors[0])]
+    fields = [
+        (protocol, [[of_run[protocol][field] for of_run in errors] for field in FIELDS])
+        for protocol in reversed(errors[0])
+    ]
     return ", ".join(f"{_spread(top1)} / {_spread(top5)} % {protocol}" for protocol, (top1, top5) in fields)
 
 
@@ -127,11 +143,14 @@ def _views(record, arm):
     if not runs:
         return None
     name = averaged(runs[0]["errors"])
-    fields = [[[run["errors"][protocol][field] for run in runs] for protocol in (name, "centre view")]
-              for field in FIELDS]
+    fields = [
+        [[run["errors"][protocol][field] for run in runs] for protocol in (name, "centre view")] for field in FIELDS
+    ]
     tests = [paired(*pair) for pair in fields]
     level = " / ".join(f"{mean(pair[0]):.2f}" for pair in fields)
-    return f"centre view {_signed(tests[0])} / {_signed(tests[1])} points against {level} % of {name}, {_test(tests[0])}"
+    return (
+        f"centre view {_signed(tests[0])} / {_signed(tests[1])} points against {level} % of {name}, {_test(tests[0])}"
+    )
 
 
 def _gaps(record, arms):
@@ -139,8 +158,10 @@ def _gaps(record, arms):
     parts, gaps = [], {}
     for arm in arms:
         runs = [run for run in _ended(record, arm) if "on_training_images" in run]
-        gaps[arm] = {run["seed"]: run["errors"]["centre view"]["top1_error"] - run["on_training_images"]["top1_error"]
-                     for run in runs}
+        gaps[arm] = {
+            run["seed"]: run["errors"]["centre view"]["top1_error"] - run["on_training_images"]["top1_error"]
+            for run in runs
+        }
         if runs:
             trained = mean(run["on_training_images"]["top1_error"] for run in runs)
             parts.append(f"{_words(arm)} {_spread(list(gaps[arm].values()))} points (training images {trained:.2f} %)")
@@ -153,16 +174,20 @@ def _gaps(record, arms):
 
 
 def _iterations(record, slow, fast, at=""):
-    """How many times as many steps the first arm takes to the same training loss: the lowest that both curves come to."""
+    """How many times as many steps the first arm takes to the same training loss: the lowest that both curves come
+    to."""
     ratios, levels = [], []
     for a, b in zip(*_pairs(record, slow, fast)):
         levels.append(max(min(run["curve"]["loss"]) for run in (a, b)))
         ratios.append(step_of_loss(a["curve"], levels[-1]) / step_of_loss(b["curve"], levels[-1]))
     if not ratios:
         return None
-    return (f"{_words(slow)} takes {_spread(ratios)} times the steps of {_words(fast)} to the same training loss (as it is in training, "
-            f"with dropout where there is any), {_spread(levels)}, the lowest that both curves come to{at}, "
-            f"n = {len(ratios)}")
+    return (
+        f"{_words(slow)} takes {_spread(ratios)} times the steps of {_words(fast)} to the same training loss (as "
+        "it is in training, "
+        f"with dropout where there is any), {_spread(levels)}, the lowest that both curves come to{at}, "
+        f"n = {len(ratios)}"
+    )
 
 
 def _masks(record, arm):
@@ -170,22 +195,29 @@ def _masks(record, arm):
     if not runs:
         return None
     of = {key: [run[key] for run in runs] for key in runs[0]}
-    return (f"top-1 error on {runs[0]['images']:,} validation pictures, centre view: {_spread(of['halved'])} % of the "
-            f"network with outputs times one minus dropout, {_spread(of['geometric'])} % of the geometric mean of "
-            f"{runs[0]['masks']} sampled networks ({_spread(of['arithmetic'])} % of their arithmetic mean), "
-            f"{_spread(of['one_mask'])} % of one of them; the first two agree on {_spread(of['agree'], 1)} % of the "
-            f"pictures, {_spread(of['divergence'], 4)} nats apart (two halves of the masks {_spread(of['noise'], 4)}, "
-            f"one sampled network {_spread(of['one_mask_divergence'], 3)}), n = {len(runs)}")
+    return (
+        f"top-1 error on {runs[0]['images']:,} validation pictures, centre view: {_spread(of['halved'])} % of the "
+        f"network with outputs times one minus dropout, {_spread(of['geometric'])} % of the geometric mean of "
+        f"{runs[0]['masks']} sampled networks ({_spread(of['arithmetic'])} % of their arithmetic mean), "
+        f"{_spread(of['one_mask'])} % of one of them; the first two agree on {_spread(of['agree'], 1)} % of the "
+        f"pictures, {_spread(of['divergence'], 4)} nats apart (two halves of the masks {_spread(of['noise'], 4)}, "
+        f"one sampled network {_spread(of['one_mask_divergence'], 3)}), n = {len(runs)}"
+    )
 
 
 def _training(record, reference, arm):
     a, b = _pairs(record, reference, arm)
     if not a:
         return None
-    errors, losses = ([[run["on_training_images"][field] for run in runs] for runs in (a, b)] for field in ("top1_error", "loss"))
+    errors, losses = (
+        [[run["on_training_images"][field] for run in runs] for runs in (a, b)] for field in ("top1_error", "loss")
+    )
     loss = paired(*losses)
-    return (f"on the training images (centre view, network in test mode) {_words(arm)} {_signed(paired(*errors))} points top-1 "
-            f"against {_words(reference)}'s {mean(errors[0]):.2f} %, {_test(paired(*errors))}; loss {_signed(loss, 3)}")
+    return (
+        f"on the training images (centre view, network in test mode) {_words(arm)} {_signed(paired(*errors))} "
+        "points top-1 "
+        f"against {_words(reference)}'s {mean(errors[0]):.2f} %, {_test(paired(*errors))}; loss {_signed(loss, 3)}"
+    )
 
 
 def _drops(record, arm):
@@ -216,12 +248,16 @@ def _rates(record, arms):
             how += ", at the edge of what was tried"
         rate = f"at {factor:g} times its learning rate ({how})"
         missing = [run["steps"] / run["steps_per_epoch"] for run in runs if run["epochs_to_level"] is None]
-        found.append(f"{_words(arm)} {rate}: {LEVEL:g} % training error "
-                     + (f"after {_spread(list(reached[arm].values()))} epochs, n = {len(reached[arm])}" if reached[arm] else "")
-                     + (", " if reached[arm] and missing else "")
-                     + (f"not within {min(missing):g} epochs with {len(missing)} of {len(runs)} seeds" if missing else ""))
+        found.append(
+            f"{_words(arm)} {rate}: {LEVEL:g} % training error "
+            + (f"after {_spread(list(reached[arm].values()))} epochs, n = {len(reached[arm])}" if reached[arm] else "")
+            + (", " if reached[arm] and missing else "")
+            + (f"not within {min(missing):g} epochs with {len(missing)} of {len(runs)} seeds" if missing else "")
+        )
     fast, slow = arms
-    before, after, least, left_out = _in_time(record, fast, slow, "epochs_to_level", lambda run: run["steps"] / run["steps_per_epoch"])
+    before, after, least, left_out = _in_time(
+        record, fast, slow, "epochs_to_level", lambda run: run["steps"] / run["steps_per_epoch"]
+    )
     if before:
         ratios = [b / a for a, b in zip(before, after)]
         test = paired(*([math.log(epochs) for epochs in of_arm] for of_arm in (before, after)))
@@ -230,32 +266,45 @@ def _rates(record, arms):
 
 
 def _in_time(record, reference, arm, key, length):
-    """(values of the reference, of the arm, "at least " or "", what is left out): when two arms came to something, by seed.
+    """(values of the reference, of the arm, "at least " or "", what is left out): when two arms came to something, by
+    seed.
 
-    An arm that never came to it counts with its run's length, so that a difference is a lower bound; leaving it out would hide the
-    strongest evidence. A seed whose reference never came to it says nothing of that kind, and is left out.
-    """
-    a, b = ({run["seed"]: run for run in record["runs"] if run["arm"] == name and "diverged" not in run} for name in (reference, arm))
+    An arm that never came to it counts with its run's length, so that a difference is a lower bound; leaving it out
+    would hide the strongest evidence. A seed whose reference never came to it says nothing of that kind, and is left
+    out."""
+    a, b = (
+        {run["seed"]: run for run in record["runs"] if run["arm"] == name and "diverged" not in run}
+        for name in (reference, arm)
+    )
     both = sorted(a.keys() & b.keys())
     seeds = [seed for seed in both if a[seed][key] is not None]
     after = [length(b[seed]) if b[seed][key] is None else b[seed][key] for seed in seeds]
     least = "at least " if any(b[seed][key] is None for seed in seeds) else ""
     lost = len(both) - len(seeds)
-    return ([a[seed][key] for seed in seeds], after, least,
-            f" (without {_count(lost, 'seed')} of which {_words(reference)} did not come to it)" if lost else "")
+    return (
+        [a[seed][key] for seed in seeds],
+        after,
+        least,
+        f" (without {_count(lost, 'seed')} of which {_words(reference)} did not come to it)" if lost else "",
+    )
 
 
 def _moved(record, arm):
     runs = [run for run in record["runs"] if run["arm"] == arm]
     if not runs:
         return None
-    steps = [f"at step {run['moved']:,}" if run["moved"] is not None else f"not within {_count(run['steps'], 'step')}"
-             for run in runs]
+    steps = [
+        f"at step {run['moved']:,}" if run["moved"] is not None else f"not within {_count(run['steps'], 'step')}"
+        for run in runs
+    ]
     signals = [run["signal"] for run in runs if "signal" in run]
     reason = ""
     if signals:  # why: the last layer's gradient has no more of the picture in it than its outputs
         first, last = (mean(list(signal.values())[place] for signal in signals) for place in (0, -1))
-        reason = f"; before training the logits differ from picture to picture by {last:.2g} (conv1's outputs by {first:.2g})"
+        reason = (
+            f"; before training the logits differ from picture to picture by {last:.2g} "
+            f"(conv1's outputs by {first:.2g})"
+        )
     return f"{_words(arm)}: the loss moves {', '.join(steps)}, n = {len(runs)}{reason}"
 
 
@@ -265,48 +314,72 @@ def _when_moved(record, reference, arm):
         return None
     test = paired(before, after)
     steps = _signed(test, 0)
-    return (f"{_words(arm)} {least}{steps} step{'' if steps in ('+1', '-1') else 's'} against {_words(reference)}, {_test(test)}{left_out}")
+    plural = "" if steps in ("+1", "-1") else "s"
+    return f"{_words(arm)} {least}{steps} step{plural} against {_words(reference)}, {_test(test)}{left_out}"
 
 
 def _ensembles(record):
-    """An average of five against its members' mean; one of seven against the average of its first five, as in the paper."""
+    """An average of five against its members' mean; one of seven against the average of its first five, as in the
+    paper."""
     found = record["ensembles"]
     if not found:
         return []
     name, sentences = averaged(found[0]["errors"]), []
-    for what, key in (("averaged plainly", "errors"),
-                      ("averaged with weights chosen on the validation images, tested on these same images", "weighted")):
+    for what, key in (
+        ("averaged plainly", "errors"),
+        ("averaged with weights chosen on the validation images, tested on these same images", "weighted"),
+    ):
         if "five" in found[0]:
             reference, against = [ensemble["five"][key][name] for ensemble in found], "the average of five of them, "
         else:
-            members = [[run["errors"][name] for run in record["runs"] if run["directory"] in ensemble["members"]] for ensemble in found]
-            reference, against = [{field: mean(errors[field] for errors in of) for field in FIELDS} for of in members], "their mean of "
-        before, after = ([[errors[field] for errors in of] for field in FIELDS]
-                         for of in (reference, [ensemble[key][name] for ensemble in found]))
+            members = [
+                [run["errors"][name] for run in record["runs"] if run["directory"] in ensemble["members"]]
+                for ensemble in found
+            ]
+            reference, against = (
+                [{field: mean(errors[field] for errors in of) for field in FIELDS} for of in members],
+                "their mean of ",
+            )
+        before, after = (
+            [[errors[field] for errors in of] for field in FIELDS]
+            for of in (reference, [ensemble[key][name] for ensemble in found])
+        )
         tests = [paired(*pair) for pair in zip(before, after)]
         level = " / ".join(f"{mean(values):.2f}" for values in before)
-        sentences.append(f"{len(found[0]['members'])} networks {what}: {_signed(tests[0])} / {_signed(tests[1])} points "
-                         f"against {against}{level} % ({name}), {_test(tests[0])}")
+        sentences.append(
+            f"{len(found[0]['members'])} networks {what}: {_signed(tests[0])} / {_signed(tests[1])} points "
+            f"against {against}{level} % ({name}), {_test(tests[0])}"
+        )
     return sentences
 
 
 def _towers(record, arm):
-    """In how many runs the towers' kernels differ, by the test of all three features together, and their shares of chroma."""
+    """In how many runs the towers' kernels differ, by the test of all three features together, and their shares of
+    chroma."""
     runs = [run for run in _ended(record, arm) if "chroma" in run]
     if not runs:
         return _halves(record, arm)
-    shares = ", ".join(f"{run['chroma'][0]:.2f} / {run['chroma'][1]:.2f} (p = {run['random_split_p']:.2g})" for run in runs)
+    shares = ", ".join(
+        f"{run['chroma'][0]:.2f} / {run['chroma'][1]:.2f} (p = {run['random_split_p']:.2g})" for run in runs
+    )
     apart = [abs(run["chroma"][0] - run["chroma"][1]) for run in runs]
-    colour = (f"share of chroma in the kernels' energy, tower a / b: {shares}; {_spread(apart)} apart, n = {len(runs)}; p: the share "
-              "of random halves of the kernels that are as far apart")
+    colour = (
+        f"share of chroma in the kernels' energy, tower a / b: {shares}; {_spread(apart)} apart, n = {len(runs)}; "
+        "p: the share "
+        "of random halves of the kernels that are as far apart"
+    )
     tested = [run["division"] for run in runs if "division" in run]
     if not tested:  # a record of an older version
         return colour
     divided = sum(of_one["p"] is not None and of_one["p"] <= LEVEL_OF_DIVISION for of_one in tested)
     low, high = wilson(divided, len(tested))
     every = ", ".join("too few kernels" if of_one["p"] is None else f"{of_one['p']:.2g}" for of_one in tested)
-    return (f"{_words(arm)}: the towers' kernels differ in {divided} of {len(tested)} runs (95 % interval {100 * low:.0f} to "
-            f"{100 * high:.0f} %; colour, hue, orientation and frequency in one test, p = {every}, counted at {LEVEL_OF_DIVISION:g}); {colour}")
+    return (
+        f"{_words(arm)}: the towers' kernels differ in {divided} of {len(tested)} runs (95 % interval "
+        f"{100 * low:.0f} to "
+        f"{100 * high:.0f} %; colour, hue, orientation and frequency in one test, p = {every}, counted at "
+        f"{LEVEL_OF_DIVISION:g}); {colour}"
+    )
 
 
 def _halves(record, arm):
@@ -318,6 +391,7 @@ def _halves(record, arm):
 
 
 # --- numbers as text
+
 
 def _ended(record, arm):
     return [run for run in record["runs"] if run["arm"] == arm and "errors" in run]
@@ -335,7 +409,7 @@ def _words(arm):
 
 
 def _count(number, noun):
-    """"1 epoch", "1,200 steps"."""
+    """ "1 epoch", "1,200 steps"."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
@@ -355,4 +429,6 @@ def _test(test):
     if test.p is None:
         return "n = 1, no p"
     least = ", the least there can be" if test.p == test.least_p else ""
-    return f"n = {test.n}, p = {test.p:.2g}{least}" + (f" (Welch {test.welch_p:.2g})" if test.welch_p is not None else "")
+    return f"n = {test.n}, p = {test.p:.2g}{least}" + (
+        f" (Welch {test.welch_p:.2g})" if test.welch_p is not None else ""
+    )

@@ -1,8 +1,8 @@
 """Half of the classes of a data set, as a folder: for pre-training on a larger label set where there is no larger set.
 
-The paper pre-trained on all of ImageNet, of which ILSVRC is a part, and fine-tuned on ILSVRC. In small: pre-trained on all classes
-of a set, fine-tuned on every second one of them. The pictures are the stored ones, so no pixel differs.
-"""
+The paper pre-trained on all of ImageNet, of which ILSVRC is a part, and fine-tuned on ILSVRC. In small: pre-trained on
+all classes of a set, fine-tuned on every second one of them. The pictures are the stored ones, so no pixel differs."""
+
 from pathlib import Path
 
 from PIL import Image
@@ -14,18 +14,21 @@ from ..system.terminal import progress
 
 
 def every_second_class(dataset, stored_size, folder):
-    """Write classes 0, 2, 4, ... of train and val as PNG files of `stored_size` pixels into `folder`, unless that is there already.
+    """Write classes 0, 2, 4, ... of train and val as PNG files of `stored_size` pixels into `folder`, unless that is
+    there already.
 
-    Returns the folder, whole: it gets its name when all is written. Another process that writes the same is waited for. Raises
-    UserError where fewer than two classes would be left, and with the path where it can't be written; nothing half written stays.
-    """
+    Returns the folder, whole: it gets its name when all is written. Another process that writes the same is waited for.
+    Raises UserError where fewer than two classes would be left, and with the path where it can't be written; nothing
+    half written stays."""
     folder = Path(folder)
     if folder.is_dir():
         return folder
     left = len(range(0, len(dataset.classes), 2))
     if left < 2:
-        raise UserError(f"{dataset.description}: every second class of {len(dataset.classes)} leaves {left} of the two "
-                        "that are needed; --larger DIR names a set of more classes to pre-train on")
+        raise UserError(
+            f"{dataset.description}: every second class of {len(dataset.classes)} leaves {left} of the two "
+            "that are needed; --larger DIR names a set of more classes to pre-train on"
+        )
     try:
         with held(f"{folder}.lock", f"{folder} is being written by another process, which is waited for"):
             if not folder.is_dir():  # else the one that was waited for has made it

@@ -1,10 +1,11 @@
-"""What stays of a finished run when its directory is gone: some 80 kB, so that it can be committed and no run is ever made twice.
+"""What stays of a finished run when its directory is gone: some 80 kB, so that it can be committed and no run is ever
+made twice.
 
-RECORDS/runs/<directory's name>.json is what records say of the run (`claim_measure.measure`). Beside it, <name>.npz has its first
-layer, for figure 3, and which validation pictures it got right under both protocols, for tests of pairs of pictures. The name holds
-the digest of recipe, data, steps and beginning, so a run that is kept is the run that is wanted. Only what needs all weights, an
-average of networks or a network to begin with, needs the directory.
-"""
+RECORDS/runs/<directory's name>.json is what records say of the run (`claim_measure.measure`). Beside it, <name>.npz has
+its first layer, for figure 3, and which validation pictures it got right under both protocols, for tests of pairs of
+pictures. The name holds the digest of recipe, data, steps and beginning, so a run that is kept is the run that is
+wanted. Only what needs all weights, an average of networks or a network to begin with, needs the directory."""
+
 import io
 import json
 import zipfile
@@ -20,14 +21,18 @@ FOLDER = "runs"  # of the records' folder
 
 
 def keep(run, entry, kernels, records):
-    """Write what stays of a run: its entry, the first layer's weights (maps of all towers, 3, k, k), and what it got right."""
+    """Write what stays of a run: its entry, the first layer's weights (maps of all towers, 3, k, k), and what it got
+    right."""
     place = _place(run, records)
     place.parent.mkdir(parents=True, exist_ok=True)
     if kernels is not None:
         right = read_right(run.directory / RIGHT) or {}
         images = {"images": next(iter(right.values())).shape[1]} if right else {}
-        content = _packed(conv1=np.asarray(kernels, np.float16), **images,
-                          **{name: np.packbits(found, axis=1) for name, found in right.items()})
+        content = _packed(
+            conv1=np.asarray(kernels, np.float16),
+            **images,
+            **{name: np.packbits(found, axis=1) for name, found in right.items()},
+        )
         durable_files.replace(place.with_suffix(".npz"), content)
     durable_files.replace(place.with_suffix(".json"), (json.dumps(entry, allow_nan=False) + "\n").encode())
 

@@ -1,4 +1,5 @@
 """What is measured of a claim's runs: tests, curve, what the claim asks for; and the average of several networks."""
+
 import json
 import time
 from contextlib import closing
@@ -28,13 +29,15 @@ from .plan import data_of, more_tests, opened, steps_per_epoch, work_of_test
 
 
 def entry_of(run, options):
-    """What is kept of a run that ended, as the record has it; None where nothing is, or not all that its claim asks for."""
+    """What is kept of a run that ended, as the record has it; None where nothing is, or not all that its claim asks
+    for."""
     if run.kind == "errors":  # of test images too, which are those that are there now
         return None
     entry = kept_answers.kept(run, options.records)
     asked = {"rates": "epochs_to_level", "masks": "masks"}.get(run.kind, "on_training_images")
     if entry and (asked in entry or "diverged" in entry):
-        return entry | {"arm": run.arm, "directory": str(run.directory)}  # another claim or machine may have called it otherwise
+        # another claim or machine may have called it otherwise
+        return entry | {"arm": run.arm, "directory": str(run.directory)}
     return None
 
 
@@ -48,23 +51,39 @@ def measure_and_keep(run, options):
 
 
 def measure(run, options, tested=True):
-    """What the record says of a run that is done or diverged. tested: with its errors on validation images, and on others."""
+    """What the record says of a run that is done or diverged. tested: with its errors on validation images, and on
+    others."""
     made, end = read_run(run.directory), reached(run)
     per_epoch, diverged = steps_per_epoch(run), status(run) == "diverged"
     # Lines behind the last checkpoint are of a session that was killed.
-    lines = [line for line in read_metrics(run.directory) if line["kind"] == "train" and (diverged or line["step"] <= end)]
+    lines = [
+        line for line in read_metrics(run.directory) if line["kind"] == "train" and (diverged or line["step"] <= end)
+    ]
     losses, errors = [line["loss"] for line in lines], [line["top1_error"] for line in lines]
-    entry = {"arm": run.arm, "seed": run.seed, "directory": str(run.directory), "steps": len(lines), "steps_per_epoch": per_epoch,
-             "seconds": round(read_notes(run)["seconds"], 1), "images_per_second": _rate(lines),
-             "commits": [*dict.fromkeys([*(entry["commit_before"] for entry in made.get("resumed", [])), made["commit"]])],
-             "devices": [device["name"] for device in made["devices"]], "kernels": made["kernels"], "pipeline": made["pipeline"],
-             "command": made["command"]}
+    entry = {
+        "arm": run.arm,
+        "seed": run.seed,
+        "directory": str(run.directory),
+        "steps": len(lines),
+        "steps_per_epoch": per_epoch,
+        "seconds": round(read_notes(run)["seconds"], 1),
+        "images_per_second": _rate(lines),
+        "commits": [*dict.fromkeys([*(entry["commit_before"] for entry in made.get("resumed", [])), made["commit"]])],
+        "devices": [device["name"] for device in made["devices"]],
+        "kernels": made["kernels"],
+        "pipeline": made["pipeline"],
+        "command": made["command"],
+    }
     if lines:
         last = slice(-min(per_epoch, len(lines)), None)
-        entry["train"] = {"loss": _mean(losses[last]), "top1_error": _mean(errors[last])}  # with dropout and augmentation
+        # with dropout and augmentation
+        entry["train"] = {"loss": _mean(losses[last]), "top1_error": _mean(errors[last])}
         points = learning_curves.thinned(losses)
-        entry["curve"] = {"steps": [step for step, _ in points], "loss": [round(loss, 4) for _, loss in points],
-                          "top1_error": [round(error, 3) for _, error in learning_curves.thinned(errors)]}
+        entry["curve"] = {
+            "steps": [step for step, _ in points],
+            "loss": [round(loss, 4) for _, loss in points],
+            "top1_error": [round(error, 3) for _, error in learning_curves.thinned(errors)],
+        }
     if run.kind == "rates":
         entry["epochs_to_level"] = learning_curves.epochs_to(errors, per_epoch, run.level)
     entry["moved"] = learning_curves.moved_at(losses, len(data_of(run).classes))
@@ -83,23 +102,33 @@ def measure(run, options, tested=True):
             entry["on_test_images"] = errors
     if run.kind == "masks":
         entry["masks"] = masks(run, options)
-    return entry | of_towers(checkpoints.newest_weights(run.directory)[1][f"{run.recipe.layers[0].name}.weight"].numpy(), run.recipe.towers)
+    return entry | of_towers(
+        checkpoints.newest_weights(run.directory)[1][f"{run.recipe.layers[0].name}.weight"].numpy(), run.recipe.towers
+    )
 
 
 def of_towers(kernels, towers):
     """What the first layer's kernels (maps of all towers, 3, k, k) say of a division between the towers, as JSON types.
 
-    Of two towers "chroma", "random_split_p" and "division"; of one tower "halves", [random halves that meet the criterion, of how
-    many]. Nothing where the layer is too small for it.
-    """
+    Of two towers "chroma", "random_split_p" and "division"; of one tower "halves", [random halves that meet the
+    criterion, of how many]. Nothing where the layer is too small for it."""
     if towers == 1:
         found = division_by_chance(kernels)
         return {"halves": list(found)} if found else {}
     found = division(kernels)
-    return {"chroma": specialisation.chroma_shares(kernels, 2), "random_split_p": specialisation.random_split_p(kernels),
-            "division": {"learned": list(found.learned), "distance": found.distance, "p": found.p,
-                         "measures": {name: {"effect": each.effect, "p": each.p, "holm_p": each.holm_p}
-                                      for name, each in found.differences.items()}}}
+    return {
+        "chroma": specialisation.chroma_shares(kernels, 2),
+        "random_split_p": specialisation.random_split_p(kernels),
+        "division": {
+            "learned": list(found.learned),
+            "distance": found.distance,
+            "p": found.p,
+            "measures": {
+                name: {"effect": each.effect, "p": each.p, "holm_p": each.holm_p}
+                for name, each in found.differences.items()
+            },
+        },
+    }
 
 
 def test_run(run, options, split, protocols):
@@ -111,8 +140,12 @@ def test_run(run, options, split, protocols):
         with progress(f"testing {run.directory.name} on {split}", len(pipeline.dataset.splits[split])) as advance:
             tested = evaluate(network, pipeline, split, protocols, run.recipe.batch_size, advance)
         notes["tests"][key] = {name: asdict(of_protocol.errors()) for name, of_protocol in tested.items()}
-        note(run, tests=notes["tests"], seconds=notes["seconds"] + time.monotonic() - start,
-             work=notes["work"] + work_of_test(run, split, protocols))
+        note(
+            run,
+            tests=notes["tests"],
+            seconds=notes["seconds"] + time.monotonic() - start,
+            work=notes["work"] + work_of_test(run, split, protocols),
+        )
     return notes["tests"][key]
 
 
@@ -123,17 +156,25 @@ def key_of_test(run, split, protocols):
 
 
 def signal_at_start(run, options):
-    """How much each layer's outputs differ from picture to picture before any training, which is all that can be learnt from.
+    """How much each layer's outputs differ from picture to picture before any training, which is all that can be learnt
+    from.
 
-    {layer: standard deviation between the pictures of a batch, root mean square over tower a's outputs}; validation images, centre view.
-    """
+    {layer: standard deviation between the pictures of a batch, root mean square over tower a's outputs}; validation
+    images, centre view."""
     trained, pipeline = _network_of(run, options, "val")
-    network = TwoTowerAlexNet(run.recipe, trained.exchange.devices, trained.classes, trained.kernels).eval()  # as it began
+    # as it began
+    network = TwoTowerAlexNet(run.recipe, trained.exchange.devices, trained.classes, trained.kernels).eval()
     found = {}
     for layer, module in network.towers[0].named_children():
         module.register_forward_hook(
-            lambda module, inputs, output, layer=layer: found.update({layer: output.float().var(0).mean().sqrt().item()}))
-    with closing(pipeline.views("val", run.recipe.batch_size, centre_view(run.recipe))) as batches, torch.inference_mode():
+            lambda module, inputs, output, layer=layer: found.update(
+                {layer: output.float().var(0).mean().sqrt().item()}
+            )
+        )
+    with (
+        closing(pipeline.views("val", run.recipe.batch_size, centre_view(run.recipe))) as batches,
+        torch.inference_mode(),
+    ):
         (towers,), _ = next(iter(batches))
         network(*towers)
     return found
@@ -149,16 +190,17 @@ def masks(run, options):
         parts = [towers for (towers,), _ in batches]
     images = [torch.cat([towers[place] for towers in parts]) for place in range(run.recipe.towers)]
     with progress(f"masks of {run.directory.name}", dropout_masks.MASKS, "masks") as advance:
-        return dropout_masks.compare(network, images, torch.from_numpy(np.asarray(split.labels)[numbers]),
-                                     advance=advance)
+        return dropout_masks.compare(
+            network, images, torch.from_numpy(np.asarray(split.labels)[numbers]), advance=advance
+        )
 
 
 def average(members, options):
-    """Errors of several networks averaged plainly, and with the weights that are best on the validation images, as 2012 chose them.
+    """Errors of several networks averaged plainly, and with the weights that are best on the validation images, as 2012
+    chose them.
 
-    Both are errors on the validation images, so the second are those of a choice on the very images it is tested on. Of more than
-    five networks "five" says the same of the first five, which the paper compares its seven with.
-    """
+    Both are errors on the validation images, so the second are those of a choice on the very images it is tested on. Of
+    more than five networks "five" says the same of the first five, which the paper compares its seven with."""
     logs, labels = [], None  # of each network {protocol: (images, classes) float32}
     for member in members:
         of_member, labels = _answers_of(member, options)
@@ -168,22 +210,33 @@ def average(members, options):
 
 
 def _average(members, logs, labels):
-    plain, choice = {name: ensemble_weights.nothing(*values.shape) for name, values in logs[0].items()}, averaged(logs[0])
-    weighted, weights = ensemble_weights.nothing(*logs[0][choice].shape), ensemble_weights.choose_weights([of[choice] for of in logs], labels)
+    plain, choice = (
+        {name: ensemble_weights.nothing(*values.shape) for name, values in logs[0].items()},
+        averaged(logs[0]),
+    )
+    weighted, weights = (
+        ensemble_weights.nothing(*logs[0][choice].shape),
+        ensemble_weights.choose_weights([of[choice] for of in logs], labels),
+    )
     for of_member, weight in zip(logs, ensemble_weights.normalised(weights), strict=True):
         for name, values in of_member.items():
             ensemble_weights.fold(plain[name], values, 1 / len(logs))
         ensemble_weights.fold(weighted, of_member[choice], weight)
-    return {"members": [str(member.directory) for member in members], "weights": list(weights),
-            "errors": {name: asdict(answers(values, labels).errors()) for name, values in plain.items()},
-            "weighted": {choice: asdict(answers(weighted, labels).errors())}}
+    return {
+        "members": [str(member.directory) for member in members],
+        "weights": list(weights),
+        "errors": {name: asdict(answers(values, labels).errors()) for name, values in plain.items()},
+        "weighted": {choice: asdict(answers(weighted, labels).errors())},
+    }
 
 
 def _answers_of(member, options):
     """({protocol: log probabilities}, labels) of a finished run on the validation images."""
     network, pipeline = _network_of(member, options, "val")
     parts, labels = {}, []
-    for batch, of_batch in log_probabilities(network, pipeline, "val", both_protocols(member.recipe), member.recipe.batch_size):
+    for batch, of_batch in log_probabilities(
+        network, pipeline, "val", both_protocols(member.recipe), member.recipe.batch_size
+    ):
         for name, values in batch.items():
             parts.setdefault(name, []).append(values.float().cpu())
         labels.append(of_batch.cpu())

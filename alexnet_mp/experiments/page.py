@@ -1,4 +1,5 @@
 """The claims on paper, made of records alone: README has the main ones, docs/claims.md all that is known of each."""
+
 import difflib
 import math
 import os
@@ -17,8 +18,22 @@ DETAILS = README.parent / "docs" / "claims.md"
 BEGIN, END = "<!-- claims: begin -->", "<!-- claims: end -->"
 # README's rows, in the paper's order: what sections 3 and 4 say lowers the error or speeds up training, the results of
 # section 6, figure 3, and what 7 says of depth. Any other claim is in docs/claims.md alone.
-MAIN = ("cifar-relu", "one-gpu", "lrn", "pooling", "crops-flips", "colour", "views", "dropout", "headline-2010",
-        "headline-2012", "ensemble5", "pretraining", "specialisation", "depth")
+MAIN = (
+    "cifar-relu",
+    "one-gpu",
+    "lrn",
+    "pooling",
+    "crops-flips",
+    "colour",
+    "views",
+    "dropout",
+    "headline-2010",
+    "headline-2012",
+    "ensemble5",
+    "pretraining",
+    "specialisation",
+    "depth",
+)
 
 
 def summary(folder):
@@ -56,20 +71,44 @@ def _each(folder, records, found, path):
     """Every claim by itself, with what its verdict rests on and the findings of its records."""
     lines = []
     for claim in CLAIMS:
-        lines += [f"## {claim.id}", "", f"{claim.sentence} ({claim.section})", "", f"- paper: {claim.paper}", f"- 2012 notes: {claim.source}",
-                  f"- verdict: {_told(found[claim.id])}"]
+        lines += [
+            f"## {claim.id}",
+            "",
+            f"{claim.sentence} ({claim.section})",
+            "",
+            f"- paper: {claim.paper}",
+            f"- 2012 notes: {claim.source}",
+            f"- verdict: {_told(found[claim.id])}",
+        ]
         lines += [f"  - {_outcome(outcome)}" for outcome in found[claim.id].outcomes]
         lines += [f"- needs: {claim.needs}"] if claim.needs else []
         lines += [f"- command: `{command(claim)}`", ""]
         for record in records.get(claim.id, []):
             if sentences := findings(record):
                 picture = os.path.relpath(path_of(record, folder).with_suffix(".png"), Path(path).parent)
-                lines += [f"**{setting(record)}**", "", *(f"- {sentence}" for sentence in sentences), "", f"Command: `{record['command']}`", "",
-                          f"![{claim.id}]({Path(picture).as_posix()})", ""]
+                lines += [
+                    f"**{setting(record)}**",
+                    "",
+                    *(f"- {sentence}" for sentence in sentences),
+                    "",
+                    f"Command: `{record['command']}`",
+                    "",
+                    f"![{claim.id}]({Path(picture).as_posix()})",
+                    "",
+                ]
     for other in ELSEWHERE:
         told = other.told(folder, records) or ["not run here"]
-        lines += [f"## {other.id}", "", f"{other.sentence} ({other.section})", "", f"- paper: {other.paper}", f"- 2012 notes: {other.source}",
-                  *(f"- here: {sentence}" for sentence in told), f"- command: `{other.command}`", ""]
+        lines += [
+            f"## {other.id}",
+            "",
+            f"{other.sentence} ({other.section})",
+            "",
+            f"- paper: {other.paper}",
+            f"- 2012 notes: {other.source}",
+            *(f"- here: {sentence}" for sentence in told),
+            f"- command: `{other.command}`",
+            "",
+        ]
     return "\n".join(lines).rstrip()
 
 
@@ -102,7 +141,7 @@ def _here(claim, verdict):
 
 
 def _mean(outcome):
-    """"+1.52 points (0.90 to 2.14)"; a factor where logarithms are compared."""
+    """ "+1.52 points (0.90 to 2.14)"; a factor where logarithms are compared."""
     if outcome.unit == "times":
         low_high = outcome.interval and " ({:.2f} to {:.2f})".format(*map(math.exp, outcome.interval))
         return f"{'at least ' if outcome.at_least else ''}{math.exp(outcome.mean):.2f} times{low_high or ''}"
@@ -121,7 +160,11 @@ def _outcome(outcome):
 
 def _told(verdict):
     told = verdict.word + (f" ({verdict.remark})" if verdict.remark else "")
-    return told + (f", p = {verdict.p:.2g}, {verdict.corrected:.2g} corrected for all claims" if verdict.corrected is not None else "")
+    return told + (
+        f", p = {verdict.p:.2g}, {verdict.corrected:.2g} corrected for all claims"
+        if verdict.corrected is not None
+        else ""
+    )
 
 
 def _row(*cells):
@@ -150,7 +193,11 @@ def update(readme, folder, page, check):
         if there == content:
             say(f"{path} is what the records say")
         elif check:
-            say("\n".join(difflib.unified_diff(there.splitlines(), content.splitlines(), str(path), "records", lineterm="")))
+            say(
+                "\n".join(
+                    difflib.unified_diff(there.splitlines(), content.splitlines(), str(path), "records", lineterm="")
+                )
+            )
             say(f"{path} differs from the records; python -m alexnet_mp.claims table writes it anew")
             status = 1
         else:

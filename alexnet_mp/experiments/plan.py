@@ -1,8 +1,9 @@
-"""Which runs a claim needs, and how much work they are: of each run the recipe, the data and the directory where it lies.
+"""Which runs a claim needs, and how much work they are: of each run the recipe, the data and the directory where it
+lies.
 
-A run is in OUT/<arm>-<digest>-seed<N>, where the digest is of recipe, data, steps and beginning: two claims that need the same run
-share it.
-"""
+A run is in OUT/<arm>-<digest>-seed<N>, where the digest is of recipe, data, steps and beginning: two claims that need
+the same run share it."""
+
 import hashlib
 import json
 from dataclasses import dataclass, replace
@@ -24,7 +25,8 @@ from .catalogue import BASE, LEVEL, at_rate
 from .half_the_classes import every_second_class
 
 SEARCH_SEED = 1000  # of the search for a learning rate: none that the comparison uses
-NOT_ON_TRAINING_IMAGES = {"errors", "rates"}  # kinds of claims whose networks are tested on validation and test images alone
+# kinds of claims whose networks are tested on validation and test images alone
+NOT_ON_TRAINING_IMAGES = {"errors", "rates"}
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,9 @@ class Run:
 
 def base_of(options):
     """The preset that --base means: as `train` chooses, paper on CUDA and mini on a CPU."""
-    on_cpu = set(options.gpus.replace(" ", "").split(",")) == {"cpu"} or (options.gpus == "auto" and torch.cuda.device_count() == 0)
+    on_cpu = set(options.gpus.replace(" ", "").split(",")) == {"cpu"} or (
+        options.gpus == "auto" and torch.cuda.device_count() == 0
+    )
     return options.base or ("mini" if on_cpu else "paper")
 
 
@@ -93,8 +97,11 @@ def runs_of_seed(kind, arms, options, seed):
     for arm in arms:
         preset, recipe = arm_recipe(arm, options)
         init = made[arm.init].directory if arm.init else None
-        run = make_run(kind, arm.name, preset, replace(recipe, seed=seed), data_for(arm, arms, options, recipe), options, init=init)
-        if recipe == base:  # an arm that changes nothing of this base, as the paper's order of `paper`, has the base's run
+        run = make_run(
+            kind, arm.name, preset, replace(recipe, seed=seed), data_for(arm, arms, options, recipe), options, init=init
+        )
+        # an arm that changes nothing of this base, as the paper's order of `paper`, has the base's run
+        if recipe == base:
             run = replace(run, directory=run.directory.with_name(run.directory.name.replace(arm.name, BASE.name, 1)))
         made[arm.name] = run
     return list(made.values())
@@ -104,21 +111,32 @@ def make_run(kind, name, preset, recipe, data, options, init=None, steps=None):
     """A `Run` with its directory."""
     steps = steps or options.steps
     digest = digest_of(recipe, opened(data, recipe.stored_size).fingerprint, steps, init.name if init else None)
-    return Run(name, recipe.seed, preset, recipe, data, steps, Path(options.out) / f"{name}-{digest}-seed{recipe.seed}", kind, init,
-               LEVEL if kind == "rates" else None)
+    return Run(
+        name,
+        recipe.seed,
+        preset,
+        recipe,
+        data,
+        steps,
+        Path(options.out) / f"{name}-{digest}-seed{recipe.seed}",
+        kind,
+        init,
+        LEVEL if kind == "rates" else None,
+    )
 
 
 def digest_of(recipe, *more):
     """Eight hexadecimal digits of a recipe but for its seed and name, and of what else makes a run another one.
 
-    Fields that have their default count for nothing, so that a new field of `Recipe` leaves the digests of older recipes alone.
-    """
+    Fields that have their default count for nothing, so that a new field of `Recipe` leaves the digests of older
+    recipes alone."""
     what = [recipes.to_dict(replace(recipe, seed=0, name="x"), defaults=False), *more]
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def data_for(arm, arms, options, recipe):
-    """What an arm is trained on: --data. Pre-training: --larger; or, without it, --data, and the other arms half of its classes."""
+    """What an arm is trained on: --data. Pre-training: --larger; or, without it, --data, and the other arms half of its
+    classes."""
     if not any(other.larger for other in arms) or (options.larger and not arm.larger):
         return options.data
     if arm.larger:
@@ -152,12 +170,17 @@ def turns(claim, options, seeds, rates=None):
     result = []
     for number in range(seeds):  # no two ensembles share a network
         fives = [runs_of_seed(claim.kind, arms, options, seed)[0] for seed in range(5 * number, 5 * number + 5)]
-        twos = [runs_of_seed(claim.kind, arms, options, seed)[1:] for seed in range(2 * number, 2 * number + 2)] if arms[1:] else []
+        twos = (
+            [runs_of_seed(claim.kind, arms, options, seed)[1:] for seed in range(2 * number, 2 * number + 2)]
+            if arms[1:]
+            else []
+        )
         result.append(([*fives, *(run for runs in twos for run in runs)], [*fives, *(runs[-1] for runs in twos)]))
     return result
 
 
 # --- how much work
+
 
 def steps_per_epoch(run):
     return batches.steps_per_epoch(run.recipe, data_of(run))
@@ -171,12 +194,15 @@ def last_step(run):
 
 def operations(run):
     """Multiplications and additions of one image's forward pass, all towers."""
-    return sum((1 if size.layer.towers == "first" else run.recipe.towers) * size.products
-               for size in shapes.sizes(run.recipe, len(data_of(run).classes)))
+    return sum(
+        (1 if size.layer.towers == "first" else run.recipe.towers) * size.products
+        for size in shapes.sizes(run.recipe, len(data_of(run).classes))
+    )
 
 
 def work_of_steps(run, first, last):
-    """Multiplications and additions of the steps first + 1 .. last and their validations: a step is three forward passes."""
+    """Multiplications and additions of the steps first + 1 .. last and their validations: a step is three forward
+    passes."""
     images = {name: len(split) for name, split in data_of(run).splits.items()}
     return operations(run) * (last - first) / steps_per_epoch(run) * (3 * images["train"] + images["val"])
 
@@ -198,7 +224,11 @@ def work_of_masks(run):
 
 def work_of_test(run, split, protocols):
     """Of one test on a split."""
-    return operations(run) * number_of_views(run, protocols) * len(opened(run.data, run.recipe.stored_size, split).splits[split])
+    return (
+        operations(run)
+        * number_of_views(run, protocols)
+        * len(opened(run.data, run.recipe.stored_size, split).splits[split])
+    )
 
 
 def number_of_views(run, protocols=None):
@@ -209,8 +239,8 @@ def number_of_views(run, protocols=None):
 def more_tests(run):
     """[(split, protocols)] of the tests that a claim asks for beside the run's own.
 
-    The training images are a third of an epoch's work; nearly every claim has a use for them, and claims share their runs.
-    """
+    The training images are a third of an epoch's work; nearly every claim has a use for them, and claims share their
+    runs."""
     tests = []
     if run.kind not in NOT_ON_TRAINING_IMAGES:
         tests.append(("train", {"centre view": centre_view(run.recipe)}))

@@ -1,8 +1,10 @@
-"""The records of claims: what was run, on what, and what came out, as numbers; `claim_table.py` makes sentences of them.
+"""The records of claims: what was run, on what, and what came out, as numbers; `claim_table.py` makes sentences of
+them.
 
-One JSON file a claim, data set and setting, claims/records/<claim>-<digest>.json; run again with more seeds, it is written anew. A
-record holds no run's whole history: errors, the means of its last epoch, sixty points of its curve, and what the claim measures.
-"""
+One JSON file a claim, data set and setting, claims/records/<claim>-<digest>.json; run again with more seeds, it is
+written anew. A record holds no run's whole history: errors, the means of its last epoch, sixty points of its curve, and
+what the claim measures."""
+
 import hashlib
 import json
 import platform
@@ -16,10 +18,28 @@ from ..system.provenance import PACKAGES, package_version, source_commit
 from .figures import draw_claim
 
 SOURCE = Path(__file__).resolve().parents[2]
-RECORDS = (SOURCE if (SOURCE / "pyproject.toml").exists() else Path()) / "claims" / "records"  # those of a checkout, where this is one
+# those of a checkout, where this is one
+RECORDS = (SOURCE if (SOURCE / "pyproject.toml").exists() else Path()) / "claims" / "records"
 FORMAT = 1
-FIELDS = {"claim", "kind", "date", "command", "note", "reported_on", "data", "base", "set", "epochs", "steps", "search_epochs",
-          "arms", "runs", "search", "rates", "ensembles"}
+FIELDS = {
+    "claim",
+    "kind",
+    "date",
+    "command",
+    "note",
+    "reported_on",
+    "data",
+    "base",
+    "set",
+    "epochs",
+    "steps",
+    "search_epochs",
+    "arms",
+    "runs",
+    "search",
+    "rates",
+    "ensembles",
+}
 
 
 def differences(before, after):
@@ -40,17 +60,28 @@ def machine(gpus):
     """Where a record is made; its runs say themselves where they were trained."""
     names = dict.fromkeys(device_name(device) for device in resolve(gpus, 2))
     packages = {name: package_version(name) for name in PACKAGES}
-    return {"devices": list(names), "python": platform.python_version(), "packages": packages, "commit": source_commit()}
+    return {
+        "devices": list(names),
+        "python": platform.python_version(),
+        "packages": packages,
+        "commit": source_commit(),
+    }
 
 
 def devices_of(record):
     """The names of all devices that the record's runs were trained on, in order."""
-    return list(dict.fromkeys(re.sub(r"\b1 threads$", "1 thread", device)  # as runs wrote it at first
-                              for run in record["runs"] for device in run["devices"]))
+    return list(
+        dict.fromkeys(
+            re.sub(r"\b1 threads$", "1 thread", device)  # as runs wrote it at first
+            for run in record["runs"]
+            for device in run["devices"]
+        )
+    )
 
 
 def path_of(record, folder):
-    """The file of a record: the same claim with the same recipes, on the same data and the same kind of device, has the same one.
+    """The file of a record: the same claim with the same recipes, on the same data and the same kind of device, has the
+    same one.
 
     However it was asked for, and with however many threads.
     """
@@ -61,7 +92,8 @@ def path_of(record, folder):
 
 
 def write_record(record, folder):
-    """Write a record and its picture, the same name with .png. Returns (its path, whether it was written). One line a run.
+    """Write a record and its picture, the same name with .png. Returns (its path, whether it was written). One line a
+    run.
 
     A record that is there already and has all these runs, and more, stays.
     """
@@ -83,7 +115,8 @@ def write_record(record, folder):
 
 
 def take_records(source, folder):
-    """Copy what another folder of records has and this one has not: kept runs, and records with more runs. Returns the names.
+    """Copy what another folder of records has and this one has not: kept runs, and records with more runs. Returns the
+    names.
 
     A record that is here too is replaced only by one that has all of its runs, and others; a kept run never is.
     """
@@ -93,7 +126,9 @@ def take_records(source, folder):
         if record and (here is None or _runs(record) > _runs(here)):
             taken += [path, path.with_suffix(".png")]
     taken = [path for path in taken if path.exists()]
-    taken += [path for path in sorted((Path(source) / "runs").glob("*")) if not (Path(folder) / "runs" / path.name).exists()]
+    taken += [
+        path for path in sorted((Path(source) / "runs").glob("*")) if not (Path(folder) / "runs" / path.name).exists()
+    ]
     for path in taken:
         target = Path(folder) / path.relative_to(source)
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,6 @@
-"""How long a claim will take, from how long runs took: `claims run all --budget 2h` starts nothing that it can't finish."""
+"""How long a claim will take, from how long runs took: `claims run all --budget 2h` starts nothing that it can't
+finish."""
+
 import math
 import shutil
 import time
@@ -30,8 +32,8 @@ MARGIN = 1.15  # what a calibration does not see: reading the images, checkpoint
 class Forecast:
     """Seconds that runs take, by preset; and the time that is left, if there is a limit.
 
-    pace: {preset: seconds for a multiplication and addition of the network}, of the newest run of the preset that ended.
-    """
+    pace: {preset: seconds for a multiplication and addition of the network}, of the newest run of the preset that
+    ended."""
 
     def __init__(self, options, budget=None):
         self.options, self.pace = options, {}
@@ -51,7 +53,9 @@ class Forecast:
     def calibrate(self, run):
         """Let a few steps tell the pace of a preset of which no run is known."""
         say(f"-- {CALIBRATION_STEPS} steps of {run.preset}, to see how fast this machine is")
-        trial = make_run(run.kind, "calibration", run.preset, run.recipe, run.data, self.options, steps=CALIBRATION_STEPS)
+        trial = make_run(
+            run.kind, "calibration", run.preset, run.recipe, run.data, self.options, steps=CALIBRATION_STEPS
+        )
         shutil.rmtree(trial.directory, ignore_errors=True)  # of another day: the machine may be another
         train_run(trial, self.options)
         rates = sorted(line["images_per_second"] for line in read_metrics(trial.directory) if line["kind"] == "train")
@@ -59,7 +63,8 @@ class Forecast:
 
     def seconds(self, run):
         """What is still to be done of a run, in seconds, at most; `learn` or `calibrate` has to know its preset."""
-        if status(run) == "new" and entry_of(run, self.options):  # kept; should its weights be asked for, it takes longer
+        # kept; should its weights be asked for, it takes longer
+        if status(run) == "new" and entry_of(run, self.options):
             return 0.0
         match status(run):
             case "diverged":
@@ -86,7 +91,8 @@ class Forecast:
 
 
 def needed(claim, options, seeds):
-    """The runs of a claim, each once. As long as a search for learning rates goes on, it is told as if it changed nothing."""
+    """The runs of a claim, each once. As long as a search for learning rates goes on, it is told as if it changed
+    nothing."""
     rates, runs = {}, []
     for arm in claim.arms if claim.kind == "rates" else ():
         runs += [search_run(arm, factor, options) for factor in GRID]

@@ -1,8 +1,9 @@
 """Whether a claim of the paper came out: one number a seed, its test, and a verdict in words.
 
-The rules are those of claims/desk-study.md, which was written before the runs that they judge: paired t-tests, Holm's correction over
-its claims with a direction, and no verdict from fewer than `FEWEST` seeds. `specialisation` and `init` are counted instead.
-"""
+The rules are those of claims/desk-study.md, which was written before the runs that they judge: paired t-tests, Holm's
+correction over its claims with a direction, and no verdict from fewer than `FEWEST` seeds. `specialisation` and `init`
+are counted instead."""
+
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,10 +17,33 @@ from ..analysis.specialisation import holm, matching, wilson
 from . import kept_answers
 from .catalogue import CLAIMS
 
-COMES_OUT, OPPOSITE, UNDECIDED, NOT_RUN, NO_VERDICT = "comes out", "opposite", "not to be told apart", "not run", "no verdict"
+COMES_OUT, OPPOSITE, UNDECIDED, NOT_RUN, NO_VERDICT = (
+    "comes out",
+    "opposite",
+    "not to be told apart",
+    "not run",
+    "no verdict",
+)
 LEVEL, FEWEST = 0.05, 5
-STUDY = ("views", "lrn", "one-gpu", "dropout", "crops-flips", "colour", "augmentation", "pooling", "depth", "links", "weight-decay", "biases",
-         "pretraining", "ensemble5", "ensemble7", "curve")  # the claims that share one correction; all others share another
+STUDY = (
+    "views",
+    "lrn",
+    "one-gpu",
+    "dropout",
+    "crops-flips",
+    "colour",
+    "augmentation",
+    "pooling",
+    "depth",
+    "links",
+    "weight-decay",
+    "biases",
+    # the claims that share one correction; all others share another
+    "pretraining",
+    "ensemble5",
+    "ensemble7",
+    "curve",
+)
 UNTRAINED = 98.0  # % top-1 error: a network of `init` with a lower one has learned something
 
 
@@ -27,9 +51,8 @@ UNTRAINED = 98.0  # % top-1 error: a network of `init` with a lower one has lear
 class Outcome:
     """One comparison of a claim, one number a seed; above 0 where the second is larger.
 
-    unit: "points", or "times" of logarithms of ratios. Intervals and p are those of the t-test of the mean against 0, n - 1 degrees
-    of freedom; None for n = 1, or where all values are equal.
-    """
+    unit: "points", or "times" of logarithms of ratios. Intervals and p are those of the t-test of the mean against 0, n
+    - 1 degrees of freedom; None for n = 1, or where all values are equal."""
 
     what: str
     values: tuple[float, ...]
@@ -56,6 +79,7 @@ class Outcome:
         if self.sd is None:
             return None
         from scipy import stats  # imported late: it takes half a second
+
         return float(2 * stats.t.sf(abs(self.mean) / (self.sd / math.sqrt(self.n)), self.n - 1))
 
     @property
@@ -72,6 +96,7 @@ class Outcome:
         if self.sd is None:
             return None
         from scipy import stats
+
         reach = float(stats.t.ppf(0.975, self.n - 1)) * self.sd * factor
         return self.mean - reach, self.mean + reach
 
@@ -99,38 +124,66 @@ def verdicts(records, folder):
     for family in (STUDY, [claim.id for claim in CLAIMS if claim.id not in STUDY]):
         judged = [name for name in family if found[name].word == UNDECIDED and found[name].p is not None]
         corrected |= dict(zip(judged, holm([found[name].p for name in judged])))
-    return {claim.id: _decided(claim, found[claim.id], corrected[claim.id]) if claim.id in corrected else found[claim.id] for claim in CLAIMS}
+    return {
+        claim.id: _decided(claim, found[claim.id], corrected[claim.id]) if claim.id in corrected else found[claim.id]
+        for claim in CLAIMS
+    }
 
 
 def outcomes(claim, record):
-    """The `Outcome`s of a claim's comparisons in a record, those without a pair of runs left out; the first is the primary one."""
+    """The `Outcome`s of a claim's comparisons in a record, those without a pair of runs left out; the first is the
+    primary one."""
     arms = [arm["name"] for arm in record["arms"] if not arm["larger"]]
     match claim.kind:
         case "views":
             runs = _ended(record, arms[0])
-            pairs = [("centre view minus the average over views", [run["errors"]["centre view"]["top1_error"] - _views(run) for run in runs])]
+            pairs = [
+                (
+                    "centre view minus the average over views",
+                    [run["errors"]["centre view"]["top1_error"] - _views(run) for run in runs],
+                )
+            ]
         case "ensemble":
             pairs = _ensembles(record)
         case "masks":
             pairs = []
         case "iterations":
-            pairs = [(f"steps to the same training loss, {_words(arm)} minus {_words(arms[0])}", _log_steps(record, arms[0], arm))
-                     for arm in arms[1:]]
+            pairs = [
+                (
+                    f"steps to the same training loss, {_words(arm)} minus {_words(arms[0])}",
+                    _log_steps(record, arms[0], arm),
+                )
+                for arm in arms[1:]
+            ]
         case "cumulative":
-            pairs = [(f"{_words(arm)} minus {_words(before)}", _differences(record, before, arm, _views)) for before, arm in zip(arms, arms[1:])]
+            pairs = [
+                (f"{_words(arm)} minus {_words(before)}", _differences(record, before, arm, _views))
+                for before, arm in zip(arms, arms[1:])
+            ]
         case _:
-            value, what = {"overfitting": (_gap, "gap, "), "dropout": (_gap, "gap, "), "training": (_training, "training error, ")}.get(
-                claim.kind, (_views, ""))
+            value, what = {
+                "overfitting": (_gap, "gap, "),
+                "dropout": (_gap, "gap, "),
+                "training": (_training, "training error, "),
+            }.get(claim.kind, (_views, ""))
             if claim.id == "biases":
                 value, what = _log_moved, "steps until the loss moves, "
             if claim.kind == "rates":
                 value, what = _log_epochs, "epochs to the level, "
-            pairs = [(f"{what}{_words(arm)} minus {_words(arms[0])}", _differences(record, arms[0], arm, value)) for arm in arms[1:]]
+            pairs = [
+                (f"{what}{_words(arm)} minus {_words(arms[0])}", _differences(record, arms[0], arm, value))
+                for arm in arms[1:]
+            ]
     unit = "times" if claim.id == "biases" or claim.kind in ("rates", "iterations") else "points"
     timed = unit == "times" and claim.kind != "iterations"
     cut_off = {arm: any(_never(claim, run) for run in _ended(record, arm)) for arm in arms} if timed else {}
-    return tuple(Outcome(what.replace(" minus ", " over ") if unit == "times" else what, tuple(values), unit, at_least)
-                 for (what, values), at_least in zip(pairs, [cut_off.get(arm, False) for arm in arms[1:]] or [False], strict=True) if len(values))
+    return tuple(
+        Outcome(what.replace(" minus ", " over ") if unit == "times" else what, tuple(values), unit, at_least)
+        for (what, values), at_least in zip(
+            pairs, [cut_off.get(arm, False) for arm in arms[1:]] or [False], strict=True
+        )
+        if len(values)
+    )
 
 
 def _tested(claim, record, folder):
@@ -166,7 +219,9 @@ def _decided(claim, verdict, corrected):
     word, remark = UNDECIDED, ""
     if corrected <= LEVEL and len(signs) == 1:
         word = COMES_OUT if signs == {1.0} else OPPOSITE
-    elif claim.effect is not None and all(claim.direction * _end(outcome, claim.direction) < claim.effect for outcome in primary):
+    elif claim.effect is not None and all(
+        claim.direction * _end(outcome, claim.direction) < claim.effect for outcome in primary
+    ):
         remark = "smaller here than the effect that would count"
     return Verdict(word, verdict.outcomes, verdict.p, corrected, remark, verdict.record)
 
@@ -177,29 +232,37 @@ def _end(outcome, direction):
 
 
 def _counted_towers(record, folder):
-    """In how many runs the towers are divided, and whether more than towers of different networks are; with links, and without.
+    """In how many runs the towers are divided, and whether more than towers of different networks are; with links, and
+    without.
 
-    All runs, and more: it comes out; none: the opposite. Beside it, in how many of the divided ones it is the share of chroma that
-    differs, as the paper says, and Fisher's exact test of the runs with links against those without.
-    """
+    All runs, and more: it comes out; none: the opposite. Beside it, in how many of the divided ones it is the share of
+    chroma that differs, as the paper says, and Fisher's exact test of the runs with links against those without."""
     counts, told = [], []
     for arm in record["arms"]:
         runs = [run for run in _ended(record, arm["name"]) if "division" in run]
         if not runs:
             continue
-        divided = [run["division"] for run in runs if run["division"]["p"] is not None and run["division"]["p"] <= DIVIDED]
+        divided = [
+            run["division"] for run in runs if run["division"]["p"] is not None and run["division"]["p"] <= DIVIDED
+        ]
         chroma = sum(division["measures"]["colourfulness"]["holm_p"] <= LEVEL for division in divided)
         kernels = [kept_answers.first_layer(run, folder) for run in runs]
         _, p = (None, None) if any(of_one is None for of_one in kernels) else matching(kernels)
         low, high = wilson(len(divided), len(runs))
         counts.append((len(divided), len(runs), p))
-        told.append(f"{_words(arm['name'])}: towers differ in {len(divided)} of {len(runs)} runs ({100 * low:.0f} to {100 * high:.0f} %), in chroma "
-                    f"in {chroma} of these; against towers of other runs p = {'unknown' if p is None else f'{p:.2g}'}")
+        told.append(
+            f"{_words(arm['name'])}: towers differ in {len(divided)} of {len(runs)} runs ({100 * low:.0f} to "
+            f"{100 * high:.0f} %), in chroma "
+            f"in {chroma} of these; against towers of other runs p = {'unknown' if p is None else f'{p:.2g}'}"
+        )
     if not counts or counts[0][1] < FEWEST:
-        return Verdict(NO_VERDICT, remark=_too_few(counts[0][1]) if counts else "a record of an older version", record=record)
+        return Verdict(
+            NO_VERDICT, remark=_too_few(counts[0][1]) if counts else "a record of an older version", record=record
+        )
     divided, runs, p = counts[0]
     if len(counts) > 1:
         from scipy import stats
+
         other = counts[1]
         fisher = stats.fisher_exact([[divided, runs - divided], [other[0], other[1] - other[0]]]).pvalue
         told.append(f"with links against without p = {fisher:.2g}")
@@ -208,7 +271,8 @@ def _counted_towers(record, folder):
 
 
 def _counted_starts(claim, record):
-    """Whether every run with the literal initial weights learns: its loss moves for good, and its error is below chance."""
+    """Whether every run with the literal initial weights learns: its loss moves for good, and its error is below
+    chance."""
     runs = [run for run in record["runs"] if run["arm"] == "literal_init" and ("errors" in run or "diverged" in run)]
     found = outcomes(claim, record)
     if len(runs) < FEWEST:
@@ -219,7 +283,8 @@ def _counted_starts(claim, record):
 
 
 def _ensembles(record):
-    """Of five networks: the average's error minus each member's; of seven: minus the average of the first five, one number an ensemble."""
+    """Of five networks: the average's error minus each member's; of seven: minus the average of the first five, one
+    number an ensemble."""
     values = []
     for ensemble in record["ensembles"]:
         average = _views({"errors": ensemble["errors"]})
@@ -230,12 +295,22 @@ def _ensembles(record):
             values = [average - _views(run) for run in record["runs"] if Path(run["directory"]).name in names]
         else:
             names = {Path(member).name for member in ensemble["members"]}
-            values.append(average - float(np.mean([_views(run) for run in record["runs"] if Path(run["directory"]).name in names])))
-    return [("the average of seven minus that of five" if any("five" in ensemble for ensemble in record["ensembles"])
-             else "the average minus its members", values)]
+            values.append(
+                average
+                - float(np.mean([_views(run) for run in record["runs"] if Path(run["directory"]).name in names]))
+            )
+    return [
+        (
+            "the average of seven minus that of five"
+            if any("five" in ensemble for ensemble in record["ensembles"])
+            else "the average minus its members",
+            values,
+        )
+    ]
 
 
 # --- one number of a run
+
 
 def _views(run):
     """Top-1 error in %, averaged over views; of a network that is tested on one view, on that."""
@@ -248,7 +323,11 @@ def _training(run):
 
 def _gap(run):
     """Validation minus training error, centre view, in points."""
-    return run["errors"]["centre view"]["top1_error"] - run["on_training_images"]["top1_error"] if "on_training_images" in run else None
+    return (
+        run["errors"]["centre view"]["top1_error"] - run["on_training_images"]["top1_error"]
+        if "on_training_images" in run
+        else None
+    )
 
 
 def _log_moved(run):
@@ -263,7 +342,8 @@ def _log_epochs(run):
 
 
 def _log_steps(record, reference, arm):
-    """Logarithms of how many times as many steps an arm takes to the lowest training loss that both curves of a pair come to."""
+    """Logarithms of how many times as many steps an arm takes to the lowest training loss that both curves of a pair
+    come to."""
     a, b = ({run["seed"]: run["curve"] for run in _ended(record, name) if "curve" in run} for name in (reference, arm))
     ratios = []
     for seed in sorted(a.keys() & b.keys()):
@@ -287,9 +367,14 @@ def _ended(record, arm):
 
 
 def _fullest(records):
-    """Of a claim's records, newest first: of those with the study's network, else of all, the one with the most seeds that ended."""
+    """Of a claim's records, newest first: of those with the study's network, else of all, the one with the most seeds
+    that ended."""
     of_study = [record for record in records if record["base"] == "desk" and record["steps"] is None]
-    return max(of_study or records, key=lambda record: len({run["seed"] for run in record["runs"] if "errors" in run}), default=None)
+    return max(
+        of_study or records,
+        key=lambda record: len({run["seed"] for run in record["runs"] if "errors" in run}),
+        default=None,
+    )
 
 
 def _words(arm):

@@ -1,10 +1,10 @@
 """The crossings between the towers: the one file in which tensors go from one device to another.
 
-A tensor of one tower becomes readable on the other tower's device by a copy, and its gradient returns the same way. In 2012 the
-consumer's thread read the peer's memory (source, `src/layer.cu:78-109`). Between CUDA devices the copies run on streams of their
-own, one pair a direction, and what needs nothing from the other side runs meanwhile (`overlap.py`). With both towers on one device
-nothing is copied, and the ledger says so.
-"""
+A tensor of one tower becomes readable on the other tower's device by a copy, and its gradient returns the same way. In
+2012 the consumer's thread read the peer's memory (source, `src/layer.cu:78-109`). Between CUDA devices the copies run
+on streams of their own, one pair a direction, and what needs nothing from the other side runs meanwhile (`overlap.py`).
+With both towers on one device nothing is copied, and the ledger says so."""
+
 import functools
 from dataclasses import dataclass
 
@@ -44,11 +44,16 @@ class Exchange:
     def gather(self, edge, outputs, readers):
         """For each of the first `readers` towers: all towers' outputs in the order a, b.
 
-        The other tower's output is a tensor where the towers share a device, else a `Crossing`; all crossings have begun.
-        """
+        The other tower's output is a tensor where the towers share a device, else a `Crossing`; all crossings have
+        begun."""
         meet = self._shared if self.shared else functools.partial(Crossing, self)
-        return [[output if source == reader else meet(edge, output, source, reader) for source, output in enumerate(outputs)]
-                for reader in range(readers)]
+        return [
+            [
+                output if source == reader else meet(edge, output, source, reader)
+                for source, output in enumerate(outputs)
+            ]
+            for reader in range(readers)
+        ]
 
     def standing(self, edge, tensor, source, target, pass_):
         """A `StandingCopy` of a tensor of tower `source`, entered in the ledger once."""
@@ -83,9 +88,8 @@ class Crossing:
     def send_back(self, gradient):
         """Begin the gradient's way back; returns what makes it readable on the source's device.
 
-        That is for the stream on which the tensor was made, where autograd goes on with it: in the thread that calls this, another may
-        be current on that device.
-        """
+        That is for the stream on which the tensor was made, where autograd goes on with it: in the thread that calls
+        this, another may be current on that device."""
         return functools.partial(self._carry(gradient, self.target, self.source, "backward").receive, self.home)
 
     def _carry(self, tensor, source, target, pass_):
@@ -101,7 +105,8 @@ class Arrival:
     event: object = None  # of the target's stream that has waited for the copy, where both are CUDA devices
 
     def receive(self, stream=None):
-        """The copy, readable from now on on a stream of its device, by default the current one. The host doesn't wait."""
+        """The copy, readable from now on on a stream of its device, by default the current one. The host doesn't
+        wait."""
         if self.event is not None:
             stream = stream or current_stream(self.tensor)
             stream.wait_event(self.event)
@@ -117,9 +122,9 @@ def current_stream(tensor):
 def copy(tensor, device, overlap, place=None):
     """Begin to copy a tensor to another device, to `place` if there is one: an `Arrival`.
 
-    Where a CPU is one of the two, the host waits for the copy itself. A place has to be free by then, and the tensor has to stay as it
-    is until the copy's streams were waited for (`StandingCopy`).
-    """
+    Where a CPU is one of the two, the host waits for the copy itself. A place has to be free by then, and the tensor
+    has to stay as it is until the copy's streams were waited for (`StandingCopy`)."""
+
     def arriving():
         return torch.empty_like(tensor, device=device) if place is None else place
 
@@ -162,7 +167,8 @@ class StandingCopy:
 
 
 def settle(devices):
-    """Copies and computation on CUDA devices wait for each other: from then on all tensors and places may be written again."""
+    """Copies and computation on CUDA devices wait for each other: from then on all tensors and places may be written
+    again."""
     for source, target in (devices, devices[::-1]):
         if source.type == target.type == "cuda":
             for stream in _copy_streams(source, target):
@@ -173,7 +179,8 @@ def settle(devices):
 
 @functools.cache
 def _copy_streams(source, target):
-    """A stream on each of the two devices, for copies in this direction alone: the two directions don't wait for each other."""
+    """A stream on each of the two devices, for copies in this direction alone: the two directions don't wait for each
+    other."""
     return stream_for(source, f"copies to {target}"), stream_for(target, f"copies from {source}")
 
 
@@ -195,4 +202,6 @@ class _Shared(torch.autograd.Function):
 
 def _with_index(device):
     """ "cuda" is the current CUDA device: named in full, so that it equals "cuda:0" where it is that."""
-    return torch.device("cuda", torch.cuda.current_device()) if device.type == "cuda" and device.index is None else device
+    return (
+        torch.device("cuda", torch.cuda.current_device()) if device.type == "cuda" and device.index is None else device
+    )

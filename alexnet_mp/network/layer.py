@@ -1,17 +1,38 @@
 """One layer of a tower: its product, and its epilogue, the operations after it."""
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..kernels import (avg_pool, dropout, linear, lrn, lrn_max_pool, max_pool, relu_dropout, spatial_norm,
-                       spatial_norm_max_pool)
+from ..kernels import (
+    avg_pool,
+    dropout,
+    linear,
+    lrn,
+    lrn_max_pool,
+    max_pool,
+    relu_dropout,
+    spatial_norm,
+    spatial_norm_max_pool,
+)
 from ..kernels.dispatch import resolve
 from ..recipes import shapes
 from .overlap import split_input_product
 
 # Runs of operations that the kernels compute as one, longest first; everything else is computed one by one.
-FUSED = (("relu", "lrn", "max_pool"), ("lrn", "max_pool", "relu"), ("lrn", "max_pool"), ("relu", "lrn"), ("lrn",),
-         ("relu", "max_pool"), ("max_pool", "relu"), ("max_pool",), ("spatial_norm", "max_pool"), ("relu", "dropout"), ("relu",))
+FUSED = (
+    ("relu", "lrn", "max_pool"),
+    ("lrn", "max_pool", "relu"),
+    ("lrn", "max_pool"),
+    ("relu", "lrn"),
+    ("lrn",),
+    ("relu", "max_pool"),
+    ("max_pool", "relu"),
+    ("max_pool",),
+    ("spatial_norm", "max_pool"),
+    ("relu", "dropout"),
+    ("relu",),
+)
 TAKES_BIAS = FUSED[:-3]
 TAKES_BIAS_ON_GPU = FUSED[-2:]  # on a CPU the product adds it for nothing
 
@@ -20,20 +41,19 @@ def plan(epilogue):
     """Split a layer's epilogue into what the kernels compute as one: (relu, lrn, max_pool), (dropout,)."""
     fused, rest = [], tuple(epilogue)
     while rest:
-        fused.append(next((run for run in FUSED if rest[:len(run)] == run), rest[:1]))
-        rest = rest[len(fused[-1]):]
+        fused.append(next((run for run in FUSED if rest[: len(run)] == run), rest[:1]))
+        rest = rest[len(fused[-1]) :]
     return fused
 
 
 class TowerLayer(nn.Module):
     """One layer: a convolution or a product, and its epilogue (`Layer.then`).
 
-    size: the layer's `geometry.Size`. towers: the towers whose maps are computed here, (0,), (1,), or (0, 1) in a merged network.
-    forward(x, step): (N, C, H, W) -> (N, maps * len(towers), H', W'), or (N, units * len(towers)); step keys the dropout mask.
-    With a `Crossing` x is the tower's own half of what is read, and the other half is on its way (`overlap.py`).
-    Computed in the dtype of x: of float32 weights a bfloat16 image takes copies in bfloat16, and their gradients are
-    float32 again; or, where `keep_copies` has made copies that stay, bfloat16.
-    """
+    size: the layer's `geometry.Size`. towers: the towers whose maps are computed here, (0,), (1,), or (0, 1) in a
+    merged network. forward(x, step): (N, C, H, W) -> (N, maps * len(towers), H', W'), or (N, units * len(towers)); step
+    keys the dropout mask. With a `Crossing` x is the tower's own half of what is read, and the other half is on its way
+    (`overlap.py`). Computed in the dtype of x: of float32 weights a bfloat16 image takes copies in bfloat16, and their
+    gradients are float32 again; or, where `keep_copies` has made copies that stay, bfloat16."""
 
     def __init__(self, recipe, size, index, towers, kernels, device):
         super().__init__()
@@ -41,18 +61,24 @@ class TowerLayer(nn.Module):
         self.kernels = kernels
         self.layer = size.layer
         self.groups = len(towers) if self.layer.reads == "own" else 1
-        weight, bias = (torch.zeros(maps * len(towers), *others, device=device)
-                        for maps, *others in (size.weight_shape, size.bias_shape))
+        weight, bias = (
+            torch.zeros(maps * len(towers), *others, device=device)
+            for maps, *others in (size.weight_shape, size.bias_shape)
+        )
         if self.layer.kind == "conv":  # as the maps are, so that no step reorders them
             weight = weight.to(memory_format=torch.channels_last)
         self.weight, self.bias = nn.Parameter(weight), nn.Parameter(bias)
         self.kept = {}  # {name of a parameter: (its copy in another dtype, the parameter's version that it is of)}
         self.fused_operations = plan(self.layer.then)
         takes_bias = TAKES_BIAS + (TAKES_BIAS_ON_GPU if resolve(kernels, device) in ("cuda", "triton") else ())
-        # Merged, the kernels see each tower's maps as images of their own (LRN) or by halves (dropout), and the product adds the bias.
-        # The kernels add one bias a map: not those of a local layer, one a position.
-        self.bias_in_kernel = (len(towers) == 1 and self.layer.kind != "local" and self.fused_operations[:1] != []
-                               and self.fused_operations[0] in takes_bias)
+        # Merged, the kernels see each tower's maps as images of their own (LRN) or by halves (dropout), and the product
+        # adds the bias. The kernels add one bias a map: not those of a local layer, one a position.
+        self.bias_in_kernel = (
+            len(towers) == 1
+            and self.layer.kind != "local"
+            and self.fused_operations[:1] != []
+            and self.fused_operations[0] in takes_bias
+        )
 
     def extra_repr(self):
         return f"{tuple(self.weight.shape)}, then {' -> '.join(self.layer.then) or 'nothing'}"
@@ -99,7 +125,9 @@ class TowerLayer(nn.Module):
         return self.__dict__ | {"kept": {}}  # another layer's parameters have versions of their own
 
     def product(self, x, weight, bias):
-        return {"conv": self._convolve, "local": self._convolve_locally, "fc": self._multiply}[self.layer.kind](x, weight, bias)
+        return {"conv": self._convolve, "local": self._convolve_locally, "fc": self._multiply}[self.layer.kind](
+            x, weight, bias
+        )
 
     def halves(self, other_comes_second):
         """A function that gives of the weight what meets the tower's own half of what is read, and what meets the
@@ -107,6 +135,7 @@ class TowerLayer(nn.Module):
 
         other_comes_second: whether the other is the second half.
         """
+
         def split(weight):
             a, b = weight.chunk(2, 3 if self.layer.kind == "local" else 1)
             return (a, b) if other_comes_second else (b, a)
@@ -116,8 +145,11 @@ class TowerLayer(nn.Module):
     def apply_epilogue(self, x, bias, step):
         """What comes after the product. bias: if the first operation adds it, else None."""
         for fused in self.fused_operations:
-            x = (self._dropout(fused, x, bias, step) if fused[-1] == "dropout"
-                 else self._maps_of_each_tower(fused, x, bias))
+            x = (
+                self._dropout(fused, x, bias, step)
+                if fused[-1] == "dropout"
+                else self._maps_of_each_tower(fused, x, bias)
+            )
             bias = None
         return x
 
@@ -127,8 +159,9 @@ class TowerLayer(nn.Module):
     def pad_ceil_mode(self, x):
         """(N, C, H, W) with the zeros that the last windows reach beyond their pad; x itself if there are none."""
         layer = self.layer
-        right, bottom = (shapes.ceil_mode_padding(side, layer.kernel, layer.stride, layer.pad)
-                         for side in (x.shape[3], x.shape[2]))
+        right, bottom = (
+            shapes.ceil_mode_padding(side, layer.kernel, layer.stride, layer.pad) for side in (x.shape[3], x.shape[2])
+        )
         # 224 -> 55: three more columns and rows of zeros (2012 source: its kernel reads 0 out of bounds)
         return F.pad(x, (0, right, 0, bottom)) if right or bottom else x
 
@@ -138,8 +171,14 @@ class TowerLayer(nn.Module):
         x = F.pad(self.pad_ceil_mode(x), (layer.pad,) * 4).permute(2, 3, 0, 1).contiguous()  # (H, W, N, C)
         parts = []
         for own, kernels in zip(x.chunk(self.groups, 3), weight.chunk(self.groups), strict=True):
-            windows = torch.cat([own[i::layer.stride, j::layer.stride][:height, :width]
-                                 for i in range(layer.kernel) for j in range(layer.kernel)], 3)  # (H', W', N, k k C)
+            windows = torch.cat(
+                [
+                    own[i :: layer.stride, j :: layer.stride][:height, :width]
+                    for i in range(layer.kernel)
+                    for j in range(layer.kernel)
+                ],
+                3,
+            )  # (H', W', N, k k C)
             kernels = kernels.permute(1, 2, 0, 4, 5, 3).flatten(3)  # (H', W', maps, k k C)
             parts.append(windows @ kernels.transpose(2, 3))  # (H', W', N, maps)
         y = torch.cat(parts, 3).permute(2, 3, 0, 1).contiguous()
@@ -153,7 +192,8 @@ class TowerLayer(nn.Module):
         return torch.cat([linear(part, own, kernels=self.kernels) for part, own in parts], 1) + bias
 
     def _maps_of_each_tower(self, fused, x, bias):
-        """Normalisation never looks beyond a tower's own maps: merged, each tower's half counts as an image of its own."""
+        """Normalisation never looks beyond a tower's own maps: merged, each tower's half counts as an image of its
+        own."""
         if len(self.towers) == 1 or "lrn" not in fused:
             return self._compute(fused, x, bias)
         images, maps = x.shape[:2]
@@ -196,15 +236,17 @@ class TowerLayer(nn.Module):
         raise ValueError(f"{self.layer.name}: no way to compute {fused}")
 
     def _dropout(self, fused, x, bias, step):
-        """Classic dropout, alone or with the ReLU before it. Tested, all units count, at 1 - probability of their value (4.2)."""
+        """Classic dropout, alone or with the ReLU before it. Tested, all units count, at 1 - probability of their value
+        (4.2)."""
         probability, with_relu = self.recipe.dropout, fused[0] == "relu"
         if not self.training:
             return (self._compute(("relu",), x, bias) if with_relu else x) * (1 - probability)
         halves = []
         for tower, half in zip(self.towers, x.chunk(len(self.towers), 1), strict=True):
             mask = dict(probability=probability, seed=self.recipe.seed, step=step, layer=self.index, tower=tower)
-            halves.append(relu_dropout(half, bias, **mask, kernels=self.kernels) if with_relu
-                          else dropout(half, **mask))
+            halves.append(
+                relu_dropout(half, bias, **mask, kernels=self.kernels) if with_relu else dropout(half, **mask)
+            )
         return halves[0] if len(halves) == 1 else torch.cat(halves, 1)
 
 

@@ -1,4 +1,6 @@
-"""Two towers and their exchange make AlexNet (paper, figure 2); `merge` and `split` go to and from one grouped network."""
+"""Two towers and their exchange make AlexNet (paper, figure 2); `merge` and `split` go to and from one grouped
+network."""
+
 import numpy as np
 import torch
 from torch import nn
@@ -14,12 +16,11 @@ from .tower import Tower
 class TwoTowerAlexNet(nn.Module):
     """The network of a recipe, one tower a device (one device, and no crossings, where the recipe has one tower).
 
-    recipe: a `Recipe`. devices: one device a tower. classes: outputs of the last layer. kernels: who computes the operations
-    ("auto", "reference", ...; see `resolve` in `kernels/dispatch.py`). Weights are drawn from (recipe.seed, layer,
-    tower) and don't depend on the devices.
-    `step` counts training passes; with the seed it keys the dropout masks. Each tower counts on its own device, so that a CUDA graph can.
-    Raises ValueError for a number of devices that the recipe's towers don't match, or kernels that can't compute on one of them.
-    """
+    recipe: a `Recipe`. devices: one device a tower. classes: outputs of the last layer. kernels: who computes the
+    operations ("auto", "reference", ...; see `resolve` in `kernels/dispatch.py`). Weights are drawn from (recipe.seed,
+    layer, tower) and don't depend on the devices. `step` counts training passes; with the seed it keys the dropout
+    masks. Each tower counts on its own device, so that a CUDA graph can. Raises ValueError for a number of devices that
+    the recipe's towers don't match, or kernels that can't compute on one of them."""
 
     def __init__(self, recipe, devices=("cuda:0", "cuda:1"), classes=1000, kernels="auto"):
         super().__init__()
@@ -29,40 +30,49 @@ class TwoTowerAlexNet(nn.Module):
         self.exchange = Exchange(devices)
         self.kernels, self.kept_dtype = kernels, None
         self.kernels_used()  # a choice that can't compute on a device is refused now
-        self.towers = nn.ModuleList(Tower(recipe, index, device, classes, self.kernels)
-                                    for index, device in enumerate(self.exchange.devices))
+        self.towers = nn.ModuleList(
+            Tower(recipe, index, device, classes, self.kernels) for index, device in enumerate(self.exchange.devices)
+        )
         self.initialise()
 
     def initialise(self):
-        """Draw the initial weights (paper 5): N(0, std), biases constant. In float32, whatever the parameters' dtype."""
+        """Draw the initial weights (paper 5): N(0, std), biases constant. In float32, whatever the parameters'
+        dtype."""
         with torch.no_grad():
             for index, tower in enumerate(self.towers):
                 for module in tower.children():
-                    draws = np.random.Generator(np.random.Philox(
-                        key=np.array([self.recipe.seed, INIT_STREAM], np.uint64),
-                        counter=np.array([0, 0, module.index, index], np.uint64)))
-                    weights = draws.standard_normal(tuple(module.weight.shape), np.float32) * np.float32(module.layer.init_std)
+                    draws = np.random.Generator(
+                        np.random.Philox(
+                            key=np.array([self.recipe.seed, INIT_STREAM], np.uint64),
+                            counter=np.array([0, 0, module.index, index], np.uint64),
+                        )
+                    )
+                    weights = draws.standard_normal(tuple(module.weight.shape), np.float32) * np.float32(
+                        module.layer.init_std
+                    )
                     module.weight.copy_(torch.from_numpy(weights))
                     module.bias.fill_(module.layer.init_bias)
 
     def forward(self, images_a, images_b=None):
         """Logits (N, classes) on tower a's device, in the weights' dtype.
 
-        images_a, images_b: the same (N, 3, crop, crop) images, once on each tower's device, grey levels minus the mean. Their dtype
-        is the one that is computed in.
-        """
+        images_a, images_b: the same (N, 3, crop, crop) images, once on each tower's device, grey levels minus the mean.
+        Their dtype is the one that is computed in."""
         self.exchange.clear()
         if self.training:
             for tower in self.towers:
                 tower.step += 1
-        outputs = [images_a, images_b][:len(self.towers)]
+        outputs = [images_a, images_b][: len(self.towers)]
         if images_a is images_b:  # on one device, where both towers need the same zeros at the edges
             first = getattr(self.towers[0], self.recipe.layers[0].name)
             outputs = [first.pad_ceil_mode(images_a)] * 2
         for layer in self.recipe.layers:
             readers = 1 if layer.towers == "first" else len(self.towers)
-            parts = (self.exchange.gather(layer.name, outputs, readers) if layer.reads == "both" else
-                     [[output] for output in outputs[:readers]])
+            parts = (
+                self.exchange.gather(layer.name, outputs, readers)
+                if layer.reads == "both"
+                else [[output] for output in outputs[:readers]]
+            )
             outputs = [tower(layer.name, read) for tower, read in zip(self.towers, parts)]
         return outputs[0].to(self.dtype)
 
@@ -119,10 +129,11 @@ class TwoTowerAlexNet(nn.Module):
 
 
 class MergedAlexNet(nn.Module):
-    """Both towers as one network: convolutions that read their own tower only are grouped in two, LRN stops at the towers' border.
+    """Both towers as one network: convolutions that read their own tower only are grouped in two, LRN stops at the
+    towers' border.
 
-    forward(images): (N, 3, crop, crop) -> logits (N, classes). `state_dict()` has the names and shapes of a plain AlexNet.
-    """
+    forward(images): (N, 3, crop, crop) -> logits (N, classes). `state_dict()` has the names and shapes of a plain
+    AlexNet."""
 
     def __init__(self, recipe, device, classes, kernels):
         super().__init__()
@@ -149,12 +160,14 @@ class MergedAlexNet(nn.Module):
 
 
 def merge_tensors(layers):
-    """{name: [tower a's tensor, tower b's]} (weights, gradients, velocities) -> {name: the merged tensor, a copy on the CPU}."""
+    """{name: [tower a's tensor, tower b's]} (weights, gradients, velocities) -> {name: the merged tensor, a copy on the
+    CPU}."""
     return {name: torch.cat([part.detach().cpu() for part in parts]).contiguous() for name, parts in layers.items()}
 
 
 def split_tensors(merged, layers):
-    """Copy merged tensors into {name: [tower a's tensor, tower b's]}. Raises ValueError on a missing, foreign or wrongly shaped one."""
+    """Copy merged tensors into {name: [tower a's tensor, tower b's]}. Raises ValueError on a missing, foreign or
+    wrongly shaped one."""
     if set(merged) != set(layers):
         raise ValueError(f"tensors named {sorted(set(merged) ^ set(layers))} are missing or foreign")
     with torch.no_grad():

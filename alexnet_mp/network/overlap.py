@@ -1,8 +1,9 @@
-"""The product of a layer that reads both towers, by halves: what needs nothing from the other tower is computed while its half flies.
+"""The product of a layer that reads both towers, by halves: what needs nothing from the other tower is computed while
+its half flies.
 
-y = product(own half, its weights, bias) + product(other half, its weights). Backward, the other half's gradient is computed first
-and sent, and the rest is computed while it is on its way.
-"""
+y = product(own half, its weights, bias) + product(other half, its weights). Backward, the other half's gradient is
+computed first and sent, and the rest is computed while it is on its way."""
+
 import torch
 
 
@@ -21,7 +22,8 @@ def split_input_product(product, own, crossing, weight, halves, bias):
 
 
 class SplitInputProduct:
-    """The two products with a history of their own; call `begin`, `end`, and backward `gradient_of_other`, `gradients`, once each.
+    """The two products with a history of their own; call `begin`, `end`, and backward `gradient_of_other`, `gradients`,
+    once each.
 
     wanted: whether gradients of (own, other, weight, bias) are.
     """
@@ -66,8 +68,11 @@ class SplitInputProduct:
     def gradients(self, dy):
         """Of own, weight, bias: each None where it isn't wanted. The history is let go of."""
         by_hand = self.weight.requires_grad and written_by_halves(self.weight)
-        wanted = [tensor for tensor in self._inputs
-                  if tensor is not None and tensor.requires_grad and not (by_hand and tensor is self.weight)]
+        wanted = [
+            tensor
+            for tensor in self._inputs
+            if tensor is not None and tensor.requires_grad and not (by_hand and tensor is self.weight)
+        ]
         found = iter(torch.autograd.grad(self.gradient_edge, wanted, dy) if wanted else ())
         own, weight, bias = [next(found) if any(tensor is one for one in wanted) else None for tensor in self._inputs]
         del self.gradient_edge

@@ -1,4 +1,5 @@
 """One tower: the layers that live on one device."""
+
 import torch
 from torch import nn
 
@@ -10,9 +11,9 @@ from .layer import TowerLayer
 class Tower(nn.Module):
     """The layers that live on one device, as submodules conv1 ... fc8 (fc8 on tower 0 alone).
 
-    index: 0 for tower a, 1 for tower b. forward(name, parts): what one layer makes of the parts it reads, in the order a, b: tensors
-    on this tower's device, and a `Crossing` where the other tower has another. step: training passes so far (`network.py`).
-    """
+    index: 0 for tower a, 1 for tower b. forward(name, parts): what one layer makes of the parts it reads, in the order
+    a, b: tensors on this tower's device, and a `Crossing` where the other tower has another. step: training passes so
+    far (`network.py`)."""
 
     def __init__(self, recipe, index, device, classes, kernels):
         super().__init__()

@@ -1,4 +1,5 @@
 """A prepared set is made: plan, shards, index, in this order; what was interrupted goes on."""
+
 import hashlib
 import json
 import os
@@ -46,7 +47,8 @@ def prepare(source, kind, plan, dest, skip, workers):
             status = _say_complete(dest, plan, source.ids)
         else:
             status = _make(source, kind, plan, dest, skip, workers)
-    # Without the lock, since a network file system doesn't give up an open file; beside an index nobody works here any more.
+    # Without the lock, since a network file system doesn't give up an open file; beside an index nobody works here any
+    # more.
     _remove_work(dest / WORK)
     return status
 
@@ -54,14 +56,21 @@ def prepare(source, kind, plan, dest, skip, workers):
 def _make(source, kind, plan, dest, skip, workers):
     _begin(dest, plan)
     splits = {name: Shards(dest, name, items, plan, skip) for name, items in source.splits.items()}
-    missing = [(shards, number) for shards in splits.values() for number in range(shards.count) if not shards.done(number)]
+    missing = [
+        (shards, number) for shards in splits.values() for number in range(shards.count) if not shards.done(number)
+    ]
     images = sum(len(shards.numbers[number]) for shards, number in missing)
     total = sum(len(items) for items in source.splits.values())
-    say(f"{total:,} images of {len(source.classes)} classes in {sum(shards.count for shards in splits.values()):,} shards"
-        + (f"; {total - images:,} are done already" if images < total else ""))
+    say(
+        f"{total:,} images of {len(source.classes)} classes in {sum(shards.count for shards in splits.values()):,} "
+        "shards" + (f"; {total - images:,} are done already" if images < total else "")
+    )
     tasks = (shards.task(number) for shards, number in missing)
     try:
-        with progress("preparing", images) as advance, closing(in_processes(make_shard, tasks, workers, advance)) as made:
+        with (
+            progress("preparing", images) as advance,
+            closing(in_processes(make_shard, tasks, workers, advance)) as made,
+        ):
             for _ in made:
                 pass
     finally:
@@ -77,8 +86,13 @@ class Plan:
 
     def __init__(self, size, quality, classes, class_names, splits):
         self.size, self.quality = size, quality
-        self.fields = {"version": VERSION, "size": size, "quality": quality or "raw", "classes": list(classes),
-                       "names of the classes": list(class_names)}
+        self.fields = {
+            "version": VERSION,
+            "size": size,
+            "quality": quality or "raw",
+            "classes": list(classes),
+            "names of the classes": list(class_names),
+        }
         for name, (count, digest) in splits.items():
             self.fields[f"{name} images"] = count
             self.fields[f"list of {name} images"] = digest
@@ -91,7 +105,8 @@ class Plan:
         return json.dumps(self.fields, indent=1).encode() + b"\n"
 
     def difference(self, fields):
-        """In words, the first field that is other than in the fields of another plan; None where all of those are equal."""
+        """In words, the first field that is other than in the fields of another plan; None where all of those are
+        equal."""
         for name in dict.fromkeys([*fields, *self.fields]):
             was, now = fields.get(name), self.fields.get(name)
             if was != now:
@@ -112,23 +127,39 @@ def make_plan(source, size, quality):
 
 
 def _finish(dest, plan, source, kind, splits):
-    """Put together what the shards' parts know, and write the index: from then on the set is there. Returns the `Index`."""
+    """Put together what the shards' parts know, and write the index: from then on the set is there. Returns the
+    `Index`."""
     sums, found = Sums(plan.size), {}
     for name, shards in splits.items():
         split, columns = shards.collect(sums if name == "train" else None)
         lost = sorted(set(range(len(source.classes))) - set(columns.label.tolist()))
         if not split.images or name == "train" and lost:
             what = f"class {source.classes[lost[0]]} of {name}" if split.images else name
-            raise UserError(f"no image of {what} can be read, and a set needs one; mend the source and run the same command again")
+            raise UserError(
+                f"no image of {what} can be read, and a set needs one; mend the source and run the same command again"
+            )
         content = save({field: np.ascontiguousarray(values) for field, values in vars(columns).items()})
         written(dest / columns_file(name), content)
-        found[name] = SplitIndex(split.images, split.index, hashlib.sha256(content).hexdigest(), split.shards, split.skipped)
+        found[name] = SplitIndex(
+            split.images, split.index, hashlib.sha256(content).hexdigest(), split.shards, split.skipped
+        )
     statistics = sums.statistics()
     content = save({field: np.ascontiguousarray(values) for field, values in vars(statistics).items()})
     written(dest / STATISTICS, content)
-    index = Index(FORMAT, VERSION, plan.size, "raw" if plan.quality is None else "jpeg", plan.quality, for_json(kind),
-                  plan.digest, tuple(map(for_json, source.classes)), tuple(map(for_json, source.class_names)), found,
-                  hashlib.sha256(content).hexdigest(), ids=None if source.ids is None else tuple(source.ids))
+    index = Index(
+        FORMAT,
+        VERSION,
+        plan.size,
+        "raw" if plan.quality is None else "jpeg",
+        plan.quality,
+        for_json(kind),
+        plan.digest,
+        tuple(map(for_json, source.classes)),
+        tuple(map(for_json, source.class_names)),
+        found,
+        hashlib.sha256(content).hexdigest(),
+        ids=None if source.ids is None else tuple(source.ids),
+    )
     written(dest / INDEX, index.to_bytes())
     return index
 
@@ -143,8 +174,10 @@ def _begin(dest, plan):
         except (OSError, ValueError, AttributeError) as error:
             raise UserError(f"cannot read {path}: {error}; remove {dest} to begin anew") from None
         if difference:
-            raise UserError(f"{dest} was begun with another source or other settings ({difference}); choose another DEST, or "
-                            "remove this one")
+            raise UserError(
+                f"{dest} was begun with another source or other settings ({difference}); choose another DEST, or "
+                "remove this one"
+            )
     else:
         written(path, plan.to_bytes())
 
@@ -175,13 +208,16 @@ def _say_left_out(dest, index):
 
 
 def _say_complete(dest, plan, ids):
-    """For a finished set: say so, or refuse, if it was made from something else. A set of before there were ids gets them."""
+    """For a finished set: say so, or refuse, if it was made from something else. A set of before there were ids gets
+    them."""
     index = read_index(dest)
     if index.plan != plan.digest:
         same = Plan(index.stored_size, index.jpeg_quality, index.classes, index.class_names, {})
         counts = {f"{name} images": split.images + len(split.skipped) for name, split in index.splits.items()}
         difference = plan.difference(same.fields | counts) or "the names of the images"
-        raise UserError(f"{dest} is a set of another source or other settings ({difference}); choose another DEST, or remove it")
+        raise UserError(
+            f"{dest} is a set of another source or other settings ({difference}); choose another DEST, or remove it"
+        )
     if ids is not None and index.ids is None:
         written(dest / INDEX, replace(index, ids=tuple(ids)).to_bytes())
         say("the classes' numbers in the competition were added to it")

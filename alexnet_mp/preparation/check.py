@@ -1,4 +1,5 @@
 """`prepare --check`: is a prepared set, down to the last byte, what `prepare` wrote?"""
+
 import hashlib
 import io
 import os
@@ -43,7 +44,8 @@ class ShardTask:
     index: Index
     split: str
     number: int
-    columns: Columns | None  # of the whole split; None = they are damaged: only the file's size and sha256 can be checked
+    # of the whole split; None = they are damaged: only the file's size and sha256 can be checked
+    columns: Columns | None
 
     @property
     def shard(self):
@@ -54,7 +56,8 @@ class ShardTask:
 
 
 def check(directory, workers):
-    """Verify every file, checksum and image of a finished set, and say what is wrong. Returns the exit status: 0, or 2."""
+    """Verify every file, checksum and image of a finished set, and say what is wrong. Returns the exit status: 0, or
+    2."""
     index, directory, problems, columns = read_index(directory), Path(directory), [], {}
     for split in index.splits:
         try:
@@ -70,14 +73,22 @@ def check(directory, workers):
     belonging = {INDEX, STATISTICS}
     for split in index.splits.values():
         belonging |= {split.index, *(shard.file for shard in split.shards)}
-    problems += [f"{directory / name} does not belong to the set" for name in sorted(set(os.listdir(directory)) - belonging)]
+    problems += [
+        f"{directory / name} does not belong to the set" for name in sorted(set(os.listdir(directory)) - belonging)
+    ]
 
-    tasks = [ShardTask(directory, index, split, number, columns[split])
-             for split in index.splits for number in range(len(index.splits[split].shards))]
+    tasks = [
+        ShardTask(directory, index, split, number, columns[split])
+        for split in index.splits
+        for number in range(len(index.splits[split].shards))
+    ]
     sums, found = Sums(index.stored_size), {}
     images = sum(split.images for split in index.splits.values())
     places = {str(task): place for place, task in enumerate(tasks)}
-    with progress("checking", images) as advance, closing(in_processes(check_shard_of, tasks, workers, advance)) as checked:
+    with (
+        progress("checking", images) as advance,
+        closing(in_processes(check_shard_of, tasks, workers, advance)) as checked,
+    ):
         for task, (what, of_shard) in checked:
             found[places[str(task)]] = what
             if task.split == "train":
@@ -99,7 +110,8 @@ def check(directory, workers):
 
 
 def check_shard_of(task, tick):
-    """(what is wrong, in lines; the `Sums` of the pictures that could be read) of a shard. tick() is called for every image."""
+    """(what is wrong, in lines; the `Sums` of the pictures that could be read) of a shard. tick() is called for every
+    image."""
     sums, problems = Sums(task.index.stored_size), []
     try:
         # Read, not mapped: a bad disk is then an error like others, not the end of the process.
@@ -130,7 +142,9 @@ def _check_content(task, file, sums, problems, tick):
     numbers = keys(task.index.splits[task.split])
     for image in images[np.argsort(columns.offset[images], kind="stable")]:
         offset, length, label = (int(column[image]) for column in (columns.offset, columns.length, columns.label))
-        picture, problem = _picture(np.frombuffer(read(offset, offset + length), np.uint8), int(columns.crc32[image]), task.index)
+        picture, problem = _picture(
+            np.frombuffer(read(offset, offset + length), np.uint8), int(columns.crc32[image]), task.index
+        )
         if problem:
             problems.append(f"{task}: image {names[image]}: {problem}")
         elif task.split == "train":
@@ -138,7 +152,9 @@ def _check_content(task, file, sums, problems, tick):
         before, after = _around(int(numbers[image]), task.index.encoding, length, label)
         place, end = end, offset + length + len(after)
         if offset != place + len(before) or read(place, offset) != before or read(offset + length, end) != after:
-            problems.append(f"{task}: image {names[image]}: its tar header, place or label is not {columns_file(task.split)}'s")
+            problems.append(
+                f"{task}: image {names[image]}: its tar header, place or label is not {columns_file(task.split)}'s"
+            )
         tick()
     left = task.shard.bytes - end
     if not 2 * BLOCK <= left < 2 * BLOCK + RECORD or task.shard.bytes % RECORD or any(read(end, task.shard.bytes)):
@@ -148,8 +164,10 @@ def _check_content(task, file, sums, problems, tick):
 def _around(number, encoding, length, label):
     """The bytes of a shard before and after an image's file."""
     text = b"%d" % label
-    return (member_header(number, "jpg" if encoding == "jpeg" else "ppm", length),
-            padding(length) + member_header(number, "cls", len(text)) + text + padding(len(text)))
+    return (
+        member_header(number, "jpg" if encoding == "jpeg" else "ppm", length),
+        padding(length) + member_header(number, "cls", len(text)) + text + padding(len(text)),
+    )
 
 
 def _picture(content, crc32, index):
@@ -159,7 +177,7 @@ def _picture(content, crc32, index):
     if problem:
         return None, problem
     if index.encoding == "raw":
-        return content[-3 * size**2:].reshape(size, size, 3), None
+        return content[-3 * size**2 :].reshape(size, size, 3), None
     try:
         with Image.open(io.BytesIO(content), formats=("JPEG",)) as image:
             return np.asarray(image.convert("RGB")), None
@@ -169,9 +187,15 @@ def _picture(content, crc32, index):
 
 def _agree(one, other):
     """Whether mean and covariance are equal within 1e-9: grey levels, and 0..1 units squared."""
+
     def covariance(statistics):  # components of equal variance may be turned against each other
         return statistics.eigenvectors * statistics.eigenvalues @ statistics.eigenvectors.T
 
-    return all(np.abs(a - b).max() <= 1e-9 for a, b in (
-        (one.mean, other.mean), (covariance(one), covariance(other)),
-        (one.eigenvectors.T @ one.eigenvectors, np.eye(3))))
+    return all(
+        np.abs(a - b).max() <= 1e-9
+        for a, b in (
+            (one.mean, other.mean),
+            (covariance(one), covariance(other)),
+            (one.eigenvectors.T @ one.eigenvectors, np.eye(3)),
+        )
+    )

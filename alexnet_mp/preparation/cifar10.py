@@ -1,9 +1,9 @@
 """CIFAR-10 as distributed: the binary and the Python version, as a folder or as the tar.gz.
 
-A picture is 3,072 bytes: 32x32 of red, then green, then blue, row by row. The binary version puts a label byte before each; the
-Python version is pickles. A pickle is a program that may do anything to whoever loads it, so these are never loaded: `unpickled`
-follows the few steps that such files need and refuses every other.
-"""
+A picture is 3,072 bytes: 32x32 of red, then green, then blue, row by row. The binary version puts a label byte before
+each; the Python version is pickles. A pickle is a program that may do anything to whoever loads it, so these are never
+loaded: `unpickled` follows the few steps that such files need and refuses every other."""
+
 import functools
 import pickletools
 from pathlib import Path
@@ -21,16 +21,25 @@ LARGEST_BATCH = 128 << 20  # bytes; those distributed have 30.7 million
 LARGEST_META = 64 << 10
 LARGEST_ARCHIVE = 1 << 30  # bytes, unpacked
 # folder, archive, ending of the batches, file of the class names
-VERSIONS = (("cifar-10-batches-bin", "cifar-10-binary.tar.gz", ".bin", "batches.meta.txt"),
-            ("cifar-10-batches-py", "cifar-10-python.tar.gz", "", "batches.meta"))
+VERSIONS = (
+    ("cifar-10-batches-bin", "cifar-10-binary.tar.gz", ".bin", "batches.meta.txt"),
+    ("cifar-10-batches-py", "cifar-10-python.tar.gz", "", "batches.meta"),
+)
 # What the pickle of an array of uint8 calls, by Python 2 and 3, NumPy 1 and 2, protocols 2 to 5.
-GLOBALS = {"numpy.core.multiarray _reconstruct": "array", "numpy._core.multiarray _reconstruct": "array",
-           "numpy.core.numeric _frombuffer": "buffer", "numpy._core.numeric _frombuffer": "buffer",
-           "numpy ndarray": "class", "numpy dtype": "dtype", "_codecs encode": "encode"}
+GLOBALS = {
+    "numpy.core.multiarray _reconstruct": "array",
+    "numpy._core.multiarray _reconstruct": "array",
+    "numpy.core.numeric _frombuffer": "buffer",
+    "numpy._core.numeric _frombuffer": "buffer",
+    "numpy ndarray": "class",
+    "numpy dtype": "dtype",
+    "_codecs encode": "encode",
+}
 
 
 def find(path):
-    """The CIFAR-10 set that `path` is or holds, a `Source` with train and val (the test batch); None where there is none.
+    """The CIFAR-10 set that `path` is or holds, a `Source` with train and val (the test batch); None where there is
+    none.
 
     A directory that has it more than once: the folder is taken before the archive, the binary version before the other.
     Raises UserError where a part is missing or damaged.
@@ -46,17 +55,20 @@ def find(path):
 
 
 def read(path, offset, length):
-    """The bytes of a picture of the form "cifar batch"; `offset` counts through the batches of `path`, one after the other."""
+    """The bytes of a picture of the form "cifar batch"; `offset` counts through the batches of `path`, one after the
+    other."""
     batches = _unpacked(path)[0]
     number, start = divmod(offset, len(batches[0]))
-    return batches[number][start:start + length].tobytes()
+    return batches[number][start : start + length].tobytes()
 
 
 def _from_folder(folder, ending, meta):
     for name in (*(f"{batch}{ending}" for batch in BATCHES), meta):
         if not (folder / name).is_file():
-            raise UserError(f"{folder}: no file {name}; CIFAR-10 has {BATCHES[0]}{ending} to {BATCHES[4]}{ending}, "
-                            f"{BATCHES[5]}{ending} and {meta}")
+            raise UserError(
+                f"{folder}: no file {name}; CIFAR-10 has {BATCHES[0]}{ending} to {BATCHES[4]}{ending}, "
+                f"{BATCHES[5]}{ending} and {meta}"
+            )
     classes = _class_names(_content(folder / meta, LARGEST_META), folder / meta)
     labels, places = [], []
     for batch in BATCHES:
@@ -67,7 +79,9 @@ def _from_folder(folder, ending, meta):
         else:
             labels += _unpacked(path)[1]
             places.append((path, 0, PICTURE, "cifar batch"))
-    return _source(f"CIFAR-10, {'binary' if ending else 'Python'} version, in {folder}", classes, labels, places, folder)
+    return _source(
+        f"CIFAR-10, {'binary' if ending else 'Python'} version, in {folder}", classes, labels, places, folder
+    )
 
 
 def _from_archive(path):
@@ -82,12 +96,16 @@ def _from_archive(path):
 def _source(kind, classes, labels, places, where):
     counts = {batch: len(found) for batch, found in zip(BATCHES, labels)}
     if len(set(counts.values())) > 1:  # a batch that was cut between two pictures shows only here
-        raise UserError(f"{where}: its batches should be of one size, but have "
-                        + ", ".join(f"{batch} {count:,}" for batch, count in counts.items()) + " pictures")
+        raise UserError(
+            f"{where}: its batches should be of one size, but have "
+            + ", ".join(f"{batch} {count:,}" for batch, count in counts.items())
+            + " pictures"
+        )
     splits = {"train": [], "val": []}
     for batch, found, (path, start, step, form) in zip(BATCHES, labels, places):
         splits["val" if batch == "test_batch" else "train"] += [
-            Item(f"{batch}/{row:05}", label, path, start + row * step, PICTURE, form) for row, label in enumerate(found)]
+            Item(f"{batch}/{row:05}", label, path, start + row * step, PICTURE, form) for row, label in enumerate(found)
+        ]
     for images in splits.values():
         images.sort(key=lambda image: image.label)  # within a class they are in the order of their names already
     return Source(kind, classes, classes, splits)
@@ -103,8 +121,11 @@ def _unpacked(path):
         pixels, labels = _python_batch(_content(path, LARGEST_BATCH), path)
         return [pixels], [labels], None
     found, classes = {}, None
-    names = {f"{folder}/{name}": (batch, ending) for folder, _, ending, meta in VERSIONS
-             for name, batch in [(f"{batch}{ending}", batch) for batch in BATCHES] + [(meta, meta)]}
+    names = {
+        f"{folder}/{name}": (batch, ending)
+        for folder, _, ending, meta in VERSIONS
+        for name, batch in [(f"{batch}{ending}", batch) for batch in BATCHES] + [(meta, meta)]
+    }
     for name, content in gzip_members(path, names.__contains__, LARGEST_BATCH, LARGEST_ARCHIVE):
         batch, ending = names[name]
         if batch in BATCHES:
@@ -113,8 +134,10 @@ def _unpacked(path):
             classes = _class_names(content, f"{path}: {name}")
     missing = [batch for batch in BATCHES if batch not in found] + ([] if classes else ["the class names"])
     if missing:
-        raise UserError(f"{path}: it lacks {', '.join(missing)}; of compressed archives only CIFAR-10's are read, "
-                        f"{VERSIONS[0][1]} and {VERSIONS[1][1]}")
+        raise UserError(
+            f"{path}: it lacks {', '.join(missing)}; of compressed archives only CIFAR-10's are read, "
+            f"{VERSIONS[0][1]} and {VERSIONS[1][1]}"
+        )
     return [found[batch][0] for batch in BATCHES], [found[batch][1] for batch in BATCHES], classes
 
 
@@ -133,7 +156,9 @@ def _content(path, largest):
 def _binary_batch(content, where):
     """-> pixels (N * 3072,) uint8, labels: N integers."""
     if not content or len(content) % (1 + PICTURE):
-        raise UserError(f"{where}: {len(content):,} bytes are not a whole number of pictures of {1 + PICTURE:,}; is it incomplete?")
+        raise UserError(
+            f"{where}: {len(content):,} bytes are not a whole number of pictures of {1 + PICTURE:,}; is it incomplete?"
+        )
     records = np.frombuffer(content, np.uint8).reshape(-1, 1 + PICTURE)
     return np.ascontiguousarray(records[:, 1:]).reshape(-1), _checked(records[:, 0].tolist(), where)
 
@@ -145,7 +170,9 @@ def _python_batch(content, where):
     if not isinstance(pixels, _Array) or not isinstance(labels, list):
         raise UserError(f"{where}: it has no data and labels of CIFAR-10")
     if pixels.shape != (len(labels), PICTURE) or len(pixels.content) != len(labels) * PICTURE or not labels:
-        raise UserError(f"{where}: its {len(labels):,} labels and {len(pixels.content):,} bytes of pixels don't belong together")
+        raise UserError(
+            f"{where}: its {len(labels):,} labels and {len(pixels.content):,} bytes of pixels don't belong together"
+        )
     return np.frombuffer(pixels.content, np.uint8), _checked(labels, where)
 
 
@@ -186,6 +213,7 @@ def _text(name):
 
 class _Array:
     """What stands for an array of uint8: its shape and its bytes."""
+
     shape, content = None, b""
 
 
@@ -199,7 +227,8 @@ class _Global:
 
 
 def unpickled(content):
-    """What a pickle of dictionaries, lists, text, bytes, integers and arrays of uint8 describes; nothing in it is called.
+    """What a pickle of dictionaries, lists, text, bytes, integers and arrays of uint8 describes; nothing in it is
+    called.
 
     Raises some exception for every other file. Memory and time are bounded by the length of `content`.
     """
@@ -217,8 +246,20 @@ def unpickled(content):
         name = code.name
         if name in ("PROTO", "FRAME"):
             continue
-        if name in ("BININT", "BININT1", "BININT2", "LONG1", "BINSTRING", "SHORT_BINSTRING", "BINUNICODE", "SHORT_BINUNICODE",
-                    "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"):
+        if name in (
+            "BININT",
+            "BININT1",
+            "BININT2",
+            "LONG1",
+            "BINSTRING",
+            "SHORT_BINSTRING",
+            "BINUNICODE",
+            "SHORT_BINUNICODE",
+            "BINBYTES",
+            "SHORT_BINBYTES",
+            "BINBYTES8",
+            "BYTEARRAY8",
+        ):
             stack.append(argument)
         elif name in ("NONE", "NEWTRUE", "NEWFALSE"):
             stack.append({"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[name])

@@ -1,8 +1,9 @@
 """The table in a MATLAB file (version 5 to 7, "MAT-File Format", MathWorks), such as a devkit's `meta.mat`.
 
-`scipy.io.loadmat` reads these too, but one wrong byte in such a file can end the process with a segmentation fault. Here nothing
-is taken for granted: every part must lie within the part around it, so time and memory are bounded by the file's own length.
-"""
+`scipy.io.loadmat` reads these too, but one wrong byte in such a file can end the process with a segmentation fault.
+Here nothing is taken for granted: every part must lie within the part around it, so time and memory are bounded by the
+file's own length."""
+
 import struct
 import zlib
 
@@ -16,7 +17,8 @@ STRUCT, TEXT, FIRST_NUMERIC, LAST_NUMERIC = 2, 4, 6, 15  # classes of a matrix
 
 
 def struct_array(content, variable, fields):
-    """[(value, ...)]: the values of `fields` in each element of the struct array `variable`; texts as str, single numbers as int.
+    """[(value, ...)]: the values of `fields` in each element of the struct array `variable`; texts as str, single
+    numbers as int.
 
     Raises ValueError for a file that is damaged or has no such variable or fields, or whose values are of another kind.
     """
@@ -45,14 +47,15 @@ def struct_array(content, variable, fields):
 
 
 def _elements(data, order):
-    """(type, bytes) of each element; a short one has its length in the upper half of the type, and 4 bytes of data at most."""
+    """(type, bytes) of each element; a short one has its length in the upper half of the type, and 4 bytes of data at
+    most."""
     start = 0
     while start < len(data):
         if start + 8 > len(data):
             raise ValueError("it is cut short")
         kind, size = struct.unpack_from(f"{order}II", data, start)
         if kind >> 16:
-            kind, size, begin, end = kind & 0xffff, kind >> 16, start + 4, start + 8
+            kind, size, begin, end = kind & 0xFFFF, kind >> 16, start + 4, start + 8
             if size > 4:
                 raise ValueError("a short element of more than 4 bytes")
         else:
@@ -60,7 +63,7 @@ def _elements(data, order):
             end = begin + (size if kind == COMPRESSED else -(-size // 8) * 8)
         if begin + size > len(data):
             raise ValueError("it is cut short")
-        yield kind, data[begin:begin + size]
+        yield kind, data[begin : begin + size]
         start = end
 
 
@@ -70,8 +73,12 @@ def _matrix(data, order):
     flags, shape, name = _next(parts)[1], _next(parts), _next(parts)[1]
     if len(flags) != 8 or shape[0] != 5 or len(shape[1]) < 8 or len(shape[1]) % 4:
         raise ValueError("a damaged matrix")
-    return (struct.unpack(f"{order}II", flags)[0] & 0xff, struct.unpack(f"{order}{len(shape[1]) // 4}i", shape[1]),
-            bytes(name).decode("latin-1"), parts)
+    return (
+        struct.unpack(f"{order}II", flags)[0] & 0xFF,
+        struct.unpack(f"{order}{len(shape[1]) // 4}i", shape[1]),
+        bytes(name).decode("latin-1"),
+        parts,
+    )
 
 
 def _rows(shape, parts, order, fields):
@@ -82,7 +89,7 @@ def _rows(shape, parts, order, fields):
     names = bytes(_next(parts)[1])
     if length < 1 or len(names) % length:
         raise ValueError("damaged names of fields")
-    names = [names[start:start + length].split(b"\0")[0].decode("latin-1") for start in range(0, len(names), length)]
+    names = [names[start : start + length].split(b"\0")[0].decode("latin-1") for start in range(0, len(names), length)]
     missing = [field for field in fields if field not in names]
     if missing:
         raise ValueError(f"no field {missing[0]} in it")

@@ -1,8 +1,9 @@
 """The archives of ILSVRC-2012 and ILSVRC-2010 as distributed, and ImageNet's tars by wnid (Fall 2009, Fall 2011).
 
-Labels number the wnids in sorted order, whatever the competition's own numbers are; those are kept beside them. A validation image
-has a number in its name, which is the line of the ground truth with the competition's number of its class.
-"""
+Labels number the wnids in sorted order, whatever the competition's own numbers are; those are kept beside them. A
+validation image has a number in its name, which is the line of the ground truth with the competition's number of its
+class."""
+
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -29,10 +30,20 @@ class Competition(NamedTuple):
 
 
 COMPETITIONS = (
-    Competition("ILSVRC2012", "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", None,
-                ("ILSVRC2012_devkit_t12.tar.gz", "ILSVRC2012_devkit_t12")),
-    Competition("ILSVRC2010", "ILSVRC2010_images_train.tar", "ILSVRC2010_images_val.tar", "ILSVRC2010_images_test.tar",
-                ("ILSVRC2010_devkit-1.0.tar.gz", "ILSVRC2010_devkit-1.0", "devkit-1.0.tar.gz", "devkit-1.0")),
+    Competition(
+        "ILSVRC2012",
+        "ILSVRC2012_img_train.tar",
+        "ILSVRC2012_img_val.tar",
+        None,
+        ("ILSVRC2012_devkit_t12.tar.gz", "ILSVRC2012_devkit_t12"),
+    ),
+    Competition(
+        "ILSVRC2010",
+        "ILSVRC2010_images_train.tar",
+        "ILSVRC2010_images_val.tar",
+        "ILSVRC2010_images_test.tar",
+        ("ILSVRC2010_devkit-1.0.tar.gz", "ILSVRC2010_devkit-1.0", "devkit-1.0.tar.gz", "devkit-1.0"),
+    ),
 )
 
 
@@ -45,15 +56,17 @@ class Synset(NamedTuple):
 
 def competitions(directory):
     """Those of which `directory` has an archive of images."""
-    return [found for found in COMPETITIONS if any((Path(directory) / name).exists() for name in (found.train, found.val))]
+    return [
+        found for found in COMPETITIONS if any((Path(directory) / name).exists() for name in (found.train, found.val))
+    ]
 
 
 def find_competition(directory, competition, note=None, unlabelled_test=False):
-    """The `Source` that a competition's archives in `directory` are: train, val, and test for ILSVRC-2010 where it is there.
+    """The `Source` that a competition's archives in `directory` are: train, val, and test for ILSVRC-2010 where it is
+    there.
 
-    unlabelled_test: test for ILSVRC-2012 too, where it is there, all its labels `UNLABELLED`, in the order of its numbers.
-    Raises UserError where an archive is missing, damaged, or does not go with the others.
-    """
+    unlabelled_test: test for ILSVRC-2012 too, where it is there, all its labels `UNLABELLED`, in the order of its
+    numbers. Raises UserError where an archive is missing, damaged, or does not go with the others."""
     directory, progress = Path(directory), Progress(note)
     name = competition.key.replace("ILSVRC", "ILSVRC-")
     train = _required(directory, competition.train, f"{name}'s training images")
@@ -70,8 +83,10 @@ def find_competition(directory, competition, note=None, unlabelled_test=False):
     classes = [wnid for wnid, _, _ in tars]
     labels = {leaves[wnid].number: label for label, wnid in enumerate(classes)}
     wnids = {synset.number: synset.wnid for synset in synsets}
-    splits = {"train": _class_items(tars, progress, patches),
-              "val": _numbered_items(val, truth, labels, wnids, progress, patches)}
+    splits = {
+        "train": _class_items(tars, progress, patches),
+        "val": _numbered_items(val, truth, labels, wnids, progress, patches),
+    }
     if competition.test and (directory / competition.test).exists():
         answers = _required(directory, f"{competition.key}_test_ground_truth.txt", f"the labels of {competition.test}")
         truth = _numbers(_content(answers), answers)
@@ -80,15 +95,26 @@ def find_competition(directory, competition, note=None, unlabelled_test=False):
     if tests and unlabelled_test:
         splits["test"] = _unlabelled_items(tests.pop(), progress)  # the newest: a later one's name ends with its date
     for path in tests if note else ():
-        note(f"{path.name} is not used: " + ("a newer one is" if "test" in splits else
-                                             "its labels were never published; --unlabelled-test takes it, for a submission"))
+        note(
+            f"{path.name} is not used: "
+            + (
+                "a newer one is"
+                if "test" in splits
+                else "its labels were never published; --unlabelled-test takes it, for a submission"
+            )
+        )
     if note and patches:
         used = sum(item.path.endswith("patch_images.tar") for items in splits.values() for item in items)
         note(f"patch_images.tar: {used:,} of its {len(patches):,} images replace another")
     if note and len(classes) < len(leaves):
         note(f"{competition.train} has {len(classes):,} of the {len(leaves):,} classes of the devkit")
-    return Source(f"{name} archives in {directory}", classes, [leaves[wnid].words for wnid in classes], splits,
-                  [leaves[wnid].number for wnid in classes])
+    return Source(
+        f"{name} archives in {directory}",
+        classes,
+        [leaves[wnid].words for wnid in classes],
+        splits,
+        [leaves[wnid].number for wnid in classes],
+    )
 
 
 def find_synset_tars(path, found, note=None):
@@ -107,7 +133,8 @@ def find_synset_tars(path, found, note=None):
 
 
 def synset_tars(path, found=()):
-    """[(wnid, path, Member or None)], sorted, of the n########.tar in a directory, or among the files `found` in a tar."""
+    """[(wnid, path, Member or None)], sorted, of the n########.tar in a directory, or among the files `found` in a
+    tar."""
     path = Path(path)
     if path.is_dir():
         tars = [(file.stem, file, None) for file in path.iterdir() if SYNSET_TAR.fullmatch(file.name)]
@@ -121,7 +148,8 @@ def synset_tars(path, found=()):
 
 
 def images(where, found):
-    """Those files of an archive that are images by their name; hidden ones and other kinds are passed over, as in a folder."""
+    """Those files of an archive that are images by their name; hidden ones and other kinds are passed over, as in a
+    folder."""
     for member in found:
         parts = member.name.split("/")
         if any(part.startswith(".") for part in parts):
@@ -131,7 +159,9 @@ def images(where, found):
             raise UserError(f"{where}: {shown(member.name)}: an archive where images belong")
         if suffix in SUFFIXES:
             if member.size > LARGEST_IMAGE:
-                raise UserError(f"{where}: {shown(member.name)}: {member.size:,} bytes; an image may have {LARGEST_IMAGE:,}")
+                raise UserError(
+                    f"{where}: {shown(member.name)}: {member.size:,} bytes; an image may have {LARGEST_IMAGE:,}"
+                )
             yield member
 
 
@@ -155,18 +185,24 @@ def _numbered_items(path, truth, labels, wnids, progress, patches):
         number = re.search(r"_(\d{1,9})\.", name)
         number = int(number[1]) if number else 0
         if not 1 <= number <= len(truth) or number in numbers:
-            raise UserError(f"{path}: {shown(name)}: its number is not one of the ground truth's 1 to {len(truth):,}, once each")
+            raise UserError(
+                f"{path}: {shown(name)}: its number is not one of the ground truth's 1 to {len(truth):,}, once each"
+            )
         numbers.add(number)
         if truth[number - 1] not in labels:
             wnid = wnids.get(truth[number - 1])
-            raise UserError(f"{path}: {name}: its class, {truth[number - 1]}, "
-                            + (f"is {wnid}, which has no training images" if wnid else "is none of the devkit's"))
+            raise UserError(
+                f"{path}: {name}: its class, {truth[number - 1]}, "
+                + (f"is {wnid}, which has no training images" if wnid else "is none of the devkit's")
+            )
         items.append(_item(name, name, labels[truth[number - 1]], place, member, patches))
         progress(lambda: f"{path.name}: {len(items):,} images")
     if len(items) < len(truth):
         missing = next(number for number in range(1, len(truth) + 1) if number not in numbers)
-        raise UserError(f"{path}: {len(items):,} images for the {len(truth):,} lines of the ground truth; number {missing} is "
-                        "missing")
+        raise UserError(
+            f"{path}: {len(items):,} images for the {len(truth):,} lines of the ground truth; number {missing} is "
+            "missing"
+        )
     return sorted(items, key=lambda item: (item.label, item.name))
 
 
@@ -175,8 +211,10 @@ def _unlabelled_items(path, progress):
     found, items = _by_name(path, members(path)), []
     for number, name in enumerate(sorted(found), start=1):
         if not re.fullmatch(rf"ILSVRC2012_test_{number:08}\.\w+", name):
-            raise UserError(f"{path}: {shown(name)}: expected is ILSVRC2012_test_{number:08}.JPEG; numbers begin with 1, and "
-                            "none is left out")
+            raise UserError(
+                f"{path}: {shown(name)}: expected is ILSVRC2012_test_{number:08}.JPEG; numbers begin with 1, and "
+                "none is left out"
+            )
         items.append(_item(name, name, UNLABELLED, str(path), found[name], {}))
         progress(lambda: f"{path.name}: {len(items):,} images")
     if not items:
@@ -215,14 +253,17 @@ def _devkit(directory, competition):
     answers = f"{competition.key}_validation_ground_truth.txt"
     devkit = next((directory / name for name in competition.devkits if (directory / name).exists()), None)
     if devkit is None:
-        raise UserError(f"{directory}: no {competition.devkits[0]}; it has the classes and the labels of the validation images")
+        raise UserError(
+            f"{directory}: no {competition.devkits[0]}; it has the classes and the labels of the validation images"
+        )
     found = {}
     if devkit.is_dir():
         for name in ("meta.mat", answers):
             found[name] = _content(_required(devkit, f"data/{name}", "classes and labels"))
     else:
-        for name, content in gzip_members(devkit, lambda name: re.fullmatch(rf"(.*/)?data/(meta\.mat|{answers})", name),
-                                          LARGEST_FILE, LARGEST_DEVKIT):
+        for name, content in gzip_members(
+            devkit, lambda name: re.fullmatch(rf"(.*/)?data/(meta\.mat|{answers})", name), LARGEST_FILE, LARGEST_DEVKIT
+        ):
             if _base(name) in found:
                 raise UserError(f"{devkit}: {shown(name)}: it is there twice, in two folders")
             found[_base(name)] = content
@@ -241,11 +282,17 @@ def read_meta(content, key, where):
         raise UserError(f"{where}: it can't be read: {shown(str(error))}") from None
     synsets = []
     for number, wnid, words, children in rows:
-        texts, numbers = isinstance(wnid, str) and isinstance(words, str), isinstance(number, int) and isinstance(children, int)
+        texts, numbers = (
+            isinstance(wnid, str) and isinstance(words, str),
+            isinstance(number, int) and isinstance(children, int),
+        )
         if not texts or not numbers or not re.fullmatch(r"n\d{8}", wnid) or not words.isprintable():
             raise UserError(f"{where}: {shown(str(wnid))}, {shown(str(words))}: no synset")
         synsets.append(Synset(number, wnid, words, children == 0))
-    for what, values in (("number", [synset.number for synset in synsets]), ("wnid", [synset.wnid for synset in synsets])):
+    for what, values in (
+        ("number", [synset.number for synset in synsets]),
+        ("wnid", [synset.wnid for synset in synsets]),
+    ):
         if len(set(values)) < len(values):
             raise UserError(f"{where}: two synsets have the same {what}")
     return synsets

@@ -1,4 +1,5 @@
 """A few large pieces of work in forked processes, which end with this one: the shards of `prepare`."""
+
 import gc
 import multiprocessing
 import signal
@@ -13,11 +14,11 @@ SECONDS = 0.2  # between two looks at the progress
 
 
 def in_processes(work, tasks, workers, advance):
-    """Yields (task, work(task, tick)) for every task, as they are done, from `workers` forked processes, 0 = in this one.
+    """Yields (task, work(task, tick)) for every task, as they are done, from `workers` forked processes, 0 = in this
+    one.
 
-    work calls tick() as it goes on; advance(n) is called here for every n ticks. Raises what work raised, and UserError where a
-    process was killed. Closing the generator, like any end of it, ends the processes at once.
-    """
+    work calls tick() as it goes on; advance(n) is called here for every n ticks. Raises what work raised, and UserError
+    where a process was killed. Closing the generator, like any end of it, ends the processes at once."""
     if not workers:
         for task in tasks:
             yield task, work(task, lambda: advance(1))
@@ -80,8 +81,9 @@ class _Worker:
         self.process.join()
         code = self.process.exitcode
         how = signal.Signals(-code).name if code < 0 else f"status {code}"
-        raise UserError(f"the process that worked on {self.task} was ended ({how}); if memory is short, fewer --workers may "
-                        "help") from None
+        raise UserError(
+            f"the process that worked on {self.task} was ended ({how}); if memory is short, fewer --workers may help"
+        ) from None
 
     def end(self):
         self.process.kill()  # it waits for a task, or is of no use any more; it doesn't hear other signals

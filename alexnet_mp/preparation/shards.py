@@ -1,4 +1,6 @@
-"""The shards of a set that is being made: which image goes where, what is done, and one shard's work from images to a tar file."""
+"""The shards of a set that is being made: which image goes where, what is done, and one shard's work from images to a
+tar file."""
+
 import io
 import json
 import zlib
@@ -63,7 +65,7 @@ class Shards:
         # Shuffled once, by a key that no run has: the place of an image depends on the length of the list alone.
         high, low, _, _ = philox((torch.arange(len(items)), 0, 0, 0), (0, PLACE_STREAM))
         order = np.lexsort((low.numpy(), high.numpy()))
-        self.numbers = [order[start:start + IMAGES_PER_SHARD] for start in range(0, len(items), IMAGES_PER_SHARD)]
+        self.numbers = [order[start : start + IMAGES_PER_SHARD] for start in range(0, len(items), IMAGES_PER_SHARD)]
         self.count = len(self.numbers)
 
     def task(self, number):
@@ -85,7 +87,8 @@ class Shards:
         return not left_out or self.skip and not any(_readable(self.items[image], self.plan.size) for image in left_out)
 
     def collect(self, sums):
-        """(`SplitIndex` without the columns' sha256, `Columns`) of all shards; adds their pictures to `sums`, where it is given."""
+        """(`SplitIndex` without the columns' sha256, `Columns`) of all shards; adds their pictures to `sums`, where it
+        is given."""
         count, shards, skipped = len(self.items), [], []
         columns = {name: np.zeros(count, np.int64) for name in ("shard", "offset", "length", "crc32")}
         for number in range(self.count):
@@ -103,15 +106,23 @@ class Shards:
                 sums.count += len(images)
                 sums.pixels += part["pixels"]
                 sums.products += part["products"]
-        split = SplitIndex(count - len(skipped), columns_file(self.split), "", tuple(shards),
-                           tuple(sorted(skipped, key=lambda image: image.number)))
+        split = SplitIndex(
+            count - len(skipped),
+            columns_file(self.split),
+            "",
+            tuple(shards),
+            tuple(sorted(skipped, key=lambda image: image.number)),
+        )
         kept = keys(split)
         names = [self.items[number].name.encode(errors="surrogateescape") for number in kept]
         columns = {name: values[kept] for name, values in columns.items()}
-        return split, Columns(columns.pop("shard").astype(np.int32), **columns,
-                              label=np.array([self.items[number].label for number in kept], np.int64),
-                              names=np.frombuffer(b"".join(names), np.uint8),
-                              name_ends=np.cumsum([len(name) for name in names], dtype=np.int64))
+        return split, Columns(
+            columns.pop("shard").astype(np.int32),
+            **columns,
+            label=np.array([self.items[number].label for number in kept], np.int64),
+            names=np.frombuffer(b"".join(names), np.uint8),
+            name_ends=np.cumsum([len(name) for name in names], dtype=np.int64),
+        )
 
 
 def part_path(dest, split, number):
@@ -141,8 +152,10 @@ def make_shard(task, tick):
                 raise
             except UserError as error:
                 if not task.skip:
-                    raise UserError(f"{error}; mend it and run the same command again, or leave such images out with --bad-images "
-                                    "skip") from None
+                    raise UserError(
+                        f"{error}; mend it and run the same command again, or leave such images out with --bad-images "
+                        "skip"
+                    ) from None
                 skipped.append({"number": number, "name": for_json(item.name), "reason": _reason(error, item)})
                 tick()
                 continue
@@ -153,8 +166,16 @@ def make_shard(task, tick):
             for name, value in row.items():
                 columns[name].append(value)
             label = b"%d" % item.label
-            part = b"".join((member_header(number, kind, len(image)), image, padding(len(image)),
-                             member_header(number, "cls", len(label)), label, padding(len(label))))
+            part = b"".join(
+                (
+                    member_header(number, kind, len(image)),
+                    image,
+                    padding(len(image)),
+                    member_header(number, "cls", len(label)),
+                    label,
+                    padding(len(label)),
+                )
+            )
             place += len(part)
             yield part
             tick()
@@ -177,7 +198,9 @@ def encoded(picture, quality):
     if quality is None:
         return ppm_header(len(picture)) + picture.tobytes()
     content = io.BytesIO()
-    Image.fromarray(picture).save(content, "JPEG", quality=quality, subsampling="4:2:0", progressive=False, optimize=False)
+    Image.fromarray(picture).save(
+        content, "JPEG", quality=quality, subsampling="4:2:0", progressive=False, optimize=False
+    )
     return content.getvalue()
 
 
@@ -186,8 +209,10 @@ def written(path, content):
     try:
         return durable_files.replace(path, content)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; nothing of it counts as done; when that is mended, "
-                        "the same command goes on") from None
+        raise UserError(
+            f"cannot write {path}: {error.strerror}; nothing of it counts as done; when that is mended, "
+            "the same command goes on"
+        ) from None
 
 
 def _readable(item, size):

@@ -1,8 +1,10 @@
-"""What `prepare` is given, found by looking: folders, the archives of ILSVRC and ImageNet, CIFAR-10; and reading an image of it.
+"""What `prepare` is given, found by looking: folders, the archives of ILSVRC and ImageNet, CIFAR-10; and reading an
+image of it.
 
-A source that has no validation images gets them from its training images. Which ones is decided by the names alone, so a set gives
-the same split whether it is read from a folder, from a tar or from tars by wnid, and with any number of processes.
-"""
+A source that has no validation images gets them from its training images. Which ones is decided by the names alone, so
+a set gives the same split whether it is read from a folder, from a tar or from tars by wnid, and with any number of
+processes."""
+
 import hashlib
 import io
 from dataclasses import replace
@@ -21,22 +23,22 @@ from .tar_archives import Item, Progress, Source, shown
 
 SPLITS = ("train", "val", "test")
 VAL_FRACTION = 0.1
-LOOKED_FOR = ("class folders (<class>/*.jpg, or train/<class>/ and val/<class>/) or a tar of them; the archives of ILSVRC-2012 "
-              f"({ilsvrc.COMPETITIONS[0].train}, ...) or ILSVRC-2010; tars by wnid (n01440764.tar, ...) or a tar of them; "
-              f"CIFAR-10, as a folder or as {cifar10.VERSIONS[0][1]} or {cifar10.VERSIONS[1][1]}")
+LOOKED_FOR = (
+    "class folders (<class>/*.jpg, or train/<class>/ and val/<class>/) or a tar of them; the archives of ILSVRC-2012 "
+    f"({ilsvrc.COMPETITIONS[0].train}, ...) or ILSVRC-2010; tars by wnid (n01440764.tar, ...) or a tar of them; "
+    f"CIFAR-10, as a folder or as {cifar10.VERSIONS[0][1]} or {cifar10.VERSIONS[1][1]}"
+)
 
 
 def find(path, val_fraction=None, note=None, unlabelled_test=False):
     """What there is at `path`, a directory or an archive: a `Source`, its images by label and then by name.
 
-    Where the source has no validation images, `val_fraction` of each class's training images (default 0.1; the paper takes half
-    of Fall 2009) become val: round(fraction * n), at least one and not all; a single image stays in train. 0 means no val at all.
-    Given for a source that has its own, it cuts val from train all the same, and the source's own become test; one that has its own
-    test too is refused.
-    unlabelled_test: ILSVRC-2012's test images too, with `UNLABELLED` as their labels.
-    `note(text)` is told of what is left aside, and now and then how far a large archive has been read.
-    Raises UserError for what can't be used, missing parts, and archives with anything wrong in them.
-    """
+    Where the source has no validation images, `val_fraction` of each class's training images (default 0.1; the paper
+    takes half of Fall 2009) become val: round(fraction * n), at least one and not all; a single image stays in train. 0
+    means no val at all. Given for a source that has its own, it cuts val from train all the same, and the source's own
+    become test; one that has its own test too is refused. unlabelled_test: ILSVRC-2012's test images too, with
+    `UNLABELLED` as their labels. `note(text)` is told of what is left aside, and now and then how far a large archive
+    has been read. Raises UserError for what can't be used, missing parts, and archives with anything wrong in them."""
     if val_fraction is not None and not 0 <= val_fraction < 1:
         raise UserError(f"--val-fraction {val_fraction}: it must be at least 0 and below 1, such as {VAL_FRACTION}")
     path = Path(path)
@@ -47,13 +49,16 @@ def find(path, val_fraction=None, note=None, unlabelled_test=False):
     except OSError as error:
         raise UserError(f"{error.filename or path}: {error.strerror or error}") from None
     if unlabelled_test and not _unlabelled(source.splits.get("test", ())):
-        raise UserError(f"--unlabelled-test: {path} has no test images without labels; ILSVRC-2012 has them, in an archive such as "
-                        "ILSVRC2012_img_test_v10102019.tar")
+        raise UserError(
+            f"--unlabelled-test: {path} has no test images without labels; ILSVRC-2012 has them, in an archive such as "
+            "ILSVRC2012_img_test_v10102019.tar"
+        )
     return _with_val(_checked(source, path), val_fraction, note)
 
 
 def read_bytes(item):
-    """The bytes of an image: its file, or the 3,072 of CIFAR-10. Raises UserError that names it where they can't be had."""
+    """The bytes of an image: its file, or the 3,072 of CIFAR-10. Raises UserError that names it where they can't be
+    had."""
     try:
         if item.form == "cifar batch":
             return cifar10.read(item.path, item.offset, item.length)
@@ -64,11 +69,15 @@ def read_bytes(item):
                 if file.size > ilsvrc.LARGEST_IMAGE:
                     raise UserError(f"{file.size:,} bytes; an image may have {ilsvrc.LARGEST_IMAGE:,}")
                 content = file.read(0, file.size)
-        if item.form == "file" and item.length >= 0 and content[:2] == b"\x1f\x8b":  # some of ILSVRC-2010's are gzipped JPEGs
+        # some of ILSVRC-2010's are gzipped JPEGs
+        if item.form == "file" and item.length >= 0 and content[:2] == b"\x1f\x8b":
             content = tar_archives.gunzipped(content, ilsvrc.LARGEST_IMAGE)
         return content
     except ValueError as error:  # UserError is one
-        kind, reason = MachineError if isinstance(error, MachineError) else UserError, str(error).removeprefix(f"{item.path}: ")
+        kind, reason = (
+            MachineError if isinstance(error, MachineError) else UserError,
+            str(error).removeprefix(f"{item.path}: "),
+        )
         raise kind(f"cannot read image {where(item)}: {reason}") from None
 
 
@@ -88,22 +97,35 @@ def where(item):
 
 def _in_directory(path, note, unlabelled_test):
     """The one source that a directory holds."""
-    found = [(competition.train, lambda competition=competition: ilsvrc.find_competition(path, competition, note, unlabelled_test))
-             for competition in ilsvrc.competitions(path)]
+    found = [
+        (
+            competition.train,
+            lambda competition=competition: ilsvrc.find_competition(path, competition, note, unlabelled_test),
+        )
+        for competition in ilsvrc.competitions(path)
+    ]
     if (path / "train").is_dir():
         found.append(("train/", lambda: _folders(path)))
     if not found and any(ilsvrc.SYNSET_TAR.fullmatch(file.name) for file in path.iterdir()):
         found.append(("n########.tar", lambda: ilsvrc.find_synset_tars(path, (), note)))
     if len(found) > 1:
-        raise UserError(f"{path}: it holds more than one source, {' and '.join(name for name, _ in found)}; "
-                        "put each into a directory of its own")
+        raise UserError(
+            f"{path}: it holds more than one source, {' and '.join(name for name, _ in found)}; "
+            "put each into a directory of its own"
+        )
     if found:
         return found[0][1]()
     source = cifar10.find(path)
     if source:
         return source
-    if any(_visible(folder) and any(_is_image(file) for file in folder.iterdir()) for folder in path.iterdir() if folder.is_dir()):
-        return Source(f"class folders in {path}", *_named(names := _class_names(path)), {"train": _folder_items(path, names)})
+    if any(
+        _visible(folder) and any(_is_image(file) for file in folder.iterdir())
+        for folder in path.iterdir()
+        if folder.is_dir()
+    ):
+        return Source(
+            f"class folders in {path}", *_named(names := _class_names(path)), {"train": _folder_items(path, names)}
+        )
     raise UserError(f"{path}: nothing to train from was found. Looked for: {LOOKED_FOR}")
 
 
@@ -150,7 +172,9 @@ def _tar_of_folders(path, found):
     items, classes = {}, {}
     for parts, member in found:
         if len(parts) - around != (3 if has_splits else 2) or has_splits and parts[around] not in SPLITS:
-            raise UserError(f"{path}: {shown(member.name)}: images belong in <class>/, or in train/<class>/ and val/<class>/")
+            raise UserError(
+                f"{path}: {shown(member.name)}: images belong in <class>/, or in train/<class>/ and val/<class>/"
+            )
         split, name = parts[around] if has_splits else "train", parts[-2]
         classes.setdefault(split, set()).add(name)
         items.setdefault(split, []).append((name, parts[-1], member))
@@ -160,8 +184,10 @@ def _tar_of_folders(path, found):
     labels = {name: label for label, name in enumerate(names)}
     for split in (split for split in SPLITS if split in items):
         _same_classes(names, sorted(classes[split]), f"{path}: {split}/")
-        splits[split] = [Item(f"{name}/{file}", labels[name], place, member.offset, member.size)
-                         for name, file, member in sorted(items[split])]
+        splits[split] = [
+            Item(f"{name}/{file}", labels[name], place, member.offset, member.size)
+            for name, file, member in sorted(items[split])
+        ]
     return Source(f"tar of class folders {path}", *_named(names), splits)
 
 
@@ -177,8 +203,10 @@ def _with_val(source, fraction, note):
     if fraction == 0:
         return replace(source, splits=splits)
     held_out = _cut(source, VAL_FRACTION if fraction is None else fraction, note)
-    cut = {"train": [item for item in splits["train"] if item.name not in held_out],
-           "val": [item for item in splits["train"] if item.name in held_out]}
+    cut = {
+        "train": [item for item in splits["train"] if item.name not in held_out],
+        "val": [item for item in splits["train"] if item.name in held_out],
+    }
     return replace(source, splits=cut | {name: splits[name] for name in splits if name == "test"})
 
 
@@ -189,13 +217,16 @@ def _cut(source, fraction, note):
         names[item.label].append(item.name)
     held_out, single = set(), sum(len(of_class) == 1 for of_class in names)
     if single == len(names):
-        raise UserError(f"{source.kind}: every class has a single image, so none can be for validation; --val-fraction 0 makes a set "
-                        "of training images alone")
+        raise UserError(
+            f"{source.kind}: every class has a single image, so none can be for validation; --val-fraction 0 makes "
+            "a set "
+            "of training images alone"
+        )
     if single and note:
         note(f"classes with a single image, which is for training: {single:,}")
     for of_class in names:
         of_class.sort(key=lambda name: hashlib.sha256(name.encode(errors="surrogateescape")).digest())
-        held_out.update(of_class[:min(max(round(fraction * len(of_class)), 1), len(of_class) - 1)])
+        held_out.update(of_class[: min(max(round(fraction * len(of_class)), 1), len(of_class) - 1)])
     return held_out
 
 
@@ -220,8 +251,10 @@ def _named(classes):
 def _class_names(folder):
     names = sorted(path.name for path in folder.iterdir() if path.is_dir() and _visible(path))
     if len(names) < 2:
-        raise UserError(f"{folder}: {'a single class' if names else 'no class folders'}; training needs at least two, "
-                        f"as {folder.name}/<class>/*.jpg")
+        raise UserError(
+            f"{folder}: {'a single class' if names else 'no class folders'}; training needs at least two, "
+            f"as {folder.name}/<class>/*.jpg"
+        )
     for name in names:
         if not any(_is_image(file) for file in (folder / name).iterdir()):
             raise UserError(f"{folder / name}: the class is empty, no .jpg, .jpeg or .png file in it")
@@ -231,8 +264,10 @@ def _class_names(folder):
 def _same_classes(expected, found, where):
     for what, names in (("missing", set(expected) - set(found)), ("extra", set(found) - set(expected))):
         if names:
-            raise UserError(f"{where}: its classes differ from those of train: {what} {shown(min(names))}"
-                            + (f" and {len(names) - 1:,} more" if len(names) > 1 else ""))
+            raise UserError(
+                f"{where}: its classes differ from those of train: {what} {shown(min(names))}"
+                + (f" and {len(names) - 1:,} more" if len(names) > 1 else "")
+            )
 
 
 def _is_image(path):

@@ -1,10 +1,11 @@
 """Tar archives read in place: where each file in them begins and how long it is. Nothing is ever unpacked to disk.
 
-Archives come from elsewhere, so they are not trusted. Every header is checked (its checksum, a plain file or a folder, a name that
-stays below the archive's own root, a size that lies within the archive), and an archive must end with its zero blocks, with nothing
-behind them: one that was cut, even exactly between two files, is refused. Python's `tarfile` ends in silence there, and spends
-hours or gigabytes on some headers. Everything wrong is a UserError of one line that names the archive and the file in it.
-"""
+Archives come from elsewhere, so they are not trusted. Every header is checked (its checksum, a plain file or a folder,
+a name that stays below the archive's own root, a size that lies within the archive), and an archive must end with its
+zero blocks, with nothing behind them: one that was cut, even exactly between two files, is refused. Python's `tarfile`
+ends in silence there, and spends hours or gigabytes on some headers. Everything wrong is a UserError of one line that
+names the archive and the file in it."""
+
 import gzip
 import math
 import os
@@ -23,12 +24,21 @@ LARGEST_NAME = 64 * 1024  # bytes of an extended header, which holds a name of m
 LONGEST_PATH = 1024  # characters; those of ILSVRC have 30
 LARGEST_PADDING = 1 << 20  # bytes behind the end of an archive: tape records of 10 KiB are usual
 CHUNK = 1 << 20
-KINDS = {b"1": "a hard link", b"2": "a symbolic link", b"3": "a device", b"4": "a device", b"6": "a pipe", b"S": "a sparse file",
-         b"M": "the rest of a file from another volume"}
+KINDS = {
+    b"1": "a hard link",
+    b"2": "a symbolic link",
+    b"3": "a device",
+    b"4": "a device",
+    b"6": "a pipe",
+    b"S": "a sparse file",
+    b"M": "the rest of a file from another volume",
+}
 
 
 class Member(NamedTuple):
-    """A file in an archive: `size` bytes at `offset` of the file on disk. `name` is relative, with "/" between its parts."""
+    """A file in an archive: `size` bytes at `offset` of the file on disk. `name` is relative, with "/" between its
+    parts."""
+
     name: str
     offset: int
     size: int
@@ -38,10 +48,10 @@ class Member(NamedTuple):
 class Item:
     """One image of a source. Small: a set may have 14 million of them.
 
-    `form` says what `length` bytes at `offset` of the file `path` are: "file", an image file, where length -1 means the whole of
-    `path`; "cifar", 3,072 bytes of a 32x32 picture, the planes R, G, B one after the other; or "cifar batch", the same in what
-    `path` unpacks to.
-    """
+    `form` says what `length` bytes at `offset` of the file `path` are: "file", an image file, where length -1 means the
+    whole of `path`; "cifar", 3,072 bytes of a 32x32 picture, the planes R, G, B one after the other; or "cifar batch",
+    the same in what `path` unpacks to."""
+
     name: str  # unique in its split, "class/file" where there is a class folder
     label: int
     path: str
@@ -52,8 +62,9 @@ class Item:
 
 @dataclass(frozen=True)
 class Source:
-    """What was found: `kind` in a few words; per class, in the order of the labels, its name (a wnid, a folder), its name in words
-    and its number in the competition (or None); per split its items, by label and then by name."""
+    """What was found: `kind` in a few words; per class, in the order of the labels, its name (a wnid, a folder), its
+    name in words and its number in the competition (or None); per split its items, by label and then by name."""
+
     kind: str
     classes: list
     class_names: list
@@ -62,7 +73,8 @@ class Source:
 
 
 def members(path, inside=None):
-    """The files of the tar archive at `path`, in its order; with `inside` (a Member) those of the archive that lies there."""
+    """The files of the tar archive at `path`, in its order; with `inside` (a Member) those of the archive that lies
+    there."""
     where = str(path) if inside is None else f"{path}: {inside.name}"
     with Descriptor(path, where) as file:
         # Headers are a picture apart: without this the kernel would read the pictures as well.
@@ -76,12 +88,18 @@ def gzip_members(path, wanted, largest, total):
 
     Raises UserError where a file wanted has more than `largest` bytes, or the archive unpacks to more than `total`.
     """
-    with Descriptor(path, path) as file, open(file.number, "rb", closefd=False) as packed, gzip.GzipFile(fileobj=packed) as stream:
+    with (
+        Descriptor(path, path) as file,
+        open(file.number, "rb", closefd=False) as packed,
+        gzip.GzipFile(fileobj=packed) as stream,
+    ):
         unpacked = _Forward(stream, path, total)
         for member in _members(unpacked.read, 0, math.inf, str(path)):  # where the data end shows in reading
             if wanted(member.name):
                 if member.size > largest:
-                    raise UserError(f"{path}: {shown(member.name)}: {member.size:,} bytes, more than the {largest:,} it may have")
+                    raise UserError(
+                        f"{path}: {shown(member.name)}: {member.size:,} bytes, more than the {largest:,} it may have"
+                    )
                 content = unpacked.read(member.offset, member.size)
                 if len(content) < member.size:
                     raise UserError(f"{path}: {shown(member.name)}: the archive ends inside it; is it incomplete?")
@@ -107,7 +125,8 @@ def shown(name):
 
 
 class Progress:
-    """Hands a text to `note` (a function, or None) every few seconds. The text is made, by a function, when its time has come."""
+    """Hands a text to `note` (a function, or None) every few seconds. The text is made, by a function, when its time
+    has come."""
 
     def __init__(self, note, seconds=2):
         self.note, self.seconds, self.last = note, seconds, time.monotonic()
@@ -119,7 +138,8 @@ class Progress:
 
 
 class _Forward:
-    """The bytes of a gzip stream by position; positions may only grow. Bytes are counted, as 1 MB may unpack to 1 GB."""
+    """The bytes of a gzip stream by position; positions may only grow. Bytes are counted, as 1 MB may unpack to 1
+    GB."""
 
     def __init__(self, stream, path, total):
         self.stream, self.path, self.total, self.position = stream, path, total, 0
@@ -140,7 +160,9 @@ class _Forward:
             raise UserError(f"{self.path}: damaged or incomplete gzip data ({error})") from None
         self.position += len(part)
         if self.position > self.total:
-            raise UserError(f"{self.path}: it unpacks to more than {self.total:,} bytes, which is more than it may hold")
+            raise UserError(
+                f"{self.path}: it unpacks to more than {self.total:,} bytes, which is more than it may hold"
+            )
         return part
 
 
@@ -150,14 +172,18 @@ def _members(read, position, end, where):
     while True:
         header = read(position, BLOCK) if position + BLOCK <= end else b""
         if len(header) < BLOCK:
-            raise UserError(f"{where}: it ends without the zero block that closes a tar archive, at byte {position:,}; "
-                            "is it incomplete?")
+            raise UserError(
+                f"{where}: it ends without the zero block that closes a tar archive, at byte {position:,}; "
+                "is it incomplete?"
+            )
         if not any(header):
             break
         kind, raw_name, size = _header(header, where, position)
         data = position + BLOCK
         if kind in b"LKxg" and size > LARGEST_NAME:
-            raise UserError(f"{where}: an extended header of {size:,} bytes, at byte {position:,}; {LARGEST_NAME:,} is the most")
+            raise UserError(
+                f"{where}: an extended header of {size:,} bytes, at byte {position:,}; {LARGEST_NAME:,} is the most"
+            )
         if kind in b"LKxg":
             extended |= _extended(kind, read(data, size), where, position)
         else:
@@ -168,14 +194,18 @@ def _members(read, position, end, where):
             if kind == b"5" or kind in b"0\0" and raw_name.endswith(b"/"):
                 size = 0  # a folder; what is written as its size is no data
             elif kind not in b"0\x007":
-                raise UserError(f"{where}: {shown(name)}: {KINDS.get(kind, 'an entry of unknown kind')}; only files can be used")
+                raise UserError(
+                    f"{where}: {shown(name)}: {KINDS.get(kind, 'an entry of unknown kind')}; only files can be used"
+                )
             else:
                 if not name:
                     raise UserError(f"{where}: a file without a name, at byte {position:,}")
                 if name in seen:
                     raise UserError(f"{where}: {shown(name)}: it is there twice")
                 if data + size > end:
-                    raise UserError(f"{where}: {shown(name)}: {size:,} bytes, more than the archive has; is it incomplete?")
+                    raise UserError(
+                        f"{where}: {shown(name)}: {size:,} bytes, more than the archive has; is it incomplete?"
+                    )
                 seen.add(name)
                 yield Member(name, data, size)
         position = data + -(-size // BLOCK) * BLOCK
@@ -191,7 +221,8 @@ def _header(header, where, position):
     """(kind, name, size) of a 512-byte header: POSIX ustar, GNU, or the older form without a magic word."""
     claimed = _number(header[148:156])
     counted = header[:148] + b" " * 8 + header[156:]  # the checksum takes its own field as spaces
-    if claimed != sum(counted) and claimed != sum(memoryview(counted).cast("b")):  # some early programs took bytes as signed
+    # some early programs took bytes as signed
+    if claimed != sum(counted) and claimed != sum(memoryview(counted).cast("b")):
         raise UserError(f"{where}: no tar header at byte {position:,}; is it damaged?")
     size = _number(header[124:136])
     name, prefix = header[:100].split(b"\0")[0], header[345:500].split(b"\0")[0]
@@ -203,7 +234,8 @@ def _header(header, where, position):
 
 
 def _number(field):
-    """Octal digits, or GNU's binary form for sizes of 8 GiB and more. None for what is neither, and for less than nothing."""
+    """Octal digits, or GNU's binary form for sizes of 8 GiB and more. None for what is neither, and for less than
+    nothing."""
     if field[0] == 0x80:
         return int.from_bytes(field[1:])
     digits = field.rstrip(b" \0").lstrip(b" ")
@@ -218,9 +250,9 @@ def _extended(kind, content, where, position):
     start = 0 if kind in b"xg" else len(content)
     while start < len(content):  # records "LENGTH KEY=VALUE\n"; LENGTH counts the whole record
         space = content.find(b" ", start, start + 8)
-        length = int(content[start:space]) if re.fullmatch(rb"[0-9]{1,6}", content[start:max(space, start)]) else 0
-        record = content[start:start + length]
-        key, equals, value = record[space + 1 - start:-1].partition(b"=")
+        length = int(content[start:space]) if re.fullmatch(rb"[0-9]{1,6}", content[start : max(space, start)]) else 0
+        record = content[start : start + length]
+        key, equals, value = record[space + 1 - start : -1].partition(b"=")
         if len(record) < length or record[-1:] != b"\n" or not equals:
             raise UserError(f"{where}: a damaged extended header at byte {position:,}")
         if key.startswith(b"GNU.sparse"):
@@ -240,7 +272,8 @@ def _extended_size(value, where, name):
 
 
 def _name(raw, where):
-    """The name as text, without "./" and doubled "/". It never names a file on disk; one that tries to is refused all the same."""
+    """The name as text, without "./" and doubled "/". It never names a file on disk; one that tries to is refused all
+    the same."""
     try:
         name = raw.decode()
     except UnicodeDecodeError:

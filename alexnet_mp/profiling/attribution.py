@@ -1,9 +1,10 @@
 """Which layer an operation of a recorded training step belongs to.
 
-Forward, an operation belongs to the range that it lies in: `profiler.py` opens one around every layer and every other part of a
-step. Backward there are no ranges: autograd numbers a backward node when the forward operation makes it, and the profiler records
-that number with both, so a node belongs where its forward operation does. A kernel belongs to the operation that launched it.
-"""
+Forward, an operation belongs to the range that it lies in: `profiler.py` opens one around every layer and every other
+part of a step. Backward there are no ranges: autograd numbers a backward node when the forward operation makes it, and
+the profiler records that number with both, so a node belongs where its forward operation does. A kernel belongs to the
+operation that launched it."""
+
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -11,14 +12,26 @@ from typing import NamedTuple
 from torch.autograd import DeviceType
 
 RANGE = "alexnet_mp: "  # what the names of our own ranges begin with
-STEP, INPUT, FORWARD_BACKWARD, NETWORK, UPDATE = (RANGE + name for name in ("step", "input", "forward and backward", "network", "update"))
+STEP, INPUT, FORWARD_BACKWARD, NETWORK, UPDATE = (
+    RANGE + name for name in ("step", "input", "forward and backward", "network", "update")
+)
 LAYER = RANGE + "layer "  # and then its name and its tower's letter
 NODE = "autograd::engine::evaluate_function: "
 # Of `network/exchange.py`, `network/overlap.py`, `kernels/linear_op.py`.
 CROSSING, SPLIT_INPUT, ONEDNN = "_Shared", "_SplitInputFunction", "_OneDnn"
 OPTIMIZER = "Optimizer.step#"  # torch's own range around every optimizer's step
-PRODUCTS = {"aten::conv2d", "aten::convolution", "aten::linear", "aten::addmm", "aten::mm", "aten::matmul", "aten::bmm", "aten::baddbmm",
-            SPLIT_INPUT, ONEDNN}
+PRODUCTS = {
+    "aten::conv2d",
+    "aten::convolution",
+    "aten::linear",
+    "aten::addmm",
+    "aten::mm",
+    "aten::matmul",
+    "aten::bmm",
+    "aten::baddbmm",
+    SPLIT_INPUT,
+    ONEDNN,
+}
 
 
 @dataclass
@@ -74,7 +87,8 @@ def attribute(operations):
     times.whole = sum(operation.end - operation.start for operation in steps)
     times.waited = sum(operation.end - operation.start for operation in steps if operation.name == INPUT)
     ends, made = _ends_of_products(threads[main]), {}
-    # The thread that trains is the first: what it did forward says where the nodes of the others, one thread a GPU, belong.
+    # The thread that trains is the first: what it did forward says where the nodes of the others, one thread a GPU,
+    # belong.
     for thread in sorted(threads, key=lambda thread: thread != main):
         places, last = {}, OTHER
         for operation in threads[thread]:
@@ -120,12 +134,16 @@ def _nest(operations):
 
 def _ends_of_products(operations):
     """{id of a layer's range: when its last product ended}."""
-    return {id(operation.parent): operation.end for operation in operations
-            if operation.name in PRODUCTS and operation.parent and operation.parent.name.startswith(LAYER)}
+    return {
+        id(operation.parent): operation.end
+        for operation in operations
+        if operation.name in PRODUCTS and operation.parent and operation.parent.name.startswith(LAYER)
+    }
 
 
 def _forward(operation, above, ends):
-    """The place of an operation on the thread that trains, in a range whose place is `above`; None outside of all steps."""
+    """The place of an operation on the thread that trains, in a range whose place is `above`; None outside of all
+    steps."""
     name = operation.name
     if name == INPUT:
         return Place("input")
@@ -149,24 +167,38 @@ def _forward(operation, above, ends):
 
 
 def _of_range(operation, place):
-    """Where the host's own time in an operation counts: what lies between the parts of a step belongs to none of them."""
+    """Where the host's own time in an operation counts: what lies between the parts of a step belongs to none of
+    them."""
     return OTHER if operation.name in (FORWARD_BACKWARD, NETWORK, UPDATE) else place
 
 
 def _of_node(operation, made, main, last):
-    """The place of a backward node. One without a number adds up a parameter's gradient, straight after the node that made it."""
+    """The place of a backward node. One without a number adds up a parameter's gradient, straight after the node that
+    made it."""
     found = made.get((operation.forward_thread or main, operation.sequence)) if operation.sequence >= 0 else last
     return (found or OTHER)._replace(backward=True)
 
 
 def from_torch(events):
-    """`Operation`s from the events of a torch.profiler.profile, those of the host: each knows the kernels that it launched."""
+    """`Operation`s from the events of a torch.profiler.profile, those of the host: each knows the kernels that it
+    launched."""
     found = []
     for event in events:
         if event.device_type != DeviceType.CPU or event.is_async:
             continue
         # A range has a shadow on the GPU, from its first kernel to its last: no kernel.
-        kernels = () if event.is_user_annotation else tuple((kernel.device, kernel.duration) for kernel in event.kernels)
-        found.append(Operation(event.name, event.time_range.start, event.time_range.end, event.thread, event.fwd_thread or 0,
-                               event.sequence_nr, kernels))
+        kernels = (
+            () if event.is_user_annotation else tuple((kernel.device, kernel.duration) for kernel in event.kernels)
+        )
+        found.append(
+            Operation(
+                event.name,
+                event.time_range.start,
+                event.time_range.end,
+                event.thread,
+                event.fwd_thread or 0,
+                event.sequence_nr,
+                kernels,
+            )
+        )
     return found

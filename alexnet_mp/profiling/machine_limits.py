@@ -1,4 +1,6 @@
-"""What a device can do at most, measured where and when it is asked for: the roof that a step's times are held against."""
+"""What a device can do at most, measured where and when it is asked for: the roof that a step's times are held
+against."""
+
 import functools
 import mmap
 import time
@@ -27,7 +29,8 @@ class Ceilings:
 
 
 def measure(device, dtype):
-    """`Ceilings` of a device, products in `dtype`, with the settings of this process (threads, TF32); the best of some repeats.
+    """`Ceilings` of a device, products in `dtype`, with the settings of this process (threads, TF32); the best of some
+    repeats.
 
     Draws from no generator but its own. Raises RuntimeError or OSError where there is no memory for it.
     """

@@ -1,10 +1,11 @@
 """The least that every operation and a training step must move and compute, from the recipe alone.
 
-Bytes: every input of an operation is read once, every output written once. A time limit is the larger of bytes / bandwidth and
-FLOPs / peak. The default bandwidth and peak are those of one H200, where a large copy moved 4.3 TB/s (read + written) and a bf16
-product of 8192^3 ran at 790 TFLOP/s; float32 products are taken as TF32 at half of that, not measured. `train --profile` measures
-both where it runs, and uses no default. `python benchmarks/roofline.py` prints all of it.
-"""
+Bytes: every input of an operation is read once, every output written once. A time limit is the larger of bytes /
+bandwidth and FLOPs / peak. The default bandwidth and peak are those of one H200, where a large copy moved 4.3 TB/s
+(read + written) and a bf16 product of 8192^3 ran at 790 TFLOP/s; float32 products are taken as TF32 at half of that,
+not measured. `train --profile` measures both where it runs, and uses no default. `python benchmarks/roofline.py` prints
+all of it."""
+
 from dataclasses import dataclass
 
 from ..network.layer import plan
@@ -12,18 +13,39 @@ from ..recipes import shapes
 
 WIDTH = {"fp32": 4, "bf16": 2, "fp16": 2}  # bytes of a value
 BANDWIDTH, TFLOPS = 4300.0, 790.0  # GB/s; TFLOP/s in bf16 and fp16
-SGD_BYTES = 20  # a parameter: read w, v, g and write w, v in float32; bf16 gradients save 2, which a bf16 copy of w takes
+# a parameter: read w, v, g and write w, v in float32; bf16 gradients save 2, which a bf16 copy of w takes
+SGD_BYTES = 20
 ALONE = {("relu",), ("relu", "dropout")}  # runs in which a ReLU belongs to no map operation
 INDEX = 8  # bytes of a maximum's position in torch.nn.functional.max_pool2d
 
-# What plain PyTorch moves for bias, ReLU, (LRN,) pool, in multiples of the input; the pool's output and positions come on top.
-# torch.compile at its best fuses what is elementwise, but a window over channels or positions ends a kernel.
+# What plain PyTorch moves for bias, ReLU, (LRN,) pool, in multiples of the input; the pool's output and positions come
+# on top. torch.compile at its best fuses what is elementwise, but a window over channels or positions ends a kernel.
 TRAFFIC = {
-    ("eager", "fwd", "lrn"): {"x + bias": 2, "relu": 2, "a * a": 2, "pad": 2, "avg_pool3d": 2, "* alpha": 2, "+ k": 2, "pow": 2,
-                              "a / d": 3, "max_pool2d": 1},
-    ("eager", "bwd", "lrn"): {"max_pool2d: zeros, gradient": 2, "g / d": 3, "gradient of d: a / d, / d, -, * g": 11,
-                              "pow: pow, *, * g": 7, "* alpha": 2, "avg_pool3d: zeros, gradient": 3, "pad: the inner part": 2,
-                              "a * a: twice * a": 6, "a's three gradients summed": 6, "relu": 3, "bias: sum": 1},
+    ("eager", "fwd", "lrn"): {
+        "x + bias": 2,
+        "relu": 2,
+        "a * a": 2,
+        "pad": 2,
+        "avg_pool3d": 2,
+        "* alpha": 2,
+        "+ k": 2,
+        "pow": 2,
+        "a / d": 3,
+        "max_pool2d": 1,
+    },
+    ("eager", "bwd", "lrn"): {
+        "max_pool2d: zeros, gradient": 2,
+        "g / d": 3,
+        "gradient of d: a / d, / d, -, * g": 11,
+        "pow: pow, *, * g": 7,
+        "* alpha": 2,
+        "avg_pool3d: zeros, gradient": 3,
+        "pad: the inner part": 2,
+        "a * a: twice * a": 6,
+        "a's three gradients summed": 6,
+        "relu": 3,
+        "bias: sum": 1,
+    },
     ("eager", "fwd", "none"): {"x + bias": 2, "relu": 2, "max_pool2d": 1},
     ("eager", "bwd", "none"): {"max_pool2d: zeros, gradient": 2, "relu": 3, "bias: sum": 1},
     ("inductor", "fwd", "lrn"): {"bias, relu, LRN": 2, "max_pool2d": 1},
@@ -61,7 +83,8 @@ class MapOp:
 
     @property
     def reads_x_again(self):
-        """Whether the backward pass needs x: a pool alone finds all it needs in the argmax, which says where nothing goes."""
+        """Whether the backward pass needs x: a pool alone finds all it needs in the argmax, which says where nothing
+        goes."""
         return self.norm != "none" or self.ties == "all"
 
     @property
@@ -70,7 +93,8 @@ class MapOp:
         return self.outputs if self.pool and self.ties == "first" else 0
 
     def bytes(self, step, batch, dtype):
-        """Bytes of a pass in training: "fwd" x, bias -> y, argmax; "bwd" dy, argmax, x, bias -> dx, dbias; "fwdbwd" both."""
+        """Bytes of a pass in training: "fwd" x, bias -> y, argmax; "bwd" dy, argmax, x, bias -> dx, dbias; "fwdbwd"
+        both."""
         if step == "fwdbwd":
             return self.bytes("fwd", batch, dtype) + self.bytes("bwd", batch, dtype)
         w = WIDTH[dtype]
@@ -80,7 +104,8 @@ class MapOp:
         return batch * (ends + (self.inputs * w if self.reads_x_again else 0)) + self.maps * (w + 4)
 
     def flops(self, step, batch):
-        """Additions, products, comparisons and roots. n terms take n - 1 additions, n x n terms go by rows, then by columns."""
+        """Additions, products, comparisons and roots. n terms take n - 1 additions, n x n terms go by rows, then by
+        columns."""
         if step == "fwdbwd":
             return self.flops("fwd", batch) + self.flops("bwd", batch)
         terms = {"lrn": self.size - 1, "spatial": 2 * (self.size - 1), "none": 0}[self.norm]
@@ -89,7 +114,8 @@ class MapOp:
         if step == "fwd":  # d^-3/4 takes two roots and a product; times a
             compared = self.pool**2 - 1 if self.pool else 0
             return batch * (self.inputs * (bias + d + (4 if terms else 0)) + self.outputs * compared)
-        # bias, ReLU, d again; d^-3/4, d^-7/4, g d^-3/4, g a d^-7/4 and its sum, times 2 alpha beta a, the difference; ReLU, dbias
+        # bias, ReLU, d again; d^-3/4, d^-7/4, g d^-3/4, g a d^-7/4 and its sum, times 2 alpha beta a, the difference;
+        # ReLU, dbias
         again = bias + d + 3 + 1 + 1 + 2 + terms + 2 + 1 if terms else 0
         return batch * (self.inputs * (again + bias) + (self.outputs if self.pool else 0))
 
@@ -99,7 +125,8 @@ class MapOp:
         return batch * ((self.inputs * w if self.reads_x_again else 0) + self.argmax_bytes) + self.maps * w
 
     def traffic(self, step, batch, dtype, way):
-        """Bytes that plain PyTorch (way="eager") or torch.compile at its best ("inductor") moves for bias, ReLU, (LRN,) pool."""
+        """Bytes that plain PyTorch (way="eager") or torch.compile at its best ("inductor") moves for bias, ReLU, (LRN,)
+        pool."""
         if step == "fwdbwd":
             return self.traffic("fwd", batch, dtype, way) + self.traffic("bwd", batch, dtype, way)
         if not self.pool or self.norm == "spatial":
@@ -122,28 +149,47 @@ def _map_ops_of(recipe, number, size):
         if "lrn" in fused or "max_pool" in fused:
             first = "lrn" if "lrn" in fused else "spatial" if "spatial_norm" in fused else "max"
             kind = first + ("pool" if "max_pool" in fused else "")
-            norm, window = (("lrn", recipe.lrn_size) if "lrn" in fused else
-                            ("spatial", recipe.spatial_size) if "spatial_norm" in fused else ("none", 0))
-            found.append(MapOp(f"{kind}{number}", fused, maps, *sides, *out, norm, window,
-                               recipe.pool_size if "max_pool" in fused else 0, recipe.pool_ties))
+            norm, window = (
+                ("lrn", recipe.lrn_size)
+                if "lrn" in fused
+                else ("spatial", recipe.spatial_size)
+                if "spatial_norm" in fused
+                else ("none", 0)
+            )
+            found.append(
+                MapOp(
+                    f"{kind}{number}",
+                    fused,
+                    maps,
+                    *sides,
+                    *out,
+                    norm,
+                    window,
+                    recipe.pool_size if "max_pool" in fused else 0,
+                    recipe.pool_ties,
+                )
+            )
         sides = out
     return found
 
 
 def products(recipe, classes=1000):
-    """[(size, towers that have the layer, MFLOP of one image forward on one tower, passes)] of the convolutions and products.
+    """[(size, towers that have the layer, MFLOP of one image forward on one tower, passes)] of the convolutions and
+    products.
 
-    A product of a x b and b x c counts 2 abc. Training takes three such passes, forward, gradient of the weights and of the
-    input, and the first layer two.
-    """
+    A product of a x b and b x c counts 2 abc. Training takes three such passes, forward, gradient of the weights and of
+    the input, and the first layer two."""
     rows = []
     for index, size in enumerate(shapes.sizes(recipe, classes)):
-        rows.append((size, recipe.towers if size.layer.towers == "each" else 1, 2e-6 * size.products, 2 if index == 0 else 3))
+        rows.append(
+            (size, recipe.towers if size.layer.towers == "each" else 1, 2e-6 * size.products, 2 if index == 0 else 3)
+        )
     return rows
 
 
 def seconds(bytes_, flops, dtype, bandwidth=BANDWIDTH, tflops=TFLOPS):
-    """The limit: the larger of the two times. bandwidth in GB/s; tflops: TFLOP/s of a bf16 product, float32 taken as half."""
+    """The limit: the larger of the two times. bandwidth in GB/s; tflops: TFLOP/s of a bf16 product, float32 taken as
+    half."""
     return _limit(bytes_, flops, bandwidth, _peak(tflops, dtype))
 
 
@@ -156,19 +202,25 @@ def _peak(tflops, dtype):
 
 
 def layer_limits(recipe, batch, dtype, bandwidth, tflops, classes=1000):
-    """{"conv1": {"product": (forward, backward), "relu": ..., "maps": ...}, ...}: seconds that a layer needs at least on one tower.
+    """{"conv1": {"product": (forward, backward), "relu": ..., "maps": ...}, ...}: seconds that a layer needs at least
+    on one tower.
 
-    "relu" is one that is computed by itself, "maps" are `map_ops`. bandwidth: GB/s; tflops: TFLOP/s of a product in this dtype.
-    Dropout, tanh, average pools and a norm of positions without a pool are not counted.
-    """
+    "relu" is one that is computed by itself, "maps" are `map_ops`. bandwidth: GB/s; tflops: TFLOP/s of a product in
+    this dtype. Dropout, tanh, average pools and a norm of positions without a pool are not counted."""
     w, limits = WIDTH[dtype], {}
     for number, (size, _, forward, passes) in enumerate(products(recipe, classes), 1):
         values = batch * (_count(size.reads) + _count(size.computed)) + size.parameters
         one = _limit(values * w, forward * 1e6 * batch, bandwidth, tflops)
         # Forward, ReLU rides on the product; backward it reads dy and y and writes dx.
-        relu = _limit(3 * batch * _count(size.computed) * w, 0, bandwidth, tflops) if ALONE & set(plan(size.layer.then)) else 0.0
-        maps = tuple(sum(_limit(op.bytes(way, batch, dtype), 0, bandwidth, tflops) for op in _map_ops_of(recipe, number, size))
-                     for way in ("fwd", "bwd"))
+        relu = (
+            _limit(3 * batch * _count(size.computed) * w, 0, bandwidth, tflops)
+            if ALONE & set(plan(size.layer.then))
+            else 0.0
+        )
+        maps = tuple(
+            sum(_limit(op.bytes(way, batch, dtype), 0, bandwidth, tflops) for op in _map_ops_of(recipe, number, size))
+            for way in ("fwd", "bwd")
+        )
         limits[size.layer.name] = {"product": (one, (passes - 1) * one), "relu": (0.0, relu), "maps": maps}
     return limits
 

@@ -1,4 +1,5 @@
 """How much memory a training step needs on each tower, from the tensors themselves (3.2: a GTX 580 has 3 GB)."""
+
 from dataclasses import dataclass
 
 import torch
@@ -56,8 +57,10 @@ def _kept(network, images):
             seen[storage.data_ptr()] = tensor  # alive, so that no other storage comes to be there
         return tensor
 
-    hooks = [tower.register_forward_pre_hook(lambda module, inputs, number=number: current.__setitem__(0, number))
-             for number, tower in enumerate(towers)]
+    hooks = [
+        tower.register_forward_pre_hook(lambda module, inputs, number=number: current.__setitem__(0, number))
+        for number, tower in enumerate(towers)
+    ]
     try:
         network.train().requires_grad_(True)
         with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):

@@ -1,11 +1,17 @@
 """Where a training step's time went, a table a device: milliseconds of every part, beside what the roofline allows."""
+
 from collections import defaultdict
 
 from ..recipes import shapes
 from .roofline import SGD_BYTES, layer_limits
 
-PARTS = {"loss": "loss, accuracy", "exchange": "exchange, joining of maps", "update": "update",
-         "input": "waiting for input", "other": "other"}
+PARTS = {
+    "loss": "loss, accuracy",
+    "exchange": "exchange, joining of maps",
+    "update": "update",
+    "input": "waiting for input",
+    "other": "other",
+}
 TWO_PASSES = ("loss", "exchange")  # the other parts are of neither
 NO_PASS = {"forward_ms": None, "backward_ms": None}
 HEAD = ("", "forward ms", "backward ms", "ms", "share", "roofline ms", "% of roofline")
@@ -13,23 +19,27 @@ WIDTHS = (33, 11, 12, 10, 8, 12, 14)
 
 
 def table(recipe, times, device, towers, steps, images, dtype, ceilings, classes):
-    """One device's rows: a list of dicts in the order of the step, "other" and the whole step at the end; all times in ms a step.
+    """One device's rows: a list of dicts in the order of the step, "other" and the whole step at the end; all times in
+    ms a step.
 
-    times: `step_attribution.Times`. device: a torch device; towers: the numbers of those on it. images: of a step, on average.
-    dtype: "fp32" | "bf16" (of values). ceilings: `Ceilings`, or None where they could not be measured.
-    The rows add up to the whole step. Of a GPU they are times of kernels: "other" is then what it idled, and below 0 where kernels
-    of several streams ran at once. On a CPU "other" has all that the host did for towers that are elsewhere, too.
-    """
+    times: `step_attribution.Times`. device: a torch device; towers: the numbers of those on it. images: of a step, on
+    average. dtype: "fp32" | "bf16" (of values). ceilings: `Ceilings`, or None where they could not be measured. The
+    rows add up to the whole step. Of a GPU they are times of kernels: "other" is then what it idled, and below 0 where
+    kernels of several streams ran at once. On a CPU "other" has all that the host did for towers that are elsewhere,
+    too."""
     spent, whole = _spent(times, device, towers, steps), 1e-3 * times.whole / steps
     limits = _limits(recipe, towers, images, dtype, ceilings, classes) if ceilings else {}
     rows = []
     for layer in recipe.layers:
         for kind, name in (("product", layer.name), ("then", f"{layer.name} {'+'.join(layer.then) or 'rest'}")):
-            if (layer.name, kind) in spent or ((kind == "product" or layer.then) and (0 in towers or layer.towers == "each")):
+            if (layer.name, kind) in spent or (
+                (kind == "product" or layer.then) and (0 in towers or layer.towers == "each")
+            ):
                 rows.append(_row(name, spent[layer.name, kind], limits.get((layer.name, kind)), whole))
     rows += [_row(PARTS[part], spent[part, ""], None, whole) for part in TWO_PASSES]
-    rows += [_row(PARTS[part], spent[part, ""], limits.get((part, "")), whole) | NO_PASS
-             for part in ("update", "input")]
+    rows += [
+        _row(PARTS[part], spent[part, ""], limits.get((part, "")), whole) | NO_PASS for part in ("update", "input")
+    ]
     rows.append(_row(PARTS["other"], [whole - sum(row["ms"] for row in rows), 0.0], None, whole) | NO_PASS)
     known = [row["roofline_ms"] for row in rows if row["roofline_ms"] is not None]
     passes = {name: sum(row[name] or 0.0 for row in rows) for name in NO_PASS}
@@ -38,10 +48,21 @@ def table(recipe, times, device, towers, steps, images, dtype, ceilings, classes
 
 def lines(rows):
     """The table as it is printed, a string a row."""
-    found = ["".join(name.ljust(width) if not number else name.rjust(width) for number, (name, width) in enumerate(zip(HEAD, WIDTHS)))]
+    found = [
+        "".join(
+            name.ljust(width) if not number else name.rjust(width)
+            for number, (name, width) in enumerate(zip(HEAD, WIDTHS))
+        )
+    ]
     for row in rows:
-        cells = [_number(row["forward_ms"], ".2f"), _number(row["backward_ms"], ".2f"), _number(row["ms"], ".2f"),
-                 f"{row['share']:.1f} %", _number(row["roofline_ms"], ".3f"), _number(row["percent_of_roofline"], ".0f")]
+        cells = [
+            _number(row["forward_ms"], ".2f"),
+            _number(row["backward_ms"], ".2f"),
+            _number(row["ms"], ".2f"),
+            f"{row['share']:.1f} %",
+            _number(row["roofline_ms"], ".3f"),
+            _number(row["percent_of_roofline"], ".0f"),
+        ]
         found.append(row["row"].ljust(WIDTHS[0]) + "".join(cell.rjust(width) for cell, width in zip(cells, WIDTHS[1:])))
     return found
 
@@ -64,7 +85,9 @@ def _limits(recipe, towers, images, dtype, ceilings, classes):
         count = sum(tower == 0 or size.layer.towers == "each" for tower in towers)
         parts = layers[size.layer.name]
         found[size.layer.name, "product"] = tuple(count * limit for limit in parts["product"])
-        found[size.layer.name, "then"] = tuple(count * (relu + maps) for relu, maps in zip(parts["relu"], parts["maps"]))
+        found[size.layer.name, "then"] = tuple(
+            count * (relu + maps) for relu, maps in zip(parts["relu"], parts["maps"])
+        )
     parameters = sum(shapes.parameter_counts(recipe, classes)[tower] for tower in towers)
     found["update", ""] = (SGD_BYTES * parameters / (1e9 * ceilings.bandwidth), 0.0)
     return {key: limit for key, limit in found.items() if any(limit)}
@@ -75,8 +98,15 @@ def _row(name, spent, limit, whole):
     ms = forward + backward
     # A layer that is frozen has no backward pass, and nothing is asked of it.
     roof = None if limit is None else 1e3 * (limit[0] + (limit[1] if backward > 0 else 0.0))
-    return {"row": name, "forward_ms": forward, "backward_ms": backward, "ms": ms, "share": 100 * ms / whole if whole else 0.0,
-            "roofline_ms": roof, "percent_of_roofline": 100 * roof / ms if roof is not None and ms > 0 else None}
+    return {
+        "row": name,
+        "forward_ms": forward,
+        "backward_ms": backward,
+        "ms": ms,
+        "share": 100 * ms / whole if whole else 0.0,
+        "roofline_ms": roof,
+        "percent_of_roofline": 100 * roof / ms if roof is not None and ms > 0 else None,
+    }
 
 
 def _number(value, form):

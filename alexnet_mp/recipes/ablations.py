@@ -1,8 +1,10 @@
-"""What each experiment of the paper changes: a function Recipe -> Recipe each. Whatever it doesn't name stays as it was.
+"""What each experiment of the paper changes: a function Recipe -> Recipe each. Whatever it doesn't name stays as it
+was.
 
-They take `paper`, `source2012`, `mini` and what these functions make of them, and raise UserError where a layer that they would
-change is missing. Numbers like 147 are networks of the 2012 source, `layers-147.cfg`; "3.3" is a section of the paper.
-"""
+They take `paper`, `source2012`, `mini` and what these functions make of them, and raise UserError where a layer that
+they would change is missing. Numbers like 147 are networks of the 2012 source, `layers-147.cfg`; "3.3" is a section of
+the paper."""
+
 import math
 from dataclasses import replace
 
@@ -17,48 +19,64 @@ COUNTERPARTS = {"conv6": "conv3", "bottleneck1": "fc8"}  # the layer of `paper` 
 
 # Layers
 
+
 def no_lrn(recipe):
-    """Without response normalisation (3.3: 1.4 and 1.2 points). 148 has none of the three norms of 145, so none stays here."""
-    return _change_epilogues(recipe, lambda epilogue: tuple(
-        operation for operation in epilogue if operation not in NORMS))
+    """Without response normalisation (3.3: 1.4 and 1.2 points). 148 has none of the three norms of 145, so none stays
+    here."""
+    return _change_epilogues(
+        recipe, lambda epilogue: tuple(operation for operation in epilogue if operation not in NORMS)
+    )
 
 
 def non_overlapping(recipe):
     """Pooling windows that touch, 2x2 at stride 2 (3.4: 0.4 and 0.3 points); 147, maps of 55-28-26-13-13-13-11-6.
 
-    conv2 and conv5 have the largest pad, at most their own, with which their pooled maps are as large as before: in the paper's
-    network 1 instead of 2 and 0 instead of 1, those of 147. Where no pad gives that size, their own stays.
-    """
+    conv2 and conv5 have the largest pad, at most their own, with which their pooled maps are as large as before: in the
+    paper's network 1 instead of 2 and 0 instead of 1, those of 147. Where no pad gives that size, their own stays."""
     before = {size.layer.name: size.output for size in sizes(recipe)}
     recipe = replace(recipe, pool_size=2, pool_stride=2)
     for name in ("conv2", "conv5"):
         padded = (change_layers(recipe, name, pad=pad) for pad in range(_layer(recipe, name).pad, -1, -1))
-        recipe = next((found for found in padded
-                       if {size.layer.name: size.output for size in sizes(found)}[name] == before[name]), recipe)
+        recipe = next(
+            (
+                found
+                for found in padded
+                if {size.layer.name: size.output for size in sizes(found)}[name] == before[name]
+            ),
+            recipe,
+        )
     return recipe
 
 
 def without_layer(recipe, name):
     """Without one of the convolutions conv2 to conv5 (section 7: about 2 points each of the middle ones).
 
-    Where it read both towers, the layer behind it does; where it pooled, the layer before it does, so that all others keep the
-    sizes of their maps; its norms go with it. So without conv2 its pool follows that of conv1, and conv3 still has 13x13 maps.
-    conv1 can't be taken out alone: at stride 1 the others' maps would be as large as the picture. The source has no such network.
-    """
+    Where it read both towers, the layer behind it does; where it pooled, the layer before it does, so that all others
+    keep the sizes of their maps; its norms go with it. So without conv2 its pool follows that of conv1, and conv3 still
+    has 13x13 maps. conv1 can't be taken out alone: at stride 1 the others' maps would be as large as the picture. The
+    source has no such network."""
     names = [layer.name for layer in recipe.layers]
     if name not in ("conv2", "conv3", "conv4", "conv5") or name not in names:
-        raise UserError(f"without_layer: {name} is none of conv2 to conv5, or not in the recipe, which has {', '.join(names)}")
+        raise UserError(
+            f"without_layer: {name} is none of conv2 to conv5, or not in the recipe, which has {', '.join(names)}"
+        )
     index = names.index(name)
-    before, removed, behind = recipe.layers[index - 1:index + 2]
+    before, removed, behind = recipe.layers[index - 1 : index + 2]
     before = replace(before, then=before.then + tuple(operation for operation in removed.then if operation in POOLS))
     behind = replace(behind, reads="both" if removed.reads == "both" else behind.reads)
-    dates = tuple(replace(date, layers=tuple(layer for layer in date.layers if layer != name)) for date in recipe.dates
-                  if date.layers != (name,))
-    return replace(recipe, layers=recipe.layers[:index - 1] + (before, behind) + recipe.layers[index + 2:], dates=dates)
+    dates = tuple(
+        replace(date, layers=tuple(layer for layer in date.layers if layer != name))
+        for date in recipe.dates
+        if date.layers != (name,)
+    )
+    return replace(
+        recipe, layers=recipe.layers[: index - 1] + (before, behind) + recipe.layers[index + 2 :], dates=dates
+    )
 
 
 def sixth_conv(recipe):
-    """146: a sixth convolution over the last pooling layer, reading both towers, as wide as the fifth (6; 61,555,304 weights).
+    """146: a sixth convolution over the last pooling layer, reading both towers, as wide as the fifth (6; 61,555,304
+    weights).
 
     Its initial deviation is the fifth's, times the root of the fan-ins' ratio in a narrower network: 0.03 in 146, and
     0.01 where every layer has that (5).
@@ -73,23 +91,24 @@ def sixth_conv(recipe):
 def bottleneck(recipe):
     """146-2011, for 22,000 classes: before fc8 a layer half as wide as fc7, 1,024 units a tower, no ReLU, no dropout.
 
-    It reads both towers, which gives the 110.6 million parameters of the source. There each GPU has half of the classes; here
-    fc8 is on tower a. Its weights begin at N(0, 0.01) as those of the other fully connected layers, its biases at 0
-    (`layers-146-2011.cfg:344-390`).
-    """
+    It reads both towers, which gives the 110.6 million parameters of the source. There each GPU has half of the
+    classes; here fc8 is on tower a. Its weights begin at N(0, 0.01) as those of the other fully connected layers, its
+    biases at 0 (`layers-146-2011.cfg:344-390`)."""
     bottleneck1 = Layer("bottleneck1", "fc", _layer(recipe, "fc7").maps // 2, "both", ())
     return _deviating(_insert(recipe, "fc8", bottleneck1), 0.01, "bottleneck1")
 
 
 def one_gpu(recipe):
-    """145-half: the maps of one tower, but of conv5, fc6 and fc7 those of both (3.2: 1.7 and 1.2 points; 59,798,312 weights)."""
+    """145-half: the maps of one tower, but of conv5, fc6 and fc7 those of both (3.2: 1.7 and 1.2 points; 59,798,312
+    weights)."""
     for name in ("conv5", "fc6", "fc7"):
         recipe = change_layers(recipe, name, maps=2 * _layer(recipe, name).maps)
     return replace(recipe, towers=1)
 
 
 def no_links(recipe):
-    """150: the towers meet at fc8 alone, and are wider: conv2 160 instead of 128 maps, fc6 4,096 instead of 2,048 units.
+    """150: the towers meet at fc8 alone, and are wider: conv2 160 instead of 128 maps, fc6 4,096 instead of 2,048
+    units.
 
     That makes up for the weights that the links had: 60,714,408 instead of 60,965,224 (`layers-150.cfg:238-282`).
     """
@@ -103,7 +122,8 @@ def no_links_same_width(recipe):
 
 
 def one_tower(recipe):
-    """One tower with the maps and units of both: no border runs through any layer (the control of 6.1's two kinds of kernels)."""
+    """One tower with the maps and units of both: no border runs through any layer (the control of 6.1's two kinds of
+    kernels)."""
     for layer in recipe.layers:
         if layer.maps is not None:
             recipe = change_layers(recipe, layer.name, maps=2 * layer.maps)
@@ -154,13 +174,15 @@ def source_order(recipe):
 
 # Initial weights
 
+
 def literal_init(recipe):
     """A deviation of 0.01 in every layer (section 5), in a narrower network as much more as `_deviating` says."""
     return _deviating(recipe, 0.01, *(layer.name for layer in recipe.layers))
 
 
 def source_init(recipe):
-    """0.01, and 0.03 in the third and later convolutions (145), in a narrower network as much more as `_deviating` says."""
+    """0.01, and 0.03 in the third and later convolutions (145), in a narrower network as much more as `_deviating`
+    says."""
     deep = [layer.name for layer in recipe.layers if layer.kind == "conv"][2:]
     return _deviating(literal_init(recipe), 0.03, *deep)
 
@@ -171,12 +193,13 @@ def zero_biases(recipe):
 
 
 def _deviating(recipe, std, *names):
-    """The named layers with the deviation `std` of the paper's network, times the root of its fan-in over this recipe's.
+    """The named layers with the deviation `std` of the paper's network, times the root of its fan-in over this
+    recipe's.
 
-    The paper's figures are of its own widths. In `mini`, where fc6 reads 512 values instead of 9,216, sums over N(0, 0.01) are a
-    quarter as large; an absolute figure would compare widths, not initial weights. Three decimals, as `mini` has them: its
-    deviations are those of `literal_init`. Raises UserError, with the layer's name, where the paper's network has no such layer.
-    """
+    The paper's figures are of its own widths. In `mini`, where fc6 reads 512 values instead of 9,216, sums over N(0,
+    0.01) are a quarter as large; an absolute figure would compare widths, not initial weights. Three decimals, as
+    `mini` has them: its deviations are those of `literal_init`. Raises UserError, with the layer's name, where the
+    paper's network has no such layer."""
     for name in names:
         recipe = change_layers(recipe, name, init_std=round(std * _spread(recipe, name), 3))
     return recipe
@@ -186,25 +209,29 @@ def _spread(recipe, name):
     """The root of a layer's fan-in in the paper's network over that in this one. Raises UserError."""
     theirs, counterpart = _fan_ins(paper()), COUNTERPARTS.get(name, name)
     if counterpart not in theirs:
-        raise UserError(f"no initial deviation of {name} is known: the paper's network has no such layer, "
-                        f"only {', '.join(theirs)}")
+        raise UserError(
+            f"no initial deviation of {name} is known: the paper's network has no such layer, only {', '.join(theirs)}"
+        )
     return math.sqrt(theirs[counterpart] / _fan_ins(recipe)[name])
 
 
 def _fan_ins(recipe):
     """{layer: how many values a unit or a map's position adds up}: 363 for 11x11 pixels of three colours."""
-    return {size.layer.name: size.reads[0] * (size.layer.kernel**2 if size.layer.kind != "fc" else math.prod(size.reads[1:]))
-            for size in sizes(recipe)}
+    return {
+        size.layer.name: size.reads[0]
+        * (size.layer.kernel**2 if size.layer.kind != "fc" else math.prod(size.reads[1:]))
+        for size in sizes(recipe)
+    }
 
 
 # Images, regularisation
 
+
 def no_colour(recipe):
     """Without the colour shift (4.1: over 1 point of top-1 error).
 
-    In `source2012` training images are then not divided by 1 + noise either: `colour_shrink` does nothing where the noise is 0,
-    as at the end of net 145's training.
-    """
+    In `source2012` training images are then not divided by 1 + noise either: `colour_shrink` does nothing where the
+    noise is 0, as at the end of net 145's training."""
     dates = tuple(replace(date, colour_noise=0.0) if date.colour_noise else date for date in recipe.dates)
     return replace(recipe, colour_noise=0.0, dates=dates)
 
@@ -237,32 +264,40 @@ def no_weight_decay(recipe):
 
 # Schedules
 
+
 def plateau_schedule(recipe):
-    """Rates fall when the validation error stalls (section 5); the recipe's patience is for 90 epochs, and scaled to fewer.
+    """Rates fall when the validation error stalls (section 5); the recipe's patience is for 90 epochs, and scaled to
+    fewer.
 
     In a run of twelve epochs that waits for five validations without a new best, no rate would ever fall. At least 1.
     """
-    return replace(recipe, schedule="plateau", plateau_patience=max(1, round(recipe.plateau_patience * recipe.epochs / 90)))
+    return replace(
+        recipe, schedule="plateau", plateau_patience=max(1, round(recipe.plateau_patience * recipe.epochs / 90))
+    )
 
 
 def dated_drops(recipe):
     """All rates fall to a tenth three times, at the shares of the epochs that 145 had: after 23, 51 and 78 of 93.
 
-    Like a plateau schedule but for the dates. `dated_schedule` differs in more: biases that fall once, conv1's own dates, and
-    colour noise that ends.
-    """
+    Like a plateau schedule but for the dates. `dated_schedule` differs in more: biases that fall once, conv1's own
+    dates, and colour noise that ends."""
     dates = tuple(Date(epoch, weights=factor, biases=factor) for epoch, factor in ((24, 0.1), (52, 0.01), (79, 0.001)))
     return replace(recipe, schedule="dated", dates=_scaled(dates, 93, recipe.epochs))
 
 
 def dated_schedule(recipe, epochs=93):
     """Rates fall and the colour noise ends as in 145, after 23, 51, 68, 72 and 78 of 93 epochs, scaled to `epochs`."""
-    return replace(recipe, schedule="dated", epochs=epochs,
-                   dates=_scaled(dates_of_145([layer.name for layer in recipe.layers]), 93, epochs))
+    return replace(
+        recipe,
+        schedule="dated",
+        epochs=epochs,
+        dates=_scaled(dates_of_145([layer.name for layer in recipe.layers]), 93, epochs),
+    )
 
 
 def shortened(recipe, epochs):
-    """The recipe's own schedule in fewer (or more) epochs: each date comes at the same share of them, a plateau as before."""
+    """The recipe's own schedule in fewer (or more) epochs: each date comes at the same share of them, a plateau as
+    before."""
     return replace(recipe, epochs=epochs, dates=_scaled(recipe.dates, recipe.epochs, epochs))
 
 
@@ -272,29 +307,38 @@ def twice_as_long(recipe):
 
 
 def fine_tuned(recipe, epochs=54):
-    """146-2012-2011: rates and dates for weights trained on other classes and a new fc8. Dates come at their share of `epochs`.
+    """146-2012-2011: rates and dates for weights trained on other classes and a new fc8. Dates come at their share of
+    `epochs`.
 
-    Weights of the old layers begin at a tenth of the rate, conv1's at a hundredth, fc8's at the whole (in the source after 300
-    batch files, a quarter of an epoch). Biases keep the whole rate to the end, 0.02 in the source (conv6's 0.022 there looks
-    like a typo), but for conv1's, which stop with its weights as in 145-2010. Noted epochs are the last before a
-    change, as those of `dates_of_145`.
-    """
+    Weights of the old layers begin at a tenth of the rate, conv1's at a hundredth, fc8's at the whole (in the source
+    after 300 batch files, a quarter of an epoch). Biases keep the whole rate to the end, 0.02 in the source (conv6's
+    0.022 there looks like a typo), but for conv1's, which stop with its weights as in 145-2010. Noted epochs are the
+    last before a change, as those of `dates_of_145`."""
     first, *others, last = (layer.name for layer in recipe.layers)
     recipe = change_layers(change_layers(recipe, first, rate=0.01), *others, rate=0.1)
-    dates = (Date(6, (first,), weights=0.1), Date(8, (first,), weights=0.0, biases=0.0), Date(10, (last,), weights=0.1),
-             Date(23, tuple(others), weights=0.1), Date(23, (last,), weights=0.01), Date(39, colour_noise=0.0),
-             Date(43, tuple(others), weights=0.01), Date(43, (last,), weights=0.001))
+    dates = (
+        Date(6, (first,), weights=0.1),
+        Date(8, (first,), weights=0.0, biases=0.0),
+        Date(10, (last,), weights=0.1),
+        Date(23, tuple(others), weights=0.1),
+        Date(23, (last,), weights=0.01),
+        Date(39, colour_noise=0.0),
+        Date(43, tuple(others), weights=0.01),
+        Date(43, (last,), weights=0.001),
+    )
     return replace(recipe, schedule="dated", epochs=epochs, dates=_scaled(dates, 54, epochs))
 
 
 def _scaled(dates, epochs, new):
-    """Dates of a run of `epochs` epochs in one of `new`: not before the same share is over; never in a run too short for it."""
+    """Dates of a run of `epochs` epochs in one of `new`: not before the same share is over; never in a run too short
+    for it."""
     return tuple(replace(date, epoch=1 - (1 - date.epoch) * new // epochs) for date in dates)
 
 
 def _nonlinear(recipe, operation):
-    return _change_epilogues(recipe, lambda epilogue: tuple(
-        operation if other == "relu" else other for other in epilogue))
+    return _change_epilogues(
+        recipe, lambda epilogue: tuple(operation if other == "relu" else other for other in epilogue)
+    )
 
 
 def _change_epilogues(recipe, change):

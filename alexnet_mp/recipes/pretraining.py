@@ -5,6 +5,7 @@
 "6.6491" is file 6,491 of the sixth epoch there. Ours change and end with whole epochs, the nearest to the notes'.
 Biases keep 0.02: the notes say nothing else.
 """
+
 from dataclasses import replace
 
 from .ablations import bottleneck, fine_tuned, sixth_conv

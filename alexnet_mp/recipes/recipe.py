@@ -1,10 +1,12 @@
 """Every number of an experiment, with its unit and its source, and three presets: `paper`, `source2012`, `mini`.
 
-`ablations.py` derives the paper's experiments from them, `cifar.py` has those for CIFAR-10, `named.py` lists all by name.
+`ablations.py` derives the paper's experiments from them, `cifar.py` has those for CIFAR-10, `named.py` lists all by
+name.
 
-Sources: "3.3" is a section of the paper (Krizhevsky, Sutskever, Hinton 2012); "source" is the original code and its configuration
-files for net 145, the network of the paper's headline figures (Computer History Museum, AlexNet-Source-Code).
-"""
+Sources: "3.3" is a section of the paper (Krizhevsky, Sutskever, Hinton 2012); "source" is the original code and its
+configuration files for net 145, the network of the paper's headline figures (Computer History Museum,
+AlexNet-Source-Code)."""
+
 import difflib
 import json
 import re
@@ -35,18 +37,21 @@ class Layer:
     __pydantic_config__ = _STRICT
 
     name: str
-    kind: Literal["conv", "local", "fc"]  # "local" = a convolution with kernels and biases of its own at every position (source)
+    # "local" = a convolution with kernels and biases of its own at every position (source)
+    kind: Literal["conv", "local", "fc"]
     maps: Annotated[int, Field(ge=1, lt=2**31)] | None  # feature maps, or units, of one tower; None = one a class
     reads: Literal["image", "own", "both"]  # "both" = both towers' maps cross (3.2, figure 2)
     then: tuple[Operation, ...]  # in this order
     kernel: Count = 1  # pixels
     stride: Count = 1  # pixels
-    pad: NotNegativeCount = 0  # zero pixels on every side; a last window over the edge gets more at the right and bottom
+    # zero pixels on every side; a last window over the edge gets more at the right and bottom
+    pad: NotNegativeCount = 0
     init_std: NotNegative = 0.01  # weights ~ N(0, init_std) (5)
     init_bias: Finite = 0.0
     towers: Literal["each", "first"] = "each"  # "first" = on tower a alone: fc8 and the softmax (source: gpu=0)
     weight_decay: NotNegative | None = None  # of this layer's weights; None = the recipe's (source: wc, one a layer)
-    rate: NotNegative = 1.0  # factor on `learning_rate`, of this layer's weights; biases keep theirs (source: epsW, one a layer)
+    # factor on `learning_rate`, of this layer's weights; biases keep theirs (source: epsW, one a layer)
+    rate: NotNegative = 1.0
 
 
 @dataclass(frozen=True)
@@ -88,12 +93,14 @@ class Recipe:
 
     # Images
     stored_size: Count = 256  # pixels: the shorter side is rescaled to this, then the central square kept (2)
-    jpeg_quality: Annotated[int, Field(ge=1, le=100)] = 95  # `prepare`'s (cuda-convnet2, `make-data/pyext/include/pyext.h:26`)
+    # `prepare`'s (cuda-convnet2, `make-data/pyext/include/pyext.h:26`)
+    jpeg_quality: Annotated[int, Field(ge=1, le=100)] = 95
     crop_size: Count = 224  # pixels (4.1)
     crop_positions: Count = 32  # offsets a side in training: 32 x 32 x 2 flips = the paper's factor of 2048 (4.1)
     crop_share: Count = 1  # consecutive images that share one crop position and flip
     flip: bool = True  # horizontal, with probability 1/2 (4.1)
-    mean_follows_crop: bool = True  # the mean image is cropped and flipped with its picture; False: its centre window, always
+    # the mean image is cropped and flipped with its picture; False: its centre window, always
+    mean_follows_crop: bool = True
     colour_noise: NotNegative = 0.1  # standard deviation of the random factor on each principal component (4.1)
     colour_scale: Literal["eigenvalue", "root"] = "eigenvalue"  # what the factor multiplies, in 0..1 pixel units (4.1)
     colour_shrink: bool = False  # divide the training image by 1 + colour_noise after the shift
@@ -127,15 +134,17 @@ def change_layers(recipe, *names, **changes):
     unknown = set(names) - {layer.name for layer in recipe.layers}
     if unknown:
         raise UserError(f"the recipe has no layer {', '.join(sorted(unknown))}")
-    return replace(recipe, layers=tuple(replace(layer, **changes) if layer.name in names else layer
-                                        for layer in recipe.layers))
+    return replace(
+        recipe, layers=tuple(replace(layer, **changes) if layer.name in names else layer for layer in recipe.layers)
+    )
 
 
 def override(recipe, settings):
-    """The recipe with `field=value` settings applied: `batch_size=64`, `conv3.init_std=0.03`, `conv1.then=relu,max_pool`.
+    """The recipe with `field=value` settings applied: `batch_size=64`, `conv3.init_std=0.03`,
+    `conv1.then=relu,max_pool`.
 
-    Values are JSON where that parses, else text; a comma-separated text fills a list. Raises UserError with the field's name.
-    """
+    Values are JSON where that parses, else text; a comma-separated text fills a list. Raises UserError with the field's
+    name."""
     fields = to_dict(recipe)
     for setting in settings:
         path, equals, text = setting.partition("=")
@@ -148,8 +157,10 @@ def override(recipe, settings):
             if layer in fields:
                 raise UserError(f"--set {path}: {layer} is set whole, as JSON")
             if owner is None:
-                raise UserError(f"--set {path}: the recipe has no layer {layer!r}; its layers are "
-                                f"{', '.join(entry['name'] for entry in fields['layers'])}")
+                raise UserError(
+                    f"--set {path}: the recipe has no layer {layer!r}; its layers are "
+                    f"{', '.join(entry['name'] for entry in fields['layers'])}"
+                )
         if field not in owner:
             close = difflib.get_close_matches(field, owner, n=1)
             raise UserError(f"--set {path}: no such recipe field{f'; did you mean {close[0]}?' if close else ''}")
@@ -166,25 +177,37 @@ def override(recipe, settings):
 
 
 def to_dict(recipe, defaults=True):
-    """The recipe as plain JSON types, as a run stores it; without the fields that have their default, where these are left out."""
+    """The recipe as plain JSON types, as a run stores it; without the fields that have their default, where these are
+    left out."""
     return _ADAPTER.dump_python(recipe, mode="json", exclude_defaults=not defaults)
 
 
 def describe(recipe, width=100):
     """The resolved recipe as text: a line a layer, then every other field."""
-    lines = [f"  {layer.name:6} {layer.kind:4} maps {layer.maps or 'classes'}, reads {layer.reads}, "
-             + (f"{layer.kernel}x{layer.kernel} stride {layer.stride} pad {layer.pad}, " if layer.kind != "fc" else "")
-             + f"std {layer.init_std:g}, bias {layer.init_bias:g}"
-             + (f", weight decay {layer.weight_decay:g}" if layer.weight_decay is not None else "")
-             + (f", weight rate times {layer.rate:g}" if layer.rate != 1 else "")
-             + (f", then {' -> '.join(layer.then)}" if layer.then else "")
-             + (", on the first tower alone" if layer.towers == "first" else "") for layer in recipe.layers]
-    rest = ", ".join(f"{name}={value}" for name, value in to_dict(recipe).items() if name not in ("name", "layers", "dates"))
+    lines = [
+        f"  {layer.name:6} {layer.kind:4} maps {layer.maps or 'classes'}, reads {layer.reads}, "
+        + (f"{layer.kernel}x{layer.kernel} stride {layer.stride} pad {layer.pad}, " if layer.kind != "fc" else "")
+        + f"std {layer.init_std:g}, bias {layer.init_bias:g}"
+        + (f", weight decay {layer.weight_decay:g}" if layer.weight_decay is not None else "")
+        + (f", weight rate times {layer.rate:g}" if layer.rate != 1 else "")
+        + (f", then {' -> '.join(layer.then)}" if layer.then else "")
+        + (", on the first tower alone" if layer.towers == "first" else "")
+        for layer in recipe.layers
+    ]
+    rest = ", ".join(
+        f"{name}={value}" for name, value in to_dict(recipe).items() if name not in ("name", "layers", "dates")
+    )
     lines += textwrap.wrap(rest, width, initial_indent="  ", subsequent_indent="  ", break_long_words=False)
     for date in recipe.dates if recipe.schedule == "dated" else ():
-        changes = (("weight rates times", date.weights), ("bias rates times", date.biases), ("colour_noise", date.colour_noise))
-        lines.append(f"  from epoch {date.epoch}: {', '.join(date.layers) or 'all layers'}: "
-                     + ", ".join(f"{what} {value:g}" for what, value in changes if value is not None))
+        changes = (
+            ("weight rates times", date.weights),
+            ("bias rates times", date.biases),
+            ("colour_noise", date.colour_noise),
+        )
+        lines.append(
+            f"  from epoch {date.epoch}: {', '.join(date.layers) or 'all layers'}: "
+            + ", ".join(f"{what} {value:g}" for what, value in changes if value is not None)
+        )
     return "\n".join([f"recipe {recipe.name}, layers of each tower:", *lines])
 
 
@@ -230,11 +253,22 @@ def check(recipe):
             raise UserError(f"recipe field {field} is {getattr(recipe, field)!r}: {what}")
 
     need(recipe.name.isidentifier(), "name", "it must be one word of letters, digits and underscores")
-    need(recipe.pool_stride <= recipe.pool_size, "pool_stride", f"it must not be larger than pool_size {recipe.pool_size}")
-    need(recipe.crop_size <= recipe.stored_size, "crop_size",
-         f"the crop must not be larger than the stored image, stored_size {recipe.stored_size}")
-    need(recipe.crop_positions <= recipe.stored_size - recipe.crop_size + 1, "crop_positions",
-         f"a crop of {recipe.crop_size} fits at {recipe.stored_size - recipe.crop_size + 1} offsets in {recipe.stored_size}")
+    need(
+        recipe.pool_stride <= recipe.pool_size,
+        "pool_stride",
+        f"it must not be larger than pool_size {recipe.pool_size}",
+    )
+    need(
+        recipe.crop_size <= recipe.stored_size,
+        "crop_size",
+        f"the crop must not be larger than the stored image, stored_size {recipe.stored_size}",
+    )
+    need(
+        recipe.crop_positions <= recipe.stored_size - recipe.crop_size + 1,
+        "crop_positions",
+        f"a crop of {recipe.crop_size} fits at {recipe.stored_size - recipe.crop_size + 1} offsets in "
+        f"{recipe.stored_size}",
+    )
     _check_layers(recipe)
     shapes.sizes(recipe)
 
@@ -253,16 +287,30 @@ def _check_layers(recipe):
         need((layer.reads == "image") == first, "reads", "the first layer reads the image, and no other does")
         need((layer.maps is None) == last, "maps", "the last layer, and no other, has one unit a class (null)")
         need(layer.towers == "each" or last, "towers", "only the last layer can be on the first tower alone")
-        need(layer.kind == "fc" or first or recipe.layers[index - 1].kind != "fc", "kind",
-             "a convolution cannot follow a fully connected layer")
-        need(layer.kind != "local" or not first, "kind", "the first layer's kernels are shared, to be drawn as a picture")
-        need(layer.kind != "fc" or not set(layer.then) - {"relu", "tanh", "sigmoid", "dropout"}, "then",
-             "a fully connected layer has no maps to normalise or pool")
+        need(
+            layer.kind == "fc" or first or recipe.layers[index - 1].kind != "fc",
+            "kind",
+            "a convolution cannot follow a fully connected layer",
+        )
+        need(
+            layer.kind != "local" or not first, "kind", "the first layer's kernels are shared, to be drawn as a picture"
+        )
+        need(
+            layer.kind != "fc" or not set(layer.then) - {"relu", "tanh", "sigmoid", "dropout"},
+            "then",
+            "a fully connected layer has no maps to normalise or pool",
+        )
         for field, least in (("kernel", 1), ("stride", 1), ("pad", 0)):
-            need(layer.kind != "fc" or getattr(layer, field) == least, field,
-                 f"a fully connected layer has none, leave it at {least}")
-        need(recipe.towers == 1 or not last or layer.towers == "first", "towers",
-             "the last layer of two towers is on the first alone, with the loss")
+            need(
+                layer.kind != "fc" or getattr(layer, field) == least,
+                field,
+                f"a fully connected layer has none, leave it at {least}",
+            )
+        need(
+            recipe.towers == 1 or not last or layer.towers == "first",
+            "towers",
+            "the last layer of two towers is on the first alone, with the loss",
+        )
     for date in recipe.dates:
         if set(date.layers) - set(names):
             raise UserError(f"recipe field dates: {date} has a layer that the recipe has not")
@@ -272,4 +320,6 @@ def _check_layers(recipe):
 
 _ADAPTER = TypeAdapter(Recipe)
 # Its fields alone: the adapter would make another recipe, to be checked in turn.
-_VALUES = create_model("Values", __config__=_STRICT, **{name: (kind, ...) for name, kind in Recipe.__annotations__.items()})
+_VALUES = create_model(
+    "Values", __config__=_STRICT, **{name: (kind, ...) for name, kind in Recipe.__annotations__.items()}
+)

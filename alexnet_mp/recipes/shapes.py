@@ -1,4 +1,6 @@
-"""What follows from a recipe's list of layers: sizes, parameter counts, and the tensors that cross between the towers."""
+"""What follows from a recipe's list of layers: sizes, parameter counts, and the tensors that cross between the
+towers."""
+
 import math
 from dataclasses import dataclass
 
@@ -9,7 +11,8 @@ BYTES_FP32 = 4
 
 @dataclass(frozen=True)
 class Size:
-    """One layer's sizes on one tower, images left out: (channels, height, width); a fully connected layer has 1 x 1 maps."""
+    """One layer's sizes on one tower, images left out: (channels, height, width); a fully connected layer has 1 x 1
+    maps."""
 
     layer: object  # the recipe's Layer
     reads: tuple[int, int, int]  # all that one tower reads: both towers' maps where the layer reads both
@@ -42,7 +45,8 @@ class Size:
 
 
 def conv_size(size, kernel, stride, pad):
-    """1 + ceil((size + 2 pad - kernel) / stride): the last window may hang over the edge (2012 source, `layer.py:1004`)."""
+    """1 + ceil((size + 2 pad - kernel) / stride): the last window may hang over the edge (2012 source,
+    `layer.py:1004`)."""
     return 1 + -(-(size + 2 * pad - kernel) // stride)
 
 
@@ -66,15 +70,19 @@ def sizes(recipe, classes=1000):
             height = width = 1
         else:
             if layer.kernel > height + 2 * layer.pad:
-                raise UserError(f"{layer.name}.kernel is {layer.kernel}, but its input is {height}x{width} with pad {layer.pad}; "
-                                "a larger crop_size or a smaller kernel would fit")
+                raise UserError(
+                    f"{layer.name}.kernel is {layer.kernel}, but its input is {height}x{width} with pad {layer.pad}; "
+                    "a larger crop_size or a smaller kernel would fit"
+                )
             height = width = conv_size(height, layer.kernel, layer.stride, layer.pad)
         computed = (maps, height, width)
         for operation in layer.then:
             if operation in ("max_pool", "avg_pool"):
                 if recipe.pool_size > height:
-                    raise UserError(f"pool_size is {recipe.pool_size}, but {layer.name} has maps of {height}x{width}; "
-                                    "a larger crop_size would fit")
+                    raise UserError(
+                        f"pool_size is {recipe.pool_size}, but {layer.name} has maps of {height}x{width}; "
+                        "a larger crop_size would fit"
+                    )
                 height = width = pool_size(height, recipe.pool_size, recipe.pool_stride)
         result.append(Size(layer, reads, computed, (maps, height, width)))
         channels = maps
@@ -83,12 +91,15 @@ def sizes(recipe, classes=1000):
 
 def parameter_counts(recipe, classes=1000):
     """Parameters on each tower, a tuple of one or two ints: (32,531,112, 28,434,112) for the paper's network."""
-    return tuple(sum(size.parameters for size in sizes(recipe, classes) if tower == 0 or size.layer.towers == "each")
-                 for tower in range(recipe.towers))
+    return tuple(
+        sum(size.parameters for size in sizes(recipe, classes) if tower == 0 or size.layer.towers == "each")
+        for tower in range(recipe.towers)
+    )
 
 
 def merged_shapes(recipe, classes):
-    """{"conv1.weight": (96, 3, 11, 11), "conv1.bias": (96,), ...}: what `TwoTowerAlexNet.merged_state` holds, in its order."""
+    """{"conv1.weight": (96, 3, 11, 11), "conv1.bias": (96,), ...}: what `TwoTowerAlexNet.merged_state` holds, in its
+    order."""
     shapes = {}
     for size in sizes(recipe, classes):
         towers = 1 if size.layer.towers == "first" else recipe.towers
@@ -100,15 +111,17 @@ def merged_shapes(recipe, classes):
 def crossings(recipe, batch_size, classes=1000, bytes_per_value=BYTES_FP32):
     """The analytic ledger of one training step: rows (edge, direction, pass, bytes), forward in order, then backward.
 
-    A layer that reads both towers needs the other tower's maps on each tower that has the layer; backward the gradients return.
-    """
+    A layer that reads both towers needs the other tower's maps on each tower that has the layer; backward the gradients
+    return."""
     rows, before = [], None
     for size in sizes(recipe, classes):
         if size.layer.reads == "both" and recipe.towers == 2:
             channels, height, width = before.output
             count = batch_size * channels * height * width * bytes_per_value
-            rows += [(size.layer.name, direction, "forward", count)
-                     for direction in (("b->a",) if size.layer.towers == "first" else ("b->a", "a->b"))]
+            rows += [
+                (size.layer.name, direction, "forward", count)
+                for direction in (("b->a",) if size.layer.towers == "first" else ("b->a", "a->b"))
+            ]
         before = size
     back = {"a->b": "b->a", "b->a": "a->b"}
     return rows + [(edge, back[direction], "backward", count) for edge, direction, _, count in reversed(rows)]

@@ -1,4 +1,6 @@
-"""The report's parts about the first layer: figure 3 by GPU, and how far the towers differ, in one run and over several."""
+"""The report's parts about the first layer: figure 3 by GPU, and how far the towers differ, in one run and over
+several."""
+
 from ..analysis.figures import draw_specialisation, kernel_picture, write_figure
 from ..analysis.first_layer import kernel_statistics
 from ..analysis.specialisation import LEVEL, appearance, appearance_by_chance, tower_differences
@@ -6,80 +8,161 @@ from ..retrieval.contact_sheet import png
 from ..system import durable_files
 from . import page
 
-WORDS = {"colourfulness": "colourfulness", "selectivity": "orientation selectivity", "frequency": "spatial frequency",
-         "orientation": "preferred orientation", "phase": "phase"}  # of the measures in `specialisation.MEASURES`
+WORDS = {
+    "colourfulness": "colourfulness",
+    "selectivity": "orientation selectivity",
+    "frequency": "spatial frequency",
+    "orientation": "preferred orientation",
+    "phase": "phase",
+}  # of the measures in `specialisation.MEASURES`
 
-SCALES = {"layer": "one scale for both towers, from the smallest weight to the largest",
-          "tower": "one scale a tower, from its smallest weight to its largest, as in 2012",
-          "kernel": "each kernel by itself: mean 0, variance 1, then one scale"}
+SCALES = {
+    "layer": "one scale for both towers, from the smallest weight to the largest",
+    "tower": "one scale a tower, from its smallest weight to its largest, as in 2012",
+    "kernel": "each kernel by itself: mean 0, variance 1, then one scale",
+}
 
 
 def figure_3(out, kernels, towers, scale, by_colour):
     """The `Part` with every kernel. kernels: (maps of all towers, 3, k, k). scale, by_colour: see `kernel_picture`."""
     path = out / "figure3.png"
     durable_files.replace(path, png(kernel_picture(kernels, towers, scale, by_colour)))
-    what = (f"the {len(kernels) // 2} kernels of tower a above, those of tower b below" if towers == 2 else
-            f"all {len(kernels)} kernels")
-    return page.Part("figure3", "Figure 3 by GPU", [
-        page.text("What the first layer's kernels learned, tower by tower. In the paper's figure, the kernels of one GPU are "
-                  "largely colour-agnostic and those of the other largely colour-specific, in every run."),
-        page.image(path, f"First-layer kernels: {what}", f"First-layer kernels, {what}. Brightness: {SCALES[scale]}."
-                   + (" Inside a tower from grey to colourful." if by_colour else ""), least=1, crisp=True)])
+    what = (
+        f"the {len(kernels) // 2} kernels of tower a above, those of tower b below"
+        if towers == 2
+        else f"all {len(kernels)} kernels"
+    )
+    return page.Part(
+        "figure3",
+        "Figure 3 by GPU",
+        [
+            page.text(
+                "What the first layer's kernels learned, tower by tower. In the paper's figure, the kernels of one "
+                "GPU are "
+                "largely colour-agnostic and those of the other largely colour-specific, in every run."
+            ),
+            page.image(
+                path,
+                f"First-layer kernels: {what}",
+                f"First-layer kernels, {what}. Brightness: {SCALES[scale]}."
+                + (" Inside a tower from grey to colourful." if by_colour else ""),
+                least=1,
+                crisp=True,
+            ),
+        ],
+    )
 
 
 def specialisation(out, kernels, towers, runs, told):
     """The `Part` with the kernels measured, the towers compared, and the runs counted.
 
-    kernels: of the run that is shown. runs: {name: (kernels, towers, linked)} of all runs, that one among them; told: {name:
-    [recipe, seed, step, data]} of them.
-    """
+    kernels: of the run that is shown. runs: {name: (kernels, towers, linked)} of all runs, that one among them; told:
+    {name: [recipe, seed, step, data]} of them."""
     statistics = kernel_statistics(kernels)
     differences = tower_differences(statistics) if towers == 2 else None
     path = write_figure(draw_specialisation(statistics, towers, differences), out / "specialisation.png")
-    pieces = [page.text("Each kernel is measured on the combination of its colour channels that has the most energy. A kernel's "
-                        "colourfulness is the share of its energy that is not grey."),
-              page.image(path, "Distributions of colourfulness, orientation selectivity, preferred orientation, spatial "
-                         "frequency and phase of the kernels, by tower")]
+    pieces = [
+        page.text(
+            "Each kernel is measured on the combination of its colour channels that has the most energy. A kernel's "
+            "colourfulness is the share of its energy that is not grey."
+        ),
+        page.image(
+            path,
+            "Distributions of colourfulness, orientation selectivity, preferred orientation, spatial "
+            "frequency and phase of the kernels, by tower",
+        ),
+    ]
     if differences:
-        rows = [[WORDS[name], f"{found.n[0]} / {found.n[1]}", found.effect_size, _effect(found), _or_dash(found.by_chance, ".2f"),
-                 _or_dash(found.p, ".2g"), _or_dash(found.holm_p, ".2g")] for name, found in differences.items()]
-        pieces += [page.heading("Tower a against tower b, this run"),
-                   page.table(["measure", "kernels a / b", "effect size", "effect", "by chance", "p", "p, Holm"], rows),
-                   page.why("Cliff's delta: above 0 where tower a has the larger values. By chance: the median size of the "
-                            "effect when the kernels are dealt to the towers at random. p: the share of 10,000 such deals that "
-                            "are as far apart, in the effect or, of orientation and phase, in Watson's U\N{SUPERSCRIPT TWO}, which "
-                            "sees more differences than Kuiper's V does; Holm: corrected for the five measures.")]
+        rows = [
+            [
+                WORDS[name],
+                f"{found.n[0]} / {found.n[1]}",
+                found.effect_size,
+                _effect(found),
+                _or_dash(found.by_chance, ".2f"),
+                _or_dash(found.p, ".2g"),
+                _or_dash(found.holm_p, ".2g"),
+            ]
+            for name, found in differences.items()
+        ]
+        pieces += [
+            page.heading("Tower a against tower b, this run"),
+            page.table(["measure", "kernels a / b", "effect size", "effect", "by chance", "p", "p, Holm"], rows),
+            page.why(
+                "Cliff's delta: above 0 where tower a has the larger values. By chance: the median size of the "
+                "effect when the kernels are dealt to the towers at random. p: the share of 10,000 such deals that "
+                "are as far apart, in the effect or, of orientation and phase, in Watson's U\N{SUPERSCRIPT TWO}, which "
+                "sees more differences than Kuiper's V does; Holm: corrected for the five measures."
+            ),
+        ]
     return page.Part("specialisation", "Specialisation, measured", pieces + _over_runs(runs, told))
 
 
 def _over_runs(runs, told):
-    linked, unlinked, single = ({name: kernels for name, (kernels, *kind) in runs.items() if is_it(*kind)} for is_it in (
-        lambda towers, linked: towers == 2 and linked, lambda towers, linked: towers == 2 and not linked,
-        lambda towers, linked: towers == 1))
+    linked, unlinked, single = (
+        {name: kernels for name, (kernels, *kind) in runs.items() if is_it(*kind)}
+        for is_it in (
+            lambda towers, linked: towers == 2 and linked,
+            lambda towers, linked: towers == 2 and not linked,
+            lambda towers, linked: towers == 1,
+        )
+    )
     rows, listed = [], []
     for networks, kernels in (("two towers with links", linked), ("two towers without links (control)", unlinked)):
         if kernels:
             found = appearance(kernels)
-            rows.append([networks, f"{found.n}", f"{found.count}", _interval(found),
-                         f"{found.colour_in_b} of {found.count}" if found.count else "-"])
-            listed += [[one.run, *(f"{share:.2f}" for share in one.chroma), f"{one.p:.2g}", "yes" if one.specialised else "no",
-                        *told[one.run]] for one in found.halves]
+            rows.append(
+                [
+                    networks,
+                    f"{found.n}",
+                    f"{found.count}",
+                    _interval(found),
+                    f"{found.colour_in_b} of {found.count}" if found.count else "-",
+                ]
+            )
+            listed += [
+                [
+                    one.run,
+                    *(f"{share:.2f}" for share in one.chroma),
+                    f"{one.p:.2g}",
+                    "yes" if one.specialised else "no",
+                    *told[one.run],
+                ]
+                for one in found.halves
+            ]
     if single:
         found = appearance_by_chance(single)
-        rows.append(["one tower, its kernels split at random (control)", f"{found.n} splits of {len(single)}", f"{found.count}",
-                     _interval(found), "-"])
+        rows.append(
+            [
+                "one tower, its kernels split at random (control)",
+                f"{found.n} splits of {len(single)}",
+                f"{found.count}",
+                _interval(found),
+                "-",
+            ]
+        )
         listed += [[name, "-", "-", "-", "-", *told[name]] for name in single]
-    pieces = [page.heading("Over the runs"),
-              page.text("A run counts as specialised where the towers' shares of chroma are farther apart than those of all but "
-                        f"{100 * LEVEL:g} % of random halves of the same kernels. Which tower has the colours doesn't matter."),
-              page.table(["networks", "n", "specialised", "95 % interval of the share", "colours in tower b"], rows)]
+    pieces = [
+        page.heading("Over the runs"),
+        page.text(
+            "A run counts as specialised where the towers' shares of chroma are farther apart than those of all but "
+            f"{100 * LEVEL:g} % of random halves of the same kernels. Which tower has the colours doesn't matter."
+        ),
+        page.table(["networks", "n", "specialised", "95 % interval of the share", "colours in tower b"], rows),
+    ]
     if listed:
-        pieces.append(page.table(["run", "chroma a", "chroma b", "p", "specialised", "recipe", "seed", "step", "data"], listed))
+        pieces.append(
+            page.table(["run", "chroma a", "chroma b", "p", "specialised", "recipe", "seed", "step", "data"], listed)
+        )
     if len({(recipe, step, data) for recipe, _, step, data in told.values()}) > 1:
         pieces.append(page.why("These runs differ in more than their seeds: see recipe, step and data."))
     if len(linked) == 1:
-        pieces.append(page.why("One run says nothing about how often; name several, with different seeds. Runs of one tower, and "
-                               "runs without links, are taken as controls."))
+        pieces.append(
+            page.why(
+                "One run says nothing about how often; name several, with different seeds. Runs of one tower, and "
+                "runs without links, are taken as controls."
+            )
+        )
     return pieces
 
 

@@ -1,4 +1,5 @@
 """The report's retrieval parts: figure 4 right, and how well short codes find pictures of the query's class."""
+
 from collections import Counter
 
 import numpy as np
@@ -26,27 +27,37 @@ def figure_4_right(out, index, dataset):
     """
     source, queries = index.described.source, index.features("val")
     searches = [(what, Search(index, by)) for what, by in ((source.layer, "fc7"), ("pixels", "pixels"))]
-    pieces = [page.text(f"A validation picture, and the {NEIGHBOURS} training pictures whose {source.layer} vectors "
-                        f"({source.units:,} numbers) are nearest to its own by Euclidean distance; under them the nearest "
-                        "by pixels. In the paper the first kind mean the same and look different, and the second are alike in "
-                        "colour and shape only.")]
+    pieces = [
+        page.text(
+            f"A validation picture, and the {NEIGHBOURS} training pictures whose {source.layer} vectors "
+            f"({source.units:,} numbers) are nearest to its own by Euclidean distance; under them the nearest "
+            "by pixels. In the paper the first kind mean the same and look different, and the second are alike in "
+            "colour and shape only."
+        )
+    ]
     right, shown, chosen = Counter(), Counter(), _spread(queries.labels)
     for number in chosen:
-        query = Features(*(each[number:number + 1] for each in (queries.hidden, queries.pixels, queries.labels)))
+        query = Features(*(each[number : number + 1] for each in (queries.hidden, queries.pixels, queries.labels)))
         rows, same = [], {}
         for what, search in searches:
             (distances,), (found,) = search(query, NEIGHBOURS)
             same[what] = int((search.labels[found] == query.labels[0]).sum())
             shown[what] += len(found)
             neighbours = [("train", int(one), f"{distance:,.4g}") for one, distance in zip(found, distances)]
-            rows.append([_cell(dataset.splits[split], one, source.class_names, words)
-                         for split, one, words in [("val", number, f"nearest by {what}"), *neighbours]])
+            rows.append(
+                [
+                    _cell(dataset.splits[split], one, source.class_names, words)
+                    for split, one, words in [("val", number, f"nearest by {what}"), *neighbours]
+                ]
+            )
         right.update(same)
         path = out / f"neighbours_{number:06}.png"
         durable_files.replace(path, png(contact_sheet(rows)))
         told = ", ".join(f"{count} by {what}" for what, count in same.items())
         name = source.class_names[query.labels[0]]
-        pieces.append(page.image(path, f"A picture of {name} and its nearest neighbours twice; of its class are {told}", least=1))
+        pieces.append(
+            page.image(path, f"A picture of {name} and its nearest neighbours twice; of its class are {told}", least=1)
+        )
     told = ", ".join(f"{right[what]} of {count} by {what}" for what, count in shown.items())
     pieces.append(page.why(f"Of the query's class, in these rows: {told}. The next part counts over many queries."))
     return page.Part("figure4right", "Figure 4 right", pieces)
@@ -63,22 +74,46 @@ def short_codes(out, index, speed):
     layer, first = record["layer"], list(record["searches"][0]["precision"])
     rows = []
     for entry in record["searches"]:
-        name = (f"{entry['bits']} bits, {entry['codes']}" if entry["bits"] else
-                f"{layer}, Euclidean" if entry["by"] == "fc7" else entry["by"])
-        rows.append([name, f"{entry['bytes_per_picture']:,}", f"{100 * entry['mean_average_precision']:.1f}",
-                     *(f"{100 * entry['precision'][k]:.1f}" for k in first),
-                     *([f"{1e3 / entry['queries_per_second']:.2f}"] if speed else [])])
+        name = (
+            f"{entry['bits']} bits, {entry['codes']}"
+            if entry["bits"]
+            else f"{layer}, Euclidean"
+            if entry["by"] == "fc7"
+            else entry["by"]
+        )
+        rows.append(
+            [
+                name,
+                f"{entry['bytes_per_picture']:,}",
+                f"{100 * entry['mean_average_precision']:.1f}",
+                *(f"{100 * entry['precision'][k]:.1f}" for k in first),
+                *([f"{1e3 / entry['queries_per_second']:.2f}"] if speed else []),
+            ]
+        )
     pieces = [
-        page.text(f"The paper suggests an auto-encoder that compresses the {layer} vectors to short binary codes. Here one is "
-                  "trained for each length on the training pictures, without their labels; the control takes the signs of random "
-                  f"projections instead. {record['queries']:,} validation pictures ask for training pictures of their class; "
-                  f"chance finds {100 * record['chance']:.1f} %."),
+        page.text(
+            f"The paper suggests an auto-encoder that compresses the {layer} vectors to short binary codes. Here "
+            "one is "
+            "trained for each length on the training pictures, without their labels; the control takes the signs "
+            "of random "
+            f"projections instead. {record['queries']:,} validation pictures ask for training pictures of their class; "
+            f"chance finds {100 * record['chance']:.1f} %."
+        ),
         page.image(path, "Mean average precision and precision among the first six, against the length of the code"),
-        page.table(["search", "bytes", "mAP, %", *(f"at {k}, %" for k in first), *(["ms a query"] if speed else [])], rows)]
+        page.table(
+            ["search", "bytes", "mAP, %", *(f"at {k}, %" for k in first), *(["ms a query"] if speed else [])], rows
+        ),
+    ]
     if speed:
-        random = ", ".join(f"{entry['bits']} bits {1e3 / entry['queries_per_second']:.1f} ms" for entry in record["synthetic"])
-        pieces.append(page.why(f"Time: {NEIGHBOURS} nearest of {record['train']:,} pictures, compared one by one, on "
-                               f"{record['device']}. Of {record['synthetic_codes']:,} random codes: {random}."))
+        random = ", ".join(
+            f"{entry['bits']} bits {1e3 / entry['queries_per_second']:.1f} ms" for entry in record["synthetic"]
+        )
+        pieces.append(
+            page.why(
+                f"Time: {NEIGHBOURS} nearest of {record['train']:,} pictures, compared one by one, on "
+                f"{record['device']}. Of {record['synthetic_codes']:,} random codes: {random}."
+            )
+        )
     return page.Part("codes", "Short codes", pieces)
 
 
@@ -94,15 +129,24 @@ def _draw(record):
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8.5, 3.6), layout="constrained", facecolor="white")
-    for axes, (title, value) in zip(figure.subplots(1, 2), (
+    for axes, (title, value) in zip(
+        figure.subplots(1, 2),
+        (
             ("mean average precision", lambda entry: entry["mean_average_precision"]),
-            ("precision among the first six", lambda entry: entry["precision"]["6"]))):
+            ("precision among the first six", lambda entry: entry["precision"]["6"]),
+        ),
+    ):
         for kind, colour in COLOURS.items():
             entries = [entry for entry in record["searches"] if entry["codes"] == kind]
-            axes.plot([entry["bits"] for entry in entries], [100 * value(entry) for entry in entries],
-                      "o-" if kind == "learned" else "s--", color=colour, label=f"{kind} codes")
+            axes.plot(
+                [entry["bits"] for entry in entries],
+                [100 * value(entry) for entry in entries],
+                "o-" if kind == "learned" else "s--",
+                color=colour,
+                label=f"{kind} codes",
+            )
         for by, colour, label in (("fc7", FEATURES, record["layer"]), ("pixels", PIXELS, "pixels")):
-            entry, = (entry for entry in record["searches"] if entry["by"] == by)
+            (entry,) = (entry for entry in record["searches"] if entry["by"] == by)
             axes.axhline(100 * value(entry), color=colour, linestyle="-" if by == "fc7" else ":", label=label)
         axes.axhline(100 * record["chance"], color="black", linewidth=0.8, linestyle="--", label="chance")
         axes.set(xlabel="bits", title=title, ylabel="%", ylim=(0, None), xticks=BITS)

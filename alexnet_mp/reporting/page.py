@@ -2,6 +2,7 @@
 
 One file that loads nothing: it can be sent by mail, and works without scripts. `page.html` is its template.
 """
+
 import base64
 import io
 import re
@@ -77,14 +78,27 @@ def _embedded(path, alt, caption, least, crisp):
     content = Path(path).read_bytes()
     with Image.open(io.BytesIO(content)) as opened:
         width, height = opened.size
-    return {"file": Path(path).name, "base64": base64.b64encode(content).decode(), "width": width, "height": height,
-            "least": round(least * width), "alt": alt, "caption": caption, "crisp": crisp}
+    return {
+        "file": Path(path).name,
+        "base64": base64.b64encode(content).decode(),
+        "width": width,
+        "height": height,
+        "least": round(least * width),
+        "alt": alt,
+        "caption": caption,
+        "crisp": crisp,
+    }
 
 
 def begin(path):
-    """Mark a directory as a report's before its first picture, so that an interrupted one is gone on with. A page stays as it is."""
+    """Mark a directory as a report's before its first picture, so that an interrupted one is gone on with. A page stays
+    as it is."""
     if not path.exists():
-        durable_files.replace(path, f"<!doctype html>\n{MADE_BY}\n<title>A report</title>\n<p>It is being made, or was interrupted.</p>\n".encode())
+        durable_files.replace(
+            path,
+            f"<!doctype html>\n{MADE_BY}\n<title>A report</title>\n"
+            "<p>It is being made, or was interrupted.</p>\n".encode(),
+        )
 
 
 def write(path, title, summary, parts):
@@ -103,7 +117,8 @@ def _shown(value):
 
 
 def pictures_of(path):
-    """The names of the pictures that a report's page shows, which lie beside it. UserError where the file is no report's."""
+    """The names of the pictures that a report's page shows, which lie beside it. UserError where the file is no
+    report's."""
     content = durable_files.read(path, MOST_BYTES).decode(errors="replace")
     if MADE_BY not in content:
         raise UserError(f"{path} is there already and no report's; choose another --out")

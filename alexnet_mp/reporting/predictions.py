@@ -1,4 +1,6 @@
-"""Figure 4, left: test pictures with the five most probable classes as bars; which ones to show, and how they are drawn."""
+"""Figure 4, left: test pictures with the five most probable classes as bars; which ones to show, and how they are
+drawn."""
+
 import warnings
 from contextlib import closing
 from dataclasses import dataclass
@@ -14,8 +16,10 @@ from . import page
 MOST_ANSWERED = 500  # pictures, of all views: enough to choose from
 EACH = 4  # pictures of each sort
 TOP = 5
-CLOSE = 0.5  # of the most probable class's probability; a picture is ambiguous where the second has as much, and the third less
-FAR = 0.1  # by so much more probable is the true class in the best crop than in the centre, where a picture counts as off-centre
+# of the most probable class's probability; a picture is ambiguous where the second has as much, and the third less
+CLOSE = 0.5
+# by so much more probable is the true class in the best crop than in the centre, where a picture counts as off-centre
+FAR = 0.1
 LETTERS = 26  # of a class's name
 RIGHT, WRONG = "#d55e00", "#56b4e9"  # the true class's bar, the others' (Okabe and Ito); 2012 tinted the true one red
 
@@ -28,7 +32,8 @@ class Guesses:
     top: np.ndarray  # (N, 5) int64, most probable first; fewer columns where there are fewer classes
     probabilities: np.ndarray  # (N, 5) float64, of these
     own: np.ndarray  # (N,) float64, of the label; NaN without one
-    places: np.ndarray  # (N, P) float64, of the label, from each crop by itself, averaged with its mirror image; NaN likewise
+    # (N, P) float64, of the label, from each crop by itself, averaged with its mirror image; NaN likewise
+    places: np.ndarray
     centre: int  # the column of `places` that is the centre's
 
     def __len__(self):
@@ -49,12 +54,14 @@ def some_of(split, numbers, network, statistics):
 
 @torch.inference_mode()
 def guesses(network, pipeline, split, batch_size, advance):
-    """The `Guesses` of a network, which is in test mode, of all pictures of a split. advance(n) is called for every n of them."""
+    """The `Guesses` of a network, which is in test mode, of all pictures of a split. advance(n) is called for every n
+    of them."""
     views = list(dict.fromkeys(view for protocol in both_protocols(pipeline.recipe).values() for view in protocol))
     parts = []
     with closing(pipeline.views(split, batch_size, views)) as batches_of_views:
         for batches, labels in batches_of_views:
-            each = torch.stack([network(*towers).double().softmax(1) for towers in batches]).cpu()  # (views, n, classes)
+            # (views, n, classes)
+            each = torch.stack([network(*towers).double().softmax(1) for towers in batches]).cpu()
             parts.append(guesses_of_batch(each, labels.cpu(), views))
             advance(len(labels))
     joined = [torch.cat(each).numpy() for each in zip(*parts)]
@@ -80,7 +87,8 @@ def _places(views):
 
 
 def examples(found):
-    """[(heading, why these, indices)]: which pictures to show of each sort, at most `EACH`, the foremost first, and none twice.
+    """[(heading, why these, indices)]: which pictures to show of each sort, at most `EACH`, the foremost first, and
+    none twice.
 
     Of a sort that there is not the indices are empty, and the reason says so.
 
@@ -101,31 +109,59 @@ def examples(found):
         take("Best", "Right, and the surest of all.", "No right answer is", first, right)
         take("Worst", "Wrong, and the true class has the lowest probability.", "No wrong answer is", -found.own, ~right)
         farther = found.places.max(1) - found.places[:, found.centre]
-        take("Off-centre", "Right, and one crop beside the centre sees far more of the class than the centre does.",
-             "No picture that one crop beside the centre tells far better than the centre is", farther, right & (farther > FAR))
+        take(
+            "Off-centre",
+            "Right, and one crop beside the centre sees far more of the class than the centre does.",
+            "No picture that one crop beside the centre tells far better than the centre is",
+            farther,
+            right & (farther > FAR),
+        )
     else:
-        take("Surest", "The highest probability of all; nobody knows the true classes.", "Nothing is", first, np.ones(len(found), bool))
-    take("Ambiguous", "Two classes are nearly as probable as each other, and no third one is.",
-         "No picture with two classes of like probability, and no third, is", 2 * second - first - third,
-         (second >= CLOSE * first) & (third < CLOSE * first))
+        take(
+            "Surest",
+            "The highest probability of all; nobody knows the true classes.",
+            "Nothing is",
+            first,
+            np.ones(len(found), bool),
+        )
+    take(
+        "Ambiguous",
+        "Two classes are nearly as probable as each other, and no third one is.",
+        "No picture with two classes of like probability, and no third, is",
+        2 * second - first - third,
+        (second >= CLOSE * first) & (third < CLOSE * first),
+    )
     return result
 
 
 def figure_4_left(out, found, numbers, split, name, names):
-    """The `Part` with examples. found: `Guesses` of the pictures `numbers` of `split`, whose name that is; names: of the classes."""
+    """The `Part` with examples. found: `Guesses` of the pictures `numbers` of `split`, whose name that is; names: of
+    the classes."""
     seen = "from which the network learned" if name == "train" else "that the network has not learned from"
-    of = f"{len(found):,} pictures" if len(found) == len(split) else f"{len(found):,} pictures, spread over the {len(split):,},"
+    of = (
+        f"{len(found):,} pictures"
+        if len(found) == len(split)
+        else f"{len(found):,} pictures, spread over the {len(split):,},"
+    )
     views = "all views averaged" if found.places.shape[1] > 1 else "from the centre view"
-    pieces = [page.text(f"Some of {of} {seen}, with its {found.top.shape[1]} most probable classes, {views}. Above a "
-                        "picture stands its true class, whose bar is hatched."),
-              page.why("These are chosen, sort by sort. The program of 2012 drew eight pictures at random and asked "
-                       "for the centre view alone; how the paper's eight were chosen is not said.")]
+    pieces = [
+        page.text(
+            f"Some of {of} {seen}, with its {found.top.shape[1]} most probable classes, {views}. Above a "
+            "picture stands its true class, whose bar is hatched."
+        ),
+        page.why(
+            "These are chosen, sort by sort. The program of 2012 drew eight pictures at random and asked "
+            "for the centre view alone; how the paper's eight were chosen is not said."
+        ),
+    ]
     for heading, why, chosen in examples(found):
         entries = []
         for index in chosen:
             label = found.labels[index]
-            bars = [(names[guess], probability, guess == label)
-                    for guess, probability in zip(found.top[index], found.probabilities[index])]
+            bars = [
+                (names[guess], probability, guess == label)
+                for guess, probability in zip(found.top[index], found.probabilities[index])
+            ]
             title = "not known" if label < 0 else names[label]
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a box stands for such a letter
@@ -152,7 +188,9 @@ def draw_example(picture, title, bars):
     image.set(xticks=[], yticks=[])
     image.set_title(short_name(title), fontsize=10, pad=4, parse_math=False)
     for row, (name, probability, true) in enumerate(bars):
-        axes.barh(row, probability, color=RIGHT if true else WRONG, alpha=0.6, hatch="//" if true else None, edgecolor="white")
+        axes.barh(
+            row, probability, color=RIGHT if true else WRONG, alpha=0.6, hatch="//" if true else None, edgecolor="white"
+        )
         axes.text(0.02, row, f"{short_name(name)}  {percent(probability)}", va="center", fontsize=9, parse_math=False)
     axes.set(xlim=(0, 1), ylim=(len(bars) - 0.5, -0.5), xticks=[], yticks=[])
     axes.spines[["top", "right", "bottom"]].set_visible(False)
@@ -167,4 +205,4 @@ def percent(probability):
 def short_name(name, length=LETTERS):
     """The first synonym of an ImageNet class's name, in letters that can be drawn on a line, cut to fit."""
     name = "".join(letter if letter.isprintable() else "?" for letter in name.partition(",")[0]).strip() or "(no name)"
-    return name if len(name) <= length else name[:length - 3] + "..."
+    return name if len(name) <= length else name[: length - 3] + "..."

@@ -1,4 +1,5 @@
 """Where a report's run came from."""
+
 from ..recipes import recipe as recipes
 from ..system.provenance import source_commit
 from . import page
@@ -6,17 +7,32 @@ from . import page
 
 def provenance(run, recipe, step, dataset):
     """Where the network and this page come from. run: what `read_run` says of its directory."""
-    data = [f"{description}, fingerprint {fingerprint[:16]}" for description, fingerprint in (
-        (run["data"]["description"], run["data"]["fingerprint"]), (dataset.description, dataset.fingerprint))]
-    rows = [["command", run["command"]], ["started", run["started"]], ["commit", run.get("commit") or "not recorded"],
-            *([f"gone on with from step {entry['step']:,}", entry["command"]] for entry in run.get("resumed", [])),
-            ["checkpoint", f"step {step:,}"], ["devices", devices_of(run)],
-            ["kernels, pipeline", f"{run['kernels']}, {run['pipeline']}"], ["python", run["python"]],
-            ["packages", ", ".join(f"{name} {version}" for name, version in run["packages"].items() if version)],
-            ["data of the training", data[0]], ["data of this page", data[1]],
-            ["commit of this page", source_commit() or "not in a checkout"]]
-    return page.Part("provenance", "Provenance", [page.table([], rows, numbers=False), page.heading("Recipe"),
-                                                  page.code(recipes.describe(recipe))])
+    data = [
+        f"{description}, fingerprint {fingerprint[:16]}"
+        for description, fingerprint in (
+            (run["data"]["description"], run["data"]["fingerprint"]),
+            (dataset.description, dataset.fingerprint),
+        )
+    ]
+    rows = [
+        ["command", run["command"]],
+        ["started", run["started"]],
+        ["commit", run.get("commit") or "not recorded"],
+        *([f"gone on with from step {entry['step']:,}", entry["command"]] for entry in run.get("resumed", [])),
+        ["checkpoint", f"step {step:,}"],
+        ["devices", devices_of(run)],
+        ["kernels, pipeline", f"{run['kernels']}, {run['pipeline']}"],
+        ["python", run["python"]],
+        ["packages", ", ".join(f"{name} {version}" for name, version in run["packages"].items() if version)],
+        ["data of the training", data[0]],
+        ["data of this page", data[1]],
+        ["commit of this page", source_commit() or "not in a checkout"],
+    ]
+    return page.Part(
+        "provenance",
+        "Provenance",
+        [page.table([], rows, numbers=False), page.heading("Recipe"), page.code(recipes.describe(recipe))],
+    )
 
 
 def devices_of(run):

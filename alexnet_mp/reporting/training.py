@@ -1,4 +1,6 @@
-"""The report's training part: loss and both errors against epochs, where rates fell, the gap between training and validation."""
+"""The report's training part: loss and both errors against epochs, where rates fell, the gap between training and
+validation."""
+
 import math
 from statistics import mean
 
@@ -16,15 +18,25 @@ def training(out, lines, recipe, classes):
         return page.Part("training", "Training", [page.text("The run has no step that was recorded.")])
     path = write_figure(draw_training(lines, classes), out / "training.png")
     last, apart, steps = epochs[-1], gap(epochs), sum(line["kind"] == "train" for line in lines)
-    words = (f"{steps:,} step{'s' * (steps > 1)}, into epoch {last['epoch']} of {recipe.epochs}; batch size {recipe.batch_size}, "
-             f"seed {recipe.seed}. In the last of these epochs the training loss was {last['loss']:.3f} and the training error "
-             f"{last['top1_error']:.2f} % top-1, with dropout and augmentation.")
+    words = (
+        f"{steps:,} step{'s' * (steps > 1)}, into epoch {last['epoch']} of {recipe.epochs}; batch size "
+        f"{recipe.batch_size}, "
+        f"seed {recipe.seed}. In the last of these epochs the training loss was {last['loss']:.3f} and the "
+        "training error "
+        f"{last['top1_error']:.2f} % top-1, with dropout and augmentation."
+    )
     if apart is not None:
-        words += (f" Validation minus training error, top-1, at epoch {apart[0]}: {apart[1]:+.2f} points; validation is measured after "
-                  "the epoch, training is the mean over it.")
+        words += (
+            f" Validation minus training error, top-1, at epoch {apart[0]}: {apart[1]:+.2f} points; validation is "
+            "measured after "
+            "the epoch, training is the mean over it."
+        )
     pieces = [page.text(words), page.image(path, "Loss and errors of training and validation against epochs")]
-    tests = [[line["protocol"], f"{line['images']:,}", f"{line['top1_error']:.2f}", f"{line['top5_error']:.2f}"]
-             for line in lines if line["kind"] == "test"]
+    tests = [
+        [line["protocol"], f"{line['images']:,}", f"{line['top1_error']:.2f}", f"{line['top5_error']:.2f}"]
+        for line in lines
+        if line["kind"] == "test"
+    ]
     if tests:
         pieces.append(page.table(["test at the end", "images", "top-1 error, %", "top-5 error, %"], tests))
     return page.Part("training", "Training", pieces)
@@ -33,9 +45,9 @@ def training(out, lines, recipe, classes):
 def epochs_of(lines):
     """What a run's lines say of each epoch, first to last.
 
-    {"epoch", "loss", "top1_error"}: means over the epoch's steps, with dropout and augmentation, so higher than the same images
-    would have in a test. {"val_loss", "val_top1_error", "val_top5_error"} where it was validated after it: the centre view.
-    """
+    {"epoch", "loss", "top1_error"}: means over the epoch's steps, with dropout and augmentation, so higher than the
+    same images would have in a test. {"val_loss", "val_top1_error", "val_top5_error"} where it was validated after it:
+    the centre view."""
     found = {}
     for line in lines:
         if line["kind"] == "train":
@@ -45,17 +57,22 @@ def epochs_of(lines):
     for line in lines:
         if line["kind"] == "val" and line["epoch"] in found:
             found[line["epoch"]] |= {f"val_{name}": line[name] for name in ("loss", "top1_error", "top5_error")}
-    return [{"epoch": epoch, "loss": mean(entry.pop("losses")), "top1_error": mean(entry.pop("errors")), **entry}
-            for epoch, entry in sorted(found.items())]
+    return [
+        {"epoch": epoch, "loss": mean(entry.pop("losses")), "top1_error": mean(entry.pop("errors")), **entry}
+        for epoch, entry in sorted(found.items())
+    ]
 
 
 def gap(epochs):
-    """(epoch, validation minus training top-1 error in points) of the last epoch that was validated; None where none was.
+    """(epoch, validation minus training top-1 error in points) of the last epoch that was validated; None where none
+    was.
 
     Below 0 for a network that dropout and augmentation hold back in training.
     """
     validated = [entry for entry in epochs if "val_top1_error" in entry]
-    return (validated[-1]["epoch"], validated[-1]["val_top1_error"] - validated[-1]["top1_error"]) if validated else None
+    return (
+        (validated[-1]["epoch"], validated[-1]["val_top1_error"] - validated[-1]["top1_error"]) if validated else None
+    )
 
 
 def draw_training(lines, classes):
@@ -70,13 +87,25 @@ def draw_training(lines, classes):
     x = [entry["epoch"] for entry in epochs]
     validated = [entry for entry in epochs if "val_loss" in entry]
     loss.plot(x, [entry["loss"] for entry in epochs], "o-", color=TRAINING, markersize=3, label="training")
-    loss.axhline(math.log(classes), color="#777777", linestyle="--", linewidth=0.8, label=f"ln({classes}), all classes alike")
-    error.plot(x, [entry["top1_error"] for entry in epochs], "o-", color=TRAINING, markersize=3, label="top-1, training")
-    for axes, name, style, label in ((loss, "val_loss", "s-", "validation, centre view"),
-                                     (error, "val_top1_error", "s-", "top-1, validation"),
-                                     (error, "val_top5_error", "^--", "top-5, validation")):
-        axes.plot([entry["epoch"] for entry in validated], [entry[name] for entry in validated], style, color=VALIDATION,
-                  markersize=3, label=label)
+    loss.axhline(
+        math.log(classes), color="#777777", linestyle="--", linewidth=0.8, label=f"ln({classes}), all classes alike"
+    )
+    error.plot(
+        x, [entry["top1_error"] for entry in epochs], "o-", color=TRAINING, markersize=3, label="top-1, training"
+    )
+    for axes, name, style, label in (
+        (loss, "val_loss", "s-", "validation, centre view"),
+        (error, "val_top1_error", "s-", "top-1, validation"),
+        (error, "val_top5_error", "^--", "top-5, validation"),
+    ):
+        axes.plot(
+            [entry["epoch"] for entry in validated],
+            [entry[name] for entry in validated],
+            style,
+            color=VALIDATION,
+            markersize=3,
+            label=label,
+        )
     fallen = drops(lines)
     for axes in (loss, error):
         for epoch in fallen:

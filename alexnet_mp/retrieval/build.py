@@ -1,4 +1,5 @@
 """A retrieval index is computed from a run: features of every picture, and codes of them."""
+
 import hashlib
 import os
 from pathlib import Path
@@ -19,14 +20,24 @@ from .features import features, last_hidden
 from .index import SPLITS, Index, Source, difference
 
 
-def build_index(run, data=None, out=None, bits=(128,), seed=0, gpus="auto", kernels="auto", pipeline="auto", workers=None,
-                batch_size=None):
+def build_index(
+    run,
+    data=None,
+    out=None,
+    bits=(128,),
+    seed=0,
+    gpus="auto",
+    kernels="auto",
+    pipeline="auto",
+    workers=None,
+    batch_size=None,
+):
     """The `Index` of a run's newest weights on a data set (None: what it was trained on), with codes of these lengths.
 
-    out: where it is, or will be; None: RUN/retrieval. What is there and fits is used. Raises UserError where it doesn't.
-    """
+    out: where it is, or will be; None: RUN/retrieval. What is there and fits is used. Raises UserError where it
+    doesn't."""
     out = Path(out or Path(run) / "retrieval")
-    opened, = open_runs([run], data, SPLITS, gpus, kernels, pipeline, workers, batch_size)
+    (opened,) = open_runs([run], data, SPLITS, gpus, kernels, pipeline, workers, batch_size)
     network, found = load_run(run, gpus, kernels)
     source = _source(run, out, network, found, opened.dataset)
     if os.path.lexists(out):
@@ -60,17 +71,28 @@ def add_codes(index, bits, seed=0):
         count = index.described.source.images["train"]
         with progress(f"codes of {length} bits", short_codes.passes(count) * count, "pictures") as advance:
             codes = index.add_codes(length, seed, advance)
-        say(f"codes of {length} bits: {100 * codes.loss:.1f} % of the variance lost after {codes.epochs} epochs; "
-            f"a bit is 1 in {100 * codes.least_ones:.0f} to {100 * codes.most_ones:.0f} % of the training pictures")
+        say(
+            f"codes of {length} bits: {100 * codes.loss:.1f} % of the variance lost after {codes.epochs} epochs; "
+            f"a bit is 1 in {100 * codes.least_ones:.0f} to {100 * codes.most_ones:.0f} % of the training pictures"
+        )
 
 
 def _source(run, out, network, found, dataset):
     recipe, classes = network.recipe, found.classes
     size = sizes(recipe, len(classes))[-2]  # `last_hidden` of it
-    return Source(os.path.relpath(run, out), found.checkpoint.name, weights_digest(network), recipe.name,
-                  last_hidden(recipe).name, recipe.towers * int(np.prod(size.output)), dataset.source, dataset.fingerprint, tuple(classes),
-                  tuple(getattr(dataset, "class_names", None) or class_words(run, classes)),
-                  {split: len(dataset.splits[split]) for split in SPLITS})
+    return Source(
+        os.path.relpath(run, out),
+        found.checkpoint.name,
+        weights_digest(network),
+        recipe.name,
+        last_hidden(recipe).name,
+        recipe.towers * int(np.prod(size.output)),
+        dataset.source,
+        dataset.fingerprint,
+        tuple(classes),
+        tuple(getattr(dataset, "class_names", None) or class_words(run, classes)),
+        {split: len(dataset.splits[split]) for split in SPLITS},
+    )
 
 
 def weights_digest(network):
@@ -87,8 +109,10 @@ def _refuse_place(out, source):
     count = max(source.images.values())
     need = 3 * 4 * source.units * count  # the vectors, and as much again twice while they are put together
     if need > free_memory():
-        raise UserError(f"vectors of {source.units:,} numbers of {count:,} pictures need {need / 1e9:.1f} GB of memory, and "
-                        f"{free_memory() / 1e9:.1f} GB are free; index a smaller set with --data")
+        raise UserError(
+            f"vectors of {source.units:,} numbers of {count:,} pictures need {need / 1e9:.1f} GB of memory, and "
+            f"{free_memory() / 1e9:.1f} GB are free; index a smaller set with --data"
+        )
 
 
 def _relative(name, root):

@@ -2,18 +2,21 @@
 
     (N, units) -> standardised -> hidden, ReLU -> bits, logistic, rounded to 0 or 1 -> hidden, ReLU -> (N, units)
 
-No label is used. The loss is the mean squared error of what comes back, in units of each input's own deviation (for binary codes
-of pictures: Krizhevsky and Hinton, "Using very deep autoencoders for content-based image retrieval", ESANN 2011; for documents, with
-a cross-entropy over word counts: Salakhutdinov and Hinton, "Semantic hashing", 2009). Two ways to make a code layer binary are known:
+No label is used. The loss is the mean squared error of what comes back, in units of each input's own deviation (for
+binary codes of pictures: Krizhevsky and Hinton, "Using very deep autoencoders for content-based image retrieval", ESANN
+2011; for documents, with a cross-entropy over word counts: Salakhutdinov and Hinton, "Semantic hashing", 2009). Two
+ways to make a code layer binary are known:
 
 * noise of deviation 4 added to its inputs, which drives the logistic units to 0 and 1, to be rounded afterwards (2009);
-* rounding in the forward pass, and the gradient of the logistic function as if there were no rounding (2011; "straight-through",
+* rounding in the forward pass, and the gradient of the logistic function as if there were no rounding (2011;
+"straight-through",
   Bengio, Leonard and Courville, arXiv:1308.3432).
 
-Here it is the second: on the features of the network `mini` (512 units, 5,000 training pictures of Imagenette, 128 bits) the codes
-lost 13 % of the variance of the validation pictures, with the noise 15 %. Their pre-training by stacked RBMs is not here, nor are
-their five and more layers: ReLUs and Adam (Kingma and Ba, arXiv:1412.6980) do without, and what comes in is not pixels.
-"""
+Here it is the second: on the features of the network `mini` (512 units, 5,000 training pictures of Imagenette, 128
+bits) the codes lost 13 % of the variance of the validation pictures, with the noise 15 %. Their pre-training by stacked
+RBMs is not here, nor are their five and more layers: ReLUs and Adam (Kingma and Ba, arXiv:1412.6980) do without, and
+what comes in is not pixels."""
+
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,14 +25,16 @@ import torch.nn.functional as F
 
 HIDDEN = 512  # units between input and code, at most
 BATCH = 128
-EPOCHS, PICTURES = 200, 40_000  # at most so many passes, and none after so many pictures: 15 s for 4,096 units and 128 bits on two cores
+# at most so many passes, and none after so many pictures: 15 s for 4,096 units and 128 bits on two cores
+EPOCHS, PICTURES = 200, 40_000
 RATE = 1e-3  # of Adam, at its highest; falls to 0 along a cosine
 STARTS, SHUFFLES = 0x636F6465, 0x73687566  # added to the seed: initial weights and orders are draws of their own
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """Features -> codes; float32: `centre`, `scale` (units,), `weight1` (hidden, units), `bias1`, `weight2` (bits, hidden), `bias2`."""
+    """Features -> codes; float32: `centre`, `scale` (units,), `weight1` (hidden, units), `bias1`, `weight2` (bits,
+    hidden), `bias2`."""
 
     centre: np.ndarray
     scale: np.ndarray
@@ -44,8 +49,10 @@ class Encoder:
 
     def codes(self, features):
         """(N, units) float32 -> (N, bits / 8) uint8, eight bits a byte, the first the highest (`numpy.packbits`)."""
-        bits = [_logits(torch.from_numpy((part - self.centre) / self.scale), self._tensors()).numpy() > 0
-                for part in np.array_split(features, max(1, -(-len(features) // 4096)))]
+        bits = [
+            _logits(torch.from_numpy((part - self.centre) / self.scale), self._tensors()).numpy() > 0
+            for part in np.array_split(features, max(1, -(-len(features) // 4096)))
+        ]
         return np.packbits(np.concatenate(bits), axis=1)
 
     def _tensors(self):
@@ -65,9 +72,8 @@ class Trained:
 def train(features, bits, seed=0, advance=lambda count: None):
     """Fit an auto-encoder with `bits` bits, a multiple of 8, to features, (N, units) float32, on the CPU: `Trained`.
 
-    The same features, seed, version of torch and number of threads give the same bits. advance(n) is called for every n pictures,
-    `passes` times N in all.
-    """
+    The same features, seed, version of torch and number of threads give the same bits. advance(n) is called for every n
+    pictures, `passes` times N in all."""
     centre, scale = standard(features)
     inputs = torch.from_numpy((features - centre) / scale)
     weights = _initial(inputs.shape[1], bits, seed)
@@ -100,7 +106,8 @@ def passes(count):
 
 
 def standard(features):
-    """(mean, deviation) of each unit, (units,) float32 each. The deviation of a unit that hardly ever moves counts as 1."""
+    """(mean, deviation) of each unit, (units,) float32 each. The deviation of a unit that hardly ever moves counts as
+    1."""
     centre, scale = features.mean(0, dtype=np.float64), features.std(0, dtype=np.float64)
     return centre.astype(np.float32), np.where(scale > 1e-3 * scale.mean(), scale, 1).astype(np.float32)
 
@@ -108,9 +115,8 @@ def standard(features):
 def random_codes(features, bits, fitted_to, seed=0):
     """The control: signs of projections on random directions, nothing learned. (N, units) -> (N, bits / 8) uint8.
 
-    Centred on the mean of `fitted_to`, (M, units). The share of bits that differ estimates the angle between two vectors
-    (Charikar, "Similarity estimation techniques from rounding algorithms", STOC 2002).
-    """
+    Centred on the mean of `fitted_to`, (M, units). The share of bits that differ estimates the angle between two
+    vectors (Charikar, "Similarity estimation techniques from rounding algorithms", STOC 2002)."""
     directions = np.random.Generator(np.random.Philox(key=seed)).standard_normal((features.shape[1], bits), np.float32)
     return np.packbits((features - fitted_to.mean(0)) @ directions > 0, axis=1)
 

@@ -1,4 +1,5 @@
 """Figure 4, right: a query in the first column, the pictures nearest to it beside it, as one image."""
+
 import io
 
 import numpy as np
@@ -11,7 +12,8 @@ INK, PALE = "#202020", "#e4e4e4"
 
 
 def contact_sheet(rows):
-    """A Pillow image. rows: of each query, a list of (picture (n, n, 3) uint8 or None, lines of text), the query first."""
+    """A Pillow image. rows: of each query, a list of (picture (n, n, 3) uint8 or None, lines of text), the query
+    first."""
     columns = max(map(len, rows))
     image = Image.new("RGB", (GAP + columns * (SIDE + GAP) + GAP, GAP + len(rows) * (SIDE + TEXT + GAP)), "white")
     pen = ImageDraw.Draw(image)
@@ -22,7 +24,9 @@ def contact_sheet(rows):
                 pen.rectangle((left, top, left + SIDE - 1, top + SIDE - 1), fill=PALE)
                 pen.text((left + SIDE / 2, top + SIDE / 2), "picture missing", fill=INK, anchor="mm", font_size=12)
             else:
-                image.paste(Image.fromarray(np.asarray(picture)).resize((SIDE, SIDE), Image.Resampling.BICUBIC), (left, top))
+                image.paste(
+                    Image.fromarray(np.asarray(picture)).resize((SIDE, SIDE), Image.Resampling.BICUBIC), (left, top)
+                )
             for number, line in enumerate(lines):
                 pen.text((left, top + SIDE + 2 + number * LINE), shortened(line), fill=INK, font_size=11)
     line = GAP + SIDE + GAP  # between the query and what was found
@@ -32,7 +36,7 @@ def contact_sheet(rows):
 
 def shortened(text):
     """At most `LETTERS` letters: of a longer text the end, which tells files apart."""
-    return text if len(text) <= LETTERS else "..." + text[3 - LETTERS:]
+    return text if len(text) <= LETTERS else "..." + text[3 - LETTERS :]
 
 
 def png(image):

@@ -1,9 +1,10 @@
-"""What the last hidden layer says of pictures: figure 4's 4096 numbers (paper, 6.1), and the pixels they are compared with.
+"""What the last hidden layer says of pictures: figure 4's 4096 numbers (paper, 6.1), and the pixels they are compared
+with.
 
 In 2012 the values written were those after the ReLU and before dropout, one file a tower (`tm.sh`: fc2048ba_neuron,
-fc2048bb_neuron), and a vector was both of them. Here they are what the network computes in test mode, so already multiplied by
-1 - dropout (4.2): one factor for every unit and picture, which changes no order of distances.
-"""
+fc2048bb_neuron), and a vector was both of them. Here they are what the network computes in test mode, so already
+multiplied by 1 - dropout (4.2): one factor for every unit and picture, which changes no order of distances."""
+
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
@@ -37,14 +38,17 @@ def last_hidden(recipe):
 def features(network, pipeline, split, batch_size, advance=lambda count: None):
     """The `Features` of every picture of a split under the centre view, in order; the network computes in test mode.
 
-    network: a `TwoTowerAlexNet` on any devices, of one tower or two. A last hidden layer that is a convolution is flattened,
-    tower by tower in NCHW order. Pixels are those of the same view, reduced to 32x32 (or left, where the crop is smaller) by area: that
-    the mean image is missing from all of them changes no distance. advance(n) is called for every n pictures.
-    """
+    network: a `TwoTowerAlexNet` on any devices, of one tower or two. A last hidden layer that is a convolution is
+    flattened, tower by tower in NCHW order. Pixels are those of the same view, reduced to 32x32 (or left, where the
+    crop is smaller) by area: that the mean image is missing from all of them changes no distance. advance(n) is called
+    for every n pictures."""
     hidden, pixels, labels, was_training = [], [], [], network.training
     network.eval()
     try:
-        with closing(pipeline.views(split, batch_size, centre_view(network.recipe))) as batches, _outputs(network) as outputs:
+        with (
+            closing(pipeline.views(split, batch_size, centre_view(network.recipe))) as batches,
+            _outputs(network) as outputs,
+        ):
             for views, of_batch in batches:
                 for images in views:
                     network(*images)
@@ -65,9 +69,12 @@ def _outputs(network):
     def keeper(tower):
         def keep(module, inputs, output):
             outputs[tower] = output
+
         return keep
 
-    hooks = [tower.get_submodule(name).register_forward_hook(keeper(number)) for number, tower in enumerate(network.towers)]
+    hooks = [
+        tower.get_submodule(name).register_forward_hook(keeper(number)) for number, tower in enumerate(network.towers)
+    ]
     try:
         yield outputs
     finally:
@@ -76,11 +83,13 @@ def _outputs(network):
 
 
 def joined(outputs):
-    """What each tower's layer gave, (N, units) or (N, C, H, W) -> (N, all units) float32 on the CPU, in the order a, b."""
+    """What each tower's layer gave, (N, units) or (N, C, H, W) -> (N, all units) float32 on the CPU, in the order a,
+    b."""
     return torch.cat([output.flatten(1).float().cpu() for output in outputs], 1)
 
 
 def reduced(images):
-    """(N, 3, crop, crop) -> (N, 3 * side * side) float32 on the CPU: means over areas; side: 32, or a smaller crop's."""
+    """(N, 3, crop, crop) -> (N, 3 * side * side) float32 on the CPU: means over areas; side: 32, or a smaller
+    crop's."""
     side = min(PIXELS, images.shape[-1])
     return F.adaptive_avg_pool2d(images.float(), side).flatten(1).cpu()

@@ -1,13 +1,14 @@
 """What `retrieve index` leaves on the disk, and exact search in it.
 
-    index.json                what the vectors are of: run, checkpoint, data, versions; every other file's sha256
-    train.safetensors         features (N, units) float32, pixels (N, 3072) float16, labels (N,) int64; val.safetensors: the queries
-    names.json                the pictures' names, by split
-    codes_128.safetensors     the codes of both splits, (N, 16) uint8, and the encoder that makes them; a file for each length
+    index.json             what the vectors are of: run, checkpoint, data, versions; every other file's sha256
+    train.safetensors      features (N, units) float32, pixels (N, 3072) float16, labels (N,) int64; and val
+    names.json             the pictures' names, by split
+    codes_128.safetensors  the codes of both splits, (N, 16) uint8, and their encoder; a file a length
 
-The directory appears by one rename when all of it is on the disk. A length of code that is added later is a file of its own,
-which counts from the moment when `index.json` names it. There are no dates in it: the same features and versions give the same bytes.
-"""
+The directory appears by one rename when all of it is on the disk. A length of code that is added later is a file of its
+own, which counts from the moment when `index.json` names it. There are no dates in it: the same features and versions
+give the same bytes."""
+
 import hashlib
 import json
 from contextlib import contextmanager
@@ -61,7 +62,8 @@ class Codes:
     epochs: int
     seed: int
     loss: float  # share of the training features' variance that is lost
-    least_ones: float  # the share of training pictures in which a bit is 1: of the bit with the smallest, and the largest
+    # the share of training pictures in which a bit is 1: of the bit with the smallest, and the largest
+    least_ones: float
     most_ones: float
 
 
@@ -99,7 +101,11 @@ class Index:
         """The `Features` of a split; pixels as float32."""
         tensors = load(self._content(f"{split}.safetensors", self.described.sha256))
         count, units = self.described.source.images[split], self.described.source.units
-        if tensors["features"].shape != (count, units) or len(tensors["pixels"]) != count or tensors["labels"].shape != (count,):
+        if (
+            tensors["features"].shape != (count, units)
+            or len(tensors["pixels"]) != count
+            or tensors["labels"].shape != (count,)
+        ):
             raise UserError(f"{self.path / split}.safetensors: its tensors don't have the shapes that {INDEX} says")
         return Features(tensors["features"], tensors["pixels"].astype(np.float32), tensors["labels"])
 
@@ -108,11 +114,13 @@ class Index:
         return json.loads(self._content(NAMES, self.described.sha256))[split]
 
     def codes(self, bits):
-        """(`short_codes.Encoder`, {"train": (N, bits / 8) uint8, "val": ...}). Raises UserError where it has no such length."""
+        """(`short_codes.Encoder`, {"train": (N, bits / 8) uint8, "val": ...}). Raises UserError where it has no such
+        length."""
         if str(bits) not in self.described.codes:
             there = f", only of {', '.join(map(str, self.lengths))}" if self.lengths else ""
-            raise UserError(f"{self.path}: it has no codes of {bits} bits{there}; "
-                            f"retrieve index with --bits {bits} adds them")
+            raise UserError(
+                f"{self.path}: it has no codes of {bits} bits{there}; retrieve index with --bits {bits} adds them"
+            )
         file = _codes_file(bits)
         tensors = load(self._content(file, {file: self.described.codes[str(bits)].sha256}))
         codes = {split: tensors.pop(split) for split in SPLITS}
@@ -124,8 +132,14 @@ class Index:
         trained = short_codes.train(train, bits, seed, advance)
         tensors = {**vars(trained.encoder), "train": trained.encoder.codes(train), "val": trained.encoder.codes(val)}
         content = save(tensors)
-        codes = Codes(hashlib.sha256(content).hexdigest(), trained.epochs, seed, trained.loss, float(trained.ones.min()),
-                      float(trained.ones.max()))
+        codes = Codes(
+            hashlib.sha256(content).hexdigest(),
+            trained.epochs,
+            seed,
+            trained.loss,
+            float(trained.ones.min()),
+            float(trained.ones.max()),
+        )
         described = replace(_described(self.path), codes={**_described(self.path).codes, str(bits): codes})
         with _writing(self.path):
             durable_files.replace(self.path / _codes_file(bits), content)
@@ -138,12 +152,17 @@ class Index:
 
 
 def write(directory, source, packages, commit, features, names):
-    """Write an index without codes: whole, under its final name, or not at all. Raises UserError where it can't be, or is there.
+    """Write an index without codes: whole, under its final name, or not at all. Raises UserError where it can't be, or
+    is there.
 
     features: {"train": `Features`, "val": ...}; names: the same of lists.
     """
-    contents = {f"{split}.safetensors": save({"features": found.hidden, "pixels": found.pixels.astype(np.float16),
-                                              "labels": found.labels}) for split, found in features.items()}
+    contents = {
+        f"{split}.safetensors": save(
+            {"features": found.hidden, "pixels": found.pixels.astype(np.float16), "labels": found.labels}
+        )
+        for split, found in features.items()
+    }
     contents[NAMES] = json.dumps(names).encode() + b"\n"
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
     described = Described("alexnet_mp retrieval index", 1, source, packages, commit, digests, {})
@@ -154,11 +173,13 @@ def write(directory, source, packages, commit, features, names):
 
 
 def difference(found, wanted):
-    """In words, why an index of one `Source` can't serve for another; None where it can. A run and its data may have moved."""
+    """In words, why an index of one `Source` can't serve for another; None where it can. A run and its data may have
+    moved."""
     if found.weights_sha256 != wanted.weights_sha256:
         same = found.checkpoint == wanted.checkpoint
-        return (f"it is of other weights, {found.recipe} at {found.checkpoint}"
-                + ("" if same else f", and the run is at {wanted.checkpoint}"))
+        return f"it is of other weights, {found.recipe} at {found.checkpoint}" + (
+            "" if same else f", and the run is at {wanted.checkpoint}"
+        )
     if found.fingerprint != wanted.fingerprint or found.classes != wanted.classes or found.images != wanted.images:
         return f"it is of other pictures, {found.data}"
     return None
@@ -167,8 +188,8 @@ def difference(found, wanted):
 def exact_index(by, stored):
     """A faiss index of everything that is stored, compared one by one: no approximation.
 
-    by: "codes", (N, bytes) uint8, distances in bits (Hamming); else vectors (N, units) float32, squared Euclidean distances.
-    """
+    by: "codes", (N, bytes) uint8, distances in bits (Hamming); else vectors (N, units) float32, squared Euclidean
+    distances."""
     import faiss  # imported late: it takes half a second
 
     index = faiss.IndexBinaryFlat(8 * stored.shape[1]) if by == "codes" else faiss.IndexFlatL2(stored.shape[1])
@@ -179,10 +200,10 @@ def exact_index(by, stored):
 def nearest(index, queries, k):
     """(distances (Q, k), which of the stored (Q, k) int64), nearest first, of equals the first of the stored.
 
-    index: an `exact_index`; distances are whole numbers of bits, or Euclidean. k: of fewer stored than that all are found.
-    """
+    index: an `exact_index`; distances are whole numbers of bits, or Euclidean. k: of fewer stored than that all are
+    found."""
     queries, k = np.ascontiguousarray(queries), min(k, index.ntotal)
-    parts = [index.search(queries[start:start + AT_ONCE], k) for start in range(0, len(queries), AT_ONCE)]
+    parts = [index.search(queries[start : start + AT_ONCE], k) for start in range(0, len(queries), AT_ONCE)]
     distances, numbers = (np.concatenate(each) for each in zip(*parts))
     order = np.lexsort((numbers, distances))
     distances, numbers = np.take_along_axis(distances, order, 1), np.take_along_axis(numbers, order, 1)
@@ -206,11 +227,14 @@ def _described(directory):
     try:
         content = durable_files.read(file, 64 << 20)
     except OSError as error:
-        raise UserError(f"{directory} is no index: cannot read {file}: {error.strerror}; "
-                        "python -m alexnet_mp.retrieve index makes one") from None
+        raise UserError(
+            f"{directory} is no index: cannot read {file}: {error.strerror}; "
+            "python -m alexnet_mp.retrieve index makes one"
+        ) from None
     try:
         fields = json.loads(content)
-        # A name may be no UTF-8. Python's surrogates for it are no JSON text to pydantic, so they are put back afterwards.
+        # A name may be no UTF-8. Python's surrogates for it are no JSON text to pydantic, so they are put back
+        # afterwards.
         described = _ADAPTER.validate_json(json.dumps(fields, ensure_ascii=False).encode(errors="replace"))
     except ValidationError as error:
         problem = error.errors()[0]

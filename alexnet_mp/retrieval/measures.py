@@ -1,9 +1,10 @@
 """How good each kind of search is, how large, and how fast: precision among the first k, and mean average precision.
 
-Hamming distances of short codes tie all the time. Of pictures at one distance any order is as good as any other, so a measure is
-its mean over all of them, in closed form (McSherry and Najork, "Computing information retrieval performance measures efficiently in
-the presence of tied scores", ECIR 2008), and does not depend on the order in which the pictures lie on the disk.
-"""
+Hamming distances of short codes tie all the time. Of pictures at one distance any order is as good as any other, so a
+measure is its mean over all of them, in closed form (McSherry and Najork, "Computing information retrieval performance
+measures efficiently in the presence of tied scores", ECIR 2008), and does not depend on the order in which the pictures
+lie on the disk."""
+
 import time
 from dataclasses import dataclass
 
@@ -31,9 +32,8 @@ class Measures:
 def measures(distances, relevant, at=AT):
     """Precision and average precision of each of Q queries: ({k: (Q,) float64}, (Q,) float64).
 
-    distances: (Q, N); relevant: (Q, N) bool. Of fewer than k pictures all count as the k nearest. Without a relevant picture the
-    average precision is 0.
-    """
+    distances: (Q, N); relevant: (Q, N) bool. Of fewer than k pictures all count as the k nearest. Without a relevant
+    picture the average precision is 0."""
     precision, average = {k: [] for k in at}, []
     for of_query, wanted in zip(distances, relevant, strict=True):
         expected = _expected(of_query, wanted)
@@ -71,8 +71,12 @@ def gathered(parts, at=AT):
     """The `Measures` over all queries, from what `measures` gave for some of them at a time."""
     precision, average = zip(*parts)
     averages = np.concatenate(average)
-    return Measures({k: float(np.concatenate([part[k] for part in precision]).mean()) for k in at}, float(averages.mean()),
-                    len(averages))
+    return Measures(
+        {k: float(np.concatenate([part[k] for part in precision]).mean()) for k in at},
+        float(averages.mean()),
+        len(averages),
+    )
+
 
 QUERIES_AT_ONCE = 64
 SYNTHETIC = 1_000_000  # codes
@@ -81,7 +85,8 @@ NEIGHBOURS = 6  # whose distance in pixels is told, as many as figure 4 shows
 
 
 def measure(index, lengths, most_queries, speed=False, pixel_codes=False):
-    """A record, plain JSON types: the measures of pixels, the last hidden layer, and codes of these lengths, learned and random.
+    """A record, plain JSON types: the measures of pixels, the last hidden layer, and codes of these lengths, learned
+    and random.
 
     Queries are validation pictures, at most so many, spread evenly over all; what is ranked are all training pictures.
     "pixel_distance": how far apart in pixels a picture and its neighbours by the last hidden layer are. speed: also
@@ -93,21 +98,38 @@ def measure(index, lengths, most_queries, speed=False, pixel_codes=False):
     entries = []
     for by, bits, kind, size, stored, queries in _searches(index, lengths, train, val, pixel_codes):
         entry = {"by": by, "bits": bits, "codes": kind, "bytes_per_picture": size}
-        found = _of_search(by, stored, queries[rows], train.labels, val.labels[rows], f"{kind or ''} {by} {bits or ''}".strip())
-        entry |= {"precision": {str(k): value for k, value in found.precision.items()}, "mean_average_precision":
-                  found.mean_average_precision}
+        found = _of_search(
+            by, stored, queries[rows], train.labels, val.labels[rows], f"{kind or ''} {by} {bits or ''}".strip()
+        )
+        entry |= {
+            "precision": {str(k): value for k, value in found.precision.items()},
+            "mean_average_precision": found.mean_average_precision,
+        }
         if speed:
             entry["queries_per_second"] = _speed(by, stored, queries[rows])
         entries.append(entry)
     source = index.described.source
-    record = {"run": source.run, "checkpoint": source.checkpoint, "recipe": source.recipe, "layer": source.layer,
-              "data": source.data, "fingerprint": source.fingerprint, "train": len(train.labels), "queries": len(rows),
-              "chance": _chance(train.labels, val.labels[rows]), "commit": source_commit(),
-              "packages": {name: package_version(name) for name in ("torch", "numpy", "faiss-cpu")},
-              "searches": entries, "pixel_distance": _pixel_distance(train, val, rows)}
+    record = {
+        "run": source.run,
+        "checkpoint": source.checkpoint,
+        "recipe": source.recipe,
+        "layer": source.layer,
+        "data": source.data,
+        "fingerprint": source.fingerprint,
+        "train": len(train.labels),
+        "queries": len(rows),
+        "chance": _chance(train.labels, val.labels[rows]),
+        "commit": source_commit(),
+        "packages": {name: package_version(name) for name in ("torch", "numpy", "faiss-cpu")},
+        "searches": entries,
+        "pixel_distance": _pixel_distance(train, val, rows),
+    }
     if speed:
-        record |= {"device": device_name(torch.device("cpu")), "synthetic_codes": SYNTHETIC,
-                   "synthetic": [{"bits": bits, "queries_per_second": _synthetic(bits)} for bits in lengths]}
+        record |= {
+            "device": device_name(torch.device("cpu")),
+            "synthetic_codes": SYNTHETIC,
+            "synthetic": [{"bits": bits, "queries_per_second": _synthetic(bits)} for bits in lengths],
+        }
     return record
 
 
@@ -125,10 +147,15 @@ def _pixel_distance(train, val, rows):
         part = slice(start, start + QUERIES_AT_ONCE)
         distances = np.sqrt(np.maximum(all_distances("pixels", train.pixels, val.pixels[rows[part]]), 0))
         ranked, found = np.sort(distances, axis=1), np.take_along_axis(distances, near[part], 1)
-        places = [(np.searchsorted(row, of, "left") + np.searchsorted(row, of, "right")) / 2
-                  for row, of in zip(ranked, found)]
-        sums += [found.mean(1).sum(), ranked[:, :NEIGHBOURS].mean(1).sum(), ranked.mean(1).sum(),
-                 (np.array(places).mean(1) / ranked.shape[1]).sum()]
+        places = [
+            (np.searchsorted(row, of, "left") + np.searchsorted(row, of, "right")) / 2 for row, of in zip(ranked, found)
+        ]
+        sums += [
+            found.mean(1).sum(),
+            ranked[:, :NEIGHBOURS].mean(1).sum(),
+            ranked.mean(1).sum(),
+            (np.array(places).mean(1) / ranked.shape[1]).sum(),
+        ]
     by_layer, by_pixels, to_any, nearer = (sums / len(rows)).tolist()
     return {"neighbours": near.shape[1], "by_layer": by_layer, "by_pixels": by_pixels, "any": to_any, "nearer": nearer}
 
@@ -141,8 +168,13 @@ def _searches(index, lengths, train, val, pixel_codes):
     for bits in lengths:
         _, codes = index.codes(bits)
         yield "codes", bits, "learned", bits // 8, codes["train"], codes["val"]
-        yield ("codes", bits, "random", bits // 8,
-               *(short_codes.random_codes(some.hidden, bits, train.hidden) for some in (train, val)))
+        yield (
+            "codes",
+            bits,
+            "random",
+            bits // 8,
+            *(short_codes.random_codes(some.hidden, bits, train.hidden) for some in (train, val)),
+        )
         if pixel_codes:
             count = len(train.labels)
             with progress(f"codes of pixels, {bits} bits", short_codes.passes(count) * count, "pictures") as advance:
@@ -184,20 +216,36 @@ def table(record):
     """The record as lines of text."""
     at = list(record["searches"][0]["precision"])
     speed = "queries_per_second" in record["searches"][0]
-    yield (f"{record['queries']:,} validation pictures ask for {record['train']:,} training pictures of their class "
-           f"({record['recipe']}, {record['checkpoint']}, {record['layer']}); at random {100 * record['chance']:.1f} %")
+    yield (
+        f"{record['queries']:,} validation pictures ask for {record['train']:,} training pictures of their class "
+        f"({record['recipe']}, {record['checkpoint']}, {record['layer']}); at random {100 * record['chance']:.1f} %"
+    )
     heads = ("bytes", "mAP", *(f"at {k}" for k in at))
     yield " ".join([f"{'search':22}", *(f"{head:>7}" for head in heads), *(["queries/s"] if speed else [])])
     for entry in record["searches"]:
-        name = f"{entry['codes']} codes, {entry['bits']} bits" if entry["bits"] else entry["by"].replace("fc7", record["layer"])
+        name = (
+            f"{entry['codes']} codes, {entry['bits']} bits"
+            if entry["bits"]
+            else entry["by"].replace("fc7", record["layer"])
+        )
         shares = (entry["mean_average_precision"], *entry["precision"].values())
-        yield " ".join([f"{name:22}", f"{entry['bytes_per_picture']:7,}", *(f"{100 * share:5.1f} %" for share in shares),
-                        *([f"{entry['queries_per_second']:9,.0f}"] if speed else [])])
+        yield " ".join(
+            [
+                f"{name:22}",
+                f"{entry['bytes_per_picture']:7,}",
+                *(f"{100 * share:5.1f} %" for share in shares),
+                *([f"{entry['queries_per_second']:9,.0f}"] if speed else []),
+            ]
+        )
     found = record["pixel_distance"]
-    yield (f"in pixels: {found['by_layer']:,.0f} grey levels to the {found['neighbours']} nearest by "
-           f"{record['layer']}, {found['by_pixels']:,.0f} to the nearest by pixels, {found['any']:,.0f} to any; "
-           f"{100 * found['nearer']:.1f} % of all training pictures are nearer in pixels than a neighbour by "
-           f"{record['layer']}")
+    yield (
+        f"in pixels: {found['by_layer']:,.0f} grey levels to the {found['neighbours']} nearest by "
+        f"{record['layer']}, {found['by_pixels']:,.0f} to the nearest by pixels, {found['any']:,.0f} to any; "
+        f"{100 * found['nearer']:.1f} % of all training pictures are nearer in pixels than a neighbour by "
+        f"{record['layer']}"
+    )
     for entry in record.get("synthetic", ()):
-        yield (f"{record['synthetic_codes']:,} random codes of {entry['bits']} bits: "
-               f"{entry['queries_per_second']:,.0f} queries/s, {record['device']}")
+        yield (
+            f"{record['synthetic_codes']:,} random codes of {entry['bits']} bits: "
+            f"{entry['queries_per_second']:,.0f} queries/s, {record['device']}"
+        )

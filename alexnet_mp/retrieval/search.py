@@ -1,4 +1,5 @@
 """The training pictures nearest to a query (paper 6.1)."""
+
 import numpy as np
 
 from .index import exact_index, nearest
@@ -7,7 +8,8 @@ NEIGHBOURS = 6  # figure 4
 
 
 class Search:
-    """Called with the `Features` of queries and k: (distances (Q, k), numbers of training pictures (Q, k)), nearest first.
+    """Called with the `Features` of queries and k: (distances (Q, k), numbers of training pictures (Q, k)), nearest
+    first.
 
     by: "fc7" (the last hidden layer), "codes" (of `bits` bits), or "pixels".
     """

@@ -3,15 +3,16 @@
     weights.safetensors     the merged network's tensors, float32: conv1.weight (96, 3, 11, 11) to fc8.bias
     velocity.safetensors    the optimiser's velocities (paper 5), of the same names and shapes
     statistics.safetensors  mean image and RGB components, float64, as `pixel_statistics.py` saves them
-    state.json              `State`: where the run is, its recipe, its data, what its schedule knows, what it computed with
+    state.json              `State`: where the run is, its recipe, data and schedule, what it computed with
     manifest.json           bytes and sha256 of the four files, and of itself; written last
 
 This is format 4. The recipe of format 3 lacks `batch_file_size` (`recipe.upgraded`). Formats 0 (weights.safetensors
 alone), 1 and 2 are refused, with the name of the last version that reads them.
 
-What is read may be damaged or made to harm. A file's size is compared before it is read, its sha256 before it is believed, names,
-shapes and dtypes with what follows from the recipe; whatever is wrong becomes a `UserError` that begins with the file's path.
-"""
+What is read may be damaged or made to harm. A file's size is compared before it is read, its sha256 before it is
+believed, names, shapes and dtypes with what follows from the recipe; whatever is wrong becomes a `UserError` that
+begins with the file's path."""
+
 import errno
 import hashlib
 import json
@@ -43,7 +44,8 @@ FILES = (WEIGHTS, VELOCITY, STATISTICS, STATE)  # what the manifest lists
 MOST_MANIFEST, MOST_STATE = 1 << 20, 4 << 20  # bytes; 22,000 class names are less than two million
 DTYPES = {"F64": "float64", "F32": "float32"}
 
-WRONG_FILES = {errno.ELOOP, errno.EINVAL, errno.EFBIG, errno.ENOTDIR, errno.EISDIR, errno.ENODATA}  # what `files` says of a file itself
+# what `files` says of a file itself
+WRONG_FILES = {errno.ELOOP, errno.EINVAL, errno.EFBIG, errno.ENOTDIR, errno.EISDIR, errno.ENODATA}
 
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 Count = Annotated[int, Field(ge=0, lt=2**53)]  # what every reader of JSON holds exactly
@@ -125,21 +127,31 @@ class Checkpoint:
 
 
 def write(directory, checkpoint):
-    """Write a checkpoint into a new directory, on the disk when this returns. `checkpoint`'s tensors must not change meanwhile.
+    """Write a checkpoint into a new directory, on the disk when this returns. `checkpoint`'s tensors must not change
+    meanwhile.
 
-    Tensors are written from where they are, without a copy. Raises OSError; and ValueError, before anything is written, where a
-    tensor isn't what the recipe has or isn't finite, or a field of the state is wrong: what can't be loaded must not come to be.
-    """
+    Tensors are written from where they are, without a copy. Raises OSError; and ValueError, before anything is written,
+    where a tensor isn't what the recipe has or isn't finite, or a field of the state is wrong: what can't be loaded
+    must not come to be."""
     directory, state = Path(directory), _dump(_ADAPTER.dump_python(checkpoint.state, mode="json", warnings=False))
     layouts = _layouts(_parse_state(state, VERSION))
     held = {WEIGHTS: checkpoint.weights, VELOCITY: checkpoint.velocity, STATISTICS: vars(checkpoint.statistics)}
     arrays = {file: _arrays(file, held[file], layout) for file, layout in layouts.items()}
 
     durable_files.make_directory(directory)
-    entries = {file: durable_files.write(directory / file, safetensors_file.parts(layout, arrays[file])) for file, layout in layouts.items()}
+    entries = {
+        file: durable_files.write(directory / file, safetensors_file.parts(layout, arrays[file]))
+        for file, layout in layouts.items()
+    }
     entries[STATE] = durable_files.write(directory / STATE, [state])
-    durable_files.write(directory / MANIFEST, [_manifest_bytes(VERSION, {name: {"bytes": length, "sha256": digest}
-                                                                 for name, (length, digest) in entries.items()})])
+    durable_files.write(
+        directory / MANIFEST,
+        [
+            _manifest_bytes(
+                VERSION, {name: {"bytes": length, "sha256": digest} for name, (length, digest) in entries.items()}
+            )
+        ],
+    )
     durable_files.sync(directory)
 
 
@@ -159,7 +171,9 @@ def load(directory):
         with _damage(directory / file):
             found, expected = entries[file]["bytes"], safetensors_file.length(layout)
             need(found == expected, f"it has {found:,} bytes, that of this recipe has {expected:,}")
-    weights, velocity = (_load_whole(directory / file, entries[file], load_tensors, layouts[file]) for file in (WEIGHTS, VELOCITY))
+    weights, velocity = (
+        _load_whole(directory / file, entries[file], load_tensors, layouts[file]) for file in (WEIGHTS, VELOCITY)
+    )
     statistics = _load_whole(directory / STATISTICS, entries[STATISTICS], load_arrays, layouts[STATISTICS])
     with _damage(directory / STATISTICS):
         need((statistics["eigenvalues"] >= 0).all(), "a variance is negative")
@@ -178,7 +192,10 @@ def verify(directory):
     number, entries = _manifest(directory)
     for file, entry in entries.items():
         with _damage(directory / file):
-            need(durable_files.digest(directory / file) == (entry["bytes"], entry["sha256"]), f"its sha256 is not the one in {MANIFEST}")
+            need(
+                durable_files.digest(directory / file) == (entry["bytes"], entry["sha256"]),
+                f"its sha256 is not the one in {MANIFEST}",
+            )
     return _read_state(directory, number, entries)
 
 
@@ -197,7 +214,10 @@ def _manifest(directory):
             _check_foreign(directory, foreign)
             need(set(fields) == {"format", "files", "sha256"}, f"its fields are {sorted(fields)!r:.200}")
             _check_entries(fields["files"])
-            need(_manifest_bytes(fields["format"], fields["files"]) == content, "it is not what was written, its sha256 differs")
+            need(
+                _manifest_bytes(fields["format"], fields["files"]) == content,
+                "it is not what was written, its sha256 differs",
+            )
             if fields["format"] < OLDEST:
                 raise OldFormat(path, fields["format"])
     except _Missing:
@@ -217,15 +237,23 @@ def _check_version(path, number):
 
 def _check_foreign(directory, foreign):
     if foreign:
-        raise UserError(f"{directory / foreign[0]}: no file of a checkpoint, and nothing else may be in its directory; remove it")
+        raise UserError(
+            f"{directory / foreign[0]}: no file of a checkpoint, and nothing else may be in its directory; remove it"
+        )
 
 
 def _check_entries(entries):
     need(isinstance(entries, dict), "its list of files")
     for name, entry in entries.items():
         need(name in FILES, f"it lists {name!r:.100}, which is no file of a checkpoint")
-        need(isinstance(entry, dict) and set(entry) == {"bytes", "sha256"} and type(entry["bytes"]) is int and entry["bytes"] >= 0
-             and isinstance(entry["sha256"], str), f"its entry for {name}")
+        need(
+            isinstance(entry, dict)
+            and set(entry) == {"bytes", "sha256"}
+            and type(entry["bytes"]) is int
+            and entry["bytes"] >= 0
+            and isinstance(entry["sha256"], str),
+            f"its entry for {name}",
+        )
     need(len(entries) == len(FILES), f"it lists {len(entries)} files instead of {len(FILES)}")
 
 
@@ -256,9 +284,12 @@ def _parse_state(content, number):
     if number < VERSION and isinstance(fields, dict):
         recipe = fields.get("recipe")
         fields["recipe"] = upgraded(recipe)
-        need(fields["recipe"] is not recipe,
-             f"its recipe is none of format {number}: a field that format {number} had not is there")
-    # A folder's name may be no UTF-8. Python's surrogates for it are no JSON text to pydantic, so they are put back afterwards.
+        need(
+            fields["recipe"] is not recipe,
+            f"its recipe is none of format {number}: a field that format {number} had not is there",
+        )
+    # A folder's name may be no UTF-8. Python's surrogates for it are no JSON text to pydantic, so they are put back
+    # afterwards.
     state = _ADAPTER.validate_json(json.dumps(fields, ensure_ascii=False).encode(errors="replace"))
     data = fields["data"]
     state = replace(state, data=Data(data["source"], data["description"], data["fingerprint"], tuple(data["classes"])))
@@ -267,31 +298,44 @@ def _parse_state(content, number):
     need(state.data.classes, "data.classes is empty")
     need(state.validated or state.validation is None, "it has a validation that is still to come")
     rated = {f"{layer.name}.{what}" for layer in state.recipe.layers for what in ("weight", "bias")}
-    need(state.scheduled is None or set(state.scheduled.learning_rates) == rated,
-         "the names in scheduled.learning_rates are not those of the recipe")
+    need(
+        state.scheduled is None or set(state.scheduled.learning_rates) == rated,
+        "the names in scheduled.learning_rates are not those of the recipe",
+    )
     return state
 
 
 def _layouts(state):
     """{file: {name: (dtype, shape)}} of the three tensor files."""
-    merged = {name: ("F32", shape) for name, shape in shapes.merged_shapes(state.recipe, len(state.data.classes)).items()}
+    merged = {
+        name: ("F32", shape) for name, shape in shapes.merged_shapes(state.recipe, len(state.data.classes)).items()
+    }
     side = state.recipe.stored_size
-    return {WEIGHTS: merged, VELOCITY: merged,
-            STATISTICS: {"mean": ("F64", (side, side, 3)), "eigenvalues": ("F64", (3,)), "eigenvectors": ("F64", (3, 3))}}
+    return {
+        WEIGHTS: merged,
+        VELOCITY: merged,
+        STATISTICS: {"mean": ("F64", (side, side, 3)), "eigenvalues": ("F64", (3,)), "eigenvectors": ("F64", (3, 3))},
+    }
 
 
 def _arrays(file, tensors, layout):
-    """{name: array}, views where the tensors are contiguous. Raises ValueError where one isn't of the layout, or isn't finite."""
-    need(safetensors_file.length(layout) <= safetensors_file.MOST_BYTES, f"{file}: it would have {safetensors_file.length(layout):,} bytes")
+    """{name: array}, views where the tensors are contiguous. Raises ValueError where one isn't of the layout, or isn't
+    finite."""
+    need(
+        safetensors_file.length(layout) <= safetensors_file.MOST_BYTES,
+        f"{file}: it would have {safetensors_file.length(layout):,} bytes",
+    )
     need(set(tensors) == set(layout), f"{file}: {sorted(set(tensors) ^ set(layout))} are missing or foreign")
     arrays = {}
     for name, (dtype, shape) in layout.items():
         tensor = tensors[name]
         on_host = not isinstance(tensor, torch.Tensor) or tensor.device.type == "cpu"
         found = str(tensor.dtype).removeprefix("torch.")
-        need(on_host and found == DTYPES[dtype] and tuple(tensor.shape) == shape,
-             f"{file}: {name} is {found} {tuple(tensor.shape)}{'' if on_host else f' on {tensor.device}'}; "
-             f"it has to be {DTYPES[dtype]} {shape} on the CPU")
+        need(
+            on_host and found == DTYPES[dtype] and tuple(tensor.shape) == shape,
+            f"{file}: {name} is {found} {tuple(tensor.shape)}{'' if on_host else f' on {tensor.device}'}; "
+            f"it has to be {DTYPES[dtype]} {shape} on the CPU",
+        )
         arrays[name] = np.ascontiguousarray(tensor.detach().numpy() if isinstance(tensor, torch.Tensor) else tensor)
         need(safetensors_file.finite(arrays[name]), f"{file}: {name} has values that are not finite")
     need(file != STATISTICS or (arrays["eigenvalues"] >= 0).all(), f"{file}: a variance is negative")
@@ -302,12 +346,15 @@ def _load_whole(path, entry, load_content, layout=None):
     """{name: tensor} of a file, in the layout's order; if none is given, unchecked against it."""
     with _damage(path):
         content = _content(path, entry, safetensors_file.MOST_BYTES)
-        found = safetensors_file.read_layout(len(content), content[:8 + safetensors_file.MOST_HEADER])
+        found = safetensors_file.read_layout(len(content), content[: 8 + safetensors_file.MOST_HEADER])
         if layout is None:
             return load_content(content)
         need(set(found) == set(layout), f"{sorted(set(found) ^ set(layout))!r:.200} are missing or foreign")
         for name, expected in layout.items():
-            need(found[name] == expected, f"{name} is {_words(found[name])}; a checkpoint of this recipe has {_words(expected)}")
+            need(
+                found[name] == expected,
+                f"{name} is {_words(found[name])}; a checkpoint of this recipe has {_words(expected)}",
+            )
         tensors = load_content(content)
         for name, tensor in tensors.items():
             values = tensor.numpy() if isinstance(tensor, torch.Tensor) else tensor

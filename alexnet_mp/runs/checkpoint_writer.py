@@ -1,4 +1,6 @@
-"""Checkpoints are written by a thread beside the training: the step waits only while the tensors are copied to host memory."""
+"""Checkpoints are written by a thread beside the training: the step waits only while the tensors are copied to host
+memory."""
+
 import threading
 
 from . import checkpoints
@@ -7,14 +9,16 @@ PATIENCE = 8  # seconds that an unfinished write gets when the run ends by an er
 
 
 class Saver:
-    """Writes the checkpoints of a run, one at a time, and removes those that are neither the newest `keep` nor the best.
+    """Writes the checkpoints of a run, one at a time, and removes those that are neither the newest `keep` nor the
+    best.
 
     What went wrong is kept for the training, which asks `outcome` after every step.
     """
 
     def __init__(self, run, keep):
         self.run, self.keep, self.thread, self.next, self.handing = run, keep, None, None, threading.Lock()
-        # The directory of the newest checkpoint that is on the disk; a run that goes on in its own directory has one already.
+        # The directory of the newest checkpoint that is on the disk; a run that goes on in its own directory has one
+        # already.
         self.saved = next(reversed(checkpoints.listing(run.path).values()), None)
         found = checkpoints.best(run.path)
         self.best_error = found[1].validation.top1_error if found else float("inf")
@@ -26,7 +30,8 @@ class Saver:
             return self.thread is not None and self.thread.is_alive()
 
     def start(self, content):
-        """Write a `Checkpoint` whose tensors nobody changes any more; after the one that is being written, if there is one.
+        """Write a `Checkpoint` whose tensors nobody changes any more; after the one that is being written, if there is
+        one.
 
         Waits only where another is waiting already.
         """
@@ -53,7 +58,8 @@ class Saver:
         return not self.busy
 
     def outcome(self):
-        """(what kept a checkpoint from being written, what kept an old one from being removed), each None or an exception, once."""
+        """(what kept a checkpoint from being written, what kept an old one from being removed), each None or an
+        exception, once."""
         if self.busy:
             return None, None
         found = self._failure, self._prune_failure

@@ -1,4 +1,6 @@
-"""The checkpoints of a run: `RUN/checkpoints/step_XXXXXXXX/`, whole or not at all. `checkpoint_format.py` says what is in one."""
+"""The checkpoints of a run: `RUN/checkpoints/step_XXXXXXXX/`, whole or not at all. `checkpoint_format.py` says what is
+in one."""
+
 import os
 import re
 from contextlib import suppress
@@ -10,25 +12,27 @@ from ..system.errors import UserError
 from . import checkpoint_format
 
 CHECKPOINTS = "checkpoints"
-PARTIAL, REPLACED, DAMAGED = ".partial_", ".replaced_", "damaged_"  # a directory that is not, no longer, or never again a checkpoint
+# a directory that is not, no longer, or never again a checkpoint
+PARTIAL, REPLACED, DAMAGED = ".partial_", ".replaced_", "damaged_"
 
 
 # Why no crash loses a checkpoint, whatever its moment:
-# 1. Everything is written into .partial_N, a name that no reader takes for a checkpoint, and synced file by file, the manifest last,
-#    then the directory. Until here the old checkpoints are untouched; what a crash leaves is removed by the next start.
-# 2. One rename makes it step_N, and the parent directory is synced. A rename is atomic: a reader sees all of it or nothing.
-# 3. Only then are older ones removed, and never the newest or the best; each is first renamed to .partial_M, so that one that is
-#    half removed is no checkpoint either.
-# 4. Where step_N is there already (a run that was stopped within a validation, and saves again after it), it first becomes .replaced_N.
-#    A crash between the two renames leaves .replaced_N alone: readers take it for step_N, and the next start renames it back
-#    (`recover`).
+# 1. Everything is written into .partial_N, a name that no reader takes for a checkpoint, and synced file by file, the
+#    manifest last, then the directory. Until here the old checkpoints are untouched; what a crash leaves is removed by
+#    the next start.
+# 2. One rename makes it step_N, and the parent directory is synced. A rename is atomic: a reader sees all of it or
+#    nothing.
+# 3. Only then are older ones removed, and never the newest or the best; each is first renamed to .partial_M, so that
+#    one that is half removed is no checkpoint either.
+# 4. Where step_N is there already (a run that was stopped within a validation, and saves again after it), it first
+#    becomes .replaced_N. A crash between the two renames leaves .replaced_N alone: readers take it for step_N, and the
+#    next start renames it back (`recover`).
 # 5. Should a disk lie about a sync, the sha256 of every file in the manifest tells, and the one before is taken.
 def put(run, checkpoint):
     """Write a checkpoint of a run and return its directory.
 
-    Raises OSError, with nothing half written left and the old ones untouched. Where only the last sync fails, the new one stays if
-    there was none of its step: it is whole, but may not outlive a power cut.
-    """
+    Raises OSError, with nothing half written left and the old ones untouched. Where only the last sync fails, the new
+    one stays if there was none of its step: it is whole, but may not outlive a power cut."""
     parent = Path(run) / CHECKPOINTS
     with suppress(FileExistsError):
         durable_files.make_directory(parent)
@@ -44,7 +48,8 @@ def put(run, checkpoint):
         durable_files.rename(partial, final)
     except BaseException:
         with suppress(OSError):
-            if os.path.lexists(replaced) and os.path.lexists(final):  # the new one got its name; the old one is surely on the disk
+            # the new one got its name; the old one is surely on the disk
+            if os.path.lexists(replaced) and os.path.lexists(final):
                 durable_files.rename(final, partial)
         with suppress(OSError):
             _clear(replaced, final)
@@ -75,7 +80,8 @@ def _clear(replaced, final):
 
 
 def listing(run):
-    """{step: directory} of a run's checkpoints, oldest first, damaged ones among them. Raises UserError where they can't be listed."""
+    """{step: directory} of a run's checkpoints, oldest first, damaged ones among them. Raises UserError where they
+    can't be listed."""
     parent = Path(run) / CHECKPOINTS
     try:
         names = os.listdir(parent)
@@ -112,7 +118,8 @@ def newest_weights(run):
 
 
 def from_newest(run, read):
-    """(directory, read(directory)) of a run's newest checkpoint; where the run removes or replaces it meanwhile, of the one after it."""
+    """(directory, read(directory)) of a run's newest checkpoint; where the run removes or replaces it meanwhile, of the
+    one after it."""
     while True:
         directory = newest(run)
         before = _identity(directory)
@@ -130,14 +137,19 @@ def _identity(directory):
 
 
 def best(run):
-    """(step, `State`) of the checkpoint with the lowest top-1 validation error, the earliest of equals; None if none was validated."""
+    """(step, `State`) of the checkpoint with the lowest top-1 validation error, the earliest of equals; None if none
+    was validated."""
     return _best(_states(run))
 
 
 def _best(states):
-    now = _what_was_trained(states[max(states)]) if states else None  # errors on other data, with --resume-anyway, compare with nothing
-    validated = [(state.validation.top1_error, step, state) for step, state in states.items()
-                 if state.validation and _what_was_trained(state) == now]
+    # errors on other data, with --resume-anyway, compare with nothing
+    now = _what_was_trained(states[max(states)]) if states else None
+    validated = [
+        (state.validation.top1_error, step, state)
+        for step, state in states.items()
+        if state.validation and _what_was_trained(state) == now
+    ]
     return min(validated, key=lambda entry: entry[:2])[1:] if validated else None
 
 
@@ -146,7 +158,8 @@ def _what_was_trained(state):
 
 
 def prune(run, keep):
-    """Remove all but the newest `keep` checkpoints and the best one; what can't be read is left alone. Returns the steps removed.
+    """Remove all but the newest `keep` checkpoints and the best one; what can't be read is left alone. Returns the
+    steps removed.
 
     What an earlier removal left is removed first. Raises OSError where one can't be removed.
     """
@@ -164,7 +177,8 @@ def prune(run, keep):
 
 
 def set_aside(directory):
-    """Rename a damaged checkpoint, so that the run that goes on from an older one can come to its step again. Raises OSError."""
+    """Rename a damaged checkpoint, so that the run that goes on from an older one can come to its step again. Raises
+    OSError."""
     aside = directory.with_name(DAMAGED + directory.name)
     durable_files.remove(aside)
     durable_files.rename(directory, aside)

@@ -1,4 +1,5 @@
 """What a run leaves behind: `run.json` says what it is; beside it metrics, statistics, checkpoints and pictures."""
+
 import datetime
 import json
 import os
@@ -33,13 +34,24 @@ class Taken(UserError):
 class RunDirectory:
     """A run's directory, held by its lock until `close`.
 
-    point: the `resume.ResumePoint` that the run goes on from, or None. lock: the `RunLock` that is held on the directory
-    if it is there already. checked: what the self-check found. command: as it was typed. Raises UserError if the
-    directory can't be made or is another's, `Taken` if it came to be there meanwhile.
-    """
+    point: the `resume.ResumePoint` that the run goes on from, or None. lock: the `RunLock` that is held on the
+    directory if it is there already. checked: what the self-check found. command: as it was typed. Raises UserError if
+    the directory can't be made or is another's, `Taken` if it came to be there meanwhile."""
 
-    def __init__(self, path, recipe, dataset, network, pipeline, precision="fp32", point=None, changed=(), lock=None,
-                 checked=None, command=""):
+    def __init__(
+        self,
+        path,
+        recipe,
+        dataset,
+        network,
+        pipeline,
+        precision="fp32",
+        point=None,
+        changed=(),
+        lock=None,
+        checked=None,
+        command="",
+    ):
         self.path, self.lock = Path(path), lock
         try:
             if lock is None:
@@ -53,7 +65,8 @@ class RunDirectory:
                 take_over(point.run, self.path, keep)
             self.metrics = Metrics(self.path, keep, step)
         except BaseException as error:
-            if lock is None and self.lock:  # it was made here: nothing half-written may stand in the way of the next attempt
+            # it was made here: nothing half-written may stand in the way of the next attempt
+            if lock is None and self.lock:
                 shutil.rmtree(self.path, ignore_errors=True)
             if self.lock:
                 self.lock.release()
@@ -61,7 +74,10 @@ class RunDirectory:
                 raise UserError(f"--out {path}: {error.filename or path}: {error.strerror}") from None
             raise
         if self.metrics.missing > 0:
-            say(f"{self.path / METRICS} ends early, {self.metrics.missing:,} bytes before the checkpoint; those lines are lost")
+            say(
+                f"{self.path / METRICS} ends early, {self.metrics.missing:,} bytes before the checkpoint; those "
+                "lines are lost"
+            )
 
     def _make(self):
         made = [self.path, *(parent for parent in self.path.parents if not parent.exists())]
@@ -79,12 +95,16 @@ class RunDirectory:
             durable_files.sync(directory.parent)  # else a power cut could take the run with its name
 
     def _set_aside(self):
-        """Rename what a run left that ended before its first checkpoint, or whose checkpoints were taken away: nothing is lost."""
+        """Rename what a run left that ended before its first checkpoint, or whose checkpoints were taken away: nothing
+        is lost."""
         for name in (METRICS, EVENTS):
             if os.path.lexists(self.path / name):
                 stem, dot, suffix = name.partition(".")
-                aside = next(name for name in (f"{stem}-{number}{dot}{suffix}" for number in count(1))
-                             if not os.path.lexists(self.path / name))
+                aside = next(
+                    name
+                    for name in (f"{stem}-{number}{dot}{suffix}" for number in count(1))
+                    if not os.path.lexists(self.path / name)
+                )
                 durable_files.rename(self.path / name, self.path / aside)
                 say(f"{self.path / name} is of a run without a checkpoint: kept as {aside}")
 
@@ -94,10 +114,16 @@ class RunDirectory:
             "command": command,
             "started": now,
             "recipe": recipes.to_dict(recipe),
-            "data": {"source": dataset.source, "description": dataset.description, "fingerprint": dataset.fingerprint,
-                     "classes": dataset.classes},
-            "devices": [{"tower": name, "device": str(device), "name": device_name(device)}
-                        for name, device in zip("ab", network.exchange.devices)],
+            "data": {
+                "source": dataset.source,
+                "description": dataset.description,
+                "fingerprint": dataset.fingerprint,
+                "classes": dataset.classes,
+            },
+            "devices": [
+                {"tower": name, "device": str(device), "name": device_name(device)}
+                for name, device in zip("ab", network.exchange.devices)
+            ],
             "kernels": network.kernels_used(),
             "precision": precision,
             "pipeline": pipeline.name,
@@ -111,8 +137,14 @@ class RunDirectory:
         if point is not None:  # the file says what runs now, and keeps how it came to it
             before = _earlier(point.run) if point.run else {}
             content |= {name: before[name] for name in ("command", "started") if name in before}
-            entry = {"command": command, "started": now, "step": point.checkpoint.state.step, "from": str(point.path),
-                     "changed": changed, "commit_before": before.get("commit")}
+            entry = {
+                "command": command,
+                "started": now,
+                "step": point.checkpoint.state.step,
+                "from": str(point.path),
+                "changed": changed,
+                "commit_before": before.get("commit"),
+            }
             content["resumed"] = [*before.get("resumed", []), entry]
         durable_files.replace(self.path / RUN, (json.dumps(content, indent=1) + "\n").encode())
 
@@ -138,20 +170,42 @@ def refuse_unusable(path):
 
 
 def refuse_foreign(path):
-    """Raise UserError if a directory holds anything that no run wrote: a run may only begin anew in what is one, or is empty."""
-    ours = {RUN, METRICS, EVENTS, STATISTICS, LOCK, CHECKPOINTS, RIGHT, "curves.png", "conv1_kernels.png", "non_finite.json",
-            "trace.json.gz", "profile.json", "retrieval", "report"}
-    foreign = [name for name in sorted(os.listdir(path)) if name.removesuffix(durable_files.PARTIAL) not in ours
-               and not re.fullmatch(r"(metrics|tensorboard)-\d+(\.jsonl)?|lost\+found|.*\.(log|out|err)", name)]
+    """Raise UserError if a directory holds anything that no run wrote: a run may only begin anew in what is one, or is
+    empty."""
+    ours = {
+        RUN,
+        METRICS,
+        EVENTS,
+        STATISTICS,
+        LOCK,
+        CHECKPOINTS,
+        RIGHT,
+        "curves.png",
+        "conv1_kernels.png",
+        "non_finite.json",
+        "trace.json.gz",
+        "profile.json",
+        "retrieval",
+        "report",
+    }
+    foreign = [
+        name
+        for name in sorted(os.listdir(path))
+        if name.removesuffix(durable_files.PARTIAL) not in ours
+        and not re.fullmatch(r"(metrics|tensorboard)-\d+(\.jsonl)?|lost\+found|.*\.(log|out|err)", name)
+    ]
     if foreign:
         raise UserError(f"--out {path}: it is no run directory, {foreign[0]} is in it; choose another --out")
 
 
 def refuse_branch(path):
-    """Raise UserError if a run went on from another's checkpoint and has none of its own: its beginning would be another one."""
+    """Raise UserError if a run went on from another's checkpoint and has none of its own: its beginning would be
+    another one."""
     if resumed := _earlier(path).get("resumed"):
         before = resumed[-1].get("from") if isinstance(resumed[-1], dict) else None
-        raise UserError(f"{path} went on from {before}, and has no checkpoint of its own; --resume that one, with a new --out")
+        raise UserError(
+            f"{path} went on from {before}, and has no checkpoint of its own; --resume that one, with a new --out"
+        )
 
 
 def read_run(path):
@@ -165,8 +219,12 @@ def read_run(path):
             raise UserError("the recipe is not complete")
         data = run["data"]
         classes = data["classes"]
-        if not (isinstance(data["source"], str) and isinstance(classes, list) and len(classes) > 1
-                and all(isinstance(name, str) for name in classes)):
+        if not (
+            isinstance(data["source"], str)
+            and isinstance(classes, list)
+            and len(classes) > 1
+            and all(isinstance(name, str) for name in classes)
+        ):
             raise UserError("it doesn't say what data the run had")
         return {**run, "recipe": recipe}
     except UserError as error:

@@ -3,6 +3,7 @@
 It is not `system/file_lock.py`: a run's workers must not keep the lock after it, nobody waits for a run, its file stays
 to tell who holds it, and it is held against a directory that is moved away.
 """
+
 import datetime
 import fcntl
 import json
@@ -19,11 +20,12 @@ MOST_BYTES = 4096
 
 
 class RunLock:
-    """Holds the lock of a run directory until `release`. Raises UserError where another process holds it, or it can't be taken.
+    """Holds the lock of a run directory until `release`. Raises UserError where another process holds it, or it can't
+    be taken.
 
-    It is a record lock of fcntl(2): worker processes don't inherit it, so that none of them can keep it after their parent died. The
-    file says who holds it; a clean end empties it, and what is still in it when the lock can be had is of a run that was killed.
-    """
+    It is a record lock of fcntl(2): worker processes don't inherit it, so that none of them can keep it after their
+    parent died. The file says who holds it; a clean end empties it, and what is still in it when the lock can be had is
+    of a run that was killed."""
 
     def __init__(self, directory):
         self.directory, self.path = directory, Path(directory) / LOCK
@@ -45,12 +47,18 @@ class RunLock:
         try:
             fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"{directory} is in use: {self._holder()} writes to it; choose another --out, or wait for its end") from None
+            raise UserError(
+                f"{directory} is in use: {self._holder()} writes to it; choose another --out, or wait for its end"
+            ) from None
         except OSError as error:  # a file system without locks
             raise UserError(f"cannot lock {directory}: {path}: {error.strerror}") from None
         if os.fstat(self.file).st_size:
             say(f"{directory}: the lock of {self._holder()} is stale, that run is no longer there; it is taken over")
-        me = {"pid": os.getpid(), "host": platform.node(), "since": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")}
+        me = {
+            "pid": os.getpid(),
+            "host": platform.node(),
+            "since": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        }
         try:
             os.ftruncate(self.file, 0)
             os.pwrite(self.file, json.dumps(me).encode(), 0)
@@ -66,14 +74,18 @@ class RunLock:
             return "another process"
 
     def check(self):
-        """Raise UserError where the directory is no longer the one that is locked: it was moved or removed, or its lock was."""
+        """Raise UserError where the directory is no longer the one that is locked: it was moved or removed, or its lock
+        was."""
         try:
             there, held = os.stat(self.path, follow_symlinks=False), os.fstat(self.file)
         except OSError:
             there = held = None
         if there is None or (there.st_dev, there.st_ino) != (held.st_dev, held.st_ino):
-            raise UserError(f"{self.directory} is no longer this run's: it or the {LOCK} in it was moved or removed; the run ends, so that "
-                            "it can't write into another's")
+            raise UserError(
+                f"{self.directory} is no longer this run's: it or the {LOCK} in it was moved or removed; the run "
+                "ends, so that "
+                "it can't write into another's"
+            )
 
     def release(self):
         """Let go, at a clean end; a second call does nothing."""

@@ -1,7 +1,9 @@
-"""What a run reports while it runs: `metrics.jsonl`, one JSON object a line, and the same numbers as TensorBoard events.
+"""What a run reports while it runs: `metrics.jsonl`, one JSON object a line, and the same numbers as TensorBoard
+events.
 
-A full disk loses no line: what can't be written waits in memory, and is tried again with every line and every checkpoint.
-"""
+A full disk loses no line: what can't be written waits in memory, and is tried again with every line and every
+checkpoint."""
+
 import json
 import math
 import os
@@ -22,10 +24,9 @@ LAST_BYTES = 1 << 16  # of metrics.jsonl: the lines of one step are a few hundre
 class Metrics:
     """`metrics.jsonl` and `tensorboard/` of a run directory.
 
-    keep: how many bytes stay of a file that is there already, those up to the checkpoint that a run goes on from; step: its step,
-    None where a run begins.
-    `failure` is the OSError of the last attempt to write a line, None if it was written. Raises UserError where the file can't be used.
-    """
+    keep: how many bytes stay of a file that is there already, those up to the checkpoint that a run goes on from; step:
+    its step, None where a run begins. `failure` is the OSError of the last attempt to write a line, None if it was
+    written. Raises UserError where the file can't be used."""
 
     def __init__(self, directory, keep=0, step=None):
         self.path, self.failure, self.waiting, self.events = Path(directory) / FILE, None, b"", None
@@ -59,9 +60,14 @@ class Metrics:
 
     def _add_events(self, line):
         kind = f"{line['kind']}/{line['protocol']}".replace(" ", "_") if "protocol" in line else line["kind"]
-        self.events.add(line["step"], {
-            f"{kind}/{name}": value for name, value in line.items()
-            if isinstance(value, (int, float)) and name not in ("step", "epoch") and abs(value) < math.inf})
+        self.events.add(
+            line["step"],
+            {
+                f"{kind}/{name}": value
+                for name, value in line.items()
+                if isinstance(value, (int, float)) and name not in ("step", "epoch") and abs(value) < math.inf
+            },
+        )
 
     def length(self):
         """Bytes of the file, with all lines in it. Raises OSError where they can't be written."""
@@ -93,22 +99,25 @@ class Metrics:
 
 
 class Events:
-    """TensorBoard's event files. They repeat what `metrics.jsonl` says, so that a failure to write them ends nothing but them."""
+    """TensorBoard's event files. They repeat what `metrics.jsonl` says, so that a failure to write them ends nothing
+    but them."""
 
     def __init__(self, directory, step):
         # Imported late: only training needs it.
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
         from tensorboard.compat.proto.summary_pb2 import Summary
         from tensorboard.summary.writer.record_writer import RecordWriter
+
         self.event, self.summary, self.failure, self.file = Event, Summary, None, None
         try:
             directory.mkdir(exist_ok=True)
-            name = f"events.out.tfevents.{time.time_ns() // 10**9:010}.{socket.gethostname()}.{os.getpid()}.{time.monotonic_ns()}"
+            place = f"{socket.gethostname()}.{os.getpid()}.{time.monotonic_ns()}"
+            name = f"events.out.tfevents.{time.time_ns() // 10**9:010}.{place}"
             self.file = open(directory / name, "xb")
             self.records = RecordWriter(self.file)
             self._put(Event(wall_time=time.time(), file_version="brain.Event:2"))
-            # TensorBoard then forgets what earlier files say of this step and later ones. Of this step too: a validation, a test or
-            # new rates after it may not be in the checkpoint. What is, `Metrics` adds again.
+            # TensorBoard then forgets what earlier files say of this step and later ones. Of this step too: a
+            # validation, a test or new rates after it may not be in the checkpoint. What is, `Metrics` adds again.
             if step is not None:
                 self._put(Event(wall_time=time.time(), step=step, session_log=SessionLog(status=SessionLog.START)))
             self.file.flush()
@@ -151,7 +160,8 @@ class Events:
 
 
 def read_metrics(path):
-    """The lines of a run's `metrics.jsonl` as dicts, in order; a last line that was cut off, and what is no JSON, is left out."""
+    """The lines of a run's `metrics.jsonl` as dicts, in order; a last line that was cut off, and what is no JSON, is
+    left out."""
     lines = []
     for text in (Path(path) / FILE).read_text(errors="replace").splitlines(keepends=True):
         try:
@@ -175,12 +185,16 @@ def take_over(run, directory, length):
 def _last_lines(file, length):
     """The last lines of the file's first `length` bytes as dicts, those that are some."""
     start = max(0, length - LAST_BYTES)
-    lines = os.pread(file, length - start, start).split(b"\n")[start > 0:]
+    lines = os.pread(file, length - start, start).split(b"\n")[start > 0 :]
     found = []
     for line in lines:
         with suppress(ValueError, RecursionError):
             content = json.loads(line)
-            if isinstance(content, dict) and isinstance(content.get("kind"), str) and isinstance(content.get("step"), int):
+            if (
+                isinstance(content, dict)
+                and isinstance(content.get("kind"), str)
+                and isinstance(content.get("step"), int)
+            ):
                 found.append(content)
     return found
 

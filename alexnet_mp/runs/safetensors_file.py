@@ -1,8 +1,9 @@
-"""The bytes of a safetensors file: written from where the tensors are, and a header that lies found out before it is believed.
+"""The bytes of a safetensors file: written from where the tensors are, and a header that lies found out before it is
+believed.
 
-A file is the length of its header (8 bytes, little-endian), the header (JSON: dtype, shape and place of each tensor), and the
-tensors' bytes without gaps. What is wrong is a ValueError here; the caller knows the path.
-"""
+A file is the length of its header (8 bytes, little-endian), the header (JSON: dtype, shape and place of each tensor),
+and the tensors' bytes without gaps. What is wrong is a ValueError here; the caller knows the path."""
+
 import json
 import math
 
@@ -13,7 +14,8 @@ WIDTHS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}  # bytes a value
 
 
 def header(layout):
-    """What a file begins with. layout: {name: (dtype, shape)}. The bytes that the safetensors library writes, names sorted."""
+    """What a file begins with. layout: {name: (dtype, shape)}. The bytes that the safetensors library writes, names
+    sorted."""
     entries, end = {}, 0
     for name, tensor in sorted(layout.items()):
         start, end = end, end + _bytes_of(tensor)
@@ -24,7 +26,8 @@ def header(layout):
 
 
 def parts(layout, arrays):
-    """A whole file, piece by piece: the header, then the bytes of each contiguous array of one dtype, without a copy."""
+    """A whole file, piece by piece: the header, then the bytes of each contiguous array of one dtype, without a
+    copy."""
     yield header(layout)
     for name in sorted(layout):
         yield memoryview(arrays[name]).cast("B")
@@ -36,7 +39,8 @@ def length(layout):
 
 
 def finite(array):
-    """Whether all values are. A finite sum says so without a mask as long as the array; one that overflowed says nothing."""
+    """Whether all values are. A finite sum says so without a mask as long as the array; one that overflowed says
+    nothing."""
     with np.errstate(over="ignore", invalid="ignore"):
         return bool(np.isfinite(array.sum()) or np.isfinite(array).all())
 
@@ -44,22 +48,24 @@ def finite(array):
 def read_layout(size, start):
     """{name: (dtype, shape)} from the beginning of a file of `size` bytes: all of it, or 8 + MOST_HEADER bytes.
 
-    Raises ValueError where it doesn't fit the size, RecursionError where it is nested too deeply. The library, which reads the
-    tensors, checks the same; this comes first, so that nothing is allocated for a header that lies.
-    """
+    Raises ValueError where it doesn't fit the size, RecursionError where it is nested too deeply. The library, which
+    reads the tensors, checks the same; this comes first, so that nothing is allocated for a header that lies."""
     refuse_pickle(start)
     need(size >= 8, f"{size} bytes are no safetensors file")
     need(size <= MOST_BYTES, f"it has {size:,} bytes, {MOST_BYTES:,} at most are read")
     count = int.from_bytes(start[:8], "little")
     need(count <= MOST_HEADER, f"its header would have {count:,} bytes, {MOST_HEADER:,} at most are read")
     need(8 + count <= size, f"its header would have {count:,} bytes, and the file has {size:,}")
-    entries = parse(start[8:8 + count])
+    entries = parse(start[8 : 8 + count])
     need(isinstance(entries, dict), "its header is not one of tensors")
     entries.pop("__metadata__", None)
     need(entries, "it holds no tensors")
     layout, spans = {}, []
     for name, entry in entries.items():
-        need(isinstance(entry, dict) and set(entry) == {"dtype", "shape", "data_offsets"}, f"the header's entry for {name!r:.100}")
+        need(
+            isinstance(entry, dict) and set(entry) == {"dtype", "shape", "data_offsets"},
+            f"the header's entry for {name!r:.100}",
+        )
         dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
         need(isinstance(dtype, str) and dtype in WIDTHS, f"the dtype of {name!r:.100} is {dtype!r:.50}")
         need(_are_counts(shape) and len(shape) <= 8, f"the shape of {name!r:.100} is {shape!r:.100}")
@@ -76,7 +82,8 @@ def read_layout(size, start):
 
 
 def parse(content):
-    """What JSON in UTF-8 says. Raises ValueError, also for a key given twice and a number that nobody means; or RecursionError."""
+    """What JSON in UTF-8 says. Raises ValueError, also for a key given twice and a number that nobody means; or
+    RecursionError."""
     refuse_pickle(content)
 
     def no_key_twice(pairs):
@@ -92,14 +99,19 @@ def parse(content):
         need(len(text) <= 19, f"a number has {len(text)} digits")
         return int(text)
 
-    return json.loads(content.decode(), object_pairs_hook=no_key_twice, parse_int=integer, parse_float=number,
-                      parse_constant=number)  # NaN and Infinity
+    return json.loads(
+        content.decode(), object_pairs_hook=no_key_twice, parse_int=integer, parse_float=number, parse_constant=number
+    )  # NaN and Infinity
 
 
 def refuse_pickle(start):
-    """start: a file's first 8 bytes, or more. A header's length may begin as a pickle or a zip archive does, but it is small."""
+    """start: a file's first 8 bytes, or more. A header's length may begin as a pickle or a zip archive does, but it is
+    small."""
     if start[:1] == b"\x80" or start[:2] == b"PK":
-        need(len(start) >= 8 and int.from_bytes(start[:8], "little") <= MOST_HEADER, "it is a pickle, and a pickle is never loaded")
+        need(
+            len(start) >= 8 and int.from_bytes(start[:8], "little") <= MOST_HEADER,
+            "it is a pickle, and a pickle is never loaded",
+        )
 
 
 def need(condition, problem):

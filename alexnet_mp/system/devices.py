@@ -1,4 +1,5 @@
 """What `--gpus` means, and which devices there are."""
+
 import functools
 
 import torch
@@ -24,7 +25,9 @@ def resolve(gpus, towers):
     count = torch.cuda.device_count()
     for name in names:
         if name != "cpu" and int(name) >= count:
-            there = f"the GPUs here are {', '.join(map(str, range(count)))}" if count else "no CUDA device was found here"
+            there = (
+                f"the GPUs here are {', '.join(map(str, range(count)))}" if count else "no CUDA device was found here"
+            )
             raise UserError(f"--gpus {gpus}: GPU {name} is not there; {there}; --gpus {_best(towers)} would work")
     devices = [torch.device("cpu" if name == "cpu" else f"cuda:{int(name)}") for name in names]
     return devices * towers if len(devices) == 1 else devices

@@ -1,8 +1,9 @@
-"""Files that are written whole or not at all, and read without trusting what lies there: what runs and checkpoints stand on.
+"""Files that are written whole or not at all, and read without trusting what lies there: what runs and checkpoints
+stand on.
 
-Every system call is spelled `os.name(...)` here, so that a test can put its own `os` under this module and let any call fail.
-Every OSError that leaves it has its `filename`, also from calls that know a descriptor alone.
-"""
+Every system call is spelled `os.name(...)` here, so that a test can put its own `os` under this module and let any call
+fail. Every OSError that leaves it has its `filename`, also from calls that know a descriptor alone."""
+
 import errno
 import hashlib
 import os
@@ -35,7 +36,7 @@ def write(path, parts):
             for part in parts:
                 content = memoryview(part).cast("B")
                 for start in range(0, len(content), CHUNK):
-                    chunk = content[start:start + CHUNK]
+                    chunk = content[start : start + CHUNK]
                     digest.update(chunk)
                     length += len(chunk)
                     while chunk:
@@ -53,13 +54,16 @@ def write(path, parts):
 
 
 def read(path, most):
-    """A file's bytes. Raises OSError, in clear words, for a link, for what is no file, and for more than `most` bytes."""
+    """A file's bytes. Raises OSError, in clear words, for a link, for what is no file, and for more than `most`
+    bytes."""
     with _about(path), _opened(path) as (descriptor, size):
         if size > most:
             raise OSError(errno.EFBIG, f"it has {size:,} bytes, {most:,} at most are read", str(path))
         content = b"".join(_parts(descriptor, size, 1 << 30))  # in one piece where it fits: no second copy
         if len(content) != size:
-            raise OSError(errno.ENODATA, f"it shrank to {len(content):,} of {size:,} bytes while it was read", str(path))
+            raise OSError(
+                errno.ENODATA, f"it shrank to {len(content):,} of {size:,} bytes while it was read", str(path)
+            )
         return content
 
 
@@ -70,7 +74,8 @@ def head(path, most):
 
 
 def digest(path):
-    """(bytes, sha256 hex) of a file of any size, CHUNK bytes in memory. Raises OSError for a link and for what is no file."""
+    """(bytes, sha256 hex) of a file of any size, CHUNK bytes in memory. Raises OSError for a link and for what is no
+    file."""
     length, digest = 0, hashlib.sha256()
     with _about(path), _opened(path) as (descriptor, size):
         for part in _parts(descriptor, size, CHUNK):

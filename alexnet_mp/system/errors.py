@@ -1,4 +1,5 @@
 """Errors that a user can cause, and how a command ends on one: a single line, exit code 2, no traceback."""
+
 import os
 import select
 import signal
@@ -14,7 +15,8 @@ class MachineError(UserError):
 
 
 def run_command(main):
-    """Run a command's `main()` and exit with its status; a UserError is one line on stderr and status 2, Ctrl-C status 130."""
+    """Run a command's `main()` and exit with its status; a UserError is one line on stderr and status 2, Ctrl-C status
+    130."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed before this began
             setattr(sys, name, open(os.devnull, "w"))
@@ -38,7 +40,8 @@ def run_command(main):
         print(f"error: {line}", file=sys.stderr)
         status = 2
     except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # first of all: a second one would end this by the signal, not by its status
+        # first of all: a second one would end this by the signal, not by its status
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         print("stopped", file=sys.stderr)
         status = 130
     if status == 130:
@@ -55,13 +58,20 @@ def _nobody_reads(stream):
 
 def _known(error):
     """One line for a failure of the machine rather than of the program; None for everything else."""
-    text, torch = (str(error).splitlines() or [""])[0], sys.modules.get("torch")  # imported before it could raise anything
-    if isinstance(error, (MemoryError, getattr(torch, "OutOfMemoryError", MemoryError))) or "DefaultCPUAllocator" in text:
+    # imported before it could raise anything
+    text, torch = (str(error).splitlines() or [""])[0], sys.modules.get("torch")
+    if (
+        isinstance(error, (MemoryError, getattr(torch, "OutOfMemoryError", MemoryError)))
+        or "DefaultCPUAllocator" in text
+    ):
         return f"out of memory; a smaller --batch-size, or fewer --workers, may fit ({text.split('. ')[0]})"
     if "DataLoader worker (pid" in text:  # and not what an exception in a worker begins with
         signalled = f"{text} {error.__cause__}".partition("by signal: ")[2].partition(".")[0]
-        return (f"a process that reads images was killed ({signalled and signalled + ': '}out of memory, or a full /dev/shm?); "
-                "fewer --workers, or --workers 0, may help")
+        return (
+            f"a process that reads images was killed ({signalled and signalled + ': '}out of memory, or a full "
+            "/dev/shm?); "
+            "fewer --workers, or --workers 0, may help"
+        )
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return None

@@ -1,4 +1,5 @@
 """A lock between processes: the kernel lets go of it when all that hold it have ended, however they ended."""
+
 import fcntl
 import os
 import time

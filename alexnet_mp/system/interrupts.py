@@ -1,4 +1,6 @@
-"""What Ctrl-C, a scheduler's SIGTERM and a closed terminal do: the step is finished and saved; a second one stops at once."""
+"""What Ctrl-C, a scheduler's SIGTERM and a closed terminal do: the step is finished and saved; a second one stops at
+once."""
+
 import os
 import signal
 from contextlib import contextmanager, suppress
@@ -7,7 +9,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interrupts:
-    """True once a signal came. Before `wait_for_step` is set there is nothing to save, and the first one raises KeyboardInterrupt."""
+    """True once a signal came. Before `wait_for_step` is set there is nothing to save, and the first one raises
+    KeyboardInterrupt."""
 
     def __init__(self):
         self.count, self.wait_for_step = 0, False
@@ -25,7 +28,8 @@ class Interrupts:
 
 @contextmanager
 def interruptible():
-    """Yields the `Interrupts` that the signals fill meanwhile. Those that this process was told to ignore (nohup) stay ignored."""
+    """Yields the `Interrupts` that the signals fill meanwhile. Those that this process was told to ignore (nohup) stay
+    ignored."""
     interrupts = Interrupts()
     numbers = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
     before = {number: signal.signal(number, interrupts.note) for number in numbers}

@@ -2,6 +2,7 @@
 
 An illegal address on a GPU makes every later call of its process fail, so a call that failed is the last there.
 """
+
 import json
 import multiprocessing
 import os
@@ -23,12 +24,16 @@ POLL = 0.1  # seconds between two looks whether the process is still there
 PASSED, FAILED, UNCHECKED = "passed", "failed", "unchecked"
 
 # -P: nothing is imported from the current directory.
-COMMAND = ("-P", "-c", """import sys
+COMMAND = (
+    "-P",
+    "-c",
+    """import sys
 from multiprocessing.connection import Connection
 connection = Connection(int(sys.argv[1]))
 sys.path[:] = connection.recv()
 from alexnet_mp.system.isolated import serve
-serve(connection)""")
+serve(connection)""",
+)
 
 
 class Wrong(Exception):
@@ -84,8 +89,14 @@ def _start(connection):
     """A process that serves a connection."""
     nothing = subprocess.DEVNULL
     # In a session of its own: a terminal's Ctrl-C is for this process, which ends that one.
-    return subprocess.Popen([sys.executable, *COMMAND, str(connection.fileno())], pass_fds=[connection.fileno()],
-                            stdin=nothing, stdout=nothing, stderr=nothing, start_new_session=True)
+    return subprocess.Popen(
+        [sys.executable, *COMMAND, str(connection.fileno())],
+        pass_fds=[connection.fileno()],
+        stdin=nothing,
+        stdout=nothing,
+        stderr=nothing,
+        start_new_session=True,
+    )
 
 
 def _answer(connection, process, limit):

@@ -1,4 +1,5 @@
 """What a machine and its Python have, as far as it can be told without torch; and what of it may be shown to others."""
+
 import ctypes
 import functools
 import os
@@ -19,8 +20,10 @@ NVIDIA, DISPLAY = "0x10de", "0x03"  # on the PCI bus: the vendor, and the first 
 
 def driver():
     """The version of NVIDIA's driver, "580.65.06"; None where there is none."""
-    for path, pattern in (("/sys/module/nvidia/version", r"([\d.]+)"),
-                          ("/proc/driver/nvidia/version", r"Module\s+([\d.]+)")):
+    for path, pattern in (
+        ("/sys/module/nvidia/version", r"([\d.]+)"),
+        ("/proc/driver/nvidia/version", r"Module\s+([\d.]+)"),
+    ):
         with suppress(OSError, ValueError):
             if found := re.search(pattern, Path(path).read_text()):
                 return found[1]
@@ -78,8 +81,14 @@ def asked(program, *arguments):
     if path is None:
         return None
     try:
-        done = subprocess.run([path, *arguments], capture_output=True, text=True, errors="replace", timeout=SECONDS,
-                              stdin=subprocess.DEVNULL)
+        done = subprocess.run(
+            [path, *arguments],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=SECONDS,
+            stdin=subprocess.DEVNULL,
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout if done.returncode == 0 else None
@@ -114,8 +123,14 @@ def deadly(library):
 def _running(code):
     """A process with this code."""
     try:
-        return subprocess.Popen([sys.executable, "-c", f"{code}\nprint('done')"], stdin=subprocess.DEVNULL,
-                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace")
+        return subprocess.Popen(
+            [sys.executable, "-c", f"{code}\nprint('done')"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+        )
     except OSError as error:
         return error
 
@@ -168,5 +183,7 @@ def _own():
     homes |= {os.path.realpath(home) for home in homes if home}
     homes = {home.rstrip("/") for home in homes}
     users |= {os.path.basename(home) for home in homes}
-    return (sorted((home for home in homes if len(home) > 1), key=len, reverse=True),
-            sorted((user for user in users if user and user != "root"), key=len, reverse=True))
+    return (
+        sorted((home for home in homes if len(home) > 1), key=len, reverse=True),
+        sorted((user for user in users if user and user != "root"), key=len, reverse=True),
+    )

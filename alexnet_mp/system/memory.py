@@ -1,4 +1,5 @@
 """Memory of the CPU: how much is free, and keeping what was freed, since every fresh page costs a fault."""
+
 import ctypes
 from pathlib import Path
 
@@ -7,7 +8,8 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 
 def keep_freed_memory():
-    """Let glibc reuse the pages of freed tensors instead of returning each large one to the kernel and faulting it in again.
+    """Let glibc reuse the pages of freed tensors instead of returning each large one to the kernel and faulting it in
+    again.
 
     A training step frees and takes the same gigabytes every time. Does nothing where the C library is another one.
     """

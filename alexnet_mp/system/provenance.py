@@ -1,4 +1,5 @@
 """Which code and which packages computed: what run directories, records and reports say of it."""
+
 import subprocess
 from importlib import metadata
 from pathlib import Path
@@ -16,8 +17,11 @@ def package_version(package):
 
 def source_commit():
     """The commit of the source tree this runs from, "+changes" if files differ from it; None outside a git checkout."""
+
     def git(*words):
-        return subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        ).stdout.strip()
 
     try:
         if Path(git("rev-parse", "--show-toplevel")) != Path(__file__).resolve().parents[2]:

@@ -1,4 +1,5 @@
 """What a person sees: a progress bar on a terminal, plain lines everywhere else."""
+
 import os
 import shutil
 import sys
@@ -12,7 +13,8 @@ PLAIN_SECONDS = 10  # between two plain lines
 
 
 class _PatientConsole(Console):
-    """Falls silent when nobody reads any more (`train | head`, a closed terminal): the run goes on and keeps its results."""
+    """Falls silent when nobody reads any more (`train | head`, a closed terminal): the run goes on and keeps its
+    results."""
 
     def _write_buffer(self):
         try:
@@ -35,7 +37,8 @@ def say(text=""):
 
 @contextmanager
 def lines_on_stderr():
-    """What `say` and `progress` write goes to standard error, so that standard output holds nothing but a command's JSON."""
+    """What `say` and `progress` write goes to standard error, so that standard output holds nothing but a command's
+    JSON."""
     before, CONSOLE.stderr = CONSOLE.stderr, True
     try:
         yield
@@ -50,11 +53,19 @@ def printable(text):
 
 @contextmanager
 def progress(what, total, unit="images", done=0):
-    """Yields advance(n, note=""): n more of `total` units are done, after `done` before. Shows the rate, the time left and the note."""
+    """Yields advance(n, note=""): n more of `total` units are done, after `done` before. Shows the rate, the time left
+    and the note."""
     start = time.monotonic()
     count, last = done, start
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit),
-               TextColumn("{task.fields[rate]}"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(unit),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
     with Progress(*columns, console=CONSOLE, transient=True, disable=not CONSOLE.is_terminal) as bar:
         task = bar.add_task(what, total=total, completed=done, rate="", note="")
 
@@ -66,8 +77,10 @@ def progress(what, total, unit="images", done=0):
             bar.update(task, advance=n, note=note, rate=f"{rate:,.1f}/s")
             if not CONSOLE.is_terminal and now - last >= PLAIN_SECONDS:
                 last = now
-                say(f"{what}: {count:,} of {total:,} {unit}, {rate:,.1f}/s, {duration((total - count) / rate)} left"
-                    + (f", {note}" if note else ""))
+                say(
+                    f"{what}: {count:,} of {total:,} {unit}, {rate:,.1f}/s, {duration((total - count) / rate)} left"
+                    + (f", {note}" if note else "")
+                )
 
         yield advance
 
@@ -80,4 +93,10 @@ def python_command():
 def duration(seconds):
     """Seconds as a person writes them: 48 s, 12 min, 3 h 20 min."""
     minutes = round(seconds / 60)
-    return f"{seconds:.0f} s" if seconds < 90 else f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 90
+        else f"{minutes} min"
+        if minutes < 120
+        else f"{minutes // 60} h {minutes % 60} min"
+    )

@@ -2,6 +2,7 @@
 
 The writing is `checkpoint_writer.py`'s, beside the training; what a checkpoint holds is the trainer's `snapshot`.
 """
+
 import math
 import time
 from contextlib import contextmanager
@@ -49,8 +50,7 @@ class CheckpointPolicy:
         """
         self.report_save_results()
         number, unit = self.every
-        self.due |= (self.trainer.step % number == 0 if unit == "steps"
-                     else time.monotonic() - self.saved_at >= number)
+        self.due |= self.trainer.step % number == 0 if unit == "steps" else time.monotonic() - self.saved_at >= number
         self.due |= time.monotonic() >= self.retry_at
         validation = self.trainer.validation
         is_best = validation is not None and validation.top1_error < self.saver.best_error
@@ -111,8 +111,10 @@ class CheckpointPolicy:
         self.metrics_failing &= self.run.metrics.failure is not None
         if self.run.metrics.events.failure and not self.events_failed:
             self.events_failed = True
-            say(f"WARNING: no TensorBoard events any more: {in_words(self.run.metrics.events.failure)}; "
-                "metrics.jsonl has the same numbers")
+            say(
+                f"WARNING: no TensorBoard events any more: {in_words(self.run.metrics.events.failure)}; "
+                "metrics.jsonl has the same numbers"
+            )
 
     def _say_not_removed(self, failure):
         if failure:
@@ -130,17 +132,22 @@ class CheckpointPolicy:
         if not isinstance(error, OSError):  # also a directory that is no longer this run's
             raise error
         if self.stop_on_error:
-            raise UserError(f"cannot write {what}: {in_words(error)}; --on-save-error continue would go on without; "
-                            f"{self.newest}")
-        say(f"WARNING: cannot write {what}: {in_words(error)}; the training goes on, "
-            "the older checkpoints are untouched")
+            raise UserError(
+                f"cannot write {what}: {in_words(error)}; --on-save-error continue would go on without; {self.newest}"
+            )
+        say(
+            f"WARNING: cannot write {what}: {in_words(error)}; the training goes on, "
+            "the older checkpoints are untouched"
+        )
         self.retry_at = time.monotonic() + RETRY  # a full disk may be mended long before the next checkpoint is due
 
     def _notice_clock(self):
         clock = time.time() - time.monotonic()
         if abs(clock - self.clock) > CLOCK_JUMP:
-            say(f"the clock of this machine jumped by {clock - self.clock:+,.0f} s; "
-                "nothing but the times in the records depends on it")
+            say(
+                f"the clock of this machine jumped by {clock - self.clock:+,.0f} s; "
+                "nothing but the times in the records depends on it"
+            )
         self.clock = clock
 
 

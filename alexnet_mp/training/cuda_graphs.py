@@ -1,9 +1,10 @@
 """Captures of CUDA graphs on one device or two, and the tape of a step whose graphs take turns with copies.
 
-A capture of torch's has its stream and its memory on one device (pytorch issue 153025), and cannot hold a copy between two. Nor does
-`torch.cuda.make_graphed_callables` help: it captures on a stream of the device that was the first to have a graph, and in the mode
-that forbids the pipelines' threads to copy and allocate meanwhile (torch 2.13, `torch/cuda/graphs.py`).
-"""
+A capture of torch's has its stream and its memory on one device (pytorch issue 153025), and cannot hold a copy between
+two. Nor does `torch.cuda.make_graphed_callables` help: it captures on a stream of the device that was the first to have
+a graph, and in the mode that forbids the pipelines' threads to copy and allocate meanwhile (torch 2.13,
+`torch/cuda/graphs.py`)."""
+
 import gc
 from contextlib import ExitStack, contextmanager, suppress
 
@@ -22,12 +23,14 @@ class CudaGraphs:
         # addresses all other graphs of that stream hold (pytorch issue 193402). A change of rates resets updates
         # alone, and an update multiplies no matrices.
         self.streams, self.update_streams = (
-            {device: stream_for(device, use) for device in devices} for use in ("graphs", "graphs of updates"))
+            {device: stream_for(device, use) for device in devices} for use in ("graphs", "graphs of updates")
+        )
         gc.collect()  # those of an earlier training are reset now, not when there are others of the same streams
 
     @contextmanager
     def aside(self):
-        """What is launched in here runs on this object's streams, after all that was launched before and before all that comes later.
+        """What is launched in here runs on this object's streams, after all that was launched before and before all
+        that comes later.
 
         So a tensor may be made on one stream, read on the other and freed: nobody writes its memory anew before that.
         """
@@ -44,16 +47,17 @@ class CudaGraphs:
                     usual[device].wait_stream(stream)
 
     def new_pool(self):
-        """Memory for graphs, which those of all shapes share: no two of a device run at once, and a step reads what only it left."""
+        """Memory for graphs, which those of all shapes share: no two of a device run at once, and a step reads what
+        only it left."""
         return {device: torch.cuda.graph_pool_handle() for device in self.streams}
 
     def capture(self, function, pool, device, update=False):
-        """(graph with replay() and reset(), what `function` returned): what it would have computed on the device. Called `aside`.
+        """(graph with replay() and reset(), what `function` returned): what it would have computed on the device.
+        Called `aside`.
 
-        update: of an update, which may be reset while others live on; all others of a device are reset together.
-        In the mode "thread_local": pipelines allocate and copy in other threads meanwhile, which the default mode forbids them.
-        Raises RuntimeError where it can't be captured.
-        """
+        update: of an update, which may be reset while others live on; all others of a device are reset together. In the
+        mode "thread_local": pipelines allocate and copy in other threads meanwhile, which the default mode forbids
+        them. Raises RuntimeError where it can't be captured."""
         graph, stream = torch.cuda.CUDAGraph(), (self.update_streams if update else self.streams)[device]
         try:
             with torch.cuda.graph(graph, pool=pool[device], stream=stream, capture_error_mode="thread_local"):
@@ -67,9 +71,9 @@ class CudaGraphs:
     def _give_back(graph, pool, device):
         """What a capture holds that CUDA refused to end.
 
-        torch before 2.13 leaves its allocator as within a capture, and memory that other streams have read (`record_stream`) would never
-        be used again; before 2.14 the memory of the pool is held for ever (pytorch pull requests 180395, 190348).
-        """
+        torch before 2.13 leaves its allocator as within a capture, and memory that other streams have read
+        (`record_stream`) would never be used again; before 2.14 the memory of the pool is held for ever (pytorch pull
+        requests 180395, 190348)."""
         with suppress(RuntimeError):
             graph.pool()
             return  # it has ended: the graph gives back all of it
@@ -83,10 +87,9 @@ class CudaGraphs:
 class Tape:
     """Graphs of two devices and the copies between them, in the order of a step.
 
-    run, send and receive put one more at the end; `replay` launches them all again, called `aside`. What a graph reads of another device
-    lies in a place of its own, written by the copy of that step. The first replay makes a `tape_program.Program` of it,
-    where the operator for that is there.
-    """
+    run, send and receive put one more at the end; `replay` launches them all again, called `aside`. What a graph reads
+    of another device lies in a place of its own, written by the copy of that step. The first replay makes a
+    `tape_program.Program` of it, where the operator for that is there."""
 
     def __init__(self, graphs, pool, exchange):
         self.graphs, self.pool, self.exchange = graphs, pool, exchange

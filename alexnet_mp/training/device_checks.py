@@ -5,6 +5,7 @@ largest error may be twice the reference's own in that dtype. One rounding of th
 allowed, since of a handful of values PyTorch may round all well. Crossings have to deliver the same bits, and pipelines
 what `pipeline_torch.py` makes on a CPU.
 """
+
 import io
 import math
 from functools import partial
@@ -45,8 +46,9 @@ def prepare(devices, left_out):
     """Called first: makes the devices ready, so that what is wrong with one is not taken for a kernel's fault."""
     leave_out(left_out)
     nothing = torch.zeros(1)  # the first call of any operator has torch import its compiler, for seconds
-    paper_sgd_([nothing], [nothing], [nothing], learning_rates=[0.0], momentum=0.0, weight_decays=[0.0],
-                   kernels="reference")
+    paper_sgd_(
+        [nothing], [nothing], [nothing], learning_rates=[0.0], momentum=0.0, weight_decays=[0.0], kernels="reference"
+    )
     for device in devices:
         try:
             torch.ones(1024, device=device).sum().item()
@@ -62,8 +64,9 @@ def _compare(what, ours, torchs, exact, least):
         error, worst = (float((found.double() - exact).abs().max()) for found in (ours, torchs))
         if not error <= 2 * max(worst, least):  # so that NaN is wrong
             dtype = str(ours.dtype).removeprefix("torch.")
-            raise Wrong(f"differs from the reference in the {what}: off by {error:.2g}, "
-                        f"PyTorch in {dtype} by {worst:.2g}")
+            raise Wrong(
+                f"differs from the reference in the {what}: off by {error:.2g}, PyTorch in {dtype} by {worst:.2g}"
+            )
 
 
 def _rounding(exact):
@@ -84,13 +87,14 @@ def _synchronize(devices):
 
 # --- kernels
 
+
 def fused_operation(devices, layer, fused, maps, constants, dtype, kernels):
     """A fused operation of a layer's epilogue, as the network computes it: forward, backward, and forward in a test.
 
     devices: one. layer: the recipe's `Layer`. fused: of `plan(layer.then)`; maps: (C, H, W) that it reads.
     constants: {field of the recipe: value}. kernels: as `--kernels` has it.
     """
-    device, = devices
+    (device,) = devices
     ours, plain = (_layer(layer, [fused], maps, constants, by, device) for by in (kernels, "reference"))
     x = _maps(maps, layer, constants, device).to(dtype)
     with_bias = ours.bias_in_kernel and fused == plan(layer.then)[0]
@@ -138,8 +142,9 @@ def _forward(layer, x, bias, train):
 
 def _backward(layer, x, bias, dy):
     inputs = [tensor.detach().requires_grad_() for tensor in (x, bias) if tensor is not None]
-    y = layer.train().apply_epilogue(inputs[0], inputs[1] if bias is not None else None,
-                                     torch.tensor(STEP, device=x.device))
+    y = layer.train().apply_epilogue(
+        inputs[0], inputs[1] if bias is not None else None, torch.tensor(STEP, device=x.device)
+    )
     return torch.autograd.grad(y, inputs, dy.to(y.dtype))
 
 
@@ -147,7 +152,7 @@ def _clear(layer, fused, x, bias, constants):
     """1 for every output whose window has a maximum, or exact ties, well ahead of all else; else 0."""
     if "max_pool" not in fused:
         return 1
-    before = _layer(layer, plan(fused[:fused.index("max_pool")]), x.shape[1:], constants, "reference", x.device)
+    before = _layer(layer, plan(fused[: fused.index("max_pool")]), x.shape[1:], constants, "reference", x.device)
     if before.fused_operations:
         u = before.apply_epilogue(x, bias, None)
     else:
@@ -163,7 +168,7 @@ def _clear(layer, fused, x, bias, constants):
 
 def update(devices, shapes, momentum, kernels):
     """Two updates of parameters of these shapes, in float32; the second one has a rate of 0. devices: one."""
-    device, = devices
+    (device,) = devices
     drawn = [[_drawn(shape, seed + 10 * number, device) for number, shape in enumerate(shapes)] for seed in (1, 2, 3)]
     found = []
     for by, dtype in ((kernels, torch.float32), ("reference", torch.float32), ("reference", torch.float64)):
@@ -185,7 +190,7 @@ def _ordered(tensor):
 
 def augmentation(devices, stored, crop, mean_follows_crop, dtype):
     """The fused augmentation of the pipeline `raw`. devices: one."""
-    device, = devices
+    (device,) = devices
     generator = torch.Generator().manual_seed(1)
     pictures = torch.randint(0, 256, (IMAGES, stored, stored, 3), generator=generator, dtype=torch.uint8)
     most = stored - crop
@@ -203,23 +208,33 @@ def augmentation(devices, stored, crop, mean_follows_crop, dtype):
 
 def product(devices, shape, kernels):
     """The product of a fully connected layer of these weights, in float32. devices: one."""
-    device, = devices
-    x, weight, bias, dy = (_drawn(of, seed, device).float() for seed, of in
-                           enumerate(((IMAGES, shape[1]), shape, shape[:1], (IMAGES, shape[0]))))
+    (device,) = devices
+    x, weight, bias, dy = (
+        _drawn(of, seed, device).float()
+        for seed, of in enumerate(((IMAGES, shape[1]), shape, shape[:1], (IMAGES, shape[0])))
+    )
     found = []
-    for function, dtype in ((partial(linear, kernels=kernels), torch.float32), (F.linear, torch.float32),
-                            (F.linear, torch.float64)):
+    for function, dtype in (
+        (partial(linear, kernels=kernels), torch.float32),
+        (F.linear, torch.float32),
+        (F.linear, torch.float64),
+    ):
         inputs = [tensor.to(dtype, copy=True).requires_grad_() for tensor in (x, weight, bias)]
         y = function(*inputs)
         found.append([y.detach(), *torch.autograd.grad(y, inputs, dy.to(dtype))])
-    terms = {"output": shape[1], "gradient": shape[0], "gradient of the weights": IMAGES,
-             "gradient of the bias": IMAGES}
+    terms = {
+        "output": shape[1],
+        "gradient": shape[0],
+        "gradient of the weights": IMAGES,
+        "gradient of the bias": IMAGES,
+    }
     for (what, count), *three in zip(terms.items(), *found):  # of sums in other orders one may err by far less
         _compare(what, *three, _rounding(three[2]) * math.sqrt(count))
     _synchronize(devices)
 
 
 # --- crossings
+
 
 def crossing(devices, shape, dtype):
     """Maps of this shape from each of two devices to the other, and their gradients back."""
@@ -231,14 +246,18 @@ def cross(exchange, shape, dtype):
     towers, devices = (0, 1), exchange.devices
     places = [[torch.zeros(shape, dtype=dtype, device=device) for device in devices] for _ in range(2)]
     for number in range(ROUNDS):
-        sent, back = ([_drawn(shape, 4 * number + first + tower, "cpu").to(dtype) for tower in towers]
-                      for first in (0, 2))
+        sent, back = (
+            [_drawn(shape, 4 * number + first + tower, "cpu").to(dtype) for tower in towers] for first in (0, 2)
+        )
         maps = [_late(places[0][tower], sent[tower]).detach().requires_grad_() for tower in towers]
         read = []
         for tower, parts in zip(towers, exchange.gather("self-check", maps, 2)):
             weights = torch.tensor([0.0, 1.0], dtype=dtype, device=devices[tower])
-            read.append(split_input_product(_scaled, parts[tower], parts[1 - tower], weights,
-                                            lambda weight: weight.split(1), None))
+            read.append(
+                split_input_product(
+                    _scaled, parts[tower], parts[1 - tower], weights, lambda weight: weight.split(1), None
+                )
+            )
         torch.autograd.backward(read, [_late(places[1][tower], back[tower]) for tower in towers])
         for source, target in ((0, 1), (1, 0)):
             way = f"{devices[source]} to {devices[target]}"
@@ -266,6 +285,7 @@ def _late(place, values):
 
 
 # --- pipelines
+
 
 def pipeline(devices, name, storage, recipe, dtype, augmented_by):
     """An epoch of two batches, and two views of a test, from pictures that are made here.
@@ -332,8 +352,9 @@ def _compare_training(ours, plain, pictures, storage):
         return recipe.colour_noise
 
     found, expected = (list(reader.train(0, 1, noise)) for reader in (ours, plain))
-    numbers, others = ([(batch.numbers.tolist(), batch.labels.tolist()) for batch in made]
-                       for made in (found, expected))
+    numbers, others = (
+        [(batch.numbers.tolist(), batch.labels.tolist()) for batch in made] for made in (found, expected)
+    )
     if numbers != others:
         raise Wrong("makes batches of other images, or with other labels, than pipeline torch")
     keys = EpochKeys(recipe, len(pictures), 0, 1)
@@ -346,12 +367,14 @@ def _compare_training(ours, plain, pictures, storage):
 
 def _compare_views(ours, plain, pictures, storage):
     which, start = [ten_views(ours.recipe)[2], ten_views(ours.recipe)[-1]], 0
-    found, expected = ([(list(views), labels.tolist()) for views, labels in reader.views("val", BATCH, which)]
-                       for reader in (ours, plain))
+    found, expected = (
+        [(list(views), labels.tolist()) for views, labels in reader.views("val", BATCH, which)]
+        for reader in (ours, plain)
+    )
     if [labels for _, labels in found] != [labels for _, labels in expected]:
         raise Wrong("gives other labels to the images of a test, or other images, than pipeline torch")
     for (of_ours, labels), (of_torch, _) in zip(found, expected, strict=True):
-        part = pictures[start:start + len(labels)]
+        part = pictures[start : start + len(labels)]
         for view, images, torchs in zip(which, of_ours, of_torch, strict=True):
             fixed = Draws(*(np.full(len(part), value) for value in view), None)
             exact = _exact(plain, part, fixed, np.zeros((len(part), 3), np.float32), 1.0)
@@ -363,8 +386,16 @@ def _exact(reader, pictures, drawn, shift, scale):
     """What a batch has to be, in float64."""
     places = (torch.from_numpy(values) for values in (drawn.top, drawn.left, drawn.flip))
     mean, recipe = torch.from_numpy(reader.statistics.mean).float().double(), reader.recipe
-    return reference.augment(torch.from_numpy(pictures), *places, mean, torch.from_numpy(shift).double(), scale,
-                             crop=recipe.crop_size, mean_follows_crop=recipe.mean_follows_crop, dtype=torch.float64)
+    return reference.augment(
+        torch.from_numpy(pictures),
+        *places,
+        mean,
+        torch.from_numpy(shift).double(),
+        scale,
+        crop=recipe.crop_size,
+        mean_follows_crop=recipe.mean_follows_crop,
+        dtype=torch.float64,
+    )
 
 
 def _compare_images(what, images, torchs, exact, storage, reader):
@@ -375,7 +406,9 @@ def _compare_images(what, images, torchs, exact, storage, reader):
             levels = (found.cpu().double() - torchs.double()).abs().flatten()
             off = {"mean": float(levels.mean()), "99.9 %": float(np.quantile(levels.numpy(), 0.999))}
             if not all(off[measure] <= most for measure, most in DECODER.items()):
-                raise Wrong(f"decodes JPEGs for {device} unlike pipeline torch: grey levels off by {off['mean']:.2g} "
-                            f"on average, by up to {off['99.9 %']:.2g} in 99.9 % of all values")
+                raise Wrong(
+                    f"decodes JPEGs for {device} unlike pipeline torch: grey levels off by {off['mean']:.2g} "
+                    f"on average, by up to {off['99.9 %']:.2g} in 99.9 % of all values"
+                )
             continue
         _compare(f"pixels of a {what}", found.cpu(), torchs, exact, _rounding(exact))

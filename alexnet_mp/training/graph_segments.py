@@ -1,9 +1,10 @@
-"""Forward and backward of towers on two devices, cut at every crossing into what one device computes by itself: a graph can hold that.
+"""Forward and backward of towers on two devices, cut at every crossing into what one device computes by itself: a graph
+can hold that.
 
-torch's autograd goes through both devices in one backward pass, and lets one wait for the other on its own: no capture can follow.
-Here a tower's layers from one that reads both to the next have a history of their own, and gradients are handed on by hand.
-The operations and their order are those of `TrainingStep`, and so are the bits.
-"""
+torch's autograd goes through both devices in one backward pass, and lets one wait for the other on its own: no capture
+can follow. Here a tower's layers from one that reads both to the next have a history of their own, and gradients are
+handed on by hand. The operations and their order are those of `TrainingStep`, and so are the bits."""
+
 import torch
 import torch.nn.functional as F
 
@@ -15,9 +16,8 @@ from ..network.overlap import SplitInputProduct
 def forward_and_backward(network, images, labels, tape):
     """[loss, right answers], as `TrainingStep.forward_and_backward` has it; trained parameters get their gradients.
 
-    tape: has run(tower, function, *arguments) -> what the function returns, a list of tensors; send(edge, tensor, source, target, pass)
-    and receive(what send returned) -> the tensor on the target's device (`cuda_graphs.Tape`).
-    """
+    tape: has run(tower, function, *arguments) -> what the function returns, a list of tensors; send(edge, tensor,
+    source, target, pass) and receive(what send returned) -> the tensor on the target's device (`cuda_graphs.Tape`)."""
     network.exchange.clear()
     passed = _forward(network, images, labels, tape)
     _backward(passed, tape)
@@ -26,6 +26,7 @@ def forward_and_backward(network, images, labels, tape):
 
 def _forward(network, images, labels, tape):
     """[[a's segment, b's], ...] in the order of the layers."""
+
     def answer(logits):
         logits = logits.to(network.dtype)
         return F.cross_entropy(logits, labels), topk_credit(logits.detach(), labels, network.kernels)[0]
@@ -33,8 +34,11 @@ def _forward(network, images, labels, tape):
     runs = _runs(network.recipe.layers)
     passed = []
     for layers in runs:
-        segments = [Segment(tower, [getattr(tower, layer.name) for layer in layers if hasattr(tower, layer.name)])
-                    for tower in network.towers if hasattr(tower, layers[0].name)]
+        segments = [
+            Segment(tower, [getattr(tower, layer.name) for layer in layers if hasattr(tower, layer.name)])
+            for tower in network.towers
+            if hasattr(tower, layers[0].name)
+        ]
         if layers is runs[-1]:
             segments[0].finish = answer
         if not passed:
@@ -42,8 +46,10 @@ def _forward(network, images, labels, tape):
                 segment.results = tape.run(tower, segment.start, images[tower])
         else:
             before = passed[-1]
-            copies = [tape.send(layers[0].name, before[1 - tower].results[0], 1 - tower, tower, "forward")
-                      for tower in range(len(segments))]
+            copies = [
+                tape.send(layers[0].name, before[1 - tower].results[0], 1 - tower, tower, "forward")
+                for tower in range(len(segments))
+            ]
             for tower, (segment, copy) in enumerate(zip(segments, copies, strict=True)):
                 own, other = before[tower], before[1 - tower]
                 tape.run(tower, segment.begin, own.results[0], (own.trained, other.trained), tower == 0)
@@ -82,14 +88,14 @@ def _runs(layers):
 class Segment:
     """A tower's layers, from one that reads both towers (or the image) to the next that does.
 
-    Forward: `start`, or `begin` and `end`; backward: `backward`, and `backward_of_product` where the first layer reads both. Results
-    are what `finish` makes of the last maps, without history; backward begins at the first of them.
-    """
+    Forward: `start`, or `begin` and `end`; backward: `backward`, and `backward_of_product` where the first layer reads
+    both. Results are what `finish` makes of the last maps, without history; backward begins at the first of them."""
 
     def __init__(self, tower, layers):
         self.tower, self.layers, self.finish = tower, layers, lambda maps: (maps,)
         self.results = self.out = None  # out: the first result, with its history
-        # Where the first layer reads both: its product, its result and that one's gradient; its operands, and the parameters they are of.
+        # Where the first layer reads both: its product, its result and that one's gradient; its operands, and the
+        # parameters they are of.
         self.split = self.y = self.dy = self.weight = self.added = self.bias = None
         self.of_product = set()
 
@@ -133,10 +139,16 @@ class Segment:
 
         gradients: of the outputs, one or two to be summed; none where the output is the loss.
         """
-        parameters = [parameter for layer in self.layers for parameter in layer.parameters()
-                      if parameter.requires_grad and parameter not in self.of_product]
+        parameters = [
+            parameter
+            for layer in self.layers
+            for parameter in layer.parameters()
+            if parameter.requires_grad and parameter not in self.of_product
+        ]
         y = [self.y] if self.y is not None and self.y.requires_grad else []
-        found = torch.autograd.grad(self.out, [*y, *parameters], sum(gradients[1:], gradients[0]) if gradients else None)
+        found = torch.autograd.grad(
+            self.out, [*y, *parameters], sum(gradients[1:], gradients[0]) if gradients else None
+        )
         self.dy, *of_parameters = found if y else (None, *found)
         _leave(parameters, of_parameters)
         back = self.split.gradient_of_other(self.dy) if y else None

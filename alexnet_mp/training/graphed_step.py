@@ -1,18 +1,21 @@
-"""A training step as CUDA graphs: its few hundred kernels are launched at once, so that the devices need not wait for the host.
+"""A training step as CUDA graphs: its few hundred kernels are launched at once, so that the devices need not wait for
+the host.
 
-With both towers on one device forward and backward are one graph. On two devices each has its graphs from one crossing to the next,
-and the copies between them are launched one by one (`graph_segments.py`, `cuda_graphs.Tape`).
+With both towers on one device forward and backward are one graph. On two devices each has its graphs from one crossing
+to the next, and the copies between them are launched one by one (`graph_segments.py`, `cuda_graphs.Tape`).
 
-The first steps of a shape are eager, on the stream that will capture: they load kernels, and make cuDNN's and cuBLAS's workspaces,
-which belong to a stream. Then forward and backward are captured, once a shape of batch, and compared with an eager pass over the same
-batch: graphs whose results are others are given up. The update is a graph of its own, one a device: its kernel finds weights,
-gradients and rates in tables on the device, which an eager call has to make before a capture. So after the capture of a new forward
-and backward pass, whose gradients lie elsewhere, or after a change of rates, one update is eager.
+The first steps of a shape are eager, on the stream that will capture: they load kernels, and make cuDNN's and cuBLAS's
+workspaces, which belong to a stream. Then forward and backward are captured, once a shape of batch, and compared with
+an eager pass over the same batch: graphs whose results are others are given up. The update is a graph of its own, one a
+device: its kernel finds weights, gradients and rates in tables on the device, which an eager call has to make before a
+capture. So after the capture of a new forward and backward pass, whose gradients lie elsewhere, or after a change of
+rates, one update is eager.
 
-What a replay does not read again is how a graph is found, or why it is dropped: shape, dtype and order in memory of the batch; which
-layers are trained; rates. Weights, velocities and the passes counted for the dropout masks are changed in place, so that eager steps,
-replays, validation and checkpoints all see the same memory, and a run has the same bits with graphs and without.
-"""
+What a replay does not read again is how a graph is found, or why it is dropped: shape, dtype and order in memory of the
+batch; which layers are trained; rates. Weights, velocities and the passes counted for the dropout masks are changed in
+place, so that eager steps, replays, validation and checkpoints all see the same memory, and a run has the same bits
+with graphs and without."""
+
 import gc
 
 import torch
@@ -43,7 +46,9 @@ def resolve(choice, devices):
     if choice == "on":
         gpu = next((device.index or 0 for device in kinds if device.type == "cuda"), 0)
         other = f"--gpus {gpu}, or --graphs auto" if torch.cuda.device_count() else "--graphs auto"
-        raise UserError(f"--graphs on: both towers must be on CUDA devices, and they are on {where}; {other} would work")
+        raise UserError(
+            f"--graphs on: both towers must be on CUDA devices, and they are on {where}; {other} would work"
+        )
     return f"off ({where})"
 
 
@@ -56,15 +61,16 @@ def make_step(step, choice):
 
 
 class GraphedStep:
-    """Called like its `TrainingStep`, with the same effects; the tensors that it returns are overwritten by the next call.
+    """Called like its `TrainingStep`, with the same effects; the tensors that it returns are overwritten by the next
+    call.
 
-    graphs: a `CudaGraphs`. must: graphs that can't be had are a UserError; else it is said in a line, and this and all further steps are
-    eager. Whichever pass was tried for it, none is counted, and no weight has changed.
-    """
+    graphs: a `CudaGraphs`. must: graphs that can't be had are a UserError; else it is said in a line, and this and all
+    further steps are eager. Whichever pass was tried for it, none is counted, and no weight has changed."""
 
     def __init__(self, step, graphs, must=False):
         self.step, self.graphs, self.must = step, graphs, must
-        self.shapes, self.trained, self.rates = {}, None, None  # {key: `_Shape`}, and what all of their graphs were captured with
+        # {key: `_Shape`}, and what all of their graphs were captured with
+        self.shapes, self.trained, self.rates = {}, None, None
         self.given_up = False
 
     def __call__(self, images, labels, check_loss):
@@ -75,7 +81,8 @@ class GraphedStep:
         return [loss, right, *self._update(shape)]
 
     def _drop_what_is_out_of_date(self):
-        """At most one set of graphs a shape is kept: rates hardly ever return, and a layer that thaws is worth another capture."""
+        """At most one set of graphs a shape is kept: rates hardly ever return, and a layer that thaws is worth another
+        capture."""
         network, groups = self.step.network, self.step.optimizer.param_groups
         trained = network.training, network.kept_dtype, [parameter.requires_grad for parameter in network.parameters()]
         rates = [(group["lr"], group["weight_decay"]) for group in groups]
@@ -120,13 +127,17 @@ class GraphedStep:
         counted = [tower.step.clone() for tower in network.towers]
         try:
             with self.graphs.aside():
-                gc.collect()  # what lets go of memory of the device in its own way must not be found in the middle of a capture
+                # what lets go of memory of the device in its own way must not be found in the middle of a capture
+                gc.collect()
                 shape.make_room(images, labels)
-                # So that their memory is free; without gradients at the beginning, those that backward makes lie in the graph's own.
+                # So that their memory is free; without gradients at the beginning, those that backward makes lie in the
+                # graph's own.
                 self.step.optimizer.zero_grad(set_to_none=True)
                 shape.pool = pool or self.graphs.new_pool()
                 shape.forward_and_backward, shape.numbers = self._captured_pass(shape)
-                shape.gradients = {parameter: parameter.grad for parameter in network.parameters() if parameter.grad is not None}
+                shape.gradients = {
+                    parameter: parameter.grad for parameter in network.parameters() if parameter.grad is not None
+                }
                 shape.ledger = network.ledger()
                 if not self._computes_the_same(shape, images, labels, counted):
                     raise RuntimeError("a replay has other bits than an eager step")
@@ -139,8 +150,11 @@ class GraphedStep:
         """(what has replay() and reset(), [loss, right answers])"""
         network = self.step.network
         if network.exchange.shared:
-            return self.graphs.capture(lambda: self.step.forward_and_backward(shape.images, shape.labels, lambda loss: None),
-                                       shape.pool, network.exchange.devices[0])
+            return self.graphs.capture(
+                lambda: self.step.forward_and_backward(shape.images, shape.labels, lambda loss: None),
+                shape.pool,
+                network.exchange.devices[0],
+            )
         tape = Tape(self.graphs, shape.pool, network.exchange)
         try:
             return tape, graph_segments.forward_and_backward(network, shape.images, shape.labels, tape)
@@ -149,7 +163,8 @@ class GraphedStep:
             raise
 
     def _computes_the_same(self, shape, images, labels, counted):
-        """Whether a replay has the bits of an eager pass, if that has the same bits twice. Called `aside`. counted: passes, a tower."""
+        """Whether a replay has the bits of an eager pass, if that has the same bits twice. Called `aside`. counted:
+        passes, a tower."""
         network = self.step.network
 
         def results(numbers):
@@ -192,8 +207,9 @@ class GraphedStep:
             with self.graphs.aside(), update_tables_in(shape.tables):
                 gc.collect()
                 for device in self.step.optimizer.devices():
-                    graph, sums = self.graphs.capture(lambda device=device: [self.step.update_on(device)], shape.pool,
-                                                      device, update=True)
+                    graph, sums = self.graphs.capture(
+                        lambda device=device: [self.step.update_on(device)], shape.pool, device, update=True
+                    )
                     shape.update.append(graph)
                     shape.sums += sums
         except Exception as error:  # whatever it is, the step can be taken without
@@ -203,8 +219,13 @@ class GraphedStep:
     def _give_up(self, error):
         why = " ".join((str(_first(error)).splitlines() or [type(error).__name__])[0].split())
         if self.must:
-            raise UserError(f"--graphs on: no CUDA graphs can be had of this step: {why}; --graphs auto goes on without") from error
-        say(f"WARNING: no CUDA graphs can be had of this step: {why}; the training goes on without, with the same numbers")
+            raise UserError(
+                f"--graphs on: no CUDA graphs can be had of this step: {why}; --graphs auto goes on without"
+            ) from error
+        say(
+            f"WARNING: no CUDA graphs can be had of this step: {why}; the training goes on without, with the same "
+            "numbers"
+        )
         self.given_up = True
         for shape in self.shapes.values():  # but not the gradients: they may be those of this very step
             shape.drop()
@@ -219,7 +240,8 @@ class _Shape:
         self.images = self.labels = None  # where the first graph reads them
         self.numbers, self.sums = [], []  # loss and right answers, sums of the weights: what replays write
         self.gradients, self.ledger = {}, []  # {parameter: where backward writes its gradient}
-        self.tables, self.updated = {}, False  # the update's, on the device; whether it ran eagerly with these gradients and rates
+        # the update's, on the device; whether it ran eagerly with these gradients and rates
+        self.tables, self.updated = {}, False
 
     @property
     def captured(self):
@@ -231,7 +253,9 @@ class _Shape:
 
     def take(self, images, labels):
         """Copy a batch to where the graph reads it."""
-        for place, image in {id(place): (place, image) for place, image in zip(self.images, images, strict=True)}.values():
+        for place, image in {
+            id(place): (place, image) for place, image in zip(self.images, images, strict=True)
+        }.values():
             place.copy_(image, non_blocking=True)
         self.labels.copy_(labels, non_blocking=True)
 
@@ -241,7 +265,8 @@ class _Shape:
         self.update, self.sums, self.tables, self.updated = [], [], {}, False
 
     def drop(self):
-        """Free both graphs, to be used no more. Replays on their way are finished all the same (CUDA, `cudaGraphExecDestroy`)."""
+        """Free both graphs, to be used no more. Replays on their way are finished all the same (CUDA,
+        `cudaGraphExecDestroy`)."""
         self.drop_update()
         if self.captured:
             self.forward_and_backward.reset()
@@ -251,9 +276,14 @@ class _Shape:
 
 def _same_bits(tensors, others):
     """Of two lists of tensors, or None; they have to lie in memory alike, too."""
-    return all(one is other or one is not None and other is not None and one.stride() == other.stride()
-               and torch.equal(*(tensor.view(INTEGERS[tensor.element_size()]) for tensor in (one, other)))
-               for one, other in zip(tensors, others, strict=True))
+    return all(
+        one is other
+        or one is not None
+        and other is not None
+        and one.stride() == other.stride()
+        and torch.equal(*(tensor.view(INTEGERS[tensor.element_size()]) for tensor in (one, other)))
+        for one, other in zip(tensors, others, strict=True)
+    )
 
 
 def _first(error):

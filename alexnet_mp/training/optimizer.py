@@ -1,4 +1,5 @@
 """The update rule as printed (paper 5): v <- 0.9 v - 0.0005 e w - e <dL/dw>;  w <- w + v."""
+
 import math
 
 import torch
@@ -7,22 +8,31 @@ from ..kernels import paper_sgd_
 
 
 class PaperSGD(torch.optim.Optimizer):
-    """The paper's SGD for a `TwoTowerAlexNet`: one parameter group for the weights and one for the biases of every layer.
+    """The paper's SGD for a `TwoTowerAlexNet`: one parameter group for the weights and one for the biases of every
+    layer.
 
-    The velocity carries the learning rate (torch.optim.SGD's does not). Each tower updates its own parameters on its own
-    device; neither weights nor weight gradients ever cross. A group whose rate is 0 is frozen: no decay, no momentum, and no
-    gradient is computed for it, so that backward stops above a frozen first layer (2012 source, `weights.cu:148`, `layer.py:744`).
-    """
+    The velocity carries the learning rate (torch.optim.SGD's does not). Each tower updates its own parameters on its
+    own device; neither weights nor weight gradients ever cross. A group whose rate is 0 is frozen: no decay, no
+    momentum, and no gradient is computed for it, so that backward stops above a frozen first layer (2012 source,
+    `weights.cu:148`, `layer.py:744`)."""
 
     def __init__(self, network):
         recipe = network.recipe
         self.kernels = network.kernels
-        self.layers = {parameter: (layer, name) for tower in network.towers for layer in tower.children()
-                       for name, parameter in layer.named_parameters()}
-        decays = {f"{layer.name}.weight": recipe.weight_decay if layer.weight_decay is None else layer.weight_decay
-                  for layer in recipe.layers}
-        groups = [dict(params=parts, name=name, lr=0.0, weight_decay=decays.get(name, recipe.bias_weight_decay))
-                  for name, parts in network.layer_parameters().items()]
+        self.layers = {
+            parameter: (layer, name)
+            for tower in network.towers
+            for layer in tower.children()
+            for name, parameter in layer.named_parameters()
+        }
+        decays = {
+            f"{layer.name}.weight": recipe.weight_decay if layer.weight_decay is None else layer.weight_decay
+            for layer in recipe.layers
+        }
+        groups = [
+            dict(params=parts, name=name, lr=0.0, weight_decay=decays.get(name, recipe.bias_weight_decay))
+            for name, parts in network.layer_parameters().items()
+        ]
         super().__init__(groups, dict(momentum=recipe.momentum))
         for group in self.param_groups:
             for parameter in group["params"]:
@@ -41,11 +51,10 @@ class PaperSGD(torch.optim.Optimizer):
     def step(self, device=None):
         """Update every parameter that has a rate, or those on one of the `devices`, in place.
 
-        Returns, of each device, the sum of each new weight tensor there, (tensors,) float32: finite only where no weight
-        is NaN or infinite. An update carries what is not finite in a gradient or a velocity into the weight, so these
-        few numbers watch over all three. The copies that a layer keeps of its weights are written, too. Raises
-        RuntimeError where a parameter got no gradient.
-        """
+        Returns, of each device, the sum of each new weight tensor there, (tensors,) float32: finite only where no
+        weight is NaN or infinite. An update carries what is not finite in a gradient or a velocity into the weight, so
+        these few numbers watch over all three. The copies that a layer keeps of its weights are written, too. Raises
+        RuntimeError where a parameter got no gradient."""
         found = self._by_device()
         return [self._update(where, *found[where]) for where in (found if device is None else [device])]
 
@@ -57,9 +66,17 @@ class PaperSGD(torch.optim.Optimizer):
         if len(copies) < len(parameters):  # those that there are, are made anew before they are used
             copies = []
         sums = torch.empty(len(parameters), dtype=torch.float32, device=device)
-        paper_sgd_(parameters, [w.grad for w in parameters], [self.state[w]["velocity"] for w in parameters],
-                       learning_rates=[rate for _, rate, _ in options], momentum=self.defaults["momentum"],
-                       weight_decays=[decay for _, _, decay in options], copies=copies, sums=sums, kernels=self.kernels)
+        paper_sgd_(
+            parameters,
+            [w.grad for w in parameters],
+            [self.state[w]["velocity"] for w in parameters],
+            learning_rates=[rate for _, rate, _ in options],
+            momentum=self.defaults["momentum"],
+            weight_decays=[decay for _, _, decay in options],
+            copies=copies,
+            sums=sums,
+            kernels=self.kernels,
+        )
         if copies:
             for layer, name in map(self.layers.get, parameters):
                 layer.note_copy(name)
@@ -76,29 +93,47 @@ class PaperSGD(torch.optim.Optimizer):
 
     def velocities(self):
         """{"conv1.weight": [tower a's, tower b's], ...}, as `network.layer_parameters` gives the weights."""
-        return {group["name"]: [self.state[parameter]["velocity"] for parameter in group["params"]] for group in self.param_groups}
+        return {
+            group["name"]: [self.state[parameter]["velocity"] for parameter in group["params"]]
+            for group in self.param_groups
+        }
 
     def non_finite(self):
-        """The first tensors found to hold NaN or infinity, gradients before weights: ["gradient of conv2.weight on tower b", ...]."""
-        for what, value in (("gradient", lambda w: w.grad), ("velocity", lambda w: self.state[w]["velocity"]), ("weights", lambda w: w)):
-            found = [f"{what} of {group['name']} on tower {tower}" for group in self.param_groups
-                     for tower, parameter in zip("ab", group["params"])
-                     if value(parameter) is not None and not torch.isfinite(value(parameter)).all()]
+        """The first tensors found to hold NaN or infinity, gradients before weights: ["gradient of conv2.weight on
+        tower b", ...]."""
+        for what, value in (
+            ("gradient", lambda w: w.grad),
+            ("velocity", lambda w: self.state[w]["velocity"]),
+            ("weights", lambda w: w),
+        ):
+            found = [
+                f"{what} of {group['name']} on tower {tower}"
+                for group in self.param_groups
+                for tower, parameter in zip("ab", group["params"])
+                if value(parameter) is not None and not torch.isfinite(value(parameter)).all()
+            ]
             if found:
                 return found
         return []
 
     @torch.no_grad()
     def non_finite_in(self, sums):
-        """The weights that made earlier sums not finite, whatever steps followed: ["weights of conv2.weight on tower b", ...].
+        """The weights that made earlier sums not finite, whatever steps followed: ["weights of conv2.weight on tower
+        b", ...].
 
         sums: of `step`, one tensor a device.
         """
-        names = {parameter: f"weights of {group['name']} on tower {tower}" for group in self.param_groups
-                 for tower, parameter in zip("ab", group["params"])}
-        return [names[parameter] for (parameters, _), values in zip(self._by_device().values(), sums, strict=True)
-                for parameter, value in zip(parameters, values, strict=True)
-                if not math.isfinite(value) and not torch.isfinite(parameter).all()]
+        names = {
+            parameter: f"weights of {group['name']} on tower {tower}"
+            for group in self.param_groups
+            for tower, parameter in zip("ab", group["params"])
+        }
+        return [
+            names[parameter]
+            for (parameters, _), values in zip(self._by_device().values(), sums, strict=True)
+            for parameter, value in zip(parameters, values, strict=True)
+            if not math.isfinite(value) and not torch.isfinite(parameter).all()
+        ]
 
     def _by_device(self):
         """{device: (parameters, [(name, rate, decay)])}, frozen groups left out."""

@@ -1,9 +1,9 @@
 """The training steps whose numbers are on their way to the host, and when the host waits for them: as seldom as it may.
 
-A GPU is given its next steps while it computes one. A host that read each step's loss would wait for the device every time, and the
-device for the host after that. So the numbers of a step are copied to page-locked memory behind it, and read when an event says that
-they are there. On a CPU they are there at once.
-"""
+A GPU is given its next steps while it computes one. A host that read each step's loss would wait for the device every
+time, and the device for the host after that. So the numbers of a step are copied to page-locked memory behind it, and
+read when an event says that they are there. On a CPU they are there at once."""
+
 import time
 from collections import deque
 from dataclasses import dataclass
@@ -42,7 +42,8 @@ class PendingSteps:
         self.before = mark(self.devices[0])
 
     def add(self, step, images, exchanged, numbers):
-        """numbers: tensors on the devices. They are copied in the order of the current streams; the host doesn't wait."""
+        """numbers: tensors on the devices. They are copied in the order of the current streams; the host doesn't
+        wait."""
         copies = [tensor.to("cpu", non_blocking=True, copy=True) for tensor in numbers]
         ends = [mark(device) for device in self.devices]
         self.unread.append(PendingStep(step, images, exchanged, copies, self.before, ends))
@@ -51,8 +52,8 @@ class PendingSteps:
     def read(self, wait):
         """Yield (`PendingStep`, seconds from the end of the one before), oldest first.
 
-        All if `wait`, else those that are there. If READ_EVERY are unread all the same, the host waits for the older half
-        of them. Not for all: the device would have nothing to do then until the host has given it the next step.
+        All if `wait`, else those that are there. If READ_EVERY are unread all the same, the host waits for the older
+        half of them. Not for all: the device would have nothing to do then until the host has given it the next step.
         """
         while self.unread and self.unread[0].is_there():
             yield self._next()

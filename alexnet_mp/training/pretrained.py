@@ -1,4 +1,5 @@
 """`train --init`: a network begins with the weights of another, all but its last layer; fine-tuning (paper 6)."""
+
 import json
 from pathlib import Path
 
@@ -14,11 +15,11 @@ TAKES = "it takes a run, a checkpoint, or a .safetensors file"
 
 
 def read_weights(source):
-    """{name: tensor} of a run's newest checkpoint, of one checkpoint, or of a file of `checkpoint --weights`. Raises UserError.
+    """{name: tensor} of a run's newest checkpoint, of one checkpoint, or of a file of `checkpoint --weights`. Raises
+    UserError.
 
-    The velocities of a checkpoint have the names and shapes of its weights: they are told by the file's name, and what lies in a
-    checkpoint is compared with its manifest. A copy of them under another name can't be told.
-    """
+    The velocities of a checkpoint have the names and shapes of its weights: they are told by the file's name, and what
+    lies in a checkpoint is compared with its manifest. A copy of them under another name can't be told."""
     path = Path(source)
     if not source:
         raise UserError(f"--init '': {TAKES}")
@@ -29,12 +30,14 @@ def read_weights(source):
         return checkpoints.newest_weights(path)[1]
     inside = checkpoints.step_of(path.absolute().parent) is not None
     if path.name == checkpoint_format.VELOCITY or inside and path.name != checkpoint_format.WEIGHTS:
-        raise UserError(f"--init {source}: no file of weights; those of a checkpoint are in {checkpoint_format.WEIGHTS}; {TAKES}")
+        raise UserError(
+            f"--init {source}: no file of weights; those of a checkpoint are in {checkpoint_format.WEIGHTS}; {TAKES}"
+        )
     if inside and path.exists():
         return checkpoint_format.load_weights(path.parent)
     try:
         content = durable_files.read(path, safetensors_file.MOST_BYTES)
-        safetensors_file.read_layout(len(content), content[:8 + safetensors_file.MOST_HEADER])
+        safetensors_file.read_layout(len(content), content[: 8 + safetensors_file.MOST_HEADER])
         return load(content)
     except OSError as error:
         raise UserError(f"--init {source}: {error.strerror}; {TAKES}") from None
@@ -43,7 +46,8 @@ def read_weights(source):
 
 
 def _refuse_diverged(run):
-    """Raise UserError where a run ended at a loss or a tensor that isn't finite: nobody means its newest checkpoint by its name."""
+    """Raise UserError where a run ended at a loss or a tensor that isn't finite: nobody means its newest checkpoint by
+    its name."""
     try:
         step = json.loads((run / "non_finite.json").read_text())["step"]
         newest = max(checkpoints.listing(run), default=-1)
@@ -56,7 +60,8 @@ def _refuse_diverged(run):
 
 
 def begin_with(network, weights, source, only=None):
-    """Give a network these weights, layer by layer of the same name; its last layer stays as it was drawn, whatever the file has.
+    """Give a network these weights, layer by layer of the same name; its last layer stays as it was drawn, whatever the
+    file has.
 
     only: names of the layers to take, each of which has to be there; None: all that are. Returns (layers taken, layers
     that stay as drawn, layers of the file that the network hasn't). Raises UserError, with the tensor's name, where a
@@ -79,14 +84,18 @@ def begin_with(network, weights, source, only=None):
             if name not in weights:
                 raise UserError(f"--init {source}: it has {layer}, but no {name}")
             if weights[name].shape != state[name].shape:
-                raise UserError(f"--init {source}: {name} is {tuple(weights[name].shape)} there, "
-                                f"but {tuple(state[name].shape)} in this network")
+                raise UserError(
+                    f"--init {source}: {name} is {tuple(weights[name].shape)} there, "
+                    f"but {tuple(state[name].shape)} in this network"
+                )
             if not weights[name].is_floating_point() or not torch.isfinite(weights[name]).all():
                 raise UserError(f"--init {source}: {name} has values that are not finite numbers")
             state[name] = weights[name].to(state[name].dtype)
         taken.append(layer)
     if not taken:
-        raise UserError(f"--init {source}: none of its tensors ({', '.join(sorted(weights))[:200]}) is of a layer before {last}")
+        raise UserError(
+            f"--init {source}: none of its tensors ({', '.join(sorted(weights))[:200]}) is of a layer before {last}"
+        )
     network.load_merged(state)
     foreign = sorted({name.partition(".")[0] for name in weights} - {layer.name for layer in network.recipe.layers})
     return taken, new, foreign

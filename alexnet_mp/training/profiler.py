@@ -1,8 +1,10 @@
-"""`train --profile`: records some steps of a run with torch.profiler, and says where their time went against the roofline.
+"""`train --profile`: records some steps of a run with torch.profiler, and says where their time went against the
+roofline.
 
-While it records, a range is open around every layer and every other part of a step, by hooks that are put on before and taken off
-after; `attribution.py` makes milliseconds of them, `table.py` the table. What a run computes is not touched.
+While it records, a range is open around every layer and every other part of a step, by hooks that are put on before and
+taken off after; `attribution.py` makes milliseconds of them, `table.py` the table. What a run computes is not touched.
 """
+
 import datetime
 import gzip
 import json
@@ -34,17 +36,18 @@ TRACE, NUMBERS = "trace.json.gz", "profile.json"
 def steps_of(text):
     """What `--profile STEPS` means: a number of steps. Raises UserError."""
     if not (text.isascii() and text.isdecimal() and 1 <= int(text) <= 10**6):
-        raise UserError(f"--profile {text}: write how many steps to record, at least 1; --profile alone records {STEPS}")
+        raise UserError(
+            f"--profile {text}: write how many steps to record, at least 1; --profile alone records {STEPS}"
+        )
     return int(text)
 
 
 class Profiler:
     """Records `steps` steps of a `Trainer` after its first `WARM_UP`. precision: as `--precision`.
 
-    The trainer takes its batches from `batches`, each step by `step` while `recording` is true, and calls `finish` at its end. While
-    `recording`, `trainer.training_step` is a plain `TrainingStep` with ranges: whoever replays a CUDA graph there is left out, since a
-    replay has no layers.
-    """
+    The trainer takes its batches from `batches`, each step by `step` while `recording` is true, and calls `finish` at
+    its end. While `recording`, `trainer.training_step` is a plain `TrainingStep` with ranges: whoever replays a CUDA
+    graph there is left out, since a replay has no layers."""
 
     def __init__(self, trainer, steps, precision):
         self.trainer, self.steps, self.precision = trainer, steps, precision
@@ -59,7 +62,8 @@ class Profiler:
     def batches(self, batches):
         """The same batches; the recording begins and ends between two of them."""
         with closing(batches):
-            # Not as graphs, whose streams have memory of their own: the first step that is recorded would take all of its own anew.
+            # Not as graphs, whose streams have memory of their own: the first step that is recorded would take all of
+            # its own anew.
             self.before = self.trainer.training_step
             self.trainer.training_step = TrainingStep(self.trainer.network, self.trainer.optimizer)
             yield from islice(batches, WARM_UP)
@@ -95,7 +99,10 @@ class Profiler:
             return
         self.said = True
         if not self.recorded:
-            say(f"profile: nothing was recorded, since the first {WARM_UP} steps only warm up and the run ended before one more")
+            say(
+                f"profile: nothing was recorded, since the first {WARM_UP} steps only warm up and the run ended "
+                "before one more"
+            )
             return
         self._report()
         self.profile = None
@@ -120,11 +127,12 @@ class Profiler:
         self.trainer.pending.start_clock()
 
     def _spare_memory(self):
-        """Take memory of the host and give it back: the allocator keeps it (`memory.py`), and large tensors find room there.
+        """Take memory of the host and give it back: the allocator keeps it (`memory.py`), and large tensors find room
+        there.
 
-        What the recording keeps comes to lie between them, and without spare pages every step would wait for fresh ones: at batch 128
-        some 40,000 faults a step were seen, and single operations that took eight times as long as without a recording.
-        """
+        What the recording keeps comes to lie between them, and without spare pages every step would wait for fresh
+        ones: at batch 128 some 40,000 faults a step were seen, and single operations that took eight times as long as
+        without a recording."""
         parameters = sum(parameter.numel() for parameter in self.trainer.network.parameters())
         torch.ones(4 * parameters)
 
@@ -141,6 +149,7 @@ class Profiler:
 
     def _around(self, module, name):
         """A range around every forward pass of a module in training; an exception closes it too."""
+
         def enter(module, arguments):
             if module.training:
                 self.ranges.append(record_function(name))
@@ -172,39 +181,71 @@ class Profiler:
         count, images = len(self.recorded), self.images / len(self.recorded)
         which = f"steps {self.recorded[0]} to {self.recorded[-1]}" if count > 1 else f"step {self.recorded[0]}"
         step_ms, waiting_ms = (1e-3 * time / count for time in (times.whole, times.waited))
-        say(f"profile of {which}, {images:,.4g} images a step, precision {self.precision}, kernels {network.kernels_used()}: "
-            f"{step_ms:,.2f} ms a step, {waiting_ms:,.2f} of them waiting for input")
+        say(
+            f"profile of {which}, {images:,.4g} images a step, precision {self.precision}, kernels "
+            f"{network.kernels_used()}: "
+            f"{step_ms:,.2f} ms a step, {waiting_ms:,.2f} of them waiting for input"
+        )
         if self.trainer.on_gpu and not times.gpus:
-            say("WARNING: no kernel was recorded; the driver may refuse it to this user; with KINETO_LOG_LEVEL=0 torch says why")
+            say(
+                "WARNING: no kernel was recorded; the driver may refuse it to this user; with KINETO_LOG_LEVEL=0 "
+                "torch says why"
+            )
         tables = []
         for device, towers in self._devices().items():
             measured = self._ceilings(device)
             rows = table(recipe, times, device, towers, count, images, self._width(), measured, network.classes)
             name = device_name(device)
-            say(f"\n{device} ({name}), tower{'s' if len(towers) > 1 else ''} {' and '.join('ab'[tower] for tower in towers)}; "
-                + ("times of the host" if device.type == "cpu" else "times of kernels, other: idle"))
+            say(
+                f"\n{device} ({name}), tower{'s' if len(towers) > 1 else ''} "
+                f"{' and '.join('ab'[tower] for tower in towers)}; "
+                + ("times of the host" if device.type == "cpu" else "times of kernels, other: idle")
+            )
             for line in lines(rows):
                 say(line)
             if measured:
-                say(f"roofline: bytes / {measured.bandwidth:,.1f} GB/s (a copy of {measured.copy_bytes >> 20} MiB, read + written) or "
-                    f"FLOP / {measured.tflops:,.3f} TFLOP/s (a product of {measured.product} x {measured.product}, {self.precision}), "
-                    "the larger; both measured now")
-            tables.append({"device": str(device), "name": name, "towers": ["ab"[tower] for tower in towers],
-                           "ceilings": vars(measured) if measured else None, "rows": rows})
+                say(
+                    f"roofline: bytes / {measured.bandwidth:,.1f} GB/s (a copy of {measured.copy_bytes >> 20} MiB, "
+                    "read + written) or "
+                    f"FLOP / {measured.tflops:,.3f} TFLOP/s (a product of {measured.product} x {measured.product}, "
+                    f"{self.precision}), "
+                    "the larger; both measured now"
+                )
+            tables.append(
+                {
+                    "device": str(device),
+                    "name": name,
+                    "towers": ["ab"[tower] for tower in towers],
+                    "ceilings": vars(measured) if measured else None,
+                    "rows": rows,
+                }
+            )
         say()
-        content = {"date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "recipe": recipe.name,
-                   "steps": self.recorded, "images_per_step": images, "precision": self.precision,
-                   "kernels": network.kernels_used(),
-                   "pipeline": self.trainer.pipeline.name, "commit": source_commit(), "python": platform.python_version(),
-                   "packages": {name: package_version(name) for name in PACKAGES}, "step_ms": step_ms,
-                   "waiting_for_input_ms": waiting_ms, "tables": tables}
+        content = {
+            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "recipe": recipe.name,
+            "steps": self.recorded,
+            "images_per_step": images,
+            "precision": self.precision,
+            "kernels": network.kernels_used(),
+            "pipeline": self.trainer.pipeline.name,
+            "commit": source_commit(),
+            "python": platform.python_version(),
+            "packages": {name: package_version(name) for name in PACKAGES},
+            "step_ms": step_ms,
+            "waiting_for_input_ms": waiting_ms,
+            "tables": tables,
+        }
         try:
             durable_files.replace(run.path / NUMBERS, (json.dumps(content, indent=1) + "\n").encode())
             with tempfile.TemporaryDirectory() as directory:
                 self.profile.export_chrome_trace(f"{directory}/trace.json")
                 durable_files.replace(run.path / TRACE, gzip.compress((Path(directory) / "trace.json").read_bytes(), 6))
         except OSError as error:
-            say(f"WARNING: the profile can't be written: {error.filename or run.path}: {error.strerror}; the training goes on")
+            say(
+                f"WARNING: the profile can't be written: {error.filename or run.path}: {error.strerror}; the "
+                "training goes on"
+            )
         else:
             say(f"profile: {run.path / NUMBERS}; {run.path / TRACE} opens in https://ui.perfetto.dev")
 

@@ -1,4 +1,5 @@
 """`--resume`: which checkpoint a run goes on from, whether it may, and what is no longer bit-exact then."""
+
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -53,9 +54,13 @@ def find(choice, out):
         return _in_place(out, out, auto=True)
     path = Path(choice)
     if not choice or not path.is_dir():
-        raise UserError(f"--resume {choice!r}: no such directory; it takes the word auto, a run, or one of its checkpoints")
+        raise UserError(
+            f"--resume {choice!r}: no such directory; it takes the word auto, a run, or one of its checkpoints"
+        )
     is_run = (path / CHECKPOINTS).exists() or (path / RUN).exists()
-    if not is_run and not any((path / name).exists() for name in (checkpoint_format.MANIFEST, checkpoint_format.WEIGHTS)):
+    if not is_run and not any(
+        (path / name).exists() for name in (checkpoint_format.MANIFEST, checkpoint_format.WEIGHTS)
+    ):
         raise UserError(f"--resume {choice}: it is neither a run nor a checkpoint")
     run = path if is_run else path.absolute().parent.parent
     if out is not None and not _same(out, run):
@@ -86,8 +91,11 @@ def _in_place(path, out, auto):
             point = ResumePoint(Path(path), load(path))
             newer = [step for step in checkpoints.listing(out) if step > point.checkpoint.state.step]
             if newer:
-                raise UserError(f"--resume {path}: {out} has newer checkpoints (of step {', '.join(map(str, newer))}), and a run can't have "
-                                "two histories; choose a new --out, or remove them first")
+                raise UserError(
+                    f"--resume {path}: {out} has newer checkpoints (of step {', '.join(map(str, newer))}), and a "
+                    "run can't have "
+                    "two histories; choose a new --out, or remove them first"
+                )
             return point, out, lock
         point = _newest_whole(out, set_aside=True)
         if point is None and not auto:
@@ -102,8 +110,8 @@ def _in_place(path, out, auto):
 
 
 def _newest_whole(run, set_aside=False):
-    """The newest checkpoint that is whole; says which newer ones are not. None where there is none at all. Raises UserError where
-    none is whole: a run must not begin anew over what somebody may still want to rescue."""
+    """The newest checkpoint that is whole; says which newer ones are not. None where there is none at all. Raises
+    UserError where none is whole: a run must not begin anew over what somebody may still want to rescue."""
     damaged, error = [], None
     for directory in reversed(checkpoints.listing(run).values()):
         try:
@@ -130,7 +138,8 @@ def _newest_whole(run, set_aside=False):
 
 
 def _refuse_remains(run):
-    """Nothing that could be a checkpoint may be begun over: `checkpoints` has to be missing, or hold unfinished saves alone."""
+    """Nothing that could be a checkpoint may be begun over: `checkpoints` has to be missing, or hold unfinished saves
+    alone."""
     directory = Path(run) / CHECKPOINTS
     names = os.listdir(directory) if os.path.lexists(directory) else []
     if any(not name.startswith((checkpoints.PARTIAL, checkpoints.REPLACED)) for name in names):
@@ -150,7 +159,8 @@ def load(directory):
 
 
 def changes(content, recipe, dataset, statistics=None):
-    """What is not as it was when a checkpoint was saved, without epochs: {"conv1.init_std": [before, now], "data.fingerprint": ...}."""
+    """What is not as it was when a checkpoint was saved, without epochs: {"conv1.init_std": [before, now],
+    "data.fingerprint": ...}."""
     state, changed = content.state, {}
     before, now = _flat(recipes.to_dict(state.recipe)), _flat(recipes.to_dict(recipe))
     for name in sorted(before.keys() | now.keys()):
@@ -163,8 +173,10 @@ def changes(content, recipe, dataset, statistics=None):
         same_count = len(state.data.classes) == len(dataset.classes)
         changed["data.classes"] = differ if same_count else [len(state.data.classes), len(dataset.classes)]
     # They are fitted again from the images; the last bits may differ from one machine to another.
-    if statistics and not all(np.shape(a) == np.shape(b) and np.allclose(a, b, rtol=1e-6, atol=1e-6)
-               for a, b in zip(asdict(content.statistics).values(), asdict(statistics).values(), strict=True)):
+    if statistics and not all(
+        np.shape(a) == np.shape(b) and np.allclose(a, b, rtol=1e-6, atol=1e-6)
+        for a, b in zip(asdict(content.statistics).values(), asdict(statistics).values(), strict=True)
+    ):
         changed["data.statistics"] = ["those of the checkpoint", "those of these images"]
     return changed
 
@@ -177,15 +189,19 @@ def refuse_changes(point, changed, recipe, dataset, anyway):
     odd = [name for name in before.keys() | now.keys() if before.get(name) != now.get(name)]
     if odd:
         name = min(odd)
-        raise UserError(f"--resume: {point.path} has {name} {before.get(name)}, but this network {now.get(name)}; "
-                        f"its weights don't fit{listed(changed)}")
+        raise UserError(
+            f"--resume: {point.path} has {name} {before.get(name)}, but this network {now.get(name)}; "
+            f"its weights don't fit{listed(changed)}"
+        )
     whole = recipe.epochs * steps_per_epoch(recipe, dataset)
     if state.step > whole:
-        raise UserError(f"--resume: {point.path} has taken {state.step} steps already; "
-                        f"{recipe.epochs} epochs are only {whole}")
+        raise UserError(
+            f"--resume: {point.path} has taken {state.step} steps already; {recipe.epochs} epochs are only {whole}"
+        )
     if changed and not anyway:
-        raise UserError(f"--resume: this is not the run of {point.path}{listed(changed)}; "
-                        "--resume-anyway goes on all the same")
+        raise UserError(
+            f"--resume: this is not the run of {point.path}{listed(changed)}; --resume-anyway goes on all the same"
+        )
 
 
 def no_longer_exact(before, now):
@@ -195,23 +211,36 @@ def no_longer_exact(before, now):
         before["pipeline"] = now["pipeline"]  # on a CPU all give the same bits
     before |= {f"package {name}": version for name, version in before.pop("packages").items()}
     now |= {f"package {name}": version for name, version in now.pop("packages").items()}
-    return [f"{name}: {_shown(before.get(name))} -> {_shown(now.get(name))}" for name in sorted(now.keys() | before.keys())
-            if before.get(name) != now.get(name)]
+    return [
+        f"{name}: {_shown(before.get(name))} -> {_shown(now.get(name))}"
+        for name in sorted(now.keys() | before.keys())
+        if before.get(name) != now.get(name)
+    ]
 
 
 def environment(network, pipeline, precision):
     """The `Environment` of this process."""
-    devices = tuple(f"cuda: {device_name(device)}" if device.type == "cuda" else f"cpu: {torch.backends.cpu.get_cpu_capability()}"
-                    for device in network.exchange.devices)
-    packages = {name: package_version(name) for name in ("alexnet_mp", "torch", "triton", "pillow", "nvidia-dali-cuda130")}
+    devices = tuple(
+        f"cuda: {device_name(device)}" if device.type == "cuda" else f"cpu: {torch.backends.cpu.get_cpu_capability()}"
+        for device in network.exchange.devices
+    )
+    packages = {
+        name: package_version(name) for name in ("alexnet_mp", "torch", "triton", "pillow", "nvidia-dali-cuda130")
+    }
     if any(device.type == "cuda" for device in network.exchange.devices):
         packages |= {"cuda": torch.version.cuda, "cudnn": str(torch.backends.cudnn.version())}
     return Environment(devices, network.kernels_used(), precision, pipeline.name, torch.get_num_threads(), packages)
 
 
 def _flat(fields):
-    """A recipe's fields with those of its layers beside them: {"batch_size": 128, "layers": [names], "conv1.kernel": 11, ...}."""
-    layers = {f"{layer['name']}.{field}": value for layer in fields["layers"] for field, value in layer.items() if field != "name"}
+    """A recipe's fields with those of its layers beside them: {"batch_size": 128, "layers": [names], "conv1.kernel":
+    11, ...}."""
+    layers = {
+        f"{layer['name']}.{field}": value
+        for layer in fields["layers"]
+        for field, value in layer.items()
+        if field != "name"
+    }
     return {**fields, "layers": [layer["name"] for layer in fields["layers"]]} | layers
 
 

@@ -3,6 +3,7 @@
 The command `train` and the claims call `train` with `Options`. Every message and check has its place in this order:
 what a person typed wrong is said before an image is read, and nothing is written before all images have been.
 """
+
 import datetime
 import os
 import re
@@ -127,6 +128,7 @@ def _run(options, interrupts, held):
 
 # --- resolve
 
+
 def resolve(options: Options, held: ExitStack) -> Plan:
     """What the options mean, here and now; says what was chosen for the user. Raises UserError.
 
@@ -156,8 +158,12 @@ def _as_it_was(options, point):
     state = point.checkpoint.state
     if options.steps is not None and options.steps < state.step:
         raise UserError(f"--steps {options.steps}: {point.path} has taken {state.step} steps already")
-    return replace(options, recipe=state.recipe if options.recipe is None else options.recipe,
-                   data=options.data or state.data.source, init=None)
+    return replace(
+        options,
+        recipe=state.recipe if options.recipe is None else options.recipe,
+        data=options.data or state.data.source,
+        init=None,
+    )
 
 
 def _recipe_and_devices(options, point):
@@ -166,11 +172,14 @@ def _recipe_and_devices(options, point):
     chosen = chosen if isinstance(chosen, Recipe) else PRESETS[chosen]()
     flags = {"batch_size": options.batch_size, "epochs": options.epochs, "seed": options.seed}
     recipe = recipes.override(
-        chosen, [*options.settings, *(f"{field}={value}" for field, value in flags.items() if value is not None)])
+        chosen, [*options.settings, *(f"{field}={value}" for field, value in flags.items() if value is not None)]
+    )
     devices = resolve_devices(options.gpus, recipe.towers)
     check_kernels(options.kernels, devices)
-    say(f"devices: {', '.join(f'tower {letter} on {device}' for letter, device in zip('ab', devices))}"
-        + ("; no CUDA device was found" if on_cpu and options.gpus == "auto" else ""))
+    say(
+        f"devices: {', '.join(f'tower {letter} on {device}' for letter, device in zip('ab', devices))}"
+        + ("; no CUDA device was found" if on_cpu and options.gpus == "auto" else "")
+    )
     if point and chosen is point.checkpoint.state.recipe:
         say(f"recipe: {recipe.name}, as the checkpoint has it")
     else:
@@ -183,8 +192,7 @@ def _recipe_and_devices(options, point):
 
 def _on_cpu_alone(gpus):
     """Whether `--gpus` means that no tower is on a CUDA device."""
-    return (set(gpus.replace(" ", "").split(",")) == {"cpu"}
-            or (gpus == "auto" and torch.cuda.device_count() == 0))
+    return set(gpus.replace(" ", "").split(",")) == {"cpu"} or (gpus == "auto" and torch.cuda.device_count() == 0)
 
 
 def _fresh_name(recipe):
@@ -217,6 +225,7 @@ def _refuse_numbers(options):
 
 # --- open the data
 
+
 def open_data(plan: Plan) -> TrainingData:
     """Open the data set, choose the pipeline, read every image once. Raises UserError.
 
@@ -228,8 +237,9 @@ def open_data(plan: Plan) -> TrainingData:
     say(f"data: {dataset.description}")
     say(recipes.describe(recipe))
     _changes(plan, dataset)
-    name, checked = self_check.before_run(pipeline, options.kernels, pipeline_is_chosen=options.pipeline != "auto",
-                                          wanted=options.self_check)
+    name, checked = self_check.before_run(
+        pipeline, options.kernels, pipeline_is_chosen=options.pipeline != "auto", wanted=options.self_check
+    )
     if name != pipeline.name:
         pipeline = make_pipeline(name, dataset, recipe, plan.devices, options.workers, plan.dtype)
 
@@ -253,6 +263,7 @@ def _changes(plan, dataset, statistics=None):
 
 # --- build the network
 
+
 def build_network(plan: Plan, data: TrainingData) -> TwoTowerAlexNet:
     """The network as it is drawn, with the weights of `--init`. Raises UserError if these don't fit."""
     options = plan.options
@@ -260,26 +271,53 @@ def build_network(plan: Plan, data: TrainingData) -> TwoTowerAlexNet:
     if plan.weights is not None:
         layers = None if options.init_layers is None else options.init_layers.split(",")
         copied, new, foreign = begin_with(network, plan.weights, options.init, layers)
-        say(f"begins with {', '.join(copied)} of {options.init}; new: {', '.join(new)}"
-            + (f"; left out: {', '.join(foreign)}" if foreign else ""))
+        say(
+            f"begins with {', '.join(copied)} of {options.init}; new: {', '.join(new)}"
+            + (f"; left out: {', '.join(foreign)}" if foreign else "")
+        )
     return network
 
 
 # --- train
 
-def make_trainer(plan: Plan, data: TrainingData, network: TwoTowerAlexNet, interrupts: Interrupts,
-                 held: ExitStack) -> Trainer:
+
+def make_trainer(
+    plan: Plan, data: TrainingData, network: TwoTowerAlexNet, interrupts: Interrupts, held: ExitStack
+) -> Trainer:
     """The trainer, with its run directory, where the checkpoint was if there is one; says how it computes."""
     options, dataset, pipeline = plan.options, data.dataset, data.pipeline
     environment = resume.environment(network, pipeline, options.precision)
     interrupts.wait_for_step = True  # from here on there is something on the disk
-    directory = RunDirectory(plan.out, plan.recipe, dataset, network, pipeline, options.precision, plan.point,
-                             data.changed, plan.lock, data.checked, options.command)
+    directory = RunDirectory(
+        plan.out,
+        plan.recipe,
+        dataset,
+        network,
+        pipeline,
+        options.precision,
+        plan.point,
+        data.changed,
+        plan.lock,
+        data.checked,
+        options.command,
+    )
     held.callback(directory.close)
-    constants = {"recipe": plan.recipe, "made_by": environment,
-                 "data": Data(dataset.source, dataset.description, dataset.fingerprint, tuple(dataset.classes))}
-    trainer = Trainer(network, pipeline, directory, constants, options.steps, plan.every, options.keep,
-                      options.on_save_error, options.graphs)
+    constants = {
+        "recipe": plan.recipe,
+        "made_by": environment,
+        "data": Data(dataset.source, dataset.description, dataset.fingerprint, tuple(dataset.classes)),
+    }
+    trainer = Trainer(
+        network,
+        pipeline,
+        directory,
+        constants,
+        options.steps,
+        plan.every,
+        options.keep,
+        options.on_save_error,
+        options.graphs,
+    )
     if options.profile is not None:
         trainer.profiler = Profiler(trainer, steps_of(options.profile), options.precision)
     held.push(lambda kind, error, trace: _let_saver_end(trainer.checkpoints.saver, kind))
@@ -300,9 +338,11 @@ def _say_how(plan, data, network):
     options = plan.options
     if remark := precision.remark(options.precision, plan.devices):
         say(f"precision {options.precision}: {remark}")
-    say(f"run directory {plan.out}; kernels {network.kernels_used()}, precision {options.precision}, "
+    say(
+        f"run directory {plan.out}; kernels {network.kernels_used()}, precision {options.precision}, "
         f"pipeline {data.pipeline.name}, graphs: {plan.graphs}; {cost_of_reading(data.dataset, data.in_memory)}; "
-        f"a checkpoint every {options.checkpoint_every}")
+        f"a checkpoint every {options.checkpoint_every}"
+    )
     counts = shapes.parameter_counts(plan.recipe, len(data.dataset.classes))
     say(f"{sum(counts):,} parameters, by tower: {', '.join(f'{count:,}' for count in counts)}")
 
@@ -310,8 +350,10 @@ def _say_how(plan, data, network):
 def _say_resumed(point, changed, environment, trainer):
     """What a person has to know of a run that goes on."""
     state = point.checkpoint.state
-    say(f"resumed from {point.path}: step {state.step} of {trainer.last_step}"
-        + (", in the middle of its validation" if not state.validated else ""))
+    say(
+        f"resumed from {point.path}: step {state.step} of {trainer.last_step}"
+        + (", in the middle of its validation" if not state.validated else "")
+    )
     if state.recipe.epochs != trainer.recipe.epochs:
         say(f"epochs {state.recipe.epochs} -> {trainer.recipe.epochs}")
     if changed:

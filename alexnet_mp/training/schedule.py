@@ -1,9 +1,11 @@
 """Learning rates over time: divide by ten on a plateau (paper 5), or the dated changes of the 2012 runs."""
+
 import math
 
 
 class PlateauSchedule:
-    """Divide every rate by ten when the validation error stops improving; `plateau_drops` times, then the run is finished.
+    """Divide every rate by ten when the validation error stops improving; `plateau_drops` times, then the run is
+    finished.
 
     The error stops improving when `plateau_patience` validations in a row bring no new best of this rate: section 5
     speaks of the error "with the current learning rate". So a drop forgets the best: an error that rises with it and
@@ -17,7 +19,7 @@ class PlateauSchedule:
 
     def rates(self, epoch):
         """{"conv1.weight": rate, ...} now; the epoch doesn't matter here."""
-        factor = self.recipe.plateau_factor ** self.drops
+        factor = self.recipe.plateau_factor**self.drops
         return {name: factor * rate for name, rate in _initial_rates(self.recipe).items()}
 
     def colour_noise(self, epoch):
@@ -29,7 +31,8 @@ class PlateauSchedule:
             self.best, self.since_best = error, 0
         else:
             self.since_best += 1
-            if self.since_best >= self.recipe.plateau_patience:  # more, where a resumed run has less patience than before
+            # more, where a resumed run has less patience than before
+            if self.since_best >= self.recipe.plateau_patience:
                 self.drops, self.best, self.since_best = self.drops + 1, math.inf, 0
 
     @property
@@ -38,18 +41,25 @@ class PlateauSchedule:
 
     def state(self):
         """What a checkpoint keeps of it."""
-        return {"drops": self.drops, "best": self.best if math.isfinite(self.best) else None, "since_best": self.since_best}
+        return {
+            "drops": self.drops,
+            "best": self.best if math.isfinite(self.best) else None,
+            "since_best": self.since_best,
+        }
 
     def restore(self, state):
         """Go on from what `state` gave. Raises ValueError where it can't be one."""
         drops, best, since_best = (state.get(name) for name in ("drops", "best", "since_best"))
-        if not (len(state) == 3 and isinstance(drops, int) and isinstance(since_best, int) and drops >= 0 <= since_best):
+        if not (
+            len(state) == 3 and isinstance(drops, int) and isinstance(since_best, int) and drops >= 0 <= since_best
+        ):
             raise ValueError(f"{state} is not the state of a plateau schedule")
         self.drops, self.best, self.since_best = drops, math.inf if best is None else best, since_best
 
 
 class DatedSchedule:
-    """The recipe's `dates`: what was changed by hand at the start of an epoch in 2012. Validation errors change nothing."""
+    """The recipe's `dates`: what was changed by hand at the start of an epoch in 2012. Validation errors change
+    nothing."""
 
     finished = False  # the recipe's epochs are the end
 
@@ -68,8 +78,10 @@ class DatedSchedule:
         return rates
 
     def colour_noise(self, epoch):
-        return next((date.colour_noise for date in reversed(self._past(epoch)) if date.colour_noise is not None),
-                    self.recipe.colour_noise)
+        return next(
+            (date.colour_noise for date in reversed(self._past(epoch)) if date.colour_noise is not None),
+            self.recipe.colour_noise,
+        )
 
     def observe(self, error):
         pass
@@ -91,5 +103,8 @@ def make_schedule(recipe):
 
 
 def _initial_rates(recipe):
-    return {f"{layer.name}.{what}": rate for layer in recipe.layers
-            for what, rate in (("weight", layer.rate * recipe.learning_rate), ("bias", recipe.bias_learning_rate))}
+    return {
+        f"{layer.name}.{what}": rate
+        for layer in recipe.layers
+        for what, rate in (("weight", layer.rate * recipe.learning_rate), ("bias", recipe.bias_learning_rate))
+    }

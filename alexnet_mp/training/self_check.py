@@ -5,6 +5,7 @@ pipeline that fails is left out, and the next best one is checked in its place; 
 run, and so does a crossing. What has passed is remembered in the user's cache directory, by device, driver, versions
 and build.
 """
+
 import functools
 import hashlib
 import json
@@ -36,10 +37,31 @@ FOLDER = Path("alexnet_mp", "self_check")  # in the cache directory
 MOST_BYTES = 1 << 20  # of what is remembered of a device
 CROSSING_IMAGES = 32
 VALUES = 20_000  # of a parameter that an update is checked with
-CONSTANTS = ("lrn_size", "lrn_alpha", "lrn_beta", "lrn_k", "spatial_size", "spatial_alpha", "spatial_beta", "spatial_k",
-             "pool_size", "pool_stride", "pool_ties", "dropout")  # fields of a recipe that kernels depend on
-IMAGES = ("stored_size", "crop_size", "crop_positions", "crop_share", "flip", "mean_follows_crop", "colour_noise",
-          "colour_scale", "colour_shrink")  # and those that pipelines depend on
+CONSTANTS = (
+    "lrn_size",
+    "lrn_alpha",
+    "lrn_beta",
+    "lrn_k",
+    "spatial_size",
+    "spatial_alpha",
+    "spatial_beta",
+    "spatial_k",
+    "pool_size",
+    "pool_stride",
+    "pool_ties",
+    "dropout",
+)  # fields of a recipe that kernels depend on
+IMAGES = (
+    "stored_size",
+    "crop_size",
+    "crop_positions",
+    "crop_share",
+    "flip",
+    "mean_follows_crop",
+    "colour_noise",
+    "colour_scale",
+    "colour_shrink",
+)  # and those that pipelines depend on
 
 
 @dataclass(frozen=True)
@@ -84,8 +106,15 @@ def before_run(pipeline, kernels, pipeline_is_chosen, wanted=True):
     if not any(device.type in KINDS for device in pipeline.devices):
         return pipeline.name, "none: no CUDA device"
     dataset = pipeline.dataset
-    asked = Asked(pipeline.recipe, len(dataset.classes), tuple(pipeline.devices), pipeline.dtype, kernels,
-                  pipeline.name, dataset.splits["train"].storage)
+    asked = Asked(
+        pipeline.recipe,
+        len(dataset.classes),
+        tuple(pipeline.devices),
+        pipeline.dtype,
+        kernels,
+        pipeline.name,
+        dataset.splits["train"].storage,
+    )
     name, found = examine(asked, pipeline_is_chosen)
     outcomes = list(found.values())
     before = f", {outcomes.count(BEFORE)} of them before" if BEFORE in outcomes else ""
@@ -144,8 +173,10 @@ def _first_not_passed(todo, left_out, found, memory):
     devices, passed = tuple(dict.fromkeys(device for check in todo for device in check.devices)), []
     calls = [(check.function, (check.devices, *check.arguments)) for check in todo]
     try:
-        with progress("self-check", len(todo), "checks") as advance, \
-                closing(isolated.outcomes(calls, (device_checks.prepare, (devices, frozenset(left_out))))) as outcomes:
+        with (
+            progress("self-check", len(todo), "checks") as advance,
+            closing(isolated.outcomes(calls, (device_checks.prepare, (devices, frozenset(left_out))))) as outcomes,
+        ):
             for check, outcome in zip(todo, outcomes):
                 if outcome.state != PASSED:
                     return check, outcome
@@ -166,25 +197,48 @@ def next_pipeline(name):
 
 # --- what has to be checked
 
+
 def checks(asked):
     """The `Check`s of what a run would use now, with the kernels that are left out."""
     distinct = tuple(dict.fromkeys(asked.devices))
     found = crossings(asked) if len(distinct) == 2 else []
     for device in distinct:
         towers = [tower for tower, other in enumerate(asked.devices) if other == device]
-        found += _kernels(asked, device, [size for size in geometry.sizes(asked.recipe, asked.classes)
-                                          if 0 in towers or size.layer.towers == "each"])
+        found += _kernels(
+            asked,
+            device,
+            [
+                size
+                for size in geometry.sizes(asked.recipe, asked.classes)
+                if 0 in towers or size.layer.towers == "each"
+            ],
+        )
         if asked.pipeline == "raw":
             arguments = asked.recipe.stored_size, asked.recipe.crop_size, asked.recipe.mean_follows_crop, asked.dtype
             found += _by("augment", "augment", ("auto", device), device_checks.augmentation, arguments)
     of_images = {field: getattr(asked.recipe, field) for field in IMAGES}
-    pictures = Recipe("self_check", (Layer("fc8", "fc", None, "image", (), towers="first"),), towers=1,
-                      batch_size=device_checks.BATCH, **of_images)
-    augmented_by = ({dispatch.resolve("auto", device, "augment") for device in distinct} if asked.pipeline == "raw"
-                    else ())
+    pictures = Recipe(
+        "self_check",
+        (Layer("fc8", "fc", None, "image", (), towers="first"),),
+        towers=1,
+        batch_size=device_checks.BATCH,
+        **of_images,
+    )
+    augmented_by = (
+        {dispatch.resolve("auto", device, "augment") for device in distinct} if asked.pipeline == "raw" else ()
+    )
     arguments = asked.pipeline, asked.storage, pictures, asked.dtype, tuple(sorted(augmented_by))
-    return [*found, Check("pipeline", f"pipeline {asked.pipeline} on {' and '.join(map(str, distinct))}", distinct,
-                          device_checks.pipeline, arguments, implementation=asked.pipeline)]
+    return [
+        *found,
+        Check(
+            "pipeline",
+            f"pipeline {asked.pipeline} on {' and '.join(map(str, distinct))}",
+            distinct,
+            device_checks.pipeline,
+            arguments,
+            implementation=asked.pipeline,
+        ),
+    ]
 
 
 def crossings(asked):
@@ -195,8 +249,16 @@ def crossings(asked):
             found.setdefault(before.output, []).append(size.layer.name)
         before = size
     where = " and ".join(map(str, asked.devices))
-    return [Check("crossing", f"the exchange for {', '.join(names)} between {where}", asked.devices,
-                  device_checks.crossing, ((CROSSING_IMAGES, *shape), asked.dtype)) for shape, names in found.items()]
+    return [
+        Check(
+            "crossing",
+            f"the exchange for {', '.join(names)} between {where}",
+            asked.devices,
+            device_checks.crossing,
+            ((CROSSING_IMAGES, *shape), asked.dtype),
+        )
+        for shape, names in found.items()
+    ]
 
 
 def _kernels(asked, device, sizes):
@@ -243,6 +305,7 @@ def _shortened(shape):
 
 
 # --- what has passed before
+
 
 class Memory:
     """A file for each device, or pair of them, of this installation, in FOLDER of the user's cache directory.
@@ -321,5 +384,10 @@ def _installation():
         if path.exists():
             content = path.read_bytes()
             digest.update(f"{path.name}\0{len(content)}\0".encode() + content)
-    return {"driver": machine.driver(), "cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version(),
-            "packages": {name: package_version(name) for name in PACKAGES}, "build": digest.hexdigest()}
+    return {
+        "driver": machine.driver(),
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "packages": {name: package_version(name) for name in PACKAGES},
+        "build": digest.hexdigest(),
+    }

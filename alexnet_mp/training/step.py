@@ -1,4 +1,5 @@
 """One training step (paper 5): forward, loss on the first tower, backward, update. Nothing here is read by the host."""
+
 import torch
 import torch.nn.functional as F
 

@@ -6,6 +6,7 @@ stream, its source's. It begins when what it copies is made, and before the tape
 come so far; who receives it waits for it; and at the end both devices wait for all copies. What runs in a graph must
 draw nothing from torch's own generators, whose counts only a replay from Python moves on; nothing of ours does.
 """
+
 import functools
 
 import torch
@@ -31,16 +32,21 @@ def fits(steps, towers):
     """Whether a table can say what the steps of a `Tape` do. towers: an `Exchange`."""
     copies = [step[1] for step in steps if step[0] == "send"]
     graphs = [step[1] for step in steps if step[0] == "launch"]
-    return (all(device.type == "cuda" for device in towers.devices)
-            and towers.overlap  # else the computing streams copy
-            and all(hasattr(graph, "raw_cuda_graph_exec") for graph in graphs)  # not in older versions of torch
-            and all(_as_bytes(copy.tensor, copy.place) for copy in copies))
+    return (
+        all(device.type == "cuda" for device in towers.devices)
+        and towers.overlap  # else the computing streams copy
+        and all(hasattr(graph, "raw_cuda_graph_exec") for graph in graphs)  # not in older versions of torch
+        and all(_as_bytes(copy.tensor, copy.place) for copy in copies)
+    )
 
 
 def _as_bytes(tensor, place):
     """Whether a tensor is copied to its place as so many bytes."""
-    return (tensor.dtype == place.dtype and tensor.stride() == place.stride()
-            and torch.ops.aten.is_non_overlapping_and_dense(tensor))
+    return (
+        tensor.dtype == place.dtype
+        and tensor.stride() == place.stride()
+        and torch.ops.aten.is_non_overlapping_and_dense(tensor)
+    )
 
 
 class Program:
@@ -66,8 +72,15 @@ class Program:
                 source, target = way = _way(subject)
                 self._wait(source, copying[way], self._record(source, streams[source]))
                 tensor = subject.tensor
-                self._row(COPY, source, copying[way], subject.place.data_ptr(), tensor.data_ptr(), target.index,
-                          tensor.numel() * tensor.element_size())
+                self._row(
+                    COPY,
+                    source,
+                    copying[way],
+                    subject.place.data_ptr(),
+                    tensor.data_ptr(),
+                    target.index,
+                    tensor.numel() * tensor.element_size(),
+                )
                 arrived[subject] = self._record(source, copying[way])
             else:
                 target = subject.place.device

@@ -1,4 +1,5 @@
 """One training run: steps, validations, checkpoints, and what is written of them."""
+
 import json
 import math
 import shlex
@@ -38,15 +39,31 @@ class Trainer:
     see `graphed_step.py`.
     """
 
-    def __init__(self, network: TwoTowerAlexNet, pipeline: Pipeline, run: RunDirectory, constants: dict,
-                 steps: int | None = None, every: tuple[float, str] = (600, "seconds"), keep: int = 3,
-                 on_save_error: str = "continue", graphs: str = "auto"):
-        self.network, self.pipeline, self.run, self.recipe, self.constants = network, pipeline, run, network.recipe, constants
+    def __init__(
+        self,
+        network: TwoTowerAlexNet,
+        pipeline: Pipeline,
+        run: RunDirectory,
+        constants: dict,
+        steps: int | None = None,
+        every: tuple[float, str] = (600, "seconds"),
+        keep: int = 3,
+        on_save_error: str = "continue",
+        graphs: str = "auto",
+    ):
+        self.network, self.pipeline, self.run, self.recipe, self.constants = (
+            network,
+            pipeline,
+            run,
+            network.recipe,
+            constants,
+        )
         self.optimizer, self.schedule = PaperSGD(network), make_schedule(network.recipe)
         self.training_step = graphed_step.make_step(TrainingStep(network, self.optimizer), graphs)
         if isinstance(pipeline, RawPipeline):
-            pipeline.left_to_step = (isinstance(self.training_step, graphed_step.GraphedStep)
-                                     and all(map(augmentation.augments_in_graphs, network.exchange.devices)))
+            pipeline.left_to_step = isinstance(self.training_step, graphed_step.GraphedStep) and all(
+                map(augmentation.augments_in_graphs, network.exchange.devices)
+            )
         self.steps_per_epoch = steps_per_epoch(self.recipe, pipeline.dataset)
         self.whole = self.recipe.epochs * self.steps_per_epoch
         self.last_step = self.whole if steps is None else min(steps, self.whole)
@@ -54,7 +71,8 @@ class Trainer:
         self.step = self.epoch = 0
         self.scheduled = None  # what the last line of kind "schedule" said
         self.rates_set, self.exchange_said, self.loss, self.rate = False, False, math.nan, 0.0
-        self.validated, self.validation = True, None  # False while the validation that is due after this step is still to come
+        # False while the validation that is due after this step is still to come
+        self.validated, self.validation = True, None
         self.pending = PendingSteps(network.exchange.devices)
         self.checkpoints = CheckpointPolicy(self, every, keep, on_save_error)
         self.profiler = None  # a `profiler.Profiler` if steps are to be recorded
@@ -67,7 +85,8 @@ class Trainer:
     # --- a run goes on
 
     def restore(self, checkpoint, same_run):
-        """Be where a checkpoint was. same_run: it is one of this run directory's. Raises ValueError where it doesn't fit the network."""
+        """Be where a checkpoint was. same_run: it is one of this run directory's. Raises ValueError where it doesn't
+        fit the network."""
         state = checkpoint.state
         self.network.load_merged(checkpoint.weights)
         split_tensors(checkpoint.velocity, self.optimizer.velocities())
@@ -79,14 +98,25 @@ class Trainer:
         self.checkpoints.saved_as = (state.step, state.validated) if same_run else None
 
     def snapshot(self):
-        """All that the run needs to go on bit for bit, copied to host memory. Raises OSError where the metrics can't be written."""
+        """All that the run needs to go on bit for bit, copied to host memory. Raises OSError where the metrics can't be
+        written."""
         metrics_bytes = self.run.metrics.length()
         self.run.metrics.events.flush()
         scheduled = Scheduled(**self.scheduled) if self.scheduled else None
-        state = State(step=self.step, epoch=self.epoch, schedule=self.schedule.state(), scheduled=scheduled, validated=self.validated,
-                      validation=self.validation, metrics_bytes=metrics_bytes, saved=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-                      **self.constants)
-        return Checkpoint(self.network.merged_state(), merge_tensors(self.optimizer.velocities()), self.pipeline.statistics, state)
+        state = State(
+            step=self.step,
+            epoch=self.epoch,
+            schedule=self.schedule.state(),
+            scheduled=scheduled,
+            validated=self.validated,
+            validation=self.validation,
+            metrics_bytes=metrics_bytes,
+            saved=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            **self.constants,
+        )
+        return Checkpoint(
+            self.network.merged_state(), merge_tensors(self.optimizer.velocities()), self.pipeline.statistics, state
+        )
 
     # --- the loop
 
@@ -105,7 +135,10 @@ class Trainer:
                     if batch.epoch != self.epoch or not self.rates_set:
                         self.start_epoch(batch.epoch)
                     (self.profiler.step if self.recording else self.one_step)(batch)
-                    advance(1, f"epoch {self.epoch} of {self.recipe.epochs}, loss {self.loss:.3f}, {self.rate:,.0f} images/s")
+                    advance(
+                        1,
+                        f"epoch {self.epoch} of {self.recipe.epochs}, loss {self.loss:.3f}, {self.rate:,.0f} images/s",
+                    )
                     if not self.exchange_said:
                         say(self.describe_exchange())
                         self.exchange_said = True
@@ -138,6 +171,7 @@ class Trainer:
 
     def one_step(self, batch):
         """Take one step; its line is written when its numbers have come from the devices."""
+
         def check_loss(loss):
             # On a CPU it costs nothing to read it before the weights are changed.
             if not self.on_gpu and not math.isfinite(loss.item()):
@@ -153,9 +187,8 @@ class Trainer:
     def read_steps(self, wait=True):
         """Write the lines of the steps taken, all or (wait=False) those whose numbers are there (`pending_steps.py`).
 
-        On a GPU what is wrong is found up to READ_EVERY steps later; but before a validation or a checkpoint all is read. Raises
-        UserError at a loss or a weight that isn't finite.
-        """
+        On a GPU what is wrong is found up to READ_EVERY steps later; but before a validation or a checkpoint all is
+        read. Raises UserError at a loss or a weight that isn't finite."""
         for step, seconds in self.pending.read(wait):
             loss, right, *sums = step.numbers
             loss, count = loss.item(), len(step.images)
@@ -163,12 +196,22 @@ class Trainer:
                 self.refuse_loss(loss, step.step, step.images)
             if not all(torch.isfinite(values).all() for values in sums):
                 self.refuse_tensors(step, sums)
-            lr = {what: max(group["lr"] for group in self.optimizer.param_groups if group["name"].endswith(what))
-                  for what in ("weight", "bias")}
+            lr = {
+                what: max(group["lr"] for group in self.optimizer.param_groups if group["name"].endswith(what))
+                for what in ("weight", "bias")
+            }
             self.loss, self.rate = loss, count / seconds
-            self.run.log("train", step=step.step, epoch=-(-step.step // self.steps_per_epoch), loss=loss,
-                         top1_error=100 - 100 * right.item() / count, learning_rate=lr["weight"], bias_learning_rate=lr["bias"],
-                         images_per_second=self.rate, bytes_exchanged=step.exchanged)
+            self.run.log(
+                "train",
+                step=step.step,
+                epoch=-(-step.step // self.steps_per_epoch),
+                loss=loss,
+                top1_error=100 - 100 * right.item() / count,
+                learning_rate=lr["weight"],
+                bias_learning_rate=lr["bias"],
+                images_per_second=self.rate,
+                bytes_exchanged=step.exchanged,
+            )
 
     # --- what must not go on
 
@@ -177,11 +220,14 @@ class Trainer:
         self._refuse(f"the loss is {loss} at step {step}", {"loss": str(loss)}, step, images, split)
 
     def refuse_tensors(self, step, sums):
-        """End the run where a weight is NaN or infinite; the gradient or velocity that made it so is named if no step followed."""
+        """End the run where a weight is NaN or infinite; the gradient or velocity that made it so is named if no step
+        followed."""
         found = self.optimizer.non_finite() if step.step == self.step else self.optimizer.non_finite_in(sums)
         if found:  # not where finite weights only have a sum that overflows
             more = f" and {len(found) - 1} more tensors" if len(found) > 1 else ""
-            self._refuse(f"{found[0]}{more}: not finite at step {step.step}", {"tensors": found}, step.step, step.images, "train")
+            self._refuse(
+                f"{found[0]}{more}: not finite at step {step.step}", {"tensors": found}, step.step, step.images, "train"
+            )
 
     def _refuse(self, what, details, step, images, split):
         names = self.pipeline.dataset.splits[split].names
@@ -191,11 +237,16 @@ class Trainer:
             durable_files.replace(self.run.path / "non_finite.json", (json.dumps(content, indent=1) + "\n").encode())
             draw_curves(self.run.path)
         self.checkpoints.saver.wait(PATIENCE)
-        some = ", ".join(images[:2]) + (f" and {len(images) - 2} more" if len(images) > 2 else "") or f"those of {split}"
+        some = (
+            ", ".join(images[:2]) + (f" and {len(images) - 2} more" if len(images) > 2 else "") or f"those of {split}"
+        )
         saved = self.checkpoints.saver.saved
         kept = f"the last good checkpoint is {saved}" if saved else "no checkpoint was written yet"
-        raise UserError(f"{what}; images: {some} ({self.run.path}/non_finite.json); {kept}; the same command would come to it again; "
-                        "from an earlier checkpoint, --resume PATH --out NEW --resume-anyway --set learning_rate=..., may help")
+        raise UserError(
+            f"{what}; images: {some} ({self.run.path}/non_finite.json); {kept}; the same command would come to it "
+            "again; "
+            "from an earlier checkpoint, --resume PATH --out NEW --resume-anyway --set learning_rate=..., may help"
+        )
 
     # --- validation and test
 
@@ -208,8 +259,10 @@ class Trainer:
             self.run.log("val", step=self.step, epoch=self.epoch, **asdict(error))
             # Not where a resumed run begins with this.
             training = f"training loss {self.loss:.3f}, " if math.isfinite(self.loss) else ""
-            say(f"epoch {self.epoch}, step {self.step}: {training}validation loss {error.loss:.3f}, "
-                f"top-1 error {error.top1_error:.2f} %, top-5 error {error.top5_error:.2f} %")
+            say(
+                f"epoch {self.epoch}, step {self.step}: {training}validation loss {error.loss:.3f}, "
+                f"top-1 error {error.top1_error:.2f} %, top-5 error {error.top5_error:.2f} %"
+            )
             self.schedule.observe(error.top1_error)
             self.validated, self.validation = True, Validation(**asdict(error))
         self.run.metrics.events.flush()
@@ -219,6 +272,7 @@ class Trainer:
         """`evaluate` on the validation images, or None if Ctrl-C came."""
         images = len(self.pipeline.dataset.splits["val"])
         with progress("testing " + ", ".join(protocols), images) as advance:
+
             def watch(count):
                 if interrupted:
                     raise _Interrupted
@@ -263,18 +317,24 @@ class Trainer:
         failure = failure or self.run.metrics.failure
         ended = f"{'stopped as asked' if interrupted else 'done'} after step {self.step}"
         if failure or not self.checkpoints.up_to_date:
-            raise UserError(f"{ended}, but not all of it could be written: "
-                            f"{in_words(failure) if failure else 'no checkpoint'}; {self.checkpoints.newest}")
-        say(f"{ended}: checkpoint in {self.checkpoints.saver.saved or self.run.path}, "
-            f"pictures curves.png and conv1_kernels.png in {self.run.path}")
+            raise UserError(
+                f"{ended}, but not all of it could be written: "
+                f"{in_words(failure) if failure else 'no checkpoint'}; {self.checkpoints.newest}"
+            )
+        say(
+            f"{ended}: checkpoint in {self.checkpoints.saver.saved or self.run.path}, "
+            f"pictures curves.png and conv1_kernels.png in {self.run.path}"
+        )
         if not tested:
             self._say_how_to_go_on(interrupted)
 
     def _say_how_to_go_on(self, interrupted):
         path, whole = shlex.quote(str(self.run.path)), self.step == self.whole
         more = "" if whole or interrupted else " and a larger --steps, or without it"
-        say(f"of {self.whole} steps at most; {'test it then' if whole else 'go on'}: the same command with "
-            f"--out {path} --resume auto{more}; test it: {python_command()} -m alexnet_mp.evaluate {path}")
+        say(
+            f"of {self.whole} steps at most; {'test it then' if whole else 'go on'}: the same command with "
+            f"--out {path} --resume auto{more}; test it: {python_command()} -m alexnet_mp.evaluate {path}"
+        )
 
     def describe_exchange(self):
         ledger = self.network.ledger()

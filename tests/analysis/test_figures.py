@@ -1,4 +1,5 @@
 """The two pictures of a run: kernels under one scale, curves from whatever the metrics hold."""
+
 import json
 
 import numpy as np
@@ -9,7 +10,8 @@ from alexnet_mp.analysis.figures import GAP, SCALE, draw_curves, kernel_picture
 
 def test_kernels_share_one_scale_and_keep_their_places():
     weights = np.zeros((48, 3, 11, 11), np.float32)
-    weights[0, 0], weights[0, 1:], weights[24, 2], weights[47] = 0.5, -0.5, 0.5, 0.25  # red: a's first; blue-ish: b's first
+    # red: a's first; blue-ish: b's first
+    weights[0, 0], weights[0, 1:], weights[24, 2], weights[47] = 0.5, -0.5, 0.5, 0.25
     picture = np.asarray(kernel_picture(weights, towers=2)).astype(int)
     cell, title = 11 * SCALE + GAP, 22
 
@@ -18,7 +20,8 @@ def test_kernels_share_one_scale_and_keep_their_places():
         return picture[top + 5, GAP + (index % 16) * cell + 5].tolist()
 
     assert pixel(0, 0) == [255, 0, 0]
-    assert pixel(0, 1) == pixel(1, 1) == [128, 128, 128]  # zero is grey in both towers: the scale is the layer's, not the kernel's
+    # zero is grey in both towers: the scale is the layer's, not the kernel's
+    assert pixel(0, 1) == pixel(1, 1) == [128, 128, 128]
     assert pixel(1, 0) == [128, 128, 255]
     assert pixel(1, 23) == [191, 191, 191]
 
@@ -28,17 +31,22 @@ def test_constant_kernels_and_one_tower_can_be_drawn():
 
 
 def test_each_kernel_with_its_own_scale():
-    """A faint kernel looks as a strong one of the same shape; then there is one scale for the layer; a constant one is grey."""
+    """A faint kernel looks as a strong one of the same shape; then there is one scale for the layer; a constant one is
+    grey."""
     random = np.random.default_rng(0)
     weights = random.normal(size=(4, 3, 5, 5)).astype(np.float32)
     weights[1], weights[2] = 1e-4 * weights[0] + 7e-4, 0.3
     picture = np.asarray(kernel_picture(weights, towers=1, scale="kernel")).astype(int)
     size = 5 * SCALE
-    first, faint, constant, other = (picture[22:22 + size, GAP + index * (size + GAP):][:, :size] for index in range(4))
+    first, faint, constant, other = (
+        picture[22 : 22 + size, GAP + index * (size + GAP) :][:, :size] for index in range(4)
+    )
     assert np.abs(first - faint).max() <= 1
     assert len(np.unique(constant.reshape(-1, 3), axis=0)) == 1
     zero = constant[0, 0, 0]
-    standard = (weights[[0, 3]] - weights[[0, 3]].mean((1, 2, 3), keepdims=True)) / weights[[0, 3]].std((1, 2, 3), keepdims=True)
+    standard = (weights[[0, 3]] - weights[[0, 3]].mean((1, 2, 3), keepdims=True)) / weights[[0, 3]].std(
+        (1, 2, 3), keepdims=True
+    )
     low, high = min(0, standard.min()), standard.max()
     assert zero == round(-low / (high - low) * 255)
     assert np.abs(other[::SCALE, ::SCALE] - ((standard[1] - low) / (high - low) * 255).transpose(1, 2, 0)).max() <= 1
@@ -52,8 +60,11 @@ def test_each_tower_with_its_own_scale():
 
     def levels(scale):
         picture = np.asarray(kernel_picture(weights, towers=2, scale=scale)).astype(int)
-        return [picture[tower * (title + cell + GAP) + title + 5, GAP + place * cell + 5, 0] for tower in (0, 1)
-                for place in (0, 1)]
+        return [
+            picture[tower * (title + cell + GAP) + title + 5, GAP + place * cell + 5, 0]
+            for tower in (0, 1)
+            for place in (0, 1)
+        ]
 
     assert levels("tower") == [255, 0, 255, 0]
     assert levels("layer") == [255, 0, 140, 115]
@@ -68,8 +79,10 @@ def test_kernels_by_colourfulness_stay_in_their_tower():
 
     def pixels(**options):
         picture = np.asarray(kernel_picture(weights, towers=2, **options)).astype(int)
-        return [[picture[tower * (title + cell + GAP) + title + 5, GAP + place * cell + 5].tolist() for place in range(3)]
-                for tower in range(2)]
+        return [
+            [picture[tower * (title + cell + GAP) + title + 5, GAP + place * cell + 5].tolist() for place in range(3)]
+            for tower in range(2)
+        ]
 
     of_grey, of_mixed, of_colour, of_half = [255] * 3, [255, 191, 128], [255, 0, 128], [191, 159, 128]
     assert pixels() == [[of_colour, of_grey, of_mixed], [of_half, of_colour, of_grey]]
@@ -79,7 +92,7 @@ def test_kernels_by_colourfulness_stay_in_their_tower():
 def test_the_words_over_few_kernels_are_whole():
     """One kernel a tower is narrower than its title, whose ink ends before the edge."""
     picture = np.asarray(kernel_picture(np.zeros((2, 3, 5, 5), np.float32), towers=2, by_colour=True))
-    assert (picture[:, -GAP:] == 255).all() and (picture[:22, -3 * GAP:] < 255).any()
+    assert (picture[:, -GAP:] == 255).all() and (picture[:22, -3 * GAP :] < 255).any()
     wide = kernel_picture(np.zeros((96, 3, 11, 11), np.float32), towers=2)
     assert wide.size == (16 * (11 * SCALE + GAP) + GAP, 2 * (22 + 3 * (11 * SCALE + GAP) + GAP))
 

@@ -1,4 +1,5 @@
 """What a kernel is tuned to, on Gabors, blobs and gratings whose answer is known."""
+
 import numpy as np
 import pytest
 from inner_cases import every
@@ -13,7 +14,8 @@ from alexnet_mp.analysis.first_layer import (
     strongest_planes,
 )
 
-SIZES = {5: (1.2, 0.3), 11: (2.5, 0.2), 8: (2, 0.22), 31: (6, 0.1)}  # k: (sigma of the envelope in pixels, cycles per pixel)
+# k: (sigma of the envelope in pixels, cycles per pixel)
+SIZES = {5: (1.2, 0.3), 11: (2.5, 0.2), 8: (2, 0.22), 31: (6, 0.1)}
 
 
 def apart(a, b, period):
@@ -26,8 +28,11 @@ def test_gabors(k, colour, share):
     sigma, frequency = SIZES[k]
     known = [(orientation, phase) for orientation in range(0, 180, 15) for phase in range(0, 360, 45)]
     orientations, phases = np.array(known, float).T
-    found = kernel_statistics(np.concatenate([gabor(k, *of_one, sigma, colour) for of_one in
-                                              zip(orientations, [frequency] * len(known), phases)]))
+    found = kernel_statistics(
+        np.concatenate(
+            [gabor(k, *of_one, sigma, colour) for of_one in zip(orientations, [frequency] * len(known), phases)]
+        )
+    )
     assert np.allclose(found.colourfulness, share, atol=1e-12)
     assert apart(found.orientation, orientations, 180).max() < 1.5
     assert np.abs(found.frequency / frequency - 1).max() < 0.05
@@ -39,12 +44,15 @@ def test_gabors(k, colour, share):
 
 @every("frequency", (0.15, 0.2, 0.3, 0.4))
 def test_frequencies(frequency):
-    found = kernel_statistics(np.concatenate([gabor(11, orientation, frequency, 90, 2.5) for orientation in range(0, 180, 20)]))
+    found = kernel_statistics(
+        np.concatenate([gabor(11, orientation, frequency, 90, 2.5) for orientation in range(0, 180, 20)])
+    )
     assert np.abs(found.frequency / frequency - 1).max() < 0.02
 
 
 def test_conventions_by_hand():
-    """Level bars are at 0 degrees, rising ones at 45; an edge whose left or upper side is bright has phase 90, the other 270."""
+    """Level bars are at 0 degrees, rising ones at 45; an edge whose left or upper side is bright has phase 90, the
+    other 270."""
     x = np.arange(11) - 5.0
     edge = -np.sin(2 * np.pi * x / 11)
     left, rising = np.tile(edge, (11, 1)), np.cos(2 * np.pi * (x + x[:, None]) / 6)
@@ -54,8 +62,15 @@ def test_conventions_by_hand():
 
 
 def test_blobs_have_no_orientation_and_frequency_0():
-    kernels = np.concatenate([blob(k, k / spread, colour) * sign
-                              for k in (11,) for spread in (3, 5, 8) for colour in (GREY, RED_GREEN) for sign in (1, -1)])
+    kernels = np.concatenate(
+        [
+            blob(k, k / spread, colour) * sign
+            for k in (11,)
+            for spread in (3, 5, 8)
+            for colour in (GREY, RED_GREEN)
+            for sign in (1, -1)
+        ]
+    )
     found = kernel_statistics(kernels)
     assert found.selectivity.max() < 1e-6 and not found.tuned.any()
     assert not found.frequency.any() and not found.phase.any() and not found.orientation.any()
@@ -157,9 +172,19 @@ def test_learned_kernels_are_told_from_the_noise_that_they_began_as():
 
 
 def test_hues_are_axes():
-    kernels = np.concatenate([gabor(7, 20, 0.2, phase, 2, colour) for colour in (RED_GREEN, BLUE_YELLOW, GREY, (1, 1, 0)) for phase in (0, 180)])
+    kernels = np.concatenate(
+        [
+            gabor(7, 20, 0.2, phase, 2, colour)
+            for colour in (RED_GREEN, BLUE_YELLOW, GREY, (1, 1, 0))
+            for phase in (0, 180)
+        ]
+    )
     found = hue_axes(kernels)
-    assert np.allclose(found[:2], [1, 0]) and np.allclose(found[2:4], [-1, 0], atol=1e-12) and np.allclose(found[4:6], 0, atol=1e-12)
+    assert (
+        np.allclose(found[:2], [1, 0])
+        and np.allclose(found[2:4], [-1, 0], atol=1e-12)
+        and np.allclose(found[4:6], 0, atol=1e-12)
+    )
     assert np.allclose(found[6:], [[-1 / 3, 0]] * 2)  # yellow is a third colour, along yellow and blue
     turned = hue_axes(kernels[:1] + 0.5 * kernels[2:3])[0]
     assert np.hypot(*turned) <= 1 + 1e-12 and abs(turned[1]) > 0.1

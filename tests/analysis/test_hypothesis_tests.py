@@ -1,4 +1,6 @@
-"""p-values against scipy and against counting by hand, and what is read off a curve against curves whose answer is known."""
+"""p-values against scipy and against counting by hand, and what is read off a curve against curves whose answer is
+known."""
+
 import itertools
 import math
 
@@ -28,7 +30,9 @@ def test_sign_flip_by_hand():
 @every("n", [2, 5, 8])
 def test_sign_flip_counts_all_patterns(n):
     differences = np.random.default_rng(n).normal(0.5, 1, n)
-    sums = [sum(sign * value for sign, value in zip(signs, differences)) for signs in itertools.product((1, -1), repeat=n)]
+    sums = [
+        sum(sign * value for sign, value in zip(signs, differences)) for signs in itertools.product((1, -1), repeat=n)
+    ]
     assert sign_flip(differences) == np.mean([abs(total) >= abs(differences.sum()) - 1e-9 for total in sums])
     test = stats.permutation_test((differences,), np.sum, permutation_type="samples", n_resamples=np.inf)
     assert sign_flip(differences) == pytest.approx(test.pvalue)
@@ -45,15 +49,24 @@ def test_too_many_pairs_are_refused():
 
 
 R20 = list(range(20))
-# Of the continued fraction that this module had of its own before scipy's: of two values, of equal variances, of a constant sample
-# beside one that varies, of two constants, of means far apart, of units at the ends of what a float64 holds.
+# Of the continued fraction that this module had of its own before scipy's: of two values, of equal variances, of a
+# constant sample beside one that varies, of two constants, of means far apart, of units at the ends of what a float64
+# holds.
 WELCH_BEFORE = [
-    ([1, 2], [3, 5], 0.19872738893452607), ([1, 2], [1, 2], 1.0), ([0.5, 0.75], [10, 10.5], 0.004083435774175777),
-    ([1, 2], [0, 100], 0.5096840706924526), ([1, 2, 3], [2, 3, 4], 0.2878641347266906),
-    ([10, 20, 30, 40], [12, 22, 32, 42], 0.8338434199212102), ([1, 1], [2, 3], 0.20483276469913322),
-    ([0.1] * 3, [0.1, 0.2, 0.3], 0.22540333075851615), ([2, 3, 4, 5], [7] * 4, 0.012307551821486275),
-    ([1, 1], [2, 2], None), ([0.1] * 3, [0.1] * 3, None), ([1], [2, 3], None),
-    ([0, 1e-6], [1, 1 + 1e-6], 4.999999999584898e-13), ([0, 1e-9, 2e-9], [1, 1, 1 + 3e-9], 6.669273357542911e-29),
+    ([1, 2], [3, 5], 0.19872738893452607),
+    ([1, 2], [1, 2], 1.0),
+    ([0.5, 0.75], [10, 10.5], 0.004083435774175777),
+    ([1, 2], [0, 100], 0.5096840706924526),
+    ([1, 2, 3], [2, 3, 4], 0.2878641347266906),
+    ([10, 20, 30, 40], [12, 22, 32, 42], 0.8338434199212102),
+    ([1, 1], [2, 3], 0.20483276469913322),
+    ([0.1] * 3, [0.1, 0.2, 0.3], 0.22540333075851615),
+    ([2, 3, 4, 5], [7] * 4, 0.012307551821486275),
+    ([1, 1], [2, 2], None),
+    ([0.1] * 3, [0.1] * 3, None),
+    ([1], [2, 3], None),
+    ([0, 1e-6], [1, 1 + 1e-6], 4.999999999584898e-13),
+    ([0, 1e-9, 2e-9], [1, 1, 1 + 3e-9], 6.669273357542911e-29),
     ([0, 1e-3, 2e-3, 1e-3, 0.5e-3], [1e3, 1e3 + 1e-3, 1e3 - 2e-3, 1e3, 1e3 + 2e-3], 5.063182475855766e-35),
     (R20, [1000 + value for value in R20], 2.8926948072699084e-75),
     ([1e-150, 2e-150, 4e-150], [3e-150, 5e-150, 5.5e-150], 0.1383105066025393),
@@ -62,10 +75,37 @@ WELCH_BEFORE = [
     ([43.1, 42.7, 43.5], [45.0, 44.2, 44.9], 0.009585466561989223),
     ([0.001, 0.299, -0.274], [-0.891, -0.455, -0.992], 0.027922941557560383),
     ([0.06, 1.34, -0.492, -0.62, 0.49], [1.771, 1.016, -2.091, 0.612], 0.8601408417905778),
-    ([0.695, -1.344, -0.458, -1.901, -1.29, -1.842, -0.235, -1.267],
-     [2.271, 2.157, 1.813, -0.517, 1.461, 1.951, 2.113, 0.47], 0.0001519903344443042),
-    ([-1.992, -0.463, -0.097, 1.257, 0.689, -0.327, -0.369, -0.25, 1.524, -0.428, -0.304, 0.353, -0.121, -0.197, -1.114, -0.012,
-      -0.444, 1.166, 0.653, -0.024], [7.684, -2.399, 11.521], 0.307932360233362),
+    (
+        [0.695, -1.344, -0.458, -1.901, -1.29, -1.842, -0.235, -1.267],
+        [2.271, 2.157, 1.813, -0.517, 1.461, 1.951, 2.113, 0.47],
+        0.0001519903344443042,
+    ),
+    (
+        [
+            -1.992,
+            -0.463,
+            -0.097,
+            1.257,
+            0.689,
+            -0.327,
+            -0.369,
+            -0.25,
+            1.524,
+            -0.428,
+            -0.304,
+            0.353,
+            -0.121,
+            -0.197,
+            -1.114,
+            -0.012,
+            -0.444,
+            1.166,
+            0.653,
+            -0.024,
+        ],
+        [7.684, -2.399, 11.521],
+        0.307932360233362,
+    ),
 ]
 
 
@@ -89,10 +129,20 @@ def test_welch_says_nothing_of_one_value_or_of_two_constants():
 
 
 @pytest.mark.filterwarnings("error")
-@every("a, b", [
-    ([0.1] * 3, [0.1] * 3), ([0.1] * 3, [0.2] * 3),  # the mean of three times 0.1 is another number than 0.1
-    ([1e-200, 2e-200], [3e-200, 5e-200]), ([1e-160, 2e-160], [3e-160, 5e-160]), ([1e300, -1e300], [1.0, 2.0]),
-    ([1.0, math.nan], [1.0, 2.0]), ([1.0, 2.0], [math.inf, 2.0]), ([math.nan] * 2, [math.nan] * 2), ([], [])])
+@every(
+    "a, b",
+    [
+        ([0.1] * 3, [0.1] * 3),
+        ([0.1] * 3, [0.2] * 3),  # the mean of three times 0.1 is another number than 0.1
+        ([1e-200, 2e-200], [3e-200, 5e-200]),
+        ([1e-160, 2e-160], [3e-160, 5e-160]),
+        ([1e300, -1e300], [1.0, 2.0]),
+        ([1.0, math.nan], [1.0, 2.0]),
+        ([1.0, 2.0], [math.inf, 2.0]),
+        ([math.nan] * 2, [math.nan] * 2),
+        ([], []),
+    ],
+)
 def test_welch_says_nothing_of_variances_out_of_range(a, b):
     assert welch(a, b) is None and welch(b, a) is None
 
@@ -137,7 +187,8 @@ def test_the_loss_moves_when_it_stays_below():
 
 
 def test_epochs_to_a_training_error():
-    assert epochs_to([50.0] * 8 + [20.0] * 8, 4) == 3.0  # steps 9 to 12 are the first four at 20 %, but 50, 20, 20, 20 is 27.5 %
+    # steps 9 to 12 are the first four at 20 %, but 50, 20, 20, 20 is 27.5 %
+    assert epochs_to([50.0] * 8 + [20.0] * 8, 4) == 3.0
     assert epochs_to([50.0] * 8 + [0.0] * 8, 4) == 2.5  # 50, 50, 0, 0: 25 % is reached
     assert epochs_to([20.0] * 4, 4) == 1.0
     assert epochs_to([26.0] * 40, 4) is None and epochs_to([0.0] * 3, 4) is None
@@ -197,12 +248,25 @@ def test_a_random_split_is_told_from_a_divided_one():
 
 def test_epochs_at_which_rates_fell():
     """Not where they stayed and the colour noise ended, rose again, or are told a second time by a run that went on."""
-    def line(epoch, weight, bias, noise=0.1):
-        return {"kind": "schedule", "step": 10 * epoch, "epoch": epoch, "colour_noise": noise,
-                "learning_rates": {"conv1.weight": weight, "conv1.bias": bias}}
 
-    lines = [line(1, 1e-2, 2e-2), {"kind": "train", "step": 11, "learning_rate": 1e-3}, line(4, 1e-3, 2e-2),
-             line(6, 1e-3, 2e-2, 0.0), line(6, 1e-3, 2e-2, 0.0), line(8, 1e-2, 2e-2), line(9, 1e-2, 2e-3)]
+    def line(epoch, weight, bias, noise=0.1):
+        return {
+            "kind": "schedule",
+            "step": 10 * epoch,
+            "epoch": epoch,
+            "colour_noise": noise,
+            "learning_rates": {"conv1.weight": weight, "conv1.bias": bias},
+        }
+
+    lines = [
+        line(1, 1e-2, 2e-2),
+        {"kind": "train", "step": 11, "learning_rate": 1e-3},
+        line(4, 1e-3, 2e-2),
+        line(6, 1e-3, 2e-2, 0.0),
+        line(6, 1e-3, 2e-2, 0.0),
+        line(8, 1e-2, 2e-2),
+        line(9, 1e-2, 2e-3),
+    ]
     assert drops(lines) == [4, 9]
     assert drops(lines[:2]) == [] == drops([])
 

@@ -1,4 +1,6 @@
-"""The picture of a first layer: which kernels are on which side, what stands over them, and that it is the same each time."""
+"""The picture of a first layer: which kernels are on which side, what stands over them, and that it is the same each
+time."""
+
 import numpy as np
 import pytest
 from made_kernels import GREY, RED_GREEN, made, measured
@@ -29,7 +31,8 @@ def test_tower_a_is_above_the_line_and_tower_b_below():
     found = bars(panels["colourfulness"])
     assert found[COLOURS[0]][0] == 2 and sum(found[COLOURS[0]]) == 3
     assert found[COLOURS[1]][-1] == -3 and sum(found[COLOURS[1]]) == -3
-    assert sum(bars(panels["frequency"])[COLOURS[1]]) == -3 and panels["frequency"].get_xlim()[1] == 0.7  # nothing beyond
+    # nothing beyond
+    assert sum(bars(panels["frequency"])[COLOURS[1]]) == -3 and panels["frequency"].get_xlim()[1] == 0.7
     assert panels["colourfulness"].yaxis.get_major_formatter()(-3, None) == "3"  # a count, whichever side
     assert [len(line.get_xdata()) for line in panels["each"].lines[:2]] == [3, 3]
 

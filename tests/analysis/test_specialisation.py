@@ -1,4 +1,6 @@
-"""Two towers compared, against scipy and against counting by hand; and how often they part, in towers made to part or not."""
+"""Two towers compared, against scipy and against counting by hand; and how often they part, in towers made to part or
+not."""
+
 import dataclasses
 import itertools
 import math
@@ -84,19 +86,25 @@ def test_circular_statistics_do_not_depend_on_where_the_circle_is_cut():
 
 
 def test_watsons_u2_by_hand():
-    """1, 2 are ahead of 3, 4 by 1/2, 1, 1/2, 0; U^2 is 2 * 2 / 4^2 times their squares' sum less their sum's square / 4."""
-    assert watsons_u2(np.array([1.0, 2, 3, 4]), np.array([[0, 1], [0, 2]])) == pytest.approx([(1.5 - 1) / 4, (0.5 - 0.25) / 4])
+    """1, 2 are ahead of 3, 4 by 1/2, 1, 1/2, 0; U^2 is 2 * 2 / 4^2 times their squares' sum less their sum's square /
+    4."""
+    assert watsons_u2(np.array([1.0, 2, 3, 4]), np.array([[0, 1], [0, 2]])) == pytest.approx(
+        [(1.5 - 1) / 4, (0.5 - 0.25) / 4]
+    )
     tied = np.array([1.0, 1, 2, 2])  # ahead at 1 by 1/2 - 1/2 or by 1, twice each
     assert watsons_u2(tied, np.array([[0, 2], [0, 1]])) == pytest.approx([0, (2 - 1) / 4])
 
 
 def test_orientations_that_differ_and_those_that_lie_on_both_sides_of_0():
-    alike = tower_differences(measured(orientation=[179, 178, 1, 2, 3, 177, 0.5, 179.5, 1.5, 178.5, 2.5, 177.5]))["orientation"]
+    alike = tower_differences(measured(orientation=[179, 178, 1, 2, 3, 177, 0.5, 179.5, 1.5, 178.5, 2.5, 177.5]))[
+        "orientation"
+    ]
     assert alike.p > 0.3 and alike.effect <= 0.5
     differ = tower_differences(measured(orientation=[179, 178, 1, 2, 3, 177, 90, 91, 89, 88, 92, 93]))["orientation"]
     assert differ.effect == pytest.approx(1) and differ.p < 0.02 and differ.by_chance < 0.7
     assert differ.effect_size == "Kuiper's V" and differ.n == (6, 6)
-    spread = np.concatenate([np.linspace(80, 100, 16), np.linspace(0, 180, 16, endpoint=False)])  # the same mean, if any
+    # the same mean, if any
+    spread = np.concatenate([np.linspace(80, 100, 16), np.linspace(0, 180, 16, endpoint=False)])
     assert tower_differences(measured(orientation=spread))["orientation"].p < 0.01
 
 
@@ -119,12 +127,15 @@ def test_towers_that_part_and_towers_that_do_not():
 
 def test_orientations_are_those_of_tuned_kernels_alone():
     selectivity = [0.9, 0.9, 0.1, 0.1, 0.9, 0.9, 0.9, 0.1]
-    statistics = measured(selectivity=selectivity, frequency=[0.1] * 4 + [0, 0.1, 0.1, 0.1],
-                          orientation=[0, 1, 90, 90, 0, 1, 0.5, 90])
+    statistics = measured(
+        selectivity=selectivity, frequency=[0.1] * 4 + [0, 0.1, 0.1, 0.1], orientation=[0, 1, 90, 90, 0, 1, 0.5, 90]
+    )
     found = tower_differences(statistics)
     assert found["orientation"].n == found["phase"].n == (2, 2) and found["frequency"].n == (4, 4)
     nothing = tower_differences(measured(selectivity=[0.9, 0.9, 0.1, 0.1]))
-    assert nothing["phase"].effect is nothing["phase"].p is nothing["phase"].holm_p is nothing["phase"].by_chance is None
+    assert (
+        nothing["phase"].effect is nothing["phase"].p is nothing["phase"].holm_p is nothing["phase"].by_chance is None
+    )
     assert nothing["phase"].n == (2, 0)
     assert nothing["frequency"].p == 1.0 and nothing["frequency"].effect == 0  # all equal
 
@@ -170,17 +181,25 @@ def test_a_split_of_one_kernel():
     assert appearance_by_chance({"two": np.ones((2, 3, 5, 5))}, splits=10).count == 0
     parted = made(0, GREY, RED_GREEN, count=2)  # of its three splits one is apart, which a third of the others are, too
     ties = appearance_by_chance({"four": parted}, splits=100, draws=3000)
-    assert max(half.p for half in ties.halves) == 1 and min(half.p for half in ties.halves) == pytest.approx(1 / 3, abs=0.05)
+    assert max(half.p for half in ties.halves) == 1 and min(half.p for half in ties.halves) == pytest.approx(
+        1 / 3, abs=0.05
+    )
 
 
 def test_wilson_is_what_it_was():
     """Of the formula that stood here before scipy's."""
     for count, n, low, high in (
-            (0, 1, 0.0, 0.7934506856227626), (1, 1, 0.20654931437723742, 1.0), (0, 5, 0.0, 0.43448246478317476),
-            (2, 3, 0.20765960080204773, 0.9385080552796038), (3, 3, 0.4385029682449545, 1.0),
-            (5, 10, 0.23659309051256397, 0.7634069094874361), (999, 1000, 0.994357441402042, 0.9998234536293739),
-            (1000, 1000, 0.9961732415144449, 1.0), (0, 10000, 0.0, 0.00038399837067659573),
-            (123, 4567, 0.022620022313028027, 0.032039816815401245)):
+        (0, 1, 0.0, 0.7934506856227626),
+        (1, 1, 0.20654931437723742, 1.0),
+        (0, 5, 0.0, 0.43448246478317476),
+        (2, 3, 0.20765960080204773, 0.9385080552796038),
+        (3, 3, 0.4385029682449545, 1.0),
+        (5, 10, 0.23659309051256397, 0.7634069094874361),
+        (999, 1000, 0.994357441402042, 0.9998234536293739),
+        (1000, 1000, 0.9961732415144449, 1.0),
+        (0, 10000, 0.0, 0.00038399837067659573),
+        (123, 4567, 0.022620022313028027, 0.032039816815401245),
+    ):
         assert wilson(count, n) == pytest.approx((low, high), rel=1e-12, abs=1e-15)
     assert wilson(0, 0) == (0.0, 1.0)
     assert appearance({}).n == 0
@@ -211,6 +230,7 @@ def test_a_first_layer_without_kernels(tmp_path):
 
 # --- whether the towers differ at all
 
+
 def test_energy_distances_by_hand():
     random = np.random.default_rng(0)
     points, chosen = random.normal(size=(7, 3)), np.array([[0, 1, 2], [6, 3, 1]])
@@ -233,11 +253,14 @@ def test_towers_that_differ_in_one_feature_are_divided():
     assert found.differences["colourfulness"].holm_p < 0.001 < 0.05 < found.differences["frequency"].p
     assert not division(alike).divided and division(alike).distance < found.distance
     as_strong = tuple(np.array(BLUE_YELLOW) / math.sqrt(3))  # else the noise makes it more colourful
-    for towers in (made(1, RED_GREEN, as_strong),  # equally colourful, but not the same colours
-                   np.concatenate([made(1, GREY, orientations=(80, 100)), made(2, GREY, orientations=(-10, 10))])):
+    for towers in (
+        made(1, RED_GREEN, as_strong),  # equally colourful, but not the same colours
+        np.concatenate([made(1, GREY, orientations=(80, 100)), made(2, GREY, orientations=(-10, 10))]),
+    ):
         of_one_kind = division(towers)
-        assert of_one_kind.divided and of_one_kind.p < min(of_one_kind.differences[measure].p for measure in
-                                                           ("colourfulness", "selectivity", "frequency"))
+        assert of_one_kind.divided and of_one_kind.p < min(
+            of_one_kind.differences[measure].p for measure in ("colourfulness", "selectivity", "frequency")
+        )
     swapped = division(np.concatenate([grey_and_red[12:], grey_and_red[:12]]))
     assert swapped.distance == pytest.approx(found.distance) and swapped.divided  # towers have no order
 
@@ -293,8 +316,16 @@ def test_all_pairings_are_counted_once():
     apart = {(a, b): 1.0 if (a, b) in ((0, 1), (2, 3), (4, 5)) else 0.0 for a in range(6) for b in range(a + 1, 6)}
     sums = sorted(specialisation._sums_of_pairings(apart, tuple(range(6))))
     assert len(sums) == 15 and sums.count(3.0) == 1 and sums.count(1.0) == 6 and sums.count(0.0) == 8
-    assert len(list(specialisation._sums_of_pairings(dict.fromkeys(((a, b) for a in range(12) for b in range(a + 1, 12)), 1.0),
-                                                     tuple(range(12))))) == 10_395
+    assert (
+        len(
+            list(
+                specialisation._sums_of_pairings(
+                    dict.fromkeys(((a, b) for a in range(12) for b in range(a + 1, 12)), 1.0), tuple(range(12))
+                )
+            )
+        )
+        == 10_395
+    )
 
 
 @pytest.mark.parametrize("p, divided", [(None, False), (LEVEL, True), (LEVEL * 1.001, False), (LEVEL / 1.5, True)])

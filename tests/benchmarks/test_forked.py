@@ -1,6 +1,7 @@
 """The experiments of benchmarks/forked.py without a GPU: what they compute, and that no stream reads what another has
 not finished.
 """
+
 import contextlib
 
 import forked
@@ -18,8 +19,11 @@ from alexnet_mp.recipes.recipe import change_layers
 from alexnet_mp.training.graphed_step import WARM_UP
 
 pytestmark = [pytest.mark.usefixtures("exact"), pytest.mark.usefixtures("one_thread")]
-RECIPES = {"four edges": mini(), "a fifth": change_layers(mini(), "conv4", reads="both"),
-           "one edge": change_layers(mini(), "conv3", "fc6", "fc7", reads="own")}
+RECIPES = {
+    "four edges": mini(),
+    "a fifth": change_layers(mini(), "conv4", reads="both"),
+    "one edge": change_layers(mini(), "conv3", "fc6", "fc7", reads="own"),
+}
 every_recipe = pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 
 

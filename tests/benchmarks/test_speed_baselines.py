@@ -1,4 +1,5 @@
 """The benchmarks run what was asked for, and name the rest; each builds, checks and times no variant but those."""
+
 import json
 import os
 import subprocess
@@ -50,15 +51,27 @@ CHOSEN = {
     "two-gpus": "towers",
     "test_exchange and cpu-fc7 and not concatenated": "exchange in-order overlapped",
     "test_pipeline and raw-cpu": "pipeline raw",
-    "test_step_that_is_fed and cpu and not dali and not torch": "fed fixed raw"}
+    "test_step_that_is_fed and cpu and not dali and not torch": "fed fixed raw",
+}
 
 
 # What answers the first questions, where no GPU is; each line is one measurement.
-USUAL = {"augmentation compile copy eager ours-cpu reference", "checkpoint", "lrn_pool compile copy eager ours-cpu",
-         "pipeline dali raw torch", "relu_dropout compile copy eager ours-cpu reference",
-         "sgd copy foreach fused ours-cpu reference", "step eager towers"}
-LONG = {"exchange concatenated in-order overlapped", "fed dali fixed raw torch", "lrn_pool copy ours-cpu reference",
-        "step compile default-allocator eager merged no-lrn reference towers", "towers"}
+USUAL = {
+    "augmentation compile copy eager ours-cpu reference",
+    "checkpoint",
+    "lrn_pool compile copy eager ours-cpu",
+    "pipeline dali raw torch",
+    "relu_dropout compile copy eager ours-cpu reference",
+    "sgd copy foreach fused ours-cpu reference",
+    "step eager towers",
+}
+LONG = {
+    "exchange concatenated in-order overlapped",
+    "fed dali fixed raw torch",
+    "lrn_pool copy ours-cpu reference",
+    "step compile default-allocator eager merged no-lrn reference towers",
+    "towers",
+}
 
 
 @pytest.fixture
@@ -71,8 +84,23 @@ def asks(tmp_path):
     environment |= {"PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""}
 
     def run(*arguments):
-        done = subprocess.run([sys.executable, "-m", "pytest", *arguments, "--benchmark-only", "-p", "writes_down",
-                               "-s", "-p", "no:cacheprovider"], env=environment, capture_output=True, text=True)
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "pytest",
+                *arguments,
+                "--benchmark-only",
+                "-p",
+                "writes_down",
+                "-s",
+                "-p",
+                "no:cacheprovider",
+            ],
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
         said = {line.partition("asked: ")[2] for line in done.stdout.splitlines() if "asked: " in line}
         return said, done.stdout + done.stderr
 
@@ -96,10 +124,17 @@ def test_long_groups_are_named_and_a_missing_gpu_is_told_once(asks):
     assert f"for lack of GPUs: augmentation 5, {counts}" in " ".join(printed.split())
 
 
-@pytest.mark.parametrize("arguments, expected", [
-    (["", "--long"], USUAL - {"step eager towers"} | LONG),
-    (["/test_speed_exchange.py", "/test_speed_step.py::test_step[fp32-b128-no-lrn]"],
-     {"exchange concatenated in-order overlapped", "step no-lrn"})], ids=["all", "a file and a case"])
+@pytest.mark.parametrize(
+    "arguments, expected",
+    [
+        (["", "--long"], USUAL - {"step eager towers"} | LONG),
+        (
+            ["/test_speed_exchange.py", "/test_speed_step.py::test_step[fp32-b128-no-lrn]"],
+            {"exchange concatenated in-order overlapped", "step no-lrn"},
+        ),
+    ],
+    ids=["all", "a file and a case"],
+)
 def test_a_long_group_runs_where_it_is_asked_for(asks, arguments, expected):
     said, printed = asks(*(one if one.startswith("-") else f"{BENCHMARKS}{one}" for one in arguments))
     assert said == expected and "long groups" not in printed, printed
@@ -108,9 +143,11 @@ def test_a_long_group_runs_where_it_is_asked_for(asks, arguments, expected):
 @pytest.fixture
 def forbidden(monkeypatch):
     """A function that makes names of a module raise when they are called."""
+
     def forbid(module, *names):
         for name in names:
             monkeypatch.setattr(module, name, lambda *_, name=name, **__: pytest.fail(f"{name} was built"))
+
     return forbid
 
 
@@ -163,11 +200,17 @@ def test_relu_and_dropout(forbidden, monkeypatch):
     assert seconds["eager"]["fwdbwd"] == [seconds["eager"]["fwd"][0] + seconds["eager"]["bwd"][0]]
 
 
-@pytest.mark.parametrize("rescaled, function", [
-    (True, lambda x: 2 * x.relu()), (True, lambda x: torch.nn.functional.dropout(x.relu(), 0.6) * 0.8),
-    (True, lambda x: torch.nn.functional.dropout(x)), (False, lambda x: x.relu()),
-    (False, lambda x: torch.nn.functional.dropout(x.relu()) / 2)],
-    ids=["no mask", "another share", "no ReLU", "ours without a mask", "ours with another mask"])
+@pytest.mark.parametrize(
+    "rescaled, function",
+    [
+        (True, lambda x: 2 * x.relu()),
+        (True, lambda x: torch.nn.functional.dropout(x.relu(), 0.6) * 0.8),
+        (True, lambda x: torch.nn.functional.dropout(x)),
+        (False, lambda x: x.relu()),
+        (False, lambda x: torch.nn.functional.dropout(x.relu()) / 2),
+    ],
+    ids=["no mask", "another share", "no ReLU", "ours without a mask", "ours with another mask"],
+)
 def test_a_wrong_dropout_is_found_out(rescaled, function):
     with pytest.raises(AssertionError):
         relu_dropout.check(function, relu_dropout.inputs(16, CPU, 0), rescaled)
@@ -191,9 +234,20 @@ def test_a_record_names_the_source_where_there_is_no_git(tmp_path):
         info = {"device": "GPU", "variant": "r", "commit": commit, "dirty": False}
         raw = {"datetime": "2026-11-29T10:00:00", "benchmarks": [entry | {"extra_info": info}]}
         (tmp_path / "raw.json").write_text(json.dumps(raw))
-        assert record.main(["--from", str(tmp_path / "raw.json"), "--records", str(tmp_path / str(commit)),
-                            "--commit", "cafe+changes"]) == 0
-        path, = (tmp_path / str(commit)).glob("*/*.json")
+        assert (
+            record.main(
+                [
+                    "--from",
+                    str(tmp_path / "raw.json"),
+                    "--records",
+                    str(tmp_path / str(commit)),
+                    "--commit",
+                    "cafe+changes",
+                ]
+            )
+            == 0
+        )
+        (path,) = (tmp_path / str(commit)).glob("*/*.json")
         kept = json.loads(path.read_text())
         assert kept["machine"]["commit"] == expected and kept["machine"]["dirty"] == (commit is None)
         assert kept["command"] == f"python benchmarks/record.py --from {tmp_path}/raw.json"

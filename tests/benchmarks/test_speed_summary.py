@@ -1,4 +1,5 @@
 """The rounds within a group's seconds, the spread of a ratio, how long a group takes, and the lines that end a run."""
+
 import json
 from pathlib import Path
 
@@ -9,9 +10,17 @@ import selection
 import summary
 
 
-@pytest.mark.parametrize("round_takes, rounds, expected", [
-    (10.0, None, range(-2, 5)), (0.001, None, range(-2, 15)), (2.5, None, range(-2, 9)), (10.0, 7, range(-2, 7)),
-    (0.001, 1, range(-1, 1))], ids=["slow", "fast", "between", "asked for", "a quick look"])
+@pytest.mark.parametrize(
+    "round_takes, rounds, expected",
+    [
+        (10.0, None, range(-2, 5)),
+        (0.001, None, range(-2, 15)),
+        (2.5, None, range(-2, 9)),
+        (10.0, 7, range(-2, 7)),
+        (0.001, 1, range(-1, 1)),
+    ],
+    ids=["slow", "fast", "between", "asked for", "a quick look"],
+)
 def test_rounds(monkeypatch, round_takes, rounds, expected):
     """Five at least, fifteen at most, as many as begin within 20 s; warming up takes nothing of it."""
     now = [0.0]
@@ -34,9 +43,12 @@ def test_the_quartiles_of_a_ratio_are_those_of_its_rounds():
 
 def entry(group, variant, median, **info):
     machine = {"device": "AMD EPYC, 2 threads", "torch": "2.13.0", "commit": "0123456789abcdef", "dirty": False}
-    return {"group": group, "name": f"test[{variant}]",
-            "stats": {"median": median, "iqr": 0.0, "min": median, "rounds": 5},
-            "extra_info": {**machine, "variant": variant, **info}}
+    return {
+        "group": group,
+        "name": f"test[{variant}]",
+        "stats": {"median": median, "iqr": 0.0, "min": median, "rounds": 5},
+        "extra_info": {**machine, "variant": variant, **info},
+    }
 
 
 def entries():
@@ -45,24 +57,61 @@ def entries():
     for step, part, share in (("fwd", 0.4, 20.2), ("bwd", 0.6, 21.9), ("fwdbwd", 1.0, 21.0)):
         known = {"op": "lrnpool1", "pass": step}
         group = f"lrnpool1-{step}-fp32-b128-channels_last"
-        found += [entry(group, "ours-cpu", 0.0271 * part, **known, ratio_to_eager=20.44,
-                        quartiles_to_eager=[19.8, 21.0], ratio_to_compile=12.7, pct_of_roof=share),
-                  entry(group, "eager", 0.554 * part, **known, ratio_to_eager=1.0),
-                  entry(group, "copy", 0.005 * part, **known, pct_of_roof=100.0)]
-    return [*found,
-            entry("sgd-fp32", "ours-cpu", 0.0233, op="sgd", ratio_to_foreach=2.57, ratio_to_fused=0.97,
-                  ratio_to_reference=2.2, pct_of_roof=157.0),
-            entry("step-fp32-b128", "towers", 2.551, op="step", ratio_to_eager=1.85, quartiles_to_eager=[1.8, 1.9],
-                  ratio_to_towers=1.0, images_per_s=50.2),
-            entry("step-fp32-b128", "eager", 4.7, op="step", ratio_to_eager=1.0, ratio_to_towers=0.54),
-            entry("checkpoint-cpu-fp32-b16", "step-meanwhile", 1.5, op="checkpoint", ratio_to_step=0.63),
-            entry("pipeline-cpu-fp32-b128", "raw", 0.00465, op="pipeline", ratio_to_dali=13.3, ratio_to_raw=1.0,
-                  images_per_s=27530.4)]
+        found += [
+            entry(
+                group,
+                "ours-cpu",
+                0.0271 * part,
+                **known,
+                ratio_to_eager=20.44,
+                quartiles_to_eager=[19.8, 21.0],
+                ratio_to_compile=12.7,
+                pct_of_roof=share,
+            ),
+            entry(group, "eager", 0.554 * part, **known, ratio_to_eager=1.0),
+            entry(group, "copy", 0.005 * part, **known, pct_of_roof=100.0),
+        ]
+    return [
+        *found,
+        entry(
+            "sgd-fp32",
+            "ours-cpu",
+            0.0233,
+            op="sgd",
+            ratio_to_foreach=2.57,
+            ratio_to_fused=0.97,
+            ratio_to_reference=2.2,
+            pct_of_roof=157.0,
+        ),
+        entry(
+            "step-fp32-b128",
+            "towers",
+            2.551,
+            op="step",
+            ratio_to_eager=1.85,
+            quartiles_to_eager=[1.8, 1.9],
+            ratio_to_towers=1.0,
+            images_per_s=50.2,
+        ),
+        entry("step-fp32-b128", "eager", 4.7, op="step", ratio_to_eager=1.0, ratio_to_towers=0.54),
+        entry("checkpoint-cpu-fp32-b16", "step-meanwhile", 1.5, op="checkpoint", ratio_to_step=0.63),
+        entry(
+            "pipeline-cpu-fp32-b128",
+            "raw",
+            0.00465,
+            op="pipeline",
+            ratio_to_dali=13.3,
+            ratio_to_raw=1.0,
+            images_per_s=27530.4,
+        ),
+    ]
 
 
 def test_ratios_come_first_and_each_of_ours_has_a_line():
     found = summary.lines(entries(), {"step-all": "181 s on AMD EPYC, 2026-11-29"}, {"exchange": 71.4}, "sgd 5")
-    assert [line for line in found if line] == """\
+    assert (
+        [line for line in found if line]
+        == """\
 AMD EPYC, 2 threads, torch 2.13.0, commit 0123456789
 ratios of the medians of interleaved rounds; in brackets the quartiles of the rounds' own ratios
 times as fast as (quartiles)              eager             torch.compile     others                               time
@@ -78,6 +127,7 @@ long groups, with building and checking: exchange 71 s
 long groups, not run; --long runs all, -k NAME one:
   step-all      181 s on AMD EPYC, 2026-11-29
 cases not run for lack of GPUs: sgd 5""".splitlines()
+    )
     assert summary.lines([], {}, {}) == []
 
 
@@ -91,20 +141,29 @@ def test_all_that_was_ever_recorded_fits_the_columns():
     for path in record.RECORDS.glob("*/*.json"):
         kept = json.loads(path.read_text())
         if "groups" in kept:
-            known = [{"group": group["group"], "name": "", "stats": {"median": info["median_s"]},
-                      "extra_info": {**kept["machine"], **group, **info, "variant": variant}}
-                     for group in kept["groups"] for variant, info in group["rivals"].items()]
+            known = [
+                {
+                    "group": group["group"],
+                    "name": "",
+                    "stats": {"median": info["median_s"]},
+                    "extra_info": {**kept["machine"], **group, **info, "variant": variant},
+                }
+                for group in kept["groups"]
+                for variant, info in group["rivals"].items()
+            ]
             found = summary.lines(known, {}, {})
             assert len(found) > 6 and max(map(len, found)) <= 120
 
 
 def test_the_newest_record_of_this_device_says_how_long_a_group_takes(tmp_path, monkeypatch):
-    for device, date, took in (("A", "2026-11-24T10:00:00", {"exchange": 71.44444, "step-all": 181.0}),
-                               ("A", "2026-11-25T10:00:00", {"exchange": 60.0}),
-                               ("B", "2026-11-26T10:00:00", {"exchange": 9.0})):
+    for device, date, took in (
+        ("A", "2026-11-24T10:00:00", {"exchange": 71.44444, "step-all": 181.0}),
+        ("A", "2026-11-25T10:00:00", {"exchange": 60.0}),
+        ("B", "2026-11-26T10:00:00", {"exchange": 9.0}),
+    ):
         one = entry("exchange-cpu", "overlapped", 1.0)
         one["extra_info"] |= {"device": device}
-        kept, = record.records_of({"datetime": date, "benchmarks": [one], "took": took}, "record.py")
+        (kept,) = record.records_of({"datetime": date, "benchmarks": [one], "took": took}, "record.py")
         record.write(kept, tmp_path)
     (tmp_path / "a" / "profile.json").write_text("[]")  # another tool's file
     times = selection.recorded_times("A", tmp_path)
@@ -114,7 +173,8 @@ def test_the_newest_record_of_this_device_says_how_long_a_group_takes(tmp_path, 
     assert selection.how_long("fed-step", times) == "no record says how long it takes"
     monkeypatch.setattr(selection.recorded_times, "__defaults__", (None, tmp_path))
     assert "exchange: the four layers that read both towers, with and without overlap (9 s on B, 2026-11-26); " in (
-        selection.help_text())
+        selection.help_text()
+    )
     assert json.loads((tmp_path / "a" / "2026-11-24-0123456789.json").read_text())["took"]["exchange"] == 71.44
 
 
@@ -138,8 +198,11 @@ class Case:
 
 
 def test_cases_that_lack_gpus_are_told_together():
-    cases = [Case("exchange", {"place": place, "variant": variant}, gpus)
-             for place, gpus in (("cpu", 0), ("one-gpu", 1), ("two-gpus", 2)) for variant in "ab"]
+    cases = [
+        Case("exchange", {"place": place, "variant": variant}, gpus)
+        for place, gpus in (("cpu", 0), ("one-gpu", 1), ("two-gpus", 2))
+        for variant in "ab"
+    ]
     sgd = [Case("sgd", {"variant": variant}, 1) for variant in "abc"]
     able, lacking = selection.without_gpus([*cases, *sgd], 0)
     assert able == cases[:2] and lacking == {1: [*cases[2:4], *sgd], 2: cases[4:]}

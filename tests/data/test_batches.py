@@ -1,4 +1,6 @@
-"""Reading by worker processes: everything once, errors whole, no signal lost; the batches of an epoch and the views of a test."""
+"""Reading by worker processes: everything once, errors whole, no signal lost; the batches of an epoch and the views of
+a test."""
+
 import dataclasses
 import os
 import shutil
@@ -48,8 +50,9 @@ def test_nine_views_are_three_by_three_places():
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("kind", [pytest.param(DaliPipeline, marks=needs_dali), RawPipeline, TorchPipeline],
-                         ids=["dali", "raw", "torch"])
+@pytest.mark.parametrize(
+    "kind", [pytest.param(DaliPipeline, marks=needs_dali), RawPipeline, TorchPipeline], ids=["dali", "raw", "torch"]
+)
 @every("workers", [0, 2])
 @PRESETS
 def test_a_batch_says_which_images_it_is_made_of(kind, workers, preset):
@@ -74,15 +77,18 @@ def test_the_files_of_cifar10_are_cut_by_themselves():
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("kind", [pytest.param(DaliPipeline, marks=needs_dali), RawPipeline, TorchPipeline],
-                         ids=["dali", "raw", "torch"])
+@pytest.mark.parametrize(
+    "kind", [pytest.param(DaliPipeline, marks=needs_dali), RawPipeline, TorchPipeline], ids=["dali", "raw", "torch"]
+)
 @every("workers", [0, 2])
 @PRESETS
 def test_every_pipeline_cuts_files_by_themselves(kind, workers, preset):
     """Files of 10, 10 and 1 of 21 pictures, in minibatches of 8: from any step on, the same pictures as in one go."""
     recipe, dataset = tiny(preset, batch_file_size=10), in_memory(Pixels("train", TRAIN))
-    made = [list(pipeline(kind, dataset, recipe, workers, statistics=NOTHING).train(step, 2, lambda epoch: 0.1))
-            for step in (0, 2, 6)]
+    made = [
+        list(pipeline(kind, dataset, recipe, workers, statistics=NOTHING).train(step, 2, lambda epoch: 0.1))
+        for step in (0, 2, 6)
+    ]
     assert [len(batch.numbers) for batch in made[0]] == 2 * [8, 2, 8, 2, 1]
     assert same(made[0][2:], made[1]) and same(made[0][6:], made[2])
     for epoch in (1, 2):  # the same order and the same draws as of batches that end elsewhere
@@ -125,7 +131,9 @@ def test_after_the_survey_the_cache_holds_every_picture(root, tmp_path, workers)
 
 @pytest.mark.process
 def test_no_signal_ends_a_worker_from_its_first_moment_on(root, monkeypatch):
-    """A scheduler's SIGTERM may come just when validation forks its workers: it must find the signal blocked already."""
+    """A scheduler's SIGTERM may come just when validation forks its workers: it must find the signal blocked
+    already."""
+
     def signalled():
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             os.kill(os.getpid(), number)
@@ -139,15 +147,18 @@ def test_no_signal_ends_a_worker_from_its_first_moment_on(root, monkeypatch):
 @pytest.mark.process
 def test_a_worker_whose_parent_died_before_its_first_moment_ends(tmp_path):
     """What the kernel is asked for then comes too late."""
-    code = ("import multiprocessing, os, pathlib, signal, sys, time\n"
-            "from alexnet_mp.data.workers import die_with_parent\n"
-            "def work():\n"
-            "    while os.getppid() == parent: time.sleep(0.01)\n"
-            "    pathlib.Path(sys.argv[1], 'begun').touch()\n"
-            "    die_with_parent()\n"
-            "    pathlib.Path(sys.argv[1], 'alive').touch()\n"
-            "parent = os.getpid()\n"
-            "multiprocessing.get_context('fork').Process(target=work).start()\n"
-            "os.kill(parent, signal.SIGKILL)\n")
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, timeout=60)  # waits for both to end
+    code = (
+        "import multiprocessing, os, pathlib, signal, sys, time\n"
+        "from alexnet_mp.data.workers import die_with_parent\n"
+        "def work():\n"
+        "    while os.getppid() == parent: time.sleep(0.01)\n"
+        "    pathlib.Path(sys.argv[1], 'begun').touch()\n"
+        "    die_with_parent()\n"
+        "    pathlib.Path(sys.argv[1], 'alive').touch()\n"
+        "parent = os.getpid()\n"
+        "multiprocessing.get_context('fork').Process(target=work).start()\n"
+        "os.kill(parent, signal.SIGKILL)\n"
+    )
+    # waits for both to end
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, timeout=60)
     assert done.returncode == -signal.SIGKILL and [path.name for path in tmp_path.iterdir()] == ["begun"]

@@ -1,4 +1,5 @@
 """Folders of images: the awkward files of a real set are read right, the useless ones are refused by name."""
+
 import multiprocessing
 import os
 
@@ -61,11 +62,17 @@ def test_the_fingerprint_sees_every_change_of_the_file_list(tmp_path):
     files = small_set()
     first = Folder(write(tmp_path / "0", files), SIZE).fingerprint
     assert Folder(write(tmp_path / "elsewhere", files), SIZE).fingerprint == first  # moving a set does not change it
-    for number, changed in enumerate((
-            files | {"train/cat/new.png": encoded(noise(3, 3))}, files | {"val/cat/new.png": encoded(noise(3, 3))},
+    for number, changed in enumerate(
+        (
+            files | {"train/cat/new.png": encoded(noise(3, 3))},
+            files | {"val/cat/new.png": encoded(noise(3, 3))},
             files | {"val/cat/e.png": files["val/cat/e.png"] + b"\0"},
             {name.replace("c.png", "z.png"): data for name, data in files.items()},
-            {name.replace("cat/b.png", "ant/b.png"): data for name, data in files.items()}), start=1):  # same order of names
+            # same order of names
+            {name.replace("cat/b.png", "ant/b.png"): data for name, data in files.items()},
+        ),
+        start=1,
+    ):
         assert Folder(write(tmp_path / str(number), changed), SIZE).fingerprint != first
 
 
@@ -76,19 +83,29 @@ def refused(directory):
     return str(raised.value)
 
 
-@every("change, named", [
-    (lambda files: {}, ["no such directory", "folder"]),
-    (lambda files: {name: data for name, data in files.items() if "train" not in name}, ["train/"]),
-    (lambda files: {name: data for name, data in files.items() if "val" not in name}, ["val/"]),
-    (lambda files: {name: data for name, data in files.items() if "cat" not in name}, ["train", "single class"]),
-    (lambda files: {"train/x.png": b"", "val/x.png": b""}, ["train", "no class folders"]),
-    (lambda files: {name: data for name, data in files.items() if "d.png" not in name} | {"val/ant/notes.txt": b""},
-     [os.path.join("val", "ant"), "empty"]),
-    (lambda files: files | {"val/dog/x.png": b""}, ["val", "extra dog"]),
-    (lambda files: files | {"train/dog/x.png": b"", "train/elk/x.png": b""}, ["val", "missing dog, elk"]),
-    (lambda files: files | {f"train/new{i}/x.png": b"" for i in range(7)}, ["new0", "new4 and 2 more"]),
-    (lambda files: {name.replace("val/cat", "val/dog"): data for name, data in files.items()}, ["val", "missing cat; extra dog"]),
-])
+@every(
+    "change, named",
+    [
+        (lambda files: {}, ["no such directory", "folder"]),
+        (lambda files: {name: data for name, data in files.items() if "train" not in name}, ["train/"]),
+        (lambda files: {name: data for name, data in files.items() if "val" not in name}, ["val/"]),
+        (lambda files: {name: data for name, data in files.items() if "cat" not in name}, ["train", "single class"]),
+        (lambda files: {"train/x.png": b"", "val/x.png": b""}, ["train", "no class folders"]),
+        (
+            lambda files: (
+                {name: data for name, data in files.items() if "d.png" not in name} | {"val/ant/notes.txt": b""}
+            ),
+            [os.path.join("val", "ant"), "empty"],
+        ),
+        (lambda files: files | {"val/dog/x.png": b""}, ["val", "extra dog"]),
+        (lambda files: files | {"train/dog/x.png": b"", "train/elk/x.png": b""}, ["val", "missing dog, elk"]),
+        (lambda files: files | {f"train/new{i}/x.png": b"" for i in range(7)}, ["new0", "new4 and 2 more"]),
+        (
+            lambda files: {name.replace("val/cat", "val/dog"): data for name, data in files.items()},
+            ["val", "missing cat; extra dog"],
+        ),
+    ],
+)
 def test_a_wrong_folder_is_refused_by_name(tmp_path, change, named):
     message = refused(write(tmp_path / "folder", change(small_set())))
     assert all(part in message for part in named), message
@@ -112,9 +129,17 @@ def test_a_pipe_is_not_read(tmp_path):
     assert "pipe.png" in refused(root)
 
 
-@every("content", [
-    encoded(noise(40, 40), "JPEG")[:700], encoded(noise(40, 40))[:2000], b"no image at all\n" * 9, b"", b"\xff\xd8\xff",
-], ids=["truncated JPEG", "truncated PNG", "garbage", "empty", "JPEG header alone"])
+@every(
+    "content",
+    [
+        encoded(noise(40, 40), "JPEG")[:700],
+        encoded(noise(40, 40))[:2000],
+        b"no image at all\n" * 9,
+        b"",
+        b"\xff\xd8\xff",
+    ],
+    ids=["truncated JPEG", "truncated PNG", "garbage", "empty", "JPEG header alone"],
+)
 def test_an_unreadable_image_is_named(tmp_path, content):
     with pytest.raises(UserError, match="cannot read image .*train/a/broken.jpg: .") as raised:
         stored(tmp_path, content, "broken.jpg")
@@ -165,9 +190,17 @@ def test_an_unreadable_image_is_not_cached(tmp_path):
 PICTURE = SIZE * SIZE * 3  # bytes
 
 
-@every("free, held", [
-    (2 * 5 * PICTURE, ["train", "val"]), (2 * 5 * PICTURE - 2, ["train"]), (2 * 3 * PICTURE, ["train"]),
-    (2 * 3 * PICTURE - 2, ["val"]), (2 * 2 * PICTURE - 2, []), (0, [])])
+@every(
+    "free, held",
+    [
+        (2 * 5 * PICTURE, ["train", "val"]),
+        (2 * 5 * PICTURE - 2, ["train"]),
+        (2 * 3 * PICTURE, ["train"]),
+        (2 * 3 * PICTURE - 2, ["val"]),
+        (2 * 2 * PICTURE - 2, []),
+        (0, []),
+    ],
+)
 def test_half_of_the_free_memory_is_the_caches(tmp_path, monkeypatch, free, held):
     folder = Folder(write(tmp_path, small_set()), SIZE)
     monkeypatch.setattr(dataset_module, "free_memory", lambda: free)

@@ -1,4 +1,5 @@
 """The augmentation's random numbers: what they depend on, the ranges they cover, how they are distributed."""
+
 import dataclasses
 import math
 
@@ -37,7 +38,7 @@ def agreement(a, b):
 def test_the_batch_size_decides_nothing(recipe, size):
     images = order(recipe, 2, 100)
     whole = draws(recipe, 2, images, np.arange(100))
-    parts = [draws(recipe, 2, images[i:i + size], np.arange(i, min(i + size, 100))) for i in range(0, 100, size)]
+    parts = [draws(recipe, 2, images[i : i + size], np.arange(i, min(i + size, 100))) for i in range(0, 100, size)]
     for one, many in zip(arrays(whole), zip(*map(arrays, parts), strict=True), strict=True):
         assert np.array_equal(one, np.concatenate(many))
 
@@ -45,7 +46,11 @@ def test_the_batch_size_decides_nothing(recipe, size):
 def test_types_and_shapes():
     drawn = draws(paper(), 1, np.arange(7), np.arange(7))
     assert [(array.dtype.name, array.shape) for array in arrays(drawn)] == [
-        ("int64", (7,)), ("int64", (7,)), ("bool", (7,)), ("float64", (7, 3))]
+        ("int64", (7,)),
+        ("int64", (7,)),
+        ("bool", (7,)),
+        ("float64", (7, 3)),
+    ]
 
 
 def test_an_image_keeps_its_draw_wherever_it_stands():
@@ -56,8 +61,7 @@ def test_an_image_keeps_its_draw_wherever_it_stands():
         assert np.array_equal(a, b[::-1])
 
 
-@every("recipe, side", [(paper(), 32), (source2012(), 33), (mini(), 16)],
-       ids=["paper", "source2012", "mini"])
+@every("recipe, side", [(paper(), 32), (source2012(), 33), (mini(), 16)], ids=["paper", "source2012", "mini"])
 def test_every_crop_and_flip_is_equally_likely(recipe, side):
     """Paper 4.1: 32 x 32 x 2 = 2048. 2012 source: 33 x 33 x 2 = 2178. All of them occur, and no others."""
     drawn = independent_crops(recipe)

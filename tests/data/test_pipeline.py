@@ -1,4 +1,6 @@
-"""Which pipeline a data set gets, and that a run comes out the same whichever it is and wherever its pictures come from."""
+"""Which pipeline a data set gets, and that a run comes out the same whichever it is and wherever its pictures come
+from."""
+
 import json
 import shutil
 import sys
@@ -15,8 +17,22 @@ from alexnet_mp.recipes.presets import mini
 from alexnet_mp.runs.metrics import read_metrics
 from alexnet_mp.system.errors import UserError
 
-SMALL = ["--gpus", "cpu", "--recipe", "mini", "--batch-size", "10", "--workers", "1", "--set", "fc6.maps=16", "--set", "fc7.maps=16",
-         "--epochs", "2"]
+SMALL = [
+    "--gpus",
+    "cpu",
+    "--recipe",
+    "mini",
+    "--batch-size",
+    "10",
+    "--workers",
+    "1",
+    "--set",
+    "fc6.maps=16",
+    "--set",
+    "fc7.maps=16",
+    "--epochs",
+    "2",
+]
 # On a busy machine a second thread costs more than it brings.
 pytestmark = [pytest.mark.process, pytest.mark.usefixtures("one_thread")]
 DALI = pytest.mark.skipif(not pipeline_dali.available(), reason="DALI is not installed")
@@ -27,7 +43,11 @@ def sets(tmp_path_factory):
     """The same pictures as a folder, as raw pixels and as JPEGs of the recipe's size, and as JPEGs of a larger one."""
     root = tmp_path_factory.mktemp("sets")
     folder = str(make_folder(root / "folder"))
-    for name, flags in (("raw", ["--raw", "--recipe", "mini"]), ("jpeg", ["--recipe", "mini"]), ("larger", ["--size", "128"])):
+    for name, flags in (
+        ("raw", ["--raw", "--recipe", "mini"]),
+        ("jpeg", ["--recipe", "mini"]),
+        ("larger", ["--size", "128"]),
+    ):
         assert prepare.main([folder, str(root / name), "--workers", "1", *flags]) == 0
     return {name: str(root / name) for name in ("folder", "raw", "jpeg", "larger")} | {"builtin": "builtin"}
 
@@ -39,7 +59,12 @@ def chosen(data, choice="auto", size=112):
 def test_auto_takes_raw_pixels_as_they_are_and_everything_else_to_dali(sets, monkeypatch):
     monkeypatch.setattr(pipeline_dali, "available", lambda: True)
     assert {name: chosen(data) for name, data in sets.items()} == {
-        "folder": "dali", "builtin": "dali", "jpeg": "dali", "larger": "dali", "raw": "raw"}
+        "folder": "dali",
+        "builtin": "dali",
+        "jpeg": "dali",
+        "larger": "dali",
+        "raw": "raw",
+    }
     assert chosen(sets["raw"], "torch") == "torch" and chosen(sets["raw"], "dali") == "dali"
 
 
@@ -88,13 +113,17 @@ def test_raw_is_refused_where_the_pixels_are_not_raw(sets, name):
 
 def losses(data, out, *flags):
     assert train.main([*SMALL, "--data", data, "--out", str(out), *flags]) == 0
-    return [(line["kind"], line["loss"], line["top1_error"]) for line in read_metrics(out) if line["kind"] != "schedule"]
+    return [
+        (line["kind"], line["loss"], line["top1_error"]) for line in read_metrics(out) if line["kind"] != "schedule"
+    ]
 
 
 @DALI
 def test_a_run_is_the_same_from_the_folder_and_from_its_raw_pixels_by_every_pipeline(sets, tmp_path):
-    runs = {(name, choice): losses(sets[name], tmp_path / f"{name}-{choice}", "--pipeline", choice)
-            for name, choice in (("folder", "torch"), ("folder", "dali"), ("raw", "torch"), ("raw", "dali"), ("raw", "raw"))}
+    runs = {
+        (name, choice): losses(sets[name], tmp_path / f"{name}-{choice}", "--pipeline", choice)
+        for name, choice in (("folder", "torch"), ("folder", "dali"), ("raw", "torch"), ("raw", "dali"), ("raw", "raw"))
+    }
     first, *others = runs.values()
     assert len(first) == 6 + 2 + 2 and all(run == first for run in others), runs
 

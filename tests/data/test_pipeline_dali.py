@@ -1,4 +1,5 @@
 """DALI gives the batches that `pipeline_torch.py` defines, to the last bit on a CPU."""
+
 import dataclasses
 import shutil
 import threading
@@ -45,8 +46,12 @@ from alexnet_mp.system.errors import UserError
 @SOURCES
 def test_every_batch_is_that_of_pytorch_to_the_bit(sources, preset, source):
     """All of them kept until the end: DALI doesn't use their memory again."""
-    expected = list(pipeline(TorchPipeline, sources[source], tiny(preset), devices=("cpu", "cpu")).train(0, 3, NOISE.get))
-    found = list(pipeline(DaliPipeline, sources[source], tiny(preset), 2, devices=("cpu", "cpu")).train(0, 3, NOISE.get))
+    expected = list(
+        pipeline(TorchPipeline, sources[source], tiny(preset), devices=("cpu", "cpu")).train(0, 3, NOISE.get)
+    )
+    found = list(
+        pipeline(DaliPipeline, sources[source], tiny(preset), 2, devices=("cpu", "cpu")).train(0, 3, NOISE.get)
+    )
     assert [(batch.epoch, len(batch.labels)) for batch in found] == [(e, n) for e in (1, 2, 3) for n in (8, 8, 5)]
     assert same(found, expected) and len(found[0].images) == 2
     assert all(batch.images[0].is_contiguous(memory_format=torch.channels_last) for batch in found)
@@ -68,23 +73,39 @@ def test_every_view_is_that_of_pytorch_to_the_bit(sources, preset, source):
 @every("memory_format", [torch.channels_last, torch.contiguous_format])
 def test_every_type_and_layout_is_that_of_pytorch_to_the_bit(sources, preset, dtype, memory_format):
     options = {"dtype": dtype, "memory_format": memory_format}
-    expected, found = (list(pipeline(kind, sources["jpeg"], tiny(preset), **options).train(0, 1, tenth))
-                       for kind in (TorchPipeline, DaliPipeline))
+    expected, found = (
+        list(pipeline(kind, sources["jpeg"], tiny(preset), **options).train(0, 1, tenth))
+        for kind in (TorchPipeline, DaliPipeline)
+    )
     assert same(found, expected) and all(batch.images[0].dtype == dtype for batch in found)
     assert all(batch.images[0].is_contiguous(memory_format=memory_format) for batch in found)
-    expected, found = (views_of(pipeline(kind, sources["pixels"], tiny(preset), **options), which=centre_view(tiny(preset)))
-                       for kind in (TorchPipeline, DaliPipeline))
+    expected, found = (
+        views_of(pipeline(kind, sources["pixels"], tiny(preset), **options), which=centre_view(tiny(preset)))
+        for kind in (TorchPipeline, DaliPipeline)
+    )
     assert same_views(found, expected) and found[0][0][0][0].dtype == dtype
 
 
 @needs_dali
-@every("changes", [
-    {"crop_size": STORED, "crop_positions": 1}, {"crop_size": 11, "crop_positions": 30}, {"crop_size": 1, "crop_positions": 40},
-    {"flip": False}, {"crop_share": 1, "mean_follows_crop": False}, {"crop_share": 3, "mean_follows_crop": True},
-    {"colour_shrink": True, "colour_scale": "eigenvalue"}, {"batch_size": TRAIN + 5}, {"batch_size": 1}])
+@every(
+    "changes",
+    [
+        {"crop_size": STORED, "crop_positions": 1},
+        {"crop_size": 11, "crop_positions": 30},
+        {"crop_size": 1, "crop_positions": 40},
+        {"flip": False},
+        {"crop_share": 1, "mean_follows_crop": False},
+        {"crop_share": 3, "mean_follows_crop": True},
+        {"colour_shrink": True, "colour_scale": "eigenvalue"},
+        {"batch_size": TRAIN + 5},
+        {"batch_size": 1},
+    ],
+)
 def test_every_recipe_is_that_of_pytorch_to_the_bit(sources, changes):
-    expected, found = (list(pipeline(kind, sources["jpeg"], tiny(paper, **changes)).train(0, 2, NOISE.get))
-                       for kind in (TorchPipeline, DaliPipeline))
+    expected, found = (
+        list(pipeline(kind, sources["jpeg"], tiny(paper, **changes)).train(0, 2, NOISE.get))
+        for kind in (TorchPipeline, DaliPipeline)
+    )
     assert same(found, expected)
 
 
@@ -93,18 +114,32 @@ def test_every_recipe_is_that_of_pytorch_to_the_bit(sources, changes):
 def test_every_kind_of_jpeg_is_decoded_as_pillow_does_to_the_bit(monkeypatch, size):
     monkeypatch.setattr(ImageFile, "MAXBLOCK", 2**20)  # Pillow writes noise only into a larger buffer
     noise = np.random.default_rng(2).integers(0, 256, (size, size, 3), dtype=np.uint8)
-    smooth = np.stack([np.add.outer(np.arange(size), np.arange(size) * factor) % 256 for factor in (1, 2, 5)], 2).astype(np.uint8)
+    smooth = np.stack(
+        [np.add.outer(np.arange(size), np.arange(size) * factor) % 256 for factor in (1, 2, 5)], 2
+    ).astype(np.uint8)
     turned = Image.Exif()
     turned[ORIENTATION] = 6
-    files = [jpeg(pixels, quality=quality, subsampling=subsampling, progressive=progressive)
-             for pixels in (noise, smooth) for quality in (30, 75, 85, 95, 100) for subsampling in (0, 1, 2)
-             for progressive in (False, True)]
-    files += [jpeg(smooth, exif=turned), jpeg(smooth[:, :, 0]), jpeg(smooth, optimize=True), jpeg(smooth, restart_marker_rows=1),
-              jpeg(smooth, keep_rgb=True), jpeg(noise) + b"trailing"]
+    files = [
+        jpeg(pixels, quality=quality, subsampling=subsampling, progressive=progressive)
+        for pixels in (noise, smooth)
+        for quality in (30, 75, 85, 95, 100)
+        for subsampling in (0, 1, 2)
+        for progressive in (False, True)
+    ]
+    files += [
+        jpeg(smooth, exif=turned),
+        jpeg(smooth[:, :, 0]),
+        jpeg(smooth, optimize=True),
+        jpeg(smooth, restart_marker_rows=1),
+        jpeg(smooth, keep_rgb=True),
+        jpeg(noise) + b"trailing",
+    ]
     recipe = tiny(paper, stored_size=size, crop_size=size, crop_positions=1, batch_size=len(files))
     plain = dataclasses.replace(fitted(), mean=np.zeros((size, size, 3)))
-    expected, found = (list(pipeline(kind, in_memory(Jpegs(files, size)), recipe, statistics=plain).train(0, 1, lambda epoch: 0.0))
-                       for kind in (TorchPipeline, DaliPipeline))
+    expected, found = (
+        list(pipeline(kind, in_memory(Jpegs(files, size)), recipe, statistics=plain).train(0, 1, lambda epoch: 0.0))
+        for kind in (TorchPipeline, DaliPipeline)
+    )
     assert same(found, expected)
 
 
@@ -144,7 +179,9 @@ def test_a_view_is_made_when_it_is_asked_for(sources, monkeypatch):
     reader = pipeline(DaliPipeline, sources["jpeg"], tiny(paper))
     expected, which = views_of(reader), ten_views(reader.recipe)
     fed, feed = [], pipeline_dali._Dali.feed
-    monkeypatch.setattr(pipeline_dali._Dali, "feed", lambda self, inputs: (fed.append(sorted(inputs)), feed(self, inputs)))
+    monkeypatch.setattr(
+        pipeline_dali._Dali, "feed", lambda self, inputs: (fed.append(sorted(inputs)), feed(self, inputs))
+    )
     for number, (views, _) in enumerate(reader.views("val", 4, which)):
         for wanted in range(number + 1):
             assert torch.equal(next(views)[0], expected[number][0][wanted][0])
@@ -169,14 +206,19 @@ def test_a_full_cache_is_read(root, tmp_path, workers):
 @PRESETS
 @pytest.mark.parametrize("options", [(), ("--raw",)], ids=["jpeg", "raw"])
 def test_a_prepared_set_is_read_alike(root, tmp_path, monkeypatch, preset, options):
-    dataset = open_dataset(str(prepared_sets.prepared(monkeypatch, root, tmp_path / "set", *options, size=STORED)), STORED)
+    dataset = open_dataset(
+        str(prepared_sets.prepared(monkeypatch, root, tmp_path / "set", *options, size=STORED)), STORED
+    )
     assert dataset.splits["train"].storage == ("pixels" if options else "jpeg")
-    readers = [pipeline(kind, dataset, tiny(preset), statistics=dataset.statistics) for kind in (DaliPipeline, TorchPipeline)]
+    readers = [
+        pipeline(kind, dataset, tiny(preset), statistics=dataset.statistics) for kind in (DaliPipeline, TorchPipeline)
+    ]
     assert same(*(list(reader.train(0, 2, tenth)) for reader in readers))
     assert same_views(*(views_of(reader) for reader in readers))
 
 
 # The thread that works for a GPU, here beside a CPU.
+
 
 def fed_ahead(dataset, recipe, **options):
     reader = pipeline(DaliPipeline, dataset, recipe, 2, **options)
@@ -203,6 +245,7 @@ def test_the_training_neither_feeds_dali_nor_takes_from_it(sources, nothing_stay
     """But for a folder's files: the processes that read them are started and watched by the thread that trains."""
     seen = set()
     for name in ("feed", "take"):
+
         def wrapped(*arguments, call=getattr(pipeline_dali._Dali, name), name=name):
             seen.add((name, threading.current_thread().name))
             return call(*arguments)
@@ -218,7 +261,9 @@ def test_the_training_neither_feeds_dali_nor_takes_from_it(sources, nothing_stay
 @needs_dali
 def test_numbers_are_drawn_for_many_batches_at_once(sources, monkeypatch):
     drawn, draws = [], augmentation.draws
-    monkeypatch.setattr(batches_module, "draws", lambda *arguments: drawn.append(len(arguments[2])) or draws(*arguments))
+    monkeypatch.setattr(
+        batches_module, "draws", lambda *arguments: drawn.append(len(arguments[2])) or draws(*arguments)
+    )
     assert len(list(pipeline(DaliPipeline, sources["jpeg"], tiny(paper)).train(1, 3, tenth))) == 8
     assert drawn == [13, 21, 21]  # what is left of an epoch, and two whole ones
 
@@ -256,10 +301,13 @@ def test_a_gpu_that_dali_cannot_use_is_one_line(sources, nothing_stays, monkeypa
 @PRESETS
 @pytest.mark.parametrize("source", ["files", "pixels"])
 def test_on_a_gpu_the_same_pixels_give_the_same_images(sources, nothing_stays, preset, source):
-    """From pictures, so without its decoder. Bounds: a rounding of 255 grey levels in float32, one step of the 16-bit types."""
+    """From pictures, so without its decoder. Bounds: a rounding of 255 grey levels in float32, one step of the 16-bit
+    types."""
     for dtype, bound in ((torch.float32, 1e-4), (torch.float16, 0.126), (torch.bfloat16, 1.01)):
-        readers = [pipeline(kind, sources[source], tiny(preset), 2, ("cuda:0", "cpu"), dtype=dtype)
-                   for kind in (DaliPipeline, TorchPipeline)]
+        readers = [
+            pipeline(kind, sources[source], tiny(preset), 2, ("cuda:0", "cpu"), dtype=dtype)
+            for kind in (DaliPipeline, TorchPipeline)
+        ]
         found, expected = (list(reader.train(0, 3, NOISE.get)) for reader in readers)
         assert len(found) == 9 and found[0].images[0].device.type == "cuda" and found[0].labels.device.type == "cuda"
         for a, b in zip(found, expected, strict=True):
@@ -280,16 +328,26 @@ def photographs(count):
     for number in range(count):
         coarse = Image.fromarray(random.integers(0, 256, (17, 17, 3), dtype=np.uint8))
         smooth = np.asarray(coarse.resize((256, 256), Image.Resampling.BICUBIC)) + random.normal(0, 4, (256, 256, 3))
-        files.append(jpeg(smooth.clip(0, 255).astype(np.uint8), quality=(75, 85, 95)[number % 3], subsampling=(0, 2)[number % 2]))
+        files.append(
+            jpeg(smooth.clip(0, 255).astype(np.uint8), quality=(75, 85, 95)[number % 3], subsampling=(0, 2)[number % 2])
+        )
     return files
 
 
 @needs_gpu
 def test_the_jpeg_decoder_of_a_gpu_is_close_to_pillow(record_property, nothing_stays):
     recipe = dataclasses.replace(WHOLE, batch_size=16)
-    on_gpu, on_cpu = (torch.cat([batch.images[0].cpu() for batch in pipeline(
-        kind, in_memory(Jpegs(photographs(60), 256)), recipe, 2, [device], PLAIN).train(0, 1, lambda epoch: 0.0)])
-        for kind, device in ((DaliPipeline, "cuda:0"), (TorchPipeline, "cpu")))
+    on_gpu, on_cpu = (
+        torch.cat(
+            [
+                batch.images[0].cpu()
+                for batch in pipeline(kind, in_memory(Jpegs(photographs(60), 256)), recipe, 2, [device], PLAIN).train(
+                    0, 1, lambda epoch: 0.0
+                )
+            ]
+        )
+        for kind, device in ((DaliPipeline, "cuda:0"), (TorchPipeline, "cpu"))
+    )
     levels = (on_gpu - on_cpu).abs().flatten().double().numpy()
     found = {"mean": levels.mean(), "99.9th percentile": np.quantile(levels, 0.999), "largest": levels.max()}
     print("grey levels between the decoders:", found)
@@ -317,6 +375,7 @@ def test_on_a_gpu_a_picture_is_decoded_alike_wherever_it_lies_in_a_batch(nothing
 def test_the_decoder_of_a_gpu_gives_no_part_of_a_batch_to_another_engine(monkeypatch):
     """Without a GPU: what DALI is asked for, which knows all of these options."""
     from nvidia.dali import Pipeline, fn
+
     asked, image = [], fn.decoders.image
     monkeypatch.setattr(fn.decoders, "image", lambda jpegs, **options: asked.append(options) or image(jpegs, **options))
     reader = DaliPipeline(None, paper(), ["cpu"], 2)
@@ -379,6 +438,7 @@ def test_a_batch_is_taken_over_where_its_device_is_the_current_one(monkeypatch):
 
 def test_what_is_lent_to_a_gpu_stays_until_its_stream_has_come_that_far(monkeypatch):
     """Without a GPU: events that are reached when the test says so."""
+
     class Event:
         def __init__(self):
             self.reached = False

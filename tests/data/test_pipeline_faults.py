@@ -1,4 +1,6 @@
-"""Bad images are named and odd ones read, alike by DALI and by PyTorch; and whatever ends a pipeline, nothing of it stays."""
+"""Bad images are named and odd ones read, alike by DALI and by PyTorch; and whatever ends a pipeline, nothing of it
+stays."""
+
 import gc
 import importlib.util
 import io
@@ -46,16 +48,21 @@ class FedAhead(DaliPipeline):
         self.on_gpu = True
 
 
-FED = pytest.mark.parametrize("kind", [pytest.param(kind, marks=needs_dali) for kind in (DaliPipeline, FedAhead)],
-                              ids=["dali", "dali ahead"])
+FED = pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=needs_dali) for kind in (DaliPipeline, FedAhead)], ids=["dali", "dali ahead"]
+)
 WAYS = pytest.mark.parametrize("kind", [*FED.args[1], TorchPipeline], ids=["dali", "dali ahead", "torch"])
 
 
 def every_way_with(*cases):
     """kind, source and what else a case has. The thread feeds DALI with no files of a folder."""
     kinds = {"dali": (DaliPipeline, needs_dali), "dali ahead": (FedAhead, needs_dali), "torch": (TorchPipeline, ())}
-    return [pytest.param(kind, *case, id="-".join(map(str, (name, *case))), marks=marks)
-            for name, (kind, marks) in kinds.items() for case in cases if kind is not FedAhead or case[0] != "files"]
+    return [
+        pytest.param(kind, *case, id="-".join(map(str, (name, *case))), marks=marks)
+        for name, (kind, marks) in kinds.items()
+        for case in cases
+        if kind is not FedAhead or case[0] != "files"
+    ]
 
 
 @WAYS
@@ -76,7 +83,10 @@ def test_a_flipped_byte_in_a_prepared_set_is_named(root, tmp_path, monkeypatch, 
 def odd_images(folder):
     """Valid images of kinds that are rare among photographs."""
     random = np.random.default_rng(6)
-    colour, grey = random.integers(0, 256, (50, 61, 3), dtype=np.uint8), random.integers(0, 256, (44, 44), dtype=np.uint8)
+    colour, grey = (
+        random.integers(0, 256, (50, 61, 3), dtype=np.uint8),
+        random.integers(0, 256, (44, 44), dtype=np.uint8),
+    )
     turned = Image.Exif()
     turned[ORIENTATION] = 6
     Image.fromarray(grey).save(folder / "grey.jpg")
@@ -96,7 +106,9 @@ def test_odd_but_valid_images_are_read_alike(root, tmp_path, workers):
     copy = shutil.copytree(root, tmp_path / "copy")
     for split in ("train", "val"):
         odd_images(copy / split / "ant")
-    expected, found = (pipeline(kind, Folder(copy, STORED), tiny(paper), workers) for kind in (TorchPipeline, DaliPipeline))
+    expected, found = (
+        pipeline(kind, Folder(copy, STORED), tiny(paper), workers) for kind in (TorchPipeline, DaliPipeline)
+    )
     assert same(list(found.train(0, 1, tenth)), list(expected.train(0, 1, tenth)))
     assert same_views(views_of(found), views_of(expected))
 
@@ -114,9 +126,14 @@ def huge_header():
 @pytest.mark.process
 @PIPELINES
 @every("workers", [0, 2])
-@every("damage", [None, b"", slice(600), b"not an image" * 50, huge_header()],
-       ids=["missing", "empty", "truncated", "garbage", "huge"])
-def test_an_unreadable_image_is_named_in_one_line_when_its_batch_is_due(root, tmp_path, nothing_stays, kind, workers, damage):
+@every(
+    "damage",
+    [None, b"", slice(600), b"not an image" * 50, huge_header()],
+    ids=["missing", "empty", "truncated", "garbage", "huge"],
+)
+def test_an_unreadable_image_is_named_in_one_line_when_its_batch_is_due(
+    root, tmp_path, nothing_stays, kind, workers, damage
+):
     """The batches before it come. Afterwards the same pipeline reads what is whole again."""
     copy = shutil.copytree(root, tmp_path / "copy")
     folder, recipe = Folder(copy, STORED), tiny(paper)
@@ -140,8 +157,13 @@ def test_an_unreadable_image_is_named_in_one_line_when_its_batch_is_due(root, tm
     assert str(error).startswith(f"cannot read image {last}: ") and len(batches) == 2
 
 
-DAMAGE = {"empty": lambda whole: b"", "garbage": lambda whole: b"not an image" * 50, "half": lambda whole: whole[:len(whole) // 2],
-          "no end": lambda whole: whole[:-30], "tables": lambda whole: whole[:30] + bytes(100) + whole[130:]}
+DAMAGE = {
+    "empty": lambda whole: b"",
+    "garbage": lambda whole: b"not an image" * 50,
+    "half": lambda whole: whole[: len(whole) // 2],
+    "no end": lambda whole: whole[:-30],
+    "tables": lambda whole: whole[:30] + bytes(100) + whole[130:],
+}
 
 
 @pytest.mark.process
@@ -249,8 +271,13 @@ run_command(main)
 
 
 def run_script(root, kind, epochs):
-    return subprocess.Popen([sys.executable, "-c", SCRIPT, os.path.dirname(os.path.dirname(__file__)), str(root), kind.name, str(epochs)],
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, os.path.dirname(os.path.dirname(__file__)), str(root), kind.name, str(epochs)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
 
 
 @pytest.mark.process
@@ -296,8 +323,10 @@ def resident_bytes():
 
 @pytest.mark.process
 def test_importing_the_module_does_not_import_dali():
-    code = ("import sys; from alexnet_mp.data import pipeline_dali; pipeline_dali.available(); "
-            "sys.exit(any(name.startswith('nvidia.dali') for name in sys.modules))")
+    code = (
+        "import sys; from alexnet_mp.data import pipeline_dali; pipeline_dali.available(); "
+        "sys.exit(any(name.startswith('nvidia.dali') for name in sys.modules))"
+    )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

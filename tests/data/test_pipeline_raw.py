@@ -1,4 +1,6 @@
-"""Raw pixels give the batches that `pipeline_torch.py` defines, to the bit; the thread that works ahead for a GPU always ends."""
+"""Raw pixels give the batches that `pipeline_torch.py` defines, to the bit; the thread that works ahead for a GPU
+always ends."""
+
 import dataclasses
 import gc
 import os
@@ -54,7 +56,9 @@ class Pixels:
 
 class DataSet:
     def __init__(self, directory):
-        self.splits = {split: Pixels(directory / split, split, count) for split, count in (("train", TRAIN), ("val", VAL))}
+        self.splits = {
+            split: Pixels(directory / split, split, count) for split, count in (("train", TRAIN), ("val", VAL))
+        }
 
 
 @pytest.fixture
@@ -69,7 +73,8 @@ def plain(count, size):
 
 @pytest.fixture(params=["from the map", "ahead"])
 def way(request, monkeypatch):
-    """Whether pictures are read straight from the map, or gathered and worked on ahead as for a GPU, in plain memory."""
+    """Whether pictures are read straight from the map, or gathered and worked on ahead as for a GPU, in plain
+    memory."""
     if request.param == "ahead":
         monkeypatch.setattr(pipeline_raw, "_page_locked", plain)
     return request.param
@@ -106,11 +111,10 @@ def test_the_batches_are_those_of_the_definition(dataset, preset, way, workers):
 
 
 @PRESETS
-@every("dtype, memory_format",
-       [(torch.float32, torch.channels_last), (torch.bfloat16, torch.contiguous_format)])
+@every("dtype, memory_format", [(torch.float32, torch.channels_last), (torch.bfloat16, torch.contiguous_format)])
 def test_what_is_left_to_the_step_makes_the_same_images(dataset, preset, dtype, memory_format, monkeypatch):
-    """Whatever the noise of the epoch; both towers on a device share it; nothing of a batch lies in another's memory.
-    """
+    """Whatever the noise of the epoch; both towers on a device share it; nothing of a batch lies in another's
+    memory."""
     monkeypatch.setattr(pipeline_raw, "_page_locked", plain)
     recipe, noise, options = tiny(preset), {1: 0.1, 2: 0.0, 3: 0.3}, dict(dtype=dtype, memory_format=memory_format)
     pipeline = raw(dataset, recipe, 1, ("cpu", "cpu"), way="ahead", **options)
@@ -131,12 +135,15 @@ def test_every_dtype_and_memory_format(dataset, preset, dtype, memory_format):
     recipe, options = tiny(preset), dict(dtype=dtype, memory_format=memory_format)
     found = list(raw(dataset, recipe, **options).train(0, 1, tenth))
     assert same(found, list(as_defined(dataset, recipe, **options).train(0, 1, tenth)))
-    assert all(batch.images[0].dtype == dtype and batch.images[0].is_contiguous(memory_format=memory_format) for batch in found)
+    assert all(
+        batch.images[0].dtype == dtype and batch.images[0].is_contiguous(memory_format=memory_format) for batch in found
+    )
 
 
 @PRESETS
 def test_a_start_at_step_k_skips_k_batches(dataset, preset, way, monkeypatch):
-    monkeypatch.setattr(batches_module, "DRAWN_AT_ONCE", 2)  # so that batches of two epochs are drawn for together, and apart
+    # so that batches of two epochs are drawn for together, and apart
+    monkeypatch.setattr(batches_module, "DRAWN_AT_ONCE", 2)
     whole = list(as_defined(dataset, tiny(preset)).train(0, 3, tenth))
     for step in range(10):
         assert same(list(raw(dataset, tiny(preset), way=way).train(step, 3, tenth)), whole[step:])
@@ -165,15 +172,19 @@ def test_views_are_those_of_the_definition(dataset, preset, way):
         for (images, labels), (wanted, wanted_labels) in zip(found, expected, strict=True):
             assert torch.equal(labels, wanted_labels) and len(images) == len(which)
             assert all(torch.equal(a, b) for a, b in zip(images, wanted, strict=True))
-    made = [next(iter(made))[0] for made, _ in raw(dataset, recipe, way=way).views("val", 4, which)]  # not all views are asked for
+    # not all views are asked for
+    made = [next(iter(made))[0] for made, _ in raw(dataset, recipe, way=way).views("val", 4, which)]
     assert all(torch.equal(a, images[0]) for a, (images, _) in zip(made, expected, strict=True))
 
 
 def test_both_towers_on_a_device_share_a_batch(dataset):
     batch = next(raw(dataset, tiny(paper), devices=("cpu", "cpu")).train(0, 1, tenth))
     assert len(batch.images) == 2 and batch.images[0] is batch.images[1]
-    assert [len(towers) for made, _ in raw(dataset, tiny(paper), devices=("cpu",) * 2).views("val", 4, [(0, 0, True)])
-            for towers in made] == [2, 2, 2]
+    assert [
+        len(towers)
+        for made, _ in raw(dataset, tiny(paper), devices=("cpu",) * 2).views("val", 4, [(0, 0, True)])
+        for towers in made
+    ] == [2, 2, 2]
 
 
 def test_a_memory_map_that_may_not_be_written_is_no_cause_for_a_warning(dataset, way):
@@ -356,8 +367,11 @@ def test_a_gpus_batches_are_the_cpus(dataset, preset, workers):
             del batch, on_gpu
             assert torch.equal(on_cpu, wanted.images[0])
             assert torch.equal(kept.cpu(), wanted.images[0]) and torch.equal(later.cpu(), wanted.images[0])
-    for (found, labels), (images, _) in zip(views(raw(dataset, recipe, workers, devices=("cuda:0",)), ten_views(recipe)),
-                                            views(as_defined(dataset, recipe), ten_views(recipe)), strict=True):
+    for (found, labels), (images, _) in zip(
+        views(raw(dataset, recipe, workers, devices=("cuda:0",)), ten_views(recipe)),
+        views(as_defined(dataset, recipe), ten_views(recipe)),
+        strict=True,
+    ):
         assert labels.is_cuda and all(torch.equal(a.cpu(), b) for a, b in zip(found, images, strict=True))
 
 
@@ -388,6 +402,8 @@ def test_what_is_left_to_the_step_on_a_gpu_is_the_cpus(dataset, preset):
 @pytest.mark.gpu(2, reason="needs two GPUs")
 def test_each_gpu_gets_the_batch(dataset):
     expected = list(as_defined(dataset, tiny(paper)).train(0, 5, tenth))
-    for batch, wanted in zip(raw(dataset, tiny(paper), 2, devices=("cuda:0", "cuda:1")).train(0, 5, tenth), expected, strict=True):
+    for batch, wanted in zip(
+        raw(dataset, tiny(paper), 2, devices=("cuda:0", "cuda:1")).train(0, 5, tenth), expected, strict=True
+    ):
         assert [images.device.index for images in batch.images] == [0, 1]
         assert all(torch.equal(images.cpu(), wanted.images[0]) for images in batch.images)

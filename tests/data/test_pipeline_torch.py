@@ -1,4 +1,5 @@
 """Batches against one image at a time in float64; who reads, from where, and how often changes nothing."""
+
 import dataclasses
 import shutil
 
@@ -57,8 +58,15 @@ def test_a_batch_is_its_images_one_by_one(root, preset):
             index = order(recipe, batch.epoch, TRAIN)[place]
             drawn = draws(recipe, batch.epoch, np.array([index]), np.array([place]))
             seen.add((drawn.top[0], drawn.left[0], drawn.flip[0]))
-            expected = expected_image(recipe, picture("train", index), drawn.top[0], drawn.left[0], drawn.flip[0],
-                                      drawn.colour[0], noise[batch.epoch])
+            expected = expected_image(
+                recipe,
+                picture("train", index),
+                drawn.top[0],
+                drawn.left[0],
+                drawn.flip[0],
+                drawn.colour[0],
+                noise[batch.epoch],
+            )
             assert np.abs(image - expected).max() < 1e-4
             assert batch.labels[place % BATCH] == label("train", index)
     assert {flip for _, _, flip in seen} == {False, True} and len(seen) > 10  # else few crops would have been compared
@@ -135,11 +143,15 @@ def test_views_are_plain_crops_minus_the_mean(root, preset):
 
 @pytest.mark.process
 @every("workers", [0, 2])
-@every("split, read", [
-    ("train", lambda reader: reader.train(0, 1, tenth)),
-    ("val", lambda reader: reader.views("val", 4, centre_view(reader.recipe))),
-    ("val", lambda reader: [survey(reader.dataset.splits["val"], STORED, reader.workers, lambda count: None)]),
-], ids=["train", "views", "survey"])
+@every(
+    "split, read",
+    [
+        ("train", lambda reader: reader.train(0, 1, tenth)),
+        ("val", lambda reader: reader.views("val", 4, centre_view(reader.recipe))),
+        ("val", lambda reader: [survey(reader.dataset.splits["val"], STORED, reader.workers, lambda count: None)]),
+    ],
+    ids=["train", "views", "survey"],
+)
 def test_an_unreadable_image_is_named_in_one_line(root, tmp_path, split, read, workers):
     copy = shutil.copytree(root, tmp_path / "copy")
     broken = copy / split / "bee" / f"{TRAIN - 1 if split == 'train' else VAL - 1}.png"

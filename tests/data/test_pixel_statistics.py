@@ -1,4 +1,5 @@
 """The mean image and the colour components: exact sums, the right eigenpairs, and a file that survives or is named."""
+
 import numpy as np
 import pytest
 from inner_cases import every
@@ -55,7 +56,7 @@ def test_the_components_are_those_of_numpy_in_float64(count):
 def test_components_by_hand():
     """Half the pixels red, half black: mean 127.5 red, variance 1/4 along red and 0 along the others."""
     picture = np.zeros((SIZE, SIZE, 3), np.uint8)
-    picture[:SIZE // 2, :, 0] = 255
+    picture[: SIZE // 2, :, 0] = 255
     statistics = summed(picture[None]).statistics()
     assert np.allclose(statistics.eigenvalues, [0, 0, 0.25], rtol=0, atol=1e-15)
     assert np.allclose(statistics.eigenvectors[:, 2], [1, 0, 0], rtol=0, atol=1e-15)
@@ -86,7 +87,7 @@ def test_merging_in_any_order_gives_the_same_bits():
         shuffled = pictures[np.random.default_rng(seed).permutation(24)]
         parts = [summed(part) for part in np.split(shuffled, (1, 3, 10, 17))] + [Sums(SIZE)]  # and an empty one
         total = parts[seed]
-        for part in parts[:seed] + parts[seed + 1:]:
+        for part in parts[:seed] + parts[seed + 1 :]:
             total.merge(part)
         assert total.count == 24 and same_bits(total.statistics(), whole)
 
@@ -117,10 +118,17 @@ def test_saved_and_loaded_bit_for_bit(tmp_path):
         assert np.array_equal(getattr(loaded, field), getattr(turned, field))
 
 
-@every("spoil", [
-    lambda path: path.unlink(), lambda path: path.write_bytes(b"garbage"), lambda path: path.write_bytes(b""),
-    lambda path: path.write_bytes(path.read_bytes()[:-9]), lambda path: (path.unlink(), path.mkdir())],
-    ids=["missing", "garbage", "empty", "cut short", "a directory"])
+@every(
+    "spoil",
+    [
+        lambda path: path.unlink(),
+        lambda path: path.write_bytes(b"garbage"),
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(path.read_bytes()[:-9]),
+        lambda path: (path.unlink(), path.mkdir()),
+    ],
+    ids=["missing", "garbage", "empty", "cut short", "a directory"],
+)
 def test_an_unreadable_file_is_named(tmp_path, spoil):
     summed(coloured(2)).statistics().save(tmp_path)
     spoil(tmp_path / FILE)
@@ -136,11 +144,20 @@ def test_a_file_with_other_contents_is_named(tmp_path):
             Statistics.load(tmp_path)
 
 
-@pytest.mark.parametrize("preset, shift, scale", [
-    (paper, (0.1 * 2 * 0.04 * 255, 0.1 * -1 * 0.01 * 255, 0), 1),  # 4.1: P (a_1 l_1, a_2 l_2, a_3 l_3) of 0..1 pixels
-    (source2012, (0.1 * 2 * 0.2 * 255, 0.1 * -1 * 0.1 * 255, 0), 1 / 1.1)])  # `convdata_jpeg.py:154-179`
+@pytest.mark.parametrize(
+    "preset, shift, scale",
+    [
+        (
+            paper,
+            (0.1 * 2 * 0.04 * 255, 0.1 * -1 * 0.01 * 255, 0),
+            1,
+        ),  # 4.1: P (a_1 l_1, a_2 l_2, a_3 l_3) of 0..1 pixels
+        (source2012, (0.1 * 2 * 0.2 * 255, 0.1 * -1 * 0.1 * 255, 0), 1 / 1.1),
+    ],
+)  # `convdata_jpeg.py:154-179`
 def test_the_colour_shift_by_hand(preset, shift, scale):
-    """Components along R and G: what the factors 2 and -1 add to them, in grey levels, and what the picture is divided by."""
+    """Components along R and G: what the factors 2 and -1 add to them, in grey levels, and what the picture is divided
+    by."""
     statistics = Statistics(np.zeros((2, 2, 3)), np.array([0.04, 0.01, 0]), np.eye(3))
     shifts, by = colour_shift(preset(), statistics, np.array([[2.0, -1.0, 7.0], [0.0, 0.0, 0.0]]), 0.1)
     assert shifts.dtype == np.float32 and shifts == pytest.approx(np.array([shift, (0, 0, 0)]), rel=1e-6)

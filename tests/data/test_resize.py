@@ -1,4 +1,6 @@
-"""One function from any image file to the stored picture: formats, odd modes, the resampling, and files that are no image."""
+"""One function from any image file to the stored picture: formats, odd modes, the resampling, and files that are no
+image."""
+
 import io
 
 import numpy as np
@@ -34,13 +36,13 @@ def test_cmyk_becomes_rgb():
     """Cyan, magenta, yellow, black, no ink: JPEG at its best quality is within 4 of the colours."""
     inks = np.zeros((SIZE, 5 * SIZE, 4), np.uint8)
     for i in range(4):
-        inks[:, i * SIZE:(i + 1) * SIZE, i] = 255
+        inks[:, i * SIZE : (i + 1) * SIZE, i] = 255
     content = encoded(Image.frombytes("CMYK", (5 * SIZE, SIZE), inks.tobytes()), "JPEG", quality=100, subsampling=0)
     assert Image.open(io.BytesIO(content)).mode == "CMYK"
     whole = np.asarray(Image.open(io.BytesIO(content)).convert("RGB")).astype(int)
     colours = np.repeat([[0, 255, 255], [255, 0, 255], [255, 255, 0], [0, 0, 0], [255, 255, 255]], SIZE, axis=0)
     assert np.abs(whole - colours).max() <= 4
-    assert np.array_equal(stored(content), whole[:, 2 * SIZE:3 * SIZE])  # the central square: yellow
+    assert np.array_equal(stored(content), whole[:, 2 * SIZE : 3 * SIZE])  # the central square: yellow
 
 
 def test_transparency_is_dropped():
@@ -89,7 +91,9 @@ def test_sixteen_bits_keep_their_greys():
 
 def test_floats_are_grey_levels_and_those_of_at_most_1_are_refused():
     grey = np.linspace(0, 255, 30 * 20, dtype=np.float32).reshape(30, 20)
-    assert (stored_picture(Image.fromarray(grey), 20) == stored_picture(Image.fromarray(grey.astype(np.uint8)), 20)).all()
+    assert (
+        stored_picture(Image.fromarray(grey), 20) == stored_picture(Image.fromarray(grey.astype(np.uint8)), 20)
+    ).all()
     with pytest.raises(UserError, match="floats of at most 1"):
         stored_picture(Image.fromarray(grey / 255), 20)
 
@@ -129,31 +133,40 @@ def test_enlargement_is_smooth():
     assert np.abs(np.diff(row) - 5).max() <= 1
 
 
-@every("height, width, top, left", [
-    (SIZE, SIZE, 0, 0), (SIZE, SIZE + 20, 0, 10), (SIZE + 20, SIZE, 10, 0), (SIZE, SIZE + 7, 0, 3),
-])
+@every(
+    "height, width, top, left",
+    [(SIZE, SIZE, 0, 0), (SIZE, SIZE + 20, 0, 10), (SIZE + 20, SIZE, 10, 0), (SIZE, SIZE + 7, 0, 3)],
+)
 def test_the_right_size_is_cropped_centrally_and_left_as_it_is(height, width, top, left):
     picture = noise(height, width)
-    assert np.array_equal(stored_picture(Image.fromarray(picture), SIZE), picture[top:top + SIZE, left:left + SIZE])
+    assert np.array_equal(stored_picture(Image.fromarray(picture), SIZE), picture[top : top + SIZE, left : left + SIZE])
 
 
 @pytest.mark.parametrize("turn", [lambda a: a, lambda a: a.transpose(1, 0, 2)], ids=["landscape", "portrait"])
 def test_the_central_square_of_a_larger_picture(turn):
     picture = np.kron(noise(SIZE, SIZE + 30), np.ones((2, 2, 1), np.uint8))
-    expected = noise(SIZE, SIZE + 30)[:, 15:15 + SIZE]
+    expected = noise(SIZE, SIZE + 30)[:, 15 : 15 + SIZE]
     assert np.array_equal(stored_picture(Image.fromarray(turn(picture)), SIZE), turn(expected))
 
 
 def claiming(content, width, height):
     """A JPEG whose header claims another size."""
     frame = content.index(b"\xff\xc0") + 5  # after the marker, its length and the precision
-    return content[:frame] + height.to_bytes(2, "big") + width.to_bytes(2, "big") + content[frame + 4:]
+    return content[:frame] + height.to_bytes(2, "big") + width.to_bytes(2, "big") + content[frame + 4 :]
 
 
-@every("content", [
-    encoded(noise(40, 40), "JPEG")[:700], encoded(noise(40, 40))[:2000], b"no image at all\n" * 9, b"", b"\xff\xd8\xff",
-    claiming(encoded(noise(40, 40), "JPEG"), 50_000, 50_000),
-], ids=["truncated JPEG", "truncated PNG", "garbage", "empty", "JPEG header alone", "2,500 million pixels"])
+@every(
+    "content",
+    [
+        encoded(noise(40, 40), "JPEG")[:700],
+        encoded(noise(40, 40))[:2000],
+        b"no image at all\n" * 9,
+        b"",
+        b"\xff\xd8\xff",
+        claiming(encoded(noise(40, 40), "JPEG"), 50_000, 50_000),
+    ],
+    ids=["truncated JPEG", "truncated PNG", "garbage", "empty", "JPEG header alone", "2,500 million pixels"],
+)
 def test_what_is_no_image_is_named_in_one_line(content):
     with pytest.raises(UserError, match=r"^cannot read image n01/x.jpg: \w.*\w") as raised:
         stored(content, "n01/x.jpg")

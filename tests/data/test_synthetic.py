@@ -1,4 +1,5 @@
 """The embedded pictures: always the same, and a class that neither shape alone nor colour alone gives away."""
+
 import numpy as np
 import pytest
 
@@ -56,8 +57,12 @@ def test_no_picture_occurs_twice():
 
 def test_sixteen_classes_equally_often():
     data = Builtin(32)
-    assert data.classes == [f"{direction}-{width}-{colour}" for direction in ("horizontal", "vertical")
-                            for width in ("coarse", "fine") for colour in ("red", "green", "blue", "yellow")]
+    assert data.classes == [
+        f"{direction}-{width}-{colour}"
+        for direction in ("horizontal", "vertical")
+        for width in ("coarse", "fine")
+        for colour in ("red", "green", "blue", "yellow")
+    ]
     for split, each in (("train", 256), ("val", 64), ("test", 64)):
         labels = data.splits[split].labels
         assert labels.dtype == np.int64 and len(labels) == len(data.splits[split]) == len(data.splits[split].names)
@@ -86,8 +91,15 @@ def test_the_class_can_be_seen(split):
 
 def test_a_mirrored_picture_is_of_the_same_class():
     images, labels = pictures()
-    assert np.mean([grating_of(image[:, ::-1]) * 4 + colour_of(image[:, ::-1]) == label
-                    for image, label in zip(images, labels, strict=True)]) > 0.9
+    assert (
+        np.mean(
+            [
+                grating_of(image[:, ::-1]) * 4 + colour_of(image[:, ::-1]) == label
+                for image, label in zip(images, labels, strict=True)
+            ]
+        )
+        > 0.9
+    )
 
 
 def test_gratings_tilt_to_both_sides_alike():
@@ -102,6 +114,7 @@ def test_gratings_tilt_to_both_sides_alike():
 
 def test_pictures_share_no_random_numbers():
     """The noise of two pictures does not correlate, moved by any number of values: their counters do not overlap."""
+
     def noise(split, index):
         picture = Builtin(SIZE).splits[split].read(index).astype(float)
         steps = np.diff(picture - picture.mean(2, keepdims=True), axis=1).clip(-40, 40)  # discs leave edges

@@ -1,4 +1,6 @@
-"""When /dev/shm or temporary files run out under the processes that read, or one dies or hangs: the cause, and nothing stays."""
+"""When /dev/shm or temporary files run out under the processes that read, or one dies or hangs: the cause, and nothing
+stays."""
+
 import errno
 import multiprocessing
 import os
@@ -66,15 +68,19 @@ class NotHandedOver:
         raise self.error
 
 
-FULL = "unable to allocate shared memory(shm) for file </torch_5021_3938455604_1>: No space left on device (28)\nmore lines"
+FULL = "unable to allocate shared memory(shm) for file </torch_5021_3938455604_1>: No space left on device (28)\nmore"
 
 
-@pytest.mark.parametrize("error, kind, words", [
-    (RuntimeError(FULL), UserError, ["/dev/shm", "No space left on device (28)", "--workers 0"]),
-    (OSError("AF_UNIX path too long"), UserError, ["AF_UNIX path too long", "TMPDIR", "--workers 0"]),
-    (OSError(errno.EMFILE, "Too many open files"), UserError, ["Too many open files", "--workers 0"]),
-    (KeyError("a bug"), KeyError, ["a bug", "__reduce__"]),
-], ids=["full", "path", "open files", "bug"])
+@pytest.mark.parametrize(
+    "error, kind, words",
+    [
+        (RuntimeError(FULL), UserError, ["/dev/shm", "No space left on device (28)", "--workers 0"]),
+        (OSError("AF_UNIX path too long"), UserError, ["AF_UNIX path too long", "TMPDIR", "--workers 0"]),
+        (OSError(errno.EMFILE, "Too many open files"), UserError, ["Too many open files", "--workers 0"]),
+        (KeyError("a bug"), KeyError, ["a bug", "__reduce__"]),
+    ],
+    ids=["full", "path", "open files", "bug"],
+)
 def test_an_item_that_cannot_be_handed_over_is_an_error_in_its_place(nothing_said, error, kind, words):
     found, raised = until(kind, Source(lambda key: NotHandedOver(error) if key == 7 else None))
     assert found == list(range(7)) and all(word in str(raised) for word in words)
@@ -101,12 +107,18 @@ def test_a_process_that_cannot_even_hand_over_the_reason_ends(nothing_said):
     assert _known(raised).startswith("a process that reads images was killed")
 
 
-@pytest.mark.parametrize("where, name, number, words", [
-    (SemLock, "__init__", errno.ENOSPC, "^[^\n]*/dev/shm[^\n]*No space left on device[^\n]*--workers 0[^\n]*$"),
-    (os, "pipe", errno.EMFILE, "^[^\n]*images: Too many open files[^\n]*--workers 0[^\n]*$"),
-    (os, "fork", errno.EAGAIN, "^[^\n]*images: Resource temporarily unavailable[^\n]*--workers 0[^\n]*$"),
-], ids=["semaphore", "pipe", "fork"])
-def test_whatever_fails_when_the_processes_start_is_said_and_none_stays(nothing_said, monkeypatch, where, name, number, words):
+@pytest.mark.parametrize(
+    "where, name, number, words",
+    [
+        (SemLock, "__init__", errno.ENOSPC, "^[^\n]*/dev/shm[^\n]*No space left on device[^\n]*--workers 0[^\n]*$"),
+        (os, "pipe", errno.EMFILE, "^[^\n]*images: Too many open files[^\n]*--workers 0[^\n]*$"),
+        (os, "fork", errno.EAGAIN, "^[^\n]*images: Resource temporarily unavailable[^\n]*--workers 0[^\n]*$"),
+    ],
+    ids=["semaphore", "pipe", "fork"],
+)
+def test_whatever_fails_when_the_processes_start_is_said_and_none_stays(
+    nothing_said, monkeypatch, where, name, number, words
+):
     """The first call, then the second, and so on."""
     original, calls = getattr(where, name), []
 
@@ -135,7 +147,11 @@ def test_without_a_directory_for_temporary_files_the_error_says_so(nothing_said,
         patch.delitem(multiprocessing.current_process()._config, "tempdir", raising=False)
         found, error = until(UserError, Source(lambda key: None))
         without = [int(item[0]) for item in load(Source(lambda key: None), range(3), 0)]
-    assert not found and all(word in str(error) for word in ("TMPDIR", "--workers 0", "/nonexistent")) and "\n" not in str(error)
+    assert (
+        not found
+        and all(word in str(error) for word in ("TMPDIR", "--workers 0", "/nonexistent"))
+        and "\n" not in str(error)
+    )
     assert without == [0, 1, 2]
 
 
@@ -190,7 +206,9 @@ def test_a_process_that_a_signal_ends_is_noticed(nothing_said, number):
         found, error = until(RuntimeError, Source(lambda key: os.kill(os.getpid(), number) if key == at else None))
         assert found == list(range(len(found))) and len(found) <= at
         line = _known(error)
-        assert line.startswith("a process that reads images was killed") and "/dev/shm" in line and "--workers 0" in line
+        assert (
+            line.startswith("a process that reads images was killed") and "/dev/shm" in line and "--workers 0" in line
+        )
 
 
 def test_processes_that_are_stopped_or_hang_are_killed_when_the_loader_is_closed(nothing_said, monkeypatch):
@@ -244,8 +262,14 @@ run_command(main)
 
 def start(size=10, at=-1, do="pass", before=(), **environment):
     """A run that goes on for ever. at, do: at this key a worker executes this; before: a command that starts it."""
-    return subprocess.Popen([*before, sys.executable, "-c", SCRIPT, str(size), str(at), do], stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE, text=True, start_new_session=True, env=os.environ | environment)
+    return subprocess.Popen(
+        [*before, sys.executable, "-c", SCRIPT, str(size), str(at), do],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env=os.environ | environment,
+    )
 
 
 def ended(process, status, seconds=60):
@@ -273,7 +297,10 @@ def with_shared_memory(size):
 
 @pytest.fixture(scope="module")
 def own_mounts():
-    if not shutil.which("unshare") or subprocess.run([*with_shared_memory("1m"), "true"], capture_output=True).returncode:
+    if (
+        not shutil.which("unshare")
+        or subprocess.run([*with_shared_memory("1m"), "true"], capture_output=True).returncode
+    ):
         pytest.skip("a /dev/shm of the test's own needs `unshare`, and permission to mount")
 
 
@@ -281,11 +308,16 @@ def own_mounts():
 def test_a_small_shared_memory_is_named_before_the_first_item(own_mounts, size):
     """Whether the queues find no room in it, the first or the second process, or the first item."""
     errors = ended(start(100_000, before=with_shared_memory(size)), 2)
-    assert errors.startswith("error: ") and errors.count("\n") == 1 and "/dev/shm" in errors and "--workers 0" in errors, errors
+    assert (
+        errors.startswith("error: ") and errors.count("\n") == 1 and "/dev/shm" in errors and "--workers 0" in errors
+    ), errors
 
 
-@pytest.mark.parametrize("do", ["sys.argv[1] = 30_000_000", "os.system('yes > /dev/shm/other 2> /dev/null')"],
-                         ids=["larger items", "another process"])
+@pytest.mark.parametrize(
+    "do",
+    ["sys.argv[1] = 30_000_000", "os.system('yes > /dev/shm/other 2> /dev/null')"],
+    ids=["larger items", "another process"],
+)
 def test_a_shared_memory_that_fills_up_in_the_middle_is_named(own_mounts, do):
     process = start(2_000_000, 20, do, before=with_shared_memory("24m"))
     assert process.stdout.readline() == "started\n"
@@ -329,4 +361,6 @@ def test_a_stopped_process_ends_with_the_run(tmp_path, number):
     os.kill(workers_of(process)[0], signal.SIGSTOP)
     time.sleep(0.3)  # the run waits for it
     os.kill(process.pid, number)
-    assert ended(process, 130 if number == signal.SIGINT else -number) == ("stopped\n" if number == signal.SIGINT else "")
+    assert ended(process, 130 if number == signal.SIGINT else -number) == (
+        "stopped\n" if number == signal.SIGINT else ""
+    )

@@ -1,4 +1,5 @@
 """Sampled dropout masks against the halved outputs: exact before one linear layer, and by hand on a small network."""
+
 import dataclasses
 
 import pytest
@@ -38,13 +39,21 @@ def test_by_hand():
         return (p * (p / q).log()).sum(1).mean().item()
 
     even, odd = (logits[start::2].mean(0).softmax(1) for start in (0, 1))
-    assert found == pytest.approx({
-        "masks": 6, "images": 6, "halved": error(halved), "geometric": error(geometric),
-        "arithmetic": error(logits.softmax(2).mean(0)),
-        "one_mask": sum(map(error, logits)) / 6,
-        "agree": 100 * (halved.argmax(1) == geometric.argmax(1)).double().mean().item(),
-        "divergence": divergence(geometric, halved), "noise": divergence(even, odd),
-        "one_mask_divergence": sum(divergence(geometric, one.softmax(1)) for one in logits) / 6}, rel=1e-9)
+    assert found == pytest.approx(
+        {
+            "masks": 6,
+            "images": 6,
+            "halved": error(halved),
+            "geometric": error(geometric),
+            "arithmetic": error(logits.softmax(2).mean(0)),
+            "one_mask": sum(map(error, logits)) / 6,
+            "agree": 100 * (halved.argmax(1) == geometric.argmax(1)).double().mean().item(),
+            "divergence": divergence(geometric, halved),
+            "noise": divergence(even, odd),
+            "one_mask_divergence": sum(divergence(geometric, one.softmax(1)) for one in logits) / 6,
+        },
+        rel=1e-9,
+    )
     assert found["divergence"] < found["one_mask_divergence"] and found["noise"] > 0
 
 

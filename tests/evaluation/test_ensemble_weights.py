@@ -1,4 +1,5 @@
 """Averages of networks: hand-made probabilities, weights by the search of 2012, and every wrong weight refused."""
+
 import itertools
 import math
 
@@ -25,7 +26,8 @@ def averaged(logs, weights):
 
 
 def right(logs, labels, weights):
-    """How many of the images have their label among the top five of the weighted sum of probabilities: in float64, ties in part."""
+    """How many of the images have their label among the top five of the weighted sum of probabilities: in float64, ties
+    in part."""
     scores = sum(weight * of_network.double().exp() for weight, of_network in zip(weights, logs, strict=True))
     return topk_credit(scores, labels)[1].item()
 
@@ -38,7 +40,9 @@ def test_probabilities_are_averaged_not_their_logarithms():
     total = averaged([one, other], normalised((1, 3)))
     assert total[0].exp().tolist() == pytest.approx([0.3, 0.25, 0.45], rel=1e-6)
     found = answers(total, torch.tensor([0, 1]))
-    assert found.errors().top1_error == 50 and found.errors().loss == pytest.approx(-(math.log(0.3) + math.log(0.5)) / 2, rel=1e-6)
+    assert found.errors().top1_error == 50 and found.errors().loss == pytest.approx(
+        -(math.log(0.3) + math.log(0.5)) / 2, rel=1e-6
+    )
 
 
 def test_a_network_of_weight_0_changes_nothing():
@@ -68,7 +72,10 @@ def test_mirrored_networks_tie():
 
 def test_answers_in_parts_are_those_of_the_whole():
     generator = torch.Generator().manual_seed(1)
-    logs, labels = torch.randn(70, 9, generator=generator).round().log_softmax(1), torch.randint(9, (70,), generator=generator)
+    logs, labels = (
+        torch.randn(70, 9, generator=generator).round().log_softmax(1),
+        torch.randint(9, (70,), generator=generator),
+    )
     whole = answers(logs, labels)
     parts = joined([judged(*rows) for rows in zip(logs.split(16), labels.split(16))])
     assert all(torch.equal(vars(whole)[name], values) for name, values in vars(parts).items() if name != "sums")
@@ -86,22 +93,29 @@ def test_equal_classes_come_in_their_order_among_the_top_five():
 
 def test_without_labels_there_are_no_errors():
     found = joined([judged(torch.eye(3), torch.full((3,), -1))] * 2)
-    assert found.errors() is None and found.top1 is None and found.loss is None and found.top.tolist() == [[0, 1, 2], [1, 0, 2], [2, 0, 1]] * 2
+    assert (
+        found.errors() is None
+        and found.top1 is None
+        and found.loss is None
+        and found.top.tolist() == [[0, 1, 2], [1, 0, 2], [2, 0, 1]] * 2
+    )
 
 
 # --- the search
 
+
 def second_needed(share):
-    """One image of seven classes, label 6. The first network puts five others before it, all by 0.01; the second puts it before
-    them, by 0.01 * share: it is right from a weight on that is 1 / share of the first one's."""
+    """One image of seven classes, label 6. The first network puts five others before it, all by 0.01; the second puts
+    it before them, by 0.01 * share: it is right from a weight on that is 1 / share of the first one's."""
     first = [0.12] * 5 + [0.29, 0.11]
     second = [0.1] * 5 + [0.5 - 0.01 * share, 0.1 + 0.01 * share]
     return first, second
 
 
 def test_the_search_by_hand():
-    """Two networks. At 0.5 and 0.5 the image that needs twice the second's weight is wrong. Of the first weight 0 is tried before
-    all others, and is right for both images; nothing is strictly better after that, neither of the first nor of the second."""
+    """Two networks. At 0.5 and 0.5 the image that needs twice the second's weight is wrong. Of the first weight 0 is
+    tried before all others, and is right for both images; nothing is strictly better after that, neither of the first
+    nor of the second."""
     first, second = zip(second_needed(2), second_needed(0.5))
     logs, labels = [logs_of(*first), logs_of(*second)], torch.tensor([6, 6])
     assert [right(logs, labels, weights) for weights in ((1, 1), (1, 2.1), (0, 1))] == [1, 2, 2]
@@ -112,7 +126,8 @@ def test_the_first_of_equally_good_weights_stays():
     """Two images that need the second network with at least 1.2 and at most 1.8 times the weight of the first: by hand,
     0.5 / 1.2 = 0.417 and 0.5 / 1.8 = 0.278, so the first that is tried between them is 0.3."""
     from_12 = second_needed(1 / 1.2)
-    to_18 = second_needed(1.8)[::-1]  # the networks changed: right while 1.8 times the first's weight is more than the second's
+    # the networks changed: right while 1.8 times the first's weight is more than the second's
+    to_18 = second_needed(1.8)[::-1]
     first, second = zip(from_12, to_18)
     logs, labels = [logs_of(*first), logs_of(*second)], torch.tensor([6, 6])
     assert [right(logs, labels, (1, ratio)) for ratio in (1.1, 1.3, 1.7, 1.9)] == [1, 2, 2, 1]
@@ -120,7 +135,8 @@ def test_the_first_of_equally_good_weights_stays():
 
 
 def test_the_largest_weight_is_tried():
-    """An image that needs the first network with 1.97 times the weight of the second: of 0, 0.05, ..., 1 only 1 is as much."""
+    """An image that needs the first network with 1.97 times the weight of the second: of 0, 0.05, ..., 1 only 1 is as
+    much."""
     second, first = second_needed(1 / 1.97)
     assert choose_weights([logs_of(first), logs_of(second)], torch.tensor([6])) == (1, 0.5)
 
@@ -128,12 +144,18 @@ def test_the_largest_weight_is_tried():
 @pytest.mark.parametrize("above, count", [(4, 1), (5, 0), (6, 0)])
 def test_four_before_the_label_leave_it_among_five(above, count):
     one = logs_of([0.16] * above + [0.02] * (6 - above) + [0.1])
-    assert ensemble_weights._Right([one], torch.tensor([6]))([10]) == ensemble_weights._Right([one, one], torch.tensor([6]))([3, 0]) == count
+    assert (
+        ensemble_weights._Right([one], torch.tensor([6]))([10])
+        == ensemble_weights._Right([one, one], torch.tensor([6]))([3, 0])
+        == count
+    )
 
 
 def test_the_fifth_decides():
     """Four classes that both networks put before the label, and one that only the first does."""
-    counted = ensemble_weights._Right([logs_of([0.16] * 5 + [0.02, 0.1]), logs_of([0.16] * 4 + [0.02] * 2 + [0.1])], torch.tensor([6]))
+    counted = ensemble_weights._Right(
+        [logs_of([0.16] * 5 + [0.02, 0.1]), logs_of([0.16] * 4 + [0.02] * 2 + [0.1])], torch.tensor([6])
+    )
     assert (counted([1, 0]), counted([0, 1]), counted([1, 5]), counted([5, 1])) == (0, 1, 1, 0)
 
 
@@ -156,18 +178,20 @@ def random_networks(seed, networks=3, images=60, classes=12):
 
 @every("seed", range(6))
 def test_no_single_weight_changed_is_better(seed):
-    """The search ends where every change of one weight, tried here by plain averages, is no better; never below where it began."""
+    """The search ends where every change of one weight, tried here by plain averages, is no better; never below where
+    it began."""
     logs, labels = random_networks(seed)
     found = choose_weights(logs, labels)
     best = right(logs, labels, found)
     assert best >= right(logs, labels, (0.5,) * 3)
-    changed = [found[:place] + (step / 20,) + found[place + 1:] for place in range(3) for step in range(21)]
+    changed = [found[:place] + (step / 20,) + found[place + 1 :] for place in range(3) for step in range(21)]
     assert max(right(logs, labels, weights) for weights in changed if any(weights)) <= best
 
 
 @every("seed", range(4))
 def test_where_one_network_is_always_right_the_search_finds_what_all_weights_find(seed):
-    """Network 0 is right about every image by a little; the others are wrong by much about some. Best of all weights: no error."""
+    """Network 0 is right about every image by a little; the others are wrong by much about some. Best of all weights:
+    no error."""
     logs, labels = random_networks(seed, images=12)
     sure = torch.full((12, 12), 0.08)
     sure[torch.arange(12), labels] = 0.12
@@ -193,7 +217,10 @@ def test_the_count_of_the_search_is_that_of_the_averages(weights, rows, monkeypa
     monkeypatch.setattr(ensemble_weights, "ROWS", rows)
     random = np.random.default_rng(3)
     counts = random.integers(0, 4, (3, 50, 8)) + np.eye(8, dtype=int)[random.integers(0, 8, 50)] * 2
-    logs, labels = [torch.from_numpy((of_network + 0.5) / 64).log().float() for of_network in counts], random.integers(0, 8, 50)
+    logs, labels = (
+        [torch.from_numpy((of_network + 0.5) / 64).log().float() for of_network in counts],
+        random.integers(0, 8, 50),
+    )
     labels = torch.from_numpy(labels)
     expected = right(logs, labels, weights)
     assert ensemble_weights._Right(logs, labels)(weights) == pytest.approx(expected) and expected % 1 != 0
@@ -204,8 +231,9 @@ def test_every_image_surely_right_is_no_special_case():
 
 
 def test_all_weights_zero_are_not_tried():
-    """One image that is right without the first network, and five that need five times the second's weight. Without any weight
-    all classes tie: five sevenths of every image would be right, which is more than one image."""
+    """One image that is right without the first network, and five that need five times the second's weight. Without any
+    weight all classes tie: five sevenths of every image would be right, which is more than one image."""
+
     def led_by(lead):
         return [(1 - lead) / 7] * 6 + [(1 + 6 * lead) / 7]
 
@@ -216,6 +244,7 @@ def test_all_weights_zero_are_not_tried():
 
 # --- what --weights says
 
+
 def test_weights_as_typed():
     assert parse_weights(None, 4) == (0.25,) * 4
     assert parse_weights(["1", "3"], 2) == (0.25, 0.75)
@@ -223,11 +252,21 @@ def test_weights_as_typed():
     assert parse_weights(["validation"], 2) == "validation"
 
 
-@every("words, named", [
-    (["1"], "1 for 2 RUNs"), (["1", "2", "3"], "3 for 2 RUNs"), (["1", "-1"], "-1 is no weight"),
-    (["nan", "1"], "nan is no weight"), (["inf", "1"], "inf is no weight"), (["0", "0.0"], "sum must be finite and above 0"),
-    (["1e308", "1e308"], "sum must be finite"), (["1", "x"], "a number for each RUN"),
-    (["validation", "1"], "a number for each RUN"), (["1", "2", "runs/a"], "the RUNs come first")])
+@every(
+    "words, named",
+    [
+        (["1"], "1 for 2 RUNs"),
+        (["1", "2", "3"], "3 for 2 RUNs"),
+        (["1", "-1"], "-1 is no weight"),
+        (["nan", "1"], "nan is no weight"),
+        (["inf", "1"], "inf is no weight"),
+        (["0", "0.0"], "sum must be finite and above 0"),
+        (["1e308", "1e308"], "sum must be finite"),
+        (["1", "x"], "a number for each RUN"),
+        (["validation", "1"], "a number for each RUN"),
+        (["1", "2", "runs/a"], "the RUNs come first"),
+    ],
+)
 def test_wrong_weights_are_refused(words, named):
     with pytest.raises(UserError, match=named):
         parse_weights(words, 2)

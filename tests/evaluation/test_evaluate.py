@@ -1,4 +1,6 @@
-"""Top-1 and top-5 errors, ties, NaN, partial batches, and the average over views; several runs, and what is written of them."""
+"""Top-1 and top-5 errors, ties, NaN, partial batches, and the average over views; several runs, and what is written of
+them."""
+
 import csv
 import gc
 import json
@@ -34,17 +36,20 @@ from alexnet_mp.runs.directory import RIGHT
 from alexnet_mp.system.errors import UserError
 
 
-@every("scores, label, top1, top5", [
-    ([9, 8, 7, 6, 5, 4, 3], 0, 1, 1),
-    ([9, 8, 7, 6, 5, 4, 3], 4, 0, 1),
-    ([9, 8, 7, 6, 5, 4, 3], 5, 0, 0),
-    ([1, 1, 1, 1, 1, 1, 1], 3, 1 / 7, 5 / 7),  # random tie-breaking is right once in seven, five in seven
-    ([9, 8, 7, 6, 5, 5, 3], 5, 0, 1 / 2),
-    ([9, 9, 7, 6, 5, 5, 3], 0, 1 / 2, 1),
-    ([float("nan")] * 7, 3, 0, 0),  # a network that blew up is never right
-    ([float("nan"), 8, 7, 6, 5, 4, 3], 1, 0, 1),
-    ([1, 2, 3], 0, 0, 1),  # fewer than six classes: top-5 can't fail
-])
+@every(
+    "scores, label, top1, top5",
+    [
+        ([9, 8, 7, 6, 5, 4, 3], 0, 1, 1),
+        ([9, 8, 7, 6, 5, 4, 3], 4, 0, 1),
+        ([9, 8, 7, 6, 5, 4, 3], 5, 0, 0),
+        ([1, 1, 1, 1, 1, 1, 1], 3, 1 / 7, 5 / 7),  # random tie-breaking is right once in seven, five in seven
+        ([9, 8, 7, 6, 5, 5, 3], 5, 0, 1 / 2),
+        ([9, 9, 7, 6, 5, 5, 3], 0, 1 / 2, 1),
+        ([float("nan")] * 7, 3, 0, 0),  # a network that blew up is never right
+        ([float("nan"), 8, 7, 6, 5, 4, 3], 1, 0, 1),
+        ([1, 2, 3], 0, 0, 1),  # fewer than six classes: top-5 can't fail
+    ],
+)
 def test_credits_of_one_image(scores, label, top1, top5):
     result = topk_credit(torch.tensor([scores], dtype=torch.float32), torch.tensor([label]))
     assert result.tolist() == pytest.approx([top1, top5])
@@ -78,18 +83,30 @@ class ScriptedPipeline:
 
 def test_probabilities_are_averaged_and_every_image_counts_once():
     """Two views that disagree: softmax first, then the mean. Averaging logits would decide image 0 the other way."""
-    logits = {"centre": torch.tensor([[2.0, 0, 1], [0, 5, 0], [0, 0, 5]]), "mirror": torch.tensor([[-9.0, 0, -9], [0, 5, 0], [0, 0, 5]])}
+    logits = {
+        "centre": torch.tensor([[2.0, 0, 1], [0, 5, 0], [0, 0, 5]]),
+        "mirror": torch.tensor([[-9.0, 0, -9], [0, 5, 0], [0, 0, 5]]),
+    }
     labels = torch.tensor([0, 1, 0])
     counted = []
     network = Scripted().train()
-    tested = evaluate(network, ScriptedPipeline(logits, labels), "val", {"one": ["centre"], "two": ["centre", "mirror"]}, 2, counted.append)
+    tested = evaluate(
+        network,
+        ScriptedPipeline(logits, labels),
+        "val",
+        {"one": ["centre"], "two": ["centre", "mirror"]},
+        2,
+        counted.append,
+    )
     errors = {name: answers.errors() for name, answers in tested.items()}
     p = [np.exp(logits[view][0].numpy()) / np.exp(logits[view][0].numpy()).sum() for view in ("centre", "mirror")]
     assert p[0].argmax() == 0 and np.mean(p, 0).argmax() == 1
     assert errors["one"].top1_error == pytest.approx(100 / 3) and errors["two"].top1_error == pytest.approx(200 / 3)
     assert errors["one"].top5_error == 0 and errors["one"].images == 3
-    losses = [-np.log(np.mean(p, 0)[0]), *(-np.log(torch.stack([logits[v][i].softmax(0) for v in logits]).mean(0)[labels[i]].item())
-                                          for i in (1, 2))]
+    losses = [
+        -np.log(np.mean(p, 0)[0]),
+        *(-np.log(torch.stack([logits[v][i].softmax(0) for v in logits]).mean(0)[labels[i]].item()) for i in (1, 2)),
+    ]
     assert errors["two"].loss == pytest.approx(np.mean(losses))
     assert counted == [2, 1] and network.training  # left in the mode it was in
 
@@ -97,9 +114,17 @@ def test_probabilities_are_averaged_and_every_image_counts_once():
 def test_a_loss_beyond_float32_is_finite():
     """exp(-300) is 0 in float32; the loss is 300 all the same, and over two views -log of the mean."""
     logits = {"one": torch.tensor([[300.0, 0, 0]]), "two": torch.tensor([[200.0, 0, 0]])}
-    tested = evaluate(Scripted(), ScriptedPipeline(logits, torch.tensor([1])), "val", {"one": ["one"], "both": ["one", "two"]}, 1,
-                      lambda n: None)
-    assert tested["one"].errors().loss == pytest.approx(300) and tested["both"].errors().loss == pytest.approx(200 + np.log(2))
+    tested = evaluate(
+        Scripted(),
+        ScriptedPipeline(logits, torch.tensor([1])),
+        "val",
+        {"one": ["one"], "both": ["one", "two"]},
+        1,
+        lambda n: None,
+    )
+    assert tested["one"].errors().loss == pytest.approx(300) and tested["both"].errors().loss == pytest.approx(
+        200 + np.log(2)
+    )
 
 
 @pytest.mark.parametrize("classes, batch_size", [(7, 8), (10, 128), (1000, 50), (3, 1)])
@@ -114,7 +139,9 @@ def test_the_bits_of_errors_are_those_of_sums_over_batches(tmp_path, classes, ba
         logits["centre"][5] = float("nan")
     protocols = {"centre view": ["centre"], "ten views": ["centre", "mirror"]}
     taken, pipeline = [], ScriptedPipeline(logits, labels)
-    found = evaluate(Scripted(), pipeline, "val", protocols, batch_size, lambda n: None, lambda *batch: taken.append(batch))
+    found = evaluate(
+        Scripted(), pipeline, "val", protocols, batch_size, lambda n: None, lambda *batch: taken.append(batch)
+    )
     write_right(tmp_path, found)
     written = read_right(tmp_path / RIGHT)
     assert [place for rows, _ in taken for place in range(rows.start, rows.stop)] == list(range(333))
@@ -140,7 +167,10 @@ def test_the_papers_protocols():
 
 
 def test_a_test_that_is_broken_off_leaves_the_network_in_training():
-    network, pipeline = Scripted().train(), ScriptedPipeline({"one": torch.zeros(6, 3)}, torch.zeros(6, dtype=torch.int64))
+    network, pipeline = (
+        Scripted().train(),
+        ScriptedPipeline({"one": torch.zeros(6, 3)}, torch.zeros(6, dtype=torch.int64)),
+    )
     with closing(log_probabilities(network, pipeline, "val", {"x": ["one"]}, 2)) as batches:
         means, labels = next(batches)
         assert means["x"].exp().tolist() == [pytest.approx([1 / 3] * 3)] * 2 and not network.training
@@ -150,14 +180,17 @@ def test_a_test_that_is_broken_off_leaves_the_network_in_training():
 
 # --- several runs
 
+
 def seen(centre, mirror=None):
-    """Logits that give these probabilities, (images, classes), under two views; under the second the same if nothing is said."""
+    """Logits that give these probabilities, (images, classes), under two views; under the second the same if nothing is
+    said."""
     return {"centre": torch.tensor(centre).log(), "mirror": torch.tensor(centre if mirror is None else mirror).log()}
 
 
 @pytest.fixture
 def networks(monkeypatch):
-    """Makes `Run`s of hand-made answers, {split: views} for each; a run's network must be gone when the next one is loaded."""
+    """Makes `Run`s of hand-made answers, {split: views} for each; a run's network must be gone when the next one is
+    loaded."""
     alive = []
 
     def load_run(directory, gpus, kernels):
@@ -202,11 +235,14 @@ def top1(found):
 
 
 def test_the_average_of_runs_by_hand(networks):
-    """Averages: (.35 .5 .15), (.4 .5 .1), (.35 .55 .1); weighted by 4 and 1: (.5 .38 .12), (.46 .44 .1), (.38 .52 .1)."""
+    """Averages: (.35 .5 .15), (.4 .5 .1), (.35 .55 .1); weighted by 4 and 1: (.5 .38 .12), (.46 .44 .1), (.38 .52
+    .1)."""
     runs = networks({"val": [0, 0, 1]}, {"val": seen(ONE)}, {"val": seen(OTHER)})
     found = evaluate_runs(runs, "val")
-    assert [top1(each) for each in found.runs] == [{"centre view": 0, "ten views": 0},
-                                                   {"centre view": pytest.approx(200 / 3), "ten views": pytest.approx(200 / 3)}]
+    assert [top1(each) for each in found.runs] == [
+        {"centre view": 0, "ten views": 0},
+        {"centre view": pytest.approx(200 / 3), "ten views": pytest.approx(200 / 3)},
+    ]
     assert top1(found.average) == {"centre view": pytest.approx(200 / 3), "ten views": pytest.approx(200 / 3)}
     assert found.weights == (0.5, 0.5) and found.average["ten views"].top.tolist() == [[1, 0, 2]] * 3
     assert found.average["ten views"].errors().loss == pytest.approx(-np.log([0.35, 0.4, 0.55]).mean(), rel=1e-6)
@@ -217,30 +253,36 @@ def test_the_average_of_runs_by_hand(networks):
 
 
 def led_by(lead):
-    """Probabilities of seven classes for an image of the last one: by how much it leads the six others, which are equal."""
+    """Probabilities of seven classes for an image of the last one: by how much it leads the six others, which are
+    equal."""
     return [(1 - lead) / 7] * 6 + [(1 + 6 * lead) / 7]
 
 
 @pytest.mark.parametrize("split", ["test", "val"])
 def test_weights_are_chosen_on_the_validation_images(networks, split, capsys):
-    """The first network is wrong about both validation images, the second right: the first gets 0, the first weight tried that is
-    right. On the test images it would have been the other way round."""
+    """The first network is wrong about both validation images, the second right: the first gets 0, the first weight
+    tried that is right. On the test images it would have been the other way round."""
     wrong, good = [led_by(-0.08), led_by(-0.1)], [led_by(0.01), led_by(0.02)]
-    runs = networks({"val": [6, 6], "test": [6, 6]}, {"val": seen(wrong), "test": seen(good)},
-                    {"val": seen(good), "test": seen(wrong)})
+    runs = networks(
+        {"val": [6, 6], "test": [6, 6]},
+        {"val": seen(wrong), "test": seen(good)},
+        {"val": seen(good), "test": seen(wrong)},
+    )
     for views in ("ten", "centre"):
         found = evaluate_runs(runs, split, "validation", views)
         assert found.weights == (0, 1)
         assert top1(found.average)["ten views"] == (100 if split == "test" else 0)
         assert found.average["ten views"].errors().top5_error == (100 if split == "test" else 0)
-        assert [each["ten views"].errors().top5_error for each in found.runs] == ([0, 100] if split == "test" else [100, 0])
+        assert [each["ten views"].errors().top5_error for each in found.runs] == (
+            [0, 100] if split == "test" else [100, 0]
+        )
         printed = capsys.readouterr().out
         assert "chosen on the validation images: 0 0.5" in printed and ("WARNING" in printed) == (split == "val")
 
 
 def test_weights_are_chosen_under_the_views_that_are_asked_for(networks):
-    """Centre view: leads of -0.04 and 0.02, so 0 is right for the first network. Both views: 0.01 and -0.07, too much for twice the
-    first one's weight, so 0 is for the second."""
+    """Centre view: leads of -0.04 and 0.02, so 0 is right for the first network. Both views: 0.01 and -0.07, too much
+    for twice the first one's weight, so 0 is for the second."""
     first, second = seen([led_by(-0.04)], [led_by(0.06)]), seen([led_by(0.02)], [led_by(-0.16)])
     runs = networks({"val": [6], "test": [6]}, {"val": first, "test": second}, {"val": second, "test": first})
     for split in ("val", "test"):
@@ -263,9 +305,12 @@ def test_a_run_of_one_view_is_averaged_with_one_of_ten(networks):
         name = "one view / ten views" if first else "ten views / one view"
         assert list(found.average) == ["centre view", name] and [len(each) for each in found.runs] == [2, 2]
         expected = np.mean([np.mean([ONE, mirror], 0), OTHER], 0)
-        assert found.average[name].errors().loss == pytest.approx(-np.log(expected[[0, 1, 2], [0, 0, 1]]).mean(), rel=1e-6)
+        assert found.average[name].errors().loss == pytest.approx(
+            -np.log(expected[[0, 1, 2], [0, 0, 1]]).mean(), rel=1e-6
+        )
         assert found.average["centre view"].errors().loss == pytest.approx(
-            -np.log(np.mean([ONE, OTHER], 0)[[0, 1, 2], [0, 0, 1]]).mean(), rel=1e-6)
+            -np.log(np.mean([ONE, OTHER], 0)[[0, 1, 2], [0, 0, 1]]).mean(), rel=1e-6
+        )
     for views in ("ten", "centre"):
         one, other = networks({"val": [0, 0, 1]}, {"val": seen(OTHER)}, {"val": seen(ONE)})
         for each in (one, other):
@@ -280,12 +325,14 @@ def test_a_network_that_answers_nan_is_not_averaged(networks):
     for weights in (None, "validation", (1, 0)):
         with pytest.raises(UserError, match="run 1: its network answers with NaN"):
             evaluate_runs(runs, "val", weights)
-    assert top1(evaluate_runs(runs[1:], "val").average)["ten views"] == pytest.approx(100 / 3)  # alone, as ever: never right
+    # alone, as ever: never right
+    assert top1(evaluate_runs(runs[1:], "val").average)["ten views"] == pytest.approx(100 / 3)
     with pytest.raises(UserError, match="NaN"):
         evaluate_runs(runs[1:], "val", finite=True)
 
 
 # --- the command
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
@@ -314,7 +361,8 @@ def refused(*arguments):
 
 
 def mean_answers(directory, data, split):
-    """[(images, classes) probabilities under the centre view and under ten views] of a run, in float64, each view by itself."""
+    """[(images, classes) probabilities under the centre view and under ten views] of a run, in float64, each view by
+    itself."""
     network, described = trained_module.load_run(directory, "cpu")
     recipe, dataset = described.recipe, open_dataset(str(data), described.recipe.stored_size, (split,))
     statistics, means = pixel_statistics.Statistics.load(directory).mean.astype(np.float32), []
@@ -323,8 +371,10 @@ def mean_answers(directory, data, split):
         for place in range(len(dataset.splits[split])):
             picture, crops = dataset.splits[split].read(place).astype(np.float32) - statistics, []
             for top, left, flip in views:
-                crop = picture[top:top + recipe.crop_size, left:left + recipe.crop_size]
-                crops.append(torch.from_numpy(np.ascontiguousarray((crop[:, ::-1] if flip else crop).transpose(2, 0, 1))))
+                crop = picture[top : top + recipe.crop_size, left : left + recipe.crop_size]
+                crops.append(
+                    torch.from_numpy(np.ascontiguousarray((crop[:, ::-1] if flip else crop).transpose(2, 0, 1)))
+                )
             with torch.inference_mode():
                 found.append(network(torch.stack(crops), torch.stack(crops)).double().softmax(1).mean(0))
         means.append(torch.stack(found))
@@ -334,23 +384,50 @@ def mean_answers(directory, data, split):
 @pytest.mark.parametrize("split", ["val", "test"])
 def test_two_runs_and_all_their_files(trained, tmp_path, split, capsys):
     """Against the networks themselves, asked view by view; the runs have their own sizes of pictures."""
-    options = ["--data", trained / "set", "--split", split] if split == "val" else ["--data", trained / "folder", "--split", split]
-    evaluated(trained / "a", trained / "b", *options, "--weights", "3", "1", "--submission", tmp_path / "s", "--per-class",
-              tmp_path / "p.csv", "--confusion", tmp_path / "c.csv", "--batch-size", "4")
+    options = (
+        ["--data", trained / "set", "--split", split]
+        if split == "val"
+        else ["--data", trained / "folder", "--split", split]
+    )
+    evaluated(
+        trained / "a",
+        trained / "b",
+        *options,
+        "--weights",
+        "3",
+        "1",
+        "--submission",
+        tmp_path / "s",
+        "--per-class",
+        tmp_path / "p.csv",
+        "--confusion",
+        tmp_path / "c.csv",
+        "--batch-size",
+        "4",
+    )
     printed = capsys.readouterr().out
     found = [mean_answers(trained / name, options[1], split) for name in "ab"]
     found.append([0.75 * one + 0.25 * other for one, other in zip(*found)])
     labels = torch.arange(15) // 5
-    errors = [100 - 100 * (of_protocol.argmax(1) == labels).double().mean().item() for of_run in found for of_protocol in of_run]
+    errors = [
+        100 - 100 * (of_protocol.argmax(1) == labels).double().mean().item()
+        for of_run in found
+        for of_protocol in of_run
+    ]
     table = [float(error) for error in re.findall(r"views?  +top-1 error +([\d.]+) %", printed)]
-    assert table == [pytest.approx(error, abs=0.006) for error in errors] and "average of 2 runs, weights 0.75 0.25" in printed
+    assert (
+        table == [pytest.approx(error, abs=0.006) for error in errors]
+        and "average of 2 runs, weights 0.75 0.25" in printed
+    )
 
     expected = found[2][1].argsort(1, descending=True)
     lines = [[int(number) for number in line.split()] for line in (tmp_path / "s").read_text().splitlines()]
     assert lines == (expected + 1).tolist() and "classes numbered from 1" in printed
     with open(tmp_path / "c.csv", newline="") as file:
         counts = np.array([row[1:] for row in list(csv.reader(file))[1:]], int)
-    assert counts.tolist() == [[int((expected[labels == label, 0] == other).sum()) for other in range(3)] for label in range(3)]
+    assert counts.tolist() == [
+        [int((expected[labels == label, 0] == other).sum()) for other in range(3)] for label in range(3)
+    ]
     with open(tmp_path / "p.csv", newline="") as file:
         rows = list(csv.reader(file))[1:]
     assert [row[0] for row in rows] == ["apple", "leaf", "sky"] and [row[1] for row in rows] == ["5"] * 3
@@ -366,7 +443,8 @@ def test_files_are_about_the_views_that_are_asked_for(trained, tmp_path):
 def test_weights_chosen_on_validation_are_used_for_the_test_images(trained, tmp_path, capsys):
     evaluated(trained / "a", trained / "b", "--data", trained / "folder", "--split", "test", "--weights", "validation")
     printed = capsys.readouterr().out
-    assert "weights chosen on the validation images: 0.5 0.5" in printed  # of three classes no top-5 error is better than another
+    # of three classes no top-5 error is better than another
+    assert "weights chosen on the validation images: 0.5 0.5" in printed
     assert re.findall("^(?:val|test), ", printed, re.M) == ["val, "] * 2 + ["test, "] * 6 and "WARNING" not in printed
 
 
@@ -402,14 +480,20 @@ def test_runs_that_cannot_be_averaged_are_refused_before_anything_is_tested(trai
     message = refused(trained / "a", trained / "b", tmp_path / "classes")
     assert f"{tmp_path / 'classes'}: its class 2 is 'moss', and 'leaf' in {trained / 'a'}" in message
     assert f"{tmp_path / 'fewer'}: its class 3 is missing, and 'sky' in" in refused(trained / "a", tmp_path / "fewer")
-    assert "trained on different data" in (message := refused(trained / "a", tmp_path / "data")) and "/elsewhere" in message
+    assert (
+        "trained on different data" in (message := refused(trained / "a", tmp_path / "data"))
+        and "/elsewhere" in message
+    )
     assert f"{tmp_path / 'empty'}: no checkpoint in it" in refused(trained / "a", tmp_path / "empty")
     assert "not a run directory" in refused(trained / "a", tmp_path / "missing")
-    assert "no test split" in refused(trained / "a", trained / "b", "--data", no_test(trained, tmp_path), "--split", "test")
+    assert "no test split" in refused(
+        trained / "a", trained / "b", "--data", no_test(trained, tmp_path), "--split", "test"
+    )
 
 
 def test_what_the_newest_weights_were_trained_with_counts_and_not_what_the_run_would_do_now(trained, tmp_path):
-    """A run that goes on with other data, and is killed before its first checkpoint, has the old weights and a new run.json."""
+    """A run that goes on with other data, and is killed before its first checkpoint, has the old weights and a new
+    run.json."""
     run = shutil.copytree(trained / "a", tmp_path / "run")
     content = json.loads((run / "run.json").read_text())
     content["data"] |= {"source": "/elsewhere", "classes": ["ant", "bee"]}
@@ -417,22 +501,35 @@ def test_what_the_newest_weights_were_trained_with_counts_and_not_what_the_run_w
     (run / "run.json").write_text(json.dumps(content))
     (run / "statistics.safetensors").unlink()
     (before, found), expected = trained_module.trained(run), trained_module.trained(trained / "a")[1]
-    assert before.name == trained_module.trained(trained / "a")[0].name and found.recipe == expected.recipe and found.weights is None
+    assert (
+        before.name == trained_module.trained(trained / "a")[0].name
+        and found.recipe == expected.recipe
+        and found.weights is None
+    )
     assert (found.source, found.classes) == (expected.source, expected.classes)
     assert np.array_equal(found.statistics.mean, expected.statistics.mean)
 
 
 def no_test(trained, tmp_path):
     shutil.copytree(trained / "folder", tmp_path / "folder", ignore=shutil.ignore_patterns("test"))
-    assert prepare.main([str(tmp_path / "folder"), str(tmp_path / "set"), "--size", "44", "--workers", "0", "--raw"]) == 0
+    assert (
+        prepare.main([str(tmp_path / "folder"), str(tmp_path / "set"), "--size", "44", "--workers", "0", "--raw"]) == 0
+    )
     return tmp_path / "set"
 
 
-@every("arguments, named", [
-    (["a", "b", "--weights", "1"], "1 for 2 RUNs"), (["a", "b", "--weights", "0", "0"], "above 0"),
-    (["a", "b", "--weights", "nan", "1"], "nan is no weight"), (["a", "--weights", "1"], "a single RUN"),
-    (["a", "--weights", "validation"], "a single RUN"), (["a", "b", "--weights=-1"], "1 for 2 RUNs"),
-    (["a", "b", "--batch-size", "0"], "at least 1")])
+@every(
+    "arguments, named",
+    [
+        (["a", "b", "--weights", "1"], "1 for 2 RUNs"),
+        (["a", "b", "--weights", "0", "0"], "above 0"),
+        (["a", "b", "--weights", "nan", "1"], "nan is no weight"),
+        (["a", "--weights", "1"], "a single RUN"),
+        (["a", "--weights", "validation"], "a single RUN"),
+        (["a", "b", "--weights=-1"], "1 for 2 RUNs"),
+        (["a", "b", "--batch-size", "0"], "at least 1"),
+    ],
+)
 def test_wrong_arguments_are_refused_before_anything_is_read(trained, arguments, named, monkeypatch):
     monkeypatch.setattr(trained_module, "read_run", None)
     assert named in refused(*(trained / word if word in "ab" else word for word in arguments))

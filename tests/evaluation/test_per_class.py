@@ -1,4 +1,5 @@
 """Errors class by class and the confusion of classes, counted by hand."""
+
 import csv
 import io
 
@@ -7,7 +8,7 @@ import torch
 from alexnet_mp.evaluation.accuracy import answers
 from alexnet_mp.evaluation.per_class import confusion, confusion_table, table
 
-CLASSES = ("ant", "bee, \"buzz\"", "cow", "dog", "elk", "fox", "gnu")
+CLASSES = ("ant", 'bee, "buzz"', "cow", "dog", "elk", "fox", "gnu")
 
 
 def say(*order):
@@ -19,8 +20,19 @@ def say(*order):
 
 
 # label, answer: class 4 has no image, class 3 one that is always right, class 5 one for which all classes tie
-IMAGES = [(0, say(0)), (0, say(1, 0)), (0, say(2, 1, 3, 4, 5)), (0, say(1, 2, 3, 4, 0)), (1, say(2, 1)), (1, say(0, 1)),
-          (2, say(2)), (2, say(2, 1)), (3, say(3)), (5, say()), (6, say(0, 1, 2, 3, 4, 5))]
+IMAGES = [
+    (0, say(0)),
+    (0, say(1, 0)),
+    (0, say(2, 1, 3, 4, 5)),
+    (0, say(1, 2, 3, 4, 0)),
+    (1, say(2, 1)),
+    (1, say(0, 1)),
+    (2, say(2)),
+    (2, say(2, 1)),
+    (3, say(3)),
+    (5, say()),
+    (6, say(0, 1, 2, 3, 4, 5)),
+]
 
 
 def counted():
@@ -34,13 +46,15 @@ def rows(text):
 
 def test_the_confusion_by_hand():
     _, counts = counted()
-    assert counts.tolist() == [[1, 2, 1, 0, 0, 0, 0],  # rows: what it is
-                               [1, 0, 1, 0, 0, 0, 0],
-                               [0, 0, 2, 0, 0, 0, 0],
-                               [0, 0, 0, 1, 0, 0, 0],
-                               [0, 0, 0, 0, 0, 0, 0],
-                               [1, 0, 0, 0, 0, 0, 0],  # all tied: the first class
-                               [1, 0, 0, 0, 0, 0, 0]]
+    assert counts.tolist() == [
+        [1, 2, 1, 0, 0, 0, 0],  # rows: what it is
+        [1, 0, 1, 0, 0, 0, 0],
+        [0, 0, 2, 0, 0, 0, 0],
+        [0, 0, 0, 1, 0, 0, 0],
+        [0, 0, 0, 0, 0, 0, 0],
+        [1, 0, 0, 0, 0, 0, 0],  # all tied: the first class
+        [1, 0, 0, 0, 0, 0, 0],
+    ]
     written = rows(confusion_table(CLASSES, counts))
     assert written[0] == ["class", *CLASSES] and [row[0] for row in written[1:]] == list(CLASSES)
     assert [[int(count) for count in row[1:]] for row in written[1:]] == counts.tolist()
@@ -49,15 +63,24 @@ def test_the_confusion_by_hand():
 def test_the_errors_of_each_class_by_hand():
     found, counts = counted()
     written = rows(table(CLASSES, found, counts))
-    assert written[0] == ["class", "images", "top-1 error %", "top-5 error %", "most frequent wrong class", "its images"]
+    assert written[0] == [
+        "class",
+        "images",
+        "top-1 error %",
+        "top-5 error %",
+        "most frequent wrong class",
+        "its images",
+    ]
     assert written[1:] == [
         ["ant", "4", "75.0000", "25.0000", CLASSES[1], "2"],
         [CLASSES[1], "2", "100.0000", "0.0000", "ant", "1"],  # once ant, once cow: the first
         ["cow", "2", "0.0000", "0.0000", "", "0"],
         ["dog", "1", "0.0000", "0.0000", "", "0"],
         ["elk", "0", "", "", "", "0"],  # no image: no error
-        ["fox", "1", f"{600 / 7:.4f}", f"{200 / 7:.4f}", "ant", "1"],  # a seventh of an image is right, five sevenths under top-5
-        ["gnu", "1", "100.0000", "100.0000", "ant", "1"]]
+        # a seventh of an image is right, five sevenths under top-5
+        ["fox", "1", f"{600 / 7:.4f}", f"{200 / 7:.4f}", "ant", "1"],
+        ["gnu", "1", "100.0000", "100.0000", "ant", "1"],
+    ]
 
 
 def test_the_classes_add_up_to_the_whole():

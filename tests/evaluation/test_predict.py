@@ -1,4 +1,5 @@
 """The command predict: any file Pillow opens, files that are none, views, words, JSON."""
+
 import fcntl
 import io
 import json
@@ -46,16 +47,18 @@ def answered(capsys, *arguments, status=0):
 
 def test_it_says_what_the_test_of_the_run_says(trained, data):  # noqa: F811
     """The pictures of the validation split, given one by one, have the probabilities that evaluate finds."""
-    opened, = open_runs([trained], data, ("val",), "cpu", workers=0)
+    (opened,) = open_runs([trained], data, ("val",), "cpu", workers=0)
     network, found = load_run(trained, "cpu")
     pictures = [opened.dataset.splits["val"].read(number) for number in range(len(opened.dataset.splits["val"]))]
     protocols = dict(zip(("one", "ten"), both_protocols(network.recipe).values()))
-    (means, _), = log_probabilities(network, opened.pipeline, "val", protocols, 99)
+    ((means, _),) = log_probabilities(network, opened.pipeline, "val", protocols, 99)
     for views in ("one", "ten"):
         probabilities, labels = predict_images.predict(network, found.statistics, pictures, views, top=3)
         expected = means[views].exp()
         torch.testing.assert_close(probabilities, expected.gather(1, labels), rtol=1e-5, atol=1e-7)
-        assert (probabilities.diff(dim=1) <= 0).all() and torch.allclose(probabilities.sum(1), torch.ones(6, dtype=torch.float64))
+        assert (probabilities.diff(dim=1) <= 0).all() and torch.allclose(
+            probabilities.sum(1), torch.ones(6, dtype=torch.float64)
+        )
     assert not torch.equal(means["one"], means["ten"])
 
 
@@ -72,8 +75,20 @@ def test_lines_and_json_say_the_same(trained, photograph, capsys):
     assert not CONSOLE.stderr
 
 
-FORMATS = [("L", "png"), ("1", "png"), ("P", "png"), ("P", "gif"), ("RGBA", "png"), ("LA", "png"), ("CMYK", "jpeg"), ("I;16", "png"),
-           ("RGB", "webp"), ("RGB", "bmp"), ("RGB", "tiff"), ("F", "tiff")]
+FORMATS = [
+    ("L", "png"),
+    ("1", "png"),
+    ("P", "png"),
+    ("P", "gif"),
+    ("RGBA", "png"),
+    ("LA", "png"),
+    ("CMYK", "jpeg"),
+    ("I;16", "png"),
+    ("RGB", "webp"),
+    ("RGB", "bmp"),
+    ("RGB", "tiff"),
+    ("F", "tiff"),
+]
 
 
 @every("mode, kind", FORMATS)
@@ -100,7 +115,14 @@ def test_bad_files_are_named_and_the_others_answered(trained, photograph, tmp_pa
     monkeypatch.setattr(image_files, "AT_ONCE", 2)
     (tmp_path / "empty.jpg").touch()
     (tmp_path / "text\x1b[2J.jpg").write_bytes(b"no picture")
-    files = [tmp_path / "empty.jpg", tmp_path / "text\x1b[2J.jpg", photograph, tmp_path / "missing.jpg", tmp_path, photograph]
+    files = [
+        tmp_path / "empty.jpg",
+        tmp_path / "text\x1b[2J.jpg",
+        photograph,
+        tmp_path / "missing.jpg",
+        tmp_path,
+        photograph,
+    ]
     captured = answered(capsys, trained, *files, status=2)
     errors = [line for line in captured.err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 4 and "empty.jpg: it is empty" in errors[0] and r"text\x1b[2J.jpg" in errors[1]
@@ -108,14 +130,23 @@ def test_bad_files_are_named_and_the_others_answered(trained, photograph, tmp_pa
     assert "\x1b" not in captured.err and captured.out.splitlines().count(str(photograph)) == 2
     document = json.loads(answered(capsys, trained, *files, "--json", status=2).out)
     assert [("error" in one, "top" in one) for one in document["pictures"]] == [
-        (True, False), (True, False), (False, True), (True, False), (True, False), (False, True)]
+        (True, False),
+        (True, False),
+        (False, True),
+        (True, False),
+        (True, False),
+        (False, True),
+    ]
     assert document["pictures"][2]["top"] == document["pictures"][5]["top"]
 
 
 def test_a_pipe_is_not_waited_for(trained, photograph, tmp_path, capsys):
     os.mkfifo(tmp_path / "pipe.jpg")
     captured = answered(capsys, trained, tmp_path / "pipe.jpg", photograph, status=2)
-    assert f"cannot read image {tmp_path}/pipe.jpg: it is not a regular file" in captured.err and str(photograph) in captured.out
+    assert (
+        f"cannot read image {tmp_path}/pipe.jpg: it is not a regular file" in captured.err
+        and str(photograph) in captured.out
+    )
 
 
 @pytest.mark.process
@@ -123,8 +154,12 @@ def test_a_reader_that_leaves_is_no_error(trained, photograph):
     """Its buffer is too small for the answer, and it reads nothing at all."""
     reader, writer = os.pipe()
     fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
-    process = subprocess.Popen([sys.executable, "-m", "alexnet_mp.predict", trained, *[photograph] * 64, "--gpus", "cpu", "--json"],
-                               stdout=writer, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "alexnet_mp.predict", trained, *[photograph] * 64, "--gpus", "cpu", "--json"],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     os.close(writer), os.close(reader)
     said = process.communicate()[1]
     assert process.returncode == 0 and "error" not in said.lower()
@@ -138,7 +173,7 @@ def test_standard_input(trained, photograph, capsys, monkeypatch):
     assert "cannot read image -: it is empty" in answered(capsys, trained, "-", status=2).err
     monkeypatch.setattr(image_files, "MOST_BYTES", 10)
     monkeypatch.setattr("sys.stdin", types.SimpleNamespace(buffer=io.BytesIO(bytes(11))))
-    (_, problem, answer), = image_files.answered(["-"], 40, lambda some: pytest.fail("there is no picture"))
+    ((_, problem, answer),) = image_files.answered(["-"], 40, lambda some: pytest.fail("there is no picture"))
     assert answer is None
     assert isinstance(problem, UserError) and "more than 10 bytes" in str(problem)
 
@@ -151,7 +186,11 @@ def test_a_run_keeps_the_words_of_its_classes(trained, data, photograph, capsys)
         content["data"]["class_names"] = ["an apple\x1b[0m", "a leaf", "the sky"]
         (trained / "run.json").write_text(json.dumps(content))
         captured = answered(capsys, trained, photograph)
-        assert "the sky (sky)" in captured.out and r"an apple\x1b[0m (apple)" in captured.out and "\x1b" not in captured.out
+        assert (
+            "the sky (sky)" in captured.out
+            and r"an apple\x1b[0m (apple)" in captured.out
+            and "\x1b" not in captured.out
+        )
         for words in (["too", "few"], [1, 2, 3], None):
             content["data"]["class_names"] = words
             (trained / "run.json").write_text(json.dumps(content))

@@ -1,4 +1,6 @@
-"""The file for ILSVRC-2012's test server: a line an image, in the order of their numbers; classes by the competition's numbers."""
+"""The file for ILSVRC-2012's test server: a line an image, in the order of their numbers; classes by the competition's
+numbers."""
+
 import numpy as np
 import pytest
 import torch
@@ -30,9 +32,15 @@ def test_without_numbers_lines_are_in_the_order_of_the_split():
     assert order(["n01440764_10026_00000002.JPEG", "n01440764_10026_00000001.JPEG"]) == [0, 1]
 
 
-@every("numbers, named", [
-    ((1, 2, 4), "number 3 is missing, the next is ILSVRC2012_val_00000004.JPEG"), ((2, 3), "number 1 is missing"),
-    ((1, 2, 2, 3), "the number of ILSVRC2012_val_00000002.JPEG is there twice"), ((0, 1), "is there twice")])
+@every(
+    "numbers, named",
+    [
+        ((1, 2, 4), "number 3 is missing, the next is ILSVRC2012_val_00000004.JPEG"),
+        ((2, 3), "number 1 is missing"),
+        ((1, 2, 2, 3), "the number of ILSVRC2012_val_00000002.JPEG is there twice"),
+        ((0, 1), "is there twice"),
+    ],
+)
 def test_a_line_that_would_be_missing_is_refused(numbers, named):
     with pytest.raises(UserError, match=named):
         order(names(*numbers))
@@ -48,10 +56,14 @@ def test_lines_by_hand():
 
 @pytest.fixture(scope="module")
 def ilsvrc(tmp_path_factory):
-    """(sources, prepared set): ILSVRC-2012 with five test images, of which the archive doesn't have the first one first."""
+    """(sources, prepared set): ILSVRC-2012 with five test images, of which the archive doesn't have the first one
+    first."""
     root = tmp_path_factory.mktemp("ilsvrc")
     make_ilsvrc2012(root / "source", train=4)
-    tests = {f"test/{name}": image(seed_of("test", 0, number)) for number, name in enumerate(names(3, 5, 1, 2, 4, split="test"))}
+    tests = {
+        f"test/{name}": image(seed_of("test", 0, number))
+        for number, name in enumerate(names(3, 5, 1, 2, 4, split="test"))
+    }
     (root / "source" / "ILSVRC2012_img_test_v10102019.tar").write_bytes(tar(tests))
     options = ["--size", "40", "--raw", "--workers", "0", "--unlabelled-test"]
     assert prepare.main([str(root / "source"), str(root / "set"), *options]) == 0
@@ -61,13 +73,19 @@ def ilsvrc(tmp_path_factory):
 def expected_lines(directory, data, split, places):
     """The lines from the network itself: its ten views of each picture, one after the other."""
     network, found = trained.load_run(directory, "cpu")
-    statistics, recipe, pictures = pixel_statistics.Statistics.load(directory), found.recipe, Prepared(data, 40, (split,)).splits[split]
+    statistics, recipe, pictures = (
+        pixel_statistics.Statistics.load(directory),
+        found.recipe,
+        Prepared(data, 40, (split,)).splits[split],
+    )
     lines = []
     for place in places:
         pixels = pictures.read(place).astype(np.float32)
         views = []
         for top, left, flip in protocol.both_protocols(recipe)["ten views"]:
-            crop, mean = (of[top:top + 32, left:left + 32] for of in (pixels, np.asarray(statistics.mean, np.float32)))
+            crop, mean = (
+                of[top : top + 32, left : left + 32] for of in (pixels, np.asarray(statistics.mean, np.float32))
+            )
             crop = (crop - mean)[:, ::-1] if flip else crop - mean
             views.append(torch.from_numpy(np.ascontiguousarray(crop.transpose(2, 0, 1))))
         views = torch.stack(views)
@@ -81,7 +99,9 @@ def test_the_unlabelled_test_images_of_ilsvrc_come_out_in_their_order_and_number
     _, data = ilsvrc
     # Without biases and untrained, a network answers pictures of noise one way or the other.
     directory = run(data, tmp_path / "run", "--steps", "1", "--set", "learning_rate=0", "--set", "fc6.init_bias=0")
-    assert evaluate.main([str(directory), "--gpus", "cpu", "--split", "test", "--submission", str(tmp_path / "file")]) == 0
+    assert (
+        evaluate.main([str(directory), "--gpus", "cpu", "--split", "test", "--submission", str(tmp_path / "file")]) == 0
+    )
     found = (tmp_path / "file").read_text().splitlines()
     split = Prepared(data, 40, ("test",)).splits["test"]
     assert list(split.names) == names(1, 2, 3, 4, 5, split="test") and split.labels.tolist() == [-1] * 5
@@ -90,8 +110,19 @@ def test_the_unlabelled_test_images_of_ilsvrc_come_out_in_their_order_and_number
     with pytest.raises(UserError, match="have no labels"):
         evaluate.main([str(directory), "--gpus", "cpu", "--split", "test"])
     with pytest.raises(UserError, match="have no labels"):
-        evaluate.main([str(directory), "--gpus", "cpu", "--split", "test", "--submission", str(tmp_path / "g"), "--per-class",
-                       str(tmp_path / "h")])
+        evaluate.main(
+            [
+                str(directory),
+                "--gpus",
+                "cpu",
+                "--split",
+                "test",
+                "--submission",
+                str(tmp_path / "g"),
+                "--per-class",
+                str(tmp_path / "h"),
+            ]
+        )
 
     # The validation images lie class by class in the set; their lines are in the order of their numbers all the same.
     assert evaluate.main([str(directory), "--gpus", "cpu", "--submission", str(tmp_path / "val")]) == 0

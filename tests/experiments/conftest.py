@@ -1,2 +1,3 @@
 """Claims of toy size, on data of their own."""
+
 from claim_runs import data, no_pictures  # noqa: F401  (fixtures)

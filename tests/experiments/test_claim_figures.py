@@ -1,4 +1,5 @@
 """What the picture of each kind of claim shows, read off matplotlib's objects: the records are made by hand."""
+
 import math
 
 import pytest
@@ -13,18 +14,31 @@ LONG = "fine_tuned_bottleneck"
 
 
 def errors(centre):
-    return {name: {"top1_error": top1, "top5_error": top1 / 3, "loss": top1 / 20, "images": 1000}
-            for name, top1 in (("centre view", centre), ("ten views", centre - 1.5))}
+    return {
+        name: {"top1_error": top1, "top5_error": top1 / 3, "loss": top1 / 20, "images": 1000}
+        for name, top1 in (("centre view", centre), ("ten views", centre - 1.5))
+    }
 
 
 def run_of(kind, arm, seed, level, steps=1200):
     """A run with everything that its kind is measured by; level: of its errors in %."""
     blocks = range(1, min(60, steps) + 1)
-    falling = [level / 100 + 1.5 * math.exp(-block / (4 + level / 8)) + 0.03 * math.sin(block * (seed + 1)) for block in blocks]
-    run = {"arm": arm, "seed": seed, "directory": f"runs/{arm}-{seed}", "steps": steps, "steps_per_epoch": 100,
-           "curve": {"steps": [block * max(steps // 60, 1) for block in blocks], "loss": falling,
-                     "top1_error": [40 * loss for loss in falling]},
-           "errors": errors(level + 0.7 * seed)}
+    falling = [
+        level / 100 + 1.5 * math.exp(-block / (4 + level / 8)) + 0.03 * math.sin(block * (seed + 1)) for block in blocks
+    ]
+    run = {
+        "arm": arm,
+        "seed": seed,
+        "directory": f"runs/{arm}-{seed}",
+        "steps": steps,
+        "steps_per_epoch": 100,
+        "curve": {
+            "steps": [block * max(steps // 60, 1) for block in blocks],
+            "loss": falling,
+            "top1_error": [40 * loss for loss in falling],
+        },
+        "errors": errors(level + 0.7 * seed),
+    }
     match kind:
         case "training" | "dropout" | "overfitting":
             run["on_training_images"] = {"top1_error": 3 * level - 70, "top5_error": 1.0, "loss": 1.0, "images": 5000}
@@ -34,18 +48,28 @@ def run_of(kind, arm, seed, level, steps=1200):
             run["moved"] = round((level - 25) ** 2) + 10 * seed + 12
         case "towers":
             shares = [0.08 + 0.02 * seed, 0.81 - 0.03 * seed]
-            run |= {"chroma": shares[::1 if seed % 2 else -1], "random_split_p": 0.0001 * (seed + 1)}
+            run |= {"chroma": shares[:: 1 if seed % 2 else -1], "random_split_p": 0.0001 * (seed + 1)}
         case "schedule":
             run["drops"] = [4 + seed, 9]
     return run
 
 
 def record_of(kind, seeds=3, arms=None, **more):
-    names = arms or ["base", "no_lrn", "non_overlapping", "no_conv5", LONG, "sixth_conv"][:ARMS.get(kind, 2)]
+    names = arms or ["base", "no_lrn", "non_overlapping", "no_conv5", LONG, "sixth_conv"][: ARMS.get(kind, 2)]
     runs = [run_of(kind, arm, seed, 30 + 2.2 * number) for seed in range(seeds) for number, arm in enumerate(names)]
-    return {"claim": kind, "kind": kind, "epochs": 12, "steps": None, "search": [], "rates": {}, "ensembles": [],
-            "data": [{"description": "folder imagenette: 9,469 train, 3,925 val images of 10 classes", "classes": 10}],
-            "arms": [{"name": name, "what": name, "larger": False} for name in names], "runs": runs, **more}
+    return {
+        "claim": kind,
+        "kind": kind,
+        "epochs": 12,
+        "steps": None,
+        "search": [],
+        "rates": {},
+        "ensembles": [],
+        "data": [{"description": "folder imagenette: 9,469 train, 3,925 val images of 10 classes", "classes": 10}],
+        "arms": [{"name": name, "what": name, "larger": False} for name in names],
+        "runs": runs,
+        **more,
+    }
 
 
 def diverged(record, *keys):
@@ -62,8 +86,12 @@ def diverged(record, *keys):
 
 def ensemble_of(record, size):
     members = [run["directory"] for run in record["runs"] if run["arm"] != "sixth_conv"][:size]
-    return {"members": members, "weights": [1.0] * len(members), "errors": errors(29.5 - size / 5),
-            "weighted": {"ten views": {"top1_error": 27.6 - size / 5, "top5_error": 9.0, "loss": 1.0, "images": 1000}}}
+    return {
+        "members": members,
+        "weights": [1.0] * len(members),
+        "errors": errors(29.5 - size / 5),
+        "weighted": {"ten views": {"top1_error": 27.6 - size / 5, "top5_error": 9.0, "loss": 1.0, "images": 1000}},
+    }
 
 
 def seven():
@@ -71,26 +99,36 @@ def seven():
     record = record_of("ensemble", 5, ["base"])
     for seed in (0, 1):
         record["runs"] += [run_of("ensemble", "sixth_conv", seed, 60), run_of("ensemble", "fine_tuned", seed, 28)]
-    record["arms"] += [{"name": "sixth_conv", "what": "", "larger": True}, {"name": "fine_tuned", "what": "", "larger": False}]
+    record["arms"] += [
+        {"name": "sixth_conv", "what": "", "larger": True},
+        {"name": "fine_tuned", "what": "", "larger": False},
+    ]
     record["ensembles"] = [ensemble_of(record, 7) | {"five": ensemble_of(record, 5)}]
     return record
 
 
 def of_one_step(record):
     for run in record["runs"]:
-        run |= {"steps": 1, "curve": {"steps": [1], **{name: run["curve"][name][:1] for name in ("loss", "top1_error")}}}
+        run |= {
+            "steps": 1,
+            "curve": {"steps": [1], **{name: run["curve"][name][:1] for name in ("loss", "top1_error")}},
+        }
         run |= {name: None for name in ("moved", "epochs_to_level") if name in run}
     return record
 
 
 def points(axes, filled=True):
     """[(x, y)] of the round points on an axis."""
-    return sorted((float(x), round(float(y), 3)) for line in axes.lines if line.get_marker() == "o"
-                  and (line.get_markerfacecolor() != "white") == filled for x, y in zip(*line.get_data()))
+    return sorted(
+        (float(x), round(float(y), 3))
+        for line in axes.lines
+        if line.get_marker() == "o" and (line.get_markerfacecolor() != "white") == filled
+        for x, y in zip(*line.get_data())
+    )
 
 
 def line_of(axes, label):
-    line, = (line for line in axes.lines if line.get_label() == label)
+    (line,) = (line for line in axes.lines if line.get_label() == label)
     return line
 
 
@@ -117,10 +155,15 @@ def error_bars(axes):
 
 # --- all kinds
 
+
 @pytest.mark.filterwarnings("error")
 @every("kind", KINDS)
 def test_every_kind_is_drawn_whatever_is_missing(kind, tmp_path):
-    for record in (record_of(kind, 8), diverged(record_of(kind, 3), ("base", 0), ("no_lrn", 1)), of_one_step(record_of(kind, 1))):
+    for record in (
+        record_of(kind, 8),
+        diverged(record_of(kind, 3), ("base", 0), ("no_lrn", 1)),
+        of_one_step(record_of(kind, 1)),
+    ):
         left, right = figure_of(record).axes
         assert left.lines and right.lines and right.get_ylabel() and not texts(left)
     every = [(arm["name"], 0) for arm in record_of(kind)["arms"]]
@@ -143,7 +186,7 @@ def test_the_thick_line_is_the_mean_of_the_runs_that_ended():
     assert line_of(left, "base").get_ydata() == pytest.approx([sum(values) / 3 for values in zip(*curves)])
     left, _ = figure_of(diverged(record, ("base", 1))).axes
     assert line_of(left, "base").get_ydata() == pytest.approx([(a + b) / 2 for a, b in zip(curves[0], curves[2])])
-    cross, = (line for line in left.lines if line.get_marker() == "x" and len(line.get_xdata()))
+    (cross,) = (line for line in left.lines if line.get_marker() == "x" and len(line.get_xdata()))
     assert (cross.get_xdata()[0], cross.get_ydata()[0]) == (300, curves[1][14]) and legend(left) == ["base", "diverged"]
 
 
@@ -171,7 +214,10 @@ def test_points_pairs_means_and_their_number():
 
 def test_what_was_trained_on_more_classes_is_in_the_curves_alone():
     left, right = figure_of(seven() | {"kind": "difference", "ensembles": []}).axes
-    assert line_of(left, "sixth conv, on more classes").get_linestyle() == "--" and line_of(left, "base").get_linestyle() == "-"
+    assert (
+        line_of(left, "sixth conv, on more classes").get_linestyle() == "--"
+        and line_of(left, "base").get_linestyle() == "-"
+    )
     assert names(right) == ["base\nn = 5", "fine tuned\nn = 2"] and max(y for _, y in points(right)) < 40
 
 
@@ -181,7 +227,9 @@ def test_many_names_are_turned():
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("description", ["folder " + "word " * 100, "folder $x$ \\frac{", "folder \udcff: 9 train images"])
+@pytest.mark.parametrize(
+    "description", ["folder " + "word " * 100, "folder $x$ \\frac{", "folder \udcff: 9 train images"]
+)
 def test_a_title_of_any_words(description, tmp_path):
     record = record_of("views", 1)
     record["data"][0]["description"] = description
@@ -193,6 +241,7 @@ def test_a_title_of_any_words(description, tmp_path):
 
 
 # --- each kind
+
 
 def test_gaps_are_bars_from_training_to_validation_images():
     for kind in ("dropout", "overfitting"):
@@ -224,7 +273,8 @@ def test_members_are_points_and_averages_lines():
     assert [line_of(right, name).get_ydata()[0] for name in legend(right)] == pytest.approx([27.0, 26.6, 26.6, 26.2])
     assert [line_of(right, name).get_linestyle() for name in legend(right)] == ["--", "--", "-", "-"]
     assert names(right) == ["base\nn = 5", "fine tuned\nn = 2"]
-    assert not [line for line in right.lines if list(line.get_xdata()) == [0, 1] and line.get_label().startswith("_")]  # no pairs
+    # no pairs
+    assert not [line for line in right.lines if list(line.get_xdata()) == [0, 1] and line.get_label().startswith("_")]
     record["ensembles"] += record["ensembles"]
     assert len(legend(figure_of(record).axes[1])) == 4
 
@@ -258,8 +308,12 @@ def test_when_the_loss_moves(last, scale):
 def test_where_the_rate_falls():
     left, _ = figure_of(record_of("schedule", 1, ["dated"])).axes
     assert [list(line.get_xdata()) for line in left.lines if line.get_linestyle() == ":" and len(line.get_xdata())] == [
-        [300, 300], [800, 800]]  # epochs 4 and 9 begin after 300 and 800 steps
-    assert "the rate falls" in legend(left) and "the rate falls" not in legend(figure_of(record_of("difference")).axes[0])
+        [300, 300],
+        [800, 800],
+    ]  # epochs 4 and 9 begin after 300 and 800 steps
+    assert "the rate falls" in legend(left) and "the rate falls" not in legend(
+        figure_of(record_of("difference")).axes[0]
+    )
 
 
 def test_means_are_joined_in_a_cumulative_claim():

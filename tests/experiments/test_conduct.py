@@ -1,4 +1,6 @@
-"""Every claim from the command to its sentence, on 24 + 6 pictures with networks of a few maps; and claims that are interrupted."""
+"""Every claim from the command to its sentence, on 24 + 6 pictures with networks of a few maps; and claims that are
+interrupted."""
+
 import json
 import re
 import shutil
@@ -35,7 +37,8 @@ from alexnet_mp.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread", "quick", "no_pictures")
 STEPS = 3  # an epoch: two batches of 9 images and one of 6
-DRAWN = ("views", "dropout", "weight-decay", "init", "curve", "ensemble5", "cifar-relu", "specialisation")  # what is drawn differs
+# what is drawn differs
+DRAWN = ("views", "dropout", "weight-decay", "init", "curve", "ensemble5", "cifar-relu", "specialisation")
 
 
 @pytest.fixture(scope="module")
@@ -70,22 +73,30 @@ def test_every_claim(claim, data, out, capsys, monkeypatch):
 def test_what_a_claim_changes_is_in_its_record(data, out):
     record = run("colour", data, out, "--seeds", "1")
     assert [arm["differs"] for arm in record["arms"]] == [{}, {"colour_noise": [0.1, 0.0]}]
-    assert record["arms"][0]["of_preset"]["batch_size"] == [128, 9] and record["data"][0]["description"].startswith("folder data: 24")
+    assert record["arms"][0]["of_preset"]["batch_size"] == [128, 9] and record["data"][0]["description"].startswith(
+        "folder data: 24"
+    )
     assert record["command"].startswith("python -m alexnet_mp.claims run colour --data") and record["epochs"] == 1
     assert record["data"][0]["images"] == {"train": 24, "val": 6} and record["data"][0]["fingerprint"] in (
-        open_dataset(data, 84).fingerprint,)
+        open_dataset(data, 84).fingerprint,
+    )
     run_of = {entry["arm"]: entry for entry in record["runs"]}
     tests = [line for line in read_metrics(run_of["base"]["directory"]) if line["kind"] == "test"]
     assert {line["protocol"]: line["top1_error"] for line in tests} == {
-        name: errors["top1_error"] for name, errors in run_of["base"]["errors"].items()}
+        name: errors["top1_error"] for name, errors in run_of["base"]["errors"].items()
+    }
     losses = [line["loss"] for line in read_metrics(run_of["base"]["directory"]) if line["kind"] == "train"]
     assert run_of["base"]["curve"]["loss"] == [round(loss, 4) for loss in losses]
     assert run_of["base"]["train"]["loss"] == pytest.approx(np.mean(losses))
 
 
 def test_claims_share_their_runs_and_train_none_twice(data, out, monkeypatch):
-    base, = {entry["directory"] for claim in ("flips", "crops") for entry in run(claim, data, out, "--seeds", "1")["runs"]
-             if entry["arm"] == "base"}
+    (base,) = {
+        entry["directory"]
+        for claim in ("flips", "crops")
+        for entry in run(claim, data, out, "--seeds", "1")["runs"]
+        if entry["arm"] == "base"
+    }
     before = [without_times(run(claim, data, out, "--seeds", "1")) for claim in ("flips", "crops")]
     monkeypatch.setattr(arm_runs, "train", lambda asked: pytest.fail(f"trained again: {asked}"))
     assert [without_times(run(claim, data, out, "--seeds", "1")) for claim in ("flips", "crops")] == before
@@ -94,16 +105,26 @@ def test_claims_share_their_runs_and_train_none_twice(data, out, monkeypatch):
 
 def test_an_arm_that_changes_nothing_has_the_run_of_the_base(data, out):
     found = claims._parser().parse_args(["run", "order", "--data", str(data), "--out", str(out), *MINI])
-    base, = plan.runs_of_seed("views", BY_ID["views"].arms, found, 0)
+    (base,) = plan.runs_of_seed("views", BY_ID["views"].arms, found, 0)
     paper, source = plan.runs_of_seed("difference", BY_ID["order"].arms, found, 0)
-    assert paper.directory == base.directory != source.directory and (paper.arm, source.arm) == ("paper_order", "source_order")
+    assert paper.directory == base.directory != source.directory and (paper.arm, source.arm) == (
+        "paper_order",
+        "source_order",
+    )
 
 
 def test_every_choice_of_the_data_and_the_training_has_runs_of_its_own(data, out):
     options = claims._parser().parse_args(["run", "lrn", "--data", str(data), "--out", str(out), *MINI])
     more = [["--epochs", "2"], ["--steps", "2"], ["--set", "dropout=0.25"]]
-    found = [plan.runs_of_seed("difference", BY_ID["lrn"].arms, claims._parser().parse_args(
-        ["run", "lrn", "--data", str(data), "--out", str(out), *MINI, *words]), 0) for words in ([], *more)]
+    found = [
+        plan.runs_of_seed(
+            "difference",
+            BY_ID["lrn"].arms,
+            claims._parser().parse_args(["run", "lrn", "--data", str(data), "--out", str(out), *MINI, *words]),
+            0,
+        )
+        for words in ([], *more)
+    ]
     directories = {entry.directory for runs in found for entry in runs}
     assert len(directories) == 8 and plan.runs_of_seed("difference", BY_ID["lrn"].arms, options, 0) == found[0]
     assert {entry.recipe.dropout for entry in found[3]} == {0.25}
@@ -138,14 +159,18 @@ def test_ctrl_c_before_the_first_step_ends_the_command(data, tmp_path, monkeypat
     with monkeypatch.context() as patch:
         signalled_after(patch, Trainer, "__init__", 1)
         taken = steps_taken(patch)
-        assert claims.main(["run", "lrn", "--data", data, "--out", tmp_path, "--records", tmp_path / "records", *MINI]) == 0
+        assert (
+            claims.main(["run", "lrn", "--data", data, "--out", tmp_path, "--records", tmp_path / "records", *MINI])
+            == 0
+        )
         assert not taken and "the same command goes on" in capsys.readouterr().out
     assert len(run("lrn", data, tmp_path, "--seeds", "1")["runs"]) == 2
 
 
 @pytest.mark.parametrize("claim, test", [("lrn", 1), ("lrn", 2), ("cifar-relu", 1)])
 def test_ctrl_c_in_a_test_ends_the_command(claim, test, data, tmp_path, monkeypatch, capsys):
-    """In the validation after the last step, in the test at the run's end, and after an epoch of a run that is looked at after each."""
+    """In the validation after the last step, in the test at the run's end, and after an epoch of a run that is looked
+    at after each."""
     with monkeypatch.context() as patch:
         signalled_in_test(patch, test)
         taken = steps_taken(patch)
@@ -163,7 +188,11 @@ def test_what_was_cut_off_leaves_pairs(data, tmp_path, monkeypatch):
     assert "n = 1, no p" in findings(record)[0]
     record = run("flips", data, tmp_path, "--seeds", "2")
     assert [(entry["arm"], entry["seed"]) for entry in record["runs"]] == [
-        ("base", 0), ("no_flips", 0), ("base", 1), ("no_flips", 1)]
+        ("base", 0),
+        ("no_flips", 0),
+        ("base", 1),
+        ("no_flips", 1),
+    ]
     assert "n = 2, p = " in findings(record)[0]
     assert len(run("flips", data, tmp_path, "--seeds", "1")["runs"]) == 4  # it says more than one seed could
 
@@ -175,7 +204,9 @@ def test_a_run_cut_short_by_steps_is_tested_once(data, tmp_path, monkeypatch):
         network, made = trained.load_run(entry["directory"], "cpu")
         pipeline = make_pipeline("torch", open_dataset(data, 84), made.recipe, ["cpu", "cpu"], 0)
         pipeline.use(Statistics.load(entry["directory"]))
-        tested = protocol.evaluate(network, pipeline, "val", protocol.both_protocols(made.recipe), 9, lambda count: None)
+        tested = protocol.evaluate(
+            network, pipeline, "val", protocol.both_protocols(made.recipe), 9, lambda count: None
+        )
         assert entry["errors"] == {name: vars(answers.errors()) for name, answers in tested.items()}
     monkeypatch.setattr(measure, "evaluate", lambda *_: pytest.fail("tested again"))
     assert without_times(run("dropout", data, tmp_path, "--seeds", "1", "--steps", "2")) == without_times(record)
@@ -189,11 +220,24 @@ def test_overfitting_is_measured_on_the_training_images(data, out):
 
 def test_the_record_of_a_schedule_says_when_its_rates_fell(data, tmp_path):
     """In four epochs at rates of next to nothing: no validation after the first of a rate is a new best."""
-    record = run("schedule", data, tmp_path, "--seeds", "1", "--epochs", "4", "--set", "learning_rate=1e-12",
-                 "--set", "bias_learning_rate=1e-12")
+    record = run(
+        "schedule",
+        data,
+        tmp_path,
+        "--seeds",
+        "1",
+        "--epochs",
+        "4",
+        "--set",
+        "learning_rate=1e-12",
+        "--set",
+        "bias_learning_rate=1e-12",
+    )
     assert {entry["arm"]: entry["drops"] for entry in record["runs"]} == {"dated": [2, 4], "plateau": [3]}
     for entry in record["runs"]:
-        rates = {line["epoch"]: line["learning_rate"] for line in read_metrics(entry["directory"]) if line["kind"] == "train"}
+        rates = {
+            line["epoch"]: line["learning_rate"] for line in read_metrics(entry["directory"]) if line["kind"] == "train"
+        }
         assert entry["drops"] == [epoch for epoch in (2, 3, 4) if rates[epoch] < rates[epoch - 1]]
     assert "plateau: the rates fall at epoch 3 of 4 (seed 0)" in findings(record)
 
@@ -201,9 +245,9 @@ def test_the_record_of_a_schedule_says_when_its_rates_fell(data, tmp_path):
 def test_masks_are_measured_of_a_run_that_another_claim_had_made(data, tmp_path):
     """The base's run is kept without them: its weights are there, so it is measured again and not trained."""
     run("views", data, tmp_path, "--seeds", "1")
-    entry, = run("masks", data, tmp_path, "--seeds", "1")["runs"]
+    (entry,) = run("masks", data, tmp_path, "--seeds", "1")["runs"]
     assert entry["masks"]["masks"] == 64 and entry["masks"]["images"] == 6 and 0 <= entry["masks"]["noise"]
-    again, = run("views", data, tmp_path, "--seeds", "1")["runs"]
+    (again,) = run("views", data, tmp_path, "--seeds", "1")["runs"]
     assert again["masks"] == entry["masks"]  # kept with the rest
 
 
@@ -216,7 +260,7 @@ def test_headline_figures_are_of_the_test_images_too(data, out, tmp_path):
     shutil.copytree(data, tmp_path / "data")
     shutil.copytree(data / "val", tmp_path / "data" / "test")
     (tmp_path / "data" / "test" / "sky" / "1.jpg").unlink()
-    entry, = run("headline-2010", tmp_path / "data", tmp_path / "out")["runs"]
+    (entry,) = run("headline-2010", tmp_path / "data", tmp_path / "out")["runs"]
     assert {errors["images"] for errors in entry["on_test_images"].values()} == {5}
     record = run("headline-2010", tmp_path / "data", tmp_path / "out")
     assert record["data"][0]["test_images"] == 5
@@ -232,7 +276,10 @@ def test_headline_figures_are_of_the_test_images_too(data, out, tmp_path):
 def test_a_run_that_diverges_is_a_result(data, tmp_path, monkeypatch):
     record = run("flips", data, tmp_path, "--seeds", "1", "--set", "learning_rate=1e30")
     assert all(1 <= entry["diverged"] <= STEPS and "errors" not in entry for entry in record["runs"])
-    assert [sentence.partition(" diverged")[0] for sentence in findings(record)] == ["base with seed 0", "no flips with seed 0"]
+    assert [sentence.partition(" diverged")[0] for sentence in findings(record)] == [
+        "base with seed 0",
+        "no flips with seed 0",
+    ]
     monkeypatch.setattr(arm_runs, "train", lambda asked: pytest.fail("trained again"))
     run("flips", data, tmp_path, "--seeds", "1", "--set", "learning_rate=1e30")
 
@@ -251,13 +298,16 @@ def test_the_best_learning_rate_is_the_one_that_is_compared(data, out):
         entries = [entry for entry in record["search"] if entry["arm"] == arm]
         tried = [entry["factor"] for entry in entries]
         start = FACTORS.index(tried[0])
-        assert set(GRID) <= set(tried) and tried == list(FACTORS[start:start + len(tried)])  # no gap
-        found = {entry["factor"]: (entry["epochs_to_level"] or float("inf"), entry["train"]["top1_error"])
-                 for entry in entries if "diverged" not in entry}
+        assert set(GRID) <= set(tried) and tried == list(FACTORS[start : start + len(tried)])  # no gap
+        found = {
+            entry["factor"]: (entry["epochs_to_level"] or float("inf"), entry["train"]["top1_error"])
+            for entry in entries
+            if "diverged" not in entry
+        }
         best = record["rates"][arm]
         assert found[best] == min(found.values())
         assert best not in (tried[0], tried[-1]) or best in (FACTORS[0], FACTORS[-1])
-        entry, = (entry for entry in record["runs"] if entry["arm"] == arm)
+        (entry,) = (entry for entry in record["runs"] if entry["arm"] == arm)
         recipe = read_run(entry["directory"])["recipe"]
         assert recipe.learning_rate == 0.002 * best and recipe.seed == 0
     assert {entry["seed"] for entry in record["search"]} == {plan.SEARCH_SEED}
@@ -292,23 +342,33 @@ def test_the_grid_is_widened_until_the_best_is_inside(monkeypatch):
 def test_a_run_ends_when_its_training_error_is_at_the_level(data, tmp_path, monkeypatch):
     monkeypatch.setattr(plan, "LEVEL", 80.0)  # which chance is close to
     seen = []
-    monkeypatch.setattr(learning_curves, "epochs_to", lambda errors, per_epoch, level: seen.append((len(errors), level)) or (
-        2.0 if len(errors) >= 2 * per_epoch else None))
+    monkeypatch.setattr(
+        learning_curves,
+        "epochs_to",
+        lambda errors, per_epoch, level: (
+            seen.append((len(errors), level)) or (2.0 if len(errors) >= 2 * per_epoch else None)
+        ),
+    )
     record = run("cifar-relu", data, tmp_path, "--seeds", "1", "--epochs", "4", "--search-epochs", "1")
     assert {entry["steps"] for entry in record["runs"]} == {2 * STEPS} and {level for _, level in seen} == {80.0}
     assert {entry["steps"] for entry in record["search"]} == {STEPS} and record["search_epochs"] == 1
-    assert all(entry["errors"]["centre view"]["images"] == 6 and entry["epochs_to_level"] == 2.0
-               for entry in record["runs"])
+    assert all(
+        entry["errors"]["centre view"]["images"] == 6 and entry["epochs_to_level"] == 2.0 for entry in record["runs"]
+    )
     monkeypatch.setattr(arm_runs, "train", lambda asked: pytest.fail("trained again"))
-    assert without_times(run("cifar-relu", data, tmp_path, "--seeds", "1", "--epochs", "4", "--search-epochs", "1")) == (
-        without_times(record))
+    assert without_times(
+        run("cifar-relu", data, tmp_path, "--seeds", "1", "--epochs", "4", "--search-epochs", "1")
+    ) == (without_times(record))
 
 
 def test_the_signal_before_training_is_that_of_the_initial_weights(data, out):
-    """Three times the deviation in conv3 to conv5: biases and ReLUs bend it, but where nothing is added it is three times as much."""
+    """Three times the deviation in conv3 to conv5: biases and ReLUs bend it, but where nothing is added it is three
+    times as much."""
     record = run("init", data, out, "--seeds", "1")
-    source, literal = (next(entry["signal"] for entry in record["runs"] if entry["arm"] == arm)
-                       for arm in ("source_init", "literal_init"))
+    source, literal = (
+        next(entry["signal"] for entry in record["runs"] if entry["arm"] == arm)
+        for arm in ("source_init", "literal_init")
+    )
     assert list(source) == [f"conv{number}" for number in range(1, 6)] + ["fc6", "fc7", "fc8"]
     assert source["conv2"] == literal["conv2"] > 0 and source["conv3"] == pytest.approx(3 * literal["conv3"], rel=0.02)
     assert source["fc8"] > 5 * literal["fc8"] > 0
@@ -316,26 +376,30 @@ def test_the_signal_before_training_is_that_of_the_initial_weights(data, out):
 
 def test_seven_networks_are_five_and_two_pretrained(data, out):
     record = run("ensemble7", data, out, "--seeds", "1")
-    ensemble, = record["ensembles"]
+    (ensemble,) = record["ensembles"]
     names = [Path(member).name for member in ensemble["members"]]
     assert [(name.partition("-")[0], name.rpartition("-")[2]) for name in names] == [
-        *(("base", f"seed{seed}") for seed in range(5)), ("fine_tuned", "seed0"), ("fine_tuned", "seed1")]
+        *(("base", f"seed{seed}") for seed in range(5)),
+        ("fine_tuned", "seed0"),
+        ("fine_tuned", "seed1"),
+    ]
     assert len(ensemble["weights"]) == 7 and ensemble["errors"]["ten views"]["images"] == 4
     assert ensemble["five"]["members"] == ensemble["members"][:5] and len(ensemble["five"]["weights"]) == 5
     assert {read_run(member)["data"]["source"] for member in ensemble["members"]} == {
-        str(next(out.glob("half-*-84")).absolute())}
-    larger, = (entry for entry in record["runs"] if entry["arm"] == "sixth_conv" and entry["seed"] == 1)
+        str(next(out.glob("half-*-84")).absolute())
+    }
+    (larger,) = (entry for entry in record["runs"] if entry["arm"] == "sixth_conv" and entry["seed"] == 1)
     assert len(read_run(larger["directory"])["data"]["classes"]) == 3
     asked = claims._parser().parse_args(["run", "ensemble7", "--data", str(data), "--out", str(out), *MINI])
-    (runs, _), = plan.turns(BY_ID["ensemble7"], asked, 1)
-    init, = (each.init for each in runs if str(each.directory) == ensemble["members"][-1])
+    ((runs, _),) = plan.turns(BY_ID["ensemble7"], asked, 1)
+    (init,) = (each.init for each in runs if str(each.directory) == ensemble["members"][-1])
     assert str(init) == larger["directory"]
 
 
 def test_an_average_is_that_of_the_evaluation(data, out):
     """Losses, since networks of a few maps after one epoch all answer the same class."""
     record = run("ensemble5", data, out, "--seeds", "1")
-    of_seven, = run("ensemble7", data, out, "--seeds", "1")["ensembles"]
+    (of_seven,) = run("ensemble7", data, out, "--seeds", "1")["ensembles"]
     found = []
     for ensemble in (record["ensembles"][0], of_seven, of_seven["five"]):
         opened = ensembles.open_runs(ensemble["members"], gpus="cpu", pipeline="torch", workers=0)
@@ -347,15 +411,25 @@ def test_an_average_is_that_of_the_evaluation(data, out):
 
 
 def test_pretraining_on_a_set_of_more_classes(data, tmp_path):
-    larger = make_folder(tmp_path / "larger", train=3, val=1, size=(100, 96), classes=("ant", "apple", "bee", "leaf", "sky"))
+    larger = make_folder(
+        tmp_path / "larger", train=3, val=1, size=(100, 96), classes=("ant", "apple", "bee", "leaf", "sky")
+    )
     record = run("pretraining", data, tmp_path / "out", "--seeds", "1", "--larger", larger)
     classes = {entry["arm"]: len(read_run(entry["directory"])["data"]["classes"]) for entry in record["runs"]}
-    assert classes == {"scratch": 3, "sixth_conv": 5, "fine_tuned": 3, "larger_set_bottleneck": 5, "fine_tuned_bottleneck": 3}
+    assert classes == {
+        "scratch": 3,
+        "sixth_conv": 5,
+        "fine_tuned": 3,
+        "larger_set_bottleneck": 5,
+        "fine_tuned_bottleneck": 3,
+    }
     assert [data["classes"] for data in record["data"]] == [3, 5] and not list((tmp_path / "out").glob("half-*"))
 
 
 def test_half_of_the_classes_has_the_stored_pictures(tmp_path):
-    whole = open_dataset(make_folder(tmp_path / "data", train=2, val=1, size=(60, 50), classes=("a/b"[:1], "b", "c", "d e")), 32)
+    whole = open_dataset(
+        make_folder(tmp_path / "data", train=2, val=1, size=(60, 50), classes=("a/b"[:1], "b", "c", "d e")), 32
+    )
     half = open_dataset(every_second_class(whole, 32, tmp_path / "half"), 32)
     assert half.classes == ["00000-a", "00002-c"] and half.splits["val"].labels.tolist() == [0, 1]
     kept = np.flatnonzero(whole.splits["train"].labels % 2 == 0)
@@ -367,8 +441,26 @@ def test_half_of_the_classes_has_the_stored_pictures(tmp_path):
 
 def test_all_claims_that_fit_the_data(data, out, capsys):
     """Most runs are there from the other tests."""
-    assert claims.main(["run", "all", "--data", data, "--out", out, "--records", out / "records", *MINI, "--seeds", "1",
-                        "--budget", "1h"]) == 0
+    assert (
+        claims.main(
+            [
+                "run",
+                "all",
+                "--data",
+                data,
+                "--out",
+                out,
+                "--records",
+                out / "records",
+                *MINI,
+                "--seeds",
+                "1",
+                "--budget",
+                "1h",
+            ]
+        )
+        == 0
+    )
     said = capsys.readouterr().out
     fitting = {claim.id for claim in CLAIMS if claim.data == "any"}
     assert {line.split()[1].rstrip(":") for line in said.splitlines() if line.startswith("==")} == fitting
@@ -377,27 +469,100 @@ def test_all_claims_that_fit_the_data(data, out, capsys):
 
 def test_nothing_is_started_that_cannot_end(data, tmp_path, monkeypatch, capsys):
     run("views", data, tmp_path, "--seeds", "1")  # tells the pace
-    notes, = tmp_path.glob("*.result.json")
+    (notes,) = tmp_path.glob("*.result.json")
     notes.write_text(json.dumps(json.loads(notes.read_text()) | {"seconds": 1000.0}))
     monkeypatch.setattr(arm_runs, "train", lambda asked: pytest.fail("it was started"))
-    assert claims.main(["run", "all", "--data", data, "--out", tmp_path, "--records", tmp_path / "records", *MINI, "--budget", "5m"]) == 0
+    assert (
+        claims.main(
+            [
+                "run",
+                "all",
+                "--data",
+                data,
+                "--out",
+                tmp_path,
+                "--records",
+                tmp_path / "records",
+                *MINI,
+                "--budget",
+                "5m",
+            ]
+        )
+        == 0
+    )
     all_said = capsys.readouterr().out.splitlines()
     said = [line for line in all_said if line.startswith("==")]
     assert said[0].startswith("== specialisation: not started, ") and said[1].startswith("== views: 1 of 3 seeds")
     assert sum("not started" in line for line in said) == len(said) - 1
     before = next(line for line in all_said if re.search("claims, .* runs, .* for what is left of them", line))
     assert all_said.index(before) < all_said.index(said[0])
-    assert claims.main(["run", "all", "--data", data, "--out", tmp_path, "--records", tmp_path / "records", *MINI, "--seeds", "2",
-                        "--budget", "5m"]) == 0  # no claim with fewer seeds than were asked for
+    assert (
+        claims.main(
+            [
+                "run",
+                "all",
+                "--data",
+                data,
+                "--out",
+                tmp_path,
+                "--records",
+                tmp_path / "records",
+                *MINI,
+                "--seeds",
+                "2",
+                "--budget",
+                "5m",
+            ]
+        )
+        == 0
+    )  # no claim with fewer seeds than were asked for
     assert all("not started" in line for line in capsys.readouterr().out.splitlines() if line.startswith("=="))
-    assert claims.main(["run", "lrn", "--data", data, "--out", tmp_path, "--records", tmp_path / "records", *MINI,
-                        "--budget", "5m"]) == 1
+    assert (
+        claims.main(
+            [
+                "run",
+                "lrn",
+                "--data",
+                data,
+                "--out",
+                tmp_path,
+                "--records",
+                tmp_path / "records",
+                *MINI,
+                "--budget",
+                "5m",
+            ]
+        )
+        == 1
+    )
     assert "no time for it: " in capsys.readouterr().out
 
 
 def test_an_unknown_machine_is_measured_first(data, tmp_path, monkeypatch, capsys):
-    assert claims.main(["run", "flips", "--data", data, "--out", tmp_path, "--records", tmp_path / "records", *MINI, "--seeds", "1",
-                        "--budget", "1s", "--set", "epochs=90", "--epochs", "100000"]) == 1
+    assert (
+        claims.main(
+            [
+                "run",
+                "flips",
+                "--data",
+                data,
+                "--out",
+                tmp_path,
+                "--records",
+                tmp_path / "records",
+                *MINI,
+                "--seeds",
+                "1",
+                "--budget",
+                "1s",
+                "--set",
+                "epochs=90",
+                "--epochs",
+                "100000",
+            ]
+        )
+        == 1
+    )
     assert [path.name.partition("-")[0] for path in tmp_path.iterdir() if path.is_dir()] == ["calibration"]
     said = capsys.readouterr().out
     assert "to see how fast this machine is" in said and "no time for it" in said
@@ -409,8 +574,18 @@ def test_a_layer_that_only_cifars_networks_have_can_be_set(data, out):
     assert "(drawn by hand); `cifar18_no_norm, " in claim_table.setting(record)
 
 
-@every("notes", ["[]", "null", "{", '{"tests": null}', '{"seconds": "x", "work": 3}', '{"tests": {"a": 1}}',
-                 '{"tests": {"a": {"centre view": {"top1_error": 1}}}}'])
+@every(
+    "notes",
+    [
+        "[]",
+        "null",
+        "{",
+        '{"tests": null}',
+        '{"seconds": "x", "work": 3}',
+        '{"tests": {"a": 1}}',
+        '{"tests": {"a": {"centre view": {"top1_error": 1}}}}',
+    ],
+)
 def test_damaged_notes_count_as_none(notes, data, out):
     before = without_times(run("dropout", data, out, "--seeds", "1"))
     for path in out.glob("*.result.json"):
@@ -421,6 +596,7 @@ def test_damaged_notes_count_as_none(notes, data, out):
 @pytest.mark.parametrize("diverged", [False, True])
 def test_a_run_that_another_command_begins_meanwhile(diverged, data, tmp_path, monkeypatch, capsys):
     """Its directory was not there when this one began; and what the other command makes of it may have ended by now."""
+
     def meanwhile(path, *arguments):
         Path(path).mkdir(parents=True)
         if diverged:
@@ -439,8 +615,9 @@ def test_a_run_that_another_command_begins_meanwhile(diverged, data, tmp_path, m
     else:
         with pytest.raises(UserError) as raised:
             arm_runs.train_run(base, asked)
-        assert str(raised.value) == (f"{base.directory}: another command began this run; when it has ended, "
-                                     "this one goes on")
+        assert str(raised.value) == (
+            f"{base.directory}: another command began this run; when it has ended, this one goes on"
+        )
 
 
 def test_a_run_that_was_refused_has_no_time_noted(data, tmp_path, monkeypatch):
@@ -451,8 +628,23 @@ def test_a_run_that_was_refused_has_no_time_noted(data, tmp_path, monkeypatch):
 
 
 def test_another_machine_is_calibrated_anew(data, tmp_path, monkeypatch, capsys):
-    words = ["run", "flips", "--data", data, "--out", tmp_path, "--records", tmp_path / "records", *MINI, "--budget", "1s",
-             "--set", "epochs=90", "--epochs", "100000"]
+    words = [
+        "run",
+        "flips",
+        "--data",
+        data,
+        "--out",
+        tmp_path,
+        "--records",
+        tmp_path / "records",
+        *MINI,
+        "--budget",
+        "1s",
+        "--set",
+        "epochs=90",
+        "--epochs",
+        "100000",
+    ]
     taken = steps_taken(monkeypatch)
     assert claims.main(words) == claims.main(words) == 1  # nothing was recorded
     assert len(taken) == 8
@@ -461,11 +653,31 @@ def test_another_machine_is_calibrated_anew(data, tmp_path, monkeypatch, capsys)
 def test_a_claim_that_cannot_be_run_does_not_end_the_others(data, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(claims, "CLAIMS", [BY_ID["one-gpu"], BY_ID["flips"]])
     first = {"name": "conv1", "kind": "conv", "maps": 2, "reads": "image", "then": ["relu"], "kernel": 11, "stride": 4}
-    layers = json.dumps([first, {"name": "fc8", "kind": "fc", "maps": None, "reads": "both", "then": [], "towers": "first"}])
+    layers = json.dumps(
+        [first, {"name": "fc8", "kind": "fc", "maps": None, "reads": "both", "then": [], "towers": "first"}]
+    )
     small = [word for word in MINI if not (word.startswith(("conv", "fc")))]
     small = [word for index, word in enumerate(small) if word != "--set" or "=" in (small + [""])[index + 1]]
-    assert claims.main(["run", "all", "--data", data, "--out", tmp_path, "--records", tmp_path / "records", *small, "--seeds", "1",
-                        "--set", f"layers={layers}"]) == 1
+    assert (
+        claims.main(
+            [
+                "run",
+                "all",
+                "--data",
+                data,
+                "--out",
+                tmp_path,
+                "--records",
+                tmp_path / "records",
+                *small,
+                "--seeds",
+                "1",
+                "--set",
+                f"layers={layers}",
+            ]
+        )
+        == 1
+    )
     said = capsys.readouterr().out
     assert "== one-gpu: not run: the recipe has no layer" in said and "not run: one-gpu" in said
     assert set(read_records(tmp_path / "records")) == {"flips"}
@@ -478,8 +690,12 @@ def test_differences_of_recipes_that_lack_layers():
     assert changed.pop("conv6")[0] is None and not changed
     assert differences(sixth, recipe)["conv6"][1] is None
     assert differences(recipe, ablations.no_links(recipe)) == {
-        "conv2.maps": [128, 160], "conv3.reads": ["both", "own"], "fc6.reads": ["both", "own"], "fc7.reads": ["both", "own"],
-        "fc6.maps": [2048, 4096]}
+        "conv2.maps": [128, 160],
+        "conv3.reads": ["both", "own"],
+        "fc6.reads": ["both", "own"],
+        "fc7.reads": ["both", "own"],
+        "fc6.maps": [2048, 4096],
+    }
 
 
 def test_ten_views_against_one_of_a_network_that_is_tested_on_one(data, tmp_path):

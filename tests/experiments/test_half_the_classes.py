@@ -1,4 +1,6 @@
-"""Half of the classes of a set: written whole or not at all, by one process at a time, whatever was left and whatever fails."""
+"""Half of the classes of a set: written whole or not at all, by one process at a time, whatever was left and whatever
+fails."""
+
 import errno
 import multiprocessing
 import os
@@ -18,7 +20,9 @@ SIZE = 32
 
 @pytest.fixture
 def whole(tmp_path):
-    return open_dataset(make_folder(tmp_path / "data", train=2, val=1, size=(60, 50), classes=("a", "b", "c d", "e")), SIZE)
+    return open_dataset(
+        make_folder(tmp_path / "data", train=2, val=1, size=(60, 50), classes=("a", "b", "c d", "e")), SIZE
+    )
 
 
 def beside(folder):
@@ -54,11 +58,23 @@ def test_it_is_written_once(whole, tmp_path, monkeypatch):
     assert every_second_class(whole, SIZE, folder) == folder
 
 
-@pytest.mark.parametrize("error, raised, message", [
-    (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), UserError, r"cannot write .*/half.partial: No space left on device"),
-    (OSError(errno.EIO, "Input/output error", "/disk/1.png"), UserError, "cannot write /disk/1.png: Input/output error"),
-    (OSError("encoder error -2"), UserError, r"cannot write .*/half.partial: encoder error -2"),
-    (KeyboardInterrupt(), KeyboardInterrupt, None)])
+@pytest.mark.parametrize(
+    "error, raised, message",
+    [
+        (
+            OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+            UserError,
+            r"cannot write .*/half.partial: No space left on device",
+        ),
+        (
+            OSError(errno.EIO, "Input/output error", "/disk/1.png"),
+            UserError,
+            "cannot write /disk/1.png: Input/output error",
+        ),
+        (OSError("encoder error -2"), UserError, r"cannot write .*/half.partial: encoder error -2"),
+        (KeyboardInterrupt(), KeyboardInterrupt, None),
+    ],
+)
 def test_what_is_broken_off_leaves_nothing(whole, tmp_path, monkeypatch, error, raised, message):
     folder = tmp_path / "half"
     with monkeypatch.context() as patch:

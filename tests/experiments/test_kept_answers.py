@@ -1,4 +1,6 @@
-"""What stays of a run without its directory: enough that no run is made twice, but for those whose weights are asked for."""
+"""What stays of a run without its directory: enough that no run is made twice, but for those whose weights are asked
+for."""
+
 import json
 import shutil
 from pathlib import Path
@@ -28,8 +30,9 @@ def lose(out):
 def counted(monkeypatch):
     """The arms that are trained from now on, in order."""
     trained, function = [], arm_runs.train
-    monkeypatch.setattr(arm_runs, "train", lambda asked: [trained.append(
-        Path(asked.out).name.partition("-")[0]), function(asked)][1])
+    monkeypatch.setattr(
+        arm_runs, "train", lambda asked: [trained.append(Path(asked.out).name.partition("-")[0]), function(asked)][1]
+    )
     return trained
 
 
@@ -52,7 +55,9 @@ def test_what_is_kept_is_small_and_whole(data, tmp_path):
         entry = json.loads(place.with_suffix(".json").read_text())
         assert without_times({"runs": [entry]}) in [without_times({"runs": [of_one]}) for of_one in record["runs"]]
         kernels = checkpoints.newest_weights(path)[1]["conv1.weight"].numpy()
-        assert np.array_equal(kept_answers.first_layer(entry, tmp_path / "records"), kernels.astype(np.float16).astype(np.float32))
+        assert np.array_equal(
+            kept_answers.first_layer(entry, tmp_path / "records"), kernels.astype(np.float16).astype(np.float32)
+        )
         right, original = (read_right(file) for file in (place.with_suffix(".npz"), path / "validation_right.npz"))
         assert right.keys() == original.keys() == entry["errors"].keys()
         for protocol, errors in entry["errors"].items():
@@ -67,7 +72,9 @@ def test_weights_that_are_asked_for_are_made_again(data, tmp_path, monkeypatch):
     trained = counted(monkeypatch)
     again = run("ensemble7", data, tmp_path, "--seeds", "1")
     assert trained == [] and without_times(again)["runs"] == without_times(before)["runs"]
-    assert [ensemble["errors"] for ensemble in again["ensembles"]] == [ensemble["errors"] for ensemble in before["ensembles"]]
+    assert [ensemble["errors"] for ensemble in again["ensembles"]] == [
+        ensemble["errors"] for ensemble in before["ensembles"]
+    ]
     assert {run["directory"] for run in again["runs"]} >= set(again["ensembles"][0]["members"])
     run("ensemble5", data, tmp_path, "--seeds", "1")
     assert sorted(trained) == ["base"] * 5  # an average of five asks for five networks
@@ -81,7 +88,7 @@ def test_weights_that_are_asked_for_are_made_again(data, tmp_path, monkeypatch):
 
 def test_damaged_files_count_as_nothing(data, tmp_path, monkeypatch):
     record = run("views", data, tmp_path, "--seeds", "1")
-    kept, = (tmp_path / "records" / "runs").glob("*.json")
+    (kept,) = (tmp_path / "records" / "runs").glob("*.json")
     for content in (b"", b"{", b"[]", b"{}", b"\xff"):
         kept.write_bytes(content)
         assert without_times(run("views", data, tmp_path, "--seeds", "1")) == without_times(record)

@@ -1,4 +1,5 @@
 """Verdicts on records made by hand: each against scipy, each rule of the study's plan, each kind of claim."""
+
 import math
 from pathlib import Path
 
@@ -28,15 +29,24 @@ SPREAD = [0.1, -0.2, 0.05, 0.15, -0.15, 0.02]
 
 
 def run(top1, **more):
-    return {"errors": errors((top1 + 1, 20.0), (top1, 19.0)), "on_training_images": {"top1_error": top1 - 10, "loss": 1.0},
-            "moved": 100, "steps": 3000, **more}
+    return {
+        "errors": errors((top1 + 1, 20.0), (top1, 19.0)),
+        "on_training_images": {"top1_error": top1 - 10, "loss": 1.0},
+        "moved": 100,
+        "steps": 3000,
+        **more,
+    }
 
 
 def of(name, shift, seeds=6, arms=None):
     """A record of a claim whose second arm is `shift` points above its first, seeds differing by SPREAD."""
     claim = BY_ID[name]
     names = arms or [arm.name for arm in claim.arms]
-    runs = {(arm, seed): run(60 + seed + number * (shift + SPREAD[seed])) for number, arm in enumerate(names) for seed in range(seeds)}
+    runs = {
+        (arm, seed): run(60 + seed + number * (shift + SPREAD[seed]))
+        for number, arm in enumerate(names)
+        for seed in range(seeds)
+    }
     return record_of(claim.kind, names, runs) | {"claim": name}
 
 
@@ -61,7 +71,8 @@ def test_a_difference_comes_out_is_opposite_or_is_not_told(name):
     assert verdict(name, of(name, -1.5)).word == OPPOSITE
     undecided = verdict(name, of(name, 0.08))
     assert undecided.word == UNDECIDED and undecided.corrected == undecided.p > 0.2
-    assert (undecided.remark == "smaller here than the effect that would count") == (name != "pooling")  # of which 0.2 would count
+    # of which 0.2 would count
+    assert (undecided.remark == "smaller here than the effect that would count") == (name != "pooling")
     assert verdict(name, of(name, 1.5, seeds=4)).word == NO_VERDICT
     assert verdicts({}, "nowhere")[name].word == NOT_RUN
 
@@ -69,21 +80,26 @@ def test_a_difference_comes_out_is_opposite_or_is_not_told(name):
 def test_the_paper_has_the_other_direction_for_what_lowers_the_error():
     for name in ("pretraining", "cifar-lrn"):
         arms = ["scratch", "fine_tuned"] if name == "pretraining" else None
-        assert verdict(name, of(name, -1.5, arms=arms)).word == COMES_OUT and verdict(name, of(name, 1.5, arms=arms)).word == OPPOSITE
+        assert (
+            verdict(name, of(name, -1.5, arms=arms)).word == COMES_OUT
+            and verdict(name, of(name, 1.5, arms=arms)).word == OPPOSITE
+        )
     for name in ("order", "sixth-conv", "schedule"):
         assert verdict(name, of(name, 1.5)).remark == "the paper has no direction"
 
 
 def test_views_gap_and_training_error_are_compared_where_the_plan_says_so():
-    found, = outcomes(BY_ID["views"], of("views", 0))
+    (found,) = outcomes(BY_ID["views"], of("views", 0))
     assert found.values == pytest.approx((1.0,) * 6) and found.p is None  # no spread, no test
     record = of("dropout", 1.5)
     for entry in record["runs"]:
         entry["on_training_images"]["top1_error"] -= 7 * (entry["arm"] == "no_dropout")
-    gap, = outcomes(BY_ID["dropout"], record)
+    (gap,) = outcomes(BY_ID["dropout"], record)
     assert gap.mean == pytest.approx(7) and gap.what == "gap, no dropout minus base"
-    training, = outcomes(BY_ID["weight-decay"], of("weight-decay", 1.5))
-    assert training.what == "training error, no weight decay minus base" and training.mean == pytest.approx(1.5, abs=0.1)
+    (training,) = outcomes(BY_ID["weight-decay"], of("weight-decay", 1.5))
+    assert training.what == "training error, no weight decay minus base" and training.mean == pytest.approx(
+        1.5, abs=0.1
+    )
 
 
 def test_a_claim_of_every_arm_needs_every_arm():
@@ -122,11 +138,11 @@ def test_times_are_ratios_and_a_run_that_never_comes_there_is_a_lower_bound():
     record = of("biases", 0)
     for entry in record["runs"]:
         entry["moved"] = {"base": 100, "zero_biases": 200 + entry["seed"]}[entry["arm"]]
-    found, = outcomes(BY_ID["biases"], record)
+    (found,) = outcomes(BY_ID["biases"], record)
     assert math.exp(found.mean) == pytest.approx(2.02, abs=0.02) and found.unit == "times" and not found.at_least
     assert verdict("biases", record).word == COMES_OUT
     record["runs"][-1]["moved"] = None
-    found, = outcomes(BY_ID["biases"], record)
+    (found,) = outcomes(BY_ID["biases"], record)
     assert found.at_least and max(found.values) == pytest.approx(math.log(30))
 
 
@@ -135,15 +151,20 @@ def keep_kernels(record, arm, folder, *towers):
     (folder / "runs").mkdir(parents=True, exist_ok=True)
     for entry in record["runs"]:
         if entry["arm"] == arm:
-            np.savez(folder / "runs" / Path(entry["directory"]).name, conv1=made_towers(entry["seed"] + 1, *towers).astype(np.float16))
+            np.savez(
+                folder / "runs" / Path(entry["directory"]).name,
+                conv1=made_towers(entry["seed"] + 1, *towers).astype(np.float16),
+            )
 
 
 @pytest.mark.parametrize("divided, word", [(6, COMES_OUT), (3, UNDECIDED), (0, OPPOSITE)])
 def test_the_towers_are_counted(divided, word, tmp_path):
     record = of("specialisation", 0)
     for entry in record["runs"]:
-        entry["division"] = {"p": 0.001 if entry["seed"] < divided and entry["arm"] == "base" else 0.2,
-                             "measures": {"colourfulness": {"holm_p": 0.01 if entry["seed"] % 2 else 0.3}}}
+        entry["division"] = {
+            "p": 0.001 if entry["seed"] < divided and entry["arm"] == "base" else 0.2,
+            "measures": {"colourfulness": {"holm_p": 0.01 if entry["seed"] % 2 else 0.3}},
+        }
     record["runs"][0]["division"]["p"] = record["runs"][0]["division"]["p"] if divided else None
     del record["runs"][-1]["division"]  # of the network of one tower, which has none
     keep_kernels(record, "base", tmp_path, GREY, RED_GREEN)
@@ -179,18 +200,29 @@ def test_an_average_of_five_is_tested_against_its_members():
     record = of("ensemble5", 0, seeds=5)
     members = [entry["directory"] for entry in record["runs"]]
     record["ensembles"] = [{"members": members, "errors": errors((1.0, 1.0), (55.0, 10.0))}]
-    found, = outcomes(BY_ID["ensemble5"], record)
-    assert found.values == pytest.approx((-5.0, -6.0, -7.0, -8.0, -9.0)) and verdict("ensemble5", record).word == COMES_OUT
-    seven = record | {"claim": "ensemble7", "ensembles": [record["ensembles"][0] | {"five": {"errors": errors((1, 1), (56.0, 10.0))}}]}
-    assert outcomes(BY_ID["ensemble7"], seven)[0].values == pytest.approx((-1.0,)) and verdict("ensemble7", seven).word == NO_VERDICT
+    (found,) = outcomes(BY_ID["ensemble5"], record)
+    assert (
+        found.values == pytest.approx((-5.0, -6.0, -7.0, -8.0, -9.0)) and verdict("ensemble5", record).word == COMES_OUT
+    )
+    seven = record | {
+        "claim": "ensemble7",
+        "ensembles": [record["ensembles"][0] | {"five": {"errors": errors((1, 1), (56.0, 10.0))}}],
+    }
+    assert (
+        outcomes(BY_ID["ensemble7"], seven)[0].values == pytest.approx((-1.0,))
+        and verdict("ensemble7", seven).word == NO_VERDICT
+    )
 
 
 def test_steps_to_the_same_training_loss_are_a_ratio():
     record = of("saturating", 0, arms=["base", "tanh"])
     for entry in record["runs"]:
         slow = 1 if entry["arm"] == "base" else 4
-        entry["curve"] = {"steps": [10 * slow, 20 * slow, 40 * slow], "loss": [4.0, 3.0, 2.0 + 0.001 * entry["seed"] * slow]}
-    found, = outcomes(BY_ID["saturating"], record)
+        entry["curve"] = {
+            "steps": [10 * slow, 20 * slow, 40 * slow],
+            "loss": [4.0, 3.0, 2.0 + 0.001 * entry["seed"] * slow],
+        }
+    (found,) = outcomes(BY_ID["saturating"], record)
     assert found.unit == "times" and math.exp(found.mean) == pytest.approx(4, rel=0.01)
     assert verdict("saturating", record).word == COMES_OUT
     assert verdict("masks", of("masks", 0, arms=["base"])).word == NO_VERDICT
@@ -198,6 +230,12 @@ def test_steps_to_the_same_training_loss_are_a_ratio():
 
 def test_the_correction_is_over_the_claims_of_the_studys_table():
     table = (Path(__file__).resolve().parents[2] / "claims" / "desk-study.md").read_text(encoding="utf-8")
-    rows = [line.split("|")[1].strip() for line in table.split("## Tests and verdicts")[0].splitlines() if line.startswith("| ")]
-    with_direction = [name for name in rows[1:] if name in BY_ID and BY_ID[name].direction and name not in ("specialisation", "init")]
+    rows = [
+        line.split("|")[1].strip()
+        for line in table.split("## Tests and verdicts")[0].splitlines()
+        if line.startswith("| ")
+    ]
+    with_direction = [
+        name for name in rows[1:] if name in BY_ID and BY_ID[name].direction and name not in ("specialisation", "init")
+    ]
     assert tuple(with_direction) == STUDY and len(STUDY) == 16

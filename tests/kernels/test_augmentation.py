@@ -1,14 +1,14 @@
 """Crop, flip, minus mean, colour shift and scale: the reference pixel by pixel, every implementation to the bit."""
+
 import functools
 import math
 
 import numpy as np
 import pytest
 import torch
+from alexnet_mp.kernels import augment, augmentation, dispatch, reference
 from cases import FORMATS, both_formats
 from inner_cases import every
-
-from alexnet_mp.kernels import augment, augmentation, dispatch, reference
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 both_means = every("mean_follows_crop", [True, False])
@@ -40,7 +40,9 @@ def pixel_by_pixel(pictures, top, left, flip, mean, shift, scale, crop, mean_fol
         down = int(top[n]) + row
         under = mean[down, across] if mean_follows_crop else mean[offset + row, offset + column]
         pixel = np.float32(pictures[n, down, across, channel])
-        y[n, channel, row, column] = np.float32(np.float32(pixel - under[channel]) + shift[n, channel]) * np.float32(scale)
+        y[n, channel, row, column] = np.float32(np.float32(pixel - under[channel]) + shift[n, channel]) * np.float32(
+            scale
+        )
     return torch.from_numpy(y)
 
 
@@ -53,15 +55,20 @@ def test_the_reference_is_the_definition(mean_follows_crop, scale):
     expected = pixel_by_pixel(*arguments, scale, crop, mean_follows_crop)
     assert torch.equal(y, expected) and y.is_contiguous(memory_format=torch.channels_last)
     for dtype in DTYPES[1:]:
-        narrow = reference.augment(*arguments, scale, crop=crop, mean_follows_crop=mean_follows_crop, dtype=dtype,
-                                   memory_format=torch.contiguous_format)
+        narrow = reference.augment(
+            *arguments,
+            scale,
+            crop=crop,
+            mean_follows_crop=mean_follows_crop,
+            dtype=dtype,
+            memory_format=torch.contiguous_format,
+        )
         assert torch.equal(narrow, expected.to(dtype)) and narrow.is_contiguous()
 
 
 @both_means
 @both_formats
-@every("side, crop", [(40, 32), (40, 33), (40, 31), (41, 20), (19, 16), (12, 12), (9, 7), (6, 3), (4, 1),
-                      (256, 224)])
+@every("side, crop", [(40, 32), (40, 33), (40, 31), (41, 20), (19, 16), (12, 12), (9, 7), (6, 3), (4, 1), (256, 224)])
 def test_every_implementation_gives_the_references_bits(implementation, side, crop, memory_format, mean_follows_crop):
     """Rows of whole blocks (written past the caches), with a rest, shorter than a block; one picture in two flipped."""
     kernels, device = implementation
@@ -76,7 +83,8 @@ def test_every_implementation_gives_the_references_bits(implementation, side, cr
 
 @both_means
 def test_values_that_lie_between_two_numbers(implementation, mean_follows_crop):
-    """Halves and ties of bfloat16 and float16; sums that cancel; a mean beyond the range of float16, one that is no number."""
+    """Halves and ties of bfloat16 and float16; sums that cancel; a mean beyond the range of float16, one that is no
+    number."""
     kernels, device = implementation
     pictures, top, left, flip, mean, shift = inputs(3, 16, 16)
     mean[:4] = torch.randint(-512, 512, (4, 16, 3), generator=torch.Generator().manual_seed(5)) / 512
@@ -87,7 +95,9 @@ def test_values_that_lie_between_two_numbers(implementation, mean_follows_crop):
         call = dict(crop=16, mean_follows_crop=mean_follows_crop, dtype=dtype)
         y = augment(*on(device, pictures, top, left, flip, mean, shift), **call, kernels=kernels).cpu()
         expected = reference.augment(pictures, top, left, flip, mean, shift, **call)
-        assert torch.equal(y.nan_to_num(nan=3e4), expected.nan_to_num(nan=3e4)) and torch.equal(y.isnan(), expected.isnan())
+        assert torch.equal(y.nan_to_num(nan=3e4), expected.nan_to_num(nan=3e4)) and torch.equal(
+            y.isnan(), expected.isnan()
+        )
 
 
 @every("threads", [1, 2, 3])
@@ -98,7 +108,7 @@ def test_pictures_one_by_one_and_any_number_of_threads(implementation, threads):
         pytest.skip("a list is for pictures on the host")
     pictures, *others = inputs(7, 40, 32)
     memory, size = torch.zeros(7, pictures[0].numel() + 13, dtype=torch.uint8), pictures[0].numel()
-    views = [row[5:5 + size].view_as(picture).copy_(picture) for row, picture in zip(memory, pictures, strict=True)]
+    views = [row[5 : 5 + size].view_as(picture).copy_(picture) for row, picture in zip(memory, pictures, strict=True)]
     torch.set_num_threads(threads)
     try:
         y = augment(views, *others, crop=32, mean_follows_crop=True, kernels=kernels)
@@ -117,10 +127,10 @@ def test_nothing_outside_the_output_is_written(implementation):
         for dtype in DTYPES:
             size = 3 * 3 * crop * crop
             memory = torch.full((size + 64,), 777.0, dtype=dtype)
-            y = memory[offset:offset + size].view(3, crop, crop, 3).permute(0, 3, 1, 2)
+            y = memory[offset : offset + size].view(3, crop, crop, 3).permute(0, 3, 1, 2)
             inside = [t.clamp(max=20 - crop) if t.dtype == torch.int64 else t for t in others]
             dispatch.compiled().augment([pictures], *inside, 1.0, True, y)
-            assert (y != 777).all() and (memory[:offset] == 777).all() and (memory[offset + size:] == 777).all()
+            assert (y != 777).all() and (memory[:offset] == 777).all() and (memory[offset + size :] == 777).all()
 
 
 def test_no_picture_and_one(implementation):
@@ -136,31 +146,54 @@ def test_no_picture_and_one(implementation):
 
 
 @every("kernels", ["auto", "reference"])
-@every("change, named", [
-    (dict(top=torch.tensor([0, 9, 0])), "top is 9; crops of 12x12.*20x20 from 0 to 8"),
-    (dict(top=torch.tensor([0, 0, -1])), "top is -1"),
-    (dict(left=torch.tensor([2**40, 0, 0])), "left is 1099511627776"), (dict(left=torch.tensor([-1, 0, 0])), "left is -1"),
-    (dict(left=torch.tensor([0, 0])), r"left is torch.int64 \(2,\)"), (dict(top=torch.tensor([0, 0, 0.0])), "top is torch.float32"),
-    (dict(top=torch.zeros(3, dtype=torch.int64, device="meta")), "top is .* on meta.*on the host"),
-    (dict(flip=torch.tensor([0, 1, 0])), "flip is torch.int64"), (dict(shift=torch.zeros(3, 1)), r"shift is .*\(3, 1\)"),
-    (dict(shift=torch.zeros(3, 3, dtype=torch.float64)), "shift is torch.float64"),
-    (dict(pictures=torch.zeros(3, 20, 20, 3)), "pictures are torch.float32"),
-    (dict(pictures=torch.zeros(2, 20, 20, 3, dtype=torch.uint8)), r"pictures are .*\(2, 20, 20, 3\)"),
-    (dict(pictures=torch.zeros(3, 3, 20, 20, dtype=torch.uint8).permute(0, 2, 3, 1)), "contiguous"),
-    (dict(pictures=[torch.zeros(20, 20, 3, dtype=torch.uint8)] * 2), "2 pictures for 3 places"),
-    (dict(pictures=[*torch.zeros(2, 20, 20, 3, dtype=torch.uint8), torch.zeros(20, 19, 3, dtype=torch.uint8)]), r"\(20, 19, 3\)"),
-    (dict(pictures=torch.zeros(3, 20, 20, 3, dtype=torch.uint8, device="meta")), "on meta.*on cpu"),
-    (dict(mean=torch.zeros(20, 20, 3, dtype=torch.float64)), "mean is torch.float64"),
-    (dict(mean=torch.zeros(20, 19, 3)), r"mean is .*\(20, 19, 3\)"),
-    (dict(mean=torch.zeros(3)), r"mean is .*\(3,\)"), (dict(mean=torch.zeros(3, 20, 20).permute(1, 2, 0)), "contiguous"),
-    (dict(mean=torch.zeros(21, 21, 3)), r"pictures are .*\(3, 20, 20, 3\).*\(21, 21, 3\)"), (dict(crop=21), "crop is 21.*20x20"),
-    (dict(crop=0), "crop is 0"), (dict(crop=12.0), "crop is 12.0"), (dict(dtype=torch.float64), "dtype is torch.float64"),
-    (dict(memory_format=torch.preserve_format), "memory_format"), (dict(kernels="fortran"), "fortran"),
-])
+@every(
+    "change, named",
+    [
+        (dict(top=torch.tensor([0, 9, 0])), "top is 9; crops of 12x12.*20x20 from 0 to 8"),
+        (dict(top=torch.tensor([0, 0, -1])), "top is -1"),
+        (dict(left=torch.tensor([2**40, 0, 0])), "left is 1099511627776"),
+        (dict(left=torch.tensor([-1, 0, 0])), "left is -1"),
+        (dict(left=torch.tensor([0, 0])), r"left is torch.int64 \(2,\)"),
+        (dict(top=torch.tensor([0, 0, 0.0])), "top is torch.float32"),
+        (dict(top=torch.zeros(3, dtype=torch.int64, device="meta")), "top is .* on meta.*on the host"),
+        (dict(flip=torch.tensor([0, 1, 0])), "flip is torch.int64"),
+        (dict(shift=torch.zeros(3, 1)), r"shift is .*\(3, 1\)"),
+        (dict(shift=torch.zeros(3, 3, dtype=torch.float64)), "shift is torch.float64"),
+        (dict(pictures=torch.zeros(3, 20, 20, 3)), "pictures are torch.float32"),
+        (dict(pictures=torch.zeros(2, 20, 20, 3, dtype=torch.uint8)), r"pictures are .*\(2, 20, 20, 3\)"),
+        (dict(pictures=torch.zeros(3, 3, 20, 20, dtype=torch.uint8).permute(0, 2, 3, 1)), "contiguous"),
+        (dict(pictures=[torch.zeros(20, 20, 3, dtype=torch.uint8)] * 2), "2 pictures for 3 places"),
+        (
+            dict(pictures=[*torch.zeros(2, 20, 20, 3, dtype=torch.uint8), torch.zeros(20, 19, 3, dtype=torch.uint8)]),
+            r"\(20, 19, 3\)",
+        ),
+        (dict(pictures=torch.zeros(3, 20, 20, 3, dtype=torch.uint8, device="meta")), "on meta.*on cpu"),
+        (dict(mean=torch.zeros(20, 20, 3, dtype=torch.float64)), "mean is torch.float64"),
+        (dict(mean=torch.zeros(20, 19, 3)), r"mean is .*\(20, 19, 3\)"),
+        (dict(mean=torch.zeros(3)), r"mean is .*\(3,\)"),
+        (dict(mean=torch.zeros(3, 20, 20).permute(1, 2, 0)), "contiguous"),
+        (dict(mean=torch.zeros(21, 21, 3)), r"pictures are .*\(3, 20, 20, 3\).*\(21, 21, 3\)"),
+        (dict(crop=21), "crop is 21.*20x20"),
+        (dict(crop=0), "crop is 0"),
+        (dict(crop=12.0), "crop is 12.0"),
+        (dict(dtype=torch.float64), "dtype is torch.float64"),
+        (dict(memory_format=torch.preserve_format), "memory_format"),
+        (dict(kernels="fortran"), "fortran"),
+    ],
+)
 def test_wrong_arguments_are_refused_by_name(change, named, kernels):
     pictures, _, _, flip, mean, shift = inputs(3, 20, 12)
-    arguments = dict(pictures=pictures, top=torch.tensor([0, 8, 4]), left=torch.tensor([8, 0, 4]), flip=flip, mean=mean,
-                     shift=shift, crop=12, mean_follows_crop=True, kernels=kernels)
+    arguments = dict(
+        pictures=pictures,
+        top=torch.tensor([0, 8, 4]),
+        left=torch.tensor([8, 0, 4]),
+        flip=flip,
+        mean=mean,
+        shift=shift,
+        crop=12,
+        mean_follows_crop=True,
+        kernels=kernels,
+    )
     augment(**arguments)
     with pytest.raises(ValueError, match=named):
         augment(**arguments | change)
@@ -170,15 +203,36 @@ def test_the_library_refuses_what_would_read_out_of_bounds():
     if dispatch.compiled() is None:
         pytest.skip("there was no compiler to build the CPU kernels")
     pictures, _, _, flip, mean, shift = inputs(3, 20, 12)
-    right = dict(pictures=[pictures], top=torch.tensor([0, 8, 4]), left=torch.tensor([8, 0, 4]), flip=flip, mean=mean, shift=shift,
-                 scale=1.0, mean_follows_crop=True, y=torch.empty(3, 3, 12, 12))
+    right = dict(
+        pictures=[pictures],
+        top=torch.tensor([0, 8, 4]),
+        left=torch.tensor([8, 0, 4]),
+        flip=flip,
+        mean=mean,
+        shift=shift,
+        scale=1.0,
+        mean_follows_crop=True,
+        y=torch.empty(3, 3, 12, 12),
+    )
     dispatch.compiled().augment(*right.values())
-    for change in (dict(top=torch.tensor([0, 9, 0])), dict(left=torch.tensor([0, -1, 0])), dict(top=torch.zeros(2).long()),
-                   dict(pictures=[pictures[:2]]), dict(pictures=[pictures[0]] * 2), dict(pictures=[pictures[:, :19]]),
-                   dict(pictures=[]), dict(pictures=[pictures.float()]), dict(flip=flip[:1]), dict(mean=mean[:19]),
-                   dict(shift=shift[:2]), dict(left=torch.zeros(6).long()[::2]), dict(y=torch.empty(3, 3, 21, 21)),
-                   dict(y=torch.empty(3, 3, 12, 12).double()), dict(y=torch.empty(3, 3, 12, 11)),
-                   dict(y=torch.empty(3, 3, 12, 24)[..., ::2])):
+    for change in (
+        dict(top=torch.tensor([0, 9, 0])),
+        dict(left=torch.tensor([0, -1, 0])),
+        dict(top=torch.zeros(2).long()),
+        dict(pictures=[pictures[:2]]),
+        dict(pictures=[pictures[0]] * 2),
+        dict(pictures=[pictures[:, :19]]),
+        dict(pictures=[]),
+        dict(pictures=[pictures.float()]),
+        dict(flip=flip[:1]),
+        dict(mean=mean[:19]),
+        dict(shift=shift[:2]),
+        dict(left=torch.zeros(6).long()[::2]),
+        dict(y=torch.empty(3, 3, 21, 21)),
+        dict(y=torch.empty(3, 3, 12, 12).double()),
+        dict(y=torch.empty(3, 3, 12, 11)),
+        dict(y=torch.empty(3, 3, 12, 24)[..., ::2]),
+    ):
         with pytest.raises(RuntimeError, match="augment|dense|one picture|leaves its picture|must be"):
             dispatch.compiled().augment(*(right | change).values())
 
@@ -187,8 +241,10 @@ def test_opcheck(implementation):
     kernels, device = implementation
     arguments = on(device, *inputs(3, 20, 16))
     for channels_last in (True, False):
-        torch.library.opcheck(torch.ops.alexnet_mp.augment.default,
-                              ([arguments[0]], *arguments[1:], 0.5, 16, True, torch.bfloat16, channels_last, kernels))
+        torch.library.opcheck(
+            torch.ops.alexnet_mp.augment.default,
+            ([arguments[0]], *arguments[1:], 0.5, 16, True, torch.bfloat16, channels_last, kernels),
+        )
 
 
 @pytest.mark.compile
@@ -218,28 +274,38 @@ def test_crops_in_one_table_give_the_same_bits(mean_follows_crop, scale):
         assert len(augmentation.augment_crops(pictures[:0], crops[:0], mean, **options)) == 0
 
 
-@every("change, named", [
-    (dict(top=torch.tensor([0, 6, 0])), "top is 6; crops of 19x19 lie in pictures of 24x24 from 0 to 5"),
-    (dict(left=torch.tensor([0, -1, 0])), "left is -1"), (dict(flip=torch.zeros(3)), "flip is .*float32"),
-    (dict(shift=torch.zeros(2, 3)), r"shift is .*\(2, 3\)"),
-    (dict(left=torch.zeros(2, dtype=torch.int64)), r"left is .*\(2,\)")])
+@every(
+    "change, named",
+    [
+        (dict(top=torch.tensor([0, 6, 0])), "top is 6; crops of 19x19 lie in pictures of 24x24 from 0 to 5"),
+        (dict(left=torch.tensor([0, -1, 0])), "left is -1"),
+        (dict(flip=torch.zeros(3)), "flip is .*float32"),
+        (dict(shift=torch.zeros(2, 3)), r"shift is .*\(2, 3\)"),
+        (dict(left=torch.zeros(2, dtype=torch.int64)), r"left is .*\(2,\)"),
+    ],
+)
 def test_a_table_of_crops_that_do_not_fit_is_refused_by_name(change, named):
     _, top, left, flip, _, shift = inputs(3, 24, 19)
     with pytest.raises(ValueError, match=named):
         augmentation.crops_of(**dict(top=top, left=left, flip=flip, shift=shift, scale=1.0) | change, crop=19, side=24)
 
 
-@every("change, named", [
-    (dict(crops=torch.zeros(3, 6)), r"crops are .*\(3, 6\).*must be .*\(3, 7\)"),
-    (dict(crops=torch.zeros(3, 7).double()), "crops are .*float64"),
-    (dict(pictures=torch.zeros(3, 23, 24, 3, dtype=torch.uint8)), r"pictures are .*\(3, 23, 24, 3\)"),
-    (dict(pictures=torch.zeros(3, 24, 24, 3)), "pictures are .*float32")])
+@every(
+    "change, named",
+    [
+        (dict(crops=torch.zeros(3, 6)), r"crops are .*\(3, 6\).*must be .*\(3, 7\)"),
+        (dict(crops=torch.zeros(3, 7).double()), "crops are .*float64"),
+        (dict(pictures=torch.zeros(3, 23, 24, 3, dtype=torch.uint8)), r"pictures are .*\(3, 23, 24, 3\)"),
+        (dict(pictures=torch.zeros(3, 24, 24, 3)), "pictures are .*float32"),
+    ],
+)
 def test_pictures_that_do_not_fit_their_table_are_refused_by_name(change, named):
     pictures, top, left, flip, mean, shift = inputs(3, 24, 19)
     given = dict(pictures=pictures, crops=augmentation.crops_of(top, left, flip, shift, 1.0, crop=19, side=24)) | change
     with pytest.raises(ValueError, match=named):
-        augmentation.augment_crops(**given, mean=mean, crop=19, mean_follows_crop=True, dtype=torch.float32,
-                          memory_format=torch.channels_last)
+        augmentation.augment_crops(
+            **given, mean=mean, crop=19, mean_follows_crop=True, dtype=torch.float32, memory_format=torch.channels_last
+        )
 
 
 needs_gpu = pytest.mark.gpu(reason="needs a GPU")

@@ -1,4 +1,6 @@
-"""csrc/cuda compiled by nvcc without a GPU, against the installed torch's headers: spills, registers, counted instructions."""
+"""csrc/cuda compiled by nvcc without a GPU, against the installed torch's headers: spills, registers, counted
+instructions."""
+
 import importlib.util
 import os
 import re
@@ -9,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from alexnet_mp.kernels import dispatch
+
 from alexnet_mp.training import tape_program
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -20,18 +22,37 @@ specification = importlib.util.spec_from_file_location("count_sass", ROOT / "too
 count_sass = importlib.util.module_from_spec(specification)
 specification.loader.exec_module(count_sass)
 
-pytestmark = [pytest.mark.compile, pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc on PATH (the CUDA toolkit)")]
-needs_nvdisasm = pytest.mark.skipif(count_sass.tool("nvdisasm") is None,
-                                    reason="no nvdisasm: neither the triton package nor a full toolkit")
+pytestmark = [
+    pytest.mark.compile,
+    pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc on PATH (the CUDA toolkit)"),
+]
+needs_nvdisasm = pytest.mark.skipif(
+    count_sass.tool("nvdisasm") is None, reason="no nvdisasm: neither the triton package nor a full toolkit"
+)
 
 
 def compile_cuda(name, folder, architectures=(80, 90)):
     """What nvcc says of csrc/cuda/NAME.cu."""
     codes = [option for number in architectures for option in ("-gencode", f"arch=compute_{number},code=sm_{number}")]
-    command = ["nvcc", "-std=c++20", "-O3", "-DUSE_CUDA", "-c", ROOT / "csrc" / "cuda" / f"{name}.cu",
-               "-o", folder / f"{name}.o", f"-I{INCLUDE}",
-               f"-I{INCLUDE / 'torch' / 'csrc' / 'api' / 'include'}", *codes, "--threads", str(min(2, os.cpu_count())),
-               "-Xcompiler", "-fPIC", "-Xptxas", "-v"]
+    command = [
+        "nvcc",
+        "-std=c++20",
+        "-O3",
+        "-DUSE_CUDA",
+        "-c",
+        ROOT / "csrc" / "cuda" / f"{name}.cu",
+        "-o",
+        folder / f"{name}.o",
+        f"-I{INCLUDE}",
+        f"-I{INCLUDE / 'torch' / 'csrc' / 'api' / 'include'}",
+        *codes,
+        "--threads",
+        str(min(2, os.cpu_count())),
+        "-Xcompiler",
+        "-fPIC",
+        "-Xptxas",
+        "-v",
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "warning" not in done.stderr
@@ -60,13 +81,22 @@ for table in (torch.empty(3, dtype=torch.int64), torch.tensor([[tape_program.LAU
 """
 
 
-@pytest.mark.skipif(dispatch.compiled() is None or tape_program.operator() is not None or torch.cuda.is_available(),
-                    reason="needs the compiled CPU kernels without the CUDA ones, and no GPU")
+@pytest.mark.skipif(
+    dispatch.compiled() is None or tape_program.operator() is not None or torch.cuda.is_available(),
+    reason="needs the compiled CPU kernels without the CUDA ones, and no GPU",
+)
 def test_the_tapes_operator_is_compiled_found_and_names_what_fails(tmp_path):
     """It has no kernel: CUDA's own names for what tests/tape_on_host.cpp stands in for, and torch's for the rest."""
     assert "entry function" not in compile_cuda("tape", tmp_path, [90])
-    command = ["nvcc", "-shared", "-o", tmp_path / "tape.so", tmp_path / "tape.o", f"-L{INCLUDE.parent / 'lib'}",
-               "-ltorch_cpu"]
+    command = [
+        "nvcc",
+        "-shared",
+        "-o",
+        tmp_path / "tape.so",
+        tmp_path / "tape.o",
+        f"-L{INCLUDE.parent / 'lib'}",
+        "-ltorch_cpu",
+    ]
     linked = subprocess.run(command, capture_output=True, text=True)
     if "cannot find -lcudart" in linked.stderr:
         pytest.skip("this nvcc has no runtime library to link")
@@ -87,8 +117,11 @@ def table():
 
 @pytest.mark.slow
 def test_every_kernel_fits_its_registers_and_spills_none(report):
-    kernels = re.findall(r"Compiling entry function '(\w+)' for '(sm_\d+)'(?:.*\n)+?.*?(\d+) bytes stack frame, "
-                         r"(\d+) bytes spill stores, (\d+) bytes spill loads\n.*?Used (\d+) registers", report)
+    kernels = re.findall(
+        r"Compiling entry function '(\w+)' for '(sm_\d+)'(?:.*\n)+?.*?(\d+) bytes stack frame, "
+        r"(\d+) bytes spill stores, (\d+) bytes spill loads\n.*?Used (\d+) registers",
+        report,
+    )
     # 3 types x 2 norms x (3 relus x with and without argmax, forward; 2 relus, backward), and the sum of partial dbias.
     for arch in ("sm_80", "sm_90"):
         assert sum(kernel[1] == arch for kernel in kernels) == 3 * 2 * (3 * 2 + 2) + 1
@@ -111,8 +144,12 @@ def test_instructions_an_element(table):
     for (kernel, _, _), count in counted.items():
         assert 10 < count <= (28 if kernel == "forward" else 43), counted
     assert all(row["spilled_bytes"] == 0 for row in table.values())
-    for kernel, channels, most in (("forward", 48, 22.0), ("forward", 128, 22.3), ("backward", 48, 36.2),
-                                   ("backward", 128, 37.5)):
+    for kernel, channels, most in (
+        ("forward", 48, 22.0),
+        ("forward", 128, 22.3),
+        ("backward", 48, 36.2),
+        ("backward", 128, 37.5),
+    ):
         assert counted[kernel, "bfloat16", channels] <= most, counted
 
 
@@ -130,8 +167,14 @@ def test_blocks_and_loops_of_a_small_kernel(tmp_path):
     subprocess.run(["nvcc", "-arch=sm_90", "-cubin", "-lineinfo", "-o", cubin, unit], check=True)
     (blocks,) = count_sass.disassemble(cubin).values()
     loops = count_sass.cycles(blocks)
-    main = next(loop for loop in loops if any("BAR" in instruction for block in loop for instruction in block.instructions))
+    main = next(
+        loop for loop in loops if any("BAR" in instruction for block in loop for instruction in block.instructions)
+    )
     inside = [instruction for block in main for instruction in block.instructions]
-    assert sum("MUFU.RSQ" in instruction for instruction in inside) == sum("STG" in instruction for instruction in inside) == 1
+    assert (
+        sum("MUFU.RSQ" in instruction for instruction in inside)
+        == sum("STG" in instruction for instruction in inside)
+        == 1
+    )
     assert not any("EXIT" in instruction and not instruction.startswith("@") for instruction in inside)
     assert any("S2R" in instruction for block in blocks if block not in main for instruction in block.instructions)

@@ -1,9 +1,10 @@
-"""csrc/cuda/lrn_pool.cuh without a GPU: the device code compiled by g++, its threads emulated, against reference.py in float64.
+"""csrc/cuda/lrn_pool.cuh without a GPU: the device code compiled by g++, its threads emulated, against reference.py in
+float64.
 
-A gradient is checked in two steps. The saved argmax must name a maximum, up to the rounding that decides near-ties; and given
-that argmax, dx and dbias must be those of float64 autograd through the cells it names. PyTorch's own eager chain in the same
-dtype is measured in the same way, against its own argmax, and our error may be twice its error.
-"""
+A gradient is checked in two steps. The saved argmax must name a maximum, up to the rounding that decides near-ties; and
+given that argmax, dx and dbias must be those of float64 autograd through the cells it names. PyTorch's own eager chain
+in the same dtype is measured in the same way, against its own argmax, and our error may be twice its error."""
+
 import ctypes
 import importlib.util
 import math
@@ -14,33 +15,54 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from alexnet_mp.kernels import reference
 from inner_cases import every
 
-from alexnet_mp.kernels import reference
-
 SOURCE = Path(__file__).parents[1].joinpath("cuda_on_host.cpp")
-FAILURES = {1: "no such kernel", 2: "threads ended while others of their block waited at a barrier",
-            3: "wrote behind its shared memory"}
+FAILURES = {
+    1: "no such kernel",
+    2: "threads ended while others of their block waited at a barrier",
+    3: "wrote behind its shared memory",
+}
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 RELUS = {"none": 0, "before": 1, "after": 2}
 ALPHA, K = 5e-3, 2.0  # for values of 10 or so: neither the sum nor k hides the other
 MANY = 1 << 40
-# What a GPU's two approximations may add to d^(-3/4): 3/2 of 2^-22.9 from d^(-1/2) and 2^-23 from its root (PTX ISA). The emulation
-# is off by as much. The CPU's pow is nearly exact, so twice its error alone would leave no room for it in float32.
+# What a GPU's two approximations may add to d^(-3/4): 3/2 of 2^-22.9 from d^(-1/2) and 2^-23 from its root (PTX ISA).
+# The emulation is off by as much. The CPU's pow is nearly exact, so twice its error alone would leave no room for it in
+# float32.
 APPROXIMATION = 1.5 * 2**-22.9 + 2**-23
 dtypes = every("dtype", TYPES)
 relus = every("relu", RELUS)
 norms = every("norm", ["lrn", "none"])
 
-pytestmark = [pytest.mark.compile, pytest.mark.usefixtures("one_thread"),
-              pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ to compile the device code for the host")]
+pytestmark = [
+    pytest.mark.compile,
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ to compile the device code for the host"),
+]
 
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory):
     path = tmp_path_factory.mktemp("cuda_on_host") / "lrn_pool.so"
-    subprocess.run(["g++", "-std=c++17", "-O1", "-fno-strict-aliasing", "-ffp-contract=off", "-shared", "-fPIC", "-Wall",
-                    "-Wno-unknown-pragmas", "-o", path, SOURCE], check=True)
+    subprocess.run(
+        [
+            "g++",
+            "-std=c++17",
+            "-O1",
+            "-fno-strict-aliasing",
+            "-ffp-contract=off",
+            "-shared",
+            "-fPIC",
+            "-Wall",
+            "-Wno-unknown-pragmas",
+            "-o",
+            path,
+            SOURCE,
+        ],
+        check=True,
+    )
     return ctypes.CDLL(str(path))
 
 
@@ -49,7 +71,8 @@ def channels_last(maps):
 
 
 def poisoned(shape, dtype):
-    """(N, C, H, W) channels_last full of a value that no kernel writes, and the buffer with as much again on either side."""
+    """(N, C, H, W) channels_last full of a value that no kernel writes, and the buffer with as much again on either
+    side."""
     n, c, h, w = shape
     poison = 0xA5 if dtype == torch.uint8 else -12345.0
     buffer = torch.full((3, n, h, w, c), poison, dtype=dtype)
@@ -77,9 +100,20 @@ def forward(library, x, bias, relu, norm, codes=True, alpha=ALPHA, k=K, slots=4,
     y, y_buffer = poisoned(out_shape(x), x.dtype)
     argmax, argmax_buffer = poisoned(out_shape(x), torch.uint8) if codes else (None, None)
     failure = library.lrn_pool_forward_on_host(
-        pointer(x), pointer(bias), pointer(y), pointer(argmax), (ctypes.c_int64 * 4)(*x.shape), TYPES[x.dtype],
-        bias_code(x, bias), int(norm == "lrn"), RELUS[relu], ctypes.c_float(alpha), ctypes.c_float(k),
-        ctypes.c_int64(slots), int(backwards))
+        pointer(x),
+        pointer(bias),
+        pointer(y),
+        pointer(argmax),
+        (ctypes.c_int64 * 4)(*x.shape),
+        TYPES[x.dtype],
+        bias_code(x, bias),
+        int(norm == "lrn"),
+        RELUS[relu],
+        ctypes.c_float(alpha),
+        ctypes.c_float(k),
+        ctypes.c_int64(slots),
+        int(backwards),
+    )
     assert not failure, FAILURES[failure]
     assert untouched(y_buffer) and (not codes or untouched(argmax_buffer))
     return y, argmax
@@ -90,9 +124,22 @@ def backward(library, dy, x, bias, argmax, relu, norm, alpha=ALPHA, k=K, slots=M
     dx, dx_buffer = poisoned(x.shape, x.dtype)
     dbias = None if bias is None else torch.full((x.shape[1],), -12345.0)
     failure = library.lrn_pool_backward_on_host(
-        pointer(dy), pointer(x), pointer(bias), pointer(argmax), pointer(dx), pointer(dbias), (ctypes.c_int64 * 4)(*x.shape),
-        TYPES[x.dtype], bias_code(x, bias), int(norm == "lrn"), RELUS[relu], ctypes.c_float(alpha), ctypes.c_float(k),
-        ctypes.c_int64(slots), int(backwards))
+        pointer(dy),
+        pointer(x),
+        pointer(bias),
+        pointer(argmax),
+        pointer(dx),
+        pointer(dbias),
+        (ctypes.c_int64 * 4)(*x.shape),
+        TYPES[x.dtype],
+        bias_code(x, bias),
+        int(norm == "lrn"),
+        RELUS[relu],
+        ctypes.c_float(alpha),
+        ctypes.c_float(k),
+        ctypes.c_int64(slots),
+        int(backwards),
+    )
     assert not failure, FAILURES[failure]
     assert untouched(dx_buffer)
     return dx, dbias
@@ -113,14 +160,15 @@ def expected_y(x, bias, relu, norm, alpha=ALPHA, k=K):
 
 
 def eager(x, bias, relu, norm):
-    """y and the index of each maximum, every operation rounded to x's type. F.local_response_norm has no 16-bit CPU version."""
+    """y and the index of each maximum, every operation rounded to x's type. F.local_response_norm has no 16-bit CPU
+    version."""
     a = x if bias is None else x + bias.to(x.dtype).view(-1, 1, 1)
     a = torch.relu(a) if relu == "before" else a
     if norm == "lrn" and x.dtype == torch.float32:
         a = F.local_response_norm(a, 5, ALPHA * 5, 0.75, K)
     elif norm == "lrn":
         squares = F.pad(a * a, (0, 0, 0, 0, 2, 2))
-        a = a / (K + ALPHA * sum(squares[:, j:j + x.shape[1]] for j in range(5))).pow(0.75)
+        a = a / (K + ALPHA * sum(squares[:, j : j + x.shape[1]] for j in range(5))).pow(0.75)
     y, index = F.max_pool2d(a, 3, 2, ceil_mode=True, return_indices=True)
     return torch.relu(y) if relu == "after" else y, index
 
@@ -150,7 +198,8 @@ def maps(*shape, dtype=torch.float32, seed=1, scale=10.0):
 
 
 def near_tie(dtype, norm):
-    """How far below the maximum the chosen response may lie: roundings of float32, and for packed codes their 4 bits."""
+    """How far below the maximum the chosen response may lie: roundings of float32, and for packed codes their 4
+    bits."""
     return 2.0**-20 if norm == "none" or dtype == torch.float32 else 2.0**-18
 
 
@@ -202,11 +251,18 @@ def test_small_maps(library, dtype, relu, height, width):
 
 
 @dtypes
-@every("shape, relu, bias", [
-    ((1, 48, 55, 55), "before", True), ((2, 128, 27, 27), "before", True), ((1, 96, 27, 5), "after", False),
-    ((1, 128, 4, 61), "before", True), ((1, 256, 13, 13), "none", True), ((1, 1024, 5, 8), "after", True),
-    ((3, 64, 7, 6), "none", False),
-])
+@every(
+    "shape, relu, bias",
+    [
+        ((1, 48, 55, 55), "before", True),
+        ((2, 128, 27, 27), "before", True),
+        ((1, 96, 27, 5), "after", False),
+        ((1, 128, 4, 61), "before", True),
+        ((1, 256, 13, 13), "none", True),
+        ((1, 1024, 5, 8), "after", True),
+        ((3, 64, 7, 6), "none", False),
+    ],
+)
 def test_maps_of_the_network_and_wide_ones(library, dtype, shape, relu, bias):
     """Among them several tiles a row, groups of lanes that do not divide a warp, and the most channels there are."""
     norm = "none" if shape[1] == 256 else "lrn"
@@ -221,7 +277,13 @@ def test_ties_go_to_the_first_in_scan_order(library, dtype, norm, relu):
     few = channels_last(torch.randint(-2, 3, (2, 8, 9, 8), generator=torch.Generator().manual_seed(1)).to(dtype))
     spread = few.clone(memory_format=torch.preserve_format)
     spread[:, [0, 1, 3, 4, 6, 7]] = 1  # one map of values amid constants: no rounding can separate equal values
-    for x in (torch.zeros_like(few), torch.full_like(few, 3.0), torch.full_like(few, -3.0), torch.full_like(few, -0.0), spread):
+    for x in (
+        torch.zeros_like(few),
+        torch.full_like(few, 3.0),
+        torch.full_like(few, -3.0),
+        torch.full_like(few, -0.0),
+        spread,
+    ):
         y, argmax = forward(library, x, None, relu, norm)
         u = responses(x.float(), None, relu, norm)
         most, index = F.max_pool2d(u, 3, 2, ceil_mode=True, return_indices=True)
@@ -258,7 +320,8 @@ def test_huge_and_denormal_values(library, norm, relu, scale):
 
 
 def compare_in_float32(library, x, bias, relu, norm):
-    """The same NaN and inf as reference.py in float32, the same argmax up to rounding (the last NaN), the same gradients."""
+    """The same NaN and inf as reference.py in float32, the same argmax up to rounding (the last NaN), the same
+    gradients."""
     y, argmax = forward(library, x, bias, relu, norm)
     expected = expected_y(x, bias, relu, norm)
     bound = {torch.float32: 1e-6, torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10}[x.dtype]  # both rounded, once each
@@ -287,7 +350,8 @@ def compare_in_float32(library, x, bias, relu, norm):
 @dtypes
 @norms
 def test_without_a_gradient_the_same_y(library, dtype, norm):
-    """No argmax wanted: other kernels, the same maxima. Packed codes cost a response its 4 lowest bits before rounding."""
+    """No argmax wanted: other kernels, the same maxima. Packed codes cost a response its 4 lowest bits before
+    rounding."""
     x, bias = maps(1, 48, 9, 11, dtype=dtype), maps(48, seed=2)
     for relu in RELUS:
         y, _ = forward(library, x, bias, relu, norm)
@@ -324,7 +388,8 @@ def test_no_order_of_threads_or_blocks_changes_a_bit(library, dtype):
 
 
 def test_blocks_that_walk_over_many_quads(library):
-    """More images than the grid covers at once; another grid adds dbias up in another order, and changes nothing else."""
+    """More images than the grid covers at once; another grid adds dbias up in another order, and changes nothing
+    else."""
     x, bias = maps(9, 128, 9, 9), maps(128, seed=2)
     y, argmax = forward(library, x, bias, "before", "lrn")
     dy = maps(*y.shape, seed=3)
@@ -359,7 +424,8 @@ def test_no_images(library, dtype):
 
 @every("images", [1, 32, 128, 1024])
 def test_the_instruction_counter_knows_the_launches(library, images):
-    """tools/count_sass.py weights machine code by the blocks and warps that the plans launch; its own copy must be theirs."""
+    """tools/count_sass.py weights machine code by the blocks and warps that the plans launch; its own copy must be
+    theirs."""
     specification = importlib.util.spec_from_file_location("count_sass", SOURCE.parents[1] / "tools" / "count_sass.py")
     count_sass = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(count_sass)
@@ -368,7 +434,14 @@ def test_the_instruction_counter_knows_the_launches(library, images):
             for dtype in ("float32", "bfloat16"):
                 numbers = (ctypes.c_int64 * 3)()
                 sizes = (ctypes.c_int64 * 4)(images, channels, height, width)
-                library.lrn_pool_plan_on_host(sizes, int(dtype == "bfloat16"), 1, 1, backward,
-                                              ctypes.c_int64(2 * count_sass.MULTIPROCESSORS), numbers)
+                library.lrn_pool_plan_on_host(
+                    sizes,
+                    int(dtype == "bfloat16"),
+                    1,
+                    1,
+                    backward,
+                    ctypes.c_int64(2 * count_sass.MULTIPROCESSORS),
+                    numbers,
+                )
                 blocks, warps = count_sass.plan(kernel, images, channels, height, width)[:2]
                 assert list(numbers) == [blocks, 32 * warps, count_sass.shared_bytes(kernel, dtype, channels)]

@@ -4,20 +4,26 @@ Small maps, forward and backward, on each implementation that can run here, agai
 type and implementation is a case of its own: `-k fp32` compiles the fewest kernels. The file of each operation has the
 odd shapes, the ties, the NaN.
 """
+
 import pytest
 import torch
+from alexnet_mp.kernels import augment, paper_sgd_, reference, relu_dropout
 from cases import assert_rounded_once, call, clear_winners, exactly, gradients, half_ulp, in_format, takes_bias, values
 from inner_cases import every
 
 from alexnet_mp import kernels as public
-from alexnet_mp.kernels import augment, paper_sgd_, reference, relu_dropout
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-every_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16],
-                                      ids=["fp32", "bf16", "fp16"])
+every_dtype = pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["fp32", "bf16", "fp16"]
+)
 # The rows of cases.OPERATIONS between which every kernel of a map operation runs, with the layouts that choose it.
-MAPS = {"lrn_max_pool": ("before", "after, all"), "lrn": ("lrn",), "max_pool": ("max_pool",),
-        "spatial_norm_max_pool": ("spatial", "spatial, all")}
+MAPS = {
+    "lrn_max_pool": ("before", "after, all"),
+    "lrn": ("lrn",),
+    "max_pool": ("max_pool",),
+    "spatial_norm_max_pool": ("spatial", "spatial, all"),
+}
 OTHERS = {"relu_dropout", "paper_sgd_", "augment"}
 PLAIN = {"linear", "avg_pool", "dropout", "spatial_norm"}  # PyTorch's operations, on a GPU
 
@@ -63,8 +69,10 @@ def test_relu_dropout(implementation, shape, probability, dtype):
     where = dict(probability=probability, seed=1, layer=5, tower=1)
     found, wanted = [], []
     for kept, who, step in ((found, kernels, torch.tensor(7, device=device)), (wanted, "reference", 7)):
-        inputs = [tensor.detach().clone().requires_grad_() if who == kernels else tensor.detach().cpu().requires_grad_()
-                  for tensor in (x, bias)]
+        inputs = [
+            tensor.detach().clone().requires_grad_() if who == kernels else tensor.detach().cpu().requires_grad_()
+            for tensor in (x, bias)
+        ]
         y = relu_dropout(*inputs, step=step, **where, kernels=who)
         dy = values(*shape, seed=3, scale=1).to(dtype).to(y.device)
         kept += [y.detach(), *torch.autograd.grad(y, inputs, dy)]
@@ -78,8 +86,9 @@ def test_relu_dropout(implementation, shape, probability, dtype):
 @every_dtype
 def test_paper_sgd(implementation, dtype):
     kernels, device = implementation
-    tensors = [[values(size, seed=seed, scale=1).to(dtype).to(device) for size in (1, 4097, 40_003)]
-               for seed in (1, 2, 3)]
+    tensors = [
+        [values(size, seed=seed, scale=1).to(dtype).to(device) for size in (1, 4097, 40_003)] for seed in (1, 2, 3)
+    ]
     exact = [[tensor.double().cpu() for tensor in part] for part in tensors]
     rule = dict(learning_rates=[0.1, 0.0, 0.01], momentum=0.9, weight_decays=[5e-4] * 3)
     reference.paper_sgd_(*exact, **rule)

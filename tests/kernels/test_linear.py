@@ -1,18 +1,20 @@
 """The product of a fully connected layer: oneDNN's against F.linear in float64, and when it is taken."""
+
 import shutil
 
 import pytest
 import torch
 import torch.nn.functional as F
+from alexnet_mp.kernels import dispatch, linear, linear_op
 from cases import values
 from inner_cases import every
 
-from alexnet_mp.kernels import dispatch, linear, linear_op
-
 needs_onednn = pytest.mark.skipif(
-    not torch.backends.mkldnn.is_available() or "cpu" not in dispatch.built()
+    not torch.backends.mkldnn.is_available()
+    or "cpu" not in dispatch.built()
     or not torch._C._dispatch_has_kernel_for_dispatch_key("mkldnn::_linear_pointwise", "CPU"),
-    reason="needs compiled CPU kernels and a torch with oneDNN")
+    reason="needs compiled CPU kernels and a torch with oneDNN",
+)
 
 
 @pytest.fixture
@@ -33,14 +35,29 @@ def floats(*shape, seed=1):
 @every("biased", [True, False])
 @every("images, inputs, outputs", [(1, 5, 1), (3, 96, 40), (128, 70, 33), (16, 1024, 1030)])
 def test_value_and_gradients_are_those_of_float64(images, inputs, outputs, biased, products):
-    """Hardly further off than PyTorch's own: oneDNN adds up one after the other what MKL adds in parts, so its rounding adds up, too."""
+    """Hardly further off than PyTorch's own: oneDNN adds up one after the other what MKL adds in parts, so its rounding
+    adds up, too."""
     products.clear()
     operands = [floats(images, inputs), floats(outputs, inputs, seed=2), *([floats(outputs, seed=3)] if biased else [])]
-    for dy in (floats(images, outputs, seed=4), floats(outputs, images, seed=5).t(), torch.ones(1, 1).expand(images, outputs)):
-        found, plain, exact = ([y.detach(), *torch.autograd.grad(y, leaves, dy.to(y))] for y, leaves in (
-            (product(*leaves), leaves) for product, leaves in (
-                (product, [tensor.to(dtype).requires_grad_() for tensor in operands])
-                for product, dtype in ((linear, torch.float32), (F.linear, torch.float32), (F.linear, torch.float64)))))
+    for dy in (
+        floats(images, outputs, seed=4),
+        floats(outputs, images, seed=5).t(),
+        torch.ones(1, 1).expand(images, outputs),
+    ):
+        found, plain, exact = (
+            [y.detach(), *torch.autograd.grad(y, leaves, dy.to(y))]
+            for y, leaves in (
+                (product(*leaves), leaves)
+                for product, leaves in (
+                    (product, [tensor.to(dtype).requires_grad_() for tensor in operands])
+                    for product, dtype in (
+                        (linear, torch.float32),
+                        (F.linear, torch.float32),
+                        (F.linear, torch.float64),
+                    )
+                )
+            )
+        )
         for one, other, right in zip(found, plain, exact, strict=True):
             error, own = ((y - right).square().mean().sqrt() for y in (one, other))
             assert error <= 3 * own + torch.finfo(torch.float32).eps * right.square().mean().sqrt()
@@ -60,8 +77,14 @@ def test_only_wanted_gradients_are_computed(wanted, products):
 def test_an_operand_whose_rows_lie_apart_is_not_onednns(products):
     """It would take a thousand times as long: half of a layer's weights, half of what both towers computed."""
     x, weight = floats(4, 6), floats(5, 6)
-    for operands in ((x, floats(5, 12)[:, 6:]), (floats(4, 12)[:, :6], weight), (x, floats(6, 5).t()), (x[::2], weight),
-                     (x, weight, floats(10)[::2]), (x, weight, floats(1).expand(5))):
+    for operands in (
+        (x, floats(5, 12)[:, 6:]),
+        (floats(4, 12)[:, :6], weight),
+        (x, floats(6, 5).t()),
+        (x[::2], weight),
+        (x, weight, floats(10)[::2]),
+        (x, weight, floats(1).expand(5)),
+    ):
         assert torch.equal(linear(*operands), F.linear(*operands))
     assert products == []
     x, weight = x.requires_grad_(), weight.requires_grad_()
@@ -71,7 +94,8 @@ def test_an_operand_whose_rows_lie_apart_is_not_onednns(products):
 
 @needs_onednn
 def test_what_else_onednn_is_not_asked_for(products, monkeypatch):
-    """Other dtypes, the reference, autocast, tangents, transforms, no images, other shapes; small products: F.linear, to the bit."""
+    """Other dtypes, the reference, autocast, tangents, transforms, no images, other shapes; small products: F.linear,
+    to the bit."""
     x, weight, bias = floats(4, 6), floats(5, 6), floats(5)
     for dtype in (torch.float64, torch.bfloat16):
         operands = [tensor.to(dtype) for tensor in (x, weight, bias)]
@@ -110,10 +134,16 @@ def test_compiled_the_compiler_chooses(tmp_path, monkeypatch):
     """Nothing replaced, in one graph, of a size that is oneDNN's where the processor has AVX-512."""
     # torch's cache gives a process with AVX2 alone what was compiled for AVX-512, and that computes nonsense there.
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    operands = [floats(8, 1024).requires_grad_(), floats(1024, 1024, seed=2).requires_grad_(), floats(1024, seed=3).requires_grad_()]
+    operands = [
+        floats(8, 1024).requires_grad_(),
+        floats(1024, 1024, seed=2).requires_grad_(),
+        floats(1024, seed=3).requires_grad_(),
+    ]
     y, expected = torch.compile(linear, fullgraph=True)(*operands), F.linear(*operands)
     torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-4)
-    for one, other in zip(torch.autograd.grad(y.sum(), operands), torch.autograd.grad(expected.sum(), operands), strict=True):
+    for one, other in zip(
+        torch.autograd.grad(y.sum(), operands), torch.autograd.grad(expected.sum(), operands), strict=True
+    ):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-4)
 
 

@@ -1,9 +1,11 @@
 """The fused operations on every implementation that can run here, against `reference.py` in float64."""
+
 import itertools
 import math
 
 import pytest
 import torch
+from alexnet_mp.kernels import checks, dispatch, lrn, lrn_max_pool, lrn_pool, spatial_norm_max_pool
 from cases import (
     FORMATS,
     LEVELS,
@@ -23,13 +25,20 @@ from cases import (
 )
 from inner_cases import every
 
-from alexnet_mp.kernels import checks, dispatch, lrn, lrn_max_pool, lrn_pool, spatial_norm_max_pool
-
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 # Thousands of values each: the largest error of a few hundred is a matter of luck.
-SHAPES = [(3, 48, 9, 8), (300, 1, 3, 3), (60, 3, 4, 5), (50, 4, 5, 4), (20, 5, 6, 7), (6, 47, 5, 3), (3, 96, 5, 5),
-          (2, 17, 13, 13), (2, 8, 4, 131)]
+SHAPES = [
+    (3, 48, 9, 8),
+    (300, 1, 3, 3),
+    (60, 3, 4, 5),
+    (50, 4, 5, 4),
+    (20, 5, 6, 7),
+    (6, 47, 5, 3),
+    (3, 96, 5, 5),
+    (2, 17, 13, 13),
+    (2, 8, 4, 131),
+]
 PAPERS = [(1, 128, 27, 27), (1, 48, 55, 55)]
 
 
@@ -43,7 +52,9 @@ def test_float32_errs_at_most_twice_as_much_as_pytorch(implementation, operation
 @both_formats
 @every("shape", PAPERS)
 @pytest.mark.parametrize("operation", ["before", "after, all", "max_pool", "spatial, all"])  # of the two recipes
-def test_float32_on_the_papers_maps_errs_at_most_twice_as_much_as_pytorch(implementation, operation, shape, memory_format):
+def test_float32_on_the_papers_maps_errs_at_most_twice_as_much_as_pytorch(
+    implementation, operation, shape, memory_format
+):
     check_float32(*implementation, operation, shape, memory_format)
 
 
@@ -69,7 +80,10 @@ def check_float32(kernels, device, operation, shape, memory_format):
 def test_sixteen_bits_are_rounded_once(implementation, operation, dtype, memory_format):
     kernels, device = implementation
     for shape, bias_dtype in (((2, 24, 9, 8), dtype), ((1, 5, 5, 5), torch.float32)):
-        x, bias = in_format(values(*shape).to(dtype), memory_format).to(device), values(shape[1], seed=2).to(bias_dtype).to(device)
+        x, bias = (
+            in_format(values(*shape).to(dtype), memory_format).to(device),
+            values(shape[1], seed=2).to(bias_dtype).to(device),
+        )
         y = call(operation, x, bias, kernels)
         assert y.dtype == dtype
         assert_rounded_once(y, exactly(operation, x, bias))
@@ -77,7 +91,7 @@ def test_sixteen_bits_are_rounded_once(implementation, operation, dtype, memory_
         exact = gradients(operation, x.double().cpu(), bias.double().cpu(), dy.double().cpu(), "reference")
         ours = gradients(operation, x, bias, dy, kernels)
         assert_rounded_once(ours[0], exact[0])
-        assert [gradient.dtype for gradient in ours] == [dtype, bias_dtype][:len(ours)]
+        assert [gradient.dtype for gradient in ours] == [dtype, bias_dtype][: len(ours)]
         for actual, wanted in zip(ours[1:], exact[1:]):
             assert_rounded_once(actual, wanted)
 
@@ -95,7 +109,9 @@ def test_float64_is_the_reference(operation):
         y, expected = call(operation, x, bias, "cpu"), call(operation, x, bias, "reference")
         torch.testing.assert_close(y, expected, rtol=1e-13, atol=1e-13)
         dy = values(*y.shape, seed=3)
-        for actual, wanted in zip(*(gradients(operation, x, bias, dy, name) for name in ("cpu", "reference")), strict=True):
+        for actual, wanted in zip(
+            *(gradients(operation, x, bias, dy, name) for name in ("cpu", "reference")), strict=True
+        ):
             torch.testing.assert_close(actual, wanted, rtol=1e-11, atol=1e-11)
         dispatch.compiled().use_cpu_instructions(before)
 
@@ -135,13 +151,15 @@ def special(name, shape):
 @every_operation
 @every("name", ["zeros", "constant", "few values", "nan", "inf", "huge", "denormal"])
 def test_ties_nan_and_extremes_are_the_references(implementation, operation, name, memory_format):
-    """In float32 beside the reference in float32: the same NaN, the same infinities, and a tie given to the same cells."""
+    """In float32 beside the reference in float32: the same NaN, the same infinities, and a tie given to the same
+    cells."""
     kernels, device = implementation
     x = in_format(special(name, (2, 9, 7, 8)).float(), memory_format).to(device)
     y, expected = (call(operation, x, None, by) for by in (kernels, "reference"))
     torch.testing.assert_close(y, expected, rtol=2e-6, atol=1e-44, equal_nan=True)
     dy = values(*y.shape, seed=3, scale=1).float().to(device)
-    if name in ("nan", "inf", "huge", "denormal"):  # the ties of the other inputs are exact, here near ones may fall differently
+    # the ties of the other inputs are exact, here near ones may fall differently
+    if name in ("nan", "inf", "huge", "denormal"):
         dy = dy * clear_winners(operation, torch.nan_to_num(x, nan=0, posinf=0, neginf=0), None).float().to(device)
     ours, theirs = (gradients(operation, x, None, dy, by)[0] for by in (kernels, "reference"))
     scale = float(theirs[theirs.isfinite()].abs().max())
@@ -156,15 +174,21 @@ def test_sixteen_bit_extremes_are_the_references(implementation, operation, name
     """NaN stays NaN, what is too large becomes infinite, what is small is rounded: as PyTorch converts."""
     kernels, device = implementation
     x = 60000 * special("few values", (2, 9, 7, 8)).sign() if name == "largest" else special(name, (2, 9, 7, 8))
-    bias = torch.full((9,), 10000.0 if name == "largest" else 0.0, device=device)  # max_pool: 70000 is too much for float16
-    x = in_format((x * 1e35 if name == "denormal" and dtype == torch.float16 else x).to(dtype), memory_format).to(device)
+    # max_pool: 70000 is too much for float16
+    bias = torch.full((9,), 10000.0 if name == "largest" else 0.0, device=device)
+    x = in_format((x * 1e35 if name == "denormal" and dtype == torch.float16 else x).to(dtype), memory_format).to(
+        device
+    )
     y, expected = (call(operation, x, bias, by) for by in (kernels, "reference"))
-    torch.testing.assert_close(y, expected, rtol=torch.finfo(dtype).eps, atol=0 if name != "denormal" else 1e-7, equal_nan=True)
+    torch.testing.assert_close(
+        y, expected, rtol=torch.finfo(dtype).eps, atol=0 if name != "denormal" else 1e-7, equal_nan=True
+    )
     if name in ("zeros", "few values"):
         dy = values(*y.shape, seed=3, scale=1).to(dtype).to(device)
         ours, theirs = (gradients(operation, x, bias, dy, by)[0] for by in (kernels, "reference"))
-        torch.testing.assert_close(ours, theirs, rtol=2 * torch.finfo(dtype).eps, atol=2e-6 * float(theirs.float().abs().max()),
-                                   equal_nan=True)
+        torch.testing.assert_close(
+            ours, theirs, rtol=2 * torch.finfo(dtype).eps, atol=2e-6 * float(theirs.float().abs().max()), equal_nan=True
+        )
 
 
 @all_operations
@@ -218,7 +242,10 @@ def test_other_windows(implementation, pool, stride, ties):
     x, bias = values(2, 7, 16, 17).float().to(device), values(7, seed=2).float().to(device)
     for size, beta in ((5, 0.75), (3, 0.75), (4, 0.75), (1, 0.75), (7, 0.5), (5, 1.0), (5, 0.0)):
         arguments = dict(size=size, alpha=3e-3, beta=beta, k=1.5, pool=pool, stride=stride, ties=ties)
-        for function in (lrn_max_pool, lambda x, bias, **options: spatial_norm_max_pool(x + bias[:, None, None], **options)):
+        for function in (
+            lrn_max_pool,
+            lambda x, bias, **options: spatial_norm_max_pool(x + bias[:, None, None], **options),
+        ):
             results = []
             for by in (kernels, "reference"):
                 x, bias = x.detach().requires_grad_(), bias.detach().requires_grad_()
@@ -246,25 +273,27 @@ def test_saved_tensors_may_come_back_in_another_order(implementation, memory_for
     expected = gradients("before", x, bias, torch.ones(4, 8, 4, 4, device=device), kernels)
     for bytes_, order in itertools.product((0, 4096), FORMATS.values()):
         with torch.autograd.graph.saved_tensors_hooks(
-                lambda t: t.clone(memory_format=order) if t.dim() == 4 and t.nbytes > bytes_ else t, lambda t: t):
+            lambda t: t.clone(memory_format=order) if t.dim() == 4 and t.nbytes > bytes_ else t, lambda t: t
+        ):
             x.requires_grad_()
             y = lrn_max_pool(x, bias, **STRONG, kernels=kernels)
-            dx, = torch.autograd.grad(y, x, torch.ones_like(y))
+            (dx,) = torch.autograd.grad(y, x, torch.ones_like(y))
         torch.testing.assert_close(dx, expected[0], rtol=1e-5, atol=1e-6)
 
 
 def test_forward_mode_is_left_to_the_reference(implementation):
     kernels, device = implementation
     x, t = values(2, 6, 5, 5).to(device).float(), values(2, 6, 5, 5, seed=2).to(device).float()
-    derivative, expected = (torch.func.jvp(lambda x: lrn_max_pool(x, **STRONG, kernels=by), (x,), (t,))[1]
-                            for by in (kernels, "reference"))
+    derivative, expected = (
+        torch.func.jvp(lambda x: lrn_max_pool(x, **STRONG, kernels=by), (x,), (t,))[1] for by in (kernels, "reference")
+    )
     assert expected.abs().sum() > 0 and torch.equal(derivative, expected)
 
 
 def test_a_second_derivative_is_refused(implementation):
     kernels, device = implementation
     x = values(2, 6, 5, 5).to(device).float().requires_grad_()
-    dx, = torch.autograd.grad(lrn_max_pool(x, **STRONG, kernels=kernels).sum(), x, create_graph=True)
+    (dx,) = torch.autograd.grad(lrn_max_pool(x, **STRONG, kernels=kernels).sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="lrn_pool_backward|does not require grad|autograd"):
         torch.autograd.grad(dx.sum(), x)
 

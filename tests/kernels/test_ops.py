@@ -1,14 +1,11 @@
 """The fused operations as torch operators: what they refuse, who computes, and how they live with the rest of torch."""
+
 import math
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from cases import FORMATS, GPU, OPERATIONS, all_operations, call, gradients, in_format, takes_bias, values
-from inner_cases import every
-from torch._subclasses.fake_tensor import FakeTensorMode
-
 from alexnet_mp.kernels import (
     augment,
     augmentation,
@@ -25,19 +22,37 @@ from alexnet_mp.kernels import (
     sgd,
     spatial_norm_max_pool,
 )
+from cases import FORMATS, GPU, OPERATIONS, all_operations, call, gradients, in_format, takes_bias, values
+from inner_cases import every
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@every("change, named", [
-    (dict(relu="during"), "relu is 'during'"), (dict(ties="last"), "ties is 'last'"), (dict(pool=6), "5x5.*6x6"),
-    (dict(stride=0), "stride is 0"), (dict(stride=4), "stride is 4.*3x3"), (dict(size=0), "size is 0"),
-    (dict(size=2.0), "size is 2.0"), (dict(k=0.0), "k is 0.0"), (dict(k=math.nan), "k is nan"), (dict(alpha=-1.0), "alpha is -1.0"),
-    (dict(beta=math.inf), "beta inf"), (dict(kernels="fortran"), "fortran"), (dict(x=torch.zeros(4, 5, 5)), r"\(4, 5, 5\)"),
-    (dict(x=torch.zeros(1, 4, 5, 5, dtype=torch.int32)), "int32"), (dict(x=torch.zeros(1, 4, 5, 5, dtype=torch.complex64)), "complex64"),
-    (dict(bias=torch.zeros(3)), r"\(3,\).*4 maps"), (dict(bias=torch.zeros(4, 1)), r"\(4, 1\)"),
-    (dict(bias=torch.zeros(4, dtype=torch.float64)), "float64"), (dict(bias=torch.zeros(4, device="meta")), "meta.*cpu"),
-])
+@every(
+    "change, named",
+    [
+        (dict(relu="during"), "relu is 'during'"),
+        (dict(ties="last"), "ties is 'last'"),
+        (dict(pool=6), "5x5.*6x6"),
+        (dict(stride=0), "stride is 0"),
+        (dict(stride=4), "stride is 4.*3x3"),
+        (dict(size=0), "size is 0"),
+        (dict(size=2.0), "size is 2.0"),
+        (dict(k=0.0), "k is 0.0"),
+        (dict(k=math.nan), "k is nan"),
+        (dict(alpha=-1.0), "alpha is -1.0"),
+        (dict(beta=math.inf), "beta inf"),
+        (dict(kernels="fortran"), "fortran"),
+        (dict(x=torch.zeros(4, 5, 5)), r"\(4, 5, 5\)"),
+        (dict(x=torch.zeros(1, 4, 5, 5, dtype=torch.int32)), "int32"),
+        (dict(x=torch.zeros(1, 4, 5, 5, dtype=torch.complex64)), "complex64"),
+        (dict(bias=torch.zeros(3)), r"\(3,\).*4 maps"),
+        (dict(bias=torch.zeros(4, 1)), r"\(4, 1\)"),
+        (dict(bias=torch.zeros(4, dtype=torch.float64)), "float64"),
+        (dict(bias=torch.zeros(4, device="meta")), "meta.*cpu"),
+    ],
+)
 def test_wrong_arguments_are_refused_by_name(change, named):
     arguments = dict(x=torch.zeros(1, 4, 5, 5), bias=None, alpha=1e-4) | change
     with pytest.raises(ValueError, match=named):
@@ -68,8 +83,12 @@ def test_the_registered_operator_refuses_what_would_read_out_of_bounds():
         pooled(3, 2, "fortran")
     y, argmax = pooled(2, 1)
     arguments = (0, 1, 0.0, 0.75, 1.0, 0, 2, 1, 0)
-    for wrong in ((y, x, None, argmax[:, :1], x.clone()), (y, x, None, argmax, x[:, :, :, :2].clone()),
-                  (y, x[:, :, :2], None, argmax, x.clone()), (y, x.double(), None, argmax, x.clone())):
+    for wrong in (
+        (y, x, None, argmax[:, :1], x.clone()),
+        (y, x, None, argmax, x[:, :, :, :2].clone()),
+        (y, x[:, :, :2], None, argmax, x.clone()),
+        (y, x.double(), None, argmax, x.clone()),
+    ):
         with pytest.raises(RuntimeError, match="must be of|has the wrong size"):
             dispatch.compiled().lrn_pool_backward(*wrong, torch.empty(0), *arguments)
 
@@ -99,7 +118,8 @@ def test_the_choice_of_kernels():
         dispatch.resolve("cpu", "cuda:0")
     if GPU:
         assert dispatch.resolve("auto", "cuda:0") == next(
-            name for name in ("cuda", "triton", "reference") if name in (*dispatch.built(), "reference"))
+            name for name in ("cuda", "triton", "reference") if name in (*dispatch.built(), "reference")
+        )
 
 
 @pytest.mark.skipif(dispatch.compiled() is None, reason="there was no compiler to build the CPU kernels")
@@ -110,20 +130,50 @@ def test_the_description_tells_how_to_learn_why_there_are_no_cuda_kernels(monkey
     assert dispatch.description() == f"kernels built: {', '.join(dispatch.built())}"
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     assert dispatch.description().endswith(
-        "; for CUDA none: pip install -v --no-build-isolation --no-deps -e . says why")
+        "; for CUDA none: pip install -v --no-build-isolation --no-deps -e . says why"
+    )
     monkeypatch.setattr(dispatch, "_compiled_for_cuda", lambda: True)
     assert "none" not in dispatch.description()
 
 
-@every("change, triton", [
-    ({}, False), (dict(norm="none", size=1), False), (dict(norm="spatial"), True), (dict(size=3), True), (dict(beta=0.5), True),
-    (dict(pool=2), True), (dict(pool=0, stride=1), True), (dict(all_ties=True), True), (dict(kernels="triton"), True),
-    (dict(maps=12), True), (dict(maps=1032), True), (dict(memory_format="nchw"), True), (dict(offset=4), False), (dict(offset=1), True),
-    (dict(kernels="cpu", memory_format="nchw", size=3), False)])
+@every(
+    "change, triton",
+    [
+        ({}, False),
+        (dict(norm="none", size=1), False),
+        (dict(norm="spatial"), True),
+        (dict(size=3), True),
+        (dict(beta=0.5), True),
+        (dict(pool=2), True),
+        (dict(pool=0, stride=1), True),
+        (dict(all_ties=True), True),
+        (dict(kernels="triton"), True),
+        (dict(maps=12), True),
+        (dict(maps=1032), True),
+        (dict(memory_format="nchw"), True),
+        (dict(offset=4), False),
+        (dict(offset=1), True),
+        (dict(kernels="cpu", memory_format="nchw", size=3), False),
+    ],
+)
 def test_what_is_left_to_triton(change, triton):
-    """`kernels="cuda"`: the paper's case in channels_last, from addresses that 16 bytes divide; nothing of this looks at a GPU."""
-    case = dict(kernels="cuda", norm="lrn", size=5, beta=0.75, pool=3, stride=2, all_ties=False, maps=16, memory_format="channels_last",
-                offset=0) | change
+    """`kernels="cuda"`: the paper's case in channels_last, from addresses that 16 bytes divide; nothing of this looks
+    at a GPU."""
+    case = (
+        dict(
+            kernels="cuda",
+            norm="lrn",
+            size=5,
+            beta=0.75,
+            pool=3,
+            stride=2,
+            all_ties=False,
+            maps=16,
+            memory_format="channels_last",
+            offset=0,
+        )
+        | change
+    )
     maps, offset = case.pop("maps"), case.pop("offset")
     x = torch.zeros(2 * maps * 25 + offset)[offset:].view(2, 5, 5, maps).permute(0, 3, 1, 2)
     x = x if case.pop("memory_format") == "channels_last" else x.contiguous()
@@ -133,15 +183,30 @@ def test_what_is_left_to_triton(change, triton):
 @all_operations
 def test_opcheck(implementation, operation):
     kernels, device = implementation
-    norm = {lrn: "lrn", lrn_max_pool: "lrn", max_pool: "none", spatial_norm_max_pool: "spatial"}[OPERATIONS[operation][0]]
+    norm = {lrn: "lrn", lrn_max_pool: "lrn", max_pool: "none", spatial_norm_max_pool: "spatial"}[
+        OPERATIONS[operation][0]
+    ]
     arguments = OPERATIONS[operation][1]
     relu = {True: "after", False: "none"}.get(arguments.get("relu", norm == "none"), arguments.get("relu"))
     for memory_format in FORMATS:
         x, bias = in_format(values(2, 8, 7, 6).float(), memory_format).to(device), values(8, seed=2).float().to(device)
-        torch.library.opcheck(torch.ops.alexnet_mp.lrn_pool.default,
-                              (x.requires_grad_(), bias.requires_grad_() if takes_bias(operation) else None, norm, 5, 3e-3, 0.75, 2.0,
-                               relu if norm != "spatial" else "none", 0 if OPERATIONS[operation][0] is lrn else 3, 2,
-                               arguments.get("ties", "first"), kernels))
+        torch.library.opcheck(
+            torch.ops.alexnet_mp.lrn_pool.default,
+            (
+                x.requires_grad_(),
+                bias.requires_grad_() if takes_bias(operation) else None,
+                norm,
+                5,
+                3e-3,
+                0.75,
+                2.0,
+                relu if norm != "spatial" else "none",
+                0 if OPERATIONS[operation][0] is lrn else 3,
+                2,
+                arguments.get("ties", "first"),
+                kernels,
+            ),
+        )
 
 
 @pytest.mark.compile
@@ -185,7 +250,9 @@ def saved_bytes(function, x, bias):
 
 @every("dtype", [torch.float32, torch.bfloat16])
 def test_x_the_bias_and_a_byte_an_output_are_kept(dtype):
-    kernels = "cpu" if dispatch.compiled() is not None else pytest.skip("there was no compiler to build the CPU kernels")
+    kernels = (
+        "cpu" if dispatch.compiled() is not None else pytest.skip("there was no compiler to build the CPU kernels")
+    )
     x, bias = torch.randn(2, 48, 15, 15).to(dtype).requires_grad_(), torch.randn(48).to(dtype).requires_grad_()
     for ties, codes in (("first", 2 * 48 * 7 * 7), ("all", 0)):
         kept, _ = saved_bytes(lambda x, bias: lrn_max_pool(x, bias, alpha=1e-4, ties=ties, kernels=kernels), x, bias)
@@ -199,7 +266,10 @@ needs_gpu = pytest.mark.gpu(reason="needs a GPU")
 @pytest.mark.parametrize("kernels", ["cuda", "triton"])
 @all_operations
 def test_a_side_stream_is_obeyed(kernels, operation):
-    x, bias = values(8, 48, 27, 27).float().cuda().contiguous(memory_format=torch.channels_last), values(48, seed=2).float().cuda()
+    x, bias = (
+        values(8, 48, 27, 27).float().cuda().contiguous(memory_format=torch.channels_last),
+        values(48, seed=2).float().cuda(),
+    )
     expected = call(operation, x * 2, bias, kernels)
     gradient = gradients(operation, x * 2, bias, expected, kernels)
     torch.cuda.synchronize()
@@ -242,8 +312,12 @@ def test_a_graph_replays_the_operation(kernels):
 def test_the_second_device_while_the_first_is_current(kernels):
     x, bias = values(2, 48, 15, 15).float().contiguous(memory_format=torch.channels_last), values(48, seed=2).float()
     with torch.cuda.device(0):
-        first = gradients("before", x.to("cuda:0"), bias.to("cuda:0"), torch.ones(2, 48, 7, 7, device="cuda:0"), kernels)
-        second = gradients("before", x.to("cuda:1"), bias.to("cuda:1"), torch.ones(2, 48, 7, 7, device="cuda:1"), kernels)
+        first = gradients(
+            "before", x.to("cuda:0"), bias.to("cuda:0"), torch.ones(2, 48, 7, 7, device="cuda:0"), kernels
+        )
+        second = gradients(
+            "before", x.to("cuda:1"), bias.to("cuda:1"), torch.ones(2, 48, 7, 7, device="cuda:1"), kernels
+        )
     assert all(a.device.index == 1 and torch.equal(a.cpu(), b.cpu()) for a, b in zip(second, first, strict=True))
 
 
@@ -254,7 +328,9 @@ def test_cuda_kernels_are_not_chosen_on_a_gpu_that_they_are_not_compiled_for(mon
     dispatch._below_sm80.cache_clear()
     try:
         assert [dispatch.resolve("auto", f"cuda:{index}") for index in range(2)] == ["triton", "cuda"]
-        with pytest.raises(ValueError, match="'cuda' can't compute on cuda here; usable there: auto, triton, reference"):
+        with pytest.raises(
+            ValueError, match="'cuda' can't compute on cuda here; usable there: auto, triton, reference"
+        ):
             dispatch.resolve("cuda", "cuda:0")
     finally:
         dispatch._below_sm80.cache_clear()
@@ -271,10 +347,19 @@ def with_gpu_kernels(monkeypatch):
 
 def test_an_implementation_that_is_left_out_gives_way_to_the_next(with_gpu_kernels):
     first, second = "cuda:0", torch.device("cuda:1")
-    dispatch.leave_out({("lrn_max_pool", "cuda", "cuda:0"), ("relu_dropout", "triton", "cuda:0"),
-                        ("max_pool", "cuda", "cuda:1"), ("max_pool", "triton", "cuda:1")})
-    for operation, on_first, on_second in (("lrn_max_pool", "triton", "cuda"), ("relu_dropout", "reference", "triton"),
-                                           ("max_pool", "cuda", "reference")):
+    dispatch.leave_out(
+        {
+            ("lrn_max_pool", "cuda", "cuda:0"),
+            ("relu_dropout", "triton", "cuda:0"),
+            ("max_pool", "cuda", "cuda:1"),
+            ("max_pool", "triton", "cuda:1"),
+        }
+    )
+    for operation, on_first, on_second in (
+        ("lrn_max_pool", "triton", "cuda"),
+        ("relu_dropout", "reference", "triton"),
+        ("max_pool", "cuda", "reference"),
+    ):
         assert dispatch.resolve("auto", first, operation) == on_first
         assert dispatch.resolve("auto", second, operation) == on_second
     assert dispatch.resolve("cuda", first, "lrn_max_pool") == "cuda", "an explicit choice is obeyed"
@@ -290,8 +375,10 @@ def test_augmentation_that_is_left_out_is_left_out_of_a_step_too(with_gpu_kernel
     called, crop = [], dict(crop=4, mean_follows_crop=True, dtype=torch.float32, memory_format=torch.channels_last)
     monkeypatch.setattr(augmentation, "augment", lambda *arguments, **options: called.append(options))
     with FakeTensorMode():
-        pictures, crops, mean = (torch.empty(shape, dtype=dtype, device="cuda:0") for shape, dtype in (
-            ((0, 6, 6, 3), torch.uint8), ((0, 7), torch.float32), ((6, 6, 3), torch.float32)))
+        pictures, crops, mean = (
+            torch.empty(shape, dtype=dtype, device="cuda:0")
+            for shape, dtype in (((0, 6, 6, 3), torch.uint8), ((0, 7), torch.float32), ((6, 6, 3), torch.float32))
+        )
         assert augmentation.augments_in_graphs("cuda:0")
         assert augmentation.augment_crops(pictures, crops, mean, **crop).shape == (0, 3, 4, 4)
         assert called == []
@@ -314,14 +401,26 @@ def test_every_operation_obeys_what_is_left_out(monkeypatch):
     x, pictures = torch.ones(2, 8, 5, 5, requires_grad=True), torch.zeros(2, 6, 6, 3, dtype=torch.uint8)
     zeros = torch.zeros(2, dtype=torch.int64)
     calls = {
-        "lrn_max_pool": lambda: lrn_max_pool(x, alpha=1.0), "lrn": lambda: lrn(x, alpha=1.0), "max_pool": lambda: max_pool(x),
+        "lrn_max_pool": lambda: lrn_max_pool(x, alpha=1.0),
+        "lrn": lambda: lrn(x, alpha=1.0),
+        "max_pool": lambda: max_pool(x),
         "spatial_norm_max_pool": lambda: spatial_norm_max_pool(x, alpha=1.0),
         "relu_dropout": lambda: relu_dropout(x, probability=0.5, step=3),
-        "paper_sgd_": lambda: paper_sgd_([torch.ones(3)], [torch.ones(3)], [torch.ones(3)], learning_rates=[0.1], momentum=0.9,
-                                         weight_decays=[0.1]),
-        "augment": lambda: augment(pictures, zeros, zeros, zeros.bool(), torch.zeros(6, 6, 3), torch.zeros(2, 3), crop=4,
-                                   mean_follows_crop=True),
-        "linear": lambda: linear(torch.ones(2, 3), torch.ones(4, 3))}
+        "paper_sgd_": lambda: paper_sgd_(
+            [torch.ones(3)], [torch.ones(3)], [torch.ones(3)], learning_rates=[0.1], momentum=0.9, weight_decays=[0.1]
+        ),
+        "augment": lambda: augment(
+            pictures,
+            zeros,
+            zeros,
+            zeros.bool(),
+            torch.zeros(6, 6, 3),
+            torch.zeros(2, 3),
+            crop=4,
+            mean_follows_crop=True,
+        ),
+        "linear": lambda: linear(torch.ones(2, 3), torch.ones(4, 3)),
+    }
     expected = {name: call() for name, call in calls.items()}
     for module in (lrn_pool, sgd, augmentation, relu_dropout_op):
         monkeypatch.setattr(module, "compiled", lambda: pytest.fail("a compiled kernel was called"))

@@ -1,10 +1,10 @@
 """The counter-based generator: the published words, and what is made of them."""
+
 import math
 
 import torch
-from inner_cases import every
-
 from alexnet_mp.kernels.philox import below, normal_pair, philox
+from inner_cases import every
 
 # Known-answer vectors of philox4x32-10 in the Random123 distribution (`kat_vectors`): counter, key, result.
 KNOWN = [
@@ -84,13 +84,20 @@ def test_below_is_uniform_on_every_word(n, word):
     assert abs(chi_square - (n - 1)) < 5 * math.sqrt(2 * (n - 1))  # mean n - 1, deviation sqrt(2 (n - 1))
 
 
-@every("word0, word1, expected", [
-    (2**31 - 1, 0, (math.sqrt(2 * math.log(2)), 0)),  # u = 1/2
-    (2**31 - 1, 2**30, (0, math.sqrt(2 * math.log(2)))),  # a quarter turn
-    (2**30 - 1, 2**31, (-math.sqrt(4 * math.log(2)), 0)),  # u = 1/4, half a turn
-    (0, 2**29, (math.sqrt(32 * math.log(2)), math.sqrt(32 * math.log(2)))),  # u = 2^-32, the largest radius, 45 degrees
-    (2**32 - 1, 12345, (0, 0)),  # u = 1: never log(0)
-])
+@every(
+    "word0, word1, expected",
+    [
+        (2**31 - 1, 0, (math.sqrt(2 * math.log(2)), 0)),  # u = 1/2
+        (2**31 - 1, 2**30, (0, math.sqrt(2 * math.log(2)))),  # a quarter turn
+        (2**30 - 1, 2**31, (-math.sqrt(4 * math.log(2)), 0)),  # u = 1/4, half a turn
+        (
+            0,
+            2**29,
+            (math.sqrt(32 * math.log(2)), math.sqrt(32 * math.log(2))),
+        ),  # u = 2^-32, the largest radius, 45 degrees
+        (2**32 - 1, 12345, (0, 0)),  # u = 1: never log(0)
+    ],
+)
 def test_normal_pair_by_hand(word0, word1, expected):
     pair = normal_pair(torch.tensor(word0), torch.tensor(word1))
     torch.testing.assert_close(torch.stack(pair), torch.tensor(expected, dtype=torch.float64), rtol=1e-14, atol=1e-14)
@@ -103,9 +110,19 @@ def test_normal_pair_has_the_moments_of_two_independent_normals():
     assert x.dtype == y.dtype == torch.float64
     # (terms, mean, deviation of one term): each mean of `count` terms has to lie within five of its own deviations.
     for terms, value, deviation in [
-            (x, 0, 1), (y, 0, 1), (x**2, 1, math.sqrt(2)), (y**2, 1, math.sqrt(2)), (x**3, 0, math.sqrt(15)),
-            (y**3, 0, math.sqrt(15)), (x**4, 3, math.sqrt(96)), (y**4, 3, math.sqrt(96)),
-            (x * y, 0, 1), (x**2 * y**2, 1, math.sqrt(8)), (x**2 * y, 0, math.sqrt(3)), (x * y**2, 0, math.sqrt(3))]:
+        (x, 0, 1),
+        (y, 0, 1),
+        (x**2, 1, math.sqrt(2)),
+        (y**2, 1, math.sqrt(2)),
+        (x**3, 0, math.sqrt(15)),
+        (y**3, 0, math.sqrt(15)),
+        (x**4, 3, math.sqrt(96)),
+        (y**4, 3, math.sqrt(96)),
+        (x * y, 0, 1),
+        (x**2 * y**2, 1, math.sqrt(8)),
+        (x**2 * y, 0, math.sqrt(3)),
+        (x * y**2, 0, math.sqrt(3)),
+    ]:
         assert abs(terms.mean() - value) < 5 * deviation / math.sqrt(count)
     for z in (x, y):  # Kolmogorov-Smirnov: beyond 2 / sqrt(count) with a chance of 0.0007
         below_z = 0.5 * (1 + torch.erf(z.sort().values / math.sqrt(2)))

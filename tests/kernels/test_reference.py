@@ -1,14 +1,14 @@
 """The operations against their formulas: written as loops, worked out by hand, and in float64 beside 16-bit storage."""
+
 import itertools
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F
-from inner_cases import every
-
 from alexnet_mp.kernels import reference as ops
 from alexnet_mp.kernels.philox import philox
+from inner_cases import every
 
 STRONG = {"alpha": 3e-3, "beta": 0.75, "k": 2.0}  # for values of 30 or so: neither the sum nor k hides the other
 MAP_OPERATIONS = {  # each with every argument that has a gradient
@@ -55,7 +55,7 @@ def spatial_loops(a, size, alpha, beta, k):
     """2012 source: rows y - size/2 .. y - size/2 + size - 1, and columns alike, clipped."""
     b, before, after = torch.empty_like(a), size // 2, size - size // 2
     for n, i, y, x in itertools.product(*map(range, a.shape)):
-        near = a[n, i, max(0, y - before):y + after, max(0, x - before):x + after]
+        near = a[n, i, max(0, y - before) : y + after, max(0, x - before) : x + after]
         b[n, i, y, x] = a[n, i, y, x] / (k + alpha * sum(float(value) ** 2 for value in near.flatten())) ** beta
     return b
 
@@ -63,8 +63,16 @@ def spatial_loops(a, size, alpha, beta, k):
 def pool_loops(a, pool, stride, reduce=torch.amax):
     """Windows of cells [y s, y s + pool) x [x s, x s + pool); a slice clips them at the edge."""
     height, width = (math.ceil((side - pool) / stride) + 1 for side in a.shape[2:])
-    rows = [torch.stack([reduce(a[:, :, y * stride:y * stride + pool, x * stride:x * stride + pool], dim=(2, 3))
-                         for x in range(width)], dim=2) for y in range(height)]
+    rows = [
+        torch.stack(
+            [
+                reduce(a[:, :, y * stride : y * stride + pool, x * stride : x * stride + pool], dim=(2, 3))
+                for x in range(width)
+            ],
+            dim=2,
+        )
+        for y in range(height)
+    ]
     return torch.stack(rows, dim=2)
 
 
@@ -118,8 +126,10 @@ def test_normalisation_by_hand():
     expected = torch.tensor([1 / 6, 2 / 15, 3 / 14], dtype=torch.float64).view(1, 3, 1, 1)  # 1+1+4, 1+1+4+9, 1+4+9
     close(ops.lrn(x, size=3, **one), expected)
     close(ops.lrn(x[:, :1] + 1, alpha=0.5, beta=0.5, k=2.0), torch.ones(1, 1, 1, 1).double())  # 2 / sqrt(2 + 4 / 2)
-    close(ops.spatial_norm(cells([1, 0, 2], [0, 3, 0], [0, 0, 4]), size=3, **one),
-          cells([1 / 11, 0, 2 / 14], [0, 3 / 31, 0], [0, 0, 4 / 26]))
+    close(
+        ops.spatial_norm(cells([1, 0, 2], [0, 3, 0], [0, 0, 4]), size=3, **one),
+        cells([1 / 11, 0, 2 / 14], [0, 3 / 31, 0], [0, 0, 4 / 26]),
+    )
 
 
 def test_lrn_max_pool_by_hand():
@@ -138,9 +148,11 @@ def test_lrn_max_pool_by_hand():
 def test_lrn_max_pool_is_its_parts_in_order(ties):
     x, bias = maps(2, 4, 7, 6), maps(4, seed=2)
     a = x + bias[:, None, None]
-    for relu, expected in (("before", pool_loops(lrn_loops(torch.relu(a), 5, **STRONG), 3, 2)),
-                           ("after", torch.relu(pool_loops(lrn_loops(a, 5, **STRONG), 3, 2))),
-                           ("none", pool_loops(lrn_loops(a, 5, **STRONG), 3, 2))):
+    for relu, expected in (
+        ("before", pool_loops(lrn_loops(torch.relu(a), 5, **STRONG), 3, 2)),
+        ("after", torch.relu(pool_loops(lrn_loops(a, 5, **STRONG), 3, 2))),
+        ("none", pool_loops(lrn_loops(a, 5, **STRONG), 3, 2)),
+    ):
         close(ops.lrn_max_pool(x, bias, relu=relu, ties=ties, **STRONG), expected)
     close(ops.spatial_norm_max_pool(x, ties=ties, **STRONG), pool_loops(spatial_loops(x, 5, **STRONG), 3, 2))
 
@@ -195,8 +207,10 @@ def test_ties_are_decided_before_rounding(dtype):
     response = ops.lrn(x.float(), alpha=1e-4)[0, 0]
     assert (response == response[1, 1]).sum() == 1 and (response.to(dtype) == response[1, 1].to(dtype)).all()
     dy = torch.tensor([1.0, 0], dtype=dtype).view(1, 2, 1, 1)
-    for operation in (lambda x: ops.lrn_max_pool(x, alpha=1e-4, ties="all"),
-                      lambda x: ops.lrn_max_pool(x, alpha=1e-4, ties="all", relu="after")):
+    for operation in (
+        lambda x: ops.lrn_max_pool(x, alpha=1e-4, ties="all"),
+        lambda x: ops.lrn_max_pool(x, alpha=1e-4, ties="all", relu="after"),
+    ):
         dx = gradient(operation, x, dy)[0, 0]
         assert dx[1, 1] > 0.5 and dx.count_nonzero() == 1
     # Ones under the spatial norm: the corners (4 cells in the window) beat the sides (6) and the centre (9) by a hair.
@@ -278,17 +292,20 @@ def test_no_images_and_one_image(operation):
     close(operation(x[1:2], bias), y[1:2], rtol=1e-15)
 
 
-@every("call, named", [
-    (lambda x: ops.lrn_max_pool(x, alpha=1, relu="during"), "relu is 'during'.*'before', 'after', 'none'"),
-    (lambda x: ops.lrn(x, alpha=1, relu="after"), "relu is 'after'.*'before', 'none'"),
-    (lambda x: ops.max_pool(x, ties="last"), "ties is 'last'.*'first', 'all'"),
-    (lambda x: ops.lrn_max_pool(x, alpha=1, ties=None), "ties is None"),
-    (lambda x: ops.spatial_norm_max_pool(x, alpha=1, ties="none"), "ties is 'none'"),
-    (lambda x: ops.max_pool(x[:, :, :2]), "2x5.*3x3"),
-    (lambda x: ops.max_pool(x[:, :, :, :2], ties="all"), "4x2.*3x3"),
-    (lambda x: ops.lrn_max_pool(x, alpha=1, pool=5), "4x5.*5x5"),
-    (lambda x: ops.spatial_norm_max_pool(x[:, :, :1], alpha=1), "1x5.*3x3"),
-])
+@every(
+    "call, named",
+    [
+        (lambda x: ops.lrn_max_pool(x, alpha=1, relu="during"), "relu is 'during'.*'before', 'after', 'none'"),
+        (lambda x: ops.lrn(x, alpha=1, relu="after"), "relu is 'after'.*'before', 'none'"),
+        (lambda x: ops.max_pool(x, ties="last"), "ties is 'last'.*'first', 'all'"),
+        (lambda x: ops.lrn_max_pool(x, alpha=1, ties=None), "ties is None"),
+        (lambda x: ops.spatial_norm_max_pool(x, alpha=1, ties="none"), "ties is 'none'"),
+        (lambda x: ops.max_pool(x[:, :, :2]), "2x5.*3x3"),
+        (lambda x: ops.max_pool(x[:, :, :, :2], ties="all"), "4x2.*3x3"),
+        (lambda x: ops.lrn_max_pool(x, alpha=1, pool=5), "4x5.*5x5"),
+        (lambda x: ops.spatial_norm_max_pool(x[:, :, :1], alpha=1), "1x5.*3x3"),
+    ],
+)
 def test_wrong_arguments_are_refused_by_name(call, named):
     with pytest.raises(ValueError, match=named):
         call(maps(1, 2, 4, 5))
@@ -354,9 +371,10 @@ def test_three_steps_of_sgd_by_hand():
     w = [torch.tensor([value], dtype=torch.float64, requires_grad=True) for value in (1.0, 2.0)]
     v = [torch.zeros_like(part) for part in w]
     for g, expected_v, expected_w in [
-            ((2.0, 1.0), (-0.05 - 0.2, -0.2), (0.75, 1.8)),
-            ((-1.0, 1.0), (-0.225 - 0.0375 + 0.1, -0.38), (0.5875, 1.42)),
-            ((0.0, 1.0), (-0.14625 - 0.029375, -0.542), (0.411875, 0.878))]:
+        ((2.0, 1.0), (-0.05 - 0.2, -0.2), (0.75, 1.8)),
+        ((-1.0, 1.0), (-0.225 - 0.0375 + 0.1, -0.38), (0.5875, 1.42)),
+        ((0.0, 1.0), (-0.14625 - 0.029375, -0.542), (0.411875, 0.878)),
+    ]:
         sgd(w, [torch.tensor([value], dtype=torch.float64) for value in g], v, (0.1, 0.2), (0.5, 0.0))
         close(torch.cat(v), torch.tensor(expected_v, dtype=torch.float64))
         close(torch.cat([part.detach() for part in w]), torch.tensor(expected_w, dtype=torch.float64))

@@ -2,16 +2,16 @@
 
 The Triton kernels themselves are in `test_relu_dropout_triton.py`.
 """
+
 import itertools
 import math
 
 import pytest
 import torch
-from cases import LEVELS, instructions, values
-from inner_cases import every
-
 from alexnet_mp.kernels import dispatch, reference, relu_dropout, relu_dropout_op
 from alexnet_mp.kernels.philox import philox
+from cases import LEVELS, instructions, values
+from inner_cases import every
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 MASK = {"probability": 0.5, "seed": 3, "layer": 6, "tower": 1}
@@ -43,7 +43,11 @@ def test_the_mask_is_that_of_dropout_and_of_no_memory_order(shape):
     for probability, step in itertools.product((0.1, 0.5, 0.75), (0, 40)):
         y = relu_dropout(x, step=step, **MASK | {"probability": probability})
         assert torch.equal(y, x * kept(shape, step, probability=probability))
-    order = x.transpose(-1, -2).contiguous().transpose(-1, -2) if x.dim() == 2 else x.contiguous(memory_format=torch.channels_last)
+    order = (
+        x.transpose(-1, -2).contiguous().transpose(-1, -2)
+        if x.dim() == 2
+        else x.contiguous(memory_format=torch.channels_last)
+    )
     assert torch.equal(relu_dropout(order, step=40, **MASK), relu_dropout(x, step=40, **MASK))
 
 
@@ -58,21 +62,24 @@ def test_a_step_on_the_device_is_the_same_step(step):
     counted, x = torch.tensor(step), torch.ones(3, 7)
     for shape in ((3, 7), (1, 1), (0, 4)):
         mask = dict(**MASK, step=counted)
-        assert torch.equal(reference.dropout(torch.ones(shape), **mask), reference.dropout(torch.ones(shape), step=step, **MASK))
+        assert torch.equal(
+            reference.dropout(torch.ones(shape), **mask), reference.dropout(torch.ones(shape), step=step, **MASK)
+        )
     expected = [[philox((torch.tensor(i // 4), step & 0xFFFFFFFF, 6, 1), (3, 5))[i % 4] >= 2**31 for i in range(21)]]
     assert torch.equal(relu_dropout(x, step=counted, **MASK).bool(), torch.tensor(expected).view(3, 7))
     assert counted.item() == step
 
 
 def test_nan_and_infinity():
-    """NaN stays NaN, infinity that is dropped becomes NaN (0 times infinity), minus infinity 0; a NaN lets the gradient through."""
+    """NaN stays NaN, infinity that is dropped becomes NaN (0 times infinity), minus infinity 0; a NaN lets the gradient
+    through."""
     x, mask = values(6, 8, scale=1), kept((6, 8))
     x[:3, 0], x[:3, 1], x[:3, 2] = math.nan, math.inf, -math.inf
     y = relu_dropout(x, step=40, **MASK)
     assert 0 < mask[:3, :2].sum() < 6
     assert y[:3, 0].isnan().all() and torch.equal(y[:3, 1].isnan(), ~mask[:3, 1]) and (y[:3, 2] == 0).all()
     x.requires_grad_()
-    dx, = torch.autograd.grad(relu_dropout(x), x, torch.ones_like(x))
+    (dx,) = torch.autograd.grad(relu_dropout(x), x, torch.ones_like(x))
     assert torch.equal(dx, ((x > 0) | x.isnan()).to(dx))
 
 
@@ -91,17 +98,33 @@ def test_a_value_that_rounds_to_zero_gets_no_gradient():
     assert dx == 0 and dbias == 0
 
 
-@every("change, named", [
-    (dict(x=torch.zeros(4)), r"\(4,\)"), (dict(x=torch.zeros(2, 3, 4)), r"\(2, 3, 4\)"),
-    (dict(x=torch.zeros(2, 4, dtype=torch.int32)), "int32"), (dict(bias=torch.zeros(3)), r"\(3,\).*4 maps"),
-    (dict(bias=torch.zeros(4, 1)), r"\(4, 1\)"), (dict(bias=torch.zeros(4, device="meta")), "meta.*cpu"),
-    (dict(bias=torch.zeros(4).double()), "float64.*float32"), (dict(bias=torch.zeros(4).bfloat16()), "bfloat16.*float32"),
-    (dict(probability=1.0), "probability is 1.0"), (dict(probability=-0.1), "probability is -0.1"),
-    (dict(probability=math.nan), "probability is nan"), (dict(seed=-1), "seed is -1"), (dict(seed=2**32), "seed is 4294967296"),
-    (dict(layer=2**32), "layer is"), (dict(tower=0.5), "tower is 0.5"), (dict(step=None), "step is None.*0.5"),
-    (dict(step=1.0), "step is 1.0"), (dict(step=torch.tensor([1])), r"step is torch.int64 \(1,\)"),
-    (dict(step=torch.tensor(1.0)), "step is torch.float32"), (dict(step=torch.tensor(1, device="meta")), "step is .*meta.*cpu"),
-    (dict(kernels="fortran"), "fortran"), (dict(kernels="triton"), "'triton' can't compute on cpu")])
+@every(
+    "change, named",
+    [
+        (dict(x=torch.zeros(4)), r"\(4,\)"),
+        (dict(x=torch.zeros(2, 3, 4)), r"\(2, 3, 4\)"),
+        (dict(x=torch.zeros(2, 4, dtype=torch.int32)), "int32"),
+        (dict(bias=torch.zeros(3)), r"\(3,\).*4 maps"),
+        (dict(bias=torch.zeros(4, 1)), r"\(4, 1\)"),
+        (dict(bias=torch.zeros(4, device="meta")), "meta.*cpu"),
+        (dict(bias=torch.zeros(4).double()), "float64.*float32"),
+        (dict(bias=torch.zeros(4).bfloat16()), "bfloat16.*float32"),
+        (dict(probability=1.0), "probability is 1.0"),
+        (dict(probability=-0.1), "probability is -0.1"),
+        (dict(probability=math.nan), "probability is nan"),
+        (dict(seed=-1), "seed is -1"),
+        (dict(seed=2**32), "seed is 4294967296"),
+        (dict(layer=2**32), "layer is"),
+        (dict(tower=0.5), "tower is 0.5"),
+        (dict(step=None), "step is None.*0.5"),
+        (dict(step=1.0), "step is 1.0"),
+        (dict(step=torch.tensor([1])), r"step is torch.int64 \(1,\)"),
+        (dict(step=torch.tensor(1.0)), "step is torch.float32"),
+        (dict(step=torch.tensor(1, device="meta")), "step is .*meta.*cpu"),
+        (dict(kernels="fortran"), "fortran"),
+        (dict(kernels="triton"), "'triton' can't compute on cpu"),
+    ],
+)
 def test_wrong_arguments_are_refused_by_name(change, named):
     arguments = dict(x=torch.zeros(2, 4), bias=None, step=0, **MASK) | change
     with pytest.raises(ValueError, match=named):
@@ -115,9 +138,15 @@ def test_the_cpus_kernel_gives_the_references_bits(shape, dtype, level):
     """Blocks of 64 values, whole and begun; NaN, infinities and both zeros."""
     x, dy = values(*shape, scale=1).to(dtype), values(*shape, seed=3, scale=1).to(dtype)
     for first, value in enumerate((math.nan, math.inf, -math.inf, -0.0)):
-        x.view(-1)[first::7 + 2 * first] = value
+        x.view(-1)[first :: 7 + 2 * first] = value
     x.requires_grad_()
-    for change in ({}, {"probability": 0.1}, {"probability": 1 - 2**-32}, {"probability": 2.0**-33}, {"seed": 2**32 - 1, "tower": 2**31}):
+    for change in (
+        {},
+        {"probability": 0.1},
+        {"probability": 1 - 2**-32},
+        {"probability": 2.0**-33},
+        {"seed": 2**32 - 1, "tower": 2**31},
+    ):
         for step in (0, 2**31 + 5, 2**32 + 40, -1, torch.tensor(2**40 - 1)):
             mask = MASK | change | {"step": step}
             with instructions(level):
@@ -125,7 +154,7 @@ def test_the_cpus_kernel_gives_the_references_bits(shape, dtype, level):
             expected = relu_dropout(x, **mask, kernels="reference")
             torch.testing.assert_close(y, expected, rtol=0, atol=0, equal_nan=True)
             assert torch.equal(y.signbit()[~y.isnan()], expected.signbit()[~y.isnan()])
-    dx, = torch.autograd.grad(y, x, dy)
+    (dx,) = torch.autograd.grad(y, x, dy)
     torch.testing.assert_close(dx, torch.where(y <= 0, 0, dy), rtol=0, atol=0)
     assert y.is_contiguous() and dx.is_contiguous()
 
@@ -151,30 +180,51 @@ def test_the_cpus_kernel_keeps_nothing_but_its_result():
     torch.library.opcheck(torch.ops.alexnet_mp.relu_dropout.default, (x, None, torch.tensor(40), 0.5, 3, 6, 1, "cpu"))
 
 
-@every("x, bias", [
-    (torch.ones(2, 8, 3, 3).contiguous(memory_format=torch.channels_last), None), (torch.ones(4, 6).t(), None),
-    (torch.ones(4, 6), torch.ones(6))], ids=["channels_last", "transposed", "a bias"])
+@every(
+    "x, bias",
+    [
+        (torch.ones(2, 8, 3, 3).contiguous(memory_format=torch.channels_last), None),
+        (torch.ones(4, 6).t(), None),
+        (torch.ones(4, 6), torch.ones(6)),
+    ],
+    ids=["channels_last", "transposed", "a bias"],
+)
 def test_what_the_cpu_leaves_to_the_reference(x, bias):
     for probability in (0.0, 0.5):
         arguments = MASK | {"probability": probability, "step": 40}
         assert torch.equal(relu_dropout(x, bias, **arguments), reference.relu_dropout(x, bias, **arguments))
 
 
-@every("name, dtype, by", [
-    ("triton", torch.bfloat16, "triton"), ("cuda", torch.float32, "reference"), ("cpu", torch.float32, "cpu"),
-    ("reference", torch.float32, "reference"), ("triton", torch.float64, "reference")])
+@every(
+    "name, dtype, by",
+    [
+        ("triton", torch.bfloat16, "triton"),
+        ("cuda", torch.float32, "reference"),
+        ("cpu", torch.float32, "cpu"),
+        ("reference", torch.float32, "reference"),
+        ("triton", torch.float64, "reference"),
+    ],
+)
 def test_who_computes(name, dtype, by, monkeypatch):
     """What `resolve` says of a GPU, whether or not there is one."""
     monkeypatch.setattr(relu_dropout_op, "resolve", lambda kernels, device, operation: name)
     called = []
-    monkeypatch.setattr(torch.ops.alexnet_mp, "relu_dropout", lambda *arguments: called.append(arguments) or arguments[0])
+    monkeypatch.setattr(
+        torch.ops.alexnet_mp, "relu_dropout", lambda *arguments: called.append(arguments) or arguments[0]
+    )
     x = torch.ones(2, 4, dtype=dtype)
     relu_dropout(x, step=2**32 + 7, **MASK)
     relu_dropout(x, step=torch.tensor(9), **MASK)
     relu_dropout(x, step=torch.tensor(9))
     steps = [arguments[2] for arguments in called]
     if by == "triton":
-        assert steps[0].dtype == torch.int64 and steps[0].dim() == 0 and steps[0] == 7 and steps[1] == 9 and steps[2] is None
+        assert (
+            steps[0].dtype == torch.int64
+            and steps[0].dim() == 0
+            and steps[0] == 7
+            and steps[1] == 9
+            and steps[2] is None
+        )
     assert [arguments[-1] for arguments in called] == {"triton": ["triton"] * 3, "cpu": ["cpu"] * 2}.get(by, [])
 
 
@@ -182,9 +232,17 @@ needs_gpu = pytest.mark.gpu(besides="triton" in dispatch.built(), reason="needs 
 
 
 @needs_gpu
-@every("shape, order", [
-    ((16, 192, 13, 13), torch.channels_last), ((16, 192, 13, 13), torch.contiguous_format), ((3, 5, 3, 2), torch.channels_last),
-    ((3, 5, 3, 2), torch.contiguous_format), ((16, 2048), torch.contiguous_format), ((7, 10), torch.contiguous_format)])
+@every(
+    "shape, order",
+    [
+        ((16, 192, 13, 13), torch.channels_last),
+        ((16, 192, 13, 13), torch.contiguous_format),
+        ((3, 5, 3, 2), torch.channels_last),
+        ((3, 5, 3, 2), torch.contiguous_format),
+        ((16, 2048), torch.contiguous_format),
+        ((7, 10), torch.contiguous_format),
+    ],
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_the_kernel_gives_the_references_bits(shape, order, dtype):
     x = values(*shape, scale=1).to(dtype).cuda().contiguous(memory_format=order).requires_grad_()
@@ -198,12 +256,17 @@ def test_the_kernel_gives_the_references_bits(shape, order, dtype):
         sums = exact_dx.double().sum([0, *range(2, x.dim())])
         eps = torch.finfo(kind).eps
         torch.testing.assert_close(dbias.double(), sums, rtol=eps, atol=1e-5 * sums.abs().max().item())
-        assert dbias.dtype == kind and torch.equal(dbias, torch.autograd.grad(relu_dropout(x, bias, **mask), bias, dy)[0])
+        assert dbias.dtype == kind and torch.equal(
+            dbias, torch.autograd.grad(relu_dropout(x, bias, **mask), bias, dy)[0]
+        )
 
 
 @needs_gpu
 def test_a_graph_that_counts_steps_draws_new_masks():
-    x, bias = values(8, 2048, scale=1).cuda().bfloat16().requires_grad_(), values(2048, seed=2, scale=1).float().cuda().requires_grad_()
+    x, bias = (
+        values(8, 2048, scale=1).cuda().bfloat16().requires_grad_(),
+        values(2048, seed=2, scale=1).float().cuda().requires_grad_(),
+    )
     step = torch.zeros((), dtype=torch.int64, device="cuda")
 
     def both():
@@ -246,7 +309,10 @@ def test_the_host_does_not_wait_for_the_step():
 
 @needs_gpu
 def test_compiled_and_under_autocast():
-    linear, bias = torch.nn.Linear(12, 20, bias=False).cuda(), torch.nn.Parameter(values(20, seed=2, scale=1).float().cuda())
+    linear, bias = (
+        torch.nn.Linear(12, 20, bias=False).cuda(),
+        torch.nn.Parameter(values(20, seed=2, scale=1).float().cuda()),
+    )
     x, step = values(8, 12, scale=1).float().cuda(), torch.tensor(40, device="cuda")
 
     def layer(x):
@@ -255,8 +321,12 @@ def test_compiled_and_under_autocast():
     with torch.autocast("cuda", dtype=torch.bfloat16):
         expected, found = layer(x), torch.compile(layer, fullgraph=True)(x)
         assert found.dtype == torch.bfloat16
-        for one, other in ((found, expected), *zip(*(torch.autograd.grad(y.float().sum(), (linear.weight, bias))
-                                                     for y in (found, expected)), strict=True)):
+        for one, other in (
+            (found, expected),
+            *zip(
+                *(torch.autograd.grad(y.float().sum(), (linear.weight, bias)) for y in (found, expected)), strict=True
+            ),
+        ):
             torch.testing.assert_close(one, other, rtol=0.02, atol=0.05)
 
 
@@ -266,7 +336,7 @@ def test_addresses_beyond_two_to_the_31():
     try:
         x = torch.ones(rows, maps, dtype=torch.float16, device="cuda").requires_grad_()
         y = relu_dropout(x, step=40, **MASK, kernels="triton")
-        dx, = torch.autograd.grad(y, x, x.detach())
+        (dx,) = torch.autograd.grad(y, x, x.detach())
     except torch.OutOfMemoryError as error:
         pytest.skip(f"needs a GPU with 20 GB: {str(error).splitlines()[0]}")
     counters = torch.arange((rows - 4) * maps // 4, rows * maps // 4, device="cuda")

@@ -1,13 +1,14 @@
-"""The Triton kernels of bias, ReLU and dropout, through their operator: in the interpreter on a CPU, compiled where there is a GPU."""
+"""The Triton kernels of bias, ReLU and dropout, through their operator: in the interpreter on a CPU, compiled where
+there is a GPU."""
+
 import math
 import os
 
 import pytest
 import torch
+from alexnet_mp.kernels import checks, reference
 from cases import values
 from inner_cases import every
-
-from alexnet_mp.kernels import checks, reference
 
 triton = pytest.importorskip("triton", reason="triton is not installed")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -27,7 +28,8 @@ def by_triton(x, bias=None, step=40, *, probability=0.0, seed=0, layer=0, tower=
 
 
 def rounded(y, dtype):
-    """float32 as the kernel stores it: the interpreter makes bfloat16 by cutting off, where hardware and PyTorch round."""
+    """float32 as the kernel stores it: the interpreter makes bfloat16 by cutting off, where hardware and PyTorch
+    round."""
     if DEVICE == "cpu" and dtype == torch.bfloat16:
         return y.view(torch.int32).bitwise_and(-0x10000).view(torch.float32).to(dtype)
     return y.to(dtype)
@@ -57,27 +59,62 @@ def check(shape, order=NCHW, dtype=torch.float32, bias_dtype=torch.float32, mask
 
 
 @every("mask", [{}, MASK], ids=["no dropout", "dropout"])
-@every("shape, order", [
-    ((3, 5), NCHW), ((33, 20), NCHW), ((9, 192), NCHW), ((2, 1000), NCHW), ((3, 2048), NCHW), ((1, 1), NCHW), ((6, 7, 1, 1), LAST),
-    ((2, 5, 3, 2), LAST), ((3, 192, 5, 5), LAST), ((2, 5, 3, 2), NCHW), ((2, 20, 13, 13), NCHW)])
+@every(
+    "shape, order",
+    [
+        ((3, 5), NCHW),
+        ((33, 20), NCHW),
+        ((9, 192), NCHW),
+        ((2, 1000), NCHW),
+        ((3, 2048), NCHW),
+        ((1, 1), NCHW),
+        ((6, 7, 1, 1), LAST),
+        ((2, 5, 3, 2), LAST),
+        ((3, 192, 5, 5), LAST),
+        ((2, 5, 3, 2), NCHW),
+        ((2, 20, 13, 13), NCHW),
+    ],
+)
 def test_shapes(shape, order, mask):
-    """Counters shared by neighbours and not; tiles cut in rows, in maps, in both; images of several tiles; one value."""
+    """Counters shared by neighbours and not; tiles cut in rows, in maps, in both; images of several tiles; one
+    value."""
     check(shape, order, mask=mask)
 
 
-@every("dtype, bias_dtype", [(torch.bfloat16, torch.bfloat16), (torch.bfloat16, torch.float32),
-                             (torch.float16, torch.float32), (torch.float16, torch.float16),
-                             (torch.float32, None)])
+@every(
+    "dtype, bias_dtype",
+    [
+        (torch.bfloat16, torch.bfloat16),
+        (torch.bfloat16, torch.float32),
+        (torch.float16, torch.float32),
+        (torch.float16, torch.float16),
+        (torch.float32, None),
+    ],
+)
 def test_dtypes(dtype, bias_dtype):
     check((5, 36), dtype=dtype, bias_dtype=bias_dtype)
     check((2, 8, 3, 3), LAST, dtype=dtype, bias_dtype=bias_dtype, mask={})
 
 
 @every("shape", [(5, 36), (3, 7)])
-@every("change", [
-    {"probability": 0.1}, {"probability": 0.75}, {"probability": 1 - 2**-32}, {"probability": 2.0**-32}, {"probability": 2.0**-33},
-    {"seed": 0}, {"seed": 2**32 - 1}, {"layer": 1, "tower": 0}, {"layer": 2**32 - 1, "tower": 2**31}, {"step": 0}, {"step": -1},
-    {"step": 2**32 + 40}, {"step": 2**31 + 1}])
+@every(
+    "change",
+    [
+        {"probability": 0.1},
+        {"probability": 0.75},
+        {"probability": 1 - 2**-32},
+        {"probability": 2.0**-32},
+        {"probability": 2.0**-33},
+        {"seed": 0},
+        {"seed": 2**32 - 1},
+        {"layer": 1, "tower": 0},
+        {"layer": 2**32 - 1, "tower": 2**31},
+        {"step": 0},
+        {"step": -1},
+        {"step": 2**32 + 40},
+        {"step": 2**31 + 1},
+    ],
+)
 def test_the_mask_is_that_of_dropout(shape, change):
     mask = MASK | {"step": 40} | change
     x = torch.ones(shape, device=DEVICE)
@@ -98,7 +135,10 @@ def test_special_values():
 
 
 def test_a_value_that_rounds_to_zero_gets_no_gradient():
-    x, bias = torch.zeros(1, 1, dtype=torch.float16, device=DEVICE).requires_grad_(), torch.full((1,), 1e-9, device=DEVICE)
+    x, bias = (
+        torch.zeros(1, 1, dtype=torch.float16, device=DEVICE).requires_grad_(),
+        torch.full((1,), 1e-9, device=DEVICE),
+    )
     y = by_triton(x, bias)
     assert y == 0 and torch.autograd.grad(y, x, torch.ones_like(y))[0] == 0
 
@@ -110,7 +150,9 @@ def test_other_memory_orders_are_made_contiguous():
     expected = reference.relu_dropout(x, bias, step=40, **MASK)
     assert torch.equal(y, expected) and y.is_contiguous()
     dy = torch.tensor(0.5, device=DEVICE).expand(4, 6)
-    for found, exact in zip(torch.autograd.grad(y, (x, bias), dy), torch.autograd.grad(expected, (x, bias), dy), strict=True):
+    for found, exact in zip(
+        torch.autograd.grad(y, (x, bias), dy), torch.autograd.grad(expected, (x, bias), dy), strict=True
+    ):
         assert torch.equal(found, exact)
 
 
@@ -139,19 +181,26 @@ def test_only_y_is_kept():
     assert [tensor.data_ptr() for tensor in kept] == [y.data_ptr()]
 
 
-@every("shape, order, step, has_bias", [((3, 8), NCHW, 40, True), ((2, 5, 3, 2), LAST, None, True),
-                                        ((2, 5), NCHW, 40, False)])
+@every(
+    "shape, order, step, has_bias",
+    [((3, 8), NCHW, 40, True), ((2, 5, 3, 2), LAST, None, True), ((2, 5), NCHW, 40, False)],
+)
 def test_opcheck(shape, order, step, has_bias):
     x = values(*shape, scale=1).float().to(DEVICE).contiguous(memory_format=order).requires_grad_()
     bias = values(shape[1], seed=2, scale=1).float().to(DEVICE).requires_grad_() if has_bias else None
     counted = None if step is None else torch.tensor(step, device=DEVICE)
-    torch.library.opcheck(torch.ops.alexnet_mp.relu_dropout.default, (x, bias, counted, 0.5 if step else 0.0, 3, 6, 1, "triton"))
+    torch.library.opcheck(
+        torch.ops.alexnet_mp.relu_dropout.default, (x, bias, counted, 0.5 if step else 0.0, 3, 6, 1, "triton")
+    )
 
 
 @pytest.mark.compile
 def test_traced():
     """What torch.compile makes of the operator, short of generated code."""
-    x, bias = values(4, 8, scale=1).float().to(DEVICE).requires_grad_(), values(8, seed=2, scale=1).float().to(DEVICE).requires_grad_()
+    x, bias = (
+        values(4, 8, scale=1).float().to(DEVICE).requires_grad_(),
+        values(8, seed=2, scale=1).float().to(DEVICE).requires_grad_(),
+    )
     traced = torch.compile(lambda x, bias: by_triton(2 * x, bias, **MASK).square(), fullgraph=True, backend="aot_eager")
     found, expected = traced(x, bias), reference.relu_dropout(2 * x, bias, step=40, **MASK).square()
     assert torch.equal(found, expected)

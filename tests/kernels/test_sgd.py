@@ -1,19 +1,24 @@
 """The printed update on every implementation that can run here, against `reference.py`."""
+
 import math
 import weakref
 from contextlib import nullcontext
 
 import pytest
 import torch
+from alexnet_mp.kernels import dispatch, paper_sgd_, sgd
 from inner_cases import every
 
-from alexnet_mp.kernels import dispatch, paper_sgd_, sgd
-
 GPU = torch.cuda.is_available()
-needs = {"cuda": pytest.mark.gpu(reason="cuda kernels need a GPU"),
-         "triton": pytest.mark.gpu(reason="triton kernels need a GPU"),
-         "reference": (), "cpu": pytest.mark.skipif(dispatch.compiled() is None, reason="there was no compiler to build the CPU kernels")}
-every_implementation = pytest.mark.parametrize("kernels", [pytest.param(name, marks=mark) for name, mark in needs.items()])
+needs = {
+    "cuda": pytest.mark.gpu(reason="cuda kernels need a GPU"),
+    "triton": pytest.mark.gpu(reason="triton kernels need a GPU"),
+    "reference": (),
+    "cpu": pytest.mark.skipif(dispatch.compiled() is None, reason="there was no compiler to build the CPU kernels"),
+}
+every_implementation = pytest.mark.parametrize(
+    "kernels", [pytest.param(name, marks=mark) for name, mark in needs.items()]
+)
 RATES, DECAYS = (0.1, 0.0, 0.02, 0.3), (0.5, 0.1, 0.0, 5e-4)
 
 
@@ -21,7 +26,10 @@ def tensors(kernels, dtype, seed=0, shapes=((1,), (33,), (7, 5, 3, 3), (40_000,)
     """Lists of parameters, gradients and velocities; odd sizes, so that no vector length divides them."""
     draws = torch.Generator().manual_seed(seed)
     device = "cpu" if kernels in ("cpu", "reference") else "cuda"
-    return [[torch.randn(shape, generator=draws, dtype=torch.float64).to(dtype).to(device) for shape in shapes] for _ in range(3)]
+    return [
+        [torch.randn(shape, generator=draws, dtype=torch.float64).to(dtype).to(device) for shape in shapes]
+        for _ in range(3)
+    ]
 
 
 def update(kernels, w, g, v, rates=RATES, decays=DECAYS, momentum=0.9):
@@ -40,7 +48,9 @@ def test_five_steps_are_the_references(kernels, dtype):
         update("reference", exact_w, [x.double().cpu() for x in g], exact_v)
         update(kernels, w, g, v)
         for actual, exact in zip((*w, *v), (*exact_w, *exact_v), strict=True):
-            torch.testing.assert_close(actual.double().cpu(), exact, rtol=eps / 2, atol=6 * inner * float(exact.abs().max()))
+            torch.testing.assert_close(
+                actual.double().cpu(), exact, rtol=eps / 2, atol=6 * inner * float(exact.abs().max())
+            )
     assert torch.equal(w[1], frozen[0]) and torch.equal(v[1], frozen[1])
 
 
@@ -83,8 +93,9 @@ def test_opcheck(kernels):
     w, g, v = tensors(kernels, torch.float32, shapes=((5,), (3, 4)))
     copies, sums = [x.bfloat16() for x in w], torch.zeros(2, device=w[0].device)
     for more in (([], None), (copies, sums)):
-        torch.library.opcheck(torch.ops.alexnet_mp.paper_sgd_.default,
-                              (w, g, v, *more, [0.1, 0.2], 0.9, [0.5, 0.0], kernels))
+        torch.library.opcheck(
+            torch.ops.alexnet_mp.paper_sgd_.default, (w, g, v, *more, [0.1, 0.2], 0.9, [0.5, 0.0], kernels)
+        )
 
 
 @every_implementation
@@ -102,8 +113,9 @@ def test_sixteen_bits_are_read_and_written_in_the_same_pass(kernels, dtype):
     copies, sums = [torch.full_like(x, 7, dtype=dtype) for x in w], torch.full((5,), 7.0, device=w[0].device)
     for _ in range(3):
         update(kernels, *expected, rates=rates, decays=decays)
-        paper_sgd_(w, g, v, copies=copies, sums=sums, learning_rates=rates, momentum=0.9, weight_decays=decays,
-                   kernels=kernels)
+        paper_sgd_(
+            w, g, v, copies=copies, sums=sums, learning_rates=rates, momentum=0.9, weight_decays=decays, kernels=kernels
+        )
         for actual, wanted in zip((*w, *v), (*expected[0], *expected[2]), strict=True):
             if kernels in ("cpu", "reference"):
                 assert torch.equal(actual, wanted)
@@ -128,16 +140,23 @@ def test_the_sums_see_what_is_not_finite(kernels, dtype, value):
         assert sums.isfinite().tolist() == [number != each for each in range(4)]
 
 
-@every("spoil, named", [
-    (lambda w, g, v: w.__setitem__(1, w[1].int()), "parameter 1 is torch.int32"), (lambda w, g, v: g.pop(), "3 gradients"), (lambda w, g, v: v.append(v[0]), "5 velocities"),
-    (lambda w, g, v: g.__setitem__(1, g[1][:5]), r"parameter 1 .*\(33,\).*gradient .*\(5,\)"),
-    (lambda w, g, v: v.__setitem__(2, v[2].double()), "parameter 2 .*float32.*velocity .*float64"),
-    (lambda w, g, v: g.__setitem__(0, g[0].to("meta")), "parameter 0 .*cpu.*gradient .*meta"),
-    (lambda w, g, v: g.__setitem__(1, g[1].double()), "parameter 1 .*float32.*gradient .*float64"),
-    (lambda w, g, v: v.__setitem__(1, v[1].bfloat16()), "parameter 1 .*float32.*velocity .*bfloat16"),
-    (lambda w, g, v: (w.__setitem__(1, w[1].bfloat16()), v.__setitem__(1, v[1].bfloat16())),
-     "parameter 1 .*bfloat16.*gradient .*float32"),
-])
+@every(
+    "spoil, named",
+    [
+        (lambda w, g, v: w.__setitem__(1, w[1].int()), "parameter 1 is torch.int32"),
+        (lambda w, g, v: g.pop(), "3 gradients"),
+        (lambda w, g, v: v.append(v[0]), "5 velocities"),
+        (lambda w, g, v: g.__setitem__(1, g[1][:5]), r"parameter 1 .*\(33,\).*gradient .*\(5,\)"),
+        (lambda w, g, v: v.__setitem__(2, v[2].double()), "parameter 2 .*float32.*velocity .*float64"),
+        (lambda w, g, v: g.__setitem__(0, g[0].to("meta")), "parameter 0 .*cpu.*gradient .*meta"),
+        (lambda w, g, v: g.__setitem__(1, g[1].double()), "parameter 1 .*float32.*gradient .*float64"),
+        (lambda w, g, v: v.__setitem__(1, v[1].bfloat16()), "parameter 1 .*float32.*velocity .*bfloat16"),
+        (
+            lambda w, g, v: (w.__setitem__(1, w[1].bfloat16()), v.__setitem__(1, v[1].bfloat16())),
+            "parameter 1 .*bfloat16.*gradient .*float32",
+        ),
+    ],
+)
 def test_lists_that_do_not_fit_are_refused_by_name(spoil, named):
     w, g, v = tensors("reference", torch.float32)
     spoil(w, g, v)
@@ -147,16 +166,23 @@ def test_lists_that_do_not_fit_are_refused_by_name(spoil, named):
     assert all(torch.equal(a, b) for a, b in zip(w, before))
 
 
-@every("more, named", [
-    (dict(copies=[torch.empty(1).half()]), "1 copies of 4 parameters"),
-    (dict(copies=[torch.empty(shape) for shape in ((1,), (33,), (7, 5, 3, 3), (40_000,))]),
-     "parameter 0 .*copy .*float32.*16 bits"),
-    (dict(copies=[torch.empty(shape).half() for shape in ((1,), (32,), (7, 5, 3, 3), (40_000,))]),
-     r"parameter 1 .*copy .*\(32,\)"),
-    (dict(sums=torch.empty(3)), r"sums are .*\(3,\).*must be .*\(4,\)"),
-    (dict(sums=torch.empty(4).double()), "sums are .*float64"),
-    (dict(sums=torch.empty(4, device="meta")), "sums are .*meta"),
-])
+@every(
+    "more, named",
+    [
+        (dict(copies=[torch.empty(1).half()]), "1 copies of 4 parameters"),
+        (
+            dict(copies=[torch.empty(shape) for shape in ((1,), (33,), (7, 5, 3, 3), (40_000,))]),
+            "parameter 0 .*copy .*float32.*16 bits",
+        ),
+        (
+            dict(copies=[torch.empty(shape).half() for shape in ((1,), (32,), (7, 5, 3, 3), (40_000,))]),
+            r"parameter 1 .*copy .*\(32,\)",
+        ),
+        (dict(sums=torch.empty(3)), r"sums are .*\(3,\).*must be .*\(4,\)"),
+        (dict(sums=torch.empty(4).double()), "sums are .*float64"),
+        (dict(sums=torch.empty(4, device="meta")), "sums are .*meta"),
+    ],
+)
 def test_copies_and_sums_that_do_not_fit_are_refused_by_name(more, named):
     w, g, v = tensors("reference", torch.float32)
     before = [x.clone() for x in w]
@@ -168,7 +194,8 @@ def test_copies_and_sums_that_do_not_fit_are_refused_by_name(more, named):
 def test_an_owner_of_tables_keeps_them_and_nobody_else_does():
     """What a graph reads lives as long as its owner wants, however many other rates come in between, and no longer."""
     sgd_triton = pytest.importorskip("alexnet_mp.kernels.sgd_triton", reason="Triton is not installed")
-    w, g, v = tensors("triton" if GPU else "reference", torch.float32, shapes=((33,), (5, 3)))  # on a CPU in Triton's interpreter
+    # on a CPU in Triton's interpreter
+    w, g, v = tensors("triton" if GPU else "reference", torch.float32, shapes=((33,), (5, 3)))
 
     def step(rate):
         sgd_triton.paper_sgd_(w, g, v, [rate, rate], 0.9, [0.0, 0.1], owner=sgd._table_owner.get())

@@ -1,4 +1,5 @@
 """Top-1 and top-5 in Triton, in its interpreter where there is no GPU: the definition in `accuracy.py`, to the bit."""
+
 import os
 
 import pytest

@@ -1,16 +1,17 @@
-"""The Triton kernels against `reference.py` in float64: in Triton's interpreter on a CPU, compiled where there is a GPU.
+"""The Triton kernels against `reference.py` in float64: in Triton's interpreter on a CPU, compiled where there is a
+GPU.
 
 The interpreter takes some 5 ms for every step that a program makes, so shapes are small and most runs are one program.
 What it cannot show, the state of compiled loops, is in `test_triton_offline.py`.
 """
+
 import itertools
 import os
 
 import pytest
 import torch
-from inner_cases import every
-
 from alexnet_mp.kernels import reference
+from inner_cases import every
 
 pytest.importorskip("triton", reason="triton is not installed")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -20,8 +21,17 @@ if DEVICE == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
 from alexnet_mp.kernels import augmentation, augmentation_triton, lrn_pool_triton, sgd_triton
 
 # alpha for values of 30 or so: neither the sum nor k hides the other.
-BASE = {"norm": "lrn", "size": 5, "alpha": 3e-3, "beta": 0.75, "k": 2.0, "relu": "before", "pool": 3, "stride": 2,
-        "ties": "first"}
+BASE = {
+    "norm": "lrn",
+    "size": 5,
+    "alpha": 3e-3,
+    "beta": 0.75,
+    "k": 2.0,
+    "relu": "before",
+    "pool": 3,
+    "stride": 2,
+    "ties": "first",
+}
 VARIANTS = {
     "lrn_max_pool": {},
     "lrn_max_pool, all ties": {"ties": "all"},
@@ -76,7 +86,9 @@ def by_triton(x, bias, dy, call, like=torch.empty_like):
     order = torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
     y = torch.full(dy.shape, 777.0, device=DEVICE).to(x.dtype).contiguous(memory_format=order)
     needs_argmax = call["pool"] and call["ties"] == "first"
-    argmax = torch.full_like(y, 200, dtype=torch.uint8) if needs_argmax else torch.empty(0, dtype=torch.uint8, device=DEVICE)
+    argmax = (
+        torch.full_like(y, 200, dtype=torch.uint8) if needs_argmax else torch.empty(0, dtype=torch.uint8, device=DEVICE)
+    )
     dx = like(x).fill_(777.0)
     lrn_pool_triton.forward(x, bias, y, argmax, **call)
     dbias = lrn_pool_triton.backward(dy, x, bias, argmax, dx, **call)
@@ -89,8 +101,8 @@ def _to_gpu(t):
 
 
 def no_worse_than_pytorch(actual, pytorch, exact, units=4):
-    """At most twice PyTorch's own largest error in the same dtype, and four units of float32: among a few dozen values luck
-    can bring PyTorch's error near 0, and a gradient is the small difference of two terms.
+    """At most twice PyTorch's own largest error in the same dtype, and four units of float32: among a few dozen values
+    luck can bring PyTorch's error near 0, and a gradient is the small difference of two terms.
 
     The interpreter truncates to bfloat16 where hardware and PyTorch round: there a unit of bfloat16 is added.
     """
@@ -111,8 +123,9 @@ def check(x, bias=None, like=torch.empty_like, dy=None, units=4, **variant):
     if call["norm"] == "spatial":
         bias = None
     actual = by_triton(x, bias, dy, call, like)
-    for ours, pytorch, exact in zip(actual, by_reference(x, bias, dy, call, x.dtype),
-                                    by_reference(x, bias, dy, call, torch.float64), strict=False):
+    for ours, pytorch, exact in zip(
+        actual, by_reference(x, bias, dy, call, x.dtype), by_reference(x, bias, dy, call, torch.float64), strict=False
+    ):
         if exact is None:
             assert ours is None
         else:
@@ -189,7 +202,8 @@ def channels_last(memory):
 @every("layout", [sliced, swapped, channels_last])
 @every("variant", ["lrn_max_pool", "max_pool, all ties", "spatial_norm_max_pool"])
 def test_any_strides(variant, layout):
-    """Two images sliced in every dimension; swapped axes; channels_last; dx reversed; one element of memory for all of dy."""
+    """Two images sliced in every dimension; swapped axes; channels_last; dx reversed; one element of memory for all of
+    dy."""
     x = layout(maps(4, 6, 9, 8))
     dy = torch.tensor(0.5).expand(operation(x, None, BASE | VARIANTS[variant]).shape)
     check(x, maps(3, seed=2), dy=dy, like=lambda t: t.new_empty(t.shape[::-1]).permute(3, 2, 1, 0), **VARIANTS[variant])
@@ -262,7 +276,9 @@ def test_special_values(variant):
     call = BASE | variant
     x, bias = special_values(), None if call["norm"] == "spatial" else torch.zeros(3)
     dy = maps(*operation(x, None, call).shape, seed=3, scale=1.0)
-    for ours, expected in zip(by_triton(x, bias, dy, call), by_reference(x, bias, dy, call, torch.float32), strict=False):
+    for ours, expected in zip(
+        by_triton(x, bias, dy, call), by_reference(x, bias, dy, call, torch.float32), strict=False
+    ):
         if expected is not None:
             torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-6, equal_nan=True)
 
@@ -301,8 +317,12 @@ def test_images_four_gigabytes_apart():
     lrn_pool_triton.forward(x, None, y, argmax, **call)
     lrn_pool_triton.backward(dy, x, None, argmax, dx, **call)
     near = x.contiguous().cpu()
-    for ours, pytorch, exact in zip((y, dx), by_reference(near, None, dy.cpu(), call, torch.float16),
-                                    by_reference(near, None, dy.cpu(), call, torch.float64), strict=False):
+    for ours, pytorch, exact in zip(
+        (y, dx),
+        by_reference(near, None, dy.cpu(), call, torch.float16),
+        by_reference(near, None, dy.cpu(), call, torch.float64),
+        strict=False,
+    ):
         no_worse_than_pytorch(ours.cpu(), pytorch, exact)
 
 
@@ -355,8 +375,10 @@ def test_sgd_reads_and_writes_sixteen_bits_and_adds_up(dtype, monkeypatch):
             assert torch.equal(one, other)
         else:  # another kernel to the compiler, which may fuse a product and a sum otherwise
             torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
-    assert all(torch.equal(copy.cpu(), truncated(each.cpu(), dtype) if DEVICE == "cpu" else each.to(dtype))
-               for copy, each in zip(copies, w, strict=True))
+    assert all(
+        torch.equal(copy.cpu(), truncated(each.cpu(), dtype) if DEVICE == "cpu" else each.to(dtype))
+        for copy, each in zip(copies, w, strict=True)
+    )
     for each, total in zip(w, sums):
         assert total.item() == pytest.approx(each.double().sum().item(), abs=1e-6 * each.abs().double().sum().item())
     assert sums[3] == 7
@@ -373,6 +395,7 @@ def test_sgd_does_not_read_what_it_leaves_alone():
 
 def test_sgd_in_any_order_of_memory():
     """channels_last weights in place; a slice, and a gradient in another order, by way of `reference.py`."""
+
     def scene():
         w, g, v = ([maps(4, 3, 2, 2, seed=seed + n, scale=1.0).to(DEVICE) for n in range(3)] for seed in (1, 11, 21))
         last = torch.channels_last
@@ -380,6 +403,7 @@ def test_sgd_in_any_order_of_memory():
         g[1] = g[1].contiguous(memory_format=last)
         w[2], g[2], v[2] = (t[:, 1:] for t in (w[2], g[2], v[2]))
         return w, g, v
+
     ours, theirs = scene(), scene()
     arguments = {"learning_rates": [0.1] * 3, "momentum": 0.9, "weight_decays": [0.1] * 3}
     sgd_triton.paper_sgd_(*ours, **arguments)
@@ -446,7 +470,11 @@ def test_sgd_in_a_cuda_graph():
 
 def truncated(y, dtype):
     """What the interpreter makes of float32: bfloat16 by cutting it off; float16 it rounds."""
-    return y.view(torch.int32).bitwise_and(-0x10000).view(torch.float32).to(dtype) if dtype == torch.bfloat16 else y.to(dtype)
+    return (
+        y.view(torch.int32).bitwise_and(-0x10000).view(torch.float32).to(dtype)
+        if dtype == torch.bfloat16
+        else y.to(dtype)
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -464,7 +492,9 @@ def test_augment_gives_the_references_bits(side, crop, mean_follows_crop, order,
     y = torch.full((count, 3, crop, crop), 777.0, dtype=dtype, device=DEVICE).contiguous(memory_format=order)
     crops = augmentation.crops_of(top, left, flip, shift, 1 / 1.1, crop=crop, side=side).to(DEVICE)
     augmentation_triton.augment(pictures.to(DEVICE), crops, mean.to(DEVICE), mean_follows_crop, y)
-    exact = reference.augment(pictures, top, left, flip, mean, shift, 1 / 1.1, crop=crop, mean_follows_crop=mean_follows_crop)
+    exact = reference.augment(
+        pictures, top, left, flip, mean, shift, 1 / 1.1, crop=crop, mean_follows_crop=mean_follows_crop
+    )
     assert torch.equal(y.cpu(), truncated(exact, dtype) if DEVICE == "cpu" else exact.to(dtype))
 
 
@@ -473,7 +503,10 @@ def test_augment_finds_pictures_beyond_two_gigabytes():
     side, count = 16, 2**31 // 768 + 2
     pictures = torch.zeros(count, side, side, 3, dtype=torch.uint8, device=DEVICE)
     pictures[-1] = maps(side, side, 3).byte()
-    places, y = torch.zeros(count, dtype=torch.int64), torch.empty(count, 3, side, side, dtype=torch.float16, device=DEVICE)
+    places, y = (
+        torch.zeros(count, dtype=torch.int64),
+        torch.empty(count, 3, side, side, dtype=torch.float16, device=DEVICE),
+    )
     mean = torch.zeros(side, side, 3, device=DEVICE)
     crops = augmentation.crops_of(places, places, places.bool(), torch.zeros(count, 3), 1.0, crop=side, side=side)
     augmentation_triton.augment(pictures, crops.to(DEVICE), mean, True, y)

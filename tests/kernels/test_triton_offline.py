@@ -1,4 +1,6 @@
-"""The Triton kernels compiled for GPUs that are not there: registers, spills, and the state that compiled loops carry."""
+"""The Triton kernels compiled for GPUs that are not there: registers, spills, and the state that compiled loops
+carry."""
+
 import collections
 import json
 import os
@@ -12,8 +14,13 @@ pytestmark = [pytest.mark.process, pytest.mark.compile]
 
 pytest.importorskip("triton", reason="triton is not installed")
 CAPABILITIES = (80, 90)  # A100, H100 and H200
-WITHOUT_LOOPS = ("_paper_sgd_kernel", "_augment_kernel", "_relu_dropout_kernel", "_relu_dropout_backward_kernel",
-                 "_topk_credit_kernel")
+WITHOUT_LOOPS = (
+    "_paper_sgd_kernel",
+    "_augment_kernel",
+    "_relu_dropout_kernel",
+    "_relu_dropout_backward_kernel",
+    "_topk_credit_kernel",
+)
 
 
 @pytest.fixture(scope="module")
@@ -21,8 +28,16 @@ def reports():
     """What `triton_offline.py` says of every launch, in processes of their own: the interpreter, once on, stays on."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     script = Path(__file__).parents[1].joinpath("triton_offline.py")
-    processes = [subprocess.Popen([sys.executable, script, str(capability)], env=environment, text=True,
-                                  stdout=subprocess.PIPE, stderr=subprocess.PIPE) for capability in CAPABILITIES]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, script, str(capability)],
+            env=environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        for capability in CAPABILITIES
+    ]
     lines = []
     for process in processes:
         output, errors = process.communicate()
@@ -53,6 +68,7 @@ ONE_VALUE_IN_MEMORY = (90, "_backward_kernel", ("layer 1 float32 NCHW", "layer 2
 
 def test_no_register_is_spilled(reports):
     import triton
+
     capability, kernel, cases = ONE_VALUE_IN_MEMORY
     for report in kernels(reports):
         known = triton.__version__.startswith("3.8") and report["capability"] == capability and report["case"] in cases
@@ -77,7 +93,11 @@ def test_pictures_are_written_sixteen_bytes_at_a_time(reports):
 
 def test_activations_are_written_sixteen_bytes_at_a_time(reports):
     """And, in the backward pass, the sums of a tile."""
-    cases = [report for report in kernels(reports) if report["case"].startswith("relu_dropout") and "NCHW" not in report["case"]]
+    cases = [
+        report
+        for report in kernels(reports)
+        if report["case"].startswith("relu_dropout") and "NCHW" not in report["case"]
+    ]
     for report in cases:
         assert set(report["stores"]) == {"v4.b32"} | ({"b32"} if "backward" in report["kernel"] else set()), report
 
@@ -94,5 +114,6 @@ def test_the_check_of_the_loops_notices_a_dropped_name(reports):
     assert loops["fibonacci"] == [2]
     assert loops["fibonacci_of_one_zero"] in ([1], [2])
     import triton
+
     if triton.__version__.startswith(("3.6", "3.7")):
         assert loops["fibonacci_of_one_zero"] == [1]

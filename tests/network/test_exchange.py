@@ -1,4 +1,5 @@
 """The crossings and their ledger; and that no operation outside the exchange ever mixes the towers' devices."""
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -23,7 +24,11 @@ class OneDevicePerOperation(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
         # A tensor without dimensions counts as a number: torch lets every device read it.
-        found = {leaf.device for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, torch.Tensor) and leaf.dim() > 0}
+        found = {
+            leaf.device
+            for leaf in tree_leaves((args, kwargs, result))
+            if isinstance(leaf, torch.Tensor) and leaf.dim() > 0
+        }
         if len(found) > 1:
             raise AssertionError(f"{function} mixes {sorted(map(str, found))}")
         self.devices |= found
@@ -33,7 +38,9 @@ class OneDevicePerOperation(TorchDispatchMode):
 
 @pytest.fixture
 def teleport(monkeypatch):
-    """The exchange's copy, replaced: nothing can leave `meta`, so zeros arrive. Making them reads no tensor of the other device."""
+    """The exchange's copy, replaced: nothing can leave `meta`, so zeros arrive. Making them reads no tensor of the
+    other device."""
+
     def copy(tensor, device, overlap):
         assert tensor.device != device
         return exchange.Arrival(torch.zeros(tensor.shape, dtype=tensor.dtype, device=device))
@@ -96,7 +103,9 @@ def test_the_ledger_equals_the_analytic_table(preset, teleport):
     network = network_on(("cpu", "meta"), recipe, 1000)
     batch = 128 if preset is mini else 4  # the bytes are proportional to the batch: 4 images are enough to count
     one_step(network, batch, recipe)
-    counted = sorted((entry.edge, entry.direction, entry.pass_, entry.bytes * 128 // batch) for entry in network.ledger())
+    counted = sorted(
+        (entry.edge, entry.direction, entry.pass_, entry.bytes * 128 // batch) for entry in network.ledger()
+    )
     assert counted == sorted(crossings(recipe, 128))
     if preset is paper:
         assert sum(row[3] for row in counted) == 60_030_976
@@ -132,14 +141,23 @@ def test_gradients_return_through_the_crossing():
     (read_a, read_b) = carrier.gather("edge", [a, b], 2)
     (2 * read_a[0] + 3 * read_a[1] + 5 * read_b[0] + 7 * read_b[1]).sum().backward()
     assert (a.grad == 7).all() and (b.grad == 10).all()
-    assert [(entry.direction, entry.pass_) for entry in carrier.ledger[:2]] == [("b->a", "forward"), ("a->b", "forward")]
+    assert [(entry.direction, entry.pass_) for entry in carrier.ledger[:2]] == [
+        ("b->a", "forward"),
+        ("a->b", "forward"),
+    ]
     assert sorted(entry.direction for entry in carrier.ledger[2:]) == ["a->b", "b->a"]
 
 
 @pytest.mark.gpu(reason="needs a GPU")
-@pytest.mark.parametrize("devices", [
-    ("cuda:0", "cuda:0"), ("cpu", "cuda:0"),
-    pytest.param(("cuda:0", "cuda:1"), marks=pytest.mark.gpu(2, reason="needs two GPUs"))], ids=",".join)
+@pytest.mark.parametrize(
+    "devices",
+    [
+        ("cuda:0", "cuda:0"),
+        ("cpu", "cuda:0"),
+        pytest.param(("cuda:0", "cuda:1"), marks=pytest.mark.gpu(2, reason="needs two GPUs")),
+    ],
+    ids=",".join,
+)
 def test_a_gpu_pair_computes_what_the_cpu_does(devices):
     recipe = mini()
     x, labels = torch.randn(4, 3, 96, 96, dtype=torch.float64) * 60, torch.tensor([1, 2, 3, 4])
@@ -148,7 +166,12 @@ def test_a_gpu_pair_computes_what_the_cpu_does(devices):
         network = TwoTowerAlexNet(recipe, place, 10).double()
         loss = F.cross_entropy(network(x.to(place[0]), x.to(place[1])), labels.to(place[0]))
         loss.backward()
-        results.append((loss.item(), {name: torch.cat([p.grad.cpu() for p in parts]) for name, parts in network.layer_parameters().items()}))
+        results.append(
+            (
+                loss.item(),
+                {name: torch.cat([p.grad.cpu() for p in parts]) for name, parts in network.layer_parameters().items()},
+            )
+        )
     assert results[0][0] == pytest.approx(results[1][0], rel=1e-12)
     for name, gradient in results[0][1].items():
         assert (gradient - results[1][1][name]).abs().max() <= 1e-10 * gradient.abs().max(), name

@@ -1,8 +1,8 @@
 """A layer that reads both towers computes with its own half while the other half crosses; the results don't know.
 
-On a CPU nothing runs beside anything: here a copy that arrives late is one whose values are NaN until somebody waits for it. The
-streams themselves are tested where there is a GPU, with delays injected on every one of them.
-"""
+On a CPU nothing runs beside anything: here a copy that arrives late is one whose values are NaN until somebody waits
+for it. The streams themselves are tested where there is a GPU, with delays injected on every one of them."""
+
 import copy
 
 import pytest
@@ -20,8 +20,11 @@ def local_conv4(recipe):
     return change_layers(recipe, "conv4", kind="local", reads="both", kernel=4, stride=2, pad=1, maps=5)
 
 
-@pytest.mark.parametrize("recipe", [mini(), change_layers(mini(), "conv4", reads="both"), local_conv4(mini())],
-                         ids=["four edges", "a fifth", "a local one"])
+@pytest.mark.parametrize(
+    "recipe",
+    [mini(), change_layers(mini(), "conv4", reads="both"), local_conv4(mini())],
+    ids=["four edges", "a fifth", "a local one"],
+)
 def test_two_halves_make_the_whole(recipe):
     """Logits and every gradient are those of the merged network."""
     network, x = apart(recipe), images(recipe)
@@ -79,20 +82,20 @@ def test_nothing_is_read_before_it_arrives(late):
 
 
 def test_the_own_half_is_computed_while_the_other_flies(late):
-    """conv3 forward: both crossings begin, and each tower's own product comes before it waits. Backward: what has to cross is
-    computed first and sent, and everything else before the towers wait for it."""
+    """conv3 forward: both crossings begin, and each tower's own product comes before it waits. Backward: what has to
+    cross is computed first and sent, and everything else before the towers wait for it."""
     network, x = apart(mini()), images(mini())
     with Products(late):
         logits = network(x, x)
         forward = late.copy()
         late.clear()
         F.cross_entropy(logits, LABELS).backward()
-    conv3 = forward[forward.index("send"):][:8]
+    conv3 = forward[forward.index("send") :][:8]
     assert conv3 == ["send", "send", *["product", "receive", "product"] * 2]
     # conv3's are the last to cross.
     rest = ["gradient of weight", "gradient of x and weight and bias"]
     for send in [index for index, event in enumerate(late) if event == "send"][-2:]:
-        assert late[send - 1] == "gradient of x" and sorted(late[send + 1:send + 3]) == sorted(rest)
+        assert late[send - 1] == "gradient of x" and sorted(late[send + 1 : send + 3]) == sorted(rest)
         assert late[send + 3] == "receive"
 
 
@@ -104,7 +107,10 @@ def test_frozen_layers_send_nothing_back():
             layer.requires_grad_(False)
     _, found = gradients(network, x)
     assert {entry.edge for entry in network.ledger() if entry.pass_ == "backward"} == {"fc6", "fc7", "fc8"}
-    assert not {"conv1.weight", "conv2.bias", "fc6.weight", "fc6.bias"} & found.keys() and found["conv3.weight"].abs().max() > 0
+    assert (
+        not {"conv1.weight", "conv2.bias", "fc6.weight", "fc6.bias"} & found.keys()
+        and found["conv3.weight"].abs().max() > 0
+    )
     free = apart(mini())
     _, expected = gradients(free, x)
     for name in found:
@@ -125,14 +131,19 @@ def test_a_matrix_gets_its_gradient_half_by_half(frozen, by_halves):
             if not by_hand:
                 patch.setattr(overlap, "written_by_halves", lambda weight: False)
             found.append(gradients(network, x)[1])
-        trained = [part for name, parts in network.layer_parameters().items() for part in parts
-                   if name in ("fc6.weight", "fc7.weight", "fc8.weight") and part.requires_grad]
+        trained = [
+            part
+            for name, parts in network.layer_parameters().items()
+            for part in parts
+            if name in ("fc6.weight", "fc7.weight", "fc8.weight") and part.requires_grad
+        ]
         assert all(weight.grad.is_contiguous() for weight in trained)
     assert found[0].keys() == found[1].keys()
     for name, expected in found[0].items():
         torch.testing.assert_close(found[1][name], expected, rtol=1e-12, atol=1e-15, msg=name)
-    products, joins = [[calls.counts[operator] for calls in called]
-                       for operator in (torch.ops.aten.mm.out, torch.ops.aten.cat.default)]
+    products, joins = [
+        [calls.counts[operator] for calls in called] for operator in (torch.ops.aten.mm.out, torch.ops.aten.cat.default)
+    ]
     assert products == [0, 2 * len(trained)] and joins[0] - joins[1] == len(trained) > 0
 
 
@@ -182,31 +193,43 @@ def test_copies_and_computation_settle(monkeypatch):
             waits.append((self.name, other.name))
 
     devices = [torch.device("cuda:0"), torch.device("cuda:1")]
-    streams = {(source, target): (Stream(f"out {source}", source), Stream(f"into {target}", target))
-               for source, target in (devices, devices[::-1])}
+    streams = {
+        (source, target): (Stream(f"out {source}", source), Stream(f"into {target}", target))
+        for source, target in (devices, devices[::-1])
+    }
     monkeypatch.setattr(exchange, "_copy_streams", lambda *way: streams[way])
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream(f"current {device}", device))
     exchange.settle(devices)
-    assert set(waits) == {pair for name in ("out", "into") for device in devices
-                          for pair in [(f"{name} {device}", f"current {device}"), (f"current {device}", f"{name} {device}")]}
+    assert set(waits) == {
+        pair
+        for name in ("out", "into")
+        for device in devices
+        for pair in [(f"{name} {device}", f"current {device}"), (f"current {device}", f"{name} {device}")]
+    }
     exchange.settle([torch.device("cpu")] * 2)
     assert len(waits) == 8
 
 
 def test_a_standing_copy_lies_on_the_targets_device():
     carrier = exchange.Exchange(("cpu", "meta"))
-    copies = [carrier.standing("conv3", torch.ones(2, device=device), source, 1 - source, "forward")
-              for source, device in enumerate(("cpu", "meta"))]
+    copies = [
+        carrier.standing("conv3", torch.ones(2, device=device), source, 1 - source, "forward")
+        for source, device in enumerate(("cpu", "meta"))
+    ]
     assert [copy.place.device.type for copy in copies] == ["meta", "cpu"]
     assert [(entry.direction, entry.bytes) for entry in carrier.ledger] == [("a->b", 8), ("b->a", 8)]
 
 
 @pytest.mark.parametrize("where", ["out", "into", "compute", "nowhere"])
 @pytest.mark.gpu(reason="needs a GPU")
-@pytest.mark.parametrize("devices", [("cuda:0", "cuda:0"), pytest.param(("cuda:0", "cuda:1"), marks=pytest.mark.gpu(
-    2, reason="needs two GPUs"))], ids=",".join)
+@pytest.mark.parametrize(
+    "devices",
+    [("cuda:0", "cuda:0"), pytest.param(("cuda:0", "cuda:1"), marks=pytest.mark.gpu(2, reason="needs two GPUs"))],
+    ids=",".join,
+)
 def test_no_race_between_computation_and_copies(devices, where, monkeypatch):
-    """Overlapped, with delays on either stream, three steps are bit for bit those without overlap; memory is given back meanwhile."""
+    """Overlapped, with delays on either stream, three steps are bit for bit those without overlap; memory is given back
+    meanwhile."""
     if where == "out" and devices[0] == devices[1]:
         pytest.skip("within one device the copy runs on the target's stream alone")
     results = []

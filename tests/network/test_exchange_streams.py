@@ -1,4 +1,5 @@
 """Which stream waits for which where tensors cross, and which memory is kept for it, on a stand-in that sees races."""
+
 import pytest
 import torch
 from fake_streams import Memory

@@ -1,15 +1,13 @@
 """Ten golden losses of `mini` on the embedded pictures: whatever changes one of them has changed the mathematics.
 
-Recorded on 2026-11-23 with torch 2.13.0 on an AMD EPYC processor by `python tests/network/test_golden.py`. In float64 with the
-reference kernels they must come out to 1e-9 on every machine; in float32 to 1e-3, since there the argmax of a near-tie may fall
-differently on another processor.
-"""
+Recorded on 2026-11-23 with torch 2.13.0 on an AMD EPYC processor by `python tests/network/test_golden.py`. In float64
+with the reference kernels they must come out to 1e-9 on every machine; in float32 to 1e-3, since there the argmax of a
+near-tie may fall differently on another processor."""
 
 import pytest
 import torch
-from golden import GOLDEN, ten_losses
-
 from alexnet_mp.kernels import dispatch
+from golden import GOLDEN, ten_losses
 
 
 def test_float64_reference():

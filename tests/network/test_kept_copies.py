@@ -1,6 +1,7 @@
 """Copies of the weights in 16 bits that the update writes: the bits of a run that casts in every step, and never an old
 copy.
 """
+
 import copy
 
 import pytest

@@ -1,4 +1,6 @@
-"""Layers of kind "local", kernels and biases of their own at every position: against loops, split and merged, in every count."""
+"""Layers of kind "local", kernels and biases of their own at every position: against loops, split and merged, in every
+count."""
+
 import dataclasses
 
 import pytest
@@ -20,14 +22,21 @@ from alexnet_mp.training.schedule import make_schedule
 def recipe_with(towers=1, reads="own", then=("relu",), **local):
     """conv1 (8 -> 6 pixels), a local layer, fc8, on 8x8 images."""
     last = {"towers": "first"} if towers == 2 else {}
-    layers = (Layer("conv1", "conv", 2, "image", ("tanh",), kernel=3, init_std=0.2),
-              Layer("local2", "local", 3, reads, then, init_std=0.3, **local),
-              Layer("fc8", "fc", None, "both" if towers == 2 else "own", (), init_std=0.5, **last))
-    return dataclasses.replace(mini(), layers=layers, towers=towers, stored_size=8, crop_size=8, crop_positions=1, pool_size=2)
+    layers = (
+        Layer("conv1", "conv", 2, "image", ("tanh",), kernel=3, init_std=0.2),
+        Layer("local2", "local", 3, reads, then, init_std=0.3, **local),
+        Layer("fc8", "fc", None, "both" if towers == 2 else "own", (), init_std=0.5, **last),
+    )
+    return dataclasses.replace(
+        mini(), layers=layers, towers=towers, stored_size=8, crop_size=8, crop_positions=1, pool_size=2
+    )
 
 
 def network_of(recipe, classes=3):
-    network, generator = TwoTowerAlexNet(recipe, ("cpu",) * recipe.towers, classes).double(), torch.Generator().manual_seed(3)
+    network, generator = (
+        TwoTowerAlexNet(recipe, ("cpu",) * recipe.towers, classes).double(),
+        torch.Generator().manual_seed(3),
+    )
     with torch.no_grad():
         for parts in network.layer_parameters().values():
             for part in parts:
@@ -40,7 +49,8 @@ def images(count=2):
 
 
 def by_loops(x, weight, bias, stride, pad):
-    """y[n, m, i, j] = b[m, i, j] + sum over c, u, v of w[m, i, j, c, u, v] x[n, c, s i + u - p, s j + v - p], zeros outside."""
+    """y[n, m, i, j] = b[m, i, j] + sum over c, u, v of w[m, i, j, c, u, v] x[n, c, s i + u - p, s j + v - p], zeros
+    outside."""
     maps, height, width, channels, kernel, _ = weight.shape
     rows = []
     for image in x:
@@ -58,18 +68,27 @@ def by_loops(x, weight, bias, stride, pad):
     return torch.stack(rows).view(len(x), maps, height, width)
 
 
-@every("stride, pad, kernel, side", [(1, 1, 3, 6), (1, 0, 2, 5), (2, 0, 3, 3), (2, 1, 2, 4)],
-       ids=["padded", "even kernel", "overhanging", "strided"])
+@every(
+    "stride, pad, kernel, side",
+    [(1, 1, 3, 6), (1, 0, 2, 5), (2, 0, 3, 3), (2, 1, 2, 4)],
+    ids=["padded", "even kernel", "overhanging", "strided"],
+)
 def test_forward_and_gradients_against_loops(stride, pad, kernel, side):
     """The third case has a window that hangs over the right and bottom edge: 6 pixels, 3 windows of 3, two apart."""
     layer = network_of(recipe_with(kernel=kernel, stride=stride, pad=pad)).towers[0].local2
     assert layer.size.computed == (3, side, side)
     x = torch.randn(2, 2, 6, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64, requires_grad=True)
-    y, expected = layer._convolve_locally(x, layer.weight, layer.bias), by_loops(x, layer.weight, layer.bias, stride, pad)
+    y, expected = (
+        layer._convolve_locally(x, layer.weight, layer.bias),
+        by_loops(x, layer.weight, layer.bias, stride, pad),
+    )
     torch.testing.assert_close(y, expected, rtol=1e-13, atol=1e-14)
     dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    for found, wanted in zip(torch.autograd.grad(y, (x, layer.weight, layer.bias), dy),
-                             torch.autograd.grad(expected, (x, layer.weight, layer.bias), dy), strict=True):
+    for found, wanted in zip(
+        torch.autograd.grad(y, (x, layer.weight, layer.bias), dy),
+        torch.autograd.grad(expected, (x, layer.weight, layer.bias), dy),
+        strict=True,
+    ):
         torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-13)
 
 
@@ -83,8 +102,7 @@ def test_equal_kernels_everywhere_are_a_convolution():
     torch.testing.assert_close(layer(x), torch.relu(F.conv2d(x, layer.weight[:, 0, 0], layer.bias[:, 0, 0], padding=1)))
 
 
-@every("then", [
-    ("relu",), ("max_pool", "relu"), ("relu", "lrn", "max_pool"), ("tanh", "avg_pool", "lrn"), ()])
+@every("then", [("relu",), ("max_pool", "relu"), ("relu", "lrn", "max_pool"), ("tanh", "avg_pool", "lrn"), ()])
 @every("reads", ["own", "both"])
 def test_two_towers_equal_the_merged_network(reads, then):
     network = network_of(recipe_with(2, reads, then, kernel=3, pad=1))
@@ -93,7 +111,9 @@ def test_two_towers_equal_the_merged_network(reads, then):
     torch.testing.assert_close(logits, expected, rtol=1e-12, atol=1e-14)
     F.cross_entropy(logits, labels).backward()
     F.cross_entropy(expected, labels).backward()
-    gradients = merge_tensors({name: [part.grad for part in parts] for name, parts in network.layer_parameters().items()})
+    gradients = merge_tensors(
+        {name: [part.grad for part in parts] for name, parts in network.layer_parameters().items()}
+    )
     for name, parameter in merged.named_parameters():
         assert parameter.grad.any(), name
         torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-11, atol=1e-13)
@@ -103,7 +123,9 @@ def test_split_undoes_merge():
     network = network_of(recipe_with(2, kernel=3))
     again = network.merge().split(("cpu", "cpu"))
     for name, parts in network.layer_parameters().items():
-        assert all(torch.equal(part, other) for part, other in zip(parts, again.layer_parameters()[name], strict=True)), name
+        assert all(
+            torch.equal(part, other) for part, other in zip(parts, again.layer_parameters()[name], strict=True)
+        ), name
 
 
 @pytest.mark.parametrize("towers", [1, 2])
@@ -114,8 +136,12 @@ def test_counts(towers):
     assert size.weight_shape == (3, 4, 4, 2, 3, 3) and size.bias_shape == (3, 4, 4) and size.parameters == 16 * 3 * 19
     assert size.products == 16 * 3 * 18  # each weight once an image
     network = TwoTowerAlexNet(recipe, ("cpu",) * towers, 5)
-    assert shapes.parameter_counts(recipe, 5) == tuple(sum(p.numel() for p in tower.parameters()) for tower in network.towers)
-    assert {name: tuple(tensor.shape) for name, tensor in network.merged_state().items()} == shapes.merged_shapes(recipe, 5)
+    assert shapes.parameter_counts(recipe, 5) == tuple(
+        sum(p.numel() for p in tower.parameters()) for tower in network.towers
+    )
+    assert {name: tuple(tensor.shape) for name, tensor in network.merged_state().items()} == shapes.merged_shapes(
+        recipe, 5
+    )
     assert shapes.merged_shapes(recipe, 5)["local2.weight"] == (3 * towers, 4, 4, 2, 3, 3)
 
 

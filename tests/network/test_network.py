@@ -1,4 +1,5 @@
 """Two towers are one merged grouped network: logits, every gradient, and the variants that a recipe can describe."""
+
 import copy
 import dataclasses
 import math
@@ -14,14 +15,28 @@ from alexnet_mp.network.network import merge_tensors
 from alexnet_mp.recipes.recipe import change_layers
 
 SHAPES = {  # of the merged network, 1,000 classes
-    "conv1.weight": (96, 3, 11, 11), "conv1.bias": (96,), "conv2.weight": (256, 48, 5, 5), "conv2.bias": (256,),
-    "conv3.weight": (384, 256, 3, 3), "conv3.bias": (384,), "conv4.weight": (384, 192, 3, 3), "conv4.bias": (384,),
-    "conv5.weight": (256, 192, 3, 3), "conv5.bias": (256,), "fc6.weight": (4096, 9216), "fc6.bias": (4096,),
-    "fc7.weight": (4096, 4096), "fc7.bias": (4096,), "fc8.weight": (1000, 4096), "fc8.bias": (1000,)}
+    "conv1.weight": (96, 3, 11, 11),
+    "conv1.bias": (96,),
+    "conv2.weight": (256, 48, 5, 5),
+    "conv2.bias": (256,),
+    "conv3.weight": (384, 256, 3, 3),
+    "conv3.bias": (384,),
+    "conv4.weight": (384, 192, 3, 3),
+    "conv4.bias": (384,),
+    "conv5.weight": (256, 192, 3, 3),
+    "conv5.bias": (256,),
+    "fc6.weight": (4096, 9216),
+    "fc6.bias": (4096,),
+    "fc7.weight": (4096, 4096),
+    "fc7.bias": (4096,),
+    "fc8.weight": (1000, 4096),
+    "fc8.bias": (1000,),
+}
 
 
 def narrow(recipe):
-    """Convolutions as they are, fully connected layers narrowed: their width is 94 % of the parameters and none of the wiring."""
+    """Convolutions as they are, fully connected layers narrowed: their width is 94 % of the parameters and none of the
+    wiring."""
     return change_layers(recipe, "fc6", "fc7", maps=48)
 
 
@@ -34,7 +49,9 @@ def one_tower(recipe):
 
 
 def tanh(recipe):
-    return change_layers(change_layers(recipe, "conv1", then=("tanh", "avg_pool")), "conv2", then=("tanh", "lrn", "max_pool"))
+    return change_layers(
+        change_layers(recipe, "conv1", then=("tanh", "avg_pool")), "conv2", then=("tanh", "lrn", "max_pool")
+    )
 
 
 def images(recipe, count=3, dtype=torch.float64):
@@ -52,10 +69,21 @@ def randomise_biases(network):
 
 
 @every("training", [False, True], ids=["test", "training"])
-@every("recipe", [
-    narrow(paper()), narrow(source2012()), mini(), no_links(mini()), one_tower(mini()), tanh(mini()),
-    change_layers(dataclasses.replace(mini(), pool_ties="all", pool_size=2), "conv2", then=("spatial_norm", "relu")),
-], ids=["paper", "source2012", "mini", "no_links", "one_tower", "tanh", "spatial_norm"])
+@every(
+    "recipe",
+    [
+        narrow(paper()),
+        narrow(source2012()),
+        mini(),
+        no_links(mini()),
+        one_tower(mini()),
+        tanh(mini()),
+        change_layers(
+            dataclasses.replace(mini(), pool_ties="all", pool_size=2), "conv2", then=("spatial_norm", "relu")
+        ),
+    ],
+    ids=["paper", "source2012", "mini", "no_links", "one_tower", "tanh", "spatial_norm"],
+)
 def test_two_towers_equal_the_merged_network(recipe, training):
     network = TwoTowerAlexNet(recipe, ("cpu",) * recipe.towers, classes=7).double().train(training)
     randomise_biases(network)
@@ -66,7 +94,9 @@ def test_two_towers_equal_the_merged_network(recipe, training):
     torch.testing.assert_close(logits, expected, rtol=1e-12, atol=1e-14)
     F.cross_entropy(logits, labels).backward()
     F.cross_entropy(expected, labels).backward()
-    gradients = merge_tensors({name: [part.grad for part in parts] for name, parts in network.layer_parameters().items()})
+    gradients = merge_tensors(
+        {name: [part.grad for part in parts] for name, parts in network.layer_parameters().items()}
+    )
     assert gradients.keys() == dict(merged.named_parameters()).keys()
     for name, parameter in merged.named_parameters():
         largest = parameter.grad.abs().max()
@@ -80,13 +110,23 @@ def test_shapes_of_every_layer(preset):
     network, seen = TwoTowerAlexNet(preset(), ("meta", "meta")), {}
     for index, tower in enumerate(network.towers):
         for name, layer in tower.named_children():
-            layer.register_forward_hook(lambda module, inputs, output, key=(name, index): seen.update(
-                {key: (tuple(inputs[0].shape), tuple(output.shape))}))
+            layer.register_forward_hook(
+                lambda module, inputs, output, key=(name, index): seen.update(
+                    {key: (tuple(inputs[0].shape), tuple(output.shape))}
+                )
+            )
     x = torch.zeros(2, 3, 224, 224, device="meta")
     assert network(x, x.clone()).shape == (2, 1000)  # two tensors, as on two devices
-    table = {"conv1": ((3, 224, 224), (48, 27, 27)), "conv2": ((48, 27, 27), (128, 13, 13)), "conv3": ((256, 13, 13), (192, 13, 13)),
-             "conv4": ((192, 13, 13), (192, 13, 13)), "conv5": ((192, 13, 13), (128, 6, 6)), "fc6": ((256, 6, 6), (2048,)),
-             "fc7": ((4096,), (2048,)), "fc8": ((4096,), (1000,))}
+    table = {
+        "conv1": ((3, 224, 224), (48, 27, 27)),
+        "conv2": ((48, 27, 27), (128, 13, 13)),
+        "conv3": ((256, 13, 13), (192, 13, 13)),
+        "conv4": ((192, 13, 13), (192, 13, 13)),
+        "conv5": ((192, 13, 13), (128, 6, 6)),
+        "fc6": ((256, 6, 6), (2048,)),
+        "fc7": ((4096,), (2048,)),
+        "fc8": ((4096,), (1000,)),
+    }
     expected = {(name, index): ((2, *read), (2, *output)) for name, (read, output) in table.items() for index in (0, 1)}
     del expected["fc8", 1]
     assert seen == expected
@@ -98,14 +138,20 @@ def test_a_tower_is_not_the_other():
     x = images(mini())
     before = network(x, x)
     state = network.merged_state()
-    swapped = {name: torch.cat(tensor.chunk(2)[::-1]) if not name.startswith("fc8") else tensor for name, tensor in state.items()}
+    swapped = {
+        name: torch.cat(tensor.chunk(2)[::-1]) if not name.startswith("fc8") else tensor
+        for name, tensor in state.items()
+    }
     network.load_merged(swapped)
     assert (network(x, x) - before).abs().max() > 1e-3 * before.abs().max()
 
 
 def test_merged_names_and_shapes():
     network = TwoTowerAlexNet(paper(), ("meta", "meta"))
-    assert {name: (sum(len(part) for part in parts), *parts[0].shape[1:]) for name, parts in network.layer_parameters().items()} == SHAPES
+    assert {
+        name: (sum(len(part) for part in parts), *parts[0].shape[1:])
+        for name, parts in network.layer_parameters().items()
+    } == SHAPES
     small = TwoTowerAlexNet(change_layers(paper(), "fc6", "fc7", maps=4), ("cpu", "cpu"))
     assert list(small.merge().state_dict()) == list(SHAPES)
     assert sum(p.numel() for p in network.towers[0].parameters()) == 32_531_112
@@ -123,11 +169,14 @@ def test_split_undoes_merge():
             assert torch.equal(part, other) and part.data_ptr() != other.data_ptr(), name
 
 
-@pytest.mark.parametrize("spoil, named", [
-    (lambda state: state.pop("fc8.bias"), "fc8.bias"),
-    (lambda state: state.update(foreign=torch.zeros(1)), "foreign"),
-    (lambda state: state.update({"conv2.weight": torch.zeros(3, 3)}), "conv2.weight"),
-])
+@pytest.mark.parametrize(
+    "spoil, named",
+    [
+        (lambda state: state.pop("fc8.bias"), "fc8.bias"),
+        (lambda state: state.update(foreign=torch.zeros(1)), "foreign"),
+        (lambda state: state.update({"conv2.weight": torch.zeros(3, 3)}), "conv2.weight"),
+    ],
+)
 def test_foreign_weights_are_refused(spoil, named):
     network = TwoTowerAlexNet(mini(), ("cpu", "cpu"), classes=5)
     state = network.merged_state()
@@ -201,26 +250,32 @@ def test_a_network_can_be_copied():
     assert torch.equal(copy.deepcopy(network)(x, x), network(x, x))
 
 
-@every("epilogue, fused", [
-    (("relu", "lrn", "max_pool"), [("relu", "lrn", "max_pool")]),
-    (("lrn", "max_pool", "relu"), [("lrn", "max_pool", "relu")]),
-    (("relu", "lrn", "spatial_norm", "max_pool"), [("relu", "lrn"), ("spatial_norm", "max_pool")]),
-    (("max_pool", "relu"), [("max_pool", "relu")]),
-    (("tanh", "lrn", "max_pool"), [("tanh",), ("lrn", "max_pool")]),
-    (("relu", "dropout"), [("relu", "dropout")]),
-    (("tanh", "dropout"), [("tanh",), ("dropout",)]),
-    ((), []),
-])
+@every(
+    "epilogue, fused",
+    [
+        (("relu", "lrn", "max_pool"), [("relu", "lrn", "max_pool")]),
+        (("lrn", "max_pool", "relu"), [("lrn", "max_pool", "relu")]),
+        (("relu", "lrn", "spatial_norm", "max_pool"), [("relu", "lrn"), ("spatial_norm", "max_pool")]),
+        (("max_pool", "relu"), [("max_pool", "relu")]),
+        (("tanh", "lrn", "max_pool"), [("tanh",), ("lrn", "max_pool")]),
+        (("relu", "dropout"), [("relu", "dropout")]),
+        (("tanh", "dropout"), [("tanh",), ("dropout",)]),
+        ((), []),
+    ],
+)
 def test_operations_are_grouped_for_the_kernels(epilogue, fused):
     assert plan(epilogue) == fused
 
 
 def test_no_padding_at_the_top_and_left():
-    """224 -> 55: the three zero rows and columns lie at the bottom and right, so output (0, 0) reads pixels 0..10 as they are."""
+    """224 -> 55: the three zero rows and columns lie at the bottom and right, so output (0, 0) reads pixels 0..10 as
+    they are."""
     network = TwoTowerAlexNet(change_layers(paper(), "fc6", "fc7", maps=2), ("cpu", "cpu"), classes=2).double()
     layer = network.towers[0].conv1
     x = images(paper(), 1)
     y = layer._convolve(x, layer.weight, None)
     assert y.shape == (1, 48, 55, 55)
     torch.testing.assert_close(y[0, :, 0, 0], torch.einsum("mchw,chw->m", layer.weight, x[0, :, :11, :11]))
-    torch.testing.assert_close(y[0, :, 54, 54], torch.einsum("mchw,chw->m", layer.weight[:, :, :8, :8], x[0, :, 216:, 216:]))
+    torch.testing.assert_close(
+        y[0, :, 54, 54], torch.einsum("mchw,chw->m", layer.weight[:, :, :8, :8], x[0, :, 216:, 216:])
+    )

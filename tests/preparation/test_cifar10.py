@@ -1,4 +1,5 @@
 """CIFAR-10 in each of the forms in which it is distributed; its pickles are followed, never loaded."""
+
 import io
 import multiprocessing
 import pickle
@@ -21,7 +22,9 @@ TEST = cifar_batch(6)
 
 def check(source, split, batches):
     """Labels, order and every byte of a split."""
-    rows = sorted((label, number, row) for number, (_, labels) in enumerate(batches) for row, label in enumerate(labels))
+    rows = sorted(
+        (label, number, row) for number, (_, labels) in enumerate(batches) for row, label in enumerate(labels)
+    )
     items = source.splits[split]
     assert [item.label for item in items] == [label for label, _, _ in rows]
     assert [read_bytes(item) for item in items] == [batches[number][0][row].tobytes() for _, number, row in rows]
@@ -36,7 +39,10 @@ def test_every_picture_has_its_label(tmp_path, version, archive, given):
     assert list(source.splits) == ["train", "val"] and "CIFAR-10" in source.kind
     check(source, "train", TRAIN)
     check(source, "val", [TEST])
-    assert source.splits["train"][0].name == "data_batch_1/00003" and len({item.name for item in source.splits["train"]}) == 100
+    assert (
+        source.splits["train"][0].name == "data_batch_1/00003"
+        and len({item.name for item in source.splits["train"]}) == 100
+    )
 
 
 def test_planes_become_a_picture(tmp_path):
@@ -44,7 +50,11 @@ def test_planes_become_a_picture(tmp_path):
     found = picture(item, 32)
     assert found.shape == (32, 32, 3) and found.dtype == np.uint8
     red, green, blue = TRAIN[0][0][3].reshape(3, 32, 32)
-    assert np.array_equal(found[:, :, 0], red) and np.array_equal(found[:, :, 1], green) and np.array_equal(found[:, :, 2], blue)
+    assert (
+        np.array_equal(found[:, :, 0], red)
+        and np.array_equal(found[:, :, 1], green)
+        and np.array_equal(found[:, :, 2], blue)
+    )
     assert picture(item, 48).shape == (48, 48, 3)
 
 
@@ -55,7 +65,11 @@ def test_the_same_set_in_every_form(tmp_path):
         source = find(make_cifar10(tmp_path / f"{version}{archive}", version, archive), 0.3)
         found.append({split: [(item.name, item.label) for item in items] for split, items in source.splits.items()})
     first = found[0]
-    assert found.count(first) == 4 and {split: len(items) for split, items in first.items()} == {"train": 70, "val": 30, "test": 20}
+    assert found.count(first) == 4 and {split: len(items) for split, items in first.items()} == {
+        "train": 70,
+        "val": 30,
+        "test": 20,
+    }
     assert [label for _, label in first["val"]] == [label for label in range(10) for _ in range(3)]
     assert all(name.startswith("test_batch/") for name, _ in first["test"])
 
@@ -70,8 +84,16 @@ def test_pickles_of_every_age(tmp_path, dump):
 @every("protocol", range(2, 6))
 def test_pickles_with_keys_of_text(tmp_path, protocol):
     def dump(batch):
-        return pickle.dumps({key.decode(): [name.decode() if isinstance(name, bytes) else name for name in value]
-                             if isinstance(value, list) else value for key, value in batch.items()}, protocol)
+        return pickle.dumps(
+            {
+                key.decode(): [name.decode() if isinstance(name, bytes) else name for name in value]
+                if isinstance(value, list)
+                else value
+                for key, value in batch.items()
+            },
+            protocol,
+        )
+
     source = find(make_cifar10(tmp_path, "python", dump=dump))
     check(source, "val", [TEST])
     assert source.classes == list(CIFAR_CLASSES)
@@ -95,6 +117,7 @@ def test_forked_processes_share_what_was_unpacked(tmp_path, monkeypatch):
 
     def check_all():
         check(source, "train", TRAIN)
+
     worker = multiprocessing.get_context("fork").Process(target=check_all)
     worker.start()
     worker.join()
@@ -116,16 +139,27 @@ def test_a_missing_part_is_named(tmp_path, name):
 BATCH = cifar_files()["data_batch_2.bin"]
 
 
-@every("name, content, message", [
-    ("data_batch_2.bin", BATCH[:-1], "61,459 bytes are not a whole number of pictures"),
-    ("data_batch_2.bin", BATCH[:-3073], "its batches should be of one size, but have data_batch_1 20, data_batch_2 19,"),
-    ("data_batch_2.bin", b"", "0 bytes are not a whole number"),
-    ("data_batch_2.bin", BATCH[:3073 * 4] + b"\x0a" + BATCH[3073 * 4 + 1:], "the label of picture 4 is not one of 0 to 9"),
-    ("batches.meta.txt", "\n".join(CIFAR_CLASSES[:9]).encode(), "9 class names; CIFAR-10 has 10"),
-    ("batches.meta.txt", "\n".join(["cat"] * 10).encode(), "10 class names; CIFAR-10 has 10, all different"),
-    ("batches.meta.txt", "\n".join(["c\x1bat", *CIFAR_CLASSES[1:]]).encode(), "class names"),
-    ("batches.meta.txt", b"x" * (65 << 10), "66,560 bytes, more than the 65,536"),
-])
+@every(
+    "name, content, message",
+    [
+        ("data_batch_2.bin", BATCH[:-1], "61,459 bytes are not a whole number of pictures"),
+        (
+            "data_batch_2.bin",
+            BATCH[:-3073],
+            "its batches should be of one size, but have data_batch_1 20, data_batch_2 19,",
+        ),
+        ("data_batch_2.bin", b"", "0 bytes are not a whole number"),
+        (
+            "data_batch_2.bin",
+            BATCH[: 3073 * 4] + b"\x0a" + BATCH[3073 * 4 + 1 :],
+            "the label of picture 4 is not one of 0 to 9",
+        ),
+        ("batches.meta.txt", "\n".join(CIFAR_CLASSES[:9]).encode(), "9 class names; CIFAR-10 has 10"),
+        ("batches.meta.txt", "\n".join(["cat"] * 10).encode(), "10 class names; CIFAR-10 has 10, all different"),
+        ("batches.meta.txt", "\n".join(["c\x1bat", *CIFAR_CLASSES[1:]]).encode(), "class names"),
+        ("batches.meta.txt", b"x" * (65 << 10), "66,560 bytes, more than the 65,536"),
+    ],
+)
 def test_damaged_binary_files_are_refused(tmp_path, name, content, message):
     write(make_cifar10(tmp_path), {name: content})
     assert message in refused(tmp_path)
@@ -136,21 +170,36 @@ def batch(**changes):
     return python2({key.encode(): value for key, value in ({"data": rows, "labels": labels} | changes).items()})
 
 
-@every("content, message", [
-    (batch()[:-1], "exhausted"), (batch()[:-100], "expected"), (b"", "exhausted"), (b"no pickle", "unknown"),
-    (batch(labels=[1] * 19), "19 labels and 61,440 bytes of pixels don't belong together"),
-    (batch(labels=[10] * 20), "the label of picture 0 is not one of 0 to 9"),
-    (batch(labels=[b"1"] * 20), "the label of picture 0"), (batch(labels=b"1"), "no data and labels"),
-    (batch(data=b"x"), "no data and labels"), (batch(data=np.zeros((20, 3071), np.uint8)), "don't belong together"),
-    (batch(data=np.zeros((20, 3072), np.uint8)).replace(b"M\x14\0M\0\x0c", b"M\x15\0M\0\x0c"), "don't belong together"),
-    (batch(data=np.zeros((19, 3072), np.uint8)).replace(b"M\x13\0M\0\x0c", b"M\x14\0M\0\x0c"), "20 labels and 58,368 bytes"),
-    (python3(5)({"data": np.asfortranarray(np.zeros((20, 3072), np.uint8)), "labels": [0] * 20}), "row by row"),
-    (python3(4)({"data": np.zeros((20, 3072), np.int16), "labels": [0] * 20}), "not of bytes"),
-    (python3(2)({"data": np.zeros((20, 3072), ">f8"), "labels": [0] * 20}), "not of bytes"),
-    (python3(4)({"data": np.asfortranarray(np.zeros((20, 3072), np.uint8)), "labels": [0] * 20}), "row by row"),
-    (python3(4)({"data": np.zeros((2, 2), object), "labels": [0] * 20}), "not of bytes"),
-    (python3(4)([1, 2]), "no dictionary"), (python3(4)({"data": 1, "labels": {}}), "no data and labels"),
-])
+@every(
+    "content, message",
+    [
+        (batch()[:-1], "exhausted"),
+        (batch()[:-100], "expected"),
+        (b"", "exhausted"),
+        (b"no pickle", "unknown"),
+        (batch(labels=[1] * 19), "19 labels and 61,440 bytes of pixels don't belong together"),
+        (batch(labels=[10] * 20), "the label of picture 0 is not one of 0 to 9"),
+        (batch(labels=[b"1"] * 20), "the label of picture 0"),
+        (batch(labels=b"1"), "no data and labels"),
+        (batch(data=b"x"), "no data and labels"),
+        (batch(data=np.zeros((20, 3071), np.uint8)), "don't belong together"),
+        (
+            batch(data=np.zeros((20, 3072), np.uint8)).replace(b"M\x14\0M\0\x0c", b"M\x15\0M\0\x0c"),
+            "don't belong together",
+        ),
+        (
+            batch(data=np.zeros((19, 3072), np.uint8)).replace(b"M\x13\0M\0\x0c", b"M\x14\0M\0\x0c"),
+            "20 labels and 58,368 bytes",
+        ),
+        (python3(5)({"data": np.asfortranarray(np.zeros((20, 3072), np.uint8)), "labels": [0] * 20}), "row by row"),
+        (python3(4)({"data": np.zeros((20, 3072), np.int16), "labels": [0] * 20}), "not of bytes"),
+        (python3(2)({"data": np.zeros((20, 3072), ">f8"), "labels": [0] * 20}), "not of bytes"),
+        (python3(4)({"data": np.asfortranarray(np.zeros((20, 3072), np.uint8)), "labels": [0] * 20}), "row by row"),
+        (python3(4)({"data": np.zeros((2, 2), object), "labels": [0] * 20}), "not of bytes"),
+        (python3(4)([1, 2]), "no dictionary"),
+        (python3(4)({"data": 1, "labels": {}}), "no data and labels"),
+    ],
+)
 def test_damaged_pickles_are_refused(tmp_path, content, message):
     write(make_cifar10(tmp_path, "python"), {"data_batch_3": content})
     path = tmp_path / "cifar-10-batches-py" / "data_batch_3"
@@ -183,20 +232,36 @@ def test_a_pickle_can_call_nothing(tmp_path, protocol, function):
 GLOBALS = b"cnumpy.core.multiarray\n_reconstruct\n", b"cnumpy\ndtype\n", b"cnumpy\nndarray\n", b"c_codecs\nencode\n"
 
 
-@every("steps, message", [
-    (b"r\xff\xff\xff\x7f.", "list index"),  # a memo of 2 billion places
-    (b"U\1xr\xff\xff\xff\x7f.", None),
-    (b"]q\0(h\0h\0h\0e.", None),  # a list in itself
-    (b"B\xff\xff\xff\xff.", "expected"), (b"\x8e" + b"\xff" * 7 + b"\x7f.", "expected"),  # lengths of 4 GB and of 9 EB
-    (b"\x95" + b"\xff" * 8 + b".", "pop from"),
-    (b"}" + b")\x85" + b"q\0h\0\x86q\0h\0\x86q\0h\0\x86" + b"K\1s.", "key is no text"),  # a key that takes long to hash
-    (b"]\x8f.", "no place"), (b"K\1\x32.", "no place"), (b"]K\1Q.", "no place"), (b"K\1\x82\1.", "no place"),
-    (b"cnumpy\ndtype\n)\x81.", "no place"), (GLOBALS[2] + b")R.", "can't be made"), (GLOBALS[1] + b"U\2O8\x85R.", "not of bytes"),
-    (GLOBALS[3] + b"X\1\0\0\0xX\6\0\0\0rot_13\x86R.", "unknown encoding"),
-    (GLOBALS[0] + b"}b.", "can't be set"), (b"}}b.", "can't be set"), (b"U\1xU\1yR.", "no attribute 'meaning'"),
-    (b"e.", "pop from"), (b"(e.", "list index"),
-    (b"}(U\1xu.", "shorter"), (b"U\1x", "expected|exhausted|STOP"),
-])
+@every(
+    "steps, message",
+    [
+        (b"r\xff\xff\xff\x7f.", "list index"),  # a memo of 2 billion places
+        (b"U\1xr\xff\xff\xff\x7f.", None),
+        (b"]q\0(h\0h\0h\0e.", None),  # a list in itself
+        (b"B\xff\xff\xff\xff.", "expected"),
+        (b"\x8e" + b"\xff" * 7 + b"\x7f.", "expected"),  # lengths of 4 GB and of 9 EB
+        (b"\x95" + b"\xff" * 8 + b".", "pop from"),
+        (
+            b"}" + b")\x85" + b"q\0h\0\x86q\0h\0\x86q\0h\0\x86" + b"K\1s.",
+            "key is no text",
+        ),  # a key that takes long to hash
+        (b"]\x8f.", "no place"),
+        (b"K\1\x32.", "no place"),
+        (b"]K\1Q.", "no place"),
+        (b"K\1\x82\1.", "no place"),
+        (b"cnumpy\ndtype\n)\x81.", "no place"),
+        (GLOBALS[2] + b")R.", "can't be made"),
+        (GLOBALS[1] + b"U\2O8\x85R.", "not of bytes"),
+        (GLOBALS[3] + b"X\1\0\0\0xX\6\0\0\0rot_13\x86R.", "unknown encoding"),
+        (GLOBALS[0] + b"}b.", "can't be set"),
+        (b"}}b.", "can't be set"),
+        (b"U\1xU\1yR.", "no attribute 'meaning'"),
+        (b"e.", "pop from"),
+        (b"(e.", "list index"),
+        (b"}(U\1xu.", "shorter"),
+        (b"U\1x", "expected|exhausted|STOP"),
+    ],
+)
 def test_steps_that_do_harm_elsewhere(steps, message):
     if message is None:
         unpickled(b"\x80\2" + steps)

@@ -1,4 +1,5 @@
 """Tables of MATLAB files: read as SciPy reads them; whatever is damaged is a ValueError, where SciPy may crash."""
+
 import io
 import struct
 import tracemalloc
@@ -35,8 +36,10 @@ def test_texts_and_numbers_of_every_kind(compressed):
 
 def test_the_table_of_a_devkit():
     rows = struct_array(meta("ILSVRC2012"), "synsets", FIELDS)
-    assert rows == [*sorted((number, wnid, words, 0) for number, wnid, words in zip(IDS, WNIDS, WORDS)),
-                    (5, "n00001740", "entity", 4)]
+    assert rows == [
+        *sorted((number, wnid, words, 0) for number, wnid, words in zip(IDS, WNIDS, WORDS)),
+        (5, "n00001740", "entity", 4),
+    ]
     table = loadmat(io.BytesIO(meta("ILSVRC2012")), squeeze_me=True)["synsets"]
     assert rows == [tuple(row[field] for field in FIELDS) for row in table]
 
@@ -46,7 +49,11 @@ def element(kind, data):
 
 
 def matrix(category, shape, name, *parts):
-    header = element(6, struct.pack(">II", category, 0)) + element(5, struct.pack(f">{len(shape)}i", *shape)) + element(1, name)
+    header = (
+        element(6, struct.pack(">II", category, 0))
+        + element(5, struct.pack(f">{len(shape)}i", *shape))
+        + element(1, name)
+    )
     return element(14, header + b"".join(parts))
 
 
@@ -59,25 +66,38 @@ def test_big_endian_files_and_sixteen_bit_text():
     assert struct_array(content, "t", ("f",)) == [("né1",), (200,)]
 
 
-@every("part, message", [
-    (matrix(4, (), b"", element(16, b"x")), "a damaged matrix"),
-    (matrix(4, (1, 5), b"", struct.pack(">HH", 5, 16) + b"12345678"), "short element"),
-    (element(5, matrix(4, (1, 1), b"", element(16, b"x"))[8:]), "a field that is no matrix"),
-], ids=["no sides", "short element too long", "another type"])
+@every(
+    "part, message",
+    [
+        (matrix(4, (), b"", element(16, b"x")), "a damaged matrix"),
+        (matrix(4, (1, 5), b"", struct.pack(">HH", 5, 16) + b"12345678"), "short element"),
+        (element(5, matrix(4, (1, 1), b"", element(16, b"x"))[8:]), "a field that is no matrix"),
+    ],
+    ids=["no sides", "short element too long", "another type"],
+)
 def test_values_that_are_refused(part, message):
     fields = struct.pack(">HHi", 4, 5, 8) + element(1, b"f".ljust(8, b"\0"))
     with pytest.raises(ValueError, match=message):
         struct_array(bytes(124) + b"\1\0MI" + matrix(2, (1, 1), b"t", fields, part), "t", ("f",))
 
 
-@every("content, message", [
-    (b"", "no MATLAB file"), (bytes(500), "no MATLAB file"), (saved(["a"])[:128], "no variable t"),
-    (saved(["a"])[:-20], "cut short"), (saved(["a"], True)[:-3], "cut short"), (saved(["a"]).replace(b"other", b"f2345"), None),
-    (saved([1.5]), "neither text nor"),
-    (saved([np.array([1, 2])]), "neither text nor"), (saved([float("inf")]), "neither text nor"),
-    (saved([np.eye(3)]), "neither text nor"),
-    (saved([np.array(["ab", "cd"])]), "text of several lines"), (saved(["a"]).replace(b"f\0\0\0", b"g\0\0\0"), "no field f"),
-])  # not the files' text, which has the time of day
+@every(
+    "content, message",
+    [
+        (b"", "no MATLAB file"),
+        (bytes(500), "no MATLAB file"),
+        (saved(["a"])[:128], "no variable t"),
+        (saved(["a"])[:-20], "cut short"),
+        (saved(["a"], True)[:-3], "cut short"),
+        (saved(["a"]).replace(b"other", b"f2345"), None),
+        (saved([1.5]), "neither text nor"),
+        (saved([np.array([1, 2])]), "neither text nor"),
+        (saved([float("inf")]), "neither text nor"),
+        (saved([np.eye(3)]), "neither text nor"),
+        (saved([np.array(["ab", "cd"])]), "text of several lines"),
+        (saved(["a"]).replace(b"f\0\0\0", b"g\0\0\0"), "no field f"),
+    ],
+)  # not the files' text, which has the time of day
 def test_files_that_are_refused(content, message):
     if message is None:
         assert struct_array(content, "t", ("f",)) == [("a",)]
@@ -110,7 +130,7 @@ def test_sizes_that_the_file_does_not_have():
     shape = content.index(struct.pack("<ii", 1, 2))
     for rows, columns in ((1, 2**31 - 1), (2**31 - 1, 1), (1, 3)):
         with pytest.raises(ValueError, match="cut short"):
-            struct_array(content[:shape] + struct.pack("<ii", rows, columns) + content[shape + 8:], "t", ("f",))
+            struct_array(content[:shape] + struct.pack("<ii", rows, columns) + content[shape + 8 :], "t", ("f",))
 
 
 def test_no_byte_can_do_harm():

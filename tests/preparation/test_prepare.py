@@ -1,4 +1,5 @@
 """Making a prepared set: the same bytes however it is made; wrong arguments and wrong places are refused."""
+
 import os
 import tarfile
 
@@ -45,7 +46,9 @@ def test_the_shards_are_plain_tars_in_webdatasets_naming(source, tmp_path, monke
             assert members[0].pax_headers == {}
         assert (dest / f"train-{number:05d}.tar").stat().st_size % 10240 == 0
     assert sorted(seen) == list(range(27)) and seen != sorted(seen)
-    assert all(len({split.labels[key] for key in seen[start:start + 9]}) == 3 for start in (0, 9, 18))  # mixed classes
+    assert all(
+        len({split.labels[key] for key in seen[start : start + 9]}) == 3 for start in (0, 9, 18)
+    )  # mixed classes
 
 
 @pytest.mark.parametrize("options, kind", [([], "jpg"), (["--raw"], "ppm")])
@@ -74,9 +77,17 @@ def test_statistics_are_those_of_the_pictures_as_training_reads_them(source, tmp
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("make", [
-    make_ilsvrc2012, make_ilsvrc2010, make_synset_tars, make_cifar10, lambda root: make_cifar10(root, "python", archive=True)],
-    ids=["ILSVRC-2012", "ILSVRC-2010", "tars by wnid", "CIFAR-10", "CIFAR-10 for Python"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        make_ilsvrc2012,
+        make_ilsvrc2010,
+        make_synset_tars,
+        make_cifar10,
+        lambda root: make_cifar10(root, "python", archive=True),
+    ],
+    ids=["ILSVRC-2012", "ILSVRC-2010", "tars by wnid", "CIFAR-10", "CIFAR-10 for Python"],
+)
 def test_every_source_comes_out_as_it_went_in(tmp_path, monkeypatch, make):
     (tmp_path / "source").mkdir()
     place = make(tmp_path / "source") or tmp_path / "source"
@@ -87,7 +98,9 @@ def test_every_source_comes_out_as_it_went_in(tmp_path, monkeypatch, make):
     assert index.source == expected.kind.replace(str(place), place.name) and str(tmp_path) not in index.source
     for name, items in expected.splits.items():
         split = found.splits[name]
-        assert list(split.names) == [item.name for item in items] and split.labels.tolist() == [item.label for item in items]
+        assert list(split.names) == [item.name for item in items] and split.labels.tolist() == [
+            item.label for item in items
+        ]
         for image, item in enumerate(items):
             assert np.array_equal(split.read(image), sources.picture(item, 24))
     assert prepare.main(["--check", str(dest), "--workers", "0"]) == 0
@@ -133,10 +146,17 @@ def test_size_and_quality_come_from_the_recipe_or_the_command(source, tmp_path, 
     assert (made.stored_size, made.encoding, made.jpeg_quality) == (8, "jpeg", 95)
 
 
-@every("options, named", [
-    (["--size", "0"], "--size 0"), (["--size", "5000"], "4096"), (["--quality", "0"], "1 to 100"),
-    (["--quality", "101"], "1 to 100"),
-    (["--raw", "--quality", "90"], "raw pixels have none"), (["--workers", "-1"], "--workers -1")])
+@every(
+    "options, named",
+    [
+        (["--size", "0"], "--size 0"),
+        (["--size", "5000"], "4096"),
+        (["--quality", "0"], "1 to 100"),
+        (["--quality", "101"], "1 to 100"),
+        (["--raw", "--quality", "90"], "raw pixels have none"),
+        (["--workers", "-1"], "--workers -1"),
+    ],
+)
 def test_impossible_settings_are_refused(source, tmp_path, options, named):
     with pytest.raises(UserError, match=named):
         prepare.main([str(source), str(tmp_path / "set"), *options])
@@ -177,10 +197,17 @@ def other_class(source):
 
 
 @every("finished", [True, False])
-@every("options, change, named", [
-    (["--size", "40"], None, "size: 48, now 40"), (["--quality", "90"], None, "quality: 95, now 90"),
-    (["--raw"], None, "quality: 95, now raw"), ([], one_less, "val images: 15, now 14"),
-    ([], other_class, "classes: not the same"), ([], other_name, "images")])
+@every(
+    "options, change, named",
+    [
+        (["--size", "40"], None, "size: 48, now 40"),
+        (["--quality", "90"], None, "quality: 95, now 90"),
+        (["--raw"], None, "quality: 95, now raw"),
+        ([], one_less, "val images: 15, now 14"),
+        ([], other_class, "classes: not the same"),
+        ([], other_name, "images"),
+    ],
+)
 def test_a_set_of_something_else_is_not_gone_on_with(source, tmp_path, monkeypatch, finished, options, change, named):
     dest = tmp_path / "set"
     if finished:
@@ -211,7 +238,13 @@ def test_a_directory_of_something_else_is_refused(source, tmp_path):
 
 def test_a_destination_within_the_source_is_refused(source, tmp_path):
     (tmp_path / "link").symlink_to(source)
-    for dest in (source, source / "set", source / "train" / "set", tmp_path / "link" / "set", source / ".." / "source" / "set"):
+    for dest in (
+        source,
+        source / "set",
+        source / "train" / "set",
+        tmp_path / "link" / "set",
+        source / ".." / "source" / "set",
+    ):
         assert "lies in" in refused(source, dest)
     assert {path.name for path in source.iterdir()} == {"train", "val"}
 

@@ -1,4 +1,5 @@
 """Unreadable images and archives: named, left out where that is asked for, never passed over."""
+
 import os
 import tarfile
 from pathlib import Path
@@ -31,7 +32,8 @@ def test_the_first_unreadable_image_stops_it(source, tmp_path, monkeypatch, work
     assert not (tmp_path / "set" / "index.json").exists()
     assert not [name for name in leftovers(tmp_path / "set") if "partial" in name]
     (source / "train/leaf/3.jpg").write_bytes(content)
-    assert files(prepared(monkeypatch, source, tmp_path / "set", workers=workers)) == whole  # mended, the same command goes on
+    # mended, the same command goes on
+    assert files(prepared(monkeypatch, source, tmp_path / "set", workers=workers)) == whole
 
 
 @pytest.mark.process
@@ -45,25 +47,37 @@ def test_unreadable_images_are_left_out_and_listed(source, tmp_path, monkeypatch
     index, found = read_index(dest), Prepared(dest, SIZE)
     (first,), (second,) = index.splits["train"].skipped, index.splits["val"].skipped
     assert (first.number, first.name) == (9 + 3, "leaf/3.jpg") and "runcated" in first.reason
-    assert (second.number, second.name) == (10, "sky/0.jpg") and second.reason and str(tmp_path) not in second.reason + first.reason
+    assert (
+        (second.number, second.name) == (10, "sky/0.jpg")
+        and second.reason
+        and str(tmp_path) not in second.reason + first.reason
+    )
     for split, number in (("train", 12), ("val", 10)):
         ours, theirs = found.splits[split], whole.splits[split]
         kept = np.delete(np.arange(len(theirs)), number)
         assert len(ours) == len(kept) and np.array_equal(ours.labels, theirs.labels[kept])
         assert list(ours.names) == [theirs.names[image] for image in kept]
-        assert np.array_equal(ours.columns.shard, theirs.columns.shard[kept])  # the others are in the shards that they would be in
+        # the others are in the shards that they would be in
+        assert np.array_equal(ours.columns.shard, theirs.columns.shard[kept])
         for image, before in enumerate(kept):
             assert np.array_equal(ours.read(image), theirs.read(before))
     keys = [member.name for shard in index.splits["train"].shards for member in tarfile.open(dest / shard.file)]
     assert "00000013.ppm" in keys and "00000012.ppm" not in keys and len(keys) == 52
-    assert np.abs(found.statistics.mean - np.mean([found.splits["train"].read(image) for image in range(26)], 0)).max() < 1e-9
+    assert (
+        np.abs(found.statistics.mean - np.mean([found.splits["train"].read(image) for image in range(26)], 0)).max()
+        < 1e-9
+    )
     assert prepare.main(["--check", str(dest), "--workers", "0"]) == 0
     prepared(monkeypatch, source, dest, "--raw")
     assert "2 unreadable images were left out" in capsys.readouterr().out
 
 
 def test_skip_goes_on_where_stop_stopped_and_what_was_mended_is_taken_in(source, tmp_path, monkeypatch):
-    whole, dest, content = files(prepared(monkeypatch, source, tmp_path / "whole")), tmp_path / "set", break_image(source)
+    whole, dest, content = (
+        files(prepared(monkeypatch, source, tmp_path / "whole")),
+        tmp_path / "set",
+        break_image(source),
+    )
     without = files(prepared(monkeypatch, source, tmp_path / "without", "--bad-images", "skip"))
     with pytest.raises(UserError, match="3.jpg"):
         prepared(monkeypatch, source, dest)
@@ -83,6 +97,7 @@ def test_skip_goes_on_where_stop_stopped_and_what_was_mended_is_taken_in(source,
 
 def test_a_part_of_fewer_images_is_never_taken_for_that_of_the_whole_shard(source, tmp_path, monkeypatch):
     """A tar's size is rounded up, so that of the shard with one image more may be the same as before."""
+
     def stop(*_):
         raise KeyboardInterrupt
 
@@ -90,8 +105,12 @@ def test_a_part_of_fewer_images_is_never_taken_for_that_of_the_whole_shard(sourc
         with monkeypatch.context() as patch:
             patch.setattr(shards, "IMAGES_PER_SHARD", PER_SHARD)
             patch.setattr(where, name, stop)
-            patch.setattr(Path, "unlink", lambda path, **kwargs: None if path.suffix == ".tar" else unlink(path, **kwargs))
-            assert prepare.main([str(source), str(dest), "--size", "4", "--workers", "0", "--bad-images", "skip"]) == 130
+            patch.setattr(
+                Path, "unlink", lambda path, **kwargs: None if path.suffix == ".tar" else unlink(path, **kwargs)
+            )
+            assert (
+                prepare.main([str(source), str(dest), "--size", "4", "--workers", "0", "--bad-images", "skip"]) == 130
+            )
 
     content, dest, unlink = break_image(source), tmp_path / "set", Path.unlink
     stopped("_finish", build)
@@ -125,7 +144,9 @@ def test_a_shard_whose_images_are_all_unreadable_is_an_empty_tar(source, tmp_pat
         (source / "train" / whole.names[image]).write_bytes(b"no image")
     dest = prepared(monkeypatch, source, tmp_path / "set", "--bad-images", "skip")
     assert [shard.images for shard in read_index(dest).splits["train"].shards] == [10, 10, 0]
-    assert len(Prepared(dest, SIZE).splits["train"]) == 20 and prepare.main(["--check", str(dest), "--workers", "0"]) == 0
+    assert (
+        len(Prepared(dest, SIZE).splits["train"]) == 20 and prepare.main(["--check", str(dest), "--workers", "0"]) == 0
+    )
     with tarfile.open(dest / "train-00002.tar") as tar:
         assert tar.getmembers() == []
 

@@ -1,4 +1,6 @@
-"""A set through every kind of interruption, two at once, failing disks: nothing half done counts, the same command goes on."""
+"""A set through every kind of interruption, two at once, failing disks: nothing half done counts, the same command goes
+on."""
+
 import errno
 import os
 import random
@@ -41,17 +43,36 @@ def cut_part(dest):
     os.truncate(part, part.stat().st_size - 1)
 
 
-@every("damage", [
-    cut_part, lambda dest: os.truncate(dest / "train-00000.tar", 512), lambda dest: (dest / "train-00000.tar").unlink(),
-    lambda dest: (dest / "work" / "train-00000.safetensors").unlink(),
-    lambda dest: os.truncate(dest / "work" / "train-00000.safetensors", 100),
-    lambda dest: (dest / "work" / "train-00000.safetensors").write_bytes(b""),
-    lambda dest: (dest / "work" / "train-00001.safetensors").write_bytes((dest / "work" / "train-00000.safetensors").read_bytes())
-    and (dest / "train-00001.tar").write_bytes((dest / "train-00000.tar").read_bytes()),
-    lambda dest: (dest / "train-00002.tar.partial").write_bytes(b"half"),
-    lambda dest: (dest / "work" / "plan.json.partial").write_bytes(b"half"),
-], ids=["cut part", "cut shard", "no shard", "no part", "cut header", "empty part", "another's part", "half a shard",
-        "half a plan"])
+@every(
+    "damage",
+    [
+        cut_part,
+        lambda dest: os.truncate(dest / "train-00000.tar", 512),
+        lambda dest: (dest / "train-00000.tar").unlink(),
+        lambda dest: (dest / "work" / "train-00000.safetensors").unlink(),
+        lambda dest: os.truncate(dest / "work" / "train-00000.safetensors", 100),
+        lambda dest: (dest / "work" / "train-00000.safetensors").write_bytes(b""),
+        lambda dest: (
+            (dest / "work" / "train-00001.safetensors").write_bytes(
+                (dest / "work" / "train-00000.safetensors").read_bytes()
+            )
+            and (dest / "train-00001.tar").write_bytes((dest / "train-00000.tar").read_bytes())
+        ),
+        lambda dest: (dest / "train-00002.tar.partial").write_bytes(b"half"),
+        lambda dest: (dest / "work" / "plan.json.partial").write_bytes(b"half"),
+    ],
+    ids=[
+        "cut part",
+        "cut shard",
+        "no shard",
+        "no part",
+        "cut header",
+        "empty part",
+        "another's part",
+        "half a shard",
+        "half a plan",
+    ],
+)
 def test_what_is_not_whole_is_done_again(source, tmp_path, monkeypatch, damage):
     whole, dest = files(prepared(monkeypatch, source, tmp_path / "whole")), tmp_path / "set"
     interrupted(monkeypatch, source, dest, 13)
@@ -83,31 +104,50 @@ def test_an_end_before_a_file_of_the_index(source, tmp_path, monkeypatch, name):
         patch.setattr(os, "rename", stop)
         patch.setattr(shards, "IMAGES_PER_SHARD", PER_SHARD)
         assert prepare.main([str(source), str(dest), "--size", str(SIZE), "--workers", "0"]) == 130
-    assert not (dest / "index.json").exists() and "not finished" in str(pytest.raises(UserError, Prepared, dest, SIZE).value)
+    assert not (dest / "index.json").exists() and "not finished" in str(
+        pytest.raises(UserError, Prepared, dest, SIZE).value
+    )
     assert files(prepared(monkeypatch, source, dest)) == whole
 
 
 def test_a_shards_part_is_on_the_disk_after_the_shard_and_the_index_last(source, tmp_path, monkeypatch):
-    """Each file is synced before it gets its name, and the name before the next file is begun: a power cut can't mix them."""
+    """Each file is synced before it gets its name, and the name before the next file is begun: a power cut can't mix
+    them."""
     log, rename, sync = [], os.rename, os.fsync
 
     def name_of(descriptor):
         return Path(os.readlink(f"/proc/self/fd/{descriptor}")).name
 
     monkeypatch.setattr(os, "rename", lambda old, new: (log.append(("rename", Path(new).name)), rename(old, new))[1])
-    monkeypatch.setattr(os, "fsync", lambda descriptor: (log.append(("sync", name_of(descriptor))), sync(descriptor))[1])
+    monkeypatch.setattr(
+        os, "fsync", lambda descriptor: (log.append(("sync", name_of(descriptor))), sync(descriptor))[1]
+    )
     prepared(monkeypatch, source, tmp_path / "set", per_shard=40)
-    order = [("plan.json", "work"), ("train-00000.tar", "set"), ("train-00000.safetensors", "work"), ("val-00000.tar", "set"),
-             ("val-00000.safetensors", "work"), ("train.safetensors", "set"), ("val.safetensors", "set"),
-             ("statistics.safetensors", "set"), ("index.json", "set")]
-    assert log == [step for name, folder in order
-                   for step in (("sync", f"{name}.partial"), ("rename", name), ("sync", folder))]
+    order = [
+        ("plan.json", "work"),
+        ("train-00000.tar", "set"),
+        ("train-00000.safetensors", "work"),
+        ("val-00000.tar", "set"),
+        ("val-00000.safetensors", "work"),
+        ("train.safetensors", "set"),
+        ("val.safetensors", "set"),
+        ("statistics.safetensors", "set"),
+        ("index.json", "set"),
+    ]
+    assert log == [
+        step for name, folder in order for step in (("sync", f"{name}.partial"), ("rename", name), ("sync", folder))
+    ]
 
 
 def begun(source, dest):
     """The command as a process of its own, with the group of its workers, that has begun to make shards."""
-    process = subprocess.Popen([*COMMAND, source, dest, *OPTIONS], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                               start_new_session=True)
+    process = subprocess.Popen(
+        [*COMMAND, source, dest, *OPTIONS],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     while "shards" not in (line := process.stdout.readline()):
         assert line, process.stderr.read()
     return process
@@ -184,7 +224,8 @@ def test_two_at_once_and_the_second_is_refused(many, tmp_path, monkeypatch):
         patch.setattr(build, "SECONDS_FOR_LOCK", 0.2)
         with pytest.raises(UserError, match="another prepare is writing"):
             complete(source, tmp_path / "set")
-    os.killpg(process.pid, signal.SIGKILL)  # its workers, which hold the lock too, may have been stopped in their first moment
+    # its workers, which hold the lock too, may have been stopped in their first moment
+    os.killpg(process.pid, signal.SIGKILL)
     process.communicate(timeout=60)
     assert complete(source, tmp_path / "set") == whole
 
@@ -216,8 +257,12 @@ def test_a_worker_that_is_killed_is_one_line(source, tmp_path, monkeypatch):
 @pytest.mark.process
 def test_a_quota_is_named_and_nothing_of_the_shard_is_left(many, tmp_path):
     source, whole = many
-    done = subprocess.run([*COMMAND, source, tmp_path / "set", *OPTIONS], capture_output=True, text=True,
-                          preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000)))
+    done = subprocess.run(
+        [*COMMAND, source, tmp_path / "set", *OPTIONS],
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000)),
+    )
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert "train-0000" in done.stderr and "File too large" in done.stderr and "nothing of it counts" in done.stderr
     assert not any(name.startswith("train") for name in leftovers(tmp_path / "set"))

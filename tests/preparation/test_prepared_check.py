@@ -1,4 +1,6 @@
-"""`prepare --check`: whatever byte of a set has changed, the file and the image are named, and everything that is wrong is."""
+"""`prepare --check`: whatever byte of a set has changed, the file and the image are named, and everything that is wrong
+is."""
+
 import os
 import shutil
 import zlib
@@ -22,7 +24,9 @@ def made(tmp_path_factory):
     root = tmp_path_factory.mktemp("made")
     with pytest.MonkeyPatch.context() as monkeypatch:
         source = make_source(root / "source")
-        return prepared(monkeypatch, source, root / "jpeg"), prepared(monkeypatch, source, root / "raw", "--raw", size=4)
+        return prepared(monkeypatch, source, root / "jpeg"), prepared(
+            monkeypatch, source, root / "raw", "--raw", size=4
+        )
 
 
 @pytest.fixture
@@ -60,7 +64,11 @@ def flip(path, place):
 def image_of(directory, image, split="train"):
     """(path of the shard, offset, length) of an image."""
     columns = load_file(directory / f"{split}.safetensors")
-    return directory / f"{split}-{columns['shard'][image]:05d}.tar", int(columns["offset"][image]), int(columns["length"][image])
+    return (
+        directory / f"{split}-{columns['shard'][image]:05d}.tar",
+        int(columns["offset"][image]),
+        int(columns["length"][image]),
+    )
 
 
 @pytest.mark.process
@@ -72,12 +80,16 @@ def test_a_whole_set_is_one_line(made, capsys, workers):
         assert lines[0].startswith(f"all well: prepared set {directory}: 27 train, 15 val images")
 
 
-@every("what, place, named", [
-    ("image", lambda offset, length: offset + length // 2, "crc32"),
-    ("header", lambda offset, length: offset - 512 + 140, "tar header"),
-    ("label", lambda offset, length: offset + (length + 511) // 512 * 512 + 512, "label"),
-    ("padding", lambda offset, length: offset + length, "place"),
-    ("padding of the label", lambda offset, length: offset + (length + 511) // 512 * 512 + 1000, "place")])
+@every(
+    "what, place, named",
+    [
+        ("image", lambda offset, length: offset + length // 2, "crc32"),
+        ("header", lambda offset, length: offset - 512 + 140, "tar header"),
+        ("label", lambda offset, length: offset + (length + 511) // 512 * 512 + 512, "label"),
+        ("padding", lambda offset, length: offset + length, "place"),
+        ("padding of the label", lambda offset, length: offset + (length + 511) // 512 * 512 + 1000, "place"),
+    ],
+)
 @every("split, image, name", [("train", 12, "leaf/3.jpg"), ("val", 0, "apple/0.jpg")])
 def test_a_flipped_byte_is_named_with_its_image(jpeg, capsys, split, image, name, what, place, named):
     path, offset, length = image_of(jpeg, image, split)
@@ -100,16 +112,21 @@ def test_no_byte_of_any_file_can_change(raw, capsys):
     assert check(raw, capsys)[0] == 0
 
 
-@every("name, damage, named", [
-    ("train-00001.tar", lambda path: path.unlink(), "No such file"),
-    ("val-00000.tar", lambda path: os.truncate(path, 100), "100 bytes"),
-    ("train-00000.tar", lambda path: path.write_bytes(path.read_bytes() + bytes(10240)), "index.json says"),
-    ("notes.txt", lambda path: path.write_text("x"), "does not belong"),
-    ("train-00003.tar", lambda path: path.write_text("x"), "does not belong"),
-    ("work", lambda path: path.mkdir(), "does not belong"),
-    ("statistics.safetensors", lambda path: flip(path, 300), "sha256"),
-    ("statistics.safetensors", lambda path: path.unlink(), "No such file"),
-    ("val.safetensors", lambda path: flip(path, 300), "sha256"), ("val.safetensors", lambda path: path.unlink(), "No such file")])
+@every(
+    "name, damage, named",
+    [
+        ("train-00001.tar", lambda path: path.unlink(), "No such file"),
+        ("val-00000.tar", lambda path: os.truncate(path, 100), "100 bytes"),
+        ("train-00000.tar", lambda path: path.write_bytes(path.read_bytes() + bytes(10240)), "index.json says"),
+        ("notes.txt", lambda path: path.write_text("x"), "does not belong"),
+        ("train-00003.tar", lambda path: path.write_text("x"), "does not belong"),
+        ("work", lambda path: path.mkdir(), "does not belong"),
+        ("statistics.safetensors", lambda path: flip(path, 300), "sha256"),
+        ("statistics.safetensors", lambda path: path.unlink(), "No such file"),
+        ("val.safetensors", lambda path: flip(path, 300), "sha256"),
+        ("val.safetensors", lambda path: path.unlink(), "No such file"),
+    ],
+)
 def test_a_file_that_is_missing_cut_or_foreign_is_named(jpeg, capsys, name, damage, named):
     damage(jpeg / name)
     (line,) = damage_of(jpeg, capsys)
@@ -130,7 +147,14 @@ def test_everything_that_is_wrong_is_named(jpeg, capsys, workers):
         path, offset, length = image_of(jpeg, image)
         flip(path, offset + length // 2)
     lines = damage_of(jpeg, capsys, workers)
-    for name in ("train-00000.tar", "val.safetensors", "val-00001.tar", "statistics.safetensors", "notes.txt", "train-00001.tar"):
+    for name in (
+        "train-00000.tar",
+        "val.safetensors",
+        "val-00001.tar",
+        "statistics.safetensors",
+        "notes.txt",
+        "train-00001.tar",
+    ):
         assert any(name in line for line in lines), name
     assert sum("crc32" in line for line in lines) == 2 and len(lines) == 8
 
@@ -146,7 +170,9 @@ def test_statistics_of_other_pictures_are_named_though_their_checksum_is_right(j
     fields = {name: values.copy() for name, values in load_file(jpeg / "statistics.safetensors").items()}
     for name in ("mean", "eigenvalues", "eigenvectors"):
         changed = dict(fields)
-        changed[name] = fields[name] + 1e-6 * (np.arange(fields[name].size).reshape(fields[name].shape) == 4 % fields[name].size)
+        changed[name] = fields[name] + 1e-6 * (
+            np.arange(fields[name].size).reshape(fields[name].shape) == 4 % fields[name].size
+        )
         (jpeg / "statistics.safetensors").write_bytes(save(changed))
         sign(jpeg)
         (line,) = damage_of(jpeg, capsys)
@@ -177,7 +203,7 @@ def test_a_file_that_is_no_picture_is_named_though_all_checksums_are_right(jpeg,
     content = path.read_bytes()
     scan = content.index(b"\xff\xda", offset) + 14  # the header is whole, the pixels are not
     image = content[offset:scan] + b"\xff" * (offset + length - scan)
-    path.write_bytes(content[:offset] + image + content[offset + length:])
+    path.write_bytes(content[:offset] + image + content[offset + length :])
     change_columns(jpeg, lambda columns: columns["crc32"].__setitem__(4, zlib.crc32(image)))
     lines = damage_of(jpeg, capsys)
     assert len(lines) == 1 and "apple/4.jpg" in lines[0] and "decoded" in lines[0]
@@ -188,8 +214,8 @@ def test_what_follows_the_last_image_is_checked_though_all_checksums_are_right(j
     content = path.read_bytes()
     end = len(content.rstrip(b"\0")) // 512 * 512 + 512
     hidden = member_header(99, "jpg", 4) + b"evil" + bytes(508)
-    smuggled = content[:end] + hidden + content[end + len(hidden):]
-    for changed in (smuggled, content + bytes(10240), content + bytes(512), content[:end + 512]):
+    smuggled = content[:end] + hidden + content[end + len(hidden) :]
+    for changed in (smuggled, content + bytes(10240), content + bytes(512), content[: end + 512]):
         path.write_bytes(changed)
         sign(jpeg)
         (line,) = damage_of(jpeg, capsys)

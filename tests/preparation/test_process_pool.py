@@ -1,4 +1,6 @@
-"""Processes that share large pieces of work: all of it is done and counted, and none of them outlives an error or the parent."""
+"""Processes that share large pieces of work: all of it is done and counted, and none of them outlives an error or the
+parent."""
+
 import os
 import signal
 import subprocess
@@ -100,8 +102,10 @@ def name_and_sleep(task, tick):
 
 
 def test_workers_end_with_a_killed_parent():
-    code = ("from test_process_pool import name_and_sleep, in_processes\n"
-            "list(in_processes(name_and_sleep, [1, 2], 2, lambda n: None))")
+    code = (
+        "from test_process_pool import name_and_sleep, in_processes\n"
+        "list(in_processes(name_and_sleep, [1, 2], 2, lambda n: None))"
+    )
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=os.path.dirname(__file__))
     workers = [int(parent.stdout.readline()) for _ in range(2)]
     assert not any(ended(worker) for worker in workers)

@@ -1,4 +1,5 @@
 """What `prepare` is given: found by looking, split by names alone, and every image that can't be read is named."""
+
 import gzip
 import os
 import pickle
@@ -40,13 +41,18 @@ def refused(path, **options):
 
 def class_files(images=10, around="", classes=("cat", "ant", "elk")):
     """{"cat/3.png": bytes, ...}, not in order."""
-    return {f"{around}{name}/{number}.png": image(100 * label + number)
-            for label, name in enumerate(classes) for number in reversed(range(images))}
+    return {
+        f"{around}{name}/{number}.png": image(100 * label + number)
+        for label, name in enumerate(classes)
+        for number in reversed(range(images))
+    }
 
 
 def split_files(**images):
     """class_files of each split."""
-    return {name: content for split, count in images.items() for name, content in class_files(count, f"{split}/").items()}
+    return {
+        name: content for split, count in images.items() for name, content in class_files(count, f"{split}/").items()
+    }
 
 
 def names(source):
@@ -67,27 +73,46 @@ FORMS = every("form", ["folder", "tar"])
 @FORMS
 def test_class_folders_with_train_and_val(tmp_path, form):
     """Every class's images with its label, by label and then by name; other files are passed over."""
-    other = dict.fromkeys(("train/cat/notes.txt", "train/cat/.hidden.png", "train/.git/x.png", "val/list.txt", "train/y.txt"), b"")
+    other = dict.fromkeys(
+        ("train/cat/notes.txt", "train/cat/.hidden.png", "train/.git/x.png", "val/list.txt", "train/y.txt"), b""
+    )
     source = find(made(tmp_path, form, split_files(train=11, val=2) | {"val/ant/upper.JPEG": image(7)} | other))
     assert source.classes == source.class_names == ["ant", "cat", "elk"] and source.ids is None
-    assert names(source)["train"][:12] == [*(f"ant/{n}" for n in ("0.png", "1.png", "10.png", *(f"{n}.png" for n in range(2, 10)))),
-                                           "cat/0.png"]
-    assert names(source)["val"] == ["ant/0.png", "ant/1.png", "ant/upper.JPEG", "cat/0.png", "cat/1.png", "elk/0.png", "elk/1.png"]
+    assert names(source)["train"][:12] == [
+        *(f"ant/{n}" for n in ("0.png", "1.png", "10.png", *(f"{n}.png" for n in range(2, 10)))),
+        "cat/0.png",
+    ]
+    assert names(source)["val"] == [
+        "ant/0.png",
+        "ant/1.png",
+        "ant/upper.JPEG",
+        "cat/0.png",
+        "cat/1.png",
+        "elk/0.png",
+        "elk/1.png",
+    ]
     assert [item.label for item in source.splits["val"]] == [0, 0, 0, 1, 1, 2, 2]
     for item in source.splits["train"]:
         name, number = item.name[:-4].split("/")
-        assert np.array_equal(picture(item, SIZE), pixels(100 * ("cat", "ant", "elk").index(name) + int(number))[:, 3:27])
+        assert np.array_equal(
+            picture(item, SIZE), pixels(100 * ("cat", "ant", "elk").index(name) + int(number))[:, 3:27]
+        )
 
 
 def test_a_folder_is_read_in_the_order_of_training_from_it(tmp_path):
-    root = write(tmp_path, split_files(train=12, val=3, test=2) | {"train/cat/a b.JPG": image(1), "train/cat/Z.jpeg": image(2)})
+    root = write(
+        tmp_path, split_files(train=12, val=3, test=2) | {"train/cat/a b.JPG": image(1), "train/cat/Z.jpeg": image(2)}
+    )
     source, folder = find(root), Folder(root, SIZE, ("train", "val", "test"))
     assert list(source.splits) == list(folder.splits) == ["train", "val", "test"] and source.classes == folder.classes
     for split, images in folder.splits.items():
         assert [item.path for item in source.splits[split]] == list(images.names)
         assert [item.label for item in source.splits[split]] == images.labels.tolist()
-        assert all(np.array_equal(picture(item, 16), Folder(root, 16, [split]).splits[split].read(i))
-                   for i, item in enumerate(source.splits[split][::5]) for i in [5 * i])
+        assert all(
+            np.array_equal(picture(item, 16), Folder(root, 16, [split]).splits[split].read(i))
+            for i, item in enumerate(source.splits[split][::5])
+            for i in [5 * i]
+        )
 
 
 @every("fraction, count", [(None, 1), (0.1, 1), (0.26, 3), (0.5, 5), (0.999, 9), (0.001, 1)])
@@ -104,11 +129,15 @@ def test_the_split_is_the_same_in_every_form(tmp_path):
     write(tmp_path / "folder", files)
     write(tmp_path / "train only", {f"train/{name}": content for name, content in files.items()})
     for name, around in (("a", ""), ("b", "train/"), ("c", "./outer/"), ("d", "outer/inner/train/")):
-        (tmp_path / f"{name}.tar").write_bytes(tar({around + name: content for name, content in reversed(files.items())}))
+        (tmp_path / f"{name}.tar").write_bytes(
+            tar({around + name: content for name, content in reversed(files.items())})
+        )
     make_synset_tars(tmp_path / "tars", 4)
     make_synset_tars(tmp_path / "one.tar", 4, one_tar=True)
-    found = [names(find(tmp_path / name, 0.5))
-             for name in ("folder", "train only", "a.tar", "b.tar", "c.tar", "d.tar", "tars", "one.tar")]
+    found = [
+        names(find(tmp_path / name, 0.5))
+        for name in ("folder", "train only", "a.tar", "b.tar", "c.tar", "d.tar", "tars", "one.tar")
+    ]
     assert found.count(found[0]) == len(found) and len(found[0]["val"]) == 8
 
 
@@ -140,12 +169,18 @@ def test_the_sets_own_val_becomes_test_where_a_fraction_is_asked_for(tmp_path, f
 
 @FORMS
 def test_a_set_with_val_and_test_is_not_split_again(tmp_path, form):
-    assert "val and test of its own" in refused(made(tmp_path, form, split_files(train=4, val=2, test=2)), val_fraction=0.5)
+    assert "val and test of its own" in refused(
+        made(tmp_path, form, split_files(train=4, val=2, test=2)), val_fraction=0.5
+    )
 
 
 def test_ilsvrc_is_split_like_any_other(tmp_path):
     source = find(make_ilsvrc2012(tmp_path / "12", train=4), 0.5)
-    assert {split: len(items) for split, items in source.splits.items()} == {"train": 8, "val": 8, "test": 8} and source.ids
+    assert {split: len(items) for split, items in source.splits.items()} == {
+        "train": 8,
+        "val": 8,
+        "test": 8,
+    } and source.ids
     assert "val and test of its own" in refused(make_ilsvrc2010(tmp_path / "10"), val_fraction=0.5)
 
 
@@ -161,8 +196,13 @@ def test_a_single_image_is_for_training(tmp_path, form):
     source = find(made(tmp_path, form, files), None, notes.append)
     dog = source.classes.index("dog")
     assert [item.name for item in source.splits["train"] if item.label == dog] == ["dog/0.png"]
-    assert dog not in {item.label for item in source.splits["val"]} and len(source.splits["val"]) == len(source.classes) - 1
-    assert [note for note in notes if "single image" in note] == ["classes with a single image, which is for training: 1"]
+    assert (
+        dog not in {item.label for item in source.splits["val"]}
+        and len(source.splits["val"]) == len(source.classes) - 1
+    )
+    assert [note for note in notes if "single image" in note] == [
+        "classes with a single image, which is for training: 1"
+    ]
 
 
 @FORMS
@@ -172,29 +212,43 @@ def test_where_every_image_is_single_there_is_no_val_to_cut(tmp_path, form):
     assert list(find(path, 0).splits) == ["train"]
 
 
-@every("form, files, message", [
-    ("folder", {}, "nothing to train from was found. Looked for: class folders"),
-    ("folder", {"a.txt": b"", "b/c.txt": b""}, "nothing to train from was found. Looked for: class folders"),
-    ("folder", {"x.jpg": b""}, "nothing to train from"), ("tar", {"x.jpg": b""}, "x.jpg: images belong in <class>/"),
-    ("folder", class_files(2, classes=("cat",)), "a single class"),
-    ("tar", class_files(2, classes=("cat",)), "a single class, cat"),
-    ("folder", class_files(2, "train/", ("cat",)), "train: a single class"),
-    ("tar", class_files(2, "train/", ("cat",)), "a single class, cat"),
-    ("folder", {"train/x.png": b""}, "train: no class folders"),
-    ("tar", {"train/x.png": b"", "train/y.png": b""}, "train/x.png: images belong in"),
-    ("folder", split_files(train=2) | {"train/dog/x.txt": b""}, "dog: the class is empty"),
-    ("folder", class_files(2) | {"dog/x.txt": b""}, "dog: the class is empty"),
-    ("folder", split_files(train=2, val=1) | {"val/dog/1.png": b""}, "val: its classes differ"),
-    ("tar", split_files(train=2, val=1) | {"val/dog/1.png": b""}, "val/: its classes differ from those of train: extra dog"),
-    ("tar", split_files(train=2, val=1) | {"train/dog/1.png": b""}, "val/: its classes differ from those of train: missing dog"),
-    ("tar", split_files(val=2), "no train/ folder"), ("tar", split_files(val=2, test=2), "no train/ folder"),
-    ("tar", {"notes.txt": b""}, "no images in it. Looked for: class folders"), ("tar", {}, "no images in it"),
-    ("tar", class_files(2) | {"cat/more/1.png": b""}, "cat/more/1.png: images belong in <class>/"),
-    ("tar", class_files(2) | {"1.png": b""}, "1.png: images belong in <class>/"),
-    ("tar", split_files(train=2) | {"train/1.png": b""}, "train/1.png: images belong in"),
-    ("tar", split_files(train=2) | {"extra/cat/1.png": b""}, "extra/cat/1.png: images belong in"),
-    ("tar", class_files(2) | {"cat/more.tar": b""}, "cat/more.tar: an archive where images belong"),
-])
+@every(
+    "form, files, message",
+    [
+        ("folder", {}, "nothing to train from was found. Looked for: class folders"),
+        ("folder", {"a.txt": b"", "b/c.txt": b""}, "nothing to train from was found. Looked for: class folders"),
+        ("folder", {"x.jpg": b""}, "nothing to train from"),
+        ("tar", {"x.jpg": b""}, "x.jpg: images belong in <class>/"),
+        ("folder", class_files(2, classes=("cat",)), "a single class"),
+        ("tar", class_files(2, classes=("cat",)), "a single class, cat"),
+        ("folder", class_files(2, "train/", ("cat",)), "train: a single class"),
+        ("tar", class_files(2, "train/", ("cat",)), "a single class, cat"),
+        ("folder", {"train/x.png": b""}, "train: no class folders"),
+        ("tar", {"train/x.png": b"", "train/y.png": b""}, "train/x.png: images belong in"),
+        ("folder", split_files(train=2) | {"train/dog/x.txt": b""}, "dog: the class is empty"),
+        ("folder", class_files(2) | {"dog/x.txt": b""}, "dog: the class is empty"),
+        ("folder", split_files(train=2, val=1) | {"val/dog/1.png": b""}, "val: its classes differ"),
+        (
+            "tar",
+            split_files(train=2, val=1) | {"val/dog/1.png": b""},
+            "val/: its classes differ from those of train: extra dog",
+        ),
+        (
+            "tar",
+            split_files(train=2, val=1) | {"train/dog/1.png": b""},
+            "val/: its classes differ from those of train: missing dog",
+        ),
+        ("tar", split_files(val=2), "no train/ folder"),
+        ("tar", split_files(val=2, test=2), "no train/ folder"),
+        ("tar", {"notes.txt": b""}, "no images in it. Looked for: class folders"),
+        ("tar", {}, "no images in it"),
+        ("tar", class_files(2) | {"cat/more/1.png": b""}, "cat/more/1.png: images belong in <class>/"),
+        ("tar", class_files(2) | {"1.png": b""}, "1.png: images belong in <class>/"),
+        ("tar", split_files(train=2) | {"train/1.png": b""}, "train/1.png: images belong in"),
+        ("tar", split_files(train=2) | {"extra/cat/1.png": b""}, "extra/cat/1.png: images belong in"),
+        ("tar", class_files(2) | {"cat/more.tar": b""}, "cat/more.tar: an archive where images belong"),
+    ],
+)
 def test_what_can_not_be_used_is_refused(tmp_path, form, files, message):
     (tmp_path / "set").mkdir()
     assert message in refused(made(tmp_path, form, files))
@@ -222,15 +276,28 @@ def test_what_may_not_be_read(tmp_path):
 
 def vast_png():
     """A PNG whose header says 50,000 x 50,000."""
+
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 50000, 50000, 8, 2, 0, 0, 0))
-            + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b""))
+
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", 50000, 50000, 8, 2, 0, 0, 0))
+        + chunk(b"IDAT", zlib.compress(bytes(1000)))
+        + chunk(b"IEND", b"")
+    )
 
 
-BAD = {"truncated JPEG": image(1, "JPEG", height=90)[:700], "truncated PNG": image(1, height=90)[:2000], "empty": b"",
-       "garbage": b"no image at all\n" * 9, "JPEG header alone": b"\xff\xd8\xff", "vast": vast_png(),
-       "damaged gzip": gzip.compress(image(1))[:-9], "gzipped garbage": gzip.compress(b"no image")}
+BAD = {
+    "truncated JPEG": image(1, "JPEG", height=90)[:700],
+    "truncated PNG": image(1, height=90)[:2000],
+    "empty": b"",
+    "garbage": b"no image at all\n" * 9,
+    "JPEG header alone": b"\xff\xd8\xff",
+    "vast": vast_png(),
+    "damaged gzip": gzip.compress(image(1))[:-9],
+    "gzipped garbage": gzip.compress(b"no image"),
+}
 
 
 @every("form", ["folder", "tar", "tars by wnid", "tar of tars"])
@@ -283,7 +350,9 @@ def test_a_file_that_is_none_is_not_read(tmp_path):
     (root / "train/cat/gone.png").symlink_to(root / "nowhere.png")
     for item in find(root).splits["train"]:
         if item.name in ("cat/pipe.png", "cat/gone.png"):
-            with pytest.raises(UserError, match=f"cannot read image {root}/train/{item.name}: (it is not a file|No such file)"):
+            with pytest.raises(
+                UserError, match=f"cannot read image {root}/train/{item.name}: (it is not a file|No such file)"
+            ):
                 read_bytes(item)
 
 
@@ -306,5 +375,7 @@ def test_progress_is_told(tmp_path, monkeypatch):
     notes = []
     find(make_ilsvrc2012(tmp_path / "{x}"), note=notes.append)
     find(made(tmp_path, "tar", class_files(2)), note=notes.append)
-    assert "ILSVRC2012_img_train.tar: 12 images, 4 of 4 classes" in notes and "ILSVRC2012_img_val.tar: 8 images" in notes
+    assert (
+        "ILSVRC2012_img_train.tar: 12 images, 4 of 4 classes" in notes and "ILSVRC2012_img_val.tar: 8 images" in notes
+    )
     assert "set.tar: 6 files" in notes

@@ -1,4 +1,6 @@
-"""Reading tars in place: every kind that programs write is read as `tarfile` reads it, everything hostile or damaged is refused."""
+"""Reading tars in place: every kind that programs write is read as `tarfile` reads it, everything hostile or damaged is
+refused."""
+
 import gzip
 import io
 import multiprocessing
@@ -27,12 +29,12 @@ def refused(path, **options):
 
 def with_header(content, place, changes):
     """The tar with bytes of the header at `place` changed, {offset: bytes}, and its checksum right again."""
-    header = bytearray(content[place:place + 512])
+    header = bytearray(content[place : place + 512])
     for offset, value in changes.items():
-        header[offset:offset + len(value)] = value
+        header[offset : offset + len(value)] = value
     header[148:156] = b" " * 8
     header[148:156] = b"%06o\0 " % sum(header)
-    return content[:place] + bytes(header) + content[place + 512:]
+    return content[:place] + bytes(header) + content[place + 512 :]
 
 
 def entry(**values):
@@ -49,8 +51,15 @@ def entry(**values):
 @every("kind", KINDS)
 def test_files_are_found_where_tarfile_finds_them(tmp_path, kind):
     """Sizes around a block, empty files, folders, a name in two fields of the header, and one that fits into none."""
-    files = {"train": None, "train/a.jpg": b"x" * 511, "./b.jpg": b"y" * 512, "c//d.jpg": b"z" * 513, "empty.jpg": b"",
-             f"{'folder' * 16}/{'name' * 20}.jpg": b"two fields", "last.jpg": b"!" * 1500}
+    files = {
+        "train": None,
+        "train/a.jpg": b"x" * 511,
+        "./b.jpg": b"y" * 512,
+        "c//d.jpg": b"z" * 513,
+        "empty.jpg": b"",
+        f"{'folder' * 16}/{'name' * 20}.jpg": b"two fields",
+        "last.jpg": b"!" * 1500,
+    }
     if kind != "ustar":
         files |= {f"{'long' * 60}/é.jpg": b"long"}
     path = tmp_path / "x.tar"
@@ -59,7 +68,9 @@ def test_files_are_found_where_tarfile_finds_them(tmp_path, kind):
         expected = [(entry.offset_data, entry.size) for entry in archive if entry.isfile()]
     found = list(members(path))
     assert [(member.offset, member.size) for member in found] == expected
-    assert [member.name for member in found] == [name.removeprefix("./").replace("//", "/") for name in files if name != "train"]
+    assert [member.name for member in found] == [
+        name.removeprefix("./").replace("//", "/") for name in files if name != "train"
+    ]
     contents = [content for content in files.values() if content is not None]
     assert [file_ranges.read(str(path), member.offset, member.size) for member in found] == contents
 
@@ -98,7 +109,11 @@ def test_a_tar_in_a_tar(tmp_path):
     path = tmp_path / "outer.tar"
     path.write_bytes(tar({"a.tar": tar({"1.jpg": b"one"}), "b.tar": tar({"2.jpg": b"two", "3.jpg": b"three"})}))
     first, second = members(path)
-    found = [file_ranges.read(str(path), member.offset, member.size) for inside in (first, second) for member in members(path, inside)]
+    found = [
+        file_ranges.read(str(path), member.offset, member.size)
+        for inside in (first, second)
+        for member in members(path, inside)
+    ]
     assert found == [b"one", b"two", b"three"]
 
 
@@ -187,7 +202,7 @@ def test_the_size_of_a_folder_is_no_data(tmp_path):
 
 def test_a_single_zero_block_is_an_end(tmp_path):
     path = tmp_path / "x.tar"
-    path.write_bytes(tar(FILES)[:END + 512])
+    path.write_bytes(tar(FILES)[: END + 512])
     assert len(list(members(path))) == 3
 
 
@@ -203,13 +218,20 @@ def test_a_header_that_was_lost_is_noticed(tmp_path):
 def test_every_byte_of_a_header_is_checked(tmp_path):
     path, content = tmp_path / "x.tar", tar(FILES)
     for offset in range(1536, 2048):
-        path.write_bytes(content[:offset] + bytes([content[offset] ^ 1]) + content[offset + 1:])
+        path.write_bytes(content[:offset] + bytes([content[offset] ^ 1]) + content[offset + 1 :])
         assert "x.tar: " in refused(path)
 
 
-@every("make, message", [
-    (lambda path: None, "No such file"), (lambda path: path.mkdir(), "not a file"), (os.mkfifo, "not a file"),
-    (lambda path: path.write_bytes(b""), "incomplete"), (lambda path: path.write_bytes(b"no archive" * 99), "no tar header")])
+@every(
+    "make, message",
+    [
+        (lambda path: None, "No such file"),
+        (lambda path: path.mkdir(), "not a file"),
+        (os.mkfifo, "not a file"),
+        (lambda path: path.write_bytes(b""), "incomplete"),
+        (lambda path: path.write_bytes(b"no archive" * 99), "no tar header"),
+    ],
+)
 def test_what_is_no_archive(tmp_path, make, message):
     make(tmp_path / "x.tar")
     assert message in refused(tmp_path / "x.tar")
@@ -230,21 +252,37 @@ def test_files_wanted_from_a_compressed_archive(tmp_path):
     assert unpack(path) == {name: content for name, content in FILES.items() if name != "2.jpg"}
 
 
-@every("content, options, message", [
-    (tar(FILES, mode="w:gz"), {"largest": 699}, "1.jpg: 700 bytes, more than the 699"),
-    (tar(FILES, mode="w:gz"), {"total": 4000}, "unpacks to more than 4,000 bytes"),
-    (gzip.compress(entry(size=1 << 40)), {"wanted": lambda name: False}, "it ends without"),
-    (gzip.compress(entry(size=700)[:800]), {}, "a.jpg: the archive ends inside it"),
-    (gzip.compress(bytes(5 << 20)), {"total": 9 << 20}, "behind its end"),
-    (gzip.compress(tar({}) + tar(FILES)), {}, "behind its end"),
-    (tar(FILES, mode="w:gz")[:-9], {}, "incomplete gzip data"),
-    (tar(FILES, mode="w:gz")[:-8] + b"12345678", {}, "damaged or incomplete gzip data"),
-    (tar(FILES), {}, "damaged or incomplete gzip data"),
-    (gzip.compress(tar(FILES)[:1536]), {}, "it ends without"),
-    (gzip.compress(entry(type=tarfile.SYMTYPE)), {}, "a symbolic link"),
-    (b"", {}, "it ends without"),
-], ids=["large file", "large archive", "large claim", "cut in a file", "zeros", "two archives", "cut", "checksum", "not compressed",
-        "cut between files", "link", "empty"])
+@every(
+    "content, options, message",
+    [
+        (tar(FILES, mode="w:gz"), {"largest": 699}, "1.jpg: 700 bytes, more than the 699"),
+        (tar(FILES, mode="w:gz"), {"total": 4000}, "unpacks to more than 4,000 bytes"),
+        (gzip.compress(entry(size=1 << 40)), {"wanted": lambda name: False}, "it ends without"),
+        (gzip.compress(entry(size=700)[:800]), {}, "a.jpg: the archive ends inside it"),
+        (gzip.compress(bytes(5 << 20)), {"total": 9 << 20}, "behind its end"),
+        (gzip.compress(tar({}) + tar(FILES)), {}, "behind its end"),
+        (tar(FILES, mode="w:gz")[:-9], {}, "incomplete gzip data"),
+        (tar(FILES, mode="w:gz")[:-8] + b"12345678", {}, "damaged or incomplete gzip data"),
+        (tar(FILES), {}, "damaged or incomplete gzip data"),
+        (gzip.compress(tar(FILES)[:1536]), {}, "it ends without"),
+        (gzip.compress(entry(type=tarfile.SYMTYPE)), {}, "a symbolic link"),
+        (b"", {}, "it ends without"),
+    ],
+    ids=[
+        "large file",
+        "large archive",
+        "large claim",
+        "cut in a file",
+        "zeros",
+        "two archives",
+        "cut",
+        "checksum",
+        "not compressed",
+        "cut between files",
+        "link",
+        "empty",
+    ],
+)
 def test_compressed_archives_that_are_refused(tmp_path, content, options, message):
     path = packed(tmp_path, content)
     with pytest.raises(UserError) as raised:
@@ -294,7 +332,10 @@ def test_forked_processes_read_on_their_own(tmp_path):
     file_ranges.read(str(path), 0, 1)
 
     def check(start):
-        assert all(file_ranges.read(str(path), place, 64) == content[place:place + 64] for place in range(start, 60000, 97))
+        assert all(
+            file_ranges.read(str(path), place, 64) == content[place : place + 64] for place in range(start, 60000, 97)
+        )
+
     workers = [multiprocessing.get_context("fork").Process(target=check, args=(start,)) for start in range(3)]
     for worker in workers:
         worker.start()

@@ -1,4 +1,5 @@
 """Bytes of a training step, tower by tower: weights by the geometry, activations against a whole step, and by hand."""
+
 import dataclasses
 
 import pytest
@@ -43,7 +44,7 @@ def test_by_hand():
     """A product of 12 inputs and a ReLU: kept are pictures, the ReLU's output, logarithms, labels and their weight."""
     layers = (Layer("fc6", "fc", 5, "image", ("relu",)), Layer("fc7", "fc", None, "own", ()))
     recipe = Recipe("tiny", layers, towers=1, stored_size=2, crop_size=2, crop_positions=1)
-    found, = step_memory(TwoTowerAlexNet(recipe, ("cpu",), 3), 100)
+    (found,) = step_memory(TwoTowerAlexNet(recipe, ("cpu",), 3), 100)
     a_picture = 4 * 12 + 4 * 5 + 4 * 3 + 8
     assert found.weights == found.gradients == found.velocity == 4 * (5 * 13 + 3 * 6)
     assert 0 <= found.activations - 100 * a_picture <= 16

@@ -1,4 +1,6 @@
-"""Each variant changes the fields that it names and no other; parameters as recorded in 2012; every one of them trains."""
+"""Each variant changes the fields that it names and no other; parameters as recorded in 2012; every one of them
+trains."""
+
 import dataclasses
 import functools
 
@@ -47,14 +49,25 @@ EVERYWHERE = {  # (variant, the fields that differ from each of the three parent
 }
 BY_PARENT = {  # where they are not: paper, source2012, mini
     "no_lrn": (ablations.no_lrn, [each(["conv1", "conv2"], "then")] * 3),
-    "without conv2": (without("conv2"), [{"layers", "conv1.then"}, {"layers", "conv1.then", "dates"}, {"layers", "conv1.then"}]),
-    "without conv3": (without("conv3"), [{"layers", "conv4.reads"}, {"layers", "conv4.reads", "dates"}, {"layers", "conv4.reads"}]),
+    "without conv2": (
+        without("conv2"),
+        [{"layers", "conv1.then"}, {"layers", "conv1.then", "dates"}, {"layers", "conv1.then"}],
+    ),
+    "without conv3": (
+        without("conv3"),
+        [{"layers", "conv4.reads"}, {"layers", "conv4.reads", "dates"}, {"layers", "conv4.reads"}],
+    ),
     "without conv4": (without("conv4"), [{"layers"}, {"layers", "dates"}, {"layers"}]),
-    "without conv5": (without("conv5"), [{"layers", "conv4.then"}, {"layers", "conv4.then", "dates"}, {"layers", "conv4.then"}]),
+    "without conv5": (
+        without("conv5"),
+        [{"layers", "conv4.then"}, {"layers", "conv4.then", "dates"}, {"layers", "conv4.then"}],
+    ),
     "sixth_conv": (ablations.sixth_conv, [{"layers"}, {"layers", "dates"}, {"layers"}]),
     "bottleneck": (ablations.bottleneck, [{"layers"}, {"layers", "dates"}, {"layers"}]),
-    "no_weight_decay": (ablations.no_weight_decay, [{"weight_decay", "bias_weight_decay"}, {"weight_decay"},
-                                                   {"weight_decay", "bias_weight_decay"}]),
+    "no_weight_decay": (
+        ablations.no_weight_decay,
+        [{"weight_decay", "bias_weight_decay"}, {"weight_decay"}, {"weight_decay", "bias_weight_decay"}],
+    ),
     "paper_order": (ablations.paper_order, [set(), {"conv1.then"}, set()]),
     "source_order": (ablations.source_order, [{"conv1.then"}, set(), {"conv1.then"}]),
     "literal_init": (ablations.literal_init, [set(), each(LAYERS[2:5], "init_std"), set()]),
@@ -63,9 +76,14 @@ BY_PARENT = {  # where they are not: paper, source2012, mini
     "dated_drops": (ablations.dated_drops, [{"schedule", "dates"}, {"dates"}, {"dates"}]),
     "dated_schedule": (ablations.dated_schedule, [{"schedule", "epochs", "dates"}, set(), {"epochs", "dates"}]),
     "twice_as_long": (ablations.twice_as_long, [{"epochs"}, {"epochs", "dates"}, {"epochs", "dates"}]),
-    "shortened": (functools.partial(ablations.shortened, epochs=6), [{"epochs"}, {"epochs", "dates"}, {"epochs", "dates"}]),
-    "fine_tuned": (ablations.fine_tuned, [each(HIDDEN, "rate") | {"schedule", "epochs", "dates"}]
-                   + [each(HIDDEN, "rate") | {"epochs", "dates"}] * 2),
+    "shortened": (
+        functools.partial(ablations.shortened, epochs=6),
+        [{"epochs"}, {"epochs", "dates"}, {"epochs", "dates"}],
+    ),
+    "fine_tuned": (
+        ablations.fine_tuned,
+        [each(HIDDEN, "rate") | {"schedule", "epochs", "dates"}] + [each(HIDDEN, "rate") | {"epochs", "dates"}] * 2,
+    ),
 }
 CASES = {name: (variant, [fields] * 3) for name, (variant, fields) in EVERYWHERE.items()} | BY_PARENT
 every_variant = every("name", CASES)
@@ -74,12 +92,19 @@ every_parent = pytest.mark.parametrize("parent", PARENTS)
 
 def tiny(recipe):
     """The recipe with few maps on 64x64 pictures of 72x72, which leave 3x3 and more to every layer."""
-    layers = tuple(layer if layer.maps is None else
-                   dataclasses.replace(layer, maps=max(2, layer.maps // 16), init_std=0.1) if layer.kind != "fc" else
-                   dataclasses.replace(layer, maps=8, init_std=0.1) for layer in recipe.layers)
+    layers = tuple(
+        layer
+        if layer.maps is None
+        else dataclasses.replace(layer, maps=max(2, layer.maps // 16), init_std=0.1)
+        if layer.kind != "fc"
+        else dataclasses.replace(layer, maps=8, init_std=0.1)
+        for layer in recipe.layers
+    )
     positions = min(recipe.crop_positions, 9)
     layers = (dataclasses.replace(layers[0], kernel=5, stride=2), *layers[1:])
-    return dataclasses.replace(recipe, layers=layers, stored_size=72, crop_size=64, crop_positions=positions, batch_size=4)
+    return dataclasses.replace(
+        recipe, layers=layers, stored_size=72, crop_size=64, crop_positions=positions, batch_size=4
+    )
 
 
 @every_parent
@@ -133,20 +158,33 @@ def test_the_geometry_of_147():
 
 @every("preset", ["paper", "source2012", "mini", "desk"])
 def test_touching_pools_leave_the_later_layers_as_large(preset):
-    """Of every base; with the pads of 147 as numbers, conv3 of `desk` would have 4x4 maps instead of 5x5, and fc6 a quarter."""
+    """Of every base; with the pads of 147 as numbers, conv3 of `desk` would have 4x4 maps instead of 5x5, and fc6 a
+    quarter."""
     base = PRESETS[preset]()
     found, before = sizes(ablations.non_overlapping(base)), sizes(base)
     assert [size.output for size in found[1:]] == [size.output for size in before[1:]]
-    pads = {name: layer.pad for layer in ablations.non_overlapping(base).layers for name in [layer.name] if name in ("conv2", "conv5")}
+    pads = {
+        name: layer.pad
+        for layer in ablations.non_overlapping(base).layers
+        for name in [layer.name]
+        if name in ("conv2", "conv5")
+    }
     assert pads == {"conv2": 2 if preset == "desk" else 1, "conv5": 0}
 
 
 def test_what_crosses():
-    edges = {name: list(dict.fromkeys(row[0] for row in crossings(CASES[name][0](paper()), 1)))
-             for name in ("one_gpu", "no_links", "sixth_conv", "without conv2", "without conv3", "bottleneck")}
-    assert edges == {"one_gpu": [], "no_links": ["fc8"], "sixth_conv": ["conv3", "conv6", "fc6", "fc7", "fc8"],
-                     "without conv2": ["conv3", "fc6", "fc7", "fc8"], "without conv3": ["conv4", "fc6", "fc7", "fc8"],
-                     "bottleneck": ["conv3", "fc6", "fc7", "bottleneck1", "fc8"]}
+    edges = {
+        name: list(dict.fromkeys(row[0] for row in crossings(CASES[name][0](paper()), 1)))
+        for name in ("one_gpu", "no_links", "sixth_conv", "without conv2", "without conv3", "bottleneck")
+    }
+    assert edges == {
+        "one_gpu": [],
+        "no_links": ["fc8"],
+        "sixth_conv": ["conv3", "conv6", "fc6", "fc7", "fc8"],
+        "without conv2": ["conv3", "fc6", "fc7", "fc8"],
+        "without conv3": ["conv4", "fc6", "fc7", "fc8"],
+        "bottleneck": ["conv3", "fc6", "fc7", "bottleneck1", "fc8"],
+    }
 
 
 def test_without_conv5_the_maps_are_pooled_all_the_same():
@@ -157,7 +195,10 @@ def test_without_conv5_the_maps_are_pooled_all_the_same():
 
 def test_without_conv2_conv3_has_the_same_maps():
     """conv1's 27x27 maps are pooled to 13x13 in its place; its norms are gone, those of conv1 are not."""
-    for parent, then in ((paper, ("relu", "lrn", "max_pool", "max_pool")), (source2012, ("lrn", "max_pool", "relu", "max_pool"))):
+    for parent, then in (
+        (paper, ("relu", "lrn", "max_pool", "max_pool")),
+        (source2012, ("lrn", "max_pool", "relu", "max_pool")),
+    ):
         recipe = ablations.without_layer(parent(), "conv2")
         assert recipe.layers[0].then == then
         assert [size.output for size in sizes(recipe)[:2]] == [(48, 13, 13), (192, 13, 13)]
@@ -191,18 +232,25 @@ def test_initial_deviations_of_the_papers_own_network_are_the_absolute_ones():
 
 
 def test_initial_deviations_of_a_narrow_network_grow_with_the_root_of_the_fan_in():
-    """mini's own are the paper's 0.01. conv6 reads 128 maps there instead of 256, the bottleneck 512 units instead of 4,096."""
+    """mini's own are the paper's 0.01. conv6 reads 128 maps there instead of 256, the bottleneck 512 units instead of
+    4,096."""
     assert ablations.literal_init(mini()) == mini()
     assert deviations(ablations.source_init(mini())) == deviations(mini()) | dict.fromkeys(LAYERS[2:5], 0.042)
     found = deviations(ablations.bottleneck(ablations.sixth_conv(mini())))
-    assert (found["conv6"], found["bottleneck1"]) == (round(0.01 * 2**0.5, 3), round(0.01 * 8**0.5, 3)) == (0.014, 0.028)
+    assert (
+        (found["conv6"], found["bottleneck1"]) == (round(0.01 * 2**0.5, 3), round(0.01 * 8**0.5, 3)) == (0.014, 0.028)
+    )
     assert deviations(ablations.sixth_conv(ablations.source_init(mini())))["conv6"] == round(0.03 * 2**0.5, 3) == 0.042
     wide = change_layers(paper(), "conv5", maps=512)  # conv6 reads 1,024 maps, conv5 still 192
     assert deviations(ablations.sixth_conv(wide))["conv6"] == 0.005
     assert found["fc6"] == 0.042 and found["fc8"] == 0.028  # as they were
-    assert ablations.literal_init(change_layers(mini(), "fc7", maps=64)).layers[-1].init_std == 0.057  # 128 units instead of 4,096
+    # 128 units instead of 4,096
+    assert ablations.literal_init(change_layers(mini(), "fc7", maps=64)).layers[-1].init_std == 0.057
     wide = ablations.sixth_conv(ablations.bottleneck(mini()))
-    assert deviations(ablations.literal_init(wide))["conv6"] == 0.014 and deviations(ablations.source_init(wide))["conv6"] == 0.042
+    assert (
+        deviations(ablations.literal_init(wide))["conv6"] == 0.014
+        and deviations(ablations.source_init(wide))["conv6"] == 0.042
+    )
 
 
 def test_initial_deviations_of_a_layer_that_the_paper_has_not():
@@ -219,7 +267,10 @@ def test_a_date_that_was_the_removed_layers_alone_goes_with_it():
 
 def test_a_new_layer_follows_the_dates_of_those_around_it():
     """145's last drop is for all layers but conv1, so for conv6 and the bottleneck, too."""
-    for recipe, name in ((ablations.sixth_conv(source2012()), "conv6"), (ablations.bottleneck(source2012()), "bottleneck1")):
+    for recipe, name in (
+        (ablations.sixth_conv(source2012()), "conv6"),
+        (ablations.bottleneck(source2012()), "bottleneck1"),
+    ):
         rates = make_schedule(recipe).rates(79)
         assert rates[f"{name}.weight"] == rates["fc7.weight"] == pytest.approx(1e-5) and rates["conv1.weight"] == 0
 
@@ -244,12 +295,21 @@ def test_widths_keep_the_sums_of_their_layers():
 
 def test_no_weight_decay_of_a_single_layer_is_left():
     recipe = ablations.no_weight_decay(change_layers(paper(), "fc8", weight_decay=1.0))
-    assert {group["weight_decay"] for group in PaperSGD(TwoTowerAlexNet(tiny(recipe), ("cpu", "cpu"), 3)).param_groups} == {0.0}
+    assert {
+        group["weight_decay"] for group in PaperSGD(TwoTowerAlexNet(tiny(recipe), ("cpu", "cpu"), 3)).param_groups
+    } == {0.0}
 
 
-@every("epochs, expected", [
-    (93, [24, 52, 69, 73, 79]), (186, [47, 103, 137, 145, 157]), (12, [4, 8, 10, 11, 12]), (3, [2, 3, 4, 4, 4]),
-    (1, [2] * 5)])
+@every(
+    "epochs, expected",
+    [
+        (93, [24, 52, 69, 73, 79]),
+        (186, [47, 103, 137, 145, 157]),
+        (12, [4, 8, 10, 11, 12]),
+        (3, [2, 3, 4, 4, 4]),
+        (1, [2] * 5),
+    ],
+)
 def test_dates_come_at_their_share_of_the_epochs(epochs, expected):
     """23/93 of 12 epochs are 2.97: the drop comes with the fourth. A date behind the end never comes."""
     recipe = ablations.dated_schedule(paper(), epochs)
@@ -285,30 +345,48 @@ def test_dates_of_145_on_another_list_of_layers():
 
 
 def test_rates_of_fine_tuning():
-    """The table of the 2012 runs, 146-2012-2011: rates of conv1, the other old layers, and fc8, with learning_rate 0.01."""
+    """The table of the 2012 runs, 146-2012-2011: rates of conv1, the other old layers, and fc8, with learning_rate
+    0.01."""
     recipe = ablations.fine_tuned(ablations.sixth_conv(source2012()))
     schedule = make_schedule(recipe)
 
     def rates(epoch):
         return [schedule.rates(epoch)[f"{name}.weight"] for name in ("conv1", "conv6", "fc8")]
 
-    for epoch, expected in ((1, [1e-4, 1e-3, 1e-2]), (5, [1e-4, 1e-3, 1e-2]), (6, [1e-5, 1e-3, 1e-2]),
-                            (8, [0, 1e-3, 1e-2]),
-                            (9, [0, 1e-3, 1e-2]), (10, [0, 1e-3, 1e-3]), (22, [0, 1e-3, 1e-3]), (23, [0, 1e-4, 1e-4]),
-                            (43, [0, 1e-5, 1e-5]), (54, [0, 1e-5, 1e-5])):
+    for epoch, expected in (
+        (1, [1e-4, 1e-3, 1e-2]),
+        (5, [1e-4, 1e-3, 1e-2]),
+        (6, [1e-5, 1e-3, 1e-2]),
+        (8, [0, 1e-3, 1e-2]),
+        (9, [0, 1e-3, 1e-2]),
+        (10, [0, 1e-3, 1e-3]),
+        (22, [0, 1e-3, 1e-3]),
+        (23, [0, 1e-4, 1e-4]),
+        (43, [0, 1e-5, 1e-5]),
+        (54, [0, 1e-5, 1e-5]),
+    ):
         assert rates(epoch) == pytest.approx(expected), epoch
     assert [schedule.colour_noise(epoch) for epoch in (38, 39)] == [0.1, 0.0]
     assert [schedule.rates(epoch)["conv1.bias"] for epoch in (7, 8)] == [0.02, 0]
-    assert {schedule.rates(epoch)[f"{name}.bias"] for epoch in (1, 23, 54)
-            for name in ("conv2", "conv6", "fc7", "fc8")} == {0.02}
+    assert {
+        schedule.rates(epoch)[f"{name}.bias"] for epoch in (1, 23, 54) for name in ("conv2", "conv6", "fc7", "fc8")
+    } == {0.02}
     assert ablations.fine_tuned(mini(), 27).dates[-1].epoch == 22
 
 
 def test_variants_can_be_combined():
     """A cumulative ablation takes one thing more away at a time."""
     recipe, found = source2012(), []
-    for change in (ablations.no_colour, ablations.no_crops, ablations.no_flips, ablations.no_lrn, ablations.non_overlapping,
-                   ablations.one_gpu, ablations.no_dropout, ablations.no_weight_decay):
+    for change in (
+        ablations.no_colour,
+        ablations.no_crops,
+        ablations.no_flips,
+        ablations.no_lrn,
+        ablations.non_overlapping,
+        ablations.one_gpu,
+        ablations.no_dropout,
+        ablations.no_weight_decay,
+    ):
         recipe = change(recipe)
         found.append(len(differing(source2012(), recipe)))
     assert found == sorted(set(found)) and sum(parameter_counts(recipe)) == 59_798_312

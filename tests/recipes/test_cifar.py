@@ -1,4 +1,6 @@
-"""The CIFAR-10 recipes say what the 2012 files say, differ from each other where they should, and train on every pipeline."""
+"""The CIFAR-10 recipes say what the 2012 files say, differ from each other where they should, and train on every
+pipeline."""
+
 import dataclasses
 import importlib.util
 
@@ -58,8 +60,16 @@ def test_cifar18_is_the_file_of_the_source():
 @pytest.mark.parametrize("preset, local3, fc_decay", [(cifar13_local, 32, 0.004), (cifar11_local, 64, 0.01)])
 def test_the_locally_connected_networks(preset, local3, fc_decay):
     recipe = preset()
-    assert [size.output for size in sizes(recipe, 10)] == [(64, 12, 12), (64, 6, 6), (local3, 6, 6), (32, 6, 6), (10, 1, 1)]
-    assert parameter_counts(recipe, 10) == (64 * 76 + 64 * 1601 + 36 * local3 * 577 + 36 * 32 * (9 * local3 + 1) + 10 * 1153,)
+    assert [size.output for size in sizes(recipe, 10)] == [
+        (64, 12, 12),
+        (64, 6, 6),
+        (local3, 6, 6),
+        (32, 6, 6),
+        (10, 1, 1),
+    ]
+    assert parameter_counts(recipe, 10) == (
+        64 * 76 + 64 * 1601 + 36 * local3 * 577 + 36 * 32 * (9 * local3 + 1) + 10 * 1153,
+    )
     assert [layer.init_std for layer in recipe.layers] == [0.0001, 0.01, 0.04, 0.04, 0.01]
     assert decays(recipe) == [0, 0, 0.004, 0.004, fc_decay]
     assert both_protocols(recipe) == {"centre view": [(4, 4, False)], "ten views": TEN}
@@ -74,9 +84,17 @@ def test_recipes_differ_in_exactly_these_fields():
     norms = {"conv1.then", "conv2.then"}
     assert differing(cifar18(), cifar18_no_norm()) == {"name"} | norms
     assert differing(cifar18(), cifar18_lrn()) == {"name", "lrn_size", "lrn_alpha", "lrn_k"} | norms
-    assert differing(cifar13_local(), cifar11_local()) == {"name", "lrn_size", "lrn_alpha", "lrn_k", "local3.maps",
-                                                           "fc10.weight_decay"} | norms
-    assert differing(cifar18_no_norm(), cifar_relu()) == {"name", "weight_decay", "fc10.weight_decay", "dates", "epochs"}
+    assert (
+        differing(cifar13_local(), cifar11_local())
+        == {"name", "lrn_size", "lrn_alpha", "lrn_k", "local3.maps", "fc10.weight_decay"} | norms
+    )
+    assert differing(cifar18_no_norm(), cifar_relu()) == {
+        "name",
+        "weight_decay",
+        "fc10.weight_decay",
+        "dates",
+        "epochs",
+    }
     assert differing(cifar_relu(), cifar_tanh()) == {"name", "conv3.then"} | norms
     assert ablations.tanh(cifar_relu()).layers == cifar_tanh().layers
     assert ablations.sigmoid(cifar_relu()) == dataclasses.replace(cifar_sigmoid(), name="cifar_relu")
@@ -94,7 +112,8 @@ def test_one_tower_and_a_run_can_be_shortened(preset):
 
 
 def response(x, operation, alpha, size):
-    """x / (1 + alpha * sum of squares)^0.75 over the `size` maps around each ("lrn"), or the size x size positions ("spatial")."""
+    """x / (1 + alpha * sum of squares)^0.75 over the `size` maps around each ("lrn"), or the size x size positions
+    ("spatial")."""
     lengths = (size, 1, 1) if operation == "lrn" else (1, size, size)
     kernel = torch.ones(1, 1, *lengths, dtype=x.dtype)
     sums = F.conv3d((x * x)[:, None], kernel, padding=tuple(length // 2 for length in lengths))[:, 0]
@@ -107,16 +126,29 @@ def average(x):
     return F.avg_pool2d(F.pad(x, (0, 1, 0, 1)), 3, 2) / area
 
 
-@every("preset, operation, alpha", [
-    (cifar18, "spatial", 5e-5 / 9), (cifar18_lrn, "lrn", 5e-5 / 3), (cifar18_no_norm, None, 0), (cifar_tanh, None, 0),
-    (cifar_sigmoid, None, 0)])
+@every(
+    "preset, operation, alpha",
+    [
+        (cifar18, "spatial", 5e-5 / 9),
+        (cifar18_lrn, "lrn", 5e-5 / 3),
+        (cifar18_no_norm, None, 0),
+        (cifar_tanh, None, 0),
+        (cifar_sigmoid, None, 0),
+    ],
+)
 @every("kernels", ["reference", "auto"])
 def test_the_network_by_hand(preset, operation, alpha, kernels):
     """Orders like pool, ReLU, norm and average, norm; 32 -> 16 -> 8 -> 4 pixels, every last window over the edge."""
-    network, generator = TwoTowerAlexNet(preset(), ("cpu",), 10, kernels).double().eval(), torch.Generator().manual_seed(2)
+    network, generator = (
+        TwoTowerAlexNet(preset(), ("cpu",), 10, kernels).double().eval(),
+        torch.Generator().manual_seed(2),
+    )
     with torch.no_grad():
         for name, (part,) in network.layer_parameters().items():
-            part.copy_(torch.randn(part.shape, generator=generator, dtype=torch.float64) * (0.1 if name.endswith("weight") else 5))
+            part.copy_(
+                torch.randn(part.shape, generator=generator, dtype=torch.float64)
+                * (0.1 if name.endswith("weight") else 5)
+            )
     w = network.merged_state()
     x = images = 50 * torch.randn(3, 3, 32, 32, generator=generator, dtype=torch.float64)
     nonlinear = {cifar_tanh: torch.tanh, cifar_sigmoid: torch.sigmoid}.get(preset, torch.relu)
@@ -141,18 +173,39 @@ def tiny(recipe):
 def data(tmp_path_factory):
     root = tmp_path_factory.mktemp("pictures")
     make_folder(root / "folder", train=6, val=3, size=(32, 32))
-    assert prepare.main([str(root / "folder"), str(root / "set"), "--recipe", "cifar18", "--workers", "0", "--raw"]) == 0
+    assert (
+        prepare.main([str(root / "folder"), str(root / "set"), "--recipe", "cifar18", "--workers", "0", "--raw"]) == 0
+    )
     return root / "set"
 
 
 def trained(data, out, recipe, *more):
-    arguments = ["--gpus", "cpu", "--data", str(data), "--out", str(out), "--epochs", "2", "--workers", "0", "--batch-size", "7"]
+    arguments = [
+        "--gpus",
+        "cpu",
+        "--data",
+        str(data),
+        "--out",
+        str(out),
+        "--epochs",
+        "2",
+        "--workers",
+        "0",
+        "--batch-size",
+        "7",
+    ]
     assert train.main([*arguments, "--recipe", recipe, *more]) == 0
     return read_metrics(out)
 
 
-PIPELINES = ["torch", "raw", pytest.param("dali", marks=pytest.mark.skipif(
-    importlib.util.find_spec("nvidia.dali") is None, reason="DALI is not installed"))]
+PIPELINES = [
+    "torch",
+    "raw",
+    pytest.param(
+        "dali",
+        marks=pytest.mark.skipif(importlib.util.find_spec("nvidia.dali") is None, reason="DALI is not installed"),
+    ),
+]
 
 
 @pytest.mark.parametrize("pipeline", PIPELINES)
@@ -172,7 +225,9 @@ def test_no_colour_is_the_picture_itself(data, tmp_path, monkeypatch):
     monkeypatch.setattr(trainer, "draw_curves", lambda run: None)
     monkeypatch.setattr(directory, "source_commit", lambda: None)
     losses = []
-    for number, more in enumerate(([], ["--set=colour_shrink=true"], ["--set=colour_scale=root"], ["--set=colour_noise=0.5"])):
+    for number, more in enumerate(
+        ([], ["--set=colour_shrink=true"], ["--set=colour_scale=root"], ["--set=colour_noise=0.5"])
+    ):
         lines = trained(data, tmp_path / str(number), "cifar18", *tiny(cifar18()), *more)
         losses.append([line["loss"] for line in lines if line["kind"] == "train"])
     assert losses[0] == losses[1] == losses[2] != losses[3]

@@ -4,6 +4,7 @@ Nothing here comes from the package's own layers: the forward pass is plain torc
 source (layers-145.cfg: the graph; layer-params-145-2010.cfg: the norms; layer.py: sizes and divisors) and from the
 paper's section 3. A mistake that the two-tower and the merged network share would show here.
 """
+
 import functools
 from types import SimpleNamespace
 
@@ -16,8 +17,16 @@ from alexnet_mp import TwoTowerAlexNet, paper, source2012
 from alexnet_mp.recipes.recipe import override
 
 CLASSES, UNITS = 10, 64  # the convolutions have their full width; 64 units a tower keep fc6 and fc7 quick
-SHAPES = {"conv1": (96, 3, 11, 11), "conv2": (256, 48, 5, 5), "conv3": (384, 256, 3, 3), "conv4": (384, 192, 3, 3),
-          "conv5": (256, 192, 3, 3), "fc6": (128, 9216), "fc7": (128, 128), "fc8": (CLASSES, 128)}
+SHAPES = {
+    "conv1": (96, 3, 11, 11),
+    "conv2": (256, 48, 5, 5),
+    "conv3": (384, 256, 3, 3),
+    "conv4": (384, 192, 3, 3),
+    "conv5": (256, 192, 3, 3),
+    "fc6": (128, 9216),
+    "fc7": (128, 128),
+    "fc8": (CLASSES, 128),
+}
 
 # 2012 source, layers-145.cfg: LRN on the signed conv1, ReLU only after the pooling; cnorm2 after LRN in layer 2.
 # layer-params-145-2010.cfg: scale 1e-4, divided by the window length 5, as torch does too: torch's alpha is 1e-4.
@@ -32,9 +41,30 @@ def cnorm(x, scale=1e-3, k=1.0, include_pad=True):
     return x * (k + scale * mean) ** -0.75
 
 
-def alexnet(w, x, *, order1, order2, order5, alpha1, alpha2, k=2.0, pad=(0, 3, 0, 3), lrn_towers=2, lrn_size=5,
-            scale=1e-3, cnorm_k=1.0, include_pad=True, pool=3, keep6=0.5, keep7=0.5, swap3=False, swap6=False):
+def alexnet(
+    w,
+    x,
+    *,
+    order1,
+    order2,
+    order5,
+    alpha1,
+    alpha2,
+    k=2.0,
+    pad=(0, 3, 0, 3),
+    lrn_towers=2,
+    lrn_size=5,
+    scale=1e-3,
+    cnorm_k=1.0,
+    include_pad=True,
+    pool=3,
+    keep6=0.5,
+    keep7=0.5,
+    swap3=False,
+    swap6=False,
+):
     """Test-time logits from the 16 tensors; the keyword defaults are the facts, other values are wrong on purpose."""
+
     def then(x, order, alpha=None):
         for op in order.split():
             if op == "relu":
@@ -105,8 +135,17 @@ def build(name):
     leaves = {key: value.clone().requires_grad_() for key, value in state.items()}
     logits = alexnet(leaves, images, **facts)
     grads = dict(zip(leaves, torch.autograd.grad((logits * along).sum(), list(leaves.values()))))
-    return SimpleNamespace(facts=facts, net=net, merged=merged, state=state, images=images,
-                           project=project, along=along, logits=logits.detach(), grads=grads)
+    return SimpleNamespace(
+        facts=facts,
+        net=net,
+        merged=merged,
+        state=state,
+        images=images,
+        project=project,
+        along=along,
+        logits=logits.detach(),
+        grads=grads,
+    )
 
 
 @pytest.mark.parametrize("network", ["merged", "two towers"])
@@ -143,7 +182,8 @@ EITHER = {
     "fc6 reads b before a": dict(swap6=True),
 }
 MISTAKES = {
-    "source2012": EITHER | {
+    "source2012": EITHER
+    | {
         "relu before norm in layer 1": dict(order1="relu lrn pool"),
         "pool before norm in layer 1": dict(order1="pool lrn relu"),
         "norm before relu in layer 2": dict(order2="lrn relu cnorm pool"),
@@ -154,14 +194,17 @@ MISTAKES = {
         "cnorm2 after the pooling": dict(order2="relu lrn pool cnorm"),
         "cnorm2 with k of 2": dict(cnorm_k=2.0),
         "cnorm2 with the scale undivided": dict(scale=1e-3 * 25),
-        "cnorm2 renormalised at the edges": dict(include_pad=False)},
-    "paper": EITHER | {
+        "cnorm2 renormalised at the edges": dict(include_pad=False),
+    },
+    "paper": EITHER
+    | {
         "norm before relu in layer 1": dict(order1="lrn relu pool"),
         "pool before norm in layer 1": dict(order1="relu pool lrn"),
         "norm before relu in layer 2": dict(order2="lrn relu pool"),
         "the source's alpha in layer 1": dict(alpha1=1e-4),
         "the source's alpha in layer 2": dict(alpha2=1e-4),
-        "cnorm2 added": dict(order2="relu lrn cnorm pool")},
+        "cnorm2 added": dict(order2="relu lrn cnorm pool"),
+    },
 }
 
 
@@ -190,10 +233,10 @@ def test_the_norms_used_here_are_the_formulas_of_the_source():
     x = 200.0 * torch.randn(1, 7, 6, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     square, across, within = x * x, torch.empty_like(x), torch.empty_like(x)
     for i in range(7):
-        across[:, i] = x[:, i] * (2 + 2e-5 * square[:, max(i - 2, 0):i + 3].sum(1)) ** -0.75
+        across[:, i] = x[:, i] * (2 + 2e-5 * square[:, max(i - 2, 0) : i + 3].sum(1)) ** -0.75
     for i in range(6):
         for j in range(6):
-            window = square[:, :, max(i - 2, 0):i + 3, max(j - 2, 0):j + 3].sum((2, 3))
+            window = square[:, :, max(i - 2, 0) : i + 3, max(j - 2, 0) : j + 3].sum((2, 3))
             within[:, :, i, j] = x[:, :, i, j] * (1 + 4e-5 * window) ** -0.75
     assert off(F.local_response_norm(x, 5, alpha=1e-4, beta=0.75, k=2.0), across) < 1e-14
     assert off(cnorm(x), within) < 1e-14

@@ -1,4 +1,5 @@
 """Net 146: rates and dates of its three recipes, and the commands of docs/pretraining.md, typed on small networks."""
+
 import re
 from pathlib import Path
 
@@ -16,8 +17,11 @@ from alexnet_mp.training.schedule import make_schedule
 
 PAGE = Path(__file__).parents[2] / "docs" / "pretraining.md"
 COMMANDS = [line.split()[3:] for line in re.findall(r"^python -m alexnet_mp\.train .*$", PAGE.read_text(), re.M)]
-WORDS = [word for name in ("conv1", "conv2", "conv3", "conv4", "conv5", "conv6", "fc6", "fc7")
-         for word in ("--set", f"{name}.maps=2")]
+WORDS = [
+    word
+    for name in ("conv1", "conv2", "conv3", "conv4", "conv5", "conv6", "fc6", "fc7")
+    for word in ("--set", f"{name}.maps=2")
+]
 
 
 def rates(recipe, epoch):
@@ -26,8 +30,10 @@ def rates(recipe, epoch):
 
 
 def test_rates_of_pre_training():
-    for recipe, old, epochs in ((net146_2009(), 5, {1: 1e-2, 2: 1e-3, 6: 1e-3}),
-                                (net146_2011(), 6, {1: 1e-2, 6: 1e-2, 7: 1e-3, 8: 1e-3})):
+    for recipe, old, epochs in (
+        (net146_2009(), 5, {1: 1e-2, 2: 1e-3, 6: 1e-3}),
+        (net146_2011(), 6, {1: 1e-2, 6: 1e-2, 7: 1e-3, 8: 1e-3}),
+    ):
         for epoch, rate in epochs.items():
             found = list(rates(recipe, epoch).values())
             assert found == pytest.approx(old * [1e-3] + (len(found) - old) * [rate]), (recipe.name, epoch)
@@ -52,7 +58,8 @@ def test_the_page_can_be_typed():
     for found in options[1:3]:
         copied = found.init_layers.split(",")
         assert [layer.rate for layer in PRESETS[found.recipe]().layers] == pytest.approx(
-            [0.1 if layer.name in copied else 1.0 for layer in PRESETS[found.recipe]().layers])
+            [0.1 if layer.name in copied else 1.0 for layer in PRESETS[found.recipe]().layers]
+        )
     assert options[3].steps * 128 == 300 * 1024
     for line in re.findall(r"^python -m alexnet_mp\.(prepare|evaluate) (.*)$", PAGE.read_text(), re.M):
         {"prepare": prepare, "evaluate": evaluate}[line[0]]._parser().parse_args(line[1].split())
@@ -62,12 +69,32 @@ def test_the_page_can_be_typed():
 def test_the_chain_from_145_to_the_end(tmp_path, monkeypatch):
     """Small widths and pictures, one epoch a step: each begins with what the one before learned, the last in two."""
     monkeypatch.chdir(tmp_path)
-    small = ["--gpus", "cpu", "--pipeline", "torch", "--workers", "0", "--epochs", "1", "--batch-size", "9", "--set",
-             "stored_size=84",
-             "--set", "crop_size=80", "--set", "crop_positions=4"]
+    small = [
+        "--gpus",
+        "cpu",
+        "--pipeline",
+        "torch",
+        "--workers",
+        "0",
+        "--epochs",
+        "1",
+        "--batch-size",
+        "9",
+        "--set",
+        "stored_size=84",
+        "--set",
+        "crop_size=80",
+        "--set",
+        "crop_positions=4",
+    ]
     for name in ("ilsvrc2012", "fall2009", "fall2011"):
-        make_folder(tmp_path / name, train=8, val=2, size=(90, 90),
-                    classes=("ant", "bee", "cat")[:2 if name == "ilsvrc2012" else 3])
+        make_folder(
+            tmp_path / name,
+            train=8,
+            val=2,
+            size=(90, 90),
+            classes=("ant", "bee", "cat")[: 2 if name == "ilsvrc2012" else 3],
+        )
     seen = []
     for words in COMMANDS:
         options = train._parser().parse_args(words)
@@ -75,14 +102,22 @@ def test_the_chain_from_145_to_the_end(tmp_path, monkeypatch):
         maps = [word for word in zip(WORDS[::2], WORDS[1::2]) if has_conv6 or "conv6" not in word[1]]
         more = sum(map(list, maps), []) + (["--set", "bottleneck1.maps=2"] if options.recipe == "net146_2011" else [])
         words = ["1" if word == "2400" else word for word in words]
-        words[words.index("--gpus"):words.index("--gpus") + 2] = []
+        words[words.index("--gpus") : words.index("--gpus") + 2] = []
         train.main([*words, *small, *(more if options.recipe else [])])
         seen.append(checkpoint_format.read_state(newest(options.out or options.resume)))
-    assert [found.recipe.name for found in seen] == ["source2012", "net146_2009", "net146_2011", "net146_2012",
-                                                     "net146_2012"]
+    assert [found.recipe.name for found in seen] == [
+        "source2012",
+        "net146_2009",
+        "net146_2011",
+        "net146_2012",
+        "net146_2012",
+    ]
     assert [found.step for found in seen] == [2, 3, 3, 1, 2]
     assert [found.recipe.layers[-1].rate for found in seen[-2:]] == [0.1, 1.0]
     last = checkpoint_format.load_weights(newest(tmp_path / "runs/146-2012"))
     before = checkpoint_format.load_weights(newest(tmp_path / "runs/146-2011"))
-    assert all(torch.nn.functional.cosine_similarity(last[name].flatten(), before[name].flatten(), 0) > 0.99
-               for name in last if name.endswith("weight") and not name.startswith("fc8"))
+    assert all(
+        torch.nn.functional.cosine_similarity(last[name].flatten(), before[name].flatten(), 0) > 0.99
+        for name in last
+        if name.endswith("weight") and not name.startswith("fc8")
+    )

@@ -1,4 +1,5 @@
 """The presets say what their sources say, and wrong values are refused with the field's name."""
+
 import dataclasses
 import json
 import math
@@ -18,14 +19,18 @@ from alexnet_mp.system.errors import UserError
 def fields(recipe):
     """{"conv1.maps": 48, ..., "batch_size": 128, ...}"""
     flat = {name: value for name, value in to_dict(recipe).items() if name != "layers"}
-    return flat | {f"{layer['name']}.{name}": value for layer in to_dict(recipe)["layers"] for name, value in layer.items()}
+    return flat | {
+        f"{layer['name']}.{name}": value for layer in to_dict(recipe)["layers"] for name, value in layer.items()
+    }
 
 
 def test_paper_is_the_text():
     recipe = paper()
     assert [layer.init_std for layer in recipe.layers] == [0.01] * 8  # section 5
-    assert [layer.init_bias for layer in recipe.layers] == [0, 1, 0, 1, 1, 1, 1, 0]  # conv2, 4, 5 and the hidden fc layers
-    assert [layer.name for layer in recipe.layers if layer.reads == "both"] == ["conv3", "fc6", "fc7", "fc8"]  # figure 2
+    # conv2, 4, 5 and the hidden fc layers
+    assert [layer.init_bias for layer in recipe.layers] == [0, 1, 0, 1, 1, 1, 1, 0]
+    # figure 2
+    assert [layer.name for layer in recipe.layers if layer.reads == "both"] == ["conv3", "fc6", "fc7", "fc8"]
     assert (recipe.lrn_k, recipe.lrn_size, recipe.lrn_alpha, recipe.lrn_beta) == (2, 5, 1e-4, 0.75)  # 3.3
     assert (recipe.pool_size, recipe.pool_stride) == (3, 2)  # 3.4
     assert recipe.crop_positions**2 * 2 == 2048  # 4.1
@@ -42,12 +47,22 @@ def test_source2012_differs_from_the_paper_in_exactly_these_fields():
         "conv1.then": (["relu", "lrn", "max_pool"], ["lrn", "max_pool", "relu"]),
         "conv2.then": (["relu", "lrn", "max_pool"], ["relu", "lrn", "spatial_norm", "max_pool"]),
         "conv5.then": (["relu", "max_pool"], ["max_pool", "relu"]),
-        "conv3.init_std": (0.01, 0.03), "conv4.init_std": (0.01, 0.03), "conv5.init_std": (0.01, 0.03),
-        "lrn_alpha": (1e-4, 2e-5), "pool_ties": ("first", "all"),
-        "crop_positions": (32, 33), "crop_share": (1, 32), "mean_follows_crop": (True, False),
-        "colour_scale": ("eigenvalue", "root"), "colour_shrink": (False, True), "reshuffle": (True, False),
-        "bias_learning_rate": (0.01, 0.02), "bias_weight_decay": (5e-4, 0.0),
-        "schedule": ("plateau", "dated"), "epochs": (90, 93), "dates": ([], b["dates"]),
+        "conv3.init_std": (0.01, 0.03),
+        "conv4.init_std": (0.01, 0.03),
+        "conv5.init_std": (0.01, 0.03),
+        "lrn_alpha": (1e-4, 2e-5),
+        "pool_ties": ("first", "all"),
+        "crop_positions": (32, 33),
+        "crop_share": (1, 32),
+        "mean_follows_crop": (True, False),
+        "colour_scale": ("eigenvalue", "root"),
+        "colour_shrink": (False, True),
+        "reshuffle": (True, False),
+        "bias_learning_rate": (0.01, 0.02),
+        "bias_weight_decay": (5e-4, 0.0),
+        "schedule": ("plateau", "dated"),
+        "epochs": (90, 93),
+        "dates": ([], b["dates"]),
     }
 
 
@@ -60,11 +75,33 @@ def test_mini_is_the_papers_graph():
 def test_desk_is_the_papers_graph_for_small_pictures():
     for ours, full in zip(PRESETS["desk"]().layers, paper().layers, strict=True):
         stride = 2 if ours.name == "conv1" else full.stride
-        assert dataclasses.replace(ours, maps=full.maps, init_std=full.init_std, stride=full.stride) == full and ours.stride == stride
+        assert (
+            dataclasses.replace(ours, maps=full.maps, init_std=full.init_std, stride=full.stride) == full
+            and ours.stride == stride
+        )
     assert PRESETS["desk"]().layers[0].maps == 48 and PRESETS["desk"]().layers[0].init_std == 0.01
     found = {size.layer.name: size.output for size in sizes(PRESETS["desk"](), 100)}
-    assert list(found.values()) == [(48, 10, 10), (48, 5, 5), (64, 5, 5), (64, 5, 5), (48, 2, 2), (512, 1, 1), (512, 1, 1), (100, 1, 1)]
-    same = {"batch_size", "learning_rate", "momentum", "weight_decay", "dropout", "lrn_alpha", "pool_size", "colour_noise", "test_views"}
+    assert list(found.values()) == [
+        (48, 10, 10),
+        (48, 5, 5),
+        (64, 5, 5),
+        (64, 5, 5),
+        (48, 2, 2),
+        (512, 1, 1),
+        (512, 1, 1),
+        (100, 1, 1),
+    ]
+    same = {
+        "batch_size",
+        "learning_rate",
+        "momentum",
+        "weight_decay",
+        "dropout",
+        "lrn_alpha",
+        "pool_size",
+        "colour_noise",
+        "test_views",
+    }
     assert all(getattr(PRESETS["desk"](), field) == getattr(paper(), field) for field in same)
 
 
@@ -84,48 +121,106 @@ def test_every_field_can_be_set_from_text(recipe):
 
 
 def test_override_changes_one_field_and_keeps_the_rest():
-    before, after = fields(paper()), fields(override(paper(), ["conv3.init_std=0.03", "conv1.then=lrn,max_pool,relu", "flip=false"]))
+    before, after = (
+        fields(paper()),
+        fields(override(paper(), ["conv3.init_std=0.03", "conv1.then=lrn,max_pool,relu", "flip=false"])),
+    )
     assert {name for name in before if before[name] != after[name]} == {"conv3.init_std", "conv1.then", "flip"}
     assert after["conv1.then"] == ["lrn", "max_pool", "relu"] and after["flip"] is False
 
 
-@every("setting, named", [
-    ("batchsize=3", "did you mean batch_size"), ("nonsense=3", "nonsense"), ("conv9.maps=3", "conv9"), ("conv1.colour=3", "conv1.colour"),
-    ("batch_size", "field=value"), ("batch_size=0", "batch_size"), ("batch_size=1.5", "batch_size"), ("batch_size=many", "batch_size"),
-    ("learning_rate=nan", "learning_rate"), ("learning_rate=-1", "learning_rate"), ("momentum=1", "momentum"), ("dropout=1.5", "dropout"),
-    ("flip=perhaps", "flip"), ("schedule=cosine", "schedule"), ("seed=-1", "seed"), ("seed=4294967296", "seed"), ("towers=3", "towers"),
-    ("crop_size=300", "crop_size"), ("crop_positions=34", "crop_positions"), ("pool_size=60", "pool_size"), ("lrn_k=0", "lrn_k"),
-    ("conv1.maps=0", "conv1.maps"), ("conv1.kernel=500", "conv1.kernel"), ("conv1.then=relu,swish", "conv1.then"),
-    ("conv2.reads=image", "conv2.reads"), ("fc6.then=lrn", "fc6.then"), ("fc8.towers=each", "fc8.towers"), ("fc8.maps=10", "fc8.maps"),
-    ("fc7.kind=conv", "fc7.kind"), ("fc7.kernel=3", "fc7.kernel"), ("lrn_beta=NaN", "lrn_beta"), ("lrn_k=Infinity", "lrn_k"),
-    ("conv1.init_bias=NaN", "conv1.init_bias"), ("batch_size=true", "batch_size"), ("name=a/b", "name"), ("layers=[1]", "layers"), ("layers=[{}]", "layers"),
-    ("conv1.maps=99999999999999999999", "conv1.maps"), ("conv1.name=forward", "like conv1"), ("dates.0.epoch=3", "set whole, as JSON"),
-    ('dates=[{"epoch": 3, "wieghts": 0.1}]', "wieghts"), ('dates=[{"epoch": 3, "weights": -1}]', "dates.0.weights is -1"),
-    ("conv1.weight_decay=-1", "conv1.weight_decay"), ("fc6.weight_decay=Infinity", "fc6.weight_decay"),
-    ("conv1.rate=-1", "conv1.rate"), ("conv1.rate=NaN", "conv1.rate"), ("conv1.rate=null", "conv1.rate"), ("conv1.kind=local", "conv1.kind"),
-    ("test_views=five", "test_views"),
-    ("batch_file_size=0", "batch_file_size"), ("batch_file_size=true", "batch_file_size"), ("fc7.kind=local", "fc7.kind"),
-    ("conv1.pad=-1", "conv1.pad"), ("conv2.name=conv1", "names"), ("pool_stride=4", "pool_stride"), ("epochs=0", "epochs"),
-    ('dates=[{"epoch": 0}]', "dates"), ('dates=[{"epoch": 3, "layers": ["conv9"]}]', "dates"),
-])
+@every(
+    "setting, named",
+    [
+        ("batchsize=3", "did you mean batch_size"),
+        ("nonsense=3", "nonsense"),
+        ("conv9.maps=3", "conv9"),
+        ("conv1.colour=3", "conv1.colour"),
+        ("batch_size", "field=value"),
+        ("batch_size=0", "batch_size"),
+        ("batch_size=1.5", "batch_size"),
+        ("batch_size=many", "batch_size"),
+        ("learning_rate=nan", "learning_rate"),
+        ("learning_rate=-1", "learning_rate"),
+        ("momentum=1", "momentum"),
+        ("dropout=1.5", "dropout"),
+        ("flip=perhaps", "flip"),
+        ("schedule=cosine", "schedule"),
+        ("seed=-1", "seed"),
+        ("seed=4294967296", "seed"),
+        ("towers=3", "towers"),
+        ("crop_size=300", "crop_size"),
+        ("crop_positions=34", "crop_positions"),
+        ("pool_size=60", "pool_size"),
+        ("lrn_k=0", "lrn_k"),
+        ("conv1.maps=0", "conv1.maps"),
+        ("conv1.kernel=500", "conv1.kernel"),
+        ("conv1.then=relu,swish", "conv1.then"),
+        ("conv2.reads=image", "conv2.reads"),
+        ("fc6.then=lrn", "fc6.then"),
+        ("fc8.towers=each", "fc8.towers"),
+        ("fc8.maps=10", "fc8.maps"),
+        ("fc7.kind=conv", "fc7.kind"),
+        ("fc7.kernel=3", "fc7.kernel"),
+        ("lrn_beta=NaN", "lrn_beta"),
+        ("lrn_k=Infinity", "lrn_k"),
+        ("conv1.init_bias=NaN", "conv1.init_bias"),
+        ("batch_size=true", "batch_size"),
+        ("name=a/b", "name"),
+        ("layers=[1]", "layers"),
+        ("layers=[{}]", "layers"),
+        ("conv1.maps=99999999999999999999", "conv1.maps"),
+        ("conv1.name=forward", "like conv1"),
+        ("dates.0.epoch=3", "set whole, as JSON"),
+        ('dates=[{"epoch": 3, "wieghts": 0.1}]', "wieghts"),
+        ('dates=[{"epoch": 3, "weights": -1}]', "dates.0.weights is -1"),
+        ("conv1.weight_decay=-1", "conv1.weight_decay"),
+        ("fc6.weight_decay=Infinity", "fc6.weight_decay"),
+        ("conv1.rate=-1", "conv1.rate"),
+        ("conv1.rate=NaN", "conv1.rate"),
+        ("conv1.rate=null", "conv1.rate"),
+        ("conv1.kind=local", "conv1.kind"),
+        ("test_views=five", "test_views"),
+        ("batch_file_size=0", "batch_file_size"),
+        ("batch_file_size=true", "batch_file_size"),
+        ("fc7.kind=local", "fc7.kind"),
+        ("conv1.pad=-1", "conv1.pad"),
+        ("conv2.name=conv1", "names"),
+        ("pool_stride=4", "pool_stride"),
+        ("epochs=0", "epochs"),
+        ('dates=[{"epoch": 0}]', "dates"),
+        ('dates=[{"epoch": 3, "layers": ["conv9"]}]', "dates"),
+    ],
+)
 def test_a_wrong_value_is_refused_by_name(setting, named):
     with pytest.raises(UserError, match=named) as raised:
         override(paper(), [setting])
     assert "\n" not in str(raised.value)
 
 
-@every("changes, words", [
-    ({"dropout": math.nan}, "dropout is nan: it must be a finite number"),
-    ({"momentum": 1.0}, "momentum is 1.0: it must be less than 1"),
-    ({"batch_size": 0}, "batch_size is 0: it must be greater than or equal to 1"),
-    ({"lrn_k": math.inf}, "lrn_k is inf: it must be a finite number"),
-    ({"seed": 2**32}, "seed is 4294967296: it must be less than 4294967296"), ({"jpeg_quality": 101}, "jpeg_quality is 101: it must be"),
-    ({"schedule": "cosine"}, "schedule is 'cosine': it must be 'plateau' or 'dated'"), ({"crop_size": 300}, "crop_size is 300: the crop"),
-    ({"dates": (Date(1, colour_noise=-1.0),)}, "dates.0.colour_noise is -1.0: it must be greater than or equal to 0"),
-    ({"layers": (1,)}, "layers.0 is 1: it must be an instance of Layer"), ({"flip": 1}, "flip is 1: it must be a valid boolean"),
-    ({"kernel": 0}, "conv1.kernel is 0: it must be greater than or equal to 1"), ({"maps": 2**31}, "conv1.maps is 2147483648: it must be"),
-    ({"rate": math.inf}, "conv1.rate is inf: it must be a finite number"), ({"then": ("swish",)}, "conv1.then.0 is 'swish': it must be 'relu'"),
-])
+@every(
+    "changes, words",
+    [
+        ({"dropout": math.nan}, "dropout is nan: it must be a finite number"),
+        ({"momentum": 1.0}, "momentum is 1.0: it must be less than 1"),
+        ({"batch_size": 0}, "batch_size is 0: it must be greater than or equal to 1"),
+        ({"lrn_k": math.inf}, "lrn_k is inf: it must be a finite number"),
+        ({"seed": 2**32}, "seed is 4294967296: it must be less than 4294967296"),
+        ({"jpeg_quality": 101}, "jpeg_quality is 101: it must be"),
+        ({"schedule": "cosine"}, "schedule is 'cosine': it must be 'plateau' or 'dated'"),
+        ({"crop_size": 300}, "crop_size is 300: the crop"),
+        (
+            {"dates": (Date(1, colour_noise=-1.0),)},
+            "dates.0.colour_noise is -1.0: it must be greater than or equal to 0",
+        ),
+        ({"layers": (1,)}, "layers.0 is 1: it must be an instance of Layer"),
+        ({"flip": 1}, "flip is 1: it must be a valid boolean"),
+        ({"kernel": 0}, "conv1.kernel is 0: it must be greater than or equal to 1"),
+        ({"maps": 2**31}, "conv1.maps is 2147483648: it must be"),
+        ({"rate": math.inf}, "conv1.rate is inf: it must be a finite number"),
+        ({"then": ("swish",)}, "conv1.then.0 is 'swish': it must be 'relu'"),
+    ],
+)
 def test_a_recipe_that_code_makes_is_checked_as_one_that_is_read(changes, words):
     """One sentence, wherever it comes from."""
     recipe, (first, *others) = paper(), paper().layers

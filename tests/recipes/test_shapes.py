@@ -1,4 +1,5 @@
 """Sizes, parameters and crossings of the presets, against the tables of the paper and the 2012 source."""
+
 import dataclasses
 
 import pytest
@@ -21,9 +22,15 @@ from alexnet_mp.recipes.shapes import (
 def test_outputs_of_one_tower(preset):
     table = {size.layer.name: (size.computed, size.output) for size in sizes(preset())}
     assert table == {  # paper, section 3; per GPU
-        "conv1": ((48, 55, 55), (48, 27, 27)), "conv2": ((128, 27, 27), (128, 13, 13)), "conv3": ((192, 13, 13),) * 2,
-        "conv4": ((192, 13, 13),) * 2, "conv5": ((128, 13, 13), (128, 6, 6)),
-        "fc6": ((2048, 1, 1),) * 2, "fc7": ((2048, 1, 1),) * 2, "fc8": ((1000, 1, 1),) * 2}
+        "conv1": ((48, 55, 55), (48, 27, 27)),
+        "conv2": ((128, 27, 27), (128, 13, 13)),
+        "conv3": ((192, 13, 13),) * 2,
+        "conv4": ((192, 13, 13),) * 2,
+        "conv5": ((128, 13, 13), (128, 6, 6)),
+        "fc6": ((2048, 1, 1),) * 2,
+        "fc7": ((2048, 1, 1),) * 2,
+        "fc8": ((1000, 1, 1),) * 2,
+    }
 
 
 @pytest.mark.parametrize("preset", [paper, source2012])
@@ -44,7 +51,12 @@ def test_crossings_of_the_papers_network():
     assert sum(row[3] for row in rows) == 60_030_976
     for direction in ("a->b", "b->a"):
         assert sum(row[3] for row in rows if row[1] == direction) == 30_015_488
-    assert {edge: count for edge, *_, count in rows} == {"conv3": 11_075_584, "fc6": 2_359_296, "fc7": 1_048_576, "fc8": 1_048_576}
+    assert {edge: count for edge, *_, count in rows} == {
+        "conv3": 11_075_584,
+        "fc6": 2_359_296,
+        "fc7": 1_048_576,
+        "fc8": 1_048_576,
+    }
     assert [row[:3] for row in rows if row[0] == "fc8"] == [("fc8", "b->a", "forward"), ("fc8", "a->b", "backward")]
     assert len(rows) == 14
 
@@ -58,7 +70,8 @@ def one_tower():
 
 
 def test_variants_need_no_network_code():
-    """One tower, a sixth layer that reads both, and no links: parameters as recorded in the 2012 source, crossings that follow."""
+    """One tower, a sixth layer that reads both, and no links: parameters as recorded in the 2012 source, crossings that
+    follow."""
     assert parameter_counts(one_tower()) == (59_798_312,)
     assert crossings(one_tower(), 128) == []
 

@@ -1,4 +1,5 @@
 """Which pictures the report shows and why, on answers made by hand; their probabilities; bars of any names."""
+
 import io
 
 import numpy as np
@@ -13,7 +14,8 @@ VIEWS = [(0, 0, False), (4, 4, False), (0, 0, True), (4, 4, True)]
 
 
 def answered(labels, *rows, places=None):
-    """`Guesses` from the classes' probabilities, one row a picture; if nothing is said both places see what the average does."""
+    """`Guesses` from the classes' probabilities, one row a picture; if nothing is said both places see what the average
+    does."""
     probabilities = np.array(rows, float)
     top = np.argsort(-probabilities, axis=1, kind="stable")
     own = np.where(np.array(labels) < 0, np.nan, probabilities[np.arange(len(rows)), labels])
@@ -26,42 +28,61 @@ def shown(found):
 
 
 def test_best_worst_and_ambiguous_are_found_in_their_order():
-    found = answered([0, 0, 0, 1, 2, 0], [.9, .05, .05], [.8, .1, .1], [.1, .85, .05], [.5, .02, .48], [.34, .33, .33],
-                     [.95, .03, .02])
+    found = answered(
+        [0, 0, 0, 1, 2, 0],
+        [0.9, 0.05, 0.05],
+        [0.8, 0.1, 0.1],
+        [0.1, 0.85, 0.05],
+        [0.5, 0.02, 0.48],
+        [0.34, 0.33, 0.33],
+        [0.95, 0.03, 0.02],
+    )
     assert shown(found) == {"Best": [5, 0, 1], "Worst": [3, 2, 4]}  # and all are shown once
 
 
 def test_each_sort_is_short_and_no_picture_is_shown_twice(monkeypatch):
     monkeypatch.setattr(predictions, "EACH", 1)
-    found = answered([0, 0, 0, 1, 2, 0], [.9, .05, .05], [.48, .47, .05], [.1, .85, .05], [.5, .02, .48], [.34, .33, .33],
-                     [.95, .03, .02])
-    assert shown(found) == {"Best": [5], "Worst": [3], "Ambiguous": [1]}  # of picture 3, which is as ambiguous, the worst is told
+    found = answered(
+        [0, 0, 0, 1, 2, 0],
+        [0.9, 0.05, 0.05],
+        [0.48, 0.47, 0.05],
+        [0.1, 0.85, 0.05],
+        [0.5, 0.02, 0.48],
+        [0.34, 0.33, 0.33],
+        [0.95, 0.03, 0.02],
+    )
+    # of picture 3, which is as ambiguous, the worst is told
+    assert shown(found) == {"Best": [5], "Worst": [3], "Ambiguous": [1]}
     assert predictions.EACH == 1 and len(examples(found)) == 4
 
 
 def test_off_centre_is_right_and_far_more_probable_in_a_corner(monkeypatch):
     monkeypatch.setattr(predictions, "EACH", 1)
-    places = [[.9, .9], [.9, .5], [.65, .6], [.2, .9], [.9, .1]]
-    found = answered([0] * 5, [.9, .05, .05], [.7, .2, .1], [.6, .2, .2], [.6, .2, .2], [.3, .6, .1], places=places)
+    places = [[0.9, 0.9], [0.9, 0.5], [0.65, 0.6], [0.2, 0.9], [0.9, 0.1]]
+    found = answered(
+        [0] * 5, [0.9, 0.05, 0.05], [0.7, 0.2, 0.1], [0.6, 0.2, 0.2], [0.6, 0.2, 0.2], [0.3, 0.6, 0.1], places=places
+    )
     assert shown(found)["Off-centre"] == [1]  # 4 is farther apart, and wrong
-    assert "Off-centre" not in shown(answered([0] * 2, [.9, .05, .05], [.6, .2, .2], places=[[.9, .9], [.65, .6]]))
-    assert "Off-centre" not in shown(answered([0], [.9, .05, .05], places=[[.9, .9]]))
+    assert "Off-centre" not in shown(
+        answered([0] * 2, [0.9, 0.05, 0.05], [0.6, 0.2, 0.2], places=[[0.9, 0.9], [0.65, 0.6]])
+    )
+    assert "Off-centre" not in shown(answered([0], [0.9, 0.05, 0.05], places=[[0.9, 0.9]]))
 
 
 def test_ambiguous_is_between_two_classes_and_no_more():
-    found = answered([-1] * 4, [.9, .05, .05], [.34, .33, .33], [.5, .45, .05], [.6, .2, .2])
+    found = answered([-1] * 4, [0.9, 0.05, 0.05], [0.34, 0.33, 0.33], [0.5, 0.45, 0.05], [0.6, 0.2, 0.2])
     by_heading = {heading: (why, chosen) for heading, why, chosen in examples(found)}
     assert by_heading["Surest"][1] == [0, 3, 2, 1] and by_heading["Ambiguous"][1] == []
     assert by_heading["Ambiguous"][0].startswith("No picture with two classes of like probability")
 
 
 def test_without_labels_nothing_is_right_or_wrong():
-    found = answered([-1, -1, 0], [.5, .45, .05], [.9, .05, .05], [.4, .3, .3])
+    found = answered([-1, -1, 0], [0.5, 0.45, 0.05], [0.9, 0.05, 0.05], [0.4, 0.3, 0.3])
     assert shown(found) == {"Surest": [1, 0, 2]}
 
 
 def test_two_classes():
-    assert shown(answered([0, 1], [.9, .1], [.6, .4])) == {"Best": [0], "Worst": [1]}
+    assert shown(answered([0, 1], [0.9, 0.1], [0.6, 0.4])) == {"Best": [0], "Worst": [1]}
 
 
 def test_probabilities_are_averaged_and_only_what_is_shown_is_kept():
@@ -72,7 +93,9 @@ def test_probabilities_are_averaged_and_only_what_is_shown_is_kept():
     average = each.mean(0)
     torch.testing.assert_close(probabilities, average.topk(5, dim=1)[0], rtol=0, atol=0)
     assert torch.equal(top[:, 0], average.argmax(1)) and torch.equal(kept, labels)
-    torch.testing.assert_close(own, torch.stack([average[0, 7], torch.tensor(torch.nan), average[2, 49]]), equal_nan=True)
+    torch.testing.assert_close(
+        own, torch.stack([average[0, 7], torch.tensor(torch.nan), average[2, 49]]), equal_nan=True
+    )
     torch.testing.assert_close(places[2], torch.stack([each[[0, 2], 2, 49].mean(), each[[1, 3], 2, 49].mean()]))
     assert places.shape == (3, 2) and places[1].isnan().all()
     for tensor in (top, probabilities, own, places):  # 50,000 pictures of 1,000 classes would else be held whole
@@ -86,7 +109,10 @@ def test_names_are_drawn_as_they_are(name):
     figure.savefig(io.BytesIO(), format="png", dpi=50)
     assert figure.axes[0].get_position().width == pytest.approx(0.9)  # whatever the name
     bars = figure.axes[1].patches
-    assert [bar.get_width() for bar in bars] == [0.75, 0.25] and [bool(bar.get_hatch()) for bar in bars] == [True, False]
+    assert [bar.get_width() for bar in bars] == [0.75, 0.25] and [bool(bar.get_hatch()) for bar in bars] == [
+        True,
+        False,
+    ]
     assert len(short_name(name)) <= 26 and short_name(name).isprintable() and short_name(name)
 
 

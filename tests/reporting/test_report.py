@@ -1,4 +1,6 @@
-"""The report, from a tiny run to the page: what it holds, that it loads nothing, hostile names, controls, a browser's word."""
+"""The report, from a tiny run to the page: what it holds, that it loads nothing, hostile names, controls, a browser's
+word."""
+
 import json
 import os
 import re
@@ -23,9 +25,17 @@ from alexnet_mp.runs import directory
 from alexnet_mp.system.errors import UserError, run_command
 
 pytestmark = pytest.mark.usefixtures("one_thread", "quick", "small")
-HEADINGS = ["Figure 3 by GPU", "Specialisation, measured", "Training", "The exchange", "Memory of a step",
-            "Figure 4 left",
-            "Figure 4 right", "Short codes", "Provenance"]
+HEADINGS = [
+    "Figure 3 by GPU",
+    "Specialisation, measured",
+    "Training",
+    "The exchange",
+    "Memory of a step",
+    "Figure 4 left",
+    "Figure 4 right",
+    "Short codes",
+    "Provenance",
+]
 MACHINE = ["--gpus", "cpu", "--pipeline", "torch", "--workers", "0"]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -57,8 +67,10 @@ def trained(data, tmp_path_factory, small):  # noqa: F811
 def others(data, tmp_path_factory, small):  # noqa: F811
     """A run without links, and one of one tower."""
     root = tmp_path_factory.mktemp("others")
-    return (run(data, root / "no-links", "--steps", "1", *changed(reads="own")),
-            run(data, root / "single", "--steps", "3", "--set", "towers=1"))
+    return (
+        run(data, root / "no-links", "--steps", "1", *changed(reads="own")),
+        run(data, root / "single", "--steps", "3", "--set", "towers=1"),
+    )
 
 
 def reported(*runs, out, options=(), speed=("--no-speed",)):
@@ -84,8 +96,13 @@ def test_the_parts_and_their_headings(page, trained, data):  # noqa: F811
     assert "one scale for both towers" in parts["Figure 3 by GPU"]
     assert "eight pictures at random" in parts["Figure 4 left"]
     assert "One run says nothing about how often" in parts["Specialisation, measured"] and ">run<" in parts[HEADINGS[1]]
-    assert "9 steps, into epoch 3 of 3; batch size 9, seed 3." in parts["Training"] and ">ten views<" in parts["Training"]
-    assert "at conv2, fc6, fc8 and nowhere else" in parts["The exchange"] and "no time can be measured" in parts["The exchange"]
+    assert (
+        "9 steps, into epoch 3 of 3; batch size 9, seed 3." in parts["Training"] and ">ten views<" in parts["Training"]
+    )
+    assert (
+        "at conv2, fc6, fc8 and nowhere else" in parts["The exchange"]
+        and "no time can be measured" in parts["The exchange"]
+    )
     assert "What a training step of 9 images holds" in parts["Memory of a step"]
     assert re.search(r"<td>in all</td><td>0\.\d</td><td>0\.\d</td>", parts["Memory of a step"])
     assert "A step of this run took" in parts["The exchange"] and parts["The exchange"].count('class="crossing"') == 5
@@ -120,20 +137,30 @@ def test_a_second_report_has_the_same_bytes_and_clears_up_after_the_first(page, 
     assert old
     reported(trained, out=out)
     (out / "notes.txt").unlink(), (out / "figure4_000007.png").unlink()  # of somebody else: both are still there
-    assert {path.name: path.read_bytes() for path in out.iterdir()} == {path.name: path.read_bytes() for path in page.iterdir()}
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == {
+        path.name: path.read_bytes() for path in page.iterdir()
+    }
 
 
 def test_several_runs_and_their_controls(trained, others, tmp_path):
     """The one that is shown in full has no links."""
-    text = reported(others[0], trained, others[1], out=tmp_path / "three", options=["--sort", "--kernel-scale", "kernel"])
-    rows = [re.findall(r"<td>(.*?)</td>", row) for row in text.split("<h3>Over the runs")[1].split("<h2>")[0].split("<tr>")]
+    text = reported(
+        others[0], trained, others[1], out=tmp_path / "three", options=["--sort", "--kernel-scale", "kernel"]
+    )
+    rows = [
+        re.findall(r"<td>(.*?)</td>", row) for row in text.split("<h3>Over the runs")[1].split("<h2>")[0].split("<tr>")
+    ]
     rows = {row[0]: row[1:] for row in rows if row}
     assert rows["two towers with links"][0] == rows["two towers without links (control)"][0] == "1"
     assert rows["one tower, its kernels split at random (control)"][0] == "100 splits of 1"
     assert len(rows["run"]) == len(rows["no-links"]) == 8 and rows["single"][:4] == ["-"] * 4
     assert rows["run"][4:7] == ["mini", "3", "9"] and rows["no-links"][4:7] == ["mini", "0", "1"]
     assert "differ in more than their seeds" in text and "One run says nothing" in text
-    assert "with 2 other runs for comparison" in text and "from grey to colourful" in text and "each kernel by itself" in text
+    assert (
+        "with 2 other runs for comparison" in text
+        and "from grey to colourful" in text
+        and "each kernel by itself" in text
+    )
     assert "at fc8 and nowhere else" in text and text.count('class="crossing"') == 1
     assert re.findall(r"<h2>(.*?)</h2>", text) == HEADINGS
 
@@ -142,7 +169,11 @@ def test_one_tower_and_the_time_of_a_query(others, tmp_path, monkeypatch):
     monkeypatch.setattr(measures, "SYNTHETIC", 1000)
     text = reported(others[1], out=tmp_path / "report", speed=())
     assert "This network has one tower: nothing crosses." in text and 'class="crossing"' not in text
-    assert "all 3 kernels" in text and "Tower a against tower b" not in text and re.findall(r"<h2>(.*?)</h2>", text) == HEADINGS
+    assert (
+        "all 3 kernels" in text
+        and "Tower a against tower b" not in text
+        and re.findall(r"<h2>(.*?)</h2>", text) == HEADINGS
+    )
     assert "ms a query" in text and "1,000 random codes: 8 bits" in text
 
 
@@ -162,7 +193,7 @@ def test_the_embedded_pictures(tmp_path, monkeypatch):
     assert "Some of 16 pictures that the" in text and "horizontal-coarse-red" in text and "prepared" not in text
 
 
-HOSTILE = "<script>alert(\"1\")<|script>$x^{2$", "\u202eolleh\n'&\udcff三\x1b[31m" + 60 * "w"
+HOSTILE = '<script>alert("1")<|script>$x^{2$', "\u202eolleh\n'&\udcff三\x1b[31m" + 60 * "w"
 
 
 def test_two_classes_of_hostile_names(tmp_path):
@@ -175,12 +206,20 @@ def test_two_classes_of_hostile_names(tmp_path):
     assert "mini on 2 classes" in text and "its 2 most probable classes" in text
 
 
-@every("arguments, problem", [
-    (["RUN", "--split", "test"], "has no test split"), (["RUN", "--data", "OTHER"], "its 2 classes are not the 3"),
-    (["RUN", "--data", "nowhere"], "no such directory"), (["RUN", "RUN"], "named twice"), (["OTHER"], "is not a run directory"),
-    (["RUN", "--out", "RUN/run.json"], "--out .*: File exists"),
-    (["RUN", "--out", "RUN/run.json/x"], "--out .*: Not a directory"),
-    (["RUN", "--out", "OTHER"], "is there already and no report's"), (["RUN", "--index", "RUN/checkpoints"], "is no index")])
+@every(
+    "arguments, problem",
+    [
+        (["RUN", "--split", "test"], "has no test split"),
+        (["RUN", "--data", "OTHER"], "its 2 classes are not the 3"),
+        (["RUN", "--data", "nowhere"], "no such directory"),
+        (["RUN", "RUN"], "named twice"),
+        (["OTHER"], "is not a run directory"),
+        (["RUN", "--out", "RUN/run.json"], "--out .*: File exists"),
+        (["RUN", "--out", "RUN/run.json/x"], "--out .*: Not a directory"),
+        (["RUN", "--out", "OTHER"], "is there already and no report's"),
+        (["RUN", "--index", "RUN/checkpoints"], "is no index"),
+    ],
+)
 def test_what_can_not_be_asked(trained, tmp_path, arguments, problem):
     make_folder(tmp_path, train=1, val=1, size=(48, 44), classes=("a", "b"))
     (tmp_path / NAME).write_text("somebody's")
@@ -195,14 +234,19 @@ def test_one_line_and_exit_code_2(trained, tmp_path, monkeypatch, capsys):
     """Of a picture that can't be written, too."""
     report_page.begin(tmp_path / NAME)
     (tmp_path / "figure3.png").mkdir()
-    monkeypatch.setattr(sys, "argv", ["report", str(trained), "--out", str(tmp_path), "--gpus", "cpu", "--workers", "0"])
+    monkeypatch.setattr(
+        sys, "argv", ["report", str(trained), "--out", str(tmp_path), "--gpus", "cpu", "--workers", "0"]
+    )
     with pytest.raises(SystemExit) as ended:
         run_command(report.main)
-    assert ended.value.code == 2 and capsys.readouterr().err == f"error: {tmp_path}/figure3.png.partial: Is a directory\n"
+    assert (
+        ended.value.code == 2 and capsys.readouterr().err == f"error: {tmp_path}/figure3.png.partial: Is a directory\n"
+    )
 
 
 def test_what_is_not_the_reports_own_stays(trained, tmp_path):
-    """Neither a directory that holds something else nor what a link leads to; an interrupted report's is gone on with."""
+    """Neither a directory that holds something else nor what a link leads to; an interrupted report's is gone on
+    with."""
     (tmp_path / "precious.txt").write_text("precious")
     with pytest.raises(UserError, match="it is no report's and holds precious.txt; choose a new or empty directory"):
         reported(trained, out=tmp_path)
@@ -236,14 +280,22 @@ def test_of_many_pictures_some_are_answered(trained, tmp_path, monkeypatch):
 def test_the_index_of_earlier_weights_is_named(trained, data, tmp_path):  # noqa: F811
     out = shutil.copytree(trained, tmp_path / "run")
     run(data, out, "--resume", "auto", "--epochs", "4", "--seed", "3")
-    with pytest.raises(UserError, match="run/retrieval: it is of other weights, .*; choose another directory for the index"):
+    with pytest.raises(
+        UserError, match="run/retrieval: it is of other weights, .*; choose another directory for the index"
+    ):
         reported(out, out=tmp_path / "report")
-    assert "step 12 of its training" in reported(out, out=tmp_path / "report", options=["--index", str(tmp_path / "index")])
+    assert "step 12 of its training" in reported(
+        out, out=tmp_path / "report", options=["--index", str(tmp_path / "index")]
+    )
 
 
 def test_runs_of_one_name_keep_their_paths(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert report._named(["a/run", "b/run", "c"]) == {f"{tmp_path}/a/run": "a/run", f"{tmp_path}/b/run": "b/run", "c": "c"}
+    assert report._named(["a/run", "b/run", "c"]) == {
+        f"{tmp_path}/a/run": "a/run",
+        f"{tmp_path}/b/run": "b/run",
+        "c": "c",
+    }
     with pytest.raises(UserError, match="^c is named twice"):
         report._named(["c", "a", "./a/../c"])
 
@@ -252,9 +304,21 @@ def test_runs_of_one_name_keep_their_paths(tmp_path, monkeypatch):
 def test_the_template_is_installed(tmp_path):
     """By what setup.py declares; the compiler is hidden, nothing is compiled."""
     root = Path(__file__).parents[2]
-    command = [sys.executable, "setup.py", "-q", "egg_info", "--egg-base", tmp_path, "build_py", "--build-lib", tmp_path / "lib"]
+    command = [
+        sys.executable,
+        "setup.py",
+        "-q",
+        "egg_info",
+        "--egg-base",
+        tmp_path,
+        "build_py",
+        "--build-lib",
+        tmp_path / "lib",
+    ]
     subprocess.run(command, cwd=root, env={**os.environ, "CXX": "none"}, check=True, capture_output=True)
-    assert (tmp_path / "lib/alexnet_mp/reporting/page.html").read_bytes() == (root / "alexnet_mp/reporting/page.html").read_bytes()
+    assert (tmp_path / "lib/alexnet_mp/reporting/page.html").read_bytes() == (
+        root / "alexnet_mp/reporting/page.html"
+    ).read_bytes()
 
 
 WIDTHS = (360, 390, 1280)
@@ -262,7 +326,8 @@ WIDTHS = (360, 390, 1280)
 FRAMES = """<meta name="color-scheme" content="light dark"><title></title>
 %s
 <script>onload = () => document.title = JSON.stringify([...document.querySelectorAll("iframe")].map(frame => {
-  const page = frame.contentDocument, all = [...page.querySelectorAll("body *")].filter(one => !one.closest(".scroll, .row, svg"))
+  const page = frame.contentDocument
+  const all = [...page.querySelectorAll("body *")].filter(one => !one.closest(".scroll, .row, svg"))
   const right = one => one.getBoundingClientRect().right
   const wide = one => one.clientWidth > 0 && one.scrollWidth > one.clientWidth + 1
   return {width: page.documentElement.clientWidth, scroll: page.documentElement.scrollWidth,
@@ -280,8 +345,17 @@ def test_nothing_overflows_in_a_browser(page, tmp_path):
     (tmp_path / "frames.html").write_text(FRAMES % frames)
     papers = {}
     for theme, scheme in (("light", 1), ("dark", 0)):
-        command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--allow-file-access-from-files",
-                   f"--user-data-dir={tmp_path / 'profile'}", f"--blink-settings=preferredColorScheme={scheme}", "--dump-dom"]
+        command = [
+            CHROMIUM,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--hide-scrollbars",
+            "--allow-file-access-from-files",
+            f"--user-data-dir={tmp_path / 'profile'}",
+            f"--blink-settings=preferredColorScheme={scheme}",
+            "--dump-dom",
+        ]
         command.append(tmp_path / "frames.html")
         text = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout
         for width, found in zip(WIDTHS, json.loads(unescape(re.search(r"<title>(.*?)</title>", text)[1])), strict=True):

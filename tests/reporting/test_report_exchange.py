@@ -1,4 +1,5 @@
 """The report's ledger and its drawing, against the geometry, the facts, and what a network says itself."""
+
 import pytest
 import torch
 
@@ -13,19 +14,25 @@ CPU = torch.device("cpu")
 
 def test_the_ledger_is_the_geometrys_and_the_papers():
     rows = crossings(paper(), 1000, [CPU, CPU])
-    assert [(row["edge"], row["direction"], row["pass"], row["bytes"]) for row in rows] == geometry_of(paper(), 128, 1000)
+    assert [(row["edge"], row["direction"], row["pass"], row["bytes"]) for row in rows] == geometry_of(
+        paper(), 128, 1000
+    )
     assert sum(row["bytes"] for row in rows) == 60_030_976 and all(row["seconds"] is None for row in rows)
 
 
 def test_between_two_devices_every_copy_is_timed(monkeypatch):
-    """"meta" stands for the second GPU: it holds nothing, and copies to it take no time."""
+    """ "meta" stands for the second GPU: it holds nothing, and copies to it take no time."""
     asked = []
-    monkeypatch.setattr(report_exchange, "_seconds", lambda count, source, target: asked.append((count, source, target)) or 0.25)
+    monkeypatch.setattr(
+        report_exchange, "_seconds", lambda count, source, target: asked.append((count, source, target)) or 0.25
+    )
     devices = [CPU, torch.device("meta")]
     rows = crossings(mini(), 10, devices)
     assert all(row["seconds"] == 0.25 for row in rows)
     for (count, source, target), row in zip(asked, rows, strict=True):
-        assert count == row["bytes"] and [source, target] == [devices["ab".index(row["direction"][place])] for place in (0, -1)]
+        assert count == row["bytes"] and [source, target] == [
+            devices["ab".index(row["direction"][place])] for place in (0, -1)
+        ]
     part = exchange(mini(), 10, devices, [], "nowhere")
     assert f"they take {250 * len(rows):.2f} ms" in part.pieces[0]["text"] and "A step" not in part.pieces[0]["text"]
     assert part.pieces[-1]["table"]["names"][-1] == "ms" and part.pieces[-1]["table"]["rows"][0][-1] == "250.000"
@@ -42,10 +49,13 @@ def test_every_crossing_is_drawn(recipe):
     middle = {tower["name"][-1]: tower["x"] for tower in drawn["towers"]}
     crossing = [(link["edge"], link["x1"], link["x2"]) for link in drawn["links"] if link["crosses"]]
     assert sorted(crossing) == sorted((row[0], middle[row[1][0]], middle[row[1][-1]]) for row in rows)
-    assert len(drawn["boxes"]) == recipe.towers * len(recipe.layers) + 1  # fc8 has one box, and each tower has its image
+    # fc8 has one box, and each tower has its image
+    assert len(drawn["boxes"]) == recipe.towers * len(recipe.layers) + 1
     assert len(drawn["labels"]) == len({edge for edge, *_ in rows})
     for link in drawn["links"]:  # from the lower edge of one box to the upper edge of the next
-        ends = {(box["x"] + drawn["column"] / 2, box["y"] + edge) for box in drawn["boxes"] for edge in (0, drawn["box"])}
+        ends = {
+            (box["x"] + drawn["column"] / 2, box["y"] + edge) for box in drawn["boxes"] for edge in (0, drawn["box"])
+        }
         assert {(link["x1"], link["y1"]), (link["x2"], link["y2"])} <= ends
     assert all(box["x"] + drawn["column"] <= drawn["width"] for box in drawn["boxes"])
     assert all(box["y"] + drawn["box"] < drawn["height"] for box in drawn["boxes"])
@@ -62,5 +72,8 @@ def test_the_drawing_says_shapes_and_bytes():
 def test_the_time_of_a_step_is_told_beside_it():
     lines = [{"kind": "train", "images_per_second": rate} for rate in (100, 256, 1e9)] + [{"kind": "val"}]
     words = exchange(paper(), 1000, [CPU, CPU], lines, "tower a: H100").pieces[0]["text"]
-    assert "60,030,976 bytes a step of 128 images" in words and "nothing is copied, so many bytes would be between two, and no time can be measured" in words
+    assert (
+        "60,030,976 bytes a step of 128 images" in words
+        and "nothing is copied, so many bytes would be between two, and no time can be measured" in words
+    )
     assert "A step of this run took 500 ms, median, where it was trained (tower a: H100)." in words

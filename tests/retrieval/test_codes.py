@@ -1,4 +1,5 @@
 """The auto-encoder: what it keeps, that it is deterministic, the packing of its bits, and the control."""
+
 import numpy as np
 import pytest
 import torch
@@ -62,9 +63,14 @@ def test_the_same_seed_gives_the_same_bits_and_leaves_the_global_generator_alone
 
 
 def test_a_bit_is_the_sign_of_its_logit_packed_first_bit_highest():
-    encoder = Encoder(np.full(2, 1, np.float32), np.full(2, 2, np.float32), np.eye(2, dtype=np.float32), np.zeros(2, np.float32),
-                      np.array([[1, 0], [0, 1], [1, -1], [0, 0], [0, 0], [0, 0], [0, 0], [1, 1]], np.float32),
-                      np.array([-1, -1, 0, 1, -1, 0, -1, -9], np.float32))
+    encoder = Encoder(
+        np.full(2, 1, np.float32),
+        np.full(2, 2, np.float32),
+        np.eye(2, dtype=np.float32),
+        np.zeros(2, np.float32),
+        np.array([[1, 0], [0, 1], [1, -1], [0, 0], [0, 0], [0, 0], [0, 0], [1, 1]], np.float32),
+        np.array([-1, -1, 0, 1, -1, 0, -1, -9], np.float32),
+    )
     # standardised (2, 0), then ReLU: logits 1, -1, 2, 1, -1, 0, -1, -7; 0 is no 1
     assert encoder.codes(np.array([[5, 0]], np.float32)).tolist() == [[0b10110000]] and encoder.bits == 8
     assert encoder.codes(np.zeros((5000, 2), np.float32)).shape == (5000, 1)

@@ -1,4 +1,5 @@
 """The last hidden layer of both towers, joined: against the merged network, of every shape of network."""
+
 import dataclasses
 
 import numpy as np
@@ -31,7 +32,7 @@ class InBatches:
     def views(self, split, batch_size, which):
         assert split == "val" and which == [(2, 2, False)]  # the centre of 36 in 40
         for start in range(0, len(self.images), batch_size):
-            part = self.images[start:start + batch_size]
+            part = self.images[start : start + batch_size]
             yield iter([[part] * self.towers]), torch.arange(start, start + len(part))
 
 
@@ -51,7 +52,9 @@ def merged_outputs(network, images):
                 return x.flatten(1).numpy()
 
 
-@pytest.mark.parametrize("layers", [(CONV, FC, LAST), (CONV, LAST), (CONV, FC, dataclasses.replace(FC, name="fc7", reads="own"), LAST)])
+@pytest.mark.parametrize(
+    "layers", [(CONV, FC, LAST), (CONV, LAST), (CONV, FC, dataclasses.replace(FC, name="fc7", reads="own"), LAST)]
+)
 def test_both_halves_are_joined_in_the_order_a_b(layers, images):
     network = network_of(*layers)
     counted = []

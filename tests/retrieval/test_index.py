@@ -1,4 +1,5 @@
 """An index on the disk: whole or not at all, every damage found, exact search in it."""
+
 import dataclasses
 import json
 
@@ -16,18 +17,35 @@ from alexnet_mp.system.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 HOSTILE = "n0/\x1b[31m\u202e\udc80\n<b>.jpg"
-SOURCE = Source("..", "step_00000009", "ab" * 32, "tiny", "fc6", 16, "/data", "cd" * 32, ("ant", "bee"), ("ant", "honey bee"),
-                {"train": 20, "val": 5})
+SOURCE = Source(
+    "..",
+    "step_00000009",
+    "ab" * 32,
+    "tiny",
+    "fc6",
+    16,
+    "/data",
+    "cd" * 32,
+    ("ant", "bee"),
+    ("ant", "honey bee"),
+    {"train": 20, "val": 5},
+)
 
 
 def vectors(count, seed):
     random = np.random.default_rng(seed)
-    return Features(random.random((count, 16), np.float32), random.integers(-99, 99, (count, 12)).astype(np.float32),
-                    random.integers(0, 2, count))
+    return Features(
+        random.random((count, 16), np.float32),
+        random.integers(-99, 99, (count, 12)).astype(np.float32),
+        random.integers(0, 2, count),
+    )
 
 
 FOUND = {"train": vectors(20, 0), "val": vectors(5, 1)}
-NAMES = {"train": [HOSTILE, *(f"{number}.jpg" for number in range(1, 20))], "val": [f"{number}.png" for number in range(5)]}
+NAMES = {
+    "train": [HOSTILE, *(f"{number}.jpg" for number in range(1, 20))],
+    "val": [f"{number}.png" for number in range(5)],
+}
 
 
 def written(place):
@@ -68,8 +86,12 @@ def test_codes_are_added_and_the_same_again(tmp_path, quick):
 
 def test_a_flipped_byte_is_found_in_every_file(tmp_path, quick):
     written(tmp_path / "index").add_codes(8, 0, lambda count: None)
-    reads = {"train.safetensors": lambda index: index.features("train"), "val.safetensors": lambda index: index.features("val"),
-             "names.json": lambda index: index.names("train"), "codes_8.safetensors": lambda index: index.codes(8)}
+    reads = {
+        "train.safetensors": lambda index: index.features("train"),
+        "val.safetensors": lambda index: index.features("val"),
+        "names.json": lambda index: index.names("train"),
+        "codes_8.safetensors": lambda index: index.codes(8),
+    }
     for name, read in reads.items():
         path = tmp_path / "index" / name
         whole = bytearray(path.read_bytes())
@@ -82,7 +104,9 @@ def test_a_flipped_byte_is_found_in_every_file(tmp_path, quick):
             read(Index(tmp_path / "index"))
 
 
-@every("content", [b"", b"{}", b"\x80\x04pickle", b'{"format": "alexnet_mp retrieval index", "version": 2}', b"[" * 9999])
+@every(
+    "content", [b"", b"{}", b"\x80\x04pickle", b'{"format": "alexnet_mp retrieval index", "version": 2}', b"[" * 9999]
+)
 def test_no_index_is_refused_by_name(tmp_path, content):
     with pytest.raises(UserError, match="is no index.*retrieve index"):
         Index(tmp_path)
@@ -129,7 +153,8 @@ def test_searches_are_exact():
     np.testing.assert_allclose(distances, np.sort(plain, 1)[:, :7], rtol=1e-5)
     np.testing.assert_allclose(all_distances("fc7", stored, queries), plain**2, rtol=1e-4)
     distances, numbers = nearest(exact_index("pixels", stored), stored, 1)
-    assert np.array_equal(distances, np.zeros((300, 1))) and numbers[:, 0].tolist() == list(range(300))  # of itself exactly 0
+    # of itself exactly 0
+    assert np.array_equal(distances, np.zeros((300, 1))) and numbers[:, 0].tolist() == list(range(300))
 
 
 def test_hamming_distances_and_the_order_of_ties():

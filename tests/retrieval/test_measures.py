@@ -1,4 +1,5 @@
 """Precision and average precision: by hand, against the mean over all orders of ties."""
+
 import itertools
 
 import numpy as np
@@ -54,4 +55,6 @@ def test_parts_of_the_queries_are_gathered():
     whole = gathered([measures(distances, relevant, (1,))], (1,))
     parts = gathered([measures(distances[:2], relevant[:2], (1,)), measures(distances[2:], relevant[2:], (1,))], (1,))
     assert whole == parts and whole.queries == 3
-    assert whole.precision == {1: pytest.approx(0.5)} and whole.mean_average_precision == pytest.approx((1 + 1 / 2 + 3 / 4) / 3)
+    assert whole.precision == {1: pytest.approx(0.5)} and whole.mean_average_precision == pytest.approx(
+        (1 + 1 / 2 + 3 / 4) / 3
+    )

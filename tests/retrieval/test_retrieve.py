@@ -1,4 +1,6 @@
-"""The command retrieve: an index of a tiny run, queries, contact sheets, measures; runs and data that moved, hostile names."""
+"""The command retrieve: an index of a tiny run, queries, contact sheets, measures; runs and data that moved, hostile
+names."""
+
 import io
 import json
 import shutil
@@ -49,6 +51,7 @@ def trained(original, tmp_path):
 def photograph(data, tmp_path):  # noqa: F811
     """The first training picture, as a file."""
     from alexnet_mp.data.dataset import open_dataset
+
     Image.fromarray(open_dataset(str(data), 40).splits["train"].read(0)).save(tmp_path / "photograph.png")
     return tmp_path / "photograph.png"
 
@@ -81,7 +84,10 @@ def test_the_same_run_gives_the_same_bytes(trained, capsys):
 
 def test_an_index_of_another_run_is_refused(trained, data, tmp_path):  # noqa: F811
     other = run(data, tmp_path / "other", "--steps", "2", "--seed", "5")
-    with pytest.raises(UserError, match="it is of other weights, mini at step_00000003, and the run is at step_00000002; choose another"):
+    with pytest.raises(
+        UserError,
+        match="it is of other weights, mini at step_00000003, and the run is at step_00000002; choose another",
+    ):
         retrieve.main(["index", str(other), "--out", str(trained / "retrieval"), *WHERE])
     with pytest.raises(UserError, match="is of the weights of step_00000003, and .*other has others at step_00000002"):
         retrieve.main(["query", str(trained / "retrieval"), "x.png", "--run", str(other), "--gpus", "cpu"])
@@ -102,7 +108,12 @@ def test_a_training_picture_finds_itself(trained, photograph, capsys, by):
     own = next(one for one in query["nearest"] if one["number"] == 0)
     assert own["name"] == names[0] and own["class"] == "apple" and own["distance"] == distances[0]
     lines = said(capsys, "query", trained / "retrieval", photograph, "--by", by, "-k", 3).out.splitlines()
-    assert lines[0] == str(photograph) and len(lines) == 4 and lines[1].split()[1:] == ["apple", query["nearest"][0]["name"]] or by == "codes"
+    assert (
+        lines[0] == str(photograph)
+        and len(lines) == 4
+        and lines[1].split()[1:] == ["apple", query["nearest"][0]["name"]]
+        or by == "codes"
+    )
 
 
 def test_a_run_that_moved_with_its_index_is_found(trained, photograph, tmp_path, capsys):
@@ -112,20 +123,28 @@ def test_a_run_that_moved_with_its_index_is_found(trained, photograph, tmp_path,
 
 def test_bad_pictures_are_named_and_the_others_answered(trained, photograph, tmp_path, capsys):
     (tmp_path / "text\x1b[2J.jpg").write_bytes(b"no picture")
-    captured = said(capsys, "query", trained / "retrieval", tmp_path / "text\x1b[2J.jpg", photograph, "--json", status=2)
+    captured = said(
+        capsys, "query", trained / "retrieval", tmp_path / "text\x1b[2J.jpg", photograph, "--json", status=2
+    )
     one, other = json.loads(captured.out)["queries"]
-    assert "cannot identify" in one["error"] and len(other["nearest"]) == 6 and "\x1b" not in captured.err + captured.out
+    assert (
+        "cannot identify" in one["error"] and len(other["nearest"]) == 6 and "\x1b" not in captured.err + captured.out
+    )
     assert len([line for line in captured.err.splitlines() if line.startswith("error: ")]) == 1
-    assert said(capsys, "query", trained / "retrieval", tmp_path / "text\x1b[2J.jpg", "--sheet", tmp_path / "s.png", status=2)
+    assert said(
+        capsys, "query", trained / "retrieval", tmp_path / "text\x1b[2J.jpg", "--sheet", tmp_path / "s.png", status=2
+    )
     assert not (tmp_path / "s.png").exists()
 
 
 def test_the_sheet_shows_what_was_found_the_same_bytes_every_time(trained, photograph, tmp_path, capsys):
     for name in ("one.png", "two.png"):
-        said(capsys, "query", trained / "retrieval", photograph, photograph, "--by", "pixels", "--sheet", tmp_path / name)
+        said(
+            capsys, "query", trained / "retrieval", photograph, photograph, "--by", "pixels", "--sheet", tmp_path / name
+        )
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
     sheet = np.asarray(Image.open(tmp_path / "one.png"))
-    query, nearest = sheet[8:8 + SIDE, 8:8 + SIDE], sheet[8:8 + SIDE, 24 + SIDE:24 + 2 * SIDE]
+    query, nearest = sheet[8 : 8 + SIDE, 8 : 8 + SIDE], sheet[8 : 8 + SIDE, 24 + SIDE : 24 + 2 * SIDE]
     assert np.array_equal(query, nearest) and query.std() > 10  # it found itself, and it is that picture which is drawn
     with pytest.raises(UserError, match="it is there already"):
         said(capsys, "query", trained / "retrieval", photograph, "--sheet", tmp_path / "one.png")
@@ -140,13 +159,31 @@ def test_without_the_data_names_are_said_and_the_sheet_says_what_is_missing(tmp_
     photograph = shutil.copy(tmp_path / "data/val/sky/0.jpg", tmp_path / "query.jpg")
     shutil.move(tmp_path / "data", tmp_path / "moved")
     capsys.readouterr()
-    captured = said(capsys, "query", out / "retrieval", photograph, "--by", "pixels", "--sheet", tmp_path / "missing.png")
+    captured = said(
+        capsys, "query", out / "retrieval", photograph, "--by", "pixels", "--sheet", tmp_path / "missing.png"
+    )
     assert "the sheet shows no training pictures" in captured.err and "train/sky/0.jpg" in captured.out
-    said(capsys, "query", out / "retrieval", photograph, "--by", "pixels", "--sheet", tmp_path / "there.png", "--data", tmp_path / "moved")
-    pictures = [np.asarray(Image.open(tmp_path / name))[8:8 + SIDE, 24 + SIDE:24 + 2 * SIDE] for name in ("missing.png", "there.png")]
-    assert pictures[0].min(2).max() == 0xe4 and pictures[1].std() > 10
+    said(
+        capsys,
+        "query",
+        out / "retrieval",
+        photograph,
+        "--by",
+        "pixels",
+        "--sheet",
+        tmp_path / "there.png",
+        "--data",
+        tmp_path / "moved",
+    )
+    pictures = [
+        np.asarray(Image.open(tmp_path / name))[8 : 8 + SIDE, 24 + SIDE : 24 + 2 * SIDE]
+        for name in ("missing.png", "there.png")
+    ]
+    assert pictures[0].min(2).max() == 0xE4 and pictures[1].std() > 10
     (tmp_path / "moved/train/sky/0.jpg").write_bytes(b"other")
-    captured = said(capsys, "query", out / "retrieval", photograph, "--sheet", tmp_path / "other.png", "--data", tmp_path / "moved")
+    captured = said(
+        capsys, "query", out / "retrieval", photograph, "--sheet", tmp_path / "other.png", "--data", tmp_path / "moved"
+    )
     assert "holds other pictures now" in captured.err
 
 
@@ -167,13 +204,21 @@ def test_hostile_names_are_escaped(tmp_path, capsys):
 
 
 def test_measures_are_those_of_the_searches(trained, capsys):
-    """Against rankings by hand: of every validation picture all training pictures, ties broken in every order by `measures`."""
+    """Against rankings by hand: of every validation picture all training pictures, ties broken in every order by
+    `measures`."""
     captured = said(capsys, "measure", trained / "retrieval", "--bits", "8,16", "--json")
     record = json.loads(captured.out)
     assert record == json.loads((trained / "retrieval" / "measures.json").read_bytes())
     assert [(one["by"], one["bits"], one["codes"], one["bytes_per_picture"]) for one in record["searches"]] == [
-        ("pixels", None, None, 3072), ("fc7", None, None, 64), ("codes", 8, "learned", 1), ("codes", 8, "random", 1),
-        ("codes", 8, "pixel", 1), ("codes", 16, "learned", 2), ("codes", 16, "random", 2), ("codes", 16, "pixel", 2)]
+        ("pixels", None, None, 3072),
+        ("fc7", None, None, 64),
+        ("codes", 8, "learned", 1),
+        ("codes", 8, "random", 1),
+        ("codes", 8, "pixel", 1),
+        ("codes", 16, "learned", 2),
+        ("codes", 16, "random", 2),
+        ("codes", 16, "pixel", 2),
+    ]
     index = Index(trained / "retrieval")
     train, val = index.features("train"), index.features("val")
     distances = ((val.hidden[:, None].astype(np.float64) - train.hidden) ** 2).sum(2)
@@ -186,10 +231,18 @@ def test_measures_are_those_of_the_searches(trained, capsys):
     pixels = np.sqrt(((val.pixels[:, None].astype(np.float64) - train.pixels) ** 2).sum(2))
     near = np.argsort(distances, axis=1, kind="stable")[:, :6]
     found = np.take_along_axis(pixels, near, 1)
-    assert record["pixel_distance"] == pytest.approx({
-        "neighbours": 6, "by_layer": found.mean(), "by_pixels": np.sort(pixels, 1)[:, :6].mean(), "any": pixels.mean(),
-        "nearer": np.mean([((row < one).sum() + (row <= one).sum()) / 2 / 24 for row, of in zip(pixels, found)
-                           for one in of])}, rel=1e-3)
+    assert record["pixel_distance"] == pytest.approx(
+        {
+            "neighbours": 6,
+            "by_layer": found.mean(),
+            "by_pixels": np.sort(pixels, 1)[:, :6].mean(),
+            "any": pixels.mean(),
+            "nearer": np.mean(
+                [((row < one).sum() + (row <= one).sum()) / 2 / 24 for row, of in zip(pixels, found) for one in of]
+            ),
+        },
+        rel=1e-3,
+    )
     assert f"in pixels: {found.mean():,.0f} grey levels to the 6 nearest by fc6" in lines[10]
     trained_on_pixels = short_codes.train(train.pixels, 16, index.described.codes["16"].seed).encoder
     codes = [np.unpackbits(trained_on_pixels.codes(some.pixels), axis=1) for some in (train, val)]
@@ -201,18 +254,27 @@ def test_measures_are_those_of_the_searches(trained, capsys):
 def test_the_speed_is_measured(trained, capsys, monkeypatch):
     monkeypatch.setattr(retrieval_record, "SYNTHETIC", 1000)
     record = json.loads(said(capsys, "measure", trained / "retrieval", "--speed", "--queries", "3", "--json").out)
-    assert record["queries"] == 3 and all(one["queries_per_second"] > 0 for one in record["searches"] + record["synthetic"])
+    assert record["queries"] == 3 and all(
+        one["queries_per_second"] > 0 for one in record["searches"] + record["synthetic"]
+    )
     assert record["synthetic_codes"] == 1000 and record["device"]
     assert "1,000 random codes of 16 bits" in said(capsys, "measure", trained / "retrieval", "--speed").out
 
 
-@every("arguments, problem", [
-    (["index", "RUN", "--bits", "12"], "multiples of 8"), (["index", "RUN", "--bits", "0"], "multiples of 8"),
-    (["index", "RUN", "--bits", "x"], "multiples of 8"), (["query", "INDEX", "x.png", "-k", "0"], "-k 0"),
-    (["query", "INDEX", "x.png", "--bits", "16"], "only a search --by codes"),
-    (["query", "INDEX", "x.png", "--by", "codes", "--bits", "64"], "no codes of 64 bits, only of 16"),
-    (["measure", "INDEX", "--queries", "0"], "--queries 0"), (["query", "RUN", "x.png"], "is no index"),
-    (["index", "RUN", "--out", "RUN/no/where"], "not a directory")])
+@every(
+    "arguments, problem",
+    [
+        (["index", "RUN", "--bits", "12"], "multiples of 8"),
+        (["index", "RUN", "--bits", "0"], "multiples of 8"),
+        (["index", "RUN", "--bits", "x"], "multiples of 8"),
+        (["query", "INDEX", "x.png", "-k", "0"], "-k 0"),
+        (["query", "INDEX", "x.png", "--bits", "16"], "only a search --by codes"),
+        (["query", "INDEX", "x.png", "--by", "codes", "--bits", "64"], "no codes of 64 bits, only of 16"),
+        (["measure", "INDEX", "--queries", "0"], "--queries 0"),
+        (["query", "RUN", "x.png"], "is no index"),
+        (["index", "RUN", "--out", "RUN/no/where"], "not a directory"),
+    ],
+)
 def test_what_can_not_be_asked(trained, arguments, problem):
     arguments = [word.replace("RUN", str(trained)).replace("INDEX", str(trained / "retrieval")) for word in arguments]
     machine = {"index": WHERE, "query": ["--gpus", "cpu"], "measure": []}[arguments[0]]
@@ -240,13 +302,17 @@ def test_a_network_that_diverged_is_not_indexed(trained, monkeypatch):
 def test_sheets_of_long_names_and_missing_pictures():
     picture = np.full((5, 5, 3), 200, np.uint8)
     sheet = contact_sheet([[(picture, ["x" * 99, "two"]), (None, ["三"])], [(picture, [])]])
-    assert sheet.size == (8 + 2 * (SIDE + 8) + 8, 8 + 2 * (SIDE + 48)) and Image.open(io.BytesIO(png(sheet))).size == sheet.size
+    assert (
+        sheet.size == (8 + 2 * (SIDE + 8) + 8, 8 + 2 * (SIDE + 48))
+        and Image.open(io.BytesIO(png(sheet))).size == sheet.size
+    )
     assert shortened("a" * 22) == "a" * 22 and shortened("a" * 20 + "bcd.jpg") == "..." + "a" * 12 + "bcd.jpg"
 
 
 def test_the_digest_is_of_the_weights():
     from alexnet_mp import TwoTowerAlexNet
     from alexnet_mp.recipes.cifar import cifar18
+
     network = TwoTowerAlexNet(cifar18(), ["cpu"], 10)
     before = build.weights_digest(network)
     assert before == build.weights_digest(TwoTowerAlexNet(cifar18(), ["cpu"], 10)) and len(before) == 64

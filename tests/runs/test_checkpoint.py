@@ -1,4 +1,6 @@
-"""A run's checkpoints through failing disks and kills at every system call: whole or not at all, and the old ones stay."""
+"""A run's checkpoints through failing disks and kills at every system call: whole or not at all, and the old ones
+stay."""
+
 import os
 import shutil
 import signal
@@ -56,10 +58,22 @@ def test_no_checkpoint_is_said(tmp_path):
         (tmp_path / "checkpoints").mkdir(exist_ok=True)
 
 
-@every("name, step", [
-    ("step_00000005", 5), ("step_123456789", 123456789), ("step_5", None), ("step_000000005", None), ("step_0000000x", None),
-    ("step_00000005.old", None), (".partial_00000005", None), (".replaced_00000005", None), ("damaged_step_00000005", None),
-    ("step_٠٠٠٠٠٠٠٥", None), ("step_00000005\n", None)])
+@every(
+    "name, step",
+    [
+        ("step_00000005", 5),
+        ("step_123456789", 123456789),
+        ("step_5", None),
+        ("step_000000005", None),
+        ("step_0000000x", None),
+        ("step_00000005.old", None),
+        (".partial_00000005", None),
+        (".replaced_00000005", None),
+        ("damaged_step_00000005", None),
+        ("step_٠٠٠٠٠٠٠٥", None),
+        ("step_00000005\n", None),
+    ],
+)
 def test_one_name_a_step(name, step):
     assert step_of(f"a/{name}") == step
 
@@ -101,7 +115,8 @@ def test_a_damaged_one_is_set_aside_and_its_step_is_free(tmp_path):
 
 
 def leftovers(run):
-    """What kills leave: a half-written one, one that has its successor, and one that waits for its successor in vain."""
+    """What kills leave: a half-written one, one that has its successor, and one that waits for its successor in
+    vain."""
     put_all(run, 1, 2, 4)
     parent = run / checkpoints.CHECKPOINTS
     shutil.copytree(parent / "step_00000002", parent / ".partial_00000003")
@@ -152,14 +167,17 @@ def looked_through(run, must, may):
     recover(run)
     found = [holds_what_it_should(directory).step for directory in listing(run).values()]
     assert set(must) <= set(found) <= {*must, *may}
-    assert names(run) == [f"step_{step:08d}" for step in found] if (run / checkpoints.CHECKPOINTS).exists() else not must
+    assert (
+        names(run) == [f"step_{step:08d}" for step in found] if (run / checkpoints.CHECKPOINTS).exists() else not must
+    )
     put(run, checkpoint_of(9))  # and the run can go on
     prune(run, 1)
     assert holds_what_it_should(newest(run)).step == 9 and not [name for name in names(run) if name.startswith(".")]
 
 
 def changing(calls):
-    """The numbers of the calls that change the disk: whoever dies before another one leaves what the last of these left."""
+    """The numbers of the calls that change the disk: whoever dies before another one leaves what the last of these
+    left."""
     return [at for at, call in enumerate(calls) if call in kill_saves.CHANGING]
 
 

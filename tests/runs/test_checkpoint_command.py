@@ -1,4 +1,6 @@
-"""`python -m alexnet_mp.checkpoint`: what it lists, exports and removes, and one clear line for every wrong flag, path and file."""
+"""`python -m alexnet_mp.checkpoint`: what it lists, exports and removes, and one clear line for every wrong flag, path
+and file."""
+
 import os
 import re
 import subprocess
@@ -47,8 +49,13 @@ def damage(run):
     os.truncate(found[22] / "state.json", 100)
     (found[23] / "notes.txt").write_text("foreign")
     (found[24] / "weights.safetensors").write_bytes(b"\x80\x04K\x01." + bytes(20))
-    said = {20: "weights.safetensors is damaged: its sha256", 21: "velocity.safetensors: it is missing", 22: "100 of",
-            23: "notes.txt", 24: "a pickle is never loaded"}
+    said = {
+        20: "weights.safetensors is damaged: its sha256",
+        21: "velocity.safetensors: it is missing",
+        22: "100 of",
+        23: "notes.txt",
+        24: "a pickle is never loaded",
+    }
     for step, path in enumerate(odd_files(run)[:5], 30):
         path.rename(run / "checkpoints" / f"step_{step:08d}")
         said[step] = f"step_{step:08d}"
@@ -67,7 +74,9 @@ def test_the_list(run, capsys):
 def test_sizes_are_those_of_all_files(run, capsys):
     made = checkpoint_of(15)
     state = replace(made.state, recipe=replace(made.state.recipe, stored_size=300))
-    directory = checkpoints.put(run, replace(made, state=state, statistics=replace(made.statistics, mean=np.ones((300, 300, 3)))))
+    directory = checkpoints.put(
+        run, replace(made, state=state, statistics=replace(made.statistics, mean=np.ones((300, 300, 3))))
+    )
     size = sum(path.stat().st_size for path in directory.iterdir())
     assert main([str(run)]) == 0 and size > 2e6
     assert f" {size / 1e6:.1f} MB" in capsys.readouterr().out.splitlines()[-1]
@@ -76,7 +85,9 @@ def test_sizes_are_those_of_all_files(run, capsys):
 def test_damaged_ones_are_named_and_the_status_is_2(run, capsys):
     said = damage(run)
     message = refused(run)
-    assert f"{len(said)} of the {4 + len(said)} checkpoints of {run} are damaged" in message and "--resume auto" in message
+    assert (
+        f"{len(said)} of the {4 + len(said)} checkpoints of {run} are damaged" in message and "--resume auto" in message
+    )
     lines = {int(re.match(r"step +([\d,]+) ", line)[1]): line for line in capsys.readouterr().out.splitlines()}
     assert list(lines) == sorted([3, 6, 9, 12, *said])
     for step, words in said.items():
@@ -95,8 +106,11 @@ def test_an_old_format_is_told_by_its_last_reader_and_left_alone(number, run, tm
     assert main([str(run), "--prune", "1"]) == 0 and list(listing(run)) == [6, 9, 12]
 
 
-@pytest.mark.parametrize("flags, step, top1_error", [([], 12, None), (["--step", "9"], 9, 30.5), (["--best"], 6, 20.0)],
-                         ids=["newest", "step", "best"])
+@pytest.mark.parametrize(
+    "flags, step, top1_error",
+    [([], 12, None), (["--step", "9"], 9, 30.5), (["--best"], 6, 20.0)],
+    ids=["newest", "step", "best"],
+)
 def test_weights_load_in_plain_pytorch(flags, step, top1_error, run, tmp_path, capsys):
     """Three lines, without this project."""
     target = tmp_path / "weights.safetensors"
@@ -104,9 +118,13 @@ def test_weights_load_in_plain_pytorch(flags, step, top1_error, run, tmp_path, c
     assert f"4 tensors of {listing(run)[step]} in {target}" in capsys.readouterr().out
     module = torch.nn.ModuleDict({"conv1": torch.nn.Conv2d(3, 4, 2), "fc8": torch.nn.Linear(36, 2)})
     from safetensors.torch import load_file
+
     state = load_file(target)
     module.load_state_dict(state)
-    assert all(torch.equal(values, checkpoint_of(step, top1_error).weights[name]) for name, values in module.state_dict().items())
+    assert all(
+        torch.equal(values, checkpoint_of(step, top1_error).weights[name])
+        for name, values in module.state_dict().items()
+    )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "weights.safetensors"]
 
 
@@ -125,8 +143,12 @@ def test_an_export_that_cannot_be_written(run, tmp_path, monkeypatch):
         assert refused(run, "--weights", target) == message
     for target in (Path("/proc/weights"), tmp_path / ("x" * 300)):
         assert f"cannot write {target}" in refused(run, "--weights", target)
-    monkeypatch.setattr(durable_files.os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    assert f"cannot write {tmp_path}/weights: No space left on device" in refused(run, "--weights", tmp_path / "weights")
+    monkeypatch.setattr(
+        durable_files.os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+    )
+    assert f"cannot write {tmp_path}/weights: No space left on device" in refused(
+        run, "--weights", tmp_path / "weights"
+    )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "run"]
 
 
@@ -168,7 +190,8 @@ def test_a_run_that_is_at_work_is_not_pruned(run, tmp_path):
     try:
         assert re.search(rf"{run} is in use: process {holder} on '.*', since 20..-", refused(run, "--prune", "1"))
         assert names(run) == before
-        assert main([str(run)]) == 0 and main([str(run), "--weights", str(tmp_path / "weights")]) == 0  # to read is allowed
+        # to read is allowed
+        assert main([str(run)]) == 0 and main([str(run), "--weights", str(tmp_path / "weights")]) == 0
     finally:
         os.write(go[1], b"x")
         assert os.waitpid(holder, 0)[1] == 0
@@ -179,7 +202,9 @@ def test_a_run_that_is_at_work_is_not_pruned(run, tmp_path):
 
 def test_a_prune_that_fails(run, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(durable_files.os, "rename", lambda *_: (_ for _ in ()).throw(OSError(30, "Read-only file system")))
+        patch.setattr(
+            durable_files.os, "rename", lambda *_: (_ for _ in ()).throw(OSError(30, "Read-only file system"))
+        )
         assert re.search(r"cannot remove .*step_00000003: Read-only file system", refused(run, "--prune", "1"))
     assert names(run) == [f"step_{step:08d}" for step in (3, 6, 9, 12)]
     assert main([str(run), "--prune", "1"]) == 0  # the lock was let go of
@@ -190,20 +215,31 @@ def test_wrong_paths_and_flags(run, tmp_path):
     (tmp_path / "file").write_bytes(b"")
     (tmp_path / "odd" / "checkpoints").mkdir(parents=True)
     for arguments, words in (
-            ([tmp_path / "nowhere"], "not a directory"), ([tmp_path / "file"], "not a directory"), ([""], "not a directory"),
-            ([tmp_path / "empty"], "no checkpoint"), ([tmp_path / "odd"], "no checkpoint"), ([listing(run)[3]], "no checkpoint"),
-            ([tmp_path / "empty", "--prune", 1], "no checkpoint"),
-            ([tmp_path / "empty", "--weights", tmp_path / "x"], "no checkpoint"),
-            ([run, "--prune", 0], "--prune 0"), ([run, "--prune", -1], "--prune -1"),
-            ([run, "--weights", ""], "name of a file"),
-            ([run, "--step", 3], "--weights FILE"), ([run, "--best"], "--weights FILE"),
-            ([run, "--best", "--prune", 1], "--weights FILE"),
-            ([run, "--step", 4, "--weights", tmp_path / "x"], "are of steps 3, 6, 9, 12"),
-            ([tmp_path / "empty", "--step", 4, "--weights", tmp_path / "x"], "(none)"),
-            ([tmp_path / "empty", "--best", "--weights", tmp_path / "x"], "none is the best")):
+        ([tmp_path / "nowhere"], "not a directory"),
+        ([tmp_path / "file"], "not a directory"),
+        ([""], "not a directory"),
+        ([tmp_path / "empty"], "no checkpoint"),
+        ([tmp_path / "odd"], "no checkpoint"),
+        ([listing(run)[3]], "no checkpoint"),
+        ([tmp_path / "empty", "--prune", 1], "no checkpoint"),
+        ([tmp_path / "empty", "--weights", tmp_path / "x"], "no checkpoint"),
+        ([run, "--prune", 0], "--prune 0"),
+        ([run, "--prune", -1], "--prune -1"),
+        ([run, "--weights", ""], "name of a file"),
+        ([run, "--step", 3], "--weights FILE"),
+        ([run, "--best"], "--weights FILE"),
+        ([run, "--best", "--prune", 1], "--weights FILE"),
+        ([run, "--step", 4, "--weights", tmp_path / "x"], "are of steps 3, 6, 9, 12"),
+        ([tmp_path / "empty", "--step", 4, "--weights", tmp_path / "x"], "(none)"),
+        ([tmp_path / "empty", "--best", "--weights", tmp_path / "x"], "none is the best"),
+    ):
         assert words in refused(*arguments), arguments
-    for arguments in ([], [str(run), "--prune", "x"], [str(run), "--weights", "x", "--prune", "1"],
-                      [str(run), "--best", "--step", "3"]):
+    for arguments in (
+        [],
+        [str(run), "--prune", "x"],
+        [str(run), "--weights", "x", "--prune", "1"],
+        [str(run), "--best", "--step", "3"],
+    ):
         with pytest.raises(SystemExit) as caught:
             main(arguments)
         assert caught.value.code == 2

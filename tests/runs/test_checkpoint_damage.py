@@ -1,4 +1,6 @@
-"""Damaged, foreign and hostile checkpoints: each is refused in one line that begins with the file's path, whatever was done."""
+"""Damaged, foreign and hostile checkpoints: each is refused in one line that begins with the file's path, whatever was
+done."""
+
 import dataclasses
 import errno
 import functools
@@ -146,23 +148,40 @@ def test_a_newer_format(place):
         rewrite_manifest(place, lambda fields, number=number: fields.update(format=number, more=[]))
         (place / "second_moment.safetensors").write_bytes(b"")
         for action in (load, verify, read_state, load_weights):
-            assert f"made by a newer alexnet_mp (format {number}); this one reads 3 to 4" \
-                in refused(action, place, MANIFEST)
+            assert f"made by a newer alexnet_mp (format {number}); this one reads 3 to 4" in refused(
+                action, place, MANIFEST
+            )
 
 
-@every("change", [
-    lambda m: m.update(format=0), lambda m: m.update(format=-1), lambda m: m.update(format="1"), lambda m: m.update(format=1.0),
-    lambda m: m.update(format=True), lambda m: m.update(format=None), lambda m: m.pop("format"), lambda m: m.update(more=1),
-    lambda m: m.update(files=[]), lambda m: m["files"].pop(STATE),
-    lambda m: m["files"].update({"../state.json": m["files"][STATE]}),
-    lambda m: m["files"].update({"/etc/passwd": m["files"].pop(STATE)}), lambda m: m["files"].update({"..": m["files"].pop(STATE)}),
-    lambda m: m["files"].update({MANIFEST: m["files"][STATE]}), lambda m: m["files"].update({STATE: 1}),
-    lambda m: m["files"].update({STATE: {"bytes": 1}}), lambda m: m["files"][STATE].update(bytes=-1),
-    lambda m: m["files"][STATE].update(bytes=10**18), lambda m: m["files"][STATE].update(bytes=1e3),
-    lambda m: m["files"][STATE].update(bytes=True), lambda m: m["files"][STATE].update(bytes="1"),
-    lambda m: m["files"][STATE].update(sha256=None),
-    lambda m: m["files"][STATE].update(sha256=m["files"][STATE]["sha256"].upper()), lambda m: m["files"][STATE].update(more=1),
-])
+@every(
+    "change",
+    [
+        lambda m: m.update(format=0),
+        lambda m: m.update(format=-1),
+        lambda m: m.update(format="1"),
+        lambda m: m.update(format=1.0),
+        lambda m: m.update(format=True),
+        lambda m: m.update(format=None),
+        lambda m: m.pop("format"),
+        lambda m: m.update(more=1),
+        lambda m: m.update(files=[]),
+        lambda m: m["files"].pop(STATE),
+        lambda m: m["files"].update({"../state.json": m["files"][STATE]}),
+        lambda m: m["files"].update({"/etc/passwd": m["files"].pop(STATE)}),
+        lambda m: m["files"].update({"..": m["files"].pop(STATE)}),
+        lambda m: m["files"].update({MANIFEST: m["files"][STATE]}),
+        lambda m: m["files"].update({STATE: 1}),
+        lambda m: m["files"].update({STATE: {"bytes": 1}}),
+        lambda m: m["files"][STATE].update(bytes=-1),
+        lambda m: m["files"][STATE].update(bytes=10**18),
+        lambda m: m["files"][STATE].update(bytes=1e3),
+        lambda m: m["files"][STATE].update(bytes=True),
+        lambda m: m["files"][STATE].update(bytes="1"),
+        lambda m: m["files"][STATE].update(sha256=None),
+        lambda m: m["files"][STATE].update(sha256=m["files"][STATE]["sha256"].upper()),
+        lambda m: m["files"][STATE].update(more=1),
+    ],
+)
 def test_a_manifest_that_lies_though_its_own_checksum_fits(change, place):
     rewrite_manifest(place, change)
     with pytest.raises(UserError) as caught:
@@ -170,11 +189,29 @@ def test_a_manifest_that_lies_though_its_own_checksum_fits(change, place):
     assert str(caught.value).startswith((str(place / MANIFEST), str(place / STATE)))
 
 
-@every("content", [
-    b"", b"[]", b"null", b"1", b'"text"', b"{}", b"[" * 100_000, b'{"a":' * 100_000, b"\xff\xfe{\0}\0", b"\xef\xbb\xbf{}",
-    b"\0" * 64, b'{"format": 1' + b"0" * 5000 + b"}", b'{"format": 1e400}', b'{"format": NaN}', b'{"format": 1, "format": 1}',
-    b" " * (1 << 20) + b"{}", b" " * (4 << 20) + b"{}", b'{"\xff": 1}',
-])
+@every(
+    "content",
+    [
+        b"",
+        b"[]",
+        b"null",
+        b"1",
+        b'"text"',
+        b"{}",
+        b"[" * 100_000,
+        b'{"a":' * 100_000,
+        b"\xff\xfe{\0}\0",
+        b"\xef\xbb\xbf{}",
+        b"\0" * 64,
+        b'{"format": 1' + b"0" * 5000 + b"}",
+        b'{"format": 1e400}',
+        b'{"format": NaN}',
+        b'{"format": 1, "format": 1}',
+        b" " * (1 << 20) + b"{}",
+        b" " * (4 << 20) + b"{}",
+        b'{"\xff": 1}',
+    ],
+)
 def test_small_files_of_other_content(content, place):
     for name in (STATE, MANIFEST):
         before = (place / name).read_bytes()
@@ -188,19 +225,59 @@ def test_small_files_of_other_content(content, place):
     verify(place)
 
 
-HOSTILE = ("-1", "-0.5", "1e400", "-1e400", "NaN", "Infinity", "1" + "0" * 5000, "9007199254740992", "null", "true", '"x"', "[]",
-           "{}", "[" * 300 + "]" * 300, "[" * 5000 + "]" * 5000, '"\\ud800"')
+HOSTILE = (
+    "-1",
+    "-0.5",
+    "1e400",
+    "-1e400",
+    "NaN",
+    "Infinity",
+    "1" + "0" * 5000,
+    "9007199254740992",
+    "null",
+    "true",
+    '"x"',
+    "[]",
+    "{}",
+    "[" * 300 + "]" * 300,
+    "[" * 5000 + "]" * 5000,
+    '"\\ud800"',
+)
 MAY_BE = {  # what is no number may be right somewhere, in a field that holds anything of its kind
-    "null": {"scheduled", "validation", "schedule.best", "schedule.drops", "schedule.since_best", "made_by.packages.torch",
-             "made_by.packages.triton"},
+    "null": {
+        "scheduled",
+        "validation",
+        "schedule.best",
+        "schedule.drops",
+        "schedule.since_best",
+        "made_by.packages.torch",
+        "made_by.packages.triton",
+    },
     "true": {"validated"},
     "{}": {"schedule", "made_by.packages"},
     "[]": {"made_by.devices"},
-    '"x"': {"data.source", "data.description", "data.fingerprint", "data.classes.0", "made_by.devices.0", "made_by.kernels", "made_by.precision",
-            "made_by.pipeline", "made_by.packages.torch", "made_by.packages.triton", "saved"},
+    '"x"': {
+        "data.source",
+        "data.description",
+        "data.fingerprint",
+        "data.classes.0",
+        "made_by.devices.0",
+        "made_by.kernels",
+        "made_by.precision",
+        "made_by.pipeline",
+        "made_by.packages.torch",
+        "made_by.packages.triton",
+        "saved",
+    },
     '"\\ud800"': {"data.source", "data.description", "data.fingerprint", "data.classes.0"},
-    "9007199254740992": {"schedule.best", "scheduled.learning_rates.conv1.bias", "scheduled.colour_noise", "validation.loss",
-                         "schedule.drops", "schedule.since_best"},
+    "9007199254740992": {
+        "schedule.best",
+        "scheduled.learning_rates.conv1.bias",
+        "scheduled.colour_noise",
+        "validation.loss",
+        "schedule.drops",
+        "schedule.since_best",
+    },
 }
 
 
@@ -263,9 +340,12 @@ def test_a_recipe_that_no_run_could_have_had(place):
 
 def test_sizes_that_no_machine_has(place):
     """A recipe of huge layers whose checksums fit: refused by the files' sizes, before anything is allocated."""
-    for change in (lambda r: r["layers"][1].update(maps=2**31 - 1), lambda r: r["layers"][0].update(maps=2**31 - 1, kernel=4),
-                   lambda r: r.update(stored_size=10**18),
-                   lambda r: r.update(stored_size=10**18, crop_size=10**18, crop_positions=1)):
+    for change in (
+        lambda r: r["layers"][1].update(maps=2**31 - 1),
+        lambda r: r["layers"][0].update(maps=2**31 - 1, kernel=4),
+        lambda r: r.update(stored_size=10**18),
+        lambda r: r.update(stored_size=10**18, crop_size=10**18, crop_positions=1),
+    ):
         rewrite_state(place, lambda fields: change(fields["recipe"]))
         with pytest.raises(UserError, match="this recipe has"):
             load(place)
@@ -298,8 +378,10 @@ def test_a_pickle_is_never_loaded(place, tmp_path):
             (place / name).write_bytes(before)
 
 
-@every("name, value", [(WEIGHTS, np.nan), (VELOCITY, np.inf), (VELOCITY, -np.inf), (STATISTICS, np.nan),
-                       (STATISTICS, np.inf)])
+@every(
+    "name, value",
+    [(WEIGHTS, np.nan), (VELOCITY, np.inf), (VELOCITY, -np.inf), (STATISTICS, np.nan), (STATISTICS, np.inf)],
+)
 def test_values_that_are_not_finite_though_the_checksums_fit(name, value, place):
     content = bytearray((place / name).read_bytes())
     content[-8:] = np.array([0, value], np.float32).tobytes() if name != STATISTICS else np.array([value]).tobytes()

@@ -1,4 +1,6 @@
-"""Whole runs on disks that are full, failing or read-only, beside other processes, and killed: loud, and nothing is lost."""
+"""Whole runs on disks that are full, failing or read-only, beside other processes, and killed: loud, and nothing is
+lost."""
+
 import errno
 import os
 import re
@@ -35,6 +37,7 @@ def whole(data, tmp_path_factory):
 @pytest.fixture
 def ended(capsys, data):
     """ended(out, more arguments) -> (exit status, stderr, stdout) of the command, as its user sees them."""
+
     def command(out, *more):
         capsys.readouterr()
         with pytest.raises(SystemExit) as caught:
@@ -68,6 +71,7 @@ def all_whole(out):
 
 # --- full, for a while
 
+
 @pytest.mark.process
 def test_a_disk_that_is_full_for_a_while(quick, small_disk, monkeypatch, ended, whole):
     disk = small_disk(1)
@@ -94,7 +98,9 @@ def all_but_lock(out):
     return [verify(directory).step for directory in listing(out).values()]
 
 
-def test_no_line_of_the_metrics_is_lost_where_not_a_byte_can_be_added(quick, file_limit, monkeypatch, tmp_path, ended, whole):
+def test_no_line_of_the_metrics_is_lost_where_not_a_byte_can_be_added(
+    quick, file_limit, monkeypatch, tmp_path, ended, whole
+):
     """As a full disk, but for every file; the metrics are checked to have stood still."""
     sizes = []
 
@@ -142,13 +148,17 @@ def test_too_little_room_from_the_start(limit, quick, file_limit, tmp_path, ende
 
 # --- full, for good
 
+
 @pytest.mark.process
 def test_stop_on_a_save_error(quick, small_disk, monkeypatch, ended, data, whole):
     disk = small_disk(1)
     actions = at_steps(monkeypatch, {4: lambda self: disk.fill()})
     status, error, said = ended(disk.path / "run", *EVERY, "--on-save-error", "stop")
-    assert status == 2 and re.fullmatch(r"error: cannot write [^\n]*No space left on device; --on-save-error continue would go on "
-                                        rf"without; the newest checkpoint is {disk.path}/run/checkpoints/step_\d+\n", error), error
+    assert status == 2 and re.fullmatch(
+        r"error: cannot write [^\n]*No space left on device; --on-save-error continue would go on "
+        rf"without; the newest checkpoint is {disk.path}/run/checkpoints/step_\d+\n",
+        error,
+    ), error
     assert "WARNING" not in said and all_whole(disk.path / "run")[-1] == 3
     assert len([line for line in lines(disk.path / "run") if line["kind"] == "train"]) < LAST
     disk.free()
@@ -192,15 +202,19 @@ def test_a_save_that_failed_before_the_last_one_does_not_spoil_the_end(quick, mo
     at_steps(monkeypatch, {LAST - 1: lambda self: waited.clear()})
     status, error, said = ended(tmp_path / "run", *EVERY)
     assert failed == [True] and all_whole(tmp_path / "run")[-1] == LAST
-    assert (status, error) == (0, "") and said.count("WARNING: cannot write a checkpoint: disk: Input/output error") == 1
+    assert (status, error) == (0, "") and said.count(
+        "WARNING: cannot write a checkpoint: disk: Input/output error"
+    ) == 1
     assert_same_end(tmp_path / "run", whole)
 
 
 # --- read-only, failing
 
+
 @pytest.mark.process
 def test_a_disk_that_becomes_read_only_for_a_while(quick, small_disk, monkeypatch, ended, whole):
-    """Where the checkpoints lie; the kernel doesn't let a disk become so while one of its files is open to be written."""
+    """Where the checkpoints lie; the kernel doesn't let a disk become so while one of its files is open to be
+    written."""
     disk = small_disk(1)
     place = f"{disk.place}/run/checkpoints"
     (disk.path / "run" / "checkpoints").mkdir(parents=True)
@@ -220,6 +234,7 @@ def test_a_disk_that_becomes_read_only_for_a_while(quick, small_disk, monkeypatc
 @pytest.mark.parametrize("at", [0, 5, 12, 19])
 def test_input_and_output_errors(policy, at, quick, monkeypatch, tmp_path, ended, data, whole):
     """From a system call in the middle of a save on nothing works, until two steps later."""
+
     def break_down(self):
         monkeypatch.setattr(durable_files, "os", Dying(at, failing))
 
@@ -240,6 +255,7 @@ def test_input_and_output_errors(policy, at, quick, monkeypatch, tmp_path, ended
 
 
 # --- other processes
+
 
 @pytest.mark.process
 def test_kills_of_processes_that_save_all_the_time(tmp_path):
@@ -274,7 +290,10 @@ def test_beside_a_run_that_saves_and_prunes_all_the_time_and_is_killed(quick, da
         while not (out / "checkpoints").is_dir() or max(listing(out), default=0) < 3:
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.05)
-        for more, said in ((["--resume", "auto"], f"is in use: process {process.pid} on "), ([], "is there already; --resume auto")):
+        for more, said in (
+            (["--resume", "auto"], f"is in use: process {process.pid} on "),
+            ([], "is there already; --resume auto"),
+        ):
             with pytest.raises(UserError, match=said):
                 train.main([*TINY, "--data", str(data), "--out", str(out), *more])
         with pytest.raises(UserError, match=rf"is in use: process {process.pid} on "):
@@ -292,8 +311,24 @@ def test_beside_a_run_that_saves_and_prunes_all_the_time_and_is_killed(quick, da
         process.wait()
     assert process.returncode == -signal.SIGKILL
     taken = max(listing(out))
-    assert train.main([*TINY, "--data", str(data), "--out", str(out), "--epochs", "1000000", "--steps", str(taken + 3), "--resume",
-                       "auto"]) == 0
+    assert (
+        train.main(
+            [
+                *TINY,
+                "--data",
+                str(data),
+                "--out",
+                str(out),
+                "--epochs",
+                "1000000",
+                "--steps",
+                str(taken + 3),
+                "--resume",
+                "auto",
+            ]
+        )
+        == 0
+    )
     said = capsys.readouterr().out
     assert f"the lock of process {process.pid} on" in said and "is stale" in said
     assert all_whole(out)[-1] == taken + 3
@@ -301,6 +336,7 @@ def test_beside_a_run_that_saves_and_prunes_all_the_time_and_is_killed(quick, da
 
 
 # --- the clock
+
 
 @pytest.mark.parametrize("jump", [-7200, 7200])
 def test_a_clock_that_jumps_is_said_once(jump, quick, monkeypatch, tmp_path, ended, whole):

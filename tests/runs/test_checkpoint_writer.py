@@ -1,4 +1,6 @@
-"""Checkpoints written beside the training: what is saved is of one step, one at a time, and what goes wrong is heard of."""
+"""Checkpoints written beside the training: what is saved is of one step, one at a time, and what goes wrong is heard
+of."""
+
 import threading
 from types import SimpleNamespace
 
@@ -23,7 +25,9 @@ SOON = 60  # seconds that nothing here takes
 @pytest.fixture
 def place(tmp_path):
     """What a saver needs of a run: where it is, a lock that holds, and metrics that can be synced."""
-    return SimpleNamespace(path=tmp_path, lock=SimpleNamespace(check=lambda: None), metrics=SimpleNamespace(sync=lambda: None))
+    return SimpleNamespace(
+        path=tmp_path, lock=SimpleNamespace(check=lambda: None), metrics=SimpleNamespace(sync=lambda: None)
+    )
 
 
 def fail(error):
@@ -42,17 +46,22 @@ def test_a_checkpoint_is_on_the_disk_after_the_wait(place):
 
 
 def test_what_is_saved_is_of_one_step_while_the_next_ones_change_everything(data, tmp_path, monkeypatch):
-    """Each write begins when another step was taken, or when the training waits for it: for the best validation, and at the end."""
+    """Each write begins when another step was taken, or when the training waits for it: for the best validation, and at
+    the end."""
     expected, busy, moved, waiting = {}, [], threading.Condition(), []
     one_step, wait, write = trainer.Trainer.one_step, Saver.wait, checkpoint_format.write
 
     def step(self, batch):
         one_step(self, batch)
-        tensors = {name: [part.detach().clone() for part in group] for name, group in self.network.layer_parameters().items()}
+        tensors = {
+            name: [part.detach().clone() for part in group] for name, group in self.network.layer_parameters().items()
+        }
         velocity = {name: [part.clone() for part in group] for name, group in self.optimizer.velocities().items()}
         busy.append(self.checkpoints.saver.busy)
         with moved:
-            expected[self.step] = [{name: torch.cat(group) for name, group in held.items()} for held in (tensors, velocity)]
+            expected[self.step] = [
+                {name: torch.cat(group) for name, group in held.items()} for held in (tensors, velocity)
+            ]
             moved.notify()
 
     def wait_and_say_so(self, timeout=None):
@@ -77,8 +86,10 @@ def test_what_is_saved_is_of_one_step_while_the_next_ones_change_everything(data
     assert any(busy) and len(found) >= 2 and LAST in found
     for step, held in found.items():
         for tensors, wanted in zip((held.weights, held.velocity), expected[step], strict=True):
-            assert tensors.keys() == wanted.keys() and all(torch.equal(tensors[name], wanted[name]) for name in wanted), step
-        assert len((out / "metrics.jsonl").read_bytes()[:held.state.metrics_bytes].splitlines()) >= step
+            assert tensors.keys() == wanted.keys() and all(
+                torch.equal(tensors[name], wanted[name]) for name in wanted
+            ), step
+        assert len((out / "metrics.jsonl").read_bytes()[: held.state.metrics_bytes].splitlines()) >= step
 
 
 def test_a_snapshot_shares_no_memory_with_the_training(data, tmp_path, monkeypatch):
@@ -93,7 +104,9 @@ def test_a_snapshot_shares_no_memory_with_the_training(data, tmp_path, monkeypat
                     for part in parts:
                         part.add_(1)
         for part in ("weights", "velocity"):
-            assert all(torch.equal(tensor, getattr(before, part)[name]) for name, tensor in getattr(content, part).items())
+            assert all(
+                torch.equal(tensor, getattr(before, part)[name]) for name, tensor in getattr(content, part).items()
+            )
         kept.append(content)
 
     monkeypatch.setattr(CheckpointPolicy, "save", compare)
@@ -121,13 +134,32 @@ def test_one_at_a_time(place, monkeypatch):
 
 def test_the_newest_and_the_best_stay(place):
     saver, seen = Saver(place, 2), []
-    for step, error in ((1, 50.0), (2, 20.0), (3, 30.0), (4, None), (5, None), (6, 10.0), (7, 10.0), (8, None), (9, None)):
+    for step, error in (
+        (1, 50.0),
+        (2, 20.0),
+        (3, 30.0),
+        (4, None),
+        (5, None),
+        (6, 10.0),
+        (7, 10.0),
+        (8, None),
+        (9, None),
+    ):
         saver.start(checkpoint_of(step, error))
         saver.wait()
         assert saver.outcome() == (None, None)
         seen.append((list(listing(place.path)), saver.best_error))
-    assert seen == [([1], 50.0), ([1, 2], 20.0), ([2, 3], 20.0), ([2, 3, 4], 20.0), ([2, 4, 5], 20.0), ([5, 6], 10.0),
-                    ([6, 7], 10.0), ([6, 7, 8], 10.0), ([6, 8, 9], 10.0)]
+    assert seen == [
+        ([1], 50.0),
+        ([1, 2], 20.0),
+        ([2, 3], 20.0),
+        ([2, 3, 4], 20.0),
+        ([2, 4, 5], 20.0),
+        ([5, 6], 10.0),
+        ([6, 7], 10.0),
+        ([6, 7, 8], 10.0),
+        ([6, 8, 9], 10.0),
+    ]
 
 
 def test_a_run_that_goes_on_knows_its_best_and_its_newest(place):
@@ -138,8 +170,11 @@ def test_a_run_that_goes_on_knows_its_best_and_its_newest(place):
     assert saver.wait(SOON) and saver.best_error == 20.0 and list(listing(place.path)) == [2, 4]
 
 
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device", "file"), ValueError("not finite"), MemoryError(),
-                                   RuntimeError("x")], ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize(
+    "error",
+    [OSError(28, "No space left on device", "file"), ValueError("not finite"), MemoryError(), RuntimeError("x")],
+    ids=lambda error: type(error).__name__,
+)
 def test_the_best_counts_once_it_is_on_the_disk_and_any_error_is_heard_of_once(error, place, monkeypatch):
     put_all(place.path, 1, top1_errors=[30.0])
     saver = Saver(place, 1)
@@ -189,6 +224,7 @@ def test_a_thread_that_cannot_be_started_leaves_a_saver_that_can_be_waited_for(p
 
 # --- in a run
 
+
 def test_an_error_ends_a_run_although_a_write_hangs(data, tmp_path, monkeypatch):
     """A disk that answers no more: the run waits a while for it, and ends with the error that it has."""
     gate, writing = add_gate(monkeypatch, checkpoints, "put")
@@ -203,7 +239,7 @@ def test_an_error_ends_a_run_although_a_write_hangs(data, tmp_path, monkeypatch)
     monkeypatch.setattr(CheckpointPolicy, "report_save_results", refuse)
     with pytest.raises(UserError, match="the loss is nan at step 2.*no checkpoint was written yet"):
         run(data, tmp_path / "run", "--checkpoint-every", 1)
-    writer, = [thread for thread in threading.enumerate() if thread.name == "save"]
+    (writer,) = [thread for thread in threading.enumerate() if thread.name == "save"]
     assert writer.daemon  # the process ends all the same
     gate.release()
     writer.join(SOON)
@@ -238,7 +274,8 @@ def test_the_end_waits_for_the_last_write(data, tmp_path, monkeypatch):
 
 
 def test_a_disk_slower_than_the_interval_makes_checkpoints_late_and_no_step(data, tmp_path, monkeypatch):
-    """While one is written the next, due at every step, isn't begun; of the best validations a copy waits for its turn."""
+    """While one is written the next, due at every step, isn't begun; of the best validations a copy waits for its
+    turn."""
     gate, writing = add_gate(monkeypatch, checkpoints, "put")
     begun, save_if_due = [], CheckpointPolicy.save_if_due
 
@@ -258,4 +295,9 @@ def test_a_disk_slower_than_the_interval_makes_checkpoints_late_and_no_step(data
     monkeypatch.setattr(CheckpointPolicy, "save_if_due", count)
     out = run(data, tmp_path / "run", "--steps", 4, "--checkpoint-every", 1)
     assert begun[:2] == [1, 3] and 2 not in begun
-    assert {1, 3, 4} <= set(listing(out)) and [line["step"] for line in lines(out) if line["kind"] == "train"] == [1, 2, 3, 4]
+    assert {1, 3, 4} <= set(listing(out)) and [line["step"] for line in lines(out) if line["kind"] == "train"] == [
+        1,
+        2,
+        3,
+        4,
+    ]

@@ -1,4 +1,6 @@
-"""metrics.jsonl and TensorBoard's events: cut at a line, no line lost or twice on a full disk, hostile files refused."""
+"""metrics.jsonl and TensorBoard's events: cut at a line, no line lost or twice on a full disk, hostile files
+refused."""
+
 import errno
 import json
 import os
@@ -15,14 +17,18 @@ from alexnet_mp.runs.metrics import Metrics, read_metrics, take_over
 from alexnet_mp.system.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("one_thread", "quick")
-LINES = [b'{"kind": "train", "step": 1, "loss": 2.5}\n', b'{"kind": "train", "step": 2, "loss": 2.25}\n',
-         b'{"kind": "val", "step": 2, "loss": 3.0}\n']
+LINES = [
+    b'{"kind": "train", "step": 1, "loss": 2.5}\n',
+    b'{"kind": "train", "step": 2, "loss": 2.25}\n',
+    b'{"kind": "val", "step": 2, "loss": 3.0}\n',
+]
 WHOLE = b"".join(LINES)
 
 
 @pytest.fixture
 def disk(monkeypatch):
-    """Stands under `os.pwrite` of metrics.py: `room` bytes can still be written, None = all; at most `piece` at a time."""
+    """Stands under `os.pwrite` of metrics.py: `room` bytes can still be written, None = all; at most `piece` at a
+    time."""
     state = SimpleNamespace(room=None, piece=None, calls=0)
 
     def pwrite(file, content, offset):
@@ -46,8 +52,19 @@ def shown(directory, tag):
 
 # --- cut at a line
 
-@every("keep, left", [
-    (0, 0), (1, 0), (len(LINES[0]) - 1, 0), (len(LINES[0]), 1), (len(LINES[0]) + 1, 1), (len(WHOLE) - 1, 2), (len(WHOLE), 3)])
+
+@every(
+    "keep, left",
+    [
+        (0, 0),
+        (1, 0),
+        (len(LINES[0]) - 1, 0),
+        (len(LINES[0]), 1),
+        (len(LINES[0]) + 1, 1),
+        (len(WHOLE) - 1, 2),
+        (len(WHOLE), 3),
+    ],
+)
 def test_what_is_kept_ends_with_a_line(keep, left, tmp_path):
     (tmp_path / "metrics.jsonl").write_bytes(WHOLE)
     kept = b"".join(LINES[:left])
@@ -83,12 +100,20 @@ def test_without_any_line_end_nothing_is_kept(tmp_path):
 
 def test_lines_that_nobody_would_write_do_no_harm(tmp_path):
     """Of a file that was edited, or belongs to something else: they stay in the file, and make no events."""
-    odd = [b"\n", b"[]\n", b"\xff\xfe\n", b'{"kind": 5, "step": 9}\n', b'{"kind": "a", "step": 1e3}\n',
-           b'{"kind": "a", "step": 1%s}\n' % (b"0" * 400),
-           b'{"kind": "a", "step": 9, "self": 1, "x": 1%s}\n' % (b"0" * 400), b"[" * 5000 + b"\n",
-           b'{"kind": "a", "step": 9, "x": NaN}\n',
-           b'{"kind": "a", "step": 9, "protocol": 7, "y": 1.5}\n', b'{"kind": "\\ud800", "step": 9, "y": 1.5}\n',
-           b'{"step": 1%s}\n' % (b"0" * 5000)]
+    odd = [
+        b"\n",
+        b"[]\n",
+        b"\xff\xfe\n",
+        b'{"kind": 5, "step": 9}\n',
+        b'{"kind": "a", "step": 1e3}\n',
+        b'{"kind": "a", "step": 1%s}\n' % (b"0" * 400),
+        b'{"kind": "a", "step": 9, "self": 1, "x": 1%s}\n' % (b"0" * 400),
+        b"[" * 5000 + b"\n",
+        b'{"kind": "a", "step": 9, "x": NaN}\n',
+        b'{"kind": "a", "step": 9, "protocol": 7, "y": 1.5}\n',
+        b'{"kind": "\\ud800", "step": 9, "y": 1.5}\n',
+        b'{"step": 1%s}\n' % (b"0" * 5000),
+    ]
     content = b"".join(odd) + WHOLE
     (tmp_path / "metrics.jsonl").write_bytes(content)
     run = Metrics(tmp_path, len(content), 2)
@@ -104,13 +129,17 @@ def test_reading_leaves_a_cut_off_line_out(tmp_path):
 
 # --- files that somebody put there
 
+
 def put_link(path):
     (path.parent / "target").write_bytes(WHOLE)
     path.symlink_to("target")
 
 
-@every("put", [put_link, os.mkfifo, os.mkdir, lambda path: path.symlink_to("/dev/full")],
-       ids=["link", "fifo", "directory", "link to a device"])
+@every(
+    "put",
+    [put_link, os.mkfifo, os.mkdir, lambda path: path.symlink_to("/dev/full")],
+    ids=["link", "fifo", "directory", "link to a device"],
+)
 def test_what_is_no_regular_file_is_refused(put, tmp_path):
     put(tmp_path / "metrics.jsonl")
     files = len(os.listdir("/proc/self/fd"))
@@ -121,8 +150,11 @@ def test_what_is_no_regular_file_is_refused(put, tmp_path):
         assert (tmp_path / "target").read_bytes() == WHOLE
 
 
-@every("put", [put_link, os.mkfifo, os.mkdir, lambda path: path.symlink_to("/dev/zero"), lambda path: None],
-       ids=["link", "fifo", "directory", "link to a device", "nothing"])
+@every(
+    "put",
+    [put_link, os.mkfifo, os.mkdir, lambda path: path.symlink_to("/dev/zero"), lambda path: None],
+    ids=["link", "fifo", "directory", "link to a device", "nothing"],
+)
 def test_metrics_of_another_run_that_cannot_be_read_are_left_out(put, tmp_path):
     for name in ("old", "new"):
         (tmp_path / name).mkdir()
@@ -140,6 +172,7 @@ def test_metrics_of_another_run_are_taken_over_up_to_the_checkpoint(tmp_path):
 
 
 # --- a full disk
+
 
 @every("piece", [None, 1, 7])
 @every("room", [0, 1, 41, 42, 50, 100])
@@ -212,7 +245,9 @@ def test_a_run_on_a_full_disk_can_be_stopped_by_policy(data, tmp_path, disk, mon
     run(data, tmp_path / "run", "--steps", 2)
     before = newest(tmp_path / "run")
     add_to_step(monkeypatch, 3, lambda trainer: setattr(disk, "room", 0))
-    with pytest.raises(UserError, match=f"No space left on device; --on-save-error continue would go on.*{before.name}"):
+    with pytest.raises(
+        UserError, match=f"No space left on device; --on-save-error continue would go on.*{before.name}"
+    ):
         resume(data, tmp_path / "run", "--on-save-error", "stop")
     assert newest(tmp_path / "run") == before
 
@@ -233,6 +268,7 @@ def test_a_run_that_ends_on_a_full_disk_says_so(data, tmp_path, disk, monkeypatc
 
 # --- TensorBoard alone
 
+
 def test_events_repeat_the_lines(tmp_path):
     run = Metrics(tmp_path)
     run.log("train", step=1, epoch=1, loss=2.5)
@@ -241,11 +277,16 @@ def test_events_repeat_the_lines(tmp_path):
     run.log("test", step=1, epoch=1, split="val", protocol="ten views", loss=4.5)
     run.close()
     assert shown(tmp_path, "train/loss") == [(1, 2.5)] and shown(tmp_path, "schedule/colour_noise") == [(1, 0.25)]
-    assert shown(tmp_path, "test/centre_view/loss") == [(1, 3.5)] and shown(tmp_path, "test/ten_views/loss") == [(1, 4.5)]
+    assert shown(tmp_path, "test/centre_view/loss") == [(1, 3.5)] and shown(tmp_path, "test/ten_views/loss") == [
+        (1, 4.5)
+    ]
 
 
-@every("put", [lambda path: path.write_bytes(b""), lambda path: path.symlink_to("nowhere"), os.mkfifo],
-       ids=["file", "dangling link", "fifo"])
+@every(
+    "put",
+    [lambda path: path.write_bytes(b""), lambda path: path.symlink_to("nowhere"), os.mkfifo],
+    ids=["file", "dangling link", "fifo"],
+)
 def test_no_directory_for_events_ends_nothing_but_them(put, tmp_path):
     put(tmp_path / "tensorboard")
     run = Metrics(tmp_path)

@@ -1,4 +1,5 @@
 """A run directory: made by one run alone, never over something else, and read without trust."""
+
 import json
 import os
 import shutil
@@ -47,6 +48,7 @@ def refused(action, *arguments):
 
 # --- made
 
+
 def test_what_is_made_can_be_read(parts, tmp_path):
     directory = RunDirectory(tmp_path / "new" / "run", *parts)
     directory.log("train", step=1, loss=0.5)
@@ -73,7 +75,8 @@ def test_two_at_once_into_a_new_directory(parts, tmp_path):
             said = str(error)
         (tmp_path / f"said-{os.getpid()}").write_text(said)
         deadline = time.monotonic() + 60
-        while len(list(tmp_path.glob("said-*"))) < 8 and time.monotonic() < deadline:  # the lock is held until all have tried
+        # the lock is held until all have tried
+        while len(list(tmp_path.glob("said-*"))) < 8 and time.monotonic() < deadline:
             time.sleep(0.01)
 
     processes = [forked(begin) for _ in range(8)]
@@ -117,7 +120,9 @@ def test_what_stands_in_its_place(parts, tmp_path):
         for action in (refuse_unusable, lambda path: RunDirectory(path, *parts)):
             assert f"--out {path} is there already; --resume auto" in refused(action, path)
     for path in (tmp_path / "file" / "run", tmp_path / "file" / "a" / "b"):
-        assert f"--out {path}: {tmp_path}/file is not a directory that can be written to" in refused(refuse_unusable, path)
+        assert f"--out {path}: {tmp_path}/file is not a directory that can be written to" in refused(
+            refuse_unusable, path
+        )
         assert f"--out {path}: " in refused(RunDirectory, path, *parts)
     assert (tmp_path / "file").read_bytes() == b"content" and not (tmp_path / "nowhere").exists()
     refuse_unusable(tmp_path / "new" / "run")
@@ -140,19 +145,25 @@ def test_what_is_in_it_that_no_run_wrote(tmp_path, finished):
 
 # --- a run that goes on
 
+
 def test_run_json_keeps_how_the_run_came_here(quick, finished, data, tmp_path):
     out = shutil.copytree(finished, tmp_path / "run")
     before = json.loads((out / "run.json").read_text())
     resume(data, out, "--steps", 4)
     resume(data, out)
     after = json.loads((out / "run.json").read_text())
-    assert [after[name] for name in ("command", "started", "recipe")] == [before[name] for name in ("command", "started", "recipe")]
+    assert [after[name] for name in ("command", "started", "recipe")] == [
+        before[name] for name in ("command", "started", "recipe")
+    ]
     assert [(entry["step"], entry["changed"]) for entry in after["resumed"]] == [(2, {}), (4, {})]
     assert [line["step"] for line in lines(out) if line["kind"] == "train"] == list(range(1, LAST + 1))
 
 
-@every("content", [b"", b"{", b"[]", b"null", b"\xff", b'{"resumed": 5}', b"[" * 100000, None],
-       ids=["empty", "cut", "list", "null", "no UTF-8", "odd history", "deep", "missing"])
+@every(
+    "content",
+    [b"", b"{", b"[]", b"null", b"\xff", b'{"resumed": 5}', b"[" * 100000, None],
+    ids=["empty", "cut", "list", "null", "no UTF-8", "odd history", "deep", "missing"],
+)
 def test_a_damaged_run_json_does_not_keep_a_run_from_going_on(content, quick, finished, data, tmp_path):
     """A checkpoint holds all that is needed; the file is written anew."""
     out = shutil.copytree(finished, tmp_path / "run")
@@ -188,29 +199,45 @@ def test_last_lines_that_cannot_be_written_are_said(parts, tmp_path, monkeypatch
         patch.setattr(os, "pwrite", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
         directory.log("train", step=1, loss=0.5)
         directory.close()
-    assert f"WARNING: the last lines of {tmp_path}/run/metrics.jsonl are lost: No space left on device" in capsys.readouterr().out
+    assert (
+        f"WARNING: the last lines of {tmp_path}/run/metrics.jsonl are lost: No space left on device"
+        in capsys.readouterr().out
+    )
     RunLock(tmp_path / "run").release()  # the lock was let go of all the same, and the file closed
     assert "stale" not in capsys.readouterr().out
 
 
 # --- read
 
-@every("spoil, words", [
-    (lambda run: "{", "damaged"), (lambda run: "[" * 100000, "damaged"), (lambda run: "[]", "damaged"),
-    (lambda run: "null", "damaged"),
-    (lambda run: json.dumps({**run, "recipe": {}}), "not a run directory of this version"),
-    (lambda run: json.dumps({**run, "recipe": 5}), "not a run directory of this version"),
-    (lambda run: json.dumps({**run, "recipe": {**run["recipe"], "batch_size": "8"}}), "batch_size"),
-    (lambda run: json.dumps({**run, "recipe": {**run["recipe"], "learning_rate": float("nan")}}), "not a run directory"),
-    (lambda run: json.dumps({**run, "recipe": {name: value for name, value in run["recipe"].items() if name != "momentum"}}),
-     "not complete"),
-    (lambda run: json.dumps({**run, "data": {**run["data"], "classes": "ab"}}), "what data"),
-    (lambda run: json.dumps({**run, "data": {**run["data"], "classes": ["a"]}}), "what data"),
-    (lambda run: json.dumps({**run, "data": {**run["data"], "classes": [1, 2]}}), "what data"),
-    (lambda run: json.dumps({**run, "data": {**run["data"], "source": None}}), "what data"),
-    (lambda run: json.dumps({name: value for name, value in run.items() if name != "data"}), "damaged"),
-    (lambda run: b"\xff\xfe", "damaged"),
-])
+
+@every(
+    "spoil, words",
+    [
+        (lambda run: "{", "damaged"),
+        (lambda run: "[" * 100000, "damaged"),
+        (lambda run: "[]", "damaged"),
+        (lambda run: "null", "damaged"),
+        (lambda run: json.dumps({**run, "recipe": {}}), "not a run directory of this version"),
+        (lambda run: json.dumps({**run, "recipe": 5}), "not a run directory of this version"),
+        (lambda run: json.dumps({**run, "recipe": {**run["recipe"], "batch_size": "8"}}), "batch_size"),
+        (
+            lambda run: json.dumps({**run, "recipe": {**run["recipe"], "learning_rate": float("nan")}}),
+            "not a run directory",
+        ),
+        (
+            lambda run: json.dumps(
+                {**run, "recipe": {name: value for name, value in run["recipe"].items() if name != "momentum"}}
+            ),
+            "not complete",
+        ),
+        (lambda run: json.dumps({**run, "data": {**run["data"], "classes": "ab"}}), "what data"),
+        (lambda run: json.dumps({**run, "data": {**run["data"], "classes": ["a"]}}), "what data"),
+        (lambda run: json.dumps({**run, "data": {**run["data"], "classes": [1, 2]}}), "what data"),
+        (lambda run: json.dumps({**run, "data": {**run["data"], "source": None}}), "what data"),
+        (lambda run: json.dumps({name: value for name, value in run.items() if name != "data"}), "damaged"),
+        (lambda run: b"\xff\xfe", "damaged"),
+    ],
+)
 def test_a_run_json_that_lies(spoil, words, finished, tmp_path):
     spoiled = spoil(json.loads((finished / "run.json").read_text()))
     (tmp_path / "run.json").write_bytes(spoiled if isinstance(spoiled, bytes) else spoiled.encode())
@@ -223,7 +250,9 @@ def test_a_run_json_that_is_none(tmp_path):
         (tmp_path / str(number)).mkdir()
         path.rename(tmp_path / str(number) / "run.json")
         assert "cannot read" in refused(read_run, tmp_path / str(number))
-    assert "cannot read" in refused(read_run, tmp_path / "nowhere") and "cannot read" in refused(read_run, tmp_path / "file")
+    assert "cannot read" in refused(read_run, tmp_path / "nowhere") and "cannot read" in refused(
+        read_run, tmp_path / "file"
+    )
     (tmp_path / "large").mkdir()
     with open(tmp_path / "large" / "run.json", "wb") as file:
         os.truncate(file.fileno(), 1 << 40)

@@ -1,4 +1,6 @@
-"""One run at a time in a directory: a lock that a process holds until its end, whatever its end is, and that no file can spoil."""
+"""One run at a time in a directory: a lock that a process holds until its end, whatever its end is, and that no file
+can spoil."""
+
 import json
 import os
 import resource
@@ -66,7 +68,12 @@ def test_the_second_is_refused_by_the_name_of_the_first_and_takes_over_when_that
     kill(process, descriptor)
     RunLock(tmp_path).release()
     said = capsys.readouterr().out
-    assert said.count("\n") == 1 and f"the lock of process {process} on" in said and "is stale" in said and "taken over" in said
+    assert (
+        said.count("\n") == 1
+        and f"the lock of process {process} on" in said
+        and "is stale" in said
+        and "taken over" in said
+    )
     RunLock(tmp_path).release()
     assert capsys.readouterr().out == ""
 
@@ -102,12 +109,39 @@ def test_a_full_disk_keeps_nobody_from_locking(tmp_path):
     RunLock(tmp_path).release()
 
 
-@every("content", [
-    b"garbage", b"{}", b"[]", b"null", b"\xff\xfe", b"[" * 5000, b'{"pid": 1e400, "host": "a", "since": "2026-01-01"}',
-    b'{"pid": ' + b"9" * 5000 + b', "host": "a", "since": "2026-01-01"}', b'{"pid": "x", "host": "a", "since": "2026-01-01"}',
-    b'{"pid": 1, "host": "a", "since": "now\\n\\u001b[31m"}', b'{"pid": 1, "host": "a", "since": 5}', b"\0" * 10**6, b"x" * 10**6,
-], ids=["garbage", "empty", "list", "null", "no UTF-8", "deep", "infinite", "huge", "no number", "no time",
-        "time of a number", "zeros", "long"])
+@every(
+    "content",
+    [
+        b"garbage",
+        b"{}",
+        b"[]",
+        b"null",
+        b"\xff\xfe",
+        b"[" * 5000,
+        b'{"pid": 1e400, "host": "a", "since": "2026-01-01"}',
+        b'{"pid": ' + b"9" * 5000 + b', "host": "a", "since": "2026-01-01"}',
+        b'{"pid": "x", "host": "a", "since": "2026-01-01"}',
+        b'{"pid": 1, "host": "a", "since": "now\\n\\u001b[31m"}',
+        b'{"pid": 1, "host": "a", "since": 5}',
+        b"\0" * 10**6,
+        b"x" * 10**6,
+    ],
+    ids=[
+        "garbage",
+        "empty",
+        "list",
+        "null",
+        "no UTF-8",
+        "deep",
+        "infinite",
+        "huge",
+        "no number",
+        "no time",
+        "time of a number",
+        "zeros",
+        "long",
+    ],
+)
 def test_garbage_in_the_lock(content, tmp_path, capsys):
     (tmp_path / LOCK).write_bytes(content)
     lock = RunLock(tmp_path)
@@ -117,10 +151,16 @@ def test_garbage_in_the_lock(content, tmp_path, capsys):
 
 
 def test_a_name_that_would_write_on_the_terminal(tmp_path, capsys):
-    (tmp_path / LOCK).write_text(json.dumps({"pid": 7, "host": "\x1b[31m\n\ud800" + "x" * 500, "since": "2026-01-01T00:00:00"}))
+    (tmp_path / LOCK).write_text(
+        json.dumps({"pid": 7, "host": "\x1b[31m\n\ud800" + "x" * 500, "since": "2026-01-01T00:00:00"})
+    )
     RunLock(tmp_path).release()
     said = capsys.readouterr().out
-    assert said.count("\n") == 1 and "process 7 on '\\x1b[31m\\n\\ud800xxx" in said and len(said) < 400 + len(str(tmp_path))
+    assert (
+        said.count("\n") == 1
+        and "process 7 on '\\x1b[31m\\n\\ud800xxx" in said
+        and len(said) < 400 + len(str(tmp_path))
+    )
 
 
 def test_what_is_no_file_is_neither_written_to_nor_waited_for(tmp_path):

@@ -1,4 +1,6 @@
-"""Run directories that are moved, emptied or branched while and after a run works in them: nothing is mixed, nothing begun over."""
+"""Run directories that are moved, emptied or branched while and after a run works in them: nothing is mixed, nothing
+begun over."""
+
 import errno
 import os
 import shutil
@@ -36,9 +38,14 @@ def take_lock(out):
     (out / ".lock").unlink()
 
 
-@pytest.mark.parametrize("happens", [move, take_lock, lambda out: shutil.copy(out / ".lock", out / "x") and (out / "x").rename(out / ".lock")],
-                         ids=["moved", "lock removed", "lock replaced"])
-def test_a_run_whose_directory_is_no_longer_its_own_ends_and_writes_nothing_into_it(happens, data, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "happens",
+    [move, take_lock, lambda out: shutil.copy(out / ".lock", out / "x") and (out / "x").rename(out / ".lock")],
+    ids=["moved", "lock removed", "lock replaced"],
+)
+def test_a_run_whose_directory_is_no_longer_its_own_ends_and_writes_nothing_into_it(
+    happens, data, tmp_path, monkeypatch
+):
     out = tmp_path / "run"
     add_to_step(monkeypatch, 5, lambda trainer: trainer.checkpoints.saver.wait() and happens(out))
     assert "no longer this run's" in refused(data, out, "--checkpoint-every", "1", "--keep", "99")
@@ -52,7 +59,9 @@ def test_a_branch_has_a_checkpoint_before_its_first_step(data, tmp_path, monkeyp
     """A kill in its first minutes must not send it back to the beginning."""
     whole = run(data, tmp_path / "whole")
     first = run(data, tmp_path / "first", "--steps", "4")
-    add_to_step(monkeypatch, 5, lambda trainer: trainer.checkpoints.saver.wait() and (_ for _ in ()).throw(ZeroDivisionError))
+    add_to_step(
+        monkeypatch, 5, lambda trainer: trainer.checkpoints.saver.wait() and (_ for _ in ()).throw(ZeroDivisionError)
+    )
     with pytest.raises(ZeroDivisionError):
         run(data, tmp_path / "branch", "--resume", first)
     assert max(listing(tmp_path / "branch")) == 4
@@ -156,7 +165,10 @@ def test_an_export_may_not_lie_among_the_checkpoints(data, tmp_path):
     for target in (newest(out) / "x.safetensors", out / "checkpoints" / "x.safetensors"):
         with pytest.raises(UserError, match="count as damaged"):
             checkpoint.main([str(out), "--weights", str(target)])
-    assert checkpoint_format.verify(newest(out)) and checkpoint.main([str(out), "--weights", str(tmp_path / "x.safetensors")]) == 0
+    assert (
+        checkpoint_format.verify(newest(out))
+        and checkpoint.main([str(out), "--weights", str(tmp_path / "x.safetensors")]) == 0
+    )
 
 
 @pytest.mark.parametrize("arguments", [["--out", ""], ["--out", "", "--resume", "auto"]])

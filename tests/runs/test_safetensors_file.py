@@ -1,4 +1,6 @@
-"""Tensor files whose header lies: refused before anything is allocated, alone as in a checkpoint whose checksums fit."""
+"""Tensor files whose header lies: refused before anything is allocated, alone as in a checkpoint whose checksums
+fit."""
+
 import json
 
 import numpy as np
@@ -24,20 +26,31 @@ def entry(name, **fields):
 
 
 HEADERS = {
-    "dtype": entry("fc8.bias", dtype="I32"), "unknown dtype": entry("fc8.bias", dtype="F99"),
-    "list for dtype": entry("fc8.bias", dtype=[]), "half": entry("fc8.bias", dtype="F16", shape=[6]),
+    "dtype": entry("fc8.bias", dtype="I32"),
+    "unknown dtype": entry("fc8.bias", dtype="F99"),
+    "list for dtype": entry("fc8.bias", dtype=[]),
+    "half": entry("fc8.bias", dtype="F16", shape=[6]),
     "shape": entry("conv1.weight", shape=[4, 2, 3, 2]),
-    "flat": entry("conv1.weight", shape=[48]), "negative shape": entry("fc8.bias", shape=[-3]),
+    "flat": entry("conv1.weight", shape=[48]),
+    "negative shape": entry("fc8.bias", shape=[-3]),
     "NaN": entry("fc8.bias", shape=[float("nan")]),
-    "huge shape": entry("fc8.bias", shape=[10**18, 10**18]), "long shape": entry("fc8.bias", shape=[1] * 10_000 + [3]),
-    "true": entry("fc8.bias", shape=[3, True]), "overlap": entry("fc8.bias", data_offsets=[0, 12]),
-    "negative offset": entry("fc8.bias", data_offsets=[-12, 0]), "backwards": entry("fc8.bias", data_offsets=[12, 0]),
-    "outside": entry("fc8.bias", data_offsets=[10**18, 10**18 + 12]), "one offset": entry("fc8.bias", data_offsets=[12]),
-    "fraction": entry("fc8.bias", data_offsets=[0.0, 12.0]), "text": entry("fc8.bias", data_offsets="ab"),
-    "more": entry("fc8.bias", more=1), "renamed": lambda header: header.update({"fc9.bias": header.pop("fc8.bias")}),
-    "no entry": lambda header: header.update({"fc8.bias": None}), "missing": lambda header: header.pop("fc8.bias"),
+    "huge shape": entry("fc8.bias", shape=[10**18, 10**18]),
+    "long shape": entry("fc8.bias", shape=[1] * 10_000 + [3]),
+    "true": entry("fc8.bias", shape=[3, True]),
+    "overlap": entry("fc8.bias", data_offsets=[0, 12]),
+    "negative offset": entry("fc8.bias", data_offsets=[-12, 0]),
+    "backwards": entry("fc8.bias", data_offsets=[12, 0]),
+    "outside": entry("fc8.bias", data_offsets=[10**18, 10**18 + 12]),
+    "one offset": entry("fc8.bias", data_offsets=[12]),
+    "fraction": entry("fc8.bias", data_offsets=[0.0, 12.0]),
+    "text": entry("fc8.bias", data_offsets="ab"),
+    "more": entry("fc8.bias", more=1),
+    "renamed": lambda header: header.update({"fc9.bias": header.pop("fc8.bias")}),
+    "no entry": lambda header: header.update({"fc8.bias": None}),
+    "missing": lambda header: header.pop("fc8.bias"),
     "extra": lambda header: header.update({"x": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}}),
-    "metadata": lambda header: header.update({"__metadata__": {"a": 1}}), "nothing": dict.clear,
+    "metadata": lambda header: header.update({"__metadata__": {"a": 1}}),
+    "nothing": dict.clear,
 }
 
 
@@ -47,12 +60,14 @@ def test_a_header_that_lies_though_the_checksums_fit(change, place):
     change(header)
     rewrite(place, WEIGHTS, with_header(header, data))
     refused(load, place, WEIGHTS)
-    if change not in [HEADERS[name] for name in ("renamed", "shape", "flat", "half", "extra")]:  # not wrong in themselves
+    # not wrong in themselves
+    if change not in [HEADERS[name] for name in ("renamed", "shape", "flat", "half", "extra")]:
         refused(load_weights, place, WEIGHTS)
 
 
 def same_size(place, header):
-    """weights.safetensors with another header of the same length, so that no size gives it away; None where it is longer."""
+    """weights.safetensors with another header of the same length, so that no size gives it away; None where it is
+    longer."""
     content = (place / WEIGHTS).read_bytes()
     length, text = int.from_bytes(content[:8], "little"), json.dumps(header, separators=(",", ":")).encode()
     return None if len(text) > length else with_header(text.ljust(length), header_and_data(content)[1])
@@ -66,7 +81,9 @@ def test_headers_of_the_right_length(place):
         if content := same_size(place, header):
             rewrite(place, WEIGHTS, content)
             message = refused(load, place, WEIGHTS)
-            assert name not in ("shape", "flat") or "conv1.weight is F32" in message and "has F32 (4, 3, 2, 2)" in message
+            assert (
+                name not in ("shape", "flat") or "conv1.weight is F32" in message and "has F32 (4, 3, 2, 2)" in message
+            )
             compared += 1
     assert compared > 12
 
@@ -74,14 +91,26 @@ def test_headers_of_the_right_length(place):
 X = b'"x":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}'
 
 
-@every("content", [
-    b"", b"\x10", (1 << 62).to_bytes(8, "little"), (2 << 20).to_bytes(8, "little") + b" " * (2 << 20),
-    (100).to_bytes(8, "little") + b"{}", with_header(b"[" * 5000, b""), with_header(b"{" * 5, b""), with_header(b"\xff{}", b""),
-    with_header(b"[]", b""), with_header(b"{}", b""), with_header(b"{%b,%b}" % (X, X), bytes(4)),
-    with_header(b"{%b}" % X, bytes(8)), with_header(b"{%b}" % X, bytes(3)),
-    with_header(b' {"x":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}', bytes(8)),
-    with_header(b'{"x":{"dtype":"F32","shape":[1' + b"0" * 5000 + b'],"data_offsets":[0,4]}}', bytes(4)),
-])
+@every(
+    "content",
+    [
+        b"",
+        b"\x10",
+        (1 << 62).to_bytes(8, "little"),
+        (2 << 20).to_bytes(8, "little") + b" " * (2 << 20),
+        (100).to_bytes(8, "little") + b"{}",
+        with_header(b"[" * 5000, b""),
+        with_header(b"{" * 5, b""),
+        with_header(b"\xff{}", b""),
+        with_header(b"[]", b""),
+        with_header(b"{}", b""),
+        with_header(b"{%b,%b}" % (X, X), bytes(4)),
+        with_header(b"{%b}" % X, bytes(8)),
+        with_header(b"{%b}" % X, bytes(3)),
+        with_header(b' {"x":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}', bytes(8)),
+        with_header(b'{"x":{"dtype":"F32","shape":[1' + b"0" * 5000 + b'],"data_offsets":[0,4]}}', bytes(4)),
+    ],
+)
 def test_tensor_files_of_other_content(content, place):
     rewrite(place, WEIGHTS, content)
     refused(load, place, WEIGHTS)

@@ -1,4 +1,5 @@
 """Files through failing disks, links, pipes and kills: whole or not at all, and every error names its file."""
+
 import errno
 import hashlib
 import os
@@ -108,7 +109,7 @@ def test_a_disk_that_fills_up_in_the_middle(tmp_path, monkeypatch):
     def write(descriptor, chunk):
         if not room[0]:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        count = os.write(descriptor, chunk[:room[0]])
+        count = os.write(descriptor, chunk[: room[0]])
         room[0] -= count
         return count
 
@@ -140,12 +141,18 @@ def test_read_is_bounded(tmp_path):
 def test_head_and_digest(tmp_path, monkeypatch):
     monkeypatch.setattr(durable_files, "CHUNK", 3)
     (tmp_path / "file").write_bytes(b"content")
-    assert durable_files.head(tmp_path / "file", 4) == (7, b"cont") and durable_files.head(tmp_path / "file", 100) == (7, b"content")
+    assert durable_files.head(tmp_path / "file", 4) == (7, b"cont") and durable_files.head(tmp_path / "file", 100) == (
+        7,
+        b"content",
+    )
     assert durable_files.digest(tmp_path / "file") == (7, hashlib.sha256(b"content").hexdigest())
 
 
-@every("reading", [lambda path: durable_files.read(path, 100), lambda path: durable_files.head(path, 4), durable_files.digest],
-       ids=["read", "head", "digest"])
+@every(
+    "reading",
+    [lambda path: durable_files.read(path, 100), lambda path: durable_files.head(path, 4), durable_files.digest],
+    ids=["read", "head", "digest"],
+)
 def test_what_is_no_file_is_neither_read_nor_waited_for(reading, tmp_path):
     messages = []
     for path in odd_files(tmp_path):
@@ -173,7 +180,10 @@ def test_a_file_that_shrinks_while_it_is_read(tmp_path, monkeypatch):
 def test_names_are_bounded(tmp_path):
     for name in "cab":
         (tmp_path / name).write_bytes(b"")
-    assert durable_files.names(tmp_path, 3) == durable_files.names(tmp_path, 9) == ["a", "b", "c"] and len(durable_files.names(tmp_path, 2)) == 2
+    assert (
+        durable_files.names(tmp_path, 3) == durable_files.names(tmp_path, 9) == ["a", "b", "c"]
+        and len(durable_files.names(tmp_path, 2)) == 2
+    )
     with pytest.raises(NotADirectoryError):
         durable_files.names(tmp_path / "a", 3)
 
@@ -208,7 +218,9 @@ def test_remove_follows_no_link(tmp_path):
     (tmp_path / "alias").symlink_to(kept)
     durable_files.remove(tmp_path / "alias")
     durable_files.remove(tmp_path / "missing")
-    assert [path.name for path in tmp_path.iterdir()] == ["kept"] and (kept / "inner" / "file").read_bytes() == b"content"
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"] and (
+        kept / "inner" / "file"
+    ).read_bytes() == b"content"
     durable_files.remove(kept / "inner" / "file")
     assert not (kept / "inner" / "file").exists()
 
@@ -347,10 +359,13 @@ def test_replace_in_parts_tells_what_was_written(tmp_path):
 def test_an_output_is_refused_early(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
-    for path, problem in ((tmp_path / "file", "it is there already"), (tmp_path / "nowhere", "it is there already"),
-                          ("", "write the name of a file"),
-                          (tmp_path / "file" / "new", f"{tmp_path}/file is not a directory"),
-                          (tmp_path / "no" / "new", f"{tmp_path}/no is not a directory")):
+    for path, problem in (
+        (tmp_path / "file", "it is there already"),
+        (tmp_path / "nowhere", "it is there already"),
+        ("", "write the name of a file"),
+        (tmp_path / "file" / "new", f"{tmp_path}/file is not a directory"),
+        (tmp_path / "no" / "new", f"{tmp_path}/no is not a directory"),
+    ):
         with pytest.raises(UserError, match=f"^--flag {path or repr('')}: {problem}"):
             durable_files.refuse_output("--flag", path)
     durable_files.refuse_output("--flag", tmp_path / "new")

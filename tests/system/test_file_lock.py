@@ -1,4 +1,5 @@
 """The lock between processes, held here twice by one: flock(2) tells open files apart, not processes."""
+
 import errno
 import fcntl
 import os

@@ -1,4 +1,6 @@
-"""Ctrl-C, SIGTERM, SIGHUP at any time of a run: before anything is written, in a step, while it saves, twice, or ignored."""
+"""Ctrl-C, SIGTERM, SIGHUP at any time of a run: before anything is written, in a step, while it saves, twice, or
+ignored."""
+
 import os
 import signal
 import subprocess
@@ -36,6 +38,7 @@ def twice():
 
 
 # --- the handlers
+
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_the_first_signal_is_noted_and_the_second_raises(number, capfd):
@@ -80,7 +83,9 @@ def test_the_handlers_of_before_are_back_after_an_error():
 
 
 def test_a_terminal_that_is_gone_is_no_hindrance(monkeypatch):
-    monkeypatch.setattr("alexnet_mp.system.interrupts.os.write", lambda *_: (_ for _ in ()).throw(OSError(5, "Input/output error")))
+    monkeypatch.setattr(
+        "alexnet_mp.system.interrupts.os.write", lambda *_: (_ for _ in ()).throw(OSError(5, "Input/output error"))
+    )
     with interruptible() as interrupts:
         interrupts.wait_for_step = True
         signal.raise_signal(signal.SIGHUP)
@@ -164,9 +169,11 @@ def test_a_stop_once_the_directory_is_there_is_saved(owner, name, data, tmp_path
 
 # --- twice
 
-TWICE = {"in a step": lambda patch: signalled_after(patch, Trainer, "one_step", 2, then=twice),
-         "in a validation": lambda patch: signalled_in_test(patch, 1, then=twice),
-         "in the last test": lambda patch: signalled_in_test(patch, 3, then=twice)}
+TWICE = {
+    "in a step": lambda patch: signalled_after(patch, Trainer, "one_step", 2, then=twice),
+    "in a validation": lambda patch: signalled_in_test(patch, 1, then=twice),
+    "in the last test": lambda patch: signalled_in_test(patch, 3, then=twice),
+}
 
 
 @pytest.mark.parametrize("where", TWICE)
@@ -187,7 +194,11 @@ def test_a_second_one_stops_at_once_without_saving(where, data, tmp_path, monkey
 def test_a_second_one_while_it_saves_does_not_wait_for_the_disk(data, tmp_path, monkeypatch):
     whole = run(data, tmp_path / "whole")
     out = run(data, tmp_path / "run", "--steps", 3)
-    before, release, ended = {path: path.read_bytes() for path in newest(out).iterdir()}, threading.Event(), threading.Event()
+    before, release, ended = (
+        {path: path.read_bytes() for path in newest(out).iterdir()},
+        threading.Event(),
+        threading.Event(),
+    )
 
     def put(directory, content):
         checkpoint_format.write(directory / "checkpoints" / f".partial_{content.state.step:08d}", content)
@@ -234,8 +245,15 @@ def lines_of(out):
 def test_a_real_process_ignores_what_it_should_and_ends_at_once_at_a_second_signal(data, tmp_path):
     out = tmp_path / "run"
     command, environment = process_of(data, out, "--epochs", 100000, "--workers", 1, "--checkpoint-every", 2)
-    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-                          start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)) as process:
+    with subprocess.Popen(
+        command,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
+    ) as process:
         deadline, wanted = time.monotonic() + 120, 10
         while lines_of(out) < wanted or wanted == 10:
             assert process.poll() is None and time.monotonic() < deadline

@@ -1,4 +1,5 @@
 """Calls in a process of their own: whatever they do is an outcome in words, and nothing of them is left."""
+
 import os
 import signal
 import subprocess
@@ -47,18 +48,21 @@ def test_calls_are_made_in_order_in_one_process(tmp_path):
     assert Path(file).read_text() == "abc"
 
 
-@every("call, state, words", [
-    ((isolated_calls.fail, ("wrong",)), FAILED, "differs by 3"),
-    ((isolated_calls.fail, ("error",)), FAILED, "raises RuntimeError: an illegal address"),
-    ((isolated_calls.fail, ("exit",)), FAILED, "raises SystemExit: 3"),
-    ((isolated_calls.fail, ("interrupt",)), FAILED, "raises KeyboardInterrupt"),
-    ((isolated_calls.fail, ("wordless",)), FAILED, "raises ValueError"),
-    ((isolated_calls.fail, ("unfit",)), UNCHECKED, "no room"),
-    ((isolated_calls.fail, ("memory",)), UNCHECKED, "out of memory"),
-    ((isolated_calls.die, (signal.SIGSEGV,)), FAILED, "ends its process by SIGSEGV"),
-    ((isolated_calls.die, (signal.SIGKILL,)), FAILED, "ends its process by SIGKILL"),
-    ((isolated_calls.leave, ()), FAILED, "ends its process with status 7"),
-])
+@every(
+    "call, state, words",
+    [
+        ((isolated_calls.fail, ("wrong",)), FAILED, "differs by 3"),
+        ((isolated_calls.fail, ("error",)), FAILED, "raises RuntimeError: an illegal address"),
+        ((isolated_calls.fail, ("exit",)), FAILED, "raises SystemExit: 3"),
+        ((isolated_calls.fail, ("interrupt",)), FAILED, "raises KeyboardInterrupt"),
+        ((isolated_calls.fail, ("wordless",)), FAILED, "raises ValueError"),
+        ((isolated_calls.fail, ("unfit",)), UNCHECKED, "no room"),
+        ((isolated_calls.fail, ("memory",)), UNCHECKED, "out of memory"),
+        ((isolated_calls.die, (signal.SIGSEGV,)), FAILED, "ends its process by SIGSEGV"),
+        ((isolated_calls.die, (signal.SIGKILL,)), FAILED, "ends its process by SIGKILL"),
+        ((isolated_calls.leave, ()), FAILED, "ends its process with status 7"),
+    ],
+)
 def test_after_a_call_that_fails_none_is_made(call, state, words, tmp_path):
     file = str(tmp_path / "file")
     found = outcomes((isolated_calls.append, (file, "a")), call, (isolated_calls.append, (file, "b")))
@@ -81,15 +85,15 @@ def test_a_process_that_dies_before_its_child_is_noticed(tmp_path):
 
 def test_a_process_that_can_t_be_started_checks_nothing(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "executable", str(tmp_path / "nothing"))
-    found, = outcomes((isolated_calls.leave, ()))
+    (found,) = outcomes((isolated_calls.leave, ()))
     assert found == Outcome(UNCHECKED, "no process can be started for it: No such file or directory")
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    found, = outcomes((isolated_calls.leave, ()))
+    (found,) = outcomes((isolated_calls.leave, ()))
     assert found == Outcome(UNCHECKED, "the process for it ends its process with status 1")
 
 
 def test_what_can_t_be_imported_there_checks_nothing():
-    found, = outcomes((isolated_calls.append, (isolated_calls.Unreadable(),)))
+    (found,) = outcomes((isolated_calls.append, (isolated_calls.Unreadable(),)))
     assert found.state == UNCHECKED and "an illegal address" in found.why
 
 
@@ -105,9 +109,10 @@ def test_what_makes_ready_is_no_call(monkeypatch, tmp_path):
     assert file.read_text() == "ba"
     assert outcomes(call, prepare=(time.sleep, (1,))) == [Outcome(PASSED)], "it has more time"
     for function, arguments, words in (
-            (isolated_calls.fail, ("unfit",), "no room"),
-            (isolated_calls.leave, (), "the process for it ends its process with status 7"),
-            (isolated_calls.fail, ("error",), "the process for it raises RuntimeError: an illegal address")):
+        (isolated_calls.fail, ("unfit",), "no room"),
+        (isolated_calls.leave, (), "the process for it ends its process with status 7"),
+        (isolated_calls.fail, ("error",), "the process for it raises RuntimeError: an illegal address"),
+    ):
         assert outcomes(call, call, prepare=(function, arguments)) == [Outcome(UNCHECKED, words)]
     assert file.read_text() == "baa"
 
@@ -116,8 +121,11 @@ def test_what_makes_ready_is_no_call(monkeypatch, tmp_path):
 def test_the_process_ends_with_its_parent(number, tmp_path):
     """Ctrl-C reaches the parent alone; one that is killed can't tell it anything."""
     file = tmp_path / "pids"
-    code = (f"import sys\nsys.path.insert(0, {str(TESTS)!r})\nimport isolated_calls\nfrom alexnet_mp.system import isolated\n"
-            f"list(isolated.outcomes([(isolated_calls.hang, ({str(file)!r},))]))")
+    code = (
+        f"import sys\nsys.path.insert(0, {str(TESTS)!r})\nimport isolated_calls\nfrom alexnet_mp.system import "
+        "isolated\n"
+        f"list(isolated.outcomes([(isolated_calls.hang, ({str(file)!r},))]))"
+    )
     parent = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, start_new_session=True)
     end = time.monotonic() + 60
     while not file.exists() or not file.read_text().endswith("\n"):

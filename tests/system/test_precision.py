@@ -1,4 +1,6 @@
-"""`--precision`: what is computed in, what stays float32, who is refused, and a run in bf16 from its beginning to a resumed end."""
+"""`--precision`: what is computed in, what stays float32, who is refused, and a run in bf16 from its beginning to a
+resumed end."""
+
 import json
 
 import pytest
@@ -116,7 +118,9 @@ def test_tf32_without_a_gpu_is_refused(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("native, devices, said", [(True, [CPU], None), (False, [CPU, GPU], "much slower than fp32"), (False, [GPU], None)])
+@pytest.mark.parametrize(
+    "native, devices, said", [(True, [CPU], None), (False, [CPU, GPU], "much slower than fp32"), (False, [GPU], None)]
+)
 def test_a_processor_without_bf16(native, devices, said, monkeypatch):
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: native)
     remark = precision.remark("bf16", devices)
@@ -128,7 +132,10 @@ def test_a_processor_without_bf16(native, devices, said, monkeypatch):
 def test_a_run_in_bf16_goes_on_bit_for_bit_and_says_so_where_it_does_not(data, tmp_path, capsys):  # noqa: F811
     whole = run(data, tmp_path / "whole", "--precision", "bf16")
     out = run(data, tmp_path / "run", "--precision", "bf16", "--steps", "4")
-    assert "precision bf16" in capsys.readouterr().out and json.loads((out / "run.json").read_text())["precision"] == "bf16"
+    assert (
+        "precision bf16" in capsys.readouterr().out
+        and json.loads((out / "run.json").read_text())["precision"] == "bf16"
+    )
     resume(data, out, "--precision", "bf16")
     assert_same_end(out, whole)
     assert "no longer bit for bit" not in capsys.readouterr().out

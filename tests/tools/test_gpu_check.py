@@ -1,4 +1,5 @@
 """tools/gpu_check without a GPU: order, limits, packing and going on, rehearsed with toy stages."""
+
 import json
 import os
 import re
@@ -22,8 +23,11 @@ HANGS = ("signal.signal(signal.SIGINT, signal.SIG_IGN); "
 
 
 def test_a_stage_that_fails_and_one_that_hangs_stop_no_other(toys, tmp_path):  # noqa: F811
-    rehearse = toys("""toy("first", "open('{out}/found.json', 'w').write('1'); open('{scratch}/big', 'w')"),
-                    toy("broken", "sys.exit('no such kernel')"), toy("hanging", HANGS, limit=5), toy("last")""", HANGS)
+    rehearse = toys(
+        """toy("first", "open('{out}/found.json', 'w').write('1'); open('{scratch}/big', 'w')"),
+                    toy("broken", "sys.exit('no such kernel')"), toy("hanging", HANGS, limit=5), toy("last")""",
+        HANGS,
+    )
     code, said = rehearse()
     assert code == 1 and runs(tmp_path) == ["first", "broken", "hanging", "last"]
     assert re.findall("^== (.*): a toy", said, re.M) == runs(tmp_path)
@@ -50,14 +54,22 @@ def test_what_was_found_is_packed_before_and_after_every_stage(toys, tmp_path): 
     assert {name: entry["state"] for name, entry in seen.items()} == {"one": "passed", "two": "running"}
 
 
-@pytest.mark.parametrize("number, state, order", [
-    (signal.SIGTERM, "interrupted", ["middle", "last"]), (signal.SIGINT, "interrupted", ["middle", "last"]),
-    (signal.SIGKILL, "running", ["last", "middle"])], ids=["SIGTERM", "SIGINT", "gone"])
+@pytest.mark.parametrize(
+    "number, state, order",
+    [
+        (signal.SIGTERM, "interrupted", ["middle", "last"]),
+        (signal.SIGINT, "interrupted", ["middle", "last"]),
+        (signal.SIGKILL, "running", ["last", "middle"]),
+    ],
+    ids=["SIGTERM", "SIGINT", "gone"],
+)
 def test_another_machine_goes_on_from_a_copy_of_the_results(toys, tmp_path, number, state, order):  # noqa: F811
     """What was told to stop goes on first. What was at work when the machine went comes last: it may be the reason."""
     begun = tmp_path / "begun"
-    waits = (f"path = {str(begun)!r}; old = os.path.exists(path); open(path, 'w').write(str(os.getpid())); "
-             "time.sleep(0 if old else 600)")
+    waits = (
+        f"path = {str(begun)!r}; old = os.path.exists(path); open(path, 'w').write(str(os.getpid())); "
+        "time.sleep(0 if old else 600)"
+    )
     rehearse = toys(f"toy('first'), toy('middle', {waits!r}), toy('last')")
     process = rehearse.start()
     while not (begun.exists() and begun.read_text()):
@@ -92,9 +104,11 @@ check.Check.order = late
 
 def test_a_stage_that_was_cut_short_finds_what_it_had_done(toys, tmp_path):  # noqa: F811
     """The minutes end while it works; the second time it goes on in its own folder. One that failed begins anew."""
-    body = ("open('{scratch}/count', 'a').write('x'); print('time', len(open('{scratch}/count').read()), flush=True); "
-            f"path = {str(tmp_path / 'slept')!r}; old = os.path.exists(path); open(path, 'w'); "
-            "time.sleep(0 if old else 600); sys.exit(1)")
+    body = (
+        "open('{scratch}/count', 'a').write('x'); print('time', len(open('{scratch}/count').read()), flush=True); "
+        f"path = {str(tmp_path / 'slept')!r}; old = os.path.exists(path); open(path, 'w'); "
+        "time.sleep(0 if old else 600); sys.exit(1)"
+    )
     rehearse = toys(f"toy('long', {body!r}, limit=100)", LATE)
     assert rehearse("--minutes", "0.1")[0] == 3 and states(tmp_path / "results") == {"long": "interrupted"}
     assert rehearse()[0] == 1 and states(tmp_path / "results") == {"long": "failed"}
@@ -115,17 +129,29 @@ def test_nothing_is_begun_that_will_not_end_in_time(toys, tmp_path):  # noqa: F8
 
 def test_a_stage_has_passed_for_the_sources_that_it_reads(toys, tmp_path):  # noqa: F811
     source = tmp_path / "source"
-    for name in ("alexnet_mp/network/network.py", "kernels/dispatch.py", "csrc/ops.cpp", "setup.py", "tests/test_a.py",
-                 "notes.md"):
+    for name in (
+        "alexnet_mp/network/network.py",
+        "kernels/dispatch.py",
+        "csrc/ops.cpp",
+        "setup.py",
+        "tests/test_a.py",
+        "notes.md",
+    ):
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         (source / name).write_text("1")
     (source / "pyproject.toml").write_text((ROOT / "pyproject.toml").read_text())
     before = f"check.ROOT = Path({str(source)!r})"
     rehearse = toys("toy('run'), toy('tested', reads=('tests',))", before)
     expected = ["run", "tested"]
-    for changed, again in ((None, []), ("notes.md", []), ("tests/test_a.py", ["tested"]),
-                           ("csrc/ops.cpp", ["run", "tested"]), ("kernels/compiled.so", []), ("tests/record.json", []),
-                           ("kernels/new.py", ["run", "tested"])):
+    for changed, again in (
+        (None, []),
+        ("notes.md", []),
+        ("tests/test_a.py", ["tested"]),
+        ("csrc/ops.cpp", ["run", "tested"]),
+        ("kernels/compiled.so", []),
+        ("tests/record.json", []),
+        ("kernels/new.py", ["run", "tested"]),
+    ):
         if changed:
             (source / changed).write_text(f"after {changed}")
         assert rehearse()[0] == 0
@@ -134,6 +160,7 @@ def test_a_stage_has_passed_for_the_sources_that_it_reads(toys, tmp_path):  # no
 
 
 # --- what is refused, in one line
+
 
 def test_what_can_not_be_is_said_in_one_line(toys, tmp_path):  # noqa: F811
     rehearse = toys("toy('one')")
@@ -148,13 +175,14 @@ def test_what_can_not_be_is_said_in_one_line(toys, tmp_path):  # noqa: F811
     with tarfile.open(tmp_path / "other" / "gpu-check.tar.gz", "w:gz") as tar:
         tar.add(tmp_path / "check.json", "check.json")
     for arguments, where, said in (
-            (["--only", "two"], {}, "--only two: there is no such stage; --plan lists them"),
-            (["--from", str(tmp_path / "nowhere")], {"to": "new"}, "there is no gpu-check.tar.gz"),
-            (["--from", str(tmp_path / "damaged")], {"to": "new"}, "can't be read"),
-            ([], {"to": "other"}, "is of the device NVIDIA H200, this is rehearsal; name another folder"),
-            ([], {"to": "file"}, "can't be written"),
-            ([], {"work": "file"}, "can't be written"),
-            (["--wheels", str(tmp_path / "nowhere")], {}, "there is no such folder")):
+        (["--only", "two"], {}, "--only two: there is no such stage; --plan lists them"),
+        (["--from", str(tmp_path / "nowhere")], {"to": "new"}, "there is no gpu-check.tar.gz"),
+        (["--from", str(tmp_path / "damaged")], {"to": "new"}, "can't be read"),
+        ([], {"to": "other"}, "is of the device NVIDIA H200, this is rehearsal; name another folder"),
+        ([], {"to": "file"}, "can't be written"),
+        ([], {"work": "file"}, "can't be written"),
+        (["--wheels", str(tmp_path / "nowhere")], {}, "there is no such folder"),
+    ):
         code, text = rehearse(*arguments, **where)
         assert code == 2 and text.count("\n") == 1 and text.startswith("gpu_check: ") and said in text, text
     assert (tmp_path / "runs").read_text() == "one "
@@ -183,6 +211,11 @@ def test_whoever_stops_reading_is_no_traceback(toys, tmp_path):  # noqa: F811
 
 def test_without_a_gpu_there_is_nothing_to_check(tmp_path):
     """The command itself, with torch asked for its devices."""
-    done = subprocess.run([ROOT / "tools" / "gpu_check.sh", tmp_path], capture_output=True, text=True,
-                          env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHON": sys.executable}, cwd=tmp_path)
+    done = subprocess.run(
+        [ROOT / "tools" / "gpu_check.sh", tmp_path],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHON": sys.executable},
+        cwd=tmp_path,
+    )
     assert done.returncode == 2 and "no CUDA device was found" in done.stderr and not any(tmp_path.iterdir())

@@ -1,4 +1,5 @@
 """What tools/gpu_check is made of: its table, the packages that it misses, the facts that it gathers."""
+
 import json
 import os
 import re
@@ -21,9 +22,24 @@ def collected(*arguments):
     """The node ids that pytest selects."""
     # A worker of xdist tells its children so, and there pytest-benchmark measures nothing.
     environment = {name: value for name, value in os.environ.items() if "XDIST" not in name}
-    done = subprocess.run([sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "gpu_check.journal", "-p",
-                           "no:cacheprovider", *arguments], capture_output=True, text=True, cwd=ROOT,
-                          env=environment | {"PYTHONPATH": str(ROOT / "tools"), "CUDA_VISIBLE_DEVICES": ""})
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "--collect-only",
+            "-q",
+            "-p",
+            "gpu_check.journal",
+            "-p",
+            "no:cacheprovider",
+            *arguments,
+        ],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=environment | {"PYTHONPATH": str(ROOT / "tools"), "CUDA_VISIBLE_DEVICES": ""},
+    )
     return [line for line in done.stdout.splitlines() if "::" in line]
 
 
@@ -32,8 +48,20 @@ def test_what_is_worth_most_comes_first():
     assert len(TABLE) == len(stages.table())
     names = [name for name in TABLE if name not in ("train-two-devices",)]
     assert names[:13] == [
-        "build", "kernels-once", "graphs", "train-one-device", "train-cpu-and-gpu", "step-bf16-b128", "roof",
-        "lrn-pool-bf16-b128", "lrn-pool-bf16-b1024", "step-bf16-b1024", "forked", "pipeline-dali", "pipeline-raw"]
+        "build",
+        "kernels-once",
+        "graphs",
+        "train-one-device",
+        "train-cpu-and-gpu",
+        "step-bf16-b128",
+        "roof",
+        "lrn-pool-bf16-b128",
+        "lrn-pool-bf16-b1024",
+        "step-bf16-b1024",
+        "forked",
+        "pipeline-dali",
+        "pipeline-raw",
+    ]
     places = {name: place for place, name in enumerate(TABLE)}
     wide = [places[name] for name in TABLE if name.startswith("tests-") and name != "tests-rest"]
     assert places["pipeline"] < min(wide) and max(wide) < places["lrn-pool-fp32-b128"]
@@ -62,8 +90,12 @@ def test_every_selection_of_benchmarks_selects_and_the_quick_ones_compile_nothin
         if "-k" not in stage.command or "benchmarks/record.py" not in stage.command or stage.name == "forked":
             continue
         words = stage.command[stage.command.index("-k") + 1].split(" and ")
-        chosen = [one for one in ids if all(word in one or word.startswith("not ") for word in words)
-                  and not any(f"not {word}" in words for word in re.findall(r"\w+", one))]
+        chosen = [
+            one
+            for one in ids
+            if all(word in one or word.startswith("not ") for word in words)
+            and not any(f"not {word}" in words for word in re.findall(r"\w+", one))
+        ]
         assert chosen and not any("cpu-" in one or "-cpu]" in one for one in chosen), stage.name
         if stage.seconds <= 60:
             assert not any("compile" in one for one in chosen), stage.name
@@ -71,8 +103,10 @@ def test_every_selection_of_benchmarks_selects_and_the_quick_ones_compile_nothin
 
 @pytest.mark.process
 def test_the_first_stages_of_tests_are_few_cases_and_all_for_a_gpu():
-    files = {stage: [word for word in TABLE[stage].command if word.startswith("tests/")]
-             for stage in ("kernels-once", "graphs")}
+    files = {
+        stage: [word for word in TABLE[stage].command if word.startswith("tests/")]
+        for stage in ("kernels-once", "graphs")
+    }
     assert TABLE["kernels-once"].command[-2:] == ("-k", "fp32") and TABLE["graphs"].command[-1] == "--gpu-only"
     assert files["kernels-once"][0] in TABLE["memcheck"].command
     ids = collected(*files["kernels-once"], *files["graphs"], "--gpu-only")
@@ -83,8 +117,17 @@ def test_the_first_stages_of_tests_are_few_cases_and_all_for_a_gpu():
 
 
 def test_a_line_that_was_half_written_and_a_test_that_passed_later(tmp_path):
-    lines = ("begun A a[x y]", "failed A a[x y]", "begun A b", "begun B b", "passed B b", "begun A c", "begun A d",
-             "skipped A d", "pass")
+    lines = (
+        "begun A a[x y]",
+        "failed A a[x y]",
+        "begun A b",
+        "begun B b",
+        "passed B b",
+        "begun A c",
+        "begun A d",
+        "skipped A d",
+        "pass",
+    )
     (tmp_path / "lines").write_text("\n".join(lines))
     assert journal.read(tmp_path / "lines", "A") == ({"b"}, {"a[x y]"}, {"c"})
     assert journal.read(tmp_path / "lines", "C") == ({"b"}, set(), set())
@@ -109,10 +152,13 @@ def test_a_large_file_is_not_packed(tmp_path, monkeypatch):
 
 # --- packages
 
+
 def project(folder, *dependencies):
     folder.mkdir(exist_ok=True)
-    (folder / "pyproject.toml").write_text(f'[project]\ndependencies = {json.dumps(["numpy>=2", *dependencies])}\n'
-                                           '[project.optional-dependencies]\ngpu = []\ntest = ["pytest>=8"]\n')
+    (folder / "pyproject.toml").write_text(
+        f"[project]\ndependencies = {json.dumps(['numpy>=2', *dependencies])}\n"
+        '[project.optional-dependencies]\ngpu = []\ntest = ["pytest>=8"]\n'
+    )
     return folder
 
 
@@ -134,10 +180,13 @@ def test_wheels_are_installed_without_an_index(tmp_path, monkeypatch, capsys):
     for name, needs in (("toy_of_mine", ""), ("toy_in_need", "Requires-Dist: not-among-the-wheels\n")):
         with zipfile.ZipFile(wheels / f"{name}-1.0-py3-none-any.whl", "w") as wheel:
             wheel.writestr(f"{name}.py", "")
-            wheel.writestr(f"{name}-1.0.dist-info/METADATA",
-                           f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n{needs}")
-            wheel.writestr(f"{name}-1.0.dist-info/WHEEL",
-                           "Wheel-Version: 1.0\nGenerator: toy\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+            wheel.writestr(
+                f"{name}-1.0.dist-info/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n{needs}"
+            )
+            wheel.writestr(
+                f"{name}-1.0.dist-info/WHEEL",
+                "Wheel-Version: 1.0\nGenerator: toy\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+            )
             wheel.writestr(f"{name}-1.0.dist-info/RECORD", "")
     monkeypatch.setenv("PIP_TARGET", str(tmp_path / "site"))
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
@@ -156,6 +205,7 @@ def test_the_packages_of_this_project_are_known_by_their_modules():
 
 # --- facts
 
+
 @pytest.mark.process
 def test_environment(tmp_path):
     facts.environment(tmp_path / "facts.json")
@@ -166,7 +216,10 @@ def test_environment(tmp_path):
 
 def test_roof(tmp_path, monkeypatch):
     from alexnet_mp.profiling import machine_limits
-    monkeypatch.setattr(machine_limits, "measure", lambda device, dtype: machine_limits.Ceilings(4000.0, 700.0, 1 << 28, 8192))
+
+    monkeypatch.setattr(
+        machine_limits, "measure", lambda device, dtype: machine_limits.Ceilings(4000.0, 700.0, 1 << 28, 8192)
+    )
     facts.roof(tmp_path / "roof.json")
     found = json.loads((tmp_path / "roof.json").read_text())
     assert found["copy_gb_per_s"] == 4000 and found["bf16_tflop_per_s"] == found["fp32_tflop_per_s"] == 700
@@ -197,7 +250,8 @@ esac
     assert facts.resources(tmp_path / "resources.json") == 0
     assert json.loads((tmp_path / "resources.json").read_text()) == {
         "sm_90 forward": {"registers": 32, "stack": 0, "shared": 1024, "instructions": 2, "local": 0},
-        "sm_90 backward": {"registers": 40, "stack": 8, "shared": 0, "instructions": 1, "local": 1}}
+        "sm_90 backward": {"registers": 40, "stack": 8, "shared": 0, "instructions": 1, "local": 1},
+    }
 
 
 @pytest.mark.parametrize("errors, code, status", [([93.0, 0.5], 0, 0), ([93.0, 93.0], 0, 1), ([], 0, 1), ([0.5], 3, 3)])

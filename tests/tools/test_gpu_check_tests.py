@@ -1,4 +1,5 @@
 """Stages of tests in tools/gpu_check: they go on behind what kills a process; what has passed isn't run again."""
+
 import json
 
 import pytest
@@ -54,7 +55,7 @@ def test_a_stage_of_tests_goes_on_behind_what_kills_it(toys, tmp_path, workers):
     assert [test.partition("::")[2] for test in found["failed"]] == ["test_bad", "test_dies", "test_hangs"]
     assert sorted((tmp_path / "noted").read_text().split()) == ["bad", "dies", "end", "good", "good", "hangs"]
     content = packed(tmp_path / "results")
-    stacks, = (text for name, text in content.items() if name.endswith(".stacks"))
+    (stacks,) = (text for name, text in content.items() if name.endswith(".stacks"))
     assert "in test_hangs" in stacks and any(name.startswith("junit/tests/") for name in content)
     assert "failed: tests\n    " in said and "test_toy.py::test_dies" in said
 
@@ -92,7 +93,7 @@ def test_other():
 """)
     (tmp_path / "pytest.ini").write_text("[pytest]\npythonpath = .\n")
     rehearse = toys(f"""Stage('tests', 'a toy', ('false',), 1, 60, journal='toys', rehearsal=(
-        '{{python}}', '-m', 'pytest', '-q', '-p', 'no:cacheprovider', {str(tmp_path / 'test_toy.py')!r}))""")
+        '{{python}}', '-m', 'pytest', '-q', '-p', 'no:cacheprovider', {str(tmp_path / "test_toy.py")!r}))""")
     code, said = rehearse()
     found = json.loads((tmp_path / "results" / "check.json").read_text())["stages"]["tests"]
     assert code == 1
@@ -105,5 +106,5 @@ def test_tests_that_cannot_be_collected_are_tried_once(toys, tmp_path):  # noqa:
     (tmp_path / "test_toy.py").write_text("import no_such_module")
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
     rehearse = toys(f"""Stage('tests', 'a toy', ('false',), 1, 60, journal='toys', rehearsal=(
-        '{{python}}', '-m', 'pytest', '-q', '-p', 'no:cacheprovider', {str(tmp_path / 'test_toy.py')!r}))""")
+        '{{python}}', '-m', 'pytest', '-q', '-p', 'no:cacheprovider', {str(tmp_path / "test_toy.py")!r}))""")
     assert rehearse()[0] == 1 and packed(tmp_path / "results")["logs/tests.log"].count("1 error in") == 1

@@ -1,4 +1,5 @@
 """tools/norm_factors.py: by how much response normalisation changes a network's outputs, against the formula."""
+
 import subprocess
 import sys
 from pathlib import Path
@@ -14,16 +15,24 @@ pytestmark = pytest.mark.usefixtures("one_thread", "quick")
 
 
 def test_factors_are_those_of_the_formula(data, tmp_path, monkeypatch):  # noqa: F811
-    """With an alpha that counts: of one map alone the factor is (1 + alpha a^2 / k)^-beta, where a is the normalised output's input."""
+    """With an alpha that counts: of one map alone the factor is (1 + alpha a^2 / k)^-beta, where a is the normalised
+    output's input."""
     out = run(data, tmp_path / "run", "--steps", "2", "--set", "lrn_size=1", "--set", "lrn_alpha=0.01")
     seen = []
     before = norm_factors._of_layer
-    monkeypatch.setattr(norm_factors, "_of_layer", lambda name, module, x, most: seen.append(
-        torch.relu(module._convolve(x, module.weight, module.bias))) or before(name, module, x, most))
+    monkeypatch.setattr(
+        norm_factors,
+        "_of_layer",
+        lambda name, module, x, most: (
+            seen.append(torch.relu(module._convolve(x, module.weight, module.bias))) or before(name, module, x, most)
+        ),
+    )
     found = norm_factors.norm_factors(str(out))
     assert list(found) == ["conv1 lrn"]
     inputs = seen[0][seen[0] != 0]
-    torch.testing.assert_close(found["conv1 lrn"], (1 + 0.01 * inputs**2 / load_run(str(out), "cpu")[0].recipe.lrn_k) ** -0.75)
+    torch.testing.assert_close(
+        found["conv1 lrn"], (1 + 0.01 * inputs**2 / load_run(str(out), "cpu")[0].recipe.lrn_k) ** -0.75
+    )
     assert found["conv1 lrn"].max() <= 1 and found["conv1 lrn"].min() < 0.9
     assert len(norm_factors.norm_factors(str(out), most=10)["conv1 lrn"]) <= 10
 

@@ -1,4 +1,5 @@
 """tools/same_numbers.py: what is the same and what isn't, whose code computes, what a digest tells apart."""
+
 import json
 import subprocess
 
@@ -10,13 +11,17 @@ import torch
 BEFORE = {"loss": "aa", "weights": "bb"}
 
 
-@pytest.mark.parametrize("after, last, marked", [
-    (BEFORE, "2 values, all the same", []),
-    (dict(reversed(BEFORE.items())), "2 values, all the same", []),
-    (BEFORE | {"weights": "bc"}, "1 of 2 values differ", ["DIFFERS  weights"]),
-    ({"loss": "aa"}, "1 of 2 values differ", ["DIFFERS  weights (missing: after)"]),
-    (BEFORE | {"index": "cc"}, "1 of 3 values differ", ["DIFFERS  index (missing: before)"]),
-    ({}, "2 of 2 values differ", ["DIFFERS  loss (missing: after)", "DIFFERS  weights (missing: after)"])])
+@pytest.mark.parametrize(
+    "after, last, marked",
+    [
+        (BEFORE, "2 values, all the same", []),
+        (dict(reversed(BEFORE.items())), "2 values, all the same", []),
+        (BEFORE | {"weights": "bc"}, "1 of 2 values differ", ["DIFFERS  weights"]),
+        ({"loss": "aa"}, "1 of 2 values differ", ["DIFFERS  weights (missing: after)"]),
+        (BEFORE | {"index": "cc"}, "1 of 3 values differ", ["DIFFERS  index (missing: before)"]),
+        ({}, "2 of 2 values differ", ["DIFFERS  loss (missing: after)", "DIFFERS  weights (missing: after)"]),
+    ],
+)
 def test_a_line_a_value(after, last, marked):
     lines, same = same_numbers.compare(BEFORE, after)
     assert lines[-1] == last and same == (not marked)
@@ -40,9 +45,11 @@ def made_tree(root, name):
 
 def test_each_side_has_its_own_code(tmp_path):
     """Beside an editable installation of this checkout, which is where the running Python's package comes from."""
-    says = ("from alexnet_mp import command; from alexnet_mp.kernels import reference\n"
-            "from alexnet_mp.network import tower; import numpy, sys\n"
-            "print(command.OF, reference.OF, tower.OF, 'kernels' in sys.modules)")
+    says = (
+        "from alexnet_mp import command; from alexnet_mp.kernels import reference\n"
+        "from alexnet_mp.network import tower; import numpy, sys\n"
+        "print(command.OF, reference.OF, tower.OF, 'kernels' in sys.modules)"
+    )
     for name in ("before", "after"):
         python = same_numbers.environment(made_tree(tmp_path, name), tmp_path / f"{name}-python")
         for flags in ([], ["-P"]):
@@ -53,8 +60,10 @@ def test_each_side_has_its_own_code(tmp_path):
 def fake_probe(tmp_path, imported, status=0):
     """(a tree, a probe that writes one value and where it says it imported the code from)."""
     probe = tmp_path / "probe.py"
-    probe.write_text(f"import json, sys\nfound = {{'imported': {imported!r}, 'loss': 'aa'}}\n"
-                     f"json.dump(found, open(sys.argv[1], 'w'))\nsys.exit({status})\n")
+    probe.write_text(
+        f"import json, sys\nfound = {{'imported': {imported!r}, 'loss': 'aa'}}\n"
+        f"json.dump(found, open(sys.argv[1], 'w'))\nsys.exit({status})\n"
+    )
     return made_tree(tmp_path, "tree"), probe
 
 
@@ -95,8 +104,14 @@ def test_the_library_is_copied_or_built_in_both(tmp_path, monkeypatch):
 
 def test_digests():
     numbers = torch.tensor([[1.0, 0.0], [2.0, 3.0]])
-    others = [numbers.clone(), numbers.nextafter(torch.tensor(9.0)), numbers * torch.tensor([1.0, -1.0]),
-              numbers.bfloat16(), numbers[None], numbers.t().contiguous().t()]
+    others = [
+        numbers.clone(),
+        numbers.nextafter(torch.tensor(9.0)),
+        numbers * torch.tensor([1.0, -1.0]),
+        numbers.bfloat16(),
+        numbers[None],
+        numbers.t().contiguous().t(),
+    ]
     assert [probe.digest(other) == probe.digest(numbers) for other in others] == [True] + [False] * 5
     assert probe.digest({"a": 1, "b": 2}) == probe.digest({"b": 2, "a": 1}) != probe.digest({"a": 1, "b": 2.0})
 

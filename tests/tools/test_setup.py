@@ -2,6 +2,7 @@
 
 The toolkits, their nvcc and the sources are stand-ins. setup.py, setuptools, torch's build and the compiler are real.
 """
+
 import multiprocessing
 import os
 import re
@@ -33,7 +34,9 @@ def script(path, text):
 
 def toolkit(top, release="13.0", libraries="lib64", compiles='exec c++ -shared -fPIC -x c++ -c "$source" -o "$object"'):
     """A stand-in: top/bin/nvcc answers --version and --dryrun as nvcc does, and else runs a line of shell."""
-    script(top / "bin/nvcc", f"""#!/bin/sh
+    script(
+        top / "bin/nvcc",
+        f"""#!/bin/sh
 case "$*" in
     --version) echo 'Cuda compilation tools, release {release}, V{release}.88'; exit ;;
     --dryrun*) cat >&2 <<'END'
@@ -53,7 +56,8 @@ while [ $# -gt 0 ]; do
     shift
 done
 {compiles}
-""")
+""",
+    )
     return top
 
 
@@ -73,13 +77,17 @@ def cuda_runtime(monkeypatch, tmp_path):
     """setup.py's function, where the machine has no other runtime than a test's."""
     text = (ROOT / "setup.py").read_text()
     names = {}
-    exec(text[:text.index("modules, commands =")], names)
-    monkeypatch.setattr(sys, "path", [str(tmp_path / "site-packages"),
-                                      *(place for place in sys.path if not Path(place, "nvidia").is_dir())])
+    exec(text[: text.index("modules, commands =")], names)
+    monkeypatch.setattr(
+        sys,
+        "path",
+        [str(tmp_path / "site-packages"), *(place for place in sys.path if not Path(place, "nvidia").is_dir())],
+    )
     monkeypatch.delenv("LIBRARY_PATH", raising=False)
     script(tmp_path / "no-compiler", "#!/bin/sh\necho libcudart.so.13\n")
     return lambda version, home, compiler=(str(tmp_path / "no-compiler"),): names["_cuda_runtime"](
-        version, home and str(home), compiler)
+        version, home and str(home), compiler
+    )
 
 
 def says_why(capsys, what):
@@ -87,8 +95,13 @@ def says_why(capsys, what):
     return len(lines) == 1 and lines[0].startswith("alexnet_mp: no CUDA kernels, since ") and what in lines[0]
 
 
-@pytest.mark.parametrize("said, why", [("release 12.8, V12.8.1", "is of CUDA 12 and torch of 13.0"),
-                                       ("no nvcc at all", "is of CUDA (unknown) and torch of 13.0")])
+@pytest.mark.parametrize(
+    "said, why",
+    [
+        ("release 12.8, V12.8.1", "is of CUDA 12 and torch of 13.0"),
+        ("no nvcc at all", "is of CUDA (unknown) and torch of 13.0"),
+    ],
+)
 def test_the_cuda_of_torch_alone(said, why, tmp_path, capsys, cuda_runtime):
     """torch refuses to build with another."""
     touched(tmp_path / "lib64" / RUNTIME)
@@ -118,8 +131,10 @@ def test_the_runtime_is_in_the_toolkit_that_a_wrapper_calls(folder, tmp_path, ca
     assert capsys.readouterr().out == ""
 
 
-@pytest.mark.parametrize("version, package", [("13.0", "nvidia/cu13/lib/libcudart.so.13"),
-                                              ("12.8", "nvidia/cuda_runtime/lib/libcudart.so.12")])
+@pytest.mark.parametrize(
+    "version, package",
+    [("13.0", "nvidia/cu13/lib/libcudart.so.13"), ("12.8", "nvidia/cuda_runtime/lib/libcudart.so.12")],
+)
 def test_the_runtime_is_in_torchs_packages(version, package, tmp_path, capsys, cuda_runtime):
     home = toolkit(tmp_path / "toolkit", release=version)
     (home / "lib64").mkdir()
@@ -159,10 +174,14 @@ def test_the_runtime_of_this_machines_nvcc(cuda_runtime):
 @pytest.fixture
 def project(tmp_path):
     """A folder with setup.py and small sources, a toolkit that a wrapper calls, and torch's libraries for CUDA."""
-    for name, text in (("csrc/ops.cpp", 'extern "C" int ops_part() { return 1; }\n'),
-                       ("csrc/cpu/portable.cpp", 'extern "C" int cpu_part() { return 1; }\n'),
-                       ("csrc/cuda/lrn_pool.cu", 'extern "C" int cudaGetLastError();\n'
-                                                 'extern "C" int cuda_part() { return cudaGetLastError(); }\n')):
+    for name, text in (
+        ("csrc/ops.cpp", 'extern "C" int ops_part() { return 1; }\n'),
+        ("csrc/cpu/portable.cpp", 'extern "C" int cpu_part() { return 1; }\n'),
+        (
+            "csrc/cuda/lrn_pool.cu",
+            'extern "C" int cudaGetLastError();\nextern "C" int cuda_part() { return cudaGetLastError(); }\n',
+        ),
+    ):
         touched(tmp_path / "project" / name).write_text(text)
     for name in ("alexnet_mp", "kernels"):
         (tmp_path / "project" / name).mkdir()
@@ -176,8 +195,12 @@ def project(tmp_path):
 
 def shared(path, text):
     path.parent.mkdir(parents=True, exist_ok=True)
-    subprocess.run(["c++", "-shared", "-fPIC", f"-Wl,-soname,{path.name}", "-x", "c++", "-", "-o", path], input=text,
-                   text=True, check=True)
+    subprocess.run(
+        ["c++", "-shared", "-fPIC", f"-Wl,-soname,{path.name}", "-x", "c++", "-", "-o", path],
+        input=text,
+        text=True,
+        check=True,
+    )
 
 
 def run_setup(project, backend):
@@ -228,10 +251,15 @@ def kernels_call_what_nobody_defines(project):
 
 
 @needs_compiler
-@pytest.mark.parametrize("fault, why, backend", [
-    (nvcc_refuses, "nvcc fatal : Unsupported gpu architecture 'compute_80'", "ninja"),
-    (runtime_is_no_library, f"{RUNTIME}: file format not recognized", "distutils"),
-    (kernels_call_what_nobody_defines, "undefined symbol: nobody", "ninja")], ids=["compile", "link", "load"])
+@pytest.mark.parametrize(
+    "fault, why, backend",
+    [
+        (nvcc_refuses, "nvcc fatal : Unsupported gpu architecture 'compute_80'", "ninja"),
+        (runtime_is_no_library, f"{RUNTIME}: file format not recognized", "distutils"),
+        (kernels_call_what_nobody_defines, "undefined symbol: nobody", "ninja"),
+    ],
+    ids=["compile", "link", "load"],
+)
 def test_a_cuda_part_that_fails_leaves_the_cpu_part(fault, why, backend, project):
     if backend == "ninja" and shutil.which("ninja") is None:
         pytest.skip("no ninja")
@@ -244,8 +272,14 @@ def test_a_cuda_part_that_fails_leaves_the_cpu_part(fault, why, backend, project
 
 
 # What the CUDA builds of torch on PyPI pin.
-PINS = {"2.11.0": "3.6.0", "2.12.0": "3.7.0", "2.12.1": "3.7.1", "2.13.0": "3.7.1", "2.14.0": "3.8.0",
-        "2.14.1": "3.8.0"}
+PINS = {
+    "2.11.0": "3.6.0",
+    "2.12.0": "3.7.0",
+    "2.12.1": "3.7.1",
+    "2.13.0": "3.7.1",
+    "2.14.0": "3.8.0",
+    "2.14.1": "3.8.0",
+}
 
 
 def test_the_extra_for_gpus_takes_the_triton_of_every_torch():

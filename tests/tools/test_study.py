@@ -1,4 +1,6 @@
-"""The study's queue without its training: wrong use, what it says where nothing runs, and records that come to the checkout."""
+"""The study's queue without its training: wrong use, what it says where nothing runs, and records that come to the
+checkout."""
+
 import shutil
 import subprocess
 from pathlib import Path
@@ -45,16 +47,22 @@ def test_there_is_nothing_to_hold_where_nothing_runs(tmp_path):
 def test_records_come_to_the_checkout_and_its_table_is_made(tmp_path):
     script, _ = checkout(tmp_path)
     found = study(script, "collect", tmp_path / "work")
-    assert found.returncode == 0 and found.stdout == f"asked: -m alexnet_mp.claims table --take {tmp_path}/work/records\n"
+    assert (
+        found.returncode == 0 and found.stdout == f"asked: -m alexnet_mp.claims table --take {tmp_path}/work/records\n"
+    )
 
 
 def test_the_queue_runs_its_commands_from_a_clone_and_stops_where_it_is_told(tmp_path):
-    """With a stand-in of `make install` and of the interpreter: the first command is stopped by `stop`, and no other follows."""
+    """With a stand-in of `make install` and of the interpreter: the first command is stopped by `stop`, and no other
+    follows."""
     script, place = checkout(tmp_path)
     (place / "Makefile").write_text("install:\n\tmkdir -p .venv/bin && cp python .venv/bin/ && touch .venv/installed\n")
     python = place / "python"
-    python.write_text('#!/bin/sh\necho "$OMP_NUM_THREADS $(nice) $*" >> "$STUDY_TEST/asked"\n'
-                      'case "$*" in *" specialisation "*) if [ -e "$STUDY_TEST/hold" ]; then exec sleep 60; fi;; *prepare*) mkdir -p "$4"; echo > "$4/index.json";; *" lrn "*) [ ! -e "$STUDY_TEST/fails" ];; esac\n')
+    python.write_text(
+        '#!/bin/sh\necho "$OMP_NUM_THREADS $(nice) $*" >> "$STUDY_TEST/asked"\n'
+        'case "$*" in *" specialisation "*) if [ -e "$STUDY_TEST/hold" ]; then exec sleep 60; fi;; *prepare*) '
+        'mkdir -p "$4"; echo > "$4/index.json";; *" lrn "*) [ ! -e "$STUDY_TEST/fails" ];; esac\n'
+    )
     python.chmod(0o755)
     for words in (["init", "-q"], ["add", "-A"], ["-c", "user.name=x", "-c", "user.email=x@x", "commit", "-qm", "x"]):
         subprocess.run(["git", "-C", place, *words], check=True)
@@ -66,12 +74,16 @@ def test_the_queue_runs_its_commands_from_a_clone_and_stops_where_it_is_told(tmp
     cifar.mkdir()
     environment = {"PATH": "/usr/bin:/bin:/usr/local/bin", "STUDY_TEST": str(tmp_path), "HOME": str(tmp_path)}
     (tmp_path / "hold").touch()
-    queue = subprocess.Popen(["bash", str(script), "run", str(work), str(pictures), str(cifar)], env=environment, start_new_session=True)
+    queue = subprocess.Popen(
+        ["bash", str(script), "run", str(work), str(pictures), str(cifar)], env=environment, start_new_session=True
+    )
     try:
         asked = tmp_path / "asked"
         while not (asked.exists() and " specialisation " in asked.read_text()):
             assert queue.poll() is None
-        second = subprocess.run(["bash", str(script), "run", str(work), str(pictures)], env=environment, capture_output=True, text=True)
+        second = subprocess.run(
+            ["bash", str(script), "run", str(work), str(pictures)], env=environment, capture_output=True, text=True
+        )
         assert second.returncode == 1 and "runs already" in second.stderr
         assert "the queue runs in" in study(script, "status", work).stdout
         assert study(script, "pause", work).returncode == study(script, "go", work).returncode == 0
@@ -81,19 +93,32 @@ def test_the_queue_runs_its_commands_from_a_clone_and_stops_where_it_is_told(tmp
         queue.kill()
     lines = [line for line in asked.read_text().splitlines()]
     assert len(lines) == 2 and lines[0].split()[2:5] == ["-m", "alexnet_mp.prepare", str(pictures)]
-    assert lines[1] == ("1 19 -m alexnet_mp.claims run specialisation --data tiny100-raw --base desk --seeds 6 --gpus cpu --out runs "
-                        "--records records")
+    assert lines[1] == (
+        "1 19 -m alexnet_mp.claims run specialisation --data tiny100-raw --base desk --seeds 6 --gpus cpu --out runs "
+        "--records records"
+    )
     assert (work / "records" / RECORD).read_text() == "{}"  # what the repository has is not run again
     (tmp_path / "hold").unlink()
-    again = subprocess.run(["bash", str(script), "run", str(work), str(pictures), str(cifar)], env=environment, capture_output=True, text=True)
+    again = subprocess.run(
+        ["bash", str(script), "run", str(work), str(pictures), str(cifar)],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
     assert again.returncode == 0 and "come to its end" in again.stdout
     commands = [line.partition(" run ")[2].split()[0] for line in asked.read_text().splitlines()[2:] if " run " in line]
     page = (ROOT / "claims" / "desk-study.md").read_text(encoding="utf-8")
-    planned = [line.split("|")[1].strip() for line in page.split("## Tests and verdicts")[0].splitlines() if line.startswith("| ")][1:]
+    planned = [
+        line.split("|")[1].strip()
+        for line in page.split("## Tests and verdicts")[0].splitlines()
+        if line.startswith("| ")
+    ][1:]
     planned.insert(1, planned.pop(planned.index("ensemble5")))
     assert commands == [*planned, "cifar-lrn", "cifar-relu", "cifar-local", "crops", "flips", "schedule"]
     assert "failed" not in again.stdout
     (tmp_path / "fails").touch()
-    again = subprocess.run(["bash", str(script), "run", str(work), str(pictures)], env=environment, capture_output=True, text=True)
+    again = subprocess.run(
+        ["bash", str(script), "run", str(work), str(pictures)], env=environment, capture_output=True, text=True
+    )
     assert "failed, so to be called again: lrn" in again.stdout
     assert study(script, "stop", work).returncode == 1 and not (work / "stopped").exists()

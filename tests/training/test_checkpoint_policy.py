@@ -1,4 +1,5 @@
 """When a checkpoint is due, and what a failure leads to, without a network: the trainer is a stand-in."""
+
 import errno
 import os
 from types import SimpleNamespace
@@ -19,8 +20,9 @@ SOON = 60  # seconds that nothing here takes
 def clock(monkeypatch):
     """A steady clock and a wall clock that go on when they are told to."""
     now = SimpleNamespace(steady=0.0, wall=1e9)
-    monkeypatch.setattr(checkpoint_policy, "time", SimpleNamespace(
-        monotonic=lambda: now.steady, time=lambda: now.wall + now.steady))
+    monkeypatch.setattr(
+        checkpoint_policy, "time", SimpleNamespace(monotonic=lambda: now.steady, time=lambda: now.wall + now.steady)
+    )
     return now
 
 
@@ -101,7 +103,8 @@ def test_a_failure_is_said_once_and_the_next_one_is_saved(tmp_path, clock, monke
     assert [trainer.take() for _ in range(2)] == [[], [4]]
     assert capsys.readouterr().out == (
         "WARNING: cannot write a checkpoint: step_00000002: No space left on device; the training goes on, "
-        "the older checkpoints are untouched\n")
+        "the older checkpoints are untouched\n"
+    )
 
 
 def test_the_step_whose_checkpoint_failed_is_saved_at_the_end(tmp_path, clock, monkeypatch):
@@ -124,9 +127,16 @@ def test_how_soon_it_is_tried_again(tmp_path, clock, monkeypatch, capsys):
     assert trainer.take() == [4] and trainer.take() == [4]
 
 
-@pytest.mark.parametrize("what, message", [
-    ("save", "cannot write a checkpoint: step_00000002: No space left on device; --on-save-error continue would go on"),
-    ("metrics", "cannot write metrics.jsonl: step_00000002: No space left on device; --on-save-error continue")])
+@pytest.mark.parametrize(
+    "what, message",
+    [
+        (
+            "save",
+            "cannot write a checkpoint: step_00000002: No space left on device; --on-save-error continue would go on",
+        ),
+        ("metrics", "cannot write metrics.jsonl: step_00000002: No space left on device; --on-save-error continue"),
+    ],
+)
 def test_a_failure_ends_the_run_if_that_is_asked_for(what, message, tmp_path, clock, monkeypatch):
     trainer = Standing(tmp_path, every=(1, "steps"), on_save_error="stop")
     trainer.take()
@@ -162,7 +172,8 @@ def test_a_last_save_says_which_step_is_there(tmp_path, clock, monkeypatch, caps
         trainer.checkpoints.save_what_is_there()
     assert capsys.readouterr().out == (
         "WARNING: not saved after step 4: step_00000002: No space left on device; "
-        f"the newest checkpoint is {tmp_path}/checkpoints/step_00000003\n")
+        f"the newest checkpoint is {tmp_path}/checkpoints/step_00000003\n"
+    )
 
 
 def test_a_last_save_does_not_wait_for_ever(tmp_path, clock, monkeypatch, capsys):
@@ -172,13 +183,15 @@ def test_a_last_save_does_not_wait_for_ever(tmp_path, clock, monkeypatch, capsys
     trainer.step = 3
     trainer.checkpoints.save_what_is_there()
     assert capsys.readouterr().out == (
-        "WARNING: not saved after step 3: the disk took longer than 0.05 s; the newest checkpoint is (none)\n")
+        "WARNING: not saved after step 3: the disk took longer than 0.05 s; the newest checkpoint is (none)\n"
+    )
     gate.release()
     trainer.checkpoints.saver.wait(SOON)
 
 
-@pytest.mark.parametrize("jump, said", [
-    (checkpoint_policy.CLOCK_JUMP + 1, 1), (-3600, 1), (checkpoint_policy.CLOCK_JUMP - 1, 0)])
+@pytest.mark.parametrize(
+    "jump, said", [(checkpoint_policy.CLOCK_JUMP + 1, 1), (-3600, 1), (checkpoint_policy.CLOCK_JUMP - 1, 0)]
+)
 def test_a_clock_that_jumps(jump, said, tmp_path, clock, capsys):
     trainer = Standing(tmp_path, every=(1, "steps"))
     trainer.take()

@@ -1,15 +1,16 @@
 """What the self-check calls: all is right here, and each planted fault is seen."""
+
 import dataclasses
 
 import pytest
 import torch
+from alexnet_mp.kernels import dispatch, lrn_pool
 from checked_devices import needs_kernels, one_wrong_pixel
 from inner_cases import every
 from pipeline_sets import needs_dali
 from planted import CPU, OTHER, asked, deliver_stale, one_element_of_the_gradient, plant
 
 from alexnet_mp.data import pipeline_raw
-from alexnet_mp.kernels import dispatch, lrn_pool
 from alexnet_mp.network.exchange import Exchange
 from alexnet_mp.recipes.named import PRESETS
 from alexnet_mp.recipes.recipe import Layer
@@ -25,13 +26,17 @@ def run(checks):
 
 
 def checks_of(kind, operation="", **changes):
-    found = [check for check in self_check.checks(asked(**changes))
-             if check.kind == kind and (kind != "kernel" or check.operation == operation)]
+    found = [
+        check
+        for check in self_check.checks(asked(**changes))
+        if check.kind == kind and (kind != "kernel" or check.operation == operation)
+    ]
     assert found
     return found
 
 
 # --- kernels
+
 
 @needs_kernels
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -42,38 +47,49 @@ def test_the_cpus_kernels_are_right(preset, dtype):
     found = self_check.checks(dataclasses.replace(asked(dtype=dtype), recipe=recipe))
     run(check for check in found if check.kind in ("kernel", "augment"))
     operations = {check.operation for check in found if check.kind == "kernel"}
-    assert {"paper_sgd_"} < operations and operations <= {"lrn_max_pool", "max_pool", "lrn", "spatial_norm_max_pool",
-                                                          "relu_dropout", "linear", "paper_sgd_"}
+    assert {"paper_sgd_"} < operations and operations <= {
+        "lrn_max_pool",
+        "max_pool",
+        "lrn",
+        "spatial_norm_max_pool",
+        "relu_dropout",
+        "linear",
+        "paper_sgd_",
+    }
 
 
 @needs_kernels
-@every("settings", [["pool_ties=all"], ["dropout=0"], ["lrn_alpha=0"], ["pool_size=2"],
-                    ["lrn_size=4", "lrn_beta=0.5"]])
+@every("settings", [["pool_ties=all"], ["dropout=0"], ["lrn_alpha=0"], ["pool_size=2"], ["lrn_size=4", "lrn_beta=0.5"]])
 def test_other_constants_are_right(settings):
     run(check for check in self_check.checks(asked(settings=settings)) if check.kind == "kernel")
 
 
 def off_by(what, amount):
     """A fault: one element of an output, the argument of this number, is off by a share of the largest."""
+
     def fault(real, *arguments):
         real(*arguments)
         values = arguments[what]
         flat = values.view(-1) if values.is_contiguous() else values.permute(0, 2, 3, 1).view(-1)
         flat[len(flat) // 3] += amount * flat.abs().max()
+
     return fault
 
 
 @needs_kernels
-@every("kernel, fault, operation, dtype, words", [
-    ("lrn_pool_backward", one_element_of_the_gradient, "lrn_max_pool", torch.float32, "in the gradient: off by"),
-    ("lrn_pool_backward", off_by(4, 0.02), "lrn_max_pool", torch.bfloat16, "in the gradient: off by"),
-    ("lrn_pool_backward", off_by(5, 0.001), "lrn_max_pool", torch.float32, "in the gradient of the bias: off by"),
-    ("lrn_pool_backward", off_by(4, float("nan")), "max_pool", torch.float32, "in the gradient: off by nan"),
-    ("lrn_pool_forward", off_by(2, 1e-5), "lrn_max_pool", torch.float32, "in the output of a test: off by"),
-    ("lrn_pool_forward", off_by(2, 0.02), "max_pool", torch.bfloat16, "in the output of a test: off by"),
-    ("paper_sgd_", off_by(0, 1e-5), "paper_sgd_", torch.float32, "in the weights: off by"),
-    ("paper_sgd_", off_by(2, 1e-5), "paper_sgd_", torch.float32, "in the (weights|velocity): off by"),
-])
+@every(
+    "kernel, fault, operation, dtype, words",
+    [
+        ("lrn_pool_backward", one_element_of_the_gradient, "lrn_max_pool", torch.float32, "in the gradient: off by"),
+        ("lrn_pool_backward", off_by(4, 0.02), "lrn_max_pool", torch.bfloat16, "in the gradient: off by"),
+        ("lrn_pool_backward", off_by(5, 0.001), "lrn_max_pool", torch.float32, "in the gradient of the bias: off by"),
+        ("lrn_pool_backward", off_by(4, float("nan")), "max_pool", torch.float32, "in the gradient: off by nan"),
+        ("lrn_pool_forward", off_by(2, 1e-5), "lrn_max_pool", torch.float32, "in the output of a test: off by"),
+        ("lrn_pool_forward", off_by(2, 0.02), "max_pool", torch.bfloat16, "in the output of a test: off by"),
+        ("paper_sgd_", off_by(0, 1e-5), "paper_sgd_", torch.float32, "in the weights: off by"),
+        ("paper_sgd_", off_by(2, 1e-5), "paper_sgd_", torch.float32, "in the (weights|velocity): off by"),
+    ],
+)
 def test_a_wrong_element_is_seen(kernel, fault, operation, dtype, words, monkeypatch):
     found = checks_of("kernel", operation, dtype=dtype)
     plant(monkeypatch, kernel, fault)
@@ -94,7 +110,8 @@ def test_a_wrong_rule_for_ties_is_seen(monkeypatch):
 
 
 def test_rounding_decides_no_gradient():
-    """Windows of 3x3, two apart: a clear maximum, an exact tie, two that rounding may order, and one that is all zeros."""
+    """Windows of 3x3, two apart: a clear maximum, an exact tie, two that rounding may order, and one that is all
+    zeros."""
     x = torch.zeros(4, 1, 3, 3, dtype=torch.float64)
     x[:, 0, 1, 1], x[3] = 5, 0
     x[0, 0, 0, 0], x[1, 0, 0, 0], x[2, 0, 0, 0] = 4.99, 5, 5 * (1 - 1e-7)
@@ -126,8 +143,9 @@ def test_a_wrong_mask_of_dropout_is_seen(monkeypatch):
 def test_a_product_that_is_wrong_is_seen(monkeypatch):
     device_checks.product((CPU,), (256, 4096), "auto")
     real = device_checks.linear
-    monkeypatch.setattr(device_checks, "linear",
-                        lambda x, *others, kernels: real(x, *others, kernels=kernels) + 0.01 * x[:, :1])
+    monkeypatch.setattr(
+        device_checks, "linear", lambda x, *others, kernels: real(x, *others, kernels=kernels) + 0.01 * x[:, :1]
+    )
     with pytest.raises(Wrong, match="in the output: off by"):
         device_checks.product((CPU,), (256, 4096), "auto")
 
@@ -142,19 +160,26 @@ def test_an_augmentation_that_is_wrong_is_seen(monkeypatch):
 
 # --- crossings
 
+
 @every("dtype", [torch.float32, torch.bfloat16])
 def test_crossings_are_right(dtype):
     found = checks_of("crossing", devices=(CPU, OTHER), dtype=dtype)
     run(found)
-    assert [check.what for check in found] == [f"the exchange for {layers} between cpu and cpu:0"
-                                               for layers in ("conv3", "fc6", "fc7, fc8")]
+    assert [check.what for check in found] == [
+        f"the exchange for {layers} between cpu and cpu:0" for layers in ("conv3", "fc6", "fc7, fc8")
+    ]
     exchange = Exchange([CPU, OTHER])
     device_checks.cross(exchange, (2, 3, 4, 4), dtype)
     assert len(exchange.ledger) == 4 * device_checks.ROUNDS  # both ways, forward and backward
 
 
-@every("pass_, words", [("forward", "other values arrive than were sent from cpu"),
-                        ("backward", "other gradients arrive than were sent from cpu")])
+@every(
+    "pass_, words",
+    [
+        ("forward", "other values arrive than were sent from cpu"),
+        ("backward", "other gradients arrive than were sent from cpu"),
+    ],
+)
 def test_stale_data_is_seen(pass_, words, monkeypatch):
     deliver_stale(monkeypatch, pass_)
     with pytest.raises(Wrong, match=words):
@@ -167,17 +192,22 @@ def test_on_one_device_nothing_crosses():
 
 # --- pipelines
 
+
 @pytest.mark.process
-@pytest.mark.parametrize("name, storage", [
-    ("raw", "pixels"), ("torch", "files"),
-    *(pytest.param("dali", storage, marks=needs_dali) for storage in ("pixels", "jpeg", "files"))])
+@pytest.mark.parametrize(
+    "name, storage",
+    [
+        ("raw", "pixels"),
+        ("torch", "files"),
+        *(pytest.param("dali", storage, marks=needs_dali) for storage in ("pixels", "jpeg", "files")),
+    ],
+)
 def test_pipelines_are_right(name, storage):
     for settings in ([], ["mean_follows_crop=false", "crop_share=4", "colour_shrink=true", "crop_positions=9"]):
         run(checks_of("pipeline", pipeline=name, storage=storage, settings=settings, devices=(CPU, OTHER)))
 
 
-@every("in_test, words", [(False, "in the pixels of a batch: off by 0.1"),
-                          (True, "in the pixels of a view of a test")])
+@every("in_test, words", [(False, "in the pixels of a batch: off by 0.1"), (True, "in the pixels of a view of a test")])
 def test_one_wrong_pixel_is_seen(in_test, words, monkeypatch):
     one_wrong_pixel(monkeypatch, in_test)
     with pytest.raises(Wrong, match=words):
@@ -185,8 +215,11 @@ def test_one_wrong_pixel_is_seen(in_test, words, monkeypatch):
 
 
 def test_wrong_labels_and_a_missing_batch_are_seen(monkeypatch):
-    monkeypatch.setattr(pipeline_raw.RawPipeline, "_labels",
-                        lambda self, split, images: torch.from_numpy(split.labels[images[::-1].copy()]))
+    monkeypatch.setattr(
+        pipeline_raw.RawPipeline,
+        "_labels",
+        lambda self, split, images: torch.from_numpy(split.labels[images[::-1].copy()]),
+    )
     with pytest.raises(Wrong, match="other images, or with other labels"):
         run(checks_of("pipeline"))
     monkeypatch.setattr(pipeline_raw.RawPipeline, "train", lambda self, *arguments: iter(()))
@@ -241,9 +274,14 @@ def test_crossings_of_gpus_are_right(other):
 
 
 @needs_gpu
-@pytest.mark.parametrize("name, storage", [
-    ("raw", "pixels"), ("torch", "files"),
-    *(pytest.param("dali", storage, marks=needs_dali) for storage in ("pixels", "jpeg"))])
+@pytest.mark.parametrize(
+    "name, storage",
+    [
+        ("raw", "pixels"),
+        ("torch", "files"),
+        *(pytest.param("dali", storage, marks=needs_dali) for storage in ("pixels", "jpeg")),
+    ],
+)
 def test_pipelines_to_gpus_are_right(name, storage):
     for devices in ((torch.device("cuda:0"),) * 2, (CPU, torch.device("cuda:0"))):
         run(checks_of("pipeline", pipeline=name, storage=storage, devices=devices))

@@ -1,4 +1,5 @@
 """A pass cut at the crossings: what each device computes, in which order, and what flies meanwhile."""
+
 import gc
 from contextlib import closing
 
@@ -16,12 +17,16 @@ from alexnet_mp.training import cuda_graphs
 from alexnet_mp.training.graph_segments import forward_and_backward
 
 TWO = [torch.device("cuda:0"), torch.device("cuda:1")]
-RECIPES = {"four edges": mini(), "a fifth": change_layers(mini(), "conv4", reads="both"),
-           "one edge": change_layers(mini(), "conv3", "fc6", "fc7", reads="own")}
+RECIPES = {
+    "four edges": mini(),
+    "a fifth": change_layers(mini(), "conv4", reads="both"),
+    "one edge": change_layers(mini(), "conv3", "fc6", "fc7", reads="own"),
+}
 
 
 class Playing:
-    """In place of a `Tape`: runs what it is given, writes down the order, and refuses a tower what lies with the other."""
+    """In place of a `Tape`: runs what it is given, writes down the order, and refuses a tower what lies with the
+    other."""
 
     def __init__(self):
         self.events, self.owners, self.kept = [], {}, []
@@ -72,21 +77,35 @@ def test_it_is_the_pass_of_the_network(recipe):
 
 
 def test_the_own_half_is_computed_while_the_other_flies():
-    """Forward both crossings begin before either product; backward what has to cross is sent before the rest is computed."""
+    """Forward both crossings begin before either product; backward what has to cross is sent before the rest is
+    computed."""
     tape, _ = played(apart(mini()), images(mini()))
     events = tape.events
     assert events[:2] == [("start", "a"), ("start", "b")]
     for edge in ("conv3", "fc6", "fc7"):
         first = events.index((f"send {edge} forward", "b"))
-        assert events[first:first + 8] == [(f"send {edge} forward", "b"), (f"send {edge} forward", "a"),
-                                           *[(what, tower) for tower in "ab" for what in ("begin", "receive", "end")]]
+        assert events[first : first + 8] == [
+            (f"send {edge} forward", "b"),
+            (f"send {edge} forward", "a"),
+            *[(what, tower) for tower in "ab" for what in ("begin", "receive", "end")],
+        ]
     last = events.index(("send fc8 forward", "b"))
-    assert events[last:last + 4] == [("send fc8 forward", "b"), ("begin", "a"), ("receive", "a"), ("end", "a")]
-    assert events[last + 4:last + 8] == [("backward", "a"), ("send fc8 backward", "a"), ("backward_of_product", "a"), ("receive", "b")]
+    assert events[last : last + 4] == [("send fc8 forward", "b"), ("begin", "a"), ("receive", "a"), ("end", "a")]
+    assert events[last + 4 : last + 8] == [
+        ("backward", "a"),
+        ("send fc8 backward", "a"),
+        ("backward_of_product", "a"),
+        ("receive", "b"),
+    ]
     for edge in ("fc7", "fc6", "conv3"):
         first = events.index((f"send {edge} backward", "b")) - 1
-        rest = [(what, tower) for tower in "ba" for what in ("backward", f"send {edge} backward", "backward_of_product")]
-        assert events[first:first + 6] == rest and sorted(events[first + 6:first + 8]) == [("receive", "a"), ("receive", "b")]
+        rest = [
+            (what, tower) for tower in "ba" for what in ("backward", f"send {edge} backward", "backward_of_product")
+        ]
+        assert events[first : first + 6] == rest and sorted(events[first + 6 : first + 8]) == [
+            ("receive", "a"),
+            ("receive", "b"),
+        ]
     assert events[-2:] == [("backward", "b"), ("backward", "a")]
 
 
@@ -119,8 +138,10 @@ def test_a_matrix_gets_its_gradient_half_by_half(frozen, by_halves):  # noqa: F8
         found.append([part.grad for parts in network.layer_parameters().values() for part in parts])
         counts.append(called.counts[torch.ops.aten.mm.out])
     assert counts[0] == counts[1] > 0
-    assert all(one is other or torch.equal(one, other) and one.stride() == other.stride()
-               for one, other in zip(*found, strict=True))
+    assert all(
+        one is other or torch.equal(one, other) and one.stride() == other.stride()
+        for one, other in zip(*found, strict=True)
+    )
 
 
 def test_a_tape_captures_on_each_towers_device():
@@ -217,6 +238,7 @@ def test_of_many_trainings_in_a_process_no_two_uses_share_a_stream(streams, monk
 
 def test_graphs_of_an_earlier_training_are_reset_before_there_are_new_ones(streams):  # noqa: F811
     """On the same streams, although nobody but themselves knows of them any more."""
+
     class Knot:
         def __init__(self):
             self.graphs, self.self = cuda_graphs.CudaGraphs(TWO), self

@@ -1,9 +1,11 @@
 """Whole runs with CUDA graphs end as runs without do; the golden losses; what `--graphs` means and refuses."""
+
 import dataclasses
 import json
 
 import pytest
 import torch
+from alexnet_mp.kernels import augmentation
 from fake_device import FakeGraphs, LateEvents
 from golden import GOLDEN
 from graph_pair import CPU, CUDA, OTHER, look, needs_gpu
@@ -15,7 +17,6 @@ from alexnet_mp.data import pipeline_raw, step_input
 from alexnet_mp.data.dataset import open_dataset
 from alexnet_mp.data.pipeline_torch import TorchPipeline
 from alexnet_mp.data.pixel_statistics import Sums
-from alexnet_mp.kernels import augmentation
 from alexnet_mp.network import exchange
 from alexnet_mp.system.errors import UserError
 from alexnet_mp.training import graphed_step, pending_steps
@@ -55,6 +56,7 @@ def test_the_ten_golden_losses(apart):
 
 # --- whole runs
 
+
 @pytest.fixture
 def faked(monkeypatch):
     """Runs on a CPU have graphs. A list of their `FakeGraphs`."""
@@ -69,9 +71,15 @@ def faked(monkeypatch):
 
 
 # Epochs have two batches of 9 and one of 6, so these changes meet eager, captured and half captured steps of both.
-CHANGES = ["--epochs", 10, "--set", 'dates=[{"epoch": 4, "weights": 0.1, "colour_noise": 0.3}, {"epoch": 6, "weights": 0.1}, '
-           '{"epoch": 7, "layers": ["conv1"], "weights": 0, "biases": 0}, {"epoch": 9, "layers": ["conv1"], "weights": 0.1}]',
-           "--set", "schedule=dated"]
+CHANGES = [
+    "--epochs",
+    10,
+    "--set",
+    'dates=[{"epoch": 4, "weights": 0.1, "colour_noise": 0.3}, {"epoch": 6, "weights": 0.1}, '
+    '{"epoch": 7, "layers": ["conv1"], "weights": 0, "biases": 0}, {"epoch": 9, "layers": ["conv1"], "weights": 0.1}]',
+    "--set",
+    "schedule=dated",
+]
 RUNS = {"dates": CHANGES, "source2012": [*SOURCE2012, *CHANGES], "plateau": [*PLATEAU, "--epochs", 6]}
 
 
@@ -102,8 +110,14 @@ def test_a_run_with_graphs_is_the_run_without(flags, apart, data, tmp_path, monk
 
 
 @pytest.mark.parametrize("apart, in_graphs", [(False, True), (True, True), (False, False)])
-def test_a_run_whose_graphs_make_the_images_is_the_run_without(apart, in_graphs, data, tmp_path, monkeypatch,  # noqa: F811
-                                                               faked):
+def test_a_run_whose_graphs_make_the_images_is_the_run_without(
+    apart,
+    in_graphs,
+    data,
+    tmp_path,
+    monkeypatch,  # noqa: F811
+    faked,
+):
     """From raw pixels, with crops, noise and a scale that change from batch to batch and epoch to epoch.
 
     in_graphs: whether graphs can make them; else the pipeline does, and the rest of a step is graphs all the same.
@@ -164,16 +178,29 @@ def test_a_run_on_a_gpu_with_graphs_is_the_run_without(precision, data, tmp_path
 
 # --- the command
 
-@every("devices, choice, said", [
-    ([CPU, CPU], "auto", "off (cpu)"), ([CPU], "off", "off"), ([CUDA, CUDA], "auto", "whole step"), ([CUDA], "on", "whole step"),
-    ([CUDA, CUDA], "off", "off"), ([CPU, CUDA], "auto", "off (cpu and cuda:0)"),
-    ([CUDA, OTHER], "auto", "from copy to copy"), ([CUDA, OTHER], "on", "from copy to copy"), ([OTHER, CPU], "auto", "off (cuda:1 and cpu)")])
+
+@every(
+    "devices, choice, said",
+    [
+        ([CPU, CPU], "auto", "off (cpu)"),
+        ([CPU], "off", "off"),
+        ([CUDA, CUDA], "auto", "whole step"),
+        ([CUDA], "on", "whole step"),
+        ([CUDA, CUDA], "off", "off"),
+        ([CPU, CUDA], "auto", "off (cpu and cuda:0)"),
+        ([CUDA, OTHER], "auto", "from copy to copy"),
+        ([CUDA, OTHER], "on", "from copy to copy"),
+        ([OTHER, CPU], "auto", "off (cuda:1 and cpu)"),
+    ],
+)
 def test_what_the_flag_means(devices, choice, said):
     assert graphed_step.resolve(choice, devices) == said
 
 
-@pytest.mark.parametrize("devices, count, works", [
-    ([CPU, CPU], 0, "on cpu; --graphs auto would work"), ([CPU, OTHER], 2, "--gpus 1, or --graphs auto would work")])
+@pytest.mark.parametrize(
+    "devices, count, works",
+    [([CPU, CPU], 0, "on cpu; --graphs auto would work"), ([CPU, OTHER], 2, "--gpus 1, or --graphs auto would work")],
+)
 def test_on_is_refused_where_it_cannot_be(devices, count, works, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
     with pytest.raises(UserError, match="^--graphs on: both towers must be on CUDA devices") as raised:

@@ -1,4 +1,6 @@
-"""Steps as CUDA graphs have the same bits as eager ones: on a CPU with a fake of the captures, on a GPU with the real ones."""
+"""Steps as CUDA graphs have the same bits as eager ones: on a CPU with a fake of the captures, on a GPU with the real
+ones."""
+
 import sys
 
 import fake_device
@@ -27,7 +29,8 @@ def test_twenty_steps_are_the_same_whether_graphed_or_not(where):
     pair.train(*[4] * (6 if pair.on_cpu else 20))
     (shape,) = pair.graphed.shapes.values()
     assert shape.captured and shape.update and not pair.graphed.given_up
-    if pair.on_cpu:  # the update is captured a step after the rest; the first replay is the one that is compared with an eager pass
+    # the update is captured a step after the rest; the first replay is the one that is compared with an eager pass
+    if pair.on_cpu:
         graphs = GRAPHS_APART if where.get("apart") else 1
         assert (pair.graphs.captures, pair.graphs.replays) == (graphs + 1, 4 * graphs + 2)
 
@@ -36,7 +39,8 @@ def test_twenty_steps_are_the_same_whether_graphed_or_not(where):
 @every("dtype", [torch.float32, torch.bfloat16])
 def test_steps_of_the_paper_with_fewer_units(dtype, where):
     on_cpu = where["devices"][0] == CPU
-    pair = Pair(small(mini() if on_cpu and dtype == torch.bfloat16 else paper()), **where, classes=10)  # bfloat16 is slow there
+    # bfloat16 is slow there
+    pair = Pair(small(mini() if on_cpu and dtype == torch.bfloat16 else paper()), **where, classes=10)
     pair.set_rates()
     pair.train(*[2] * 6 if on_cpu else [16] * 20, dtype=dtype)
 
@@ -93,7 +97,8 @@ def test_the_smaller_last_batch_of_an_epoch_has_graphs_of_its_own(where):
 
 @every_place
 def test_gradients_are_found_where_an_error_is_looked_for(where):
-    """Those of the last step, though two shapes have their own; and a weight that becomes infinite is seen in the sums."""
+    """Those of the last step, though two shapes have their own; and a weight that becomes infinite is seen in the
+    sums."""
     pair = Pair(small(), **where)
     pair.set_rates()
     pair.train(*[4, 3] * (WARM_UP + 2))
@@ -121,10 +126,25 @@ def test_the_loss_is_looked_at_before_a_weight_changes():
     assert all(map(torch.equal, before, pair.networks[1].parameters()))
 
 
-@every("apart, number", [(False, 1), (False, 2), (False, 3), (False, 4), (True, 1), (True, 12), (True, 25), (True, 33),
-                         (True, 34), (True, 60), (True, 66)])
+@every(
+    "apart, number",
+    [
+        (False, 1),
+        (False, 2),
+        (False, 3),
+        (False, 4),
+        (True, 1),
+        (True, 12),
+        (True, 25),
+        (True, 33),
+        (True, 34),
+        (True, 60),
+        (True, 66),
+    ],
+)
 def test_a_capture_that_fails_costs_nothing_but_the_graphs(apart, number, capsys):
-    """1: the first of all; 2 (33 apart): the first update; what follows: those of the smaller batch, when others were replayed already."""
+    """1: the first of all; 2 (33 apart): the first update; what follows: those of the smaller batch, when others were
+    replayed already."""
     pair = Pair(small(), must=False, apart=apart, fails=lambda capture: capture == number)
     pair.set_rates()
     pair.train(*[4, 4, 3] * 6)
@@ -138,7 +158,9 @@ def test_a_capture_that_fails_is_an_error_where_graphs_were_asked_for():
     pair = Pair(small(), fails=lambda capture: True)
     pair.set_rates()
     pair.train(2, 2, 2)
-    with pytest.raises(UserError, match="--graphs on: .*: operation not permitted when stream is capturing; --graphs auto") as raised:
+    with pytest.raises(
+        UserError, match="--graphs on: .*: operation not permitted when stream is capturing; --graphs auto"
+    ) as raised:
         pair.train(2)
     assert "\n" not in str(raised.value)
 
@@ -216,13 +238,24 @@ def test_other_networks(recipe):
     assert len(pair.graphs.living) > 2
 
 
-@every("frozen", [["conv1", "conv2"], ["fc6"], ["conv3.weight"], ["conv3.bias", "fc7.bias"], ["fc8"],
-                  ["conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7"]])
+@every(
+    "frozen",
+    [
+        ["conv1", "conv2"],
+        ["fc6"],
+        ["conv3.weight"],
+        ["conv3.bias", "fc7.bias"],
+        ["fc8"],
+        ["conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7"],
+    ],
+)
 def test_gradients_that_nobody_wants_neither_cross_nor_are_computed(frozen):
     pair = Pair(small(), apart=True)
     rates = make_schedule(pair.recipe).rates(1)
     for optimizer in pair.optimizers:
-        optimizer.set_rates({name: 0.0 if name in frozen or name.partition(".")[0] in frozen else rate for name, rate in rates.items()})
+        optimizer.set_rates(
+            {name: 0.0 if name in frozen or name.partition(".")[0] in frozen else rate for name, rate in rates.items()}
+        )
     pair.train(*[3] * 6)
     (shape,) = pair.graphed.shapes.values()
     assert shape.captured and shape.update
@@ -230,6 +263,7 @@ def test_gradients_that_nobody_wants_neither_cross_nor_are_computed(frozen):
 
 def test_a_graph_reads_no_copy_before_it_has_arrived(monkeypatch):
     """A copy is NaN until it is waited for, and made only then."""
+
     class Late(exchange.Arrival):
         def receive(self, stream=None):
             if self.event is not None:
@@ -252,7 +286,9 @@ def test_a_refused_capture_on_a_gpu_leaves_the_same_numbers(monkeypatch, capsys)
     pair = Pair(small(), (CUDA, CUDA), must=False)
     pair.set_rates()
     function = pair.graphed.step.forward_and_backward
-    monkeypatch.setattr(pair.graphed.step, "forward_and_backward", lambda *given: (torch.cuda.synchronize(), function(*given))[1])
+    monkeypatch.setattr(
+        pair.graphed.step, "forward_and_backward", lambda *given: (torch.cuda.synchronize(), function(*given))[1]
+    )
     pair.train(*[4] * (WARM_UP + 3))
     assert pair.graphed.given_up and "WARNING" in capsys.readouterr().out
     other, sizes = torch.cuda.Stream(CUDA), []
@@ -276,8 +312,9 @@ def delay_rows(monkeypatch, where, devices):
             torch.cuda._sleep(CYCLES)
 
     def slow(self, kind, device, stream, *numbers):
-        before, after = [[(device, stream)] if kind == tape_program.COPY and where == side else []
-                         for side in ("out", "into")]
+        before, after = [
+            [(device, stream)] if kind == tape_program.COPY and where == side else [] for side in ("out", "into")
+        ]
         if kind == tape_program.COPY and where == "compute":
             after = list(self.streams.items())
         for place, on in before:
@@ -290,8 +327,13 @@ def delay_rows(monkeypatch, where, devices):
 
 
 @pytest.mark.parametrize("where", ["out", "into", "compute"])
-@pytest.mark.parametrize("devices", [pytest.param((CUDA, CUDA), marks=needs_gpu, id="one GPU"),
-                                     pytest.param((CUDA, OTHER), marks=needs_two, id="two GPUs")])
+@pytest.mark.parametrize(
+    "devices",
+    [
+        pytest.param((CUDA, CUDA), marks=needs_gpu, id="one GPU"),
+        pytest.param((CUDA, OTHER), marks=needs_two, id="two GPUs"),
+    ],
+)
 @pytest.mark.parametrize("tape", ["Python", "compiled"])
 def test_no_race_between_graphs_and_copies(tape, devices, where, monkeypatch):
     """With pauses on either side of every copy: steps with two shapes of batch, a validation in between."""
@@ -316,6 +358,7 @@ def test_no_race_between_graphs_and_copies(tape, devices, where, monkeypatch):
 
 
 # --- what a step may not do on a GPU
+
 
 @needs_gpu
 def test_memory_does_not_grow_with_the_rates_changes():
@@ -360,8 +403,11 @@ def test_a_step_does_not_wait_for_the_device(graphs):
             steps(READ_EVERY - 1)
     read.extend(pending.read(wait=True))
     assert len(read) == 4 * READ_EVERY - 2 and all(0 < seconds < 60 for _, seconds in read)
-    (span,) = {(event.time_range.start, event.time_range.end) for event in profile.events()
-               if event.name == "all steps" and event.device_type == torch.autograd.DeviceType.CPU}
+    (span,) = {
+        (event.time_range.start, event.time_range.end)
+        for event in profile.events()
+        if event.name == "all steps" and event.device_type == torch.autograd.DeviceType.CPU
+    }
     called = [event.name for event in profile.events() if span[0] <= event.time_range.start <= span[1]]
     assert any(name.startswith("cuda") for name in called)  # the runtime's calls are seen
     assert not {"cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "cudaMemcpy"} & set(called)

@@ -1,4 +1,5 @@
 """The printed update on a network: rates and decays per group, frozen layers, velocities that carry the rate."""
+
 import dataclasses
 
 import pytest
@@ -23,7 +24,8 @@ def set_gradients(network, value=1.0):
 
 
 def test_three_steps_by_hand():
-    """v1 = -e (d w0 + g); w1 = w0 + v1; v2 = 0.9 v1 - e (d w1 + g); ..., for weights (decay) and biases (here without)."""
+    """v1 = -e (d w0 + g); w1 = w0 + v1; v2 = 0.9 v1 - e (d w1 + g); ..., for weights (decay) and biases (here
+    without)."""
     network = network_of(dataclasses.replace(mini(), bias_weight_decay=0.0))
     optimizer = PaperSGD(network)
     rates = {name: 0.02 if name.endswith("bias") else 0.01 for name in network.layer_parameters()}
@@ -126,7 +128,9 @@ def test_what_is_not_finite_is_seen_in_the_sums_and_named(what, value):
     assert all(torch.isfinite(sums).all() for sums in optimizer.step()) and optimizer.non_finite() == []
     for name, tower in (("conv4.weight", 1), ("fc8.bias", 0)):
         part = network.layer_parameters()[name][tower]
-        {"gradient": part.grad, "velocity": optimizer.velocities()[name][tower], "weights": part.data}[what][(-1,) * part.dim()] = value
+        {"gradient": part.grad, "velocity": optimizer.velocities()[name][tower], "weights": part.data}[what][
+            (-1,) * part.dim()
+        ] = value
     assert optimizer.non_finite() == [f"{what} of conv4.weight on tower b", f"{what} of fc8.bias on tower a"]
     sums = optimizer.step()  # carries it into the weights
     assert not all(torch.isfinite(values).all() for values in sums)
@@ -164,7 +168,8 @@ def test_frozen_layers_are_not_summed():
 
 
 def test_a_layers_own_rate_is_of_its_weights():
-    """A first step with gradients of 1 takes the rate off: conv2's weights move at a tenth of it, its biases at the whole."""
+    """A first step with gradients of 1 takes the rate off: conv2's weights move at a tenth of it, its biases at the
+    whole."""
     recipe = change_layers(dataclasses.replace(mini(), weight_decay=0.0, bias_weight_decay=0.0), "conv2", rate=0.1)
     network = network_of(recipe)
     optimizer = PaperSGD(network)
@@ -178,7 +183,8 @@ def test_a_layers_own_rate_is_of_its_weights():
 
 
 def test_a_layer_can_decay_at_its_own_pace():
-    """With gradients of 0 a first step takes rate * decay off every weight. A layer's own decay is none of its biases'."""
+    """With gradients of 0 a first step takes rate * decay off every weight. A layer's own decay is none of its
+    biases'."""
     recipe = change_layers(dataclasses.replace(mini(), bias_weight_decay=0.25), "conv1", weight_decay=0.5)
     network = network_of(change_layers(recipe, "fc8", weight_decay=0.0))
     optimizer = PaperSGD(network)

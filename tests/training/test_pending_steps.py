@@ -1,4 +1,6 @@
-"""When the numbers of steps are read: all of them, in order, with waits as seldom as may be, and with the time of each."""
+"""When the numbers of steps are read: all of them, in order, with waits as seldom as may be, and with the time of
+each."""
+
 import numpy as np
 import pytest
 import torch
@@ -23,7 +25,11 @@ def test_on_a_cpu_a_step_is_read_when_it_was_taken():
     for step in range(1, 4):
         take(pending, step)
         ((read, seconds),) = pending.read(wait=False)
-        assert (read.step, read.exchanged, [tensor.item() for tensor in read.numbers]) == (step, 100 * step, [step, step])
+        assert (read.step, read.exchanged, [tensor.item() for tensor in read.numbers]) == (
+            step,
+            100 * step,
+            [step, step],
+        )
         assert len(read.images) == step and 0 < seconds < 10
 
 

@@ -1,4 +1,6 @@
-"""`train --init`: all layers but the last begin as another network ended, and what doesn't fit is refused by its name."""
+"""`train --init`: all layers but the last begin as another network ended, and what doesn't fit is refused by its
+name."""
+
 import json
 import shutil
 
@@ -81,17 +83,36 @@ def test_layers_that_only_one_of_them_has(data, before, tmp_path, capsys):
 
 def test_only_the_layers_that_are_named(data, before, tmp_path, capsys):
     drawn = weights_of(run(data, tmp_path / "drawn", *FROZEN, "--steps", "1", "--seed", "3"))
-    found = weights_of(run(data, tmp_path / "tuned", *FROZEN, "--steps", "1", "--seed", "3", "--init", before,
-                           "--init-layers", "conv1,fc6"))
+    found = weights_of(
+        run(
+            data,
+            tmp_path / "tuned",
+            *FROZEN,
+            "--steps",
+            "1",
+            "--seed",
+            "3",
+            "--init",
+            before,
+            "--init-layers",
+            "conv1,fc6",
+        )
+    )
     ended = weights_of(before)
     assert "begins with conv1, fc6 of " in (said := capsys.readouterr().out) and "; new: conv2, fc8\n" in said
-    assert all(torch.equal(found[name], (ended if name.startswith(("conv1.", "fc6.")) else drawn)[name])
-               for name in drawn)
+    assert all(
+        torch.equal(found[name], (ended if name.startswith(("conv1.", "fc6.")) else drawn)[name]) for name in drawn
+    )
 
 
-@pytest.mark.parametrize("more, message", [
-    (["conv1,fc8"], "--init-layers fc8: it names some of the layers before the last, conv1, conv2, fc6"),
-    (["conv7"], "--init-layers conv7: it names some of"), ([""], "--init-layers : it names some of")])
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        (["conv1,fc8"], "--init-layers fc8: it names some of the layers before the last, conv1, conv2, fc6"),
+        (["conv7"], "--init-layers conv7: it names some of"),
+        ([""], "--init-layers : it names some of"),
+    ],
+)
 def test_layers_that_can_not_be_taken(more, message, data, before, tmp_path):
     with pytest.raises(UserError, match=message):
         run(data, tmp_path / "run", "--init", before, "--init-layers", *more)
@@ -106,20 +127,37 @@ def test_a_layer_that_is_named_and_not_there(data, before, tmp_path):
         run(data, tmp_path / "run", *layers(add=[(3, extra)]), "--init", before, "--init-layers", "conv1,fc7")
 
 
-@pytest.mark.parametrize("change, message", [
-    (("conv2", {"kernel": 5, "pad": 2}), r"conv2.weight is \(8, 6, 3, 3\) there, but \(8, 6, 5, 5\) in this network"),
-    (("conv1", {"maps": 4}), r"conv1.weight is \(6, 3, 5, 5\) there, but \(8, 3, 5, 5\)")])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (
+            ("conv2", {"kernel": 5, "pad": 2}),
+            r"conv2.weight is \(8, 6, 3, 3\) there, but \(8, 6, 5, 5\) in this network",
+        ),
+        (("conv1", {"maps": 4}), r"conv1.weight is \(6, 3, 5, 5\) there, but \(8, 3, 5, 5\)"),
+    ],
+)
 def test_another_shape_is_refused(change, message, data, before, tmp_path):
     with pytest.raises(UserError, match=message):
         run(data, tmp_path / "run", *layers(change), "--init", before)
     assert not (tmp_path / "run").exists()
 
 
-@every("damage, message", [
-    (lambda tensors: tensors["conv2.bias"].fill_(float("nan")), "conv2.bias has values that are not finite"),
-    (lambda tensors: tensors.pop("conv1.bias"), "it has conv1, but no conv1.bias"),
-    (lambda tensors: [tensors.pop(name) for name in list(tensors) if not name.startswith("fc8")], "none of its tensors"),
-    (lambda tensors: tensors.update({"conv1.weight": tensors["conv1.weight"].int()}), "dtype of 'conv1.weight' is 'I32'")])
+@every(
+    "damage, message",
+    [
+        (lambda tensors: tensors["conv2.bias"].fill_(float("nan")), "conv2.bias has values that are not finite"),
+        (lambda tensors: tensors.pop("conv1.bias"), "it has conv1, but no conv1.bias"),
+        (
+            lambda tensors: [tensors.pop(name) for name in list(tensors) if not name.startswith("fc8")],
+            "none of its tensors",
+        ),
+        (
+            lambda tensors: tensors.update({"conv1.weight": tensors["conv1.weight"].int()}),
+            "dtype of 'conv1.weight' is 'I32'",
+        ),
+    ],
+)
 def test_damaged_files_are_refused(damage, message, data, before, tmp_path):
     tensors = {name: tensor.clone() for name, tensor in read_weights(before).items()}
     damage(tensors)
@@ -131,8 +169,11 @@ def test_damaged_files_are_refused(damage, message, data, before, tmp_path):
 
 def test_what_is_no_file_of_weights(data, tmp_path):
     (tmp_path / "file").write_bytes(b"\x80\x04pickle" + bytes(100))
-    for source, message in (("nothing", "it takes a run, a checkpoint, or a"), ("file", "never loaded; it takes a run"),
-                            (".", "no checkpoint")):
+    for source, message in (
+        ("nothing", "it takes a run, a checkpoint, or a"),
+        ("file", "never loaded; it takes a run"),
+        (".", "no checkpoint"),
+    ):
         with pytest.raises(UserError, match=message):
             run(data, tmp_path / "run", "--init", tmp_path / source)
 
@@ -153,7 +194,9 @@ def test_velocities_are_not_taken_for_weights(data, before, tmp_path):
     other = shutil.copytree(before, tmp_path / "other")
     shutil.copy(newest(other) / "velocity.safetensors", newest(other) / "weights.safetensors")
     for source in (other, newest(other), newest(other) / "weights.safetensors"):
-        assert "weights.safetensors is damaged: its sha256 is not the one in manifest.json" in refused(data, tmp_path, source)
+        assert "weights.safetensors is damaged: its sha256 is not the one in manifest.json" in refused(
+            data, tmp_path, source
+        )
 
 
 def test_the_weights_in_a_checkpoint_are_those_of_its_run(before, monkeypatch):
@@ -167,11 +210,16 @@ def test_the_weights_in_a_checkpoint_are_those_of_its_run(before, monkeypatch):
 def test_a_run_that_diverged_is_not_taken(data, before, tmp_path):
     with pytest.raises(UserError, match="not finite|the loss is"):
         run(data, tmp_path / "diverged", "--set", "learning_rate=1e30")
-    assert f"--init {tmp_path / 'diverged'}: this run diverged at step " in refused(data, tmp_path, tmp_path / "diverged")
+    assert f"--init {tmp_path / 'diverged'}: this run diverged at step " in refused(
+        data, tmp_path, tmp_path / "diverged"
+    )
     late = shutil.copytree(before, tmp_path / "late")
     (late / "non_finite.json").write_text(json.dumps({"step": 10**6}))
     said = refused(data, tmp_path, late)
-    assert "diverged at step 1000000 (non_finite.json)" in said and f"it has a checkpoint of before, {newest(late)};" in said
+    assert (
+        "diverged at step 1000000 (non_finite.json)" in said
+        and f"it has a checkpoint of before, {newest(late)};" in said
+    )
     assert_same(read_weights(newest(late)), read_weights(before))
     for content in ('{"step": 1}', "{}", "[", "null"):  # it went past that step; or the note says nothing
         (late / "non_finite.json").write_text(content)

@@ -1,14 +1,15 @@
 """`train --profile`: the run stays the same bit for bit, the times add up, and each layer gets its own."""
+
 import gzip
 import json
 import signal
 
 import pytest
 import torch
+from alexnet_mp.kernels import linear_op
 from inner_cases import every
 from tiny_run import LAST, assert_same_end, lines, make_quick, newest, resume, run, signalled_after
 
-from alexnet_mp.kernels import linear_op
 from alexnet_mp.network import exchange, overlap
 from alexnet_mp.network.layer import TowerLayer
 from alexnet_mp.profiling import machine_limits
@@ -81,6 +82,7 @@ def trace_of(out):
 
 # --- a run
 
+
 def test_the_run_is_the_same_bit_for_bit(runs):
     plain, profiled = runs
     assert_same_end(profiled, plain)
@@ -124,7 +126,11 @@ def test_the_trace_has_every_layer_of_every_step(runs):
 def test_the_table_is_printed_and_the_run_goes_on(data, tmp_path, capsys):
     run(data, tmp_path / "run", "--profile", 1, "--steps", 6)
     out, err = capsys.readouterr()
-    assert "profile of step 4, 9 images a step, precision fp32" in out and "% of roofline" in out and "both measured now" in out
+    assert (
+        "profile of step 4, 9 images a step, precision fp32" in out
+        and "% of roofline" in out
+        and "both measured now" in out
+    )
     assert all(f"\n{name} " in out for name in (*LAYERS, *OTHERS, "the whole step"))
     assert out.index("opens in https://ui.perfetto.dev") < out.index("epoch 2, step 6") and "profiler_start" not in err
     assert lines(tmp_path / "run")[-1]["step"] == 6
@@ -163,7 +169,9 @@ def test_ctrl_c_while_it_records_saves_and_writes_what_there_is(data, tmp_path, 
 def test_nothing_of_it_stays(data, tmp_path, monkeypatch):
     """Hooks, the plain step, and the ranges of steps after the recorded ones."""
     trainers, init = [], Trainer.__init__
-    monkeypatch.setattr(Trainer, "__init__", lambda self, *arguments: (trainers.append(self), init(self, *arguments))[1])
+    monkeypatch.setattr(
+        Trainer, "__init__", lambda self, *arguments: (trainers.append(self), init(self, *arguments))[1]
+    )
     steps = []
     signalled_after(monkeypatch, Trainer, "one_step", 4, then=lambda: steps.append(trainers[0].training_step))
     run(data, tmp_path / "run", "--profile", 1)
@@ -196,6 +204,7 @@ def test_a_profile_that_fails_does_not_end_the_run(fault, data, tmp_path, monkey
 
 # --- whose time it is
 
+
 class _SlowBackward(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x):
@@ -214,9 +223,15 @@ def work():
         a = torch.sin(a)
 
 
-@pytest.mark.parametrize("slow, row, column", [
-    ("before", "conv2", "forward_ms"), ("after", "conv2 relu+max_pool", "forward_ms"), ("backward", "conv2", "backward_ms"),
-    ("backward after", "conv2 relu+max_pool", "backward_ms")])
+@pytest.mark.parametrize(
+    "slow, row, column",
+    [
+        ("before", "conv2", "forward_ms"),
+        ("after", "conv2 relu+max_pool", "forward_ms"),
+        ("backward", "conv2", "backward_ms"),
+        ("backward after", "conv2 relu+max_pool", "backward_ms"),
+    ],
+)
 def test_a_layer_that_is_made_slow_is_the_one_that_is_shown(slow, row, column, data, tmp_path, monkeypatch):
     forward = TowerLayer.forward
 
@@ -248,27 +263,33 @@ def test_operations_are_looked_for_under_the_names_that_they_have():
 
 MAIN, DEVICE_0, DEVICE_1 = 1, 7, 8
 RECORDED = [
-    (INPUT, 0, 100, MAIN, 0, -1, ()), ("aten::copy_", 10, 90, MAIN, 0, -1, ((0, 11), (1, 12))),
+    (INPUT, 0, 100, MAIN, 0, -1, ()),
+    ("aten::copy_", 10, 90, MAIN, 0, -1, ((0, 11), (1, 12))),
     (STEP, 100, 1000, MAIN, 0, -1, ()),
     (FORWARD_BACKWARD, 110, 800, MAIN, 0, -1, ()),
     (NETWORK, 120, 400, MAIN, 0, -1, ()),
     (LAYER + "conv1 a", 130, 200, MAIN, 0, -1, ()),
     ("aten::pad", 132, 138, MAIN, 0, 5, ((0, 3),)),  # before the product: its part
-    ("aten::conv2d", 140, 160, MAIN, 0, 6, ()), ("aten::cudnn_convolution", 145, 155, MAIN, 0, -1, ((0, 100),)),
+    ("aten::conv2d", 140, 160, MAIN, 0, 6, ()),
+    ("aten::cudnn_convolution", 145, 155, MAIN, 0, -1, ((0, 100),)),
     ("alexnet_mp::lrn_pool", 170, 190, MAIN, 0, 7, ((0, 40),)),
-    (LAYER + "conv1 b", 200, 240, MAIN, 0, -1, ()), ("aten::conv2d", 205, 220, MAIN, 0, 8, ((1, 110),)),
+    (LAYER + "conv1 b", 200, 240, MAIN, 0, -1, ()),
+    ("aten::conv2d", 205, 220, MAIN, 0, 8, ((1, 110),)),
     ("aten::relu", 225, 235, MAIN, 0, 9, ((1, 5),)),
-    ("_Shared", 250, 260, MAIN, 0, 10, ()), ("aten::copy_", 251, 259, MAIN, 0, -1, ((1, 20),)),
+    ("_Shared", 250, 260, MAIN, 0, 10, ()),
+    ("aten::copy_", 251, 259, MAIN, 0, -1, ((1, 20),)),
     (LAYER + "fc8 a", 270, 300, MAIN, 0, -1, ()),
     ("_SplitInputFunction", 272, 298, MAIN, 0, 11, ()),  # two products and their sum
     ("aten::add_", 296, 297, MAIN, 0, -1, ((0, 6),)),
-    ("aten::linear", 280, 295, MAIN, 0, 12, ()), ("aten::addmm", 282, 290, MAIN, 0, 13, ((0, 30),)),
+    ("aten::linear", 280, 295, MAIN, 0, 12, ()),
+    ("aten::addmm", 282, 290, MAIN, 0, 13, ((0, 30),)),
     ("aten::cross_entropy_loss", 410, 440, MAIN, 0, 14, ((0, 2),)),
     # Backward, a thread a GPU; a parameter's gradient has no number of its own.
     (NODE + "_SplitInputFunctionBackward", 441, 489, DEVICE_0, MAIN, 11, ()),
     ("_SplitInputFunctionBackward", 442, 488, DEVICE_0, MAIN, 11, ()),
     ("aten::copy_", 486, 487, DEVICE_0, 0, -1, ((0, 13),)),  # a gradient that is sent
-    (NODE + "AddmmBackward0", 450, 480, DEVICE_0, MAIN, 13, ((0, 1),)), ("AddmmBackward0", 452, 478, DEVICE_0, MAIN, 13, ()),
+    (NODE + "AddmmBackward0", 450, 480, DEVICE_0, MAIN, 13, ((0, 1),)),
+    ("AddmmBackward0", 452, 478, DEVICE_0, MAIN, 13, ()),
     ("aten::mm", 455, 470, DEVICE_0, 0, -1, ((0, 60),)),
     (NODE + "torch::autograd::AccumulateGrad", 481, 485, DEVICE_0, 0, -1, ((0, 4),)),
     (NODE + "GeneratedBackwardFor_alexnet_mp_lrn_pool_default", 490, 520, DEVICE_0, MAIN, 7, ((0, 80),)),
@@ -277,10 +298,13 @@ RECORDED = [
     (NODE + "ConvolutionBackward0", 521, 560, DEVICE_1, MAIN, 8, ((1, 210),)),
     (NODE + "_SharedBackward", 561, 565, DEVICE_1, MAIN, 10, ((1, 25),)),
     ("aten::copy_", 600, 610, 99, 0, -1, ((0, 1000),)),  # a thread that saves
-    (UPDATE, 800, 900, MAIN, 0, -1, ()), ("Optimizer.step#PaperSGD.step", 810, 850, MAIN, 0, -1, ()),
-    ("alexnet_mp::paper_sgd_", 815, 845, MAIN, 0, -1, ((0, 50), (1, 51))), ("aten::sum", 860, 880, MAIN, 0, -1, ((0, 9),)),
+    (UPDATE, 800, 900, MAIN, 0, -1, ()),
+    ("Optimizer.step#PaperSGD.step", 810, 850, MAIN, 0, -1, ()),
+    ("alexnet_mp::paper_sgd_", 815, 845, MAIN, 0, -1, ((0, 50), (1, 51))),
+    ("aten::sum", 860, 880, MAIN, 0, -1, ((0, 9),)),
     ("aten::to", 910, 950, MAIN, 0, -1, ((0, 1),)),
-    ("aten::relu", 1100, 1200, MAIN, 0, -1, ((0, 500),))]  # a validation
+    ("aten::relu", 1100, 1200, MAIN, 0, -1, ((0, 500),)),
+]  # a validation
 
 
 @pytest.fixture
@@ -292,13 +316,31 @@ def test_kernels_belong_to_the_layer_whose_operation_launched_them(recorded):
     forward, backward = {}, {}
     for place, duration in recorded.gpus[0].items():
         (backward if place.backward else forward)[place.part, place.kind, place.tower] = duration
-    assert forward == {("input", "", ""): 11, ("conv1", "product", "a"): 103, ("conv1", "then", "a"): 40, ("fc8", "product", "a"): 36,
-                       ("loss", "", ""): 2, ("update", "", ""): 59, ("other", "", ""): 1}
-    assert backward == {("fc8", "product", "a"): 65, ("exchange", "", ""): 13, ("conv1", "then", "a"): 80, ("conv1", "product", "a"): 200}
+    assert forward == {
+        ("input", "", ""): 11,
+        ("conv1", "product", "a"): 103,
+        ("conv1", "then", "a"): 40,
+        ("fc8", "product", "a"): 36,
+        ("loss", "", ""): 2,
+        ("update", "", ""): 59,
+        ("other", "", ""): 1,
+    }
+    assert backward == {
+        ("fc8", "product", "a"): 65,
+        ("exchange", "", ""): 13,
+        ("conv1", "then", "a"): 80,
+        ("conv1", "product", "a"): 200,
+    }
     assert recorded.gpus[1] == {
-        Place("input"): 12, Place("conv1", "product", "b"): 110, Place("conv1", "then", "b"): 5, Place("exchange"): 20,
-        Place("conv1", "then", "b", True): 7, Place("conv1", "product", "b", True): 210, Place("exchange", backward=True): 25,
-        Place("update"): 51}
+        Place("input"): 12,
+        Place("conv1", "product", "b"): 110,
+        Place("conv1", "then", "b"): 5,
+        Place("exchange"): 20,
+        Place("conv1", "then", "b", True): 7,
+        Place("conv1", "product", "b", True): 210,
+        Place("exchange", backward=True): 25,
+        Place("update"): 51,
+    }
 
 
 def test_the_host_is_counted_by_the_thread_that_trains_alone(recorded):
@@ -313,7 +355,10 @@ def test_gpus_and_the_cpu_are_kept_apart(recorded):
     recipe = paper()
     expected = {"cuda:0": 1.0 - (610 - 1) / 1000, "cuda:1": 1.0 - 440 / 1000}
     for number, device in enumerate(expected):
-        rows = {row["row"]: row for row in table(recipe, recorded, torch.device(device), [number], 1, 128, "fp32", None, 1000)}
+        rows = {
+            row["row"]: row
+            for row in table(recipe, recorded, torch.device(device), [number], 1, 128, "fp32", None, 1000)
+        }
         whole = rows.pop("the whole step")
         assert whole["ms"] == 1.0 and sum(row["ms"] for row in rows.values()) == pytest.approx(1.0)
         assert rows["other"]["ms"] == pytest.approx(expected[device])
@@ -329,9 +374,15 @@ def test_a_recording_without_a_step_is_empty():
 
 # --- the roofline
 
+
 def test_the_limits_of_the_layers_are_those_of_the_step():
     """Two towers on one device."""
-    times = Times(1.0, 0.0, {Place(size.name, kind, "a", True): 1.0 for size in paper().layers for kind in ("product", "then")}, {})
+    times = Times(
+        1.0,
+        0.0,
+        {Place(size.name, kind, "a", True): 1.0 for size in paper().layers for kind in ("product", "then")},
+        {},
+    )
     for dtype, peak in (("fp32", 395.0), ("bf16", 790.0)):
         rows = table(paper(), times, torch.device("cpu"), [0, 1], 1, 128, dtype, Ceilings(4300.0, peak, 0, 0), 1000)
         assert rows[-1]["roofline_ms"] == pytest.approx(roofline_step(paper(), 128, dtype)["step"])
@@ -339,7 +390,10 @@ def test_the_limits_of_the_layers_are_those_of_the_step():
 
 def test_a_frozen_layer_is_asked_for_no_backward_pass():
     times = Times(1.0, 0.0, {Place("conv1", "product", "a"): 1.0}, {})
-    rows = {row["row"]: row for row in table(paper(), times, torch.device("cpu"), [0], 1, 8, "fp32", Ceilings(10.0, 0.1, 0, 0), 10)}
+    rows = {
+        row["row"]: row
+        for row in table(paper(), times, torch.device("cpu"), [0], 1, 8, "fp32", Ceilings(10.0, 0.1, 0, 0), 10)
+    }
     one = layer_limits(paper(), 8, "fp32", 10.0, 0.1, 10)["conv1"]["product"][0]
     assert rows["conv1"]["roofline_ms"] == pytest.approx(1e3 * one)
 
@@ -348,11 +402,18 @@ def test_a_frozen_layer_is_asked_for_no_backward_pass():
 def test_ceilings_are_measured_and_leave_the_random_numbers_alone(dtype):
     before = torch.get_rng_state()
     found = machine_limits.measure(torch.device("cpu"), dtype)
-    assert 0.05 < found.bandwidth < 1e5 and 1e-6 < found.tflops < 1e3 and (found.copy_bytes, found.product) == (1 << 20, 64)
+    assert (
+        0.05 < found.bandwidth < 1e5
+        and 1e-6 < found.tflops < 1e3
+        and (found.copy_bytes, found.product) == (1 << 20, 64)
+    )
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_no_cache_holds_the_copy(monkeypatch):
     monkeypatch.undo()
     largest = machine_limits.copy_bytes(torch.device("cpu"))
-    assert machine_limits.COPY_BYTES <= largest <= machine_limits.LARGEST_COPY and machine_limits.copy_bytes(torch.device("cuda:0")) == machine_limits.COPY_BYTES
+    assert (
+        machine_limits.COPY_BYTES <= largest <= machine_limits.LARGEST_COPY
+        and machine_limits.copy_bytes(torch.device("cuda:0")) == machine_limits.COPY_BYTES
+    )

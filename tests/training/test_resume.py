@@ -1,4 +1,6 @@
-"""A run that was cut and went on equals the one that was not, bit for bit, wherever it was cut and whatever goes on with it."""
+"""A run that was cut and went on equals the one that was not, bit for bit, wherever it was cut and whatever goes on
+with it."""
+
 import gc
 import json
 import weakref
@@ -36,7 +38,8 @@ FILES = ["--set", "batch_file_size=11"]  # 9 + 2, 9 + 2 and 2 of 24 images
 
 @pytest.fixture(scope="module")
 def wholes(data, tmp_path_factory):
-    """whole(recipe) -> (the uninterrupted run of one of `RECIPES`, what its steps read), made when it is first asked for."""
+    """whole(recipe) -> (the uninterrupted run of one of `RECIPES`, what its steps read), made when it is first asked
+    for."""
     made = {}
 
     def whole(recipe):
@@ -56,16 +59,23 @@ def test_the_whole_run_has_what_a_resume_could_get_wrong(recipe, wholes):
     rates = [line["learning_rates"]["fc8.weight"] for line in lines(whole) if line["kind"] == "schedule"]
     noise = [line["colour_noise"] for line in lines(whole) if line["kind"] == "schedule"]
     assert [step for step, *_ in read] == list(range(1, LAST + 1))
-    order = [[number for step, epoch, numbers, *_ in read if epoch == wanted for number in numbers] for wanted in (1, 2)]
+    order = [
+        [number for step, epoch, numbers, *_ in read if epoch == wanted for number in numbers] for wanted in (1, 2)
+    ]
     if recipe == "plateau":
         assert [line["epoch"] for line in lines(whole) if line["kind"] == "schedule"] == [1, 3]
-    assert sorted(order[0]) == sorted(order[1]) == list(range(24)) and (order[0] == order[1]) == (recipe == "source2012")
+    assert sorted(order[0]) == sorted(order[1]) == list(range(24)) and (order[0] == order[1]) == (
+        recipe == "source2012"
+    )
     assert len(set(line["loss"] for line in lines(whole) if line["kind"] == "train")) == LAST
     changes = {"mini": ([0.002], [0.1]), "plateau": ([1e-6, 1e-7], [0.1, 0.1])}
-    assert (rates, noise) == changes.get(recipe, ([0.002, pytest.approx(0.0002), pytest.approx(0.0002)], [0.1, 0.3, 0.3]))
+    assert (rates, noise) == changes.get(
+        recipe, ([0.002, pytest.approx(0.0002), pytest.approx(0.0002)], [0.1, 0.3, 0.3])
+    )
 
 
 # --- wherever it is cut
+
 
 @pytest.mark.parametrize("step", range(1, LAST))
 def test_a_cut_after_any_step(step, data, tmp_path, wholes, seen):
@@ -88,12 +98,18 @@ def test_a_stop_after_every_single_step(recipe, data, tmp_path, wholes, seen):
 
 
 def test_a_cut_anywhere_in_an_epoch_of_files(data, tmp_path, seen):
-    """Each file's minibatches by themselves: an epoch has five of them, the run's validations and its last line say so."""
+    """Each file's minibatches by themselves: an epoch has five of them, the run's validations and its last line say
+    so."""
     whole = run(data, tmp_path / "whole", *SOURCE2012, *FILES)
     read, seen[:] = list(seen), []
     assert [(epoch, len(numbers)) for _, epoch, numbers, *_ in read] == [
-        (epoch, size) for epoch in (1, 2, 3) for size in (9, 2, 9, 2, 2)]
-    assert [(line["step"], line["epoch"]) for line in lines(whole) if line["kind"] == "val"] == [(5, 1), (10, 2), (15, 3)]
+        (epoch, size) for epoch in (1, 2, 3) for size in (9, 2, 9, 2, 2)
+    ]
+    assert [(line["step"], line["epoch"]) for line in lines(whole) if line["kind"] == "val"] == [
+        (5, 1),
+        (10, 2),
+        (15, 3),
+    ]
     assert [line["epoch"] for line in lines(whole) if line["kind"] == "train"] == [1] * 5 + [2] * 5 + [3] * 5
     for step in (2, 5, 9, 12):
         resume(data, tmp_path / "run", *SOURCE2012, *FILES, "--steps", step)
@@ -104,26 +120,36 @@ def test_a_cut_anywhere_in_an_epoch_of_files(data, tmp_path, seen):
 
 def cut(monkeypatch, where):
     """An interrupt somewhere in the next run."""
-    {"before the first step": lambda: signalled_after(monkeypatch, Trainer, "__init__", 1),
-     "in a step": lambda: signalled_after(monkeypatch, Trainer, "one_step", 2),
-     "in the last step of an epoch": lambda: signalled_after(monkeypatch, Trainer, "one_step", PER_EPOCH),
-     "at the start of an epoch": lambda: signalled_after(monkeypatch, Trainer, "start_epoch", 2),
-     "in a validation": lambda: signalled_in_test(monkeypatch, 1),
-     "after a validation": lambda: signalled_after(monkeypatch, Trainer, "validate", 1),
-     "in the last validation": lambda: signalled_in_test(monkeypatch, EPOCHS),
-     "after the last validation": lambda: signalled_after(monkeypatch, Trainer, "validate", EPOCHS),
-     "in the final test": lambda: signalled_in_test(monkeypatch, EPOCHS + 1)}[where]()
+    {
+        "before the first step": lambda: signalled_after(monkeypatch, Trainer, "__init__", 1),
+        "in a step": lambda: signalled_after(monkeypatch, Trainer, "one_step", 2),
+        "in the last step of an epoch": lambda: signalled_after(monkeypatch, Trainer, "one_step", PER_EPOCH),
+        "at the start of an epoch": lambda: signalled_after(monkeypatch, Trainer, "start_epoch", 2),
+        "in a validation": lambda: signalled_in_test(monkeypatch, 1),
+        "after a validation": lambda: signalled_after(monkeypatch, Trainer, "validate", 1),
+        "in the last validation": lambda: signalled_in_test(monkeypatch, EPOCHS),
+        "after the last validation": lambda: signalled_after(monkeypatch, Trainer, "validate", EPOCHS),
+        "in the final test": lambda: signalled_in_test(monkeypatch, EPOCHS + 1),
+    }[where]()
 
 
-WHERE = {"before the first step": 0, "in a step": 2, "in the last step of an epoch": PER_EPOCH,
-         "at the start of an epoch": PER_EPOCH + 1,
-         "in a validation": PER_EPOCH, "after a validation": PER_EPOCH, "in the last validation": LAST,
-         "after the last validation": LAST,
-         "in the final test": LAST}
+WHERE = {
+    "before the first step": 0,
+    "in a step": 2,
+    "in the last step of an epoch": PER_EPOCH,
+    "at the start of an epoch": PER_EPOCH + 1,
+    "in a validation": PER_EPOCH,
+    "after a validation": PER_EPOCH,
+    "in the last validation": LAST,
+    "after the last validation": LAST,
+    "in the final test": LAST,
+}
 
 
-@pytest.mark.parametrize("recipe, where", [*(("plateau", where) for where in WHERE), ("dated", "at the start of an epoch"),
-                                           ("dated", "in a validation")])
+@pytest.mark.parametrize(
+    "recipe, where",
+    [*(("plateau", where) for where in WHERE), ("dated", "at the start of an epoch"), ("dated", "in a validation")],
+)
 def test_an_interrupt_anywhere(recipe, where, data, tmp_path, wholes, seen, monkeypatch, capsys):
     whole, read = wholes(recipe)
     with monkeypatch.context() as patch:
@@ -168,8 +194,17 @@ def test_more_epochs_after_the_end(recipe, data, tmp_path, wholes):
 
 def test_plateaus_that_end_a_run(data, tmp_path, monkeypatch):
     """Rates too small to change an answer: a drop after every second epoch, then the end; cut before and after each."""
-    flags = [*PLATEAU, "--epochs", 20, "--set", "plateau_drops=2",
-             "--set", "learning_rate=1e-9", "--set", "bias_learning_rate=1e-9"]
+    flags = [
+        *PLATEAU,
+        "--epochs",
+        20,
+        "--set",
+        "plateau_drops=2",
+        "--set",
+        "learning_rate=1e-9",
+        "--set",
+        "bias_learning_rate=1e-9",
+    ]
     whole = run(data, tmp_path / "whole", *flags)
     rates = [line["learning_rates"]["fc8.weight"] for line in lines(whole) if line["kind"] == "schedule"]
     assert rates == pytest.approx([1e-9, 1e-10, 1e-11], rel=1e-9, abs=0) and newest(whole).name == "step_00000018"
@@ -209,9 +244,16 @@ def test_another_pipeline_and_other_workers_at_every_resume(data, tmp_path, whol
     assert_same_end(tmp_path / "run", whole, but=["made_by"])
 
 
-@pytest.mark.parametrize("flags", [["--gpus", "cpu,cpu"], ["--set", "towers=1"], ["--kernels", "reference"],
-                                   ["--set", "learning_rate=0", "--set", "bias_learning_rate=0"]],
-                         ids=["two entries", "one tower", "reference kernels", "all frozen"])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--gpus", "cpu,cpu"],
+        ["--set", "towers=1"],
+        ["--kernels", "reference"],
+        ["--set", "learning_rate=0", "--set", "bias_learning_rate=0"],
+    ],
+    ids=["two entries", "one tower", "reference kernels", "all frozen"],
+)
 def test_other_networks(flags, data, tmp_path, seen):
     whole = run(data, tmp_path / "whole", *flags)
     read = seen.copy()
@@ -227,10 +269,13 @@ def test_many_saves_change_nothing(data, tmp_path, wholes, monkeypatch):
     and any of them can be gone on from."""
     whole, _ = wholes("plateau")
     start = Saver.start
-    monkeypatch.setattr(Saver, "start", lambda self, content: (start(self, content), self.wait()))  # else a slow disk skips one
+    # else a slow disk skips one
+    monkeypatch.setattr(Saver, "start", lambda self, content: (start(self, content), self.wait()))
     out = run(data, tmp_path / "run", *PLATEAU, "--checkpoint-every", 1, "--keep", 100)
     assert_same_end(out, whole)
-    assert [path.name for path in sorted((out / "checkpoints").iterdir())] == [f"step_{step:08d}" for step in range(1, LAST + 1)]
+    assert [path.name for path in sorted((out / "checkpoints").iterdir())] == [
+        f"step_{step:08d}" for step in range(1, LAST + 1)
+    ]
     for step in (1, 3, 7):
         run(data, tmp_path / f"from {step}", *PLATEAU, "--resume", out / "checkpoints" / f"step_{step:08d}")
         assert_same_end(tmp_path / f"from {step}", whole)

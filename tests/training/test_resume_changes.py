@@ -1,4 +1,5 @@
 """What is no longer as it was when a run goes on: refused by name and value unless told, or said."""
+
 import dataclasses
 import json
 from types import SimpleNamespace
@@ -25,16 +26,56 @@ DATASET = SimpleNamespace(fingerprint="abc", classes=["ant", "bee", "cat"], spli
 
 # For each field of a recipe and of a layer: a value that differs from mini's, which no other field has to follow.
 FIELDS = {
-    "towers": 1, "lrn_size": 3, "lrn_alpha": 2e-4, "lrn_beta": 0.5, "lrn_k": 1.0, "spatial_size": 3, "spatial_alpha": 5e-5,
-    "spatial_beta": 0.5, "spatial_k": 2.0, "pool_size": 4, "pool_stride": 1, "pool_ties": "all", "dropout": 0.4, "stored_size": 113,
-    "jpeg_quality": 90, "crop_size": 95, "crop_positions": 15, "crop_share": 2, "flip": False, "mean_follows_crop": False,
-    "colour_noise": 0.2, "colour_scale": "root", "colour_shrink": True, "reshuffle": False, "batch_size": 127,
+    "towers": 1,
+    "lrn_size": 3,
+    "lrn_alpha": 2e-4,
+    "lrn_beta": 0.5,
+    "lrn_k": 1.0,
+    "spatial_size": 3,
+    "spatial_alpha": 5e-5,
+    "spatial_beta": 0.5,
+    "spatial_k": 2.0,
+    "pool_size": 4,
+    "pool_stride": 1,
+    "pool_ties": "all",
+    "dropout": 0.4,
+    "stored_size": 113,
+    "jpeg_quality": 90,
+    "crop_size": 95,
+    "crop_positions": 15,
+    "crop_share": 2,
+    "flip": False,
+    "mean_follows_crop": False,
+    "colour_noise": 0.2,
+    "colour_scale": "root",
+    "colour_shrink": True,
+    "reshuffle": False,
+    "batch_size": 127,
     "learning_rate": 0.02,
-    "bias_learning_rate": 0.02, "momentum": 0.8, "weight_decay": 1e-3, "bias_weight_decay": 0.0, "schedule": "plateau",
-    "plateau_patience": 4, "plateau_drops": 2, "plateau_factor": 0.5, "dates": (Date(11, weights=0.1),), "seed": 1,
-    "test_views": "nine", "batch_file_size": 10}
-LAYER_FIELDS = {"maps": 7, "then": ("tanh",), "kernel": 2, "stride": 2, "pad": 3, "init_std": 0.5, "init_bias": 0.7, "weight_decay": 0.5,
-                "rate": 2.0}
+    "bias_learning_rate": 0.02,
+    "momentum": 0.8,
+    "weight_decay": 1e-3,
+    "bias_weight_decay": 0.0,
+    "schedule": "plateau",
+    "plateau_patience": 4,
+    "plateau_drops": 2,
+    "plateau_factor": 0.5,
+    "dates": (Date(11, weights=0.1),),
+    "seed": 1,
+    "test_views": "nine",
+    "batch_file_size": 10,
+}
+LAYER_FIELDS = {
+    "maps": 7,
+    "then": ("tanh",),
+    "kernel": 2,
+    "stride": 2,
+    "pad": 3,
+    "init_std": 0.5,
+    "init_bias": 0.7,
+    "weight_decay": 0.5,
+    "rate": 2.0,
+}
 
 
 def saved(before=None, step=3):
@@ -57,9 +98,15 @@ def refusal(found, changed, now, dataset=DATASET, anyway=False):
 
 # --- every field, one at a time
 
+
 def test_no_field_was_forgotten():
     assert set(FIELDS) == {field.name for field in dataclasses.fields(recipe.Recipe)} - {"name", "layers", "epochs"}
-    assert set(LAYER_FIELDS) == {field.name for field in dataclasses.fields(Layer)} - {"name", "kind", "reads", "towers"}
+    assert set(LAYER_FIELDS) == {field.name for field in dataclasses.fields(Layer)} - {
+        "name",
+        "kind",
+        "reads",
+        "towers",
+    }
 
 
 def test_nothing_changed():
@@ -76,21 +123,32 @@ def test_a_changed_field_is_refused_with_both_values(field):
     assert f"{field} {str(before)[:57]}" in text and str(after)[:57] in text and "run/checkpoints/step_00000003" in text
 
 
-@every("layer, field", [
-    *((layer, field) for layer in ("conv1", "conv4") for field in LAYER_FIELDS),
-    *(("fc7", field) for field in ("maps", "then", "init_std", "init_bias"))])
+@every(
+    "layer, field",
+    [
+        *((layer, field) for layer in ("conv1", "conv4") for field in LAYER_FIELDS),
+        *(("fc7", field) for field in ("maps", "then", "init_std", "init_bias")),
+    ],
+)
 def test_a_changed_field_of_a_layer_is_refused_with_both_values(layer, field):
     now = change_layers(mini(), layer, **{field: LAYER_FIELDS[field]})
-    before, after = ({one["name"]: one for one in recipe.to_dict(each)["layers"]}[layer][field] for each in (mini(), now))
+    before, after = (
+        {one["name"]: one for one in recipe.to_dict(each)["layers"]}[layer][field] for each in (mini(), now)
+    )
     assert changes(now)[f"{layer}.{field}"] == [before, after] and len(changes(now)) == 1
     text = refusal(saved(), changes(now), now)
     assert f"{layer}.{field} {before} -> {after}" in text
 
 
-@every("change, field", [
-    (lambda layers: layers[4:5] + layers[3:4], "layers"),
-    (lambda layers: (layers[3], dataclasses.replace(layers[4], reads="both")), "conv5.reads"),
-    (lambda layers: (dataclasses.replace(layers[3], name="conv9"), layers[4]), "conv9.kind")], ids=["order", "reads", "name"])
+@every(
+    "change, field",
+    [
+        (lambda layers: layers[4:5] + layers[3:4], "layers"),
+        (lambda layers: (layers[3], dataclasses.replace(layers[4], reads="both")), "conv5.reads"),
+        (lambda layers: (dataclasses.replace(layers[3], name="conv9"), layers[4]), "conv9.kind"),
+    ],
+    ids=["order", "reads", "name"],
+)
 def test_changed_layers_are_named(change, field):
     before = change_layers(mini(), "conv4", "conv5", maps=96, then=("relu",), kernel=3, pad=1)
     now = dataclasses.replace(before, layers=(*before.layers[:3], *change(before.layers), *before.layers[5:]))
@@ -119,11 +177,16 @@ def test_more_changes_than_a_line_holds_are_counted():
 
 # --- data
 
-@every("dataset, changed", [
-    (SimpleNamespace(fingerprint="abd", classes=["ant", "bee", "cat"]), {"data.fingerprint": ["abc", "abd"]}),
-    (SimpleNamespace(fingerprint="abc", classes=["ant", "bee", "cow"]), {"data.classes": ["cat", "cow"]}),
-    (SimpleNamespace(fingerprint="abc", classes=["bee", "ant", "cat"]), {"data.classes": ["ant", "bee"]}),
-    (SimpleNamespace(fingerprint="abc", classes=["ant", "bee"]), {"data.classes": [3, 2]})])
+
+@every(
+    "dataset, changed",
+    [
+        (SimpleNamespace(fingerprint="abd", classes=["ant", "bee", "cat"]), {"data.fingerprint": ["abc", "abd"]}),
+        (SimpleNamespace(fingerprint="abc", classes=["ant", "bee", "cow"]), {"data.classes": ["cat", "cow"]}),
+        (SimpleNamespace(fingerprint="abc", classes=["bee", "ant", "cat"]), {"data.classes": ["ant", "bee"]}),
+        (SimpleNamespace(fingerprint="abc", classes=["ant", "bee"]), {"data.classes": [3, 2]}),
+    ],
+)
 def test_other_data(dataset, changed):
     assert changes(mini(), dataset) == changed
 
@@ -132,20 +195,29 @@ def test_other_data(dataset, changed):
 def test_other_statistics(name):
     last_bits = dataclasses.replace(STATISTICS, **{name: getattr(STATISTICS, name) * (1 + 1e-12)})
     others = dataclasses.replace(STATISTICS, **{name: getattr(STATISTICS, name) * 1.001})
-    assert changes(mini(), statistics=last_bits) == {} and list(changes(mini(), statistics=others)) == ["data.statistics"]
-    assert list(changes(mini(), statistics=dataclasses.replace(STATISTICS, mean=np.zeros((8, 8, 3))))) == ["data.statistics"]
+    assert changes(mini(), statistics=last_bits) == {} and list(changes(mini(), statistics=others)) == [
+        "data.statistics"
+    ]
+    assert list(changes(mini(), statistics=dataclasses.replace(STATISTICS, mean=np.zeros((8, 8, 3))))) == [
+        "data.statistics"
+    ]
 
 
 # --- what doesn't fit is refused even then
 
-@every("change, name", [
-    (lambda r: change_layers(r, "conv2", maps=5), "conv2.bias (128,)"),
-    (lambda r: change_layers(r, "conv1", kernel=7), "conv1.weight"),
-    (lambda r: change_layers(r, "conv3", reads="own"), "conv3.weight"),
-    (lambda r: dataclasses.replace(r, crop_size=64), "fc6.weight"),
-    (lambda r: dataclasses.replace(r, towers=1), "bias"),
-    (lambda r: dataclasses.replace(r, layers=r.layers[:6] + r.layers[7:]), "fc7.bias")],
-    ids=["maps", "kernel", "reads", "crop", "towers", "a layer less"])
+
+@every(
+    "change, name",
+    [
+        (lambda r: change_layers(r, "conv2", maps=5), "conv2.bias (128,)"),
+        (lambda r: change_layers(r, "conv1", kernel=7), "conv1.weight"),
+        (lambda r: change_layers(r, "conv3", reads="own"), "conv3.weight"),
+        (lambda r: dataclasses.replace(r, crop_size=64), "fc6.weight"),
+        (lambda r: dataclasses.replace(r, towers=1), "bias"),
+        (lambda r: dataclasses.replace(r, layers=r.layers[:6] + r.layers[7:]), "fc7.bias"),
+    ],
+    ids=["maps", "kernel", "reads", "crop", "towers", "a layer less"],
+)
 def test_sizes_that_do_not_fit_are_refused_whatever_is_told(change, name):
     now = change(mini())
     text = refusal(saved(), changes(now), now, anyway=True)
@@ -166,16 +238,28 @@ def test_a_run_that_is_past_the_end_is_refused():
 
 # --- what is no longer bit-exact
 
-@every("change, said", [
-    ({}, []), ({"threads": 4}, ["threads: 2 -> 4"]), ({"kernels": "reference"}, ["kernels: cpu -> reference"]),
-    ({"pipeline": "dali"}, []),
-    ({"devices": ("cpu: AVX512", "cpu: AVX512")}, ["devices: ('cpu: AVX2', 'cpu: AVX2') -> ('cpu: AVX512', 'cpu: AVX512')"]),
-    ({"packages": {"torch": "2.14.0", "triton": None}}, ["package torch: 2.13.0 -> 2.14.0"]),
-    ({"packages": {"torch": "2.13.0", "triton": "3.6"}}, ["package triton: None -> 3.6"]),
-    ({"packages": {"torch": "2.13.0"}}, []),
-    ({"packages": {"torch": "2.13.0", "triton": None, "cuda": "13.0"}}, ["package cuda: None -> 13.0"]),
-    ({"devices": ("cuda: H100", "cuda: H100"), "pipeline": "dali"},
-     ["devices: ('cpu: AVX2', 'cpu: AVX2') -> ('cuda: H100', 'cuda: H100')", "pipeline: torch -> dali"])])
+
+@every(
+    "change, said",
+    [
+        ({}, []),
+        ({"threads": 4}, ["threads: 2 -> 4"]),
+        ({"kernels": "reference"}, ["kernels: cpu -> reference"]),
+        ({"pipeline": "dali"}, []),
+        (
+            {"devices": ("cpu: AVX512", "cpu: AVX512")},
+            ["devices: ('cpu: AVX2', 'cpu: AVX2') -> ('cpu: AVX512', 'cpu: AVX512')"],
+        ),
+        ({"packages": {"torch": "2.14.0", "triton": None}}, ["package torch: 2.13.0 -> 2.14.0"]),
+        ({"packages": {"torch": "2.13.0", "triton": "3.6"}}, ["package triton: None -> 3.6"]),
+        ({"packages": {"torch": "2.13.0"}}, []),
+        ({"packages": {"torch": "2.13.0", "triton": None, "cuda": "13.0"}}, ["package cuda: None -> 13.0"]),
+        (
+            {"devices": ("cuda: H100", "cuda: H100"), "pipeline": "dali"},
+            ["devices: ('cpu: AVX2', 'cpu: AVX2') -> ('cuda: H100', 'cuda: H100')", "pipeline: torch -> dali"],
+        ),
+    ],
+)
 def test_what_computes_otherwise_is_said(change, said):
     assert resuming.no_longer_exact(ENVIRONMENT, dataclasses.replace(ENVIRONMENT, **change)) == said
 
@@ -226,11 +310,14 @@ def test_going_on_anyway_with_other_rates(data, tmp_path, capsys):
     with pytest.raises(UserError, match="dropout 0.5 -> 0.25, learning_rate 0.001 -> 0.0005; --resume-anyway"):
         resume(data, out, *other)
     resume(data, out, *other, "--resume-anyway", "--steps", 5)
-    assert "WARNING: another run from here on, as --resume-anyway allows: dropout 0.5 -> 0.25" in capsys.readouterr().out
+    assert (
+        "WARNING: another run from here on, as --resume-anyway allows: dropout 0.5 -> 0.25" in capsys.readouterr().out
+    )
     found = {line["step"]: line["learning_rate"] for line in lines(out) if line["kind"] == "train"}
     assert found == {1: 0.001, 2: 0.001, 3: 0.001, 4: 0.001, 5: 0.0005}
-    assert [(line["step"], line["learning_rates"]["fc6.weight"]) for line in lines(out) if line["kind"] == "schedule"] == [
-        (0, 0.001), (4, 0.0005)]
+    assert [
+        (line["step"], line["learning_rates"]["fc6.weight"]) for line in lines(out) if line["kind"] == "schedule"
+    ] == [(0, 0.001), (4, 0.0005)]
     changed = json.loads((out / "run.json").read_text())["resumed"][0]["changed"]
     assert changed == {"dropout": [0.5, 0.25], "learning_rate": [0.001, 0.0005]}
     assert bits(reached["weights"]["fc6.weight"]) != bits(tensors(newest(out))["weights"]["fc6.weight"])

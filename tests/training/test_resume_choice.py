@@ -1,4 +1,6 @@
-"""What `--resume` goes on from: which checkpoint, in which directory; what it refuses, and that it leaves that as it was."""
+"""What `--resume` goes on from: which checkpoint, in which directory; what it refuses, and that it leaves that as it
+was."""
+
 import json
 import shutil
 import signal
@@ -41,7 +43,9 @@ def finished(data, tmp_path_factory):
         make_quick(patch)
         start = Saver.start
         patch.setattr(Saver, "start", lambda self, content: (start(self, content), self.wait()))
-        return run(data, tmp_path_factory.mktemp("finished") / "whole", *PLATEAU, "--checkpoint-every", 1, "--keep", 100)
+        return run(
+            data, tmp_path_factory.mktemp("finished") / "whole", *PLATEAU, "--checkpoint-every", 1, "--keep", 100
+        )
 
 
 @pytest.fixture
@@ -56,8 +60,11 @@ def short(finished, tmp_path):
 
 def tree(path):
     """{name: content} of all files below, and the directories; the lock's file may be there or not."""
-    return {str(file.relative_to(path)): file.read_bytes() if file.is_file() and not file.is_symlink() else None
-            for file in path.rglob("*") if file.name != ".lock"}
+    return {
+        str(file.relative_to(path)): file.read_bytes() if file.is_file() and not file.is_symlink() else None
+        for file in path.rglob("*")
+        if file.name != ".lock"
+    }
 
 
 def refused(data, *arguments):
@@ -82,6 +89,7 @@ def damage(directory, file="weights.safetensors"):
 
 # --- auto
 
+
 def test_auto_with_nothing_there(data, tmp_path, finished, capsys):
     out = resume(data, tmp_path / "a" / "run", *PLATEAU)
     assert f"{out} is not there yet; starting from the beginning" in capsys.readouterr().out
@@ -98,8 +106,11 @@ def unfinished(out, finished, *names):
     (out / "run.json.partial").write_bytes(b'{"comm')
 
 
-@pytest.mark.parametrize("left", [None, [], ["run.json"], ["run.json", "statistics.safetensors", "metrics.jsonl", "tensorboard"]],
-                         ids=["empty", "before run.json", "with run.json", "before the first checkpoint"])
+@pytest.mark.parametrize(
+    "left",
+    [None, [], ["run.json"], ["run.json", "statistics.safetensors", "metrics.jsonl", "tensorboard"]],
+    ids=["empty", "before run.json", "with run.json", "before the first checkpoint"],
+)
 def test_auto_with_a_run_that_saved_nothing_begins_anew(left, data, tmp_path, finished, capsys):
     out = tmp_path / "run"
     if left is None:
@@ -111,15 +122,25 @@ def test_auto_with_a_run_that_saved_nothing_begins_anew(left, data, tmp_path, fi
             (out / "checkpoints" / ".partial_00000003" / "manifest.json").unlink()
     resume(data, out, *PLATEAU)
     said = capsys.readouterr().out
-    assert "has no checkpoint yet; starting from the beginning" in said and ("'elsewhere'" in said) == (left is not None)
+    assert "has no checkpoint yet; starting from the beginning" in said and ("'elsewhere'" in said) == (
+        left is not None
+    )
     assert_same_end(out, finished)
     assert "resumed" not in json.loads((out / "run.json").read_text())
     assert len(list((out / "tensorboard").iterdir())) == 1
     assert not list((out / "checkpoints").glob(".*"))
 
 
-@every("files", [["photo.jpg"], ["checkpoints/epoch1.pt"], ["checkpoints/.partial_1/a", "photo.jpg"],
-                 ["run.json", "notes.txt"], ["checkpoints/damaged_step_00000003/weights.safetensors"]])
+@every(
+    "files",
+    [
+        ["photo.jpg"],
+        ["checkpoints/epoch1.pt"],
+        ["checkpoints/.partial_1/a", "photo.jpg"],
+        ["run.json", "notes.txt"],
+        ["checkpoints/damaged_step_00000003/weights.safetensors"],
+    ],
+)
 @every("choice", ["auto", "path"])
 def test_a_foreign_directory_is_refused_and_untouched(choice, files, data, tmp_path):
     out = tmp_path / "somebody's"
@@ -132,8 +153,9 @@ def test_a_foreign_directory_is_refused_and_untouched(choice, files, data, tmp_p
     assert tree(out) == before and not (out / ".lock").exists()
 
 
-@pytest.mark.parametrize("file", ["weights.safetensors", "velocity.safetensors", "statistics.safetensors",
-                                  "state.json", "manifest.json"])
+@pytest.mark.parametrize(
+    "file", ["weights.safetensors", "velocity.safetensors", "statistics.safetensors", "state.json", "manifest.json"]
+)
 def test_a_damaged_newest_checkpoint_is_set_aside(file, data, short, finished, capsys):
     damage(short / "checkpoints" / "step_00000006", file)
     resume(data, short, *PLATEAU)
@@ -177,6 +199,7 @@ def test_a_newest_checkpoint_of_an_old_format_is_no_damaged_one(number, data, sh
 
 # --- PATH
 
+
 @pytest.mark.parametrize("what", ["run", "run/", "run/checkpoints/step_00000006"])
 @pytest.mark.parametrize("named", [False, True], ids=["without --out", "with --out"])
 def test_a_path_goes_on_in_the_run(what, named, data, short, finished, monkeypatch, capsys):
@@ -188,7 +211,9 @@ def test_a_path_goes_on_in_the_run(what, named, data, short, finished, monkeypat
     assert [entry["step"] for entry in json.loads((short / "run.json").read_text())["resumed"]] == [6]
 
 
-@pytest.mark.parametrize("what", ["run", "run/checkpoints/step_00000006", "run/checkpoints/step_00000002", "copy", "odd name"])
+@pytest.mark.parametrize(
+    "what", ["run", "run/checkpoints/step_00000006", "run/checkpoints/step_00000002", "copy", "odd name"]
+)
 def test_a_path_goes_on_in_a_new_directory(what, data, short, tmp_path, finished, capsys):
     source = tmp_path / what
     if what in ("copy", "odd name"):
@@ -200,12 +225,13 @@ def test_a_path_goes_on_in_a_new_directory(what, data, short, tmp_path, finished
     assert tree(short) == before
     if what in ("copy", "odd name"):  # the metrics were left behind
         assert "those lines are lost" in capsys.readouterr().out
-        assert lines(out) == [line for line in lines(finished)
-                              if line["step"] > 6 or (line["step"], line["kind"]) == (6, "schedule")]
+        assert lines(out) == [
+            line for line in lines(finished) if line["step"] > 6 or (line["step"], line["kind"]) == (6, "schedule")
+        ]
         assert json.loads((out / "run.json").read_text())["command"].startswith("python -m")
     else:
         assert_same_end(out, finished)
-    entry, = json.loads((out / "run.json").read_text())["resumed"]
+    (entry,) = json.loads((out / "run.json").read_text())["resumed"]
     assert entry["step"] == (2 if what.endswith("2") else 6) and what in entry["from"] and entry["changed"] == {}
 
 
@@ -227,19 +253,29 @@ def test_paths_that_are_refused(data, tmp_path, short, monkeypatch):
     shutil.copytree(short / "checkpoints" / "step_00000005", tmp_path / "step_00000004")
     before = tree(tmp_path)
     for choice, words in [
-            ("", "no such directory"), ("nowhere", "no such directory"), ("file", "no such directory"),
-            ("Auto", "the word auto"),
-                          ("auto", "--out DIR"), ("empty", "neither a run nor a checkpoint"), ("early", "there is no checkpoint in it"),
-                          ("run/checkpoints", "neither a run nor a checkpoint"), ("step_00000004", "lies in no run"),
-                          ("run/checkpoints/step_00000006", "weights.safetensors"),
-            ("run/checkpoints/step_00000099", "no such directory")]:
+        ("", "no such directory"),
+        ("nowhere", "no such directory"),
+        ("file", "no such directory"),
+        ("Auto", "the word auto"),
+        ("auto", "--out DIR"),
+        ("empty", "neither a run nor a checkpoint"),
+        ("early", "there is no checkpoint in it"),
+        ("run/checkpoints", "neither a run nor a checkpoint"),
+        ("step_00000004", "lies in no run"),
+        ("run/checkpoints/step_00000006", "weights.safetensors"),
+        ("run/checkpoints/step_00000099", "no such directory"),
+    ]:
         assert words in refused_without_out(data, "--resume", choice), choice
     for choice, out, words in [
-            ("early", "new", "there is no checkpoint in it"),
-            ("run/checkpoints/step_00000006", "new", "weights.safetensors"),
-                               ("step_00000004", "new", "named like another step"), ("run", "empty", "is there already"),
-                               ("run/checkpoints/step_00000005", "file", "is there already"), ("auto", "file", "not a directory"),
-                               ("auto", "dangling", "not a directory"), ("auto", "file/run", "not a directory")]:
+        ("early", "new", "there is no checkpoint in it"),
+        ("run/checkpoints/step_00000006", "new", "weights.safetensors"),
+        ("step_00000004", "new", "named like another step"),
+        ("run", "empty", "is there already"),
+        ("run/checkpoints/step_00000005", "file", "is there already"),
+        ("auto", "file", "not a directory"),
+        ("auto", "dangling", "not a directory"),
+        ("auto", "file/run", "not a directory"),
+    ]:
         assert words in refused_without_out(data, "--resume", choice, "--out", out), choice
     assert tree(tmp_path) == before
 
@@ -253,13 +289,16 @@ def test_an_out_that_is_a_link_to_a_run(data, tmp_path, short, finished):
 def test_fewer_steps_than_were_taken_are_refused(data, short):
     before = tree(short)
     assert "has taken 6 steps already" in refused(data, short, *PLATEAU, "--resume", "auto", "--steps", 5)
-    assert "has taken 6 steps already; 1 epochs are only 3" in refused(data, short, *PLATEAU, "--resume", "auto", "--epochs", 1)
+    assert "has taken 6 steps already; 1 epochs are only 3" in refused(
+        data, short, *PLATEAU, "--resume", "auto", "--epochs", 1
+    )
     assert tree(short) == before
     resume(data, short, *PLATEAU, "--steps", 6)  # as many are nothing to do
     assert newest(short).name == "step_00000006" and "test" not in [line["kind"] for line in lines(short)]
 
 
 # --- what is written down
+
 
 def test_run_json_tells_of_every_resume(data, tmp_path):
     out = run(data, tmp_path / "run", *PLATEAU, "--steps", 2)
@@ -269,16 +308,21 @@ def test_run_json_tells_of_every_resume(data, tmp_path):
     content = json.loads((out / "run.json").read_text())
     assert (content["command"], content["started"]) == (first["command"], first["started"])
     assert content["recipe"]["momentum"] == 0.8
-    assert [(entry["step"], entry["from"], entry["changed"], entry["commit_before"]) for entry in content["resumed"]] == [
+    assert [
+        (entry["step"], entry["from"], entry["changed"], entry["commit_before"]) for entry in content["resumed"]
+    ] == [
         (2, f"{out}/checkpoints/step_00000002", {}, "0123abc"),
-        (4, f"{out}/checkpoints/step_00000004", {"momentum": [0.9, 0.8]}, "0123abc")]
+        (4, f"{out}/checkpoints/step_00000004", {"momentum": [0.9, 0.8]}, "0123abc"),
+    ]
 
 
 def events(out):
     """{tag: [(step, value)]} as TensorBoard shows them."""
     accumulator = EventAccumulator(str(out / "tensorboard"), {"scalars": 0})
     accumulator.Reload()
-    shown = {tag: [(event.step, event.value) for event in accumulator.Scalars(tag)] for tag in accumulator.Tags()["scalars"]}
+    shown = {
+        tag: [(event.step, event.value) for event in accumulator.Scalars(tag)] for tag in accumulator.Tags()["scalars"]
+    }
     return {tag: values for tag, values in shown.items() if values}  # not where all are of steps that were taken again
 
 
@@ -304,10 +348,15 @@ def assert_events_fit(out):
 def test_tensorboard_has_each_step_once(data, tmp_path, monkeypatch):
     """Cut before and in a step, in and after a validation, in and after the last test."""
     out = tmp_path / "run"
-    for cut in (lambda patch: signalled_after(patch, Trainer, "__init__", 1),
-                lambda patch: signalled_after(patch, Trainer, "one_step", 2),
-                lambda patch: signalled_in_test(patch, 1), lambda patch: signalled_after(patch, Trainer, "validate", 1),
-                lambda patch: signalled_in_test(patch, 3), lambda patch: None, lambda patch: None):
+    for cut in (
+        lambda patch: signalled_after(patch, Trainer, "__init__", 1),
+        lambda patch: signalled_after(patch, Trainer, "one_step", 2),
+        lambda patch: signalled_in_test(patch, 1),
+        lambda patch: signalled_after(patch, Trainer, "validate", 1),
+        lambda patch: signalled_in_test(patch, 3),
+        lambda patch: None,
+        lambda patch: None,
+    ):
         with monkeypatch.context() as patch:
             cut(patch)
             resume(data, out, *PLATEAU)
@@ -325,6 +374,7 @@ def test_tensorboard_after_lost_steps(data, short):
 
 # --- other processes
 
+
 def until_line(process, out, count):
     deadline = time.monotonic() + 120
     while not (out / "metrics.jsonl").exists() or (out / "metrics.jsonl").read_bytes().count(b"\n") < count:
@@ -335,7 +385,10 @@ def until_line(process, out, count):
 @pytest.mark.process
 def test_a_kill_and_a_termination_of_real_processes(data, tmp_path):
     """Killed at any moment between two saves, then told to stop, then gone on with here."""
-    out, flags = tmp_path / "run", [*PLATEAU, "--set", "plateau_patience=1000000", "--epochs", 100000, "--checkpoint-every", 7]
+    out, flags = (
+        tmp_path / "run",
+        [*PLATEAU, "--set", "plateau_patience=1000000", "--epochs", 100000, "--checkpoint-every", 7],
+    )
     command, environment = process_of(data, out, *flags, "--resume", "auto")
     with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as process:
         until_line(process, out, 30)
@@ -345,7 +398,12 @@ def test_a_kill_and_a_termination_of_real_processes(data, tmp_path):
         until_line(process, out, 60)
         process.send_signal(signal.SIGTERM)
         said = process.communicate(timeout=120)[0]
-    assert process.returncode == 0 and "the lock of process" in said and "resumed from" in said and "stopped as asked" in said
+    assert (
+        process.returncode == 0
+        and "the lock of process" in said
+        and "resumed from" in said
+        and "stopped as asked" in said
+    )
     steps = state(newest(out))["step"] + PER_EPOCH + 1
     resume(data, out, *flags, "--steps", steps)
     whole = run(data, tmp_path / "whole", *flags, "--steps", steps)

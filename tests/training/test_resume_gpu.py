@@ -1,4 +1,6 @@
-"""A run on GPUs that was stopped and goes on equals the one that never stopped, bit for bit; and goes on elsewhere, said to differ."""
+"""A run on GPUs that was stopped and goes on equals the one that never stopped, bit for bit; and goes on elsewhere,
+said to differ."""
+
 import pytest
 import torch
 from tiny_run import DATED, assert_same_end, lines, resume, run

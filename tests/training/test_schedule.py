@@ -1,4 +1,5 @@
 """When rates fall: three times on a plateau, then the end; and the dates of the 2012 run."""
+
 import dataclasses
 import json
 
@@ -23,12 +24,25 @@ def test_a_plateau_drops_the_rate_three_times_and_then_ends_the_run():
         history.append((schedule.drops, schedule.finished))
     # 40, 41: two without a new best -> drop 1; the next is the first of its rate; then every third 39 is a drop, and
     # the fourth ends the run.
-    assert history == [(0, False), (0, False), (0, False), (1, False), (1, False), (1, False), (2, False), (2, False),
-                       (2, False), (3, False), (3, False), (3, False), (4, True)]
+    assert history == [
+        (0, False),
+        (0, False),
+        (0, False),
+        (1, False),
+        (1, False),
+        (1, False),
+        (2, False),
+        (2, False),
+        (2, False),
+        (3, False),
+        (3, False),
+        (3, False),
+        (4, True),
+    ]
 
 
 def test_an_error_that_rises_at_a_drop_and_then_improves_is_no_plateau():
-    """"Stopped improving with the current learning rate" (5): what an earlier rate came to doesn't count."""
+    """ "Stopped improving with the current learning rate" (5): what an earlier rate came to doesn't count."""
     schedule = make_schedule(dataclasses.replace(paper(), plateau_patience=2))
     for error in [40, 41, 42]:
         schedule.observe(error)
@@ -68,11 +82,22 @@ def test_patience_starts_anew_with_every_best():
     assert schedule.drops == 1
 
 
-@every("epoch, conv1, others, conv1_bias, biases, noise", [
-    (1, 1e-2, 1e-2, 2e-2, 2e-2, 0.1), (23, 1e-2, 1e-2, 2e-2, 2e-2, 0.1), (24, 1e-3, 1e-3, 2e-3, 2e-3, 0.1),
-    (51, 1e-3, 1e-3, 2e-3, 2e-3, 0.1), (52, 1e-4, 1e-4, 2e-3, 2e-3, 0.1), (68, 1e-4, 1e-4, 2e-3, 2e-3, 0.1),
-    (69, 1e-5, 1e-4, 2e-3, 2e-3, 0.0), (73, 0, 1e-4, 0, 2e-3, 0.0), (78, 0, 1e-4, 0, 2e-3, 0.0),
-    (79, 0, 1e-5, 0, 2e-3, 0.0), (93, 0, 1e-5, 0, 2e-3, 0.0)])
+@every(
+    "epoch, conv1, others, conv1_bias, biases, noise",
+    [
+        (1, 1e-2, 1e-2, 2e-2, 2e-2, 0.1),
+        (23, 1e-2, 1e-2, 2e-2, 2e-2, 0.1),
+        (24, 1e-3, 1e-3, 2e-3, 2e-3, 0.1),
+        (51, 1e-3, 1e-3, 2e-3, 2e-3, 0.1),
+        (52, 1e-4, 1e-4, 2e-3, 2e-3, 0.1),
+        (68, 1e-4, 1e-4, 2e-3, 2e-3, 0.1),
+        (69, 1e-5, 1e-4, 2e-3, 2e-3, 0.0),
+        (73, 0, 1e-4, 0, 2e-3, 0.0),
+        (78, 0, 1e-4, 0, 2e-3, 0.0),
+        (79, 0, 1e-5, 0, 2e-3, 0.0),
+        (93, 0, 1e-5, 0, 2e-3, 0.0),
+    ],
+)
 def test_the_dates_of_the_2010_run(epoch, conv1, others, conv1_bias, biases, noise):
     """params-145-2010:170-176: after 23, 51, 68, 72 and 78 epochs, end after 93."""
     schedule = make_schedule(source2012())
@@ -105,14 +130,26 @@ def test_a_restored_plateau_goes_on_as_if_nothing_had_been(patience):
         expected = make_schedule(recipe)
         for each in errors:
             expected.observe(each)
-        assert (restored.state(), restored.finished, restored.rates(1)) == (expected.state(), expected.finished, expected.rates(1))
+        assert (restored.state(), restored.finished, restored.rates(1)) == (
+            expected.state(),
+            expected.finished,
+            expected.rates(1),
+        )
         whole.observe(error)
 
 
-@every("state", [{}, {"drops": 0, "best": None}, {"drops": -1, "best": None, "since_best": 0},
-                 {"drops": 0, "best": None, "since_best": -1}, {"drops": 0.5, "best": None, "since_best": 0},
-                 {"drops": None, "best": None, "since_best": 0},
-                 {"drops": 0, "best": 5.0, "since_best": 0, "more": 1}])
+@every(
+    "state",
+    [
+        {},
+        {"drops": 0, "best": None},
+        {"drops": -1, "best": None, "since_best": 0},
+        {"drops": 0, "best": None, "since_best": -1},
+        {"drops": 0.5, "best": None, "since_best": 0},
+        {"drops": None, "best": None, "since_best": 0},
+        {"drops": 0, "best": 5.0, "since_best": 0, "more": 1},
+    ],
+)
 def test_what_is_no_state_of_a_plateau_is_refused(state):
     with pytest.raises(ValueError, match="plateau"):
         make_schedule(paper()).restore(state)
@@ -138,13 +175,16 @@ def test_less_patience_than_was_waited_already_is_a_drop_at_once():
 
 
 def test_dates_count_from_a_layers_own_rate_of_weights():
-    """Its biases keep the recipe's rate, as in 2012: epsB stayed where it was when epsW of the old layers was a tenth."""
+    """Its biases keep the recipe's rate, as in 2012: epsB stayed where it was when epsW of the old layers was a
+    tenth."""
     recipe = change_layers(change_layers(source2012(), "conv1", rate=0.1), "fc8", rate=0.0)
     schedule, plain = make_schedule(recipe), make_schedule(source2012())
     for epoch in (1, 24, 69, 73):
         factors = {"conv1": 0.1, "fc8": 0.0}
-        expected = {name: rate * (factors.get(name.split(".")[0], 1) if name.endswith("weight") else 1)
-                    for name, rate in plain.rates(epoch).items()}
+        expected = {
+            name: rate * (factors.get(name.split(".")[0], 1) if name.endswith("weight") else 1)
+            for name, rate in plain.rates(epoch).items()
+        }
         assert schedule.rates(epoch) == pytest.approx(expected), epoch
     plateau = make_schedule(dataclasses.replace(recipe, schedule="plateau", plateau_patience=1))
     for error in (50, 60):

@@ -2,6 +2,7 @@
 
 The process of the checks is a copy of this one here, so that it has the faults; `test_isolated.py` has real ones.
 """
+
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from alexnet_mp.kernels import dispatch, lrn_pool
 from checked_devices import needs_kernels, one_wrong_pixel
 from inner_cases import every
 from planted import CPU, OTHER, Forked, asked, deliver_stale, one_element_of_the_gradient, plant
@@ -18,7 +20,6 @@ from tiny_run import TINY, resume, run
 
 from alexnet_mp import train
 from alexnet_mp.data import pipeline_dali
-from alexnet_mp.kernels import dispatch, lrn_pool
 from alexnet_mp.runs.directory import read_run
 from alexnet_mp.system import isolated
 from alexnet_mp.system.errors import UserError
@@ -67,15 +68,21 @@ def no_process(monkeypatch):
 
 # --- all is right
 
+
 @pytest.mark.process
 @needs_kernels
 def test_what_has_passed_is_remembered(tmp_path, monkeypatch):
     pipeline, found, lines = examine(devices=(CPU, OTHER))
     assert pipeline == "raw" and set(found.values()) == {"passed"}
     assert lines == [f"self-check: {len(found)} to be checked on cpu and cpu:0"]
-    for what in ("lrn_max_pool after conv1 by cpu on cpu", "relu_dropout after fc6, fc7 by cpu on cpu",
-                 "paper_sgd_ by cpu on cpu", "augment by cpu on cpu", "the exchange for conv3 between cpu and cpu:0",
-                 "pipeline raw on cpu and cpu:0"):
+    for what in (
+        "lrn_max_pool after conv1 by cpu on cpu",
+        "relu_dropout after fc6, fc7 by cpu on cpu",
+        "paper_sgd_ by cpu on cpu",
+        "augment by cpu on cpu",
+        "the exchange for conv3 between cpu and cpu:0",
+        "pipeline raw on cpu and cpu:0",
+    ):
         assert what in found
     assert len(remembered(tmp_path)) == 2  # of the device, and of the pair; both names are of one device here
     no_process(monkeypatch)
@@ -88,7 +95,8 @@ def test_only_what_is_new_is_checked(monkeypatch):
     _, first, _ = examine()
     _, second, lines = examine(settings=["lrn_beta=0.5", "learning_rate=0.5"])
     assert {what for what, outcome in second.items() if outcome == "passed"} == {
-        what for what in first if what.startswith(("lrn", "max_pool", "relu_dropout"))}
+        what for what in first if what.startswith(("lrn", "max_pool", "relu_dropout"))
+    }
     assert second["pipeline raw on cpu"] == second["paper_sgd_ by cpu on cpu"] == "passed before"
     _, third, _ = examine(dtype=torch.bfloat16)
     assert third["pipeline raw on cpu"] == "passed" and third["paper_sgd_ by cpu on cpu"] == "passed before"
@@ -130,6 +138,7 @@ def test_in_a_process_of_its_own(monkeypatch):
 
 # --- a kernel fails
 
+
 def raising(real, *arguments):
     raise RuntimeError("CUDA error: an illegal memory access was encountered\nmore lines")
 
@@ -142,9 +151,12 @@ def hanging(real, *arguments):
     time.sleep(600)
 
 
-FAULTS = {"raises": (raising, "raises RuntimeError: CUDA error: an illegal memory access was encountered"),
-          "one element": (one_element_of_the_gradient, "differs from the reference in the gradient: off by"),
-          "segfault": (dying, "ends its process by SIGSEGV"), "hang": (hanging, "gives no answer within 1 s")}
+FAULTS = {
+    "raises": (raising, "raises RuntimeError: CUDA error: an illegal memory access was encountered"),
+    "one element": (one_element_of_the_gradient, "differs from the reference in the gradient: off by"),
+    "segfault": (dying, "ends its process by SIGSEGV"),
+    "hang": (hanging, "gives no answer within 1 s"),
+}
 
 
 @pytest.mark.process
@@ -154,7 +166,7 @@ def test_a_kernel_that_fails_is_left_out_by_name(fault, monkeypatch):
     function, words = FAULTS[fault]
     plant(monkeypatch, "lrn_pool_backward", function)
     monkeypatch.setattr(isolated, "LIMIT", 1 if fault == "hang" else 60)
-    pipeline, found, lines = examine(settings=["conv2.then=[\"relu\"]", "conv5.then=[\"relu\"]"])
+    pipeline, found, lines = examine(settings=['conv2.then=["relu"]', 'conv5.then=["relu"]'])
     warnings = [line for line in lines if line.startswith("WARNING")]
     assert len(warnings) == 1 and "\n" not in warnings[0]
     assert warnings[0].startswith(f"WARNING: self-check: lrn_max_pool after conv1 by cpu on cpu {words}")
@@ -176,7 +188,8 @@ def test_each_kernel_that_fails_is_left_out_and_checked_again_next_time(monkeypa
     assert sum(line.startswith("WARNING") for line in lines) == 2
     _, again, lines = examine()
     assert [what for what, outcome in again.items() if outcome != "passed before"] == [
-        what for what, outcome in found.items() if outcome.startswith("left out")]
+        what for what, outcome in found.items() if outcome.startswith("left out")
+    ]
     assert sum(line.startswith("WARNING") for line in lines) == 2
 
 
@@ -184,8 +197,11 @@ def test_each_kernel_that_fails_is_left_out_and_checked_again_next_time(monkeypa
 @needs_kernels
 def test_a_kernel_that_was_chosen_is_an_error(monkeypatch):
     plant(monkeypatch, "lrn_pool_backward", raising)
-    with pytest.raises(UserError, match="^--kernels cpu: self-check: lrn_max_pool after conv1 by cpu on cpu raises "
-                       "RuntimeError: [^\n]*; --kernels auto leaves it out, --no-self-check doesn't look$"):
+    with pytest.raises(
+        UserError,
+        match="^--kernels cpu: self-check: lrn_max_pool after conv1 by cpu on cpu raises "
+        "RuntimeError: [^\n]*; --kernels auto leaves it out, --no-self-check doesn't look$",
+    ):
         examine(kernels="cpu")
 
 
@@ -207,6 +223,7 @@ def test_the_reference_needs_no_check_of_kernels():
 
 
 # --- a pipeline, a crossing, a device
+
 
 @pytest.mark.process
 def test_a_pipeline_with_a_wrong_pixel_gives_way(monkeypatch):
@@ -242,9 +259,12 @@ def raise_in_pipeline(*arguments):
 @pytest.mark.parametrize("pass_, words", [("forward", "other values"), ("backward", "other gradients")])
 def test_a_stale_crossing_ends_the_run(pass_, words, monkeypatch):
     deliver_stale(monkeypatch, pass_)
-    with pytest.raises(UserError, match="^self-check: the exchange for conv3 between cpu and cpu:0 is wrong: "
-                       f"{words} arrive than were sent from [^\n]*; no network can be split between these devices; "
-                       "--gpus cpu does without$"):
+    with pytest.raises(
+        UserError,
+        match="^self-check: the exchange for conv3 between cpu and cpu:0 is wrong: "
+        f"{words} arrive than were sent from [^\n]*; no network can be split between these devices; "
+        "--gpus cpu does without$",
+    ):
         examine(devices=(CPU, OTHER))
 
 
@@ -266,13 +286,13 @@ def no_device(devices, left_out):
 
 # --- what is remembered may be damaged, or not be kept
 
+
 @pytest.mark.process
-@every("content", [b"", b"{", b"[]", b'{"facts": 1, "passed": {}}', b"\xff\xfe", b"[" * 100_000,
-                   "old", "list"])
+@every("content", [b"", b"{", b"[]", b'{"facts": 1, "passed": {}}', b"\xff\xfe", b"[" * 100_000, "old", "list"])
 def test_a_damaged_memory_counts_as_nothing_and_is_mended(content, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     _, first, _ = examine()
-    file, = remembered(tmp_path)
+    (file,) = remembered(tmp_path)
     whole = file.read_bytes()
     if content == "old":
         content = json.dumps(json.loads(whole) | {"facts": {"build": "old"}}).encode()
@@ -294,7 +314,7 @@ def test_a_memory_that_can_t_be_kept_is_said_once(kind, tmp_path, monkeypatch):
         monkeypatch.setattr(self_check.machine, "cache_directory", lambda: None)
     else:
         examine()
-        file, = remembered(tmp_path)
+        (file,) = remembered(tmp_path)
         file.unlink()
         file.mkdir()
     _, found, lines = examine(devices=(CPU, OTHER))
@@ -311,13 +331,14 @@ def test_two_that_remember_at_once_leave_a_whole_file(tmp_path):
         thread.start()
     for thread in threads:
         thread.join()
-    file, = remembered(tmp_path)
+    (file,) = remembered(tmp_path)
     passed = json.loads(file.read_bytes())["passed"]
     assert passed and set(passed) <= {check.identity for check in found}
 
 
 def test_where_the_memory_lies(monkeypatch, tmp_path):
     from alexnet_mp.system import machine
+
     assert machine.cache_directory() == tmp_path / "cache"
     monkeypatch.setenv("HOME", str(tmp_path))
     for given in ("", "relative/cache"):  # as the specification has it
@@ -328,6 +349,7 @@ def test_where_the_memory_lies(monkeypatch, tmp_path):
 
 
 # --- whole runs
+
 
 def record(out):
     return read_run(out)["self_check"]

@@ -1,6 +1,7 @@
 """A tape as a table: the calls of the operator, compiled for a CPU, and that nothing is read before it is there or
 written too early.
 """
+
 import ctypes
 import shutil
 import subprocess
@@ -24,11 +25,12 @@ pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ to c
 
 @pytest.fixture(scope="module")
 def on_host(tmp_path_factory):
-    """(table, device=0, fail=-1) -> (calls, (action, error) or None, name of the call that failed, device afterwards).
-    """
+    """(table, device=0, fail=-1) -> (calls, (action, error) or None, name of the call that failed, device
+    afterwards)."""
     path = tmp_path_factory.mktemp("tape") / "tape.so"
-    subprocess.run(["g++", "-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-o", path, SOURCE],
-                   check=True)
+    subprocess.run(
+        ["g++", "-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-o", path, SOURCE], check=True
+    )
     library = ctypes.CDLL(str(path))
     library.tape_on_host.restype = ctypes.c_int64
     library.tape_calls.restype = ctypes.POINTER(ctypes.c_int64)
@@ -37,10 +39,16 @@ def on_host(tmp_path_factory):
     def replay(table, device=0, fail=-1):
         assert table.is_contiguous() and table.dtype == torch.int64
         failure, name = (ctypes.c_int64 * 2)(), ctypes.c_char_p()
-        count = library.tape_on_host(ctypes.c_void_p(table.data_ptr()), ctypes.c_int64(len(table)), device,
-                                     ctypes.c_int64(fail), failure, ctypes.byref(name))
+        count = library.tape_on_host(
+            ctypes.c_void_p(table.data_ptr()),
+            ctypes.c_int64(len(table)),
+            device,
+            ctypes.c_int64(fail),
+            failure,
+            ctypes.byref(name),
+        )
         words = library.tape_calls()
-        calls = [words[WORDS * call:WORDS * (call + 1)] for call in range(count)]
+        calls = [words[WORDS * call : WORDS * (call + 1)] for call in range(count)]
         return calls, None if failure[0] < 0 else tuple(failure), name.value.decode(), library.tape_device()
 
     return replay
@@ -53,8 +61,11 @@ class Numbered:
         self.things = []
 
     def stream(self, device):
-        return self._numbered(types.SimpleNamespace(device=device), "cuda_stream",
-                              record_event=lambda: self._numbered(types.SimpleNamespace(), "cuda_event"))
+        return self._numbered(
+            types.SimpleNamespace(device=device),
+            "cuda_stream",
+            record_event=lambda: self._numbered(types.SimpleNamespace(), "cuda_event"),
+        )
 
     def _numbered(self, thing, handle, **more):
         self.things.append(thing)
@@ -147,8 +158,11 @@ class Clocks:
         before.add((thing, len(times)))
 
 
-RECIPES = {"four edges": mini(), "a fifth": change_layers(mini(), "conv4", reads="both"),
-           "one edge": change_layers(mini(), "conv3", "fc6", "fc7", reads="own")}
+RECIPES = {
+    "four edges": mini(),
+    "a fifth": change_layers(mini(), "conv4", reads="both"),
+    "one edge": change_layers(mini(), "conv3", "fc6", "fc7", reads="own"),
+}
 
 
 @pytest.mark.compile
@@ -167,11 +181,16 @@ def test_nothing_is_read_too_early_or_written_too_early(recipe, devices, on_host
         if what != "send":
             continue
         thing = "copy", copy.place.data_ptr()
-        before, after = [[("graph", one.number) for kind, one, *where in some if kind == "launch" and where == [device]]
-                         for some, device in ((steps[:position], copy.tensor.device),
-                                              (steps[steps.index(("receive", copy)):], copy.place.device))]
-        everything = [[graph for graph, device in graphs if device == where]
-                      for where in (copy.place.device, copy.tensor.device)]
+        before, after = [
+            [("graph", one.number) for kind, one, *where in some if kind == "launch" and where == [device]]
+            for some, device in (
+                (steps[:position], copy.tensor.device),
+                (steps[steps.index(("receive", copy)) :], copy.place.device),
+            )
+        ]
+        everything = [
+            [graph for graph, device in graphs if device == where] for where in (copy.place.device, copy.tensor.device)
+        ]
         for time in (1, 2, 3):
             for graph in before:  # what is copied was made
                 assert (graph, time) in clocks.done[thing][time - 1]
@@ -199,15 +218,18 @@ def test_the_own_half_is_computed_while_the_other_flies(on_host):
         elif what == "launch":
             known = {thing for thing, _ in clocks.done["graph", subject.number][0] if thing[0] == "copy"}
             # What the other tower had received before it sent is known, too; but nothing that flies now.
-            sent_here = {("copy", copy.place.data_ptr()) for kind, copy, *_ in steps
-                         if kind == "send" and copy.place.device == where[0]}
+            sent_here = {
+                ("copy", copy.place.data_ptr())
+                for kind, copy, *_ in steps
+                if kind == "send" and copy.place.device == where[0]
+            }
             assert known & sent_here == received[where[0]]
 
 
 @pytest.mark.compile
 def test_the_calls_are_those_of_the_table(on_host):
-    """Devices are made current where they have to be, and the one of before in the end; a copy within a device is one.
-    """
+    """Devices are made current where they have to be, and the one of before in the end; a copy within a device is
+    one."""
     numbered = Numbered()
     streams = {device: numbered.stream(device) for device in DEVICES}
     first, second = numbered.graph(), numbered.graph()
@@ -218,9 +240,11 @@ def test_the_calls_are_those_of_the_table(on_host):
     calls, failure, name, device = on_host(program.table, device=0)
     assert (failure, name, device) == (None, "", 0)
     main = [call for call in calls if call[0] in (LAUNCH, COPY_BETWEEN, COPY_WITHIN)]
-    assert main == [[LAUNCH, 1, first.number, streams[DEVICES[1]].cuda_stream, 0, 0, 0, 0],
-                    [COPY_BETWEEN, 1, copy.place.data_ptr(), 0, copy.tensor.data_ptr(), 1, 48, out.cuda_stream],
-                    [LAUNCH, 0, second.number, streams[DEVICES[0]].cuda_stream, 0, 0, 0, 0]]
+    assert main == [
+        [LAUNCH, 1, first.number, streams[DEVICES[1]].cuda_stream, 0, 0, 0, 0],
+        [COPY_BETWEEN, 1, copy.place.data_ptr(), 0, copy.tensor.data_ptr(), 1, 48, out.cuda_stream],
+        [LAUNCH, 0, second.number, streams[DEVICES[0]].cuda_stream, 0, 0, 0, 0],
+    ]
     assert [call[0] for call in calls].count(SET) <= 6 and calls[0][0] == GET
     for what, current, *words in calls:  # an event is recorded on a stream of the current device
         if what == RECORD:
@@ -240,8 +264,15 @@ def test_an_empty_table(on_host):
     assert [call[0] for call in calls] == [GET] and failure is None and device == 1
 
 
-NAMES = {GET: "cudaGetDevice", SET: "cudaSetDevice", LAUNCH: "cudaGraphLaunch", RECORD: "cudaEventRecord",
-         WAIT: "cudaStreamWaitEvent", COPY_WITHIN: "cudaMemcpyAsync", COPY_BETWEEN: "cudaMemcpyPeerAsync"}
+NAMES = {
+    GET: "cudaGetDevice",
+    SET: "cudaSetDevice",
+    LAUNCH: "cudaGraphLaunch",
+    RECORD: "cudaEventRecord",
+    WAIT: "cudaStreamWaitEvent",
+    COPY_WITHIN: "cudaMemcpyAsync",
+    COPY_BETWEEN: "cudaMemcpyPeerAsync",
+}
 
 
 @pytest.mark.compile
@@ -253,10 +284,10 @@ def test_every_call_that_fails_is_named(devices, on_host):
     for number, (what, *_) in enumerate(calls):
         made, failure, name, device = on_host(table, fail=number)
         assert (name, failure[1]) == (NAMES[what], REFUSED)
-        rows = [row for row, call in enumerate(calls[:number + 1]) if call[0] not in (GET, SET)]
+        rows = [row for row, call in enumerate(calls[: number + 1]) if call[0] not in (GET, SET)]
         if what not in (GET, SET):
             assert failure[0] == len(rows) - 1 < len(table)
-        later = [call[0] for call in made[number + 1:]]
+        later = [call[0] for call in made[number + 1 :]]
         assert later in ([], [SET]) and (device == 0 or number == len(calls) - 1 or what == SET)
 
 
@@ -289,8 +320,10 @@ class Graph:
 
 
 def tape_of(happened, devices=DEVICES, overlap=True, graph=Graph):
-    graphs = types.SimpleNamespace(streams={device: Numbered().stream(device) for device in devices},
-                                   capture=lambda function, pool, device: (graph(happened), function()))
+    graphs = types.SimpleNamespace(
+        streams={device: Numbered().stream(device) for device in devices},
+        capture=lambda function, pool, device: (graph(happened), function()),
+    )
     tape = cuda_graphs.Tape(graphs, None, types.SimpleNamespace(devices=devices, overlap=overlap))
     tape.run(0, list)
     return tape
@@ -327,8 +360,12 @@ def test_what_a_table_can_not_say_is_left_to_python(why, compiled, monkeypatch):
         def replay(self):
             happened.append("replay")
 
-    tape = tape_of(happened, [torch.device("cpu")] * 2 if why == "a CPU" else DEVICES, overlap=why != "no overlap",
-                   graph=OldGraph if why == "an old torch" else Graph)
+    tape = tape_of(
+        happened,
+        [torch.device("cpu")] * 2 if why == "a CPU" else DEVICES,
+        overlap=why != "no overlap",
+        graph=OldGraph if why == "an old torch" else Graph,
+    )
     tensor, place = torch.ones(4, 6), torch.ones(4, 6)
     if why == "gaps in memory":
         tensor = place = torch.ones(4, 12)[:, :6]

@@ -1,4 +1,6 @@
-"""What must end a run: numbers that are not finite, an exception in a tower, in the pipeline, in a process that reads."""
+"""What must end a run: numbers that are not finite, an exception in a tower, in the pipeline, in a process that
+reads."""
+
 import json
 import math
 import multiprocessing
@@ -68,6 +70,7 @@ def parameter(trainer, name, tower):
 
 def spoil(name, tower, value, where=lambda trainer, part: part.data, place=0):
     """One number of a tensor becomes something else."""
+
     def action(trainer):
         tensor = where(trainer, parameter(trainer, name, tower))
         tensor.as_strided((tensor.numel(),), (1,))[place] = value  # whatever the order in memory
@@ -97,15 +100,28 @@ def spoil_images(trainer):
     trainer.network.forward = lambda *images: function(images[0] + math.inf, *images[1:])
 
 
-# What happens just before a step, and what is said of that step. ReLU makes 0 of a bias of -inf, so that the loss doesn't show it.
+# What happens just before a step, and what is said of that step. ReLU makes 0 of a bias of -inf, so that the loss
+# doesn't show it.
 CASES = {
     "loss": (spoil_images, "the loss is nan at step"),
     "weights of tower a": (spoil("conv2.weight", 0, math.nan), "the loss is nan at step"),
     "weights of the last layer": (spoil("fc8.weight", 0, math.inf), "the loss is nan at step"),
-    "gradient on tower b": (spoil_gradient("fc6.weight", 1, math.nan), "gradient of fc6.weight on tower b: not finite at step"),
-    "gradient on tower a": (spoil_gradient("conv1.bias", 0, -math.inf), "gradient of conv1.bias on tower a: not finite at step"),
-    "velocity": (spoil("conv1.weight", 1, math.nan, velocity), "velocity of conv1.weight on tower b: not finite at step"),
-    "infinite velocity": (spoil("fc8.bias", 0, math.inf, velocity, 2), "velocity of fc8.bias on tower a: not finite at step"),
+    "gradient on tower b": (
+        spoil_gradient("fc6.weight", 1, math.nan),
+        "gradient of fc6.weight on tower b: not finite at step",
+    ),
+    "gradient on tower a": (
+        spoil_gradient("conv1.bias", 0, -math.inf),
+        "gradient of conv1.bias on tower a: not finite at step",
+    ),
+    "velocity": (
+        spoil("conv1.weight", 1, math.nan, velocity),
+        "velocity of conv1.weight on tower b: not finite at step",
+    ),
+    "infinite velocity": (
+        spoil("fc8.bias", 0, math.inf, velocity, 2),
+        "velocity of fc8.bias on tower a: not finite at step",
+    ),
     "bias that ReLU swallows": (spoil("fc6.bias", 1, -math.inf), "velocity of fc6.bias on tower b: not finite at step"),
 }
 
@@ -172,7 +188,9 @@ def test_with_a_step_unread_the_run_ends_one_step_later(case, data, tmp_path, mo
 
 @pytest.mark.parametrize("step", [6, LAST])
 @pytest.mark.parametrize("case", ["loss", "gradient on tower b"])
-def test_with_a_step_unread_nothing_follows_a_bad_last_step(case, step, data, tmp_path, monkeypatch, images_of, as_on_a_gpu):
+def test_with_a_step_unread_nothing_follows_a_bad_last_step(
+    case, step, data, tmp_path, monkeypatch, images_of, as_on_a_gpu
+):
     """Not the validation after it, not the checkpoint, not the end."""
     assert_stopped(data, tmp_path / "run", monkeypatch, images_of, step, case)
     assert state(newest(tmp_path / "run"))["step"] < step
@@ -181,7 +199,8 @@ def test_with_a_step_unread_nothing_follows_a_bad_last_step(case, step, data, tm
 @pytest.mark.parametrize("case", ["loss", "gradient on tower b"])
 def test_with_a_step_unread_no_checkpoint_is_of_a_bad_step(case, data, tmp_path, monkeypatch, images_of, as_on_a_gpu):
     start = Saver.start
-    monkeypatch.setattr(Saver, "start", lambda self, content: (start(self, content), self.wait()))  # else a slow disk skips one
+    # else a slow disk skips one
+    monkeypatch.setattr(Saver, "start", lambda self, content: (start(self, content), self.wait()))
     assert_stopped(data, tmp_path / "run", monkeypatch, images_of, 5, case, "--checkpoint-every", 1)
     assert state(newest(tmp_path / "run"))["step"] == 4
 
@@ -198,8 +217,9 @@ def test_with_a_step_unread_an_interrupt_saves_no_bad_step(data, tmp_path, monke
     assert "velocity of conv1.weight on tower b: not finite at step 5" in text and newest(out) == before
 
 
-@pytest.mark.parametrize("flags", [[], ["--set", 'dates=[{"epoch": 2, "weights": 0.1}]']],
-                         ids=["same rates", "other rates in epoch 2"])
+@pytest.mark.parametrize(
+    "flags", [[], ["--set", 'dates=[{"epoch": 2, "weights": 0.1}]']], ids=["same rates", "other rates in epoch 2"]
+)
 def test_with_a_step_unread_the_lines_are_the_same(flags, data, tmp_path, monkeypatch, as_on_a_gpu):
     """Also cut in the middle, and with the rates of each line's own step."""
     out = run(data, tmp_path / "run", *flags, "--steps", 4)
@@ -210,12 +230,15 @@ def test_with_a_step_unread_the_lines_are_the_same(flags, data, tmp_path, monkey
 
 
 @pytest.mark.parametrize("steps, read_every", [(5, 16), (100, 4)])
-def test_a_device_many_steps_behind_changes_no_line_and_hides_no_bad_step(steps, read_every, data, tmp_path, monkeypatch, images_of, whole):
+def test_a_device_many_steps_behind_changes_no_line_and_hides_no_bad_step(
+    steps, read_every, data, tmp_path, monkeypatch, images_of, whole
+):
     behind_the_host(monkeypatch, steps)
     monkeypatch.setattr(pending_steps, "READ_EVERY", read_every)
     assert_same_end(run(data, tmp_path / "good"), whole)
     text, last = stopped(data, tmp_path / "good", monkeypatch, 10, CASES["velocity"][0], "--epochs", 6)
-    assert "weights of conv1.weight on tower b: not finite at step 10" in text and last == 12  # all is read before the validation
+    # all is read before the validation
+    assert "weights of conv1.weight on tower b: not finite at step 10" in text and last == 12
     assert json.loads((tmp_path / "good" / "non_finite.json").read_text())["step"] == 10
     assert state(newest(tmp_path / "good"))["step"] == 9
 
@@ -243,11 +266,15 @@ def test_a_frozen_layer_that_is_not_finite_is_never_saved(data, tmp_path, monkey
     add_to_step(monkeypatch, 5, spoil("fc6.bias", 1, -math.inf))
     with pytest.raises(ValueError, match="fc6.bias has values that are not finite"):
         resume(data, out, *flags)
-    assert newest(out) == before and [path.name for path in (out / "checkpoints").iterdir() if path.name.startswith(".")] == []
+    assert (
+        newest(out) == before
+        and [path.name for path in (out / "checkpoints").iterdir() if path.name.startswith(".")] == []
+    )
 
 
 def test_large_but_finite_weights_are_no_error(data, tmp_path, monkeypatch):
     """Two of them whose sum is more than float32 holds."""
+
     def action(trainer):
         bias = parameter(trainer, "fc6.bias", 1)
         bias.data[:2] = -3e38
@@ -267,7 +294,9 @@ def test_a_loss_that_is_not_finite_in_a_validation(data, tmp_path, monkeypatch):
 
     function = Trainer.one_step
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "one_step", lambda self, batch: (function(self, batch), self.step == 3 and spoil_after(self)))
+        patch.setattr(
+            Trainer, "one_step", lambda self, batch: (function(self, batch), self.step == 3 and spoil_after(self))
+        )
         with pytest.raises(UserError, match="the loss is (nan|inf) at step 3; images: those of val"):
             resume(data, out)
     assert json.loads((out / "non_finite.json").read_text())["split"] == "val"
@@ -276,10 +305,13 @@ def test_a_loss_that_is_not_finite_in_a_validation(data, tmp_path, monkeypatch):
 
 # --- exceptions
 
+
 @pytest.mark.process
 @pytest.mark.parametrize("tower, layer", [(0, "conv1"), (1, "conv2"), (1, "fc6")])
 @pytest.mark.parametrize("direction", ["forward", "backward"])
-def test_an_exception_in_a_tower_ends_the_run_with_it(direction, tower, layer, data, tmp_path, monkeypatch, whole, nothing_stays):
+def test_an_exception_in_a_tower_ends_the_run_with_it(
+    direction, tower, layer, data, tmp_path, monkeypatch, whole, nothing_stays
+):
     def fail(*_):
         raise RuntimeError(f"{layer} of tower {tower} has burnt")
 
@@ -300,10 +332,15 @@ def test_an_exception_in_a_tower_ends_the_run_with_it(direction, tower, layer, d
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("pipeline, workers", [("torch", 0), ("torch", 2), ("raw", 1), pytest.param("dali", 1, marks=needs_dali)])
-def test_an_exception_in_the_pipeline_comes_after_a_save(pipeline, workers, data, tmp_path, monkeypatch, whole, nothing_stays):
+@pytest.mark.parametrize(
+    "pipeline, workers", [("torch", 0), ("torch", 2), ("raw", 1), pytest.param("dali", 1, marks=needs_dali)]
+)
+def test_an_exception_in_the_pipeline_comes_after_a_save(
+    pipeline, workers, data, tmp_path, monkeypatch, whole, nothing_stays
+):
     """Which is of the last whole step, though the interval isn't over."""
     from alexnet_mp.data import pipeline_torch
+
     drawn = pipeline_torch.draws
 
     def failing(recipe, epoch, images, positions):
@@ -318,7 +355,8 @@ def test_an_exception_in_the_pipeline_comes_after_a_save(pipeline, workers, data
             run(data, tmp_path / "run", "--pipeline", pipeline, "--workers", workers)
     nothing_stays()
     assert state(newest(tmp_path / "run"))["step"] <= 4 and state(newest(tmp_path / "run"))["step"] == len(
-        [line for line in lines(tmp_path / "run") if line["kind"] == "train"])
+        [line for line in lines(tmp_path / "run") if line["kind"] == "train"]
+    )
     resume(data, tmp_path / "run")
     assert_same_end(tmp_path / "run", whole)
 
@@ -327,6 +365,7 @@ def test_an_exception_in_the_pipeline_comes_after_a_save(pipeline, workers, data
 @pytest.mark.parametrize("moment", ["before a step", "after the update", "in a validation"])
 def test_a_killed_process_that_reads_costs_no_step(moment, data, tmp_path, monkeypatch, whole, nothing_stays, capsys):
     """Its death is heard of at once, which may be in the middle of an update of the weights."""
+
     def kill(*_):
         for process in multiprocessing.active_children():
             os.kill(process.pid, signal.SIGKILL)

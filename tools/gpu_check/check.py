@@ -19,6 +19,7 @@ end in time. --rehearse takes a stand-in for whatever needs a GPU: it shows the 
 The status is 0 where all has passed, 1 where something has failed, 3 where something is left to do, 2 for a wrong
 argument, a missing package or no device.
 """
+
 import argparse
 import fnmatch
 import json
@@ -65,19 +66,31 @@ def main(arguments=None, stages=None):
 
 
 def parse(arguments):
-    parser = argparse.ArgumentParser(prog="tools/gpu_check.sh", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", nargs="?", type=Path, metavar="RESULTS",
-                        default=os.environ.get("GPU_CHECK_RESULTS") or ROOT / "build" / "gpu-check-results")
+    parser = argparse.ArgumentParser(
+        prog="tools/gpu_check.sh", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "results",
+        nargs="?",
+        type=Path,
+        metavar="RESULTS",
+        default=os.environ.get("GPU_CHECK_RESULTS") or ROOT / "build" / "gpu-check-results",
+    )
     parser.add_argument("--minutes", type=float, default=float("inf"), help="of this command, from its start")
-    parser.add_argument("--from", dest="earlier", type=Path, metavar="EARLIER",
-                        help=f"an earlier RESULTS, or its {ARCHIVE}")
+    parser.add_argument(
+        "--from", dest="earlier", type=Path, metavar="EARLIER", help=f"an earlier RESULTS, or its {ARCHIVE}"
+    )
     parser.add_argument("--wheels", type=Path, metavar="FOLDER", help="missing packages are installed from here")
     parser.add_argument("--only", nargs="+", default=["*"], metavar="NAME", help="stages, such as build or 'step-*'")
     parser.add_argument("--again", action="store_true", help="also what has passed")
     parser.add_argument("--commit", help="of the source, where there is no git to ask")
-    parser.add_argument("--work", type=Path, default=ROOT / "build" / "gpu-check", metavar="FOLDER",
-                        help="where the stages write (default: build/gpu-check)")
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default=ROOT / "build" / "gpu-check",
+        metavar="FOLDER",
+        help="where the stages write (default: build/gpu-check)",
+    )
     parser.add_argument("--rehearse", action="store_true", help="stand-ins for what needs a GPU")
     parser.add_argument("--plan", action="store_true", help="print the stages, the guesses and the reasons, and stop")
     return parser.parse_args(arguments)
@@ -89,8 +102,9 @@ class Check:
     def __init__(self, options, stages):
         self.options = options
         self.end = time.monotonic() + 60 * options.minutes
-        self.stages = [stage for stage in stages
-                       if any(fnmatch.fnmatch(stage.name, pattern) for pattern in options.only)]
+        self.stages = [
+            stage for stage in stages if any(fnmatch.fnmatch(stage.name, pattern) for pattern in options.only)
+        ]
         if not self.stages:
             raise Refused(f"--only {' '.join(options.only)}: there is no such stage; --plan lists them")
         self.attempt = f"{time.time_ns():x}"  # for the journals: what failed in it isn't tried again in it
@@ -115,8 +129,9 @@ class Check:
         try:
             self.home.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise Refused(f"--work {self.options.work} can't be written ({error.strerror}); "
-                          "name another folder") from None
+            raise Refused(
+                f"--work {self.options.work} can't be written ({error.strerror}); name another folder"
+            ) from None
         unpack(self.home, self.device, self.results, self.options.earlier)
         if (self.home / STATE).exists():
             self.found = json.loads((self.home / STATE).read_text())["stages"]
@@ -154,14 +169,20 @@ class Check:
 
     def order(self):
         """What is to be done: what was not tried or was cut short, then what did not end well."""
-        left = [stage for stage in self.stages
-                if self.options.again or self.state(stage) != "passed" or self.forgotten(stage)]
+        left = [
+            stage
+            for stage in self.stages
+            if self.options.again or self.state(stage) != "passed" or self.forgotten(stage)
+        ]
         return sorted(left, key=lambda stage: self.state(stage) in ("failed", "hung", "running"))
 
     def forgotten(self, stage):
         """Whether this machine lacks what a stage did that has passed, perhaps on another."""
-        return bool(stage.still) and not self.options.rehearse and 0 != subprocess.run(
-            self.filled(stage, stage.still), capture_output=True, cwd=ROOT).returncode
+        return (
+            bool(stage.still)
+            and not self.options.rehearse
+            and 0 != subprocess.run(self.filled(stage, stage.still), capture_output=True, cwd=ROOT).returncode
+        )
 
     def guess(self, stage):
         """Seconds that it will take: by the last time if there was one, whatever the sources."""
@@ -188,8 +209,12 @@ class Check:
 
     def note(self, stage, state, seconds, **more):
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        self.found[stage.name] = {"state": state, "source": self.sources[stage.name], "seconds": round(seconds, 1),
-                                  "date": now} | {key: value for key, value in more.items() if value}
+        self.found[stage.name] = {
+            "state": state,
+            "source": self.sources[stage.name],
+            "seconds": round(seconds, 1),
+            "date": now,
+        } | {key: value for key, value in more.items() if value}
         self.save()
 
     def save(self):
@@ -227,7 +252,7 @@ class Check:
             took = time.monotonic() - start
             self.note(stage, state, before + took, failed=failed)
             self.pack()
-            lines = log.read_text(errors="replace").splitlines()[-3 if state == "passed" else -25:]
+            lines = log.read_text(errors="replace").splitlines()[-3 if state == "passed" else -25 :]
             print(*(f"   {line[:200]}" for line in lines), f"== {stage.name}: {state}, {took:.0f} s", sep="\n")
 
     def run_stage(self, stage, log, end):
@@ -236,6 +261,7 @@ class Check:
             code = self.process(self.command(stage), stage, log, end)
             return ("hung" if code is None else "failed" if code else "passed"), []
         from . import journal  # late: it imports pytest, and if that is missing `bring` has to say so
+
         name = f"{stage.journal}-{self.sources[stage.name][:10]}" + self.options.again * f"-{self.attempt}"
         file = self.home / f"{name}.journal"
 
@@ -266,12 +292,26 @@ class Check:
             return command
         if workers_of(stage):
             command += ["-n", str(workers_of(stage)), "--dist", stage.dist]
-        return [*command, "--journal", str(file), "--attempt", self.attempt, "--each", str(EACH), "--junit-xml",
-                str(self.home / "junit" / stage.name / f"{self.attempt}-{number}.xml")]
+        return [
+            *command,
+            "--journal",
+            str(file),
+            "--attempt",
+            self.attempt,
+            "--each",
+            str(EACH),
+            "--junit-xml",
+            str(self.home / "junit" / stage.name / f"{self.attempt}-{number}.xml"),
+        ]
 
     def filled(self, stage, command):
-        names = {"python": sys.executable, "out": self.home / "out" / stage.name, "commit": self.commit or "",
-                 "scratch": self.home / "scratch" / stage.name, "records": self.home / "records"}
+        names = {
+            "python": sys.executable,
+            "out": self.home / "out" / stage.name,
+            "commit": self.commit or "",
+            "scratch": self.home / "scratch" / stage.name,
+            "records": self.home / "records",
+        }
         return [re.sub(r"\{(\w+)\}", lambda found: str(names[found[1]]), word) for word in command]
 
     def process(self, command, stage, log, end):
@@ -281,8 +321,15 @@ class Check:
             file.write(f"$ {' '.join(command)}\n".encode())
             file.flush()
             try:
-                process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, cwd=ROOT,
-                                           env=surroundings(more), process_group=0)
+                process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=file,
+                    stderr=file,
+                    cwd=ROOT,
+                    env=surroundings(more),
+                    process_group=0,
+                )
             except OSError as error:
                 file.write(f"{error}\n".encode())
                 return 127
@@ -358,8 +405,12 @@ def environment():
     """What the machine is, from a process that may import torch."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "facts.json"
-        done = subprocess.run([sys.executable, "-m", "gpu_check.facts", "environment", str(file)], text=True,
-                              capture_output=True, env=surroundings())
+        done = subprocess.run(
+            [sys.executable, "-m", "gpu_check.facts", "environment", str(file)],
+            text=True,
+            capture_output=True,
+            env=surroundings(),
+        )
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["no word"])[-1]
             raise Refused(f"torch can't say what devices there are: {last}")

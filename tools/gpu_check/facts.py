@@ -1,13 +1,14 @@
 """What a machine is asked beside tests and benchmarks, each answer as JSON. With tools/ in PYTHONPATH:
 
-    python -m gpu_check.facts environment FILE    devices, driver, versions, processor, memory
-    python -m gpu_check.facts build FILE          build the kernels; it fails where there are no CUDA ones among them
-    python -m gpu_check.facts built               the status is 0 if there are CUDA ones
-    python -m gpu_check.facts roof FILE           what a copy and products reach on the first device
-    python -m gpu_check.facts resources FILE      registers, stack, shared memory, instructions of the CUDA kernels
-    python -m gpu_check.facts train RUN FOLDER ...  a training run with these arguments, its metrics into FOLDER; it
-                                                  fails where nothing was learned
+python -m gpu_check.facts environment FILE    devices, driver, versions, processor, memory
+python -m gpu_check.facts build FILE          build the kernels; it fails where there are no CUDA ones among them
+python -m gpu_check.facts built               the status is 0 if there are CUDA ones
+python -m gpu_check.facts roof FILE           what a copy and products reach on the first device
+python -m gpu_check.facts resources FILE      registers, stack, shared memory, instructions of the CUDA kernels
+python -m gpu_check.facts train RUN FOLDER ...  a training run with these arguments, its metrics into FOLDER; it
+                                              fails where nothing was learned
 """
+
 import argparse
 import importlib.metadata
 import json
@@ -37,26 +38,59 @@ def said(*command):
 
 def environment(file):
     import torch  # not the package, which may not be built yet
+
     devices = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]
     packages = sorted((str(one.metadata["Name"]), one.version) for one in importlib.metadata.distributions())
-    write(file, {
-        "devices": [{"name": one.name, "capability": [one.major, one.minor], "bytes": one.total_memory,
-                     "multiprocessors": one.multi_processor_count} for one in devices],
-        "driver": said("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
-        "torch": torch.__version__, "cuda": torch.version.cuda,
-        "cudnn": torch.backends.cudnn.version() if devices else None,
-        "nvcc": said("nvcc", "--version"), "compiler": said(os.environ.get("CXX", "c++"), "--version"),
-        "python": sys.version, "kernel": platform.platform(), "processors": len(os.sched_getaffinity(0)),
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), "packages": dict(packages),
-        "nvidia_smi": said("nvidia-smi"), "topology": said("nvidia-smi", "topo", "-m")})
+    write(
+        file,
+        {
+            "devices": [
+                {
+                    "name": one.name,
+                    "capability": [one.major, one.minor],
+                    "bytes": one.total_memory,
+                    "multiprocessors": one.multi_processor_count,
+                }
+                for one in devices
+            ],
+            "driver": said("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
+            "torch": torch.__version__,
+            "cuda": torch.version.cuda,
+            "cudnn": torch.backends.cudnn.version() if devices else None,
+            "nvcc": said("nvcc", "--version"),
+            "compiler": said(os.environ.get("CXX", "c++"), "--version"),
+            "python": sys.version,
+            "kernel": platform.platform(),
+            "processors": len(os.sched_getaffinity(0)),
+            "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+            "packages": dict(packages),
+            "nvidia_smi": said("nvidia-smi"),
+            "topology": said("nvidia-smi", "topo", "-m"),
+        },
+    )
 
 
 def build(file):
-    subprocess.run([sys.executable, "-m", "pip", "install", "--verbose", "--disable-pip-version-check",
-                    "--no-build-isolation", "--no-deps", "--editable", "."], check=True)
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "--verbose",
+            "--disable-pip-version-check",
+            "--no-build-isolation",
+            "--no-deps",
+            "--editable",
+            ".",
+        ],
+        check=True,
+    )
     # Another process: this one's Python has looked for the package before it was there.
-    text = ("import json; from alexnet_mp.kernels import dispatch; print(dispatch.description()); "
-            "print(json.dumps({'kernels': dispatch.built(), 'auto': dispatch.resolve('auto', 'cuda:0')}))")
+    text = (
+        "import json; from alexnet_mp.kernels import dispatch; print(dispatch.description()); "
+        "print(json.dumps({'kernels': dispatch.built(), 'auto': dispatch.resolve('auto', 'cuda:0')}))"
+    )
     done = subprocess.run([sys.executable, "-c", text], stdout=subprocess.PIPE, text=True, check=True)
     *lines, last = done.stdout.splitlines()
     facts = json.loads(last)
@@ -67,6 +101,7 @@ def build(file):
 
 def built():
     from alexnet_mp.kernels import dispatch
+
     return 0 if "cuda" in dispatch.built() else 1
 
 
@@ -74,13 +109,21 @@ def roof(file):
     import torch
 
     from alexnet_mp.profiling import machine_limits
+
     device, facts = torch.device("cuda:0" if torch.cuda.is_available() else "cpu"), {}
-    for name, dtype, tf32 in (("bf16", torch.bfloat16, False), ("tf32", torch.float32, True),
-                              ("fp32", torch.float32, False)):
+    for name, dtype, tf32 in (
+        ("bf16", torch.bfloat16, False),
+        ("tf32", torch.float32, True),
+        ("fp32", torch.float32, False),
+    ):
         torch.backends.cuda.matmul.allow_tf32 = tf32
         found = machine_limits.measure(device, dtype)
-        facts |= {"copy_gb_per_s": max(found.bandwidth, facts.get("copy_gb_per_s", 0)), "copy_bytes": found.copy_bytes,
-                  f"{name}_tflop_per_s": found.tflops, "product_rows": found.product}
+        facts |= {
+            "copy_gb_per_s": max(found.bandwidth, facts.get("copy_gb_per_s", 0)),
+            "copy_bytes": found.copy_bytes,
+            f"{name}_tflop_per_s": found.tflops,
+            "product_rows": found.product,
+        }
     write(file, facts)
     print(json.dumps(facts))
 

@@ -8,6 +8,7 @@ A test that takes longer than SECONDS ends its process; FILE.stacks says where i
 answers no more, as after an illegal address, ends the run, or its worker where xdist has several: all tests after it
 would fail as well. --gpu-only keeps the tests that a missing GPU would have skipped.
 """
+
 import faulthandler
 import os
 import re

@@ -1,4 +1,5 @@
 """The packages of pyproject.toml: what is missing, what is lost without it, how it comes where there is no network."""
+
 import importlib
 import importlib.util
 import re
@@ -9,9 +10,14 @@ import tomllib
 from .results import Refused
 
 # What is lost without them; without any other nothing starts.
-LOST = {"faiss-cpu": "retrieval", "triton": "the Triton kernels, and the CUDA ones with them",
-        "nvidia-dali-cuda130": "DALI", "pytest-xdist": "several tests at a time", "scipy": "the claims' p values",
-        "webdataset": "a test"}
+LOST = {
+    "faiss-cpu": "retrieval",
+    "triton": "the Triton kernels, and the CUDA ones with them",
+    "nvidia-dali-cuda130": "DALI",
+    "pytest-xdist": "several tests at a time",
+    "scipy": "the claims' p values",
+    "webdataset": "a test",
+}
 MODULES = {"pillow": "PIL", "faiss-cpu": "faiss", "nvidia-dali-cuda130": "nvidia.dali", "pytest-xdist": "xdist"}
 
 
@@ -39,16 +45,32 @@ def bring(root, wheels=None):
     if wheels and not wheels.is_dir():
         raise Refused(f"--wheels {wheels}: there is no such folder")
     for name in missing(root) if wheels else ():  # one by one: what one of them lacks is no reason to lack the others
-        done = subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check",
-                               "--no-index", "--find-links", str(wheels), name], capture_output=True, text=True)
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "pip",
+                "install",
+                "--quiet",
+                "--disable-pip-version-check",
+                "--no-index",
+                "--find-links",
+                str(wheels),
+                name,
+            ],
+            capture_output=True,
+            text=True,
+        )
         if done.returncode:
             print(f"{name} was not installed from {wheels}: {(done.stderr.strip().splitlines() or ['no word'])[-1]}")
     absent = missing(root)
     if not absent:
         return ""
     names, version = " ".join(absent), f"{sys.version_info[0]}.{sys.version_info[1]}"
-    how = (f"with a network: pip install {names}; without: pip download --only-binary=:all: --python-version {version} "
-           f"-d WHEELS {names} where there is one, then --wheels WHEELS")
+    how = (
+        f"with a network: pip install {names}; without: pip download --only-binary=:all: --python-version {version} "
+        f"-d WHEELS {names} where there is one, then --wheels WHEELS"
+    )
     if needed := [name for name in absent if name not in LOST]:
         raise Refused(f"not installed: {', '.join(needed)}, and nothing starts without; {how}")
     return f"not installed: {', '.join(f'{name} ({LOST[name]})' for name in absent)}; {how}"

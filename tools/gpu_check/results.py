@@ -1,4 +1,5 @@
 """What is kept: written in one go, packed before a machine goes away, unpacked on the next; and its sources."""
+
 import hashlib
 import io
 import json
@@ -75,7 +76,7 @@ def shorten(log):
     """Keep the beginning and the end of a log that has grown too long."""
     content = log.read_bytes()
     if len(content) > LOG:
-        log.write_bytes(content[:LOG // 4] + b"\n... (left out)\n" + content[-3 * LOG // 4:])
+        log.write_bytes(content[: LOG // 4] + b"\n... (left out)\n" + content[-3 * LOG // 4 :])
 
 
 def source_hash(root, names):
@@ -90,6 +91,7 @@ def source_hash(root, names):
 
 def source_commit(root):
     """As `alexnet_mp.system.provenance.source_commit`, without the package, which may not be built yet."""
+
     def git(*words):
         return subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
 

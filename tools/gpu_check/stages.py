@@ -4,14 +4,19 @@ A new stage is a line in `table()`; nothing else knows one by name. The seconds 
 command's minutes; from the second time on `check.py` knows what a stage took. In a command {python}, {out} (a stage's
 own folder, packed), {scratch} (its own, not packed), {records} and {commit} are replaced.
 """
+
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 FILE = (30, 150)  # of a file of tests: seconds guessed, and at most
-LONG_FILES = {"test_lrn_pool": (150, 420), "test_triton_kernels": (90, 300), "test_graphed_step": (60, 240),
-              "test_graphed_runs": (60, 240)}
+LONG_FILES = {
+    "test_lrn_pool": (150, 420),
+    "test_triton_kernels": (90, 300),
+    "test_graphed_step": (60, 240),
+    "test_graphed_runs": (60, 240),
+}
 
 
 @dataclass(frozen=True)
@@ -37,53 +42,144 @@ def table():
     """Every stage, in order."""
     wide, rest = test_files()
     return [
-        Stage("build", "everything needs it, and a fresh machine hasn't it",
-              facts("build", "{out}/build.json"), 120, 360, still=facts("built"),
-              rehearsal=("{python}", "setup.py", "build_ext", "--build-temp", "{scratch}/temp",
-                         "--build-lib", "{scratch}/lib")),
-        tests("kernels-once", "whether each kernel is right at all, in one data type: few compilations",
-              *named("test_kernels_once"), "-k", "fp32", guess=(45, 180), workers=6),
-        tests("graphs", "whether a captured step has the bits of an eager one",
-              *named("test_graphed_step", "test_graphed_runs", "test_graph_segments", "test_pending_steps"), "--gpu-only",
-              guess=(90, 300), workers=4),
-        train("train-one-device", "a whole run, with its drop of the rates, its checkpoints and its test",
-              "0", "--graphs", "on", seconds=75),
+        Stage(
+            "build",
+            "everything needs it, and a fresh machine hasn't it",
+            facts("build", "{out}/build.json"),
+            120,
+            360,
+            still=facts("built"),
+            rehearsal=(
+                "{python}",
+                "setup.py",
+                "build_ext",
+                "--build-temp",
+                "{scratch}/temp",
+                "--build-lib",
+                "{scratch}/lib",
+            ),
+        ),
+        tests(
+            "kernels-once",
+            "whether each kernel is right at all, in one data type: few compilations",
+            *named("test_kernels_once"),
+            "-k",
+            "fp32",
+            guess=(45, 180),
+            workers=6,
+        ),
+        tests(
+            "graphs",
+            "whether a captured step has the bits of an eager one",
+            *named("test_graphed_step", "test_graphed_runs", "test_graph_segments", "test_pending_steps"),
+            "--gpu-only",
+            guess=(90, 300),
+            workers=4,
+        ),
+        train(
+            "train-one-device",
+            "a whole run, with its drop of the rates, its checkpoints and its test",
+            "0",
+            "--graphs",
+            "on",
+            seconds=75,
+        ),
         train("train-cpu-and-gpu", "two devices on a machine with one GPU", "cpu,0", seconds=120),
         train("train-two-devices", "what the project is for", "0,1", "--graphs", "on", seconds=75, needs=("gpus:2",)),
-        speed("step-bf16-b128", "the first figure that anybody asks for; torch.compile's max-autotune takes minutes",
-              "test_speed_step and bf16-b128 and not compile", guess=(45, 300)),
+        speed(
+            "step-bf16-b128",
+            "the first figure that anybody asks for; torch.compile's max-autotune takes minutes",
+            "test_speed_step and bf16-b128 and not compile",
+            guess=(45, 300),
+        ),
         Stage("roof", "what 100 % means here: a copy, and products", facts("roof", "{out}/roof.json"), 15, 90),
-        speed("lrn-pool-bf16-b128", "the fused kernels beside a copy", maps("bf16", "b128", "not compile"),
-              guess=(40, 300)),
-        speed("lrn-pool-bf16-b1024", "the same, far larger than the cache", maps("bf16", "b1024", "not compile"),
-              guess=(40, 300)),
-        speed("step-bf16-b1024", "the step where launches cost nothing",
-              "test_speed_step and bf16-b1024 and not compile", guess=(60, 300)),
-        speed("forked", "an experiment: layers that read the same as one product, tower b on a forked stream",
-              "test_speed_forked", guess=(90, 300), needs=("file:benchmarks/test_speed_forked.py",)),
-        tests("pipeline-dali", "the decoder on the GPU", *named("test_pipeline_dali"), guess=(45, 150),
-              needs=("module:nvidia.dali",)),
+        speed(
+            "lrn-pool-bf16-b128",
+            "the fused kernels beside a copy",
+            maps("bf16", "b128", "not compile"),
+            guess=(40, 300),
+        ),
+        speed(
+            "lrn-pool-bf16-b1024",
+            "the same, far larger than the cache",
+            maps("bf16", "b1024", "not compile"),
+            guess=(40, 300),
+        ),
+        speed(
+            "step-bf16-b1024",
+            "the step where launches cost nothing",
+            "test_speed_step and bf16-b1024 and not compile",
+            guess=(60, 300),
+        ),
+        speed(
+            "forked",
+            "an experiment: layers that read the same as one product, tower b on a forked stream",
+            "test_speed_forked",
+            guess=(90, 300),
+            needs=("file:benchmarks/test_speed_forked.py",),
+        ),
+        tests(
+            "pipeline-dali",
+            "the decoder on the GPU",
+            *named("test_pipeline_dali"),
+            guess=(45, 150),
+            needs=("module:nvidia.dali",),
+        ),
         tests("pipeline-raw", "the pipeline that every machine has", *named("test_pipeline_raw"), guess=(30, 150)),
-        speed("pipeline", "what feeding costs a step", "test_speed_pipeline and cuda", "--rounds", "5",
-              guess=(150, 400)),
-        *(tests(f"tests-{path.stem.removeprefix('test_')}", "a file that has something for a GPU, every case",
-                str(path), guess=LONG_FILES.get(path.stem, FILE), workers=12) for path in wide),
+        speed(
+            "pipeline", "what feeding costs a step", "test_speed_pipeline and cuda", "--rounds", "5", guess=(150, 400)
+        ),
+        *(
+            tests(
+                f"tests-{path.stem.removeprefix('test_')}",
+                "a file that has something for a GPU, every case",
+                str(path),
+                guess=LONG_FILES.get(path.stem, FILE),
+                workers=12,
+            )
+            for path in wide
+        ),
         speed("lrn-pool-fp32-b128", "what the paper computed in", maps("fp32", "b128", "not compile"), guess=(40, 300)),
-        speed("step-fp32-b128", "what the paper computed in", "test_speed_step and fp32-b128 and not compile",
-              guess=(60, 300)),
+        speed(
+            "step-fp32-b128",
+            "what the paper computed in",
+            "test_speed_step and fp32-b128 and not compile",
+            guess=(60, 300),
+        ),
         speed("sgd", "the update", "test_sgd and cuda", guess=(30, 300)),
         speed("exchange", "the four layers that read both towers", "test_exchange and gpu", guess=(40, 300)),
         speed("checkpoint", "what a snapshot costs a step", "test_speed_checkpoint", guess=(60, 300)),
-        *(speed(f"step-{case}-all", "the whole group, with torch.compile", f"test_speed_step and {case}",
-                guess=(180, 500)) for case in ("bf16-b128", "fp32-b128", "bf16-b1024")),
-        *(speed(f"lrn-pool-{dtype}-all", "the whole group, with torch.compile", maps(dtype), guess=(180, 500))
-          for dtype in ("bf16", "fp32", "fp16")),
+        *(
+            speed(
+                f"step-{case}-all",
+                "the whole group, with torch.compile",
+                f"test_speed_step and {case}",
+                guess=(180, 500),
+            )
+            for case in ("bf16-b128", "fp32-b128", "bf16-b1024")
+        ),
+        *(
+            speed(f"lrn-pool-{dtype}-all", "the whole group, with torch.compile", maps(dtype), guess=(180, 500))
+            for dtype in ("bf16", "fp32", "fp16")
+        ),
         speed("lrn-pool-nchw", "the layout that few use", "test_lrn_pool and cuda and nchw", guess=(150, 500)),
-        tests("tests-rest", "what asks nothing of a GPU, on this torch and this Python", *map(str, rest),
-              guess=(240, 540), workers=12, dist="loadfile"),
-        Stage("resources", "registers, stack and shared memory of the kernels that were built here",
-              facts("resources", "{out}/resources.json"), 20, 120, needs=("program:cuobjdump",),
-              rehearsal=facts("--help")),
+        tests(
+            "tests-rest",
+            "what asks nothing of a GPU, on this torch and this Python",
+            *map(str, rest),
+            guess=(240, 540),
+            workers=12,
+            dist="loadfile",
+        ),
+        Stage(
+            "resources",
+            "registers, stack and shared memory of the kernels that were built here",
+            facts("resources", "{out}/resources.json"),
+            20,
+            120,
+            needs=("program:cuobjdump",),
+            rehearsal=facts("--help"),
+        ),
         *(sanitizer(tool) for tool in ("memcheck", "racecheck", "synccheck", "initcheck")),
     ]
 
@@ -101,8 +197,15 @@ def speed(name, why, selection, *more, guess, needs=()):
     """Benchmarks, into a record."""
     record = ("{python}", "benchmarks/record.py", "--records", "{records}", "--name", name, "--commit", "{commit}")
     chosen = ("-q", "-k", selection, *more)
-    return Stage(name, why, (*record, *chosen), *guess, ("benchmarks",), needs, rehearsal=(
-        "{python}", "-m", "pytest", "benchmarks", "--benchmark-only", *chosen, "--collect-only"))
+    return Stage(
+        name,
+        why,
+        (*record, *chosen),
+        *guess,
+        ("benchmarks",),
+        needs,
+        rehearsal=("{python}", "-m", "pytest", "benchmarks", "--benchmark-only", *chosen, "--collect-only"),
+    )
 
 
 def maps(*words):
@@ -113,8 +216,16 @@ def maps(*words):
 def train(name, why, gpus, *more, seconds, needs=()):
     """The small network on the embedded pictures, to the end, from its newest checkpoint. It has to learn them."""
     run = facts("train", "{scratch}/run", "{out}", "--recipe", "mini", "--data", "builtin", "--resume", "auto")
-    return Stage(name, why, (*run, "--gpus", gpus, *more), seconds, 300, (), needs,
-                 rehearsal=(*run, "--gpus", "cpu", "--steps", "2"))
+    return Stage(
+        name,
+        why,
+        (*run, "--gpus", gpus, *more),
+        seconds,
+        300,
+        (),
+        needs,
+        rehearsal=(*run, "--gpus", "cpu", "--steps", "2"),
+    )
 
 
 def sanitizer(tool):
@@ -125,9 +236,18 @@ def sanitizer(tool):
     """
     once = ("{python}", "-m", "pytest", "-q", "-p", "no:cacheprovider", *named("test_kernels_once"), "--gpu-only")
     watched = ("compute-sanitizer", "--tool", tool, "--report-api-errors", "no", "--error-exitcode", "9", *once)
-    return Stage(tool, "slow, and nothing waits for it", watched, 120, 420, ("tests",), ("program:compute-sanitizer",),
-                 journal=tool, rehearsal=(*once, "--collect-only"),
-                 environment={"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
+    return Stage(
+        tool,
+        "slow, and nothing waits for it",
+        watched,
+        120,
+        420,
+        ("tests",),
+        ("program:compute-sanitizer",),
+        journal=tool,
+        rehearsal=(*once, "--collect-only"),
+        environment={"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
+    )
 
 
 def named(*stems):
@@ -138,8 +258,10 @@ def named(*stems):
 
 def test_files():
     """(files of tests that use a GPU where there is one, or import what does, the short ones first; the others)."""
-    uses = {path.stem: bool(re.search('(skip|reason).*(GPU|CUDA)|"cuda" if torch', path.read_text()))
-            for path in (ROOT / "tests").rglob("*.py")}
+    uses = {
+        path.stem: bool(re.search('(skip|reason).*(GPU|CUDA)|"cuda" if torch', path.read_text()))
+        for path in (ROOT / "tests").rglob("*.py")
+    }
     wide, rest = [], []
     for path in sorted((ROOT / "tests").rglob("test_*.py")):
         imported = re.findall(r"^(?:from|import) (\w+)", path.read_text(), re.MULTILINE)
