@@ -13,10 +13,11 @@ from image_folders import make_folder
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is decorated, so before any of them is imported
 
-# A shell starts what it puts in the background with Ctrl-C ignored, and processes that the tests start and interrupt
-# would inherit that.
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# A shell starts what it puts in the background with Ctrl-C ignored, nohup with a hang-up ignored. Processes that the
+# tests start and interrupt would inherit that.
+for number, default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, default)
 
 # Where the fixtures of more than one folder are.
 pytest_plugins = [
