@@ -27,7 +27,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class Claim:
-    """kind: what is measured and compared, `claim_table.findings` says how each is told.
+    """kind: what is measured and compared, `findings.findings` says how each is told.
 
     "errors"      the errors of each arm
     "difference"  each arm against the first
@@ -57,7 +57,7 @@ class Claim:
     seeds: int = 3  # unless --seeds says otherwise
     needs: str = ""  # of the data, said by the list
     more: str = ""  # of the command
-    direction: int = 1  # of what `claim_verdict` compares, in the paper: 1 above 0, -1 below, 0 none
+    direction: int = 1  # of what `verdict.py` compares, in the paper: 1 above 0, -1 below, 0 none
     effect: float | None = None  # which would count, in that direction: half of the paper's, where it has a figure
     every: bool = False  # the claim is made of every arm, not of the second alone
 

@@ -1,7 +1,7 @@
 """What stays of a finished run when its directory is gone: some 80 kB, so that it can be committed and no run is ever
 made twice.
 
-RECORDS/runs/<directory's name>.json is what records say of the run (`claim_measure.measure`). Beside it, <name>.npz has
+RECORDS/runs/<directory's name>.json is what records say of the run (`measure.measure`). Beside it, <name>.npz has
 its first layer, for figure 3, and which validation pictures it got right under both protocols, for tests of pairs of
 pictures. The name holds the digest of recipe, data, steps and beginning, so a run that is kept is the run that is
 wanted. Only what needs all weights, an average of networks or a network to begin with, needs the directory."""

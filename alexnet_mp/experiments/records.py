@@ -1,4 +1,4 @@
-"""The records of claims: what was run, on what, and what came out, as numbers; `claim_table.py` makes sentences of
+"""The records of claims: what was run, on what, and what came out, as numbers; `findings.py` makes sentences of
 them.
 
 One JSON file a claim, data set and setting, claims/records/<claim>-<digest>.json; run again with more seeds, it is

@@ -49,7 +49,7 @@ def plan(epilogue):
 class TowerLayer(nn.Module):
     """One layer: a convolution or a product, and its epilogue (`Layer.then`).
 
-    size: the layer's `geometry.Size`. towers: the towers whose maps are computed here, (0,), (1,), or (0, 1) in a
+    size: the layer's `shapes.Size`. towers: the towers whose maps are computed here, (0,), (1,), or (0, 1) in a
     merged network. forward(x, step): (N, C, H, W) -> (N, maps * len(towers), H', W'), or (N, units * len(towers)); step
     keys the dropout mask. With a `Crossing` x is the tower's own half of what is read, and the other half is on its way
     (`overlap.py`). Computed in the dtype of x: of float32 weights a bfloat16 image takes copies in bfloat16, and their
