@@ -35,6 +35,7 @@ from .system.terminal import duration, say
 OUT = "runs/claims"
 SMALLEST = 32  # pixels a side: at this size every data set can be looked at
 CIFAR10 = {"airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"}
+UNKNOWN = "no time to measure how long"
 
 
 def main(arguments=None):
@@ -145,7 +146,7 @@ def _tell_length(claims, options, forecast):
             wanted = options.seeds or claim.seeds if claim.seeds > 1 else claim.seeds
             runs |= {run.directory: run for run in needed(claim, options, wanted)}
     seconds = forecast.total(list(runs.values()))
-    how_long = "no time to measure how long" if seconds == math.inf else f"{duration(seconds)} for what is left of them"
+    how_long = UNKNOWN if seconds == math.inf else f"{duration(seconds)} for what is left of them"
     say(f"{len(claims)} claims, {len(runs)} runs, {how_long}; {_left(forecast)}")
 
 
@@ -160,7 +161,8 @@ def _allow(forecast, limited):
         before[:] = [run]
         seconds = forecast.total([run]) if limited or run.preset in forecast.pace else 0
         if seconds > forecast.left:
-            say(f"no time for it: {duration(seconds)}, and {_left(forecast)}")
+            how_long = UNKNOWN if seconds == math.inf else duration(seconds)
+            say(f"no time for it: {how_long}, and {_left(forecast)}")
             return False
         if seconds:
             say(f"{duration(seconds)} for this run" + (f", {_left(forecast)}" if limited else ""))

@@ -25,7 +25,7 @@ COMES_OUT, OPPOSITE, UNDECIDED, NOT_RUN, NO_VERDICT = (
     "no verdict",
 )
 LEVEL, FEWEST = 0.05, 5
-STUDY = (
+STUDY = (  # the claims that share one correction; all others share another
     "views",
     "lrn",
     "one-gpu",
@@ -38,7 +38,6 @@ STUDY = (
     "links",
     "weight-decay",
     "biases",
-    # the claims that share one correction; all others share another
     "pretraining",
     "ensemble5",
     "ensemble7",

@@ -27,6 +27,7 @@ from alexnet_mp.experiments.figures import draw_claim
 from alexnet_mp.experiments.findings import findings
 from alexnet_mp.experiments.half_the_classes import every_second_class
 from alexnet_mp.experiments.records import differences, read_records
+from alexnet_mp.experiments.time_budget import Forecast
 from alexnet_mp.recipes import ablations
 from alexnet_mp.recipes.named import PRESETS
 from alexnet_mp.runs.directory import read_run
@@ -702,3 +703,11 @@ def test_ten_views_against_one_of_a_network_that_is_tested_on_one(data, tmp_path
     words = ["run", "views", "--data", str(data), "--out", str(tmp_path), "--gpus", "cpu", "--base", "cifar18"]
     with pytest.raises(UserError, match="views: this network is tested on one view, so there is nothing to compare"):
         claims.main(words)
+
+
+def test_a_budget_that_is_spent_before_the_pace_is_known(data, tmp_path, monkeypatch, capsys):
+    """There is no time to measure how long a run takes: one line, and no number."""
+    monkeypatch.setattr(Forecast, "left", property(lambda self: -1.0))
+    where = ["--data", data, "--out", tmp_path, "--records", tmp_path / "records"]
+    assert claims.main(["run", "flips", *where, *MINI, "--seeds", "1", "--budget", "5m"]) == 1
+    assert "no time for it: no time to measure how long, and 0 s left" in capsys.readouterr().out
