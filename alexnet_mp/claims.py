@@ -233,7 +233,7 @@ def _refuse(options):
     asked = [claim for claim in CLAIMS if options.claim in (claim.id, "all")]
     if options.larger and not any(arm.larger for claim in asked for arm in claim.arms):
         raise UserError(f"--larger {options.larger}: {options.claim} trains nothing on another set")
-    if options.search_epochs and not any(claim.kind == "rates" for claim in asked):
+    if options.search_epochs and not any(claim.kind.searches_rates for claim in asked):
         raise UserError(f"--search-epochs {options.search_epochs}: {options.claim} looks for no learning rate")
     for name in ("seeds", "epochs", "steps", "search_epochs"):
         value = getattr(options, name)

@@ -11,6 +11,10 @@ from dataclasses import replace as changed
 from functools import partial
 
 from ..recipes import ablations
+from .error_kinds import Cumulative, Difference, Errors, Overfitting, Schedule, Training, Views
+from .kind import Kind
+from .network_kinds import Ensemble, Masks, Towers
+from .time_kinds import Dropout, Iterations, Moved, Rates
 
 
 @dataclass(frozen=True)
@@ -27,30 +31,14 @@ class Arm:
 
 @dataclass(frozen=True)
 class Claim:
-    """kind: what is measured and compared, `findings.findings` says how each is told.
-
-    "errors"      the errors of each arm
-    "difference"  each arm against the first
-    "cumulative"  each arm against the one before it
-    "views"       the centre view against the average over views, of the same networks
-    "overfitting" a difference, and the gap between training and validation error
-    "dropout"     the same, and the iterations to equal training loss
-    "training"    a difference in training error
-    "schedule"    a difference, and the epochs at which the rates fell
-    "rates"       epochs to 25 % training error, each arm with its own best learning rate
-    "moved"       steps until the loss moves, beside a difference
-    "iterations"  steps to equal training loss, beside a difference
-    "masks"       the network against the geometric mean of those that dropout samples of it
-    "ensemble"    several networks averaged
-    "towers"      whether the towers' first-layer kernels differ: with links, without, in halves of one tower
-    """
+    """A sentence of the paper, and the networks that test it."""
 
     id: str
     section: str
     sentence: str
     paper: str
     source: str  # what the 2012 notes have
-    kind: str
+    kind: Kind
     arms: tuple[Arm, ...]
     # Or "labelled test", "cifar10", "ilsvrc-2010", "ilsvrc-2012", "fall-2009": on other data `run all` leaves it out.
     data: str = "any"
@@ -74,9 +62,8 @@ def fine_tuned(recipe):
     return ablations.fine_tuned(recipe, recipe.epochs)
 
 
-GRID = (1.0, 3.0, 10.0)  # of kind "rates", factors on both learning rates; widened where the best is at its edge
+GRID = (1.0, 3.0, 10.0)  # of a search, factors on both learning rates; widened if the best is at its edge
 FACTORS = (0.01, 0.03, 0.1, 0.3, *GRID, 30.0, 100.0)
-LEVEL = 25.0  # % training error (figure 1)
 
 BASE = Arm("base", "the network as it is")
 FINE_TUNING = (
@@ -103,7 +90,7 @@ CLAIMS = (
         "other largely colour-specific.",
         "figure 3; in every run, whatever the initial weights",
         "no figure",
-        "towers",
+        Towers(),
         (
             BASE,
             Arm("no_links_same_width", "control: no links, nothing widened", (ablations.no_links_same_width,)),
@@ -116,7 +103,7 @@ CLAIMS = (
         "Averaging over ten views beats the centre view.",
         "1.5 / 1.3 points",
         "145-2010: 39.02 / 18.30 centre, 37.47 / 17.00 ten views: 1.55 / 1.30 points",
-        "views",
+        Views(),
         (BASE,),
         effect=0.75,
     ),
@@ -128,7 +115,7 @@ CLAIMS = (
         "148 (without the spatial norm too): 42.03 / 19.36 against 40.66 / 18.21 of 145: 1.37 / 1.15 points; but "
         "167, without "
         "the norms of layer 2 alone and under a later schedule, has 40.49 / 18.12",
-        "difference",
+        Difference(),
         _base_and("no_lrn", "no normalisation, the spatial one among them", ablations.no_lrn),
         effect=0.7,
     ),
@@ -138,7 +125,7 @@ CLAIMS = (
         "Two towers beat one network of half as many kernels on one GPU.",
         "1.7 / 1.2 points",
         "145-half: 39.17 / 18.23 against 37.47 / 17.00 of 145-2010: 1.70 / 1.23 points",
-        "difference",
+        Difference(),
         _base_and(
             "one_gpu",
             "one tower: half the kernels of each convolution but the last, and all of the rest",
@@ -152,7 +139,7 @@ CLAIMS = (
         "Without dropout the network overfits substantially; with it, it takes about twice the iterations.",
         '"substantial overfitting"; iterations roughly doubled',
         "no configuration without it",
-        "dropout",
+        Dropout(),
         _base_and("no_dropout", "no dropout", ablations.no_dropout),
         effect=5.0,
     ),
@@ -162,7 +149,7 @@ CLAIMS = (
         "Without random crops and mirror images, the colour shifts kept, the network overfits.",
         '"substantial overfitting"',
         NOTHING,
-        "overfitting",
+        Overfitting(),
         _base_and(
             "no_crops_or_flips",
             "the central crop alone, no mirror images; colours as they are",
@@ -177,7 +164,7 @@ CLAIMS = (
         "Shifting the colours along their principal components lowers the error.",
         "over 1 point top-1",
         NOTHING,
-        "difference",
+        Difference(),
         _base_and(
             "no_colour", "no colour shift; where the base divides by 1 + noise, not that either", ablations.no_colour
         ),
@@ -190,7 +177,7 @@ CLAIMS = (
         'of crops and mirror images "substantial overfitting", of the colours over 1 point top-1; no figure of all '
         "together",
         NOTHING,
-        "overfitting",
+        Overfitting(),
         _base_and("no_augmentation", "centre crops alone, no flips, no colour", ablations.no_augmentation),
         effect=5.0,
     ),
@@ -201,7 +188,7 @@ CLAIMS = (
         "overfits a little less.",
         "0.4 / 0.3 points",
         "147: 41.06 / 18.51 against 40.66 / 18.21 of 145: 0.39 / 0.30 points",
-        "difference",
+        Difference(),
         _base_and(
             "non_overlapping",
             "2x2 pools, and pads with which the pooled maps stay as large, as in 147",
@@ -215,7 +202,7 @@ CLAIMS = (
         "Each convolutional layer matters (the first, which shrinks the picture, can't be taken out alone).",
         '"inferior performance" without any one; about 2 points top-1 for each of the middle ones',
         NOTHING,
-        "difference",
+        Difference(),
         (
             BASE,
             *(
@@ -232,7 +219,7 @@ CLAIMS = (
         "The links between the towers at conv3, fc6 and fc7 lower the error.",
         "no figure",
         "150 (conv2 of 160 maps, fc6 of 4096 a GPU): 41.83 / 19.33 against 40.66 / 18.21 of 145: 1.16 / 1.12 points",
-        "difference",
+        Difference(),
         (
             BASE,
             Arm("no_links", "no links; conv2 and fc6 widened as in net 150", (ablations.no_links,)),
@@ -246,7 +233,7 @@ CLAIMS = (
         "Weight decay lowers the training error too.",
         "no figure",
         NOTHING,
-        "training",
+        Training(),
         _base_and("no_weight_decay", "no weight decay", ablations.no_weight_decay),
         effect=0.5,
     ),
@@ -256,7 +243,7 @@ CLAIMS = (
         "Weights from N(0, 0.01) in every layer train (the source has 0.03 in conv3 to conv5).",
         "0.01 everywhere",
         "0.03 in conv3 to conv5; no comparison recorded",
-        "moved",
+        Moved(),
         (
             Arm(
                 "source_init",
@@ -272,7 +259,7 @@ CLAIMS = (
         "Biases that begin at 1 in conv2, conv4, conv5 and the hidden layers accelerate the early stages of learning.",
         "no figure",
         "1 in the same layers; no comparison recorded",
-        "moved",
+        Moved(),
         _base_and("zero_biases", "all biases begin at 0", ablations.zero_biases),
         effect=math.log(1.1),
     ),
@@ -283,7 +270,7 @@ CLAIMS = (
         "no figure",
         "120 (conv, pool, ReLU, norm) 41.04 / 18.71, 131 (the norm first, and nothing else changed) 40.93 / 18.57; "
         "166 (norms first in layer 2 too, a later schedule) 41.10 / 18.67",
-        "difference",
+        Difference(),
         (
             Arm("paper_order", "ReLU, norm, pool in layer 1", (ablations.paper_order,)),
             Arm("source_order", "norm, pool, ReLU in layer 1", (ablations.source_order,)),
@@ -296,7 +283,7 @@ CLAIMS = (
         "A sixth convolutional layer over the last pooling layer (here without any pre-training).",
         "only with pre-training: 39.0 / 16.6 against 40.7 / 18.2",
         "only with pre-training",
-        "difference",
+        Difference(),
         _base_and("sixth_conv", "conv6 after the last pool", ablations.sixth_conv),
         direction=0,
     ),
@@ -306,7 +293,7 @@ CLAIMS = (
         "Pre-training on a larger label set, then fine-tuning, with a sixth convolutional layer, lowers the error.",
         "39.0 / 16.6 against 40.7 / 18.2; the 1.7 / 1.6 points are of conv6 and the pre-training together",
         "146-2012-2011: 38.99 / 16.62; 146-2012-2009: 39.10 / 16.88; 145, which has no conv6: 40.66 / 18.21",
-        "difference",
+        Difference(),
         (
             Arm("scratch", "sixth convolutional layer, not pre-trained", (ablations.sixth_conv,)),
             *FINE_TUNING,
@@ -336,7 +323,7 @@ CLAIMS = (
         "Five networks averaged beat one.",
         "38.1 / 16.4 against 40.7 / 18.2, 2012 validation; 16.4 top-5 on its test set",
         "no average recorded; `avg-valid.py` chose weights on the validation set",
-        "ensemble",
+        Ensemble(),
         (BASE,),
         seeds=1,
         needs="five networks for an ensemble",
@@ -349,7 +336,7 @@ CLAIMS = (
         "Seven networks averaged, two of them pre-trained on a larger label set, beat five.",
         "36.7 / 15.4 against 38.1 / 16.4, 2012 validation; 15.3 top-5 on its test set",
         "no average recorded; one net is known to be pre-trained on Fall 2011 (38.99 / 16.62)",
-        "ensemble",
+        Ensemble(),
         (BASE, *FINE_TUNING),
         seeds=1,
         needs="what pretraining needs, and five more networks",
@@ -363,7 +350,7 @@ CLAIMS = (
         "Augmentation, then structure, then regularisation: each adds to the ones before.",
         "no such figure",
         NOTHING,
-        "cumulative",
+        Cumulative(),
         (
             Arm(
                 "plain",
@@ -396,7 +383,7 @@ CLAIMS = (
         "The crops' part of it: error and overfitting without random crops, mirror images kept.",
         "no figure of its own",
         NOTHING,
-        "overfitting",
+        Overfitting(),
         _base_and("no_crops", "the central crop alone in training", ablations.no_crops),
         effect=5.0,
     ),
@@ -406,7 +393,7 @@ CLAIMS = (
         "The mirror images' part of it: error and overfitting without them, random crops kept.",
         "no figure of its own",
         NOTHING,
-        "overfitting",
+        Overfitting(),
         _base_and("no_flips", "no mirror images in training", ablations.no_flips),
         effect=5.0,
     ),
@@ -416,7 +403,7 @@ CLAIMS = (
         "The rate is divided by ten when the validation error stalls (the notes have dates).",
         "three times; no comparison",
         "by hand after 23, 51 and 78 of 93 epochs, and two more dates of conv1; no comparison recorded",
-        "schedule",
+        Schedule(),
         (
             Arm(
                 "dated", "all rates divided at the three dates of 2012, scaled to the epochs", (ablations.dated_drops,)
@@ -435,7 +422,7 @@ CLAIMS = (
         "Outputs times one half approximate the geometric mean of the networks that dropout samples.",
         '"a reasonable approximation"; no figure',
         NOTHING,
-        "masks",
+        Masks(),
         (BASE,),
         direction=0,
     ),
@@ -446,7 +433,7 @@ CLAIMS = (
         "saturate (each here at the rates of the base).",
         '"consistently" several times, how much depends on the network; no figure',
         "no configuration trained with another unit",
-        "iterations",
+        Iterations(),
         (
             BASE,
             Arm("tanh", "tanh in place of every ReLU", (ablations.tanh,)),
@@ -460,7 +447,7 @@ CLAIMS = (
         "A larger network is better.",
         '"results have improved as we have made our network larger"; no figure',
         NOTHING,
-        "difference",
+        Difference(),
         (
             BASE,
             Arm("half_width", "half the maps and units in every layer but the last", (ablations.half_as_wide,)),
@@ -475,7 +462,7 @@ CLAIMS = (
         '"and trained it longer"; no figure',
         "no comparison of lengths alone; 145 trained on for 44 epochs from a rate of 0.001: 40.25 / 17.99 against "
         "40.66 / 18.21",
-        "difference",
+        Difference(),
         _base_and(
             "twice_as_long", "twice the epochs, the rates falling at the same shares of them", ablations.twice_as_long
         ),
@@ -488,7 +475,7 @@ CLAIMS = (
         "Errors on validation and test images differ by at most 0.1 points.",
         '"do not differ by more than 0.1%"',
         "137: 37.80 / 17.10 on the 2010 validation set, 37.62 / 17.12 on its test set",
-        "errors",
+        Errors(),
         (BASE,),
         data="labelled test",
         needs="a set with validation and labelled test images",
@@ -499,7 +486,7 @@ CLAIMS = (
         "Local response normalisation lowers the error of a four-layer network on CIFAR-10.",
         "13 % without, 11 % with",
         "18pct with (spatial) norms, 19pct without and with another weight decay",
-        "difference",
+        Difference(),
         (
             Arm("cifar18_no_norm", "layers-18pct without its norms", preset="cifar18_no_norm"),
             Arm("cifar18_lrn", "with norms over three neighbouring maps", preset="cifar18_lrn"),
@@ -516,7 +503,7 @@ CLAIMS = (
         "A four-layer network with ReLUs comes to 25 % training error on CIFAR-10 six times as fast as with tanh.",
         "six times (figure 1)",
         "no configuration with tanh",
-        "rates",
+        Rates(),
         (Arm("cifar_relu", "ReLU", preset="cifar_relu"), Arm("cifar_tanh", "tanh", preset="cifar_tanh")),
         data="cifar10",
         needs="CIFAR-10",
@@ -528,7 +515,7 @@ CLAIMS = (
         "The locally connected networks of the source: 11 % with normalisation, 13 % without.",
         "13 % without, 11 % with",
         "conv-local-13pct, conv-local-11pct, which differ in a layer's width and a weight decay too",
-        "difference",
+        Difference(),
         (
             Arm("cifar11_local", "conv-local-11pct", preset="cifar11_local"),
             Arm("cifar13_local", "conv-local-13pct", preset="cifar13_local"),
@@ -543,7 +530,7 @@ CLAIMS = (
         "The same network with the logistic function, the other saturating unit that 3.1 names.",
         '"much slower"; figure 1 has tanh alone',
         "no configuration with it",
-        "rates",
+        Rates(),
         (Arm("cifar_relu", "ReLU", preset="cifar_relu"), Arm("cifar_sigmoid", "logistic", preset="cifar_sigmoid")),
         data="cifar10",
         needs="CIFAR-10",
@@ -555,7 +542,7 @@ CLAIMS = (
         "ILSVRC-2010 test: this network, and before it the best published.",
         "37.5 / 17.0 ten views, 39.0 / 18.3 centre view; sparse coding 47.1 / 28.2; SIFT + Fisher vectors 45.7 / 25.7",
         "145-2010: 37.47 / 17.00 ten views, 39.02 / 18.30 centre view",
-        "errors",
+        Errors(),
         (BASE,),
         data="ilsvrc-2010",
         seeds=1,
@@ -568,7 +555,7 @@ CLAIMS = (
         "ILSVRC-2012 validation: one network; and the second best entry of that year.",
         "40.7 / 18.2; second best entry 26.2 top-5 (test set)",
         "145: 40.66 / 18.21",
-        "errors",
+        Errors(),
         (BASE,),
         data="ilsvrc-2012",
         seeds=1,
@@ -584,7 +571,7 @@ CLAIMS = (
         "141-2009-half, which is 137 + conv6 and not 145 + conv6: not recorded; other splits: 69.38 / 43.65 "
         "(2009-101), "
         "69.42 / 43.73 (131-2009)",
-        "errors",
+        Errors(),
         (Arm("sixth_conv", "conv6 after the last pool", (ablations.sixth_conv,)),),
         data="fall-2009",
         seeds=1,
@@ -592,6 +579,7 @@ CLAIMS = (
         more=" --base source2012",
     ),
 )
+KINDS = {claim.kind.word: claim.kind for claim in CLAIMS}  # by the word that a record has
 
 
 def command(claim, data="DIR"):

@@ -25,7 +25,7 @@ def run_claim(claim, options, seeds, allow=lambda run: True):
     allow(run): False where there is no time for it. Raises `Stopped` after Ctrl-C; the record of what is there is
     written already."""
     record, path = new_record(claim, options), None
-    if claim.kind == "rates" and not search_rates(claim, options, record, allow):
+    if claim.kind.searches_rates and not search_rates(claim, options, record, allow):
         return None
     averaged = {
         _names(ensemble["members"]): ensemble
@@ -80,13 +80,13 @@ def search_rates(claim, options, record, allow):
     """Find the best learning rate of each arm, and record it as a factor on the arm's own; False where there was no
     time for it."""
     for arm in claim.arms:
-        while (factor := search(arm, options)[0]) is not None:
+        while (factor := search(claim.kind, arm, options)[0]) is not None:
             say(f"-- {claim.id}: {arm.name} at {factor:g} times its learning rate")
-            run = search_run(arm, factor, options)
+            run = search_run(claim.kind, arm, factor, options)
             if not allow(run):
                 return False
             train_run(run, options)
-        _, best, entries = search(arm, options)
+        _, best, entries = search(claim.kind, arm, options)
         if best is None:
             raise UserError(
                 f"{claim.id}: {arm.name} diverged at every learning rate from {FACTORS[0]:g} to {GRID[-1]:g} times "
@@ -96,7 +96,7 @@ def search_rates(claim, options, record, allow):
     return True
 
 
-def search(arm, options):
+def search(kind, arm, options):
     """(the factor to be tried next, None, None), or (None, the best factor, what was measured at each) once that is
     known.
 
@@ -106,7 +106,7 @@ def search(arm, options):
     entries, grid = {}, list(GRID)
     while True:
         for factor in grid:
-            run = search_run(arm, factor, options)
+            run = search_run(kind, arm, factor, options)
             if status(run) in ("new", "begun"):
                 return factor, None, None
             entries.setdefault(factor, measure(run, options, tested=False) | {"factor": factor})
@@ -138,11 +138,6 @@ def _refuse_nothing(claim, arms):
                 f"{claim.id}: {arm.name} changes nothing of this network, it is the same as {same}; "
                 "there is nothing to compare"
             )
-    first = arms[0][2]
-    if claim.kind == "masks" and not (first.dropout and any("dropout" in layer.then for layer in first.layers)):
-        raise UserError(f"{claim.id}: this network has no dropout, so there is nothing to compare")
-    if claim.kind == "views" and arms[0][2].test_views == "one":
-        raise UserError(f"{claim.id}: this network is tested on one view, so there is nothing to compare")
 
 
 def new_record(claim, options):
@@ -159,7 +154,7 @@ def new_record(claim, options):
             "classes": len(dataset.classes),
             "images": {name: len(split) for name, split in dataset.splits.items()},
         }
-        if claim.kind == "errors" and has_labelled_test(data, recipe.stored_size):
+        if claim.kind.on_test_images and has_labelled_test(data, recipe.stored_size):
             tested = opened(data, recipe.stored_size, "test")
             sets[dataset.fingerprint] |= {
                 "test_images": len(tested.splits["test"]),
@@ -168,7 +163,7 @@ def new_record(claim, options):
     return {
         "format": FORMAT,
         "claim": claim.id,
-        "kind": claim.kind,
+        "kind": claim.kind.word,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": command_of(options),
         "note": options.note,

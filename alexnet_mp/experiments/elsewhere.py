@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 
-from .figures import averaged
+from .entries import averaged
 
 BENCHMARKS = "benchmarks"  # the folder beside that of the claims
 IN_ORDER = (

@@ -4,16 +4,15 @@ import json
 import time
 from contextlib import closing
 from dataclasses import asdict
+from functools import partial
 
-import numpy as np
 import torch
 
 from ..analysis import learning_curves, specialisation
 from ..analysis.specialisation import division, division_by_chance
 from ..data.dataset import open_dataset
-from ..data.image_files import pipeline_of
 from ..data.pipeline import make_pipeline
-from ..evaluation import dropout_masks, ensemble_weights
+from ..evaluation import ensemble_weights
 from ..evaluation.accuracy import answers
 from ..evaluation.protocol import both_protocols, centre_view, evaluate, log_probabilities
 from ..evaluation.trained import load_run
@@ -24,18 +23,17 @@ from ..runs.metrics import read_metrics
 from ..system.terminal import progress
 from . import kept_answers
 from .arm_runs import first_gpu, note, reached, read_notes, status, tested_by_run
-from .figures import averaged
+from .entries import averaged
 from .plan import data_of, more_tests, opened, steps_per_epoch, work_of_test
 
 
 def entry_of(run, options):
     """What is kept of a run that ended, as the record has it; None where nothing is, or not all that its claim asks
     for."""
-    if run.kind == "errors":  # of test images too, which are those that are there now
+    if run.kind.on_test_images:  # which are those that are there now
         return None
     entry = kept_answers.kept(run, options.records)
-    asked = {"rates": "epochs_to_level", "masks": "masks"}.get(run.kind, "on_training_images")
-    if entry and (asked in entry or "diverged" in entry):
+    if entry and (run.kind.asks_for in entry or "diverged" in entry):
         # another claim or machine may have called it otherwise
         return entry | {"arm": run.arm, "directory": str(run.directory)}
     return None
@@ -84,7 +82,7 @@ def measure(run, options, tested=True):
             "loss": [round(loss, 4) for _, loss in points],
             "top1_error": [round(error, 3) for _, error in learning_curves.thinned(errors)],
         }
-    if run.kind == "rates":
+    if run.level is not None:
         entry["epochs_to_level"] = learning_curves.epochs_to(errors, per_epoch, run.level)
     entry["moved"] = learning_curves.moved_at(losses, len(data_of(run).classes))
     entry["drops"] = learning_curves.drops(read_metrics(run.directory))
@@ -100,8 +98,7 @@ def measure(run, options, tested=True):
             entry["on_training_images"] = errors["centre view"]
         else:
             entry["on_test_images"] = errors
-    if run.kind == "masks":
-        entry["masks"] = masks(run, options)
+    entry |= run.kind.measure(run, partial(_network_of, run, options, "val"))
     return entry | of_towers(
         checkpoints.newest_weights(run.directory)[1][f"{run.recipe.layers[0].name}.weight"].numpy(), run.recipe.towers
     )
@@ -178,21 +175,6 @@ def signal_at_start(run, options):
         (towers,), _ = next(iter(batches))
         network(*towers)
     return found
-
-
-def masks(run, options):
-    """`dropout_masks.compare` of a finished run, on validation pictures spread over all of them, centre view."""
-    network, pipeline = _network_of(run, options, "val")
-    split, size = pipeline.dataset.splits["val"], run.recipe.batch_size
-    numbers = np.unique(np.linspace(0, len(split) - 1, min(dropout_masks.PICTURES, len(split))).round().astype(int))
-    given = pipeline_of([split.read(int(number)) for number in numbers], network, pipeline.statistics)
-    with closing(given.views("given", size, centre_view(run.recipe))) as batches:
-        parts = [towers for (towers,), _ in batches]
-    images = [torch.cat([towers[place] for towers in parts]) for place in range(run.recipe.towers)]
-    with progress(f"masks of {run.directory.name}", dropout_masks.MASKS, "masks") as advance:
-        return dropout_masks.compare(
-            network, images, torch.from_numpy(np.asarray(split.labels)[numbers]), advance=advance
-        )
 
 
 def average(members, options):

@@ -7,7 +7,7 @@ the same run share it."""
 import hashlib
 import json
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -15,18 +15,16 @@ import torch
 
 from ..data import batches
 from ..data.dataset import open_dataset
-from ..evaluation import dropout_masks
 from ..evaluation.protocol import both_protocols, centre_view
 from ..recipes import ablations, shapes
 from ..recipes import recipe as recipes
 from ..recipes.named import PRESETS
 from ..system.errors import UserError
-from .catalogue import BASE, LEVEL, at_rate
+from .catalogue import BASE, at_rate
 from .half_the_classes import every_second_class
+from .kind import Kind
 
 SEARCH_SEED = 1000  # of the search for a learning rate: none that the comparison uses
-# kinds of claims whose networks are tested on validation and test images alone
-NOT_ON_TRAINING_IMAGES = {"errors", "rates"}
 
 
 @dataclass(frozen=True)
@@ -40,7 +38,7 @@ class Run:
     data: str  # what --data says
     steps: int | None
     directory: Path
-    kind: str  # of the claim
+    kind: Kind  # of the claim
     init: Path | None = None  # the run whose weights it begins with
     level: float | None = None  # top-1 training error in % at which it ends
 
@@ -89,17 +87,19 @@ def has_labelled_test(data, stored_size):
     return bool((np.asarray(test.labels) >= 0).all())
 
 
-def runs_of_seed(kind, arms, options, seed):
-    """The runs of all arms with one seed, in the order in which they are trained."""
+def runs_of_seed(claim, options, seed, rates=None):
+    """The runs of all arms with one seed, in the order in which they are trained.
+
+    Raises UserError if they would tell nothing.
+    """
+    arms = [at(arm, rates) for arm in claim.arms]
+    claim.kind.refuse(claim.id, arm_recipe(arms[0], options)[1])
     made, base = {}, None if all(arm.preset for arm in arms) else arm_recipe(BASE, options)[1]
-    if kind == "towers" and base.towers == 1:
-        raise UserError("specialisation: this network has one tower, so there is nothing to compare")
     for arm in arms:
         preset, recipe = arm_recipe(arm, options)
         init = made[arm.init].directory if arm.init else None
-        run = make_run(
-            kind, arm.name, preset, replace(recipe, seed=seed), data_for(arm, arms, options, recipe), options, init=init
-        )
+        data = data_for(arm, arms, options, recipe)
+        run = make_run(claim.kind, arm.name, preset, replace(recipe, seed=seed), data, options, init=init)
         # an arm that changes nothing of this base, as the paper's order of `paper`, has the base's run
         if recipe == base:
             run = replace(run, directory=run.directory.with_name(run.directory.name.replace(arm.name, BASE.name, 1)))
@@ -121,7 +121,7 @@ def make_run(kind, name, preset, recipe, data, options, init=None, steps=None):
         Path(options.out) / f"{name}-{digest}-seed{recipe.seed}",
         kind,
         init,
-        LEVEL if kind == "rates" else None,
+        kind.level,
     )
 
 
@@ -151,32 +151,21 @@ def at(arm, rates):
     return replace(arm, derive=(*arm.derive, lambda recipe: at_rate(rates[arm.name], recipe))) if rates else arm
 
 
-def search_run(arm, factor, options):
+def search_run(kind, arm, factor, options):
     """A run of the search for the arm's learning rate: --search-epochs epochs of it, or until the level is reached."""
     preset, recipe = arm_recipe(at(arm, {arm.name: factor}), options)
     recipe = replace(recipe, seed=SEARCH_SEED)
-    whole = make_run("rates", arm.name, preset, recipe, options.data, options)
+    whole = make_run(kind, arm.name, preset, recipe, options.data, options)
     if options.search_epochs is None:
         return whole
     steps = min(options.search_epochs * steps_per_epoch(whole), last_step(whole))
-    return make_run("rates", arm.name, preset, recipe, options.data, options, steps=steps)
+    return make_run(kind, arm.name, preset, recipe, options.data, options, steps=steps)
 
 
 def turns(claim, options, seeds, rates=None):
     """[(runs to train, in order; those of them that are averaged, or None)]: a turn a seed, or an ensemble."""
-    arms = [at(arm, rates) for arm in claim.arms]
-    if claim.kind != "ensemble":
-        return [(runs_of_seed(claim.kind, arms, options, seed), None) for seed in range(seeds)]
-    result = []
-    for number in range(seeds):  # no two ensembles share a network
-        fives = [runs_of_seed(claim.kind, arms, options, seed)[0] for seed in range(5 * number, 5 * number + 5)]
-        twos = (
-            [runs_of_seed(claim.kind, arms, options, seed)[1:] for seed in range(2 * number, 2 * number + 2)]
-            if arms[1:]
-            else []
-        )
-        result.append(([*fives, *(run for runs in twos for run in runs)], [*fives, *(runs[-1] for runs in twos)]))
-    return result
+    of_seed = partial(runs_of_seed, claim, options, rates=rates)
+    return [claim.kind.turn(number, of_seed) for number in range(seeds)]
 
 
 # --- how much work
@@ -210,16 +199,14 @@ def work_of_steps(run, first, last):
 def work_of_tests(run):
     """Multiplications and additions of the tests of a run: by itself, and what its claim asks for."""
     pictures = len(data_of(run).splits["val"])
-    tests = 2 if run.kind == "ensemble" else 1  # a member is tested alone and in the average
-    images = number_of_views(run) * pictures * tests
+    images = number_of_views(run) * pictures * run.kind.tests
     more = sum(work_of_test(run, split, protocols) for split, protocols in more_tests(run))
-    return operations(run) * images + work_of_masks(run) + more
+    return operations(run) * images + work_of_measuring(run) + more
 
 
-def work_of_masks(run):
-    """Of `dropout_masks.compare`, where the run's claim asks for it."""
-    pictures = min(len(data_of(run).splits["val"]), dropout_masks.PICTURES)
-    return operations(run) * (1 + dropout_masks.MASKS) * pictures if run.kind == "masks" else 0
+def work_of_measuring(run):
+    """Of what the run's kind of claim measures beside tests."""
+    return operations(run) * run.kind.passes(len(data_of(run).splits["val"]))
 
 
 def work_of_test(run, split, protocols):
@@ -242,8 +229,8 @@ def more_tests(run):
     The training images are a third of an epoch's work; nearly every claim has a use for them, and claims share their
     runs."""
     tests = []
-    if run.kind not in NOT_ON_TRAINING_IMAGES:
+    if run.kind.on_training_images:
         tests.append(("train", {"centre view": centre_view(run.recipe)}))
-    if run.kind == "errors" and has_labelled_test(run.data, run.recipe.stored_size):
+    if run.kind.on_test_images and has_labelled_test(run.data, run.recipe.stored_size):
         tests.append(("test", both_protocols(run.recipe)))
     return tests

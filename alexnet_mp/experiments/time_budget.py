@@ -19,7 +19,7 @@ from .plan import (
     operations,
     search_run,
     turns,
-    work_of_masks,
+    work_of_measuring,
     work_of_steps,
     work_of_test,
     work_of_tests,
@@ -72,8 +72,8 @@ class Forecast:
             case "done":  # but for tests that its claim asks for
                 owed = [test for test in more_tests(run) if key_of_test(run, *test) not in read_notes(run)["tests"]]
                 work = sum(work_of_test(run, *test) for test in owed)
-                if run.kind == "masks" and not entry_of(run, self.options):
-                    work += work_of_masks(run)
+                if not entry_of(run, self.options):
+                    work += work_of_measuring(run)
                 return work * self.pace.get(run.preset, 0.0)
         return (work_of_steps(run, reached(run), last_step(run)) + work_of_tests(run)) * self.pace[run.preset]
 
@@ -94,8 +94,8 @@ def needed(claim, options, seeds):
     """The runs of a claim, each once. As long as a search for learning rates goes on, it is told as if it changed
     nothing."""
     rates, runs = {}, []
-    for arm in claim.arms if claim.kind == "rates" else ():
-        runs += [search_run(arm, factor, options) for factor in GRID]
-        rates[arm.name] = search(arm, options)[1] or 1.0
+    for arm in claim.arms if claim.kind.searches_rates else ():
+        runs += [search_run(claim.kind, arm, factor, options) for factor in GRID]
+        rates[arm.name] = search(claim.kind, arm, options)[1] or 1.0
     runs += [run for turn, _ in turns(claim, options, seeds, rates) for run in turn]
     return list({run.directory: run for run in runs}.values())

@@ -6,16 +6,14 @@ are counted instead."""
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
 
-import numpy as np
-
-from ..analysis.learning_curves import step_of_loss
 from ..analysis.specialisation import LEVEL as DIVIDED
 from ..analysis.specialisation import holm, matching, wilson
 from . import kept_answers
 from .catalogue import CLAIMS
+from .entries import ended, error, words
+from .outcome import Outcome, ratio_of_times
+from .time_kinds import steps
 
 COMES_OUT, OPPOSITE, UNDECIDED, NOT_RUN, NO_VERDICT = (
     "comes out",
@@ -44,60 +42,6 @@ STUDY = (  # the claims that share one correction; all others share another
     "curve",
 )
 UNTRAINED = 98.0  # % top-1 error: a network of `init` with a lower one has learned something
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """One comparison of a claim, one number a seed; above 0 where the second is larger.
-
-    unit: "points", or "times" of logarithms of ratios. Intervals and p are those of the t-test of the mean against 0, n
-    - 1 degrees of freedom; None for n = 1, or where all values are equal."""
-
-    what: str
-    values: tuple[float, ...]
-    unit: str = "points"
-    at_least: bool = False  # some run never came to what is timed, and counts with its length
-
-    @property
-    def n(self):
-        return len(self.values)
-
-    @property
-    def mean(self):
-        return float(np.mean(self.values))
-
-    @cached_property
-    def sd(self):
-        """Of one value, None for n = 1 and where they are equal or not finite."""
-        sd = float(np.std(self.values, ddof=1)) if self.n > 1 else 0.0
-        return sd if 0 < sd < math.inf else None
-
-    @property
-    def p(self):
-        """Two-sided."""
-        if self.sd is None:
-            return None
-        from scipy import stats  # imported late: it takes half a second
-
-        return float(2 * stats.t.sf(abs(self.mean) / (self.sd / math.sqrt(self.n)), self.n - 1))
-
-    @property
-    def interval(self):
-        """Of the mean, 95 %."""
-        return self._within(math.sqrt(1 / self.n))
-
-    @property
-    def prediction(self):
-        """Where the value of another seed should lie, 95 %."""
-        return self._within(math.sqrt(1 + 1 / self.n))
-
-    def _within(self, factor):
-        if self.sd is None:
-            return None
-        from scipy import stats
-
-        reach = float(stats.t.ppf(0.975, self.n - 1)) * self.sd * factor
-        return self.mean - reach, self.mean + reach
 
 
 @dataclass(frozen=True)
@@ -131,69 +75,28 @@ def verdicts(records, folder):
 
 def outcomes(claim, record):
     """The `Outcome`s of a claim's comparisons in a record, those without a pair of runs left out; the first is the
-    primary one."""
+    primary one.
+
+    The study compares when the loss moves for `biases` alone: of its kind the other, `init`, is counted.
+    """
     arms = [arm["name"] for arm in record["arms"] if not arm["larger"]]
-    match claim.kind:
-        case "views":
-            runs = _ended(record, arms[0])
-            pairs = [
-                (
-                    "centre view minus the average over views",
-                    [run["errors"]["centre view"]["top1_error"] - _views(run) for run in runs],
-                )
-            ]
-        case "ensemble":
-            pairs = _ensembles(record)
-        case "masks":
-            pairs = []
-        case "iterations":
-            pairs = [
-                (
-                    f"steps to the same training loss, {_words(arm)} minus {_words(arms[0])}",
-                    _log_steps(record, arms[0], arm),
-                )
-                for arm in arms[1:]
-            ]
-        case "cumulative":
-            pairs = [
-                (f"{_words(arm)} minus {_words(before)}", _differences(record, before, arm, _views))
-                for before, arm in zip(arms, arms[1:])
-            ]
-        case _:
-            value, what = {
-                "overfitting": (_gap, "gap, "),
-                "dropout": (_gap, "gap, "),
-                "training": (_training, "training error, "),
-            }.get(claim.kind, (_views, ""))
-            if claim.id == "biases":
-                value, what = _log_moved, "steps until the loss moves, "
-            if claim.kind == "rates":
-                value, what = _log_epochs, "epochs to the level, "
-            pairs = [
-                (f"{what}{_words(arm)} minus {_words(arms[0])}", _differences(record, arms[0], arm, value))
-                for arm in arms[1:]
-            ]
-    unit = "times" if claim.id == "biases" or claim.kind in ("rates", "iterations") else "points"
-    timed = unit == "times" and claim.kind != "iterations"
-    cut_off = {arm: any(_never(claim, run) for run in _ended(record, arm)) for arm in arms} if timed else {}
-    return tuple(
-        Outcome(what.replace(" minus ", " over ") if unit == "times" else what, tuple(values), unit, at_least)
-        for (what, values), at_least in zip(
-            pairs, [cut_off.get(arm, False) for arm in arms[1:]] or [False], strict=True
-        )
-        if len(values)
-    )
+    if claim.id == "biases":
+        what = "steps until the loss moves, "
+        found = [ratio_of_times(record, arms[0], arm, "moved", steps, what) for arm in arms[1:]]
+    else:
+        found = claim.kind.outcomes(record, arms)
+    return tuple(outcome for outcome in found if outcome.n)
 
 
 def _tested(claim, record, folder):
-    """The `Verdict` before any correction: `UNDECIDED` where p and the correction will tell."""
+    """The `Verdict` before any correction: `UNDECIDED` if p and the correction will tell."""
     if record is None or not any("errors" in run for run in record["runs"]):
         return Verdict(NOT_RUN)
-    if claim.kind == "towers":
+    if claim.id == "specialisation":
         return _counted_towers(record, folder)
     if claim.id == "init":
         return _counted_starts(claim, record)
-    if claim.kind in ("errors", "masks"):
+    if not claim.kind.judged:
         return Verdict(NO_VERDICT, record=record)
     found = outcomes(claim, record)
     primary = found if claim.every else found[:1]
@@ -238,7 +141,7 @@ def _counted_towers(record, folder):
     chroma that differs, as the paper says, and Fisher's exact test of the runs with links against those without."""
     counts, told = [], []
     for arm in record["arms"]:
-        runs = [run for run in _ended(record, arm["name"]) if "division" in run]
+        runs = [run for run in ended(record, arm["name"]) if "division" in run]
         if not runs:
             continue
         divided = [
@@ -250,9 +153,9 @@ def _counted_towers(record, folder):
         low, high = wilson(len(divided), len(runs))
         counts.append((len(divided), len(runs), p))
         told.append(
-            f"{_words(arm['name'])}: towers differ in {len(divided)} of {len(runs)} runs ({100 * low:.0f} to "
-            f"{100 * high:.0f} %), in chroma "
-            f"in {chroma} of these; against towers of other runs p = {'unknown' if p is None else f'{p:.2g}'}"
+            f"{words(arm['name'])}: towers differ in {len(divided)} of {len(runs)} runs "
+            f"({100 * low:.0f} to {100 * high:.0f} %), in chroma in {chroma} of these; "
+            f"against towers of other runs p = {'unknown' if p is None else f'{p:.2g}'}"
         )
     if not counts or counts[0][1] < FEWEST:
         return Verdict(
@@ -276,93 +179,9 @@ def _counted_starts(claim, record):
     found = outcomes(claim, record)
     if len(runs) < FEWEST:
         return Verdict(NO_VERDICT, found, remark=_too_few(len(runs)), record=record)
-    learned = sum("errors" in run and run["moved"] is not None and _views(run) < UNTRAINED for run in runs)
+    learned = sum("errors" in run and run["moved"] is not None and error(run) < UNTRAINED for run in runs)
     word = COMES_OUT if learned == len(runs) else OPPOSITE if not learned else UNDECIDED
     return Verdict(word, found, remark=f"{learned} of {len(runs)} runs learn", record=record)
-
-
-def _ensembles(record):
-    """Of five networks: the average's error minus each member's; of seven: minus the average of the first five, one
-    number an ensemble."""
-    values = []
-    for ensemble in record["ensembles"]:
-        average = _views({"errors": ensemble["errors"]})
-        if "five" in ensemble:
-            values.append(average - _views({"errors": ensemble["five"]["errors"]}))
-        elif len(record["ensembles"]) == 1:
-            names = {Path(member).name for member in ensemble["members"]}
-            values = [average - _views(run) for run in record["runs"] if Path(run["directory"]).name in names]
-        else:
-            names = {Path(member).name for member in ensemble["members"]}
-            values.append(
-                average
-                - float(np.mean([_views(run) for run in record["runs"] if Path(run["directory"]).name in names]))
-            )
-    return [
-        (
-            "the average of seven minus that of five"
-            if any("five" in ensemble for ensemble in record["ensembles"])
-            else "the average minus its members",
-            values,
-        )
-    ]
-
-
-# --- one number of a run
-
-
-def _views(run):
-    """Top-1 error in %, averaged over views; of a network that is tested on one view, on that."""
-    return list(run["errors"].values())[-1]["top1_error"]
-
-
-def _training(run):
-    return run["on_training_images"]["top1_error"] if "on_training_images" in run else None
-
-
-def _gap(run):
-    """Validation minus training error, centre view, in points."""
-    return (
-        run["errors"]["centre view"]["top1_error"] - run["on_training_images"]["top1_error"]
-        if "on_training_images" in run
-        else None
-    )
-
-
-def _log_moved(run):
-    """Logarithm of the steps until the loss moves; a loss that never does counts with the length of the run."""
-    return math.log(run["steps"] if run["moved"] is None else run["moved"]) if "moved" in run else None
-
-
-def _log_epochs(run):
-    """Logarithm of the epochs to the level of training error; a run that never comes to it counts with its length."""
-    reached = run.get("epochs_to_level")
-    return math.log(run["steps"] / run["steps_per_epoch"] if reached is None else reached)
-
-
-def _log_steps(record, reference, arm):
-    """Logarithms of how many times as many steps an arm takes to the lowest training loss that both curves of a pair
-    come to."""
-    a, b = ({run["seed"]: run["curve"] for run in _ended(record, name) if "curve" in run} for name in (reference, arm))
-    ratios = []
-    for seed in sorted(a.keys() & b.keys()):
-        level = max(min(curve["loss"]) for curve in (a[seed], b[seed]))
-        ratios.append(math.log(step_of_loss(b[seed], level) / step_of_loss(a[seed], level)))
-    return ratios
-
-
-def _never(claim, run):
-    return run.get("epochs_to_level" if claim.kind == "rates" else "moved") is None
-
-
-def _differences(record, reference, arm, value):
-    """value(run of the arm) - value(run of the reference) of every seed that both have."""
-    a, b = ({run["seed"]: value(run) for run in _ended(record, name)} for name in (reference, arm))
-    return [b[seed] - a[seed] for seed in sorted(a.keys() & b.keys()) if None not in (a[seed], b[seed])]
-
-
-def _ended(record, arm):
-    return [run for run in record["runs"] if run["arm"] == arm and "errors" in run]
 
 
 def _fullest(records):
@@ -374,7 +193,3 @@ def _fullest(records):
         key=lambda record: len({run["seed"] for run in record["runs"] if "errors" in run}),
         default=None,
     )
-
-
-def _words(arm):
-    return arm.replace("_", " ")

@@ -16,7 +16,7 @@ from alexnet_mp import claims, evaluate
 from alexnet_mp.experiments import page as claim_page
 from alexnet_mp.experiments import plan
 from alexnet_mp.experiments.arm_runs import first_gpu, training_options
-from alexnet_mp.experiments.catalogue import BASE, CLAIMS, command
+from alexnet_mp.experiments.catalogue import BASE, CLAIMS, KINDS, command
 from alexnet_mp.experiments.conduct import new_record
 from alexnet_mp.experiments.elsewhere import ELSEWHERE, feeding, importance, two_gpus
 from alexnet_mp.experiments.findings import findings, setting
@@ -198,7 +198,7 @@ def test_the_papers_overfitting_is_of_crops_and_mirror_images(base):
     by_id = {claim.id: claim for claim in CLAIMS}
     changed = {}
     for name in ("augmentation", "crops-flips", "crops", "flips"):
-        assert by_id[name].kind == "overfitting"
+        assert by_id[name].kind.word == "overfitting"
         before, after = (arm_recipe(arm, options("--base", base))[1] for arm in by_id[name].arms)
         changed[name] = set(differences(before, after))
     assert changed == {
@@ -207,7 +207,7 @@ def test_the_papers_overfitting_is_of_crops_and_mirror_images(base):
         "crops": {"crop_positions"},
         "flips": {"flip"},
     }
-    assert by_id["dropout"].kind == "dropout"
+    assert by_id["dropout"].kind.word == "dropout"
 
 
 @every(
@@ -336,7 +336,7 @@ def test_every_kind_of_claim_has_its_words():
         arms = [{"name": arm.name, "larger": arm.larger} for arm in claim.arms]
         record = {
             "claim": claim.id,
-            "kind": claim.kind,
+            "kind": claim.kind.word,
             "arms": arms,
             "runs": [],
             "search": [],
@@ -917,7 +917,7 @@ def test_the_pages_say_what_the_records_say(capsys):
 
 def planned(preset, tmp_path, *words, kind="difference"):
     found = options(*words, "--out", str(tmp_path))
-    return make_run(kind, "base", preset, PRESETS[preset](), "builtin", found)
+    return make_run(KINDS[kind], "base", preset, PRESETS[preset](), "builtin", found)
 
 
 @pytest.fixture

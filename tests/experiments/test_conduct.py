@@ -1,6 +1,7 @@
 """Every claim from the command to its sentence, on 24 + 6 pictures with networks of a few maps; and claims that are
 interrupted."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -22,12 +23,15 @@ from alexnet_mp.data.pixel_statistics import Statistics
 from alexnet_mp.evaluation import ensembles, protocol, trained
 from alexnet_mp.experiments import arm_runs, conduct, measure, plan, records
 from alexnet_mp.experiments import findings as claim_table
-from alexnet_mp.experiments.catalogue import CLAIMS, FACTORS, GRID
+from alexnet_mp.experiments.catalogue import CLAIMS, FACTORS, GRID, KINDS
 from alexnet_mp.experiments.figures import draw_claim
 from alexnet_mp.experiments.findings import findings
 from alexnet_mp.experiments.half_the_classes import every_second_class
+from alexnet_mp.experiments.kind import Kind
 from alexnet_mp.experiments.records import differences, read_records
 from alexnet_mp.experiments.time_budget import Forecast
+from alexnet_mp.experiments.time_kinds import Rates
+from alexnet_mp.experiments.verdict import outcomes
 from alexnet_mp.recipes import ablations
 from alexnet_mp.recipes.named import PRESETS
 from alexnet_mp.runs.directory import read_run
@@ -71,6 +75,43 @@ def test_every_claim(claim, data, out, capsys, monkeypatch):
     assert len(pictures) == (claim in DRAWN) and all(Image.open(picture).size[0] > 400 for picture in pictures)
 
 
+class Size(Kind):
+    """How many weights the network of each arm has: a kind that the catalogue doesn't know."""
+
+    word = "size"
+    asks_for = "weights"
+    on_training_images = False
+
+    def measure(self, run, open_network):
+        network, _ = open_network()
+        return {"weights": sum(parameter.numel() for parameter in network.parameters())}
+
+    def findings(self, record, arms):
+        return [f"{run['arm']} has {run['weights']:,} weights" for run in record["runs"] if run["arm"] in arms]
+
+    def figure(self, axes, record, colours):
+        axes.set_ylabel("weights")
+        axes.plot([run["weights"] for run in record["runs"]], "o")
+
+
+def test_a_kind_of_claim_is_one_class_and_nothing_else_knows_it(data, out, capsys, monkeypatch):
+    claim = dataclasses.replace(BY_ID["larger"], id="size", kind=Size())
+    monkeypatch.setattr(claims, "CLAIMS", [claim, BY_ID["larger"]])
+    monkeypatch.setitem(KINDS, claim.kind.word, claim.kind)  # as if the catalogue had the claim
+    monkeypatch.setattr(records, "draw_claim", draw_claim)
+    words = ["--seeds", "1", "--set", "dropout=0.3", "--budget", "1h"]  # --set: runs that no other test has made
+    record = run("size", data, out, *words)
+    assert record["kind"] == "size"
+    half, base, double = sorted(record["runs"], key=lambda entry: entry["weights"])
+    assert [entry["arm"] for entry in (half, base, double)] == ["half_width", "base", "double_width"]
+    assert not any("on_training_images" in entry for entry in record["runs"])
+    assert f"  double_width has {double['weights']:,} weights" in capsys.readouterr().out
+    assert len(list((out / "records").glob("size-????????.png"))) == 1
+    assert [outcome.what for outcome in outcomes(claim, record)] == ["half width minus base", "double width minus base"]
+    run("larger", data, out, *words)  # the same runs, tested for another kind of claim
+    assert without_times(run("size", data, out, *words)) == without_times(record)
+
+
 def test_what_a_claim_changes_is_in_its_record(data, out):
     record = run("colour", data, out, "--seeds", "1")
     assert [arm["differs"] for arm in record["arms"]] == [{}, {"colour_noise": [0.1, 0.0]}]
@@ -106,8 +147,8 @@ def test_claims_share_their_runs_and_train_none_twice(data, out, monkeypatch):
 
 def test_an_arm_that_changes_nothing_has_the_run_of_the_base(data, out):
     found = claims._parser().parse_args(["run", "order", "--data", str(data), "--out", str(out), *MINI])
-    (base,) = plan.runs_of_seed("views", BY_ID["views"].arms, found, 0)
-    paper, source = plan.runs_of_seed("difference", BY_ID["order"].arms, found, 0)
+    (base,) = plan.runs_of_seed(BY_ID["views"], found, 0)
+    paper, source = plan.runs_of_seed(BY_ID["order"], found, 0)
     assert paper.directory == base.directory != source.directory and (paper.arm, source.arm) == (
         "paper_order",
         "source_order",
@@ -119,15 +160,14 @@ def test_every_choice_of_the_data_and_the_training_has_runs_of_its_own(data, out
     more = [["--epochs", "2"], ["--steps", "2"], ["--set", "dropout=0.25"]]
     found = [
         plan.runs_of_seed(
-            "difference",
-            BY_ID["lrn"].arms,
+            BY_ID["lrn"],
             claims._parser().parse_args(["run", "lrn", "--data", str(data), "--out", str(out), *MINI, *words]),
             0,
         )
         for words in ([], *more)
     ]
     directories = {entry.directory for runs in found for entry in runs}
-    assert len(directories) == 8 and plan.runs_of_seed("difference", BY_ID["lrn"].arms, options, 0) == found[0]
+    assert len(directories) == 8 and plan.runs_of_seed(BY_ID["lrn"], options, 0) == found[0]
     assert {entry.recipe.dropout for entry in found[3]} == {0.25}
 
 
@@ -318,9 +358,9 @@ def test_the_best_learning_rate_is_the_one_that_is_compared(data, out):
 def search_where(monkeypatch, outcome):
     """What `claim_run.search` says where `outcome(factor)` is measured of a run at that rate; all runs are done."""
     monkeypatch.setattr(conduct, "status", lambda run: "done")
-    monkeypatch.setattr(conduct, "search_run", lambda arm, factor, options: factor)
+    monkeypatch.setattr(conduct, "search_run", lambda kind, arm, factor, options: factor)
     monkeypatch.setattr(conduct, "measure", lambda factor, options, tested: outcome(factor))
-    return conduct.search(BY_ID["cifar-relu"].arms[0], None)
+    return conduct.search(BY_ID["cifar-relu"].kind, BY_ID["cifar-relu"].arms[0], None)
 
 
 def at_epochs(epochs, error=20.0):
@@ -341,7 +381,7 @@ def test_the_grid_is_widened_until_the_best_is_inside(monkeypatch):
 
 
 def test_a_run_ends_when_its_training_error_is_at_the_level(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(plan, "LEVEL", 80.0)  # which chance is close to
+    monkeypatch.setattr(Rates, "level", 80.0)  # which chance is close to
     seen = []
     monkeypatch.setattr(
         learning_curves,

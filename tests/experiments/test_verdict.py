@@ -47,7 +47,7 @@ def of(name, shift, seeds=6, arms=None):
         for number, arm in enumerate(names)
         for seed in range(seeds)
     }
-    return record_of(claim.kind, names, runs) | {"claim": name}
+    return record_of(claim.kind.word, names, runs) | {"claim": name}
 
 
 def verdict(name, record, others=(), folder="nowhere"):

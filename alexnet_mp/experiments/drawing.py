@@ -1,0 +1,107 @@
+"""What the pictures of claims are drawn of: columns with a point a seed, times on an axis, names and numbers."""
+
+from statistics import mean, stdev
+
+from .entries import ended, error
+
+COLOURS = ("#08519c", "#d95f02", "#1b9e77", "#7570b3", "#e7298a", "#a6761d", "#555555")
+FAINT = "#aaaaaa"
+
+
+def errors(axes, record, colours, paired=True, joined_means=False):
+    """The top-1 error of each arm of `colours`, {arm: colour}."""
+    tested = [run["errors"] for arm in colours for run in ended(record, arm)]
+    one = bool(tested) and all(len(of_run) == 1 for of_run in tested)
+    axes.set_ylabel(f"top-1 error, {'centre view' if one else 'average over views'} (%)")
+    measured = {arm: {run["seed"]: error(run) for run in ended(record, arm)} for arm in colours}
+    columns(axes, record, colours, measured, paired, joined_means)
+
+
+def times(axes, record, colours, time, length, ratio):
+    """Columns of an entry's field `time`; open points at length(run) of runs that did not come to it.
+
+    A log axis for a ratio of `ratio`.
+    """
+    tested = [run for run in record["runs"] if run["steps"] and "diverged" not in run]
+    runs = {arm: [run for run in tested if run["arm"] == arm] for arm in colours}
+    found = {arm: {run["seed"]: run[time] for run in runs[arm] if run.get(time) is not None} for arm in colours}
+    never = [
+        (number, length(run), arm) for number, arm in enumerate(colours) for run in runs[arm] if run.get(time) is None
+    ]
+    columns(axes, record, colours, found, counts={arm: len(of_arm) for arm, of_arm in runs.items()})
+    for number, value, arm in never:
+        axes.plot([number], [value], "o", color=colours[arm], markerfacecolor="white")
+    if never:
+        axes.plot([], [], "ko", markerfacecolor="white", label="not within the run")
+    every = [*(value for values in found.values() for value in values.values()), *(value for _, value, _ in never)]
+    if every and max(every) >= ratio * min(every):
+        _logarithmic(axes, every)
+
+
+def _logarithmic(axes, values):
+    """A log axis whose numbers are written out, with ends so far apart that there are some."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    axes.set_yscale("log")
+    axes.set_ylim(min(values) / 1.6, max(values) * 1.6)
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def columns(axes, record, colours, measured, paired=True, joined_means=False, counts=None):
+    """A column a name of `measured`, {name: {seed: value}}: a point a seed, and beside them mean ± sd of several.
+
+    paired: the same seed is joined by a line. Under a column is how many values it has, or what counts says.
+    """
+    labels, middle = [], []
+    for number, (name, values) in enumerate(measured.items()):
+        for value in values.values():
+            axes.plot([number], [value], "o", color=colours[name])
+        if values:
+            middle.append((number + (0.15 if len(values) > 1 else 0), mean(values.values())))
+        if len(values) > 1:
+            axes.errorbar(
+                *middle[-1], yerr=stdev(values.values()), color=colours[name], fmt="_", markersize=12, capsize=4
+            )
+        n = counts[name] if counts else len(values)
+        labels.append(f"{name.replace('_', ' ')}\nn = {n}{lost(record, name)}")
+    for seed in sorted({seed for values in measured.values() for seed in values}) if paired else ():
+        line = [(number, values[seed]) for number, values in enumerate(measured.values()) if seed in values]
+        axes.plot(*zip(*line), color=FAINT, linewidth=0.7, zorder=0)
+    if joined_means and middle:
+        axes.plot(*zip(*middle), color="black", linewidth=1.2, zorder=0, label="means")
+    name_columns(axes, labels)
+
+
+def name_columns(axes, labels):
+    many = len(labels) > 3
+    axes.set_xticks(
+        range(len(labels)),
+        labels,
+        fontsize=8,
+        rotation=30 if many else 0,
+        ha="right" if many else "center",
+        rotation_mode="anchor" if many else "default",
+    )
+    axes.set_xlim(-0.5, max(len(labels), 1) - 0.5)
+
+
+def beside(axes, text, x, y, columns):
+    """Text at the right of a vertical line, one of `columns`; upright or not at all where there is no room."""
+    if columns <= 20:
+        axes.annotate(
+            text,
+            (x, y),
+            (3, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8 if columns <= 6 else 6,
+            rotation=0 if columns <= 6 else 90,
+        )
+
+
+def lost(record, arm):
+    """ ", 2 diverged", or nothing."""
+    count = sum("diverged" in run for run in record["runs"] if run["arm"] == arm)
+    return f", {count} diverged" if count else ""

@@ -1,0 +1,65 @@
+"""What a kind of claim is: one class, whose defaults are those of a claim that compares errors.
+
+The classes are in `error_kinds`, `time_kinds` and `network_kinds`. A new one says what differs from `Kind`, and a claim
+of the catalogue names it: nothing else knows it.
+"""
+
+from . import drawing, outcome, sentences
+
+
+class Kind:
+    """What a claim measures and compares.
+
+    A record is what `conduct.new_record` begins, an entry what it has of a run. Arms are names, the reference's first;
+    an arm that was trained on a larger label set is not among them.
+    """
+
+    word = ""  # in records
+
+    # What is trained and tested.
+    level = None  # top-1 training error in % at which a run ends
+    searches_rates = False  # each arm has the learning rate with which it comes to the level soonest
+    on_training_images = True  # whether each network is tested on them too: a third of an epoch's work
+    on_test_images = False  # if they have labels
+    tests = 1  # of a network on the validation images
+    asks_for = "on_training_images"  # of an entry that is kept: without this it was measured for another kind alone
+
+    # What is said and drawn.
+    tells_schedule = False  # whether the findings say when the rates fall
+    judged = True  # whether a verdict is tried
+    curve_labels = ("step", "training loss (nats)")
+    dashed = False  # whether the curves of all arms but the first are
+
+    def refuse(self, claim_id, recipe):
+        """Raise UserError if the first arm's recipe leaves nothing to compare."""
+
+    def turn(self, number, runs_of_seed):
+        """(the runs of turn `number`, in order; those of them that are averaged, or None): all arms with one seed."""
+        return runs_of_seed(number), None
+
+    def measure(self, run, open_network):
+        """What an entry has of a finished run beside its tests and curve; open_network() -> (network, pipeline)."""
+        return {}
+
+    def passes(self, pictures):
+        """How many forward passes of a picture `measure` takes, of so many validation pictures."""
+        return 0
+
+    def findings(self, record, arms):
+        """The sentences that a record supports; None for one that it doesn't. By default each arm against the first."""
+        return [sentences.difference(record, arms[0], arm) for arm in arms[1:]]
+
+    def outcomes(self, record, arms):
+        """The `Outcome`s that a verdict rests on, the primary one first. By default of each arm's error."""
+        return [outcome.difference(record, arms[0], arm) for arm in arms[1:]]
+
+    def curve(self, run):
+        """(x, y) of an entry's training curve."""
+        return run["curve"]["steps"], run["curve"]["loss"]
+
+    def mark_curves(self, axes, record):
+        """Draw what is in the picture of the curves beside them."""
+
+    def figure(self, axes, record, colours):
+        """Draw what came out for each seed; colours: {arm: colour}. By default the arms' errors."""
+        drawing.errors(axes, record, colours)

@@ -1,0 +1,215 @@
+"""Kinds of claims about what trained networks are: averaged, sampled by dropout, divided between the towers."""
+
+from contextlib import closing
+from pathlib import Path
+from statistics import mean
+
+import numpy as np
+import torch
+
+from ..analysis.hypothesis_tests import paired
+from ..analysis.specialisation import LEVEL, wilson
+from ..data.image_files import pipeline_of
+from ..evaluation import dropout_masks
+from ..evaluation.protocol import centre_view
+from ..system.errors import UserError
+from ..system.terminal import progress
+from . import drawing
+from .entries import FIELDS, averaged, ended, error, words
+from .kind import Kind
+from .outcome import Outcome
+from .sentences import n_and_p, signed, spread
+
+
+class Ensemble(Kind):
+    """Several networks averaged: five of the first arm, and two pre-trained ones if there are other arms."""
+
+    word = "ensemble"
+    tests = 2  # a member is tested alone and in the average
+
+    def turn(self, number, runs_of_seed):
+        """An ensemble; no two of them share a network."""
+        fives = [runs_of_seed(seed)[0] for seed in range(5 * number, 5 * number + 5)]
+        others = [runs_of_seed(seed)[1:] for seed in range(2 * number, 2 * number + 2)]
+        twos = [runs for runs in others if runs]
+        return [*fives, *(run for runs in twos for run in runs)], [*fives, *(runs[-1] for runs in twos)]
+
+    def findings(self, record, arms):
+        """An average of five against its members' mean; one of seven against one of its first five."""
+        ensembles = record["ensembles"]
+        if not ensembles:
+            return []
+        name, sentences = averaged(ensembles[0]["errors"]), []
+        for what, key in (
+            ("averaged plainly", "errors"),
+            ("averaged with weights chosen on the validation images, tested on these same images", "weighted"),
+        ):
+            if "five" in ensembles[0]:
+                reference = [ensemble["five"][key][name] for ensemble in ensembles]
+                against = "the average of five of them, "
+            else:
+                members = [
+                    [run["errors"][name] for run in record["runs"] if run["directory"] in ensemble["members"]]
+                    for ensemble in ensembles
+                ]
+                reference = [{field: mean(errors[field] for errors in of) for field in FIELDS} for of in members]
+                against = "their mean of "
+            before, after = (
+                [[errors[field] for errors in of] for field in FIELDS]
+                for of in (reference, [ensemble[key][name] for ensemble in ensembles])
+            )
+            tests = [paired(*pair) for pair in zip(before, after)]
+            level = " / ".join(f"{mean(values):.2f}" for values in before)
+            sentences.append(
+                f"{len(ensembles[0]['members'])} networks {what}: {signed(tests[0])} / {signed(tests[1])} points "
+                f"against {against}{level} % ({name}), {n_and_p(tests[0])}"
+            )
+        return sentences
+
+    def outcomes(self, record, arms):
+        """Of five networks: the average's error minus each member's; of seven: minus the average of the first five.
+
+        Of several ensembles of five there is one number each, minus its members' mean.
+        """
+        values, ensembles = [], record["ensembles"]
+        for ensemble in ensembles:
+            average = error(ensemble)
+            if "five" in ensemble:
+                values.append(average - error(ensemble["five"]))
+                continue
+            names = {Path(member).name for member in ensemble["members"]}
+            members = [error(run) for run in record["runs"] if Path(run["directory"]).name in names]
+            values += (
+                [average - each for each in members] if len(ensembles) == 1 else [average - float(np.mean(members))]
+            )
+        seven = any("five" in ensemble for ensemble in ensembles)
+        what = "the average of seven minus that of five" if seven else "the average minus its members"
+        return [Outcome(what, tuple(values))]
+
+    def figure(self, axes, record, colours):
+        """The networks that are averaged as points, their averages as lines; all networks where none were averaged."""
+        members = {member for ensemble in record["ensembles"] for member in ensemble["members"]}
+        shown = [run for run in record["runs"] if run["directory"] in members or not members]
+        drawing.errors(axes, record | {"runs": shown}, colours, paired=False)
+        for part in (part for ensemble in record["ensembles"] for part in (ensemble.get("five"), ensemble) if part):
+            size = len(part["members"])
+            for key, colour, what in (("errors", "black", ""), ("weighted", drawing.COLOURS[4], ", weighted")):
+                label = f"average of {size}{what}"
+                axes.axhline(
+                    error({"errors": part[key]}),
+                    color=colour,
+                    linestyle="--" if size <= 5 else "-",
+                    label=None if label in axes.get_legend_handles_labels()[1] else label,
+                )
+
+
+class Masks(Kind):
+    """The network against the geometric mean of those that dropout samples of it."""
+
+    word = "masks"
+    asks_for = "masks"
+    judged = False
+
+    def refuse(self, claim_id, recipe):
+        if not (recipe.dropout and any("dropout" in layer.then for layer in recipe.layers)):
+            raise UserError(f"{claim_id}: this network has no dropout, so there is nothing to compare")
+
+    def passes(self, pictures):
+        return (1 + dropout_masks.MASKS) * min(pictures, dropout_masks.PICTURES)
+
+    def measure(self, run, open_network):
+        """`dropout_masks.compare`, on validation pictures spread over all of them, centre view."""
+        network, pipeline = open_network()
+        split, size = pipeline.dataset.splits["val"], run.recipe.batch_size
+        pictures = min(dropout_masks.PICTURES, len(split))
+        numbers = np.unique(np.linspace(0, len(split) - 1, pictures).round().astype(int))
+        given = pipeline_of([split.read(int(number)) for number in numbers], network, pipeline.statistics)
+        with closing(given.views("given", size, centre_view(run.recipe))) as batches:
+            parts = [towers for (towers,), _ in batches]
+        images = [torch.cat([towers[place] for towers in parts]) for place in range(run.recipe.towers)]
+        labels = torch.from_numpy(np.asarray(split.labels)[numbers])
+        with progress(f"masks of {run.directory.name}", dropout_masks.MASKS, "masks") as advance:
+            return {"masks": dropout_masks.compare(network, images, labels, advance=advance)}
+
+    def findings(self, record, arms):
+        runs = [run["masks"] for run in ended(record, arms[0]) if "masks" in run]
+        if not runs:
+            return []
+        of = {key: [run[key] for run in runs] for key in runs[0]}
+        return [
+            f"top-1 error on {runs[0]['images']:,} validation pictures, centre view: {spread(of['halved'])} % of the "
+            f"network with outputs times one minus dropout, {spread(of['geometric'])} % of the geometric mean of "
+            f"{runs[0]['masks']} sampled networks ({spread(of['arithmetic'])} % of their arithmetic mean), "
+            f"{spread(of['one_mask'])} % of one of them; the first two agree on {spread(of['agree'], 1)} % of the "
+            f"pictures, {spread(of['divergence'], 4)} nats apart (two halves of the masks {spread(of['noise'], 4)}, "
+            f"one sampled network {spread(of['one_mask_divergence'], 3)}), n = {len(runs)}"
+        ]
+
+
+class Towers(Kind):
+    """Whether the towers' first-layer kernels differ: in networks with links, without, and in halves of one tower."""
+
+    word = "towers"
+
+    def refuse(self, claim_id, recipe):
+        if recipe.towers == 1:
+            raise UserError(f"{claim_id}: this network has one tower, so there is nothing to compare")
+
+    def findings(self, record, arms):
+        return [_division(record, arm) for arm in arms]
+
+    def figure(self, axes, record, colours):
+        """Each run's two shares of chroma, and p of "the towers' kernels are alike"; the arms one after the other."""
+        runs = [run for arm in colours for run in record["runs"] if run["arm"] == arm and "chroma" in run]
+        for number, run in enumerate(runs):
+            axes.plot([number] * 2, run["chroma"], color=drawing.FAINT, zorder=0)
+            p = run["division"]["p"] if "division" in run else run["random_split_p"]
+            drawing.beside(axes, "noise" if p is None else f"p = {p:.2g}", number, mean(run["chroma"]), len(runs))
+        for tower, colour in zip((0, 1), drawing.COLOURS) if runs else ():
+            axes.plot(
+                range(len(runs)),
+                [run["chroma"][tower] for run in runs],
+                "o",
+                color=colour,
+                label=f"tower {'ab'[tower]}",
+            )
+        several = len({run["arm"] for run in runs}) > 1
+        drawing.name_columns(
+            axes, [f"{words(run['arm'])}, seed {run['seed']}" if several else f"seed {run['seed']}" for run in runs]
+        )
+        axes.set(ylabel="share of chroma in the first layer's energy", ylim=(0, 1))
+
+
+def _division(record, arm):
+    """In how many runs the towers' kernels differ, by one test of all features, and their shares of chroma."""
+    runs = [run for run in ended(record, arm) if "chroma" in run]
+    if not runs:
+        return _halves(record, arm)
+    shares = ", ".join(
+        f"{run['chroma'][0]:.2f} / {run['chroma'][1]:.2f} (p = {run['random_split_p']:.2g})" for run in runs
+    )
+    apart = [abs(run["chroma"][0] - run["chroma"][1]) for run in runs]
+    colour = (
+        f"share of chroma in the kernels' energy, tower a / b: {shares}; {spread(apart)} apart, n = {len(runs)}; "
+        "p: the share of random halves of the kernels that are as far apart"
+    )
+    tests = [run["division"] for run in runs if "division" in run]
+    if not tests:  # a record of an older version
+        return colour
+    divided = sum(test["p"] is not None and test["p"] <= LEVEL for test in tests)
+    low, high = wilson(divided, len(tests))
+    every = ", ".join("too few kernels" if test["p"] is None else f"{test['p']:.2g}" for test in tests)
+    return (
+        f"{words(arm)}: the towers' kernels differ in {divided} of {len(tests)} runs (95 % interval {100 * low:.0f} to "
+        f"{100 * high:.0f} %; colour, hue, orientation and frequency in one test, p = {every}, counted at {LEVEL:g}); "
+        f"{colour}"
+    )
+
+
+def _halves(record, arm):
+    """Of one tower: how many random halves of its kernels meet the criterion."""
+    halves = [run["halves"] for run in ended(record, arm) if "halves" in run]
+    if not halves:
+        return None
+    met, splits = (sum(values) for values in zip(*halves))
+    return f"{words(arm)}: random halves of its kernels differ as much in {met} of {splits} splits, n = {len(halves)}"

@@ -1,0 +1,84 @@
+"""The comparisons of a claim that its verdict rests on: one number a seed, and the t-test of their mean."""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from .entries import differences, ended, error, words
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One comparison of a claim, one number a seed; above 0 where the second is larger.
+
+    unit: "points", or "times" of logarithms of ratios. Intervals and p are those of the t-test of the mean against 0,
+    n - 1 degrees of freedom; None for n = 1, and if all values are equal.
+    """
+
+    what: str
+    values: tuple[float, ...]
+    unit: str = "points"
+    at_least: bool = False  # some run never came to what is timed, and counts with its length
+
+    @property
+    def n(self):
+        return len(self.values)
+
+    @property
+    def mean(self):
+        return float(np.mean(self.values))
+
+    @cached_property
+    def sd(self):
+        """Of one value, None for n = 1 and where they are equal or not finite."""
+        sd = float(np.std(self.values, ddof=1)) if self.n > 1 else 0.0
+        return sd if 0 < sd < math.inf else None
+
+    @property
+    def p(self):
+        """Two-sided."""
+        if self.sd is None:
+            return None
+        from scipy import stats  # imported late: it takes half a second
+
+        return float(2 * stats.t.sf(abs(self.mean) / (self.sd / math.sqrt(self.n)), self.n - 1))
+
+    @property
+    def interval(self):
+        """Of the mean, 95 %."""
+        return self._within(math.sqrt(1 / self.n))
+
+    @property
+    def prediction(self):
+        """Where the value of another seed should lie, 95 %."""
+        return self._within(math.sqrt(1 + 1 / self.n))
+
+    def _within(self, factor):
+        if self.sd is None:
+            return None
+        from scipy import stats
+
+        reach = float(stats.t.ppf(0.975, self.n - 1)) * self.sd * factor
+        return self.mean - reach, self.mean + reach
+
+
+def difference(record, reference, arm, value=error, what=""):
+    """value(run of the arm) - value(run of the reference), paired by seed. what: the value's name."""
+    return Outcome(f"{what}{words(arm)} minus {words(reference)}", tuple(differences(record, reference, arm, value)))
+
+
+def ratio_of_times(record, reference, arm, time, length, what):
+    """How many times as long an arm takes as its reference, as logarithms, paired by seed.
+
+    time: the entry's field; a run that never came to it has None and counts with length(run). An entry without the
+    field counts for nothing.
+    """
+
+    def log_time(run):
+        return math.log(length(run) if run[time] is None else run[time]) if time in run else None
+
+    values = tuple(differences(record, reference, arm, log_time))
+    never = any(run.get(time) is None for run in ended(record, arm))
+    return Outcome(f"{what}{words(arm)} over {words(reference)}", values, "times", never)

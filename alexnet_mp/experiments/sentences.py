@@ -1,0 +1,51 @@
+"""Numbers in a sentence of the findings, and the sentence that most of them begin with: a difference of two arms."""
+
+from statistics import mean, stdev
+
+from ..analysis.hypothesis_tests import paired
+from .entries import FIELDS, pairs, words
+
+
+def count(number, noun):
+    """ "1 epoch", "1,200 steps"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def spread(values, digits=2):
+    """Mean ± standard deviation."""
+    return f"{mean(values):.{digits}f}" + (f" ± {stdev(values):.{digits}f}" if len(values) > 1 else "")
+
+
+def spread_signed(values, digits=2):
+    return f"{mean(values):+.{digits}f}" + (f" ± {stdev(values):.{digits}f}" if len(values) > 1 else "")
+
+
+def signed(test, digits=2):
+    """Mean ± standard deviation of the differences of a `Paired`."""
+    return f"{test.mean:+.{digits}f}" + (f" ± {test.sd:.{digits}f}" if test.sd is not None else "")
+
+
+def n_and_p(test):
+    """n and p of a `Paired`."""
+    if test.p is None:
+        return "n = 1, no p"
+    least = ", the least there can be" if test.p == test.least_p else ""
+    return f"n = {test.n}, p = {test.p:.2g}{least}" + (
+        f" (Welch {test.welch_p:.2g})" if test.welch_p is not None else ""
+    )
+
+
+def difference(record, reference, arm):
+    """Errors of an arm minus those of its reference, under every protocol; None without a pair."""
+    a, b = pairs(record, reference, arm)
+    if not a:
+        return None
+    parts = []
+    for protocol in reversed(a[0]["errors"]):
+        fields = [[[run["errors"][protocol][field] for run in runs] for runs in (a, b)] for field in FIELDS]
+        points = " / ".join(signed(paired(*pair)) for pair in fields)
+        parts.append((f"{points} points", protocol, paired(*fields[0]), fields))
+    (first, protocol, test, fields), *others = parts
+    level = " / ".join(f"{mean(pair[0]):.2f}" for pair in fields)
+    centre = "".join(f"; {other} {points}" for points, other, *_ in others)
+    return f"{words(arm)} {first} against {words(reference)}'s {level} % ({protocol}), {n_and_p(test)}{centre}"

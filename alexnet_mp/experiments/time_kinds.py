@@ -1,0 +1,207 @@
+"""Kinds of claims that compare how long training takes to come to something."""
+
+import math
+from statistics import mean
+
+from ..analysis.hypothesis_tests import paired
+from ..analysis.learning_curves import step_of_loss
+from . import drawing
+from .entries import pairs, words
+from .error_kinds import Overfitting
+from .kind import Kind
+from .outcome import Outcome, ratio_of_times
+from .sentences import count, n_and_p, signed, spread
+
+
+class Dropout(Overfitting):
+    """Overfitting, and the steps to equal training loss."""
+
+    word = "dropout"
+
+    def findings(self, record, arms):
+        return [*super().findings(record, arms), *(_iterations(record, arms[0], arm) for arm in arms[1:])]
+
+
+class Iterations(Kind):
+    """Steps to equal training loss, beside a difference."""
+
+    word = "iterations"
+
+    def findings(self, record, arms):
+        at = ", both at the rates of the base"
+        return [*(_iterations(record, arm, arms[0], at) for arm in arms[1:]), *super().findings(record, arms)]
+
+    def outcomes(self, record, arms):
+        return [
+            Outcome(
+                f"steps to the same training loss, {words(arm)} over {words(arms[0])}",
+                tuple(math.log(ratio) for ratio, _ in _ratios(record, arm, arms[0])),
+                "times",
+            )
+            for arm in arms[1:]
+        ]
+
+
+class Moved(Kind):
+    """Steps until the loss moves, beside a difference."""
+
+    word = "moved"
+
+    def findings(self, record, arms):
+        return [
+            *(_moved(record, arm) for arm in arms),
+            *(_when_moved(record, arms[0], arm) for arm in arms[1:]),
+            *super().findings(record, arms),
+        ]
+
+    def mark_curves(self, axes, record):
+        classes = record["data"][0]["classes"]
+        axes.axhline(
+            math.log(classes), color="black", linestyle="--", linewidth=0.8, label=f"ln({classes}), all classes alike"
+        )
+
+    def figure(self, axes, record, colours):
+        axes.set_ylabel("steps until the loss moves")
+        drawing.times(axes, record, colours, "moved", steps, 5)
+
+
+class Rates(Kind):
+    """Epochs to a training error, each arm with its own best learning rate, drawn as in figure 1."""
+
+    word = "rates"
+    level = 25.0
+    searches_rates = True
+    on_training_images = False
+    asks_for = "epochs_to_level"
+    curve_labels = ("epoch", "top-1 error in training (%)")
+    dashed = True
+
+    def findings(self, record, arms):
+        runs = {arm: [run for run in record["runs"] if run["arm"] == arm] for arm in arms}
+        if not all(runs.values()):
+            return []
+        fast, slow = arms
+        sentences = [self._of_arm(record, arm, runs[arm]) for arm in arms]
+        before, after, least, left_out = _in_time(record, fast, slow, "epochs_to_level", epochs)
+        if before:
+            ratios = [b / a for a, b in zip(before, after)]
+            test = paired(*([math.log(value) for value in of_arm] for of_arm in (before, after)))
+            sentences.append(f"ratio {least}{spread(ratios)}, of the logarithms {n_and_p(test)}{left_out}")
+        return sentences
+
+    def _of_arm(self, record, arm, runs):
+        """When an arm came to the level, and with which of the learning rates that were tried."""
+        factor, tried = record["rates"][arm], [entry["factor"] for entry in record["search"] if entry["arm"] == arm]
+        how = f"the best of {', '.join(f'{other:g}' for other in tried)}"
+        if record["search_epochs"] is not None:
+            how += f" after {count(record['search_epochs'], 'epoch')}"
+        if factor in (tried[0], tried[-1]):
+            how += ", at the edge of what was tried"
+        runs = [run for run in runs if "diverged" not in run]  # they have a sentence of their own
+        reached = [run["epochs_to_level"] for run in runs if run["epochs_to_level"] is not None]
+        missing = [epochs(run) for run in runs if run["epochs_to_level"] is None]
+        parts = [f"after {spread(reached)} epochs, n = {len(reached)}"] if reached else []
+        if missing:
+            parts.append(f"not within {min(missing):g} epochs with {len(missing)} of {len(runs)} seeds")
+        rate = f"at {factor:g} times its learning rate ({how})"
+        return f"{words(arm)} {rate}: {self.level:g} % training error {', '.join(parts)}"
+
+    def outcomes(self, record, arms):
+        what = "epochs to the level, "
+        return [ratio_of_times(record, arms[0], arm, "epochs_to_level", epochs, what) for arm in arms[1:]]
+
+    def curve(self, run):
+        return [step / run["steps_per_epoch"] for step in run["curve"]["steps"]], run["curve"]["top1_error"]
+
+    def mark_curves(self, axes, record):
+        axes.axhline(self.level, color="black", linestyle="--", linewidth=0.8, label=f"{self.level:g} %")
+
+    def figure(self, axes, record, colours):
+        axes.set_ylabel(f"epochs to {self.level:g} % training error")
+        drawing.times(axes, record, colours, "epochs_to_level", epochs, 1.5)
+
+
+def epochs(run):
+    """The length of an entry's run."""
+    return run["steps"] / run["steps_per_epoch"]
+
+
+def steps(run):
+    """The length of an entry's run."""
+    return run["steps"]
+
+
+def _iterations(record, slow, fast, at=""):
+    """How many times as many steps the first arm takes to the same training loss."""
+    found = _ratios(record, slow, fast)
+    if not found:
+        return None
+    ratios, levels = zip(*found)
+    return (
+        f"{words(slow)} takes {spread(ratios)} times the steps of {words(fast)} to the same training loss (as it is in "
+        f"training, with dropout where there is any), {spread(levels)}, the lowest that both curves come to{at}, "
+        f"n = {len(ratios)}"
+    )
+
+
+def _ratios(record, slow, fast):
+    """[(times as many steps the first arm takes to a loss, the loss: the lowest that both curves come to)], by seed."""
+    found = []
+    for a, b in zip(*pairs(record, slow, fast)):
+        if "curve" in a and "curve" in b:
+            level = max(min(run["curve"]["loss"]) for run in (a, b))
+            found.append((step_of_loss(a["curve"], level) / step_of_loss(b["curve"], level), level))
+    return found
+
+
+def _moved(record, arm):
+    runs = [run for run in record["runs"] if run["arm"] == arm]
+    if not runs:
+        return None
+    moved = [
+        f"at step {run['moved']:,}" if run["moved"] is not None else f"not within {count(run['steps'], 'step')}"
+        for run in runs
+    ]
+    signals = [run["signal"] for run in runs if "signal" in run]
+    reason = ""
+    if signals:  # why: the last layer's gradient has no more of the picture in it than its outputs
+        first, last = (mean(list(signal.values())[place] for signal in signals) for place in (0, -1))
+        reason = (
+            f"; before training the logits differ from picture to picture by {last:.2g} "
+            f"(conv1's outputs by {first:.2g})"
+        )
+    return f"{words(arm)}: the loss moves {', '.join(moved)}, n = {len(runs)}{reason}"
+
+
+def _when_moved(record, reference, arm):
+    before, after, least, left_out = _in_time(record, reference, arm, "moved", steps)
+    if not before:
+        return None
+    test = paired(before, after)
+    apart = signed(test, 0)
+    plural = "" if apart in ("+1", "-1") else "s"
+    return f"{words(arm)} {least}{apart} step{plural} against {words(reference)}, {n_and_p(test)}{left_out}"
+
+
+def _in_time(record, reference, arm, time, length):
+    """When two arms came to it, by seed: (values of the reference, of the arm, "at least " or "", what is left out).
+
+    time: the entry's field. An arm that never came to it counts with its run's length, so that a difference is a lower
+    bound; leaving it out would hide the strongest evidence. A seed whose reference never came to it says nothing of
+    that kind, and is left out.
+    """
+    a, b = (
+        {run["seed"]: run for run in record["runs"] if run["arm"] == name and "diverged" not in run}
+        for name in (reference, arm)
+    )
+    both = sorted(a.keys() & b.keys())
+    seeds = [seed for seed in both if a[seed][time] is not None]
+    after = [length(b[seed]) if b[seed][time] is None else b[seed][time] for seed in seeds]
+    least = "at least " if any(b[seed][time] is None for seed in seeds) else ""
+    lost = len(both) - len(seeds)
+    return (
+        [a[seed][time] for seed in seeds],
+        after,
+        least,
+        f" (without {count(lost, 'seed')} of which {words(reference)} did not come to it)" if lost else "",
+    )
