@@ -77,7 +77,7 @@ def in_order(count, batch_size):
     return [np.arange(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
 
 
-class StoredPictures(torch.utils.data.Dataset):
+class StoredPictures:
     """[images] -> their stored pictures, (N, stored, stored, 3) uint8, and labels, (N,) int64."""
 
     def __init__(self, split):

@@ -122,7 +122,7 @@ def crop_and_flip(pictures, drawn, crop):
     return crops
 
 
-class _TrainingCrops(torch.utils.data.Dataset):
+class _TrainingCrops:
     def __init__(self, split, recipe):
         self.split, self.recipe = split, recipe
 

@@ -3,8 +3,6 @@
 from collections.abc import Callable
 from contextlib import closing
 
-import torch
-
 from ..recipes.recipe import Recipe
 from ..system.errors import UserError
 from ..system.memory import free_memory
@@ -71,7 +69,7 @@ def read_through(split: Split, workers: int, progress: Callable[[int], None]) ->
             progress(count)
 
 
-class _Check(torch.utils.data.Dataset):
+class _Check:
     def __init__(self, split):
         self.split = split
 
@@ -88,7 +86,7 @@ class _Check(torch.utils.data.Dataset):
         return len(images)
 
 
-class _Survey(torch.utils.data.Dataset):
+class _Survey:
     def __init__(self, split, size):
         self.split, self.size = split, size
 

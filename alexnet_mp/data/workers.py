@@ -1,205 +1,193 @@
-"""Processes that read images beside the training: they end with it, and whatever ends one of them reaches the training
-as one line."""
+"""Processes that read images beside the training: they end with it, and whatever ends one of them is one line.
+
+Each has a pipe that says what to read, and a socket by which it hands over what it has read, in memory that both share.
+The processes of a `DataLoader` are not enough: one that is killed may keep the lock of their queue or leave half a
+message in it, one that hangs is waited for, and what they hand over needs room in /dev/shm, of which a container has
+little.
+"""
 
 import ctypes
-import errno
-import multiprocessing.util
+import io
+import mmap
+import multiprocessing
 import os
+import pickle
 import signal
-import sys
+import socket
 import threading
-import warnings
+import traceback
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from itertools import cycle
 
-from torch._utils import ExceptionWrapper
-from torch.utils.data import DataLoader
-from torch.utils.data._utils import signal_handling
-from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
+import torch
 
 from ..system.errors import UserError
+from ..system.interrupts import SIGNALS
 
-PATIENCE = 3  # seconds that workers have for what they are reading when they are told to end
+AHEAD = 2  # items that each process reads before they are asked for
+ALIGNED = 64  # bytes, of every array in shared memory
+MESSAGE = 2**16  # bytes; where the arrays of an item lie
 WITHOUT = "--workers 0 reads without such processes"
-_WAITING = []  # not empty while this process waits for its workers
+_END = object()
 
 
 def load(source, keys, workers, pin=False):
     """source[key] for every key (None: 0, 1, ...), in order, computed by `workers` forked processes, 0 = by this one.
 
-    A UserError that the source returns is raised here. pin: tensors come in page-locked memory. Close it to end the
-    workers. Raises UserError where processes can't be started, or can't hand over what they have read."""
-    items = None
-    try:
-        if workers:
-            _make_temporary_directory()
-        # from the fork on: a worker has no moment in which a signal could end it
-        with warnings.catch_warnings(), signals_held():
-            # more workers than cores: the user's choice
-            warnings.filterwarnings("ignore", "This DataLoader will create")
-            loader = DataLoader(
-                source,
-                batch_size=None,
-                sampler=keys,
-                num_workers=workers,
-                pin_memory=pin,
-                multiprocessing_context="fork" if workers else None,
-                worker_init_fn=_begin_worker,
-            )
-            items = _Workers(loader) if workers else iter(loader)
+    A UserError that the source returns is raised here; so is any exception in a process, with its traceback as a note.
+    pin: tensors come in page-locked memory, if there is a GPU. Close it to end the processes. Raises UserError if they
+    can't be started, can't hand over what they have read, or are killed.
+    """
+    keys = range(len(source)) if keys is None else keys
+    with ThreadPoolExecutor(1, "pin") as thread, _started(source, workers) as processes:  # their end ends the thread
+        items = _answers(processes, keys) if workers else map(source.__getitem__, keys)
+        if pin and torch.cuda.is_available():
+            items = _ahead(map(_pinned, items), thread) if workers else map(_pinned, items)
         for item in items:
-            # from a worker, handed over whole: DataLoader would wrap it in its traceback
-            if isinstance(item, UserError):
+            if isinstance(item, Exception):
                 raise item
             yield item
-    finally:
-        if workers and items is not None:  # at once: workers don't hear the signal that would end them at exit
-            items.end()
-
-
-def _make_temporary_directory():
-    """Workers have a socket in it, by which the parent gets what they share. As the parent's it is removed when it
-    ends, and not left behind by a worker that is killed."""
-    try:
-        multiprocessing.util.get_temp_dir()
-    except OSError as error:
-        raise UserError(
-            f"processes that read images need a directory for temporary files ({error.strerror or error}); set TMPDIR "
-            f"to one that can be written to; {WITHOUT}"
-        ) from None
-
-
-class _Workers(_MultiProcessingDataLoaderIter):
-    """DataLoader's iterator, without what it leaves behind where it can't start all its processes or one of them
-    hangs."""
-
-    def __init__(self, loader):
-        try:
-            super().__init__(loader)
-            _tell_of_deaths_only_to_who_waits()
-        except BaseException as error:
-            self._shutdown = True  # else `__del__` would look for what isn't there yet
-            self._kill()
-            self._join()
-            if isinstance(error, OSError):
-                raise _not_started(error) from None
-            raise
-
-    def _try_get_data(self, *timeout):
-        try:
-            with _waiting():
-                return super()._try_get_data(*timeout)
-        # from the socket of a worker that dies, and isn't seen to be dead yet
-        except (EOFError, ConnectionError) as error:
-            raise RuntimeError("DataLoader worker (pid unknown) hung up") from error
-
-    def _shutdown_workers(self):
-        """Also called by DataLoader, when all items were taken. A worker that hangs in a read (a network file system)
-        is killed."""
-        if self._shutdown:
-            return
-        if self._worker_pids_set:  # a worker that dies from now on is no error
-            signal_handling._remove_worker_pids(id(self))
-            self._worker_pids_set = False
-        # the method below waits ten seconds for each worker, one after the other
-        killer = threading.Timer(PATIENCE, self._kill)
-        with suppress(RuntimeError):  # no thread starts any more when the interpreter ends
-            killer.start()
-        try:
-            super()._shutdown_workers()
-        finally:
-            killer.cancel()
-
-    def end(self):
-        try:
-            self._shutdown_workers()
-        finally:
-            self._kill()
-            self._join()
-
-    def _kill(self):
-        for worker in getattr(self, "_workers", []):
-            if worker.is_alive():
-                worker.kill()
-
-    def _join(self):
-        for worker in getattr(self, "_workers", []):
-            worker.join()
-
-
-def _tell_of_deaths_only_to_who_waits():
-    """PyTorch's handler of SIGCHLD, which raises where a worker has died, does so no more wherever this process is just
-    then.
-
-    In the middle of an update of the weights it would leave a step that was half taken. It is needed where an item is
-    waited for: a worker that dies while it writes one leaves a pipe in which the rest never comes."""
-    handler = signal.getsignal(signal.SIGCHLD)
-    if (
-        callable(handler)
-        and not hasattr(handler, "whoever_waits")
-        and threading.current_thread() is threading.main_thread()
-    ):
-
-        def only_waiting(number, frame):
-            if _WAITING:
-                handler(number, frame)
-
-        only_waiting.whoever_waits = True
-        signal.signal(signal.SIGCHLD, only_waiting)
 
 
 @contextmanager
-def _waiting():
-    """An item of the workers is waited for here: should one of them have died, or die now, a RuntimeError says so."""
-    _WAITING.append(True)
+def _started(source, count):
+    """`count` processes that compute source[key]. They are killed in the end: idle, or of no use any more."""
+    processes = []
     try:
-        signal_handling._error_if_any_worker_fails()
-        yield
+        with signals_held():  # from the fork on: a process has no moment in which a signal could end it
+            for _ in range(count):
+                processes.append(_Process(source))
+        yield processes
     finally:
-        _WAITING.pop()
+        with signals_held():  # a second Ctrl-C must not leave one of them
+            for each in processes:
+                each.process.kill()
+        for each in processes:
+            each.end()
 
 
-def _not_started(error):
-    """A UserError, of what the system refused. Semaphores are files in /dev/shm, but the error names none."""
-    limits = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
-    where = "" if error.errno in limits else "/dev/shm, which they need, can't be used or is full: "
-    return UserError(f"can't start processes that read images: {where}{error.strerror or error}; {WITHOUT}")
+def _answers(processes, keys):
+    """What the processes make of the keys, which they get in turn."""
+    waiting = deque()
+    for process, key in zip(cycle(processes), keys):
+        process.give(key)
+        waiting.append(process)
+        if len(waiting) > AHEAD * len(processes):
+            yield waiting.popleft().answer()
+    while waiting:
+        yield waiting.popleft().answer()
 
 
-def _begin_worker(_):
-    die_with_parent()
-    # The thread that hands file descriptors to the parent reports a parent that hangs up, as one that is stopped does.
-    sys.excepthook = lambda *_: None
-    multiprocessing.queues.Queue._on_queue_feeder_error = _hand_over_the_reason
-    signal.signal(signal.SIGBUS, signal.SIG_DFL)  # PyTorch's handler prints; the parent says it
+def _ahead(items, thread):
+    """The items, each taken by the thread while the one before is used."""
+    coming = thread.submit(next, items, _END)
+    while (item := coming.result()) is not _END:
+        coming = thread.submit(next, items, _END)
+        yield item
 
 
-def _hand_over_the_reason(queue, error, answer):
-    """In a worker, when its thread that sends (key's number, item) can't: the reason takes the item's place.
+def _pinned(item):
+    if isinstance(item, tuple):
+        return tuple(map(_pinned, item))
+    return item.pin_memory() if isinstance(item, torch.Tensor) else item
 
-    The standard library prints it and drops the item, for which the parent would wait for ever.
-    """
-    if not isinstance(answer, tuple):  # bytes: the pipe to the parent is broken
-        os._exit(1)
-    number, item = answer
-    text = str(error).partition("\n")[0]
-    # of a class that the parent can't look up
-    if isinstance(item, ExceptionWrapper) and item.exc_type is not RuntimeError:
-        reason, item.exc_type = item, RuntimeError
-    elif isinstance(item, (UserError, ExceptionWrapper)):  # not even that
-        os._exit(1)
-    elif "</torch_" in text:  # a RuntimeError of PyTorch's that names a file in /dev/shm
-        reason = UserError(
-            f"/dev/shm, through which processes that read images hand them over: {text.rpartition('>: ')[2]}; "
-            f"make it larger (docker run --shm-size), or use fewer --workers; {WITHOUT}"
-        )
-    elif isinstance(error, OSError):
-        reason = UserError(
-            f"a process that reads images can't hand them over ({text}; TMPDIR is "
-            f"{multiprocessing.util.get_temp_dir()}); {WITHOUT}"
-        )
-    else:
-        reason = ExceptionWrapper(where="in a process that reads images, when it handed them over")
-    queue.put((number, reason))
+
+class _Process:
+    def __init__(self, source):
+        try:
+            keys, self.keys = multiprocessing.Pipe(duplex=False)
+            # A message comes whole or not at all. The process alone has the other end, which is closed when it ends.
+            self.answers, answers = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            fork = multiprocessing.get_context("fork")
+            self.process = fork.Process(target=_serve, args=(source, keys, answers), daemon=True)
+            with keys, answers:
+                self.process.start()
+        except OSError as error:
+            raise UserError(f"can't start processes that read images: {error.strerror or error}; {WITHOUT}") from None
+
+    def give(self, key):
+        with suppress(BrokenPipeError):  # it was killed, which is said when its answer is due
+            self.keys.send(key)
+
+    def answer(self):
+        """What it made of the first key whose answer is due; an exception where it failed."""
+        message, files, *_ = socket.recv_fds(self.answers, MESSAGE, 1)
+        if not message:
+            self.process.join()
+            code = self.process.exitcode
+            how = signal.Signals(-code).name if code < 0 else f"status {code}"
+            return UserError(
+                f"a process that reads images was killed ({how}: out of memory?); "
+                "fewer --workers, or --workers 0, may help"
+            )
+        places = pickle.loads(message)
+        if not files:
+            if isinstance(places, UserError):
+                return places
+            return UserError(f"too many open files to read images; {WITHOUT}")
+        try:
+            memory = memoryview(mmap.mmap(files[0], 0))
+        finally:
+            os.close(files[0])
+        content, *arrays = (memory[place] for place in places)
+        return pickle.loads(content, buffers=arrays)
+
+    def end(self):
+        self.process.join()
+        self.keys.close()
+        self.answers.close()
+
+
+def _serve(source, keys, answers):
+    try:
+        die_with_parent()
+        torch.set_num_threads(1)  # a fork doesn't have the parent's threads
+        while True:
+            key = keys.recv()
+            try:
+                answer = source[key]
+            except Exception as error:
+                answer = _portable(error)
+            try:
+                _send(answers, answer)
+            except OSError as error:
+                reason = f"a process that reads images can't hand them over ({error.strerror or error}); {WITHOUT}"
+                answers.send(pickle.dumps(UserError(reason)))
+            except Exception as error:
+                _send(answers, _portable(error))
+    finally:
+        os._exit(1)  # without a word: the parent says it
+
+
+def _send(pipe, answer):
+    """Pickled into a file in memory, which the parent maps by its descriptor: arrays are copied once, here."""
+    content, buffers, places = io.BytesIO(), [], []
+    _Pickler(content, 5, buffer_callback=buffers.append).dump(answer)
+    with open(os.memfd_create("images"), "wb") as file:
+        for part in (content.getbuffer(), *(buffer.raw() for buffer in buffers)):
+            start = file.seek(-file.tell() % ALIGNED, os.SEEK_CUR)
+            file.write(part)
+            places.append(slice(start, start + len(part)))
+        file.flush()
+        socket.send_fds(pipe, [pickle.dumps(places)], [file.fileno()])
+
+
+class _Pickler(pickle.Pickler):
+    def reducer_override(self, value):
+        return (torch.from_numpy, (value.numpy(),)) if isinstance(value, torch.Tensor) else NotImplemented
+
+
+def _portable(error):
+    """The exception with its traceback as a note; a RuntimeError that says the same where it can't be pickled."""
+    text = traceback.format_exc()
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        error = RuntimeError(f"{type(error).__name__}: {error}")
+    error.add_note(f"in a process that reads images:\n{text}")
+    return error
 
 
 @contextmanager
@@ -208,12 +196,22 @@ def signals_held():
     the workers.
 
     Workers that are forked in this context inherit the blocked signals for good; the parent hears what came as soon as
-    it is over."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+    it is over. Other threads may receive one for it: it is noted until then, since a fork's callbacks swallow what a
+    handler raises.
+    """
+    came, handlers = [], {}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
+        if threading.current_thread() is threading.main_thread():  # which runs all handlers
+            for number in filter(lambda number: callable(signal.getsignal(number)), SIGNALS):
+                handlers[number] = signal.signal(number, lambda number, frame: came.append(number))
         yield
     finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number in came:
+            signal.raise_signal(number)
 
 
 def die_with_parent():

@@ -120,7 +120,7 @@ class State:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    weights: dict  # name -> float32 tensor on the CPU, as `TwoTowerAlexNet.merged_state` gives them
+    weights: dict  # name -> float32 tensor on the CPU, or array, as `TwoTowerAlexNet.merged_state` gives them
     velocity: dict  # the same names and shapes
     statistics: Statistics
     state: State

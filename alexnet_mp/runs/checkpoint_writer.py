@@ -2,6 +2,7 @@
 memory."""
 
 import threading
+from dataclasses import replace
 
 from . import checkpoints
 
@@ -35,6 +36,8 @@ class Saver:
 
         Waits only where another is waiting already.
         """
+        # The thread calls nothing of torch: when the process ends meanwhile, that would abort it.
+        content = replace(content, weights=_arrays(content.weights), velocity=_arrays(content.velocity))
         while not self._hand_over(content):
             self.wait()
 
@@ -89,3 +92,7 @@ class Saver:
             checkpoints.prune(self.run.path, self.keep)
         except Exception as error:
             self._prune_failure = error
+
+
+def _arrays(tensors):
+    return {name: tensor.detach().numpy() for name, tensor in tensors.items()}

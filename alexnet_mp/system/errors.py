@@ -65,13 +65,6 @@ def _known(error):
         or "DefaultCPUAllocator" in text
     ):
         return f"out of memory; a smaller --batch-size, or fewer --workers, may fit ({text.split('. ')[0]})"
-    if "DataLoader worker (pid" in text:  # and not what an exception in a worker begins with
-        signalled = f"{text} {error.__cause__}".partition("by signal: ")[2].partition(".")[0]
-        return (
-            f"a process that reads images was killed ({signalled and signalled + ': '}out of memory, or a full "
-            "/dev/shm?); "
-            "fewer --workers, or --workers 0, may help"
-        )
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return None

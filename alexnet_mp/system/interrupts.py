@@ -10,12 +10,15 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 class Interrupts:
     """True once a signal came. Before `wait_for_step` is set there is nothing to save, and the first one raises
-    KeyboardInterrupt."""
+    KeyboardInterrupt. A second one raises it at once, and again when it is asked for: a callback of the interpreter, as
+    those of a fork are, swallows what is raised in it."""
 
     def __init__(self):
         self.count, self.wait_for_step = 0, False
 
     def __bool__(self):
+        if self.count > 1:
+            raise KeyboardInterrupt
         return self.count > 0
 
     def note(self, number, frame):

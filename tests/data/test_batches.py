@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -142,6 +143,41 @@ def test_no_signal_ends_a_worker_from_its_first_moment_on(root, monkeypatch):
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     assert survey(Folder(root, STORED).splits["train"], STORED, 2, lambda n: None).count == TRAIN
     assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before  # the parent hears them again
+
+
+@pytest.mark.parametrize("main_thread", [True, False])
+def test_held_signals_come_afterwards_whichever_thread_receives_them(main_thread):
+    """A thread that was there before doesn't block them, and the main thread runs the handler."""
+    heard, held, sent, free = [], threading.Event(), threading.Event(), threading.Event()
+
+    def send():
+        held.wait(60)
+        signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+        sent.set()
+        free.wait(60)
+
+    def hold():
+        with processes.signals_held():
+            held.set()
+            assert sent.wait(60)
+            during.extend(heard)
+
+    during, threads = [], [threading.Thread(target=send)]
+    if not main_thread:
+        threads.append(threading.Thread(target=hold))
+    before = signal.signal(signal.SIGTERM, lambda *_: heard.append("SIGTERM"))
+    try:
+        for thread in threads:
+            thread.start()
+        if main_thread:
+            hold()
+            assert during == []
+        free.set()
+        for thread in threads:
+            thread.join()
+        assert heard == ["SIGTERM"]
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @pytest.mark.process

@@ -4,6 +4,7 @@ ignored."""
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 
@@ -52,6 +53,23 @@ def test_the_first_signal_is_noted_and_the_second_raises(number, capfd):
             with pytest.raises(KeyboardInterrupt):
                 signal.raise_signal(other)
     assert {each: signal.getsignal(each) for each in SIGNALS} == before
+
+
+class Freed:
+    def __del__(self):
+        twice()
+
+
+def test_a_second_one_is_not_lost_where_what_is_raised_is_swallowed(monkeypatch):
+    """The interpreter ignores what a callback of its own raises."""
+    ignored = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda given: ignored.append(given.exc_type))
+    with interruptible() as interrupts:
+        interrupts.wait_for_step = True
+        Freed()
+        assert ignored == [KeyboardInterrupt]
+        with pytest.raises(KeyboardInterrupt):
+            bool(interrupts)
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -265,7 +283,7 @@ def test_a_real_process_ignores_what_it_should_and_ends_at_once_at_a_second_sign
         for number in (signal.SIGSTOP, signal.SIGINT, signal.SIGTERM, signal.SIGCONT):
             process.send_signal(number)
         said = process.communicate(timeout=60)[1]
-    assert process.returncode == 130
+    assert process.returncode == 130, said
     assert "Traceback" not in said and said.strip().endswith("stopped")
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)
