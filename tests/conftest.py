@@ -21,6 +21,7 @@ for number, default in ((signal.SIGINT, signal.default_int_handler), (signal.SIG
 
 # Where the fixtures of more than one folder are.
 pytest_plugins = [
+    "tiny_run",  # before those that import it
     "cases",
     "disk",
     "fake_streams",
@@ -29,7 +30,6 @@ pytest_plugins = [
     "pipeline_sets",
     "prepared_sets",
     "tiny_checkpoint",
-    "tiny_run",
     "toy_stages",
 ]
 
