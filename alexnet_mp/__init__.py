@@ -6,9 +6,9 @@ _MODULES = {
     "MergedAlexNet": "network.network",
     "Recipe": "recipes.recipe",
     "TwoTowerAlexNet": "network.network",
-    "mini": "recipes.presets",
-    "paper": "recipes.presets",
-    "source2012": "recipes.presets",
+    "mini": "recipes.architectures",
+    "paper": "recipes.architectures",
+    "source2012": "recipes.architectures",
 }
 __all__ = list(_MODULES)
 

@@ -20,7 +20,7 @@ from alexnet_mp.data.pipeline_dali import DaliPipeline, available
 from alexnet_mp.data.pipeline_torch import TorchPipeline
 from alexnet_mp.data.resize import decoded
 from alexnet_mp.evaluation.protocol import ten_views
-from alexnet_mp.recipes.presets import paper
+from alexnet_mp.recipes.architectures import paper
 from alexnet_mp.system.errors import UserError
 
 needs_dali = pytest.mark.skipif(not available(), reason="DALI is not installed")

@@ -8,7 +8,7 @@ import torch
 from alexnet_mp.kernels import augmentation, dispatch, lrn_pool, relu_dropout_op, sgd
 
 from alexnet_mp.network import exchange
-from alexnet_mp.recipes.presets import mini
+from alexnet_mp.recipes.architectures import mini
 from alexnet_mp.recipes.recipe import override
 from alexnet_mp.system import isolated
 from alexnet_mp.training import self_check

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from alexnet_mp.data.pixel_statistics import Statistics
-from alexnet_mp.recipes.presets import paper, source2012
+from alexnet_mp.recipes.architectures import paper, source2012
 from alexnet_mp.recipes.recipe import Layer
 
 STORED, CROP, BATCH = 40, 32, 8

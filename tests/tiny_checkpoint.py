@@ -12,7 +12,7 @@ import torch
 from alexnet_mp.data.pixel_statistics import FILE as STATISTICS
 from alexnet_mp.data.pixel_statistics import Statistics
 from alexnet_mp.recipes import shapes
-from alexnet_mp.recipes.presets import paper
+from alexnet_mp.recipes.architectures import paper
 from alexnet_mp.recipes.recipe import Layer
 from alexnet_mp.runs.checkpoint_format import (
     MANIFEST,

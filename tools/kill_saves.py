@@ -26,7 +26,7 @@ import torch
 
 from alexnet_mp.data.pixel_statistics import Statistics
 from alexnet_mp.recipes import shapes
-from alexnet_mp.recipes.presets import paper
+from alexnet_mp.recipes.architectures import paper
 from alexnet_mp.recipes.recipe import Layer
 from alexnet_mp.runs import checkpoint_format, checkpoints
 from alexnet_mp.runs.checkpoint_format import Checkpoint, Data, Environment, State, Validation

@@ -1,4 +1,4 @@
-"""Every random number of the data's path is a pure function of (seed, epoch, image): order, crop, flip, colour.
+"""The augmentation of section 4.1, and the order: pure functions of (seed, epoch, image).
 
 Nothing here has a state, so every pipeline, worker count, batch size and restart sees the same crop for the same image.
 """
@@ -45,3 +45,14 @@ def draws(recipe, epoch, images, positions):
         flip=(below(flip, 2) == 1).numpy() & recipe.flip,
         colour=colour.numpy(),
     )
+
+
+def colour_shift(recipe, statistics, factors, colour_noise):
+    """What is added to all pixels of an image, and what they are multiplied by then (paper 4.1; 2012 source).
+
+    factors: (N, 3), N(0, 1) for each image and component. Returns ((N, 3) float32 grey levels, scale).
+    """
+    along = statistics.eigenvalues if recipe.colour_scale == "eigenvalue" else np.sqrt(statistics.eigenvalues)
+    components = 255.0 * statistics.eigenvectors * along  # (RGB, component): grey levels for a factor of 1
+    scale = float(np.float32(1 / (1 + colour_noise))) if recipe.colour_shrink else 1.0
+    return (colour_noise * factors @ components.T).astype(np.float32), scale

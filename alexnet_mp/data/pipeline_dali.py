@@ -17,9 +17,9 @@ import numpy as np
 import torch
 
 from ..system.errors import UserError
+from .augmentation import colour_shift
 from .batches import Batch, EpochKeys, StoredPictures, in_order, with_draws
 from .pipeline_raw import ahead
-from .pixel_statistics import colour_shift
 from .workers import load
 
 INSTALL = "pip install nvidia-dali-cuda130 (Linux, x86-64)"

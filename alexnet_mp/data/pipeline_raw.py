@@ -18,9 +18,8 @@ import torch
 from ..kernels import augment
 from ..kernels.augmentation import crops_of
 from ..system.devices import stream_for
-from .augmentation import Draws
+from .augmentation import Draws, colour_shift
 from .batches import Batch, EpochKeys, in_order, with_draws
-from .pixel_statistics import colour_shift
 from .step_input import Uncropped
 
 AHEAD = 2  # batches

@@ -10,9 +10,8 @@ import numpy as np
 import torch
 
 from ..system.errors import UserError
-from .augmentation import Draws, draws
+from .augmentation import Draws, colour_shift, draws
 from .batches import Batch, EpochKeys, StoredPictures, in_order
-from .pixel_statistics import colour_shift
 from .workers import load
 
 

@@ -35,17 +35,6 @@ class Statistics:
             raise UserError(f"cannot read {path}: {error}") from None
 
 
-def colour_shift(recipe, statistics, factors, colour_noise):
-    """What is added to all pixels of an image, and what they are multiplied by then (paper 4.1; 2012 source).
-
-    factors: (N, 3), N(0, 1) for each image and component. Returns ((N, 3) float32 grey levels, scale).
-    """
-    along = statistics.eigenvalues if recipe.colour_scale == "eigenvalue" else np.sqrt(statistics.eigenvalues)
-    components = 255.0 * statistics.eigenvectors * along  # (RGB, component): grey levels for a factor of 1
-    scale = float(np.float32(1 / (1 + colour_noise))) if recipe.colour_shrink else 1.0
-    return (colour_noise * factors @ components.T).astype(np.float32), scale
-
-
 class Sums:
     """Exact sums over uint8 pictures, to be added up in any order: the mean image and the covariance of all pixels
     follow."""

@@ -1,5 +1,6 @@
 """One layer of a tower: its product, and its epilogue, the operations after it."""
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -16,6 +17,7 @@ from ..kernels import (
     spatial_norm_max_pool,
 )
 from ..kernels.dispatch import resolve
+from ..kernels.philox import INIT_STREAM
 from ..recipes import shapes
 from .overlap import split_input_product
 
@@ -79,6 +81,20 @@ class TowerLayer(nn.Module):
             and self.fused_operations[:1] != []
             and self.fused_operations[0] in takes_bias
         )
+
+    @torch.no_grad()
+    def initialise(self, tower):
+        """Draw the initial weights of a tower, 0 or 1 (paper 5): N(0, std), biases constant. In float32, whatever the
+        parameters' dtype."""
+        draws = np.random.Generator(
+            np.random.Philox(
+                key=np.array([self.recipe.seed, INIT_STREAM], np.uint64),
+                counter=np.array([0, 0, self.index, tower], np.uint64),
+            )
+        )
+        weights = draws.standard_normal(tuple(self.weight.shape), np.float32) * np.float32(self.layer.init_std)
+        self.weight.copy_(torch.from_numpy(weights))
+        self.bias.fill_(self.layer.init_bias)
 
     def extra_repr(self):
         return f"{tuple(self.weight.shape)}, then {' -> '.join(self.layer.then) or 'nothing'}"

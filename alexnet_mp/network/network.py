@@ -1,12 +1,10 @@
 """Two towers and their exchange make AlexNet (paper, figure 2); `merge` and `split` go to and from one grouped
 network."""
 
-import numpy as np
 import torch
 from torch import nn
 
 from ..kernels import dispatch
-from ..kernels.philox import INIT_STREAM
 from ..recipes import shapes
 from .exchange import Exchange
 from .layer import TowerLayer
@@ -36,22 +34,10 @@ class TwoTowerAlexNet(nn.Module):
         self.initialise()
 
     def initialise(self):
-        """Draw the initial weights (paper 5): N(0, std), biases constant. In float32, whatever the parameters'
-        dtype."""
-        with torch.no_grad():
-            for index, tower in enumerate(self.towers):
-                for module in tower.children():
-                    draws = np.random.Generator(
-                        np.random.Philox(
-                            key=np.array([self.recipe.seed, INIT_STREAM], np.uint64),
-                            counter=np.array([0, 0, module.index, index], np.uint64),
-                        )
-                    )
-                    weights = draws.standard_normal(tuple(module.weight.shape), np.float32) * np.float32(
-                        module.layer.init_std
-                    )
-                    module.weight.copy_(torch.from_numpy(weights))
-                    module.bias.fill_(module.layer.init_bias)
+        """Draw the initial weights of every layer (paper 5)."""
+        for index, tower in enumerate(self.towers):
+            for layer in tower.children():
+                layer.initialise(index)
 
     def forward(self, images_a, images_b=None):
         """Logits (N, classes) on tower a's device, in the weights' dtype.

@@ -9,7 +9,7 @@ import math
 from dataclasses import replace
 
 from ..system.errors import UserError
-from .presets import dates_of_145, paper
+from .architectures import dates_of_145, paper
 from .recipe import Date, Layer, change_layers
 from .shapes import sizes
 

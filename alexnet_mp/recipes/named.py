@@ -4,6 +4,7 @@ from them is run by `claims`."""
 from dataclasses import replace
 
 from .ablations import source_init
+from .architectures import mini, paper, source2012
 from .cifar import (
     cifar11_local,
     cifar13_local,
@@ -14,7 +15,6 @@ from .cifar import (
     cifar_sigmoid,
     cifar_tanh,
 )
-from .presets import mini, paper, source2012
 from .pretraining import net146_2009, net146_2011, net146_2012
 from .recipe import Date, change_layers
 

@@ -9,7 +9,7 @@ Biases keep 0.02: the notes say nothing else.
 from dataclasses import replace
 
 from .ablations import bottleneck, fine_tuned, sixth_conv
-from .presets import source2012
+from .architectures import source2012
 from .recipe import Date, change_layers
 
 

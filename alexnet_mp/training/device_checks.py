@@ -16,11 +16,11 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from ..data.augmentation import Draws, draws
+from ..data.augmentation import Draws, colour_shift, draws
 from ..data.batches import EpochKeys
 from ..data.pipeline import make_pipeline
 from ..data.pipeline_torch import TorchPipeline
-from ..data.pixel_statistics import Sums, colour_shift
+from ..data.pixel_statistics import Sums
 from ..data.resize import decoded
 from ..evaluation.protocol import ten_views
 from ..kernels import augment, linear, paper_sgd_, reference

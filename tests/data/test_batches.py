@@ -27,8 +27,8 @@ from alexnet_mp.data.pipeline_torch import TorchPipeline
 from alexnet_mp.data.pixel_statistics import Sums
 from alexnet_mp.data.survey import survey
 from alexnet_mp.evaluation.protocol import centre_view, nine_views, ten_views
+from alexnet_mp.recipes.architectures import mini, paper, source2012
 from alexnet_mp.recipes.named import PRESETS as PRESETS_BY_NAME
-from alexnet_mp.recipes.presets import mini, paper, source2012
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from alexnet_mp import evaluate, prepare, train
 from alexnet_mp.data import pipeline_dali, survey
 from alexnet_mp.data.dataset import open_dataset
 from alexnet_mp.data.pipeline import make_pipeline
-from alexnet_mp.recipes.presets import mini
+from alexnet_mp.recipes.architectures import mini
 from alexnet_mp.runs.metrics import read_metrics
 from alexnet_mp.system.errors import UserError
 

@@ -36,7 +36,7 @@ from alexnet_mp.data.dataset import Folder, open_dataset
 from alexnet_mp.data.pipeline_dali import DaliPipeline, available
 from alexnet_mp.data.pipeline_torch import TorchPipeline
 from alexnet_mp.evaluation.protocol import centre_view, ten_views
-from alexnet_mp.recipes.presets import paper
+from alexnet_mp.recipes.architectures import paper
 from alexnet_mp.system.errors import UserError
 
 

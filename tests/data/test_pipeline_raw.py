@@ -24,7 +24,7 @@ from alexnet_mp.data.pipeline_raw import AHEAD, RawPipeline, ahead
 from alexnet_mp.data.pipeline_torch import TorchPipeline
 from alexnet_mp.data.step_input import Uncropped, all_images
 from alexnet_mp.evaluation.protocol import centre_view, ten_views
-from alexnet_mp.recipes.presets import paper
+from alexnet_mp.recipes.architectures import paper
 from alexnet_mp.system.errors import UserError
 
 needs_gpu = pytest.mark.gpu(reason="needs a GPU")

@@ -29,7 +29,7 @@ from alexnet_mp.data.dataset import Folder
 from alexnet_mp.data.pipeline_torch import Augment, TorchPipeline
 from alexnet_mp.data.survey import survey
 from alexnet_mp.evaluation.protocol import centre_view, ten_views
-from alexnet_mp.recipes.presets import paper
+from alexnet_mp.recipes.architectures import paper
 from alexnet_mp.system.errors import UserError
 
 

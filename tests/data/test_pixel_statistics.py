@@ -5,8 +5,7 @@ import pytest
 from inner_cases import every
 from safetensors.numpy import save_file
 
-from alexnet_mp import paper, source2012
-from alexnet_mp.data.pixel_statistics import FILE, Statistics, Sums, colour_shift
+from alexnet_mp.data.pixel_statistics import FILE, Statistics, Sums
 from alexnet_mp.system.errors import UserError
 
 SIZE = 12
@@ -142,23 +141,3 @@ def test_a_file_with_other_contents_is_named(tmp_path):
         save_file(other, tmp_path / FILE)
         with pytest.raises(UserError, match=FILE):
             Statistics.load(tmp_path)
-
-
-@pytest.mark.parametrize(
-    "preset, shift, scale",
-    [
-        (
-            paper,
-            (0.1 * 2 * 0.04 * 255, 0.1 * -1 * 0.01 * 255, 0),
-            1,
-        ),  # 4.1: P (a_1 l_1, a_2 l_2, a_3 l_3) of 0..1 pixels
-        (source2012, (0.1 * 2 * 0.2 * 255, 0.1 * -1 * 0.1 * 255, 0), 1 / 1.1),
-    ],
-)  # `convdata_jpeg.py:154-179`
-def test_the_colour_shift_by_hand(preset, shift, scale):
-    """Components along R and G: what the factors 2 and -1 add to them, in grey levels, and what the picture is divided
-    by."""
-    statistics = Statistics(np.zeros((2, 2, 3)), np.array([0.04, 0.01, 0]), np.eye(3))
-    shifts, by = colour_shift(preset(), statistics, np.array([[2.0, -1.0, 7.0], [0.0, 0.0, 0.0]]), 0.1)
-    assert shifts.dtype == np.float32 and shifts == pytest.approx(np.array([shift, (0, 0, 0)]), rel=1e-6)
-    assert by == pytest.approx(scale, rel=1e-6)

@@ -26,7 +26,7 @@ from alexnet_mp.data.augmentation import Draws
 from alexnet_mp.data.pipeline_raw import RawPipeline, ahead
 from alexnet_mp.data.pipeline_torch import TorchPipeline
 from alexnet_mp.data.workers import load
-from alexnet_mp.recipes.presets import paper
+from alexnet_mp.recipes.architectures import paper
 from alexnet_mp.system.errors import UserError, _known
 
 pytestmark = pytest.mark.process

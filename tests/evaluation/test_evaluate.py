@@ -31,7 +31,7 @@ from alexnet_mp.evaluation import trained as trained_module
 from alexnet_mp.evaluation.accuracy import read_right, topk_credit, topk_credit_each, write_right
 from alexnet_mp.evaluation.ensembles import Run, evaluate_runs
 from alexnet_mp.evaluation.protocol import both_protocols, evaluate, log_probabilities
-from alexnet_mp.recipes.presets import mini, paper
+from alexnet_mp.recipes.architectures import mini, paper
 from alexnet_mp.runs.directory import RIGHT
 from alexnet_mp.system.errors import UserError
 

@@ -12,7 +12,7 @@ from inner_cases import every
 from alexnet_mp import TwoTowerAlexNet
 from alexnet_mp.network.network import merge_tensors
 from alexnet_mp.recipes import shapes
-from alexnet_mp.recipes.presets import mini
+from alexnet_mp.recipes.architectures import mini
 from alexnet_mp.recipes.recipe import Layer, describe, from_dict, to_dict
 from alexnet_mp.system.errors import UserError
 from alexnet_mp.training.optimizer import PaperSGD

@@ -11,7 +11,7 @@ from alexnet_mp.kernels import dispatch, lrn_max_pool
 from inner_cases import every
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from alexnet_mp.recipes.presets import mini, paper, source2012
+from alexnet_mp.recipes.architectures import mini, paper, source2012
 
 OPS = {op.name: op for op in roofline.map_ops(paper())}
 RECIPE = paper()

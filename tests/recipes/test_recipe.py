@@ -8,8 +8,8 @@ import pickle
 import pytest
 from inner_cases import every
 
+from alexnet_mp.recipes.architectures import mini, paper, source2012
 from alexnet_mp.recipes.named import PRESETS
-from alexnet_mp.recipes.presets import mini, paper, source2012
 from alexnet_mp.recipes.recipe import Date, change_layers, describe, from_dict, override, to_dict, upgraded
 from alexnet_mp.recipes.shapes import sizes
 from alexnet_mp.runs.directory import read_run

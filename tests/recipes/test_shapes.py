@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from alexnet_mp import TwoTowerAlexNet
-from alexnet_mp.recipes.presets import mini, paper, source2012
+from alexnet_mp.recipes.architectures import mini, paper, source2012
 from alexnet_mp.recipes.recipe import change_layers
 from alexnet_mp.recipes.shapes import (
     ceil_mode_padding,

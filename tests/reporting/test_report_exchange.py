@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from alexnet_mp.recipes import ablations
-from alexnet_mp.recipes.presets import mini, paper
+from alexnet_mp.recipes.architectures import mini, paper
 from alexnet_mp.recipes.shapes import crossings as geometry_of
 from alexnet_mp.reporting import exchange as report_exchange
 from alexnet_mp.reporting.exchange import crossings, drawing, exchange

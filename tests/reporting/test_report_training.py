@@ -2,7 +2,7 @@
 
 import pytest
 
-from alexnet_mp.recipes.presets import mini
+from alexnet_mp.recipes.architectures import mini
 from alexnet_mp.reporting.training import draw_training, epochs_of, gap, training
 
 

@@ -8,7 +8,7 @@ import torch
 
 from alexnet_mp import TwoTowerAlexNet
 from alexnet_mp.recipes.ablations import one_gpu
-from alexnet_mp.recipes.presets import paper
+from alexnet_mp.recipes.architectures import paper
 from alexnet_mp.recipes.recipe import Layer
 from alexnet_mp.retrieval.features import features, last_hidden, reduced
 from alexnet_mp.system.errors import UserError

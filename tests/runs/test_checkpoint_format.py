@@ -17,7 +17,7 @@ from tiny_checkpoint import ALL, V3, V4, bits, refused, rewrite_manifest, rewrit
 from alexnet_mp.data.pixel_statistics import FILE as STATISTICS
 from alexnet_mp.data.pixel_statistics import Statistics
 from alexnet_mp.recipes import shapes
-from alexnet_mp.recipes.presets import paper, source2012
+from alexnet_mp.recipes.architectures import paper, source2012
 from alexnet_mp.recipes.recipe import Layer
 from alexnet_mp.runs import checkpoint_format
 from alexnet_mp.runs.checkpoint_format import (

@@ -15,7 +15,7 @@ from tiny_run import LAST, TINY, lines, make_quick, resume, run
 
 from alexnet_mp import train
 from alexnet_mp.data.pixel_statistics import Statistics
-from alexnet_mp.recipes.presets import mini
+from alexnet_mp.recipes.architectures import mini
 from alexnet_mp.runs.directory import RunDirectory, read_run, refuse_foreign, refuse_unusable
 from alexnet_mp.runs.lock import RunLock
 from alexnet_mp.system.errors import UserError

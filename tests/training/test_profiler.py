@@ -33,7 +33,7 @@ from alexnet_mp.profiling.machine_limits import Ceilings
 from alexnet_mp.profiling.roofline import layer_limits
 from alexnet_mp.profiling.roofline import step as roofline_step
 from alexnet_mp.profiling.table import table
-from alexnet_mp.recipes.presets import paper
+from alexnet_mp.recipes.architectures import paper
 from alexnet_mp.system import durable_files
 from alexnet_mp.system.errors import UserError
 from alexnet_mp.training import profiler

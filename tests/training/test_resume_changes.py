@@ -14,7 +14,7 @@ from tiny_run import PLATEAU, assert_same_end, bits, lines, newest, resume, run,
 from alexnet_mp import prepare
 from alexnet_mp.data.pixel_statistics import Statistics
 from alexnet_mp.recipes import recipe
-from alexnet_mp.recipes.presets import mini
+from alexnet_mp.recipes.architectures import mini
 from alexnet_mp.recipes.recipe import Date, Layer, change_layers
 from alexnet_mp.runs.checkpoint_format import Checkpoint, Data, Environment, State
 from alexnet_mp.system.errors import UserError

@@ -6,7 +6,7 @@ import json
 import pytest
 from inner_cases import every
 
-from alexnet_mp.recipes.presets import mini, paper, source2012
+from alexnet_mp.recipes.architectures import mini, paper, source2012
 from alexnet_mp.recipes.recipe import Date, change_layers
 from alexnet_mp.training.schedule import make_schedule
 

@@ -4,10 +4,12 @@ import dataclasses
 import math
 
 import numpy as np
+import pytest
 from inner_cases import every
 
-from alexnet_mp.data.augmentation import draws, order
-from alexnet_mp.recipes.presets import mini, paper, source2012
+from alexnet_mp.data.augmentation import colour_shift, draws, order
+from alexnet_mp.data.pixel_statistics import Statistics
+from alexnet_mp.recipes.architectures import mini, paper, source2012
 
 COUNT = 30_000  # some 14 a cell of the 2048: with uniform draws no cell stays empty
 PRESETS = every("recipe", [paper(), source2012(), mini()], ids=["paper", "source2012", "mini"])
@@ -158,3 +160,23 @@ def test_every_place_in_the_order_is_equally_likely():
         assert chi_square < 7 + 5 * math.sqrt(14)
     beside = np.abs(np.diff(positions, axis=1)) == 1
     assert abs(beside.mean() - 1 / 4) < 5 * math.sqrt(3 / 16 / beside.size)  # 7 adjacent pairs of places of 28
+
+
+@pytest.mark.parametrize(
+    "preset, shift, scale",
+    [
+        (
+            paper,
+            (0.1 * 2 * 0.04 * 255, 0.1 * -1 * 0.01 * 255, 0),
+            1,
+        ),  # 4.1: P (a_1 l_1, a_2 l_2, a_3 l_3) of 0..1 pixels
+        (source2012, (0.1 * 2 * 0.2 * 255, 0.1 * -1 * 0.1 * 255, 0), 1 / 1.1),
+    ],
+)  # `convdata_jpeg.py:154-179`
+def test_the_colour_shift_by_hand(preset, shift, scale):
+    """Components along R and G: what the factors 2 and -1 add to them, in grey levels, and what the picture is divided
+    by."""
+    statistics = Statistics(np.zeros((2, 2, 3)), np.array([0.04, 0.01, 0]), np.eye(3))
+    shifts, by = colour_shift(preset(), statistics, np.array([[2.0, -1.0, 7.0], [0.0, 0.0, 0.0]]), 0.1)
+    assert shifts.dtype == np.float32 and shifts == pytest.approx(np.array([shift, (0, 0, 0)]), rel=1e-6)
+    assert by == pytest.approx(scale, rel=1e-6)
