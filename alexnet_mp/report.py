@@ -21,6 +21,7 @@ from .evaluation.trained import load_run
 from .reporting import page
 from .reporting.exchange import exchange, memory
 from .reporting.first_layer import SCALES, figure_3, specialisation
+from .reporting.headline import headline
 from .reporting.neighbours import BITS, figure_4_right, short_codes
 from .reporting.predictions import MOST_ANSWERED, evenly, figure_4_left, guesses, some_of
 from .reporting.provenance import devices_of, provenance
@@ -90,6 +91,7 @@ def main(arguments=None):
         f"What each GPU learned: {recipe.name} on {len(names):,} classes",
         f"Run {name}, step {step:,} of its training{others}.",
         parts,
+        headline(kernels, lines, recipe, len(names)),
     )
     for name in before - page.pictures_of(out / page.NAME):
         (out / name).unlink(missing_ok=True)

@@ -69,6 +69,8 @@ def columns(axes, record, colours, measured, paired=True, joined_means=False, co
     for seed in sorted({seed for values in measured.values() for seed in values}) if paired else ():
         line = [(number, values[seed]) for number, values in enumerate(measured.values()) if seed in values]
         axes.plot(*zip(*line), color=FAINT, linewidth=0.7, zorder=0)
+    if any(len(values) > 1 for values in measured.values()):
+        axes.plot([], [], "_", color="black", markersize=12, label="mean, bars: \N{PLUS-MINUS SIGN} standard deviation")
     if joined_means and middle:
         axes.plot(*zip(*middle), color="black", linewidth=1.2, zorder=0, label="means")
     name_columns(axes, labels)
@@ -85,6 +87,15 @@ def name_columns(axes, labels):
         rotation_mode="anchor" if many else "default",
     )
     axes.set_xlim(-0.5, max(len(labels), 1) - 0.5)
+
+
+def say_scale(axes):
+    """Say beside the axis that it is logarithmic, or where it begins if that isn't 0."""
+    low = axes.get_ylim()[0]
+    if axes.get_yscale() == "log":
+        axes.set_ylabel(f"{axes.get_ylabel()}\nlogarithmic axis")
+    elif low > 0:
+        axes.set_ylabel(f"{axes.get_ylabel()}\nthe axis begins at {low:.3g}")
 
 
 def beside(axes, text, x, y, columns):

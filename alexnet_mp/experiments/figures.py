@@ -7,6 +7,7 @@ import textwrap
 
 import numpy as np
 
+from . import drawing
 from .catalogue import KINDS
 from .drawing import COLOURS, FAINT
 
@@ -34,7 +35,9 @@ def figure_of(record):
     KINDS[record["kind"]].figure(right, record, {arm: colours[arm] for arm in compared})
     for axes in (left, right):
         axes.grid(alpha=0.3)
-        if not axes.lines:
+        if axes.lines:
+            drawing.say_scale(axes)
+        else:
             axes.set(xticks=[], yticks=[])
             axes.text(0.5, 0.5, "no run came to a result", ha="center", transform=axes.transAxes)
         if axes.get_legend_handles_labels()[0]:

@@ -7,6 +7,7 @@ from statistics import mean
 import numpy as np
 import torch
 
+from ..analysis.figures import TOWER_COLOURS
 from ..analysis.hypothesis_tests import paired
 from ..analysis.specialisation import LEVEL, wilson
 from ..data.image_files import pipeline_of
@@ -165,7 +166,7 @@ class Towers(Kind):
             axes.plot([number] * 2, run["chroma"], color=drawing.FAINT, zorder=0)
             p = run["division"]["p"] if "division" in run else run["random_split_p"]
             drawing.beside(axes, "noise" if p is None else f"p = {p:.2g}", number, mean(run["chroma"]), len(runs))
-        for tower, colour in zip((0, 1), drawing.COLOURS) if runs else ():
+        for tower, colour in enumerate(TOWER_COLOURS) if runs else ():
             axes.plot(
                 range(len(runs)),
                 [run["chroma"][tower] for run in runs],

@@ -1,7 +1,8 @@
 """The report's parts about the first layer: figure 3 by GPU, and how far the towers differ, in one run and over
 several."""
 
-from ..analysis.figures import draw_specialisation, kernel_picture, write_figure
+from ..analysis.figure_3 import kernel_picture
+from ..analysis.figures import draw_specialisation, write_figure
 from ..analysis.first_layer import kernel_statistics
 from ..analysis.specialisation import LEVEL, appearance, appearance_by_chance, tower_differences
 from ..retrieval.contact_sheet import png

@@ -33,6 +33,15 @@ class Part:
     pieces: list
 
 
+@dataclass(frozen=True)
+class Fact:
+    """One box of the headline: what was measured, its value, and a note in small letters."""
+
+    name: str
+    value: str
+    note: str = ""
+
+
 def text(words):
     return {"kind": "text", "text": words}
 
@@ -101,11 +110,13 @@ def begin(path):
         )
 
 
-def write(path, title, summary, parts):
-    """Render the page and write it, whole or not at all. Raises OSError where it can't be written."""
+def write(path, title, summary, parts, headline=()):
+    """Render the page and write it, whole or not at all. Raises OSError where it can't be written.
+
+    headline: the `Fact`s that stand first."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, finalize=_shown)
     template = environment.from_string(TEMPLATE.read_text("utf-8"))
-    content = template.render(title=title, summary=summary, parts=parts, made_by=Markup(MADE_BY))
+    content = template.render(title=title, summary=summary, parts=parts, headline=headline, made_by=Markup(MADE_BY))
     durable_files.replace(path, content.encode())
 
 

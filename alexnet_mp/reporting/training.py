@@ -4,7 +4,7 @@ validation."""
 import math
 from statistics import mean
 
-from ..analysis.figures import write_figure
+from ..analysis.figures import mark_drops, write_figure
 from ..analysis.learning_curves import drops
 from . import page
 
@@ -108,10 +108,7 @@ def draw_training(lines, classes):
         )
     fallen = drops(lines)
     for axes in (loss, error):
-        for epoch in fallen:
-            axes.axvline(epoch - 0.5, color="black", linestyle=":", linewidth=0.9)
-        if fallen:
-            axes.plot([], [], "k:", linewidth=0.9, label="a learning rate falls")
+        mark_drops(axes, [epoch - 0.5 for epoch in fallen])
         axes.set(xlabel="epoch", xlim=(0.5, max([*x, 1]) + 0.5))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
