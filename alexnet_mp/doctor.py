@@ -22,6 +22,7 @@ from importlib import metadata
 from itertools import combinations
 from pathlib import Path
 from types import ModuleType
+from typing import TypeVar
 
 from .system import machine
 from .system.errors import run_command
@@ -50,6 +51,8 @@ ABSENT = "not installed"
 BUILD = "pip install --no-build-isolation --no-deps -e ."
 BARE = ("version", "name", "problem")  # parts of a fact that need no word before them
 
+Found = TypeVar("Found")
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
@@ -67,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if faults(report) else 0
 
 
-def told(section: Callable[..., object], *arguments: object) -> object:
+def told(section: Callable[..., Found], *arguments: object) -> Found | dict[str, str]:
     """What a function finds, or {"problem": why}: nothing that is broken may keep the rest from being told."""
     try:
         with warnings.catch_warnings():

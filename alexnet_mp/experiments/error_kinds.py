@@ -64,7 +64,7 @@ class Views(Kind):
         if recipe.test_views == "one":
             raise UserError(f"{claim_id}: this network is tested on one view, so there is nothing to compare")
 
-    def findings(self, record: dict, arms: Sequence[str]) -> list[str]:
+    def findings(self, record: dict, arms: Sequence[str]) -> list[str | None]:
         runs = ended(record, arms[0])
         if not runs:
             return []

@@ -6,7 +6,7 @@ of the catalogue names it: nothing else knows it.
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from ..data.pipeline import Pipeline
 from ..network.network import TwoTowerAlexNet
@@ -26,6 +26,9 @@ class PlannedRun(Protocol):
 
     @property
     def directory(self) -> Path: ...
+
+
+AnyRun = TypeVar("AnyRun", bound=PlannedRun)
 
 
 class Kind:
@@ -55,8 +58,8 @@ class Kind:
         """Raise UserError if the first arm's recipe leaves nothing to compare."""
 
     def turn(
-        self, number: int, runs_of_seed: Callable[[int], list[PlannedRun]]
-    ) -> tuple[list[PlannedRun], list[PlannedRun] | None]:
+        self, number: int, runs_of_seed: Callable[[int], list[AnyRun]]
+    ) -> tuple[list[AnyRun], list[AnyRun] | None]:
         """(the runs of turn `number`, in order; those of them that are averaged, or None): all arms with one seed."""
         return runs_of_seed(number), None
 

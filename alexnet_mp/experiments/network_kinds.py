@@ -21,7 +21,7 @@ from ..system.errors import UserError
 from ..system.terminal import progress
 from . import drawing
 from .entries import FIELDS, averaged, ended, error, words
-from .kind import Kind, PlannedRun
+from .kind import AnyRun, Kind, PlannedRun
 from .outcome import Outcome
 from .sentences import n_and_p, signed, spread
 
@@ -35,16 +35,14 @@ class Ensemble(Kind):
     word = "ensemble"
     tests = 2  # a member is tested alone and in the average
 
-    def turn(
-        self, number: int, runs_of_seed: Callable[[int], list[PlannedRun]]
-    ) -> tuple[list[PlannedRun], list[PlannedRun]]:
+    def turn(self, number: int, runs_of_seed: Callable[[int], list[AnyRun]]) -> tuple[list[AnyRun], list[AnyRun]]:
         """An ensemble; no two of them share a network."""
         fives = [runs_of_seed(seed)[0] for seed in range(5 * number, 5 * number + 5)]
         others = [runs_of_seed(seed)[1:] for seed in range(2 * number, 2 * number + 2)]
         twos = [runs for runs in others if runs]
         return [*fives, *(run for runs in twos for run in runs)], [*fives, *(runs[-1] for runs in twos)]
 
-    def findings(self, record: dict, arms: Sequence[str]) -> list[str]:
+    def findings(self, record: dict, arms: Sequence[str]) -> list[str | None]:
         """An average of five against its members' mean; one of seven against one of its first five."""
         ensembles = record["ensembles"]
         if not ensembles:
@@ -141,7 +139,7 @@ class Masks(Kind):
         with progress(f"masks of {run.directory.name}", dropout_masks.MASKS, "masks") as advance:
             return {"masks": dropout_masks.compare(network, images, labels, advance=advance)}
 
-    def findings(self, record: dict, arms: Sequence[str]) -> list[str]:
+    def findings(self, record: dict, arms: Sequence[str]) -> list[str | None]:
         runs = [run["masks"] for run in ended(record, arms[0]) if "masks" in run]
         if not runs:
             return []

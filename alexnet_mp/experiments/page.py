@@ -4,7 +4,6 @@ import difflib
 import math
 import os
 from pathlib import Path
-from typing import Literal
 
 from ..system import durable_files
 from ..system.terminal import say
@@ -172,7 +171,7 @@ def _row(*cells):
     return f"| {' | '.join(str(cell).replace('|', chr(92) + '|') for cell in cells)} |"
 
 
-def update(readme: str | Path, folder: str | Path, page: str | Path, check: bool) -> Literal[0, 1]:
+def update(readme: str | Path, folder: str | Path, page: str | Path, check: bool) -> int:
     """Write README's table and the page of details, each between its markers, or compare both (check).
 
     Returns 0, or 1 where they differ or a marker is missing. A page without markers has no table; one that isn't there

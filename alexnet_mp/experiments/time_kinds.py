@@ -81,7 +81,7 @@ class Rates(Kind):
     curve_labels = ("epoch", "top-1 error in training (%)")
     dashed = True
 
-    def findings(self, record: dict, arms: Sequence[str]) -> list[str]:
+    def findings(self, record: dict, arms: Sequence[str]) -> list[str | None]:
         runs = {arm: [run for run in record["runs"] if run["arm"] == arm] for arm in arms}
         if not all(runs.values()):
             return []

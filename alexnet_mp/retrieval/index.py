@@ -158,7 +158,7 @@ class Index:
 def write(
     directory: Path,
     source: Source,
-    packages: Mapping[str, str | None],
+    packages: dict[str, str | None],
     commit: str | None,
     features: Mapping[str, Features],
     names: Mapping[str, Sequence[str]],
