@@ -11,6 +11,7 @@ whose towers have no links, are taken as controls. What the retrieval needs is m
 -m alexnet_mp.retrieve index`. In a directory that has a report already the page and its pictures are replaced."""
 
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -37,7 +38,7 @@ from .system.errors import UserError, run_command
 from .system.terminal import printable, progress, say
 
 
-def main(arguments=None):
+def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     compute_as_in_training()
     shown, runs = options.runs[0], _named(options.runs)
