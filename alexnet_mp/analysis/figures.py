@@ -1,22 +1,30 @@
 """The pictures of a run: its curves, the first-layer kernels of each tower (figure 3), and what these are tuned to."""
 
 import io
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from PIL import Image, ImageDraw
 
+from ..network.network import TwoTowerAlexNet
 from ..runs.metrics import read_metrics
 from ..system import durable_files
-from .first_layer import TUNED, chroma_and_energy
-from .specialisation import MEASURES
+from .first_layer import TUNED, KernelStatistics, chroma_and_energy
+from .specialisation import MEASURES, Difference
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 COLUMNS = 16  # kernels a row, as in 2012 (`shownet.py`): 48 a tower are 3 rows
 SCALE = 5  # screen pixels a kernel pixel
 GAP = 6  # screen pixels between kernels
 
 
-def kernel_picture(weights, towers, scale="layer", by_colour=False):
+def kernel_picture(
+    weights: np.ndarray, towers: int, scale: Literal["layer", "tower", "kernel"] = "layer", by_colour: bool = False
+) -> Image.Image:
     """First-layer kernels, tower a's above tower b's, as a Pillow image.
 
     weights: (maps of all towers, 3, k, k), merged. scale: brightness goes from the smallest weight to the largest
@@ -73,7 +81,7 @@ def _greyest_first(weights, chosen):
     return chosen[np.argsort(chroma / np.maximum(energy, 1e-300), kind="stable")]
 
 
-def draw_kernels(network, run):
+def draw_kernels(network: TwoTowerAlexNet, run: str | Path) -> Path:
     """Write `conv1_kernels.png` into the run's directory and return its path."""
     first = network.recipe.layers[0]
     weights = network.merged_state()[f"{first.name}.weight"].float().numpy()
@@ -82,7 +90,7 @@ def draw_kernels(network, run):
     return path
 
 
-def draw_curves(run):
+def draw_curves(run: str | Path) -> Path:
     """Write `curves.png`, loss and errors against steps, into the run's directory and return its path."""
     # Imported late: it takes a second. The object interface draws without a display and without global state.
     from matplotlib.figure import Figure
@@ -143,14 +151,16 @@ PANELS = {  # measure: title, unit of the axis; None for the upper end: as far a
 }
 
 
-def draw_specialisation(statistics, towers, differences=None):
+def draw_specialisation(
+    statistics: KernelStatistics, towers: int, differences: Mapping[str, Difference] | None = None
+) -> "Figure":
     """The distributions of a network's first layer as a matplotlib Figure, on a white card so that it is read on any
     background.
 
-    statistics: the `KernelStatistics` of all towers' kernels, tower a's first. differences: what `tower_differences`
-    says of them, for two towers; its effect sizes and corrected p-values stand over the panels. Orientation and phase
-    have the tuned kernels alone. The last panel has every kernel as a point, colour against selectivity: figure 3 of
-    the paper in two numbers."""
+    statistics: of all towers' kernels, tower a's first. differences: what `tower_differences` says of them, for two
+    towers; its effect sizes and corrected p-values stand over the panels. Orientation and phase have the tuned kernels
+    alone. The last panel has every kernel as a point, colour against selectivity: figure 3 of the paper in two
+    numbers."""
     # Imported late: it takes a second. The object interface draws without a display and without global state.
     from matplotlib.figure import Figure
 
@@ -164,7 +174,7 @@ def draw_specialisation(statistics, towers, differences=None):
     return figure
 
 
-def write_figure(figure, path, dpi=110):
+def write_figure(figure: "Figure", path: Path, dpi: int = 110) -> Path:
     """Save a Figure as PNG, the same bytes each time: matplotlib would name its version in it. Returns the path."""
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png", dpi=dpi, metadata={"Software": None})
