@@ -1,6 +1,7 @@
 """Figure 3 of the paper: the first-layer kernels of each tower, as a picture."""
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -15,7 +16,13 @@ GAP = 6  # screen pixels between kernels
 TITLE = 22  # screen pixels of a line of words
 
 
-def kernel_picture(weights, towers, scale="layer", by_colour=False, name=None):
+def kernel_picture(
+    weights: np.ndarray,
+    towers: int,
+    scale: Literal["layer", "tower", "kernel"] = "layer",
+    by_colour: bool = False,
+    name: str | None = None,
+) -> Image.Image:
     """First-layer kernels, tower a's above tower b's, as a Pillow image.
 
     weights: (maps of all towers, 3, k, k), merged. scale: brightness goes from the smallest weight to the largest

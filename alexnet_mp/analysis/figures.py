@@ -2,18 +2,24 @@
 
 import io
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..runs.metrics import read_metrics
 from ..system import durable_files
-from .first_layer import TUNED
+from .first_layer import TUNED, KernelStatistics
 from .learning_curves import drops
-from .specialisation import MEASURES
+from .specialisation import MEASURES, Difference
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
-def draw_curves(run, classes=None):
+def draw_curves(run: str | Path, classes: int | None = None) -> Path:
     """Write `curves.png`, loss and errors against steps, into the run's directory and return its path.
 
     classes: how many, for the lines of a guess. Dotted lines stand where a learning rate falls.
@@ -62,13 +68,13 @@ def draw_curves(run, classes=None):
     return path
 
 
-def first_steps(train, epochs):
+def first_steps(train: Sequence[dict], epochs: Sequence[int]) -> list[dict]:
     """Of a run's training lines, the first of each of these epochs that has one."""
     first = {line["epoch"]: line for line in reversed(train)}
     return [first[epoch] for epoch in epochs if epoch in first]
 
 
-def mark_drops(axes, places):
+def mark_drops(axes: "Axes", places: Sequence[float]) -> None:
     """A dotted vertical line at each place where a learning rate falls, and its entry in the legend."""
     for number, place in enumerate(places):
         label = None if number else "a learning rate falls"
@@ -97,14 +103,16 @@ PANELS = {  # measure: title, unit of the axis; None for the upper end: as far a
 }
 
 
-def draw_specialisation(statistics, towers, differences=None):
+def draw_specialisation(
+    statistics: KernelStatistics, towers: int, differences: Mapping[str, Difference] | None = None
+) -> "Figure":
     """The distributions of a network's first layer as a matplotlib Figure, on a white card so that it is read on any
     background.
 
-    statistics: the `KernelStatistics` of all towers' kernels, tower a's first. differences: what `tower_differences`
-    says of them, for two towers; its effect sizes and corrected p-values stand over the panels. Orientation and phase
-    have the tuned kernels alone. A panel of fewer than five kernels is left out, which is said. The last panel has
-    every kernel as a point, colour against selectivity: figure 3 of the paper in two numbers."""
+    statistics: of all towers' kernels, tower a's first. differences: what `tower_differences` says of them, for two
+    towers; its effect sizes and corrected p-values stand over the panels. Orientation and phase have the tuned kernels
+    alone. A panel of fewer than five kernels is left out, which is said. The last panel has every kernel as a point,
+    colour against selectivity: figure 3 of the paper in two numbers."""
     # Imported late: it takes a second. The object interface draws without a display and without global state.
     from matplotlib.figure import Figure
 
@@ -126,7 +134,7 @@ def draw_specialisation(statistics, towers, differences=None):
     return figure
 
 
-def write_figure(figure, path, dpi=110):
+def write_figure(figure: "Figure", path: Path, dpi: int = 110) -> Path:
     """Save a Figure as PNG, the same bytes each time: matplotlib would name its version in it. Returns the path."""
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png", dpi=dpi, metadata={"Software": None})

@@ -1,9 +1,12 @@
 """One tower: the layers that live on one device."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
 from ..recipes import shapes
+from ..recipes.recipe import Recipe
 from .exchange import Crossing
 from .layer import TowerLayer
 
@@ -15,14 +18,14 @@ class Tower(nn.Module):
     a, b: tensors on this tower's device, and a `Crossing` where the other tower has another. step: training passes so
     far (`network.py`)."""
 
-    def __init__(self, recipe, index, device, classes, kernels):
+    def __init__(self, recipe: Recipe, index: int, device: torch.device | str, classes: int, kernels: str):
         super().__init__()
         self.register_buffer("step", torch.zeros((), dtype=torch.int64, device=device), persistent=False)
         for number, size in enumerate(shapes.sizes(recipe, classes)):
             if index == 0 or size.layer.towers == "each":
                 self.add_module(size.layer.name, TowerLayer(recipe, size, number, (index,), kernels, device))
 
-    def forward(self, name, parts):
+    def forward(self, name: str, parts: Sequence[torch.Tensor | Crossing]) -> torch.Tensor:
         layer = getattr(self, name)
         for crossing, own in (parts, parts[::-1]) if len(parts) == 2 else ():
             if isinstance(crossing, Crossing):
