@@ -12,11 +12,11 @@ from pathlib import Path
 
 from safetensors.torch import save
 
-from .command_options import command_parser
 from .runs import checkpoint_format
 from .runs.checkpoints import CHECKPOINTS, best, listing, newest, newest_weights, prune, recover
 from .runs.lock import RunLock
 from .system import durable_files
+from .system.command_line import command_parser
 from .system.errors import UserError, run_command
 from .system.terminal import say
 

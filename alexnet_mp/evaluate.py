@@ -14,10 +14,11 @@ tie, the first one counts as more probable there; in errors such an image counts
 
 from pathlib import Path
 
-from .command_options import add_machine_options, command_parser, compute_as_in_training
+from .command_options import add_machine_options, compute_as_in_training
 from .evaluation import ensemble_weights, per_class, submission
 from .evaluation.ensembles import evaluate_runs, open_runs, print_answers
 from .system import durable_files
+from .system.command_line import command_parser
 from .system.errors import UserError, run_command
 from .system.terminal import say
 

@@ -16,12 +16,12 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 
-from .command_options import command_parser
 from .data.prepared_format import MOST_PIXELS
 from .preparation import sources
 from .preparation.build import make_plan, prepare, refuse_unusable
 from .preparation.check import check
 from .recipes.named import PRESETS
+from .system.command_line import command_parser
 from .system.errors import UserError, run_command
 from .system.terminal import say
 

@@ -16,7 +16,7 @@ import json
 import os
 import sys
 
-from .command_options import add_machine_options, add_run_options, command_parser, compute_as_in_training
+from .command_options import add_machine_options, add_run_options, compute_as_in_training
 from .data.dataset import open_dataset
 from .data.image_files import answered, pipeline_of
 from .evaluation.trained import load_run
@@ -27,6 +27,7 @@ from .retrieval.index import BY, SPLITS, Index
 from .retrieval.measures import measure, table
 from .retrieval.search import NEIGHBOURS, Search
 from .system import durable_files
+from .system.command_line import command_parser
 from .system.errors import UserError, run_command
 from .system.terminal import lines_on_stderr, printable, say
 

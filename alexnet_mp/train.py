@@ -14,13 +14,13 @@ The run directory (--out) gets run.json, metrics.jsonl, TensorBoard events, chec
 conv1_kernels.png. Ctrl-C and SIGTERM finish the step, save and end with status 0; a second one stops at once, without
 saving."""
 
-import argparse
 import shlex
 import sys
 
 from .command_options import add_machine_options
 from .recipes.named import PRESETS
 from .system import precision
+from .system.command_line import command_parser
 from .system.errors import run_command
 from .training import graphed_step, run
 from .training.profiler import STEPS
@@ -36,9 +36,7 @@ def main(arguments=None):
 
 
 def _parser():
-    parser = argparse.ArgumentParser(
-        prog="python -m alexnet_mp.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("train", __doc__)
     add_machine_options(parser)
     parser.add_argument(
         "--precision",

@@ -28,7 +28,7 @@ def ended(way, before="", **streams):
         "import argparse, os, sys\n"
         "from alexnet_mp.system.errors import UserError, run_command\n"
         "from alexnet_mp.system.terminal import lines_on_stderr, progress, say\n"
-        + ("from alexnet_mp.command_options import command_parser\n" if "command_parser" in way else "")
+        + ("from alexnet_mp.system.command_line import command_parser\n" if "command_parser" in way else "")
         + f"def main():\n    {way}\n    return 0\n{before}\nrun_command(main)"
     )
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | streams
