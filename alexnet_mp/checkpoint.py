@@ -12,6 +12,7 @@ from pathlib import Path
 
 from safetensors.torch import save
 
+from .evaluation.accuracy import top5_tells
 from .runs import checkpoint_format
 from .runs.checkpoints import CHECKPOINTS, best, listing, newest, newest_weights, prune, recover
 from .runs.lock import RunLock
@@ -55,7 +56,8 @@ def _list(run):
             say(f"step {step:>9,}  DAMAGED: {error}")
             continue
         validation = (
-            f"top-1 error {state.validation.top1_error:6.2f} %, top-5 error {state.validation.top5_error:6.2f} %"
+            f"top-1 error {state.validation.top1_error:6.2f} %"
+            + (f", top-5 error {state.validation.top5_error:6.2f} %" if top5_tells(len(state.data.classes)) else "")
             if state.validation
             else "not validated at this step"
         )

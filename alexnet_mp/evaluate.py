@@ -58,7 +58,7 @@ def main(arguments=None):
     if len(runs) > 1:
         shown = "all equal" if len(set(tested.weights)) == 1 else " ".join(f"{weight:.4g}" for weight in tested.weights)
         say(f"average of {len(runs)} runs, weights {shown}:")
-    print_answers(tested.average, options.split)
+    print_answers(tested.average, options.split, len(dataset.classes))
     found = list(tested.average.values())[{"centre": 0, "ten": -1}[options.views]]
     if options.submission:
         _write(options.submission, submission.text(order, dataset.ids, found.top))

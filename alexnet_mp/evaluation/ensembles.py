@@ -123,7 +123,7 @@ def evaluate_runs(runs, split, weights=None, views="ten", finite=False):
                 ensemble_weights.fold(totals[protocol][rows], logs, weights[number])
 
         tested.append(_test(run, split, run.protocols, finite, take))
-        print_answers(tested[-1], split)
+        print_answers(tested[-1], split, size[1])
     if choose:
         weights = ensemble_weights.normalised(_choose([own[place] for own in kept], labels))
         say("WARNING: the weights were chosen on the images that they are tested on")
@@ -147,7 +147,8 @@ def _weights_of_validation(runs, place):
     for run in runs:
         kept.append(ensemble_weights.nothing(len(labels), len(run.dataset.classes)))
         name, views = list(run.protocols.items())[place]
-        print_answers(_test(run, "val", {name: views}, True, lambda _, rows, logs: kept[-1][rows].copy_(logs)), "val")
+        found = _test(run, "val", {name: views}, True, lambda _, rows, logs: kept[-1][rows].copy_(logs))
+        print_answers(found, "val", len(run.dataset.classes))
     return ensemble_weights.normalised(_choose(kept, labels))
 
 
@@ -175,10 +176,10 @@ def _test(run, split, protocols, finite, take=lambda protocol, rows, logs: None)
         return evaluate(network, run.pipeline, split, protocols, run.batch_size, advance, taken)
 
 
-def print_answers(found, split):
-    """The table of {protocol: `Answers`}."""
+def print_answers(found, split, classes):
+    """The table of {protocol: `Answers`}, on images of so many classes."""
     errors = {name: of_protocol.errors() for name, of_protocol in found.items()}
     if None in errors.values():
         say(f"{split}: {len(next(iter(found.values())).labels):,} images without labels, so without errors")
     else:
-        print_errors(errors, split)
+        print_errors(errors, split, classes)

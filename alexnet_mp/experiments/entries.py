@@ -1,6 +1,11 @@
 """The entries of a record, one a run: those of an arm that ended, pairs of a seed, the numbers that are compared."""
 
-FIELDS = ("top1_error", "top5_error")
+from ..evaluation.accuracy import top5_tells
+
+
+def fields(record):
+    """Which errors a record's sentences tell."""
+    return ("top1_error", "top5_error") if top5_tells(record["data"][0]["classes"]) else ("top1_error",)
 
 
 def words(arm):
