@@ -25,8 +25,6 @@ from .system.terminal import say
 
 def main(arguments=None):
     options = _parser().parse_args(arguments)
-    if options.batch_size is not None and options.batch_size < 1:
-        raise UserError(f"--batch-size {options.batch_size}: it must be at least 1")
     if options.weights is not None and len(options.runs) == 1:
         raise UserError("--weights: there is a single RUN, and nothing to be averaged")
     weights = ensemble_weights.parse_weights(options.weights, len(options.runs))

@@ -16,6 +16,7 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 
+from .data.limits import refuse_workers
 from .data.prepared_format import MOST_PIXELS
 from .preparation import sources
 from .preparation.build import make_plan, prepare, refuse_unusable
@@ -29,8 +30,7 @@ from .system.terminal import say
 def main(arguments=None):
     options = _parser().parse_args(arguments)
     workers = len(os.sched_getaffinity(0)) if options.workers is None else options.workers
-    if workers < 0:
-        raise UserError(f"--workers {workers}: it must be 0 (work in the main process) or more")
+    refuse_workers(workers, "work in the main process")
     if options.check is not None:
         if options.src is not None:
             raise UserError("--check DIR takes no SRC and no DEST")

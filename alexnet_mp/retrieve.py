@@ -41,6 +41,8 @@ def main(arguments=None):
 
 
 def _index(options):
+    if not 0 <= options.seed < 2**32:
+        raise UserError(f"--seed {options.seed}: it must be 0 to {2**32 - 1}")
     build_index(
         options.run,
         options.data,

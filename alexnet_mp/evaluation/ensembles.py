@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from ..data.dataset import open_dataset
+from ..data.limits import refuse_batch
 from ..data.pipeline import make_pipeline
 from ..system.devices import check_kernels, resolve
 from ..system.errors import UserError
@@ -35,6 +36,8 @@ def open_runs(
 
     Raises UserError where a run has no checkpoint, where their classes differ from each other or from the data's, and
     for whatever else would end a test of theirs later."""
+    if batch_size is not None and batch_size < 1:
+        raise UserError(f"--batch-size {batch_size}: it must be at least 1")
     described, opened, sources = [], {}, {}
     for directory in directories:
         _, run = trained(directory)
@@ -64,6 +67,7 @@ def open_runs(
                 f"{directory} was trained on"
             )
         made = make_pipeline(pipeline, dataset, recipe, resolve(gpus, recipe.towers), workers)
+        refuse_batch(made, batch_size or recipe.batch_size)
         made.use(run.statistics)
         runs.append(
             Run(str(directory), dataset, made, both_protocols(recipe), batch_size or recipe.batch_size, gpus, kernels)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from ..data.dataset import DataSet, cached, cost_of_reading, open_dataset
+from ..data.limits import refuse_batch
 from ..data.pipeline import Pipeline, make_pipeline
 from ..data.survey import statistics_of
 from ..network.network import TwoTowerAlexNet
@@ -236,6 +237,7 @@ def open_data(plan: Plan) -> TrainingData:
     pipeline = make_pipeline(options.pipeline, dataset, recipe, plan.devices, options.workers, plan.dtype)
     say(f"data: {dataset.description}")
     say(recipes.describe(recipe))
+    refuse_batch(pipeline, recipe.batch_size, training=True)
     _changes(plan, dataset)
     name, checked = self_check.before_run(
         pipeline, options.kernels, pipeline_is_chosen=options.pipeline != "auto", wanted=options.self_check
