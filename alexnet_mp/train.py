@@ -72,7 +72,7 @@ def _parser():
         action="append",
         default=[],
         metavar="FIELD=VALUE",
-        help="change a recipe field, LAYER.FIELD for one layer; repeatable; the start of a run prints them all",
+        help="change a recipe field, LAYER.FIELD for one layer; repeatable; run.json has them all",
     )
     parser.add_argument("--out", metavar="DIR", help="the run directory; default: runs/<date-time>-<recipe>")
     parser.add_argument("--batch-size", type=int, help="images; default: the recipe's, 128")

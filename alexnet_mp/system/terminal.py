@@ -1,8 +1,6 @@
 """What a person sees: a progress bar on a terminal, plain lines everywhere else."""
 
 import os
-import shutil
-import sys
 import time
 from contextlib import contextmanager
 
@@ -77,11 +75,6 @@ def progress(what, total, unit="images", done=0):
                 )
 
         yield advance
-
-
-def python_command():
-    """How this interpreter is typed: "python" where that is what it is, else its path, as in `.venv/bin/python`."""
-    return "python" if shutil.which("python") == sys.executable else os.path.relpath(sys.executable)
 
 
 def duration(seconds):

@@ -21,8 +21,9 @@ from ..runs.checkpoint_format import Checkpoint, Scheduled, State, Validation
 from ..runs.checkpoint_writer import PATIENCE
 from ..runs.directory import RunDirectory
 from ..system import durable_files
+from ..system.command_line import typed
 from ..system.errors import UserError
-from ..system.terminal import progress, python_command, say
+from ..system.terminal import progress, say
 from . import graphed_step
 from .checkpoint_policy import CheckpointPolicy, in_words
 from .optimizer import PaperSGD
@@ -334,7 +335,7 @@ class Trainer:
         more = "" if whole or interrupted else " and a larger --steps, or without it"
         say(
             f"of {self.whole} steps at most; {'test it then' if whole else 'go on'}: the same command with "
-            f"--out {path} --resume auto{more}; test it: {python_command()} -m alexnet_mp.evaluate {path}"
+            f"--out {path} --resume auto{more}; test it: {typed('evaluate', self.run.path)}"
         )
 
     def describe_exchange(self):

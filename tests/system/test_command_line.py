@@ -4,6 +4,8 @@ import argparse
 import importlib
 import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 from inner_cases import every
 
 import alexnet_mp.claims  # noqa: F401
+from alexnet_mp.system.command_line import python_command, typed
 from alexnet_mp.system.errors import run_command
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -53,14 +56,14 @@ def test_no_option_of_any_command_can_be_abbreviated(monkeypatch):
     assert len(COMMANDS) >= 9
     tried = 0
     for command in COMMANDS:
-        for typed, parser in parsers(command, monkeypatch).items():
+        for line, parser in parsers(command, monkeypatch).items():
             known = set(parser._option_string_actions)
             for option in known:
                 for length in range(3, len(option)):
                     short = option[:length]
                     if option.startswith("--") and short not in known:
                         found, unknown = parser.parse_known_args([*needed(parser), short])
-                        assert unknown == [short], f"{typed} {short} is taken for {option}"
+                        assert unknown == [short], f"{line} {short} is taken for {option}"
                         tried += 1
     assert tried > 300
 
@@ -130,3 +133,41 @@ def test_commands_whose_streams_are_closed(tmp_path):
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert (tmp_path / "statuses").read_text().split() == ["0", "2"] * len(COMMANDS)
+
+
+def interpreter(path):
+    path.parent.mkdir(parents=True)
+    path.symlink_to(os.path.realpath(sys.executable))
+    return path
+
+
+@every(
+    "own, on_path, directory, expected",
+    [
+        ("venv/bin/python", "venv/bin", ".", "python"),  # an environment that is active
+        ("venv/bin/python3", "venv/bin", ".", "python3"),
+        ("venv/bin/python3.11", "other/bin", ".", "venv/bin/python3.11"),  # python is another one
+        ("venv/bin/python", "other/bin", "venv", "bin/python"),
+        ("venv/bin/python", "other/bin", "elsewhere/far/away", "{root}/venv/bin/python"),  # never ../../../venv
+        ("a b/bin/python", "other/bin", "elsewhere", "'{root}/a b/bin/python'"),
+        ("", "other/bin", ".", "python"),
+    ],
+)
+def test_the_interpreter_that_hints_print_works_and_is_short(own, on_path, directory, expected, tmp_path, monkeypatch):
+    interpreter(tmp_path / "other/bin/python")
+    (tmp_path / directory).mkdir(parents=True, exist_ok=True)
+    monkeypatch.setattr(sys, "executable", str(interpreter(tmp_path / own)) if own else "")
+    monkeypatch.setenv("PATH", str(tmp_path / on_path))
+    monkeypatch.chdir(tmp_path / directory)
+    assert typed("evaluate", "my runs/1") == f"{expected.format(root=tmp_path)} -m alexnet_mp.evaluate 'my runs/1'"
+    if own:
+        path = [os.path.abspath(shutil.which(word) or word) for word in shlex.split(python_command())]
+        assert path == [os.path.abspath(sys.executable)] or os.path.samefile(path[0], sys.executable)
+
+
+def test_a_path_that_leads_through_a_link_is_the_same(tmp_path, monkeypatch):
+    """As /bin leads to /usr/bin."""
+    monkeypatch.setattr(sys, "executable", str(interpreter(tmp_path / "usr/bin/python3")))
+    (tmp_path / "bin").symlink_to("usr/bin")
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    assert python_command() == "python3"
