@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ..data.dataset import open_dataset
+from ..data.dataset import open_data_of_run, open_dataset
 from ..data.limits import refuse_batch
 from ..data.pipeline import make_pipeline
 from ..system.devices import check_kernels, resolve
@@ -49,7 +49,8 @@ def open_runs(
             )
         described.append(run)
         sources.setdefault(run.source, directory)
-    if data is None:
+    named = data is not None
+    if not named:
         if len(sources) > 1:
             where = ", ".join(f"{source} ({directory})" for source, directory in sources.items())
             raise UserError(f"the runs were trained on different data, {where}; say with --data what to test them on")
@@ -58,12 +59,17 @@ def open_runs(
     for directory, run in zip(directories, described):
         recipe, classes = run.recipe, run.classes
         if recipe.stored_size not in opened:
-            opened[recipe.stored_size] = open_dataset(data, recipe.stored_size, splits)
+            opened[recipe.stored_size] = (
+                open_dataset(data, recipe.stored_size, splits)
+                if named
+                else open_data_of_run(directory, data, recipe.stored_size, splits)
+            )
             say(f"data: {opened[recipe.stored_size].description}")
         dataset = opened[recipe.stored_size]
         if dataset.classes != classes:
+            blamed = f"--data {data}" if named else f"{data}, where the data of {directory} were"
             raise UserError(
-                f"--data {data}: its {len(dataset.classes)} classes are not the {len(classes)} that "
+                f"{blamed}: its {len(dataset.classes)} classes are not the {len(classes)} that "
                 f"{directory} was trained on"
             )
         made = make_pipeline(pipeline, dataset, recipe, resolve(gpus, recipe.towers), workers)

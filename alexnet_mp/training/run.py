@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ..data.dataset import DataSet, cached, cost_of_reading, open_dataset
+from ..data.dataset import DataSet, cached, cost_of_reading, open_data_of_run, open_dataset
 from ..data.limits import refuse_batch
 from ..data.pipeline import Pipeline, make_pipeline
 from ..data.survey import statistics_of
@@ -236,7 +236,10 @@ def open_data(plan: Plan) -> TrainingData:
     Of a run that goes on, what changed is refused as early as it can be seen: before all images are read, and after.
     """
     options, recipe = plan.options, plan.recipe
-    dataset = open_dataset(options.data or "builtin", recipe.stored_size)
+    if plan.point and options.data == plan.point.checkpoint.state.data.source:
+        dataset = open_data_of_run(plan.point.path, options.data, recipe.stored_size)
+    else:
+        dataset = open_dataset(options.data or "builtin", recipe.stored_size)
     pipeline = make_pipeline(options.pipeline, dataset, recipe, plan.devices, options.workers, plan.dtype)
     say(f"data: {dataset.description}")
     say(recipes.summary(recipe))
