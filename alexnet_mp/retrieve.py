@@ -17,7 +17,7 @@ import os
 import sys
 
 from .command_options import add_machine_options, add_run_options, command_parser, compute_as_in_training
-from .data.dataset import open_dataset
+from .data.dataset import difference, open_dataset
 from .data.image_files import answered, pipeline_of
 from .evaluation.trained import load_run
 from .retrieval.build import add_codes, build_index, weights_digest
@@ -120,8 +120,8 @@ def _stored_pictures(index, options, size):
     source = index.described.source
     try:
         dataset = open_dataset(options.data or source.data, size, SPLITS)
-        if dataset.fingerprint != source.fingerprint:
-            raise UserError(f"{options.data or source.data} holds other pictures now")
+        if changed := difference(source.fingerprint, dataset):
+            raise UserError(f"{options.data or source.data} holds other pictures now: {changed}")
         return dataset.splits["train"]
     except UserError as error:
         print(
