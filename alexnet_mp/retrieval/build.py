@@ -23,6 +23,8 @@ from . import index as retrieval_index
 from .features import features, last_hidden
 from .index import SPLITS, Index, Source
 
+OF_A_RUN = "retrieval"  # the directory, in a run's, of its index
+
 
 def build_index(
     run,
@@ -40,7 +42,7 @@ def build_index(
 
     out: where it is, or will be; None: RUN/retrieval. What is there and fits is used. Raises UserError where it
     doesn't."""
-    out = Path(out or Path(run) / "retrieval")
+    out = Path(out or Path(run) / OF_A_RUN)
     (opened,) = open_runs([run], data, SPLITS, gpus, kernels, pipeline, workers, batch_size)
     network, found = load_run(run, gpus, kernels)
     source = _source(run, out, network, found, opened.dataset)
