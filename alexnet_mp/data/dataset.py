@@ -21,6 +21,7 @@ from .prepared_format import is_prepared
 from .resize import decoded
 from .synthetic import Builtin
 
+SAME_FILES = 32  # of a fingerprint: the digits that a folder's times don't change
 SUFFIXES = {".jpg", ".jpeg", ".png"}
 TAKES = "it takes a folder, a prepared set, or the word builtin"
 
@@ -78,11 +79,31 @@ def open_data_of_run(run: str, source: str, stored_size: int, splits: Sequence[s
         ) from None
 
 
+def difference(before: str, dataset: DataSet) -> str | None:
+    """In words, why a fingerprint of before is not that of a data set; None where it is.
+
+    Of a folder, names, sizes and times of the pictures are compared; where it was fingerprinted without times, as
+    former versions did, names and sizes alone."""
+    if before in (dataset.fingerprint, getattr(dataset, "names_and_sizes", None)):
+        return None
+    if not isinstance(dataset, Folder):
+        return "it is another data set, or another version of it"
+    if before[:SAME_FILES] == dataset.fingerprint[:SAME_FILES]:
+        return (
+            "names and sizes of its pictures are the same, their times are not: some were replaced, or all were copied "
+            "without their times (cp -p keeps them)"
+        )
+    return "names or sizes of its pictures have changed"
+
+
 class Folder:
     """`DIR/train/<class>/*`, `DIR/val/<class>/*`, `DIR/test/<class>/*`: JPEG and PNG files of the splits asked for.
 
     Classes are numbered in the order of their names. Raises UserError for a missing split, a single or an empty class,
-    and for splits whose classes differ."""
+    and for splits whose classes differ.
+
+    fingerprint: of the pictures' names, sizes and times of change; contents are not read. names_and_sizes: without the
+    times."""
 
     statistics = ids = None
 
@@ -97,15 +118,16 @@ class Folder:
                 raise UserError(
                     f"--data {directory}: it has no {split}/ folder; {way or f'images belong in {split}/<class>/'}"
                 )
-        self.classes, digest = _class_names(root / splits[0]), hashlib.sha256()
-        self.splits = {split: self._split(root / split, stored_size, digest) for split in splits}
-        self.fingerprint = digest.hexdigest()
+        self.classes, files, times = _class_names(root / splits[0]), hashlib.sha256(), hashlib.sha256()
+        self.splits = {split: self._split(root / split, stored_size, files, times) for split in splits}
+        self.names_and_sizes = files.hexdigest()
+        self.fingerprint = self.names_and_sizes[:SAME_FILES] + times.hexdigest()[SAME_FILES:]
         self.description = (
             f"folder {directory}: {', '.join(f'{len(images):,} {split}' for split, images in self.splits.items())} "
             f"images of {len(self.classes)} classes"
         )
 
-    def _split(self, folder, stored_size, digest):
+    def _split(self, folder, stored_size, names_and_sizes, times):
         found = _class_names(folder)
         if found != self.classes:
             differences = (("missing", set(self.classes) - set(found)), ("extra", set(found) - set(self.classes)))
@@ -124,14 +146,16 @@ class Folder:
                 raise UserError(f"{folder / name}: the class is empty, no .jpg, .jpeg or .png file in it")
             files += images
             labels += [label] * len(images)
-        for path in files:  # names and sizes, not contents: a changed set is noticed without reading it
+        for path in files:  # not their contents: a changed set is noticed without reading it
             try:
                 status = path.stat()
             except OSError as error:
                 raise UserError(f"cannot read image {path}: {error.strerror}") from None
             if not stat.S_ISREG(status.st_mode):
                 raise UserError(f"cannot read image {path}: it is not a file")
-            digest.update(f"{path.relative_to(folder.parent)}\0{status.st_size}\n".encode(errors="surrogateescape"))
+            line = f"{path.relative_to(folder.parent)}\0{status.st_size}\n"
+            names_and_sizes.update(line.encode(errors="surrogateescape"))
+            times.update(b"%d\n" % status.st_mtime_ns)
         return FolderSplit(files, np.array(labels), stored_size)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from ..system.errors import UserError
+from .bit_depth import eight_bits
 
 
 def decoded(file, size, name):
@@ -19,7 +20,7 @@ def decoded(file, size, name):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # large is fine; far too large is an error
             with Image.open(file) as image:
-                return stored_picture(image, size)
+                return stored_picture(image, size, name)
     except MemoryError:  # the machine's fault, not the image's
         raise
     except Exception as error:  # Pillow raises a dozen types on damaged files
@@ -36,16 +37,13 @@ def _reason(error, file, name):
     return reason.replace(str(name), "").strip(" ':") or type(error).__name__
 
 
-def stored_picture(image, size):
+def stored_picture(image, size, name=None):
     """A Pillow image -> (size, size, 3) uint8: shorter side rescaled to `size`, central square kept (paper 2).
 
     Area averaging down, bicubic up (cuda-convnet2, `pyext.cpp:102-121`). Grey and CMYK become RGB, transparency is
-    dropped, orientation tags are ignored, as in 2012. Floats are grey levels, 0 to 255; UserError where none is above
-    1."""
-    if image.mode == "F" and np.asarray(image).max() <= 1:  # taken as 0..255 all of it would be black
-        raise UserError("its pixels are floats of at most 1; only 0 to 255 is understood")
-    if image.mode.startswith("I"):  # 16 bits a pixel: Pillow's own conversion would clip at 255
-        image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+    dropped, orientation tags are ignored, as in 2012. More than 8 bits a channel become 8 (`bit_depth.eight_bits`), or
+    raise UserError; `name` is for the lines that say something of them."""
+    image = eight_bits(image, name)
     if "transparency" in image.info:  # a palette with an alpha table; without this step Pillow warns
         image = image.convert("RGBA")
     image = image.convert("RGB")

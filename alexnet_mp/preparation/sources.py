@@ -7,6 +7,7 @@ processes."""
 
 import hashlib
 import io
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -88,6 +89,16 @@ def picture(item, size):
         return decoded(io.BytesIO(content), size, where(item))
     planes = np.frombuffer(content, np.uint8).reshape(3, 32, 32)
     return stored_picture(Image.fromarray(np.ascontiguousarray(planes.transpose(1, 2, 0))), size)
+
+
+def stamp(item):
+    """(bytes, time of change in ns) of an image's file; in an archive the time is the archive's. (-1, -1) where there
+    is no such file: reading it will say so."""
+    try:
+        status = os.stat(item.path)
+    except OSError:
+        return -1, -1
+    return (status.st_size if item.length < 0 else item.length), status.st_mtime_ns
 
 
 def where(item):

@@ -186,6 +186,7 @@ def refuse_foreign(path):
         "trace.json.gz",
         "profile.json",
         "retrieval",
+        "retrieval.lock",
         "report",
     }
     foreign = [

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from ..data.batches import steps_per_epoch
+from ..data.dataset import difference
 from ..recipes import recipe as recipes
 from ..recipes import shapes
 from ..runs import checkpoint_format, checkpoints
@@ -166,7 +167,7 @@ def changes(content, recipe, dataset, statistics=None):
     for name in sorted(before.keys() | now.keys()):
         if name not in ("epochs", "name") and before.get(name) != now.get(name):
             changed[name] = [before.get(name), now.get(name)]
-    if state.data.fingerprint != dataset.fingerprint:
+    if difference(state.data.fingerprint, dataset):
         changed["data.fingerprint"] = [state.data.fingerprint, dataset.fingerprint]
     if list(state.data.classes) != list(dataset.classes):
         differ = next(([a, b] for a, b in zip(state.data.classes, dataset.classes) if a != b), None)
@@ -199,8 +200,10 @@ def refuse_changes(point, changed, recipe, dataset, anyway):
             f"--resume: {point.path} has taken {state.step} steps already; {recipe.epochs} epochs are only {whole}"
         )
     if changed and not anyway:
+        data = difference(state.data.fingerprint, dataset)
         raise UserError(
-            f"--resume: this is not the run of {point.path}{listed(changed)}; --resume-anyway goes on all the same"
+            f"--resume: this is not the run of {point.path}{listed(changed)}{f'; data: {data}' if data else ''}; "
+            "--resume-anyway goes on all the same"
         )
 
 
