@@ -181,8 +181,11 @@ def changes(content, recipe, dataset, statistics=None):
     return changed
 
 
-def refuse_changes(point, changed, recipe, dataset, anyway):
-    """Raise UserError if a run may not go on with what changed; `anyway`: if it can't."""
+def refuse_changes(point, changed, recipe, dataset, anyway, steps=None):
+    """Raise UserError if a run may not go on with what changed; `anyway`: if it can't. steps: of `--steps`, or None.
+
+    What changed comes before the count of steps: another batch size makes another count.
+    """
     state = point.checkpoint.state
     before = shapes.merged_shapes(state.recipe, len(state.data.classes))
     now = shapes.merged_shapes(recipe, len(dataset.classes))
@@ -193,14 +196,17 @@ def refuse_changes(point, changed, recipe, dataset, anyway):
             f"--resume: {point.path} has {name} {before.get(name)}, but this network {now.get(name)}; "
             f"its weights don't fit{listed(changed)}"
         )
-    whole = recipe.epochs * steps_per_epoch(recipe, dataset)
-    if state.step > whole:
-        raise UserError(
-            f"--resume: {point.path} has taken {state.step} steps already; {recipe.epochs} epochs are only {whole}"
-        )
     if changed and not anyway:
         raise UserError(
             f"--resume: this is not the run of {point.path}{listed(changed)}; --resume-anyway goes on all the same"
+        )
+    if steps is not None and steps < state.step:
+        raise UserError(f"--steps {steps}: {point.path} has taken {state.step} steps already")
+    whole = recipe.epochs * steps_per_epoch(recipe, dataset)
+    if state.step > whole:
+        raise UserError(
+            f"--resume: {point.path} has taken {state.step} steps already; {recipe.epochs} epochs are only "
+            f"{whole}{listed(changed)}"
         )
 
 

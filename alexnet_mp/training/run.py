@@ -156,8 +156,6 @@ def resolve(options: Options, held: ExitStack) -> Plan:
 def _as_it_was(options, point):
     """The options of a run that goes on: what isn't said stays as it was, and `--init` was for its beginning."""
     state = point.checkpoint.state
-    if options.steps is not None and options.steps < state.step:
-        raise UserError(f"--steps {options.steps}: {point.path} has taken {state.step} steps already")
     return replace(
         options,
         recipe=state.recipe if options.recipe is None else options.recipe,
@@ -257,7 +255,8 @@ def _changes(plan, dataset, statistics=None):
     if not plan.point:
         return {}
     changed = resume.changes(plan.point.checkpoint, plan.recipe, dataset, statistics)
-    resume.refuse_changes(plan.point, changed, plan.recipe, dataset, plan.options.resume_anyway)
+    options = plan.options
+    resume.refuse_changes(plan.point, changed, plan.recipe, dataset, options.resume_anyway, options.steps)
     return changed
 
 
