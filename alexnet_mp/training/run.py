@@ -19,6 +19,7 @@ from ..data.survey import statistics_of
 from ..network.network import TwoTowerAlexNet
 from ..recipes import recipe as recipes
 from ..recipes import shapes
+from ..recipes.ablations import shortened
 from ..recipes.named import PRESETS
 from ..recipes.recipe import Recipe
 from ..runs.checkpoint_format import Data
@@ -185,7 +186,32 @@ def _recipe_and_devices(options, point):
         say(f"recipe: {chosen.name}{size.get(chosen.name, '')}; --recipe chooses another")
     if len({device for device in devices if device.type == "cuda"}) < 2:
         say(f"on two GPUs, type: {python_command()} -m alexnet_mp.train --gpus 0,1 --recipe paper --data DIR")
+    if not any(setting.startswith("dates=") for setting in options.settings):
+        recipe = _with_dates(recipe, chosen, point)
     return recipe, devices
+
+
+def _with_dates(recipe, chosen, point):
+    """The recipe with its dates at the same share of its epochs as in the preset, as `claims run` has them; says so.
+
+    A run that goes on keeps the dates that it had: its steps so far were taken at their rates.
+    """
+    if point:
+        before = point.checkpoint.state.recipe
+        if before.dates in (chosen.dates, shortened(chosen, before.epochs).dates):
+            return replace(recipe, dates=before.dates)
+    if recipe.schedule != "dated" or not recipe.dates or recipe.epochs == chosen.epochs:
+        return recipe
+    dates = shortened(chosen, recipe.epochs).dates
+    moved = [
+        f"{old.epoch} -> {new.epoch if new.epoch <= recipe.epochs else 'never'}"
+        for old, new in zip(chosen.dates, dates, strict=True)
+    ]
+    say(
+        f"the rates change at the same share of {recipe.epochs} epochs as of {chosen.name}'s {chosen.epochs}: "
+        f"epoch {', '.join(moved)}; --set dates=... sets others"
+    )
+    return replace(recipe, dates=dates)
 
 
 def _on_cpu_alone(gpus):
@@ -354,7 +380,12 @@ def _say_resumed(point, changed, environment, trainer):
         + (", in the middle of its validation" if not state.validated else "")
     )
     if state.recipe.epochs != trainer.recipe.epochs:
-        say(f"epochs {state.recipe.epochs} -> {trainer.recipe.epochs}")
+        kept = trainer.recipe.schedule == "dated" and trainer.recipe.dates == state.recipe.dates
+        dates = ", ".join(str(date.epoch) for date in state.recipe.dates) if kept else ""
+        say(
+            f"epochs {state.recipe.epochs} -> {trainer.recipe.epochs}"
+            + (f"; the rates change when they did, at epoch {dates}; --set dates=... sets others" if dates else "")
+        )
     if changed:
         say(f"WARNING: another run from here on, as --resume-anyway allows{resume.listed(changed)}")
     if differences := resume.no_longer_exact(state.made_by, environment):
