@@ -19,7 +19,6 @@ from ..data.survey import statistics_of
 from ..network.network import TwoTowerAlexNet
 from ..recipes import recipe as recipes
 from ..recipes import shapes
-from ..recipes.ablations import shortened
 from ..recipes.named import PRESETS
 from ..recipes.recipe import Recipe
 from ..runs.checkpoint_format import Data
@@ -33,7 +32,7 @@ from ..system.errors import UserError
 from ..system.interrupts import Interrupts, interruptible
 from ..system.memory import keep_freed_memory
 from ..system.terminal import python_command, say
-from . import graphed_step, resume, self_check
+from . import graphed_step, length, resume, self_check
 from .pretrained import begin_with, read_weights
 from .profiler import Profiler, steps_of
 from .resume import ResumePoint
@@ -187,31 +186,8 @@ def _recipe_and_devices(options, point):
     if len({device for device in devices if device.type == "cuda"}) < 2:
         say(f"on two GPUs, type: {python_command()} -m alexnet_mp.train --gpus 0,1 --recipe paper --data DIR")
     if not any(setting.startswith("dates=") for setting in options.settings):
-        recipe = _with_dates(recipe, chosen, point)
+        recipe = length.with_dates(recipe, chosen, point and point.checkpoint.state.recipe)
     return recipe, devices
-
-
-def _with_dates(recipe, chosen, point):
-    """The recipe with its dates at the same share of its epochs as in the preset, as `claims run` has them; says so.
-
-    A run that goes on keeps the dates that it had: its steps so far were taken at their rates.
-    """
-    if point:
-        before = point.checkpoint.state.recipe
-        if before.dates in (chosen.dates, shortened(chosen, before.epochs).dates):
-            return replace(recipe, dates=before.dates)
-    if recipe.schedule != "dated" or not recipe.dates or recipe.epochs == chosen.epochs:
-        return recipe
-    dates = shortened(chosen, recipe.epochs).dates
-    moved = [
-        f"{old.epoch} -> {new.epoch if new.epoch <= recipe.epochs else 'never'}"
-        for old, new in zip(chosen.dates, dates, strict=True)
-    ]
-    say(
-        f"the rates change at the same share of {recipe.epochs} epochs as of {chosen.name}'s {chosen.epochs}: "
-        f"epoch {', '.join(moved)}; --set dates=... sets others"
-    )
-    return replace(recipe, dates=dates)
 
 
 def _on_cpu_alone(gpus):
@@ -259,6 +235,7 @@ def open_data(plan: Plan) -> TrainingData:
     dataset = open_dataset(options.data or "builtin", recipe.stored_size)
     pipeline = make_pipeline(options.pipeline, dataset, recipe, plan.devices, options.workers, plan.dtype)
     say(f"data: {dataset.description}")
+    length.say_steps(recipe, dataset, from_random_weights=plan.point is None and plan.weights is None)
     say(recipes.describe(recipe))
     _changes(plan, dataset)
     name, checked = self_check.before_run(

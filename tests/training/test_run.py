@@ -1,7 +1,10 @@
-"""What a run is told to be: dates at their share of other epochs."""
+"""How long a run is: dates at their share of other epochs; its steps, and whether they are too few."""
 
+import dataclasses
 import json
+import re
 from contextlib import ExitStack
+from types import SimpleNamespace
 
 import pytest
 from inner_cases import every
@@ -12,6 +15,7 @@ from alexnet_mp.experiments.catalogue import BASE
 from alexnet_mp.experiments.plan import arm_recipe
 from alexnet_mp.recipes import ablations
 from alexnet_mp.recipes.named import PRESETS
+from alexnet_mp.training import length
 from alexnet_mp.training.run import Options, resolve
 
 pytestmark = pytest.mark.usefixtures("one_thread", "quick")
@@ -98,3 +102,54 @@ def test_a_run_whose_dates_were_never_moved_goes_on_with_them(data, tmp_path, ca
     words = ["--gpus", "cpu", "--pipeline", "torch", "--workers", "0", "--resume", str(out), "--steps", "4"]
     assert train.main(words) == 0
     assert "same share" not in capsys.readouterr().out
+
+
+# --- steps
+
+
+def said_of(capsys, count, name="mini", from_random_weights=True, **changes):
+    recipe = dataclasses.replace(PRESETS[name](), **changes)
+    length.say_steps(recipe, SimpleNamespace(splits={"train": range(count)}), from_random_weights)
+    return capsys.readouterr().out.splitlines()
+
+
+@every(
+    "count, changes, advice",
+    [
+        (162, {}, "24 steps are too few to learn anything; --batch-size 16 --epochs 137 would take 1,507"),
+        (162, {"batch_size": 16}, "132 steps are too few to learn anything; --epochs 137 would take 1,507"),
+        (24, {"batch_size": 9}, "36 steps are too few to learn anything; --epochs 500 would take 1,500"),
+        (700, {}, "72 steps are too few to learn anything; --batch-size 64 --epochs 137 would take 1,507"),
+        (2600, {}, "--epochs 72 would take 1,512"),
+        (162, {"batch_size": 100, "batch_file_size": 90}, "--batch-size 25 --epochs 215 would take 1,505"),
+        (3, {"schedule": "plateau", "epochs": 90}, "--batch-size 16 --epochs 1500 would take 1,500"),
+    ],
+)
+def test_what_would_be_enough_is_said(count, changes, advice, capsys):
+    first, *rest = said_of(capsys, count, **changes)
+    assert first.startswith(f"{count:,} training pictures in batches of {changes.get('batch_size', 128)}: ")
+    if count == 2600:  # 252 steps
+        assert rest == [] and first.endswith("21 steps an epoch, 252 in 12 epochs")
+        (_, *rest), changes = said_of(capsys, count, epochs=11), {"epochs": 11}
+    (warning,) = rest
+    assert warning.startswith("WARNING: ") and warning.endswith(advice)
+    typed = dict(re.findall(r"--(\S+) (\d+)", advice))
+    asked = {name.replace("-", "_"): int(number) for name, number in typed.items()}
+    assert len(said_of(capsys, count, **changes | asked)) == 1  # with what is advised, nothing more is
+
+
+def test_one_step_and_one_epoch_are_counted(capsys):
+    assert said_of(capsys, 128, epochs=1)[0].endswith("batches of 128: 1 step an epoch, 1 in 1 epoch")
+    assert said_of(capsys, 1_281_167, "paper") == [
+        "1,281,167 training pictures in batches of 128: 10,010 steps an epoch, 900,900 in 90 epochs"
+    ]
+
+
+def test_weights_that_have_learned_need_no_warning(data, tmp_path, capsys):
+    line = "24 training pictures in batches of 9: 3 steps an epoch, 9 in 3 epochs\n"
+    out = run(data, tmp_path / "run", "--steps", 1)
+    assert f"{line}WARNING: 9 steps are too few" in capsys.readouterr().out
+    resume(data, out, "--steps", 2)
+    run(data, tmp_path / "tuned", "--init", out, "--steps", 1)
+    said = capsys.readouterr().out
+    assert said.count(line) == 2 and "too few" not in said
