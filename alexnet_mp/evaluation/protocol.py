@@ -6,7 +6,7 @@ from contextlib import closing
 import torch
 
 from ..system.terminal import say
-from .accuracy import joined, judged
+from .accuracy import FEW, joined, judged, percent
 
 
 def centre_view(recipe):
@@ -89,6 +89,7 @@ def print_errors(errors, split):
     """The table of a test's protocols."""
     for name, error in errors.items():
         say(
-            f"{split}, {name:11}  top-1 error {error.top1_error:6.2f} %   top-5 error {error.top5_error:6.2f} %   "
-            f"({error.images:,} images)"
+            f"{split}, {name:11}  top-1 error {percent(error.top1_error, error.images, 6)}   "
+            f"top-5 error {percent(error.top5_error, error.images, 6)}   "
+            f"({error.images:,} images{'; 95 % intervals' if error.images < FEW else ''})"
         )
