@@ -13,7 +13,7 @@ from ..recipes import shapes
 from ..runs import checkpoint_format, checkpoints
 from ..runs.checkpoint_format import Checkpoint, Environment, NewerFormat, Unreadable
 from ..runs.checkpoints import CHECKPOINTS
-from ..runs.directory import RUN, refuse_branch, refuse_foreign, refuse_unusable
+from ..runs.directory import RUN, refuse_branch, refuse_foreign, refuse_remains, refuse_unusable
 from ..runs.lock import RunLock
 from ..system.devices import device_name
 from ..system.errors import UserError
@@ -80,7 +80,7 @@ def _in_place(path, out, auto):
         raise UserError(f"--out {out} is not a directory; --resume goes on in the directory of a run")
     if not checkpoints.listing(out):  # before the lock: nothing is written into what is no run
         refuse_foreign(out)
-        _refuse_remains(out)
+        refuse_remains(out)
     lock = RunLock(out)
     try:
         try:
@@ -135,15 +135,6 @@ def _newest_whole(run, set_aside=False):
             except OSError as reason:
                 raise UserError(f"cannot rename the damaged checkpoint {directory}: {reason.strerror}") from None
     return point
-
-
-def _refuse_remains(run):
-    """Nothing that could be a checkpoint may be begun over: `checkpoints` has to be missing, or hold unfinished saves
-    alone."""
-    directory = Path(run) / CHECKPOINTS
-    names = os.listdir(directory) if os.path.lexists(directory) else []
-    if any(not name.startswith((checkpoints.PARTIAL, checkpoints.REPLACED)) for name in names):
-        raise UserError(f"{directory} has no checkpoint in it, but is not empty; look into it, or choose another --out")
 
 
 def load(directory):

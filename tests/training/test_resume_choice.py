@@ -150,6 +150,8 @@ def test_a_foreign_directory_is_refused_and_untouched(choice, files, data, tmp_p
     before = tree(out)
     arguments = [out, "--resume", "auto" if choice == "auto" else out]
     assert "somebody's" in refused(data, *arguments)
+    text = refused(data, out)
+    assert "somebody's is there already: " in text and "choose another --out" in text and "auto" not in text
     assert tree(out) == before and not (out / ".lock").exists()
 
 
