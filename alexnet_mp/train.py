@@ -77,7 +77,7 @@ def _parser():
     )
     parser.add_argument("--out", metavar="DIR", help="the run directory; default: runs/<date-time>-<recipe>")
     parser.add_argument("--batch-size", type=int, help="images; default: the recipe's, 128")
-    parser.add_argument("--epochs", type=int, help="default: the recipe's")
+    parser.add_argument("--epochs", type=int, help="default: the recipe's; its dates move with them")
     parser.add_argument(
         "--steps",
         type=int,

@@ -6,7 +6,7 @@ from contextlib import closing
 import torch
 
 from ..system.terminal import say
-from .accuracy import joined, judged, top5_tells
+from .accuracy import FEW, joined, judged, percent, top5_tells
 
 
 def centre_view(recipe):
@@ -88,5 +88,8 @@ def both_protocols(recipe):
 def print_errors(errors, split, classes):
     """The table of a test's protocols, on images of so many classes."""
     for name, error in errors.items():
-        top5 = f"top-5 error {error.top5_error:6.2f} %   " if top5_tells(classes) else ""
-        say(f"{split}, {name:11}  top-1 error {error.top1_error:6.2f} %   {top5}({error.images:,} images)")
+        top5 = f"top-5 error {percent(error.top5_error, error.images, 6)}   " if top5_tells(classes) else ""
+        say(
+            f"{split}, {name:11}  top-1 error {percent(error.top1_error, error.images, 6)}   {top5}"
+            f"({error.images:,} images{'; 95 % intervals' if error.images < FEW else ''})"
+        )

@@ -150,6 +150,8 @@ def test_a_foreign_directory_is_refused_and_untouched(choice, files, data, tmp_p
     before = tree(out)
     arguments = [out, "--resume", "auto" if choice == "auto" else out]
     assert "somebody's" in refused(data, *arguments)
+    text = refused(data, out)
+    assert "somebody's is there already: " in text and "choose another --out" in text and "auto" not in text
     assert tree(out) == before and not (out / ".lock").exists()
 
 
@@ -295,6 +297,23 @@ def test_fewer_steps_than_were_taken_are_refused(data, short):
     assert tree(short) == before
     resume(data, short, *PLATEAU, "--steps", 6)  # as many are nothing to do
     assert newest(short).name == "step_00000006" and "test" not in [line["kind"] for line in lines(short)]
+
+
+@every("form", ["auto", "run", "a new directory", "checkpoint"])
+@every("more", [[], ["--steps", 5]])
+def test_a_changed_batch_size_is_named_before_steps_are_counted(form, more, data, tmp_path, short):
+    """24 pictures a batch make three steps of three epochs, fewer than were taken."""
+    out = tmp_path / "new" if form == "a new directory" else short
+    choice = {"auto": "auto", "checkpoint": short / "checkpoints" / "step_00000006"}.get(form, short)
+    arguments = [data, out, *PLATEAU, "--batch-size", 24, *more, "--resume", choice]
+    before = tree(short)
+    text = refused(*arguments)
+    assert "batch_size 9 -> 24; --resume-anyway" in text and "steps" not in text
+    text = refused(*arguments, "--resume-anyway")
+    assert "has taken 6 steps already" in text
+    if not more:
+        assert "3 epochs are only 3: batch_size 9 -> 24" in text
+    assert tree(short) == before
 
 
 # --- what is written down
