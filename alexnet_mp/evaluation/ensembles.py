@@ -1,17 +1,20 @@
 """Several runs on one data set, tested one after the other, and the average of their probabilities."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
 
 import torch
 
-from ..data.dataset import open_data_of_run, open_dataset
+from ..data.dataset import DataSet, open_data_of_run, open_dataset
 from ..data.limits import refuse_batch
-from ..data.pipeline import make_pipeline
+from ..data.pipeline import Pipeline, make_pipeline
 from ..system.devices import check_kernels, resolve
 from ..system.errors import UserError
 from ..system.terminal import progress, say
 from . import ensemble_weights
-from .accuracy import joined, judged
+from .accuracy import Answers, joined, judged
 from .protocol import both_protocols, evaluate, print_errors
 from .trained import load_run, trained
 
@@ -21,8 +24,8 @@ class Run:
     """A run directory that is ready to be tested: all but its weights has been read and found to fit the others."""
 
     directory: str
-    dataset: object
-    pipeline: object
+    dataset: DataSet
+    pipeline: Pipeline
     protocols: dict  # {name: list of views}: the centre view, then all views where there are more
     batch_size: int
     gpus: str
@@ -30,8 +33,15 @@ class Run:
 
 
 def open_runs(
-    directories, data=None, splits=("val",), gpus="auto", kernels="auto", pipeline="auto", workers=None, batch_size=None
-):
+    directories: Sequence[str | Path],
+    data: str | Path | None = None,
+    splits: Sequence[str] = ("val",),
+    gpus: str = "auto",
+    kernels: str = "auto",
+    pipeline: str = "auto",
+    workers: int | None = None,
+    batch_size: int | None = None,
+) -> list[Run]:
     """The `Run`s of run directories on one data set: what they were trained on, if `data` is None.
 
     Raises UserError where a run has no checkpoint, where their classes differ from each other or from the data's, and
@@ -98,7 +108,13 @@ class Tested:
     weights: tuple  # of each run, adding up to 1
 
 
-def evaluate_runs(runs, split, weights=None, views="ten", finite=False):
+def evaluate_runs(
+    runs: Sequence[Run],
+    split: str,
+    weights: Sequence[float] | Literal["validation"] | None = None,
+    views: Literal["ten", "centre"] = "ten",
+    finite: bool = False,
+) -> Tested:
     """Test `Run`s on a split, one after the other, and their average: `Tested`.
 
     weights: one a run; None: all equal; "validation": those with the least top-5 error on the validation images under
@@ -186,7 +202,7 @@ def _test(run, split, protocols, finite, take=lambda protocol, rows, logs: None)
         return evaluate(network, run.pipeline, split, protocols, run.batch_size, advance, taken)
 
 
-def print_answers(found, split, classes):
+def print_answers(found: Mapping[str, Answers], split: str, classes: int) -> None:
     """The table of {protocol: `Answers`}, on images of so many classes."""
     errors = {name: of_protocol.errors() for name, of_protocol in found.items()}
     if None in errors.values():

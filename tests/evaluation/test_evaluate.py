@@ -176,12 +176,12 @@ def test_an_error_of_few_images_has_its_count_and_interval(wrong, images):
 def test_the_lines_of_few_and_of_many_images(capsys):
     assert percent(100 * 11 / 18, 18) == "61.11 % (11 of 18: 39 to 80 %)"
     assert percent(37.5, 1000) == "37.50 %" and percent(100 - 100 * 5.5 / 9, 9).startswith("38.89 % (3.5 of 9: ")
-    print_errors({"ten views": Errors(100 * 11 / 18, 0.0, 1.0, 18)}, "val")
+    print_errors({"ten views": Errors(100 * 11 / 18, 0.0, 1.0, 18)}, "val", 1000)
     assert capsys.readouterr().out == (
         "val, ten views    top-1 error  61.11 % (11 of 18: 39 to 80 %)   top-5 error   0.00 % (0 of 18: 0 to 18 %)   "
         "(18 images; 95 % intervals)\n"
     )
-    print_errors({"ten views": Errors(37.5, 17.0, 1.0, FEW)}, "val")
+    print_errors({"ten views": Errors(37.5, 17.0, 1.0, FEW)}, "val", 1000)
     assert capsys.readouterr().out == (
         "val, ten views    top-1 error  37.50 %   top-5 error  17.00 %   (1,000 images)\n"
     )
@@ -371,7 +371,7 @@ def trained(tmp_path_factory):
     shutil.copytree(root / "folder/val", root / "folder/test")
     assert prepare.main([str(root / "folder"), str(root / "set"), "--size", "44", "--workers", "0", "--raw"]) == 0
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("alexnet_mp.training.trainer.draw_curves", lambda run: None)
+        patch.setattr("alexnet_mp.training.trainer.draw_curves", lambda run, classes: None)
         patch.setattr("alexnet_mp.training.trainer.draw_kernels", lambda network, run: None)
         run(root / "set", root / "a", "--steps", "3")
         run(root / "set", root / "b", "--steps", "4", "--seed", "1", "--set", "stored_size=44")
