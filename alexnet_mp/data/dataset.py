@@ -14,13 +14,12 @@ import numpy as np
 
 from ..system.errors import UserError
 from ..system.memory import free_memory
+from .class_folders import DiskFolder, PassedOver, classes_of, pictures_of, split_folders, val_by_another_name
 from .pixel_statistics import Statistics
 from .prepared import Prepared
 from .prepared_format import is_prepared
 from .resize import decoded
 from .synthetic import Builtin
-
-SUFFIXES = {".jpg", ".jpeg", ".png"}
 
 
 class Split(Protocol):
@@ -54,6 +53,7 @@ class DataSet(Protocol):
     ids: Sequence[int] | None  # the classes' numbers in a competition
     splits: dict[str, Split]  # some of "train", "val", "test"
     statistics: Statistics | None  # None: they have to be fitted
+    passed_over: Sequence[str]  # lines that name what isn't read of the source, and why
 
 
 def open_dataset(data: str, stored_size: int, splits: Sequence[str] = ("train", "val")) -> DataSet:
@@ -64,10 +64,11 @@ def open_dataset(data: str, stored_size: int, splits: Sequence[str] = ("train", 
 
 
 class Folder:
-    """`DIR/train/<class>/*`, `DIR/val/<class>/*`, `DIR/test/<class>/*`: JPEG and PNG files of the splits asked for.
+    """`DIR/train/<class>/*`, `DIR/val/<class>/*`, `DIR/test/<class>/*`: the pictures of the splits asked for.
 
-    Classes are numbered in the order of their names. Raises UserError for a missing split, a single or an empty class,
-    and for splits whose classes differ."""
+    Classes are numbered in the order of their names. `class_folders` says what is a picture, by which other names a
+    split is found, and what is passed over. Raises UserError for a missing split, a single or an empty class, and for
+    splits whose classes differ."""
 
     statistics = ids = None
 
@@ -76,19 +77,19 @@ class Folder:
         if not root.is_dir():
             problem = "it is not a directory" if root.exists() else "no such directory"
             raise UserError(f"--data {directory}: {problem}; it takes a folder, a prepared set, or the word builtin")
-        for split in splits:
-            if not (root / split).is_dir():
-                raise UserError(f"--data {directory}: it has no {split}/ folder; images belong in {split}/<class>/")
-        self.classes, digest = _class_names(root / splits[0]), hashlib.sha256()
-        self.splits = {split: self._split(root / split, stored_size, digest) for split in splits}
+        passed = PassedOver()
+        folders = _split_folders(DiskFolder(root), directory, splits, passed)
+        self.classes, digest = classes_of(folders[splits[0]]), hashlib.sha256()
+        self.splits = {split: self._split(folders[split], stored_size, digest, passed) for split in splits}
+        self.passed_over = passed.lines()
         self.fingerprint = digest.hexdigest()
         self.description = (
             f"folder {directory}: {', '.join(f'{len(images):,} {split}' for split, images in self.splits.items())} "
             f"images of {len(self.classes)} classes"
         )
 
-    def _split(self, folder, stored_size, digest):
-        found = _class_names(folder)
+    def _split(self, tree, stored_size, digest, passed):
+        folder, found = Path(tree.path), classes_of(tree)
         if found != self.classes:
             differences = (("missing", set(self.classes) - set(found)), ("extra", set(found) - set(self.classes)))
             raise UserError(
@@ -96,15 +97,8 @@ class Folder:
                 + "; ".join(f"{what} {_some(sorted(names))}" for what, names in differences if names)
             )
         files, labels = [], []
-        for label, name in enumerate(self.classes):
-            images = sorted(
-                path
-                for path in (folder / name).iterdir()
-                if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
-            )
-            if not images:
-                raise UserError(f"{folder / name}: the class is empty, no .jpg, .jpeg or .png file in it")
-            files += images
+        for label, images in enumerate(pictures_of(tree, passed, f"{folder.name}/").values()):
+            files += map(Path, images.values())
             labels += [label] * len(images)
         for path in files:  # names and sizes, not contents: a changed set is noticed without reading it
             try:
@@ -184,14 +178,17 @@ def cost_of_reading(dataset: DataSet, in_memory: Sequence[str]) -> str:
     }[dataset.splits["train"].storage]
 
 
-def _class_names(folder):
-    names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    if len(names) < 2:
-        raise UserError(
-            f"{folder}: {'a single class' if names else 'no class folders'}; training needs at least two, "
-            f"as {folder.name}/<class>/*.jpg"
-        )
-    return names
+def _split_folders(root, data, splits, passed):
+    """{split: its folder} of a root with all splits asked for."""
+    folders = split_folders(root, passed)
+    for split in splits:
+        if split not in folders:
+            other = val_by_another_name(root, folders) if split == "val" else None
+            raise UserError(
+                f"--data {data}: it has no {split}/ folder; images belong in {split}/<class>/"
+                + (f"; if {other}/ is meant, rename it" if other else "")
+            )
+    return folders
 
 
 def _some(names):

@@ -1,39 +1,33 @@
 """From an image file to the stored picture, by one function for folders, archives and prepared sets."""
 
-import io
-import os
-import warnings
-
 import numpy as np
 from PIL import Image
 
-from ..system.errors import UserError
+from ..system.errors import MachineError, UserError
+from .image_formats import opened
 
 
 def decoded(file, size, name):
     """The stored picture, (size, size, 3) uint8, of an image file: a path, or a binary file object.
 
-    Raises UserError with `name` where it can't be decoded, or claims more pixels than any photograph has.
+    Raises UserError with `name` where it is none, can't be decoded, or takes more memory than a picture may.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # large is fine; far too large is an error
-            with Image.open(file) as image:
-                return stored_picture(image, size)
-    except MemoryError:  # the machine's fault, not the image's
+        with opened(file) as image:
+            return stored_picture(image, size)
+    except (MemoryError, MachineError):  # not the image's fault
         raise
     except Exception as error:  # Pillow raises a dozen types on damaged files
-        raise UserError(f"cannot read image {name}: {_reason(error, file, name)}") from None
+        raise UserError(f"cannot read image {name}: {_reason(error)}") from None
 
 
-def _reason(error, file, name):
+def _reason(error):
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     reason = str(error)
-    if "cannot identify image file" in reason:  # goes on with the name, or with the address of an object
-        empty = not file.getbuffer() if isinstance(file, io.BytesIO) else os.path.getsize(file) == 0
-        return "it is empty" if empty else "cannot identify image file"
-    return reason.replace(str(name), "").strip(" ':") or type(error).__name__
+    if "cannot identify image file <" in reason:  # goes on with the address of an object
+        return "cannot identify image file: it is damaged"
+    return reason.strip(" ':") or type(error).__name__
 
 
 def stored_picture(image, size):

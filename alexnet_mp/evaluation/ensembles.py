@@ -57,6 +57,8 @@ def open_runs(
         if recipe.stored_size not in opened:
             opened[recipe.stored_size] = open_dataset(data, recipe.stored_size, splits)
             say(f"data: {opened[recipe.stored_size].description}")
+            for line in opened[recipe.stored_size].passed_over:
+                say(line)
         dataset = opened[recipe.stored_size]
         if dataset.classes != classes:
             raise UserError(

@@ -235,6 +235,8 @@ def open_data(plan: Plan) -> TrainingData:
     dataset = open_dataset(options.data or "builtin", recipe.stored_size)
     pipeline = make_pipeline(options.pipeline, dataset, recipe, plan.devices, options.workers, plan.dtype)
     say(f"data: {dataset.description}")
+    for line in dataset.passed_over:
+        say(line)
     say(recipes.describe(recipe))
     _changes(plan, dataset)
     name, checked = self_check.before_run(
