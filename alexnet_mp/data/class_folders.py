@@ -17,19 +17,18 @@ WANTED = "train/, val/ (or valid/, validation/) and test/"
 
 MOST_NAMED = 5
 
-# Why something is passed over: (of one, of several, what is said behind the names).
-HIDDEN = "hidden file or folder", "hidden files or folders", ""
-NO_PICTURE = "file that is no picture", "files that are no pictures", f"; pictures are {READ}"
-UNOPENED = "file that can't be looked at", "files that can't be looked at", ""
-BELOW = "file in a folder within a class", "files in folders within a class", "; pictures belong in <class>/ itself"
-OUTSIDE = "file outside the class folders", "files outside the class folders", ""
-NO_SPLIT = "folder that is no split", "folders that are no split", f"; read are {WANTED}"
+# Why something is passed over, and what is said behind the names.
+HIDDEN = "hidden", ""
+NO_PICTURE = "no picture", f"; pictures are {READ}"
+UNOPENED = "can't be looked at", ""
+BELOW = "in a folder within a class", "; pictures belong in <class>/ itself"
+OUTSIDE = "outside the class folders", ""
+NO_SPLIT = "no split", f"; read are {WANTED}"
 UNLABELLED_TEST = (
-    "picture of test/ without a class folder, and so without a label",
-    "pictures of test/ without class folders, and so without labels",
-    "; prepare --unlabelled-test takes them",
+    "without a class folder, so without a label",
+    "; prepare --unlabelled-test takes pictures in test/ itself",
 )
-BESIDE = "entry beside the archives", "entries beside the archives", ""
+BESIDE = "beside the archives", ""
 
 
 class PassedOver:
@@ -47,10 +46,10 @@ class PassedOver:
     def lines(self):
         """A line for each reason."""
         return [
-            f"passed over: {count:,} {one if count == 1 else several}: {', '.join(names)}"
+            f"passed over, {reason}: {count:,} ({', '.join(names)}"
             + (f" and {count - len(names):,} more" if count > len(names) else "")
-            + end
-            for (one, several, end), (count, names) in self.found.items()
+            + f"){end}"
+            for (reason, end), (count, names) in self.found.items()
         ]
 
     def tell(self, note):
@@ -225,5 +224,5 @@ def _is_picture(folder, name, place, passed):
             return True
         passed.add(NO_PICTURE, place + name)
     except UserError as error:
-        passed.add(UNOPENED, f"{place}{name} ({str(error).rsplit(': ', 1)[-1]})")
+        passed.add(UNOPENED, f"{place}{name}: {str(error).rsplit(': ', 1)[-1]}")
     return False
