@@ -59,12 +59,13 @@ class PassedOver:
 
 
 class DiskFolder:
-    """A folder on a disk. files: {name: path}, folders: {name: `DiskFolder`}, by name; hidden ones are not among them.
+    """A folder on a disk. files: {name: path}, folders: {name: `DiskFolder`}, by name; `hidden` names are apart.
 
     Raises UserError where it can't be listed."""
 
     def __init__(self, path):
-        self.path, self.where, self._listed = str(path), str(path), None
+        self.path, self.where, self.name = str(path), str(path), os.path.basename(path)
+        self._listed = None
 
     @property
     def files(self):
@@ -170,11 +171,6 @@ def _has_picture(folder):
     return any(_is_picture(folder, name, "", passed) for name in folder.files)
 
 
-def is_flat(folder):
-    """Whether a split has no class folders."""
-    return not folder.folders
-
-
 def classes_of(folder):
     """The names of the class folders, sorted. Raises UserError where there are fewer than two."""
     names = list(folder.folders)
@@ -194,7 +190,7 @@ def pictures_of(folder, passed, place=""):
         passed.add(OUTSIDE, place + name)
     found = {}
     for name, of_class in folder.folders.items():
-        found[name] = _pictures(of_class, passed, f"{place}{name}/")
+        found[name] = pictures_in(of_class, passed, f"{place}{name}/")
         if not found[name]:
             below = next((f"{sub}/" for sub, inner in of_class.folders.items() for _ in inner.below()), None)
             raise UserError(
@@ -204,12 +200,8 @@ def pictures_of(folder, passed, place=""):
     return found
 
 
-def flat_pictures(folder, passed, place):
-    """{name: file} of a folder without class folders."""
-    return _pictures(folder, passed, place)
-
-
-def _pictures(folder, passed, place):
+def pictures_in(folder, passed, place):
+    """{name: file} of the pictures that lie in a folder itself, by name."""
     for name in folder.hidden:
         passed.add(HIDDEN, place + name)
     for name, inner in folder.folders.items():

@@ -97,7 +97,7 @@ class Folder:
                 + "; ".join(f"{what} {_some(sorted(names))}" for what, names in differences if names)
             )
         files, labels = [], []
-        for label, images in enumerate(pictures_of(tree, passed, f"{folder.name}/").values()):
+        for label, images in enumerate(pictures_of(tree, passed, f"{tree.name}/").values()):
             files += map(Path, images.values())
             labels += [label] * len(images)
         for path in files:  # names and sizes, not contents: a changed set is noticed without reading it

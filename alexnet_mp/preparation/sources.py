@@ -22,9 +22,8 @@ from ..data.class_folders import (
     DiskFolder,
     PassedOver,
     classes_of,
-    flat_pictures,
     has_no_train,
-    is_flat,
+    pictures_in,
     pictures_of,
     split_folders,
     val_by_another_name,
@@ -50,9 +49,10 @@ def find(path, val_fraction=None, note=None, unlabelled_test=False):
     Where the source has no validation images, `val_fraction` of each class's training images (default 0.1; the paper
     takes half of Fall 2009) become val: round(fraction * n), at least one and not all; a single image stays in train. 0
     means no val at all. Given for a source that has its own, it cuts val from train all the same, and the source's own
-    become test; one that has its own test too is refused. unlabelled_test: ILSVRC-2012's test images too, with
-    `UNLABELLED` as their labels. `note(text)` is told of what is left aside, and now and then how far a large archive
-    has been read. Raises UserError for what can't be used, missing parts, and archives with anything wrong in them."""
+    become test; one that has its own test too is refused. unlabelled_test: test images without labels too, with
+    `UNLABELLED` in their place: ILSVRC-2012's, or those that lie in test/ itself. `note(text)` is told of what is left
+    aside, and now and then how far a large archive has been read. Raises UserError for what can't be used,
+    missing parts, and archives with anything wrong in them."""
     if val_fraction is not None and not 0 <= val_fraction < 1:
         raise UserError(f"--val-fraction {val_fraction}: it must be at least 0 and below 1, such as {VAL_FRACTION}")
     path = Path(path)
@@ -155,9 +155,9 @@ def _splits(kind, root, passed, item, unlabelled_test, cut):
         )
     names, splits = classes_of(folders["train"]), {}
     for split, folder in folders.items():
-        place = f"{split}/"
-        if split == "test" and is_flat(folder):
-            pictures = flat_pictures(folder, passed, place)
+        place = f"{folder.name}/"
+        if split == "test" and not folder.folders:
+            pictures = pictures_in(folder, passed, place)
             if unlabelled_test and pictures:
                 splits[split] = [item(name, UNLABELLED, file) for name, file in pictures.items()]
             for name in pictures if not unlabelled_test else ():

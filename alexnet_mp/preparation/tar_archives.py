@@ -125,8 +125,8 @@ class TarFolder:
 
     Files are added in the order of the parts of their names."""
 
-    def __init__(self, where, within=False):
-        self.where, self._within = where, within
+    def __init__(self, where, name=""):
+        self.where, self.name = where, name
         self.folders, self.files, self.hidden = {}, {}, []
         self._pictures, self._all_hidden = set(), []
 
@@ -139,8 +139,7 @@ class TarFolder:
                 self.hidden.append(name)
         elif len(parts) > 1:
             if name not in self.folders:
-                where = f"{self.where}{'/' if self._within else ': '}{shown(name)}"
-                self.folders[name] = TarFolder(where, within=True)
+                self.folders[name] = TarFolder(f"{self.where}{'/' if self.name else ': '}{shown(name)}", name)
             self.folders[name].add(parts[1:], member, is_picture)
         else:
             self.files[name] = member
