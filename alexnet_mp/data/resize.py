@@ -42,7 +42,8 @@ def stored_picture(image, size):
         image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
     if "transparency" in image.info:  # a palette with an alpha table; without this step Pillow warns
         image = image.convert("RGBA")
-    image = image.convert("RGB")
+    if image.mode != "RGB":  # else it would be a copy, of 0.8 GB for a large photograph
+        image = image.convert("RGB")
     shorter = min(image.size)
     left, top = ((side - shorter) / 2 for side in image.size)
     if shorter != size:

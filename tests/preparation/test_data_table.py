@@ -208,6 +208,8 @@ def check(answer, expected, named, source, *arguments):
     said = [line for line in lines if line.startswith("passed over, ")]
     if outcome == "read":
         come = set() if "without" in expected else set(named)
+        if "as val" in expected:
+            assert [len(splits[name]) for name in ("train", "val")] == [4, 4]
         assert come <= set(splits["train"]) and splits.keys() >= {"train", "val"}
         assert len(splits["train"]) + len(splits["val"]) >= 4 and not any(name in "".join(said) for name in named)
     else:
