@@ -40,7 +40,7 @@ def answered(paths, size, answer):
     """Yields (path, stored picture (size, size, 3) uint8, its answer) of each file, in order.
 
     answer(pictures): one answer a picture, of `AT_ONCE` at most. A file that can't be read is a line on standard error,
-    and yields (path, the UserError that says why, None). "-" is standard input. Any format that Pillow opens;
+    and yields (path, the UserError that says why, None). "-" is standard input. Any of `image_formats`;
     `stored_picture` decides about modes, transparency and orientation."""
     for start in range(0, len(paths), AT_ONCE):
         some = [(path, _read(path, size)) for path in paths[start : start + AT_ONCE]]

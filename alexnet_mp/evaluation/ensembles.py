@@ -75,6 +75,8 @@ def open_runs(
                 else open_data_of_run(directory, data, recipe.stored_size, splits)
             )
             say(f"data: {opened[recipe.stored_size].description}")
+            for line in opened[recipe.stored_size].passed_over:
+                say(line)
         dataset = opened[recipe.stored_size]
         if dataset.classes != classes:
             blamed = f"--data {data}" if named else f"{data}, where the data of {directory} were"

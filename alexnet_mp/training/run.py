@@ -242,6 +242,8 @@ def open_data(plan: Plan) -> TrainingData:
         dataset = open_dataset(options.data or "builtin", recipe.stored_size)
     pipeline = make_pipeline(options.pipeline, dataset, recipe, plan.devices, options.workers, plan.dtype)
     say(f"data: {dataset.description}")
+    for line in dataset.passed_over:
+        say(line)
     say(recipes.summary(recipe))
     length.say_steps(recipe, dataset, from_random_weights=plan.point is None and plan.weights is None)
     refuse_batch(pipeline, recipe.batch_size, training=True)
