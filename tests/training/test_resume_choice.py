@@ -106,7 +106,7 @@ def unfinished(out, finished, *names):
     (out / "run.json.partial").write_bytes(b'{"comm')
 
 
-@pytest.mark.parametrize(
+@every(
     "left",
     [None, [], ["run.json"], ["run.json", "statistics.safetensors", "metrics.jsonl", "tensorboard"]],
     ids=["empty", "before run.json", "with run.json", "before the first checkpoint"],
@@ -155,9 +155,7 @@ def test_a_foreign_directory_is_refused_and_untouched(choice, files, data, tmp_p
     assert tree(out) == before and not (out / ".lock").exists()
 
 
-@pytest.mark.parametrize(
-    "file", ["weights.safetensors", "velocity.safetensors", "statistics.safetensors", "state.json", "manifest.json"]
-)
+@every("file", ["weights.safetensors", "velocity.safetensors", "statistics.safetensors", "state.json", "manifest.json"])
 def test_a_damaged_newest_checkpoint_is_set_aside(file, data, short, finished, capsys):
     damage(short / "checkpoints" / "step_00000006", file)
     resume(data, short, *PLATEAU)
@@ -202,8 +200,8 @@ def test_a_newest_checkpoint_of_an_old_format_is_no_damaged_one(number, data, sh
 # --- PATH
 
 
-@pytest.mark.parametrize("what", ["run", "run/", "run/checkpoints/step_00000006"])
-@pytest.mark.parametrize("named", [False, True], ids=["without --out", "with --out"])
+@every("what", ["run", "run/", "run/checkpoints/step_00000006"])
+@every("named", [False, True], ids=["without --out", "with --out"])
 def test_a_path_goes_on_in_the_run(what, named, data, short, finished, monkeypatch, capsys):
     monkeypatch.chdir(short.parent)
     out = ["--out", str(short)] if named else []
@@ -213,9 +211,7 @@ def test_a_path_goes_on_in_the_run(what, named, data, short, finished, monkeypat
     assert [entry["step"] for entry in json.loads((short / "run.json").read_text())["resumed"]] == [6]
 
 
-@pytest.mark.parametrize(
-    "what", ["run", "run/checkpoints/step_00000006", "run/checkpoints/step_00000002", "copy", "odd name"]
-)
+@every("what", ["run", "run/checkpoints/step_00000006", "run/checkpoints/step_00000002", "copy", "odd name"])
 def test_a_path_goes_on_in_a_new_directory(what, data, short, tmp_path, finished, capsys):
     source = tmp_path / what
     if what in ("copy", "odd name"):
