@@ -19,7 +19,7 @@ def run_command(main):
     130."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed before this began
-            setattr(sys, name, open(os.devnull, "w"))
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
         getattr(sys, name).reconfigure(errors="backslashreplace")  # a file's name may hold what the terminal can't show
     try:
         status = main()

@@ -49,7 +49,7 @@ def _refuse_diverged(run):
     """Raise UserError where a run ended at a loss or a tensor that isn't finite: nobody means its newest checkpoint by
     its name."""
     try:
-        step = json.loads((run / "non_finite.json").read_text())["step"]
+        step = json.loads((run / "non_finite.json").read_text(encoding="utf-8"))["step"]
         newest = max(checkpoints.listing(run), default=-1)
         diverged = newest <= step  # else it went on in the same directory, and past that step
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
