@@ -214,7 +214,9 @@ def _parser():
     index.add_argument("--batch-size", type=int, help="images at a time; default: the recipe's")
     query = actions.add_parser("query", help="the training pictures nearest to a picture")
     query.add_argument("index", metavar="INDEX|RUN", help=f"an index, or a run whose index is in RUN/{OF_A_RUN}")
-    query.add_argument("pictures", metavar="FILE", nargs="+", help="a picture; - is standard input")
+    query.add_argument(
+        "pictures", metavar="FILE|FOLDER", nargs="+", help="a picture, or a folder of pictures; - is standard input"
+    )
     query.add_argument(
         "--by",
         choices=BY,

@@ -30,12 +30,12 @@ def table(classes, answers, counts):
             f"{100 - 100 * credit[own].mean().item():.4f}" if images else "" for credit in (answers.top1, answers.top5)
         ]
         rows.append((name, images, *errors, classes[which[label]] if most[label] else "", most[label]))
-    return _csv(rows)
+    return as_csv(rows)
 
 
 def confusion_table(classes, counts):
     """CSV of a `confusion`: a header of the predicted classes, then a row a class."""
-    return _csv([("class", *classes), *((name, *row) for name, row in zip(classes, counts.tolist(), strict=True))])
+    return as_csv([("class", *classes), *((name, *row) for name, row in zip(classes, counts.tolist(), strict=True))])
 
 
 def _first_of_most(counts):
@@ -49,7 +49,8 @@ def _first_of_most(counts):
     )
 
 
-def _csv(rows):
+def as_csv(rows):
+    """Rows of values as text, lines that end in a line feed."""
     content = io.StringIO(newline="")
     csv.writer(content, lineterminator="\n").writerows(rows)
     return content.getvalue()
