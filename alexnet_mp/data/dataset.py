@@ -14,6 +14,7 @@ import numpy as np
 
 from ..system.errors import UserError
 from ..system.memory import free_memory
+from .class_names import accents
 from .pixel_statistics import Statistics
 from .prepared import Prepared
 from .prepared_format import is_prepared
@@ -116,6 +117,7 @@ class Folder:
             raise UserError(
                 f"{folder}: its classes differ from those of the other split: "
                 + "; ".join(f"{what} {_some(sorted(names))}" for what, names in differences if names)
+                + accents(*(names for _, names in differences))
             )
         files, labels = [], []
         for label, name in enumerate(self.classes):

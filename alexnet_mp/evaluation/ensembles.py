@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from ..data.class_names import first_difference
 from ..data.dataset import open_dataset
 from ..data.pipeline import make_pipeline
 from ..system.devices import check_kernels, resolve
@@ -40,10 +41,8 @@ def open_runs(
         _, run = trained(directory)
         check_kernels(kernels, resolve(gpus, run.recipe.towers))
         if run.classes != (described or [run])[0].classes:
-            difference = _difference(described[0].classes, run.classes)
-            raise UserError(
-                f"{directory}: {difference} {directories[0]}; only networks with the same classes can be averaged"
-            )
+            difference = first_difference(described[0].classes, run.classes, directories[0])
+            raise UserError(f"{directory}: {difference}; only networks with the same classes can be averaged")
         described.append(run)
         sources.setdefault(run.source, directory)
     if data is None:
@@ -61,7 +60,7 @@ def open_runs(
         if dataset.classes != classes:
             raise UserError(
                 f"--data {data}: its {len(dataset.classes)} classes are not the {len(classes)} that "
-                f"{directory} was trained on"
+                f"{directory} was trained on; {first_difference(classes, dataset.classes, directory)}"
             )
         made = make_pipeline(pipeline, dataset, recipe, resolve(gpus, recipe.towers), workers)
         made.use(run.statistics)
@@ -69,14 +68,6 @@ def open_runs(
             Run(str(directory), dataset, made, both_protocols(recipe), batch_size or recipe.batch_size, gpus, kernels)
         )
     return runs
-
-
-def _difference(expected, classes):
-    """In words, the first class that is another; the directory that has the expected ones is to follow."""
-    differ = (place for place, (one, other) in enumerate(zip(expected, classes)) if one != other)
-    place = next(differ, min(len(expected), len(classes)))
-    names = [f"'{names[place]}'" if place < len(names) else "missing" for names in (classes, expected)]
-    return f"its class {place + 1} is {names[0]}, and {names[1]} in"
 
 
 @dataclass(frozen=True)

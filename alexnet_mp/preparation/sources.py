@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from ..data import file_ranges
+from ..data.class_names import accents
 from ..data.dataset import SUFFIXES
 from ..data.prepared_format import UNLABELLED
 from ..data.resize import decoded, stored_picture
@@ -278,6 +279,7 @@ def _same_classes(expected, found, where):
             raise UserError(
                 f"{where}: its classes differ from those of train: {what} {shown(min(names))}"
                 + (f" and {len(names) - 1:,} more" if len(names) > 1 else "")
+                + accents(set(expected) - set(found), set(found) - set(expected))
             )
 
 
