@@ -21,8 +21,9 @@ from .command_options import add_machine_options, add_run_options, compute_as_in
 from .data.dataset import difference, open_dataset
 from .data.image_files import answered, pipeline_of
 from .evaluation.trained import load_run
+from .reporting.predictions import told_apart
 from .retrieval.build import OF_A_RUN, add_codes, build_index, weights_digest
-from .retrieval.contact_sheet import contact_sheet, png
+from .retrieval.contact_sheet import LETTERS, contact_sheet, png
 from .retrieval.features import features
 from .retrieval.index import BY, INDEX, SPLITS, Index
 from .retrieval.measures import measure, table
@@ -70,6 +71,7 @@ def _query(options):
     with lines_on_stderr():  # standard output holds the answers alone
         network, found = _network(index, options)
     search, names = Search(index, options.by, bits), index.names("train")
+    shown = told_apart(index.described.source.classes, index.described.source.class_names, LETTERS)
     answers, rows = [], []
     pictures = _stored_pictures(index, options, network.recipe.stored_size) if options.sheet else None
 
@@ -85,10 +87,10 @@ def _query(options):
         found_here = [_neighbour(index, search.labels, names, *pair) for pair in pairs]
         answers.append({"file": path, "nearest": found_here})
         if not options.json:
-            _tell(path, found_here)
+            _tell(path, found_here, shown)
         if options.sheet:
             query = picture, [printable(path), f"nearest by {options.by}"]
-            rows.append([query, *(_cell(pictures, one) for one in found_here)])
+            rows.append([query, *(_cell(pictures, one, shown) for one in found_here)])
     if options.json:
         print(json.dumps({"index": str(index.path), "by": options.by, "bits": bits, "queries": answers}, indent=1))
     if rows:
@@ -159,20 +161,20 @@ def _neighbour(index, labels, names, distance, number):
     }
 
 
-def _cell(pictures, found):
+def _cell(pictures, found, shown):
     picture = None
     if pictures is not None:
         try:
             picture = pictures.read(found["number"])
         except UserError as error:
             print(f"missing on the sheet: {printable(str(error))}", file=sys.stderr)
-    return picture, [f"{found['distance']:.4g}", printable(found["class_name"]), printable(found["name"])]
+    return picture, [f"{found['distance']:.4g}", printable(shown[found["label"]]), printable(found["name"])]
 
 
-def _tell(path, found):
+def _tell(path, found, shown):
     say(printable(path))
     for one in found:
-        say(f"  {one['distance']:10.5g}  {printable(one['class_name'])}  {printable(one['name'])}")
+        say(f"  {one['distance']:10.5g}  {printable(shown[one['label']])}  {printable(one['name'])}")
 
 
 def _measure(options):
@@ -218,7 +220,9 @@ def _parser():
     index.add_argument("--batch-size", type=int, help="images at a time; default: the recipe's")
     query = actions.add_parser("query", help="the training pictures nearest to a picture")
     query.add_argument("index", metavar="INDEX|RUN", help=f"an index, or a run whose index is in RUN/{OF_A_RUN}")
-    query.add_argument("pictures", metavar="FILE", nargs="+", help="a picture; - is standard input")
+    query.add_argument(
+        "pictures", metavar="FILE|FOLDER", nargs="+", help="a picture, or a folder of pictures; - is standard input"
+    )
     query.add_argument(
         "--by",
         choices=BY,

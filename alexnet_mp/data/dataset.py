@@ -24,6 +24,7 @@ from .class_folders import (
     split_folders,
     val_by_another_name,
 )
+from .class_names import accents
 from .pixel_statistics import Statistics
 from .prepared import Prepared
 from .prepared_format import is_prepared
@@ -141,6 +142,7 @@ class Folder:
             raise UserError(
                 f"{folder}: its classes differ from those of the other split: "
                 + "; ".join(f"{what} {_some(sorted(names))}" for what, names in differences if names)
+                + accents(*(names for _, names in differences))
             )
         files, labels = [], []
         for label, images in enumerate(pictures_of(tree, passed, f"{tree.name}/").values()):

@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 
+from ..data.class_names import first_difference
 from ..data.dataset import DataSet, open_data_of_run, open_dataset
 from ..data.limits import refuse_batch
 from ..data.pipeline import Pipeline, make_pipeline
@@ -53,10 +54,8 @@ def open_runs(
         _, run = trained(directory)
         check_kernels(kernels, resolve(gpus, run.recipe.towers))
         if run.classes != (described or [run])[0].classes:
-            difference = _difference(described[0].classes, run.classes)
-            raise UserError(
-                f"{directory}: {difference} {directories[0]}; only networks with the same classes can be averaged"
-            )
+            difference = first_difference(described[0].classes, run.classes, directories[0])
+            raise UserError(f"{directory}: {difference}; only networks with the same classes can be averaged")
         described.append(run)
         sources.setdefault(run.source, directory)
     named = data is not None
@@ -82,7 +81,7 @@ def open_runs(
             blamed = f"--data {data}" if named else f"{data}, where the data of {directory} were"
             raise UserError(
                 f"{blamed}: its {len(dataset.classes)} classes are not the {len(classes)} that "
-                f"{directory} was trained on"
+                f"{directory} was trained on; {first_difference(classes, dataset.classes, directory)}"
             )
         made = make_pipeline(pipeline, dataset, recipe, resolve(gpus, recipe.towers), workers)
         refuse_batch(made, batch_size or recipe.batch_size)
@@ -91,14 +90,6 @@ def open_runs(
             Run(str(directory), dataset, made, both_protocols(recipe), batch_size or recipe.batch_size, gpus, kernels)
         )
     return runs
-
-
-def _difference(expected, classes):
-    """In words, the first class that is another; the directory that has the expected ones is to follow."""
-    differ = (place for place, (one, other) in enumerate(zip(expected, classes)) if one != other)
-    place = next(differ, min(len(expected), len(classes)))
-    names = [f"'{names[place]}'" if place < len(names) else "missing" for names in (classes, expected)]
-    return f"its class {place + 1} is {names[0]}, and {names[1]} in"
 
 
 @dataclass(frozen=True)

@@ -35,12 +35,12 @@ def table(classes: Sequence[str], answers: Answers, counts: torch.Tensor) -> str
             for credit, tells in ((answers.top1, True), (answers.top5, top5_tells(len(classes))))
         ]
         rows.append((name, images, *errors, classes[which[label]] if most[label] else "", most[label]))
-    return _csv(rows)
+    return as_csv(rows)
 
 
 def confusion_table(classes: Sequence[str], counts: torch.Tensor) -> str:
     """CSV of a `confusion`: a header of the predicted classes, then a row a class."""
-    return _csv([("class", *classes), *((name, *row) for name, row in zip(classes, counts.tolist(), strict=True))])
+    return as_csv([("class", *classes), *((name, *row) for name, row in zip(classes, counts.tolist(), strict=True))])
 
 
 def _first_of_most(counts):
@@ -54,7 +54,8 @@ def _first_of_most(counts):
     )
 
 
-def _csv(rows):
+def as_csv(rows):
+    """Rows of values as text, lines that end in a line feed."""
     content = io.StringIO(newline="")
     csv.writer(content, lineterminator="\n").writerows(rows)
     return content.getvalue()

@@ -29,6 +29,7 @@ from ..data.class_folders import (
     split_folders,
     val_by_another_name,
 )
+from ..data.class_names import accents
 from ..data.image_formats import check_bytes, is_picture
 from ..data.prepared_format import UNLABELLED
 from ..data.resize import decoded, stored_picture
@@ -293,4 +294,5 @@ def _same_classes(expected, found, where):
             raise UserError(
                 f"{where}: its classes differ from those of train: {what} {shown(min(names))}"
                 + (f" and {len(names) - 1:,} more" if len(names) > 1 else "")
+                + accents(set(expected) - set(found), set(found) - set(expected))
             )

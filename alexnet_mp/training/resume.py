@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from ..data.batches import steps_per_epoch
+from ..data.class_names import accents
 from ..data.dataset import difference
 from ..recipes import recipe as recipes
 from ..recipes import shapes
@@ -190,8 +191,10 @@ def refuse_changes(point, changed, recipe, dataset, anyway, steps=None):
         )
     if changed and not anyway:
         data = difference(state.data.fingerprint, dataset)
+        one, other = changed.get("data.classes", ("", None))
         raise UserError(
-            f"--resume: this is not the run of {point.path}{listed(changed)}{f'; data: {data}' if data else ''}; "
+            f"--resume: this is not the run of {point.path}{listed(changed)}{f'; data: {data}' if data else ''}"
+            f"{accents([one], [other])}; "
             "--resume-anyway goes on all the same"
         )
     if steps is not None and steps < state.step:

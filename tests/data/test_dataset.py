@@ -11,8 +11,10 @@ from inner_cases import every
 from small_set import encoded, noise, write
 
 from alexnet_mp.data import dataset as dataset_module
+from alexnet_mp.data.class_names import SAME_LETTERS, first_difference
 from alexnet_mp.data.dataset import CachedSplit, Folder, cached, difference, open_dataset
 from alexnet_mp.data.synthetic import Builtin
+from alexnet_mp.preparation import sources
 from alexnet_mp.system import memory
 from alexnet_mp.system.errors import UserError
 
@@ -102,6 +104,31 @@ def test_names_and_sizes_are_fingerprinted_as_in_former_versions(tmp_path):
     root = write(tmp_path, {f"{split}/{name}/1.png": b"abc" for split in ("train", "val") for name in ("a", "b")})
     lines = "".join(f"{split}/{name}/1.png\0" + "3\n" for split in ("train", "val") for name in ("a", "b"))
     assert Folder(root, SIZE).names_and_sizes == hashlib.sha256(lines.encode()).hexdigest()
+
+
+def test_accents_that_are_written_otherwise_are_a_hint(tmp_path):
+    """An archive that went through a Mac has e and an accent where another system has one letter."""
+    files = {f"train/{name}/1.png": b"x" for name in ("bar", "caf\u00e9")}
+    write(tmp_path / "set", files | {f"val/{name}/1.png": b"x" for name in ("bar", "cafe\u0301")})
+    assert "classes differ" in (message := refused(tmp_path / "set")) and "the letters are the same" in message
+    assert "convmv --nfc" in message
+    write(tmp_path / "other", files | {f"val/{name}/1.png": b"x" for name in ("bar", "cafe")})
+    assert "letters" not in refused(tmp_path / "other")
+    with pytest.raises(UserError, match="its classes differ from those of train: missing caf\u00e9 .the letters are"):
+        sources.find(tmp_path / "set")
+
+
+@every(
+    "expected, classes, said",
+    [
+        (["a", "b", "c"], ["a", "d", "c"], "its class 2 is 'd', and 'b' in RUN"),
+        (["a", "b"], ["a", "b", "c"], "its class 3 is 'c', and missing in RUN"),
+        (["a", "b", "c"], ["a"], "its class 2 is missing, and 'b' in RUN"),
+        (["caf\u00e9"], ["cafe\u0301"], f"its class 1 is 'cafe\u0301', and 'caf\u00e9' in RUN ({SAME_LETTERS})"),
+    ],
+)
+def test_the_first_class_that_is_another_is_named(expected, classes, said):
+    assert first_difference(expected, classes, "RUN") == said
 
 
 def refused(directory):

@@ -171,6 +171,20 @@ def test_a_training_picture_finds_itself(trained, photograph, capsys, by):
     )
 
 
+def test_classes_of_one_name_are_told_apart(trained, photograph, monkeypatch, capsys):
+    drawn, sheet = [], retrieve.contact_sheet
+    monkeypatch.setattr(retrieve, "contact_sheet", lambda rows: (drawn.extend(rows), sheet(rows))[1])
+    described = trained / "retrieval" / "index.json"
+    content = json.loads(described.read_text(encoding="utf-8"))
+    content["source"]["class_names"] = ["crane", "crane", "sky"]
+    described.write_text(json.dumps(content), encoding="utf-8")
+    words = ["query", trained, photograph, "-k", 24, "--sheet", trained / "nearest.png"]
+    lines = said(capsys, *words).out.splitlines()[1:]
+    names = {lines[1] for _, lines in drawn[0][1:]}
+    assert names == {"crane (apple)", "crane (leaf)", "sky"}
+    assert {line.split("  ")[-2].strip() for line in lines} == names
+
+
 def test_a_run_stands_for_its_index(trained, photograph, tmp_path, capsys):
     answers = [
         json.loads(said(capsys, "query", place, photograph, "--json").out) for place in (trained, trained / "retrieval")
