@@ -3,7 +3,6 @@
 import ast
 from pathlib import Path
 
-import pytest
 from inner_cases import every
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -61,7 +60,7 @@ def test_every_text_has_an_encoding(folder):
     assert files or folder == "claims"
 
 
-@pytest.mark.parametrize("expected", [True, False])
+@every("expected", [True, False])
 def test_the_calls_are_told_apart(expected):
     texts = {
         True: (

@@ -127,8 +127,8 @@ def test_a_loss_beyond_float32_is_finite():
     )
 
 
-@pytest.mark.parametrize("classes, batch_size", [(7, 8), (10, 128), (1000, 50), (3, 1)])
-@pytest.mark.parametrize("ties", [False, True])
+@every("classes, batch_size", [(7, 8), (10, 128), (1000, 50), (3, 1)])
+@every("ties", [False, True])
 def test_the_bits_of_errors_are_those_of_sums_over_batches(tmp_path, classes, batch_size, ties):
     """Float64 sums of a batch, added in the order of the batches: what runs and records have held ever since."""
     generator = torch.Generator().manual_seed(classes)

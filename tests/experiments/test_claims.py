@@ -90,7 +90,7 @@ def test_the_training_is_given_exactly_the_arms_recipe(base, epochs):
             assert recipe.override(given.recipe, given.settings) == wanted  # as the training makes its own of it
 
 
-@pytest.mark.parametrize(
+@every(
     "words, run, expected",
     [
         ([], {}, {"steps": None, "init": None, "workers": None}),
@@ -926,7 +926,7 @@ def test_another_folder_of_records_never_becomes_the_checkouts_tables(place):
         assert claims.main(some) == 0
 
 
-@pytest.mark.parametrize("failing", ["README.md.partial", "claims.md.partial"])
+@every("failing", ["README.md.partial", "claims.md.partial"])
 def test_both_pages_are_written_or_neither(place, monkeypatch, failing):
     folder, words = place
     before, function = contents(folder), durable_files.write

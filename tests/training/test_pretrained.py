@@ -142,7 +142,7 @@ def test_only_the_layers_that_are_named(data, before, tmp_path, capsys):
     )
 
 
-@pytest.mark.parametrize(
+@every(
     "more, message",
     [
         (["conv1,fc8"], "--init-layers fc8: it names some of the layers before the last, conv1, conv2, fc6"),
@@ -164,7 +164,7 @@ def test_a_layer_that_is_named_and_not_there(data, before, tmp_path):
         run(data, tmp_path / "run", *layers(add=[(3, extra)]), "--init", before, "--init-layers", "conv1,fc7")
 
 
-@pytest.mark.parametrize(
+@every(
     "change, message",
     [
         (
