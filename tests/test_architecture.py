@@ -5,7 +5,7 @@ import importlib
 import re
 from pathlib import Path
 
-import pytest
+from inner_cases import every
 from pages import PAGES, blocks, sections, spans, text, typed
 
 ROOT = Path(__file__).parent.parent
@@ -137,7 +137,7 @@ def imported(path):
                     yield node.lineno, whole[1]
 
 
-@pytest.mark.parametrize("package", [*MAY, "kernels"])
+@every("package", [*MAY, "kernels"])
 def test_imports_go_one_way(package):
     folder = ROOT / "kernels" if package == "kernels" else PACKAGE / package
     assert any(folder.glob("*.py"))

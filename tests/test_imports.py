@@ -3,7 +3,7 @@
 import ast
 from pathlib import Path
 
-import pytest
+from inner_cases import every
 
 ROOT = Path(__file__).resolve().parents[1] / "alexnet_mp"
 KERNELS = ROOT.with_name("kernels")  # the package alexnet_mp.kernels
@@ -60,7 +60,7 @@ def test_every_package_is_in_the_table():
     assert {path.name for path in ROOT.iterdir() if (path / "__init__.py").exists()} == set(MAY_IMPORT)
 
 
-@pytest.mark.parametrize("package", MAY_IMPORT)
+@every("package", MAY_IMPORT)
 def test_a_package_imports_what_the_table_allows_it(package):
     wrong = []
     for path in sorted((ROOT / package).glob("*.py")):

@@ -43,7 +43,7 @@ def test_nothing_is_left_out():
 
 @every_dtype
 @every("memory_format", ["channels_last", "nchw"])
-@pytest.mark.parametrize("operation", [operation for operations in MAPS.values() for operation in operations])
+@every("operation", [operation for operations in MAPS.values() for operation in operations])
 def test_map_operations(implementation, operation, memory_format, dtype):
     kernels, device = implementation
     x = in_format(values(2, 48, 11, 8).to(dtype), memory_format).to(device)
