@@ -85,10 +85,10 @@ class _Output(io.FileIO):
 
 
 def _text(raw, like):
-    """A text stream on it, with the encoding and the flushes of another."""
-    return io.TextIOWrapper(
-        io.BufferedWriter(raw), like.encoding, line_buffering=like.line_buffering, write_through=like.write_through
-    )
+    """A text stream on it, with the encoding of another; whole lines go out at once where that one's did, or its
+    letters did (PYTHONUNBUFFERED)."""
+    lines = like.line_buffering or like.write_through
+    return io.TextIOWrapper(io.BufferedWriter(raw), like.encoding, line_buffering=lines)
 
 
 def _known(error):

@@ -90,3 +90,12 @@ def test_a_stream_that_is_closed_from_the_beginning(closed, way, tmp_path):
     )
     assert status == 0 and not told and open(kept).read() == "whole"
     assert not printed if 1 in closed else printed
+
+
+@every("unbuffered", ["", "1"])
+def test_lines_on_standard_error_arrive_though_the_process_is_killed(unbuffered):
+    """Both streams where the user wants nothing buffered."""
+    way = "complain('too late'); print('out'); os.kill(os.getpid(), 9)"
+    before = "from alexnet_mp.system.errors import complain"
+    found = ended(way, before, env=os.environ | {"PYTHONUNBUFFERED": unbuffered})
+    assert found == (-9, "out\n" if unbuffered else "", "error: too late\n")
