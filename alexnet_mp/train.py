@@ -55,6 +55,13 @@ def _parser():
         "auto, where both towers are on CUDA devices",
     )
     parser.add_argument(
+        "--overlap",
+        choices=("on", "off"),
+        help="on: at a layer that reads both towers, each multiplies its own half while the other half travels, and "
+        "adds the two products; off: it waits and makes one product, which rounds differently; default: on where the "
+        "towers have two devices",
+    )
+    parser.add_argument(
         "--no-self-check",
         dest="self_check",
         action="store_false",

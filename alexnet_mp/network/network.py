@@ -15,17 +15,18 @@ class TwoTowerAlexNet(nn.Module):
     """The network of a recipe, one tower a device (one device, and no crossings, where the recipe has one tower).
 
     recipe: a `Recipe`. devices: one device a tower. classes: outputs of the last layer. kernels: who computes the
-    operations ("auto", "reference", ...; see `resolve` in `kernels/dispatch.py`). Weights are drawn from (recipe.seed,
-    layer, tower) and don't depend on the devices. `step` counts training passes; with the seed it keys the dropout
-    masks. Each tower counts on its own device, so that a CUDA graph can. Raises ValueError for a number of devices that
-    the recipe's towers don't match, or kernels that can't compute on one of them."""
+    operations ("auto", "reference", ...; see `resolve` in `kernels/dispatch.py`). overlap: whether a layer that reads
+    both towers is the sum of two products, see `Exchange`; None: where there are two devices. Weights are drawn from
+    (recipe.seed, layer, tower) and don't depend on the devices. `step` counts training passes; with the seed it keys
+    the dropout masks. Each tower counts on its own device, so that a CUDA graph can. Raises ValueError for a number of
+    devices that the recipe's towers don't match, or kernels that can't compute on one of them."""
 
-    def __init__(self, recipe, devices=("cuda:0", "cuda:1"), classes=1000, kernels="auto"):
+    def __init__(self, recipe, devices=("cuda:0", "cuda:1"), classes=1000, kernels="auto", overlap=None):
         super().__init__()
         if len(devices) != recipe.towers:
             raise ValueError(f"{recipe.towers} tower(s) need as many devices, not {list(devices)}")
         self.recipe, self.classes = recipe, classes
-        self.exchange = Exchange(devices)
+        self.exchange = Exchange(devices, overlap)
         self.kernels, self.kept_dtype = kernels, None
         self.kernels_used()  # a choice that can't compute on a device is refused now
         self.towers = nn.ModuleList(

@@ -127,6 +127,7 @@ class RunDirectory:
             "kernels": network.kernels_used(),
             "precision": precision,
             "pipeline": pipeline.name,
+            "overlap": "on" if network.exchange.overlap else "off",
             "self_check": checked,
             "commit": source_commit(),
             "python": platform.python_version(),

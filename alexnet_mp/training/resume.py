@@ -209,6 +209,8 @@ def no_longer_exact(before, now):
     before, now = asdict(before), asdict(now)
     if not any("cuda" in device for made in (before, now) for device in made["devices"]):
         before["pipeline"] = now["pipeline"]  # on a CPU all give the same bits
+    if before["overlap"] is None:  # not recorded
+        before["overlap"] = now["overlap"]
     before |= {f"package {name}": version for name, version in before.pop("packages").items()}
     now |= {f"package {name}": version for name, version in now.pop("packages").items()}
     return [
@@ -229,7 +231,20 @@ def environment(network, pipeline, precision):
     }
     if any(device.type == "cuda" for device in network.exchange.devices):
         packages |= {"cuda": torch.version.cuda, "cudnn": str(torch.backends.cudnn.version())}
-    return Environment(devices, network.kernels_used(), precision, pipeline.name, torch.get_num_threads(), packages)
+    return Environment(
+        devices,
+        network.kernels_used(),
+        precision,
+        pipeline.name,
+        in_words(network.exchange.overlap),
+        torch.get_num_threads(),
+        packages,
+    )
+
+
+def in_words(overlap):
+    """As `--overlap` has it."""
+    return "on" if overlap else "off"
 
 
 def _flat(fields):

@@ -35,7 +35,7 @@ from ..system.terminal import python_command, say
 from . import graphed_step, resume, self_check
 from .pretrained import begin_with, read_weights
 from .profiler import Profiler, steps_of
-from .resume import ResumePoint
+from .resume import ResumePoint, in_words
 from .trainer import Trainer
 
 
@@ -61,6 +61,7 @@ class Options:
     workers: int | None = None
     precision: str = "fp32"
     graphs: str = "auto"
+    overlap: str | None = None
     self_check: bool = True
     steps: int | None = None
     resume: str | None = None
@@ -83,6 +84,7 @@ class Plan:
     devices: list[torch.device]  # of each tower
     dtype: torch.dtype  # of the images
     graphs: str  # how steps are launched, in words
+    overlap: bool | None  # see `Exchange`
     every: tuple[float, str]  # (number, "steps" | "seconds") between checkpoints
     out: str  # the run directory
     lock: RunLock | None  # of the run directory, if it is there already
@@ -145,12 +147,13 @@ def resolve(options: Options, held: ExitStack) -> Plan:
         options = _as_it_was(options, point)
     recipe, devices = _recipe_and_devices(options, point)
     make_current(devices)
-    dtype, graphs = precision.use(options.precision, devices), graphed_step.resolve(options.graphs, devices)
+    overlap = None if options.overlap is None else options.overlap == "on"
+    dtype, graphs = precision.use(options.precision, devices), graphed_step.resolve(options.graphs, devices, overlap)
     weights = read_weights(options.init) if options.init is not None else None
     if lock is None:
         out = out or _fresh_name(recipe)
         refuse_unusable(out)
-    return Plan(options, recipe, devices, dtype, graphs, every, out, lock, point, weights)
+    return Plan(options, recipe, devices, dtype, graphs, overlap, every, out, lock, point, weights)
 
 
 def _as_it_was(options, point):
@@ -267,7 +270,7 @@ def _changes(plan, dataset, statistics=None):
 def build_network(plan: Plan, data: TrainingData) -> TwoTowerAlexNet:
     """The network as it is drawn, with the weights of `--init`. Raises UserError if these don't fit."""
     options = plan.options
-    network = TwoTowerAlexNet(plan.recipe, plan.devices, len(data.dataset.classes), options.kernels)
+    network = TwoTowerAlexNet(plan.recipe, plan.devices, len(data.dataset.classes), options.kernels, plan.overlap)
     if plan.weights is not None:
         layers = None if options.init_layers is None else options.init_layers.split(",")
         copied, new, foreign = begin_with(network, plan.weights, options.init, layers)
@@ -340,8 +343,8 @@ def _say_how(plan, data, network):
         say(f"precision {options.precision}: {remark}")
     say(
         f"run directory {plan.out}; kernels {network.kernels_used()}, precision {options.precision}, "
-        f"pipeline {data.pipeline.name}, graphs: {plan.graphs}; {cost_of_reading(data.dataset, data.in_memory)}; "
-        f"a checkpoint every {options.checkpoint_every}"
+        f"pipeline {data.pipeline.name}, graphs: {plan.graphs}, overlap {in_words(network.exchange.overlap)}; "
+        f"{cost_of_reading(data.dataset, data.in_memory)}; a checkpoint every {options.checkpoint_every}"
     )
     counts = shapes.parameter_counts(plan.recipe, len(data.dataset.classes))
     say(f"{sum(counts):,} parameters, by tower: {', '.join(f'{count:,}' for count in counts)}")
