@@ -44,6 +44,13 @@ class Exchange:
     def overlap(self):
         return not self.shared if self.chosen_overlap is None else self.chosen_overlap
 
+    between = "devices"  # what tensors cross
+
+    @property
+    def towers(self):
+        """The numbers of the towers here: all."""
+        return tuple(range(len(self.devices)))
+
     def clear(self):
         self.ledger = []
 
@@ -60,6 +67,18 @@ class Exchange:
             ]
             for reader in range(readers)
         ]
+
+    def answer(self, outputs, shape, dtype):
+        """Tower a's logits."""
+        return outputs[0]
+
+    def told(self, judged, logits, labels):
+        """(loss, right answers) of the logits."""
+        return judged(logits, labels)
+
+    def collect(self, layers, owners):
+        """{name: [a's, b's]}: all are here."""
+        return layers
 
     def standing(self, edge, tensor, source, target, pass_):
         """A `StandingCopy` of a tensor of tower `source`, entered in the ledger once."""

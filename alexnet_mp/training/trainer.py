@@ -16,7 +16,7 @@ from ..data.pipeline_raw import RawPipeline
 from ..evaluation.accuracy import write_right
 from ..evaluation.protocol import both_protocols, centre_view, evaluate, print_errors
 from ..kernels import augmentation
-from ..network.network import TwoTowerAlexNet, merge_tensors, split_tensors
+from ..network.network import TwoTowerAlexNet
 from ..runs.checkpoint_format import Checkpoint, Scheduled, State, Validation
 from ..runs.checkpoint_writer import PATIENCE
 from ..runs.directory import RunDirectory
@@ -89,7 +89,7 @@ class Trainer:
         fit the network."""
         state = checkpoint.state
         self.network.load_merged(checkpoint.weights)
-        split_tensors(checkpoint.velocity, self.optimizer.velocities())
+        self.network.take(checkpoint.velocity, self.optimizer.velocities())
         self.step = self.network.step = state.step
         self.epoch, self.scheduled = state.epoch, asdict(state.scheduled) if state.scheduled else None
         if state.recipe.schedule == self.recipe.schedule:
@@ -115,7 +115,10 @@ class Trainer:
             **self.constants,
         )
         return Checkpoint(
-            self.network.merged_state(), merge_tensors(self.optimizer.velocities()), self.pipeline.statistics, state
+            self.network.merged_state(),
+            self.network.merged(self.optimizer.velocities()),
+            self.pipeline.statistics,
+            state,
         )
 
     # --- the loop
