@@ -8,6 +8,7 @@ examples
 """
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from safetensors.torch import save
@@ -21,7 +22,7 @@ from .system.errors import UserError, run_command
 from .system.terminal import say
 
 
-def main(arguments=None):
+def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     if not options.run or not Path(options.run).is_dir():
         raise UserError(f"{options.run or repr('')} is not a directory; give the directory of a run")

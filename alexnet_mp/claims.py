@@ -16,7 +16,9 @@ command goes on. Claims share the runs that they have in common. The record (JSO
 import math
 import re
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 
 from .command_options import add_machine_options, command_parser, compute_as_in_training
 from .experiments import findings, page
@@ -38,7 +40,7 @@ CIFAR10 = {"airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 UNKNOWN = "no time to measure how long"
 
 
-def main(arguments=None):
+def main(arguments: Sequence[str | Path] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else [str(argument) for argument in arguments]
     options = _parser().parse_args(arguments)
     options.typed = arguments

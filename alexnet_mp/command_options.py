@@ -10,26 +10,26 @@ from .system.devices import CHOICES
 from .system.memory import keep_freed_memory
 
 
-def command_parser(name, text):
+def command_parser(name: str, text: str) -> argparse.ArgumentParser:
     """The parser of `python -m alexnet_mp.<name>`. text: what --help says first, the command's docstring."""
     return argparse.ArgumentParser(
         prog=f"python -m alexnet_mp.{name}", description=text, formatter_class=argparse.RawDescriptionHelpFormatter
     )
 
 
-def compute_as_in_training():
+def compute_as_in_training() -> None:
     """Keep the memory of freed tensors, and round no float32 of a convolution to TF32: for commands with a network."""
     keep_freed_memory()
     torch.backends.cudnn.allow_tf32 = False
 
 
-def add_machine_options(parser):
+def add_machine_options(parser: argparse.ArgumentParser) -> None:
     add_run_options(parser)
     parser.add_argument("--pipeline", choices=PIPELINES, default="auto", help="default: auto")
     parser.add_argument("--workers", type=int, help="processes that read images; default: by the number of cores")
 
 
-def add_run_options(parser):
+def add_run_options(parser: argparse.ArgumentParser) -> None:
     """Of commands that read no data set."""
     parser.add_argument("--gpus", default="auto", help=f"{CHOICES}; default: auto")
     parser.add_argument(

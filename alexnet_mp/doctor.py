@@ -16,10 +16,13 @@ import re
 import shutil
 import time
 import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from importlib import metadata
 from itertools import combinations
 from pathlib import Path
+from types import ModuleType
+from typing import TypeVar
 
 from .system import machine
 from .system.errors import run_command
@@ -48,8 +51,10 @@ ABSENT = "not installed"
 BUILD = "pip install --no-build-isolation --no-deps -e ."
 BARE = ("version", "name", "problem")  # parts of a fact that need no word before them
 
+Found = TypeVar("Found")
 
-def main(arguments=None):
+
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m alexnet_mp.doctor", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -65,7 +70,7 @@ def main(arguments=None):
     return 1 if faults(report) else 0
 
 
-def told(section, *arguments):
+def told(section: Callable[..., Found], *arguments: object) -> Found | dict[str, str]:
     """What a function finds, or {"problem": why}: nothing that is broken may keep the rest from being told."""
     try:
         with warnings.catch_warnings():
@@ -78,7 +83,7 @@ def told(section, *arguments):
         return {"problem": machine.shown(f"{type(error).__name__}: {words}" if words else type(error).__name__)}
 
 
-def lines(name, section):
+def lines(name: str, section: dict) -> Iterator[str]:
     """A section as a person reads it: a line a fact."""
     yield {"self_check": "self-check"}.get(name, name)
     for key, value in section.items():
@@ -91,7 +96,7 @@ def lines(name, section):
             yield f"  {key.replace('_', ' ') if number == 0 else '':<18} {text(part)}".rstrip()
 
 
-def text(value):
+def text(value: object) -> str:
     if isinstance(value, dict):
         return ", ".join(
             text(part) if name in BARE else f"{name.replace('_', ' ')} {text(part)}"
@@ -101,7 +106,7 @@ def text(value):
     return "none" if value is None else ("yes" if value else "no") if isinstance(value, bool) else str(value)
 
 
-def summary(outcomes):
+def summary(outcomes: Mapping[str, str]) -> list[str]:
     """Of {what was checked: outcome}: how many passed, each that didn't, and once why others were not checked."""
     wrong = {}
     for what, outcome in outcomes.items():
@@ -120,7 +125,7 @@ def summary(outcomes):
 # --- what can be told without torch
 
 
-def installation(report):
+def installation(report: dict) -> dict[str, str | None]:
     return {
         "version": machine.version("alexnet_mp"),
         "commit": _commit(),
@@ -137,7 +142,7 @@ def _commit():
     return found.strip() + ("+changes" if changed else "") if found else None
 
 
-def packages(report):
+def packages(report: dict) -> dict[str, dict[str, str | None]]:
     """{import: {"version", "problem": what keeps it from being imported}}."""
     found = {}
     for name, why in machine.imports(PACKAGES).items():
@@ -147,7 +152,7 @@ def packages(report):
     return found
 
 
-def computer(report):
+def computer(report: dict) -> dict:
     pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
     names = re.findall(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     return {
@@ -159,14 +164,14 @@ def computer(report):
     }
 
 
-def gigabytes(count):
+def gigabytes(count: float) -> str:
     return f"{count / 1e9:,.1f} GB"
 
 
 # --- what needs torch
 
 
-def torch_of(report):
+def torch_of(report: dict) -> ModuleType:
     if report["packages"].get("torch", {}).get("problem"):
         raise ImportError("torch can't be imported")
     import torch
@@ -174,12 +179,12 @@ def torch_of(report):
     return torch
 
 
-def names(report):
+def names(report: dict) -> list[str]:
     """["cpu", "cuda:0", ...]"""
     return ["cpu", *(name for name in report["devices"] if re.fullmatch(r"cuda:\d+", name))]
 
 
-def devices(report):
+def devices(report: dict) -> dict:
     newest = machine.cuda_of_driver()
     found = {"driver": machine.driver(), "cuda_of_driver": newest and "{}.{}".format(*newest)}
     torch = told(torch_of, report)
@@ -212,7 +217,7 @@ def _peers(torch, first, second):
     return {"peer_access": {(True, True): "both ways", (False, False): "none"}.get(tuple(ways), "one way")}
 
 
-def kernels(report):
+def kernels(report: dict) -> dict:
     torch = torch_of(report)
     from .kernels import dispatch
 
@@ -262,7 +267,7 @@ def _triton(report):
     return {"version": report["packages"]["triton"]["version"], "kernels": "compiled at their first use"}
 
 
-def copies(report):
+def copies(report: dict) -> dict:
     """{way: GB/s}: the bytes of a buffer over the time of a copy."""
     torch = torch_of(report)
     gpus = names(report)[1:]
@@ -288,7 +293,7 @@ def _copy(torch, source, target):
     return f"{1e-9 * a.nbytes / min(seconds[1:]):,.1f} GB/s"
 
 
-def self_checks(report):
+def self_checks(report: dict) -> dict[str, dict[str, str]]:
     """{device, or pair of them: {what was checked: outcome}}."""
     torch = torch_of(report)
     from .kernels import dispatch
@@ -335,7 +340,7 @@ def _check(torch, on, recipe, precision, storage, report, needed):
 # --- what follows
 
 
-def faults(report):
+def faults(report: dict) -> list[str]:
     """What every run needs and isn't there, and what the self-check found wrong."""
     broken = [
         name
@@ -353,7 +358,7 @@ def faults(report):
     return broken + wrong + [name for name in checked if name == "problem"]
 
 
-def advice(report):
+def advice(report: dict) -> dict[str, list[dict[str, str]]]:
     """What to install or type next, most pressing first."""
     steps = [*_packages_to_install(report), *_for_gpus(report), *_kernels_to_build(report), *_what_to_run(report)]
     return {"type": [{"command": command, "why": why} for command, why in steps]}

@@ -12,6 +12,7 @@ A submission has a line for each image: its five most probable classes, most pro
 (ILSVRC2012_ID) where the data set knows these numbers, else numbered from 1. Files are about --views. Of classes that
 tie, the first one counts as more probable there; in errors such an image counts in part."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from .command_options import add_machine_options, command_parser, compute_as_in_training
@@ -22,7 +23,7 @@ from .system.errors import UserError, run_command
 from .system.terminal import say
 
 
-def main(arguments=None):
+def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     if options.batch_size is not None and options.batch_size < 1:
         raise UserError(f"--batch-size {options.batch_size}: it must be at least 1")

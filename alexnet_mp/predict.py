@@ -13,6 +13,7 @@ leads. A file that can't be read is a line on standard error, the others are ans
 """
 
 import json
+from collections.abc import Sequence
 
 from .command_options import add_run_options, command_parser, compute_as_in_training
 from .data.image_files import answered
@@ -22,7 +23,7 @@ from .system.errors import UserError, run_command
 from .system.terminal import lines_on_stderr, printable, say
 
 
-def main(arguments=None):
+def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     if options.top < 1:
         raise UserError(f"--top {options.top}: it must be at least 1")

@@ -13,6 +13,7 @@ Train from the set with `python -m alexnet_mp.train --data DEST`; WebDataset too
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from .system.errors import UserError, run_command
 from .system.terminal import say
 
 
-def main(arguments=None):
+def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     workers = len(os.sched_getaffinity(0)) if options.workers is None else options.workers
     if workers < 0:

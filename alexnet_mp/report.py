@@ -11,6 +11,7 @@ whose towers have no links, are taken as controls. What the retrieval needs is m
 -m alexnet_mp.retrieve index`. In a directory that has a report already the page and its pictures are replaced."""
 
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from .evaluation.trained import load_run
 from .reporting import page
 from .reporting.exchange import exchange, memory
 from .reporting.first_layer import SCALES, figure_3, specialisation
+from .reporting.headline import headline
 from .reporting.neighbours import BITS, figure_4_right, short_codes
 from .reporting.predictions import MOST_ANSWERED, evenly, figure_4_left, guesses, some_of
 from .reporting.provenance import devices_of, provenance
@@ -36,7 +38,7 @@ from .system.errors import UserError, run_command
 from .system.terminal import printable, progress, say
 
 
-def main(arguments=None):
+def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     compute_as_in_training()
     shown, runs = options.runs[0], _named(options.runs)
@@ -90,6 +92,7 @@ def main(arguments=None):
         f"What each GPU learned: {recipe.name} on {len(names):,} classes",
         f"Run {name}, step {step:,} of its training{others}.",
         parts,
+        headline(kernels, lines, recipe, len(names)),
     )
     for name in before - page.pictures_of(out / page.NAME):
         (out / name).unlink(missing_ok=True)

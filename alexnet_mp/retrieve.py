@@ -15,6 +15,7 @@ exact: every stored vector is compared."""
 import json
 import os
 import sys
+from collections.abc import Sequence
 
 from .command_options import add_machine_options, add_run_options, command_parser, compute_as_in_training
 from .data.dataset import open_dataset
@@ -33,7 +34,7 @@ from .system.terminal import lines_on_stderr, printable, say
 BITS = "128"
 
 
-def main(arguments=None):
+def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     compute_as_in_training()
     return {"index": _index, "query": _query, "measure": _measure}[options.action](options)

@@ -17,6 +17,7 @@ saving."""
 import argparse
 import shlex
 import sys
+from collections.abc import Sequence
 
 from .command_options import add_machine_options
 from .recipes.named import PRESETS
@@ -27,7 +28,7 @@ from .training.profiler import STEPS
 from .training.run import Options
 
 
-def main(arguments=None):
+def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     asked = vars(_parser().parse_args(arguments))
     asked["settings"] = tuple(asked["settings"])

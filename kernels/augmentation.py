@@ -3,6 +3,8 @@
 The kernels are in `augmentation_triton.py` and, for a CPU, in `csrc/cpu/augmentation.h`.
 """
 
+from collections.abc import Iterable
+
 import torch
 
 from . import reference
@@ -11,20 +13,20 @@ from .dispatch import compiled, resolve
 
 
 def augment(
-    pictures,
-    top,
-    left,
-    flip,
-    mean,
-    shift,
-    scale=1.0,
+    pictures: torch.Tensor | Iterable[torch.Tensor],
+    top: torch.Tensor,
+    left: torch.Tensor,
+    flip: torch.Tensor,
+    mean: torch.Tensor,
+    shift: torch.Tensor,
+    scale: float = 1.0,
     *,
-    crop,
-    mean_follows_crop,
-    dtype=torch.float32,
-    memory_format=torch.channels_last,
-    kernels="auto",
-):
+    crop: int,
+    mean_follows_crop: bool,
+    dtype: torch.dtype = torch.float32,
+    memory_format: torch.memory_format = torch.channels_last,
+    kernels: str = "auto",
+) -> torch.Tensor:
     """Crop, flip, minus the mean image, plus a colour shift, times a scale, in one pass: uint8 pictures -> (N, 3, crop,
     crop).
 
@@ -57,7 +59,16 @@ def augment(
     )
 
 
-def crops_of(top, left, flip, shift, scale, *, crop, side):
+def crops_of(
+    top: torch.Tensor,
+    left: torch.Tensor,
+    flip: torch.Tensor,
+    shift: torch.Tensor,
+    scale: float,
+    *,
+    crop: int,
+    side: int,
+) -> torch.Tensor:
     """(N, 7) float32 on the host, what `augment_crops` needs of each crop: top, left, flip (0 or 1), shift of R, G, B,
     scale.
 
@@ -69,7 +80,16 @@ def crops_of(top, left, flip, shift, scale, *, crop, side):
     return _crops(top, left, flip, shift, scale)
 
 
-def augment_crops(pictures, crops, mean, *, crop, mean_follows_crop, dtype, memory_format):
+def augment_crops(
+    pictures: torch.Tensor,
+    crops: torch.Tensor,
+    mean: torch.Tensor,
+    *,
+    crop: int,
+    mean_follows_crop: bool,
+    dtype: torch.dtype,
+    memory_format: torch.memory_format,
+) -> torch.Tensor:
     """`augment` with all that it needs on the device of the pictures, so that a CUDA graph can hold it; the same bits.
 
     pictures: (N, S, S, 3) uint8, contiguous. crops: (N, 7) float32, of `crops_of`. mean and the rest as in `augment`;
@@ -111,7 +131,7 @@ def augment_crops(pictures, crops, mean, *, crop, mean_follows_crop, dtype, memo
     )
 
 
-def augments_in_graphs(device):
+def augments_in_graphs(device: torch.device | str) -> bool:
     """Whether a CUDA graph can hold `augment_crops` on a GPU: not where the host has to look at the crops."""
     return torch.device(device).type != "cuda" or resolve("auto", device, "augment") == "triton"
 

@@ -3,6 +3,7 @@
 A program makes BLOCK consecutive values of one image as they lie in the output, so it writes 16 bytes at a time; what
 it reads are bytes and mean values that lie beside each other too, backwards where the picture is flipped."""
 
+import torch
 import triton
 import triton.language as tl
 
@@ -49,7 +50,9 @@ def _augment_kernel(
     tl.store(y_ptr + n * VALUES + value, y.to(y_ptr.dtype.element_ty), mask=inside)
 
 
-def augment(pictures, crops, mean, mean_follows_crop, y):
+def augment(
+    pictures: torch.Tensor, crops: torch.Tensor, mean: torch.Tensor, mean_follows_crop: bool, y: torch.Tensor
+) -> None:
     """Write y, (N, 3, crop, crop) dense in channels_last or NCHW. crops: of `augmentation.crops_of`; all on the device
     of y, and already checked.
     """

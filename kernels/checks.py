@@ -1,11 +1,13 @@
 """What all operators ask of tensors and arguments: memory formats, and checks whose errors name the value."""
 
+from collections.abc import Sequence
+
 import torch
 
 STORAGE = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-def has_tangent(tensor):
+def has_tangent(tensor: torch.Tensor | None) -> bool:
     return (
         tensor is not None
         and not torch.compiler.is_compiling()
@@ -13,13 +15,13 @@ def has_tangent(tensor):
     )
 
 
-def memory_format(x):
+def memory_format(x: torch.Tensor) -> torch.memory_format:
     """The memory format of what is computed from x: channels_last where x is that and not NCHW as well."""
     last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
     return torch.channels_last if last else torch.contiguous_format
 
 
-def dense_alike(*tensors):
+def dense_alike(*tensors: torch.Tensor) -> bool:
     """Whether element i in memory is the same element of all tensors."""
     first = tensors[0]
     return (
@@ -27,7 +29,7 @@ def dense_alike(*tensors):
     ) and all(tensor.stride() == first.stride() for tensor in tensors)
 
 
-def check_bias(x, bias):
+def check_bias(x: torch.Tensor, bias: torch.Tensor | None) -> None:
     """Raise ValueError, naming the value, unless bias is None or (C,) beside x, of its dtype or float32 beside 16
     bits."""
     if bias is None:
@@ -43,15 +45,15 @@ def check_bias(x, bias):
         )
 
 
-def one_of(name, value, choices):
+def one_of(name: str, value: object, choices: Sequence) -> None:
     if value not in choices:
         raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, choices))}")
 
 
-def at_least(name, value, least):
+def at_least(name: str, value: object, least: int) -> None:
     if not isinstance(value, int) or value < least:
         raise ValueError(f"{name} is {value!r}; it must be an integer of at least {least}")
 
 
-def describe(tensor):
+def describe(tensor: torch.Tensor) -> str:
     return f"{tensor.dtype} {tuple(tensor.shape)} on {tensor.device}"

@@ -5,8 +5,10 @@ import importlib.util
 import os
 import shutil
 import threading
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 
 import torch
 
@@ -20,7 +22,7 @@ _left_out = frozenset()
 
 
 @functools.cache
-def compiled():
+def compiled() -> ModuleType | None:
     """The compiled operators, torch.ops.alexnet_mp_csrc, or None where they were not built.
 
     Raises RuntimeError where they were built for another torch, or from sources without all of them.
@@ -41,7 +43,7 @@ def compiled():
     return torch.ops.alexnet_mp_csrc
 
 
-def built():
+def built() -> tuple[str, ...]:
     """The implementations that are there, of ("cuda", "triton", "cpu"), whether or not there is a device for them."""
     return _built()
 
@@ -78,7 +80,7 @@ def _below_sm80(device):
     return torch.cuda.is_available() and torch.cuda.get_device_capability(device) < (8, 0)
 
 
-def leave_out(found):
+def leave_out(found: Iterable[tuple[str, str, str]]) -> None:
     """From now on "auto" passes over these: (operation, implementation, device) each, as ("lrn_max_pool", "cuda",
     "cuda:0").
 
@@ -88,14 +90,14 @@ def leave_out(found):
     _left_out = frozenset(found)
 
 
-def left_out():
+def left_out() -> frozenset[tuple[str, str, str]]:
     return _left_out
 
 
 left_out._dynamo_marked_constant = True
 
 
-def resolve(kernels, device, operation=None):
+def resolve(kernels: str, device: torch.device | str, operation: str | None = None) -> str:
     """The implementation that a choice means on a device: "cuda", "triton", "cpu" or "reference".
 
     "auto" takes on a GPU CUDA, then Triton; on a CPU the compiled kernels; elsewhere, and where nothing else is there,
@@ -122,7 +124,7 @@ def resolve(kernels, device, operation=None):
     return names[0]
 
 
-def used(kernels, device):
+def used(kernels: str, device: torch.device | str) -> str:
     """`resolve` in words, with the operations that are computed by others: "cuda (lrn_max_pool: triton)"."""
     others = {
         operation: resolve(kernels, device, operation)
@@ -137,7 +139,7 @@ _launching = threading.Lock()
 
 
 @contextmanager
-def triton_on(tensor):
+def triton_on(tensor: torch.Tensor) -> Iterator[None]:
     """Around the launch of a Triton kernel: the tensor's device is the current one, and no other thread launches one.
 
     In a backward pass two GPUs have a thread each, and Triton isn't known to compile one kernel in two threads at once.
@@ -146,7 +148,7 @@ def triton_on(tensor):
         yield
 
 
-def description():
+def description() -> str:
     """One line on what was built."""
     if compiled() is None:
         return (

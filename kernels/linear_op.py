@@ -11,7 +11,9 @@ from .dispatch import resolve
 LARGE = 2**20  # weights; of small products MKL makes the faster ones
 
 
-def linear(x, weight, bias=None, *, kernels="auto"):
+def linear(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, *, kernels: str = "auto"
+) -> torch.Tensor:
     """x weight^T + bias: F.linear, with its arguments, shapes and errors.
 
     kernels: see `resolve`; "cpu" takes oneDNN's product, as the convolutions and bfloat16 do, for large dense float32

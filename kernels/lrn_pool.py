@@ -18,6 +18,8 @@ dx being da where no ReLU stopped it. Kept for the backward pass: x, the bias, a
 maximum in its window (with ties "all" nothing: the maxima are computed again). `reference.py` has the rules for ties
 and NaN."""
 
+from typing import Literal
+
 import torch
 
 from . import reference
@@ -31,8 +33,19 @@ LARGEST_POOL = {"cpu": 15, "cuda": 7, "triton": 7}
 
 
 def lrn_max_pool(
-    x, bias=None, *, size=5, alpha, beta=0.75, k=2.0, relu="before", pool=3, stride=2, ties="first", kernels="auto"
-):
+    x: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    *,
+    size: int = 5,
+    alpha: float,
+    beta: float = 0.75,
+    k: float = 2.0,
+    relu: Literal["before", "after", "none"] = "before",
+    pool: int = 3,
+    stride: int = 2,
+    ties: Literal["first", "all"] = "first",
+    kernels: str = "auto",
+) -> torch.Tensor:
     """Bias, ReLU, local response normalisation and overlapping max-pool: (N, C, H, W) -> (N, C, H', W').
 
     With a = relu(x + bias): y = maximum over each window of a_i / (k + alpha * sum of a_j^2 over the `size` maps around
@@ -48,20 +61,50 @@ def lrn_max_pool(
     return _lrn_pool(x, bias, "lrn", size, alpha, beta, k, relu, pool, stride, ties, kernels)
 
 
-def lrn(x, bias=None, *, size=5, alpha, beta=0.75, k=2.0, relu="before", kernels="auto"):
+def lrn(
+    x: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    *,
+    size: int = 5,
+    alpha: float,
+    beta: float = 0.75,
+    k: float = 2.0,
+    relu: Literal["before", "none"] = "before",
+    kernels: str = "auto",
+) -> torch.Tensor:
     """Bias, ReLU ("before" or "none") and local response normalisation alone; arguments as in `lrn_max_pool`. (N, C, H,
     W)."""
     one_of("relu", relu, ("before", "none"))
     return _lrn_pool(x, bias, "lrn", size, alpha, beta, k, relu, 0, 1, "first", kernels)
 
 
-def max_pool(x, bias=None, *, relu=True, pool=3, stride=2, ties="first", kernels="auto"):
+def max_pool(
+    x: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    *,
+    relu: bool = True,
+    pool: int = 3,
+    stride: int = 2,
+    ties: Literal["first", "all"] = "first",
+    kernels: str = "auto",
+) -> torch.Tensor:
     """Bias, ReLU and max-pool (layer 5); arguments as in `lrn_max_pool`. (N, C, H, W) -> (N, C, H', W')."""
     at_least("pool", pool, 1)
     return _lrn_pool(x, bias, "none", 1, 0.0, 0.75, 1.0, "after" if relu else "none", pool, stride, ties, kernels)
 
 
-def spatial_norm_max_pool(x, *, size=5, alpha, beta=0.75, k=1.0, pool=3, stride=2, ties="first", kernels="auto"):
+def spatial_norm_max_pool(
+    x: torch.Tensor,
+    *,
+    size: int = 5,
+    alpha: float,
+    beta: float = 0.75,
+    k: float = 1.0,
+    pool: int = 3,
+    stride: int = 2,
+    ties: Literal["first", "all"] = "first",
+    kernels: str = "auto",
+) -> torch.Tensor:
     """The norm over size x size positions of a map (2012 source, cnorm2), then max-pool. (N, C, H, W) -> (N, C, H',
     W')."""
     at_least("pool", pool, 1)

@@ -13,6 +13,8 @@ float32 inside, whatever the storage type. Nothing is skipped where g = 0: NaN a
 `reference.py`. The spatial norm reads its size x size neighbours in kernels of its own and leaves the pooling to the
 first two."""
 
+from typing import Literal
+
 import torch
 import triton
 import triton.language as tl
@@ -358,7 +360,22 @@ def _spatial_backward_kernel(
     )
 
 
-def forward(x, bias, y, argmax, *, norm, size, alpha, beta, k, relu, pool, stride, ties):
+def forward(
+    x: torch.Tensor,
+    bias: torch.Tensor | None,
+    y: torch.Tensor,
+    argmax: torch.Tensor,
+    *,
+    norm: Literal["none", "lrn", "spatial"],
+    size: int,
+    alpha: float,
+    beta: float,
+    k: float,
+    relu: Literal["before", "after", "none"],
+    pool: int,
+    stride: int,
+    ties: Literal["first", "all"],
+) -> None:
     """Write y, and argmax unless it is empty.
 
     x: (N, C, H, W) float32, bfloat16 or float16, any strides; bias: (C,) or None; y: (N, C, OH, OW), any strides and
@@ -424,7 +441,23 @@ def forward(x, bias, y, argmax, *, norm, size, alpha, beta, k, relu, pool, strid
         )
 
 
-def backward(dy, x, bias, argmax, dx, *, norm, size, alpha, beta, k, relu, pool, stride, ties):
+def backward(
+    dy: torch.Tensor,
+    x: torch.Tensor,
+    bias: torch.Tensor | None,
+    argmax: torch.Tensor,
+    dx: torch.Tensor,
+    *,
+    norm: Literal["none", "lrn", "spatial"],
+    size: int,
+    alpha: float,
+    beta: float,
+    k: float,
+    relu: Literal["before", "after", "none"],
+    pool: int,
+    stride: int,
+    ties: Literal["first", "all"],
+) -> torch.Tensor | None:
     """Write dx, the gradient of x; return the gradient of the bias, (C,) float32, or None where there is no bias.
 
     dy: (N, C, OH, OW), x and dx: (N, C, H, W), each of any strides; argmax as `forward` wrote it, read for ties="first"

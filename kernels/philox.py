@@ -5,6 +5,7 @@ image 7 in epoch 3 is the same whatever the worker count, and the dropout mask o
 Written in int64 torch operations because torch has no unsigned 32-bit arithmetic on every device."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 
@@ -16,7 +17,9 @@ _WEYL = (0x9E3779B9, 0xBB67AE85)
 _MASK = 0xFFFFFFFF
 
 
-def philox(counter, key):
+def philox(
+    counter: Sequence[torch.Tensor | int], key: Sequence[int]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Ten rounds of Philox-4x32.
 
     counter: four int64 tensors or ints in [0, 2^32), broadcast against each other; at least one of them a tensor.
@@ -34,12 +37,12 @@ def philox(counter, key):
     return c0, c1, c2, c3
 
 
-def below(word, n):
+def below(word: torch.Tensor, n: int) -> torch.Tensor:
     """32-bit words -> uniform integers in [0, n), n up to 2^31; the bias is below n * 2^-32."""
     return (word * n) >> 32
 
 
-def normal_pair(word0, word1):
+def normal_pair(word0: torch.Tensor, word1: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Two 32-bit words -> two independent N(0, 1) values, float64 (Box and Muller 1958)."""
     radius = torch.sqrt(-2.0 * torch.log((word0 + 1).double() * 2.0**-32))
     angle = word1.double() * (2.0 * math.pi * 2.0**-32)

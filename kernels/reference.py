@@ -16,13 +16,28 @@ gives
 `layer.py:1164`).
 """
 
+from collections.abc import Sequence
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 
 from .philox import DROPOUT_STREAM, philox
 
 
-def lrn_max_pool(x, bias=None, *, size=5, alpha, beta=0.75, k=2.0, relu="before", pool=3, stride=2, ties="first"):
+def lrn_max_pool(
+    x: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    *,
+    size: int = 5,
+    alpha: float,
+    beta: float = 0.75,
+    k: float = 2.0,
+    relu: Literal["before", "after", "none"] = "before",
+    pool: int = 3,
+    stride: int = 2,
+    ties: Literal["first", "all"] = "first",
+) -> torch.Tensor:
     """Bias, ReLU, local response normalisation and overlapping max-pool: (N, C, H, W) -> (N, C, H', W').
 
     relu: "before" = ReLU -> LRN -> pool (paper 3.5, layers 1 and 2); "after" = LRN -> pool -> ReLU (2012 source, layer
@@ -32,7 +47,16 @@ def lrn_max_pool(x, bias=None, *, size=5, alpha, beta=0.75, k=2.0, relu="before"
     return _pool(v, relu == "after", pool, stride, ties).to(x.dtype)
 
 
-def lrn(x, bias=None, *, size=5, alpha, beta=0.75, k=2.0, relu="before"):
+def lrn(
+    x: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    *,
+    size: int = 5,
+    alpha: float,
+    beta: float = 0.75,
+    k: float = 2.0,
+    relu: Literal["before", "none"] = "before",
+) -> torch.Tensor:
     """b_i = a_i / (k + alpha * sum of a_j^2 over the `size` maps around i)^beta (paper 3.3), maps outside [0, C) left
     out.
 
@@ -43,7 +67,15 @@ def lrn(x, bias=None, *, size=5, alpha, beta=0.75, k=2.0, relu="before"):
     return _lrn(_biased(x, bias, relu == "before"), size, alpha, beta, k).to(x.dtype)
 
 
-def max_pool(x, bias=None, *, relu=True, pool=3, stride=2, ties="first"):
+def max_pool(
+    x: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    *,
+    relu: bool = True,
+    pool: int = 3,
+    stride: int = 2,
+    ties: Literal["first", "all"] = "first",
+) -> torch.Tensor:
     """Bias, ReLU and max-pool over pool x pool windows `stride` apart (paper 3.4): (N, C, H, W) -> (N, C, H', W').
 
     H' = ceil((H - pool) / stride) + 1. ReLU before or after the maximum is the same function. Raises ValueError on
@@ -51,12 +83,22 @@ def max_pool(x, bias=None, *, relu=True, pool=3, stride=2, ties="first"):
     return _pool(_biased(x, bias, False), relu, pool, stride, ties).to(x.dtype)
 
 
-def spatial_norm_max_pool(x, *, size=5, alpha, beta=0.75, k=1.0, pool=3, stride=2, ties="first"):
+def spatial_norm_max_pool(
+    x: torch.Tensor,
+    *,
+    size: int = 5,
+    alpha: float,
+    beta: float = 0.75,
+    k: float = 1.0,
+    pool: int = 3,
+    stride: int = 2,
+    ties: Literal["first", "all"] = "first",
+) -> torch.Tensor:
     """`spatial_norm`, then max-pool: the end of layer 2 in the 2012 source. (N, C, H, W) -> (N, C, H', W')."""
     return _pool(_spatial_norm(_accumulator(x), size, alpha, beta, k), False, pool, stride, ties).to(x.dtype)
 
 
-def spatial_norm(x, *, size=5, alpha, beta=0.75, k=1.0):
+def spatial_norm(x: torch.Tensor, *, size: int = 5, alpha: float, beta: float = 0.75, k: float = 1.0) -> torch.Tensor:
     """x_p / (k + alpha * sum of x_q^2 over the size x size positions q around p of the same map)^beta, cells outside
     left out.
 
@@ -66,13 +108,15 @@ def spatial_norm(x, *, size=5, alpha, beta=0.75, k=1.0):
     return _spatial_norm(_accumulator(x), size, alpha, beta, k).to(x.dtype)
 
 
-def avg_pool(x, *, pool=3, stride=2):
+def avg_pool(x: torch.Tensor, *, pool: int = 3, stride: int = 2) -> torch.Tensor:
     """Mean over pool x pool windows `stride` apart, an overhanging window divided by the area inside (2012 source)."""
     _fits(x, pool)
     return F.avg_pool2d(_accumulator(x), pool, stride, ceil_mode=True).to(x.dtype)
 
 
-def dropout(x, *, probability, seed, step, layer, tower):
+def dropout(
+    x: torch.Tensor, *, probability: float, seed: int, step: int | torch.Tensor, layer: int, tower: int
+) -> torch.Tensor:
     """Classic dropout (paper 4.2): zero each value with `probability`, leave the others as they are; any shape.
 
     No rescaling here; the test pass multiplies by 1 - probability instead. The mask is a function of (seed, step,
@@ -84,7 +128,16 @@ def dropout(x, *, probability, seed, step, layer, tower):
     return x * keep
 
 
-def relu_dropout(x, bias=None, *, probability=0.0, seed=0, step=None, layer=0, tower=0):
+def relu_dropout(
+    x: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    *,
+    probability: float = 0.0,
+    seed: int = 0,
+    step: int | torch.Tensor | None = None,
+    layer: int = 0,
+    tower: int = 0,
+) -> torch.Tensor:
     """Bias, ReLU and `dropout`: relu(x + bias) * keep, (N, F) or (N, C, H, W), any order; bias: (F,) or (C,). (Paper
     3.1, 4.2.)
 
@@ -94,7 +147,17 @@ def relu_dropout(x, bias=None, *, probability=0.0, seed=0, step=None, layer=0, t
     return dropout(y, probability=probability, seed=seed, step=step, layer=layer, tower=tower) if probability else y
 
 
-def paper_sgd_(parameters, gradients, velocities, *, learning_rates, momentum, weight_decays, copies=(), sums=None):
+def paper_sgd_(
+    parameters: Sequence[torch.Tensor],
+    gradients: Sequence[torch.Tensor],
+    velocities: Sequence[torch.Tensor],
+    *,
+    learning_rates: Sequence[float],
+    momentum: float,
+    weight_decays: Sequence[float],
+    copies: Sequence[torch.Tensor] = (),
+    sums: torch.Tensor | None = None,
+) -> None:
     """The update of paper section 5, in place, for lists of tensors: v <- m v - d e w - e g; w <- w + v.
 
     e, d: one learning rate and weight decay a tensor. The velocity carries the learning rate, unlike torch.optim.SGD:
@@ -115,7 +178,9 @@ def paper_sgd_(parameters, gradients, velocities, *, learning_rates, momentum, w
             note_weights(number, w, copies, sums)
 
 
-def note_weights(number, w, copies=(), sums=None):
+def note_weights(
+    number: int, w: torch.Tensor, copies: Sequence[torch.Tensor] = (), sums: torch.Tensor | None = None
+) -> None:
     """Keep of an updated weight its copy in another dtype, and its sum in float32: finite only where no weight is NaN
     or infinite.
 
@@ -129,19 +194,19 @@ def note_weights(number, w, copies=(), sums=None):
 
 
 def augment(
-    pictures,
-    top,
-    left,
-    flip,
-    mean,
-    shift,
-    scale=1.0,
+    pictures: torch.Tensor,
+    top: torch.Tensor,
+    left: torch.Tensor,
+    flip: torch.Tensor,
+    mean: torch.Tensor,
+    shift: torch.Tensor,
+    scale: float = 1.0,
     *,
-    crop,
-    mean_follows_crop,
-    dtype=torch.float32,
-    memory_format=torch.channels_last,
-):
+    crop: int,
+    mean_follows_crop: bool,
+    dtype: torch.dtype = torch.float32,
+    memory_format: torch.memory_format = torch.channels_last,
+) -> torch.Tensor:
     """Crop, flip, minus the mean image, plus a colour shift, times a scale (paper 2, 4.1): -> (N, 3, crop, crop) in
     `dtype`.
 

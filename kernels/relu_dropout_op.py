@@ -11,7 +11,17 @@ from .dispatch import compiled, resolve
 from .philox import DROPOUT_STREAM
 
 
-def relu_dropout(x, bias=None, *, probability=0.0, seed=0, step=None, layer=0, tower=0, kernels="auto"):
+def relu_dropout(
+    x: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    *,
+    probability: float = 0.0,
+    seed: int = 0,
+    step: int | torch.Tensor | None = None,
+    layer: int = 0,
+    tower: int = 0,
+    kernels: str = "auto",
+) -> torch.Tensor:
     """Bias, ReLU and classic dropout (paper 3.1, 4.2) in one pass: (N, F) -> (N, F), (N, C, H, W) -> (N, C, H, W).
 
     y = relu(x + bias) * keep, computed in float32 and rounded once; keep is the mask of `reference.dropout`, zero with

@@ -110,7 +110,17 @@ def _relu_dropout_backward_kernel(
         tl.store(partial_ptr + tile * C + channel, tl.sum(dx, axis=0, keep_dims=True), mask=channel < C)
 
 
-def forward(x, bias, step, y, *, probability, seed, layer, tower):
+def forward(
+    x: torch.Tensor,
+    bias: torch.Tensor | None,
+    step: torch.Tensor | None,
+    y: torch.Tensor,
+    *,
+    probability: float,
+    seed: int,
+    layer: int,
+    tower: int,
+) -> None:
     """Write y, of the shape and memory order of x; the others as in `relu_dropout_op.relu_dropout`, already checked.
 
     x: dense in channels_last or contiguous; bias: (C,), contiguous, or None; step: () int64 on the device of x, read
@@ -134,7 +144,7 @@ def forward(x, bias, step, y, *, probability, seed, layer, tower):
         )
 
 
-def backward(dy, y, dx, sums):
+def backward(dy: torch.Tensor, y: torch.Tensor, dx: torch.Tensor, sums: bool) -> torch.Tensor | None:
     """Write dx; return the gradient of the bias, (C,) float32, or None unless `sums`. dy, y, dx: dense, in one memory
     order."""
     positions, shape, grid, tiles = _launch(y, BACKWARD_TILE)

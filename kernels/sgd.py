@@ -3,6 +3,7 @@
 The kernels are in `sgd_triton.py` and, for a CPU, in `csrc/cpu/sgd.h`.
 """
 
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -18,8 +19,17 @@ _table_owner = ContextVar("table_owner", default=None)
 
 
 def paper_sgd_(
-    parameters, gradients, velocities, *, learning_rates, momentum, weight_decays, copies=(), sums=None, kernels="auto"
-):
+    parameters: Iterable[torch.Tensor],
+    gradients: Iterable[torch.Tensor],
+    velocities: Iterable[torch.Tensor],
+    *,
+    learning_rates: Iterable[float],
+    momentum: float,
+    weight_decays: Iterable[float],
+    copies: Iterable[torch.Tensor] = (),
+    sums: torch.Tensor | None = None,
+    kernels: str = "auto",
+) -> None:
     """The update of paper section 5, in place, for lists of tensors on one device: v <- m v - d e w - e g; w <- w + v.
 
     One learning rate e and weight decay d a tensor; a rate of 0 leaves tensor and velocity alone. Lists of equal
@@ -73,7 +83,7 @@ def paper_sgd_(
 
 
 @contextmanager
-def update_tables_in(owner):
+def update_tables_in(owner: dict) -> Iterator[None]:
     """What `paper_sgd_` keeps on a device for its launches is, of calls in here, kept in the dict `owner`, and looked
     for there.
 

@@ -11,6 +11,7 @@ tensor in two more. The tables are kept for the next step, so that only a change
 to the device."""
 
 import itertools
+from collections.abc import Sequence
 
 import torch
 import triton
@@ -104,8 +105,16 @@ def _sum_kernel(
 
 
 def paper_sgd_(
-    parameters, gradients, velocities, learning_rates, momentum, weight_decays, copies=(), sums=None, owner=None
-):
+    parameters: Sequence[torch.Tensor],
+    gradients: Sequence[torch.Tensor],
+    velocities: Sequence[torch.Tensor],
+    learning_rates: Sequence[float],
+    momentum: float,
+    weight_decays: Sequence[float],
+    copies: Sequence[torch.Tensor] = (),
+    sums: torch.Tensor | None = None,
+    owner: dict | None = None,
+) -> None:
     """The update in place, for lists of tensors; e, d: one learning rate and weight decay a tensor
     (`reference.paper_sgd_`).
 

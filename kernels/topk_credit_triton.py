@@ -37,7 +37,7 @@ def _topk_credit_kernel(
         tl.store(credits_ptr + index * count + n, tl.where(tied > 0, credit, 0.0))
 
 
-def topk_credit(scores, labels):
+def topk_credit(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """(2, N) float64, the rows being `accuracy.topk_credit_each` of (N, classes) scores and (N,) int64 labels on the
     same device.
     """

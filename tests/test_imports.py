@@ -110,4 +110,4 @@ def test_only_commands_lie_at_the_root():
     commands = {path.stem for path in ROOT.glob("*.py")} - {"__init__", "command_options"}
     for name in commands:
         text = (ROOT / f"{name}.py").read_text()
-        assert "def main(arguments=None):" in text and "run_command(main" in text, name
+        assert "def main(arguments: Sequence[str" in text and "run_command(main" in text, name

@@ -1,89 +1,29 @@
-"""The pictures of a run: its curves, the first-layer kernels of each tower (figure 3), and what these are tuned to."""
+"""The curves of a run, and what its first-layer kernels are tuned to."""
 
 import io
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageDraw
 
 from ..runs.metrics import read_metrics
 from ..system import durable_files
-from .first_layer import TUNED, chroma_and_energy
-from .specialisation import MEASURES
+from .first_layer import TUNED, KernelStatistics
+from .learning_curves import drops
+from .specialisation import MEASURES, Difference
 
-COLUMNS = 16  # kernels a row, as in 2012 (`shownet.py`): 48 a tower are 3 rows
-SCALE = 5  # screen pixels a kernel pixel
-GAP = 6  # screen pixels between kernels
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
-def kernel_picture(weights, towers, scale="layer", by_colour=False):
-    """First-layer kernels, tower a's above tower b's, as a Pillow image.
+def draw_curves(run: str | Path, classes: int | None = None) -> Path:
+    """Write `curves.png`, loss and errors against steps, into the run's directory and return its path.
 
-    weights: (maps of all towers, 3, k, k), merged. scale: brightness goes from the smallest weight to the largest
-
-    "layer"   of both towers, so that all kernels can be compared; zero weight is a grey
-    "tower"   of the tower, as in 2012: the source draws one layer a call, conv1a or conv1b (`shownet.py:110-197`)
-    "kernel"  of both towers after every kernel was given mean 0 and variance 1, so that faint ones can be seen; the
-              source's `--norm-filters` does that, tower by tower again
-
-    by_colour: inside a tower the kernels come in the order of their share of chroma, the greyest first, instead of the
-    network's.
+    classes: how many, for the lines of a guess. Dotted lines stand where a learning rate falls.
     """
-    maps, _, k, _ = weights.shape
-    scaled = _standardised(weights) if scale == "kernel" else weights
-    parts = np.split(scaled, towers) if scale == "tower" else [scaled]
-    pixels = np.concatenate([_pixels(part) for part in parts])
-    a_tower, cell = maps // towers, k * SCALE + GAP
-    rows, columns, title = -(-a_tower // COLUMNS), min(COLUMNS, a_tower), 22
-    what = f"{a_tower} first-layer kernel{'s' * (a_tower > 1)}, {k}x{k}x3{', by colourfulness' * by_colour}"
-    names = [f"tower {'ab'[tower]}: {what}" for tower in range(towers)]
-    pen = ImageDraw.Draw(Image.new("RGB", (1, 1)))
-    width = max(columns * cell, *(int(pen.textlength(name, font_size=13)) + 1 + GAP for name in names))
-    panel = rows * cell + GAP
-    image = Image.new("RGB", (width + GAP, towers * (title + panel)), "white")
-    pen = ImageDraw.Draw(image)
-    for tower, name in enumerate(names):
-        top, chosen = tower * (title + panel), np.arange(tower * a_tower, (tower + 1) * a_tower)
-        pen.text((GAP, top + 5), name, fill="black", font_size=13)
-        for place, index in enumerate(_greyest_first(weights, chosen) if by_colour else chosen):
-            row, column = divmod(place, COLUMNS)
-            kernel = Image.fromarray(pixels[index]).resize((k * SCALE, k * SCALE), Image.Resampling.NEAREST)
-            image.paste(kernel, (GAP + column * cell, top + title + row * cell))
-    return image
-
-
-def _pixels(weights):
-    """(maps, 3, k, k) -> (maps, k, k, 3) uint8, from the smallest of these weights to the largest."""
-    low, high = weights.min(), weights.max()
-    return np.rint((weights - low) / max(high - low, 1e-30) * 255).astype(np.uint8).transpose(0, 2, 3, 1)
-
-
-def _standardised(weights):
-    """Each kernel with mean 0 and variance 1, float64; a constant one is 0."""
-    centred = weights.astype(np.float64)
-    centred -= centred.mean((1, 2, 3), keepdims=True)
-    deviation = centred.std((1, 2, 3), keepdims=True)
-    largest = np.abs(weights).max((1, 2, 3), keepdims=True)
-    varies = deviation > 1e-12 * largest  # less is rounding
-    return np.where(varies, centred / np.where(varies, deviation, 1), 0)
-
-
-def _greyest_first(weights, chosen):
-    chroma, energy = chroma_and_energy(weights[chosen])
-    return chosen[np.argsort(chroma / np.maximum(energy, 1e-300), kind="stable")]
-
-
-def draw_kernels(network, run):
-    """Write `conv1_kernels.png` into the run's directory and return its path."""
-    first = network.recipe.layers[0]
-    weights = network.merged_state()[f"{first.name}.weight"].float().numpy()
-    path = Path(run) / "conv1_kernels.png"
-    kernel_picture(weights, network.recipe.towers).save(path)
-    return path
-
-
-def draw_curves(run):
-    """Write `curves.png`, loss and errors against steps, into the run's directory and return its path."""
     # Imported late: it takes a second. The object interface draws without a display and without global state.
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -95,16 +35,15 @@ def draw_curves(run):
     loss, error = figure.subplots(1, 2)
     steps = [line["step"] for line in train]
     loss.plot(steps, [line["loss"] for line in train], color="#9ecae1", linewidth=0.8, label="training, each minibatch")
-    smooth = _running_mean([line["loss"] for line in train])
-    loss.plot(steps, smooth, color="#08519c", label="training, running mean")
+    smooth = _running_mean(steps, [line["loss"] for line in train])
+    loss.plot(*smooth, color="#08519c", label=f"training, mean of {WINDOW} minibatches around")
     val_steps = [line["step"] for line in val]
     if val:
         loss.plot(val_steps, [line["loss"] for line in val], "o-", color="#d95f02", label="validation, centre view")
     error.plot(
-        steps,
-        _running_mean([line["top1_error"] for line in train]),
+        *_running_mean(steps, [line["top1_error"] for line in train]),
         color="#08519c",
-        label="top-1, training, running mean",
+        label=f"top-1, training, mean of {WINDOW} minibatches around",
     )
     if val:
         for field, style, label in (
@@ -112,6 +51,12 @@ def draw_curves(run):
             ("top5_error", "s--", "top-5, validation"),
         ):
             error.plot(val_steps, [line[field] for line in val], style, color="#d95f02", label=label)
+    if classes:
+        guess = {"color": "#777777", "linestyle": "--", "linewidth": 0.8}
+        loss.axhline(math.log(classes), label=f"ln({classes}), all classes alike", **guess)
+        error.axhline(100 - 100 / classes, label=f"top-1 of a guess among {classes}", **guess)
+    for axes in (loss, error):
+        mark_drops(axes, [line["step"] - 0.5 for line in first_steps(train, drops(lines))])
     loss.set(xlabel="step", ylabel="cross-entropy loss (nats)", ylim=(0, None))
     error.set(xlabel="step", ylabel="error (%)", ylim=(0, 100))
     for axes in (loss, error):
@@ -123,17 +68,32 @@ def draw_curves(run):
     return path
 
 
-def _running_mean(values, window=20):
-    """Mean over the last `window` values, fewer at the start."""
+def first_steps(train: Sequence[dict], epochs: Sequence[int]) -> list[dict]:
+    """Of a run's training lines, the first of each of these epochs that has one."""
+    first = {line["epoch"]: line for line in reversed(train)}
+    return [first[epoch] for epoch in epochs if epoch in first]
+
+
+def mark_drops(axes: "Axes", places: Sequence[float]) -> None:
+    """A dotted vertical line at each place where a learning rate falls, and its entry in the legend."""
+    for number, place in enumerate(places):
+        label = None if number else "a learning rate falls"
+        axes.axvline(place, color="black", linestyle=":", linewidth=0.9, label=label)
+
+
+def _running_mean(steps, values):
+    """(steps, means) of WINDOW values around each step that has as many on either side; of a short run's, fewer."""
+    reach = min(WINDOW // 2, max(len(values) - 1, 0) // 4)
     sums = np.cumsum([0.0, *values])
-    ends = np.arange(1, len(values) + 1)
-    starts = np.maximum(ends - window, 0)
-    return (sums[ends] - sums[starts]) / (ends - starts)
+    return steps[reach : len(steps) - reach], (sums[2 * reach + 1 :] - sums[: -2 * reach - 1]) / (2 * reach + 1)
 
 
-# of tower a and tower b: one dark, one light, told apart by colour-blind eyes and in grey
-COLOURS = ("#08519c", "#d95f02")
+# Of tower a and tower b, and of nothing else: a dark purple and a light green, told apart by colour-blind eyes and in
+# grey.
+TOWER_COLOURS = ("#762a83", "#5aae61")
+WINDOW = 21  # minibatches
 BINS = 12
+FEWEST = 5  # kernels in a panel
 PANELS = {  # measure: title, unit of the axis; None for the upper end: as far as the values go
     "colourfulness": ("Colourfulness", "share of chroma in a kernel's energy", 1),
     "selectivity": ("Orientation selectivity", "0: blob or plaid, 1: one grating", 1),
@@ -143,28 +103,38 @@ PANELS = {  # measure: title, unit of the axis; None for the upper end: as far a
 }
 
 
-def draw_specialisation(statistics, towers, differences=None):
+def draw_specialisation(
+    statistics: KernelStatistics, towers: int, differences: Mapping[str, Difference] | None = None
+) -> "Figure":
     """The distributions of a network's first layer as a matplotlib Figure, on a white card so that it is read on any
     background.
 
-    statistics: the `KernelStatistics` of all towers' kernels, tower a's first. differences: what `tower_differences`
-    says of them, for two towers; its effect sizes and corrected p-values stand over the panels. Orientation and phase
-    have the tuned kernels alone. The last panel has every kernel as a point, colour against selectivity: figure 3 of
-    the paper in two numbers."""
+    statistics: of all towers' kernels, tower a's first. differences: what `tower_differences` says of them, for two
+    towers; its effect sizes and corrected p-values stand over the panels. Orientation and phase have the tuned kernels
+    alone. A panel of fewer than five kernels is left out, which is said. The last panel has every kernel as a point,
+    colour against selectivity: figure 3 of the paper in two numbers."""
     # Imported late: it takes a second. The object interface draws without a display and without global state.
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6.8, 8.6), layout="constrained", facecolor="white")
-    panels = figure.subplots(3, 2).ravel()
+    kernels = {True: int(statistics.tuned.sum()), False: len(statistics)}
+    shown = [measure for measure in PANELS if kernels[MEASURES[measure] is not None] >= FEWEST]
+    rows = -(-(len(shown) + 1) // 2)
+    figure = Figure(figsize=(6.8, 0.5 + 2.7 * rows), layout="constrained", facecolor="white")
+    panels = figure.subplots(rows, 2, squeeze=False).ravel()
     parts = np.split(np.arange(len(statistics)), towers)
-    for axes, (measure, panel) in zip(panels, PANELS.items()):
-        _distribution(axes, statistics, parts, measure, panel, differences and differences[measure])
-    _scatter(panels[-1], statistics, parts)
-    figure.legend(*panels[-1].get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)
+    for axes, measure in zip(panels, shown):
+        _distribution(axes, statistics, parts, measure, PANELS[measure], differences and differences[measure])
+    _scatter(panels[len(shown)], statistics, parts)
+    for axes in panels[len(shown) + 1 :]:
+        axes.remove()
+    handles = panels[len(shown)].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside upper center", ncols=2, frameon=False)
+    if left_out := [PANELS[measure][0].partition(",")[0].lower() for measure in PANELS if measure not in shown]:
+        figure.supxlabel(f"Left out, with fewer than {FEWEST} such kernels: {', '.join(left_out)}", fontsize=9)
     return figure
 
 
-def write_figure(figure, path, dpi=110):
+def write_figure(figure: "Figure", path: Path, dpi: int = 110) -> Path:
     """Save a Figure as PNG, the same bytes each time: matplotlib would name its version in it. Returns the path."""
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png", dpi=dpi, metadata={"Software": None})
@@ -179,7 +149,7 @@ def _distribution(axes, statistics, parts, measure, panel, difference):
     values, circular = getattr(statistics, measure), MEASURES[measure]
     end = end or max(0.5, values.max())
     bins = np.linspace(0, end, BINS + 1)
-    for part, colour, side in zip(parts, COLOURS, (1, -1)):
+    for part, colour, side in zip(parts, TOWER_COLOURS, (1, -1)):
         shown = part[statistics.tuned[part]] if circular else part
         counts = np.histogram(values[shown], bins)[0]
         axes.bar(bins[:-1], side * counts, np.diff(bins), align="edge", color=colour, edgecolor="white", linewidth=0.8)
@@ -206,7 +176,7 @@ def _in_words(difference):
 
 
 def _scatter(axes, statistics, parts):
-    for part, name, colour, marker in zip(parts, "ab", COLOURS, "o^"):
+    for part, name, colour, marker in zip(parts, "ab", TOWER_COLOURS, "o^"):
         axes.plot(
             statistics.colourfulness[part],
             statistics.selectivity[part],

@@ -41,7 +41,7 @@ class KernelStatistics:
     phase: np.ndarray
 
     @property
-    def tuned(self):
+    def tuned(self) -> np.ndarray:
         """Which kernels are selective enough, and have a frequency, for their orientation and phase to say
         something."""
         return (self.selectivity >= TUNED) & (self.frequency > 0)
@@ -53,7 +53,7 @@ class KernelStatistics:
         return KernelStatistics(*(getattr(self, field.name)[chosen] for field in fields(self)))
 
 
-def kernel_statistics(kernels):
+def kernel_statistics(kernels: np.ndarray) -> KernelStatistics:
     """The `KernelStatistics` of first-layer kernels (maps, 3, k, k), whatever their scale.
 
     A kernel of zeros has 0 for everything, one of a single colour for everything but its colourfulness; a single pixel,
@@ -75,7 +75,7 @@ def kernel_statistics(kernels):
     return KernelStatistics(colourfulness, selectivity, orientation, frequency, frequency * kernels.shape[3], phase)
 
 
-def chroma_and_energy(kernels):
+def chroma_and_energy(kernels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(chroma, energy) of kernels (maps, 3, k, k): sums of squares, float64 (maps,).
 
     Chroma: what is left of a kernel without the mean of its three colours.
@@ -85,7 +85,7 @@ def chroma_and_energy(kernels):
     return (chroma**2).sum((1, 2, 3)), (kernels**2).sum((1, 2, 3))
 
 
-def strongest_colours(kernels):
+def strongest_colours(kernels: np.ndarray) -> np.ndarray:
     """(maps, 3, k, k) -> (maps, 3): of each kernel the unit vector of three colours in which it has the most energy.
 
     The vector's largest component is positive, the first of equals: a grey kernel keeps its sign.
@@ -97,12 +97,12 @@ def strongest_colours(kernels):
     return vectors * np.sign(np.take_along_axis(vectors, first[:, None], 1))
 
 
-def strongest_planes(kernels):
+def strongest_planes(kernels: np.ndarray) -> np.ndarray:
     """(maps, 3, k, k) -> (maps, k, k): each kernel along its strongest colour."""
     return np.einsum("mc,mcyx->myx", strongest_colours(kernels), kernels)
 
 
-def hue_axes(kernels):
+def hue_axes(kernels: np.ndarray) -> np.ndarray:
     """(maps, 3, k, k) -> (maps, 2): the hue of each kernel's strongest colour as an axis, (0, 0) for grey, at most 1
     long.
 
@@ -113,7 +113,7 @@ def hue_axes(kernels):
     return np.stack([(opponent**2).real, (opponent**2).imag], 1)
 
 
-def power_spectra(planes):
+def power_spectra(planes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(power, frequencies) of planes (maps, k, k): (maps, n, n), rows y; (n,) in cycles per pixel, in the order of
     `fftfreq`.
 
@@ -123,7 +123,7 @@ def power_spectra(planes):
     return np.abs(np.fft.fft2(planes, (n, n))) ** 2, np.fft.fftfreq(n)
 
 
-def learned(kernels):
+def learned(kernels: np.ndarray) -> np.ndarray:
     """Which first-layer kernels (maps, 3, k, k) are no longer noise: (maps,) bool.
 
     A kernel begins as white noise, whose energy is spread evenly over three colours and all frequencies but for chance.

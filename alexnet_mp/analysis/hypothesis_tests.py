@@ -5,6 +5,7 @@ All in float64 and exact where it can be.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,12 +24,12 @@ class Paired:
     welch_p: float | None  # the unpaired t-test beside it
 
     @property
-    def least_p(self):
+    def least_p(self) -> float:
         """What the sign-flip test can say at best: 0.25 for n = 3."""
         return 2 / 2**self.n
 
 
-def paired(a, b):
+def paired(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray) -> Paired | None:
     """The `Paired` of two equally long sequences, one value a seed; None where they are empty."""
     a, b = (np.asarray(values, np.float64) for values in (a, b))
     if a.shape != b.shape or a.ndim != 1:
@@ -41,7 +42,7 @@ def paired(a, b):
     return Paired(len(a), float(differences.mean()), sd, sign_flip(differences), welch(a, b))
 
 
-def sign_flip(differences):
+def sign_flip(differences: Sequence[float] | np.ndarray) -> float | None:
     """p of the exact sign-flip permutation test: the share of all 2^n patterns of signs whose sum is at least as far
     from 0.
 
@@ -62,7 +63,7 @@ def sign_flip(differences):
     return float((np.abs(sums) >= abs(differences.sum()) - slack).mean())
 
 
-def welch(a, b):
+def welch(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray) -> float | None:
     """p of Welch's two-sided t-test for two samples of unequal variance.
 
     None where it says nothing: a sample has one value, neither varies, the variance is too small or too large for a

@@ -1,11 +1,12 @@
 """What the lines of `metrics.jsonl` tell: when a run learned, and how fast."""
 
 import math
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
 
-def moved_at(losses, classes, window=10, share=0.97):
+def moved_at(losses: Sequence[float], classes: int, window: int = 10, share: float = 0.97) -> int | None:
     """The first step from which the mean of `window` losses stays below share * ln(classes); None where it never does
     for good.
 
@@ -17,7 +18,7 @@ def moved_at(losses, classes, window=10, share=0.97):
     return int(first) + window if first < len(means) else None
 
 
-def epochs_to(errors, steps_per_epoch, level=25.0):
+def epochs_to(errors: Sequence[float], steps_per_epoch: int, level: float = 25.0) -> float | None:
     """Epochs until the mean training error of the last epoch's worth of minibatches is at most `level` %; None where it
     never is.
 
@@ -27,7 +28,7 @@ def epochs_to(errors, steps_per_epoch, level=25.0):
     return (int(reached[0]) + steps_per_epoch) / steps_per_epoch if len(reached) else None
 
 
-def drops(lines):
+def drops(lines: Iterable[dict]) -> list[int]:
     """The epochs that began with a lower learning rate of any layer than the one before had, in a run's metrics
     (`read_metrics`).
 
@@ -41,7 +42,7 @@ def drops(lines):
     ]
 
 
-def step_of_loss(curve, level):
+def step_of_loss(curve: Mapping[str, Sequence[float]], level: float) -> float | None:
     """The step at which a curve {"steps": [...], "loss": [...]} first is at most `level`; None where it never is.
 
     Between two points it is on the line through them; a point whose loss is no finite number lies on no line and is
@@ -57,7 +58,7 @@ def step_of_loss(curve, level):
     return None
 
 
-def thinned(values, points=60):
+def thinned(values: Sequence[float] | np.ndarray, points: int = 60) -> list[tuple[int, float]]:
     """[(step, mean)] of at most `points` blocks of consecutive values, nearly equally long; step: the last one of its
     block.
 

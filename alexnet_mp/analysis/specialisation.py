@@ -9,14 +9,16 @@ The criterion, stated before any run was counted: the towers' shares of chroma a
 of random halves of the same kernels (p <= `LEVEL`). Which tower has the colours doesn't matter, since the towers have
 no order."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from ..runs import checkpoints
 from ..runs.checkpoint_format import load_weights, read_state
 from ..system.errors import UserError
-from .first_layer import chroma_and_energy, hue_axes, kernel_statistics, learned
+from .first_layer import KernelStatistics, chroma_and_energy, hue_axes, kernel_statistics, learned
 
 LEVEL = 0.01
 # of the measures that `division` compares; beside them orientation and hue
@@ -49,7 +51,7 @@ class Halves:
     p: float  # the share of random halves that are at least as far apart
 
     @property
-    def specialised(self):
+    def specialised(self) -> bool:
         """Whether they meet the criterion at the head of this file."""
         return self.p <= LEVEL
 
@@ -65,7 +67,7 @@ class Appearance:
     halves: tuple[Halves, ...]  # n of them
 
 
-def first_layer(run):
+def first_layer(run: str | Path) -> tuple[np.ndarray, int]:
     """(kernels (maps of all towers, 3, k, k) float32, towers) of a run's newest checkpoint. Raises UserError without
     one."""
     _, (state, weights) = checkpoints.from_newest(run, lambda place: (read_state(place), load_weights(place)))
@@ -75,7 +77,9 @@ def first_layer(run):
     return kernels.numpy(), state.recipe.towers
 
 
-def tower_differences(statistics, draws=10_000, seed=0, in_a=None):
+def tower_differences(
+    statistics: KernelStatistics, draws: int = 10_000, seed: int = 0, in_a: np.ndarray | None = None
+) -> dict[str, Difference]:
     """{measure: `Difference`} of the `KernelStatistics` of two towers, tower a's first half. Raises ValueError for an
     odd number.
 
@@ -107,12 +111,12 @@ class Division:
     differences: dict  # {measure: `Difference`}, each measure by itself
 
     @property
-    def divided(self):
+    def divided(self) -> bool:
         """Whether p meets the level of the criterion at the head of this file."""
         return self.p is not None and self.p <= LEVEL
 
 
-def division(kernels, draws=10_000, seed=0):
+def division(kernels: np.ndarray, draws: int = 10_000, seed: int = 0) -> Division:
     """The `Division` of two towers' first-layer kernels (maps of both, 3, k, k), tower a's first half.
 
     One test over all kernels that are `learned`: the energy distance (Szekely & Rizzo 2013, J. Stat. Plan. Inference
@@ -130,7 +134,9 @@ def division(kernels, draws=10_000, seed=0):
     return Division(sizes, float(distances[0]), as_far_p(distances), tower_differences(statistics, draws, seed, in_a))
 
 
-def division_by_chance(kernels, splits=100, draws=10_000, seed=0):
+def division_by_chance(
+    kernels: np.ndarray, splits: int = 100, draws: int = 10_000, seed: int = 0
+) -> tuple[int, int] | None:
     """(how many of `splits` random halves meet the criterion of `division`, splits): kernels of one tower, (maps, 3, k,
     k).
 
@@ -148,7 +154,7 @@ def division_by_chance(kernels, splits=100, draws=10_000, seed=0):
     return int(((1 + hits) / (1 + draws) <= LEVEL).sum()), splits
 
 
-def matching(runs):
+def matching(runs: Sequence[np.ndarray]) -> tuple[float, float] | tuple[None, None]:
     """Whether the two towers of a network differ more than towers of different networks: (mean distance, p), exact.
 
     runs: first-layer kernels (maps of both towers, 3, k, k) of n networks. The mean energy distance between the towers
@@ -181,7 +187,7 @@ def _sums_of_pairings(apart, towers):
             yield apart[first, other] + rest
 
 
-def energy_distances(points, chosen):
+def energy_distances(points: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     """Energy distances between the chosen points and the others: 2 E|X - Y| - E|X - X'| - E|Y - Y'|, 0 where they are
     spread alike.
 
@@ -229,7 +235,7 @@ def _difference(a, b, period, draws, seed):
     return float(effects[0]), float(np.median(np.abs(effects[1:]))), as_far_p(tested)
 
 
-def cliffs_delta(values, chosen):
+def cliffs_delta(values: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     """P(x > y) - P(x < y) for x of the chosen values and y of the others: -1 to 1, 0 where neither tends to be larger.
 
     (Cliff 1993, Psychol. Bull. 114: 494; the rank-biserial correlation of the Mann-Whitney test.) values: (N,); chosen:
@@ -241,7 +247,7 @@ def cliffs_delta(values, chosen):
     return 2 * larger / (n * others) - 1
 
 
-def kuipers_v(values, chosen):
+def kuipers_v(values: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     """The most that the chosen values' share on an arc of the circle exceeds the others' share on it: 0 to 1.
 
     (Kuiper 1960, Proc. K. Ned. Akad. Wet. A 63: 38.) values: (N,), 0 to a period; chosen: (draws, n) indices. Returns
@@ -250,7 +256,7 @@ def kuipers_v(values, chosen):
     return ahead.max(1) - ahead.min(1)
 
 
-def watsons_u2(values, chosen):
+def watsons_u2(values: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     """Watson's two-sample U^2 of the chosen values and the others: 0 where they are spread alike (1962, Biometrika 49:
     57).
 
@@ -271,7 +277,7 @@ def _ahead(values, chosen):
     return steps.cumsum(1)[:, places[order]]
 
 
-def holm(p_values):
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
     """p-values corrected by Holm's step-down rule, in their order; a None stays one and counts for nothing."""
     known = sorted((p, index) for index, p in enumerate(p_values) if p is not None)
     corrected, least = [None] * len(p_values), 0.0
@@ -280,7 +286,7 @@ def holm(p_values):
     return corrected
 
 
-def appearance(runs, draws=10_000, seed=0):
+def appearance(runs: Mapping[str, np.ndarray], draws: int = 10_000, seed: int = 0) -> Appearance:
     """The `Appearance` in networks of two towers, with links or without. runs: {name: kernels (maps of both towers, 3,
     k, k)}."""
     return _count(
@@ -289,7 +295,9 @@ def appearance(runs, draws=10_000, seed=0):
     )
 
 
-def appearance_by_chance(runs, splits=100, draws=10_000, seed=0):
+def appearance_by_chance(
+    runs: Mapping[str, np.ndarray], splits: int = 100, draws: int = 10_000, seed: int = 0
+) -> Appearance:
     """The `Appearance` where there is nothing to appear: networks of one tower, each split at random `splits` times.
 
     runs: {name: kernels (maps, 3, k, k)}, two maps at least. Each split is judged by the same criterion as towers are.
@@ -313,7 +321,7 @@ def _count(halves):
     return Appearance(len(halves), len(found), wilson(len(found), len(halves)), colour_in_b, halves)
 
 
-def wilson(count, n):
+def wilson(count: int, n: int) -> tuple[float, float]:
     """The 95 % confidence interval of a share `count` of `n` (Wilson 1927, JASA 22: 209), which is of use at 0 and at
     n, too.
 
@@ -327,7 +335,7 @@ def wilson(count, n):
     return float(interval.low), float(interval.high)
 
 
-def chroma_shares(kernels, towers):
+def chroma_shares(kernels: np.ndarray, towers: int) -> list[float]:
     """The share of chroma in the energy of each tower's first-layer kernels: a list of `towers` numbers, 0 (grey) to 1.
 
     kernels: (maps of all towers, 3, k, k), tower a's first. Chroma: what is left of a kernel without the mean of its
@@ -336,7 +344,7 @@ def chroma_shares(kernels, towers):
     return [float(c.sum() / max(e.sum(), 1e-300)) for c, e in zip(np.split(chroma, towers), np.split(energy, towers))]
 
 
-def random_split_p(kernels, draws=10_000, seed=0):
+def random_split_p(kernels: np.ndarray, draws: int = 10_000, seed: int = 0) -> float:
     """How many of `draws` random halves of all kernels have shares of chroma as far apart as the two towers', or
     farther.
 
@@ -351,13 +359,13 @@ def random_split_p(kernels, draws=10_000, seed=0):
     return as_far_p(np.abs(shares[0] - shares[1]))
 
 
-def random_orders(count, draws, seed):
+def random_orders(count: int, draws: int, seed: int) -> np.ndarray:
     """(1 + draws, count): 0 to count - 1 as they are, then in `draws` random orders."""
     own = np.arange(count)[None]
     return np.concatenate([own, np.random.default_rng(seed).permuted(np.tile(own, (draws, 1)), axis=1)])
 
 
-def chroma_of_halves(kernels, orders):
+def chroma_of_halves(kernels: np.ndarray, orders: np.ndarray) -> list[np.ndarray]:
     """The shares of chroma of the two halves of each order of the kernels: two arrays (orders,)."""
     chroma, energy = chroma_and_energy(kernels)
     half = len(chroma) // 2
@@ -366,7 +374,7 @@ def chroma_of_halves(kernels, orders):
     ]
 
 
-def as_far_p(apart):
+def as_far_p(apart: np.ndarray) -> float:
     """The share of values at least as large as the first, which was seen and counts among them: (1 + hits) / (1 +
     draws)."""
     return float((apart >= apart[0] * (1 - 1e-12)).mean())

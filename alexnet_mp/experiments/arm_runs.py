@@ -3,8 +3,10 @@
 import json
 import shlex
 import time
+from argparse import Namespace
 from dataclasses import fields
 from pathlib import Path
+from typing import Literal
 
 from ..analysis import learning_curves
 from ..evaluation.accuracy import Errors
@@ -16,7 +18,7 @@ from ..system import durable_files
 from ..system.errors import UserError
 from ..system.terminal import say
 from ..training.run import Options, train
-from .plan import data_of, last_step, number_of_views, operations, steps_per_epoch, work_of_steps
+from .plan import Run, data_of, last_step, number_of_views, operations, steps_per_epoch, work_of_steps
 
 RESULT = ".result.json"  # beside a run's directory: how long it took, and tests that the run itself did not do
 ERRORS = {field.name: None for field in fields(Errors)}.keys()  # of a test, in their order
@@ -26,7 +28,7 @@ class Stopped(Exception):
     """Ctrl-C came: what is there stays, and the same command goes on."""
 
 
-def status(run):
+def status(run: Run) -> Literal["new", "begun", "done", "diverged"]:
     """ "new", "begun", "done" or "diverged"."""
     if (run.directory / "non_finite.json").exists():
         return "diverged"
@@ -37,12 +39,12 @@ def status(run):
     return "done" if (run.steps, run.level) != (None, None) and reached(run) >= last_step(run) else "begun"
 
 
-def reached(run):
+def reached(run: Run) -> int:
     """The step of the run's newest checkpoint, 0 where there is none."""
     return max(checkpoints.listing(run.directory), default=0)
 
 
-def epochs_to_level(run):
+def epochs_to_level(run: Run) -> float | None:
     """Epochs until the training error was at the run's level, None where it isn't yet."""
     errors = [
         line["top1_error"]
@@ -52,14 +54,14 @@ def epochs_to_level(run):
     return learning_curves.epochs_to(errors, steps_per_epoch(run), run.level)
 
 
-def tested_by_run(run):
+def tested_by_run(run: Run) -> dict[str, dict[str, float]]:
     """{protocol: errors} of the test at the run's own end, {} where it has not come to it."""
     tests = [line for line in read_metrics(run.directory) if line["kind"] == "test"]
     tests = {line["protocol"]: {name: line[name] for name in ERRORS} for line in tests}
     return tests if set(tests) == set(both_protocols(run.recipe)) else {}
 
 
-def train_run(run, options):
+def train_run(run: Run, options: Namespace) -> None:
     """Train a run to its end, or go on with it. Raises `Stopped` where Ctrl-C came, UserError where it can't be
     trained.
 
@@ -100,7 +102,7 @@ def _train(run, options, before, last):
             )
 
 
-def training_options(run, options, last):
+def training_options(run: Run, options: Namespace, last: int) -> Options:
     """What the training is asked for: the run's recipe in its directory, up to step `last` if it may end early."""
     early = (run.steps, run.level) != (None, None)
     return Options(
@@ -119,17 +121,17 @@ def training_options(run, options, last):
     )
 
 
-def command_of(options):
+def command_of(options: Namespace) -> str:
     """The command as it was typed."""
     return shlex.join(["python", "-m", "alexnet_mp.claims", *options.typed])
 
 
-def first_gpu(gpus, towers):
+def first_gpu(gpus: str, towers: int) -> str:
     """--gpus for a network of one tower: the first device."""
     return gpus if towers == 2 else gpus.split(",")[0]
 
 
-def read_notes(run):
+def read_notes(run: Run) -> dict:
     """What lies beside a run's directory: {"seconds", "work", "devices", "tests"}; what is damaged counts as
     nothing."""
     try:
@@ -154,5 +156,5 @@ def _whole(errors):
     )
 
 
-def note(run, **values):
+def note(run: Run, **values: object) -> None:
     durable_files.replace(Path(f"{run.directory}{RESULT}"), (json.dumps(read_notes(run) | values) + "\n").encode())

@@ -11,6 +11,7 @@ from dataclasses import replace as changed
 from functools import partial
 
 from ..recipes import ablations
+from ..recipes.recipe import Recipe
 from .error_kinds import Cumulative, Difference, Errors, Overfitting, Schedule, Training, Views
 from .kind import Kind
 from .network_kinds import Ensemble, Masks, Towers
@@ -50,14 +51,14 @@ class Claim:
     every: bool = False  # the claim is made of every arm, not of the second alone
 
 
-def at_rate(factor, recipe):
+def at_rate(factor: float, recipe: Recipe) -> Recipe:
     """Both learning rates times `factor`."""
     return changed(
         recipe, learning_rate=recipe.learning_rate * factor, bias_learning_rate=recipe.bias_learning_rate * factor
     )
 
 
-def fine_tuned(recipe):
+def fine_tuned(recipe: Recipe) -> Recipe:
     """Rates and dates of 146-2012-2011, at the same share of the recipe's epochs."""
     return ablations.fine_tuned(recipe, recipe.epochs)
 
@@ -582,5 +583,5 @@ CLAIMS = (
 KINDS = {claim.kind.word: claim.kind for claim in CLAIMS}  # by the word that a record has
 
 
-def command(claim, data="DIR"):
+def command(claim: Claim, data: str = "DIR") -> str:
     return f"python -m alexnet_mp.claims run {claim.id} --data {data}{claim.more}"

@@ -5,19 +5,24 @@ seed. What was trained is not trained again."""
 
 import datetime
 import math
+from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 
 from ..recipes.named import PRESETS
 from ..system.errors import UserError
 from ..system.terminal import say
 from .arm_runs import command_of, status, train_run
-from .catalogue import FACTORS, GRID
+from .catalogue import FACTORS, GRID, Arm, Claim
+from .kind import Kind
 from .measure import average, entry_of, measure, measure_and_keep
-from .plan import arm_recipe, base_of, data_for, digest_of, has_labelled_test, opened, search_run, turns
+from .plan import Run, arm_recipe, base_of, data_for, digest_of, has_labelled_test, opened, search_run, turns
 from .records import FORMAT, differences, machine, read_records, write_record
 
 
-def run_claim(claim, options, seeds, allow=lambda run: True):
+def run_claim(
+    claim: Claim, options: Namespace, seeds: int, allow: Callable[[Run], bool] = lambda run: True
+) -> dict | None:
     """Train, test and record a claim. Returns the record, or None where no seed was completed.
 
     A run that is kept beside the records is not trained again, unless its weights are asked for: by an average of
@@ -76,7 +81,7 @@ def _names(directories):
 # --- the search for a learning rate
 
 
-def search_rates(claim, options, record, allow):
+def search_rates(claim: Claim, options: Namespace, record: dict, allow: Callable[[Run], bool]) -> bool:
     """Find the best learning rate of each arm, and record it as a factor on the arm's own; False where there was no
     time for it."""
     for arm in claim.arms:
@@ -96,7 +101,7 @@ def search_rates(claim, options, record, allow):
     return True
 
 
-def search(kind, arm, options):
+def search(kind: Kind, arm: Arm, options: Namespace) -> tuple[float | None, float | None, list[dict] | None]:
     """(the factor to be tried next, None, None), or (None, the best factor, what was measured at each) once that is
     known.
 
@@ -140,7 +145,7 @@ def _refuse_nothing(claim, arms):
             )
 
 
-def new_record(claim, options):
+def new_record(claim: Claim, options: Namespace) -> dict:
     """A record without runs: what was asked for, with what, and how its arms differ."""
     arms = [(arm, *arm_recipe(arm, options)) for arm in claim.arms]
     _refuse_nothing(claim, arms)

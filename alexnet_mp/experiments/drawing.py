@@ -1,14 +1,21 @@
 """What the pictures of claims are drawn of: columns with a point a seed, times on an axis, names and numbers."""
 
+from collections.abc import Callable, Mapping, Sequence
 from statistics import mean, stdev
+from typing import TYPE_CHECKING
 
 from .entries import ended, error
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 COLOURS = ("#08519c", "#d95f02", "#1b9e77", "#7570b3", "#e7298a", "#a6761d", "#555555")
 FAINT = "#aaaaaa"
 
 
-def errors(axes, record, colours, paired=True, joined_means=False):
+def errors(
+    axes: "Axes", record: dict, colours: Mapping[str, str], paired: bool = True, joined_means: bool = False
+) -> None:
     """The top-1 error of each arm of `colours`, {arm: colour}."""
     tested = [run["errors"] for arm in colours for run in ended(record, arm)]
     one = bool(tested) and all(len(of_run) == 1 for of_run in tested)
@@ -17,7 +24,9 @@ def errors(axes, record, colours, paired=True, joined_means=False):
     columns(axes, record, colours, measured, paired, joined_means)
 
 
-def times(axes, record, colours, time, length, ratio):
+def times(
+    axes: "Axes", record: dict, colours: Mapping[str, str], time: str, length: Callable[[dict], float], ratio: float
+) -> None:
     """Columns of an entry's field `time`; open points at length(run) of runs that did not come to it.
 
     A log axis for a ratio of `ratio`.
@@ -49,7 +58,15 @@ def _logarithmic(axes, values):
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def columns(axes, record, colours, measured, paired=True, joined_means=False, counts=None):
+def columns(
+    axes: "Axes",
+    record: dict,
+    colours: Mapping[str, str],
+    measured: Mapping[str, Mapping[int, float]],
+    paired: bool = True,
+    joined_means: bool = False,
+    counts: Mapping[str, int] | None = None,
+) -> None:
     """A column a name of `measured`, {name: {seed: value}}: a point a seed, and beside them mean ± sd of several.
 
     paired: the same seed is joined by a line. Under a column is how many values it has, or what counts says.
@@ -69,12 +86,14 @@ def columns(axes, record, colours, measured, paired=True, joined_means=False, co
     for seed in sorted({seed for values in measured.values() for seed in values}) if paired else ():
         line = [(number, values[seed]) for number, values in enumerate(measured.values()) if seed in values]
         axes.plot(*zip(*line), color=FAINT, linewidth=0.7, zorder=0)
+    if any(len(values) > 1 for values in measured.values()):
+        axes.plot([], [], "_", color="black", markersize=12, label="mean, bars: \N{PLUS-MINUS SIGN} standard deviation")
     if joined_means and middle:
         axes.plot(*zip(*middle), color="black", linewidth=1.2, zorder=0, label="means")
     name_columns(axes, labels)
 
 
-def name_columns(axes, labels):
+def name_columns(axes: "Axes", labels: Sequence[str]) -> None:
     many = len(labels) > 3
     axes.set_xticks(
         range(len(labels)),
@@ -87,7 +106,16 @@ def name_columns(axes, labels):
     axes.set_xlim(-0.5, max(len(labels), 1) - 0.5)
 
 
-def beside(axes, text, x, y, columns):
+def say_scale(axes: "Axes") -> None:
+    """Say beside the axis that it is logarithmic, or where it begins if that isn't 0."""
+    low = axes.get_ylim()[0]
+    if axes.get_yscale() == "log":
+        axes.set_ylabel(f"{axes.get_ylabel()}\nlogarithmic axis")
+    elif low > 0:
+        axes.set_ylabel(f"{axes.get_ylabel()}\nthe axis begins at {low:.3g}")
+
+
+def beside(axes: "Axes", text: str, x: float, y: float, columns: int) -> None:
     """Text at the right of a vertical line, one of `columns`; upright or not at all where there is no room."""
     if columns <= 20:
         axes.annotate(
@@ -101,7 +129,7 @@ def beside(axes, text, x, y, columns):
         )
 
 
-def lost(record, arm):
+def lost(record: dict, arm: str) -> str:
     """ ", 2 diverged", or nothing."""
     count = sum("diverged" in run for run in record["runs"] if run["arm"] == arm)
     return f", {count} diverged" if count else ""

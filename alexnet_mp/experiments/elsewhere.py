@@ -4,7 +4,7 @@ They stand behind the claims in `claims list` and in the docs/claims.md.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
@@ -33,7 +33,7 @@ class Elsewhere:
     told: Callable  # (folder of the claims' records, {claim: its records}) -> sentences
 
 
-def feeding(folder, records):
+def feeding(folder: str | Path, records: Mapping[str, list[dict]]) -> list[str]:
     """What a step takes longer for images that a pipeline makes meanwhile, of the newest benchmark on each device."""
     return [
         f"{where}: a step of {group['batch']} images takes "
@@ -47,7 +47,7 @@ def feeding(folder, records):
     ]
 
 
-def two_gpus(folder, records):
+def two_gpus(folder: str | Path, records: Mapping[str, list[dict]]) -> list[str]:
     """A step of both towers against one of the one-GPU network, of the newest benchmark at each place."""
     found = []
     for where, group in _newest(folder, "two-gpus-"):
@@ -63,7 +63,7 @@ def two_gpus(folder, records):
 PLACES = {"cpu": "both towers on one CPU", "one-gpu": "both towers on one GPU", "two-gpus": "a tower a GPU"}
 
 
-def importance(folder, records):
+def importance(folder: str | Path, records: Mapping[str, list[dict]]) -> list[str]:
     """The cost of taking each thing away, largest first, where two records or more have the same data and setting."""
     settings, found = {}, []
     for claim, arm, section in IN_ORDER:

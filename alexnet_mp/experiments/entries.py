@@ -1,46 +1,48 @@
 """The entries of a record, one a run: those of an arm that ended, pairs of a seed, the numbers that are compared."""
 
+from collections.abc import Callable, Mapping
+
 FIELDS = ("top1_error", "top5_error")
 
 
-def words(arm):
+def words(arm: str) -> str:
     """An arm's name in a sentence."""
     return arm.replace("_", " ")
 
 
-def ended(record, arm):
+def ended(record: dict, arm: str) -> list[dict]:
     """The entries of an arm's runs that were tested."""
     return [run for run in record["runs"] if run["arm"] == arm and "errors" in run]
 
 
-def pairs(record, reference, arm):
+def pairs(record: dict, reference: str, arm: str) -> tuple[list[dict], list[dict]]:
     """The runs of two arms that ended, those of the same seed in the same place."""
     a, b = ({run["seed"]: run for run in ended(record, name)} for name in (reference, arm))
     seeds = sorted(a.keys() & b.keys())
     return [a[seed] for seed in seeds], [b[seed] for seed in seeds]
 
 
-def differences(record, reference, arm, value):
+def differences(record: dict, reference: str, arm: str, value: Callable[[dict], float | None]) -> list[float]:
     """value(run of the arm) - value(run of the reference) of every seed that both have; None is no value."""
     values = [(value(a), value(b)) for a, b in zip(*pairs(record, reference, arm))]
     return [b - a for a, b in values if None not in (a, b)]
 
 
-def averaged(errors):
+def averaged(errors: Mapping[str, object]) -> str:
     """The protocol of all views, "ten views" or "nine views", of {protocol: errors}; else the centre view."""
     return next((name for name in errors if name != "centre view"), "centre view")
 
 
-def error(run):
+def error(run: dict) -> float:
     """Top-1 error in %, averaged over views; of a network that is tested on one view, on that."""
     return run["errors"][averaged(run["errors"])]["top1_error"]
 
 
-def training_error(run):
+def training_error(run: dict) -> float | None:
     """Top-1 error in % on the training images, None if it wasn't tested on them."""
     return run["on_training_images"]["top1_error"] if "on_training_images" in run else None
 
 
-def gap(run):
+def gap(run: dict) -> float | None:
     """Validation minus training error, centre view, in points; None if it wasn't tested on training images."""
     return run["errors"]["centre view"]["top1_error"] - training_error(run) if "on_training_images" in run else None

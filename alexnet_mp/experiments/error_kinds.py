@@ -1,15 +1,21 @@
 """Kinds of claims that compare errors: of arms, of views, of training and validation images."""
 
 import math
+from collections.abc import Mapping, Sequence
 from statistics import mean
+from typing import TYPE_CHECKING
 
 from ..analysis.hypothesis_tests import paired
+from ..recipes.recipe import Recipe
 from ..system.errors import UserError
 from . import drawing, outcome, sentences
 from .entries import FIELDS, averaged, ended, error, gap, pairs, training_error, words
 from .kind import Kind
 from .outcome import Outcome
 from .sentences import count, n_and_p, signed, spread, spread_signed
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 class Errors(Kind):
@@ -20,7 +26,7 @@ class Errors(Kind):
     on_test_images = True
     judged = False
 
-    def findings(self, record, arms):
+    def findings(self, record: dict, arms: Sequence[str]) -> list[str | None]:
         return [_errors(record, arm) for arm in arms]
 
 
@@ -29,7 +35,7 @@ class Difference(Kind):
 
     word = "difference"
 
-    def findings(self, record, arms):
+    def findings(self, record: dict, arms: Sequence[str]) -> list[str | None]:
         gaps = [_gaps(record, arms)] if record["claim"] == "pooling" else []  # of which 3.4 speaks too
         return [*super().findings(record, arms), *gaps]
 
@@ -39,13 +45,13 @@ class Cumulative(Kind):
 
     word = "cumulative"
 
-    def findings(self, record, arms):
+    def findings(self, record: dict, arms: Sequence[str]) -> list[str | None]:
         return [_errors(record, arms[0]), *(sentences.difference(record, *pair) for pair in zip(arms, arms[1:]))]
 
-    def outcomes(self, record, arms):
+    def outcomes(self, record: dict, arms: Sequence[str]) -> list[Outcome]:
         return [outcome.difference(record, *pair) for pair in zip(arms, arms[1:])]
 
-    def figure(self, axes, record, colours):
+    def figure(self, axes: "Axes", record: dict, colours: Mapping[str, str]) -> None:
         drawing.errors(axes, record, colours, joined_means=True)
 
 
@@ -54,11 +60,11 @@ class Views(Kind):
 
     word = "views"
 
-    def refuse(self, claim_id, recipe):
+    def refuse(self, claim_id: str, recipe: Recipe) -> None:
         if recipe.test_views == "one":
             raise UserError(f"{claim_id}: this network is tested on one view, so there is nothing to compare")
 
-    def findings(self, record, arms):
+    def findings(self, record: dict, arms: Sequence[str]) -> list[str | None]:
         runs = ended(record, arms[0])
         if not runs:
             return []
@@ -71,11 +77,11 @@ class Views(Kind):
         points = " / ".join(signed(test) for test in tests)
         return [f"centre view {points} points against {level} % of {name}, {n_and_p(tests[0])}"]
 
-    def outcomes(self, record, arms):
+    def outcomes(self, record: dict, arms: Sequence[str]) -> list[Outcome]:
         values = [run["errors"]["centre view"]["top1_error"] - error(run) for run in ended(record, arms[0])]
         return [Outcome("centre view minus the average over views", tuple(values))]
 
-    def figure(self, axes, record, colours):
+    def figure(self, axes: "Axes", record: dict, colours: Mapping[str, str]) -> None:
         arm, colour = next(iter(colours.items()))
         runs = ended(record, arm)
         name = averaged(runs[0]["errors"]) if runs else "average over views"
@@ -91,13 +97,13 @@ class Overfitting(Kind):
 
     word = "overfitting"
 
-    def findings(self, record, arms):
+    def findings(self, record: dict, arms: Sequence[str]) -> list[str | None]:
         return [*super().findings(record, arms), _gaps(record, arms)]
 
-    def outcomes(self, record, arms):
+    def outcomes(self, record: dict, arms: Sequence[str]) -> list[Outcome]:
         return [outcome.difference(record, arms[0], arm, gap, "gap, ") for arm in arms[1:]]
 
-    def figure(self, axes, record, colours):
+    def figure(self, axes: "Axes", record: dict, colours: Mapping[str, str]) -> None:
         """Each seed's errors on training and validation images, joined by the gap."""
         labels = []
         for number, (arm, colour) in enumerate(colours.items()):
@@ -123,13 +129,13 @@ class Training(Kind):
 
     word = "training"
 
-    def findings(self, record, arms):
+    def findings(self, record: dict, arms: Sequence[str]) -> list[str | None]:
         return [*(_training(record, arms[0], arm) for arm in arms[1:]), *super().findings(record, arms)]
 
-    def outcomes(self, record, arms):
+    def outcomes(self, record: dict, arms: Sequence[str]) -> list[Outcome]:
         return [outcome.difference(record, arms[0], arm, training_error, "training error, ") for arm in arms[1:]]
 
-    def figure(self, axes, record, colours):
+    def figure(self, axes: "Axes", record: dict, colours: Mapping[str, str]) -> None:
         axes.set_ylabel("top-1 error on the training images, centre view (%)")
         measured = {
             arm: {run["seed"]: training_error(run) for run in ended(record, arm) if training_error(run) is not None}
@@ -144,7 +150,7 @@ class Schedule(Kind):
     word = "schedule"
     tells_schedule = True
 
-    def findings(self, record, arms):
+    def findings(self, record: dict, arms: Sequence[str]) -> list[str | None]:
         return [*(_drops(record, arm) for arm in arms), *super().findings(record, arms)]
 
 

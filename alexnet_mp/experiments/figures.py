@@ -4,23 +4,31 @@ Curves: a thin line a seed, a thick one their mean.
 """
 
 import textwrap
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from . import drawing
 from .catalogue import KINDS
 from .drawing import COLOURS, FAINT
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 FEW = 3  # a curve of so few points is drawn with markers: one point has no line
 
 
-def draw_claim(record, path):
+def draw_claim(record: dict, path: Path) -> Path:
     """Write the picture of a record; returns the path."""
     figure_of(record).savefig(path, dpi=100)
     return path
 
 
-def figure_of(record):
-    """The picture of a record as a matplotlib Figure."""
+def figure_of(record: dict) -> "Figure":
+    """The picture of a record."""
     # Imported late: it takes a second. The object interface draws without a display and without global state.
     from matplotlib.figure import Figure
 
@@ -34,7 +42,9 @@ def figure_of(record):
     KINDS[record["kind"]].figure(right, record, {arm: colours[arm] for arm in compared})
     for axes in (left, right):
         axes.grid(alpha=0.3)
-        if not axes.lines:
+        if axes.lines:
+            drawing.say_scale(axes)
+        else:
             axes.set(xticks=[], yticks=[])
             axes.text(0.5, 0.5, "no run came to a result", ha="center", transform=axes.transAxes)
         if axes.get_legend_handles_labels()[0]:
@@ -46,7 +56,7 @@ def figure_of(record):
     return figure
 
 
-def draw_curves(axes, record, colours):
+def draw_curves(axes: "Axes", record: dict, colours: Mapping[str, str]) -> None:
     """colours: {arm: colour}."""
     from matplotlib.ticker import MaxNLocator
 

@@ -10,7 +10,7 @@ from .records import devices_of
 from .sentences import count
 
 
-def findings(record):
+def findings(record: dict) -> list[str]:
     """The sentences that a record supports; [] if it has no run that ended."""
     arms = [arm["name"] for arm in record["arms"] if not arm["larger"]]
     found = KINDS[record["kind"]].findings(record, arms)
@@ -22,7 +22,7 @@ def findings(record):
     return [sentence for sentence in (*found, *diverged) if sentence]
 
 
-def setting(record):
+def setting(record: dict) -> str:
     """On what a record was made: data, network, length, devices, date."""
     data = " and ".join(data["description"] for data in record["data"])
     bases = ", ".join(dict.fromkeys(arm["preset"] for arm in record["arms"]))

@@ -7,13 +7,14 @@ from pathlib import Path
 
 from PIL import Image
 
+from ..data.dataset import DataSet
 from ..system import durable_files
 from ..system.errors import UserError
 from ..system.file_lock import held
 from ..system.terminal import progress
 
 
-def every_second_class(dataset, stored_size, folder):
+def every_second_class(dataset: DataSet, stored_size: int, folder: str | Path) -> Path:
     """Write classes 0, 2, 4, ... of train and val as PNG files of `stored_size` pixels into `folder`, unless that is
     there already.
 

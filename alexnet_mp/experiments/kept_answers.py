@@ -16,11 +16,12 @@ import numpy as np
 from ..evaluation.accuracy import read_right
 from ..runs.directory import RIGHT
 from ..system import durable_files
+from .plan import Run
 
 FOLDER = "runs"  # of the records' folder
 
 
-def keep(run, entry, kernels, records):
+def keep(run: Run, entry: dict, kernels: np.ndarray | None, records: str | Path) -> None:
     """Write what stays of a run: its entry, the first layer's weights (maps of all towers, 3, k, k), and what it got
     right."""
     place = _place(run, records)
@@ -37,7 +38,7 @@ def keep(run, entry, kernels, records):
     durable_files.replace(place.with_suffix(".json"), (json.dumps(entry, allow_nan=False) + "\n").encode())
 
 
-def kept(run, records):
+def kept(run: Run, records: str | Path) -> dict | None:
     """The entry of a run that is kept, None where there is none."""
     try:
         entry = json.loads(_place(run, records).with_suffix(".json").read_bytes())
@@ -46,7 +47,7 @@ def kept(run, records):
     return entry if isinstance(entry, dict) and {"arm", "seed", "steps", "commits"} <= entry.keys() else None
 
 
-def first_layer(entry, records):
+def first_layer(entry: dict, records: str | Path) -> np.ndarray | None:
     """(maps of all towers, 3, k, k) float32 of a run that is kept, None where its kernels are not."""
     try:
         with np.load(_named(entry["directory"], records).with_suffix(".npz"), allow_pickle=False) as found:

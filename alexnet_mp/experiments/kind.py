@@ -4,7 +4,31 @@ The classes are in `error_kinds`, `time_kinds` and `network_kinds`. A new one sa
 of the catalogue names it: nothing else knows it.
 """
 
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from ..data.pipeline import Pipeline
+from ..network.network import TwoTowerAlexNet
+from ..recipes.recipe import Recipe
 from . import drawing, outcome, sentences
+from .outcome import Outcome
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+class PlannedRun(Protocol):
+    """What a kind reads of a `plan.Run`, which names its kind in turn."""
+
+    @property
+    def recipe(self) -> Recipe: ...
+
+    @property
+    def directory(self) -> Path: ...
+
+
+AnyRun = TypeVar("AnyRun", bound=PlannedRun)
 
 
 class Kind:
@@ -30,36 +54,38 @@ class Kind:
     curve_labels = ("step", "training loss (nats)")
     dashed = False  # whether the curves of all arms but the first are
 
-    def refuse(self, claim_id, recipe):
+    def refuse(self, claim_id: str, recipe: Recipe) -> None:
         """Raise UserError if the first arm's recipe leaves nothing to compare."""
 
-    def turn(self, number, runs_of_seed):
+    def turn(
+        self, number: int, runs_of_seed: Callable[[int], list[AnyRun]]
+    ) -> tuple[list[AnyRun], list[AnyRun] | None]:
         """(the runs of turn `number`, in order; those of them that are averaged, or None): all arms with one seed."""
         return runs_of_seed(number), None
 
-    def measure(self, run, open_network):
+    def measure(self, run: PlannedRun, open_network: Callable[[], tuple[TwoTowerAlexNet, Pipeline]]) -> dict:
         """What an entry has of a finished run beside its tests and curve; open_network() -> (network, pipeline)."""
         return {}
 
-    def passes(self, pictures):
+    def passes(self, pictures: int) -> int:
         """How many forward passes of a picture `measure` takes, of so many validation pictures."""
         return 0
 
-    def findings(self, record, arms):
+    def findings(self, record: dict, arms: Sequence[str]) -> list[str | None]:
         """The sentences that a record supports; None for one that it doesn't. By default each arm against the first."""
         return [sentences.difference(record, arms[0], arm) for arm in arms[1:]]
 
-    def outcomes(self, record, arms):
+    def outcomes(self, record: dict, arms: Sequence[str]) -> list[Outcome]:
         """The `Outcome`s that a verdict rests on, the primary one first. By default of each arm's error."""
         return [outcome.difference(record, arms[0], arm) for arm in arms[1:]]
 
-    def curve(self, run):
+    def curve(self, run: dict) -> tuple[list[float], list[float]]:
         """(x, y) of an entry's training curve."""
         return run["curve"]["steps"], run["curve"]["loss"]
 
-    def mark_curves(self, axes, record):
+    def mark_curves(self, axes: "Axes", record: dict) -> None:
         """Draw what is in the picture of the curves beside them."""
 
-    def figure(self, axes, record, colours):
+    def figure(self, axes: "Axes", record: dict, colours: Mapping[str, str]) -> None:
         """Draw what came out for each seed; colours: {arm: colour}. By default the arms' errors."""
         drawing.errors(axes, record, colours)

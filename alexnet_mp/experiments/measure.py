@@ -2,10 +2,13 @@
 
 import json
 import time
+from argparse import Namespace
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from functools import partial
 
+import numpy as np
 import torch
 
 from ..analysis import learning_curves, specialisation
@@ -24,10 +27,10 @@ from ..system.terminal import progress
 from . import kept_answers
 from .arm_runs import first_gpu, note, reached, read_notes, status, tested_by_run
 from .entries import averaged
-from .plan import data_of, more_tests, opened, steps_per_epoch, work_of_test
+from .plan import Run, data_of, more_tests, opened, steps_per_epoch, work_of_test
 
 
-def entry_of(run, options):
+def entry_of(run: Run, options: Namespace) -> dict | None:
     """What is kept of a run that ended, as the record has it; None where nothing is, or not all that its claim asks
     for."""
     if run.kind.on_test_images:  # which are those that are there now
@@ -39,7 +42,7 @@ def entry_of(run, options):
     return None
 
 
-def measure_and_keep(run, options):
+def measure_and_keep(run: Run, options: Namespace) -> dict:
     """`measure`, and what it finds is kept beside the records."""
     entry, kernels = measure(run, options), None
     if "diverged" not in entry:
@@ -48,7 +51,7 @@ def measure_and_keep(run, options):
     return entry
 
 
-def measure(run, options, tested=True):
+def measure(run: Run, options: Namespace, tested: bool = True) -> dict:
     """What the record says of a run that is done or diverged. tested: with its errors on validation images, and on
     others."""
     made, end = read_run(run.directory), reached(run)
@@ -104,7 +107,7 @@ def measure(run, options, tested=True):
     )
 
 
-def of_towers(kernels, towers):
+def of_towers(kernels: np.ndarray, towers: int) -> dict:
     """What the first layer's kernels (maps of all towers, 3, k, k) say of a division between the towers, as JSON types.
 
     Of two towers "chroma", "random_split_p" and "division"; of one tower "halves", [random halves that meet the
@@ -128,7 +131,9 @@ def of_towers(kernels, towers):
     }
 
 
-def test_run(run, options, split, protocols):
+def test_run(
+    run: Run, options: Namespace, split: str, protocols: Mapping[str, Sequence[tuple[int, int, bool]]]
+) -> dict[str, dict[str, float]]:
     """{protocol: errors} of a finished run on one of its splits; kept beside the run, with what they are of."""
     notes, key = read_notes(run), key_of_test(run, split, protocols)
     if key not in notes["tests"]:
@@ -146,13 +151,13 @@ def test_run(run, options, split, protocols):
     return notes["tests"][key]
 
 
-def key_of_test(run, split, protocols):
+def key_of_test(run: Run, split: str, protocols: Iterable[str]) -> str:
     """What a test is of: other images or another checkpoint make it another one."""
     images = opened(run.data, run.recipe.stored_size, split).fingerprint
     return f"{split} {images[:16]}, {', '.join(protocols)}, step {reached(run)}"
 
 
-def signal_at_start(run, options):
+def signal_at_start(run: Run, options: Namespace) -> dict[str, float]:
     """How much each layer's outputs differ from picture to picture before any training, which is all that can be learnt
     from.
 
@@ -177,7 +182,7 @@ def signal_at_start(run, options):
     return found
 
 
-def average(members, options):
+def average(members: Sequence[Run], options: Namespace) -> dict:
     """Errors of several networks averaged plainly, and with the weights that are best on the validation images, as 2012
     chose them.
 

@@ -1,24 +1,33 @@
 """Kinds of claims about what trained networks are: averaged, sampled by dropout, divided between the towers."""
 
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from statistics import mean
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from ..analysis.figures import TOWER_COLOURS
 from ..analysis.hypothesis_tests import paired
 from ..analysis.specialisation import LEVEL, wilson
 from ..data.image_files import pipeline_of
+from ..data.pipeline import Pipeline
 from ..evaluation import dropout_masks
 from ..evaluation.protocol import centre_view
+from ..network.network import TwoTowerAlexNet
+from ..recipes.recipe import Recipe
 from ..system.errors import UserError
 from ..system.terminal import progress
 from . import drawing
 from .entries import FIELDS, averaged, ended, error, words
-from .kind import Kind
+from .kind import AnyRun, Kind, PlannedRun
 from .outcome import Outcome
 from .sentences import n_and_p, signed, spread
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 class Ensemble(Kind):
@@ -27,14 +36,14 @@ class Ensemble(Kind):
     word = "ensemble"
     tests = 2  # a member is tested alone and in the average
 
-    def turn(self, number, runs_of_seed):
+    def turn(self, number: int, runs_of_seed: Callable[[int], list[AnyRun]]) -> tuple[list[AnyRun], list[AnyRun]]:
         """An ensemble; no two of them share a network."""
         fives = [runs_of_seed(seed)[0] for seed in range(5 * number, 5 * number + 5)]
         others = [runs_of_seed(seed)[1:] for seed in range(2 * number, 2 * number + 2)]
         twos = [runs for runs in others if runs]
         return [*fives, *(run for runs in twos for run in runs)], [*fives, *(runs[-1] for runs in twos)]
 
-    def findings(self, record, arms):
+    def findings(self, record: dict, arms: Sequence[str]) -> list[str | None]:
         """An average of five against its members' mean; one of seven against one of its first five."""
         ensembles = record["ensembles"]
         if not ensembles:
@@ -66,7 +75,7 @@ class Ensemble(Kind):
             )
         return sentences
 
-    def outcomes(self, record, arms):
+    def outcomes(self, record: dict, arms: Sequence[str]) -> list[Outcome]:
         """Of five networks: the average's error minus each member's; of seven: minus the average of the first five.
 
         Of several ensembles of five there is one number each, minus its members' mean.
@@ -86,7 +95,7 @@ class Ensemble(Kind):
         what = "the average of seven minus that of five" if seven else "the average minus its members"
         return [Outcome(what, tuple(values))]
 
-    def figure(self, axes, record, colours):
+    def figure(self, axes: "Axes", record: dict, colours: Mapping[str, str]) -> None:
         """The networks that are averaged as points, their averages as lines; all networks where none were averaged."""
         members = {member for ensemble in record["ensembles"] for member in ensemble["members"]}
         shown = [run for run in record["runs"] if run["directory"] in members or not members]
@@ -110,14 +119,14 @@ class Masks(Kind):
     asks_for = "masks"
     judged = False
 
-    def refuse(self, claim_id, recipe):
+    def refuse(self, claim_id: str, recipe: Recipe) -> None:
         if not (recipe.dropout and any("dropout" in layer.then for layer in recipe.layers)):
             raise UserError(f"{claim_id}: this network has no dropout, so there is nothing to compare")
 
-    def passes(self, pictures):
+    def passes(self, pictures: int) -> int:
         return (1 + dropout_masks.MASKS) * min(pictures, dropout_masks.PICTURES)
 
-    def measure(self, run, open_network):
+    def measure(self, run: PlannedRun, open_network: Callable[[], tuple[TwoTowerAlexNet, Pipeline]]) -> dict:
         """`dropout_masks.compare`, on validation pictures spread over all of them, centre view."""
         network, pipeline = open_network()
         split, size = pipeline.dataset.splits["val"], run.recipe.batch_size
@@ -131,7 +140,7 @@ class Masks(Kind):
         with progress(f"masks of {run.directory.name}", dropout_masks.MASKS, "masks") as advance:
             return {"masks": dropout_masks.compare(network, images, labels, advance=advance)}
 
-    def findings(self, record, arms):
+    def findings(self, record: dict, arms: Sequence[str]) -> list[str | None]:
         runs = [run["masks"] for run in ended(record, arms[0]) if "masks" in run]
         if not runs:
             return []
@@ -151,21 +160,21 @@ class Towers(Kind):
 
     word = "towers"
 
-    def refuse(self, claim_id, recipe):
+    def refuse(self, claim_id: str, recipe: Recipe) -> None:
         if recipe.towers == 1:
             raise UserError(f"{claim_id}: this network has one tower, so there is nothing to compare")
 
-    def findings(self, record, arms):
+    def findings(self, record: dict, arms: Sequence[str]) -> list[str | None]:
         return [_division(record, arm) for arm in arms]
 
-    def figure(self, axes, record, colours):
+    def figure(self, axes: "Axes", record: dict, colours: Mapping[str, str]) -> None:
         """Each run's two shares of chroma, and p of "the towers' kernels are alike"; the arms one after the other."""
         runs = [run for arm in colours for run in record["runs"] if run["arm"] == arm and "chroma" in run]
         for number, run in enumerate(runs):
             axes.plot([number] * 2, run["chroma"], color=drawing.FAINT, zorder=0)
             p = run["division"]["p"] if "division" in run else run["random_split_p"]
             drawing.beside(axes, "noise" if p is None else f"p = {p:.2g}", number, mean(run["chroma"]), len(runs))
-        for tower, colour in zip((0, 1), drawing.COLOURS) if runs else ():
+        for tower, colour in enumerate(TOWER_COLOURS) if runs else ():
             axes.plot(
                 range(len(runs)),
                 [run["chroma"][tower] for run in runs],

@@ -1,6 +1,7 @@
 """The comparisons of a claim that its verdict rests on: one number a seed, and the t-test of their mean."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -23,21 +24,21 @@ class Outcome:
     at_least: bool = False  # some run never came to what is timed, and counts with its length
 
     @property
-    def n(self):
+    def n(self) -> int:
         return len(self.values)
 
     @property
-    def mean(self):
+    def mean(self) -> float:
         return float(np.mean(self.values))
 
     @cached_property
-    def sd(self):
+    def sd(self) -> float | None:
         """Of one value, None for n = 1 and where they are equal or not finite."""
         sd = float(np.std(self.values, ddof=1)) if self.n > 1 else 0.0
         return sd if 0 < sd < math.inf else None
 
     @property
-    def p(self):
+    def p(self) -> float | None:
         """Two-sided."""
         if self.sd is None:
             return None
@@ -46,12 +47,12 @@ class Outcome:
         return float(2 * stats.t.sf(abs(self.mean) / (self.sd / math.sqrt(self.n)), self.n - 1))
 
     @property
-    def interval(self):
+    def interval(self) -> tuple[float, float] | None:
         """Of the mean, 95 %."""
         return self._within(math.sqrt(1 / self.n))
 
     @property
-    def prediction(self):
+    def prediction(self) -> tuple[float, float] | None:
         """Where the value of another seed should lie, 95 %."""
         return self._within(math.sqrt(1 + 1 / self.n))
 
@@ -64,12 +65,16 @@ class Outcome:
         return self.mean - reach, self.mean + reach
 
 
-def difference(record, reference, arm, value=error, what=""):
+def difference(
+    record: dict, reference: str, arm: str, value: Callable[[dict], float | None] = error, what: str = ""
+) -> Outcome:
     """value(run of the arm) - value(run of the reference), paired by seed. what: the value's name."""
     return Outcome(f"{what}{words(arm)} minus {words(reference)}", tuple(differences(record, reference, arm, value)))
 
 
-def ratio_of_times(record, reference, arm, time, length, what):
+def ratio_of_times(
+    record: dict, reference: str, arm: str, time: str, length: Callable[[dict], float], what: str
+) -> Outcome:
     """How many times as long an arm takes as its reference, as logarithms, paired by seed.
 
     time: the entry's field; a run that never came to it has None and counts with length(run). An entry without the

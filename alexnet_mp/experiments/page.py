@@ -36,7 +36,7 @@ MAIN = (
 )
 
 
-def summary(folder):
+def summary(folder: str | Path) -> str:
     """README's table: claim, paper, here, n, of the main claims."""
     records = read_records(folder)
     found, claims = verdicts(records, folder), {claim.id: claim for claim in CLAIMS}
@@ -48,7 +48,7 @@ def summary(folder):
     return "\n".join(rows)
 
 
-def details(folder, path):
+def details(folder: str | Path, path: str | Path) -> str:
     """docs/claims.md between its markers: a table of all claims, then each by itself. Links start from `path`."""
     records = read_records(folder)
     found = verdicts(records, folder)
@@ -171,7 +171,7 @@ def _row(*cells):
     return f"| {' | '.join(str(cell).replace('|', chr(92) + '|') for cell in cells)} |"
 
 
-def update(readme, folder, page, check):
+def update(readme: str | Path, folder: str | Path, page: str | Path, check: bool) -> int:
     """Write README's table and the page of details, each between its markers, or compare both (check).
 
     Returns 0, or 1 where they differ or a marker is missing. A page without markers has no table; one that isn't there

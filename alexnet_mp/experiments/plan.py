@@ -6,6 +6,8 @@ the same run share it."""
 
 import hashlib
 import json
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -14,13 +16,13 @@ import numpy as np
 import torch
 
 from ..data import batches
-from ..data.dataset import open_dataset
+from ..data.dataset import DataSet, open_dataset
 from ..evaluation.protocol import both_protocols, centre_view
 from ..recipes import ablations, shapes
 from ..recipes import recipe as recipes
 from ..recipes.named import PRESETS
 from ..system.errors import UserError
-from .catalogue import BASE, at_rate
+from .catalogue import BASE, Arm, Claim, at_rate
 from .half_the_classes import every_second_class
 from .kind import Kind
 
@@ -43,7 +45,7 @@ class Run:
     level: float | None = None  # top-1 training error in % at which it ends
 
 
-def base_of(options):
+def base_of(options: Namespace) -> str:
     """The preset that --base means: as `train` chooses, paper on CUDA and mini on a CPU."""
     on_cpu = set(options.gpus.replace(" ", "").split(",")) == {"cpu"} or (
         options.gpus == "auto" and torch.cuda.device_count() == 0
@@ -51,7 +53,7 @@ def base_of(options):
     return options.base or ("mini" if on_cpu else "paper")
 
 
-def arm_recipe(arm, options):
+def arm_recipe(arm: Arm, options: Namespace) -> tuple[str, recipes.Recipe]:
     """(preset's name, the arm's recipe): preset, --set, --epochs, then what the claim changes."""
     preset = arm.preset or base_of(options)
     recipe = recipes.override(PRESETS[preset](), options.set)
@@ -68,17 +70,17 @@ def arm_recipe(arm, options):
 
 
 @lru_cache(maxsize=16)
-def opened(data, stored_size, *splits):
+def opened(data: str, stored_size: int, *splits: str) -> DataSet:
     """A data set with its training and validation images, or with the splits that are named."""
     return open_dataset(data, stored_size, splits or ("train", "val"))
 
 
-def data_of(run):
+def data_of(run: Run) -> DataSet:
     """The run's data set, opened once."""
     return opened(run.data, run.recipe.stored_size)
 
 
-def has_labelled_test(data, stored_size):
+def has_labelled_test(data: str, stored_size: int) -> bool:
     """Whether a data set has test images whose classes are known: headline figures are of those."""
     try:
         test = opened(data, stored_size, "test").splits["test"]
@@ -87,7 +89,7 @@ def has_labelled_test(data, stored_size):
     return bool((np.asarray(test.labels) >= 0).all())
 
 
-def runs_of_seed(claim, options, seed, rates=None):
+def runs_of_seed(claim: Claim, options: Namespace, seed: int, rates: Mapping[str, float] | None = None) -> list[Run]:
     """The runs of all arms with one seed, in the order in which they are trained.
 
     Raises UserError if they would tell nothing.
@@ -107,7 +109,16 @@ def runs_of_seed(claim, options, seed, rates=None):
     return list(made.values())
 
 
-def make_run(kind, name, preset, recipe, data, options, init=None, steps=None):
+def make_run(
+    kind: Kind,
+    name: str,
+    preset: str,
+    recipe: recipes.Recipe,
+    data: str,
+    options: Namespace,
+    init: Path | None = None,
+    steps: int | None = None,
+) -> Run:
     """A `Run` with its directory."""
     steps = steps or options.steps
     digest = digest_of(recipe, opened(data, recipe.stored_size).fingerprint, steps, init.name if init else None)
@@ -125,7 +136,7 @@ def make_run(kind, name, preset, recipe, data, options, init=None, steps=None):
     )
 
 
-def digest_of(recipe, *more):
+def digest_of(recipe: recipes.Recipe, *more: object) -> str:
     """Eight hexadecimal digits of a recipe but for its seed and name, and of what else makes a run another one.
 
     Fields that have their default count for nothing, so that a new field of `Recipe` leaves the digests of older
@@ -134,7 +145,7 @@ def digest_of(recipe, *more):
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def data_for(arm, arms, options, recipe):
+def data_for(arm: Arm, arms: Sequence[Arm], options: Namespace, recipe: recipes.Recipe) -> str:
     """What an arm is trained on: --data. Pre-training: --larger; or, without it, --data, and the other arms half of its
     classes."""
     if not any(other.larger for other in arms) or (options.larger and not arm.larger):
@@ -146,12 +157,12 @@ def data_for(arm, arms, options, recipe):
     return str(every_second_class(whole, recipe.stored_size, folder))
 
 
-def at(arm, rates):
+def at(arm: Arm, rates: Mapping[str, float] | None) -> Arm:
     """The arm at the learning rate that was found for it, if one was looked for."""
     return replace(arm, derive=(*arm.derive, lambda recipe: at_rate(rates[arm.name], recipe))) if rates else arm
 
 
-def search_run(kind, arm, factor, options):
+def search_run(kind: Kind, arm: Arm, factor: float, options: Namespace) -> Run:
     """A run of the search for the arm's learning rate: --search-epochs epochs of it, or until the level is reached."""
     preset, recipe = arm_recipe(at(arm, {arm.name: factor}), options)
     recipe = replace(recipe, seed=SEARCH_SEED)
@@ -162,7 +173,9 @@ def search_run(kind, arm, factor, options):
     return make_run(kind, arm.name, preset, recipe, options.data, options, steps=steps)
 
 
-def turns(claim, options, seeds, rates=None):
+def turns(
+    claim: Claim, options: Namespace, seeds: int, rates: Mapping[str, float] | None = None
+) -> list[tuple[list[Run], list[Run] | None]]:
     """[(runs to train, in order; those of them that are averaged, or None)]: a turn a seed, or an ensemble."""
     of_seed = partial(runs_of_seed, claim, options, rates=rates)
     return [claim.kind.turn(number, of_seed) for number in range(seeds)]
@@ -171,17 +184,17 @@ def turns(claim, options, seeds, rates=None):
 # --- how much work
 
 
-def steps_per_epoch(run):
+def steps_per_epoch(run: Run) -> int:
     return batches.steps_per_epoch(run.recipe, data_of(run))
 
 
-def last_step(run):
+def last_step(run: Run) -> int:
     """Where the run ends, if it comes to no level or plateau before."""
     whole = run.recipe.epochs * steps_per_epoch(run)
     return whole if run.steps is None else min(run.steps, whole)
 
 
-def operations(run):
+def operations(run: Run) -> int:
     """Multiplications and additions of one image's forward pass, all towers."""
     return sum(
         (1 if size.layer.towers == "first" else run.recipe.towers) * size.products
@@ -189,14 +202,14 @@ def operations(run):
     )
 
 
-def work_of_steps(run, first, last):
+def work_of_steps(run: Run, first: int, last: int) -> float:
     """Multiplications and additions of the steps first + 1 .. last and their validations: a step is three forward
     passes."""
     images = {name: len(split) for name, split in data_of(run).splits.items()}
     return operations(run) * (last - first) / steps_per_epoch(run) * (3 * images["train"] + images["val"])
 
 
-def work_of_tests(run):
+def work_of_tests(run: Run) -> int:
     """Multiplications and additions of the tests of a run: by itself, and what its claim asks for."""
     pictures = len(data_of(run).splits["val"])
     images = number_of_views(run) * pictures * run.kind.tests
@@ -204,12 +217,12 @@ def work_of_tests(run):
     return operations(run) * images + work_of_measuring(run) + more
 
 
-def work_of_measuring(run):
+def work_of_measuring(run: Run) -> int:
     """Of what the run's kind of claim measures beside tests."""
     return operations(run) * run.kind.passes(len(data_of(run).splits["val"]))
 
 
-def work_of_test(run, split, protocols):
+def work_of_test(run: Run, split: str, protocols: Mapping[str, Sequence[tuple[int, int, bool]]]) -> int:
     """Of one test on a split."""
     return (
         operations(run)
@@ -218,12 +231,12 @@ def work_of_test(run, split, protocols):
     )
 
 
-def number_of_views(run, protocols=None):
+def number_of_views(run: Run, protocols: Mapping[str, Sequence[tuple[int, int, bool]]] | None = None) -> int:
     """Of each image, by default of the run's own test."""
     return len({view for protocol in (protocols or both_protocols(run.recipe)).values() for view in protocol})
 
 
-def more_tests(run):
+def more_tests(run: Run) -> list[tuple[str, dict[str, list[tuple[int, int, bool]]]]]:
     """[(split, protocols)] of the tests that a claim asks for beside the run's own.
 
     The training images are a third of an epoch's work; nearly every claim has a use for them, and claims share their

@@ -42,7 +42,7 @@ FIELDS = {
 }
 
 
-def differences(before, after):
+def differences(before: recipes.Recipe, after: recipes.Recipe) -> dict[str, list]:
     """{field: [before, after]} of two recipes, layers as "conv1.then"; a layer that one of them lacks is None there."""
     a, b = recipes.to_dict(before), recipes.to_dict(after)
     layers_a, layers_b = ({layer["name"]: layer for layer in fields.pop("layers")} for fields in (a, b))
@@ -56,7 +56,7 @@ def differences(before, after):
     return changed
 
 
-def machine(gpus):
+def machine(gpus: str) -> dict:
     """Where a record is made; its runs say themselves where they were trained."""
     names = dict.fromkeys(device_name(device) for device in resolve(gpus, 2))
     packages = {name: package_version(name) for name in PACKAGES}
@@ -68,7 +68,7 @@ def machine(gpus):
     }
 
 
-def devices_of(record):
+def devices_of(record: dict) -> list[str]:
     """The names of all devices that the record's runs were trained on, in order."""
     return list(
         dict.fromkeys(
@@ -79,7 +79,7 @@ def devices_of(record):
     )
 
 
-def path_of(record, folder):
+def path_of(record: dict, folder: str | Path) -> Path:
     """The file of a record: the same claim with the same recipes, on the same data and the same kind of device, has the
     same one.
 
@@ -91,7 +91,7 @@ def path_of(record, folder):
     return Path(folder) / f"{record['claim']}-{hashlib.sha256(json.dumps(what).encode()).hexdigest()[:8]}.json"
 
 
-def write_record(record, folder):
+def write_record(record: dict, folder: str | Path) -> tuple[Path, bool]:
     """Write a record and its picture, the same name with .png. Returns (its path, whether it was written). One line a
     run.
 
@@ -114,7 +114,7 @@ def write_record(record, folder):
     return path, True
 
 
-def take_records(source, folder):
+def take_records(source: str | Path, folder: str | Path) -> list[str]:
     """Copy what another folder of records has and this one has not: kept runs, and records with more runs. Returns the
     names.
 
@@ -140,7 +140,7 @@ def _runs(record):
     return {(run["arm"], run["seed"], Path(run["directory"]).name, *run["commits"]) for run in record["runs"]}
 
 
-def read_records(folder):
+def read_records(folder: str | Path) -> dict[str, list[dict]]:
     """{claim's id: [its records, newest first]}; what is no record of a claim is left alone."""
     found = {}
     for path in sorted(Path(folder).glob("*.json")):

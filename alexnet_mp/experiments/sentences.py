@@ -1,32 +1,33 @@
 """Numbers in a sentence of the findings, and the sentence that most of them begin with: a difference of two arms."""
 
+from collections.abc import Sequence
 from statistics import mean, stdev
 
-from ..analysis.hypothesis_tests import paired
+from ..analysis.hypothesis_tests import Paired, paired
 from .entries import FIELDS, pairs, words
 
 
-def count(number, noun):
+def count(number: int, noun: str) -> str:
     """ "1 epoch", "1,200 steps"."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def spread(values, digits=2):
+def spread(values: Sequence[float], digits: int = 2) -> str:
     """Mean ± standard deviation."""
     return f"{mean(values):.{digits}f}" + (f" ± {stdev(values):.{digits}f}" if len(values) > 1 else "")
 
 
-def spread_signed(values, digits=2):
+def spread_signed(values: Sequence[float], digits: int = 2) -> str:
     return f"{mean(values):+.{digits}f}" + (f" ± {stdev(values):.{digits}f}" if len(values) > 1 else "")
 
 
-def signed(test, digits=2):
-    """Mean ± standard deviation of the differences of a `Paired`."""
+def signed(test: Paired, digits: int = 2) -> str:
+    """Mean ± standard deviation of the differences."""
     return f"{test.mean:+.{digits}f}" + (f" ± {test.sd:.{digits}f}" if test.sd is not None else "")
 
 
-def n_and_p(test):
-    """n and p of a `Paired`."""
+def n_and_p(test: Paired) -> str:
+    """How many pairs, and p."""
     if test.p is None:
         return "n = 1, no p"
     least = ", the least there can be" if test.p == test.least_p else ""
@@ -35,7 +36,7 @@ def n_and_p(test):
     )
 
 
-def difference(record, reference, arm):
+def difference(record: dict, reference: str, arm: str) -> str | None:
     """Errors of an arm minus those of its reference, under every protocol; None without a pair."""
     a, b = pairs(record, reference, arm)
     if not a:

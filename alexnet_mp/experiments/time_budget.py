@@ -4,15 +4,18 @@ finish."""
 import math
 import shutil
 import time
+from argparse import Namespace
+from collections.abc import Sequence
 
 from ..runs.metrics import read_metrics
 from ..system.devices import device_name, resolve
 from ..system.terminal import say
 from .arm_runs import first_gpu, reached, read_notes, status, train_run
-from .catalogue import GRID
+from .catalogue import GRID, Claim
 from .conduct import search
 from .measure import entry_of, key_of_test
 from .plan import (
+    Run,
     last_step,
     make_run,
     more_tests,
@@ -35,22 +38,22 @@ class Forecast:
     pace: {preset: seconds for a multiplication and addition of the network}, of the newest run of the preset that
     ended."""
 
-    def __init__(self, options, budget=None):
+    def __init__(self, options: Namespace, budget: float | None = None):
         self.options, self.pace = options, {}
         self.end = math.inf if budget is None else time.monotonic() + budget
 
     @property
-    def left(self):
+    def left(self) -> float:
         return self.end - time.monotonic()
 
-    def learn(self, run):
+    def learn(self, run: Run) -> None:
         """Take in how long a run took that ended, if it was on these devices."""
         notes, towers = read_notes(run), run.recipe.towers
         here = [device_name(device) for device in resolve(first_gpu(self.options.gpus, towers), towers)]
         if notes["seconds"] > 0 and notes["work"] > 0 and notes["devices"] == here and status(run) == "done":
             self.pace[run.preset] = notes["seconds"] / notes["work"]
 
-    def calibrate(self, run):
+    def calibrate(self, run: Run) -> None:
         """Let a few steps tell the pace of a preset of which no run is known."""
         say(f"-- {CALIBRATION_STEPS} steps of {run.preset}, to see how fast this machine is")
         trial = make_run(
@@ -61,7 +64,7 @@ class Forecast:
         rates = sorted(line["images_per_second"] for line in read_metrics(trial.directory) if line["kind"] == "train")
         self.pace[run.preset] = MARGIN / (3 * rates[len(rates) // 2] * operations(run))
 
-    def seconds(self, run):
+    def seconds(self, run: Run) -> float:
         """What is still to be done of a run, in seconds, at most; `learn` or `calibrate` has to know its preset."""
         # kept; should its weights be asked for, it takes longer
         if status(run) == "new" and entry_of(run, self.options):
@@ -77,7 +80,7 @@ class Forecast:
                 return work * self.pace.get(run.preset, 0.0)
         return (work_of_steps(run, reached(run), last_step(run)) + work_of_tests(run)) * self.pace[run.preset]
 
-    def total(self, runs):
+    def total(self, runs: Sequence[Run]) -> float:
         """Seconds for all of these; a preset that is not known yet is learnt or calibrated first."""
         for run in runs:
             if run.preset not in self.pace:
@@ -90,7 +93,7 @@ class Forecast:
         return sum(self.seconds(run) for run in runs)
 
 
-def needed(claim, options, seeds):
+def needed(claim: Claim, options: Namespace, seeds: int) -> list[Run]:
     """The runs of a claim, each once. As long as a search for learning rates goes on, it is told as if it changed
     nothing."""
     rates, runs = {}, []

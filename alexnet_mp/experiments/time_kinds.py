@@ -1,7 +1,9 @@
 """Kinds of claims that compare how long training takes to come to something."""
 
 import math
+from collections.abc import Mapping, Sequence
 from statistics import mean
+from typing import TYPE_CHECKING
 
 from ..analysis.hypothesis_tests import paired
 from ..analysis.learning_curves import step_of_loss
@@ -12,13 +14,16 @@ from .kind import Kind
 from .outcome import Outcome, ratio_of_times
 from .sentences import count, n_and_p, signed, spread
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 
 class Dropout(Overfitting):
     """Overfitting, and the steps to equal training loss."""
 
     word = "dropout"
 
-    def findings(self, record, arms):
+    def findings(self, record: dict, arms: Sequence[str]) -> list[str | None]:
         return [*super().findings(record, arms), *(_iterations(record, arms[0], arm) for arm in arms[1:])]
 
 
@@ -27,11 +32,11 @@ class Iterations(Kind):
 
     word = "iterations"
 
-    def findings(self, record, arms):
+    def findings(self, record: dict, arms: Sequence[str]) -> list[str | None]:
         at = ", both at the rates of the base"
         return [*(_iterations(record, arm, arms[0], at) for arm in arms[1:]), *super().findings(record, arms)]
 
-    def outcomes(self, record, arms):
+    def outcomes(self, record: dict, arms: Sequence[str]) -> list[Outcome]:
         return [
             Outcome(
                 f"steps to the same training loss, {words(arm)} over {words(arms[0])}",
@@ -47,20 +52,20 @@ class Moved(Kind):
 
     word = "moved"
 
-    def findings(self, record, arms):
+    def findings(self, record: dict, arms: Sequence[str]) -> list[str | None]:
         return [
             *(_moved(record, arm) for arm in arms),
             *(_when_moved(record, arms[0], arm) for arm in arms[1:]),
             *super().findings(record, arms),
         ]
 
-    def mark_curves(self, axes, record):
+    def mark_curves(self, axes: "Axes", record: dict) -> None:
         classes = record["data"][0]["classes"]
         axes.axhline(
             math.log(classes), color="black", linestyle="--", linewidth=0.8, label=f"ln({classes}), all classes alike"
         )
 
-    def figure(self, axes, record, colours):
+    def figure(self, axes: "Axes", record: dict, colours: Mapping[str, str]) -> None:
         axes.set_ylabel("steps until the loss moves")
         drawing.times(axes, record, colours, "moved", steps, 5)
 
@@ -76,7 +81,7 @@ class Rates(Kind):
     curve_labels = ("epoch", "top-1 error in training (%)")
     dashed = True
 
-    def findings(self, record, arms):
+    def findings(self, record: dict, arms: Sequence[str]) -> list[str | None]:
         runs = {arm: [run for run in record["runs"] if run["arm"] == arm] for arm in arms}
         if not all(runs.values()):
             return []
@@ -106,27 +111,27 @@ class Rates(Kind):
         rate = f"at {factor:g} times its learning rate ({how})"
         return f"{words(arm)} {rate}: {self.level:g} % training error {', '.join(parts)}"
 
-    def outcomes(self, record, arms):
+    def outcomes(self, record: dict, arms: Sequence[str]) -> list[Outcome]:
         what = "epochs to the level, "
         return [ratio_of_times(record, arms[0], arm, "epochs_to_level", epochs, what) for arm in arms[1:]]
 
-    def curve(self, run):
+    def curve(self, run: dict) -> tuple[list[float], list[float]]:
         return [step / run["steps_per_epoch"] for step in run["curve"]["steps"]], run["curve"]["top1_error"]
 
-    def mark_curves(self, axes, record):
+    def mark_curves(self, axes: "Axes", record: dict) -> None:
         axes.axhline(self.level, color="black", linestyle="--", linewidth=0.8, label=f"{self.level:g} %")
 
-    def figure(self, axes, record, colours):
+    def figure(self, axes: "Axes", record: dict, colours: Mapping[str, str]) -> None:
         axes.set_ylabel(f"epochs to {self.level:g} % training error")
         drawing.times(axes, record, colours, "epochs_to_level", epochs, 1.5)
 
 
-def epochs(run):
+def epochs(run: dict) -> float:
     """The length of an entry's run."""
     return run["steps"] / run["steps_per_epoch"]
 
 
-def steps(run):
+def steps(run: dict) -> int:
     """The length of an entry's run."""
     return run["steps"]
 

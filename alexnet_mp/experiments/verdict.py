@@ -5,12 +5,14 @@ correction over its claims with a direction, and no verdict from fewer than `FEW
 are counted instead."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from ..analysis.specialisation import LEVEL as DIVIDED
 from ..analysis.specialisation import holm, matching, wilson
 from . import kept_answers
-from .catalogue import CLAIMS
+from .catalogue import CLAIMS, Claim
 from .entries import ended, error, words
 from .outcome import Outcome, ratio_of_times
 from .time_kinds import steps
@@ -56,7 +58,7 @@ class Verdict:
     record: dict | None = None
 
 
-def verdicts(records, folder):
+def verdicts(records: Mapping[str, list[dict]], folder: str | Path) -> dict[str, Verdict]:
     """{claim's id: `Verdict`}. records: of `read_records`, in `folder`, where the first layers of their runs lie too.
 
     Of several records of a claim those of the study count, then the one with most seeds, then the newest.
@@ -73,7 +75,7 @@ def verdicts(records, folder):
     }
 
 
-def outcomes(claim, record):
+def outcomes(claim: Claim, record: dict) -> tuple[Outcome, ...]:
     """The `Outcome`s of a claim's comparisons in a record, those without a pair of runs left out; the first is the
     primary one.
 

@@ -6,13 +6,18 @@ on streams of their own, one pair a direction, and what needs nothing from the o
 With both towers on one device nothing is copied, and the ledger says so."""
 
 import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
 from ..system.devices import stream_for
 
 NAMES = "ab"
+Pass = Literal["forward", "backward"]
+# Of (logits, labels): (loss, right answers).
+Judge = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 
 @dataclass(frozen=True)
@@ -34,27 +39,27 @@ class Exchange:
     their own, beside the computation; the results are the same bits.
     """
 
-    def __init__(self, devices, overlap=None, copy_stream=True):
+    between = "devices"  # what tensors cross
+
+    def __init__(self, devices: Sequence[torch.device | str], overlap: bool | None = None, copy_stream: bool = True):
         self.devices = [_with_index(torch.device(device)) for device in devices]
         self.shared = len(set(self.devices)) == 1
         self.chosen_overlap, self.copy_stream = overlap, copy_stream
         self.ledger = []
 
     @property
-    def overlap(self):
+    def overlap(self) -> bool:
         return not self.shared if self.chosen_overlap is None else self.chosen_overlap
 
-    between = "devices"  # what tensors cross
-
     @property
-    def towers(self):
+    def towers(self) -> tuple[int, ...]:
         """The numbers of the towers here: all."""
         return tuple(range(len(self.devices)))
 
-    def clear(self):
+    def clear(self) -> None:
         self.ledger = []
 
-    def gather(self, edge, outputs, readers):
+    def gather(self, edge: str, outputs: Sequence[torch.Tensor], readers: int) -> "list[list[torch.Tensor | Crossing]]":
         """For each of the first `readers` towers: all towers' outputs in the order a, b.
 
         The other tower's output is a `Crossing` with overlap, else a tensor on the reader's device; all crossings have
@@ -68,24 +73,26 @@ class Exchange:
             for reader in range(readers)
         ]
 
-    def answer(self, outputs, shape, dtype):
-        """Tower a's logits."""
+    def answer(self, outputs: Sequence[torch.Tensor], shape: tuple[int, int], dtype: torch.dtype) -> torch.Tensor:
+        """Tower a's logits, which are the outputs. shape, dtype: theirs."""
         return outputs[0]
 
-    def told(self, judged, logits, labels):
-        """(loss, right answers) of the logits."""
+    def told(self, judged: Judge, logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(loss, right answers): what judged(logits, labels) gives."""
         return judged(logits, labels)
 
-    def collect(self, layers, owners):
-        """{name: [a's, b's]}: all are here."""
+    def collect(
+        self, layers: Mapping[str, Sequence[torch.Tensor]], owners: Mapping[str, int]
+    ) -> Mapping[str, Sequence[torch.Tensor]]:
+        """{name: [tower a's tensor, tower b's]}: all are here. owners: {name: how many towers have it}."""
         return layers
 
-    def standing(self, edge, tensor, source, target, pass_):
+    def standing(self, edge: str, tensor: torch.Tensor, source: int, target: int, pass_: Pass) -> "StandingCopy":
         """A `StandingCopy` of a tensor of tower `source`, entered in the ledger once."""
         self.enter(edge, tensor, source, target, pass_)
         return StandingCopy(tensor, self.devices[target], self.copy_stream)
 
-    def carry(self, edge, tensor, source, target, pass_):
+    def carry(self, edge: str, tensor: torch.Tensor, source: int, target: int, pass_: Pass) -> "Arrival":
         """Begin a crossing, and enter it in the ledger: an `Arrival`."""
         self.enter(edge, tensor, source, target, pass_)
         return Arrival(tensor) if self.shared else copy(tensor, self.devices[target], self.copy_stream)
@@ -93,7 +100,7 @@ class Exchange:
     def _whole(self, *way):
         return _Whole.apply(self, *way)
 
-    def enter(self, edge, tensor, source, target, pass_):
+    def enter(self, edge: str, tensor: torch.Tensor, source: int, target: int, pass_: Pass) -> None:
         size = 0 if self.shared else tensor.numel() * tensor.element_size()
         self.ledger.append(Entry(edge, f"{NAMES[source]}->{NAMES[target]}", pass_, size))
 
@@ -101,21 +108,21 @@ class Exchange:
 class Crossing:
     """A tensor of tower `source` on its way to tower `target`'s device."""
 
-    def __init__(self, exchange, edge, tensor, source, target):
+    def __init__(self, exchange: Exchange, edge: str, tensor: torch.Tensor, source: int, target: int):
         self.exchange, self.edge, self.tensor, self.source, self.target = exchange, edge, tensor, source, target
         self.home = current_stream(tensor)
         self.there = self._carry(tensor.detach(), source, target, "forward")
 
     @property
-    def comes_second(self):
+    def comes_second(self) -> bool:
         """In the order a, b: whether the target's own half is the first."""
         return self.source > self.target
 
-    def receive(self):
+    def receive(self) -> torch.Tensor:
         """The copy on the target's device, without history."""
         return self.there.receive()
 
-    def send_back(self, gradient):
+    def send_back(self, gradient: torch.Tensor) -> Callable[[], torch.Tensor]:
         """Begin the gradient's way back; returns what makes it readable on the source's device.
 
         That is for the stream on which the tensor was made, where autograd goes on with it: in the thread that calls
@@ -133,7 +140,7 @@ class Arrival:
     tensor: torch.Tensor
     event: object = None  # of the target's stream that has waited for the copy, where both are CUDA devices
 
-    def receive(self, stream=None):
+    def receive(self, stream: torch.cuda.Stream | None = None) -> torch.Tensor:
         """The copy, readable from now on on a stream of its device, by default the current one. The host doesn't
         wait."""
         if self.event is not None:
@@ -143,12 +150,12 @@ class Arrival:
         return self.tensor
 
 
-def current_stream(tensor):
+def current_stream(tensor: torch.Tensor) -> torch.cuda.Stream | None:
     """Of a tensor's device; None on a CPU."""
     return torch.cuda.current_stream(tensor.device) if tensor.is_cuda else None
 
 
-def copy(tensor, device, copy_stream, place=None):
+def copy(tensor: torch.Tensor, device: torch.device, copy_stream: bool, place: torch.Tensor | None = None) -> Arrival:
     """Begin to copy a tensor to another device, to `place` if there is one: an `Arrival`.
 
     Where a CPU is one of the two, the host waits for the copy itself. A place has to be free by then, and the tensor
@@ -179,23 +186,23 @@ def copy(tensor, device, copy_stream, place=None):
 class StandingCopy:
     """A copy that is begun time and again from one tensor to one place on another device, as CUDA graphs need it."""
 
-    def __init__(self, tensor, device, copy_stream):
+    def __init__(self, tensor: torch.Tensor, device: torch.device, copy_stream: bool):
         self.tensor, self.copy_stream, self.place = tensor, copy_stream, torch.empty_like(tensor, device=device)
 
     @property
-    def out(self):
+    def out(self) -> torch.cuda.Stream:
         """The stream that such a copy leaves its CUDA device on."""
         return _copy_streams(self.tensor.device, self.place.device)[0]
 
-    def begin(self):
+    def begin(self) -> None:
         self.arrival = copy(self.tensor, self.place.device, self.copy_stream, self.place)
 
-    def receive(self):
+    def receive(self) -> None:
         """The current stream waits for the copy that was begun last."""
         self.arrival.receive()
 
 
-def settle(devices):
+def settle(devices: Sequence[torch.device]) -> None:
     """Copies and computation on CUDA devices wait for each other: from then on all tensors and places may be written
     again."""
     for source, target in (devices, devices[::-1]):

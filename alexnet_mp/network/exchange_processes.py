@@ -5,10 +5,13 @@ What arrives has the strides of what was sent, so that the kernels that read it 
 at the border: a tensor that is sent gets the gradient that returns for it added to its own, two summands, whose order
 does not matter."""
 
+from collections.abc import Callable, Mapping, Sequence
+
 import torch
 import torch.distributed as dist
 
-from .exchange import NAMES, Entry
+from ..system.ranks import Ranks
+from .exchange import NAMES, Entry, Judge, Pass
 
 
 class ProcessExchange:
@@ -21,7 +24,7 @@ class ProcessExchange:
     shared = False
     between = "processes"
 
-    def __init__(self, ranks, tower, peer, device, overlap=None):
+    def __init__(self, ranks: Ranks, tower: int, peer: int, device: torch.device | str, overlap: bool | None = None):
         self.ranks, self.tower, self.peer = ranks, tower, peer
         self.devices, self.towers = [torch.device(device)], (tower,)
         self.overlap = self.chosen_overlap = overlap is not False
@@ -29,12 +32,14 @@ class ProcessExchange:
         self.unfinished = None  # a `Flight` that nobody waits for
         self.clear()
 
-    def clear(self):
+    def clear(self) -> None:
         self.ledger, self.end = [], torch.zeros((), device=self.devices[0])
 
     # --- a step
 
-    def gather(self, edge, outputs, readers):
+    def gather(
+        self, edge: str, outputs: Sequence[torch.Tensor], readers: int
+    ) -> "list[list[torch.Tensor | ProcessCrossing]]":
         """[[tower a's output, tower b's]] of the one tower here, the other a `ProcessCrossing` with overlap, else a
         tensor; [] where it is not among the first `readers` towers: then its part of the forward pass is over."""
         if not outputs:
@@ -51,7 +56,7 @@ class ProcessExchange:
             parts = _Halves.apply(self, edge, own, sends)
         return [list(parts if self.tower == 0 else parts[::-1])]
 
-    def answer(self, outputs, shape, dtype):
+    def answer(self, outputs: Sequence[torch.Tensor], shape: tuple[int, int], dtype: torch.dtype) -> torch.Tensor:
         """Tower a's logits, of this shape, (N, classes), and dtype. Where gradients are wanted they stay there, and
         tower b's process gets what its backward pass begins at, a number of that dtype."""
         if torch.is_grad_enabled():
@@ -61,7 +66,7 @@ class ProcessExchange:
             return outputs[0]
         return self._begin(None, torch.empty(shape, dtype=dtype, device=self.devices[0])).receive()
 
-    def told(self, judged, logits, labels):
+    def told(self, judged: Judge, logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(loss, right answers), as tower a judges its logits; tower b's process is told both, and its `backward`
         waits for the gradient of what it sent last."""
         if self.tower == 0:
@@ -71,7 +76,9 @@ class ProcessExchange:
         loss, right = self._begin(None, torch.empty(2, dtype=torch.float64, device=self.devices[0])).receive()
         return _Told.apply(logits, loss.to(logits.dtype)), right
 
-    def cross(self, edge, pass_, outgoing, like, arrives=True):
+    def cross(
+        self, edge: str, pass_: Pass, outgoing: torch.Tensor | None, like: torch.Tensor, arrives: bool = True
+    ) -> "Flight":
         """Begin one layer's crossings of a pass: a `Flight`. outgoing: what is sent, or None; like: a tensor of the
         shape and dtype of either; arrives: whether one is received."""
         sent, received = self._layout(edge, pass_, like if outgoing is None else outgoing, like)
@@ -114,7 +121,9 @@ class ProcessExchange:
 
     # --- a checkpoint
 
-    def collect(self, layers, owners):
+    def collect(
+        self, layers: Mapping[str, Sequence[torch.Tensor]], owners: Mapping[str, int]
+    ) -> dict[str, list[torch.Tensor]]:
         """{name: [a's, b's]} on the host, of {name: [the tensor here]}: complete in tower a's process alone.
 
         owners: {name: how many towers have it}."""
@@ -134,19 +143,19 @@ class ProcessExchange:
 class ProcessCrossing:
     """What `exchange.Crossing` is. tensor: the tower's own half, to which the gradient of what was sent returns."""
 
-    def __init__(self, exchange, edge, own, sends):
+    def __init__(self, exchange: ProcessExchange, edge: str, own: torch.Tensor, sends: bool):
         self.exchange, self.edge, self.tensor, self.sends = exchange, edge, own, sends
         self.flight = exchange.cross(edge, "forward", own.detach() if sends else None, own)
 
     @property
-    def comes_second(self):
+    def comes_second(self) -> bool:
         """In the order a, b: whether the tower's own half is the first."""
         return self.exchange.tower == 0
 
-    def receive(self):
+    def receive(self) -> torch.Tensor:
         return self.flight.receive()
 
-    def send_back(self, gradient):
+    def send_back(self, gradient: torch.Tensor) -> Callable[[], torch.Tensor | None]:
         """Begin the way of both gradients; returns what waits for that of the own half, None where none was sent."""
         flight = self.exchange.cross(self.edge, "backward", gradient, self.tensor, arrives=self.sends)
         return flight.receive if self.sends else lambda: None
@@ -155,10 +164,10 @@ class ProcessCrossing:
 class Flight:
     """What is under way between the two processes. kept: what was sent, which must not change meanwhile."""
 
-    def __init__(self, ranks, works, kept, place):
+    def __init__(self, ranks: Ranks, works: Sequence[dist.Work], kept: torch.Tensor | None, place: torch.Tensor | None):
         self.ranks, self.works, self.kept, self.place = ranks, works, kept, place
 
-    def receive(self):
+    def receive(self) -> torch.Tensor | None:
         """What has arrived. On a CPU the host waits; on a GPU its current stream does."""
         with self.ranks.reached():
             for work in self.works:

@@ -1,5 +1,8 @@
 """One layer of a tower: its product, and its epilogue, the operations after it."""
 
+from collections.abc import Callable, Iterable
+from typing import Literal
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -19,6 +22,8 @@ from ..kernels import (
 from ..kernels.dispatch import resolve
 from ..kernels.philox import INIT_STREAM
 from ..recipes import shapes
+from ..recipes.recipe import Recipe
+from .exchange import Crossing
 from .overlap import split_input_product
 
 # Runs of operations that the kernels compute as one, longest first; everything else is computed one by one.
@@ -39,7 +44,7 @@ TAKES_BIAS = FUSED[:-3]
 TAKES_BIAS_ON_GPU = FUSED[-2:]  # on a CPU the product adds it for nothing
 
 
-def plan(epilogue):
+def plan(epilogue: Iterable[str]) -> list[tuple[str, ...]]:
     """Split a layer's epilogue into what the kernels compute as one: (relu, lrn, max_pool), (dropout,)."""
     fused, rest = [], tuple(epilogue)
     while rest:
@@ -57,7 +62,15 @@ class TowerLayer(nn.Module):
     (`overlap.py`). Computed in the dtype of x: of float32 weights a bfloat16 image takes copies in bfloat16, and their
     gradients are float32 again; or, where `keep_copies` has made copies that stay, bfloat16."""
 
-    def __init__(self, recipe, size, index, towers, kernels, device):
+    def __init__(
+        self,
+        recipe: Recipe,
+        size: shapes.Size,
+        index: int,
+        towers: tuple[int, ...],
+        kernels: str,
+        device: torch.device | str,
+    ):
         super().__init__()
         self.recipe, self.size, self.index, self.towers = recipe, size, index, towers
         self.kernels = kernels
@@ -83,7 +96,7 @@ class TowerLayer(nn.Module):
         )
 
     @torch.no_grad()
-    def initialise(self, tower):
+    def initialise(self, tower: int) -> None:
         """Draw the initial weights of a tower, 0 or 1 (paper 5): N(0, std), biases constant. In float32, whatever the
         parameters' dtype."""
         draws = np.random.Generator(
@@ -96,10 +109,10 @@ class TowerLayer(nn.Module):
         self.weight.copy_(torch.from_numpy(weights))
         self.bias.fill_(self.layer.init_bias)
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         return f"{tuple(self.weight.shape)}, then {' -> '.join(self.layer.then) or 'nothing'}"
 
-    def forward(self, x, step=0, crossing=None):
+    def forward(self, x: torch.Tensor, step: int | torch.Tensor = 0, crossing: Crossing | None = None) -> torch.Tensor:
         weight, added, left = self.operands(x.dtype)
         if crossing is None:
             x = self.product(x, weight, added)
@@ -107,7 +120,7 @@ class TowerLayer(nn.Module):
             x = split_input_product(self.product, x, crossing, weight, self.halves(crossing.comes_second), added)
         return self.apply_epilogue(x, left, step)
 
-    def operands(self, dtype):
+    def operands(self, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """(weights, bias that the product adds, bias that the epilogue adds) in a dtype; one of the biases is None."""
         weight, bias = self._in(dtype, "weight"), self._in(dtype, "bias")
         return (weight, None, bias) if self.bias_in_kernel else (weight, bias, None)
@@ -119,7 +132,7 @@ class TowerLayer(nn.Module):
         return _Kept.apply(parameter, copy)
 
     @torch.no_grad()
-    def keep_copies(self, dtype):
+    def keep_copies(self, dtype: torch.dtype) -> None:
         """Have copies of the parameters in a dtype, up to date. Gradients then have the dtype that was computed in.
 
         Who updates a parameter may write its copy as well, and say so (`note_copy`); one that is not up to date is not
@@ -133,19 +146,19 @@ class TowerLayer(nn.Module):
             if version != parameter._version:
                 self.kept[name] = copy.copy_(parameter), parameter._version
 
-    def note_copy(self, name):
+    def note_copy(self, name: Literal["weight", "bias"]) -> None:
         """The copy was written together with its parameter."""
         self.kept[name] = self.kept[name][0], getattr(self, name)._version
 
     def __getstate__(self):
         return self.__dict__ | {"kept": {}}  # another layer's parameters have versions of their own
 
-    def product(self, x, weight, bias):
+    def product(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         return {"conv": self._convolve, "local": self._convolve_locally, "fc": self._multiply}[self.layer.kind](
             x, weight, bias
         )
 
-    def halves(self, other_comes_second):
+    def halves(self, other_comes_second: bool) -> Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
         """A function that gives of the weight what meets the tower's own half of what is read, and what meets the
         other.
 
@@ -158,7 +171,7 @@ class TowerLayer(nn.Module):
 
         return split
 
-    def apply_epilogue(self, x, bias, step):
+    def apply_epilogue(self, x: torch.Tensor, bias: torch.Tensor | None, step: int | torch.Tensor) -> torch.Tensor:
         """What comes after the product. bias: if the first operation adds it, else None."""
         for fused in self.fused_operations:
             x = (
@@ -172,7 +185,7 @@ class TowerLayer(nn.Module):
     def _convolve(self, x, weight, bias):
         return F.conv2d(self.pad_ceil_mode(x), weight, bias, self.layer.stride, self.layer.pad, groups=self.groups)
 
-    def pad_ceil_mode(self, x):
+    def pad_ceil_mode(self, x: torch.Tensor) -> torch.Tensor:
         """(N, C, H, W) with the zeros that the last windows reach beyond their pad; x itself if there are none."""
         layer = self.layer
         right, bottom = (

@@ -1,30 +1,43 @@
 """Two towers and their exchange make AlexNet (paper, figure 2); `merge` and `split` go to and from one grouped
 network."""
 
+from collections.abc import Mapping, Sequence
+
 import torch
 from torch import nn
 
 from ..kernels import dispatch
 from ..recipes import shapes
-from .exchange import Exchange
+from ..recipes.recipe import Recipe
+from ..system.ranks import Ranks
+from .exchange import Entry, Exchange
 from .exchange_processes import ProcessExchange
 from .layer import TowerLayer
 from .tower import Tower
 
 
 class TwoTowerAlexNet(nn.Module):
-    """The network of a recipe, one tower a device (one device, and no crossings, where the recipe has one tower); or one
-    of its towers, where the other has a process of its own.
+    """The network of a recipe, one tower a device (one device, and no crossings, where the recipe has one tower); or
+    one of its towers, where the other has a process of its own.
 
-    recipe: a `Recipe`. devices: one device a tower. classes: outputs of the last layer. kernels: who computes the
-    operations ("auto", "reference", ...; see `resolve` in `kernels/dispatch.py`). overlap: whether a layer that reads
-    both towers is the sum of two products, see `Exchange`; None: where there are two devices. ranks: the `Ranks` of a
-    job with a process for each tower, of which this one holds that of its rank, on the one device, and is given its
-    images alone; None: all are here. Weights are drawn from (recipe.seed, layer, tower) and don't depend on the devices. `step` counts training passes; with the seed it keys
-    the dropout masks. Each tower counts on its own device, so that a CUDA graph can. Raises ValueError for a number of
-    devices that the recipe's towers don't match, or kernels that can't compute on one of them."""
+    devices: one device a tower. classes: outputs of the last layer. kernels: who computes the operations ("auto",
+    "reference", ...; see `resolve` in `kernels/dispatch.py`). overlap: whether a layer that reads both towers is the
+    sum of two products, see `Exchange`; None: where there are two devices. ranks: of a job with a process for each
+    tower, of which this one holds that of its rank, on the one device, and is given its images alone; None: all are
+    here. Weights are drawn from (recipe.seed, layer, tower) and don't depend on the devices. `step` counts training
+    passes; with the seed it keys the dropout masks. Each tower counts on its own device, so that a CUDA graph can.
+    Raises ValueError for a number of devices that the recipe's towers don't match, or kernels that can't compute on one
+    of them."""
 
-    def __init__(self, recipe, devices=("cuda:0", "cuda:1"), classes=1000, kernels="auto", overlap=None, ranks=None):
+    def __init__(
+        self,
+        recipe: Recipe,
+        devices: Sequence[torch.device | str] = ("cuda:0", "cuda:1"),
+        classes: int = 1000,
+        kernels: str = "auto",
+        overlap: bool | None = None,
+        ranks: Ranks | None = None,
+    ):
         super().__init__()
         if len(devices) != (recipe.towers if ranks is None else 1):
             raise ValueError(f"{recipe.towers} tower(s) need as many devices, not {list(devices)}")
@@ -42,13 +55,13 @@ class TwoTowerAlexNet(nn.Module):
         )
         self.initialise()
 
-    def initialise(self):
+    def initialise(self) -> None:
         """Draw the initial weights of every layer (paper 5)."""
         for tower in self.towers:
             for layer in tower.children():
                 layer.initialise(tower.index)
 
-    def forward(self, images_a, images_b=None):
+    def forward(self, images_a: torch.Tensor, images_b: torch.Tensor | None = None) -> torch.Tensor:
         """Logits (N, classes) on tower a's device, in the weights' dtype; see `ProcessExchange.answer`.
 
         images_a, images_b: the same (N, 3, crop, crop) images, once on each tower's device, grey levels minus the mean.
@@ -74,20 +87,20 @@ class TwoTowerAlexNet(nn.Module):
         )
 
     @property
-    def step(self):
+    def step(self) -> int:
         return int(self.towers[0].step)
 
     @step.setter
-    def step(self, step):
+    def step(self, step: int) -> None:
         for tower in self.towers:
             tower.step.fill_(step)
 
     @property
-    def dtype(self):
+    def dtype(self) -> torch.dtype:
         """Of the weights."""
         return next(self.parameters()).dtype
 
-    def keep_copies(self, dtype):
+    def keep_copies(self, dtype: torch.dtype) -> None:
         """Where that isn't the weights' dtype: have copies of them in it that stay (`TowerLayer.keep_copies`)."""
         if dtype != self.dtype:
             self.kept_dtype = dtype
@@ -95,16 +108,16 @@ class TwoTowerAlexNet(nn.Module):
                 for layer in tower.children():
                     layer.keep_copies(dtype)
 
-    def kernels_used(self):
+    def kernels_used(self) -> str:
         """Who computes on each tower: "cpu" where it is the same on both, else "cpu, cuda" in the order a, b."""
         used = [dispatch.used(self.kernels, device) for device in self.exchange.devices]
         return ", ".join(used if len(set(used)) > 1 else used[:1])
 
-    def ledger(self):
+    def ledger(self) -> list[Entry]:
         """What crossed in the last forward pass and, if it ran, its backward pass: a list of `exchange.Entry`."""
         return list(self.exchange.ledger)
 
-    def layer_parameters(self):
+    def layer_parameters(self) -> dict[str, list[nn.Parameter]]:
         """{"conv1.weight": [tower a's, tower b's], ..., "fc8.bias": [tower a's]} in the order of the layers; of the
         towers that are here."""
         named = [dict(tower.named_parameters()) for tower in self.towers]
@@ -118,24 +131,24 @@ class TwoTowerAlexNet(nn.Module):
             for what in ("weight", "bias")
         }
 
-    def merged(self, layers):
+    def merged(self, layers: Mapping[str, Sequence[torch.Tensor]]) -> dict[str, torch.Tensor]:
         """The merged tensors, on the CPU, of {name: tensors of the towers that are here}, as `layer_parameters` gives
         them. With a process for each tower both have to call it, and tower a's alone has them all."""
         return merge_tensors(
             {name: parts for name, parts in self.exchange.collect(layers, self._owners()).items() if parts}
         )
 
-    def merged_state(self, *names):
+    def merged_state(self, *names: str) -> dict[str, torch.Tensor]:
         """The weights of the merged network, on the CPU: 16 names, conv1.weight (96, 3, 11, 11) to fc8.bias; or those
         of some names. See `merged`."""
         layers = self.layer_parameters()
         return self.merged({name: layers[name] for name in names or layers})
 
-    def load_merged(self, state):
+    def load_merged(self, state: Mapping[str, torch.Tensor]) -> None:
         """Take the weights of a merged network. Raises ValueError on a missing, foreign or wrongly shaped tensor."""
         self.take(state, self.layer_parameters())
 
-    def take(self, merged, layers):
+    def take(self, merged: Mapping[str, torch.Tensor], layers: Mapping[str, Sequence[torch.Tensor]]) -> None:
         """Copy merged tensors into {name: tensors of the towers that are here}. Raises ValueError on a missing, foreign
         or wrongly shaped one."""
         if set(merged) != set(layers):
@@ -149,7 +162,7 @@ class TwoTowerAlexNet(nn.Module):
                         raise ValueError(f"{name} is {tuple(merged[name].shape)}, but this network has {expected}")
                     part.copy_(merged[name][tower.index * len(part) :][: len(part)])
 
-    def merge(self):
+    def merge(self) -> "MergedAlexNet":
         """The equivalent `MergedAlexNet` on tower a's device, with a copy of the weights."""
         merged = MergedAlexNet(self.recipe, self.exchange.devices[0], self.classes, self.kernels)
         merged.to(self.dtype).load_state_dict(self.merged_state())
@@ -164,7 +177,7 @@ class MergedAlexNet(nn.Module):
     forward(images): (N, 3, crop, crop) -> logits (N, classes). `state_dict()` has the names and shapes of a plain
     AlexNet."""
 
-    def __init__(self, recipe, device, classes, kernels):
+    def __init__(self, recipe: Recipe, device: torch.device | str, classes: int, kernels: str):
         super().__init__()
         self.recipe, self.classes = recipe, classes
         self.register_buffer("step", torch.zeros((), dtype=torch.int64, device=device), persistent=False)
@@ -172,14 +185,16 @@ class MergedAlexNet(nn.Module):
             towers = (0,) if size.layer.towers == "first" else tuple(range(recipe.towers))
             self.add_module(size.layer.name, TowerLayer(recipe, size, number, towers, kernels, device))
 
-    def forward(self, images):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
         self.step += self.training
         x = images
         for module in self.children():
             x = module(x, self.step)
         return x.to(next(self.parameters()).dtype)
 
-    def split(self, devices=("cuda:0", "cuda:1"), kernels="auto"):
+    def split(
+        self, devices: Sequence[torch.device | str] = ("cuda:0", "cuda:1"), kernels: str = "auto"
+    ) -> TwoTowerAlexNet:
         """The two-tower network with a copy of these weights, one tower a device."""
         state = self.state_dict()
         network = TwoTowerAlexNet(self.recipe, devices, self.classes, kernels)
@@ -188,7 +203,7 @@ class MergedAlexNet(nn.Module):
         return network.train(self.training)
 
 
-def merge_tensors(layers):
+def merge_tensors(layers: Mapping[str, Sequence[torch.Tensor]]) -> dict[str, torch.Tensor]:
     """{name: [tower a's tensor, tower b's]} (weights, gradients, velocities) -> {name: the merged tensor, a copy on the
     CPU}."""
     return {name: torch.cat([part.detach().cpu() for part in parts]).contiguous() for name, parts in layers.items()}

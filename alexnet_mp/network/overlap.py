@@ -4,16 +4,27 @@ its half flies.
 y = product(own half, its weights, bias) + product(other half, its weights). Backward, the other half's gradient is
 computed first and sent, and the rest is computed while it is on its way."""
 
+from collections.abc import Callable, Sequence
+
 import torch
 
+from .exchange import Crossing
 
-def split_input_product(product, own, crossing, weight, halves, bias):
-    """y, on the own half's device. product: a differentiable function of (x, weight, bias); with a matrix, x.flatten(1)
-    weight^T + bias.
+# A differentiable function of (x, weight, bias); with a matrix, x.flatten(1) weight^T + bias.
+Product = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
+# Of the weights, views of those that meet the own half of the input and of those that meet the other.
+Halves = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
-    crossing: the other half, an `exchange.Crossing`. halves(weight) -> views of the weights that meet the own half and
-    the other.
-    """
+
+def split_input_product(
+    product: Product,
+    own: torch.Tensor,
+    crossing: Crossing,
+    weight: torch.Tensor,
+    halves: Halves,
+    bias: torch.Tensor | None,
+) -> torch.Tensor:
+    """y, on the own half's device. crossing: the other half."""
     if not torch.is_grad_enabled():
         own_weight, other_weight = halves(weight)
         y = product(own, own_weight, bias)
@@ -28,18 +39,26 @@ class SplitInputProduct:
     wanted: whether gradients of (own, other, weight, bias) are.
     """
 
-    def __init__(self, product, own, weight, halves, bias, wanted):
+    def __init__(
+        self,
+        product: Product,
+        own: torch.Tensor,
+        weight: torch.Tensor,
+        halves: Halves,
+        bias: torch.Tensor | None,
+        wanted: Sequence[bool],
+    ):
         own_wanted, self.other_wanted, weight_wanted, bias_wanted = wanted
         self.product, self.halves = product, halves
         self.own, self.bias = _leaf(own, own_wanted), _leaf(bias, bias_wanted)
         self.weight = _leaf(weight, weight_wanted)
 
-    def begin(self):
+    def begin(self) -> None:
         with torch.enable_grad():
             own_weight, self.other_weight = self.halves(self.weight)
             self.y = self.product(self.own, own_weight, self.bias)
 
-    def end(self, other):
+    def end(self, other: torch.Tensor) -> torch.Tensor:
         """y without history. other: the other half, arrived."""
         self.other = _leaf(other, self.other_wanted)
         with torch.enable_grad():
@@ -55,17 +74,17 @@ class SplitInputProduct:
         return self.own, self.weight, self.bias
 
     @property
-    def more_is_wanted(self):
+    def more_is_wanted(self) -> bool:
         """Whether any gradient is, but the other half's."""
         return any(tensor is not None and tensor.requires_grad for tensor in self._inputs)
 
-    def gradient_of_other(self, dy):
+    def gradient_of_other(self, dy: torch.Tensor) -> torch.Tensor | None:
         """None where it isn't wanted."""
         if not self.other.requires_grad:
             return None
         return torch.autograd.grad(self.gradient_edge, self.other, dy, retain_graph=self.more_is_wanted)[0]
 
-    def gradients(self, dy):
+    def gradients(self, dy: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
         """Of own, weight, bias: each None where it isn't wanted. The history is let go of."""
         by_hand = self.weight.requires_grad and written_by_halves(self.weight)
         wanted = [
@@ -85,7 +104,7 @@ class SplitInputProduct:
         return whole
 
 
-def written_by_halves(weight):
+def written_by_halves(weight: torch.Tensor) -> bool:
     """Whether the gradient of a weight is two products, each written to its half of it.
 
     autograd's are transposed, since half a matrix has its rows apart, and `cat` would transpose them back in every

@@ -1,9 +1,13 @@
 """One tower: the layers that live on one device."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
 from ..recipes import shapes
+from ..recipes.recipe import Recipe
+from .exchange import Crossing
 from .layer import TowerLayer
 
 
@@ -14,7 +18,7 @@ class Tower(nn.Module):
     a, b: tensors on this tower's device; or, with overlap, one of them is a `Crossing` on its way. step: training
     passes so far (`network.py`)."""
 
-    def __init__(self, recipe, index, device, classes, kernels):
+    def __init__(self, recipe: Recipe, index: int, device: torch.device | str, classes: int, kernels: str):
         super().__init__()
         self.index = index
         self.register_buffer("step", torch.zeros((), dtype=torch.int64, device=device), persistent=False)
@@ -22,7 +26,7 @@ class Tower(nn.Module):
             if index == 0 or size.layer.towers == "each":
                 self.add_module(size.layer.name, TowerLayer(recipe, size, number, (index,), kernels, device))
 
-    def forward(self, name, parts):
+    def forward(self, name: str, parts: Sequence[torch.Tensor | Crossing]) -> torch.Tensor:
         layer = getattr(self, name)
         for crossing, own in (parts, parts[::-1]) if len(parts) == 2 else ():
             if not isinstance(crossing, torch.Tensor):

@@ -6,10 +6,12 @@ the profiler records that number with both, so a node belongs where its forward 
 operation that launched it."""
 
 from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch.autograd import DeviceType
+from torch.autograd.profiler_util import FunctionEvent
 
 RANGE = "alexnet_mp: "  # what the names of our own ranges begin with
 STEP, INPUT, FORWARD_BACKWARD, NETWORK, UPDATE = (
@@ -49,7 +51,7 @@ class Operation:
     inner: float = 0.0  # microseconds of its children
 
     @property
-    def own(self):
+    def own(self) -> float:
         """Microseconds without its children's."""
         return self.end - self.start - self.inner
 
@@ -76,8 +78,8 @@ class Times:
     gpus: dict  # {index: {Place: µs of kernels}}
 
 
-def attribute(operations):
-    """`Times` of all `Operation`s. What can't be told is `OTHER`. Sets their `parent` and `inner`."""
+def attribute(operations: Sequence[Operation]) -> Times:
+    """`Times` of all operations. What can't be told is `OTHER`. Sets their `parent` and `inner`."""
     threads = _nest(operations)
     times = Times(0.0, 0.0, defaultdict(float), defaultdict(lambda: defaultdict(float)))
     steps = [operation for operation in operations if operation.name in (STEP, INPUT)]
@@ -179,7 +181,7 @@ def _of_node(operation, made, main, last):
     return (found or OTHER)._replace(backward=True)
 
 
-def from_torch(events):
+def from_torch(events: Iterable[FunctionEvent]) -> list[Operation]:
     """`Operation`s from the events of a torch.profiler.profile, those of the host: each knows the kernels that it
     launched."""
     found = []

@@ -28,7 +28,7 @@ class Ceilings:
     product: int  # rows and columns
 
 
-def measure(device, dtype):
+def measure(device: torch.device, dtype: torch.dtype) -> Ceilings:
     """`Ceilings` of a device, products in `dtype`, with the settings of this process (threads, TF32); the best of some
     repeats.
 
@@ -44,7 +44,7 @@ def measure(device, dtype):
     return Ceilings(2e-9 * size / copying, 2e-12 * n**3 / multiplying, size, n)
 
 
-def copy_bytes(device):
+def copy_bytes(device: torch.device) -> int:
     """Bytes of a buffer that no cache of the device holds."""
     largest = 0
     if device.type == "cpu":

@@ -7,10 +7,14 @@ not measured. `train --profile` measures both where it runs, and uses no default
 all of it."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from ..network.layer import plan
 from ..recipes import shapes
+from ..recipes.recipe import Recipe
 
+DType = Literal["fp32", "bf16", "fp16"]
+Pass = Literal["fwd", "bwd", "fwdbwd"]
 WIDTH = {"fp32": 4, "bf16": 2, "fp16": 2}  # bytes of a value
 BANDWIDTH, TFLOPS = 4300.0, 790.0  # GB/s; TFLOP/s in bf16 and fp16
 # a parameter: read w, v, g and write w, v in float32; bf16 gradients save 2, which a bf16 copy of w takes
@@ -72,27 +76,27 @@ class MapOp:
     ties: str
 
     @property
-    def inputs(self):
+    def inputs(self) -> int:
         """Values that go in, for one image."""
         return self.maps * self.height * self.width
 
     @property
-    def outputs(self):
+    def outputs(self) -> int:
         """Values that come out, for one image."""
         return self.maps * self.out_height * self.out_width
 
     @property
-    def reads_x_again(self):
+    def reads_x_again(self) -> bool:
         """Whether the backward pass needs x: a pool alone finds all it needs in the argmax, which says where nothing
         goes."""
         return self.norm != "none" or self.ties == "all"
 
     @property
-    def argmax_bytes(self):
+    def argmax_bytes(self) -> int:
         """For one image: one byte an output where the first of tied maxima gets the gradient."""
         return self.outputs if self.pool and self.ties == "first" else 0
 
-    def bytes(self, step, batch, dtype):
+    def bytes(self, step: Pass, batch: float, dtype: DType) -> float:
         """Bytes of a pass in training: "fwd" x, bias -> y, argmax; "bwd" dy, argmax, x, bias -> dx, dbias; "fwdbwd"
         both."""
         if step == "fwdbwd":
@@ -103,7 +107,7 @@ class MapOp:
             return batch * ends + self.maps * w
         return batch * (ends + (self.inputs * w if self.reads_x_again else 0)) + self.maps * (w + 4)
 
-    def flops(self, step, batch):
+    def flops(self, step: Pass, batch: int) -> int:
         """Additions, products, comparisons and roots. n terms take n - 1 additions, n x n terms go by rows, then by
         columns."""
         if step == "fwdbwd":
@@ -119,12 +123,12 @@ class MapOp:
         again = bias + d + 3 + 1 + 1 + 2 + terms + 2 + 1 if terms else 0
         return batch * (self.inputs * (again + bias) + (self.outputs if self.pool else 0))
 
-    def saved_bytes(self, batch, dtype):
+    def saved_bytes(self, batch: int, dtype: DType) -> int:
         """What must be kept from forward to backward: x where it is read again, the bias, the argmax."""
         w = WIDTH[dtype]
         return batch * ((self.inputs * w if self.reads_x_again else 0) + self.argmax_bytes) + self.maps * w
 
-    def traffic(self, step, batch, dtype, way):
+    def traffic(self, step: Pass, batch: int, dtype: DType, way: Literal["eager", "inductor"]) -> int:
         """Bytes that plain PyTorch (way="eager") or torch.compile at its best ("inductor") moves for bias, ReLU, (LRN,)
         pool."""
         if step == "fwdbwd":
@@ -136,7 +140,7 @@ class MapOp:
         return batch * (self.inputs * WIDTH[dtype] * sum(table.values()) + self.outputs * (WIDTH[dtype] + index))
 
 
-def map_ops(recipe):
+def map_ops(recipe: Recipe) -> list[MapOp]:
     """The recipe's fused operations, one tower's, in order: lrnpool1, lrnpool2 and maxpool5 in the paper's network."""
     return [op for number, size in enumerate(shapes.sizes(recipe), 1) for op in _map_ops_of(recipe, number, size)]
 
@@ -173,7 +177,7 @@ def _map_ops_of(recipe, number, size):
     return found
 
 
-def products(recipe, classes=1000):
+def products(recipe: Recipe, classes: int = 1000) -> list[tuple[shapes.Size, int, float, int]]:
     """[(size, towers that have the layer, MFLOP of one image forward on one tower, passes)] of the convolutions and
     products.
 
@@ -187,7 +191,7 @@ def products(recipe, classes=1000):
     return rows
 
 
-def seconds(bytes_, flops, dtype, bandwidth=BANDWIDTH, tflops=TFLOPS):
+def seconds(bytes_: float, flops: float, dtype: DType, bandwidth: float = BANDWIDTH, tflops: float = TFLOPS) -> float:
     """The limit: the larger of the two times. bandwidth in GB/s; tflops: TFLOP/s of a bf16 product, float32 taken as
     half."""
     return _limit(bytes_, flops, bandwidth, _peak(tflops, dtype))
@@ -201,7 +205,9 @@ def _peak(tflops, dtype):
     return tflops * (0.5 if dtype == "fp32" else 1)
 
 
-def layer_limits(recipe, batch, dtype, bandwidth, tflops, classes=1000):
+def layer_limits(
+    recipe: Recipe, batch: float, dtype: DType, bandwidth: float, tflops: float, classes: int = 1000
+) -> dict[str, dict[str, tuple[float, float]]]:
     """{"conv1": {"product": (forward, backward), "relu": ..., "maps": ...}, ...}: seconds that a layer needs at least
     on one tower.
 
@@ -225,7 +231,9 @@ def layer_limits(recipe, batch, dtype, bandwidth, tflops, classes=1000):
     return limits
 
 
-def step(recipe, batch, dtype, bandwidth=BANDWIDTH, tflops=TFLOPS):
+def step(
+    recipe: Recipe, batch: int, dtype: DType, bandwidth: float = BANDWIDTH, tflops: float = TFLOPS
+) -> dict[str, float]:
     """Milliseconds that one training step needs at least with all towers on one device, by part."""
     parts = {"conv": 0.0, "fc": 0.0, "maps": 0.0, "relu backward": 0.0, "sgd": 0.0}
     limits = layer_limits(recipe, batch, dtype, bandwidth, _peak(tflops, dtype))
@@ -238,7 +246,7 @@ def step(recipe, batch, dtype, bandwidth=BANDWIDTH, tflops=TFLOPS):
     return {name: 1e3 * value for name, value in parts.items()} | {"step": 1e3 * sum(parts.values())}
 
 
-def sgd_bytes(recipe):
+def sgd_bytes(recipe: Recipe) -> int:
     """Bytes of one update of every parameter of all towers."""
     return SGD_BYTES * sum(shapes.parameter_counts(recipe))
 

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from ..network.network import TwoTowerAlexNet
+
 COUNTED = (2, 4)  # images of the two steps that are looked at
 
 
@@ -18,11 +20,11 @@ class TowerMemory:
     activations: int  # what forward keeps for backward, each storage once, without weights; the images are in it
 
     @property
-    def total(self):
+    def total(self) -> int:
         return self.weights + self.gradients + self.velocity + self.activations
 
 
-def step_memory(network, batch_size):
+def step_memory(network: TwoTowerAlexNet, batch_size: int) -> list[TowerMemory]:
     """A `TowerMemory` a tower for a training step of so many images, float32, as `TrainingStep` and `PaperSGD` take it.
 
     Forward passes of 2 and of 4 images are counted: a storage that they share is the same size in both, all else grows

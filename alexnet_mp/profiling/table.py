@@ -1,9 +1,15 @@
 """Where a training step's time went, a table a device: milliseconds of every part, beside what the roofline allows."""
 
 from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+import torch
 
 from ..recipes import shapes
-from .roofline import SGD_BYTES, layer_limits
+from ..recipes.recipe import Recipe
+from .attribution import Times
+from .machine_limits import Ceilings
+from .roofline import SGD_BYTES, DType, layer_limits
 
 PARTS = {
     "loss": "loss, accuracy",
@@ -18,15 +24,23 @@ HEAD = ("", "forward ms", "backward ms", "ms", "share", "roofline ms", "% of roo
 WIDTHS = (33, 11, 12, 10, 8, 12, 14)
 
 
-def table(recipe, times, device, towers, steps, images, dtype, ceilings, classes):
-    """One device's rows: a list of dicts in the order of the step, "other" and the whole step at the end; all times in
-    ms a step.
+def table(
+    recipe: Recipe,
+    times: Times,
+    device: torch.device,
+    towers: Sequence[int],
+    steps: int,
+    images: float,
+    dtype: DType,
+    ceilings: Ceilings | None,
+    classes: int,
+) -> list[dict]:
+    """One device's rows in the order of the step, "other" and the whole step at the end; all times in ms a step.
 
-    times: `step_attribution.Times`. device: a torch device; towers: the numbers of those on it. images: of a step, on
-    average. dtype: "fp32" | "bf16" (of values). ceilings: `Ceilings`, or None where they could not be measured. The
-    rows add up to the whole step. Of a GPU they are times of kernels: "other" is then what it idled, and below 0 where
-    kernels of several streams ran at once. On a CPU "other" has all that the host did for towers that are elsewhere,
-    too."""
+    towers: the numbers of those on the device. images: of a step, on average. dtype: of values. ceilings: None where
+    they could not be measured. The rows add up to the whole step. Of a GPU they are times of kernels: "other" is then
+    what it idled, and below 0 where kernels of several streams ran at once. On a CPU "other" has all that the host did
+    for towers that are elsewhere, too."""
     spent, whole = _spent(times, device, towers, steps), 1e-3 * times.whole / steps
     limits = _limits(recipe, towers, images, dtype, ceilings, classes) if ceilings else {}
     rows = []
@@ -46,7 +60,7 @@ def table(recipe, times, device, towers, steps, images, dtype, ceilings, classes
     return [*rows, _row("the whole step", [whole, 0.0], (1e-3 * sum(known), 0.0) if known else None, whole) | passes]
 
 
-def lines(rows):
+def lines(rows: Iterable[dict]) -> list[str]:
     """The table as it is printed, a string a row."""
     found = [
         "".join(

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from ..system.errors import UserError
 from .architectures import dates_of_145, paper
-from .recipe import Date, Layer, change_layers
+from .recipe import Date, Layer, Recipe, change_layers
 from .shapes import sizes
 
 NORMS, POOLS = {"lrn", "spatial_norm"}, {"max_pool", "avg_pool"}
@@ -20,7 +20,7 @@ COUNTERPARTS = {"conv6": "conv3", "bottleneck1": "fc8"}  # the layer of `paper` 
 # Layers
 
 
-def no_lrn(recipe):
+def no_lrn(recipe: Recipe) -> Recipe:
     """Without response normalisation (3.3: 1.4 and 1.2 points). 148 has none of the three norms of 145, so none stays
     here."""
     return _change_epilogues(
@@ -28,7 +28,7 @@ def no_lrn(recipe):
     )
 
 
-def non_overlapping(recipe):
+def non_overlapping(recipe: Recipe) -> Recipe:
     """Pooling windows that touch, 2x2 at stride 2 (3.4: 0.4 and 0.3 points); 147, maps of 55-28-26-13-13-13-11-6.
 
     conv2 and conv5 have the largest pad, at most their own, with which their pooled maps are as large as before: in the
@@ -48,7 +48,7 @@ def non_overlapping(recipe):
     return recipe
 
 
-def without_layer(recipe, name):
+def without_layer(recipe: Recipe, name: str) -> Recipe:
     """Without one of the convolutions conv2 to conv5 (section 7: about 2 points each of the middle ones).
 
     Where it read both towers, the layer behind it does; where it pooled, the layer before it does, so that all others
@@ -74,7 +74,7 @@ def without_layer(recipe, name):
     )
 
 
-def sixth_conv(recipe):
+def sixth_conv(recipe: Recipe) -> Recipe:
     """146: a sixth convolution over the last pooling layer, reading both towers, as wide as the fifth (6; 61,555,304
     weights).
 
@@ -88,7 +88,7 @@ def sixth_conv(recipe):
     return change_layers(recipe, "conv6", init_std=float(f"{std:.3g}"))
 
 
-def bottleneck(recipe):
+def bottleneck(recipe: Recipe) -> Recipe:
     """146-2011, for 22,000 classes: before fc8 a layer half as wide as fc7, 1,024 units a tower, no ReLU, no dropout.
 
     It reads both towers, which gives the 110.6 million parameters of the source. There each GPU has half of the
@@ -98,7 +98,7 @@ def bottleneck(recipe):
     return _deviating(_insert(recipe, "fc8", bottleneck1), 0.01, "bottleneck1")
 
 
-def one_gpu(recipe):
+def one_gpu(recipe: Recipe) -> Recipe:
     """145-half: the maps of one tower, but of conv5, fc6 and fc7 those of both (3.2: 1.7 and 1.2 points; 59,798,312
     weights)."""
     for name in ("conv5", "fc6", "fc7"):
@@ -106,7 +106,7 @@ def one_gpu(recipe):
     return replace(recipe, towers=1)
 
 
-def no_links(recipe):
+def no_links(recipe: Recipe) -> Recipe:
     """150: the towers meet at fc8 alone, and are wider: conv2 160 instead of 128 maps, fc6 4,096 instead of 2,048
     units.
 
@@ -116,12 +116,12 @@ def no_links(recipe):
     return change_layers(recipe, "fc6", maps=2 * _layer(recipe, "fc6").maps)
 
 
-def no_links_same_width(recipe):
+def no_links_same_width(recipe: Recipe) -> Recipe:
     """The towers meet at fc8 alone, and nothing is wider for it."""
     return change_layers(recipe, "conv3", "fc6", "fc7", reads="own")
 
 
-def one_tower(recipe):
+def one_tower(recipe: Recipe) -> Recipe:
     """One tower with the maps and units of both: no border runs through any layer (the control of 6.1's two kinds of
     kernels)."""
     for layer in recipe.layers:
@@ -130,22 +130,22 @@ def one_tower(recipe):
     return replace(recipe, towers=1)
 
 
-def tanh(recipe):
+def tanh(recipe: Recipe) -> Recipe:
     """tanh in place of ReLU everywhere (3.1)."""
     return _nonlinear(recipe, "tanh")
 
 
-def sigmoid(recipe):
+def sigmoid(recipe: Recipe) -> Recipe:
     """The logistic function in place of ReLU everywhere (3.1)."""
     return _nonlinear(recipe, "sigmoid")
 
 
-def half_as_wide(recipe):
+def half_as_wide(recipe: Recipe) -> Recipe:
     """Half the maps or units in every hidden layer, at least 1 (7: results improved as the network was made larger)."""
     return _times_as_wide(recipe, 1, 2)
 
 
-def twice_as_wide(recipe):
+def twice_as_wide(recipe: Recipe) -> Recipe:
     """Twice the maps or units in every hidden layer (7)."""
     return _times_as_wide(recipe, 2, 1)
 
@@ -162,12 +162,12 @@ def _times_as_wide(recipe, numerator, denominator):
     return recipe
 
 
-def paper_order(recipe):
+def paper_order(recipe: Recipe) -> Recipe:
     """Layer 1: ReLU, LRN, pool (3.5)."""
     return change_layers(recipe, "conv1", then=("relu", "lrn", "max_pool"))
 
 
-def source_order(recipe):
+def source_order(recipe: Recipe) -> Recipe:
     """Layer 1: LRN on the signed sums, pool, ReLU (145)."""
     return change_layers(recipe, "conv1", then=("lrn", "max_pool", "relu"))
 
@@ -175,19 +175,19 @@ def source_order(recipe):
 # Initial weights
 
 
-def literal_init(recipe):
+def literal_init(recipe: Recipe) -> Recipe:
     """A deviation of 0.01 in every layer (section 5), in a narrower network as much more as `_deviating` says."""
     return _deviating(recipe, 0.01, *(layer.name for layer in recipe.layers))
 
 
-def source_init(recipe):
+def source_init(recipe: Recipe) -> Recipe:
     """0.01, and 0.03 in the third and later convolutions (145), in a narrower network as much more as `_deviating`
     says."""
     deep = [layer.name for layer in recipe.layers if layer.kind == "conv"][2:]
     return _deviating(literal_init(recipe), 0.03, *deep)
 
 
-def zero_biases(recipe):
+def zero_biases(recipe: Recipe) -> Recipe:
     """Every bias begins at 0 (section 5: ones in conv2, conv4, conv5, fc6 and fc7 speed up the beginning)."""
     return change_layers(recipe, *(layer.name for layer in recipe.layers), init_bias=0.0)
 
@@ -227,7 +227,7 @@ def _fan_ins(recipe):
 # Images, regularisation
 
 
-def no_colour(recipe):
+def no_colour(recipe: Recipe) -> Recipe:
     """Without the colour shift (4.1: over 1 point of top-1 error).
 
     In `source2012` training images are then not divided by 1 + noise either: `colour_shrink` does nothing where the
@@ -236,27 +236,27 @@ def no_colour(recipe):
     return replace(recipe, colour_noise=0.0, dates=dates)
 
 
-def no_crops(recipe):
+def no_crops(recipe: Recipe) -> Recipe:
     """Training on the centre of every picture alone (4.1)."""
     return replace(recipe, crop_positions=1)
 
 
-def no_flips(recipe):
+def no_flips(recipe: Recipe) -> Recipe:
     """Training without mirror images (4.1)."""
     return replace(recipe, flip=False)
 
 
-def no_augmentation(recipe):
+def no_augmentation(recipe: Recipe) -> Recipe:
     """No crops, no flips, no colour shift."""
     return no_crops(no_flips(no_colour(recipe)))
 
 
-def no_dropout(recipe):
+def no_dropout(recipe: Recipe) -> Recipe:
     """Every unit in every step (4.2)."""
     return replace(recipe, dropout=0.0)
 
 
-def no_weight_decay(recipe):
+def no_weight_decay(recipe: Recipe) -> Recipe:
     """Section 5 says that weight decay lowers the training error too."""
     recipe = change_layers(recipe, *(layer.name for layer in recipe.layers), weight_decay=None)
     return replace(recipe, weight_decay=0.0, bias_weight_decay=0.0)
@@ -265,7 +265,7 @@ def no_weight_decay(recipe):
 # Schedules
 
 
-def plateau_schedule(recipe):
+def plateau_schedule(recipe: Recipe) -> Recipe:
     """Rates fall when the validation error stalls (section 5); the recipe's patience is for 90 epochs, and scaled to
     fewer.
 
@@ -276,7 +276,7 @@ def plateau_schedule(recipe):
     )
 
 
-def dated_drops(recipe):
+def dated_drops(recipe: Recipe) -> Recipe:
     """All rates fall to a tenth three times, at the shares of the epochs that 145 had: after 23, 51 and 78 of 93.
 
     Like a plateau schedule but for the dates. `dated_schedule` differs in more: biases that fall once, conv1's own
@@ -285,7 +285,7 @@ def dated_drops(recipe):
     return replace(recipe, schedule="dated", dates=_scaled(dates, 93, recipe.epochs))
 
 
-def dated_schedule(recipe, epochs=93):
+def dated_schedule(recipe: Recipe, epochs: int = 93) -> Recipe:
     """Rates fall and the colour noise ends as in 145, after 23, 51, 68, 72 and 78 of 93 epochs, scaled to `epochs`."""
     return replace(
         recipe,
@@ -295,18 +295,18 @@ def dated_schedule(recipe, epochs=93):
     )
 
 
-def shortened(recipe, epochs):
+def shortened(recipe: Recipe, epochs: int) -> Recipe:
     """The recipe's own schedule in fewer (or more) epochs: each date comes at the same share of them, a plateau as
     before."""
     return replace(recipe, epochs=epochs, dates=_scaled(recipe.dates, recipe.epochs, epochs))
 
 
-def twice_as_long(recipe):
+def twice_as_long(recipe: Recipe) -> Recipe:
     """Twice the epochs, each date at the same share of them (1, 7: longer training is better)."""
     return shortened(recipe, 2 * recipe.epochs)
 
 
-def fine_tuned(recipe, epochs=54):
+def fine_tuned(recipe: Recipe, epochs: int = 54) -> Recipe:
     """146-2012-2011: rates and dates for weights trained on other classes and a new fc8. Dates come at their share of
     `epochs`.
 

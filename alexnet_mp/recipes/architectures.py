@@ -1,11 +1,12 @@
 """`paper`, `source2012` and `mini`: the networks of the paper's text, of its code of 2012, and a small one."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from .recipe import Date, Layer, Recipe, change_layers
 
 
-def paper():
+def paper() -> Recipe:
     """The text of the paper, taken literally. Measured there: 37.5 % top-1, 17.0 % top-5 on ILSVRC-2010 test, ten
     views.
 
@@ -29,7 +30,7 @@ def paper():
     )
 
 
-def source2012():
+def source2012() -> Recipe:
     """Net 145 as the 2012 code ran it, with the dates of its ILSVRC-2010 run (0.374727 / 0.169987 on test, ten views).
 
     Command: `python -m alexnet_mp.train --gpus 0,1 --data DIR --recipe source2012`.
@@ -57,7 +58,7 @@ def source2012():
     )
 
 
-def dates_of_145(names):
+def dates_of_145(names: Sequence[str]) -> tuple[Date, ...]:
     """What was changed by hand in the 93 epochs of net 145 on ILSVRC-2010. names: of all layers.
 
     The notes (params-145-2010:170-176) say 23, 51, 68, 72, 78, 93, each the last epoch before a change: the author's
@@ -75,7 +76,7 @@ def dates_of_145(names):
     )
 
 
-def mini():
+def mini() -> Recipe:
     """The paper's network for a laptop: the same graph, half as wide or less, on 96x96 crops of 112x112 pictures.
 
     The initial deviations grow by the root of the ratio of fan-ins, so that fewer inputs add up to as large a sum as in

@@ -12,7 +12,7 @@ from dataclasses import replace
 from .recipe import Date, Layer, Recipe, change_layers
 
 
-def cifar18():
+def cifar18() -> Recipe:
     """`layers-18pct`: three convolutions, a norm after the first two, whole pictures, no crops, no flips. Source: 18 %
     error.
 
@@ -31,7 +31,7 @@ def cifar18():
     )
 
 
-def cifar18_lrn():
+def cifar18_lrn() -> Recipe:
     """`cifar18` with the paper's norm (3.3) in place of the source's: over three neighbouring maps. No result of it is
     recorded."""
     recipe = change_layers(cifar18(), "conv1", then=("max_pool", "relu", "lrn"))
@@ -39,14 +39,14 @@ def cifar18_lrn():
     return replace(recipe, name="cifar18_lrn", lrn_size=3, lrn_alpha=5e-5 / 3, lrn_k=1.0)
 
 
-def cifar18_no_norm():
+def cifar18_no_norm() -> Recipe:
     """`cifar18` without its norms and with nothing else changed. The source's own, 19 %, decays fc10 by 3 instead of 1
     as well."""
     recipe = change_layers(cifar18(), "conv1", then=("max_pool", "relu"))
     return replace(change_layers(recipe, "conv2", then=("relu", "avg_pool")), name="cifar18_no_norm")
 
 
-def cifar13_local():
+def cifar13_local() -> Recipe:
     """`layers-conv-local-13pct`: two convolutions, two layers whose kernels aren't shared between positions, no norm.
     Source: 13 %.
 
@@ -71,7 +71,7 @@ def cifar13_local():
     )
 
 
-def cifar11_local():
+def cifar11_local() -> Recipe:
     """`layers-conv-local-11pct` of the later cuda-convnet: LRN over nine maps, and local3 twice as wide. Source: 11 %.
 
     The paper's "13 % without, 11 % with normalisation" (3.3) are probably `cifar13_local` and this one, which differ in
@@ -82,7 +82,7 @@ def cifar11_local():
     return replace(recipe, name="cifar11_local", lrn_size=9, lrn_alpha=1e-3 / 9, lrn_k=1.0)
 
 
-def cifar_relu():
+def cifar_relu() -> Recipe:
     """Figure 1, solid line: four layers, ReLU, nothing against overfitting, one learning rate from the start to the
     end.
 
@@ -92,19 +92,19 @@ def cifar_relu():
     return replace(recipe, name="cifar_relu", weight_decay=0.0, dates=(), epochs=40)
 
 
-def cifar_tanh():
+def cifar_tanh() -> Recipe:
     """Figure 1, dashed line: `cifar_relu` with tanh."""
     recipe = change_layers(cifar_relu(), "conv1", then=("max_pool", "tanh"))
     return replace(change_layers(recipe, "conv2", "conv3", then=("tanh", "avg_pool")), name="cifar_tanh")
 
 
-def cifar_sigmoid():
+def cifar_sigmoid() -> Recipe:
     """`cifar_relu` with the logistic function, the other saturating unit of 3.1; figure 1 has no curve of it."""
     recipe = change_layers(cifar_relu(), "conv1", then=("max_pool", "sigmoid"))
     return replace(change_layers(recipe, "conv2", "conv3", then=("sigmoid", "avg_pool")), name="cifar_sigmoid")
 
 
-def cropped(recipe):
+def cropped(recipe: Recipe) -> Recipe:
     """The recipe on 24x24 crops at one of 9 x 9 places and mirrored, drawn for each image; tested on ten views.
 
     Ten are those of June 2012 (cuda-convnet, `convdata.py:66,103-111`); `test_views="nine"` is of March 2013.

@@ -16,10 +16,10 @@ from .cifar import (
     cifar_tanh,
 )
 from .pretraining import net146_2009, net146_2011, net146_2012
-from .recipe import Date, change_layers
+from .recipe import Date, Recipe, change_layers
 
 
-def desk():
+def desk() -> Recipe:
     """The paper's network for 64x64 photographs of a hundred classes on one processor core; claims/desk-study.md has
     the trials.
 

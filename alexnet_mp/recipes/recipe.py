@@ -11,6 +11,7 @@ import difflib
 import json
 import re
 import textwrap
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
@@ -129,7 +130,7 @@ class Recipe:
         check(self)
 
 
-def change_layers(recipe, *names, **changes):
+def change_layers(recipe: Recipe, *names: str, **changes: object) -> Recipe:
     """The recipe with the named layers changed in the named fields."""
     unknown = set(names) - {layer.name for layer in recipe.layers}
     if unknown:
@@ -139,7 +140,7 @@ def change_layers(recipe, *names, **changes):
     )
 
 
-def override(recipe, settings):
+def override(recipe: Recipe, settings: Iterable[str]) -> Recipe:
     """The recipe with `field=value` settings applied: `batch_size=64`, `conv3.init_std=0.03`,
     `conv1.then=relu,max_pool`.
 
@@ -176,13 +177,13 @@ def override(recipe, settings):
     return from_dict(fields)
 
 
-def to_dict(recipe, defaults=True):
+def to_dict(recipe: Recipe, defaults: bool = True) -> dict:
     """The recipe as plain JSON types, as a run stores it; without the fields that have their default, where these are
     left out."""
     return _ADAPTER.dump_python(recipe, mode="json", exclude_defaults=not defaults)
 
 
-def describe(recipe, width=100):
+def describe(recipe: Recipe, width: int = 100) -> str:
     """The resolved recipe as text: a line a layer, then every other field."""
     lines = [
         f"  {layer.name:6} {layer.kind:4} maps {layer.maps or 'classes'}, reads {layer.reads}, "
@@ -211,7 +212,7 @@ def describe(recipe, width=100):
     return "\n".join([f"recipe {recipe.name}, layers of each tower:", *lines])
 
 
-def upgraded(fields):
+def upgraded(fields: object) -> object:
     """What `to_dict` wrote before there was `batch_file_size` (checkpoint format 3), with what means the same.
 
     Anything else comes back as it is, for `from_dict` to refuse.
@@ -220,7 +221,7 @@ def upgraded(fields):
     return {**fields, "batch_file_size": None} if before else fields
 
 
-def from_dict(fields):
+def from_dict(fields: object) -> Recipe:
     """The recipe that `to_dict` wrote, every field checked. Raises UserError with the field's name and value."""
     try:
         return _ADAPTER.validate_json(json.dumps(fields))
@@ -241,7 +242,7 @@ def _refusal(error, fields):
     return UserError(f"recipe field {'.'.join(map(str, place))} is {problem['input']!r:.100}: {what}")
 
 
-def check(recipe):
+def check(recipe: Recipe) -> None:
     """Refuse values that no run could use. Raises UserError with the field's name."""
     try:
         _VALUES(**vars(recipe))

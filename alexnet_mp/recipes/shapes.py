@@ -3,10 +3,21 @@ towers."""
 
 import math
 from dataclasses import dataclass
+from typing import Literal, Protocol
 
 from ..system.errors import UserError
 
 BYTES_FP32 = 4
+
+
+class Architecture(Protocol):
+    """The fields of a `Recipe` that all of this follows from. (`recipe.py` checks a recipe by its sizes.)"""
+
+    layers: tuple  # of `Layer`s
+    towers: Literal[1, 2]
+    crop_size: int
+    pool_size: int
+    pool_stride: int
 
 
 @dataclass(frozen=True)
@@ -20,7 +31,7 @@ class Size:
     output: tuple[int, int, int]  # after it
 
     @property
-    def weight_shape(self):
+    def weight_shape(self) -> tuple[int, ...]:
         """Shape of this tower's weights: (maps, channels, kernel, kernel); fully connected (units, inputs); local
         (maps, height, width, channels, kernel, kernel)."""
         (maps, *places), (channels, height, width), k = self.computed, self.reads, self.layer.kernel
@@ -29,38 +40,38 @@ class Size:
         return (maps, *places, channels, k, k) if self.layer.kind == "local" else (maps, channels, k, k)
 
     @property
-    def bias_shape(self):
+    def bias_shape(self) -> tuple[int, ...]:
         """(maps,), or local (maps, height, width): one a position, as its kernels (2012 source)."""
         return self.computed if self.layer.kind == "local" else self.computed[:1]
 
     @property
-    def parameters(self):
+    def parameters(self) -> int:
         """Weights and biases of this layer on one tower."""
         return math.prod(self.weight_shape) + math.prod(self.bias_shape)
 
     @property
-    def products(self):
+    def products(self) -> int:
         """Products of a weight and an input in one image's forward pass on one tower."""
         return math.prod(self.weight_shape) * (math.prod(self.computed[1:]) if self.layer.kind == "conv" else 1)
 
 
-def conv_size(size, kernel, stride, pad):
+def conv_size(size: int, kernel: int, stride: int, pad: int) -> int:
     """1 + ceil((size + 2 pad - kernel) / stride): the last window may hang over the edge (2012 source,
     `layer.py:1004`)."""
     return 1 + -(-(size + 2 * pad - kernel) // stride)
 
 
-def ceil_mode_padding(size, kernel, stride, pad):
+def ceil_mode_padding(size: int, kernel: int, stride: int, pad: int) -> int:
     """Rows (or columns) of zeros that the last window needs at the bottom (or right): 3 for 224 pixels in layer 1."""
     return (conv_size(size, kernel, stride, pad) - 1) * stride + kernel - size - 2 * pad
 
 
-def pool_size(size, window, stride):
+def pool_size(size: int, window: int, stride: int) -> int:
     """1 + ceil((size - window) / stride) (2012 source, `layer.py:1164`)."""
     return 1 + -(-(size - window) // stride)
 
 
-def sizes(recipe, classes=1000):
+def sizes(recipe: Architecture, classes: int = 1000) -> list[Size]:
     """A `Size` for every layer of the recipe, in order. Raises UserError where a window doesn't fit its input."""
     result, (channels, height, width) = [], (3, recipe.crop_size, recipe.crop_size)
     for layer in recipe.layers:
@@ -89,7 +100,7 @@ def sizes(recipe, classes=1000):
     return result
 
 
-def parameter_counts(recipe, classes=1000):
+def parameter_counts(recipe: Architecture, classes: int = 1000) -> tuple[int, ...]:
     """Parameters on each tower, a tuple of one or two ints: (32,531,112, 28,434,112) for the paper's network."""
     return tuple(
         sum(size.parameters for size in sizes(recipe, classes) if tower == 0 or size.layer.towers == "each")
@@ -97,7 +108,7 @@ def parameter_counts(recipe, classes=1000):
     )
 
 
-def merged_shapes(recipe, classes):
+def merged_shapes(recipe: Architecture, classes: int) -> dict[str, tuple[int, ...]]:
     """{"conv1.weight": (96, 3, 11, 11), "conv1.bias": (96,), ...}: what `TwoTowerAlexNet.merged_state` holds, in its
     order."""
     shapes = {}
@@ -108,7 +119,9 @@ def merged_shapes(recipe, classes):
     return shapes
 
 
-def crossings(recipe, batch_size, classes=1000, bytes_per_value=BYTES_FP32):
+def crossings(
+    recipe: Architecture, batch_size: int, classes: int = 1000, bytes_per_value: int = BYTES_FP32
+) -> list[tuple[str, str, str, int]]:
     """The analytic ledger of one training step: rows (edge, direction, pass, bytes), forward in order, then backward.
 
     A layer that reads both towers needs the other tower's maps on each tower that has the layer; backward the gradients

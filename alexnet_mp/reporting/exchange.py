@@ -3,20 +3,25 @@ here."""
 
 import time
 from collections import Counter
+from collections.abc import Sequence
 from statistics import median
 
 import torch
 
 from ..network.exchange import copy
+from ..network.network import TwoTowerAlexNet
 from ..profiling.step_memory import step_memory
 from ..recipes import shapes
+from ..recipes.recipe import Recipe
 from . import page
 
 REPEATS = 7  # copies timed of each crossing; the median is told
 COLUMN, GAP, BOX, STEP, TOP = 158, 74, 44, 62, 34  # of the drawing, in its own units: it is read on a telephone
 
 
-def exchange(recipe, classes, devices, lines, trained_on):
+def exchange(
+    recipe: Recipe, classes: int, devices: Sequence[torch.device], lines: Sequence[dict], trained_on: str
+) -> page.Part:
     """The `Part` with the network drawn and its ledger.
 
     classes: how many. devices: of each tower, here. lines: of `read_metrics`; trained_on: the devices they are from, in
@@ -76,7 +81,7 @@ def exchange(recipe, classes, devices, lines, trained_on):
     )
 
 
-def memory(network, batch_size):
+def memory(network: TwoTowerAlexNet, batch_size: int) -> page.Part:
     """The `Part` with the bytes that a training step needs on each tower."""
     found = step_memory(network, batch_size)
     rows = [
@@ -106,7 +111,7 @@ def memory(network, batch_size):
     )
 
 
-def crossings(recipe, classes, devices):
+def crossings(recipe: Recipe, classes: int, devices: Sequence[torch.device]) -> list[dict]:
     """The ledger of one training step: [{"edge", "direction", "pass", "bytes", "seconds"}], forward in order, then
     backward.
 
@@ -145,7 +150,7 @@ def _wait(*devices):
             torch.cuda.synchronize(device)
 
 
-def drawing(recipe, classes):
+def drawing(recipe: Recipe, classes: int) -> dict:
     """What the page draws of a network, in units of the drawing: {"width", "height", "column", "box", ...} and, as
     lists,
 

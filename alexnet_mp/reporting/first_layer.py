@@ -1,7 +1,14 @@
 """The report's parts about the first layer: figure 3 by GPU, and how far the towers differ, in one run and over
 several."""
 
-from ..analysis.figures import draw_specialisation, kernel_picture, write_figure
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from ..analysis.figure_3 import kernel_picture
+from ..analysis.figures import draw_specialisation, write_figure
 from ..analysis.first_layer import kernel_statistics
 from ..analysis.specialisation import LEVEL, appearance, appearance_by_chance, tower_differences
 from ..retrieval.contact_sheet import png
@@ -23,7 +30,9 @@ SCALES = {
 }
 
 
-def figure_3(out, kernels, towers, scale, by_colour):
+def figure_3(
+    out: Path, kernels: np.ndarray, towers: int, scale: Literal["layer", "tower", "kernel"], by_colour: bool
+) -> page.Part:
     """The `Part` with every kernel. kernels: (maps of all towers, 3, k, k). scale, by_colour: see `kernel_picture`."""
     path = out / "figure3.png"
     durable_files.replace(path, png(kernel_picture(kernels, towers, scale, by_colour)))
@@ -53,7 +62,13 @@ def figure_3(out, kernels, towers, scale, by_colour):
     )
 
 
-def specialisation(out, kernels, towers, runs, told):
+def specialisation(
+    out: Path,
+    kernels: np.ndarray,
+    towers: int,
+    runs: Mapping[str, tuple[np.ndarray, int, bool]],
+    told: Mapping[str, list[str]],
+) -> page.Part:
     """The `Part` with the kernels measured, the towers compared, and the runs counted.
 
     kernels: of the run that is shown. runs: {name: (kernels, towers, linked)} of all runs, that one among them; told:

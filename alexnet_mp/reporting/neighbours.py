@@ -1,12 +1,15 @@
 """The report's retrieval parts: figure 4 right, and how well short codes find pictures of the query's class."""
 
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 
 from ..analysis.figures import write_figure
+from ..data.dataset import DataSet
 from ..retrieval.contact_sheet import LETTERS, contact_sheet, png
 from ..retrieval.features import Features
+from ..retrieval.index import Index
 from ..retrieval.measures import measure
 from ..retrieval.search import NEIGHBOURS, Search
 from ..system import durable_files
@@ -20,10 +23,10 @@ COLOURS = {"learned": "#0072b2", "random": "#e69f00"}  # Okabe and Ito
 FEATURES, PIXELS = "#009e73", "#777777"
 
 
-def figure_4_right(out, index, dataset):
+def figure_4_right(out: Path, index: Index, dataset: DataSet) -> page.Part:
     """The `Part` with queries and their nearest training pictures, by the last hidden layer and by pixels.
 
-    index: a `retrieval_index.Index`; dataset: the pictures it is of.
+    dataset: the pictures that the index is of.
     """
     source, queries = index.described.source, index.features("val")
     searches = [(what, Search(index, by)) for what, by in ((source.layer, "fc7"), ("pixels", "pixels"))]
@@ -67,7 +70,7 @@ def _cell(split, number, names, words):
     return split.read(number), [short_name(names[split.labels[number]], LETTERS), words]
 
 
-def short_codes(out, index, speed):
+def short_codes(out: Path, index: Index, speed: bool) -> page.Part:
     """The `Part` with precision against code length. speed: and the time of a query, which is another one each time."""
     record = measure(index, BITS, MOST_MEASURED, speed)
     path = write_figure(_draw(record), out / "short_codes.png")

@@ -6,6 +6,7 @@ One file that loads nothing: it can be sent by mail, and works without scripts. 
 import base64
 import io
 import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,30 +34,39 @@ class Part:
     pieces: list
 
 
-def text(words):
+@dataclass(frozen=True)
+class Fact:
+    """One box of the headline: what was measured, its value, and a note in small letters."""
+
+    name: str
+    value: str
+    note: str = ""
+
+
+def text(words: str) -> dict:
     return {"kind": "text", "text": words}
 
 
-def heading(words):
+def heading(words: str) -> dict:
     return {"kind": "heading", "text": words}
 
 
-def why(words):
+def why(words: str) -> dict:
     """A remark in smaller letters."""
     return {"kind": "why", "text": words}
 
 
-def code(words):
+def code(words: str) -> dict:
     """Lines that are shown as they are."""
     return {"kind": "code", "text": words}
 
 
-def table(names, rows, numbers=True):
+def table(names: Sequence[str], rows: Sequence[Sequence[str]], numbers: bool = True) -> dict:
     """names: of the columns; rows: lists of texts. numbers: all columns but the first are set to the right."""
     return {"kind": "table", "table": {"names": names, "rows": rows, "numbers": numbers}}
 
 
-def image(path, alt, caption="", least=LEAST, crisp=False):
+def image(path: Path, alt: str, caption: str = "", least: float = LEAST, crisp: bool = False) -> dict:
     """A picture's file, embedded. alt: what it shows, for who can't see it. crisp: its pixels are not smoothed.
 
     least: how much smaller it may be shown, as a share of its width; where there is less room it scrolls.
@@ -64,12 +74,12 @@ def image(path, alt, caption="", least=LEAST, crisp=False):
     return {"kind": "image", "image": _embedded(path, alt, caption, least, crisp)}
 
 
-def images(entries):
+def images(entries: Iterable[tuple[Path, str]]) -> dict:
     """Several pictures side by side: [(path, alt)]."""
     return {"kind": "images", "images": [_embedded(path, alt, "", 0, False) for path, alt in entries]}
 
 
-def network(drawing):
+def network(drawing: dict) -> dict:
     """`report_exchange.drawing`."""
     return {"kind": "network", "drawing": drawing}
 
@@ -90,7 +100,7 @@ def _embedded(path, alt, caption, least, crisp):
     }
 
 
-def begin(path):
+def begin(path: Path) -> None:
     """Mark a directory as a report's before its first picture, so that an interrupted one is gone on with. A page stays
     as it is."""
     if not path.exists():
@@ -101,11 +111,13 @@ def begin(path):
         )
 
 
-def write(path, title, summary, parts):
-    """Render the page and write it, whole or not at all. Raises OSError where it can't be written."""
+def write(path: Path, title: str, summary: str, parts: Sequence[Part], headline: Sequence[Fact] = ()) -> None:
+    """Render the page and write it, whole or not at all. Raises OSError where it can't be written.
+
+    headline: the `Fact`s that stand first."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, finalize=_shown)
     template = environment.from_string(TEMPLATE.read_text("utf-8"))
-    content = template.render(title=title, summary=summary, parts=parts, made_by=Markup(MADE_BY))
+    content = template.render(title=title, summary=summary, parts=parts, headline=headline, made_by=Markup(MADE_BY))
     durable_files.replace(path, content.encode())
 
 
@@ -116,7 +128,7 @@ def _shown(value):
     return "\n".join(map(printable, value.split("\n")))
 
 
-def pictures_of(path):
+def pictures_of(path: Path) -> set[str]:
     """The names of the pictures that a report's page shows, which lie beside it. UserError where the file is no
     report's."""
     content = durable_files.read(path, MOST_BYTES).decode(errors="replace")

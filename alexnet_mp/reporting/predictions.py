@@ -2,16 +2,27 @@
 drawn."""
 
 import warnings
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from ..analysis.figures import write_figure
+from ..data.dataset import Split
 from ..data.image_files import pipeline_of
+from ..data.pipeline import Pipeline
+from ..data.pipeline_torch import TorchPipeline
+from ..data.pixel_statistics import Statistics
 from ..evaluation.protocol import both_protocols, centre_view
+from ..network.network import TwoTowerAlexNet
 from . import page
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 MOST_ANSWERED = 500  # pictures, of all views: enough to choose from
 EACH = 4  # pictures of each sort
@@ -40,12 +51,12 @@ class Guesses:
         return len(self.labels)
 
 
-def evenly(count, most):
+def evenly(count: int, most: int) -> np.ndarray:
     """At most `most` of `count` numbers, spread evenly: (n,) int64."""
     return np.unique(np.linspace(0, count - 1, min(most, count)).round().astype(np.int64))
 
 
-def some_of(split, numbers, network, statistics):
+def some_of(split: Split, numbers: np.ndarray, network: TwoTowerAlexNet, statistics: Statistics) -> TorchPipeline:
     """The pipeline whose split "given" is these pictures of a split, with their labels."""
     pipeline = pipeline_of([split.read(number) for number in numbers], network, statistics)
     pipeline.dataset.splits["given"].labels = split.labels[numbers]
@@ -53,7 +64,9 @@ def some_of(split, numbers, network, statistics):
 
 
 @torch.inference_mode()
-def guesses(network, pipeline, split, batch_size, advance):
+def guesses(
+    network: TwoTowerAlexNet, pipeline: Pipeline, split: str, batch_size: int, advance: Callable[[int], None]
+) -> Guesses:
     """The `Guesses` of a network, which is in test mode, of all pictures of a split. advance(n) is called for every n
     of them."""
     views = list(dict.fromkeys(view for protocol in both_protocols(pipeline.recipe).values() for view in protocol))
@@ -68,7 +81,9 @@ def guesses(network, pipeline, split, batch_size, advance):
     return Guesses(*joined, _places(views).index(centre_view(pipeline.recipe)[0][:2]))
 
 
-def guesses_of_batch(each, labels, views):
+def guesses_of_batch(
+    each: torch.Tensor, labels: torch.Tensor, views: Sequence[tuple[int, int, bool]]
+) -> tuple[torch.Tensor, ...]:
     """The first five fields of `Guesses`, as tensors that hold nothing of the size of all classes.
 
     each: (views, n, classes) float64 probabilities; labels: (n,) int64; views: [(top, left, flip)].
@@ -86,13 +101,13 @@ def _places(views):
     return list(dict.fromkeys(view[:2] for view in views))
 
 
-def examples(found):
+def examples(found: Guesses) -> list[tuple[str, str, list[int]]]:
     """[(heading, why these, indices)]: which pictures to show of each sort, at most `EACH`, the foremost first, and
     none twice.
 
     Of a sort that there is not the indices are empty, and the reason says so.
 
-    found: `Guesses`. Without labels only what is sure and what is ambiguous can be told.
+    Without labels only what is sure and what is ambiguous can be told.
     """
     shown, result = set(), []
 
@@ -134,8 +149,10 @@ def examples(found):
     return result
 
 
-def figure_4_left(out, found, numbers, split, name, names):
-    """The `Part` with examples. found: `Guesses` of the pictures `numbers` of `split`, whose name that is; names: of
+def figure_4_left(
+    out: Path, found: Guesses, numbers: np.ndarray, split: Split, name: str, names: Sequence[str]
+) -> page.Part:
+    """The `Part` with examples. found: of the pictures `numbers` of `split`, whose name that is; names: of
     the classes."""
     seen = "from which the network learned" if name == "train" else "that the network has not learned from"
     of = (
@@ -173,8 +190,8 @@ def figure_4_left(out, found, numbers, split, name, names):
     return page.Part("figure4left", "Figure 4 left", pieces)
 
 
-def draw_example(picture, title, bars):
-    """One picture over its bars, as a matplotlib Figure.
+def draw_example(picture: np.ndarray, title: str, bars: Sequence[tuple[str, float, bool | np.bool_]]) -> "Figure":
+    """One picture over its bars.
 
     picture: (size, size, 3) uint8. bars: [(name, probability, whether it is the true class)], the longest first.
     """
@@ -197,12 +214,12 @@ def draw_example(picture, title, bars):
     return figure
 
 
-def percent(probability):
+def percent(probability: float) -> str:
     """As a bar says it: whole per cents, below one "<1 %"."""
     return f"{100 * probability:.0f} %" if probability >= 0.01 else "<1 %"
 
 
-def short_name(name, length=LETTERS):
+def short_name(name: str, length: int = LETTERS) -> str:
     """The first synonym of an ImageNet class's name, in letters that can be drawn on a line, cut to fit."""
     name = "".join(letter if letter.isprintable() else "?" for letter in name.partition(",")[0]).strip() or "(no name)"
     return name if len(name) <= length else name[: length - 3] + "..."

@@ -1,11 +1,12 @@
 """Where a report's run came from."""
 
+from ..data.dataset import DataSet
 from ..recipes import recipe as recipes
 from ..system.provenance import source_commit
 from . import page
 
 
-def provenance(run, recipe, step, dataset):
+def provenance(run: dict, recipe: recipes.Recipe, step: int, dataset: DataSet) -> page.Part:
     """Where the network and this page come from. run: what `read_run` says of its directory."""
     data = [
         f"{description}, fingerprint {fingerprint[:16]}"
@@ -35,5 +36,5 @@ def provenance(run, recipe, step, dataset):
     )
 
 
-def devices_of(run):
+def devices_of(run: dict) -> str:
     return "; ".join(f"tower {device['tower']}: {device['name']}" for device in run["devices"])

@@ -2,16 +2,23 @@
 validation."""
 
 import math
+from collections.abc import Sequence
+from pathlib import Path
 from statistics import mean
+from typing import TYPE_CHECKING
 
-from ..analysis.figures import write_figure
+from ..analysis.figures import mark_drops, write_figure
 from ..analysis.learning_curves import drops
+from ..recipes.recipe import Recipe
 from . import page
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 TRAINING, VALIDATION = "#0072b2", "#d55e00"  # Okabe and Ito's blue and vermilion: told apart by the colour-blind
 
 
-def training(out, lines, recipe, classes):
+def training(out: Path, lines: Sequence[dict], recipe: Recipe, classes: int) -> page.Part:
     """The `Part` of a run's `metrics.jsonl`. lines: of `read_metrics`; classes: how many."""
     epochs = epochs_of(lines)
     if not epochs:
@@ -42,7 +49,7 @@ def training(out, lines, recipe, classes):
     return page.Part("training", "Training", pieces)
 
 
-def epochs_of(lines):
+def epochs_of(lines: Sequence[dict]) -> list[dict]:
     """What a run's lines say of each epoch, first to last.
 
     {"epoch", "loss", "top1_error"}: means over the epoch's steps, with dropout and augmentation, so higher than the
@@ -63,7 +70,7 @@ def epochs_of(lines):
     ]
 
 
-def gap(epochs):
+def gap(epochs: Sequence[dict]) -> tuple[int, float] | None:
     """(epoch, validation minus training top-1 error in points) of the last epoch that was validated; None where none
     was.
 
@@ -75,8 +82,8 @@ def gap(epochs):
     )
 
 
-def draw_training(lines, classes):
-    """A matplotlib Figure of a run's lines: left the loss, right top-1 and top-5 error, both against epochs."""
+def draw_training(lines: Sequence[dict], classes: int) -> "Figure":
+    """Draw a run's lines: left the loss, right top-1 and top-5 error, both against epochs."""
     # Imported late: it takes a second. The object interface draws without a display and without global state.
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -108,10 +115,7 @@ def draw_training(lines, classes):
         )
     fallen = drops(lines)
     for axes in (loss, error):
-        for epoch in fallen:
-            axes.axvline(epoch - 0.5, color="black", linestyle=":", linewidth=0.9)
-        if fallen:
-            axes.plot([], [], "k:", linewidth=0.9, label="a learning rate falls")
+        mark_drops(axes, [epoch - 0.5 for epoch in fallen])
         axes.set(xlabel="epoch", xlim=(0.5, max([*x, 1]) + 0.5))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)

@@ -2,12 +2,14 @@
 
 import hashlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
 from ..evaluation.ensembles import open_runs
 from ..evaluation.trained import class_words, load_run
+from ..network.network import TwoTowerAlexNet
 from ..recipes.shapes import sizes
 from ..system import durable_files
 from ..system.errors import UserError
@@ -21,17 +23,17 @@ from .index import SPLITS, Index, Source, difference
 
 
 def build_index(
-    run,
-    data=None,
-    out=None,
-    bits=(128,),
-    seed=0,
-    gpus="auto",
-    kernels="auto",
-    pipeline="auto",
-    workers=None,
-    batch_size=None,
-):
+    run: str,
+    data: str | None = None,
+    out: str | Path | None = None,
+    bits: Iterable[int] = (128,),
+    seed: int = 0,
+    gpus: str = "auto",
+    kernels: str = "auto",
+    pipeline: str = "auto",
+    workers: int | None = None,
+    batch_size: int | None = None,
+) -> Index:
     """The `Index` of a run's newest weights on a data set (None: what it was trained on), with codes of these lengths.
 
     out: where it is, or will be; None: RUN/retrieval. What is there and fits is used. Raises UserError where it
@@ -63,7 +65,7 @@ def build_index(
     return index
 
 
-def add_codes(index, bits, seed=0):
+def add_codes(index: Index, bits: Iterable[int], seed: int = 0) -> None:
     """Learn what the index lacks of these lengths."""
     for length in bits:
         if length in index.lengths:
@@ -95,7 +97,7 @@ def _source(run, out, network, found, dataset):
     )
 
 
-def weights_digest(network):
+def weights_digest(network: TwoTowerAlexNet) -> str:
     """sha256 of a network's weights, names and values."""
     digest = hashlib.sha256()
     for name, tensor in network.merged_state().items():

@@ -17,6 +17,7 @@ bits) the codes lost 13 % of the variance of the validation pictures, with the n
 RBMs is not here, nor are their five and more layers: ReLUs and Adam (Kingma and Ba, arXiv:1412.6980) do without, and
 what comes in is not pixels."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,10 +45,10 @@ class Encoder:
     bias2: np.ndarray
 
     @property
-    def bits(self):
+    def bits(self) -> int:
         return len(self.bias2)
 
-    def codes(self, features):
+    def codes(self, features: np.ndarray) -> np.ndarray:
         """(N, units) float32 -> (N, bits / 8) uint8, eight bits a byte, the first the highest (`numpy.packbits`)."""
         bits = [
             _logits(torch.from_numpy((part - self.centre) / self.scale), self._tensors()).numpy() > 0
@@ -69,8 +70,10 @@ class Trained:
     ones: np.ndarray  # (bits,) the share of training pictures in which each bit is 1; 0.5 says most
 
 
-def train(features, bits, seed=0, advance=lambda count: None):
-    """Fit an auto-encoder with `bits` bits, a multiple of 8, to features, (N, units) float32, on the CPU: `Trained`.
+def train(
+    features: np.ndarray, bits: int, seed: int = 0, advance: Callable[[int], None] = lambda count: None
+) -> Trained:
+    """Fit an auto-encoder with `bits` bits, a multiple of 8, to features, (N, units) float32, on the CPU.
 
     The same features, seed, version of torch and number of threads give the same bits. advance(n) is called for every n
     pictures, `passes` times N in all."""
@@ -100,19 +103,19 @@ def train(features, bits, seed=0, advance=lambda count: None):
     return Trained(encoder, epochs, sum(losses) / len(inputs), (ones / len(inputs)).numpy())
 
 
-def passes(count):
+def passes(count: int) -> int:
     """How often `train` goes through `count` pictures."""
     return max(1, min(EPOCHS, PICTURES // count))
 
 
-def standard(features):
+def standard(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(mean, deviation) of each unit, (units,) float32 each. The deviation of a unit that hardly ever moves counts as
     1."""
     centre, scale = features.mean(0, dtype=np.float64), features.std(0, dtype=np.float64)
     return centre.astype(np.float32), np.where(scale > 1e-3 * scale.mean(), scale, 1).astype(np.float32)
 
 
-def random_codes(features, bits, fitted_to, seed=0):
+def random_codes(features: np.ndarray, bits: int, fitted_to: np.ndarray, seed: int = 0) -> np.ndarray:
     """The control: signs of projections on random directions, nothing learned. (N, units) -> (N, bits / 8) uint8.
 
     Centred on the mean of `fitted_to`, (M, units). The share of bits that differ estimates the angle between two

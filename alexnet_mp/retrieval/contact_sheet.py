@@ -1,6 +1,7 @@
 """Figure 4, right: a query in the first column, the pictures nearest to it beside it, as one image."""
 
 import io
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -11,9 +12,8 @@ LETTERS = 22  # of a line, at most
 INK, PALE = "#202020", "#e4e4e4"
 
 
-def contact_sheet(rows):
-    """A Pillow image. rows: of each query, a list of (picture (n, n, 3) uint8 or None, lines of text), the query
-    first."""
+def contact_sheet(rows: Sequence[Sequence[tuple[np.ndarray | None, Sequence[str]]]]) -> Image.Image:
+    """One image. rows: of each query, (picture (n, n, 3) uint8 or None, lines of text), the query's first."""
     columns = max(map(len, rows))
     image = Image.new("RGB", (GAP + columns * (SIDE + GAP) + GAP, GAP + len(rows) * (SIDE + TEXT + GAP)), "white")
     pen = ImageDraw.Draw(image)
@@ -34,12 +34,12 @@ def contact_sheet(rows):
     return image
 
 
-def shortened(text):
+def shortened(text: str) -> str:
     """At most `LETTERS` letters: of a longer text the end, which tells files apart."""
     return text if len(text) <= LETTERS else "..." + text[3 - LETTERS :]
 
 
-def png(image):
+def png(image: Image.Image) -> bytes:
     """The bytes of a PNG, the same for the same image."""
     content = io.BytesIO()
     image.save(content, "PNG")

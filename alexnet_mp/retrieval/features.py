@@ -5,6 +5,7 @@ In 2012 the values written were those after the ReLU and before dropout, one fil
 fc2048bb_neuron), and a vector was both of them. Here they are what the network computes in test mode, so already
 multiplied by 1 - dropout (4.2): one factor for every unit and picture, which changes no order of distances."""
 
+from collections.abc import Callable, Iterable
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
@@ -12,7 +13,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ..data.pipeline import Pipeline
 from ..evaluation.protocol import centre_view
+from ..network.network import TwoTowerAlexNet
+from ..recipes.recipe import Layer, Recipe
 from ..system.errors import UserError
 
 PIXELS = 32  # a side: what "pixels" means in comparisons, the size that Krizhevsky and Hinton searched in 2011
@@ -27,18 +31,24 @@ class Features:
     labels: np.ndarray  # (N,) int64
 
 
-def last_hidden(recipe):
-    """The `Layer` before the last: fc7 of the paper. Raises UserError where a recipe has no hidden layer."""
+def last_hidden(recipe: Recipe) -> Layer:
+    """The layer before the last: fc7 of the paper. Raises UserError where a recipe has no hidden layer."""
     if len(recipe.layers) < 2:
         raise UserError(f"recipe {recipe.name} has a single layer, and so no hidden one that describes a picture")
     return recipe.layers[-2]
 
 
 @torch.inference_mode()
-def features(network, pipeline, split, batch_size, advance=lambda count: None):
+def features(
+    network: TwoTowerAlexNet,
+    pipeline: Pipeline,
+    split: str,
+    batch_size: int,
+    advance: Callable[[int], None] = lambda count: None,
+) -> Features:
     """The `Features` of every picture of a split under the centre view, in order; the network computes in test mode.
 
-    network: a `TwoTowerAlexNet` on any devices, of one tower or two. A last hidden layer that is a convolution is
+    network: on any devices, of one tower or two. A last hidden layer that is a convolution is
     flattened, tower by tower in NCHW order. Pixels are those of the same view, reduced to 32x32 (or left, where the
     crop is smaller) by area: that the mean image is missing from all of them changes no distance. advance(n) is called
     for every n pictures."""
@@ -82,13 +92,13 @@ def _outputs(network):
             hook.remove()
 
 
-def joined(outputs):
+def joined(outputs: Iterable[torch.Tensor]) -> torch.Tensor:
     """What each tower's layer gave, (N, units) or (N, C, H, W) -> (N, all units) float32 on the CPU, in the order a,
     b."""
     return torch.cat([output.flatten(1).float().cpu() for output in outputs], 1)
 
 
-def reduced(images):
+def reduced(images: torch.Tensor) -> torch.Tensor:
     """(N, 3, crop, crop) -> (N, 3 * side * side) float32 on the CPU: means over areas; side: 32, or a smaller
     crop's."""
     side = min(PIXELS, images.shape[-1])

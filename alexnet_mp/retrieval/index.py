@@ -11,10 +11,11 @@ give the same bytes."""
 
 import hashlib
 import json
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -24,6 +25,9 @@ from ..system import durable_files
 from ..system.errors import UserError
 from . import codes as short_codes
 from .features import Features
+
+if TYPE_CHECKING:
+    import faiss
 
 INDEX, NAMES = "index.json", "names.json"
 SPLITS = ("train", "val")
@@ -81,23 +85,23 @@ class Described:
     sha256: dict[str, str]  # of the files that are always there
     codes: dict[str, Codes]  # by number of bits
 
-    def to_bytes(self):
+    def to_bytes(self) -> bytes:
         return json.dumps(asdict(self), indent=1).encode() + b"\n"
 
 
 class Index:
     """An index on the disk. Raises UserError, with the file's name, where it is none, or is damaged."""
 
-    def __init__(self, directory):
+    def __init__(self, directory: str | Path):
         self.path = Path(directory)
         self.described = _described(self.path)
 
     @property
-    def lengths(self):
+    def lengths(self) -> list[int]:
         """The numbers of bits of the codes that are there, ascending."""
         return sorted(map(int, self.described.codes))
 
-    def features(self, split):
+    def features(self, split: str) -> Features:
         """The `Features` of a split; pixels as float32."""
         tensors = load(self._content(f"{split}.safetensors", self.described.sha256))
         count, units = self.described.source.images[split], self.described.source.units
@@ -109,12 +113,12 @@ class Index:
             raise UserError(f"{self.path / split}.safetensors: its tensors don't have the shapes that {INDEX} says")
         return Features(tensors["features"], tensors["pixels"].astype(np.float32), tensors["labels"])
 
-    def names(self, split):
+    def names(self, split: str) -> list[str]:
         """The names of a split's pictures: paths in the data set."""
         return json.loads(self._content(NAMES, self.described.sha256))[split]
 
-    def codes(self, bits):
-        """(`short_codes.Encoder`, {"train": (N, bits / 8) uint8, "val": ...}). Raises UserError where it has no such
+    def codes(self, bits: int) -> tuple[short_codes.Encoder, dict[str, np.ndarray]]:
+        """(their encoder, {"train": (N, bits / 8) uint8, "val": ...}). Raises UserError where it has no such
         length."""
         if str(bits) not in self.described.codes:
             there = f", only of {', '.join(map(str, self.lengths))}" if self.lengths else ""
@@ -126,8 +130,8 @@ class Index:
         codes = {split: tensors.pop(split) for split in SPLITS}
         return short_codes.Encoder(**tensors), codes
 
-    def add_codes(self, bits, seed, advance):
-        """Learn codes of this length from the training pictures, keep them, and return how: `Codes`."""
+    def add_codes(self, bits: int, seed: int, advance: Callable[[int], None]) -> Codes:
+        """Learn codes of this length from the training pictures, keep them, and return how."""
         train, val = (self.features(split).hidden for split in SPLITS)
         trained = short_codes.train(train, bits, seed, advance)
         tensors = {**vars(trained.encoder), "train": trained.encoder.codes(train), "val": trained.encoder.codes(val)}
@@ -151,11 +155,18 @@ class Index:
         return _read(self.path / name, sha256[name])
 
 
-def write(directory, source, packages, commit, features, names):
+def write(
+    directory: Path,
+    source: Source,
+    packages: dict[str, str | None],
+    commit: str | None,
+    features: Mapping[str, Features],
+    names: Mapping[str, Sequence[str]],
+) -> Index:
     """Write an index without codes: whole, under its final name, or not at all. Raises UserError where it can't be, or
     is there.
 
-    features: {"train": `Features`, "val": ...}; names: the same of lists.
+    features, names: by split.
     """
     contents = {
         f"{split}.safetensors": save(
@@ -172,7 +183,7 @@ def write(directory, source, packages, commit, features, names):
     return Index(directory)
 
 
-def difference(found, wanted):
+def difference(found: Source, wanted: Source) -> str | None:
     """In words, why an index of one `Source` can't serve for another; None where it can. A run and its data may have
     moved."""
     if found.weights_sha256 != wanted.weights_sha256:
@@ -185,7 +196,9 @@ def difference(found, wanted):
     return None
 
 
-def exact_index(by, stored):
+def exact_index(
+    by: Literal["fc7", "codes", "pixels"], stored: np.ndarray
+) -> "faiss.IndexFlatL2 | faiss.IndexBinaryFlat":
     """A faiss index of everything that is stored, compared one by one: no approximation.
 
     by: "codes", (N, bytes) uint8, distances in bits (Hamming); else vectors (N, units) float32, squared Euclidean
@@ -197,7 +210,9 @@ def exact_index(by, stored):
     return index
 
 
-def nearest(index, queries, k):
+def nearest(
+    index: "faiss.IndexFlatL2 | faiss.IndexBinaryFlat", queries: np.ndarray, k: int
+) -> tuple[np.ndarray, np.ndarray]:
     """(distances (Q, k), which of the stored (Q, k) int64), nearest first, of equals the first of the stored.
 
     index: an `exact_index`; distances are whole numbers of bits, or Euclidean. k: of fewer stored than that all are
@@ -210,7 +225,7 @@ def nearest(index, queries, k):
     return (np.sqrt(np.maximum(distances, 0)) if distances.dtype == np.float32 else distances), numbers
 
 
-def all_distances(by, stored, queries):
+def all_distances(by: Literal["fc7", "codes", "pixels"], stored: np.ndarray, queries: np.ndarray) -> np.ndarray:
     """(Q, N) distances as an `exact_index` of `by` has them: for rankings of everything."""
     if by == "codes":
         signs = [2 * np.unpackbits(codes, axis=1).astype(np.float32) - 1 for codes in (queries, stored)]

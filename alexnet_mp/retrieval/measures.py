@@ -6,6 +6,7 @@ measures efficiently in the presence of tied scores", ECIR 2008), and does not d
 lie on the disk."""
 
 import time
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +16,7 @@ from ..system.devices import device_name
 from ..system.provenance import package_version, source_commit
 from ..system.terminal import progress
 from . import codes as short_codes
-from .index import all_distances, exact_index, nearest
+from .index import Index, all_distances, exact_index, nearest
 
 AT = (1, 6, 10, 50)
 
@@ -29,7 +30,9 @@ class Measures:
     queries: int
 
 
-def measures(distances, relevant, at=AT):
+def measures(
+    distances: np.ndarray, relevant: np.ndarray, at: Sequence[int] = AT
+) -> tuple[dict[int, np.ndarray], np.ndarray]:
     """Precision and average precision of each of Q queries: ({k: (Q,) float64}, (Q,) float64).
 
     distances: (Q, N); relevant: (Q, N) bool. Of fewer than k pictures all count as the k nearest. Without a relevant
@@ -67,7 +70,7 @@ def _expected(distances, relevant):
     return _Expected((hits / sizes)[group], before[group] + others + 1)
 
 
-def gathered(parts, at=AT):
+def gathered(parts: Iterable[tuple[dict[int, np.ndarray], np.ndarray]], at: Sequence[int] = AT) -> Measures:
     """The `Measures` over all queries, from what `measures` gave for some of them at a time."""
     precision, average = zip(*parts)
     averages = np.concatenate(average)
@@ -84,7 +87,9 @@ TIMED = 64  # queries
 NEIGHBOURS = 6  # whose distance in pixels is told, as many as figure 4 shows
 
 
-def measure(index, lengths, most_queries, speed=False, pixel_codes=False):
+def measure(
+    index: Index, lengths: Sequence[int], most_queries: int, speed: bool = False, pixel_codes: bool = False
+) -> dict:
     """A record, plain JSON types: the measures of pixels, the last hidden layer, and codes of these lengths, learned
     and random.
 
@@ -212,7 +217,7 @@ def _synthetic(bits):
     return _speed("codes", codes, random.integers(0, 256, (TIMED, bits // 8), np.uint8))
 
 
-def table(record):
+def table(record: dict) -> Iterator[str]:
     """The record as lines of text."""
     at = list(record["searches"][0]["precision"])
     speed = "queries_per_second" in record["searches"][0]

@@ -1,8 +1,11 @@
 """The training pictures nearest to a query (paper 6.1)."""
 
+from typing import Literal
+
 import numpy as np
 
-from .index import exact_index, nearest
+from .features import Features
+from .index import Index, exact_index, nearest
 
 NEIGHBOURS = 6  # figure 4
 
@@ -14,7 +17,7 @@ class Search:
     by: "fc7" (the last hidden layer), "codes" (of `bits` bits), or "pixels".
     """
 
-    def __init__(self, index, by, bits=None):
+    def __init__(self, index: Index, by: Literal["fc7", "codes", "pixels"], bits: int | None = None):
         stored, self.by = index.features("train"), by
         self.labels, self.encoder = stored.labels, None
         if by == "codes":
@@ -23,7 +26,7 @@ class Search:
         else:
             self.exact = exact_index(by, stored.hidden if by == "fc7" else stored.pixels)
 
-    def __call__(self, queries, k):
+    def __call__(self, queries: Features, k: int) -> tuple[np.ndarray, np.ndarray]:
         match self.by:
             case "fc7":
                 asked = queries.hidden

@@ -5,8 +5,10 @@ between the hosts by gloo; tensors of the towers are `network/exchange_processes
 
 import os
 import time
+from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -37,17 +39,19 @@ class Ranks:
     local_rank, local_count: the same on this machine. store: of `torch.distributed`; None where there is one process.
     """
 
-    def __init__(self, rank=0, count=1, local_rank=0, local_count=1, store=None):
+    def __init__(
+        self, rank: int = 0, count: int = 1, local_rank: int = 0, local_count: int = 1, store: dist.Store | None = None
+    ):
         self.rank, self.count, self.local_rank, self.local_count = rank, count, local_rank, local_count
         self.store, self.meetings = store, 0
         self.in_step = count == 1  # whether, where this process fails, all others do so at the same place
 
     @property
-    def writes(self):
+    def writes(self) -> bool:
         """Whether this is the process that keeps the run directory and talks to the user."""
         return self.rank == 0
 
-    def any(self, flag):
+    def any(self, flag: bool) -> bool:
         """Whether the flag is true in any process."""
         if self.count == 1:
             return flag
@@ -56,7 +60,7 @@ class Ranks:
             dist.all_reduce(found, dist.ReduceOp.MAX)
         return bool(found)
 
-    def least(self, number):
+    def least(self, number: int) -> int:
         """The smallest of all processes' numbers."""
         if self.count == 1:
             return number
@@ -65,7 +69,7 @@ class Ranks:
             dist.all_reduce(found, dist.ReduceOp.MIN)
         return int(found)
 
-    def first(self, value):
+    def first(self, value: Any) -> Any:
         """Rank 0's value. It is pickled; between processes of one job, that is no risk."""
         if self.count == 1:
             return value
@@ -74,7 +78,7 @@ class Ranks:
             dist.broadcast_object_list(values)
         return values[0]
 
-    def gather(self, value):
+    def gather(self, value: Any) -> list:
         """Every process's value, in the order of the ranks."""
         values = [None] * self.count
         if self.count == 1:
@@ -83,7 +87,7 @@ class Ranks:
             dist.all_gather_object(values, value)
         return values
 
-    def meet(self):
+    def meet(self) -> None:
         """Wait for the others, however long they take: to read all images, or for a disk. A signal is heard."""
         if self.count == 1:
             return
@@ -96,11 +100,11 @@ class Ranks:
                     raise SaidElsewhere
                 time.sleep(POLL)
 
-    def in_turn(self, pipeline):
+    def in_turn(self, pipeline: Any) -> Any:
         """A `Pipeline` that gives each batch when those of the other processes have theirs."""
         return pipeline if self.count == 1 else _InTurn(self, pipeline)
 
-    def together(self, items):
+    def together(self, items: Iterator) -> Iterator:
         """The items of a generator, each when all processes have theirs; where one fails, all end, in step."""
         with closing(items):
             while True:
@@ -117,7 +121,7 @@ class Ranks:
                 yield item
 
     @contextmanager
-    def reached(self):
+    def reached(self) -> Iterator[None]:
         """What torch.distributed raises within becomes `Lost`."""
         try:
             yield
@@ -129,14 +133,14 @@ class Ranks:
                 "--resume auto goes on from the newest checkpoint"
             ) from None
 
-    def speaks(self):
+    def speaks(self) -> bool:
         """Whether this process is the first that ends before its time, and so the one that says why."""
         try:
             return self.store is None or self.store.add(ENDED, 1) == 1
         except RuntimeError:  # the store went with its process
             return True
 
-    def wait_for_last_words(self):
+    def wait_for_last_words(self) -> None:
         """Until another process has said why all of them end."""
         deadline = time.monotonic() + ANNOUNCED
         with suppress(RuntimeError):
@@ -160,7 +164,7 @@ class _InTurn:
 
 
 @contextmanager
-def joined(apart):
+def joined(apart: bool) -> Iterator[Ranks]:
     """Yields the `Ranks` of this process: of those that torchrun started, or alone.
 
     apart: whether each tower has a process of its own. However the processes end, one of them says why, with its

@@ -9,7 +9,8 @@ from dataclasses import asdict
 
 import torch
 
-from ..analysis.figures import draw_curves, draw_kernels
+from ..analysis.figure_3 import draw_kernels
+from ..analysis.figures import draw_curves
 from ..data.batches import steps_per_epoch
 from ..data.pipeline import Pipeline
 from ..data.pipeline_raw import RawPipeline
@@ -238,7 +239,7 @@ class Trainer:
         with suppress(OSError, ValueError):  # a full disk must not hide what happened
             content = {"step": step, **details, "split": split, "images": images}
             durable_files.replace(self.run.path / "non_finite.json", (json.dumps(content, indent=1) + "\n").encode())
-            draw_curves(self.run.path)
+            draw_curves(self.run.path, self.network.classes)
         self.checkpoints.saver.wait(PATIENCE)
         some = (
             ", ".join(images[:2]) + (f" and {len(images) - 2} more" if len(images) > 2 else "") or f"those of {split}"
@@ -301,7 +302,7 @@ class Trainer:
             raise failure
         try:
             self.run.metrics.length()
-            draw_curves(self.run.path)
+            draw_curves(self.run.path, self.network.classes)
             draw_kernels(self.network, self.run.path)
         except OSError as error:
             failure = failure or error

@@ -1,100 +1,13 @@
-"""The two pictures of a run: kernels under one scale, curves from whatever the metrics hold."""
+"""The curves of a run, from whatever its metrics hold."""
 
 import json
 
 import numpy as np
+import pytest
 from PIL import Image
 
-from alexnet_mp.analysis.figures import GAP, SCALE, draw_curves, kernel_picture
-
-
-def test_kernels_share_one_scale_and_keep_their_places():
-    weights = np.zeros((48, 3, 11, 11), np.float32)
-    # red: a's first; blue-ish: b's first
-    weights[0, 0], weights[0, 1:], weights[24, 2], weights[47] = 0.5, -0.5, 0.5, 0.25
-    picture = np.asarray(kernel_picture(weights, towers=2)).astype(int)
-    cell, title = 11 * SCALE + GAP, 22
-
-    def pixel(tower, index):
-        top = tower * (title + 2 * cell + GAP) + title + (index // 16) * cell
-        return picture[top + 5, GAP + (index % 16) * cell + 5].tolist()
-
-    assert pixel(0, 0) == [255, 0, 0]
-    # zero is grey in both towers: the scale is the layer's, not the kernel's
-    assert pixel(0, 1) == pixel(1, 1) == [128, 128, 128]
-    assert pixel(1, 0) == [128, 128, 255]
-    assert pixel(1, 23) == [191, 191, 191]
-
-
-def test_constant_kernels_and_one_tower_can_be_drawn():
-    assert kernel_picture(np.zeros((5, 3, 11, 11), np.float32), towers=1).size[1] < 120
-
-
-def test_each_kernel_with_its_own_scale():
-    """A faint kernel looks as a strong one of the same shape; then there is one scale for the layer; a constant one is
-    grey."""
-    random = np.random.default_rng(0)
-    weights = random.normal(size=(4, 3, 5, 5)).astype(np.float32)
-    weights[1], weights[2] = 1e-4 * weights[0] + 7e-4, 0.3
-    picture = np.asarray(kernel_picture(weights, towers=1, scale="kernel")).astype(int)
-    size = 5 * SCALE
-    first, faint, constant, other = (
-        picture[22 : 22 + size, GAP + index * (size + GAP) :][:, :size] for index in range(4)
-    )
-    assert np.abs(first - faint).max() <= 1
-    assert len(np.unique(constant.reshape(-1, 3), axis=0)) == 1
-    zero = constant[0, 0, 0]
-    standard = (weights[[0, 3]] - weights[[0, 3]].mean((1, 2, 3), keepdims=True)) / weights[[0, 3]].std(
-        (1, 2, 3), keepdims=True
-    )
-    low, high = min(0, standard.min()), standard.max()
-    assert zero == round(-low / (high - low) * 255)
-    assert np.abs(other[::SCALE, ::SCALE] - ((standard[1] - low) / (high - low) * 255).transpose(1, 2, 0)).max() <= 1
-    assert picture.min() == 0
-
-
-def test_each_tower_with_its_own_scale():
-    """As 2012 drew conv1a and conv1b, a call each: a faint tower is as bright as the other; in one scale it is not."""
-    weights = np.ones((4, 3, 5, 5), np.float32) * np.array([1, -1, 0.1, -0.1], np.float32)[:, None, None, None]
-    cell, title = 5 * SCALE + GAP, 22
-
-    def levels(scale):
-        picture = np.asarray(kernel_picture(weights, towers=2, scale=scale)).astype(int)
-        return [
-            picture[tower * (title + cell + GAP) + title + 5, GAP + place * cell + 5, 0]
-            for tower in (0, 1)
-            for place in (0, 1)
-        ]
-
-    assert levels("tower") == [255, 0, 255, 0]
-    assert levels("layer") == [255, 0, 140, 115]
-
-
-def test_kernels_by_colourfulness_stay_in_their_tower():
-    grey, mixed, colour = ([1, 1, 1], [1, 0.5, 0], [1, -1, 0])
-    colours = np.array([colour, grey, mixed, mixed, colour, grey], np.float32)
-    weights = np.ones((6, 3, 5, 5), np.float32) * colours[..., None, None]
-    weights[3] *= 0.5  # to be told from tower a's
-    cell, title = 5 * SCALE + GAP, 22
-
-    def pixels(**options):
-        picture = np.asarray(kernel_picture(weights, towers=2, **options)).astype(int)
-        return [
-            [picture[tower * (title + cell + GAP) + title + 5, GAP + place * cell + 5].tolist() for place in range(3)]
-            for tower in range(2)
-        ]
-
-    of_grey, of_mixed, of_colour, of_half = [255] * 3, [255, 191, 128], [255, 0, 128], [191, 159, 128]
-    assert pixels() == [[of_colour, of_grey, of_mixed], [of_half, of_colour, of_grey]]
-    assert pixels(by_colour=True) == [[of_grey, of_mixed, of_colour], [of_grey, of_half, of_colour]]
-
-
-def test_the_words_over_few_kernels_are_whole():
-    """One kernel a tower is narrower than its title, whose ink ends before the edge."""
-    picture = np.asarray(kernel_picture(np.zeros((2, 3, 5, 5), np.float32), towers=2, by_colour=True))
-    assert (picture[:, -GAP:] == 255).all() and (picture[:22, -3 * GAP :] < 255).any()
-    wide = kernel_picture(np.zeros((96, 3, 11, 11), np.float32), towers=2)
-    assert wide.size == (16 * (11 * SCALE + GAP) + GAP, 2 * (22 + 3 * (11 * SCALE + GAP) + GAP))
+from alexnet_mp.analysis import figures
+from alexnet_mp.analysis.figures import WINDOW, draw_curves
 
 
 def test_curves_of_short_runs(tmp_path):
@@ -105,3 +18,44 @@ def test_curves_of_short_runs(tmp_path):
         (tmp_path / name / "metrics.jsonl").write_text(text)
         with Image.open(draw_curves(tmp_path / name)) as picture:
             assert picture.size == (1100, 528)
+
+
+def drawn(run, monkeypatch, **options):
+    """(the loss's axes, the errors')."""
+    from matplotlib.figure import Figure
+
+    with monkeypatch.context() as patch:
+        saved = []
+        patch.setattr(Figure, "savefig", lambda figure, *_, **__: saved.append(figure))
+        draw_curves(run, **options)
+    return saved[0].axes
+
+
+def test_curves_say_what_a_guess_gives_and_where_a_rate_falls(tmp_path, monkeypatch):
+    lines = [{"kind": "schedule", "epoch": epoch, "learning_rates": {"w": rate}} for epoch, rate in ((1, 2), (2, 1))]
+    lines += [
+        {"kind": "train", "step": step, "epoch": 1 + (step > 30), "loss": 2.0, "top1_error": 90.0}
+        for step in range(1, 61)
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    for axes, guess in zip(drawn(tmp_path, monkeypatch, classes=8), (np.log(8), 87.5), strict=True):
+        level = {line.get_label(): line.get_ydata() for line in axes.lines}
+        across = {line.get_label(): line.get_xdata() for line in axes.lines}
+        (label,) = [label for label in level if "guess" in label or "alike" in label]
+        assert "8" in label and list(level[label]) == pytest.approx([guess] * 2)
+        assert list(across["a learning rate falls"]) == [30.5, 30.5]
+    assert not any("guess" in line.get_label() for line in drawn(tmp_path, monkeypatch)[1].lines)
+
+
+def test_a_running_mean_does_not_lag():
+    """A ramp is its own mean; a step's middle stays where it is."""
+    half, steps = WINDOW // 2, np.arange(1, 101)
+    places, means = figures._running_mean(steps, np.arange(100.0))
+    assert list(places) == list(steps[half:-half]) and means == pytest.approx(np.arange(100.0)[half:-half])
+    places, means = figures._running_mean(steps, np.repeat([0.0, 1.0], 50))
+    means = dict(zip(places, means, strict=True))
+    assert means[50] < 0.5 < means[51] and means[50] + means[51] == pytest.approx(1)
+    assert means[50 - half] == 0 and means[51 + half] == pytest.approx(1)
+    for count, left in ((0, 0), (1, 1), (4, 4), (5, 3)):
+        places, means = figures._running_mean(list(range(count)), [3.0] * count)
+        assert len(places) == len(means) == left and set(means) <= {3.0}

@@ -6,7 +6,7 @@ import pytest
 from made_kernels import GREY, RED_GREEN, made, measured
 from PIL import Image
 
-from alexnet_mp.analysis.figures import COLOURS, PANELS, draw_specialisation, write_figure
+from alexnet_mp.analysis.figures import PANELS, TOWER_COLOURS, draw_specialisation, write_figure
 from alexnet_mp.analysis.first_layer import kernel_statistics
 from alexnet_mp.analysis.specialisation import MEASURES, tower_differences
 
@@ -22,28 +22,41 @@ def bars(axes):
 
 
 def panels_of(figure):
-    return dict(zip([*PANELS, "each"], figure.axes, strict=True))
+    names = {title: measure for measure, (title, *_) in PANELS.items()} | {"Each kernel": "each"}
+    return {names[axes.get_title().partition("\n")[0]]: axes for axes in figure.axes}
 
 
 def test_tower_a_is_above_the_line_and_tower_b_below():
     statistics = measured(colourfulness=[0.0, 0.01, 0.5, 1.0, 1.0, 1.0], frequency=[0.1] * 5 + [0.7])
     panels = panels_of(draw_specialisation(statistics, 2))
     found = bars(panels["colourfulness"])
-    assert found[COLOURS[0]][0] == 2 and sum(found[COLOURS[0]]) == 3
-    assert found[COLOURS[1]][-1] == -3 and sum(found[COLOURS[1]]) == -3
+    assert found[TOWER_COLOURS[0]][0] == 2 and sum(found[TOWER_COLOURS[0]]) == 3
+    assert found[TOWER_COLOURS[1]][-1] == -3 and sum(found[TOWER_COLOURS[1]]) == -3
     # nothing beyond
-    assert sum(bars(panels["frequency"])[COLOURS[1]]) == -3 and panels["frequency"].get_xlim()[1] == 0.7
+    assert sum(bars(panels["frequency"])[TOWER_COLOURS[1]]) == -3 and panels["frequency"].get_xlim()[1] == 0.7
     assert panels["colourfulness"].yaxis.get_major_formatter()(-3, None) == "3"  # a count, whichever side
     assert [len(line.get_xdata()) for line in panels["each"].lines[:2]] == [3, 3]
 
 
 def test_orientation_and_phase_have_tuned_kernels_alone():
-    statistics = measured(selectivity=[0.9, 0.1, 0.9, 0.1, 0.1, 0.1], frequency=[0.1, 0.1, 0, 0.1, 0.1, 0.1])
+    statistics = measured(selectivity=[0.9, 0.1] * 2 + [0.1] * 2 + [0.9] * 4 + [0.1] * 2, frequency=[0.1] * 6 + [0] * 6)
+    panels = panels_of(draw_specialisation(statistics, 2, tower_differences(statistics, draws=50)))
+    assert set(panels) == {"colourfulness", "selectivity", "frequency", "each"}  # two are tuned: too few for a panel
+    statistics = measured(selectivity=[0.9] * 6 + [0.1] * 6)
     panels = panels_of(draw_specialisation(statistics, 2, tower_differences(statistics, draws=50)))
     for measure in ("orientation", "phase"):
-        assert sum(bars(panels[measure])[COLOURS[0]]) == 1 and sum(bars(panels[measure])[COLOURS[1]]) == 0
+        assert sum(bars(panels[measure])[TOWER_COLOURS[0]]) == 6 and sum(bars(panels[measure])[TOWER_COLOURS[1]]) == 0
         assert "no tuned kernels in a tower" in panels[measure].get_title()
-    assert sum(bars(panels["selectivity"])[COLOURS[0]]) == 3
+    assert sum(bars(panels["selectivity"])[TOWER_COLOURS[0]]) == 6
+
+
+@pytest.mark.parametrize("tuned, left_out", [(4, True), (5, False)])
+def test_panels_of_fewer_than_five_kernels_are_left_out_and_named(tuned, left_out):
+    statistics = measured(selectivity=[0.9] * tuned + [0.1] * (12 - tuned))
+    figure = draw_specialisation(statistics, 2)
+    assert len(figure.axes) == (4 if left_out else 6)
+    said = figure.get_supxlabel()
+    assert said == ("Left out, with fewer than 5 such kernels: preferred orientation, phase" if left_out else "")
 
 
 def test_what_stands_over_the_panels():

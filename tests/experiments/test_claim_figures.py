@@ -6,7 +6,7 @@ import pytest
 from inner_cases import every
 
 from alexnet_mp.experiments.catalogue import KINDS
-from alexnet_mp.experiments.drawing import FAINT
+from alexnet_mp.experiments.drawing import FAINT, say_scale
 from alexnet_mp.experiments.figures import draw_claim, figure_of
 
 ARMS = {"errors": 1, "views": 1, "towers": 1, "cumulative": 4, "difference": 6, "ensemble": 3}  # else two
@@ -134,6 +134,9 @@ def line_of(axes, label):
 
 def names(axes):
     return [label.get_text() for label in axes.get_xticklabels()]
+
+
+BARS = "mean, bars: \N{PLUS-MINUS SIGN} standard deviation"
 
 
 def legend(axes):
@@ -269,14 +272,15 @@ def test_towers_have_shares_and_no_errors():
 def test_members_are_points_and_averages_lines():
     record = seven()
     _, right = figure_of(record).axes
-    assert legend(right) == ["average of 5", "average of 5, weighted", "average of 7", "average of 7, weighted"]
-    assert [line_of(right, name).get_ydata()[0] for name in legend(right)] == pytest.approx([27.0, 26.6, 26.6, 26.2])
-    assert [line_of(right, name).get_linestyle() for name in legend(right)] == ["--", "--", "-", "-"]
+    averages = ["average of 5", "average of 5, weighted", "average of 7", "average of 7, weighted"]
+    assert legend(right) == [BARS, *averages]
+    assert [line_of(right, name).get_ydata()[0] for name in averages] == pytest.approx([27.0, 26.6, 26.6, 26.2])
+    assert [line_of(right, name).get_linestyle() for name in averages] == ["--", "--", "-", "-"]
     assert names(right) == ["base\nn = 5", "fine tuned\nn = 2"]
     # no pairs
     assert not [line for line in right.lines if list(line.get_xdata()) == [0, 1] and line.get_label().startswith("_")]
     record["ensembles"] += record["ensembles"]
-    assert len(legend(figure_of(record).axes[1])) == 4
+    assert len(legend(figure_of(record).axes[1])) == 5
 
 
 def test_rates_are_epochs_to_a_training_error():
@@ -289,7 +293,7 @@ def test_rates_are_epochs_to_a_training_error():
     assert line_of(left, "cifar relu").get_xdata()[-1] == 12
     assert [line.get_color() for line in left.lines][0] == FAINT
     assert right.get_yscale() == "log" and points(right) == [(0, 3), (0, 4), (1, 3.22)]
-    assert points(right, filled=False) == [(1, 12)] and legend(right) == ["not within the run"]
+    assert points(right, filled=False) == [(1, 12)] and legend(right) == [BARS, "not within the run"]
 
 
 @pytest.mark.parametrize("last, scale", [(20, "linear"), (400, "log")])
@@ -325,3 +329,15 @@ def test_views_are_two_columns_of_the_same_networks():
     _, right = figure_of(record_of("views", 2)).axes
     assert points(right) == [(0, 30), (0, 30.7), (1, 28.5), (1, 29.2)]
     assert names(right) == ["centre view\nn = 2", "ten views\nn = 2"]
+
+
+def test_an_axis_says_that_it_is_logarithmic_or_where_it_begins():
+    from matplotlib.figure import Figure
+
+    labels = []
+    for low, scale in ((0, "linear"), (71.25, "linear"), (1, "log")):
+        axes = Figure().subplots()
+        axes.set(ylabel="error (%)", yscale=scale, ylim=(low, 80))
+        say_scale(axes)
+        labels.append(axes.get_ylabel())
+    assert labels == ["error (%)", "error (%)\nthe axis begins at 71.2", "error (%)\nlogarithmic axis"]

@@ -1,0 +1,104 @@
+"""Figure 3 of the paper: the first-layer kernels of each tower, as a picture."""
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from ..network.network import TwoTowerAlexNet
+from .first_layer import chroma_and_energy
+from .specialisation import chroma_shares, random_split_p
+
+MOST_COLUMNS = 16  # kernels a row, as in 2012 (`shownet.py`): 48 a tower are 3 rows
+SCALE = 5  # screen pixels a kernel pixel
+GAP = 6  # screen pixels between kernels
+TITLE = 22  # screen pixels of a line of words
+
+
+def kernel_picture(
+    weights: np.ndarray,
+    towers: int,
+    scale: Literal["layer", "tower", "kernel"] = "layer",
+    by_colour: bool = False,
+    name: str | None = None,
+) -> Image.Image:
+    """First-layer kernels, tower a's above tower b's, as a Pillow image.
+
+    weights: (maps of all towers, 3, k, k), merged. scale: brightness goes from the smallest weight to the largest
+
+    "layer"   of both towers, so that all kernels can be compared; zero weight is a grey
+    "tower"   of the tower, as in 2012: the source draws one layer a call, conv1a or conv1b (`shownet.py:110-197`)
+    "kernel"  of both towers after every kernel was given mean 0 and variance 1, so that faint ones can be seen; the
+              source's `--norm-filters` does that, tower by tower again
+
+    by_colour: inside a tower the kernels come in the order of their share of chroma, the greyest first, instead of the
+    network's. name: of the network, for a line above; there p is `random_split_p`. Beside each tower stands its share
+    of chroma.
+    """
+    maps, _, k, _ = weights.shape
+    scaled = _standardised(weights) if scale == "kernel" else weights
+    parts = np.split(scaled, towers) if scale == "tower" else [scaled]
+    pixels = np.concatenate([_pixels(part) for part in parts])
+    a_tower, cell = maps // towers, k * SCALE + GAP
+    rows = -(-a_tower // MOST_COLUMNS)
+    columns = -(-a_tower // rows)
+    what = f"{a_tower} first-layer kernel{'s' * (a_tower > 1)}, {k}x{k}x3{', by colourfulness' * by_colour}"
+    names = [
+        f"tower {'ab'[tower]}: {what}, share of chroma {share:.2f}"
+        for tower, share in enumerate(chroma_shares(weights, towers))
+    ]
+    above = [] if name is None else [name + _apart(weights, towers)]
+    pen = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    width = max(columns * cell, *(int(pen.textlength(line, font_size=13)) + 1 + GAP for line in above + names))
+    panel, first = rows * cell + GAP, TITLE * len(above)
+    image = Image.new("RGB", (width + GAP, first + towers * (TITLE + panel)), "white")
+    pen = ImageDraw.Draw(image)
+    for line in above:
+        pen.text((GAP, 5), line, fill="black", font_size=13)
+    for tower, line in enumerate(names):
+        top, chosen = first + tower * (TITLE + panel), np.arange(tower * a_tower, (tower + 1) * a_tower)
+        pen.text((GAP, top + 5), line, fill="black", font_size=13)
+        for place, index in enumerate(_greyest_first(weights, chosen) if by_colour else chosen):
+            row, column = divmod(place, columns)
+            kernel = Image.fromarray(pixels[index]).resize((k * SCALE, k * SCALE), Image.Resampling.NEAREST)
+            image.paste(kernel, (GAP + column * cell, top + TITLE + row * cell))
+    return image
+
+
+def _apart(weights, towers):
+    """How often random halves have shares of chroma as far apart as the two towers'; nothing of one tower."""
+    if towers != 2 or not np.isfinite(weights).all():
+        return ""
+    return f"; random halves' shares of chroma are as far apart with p = {random_split_p(weights):.2g}"
+
+
+def _pixels(weights):
+    """(maps, 3, k, k) -> (maps, k, k, 3) uint8, from the smallest of these weights to the largest."""
+    low, high = weights.min(), weights.max()
+    return np.rint((weights - low) / max(high - low, 1e-30) * 255).astype(np.uint8).transpose(0, 2, 3, 1)
+
+
+def _standardised(weights):
+    """Each kernel with mean 0 and variance 1, float64; a constant one is 0."""
+    centred = weights.astype(np.float64)
+    centred -= centred.mean((1, 2, 3), keepdims=True)
+    deviation = centred.std((1, 2, 3), keepdims=True)
+    largest = np.abs(weights).max((1, 2, 3), keepdims=True)
+    varies = deviation > 1e-12 * largest  # less is rounding
+    return np.where(varies, centred / np.where(varies, deviation, 1), 0)
+
+
+def _greyest_first(weights, chosen):
+    chroma, energy = chroma_and_energy(weights[chosen])
+    return chosen[np.argsort(chroma / np.maximum(energy, 1e-300), kind="stable")]
+
+
+def draw_kernels(network: TwoTowerAlexNet, run: str | Path) -> Path:
+    """Write `conv1_kernels.png` into the run's directory and return its path."""
+    first = network.recipe.layers[0]
+    weights = network.merged_state()[f"{first.name}.weight"].float().numpy()
+    path = Path(run) / "conv1_kernels.png"
+    name = f"{path.resolve().parent.name}, {first.name} after step {network.step:,}"
+    kernel_picture(weights, network.recipe.towers, name=name).save(path)
+    return path

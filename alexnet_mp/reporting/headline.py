@@ -1,0 +1,48 @@
+"""What the report says first: how well the network classifies, how far its towers are apart, what crosses."""
+
+import numpy as np
+
+from ..analysis.specialisation import chroma_shares, random_split_p
+from ..recipes import shapes
+from ..recipes.recipe import Recipe
+from .page import Fact
+
+
+def headline(kernels: np.ndarray, lines: list[dict], recipe: Recipe, classes: int) -> list[Fact]:
+    """The facts of a run. kernels: its first layer's, (maps of all towers, 3, k, k); lines: of `read_metrics`."""
+    facts = [_error(lines, classes), _chroma(kernels, recipe.towers), _crosses(recipe, classes)]
+    return [fact for fact in facts if fact]
+
+
+def _error(lines, classes):
+    """Of the last test, else of the last validation."""
+    tested = [line for line in lines if line["kind"] in ("val", "test")]
+    if not tested:
+        return None
+    last = tested[-1]
+    protocol = last.get("protocol", "centre view")
+    chance = f"a guess: {100 - 100 / classes:.1f} %"
+    if classes > 5:  # else the top five are all classes, or all but none
+        return Fact(
+            f"top-1 / top-5 error, {protocol}", f"{last['top1_error']:.2f} / {last['top5_error']:.2f} %", chance
+        )
+    return Fact(f"top-1 error, {protocol}", f"{last['top1_error']:.2f} %", chance)
+
+
+def _chroma(kernels, towers):
+    shares = " / ".join(f"{share:.2f}" for share in chroma_shares(kernels, towers))
+    if towers == 1:
+        return Fact("share of chroma in the first layer", shares)
+    p = random_split_p(kernels)
+    return Fact("share of chroma, tower a / b", shares, f"random halves are as far apart with p = {p:.2g}")
+
+
+def _crosses(recipe, classes):
+    rows = shapes.crossings(recipe, recipe.batch_size, classes)
+    if not rows:
+        return None
+    edges = ", ".join(dict.fromkeys(edge for edge, *_ in rows))
+    sent = sum(count for *_, count in rows)
+    return Fact(
+        "between the towers, a step", f"{sent / 1e6:,.1f} MB", f"float32, batch {recipe.batch_size}; at {edges}"
+    )
