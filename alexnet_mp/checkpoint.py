@@ -13,11 +13,12 @@ from pathlib import Path
 
 from safetensors.torch import save
 
-from .command_options import command_parser
+from .evaluation.accuracy import top5_tells
 from .runs import checkpoint_format
 from .runs.checkpoints import CHECKPOINTS, best, listing, newest, newest_weights, prune, recover
 from .runs.lock import RunLock
 from .system import durable_files
+from .system.command_line import command_parser
 from .system.errors import UserError, run_command
 from .system.terminal import say
 
@@ -56,7 +57,8 @@ def _list(run):
             say(f"step {step:>9,}  DAMAGED: {error}")
             continue
         validation = (
-            f"top-1 error {state.validation.top1_error:6.2f} %, top-5 error {state.validation.top5_error:6.2f} %"
+            f"top-1 error {state.validation.top1_error:6.2f} %"
+            + (f", top-5 error {state.validation.top5_error:6.2f} %" if top5_tells(len(state.data.classes)) else "")
             if state.validation
             else "not validated at this step"
         )

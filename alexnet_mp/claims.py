@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from .command_options import add_machine_options, command_parser, compute_as_in_training
+from .command_options import add_machine_options, compute_as_in_training
 from .experiments import findings, page
 from .experiments.arm_runs import Stopped
 from .experiments.catalogue import CLAIMS, command
@@ -30,6 +30,7 @@ from .experiments.plan import arm_recipe, has_labelled_test, opened
 from .experiments.records import RECORDS, read_records, take_records
 from .experiments.time_budget import Forecast, needed
 from .recipes.named import PRESETS
+from .system.command_line import command_parser
 from .system.durable_files import refuse_unwritable
 from .system.errors import UserError, run_command
 from .system.terminal import duration, say

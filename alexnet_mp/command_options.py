@@ -1,4 +1,4 @@
-"""How the commands begin: their parsers, the options that those with a network share, memory and precision."""
+"""How the commands with a network begin: the options that they share, memory and precision."""
 
 import argparse
 
@@ -8,13 +8,6 @@ from .data.pipeline import PIPELINES
 from .kernels import dispatch
 from .system.devices import CHOICES
 from .system.memory import keep_freed_memory
-
-
-def command_parser(name: str, text: str) -> argparse.ArgumentParser:
-    """The parser of `python -m alexnet_mp.<name>`. text: what --help says first, the command's docstring."""
-    return argparse.ArgumentParser(
-        prog=f"python -m alexnet_mp.{name}", description=text, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
 
 
 def compute_as_in_training() -> None:

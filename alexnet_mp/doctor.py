@@ -8,7 +8,6 @@ Ends with status 1 where something is missing that every run needs, or where the
 """
 
 # Nothing but the standard library is imported up here: this has to run where anything else is broken.
-import argparse
 import json
 import os
 import platform
@@ -25,6 +24,7 @@ from types import ModuleType
 from typing import TypeVar
 
 from .system import machine
+from .system.command_line import command_parser
 from .system.errors import run_command
 
 DALI = "nvidia-dali-cuda130", "nvidia-dali-cuda120"
@@ -55,9 +55,7 @@ Found = TypeVar("Found")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m alexnet_mp.doctor", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("doctor", __doc__)
     parser.add_argument("--json", action="store_true", help="print JSON; default: a page to read")
     options = parser.parse_args(arguments)
     report = {}

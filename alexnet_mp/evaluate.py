@@ -15,18 +15,17 @@ tie, the first one counts as more probable there; in errors such an image counts
 from collections.abc import Sequence
 from pathlib import Path
 
-from .command_options import add_machine_options, command_parser, compute_as_in_training
+from .command_options import add_machine_options, compute_as_in_training
 from .evaluation import ensemble_weights, per_class, submission
 from .evaluation.ensembles import evaluate_runs, open_runs, print_answers
 from .system import durable_files
+from .system.command_line import command_parser
 from .system.errors import UserError, run_command
 from .system.terminal import say
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
-    if options.batch_size is not None and options.batch_size < 1:
-        raise UserError(f"--batch-size {options.batch_size}: it must be at least 1")
     if options.weights is not None and len(options.runs) == 1:
         raise UserError("--weights: there is a single RUN, and nothing to be averaged")
     weights = ensemble_weights.parse_weights(options.weights, len(options.runs))
@@ -58,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if len(runs) > 1:
         shown = "all equal" if len(set(tested.weights)) == 1 else " ".join(f"{weight:.4g}" for weight in tested.weights)
         say(f"average of {len(runs)} runs, weights {shown}:")
-    print_answers(tested.average, options.split)
+    print_answers(tested.average, options.split, len(dataset.classes))
     found = list(tested.average.values())[{"centre": 0, "ten": -1}[options.views]]
     if options.submission:
         _write(options.submission, submission.text(order, dataset.ids, found.top))

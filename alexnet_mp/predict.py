@@ -15,10 +15,11 @@ leads. A file that can't be read is a line on standard error, the others are ans
 import json
 from collections.abc import Sequence
 
-from .command_options import add_run_options, command_parser, compute_as_in_training
+from .command_options import add_run_options, compute_as_in_training
 from .data.image_files import answered
 from .evaluation.predict_images import predict
 from .evaluation.trained import class_words, load_run
+from .system.command_line import command_parser
 from .system.errors import UserError, run_command
 from .system.terminal import lines_on_stderr, printable, say
 

@@ -17,12 +17,15 @@ from collections.abc import Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from .command_options import command_parser
+import torch
+
+from .data.limits import refuse_workers
 from .data.prepared_format import MOST_PIXELS
 from .preparation import sources
 from .preparation.build import make_plan, prepare, refuse_unusable
 from .preparation.check import check
 from .recipes.named import PRESETS
+from .system.command_line import command_parser, typed
 from .system.errors import UserError, run_command
 from .system.terminal import say
 
@@ -30,8 +33,7 @@ from .system.terminal import say
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     workers = len(os.sched_getaffinity(0)) if options.workers is None else options.workers
-    if workers < 0:
-        raise UserError(f"--workers {workers}: it must be 0 (work in the main process) or more")
+    refuse_workers(workers, "work in the main process")
     if options.check is not None:
         if options.src is not None:
             raise UserError("--check DIR takes no SRC and no DEST")
@@ -50,10 +52,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     plan, kind = make_plan(source, size, quality), source.kind.replace(str(src), src.name)
     try:
         with _terminations_as_ctrl_c():
-            return prepare(source, kind, plan, dest, options.bad_images == "skip", workers)
+            status = prepare(source, kind, plan, dest, options.bad_images == "skip", workers)
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return 130
+    if {"train", "val"} <= source.splits.keys() and (recipe := _trained_with(options.recipe, size)) is not None:
+        say(f"train from it: {typed('train', '--data', options.dest, *recipe)}")
+    return status
+
+
+def _trained_with(asked, size):
+    """What `train` has to be told of the recipe to take pictures of this size: the one that was asked for, if they are
+    in its size, else the smallest change. None where no recipe takes them."""
+    sizes = {name: preset().stored_size for name, preset in PRESETS.items()}
+    default = "paper" if torch.cuda.device_count() else "mini"
+    if asked != "paper" and sizes[asked] == size:
+        return () if asked == default else ("--recipe", asked)
+    if sizes[default] <= size:  # larger ones are reduced
+        return ()
+    fit = [name for name in PRESETS if sizes[name] <= size]
+    return ("--recipe", max(fit, key=sizes.get)) if fit else None
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from .analysis.specialisation import first_layer
-from .command_options import add_machine_options, command_parser, compute_as_in_training
+from .command_options import add_machine_options, compute_as_in_training
 from .evaluation.ensembles import open_runs
 from .evaluation.trained import load_run
 from .reporting import page
@@ -33,6 +33,7 @@ from .runs.checkpoint_format import read_state
 from .runs.checkpoints import from_newest
 from .runs.directory import read_run
 from .runs.metrics import read_metrics
+from .system.command_line import command_parser
 from .system.durable_files import refuse_unwritable
 from .system.errors import UserError, run_command
 from .system.terminal import printable, progress, say

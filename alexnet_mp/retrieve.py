@@ -17,7 +17,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from .command_options import add_machine_options, add_run_options, command_parser, compute_as_in_training
+from .command_options import add_machine_options, add_run_options, compute_as_in_training
 from .data.dataset import open_dataset
 from .data.image_files import answered, pipeline_of
 from .evaluation.trained import load_run
@@ -28,6 +28,7 @@ from .retrieval.index import BY, SPLITS, Index
 from .retrieval.measures import measure, table
 from .retrieval.search import NEIGHBOURS, Search
 from .system import durable_files
+from .system.command_line import command_parser
 from .system.errors import UserError, run_command
 from .system.terminal import lines_on_stderr, printable, say
 
@@ -41,6 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _index(options):
+    if not 0 <= options.seed < 2**32:
+        raise UserError(f"--seed {options.seed}: it must be 0 to {2**32 - 1}")
     build_index(
         options.run,
         options.data,

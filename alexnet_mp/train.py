@@ -14,7 +14,6 @@ The run directory (--out) gets run.json, metrics.jsonl, TensorBoard events, chec
 conv1_kernels.png. Ctrl-C and SIGTERM finish the step, save and end with status 0; a second one stops at once, without
 saving."""
 
-import argparse
 import shlex
 import sys
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from collections.abc import Sequence
 from .command_options import add_machine_options
 from .recipes.named import PRESETS
 from .system import precision
+from .system.command_line import command_parser
 from .system.errors import run_command
 from .training import graphed_step, run
 from .training.profiler import STEPS
@@ -37,9 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser():
-    parser = argparse.ArgumentParser(
-        prog="python -m alexnet_mp.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("train", __doc__)
     add_machine_options(parser)
     parser.add_argument(
         "--precision",
@@ -82,7 +80,7 @@ def _parser():
         action="append",
         default=[],
         metavar="FIELD=VALUE",
-        help="change a recipe field, LAYER.FIELD for one layer; repeatable; the start of a run prints them all",
+        help="change a recipe field, LAYER.FIELD for one layer; repeatable; run.json has them all",
     )
     parser.add_argument("--out", metavar="DIR", help="the run directory; default: runs/<date-time>-<recipe>")
     parser.add_argument("--batch-size", type=int, help="images; default: the recipe's, 128")

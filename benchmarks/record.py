@@ -131,7 +131,7 @@ def write(record, records=RECORDS, name=""):
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(
-        description="Run the benchmarks and write a record of them; other arguments go to pytest."
+        allow_abbrev=False, description="Run the benchmarks and write a record of them; other arguments go to pytest."
     )
     parser.add_argument(
         "--from",

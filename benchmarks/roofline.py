@@ -98,7 +98,7 @@ def _print(figures):
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(
-        description="Bytes, FLOPs, saved bytes and time limits of every operation and of a step."
+        allow_abbrev=False, description="Bytes, FLOPs, saved bytes and time limits of every operation and of a step."
     )
     parser.add_argument("--recipe", choices=PRESETS, default="paper")
     parser.add_argument("--batch", type=int, nargs="+", default=[128, 1024], help="images (default: 128 1024)")

@@ -201,7 +201,9 @@ def _percent(percent):
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(description="Write the pages' speed tables from the records, or check them.")
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, description="Write the pages' speed tables from the records, or check them."
+    )
     parser.add_argument("--check", action="store_true", help="write nothing, fail where a page differs")
     parser.add_argument("--readme", type=Path, default=README)
     parser.add_argument("--page", type=Path, default=PAGE)

@@ -259,7 +259,7 @@ def table(arch=90, images=128, dtypes=("float32", "bfloat16", "float16"), relu=1
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.partition("\n")[0])
     parser.add_argument("--arch", type=int, default=90, help="compute capability without the dot (90)")
     parser.add_argument("--images", type=int, default=128)
     parser.add_argument("--json", action="store_true", help="one JSON list instead of a table")

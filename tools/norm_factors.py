@@ -21,7 +21,9 @@ NORMS = {"lrn", "spatial_norm"}
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", metavar="RUN")
     parser.add_argument("--data", metavar="DIR", help="default: what the run was trained on")
     options = parser.parse_args(arguments)

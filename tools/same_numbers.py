@@ -48,7 +48,9 @@ sys.meta_path.insert(0, Finder)
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("commit", nargs="?", default=COMMIT, metavar="COMMIT", help=f"default: {COMMIT}")
     parser.add_argument(
         "--work",

@@ -50,6 +50,8 @@ def draw_curves(run: str | Path, classes: int | None = None) -> Path:
             ("top1_error", "o-", "top-1, validation"),
             ("top5_error", "s--", "top-5, validation"),
         ):
+            if field == "top5_error" and not any(line[field] for line in val):
+                continue  # as with five classes or fewer, where it can't be anything else
             error.plot(val_steps, [line[field] for line in val], style, color="#d95f02", label=label)
     if classes:
         guess = {"color": "#777777", "linestyle": "--", "linewidth": 0.8}

@@ -12,6 +12,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
+from ..system.command_line import typed
 from ..system.errors import UserError
 from ..system.memory import free_memory
 from .pixel_statistics import Statistics
@@ -21,6 +22,7 @@ from .resize import decoded
 from .synthetic import Builtin
 
 SUFFIXES = {".jpg", ".jpeg", ".png"}
+TAKES = "it takes a folder, a prepared set, or the word builtin"
 
 
 class Split(Protocol):
@@ -63,6 +65,19 @@ def open_dataset(data: str, stored_size: int, splits: Sequence[str] = ("train", 
     return Prepared(data, stored_size, splits) if is_prepared(data) else Folder(data, stored_size, splits)
 
 
+def open_data_of_run(run: str, source: str, stored_size: int, splits: Sequence[str] = ("train", "val")) -> DataSet:
+    """The data set that a run was trained on, where nobody says another. Raises UserError, which blames no option, if
+    it can't be opened any more."""
+    try:
+        return open_dataset(source, stored_size, splits)
+    except UserError as error:
+        reason = str(error).removeprefix(f"--data {source}: ").removesuffix(f"; {TAKES}")
+        raise UserError(
+            f"{source}, where the data of {run} were: {reason}; the same command with --data DIR reads them from "
+            "where they are now"
+        ) from None
+
+
 class Folder:
     """`DIR/train/<class>/*`, `DIR/val/<class>/*`, `DIR/test/<class>/*`: JPEG and PNG files of the splits asked for.
 
@@ -75,10 +90,13 @@ class Folder:
         root, self.source = Path(directory), str(Path(directory).absolute())
         if not root.is_dir():
             problem = "it is not a directory" if root.exists() else "no such directory"
-            raise UserError(f"--data {directory}: {problem}; it takes a folder, a prepared set, or the word builtin")
+            raise UserError(f"--data {directory}: {problem}; {TAKES}")
         for split in splits:
             if not (root / split).is_dir():
-                raise UserError(f"--data {directory}: it has no {split}/ folder; images belong in {split}/<class>/")
+                way = _way_out(root, stored_size) if "train" in splits else ""
+                raise UserError(
+                    f"--data {directory}: it has no {split}/ folder; {way or f'images belong in {split}/<class>/'}"
+                )
         self.classes, digest = _class_names(root / splits[0]), hashlib.sha256()
         self.splits = {split: self._split(root / split, stored_size, digest) for split in splits}
         self.fingerprint = digest.hexdigest()
@@ -182,6 +200,26 @@ def cost_of_reading(dataset: DataSet, in_memory: Sequence[str]) -> str:
         "jpeg": "JPEGs of the stored size are decoded in every epoch",
         "pixels": "raw pixels, nothing to decode",
     }[dataset.splits["train"].storage]
+
+
+def _way_out(root, stored_size):
+    """What makes a set of a folder of class folders that nobody has split, or "" where it is none."""
+    classes = root / "train" if (root / "train").is_dir() else root
+    found = sorted(
+        path.name
+        for path in classes.iterdir()
+        if path.is_dir()
+        and not path.name.startswith(".")
+        and any(file.suffix.lower() in SUFFIXES for file in path.iterdir())
+    )
+    whole = root.resolve()
+    if len(found) < 2 or not whole.name:
+        return ""
+    made = (whole if root.name in ("", "..") else root).with_name(f"{whole.name}-prepared")
+    return (
+        f"of its {len(found)} class folders ({_some(found)}) a part can be cut off for validation: "
+        f"{typed('prepare', root, made, '--size', stored_size)} && {typed('train', '--data', made)}"
+    )
 
 
 def _class_names(folder):

@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 
-from ..system.errors import UserError
+from ..system.errors import UserError, complain
 from ..system.terminal import printable
 from .pipeline_torch import TorchPipeline
 from .resize import decoded
@@ -48,7 +48,7 @@ def answered(paths, size, answer):
         answers = iter(answer(good)) if good else iter(())
         for path, picture in some:
             if isinstance(picture, UserError):
-                print(f"error: {picture}", file=sys.stderr)
+                complain(picture)
                 yield path, picture, None
             else:
                 yield path, picture, next(answers)

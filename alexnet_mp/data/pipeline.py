@@ -12,6 +12,7 @@ from ..system.terminal import say
 from . import pipeline_dali
 from .batches import Batch
 from .dataset import DataSet
+from .limits import refuse_workers
 from .pipeline_dali import DaliPipeline
 from .pipeline_raw import RawPipeline
 from .pipeline_torch import TorchPipeline
@@ -79,8 +80,7 @@ def make_pipeline(
         workers = min(
             os.process_cpu_count() if hasattr(os, "process_cpu_count") else len(os.sched_getaffinity(0)), MOST_WORKERS
         )
-    if workers < 0:
-        raise UserError(f"--workers {workers}: it must be 0 (read in the main process) or more")
+    refuse_workers(workers, "read in the main process")
     return {"dali": DaliPipeline, "raw": RawPipeline, "torch": TorchPipeline}[choice](
         dataset, recipe, devices, workers, dtype
     )

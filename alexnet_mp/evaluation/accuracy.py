@@ -25,6 +25,12 @@ class Errors:
     images: int
 
 
+def top5_tells(classes):
+    """Whether a top-5 error says anything: of five classes or fewer every answer is among the first five, and none is
+    printed."""
+    return classes > 5
+
+
 def topk_credit(scores, labels, kernels="reference"):
     """How many of N images count as right under top-1 and top-5: float64 tensor (2,), the sum of `topk_credit_each`.
 

@@ -4,7 +4,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ..data.dataset import open_dataset
+from ..data.dataset import open_data_of_run, open_dataset
+from ..data.limits import refuse_batch
 from ..data.pipeline import make_pipeline
 from ..system.devices import check_kernels, resolve
 from ..system.errors import UserError
@@ -35,6 +36,8 @@ def open_runs(
 
     Raises UserError where a run has no checkpoint, where their classes differ from each other or from the data's, and
     for whatever else would end a test of theirs later."""
+    if batch_size is not None and batch_size < 1:
+        raise UserError(f"--batch-size {batch_size}: it must be at least 1")
     described, opened, sources = [], {}, {}
     for directory in directories:
         _, run = trained(directory)
@@ -46,7 +49,8 @@ def open_runs(
             )
         described.append(run)
         sources.setdefault(run.source, directory)
-    if data is None:
+    named = data is not None
+    if not named:
         if len(sources) > 1:
             where = ", ".join(f"{source} ({directory})" for source, directory in sources.items())
             raise UserError(f"the runs were trained on different data, {where}; say with --data what to test them on")
@@ -55,15 +59,21 @@ def open_runs(
     for directory, run in zip(directories, described):
         recipe, classes = run.recipe, run.classes
         if recipe.stored_size not in opened:
-            opened[recipe.stored_size] = open_dataset(data, recipe.stored_size, splits)
+            opened[recipe.stored_size] = (
+                open_dataset(data, recipe.stored_size, splits)
+                if named
+                else open_data_of_run(directory, data, recipe.stored_size, splits)
+            )
             say(f"data: {opened[recipe.stored_size].description}")
         dataset = opened[recipe.stored_size]
         if dataset.classes != classes:
+            blamed = f"--data {data}" if named else f"{data}, where the data of {directory} were"
             raise UserError(
-                f"--data {data}: its {len(dataset.classes)} classes are not the {len(classes)} that "
+                f"{blamed}: its {len(dataset.classes)} classes are not the {len(classes)} that "
                 f"{directory} was trained on"
             )
         made = make_pipeline(pipeline, dataset, recipe, resolve(gpus, recipe.towers), workers)
+        refuse_batch(made, batch_size or recipe.batch_size)
         made.use(run.statistics)
         runs.append(
             Run(str(directory), dataset, made, both_protocols(recipe), batch_size or recipe.batch_size, gpus, kernels)
@@ -123,7 +133,7 @@ def evaluate_runs(runs, split, weights=None, views="ten", finite=False):
                 ensemble_weights.fold(totals[protocol][rows], logs, weights[number])
 
         tested.append(_test(run, split, run.protocols, finite, take))
-        print_answers(tested[-1], split)
+        print_answers(tested[-1], split, size[1])
     if choose:
         weights = ensemble_weights.normalised(_choose([own[place] for own in kept], labels))
         say("WARNING: the weights were chosen on the images that they are tested on")
@@ -147,7 +157,8 @@ def _weights_of_validation(runs, place):
     for run in runs:
         kept.append(ensemble_weights.nothing(len(labels), len(run.dataset.classes)))
         name, views = list(run.protocols.items())[place]
-        print_answers(_test(run, "val", {name: views}, True, lambda _, rows, logs: kept[-1][rows].copy_(logs)), "val")
+        found = _test(run, "val", {name: views}, True, lambda _, rows, logs: kept[-1][rows].copy_(logs))
+        print_answers(found, "val", len(run.dataset.classes))
     return ensemble_weights.normalised(_choose(kept, labels))
 
 
@@ -175,10 +186,10 @@ def _test(run, split, protocols, finite, take=lambda protocol, rows, logs: None)
         return evaluate(network, run.pipeline, split, protocols, run.batch_size, advance, taken)
 
 
-def print_answers(found, split):
-    """The table of {protocol: `Answers`}."""
+def print_answers(found, split, classes):
+    """The table of {protocol: `Answers`}, on images of so many classes."""
     errors = {name: of_protocol.errors() for name, of_protocol in found.items()}
     if None in errors.values():
         say(f"{split}: {len(next(iter(found.values())).labels):,} images without labels, so without errors")
     else:
-        print_errors(errors, split)
+        print_errors(errors, split, classes)

@@ -5,6 +5,8 @@ import io
 
 import torch
 
+from .accuracy import top5_tells
+
 
 def confusion(labels, predicted, classes):
     """How many images of each class (rows) were taken for which class (columns): (classes, classes) int64.
@@ -18,8 +20,9 @@ def table(classes, answers, counts):
     """CSV, a row a class: name, images, top-1 and top-5 error in %, the wrong class it is most often taken for, how
     often.
 
-    answers: the `Answers` to all images; counts: their `confusion`. Without images there is no error, and without a
-    wrong one no wrong class: the field is empty. Of classes that it is taken for equally often, the first is named."""
+    answers: the `Answers` to all images; counts: their `confusion`. Without images there is no error, of five classes
+    or fewer no top-5 error, and without a wrong one no wrong class: the field is empty. Of classes that it is taken for
+    equally often, the first is named."""
     wrong = counts.clone().fill_diagonal_(0)
     most, which = wrong.max(1).values.tolist(), _first_of_most(wrong)
     rows = [("class", "images", "top-1 error %", "top-5 error %", "most frequent wrong class", "its images")]
@@ -27,7 +30,8 @@ def table(classes, answers, counts):
         own = answers.labels == label
         images = int(own.sum())
         errors = [
-            f"{100 - 100 * credit[own].mean().item():.4f}" if images else "" for credit in (answers.top1, answers.top5)
+            f"{100 - 100 * credit[own].mean().item():.4f}" if images and tells else ""
+            for credit, tells in ((answers.top1, True), (answers.top5, top5_tells(len(classes))))
         ]
         rows.append((name, images, *errors, classes[which[label]] if most[label] else "", most[label]))
     return _csv(rows)

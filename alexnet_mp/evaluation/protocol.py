@@ -6,7 +6,7 @@ from contextlib import closing
 import torch
 
 from ..system.terminal import say
-from .accuracy import joined, judged
+from .accuracy import joined, judged, top5_tells
 
 
 def centre_view(recipe):
@@ -85,10 +85,8 @@ def both_protocols(recipe):
     return protocols | {f"{recipe.test_views} views": views}
 
 
-def print_errors(errors, split):
-    """The table of a test's protocols."""
+def print_errors(errors, split, classes):
+    """The table of a test's protocols, on images of so many classes."""
     for name, error in errors.items():
-        say(
-            f"{split}, {name:11}  top-1 error {error.top1_error:6.2f} %   top-5 error {error.top5_error:6.2f} %   "
-            f"({error.images:,} images)"
-        )
+        top5 = f"top-5 error {error.top5_error:6.2f} %   " if top5_tells(classes) else ""
+        say(f"{split}, {name:11}  top-1 error {error.top1_error:6.2f} %   {top5}({error.images:,} images)")

@@ -2,7 +2,12 @@
 
 from collections.abc import Callable, Mapping
 
-FIELDS = ("top1_error", "top5_error")
+from ..evaluation.accuracy import top5_tells
+
+
+def fields(record: dict) -> tuple[str, ...]:
+    """Which errors a record's sentences tell."""
+    return ("top1_error", "top5_error") if top5_tells(record["data"][0]["classes"]) else ("top1_error",)
 
 
 def words(arm: str) -> str:

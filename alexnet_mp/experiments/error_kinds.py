@@ -9,7 +9,7 @@ from ..analysis.hypothesis_tests import paired
 from ..recipes.recipe import Recipe
 from ..system.errors import UserError
 from . import drawing, outcome, sentences
-from .entries import FIELDS, averaged, ended, error, gap, pairs, training_error, words
+from .entries import averaged, ended, error, fields, gap, pairs, training_error, words
 from .kind import Kind
 from .outcome import Outcome
 from .sentences import count, n_and_p, signed, spread, spread_signed
@@ -69,11 +69,12 @@ class Views(Kind):
         if not runs:
             return []
         name = averaged(runs[0]["errors"])
-        fields = [
-            [[run["errors"][protocol][field] for run in runs] for protocol in (name, "centre view")] for field in FIELDS
+        errors = [
+            [[run["errors"][protocol][field] for run in runs] for protocol in (name, "centre view")]
+            for field in fields(record)
         ]
-        tests = [paired(*pair) for pair in fields]
-        level = " / ".join(f"{mean(pair[0]):.2f}" for pair in fields)
+        tests = [paired(*pair) for pair in errors]
+        level = " / ".join(f"{mean(pair[0]):.2f}" for pair in errors)
         points = " / ".join(signed(test) for test in tests)
         return [f"centre view {points} points against {level} % of {name}, {n_and_p(tests[0])}"]
 
@@ -163,26 +164,26 @@ def _errors(record, arm):
         for what, key in (("", "errors"), ("test images: ", "on_test_images"))
         if all(key in run for run in runs)
     ]
-    apart = _apart(*(errors for _, errors in sets)) if len(sets) > 1 else ""
-    return f"{words(arm)}: {'; '.join(what + _levels(errors) for what, errors in sets)}{apart}, n = {len(runs)}"
+    told = fields(record)
+    apart = _apart(*(errors for _, errors in sets), told) if len(sets) > 1 else ""
+    return f"{words(arm)}: {'; '.join(what + _levels(errors, told) for what, errors in sets)}{apart}, n = {len(runs)}"
 
 
-def _apart(validation, test):
+def _apart(validation, test, told):
     """Test minus validation errors under the protocol that averages views, of the same runs."""
     name = averaged(validation[0])
     points = " / ".join(
-        spread_signed([b[name][field] - a[name][field] for a, b in zip(validation, test)]) for field in FIELDS
+        spread_signed([b[name][field] - a[name][field] for a, b in zip(validation, test)]) for field in told
     )
     return f"; test minus validation {points} points ({name})"
 
 
-def _levels(errors):
+def _levels(errors, told):
     """The mean errors of several runs under their protocols."""
-    fields = [
-        (protocol, [[of_run[protocol][field] for of_run in errors] for field in FIELDS])
+    return ", ".join(
+        f"{' / '.join(spread([of_run[protocol][field] for of_run in errors]) for field in told)} % {protocol}"
         for protocol in reversed(errors[0])
-    ]
-    return ", ".join(f"{spread(top1)} / {spread(top5)} % {protocol}" for protocol, (top1, top5) in fields)
+    )
 
 
 def _gaps(record, arms):

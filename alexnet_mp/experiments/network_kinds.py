@@ -21,7 +21,7 @@ from ..recipes.recipe import Recipe
 from ..system.errors import UserError
 from ..system.terminal import progress
 from . import drawing
-from .entries import FIELDS, averaged, ended, error, words
+from .entries import averaged, ended, error, fields, words
 from .kind import AnyRun, Kind, PlannedRun
 from .outcome import Outcome
 from .sentences import n_and_p, signed, spread
@@ -48,7 +48,7 @@ class Ensemble(Kind):
         ensembles = record["ensembles"]
         if not ensembles:
             return []
-        name, sentences = averaged(ensembles[0]["errors"]), []
+        name, told, sentences = averaged(ensembles[0]["errors"]), fields(record), []
         for what, key in (
             ("averaged plainly", "errors"),
             ("averaged with weights chosen on the validation images, tested on these same images", "weighted"),
@@ -61,16 +61,17 @@ class Ensemble(Kind):
                     [run["errors"][name] for run in record["runs"] if run["directory"] in ensemble["members"]]
                     for ensemble in ensembles
                 ]
-                reference = [{field: mean(errors[field] for errors in of) for field in FIELDS} for of in members]
+                reference = [{field: mean(errors[field] for errors in of) for field in told} for of in members]
                 against = "their mean of "
             before, after = (
-                [[errors[field] for errors in of] for field in FIELDS]
+                [[errors[field] for errors in of] for field in told]
                 for of in (reference, [ensemble[key][name] for ensemble in ensembles])
             )
             tests = [paired(*pair) for pair in zip(before, after)]
             level = " / ".join(f"{mean(values):.2f}" for values in before)
+            points = " / ".join(signed(test) for test in tests)
             sentences.append(
-                f"{len(ensembles[0]['members'])} networks {what}: {signed(tests[0])} / {signed(tests[1])} points "
+                f"{len(ensembles[0]['members'])} networks {what}: {points} points "
                 f"against {against}{level} % ({name}), {n_and_p(tests[0])}"
             )
         return sentences

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from statistics import mean, stdev
 
 from ..analysis.hypothesis_tests import Paired, paired
-from .entries import FIELDS, pairs, words
+from .entries import fields, pairs, words
 
 
 def count(number: int, noun: str) -> str:
@@ -43,10 +43,10 @@ def difference(record: dict, reference: str, arm: str) -> str | None:
         return None
     parts = []
     for protocol in reversed(a[0]["errors"]):
-        fields = [[[run["errors"][protocol][field] for run in runs] for runs in (a, b)] for field in FIELDS]
-        points = " / ".join(signed(paired(*pair)) for pair in fields)
-        parts.append((f"{points} points", protocol, paired(*fields[0]), fields))
-    (first, protocol, test, fields), *others = parts
-    level = " / ".join(f"{mean(pair[0]):.2f}" for pair in fields)
+        errors = [[[run["errors"][protocol][field] for run in runs] for runs in (a, b)] for field in fields(record)]
+        points = " / ".join(signed(paired(*pair)) for pair in errors)
+        parts.append((f"{points} points", protocol, paired(*errors[0]), errors))
+    (first, protocol, test, errors), *others = parts
+    level = " / ".join(f"{mean(pair[0]):.2f}" for pair in errors)
     centre = "".join(f"; {other} {points}" for points, other, *_ in others)
     return f"{words(arm)} {first} against {words(reference)}'s {level} % ({protocol}), {n_and_p(test)}{centre}"

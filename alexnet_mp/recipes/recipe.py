@@ -212,6 +212,25 @@ def describe(recipe: Recipe, width: int = 100) -> str:
     return "\n".join([f"recipe {recipe.name}, layers of each tower:", *lines])
 
 
+def summary(recipe: Recipe) -> str:
+    """The resolved recipe in two lines, for the start of a run."""
+    maps = ", ".join(f"{layer.name} {layer.maps or 'one a class'}" for layer in recipe.layers)
+    dates = dict.fromkeys(str(date.epoch) for date in recipe.dates)
+    falls = (
+        f"plateaus lower it {recipe.plateau_drops} times at most"
+        if recipe.schedule == "plateau"
+        else f"dated changes at epoch{'s' * (len(dates) > 1)} {', '.join(dates)}"
+        if dates
+        else "which stays"
+    )
+    return (
+        f"maps {'of each of the 2 towers' if recipe.towers == 2 else 'of the only tower'}: {maps}; "
+        f"crops of {recipe.crop_size} pixels from pictures of {recipe.stored_size}\n"
+        f"{recipe.epochs} epochs at most in batches of {recipe.batch_size}, learning rate {recipe.learning_rate:g}, "
+        f"{falls}; seed {recipe.seed}; run.json has every other number"
+    )
+
+
 def upgraded(fields: object) -> object:
     """What `to_dict` wrote before there was `batch_file_size` (checkpoint format 3), with what means the same.
 

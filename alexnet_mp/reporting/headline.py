@@ -3,6 +3,7 @@
 import numpy as np
 
 from ..analysis.specialisation import chroma_shares, random_split_p
+from ..evaluation.accuracy import top5_tells
 from ..recipes import shapes
 from ..recipes.recipe import Recipe
 from .page import Fact
@@ -22,7 +23,7 @@ def _error(lines, classes):
     last = tested[-1]
     protocol = last.get("protocol", "centre view")
     chance = f"a guess: {100 - 100 / classes:.1f} %"
-    if classes > 5:  # else the top five are all classes, or all but none
+    if top5_tells(classes):
         return Fact(
             f"top-1 / top-5 error, {protocol}", f"{last['top1_error']:.2f} / {last['top5_error']:.2f} %", chance
         )

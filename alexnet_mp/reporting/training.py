@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..analysis.figures import mark_drops, write_figure
 from ..analysis.learning_curves import drops
+from ..evaluation.accuracy import top5_tells
 from ..recipes.recipe import Recipe
 from . import page
 
@@ -39,13 +40,14 @@ def training(out: Path, lines: Sequence[dict], recipe: Recipe, classes: int) -> 
             "the epoch, training is the mean over it."
         )
     pieces = [page.text(words), page.image(path, "Loss and errors of training and validation against epochs")]
+    columns = 4 if top5_tells(classes) else 3
     tests = [
-        [line["protocol"], f"{line['images']:,}", f"{line['top1_error']:.2f}", f"{line['top5_error']:.2f}"]
+        [line["protocol"], f"{line['images']:,}", f"{line['top1_error']:.2f}", f"{line['top5_error']:.2f}"][:columns]
         for line in lines
         if line["kind"] == "test"
     ]
     if tests:
-        pieces.append(page.table(["test at the end", "images", "top-1 error, %", "top-5 error, %"], tests))
+        pieces.append(page.table(["test at the end", "images", "top-1 error, %", "top-5 error, %"][:columns], tests))
     return page.Part("training", "Training", pieces)
 
 
@@ -104,7 +106,7 @@ def draw_training(lines: Sequence[dict], classes: int) -> "Figure":
         (loss, "val_loss", "s-", "validation, centre view"),
         (error, "val_top1_error", "s-", "top-1, validation"),
         (error, "val_top5_error", "^--", "top-5, validation"),
-    ):
+    )[: 3 if top5_tells(classes) else 2]:
         axes.plot(
             [entry["epoch"] for entry in validated],
             [entry[name] for entry in validated],

@@ -1,8 +1,10 @@
 """Errors that a user can cause, and how a command ends on one: a single line, exit code 2, no traceback."""
 
+import errno
+import io
 import os
-import select
 import signal
+import stat
 import sys
 
 
@@ -16,28 +18,29 @@ class MachineError(UserError):
 
 def run_command(main):
     """Run a command's `main()` and exit with its status; a UserError is one line on stderr and status 2, Ctrl-C status
-    130."""
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed before this began
-            setattr(sys, name, open(os.devnull, "w"))
-        getattr(sys, name).reconfigure(errors="backslashreplace")  # a file's name may hold what the terminal can't show
+    130. An output that can't be written is status 2, too, unless its reader has left."""
+    outputs = []
+    for name in ("stdin", "stdout", "stderr"):  # in the order of their numbers, which open() gives to the next files
+        stream = getattr(sys, name)
+        if stream is None:  # closed before this began
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))
+        elif name != "stdin" and stream is getattr(sys, f"__{name}__"):  # not what a test listens with
+            outputs.append(_Output(stream.fileno(), "w", closefd=False))
+            setattr(sys, name, _text(outputs[-1], stream))
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # a file's name may hold what the terminal can't show
     try:
         status = main()
-        sys.stdout.flush()
-    except BrokenPipeError as error:
-        status = 0 if _nobody_reads(sys.stdout) else 2
-        if status:  # a pipe between this command's own processes
-            print(f"error: {_known(error)}", file=sys.stderr)
-        else:  # as after `| head`: no failure, and the flush at exit must not complain
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except SystemExit as ended:  # --help, or options that nobody knows
+        status = ended.code
     except UserError as error:
-        print("error:", " ".join(str(error).splitlines()), file=sys.stderr)
+        complain(" ".join(str(error).splitlines()))
         status = 2
     except (MemoryError, RuntimeError, OSError) as error:
         line = _known(error)
         if line is None:
             raise
-        print(f"error: {line}", file=sys.stderr)
+        complain(line)
         status = 2
     except KeyboardInterrupt:
         # first of all: a second one would end this by the signal, not by its status
@@ -46,14 +49,39 @@ def run_command(main):
         status = 130
     if status == 130:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # another one would only break off the clean end
-    sys.exit(status)
+    sys.stdout.flush()
+    sys.exit(status or (2 if any(output.lost for output in outputs) else status))
 
 
-def _nobody_reads(stream):
-    """Whether a stream is a pipe whose reader has left."""
-    poll = select.poll()
-    poll.register(stream, 0)
-    return any(event & select.POLLERR for _, event in poll.poll(0))
+def complain(line):
+    """An error is a line on standard error."""
+    print(f"error: {line}", file=sys.stderr)
+
+
+class _Output(io.FileIO):
+    """Standard output or standard error without errors: a run keeps its results whether somebody reads or not, and the
+    disk of its log may be full."""
+
+    lost = False  # whether something could not be written although somebody reads
+
+    def write(self, data):
+        try:
+            return super().write(data)
+        except OSError as error:
+            left = isinstance(error, ConnectionError)  # as after `| head`
+            left |= error.errno == errno.EIO and stat.S_ISCHR(os.fstat(self.fileno()).st_mode)  # a closed terminal
+            if not left and not self.lost:
+                self.lost = True
+                if self.fileno() == 1:
+                    complain(f"can't write all of standard output: {error.strerror}")
+            return len(data)
+
+
+def _text(raw, like):
+    """A text stream on it, with the encoding and the flushes of another."""
+    return io.TextIOWrapper(
+        io.BufferedWriter(raw), like.encoding, line_buffering=like.line_buffering, write_through=like.write_through
+    )
 
 
 def _known(error):

@@ -1,8 +1,6 @@
 """What a person sees: a progress bar on a terminal, plain lines everywhere else."""
 
 import os
-import shutil
-import sys
 import time
 from contextlib import contextmanager
 
@@ -12,22 +10,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 PLAIN_SECONDS = 10  # between two plain lines
 
 
-class _PatientConsole(Console):
-    """Falls silent when nobody reads any more (`train | head`, a closed terminal): the run goes on and keeps its
-    results."""
-
-    def _write_buffer(self):
-        try:
-            super()._write_buffer()
-        except OSError:
-            self.on_broken_pipe()
-
-    def on_broken_pipe(self):
-        self.quiet = True
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the flush at exit complains
+def _sizes(environment):
+    """Without a COLUMNS or LINES that is no size: of a width of 0 rich prints nothing."""
+    return {
+        name: value
+        for name, value in environment.items()
+        if not name.endswith(("COLUMNS", "LINES")) or (value.isdecimal() and int(value) > 0)
+    }
 
 
-CONSOLE = _PatientConsole(soft_wrap=True, highlight=False, markup=False, emoji=False)
+CONSOLE = Console(soft_wrap=True, highlight=False, markup=False, emoji=False, _environ=_sizes(os.environ))
 
 
 def say(text=""):
@@ -83,11 +75,6 @@ def progress(what, total, unit="images", done=0):
                 )
 
         yield advance
-
-
-def python_command():
-    """How this interpreter is typed: "python" where that is what it is, else its path, as in `.venv/bin/python`."""
-    return "python" if shutil.which("python") == sys.executable else os.path.relpath(sys.executable)
 
 
 def duration(seconds):

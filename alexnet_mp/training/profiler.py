@@ -30,14 +30,15 @@ from .step import TrainingStep
 
 WARM_UP = 3  # steps before the first that is recorded
 STEPS = 5
+MOST_STEPS = 1000  # every operation of every step is kept in memory
 TRACE, NUMBERS = "trace.json.gz", "profile.json"
 
 
 def steps_of(text):
     """What `--profile STEPS` means: a number of steps. Raises UserError."""
-    if not (text.isascii() and text.isdecimal() and 1 <= int(text) <= 10**6):
+    if not (text.isascii() and text.isdecimal() and len(text) <= 9 and 1 <= int(text) <= MOST_STEPS):
         raise UserError(
-            f"--profile {text}: write how many steps to record, at least 1; --profile alone records {STEPS}"
+            f"--profile {text}: write how many steps to record, 1 to {MOST_STEPS}; --profile alone records {STEPS}"
         )
     return int(text)
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ..data.dataset import DataSet, cached, cost_of_reading, open_dataset
+from ..data.dataset import DataSet, cached, cost_of_reading, open_data_of_run, open_dataset
+from ..data.limits import refuse_batch
 from ..data.pipeline import Pipeline, make_pipeline
 from ..data.survey import statistics_of
 from ..network.network import TwoTowerAlexNet
@@ -26,12 +27,13 @@ from ..runs.checkpoint_writer import PATIENCE
 from ..runs.directory import RunDirectory, refuse_unusable
 from ..runs.lock import RunLock
 from ..system import precision
+from ..system.command_line import typed
 from ..system.devices import check_kernels, make_current
 from ..system.devices import resolve as resolve_devices
 from ..system.errors import UserError
 from ..system.interrupts import Interrupts, interruptible
 from ..system.memory import keep_freed_memory
-from ..system.terminal import python_command, say
+from ..system.terminal import say
 from . import graphed_step, resume, self_check
 from .pretrained import begin_with, read_weights
 from .profiler import Profiler, steps_of
@@ -174,9 +176,8 @@ def _recipe_and_devices(options, point):
     chosen = options.recipe or ("mini" if on_cpu else "paper")
     chosen = chosen if isinstance(chosen, Recipe) else PRESETS[chosen]()
     flags = {"batch_size": options.batch_size, "epochs": options.epochs, "seed": options.seed}
-    recipe = recipes.override(
-        chosen, [*options.settings, *(f"{field}={value}" for field, value in flags.items() if value is not None)]
-    )
+    settings = [*options.settings, *(f"{field}={value}" for field, value in flags.items() if value is not None)]
+    recipe = recipes.override(chosen, settings)
     devices = resolve_devices(options.gpus, recipe.towers)
     check_kernels(options.kernels, devices)
     say(
@@ -184,12 +185,15 @@ def _recipe_and_devices(options, point):
         + ("; no CUDA device was found" if on_cpu and options.gpus == "auto" else "")
     )
     if point and chosen is point.checkpoint.state.recipe:
-        say(f"recipe: {recipe.name}, as the checkpoint has it")
+        what = ", as the checkpoint has it"
     else:
-        size = {"mini": ", the small network", "paper": ", the whole network", "source2012": ", the whole network"}
-        say(f"recipe: {chosen.name}{size.get(chosen.name, '')}; --recipe chooses another")
-    if len({device for device in devices if device.type == "cuda"}) < 2:
-        say(f"on two GPUs, type: {python_command()} -m alexnet_mp.train --gpus 0,1 --recipe paper --data DIR")
+        whole = ", the whole network"
+        what = {"mini": ", the small network", "paper": whole, "source2012": whole}.get(chosen.name, "")
+    changed = f", with {', '.join(settings)}" if settings else ""
+    say(f"recipe: {recipe.name}{what}{changed}" + ("; --recipe chooses another" if options.recipe is None else ""))
+    if options.recipe is None and options.gpus == "auto" and len({each for each in devices if each.type == "cuda"}) < 2:
+        data = () if options.data is None else ("--data", options.data)
+        say(f"on two GPUs, type: {typed('train', '--gpus', '0,1', *data)}")
     return recipe, devices
 
 
@@ -235,10 +239,14 @@ def open_data(plan: Plan) -> TrainingData:
     Of a run that goes on, what changed is refused as early as it can be seen: before all images are read, and after.
     """
     options, recipe = plan.options, plan.recipe
-    dataset = open_dataset(options.data or "builtin", recipe.stored_size)
+    if plan.point and options.data == plan.point.checkpoint.state.data.source:
+        dataset = open_data_of_run(plan.point.path, options.data, recipe.stored_size)
+    else:
+        dataset = open_dataset(options.data or "builtin", recipe.stored_size)
     pipeline = make_pipeline(options.pipeline, dataset, recipe, plan.devices, options.workers, plan.dtype)
     say(f"data: {dataset.description}")
-    say(recipes.describe(recipe))
+    say(recipes.summary(recipe))
+    refuse_batch(pipeline, recipe.batch_size, training=True)
     _changes(plan, dataset)
     name, checked = self_check.before_run(
         pipeline, options.kernels, pipeline_is_chosen=options.pipeline != "auto", wanted=options.self_check

@@ -14,7 +14,7 @@ from ..analysis.figures import draw_curves
 from ..data.batches import steps_per_epoch
 from ..data.pipeline import Pipeline
 from ..data.pipeline_raw import RawPipeline
-from ..evaluation.accuracy import write_right
+from ..evaluation.accuracy import top5_tells, write_right
 from ..evaluation.protocol import both_protocols, centre_view, evaluate, print_errors
 from ..kernels import augmentation
 from ..network.network import TwoTowerAlexNet
@@ -22,8 +22,9 @@ from ..runs.checkpoint_format import Checkpoint, Scheduled, State, Validation
 from ..runs.checkpoint_writer import PATIENCE
 from ..runs.directory import RunDirectory
 from ..system import durable_files
+from ..system.command_line import typed
 from ..system.errors import UserError
-from ..system.terminal import progress, python_command, say
+from ..system.terminal import progress, say
 from . import graphed_step
 from .checkpoint_policy import CheckpointPolicy, in_words
 from .optimizer import PaperSGD
@@ -265,7 +266,8 @@ class Trainer:
             training = f"training loss {self.loss:.3f}, " if math.isfinite(self.loss) else ""
             say(
                 f"epoch {self.epoch}, step {self.step}: {training}validation loss {error.loss:.3f}, "
-                f"top-1 error {error.top1_error:.2f} %, top-5 error {error.top5_error:.2f} %"
+                f"top-1 error {error.top1_error:.2f} %"
+                + (f", top-5 error {error.top5_error:.2f} %" if top5_tells(len(self.pipeline.dataset.classes)) else "")
             )
             self.schedule.observe(error.top1_error)
             self.validated, self.validation = True, Validation(**asdict(error))
@@ -317,7 +319,7 @@ class Trainer:
             errors = {name: answers.errors() for name, answers in tested.items()}
             for name, error in errors.items():
                 self.run.log("test", step=self.step, epoch=self.epoch, split="val", protocol=name, **asdict(error))
-            print_errors(errors, "val")
+            print_errors(errors, "val", len(self.pipeline.dataset.classes))
         failure = failure or self.run.metrics.failure
         ended = f"{'stopped as asked' if interrupted else 'done'} after step {self.step}"
         if failure or not self.checkpoints.up_to_date:
@@ -337,7 +339,7 @@ class Trainer:
         more = "" if whole or interrupted else " and a larger --steps, or without it"
         say(
             f"of {self.whole} steps at most; {'test it then' if whole else 'go on'}: the same command with "
-            f"--out {path} --resume auto{more}; test it: {python_command()} -m alexnet_mp.evaluate {path}"
+            f"--out {path} --resume auto{more}; test it: {typed('evaluate', self.run.path)}"
         )
 
     def describe_exchange(self):

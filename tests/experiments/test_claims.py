@@ -505,7 +505,7 @@ def test_importance_is_of_the_same_data_and_setting():
         ],
     }
     where = (
-        "folder pictures: 9 train, 4 val images of 2 classes: points of top-1 error that each costs when it is "
+        "folder pictures: 90 train, 40 val images of 10 classes: points of top-1 error that each costs when it is "
         "taken away: "
     )
     told = "lrn (3.3) +1.50, one-gpu (3.2) +1.00, pooling (3.4) +0.50; not the paper's order, without saturating"

@@ -138,7 +138,7 @@ def test_the_table_is_printed_and_the_run_goes_on(data, tmp_path, capsys):
 
 @every("value", ["0", "-1", "x", "", "1.5", "1" * 9])
 def test_a_wrong_number_of_steps_is_one_line(value, data, tmp_path):
-    with pytest.raises(UserError, match=rf"^--profile {value}: write how many steps to record, at least 1[^\n]*$"):
+    with pytest.raises(UserError, match=rf"^--profile {value}: write how many steps to record, 1 to 1000;[^\n]*$"):
         run(data, tmp_path / "run", "--profile", value)
     assert not list(tmp_path.iterdir())
 

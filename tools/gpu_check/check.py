@@ -67,7 +67,10 @@ def main(arguments=None, stages=None):
 
 def parse(arguments):
     parser = argparse.ArgumentParser(
-        prog="tools/gpu_check.sh", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        allow_abbrev=False,
+        prog="tools/gpu_check.sh",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "results",

@@ -173,7 +173,9 @@ def train(run, folder, arguments):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=("environment", "build", "built", "roof", "resources", "train"))
     options, rest = parser.parse_known_args()
     return train(*rest[:2], rest[2:]) if options.what == "train" else globals()[options.what](*rest)

@@ -1,0 +1,55 @@
+"""Commands as they are typed: the parser of each, and the lines that say what to type next. Of the standard library
+alone: `doctor` needs it where all else is broken."""
+
+import argparse
+import os
+import shlex
+import shutil
+import sys
+
+from .errors import complain
+
+
+class CommandParser(argparse.ArgumentParser):
+    """Options are typed in full: an abbreviation may be taken for another one than was meant. What is wrong is one
+    line. The parsers of sub-commands are of this class, too."""
+
+    def __init__(self, **settings):
+        super().__init__(allow_abbrev=False, **settings)
+
+    def error(self, message):
+        complain(f"{' '.join(message.splitlines())}; {self.prog} --help tells what can be typed")
+        sys.exit(2)
+
+
+def command_parser(name, text):
+    """The parser of `python -m alexnet_mp.<name>`. text: what --help says first, the command's docstring."""
+    return CommandParser(
+        prog=f"python -m alexnet_mp.{name}", description=text, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
+def typed(name, *arguments):
+    """The line that runs `python -m alexnet_mp.<name>` with these arguments, ready to be copied into a shell."""
+    return " ".join([python_command(), "-m", f"alexnet_mp.{name}", *(shlex.quote(str(each)) for each in arguments)])
+
+
+def python_command():
+    """How this interpreter is typed here: by its name if that is found on PATH, else by its path, from the working
+    directory if it lies in there.
+
+    Of a virtual environment the name has to lead to its own link: what that points to has other packages.
+    """
+    own = sys.executable
+    if not own:
+        return "python"
+    for name in ("python", "python3", os.path.basename(own)):
+        found = shutil.which(name)
+        if found and _folder(found) == _folder(own) and os.path.samefile(found, own):
+            return name
+    path = os.path.relpath(own)
+    return shlex.quote(own if path.startswith("..") else path)
+
+
+def _folder(path):
+    return os.path.realpath(os.path.dirname(os.path.abspath(path)))

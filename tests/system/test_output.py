@@ -1,0 +1,92 @@
+"""What a command prints arrives, or its status says that it didn't: odd sizes of a terminal, a full disk, streams that
+are closed, readers that leave."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from inner_cases import every
+
+pytestmark = pytest.mark.process
+
+LINE = "An answer of some length, in one line: 41.25 % of 1,234 pictures are cats of which none is black."
+FULL = "error: can't write all of standard output: No space left on device\n"
+WAYS = {  # of printing, as commands do it
+    "say": f"say({LINE!r})",
+    "print": f"print({LINE!r})",
+    "much": f"print({LINE * 1000!r})",
+    "progress": "say('first')\n    with progress('images', 2) as advance: advance(2)\n    say('last')",
+    "help": "command_parser('name', 'What it does.').parse_args(['--help'])",
+}
+
+
+def ended(way, before="", **streams):
+    """A command in a process of its own: (status, what it wrote on its standard output and standard error if these are
+    pipes)."""
+    code = (
+        "import argparse, os, sys\n"
+        "from alexnet_mp.system.errors import UserError, run_command\n"
+        "from alexnet_mp.system.terminal import lines_on_stderr, progress, say\n"
+        + ("from alexnet_mp.system.command_line import command_parser\n" if "command_parser" in way else "")
+        + f"def main():\n    {way}\n    return 0\n{before}\nrun_command(main)"
+    )
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | streams
+    done = subprocess.run([sys.executable, "-c", code], text=True, **streams)
+    return done.returncode, done.stdout, done.stderr
+
+
+@every("size", ["0", "00", "1", "-3", "", "\N{SUPERSCRIPT TWO}", "999999999999"])
+@every("name", ["COLUMNS", "LINES"])
+def test_a_size_of_the_terminal_that_is_none_hides_nothing(name, size):
+    found = ended(WAYS["say"], env=os.environ | {name: size, "PYTHONIOENCODING": "utf-8"})
+    assert found == (0, LINE + "\n", "")
+
+
+@every("way", WAYS.values(), ids=WAYS)
+def test_a_full_disk_is_an_error(way):
+    """command > a file on a disk that is full"""
+    with open("/dev/full", "w") as full:
+        status, _, told = ended(way, stdout=full)
+    assert (status, told) == (2, FULL)
+
+
+def test_what_has_to_be_done_is_done_on_a_full_disk_all_the_same(tmp_path):
+    """A training run outlives its log."""
+    way = f"say({LINE!r}); open({str(tmp_path / 'kept')!r}, 'w').close(); say({LINE!r})"
+    with open("/dev/full", "w") as full:
+        assert ended(way, stdout=full)[::2] == (2, FULL)
+    assert (tmp_path / "kept").exists()
+
+
+@every("way", WAYS.values(), ids=WAYS)
+def test_a_reader_that_has_left_is_no_error(way):
+    """command | head -1"""
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        status, _, told = ended(way, stdout=writer)
+    finally:
+        os.close(writer)
+    assert (status, told) == (0, "")
+
+
+def test_answers_arrive_where_standard_error_is_full():
+    """Neither the remarks that can't be written nor an error's line take the answers with them."""
+    way = f"with lines_on_stderr(): say('a remark')\n    say({LINE!r})"
+    with open("/dev/full", "w") as full:
+        assert ended(way, stderr=full)[:2] == (2, LINE + "\n")
+        assert ended(f"say({LINE!r}); raise UserError('wrong')", stderr=full)[:2] == (2, LINE + "\n")
+
+
+@every("way", WAYS.values(), ids=WAYS)
+@every("closed", [(0,), (1,), (2,), (0, 1, 2)])
+def test_a_stream_that_is_closed_from_the_beginning(closed, way, tmp_path):
+    """command <&-, >&-, 2>&-: nothing that is opened afterwards gets its number, and is printed into."""
+    kept = str(tmp_path / "kept")
+    code = f"with open({kept!r}, 'w') as file: file.write(sys.stdin.read()); os.write(1, b'more'); file.write('whole')"
+    status, printed, told = ended(
+        f"{code}\n    {way}", preexec_fn=lambda: [os.close(number) for number in closed], stdin=subprocess.DEVNULL
+    )
+    assert status == 0 and not told and open(kept).read() == "whole"
+    assert not printed if 1 in closed else printed

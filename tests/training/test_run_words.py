@@ -1,0 +1,66 @@
+"""What a run says before it begins: lines that fit what was typed, and no more of them than a person reads."""
+
+import pytest
+import torch
+from inner_cases import every
+from tiny_run import TINY
+
+from alexnet_mp import train
+from alexnet_mp.recipes.ablations import no_lrn
+from alexnet_mp.recipes.architectures import mini
+from alexnet_mp.recipes.named import PRESETS
+from alexnet_mp.recipes.recipe import describe, summary
+from alexnet_mp.training import run
+from alexnet_mp.training.run import Options
+
+OTHER, TWO = "--recipe chooses another", "on two GPUs, type: "
+
+
+@pytest.fixture(autouse=True)
+def no_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+
+
+@every(
+    "options, fits, others",
+    [
+        (Options(), ["recipe: mini, the small network; --recipe chooses another", "train --gpus 0,1\n"], []),
+        (Options(data="my photos"), [OTHER, "train --gpus 0,1 --data 'my photos'\n"], ["DIR"]),
+        (Options(gpus="cpu"), [OTHER], [TWO]),
+        (Options(recipe="mini"), ["recipe: mini, the small network\n"], [OTHER, TWO]),
+        (Options(recipe="source2012"), ["recipe: source2012, the whole network\n"], [OTHER, TWO]),
+        (Options(recipe=no_lrn(mini())), ["recipe: mini, the small network\n"], [OTHER, TWO]),  # an arm of a claim
+        (
+            Options(recipe="mini", settings=("fc6.maps=8",), seed=3),
+            ["recipe: mini, the small network, with fc6.maps=8, seed=3\n"],
+            [OTHER, TWO],
+        ),
+    ],
+)
+def test_hints_fit_what_was_typed(options, fits, others, capsys):
+    run._recipe_and_devices(options, None)
+    said = capsys.readouterr().out
+    assert all(words in said for words in fits) and not any(words in said for words in others), said
+
+
+def test_a_run_begins_with_a_summary_of_its_recipe(data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(run, "make_trainer", lambda *_: pytest.fail("enough"))
+    with pytest.raises(pytest.fail.Exception, match="enough"):
+        train.main([*TINY, "--data", str(data), "--out", str(tmp_path / "run")])
+    before = capsys.readouterr().out.partition("reading ")[0].splitlines()
+    assert len(before) <= 6 and "run.json has every other number" in before[-1]
+
+
+def test_a_summary_is_two_lines():
+    for preset in PRESETS.values():
+        recipe = preset()
+        lines = summary(recipe).splitlines()
+        assert len(lines) == 2 < len(describe(recipe).splitlines())
+        assert all(layer.name in lines[0] for layer in recipe.layers) and f"of {recipe.batch_size}," in lines[1]
+    assert summary(mini()).splitlines() == [
+        "maps of each of the 2 towers: conv1 24, conv2 64, conv3 96, conv4 96, conv5 64, fc6 256, fc7 256, "
+        "fc8 one a class; crops of 96 pixels from pictures of 112",
+        "12 epochs at most in batches of 128, learning rate 0.01, dated changes at epoch 11; seed 0; "
+        "run.json has every other number",
+    ]
