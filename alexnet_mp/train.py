@@ -8,6 +8,7 @@ examples
   python -m alexnet_mp.train --data DIR --set learning_rate=0.005 --set conv3.init_std=0.03
   python -m alexnet_mp.train --data DIR --out RUN --resume auto    begins, or goes on where RUN stopped, bit for bit
   python -m alexnet_mp.train --data DIR --init RUN2                fine-tuning: begins with the weights of RUN2, fc8 new
+  torchrun --nproc-per-node 2 -m alexnet_mp.train --towers apart --gpus 0,1 --data DIR     a process a tower
   python -m alexnet_mp.train --data DIR --profile                  prints where a step's time went, layer by layer
 
 The run directory (--out) gets run.json, metrics.jsonl, TensorBoard events, checkpoints/, curves.png and
@@ -54,11 +55,18 @@ def _parser():
         "auto, where both towers are on CUDA devices",
     )
     parser.add_argument(
+        "--towers",
+        choices=("together", "apart"),
+        default=Options.towers,
+        help="apart: each tower in a process of its own, as `torchrun --nproc-per-node 2` starts them; --gpus lists "
+        "this machine's device for each process; default: both in one process",
+    )
+    parser.add_argument(
         "--overlap",
         choices=("on", "off"),
         help="on: at a layer that reads both towers, each multiplies its own half while the other half travels, and "
         "adds the two products; off: it waits and makes one product, which rounds differently; default: on where the "
-        "towers have two devices",
+        "towers have two devices or processes",
     )
     parser.add_argument(
         "--no-self-check",

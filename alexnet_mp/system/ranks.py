@@ -5,7 +5,7 @@ between the hosts by gloo; tensors of the towers are `network/exchange_processes
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from datetime import timedelta
 from typing import Any
@@ -86,6 +86,18 @@ class Ranks:
         with self.reached():
             dist.all_gather_object(values, value)
         return values
+
+    def refuse_difference(self, facts: Callable[[], dict[str, str]]) -> None:
+        """Raise UserError where one of the facts is not the same in all processes."""
+        if self.count == 1:
+            return
+        found = self.gather(facts())
+        for name in found[0]:
+            if differing := [rank for rank, other in enumerate(found) if other[name] != found[0][name]]:
+                raise UserError(
+                    f"the processes of this job differ in {name}: {found[0][name]:.80} in rank 0, "
+                    f"{found[differing[0]][name]:.80} in rank {differing[0]}; all have to be started alike"
+                )
 
     def meet(self) -> None:
         """Wait for the others, however long they take: to read all images, or for a disk. A signal is heard."""
