@@ -108,7 +108,7 @@ def _cuda_runtime(version, home, compiler):
 def _said(*command):
     """What a program prints; nothing if it can't be started."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", encoding="utf-8")
     except OSError:
         return ""
     return done.stdout + done.stderr

@@ -5,7 +5,8 @@ examples
   python -m alexnet_mp.claims run lrn --data imagenette --base mini --epochs 20  one of them, three seeds an arm
   python -m alexnet_mp.claims run cifar-relu --data cifar10 --seeds 5 --search-epochs 3
   python -m alexnet_mp.claims run all --data imagenette --epochs 20 --budget 2h  as many as two hours allow
-  python -m alexnet_mp.claims table                                              README's table, docs/claims.md
+  python -m alexnet_mp.claims table                                              README's table, the page of all claims
+  python -m alexnet_mp.claims table --write                                      into README.md and docs/claims.md
 
 All arms of a claim have the same seeds, 0 to K-1, the same data and the same schedule; with --epochs it is the base's
 own. In place of a plateau schedule all rates fall to a tenth three times then, at the shares of the epochs that they
@@ -14,6 +15,7 @@ command goes on. Claims share the runs that they have in common. The record (JSO
 """
 
 import math
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -52,9 +54,25 @@ def main(arguments: Sequence[str | Path] | None = None) -> int:
             if options.take:
                 for name in take_records(options.take, options.records):
                     say(f"took {name}")
-            return page.update(options.readme, options.records, options.details, options.check)
+            return _table(options)
         case _:
             return _list(options)
+
+
+def _table(options):
+    if not (options.write or options.check):
+        return page.show(options.records)
+    readme, details = options.readme or page.README, options.details or page.DETAILS
+    if options.write and not (options.readme and options.details) and not _same(options.records, RECORDS):
+        raise UserError(
+            f"--records {options.records}: {readme} and {details} are of the records in {RECORDS}; name others with "
+            "--readme FILE and --details FILE, or leave out --write"
+        )
+    return (page.write if options.write else page.check)(readme, options.records, details)
+
+
+def _same(path, other):
+    return os.path.realpath(path) == os.path.realpath(other)
 
 
 def _list(options):
@@ -300,17 +318,17 @@ def _parser():
     run.add_argument("--budget", metavar="2h|90m", help="start no run that would end later than this")
     run.add_argument("--out", default=OUT, metavar="DIR", help=f"where the runs are; default: {OUT}")
     add_machine_options(run)
-    table = actions.add_parser("table", help="README's table and docs/claims.md, from the records")
-    table.add_argument(
+    table = actions.add_parser("table", help="README's table and docs/claims.md, from the records: printed")
+    how = table.add_mutually_exclusive_group()
+    how.add_argument("--write", action="store_true", help="write both, between their markers, instead of printing them")
+    how.add_argument(
         "--check", action="store_true", help="write nothing, fail where one of them differs from the records"
     )
     table.add_argument(
         "--take", metavar="DIR", help="take runs and fuller records from another folder of records first"
     )
-    table.add_argument("--readme", default=page.README, metavar="FILE")
-    table.add_argument(
-        "--details", default=page.DETAILS, metavar="FILE", help="the page of all that is known; default: docs/claims.md"
-    )
+    table.add_argument("--readme", metavar="FILE", help="default: README.md of the checkout")
+    table.add_argument("--details", metavar="FILE", help="the page of all that is known; default: its docs/claims.md")
     for action in (listed, run, table):
         action.add_argument(
             "--records", default=RECORDS, metavar="DIR", help="where the records are; default: claims/records"

@@ -5,20 +5,25 @@ examples
   python -m alexnet_mp.predict RUN *.png --views ten --top 3
   curl -s https://example.org/cat.jpg | python -m alexnet_mp.predict RUN -
   python -m alexnet_mp.predict RUN photograph.jpg --json
+  python -m alexnet_mp.predict RUN PHOTOS --csv classes.csv
 
-A file may be anything that Pillow opens. It is read as training reads its own: grey, palettes, CMYK and 16 bits a
-channel become RGB of 8 bits, of something transparent the colours below stay, orientation tags are ignored as in 2012
-(turn such a photograph first), the shorter side is rescaled and the central square kept. Of classes that tie the first
-leads. A file that can't be read is a line on standard error, the others are answered all the same, and the status is 2.
+A folder stands for the pictures in it and in its folders; what is no picture is named and passed over. A file may be
+anything that Pillow opens. It is read as training reads its own: grey, palettes, CMYK and 16 bits a channel become RGB
+of 8 bits, of something transparent the colours below stay, orientation tags are ignored as in 2012 (turn such a
+photograph first), the shorter side is rescaled and the central square kept. Of classes that tie the first leads. A
+file that can't be read is a line on standard error, the others are answered all the same, and the status is 2.
 """
 
 import json
+import sys
 from collections.abc import Sequence
 
 from .command_options import add_run_options, compute_as_in_training
-from .data.image_files import answered
+from .data.image_files import STDIN, answered
+from .evaluation.per_class import as_csv
 from .evaluation.predict_images import predict
 from .evaluation.trained import class_words, load_run
+from .system import durable_files
 from .system.command_line import command_parser
 from .system.errors import UserError, run_command
 from .system.terminal import lines_on_stderr, printable, say
@@ -28,6 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     if options.top < 1:
         raise UserError(f"--top {options.top}: it must be at least 1")
+    if options.csv not in (None, STDIN):
+        durable_files.refuse_output("--csv", options.csv)
     compute_as_in_training()
     with lines_on_stderr():  # standard output holds the answers alone
         network, found = load_run(options.run, options.gpus, options.kernels)
@@ -45,12 +52,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for probability, label in zip(*(each.tolist() for each in told))
         ]
         answers.append({"file": path, "top": top})
-        if not options.json:
+        if not options.json and options.csv != STDIN:
             _tell(path, top)
     if options.json:
         about = {"run": options.run, "checkpoint": found.checkpoint.name, "views": options.views}
         print(json.dumps({**about, "pictures": answers}, indent=1))
+    if options.csv:
+        content = _table(answers, min(options.top, len(words))).encode(errors="surrogateescape")
+        if options.csv == STDIN:
+            sys.stdout.flush()
+            sys.stdout.buffer.write(content)
+        else:
+            durable_files.write_output(options.csv, content)
     return 2 if any("error" in answer for answer in answers) else 0
+
+
+def _table(answers, top):
+    """CSV, a row a picture: its file, the most probable classes with their names and probabilities, and the error of
+    one that can't be read."""
+    columns = [f"{what} {place}" for place in range(1, top + 1) for what in ("class", "name", "probability")]
+    rows = [("file", *columns, "error")]
+    for answer in answers:
+        told = [one[what] for one in answer.get("top", ()) for what in ("class", "name", "probability")]
+        rows.append((answer["file"], *(told or [""] * len(columns)), answer.get("error", "")))
+    return as_csv(rows)
 
 
 def _tell(path, top):
@@ -63,7 +88,9 @@ def _tell(path, top):
 def _parser():
     parser = command_parser("predict", __doc__)
     parser.add_argument("run", metavar="RUN", help="the directory of a run; its newest weights answer")
-    parser.add_argument("pictures", metavar="FILE", nargs="+", help="a picture; - is standard input")
+    parser.add_argument(
+        "pictures", metavar="FILE|FOLDER", nargs="+", help="a picture, or a folder of pictures; - is standard input"
+    )
     parser.add_argument(
         "--views",
         choices=("one", "ten"),
@@ -71,7 +98,9 @@ def _parser():
         help="the centre view, or the mean over all views of the recipe's test, ten, nine or one; default: one",
     )
     parser.add_argument("--top", type=int, default=5, metavar="K", help="classes to name; default: 5")
-    parser.add_argument("--json", action="store_true", help="one JSON document on standard output")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--json", action="store_true", help="one JSON document on standard output")
+    how.add_argument("--csv", metavar="FILE.csv", help="write a table, a row a picture; - is standard output")
     add_run_options(parser)
     return parser
 

@@ -122,7 +122,7 @@ def _parser():
     parser.add_argument(
         "--unlabelled-test",
         action="store_true",
-        help="of ILSVRC-2012, the test images too, which have no labels: for `evaluate --split test --submission`",
+        help="test images without labels too, ILSVRC-2012's or those in test/ itself: for `evaluate --submission`",
     )
     parser.add_argument(
         "--bad-images",

@@ -24,7 +24,7 @@ from .reporting.exchange import exchange, memory
 from .reporting.first_layer import SCALES, figure_3, specialisation
 from .reporting.headline import headline
 from .reporting.neighbours import BITS, figure_4_right, short_codes
-from .reporting.predictions import MOST_ANSWERED, evenly, figure_4_left, guesses, some_of
+from .reporting.predictions import MOST_ANSWERED, evenly, figure_4_left, guesses, some_of, told_apart
 from .reporting.provenance import devices_of, provenance
 from .reporting.training import training
 from .retrieval.build import build_index
@@ -65,7 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         workers=options.workers,
     )
     network, found = load_run(shown, options.gpus, options.kernels)
-    recipe, names = found.recipe, index.described.source.class_names
+    recipe, source = found.recipe, index.described.source
+    names = told_apart(source.classes, source.class_names)
     split = pictures.dataset.splits[options.split]
     numbers = evenly(len(split), MOST_ANSWERED)
     with progress(f"{options.split} images", len(numbers)) as advance:

@@ -3,9 +3,9 @@
 
 examples
   python -m alexnet_mp.retrieve index RUN --data DIR                    all its pictures' vectors, and codes of 128 bits
-  python -m alexnet_mp.retrieve query RUN/retrieval photograph.jpg --sheet nearest.png
-  python -m alexnet_mp.retrieve query RUN/retrieval *.jpg --by codes -k 10 --json
-  python -m alexnet_mp.retrieve measure RUN/retrieval --bits 64,128,256 --speed
+  python -m alexnet_mp.retrieve query RUN photograph.jpg --sheet nearest.png
+  python -m alexnet_mp.retrieve query RUN *.jpg --by codes -k 10 --json
+  python -m alexnet_mp.retrieve measure RUN --bits 64,128,256 --speed
 
 An index holds train and val: what is found are training pictures, and `measure` asks for them with the validation
 pictures. An index that is there already and is of the same weights and pictures is used, and lengths of code that it
@@ -18,15 +18,17 @@ import sys
 from collections.abc import Sequence
 
 from .command_options import add_machine_options, add_run_options, compute_as_in_training
-from .data.dataset import open_dataset
+from .data.dataset import difference, open_dataset
 from .data.image_files import answered, pipeline_of
 from .evaluation.trained import load_run
-from .retrieval.build import add_codes, build_index, weights_digest
-from .retrieval.contact_sheet import contact_sheet, png
+from .reporting.predictions import told_apart
+from .retrieval.build import OF_A_RUN, add_codes, build_index, weights_digest
+from .retrieval.contact_sheet import LETTERS, contact_sheet, png
 from .retrieval.features import features
-from .retrieval.index import BY, SPLITS, Index
+from .retrieval.index import BY, INDEX, SPLITS, Index
 from .retrieval.measures import measure, table
 from .retrieval.search import NEIGHBOURS, Search
+from .runs.directory import RUN
 from .system import durable_files
 from .system.command_line import command_parser
 from .system.errors import UserError, run_command
@@ -64,11 +66,12 @@ def _query(options):
         raise UserError(f"-k {options.k}: it must be at least 1")
     if options.sheet is not None:
         durable_files.refuse_output("--sheet", options.sheet)
-    index = Index(options.index)
+    index = _index_at(options.index)
     bits = _length_of(index, options)
     with lines_on_stderr():  # standard output holds the answers alone
         network, found = _network(index, options)
     search, names = Search(index, options.by, bits), index.names("train")
+    shown = told_apart(index.described.source.classes, index.described.source.class_names, LETTERS)
     answers, rows = [], []
     pictures = _stored_pictures(index, options, network.recipe.stored_size) if options.sheet else None
 
@@ -84,15 +87,25 @@ def _query(options):
         found_here = [_neighbour(index, search.labels, names, *pair) for pair in pairs]
         answers.append({"file": path, "nearest": found_here})
         if not options.json:
-            _tell(path, found_here)
+            _tell(path, found_here, shown)
         if options.sheet:
             query = picture, [printable(path), f"nearest by {options.by}"]
-            rows.append([query, *(_cell(pictures, one) for one in found_here)])
+            rows.append([query, *(_cell(pictures, one, shown) for one in found_here)])
     if options.json:
-        print(json.dumps({"index": options.index, "by": options.by, "bits": bits, "queries": answers}, indent=1))
+        print(json.dumps({"index": str(index.path), "by": options.by, "bits": bits, "queries": answers}, indent=1))
     if rows:
         durable_files.write_output(options.sheet, png(contact_sheet(rows)))
     return 2 if any("error" in answer for answer in answers) else 0
+
+
+def _index_at(path):
+    """The `Index` at a path, or that of the run there."""
+    if os.path.exists(os.path.join(path, INDEX)) or not os.path.exists(os.path.join(path, RUN)):
+        return Index(path)
+    inside = os.path.join(path, OF_A_RUN)
+    if not os.path.lexists(inside):
+        raise UserError(f"{path} is a run without an index; python -m alexnet_mp.retrieve index {path} makes one")
+    return Index(inside)
 
 
 def _network(index, options):
@@ -124,8 +137,8 @@ def _stored_pictures(index, options, size):
     source = index.described.source
     try:
         dataset = open_dataset(options.data or source.data, size, SPLITS)
-        if dataset.fingerprint != source.fingerprint:
-            raise UserError(f"{options.data or source.data} holds other pictures now")
+        if changed := difference(source.fingerprint, dataset):
+            raise UserError(f"{options.data or source.data} holds other pictures now: {changed}")
         return dataset.splits["train"]
     except UserError as error:
         print(
@@ -148,26 +161,26 @@ def _neighbour(index, labels, names, distance, number):
     }
 
 
-def _cell(pictures, found):
+def _cell(pictures, found, shown):
     picture = None
     if pictures is not None:
         try:
             picture = pictures.read(found["number"])
         except UserError as error:
             print(f"missing on the sheet: {printable(str(error))}", file=sys.stderr)
-    return picture, [f"{found['distance']:.4g}", printable(found["class_name"]), printable(found["name"])]
+    return picture, [f"{found['distance']:.4g}", printable(shown[found["label"]]), printable(found["name"])]
 
 
-def _tell(path, found):
+def _tell(path, found, shown):
     say(printable(path))
     for one in found:
-        say(f"  {one['distance']:10.5g}  {printable(one['class_name'])}  {printable(one['name'])}")
+        say(f"  {one['distance']:10.5g}  {printable(shown[one['label']])}  {printable(one['name'])}")
 
 
 def _measure(options):
     if options.queries < 1:
         raise UserError(f"--queries {options.queries}: it must be at least 1")
-    index = Index(options.index)
+    index = _index_at(options.index)
     with lines_on_stderr():
         lengths = index.lengths if options.bits is None else _lengths(options.bits)
         add_codes(index, lengths)
@@ -200,14 +213,16 @@ def _parser():
     index.add_argument(
         "--data", metavar="DIR|builtin", help="with train and val pictures; default: what it was trained on"
     )
-    index.add_argument("--out", metavar="DIR", help="where the index is put; default: RUN/retrieval")
+    index.add_argument("--out", metavar="DIR", help=f"where the index is put; default: RUN/{OF_A_RUN}")
     index.add_argument("--bits", default=BITS, metavar="B,...", help=f"lengths of codes; default: {BITS}")
     index.add_argument("--seed", type=int, default=0, help="of the codes' auto-encoder; default: 0")
     add_machine_options(index)
     index.add_argument("--batch-size", type=int, help="images at a time; default: the recipe's")
     query = actions.add_parser("query", help="the training pictures nearest to a picture")
-    query.add_argument("index", metavar="INDEX")
-    query.add_argument("pictures", metavar="FILE", nargs="+", help="a picture; - is standard input")
+    query.add_argument("index", metavar="INDEX|RUN", help=f"an index, or a run whose index is in RUN/{OF_A_RUN}")
+    query.add_argument(
+        "pictures", metavar="FILE|FOLDER", nargs="+", help="a picture, or a folder of pictures; - is standard input"
+    )
     query.add_argument(
         "--by",
         choices=BY,
@@ -227,7 +242,7 @@ def _parser():
     )
     add_run_options(query)
     measured = actions.add_parser("measure", help="precision, mean average precision, bytes, time")
-    measured.add_argument("index", metavar="INDEX")
+    measured.add_argument("index", metavar="INDEX|RUN", help="as for query")
     measured.add_argument(
         "--bits", metavar="B,...", help="lengths of codes; missing ones are learned; default: all there are"
     )

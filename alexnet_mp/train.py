@@ -24,6 +24,7 @@ from .recipes.named import PRESETS
 from .system import precision
 from .system.command_line import command_parser
 from .system.errors import run_command
+from .system.ranks import spoken_by_the_first
 from .training import graphed_step, run
 from .training.profiler import STEPS
 from .training.run import Options
@@ -31,7 +32,8 @@ from .training.run import Options
 
 def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
-    asked = vars(_parser().parse_args(arguments))
+    with spoken_by_the_first():
+        asked = vars(_parser().parse_args(arguments))
     asked["settings"] = tuple(asked["settings"])
     run.train(Options(**asked, command=shlex.join(["python", "-m", "alexnet_mp.train", *arguments])))
     return 0
@@ -92,7 +94,7 @@ def _parser():
     )
     parser.add_argument("--out", metavar="DIR", help="the run directory; default: runs/<date-time>-<recipe>")
     parser.add_argument("--batch-size", type=int, help="images; default: the recipe's, 128")
-    parser.add_argument("--epochs", type=int, help="default: the recipe's")
+    parser.add_argument("--epochs", type=int, help="default: the recipe's; its dates move with them")
     parser.add_argument(
         "--steps",
         type=int,

@@ -33,7 +33,9 @@ def last_level_cache(device):
     found = {}  # the processors that share a cache -> (level, bytes)
     for cache in Path("/sys/devices/system/cpu").glob("cpu[0-9]*/cache/index*"):
         try:
-            level, size, sharers = ((cache / name).read_text().strip() for name in ("level", "size", "shared_cpu_list"))
+            level, size, sharers = (
+                (cache / name).read_text(encoding="utf-8").strip() for name in ("level", "size", "shared_cpu_list")
+            )
             found[level, sharers] = int(level), int(size.removesuffix("K")) * 1024
         except (OSError, ValueError):
             continue
@@ -79,7 +81,7 @@ def clocks(device):
         return _nvidia_smi(device, "clocks.sm,clocks.mem,power.draw,temperature.gpu")
     rates = [
         float(line.split(":")[1])
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         if line.startswith("cpu MHz")
     ]
     return f"{max(rates):.0f} MHz" if rates else None
@@ -90,7 +92,9 @@ def _nvidia_smi(device, query):
     uuid = torch.cuda.get_device_properties(device).uuid
     command = ["nvidia-smi", f"--id=GPU-{uuid}", f"--query-gpu={query}", "--format=csv,noheader"]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+        return subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=20, encoding="utf-8"
+        ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
 

@@ -125,7 +125,7 @@ def write(record, records=RECORDS, name=""):
             f"   {json.dumps(variant)}: {json.dumps(info)}" for variant, info in group["rivals"].items()
         )
         groups.append(f'  {shared}, "rivals": {{\n{variants}}}}}')
-    path.write_text("{\n" + head + ',\n "groups": [\n' + ",\n".join(groups) + "]\n}\n")
+    path.write_text("{\n" + head + ',\n "groups": [\n' + ",\n".join(groups) + "]\n}\n", encoding="utf-8")
     return path
 
 
@@ -155,7 +155,7 @@ def main(arguments=None):
     # The record says what was run, and not where it was written.
     command, code = shlex.join(["python", "benchmarks/record.py", *said, *pytest_arguments]), 0
     if options.raw:
-        raw = json.loads(options.raw.read_text())
+        raw = json.loads(options.raw.read_text(encoding="utf-8"))
     else:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "raw.json"
@@ -171,7 +171,11 @@ def main(arguments=None):
                 ],
                 cwd=HERE.parent,
             ).returncode
-            raw = json.loads(file.read_text()) if file.exists() and file.stat().st_size else {"benchmarks": []}
+            raw = (
+                json.loads(file.read_text(encoding="utf-8"))
+                if file.exists() and file.stat().st_size
+                else {"benchmarks": []}
+            )
     if not raw["benchmarks"]:
         print("no benchmark ran: nothing to record", file=sys.stderr)
         return code or 2

@@ -81,7 +81,7 @@ def recorded_times(device=None, folder=RECORDS):
     """{long group: (seconds, device, date)} of the newest record that says so, one of this device before all others."""
     found = {}
     for path in sorted(Path(folder).glob("*/*.json")):
-        record = json.loads(path.read_text())
+        record = json.loads(path.read_text(encoding="utf-8"))
         for name, seconds in (record.get("took") or {}).items() if isinstance(record, dict) else ():
             where, date = record["machine"]["device"], record["date"]
             found.setdefault(name, []).append(((where == device, date), (seconds, where, date[:10])))

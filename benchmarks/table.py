@@ -33,7 +33,7 @@ VERSIONS = ("cpu_capability", "python", "torch", "triton", "cuda", "cudnn", "dri
 def read_records(folder):
     """{device: {group name: (record, group)}}, the newest record of every group. Other JSON files are left alone."""
     devices = {}
-    files = {path: json.loads(path.read_text()) for path in sorted(Path(folder).glob("*/*.json"))}
+    files = {path: json.loads(path.read_text(encoding="utf-8")) for path in sorted(Path(folder).glob("*/*.json"))}
     records = [
         record
         for record in files.values()
@@ -215,7 +215,7 @@ def main(arguments=None):
 
 def _update(page, new, options):
     """Write one page's tables between its markers, or compare them. Returns the exit status."""
-    text = page.read_text()
+    text = page.read_text(encoding="utf-8")
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
         print(f"{page} has no place for the speed tables: {BEGIN} and {END} once each, in this order")
         return 1 if BEGIN in text or END in text else 0
@@ -231,7 +231,9 @@ def _update(page, new, options):
         print("\n".join(difflib.unified_diff(*lines, str(page), "records", lineterm="")))
         print(f"{page} differs from the records; python benchmarks/table.py writes it anew")
         return 1
-    page.write_text(f"{before}{BEGIN}\n{new}\n{END}{after}")
+    whole = page.with_name(f"{page.name}.partial")  # a page is written whole or not at all
+    whole.write_text(f"{before}{BEGIN}\n{new}\n{END}{after}", encoding="utf-8")
+    whole.replace(page)
     print(f"wrote the speed tables of {page}")
     return 0
 

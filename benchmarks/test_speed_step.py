@@ -282,6 +282,7 @@ class DefaultAllocator:
             text=True,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            encoding="utf-8",
         )
         self.runs = {"step": self.step}
         self._hear("ready")

@@ -7,11 +7,14 @@ import torch
 STORAGE = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-def has_tangent(tensor: torch.Tensor | None) -> bool:
-    return (
-        tensor is not None
-        and not torch.compiler.is_compiling()
-        and torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None
+def differentiated_otherwise(*tensors: torch.Tensor | None) -> bool:
+    """Whether plain PyTorch has to compute: forward-mode differentiation, and the transforms of torch.func."""
+    return not torch.compiler.is_compiling() and (
+        torch._C._are_functorch_transforms_active()
+        or any(
+            tensor is not None and torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None
+            for tensor in tensors
+        )
     )
 
 

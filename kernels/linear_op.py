@@ -5,7 +5,7 @@ import functools
 import torch
 import torch.nn.functional as F
 
-from .checks import has_tangent
+from .checks import differentiated_otherwise
 from .dispatch import resolve
 
 LARGE = 2**20  # weights; of small products MKL makes the faster ones
@@ -17,7 +17,7 @@ def linear(
     """x weight^T + bias: F.linear, with its arguments, shapes and errors.
 
     kernels: see `resolve`; "cpu" takes oneDNN's product, as the convolutions and bfloat16 do, for large dense float32
-    matrices where the processor has AVX-512. It adds in another order, and can't be differentiated twice."""
+    matrices where the processor has AVX-512. It adds in another order."""
     if (
         not torch.compiler.is_compiling()
         and resolve(kernels, x.device, "linear") == "cpu"
@@ -38,11 +38,10 @@ def _fits_onednn(x, weight, bias):
         and x.shape[1] == weight.shape[1]
         and (bias is None or tuple(bias.shape) == (weight.shape[0],))
         and all(
-            tensor is None or tensor.dtype == torch.float32 and tensor.is_contiguous() and not has_tangent(tensor)
-            for tensor in (x, weight, bias)
+            tensor is None or tensor.dtype == torch.float32 and tensor.is_contiguous() for tensor in (x, weight, bias)
         )
         and not torch.is_autocast_enabled("cpu")
-        and not torch._C._are_functorch_transforms_active()
+        and not differentiated_otherwise(x, weight, bias)
     )
 
 
@@ -68,12 +67,12 @@ class _OneDnn(torch.autograd.Function):
         return _product(x, weight, bias)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, dy):
         (x, weight), (x_wanted, weight_wanted, bias_wanted) = ctx.saved_tensors, ctx.needs_input_grad
+        product = F.linear if torch.is_grad_enabled() else _product  # to be differentiated in its turn: PyTorch's
         return (
-            _product(dy, weight.t()) if x_wanted else None,
-            _product(dy.t(), x.t()) if weight_wanted else None,
+            product(dy, weight.t()) if x_wanted else None,
+            product(dy.t(), x.t()) if weight_wanted else None,
             dy.sum(0) if bias_wanted else None,
         )
 

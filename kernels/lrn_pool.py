@@ -16,14 +16,14 @@ the gradient g of u is what the pool's windows give to their maxima, and
 
 dx being da where no ReLU stopped it. Kept for the backward pass: x, the bias, and one byte an output, the place of the
 maximum in its window (with ties "all" nothing: the maxima are computed again). `reference.py` has the rules for ties
-and NaN."""
+and NaN, and computes itself what is to be differentiated twice, in forward mode, or by torch.func."""
 
 from typing import Literal
 
 import torch
 
 from . import reference
-from .checks import STORAGE, at_least, check_bias, has_tangent, memory_format, one_of
+from .checks import STORAGE, at_least, check_bias, differentiated_otherwise, memory_format, one_of
 from .dispatch import compiled, resolve
 
 NORMS, RELUS, TIES = ("none", "lrn", "spatial"), ("none", "before", "after"), ("first", "all")
@@ -114,8 +114,8 @@ def spatial_norm_max_pool(
 def _lrn_pool(x, bias, norm, size, alpha, beta, k, relu, pool, stride, ties, kernels):
     function = {"lrn": "lrn_max_pool" if pool else "lrn", "none": "max_pool", "spatial": "spatial_norm_max_pool"}[norm]
     name = resolve(kernels, x.device, function)
-    if has_tangent(x) or has_tangent(bias):
-        name = "reference"  # forward-mode differentiation is known to plain PyTorch alone
+    if differentiated_otherwise(x, bias):
+        name = "reference"
     if kernels == "auto" and (pool > LARGEST_POOL.get(name, pool) or (x.dtype == torch.float64 and x.is_cuda)):
         name = "reference"
     _check(x, bias, norm, size, alpha, beta, k, relu, pool, stride, ties, name)
@@ -333,8 +333,19 @@ def _save(ctx, inputs, output):
 
 def _differentiate(ctx, dy, _):
     x, bias, argmax = ctx.saved_tensors
+    if torch.is_grad_enabled():  # the gradients are to be differentiated in their turn
+        return *_differentiable_gradients(ctx, dy, x, bias), *[None] * len(ctx.arguments)
     dx, dbias = torch.ops.alexnet_mp.lrn_pool_backward(dy, x, bias, argmax, *ctx.arguments)
     return dx, None if bias is None else dbias.to(bias.dtype), *[None] * len(ctx.arguments)
+
+
+def _differentiable_gradients(ctx, dy, x, bias):
+    """dx and dbias with a history, by the reference; None where they aren't wanted."""
+    inputs = [None if tensor is None else tensor.view_as(tensor) for tensor in (x, bias)]  # dy may depend on x, too
+    y = _reference(*inputs, *ctx.arguments[:-1])
+    wanted = [tensor for tensor, needed in zip(inputs, ctx.needs_input_grad) if needed]
+    found = iter(torch.autograd.grad(y, wanted, dy, create_graph=True))
+    return [next(found) if needed else None for needed in ctx.needs_input_grad[:2]]
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)

@@ -16,13 +16,17 @@ gives
 `layer.py:1164`).
 """
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 
+from .checks import differentiated_otherwise
 from .philox import DROPOUT_STREAM, philox
+
+BLOCK = 2**15  # values: on a CPU these stay in a cache
 
 
 def lrn_max_pool(
@@ -240,26 +244,98 @@ def _biased(x, bias, relu):
 def _lrn(a, size, alpha, beta, k):
     maps, before = a.shape[1], size // 2  # the window is i - size/2 .. i - size/2 + size - 1
     squares = F.pad(a * a, (0, 0, 0, 0, before, size - 1 - before))
-    return a * (k + alpha * sum(squares[:, j : j + maps] for j in range(size))).pow(-beta)
+    return a * _inverse_power(k + alpha * sum(squares[:, j : j + maps] for j in range(size)), beta)
 
 
 def _spatial_norm(a, size, alpha, beta, k):
     height, width, before, after = *a.shape[2:], size // 2, size - 1 - size // 2
     squares = F.pad(a * a, (before, after, before, after))
     rows = sum(squares[:, :, i : i + height] for i in range(size))
-    return a * (k + alpha * sum(rows[:, :, :, j : j + width] for j in range(size))).pow(-beta)
+    return a * _inverse_power(k + alpha * sum(rows[:, :, :, j : j + width] for j in range(size)), beta)
+
+
+def _inverse_power(d, beta):
+    """d^-beta of positive values and its derivatives, as functions of the value alone, wherever in a tensor it lies.
+
+    torch.pow on a CPU is none: its vectors and the scalar code for what is left over differ in the last place, so that
+    equal cells would not stay equal, and ties="all" would depend on their position. Here are only operations that
+    IEEE 754 rounds in one way, in float64, rounded to the dtype of d at the end. torch.compile has its own power.
+    """
+    if torch.compiler.is_compiling():
+        return d.pow(-beta)
+    if differentiated_otherwise(d):
+        constant = d.detach().clamp(max=torch.finfo(d.dtype).max)  # infinite d: no NaN
+        return _rounded_inverse_power(constant, beta) * (d / constant).pow(-beta)  # the same function; 1^-beta is 1
+    return _InversePower.apply(d, beta)
+
+
+class _InversePower(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, d, beta):
+        y = _rounded_inverse_power(d, beta)
+        ctx.save_for_backward(d, y)
+        ctx.beta = beta
+        return y
+
+    @staticmethod
+    def backward(ctx, dy):
+        d, y = ctx.saved_tensors
+        return dy * (-ctx.beta * (y / d)), None  # 0 where d is infinite
+
+
+def _rounded_inverse_power(d, beta):
+    blocks = d.reshape(-1).split(BLOCK if d.device.type == "cpu" else max(1, d.numel()))
+    return torch.cat([_inverse_power_of_block(block, float(beta)) for block in blocks]).view(d.shape)
+
+
+def _inverse_power_of_block(d, beta):
+    """d^-beta by products of d and of its roots, d^(1/2), d^(1/4), ...: as many as beta has binary digits."""
+    wide, (fraction, whole) = d.double(), math.modf(beta)
+    product, factor, whole = torch.ones_like(wide), wide, int(whole)
+    while whole:
+        product = product * factor if whole & 1 else product
+        factor, whole = factor * factor, whole >> 1
+    factor = wide
+    while fraction:
+        factor, fraction = _root(factor), 2 * fraction
+        if fraction >= 1:
+            product, fraction = product * factor, fraction - 1
+    y = product.reciprocal_()
+    return (torch.where(d.isinf(), 0.0, y) if beta else y).to(d.dtype)
+
+
+def _root(d):
+    """The square root of float64 values above 0 to their last place or two, by Heron's rule; torch.sqrt may be a
+    library's, which IEEE 754 does not bind."""
+    root = ((d.view(torch.int64) >> 1) + (1023 << 51)).view(torch.float64)  # half the exponent: 6 % too large at most
+    for _ in range(4):  # 2e-3, 2e-6, 2e-12, 1e-24
+        root = (d / root).add_(root).mul_(0.5)
+    return root
 
 
 def _pool(a, relu, pool, stride, ties):
     _one_of("ties", ties, ("first", "all"))
     _fits(a, pool)
-    y = _MaxPoolAllTies.apply(a, pool, stride) if ties == "all" else F.max_pool2d(a, pool, stride, ceil_mode=True)
+    y = _max_pool_all_ties(a, pool, stride) if ties == "all" else F.max_pool2d(a, pool, stride, ceil_mode=True)
     return torch.relu(y) if relu else y
 
 
 def _fits(a, pool):
     if min(a.shape[2:]) < pool:
         raise ValueError(f"maps of {a.shape[2]}x{a.shape[3]} are smaller than the {pool}x{pool} pooling window")
+
+
+def _max_pool_all_ties(a, pool, stride):
+    if torch.compiler.is_compiling() or not differentiated_otherwise(a):
+        return _MaxPoolAllTies.apply(a, pool, stride)
+    fixed = a.detach()
+    y = F.max_pool2d(fixed, pool, stride, ceil_mode=True)
+    change = torch.where(fixed.isfinite(), a - fixed, 0)  # zeros, with a's derivatives
+    changes = 0
+    for window, inside in _cells(a, y, pool, stride):
+        of_cell = torch.where(fixed[window][inside] == y[inside], change[window][inside], 0)
+        changes = changes + F.pad(of_cell, (0, y.shape[3] - of_cell.shape[3], 0, y.shape[2] - of_cell.shape[2]))
+    return y + changes
 
 
 class _MaxPoolAllTies(torch.autograd.Function):
@@ -273,18 +349,22 @@ class _MaxPoolAllTies(torch.autograd.Function):
         return y
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, dy):
-        a, y = ctx.saved_tensors
+        a, y = (tensor.detach() for tensor in ctx.saved_tensors)  # which cells are equal has no derivative
         da = torch.zeros_like(a)
-        for i in range(ctx.pool):
-            for j in range(ctx.pool):
-                # Cell (i, j) of every window, one window a column; an overhanging window may not have this cell.
-                window = (slice(None), slice(None), slice(i, None, ctx.stride), slice(j, None, ctx.stride))
-                rows, columns = (min(s, o) for s, o in zip(a[window].shape[2:], y.shape[2:]))
-                inside = (slice(None), slice(None), slice(rows), slice(columns))
-                da[window][inside] += torch.where(a[window][inside] == y[inside], dy[inside], 0)
+        for window, inside in _cells(a, y, ctx.pool, ctx.stride):
+            da[window][inside] += torch.where(a[window][inside] == y[inside], dy[inside], 0)
         return da, None, None
+
+
+def _cells(a, y, pool, stride):
+    """(places of cell (i, j) of every window in a, which of them and of y are there) of each cell of a window."""
+    for i in range(pool):
+        for j in range(pool):
+            # One window a column; an overhanging window may not have this cell.
+            window = (slice(None), slice(None), slice(i, None, stride), slice(j, None, stride))
+            rows, columns = (min(s, o) for s, o in zip(a[window].shape[2:], y.shape[2:]))
+            yield window, (slice(None), slice(None), slice(rows), slice(columns))
 
 
 def _one_of(name, value, choices):

@@ -6,7 +6,7 @@ alone. Where it is not positive, the ReLU or the mask stopped the value, and sto
 import torch
 
 from . import reference
-from .checks import STORAGE, check_bias, describe, has_tangent, memory_format
+from .checks import STORAGE, check_bias, describe, differentiated_otherwise, memory_format
 from .dispatch import compiled, resolve
 from .philox import DROPOUT_STREAM
 
@@ -38,7 +38,7 @@ def relu_dropout(
     name = resolve(kernels, x.device, "relu_dropout")
     _check(x, bias, probability, seed, step, layer, tower)
     there_is = {"triton": x.dtype != torch.float64, "cpu": probability > 0 and bias is None and x.is_contiguous()}
-    if not there_is.get(name) or has_tangent(x) or has_tangent(bias):
+    if not there_is.get(name) or differentiated_otherwise(x, bias):
         return reference.relu_dropout(x, bias, probability=probability, seed=seed, step=step, layer=layer, tower=tower)
     if probability == 0:
         step = None
@@ -140,6 +140,10 @@ def _save(ctx, inputs, output):
 def _differentiate(ctx, dy):
     (y,) = ctx.saved_tensors
     wanted = ctx.bias_dtype is not None and ctx.needs_input_grad[1]
+    if torch.is_grad_enabled():  # the gradients are to be differentiated in their turn
+        dx = torch.where(y <= 0, 0, dy)
+        others = [dim for dim in range(dx.dim()) if dim != 1]
+        return dx, dx.sum(others, dtype=torch.float32).to(ctx.bias_dtype) if wanted else None, *[None] * 6
     dx, dbias = torch.ops.alexnet_mp.relu_dropout_backward(dy, y, wanted, ctx.kernels)
     return dx, dbias.to(ctx.bias_dtype) if wanted else None, *[None] * 6
 

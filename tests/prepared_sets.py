@@ -46,6 +46,11 @@ def files(directory):
     return {path.name: path.read_bytes() if path.is_file() else None for path in Path(directory).iterdir()}
 
 
+def but_times(contents):
+    """What `files` found, without the times of the source's pictures."""
+    return {name: content for name, content in contents.items() if name != "source.safetensors"}
+
+
 def sign(directory, change=lambda index: index):
     """Write the index anew, with `change` made to it, so that it fits the files as they are now."""
     directory, index = Path(directory), read_index(directory)

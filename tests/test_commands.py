@@ -143,7 +143,8 @@ def test_evaluate_prints_both_protocols_and_agrees_with_training(run, capsys):
         assert evaluate.main([str(out), "--gpus", "cpu", *where]) == 0
         printed = capsys.readouterr().out
         for protocol in ("centre view", "ten views"):
-            found = re.search(rf"{protocol} +top-1 error +([\d.]+) % +\(15 images\)", printed)
+            error = r"error +([\d.]+) % \([\d.]+ of 15: \d+ to \d+ %\)"
+            found = re.search(rf"{protocol} +top-1 {error} +\(15 images; 95 % intervals\)", printed)
             assert float(found[1]) == pytest.approx(tests[protocol]["top1_error"], abs=0.006)
         assert "top-5" not in printed  # of three classes it is always 0
 

@@ -59,12 +59,13 @@ def compile_kernels(kernels, arch, folder):
         for kernel in kernels
     )
     unit, cubin = Path(folder) / "kernels.cu", Path(folder) / f"kernels_{arch}.cubin"
-    unit.write_text(f'#include "{SOURCE}"\nusing namespace lrn_pool;\n{text}')
+    unit.write_text(f'#include "{SOURCE}"\nusing namespace lrn_pool;\n{text}', encoding="utf-8")
     done = subprocess.run(
         ["nvcc", "-std=c++20", "-O3", "-cubin", "-lineinfo", f"-arch=sm_{arch}", "-Xptxas", "-v", "-o", cubin, unit],
         check=True,
         capture_output=True,
         text=True,
+        encoding="utf-8",
     )
     return cubin, done.stderr
 
@@ -81,7 +82,7 @@ def resources(report):
 def lines_of(function):
     """Where a device function stands: (file name, line) of its name to those of the brace that closes it."""
     for path in SOURCE.parent.glob("*.cuh"):
-        lines = path.read_text().splitlines()
+        lines = path.read_text(encoding="utf-8").splitlines()
         for first, line in enumerate(lines, 1):
             if re.match(rf"\S.*\b{function}\(.*\{{$", line):
                 last = first + next(i for i, line in enumerate(lines[first:], 1) if line == "}")
@@ -98,7 +99,9 @@ class Block:
 
 def disassemble(cubin):
     """Mangled name -> basic blocks in order, with `next` filled in."""
-    text = subprocess.run([tool("nvdisasm"), "-gi", "-c", cubin], check=True, capture_output=True, text=True).stdout
+    text = subprocess.run(
+        [tool("nvdisasm"), "-gi", "-c", cubin], check=True, capture_output=True, text=True, encoding="utf-8"
+    ).stdout
     kernels, blocks, chain, fresh = {}, None, [], False
     for line in text.splitlines():
         if section := re.match(r"\.text\.(\w+):", line):

@@ -102,7 +102,7 @@ def give_library(tree, other):
 
 def _sources(tree):
     """All that the compiled kernels are made of."""
-    flags = re.findall(r"^COMPILE = .*$", (tree / "setup.py").read_text(), re.MULTILINE)
+    flags = re.findall(r"^COMPILE = .*$", (tree / "setup.py").read_text(encoding="utf-8"), re.MULTILINE)
     files = [path for path in (tree / "csrc").rglob("*") if path.is_file()]
     return flags, {path.relative_to(tree): path.read_bytes() for path in files}
 
@@ -116,9 +116,9 @@ def environment(tree, place):
     venv.create(place, symlinks=True)
     (packages,) = Path(place).glob("lib/python*/site-packages")
     others = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
-    (packages / "others.pth").write_text("".join(f"{path}\n" for path in others))
-    (packages / "tree_finder.py").write_text(FINDER.format(tree=str(tree)))
-    (packages / "tree_finder.pth").write_text("import tree_finder\n")
+    (packages / "others.pth").write_text("".join(f"{path}\n" for path in others), encoding="utf-8")
+    (packages / "tree_finder.py").write_text(FINDER.format(tree=str(tree)), encoding="utf-8")
+    (packages / "tree_finder.pth").write_text("import tree_finder\n", encoding="utf-8")
     return Path(place) / "bin" / "python"
 
 
@@ -135,7 +135,7 @@ def numbers(tree, probe, work, side, only=()):
     done = subprocess.run([python, "-P", probe, file, *only], cwd=room, env=kept | {"OMP_NUM_THREADS": "1"})
     shutil.rmtree(place)
     room.rename(work / side)
-    found = json.loads(file.read_text()) if file.exists() else {}
+    found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     wanted = [str(tree / "alexnet_mp"), str(tree / "kernels")]
     if found and (imported := found.pop("imported")) != wanted:
         sys.exit(f"the code came from {imported} instead of {wanted}; nothing was compared")
@@ -156,7 +156,9 @@ def compare(before, after, names=("before", "after")):
 
 
 def _git(*arguments, check=False):
-    return subprocess.run(["git", "-C", str(ROOT), *map(str, arguments)], capture_output=True, text=True, check=check)
+    return subprocess.run(
+        ["git", "-C", str(ROOT), *map(str, arguments)], capture_output=True, text=True, check=check, encoding="utf-8"
+    )
 
 
 if __name__ == "__main__":

@@ -99,7 +99,7 @@ def main(file, *only):
         except Exception:
             traceback.print_exc()
             failed.append(probe.__name__)
-    Path(file).write_text(json.dumps(found, indent=1))
+    Path(file).write_text(json.dumps(found, indent=1), encoding="utf-8")
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0
@@ -138,12 +138,12 @@ def of_findings(text):
 
 
 def of_json(path, but=frozenset()):
-    return digest(lasting(json.loads(Path(path).read_text()), but))
+    return digest(lasting(json.loads(Path(path).read_text(encoding="utf-8")), but))
 
 
 def of_lines(path):
     """A file of one JSON value a line."""
-    return digest([lasting(json.loads(line)) for line in Path(path).read_text().splitlines()])
+    return digest([lasting(json.loads(line)) for line in Path(path).read_text(encoding="utf-8").splitlines()])
 
 
 def of_files(folder, *patterns):
@@ -157,10 +157,10 @@ def of_files(folder, *patterns):
 def command(name, *arguments):
     """Standard output of `python -m alexnet_mp.NAME ARGUMENTS`; kept in said.txt, to look for a difference."""
     words = [f"alexnet_mp.{name}", *map(str, arguments)]
-    done = subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True, encoding="utf-8")
     if done.returncode:
         raise RuntimeError(f"{' '.join(words)}: status {done.returncode}\n{done.stdout}\n{done.stderr}")
-    with open("said.txt", "a") as file:
+    with open("said.txt", "a", encoding="utf-8") as file:
         file.write(f"$ {' '.join(words)}\n{done.stdout}\n")
     return done.stdout
 
@@ -430,7 +430,7 @@ def checkpoints():
 
 def reported():
     command("report", "runs/mini", "runs/bf16", *CPU, "--no-speed", "--sort", "--out", "report")
-    page = Path("report/index.html").read_text()
+    page = Path("report/index.html").read_text(encoding="utf-8")
     return {"page": digest(timeless(page))} | of_files("report", "*.png")
 
 

@@ -94,7 +94,7 @@ status)
     echo "$(find "$records/runs" -name '*.json' 2>/dev/null | wc -l) runs are kept, $(find "$work/runs" -maxdepth 2 -name run.json 2>/dev/null | wc -l) lie here"
     ;;
 collect)
-    cd "$repository" && .venv/bin/python -m alexnet_mp.claims table --take "$records"
+    cd "$repository" && .venv/bin/python -m alexnet_mp.claims table --write --take "$records"
     ;;
 *) usage ;;
 esac

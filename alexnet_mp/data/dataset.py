@@ -15,13 +15,23 @@ import numpy as np
 from ..system.command_line import typed
 from ..system.errors import UserError
 from ..system.memory import free_memory
+from .class_folders import (
+    DiskFolder,
+    PassedOver,
+    classes_of,
+    has_picture,
+    pictures_of,
+    split_folders,
+    val_by_another_name,
+)
+from .class_names import accents
 from .pixel_statistics import Statistics
 from .prepared import Prepared
 from .prepared_format import is_prepared
 from .resize import decoded
 from .synthetic import Builtin
 
-SUFFIXES = {".jpg", ".jpeg", ".png"}
+SAME_FILES = 32  # of a fingerprint: the digits that a folder's times don't change
 TAKES = "it takes a folder, a prepared set, or the word builtin"
 
 
@@ -56,6 +66,7 @@ class DataSet(Protocol):
     ids: Sequence[int] | None  # the classes' numbers in a competition
     splits: dict[str, Split]  # some of "train", "val", "test"
     statistics: Statistics | None  # None: they have to be fitted
+    passed_over: Sequence[str]  # lines that name what isn't read of the source, and why
 
 
 def open_dataset(data: str, stored_size: int, splits: Sequence[str] = ("train", "val")) -> DataSet:
@@ -78,11 +89,32 @@ def open_data_of_run(run: str, source: str, stored_size: int, splits: Sequence[s
         ) from None
 
 
-class Folder:
-    """`DIR/train/<class>/*`, `DIR/val/<class>/*`, `DIR/test/<class>/*`: JPEG and PNG files of the splits asked for.
+def difference(before: str, dataset: DataSet) -> str | None:
+    """In words, why a fingerprint of before is not that of a data set; None where it is.
 
-    Classes are numbered in the order of their names. Raises UserError for a missing split, a single or an empty class,
-    and for splits whose classes differ."""
+    Of a folder, names, sizes and times of the pictures are compared; where it was fingerprinted without times, as
+    former versions did, names and sizes alone."""
+    if before in (dataset.fingerprint, getattr(dataset, "names_and_sizes", None)):
+        return None
+    if not isinstance(dataset, Folder):
+        return "it is another data set, or another version of it"
+    if before[:SAME_FILES] == dataset.fingerprint[:SAME_FILES]:
+        return (
+            "names and sizes of its pictures are the same, their times are not: some were replaced, or all were copied "
+            "without their times (cp -p keeps them)"
+        )
+    return "names or sizes of its pictures have changed"
+
+
+class Folder:
+    """`DIR/train/<class>/*`, `DIR/val/<class>/*`, `DIR/test/<class>/*`: the pictures of the splits asked for.
+
+    Classes are numbered in the order of their names. `class_folders` says what is a picture, by which other names a
+    split is found, and what is passed over. Raises UserError for a missing split, a single or an empty class, and for
+    splits whose classes differ.
+
+    fingerprint: of the pictures' names, sizes and times of change; contents are not read. names_and_sizes: without the
+    times."""
 
     statistics = ids = None
 
@@ -91,47 +123,41 @@ class Folder:
         if not root.is_dir():
             problem = "it is not a directory" if root.exists() else "no such directory"
             raise UserError(f"--data {directory}: {problem}; {TAKES}")
-        for split in splits:
-            if not (root / split).is_dir():
-                way = _way_out(root, stored_size) if "train" in splits else ""
-                raise UserError(
-                    f"--data {directory}: it has no {split}/ folder; {way or f'images belong in {split}/<class>/'}"
-                )
-        self.classes, digest = _class_names(root / splits[0]), hashlib.sha256()
-        self.splits = {split: self._split(root / split, stored_size, digest) for split in splits}
-        self.fingerprint = digest.hexdigest()
+        passed = PassedOver()
+        folders = _split_folders(DiskFolder(root), directory, splits, stored_size, passed)
+        self.classes, files, times = classes_of(folders[splits[0]]), hashlib.sha256(), hashlib.sha256()
+        self.splits = {split: self._split(folders[split], stored_size, files, times, passed) for split in splits}
+        self.passed_over = passed.lines()
+        self.names_and_sizes = files.hexdigest()
+        self.fingerprint = self.names_and_sizes[:SAME_FILES] + times.hexdigest()[SAME_FILES:]
         self.description = (
             f"folder {directory}: {', '.join(f'{len(images):,} {split}' for split, images in self.splits.items())} "
             f"images of {len(self.classes)} classes"
         )
 
-    def _split(self, folder, stored_size, digest):
-        found = _class_names(folder)
+    def _split(self, tree, stored_size, names_and_sizes, times, passed):
+        folder, found = Path(tree.path), classes_of(tree)
         if found != self.classes:
             differences = (("missing", set(self.classes) - set(found)), ("extra", set(found) - set(self.classes)))
             raise UserError(
                 f"{folder}: its classes differ from those of the other split: "
                 + "; ".join(f"{what} {_some(sorted(names))}" for what, names in differences if names)
+                + accents(*(names for _, names in differences))
             )
         files, labels = [], []
-        for label, name in enumerate(self.classes):
-            images = sorted(
-                path
-                for path in (folder / name).iterdir()
-                if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
-            )
-            if not images:
-                raise UserError(f"{folder / name}: the class is empty, no .jpg, .jpeg or .png file in it")
-            files += images
+        for label, images in enumerate(pictures_of(tree, passed, f"{tree.name}/").values()):
+            files += map(Path, images.values())
             labels += [label] * len(images)
-        for path in files:  # names and sizes, not contents: a changed set is noticed without reading it
+        for path in files:  # not their contents: a changed set is noticed without reading it
             try:
                 status = path.stat()
             except OSError as error:
                 raise UserError(f"cannot read image {path}: {error.strerror}") from None
             if not stat.S_ISREG(status.st_mode):
                 raise UserError(f"cannot read image {path}: it is not a file")
-            digest.update(f"{path.relative_to(folder.parent)}\0{status.st_size}\n".encode(errors="surrogateescape"))
+            line = f"{path.relative_to(folder.parent)}\0{status.st_size}\n"
+            names_and_sizes.update(line.encode(errors="surrogateescape"))
+            times.update(b"%d\n" % status.st_mtime_ns)
         return FolderSplit(files, np.array(labels), stored_size)
 
 
@@ -202,34 +228,31 @@ def cost_of_reading(dataset: DataSet, in_memory: Sequence[str]) -> str:
     }[dataset.splits["train"].storage]
 
 
-def _way_out(root, stored_size):
+def _split_folders(root, data, splits, stored_size, passed):
+    """{split: its folder} of a root with all splits asked for."""
+    folders = split_folders(root, passed)
+    for split in splits:
+        if split not in folders:
+            other = val_by_another_name(root, folders) if split == "val" else None
+            way = _way_out(root, folders, stored_size) if "train" in splits and not other else ""
+            raise UserError(
+                f"--data {data}: it has no {split}/ folder; {way or f'images belong in {split}/<class>/'}"
+                + (f"; if {other}/ is meant, rename it" if other else "")
+            )
+    return folders
+
+
+def _way_out(root, folders, stored_size):
     """What makes a set of a folder of class folders that nobody has split, or "" where it is none."""
-    classes = root / "train" if (root / "train").is_dir() else root
-    found = sorted(
-        path.name
-        for path in classes.iterdir()
-        if path.is_dir()
-        and not path.name.startswith(".")
-        and any(file.suffix.lower() in SUFFIXES for file in path.iterdir())
-    )
-    whole = root.resolve()
+    found = [name for name, folder in folders.get("train", root).folders.items() if has_picture(folder)]
+    typed_as, whole = Path(root.path), Path(root.path).resolve()
     if len(found) < 2 or not whole.name:
         return ""
-    made = (whole if root.name in ("", "..") else root).with_name(f"{whole.name}-prepared")
+    made = (whole if typed_as.name in ("", "..") else typed_as).with_name(f"{whole.name}-prepared")
     return (
         f"of its {len(found)} class folders ({_some(found)}) a part can be cut off for validation: "
-        f"{typed('prepare', root, made, '--size', stored_size)} && {typed('train', '--data', made)}"
+        f"{typed('prepare', typed_as, made, '--size', stored_size)} && {typed('train', '--data', made)}"
     )
-
-
-def _class_names(folder):
-    names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    if len(names) < 2:
-        raise UserError(
-            f"{folder}: {'a single class' if names else 'no class folders'}; training needs at least two, "
-            f"as {folder.name}/<class>/*.jpg"
-        )
-    return names
 
 
 def _some(names):

@@ -8,10 +8,12 @@ import numpy as np
 
 from ..system.errors import UserError, complain
 from ..system.terminal import printable
+from .class_folders import DiskFolder
 from .pipeline_torch import TorchPipeline
 from .resize import decoded
 
 AT_ONCE = 64  # pictures in memory
+MOST_NAMED = 10  # files in a folder that are no pictures
 STDIN = "-"
 MOST_BYTES = 1 << 30  # of standard input
 
@@ -40,8 +42,10 @@ def answered(paths, size, answer):
     """Yields (path, stored picture (size, size, 3) uint8, its answer) of each file, in order.
 
     answer(pictures): one answer a picture, of `AT_ONCE` at most. A file that can't be read is a line on standard error,
-    and yields (path, the UserError that says why, None). "-" is standard input. Any format that Pillow opens;
-    `stored_picture` decides about modes, transparency and orientation."""
+    and yields (path, the UserError that says why, None). "-" is standard input; a folder stands for the pictures in it
+    and below, see `pictures_in`. Any of `image_formats`; `stored_picture` decides about modes, transparency and
+    orientation."""
+    paths = [file for path in paths for file in (pictures_in(path) if os.path.isdir(path) else [path])]
     for start in range(0, len(paths), AT_ONCE):
         some = [(path, _read(path, size)) for path in paths[start : start + AT_ONCE]]
         good = [picture for _, picture in some if not isinstance(picture, UserError)]
@@ -54,11 +58,48 @@ def answered(paths, size, answer):
                 yield path, picture, next(answers)
 
 
+def pictures_in(folder):
+    """The paths of the pictures in a folder and below, in the order of their names; the folder itself where there is
+    none, or where it can't be read.
+
+    Hidden files and folders are left out. What else is passed over, files that are no pictures and links to folders, is
+    a line on standard error; a file that is named like a picture counts as one."""
+    pictures, others = [], []
+    try:
+        for place, folders, names in os.walk(folder, onerror=_raise):
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            others += [path for name in folders if os.path.islink(path := os.path.join(place, name))]
+            for path in (os.path.join(place, name) for name in sorted(names) if not name.startswith(".")):
+                (pictures if _is_picture(path) else others).append(path)
+    except OSError as error:
+        complain(f"cannot read {printable(str(error.filename))}: {error.strerror}")
+        return [folder]
+    if others:
+        shown = ", ".join(printable(os.path.relpath(path, folder)) for path in others[:MOST_NAMED])
+        more = f" and {len(others) - MOST_NAMED:,} more" if len(others) > MOST_NAMED else ""
+        print(f"{printable(folder)}: passed over, as no pictures: {shown}{more}", file=sys.stderr)
+    return pictures or [folder]
+
+
+def _raise(error):
+    raise error
+
+
+def _is_picture(path):
+    folder, name = os.path.split(path)
+    try:
+        return DiskFolder(folder).is_picture(name)
+    except UserError:  # of a file that can't be opened the reason is said where it is read; a pipe is no picture
+        return os.path.isfile(path)
+
+
 def _read(path, size):
     try:
         if path != STDIN:
+            if os.path.isdir(path):
+                raise UserError(f"cannot read image {path}: a folder without pictures")
             # a pipe would be waited for
-            if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+            if os.path.exists(path) and not os.path.isfile(path):
                 raise UserError(f"cannot read image {path}: it is not a regular file")
             return decoded(path, size, path)
         content = sys.stdin.buffer.read(MOST_BYTES + 1)

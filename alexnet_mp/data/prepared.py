@@ -26,6 +26,8 @@ class Prepared:
     Pictures larger than `stored_size` are reduced when they are read; smaller ones are refused. `statistics` are the
     set's own where the size is equal, else None. Raises UserError for a missing split and for whatever is damaged."""
 
+    passed_over = ()
+
     def __init__(self, directory, stored_size, splits=("train", "val")):
         self.source, index = str(Path(directory).absolute()), read_index(directory)
         for split in splits:

@@ -3,12 +3,13 @@
     index.json              settings, classes, shards with their sha256, images left out; written last
     train.safetensors       a row an image: place, label, crc32 and name of its file (`Columns`); one such file a split
     statistics.safetensors  mean image and RGB components of the training pictures, as training reads them
+    source.safetensors      size and time of each image in the source, by which `prepare` notices one that was replaced
     train-00000.tar         1,024 images (as 2012's batch files), each as KEY.jpg or KEY.ppm, then KEY.cls with its
                             label: the naming of WebDataset. KEY is the image's number in the source's list
 
 Images are numbered as in the source: class by class, names sorted. Where an image lies in the shards is shuffled once,
-so that readers that stream see mixed classes. There are no dates and no paths in it: the same source gives the same
-bytes."""
+so that readers that stream see mixed classes. There are no paths in it, and dates in `source.safetensors` alone: the
+same source gives the same bytes in all other files."""
 
 import hashlib
 import json
@@ -22,7 +23,7 @@ from typing import Literal
 import numpy as np
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from safetensors import SafetensorError
-from safetensors.numpy import load
+from safetensors.numpy import load, save
 
 from ..system.errors import UserError
 from .pixel_statistics import FILE as STATISTICS
@@ -30,6 +31,7 @@ from .pixel_statistics import Statistics
 
 FORMAT, VERSION = "alexnet_mp prepared set", 1
 INDEX, WORK, PLAN = "index.json", "work", "plan.json"
+SOURCE = "source.safetensors"  # sizes and times of the source's images: for `prepare` alone, no reader needs it
 IMAGES_PER_SHARD = 1024
 MOST_PIXELS = 4096  # a side of the stored pictures: one takes 50 MB then
 BLOCK, RECORD = 512, 10240  # bytes: a tar's files start at multiples of the one, its end is a multiple of the other
@@ -274,6 +276,29 @@ def read_statistics(directory, index):
     if (statistics.eigenvalues < 0).any():
         raise UserError(f"{path} is damaged: a negative variance")
     return statistics
+
+
+def source_file(stamps):
+    """The bytes of `SOURCE`. stamps: a split's name -> (N, 2) int64, bytes and time in ns of each image's file."""
+    digest = hashlib.sha256(save(stamps)).hexdigest()
+    return save(stamps, {"sha256": digest})
+
+
+def read_source_file(directory):
+    """What `source_file` was given; None where there is none, as in sets of former versions. Raises UserError where it
+    is damaged."""
+    path = Path(directory) / SOURCE
+    if not path.exists():
+        return None
+    content = read_bytes(path)
+    try:
+        stamps = load(content)
+        whole = source_file(stamps) == content and all(values.shape[1:] == (2,) for values in stamps.values())
+    except (SafetensorError, ValueError):
+        whole = False
+    if not whole:
+        raise UserError(f"{path} is damaged; removed, names of images alone are compared")
+    return stamps
 
 
 def check_shard(directory, shard):

@@ -1,54 +1,47 @@
 """From an image file to the stored picture, by one function for folders, archives and prepared sets."""
 
-import io
-import os
-import warnings
-
 import numpy as np
 from PIL import Image
 
-from ..system.errors import UserError
+from ..system.errors import MachineError, UserError
+from .bit_depth import eight_bits
+from .image_formats import opened
 
 
 def decoded(file, size, name):
     """The stored picture, (size, size, 3) uint8, of an image file: a path, or a binary file object.
 
-    Raises UserError with `name` where it can't be decoded, or claims more pixels than any photograph has.
+    Raises UserError with `name` where it is none, can't be decoded, or takes more memory than a picture may.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # large is fine; far too large is an error
-            with Image.open(file) as image:
-                return stored_picture(image, size)
-    except MemoryError:  # the machine's fault, not the image's
+        with opened(file) as image:
+            return stored_picture(image, size, name)
+    except (MemoryError, MachineError):  # not the image's fault
         raise
     except Exception as error:  # Pillow raises a dozen types on damaged files
-        raise UserError(f"cannot read image {name}: {_reason(error, file, name)}") from None
+        raise UserError(f"cannot read image {name}: {_reason(error)}") from None
 
 
-def _reason(error, file, name):
+def _reason(error):
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     reason = str(error)
-    if "cannot identify image file" in reason:  # goes on with the name, or with the address of an object
-        empty = not file.getbuffer() if isinstance(file, io.BytesIO) else os.path.getsize(file) == 0
-        return "it is empty" if empty else "cannot identify image file"
-    return reason.replace(str(name), "").strip(" ':") or type(error).__name__
+    if "cannot identify image file <" in reason:  # goes on with the address of an object
+        return "cannot identify image file: it is damaged"
+    return reason.strip(" ':") or type(error).__name__
 
 
-def stored_picture(image, size):
+def stored_picture(image, size, name=None):
     """A Pillow image -> (size, size, 3) uint8: shorter side rescaled to `size`, central square kept (paper 2).
 
     Area averaging down, bicubic up (cuda-convnet2, `pyext.cpp:102-121`). Grey and CMYK become RGB, transparency is
-    dropped, orientation tags are ignored, as in 2012. Floats are grey levels, 0 to 255; UserError where none is above
-    1."""
-    if image.mode == "F" and np.asarray(image).max() <= 1:  # taken as 0..255 all of it would be black
-        raise UserError("its pixels are floats of at most 1; only 0 to 255 is understood")
-    if image.mode.startswith("I"):  # 16 bits a pixel: Pillow's own conversion would clip at 255
-        image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+    dropped, orientation tags are ignored, as in 2012. More than 8 bits a channel become 8 (`bit_depth.eight_bits`), or
+    raise UserError; `name` is for the lines that say something of them."""
+    image = eight_bits(image, name)
     if "transparency" in image.info:  # a palette with an alpha table; without this step Pillow warns
         image = image.convert("RGBA")
-    image = image.convert("RGB")
+    if image.mode != "RGB":  # else it would be a copy, of 0.8 GB for a large photograph
+        image = image.convert("RGB")
     shorter = min(image.size)
     left, top = ((side - shorter) / 2 for side in image.size)
     if shorter != size:

@@ -36,7 +36,7 @@ class Builtin:
     """The embedded data: `classes` (16 names), `splits` {"train", "val", "test"}, `fingerprint`. size: pixels a
     side."""
 
-    source, statistics, ids = "builtin", None, None
+    source, statistics, ids, passed_over = "builtin", None, None, ()
 
     def __init__(self, size):
         if size < 32:

@@ -3,6 +3,7 @@ small file."""
 
 import io
 import zipfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,8 @@ import torch
 from ..kernels.dispatch import resolve
 from ..runs.directory import RIGHT
 from ..system import durable_files
+
+FEW = 1000  # images: the interval of an error is up to 6 points wide from here on
 
 
 @dataclass(frozen=True)
@@ -25,13 +28,28 @@ class Errors:
     images: int
 
 
-def top5_tells(classes):
+def top5_tells(classes: int) -> bool:
     """Whether a top-5 error says anything: of five classes or fewer every answer is among the first five, and none is
     printed."""
     return classes > 5
 
 
-def topk_credit(scores, labels, kernels="reference"):
+def percent(error: float, images: int, width: int = 0) -> str:
+    """An error in % of images: "61.11 %"; of fewer than `FEW` "61.11 % (11 of 18: 39 to 80 %)", with the interval.
+
+    The interval is Wilson's, of 95 %. width: of the number before the sign.
+    """
+    shown = f"{error:{width}.2f} %"
+    if images >= FEW:
+        return shown
+    from scipy import stats  # imported late: it takes half a second
+
+    wrong = error / 100 * images  # a tie counts in part
+    found = stats.binomtest(round(wrong), images).proportion_ci(method="wilson")
+    return f"{shown} ({round(wrong, 2):g} of {images}: {100 * found.low:.0f} to {100 * found.high:.0f} %)"
+
+
+def topk_credit(scores: torch.Tensor, labels: torch.Tensor, kernels: str = "reference") -> torch.Tensor:
     """How many of N images count as right under top-1 and top-5: float64 tensor (2,), the sum of `topk_credit_each`.
 
     kernels: see `kernels.dispatch.resolve`; on a GPU Triton computes the same in one launch and a sum.
@@ -43,7 +61,7 @@ def topk_credit(scores, labels, kernels="reference"):
     return torch.stack([each.sum() for each in topk_credit_each(scores, labels)])
 
 
-def topk_credit_each(scores, labels):
+def topk_credit_each(scores: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Of each of N images, whether it counts as right under top-1 and under top-5: two float64 tensors (N,), values 0
     to 1.
 
@@ -68,7 +86,7 @@ class Answers:
     loss: torch.Tensor | None  # (N,) float64, nats
     sums: torch.Tensor | None  # (3,) float64, of top1, top5 and loss, batch after batch
 
-    def errors(self):
+    def errors(self) -> Errors | None:
         """The `Errors` over all images; None without labels."""
         if self.sums is None:
             return None
@@ -76,12 +94,12 @@ class Answers:
         return Errors(100 - 100 * top1, 100 - 100 * top5, loss, len(self.labels))
 
 
-def answers(logs, labels):
+def answers(logs: torch.Tensor, labels: torch.Tensor) -> Answers:
     """The `Answers` that (N, classes) logarithms of probabilities are."""
     return joined([judged(logs, labels)])
 
 
-def judged(logs, labels):
+def judged(logs: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """A batch's `Answers.labels` to `loss`, for `joined`, all on the device of the logarithms: no GPU is waited for."""
     logs, labels = logs.double(), labels.to(logs.device)
     top = logs.sort(dim=1, descending=True, stable=True).indices[:, :5]
@@ -89,14 +107,14 @@ def judged(logs, labels):
     return labels, top, *topk_credit_each(logs, known), -logs.gather(1, known[:, None])[:, 0]
 
 
-def joined(batches):
+def joined(batches: Sequence[tuple[torch.Tensor, ...]]) -> Answers:
     """The `Answers` to all images, from what `judged` gives of each batch."""
     sums = sum(torch.stack([each.sum() for each in scores]) for _, _, *scores in batches)
     labels, top, *scores = (torch.cat(each).cpu() for each in zip(*batches))
     return Answers(labels, top, *((None,) * 4 if (labels < 0).any() else (*scores, sums.cpu())))
 
 
-def write_right(directory, tested):
+def write_right(directory: str | Path, tested: Mapping[str, Answers]) -> None:
     """Write `RIGHT` into a run's directory, whole or not at all: which images the network gets right; a tie is not
     right.
 
@@ -112,7 +130,7 @@ def write_right(directory, tested):
     durable_files.replace(Path(directory) / RIGHT, content.getvalue())
 
 
-def read_right(path):
+def read_right(path: str | Path) -> dict[str, np.ndarray] | None:
     """{protocol: (2, N) bool} of a file that `write_right` wrote, None where there is none, or something else."""
     try:
         with np.load(path, allow_pickle=False) as found:

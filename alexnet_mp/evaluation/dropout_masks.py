@@ -1,15 +1,25 @@
 """Dropout's approximation (4.2): halved outputs against the geometric mean of the networks that its masks sample."""
 
+from collections.abc import Callable, Sequence
+
 import torch
 import torch.nn.functional as F
+
+from ..network.network import TwoTowerAlexNet
 
 MASKS = 64  # sampled networks
 PICTURES = 512  # at most, spread evenly over a split
 
 
 @torch.inference_mode()
-def compare(network, images, labels, masks=MASKS, advance=lambda count: None):
-    """One network against `masks` networks that dropout samples of it, on the same pictures: a dict of JSON types.
+def compare(
+    network: TwoTowerAlexNet,
+    images: Sequence[torch.Tensor],
+    labels: torch.Tensor,
+    masks: int = MASKS,
+    advance: Callable[[int], None] = lambda count: None,
+) -> dict[str, float]:
+    """One network against `masks` networks that dropout samples of it, on the same pictures.
 
     images: one (N, 3, crop, crop) tensor a tower; labels: (N,) int64; masks: at least 2. Of each picture another unit
     is dropped by each mask. The geometric mean of the sampled networks' probabilities, made to add up to 1, is the

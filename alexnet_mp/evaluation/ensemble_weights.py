@@ -6,6 +6,8 @@ network that is sure of itself would have ties among its last classes that it do
 probabilities."""
 
 import math
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -17,7 +19,7 @@ STEPS, START, PASSES = 20, 10, 5
 ROWS = 1024  # images at a time, so that what is computed in float64 is small
 
 
-def parse_weights(words, runs):
+def parse_weights(words: Sequence[str] | None, runs: int) -> tuple[float, ...] | Literal["validation"]:
     """What `--weights` says: "validation", or a tuple of weights, one a run, that add up to 1. None, nothing said: all
     are equal.
 
@@ -45,13 +47,13 @@ def parse_weights(words, runs):
     return normalised(weights)
 
 
-def normalised(weights):
+def normalised(weights: Sequence[float]) -> tuple[float, ...]:
     """The weights divided by their sum: the same average, and probabilities that add up to 1."""
     total = sum(weights)
     return tuple(weight / total for weight in weights)
 
 
-def fold(total, logs, weight):
+def fold(total: torch.Tensor, logs: torch.Tensor, weight: float) -> None:
     """Add `weight` times a network's probabilities to a sum of such: both are logarithms, float32 (N, classes); total
     is changed.
 
@@ -61,12 +63,14 @@ def fold(total, logs, weight):
         torch.logaddexp(total, logs + math.log(weight), out=total)
 
 
-def nothing(images, classes):
+def nothing(images: int, classes: int) -> torch.Tensor:
     """The sum of no probabilities, to be given to `fold`."""
     return torch.full((images, classes), -math.inf)
 
 
-def choose_weights(logs, labels, advance=lambda count: None):
+def choose_weights(
+    logs: Sequence[torch.Tensor], labels: torch.Tensor, advance: Callable[[int], None] = lambda count: None
+) -> tuple[float, ...]:
     """The weights of networks whose average has the least top-5 error on these images: a tuple of multiples of 1/20,
     one a network.
 

@@ -1,17 +1,21 @@
 """Several runs on one data set, tested one after the other, and the average of their probabilities."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
 
 import torch
 
-from ..data.dataset import open_data_of_run, open_dataset
+from ..data.class_names import first_difference
+from ..data.dataset import DataSet, open_data_of_run, open_dataset
 from ..data.limits import refuse_batch
-from ..data.pipeline import make_pipeline
+from ..data.pipeline import Pipeline, make_pipeline
 from ..system.devices import check_kernels, resolve
 from ..system.errors import UserError
 from ..system.terminal import progress, say
 from . import ensemble_weights
-from .accuracy import joined, judged
+from .accuracy import Answers, joined, judged
 from .protocol import both_protocols, evaluate, print_errors
 from .trained import load_run, trained
 
@@ -21,8 +25,8 @@ class Run:
     """A run directory that is ready to be tested: all but its weights has been read and found to fit the others."""
 
     directory: str
-    dataset: object
-    pipeline: object
+    dataset: DataSet
+    pipeline: Pipeline
     protocols: dict  # {name: list of views}: the centre view, then all views where there are more
     batch_size: int
     gpus: str
@@ -30,8 +34,15 @@ class Run:
 
 
 def open_runs(
-    directories, data=None, splits=("val",), gpus="auto", kernels="auto", pipeline="auto", workers=None, batch_size=None
-):
+    directories: Sequence[str | Path],
+    data: str | Path | None = None,
+    splits: Sequence[str] = ("val",),
+    gpus: str = "auto",
+    kernels: str = "auto",
+    pipeline: str = "auto",
+    workers: int | None = None,
+    batch_size: int | None = None,
+) -> list[Run]:
     """The `Run`s of run directories on one data set: what they were trained on, if `data` is None.
 
     Raises UserError where a run has no checkpoint, where their classes differ from each other or from the data's, and
@@ -43,10 +54,8 @@ def open_runs(
         _, run = trained(directory)
         check_kernels(kernels, resolve(gpus, run.recipe.towers))
         if run.classes != (described or [run])[0].classes:
-            difference = _difference(described[0].classes, run.classes)
-            raise UserError(
-                f"{directory}: {difference} {directories[0]}; only networks with the same classes can be averaged"
-            )
+            difference = first_difference(described[0].classes, run.classes, directories[0])
+            raise UserError(f"{directory}: {difference}; only networks with the same classes can be averaged")
         described.append(run)
         sources.setdefault(run.source, directory)
     named = data is not None
@@ -65,12 +74,14 @@ def open_runs(
                 else open_data_of_run(directory, data, recipe.stored_size, splits)
             )
             say(f"data: {opened[recipe.stored_size].description}")
+            for line in opened[recipe.stored_size].passed_over:
+                say(line)
         dataset = opened[recipe.stored_size]
         if dataset.classes != classes:
             blamed = f"--data {data}" if named else f"{data}, where the data of {directory} were"
             raise UserError(
                 f"{blamed}: its {len(dataset.classes)} classes are not the {len(classes)} that "
-                f"{directory} was trained on"
+                f"{directory} was trained on; {first_difference(classes, dataset.classes, directory)}"
             )
         made = make_pipeline(pipeline, dataset, recipe, resolve(gpus, recipe.towers), workers)
         refuse_batch(made, batch_size or recipe.batch_size)
@@ -79,14 +90,6 @@ def open_runs(
             Run(str(directory), dataset, made, both_protocols(recipe), batch_size or recipe.batch_size, gpus, kernels)
         )
     return runs
-
-
-def _difference(expected, classes):
-    """In words, the first class that is another; the directory that has the expected ones is to follow."""
-    differ = (place for place, (one, other) in enumerate(zip(expected, classes)) if one != other)
-    place = next(differ, min(len(expected), len(classes)))
-    names = [f"'{names[place]}'" if place < len(names) else "missing" for names in (classes, expected)]
-    return f"its class {place + 1} is {names[0]}, and {names[1]} in"
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,13 @@ class Tested:
     weights: tuple  # of each run, adding up to 1
 
 
-def evaluate_runs(runs, split, weights=None, views="ten", finite=False):
+def evaluate_runs(
+    runs: Sequence[Run],
+    split: str,
+    weights: Sequence[float] | Literal["validation"] | None = None,
+    views: Literal["ten", "centre"] = "ten",
+    finite: bool = False,
+) -> Tested:
     """Test `Run`s on a split, one after the other, and their average: `Tested`.
 
     weights: one a run; None: all equal; "validation": those with the least top-5 error on the validation images under
@@ -186,7 +195,7 @@ def _test(run, split, protocols, finite, take=lambda protocol, rows, logs: None)
         return evaluate(network, run.pipeline, split, protocols, run.batch_size, advance, taken)
 
 
-def print_answers(found, split, classes):
+def print_answers(found: Mapping[str, Answers], split: str, classes: int) -> None:
     """The table of {protocol: `Answers`}, on images of so many classes."""
     errors = {name: of_protocol.errors() for name, of_protocol in found.items()}
     if None in errors.values():

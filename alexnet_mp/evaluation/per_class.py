@@ -2,13 +2,14 @@
 
 import csv
 import io
+from collections.abc import Sequence
 
 import torch
 
-from .accuracy import top5_tells
+from .accuracy import Answers, top5_tells
 
 
-def confusion(labels, predicted, classes):
+def confusion(labels: torch.Tensor, predicted: torch.Tensor, classes: int) -> torch.Tensor:
     """How many images of each class (rows) were taken for which class (columns): (classes, classes) int64.
 
     labels, predicted: (N,) int64. What is predicted is the most probable class, of equals the one that comes first:
@@ -16,13 +17,13 @@ def confusion(labels, predicted, classes):
     return torch.bincount(labels * classes + predicted, minlength=classes**2).reshape(classes, classes)
 
 
-def table(classes, answers, counts):
+def table(classes: Sequence[str], answers: Answers, counts: torch.Tensor) -> str:
     """CSV, a row a class: name, images, top-1 and top-5 error in %, the wrong class it is most often taken for, how
     often.
 
-    answers: the `Answers` to all images; counts: their `confusion`. Without images there is no error, of five classes
-    or fewer no top-5 error, and without a wrong one no wrong class: the field is empty. Of classes that it is taken for
-    equally often, the first is named."""
+    answers: to all images; counts: their `confusion`. Without images there is no error, of five classes or fewer no
+    top-5 error, and without a wrong one no wrong class: the field is empty. Of classes that it is taken for equally
+    often, the first is named."""
     wrong = counts.clone().fill_diagonal_(0)
     most, which = wrong.max(1).values.tolist(), _first_of_most(wrong)
     rows = [("class", "images", "top-1 error %", "top-5 error %", "most frequent wrong class", "its images")]
@@ -34,12 +35,12 @@ def table(classes, answers, counts):
             for credit, tells in ((answers.top1, True), (answers.top5, top5_tells(len(classes))))
         ]
         rows.append((name, images, *errors, classes[which[label]] if most[label] else "", most[label]))
-    return _csv(rows)
+    return as_csv(rows)
 
 
-def confusion_table(classes, counts):
+def confusion_table(classes: Sequence[str], counts: torch.Tensor) -> str:
     """CSV of a `confusion`: a header of the predicted classes, then a row a class."""
-    return _csv([("class", *classes), *((name, *row) for name, row in zip(classes, counts.tolist(), strict=True))])
+    return as_csv([("class", *classes), *((name, *row) for name, row in zip(classes, counts.tolist(), strict=True))])
 
 
 def _first_of_most(counts):
@@ -53,7 +54,8 @@ def _first_of_most(counts):
     )
 
 
-def _csv(rows):
+def as_csv(rows):
+    """Rows of values as text, lines that end in a line feed."""
     content = io.StringIO(newline="")
     csv.writer(content, lineterminator="\n").writerows(rows)
     return content.getvalue()

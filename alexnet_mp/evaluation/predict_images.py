@@ -1,18 +1,30 @@
 """The most probable classes of pictures that are in no data set."""
 
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
 import torch
 
 from ..data.image_files import pipeline_of
+from ..data.pixel_statistics import Statistics
+from ..network.network import TwoTowerAlexNet
 from ..system.errors import UserError
 from .protocol import both_protocols, log_probabilities
 
 
-def predict(network, statistics, pictures, views="one", top=5):
+def predict(
+    network: TwoTowerAlexNet,
+    statistics: Statistics,
+    pictures: Sequence[np.ndarray],
+    views: Literal["one", "ten"] = "one",
+    top: int = 5,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """(probabilities (N, top) float64, labels (N, top) int64), most probable first, of N stored pictures under one view
     or ten.
 
-    pictures: a list of (stored_size, stored_size, 3) uint8; statistics: what the network was trained with. top is at
-    most the number of classes. Raises UserError where the network answers with NaN."""
+    pictures: (stored_size, stored_size, 3) uint8 each; statistics: what the network was trained with. top is at most
+    the number of classes. Raises UserError where the network answers with NaN."""
     protocol = list(both_protocols(network.recipe).values())[{"one": 0, "ten": -1}[views]]
     logs = torch.cat(
         [

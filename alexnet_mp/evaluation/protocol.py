@@ -1,28 +1,34 @@
 """The paper's test protocol: the views of a picture, and the errors of the mean over their probabilities."""
 
 import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 
 import torch
 
+from ..data.pipeline import Pipeline
+from ..network.network import TwoTowerAlexNet
+from ..recipes.recipe import Recipe
 from ..system.terminal import say
-from .accuracy import joined, judged, top5_tells
+from .accuracy import FEW, Answers, Errors, joined, judged, percent, top5_tells
+
+View = tuple[int, int, bool]  # top, left, flip
 
 
-def centre_view(recipe):
+def centre_view(recipe: Recipe) -> list[View]:
     """The (top, left, flip) of the central crop."""
     offset = (recipe.stored_size - recipe.crop_size) // 2
     return [(offset, offset, False)]
 
 
-def ten_views(recipe):
+def ten_views(recipe: Recipe) -> list[View]:
     """The (top, left, flip) of the four corners and the centre, then of their mirror images (paper 4.1)."""
     end, (centre,) = recipe.stored_size - recipe.crop_size, centre_view(recipe)
     places = [(0, 0), (0, end), centre[:2], (end, 0), (end, end)]
     return [(top, left, flip) for flip in (False, True) for top, left in places]
 
 
-def nine_views(recipe):
+def nine_views(recipe: Recipe) -> list[View]:
     """The (top, left, flip) of 3 x 3 places from corner to corner, not mirrored (`convdata_cifar.py:83-99`, 2013).
 
     Of a picture that the crop fills all nine are the same.
@@ -33,7 +39,9 @@ def nine_views(recipe):
 
 
 @torch.inference_mode()
-def log_probabilities(network, pipeline, split, protocols, batch_size):
+def log_probabilities(
+    network: TwoTowerAlexNet, pipeline: Pipeline, split: str, protocols: Mapping[str, Sequence[View]], batch_size: int
+) -> Iterator[tuple[dict[str, torch.Tensor], torch.Tensor]]:
     """Test a network on every image of a split, once each, in order: yields ({name: (N, classes) float64}, labels (N,))
     a batch.
 
@@ -60,7 +68,15 @@ def log_probabilities(network, pipeline, split, protocols, batch_size):
         network.train(was_training)
 
 
-def evaluate(network, pipeline, split, protocols, batch_size, advance, take=lambda rows, means: None):
+def evaluate(
+    network: TwoTowerAlexNet,
+    pipeline: Pipeline,
+    split: str,
+    protocols: Mapping[str, Sequence[View]],
+    batch_size: int,
+    advance: Callable[[int], None],
+    take: Callable[[slice, dict[str, torch.Tensor]], None] = lambda rows, means: None,
+) -> dict[str, Answers]:
     """Test a network on every image of a split, once each: {name: `Answers`} of the protocols, {name: list of views}.
 
     advance(n) is called for every n images; take(their places in the split, {name: (n, classes) logarithms of
@@ -76,7 +92,7 @@ def evaluate(network, pipeline, split, protocols, batch_size, advance, take=lamb
     return {name: joined(of_protocol) for name, of_protocol in batches.items()}
 
 
-def both_protocols(recipe):
+def both_protocols(recipe: Recipe) -> dict[str, list[View]]:
     """{"centre view": one view, "ten views": ten}, or "nine views"; the centre view alone if the recipe tests one."""
     protocols = {"centre view": centre_view(recipe)}
     if recipe.test_views == "one":
@@ -85,8 +101,11 @@ def both_protocols(recipe):
     return protocols | {f"{recipe.test_views} views": views}
 
 
-def print_errors(errors, split, classes):
+def print_errors(errors: Mapping[str, Errors], split: str, classes: int) -> None:
     """The table of a test's protocols, on images of so many classes."""
     for name, error in errors.items():
-        top5 = f"top-5 error {error.top5_error:6.2f} %   " if top5_tells(classes) else ""
-        say(f"{split}, {name:11}  top-1 error {error.top1_error:6.2f} %   {top5}({error.images:,} images)")
+        top5 = f"top-5 error {percent(error.top5_error, error.images, 6)}   " if top5_tells(classes) else ""
+        say(
+            f"{split}, {name:11}  top-1 error {percent(error.top1_error, error.images, 6)}   {top5}"
+            f"({error.images:,} images{'; 95 % intervals' if error.images < FEW else ''})"
+        )

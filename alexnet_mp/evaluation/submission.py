@@ -6,13 +6,16 @@ ILSVRC2012_ID, 1 to 1000, which is not the order of the wnids. A prepared set of
 --unlabelled-test`)."""
 
 import re
+from collections.abc import Sequence
+
+import torch
 
 from ..system.errors import UserError
 
 NUMBERED = re.compile(r"(?:.*/)?ILSVRC20\d\d_(?:val|test)_(\d{8})\.\w+")
 
 
-def order(names):
+def order(names: Sequence[str]) -> list[int]:
     """For each line of the file, which image of the split it is about: by ILSVRC's numbers, or in the split's order
     without them.
 
@@ -36,14 +39,14 @@ def order(names):
     return places
 
 
-def text(order, ids, top):
+def text(order: Sequence[int], ids: Sequence[int] | None, top: torch.Tensor) -> str:
     """The file. ids: the competition's number of each class, or None: label + 1; top: (N, 5) labels, most probable
     first."""
     numbers = ids if ids is not None else range(1, int(top.max()) + 2)
     return "".join(" ".join(str(numbers[label]) for label in top[image].tolist()) + "\n" for image in order)
 
 
-def describe(order, ids):
+def describe(order: Sequence[int], ids: Sequence[int] | None) -> str:
     """What the file is, in one line."""
     what = (
         "the competition's numbers of the classes"

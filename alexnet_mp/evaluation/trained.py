@@ -1,10 +1,12 @@
 """A trained network from its run directory, with what it was trained on."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..data.pixel_statistics import Statistics
 from ..network.network import TwoTowerAlexNet
+from ..recipes.recipe import Recipe
 from ..runs import checkpoint_format, checkpoints
 from ..runs.directory import read_run
 from ..system.devices import check_kernels, make_current, resolve
@@ -17,7 +19,7 @@ class Trained:
     """What the newest weights of a run were trained with, which is not always what the run does now
     (`--resume-anyway`)."""
 
-    recipe: object
+    recipe: Recipe
     source: str  # of the data
     classes: list
     statistics: Statistics
@@ -25,7 +27,7 @@ class Trained:
     checkpoint: Path  # its directory
 
 
-def trained(directory, with_weights=False):
+def trained(directory: str | Path, with_weights: bool = False) -> tuple[Path, Trained]:
     """(checkpoint's directory, `Trained`) of a run's newest checkpoint.
 
     Raises UserError if it is no run, or the checkpoint can't be used.
@@ -40,7 +42,7 @@ def trained(directory, with_weights=False):
     return checkpoints.from_newest(directory, read)
 
 
-def load_run(directory, gpus="auto", kernels="auto"):
+def load_run(directory: str | Path, gpus: str = "auto", kernels: str = "auto") -> tuple[TwoTowerAlexNet, Trained]:
     """(network in test mode, its `Trained`) of a run directory's newest weights. Raises UserError where it can't be
     used."""
     path, found = trained(directory, with_weights=True)
@@ -56,7 +58,7 @@ def load_run(directory, gpus="auto", kernels="auto"):
     return network.eval(), replace(found, weights=None)
 
 
-def class_words(directory, classes):
+def class_words(directory: str | Path, classes: Sequence[str]) -> list[str]:
     """The names of a run's classes as a person knows them: `run.json` has words where the data set had them; else
     `classes`."""
     data = read_run(directory)["data"]

@@ -135,7 +135,7 @@ def read_notes(run: Run) -> dict:
     """What lies beside a run's directory: {"seconds", "work", "devices", "tests"}; what is damaged counts as
     nothing."""
     try:
-        found = json.loads(Path(f"{run.directory}{RESULT}").read_text())
+        found = json.loads(Path(f"{run.directory}{RESULT}").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         found = None
     found = found if isinstance(found, dict) else {}

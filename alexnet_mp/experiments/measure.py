@@ -90,7 +90,7 @@ def measure(run: Run, options: Namespace, tested: bool = True) -> dict:
     entry["moved"] = learning_curves.moved_at(losses, len(data_of(run).classes))
     entry["drops"] = learning_curves.drops(read_metrics(run.directory))
     if diverged:
-        return entry | {"diverged": json.loads((run.directory / "non_finite.json").read_text())["step"]}
+        return entry | {"diverged": json.loads((run.directory / "non_finite.json").read_text(encoding="utf-8"))["step"]}
     if not tested:
         return entry
     entry["signal"] = signal_at_start(run, options)

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from ..system import durable_files
+from ..system.errors import UserError
 from ..system.terminal import say
 from .catalogue import CLAIMS, command
 from .elsewhere import ELSEWHERE
@@ -171,36 +172,62 @@ def _row(*cells):
     return f"| {' | '.join(str(cell).replace('|', chr(92) + '|') for cell in cells)} |"
 
 
-def update(readme: str | Path, folder: str | Path, page: str | Path, check: bool) -> int:
-    """Write README's table and the page of details, each between its markers, or compare both (check).
+def show(folder: str | Path) -> int:
+    """Print README's table and the page of details, as their files would have them."""
+    say(f"{summary(folder)}\n\n{details(folder, DETAILS)}")
+    return 0
 
-    Returns 0, or 1 where they differ or a marker is missing. A page without markers has no table; one that isn't there
-    is made.
+
+def write(readme: str | Path, folder: str | Path, page: str | Path) -> int:
+    """Write README's table and the page of details, each between its markers: both, or neither. Returns 0, or 1 where a
+    marker is missing.
+
+    A page without markers has no table; one that isn't there is made. Raises UserError where one can't be read or
+    written.
     """
+    if (wanted := _wanted(readme, folder, page)) is None:
+        return 1
+    changed = {path: content for path, (there, content) in wanted.items() if there != content}
+    try:
+        durable_files.replace_all({path: content.encode() for path, content in changed.items()})
+    except OSError as error:
+        raise UserError(f"cannot write {error.filename}: {error.strerror}; nothing was written") from None
+    for path in wanted:
+        say(f"wrote {path}" if path in changed else f"{path} is what the records say")
+    return 0
+
+
+def check(readme: str | Path, folder: str | Path, page: str | Path) -> int:
+    """Say how README's table and the page of details differ from the records. Returns 0, or 1 where they do or a marker
+    is missing."""
+    if (wanted := _wanted(readme, folder, page)) is None:
+        return 1
+    for path, (there, content) in wanted.items():
+        if there == content:
+            say(f"{path} is what the records say")
+        else:
+            lines = difflib.unified_diff(there.splitlines(), content.splitlines(), str(path), "records", lineterm="")
+            say("\n".join(lines))
+            say(f"{path} differs from the records; python -m alexnet_mp.claims table --write writes it anew")
+    return int(any(there != content for there, content in wanted.values()))
+
+
+def _wanted(readme, folder, page):
+    """{path: (what is there, what the records say)}; None, and a line, where a page's markers are wrong."""
     wanted = {}
     for path, made in ((Path(readme), summary(folder)), (Path(page), details(folder, page))):
-        text = path.read_text(encoding="utf-8") if path.exists() else f"{BEGIN}\n{END}\n"
+        try:
+            there = path.read_bytes().decode() if path.exists() else ""
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror}") from None
+        except UnicodeDecodeError as error:
+            raise UserError(f"cannot read {path}: it is not UTF-8 at byte {error.start:,}") from None
+        text = there or f"{BEGIN}\n{END}\n"
         if BEGIN not in text and END not in text:
             say(f"{path} has no place for the claims: {BEGIN} and {END}")
         elif text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
             say(f"{path}: {BEGIN} and {END} have to be there once each, in this order")
-            return 1
+            return None
         else:
-            wanted[path] = f"{text.partition(BEGIN)[0]}{BEGIN}\n{made}\n{END}{text.partition(END)[2]}"
-    status = 0
-    for path, content in wanted.items():
-        there = path.read_text(encoding="utf-8") if path.exists() else ""
-        if there == content:
-            say(f"{path} is what the records say")
-        elif check:
-            say(
-                "\n".join(
-                    difflib.unified_diff(there.splitlines(), content.splitlines(), str(path), "records", lineterm="")
-                )
-            )
-            say(f"{path} differs from the records; python -m alexnet_mp.claims table writes it anew")
-            status = 1
-        else:
-            durable_files.replace(path, content.encode())
-            say(f"wrote {path}")
-    return status
+            wanted[path] = there, f"{text.partition(BEGIN)[0]}{BEGIN}\n{made}\n{END}{text.partition(END)[2]}"
+    return wanted

@@ -152,7 +152,7 @@ def read_records(folder: str | Path) -> dict[str, list[dict]]:
 def _read(path):
     """The record in a file, None where there is none."""
     try:
-        record = json.loads(path.read_text())
+        record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
     whole = isinstance(record, dict) and record.get("format") == FORMAT and FIELDS <= record.keys()

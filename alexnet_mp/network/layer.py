@@ -1,7 +1,7 @@
 """One layer of a tower: its product, and its epilogue, the operations after it."""
 
 from collections.abc import Callable, Iterable
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -22,7 +22,6 @@ from ..kernels import (
 from ..kernels.dispatch import resolve
 from ..kernels.philox import INIT_STREAM
 from ..recipes import shapes
-from ..recipes.recipe import Recipe
 from .exchange import Crossing
 from .overlap import split_input_product
 
@@ -53,6 +52,24 @@ def plan(epilogue: Iterable[str]) -> list[tuple[str, ...]]:
     return fused
 
 
+class Constants(Protocol):
+    """The fields of a `Recipe` that a layer computes with, besides those of its own `Layer`."""
+
+    seed: int
+    lrn_size: int
+    lrn_alpha: float
+    lrn_beta: float
+    lrn_k: float
+    spatial_size: int
+    spatial_alpha: float
+    spatial_beta: float
+    spatial_k: float
+    pool_size: int
+    pool_stride: int
+    pool_ties: Literal["first", "all"]
+    dropout: float
+
+
 class TowerLayer(nn.Module):
     """One layer: a convolution or a product, and its epilogue (`Layer.then`).
 
@@ -64,7 +81,7 @@ class TowerLayer(nn.Module):
 
     def __init__(
         self,
-        recipe: Recipe,
+        recipe: Constants,
         size: shapes.Size,
         index: int,
         towers: tuple[int, ...],
@@ -171,8 +188,11 @@ class TowerLayer(nn.Module):
 
         return split
 
-    def apply_epilogue(self, x: torch.Tensor, bias: torch.Tensor | None, step: int | torch.Tensor) -> torch.Tensor:
-        """What comes after the product. bias: if the first operation adds it, else None."""
+    def apply_epilogue(
+        self, x: torch.Tensor, bias: torch.Tensor | None, step: int | torch.Tensor | None
+    ) -> torch.Tensor:
+        """What comes after the product. bias: if the first operation adds it, else None. step: None will do without a
+        dropout mask."""
         for fused in self.fused_operations:
             x = (
                 self._dropout(fused, x, bias, step)

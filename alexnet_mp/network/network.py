@@ -10,7 +10,7 @@ from ..kernels import dispatch
 from ..recipes import shapes
 from ..recipes.recipe import Recipe
 from ..system.ranks import Ranks
-from .exchange import Entry, Exchange
+from .exchange import NAMES, Entry, Exchange
 from .exchange_processes import ProcessExchange
 from .layer import TowerLayer
 from .tower import Tower
@@ -65,12 +65,15 @@ class TwoTowerAlexNet(nn.Module):
         """Logits (N, classes) on tower a's device, in the weights' dtype; see `ProcessExchange.answer`.
 
         images_a, images_b: the same (N, 3, crop, crop) images, once on each tower's device, grey levels minus the mean.
-        Their dtype is the one that is computed in."""
+        Their dtype is the one that is computed in. One tower sees images_a alone. Raises ValueError for anything
+        else."""
+        images = [images_a, images_b][: len(self.towers)]
+        _refuse_images(self.recipe, images)
         self.exchange.clear()
         if self.training:
             for tower in self.towers:
                 tower.step += 1
-        outputs = [images_a, images_b][: len(self.towers)]
+        outputs = images
         if images_a is images_b:  # on one device, where both towers need the same zeros at the edges
             first = getattr(self.towers[0], self.recipe.layers[0].name)
             outputs = [first.pad_ceil_mode(images_a)] * 2
@@ -174,8 +177,8 @@ class MergedAlexNet(nn.Module):
     """Both towers as one network: convolutions that read their own tower only are grouped in two, LRN stops at the
     towers' border.
 
-    forward(images): (N, 3, crop, crop) -> logits (N, classes). `state_dict()` has the names and shapes of a plain
-    AlexNet."""
+    forward(images): (N, 3, crop, crop) -> logits (N, classes); ValueError for other images. `state_dict()` has the
+    names and shapes of a plain AlexNet."""
 
     def __init__(self, recipe: Recipe, device: torch.device | str, classes: int, kernels: str):
         super().__init__()
@@ -186,6 +189,7 @@ class MergedAlexNet(nn.Module):
             self.add_module(size.layer.name, TowerLayer(recipe, size, number, towers, kernels, device))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
+        _refuse_images(self.recipe, [images])
         self.step += self.training
         x = images
         for module in self.children():
@@ -201,6 +205,25 @@ class MergedAlexNet(nn.Module):
         network.to(next(iter(state.values())).dtype).load_merged(state)
         network.step = int(self.step)
         return network.train(self.training)
+
+
+def _refuse_images(recipe, images):
+    """Raise ValueError unless each of a list is (N, 3, crop, crop), of the same N and dtype."""
+    size = recipe.crop_size
+    for name, tensor in zip(NAMES, images):
+        if not isinstance(tensor, torch.Tensor):
+            what = "missing" if tensor is None else f"a {type(tensor).__name__}"
+            raise ValueError(f"images_{name} is {what}; {len(images)} tower(s) take as many tensors, one each")
+        if tensor.dim() != 4 or tuple(tensor.shape[1:]) != (3, size, size):
+            raise ValueError(
+                f"images_{name} is {tuple(tensor.shape)}; recipe {recipe.name} takes (N, 3, {size}, {size})"
+            )
+    first, last = images[0], images[-1]
+    if len(first) != len(last) or first.dtype != last.dtype:
+        raise ValueError(
+            f"images_a are {len(first)} of {first.dtype}, images_b {len(last)} of {last.dtype}; they must be the same "
+            "images, once on each tower's device"
+        )
 
 
 def merge_tensors(layers: Mapping[str, Sequence[torch.Tensor]]) -> dict[str, torch.Tensor]:

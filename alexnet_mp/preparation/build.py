@@ -16,6 +16,7 @@ from ..data.prepared_format import (
     FORMAT,
     INDEX,
     PLAN,
+    SOURCE,
     VERSION,
     WORK,
     Index,
@@ -23,11 +24,14 @@ from ..data.prepared_format import (
     columns_file,
     is_prepared,
     read_index,
+    read_source_file,
+    source_file,
 )
 from ..system.durable_files import PARTIAL
 from ..system.errors import UserError
 from ..system.file_lock import held
 from ..system.terminal import progress, say
+from . import sources
 from .process_pool import in_processes
 from .shards import Shards, for_json, make_shard, written
 
@@ -41,10 +45,10 @@ def prepare(source, kind, plan, dest, skip, workers):
     kind: what the index says of the source. skip: leave unreadable images out.
     """
     if (dest / INDEX).exists() and not (dest / WORK).exists():
-        return _say_complete(dest, plan, source.ids)
+        return _say_complete(dest, plan, source)
     with held(dest / WORK / LOCK, f"{dest}: another prepare is writing into it", SECONDS_FOR_LOCK):
         if (dest / INDEX).exists():  # an earlier run ended between the index and the removal of what it worked with
-            status = _say_complete(dest, plan, source.ids)
+            status = _say_complete(dest, plan, source)
         else:
             status = _make(source, kind, plan, dest, skip, workers)
     # Without the lock, since a network file system doesn't give up an open file; beside an index nobody works here any
@@ -129,9 +133,9 @@ def make_plan(source, size, quality):
 def _finish(dest, plan, source, kind, splits):
     """Put together what the shards' parts know, and write the index: from then on the set is there. Returns the
     `Index`."""
-    sums, found = Sums(plan.size), {}
+    sums, found, stamps = Sums(plan.size), {}, {}
     for name, shards in splits.items():
-        split, columns = shards.collect(sums if name == "train" else None)
+        split, columns, stamps[name] = shards.collect(sums if name == "train" else None)
         lost = sorted(set(range(len(source.classes))) - set(columns.label.tolist()))
         if not split.images or name == "train" and lost:
             what = f"class {source.classes[lost[0]]} of {name}" if split.images else name
@@ -143,6 +147,7 @@ def _finish(dest, plan, source, kind, splits):
         found[name] = SplitIndex(
             split.images, split.index, hashlib.sha256(content).hexdigest(), split.shards, split.skipped
         )
+    written(dest / SOURCE, source_file(stamps))
     statistics = sums.statistics()
     content = save({field: np.ascontiguousarray(values) for field, values in vars(statistics).items()})
     written(dest / STATISTICS, content)
@@ -207,9 +212,10 @@ def _say_left_out(dest, index):
         say(f"{len(left_out):,} unreadable images were left out; {dest / INDEX} lists them")
 
 
-def _say_complete(dest, plan, ids):
+def _say_complete(dest, plan, source):
     """For a finished set: say so, or refuse, if it was made from something else. A set of before there were ids gets
     them."""
+    ids = source.ids
     index = read_index(dest)
     if index.plan != plan.digest:
         same = Plan(index.stored_size, index.jpeg_quality, index.classes, index.class_names, {})
@@ -218,12 +224,37 @@ def _say_complete(dest, plan, ids):
         raise UserError(
             f"{dest} is a set of another source or other settings ({difference}); choose another DEST, or remove it"
         )
+    compared = _refuse_replaced(dest, source)
     if ids is not None and index.ids is None:
         written(dest / INDEX, replace(index, ids=tuple(ids)).to_bytes())
         say("the classes' numbers in the competition were added to it")
     _say_left_out(dest, index)
-    say(f"there already, and complete: {index.describe(dest, index.splits)}")
+    say(f"there already, and complete: {index.describe(dest, index.splits)}; {compared}")
     return 0
+
+
+def _refuse_replaced(dest, source):
+    """Raise UserError that names the first image of the source whose file isn't the one that a finished set was made
+    of. Returns what was compared, in words."""
+    before = read_source_file(dest)
+    if before is None:
+        return "it was made before sizes and times were kept, so the names of its images alone were compared"
+    if {split: len(items) for split, items in source.splits.items()} != {split: len(v) for split, v in before.items()}:
+        raise UserError(
+            f"{dest / SOURCE} is damaged: it is of another set; removed, names of images alone are compared"
+        )
+    for split, items in source.splits.items():
+        for item, was in zip(items, before[split].tolist(), strict=True):
+            now = sources.stamp(item)
+            if tuple(was) != now:
+                what = (
+                    f"{was[0]:,} bytes, now {now[0]:,}" if was[0] != now[0] else "its time of change; the size is equal"
+                )
+                raise UserError(
+                    f"{dest} was made of other images: {sources.where(item)} has been replaced since ({what}); remove "
+                    f"{dest} to make it anew, or choose another DEST; a copy of SRC keeps the times with cp -p"
+                )
+    return "names, sizes and times of its images were compared"
 
 
 def refuse_unusable(src, dest):

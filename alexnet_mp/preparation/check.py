@@ -17,6 +17,7 @@ from ..data.prepared_format import (
     BLOCK,
     INDEX,
     RECORD,
+    SOURCE,
     Columns,
     Index,
     check_shard,
@@ -26,6 +27,7 @@ from ..data.prepared_format import (
     padding,
     read_columns,
     read_index,
+    read_source_file,
     read_statistics,
 )
 from ..system.errors import UserError
@@ -70,7 +72,11 @@ def check(directory, workers):
     except UserError as error:
         problems.append(str(error))
         statistics = None
-    belonging = {INDEX, STATISTICS}
+    try:
+        read_source_file(directory)
+    except UserError as error:
+        problems.append(str(error))
+    belonging = {INDEX, STATISTICS, SOURCE}
     for split in index.splits.values():
         belonging |= {split.index, *(shard.file for shard in split.shards)}
     problems += [

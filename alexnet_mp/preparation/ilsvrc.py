@@ -8,14 +8,14 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from ..data.dataset import SUFFIXES
+from ..data.class_folders import BESIDE, HIDDEN, NO_PICTURE, PassedOver
 from ..data.file_ranges import Descriptor
+from ..data.image_formats import is_picture
 from ..data.prepared_format import UNLABELLED
 from ..system.errors import UserError
 from .devkit import struct_array
-from .tar_archives import Item, Progress, Source, gzip_members, members, shown
+from .tar_archives import Item, Progress, Source, beginning, gzip_members, members, shown
 
-LARGEST_IMAGE = 128 << 20  # bytes of an image file
 LARGEST_FILE = 64 << 20  # of meta.mat or a ground truth
 LARGEST_DEVKIT = 256 << 20  # unpacked
 SYNSET_TAR = re.compile(r"n\d{8}\.tar")
@@ -67,12 +67,12 @@ def find_competition(directory, competition, note=None, unlabelled_test=False):
 
     unlabelled_test: test for ILSVRC-2012 too, where it is there, all its labels `UNLABELLED`, in the order of its
     numbers. Raises UserError where an archive is missing, damaged, or does not go with the others."""
-    directory, progress = Path(directory), Progress(note)
+    directory, progress, passed = Path(directory), Progress(note), PassedOver()
     name = competition.key.replace("ILSVRC", "ILSVRC-")
     train = _required(directory, competition.train, f"{name}'s training images")
     val = _required(directory, competition.val, f"{name}'s validation images")
     synsets, truth = _devkit(directory, competition)
-    patches = _patches(directory) if competition.test else {}
+    patches = _patches(directory, passed) if competition.test else {}
     leaves = {synset.wnid: synset for synset in synsets if synset.leaf}
     tars = synset_tars(train, members(train))
     if len(tars) < 2:
@@ -84,16 +84,16 @@ def find_competition(directory, competition, note=None, unlabelled_test=False):
     labels = {leaves[wnid].number: label for label, wnid in enumerate(classes)}
     wnids = {synset.number: synset.wnid for synset in synsets}
     splits = {
-        "train": _class_items(tars, progress, patches),
-        "val": _numbered_items(val, truth, labels, wnids, progress, patches),
+        "train": _class_items(tars, progress, patches, passed),
+        "val": _numbered_items(val, truth, labels, wnids, progress, patches, passed),
     }
     if competition.test and (directory / competition.test).exists():
         answers = _required(directory, f"{competition.key}_test_ground_truth.txt", f"the labels of {competition.test}")
         truth = _numbers(_content(answers), answers)
-        splits["test"] = _numbered_items(directory / competition.test, truth, labels, wnids, progress, patches)
+        splits["test"] = _numbered_items(directory / competition.test, truth, labels, wnids, progress, patches, passed)
     tests = [] if competition.test else sorted(directory.glob(f"{competition.key}_im*_test*.tar"))
     if tests and unlabelled_test:
-        splits["test"] = _unlabelled_items(tests.pop(), progress)  # the newest: a later one's name ends with its date
+        splits["test"] = _unlabelled_items(tests.pop(), progress, passed)  # the newest: a later name ends with its date
     for path in tests if note else ():
         note(
             f"{path.name} is not used: "
@@ -103,6 +103,12 @@ def find_competition(directory, competition, note=None, unlabelled_test=False):
                 else "its labels were never published; --unlabelled-test takes it, for a submission"
             )
         )
+    used = {*competition.devkits, competition.train, competition.val, competition.test, "patch_images.tar"}
+    for file in sorted(directory.iterdir()):
+        ours = file.name in used or file.match(f"{competition.key}_im*_test*.tar")
+        if not ours and not file.name.endswith("_ground_truth.txt"):
+            passed.add(BESIDE, file.name)
+    passed.tell(note)
     if note and patches:
         used = sum(item.path.endswith("patch_images.tar") for items in splits.values() for item in items)
         note(f"patch_images.tar: {used:,} of its {len(patches):,} images replace another")
@@ -129,7 +135,13 @@ def find_synset_tars(path, found, note=None):
         raise UserError(f"{path}: a single class, {tars[0][0]}; training needs at least two")
     classes = [wnid for wnid, _, _ in tars]
     kind = f"tars by wnid in {path}" if Path(path).is_dir() else f"tar of tars by wnid {path}"
-    return Source(kind, classes, classes, {"train": _class_items(tars, Progress(note), {})})
+    used, passed = {member.name if member else tar.name for _, tar, member in tars}, PassedOver()
+    for name in sorted(file.name for file in (Path(path).iterdir() if Path(path).is_dir() else found)):
+        if name not in used:
+            passed.add(BESIDE, name)
+    items = _class_items(tars, Progress(note), {}, passed)
+    passed.tell(note)
+    return Source(kind, classes, classes, {"train": items})
 
 
 def synset_tars(path, found=()):
@@ -147,40 +159,38 @@ def synset_tars(path, found=()):
     return tars
 
 
-def images(where, found):
-    """Those files of an archive that are images by their name; hidden ones and other kinds are passed over, as in a
-    folder."""
+def images(where, path, found, passed):
+    """Those files of an archive that are pictures. `passed` hears of the others. path: of the file on disk.
+
+    Raises UserError for an archive among them."""
     for member in found:
         parts = member.name.split("/")
         if any(part.startswith(".") for part in parts):
-            continue
-        suffix = Path(parts[-1]).suffix.lower()
-        if suffix == ".tar":
+            passed.add(HIDDEN, f"{where}: {member.name}")
+        elif parts[-1].lower().endswith(".tar"):
             raise UserError(f"{where}: {shown(member.name)}: an archive where images belong")
-        if suffix in SUFFIXES:
-            if member.size > LARGEST_IMAGE:
-                raise UserError(
-                    f"{where}: {shown(member.name)}: {member.size:,} bytes; an image may have {LARGEST_IMAGE:,}"
-                )
+        elif is_picture(parts[-1], beginning(path, member)):
             yield member
+        else:
+            passed.add(NO_PICTURE, f"{where}: {member.name}")
 
 
-def _class_items(tars, progress, patches):
+def _class_items(tars, progress, patches, passed):
     """The images of tars by wnid: label = place of the tar in the list."""
     items = []
     for label, (wnid, path, inside) in enumerate(tars):
         place, where = str(path), path if inside is None else f"{path}: {inside.name}"
-        found = _by_name(where, members(path, inside))
+        found = _by_name(where, path, members(path, inside), passed)
         if not found:
-            raise UserError(f"{where}: the class is empty, no .jpg, .jpeg or .png file in it")
+            raise UserError(f"{where}: the class is empty, no picture in it")
         items += [_item(f"{wnid}/{name}", name, label, place, found[name], patches) for name in sorted(found)]
         progress(lambda: f"{path.name}: {len(items):,} images, {label + 1:,} of {len(tars):,} classes")
     return items
 
 
-def _numbered_items(path, truth, labels, wnids, progress, patches):
+def _numbered_items(path, truth, labels, wnids, progress, patches, passed):
     """The images of an archive, each with a number before its suffix: its line of `truth`, counted from 1."""
-    found, place, items, numbers = _by_name(path, members(path)), str(path), [], set()
+    found, place, items, numbers = _by_name(path, path, members(path), passed), str(path), [], set()
     for name, member in found.items():
         number = re.search(r"_(\d{1,9})\.", name)
         number = int(number[1]) if number else 0
@@ -206,9 +216,9 @@ def _numbered_items(path, truth, labels, wnids, progress, patches):
     return sorted(items, key=lambda item: (item.label, item.name))
 
 
-def _unlabelled_items(path, progress):
+def _unlabelled_items(path, progress, passed):
     """The images of an archive of test images, numbered from 1 without a gap, in that order."""
-    found, items = _by_name(path, members(path)), []
+    found, items = _by_name(path, path, members(path), passed), []
     for number, name in enumerate(sorted(found), start=1):
         if not re.fullmatch(rf"ILSVRC2012_test_{number:08}\.\w+", name):
             raise UserError(
@@ -227,10 +237,10 @@ def _item(name, base, label, place, member, patches):
     return Item(name, label, place, member.offset, member.size)
 
 
-def _by_name(where, found):
+def _by_name(where, path, found, passed):
     """{name without folders: Member} of an archive's images; they may all lie in one folder, but no deeper."""
     by_name = {}
-    for member in images(where, found):
+    for member in images(where, path, found, passed):
         name = _base(member.name)
         if name in by_name:
             raise UserError(f"{where}: {shown(name)}: it is there twice, in two folders")
@@ -240,12 +250,12 @@ def _by_name(where, found):
     return by_name
 
 
-def _patches(directory):
+def _patches(directory, passed):
     """{name: (archive, Member)} of `patch_images.tar`: what replaces images of ILSVRC-2010 that were blank."""
     path = directory / "patch_images.tar"
     if not path.exists():
         return {}
-    return {_base(member.name): (str(path), member) for member in images(path, members(path))}
+    return {_base(member.name): (str(path), member) for member in images(path, path, members(path), passed)}
 
 
 def _devkit(directory, competition):

@@ -73,10 +73,12 @@ class Shards:
         return Task(self.dest, self.split, number, images, self.plan.size, self.plan.quality, self.skip)
 
     def done(self, number):
-        """Whether a shard is there with its part, and nothing is left out of it that could be in it now."""
+        """Whether a shard is there with its part, its images' files have the sizes and times that they had, and nothing
+        is left out of it that could be in it now."""
         try:
             with safe_open(part_path(self.dest, self.split, number), "np") as part:
                 known, made = json.loads(part.metadata()["shard"]), part.get_tensor("number")
+                stamps = part.get_tensor("stamps")  # KeyError: a former version's, which knew names alone
             left_out = [image["number"] for image in known["skipped"]]
             if (self.dest / shard_file(self.split, number)).stat().st_size != known["bytes"]:
                 return False
@@ -84,12 +86,15 @@ class Shards:
             return False
         if not np.array_equal(np.sort(np.append(made, left_out)), np.sort(self.numbers[number])):
             return False
+        if not np.array_equal(stamps, _stamps(self.items[image] for image in self.numbers[number])):
+            return False
         return not left_out or self.skip and not any(_readable(self.items[image], self.plan.size) for image in left_out)
 
     def collect(self, sums):
-        """(`SplitIndex` without the columns' sha256, `Columns`) of all shards; adds their pictures to `sums`, where it
-        is given."""
+        """(`SplitIndex` without the columns' sha256, `Columns`, stamps (N, 2) int64 of the source's images) of all
+        shards; adds their pictures to `sums`, where it is given."""
         count, shards, skipped = len(self.items), [], []
+        stamps = np.zeros((count, 2), np.int64)
         columns = {name: np.zeros(count, np.int64) for name in ("shard", "offset", "length", "crc32")}
         for number in range(self.count):
             path = part_path(self.dest, self.split, number)
@@ -100,6 +105,7 @@ class Shards:
             shards.append(Shard(shard_file(self.split, number), len(images), known["bytes"], known["sha256"]))
             skipped += [Skipped(**image) for image in known["skipped"]]
             columns["shard"][images] = number
+            stamps[self.numbers[number]] = part["stamps"]
             for name in ("offset", "length", "crc32"):
                 columns[name][images] = part[name]
             if sums is not None:
@@ -116,12 +122,16 @@ class Shards:
         kept = keys(split)
         names = [self.items[number].name.encode(errors="surrogateescape") for number in kept]
         columns = {name: values[kept] for name, values in columns.items()}
-        return split, Columns(
-            columns.pop("shard").astype(np.int32),
-            **columns,
-            label=np.array([self.items[number].label for number in kept], np.int64),
-            names=np.frombuffer(b"".join(names), np.uint8),
-            name_ends=np.cumsum([len(name) for name in names], dtype=np.int64),
+        return (
+            split,
+            Columns(
+                columns.pop("shard").astype(np.int32),
+                **columns,
+                label=np.array([self.items[number].label for number in kept], np.int64),
+                names=np.frombuffer(b"".join(names), np.uint8),
+                name_ends=np.cumsum([len(name) for name in names], dtype=np.int64),
+            ),
+            stamps,
         )
 
 
@@ -135,6 +145,7 @@ def make_shard(task, tick):
 
     Raises UserError for an unreadable image, unless they are left out, and where a file can't be written.
     """
+    stamps = _stamps(item for _, item in task.images)  # before they are read: one replaced meanwhile is noticed later
     sums, columns, skipped = Sums(task.size), {name: [] for name in ("number", "offset", "length", "crc32")}, []
     kind = "ppm" if task.quality is None else "jpg"
     part_file = part_path(task.dest, task.split, task.number)
@@ -182,7 +193,7 @@ def make_shard(task, tick):
         yield bytes(2 * BLOCK + -(place + 2 * BLOCK) % RECORD)
 
     length, digest = written(task.dest / task.file, content())
-    arrays = {name: np.array(values, np.int64) for name, values in columns.items()}
+    arrays = {name: np.array(values, np.int64) for name, values in columns.items()} | {"stamps": stamps}
     if task.split == "train":
         arrays |= {"pixels": sums.pixels.astype(np.uint32), "products": sums.products}  # at most 1,024 times 255
     known = {"bytes": length, "sha256": digest, "skipped": skipped}
@@ -213,6 +224,11 @@ def written(path, content):
             f"cannot write {path}: {error.strerror}; nothing of it counts as done; when that is mended, "
             "the same command goes on"
         ) from None
+
+
+def _stamps(items):
+    """(images, 2) int64: bytes and times of their files, see `sources.stamp`."""
+    return np.array([sources.stamp(item) for item in items], np.int64).reshape(-1, 2)
 
 
 def _readable(item, size):

@@ -7,6 +7,7 @@ processes."""
 
 import hashlib
 import io
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,14 +15,28 @@ import numpy as np
 from PIL import Image
 
 from ..data import file_ranges
-from ..data.dataset import SUFFIXES
+from ..data.class_folders import (
+    HIDDEN,
+    OUTSIDE,
+    SPLITS,
+    UNLABELLED_TEST,
+    DiskFolder,
+    PassedOver,
+    classes_of,
+    has_no_train,
+    pictures_in,
+    pictures_of,
+    split_folders,
+    val_by_another_name,
+)
+from ..data.class_names import accents
+from ..data.image_formats import check_bytes, is_picture
 from ..data.prepared_format import UNLABELLED
 from ..data.resize import decoded, stored_picture
 from ..system.errors import MachineError, UserError
 from . import cifar10, ilsvrc, tar_archives
 from .tar_archives import Item, Progress, Source, shown
 
-SPLITS = ("train", "val", "test")
 VAL_FRACTION = 0.1
 LOOKED_FOR = (
     "class folders (<class>/*.jpg, or train/<class>/ and val/<class>/) or a tar of them; the archives of ILSVRC-2012 "
@@ -36,22 +51,24 @@ def find(path, val_fraction=None, note=None, unlabelled_test=False):
     Where the source has no validation images, `val_fraction` of each class's training images (default 0.1; the paper
     takes half of Fall 2009) become val: round(fraction * n), at least one and not all; a single image stays in train. 0
     means no val at all. Given for a source that has its own, it cuts val from train all the same, and the source's own
-    become test; one that has its own test too is refused. unlabelled_test: ILSVRC-2012's test images too, with
-    `UNLABELLED` as their labels. `note(text)` is told of what is left aside, and now and then how far a large archive
-    has been read. Raises UserError for what can't be used, missing parts, and archives with anything wrong in them."""
+    become test; one that has its own test too is refused. unlabelled_test: test images without labels too, with
+    `UNLABELLED` in their place: ILSVRC-2012's, or those that lie in test/ itself. `note(text)` is told of what is left
+    aside, and now and then how far a large archive has been read. Raises UserError for what can't be used,
+    missing parts, and archives with anything wrong in them."""
     if val_fraction is not None and not 0 <= val_fraction < 1:
         raise UserError(f"--val-fraction {val_fraction}: it must be at least 0 and below 1, such as {VAL_FRACTION}")
     path = Path(path)
     try:
         if not path.exists():
             raise UserError(f"{path}: no such file or directory")
-        source = _in_directory(path, note, unlabelled_test) if path.is_dir() else _in_file(path, note)
+        look = _in_directory if path.is_dir() else _in_file
+        source = look(path, note, unlabelled_test, val_fraction is not None)
     except OSError as error:
         raise UserError(f"{error.filename or path}: {error.strerror or error}") from None
     if unlabelled_test and not _unlabelled(source.splits.get("test", ())):
         raise UserError(
-            f"--unlabelled-test: {path} has no test images without labels; ILSVRC-2012 has them, in an archive such as "
-            "ILSVRC2012_img_test_v10102019.tar"
+            f"--unlabelled-test: {path} has no test images without labels; they lie in test/ itself, or, of "
+            "ILSVRC-2012, in an archive such as ILSVRC2012_img_test_v10102019.tar"
         )
     return _with_val(_checked(source, path), val_fraction, note)
 
@@ -63,16 +80,11 @@ def read_bytes(item):
         if item.form == "cifar batch":
             return cifar10.read(item.path, item.offset, item.length)
         if item.length >= 0:
-            content = file_ranges.read(item.path, item.offset, item.length)
-        else:
-            with file_ranges.Descriptor(item.path, item.path) as file:
-                if file.size > ilsvrc.LARGEST_IMAGE:
-                    raise UserError(f"{file.size:,} bytes; an image may have {ilsvrc.LARGEST_IMAGE:,}")
-                content = file.read(0, file.size)
-        # some of ILSVRC-2010's are gzipped JPEGs
-        if item.form == "file" and item.length >= 0 and content[:2] == b"\x1f\x8b":
-            content = tar_archives.gunzipped(content, ilsvrc.LARGEST_IMAGE)
-        return content
+            check_bytes(item.length)
+            return file_ranges.read(item.path, item.offset, item.length)
+        with file_ranges.Descriptor(item.path, item.path) as file:
+            check_bytes(file.size)
+            return file.read(0, file.size)
     except ValueError as error:  # UserError is one
         kind, reason = (
             MachineError if isinstance(error, MachineError) else UserError,
@@ -90,12 +102,22 @@ def picture(item, size):
     return stored_picture(Image.fromarray(np.ascontiguousarray(planes.transpose(1, 2, 0))), size)
 
 
+def stamp(item):
+    """(bytes, time of change in ns) of an image's file; in an archive the time is the archive's. (-1, -1) where there
+    is no such file: reading it will say so."""
+    try:
+        status = os.stat(item.path)
+    except OSError:
+        return -1, -1
+    return (status.st_size if item.length < 0 else item.length), status.st_mtime_ns
+
+
 def where(item):
     """An image's name as messages give it: the file on disk, and the name within it."""
     return item.path if item.length < 0 else f"{item.path}: {item.name}"
 
 
-def _in_directory(path, note, unlabelled_test):
+def _in_directory(path, note, unlabelled_test, cut):
     """The one source that a directory holds."""
     found = [
         (
@@ -104,8 +126,9 @@ def _in_directory(path, note, unlabelled_test):
         )
         for competition in ilsvrc.competitions(path)
     ]
-    if (path / "train").is_dir():
-        found.append(("train/", lambda: _folders(path)))
+    root, passed = DiskFolder(path), PassedOver()
+    if "train" in root.folders or not found and "train" in split_folders(root, PassedOver()):
+        found.append(("train/", lambda: _splits(f"folder {path}", root, passed, _file_item, unlabelled_test, cut)))
     if not found and any(ilsvrc.SYNSET_TAR.fullmatch(file.name) for file in path.iterdir()):
         found.append(("n########.tar", lambda: ilsvrc.find_synset_tars(path, (), note)))
     if len(found) > 1:
@@ -113,23 +136,14 @@ def _in_directory(path, note, unlabelled_test):
             f"{path}: it holds more than one source, {' and '.join(name for name, _ in found)}; "
             "put each into a directory of its own"
         )
-    if found:
-        return found[0][1]()
-    source = cifar10.find(path)
-    if source:
-        return source
-    if any(
-        _visible(folder) and any(_is_image(file) for file in folder.iterdir())
-        for folder in path.iterdir()
-        if folder.is_dir()
-    ):
-        return Source(
-            f"class folders in {path}", *_named(names := _class_names(path)), {"train": _folder_items(path, names)}
-        )
-    raise UserError(f"{path}: nothing to train from was found. Looked for: {LOOKED_FOR}")
+    source = found[0][1]() if found else cifar10.find(path)
+    if source is None:
+        source = _bare_classes(f"class folders in {path}", root, passed, _file_item)
+    passed.tell(note)
+    return source
 
 
-def _in_file(path, note):
+def _in_file(path, note, unlabelled_test, cut):
     source = cifar10.find(path)
     if source:
         return source
@@ -137,58 +151,88 @@ def _in_file(path, note):
     for member in tar_archives.members(path):
         found.append(member)
         progress(lambda: f"{path.name}: {len(found):,} files")
-    return ilsvrc.find_synset_tars(path, found, note) or _tar_of_folders(path, found)
+    return ilsvrc.find_synset_tars(path, found, note) or _tar_of_folders(path, found, note, unlabelled_test, cut)
 
 
-def _folders(root):
-    """`root/train/<class>/*` and, where they are there, val and test."""
-    classes = _class_names(root / "train")
-    splits = {}
-    for split in SPLITS:
-        if (root / split).is_dir():
-            _same_classes(classes, _class_names(root / split), root / split)
-            splits[split] = _folder_items(root / split, classes)
-    return Source(f"folder {root}", *_named(classes), splits)
+def _splits(kind, root, passed, item, unlabelled_test, cut):
+    """`root/train/<class>/*` and, where they are there, val and test, as a folder on a disk or in a tar.
+
+    item(name, label, file): the `Item` of a file. cut: whether val is to be cut from train whatever else there is."""
+    folders = split_folders(root, passed)
+    other = val_by_another_name(root, folders)
+    if other and not cut:
+        raise UserError(
+            f"{root.where}: it has no val/, and {other}/ has pictures of train's classes; rename it to val/, or write "
+            f"--val-fraction {VAL_FRACTION} to cut val from train all the same"
+        )
+    names, splits = classes_of(folders["train"]), {}
+    for split, folder in folders.items():
+        place = f"{folder.name}/"
+        if split == "test" and not folder.folders:
+            pictures = pictures_in(folder, passed, place)
+            if unlabelled_test and pictures:
+                splits[split] = [item(name, UNLABELLED, file) for name, file in pictures.items()]
+            for name in pictures if not unlabelled_test else ():
+                passed.add(UNLABELLED_TEST, place + name)
+            continue
+        _same_classes(names, classes_of(folder), folder.where)
+        splits[split] = _items(pictures_of(folder, passed, place), item)
+    return Source(kind, names, names, splits)
 
 
-def _folder_items(folder, classes):
-    """The images of `folder/<class>/`, in the order of training from the folder itself."""
-    items = []
-    for label, name in enumerate(classes):
-        files = sorted(file.name for file in (folder / name).iterdir() if _is_image(file))
-        items += [Item(f"{name}/{file}", label, str(folder / name / file)) for file in files]
-    return items
+def _bare_classes(kind, root, passed, item):
+    """`root/<class>/*`: all of it is train."""
+    if has_no_train(root):
+        raise UserError(f"{root.where}: it has no train/ folder; images belong in train/<class>/")
+    if not any(folder.is_picture(name) for folder in root.folders.values() for name in folder.files):
+        raise UserError(f"{root.where}: nothing to train from was found. Looked for: {LOOKED_FOR}")
+    names = classes_of(root)
+    return Source(kind, names, names, {"train": _items(pictures_of(root, passed), item)})
 
 
-def _tar_of_folders(path, found):
+def _items(pictures, item):
+    """The items of {class: {name: file}}, in that order."""
+    return [
+        item(f"{of_class}/{name}", label, file)
+        for label, (of_class, files) in enumerate(pictures.items())
+        for name, file in files.items()
+    ]
+
+
+def _file_item(name, label, path):
+    return Item(name, label, path)
+
+
+def _tar_of_folders(path, found, note, unlabelled_test, cut):
     """A tar of <class>/*, or of train/<class>/* and perhaps val and test; all of it may lie in one folder more."""
-    found = [(member.name.split("/"), member) for member in ilsvrc.images(path, found)]
-    if not found:
+    found = sorted((member.name.split("/"), member) for member in found)
+    pictures = [
+        not any(part.startswith(".") for part in parts) and is_picture(parts[-1], tar_archives.beginning(path, member))
+        for parts, member in found
+    ]
+    depths = [parts for (parts, _), picture in zip(found, pictures) if picture]
+    if not depths:
         raise UserError(f"{path}: no images in it. Looked for: {LOOKED_FOR}")
-    around, depth = 0, min(len(parts) for parts, _ in found)
-    while around + 2 < depth and found[0][0][around] not in SPLITS and len({parts[around] for parts, _ in found}) == 1:
+    around, depth = 0, min(map(len, depths))
+    while around + 2 < depth and depths[0][around] not in SPLITS and len({parts[around] for parts in depths}) == 1:
         around += 1  # a folder around everything
-    has_splits = not {parts[around] for parts, _ in found}.isdisjoint(SPLITS)
-    items, classes = {}, {}
-    for parts, member in found:
-        if len(parts) - around != (3 if has_splits else 2) or has_splits and parts[around] not in SPLITS:
-            raise UserError(
-                f"{path}: {shown(member.name)}: images belong in <class>/, or in train/<class>/ and val/<class>/"
-            )
-        split, name = parts[around] if has_splits else "train", parts[-2]
-        classes.setdefault(split, set()).add(name)
-        items.setdefault(split, []).append((name, parts[-1], member))
-    if "train" not in items:
-        raise UserError(f"{path}: it has no train/ folder; images belong in train/<class>/")
-    names, place, splits = sorted(classes["train"]), str(path), {}
-    labels = {name: label for label, name in enumerate(names)}
-    for split in (split for split in SPLITS if split in items):
-        _same_classes(names, sorted(classes[split]), f"{path}: {split}/")
-        splits[split] = [
-            Item(f"{name}/{file}", labels[name], place, member.offset, member.size)
-            for name, file, member in sorted(items[split])
-        ]
-    return Source(f"tar of class folders {path}", *_named(names), splits)
+    root, passed, place = tar_archives.TarFolder(str(path)), PassedOver(), str(path)
+    for (parts, member), picture in zip(found, pictures):
+        if parts[:around] == depths[0][:around]:
+            root.add(parts[around:], member, picture)
+        else:
+            passed.add(OUTSIDE if not any(part.startswith(".") for part in parts) else HIDDEN, member.name)
+
+    def item(name, label, member):
+        return Item(name, label, place, member.offset, member.size)
+
+    kind = f"tar of class folders {path}"
+    if "train" in split_folders(root, PassedOver()):
+        source = _splits(kind, root, passed, item, unlabelled_test, cut)
+    else:
+        source = _bare_classes(kind, root, passed, item)
+    passed.tell(note)
+    return source
 
 
 def _with_val(source, fraction, note):
@@ -244,35 +288,11 @@ def _unlabelled(items):
     return len(items) > 0 and all(item.label == UNLABELLED for item in items)
 
 
-def _named(classes):
-    return classes, classes
-
-
-def _class_names(folder):
-    names = sorted(path.name for path in folder.iterdir() if path.is_dir() and _visible(path))
-    if len(names) < 2:
-        raise UserError(
-            f"{folder}: {'a single class' if names else 'no class folders'}; training needs at least two, "
-            f"as {folder.name}/<class>/*.jpg"
-        )
-    for name in names:
-        if not any(_is_image(file) for file in (folder / name).iterdir()):
-            raise UserError(f"{folder / name}: the class is empty, no .jpg, .jpeg or .png file in it")
-    return names
-
-
 def _same_classes(expected, found, where):
     for what, names in (("missing", set(expected) - set(found)), ("extra", set(found) - set(expected))):
         if names:
             raise UserError(
                 f"{where}: its classes differ from those of train: {what} {shown(min(names))}"
                 + (f" and {len(names) - 1:,} more" if len(names) > 1 else "")
+                + accents(set(expected) - set(found), set(found) - set(expected))
             )
-
-
-def _is_image(path):
-    return path.suffix.lower() in SUFFIXES and _visible(path)
-
-
-def _visible(path):
-    return not path.name.startswith(".")

@@ -15,6 +15,7 @@ import zlib
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from ..data import file_ranges
 from ..data.file_ranges import Descriptor
 from ..system.errors import UserError
 from ..system.terminal import printable
@@ -106,22 +107,54 @@ def gzip_members(path, wanted, largest, total):
                 yield member.name, content
 
 
-def gunzipped(content, largest):
-    """The bytes that a gzip file holds. Raises ValueError where it is damaged or holds more than `largest` bytes."""
-    unpacker = zlib.decompressobj(zlib.MAX_WBITS | 16)
-    try:
-        unpacked = unpacker.decompress(content, largest)
-    except zlib.error as error:
-        raise ValueError(f"damaged gzip data ({error})") from None
-    if not unpacker.eof:
-        raise ValueError(f"its gzip data is cut short or unpacks to more than {largest:,} bytes")
-    return unpacked
-
-
 def shown(name):
     """A name from an archive as an error may print it: short, on one line, with all that can't be printed escaped."""
     name = name if len(name) <= 200 else name[:200] + "..."
     return printable(name)
+
+
+def beginning(path, member):
+    """read(start, count), as `image_formats.is_picture` takes it, of a file in the archive at `path`."""
+    return lambda start, count: file_ranges.read(
+        str(path), member.offset + start, max(min(count, member.size - start), 0)
+    )
+
+
+class TarFolder:
+    """A folder in an archive, as `class_folders.DiskFolder` is one on a disk; files: {name: Member}.
+
+    Files are added in the order of the parts of their names."""
+
+    def __init__(self, where, name=""):
+        self.where, self.name = where, name
+        self.folders, self.files, self.hidden = {}, {}, []
+        self._pictures, self._all_hidden = set(), []
+
+    def add(self, parts, member, is_picture):
+        """Put a file into it, or into a folder below. parts: of its name, from here."""
+        name = parts[0]
+        if name.startswith("."):
+            self._all_hidden.append("/".join(parts))
+            if name not in self.hidden[-1:]:
+                self.hidden.append(name)
+        elif len(parts) > 1:
+            if name not in self.folders:
+                self.folders[name] = TarFolder(f"{self.where}{'/' if self.name else ': '}{shown(name)}", name)
+            self.folders[name].add(parts[1:], member, is_picture)
+        else:
+            self.files[name] = member
+            if is_picture:
+                self._pictures.add(name)
+
+    def is_picture(self, name):
+        return name in self._pictures
+
+    def below(self):
+        """The names of all files, relative."""
+        yield from self._all_hidden
+        yield from self.files
+        for name, folder in self.folders.items():
+            yield from (f"{name}/{file}" for file in folder.below())
 
 
 class Progress:

@@ -49,7 +49,7 @@ def copy_bytes(device: torch.device) -> int:
     largest = 0
     if device.type == "cpu":
         for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
-            text = path.read_text().strip()  # "32768K"
+            text = path.read_text(encoding="utf-8").strip()  # "32768K"
             if text.endswith("K") and text[:-1].isdecimal():
                 largest = max(largest, int(text[:-1]) << 10)
     return min(max(COPY_BYTES, CACHES * largest), LARGEST_COPY)

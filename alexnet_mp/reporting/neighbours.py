@@ -14,7 +14,7 @@ from ..retrieval.measures import measure
 from ..retrieval.search import NEIGHBOURS, Search
 from ..system import durable_files
 from . import page
-from .predictions import short_name
+from .predictions import short_name, told_apart
 
 BITS = (64, 128, 256)
 QUERIES = 5  # shown
@@ -30,6 +30,7 @@ def figure_4_right(out: Path, index: Index, dataset: DataSet) -> page.Part:
     """
     source, queries = index.described.source, index.features("val")
     searches = [(what, Search(index, by)) for what, by in ((source.layer, "fc7"), ("pixels", "pixels"))]
+    names = told_apart(source.classes, source.class_names, LETTERS)
     pieces = [
         page.text(
             f"A validation picture, and the {NEIGHBOURS} training pictures whose {source.layer} vectors "
@@ -49,7 +50,7 @@ def figure_4_right(out: Path, index: Index, dataset: DataSet) -> page.Part:
             neighbours = [("train", int(one), f"{distance:,.4g}") for one, distance in zip(found, distances)]
             rows.append(
                 [
-                    _cell(dataset.splits[split], one, source.class_names, words)
+                    _cell(dataset.splits[split], one, names, words)
                     for split, one, words in [("val", number, f"nearest by {what}"), *neighbours]
                 ]
             )
@@ -57,7 +58,7 @@ def figure_4_right(out: Path, index: Index, dataset: DataSet) -> page.Part:
         path = out / f"neighbours_{number:06}.png"
         durable_files.replace(path, png(contact_sheet(rows)))
         told = ", ".join(f"{count} by {what}" for what, count in same.items())
-        name = source.class_names[query.labels[0]]
+        name = names[query.labels[0]]
         pieces.append(
             page.image(path, f"A picture of {name} and its nearest neighbours twice; of its class are {told}", least=1)
         )

@@ -2,6 +2,7 @@
 drawn."""
 
 import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -217,6 +218,19 @@ def draw_example(picture: np.ndarray, title: str, bars: Sequence[tuple[str, floa
 def percent(probability: float) -> str:
     """As a bar says it: whole per cents, below one "<1 %"."""
     return f"{100 * probability:.0f} %" if probability >= 0.01 else "<1 %"
+
+
+def told_apart(classes: Sequence[str], names: Sequence[str], length: int = LETTERS) -> list[str]:
+    """The names of classes, of which no two look the same in a figure: "crane" twice, ImageNet's bird and its machine,
+    become "crane (n02012849)" and "crane (n03126707)".
+
+    classes: as the data set calls them; names: in words; length: the letters that the figure has room for."""
+    shown = [short_name(name, length) for name in names]
+    same, result = Counter(shown), []
+    for number, (label, name, short) in enumerate(zip(classes, names, shown, strict=True), start=1):
+        mark = f" ({label})" if len(label) <= 10 and label != name else f" (class {number})"
+        result.append(name if same[short] == 1 else short_name(name, length - len(mark)) + mark)
+    return result
 
 
 def short_name(name: str, length: int = LETTERS) -> str:

@@ -3,23 +3,29 @@
 import hashlib
 import os
 from collections.abc import Iterable
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from ..data.dataset import difference
 from ..evaluation.ensembles import open_runs
 from ..evaluation.trained import class_words, load_run
 from ..network.network import TwoTowerAlexNet
 from ..recipes.shapes import sizes
 from ..system import durable_files
 from ..system.errors import UserError
+from ..system.file_lock import held
 from ..system.memory import free_memory
 from ..system.provenance import PACKAGES, package_version, source_commit
 from ..system.terminal import progress, say
 from . import codes as short_codes
 from . import index as retrieval_index
 from .features import features, last_hidden
-from .index import SPLITS, Index, Source, difference
+from .index import SPLITS, Index, Source
+
+OF_A_RUN = "retrieval"  # the directory, in a run's, of its index
 
 
 def build_index(
@@ -38,35 +44,76 @@ def build_index(
 
     out: where it is, or will be; None: RUN/retrieval. What is there and fits is used. Raises UserError where it
     doesn't."""
-    out = Path(out or Path(run) / "retrieval")
+    out = Path(out or Path(run) / OF_A_RUN)
     (opened,) = open_runs([run], data, SPLITS, gpus, kernels, pipeline, workers, batch_size)
     network, found = load_run(run, gpus, kernels)
     source = _source(run, out, network, found, opened.dataset)
     if os.path.lexists(out):
-        index = Index(out)
-        if reason := difference(index.described.source, source):
-            raise UserError(f"{out}: {reason}; choose another directory for the index, or remove it")
-        say(f"{out} is there and fits")
+        index = _fitting(out, source, opened.dataset)
     else:
         _refuse_place(out, source)
-        of_splits = {}
-        for split in SPLITS:
-            with progress(f"{split}, {source.layer}", source.images[split]) as advance:
-                of_splits[split] = features(network, opened.pipeline, split, opened.batch_size, advance)
-            if not np.isfinite(of_splits[split].hidden).all():
-                raise UserError(f"{run}: its {source.layer} has values that are not finite; it diverged")
-        dataset = opened.dataset
-        names = {split: [_relative(name, dataset.source) for name in dataset.splits[split].names] for split in SPLITS}
-        packages = {name: package_version(name) for name in (*PACKAGES, "faiss-cpu")}
-        index = retrieval_index.write(out, source, packages, source_commit(), of_splits, names)
-        counts = ", ".join(f"{count:,} {split}" for split, count in source.images.items())
-        say(f"{out}: {counts} vectors of {source.units:,} numbers")
+        with _alone(out):
+            if os.path.lexists(out):  # another process has made it meanwhile
+                index = _fitting(out, source, opened.dataset)
+            else:
+                index = _made(run, out, source, network, opened)
     add_codes(index, bits, seed)
+    return index
+
+
+@contextmanager
+def _alone(out):
+    """Two processes that write one index do so one after the other."""
+    lock = out.with_name(f"{out.name}.lock")
+    with held(lock, f"{out}: another process is writing this index; waiting for it"):
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+def _fitting(out, source, dataset):
+    """The `Index` that is there. Raises UserError where it is of something else."""
+    index = Index(out)
+    before = index.described.source.fingerprint
+    changed = difference(before, dataset)
+    if not changed:  # noted as a former version did, where it is another
+        source = replace(source, fingerprint=before)
+    if reason := retrieval_index.difference(index.described.source, source):
+        raise UserError(
+            f"{out}: {reason}{f' ({changed})' if changed else ''}; choose another directory for the index, or remove it"
+        )
+    without = "" if before == dataset.fingerprint else " (it was made without the times of the pictures)"
+    say(f"{out} is there and fits{without}")
+    return index
+
+
+def _made(run, out, source, network, opened):
+    of_splits = {}
+    for split in SPLITS:
+        with progress(f"{split}, {source.layer}", source.images[split]) as advance:
+            of_splits[split] = features(network, opened.pipeline, split, opened.batch_size, advance)
+        if not np.isfinite(of_splits[split].hidden).all():
+            raise UserError(f"{run}: its {source.layer} has values that are not finite; it diverged")
+    dataset = opened.dataset
+    names = {split: [_relative(name, dataset.source) for name in dataset.splits[split].names] for split in SPLITS}
+    packages = {name: package_version(name) for name in (*PACKAGES, "faiss-cpu")}
+    index = retrieval_index.write(out, source, packages, source_commit(), of_splits, names)
+    counts = ", ".join(f"{count:,} {split}" for split, count in source.images.items())
+    say(f"{out}: {counts} vectors of {source.units:,} numbers")
     return index
 
 
 def add_codes(index: Index, bits: Iterable[int], seed: int = 0) -> None:
     """Learn what the index lacks of these lengths."""
+    if set(bits) <= set(index.lengths):
+        return
+    with _alone(index.path):
+        index.read_again()  # another process may have added some meanwhile
+        _add_codes(index, bits, seed)
+
+
+def _add_codes(index, bits, seed):
     for length in bits:
         if length in index.lengths:
             continue

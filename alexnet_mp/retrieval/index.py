@@ -94,6 +94,10 @@ class Index:
 
     def __init__(self, directory: str | Path):
         self.path = Path(directory)
+        self.read_again()
+
+    def read_again(self):
+        """Take in the codes that another process has added since."""
         self.described = _described(self.path)
 
     @property

@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+from ..data.dataset import SAME_FILES
 from ..system import durable_files
 from ..system.errors import UserError
 from . import checkpoint_format
@@ -154,7 +155,7 @@ def _best(states):
 
 
 def _what_was_trained(state):
-    return replace(state.recipe, epochs=1), state.data.fingerprint
+    return replace(state.recipe, epochs=1), state.data.fingerprint[:SAME_FILES]
 
 
 def prune(run, keep):

@@ -17,7 +17,7 @@ from ..system.devices import device_name
 from ..system.errors import UserError
 from ..system.provenance import PACKAGES, package_version, source_commit
 from ..system.terminal import say
-from .checkpoints import CHECKPOINTS
+from .checkpoints import CHECKPOINTS, PARTIAL, REPLACED, listing
 from .lock import LOCK, RunLock
 from .metrics import EVENTS, Metrics, take_over
 from .metrics import FILE as METRICS
@@ -194,6 +194,7 @@ def refuse_foreign(path):
         "trace.json.gz",
         "profile.json",
         "retrieval",
+        "retrieval.lock",
         "report",
     }
     foreign = [
@@ -204,6 +205,15 @@ def refuse_foreign(path):
     ]
     if foreign:
         raise UserError(f"--out {path}: it is no run directory, {foreign[0]} is in it; choose another --out")
+
+
+def refuse_remains(path):
+    """Raise UserError if `checkpoints` holds anything but unfinished saves: what could be a checkpoint may not be begun
+    over."""
+    directory = Path(path) / CHECKPOINTS
+    names = os.listdir(directory) if os.path.lexists(directory) else []
+    if any(not name.startswith((PARTIAL, REPLACED)) for name in names):
+        raise UserError(f"{directory} has no checkpoint in it, but is not empty; look into it, or choose another --out")
 
 
 def refuse_branch(path):
@@ -255,4 +265,15 @@ def _earlier(path):
 
 
 def _taken(path):
+    """The error of a directory that is there already: it advises `--resume auto` if that would take it."""
+    if not os.path.isdir(path):
+        return Taken(f"--out {path} is there already, and is no directory; choose another --out")
+    try:
+        if not listing(path):
+            for refuse in (refuse_foreign, refuse_remains, refuse_branch):
+                refuse(path)
+    except UserError as reason:
+        return Taken(f"--out {path} is there already: {str(reason).removeprefix(f'--out {path}: ')}")
+    except OSError as error:
+        return Taken(f"--out {path} is there already, and can't be read: {error.strerror}; choose another --out")
     return Taken(f"--out {path} is there already; --resume auto goes on with it, or choose another --out")

@@ -163,7 +163,7 @@ def read_metrics(path):
     """The lines of a run's `metrics.jsonl` as dicts, in order; a last line that was cut off, and what is no JSON, is
     left out."""
     lines = []
-    for text in (Path(path) / FILE).read_text(errors="replace").splitlines(keepends=True):
+    for text in (Path(path) / FILE).read_text(errors="replace", encoding="utf-8").splitlines(keepends=True):
         try:
             line = json.loads(text) if text.endswith("\n") else None
         except (ValueError, RecursionError):

@@ -112,6 +112,25 @@ def replace(path, content):
     return written
 
 
+def replace_all(contents):
+    """`replace` for several files, {path: bytes}: a disk that is full, or a name that can't be written, changes none.
+
+    All contents are on the disk under other names before the first rename.
+    """
+    try:
+        for path, content in contents.items():
+            with _about(f"{path}{PARTIAL}"), suppress(FileNotFoundError):
+                os.unlink(f"{path}{PARTIAL}")
+            write(f"{path}{PARTIAL}", [content])
+        for path in contents:
+            rename(f"{path}{PARTIAL}", path)
+    except BaseException:
+        for path in contents:
+            with suppress(OSError):
+                remove(f"{path}{PARTIAL}")
+        raise
+
+
 def write_output(path, content):
     """`replace` for a file that the user asked for: raises UserError if it can't be written."""
     try:

@@ -23,7 +23,7 @@ def run_command(main):
     for name in ("stdin", "stdout", "stderr"):  # in the order of their numbers, which open() gives to the next files
         stream = getattr(sys, name)
         if stream is None:  # closed before this began
-            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w", encoding="utf-8"))
         elif name != "stdin" and stream is getattr(sys, f"__{name}__"):  # not what a test listens with
             outputs.append(_Output(stream.fileno(), "w", closefd=False))
             setattr(sys, name, _text(outputs[-1], stream))

@@ -25,7 +25,7 @@ def driver():
         ("/proc/driver/nvidia/version", r"Module\s+([\d.]+)"),
     ):
         with suppress(OSError, ValueError):
-            if found := re.search(pattern, Path(path).read_text()):
+            if found := re.search(pattern, Path(path).read_text(encoding="utf-8")):
                 return found[1]
     found = re.match(r"\s*([\d.]+)", asked("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") or "")
     return found[1] if found else None  # in WSL there are no such files
@@ -70,7 +70,9 @@ def gpu_on_the_bus():
     """Whether there is an NVIDIA GPU, with or without a driver."""
     for device in Path("/sys/bus/pci/devices").glob("*"):
         with suppress(OSError):
-            if (device / "vendor").read_text().strip() == NVIDIA and (device / "class").read_text().startswith(DISPLAY):
+            if (device / "vendor").read_text(encoding="utf-8").strip() == NVIDIA and (device / "class").read_text(
+                encoding="utf-8"
+            ).startswith(DISPLAY):
                 return True
     return False
 
@@ -88,6 +90,7 @@ def asked(program, *arguments):
             errors="replace",
             timeout=SECONDS,
             stdin=subprocess.DEVNULL,
+            encoding="utf-8",
         )
     except (OSError, subprocess.SubprocessError):
         return None
@@ -130,6 +133,7 @@ def _running(code):
             stderr=subprocess.PIPE,
             text=True,
             errors="replace",
+            encoding="utf-8",
         )
     except OSError as error:
         return error

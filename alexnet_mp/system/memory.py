@@ -23,13 +23,15 @@ def keep_freed_memory():
 
 def free_memory():
     """Bytes that this process may still take: the machine's, or its control group's where that is less."""
-    lines = Path("/proc/meminfo").read_text().splitlines()
+    lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
     free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
     try:
         group = Path("/sys/fs/cgroup")
-        statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        taken = int((group / "memory.current").read_text()) - int(statistics["inactive_file"])  # cached files give way
-        free = min(free, int((group / "memory.max").read_text()) - taken)
+        statistics = dict(line.split() for line in (group / "memory.stat").read_text(encoding="utf-8").splitlines())
+        taken = int((group / "memory.current").read_text(encoding="utf-8")) - int(
+            statistics["inactive_file"]
+        )  # cached files give way
+        free = min(free, int((group / "memory.max").read_text(encoding="utf-8")) - taken)
     except (OSError, ValueError, KeyError):  # no control group, or no limit ("max")
         pass
     return max(free, 0)

@@ -20,7 +20,7 @@ def source_commit():
 
     def git(*words):
         return subprocess.run(
-            ["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+            ["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, check=True, encoding="utf-8"
         ).stdout.strip()
 
     try:

@@ -3,10 +3,13 @@
 `Ranks` of one process ask nobody, so that who uses them need not know how many there are. What is agreed on travels
 between the hosts by gloo; tensors of the towers are `network/exchange_processes.py`'s."""
 
+import atexit
 import os
+import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager, redirect_stderr, redirect_stdout, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -20,7 +23,7 @@ PATIENCE = timedelta(minutes=5)  # for what the others do in a step; a link that
 ANNOUNCED = 60  # seconds that a process waits for the line of the one that speaks for all
 LAST_WORDS = 1  # second that this one has to print it: torchrun ends all processes at the first that is gone
 POLL = 0.05  # seconds between two looks at the store
-ENDED, MET = "alexnet_mp/ended", "alexnet_mp/met"  # keys in the store
+ENDED, MET = "ended", "met"  # keys in the store
 _END = object()
 
 
@@ -44,6 +47,7 @@ class Ranks:
     ):
         self.rank, self.count, self.local_rank, self.local_count = rank, count, local_rank, local_count
         self.store, self.meetings = store, 0
+        self.begun = False  # whether the training has: until then a failure is one of what was asked for
         self.in_step = count == 1  # whether, where this process fails, all others do so at the same place
 
     @property
@@ -191,7 +195,7 @@ def joined(apart: bool) -> Iterator[Ranks]:
         dist.init_process_group(
             # Tensors on GPUs travel by NCCL, those on the host by gloo.
             "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
-            store=dist.PrefixStore("alexnet_mp/group", ranks.store),
+            store=dist.PrefixStore("group", ranks.store),
             rank=ranks.rank,
             world_size=ranks.count,
             timeout=PATIENCE,
@@ -199,12 +203,42 @@ def joined(apart: bool) -> Iterator[Ranks]:
         yield ranks
     except BaseException as error:
         if not isinstance(error, SaidElsewhere) and ranks.speaks():
+            if isinstance(error, UserError) and not isinstance(error, Lost) and not ranks.begun:
+                _not_again()
             raise
         ranks.wait_for_last_words()
         raise SystemExit(130 if isinstance(error, KeyboardInterrupt) else 2) from None
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+@contextmanager
+def spoken_by_the_first() -> Iterator[None]:
+    """What all processes of a job print alike, as how a command is typed, is printed by rank 0, which the others give
+    the time for."""
+    if os.environ.get("RANK", "0") == "0":
+        yield
+        return
+    try:
+        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+            yield
+    except SystemExit:
+        time.sleep(LAST_WORDS)
+        raise
+
+
+def _not_again():
+    """What was asked for can't be done: torchrun, which would start all processes again, is ended when this one has
+    said so. It has no other way to hear of it."""
+    left = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) - int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+    if left > 0:
+        atexit.register(_end_torchrun)
+
+
+def _end_torchrun():
+    sys.stderr.flush()
+    os.kill(os.getppid(), signal.SIGTERM)
 
 
 def _ranks():
@@ -214,6 +248,8 @@ def _ranks():
         raise UserError(f"--towers apart: a process a tower, and torchrun starts them: {how}")
     try:
         store, rank, count = next(iter(dist.rendezvous("env://", timeout=PATIENCE)))
+        # torchrun's agent keeps its store when it starts the processes again.
+        store = dist.PrefixStore(f"alexnet_mp/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
         return Ranks(
             rank, count, int(os.environ.get("LOCAL_RANK", rank)), int(os.environ.get("LOCAL_WORLD_SIZE", count)), store
         )

@@ -1,6 +1,7 @@
 """`train --init`: a network begins with the weights of another, all but its last layer; fine-tuning (paper 6)."""
 
 import json
+import os
 from pathlib import Path
 
 import torch
@@ -19,18 +20,26 @@ def read_weights(source):
     """{name: tensor} of a run's newest checkpoint, of one checkpoint, or of a file of `checkpoint --weights`. Raises
     UserError.
 
+    Any of them may be a symbolic link, as in a cache of models; the files within a checkpoint may not.
+
     The velocities of a checkpoint have the names and shapes of its weights: they are told by the file's name, and what
     lies in a checkpoint is compared with its manifest. A copy of them under another name can't be told."""
-    path = Path(source)
     if not source:
         raise UserError(f"--init '': {TAKES}")
+    path = Path(source).absolute()
+    if checkpoints.step_of(path.parent) is None:  # a checkpoint's own file must not be a link
+        path = Path(os.path.realpath(path))
     if path.is_dir():
         if checkpoints.step_of(path) is not None:
             return checkpoint_format.load_weights(path)
         _refuse_diverged(path)
         return checkpoints.newest_weights(path)[1]
-    inside = checkpoints.step_of(path.absolute().parent) is not None
-    if path.name == checkpoint_format.VELOCITY or inside and path.name != checkpoint_format.WEIGHTS:
+    inside = checkpoints.step_of(path.parent) is not None
+    if (
+        checkpoint_format.VELOCITY in (path.name, Path(source).name)
+        or inside
+        and path.name != checkpoint_format.WEIGHTS
+    ):
         raise UserError(
             f"--init {source}: no file of weights; those of a checkpoint are in {checkpoint_format.WEIGHTS}; {TAKES}"
         )
@@ -50,7 +59,7 @@ def _refuse_diverged(run):
     """Raise UserError where a run ended at a loss or a tensor that isn't finite: nobody means its newest checkpoint by
     its name."""
     try:
-        step = json.loads((run / "non_finite.json").read_text())["step"]
+        step = json.loads((run / "non_finite.json").read_text(encoding="utf-8"))["step"]
         newest = max(checkpoints.listing(run), default=-1)
         diverged = newest <= step  # else it went on in the same directory, and past that step
     except (OSError, ValueError, KeyError, TypeError, RecursionError):

@@ -9,12 +9,14 @@ import numpy as np
 import torch
 
 from ..data.batches import steps_per_epoch
+from ..data.class_names import accents
+from ..data.dataset import difference
 from ..recipes import recipe as recipes
 from ..recipes import shapes
 from ..runs import checkpoint_format, checkpoints
 from ..runs.checkpoint_format import Checkpoint, Environment, NewerFormat, Unreadable
 from ..runs.checkpoints import CHECKPOINTS
-from ..runs.directory import RUN, refuse_branch, refuse_foreign, refuse_unusable
+from ..runs.directory import RUN, refuse_branch, refuse_foreign, refuse_remains, refuse_unusable
 from ..runs.lock import RunLock
 from ..system.devices import device_name
 from ..system.errors import UserError
@@ -82,7 +84,7 @@ def _in_place(path, out, auto):
         raise UserError(f"--out {out} is not a directory; --resume goes on in the directory of a run")
     if not checkpoints.listing(out):  # before the lock: nothing is written into what is no run
         refuse_foreign(out)
-        _refuse_remains(out)
+        refuse_remains(out)
     lock = RunLock(out)
     try:
         try:
@@ -139,15 +141,6 @@ def _newest_whole(run, set_aside=False):
     return point
 
 
-def _refuse_remains(run):
-    """Nothing that could be a checkpoint may be begun over: `checkpoints` has to be missing, or hold unfinished saves
-    alone."""
-    directory = Path(run) / CHECKPOINTS
-    names = os.listdir(directory) if os.path.lexists(directory) else []
-    if any(not name.startswith((checkpoints.PARTIAL, checkpoints.REPLACED)) for name in names):
-        raise UserError(f"{directory} has no checkpoint in it, but is not empty; look into it, or choose another --out")
-
-
 def load(directory):
     """A whole checkpoint whose state makes sense for its recipe. Raises UserError."""
     content = checkpoint_format.load(directory)
@@ -168,7 +161,7 @@ def changes(content, recipe, dataset, statistics=None):
     for name in sorted(before.keys() | now.keys()):
         if name not in ("epochs", "name") and before.get(name) != now.get(name):
             changed[name] = [before.get(name), now.get(name)]
-    if state.data.fingerprint != dataset.fingerprint:
+    if difference(state.data.fingerprint, dataset):
         changed["data.fingerprint"] = [state.data.fingerprint, dataset.fingerprint]
     if list(state.data.classes) != list(dataset.classes):
         differ = next(([a, b] for a, b in zip(state.data.classes, dataset.classes) if a != b), None)
@@ -183,8 +176,11 @@ def changes(content, recipe, dataset, statistics=None):
     return changed
 
 
-def refuse_changes(point, changed, recipe, dataset, anyway):
-    """Raise UserError if a run may not go on with what changed; `anyway`: if it can't."""
+def refuse_changes(point, changed, recipe, dataset, anyway, steps=None):
+    """Raise UserError if a run may not go on with what changed; `anyway`: if it can't. steps: of `--steps`, or None.
+
+    What changed comes before the count of steps: another batch size makes another count.
+    """
     state = point.checkpoint.state
     before = shapes.merged_shapes(state.recipe, len(state.data.classes))
     now = shapes.merged_shapes(recipe, len(dataset.classes))
@@ -195,14 +191,21 @@ def refuse_changes(point, changed, recipe, dataset, anyway):
             f"--resume: {point.path} has {name} {before.get(name)}, but this network {now.get(name)}; "
             f"its weights don't fit{listed(changed)}"
         )
+    if changed and not anyway:
+        data = difference(state.data.fingerprint, dataset)
+        one, other = changed.get("data.classes", ("", None))
+        raise UserError(
+            f"--resume: this is not the run of {point.path}{listed(changed)}{f'; data: {data}' if data else ''}"
+            f"{accents([one], [other])}; "
+            "--resume-anyway goes on all the same"
+        )
+    if steps is not None and steps < state.step:
+        raise UserError(f"--steps {steps}: {point.path} has taken {state.step} steps already")
     whole = recipe.epochs * steps_per_epoch(recipe, dataset)
     if state.step > whole:
         raise UserError(
-            f"--resume: {point.path} has taken {state.step} steps already; {recipe.epochs} epochs are only {whole}"
-        )
-    if changed and not anyway:
-        raise UserError(
-            f"--resume: this is not the run of {point.path}{listed(changed)}; --resume-anyway goes on all the same"
+            f"--resume: {point.path} has taken {state.step} steps already; {recipe.epochs} epochs are only "
+            f"{whole}{listed(changed)}"
         )
 
 

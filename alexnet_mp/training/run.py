@@ -40,7 +40,7 @@ from ..system.memory import keep_freed_memory
 from ..system.provenance import package_version, source_commit
 from ..system.ranks import ALONE, Ranks, joined
 from ..system.terminal import say
-from . import graphed_step, resume, self_check
+from . import graphed_step, length, resume, self_check
 from .pretrained import begin_with, read_weights
 from .profiler import Profiler, steps_of
 from .resume import ResumePoint, in_words
@@ -190,8 +190,6 @@ def _facts(options, recipe, devices):
 def _as_it_was(options, point):
     """The options of a run that goes on: what isn't said stays as it was, and `--init` was for its beginning."""
     state = point.checkpoint.state
-    if options.steps is not None and options.steps < state.step:
-        raise UserError(f"--steps {options.steps}: {point.path} has taken {state.step} steps already")
     return replace(
         options,
         recipe=state.recipe if options.recipe is None else options.recipe,
@@ -200,7 +198,7 @@ def _as_it_was(options, point):
     )
 
 
-def _recipe_and_devices(options, point, ranks):
+def _recipe_and_devices(options, point, ranks=ALONE):
     on_cpu = _on_cpu_alone(options.gpus)
     chosen = options.recipe or ("mini" if on_cpu else "paper")
     chosen = chosen if isinstance(chosen, Recipe) else PRESETS[chosen]()
@@ -234,6 +232,8 @@ def _recipe_and_devices(options, point, ranks):
     if options.recipe is None and options.gpus == "auto" and len({each for each in devices if each.type == "cuda"}) < 2:
         data = () if options.data is None else ("--data", options.data)
         say(f"on two GPUs, type: {typed('train', '--gpus', '0,1', *data)}")
+    if not any(setting.startswith("dates=") for setting in options.settings):
+        recipe = length.with_dates(recipe, chosen, point and point.checkpoint.state.recipe)
     return recipe, devices
 
 
@@ -287,7 +287,10 @@ def open_data(plan: Plan) -> TrainingData:
         dataset = open_dataset(options.data or "builtin", recipe.stored_size)
     pipeline = make_pipeline(options.pipeline, dataset, recipe, plan.devices, options.workers, plan.dtype)
     say(f"data: {dataset.description}")
+    for line in dataset.passed_over:
+        say(line)
     say(recipes.summary(recipe))
+    length.say_steps(recipe, dataset, from_random_weights=plan.point is None and plan.weights is None)
     refuse_batch(pipeline, recipe.batch_size, training=True)
     _changes(plan, dataset)
     name, checked = self_check.before_run(
@@ -322,7 +325,8 @@ def _changes(plan, dataset, statistics=None):
     if not plan.point:
         return {}
     changed = resume.changes(plan.point.checkpoint, plan.recipe, dataset, statistics)
-    resume.refuse_changes(plan.point, changed, plan.recipe, dataset, plan.options.resume_anyway)
+    options = plan.options
+    resume.refuse_changes(plan.point, changed, plan.recipe, dataset, options.resume_anyway, options.steps)
     return changed
 
 
@@ -360,7 +364,7 @@ def make_trainer(
     options, dataset, pipeline = plan.options, data.dataset, data.pipeline
     environment = resume.environment(network, pipeline, options.precision, plan.ranks)
     devices = sum(plan.ranks.gather(devices_of(network)), [])
-    interrupts.wait_for_step = True  # from here on there is something on the disk
+    plan.ranks.begun = interrupts.wait_for_step = True  # from here on there is something on the disk
     directory = (
         RunElsewhere()
         if not plan.ranks.writes
@@ -434,7 +438,12 @@ def _say_resumed(point, changed, environment, trainer):
         + (", in the middle of its validation" if not state.validated else "")
     )
     if state.recipe.epochs != trainer.recipe.epochs:
-        say(f"epochs {state.recipe.epochs} -> {trainer.recipe.epochs}")
+        kept = trainer.recipe.schedule == "dated" and trainer.recipe.dates == state.recipe.dates
+        dates = ", ".join(str(date.epoch) for date in state.recipe.dates) if kept else ""
+        say(
+            f"epochs {state.recipe.epochs} -> {trainer.recipe.epochs}"
+            + (f"; the rates change when they did, at epoch {dates}; --set dates=... sets others" if dates else "")
+        )
     if changed:
         say(f"WARNING: another run from here on, as --resume-anyway allows{resume.listed(changed)}")
     if differences := resume.no_longer_exact(state.made_by, environment):

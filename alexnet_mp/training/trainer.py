@@ -14,7 +14,7 @@ from ..analysis.figures import draw_curves
 from ..data.batches import steps_per_epoch
 from ..data.pipeline import Pipeline
 from ..data.pipeline_raw import RawPipeline
-from ..evaluation.accuracy import top5_tells, write_right
+from ..evaluation.accuracy import FEW, percent, top5_tells, write_right
 from ..evaluation.protocol import both_protocols, centre_view, evaluate, print_errors
 from ..kernels import augmentation
 from ..network.network import TwoTowerAlexNet
@@ -272,8 +272,13 @@ class Trainer:
             training = f"training loss {self.loss:.3f}, " if math.isfinite(self.loss) else ""
             say(
                 f"epoch {self.epoch}, step {self.step}: {training}validation loss {error.loss:.3f}, "
-                f"top-1 error {error.top1_error:.2f} %"
-                + (f", top-5 error {error.top5_error:.2f} %" if top5_tells(len(self.pipeline.dataset.classes)) else "")
+                f"top-1 error {percent(error.top1_error, error.images)}"
+                + (
+                    f", top-5 error {percent(error.top5_error, error.images)}"
+                    if top5_tells(len(self.pipeline.dataset.classes))
+                    else ""
+                )
+                + ("; 95 % intervals" if error.images < FEW else "")
             )
             self.schedule.observe(error.top1_error)
             self.validated, self.validation = True, Validation(**asdict(error))
@@ -348,12 +353,13 @@ class Trainer:
             self._say_how_to_go_on(interrupted)
 
     def _say_how_to_go_on(self, interrupted):
-        path, whole = shlex.quote(str(self.run.path)), self.step == self.whole
-        more = "" if whole or interrupted else " and a larger --steps, or without it"
-        say(
-            f"of {self.whole} steps at most; {'test it then' if whole else 'go on'}: the same command with "
-            f"--out {path} --resume auto{more}; test it: {typed('evaluate', self.run.path)}"
-        )
+        path = shlex.quote(str(self.run.path))
+        again, test = f"the same command with --out {path} --resume auto", typed("evaluate", self.run.path)
+        if self.step == self.whole or self.schedule.finished:
+            say(f"all its steps are taken, but it is not tested; {again} tests it, or {test}")
+            return
+        more = "" if interrupted and self.step < self.last_step else " and a larger --steps, or without it"
+        say(f"of {self.whole} steps at most; to go on, {again}{more}; to test it as it is, {test}")
 
     def describe_exchange(self):
         ledger = self.network.ledger()

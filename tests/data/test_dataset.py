@@ -1,7 +1,9 @@
 """Folders of images: the awkward files of a real set are read right, the useless ones are refused by name."""
 
+import hashlib
 import multiprocessing
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -9,8 +11,10 @@ from inner_cases import every
 from small_set import encoded, noise, write
 
 from alexnet_mp.data import dataset as dataset_module
-from alexnet_mp.data.dataset import CachedSplit, Folder, cached, open_dataset
+from alexnet_mp.data.class_names import SAME_LETTERS, first_difference
+from alexnet_mp.data.dataset import CachedSplit, Folder, cached, difference, open_dataset
 from alexnet_mp.data.synthetic import Builtin
+from alexnet_mp.preparation import sources
 from alexnet_mp.system import memory
 from alexnet_mp.system.errors import UserError
 
@@ -61,7 +65,8 @@ def test_builtin_is_a_word_and_not_a_folder():
 def test_the_fingerprint_sees_every_change_of_the_file_list(tmp_path):
     files = small_set()
     first = Folder(write(tmp_path / "0", files), SIZE).fingerprint
-    assert Folder(write(tmp_path / "elsewhere", files), SIZE).fingerprint == first  # moving a set does not change it
+    shutil.copytree(tmp_path / "0", tmp_path / "elsewhere")  # with its times
+    assert Folder(tmp_path / "elsewhere", SIZE).fingerprint == first  # moving a set does not change it
     for number, changed in enumerate(
         (
             files | {"train/cat/new.png": encoded(noise(3, 3))},
@@ -74,6 +79,56 @@ def test_the_fingerprint_sees_every_change_of_the_file_list(tmp_path):
         start=1,
     ):
         assert Folder(write(tmp_path / str(number), changed), SIZE).fingerprint != first
+
+
+def test_a_picture_that_was_replaced_is_noticed_and_the_difference_said(tmp_path):
+    """Of equal name and size: its time tells. Fingerprints of former versions have no times, and count still."""
+    root = write(tmp_path / "set", small_set())
+    before, place = Folder(root, SIZE), root / "train/cat/b.png"
+    content = place.read_bytes()
+    place.write_bytes(content[:-20] + bytes(8) + content[-12:])
+    os.utime(place, ns=(0, place.stat().st_mtime_ns + 1))
+    after = Folder(root, SIZE)
+    assert difference(before.fingerprint, before) is None and after.fingerprint != before.fingerprint
+    said = difference(before.fingerprint, after)
+    assert "names and sizes of its pictures are the same, their times are not" in said and "cp -p" in said
+    assert before.names_and_sizes == after.names_and_sizes and difference(before.names_and_sizes, after) is None
+    place.write_bytes(content + b"more")
+    assert difference(before.fingerprint, Folder(root, SIZE)) == "names or sizes of its pictures have changed"
+    assert difference(before.names_and_sizes, Folder(root, SIZE)) == "names or sizes of its pictures have changed"
+    assert difference(before.fingerprint, Builtin(32)) == "it is another data set, or another version of it"
+
+
+def test_names_and_sizes_are_fingerprinted_as_in_former_versions(tmp_path):
+    """So that a run of theirs is resumed."""
+    root = write(tmp_path, {f"{split}/{name}/1.png": b"abc" for split in ("train", "val") for name in ("a", "b")})
+    lines = "".join(f"{split}/{name}/1.png\0" + "3\n" for split in ("train", "val") for name in ("a", "b"))
+    assert Folder(root, SIZE).names_and_sizes == hashlib.sha256(lines.encode()).hexdigest()
+
+
+def test_accents_that_are_written_otherwise_are_a_hint(tmp_path):
+    """An archive that went through a Mac has e and an accent where another system has one letter."""
+    files = {f"train/{name}/1.png": b"x" for name in ("bar", "caf\u00e9")}
+    write(tmp_path / "set", files | {f"val/{name}/1.png": b"x" for name in ("bar", "cafe\u0301")})
+    assert "classes differ" in (message := refused(tmp_path / "set")) and "the letters are the same" in message
+    assert "convmv --nfc" in message
+    write(tmp_path / "other", files | {f"val/{name}/1.png": b"x" for name in ("bar", "cafe")})
+    assert "letters" not in refused(tmp_path / "other")
+    with pytest.raises(UserError, match="its classes differ from those of train: missing caf\u00e9 .the letters are"):
+        sources.find(tmp_path / "set")
+
+
+@every(
+    "expected, classes, said",
+    [
+        (["a", "b", "c"], ["a", "d", "c"], "its class 2 is 'd', and 'b' in RUN"),
+        (["a", "b"], ["a", "b", "c"], "its class 3 is 'c', and missing in RUN"),
+        (["a", "b", "c"], ["a"], "its class 2 is missing, and 'b' in RUN"),
+        (["caf\u00e9"], ["cafe\u0301"], f"its class 1 is 'cafe\u0301', and 'caf\u00e9' in RUN ({SAME_LETTERS})"),
+    ],
+)
+def test_the_first_class_that_is_another_is_named(expected, classes, said):
+    assert first_difference(expected, classes, "RUN") == said
 
 
 def refused(directory):

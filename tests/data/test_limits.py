@@ -1,12 +1,15 @@
 """Counts that would take the machine down are refused in one line, before a process is started or an image is read."""
 
 import os
+import re
+import resource
+import subprocess
 from types import SimpleNamespace
 
 import pytest
 import torch
 from inner_cases import every
-from tiny_run import TINY, run
+from tiny_run import TINY, process_of, run
 
 from alexnet_mp import evaluate, prepare, retrieve, train
 from alexnet_mp.data import limits
@@ -119,3 +122,19 @@ def test_other_counts_of_memory(trained, data):
     for seed in (-1, 2**32, 10**30):
         with pytest.raises(UserError, match=f"^--seed {seed}: it must be 0 to 4294967295$"):
             retrieve.main(["index", str(trained), "--gpus", "cpu", "--seed", str(seed)])
+
+
+@pytest.mark.process
+def test_few_open_files_are_one_line(data, tmp_path):
+    """ulimit -n 24"""
+    arguments, environment = process_of(data, tmp_path / "run", "--steps", "1", "--workers", "8")
+    limit = (24, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+    done = subprocess.run(
+        arguments,
+        env=environment,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, limit),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2 and "Traceback" not in done.stdout
+    assert re.fullmatch(r"error: [^\n]*[Tt]oo many open files; --workers 0 [^\n]*\n", done.stderr), done.stderr

@@ -19,14 +19,14 @@ def stored(content, name="x.jpg", size=SIZE):
     return decoded(io.BytesIO(content), size, name)
 
 
-@pytest.mark.parametrize("kind, name", [("PNG", "x.JPEG"), ("JPEG", "x.png")])
+@every("kind, name", [("PNG", "x.JPEG"), ("JPEG", "x.png")])
 def test_the_content_decides_the_format(kind, name):
     """ILSVRC has a PNG named .JPEG."""
     content = encoded(noise(SIZE, SIZE), kind)
     assert np.array_equal(stored(content, name), np.asarray(Image.open(io.BytesIO(content))))
 
 
-@pytest.mark.parametrize("grey", [noise(SIZE, SIZE, 1), noise(SIZE, SIZE, 1) > 127], ids=["8 bits", "1 bit"])
+@every("grey", [noise(SIZE, SIZE, 1), noise(SIZE, SIZE, 1) > 127], ids=["8 bits", "1 bit"])
 def test_grey_becomes_rgb(grey):
     expected = np.repeat((grey if grey.dtype == np.uint8 else grey * np.uint8(255))[:, :, None], 3, axis=2)
     assert np.array_equal(stored(encoded(grey)), expected)
@@ -67,7 +67,7 @@ ALPHA_TABLE = {"transparency": bytes(range(256))}
 
 
 @pytest.mark.filterwarnings("ignore:Palette images with Transparency")
-@pytest.mark.parametrize("transparency", [{}, {"transparency": 7}, ALPHA_TABLE], ids=["none", "one colour", "table"])
+@every("transparency", [{}, {"transparency": 7}, ALPHA_TABLE], ids=["none", "one colour", "table"])
 def test_a_palette_becomes_rgb(transparency):
     content, expected = palette_png(**transparency)
     assert np.array_equal(stored(content), expected)
@@ -104,7 +104,7 @@ def test_one_pixel_fills_the_picture():
     assert (picture == [9, 90, 200]).all()
 
 
-@pytest.mark.parametrize("orientation", [3, 6, 8])
+@every("orientation", [3, 6, 8])
 def test_orientation_tags_are_ignored(orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -114,7 +114,7 @@ def test_orientation_tags_are_ignored(orientation):
     assert np.array_equal(stored(turned), stored(upright))
 
 
-@pytest.mark.parametrize("factor", [2, 3])
+@every("factor", [2, 3])
 def test_reduction_is_the_mean_of_each_block(factor):
     blocks = noise(SIZE, SIZE)
     picture = np.kron(blocks, np.ones((factor, factor, 1), np.uint8))
@@ -142,7 +142,7 @@ def test_the_right_size_is_cropped_centrally_and_left_as_it_is(height, width, to
     assert np.array_equal(stored_picture(Image.fromarray(picture), SIZE), picture[top : top + SIZE, left : left + SIZE])
 
 
-@pytest.mark.parametrize("turn", [lambda a: a, lambda a: a.transpose(1, 0, 2)], ids=["landscape", "portrait"])
+@every("turn", [lambda a: a, lambda a: a.transpose(1, 0, 2)], ids=["landscape", "portrait"])
 def test_the_central_square_of_a_larger_picture(turn):
     picture = np.kron(noise(SIZE, SIZE + 30), np.ones((2, 2, 1), np.uint8))
     expected = noise(SIZE, SIZE + 30)[:, 15 : 15 + SIZE]

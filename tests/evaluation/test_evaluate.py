@@ -28,9 +28,9 @@ from alexnet_mp.data import pixel_statistics
 from alexnet_mp.data.dataset import open_dataset
 from alexnet_mp.evaluation import ensembles
 from alexnet_mp.evaluation import trained as trained_module
-from alexnet_mp.evaluation.accuracy import read_right, topk_credit, topk_credit_each, write_right
+from alexnet_mp.evaluation.accuracy import FEW, Errors, percent, read_right, topk_credit, topk_credit_each, write_right
 from alexnet_mp.evaluation.ensembles import Run, evaluate_runs
-from alexnet_mp.evaluation.protocol import both_protocols, evaluate, log_probabilities
+from alexnet_mp.evaluation.protocol import both_protocols, evaluate, log_probabilities, print_errors
 from alexnet_mp.recipes.architectures import mini, paper
 from alexnet_mp.runs.directory import RIGHT
 from alexnet_mp.system.errors import UserError
@@ -127,8 +127,8 @@ def test_a_loss_beyond_float32_is_finite():
     )
 
 
-@pytest.mark.parametrize("classes, batch_size", [(7, 8), (10, 128), (1000, 50), (3, 1)])
-@pytest.mark.parametrize("ties", [False, True])
+@every("classes, batch_size", [(7, 8), (10, 128), (1000, 50), (3, 1)])
+@every("ties", [False, True])
 def test_the_bits_of_errors_are_those_of_sums_over_batches(tmp_path, classes, batch_size, ties):
     """Float64 sums of a batch, added in the order of the batches: what runs and records have held ever since."""
     generator = torch.Generator().manual_seed(classes)
@@ -156,6 +156,35 @@ def test_the_bits_of_errors_are_those_of_sums_over_batches(tmp_path, classes, ba
         assert np.array_equal(written[name], whole.eq(1).numpy())
         np.testing.assert_array_equal(torch.stack((found[name].top1, found[name].top5)).numpy(), whole.numpy())
     assert math.isnan(loss) == ties
+
+
+def wilson(wrong, images, z=1.959963984540054):
+    """The interval in %, by its formula."""
+    share = wrong / images
+    centre = (share + z * z / (2 * images)) / (1 + z * z / images)
+    half = z * math.sqrt(share * (1 - share) / images + (z / (2 * images)) ** 2) / (1 + z * z / images)
+    return f"{100 * max(0, centre - half):.0f} to {100 * min(1, centre + half):.0f} %"
+
+
+@every("wrong, images", [(11, 18), (0, 18), (18, 18), (1, 1), (7, 999), (500, 999)])
+def test_an_error_of_few_images_has_its_count_and_interval(wrong, images):
+    assert percent(100 * wrong / images, images) == (
+        f"{100 * wrong / images:.2f} % ({wrong} of {images}: {wilson(wrong, images)})"
+    )
+
+
+def test_the_lines_of_few_and_of_many_images(capsys):
+    assert percent(100 * 11 / 18, 18) == "61.11 % (11 of 18: 39 to 80 %)"
+    assert percent(37.5, 1000) == "37.50 %" and percent(100 - 100 * 5.5 / 9, 9).startswith("38.89 % (3.5 of 9: ")
+    print_errors({"ten views": Errors(100 * 11 / 18, 0.0, 1.0, 18)}, "val", 1000)
+    assert capsys.readouterr().out == (
+        "val, ten views    top-1 error  61.11 % (11 of 18: 39 to 80 %)   top-5 error   0.00 % (0 of 18: 0 to 18 %)   "
+        "(18 images; 95 % intervals)\n"
+    )
+    print_errors({"ten views": Errors(37.5, 17.0, 1.0, FEW)}, "val", 1000)
+    assert capsys.readouterr().out == (
+        "val, ten views    top-1 error  37.50 %   top-5 error  17.00 %   (1,000 images)\n"
+    )
 
 
 def test_the_papers_protocols():
@@ -342,7 +371,7 @@ def trained(tmp_path_factory):
     shutil.copytree(root / "folder/val", root / "folder/test")
     assert prepare.main([str(root / "folder"), str(root / "set"), "--size", "44", "--workers", "0", "--raw"]) == 0
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("alexnet_mp.training.trainer.draw_curves", lambda run: None)
+        patch.setattr("alexnet_mp.training.trainer.draw_curves", lambda *_: None)
         patch.setattr("alexnet_mp.training.trainer.draw_kernels", lambda *_: None)
         run(root / "set", root / "a", "--steps", "3")
         run(root / "set", root / "b", "--steps", "4", "--seed", "1", "--set", "stored_size=44")

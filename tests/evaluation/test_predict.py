@@ -1,5 +1,6 @@
 """The command predict: any file Pillow opens, files that are none, views, words, JSON."""
 
+import csv
 import fcntl
 import io
 import json
@@ -115,18 +116,19 @@ def test_bad_files_are_named_and_the_others_answered(trained, photograph, tmp_pa
     monkeypatch.setattr(image_files, "AT_ONCE", 2)
     (tmp_path / "empty.jpg").touch()
     (tmp_path / "text\x1b[2J.jpg").write_bytes(b"no picture")
+    (tmp_path / "none").mkdir()
     files = [
         tmp_path / "empty.jpg",
         tmp_path / "text\x1b[2J.jpg",
         photograph,
         tmp_path / "missing.jpg",
-        tmp_path,
+        tmp_path / "none",
         photograph,
     ]
     captured = answered(capsys, trained, *files, status=2)
     errors = [line for line in captured.err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 4 and "empty.jpg: it is empty" in errors[0] and r"text\x1b[2J.jpg" in errors[1]
-    assert "missing.jpg: No such file" in errors[2] and "Is a directory" in errors[3]
+    assert "missing.jpg: No such file" in errors[2] and "a folder without pictures" in errors[3]
     assert "\x1b" not in captured.err and captured.out.splitlines().count(str(photograph)) == 2
     document = json.loads(answered(capsys, trained, *files, "--json", status=2).out)
     assert [("error" in one, "top" in one) for one in document["pictures"]] == [
@@ -176,6 +178,70 @@ def test_standard_input(trained, photograph, capsys, monkeypatch):
     ((_, problem, answer),) = image_files.answered(["-"], 40, lambda some: pytest.fail("there is no picture"))
     assert answer is None
     assert isinstance(problem, UserError) and "more than 10 bytes" in str(problem)
+
+
+def album(tmp_path):
+    """A folder of three pictures, one damaged one, and files that are none."""
+    pixels = np.random.default_rng(0).integers(0, 256, (44, 60, 3), dtype=np.uint8)
+    for name in ("b.png", "a/c.webp", "a/d", ".hidden/e.png", "a/.f.png"):
+        (tmp_path / "album" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(tmp_path / "album" / name, "WEBP" if name.endswith("webp") else "PNG")
+    (tmp_path / "album" / "a" / "broken.jpg").write_bytes(b"no picture")
+    (tmp_path / "album" / "notes\x1b.txt").write_bytes(b"no picture")
+    os.symlink(tmp_path / "album", tmp_path / "album" / "again")
+    os.mkfifo(tmp_path / "album" / "pipe")
+    return tmp_path / "album"
+
+
+def test_a_folder_stands_for_its_pictures(trained, photograph, tmp_path, capsys):
+    folder = album(tmp_path)
+    captured = answered(capsys, trained, folder, photograph, "--json", status=2)
+    pictures = json.loads(captured.out)["pictures"]
+    assert [(one["file"], "top" in one) for one in pictures] == [
+        (f"{folder}/b.png", True),
+        (f"{folder}/a/broken.jpg", False),
+        (f"{folder}/a/c.webp", True),
+        (f"{folder}/a/d", True),
+        (str(photograph), True),
+    ]
+    assert f"{folder}: passed over, as no pictures: again, notes\\x1b.txt, pipe\n" in captured.err
+    assert f"error: cannot read image {folder}/a/broken.jpg: cannot identify" in captured.err
+    (folder / "a" / "broken.jpg").unlink()
+    assert answered(capsys, trained, folder).out.splitlines()[0] == f"{folder}/b.png"
+
+
+def test_a_table_of_the_answers(trained, photograph, tmp_path, capsys):
+    """The CSV says what the JSON says; it is written whole, or printed, and overwrites nothing."""
+    odd = tmp_path / os.fsdecode(b'odd, \xff "name"\n.png')
+    odd.write_bytes(photograph.read_bytes())
+    (tmp_path / "empty.jpg").touch()
+    files = [photograph, odd, tmp_path / "empty.jpg"]
+    document = json.loads(answered(capsys, trained, *files, "--json", status=2).out)
+    printed = answered(capsys, trained, *files, "--csv", tmp_path / "classes.csv", "--top", 9, status=2).out
+    assert str(photograph) in printed
+    content = (tmp_path / "classes.csv").read_bytes()
+    rows = list(csv.reader(io.StringIO(content.decode(errors="surrogateescape"), newline="")))
+    assert rows[0] == [
+        "file", *(f"{what} {place}" for place in (1, 2, 3) for what in ("class", "name", "probability")), "error"
+    ]  # fmt: skip
+    for row, file, picture in zip(rows[1:], files, document["pictures"], strict=True):
+        assert row[0] == str(file) and row[-1] == picture.get("error", "")
+        told = [(row[at], row[at + 1], float(row[at + 2] or 0)) for at in (1, 4, 7)]
+        assert told == [(one["class"], one["name"], one["probability"]) for one in picture.get("top", ())] or (
+            row[1:-1] == [""] * 9 and "error" in picture
+        )
+    with pytest.raises(UserError, match="--csv .*classes.csv: it is there already"):
+        answered(capsys, trained, *files, "--csv", tmp_path / "classes.csv")
+    with pytest.raises(SystemExit):
+        answered(capsys, trained, photograph, "--csv", "-", "--json")
+
+
+@pytest.mark.process
+def test_a_table_on_standard_output_is_nothing_else(trained, photograph, tmp_path):
+    words = [sys.executable, "-m", "alexnet_mp.predict", trained, photograph, "--gpus", "cpu", "--top", "1", "--csv"]
+    done = subprocess.run([*words, "-"], capture_output=True, text=True)
+    header, row = done.stdout.splitlines()
+    assert header == "file,class 1,name 1,probability 1,error" and row.startswith(f"{photograph},") and row[-1] == ","
 
 
 def test_a_run_keeps_the_words_of_its_classes(trained, data, photograph, capsys):  # noqa: F811

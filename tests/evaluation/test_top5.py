@@ -35,7 +35,7 @@ def answered(classes):
 def test_an_evaluation(classes, told, capsys):
     print_answers({"ten views": answered(classes)}, "val", classes)
     printed = capsys.readouterr().out
-    assert "top-1 error" in printed and "(8 images)" in printed and ("top-5 error" in printed) is told
+    assert "top-1 error" in printed and "(8 images; 95 % intervals)" in printed and ("top-5 error" in printed) is told
 
 
 @few_and_many

@@ -4,6 +4,8 @@ trained here."""
 import dataclasses
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -88,7 +90,7 @@ def test_the_training_is_given_exactly_the_arms_recipe(base, epochs):
             assert recipe.override(given.recipe, given.settings) == wanted  # as the training makes its own of it
 
 
-@pytest.mark.parametrize(
+@every(
     "words, run, expected",
     [
         ([], {}, {"steps": None, "init": None, "workers": None}),
@@ -809,6 +811,7 @@ def test_records_of_another_machine_are_taken_where_they_say_more(tmp_path):
         claims.main(
             [
                 "table",
+                "--write",
                 "--take",
                 str(there),
                 "--records",
@@ -847,7 +850,7 @@ def test_recorded_rendered_checked(place, capsys):
     record["data"][0]["description"] = "folder a|b"
     write_record(record, folder / "records")
     assert claims.main([*words, "--check"]) == 1
-    assert claims.main(words) == 0 and claims.main([*words, "--check"]) == 0
+    assert claims.main([*words, "--write"]) == 0 and claims.main([*words, "--check"]) == 0
     text, page = (folder / "README.md").read_text(), (folder / "claims.md").read_text()
     assert all(written.startswith("# Claims\n") and written.endswith("\n\nThe end.\n") for written in (text, page))
     rows = [row for row in page.splitlines() if row.startswith("| `")]
@@ -867,9 +870,8 @@ def test_recorded_rendered_checked(place, capsys):
     (picture,) = (folder / "records").glob("*.png")
     assert f"](records/{picture.name})" in page and "Command: `python -m alexnet_mp.claims run x`" in page
     (folder / "claims.md").write_text(page.replace("+2.00 ± 1.00", "+2.50 ± 1.00"))
-    assert (
-        claims.main([*words, "--check"]) == 1 and claims.main(words) == 0 and (folder / "claims.md").read_text() == page
-    )
+    assert claims.main([*words, "--check"]) == 1 and claims.main([*words, "--write"]) == 0
+    assert (folder / "claims.md").read_text() == page
     (folder / "README.md").write_text(text.replace("+2.00 points", "+2.50 points"))
     capsys.readouterr()
     assert claims.main([*words, "--check"]) == 1 and "differs from the records" in capsys.readouterr().out
@@ -884,7 +886,7 @@ def test_a_page_without_markers_is_left_alone(place, name):
         (f"{claim_page.BEGIN}\n", 1),
     ):
         (folder / name).write_text(text)
-        assert claims.main(words) == status == claims.main([*words, "--check"])
+        assert claims.main([*words, "--write"]) == status == claims.main([*words, "--check"])
         assert (folder / name).read_text() == text
 
 
@@ -892,8 +894,71 @@ def test_a_page_of_details_that_is_not_there_is_made(place):
     folder, words = place
     (folder / "claims.md").unlink()
     assert claims.main([*words, "--check"]) == 1 and not (folder / "claims.md").exists()
-    assert claims.main(words) == 0 == claims.main([*words, "--check"])
+    assert claims.main([*words, "--write"]) == 0 == claims.main([*words, "--check"])
     assert (folder / "claims.md").read_text().startswith(f"{claim_page.BEGIN}\n| claim |")
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def test_the_tables_are_printed_unless_they_are_to_be_written(place, capsys):
+    folder, words = place
+    write_record(record_of("difference", ["base", "no_lrn"], THREE), folder / "records")
+    before = contents(folder)
+    assert claims.main(words) == 0 and contents(folder) == before
+    printed = capsys.readouterr().out
+    assert claims.main([*words, "--write"]) == 0
+    for name in before:
+        made = (folder / name).read_bytes().decode().partition(claim_page.BEGIN)[2].partition(claim_page.END)[0]
+        assert len(made) > 1000 and made.replace("](records/", "](").strip() in printed.replace(
+            f"]({os.path.relpath(folder / 'records', claim_page.DETAILS.parent)}/", "]("
+        )
+
+
+def test_another_folder_of_records_never_becomes_the_checkouts_tables(place):
+    folder, words = place
+    for left_out in ("--readme", "--details", None):
+        some = [word for at, word in enumerate(words) if left_out not in (word, words[at - 1])]
+        if left_out:
+            with pytest.raises(UserError, match=f"^--records {folder / 'records'}: .*name others with --readme FILE"):
+                claims.main([*some, "--write"])
+        assert claims.main(some) == 0
+
+
+@every("failing", ["README.md.partial", "claims.md.partial"])
+def test_both_pages_are_written_or_neither(place, monkeypatch, failing):
+    folder, words = place
+    before, function = contents(folder), durable_files.write
+
+    def fails(path, parts):
+        if str(path).endswith(failing):
+            function(path, [b"half"])
+            raise OSError(28, "No space left on device", str(path))
+        return function(path, parts)
+
+    monkeypatch.setattr(durable_files, "write", fails)
+    with pytest.raises(UserError, match=f"cannot write .*{failing}: No space left on device; nothing was written"):
+        claims.main([*words, "--write"])
+    assert contents(folder) == before
+
+
+@pytest.mark.process
+def test_pages_are_utf_8_in_a_locale_that_knows_ascii_alone(place):
+    folder, words = place
+    for name in contents(folder):
+        (folder / name).write_text(f"Zoë ± 1\n{claim_page.BEGIN}\n{claim_page.END}\n", encoding="utf-8")
+    plain = {**os.environ, "PYTHONUTF8": "0", "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"}
+    for last in (["--write"], []):
+        done = subprocess.run(
+            [sys.executable, "-m", "alexnet_mp.claims", *map(str, words), *last], capture_output=True, env=plain
+        )
+        assert done.returncode == 0 and not done.stderr, done.stderr.decode(errors="replace")
+    for content in contents(folder).values():
+        assert content.decode().startswith("Zoë ± 1\n") and len(content) > 1000
+    (folder / "README.md").write_bytes("Zoë".encode("latin-1"))
+    with pytest.raises(UserError, match="README.md: it is not UTF-8 at byte 2"):
+        claims.main([*words, "--write"])
 
 
 def test_the_readmes_claims_are_the_papers_main_ones():

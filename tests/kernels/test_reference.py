@@ -401,3 +401,67 @@ def test_a_rate_of_zero_leaves_weights_and_velocities_alone():
 def test_sgd_refuses_lists_of_different_lengths():
     with pytest.raises(ValueError):
         sgd([maps(2), maps(2)], [maps(2)], [maps(2), maps(2)], (0.1, 0.1), (0.0, 0.0))
+
+
+# --- equal cells
+
+
+@every("dtype", [torch.float32, torch.float64])
+@every("beta", [0.75, 0.5, 1.0, 0.6, 1.3])
+@every("norm", ["lrn", "spatial"])
+def test_equal_cells_stay_equal_wherever_they_lie(norm, beta, dtype):
+    """In whole vectors, in what is left over, in another memory format, in a part of a tensor; so do gradients."""
+    size = 5 if norm == "lrn" else 1
+    value = maps(60, 6, 1, 1, dtype=dtype)
+
+    def function(x):
+        return (ops.lrn if norm == "lrn" else ops.spatial_norm)(x, size=size, alpha=3e-3, beta=beta)
+
+    def both(x):
+        x = x.detach().requires_grad_()
+        y = function(x)
+        return y, torch.autograd.grad(y, x, torch.ones_like(y))[0]
+
+    alone = both(value)
+    for height, width in ((1, 37), (5, 3), (4, 4)):
+        x = value.expand(-1, -1, height, width)
+        for laid in (
+            x.contiguous(),
+            x.contiguous(memory_format=torch.channels_last),
+            x.repeat(1, 1, 2, 2)[..., ::2, 1::2],
+        ):
+            for found, expected in zip(both(laid), alone, strict=True):
+                assert torch.equal(found, expected.expand_as(found))
+
+
+@every("dtype", [torch.float32, torch.float64])
+def test_all_equal_cells_get_the_gradient(dtype):
+    """Every window of equal cells gives each its whole gradient: a cell gets as many as it is in windows."""
+    x = maps(200, 6, 1, 1, dtype=dtype).expand(-1, -1, 7, 9).contiguous()
+
+    def pooled(x):
+        return ops.max_pool(ops.lrn(x, relu="none", **STRONG), relu=False, ties="all")
+
+    u = ops.lrn(x, relu="none", **STRONG)
+    found = gradient(lambda u: ops.max_pool(u, relu=False, ties="all"), u, pooled(x).sign().abs())
+    counts = [torch.tensor([1 + (i % 2 == 0 and 0 < i < side - 1) for i in range(side)]) for side in (7, 9)]
+    assert torch.equal(found, (counts[0][:, None] * counts[1]).to(dtype).expand_as(found))
+
+
+@every("dtype", [torch.float32, torch.float64])
+@every("beta", [0.0, 0.25, 0.75, 1.0, 0.6, 2.5, 1 / 3])
+def test_the_power_is_as_exact_as_its_dtype(beta, dtype):
+    d = torch.exp(
+        80 * torch.rand(5000, generator=torch.Generator().manual_seed(3), dtype=torch.float64) / (1 + beta)
+    ).to(dtype)
+    d[:3] = torch.tensor([math.inf, math.nan, 1e-5])
+    d.requires_grad_()
+    y = ops._inverse_power(d, beta)
+    (slope,) = torch.autograd.grad(y.sum(), d)
+    exact = d.detach().double()
+    places = 2 if dtype == torch.float32 else 60  # of 2^-53 each; torch.pow's own error is in it
+    assert torch.allclose(
+        y.double(), exact.pow(-beta), rtol=places * torch.finfo(dtype).eps / 2, atol=0, equal_nan=True
+    )
+    expected = -beta * exact.pow(-beta - 1)
+    assert torch.allclose(slope.double(), expected, rtol=4 * places * torch.finfo(dtype).eps, atol=0, equal_nan=True)

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import math
+import re
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from inner_cases import every
 from alexnet_mp import TwoTowerAlexNet, mini, paper, source2012
 from alexnet_mp.network.layer import plan
 from alexnet_mp.network.network import merge_tensors
+from alexnet_mp.recipes.ablations import one_gpu
 from alexnet_mp.recipes.recipe import change_layers
 
 SHAPES = {  # of the merged network, 1,000 classes
@@ -279,3 +281,32 @@ def test_no_padding_at_the_top_and_left():
     torch.testing.assert_close(
         y[0, :, 54, 54], torch.einsum("mchw,chw->m", layer.weight[:, :, :8, :8], x[0, :, 216:, 216:])
     )
+
+
+@every(
+    "towers, images, words",
+    [
+        (2, lambda x: (x,), "images_b is missing; 2 tower(s) take as many tensors, one each"),
+        (2, lambda x: (x[0], x[0]), "images_a is (3, 96, 96); recipe mini takes (N, 3, 96, 96)"),
+        (2, lambda x: (x, x[:, :1]), "images_b is (2, 1, 96, 96); recipe mini takes (N, 3, 96, 96)"),
+        (2, lambda x: (x[..., :90], x[..., :90]), "images_a is (2, 3, 96, 90); recipe mini takes (N, 3, 96, 96)"),
+        (2, lambda x: (x, x[:1]), "images_a are 2 of torch.float32, images_b 1 of torch.float32; they must be"),
+        (2, lambda x: (x, x.double()), "images_b 2 of torch.float64; they must be the same images"),
+        (2, lambda x: (x, [x]), "images_b is a list; 2 tower(s) take as many tensors"),
+        (1, lambda x: (x.permute(0, 2, 3, 1),), "images_a is (2, 96, 96, 3); recipe mini takes (N, 3, 96, 96)"),
+    ],
+)
+def test_images_that_no_tower_takes_are_named(towers, images, words):
+    recipe = narrow(mini()) if towers == 2 else one_gpu(narrow(mini()))
+    network = TwoTowerAlexNet(recipe, ("cpu",) * towers, 3, "reference")
+    with pytest.raises(ValueError, match=re.escape(words)):
+        network(*images(torch.zeros(2, 3, 96, 96)))
+    assert network.step == 0  # not counted
+
+
+def test_images_that_the_merged_network_does_not_take_are_named():
+    network = TwoTowerAlexNet(narrow(mini()), ("cpu", "cpu"), 3, "reference").merge()
+    for images in (torch.zeros(3, 96, 96), torch.zeros(2, 1, 96, 96), torch.zeros(2, 3, 95, 96)):
+        with pytest.raises(ValueError, match=re.escape(f"images_a is {tuple(images.shape)}; recipe mini takes")):
+            network(images)
+    assert network.step == 0

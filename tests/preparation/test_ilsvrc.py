@@ -280,10 +280,11 @@ def test_parts_that_do_not_go_together_are_refused(tmp_path, changes, message):
     assert message in refused(write(tmp_path, FILES | changes))
 
 
-def test_an_image_far_too_large_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(ilsvrc, "LARGEST_IMAGE", 2000)
-    make_ilsvrc2012(tmp_path)
-    assert "bytes; an image may have 2,000" in refused(tmp_path)
+def test_an_image_far_too_large_is_refused_when_it_is_read(tmp_path, monkeypatch):
+    monkeypatch.setenv("ALEXNET_MP_PICTURE_GB", "0.000002")
+    item = find(make_ilsvrc2012(tmp_path)).splits["train"][0]
+    with pytest.raises(UserError, match="image .*tar: n01440764/.*: a file of 0.1 GB, more than the 2e-06 GB"):
+        picture(item, 24)
 
 
 def test_meta_may_not_grow_without_bounds(tmp_path, monkeypatch):

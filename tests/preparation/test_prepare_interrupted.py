@@ -11,9 +11,13 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
 from inner_cases import every
+from PIL import Image
 from prepared_sets import COMMAND, OPTIONS, PER_SHARD, SIZE, complete, files, interrupted, leftovers, prepared, refused
+from safetensors import safe_open
+from safetensors.numpy import save
 
 from alexnet_mp import prepare
 from alexnet_mp.data import file_ranges
@@ -36,6 +40,58 @@ def test_what_was_done_is_kept_and_the_rest_is_done(source, tmp_path, monkeypatc
     assert files(dest) == whole
     after = (dest / "train-00000.tar").stat()
     assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
+
+
+def replaced(place):
+    """Another picture of the same name and size, as a viewer that turns pictures leaves it."""
+    status = place.stat()
+    other = np.random.default_rng(status.st_size).integers(0, 256, (30, 30, 3)).astype(np.uint8)
+    Image.fromarray(other).save(place, quality=20)
+    content = place.read_bytes()
+    assert len(content) <= status.st_size
+    place.write_bytes(content + bytes(status.st_size - len(content)))
+    os.utime(place, ns=(0, status.st_mtime_ns + 1))
+
+
+def test_a_picture_that_was_replaced_meanwhile_is_taken_in(source, tmp_path, monkeypatch):
+    dest = tmp_path / "set"
+    interrupted(monkeypatch, source, dest, 25)
+    assert leftovers(dest) == [f"train-0000{n}.{kind}" for n in (0, 1) for kind in ("safetensors", "tar")]
+    before = [(dest / f"train-0000{number}.tar").read_bytes() for number in (0, 1)]
+    with safe_open(dest / "work" / "train-00000.safetensors", "np") as part:
+        first = int(part.get_tensor("number")[0])
+    replaced(sorted(source.glob("train/*/*"))[first])
+    made = files(prepared(monkeypatch, source, dest))
+    assert made["train-00000.tar"] != before[0] and made["train-00001.tar"] == before[1]
+    assert made == files(prepared(monkeypatch, source, tmp_path / "whole"))
+
+
+def test_a_finished_set_refuses_a_picture_that_was_replaced_by_its_name(source, tmp_path, monkeypatch, capsys):
+    dest = prepared(monkeypatch, source, tmp_path / "set")
+    prepared(monkeypatch, source, dest)
+    assert "and complete: " in (said := capsys.readouterr().out) and "names, sizes and times of its images were" in said
+    place = source / "val/leaf/2.jpg"
+    status = place.stat()
+    replaced(place)
+    message = refused(source, dest)
+    assert f"{place} has been replaced since (its time of change; the size is equal)" in message and "cp -p" in message
+    os.truncate(place, 100)
+    assert f"{place} has been replaced since ({status.st_size:,} bytes, now 100)" in refused(source, dest)
+
+
+def test_sets_and_parts_of_former_versions_go_on(source, tmp_path, monkeypatch, capsys):
+    """They know no sizes and times: a finished set says so, a shard is made again."""
+    whole, dest = files(prepared(monkeypatch, source, tmp_path / "whole")), tmp_path / "set"
+    (tmp_path / "whole" / "source.safetensors").unlink()
+    prepared(monkeypatch, source, tmp_path / "whole")
+    assert "the names of its images alone were compared" in capsys.readouterr().out
+    interrupted(monkeypatch, source, dest, 25)
+    for path in (dest / "work").glob("*.safetensors"):
+        with safe_open(path, "np") as part:
+            known, tensors = part.metadata(), {name: part.get_tensor(name) for name in part.keys()}
+        del tensors["stamps"]
+        path.write_bytes(save(tensors, known))
+    assert files(prepared(monkeypatch, source, dest)) == whole
 
 
 def cut_part(dest):
@@ -131,6 +187,7 @@ def test_a_shards_part_is_on_the_disk_after_the_shard_and_the_index_last(source,
         ("val-00000.safetensors", "work"),
         ("train.safetensors", "set"),
         ("val.safetensors", "set"),
+        ("source.safetensors", "set"),
         ("statistics.safetensors", "set"),
         ("index.json", "set"),
     ]

@@ -211,7 +211,7 @@ PIPELINES = [
 @pytest.mark.parametrize("pipeline", PIPELINES)
 def test_every_recipe_trains_from_its_name(pipeline, data, tmp_path, monkeypatch):
     """With colour noise of 0, and tested on the whole picture, or on the centre and on ten views."""
-    monkeypatch.setattr(trainer, "draw_curves", lambda run: None)
+    monkeypatch.setattr(trainer, "draw_curves", lambda run, classes: None)
     monkeypatch.setattr(directory, "source_commit", lambda: None)
     for preset in ALL if pipeline == "torch" else [cifar11_local]:
         lines = trained(data, tmp_path / preset.__name__, preset.__name__, "--pipeline", pipeline, *tiny(preset()))
@@ -222,7 +222,7 @@ def test_every_recipe_trains_from_its_name(pipeline, data, tmp_path, monkeypatch
 
 def test_no_colour_is_the_picture_itself(data, tmp_path, monkeypatch):
     """The same losses with the noise at 0 whatever the noise would have been scaled by."""
-    monkeypatch.setattr(trainer, "draw_curves", lambda run: None)
+    monkeypatch.setattr(trainer, "draw_curves", lambda run, classes: None)
     monkeypatch.setattr(directory, "source_commit", lambda: None)
     losses = []
     for number, more in enumerate(

@@ -8,7 +8,7 @@ import torch
 from inner_cases import every
 
 from alexnet_mp.reporting import predictions
-from alexnet_mp.reporting.predictions import Guesses, draw_example, examples, guesses_of_batch, short_name
+from alexnet_mp.reporting.predictions import Guesses, draw_example, examples, guesses_of_batch, short_name, told_apart
 
 VIEWS = [(0, 0, False), (4, 4, False), (0, 0, True), (4, 4, True)]
 
@@ -114,6 +114,28 @@ def test_names_are_drawn_as_they_are(name):
         False,
     ]
     assert len(short_name(name)) <= 26 and short_name(name).isprintable() and short_name(name)
+
+
+def test_no_two_classes_look_the_same():
+    """ImageNet has cranes that fly and cranes that lift, and two maillots whose second synonyms alone differ."""
+    classes = ["n02012849", "n03126707", "n03710637", "n03710721", "n01440764"]
+    names = ["crane", "crane", "maillot", "maillot, tank suit", "tench, Tinca tinca"]
+    shown = told_apart(classes, names)
+    assert shown == [
+        "crane (n02012849)",
+        "crane (n03126707)",
+        "maillot (n03710637)",
+        "maillot (n03710721)",
+        "tench, Tinca tinca",
+    ]
+    # Folders whose names are cut to the same letters, for a figure with less room than another.
+    folders = [f"{'x' * 30} {number}" for number in (7, 8)] + ["a", "a, b"]
+    for length in (22, 26):
+        drawn = [short_name(name, length) for name in told_apart(folders, folders, length)]
+        assert (
+            len(set(drawn)) == 4 and all(len(name) <= length for name in drawn) and drawn[0].endswith("... (class 1)")
+        )
+    assert told_apart(["a", "b"], ["a", "b"]) == ["a", "b"]
 
 
 def test_a_long_name_is_cut_behind_its_first_synonym():

@@ -3,7 +3,10 @@ names."""
 
 import io
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ from PIL import Image
 from tiny_run import run
 
 from alexnet_mp import retrieve
+from alexnet_mp.data.dataset import Folder
 from alexnet_mp.retrieval import build
 from alexnet_mp.retrieval import codes as short_codes
 from alexnet_mp.retrieval import features as features_module
@@ -95,6 +99,57 @@ def test_an_index_of_another_run_is_refused(trained, data, tmp_path):  # noqa: F
         retrieve.main(["index", str(trained), "--out", str(trained / "checkpoints"), *WHERE])
 
 
+def test_an_index_refuses_a_picture_that_was_replaced_by_one_of_equal_size(tmp_path, capsys):
+    """An index of a former version, whose fingerprint has no times, counts still, and that is said."""
+    make_folder(tmp_path / "data", 4, 2, size=(48, 44))
+    trained = run(tmp_path / "data", tmp_path / "run", "--steps", "1")
+    command = ["index", str(trained), "--bits", "16", *WHERE]
+    assert retrieve.main(command) == 0 and retrieve.main(command) == 0
+    assert capsys.readouterr().out.endswith("retrieval is there and fits\n")
+    described = trained / "retrieval" / "index.json"
+    place, ours = next((tmp_path / "data/train/apple").iterdir()), Index(described.parent).described.source.fingerprint
+    content = bytearray(place.read_bytes())
+    content[-3] ^= 1  # within the end marker's padding or the last bits of the scan
+    status = place.stat()
+    place.write_bytes(content)
+    os.utime(place, ns=(0, status.st_mtime_ns + 1))
+    with pytest.raises(UserError, match="of other pictures, .*names and sizes of its pictures are the same, their tim"):
+        retrieve.main(command)
+    former = Folder(tmp_path / "data", 40).names_and_sizes
+    described.write_text(described.read_text(encoding="utf-8").replace(ours, former), encoding="utf-8")
+    assert retrieve.main(command) == 0
+    assert "is there and fits (it was made without the times of the pictures)" in capsys.readouterr().out
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("second", ["the index", "the codes"])
+def test_two_processes_that_write_one_index_do_so_one_after_the_other(trained, monkeypatch, capsys, second):
+    """The second waits, finds what the first has made, and learns what is still missing."""
+    out, function = trained / "two", build.retrieval_index.write if second == "the index" else Index.add_codes
+    if second == "the codes":
+        assert retrieve.main(["index", str(trained), "--out", str(out), "--bits", "8", *WHERE]) == 0
+    others, place = [], (build.retrieval_index, "write") if second == "the index" else (Index, "add_codes")
+
+    def meanwhile(*arguments):
+        """Begins the other process, and writes when it has said that it waits."""
+        monkeypatch.undo()
+        command = [sys.executable, "-m", "alexnet_mp.retrieve", "index", trained, "--out", out, "--bits", "16,24"]
+        others.append(subprocess.Popen([*command, *WHERE], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+        while "another process is writing this index; waiting for it" not in (line := others[0].stdout.readline()):
+            assert line, others[0].stderr.read()
+        return function(*arguments)
+
+    monkeypatch.setattr(*place, meanwhile)
+    assert retrieve.main(["index", str(trained), "--out", str(out), "--bits", "16", *WHERE]) == 0
+    printed, problems = others[0].communicate()
+    assert others[0].returncode == 0 and not problems, problems
+    assert "codes of 24 bits: " in printed
+    if second == "the codes":  # of an index, the first lets go of the lock before it learns codes
+        assert "codes of 16 bits: " not in printed
+    assert Index(out).lengths == ([16, 24] if second == "the index" else [8, 16, 24])
+    assert sorted(path.name for path in trained.glob("two*")) == ["two"]
+
+
 @pytest.mark.parametrize("by", ["fc7", "codes", "pixels"])
 def test_a_training_picture_finds_itself(trained, photograph, capsys, by):
     document = json.loads(said(capsys, "query", trained / "retrieval", photograph, "--by", by, "-k", 24, "--json").out)
@@ -114,6 +169,33 @@ def test_a_training_picture_finds_itself(trained, photograph, capsys, by):
         and lines[1].split()[1:] == ["apple", query["nearest"][0]["name"]]
         or by == "codes"
     )
+
+
+def test_classes_of_one_name_are_told_apart(trained, photograph, monkeypatch, capsys):
+    drawn, sheet = [], retrieve.contact_sheet
+    monkeypatch.setattr(retrieve, "contact_sheet", lambda rows: (drawn.extend(rows), sheet(rows))[1])
+    described = trained / "retrieval" / "index.json"
+    content = json.loads(described.read_text(encoding="utf-8"))
+    content["source"]["class_names"] = ["crane", "crane", "sky"]
+    described.write_text(json.dumps(content), encoding="utf-8")
+    words = ["query", trained, photograph, "-k", 24, "--sheet", trained / "nearest.png"]
+    lines = said(capsys, *words).out.splitlines()[1:]
+    names = {lines[1] for _, lines in drawn[0][1:]}
+    assert names == {"crane (apple)", "crane (leaf)", "sky"}
+    assert {line.split("  ")[-2].strip() for line in lines} == names
+
+
+def test_a_run_stands_for_its_index(trained, photograph, tmp_path, capsys):
+    answers = [
+        json.loads(said(capsys, "query", place, photograph, "--json").out) for place in (trained, trained / "retrieval")
+    ]
+    assert answers[0] == answers[1] and answers[0]["index"] == str(trained / "retrieval")
+    assert said(capsys, "measure", trained, "--json").out and (trained / "retrieval" / "measures.json").exists()
+    shutil.rmtree(trained / "retrieval")
+    with pytest.raises(UserError, match=f"^{trained} is a run without an index; .*retrieve index {trained} makes one$"):
+        retrieve.main(["query", str(trained), str(photograph), "--gpus", "cpu"])
+    with pytest.raises(UserError, match="is no index"):
+        retrieve.main(["query", str(tmp_path), str(photograph), "--gpus", "cpu"])
 
 
 def test_a_run_that_moved_with_its_index_is_found(trained, photograph, tmp_path, capsys):
@@ -271,7 +353,7 @@ def test_the_speed_is_measured(trained, capsys, monkeypatch):
         (["query", "INDEX", "x.png", "--bits", "16"], "only a search --by codes"),
         (["query", "INDEX", "x.png", "--by", "codes", "--bits", "64"], "no codes of 64 bits, only of 16"),
         (["measure", "INDEX", "--queries", "0"], "--queries 0"),
-        (["query", "RUN", "x.png"], "is no index"),
+        (["query", "RUN/checkpoints", "x.png"], "is no index"),
         (["index", "RUN", "--out", "RUN/no/where"], "not a directory"),
     ],
 )

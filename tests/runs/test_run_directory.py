@@ -119,8 +119,9 @@ def test_a_directory_that_was_there_is_not_removed_by_a_failure(parts, tmp_path)
 def test_what_stands_in_its_place(parts, tmp_path):
     before = odd_files(tmp_path)[:5] + [tmp_path / "file"]
     for path in before:
+        hint = "; --resume auto goes on with it, or" if path.is_dir() else ", and is no directory;"
         for action in (refuse_unusable, lambda path: RunDirectory(path, *parts)):
-            assert f"--out {path} is there already; --resume auto" in refused(action, path)
+            assert refused(action, path) == f"--out {path} is there already{hint} choose another --out"
     for path in (tmp_path / "file" / "run", tmp_path / "file" / "a" / "b"):
         assert f"--out {path}: {tmp_path}/file is not a directory that can be written to" in refused(
             refuse_unusable, path
@@ -143,6 +144,29 @@ def test_what_is_in_it_that_no_run_wrote(tmp_path, finished):
         (tmp_path / "run" / name).write_bytes(b"")
         assert f"{name} is in it" in refused(refuse_foreign, tmp_path / "run")
         (tmp_path / "run" / name).unlink()
+
+
+def test_resume_is_advised_where_it_would_go_on(tmp_path, finished, monkeypatch):
+    shutil.copytree(finished, tmp_path / "run")
+    hint = "is there already; --resume auto goes on with it, or choose another --out"
+    assert hint in refused(refuse_unusable, tmp_path / "run")
+    (tmp_path / "run" / "thesis.tex").write_bytes(b"")  # beside checkpoints it does no harm
+    assert hint in refused(refuse_unusable, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    assert refused(refuse_unusable, tmp_path / "run") == (
+        f"--out {tmp_path}/run is there already: it is no run directory, thesis.tex is in it; choose another --out"
+    )
+    (tmp_path / "run" / "thesis.tex").unlink()
+    assert hint in refused(refuse_unusable, tmp_path / "run")
+    content = json.loads((tmp_path / "run" / "run.json").read_text())
+    content["resumed"] = [{"from": "elsewhere/checkpoints/step_00000003"}]
+    (tmp_path / "run" / "run.json").write_text(json.dumps(content))
+    assert refused(refuse_unusable, tmp_path / "run") == (
+        f"--out {tmp_path}/run is there already: {tmp_path}/run went on from elsewhere/checkpoints/step_00000003, and "
+        "has no checkpoint of its own; --resume that one, with a new --out"
+    )
+    monkeypatch.setattr(os, "listdir", failing)
+    assert "Input/output error" in refused(refuse_unusable, tmp_path / "run")
 
 
 # --- a run that goes on

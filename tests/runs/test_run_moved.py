@@ -66,7 +66,7 @@ def test_a_branch_has_a_checkpoint_before_its_first_step(data, tmp_path, monkeyp
         run(data, tmp_path / "branch", "--resume", first)
     assert max(listing(tmp_path / "branch")) == 4
     monkeypatch.undo()
-    monkeypatch.setattr(trainer, "draw_curves", lambda run: None)
+    monkeypatch.setattr(trainer, "draw_curves", lambda run, classes: None)
     assert_same_end(resume(data, tmp_path / "branch"), whole)
 
 

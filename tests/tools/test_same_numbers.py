@@ -7,11 +7,12 @@ import pytest
 import same_numbers
 import same_numbers_probe as probe
 import torch
+from inner_cases import every
 
 BEFORE = {"loss": "aa", "weights": "bb"}
 
 
-@pytest.mark.parametrize(
+@every(
     "after, last, marked",
     [
         (BEFORE, "2 values, all the same", []),

@@ -48,7 +48,8 @@ def test_records_come_to_the_checkout_and_its_table_is_made(tmp_path):
     script, _ = checkout(tmp_path)
     found = study(script, "collect", tmp_path / "work")
     assert (
-        found.returncode == 0 and found.stdout == f"asked: -m alexnet_mp.claims table --take {tmp_path}/work/records\n"
+        found.returncode == 0
+        and found.stdout == f"asked: -m alexnet_mp.claims table --write --take {tmp_path}/work/records\n"
     )
 
 

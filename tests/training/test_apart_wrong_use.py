@@ -34,6 +34,7 @@ WRONG = {
     "no such data": (["--data", "/nowhere"], "/nowhere"),
     "a profile": (["--profile"], "--profile: not yet with --towers apart"),
     "graphs": (["--graphs", "on"], "--graphs on: not yet with --towers apart"),
+    "an option that nobody knows": (["--tower", "apart"], "unrecognized arguments: --tower apart"),
     "nothing to go on from": (["--resume", "/nowhere"], "--resume '/nowhere': no such directory"),
     "nothing to begin with": (["--init", "/nowhere"], "--init /nowhere"),
 }

@@ -65,6 +65,43 @@ def test_a_checkpoint_a_run_and_an_exported_file_are_the_same(data, before, tmp_
     assert_same(weights_of(first), weights_of(second))
 
 
+def test_weights_may_lie_behind_links(before, tmp_path):
+    """A cache of models has its files under their digests, and links with their names."""
+    exported = tmp_path / "blobs" / "0f3a"
+    exported.parent.mkdir()
+    assert checkpoint.main([str(before), "--weights", str(tmp_path / "weights.safetensors")]) == 0
+    (tmp_path / "weights.safetensors").rename(exported)
+    links = {
+        "model.safetensors": "blobs/0f3a",
+        "twice.safetensors": "model.safetensors",
+        "run": before,
+        "latest": newest(before),
+        "inside.safetensors": newest(before) / checkpoint_format.WEIGHTS,
+    }
+    for name, target in links.items():
+        (tmp_path / name).symlink_to(target)
+        assert_same(read_weights(tmp_path / name), read_weights(before))
+    for name, target, said in (
+        ("nowhere", "missing", "No such file or directory"),
+        ("circle", "circle", "link"),
+        ("other", newest(before) / checkpoint_format.VELOCITY, "no file of weights"),
+        (checkpoint_format.VELOCITY, "blobs/0f3a", "no file of weights"),
+        ("null", "/dev/null", "it is not a regular file"),
+    ):
+        (tmp_path / name).symlink_to(target)
+        with pytest.raises(UserError, match=f"^--init {tmp_path / name}: .*{said}"):
+            read_weights(tmp_path / name)
+
+
+def test_a_checkpoints_own_files_may_not_be_links(before, tmp_path):
+    place = shutil.copytree(newest(before), tmp_path / newest(before).name)
+    (place / checkpoint_format.WEIGHTS).rename(tmp_path / "moved")
+    (place / checkpoint_format.WEIGHTS).symlink_to(tmp_path / "moved")
+    for source in (place, place / checkpoint_format.WEIGHTS):
+        with pytest.raises(UserError, match="link"):
+            read_weights(source)
+
+
 def test_other_classes(before, tmp_path):
     other = make_folder(tmp_path / "other", train=4, val=2, size=(48, 44), classes=("ant", "bee"))
     out = run(other, tmp_path / "run", *FROZEN, "--steps", "1", "--init", before)
@@ -105,7 +142,7 @@ def test_only_the_layers_that_are_named(data, before, tmp_path, capsys):
     )
 
 
-@pytest.mark.parametrize(
+@every(
     "more, message",
     [
         (["conv1,fc8"], "--init-layers fc8: it names some of the layers before the last, conv1, conv2, fc6"),
@@ -127,7 +164,7 @@ def test_a_layer_that_is_named_and_not_there(data, before, tmp_path):
         run(data, tmp_path / "run", *layers(add=[(3, extra)]), "--init", before, "--init-layers", "conv1,fc7")
 
 
-@pytest.mark.parametrize(
+@every(
     "change, message",
     [
         (

@@ -155,7 +155,14 @@ def test_an_interrupt_anywhere(recipe, where, data, tmp_path, wholes, seen, monk
     with monkeypatch.context() as patch:
         cut(patch, where)
         out = run(data, tmp_path / "run", *RECIPES[recipe])
-    assert f"stopped as asked after step {WHERE[where]}" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"stopped as asked after step {WHERE[where]}" in said
+    line, again = said.splitlines()[-1], f"the same command with --out {out} --resume auto"
+    if WHERE[where] == LAST:
+        assert line.startswith(f"all its steps are taken, but it is not tested; {again} tests it, or ")
+    else:
+        assert line.startswith(f"of {LAST} steps at most; to go on, {again}; to test it as it is, ")
+    assert line.endswith(f" -m alexnet_mp.evaluate {out}") and line.count("--resume") == 1
     stopped = state(newest(out))
     assert stopped["step"] == WHERE[where]
     unseen = where in ("in the last step of an epoch", "in a validation", "in the last validation")
@@ -310,8 +317,8 @@ def test_what_a_run_goes_on_from_or_begins_with_is_out_of_memory_before_its_firs
     first, alive = run(data, tmp_path / "first", "--steps", 2), []
     resolve, train = training_run.resolve, Trainer.train
 
-    def watched(options, held):
-        plan = resolve(options, held)
+    def watched(*asked):
+        plan = resolve(*asked)
         tensors = plan.weights or plan.point.checkpoint.weights | plan.point.checkpoint.velocity
         alive.extend(map(weakref.ref, tensors.values()))
         return plan

@@ -233,7 +233,9 @@ def test_another_number_of_classes_does_not_fit():
 
 def test_a_run_that_is_past_the_end_is_refused():
     now = dataclasses.replace(mini(), epochs=2, batch_size=24)
-    assert "has taken 3 steps already; 2 epochs are only 2" in refusal(saved(), changes(now), now, anyway=True)
+    assert "batch_size 128 -> 24; --resume-anyway" in refusal(saved(), changes(now), now)
+    text = refusal(saved(), changes(now), now, anyway=True)
+    assert "has taken 3 steps already; 2 epochs are only 2: batch_size 128 -> 24" in text
     now = dataclasses.replace(now, batch_file_size=12)  # two steps an epoch
     resuming.refuse_changes(saved(), changes(now), now, DATASET, anyway=True)
 

@@ -106,7 +106,7 @@ def unfinished(out, finished, *names):
     (out / "run.json.partial").write_bytes(b'{"comm')
 
 
-@pytest.mark.parametrize(
+@every(
     "left",
     [None, [], ["run.json"], ["run.json", "statistics.safetensors", "metrics.jsonl", "tensorboard"]],
     ids=["empty", "before run.json", "with run.json", "before the first checkpoint"],
@@ -150,12 +150,12 @@ def test_a_foreign_directory_is_refused_and_untouched(choice, files, data, tmp_p
     before = tree(out)
     arguments = [out, "--resume", "auto" if choice == "auto" else out]
     assert "somebody's" in refused(data, *arguments)
+    text = refused(data, out)
+    assert "somebody's is there already: " in text and "choose another --out" in text and "auto" not in text
     assert tree(out) == before and not (out / ".lock").exists()
 
 
-@pytest.mark.parametrize(
-    "file", ["weights.safetensors", "velocity.safetensors", "statistics.safetensors", "state.json", "manifest.json"]
-)
+@every("file", ["weights.safetensors", "velocity.safetensors", "statistics.safetensors", "state.json", "manifest.json"])
 def test_a_damaged_newest_checkpoint_is_set_aside(file, data, short, finished, capsys):
     damage(short / "checkpoints" / "step_00000006", file)
     resume(data, short, *PLATEAU)
@@ -200,8 +200,8 @@ def test_a_newest_checkpoint_of_an_old_format_is_no_damaged_one(number, data, sh
 # --- PATH
 
 
-@pytest.mark.parametrize("what", ["run", "run/", "run/checkpoints/step_00000006"])
-@pytest.mark.parametrize("named", [False, True], ids=["without --out", "with --out"])
+@every("what", ["run", "run/", "run/checkpoints/step_00000006"])
+@every("named", [False, True], ids=["without --out", "with --out"])
 def test_a_path_goes_on_in_the_run(what, named, data, short, finished, monkeypatch, capsys):
     monkeypatch.chdir(short.parent)
     out = ["--out", str(short)] if named else []
@@ -211,9 +211,7 @@ def test_a_path_goes_on_in_the_run(what, named, data, short, finished, monkeypat
     assert [entry["step"] for entry in json.loads((short / "run.json").read_text())["resumed"]] == [6]
 
 
-@pytest.mark.parametrize(
-    "what", ["run", "run/checkpoints/step_00000006", "run/checkpoints/step_00000002", "copy", "odd name"]
-)
+@every("what", ["run", "run/checkpoints/step_00000006", "run/checkpoints/step_00000002", "copy", "odd name"])
 def test_a_path_goes_on_in_a_new_directory(what, data, short, tmp_path, finished, capsys):
     source = tmp_path / what
     if what in ("copy", "odd name"):
@@ -295,6 +293,23 @@ def test_fewer_steps_than_were_taken_are_refused(data, short):
     assert tree(short) == before
     resume(data, short, *PLATEAU, "--steps", 6)  # as many are nothing to do
     assert newest(short).name == "step_00000006" and "test" not in [line["kind"] for line in lines(short)]
+
+
+@every("form", ["auto", "run", "a new directory", "checkpoint"])
+@every("more", [[], ["--steps", 5]])
+def test_a_changed_batch_size_is_named_before_steps_are_counted(form, more, data, tmp_path, short):
+    """24 pictures a batch make three steps of three epochs, fewer than were taken."""
+    out = tmp_path / "new" if form == "a new directory" else short
+    choice = {"auto": "auto", "checkpoint": short / "checkpoints" / "step_00000006"}.get(form, short)
+    arguments = [data, out, *PLATEAU, "--batch-size", 24, *more, "--resume", choice]
+    before = tree(short)
+    text = refused(*arguments)
+    assert "batch_size 9 -> 24; --resume-anyway" in text and "steps" not in text
+    text = refused(*arguments, "--resume-anyway")
+    assert "has taken 6 steps already" in text
+    if not more:
+        assert "3 epochs are only 3: batch_size 9 -> 24" in text
+    assert tree(short) == before
 
 
 # --- what is written down

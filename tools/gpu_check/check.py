@@ -52,7 +52,7 @@ class Signalled(BaseException):
 
 def main(arguments=None, stages=None):
     if sys.stdout is None:  # closed before this began
-        sys.stdout = open(os.devnull, "w")
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")
     sys.stdout.reconfigure(line_buffering=True)
     options = parse(arguments)
     try:
@@ -137,7 +137,7 @@ class Check:
             ) from None
         unpack(self.home, self.device, self.results, self.options.earlier)
         if (self.home / STATE).exists():
-            self.found = json.loads((self.home / STATE).read_text())["stages"]
+            self.found = json.loads((self.home / STATE).read_text(encoding="utf-8"))["stages"]
         replace(self.home / "environment.json", json.dumps(facts | {"commit": self.commit}, indent=1))
         self.save()
         try:
@@ -255,7 +255,7 @@ class Check:
             took = time.monotonic() - start
             self.note(stage, state, before + took, failed=failed)
             self.pack()
-            lines = log.read_text(errors="replace").splitlines()[-3 if state == "passed" else -25 :]
+            lines = log.read_text(errors="replace", encoding="utf-8").splitlines()[-3 if state == "passed" else -25 :]
             print(*(f"   {line[:200]}" for line in lines), f"== {stage.name}: {state}, {took:.0f} s", sep="\n")
 
     def run_stage(self, stage, log, end):
@@ -413,8 +413,9 @@ def environment():
             text=True,
             capture_output=True,
             env=surroundings(),
+            encoding="utf-8",
         )
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["no word"])[-1]
             raise Refused(f"torch can't say what devices there are: {last}")
-        return json.loads(file.read_text())
+        return json.loads(file.read_text(encoding="utf-8"))

@@ -25,13 +25,15 @@ LEARNED = 50.0  # per cent of top-1 error: chance is 93.75 on the embedded pictu
 
 
 def write(path, facts):
-    Path(path).write_text(json.dumps(facts, indent=1) + "\n")
+    Path(path).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
 
 def said(*command):
     """What a program prints, None where it isn't there or fails."""
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.strip()
+        return subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=60, encoding="utf-8"
+        ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
 
@@ -91,7 +93,7 @@ def build(file):
         "import json; from alexnet_mp.kernels import dispatch; print(dispatch.description()); "
         "print(json.dumps({'kernels': dispatch.built(), 'auto': dispatch.resolve('auto', 'cuda:0')}))"
     )
-    done = subprocess.run([sys.executable, "-c", text], stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", text], stdout=subprocess.PIPE, text=True, check=True, encoding="utf-8")
     *lines, last = done.stdout.splitlines()
     facts = json.loads(last)
     write(file, facts)
@@ -155,7 +157,9 @@ def resources(file, library="kernels/compiled.so"):
 
 
 def _cuobjdump(*arguments):
-    return subprocess.run(["cuobjdump", *arguments], capture_output=True, text=True, check=True).stdout.splitlines()
+    return subprocess.run(
+        ["cuobjdump", *arguments], capture_output=True, text=True, check=True, encoding="utf-8"
+    ).stdout.splitlines()
 
 
 def train(run, folder, arguments):
@@ -166,7 +170,7 @@ def train(run, folder, arguments):
             shutil.copy(Path(run) / name, folder)
     if code or "--steps" in arguments:  # a run that is cut short is not tested
         return code
-    lines = [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     errors = [line["top1_error"] for line in lines if line["kind"] == "val"]
     print(f"top-1 errors of the epochs: {errors}")
     return 0 if errors and errors[-1] <= LEARNED else 1

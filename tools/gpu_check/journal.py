@@ -32,7 +32,7 @@ def pytest_addoption(parser):
 def read(path, attempt):
     """(passed, failed, died): sets of node ids; failed and died in this attempt, died: begun, and never ended."""
     passed, failed, died = set(), set(), set()
-    for line in Path(path).read_text().splitlines() if Path(path).exists() else ():
+    for line in Path(path).read_text(encoding="utf-8").splitlines() if Path(path).exists() else ():
         word, _, rest = line.partition(" ")
         when, _, test = rest.partition(" ")
         if not test:
@@ -57,7 +57,7 @@ def pytest_configure(config):
         config.left_out = frozenset(worker["left_out"])
     config.pluginmanager.register(Device(worker))
     if config.getoption("each"):
-        config.pluginmanager.register(Watch(config.getoption("each"), open(f"{path}.stacks", "a")))
+        config.pluginmanager.register(Watch(config.getoption("each"), open(f"{path}.stacks", "a", encoding="utf-8")))
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -121,7 +121,7 @@ class Journal:
 
     def __init__(self, path, attempt):
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.file, self.attempt, self.outcomes = open(path, "a", buffering=1), attempt, {}
+        self.file, self.attempt, self.outcomes = open(path, "a", buffering=1, encoding="utf-8"), attempt, {}
 
     def pytest_runtest_logstart(self, nodeid):
         self._write("begun", nodeid)

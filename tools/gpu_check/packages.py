@@ -31,7 +31,7 @@ def importable(module):
 def missing(root):
     """The names of packages, in pyproject.toml's order."""
     importlib.invalidate_caches()
-    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
     names = [re.match(r"[\w.-]+", text)[0] for text in (*project["dependencies"], *extras["gpu"], *extras["test"])]
     return [name for name in names if not importable(MODULES.get(name, name.replace("-", "_")))]
@@ -60,6 +60,7 @@ def bring(root, wheels=None):
             ],
             capture_output=True,
             text=True,
+            encoding="utf-8",
         )
         if done.returncode:
             print(f"{name} was not installed from {wheels}: {(done.stderr.strip().splitlines() or ['no word'])[-1]}")

@@ -93,7 +93,9 @@ def source_commit(root):
     """As `alexnet_mp.system.provenance.source_commit`, without the package, which may not be built yet."""
 
     def git(*words):
-        return subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", *words], cwd=root, capture_output=True, text=True, check=True, encoding="utf-8"
+        ).stdout.strip()
 
     try:
         if Path(git("rev-parse", "--show-toplevel")) != root:

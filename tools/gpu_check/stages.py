@@ -259,11 +259,11 @@ def named(*stems):
 def test_files():
     """(files of tests that use a GPU where there is one, or import what does, the short ones first; the others)."""
     uses = {
-        path.stem: bool(re.search('(skip|reason).*(GPU|CUDA)|"cuda" if torch', path.read_text()))
+        path.stem: bool(re.search('(skip|reason).*(GPU|CUDA)|"cuda" if torch', path.read_text(encoding="utf-8")))
         for path in (ROOT / "tests").rglob("*.py")
     }
     wide, rest = [], []
     for path in sorted((ROOT / "tests").rglob("test_*.py")):
-        imported = re.findall(r"^(?:from|import) (\w+)", path.read_text(), re.MULTILINE)
+        imported = re.findall(r"^(?:from|import) (\w+)", path.read_text(encoding="utf-8"), re.MULTILINE)
         (wide if any(uses.get(name) for name in (path.stem, *imported)) else rest).append(path.relative_to(ROOT))
     return sorted(wide, key=lambda path: LONG_FILES.get(path.stem, FILE)), rest

@@ -1,0 +1,155 @@
+"""Pictures of more than 8 bits a channel, brought to 8 bits by what their file says of its values.
+
+Pillow's own conversions clip at 255 or keep a channel's high byte alone: a picture of small values becomes black, one
+of large values white. What can't be told from the file is refused, or said in a line."""
+
+import mmap
+import sys
+import zlib
+
+import numpy as np
+from PIL import Image
+
+from ..system.errors import UserError
+from ..system.terminal import printable
+
+MOST = 65_535  # of integers; 255 of floats
+DARK = 64  # of 255: a picture below may be one of 14 bits or fewer, of which the file says nothing
+MOST_NAMED = 5  # dark pictures, by all processes that read images
+SAID = "sBIT", "MaxSampleValue"
+BITS_PER_SAMPLE, PHOTOMETRIC, MAX_SAMPLE_VALUE, PLANAR = 258, 262, 281, 284  # TIFF 6.0, section 8
+
+# crc32 of the names said. Anonymous shared memory: what one forked process has said, no other says again.
+_said = np.frombuffer(mmap.mmap(-1, 8 * MOST_NAMED), np.int64)
+
+
+def eight_bits(image, name=None):
+    """A Pillow image, not yet decoded, with 8 bits a channel; the same object where its file has no more.
+
+    Integers are 0 to 65,535, or as many bits as the file says are significant; floats are 0 to 255. A picture that
+    stays below a quarter of that is a line on standard error, which begins with `name`, unless the file says its bits.
+    Raises UserError where values are out of range or no numbers, or where different values all become the same."""
+    tiff = dict(getattr(image, "tag_v2", {}))
+    raw = next((_raw_mode(tile) for tile in getattr(image, "tile", ())), "")
+    if tiff.get(PLANAR) == 2 and max(tiff.get(BITS_PER_SAMPLE, (8,))) > 8 and ";16" not in raw:
+        raise UserError("its 16-bit channels lie in planes, uncompressed, which can't be read; interleave them")
+    deep = image.mode == "F" or image.mode.startswith("I")
+    if not deep and ";16" not in raw:
+        return image
+    bits, most = _significant_bits(image, tiff), 255 if image.mode == "F" else MOST  # Pillow closes the file when read
+    values = np.asarray(image) if deep else _both_bytes(image, raw)
+    if values is None:
+        return image
+    low, high = _range(values, most)
+    if most == MOST:
+        levels = _scaled(values.astype(np.uint16), bits, image.format) >> 8
+    else:
+        levels = values.clip(0, 255)
+    levels = levels.astype(np.uint8)
+    if low != high and levels.min() == levels.max():
+        raise UserError(
+            f"its values, {low:,} to {high:,} of {most:,}, all become grey level {levels.min()} of 255; store "
+            "it with 8 bits" + ("" if image.mode == "F" else f", or say its bits (PNG: {SAID[0]}, TIFF: {SAID[1]})")
+        )
+    if bits is None and levels.max() < DARK:
+        _say_dark(name, f"its values are {low:,} to {high:,}, and taken as of {most:,}")
+    if tiff.get(PHOTOMETRIC) == 0:  # 0 is white; Pillow turns 8 bits round, and no others
+        levels = 255 - levels
+    return Image.fromarray(levels, "CMYK") if image.mode == "CMYK" else Image.fromarray(levels)
+
+
+def _raw_mode(tile):
+    """How the pixels lie in the file, as Pillow names it: "RGB;16B"."""
+    first = tile.args if isinstance(tile.args, str) else (tile.args or ("",))[0]
+    return first if isinstance(first, str) else ""
+
+
+def _significant_bits(image, tiff):
+    """Of a channel, where the file says it; None where it doesn't."""
+    if image.format in ("PPM", "JPEG2000"):  # they say what is white, and Pillow scales by it
+        return 16
+    if image.format == "PNG":
+        return _sbit(image.fp)
+    if max(tiff.get(BITS_PER_SAMPLE, (16,))) < 16:
+        return max(tiff[BITS_PER_SAMPLE])
+    largest = tiff.get(MAX_SAMPLE_VALUE, 0)
+    largest = int(max(largest)) if isinstance(largest, tuple) else int(largest)
+    full = 8 <= largest.bit_length() <= 16 and largest + 1 == 1 << largest.bit_length()  # else it describes the picture
+    return largest.bit_length() if full else None
+
+
+def _sbit(file):
+    """The largest number in a PNG's sBIT chunk, which stands before its pixels; None where there is none."""
+    place = file.tell()
+    try:
+        file.seek(8)
+        while len(header := file.read(8)) == 8 and header[4:] not in (b"IDAT", b"IEND"):
+            length = int.from_bytes(header[:4])
+            if header[4:] == b"sBIT" and 1 <= length <= 4:
+                return max(file.read(length)) or None
+            file.seek(length + 4, 1)
+        return None
+    finally:
+        file.seek(place)
+
+
+def _both_bytes(image, raw):
+    """(height, width, channels) uint16, without transparency, of a file with 16 bits a channel; None where Pillow's
+    high bytes will do.
+
+    The low bytes are what Pillow takes for the high ones when it is told the other order of bytes."""
+    source, grey = image.filename or image.fp, raw.startswith("LA")
+    high = np.asarray(image)
+    high = high[:, :, :1] if grey else high[:, :, :3] if image.mode == "RGBA" else high
+    if high.max() >= 2 * DARK:  # 16 bits are in use
+        return None
+    if raw.startswith("RGBa"):  # its bytes are divided by the transparency
+        if not high.any():
+            raise UserError("its 16-bit colours, multiplied by their transparency, all become black; store 8 bits")
+        return None
+    other = "RGBA" if grey else raw[:-1] + ("B" if raw[-1] != "B" else "L")  # grey: its four bytes lie as those do
+    with Image.open(source, formats=[image.format]) as again:
+        again.tile = [
+            tile._replace(args=other if isinstance(tile.args, str) else (other, *tile.args[1:])) for tile in again.tile
+        ]
+        low = np.asarray(again)
+    low = low[:, :, 1:2] if grey else low[:, :, :3] if again.mode == "RGBA" else low
+    values = high.astype(np.uint16) << 8 | low
+    return np.repeat(values, 3, axis=2) if grey else values
+
+
+def _range(values, most):
+    """(smallest, largest). Raises UserError where they are no numbers, or none of 0 to `most`."""
+    wrong = values.size - np.isfinite(values).sum()
+    if wrong:
+        raise UserError(f"{wrong:,} of its pixels are not numbers (NaN or infinite); only 0 to 255 is understood")
+    low, high = values.min().item(), values.max().item()
+    if most == 255 and high <= 1:  # taken as 0..255 all of it would be black
+        raise UserError("its pixels are floats of at most 1; only 0 to 255 is understood")
+    if low < 0 or high > most:
+        if most == MOST or low <= -1 or high >= 256:  # less than a level is rounding
+            raise UserError(f"its values are {low:,} to {high:,}; only 0 to {most:,} is understood")
+    return low, high
+
+
+def _scaled(values, bits, kind):
+    """uint16 values of `bits` significant bits -> 0 to 65,535."""
+    if bits is None or bits >= 16 or values.max() >> bits:
+        return values
+    # PNG has values scaled up to all 16 bits; then those below the significant ones are 0 in a picture as dark as this.
+    if kind == "PNG" and not (values & ((1 << 16 - bits) - 1)).any():
+        return values
+    return values << 16 - bits
+
+
+def _say_dark(name, what):
+    key = zlib.crc32(str(name).encode(errors="surrogateescape")) + 1
+    free = np.flatnonzero(_said == 0)
+    if len(free) and key not in _said:
+        _said[free[0]] = key
+        last = "; others like it are not named" if len(free) == 1 else ""
+        print(
+            f"{printable(str(name or 'a picture'))}: dark: {what}; a file that means fewer bits can say so "
+            f"(PNG: {SAID[0]}, TIFF: {SAID[1]}){last}",
+            file=sys.stderr,
+        )

@@ -1,0 +1,221 @@
+"""Folders of class folders, on a disk or in a tar: which files are pictures of which class, and what is passed over.
+
+One reading for all who take such folders, so that `prepare`, `train` and a tar of the same files agree. Nothing is
+passed over in silence: `PassedOver` counts it and names it."""
+
+import os
+
+from ..system.errors import UserError
+from ..system.terminal import printable
+from .file_ranges import Descriptor
+from .image_formats import READ, is_picture
+
+# A folder of such a name, in any case, is the split if it has folders: it may be a class as well.
+OTHER_NAMES = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
+SPLITS = tuple(OTHER_NAMES)
+WANTED = "train/, val/ (or valid/, validation/) and test/"
+
+MOST_NAMED = 5
+
+# Why something is passed over, and what is said behind the names.
+HIDDEN = "hidden", ""
+NO_PICTURE = "no picture", f"; pictures are {READ}"
+UNOPENED = "can't be looked at", ""
+BELOW = "in a folder within a class", "; pictures belong in <class>/ itself"
+OUTSIDE = "outside the class folders", ""
+NO_SPLIT = "no split", f"; read are {WANTED}"
+UNLABELLED_TEST = (
+    "without a class folder, so without a label",
+    "; prepare --unlabelled-test takes pictures in test/ itself",
+)
+BESIDE = "beside the archives", ""
+
+
+class PassedOver:
+    """What is not read of a source: how many of a kind, and the first names of it."""
+
+    def __init__(self):
+        self.found = {}  # reason: [count, first names]
+
+    def add(self, reason, name):
+        counted = self.found.setdefault(reason, [0, []])
+        counted[0] += 1
+        if len(counted[1]) < MOST_NAMED:
+            counted[1].append(printable(name if len(name) <= 200 else name[:200] + "..."))
+
+    def lines(self):
+        """A line for each reason."""
+        return [
+            f"passed over, {reason}: {count:,} ({', '.join(names)}"
+            + (f" and {count - len(names):,} more" if count > len(names) else "")
+            + f"){end}"
+            for (reason, end), (count, names) in self.found.items()
+        ]
+
+    def tell(self, note):
+        """Hand the lines to `note`, a function, or None."""
+        for line in self.lines() if note else ():
+            note(line)
+
+
+class DiskFolder:
+    """A folder on a disk. files: {name: path}, folders: {name: `DiskFolder`}, by name; `hidden` names are apart.
+
+    Raises UserError where it can't be listed."""
+
+    def __init__(self, path):
+        self.path, self.where, self.name = str(path), str(path), os.path.basename(path)
+        self._listed = None
+
+    @property
+    def files(self):
+        return self._list()[0]
+
+    @property
+    def folders(self):
+        return self._list()[1]
+
+    @property
+    def hidden(self):
+        return self._list()[2]
+
+    def _list(self):
+        if self._listed is None:
+            files, folders, hidden = {}, {}, []
+            try:
+                with os.scandir(self.path) as entries:
+                    for entry in sorted(entries, key=lambda entry: entry.name):
+                        if entry.name.startswith("."):
+                            hidden.append(entry.name)
+                        elif entry.is_dir():
+                            folders[entry.name] = DiskFolder(entry.path)
+                        else:
+                            files[entry.name] = entry.path
+            except OSError as error:
+                raise UserError(f"cannot read folder {self.path}: {error.strerror}") from None
+            self._listed = files, folders, hidden
+        return self._listed
+
+    def is_picture(self, name):
+        """Raises UserError where the file has to be looked at for that, and can't be."""
+        return is_picture(name, _Beginning(self.files[name]))
+
+    def below(self):
+        """The names of all files, relative; a link to a folder counts as one, since it may lead round in a circle."""
+        if os.path.islink(self.path):
+            yield ""
+            return
+        for place, folders, files in os.walk(self.path):
+            folders.sort()
+            links = [name for name in folders if os.path.islink(os.path.join(place, name))]
+            for name in sorted(files + links):
+                yield os.path.relpath(os.path.join(place, name), self.path)
+
+
+class _Beginning:
+    """read(start, count) of a file that is opened for each, and never waited for."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __call__(self, start, count):
+        with Descriptor(self.path, self.path) as file:
+            return file.read(start, count)
+
+
+def split_folders(root, passed):
+    """{split: folder} of the splits that `root` has, as they are or by other names. All else in it is passed over.
+
+    Raises UserError where two folders may be meant."""
+    found = {}
+    for split, names in OTHER_NAMES.items():
+        same = [name for name, folder in root.folders.items() if name.lower() in names and folder.folders]
+        if split in root.folders:
+            same = [split]
+        if len(same) > 1:
+            raise UserError(f"{root.where}: {same[0]}/ and {same[1]}/ both mean {split}; rename one to {split}/")
+        if same:
+            found[split] = root.folders[same[0]]
+    taken = {id(folder) for folder in found.values()}
+    for name in root.hidden:
+        passed.add(HIDDEN, name)
+    for name in root.files:
+        passed.add(OUTSIDE, name)
+    for name, folder in root.folders.items():
+        if id(folder) not in taken:
+            passed.add(NO_SPLIT, f"{name}/")
+    return found
+
+
+def has_no_train(root):
+    """Whether `root` has val or test, with folders in them, but no train."""
+    folders = split_folders(root, PassedOver())
+    return "train" not in folders and any(folder.folders for folder in folders.values())
+
+
+def val_by_another_name(root, splits):
+    """Of a `root` with train but without val: the name of another folder with pictures of some of train's classes.
+
+    None where there is no such folder."""
+    if "val" in splits or "train" not in splits:
+        return None
+    taken, classes = {id(folder) for folder in splits.values()}, splits["train"].folders.keys()
+    for name, folder in root.folders.items():
+        if id(folder) not in taken and any(has_picture(folder.folders[it]) for it in classes & folder.folders.keys()):
+            return name
+    return None
+
+
+def has_picture(folder):
+    """Whether a picture lies in a folder itself."""
+    passed = PassedOver()
+    return any(_is_picture(folder, name, "", passed) for name in folder.files)
+
+
+def classes_of(folder):
+    """The names of the class folders, sorted. Raises UserError where there are fewer than two."""
+    names = list(folder.folders)
+    if len(names) < 2:
+        found = f"a single class, {printable(names[0])}" if names else "no class folders"
+        raise UserError(f"{folder.where}: {found}; training needs at least two, as folders of pictures in it")
+    return names
+
+
+def pictures_of(folder, passed, place=""):
+    """{class: {name: file}} of a folder of class folders, by name. place: of the folder, "train/", for what is named.
+
+    Raises UserError for a class without a picture."""
+    for name in folder.hidden:
+        passed.add(HIDDEN, place + name)
+    for name in folder.files:
+        passed.add(OUTSIDE, place + name)
+    found = {}
+    for name, of_class in folder.folders.items():
+        found[name] = pictures_in(of_class, passed, f"{place}{name}/")
+        if not found[name]:
+            below = next((f"{sub}/" for sub, inner in of_class.folders.items() for _ in inner.below()), None)
+            raise UserError(
+                f"{of_class.where}: the class is empty, no picture in it ({READ})"
+                + (f"; pictures belong in {name}/ itself, not in {name}/{below}" if below else "")
+            )
+    return found
+
+
+def pictures_in(folder, passed, place):
+    """{name: file} of the pictures that lie in a folder itself, by name."""
+    for name in folder.hidden:
+        passed.add(HIDDEN, place + name)
+    for name, inner in folder.folders.items():
+        for file in inner.below():
+            passed.add(BELOW, f"{place}{name}/{file}".rstrip("/"))
+    return {name: file for name, file in folder.files.items() if _is_picture(folder, name, place, passed)}
+
+
+def _is_picture(folder, name, place, passed):
+    try:
+        if folder.is_picture(name):
+            return True
+        passed.add(NO_PICTURE, place + name)
+    except UserError as error:
+        passed.add(UNOPENED, f"{place}{name}: {str(error).rsplit(': ', 1)[-1]}")
+    return False

@@ -1,0 +1,27 @@
+"""Two lists of classes that should be the same: the first difference, in words."""
+
+import unicodedata
+from itertools import zip_longest
+
+SAME_LETTERS = (
+    "the letters are the same, with composed accents in one and decomposed ones in the other, as some systems rename "
+    "files; rename the folders (convmv --nfc does)"
+)
+
+
+def first_difference(expected, classes, there):
+    """In words, the first class that is another; `there` names what has the expected ones: "its class 2 is 'cow', and
+    'cat' in RUN"."""
+    pairs = enumerate(zip_longest(classes, expected), start=1)
+    place, pair = next((place, pair) for place, pair in pairs if pair[0] != pair[1])
+    own, other = ("missing" if name is None else f"'{name}'" for name in pair)
+    return f"its class {place} is {own}, and {other} in {there}{accents([pair[0]], [pair[1]])}"
+
+
+def accents(names, others):
+    """A hint, to be put behind a difference, where some name of the one and some of the other differ by nothing but how
+    accents are written; "" where none do."""
+    letters = [
+        {unicodedata.normalize("NFC", name) for name in some if isinstance(name, str)} for some in (names, others)
+    ]
+    return f" ({SAME_LETTERS})" if letters[0] & letters[1] else ""

@@ -1,0 +1,225 @@
+"""Pictures of more than 8 bits a channel: what becomes of their values, and which are refused or said."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from inner_cases import every
+from PIL import Image
+
+from alexnet_mp.data import bit_depth
+from alexnet_mp.data.resize import decoded
+from alexnet_mp.system.errors import UserError
+
+SIZE = 16
+
+
+@pytest.fixture(autouse=True)
+def nothing_said(monkeypatch):
+    monkeypatch.setattr(bit_depth, "_said", np.zeros(bit_depth.MOST_NAMED, np.int64))
+
+
+def values(bits, channels=1):
+    """Whole numbers below 2**bits, among them the largest: (SIZE, SIZE) or (SIZE, SIZE, channels)."""
+    shape = (SIZE, SIZE, channels) if channels > 1 else (SIZE, SIZE)
+    some = np.random.default_rng(bits).integers(0, 1 << bits, shape)
+    some[0, 0] = (1 << bits) - 1
+    return some
+
+
+def png(pixels, sbit=None):
+    """A PNG of 16 bits: grey, grey and alpha, RGB, or RGBA."""
+    channels = 1 if pixels.ndim == 2 else pixels.shape[2]
+
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    colour = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", *pixels.shape[1::-1], 16, colour, 0, 0, 0))
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    said = chunk(b"gAMA", struct.pack(">I", 45455)) + (chunk(b"sBIT", bytes([sbit] * channels)) if sbit else b"")
+    return b"\x89PNG\r\n\x1a\n" + head + said + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def tiff(pixels, order="<", bits=None, **tags):
+    """An uncompressed TIFF, in one strip. tags: numbers by "t" and the number of the tag."""
+    height, width = pixels.shape[:2]
+    channels = 1 if pixels.ndim == 2 else pixels.shape[2]
+    content = pixels.astype(pixels.dtype.newbyteorder(order)).tobytes()
+    kind = {"u": 1, "i": 2, "f": 3}[pixels.dtype.kind]
+    fields = {256: [width], 257: [height], 258: [bits or 8 * pixels.dtype.itemsize] * channels, 259: [1]}
+    fields |= {262: [1 if channels == 1 else 2], 273: [0], 277: [channels], 278: [height], 279: [len(content)]}
+    fields |= {339: [kind] * channels} | {int(name[1:]): value for name, value in tags.items()}
+    place = 8 + 2 + 12 * len(fields) + 4
+    lists = {tag: struct.pack(f"{order}{len(field)}I", *field) for tag, field in fields.items() if len(field) > 1}
+    fields[273] = [place + sum(map(len, lists.values()))]
+    entries, behind = b"", b""
+    for tag, field in sorted(fields.items()):
+        at = place + len(behind) if tag in lists else field[0]
+        entries += struct.pack(f"{order}HHII", tag, 4, len(field), at)
+        behind += lists.get(tag, b"")
+    magic = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HI", 42, 8)
+    return magic + struct.pack(f"{order}H", len(fields)) + entries + bytes(4) + behind + content
+
+
+def stored(content, name="x.png"):
+    return decoded(io.BytesIO(content), SIZE, name)
+
+
+def as_rgb(levels):
+    return np.repeat(levels[:, :, None], 3, axis=2) if levels.ndim == 2 else levels[:, :, :3]
+
+
+DEEP = {
+    "grey PNG": lambda bits, said: png(values(bits), said),
+    "grey and alpha PNG": lambda bits, said: png(np.stack([values(bits), np.full((SIZE, SIZE), 65535)], 2), said),
+    "RGB PNG": lambda bits, said: png(values(bits, 3), said),
+    "RGBA PNG": lambda bits, said: png(np.concatenate([values(bits, 3), np.full((SIZE, SIZE, 1), 65535)], 2), said),
+    "grey TIFF": lambda bits, said: tiff(values(bits).astype(np.uint16), **said_in_tiff(said, 1)),
+    "grey TIFF, Motorola": lambda bits, said: tiff(values(bits).astype(np.uint16), ">", **said_in_tiff(said, 1)),
+    "int32 TIFF": lambda bits, said: tiff(values(bits).astype(np.int32), **said_in_tiff(said, 1)),
+    "RGB TIFF": lambda bits, said: tiff(values(bits, 3).astype(np.uint16), **said_in_tiff(said, 3)),
+    "RGB TIFF, Motorola": lambda bits, said: tiff(values(bits, 3).astype(np.uint16), ">", **said_in_tiff(said, 3)),
+    "RGBA TIFF": lambda bits, said: tiff(
+        np.concatenate([values(bits, 3), np.full((SIZE, SIZE, 1), 65535)], 2).astype(np.uint16),
+        t338=[2],
+        **said_in_tiff(said, 4),
+    ),
+}
+
+
+def said_in_tiff(bits, channels):
+    return {"t281": [(1 << bits) - 1] * channels} if bits else {}
+
+
+def expected(kind, levels):
+    return as_rgb(levels(3) if "RGB" in kind else levels(1))
+
+
+@every("kind", DEEP)
+def test_all_sixteen_bits_keep_their_greys(kind, capsys):
+    assert (stored(DEEP[kind](16, None)) == expected(kind, lambda channels: values(16, channels) >> 8)).all()
+    assert capsys.readouterr().err == ""
+
+
+@every("bits", [9, 10, 12, 14])
+@every("kind", DEEP)
+def test_significant_bits_are_the_scale(kind, bits, capsys):
+    levels = expected(kind, lambda channels: values(bits, channels) >> bits - 8)
+    assert (stored(DEEP[kind](bits, bits)) == levels).all()
+    assert capsys.readouterr().err == ""
+
+
+@every("kind", DEEP)
+def test_values_of_eight_bits_are_refused_where_all_would_be_black(kind):
+    with pytest.raises(UserError, match=r"^cannot read image n1/x.png: its values, \d+ to 255 of 65,535, all become"):
+        stored(DEEP[kind](8, None), "n1/x.png")
+    assert (stored(DEEP[kind](8, 8)) == expected(kind, lambda channels: values(8, channels))).all()
+
+
+@every("kind", DEEP)
+def test_a_file_that_does_not_say_its_bits_is_a_line(kind, capsys):
+    bit_depth._said[:] = 0
+    picture = stored(DEEP[kind](12, None), "n1/x.png")
+    assert (picture == expected(kind, lambda channels: values(12, channels) >> 8)).all()
+    line = capsys.readouterr().err
+    assert line.startswith("n1/x.png: dark: its values are ") and " 4,095" in line and "sBIT" in line
+    assert line.count("\n") == 1
+    stored(DEEP[kind](12, None), "n1/x.png")
+    assert capsys.readouterr().err == ""  # not again in every epoch
+
+
+def test_the_lines_come_to_an_end(capsys):
+    for number in range(20):
+        stored(png(values(12)), f"{number}.png")
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == bit_depth.MOST_NAMED and ["others like it are not named" in line for line in lines] == [
+        number == len(lines) - 1 for number in range(len(lines))
+    ]
+
+
+def test_a_png_whose_values_are_scaled_up_as_its_specification_wants_is_left_so(capsys):
+    """12 significant bits in the upper part of 16: the picture is as bright, or as dark, as it says."""
+    for brightest in (4095, 200):
+        levels = values(12) * brightest // 4095
+        assert (stored(png(levels << 4, 12)) == as_rgb(levels >> 4)).all()
+    assert capsys.readouterr().err == ""
+
+
+def test_one_value_is_no_range():
+    for value in (0, 200, 40_000):
+        flat = np.full((SIZE, SIZE), value)
+        assert (stored(png(flat)) == value >> 8).all() and (stored(tiff(flat.astype(np.int32))) == value >> 8).all()
+
+
+@every(
+    "pixels, message",
+    [
+        (values(16).astype(np.int32) * 4, r"its values are [\d,]+ to 262,140; only 0 to 65,535"),
+        (values(8).astype(np.int32) - 9, r"its values are -\d to 246; only 0 to 65,535"),
+        (values(8).astype(np.int16) - 9, r"its values are -\d to 246; only 0 to 65,535"),
+        (values(12).astype(np.float32), r"its values are [\d.]+ to 4,095.0; only 0 to 255"),
+        (values(8).astype(np.float32) - 20, r"its values are -[\d.]+ to 235.0; only 0 to 255"),
+        (values(8).astype(np.float32) / 255, "floats of at most 1"),
+        (100 + values(8).astype(np.float32) / 300, "all become grey level 100 of 255"),
+        (np.where(values(8) == 255, np.nan, values(8)).astype(np.float32), "of its pixels are not numbers"),
+        (np.where(values(8) == 255, np.inf, values(8)).astype(np.float32), "of its pixels are not numbers"),
+    ],
+)
+def test_what_is_out_of_range_is_refused_by_name(pixels, message):
+    with pytest.raises(UserError, match="^cannot read image n1/x.tif: .*" + message) as raised:
+        stored(tiff(pixels), "n1/x.tif")
+    assert "\n" not in str(raised.value)
+
+
+def test_floats_within_a_level_of_the_range_are_rounding():
+    pixels = values(8).astype(np.float32)
+    pixels[0, :2] = -0.4, 255.4
+    expected = values(8)
+    expected[0, :2] = 0, 255
+    assert (stored(tiff(pixels)) == as_rgb(expected)).all()
+
+
+def test_twelve_bits_that_are_packed():
+    """BitsPerSample 12: three bytes hold two values."""
+    levels = values(12)
+    first, second = levels[:, ::2], levels[:, 1::2]
+    packed = np.stack([first >> 4, (first & 15) << 4 | second >> 8, second & 255], 2).reshape(SIZE, -1)
+    content = tiff(packed.astype(np.uint8), bits=12, t256=[SIZE])
+    assert Image.open(io.BytesIO(content)).mode == "I;16"
+    assert (stored(content) == as_rgb(levels >> 4)).all()
+
+
+def test_a_tiff_in_which_0_is_white():
+    """Pillow turns 8 bits round and leaves 16 as they are."""
+    assert (stored(tiff(values(16).astype(np.uint16), t262=[0])) == 255 - as_rgb(values(16) >> 8)).all()
+    assert (stored(tiff(values(8).astype(np.uint8), t262=[0])) == 255 - as_rgb(values(8))).all()
+
+
+def test_compressed_tiffs_and_portable_maps():
+    """libtiff hands over the machine's order of bytes; a portable map says what is white."""
+    buffer = io.BytesIO()
+    Image.fromarray(values(16).astype(np.uint16)).save(buffer, "TIFF", compression="tiff_lzw")
+    assert (stored(buffer.getvalue()) == as_rgb(values(16) >> 8)).all()
+    # A strip packed by zlib, as libtiff's "Adobe deflate".
+    plain, pixels = tiff(values(12, 3).astype(np.uint16), t281=[4095] * 3), values(12, 3).astype("<u2").tobytes()
+    packed = zlib.compress(pixels)
+    deflated = tiff(values(12, 3).astype(np.uint16), t281=[4095] * 3, t259=[8], t279=[len(packed)])
+    assert plain.endswith(pixels) and (stored(plain) == values(12, 3) >> 4).all()
+    assert (stored(deflated.removesuffix(pixels) + packed) == values(12, 3) >> 4).all()
+    grey = b"P5 %d %d 4095\n" % (SIZE, SIZE) + values(12).astype(">u2").tobytes()
+    assert np.abs(stored(grey).astype(int) - as_rgb(values(12) >> 4)).max() <= 1
+
+
+def test_planes_of_sixteen_bits_are_refused():
+    """Pillow reads every second byte of such a file as a pixel."""
+    planes = tiff(values(16, 3).astype(np.uint16), t284=[2], t273=[0, 0, 0], t279=[2 * SIZE * SIZE] * 3)
+    with pytest.raises(UserError, match="its 16-bit channels lie in planes"):
+        stored(planes)
+
+
+def test_a_file_on_disk_is_read_as_in_memory(tmp_path):
+    (tmp_path / "x.png").write_bytes(png(values(12, 3), 12))
+    assert (decoded(tmp_path / "x.png", SIZE, "x.png") == values(12, 3) >> 4).all()

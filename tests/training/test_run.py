@@ -1,0 +1,155 @@
+"""How long a run is: dates at their share of other epochs; its steps, and whether they are too few."""
+
+import dataclasses
+import json
+import re
+from contextlib import ExitStack
+from types import SimpleNamespace
+
+import pytest
+from inner_cases import every
+from tiny_run import lines, resume, run
+
+from alexnet_mp import claims, train
+from alexnet_mp.experiments.catalogue import BASE
+from alexnet_mp.experiments.plan import arm_recipe
+from alexnet_mp.recipes import ablations
+from alexnet_mp.recipes.named import PRESETS
+from alexnet_mp.training import length
+from alexnet_mp.training.run import Options, resolve
+
+pytestmark = pytest.mark.usefixtures("one_thread", "quick")
+
+
+def resolved(**asked):
+    with ExitStack() as held:
+        return resolve(Options(gpus="cpu", **asked), held).recipe
+
+
+@every("flag", ["--epochs", "--set epochs="])
+@every("name", ["mini", "desk", "source2012", "cifar18", "net146_2012"])
+@every("epochs", [1, 5, 30, 200])
+def test_dates_come_at_their_share_of_other_epochs(flag, name, epochs, capsys):
+    asked = {"epochs": epochs} if flag == "--epochs" else {"settings": (f"epochs={epochs}",)}
+    found, preset = resolved(recipe=name, **asked), PRESETS[name]()
+    assert found == ablations.shortened(preset, epochs)
+    said = capsys.readouterr().out
+    assert f"share of {epochs} epochs as of {name}'s {preset.epochs}: epoch {preset.dates[0].epoch} -> " in said
+    first = found.dates[0].epoch
+    assert f"{preset.dates[0].epoch} -> {first if first <= epochs else 'never'}" in said
+    assert said.count("never") == sum(date.epoch > epochs for date in found.dates)
+
+
+def test_the_dates_are_those_of_the_claims():
+    options = claims._parser().parse_args(["run", "lrn", "--data", "builtin", "--gpus", "cpu", "--epochs", "30"])
+    assert resolved(epochs=30) == arm_recipe(BASE, options)[1]
+    assert [date.epoch for date in resolved(epochs=30).dates] == [26]
+
+
+@every(
+    "asked",
+    [
+        {"recipe": "mini"},
+        {"recipe": "mini", "epochs": 12},
+        {"recipe": "paper", "epochs": 30},
+        {"recipe": "mini", "epochs": 30, "settings": ("schedule=plateau",)},
+        {"recipe": PRESETS["mini"]()},
+    ],
+)
+def test_nothing_is_said_where_no_date_moves(asked, capsys):
+    found = resolved(**asked)
+    chosen = PRESETS[asked["recipe"]]() if isinstance(asked["recipe"], str) else asked["recipe"]
+    assert found.dates == chosen.dates and "rates change" not in capsys.readouterr().out
+
+
+def test_dates_that_were_typed_stay(capsys):
+    typed = 'dates=[{"epoch": 11, "weights": 0.1}]'
+    assert [date.epoch for date in resolved(recipe="mini", epochs=30, settings=(typed,)).dates] == [11]
+    assert "rates change" not in capsys.readouterr().out
+
+
+def rates(out):
+    return [line["learning_rate"] for line in lines(out) if line["kind"] == "train"]
+
+
+def test_a_run_has_its_drop_at_its_share_and_goes_on_with_its_dates(data, tmp_path, capsys):
+    """12 epochs with a drop at the 11th are 6 with one at the 6th. A longer run keeps the dates that it began with."""
+    out = run(data, tmp_path / "run", "--epochs", 6)
+    assert rates(out) == [0.002] * 15 + [0.0002] * 3
+    assert "epoch 11 -> 6" in capsys.readouterr().out
+    for flags in (["--epochs", 6], ["--epochs", 7]):
+        resume(data, out, *flags)  # --recipe mini is typed each time
+        assert [date["epoch"] for date in json.loads((out / "run.json").read_text())["recipe"]["dates"]] == [6]
+    said = capsys.readouterr().out
+    assert "epochs 6 -> 7; the rates change when they did, at epoch 6" in said and "same share" not in said
+    assert rates(out) == pytest.approx([0.002] * 15 + [0.0002] * 6)
+
+
+def test_a_run_whose_dates_were_never_moved_goes_on_with_them(data, tmp_path, capsys):
+    """As every run of other epochs was begun before dates moved."""
+    out = run(
+        data,
+        tmp_path / "run",
+        "--epochs",
+        13,
+        "--set",
+        'dates=[{"epoch": 11, "weights": 0.1, "biases": 0.1}]',
+        "--steps",
+        2,
+    )
+    resume(data, out, "--epochs", 13, "--steps", 3)
+    assert [date["epoch"] for date in json.loads((out / "run.json").read_text())["recipe"]["dates"]] == [11]
+    words = ["--gpus", "cpu", "--pipeline", "torch", "--workers", "0", "--resume", str(out), "--steps", "4"]
+    assert train.main(words) == 0
+    assert "same share" not in capsys.readouterr().out
+
+
+# --- steps
+
+
+def said_of(capsys, count, name="mini", from_random_weights=True, **changes):
+    recipe = dataclasses.replace(PRESETS[name](), **changes)
+    length.say_steps(recipe, SimpleNamespace(splits={"train": range(count)}), from_random_weights)
+    return capsys.readouterr().out.splitlines()
+
+
+@every(
+    "count, changes, advice",
+    [
+        (162, {}, "24 steps are too few to learn anything; --batch-size 16 --epochs 137 would take 1,507"),
+        (162, {"batch_size": 16}, "132 steps are too few to learn anything; --epochs 137 would take 1,507"),
+        (24, {"batch_size": 9}, "36 steps are too few to learn anything; --epochs 500 would take 1,500"),
+        (700, {}, "72 steps are too few to learn anything; --batch-size 64 --epochs 137 would take 1,507"),
+        (2600, {}, "--epochs 72 would take 1,512"),
+        (162, {"batch_size": 100, "batch_file_size": 90}, "--batch-size 25 --epochs 215 would take 1,505"),
+        (3, {"schedule": "plateau", "epochs": 90}, "--batch-size 16 --epochs 1500 would take 1,500"),
+    ],
+)
+def test_what_would_be_enough_is_said(count, changes, advice, capsys):
+    first, *rest = said_of(capsys, count, **changes)
+    assert first.startswith(f"{count:,} training pictures in batches of {changes.get('batch_size', 128)}: ")
+    if count == 2600:  # 252 steps
+        assert rest == [] and first.endswith("21 steps an epoch, 252 in 12 epochs")
+        (_, *rest), changes = said_of(capsys, count, epochs=11), {"epochs": 11}
+    (warning,) = rest
+    assert warning.startswith("WARNING: ") and warning.endswith(advice)
+    typed = dict(re.findall(r"--(\S+) (\d+)", advice))
+    asked = {name.replace("-", "_"): int(number) for name, number in typed.items()}
+    assert len(said_of(capsys, count, **changes | asked)) == 1  # with what is advised, nothing more is
+
+
+def test_one_step_and_one_epoch_are_counted(capsys):
+    assert said_of(capsys, 128, epochs=1)[0].endswith("batches of 128: 1 step an epoch, 1 in 1 epoch")
+    assert said_of(capsys, 1_281_167, "paper") == [
+        "1,281,167 training pictures in batches of 128: 10,010 steps an epoch, 900,900 in 90 epochs"
+    ]
+
+
+def test_weights_that_have_learned_need_no_warning(data, tmp_path, capsys):
+    line = "24 training pictures in batches of 9: 3 steps an epoch, 9 in 3 epochs\n"
+    out = run(data, tmp_path / "run", "--steps", 1)
+    assert f"{line}WARNING: 9 steps are too few" in capsys.readouterr().out
+    resume(data, out, "--steps", 2)
+    run(data, tmp_path / "tuned", "--init", out, "--steps", 1)
+    said = capsys.readouterr().out
+    assert said.count(line) == 2 and "too few" not in said
