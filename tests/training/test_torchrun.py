@@ -13,7 +13,7 @@ from tiny_run import TINY, assert_same_end, lines, make_quick, newest, run, stat
 from alexnet_mp.runs import checkpoint_format, checkpoints
 
 pytestmark = [pytest.mark.process, pytest.mark.usefixtures("one_thread", "quick")]
-EPOCHS = ["--epochs", "30"]
+EPOCHS = ["--epochs", "20"]
 DEADLINE = 150  # seconds; none takes thirty where a processor is free
 
 
@@ -43,7 +43,7 @@ def torchrun(data, out, *more, restarts=0):
 
 
 def ended(process):
-    """(status, standard output, lines of ours on standard error)"""
+    """(status, standard output, lines of ours on standard error); what else was said is there if a test fails."""
     try:
         out, err = process.communicate(timeout=DEADLINE)
     except subprocess.TimeoutExpired:
@@ -51,6 +51,7 @@ def ended(process):
             os.kill(worker, signal.SIGKILL)
         process.kill()
         raise
+    print(err)
     return process.returncode, out, [line for line in err.splitlines() if line.startswith(("error: ", "stopping"))]
 
 
@@ -71,12 +72,11 @@ def until_step(process, out, step):
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_killed_rank_is_started_again_and_goes_on_bit_for_bit(rank, data, tmp_path, without_bytes, whole):
+def test_a_killed_rank_is_started_again_and_goes_on_bit_for_bit(data, tmp_path, without_bytes, whole):
     out = tmp_path / "run"
     process = torchrun(data, out, *EPOCHS, "--resume", "auto", "--checkpoint-every", 10, restarts=1)
     until_step(process, out, 15)
-    os.kill(workers(process)[rank], signal.SIGKILL)
+    os.kill(workers(process)[0], signal.SIGKILL)
     status, said, ours = ended(process)
     assert status == 0 and "resumed from" in said
     assert len(ours) <= 1 and all("another process of this job ended" in line for line in ours)  # or torchrun was first
