@@ -30,7 +30,7 @@ from .retrieval.measures import measure, table
 from .retrieval.search import NEIGHBOURS, Search
 from .runs.directory import RUN
 from .system import durable_files
-from .system.command_line import command_parser
+from .system.command_line import command_parser, typed
 from .system.errors import UserError, run_command
 from .system.terminal import lines_on_stderr, printable, say
 
@@ -116,7 +116,7 @@ def _network(index, options):
     if weights_digest(network) != source.weights_sha256:
         raise UserError(
             f"{index.path} is of the weights of {source.checkpoint}, and {run} has others at {found.checkpoint.name}; "
-            f"python -m alexnet_mp.retrieve index with another --out makes an index of these"
+            f"{typed('retrieve', 'index', run, '--out', 'DIR')} makes an index of these"
         )
     return network, found
 
@@ -128,7 +128,8 @@ def _length_of(index, options):
             raise UserError(f"--bits {options.bits}: only a search --by codes has a length")
         return None
     if not index.lengths:
-        raise UserError(f"{index.path} has no codes; python -m alexnet_mp.retrieve index makes them")
+        run = options.run or os.path.normpath(index.path / index.described.source.run)
+        raise UserError(f"{index.path} has no codes; {typed('retrieve', 'index', run, '--out', index.path)} makes them")
     return index.lengths[-1] if options.bits is None else options.bits
 
 

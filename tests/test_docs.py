@@ -6,6 +6,7 @@ import re
 from functools import cache
 
 import pytest
+from inner_cases import every
 from pages import PAGES, ROOT, blocks, sections, spans, text, typed
 
 COMMANDS = ("train", "evaluate", "predict", "prepare", "checkpoint", "retrieve", "report", "claims", "doctor")
@@ -46,7 +47,7 @@ def options():
     return found
 
 
-@pytest.mark.parametrize("page", PAGES)
+@every("page", PAGES)
 def test_every_command_of_the_project_parses(page, capsys):
     for words in typed(page):
         if " ".join(words[:3]).startswith(COMMAND) and words[2] != "alexnet_mp.":
@@ -56,7 +57,7 @@ def test_every_command_of_the_project_parses(page, capsys):
                 assert end.code == 0, (words, capsys.readouterr().err)  # --help
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page != "CONTRIBUTING.md"])
+@every("page", [page for page in PAGES if page != "CONTRIBUTING.md"])
 def test_scripts_targets_and_options_are_there(page):
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M)
     for words in typed(page):
@@ -75,7 +76,7 @@ def anchors(page):
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("page", PAGES)
+@every("page", PAGES)
 def test_every_link_leads_somewhere(page):
     prose = re.sub(r"^```.*?^```$", "", text(page), flags=re.M | re.S)
     for link in re.findall(r"\]\(([^)]+)\)", prose):
@@ -96,7 +97,7 @@ def test_every_page_and_picture_is_linked():
     assert {path for path in (ROOT / "docs").iterdir() if path.resolve() not in linked} == set()
 
 
-@pytest.mark.parametrize("page", PAGES)
+@every("page", PAGES)
 def test_lines_of_prose_are_short(page):
     prose = re.sub(r"<!-- (claims|speed): begin -->.*?<!-- \1: end -->", "", text(page), flags=re.S)
     prose = re.sub(r"^```.*?^```$", "", prose, flags=re.M | re.S)
@@ -118,7 +119,7 @@ def test_the_readmes_network_runs():
 MEASURED = re.compile(r"\d (ms|s|%|GB/s|MB)(?![\w/])")
 
 
-@pytest.mark.parametrize("page", ["first-runs", "checkpoints", "retrieval", "report", "benchmarks", "profiling"])
+@every("page", ["first-runs", "checkpoints", "retrieval", "report", "benchmarks", "profiling"])
 def test_figures_have_machine_versions_date_and_command(page):
     measured = {heading: told for heading, told in sections(f"docs/{page}.md").items() if MEASURED.search(told)}
     assert measured

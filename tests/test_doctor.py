@@ -378,15 +378,15 @@ def test_what_triton_lacks(gpus, monkeypatch, capsys, unchecked):
 def test_the_versions_of_the_driver_and_of_nvcc(monkeypatch):
     said = {"nvidia-smi": "580.65.06\n580.65.06\n", "nvcc": "Cuda compilation tools, release 13.0, V13.0.88\n"}
     monkeypatch.setattr(machine, "asked", lambda program, *arguments: said.get(os.path.basename(program)))
-    monkeypatch.setattr(Path, "read_text", lambda self: (_ for _ in ()).throw(FileNotFoundError(str(self))))
+    monkeypatch.setattr(Path, "read_text", lambda self, **_: (_ for _ in ()).throw(FileNotFoundError(str(self))))
     assert machine.driver() == "580.65.06" and machine.nvcc() == "13.0"
-    monkeypatch.setattr(Path, "read_text", lambda self: "570.1\n" if "module" in str(self) else "")
+    monkeypatch.setattr(Path, "read_text", lambda self, **_: "570.1\n" if "module" in str(self) else "")
     assert machine.driver() == "570.1"
     line = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.54.03  Tue\n"
-    monkeypatch.setattr(Path, "read_text", lambda self: line if "proc" in str(self) else "")
+    monkeypatch.setattr(Path, "read_text", lambda self, **_: line if "proc" in str(self) else "")
     assert machine.driver() == "535.54.03"
     said.clear()
-    monkeypatch.setattr(Path, "read_text", lambda self: "")
+    monkeypatch.setattr(Path, "read_text", lambda self, **_: "")
     assert machine.driver() is None and machine.nvcc() is None
 
 

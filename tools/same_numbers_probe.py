@@ -305,7 +305,9 @@ def prepared():
                 picture = Image.fromarray(pixels.astype(np.uint8))
                 kind = ("jpg", "png", "jpg")[number % 3]
                 picture = picture.convert("L") if number == 1 else picture
-                picture.save(Path("folder", split, name, f"{number}.{kind}"))
+                path = Path("folder", split, name, f"{number}.{kind}")
+                picture.save(path)
+                os.utime(path, (0, 0))  # times are in the fingerprint of a folder
     said = [
         command("prepare", "folder", "raw", "--size", STORED, "--raw", "--workers", 0),
         command("prepare", "folder", "jpeg", "--size", STORED, "--workers", 2),

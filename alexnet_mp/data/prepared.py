@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ..system.command_line import typed
 from ..system.errors import UserError
 from . import file_ranges
 from .prepared_format import check_shard, ppm_header, read_columns, read_index, read_statistics
@@ -102,7 +103,7 @@ class PreparedSplit:
                 path = Path(self.directory) / self.shards[shard].file
                 raise UserError(
                     f"cannot read image {self.names[index]} in {path}: {problem}; "
-                    f"python -m alexnet_mp.prepare --check {self.directory} finds all damage"
+                    f"{typed('prepare', '--check', self.directory)} finds all damage"
                 )
             self.checked[index] = 1
         return content

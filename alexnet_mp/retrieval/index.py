@@ -22,6 +22,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from safetensors.numpy import load, save
 
 from ..system import durable_files
+from ..system.command_line import typed
 from ..system.errors import UserError
 from . import codes as short_codes
 from .features import Features
@@ -248,7 +249,7 @@ def _described(directory):
     except OSError as error:
         raise UserError(
             f"{directory} is no index: cannot read {file}: {error.strerror}; "
-            "python -m alexnet_mp.retrieve index makes one"
+            f"{typed('retrieve', 'index', 'RUN')} makes one"
         ) from None
     try:
         fields = json.loads(content)

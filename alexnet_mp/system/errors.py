@@ -53,6 +53,11 @@ def run_command(main):
     sys.exit(status or (2 if any(output.lost for output in outputs) else status))
 
 
+def nobody_reads():
+    """Whether the reader of standard output has left: a command that only prints may end then."""
+    return getattr(getattr(getattr(sys.stdout, "buffer", None), "raw", None), "left", False)
+
+
 def complain(line):
     """An error is a line on standard error."""
     print(f"error: {line}", file=sys.stderr)
@@ -62,15 +67,17 @@ class _Output(io.FileIO):
     """Standard output or standard error without errors: a run keeps its results whether somebody reads or not, and the
     disk of its log may be full."""
 
+    left = False  # whether the reader has left, as after `| head`
     lost = False  # whether something could not be written although somebody reads
 
     def write(self, data):
         try:
             return super().write(data)
         except OSError as error:
-            left = isinstance(error, ConnectionError)  # as after `| head`
-            left |= error.errno == errno.EIO and stat.S_ISCHR(os.fstat(self.fileno()).st_mode)  # a closed terminal
-            if not left and not self.lost:
+            closed_terminal = error.errno == errno.EIO and stat.S_ISCHR(os.fstat(self.fileno()).st_mode)
+            if isinstance(error, ConnectionError) or closed_terminal:
+                self.left = True
+            elif not self.lost:
                 self.lost = True
                 if self.fileno() == 1:
                     complain(f"can't write all of standard output: {error.strerror}")

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from ..data.dataset import DataSet, cached, cost_of_reading, open_data_of_run, open_dataset
+from ..data.dataset import SAME_FILES, DataSet, cached, cost_of_reading, open_data_of_run, open_dataset
 from ..data.limits import refuse_batch
 from ..data.pipeline import Pipeline, make_pipeline
 from ..data.survey import statistics_of
@@ -314,7 +314,7 @@ def _facts_of_data(dataset, statistics):
     """{what of the data has to be alike in all processes of a job: it}"""
     numbers = b"".join(np.ascontiguousarray(each).tobytes() for each in vars(statistics).values())
     return {
-        "the data's fingerprint": dataset.fingerprint,
+        "the data's fingerprint": dataset.fingerprint[:SAME_FILES],  # machines may have copies
         "the data's classes": repr(list(dataset.classes)),
         "the data's statistics": hashlib.sha256(numbers).hexdigest(),
     }

@@ -92,7 +92,7 @@ def test_it_is_the_networks_test_mode_and_the_network_is_left_as_it_was(images):
 
 def test_a_pass_that_fails_leaves_no_hooks(images):
     network = network_of(CONV, FC, LAST).train()
-    with pytest.raises(RuntimeError):
+    with pytest.raises(ValueError, match="images_a is"):
         features(network, InBatches(images[:, :2]), "val", 7)
     assert network.training and not any(module._forward_hooks for module in network.modules())
 

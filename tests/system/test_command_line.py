@@ -84,7 +84,7 @@ def test_no_script_takes_abbreviations():
         ("retrieve", ["query", "RUN", "FILE", "--she", "x.png"], "unrecognized arguments: --she x.png"),
         ("train", ["--epochs", "many"], "argument --epochs: invalid int value: 'many'"),
         ("train", ["two\nlines"], "unrecognized arguments: two lines"),
-        ("predict", [], "the following arguments are required: RUN, FILE"),
+        ("predict", [], "the following arguments are required: RUN, FILE|FOLDER"),
     ],
 )
 def test_what_is_wrong_is_one_line(command, words, wrong, capsys, monkeypatch):

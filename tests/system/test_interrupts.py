@@ -156,7 +156,7 @@ def test_a_second_stop_during_start_up_is_obeyed_at_once(data, tmp_path, monkeyp
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", STARTS)
+@pytest.mark.parametrize("name", ["open_data_of_run", *STARTS[1:]])
 def test_a_stop_during_the_start_of_a_resume_leaves_the_run_as_it_was(name, data, tmp_path, monkeypatch, capsys):
     out = run(data, tmp_path / "run", "--steps", 2)
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
