@@ -8,6 +8,7 @@ examples
   python -m alexnet_mp.train --data DIR --set learning_rate=0.005 --set conv3.init_std=0.03
   python -m alexnet_mp.train --data DIR --out RUN --resume auto    begins, or goes on where RUN stopped, bit for bit
   python -m alexnet_mp.train --data DIR --init RUN2                fine-tuning: begins with the weights of RUN2, fc8 new
+  torchrun --nproc-per-node 2 -m alexnet_mp.train --towers apart --gpus 0,1 --data DIR     a process a tower
   python -m alexnet_mp.train --data DIR --profile                  prints where a step's time went, layer by layer
 
 The run directory (--out) gets run.json, metrics.jsonl, TensorBoard events, checkpoints/, curves.png and
@@ -23,6 +24,7 @@ from .recipes.named import PRESETS
 from .system import precision
 from .system.command_line import command_parser
 from .system.errors import run_command
+from .system.ranks import spoken_by_the_first
 from .training import graphed_step, run
 from .training.profiler import STEPS
 from .training.run import Options
@@ -30,7 +32,8 @@ from .training.run import Options
 
 def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
-    asked = vars(_parser().parse_args(arguments))
+    with spoken_by_the_first():
+        asked = vars(_parser().parse_args(arguments))
     asked["settings"] = tuple(asked["settings"])
     run.train(Options(**asked, command=shlex.join(["python", "-m", "alexnet_mp.train", *arguments])))
     return 0
@@ -52,6 +55,20 @@ def _parser():
         default=Options.graphs,
         help="the step as CUDA graphs, with the same bits; on: an error where they can't be; default: "
         "auto, where both towers are on CUDA devices",
+    )
+    parser.add_argument(
+        "--towers",
+        choices=("together", "apart"),
+        default=Options.towers,
+        help="apart: each tower in a process of its own, as `torchrun --nproc-per-node 2` starts them; --gpus lists "
+        "this machine's device for each process; default: both in one process",
+    )
+    parser.add_argument(
+        "--overlap",
+        choices=("on", "off"),
+        help="on: at a layer that reads both towers, each multiplies its own half while the other half travels, and "
+        "adds the two products; off: it waits and makes one product, which rounds differently; default: on where the "
+        "towers have two devices or processes",
     )
     parser.add_argument(
         "--no-self-check",

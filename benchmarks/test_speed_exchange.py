@@ -113,7 +113,7 @@ class Edge:
         if a != b:  # the clock is the first device's: it must not start before the second, nor stop
             torch.cuda.current_stream(b).wait_stream(torch.cuda.current_stream(a))
         exchange.clear()
-        exchange.shared, exchange.overlap = self.way == "concatenated", self.way == "overlapped"
+        exchange.shared, exchange.copy_stream = self.way == "concatenated", self.way == "overlapped"
         self.network.zero_grad()
         for half in self.halves:
             half.grad = None

@@ -22,6 +22,7 @@ for number, default in ((signal.SIGINT, signal.default_int_handler), (signal.SIG
 # Where the fixtures of more than one folder are.
 pytest_plugins = [
     "tiny_run",  # before those that import it
+    "apart",
     "cases",
     "disk",
     "fake_streams",

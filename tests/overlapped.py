@@ -98,12 +98,12 @@ def delayed(monkeypatch, where):
     or on the streams that "compute", just after the copy is begun."""
     begin, streams = exchange.copy, exchange._copy_streams
 
-    def slow(tensor, device, overlap, place=None):
+    def slow(tensor, device, copy_stream, place=None):
         out, into = streams(tensor.device, device)
         if where in ("out", "into"):
             with torch.cuda.stream(out if where == "out" else into):
                 torch.cuda._sleep(CYCLES)
-        arrival = begin(tensor, device, overlap, place)
+        arrival = begin(tensor, device, copy_stream, place)
         if where == "compute":
             for place in {tensor.device, device}:
                 with torch.cuda.device(place):

@@ -30,7 +30,7 @@ from alexnet_mp.runs.checkpoint_format import (
 from alexnet_mp.system.errors import UserError
 
 HERE = Path(__file__).parent
-V3, V4 = (HERE / f"checkpoint_v{number}" / "step_00000003" for number in (3, 4))
+V3, V4, V5 = (HERE / f"checkpoint_v{number}" / "step_00000003" for number in (3, 4, 5))
 ALL = (WEIGHTS, VELOCITY, STATISTICS, STATE, MANIFEST)
 CLASSES = ("ant", "bee", "fly")
 NO_LONGER_READ = "checkpoint format {}: the last version that reads it is commit 0bb1361"
@@ -53,7 +53,7 @@ def tiny_recipe():
 
 
 def tiny():
-    """The checkpoint in checkpoint_v3 and _v4: some hundred numbers, -0.0, the least denormal, the largest float."""
+    """The checkpoint in checkpoint_v3 to _v5: some hundred numbers, -0.0, the least denormal, the largest float."""
     recipe, random = tiny_recipe(), np.random.Generator(np.random.Philox(key=5))
     weights, velocity = (
         {
@@ -79,7 +79,7 @@ def tiny():
         validated=True,
         validation=Validation(12.5, 0.0, 1.0986122886681098, 8),
         metrics_bytes=1234,
-        made_by=Environment(("cpu", "cpu"), "cpu", "fp32", "torch", 2, {"torch": "2.13.0", "triton": None}),
+        made_by=Environment(("cpu", "cpu"), "cpu", "fp32", "torch", "off", 2, {"torch": "2.13.0", "triton": None}),
         saved="2025-01-31T12:00:00+00:00",
     )
     return Checkpoint(weights, velocity, statistics, state)

@@ -130,7 +130,7 @@ def quick(monkeypatch):
 def make_quick(monkeypatch):
     """No pictures are drawn, and git isn't asked: 0.5 s a run."""
     monkeypatch.setattr(trainer, "draw_curves", lambda run, classes: None)
-    monkeypatch.setattr(trainer, "draw_kernels", lambda network, run: None)
+    monkeypatch.setattr(trainer, "draw_kernels", lambda *_: None)
     monkeypatch.setattr(directory, "source_commit", lambda: "0123abc")
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw
 
 from ..network.network import TwoTowerAlexNet
@@ -94,11 +95,10 @@ def _greyest_first(weights, chosen):
     return chosen[np.argsort(chroma / np.maximum(energy, 1e-300), kind="stable")]
 
 
-def draw_kernels(network: TwoTowerAlexNet, run: str | Path) -> Path:
-    """Write `conv1_kernels.png` into the run's directory and return its path."""
+def draw_kernels(kernels: torch.Tensor, network: TwoTowerAlexNet, run: str | Path) -> Path:
+    """Write `conv1_kernels.png` into the run's directory and return its path. kernels: all towers', (maps, 3, K, K)."""
     first = network.recipe.layers[0]
-    weights = network.merged_state()[f"{first.name}.weight"].float().numpy()
     path = Path(run) / "conv1_kernels.png"
     name = f"{path.resolve().parent.name}, {first.name} after step {network.step:,}"
-    kernel_picture(weights, network.recipe.towers, name=name).save(path)
+    kernel_picture(kernels.float().numpy(), network.recipe.towers, name=name).save(path)
     return path

@@ -6,7 +6,7 @@ on streams of their own, one pair a direction, and what needs nothing from the o
 With both towers on one device nothing is copied, and the ledger says so."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,6 +15,9 @@ import torch
 from ..system.devices import stream_for
 
 NAMES = "ab"
+Pass = Literal["forward", "backward"]
+# Of (logits, labels): (loss, right answers).
+Judge = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 
 @dataclass(frozen=True)
@@ -30,15 +33,28 @@ class Entry:
 class Exchange:
     """Carries tensors between the towers on `devices` (one or two) and keeps a ledger of what crossed since `clear()`.
 
-    overlap: whether copies between CUDA devices run beside the computation. Off, they run on the devices' current
-    streams; the results are the same bits.
+    overlap: whether a tower multiplies its own half of what it reads while the other half travels, which makes a layer
+    the sum of two products (`overlap.py`); off, it waits and multiplies both at once. None: on where the towers have
+    two devices. The two ways round differently. copy_stream: whether copies between CUDA devices run on streams of
+    their own, beside the computation; the results are the same bits.
     """
 
-    def __init__(self, devices: Sequence[torch.device | str], overlap: bool = True):
+    between = "devices"  # what tensors cross
+
+    def __init__(self, devices: Sequence[torch.device | str], overlap: bool | None = None, copy_stream: bool = True):
         self.devices = [_with_index(torch.device(device)) for device in devices]
         self.shared = len(set(self.devices)) == 1
-        self.overlap = overlap
+        self.chosen_overlap, self.copy_stream = overlap, copy_stream
         self.ledger = []
+
+    @property
+    def overlap(self) -> bool:
+        return not self.shared if self.chosen_overlap is None else self.chosen_overlap
+
+    @property
+    def towers(self) -> tuple[int, ...]:
+        """The numbers of the towers here: all."""
+        return tuple(range(len(self.devices)))
 
     def clear(self) -> None:
         self.ledger = []
@@ -46,9 +62,9 @@ class Exchange:
     def gather(self, edge: str, outputs: Sequence[torch.Tensor], readers: int) -> "list[list[torch.Tensor | Crossing]]":
         """For each of the first `readers` towers: all towers' outputs in the order a, b.
 
-        The other tower's output is a tensor where the towers share a device, else a `Crossing`; all crossings have
+        The other tower's output is a `Crossing` with overlap, else a tensor on the reader's device; all crossings have
         begun."""
-        meet = self._shared if self.shared else functools.partial(Crossing, self)
+        meet = functools.partial(Crossing, self) if self.overlap else self._whole
         return [
             [
                 output if source == reader else meet(edge, output, source, reader)
@@ -57,19 +73,34 @@ class Exchange:
             for reader in range(readers)
         ]
 
-    def standing(
-        self, edge: str, tensor: torch.Tensor, source: int, target: int, pass_: Literal["forward", "backward"]
-    ) -> "StandingCopy":
+    def answer(self, outputs: Sequence[torch.Tensor], shape: tuple[int, int], dtype: torch.dtype) -> torch.Tensor:
+        """Tower a's logits, which are the outputs. shape, dtype: theirs."""
+        return outputs[0]
+
+    def told(self, judged: Judge, logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(loss, right answers): what judged(logits, labels) gives."""
+        return judged(logits, labels)
+
+    def collect(
+        self, layers: Mapping[str, Sequence[torch.Tensor]], owners: Mapping[str, int]
+    ) -> Mapping[str, Sequence[torch.Tensor]]:
+        """{name: [tower a's tensor, tower b's]}: all are here. owners: {name: how many towers have it}."""
+        return layers
+
+    def standing(self, edge: str, tensor: torch.Tensor, source: int, target: int, pass_: Pass) -> "StandingCopy":
         """A `StandingCopy` of a tensor of tower `source`, entered in the ledger once."""
         self.enter(edge, tensor, source, target, pass_)
-        return StandingCopy(tensor, self.devices[target], self.overlap)
+        return StandingCopy(tensor, self.devices[target], self.copy_stream)
 
-    def _shared(self, *way):
-        return _Shared.apply(self, *way)
+    def carry(self, edge: str, tensor: torch.Tensor, source: int, target: int, pass_: Pass) -> "Arrival":
+        """Begin a crossing, and enter it in the ledger: an `Arrival`."""
+        self.enter(edge, tensor, source, target, pass_)
+        return Arrival(tensor) if self.shared else copy(tensor, self.devices[target], self.copy_stream)
 
-    def enter(
-        self, edge: str, tensor: torch.Tensor, source: int, target: int, pass_: Literal["forward", "backward"]
-    ) -> None:
+    def _whole(self, *way):
+        return _Whole.apply(self, *way)
+
+    def enter(self, edge: str, tensor: torch.Tensor, source: int, target: int, pass_: Pass) -> None:
         size = 0 if self.shared else tensor.numel() * tensor.element_size()
         self.ledger.append(Entry(edge, f"{NAMES[source]}->{NAMES[target]}", pass_, size))
 
@@ -99,8 +130,7 @@ class Crossing:
         return functools.partial(self._carry(gradient, self.target, self.source, "backward").receive, self.home)
 
     def _carry(self, tensor, source, target, pass_):
-        self.exchange.enter(self.edge, tensor, source, target, pass_)
-        return copy(tensor, self.exchange.devices[target], self.exchange.overlap)
+        return self.exchange.carry(self.edge, tensor, source, target, pass_)
 
 
 @dataclass
@@ -125,7 +155,7 @@ def current_stream(tensor: torch.Tensor) -> torch.cuda.Stream | None:
     return torch.cuda.current_stream(tensor.device) if tensor.is_cuda else None
 
 
-def copy(tensor: torch.Tensor, device: torch.device, overlap: bool, place: torch.Tensor | None = None) -> Arrival:
+def copy(tensor: torch.Tensor, device: torch.device, copy_stream: bool, place: torch.Tensor | None = None) -> Arrival:
     """Begin to copy a tensor to another device, to `place` if there is one: an `Arrival`.
 
     Where a CPU is one of the two, the host waits for the copy itself. A place has to be free by then, and the tensor
@@ -136,7 +166,7 @@ def copy(tensor: torch.Tensor, device: torch.device, overlap: bool, place: torch
 
     if not tensor.is_cuda or device.type != "cuda":
         return Arrival(tensor.to(device) if place is None else place.copy_(tensor))
-    if not overlap:
+    if not copy_stream:
         arrived = arriving().copy_(tensor, non_blocking=True)
         # A gradient's way back may be begun where another stream is current than the one that goes on with it.
         return Arrival(arrived, current_stream(arrived).record_event())
@@ -156,8 +186,8 @@ def copy(tensor: torch.Tensor, device: torch.device, overlap: bool, place: torch
 class StandingCopy:
     """A copy that is begun time and again from one tensor to one place on another device, as CUDA graphs need it."""
 
-    def __init__(self, tensor: torch.Tensor, device: torch.device, overlap: bool):
-        self.tensor, self.overlap, self.place = tensor, overlap, torch.empty_like(tensor, device=device)
+    def __init__(self, tensor: torch.Tensor, device: torch.device, copy_stream: bool):
+        self.tensor, self.copy_stream, self.place = tensor, copy_stream, torch.empty_like(tensor, device=device)
 
     @property
     def out(self) -> torch.cuda.Stream:
@@ -165,7 +195,7 @@ class StandingCopy:
         return _copy_streams(self.tensor.device, self.place.device)[0]
 
     def begin(self) -> None:
-        self.arrival = copy(self.tensor, self.place.device, self.overlap, self.place)
+        self.arrival = copy(self.tensor, self.place.device, self.copy_stream, self.place)
 
     def receive(self) -> None:
         """The current stream waits for the copy that was begun last."""
@@ -190,20 +220,19 @@ def _copy_streams(source, target):
     return stream_for(source, f"copies to {target}"), stream_for(target, f"copies from {source}")
 
 
-class _Shared(torch.autograd.Function):
-    """Both towers on one device: the tensor as it is, and an entry in the ledger each way."""
+class _Whole(torch.autograd.Function):
+    """Without overlap: the tensor on the target's device, once it is there; its gradient returns the same way."""
 
     @staticmethod
     def forward(ctx, exchange, edge, tensor, source, target):
-        ctx.way = exchange, edge, source, target
-        exchange.enter(edge, tensor, source, target, "forward")
-        return tensor.view_as(tensor)
+        ctx.way, ctx.home = (exchange, edge, target, source), current_stream(tensor)
+        arrived = exchange.carry(edge, tensor, source, target, "forward").receive()
+        return arrived.view_as(arrived)  # on one device it is the tensor itself
 
     @staticmethod
     def backward(ctx, gradient):
-        exchange, edge, source, target = ctx.way
-        exchange.enter(edge, gradient, target, source, "backward")
-        return None, None, gradient, None, None
+        exchange, edge, *way = ctx.way
+        return None, None, exchange.carry(edge, gradient, *way, "backward").receive(ctx.home), None, None
 
 
 def _with_index(device):

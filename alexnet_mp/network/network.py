@@ -9,19 +9,25 @@ from torch import nn
 from ..kernels import dispatch
 from ..recipes import shapes
 from ..recipes.recipe import Recipe
+from ..system.ranks import Ranks
 from .exchange import NAMES, Entry, Exchange
+from .exchange_processes import ProcessExchange
 from .layer import TowerLayer
 from .tower import Tower
 
 
 class TwoTowerAlexNet(nn.Module):
-    """The network of a recipe, one tower a device (one device, and no crossings, where the recipe has one tower).
+    """The network of a recipe, one tower a device (one device, and no crossings, where the recipe has one tower); or
+    one of its towers, where the other has a process of its own.
 
-    devices: one device a tower. classes: outputs of the last layer. kernels: who computes the
-    operations ("auto", "reference", ...; see `resolve` in `kernels/dispatch.py`). Weights are drawn from (recipe.seed,
-    layer, tower) and don't depend on the devices. `step` counts training passes; with the seed it keys the dropout
-    masks. Each tower counts on its own device, so that a CUDA graph can. Raises ValueError for a number of devices that
-    the recipe's towers don't match, or kernels that can't compute on one of them."""
+    devices: one device a tower. classes: outputs of the last layer. kernels: who computes the operations ("auto",
+    "reference", ...; see `resolve` in `kernels/dispatch.py`). overlap: whether a layer that reads both towers is the
+    sum of two products, see `Exchange`; None: where there are two devices. ranks: of a job with a process for each
+    tower, of which this one holds that of its rank, on the one device, and is given its images alone; None: all are
+    here. Weights are drawn from (recipe.seed, layer, tower) and don't depend on the devices. `step` counts training
+    passes; with the seed it keys the dropout masks. Each tower counts on its own device, so that a CUDA graph can.
+    Raises ValueError for a number of devices that the recipe's towers don't match, or kernels that can't compute on one
+    of them."""
 
     def __init__(
         self,
@@ -29,27 +35,34 @@ class TwoTowerAlexNet(nn.Module):
         devices: Sequence[torch.device | str] = ("cuda:0", "cuda:1"),
         classes: int = 1000,
         kernels: str = "auto",
+        overlap: bool | None = None,
+        ranks: Ranks | None = None,
     ):
         super().__init__()
-        if len(devices) != recipe.towers:
+        if len(devices) != (recipe.towers if ranks is None else 1):
             raise ValueError(f"{recipe.towers} tower(s) need as many devices, not {list(devices)}")
         self.recipe, self.classes = recipe, classes
-        self.exchange = Exchange(devices)
+        self.exchange = (
+            Exchange(devices, overlap)
+            if ranks is None
+            else ProcessExchange(ranks, ranks.rank, 1 - ranks.rank, devices[0], overlap)
+        )
         self.kernels, self.kept_dtype = kernels, None
         self.kernels_used()  # a choice that can't compute on a device is refused now
         self.towers = nn.ModuleList(
-            Tower(recipe, index, device, classes, self.kernels) for index, device in enumerate(self.exchange.devices)
+            Tower(recipe, index, device, classes, self.kernels)
+            for index, device in zip(self.exchange.towers, self.exchange.devices, strict=True)
         )
         self.initialise()
 
     def initialise(self) -> None:
         """Draw the initial weights of every layer (paper 5)."""
-        for index, tower in enumerate(self.towers):
+        for tower in self.towers:
             for layer in tower.children():
-                layer.initialise(index)
+                layer.initialise(tower.index)
 
     def forward(self, images_a: torch.Tensor, images_b: torch.Tensor | None = None) -> torch.Tensor:
-        """Logits (N, classes) on tower a's device, in the weights' dtype.
+        """Logits (N, classes) on tower a's device, in the weights' dtype; see `ProcessExchange.answer`.
 
         images_a, images_b: the same (N, 3, crop, crop) images, once on each tower's device, grey levels minus the mean.
         Their dtype is the one that is computed in. One tower sees images_a alone. Raises ValueError for anything
@@ -65,14 +78,16 @@ class TwoTowerAlexNet(nn.Module):
             first = getattr(self.towers[0], self.recipe.layers[0].name)
             outputs = [first.pad_ceil_mode(images_a)] * 2
         for layer in self.recipe.layers:
-            readers = 1 if layer.towers == "first" else len(self.towers)
+            readers = 1 if layer.towers == "first" else self.recipe.towers
             parts = (
                 self.exchange.gather(layer.name, outputs, readers)
                 if layer.reads == "both"
-                else [[output] for output in outputs[:readers]]
+                else [[output] for output in outputs]
             )
-            outputs = [tower(layer.name, read) for tower, read in zip(self.towers, parts)]
-        return outputs[0].to(self.dtype)
+            outputs = [tower(layer.name, read) for tower, read in zip(self.towers, parts) if tower.index < readers]
+        return self.exchange.answer(
+            [output.to(self.dtype) for output in outputs], (len(images_a), self.classes), self.dtype
+        )
 
     @property
     def step(self) -> int:
@@ -106,17 +121,49 @@ class TwoTowerAlexNet(nn.Module):
         return list(self.exchange.ledger)
 
     def layer_parameters(self) -> dict[str, list[nn.Parameter]]:
-        """{"conv1.weight": [tower a's, tower b's], ..., "fc8.bias": [tower a's]} in the order of the layers."""
+        """{"conv1.weight": [tower a's, tower b's], ..., "fc8.bias": [tower a's]} in the order of the layers; of the
+        towers that are here."""
         named = [dict(tower.named_parameters()) for tower in self.towers]
-        return {name: [tower[name] for tower in named if name in tower] for name in named[0]}
+        return {name: [tower[name] for tower in named if name in tower] for name in self._owners()}
 
-    def merged_state(self) -> dict[str, torch.Tensor]:
-        """The weights of the merged network, on the CPU: 16 names, conv1.weight (96, 3, 11, 11) to fc8.bias."""
-        return merge_tensors(self.layer_parameters())
+    def _owners(self):
+        """{"conv1.weight": how many towers have it, ...}"""
+        return {
+            f"{layer.name}.{what}": 1 if layer.towers == "first" else self.recipe.towers
+            for layer in self.recipe.layers
+            for what in ("weight", "bias")
+        }
+
+    def merged(self, layers: Mapping[str, Sequence[torch.Tensor]]) -> dict[str, torch.Tensor]:
+        """The merged tensors, on the CPU, of {name: tensors of the towers that are here}, as `layer_parameters` gives
+        them. With a process for each tower both have to call it, and tower a's alone has them all."""
+        return merge_tensors(
+            {name: parts for name, parts in self.exchange.collect(layers, self._owners()).items() if parts}
+        )
+
+    def merged_state(self, *names: str) -> dict[str, torch.Tensor]:
+        """The weights of the merged network, on the CPU: 16 names, conv1.weight (96, 3, 11, 11) to fc8.bias; or those
+        of some names. See `merged`."""
+        layers = self.layer_parameters()
+        return self.merged({name: layers[name] for name in names or layers})
 
     def load_merged(self, state: Mapping[str, torch.Tensor]) -> None:
         """Take the weights of a merged network. Raises ValueError on a missing, foreign or wrongly shaped tensor."""
-        split_tensors(state, self.layer_parameters())
+        self.take(state, self.layer_parameters())
+
+    def take(self, merged: Mapping[str, torch.Tensor], layers: Mapping[str, Sequence[torch.Tensor]]) -> None:
+        """Copy merged tensors into {name: tensors of the towers that are here}. Raises ValueError on a missing, foreign
+        or wrongly shaped one."""
+        if set(merged) != set(layers):
+            raise ValueError(f"tensors named {sorted(set(merged) ^ set(layers))} are missing or foreign")
+        owners = self._owners()
+        with torch.no_grad():
+            for name, parts in layers.items():
+                for part, tower in zip(parts, self.towers):  # the last layer's is tower a's alone
+                    expected = (owners[name] * len(part), *part.shape[1:])
+                    if tuple(merged[name].shape) != expected:
+                        raise ValueError(f"{name} is {tuple(merged[name].shape)}, but this network has {expected}")
+                    part.copy_(merged[name][tower.index * len(part) :][: len(part)])
 
     def merge(self) -> "MergedAlexNet":
         """The equivalent `MergedAlexNet` on tower a's device, with a copy of the weights."""
@@ -183,17 +230,3 @@ def merge_tensors(layers: Mapping[str, Sequence[torch.Tensor]]) -> dict[str, tor
     """{name: [tower a's tensor, tower b's]} (weights, gradients, velocities) -> {name: the merged tensor, a copy on the
     CPU}."""
     return {name: torch.cat([part.detach().cpu() for part in parts]).contiguous() for name, parts in layers.items()}
-
-
-def split_tensors(merged: Mapping[str, torch.Tensor], layers: Mapping[str, Sequence[torch.Tensor]]) -> None:
-    """Copy merged tensors into {name: [tower a's tensor, tower b's]}. Raises ValueError on a missing, foreign or
-    wrongly shaped one."""
-    if set(merged) != set(layers):
-        raise ValueError(f"tensors named {sorted(set(merged) ^ set(layers))} are missing or foreign")
-    with torch.no_grad():
-        for name, parts in layers.items():
-            expected = (sum(len(part) for part in parts), *parts[0].shape[1:])
-            if tuple(merged[name].shape) != expected:
-                raise ValueError(f"{name} is {tuple(merged[name].shape)}, but this network has {expected}")
-            for part, values in zip(parts, merged[name].chunk(len(parts)), strict=True):
-                part.copy_(values)

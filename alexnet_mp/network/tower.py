@@ -15,11 +15,12 @@ class Tower(nn.Module):
     """The layers that live on one device, as submodules conv1 ... fc8 (fc8 on tower 0 alone).
 
     index: 0 for tower a, 1 for tower b. forward(name, parts): what one layer makes of the parts it reads, in the order
-    a, b: tensors on this tower's device, and a `Crossing` where the other tower has another. step: training passes so
-    far (`network.py`)."""
+    a, b: tensors on this tower's device; or, with overlap, one of them is a `Crossing` on its way. step: training
+    passes so far (`network.py`)."""
 
     def __init__(self, recipe: Recipe, index: int, device: torch.device | str, classes: int, kernels: str):
         super().__init__()
+        self.index = index
         self.register_buffer("step", torch.zeros((), dtype=torch.int64, device=device), persistent=False)
         for number, size in enumerate(shapes.sizes(recipe, classes)):
             if index == 0 or size.layer.towers == "each":
@@ -28,6 +29,6 @@ class Tower(nn.Module):
     def forward(self, name: str, parts: Sequence[torch.Tensor | Crossing]) -> torch.Tensor:
         layer = getattr(self, name)
         for crossing, own in (parts, parts[::-1]) if len(parts) == 2 else ():
-            if isinstance(crossing, Crossing):
+            if not isinstance(crossing, torch.Tensor):
                 return layer(own, self.step, crossing)
         return layer(parts[0] if len(parts) == 1 else torch.cat(parts, 1), self.step)

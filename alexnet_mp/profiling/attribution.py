@@ -20,7 +20,7 @@ STEP, INPUT, FORWARD_BACKWARD, NETWORK, UPDATE = (
 LAYER = RANGE + "layer "  # and then its name and its tower's letter
 NODE = "autograd::engine::evaluate_function: "
 # Of `network/exchange.py`, `network/overlap.py`, `kernels/linear_op.py`.
-CROSSING, SPLIT_INPUT, ONEDNN = "_Shared", "_SplitInputFunction", "_OneDnn"
+CROSSING, SPLIT_INPUT, ONEDNN = "_Whole", "_SplitInputFunction", "_OneDnn"
 OPTIMIZER = "Optimizer.step#"  # torch's own range around every optimizer's step
 PRODUCTS = {
     "aten::conv2d",

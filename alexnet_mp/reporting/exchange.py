@@ -138,7 +138,7 @@ def _seconds(count, source, target):
     for _ in range(REPEATS + 1):  # the first one allocates
         _wait(source, target)
         start = time.perf_counter()
-        copy(tensor, target, overlap=False)
+        copy(tensor, target, copy_stream=False)
         _wait(source, target)
         times.append(time.perf_counter() - start)
     return median(times[1:])

@@ -6,8 +6,9 @@
     state.json              `State`: where the run is, its recipe, data and schedule, what it computed with
     manifest.json           bytes and sha256 of the four files, and of itself; written last
 
-This is format 4. The recipe of format 3 lacks `batch_file_size` (`recipe.upgraded`). Formats 0 (weights.safetensors
-alone), 1 and 2 are refused, with the name of the last version that reads them.
+This is format 5. Format 4 lacks `Environment.overlap`, and the recipe of format 3 `batch_file_size`
+(`recipe.upgraded`). Formats 0 (weights.safetensors alone), 1 and 2 are refused, with the name of the last version that
+reads them.
 
 What is read may be damaged or made to harm. A file's size is compared before it is read, its sha256 before it is
 believed, names, shapes and dtypes with what follows from the recipe; whatever is wrong becomes a `UserError` that
@@ -19,7 +20,7 @@ import json
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -37,7 +38,7 @@ from ..system.errors import UserError
 from . import safetensors_file
 from .safetensors_file import need, parse
 
-VERSION = 4
+VERSION = 5
 OLDEST, READS_OLDER = 3, "0bb1361"  # the oldest format that is read, and the last commit that reads those before
 WEIGHTS, VELOCITY, STATE, MANIFEST = "weights.safetensors", "velocity.safetensors", "state.json", "manifest.json"
 FILES = (WEIGHTS, VELOCITY, STATISTICS, STATE)  # what the manifest lists
@@ -95,6 +96,7 @@ class Environment:
     kernels: str
     precision: str
     pipeline: str
+    overlap: Literal["on", "off"] | None  # None: not recorded, before format 5
     threads: Count
     packages: dict[str, str | None]  # versions
 
@@ -282,12 +284,7 @@ def _parse_state(content, number):
     need(len(content) <= MOST_STATE, f"it has {len(content):,} bytes, {MOST_STATE:,} at most are read")
     fields = parse(content)
     if number < VERSION and isinstance(fields, dict):
-        recipe = fields.get("recipe")
-        fields["recipe"] = upgraded(recipe)
-        need(
-            fields["recipe"] is not recipe,
-            f"its recipe is none of format {number}: a field that format {number} had not is there",
-        )
+        _upgrade(fields, number)
     # A folder's name may be no UTF-8. Python's surrogates for it are no JSON text to pydantic, so they are put back
     # afterwards.
     state = _ADAPTER.validate_json(json.dumps(fields, ensure_ascii=False).encode(errors="replace"))
@@ -303,6 +300,19 @@ def _parse_state(content, number):
         "the names in scheduled.learning_rates are not those of the recipe",
     )
     return state
+
+
+def _upgrade(fields, number):
+    """Give the fields of an older format what they lack, which none of them may have. Raises ValueError."""
+    foreign = f"a field that format {number} had not is there"
+    made_by = fields.get("made_by")
+    if isinstance(made_by, dict):  # anything else is refused with all the rest
+        need("overlap" not in made_by, f"its environment is none of format {number}: {foreign}")
+        fields["made_by"] = {**made_by, "overlap": None}
+    if number < 4:
+        recipe = fields.get("recipe")
+        fields["recipe"] = upgraded(recipe)
+        need(fields["recipe"] is not recipe, f"its recipe is none of format {number}: {foreign}")
 
 
 def _layouts(state):

@@ -35,8 +35,9 @@ class RunDirectory:
     """A run's directory, held by its lock until `close`.
 
     point: the `resume.ResumePoint` that the run goes on from, or None. lock: the `RunLock` that is held on the
-    directory if it is there already. checked: what the self-check found. command: as it was typed. Raises UserError if
-    the directory can't be made or is another's, `Taken` if it came to be there meanwhile."""
+    directory if it is there already. checked: what the self-check found. command: as it was typed. devices: of all
+    towers, as `devices_of` has them; None: those of the network. Raises UserError if the directory can't be made or is
+    another's, `Taken` if it came to be there meanwhile."""
 
     def __init__(
         self,
@@ -51,12 +52,13 @@ class RunDirectory:
         lock=None,
         checked=None,
         command="",
+        devices=None,
     ):
         self.path, self.lock = Path(path), lock
         try:
             if lock is None:
                 self._make()
-            self._describe(recipe, dataset, network, pipeline, precision, point, changed, checked, command)
+            self._describe(recipe, dataset, network, pipeline, precision, point, changed, checked, command, devices)
             if point is None and lock is not None:
                 self._set_aside()
             pipeline.statistics.save(self.path)
@@ -108,7 +110,7 @@ class RunDirectory:
                 durable_files.rename(self.path / name, self.path / aside)
                 say(f"{self.path / name} is of a run without a checkpoint: kept as {aside}")
 
-    def _describe(self, recipe, dataset, network, pipeline, precision, point, changed, checked, command):
+    def _describe(self, recipe, dataset, network, pipeline, precision, point, changed, checked, command, devices):
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         content = {
             "command": command,
@@ -120,13 +122,11 @@ class RunDirectory:
                 "fingerprint": dataset.fingerprint,
                 "classes": dataset.classes,
             },
-            "devices": [
-                {"tower": name, "device": str(device), "name": device_name(device)}
-                for name, device in zip("ab", network.exchange.devices)
-            ],
+            "devices": devices or devices_of(network),
             "kernels": network.kernels_used(),
             "precision": precision,
             "pipeline": pipeline.name,
+            "overlap": "on" if network.exchange.overlap else "off",
             "self_check": checked,
             "commit": source_commit(),
             "python": platform.python_version(),
@@ -160,6 +160,14 @@ class RunDirectory:
             say(f"WARNING: the last lines of {self.path / METRICS} are lost: {error.strerror}")
         finally:
             self.lock.release()
+
+
+def devices_of(network) -> list[dict]:
+    """What run.json says of the devices of the towers that are in this process."""
+    return [
+        {"tower": "ab"[tower], "device": str(device), "name": device_name(device)}
+        for tower, device in zip(network.exchange.towers, network.exchange.devices)
+    ]
 
 
 def refuse_unusable(path):

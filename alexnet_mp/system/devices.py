@@ -17,20 +17,48 @@ def resolve(gpus, towers):
     """
     if gpus == "auto":
         gpus = _best(towers)
-    names = [name.strip() for name in gpus.split(",")]
-    if not all(name == "cpu" or (name.isascii() and name.isdigit()) for name in names):
-        raise UserError(f"--gpus {gpus}: write {CHOICES}")
+    names = _names(gpus, CHOICES)
     if len(names) > towers:
         raise UserError(f"--gpus {gpus}: the recipe has {towers} tower(s), so it takes at most {towers} device(s)")
+    devices = _devices(gpus, names, _best(towers))
+    return devices * towers if len(devices) == 1 else devices
+
+
+def of_process(gpus: str, number: int, count: int) -> torch.device:
+    """The device of a process that has one, `number` of `count` on this machine, whose devices `gpus` lists: of "2,3"
+    the first process has cuda:2. Raises UserError, also where two would share a GPU, which NCCL refuses."""
+    works = ",".join(map(str, range(count))) if torch.cuda.device_count() >= count else "cpu"
+    if gpus == "auto":
+        gpus = works
+    names = _names(gpus, "cpu, or a GPU for each process on this machine, as in 0,1")
+    if names == ["cpu"]:
+        names *= count
+    devices = _devices(gpus, names, works)
+    of_kind = {device.type for device in devices}
+    if len(devices) != count or len(of_kind) > 1 or of_kind == {"cuda"} and len(set(devices)) < count:
+        raise UserError(
+            f"--gpus {gpus}: the {count} process(es) on this machine need a GPU each, or all the CPU; "
+            f"--gpus {works} would work"
+        )
+    return devices[number]
+
+
+def _names(gpus, choices):
+    names = [name.strip() for name in gpus.split(",")]
+    if not all(name == "cpu" or (name.isascii() and name.isdigit()) for name in names):
+        raise UserError(f"--gpus {gpus}: write {choices}")
+    return names
+
+
+def _devices(gpus, names, works):
     count = torch.cuda.device_count()
     for name in names:
         if name != "cpu" and int(name) >= count:
             there = (
                 f"the GPUs here are {', '.join(map(str, range(count)))}" if count else "no CUDA device was found here"
             )
-            raise UserError(f"--gpus {gpus}: GPU {name} is not there; {there}; --gpus {_best(towers)} would work")
-    devices = [torch.device("cpu" if name == "cpu" else f"cuda:{int(name)}") for name in names]
-    return devices * towers if len(devices) == 1 else devices
+            raise UserError(f"--gpus {gpus}: GPU {name} is not there; {there}; --gpus {works} would work")
+    return [torch.device("cpu" if name == "cpu" else f"cuda:{int(name)}") for name in names]
 
 
 def _best(towers):

@@ -5,6 +5,8 @@ import os
 import signal
 from contextlib import contextmanager, suppress
 
+from .ranks import Ranks
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -14,7 +16,7 @@ class Interrupts:
     those of a fork are, swallows what is raised in it."""
 
     def __init__(self):
-        self.count, self.wait_for_step = 0, False
+        self.count, self.wait_for_step, self.silent = 0, False, False
 
     def __bool__(self):
         if self.count > 1:
@@ -25,8 +27,30 @@ class Interrupts:
         self.count += 1
         if self.count > 1 or not self.wait_for_step:
             raise KeyboardInterrupt
-        with suppress(OSError):  # the terminal may be gone; and no print here, which may be in the middle of another
-            os.write(2, b"\nstopping after this step; once more to stop without saving\n")
+        if not self.silent:
+            tell()
+
+
+class Agreed:
+    """The `Interrupts` of all processes of a job: true in each once a signal came to any. To ask is to ask the others,
+    so that all have to, at the same places; `ranks.writes` says who tells the user."""
+
+    def __init__(self, interrupts: Interrupts, ranks: Ranks):
+        self.interrupts, self.ranks, self.told = interrupts, ranks, False
+        interrupts.silent = True
+
+    def __bool__(self):
+        stop = self.ranks.any(bool(self.interrupts))
+        if stop and not self.told and self.ranks.writes:
+            tell()
+        self.told |= stop
+        return stop
+
+
+def tell() -> None:
+    """Say what the first signal does. No print, which may be in the middle of another."""
+    with suppress(OSError):  # the terminal may be gone
+        os.write(2, b"\nstopping after this step; once more to stop without saving\n")
 
 
 @contextmanager

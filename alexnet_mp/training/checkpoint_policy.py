@@ -8,6 +8,7 @@ import time
 from contextlib import contextmanager
 
 from ..runs.checkpoint_writer import PATIENCE, Saver
+from ..runs.elsewhere import NoSaver
 from ..system.errors import UserError
 from ..system.terminal import say
 
@@ -16,7 +17,7 @@ CLOCK_JUMP = 60  # seconds of the wall clock against the steady one, between two
 
 
 class CheckpointPolicy:
-    """Decides when a trainer's run is saved, and what becomes of failures.
+    """Decides when a trainer's run is saved, and what becomes of failures. Of several processes, rank 0 decides.
 
     trainer: the `Trainer`, of which it reads step, validated, validation and recording, and asks for `snapshot`. every:
     (number, "steps" | "seconds") between checkpoints. keep: how many of them stay, with the best. on_save_error:
@@ -24,7 +25,8 @@ class CheckpointPolicy:
     """
 
     def __init__(self, trainer, every=(600, "seconds"), keep=3, on_save_error="continue"):
-        self.trainer, self.run, self.saver = trainer, trainer.run, Saver(trainer.run, keep)
+        self.trainer, self.run, self.ranks = trainer, trainer.run, trainer.ranks
+        self.saver = Saver(trainer.run, keep) if self.ranks.writes else NoSaver()
         self.every, self.stop_on_error = every, on_save_error == "stop"
         self.saved_as = None  # (step, validated) of the newest that was begun; None: there is none in this directory
         self.due, self.saved_at, self.retry_at, self.patience = False, time.monotonic(), math.inf, None
@@ -56,13 +58,13 @@ class CheckpointPolicy:
         is_best = validation is not None and validation.top1_error < self.saver.best_error
         # If the disk is slower than the interval, the next one comes late rather than the training waits. The best
         # can't come late: its copy waits in memory. To save is to wait for the device: never within what is recorded.
-        if is_best or self.due and not self.saver.busy and not self.trainer.recording:
+        if self.ranks.first(is_best or self.due and not self.saver.busy and not self.trainer.recording):
             self.save()
 
     def save(self):
         """Copy what a checkpoint needs, and let it be written."""
         self.trainer.read_steps()
-        if self.up_to_date:
+        if self.ranks.first(self.up_to_date):
             return
         self._notice_clock()
         self.due, self.saved_at, self.retry_at = False, time.monotonic(), math.inf
@@ -81,7 +83,11 @@ class CheckpointPolicy:
         return failure
 
     def save_what_is_there(self):
-        """A last checkpoint before an error ends the run; what goes wrong now must not hide that error."""
+        """A last checkpoint before an error ends the run; what goes wrong now must not hide that error.
+
+        Not where it ends this process alone: what another has of the weights can't be had any more."""
+        if not self.ranks.in_step:
+            return
         self.patience = PATIENCE
         try:
             failure = self.save_now()

@@ -32,16 +32,26 @@ WARM_UP = 3  # eager steps of a shape
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
 
 
-def resolve(choice, devices):
+def resolve(choice, devices, overlap=None, apart=False):
     """What `--graphs` means for towers on these devices: of what graphs are made, or "off" and why.
 
-    Raises UserError where "on" can't be.
+    overlap: see `Exchange`. apart: whether each tower has a process of its own. Raises UserError where "on" can't be.
     """
     kinds = list(dict.fromkeys(devices))
     if choice == "off":
         return "off"
+    if apart:
+        if choice == "on":
+            raise UserError("--graphs on: not yet with --towers apart; --graphs auto would work")
+        return "off (a process a tower)"
     if all(device.type == "cuda" for device in kinds):
-        return "whole step" if len(kinds) == 1 else "from copy to copy"
+        if len(kinds) == 1:
+            return "whole step"
+        if overlap is not False:
+            return "from copy to copy"
+        if choice == "on":  # `graph_segments.py` computes by halves
+            raise UserError("--graphs on: on two devices it goes with --overlap on alone; --graphs auto would work")
+        return "off (--overlap off)"
     where = " and ".join(map(str, kinds))
     if choice == "on":
         gpu = next((device.index or 0 for device in kinds if device.type == "cuda"), 0)
@@ -54,8 +64,9 @@ def resolve(choice, devices):
 
 def make_step(step, choice):
     """The `TrainingStep`, or a `GraphedStep` of it, as `resolve` has it."""
-    devices = step.network.exchange.devices
-    if resolve(choice, devices).startswith("off"):
+    exchange = step.network.exchange
+    devices = exchange.devices
+    if resolve(choice, devices, exchange.chosen_overlap, exchange.between == "processes").startswith("off"):
         return step
     return GraphedStep(step, CudaGraphs(dict.fromkeys(devices)), must=choice == "on")
 

@@ -18,7 +18,7 @@ class PaperSGD(torch.optim.Optimizer):
 
     def __init__(self, network):
         recipe = network.recipe
-        self.kernels = network.kernels
+        self.kernels, self.towers = network.kernels, ["ab"[tower.index] for tower in network.towers]
         self.layers = {
             parameter: (layer, name)
             for tower in network.towers
@@ -109,7 +109,7 @@ class PaperSGD(torch.optim.Optimizer):
             found = [
                 f"{what} of {group['name']} on tower {tower}"
                 for group in self.param_groups
-                for tower, parameter in zip("ab", group["params"])
+                for tower, parameter in zip(self.towers, group["params"])
                 if value(parameter) is not None and not torch.isfinite(value(parameter)).all()
             ]
             if found:
@@ -126,7 +126,7 @@ class PaperSGD(torch.optim.Optimizer):
         names = {
             parameter: f"weights of {group['name']} on tower {tower}"
             for group in self.param_groups
-            for tower, parameter in zip("ab", group["params"])
+            for tower, parameter in zip(self.towers, group["params"])
         }
         return [
             names[parameter]

@@ -7,6 +7,7 @@ read when an event says that they are there. On a CPU they are there at once."""
 import time
 from collections import deque
 from dataclasses import dataclass
+from itertools import takewhile
 
 import torch
 
@@ -29,9 +30,11 @@ class PendingStep:
 
 
 class PendingSteps:
-    """The steps taken and not read yet. devices: the towers'."""
+    """The steps taken and not read yet. devices: the towers'. least: of a number, the smallest that any process of the
+    job has; those that take a step together have to read it together."""
 
-    def __init__(self, devices):
+    def __init__(self, devices, least=int):
+        self.least = least
         # A GPU first: where there is one, the time that a step takes is taken on it.
         self.devices = sorted(dict.fromkeys(devices), key=lambda device: device.type != "cuda")
         self.unread = deque()
@@ -55,13 +58,17 @@ class PendingSteps:
         All if `wait`, else those that are there. If READ_EVERY are unread all the same, the host waits for the older
         half of them. Not for all: the device would have nothing to do then until the host has given it the next step.
         """
-        while self.unread and self.unread[0].is_there():
+        for _ in range(self.least(self._there())):
             yield self._next()
         if wait or len(self.unread) >= READ_EVERY:
             for _ in range(len(self.unread) if wait else READ_EVERY // 2):
                 for end in self.unread[0].ends:
                     end.synchronize()
                 yield self._next()
+
+    def _there(self):
+        """How many have all their numbers, of the oldest."""
+        return sum(1 for _ in takewhile(PendingStep.is_there, self.unread))
 
     def _next(self):
         step = self.unread.popleft()

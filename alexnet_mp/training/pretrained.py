@@ -8,6 +8,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
 
+from ..recipes import shapes
 from ..runs import checkpoint_format, checkpoints, safetensors_file
 from ..system import durable_files
 from ..system.errors import UserError
@@ -76,14 +77,14 @@ def begin_with(network, weights, source, only=None):
     that stay as drawn, layers of the file that the network hasn't). Raises UserError, with the tensor's name, where a
     layer of that name has another shape or values that are not finite, and where there is none to take.
     """
-    state, last = network.merged_state(), network.recipe.layers[-1].name
+    state, last = shapes.merged_shapes(network.recipe, network.classes), network.recipe.layers[-1].name
     for layer in only or ():
         if layer == last or not any(name.startswith(f"{layer}.") for name in state):
             before = ", ".join(layer.name for layer in network.recipe.layers[:-1])
             raise UserError(f"--init-layers {layer}: it names some of the layers before the last, {before}")
         if not any(name.startswith(f"{layer}.") for name in weights):
             raise UserError(f"--init {source}: it has no {layer}, which --init-layers names")
-    taken, new = [], []
+    taken, new, found = [], [], {}
     for layer in (layer.name for layer in network.recipe.layers):
         names = [name for name in state if name.startswith(f"{layer}.")]
         if layer == last or (only is not None and layer not in only) or not any(name in weights for name in names):
@@ -92,19 +93,19 @@ def begin_with(network, weights, source, only=None):
         for name in names:
             if name not in weights:
                 raise UserError(f"--init {source}: it has {layer}, but no {name}")
-            if weights[name].shape != state[name].shape:
+            if weights[name].shape != state[name]:
                 raise UserError(
-                    f"--init {source}: {name} is {tuple(weights[name].shape)} there, "
-                    f"but {tuple(state[name].shape)} in this network"
+                    f"--init {source}: {name} is {tuple(weights[name].shape)} there, but {state[name]} in this network"
                 )
             if not weights[name].is_floating_point() or not torch.isfinite(weights[name]).all():
                 raise UserError(f"--init {source}: {name} has values that are not finite numbers")
-            state[name] = weights[name].to(state[name].dtype)
+            found[name] = weights[name].to(network.dtype)
         taken.append(layer)
     if not taken:
         raise UserError(
             f"--init {source}: none of its tensors ({', '.join(sorted(weights))[:200]}) is of a layer before {last}"
         )
-    network.load_merged(state)
+    layers = network.layer_parameters()
+    network.take(found, {name: layers[name] for name in found})
     foreign = sorted({name.partition(".")[0] for name in weights} - {layer.name for layer in network.recipe.layers})
     return taken, new, foreign

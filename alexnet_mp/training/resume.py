@@ -1,6 +1,7 @@
 """`--resume`: which checkpoint a run goes on from, whether it may, and what is no longer bit-exact then."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from ..runs.lock import RunLock
 from ..system.devices import device_name
 from ..system.errors import UserError
 from ..system.provenance import package_version
+from ..system.ranks import ALONE
 from ..system.terminal import say
 from .schedule import make_schedule
 
@@ -155,7 +157,7 @@ def changes(content, recipe, dataset, statistics=None):
     """What is not as it was when a checkpoint was saved, without epochs: {"conv1.init_std": [before, now],
     "data.fingerprint": ...}."""
     state, changed = content.state, {}
-    before, now = _flat(recipes.to_dict(state.recipe)), _flat(recipes.to_dict(recipe))
+    before, now = flat(recipes.to_dict(state.recipe)), flat(recipes.to_dict(recipe))
     for name in sorted(before.keys() | now.keys()):
         if name not in ("epochs", "name") and before.get(name) != now.get(name):
             changed[name] = [before.get(name), now.get(name)]
@@ -212,6 +214,8 @@ def no_longer_exact(before, now):
     before, now = asdict(before), asdict(now)
     if not any("cuda" in device for made in (before, now) for device in made["devices"]):
         before["pipeline"] = now["pipeline"]  # on a CPU all give the same bits
+    if before["overlap"] is None:  # not recorded
+        before["overlap"] = now["overlap"]
     before |= {f"package {name}": version for name, version in before.pop("packages").items()}
     now |= {f"package {name}": version for name, version in now.pop("packages").items()}
     return [
@@ -221,21 +225,35 @@ def no_longer_exact(before, now):
     ]
 
 
-def environment(network, pipeline, precision):
-    """The `Environment` of this process."""
+def environment(network, pipeline, precision, ranks=ALONE):
+    """The `Environment` of a job, which all its processes have to ask for."""
     devices = tuple(
         f"cuda: {device_name(device)}" if device.type == "cuda" else f"cpu: {torch.backends.cpu.get_cpu_capability()}"
         for device in network.exchange.devices
     )
+    devices = sum(ranks.gather(devices), ())
     packages = {
         name: package_version(name) for name in ("alexnet_mp", "torch", "triton", "pillow", "nvidia-dali-cuda130")
     }
     if any(device.type == "cuda" for device in network.exchange.devices):
         packages |= {"cuda": torch.version.cuda, "cudnn": str(torch.backends.cudnn.version())}
-    return Environment(devices, network.kernels_used(), precision, pipeline.name, torch.get_num_threads(), packages)
+    return Environment(
+        devices,
+        network.kernels_used(),
+        precision,
+        pipeline.name,
+        in_words(network.exchange.overlap),
+        torch.get_num_threads(),
+        packages,
+    )
 
 
-def _flat(fields):
+def in_words(overlap):
+    """As `--overlap` has it."""
+    return "on" if overlap else "off"
+
+
+def flat(fields: Mapping) -> dict:
     """A recipe's fields with those of its layers beside them: {"batch_size": 128, "layers": [names], "conv1.kernel":
     11, ...}."""
     layers = {

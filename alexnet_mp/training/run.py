@@ -5,18 +5,21 @@ what a person typed wrong is said before an image is read, and nothing is writte
 """
 
 import datetime
+import hashlib
 import os
 import re
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 
-from ..data.dataset import DataSet, cached, cost_of_reading, open_data_of_run, open_dataset
+from ..data.dataset import SAME_FILES, DataSet, cached, cost_of_reading, open_data_of_run, open_dataset
 from ..data.limits import refuse_batch
 from ..data.pipeline import Pipeline, make_pipeline
 from ..data.survey import statistics_of
+from ..kernels import dispatch
 from ..network.network import TwoTowerAlexNet
 from ..recipes import recipe as recipes
 from ..recipes import shapes
@@ -24,21 +27,27 @@ from ..recipes.named import PRESETS
 from ..recipes.recipe import Recipe
 from ..runs.checkpoint_format import Data
 from ..runs.checkpoint_writer import PATIENCE
-from ..runs.directory import RunDirectory, refuse_unusable
+from ..runs.directory import RunDirectory, devices_of, refuse_unusable
+from ..runs.elsewhere import RunElsewhere
 from ..runs.lock import RunLock
 from ..system import precision
 from ..system.command_line import typed
-from ..system.devices import check_kernels, make_current
+from ..system.devices import check_kernels, make_current, of_process
 from ..system.devices import resolve as resolve_devices
 from ..system.errors import UserError
-from ..system.interrupts import Interrupts, interruptible
+from ..system.interrupts import Agreed, Interrupts, interruptible
 from ..system.memory import keep_freed_memory
+from ..system.provenance import package_version, source_commit
+from ..system.ranks import ALONE, Ranks, joined
 from ..system.terminal import say
 from . import graphed_step, length, resume, self_check
 from .pretrained import begin_with, read_weights
 from .profiler import Profiler, steps_of
-from .resume import ResumePoint
+from .resume import ResumePoint, in_words
 from .trainer import Trainer
+
+# What all processes of a job have to be asked for alike, besides the recipe.
+ALIKE = ("precision", "graphs", "overlap", "steps", "resume_anyway", "init_layers", "checkpoint_every", "profile")
 
 
 @dataclass(frozen=True)
@@ -58,11 +67,13 @@ class Options:
     data: str | None = None
     out: str | None = None
     gpus: str = "auto"
+    towers: str = "together"
     kernels: str = "auto"
     pipeline: str = "auto"
     workers: int | None = None
     precision: str = "fp32"
     graphs: str = "auto"
+    overlap: str | None = None
     self_check: bool = True
     steps: int | None = None
     resume: str | None = None
@@ -85,11 +96,14 @@ class Plan:
     devices: list[torch.device]  # of each tower
     dtype: torch.dtype  # of the images
     graphs: str  # how steps are launched, in words
+    overlap: bool | None  # see `Exchange`
     every: tuple[float, str]  # (number, "steps" | "seconds") between checkpoints
     out: str  # the run directory
-    lock: RunLock | None  # of the run directory, if it is there already
+    in_place: bool  # whether the run goes on, or begins, in a directory that is there already
+    lock: RunLock | None  # of that directory, in the process that writes
     point: ResumePoint | None  # where the run goes on from
     weights: Mapping[str, torch.Tensor] | None  # of `--init`
+    ranks: Ranks  # the processes of the job
 
 
 @dataclass(frozen=True)
@@ -109,8 +123,8 @@ def train(options: Options) -> bool:
     torch.backends.cudnn.deterministic = True  # else a run that goes on would not be the one that never stopped
     with interruptible() as interrupts:
         try:
-            with ExitStack() as held:
-                _run(options, interrupts, held)
+            with joined(options.towers == "apart") as ranks, ExitStack() as held:
+                _run(options, ranks, interrupts, held)
         except KeyboardInterrupt:
             if interrupts.wait_for_step or interrupts.count > 1:
                 raise
@@ -118,41 +132,59 @@ def train(options: Options) -> bool:
         return bool(interrupts)
 
 
-def _run(options, interrupts, held):
+def _run(options, ranks, interrupts, held):
     """held: an ExitStack; what has to be let go of at the end, whatever it is."""
-    plan = resolve(options, held)
+    plan = resolve(options, held, ranks)
     data = open_data(plan)
     network = build_network(plan, data)
     trainer = make_trainer(plan, data, network, interrupts, held)
     del plan  # the trainer has copied what it had of a checkpoint, and the network what it had of --init
-    trainer.train(interrupts)
+    trainer.train(interrupts if ranks.count == 1 else Agreed(interrupts, ranks))
 
 
 # --- resolve
 
 
-def resolve(options: Options, held: ExitStack) -> Plan:
+def resolve(options: Options, held: ExitStack, ranks: Ranks = ALONE) -> Plan:
     """What the options mean, here and now; says what was chosen for the user. Raises UserError.
 
-    The lock of a run directory that is there already is held from here on, until `held` ends.
+    The lock of a run directory that is there already is held from here on, until `held` ends. Of several processes
+    rank 0 alone looks into directories, and tells the others what it has read.
     """
     every = _interval(options.checkpoint_every)
     _refuse_numbers(options)
     point, out, lock = None, options.out, None
-    if options.resume is not None:
+    if options.resume is not None and ranks.writes:
         point, out, lock = resume.find(options.resume, options.out)
     if lock:
         held.callback(lock.release)
+    point, in_place = ranks.first((point, lock is not None))
     if point:
         options = _as_it_was(options, point)
-    recipe, devices = _recipe_and_devices(options, point)
+    recipe, devices = _recipe_and_devices(options, point, ranks)
     make_current(devices)
-    dtype, graphs = precision.use(options.precision, devices), graphed_step.resolve(options.graphs, devices)
-    weights = read_weights(options.init) if options.init is not None else None
-    if lock is None:
+    overlap = None if options.overlap is None else options.overlap == "on"
+    dtype = precision.use(options.precision, devices)
+    graphs = graphed_step.resolve(options.graphs, devices, overlap, ranks.count > 1)
+    weights = ranks.first(read_weights(options.init) if options.init is not None and ranks.writes else None)
+    if ranks.writes and lock is None:
         out = out or _fresh_name(recipe)
         refuse_unusable(out)
-    return Plan(options, recipe, devices, dtype, graphs, every, out, lock, point, weights)
+    ranks.refuse_difference(lambda: _facts(options, recipe, devices))
+    return Plan(options, recipe, devices, dtype, graphs, overlap, every, out, in_place, lock, point, weights, ranks)
+
+
+def _facts(options, recipe, devices):
+    """{what has to be alike in all processes of a job: it}"""
+    flat, device = resume.flat(recipes.to_dict(recipe)), devices[0]
+    asked = {f"--{name.replace('_', '-')}": getattr(options, name) for name in ALIKE}
+    return {
+        "the code": f"{package_version('alexnet_mp')}, commit {source_commit()}",
+        "torch": torch.__version__,
+        "the kind of device": device.type,
+        "the kernels": dispatch.used(options.kernels, device),
+        **{name: str(value) for name, value in (asked | flat).items()},
+    }
 
 
 def _as_it_was(options, point):
@@ -166,17 +198,28 @@ def _as_it_was(options, point):
     )
 
 
-def _recipe_and_devices(options, point):
+def _recipe_and_devices(options, point, ranks=ALONE):
     on_cpu = _on_cpu_alone(options.gpus)
     chosen = options.recipe or ("mini" if on_cpu else "paper")
     chosen = chosen if isinstance(chosen, Recipe) else PRESETS[chosen]()
     flags = {"batch_size": options.batch_size, "epochs": options.epochs, "seed": options.seed}
     settings = [*options.settings, *(f"{field}={value}" for field, value in flags.items() if value is not None)]
     recipe = recipes.override(chosen, settings)
-    devices = resolve_devices(options.gpus, recipe.towers)
+    if ranks.count > recipe.towers:
+        raise UserError(
+            f"--towers apart: the recipe {recipe.name} has {recipe.towers} tower; without --towers apart one process "
+            "trains it"
+        )
+    devices = (
+        resolve_devices(options.gpus, recipe.towers)
+        if ranks.count == 1
+        else [of_process(options.gpus, ranks.local_rank, ranks.local_count)]
+    )
     check_kernels(options.kernels, devices)
+    everywhere = sum(ranks.gather([str(device) for device in devices]), [])
     say(
-        f"devices: {', '.join(f'tower {letter} on {device}' for letter, device in zip('ab', devices))}"
+        f"devices: {', '.join(f'tower {letter} on {device}' for letter, device in zip('ab', everywhere))}"
+        + (", in a process each" if ranks.count > 1 else "")
         + ("; no CUDA device was found" if on_cpu and options.gpus == "auto" else "")
     )
     if point and chosen is point.checkpoint.state.recipe:
@@ -225,6 +268,8 @@ def _refuse_numbers(options):
         raise UserError(f"--keep {options.keep}: at least the newest checkpoint must be kept")
     if options.profile is not None:
         steps_of(options.profile)
+        if options.towers == "apart":
+            raise UserError("--profile: not yet with --towers apart; one process with --gpus A,B can be recorded")
 
 
 # --- open the data
@@ -256,11 +301,23 @@ def open_data(plan: Plan) -> TrainingData:
 
     in_memory = cached(dataset, recipe.stored_size)
     statistics = statistics_of(dataset, recipe, pipeline.workers)
+    plan.ranks.meet()
+    plan.ranks.refuse_difference(lambda: _facts_of_data(dataset, statistics))
     changed = _changes(plan, dataset, statistics)
     if plan.point and "data.statistics" not in changed:
         statistics = plan.point.checkpoint.statistics  # to the last bit
     pipeline.use(statistics)
     return TrainingData(dataset, pipeline, in_memory, checked, changed)
+
+
+def _facts_of_data(dataset, statistics):
+    """{what of the data has to be alike in all processes of a job: it}"""
+    numbers = b"".join(np.ascontiguousarray(each).tobytes() for each in vars(statistics).values())
+    return {
+        "the data's fingerprint": dataset.fingerprint[:SAME_FILES],  # machines may have copies
+        "the data's classes": repr(list(dataset.classes)),
+        "the data's statistics": hashlib.sha256(numbers).hexdigest(),
+    }
 
 
 def _changes(plan, dataset, statistics=None):
@@ -279,7 +336,14 @@ def _changes(plan, dataset, statistics=None):
 def build_network(plan: Plan, data: TrainingData) -> TwoTowerAlexNet:
     """The network as it is drawn, with the weights of `--init`. Raises UserError if these don't fit."""
     options = plan.options
-    network = TwoTowerAlexNet(plan.recipe, plan.devices, len(data.dataset.classes), options.kernels)
+    network = TwoTowerAlexNet(
+        plan.recipe,
+        plan.devices,
+        len(data.dataset.classes),
+        options.kernels,
+        plan.overlap,
+        plan.ranks if plan.ranks.count > 1 else None,
+    )
     if plan.weights is not None:
         layers = None if options.init_layers is None else options.init_layers.split(",")
         copied, new, foreign = begin_with(network, plan.weights, options.init, layers)
@@ -298,20 +362,26 @@ def make_trainer(
 ) -> Trainer:
     """The trainer, with its run directory, where the checkpoint was if there is one; says how it computes."""
     options, dataset, pipeline = plan.options, data.dataset, data.pipeline
-    environment = resume.environment(network, pipeline, options.precision)
-    interrupts.wait_for_step = True  # from here on there is something on the disk
-    directory = RunDirectory(
-        plan.out,
-        plan.recipe,
-        dataset,
-        network,
-        pipeline,
-        options.precision,
-        plan.point,
-        data.changed,
-        plan.lock,
-        data.checked,
-        options.command,
+    environment = resume.environment(network, pipeline, options.precision, plan.ranks)
+    devices = sum(plan.ranks.gather(devices_of(network)), [])
+    plan.ranks.begun = interrupts.wait_for_step = True  # from here on there is something on the disk
+    directory = (
+        RunElsewhere()
+        if not plan.ranks.writes
+        else RunDirectory(
+            plan.out,
+            plan.recipe,
+            dataset,
+            network,
+            pipeline,
+            options.precision,
+            plan.point,
+            data.changed,
+            plan.lock,
+            data.checked,
+            options.command,
+            devices,
+        )
     )
     held.callback(directory.close)
     constants = {
@@ -329,13 +399,14 @@ def make_trainer(
         options.keep,
         options.on_save_error,
         options.graphs,
+        plan.ranks,
     )
     if options.profile is not None:
         trainer.profiler = Profiler(trainer, steps_of(options.profile), options.precision)
     held.push(lambda kind, error, trace: _let_saver_end(trainer.checkpoints.saver, kind))
     _say_how(plan, data, network)
     if plan.point:
-        trainer.restore(plan.point.checkpoint, same_run=plan.lock is not None)
+        trainer.restore(plan.point.checkpoint, same_run=plan.in_place)
         _say_resumed(plan.point, data.changed, environment, trainer)
     return trainer
 
@@ -352,8 +423,8 @@ def _say_how(plan, data, network):
         say(f"precision {options.precision}: {remark}")
     say(
         f"run directory {plan.out}; kernels {network.kernels_used()}, precision {options.precision}, "
-        f"pipeline {data.pipeline.name}, graphs: {plan.graphs}; {cost_of_reading(data.dataset, data.in_memory)}; "
-        f"a checkpoint every {options.checkpoint_every}"
+        f"pipeline {data.pipeline.name}, graphs: {plan.graphs}, overlap {in_words(network.exchange.overlap)}; "
+        f"{cost_of_reading(data.dataset, data.in_memory)}; a checkpoint every {options.checkpoint_every}"
     )
     counts = shapes.parameter_counts(plan.recipe, len(data.dataset.classes))
     say(f"{sum(counts):,} parameters, by tower: {', '.join(f'{count:,}' for count in counts)}")

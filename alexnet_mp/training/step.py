@@ -26,12 +26,16 @@ class TrainingStep:
     def forward_and_backward(self, images, labels, check_loss):
         self.optimizer.zero_grad(set_to_none=True)
         logits = self.network(*all_images(images))
-        loss = F.cross_entropy(logits, labels)
+        loss, right = self.network.exchange.told(self._judged, logits, labels)
         check_loss(loss)
         if loss.requires_grad:  # not where every layer is frozen
             loss.backward()
+        return loss.detach(), right
+
+    def _judged(self, logits, labels):
         with torch.no_grad():
-            return loss.detach(), topk_credit(logits, labels, self.network.kernels)[0]
+            right = topk_credit(logits, labels, self.network.kernels)[0]
+        return F.cross_entropy(logits, labels), right
 
     def update(self):
         return [self.update_on(device) for device in self.optimizer.devices()]

@@ -17,13 +17,15 @@ from ..data.pipeline_raw import RawPipeline
 from ..evaluation.accuracy import FEW, percent, top5_tells, write_right
 from ..evaluation.protocol import both_protocols, centre_view, evaluate, print_errors
 from ..kernels import augmentation
-from ..network.network import TwoTowerAlexNet, merge_tensors, split_tensors
+from ..network.network import TwoTowerAlexNet
 from ..runs.checkpoint_format import Checkpoint, Scheduled, State, Validation
 from ..runs.checkpoint_writer import PATIENCE
 from ..runs.directory import RunDirectory
+from ..runs.elsewhere import RunElsewhere
 from ..system import durable_files
 from ..system.command_line import typed
 from ..system.errors import UserError
+from ..system.ranks import ALONE, Ranks, SaidElsewhere
 from ..system.terminal import progress, say
 from . import graphed_step
 from .checkpoint_policy import CheckpointPolicy, in_words
@@ -38,21 +40,23 @@ class Trainer:
 
     constants: the fields of a checkpoint's `State` that don't change: recipe, data, made_by. steps: stop after this
     step, None = the recipe's end. every, keep, on_save_error: see `CheckpointPolicy`. graphs: "auto" | "on" | "off",
-    see `graphed_step.py`.
+    see `graphed_step.py`. ranks: the processes of the job; of those that don't write, `run` is a `RunElsewhere`.
     """
 
     def __init__(
         self,
         network: TwoTowerAlexNet,
         pipeline: Pipeline,
-        run: RunDirectory,
+        run: RunDirectory | RunElsewhere,
         constants: dict,
         steps: int | None = None,
         every: tuple[float, str] = (600, "seconds"),
         keep: int = 3,
         on_save_error: str = "continue",
         graphs: str = "auto",
+        ranks: Ranks = ALONE,
     ):
+        self.ranks = ranks
         self.network, self.pipeline, self.run, self.recipe, self.constants = (
             network,
             pipeline,
@@ -75,7 +79,7 @@ class Trainer:
         self.rates_set, self.exchange_said, self.loss, self.rate = False, False, math.nan, 0.0
         # False while the validation that is due after this step is still to come
         self.validated, self.validation = True, None
-        self.pending = PendingSteps(network.exchange.devices)
+        self.pending = PendingSteps(network.exchange.devices, ranks.least if self.on_gpu else int)
         self.checkpoints = CheckpointPolicy(self, every, keep, on_save_error)
         self.profiler = None  # a `profiler.Profiler` if steps are to be recorded
 
@@ -91,7 +95,7 @@ class Trainer:
         fit the network."""
         state = checkpoint.state
         self.network.load_merged(checkpoint.weights)
-        split_tensors(checkpoint.velocity, self.optimizer.velocities())
+        self.network.take(checkpoint.velocity, self.optimizer.velocities())
         self.step = self.network.step = state.step
         self.epoch, self.scheduled = state.epoch, asdict(state.scheduled) if state.scheduled else None
         if state.recipe.schedule == self.recipe.schedule:
@@ -102,6 +106,8 @@ class Trainer:
     def snapshot(self):
         """All that the run needs to go on bit for bit, copied to host memory. Raises OSError where the metrics can't be
         written."""
+        # First of all what other processes take part in.
+        weights, velocity = self.network.merged_state(), self.network.merged(self.optimizer.velocities())
         metrics_bytes = self.run.metrics.length()
         self.run.metrics.events.flush()
         scheduled = Scheduled(**self.scheduled) if self.scheduled else None
@@ -116,9 +122,7 @@ class Trainer:
             saved=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             **self.constants,
         )
-        return Checkpoint(
-            self.network.merged_state(), merge_tensors(self.optimizer.velocities()), self.pipeline.statistics, state
-        )
+        return Checkpoint(weights, velocity, self.pipeline.statistics, state)
 
     # --- the loop
 
@@ -156,7 +160,9 @@ class Trainer:
     def _batches(self):
         """The pipeline's. Where it fails, all steps so far are whole: they are saved before the error goes on."""
         try:
-            yield from self.pipeline.train(self.step, self.recipe.epochs, self.schedule.colour_noise)
+            yield from self.ranks.in_turn(self.pipeline).train(
+                self.step, self.recipe.epochs, self.schedule.colour_noise
+            )
         except Exception:
             self.checkpoints.save_what_is_there()
             raise
@@ -196,7 +202,7 @@ class Trainer:
             loss, count = loss.item(), len(step.images)
             if not math.isfinite(loss):
                 self.refuse_loss(loss, step.step, step.images)
-            if not all(torch.isfinite(values).all() for values in sums):
+            if self.ranks.any(not all(torch.isfinite(values).all() for values in sums)):
                 self.refuse_tensors(step, sums)
             lr = {
                 what: max(group["lr"] for group in self.optimizer.param_groups if group["name"].endswith(what))
@@ -225,6 +231,7 @@ class Trainer:
         """End the run where a weight is NaN or infinite; the gradient or velocity that made it so is named if no step
         followed."""
         found = self.optimizer.non_finite() if step.step == self.step else self.optimizer.non_finite_in(sums)
+        found = sum(self.ranks.gather(found), [])
         if found:  # not where finite weights only have a sum that overflows
             more = f" and {len(found) - 1} more tensors" if len(found) > 1 else ""
             self._refuse(
@@ -232,6 +239,8 @@ class Trainer:
             )
 
     def _refuse(self, what, details, step, images, split):
+        if not self.ranks.writes:
+            raise SaidElsewhere(what)
         names = self.pipeline.dataset.splits[split].names
         images = [str(names[image]) for image in images]
         with suppress(OSError, ValueError):  # a full disk must not hide what happened
@@ -287,7 +296,9 @@ class Trainer:
                 advance(count)
 
             try:
-                tested = evaluate(self.network, self.pipeline, "val", protocols, self.recipe.batch_size, watch)
+                tested = evaluate(
+                    self.network, self.ranks.in_turn(self.pipeline), "val", protocols, self.recipe.batch_size, watch
+                )
             except _Interrupted:
                 return None
             except Exception:  # the step before is whole
@@ -304,10 +315,14 @@ class Trainer:
         failure = self.checkpoints.save_now()
         if failure and not isinstance(failure, OSError):
             raise failure
+        self.ranks.meet()  # a disk may be slow
+        first = f"{self.recipe.layers[0].name}.weight"
+        kernels = self.network.merged_state(first)[first]
         try:
             self.run.metrics.length()
-            draw_curves(self.run.path, self.network.classes)
-            draw_kernels(self.network, self.run.path)
+            if self.ranks.writes:
+                draw_curves(self.run.path, self.network.classes)
+                draw_kernels(kernels, self.network, self.run.path)
         except OSError as error:
             failure = failure or error
         self.run.metrics.events.flush()
@@ -315,7 +330,8 @@ class Trainer:
         tested = self.test(both_protocols(self.recipe), interrupted) if reached_end else None
         if tested:
             try:
-                write_right(self.run.path, tested)
+                if self.ranks.writes:
+                    write_right(self.run.path, tested)
             except OSError as error:
                 failure = failure or error
             errors = {name: answers.errors() for name, answers in tested.items()}
@@ -353,7 +369,7 @@ class Trainer:
         total = sum(entry.bytes for entry in ledger)
         if not total:
             return f"exchange: both towers are on one device; at {edges} nothing has to be copied"
-        return f"exchange: {total / 1e6:,.2f} MB a step cross between the devices, at {edges}"
+        return f"exchange: {total / 1e6:,.2f} MB a step cross between the {self.network.exchange.between}, at {edges}"
 
 
 class _Interrupted(Exception):

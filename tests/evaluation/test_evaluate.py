@@ -371,8 +371,8 @@ def trained(tmp_path_factory):
     shutil.copytree(root / "folder/val", root / "folder/test")
     assert prepare.main([str(root / "folder"), str(root / "set"), "--size", "44", "--workers", "0", "--raw"]) == 0
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("alexnet_mp.training.trainer.draw_curves", lambda run, classes: None)
-        patch.setattr("alexnet_mp.training.trainer.draw_kernels", lambda network, run: None)
+        patch.setattr("alexnet_mp.training.trainer.draw_curves", lambda *_: None)
+        patch.setattr("alexnet_mp.training.trainer.draw_kernels", lambda *_: None)
         run(root / "set", root / "a", "--steps", "3")
         run(root / "set", root / "b", "--steps", "4", "--seed", "1", "--set", "stored_size=44")
     return root

@@ -41,7 +41,7 @@ def teleport(monkeypatch):
     """The exchange's copy, replaced: nothing can leave `meta`, so zeros arrive. Making them reads no tensor of the
     other device."""
 
-    def copy(tensor, device, overlap):
+    def copy(tensor, device, copy_stream):
         assert tensor.device != device
         return exchange.Arrival(torch.zeros(tensor.shape, dtype=tensor.dtype, device=device))
 
@@ -91,7 +91,7 @@ def test_an_operation_moved_across_is_seen(where, teleport):
 
 def test_a_missing_crossing_is_seen(teleport, monkeypatch):
     """Without the copy tower b's conv3 would read tower a's tensor where it lies."""
-    monkeypatch.setattr(exchange, "copy", lambda tensor, device, overlap: exchange.Arrival(tensor))
+    monkeypatch.setattr(exchange, "copy", lambda tensor, device, copy_stream: exchange.Arrival(tensor))
     with pytest.raises(AssertionError, match="convolution.default mixes"):
         one_step(network_on(("cpu", "meta"), mini()), 2, mini())
 

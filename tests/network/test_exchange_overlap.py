@@ -4,6 +4,7 @@ On a CPU nothing runs beside anything: here a copy that arrives late is one whos
 for it. The streams themselves are tested where there is a GPU, with delays injected on every one of them."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -12,7 +13,9 @@ from overlapped import FROZEN, LABELS, Called, Products, apart, delayed, gradien
 
 from alexnet_mp import mini
 from alexnet_mp.network import exchange, overlap
+from alexnet_mp.network import layer as layers
 from alexnet_mp.recipes.recipe import change_layers
+from alexnet_mp.recipes.shapes import crossings
 
 
 def local_conv4(recipe):
@@ -50,6 +53,35 @@ def test_a_pass_without_gradients_gives_the_same_bits_and_has_no_history(without
         assert torch.equal(network(*(x.clone() for _ in "ab")), expected)
 
 
+@pytest.mark.parametrize("overlap", [True, False])
+def test_either_arrangement_has_the_bits_of_the_other(overlap):
+    """One device that is made to compute by halves, and two that wait for the whole."""
+    one, two = apart(mini(), dtype=torch.float32), apart(mini(), dtype=torch.float32)
+    one.exchange.shared = True
+    for network in (one, two):
+        network.exchange.chosen_overlap = overlap
+    x = images(mini(), torch.float32)
+    (logits, found), (expected, others) = gradients(one, x), gradients(two, x)
+    assert torch.equal(logits, expected)
+    for name, gradient in found.items():
+        assert torch.equal(gradient, others[name]), name
+    assert [entry[:3] for entry in map(dataclasses.astuple, one.ledger())] == [
+        entry[:3] for entry in map(dataclasses.astuple, two.ledger())
+    ]
+    assert sum(entry.bytes for entry in one.ledger()) == 0
+    assert sum(entry.bytes for entry in two.ledger()) == sum(row[3] for row in crossings(mini(), len(x)))
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_by_default_two_devices_compute_by_halves(shared, monkeypatch):
+    network, calls = apart(mini()), []
+    network.exchange.shared = shared
+    split = layers.split_input_product
+    monkeypatch.setattr(layers, "split_input_product", lambda *parts: calls.append(1) or split(*parts))
+    network(images(mini()), images(mini()))
+    assert len(calls) == (0 if shared else 7)
+
+
 @pytest.fixture
 def late(monkeypatch):
     """Copies that are NaN until they are waited for, and the order of what happens: "send", "receive" and products."""
@@ -61,7 +93,7 @@ def late(monkeypatch):
             self.tensor.copy_(self.event)
             return self.tensor
 
-    def begin(tensor, device, overlap):
+    def begin(tensor, device, copy_stream):
         happened.append("send")
         return Late(torch.full_like(tensor, torch.nan), tensor.clone())
 
@@ -74,7 +106,7 @@ def test_nothing_is_read_before_it_arrives(late):
     late_logits, late_gradients = gradients(apart(recipe, dtype=torch.float32), x)
     assert late.count("send") == late.count("receive") == 14
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(exchange, "copy", lambda tensor, device, overlap: exchange.Arrival(tensor.clone()))
+        patch.setattr(exchange, "copy", lambda tensor, device, copy_stream: exchange.Arrival(tensor.clone()))
         logits, expected = gradients(apart(recipe, dtype=torch.float32), x)
     assert torch.equal(logits, late_logits)
     for name, gradient in expected.items():
@@ -171,7 +203,7 @@ def test_a_gradient_that_returns_is_awaited_by_the_stream_that_goes_on_with_it(m
             awaited.append(stream)
             return self.tensor
 
-    monkeypatch.setattr(exchange, "copy", lambda tensor, device, overlap: Told(tensor.clone()))
+    monkeypatch.setattr(exchange, "copy", lambda tensor, device, copy_stream: Told(tensor.clone()))
     network, x = apart(mini()), images(mini())
     with monkeypatch.context() as patch:
         patch.setattr(exchange, "current_stream", lambda tensor: "the forward pass's")
@@ -234,10 +266,10 @@ def test_no_race_between_computation_and_copies(devices, where, monkeypatch):
         pytest.skip("within one device the copy runs on the target's stream alone")
     results = []
     with torch.backends.cudnn.flags(enabled=True, deterministic=True, benchmark=False, allow_tf32=False):
-        for overlap in (False, True):
+        for copy_stream in (False, True):
             network, x = apart(mini(), devices, torch.float32), images(mini(), torch.float32, 3)
-            network.exchange.overlap = overlap
-            with delayed(monkeypatch, where if overlap else "nowhere"):
+            network.exchange.copy_stream = copy_stream
+            with delayed(monkeypatch, where if copy_stream else "nowhere"):
                 # New images in every step: what lies in memory from the step before is wrong.
                 results.append([gradients(network, x * (1 + number)) for number in range(3)])
     for (logits, found), (late_logits, late_found) in zip(*results, strict=True):

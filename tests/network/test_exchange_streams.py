@@ -8,7 +8,7 @@ from alexnet_mp.network import exchange
 
 ZERO, ONE = torch.device("cuda:0"), torch.device("cuda:1")
 WAYS = pytest.mark.parametrize("target", [ONE, ZERO], ids=["two devices", "one device"])
-OVERLAPS = pytest.mark.parametrize("overlap", [True, False], ids=["overlap", "in order"])
+COPY_STREAMS = pytest.mark.parametrize("copy_stream", [True, False], ids=["copy stream", "in order"])
 
 
 def made(streams, device=ZERO):
@@ -18,10 +18,10 @@ def made(streams, device=ZERO):
 
 
 @WAYS
-@OVERLAPS
-def test_a_copy_is_read_by_whom_has_waited_for_it(streams, target, overlap):  # noqa: F811
-    arrival = exchange.copy(made(streams), target, overlap)
-    if overlap:
+@COPY_STREAMS
+def test_a_copy_is_read_by_whom_has_waited_for_it(streams, target, copy_stream):  # noqa: F811
+    arrival = exchange.copy(made(streams), target, copy_stream)
+    if copy_stream:
         with pytest.raises(AssertionError, match="doesn't wait for"):
             arrival.tensor.read()
     arrival.receive().read()
@@ -34,7 +34,7 @@ def test_a_copy_is_read_by_whom_has_waited_for_it(streams, target, overlap):  # 
 @WAYS
 def test_memory_is_kept_for_the_stream_that_reads_it_and_for_no_other(streams, target):  # noqa: F811
     tensor = made(streams)
-    exchange.copy(tensor, target, overlap=True)
+    exchange.copy(tensor, target, copy_stream=True)
     out, into = exchange._copy_streams(ZERO, target)
     assert tensor.recorded == {out if target == ONE else into}
     tensor.free()
@@ -44,9 +44,9 @@ def test_memory_is_kept_for_the_stream_that_reads_it_and_for_no_other(streams, t
 
 
 @WAYS
-@OVERLAPS
-def test_what_has_arrived_is_kept_for_the_stream_that_received_it(streams, target, overlap):  # noqa: F811
-    arrival = exchange.copy(made(streams), target, overlap)
+@COPY_STREAMS
+def test_what_has_arrived_is_kept_for_the_stream_that_received_it(streams, target, copy_stream):  # noqa: F811
+    arrival = exchange.copy(made(streams), target, copy_stream)
     with streams.entered(streams.new(target)):
         arrived = arrival.receive()
         arrived.read()
@@ -54,12 +54,13 @@ def test_what_has_arrived_is_kept_for_the_stream_that_received_it(streams, targe
 
 
 @WAYS
-@OVERLAPS
+@COPY_STREAMS
 @pytest.mark.parametrize("aside", [True, False])
-def test_a_gradient_is_awaited_by_the_stream_of_the_forward_pass(streams, target, overlap, aside):  # noqa: F811
+def test_a_gradient_is_awaited_by_the_stream_of_the_forward_pass(streams, target, copy_stream, aside):  # noqa: F811
     """Where backward runs in a thread of the reader's device, the default stream is current on the other one."""
     home, there = [streams.new(device) if aside else streams.current_on(device) for device in (ZERO, target)]
-    carrier = exchange.Exchange((ZERO, target), overlap)
+    carrier = exchange.Exchange((ZERO, target), copy_stream=copy_stream)
+    carrier.shared = False  # it copies within one device, too
     with streams.entered(there), streams.entered(home):
         crossing = exchange.Crossing(carrier, "conv3", made(streams), 0, 1)
         with streams.entered(there):
@@ -74,15 +75,15 @@ def test_a_gradient_is_awaited_by_the_stream_of_the_forward_pass(streams, target
 
 
 @WAYS
-@OVERLAPS
-def test_what_a_standing_copy_reads_and_writes_is_free_once_all_has_settled(streams, target, overlap):  # noqa: F811
-    carrier, tensor = exchange.Exchange((ZERO, target), overlap), made(streams)
+@COPY_STREAMS
+def test_what_a_standing_copy_reads_and_writes_is_free_once_all_has_settled(streams, target, copy_stream):  # noqa: F811
+    carrier, tensor = exchange.Exchange((ZERO, target), copy_stream=copy_stream), made(streams)
     copy = carrier.standing("conv3", tensor, 0, 1, "forward")
     for number in range(3):
         copy.begin()
         copy.receive()
         copy.place.read()
-        if overlap and target == ONE:  # on one device the stream that received the copy has waited for all there is
+        if copy_stream and target == ONE:  # on one device the stream that received the copy has waited for all there is
             with pytest.raises(AssertionError, match="writes what .* may still use"):
                 tensor.write()
             with pytest.raises(AssertionError, match="writes what .* may still use"):

@@ -27,7 +27,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def parts(quick):
     """What a run directory is made of, without a network."""
     dataset = SimpleNamespace(source="builtin", description="drawn", fingerprint="5f", classes=["ant", "bee"])
-    network = SimpleNamespace(exchange=SimpleNamespace(devices=()), kernels_used=lambda: "cpu")
+    network = SimpleNamespace(
+        exchange=SimpleNamespace(devices=(), towers=(), overlap=False), kernels_used=lambda: "cpu"
+    )
     pipeline = SimpleNamespace(name="torch", statistics=Statistics(np.ones((4, 4, 3)), np.ones(3), np.eye(3)))
     return mini(), dataset, network, pipeline
 

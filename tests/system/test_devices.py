@@ -7,7 +7,7 @@ from inner_cases import every
 from alexnet_mp import train
 from alexnet_mp.evaluation import trained
 from alexnet_mp.recipes.named import PRESETS
-from alexnet_mp.system.devices import make_current, resolve
+from alexnet_mp.system.devices import make_current, of_process, resolve
 from alexnet_mp.system.errors import UserError
 from alexnet_mp.training import run as runs
 
@@ -101,3 +101,39 @@ def test_a_command_makes_no_context_on_a_gpu_that_it_was_not_given(command, gpus
             found = trained.Trained(PRESETS["mini"](), "builtin", [], None, {}, tmp_path)
             monkeypatch.setattr(trained, "trained", lambda *_, **__: (tmp_path, found))
             trained.load_run(tmp_path, "1")
+
+
+@every(
+    "count, gpus, here, found",
+    [
+        (0, "cpu", 2, ["cpu", "cpu"]),
+        (0, "auto", 2, ["cpu", "cpu"]),
+        (0, "cpu,cpu", 2, ["cpu", "cpu"]),
+        (2, "auto", 2, ["cuda:0", "cuda:1"]),
+        (4, "3,1", 2, ["cuda:3", "cuda:1"]),
+        (1, "0", 1, ["cuda:0"]),
+        (1, "auto", 2, ["cpu", "cpu"]),
+        (2, "cpu", 2, ["cpu", "cpu"]),
+    ],
+)
+def test_each_process_has_a_device_of_the_list(count, gpus, here, found, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    assert [str(of_process(gpus, number, here)) for number in range(here)] == found
+
+
+@every(
+    "count, gpus, here, said",
+    [
+        (0, "0,1", 2, "GPU 0 is not there; no CUDA device was found here; --gpus cpu would work"),
+        (2, "0", 2, "need a GPU each, or all the CPU; --gpus 0,1 would work"),
+        (2, "0,0", 2, "need a GPU each"),
+        (2, "cpu,0", 2, "need a GPU each"),
+        (3, "0,1,2", 2, "need a GPU each"),
+        (2, "0,one", 2, "--gpus 0,one: write cpu, or a GPU for each process"),
+    ],
+)
+def test_a_list_that_does_not_fit_the_processes_is_refused(count, gpus, here, said, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    with pytest.raises(UserError) as raised:
+        of_process(gpus, 0, here)
+    assert said in str(raised.value) and "\n" not in str(raised.value)

@@ -10,6 +10,7 @@ from disk import add_gate, checkpoint_of
 from alexnet_mp.runs import checkpoints
 from alexnet_mp.runs.checkpoints import listing
 from alexnet_mp.system.errors import UserError
+from alexnet_mp.system.ranks import ALONE
 from alexnet_mp.training import checkpoint_policy
 from alexnet_mp.training.checkpoint_policy import CheckpointPolicy
 
@@ -33,6 +34,7 @@ class Standing:
         metrics = SimpleNamespace(failure=None, events=SimpleNamespace(failure=None), sync=lambda: None)
         self.run = SimpleNamespace(path=path, lock=SimpleNamespace(check=lambda: None), metrics=metrics)
         self.step, self.validated, self.validation, self.recording = 0, True, None, False
+        self.ranks = ALONE
         self.checkpoints = CheckpointPolicy(self, **policy)
 
     def read_steps(self):

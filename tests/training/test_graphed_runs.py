@@ -195,6 +195,15 @@ def test_a_run_on_a_gpu_with_graphs_is_the_run_without(precision, data, tmp_path
 )
 def test_what_the_flag_means(devices, choice, said):
     assert graphed_step.resolve(choice, devices) == said
+    assert graphed_step.resolve(choice, devices, overlap=True) == said
+    without = "off (--overlap off)" if said == "from copy to copy" else said
+    if (choice, without) != ("on", "off (--overlap off)"):
+        assert graphed_step.resolve(choice, devices, overlap=False) == without
+
+
+def test_graphs_of_two_devices_go_by_halves():
+    with pytest.raises(UserError, match="^--graphs on: on two devices it goes with --overlap on alone"):
+        graphed_step.resolve("on", [CUDA, OTHER], overlap=False)
 
 
 @pytest.mark.parametrize(

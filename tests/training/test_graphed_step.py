@@ -270,7 +270,7 @@ def test_a_graph_reads_no_copy_before_it_has_arrived(monkeypatch):
                 self.tensor.copy_(self.event)
             return self.tensor
 
-    def begin(tensor, device, overlap, place=None):
+    def begin(tensor, device, copy_stream, place=None):
         return Late(torch.full_like(tensor, torch.nan) if place is None else place.fill_(torch.nan), tensor)
 
     monkeypatch.setattr(exchange, "copy", begin)

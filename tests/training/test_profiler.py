@@ -255,7 +255,7 @@ def test_a_layer_that_is_made_slow_is_the_one_that_is_shown(slow, row, column, d
 
 def test_operations_are_looked_for_under_the_names_that_they_have():
     """The profiler names an autograd function after its class."""
-    classes = exchange._Shared, overlap._SplitInputFunction, linear_op._OneDnn
+    classes = exchange._Whole, overlap._SplitInputFunction, linear_op._OneDnn
     assert (CROSSING, SPLIT_INPUT, ONEDNN) == tuple(function.__name__ for function in classes)
 
 
@@ -276,7 +276,7 @@ RECORDED = [
     (LAYER + "conv1 b", 200, 240, MAIN, 0, -1, ()),
     ("aten::conv2d", 205, 220, MAIN, 0, 8, ((1, 110),)),
     ("aten::relu", 225, 235, MAIN, 0, 9, ((1, 5),)),
-    ("_Shared", 250, 260, MAIN, 0, 10, ()),
+    ("_Whole", 250, 260, MAIN, 0, 10, ()),
     ("aten::copy_", 251, 259, MAIN, 0, -1, ((1, 20),)),
     (LAYER + "fc8 a", 270, 300, MAIN, 0, -1, ()),
     ("_SplitInputFunction", 272, 298, MAIN, 0, 11, ()),  # two products and their sum
@@ -296,7 +296,7 @@ RECORDED = [
     (NODE + "ConvolutionBackward0", 530, 560, DEVICE_0, MAIN, 6, ((0, 200),)),
     (NODE + "ReluBackward0", 500, 520, DEVICE_1, MAIN, 9, ((1, 7),)),
     (NODE + "ConvolutionBackward0", 521, 560, DEVICE_1, MAIN, 8, ((1, 210),)),
-    (NODE + "_SharedBackward", 561, 565, DEVICE_1, MAIN, 10, ((1, 25),)),
+    (NODE + "_WholeBackward", 561, 565, DEVICE_1, MAIN, 10, ((1, 25),)),
     ("aten::copy_", 600, 610, 99, 0, -1, ((0, 1000),)),  # a thread that saves
     (UPDATE, 800, 900, MAIN, 0, -1, ()),
     ("Optimizer.step#PaperSGD.step", 810, 850, MAIN, 0, -1, ()),

@@ -317,8 +317,8 @@ def test_what_a_run_goes_on_from_or_begins_with_is_out_of_memory_before_its_firs
     first, alive = run(data, tmp_path / "first", "--steps", 2), []
     resolve, train = training_run.resolve, Trainer.train
 
-    def watched(options, held):
-        plan = resolve(options, held)
+    def watched(*asked):
+        plan = resolve(*asked)
         tensors = plan.weights or plan.point.checkpoint.weights | plan.point.checkpoint.velocity
         alive.extend(map(weakref.ref, tensors.values()))
         return plan

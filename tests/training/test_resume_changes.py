@@ -20,7 +20,9 @@ from alexnet_mp.runs.checkpoint_format import Checkpoint, Data, Environment, Sta
 from alexnet_mp.system.errors import UserError
 from alexnet_mp.training import resume as resuming
 
-ENVIRONMENT = Environment(("cpu: AVX2", "cpu: AVX2"), "cpu", "fp32", "torch", 2, {"torch": "2.13.0", "triton": None})
+ENVIRONMENT = Environment(
+    ("cpu: AVX2", "cpu: AVX2"), "cpu", "fp32", "torch", "off", 2, {"torch": "2.13.0", "triton": None}
+)
 STATISTICS = Statistics(np.full((112, 112, 3), 100.0), np.array([0.1, 0.2, 0.3]), np.eye(3))
 DATASET = SimpleNamespace(fingerprint="abc", classes=["ant", "bee", "cat"], splits={"train": range(24)})
 
@@ -247,6 +249,7 @@ def test_a_run_that_is_past_the_end_is_refused():
         ({}, []),
         ({"threads": 4}, ["threads: 2 -> 4"]),
         ({"kernels": "reference"}, ["kernels: cpu -> reference"]),
+        ({"overlap": "on"}, ["overlap: off -> on"]),
         ({"pipeline": "dali"}, []),
         (
             {"devices": ("cpu: AVX512", "cpu: AVX512")},
@@ -264,6 +267,12 @@ def test_a_run_that_is_past_the_end_is_refused():
 )
 def test_what_computes_otherwise_is_said(change, said):
     assert resuming.no_longer_exact(ENVIRONMENT, dataclasses.replace(ENVIRONMENT, **change)) == said
+
+
+def test_what_was_not_recorded_is_not_said():
+    for overlap in ("on", "off"):
+        now = dataclasses.replace(ENVIRONMENT, overlap=overlap)
+        assert resuming.no_longer_exact(dataclasses.replace(ENVIRONMENT, overlap=None), now) == []
 
 
 def test_on_a_gpu_another_pipeline_is_said():
@@ -289,6 +298,24 @@ def test_nothing_is_said_where_nothing_differs_and_threads_and_kernels_are(data,
         torch.set_num_threads(1)
     said = capsys.readouterr().out
     assert "kernels: cpu -> reference, threads: 1 -> 2" in said and "epochs 3 -> 7" in said
+
+
+def test_by_halves_is_another_rounding_that_is_kept_and_said(data, tmp_path, capsys):
+    """On one device a layer that reads both towers makes one product, unless --overlap on."""
+    outs = [
+        run(data, tmp_path / name, "--steps", 2, *flags)
+        for name, flags in (("off", []), ("said", ["--overlap", "off"]), ("on", ["--overlap", "on"]))
+    ]
+    assert_same_end(outs[0], outs[1])
+    losses = [[line["loss"] for line in lines(out) if line["kind"] == "train"] for out in outs]
+    assert losses[0] != losses[2] and losses[0] == pytest.approx(losses[2], rel=1e-5)
+    assert [json.loads((out / "run.json").read_text())["overlap"] for out in outs] == ["off", "off", "on"]
+    assert [state(newest(out))["made_by"]["overlap"] for out in outs] == ["off", "off", "on"]
+    assert "overlap on;" in capsys.readouterr().out
+    resume(data, outs[2], "--steps", 3, "--overlap", "on")
+    assert "no longer bit for bit" not in capsys.readouterr().out
+    resume(data, outs[2], "--steps", 4)
+    assert "something else computes: overlap: on -> off" in capsys.readouterr().out
 
 
 def test_another_seed_or_data_set_is_refused_before_images_are_read(data, tmp_path, monkeypatch):

@@ -319,12 +319,12 @@ class Graph:
         self.freed = True
 
 
-def tape_of(happened, devices=DEVICES, overlap=True, graph=Graph):
+def tape_of(happened, devices=DEVICES, copy_stream=True, graph=Graph):
     graphs = types.SimpleNamespace(
         streams={device: Numbered().stream(device) for device in devices},
         capture=lambda function, pool, device: (graph(happened), function()),
     )
-    tape = cuda_graphs.Tape(graphs, None, types.SimpleNamespace(devices=devices, overlap=overlap))
+    tape = cuda_graphs.Tape(graphs, None, types.SimpleNamespace(devices=devices, copy_stream=copy_stream))
     tape.run(0, list)
     return tape
 
@@ -348,7 +348,7 @@ def test_a_library_without_the_operator_leaves_it_to_python(monkeypatch):
     assert happened == ["settle", "replay", "settle"]
 
 
-@pytest.mark.parametrize("why", ["a CPU", "no overlap", "an old torch", "gaps in memory", "another dtype"])
+@pytest.mark.parametrize("why", ["a CPU", "no copy stream", "an old torch", "gaps in memory", "another dtype"])
 def test_what_a_table_can_not_say_is_left_to_python(why, compiled, monkeypatch):
     happened = []
     monkeypatch.setattr(cuda_graphs, "settle", lambda devices: None)
@@ -363,7 +363,7 @@ def test_what_a_table_can_not_say_is_left_to_python(why, compiled, monkeypatch):
     tape = tape_of(
         happened,
         [torch.device("cpu")] * 2 if why == "a CPU" else DEVICES,
-        overlap=why != "no overlap",
+        copy_stream=why != "no copy stream",
         graph=OldGraph if why == "an old torch" else Graph,
     )
     tensor, place = torch.ones(4, 6), torch.ones(4, 6)

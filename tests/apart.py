@@ -1,0 +1,208 @@
+"""Two processes with a tower each, on gloo: what they return, say, and end with.
+
+They are forks of the test's own process, which has imported everything already; torchrun starts them as a user's in
+`tests/training/test_torchrun.py`."""
+
+import faulthandler
+import os
+import pickle
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from tiny_run import TINY, add_to_step, lines
+
+from alexnet_mp import train
+from alexnet_mp.system.errors import run_command
+from alexnet_mp.system.ranks import joined
+
+TIMEOUT = 100  # seconds; none of them takes ten where a processor is free
+
+
+class Agent:
+    """As torchrun's, has the store of which the processes of a job are clients: in a process of its own, since a fork
+    of one that has threads may hang."""
+
+    def __init__(self):
+        reading, writing = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            try:
+                store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+                os.write(writing, str(store.port).encode())
+                signal.pause()
+            finally:
+                os._exit(1)
+        os.close(writing)
+        self.port = os.read(reading, 100).decode()
+        os.close(reading)
+
+    def end(self):
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+
+
+def environments(count, port):
+    """What torchrun sets for each process."""
+    return [
+        {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(count),
+            "LOCAL_WORLD_SIZE": str(count),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+            "TORCHELASTIC_USE_AGENT_STORE": "True",
+        }
+        for rank in range(count)
+    ]
+
+
+class Process:
+    """A fork that calls a function, in an environment of its own, and ends with the status that it returns."""
+
+    def __init__(self, function, environment, agent):
+        self.agent = agent
+        self.place = Path(tempfile.mkdtemp())
+        self.pid, self.status = os.fork(), None
+        if self.pid == 0:
+            status = 1
+            try:
+                faulthandler.disable()
+                os.setsid()
+                for number, name in ((1, "out"), (2, "err")):
+                    os.dup2(os.open(self.place / name, os.O_WRONLY | os.O_CREAT), number)
+                sys.stdout, sys.stderr = (open(number, "w", closefd=False, buffering=1) for number in (1, 2))
+                os.environ.update(environment)
+                torch.set_num_threads(1)
+                status = function()
+            except SystemExit as ended:
+                status = ended.code
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stdout.flush()
+                os._exit(status or 0)
+
+    @property
+    def out(self):
+        return (self.place / "out").read_text() if (self.place / "out").exists() else ""
+
+    @property
+    def err(self):
+        return (self.place / "err").read_text() if (self.place / "err").exists() else ""
+
+    def has_ended(self):
+        if self.status is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self.status = os.waitstatus_to_exitcode(status)
+        return self.status is not None
+
+    def signal(self, number):
+        os.kill(self.pid, number)
+
+
+def begin(*functions):
+    """Start a process for each function, as the ranks of a job."""
+    agent = Agent()
+    places = environments(len(functions), agent.port)
+    return [Process(function, place, agent) for function, place in zip(functions, places, strict=True)]
+
+
+def end(processes, timeout=TIMEOUT):
+    """Wait until all have ended, which none outlives: [their statuses]."""
+    deadline = time.monotonic() + timeout
+    try:
+        while not all([process.has_ended() for process in processes]):
+            said = "".join(process.out + process.err for process in processes)
+            assert time.monotonic() < deadline, f"{[process.status for process in processes]}\n{said}"
+            time.sleep(0.02)
+    finally:
+        for process in processes:
+            if not process.has_ended():
+                os.killpg(process.pid, signal.SIGKILL)
+                os.waitpid(process.pid, 0)
+        processes[0].agent.end()
+    return [process.status for process in processes]
+
+
+def in_both(function, *arguments):
+    """[what function(ranks, *arguments) returns in the process of tower a, in that of tower b], of a job of two."""
+    place = Path(tempfile.mkdtemp())
+
+    def call():
+        with joined(apart=True) as ranks:
+            result = function(ranks, *arguments)
+        (place / str(ranks.rank)).write_bytes(pickle.dumps(result))
+
+    processes = begin(call, call)
+    assert end(processes) == [0, 0], [process.err for process in processes]
+    return [pickle.loads((place / str(rank)).read_bytes()) for rank in range(2)]
+
+
+def training(*arguments, before=lambda: None):
+    """A function that trains as the command does. before: is called first, to patch something."""
+
+    def command():
+        before()
+        run_command(lambda: train.main([*map(str, arguments)]))
+
+    return command
+
+
+def said(processes):
+    """The lines on standard error of all processes."""
+    return [line for process in processes for line in process.err.splitlines() if line.strip()]
+
+
+def processes_of(data, out, *more, before=lambda: None):
+    """A run with a process a tower, begun."""
+    command = training(*TINY, "--towers", "apart", "--data", data, "--out", out, *more, before=before)
+    return begin(command, command)
+
+
+def run_apart(data, out, *more, before=lambda: None):
+    processes = processes_of(data, out, *more, before=before)
+    assert end(processes) == [0, 0], [process.err for process in processes]
+    assert said(processes) == [] and processes[1].out == ""
+    return out, processes[0].out
+
+
+def in_rank(rank, action):
+    """In one of the processes alone."""
+
+    def before():
+        if os.environ["RANK"] == str(rank):
+            action(pytest.MonkeyPatch())
+
+    return before
+
+
+def at_step(step, action):
+    return lambda patch: add_to_step(patch, step, action)
+
+
+def ends(data, out, *more, before, status=2):
+    """The one line that the processes say when they end; those that say nothing end with 2."""
+    processes = processes_of(data, out, *more, before=before)
+    statuses = end(processes)
+    assert len(said(processes)) == 1, said(processes)
+    assert set(statuses) <= {status, 2}, statuses
+    return said(processes)[0]
+
+
+@pytest.fixture
+def without_bytes(monkeypatch):
+    """Metrics are compared without what crossed: within one device that is nothing."""
+
+    def without(out):
+        return [{name: value for name, value in line.items() if name != "bytes_exchanged"} for line in lines(out)]
+
+    monkeypatch.setattr("tiny_run.lines", without)

@@ -1,0 +1,95 @@
+"""A process a tower, asked for wrongly: one line of all processes, exit code 2, and nothing is written."""
+
+import apart
+import pytest
+from inner_cases import every
+from tiny_run import TINY, make_quick, run
+
+from alexnet_mp.system.errors import UserError
+
+pytestmark = [pytest.mark.process, pytest.mark.usefixtures("one_thread", "quick")]
+
+
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        make_quick(patch)
+        return run(data, tmp_path_factory.mktemp("whole") / "run")
+
+
+WRONG = {
+    "one tower": (
+        [
+            "--set",
+            "towers=1",
+            "--set",
+            'layers=[{"name": "fc8", "kind": "fc", "maps": null, "reads": "image", "then": [], "towers": "first"}]',
+        ],
+        "--towers apart: the recipe mini has 1 tower",
+    ),
+    "no such GPU": (
+        ["--gpus", "0,1"],
+        "--gpus 0,1: GPU 0 is not there; no CUDA device was found here; --gpus cpu would",
+    ),
+    "no such data": (["--data", "/nowhere"], "/nowhere"),
+    "a profile": (["--profile"], "--profile: not yet with --towers apart"),
+    "graphs": (["--graphs", "on"], "--graphs on: not yet with --towers apart"),
+    "an option that nobody knows": (["--tower", "apart"], "unrecognized arguments: --tower apart"),
+    "nothing to go on from": (["--resume", "/nowhere"], "--resume '/nowhere': no such directory"),
+    "nothing to begin with": (["--init", "/nowhere"], "--init /nowhere"),
+}
+
+
+@every("case", WRONG)
+def test_wrong_use_is_one_line_of_all(case, data, tmp_path):
+    more, words = WRONG[case]
+    line = apart.ends(data, tmp_path / "run", *more, before=lambda: None)
+    assert line.startswith("error: ") and words in line and not (tmp_path / "run").exists()
+
+
+def test_a_directory_that_is_there_already(data, tmp_path, whole):
+    assert "is there already" in apart.ends(data, whole, before=lambda: None)
+
+
+DIFFERENT = {
+    "seed": (["--seed", "1"], "differ in seed: 0 in rank 0, 1 in rank 1"),
+    "steps": (["--steps", "3"], "differ in --steps: None in rank 0, 3 in rank 1"),
+    "overlap": (["--overlap", "off"], "differ in --overlap: None in rank 0, off in rank 1"),
+    "data": (["--data", "builtin"], "differ in the data's fingerprint"),
+}
+
+
+@every("case", DIFFERENT)
+def test_processes_that_were_started_differently_are_refused(case, data, tmp_path):
+    more, words = DIFFERENT[case]
+    both = [*TINY, "--towers", "apart", "--data", data, "--out", tmp_path / "run"]
+    processes = apart.begin(apart.training(*both), apart.training(*both, *more))
+    assert apart.end(processes) == [2, 2]
+    (line,) = apart.said(processes)
+    assert words in line and line.endswith("all have to be started alike") and not (tmp_path / "run").exists()
+
+
+def test_another_commit_is_refused(data, tmp_path):
+    change = apart.in_rank(1, lambda patch: patch.setattr("alexnet_mp.training.run.source_commit", lambda: "fedcba9"))
+    assert "differ in the code" in apart.ends(data, tmp_path / "run", before=change)
+
+
+@every(
+    "count, more, words",
+    [
+        (3, ["--towers", "apart"], "--towers apart: a process a tower are 2, not 3; torchrun --nproc-per-node 2"),
+        (1, ["--towers", "apart"], "--towers apart: a process a tower are 2, not 1; torchrun --nproc-per-node 2"),
+        (2, [], "2 processes were started (WORLD_SIZE), and without --towers apart one process trains"),
+    ],
+)
+def test_a_number_of_processes_that_does_not_fit(count, more, words, data, tmp_path):
+    command = apart.training(*TINY, *more, "--data", data, "--out", tmp_path / "run")
+    processes = apart.begin(*[command] * count)
+    assert apart.end(processes) == [2] * count
+    (line,) = apart.said(processes)
+    assert words in line and not (tmp_path / "run").exists()
+
+
+def test_without_torchrun(data, tmp_path):
+    with pytest.raises(UserError, match="^--towers apart: a process a tower, and torchrun starts them: torchrun --npr"):
+        run(data, tmp_path / "run", "--towers", "apart")
