@@ -12,7 +12,7 @@ from tiny_run import TINY, assert_same_end, lines, make_quick, newest, run, stat
 
 from alexnet_mp.runs import checkpoint_format, checkpoints
 
-pytestmark = [pytest.mark.process, pytest.mark.usefixtures("one_thread", "quick")]
+pytestmark = [pytest.mark.slow, pytest.mark.process, pytest.mark.usefixtures("one_thread", "quick")]
 EPOCHS = ["--epochs", "20"]
 DEADLINE = 150  # seconds; none takes thirty where a processor is free
 
