@@ -96,7 +96,7 @@ class TorchPipeline:
 class Augment:
     """uint8 crops -> what the network sees, on one device: minus mean, plus the colour shift (paper 2, 4.1)."""
 
-    def __init__(self, recipe: Recipe, statistics: Statistics, device: torch.device):
+    def __init__(self, recipe: Recipe, statistics: Statistics, device: torch.device | str):
         self.recipe, self.statistics, self.device = recipe, statistics, device
         self.mean = torch.from_numpy(statistics.mean).float().to(device)
 
