@@ -9,6 +9,8 @@ import numpy as np
 import torch
 
 from ..kernels.philox import COLOUR_STREAM, CROP_STREAM, ORDER_STREAM, below, normal_pair, philox
+from ..recipes.recipe import Recipe
+from .pixel_statistics import Statistics
 
 
 @dataclass(frozen=True)
@@ -21,14 +23,14 @@ class Draws:
     colour: np.ndarray  # (N, 3) float64, N(0, 1): times the recipe's deviation it is a_1, a_2, a_3 of section 4.1
 
 
-def order(recipe, epoch, count):
+def order(recipe: Recipe, epoch: int, count: int) -> np.ndarray:
     """The order of `count` training images in an epoch (the first is 1): a permutation, (count,) int64."""
     shuffle = epoch if recipe.reshuffle else 0
     high, low, _, _ = philox((torch.arange(count), shuffle, 0, 0), (recipe.seed, ORDER_STREAM))
     return np.lexsort((low.numpy(), high.numpy()))
 
 
-def draws(recipe, epoch, images, positions):
+def draws(recipe: Recipe, epoch: int, images: np.ndarray, positions: np.ndarray) -> Draws:
     """The draws of training images in an epoch.
 
     images: (N,) int64, index in the training set. positions: (N,) int64, their places in the epoch's order. Where
@@ -47,7 +49,9 @@ def draws(recipe, epoch, images, positions):
     )
 
 
-def colour_shift(recipe, statistics, factors, colour_noise):
+def colour_shift(
+    recipe: Recipe, statistics: Statistics, factors: np.ndarray, colour_noise: float
+) -> tuple[np.ndarray, float]:
     """What is added to all pixels of an image, and what they are multiplied by then (paper 4.1; 2012 source).
 
     factors: (N, 3), N(0, 1) for each image and component. Returns ((N, 3) float32 grey levels, scale).

@@ -1,13 +1,16 @@
 """What all input pipelines share: what a batch is, which images make it, and the views of the test."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
 import torch
 
+from ..recipes.recipe import Recipe
 from ..system.errors import UserError
 from .augmentation import Draws, draws, order
+from .dataset import DataSet, Split
 
 DRAWN_AT_ONCE = 32  # batches: drawing for 4,096 images costs little more than for 128
 
@@ -20,7 +23,7 @@ class Batch:
     numbers: np.ndarray  # (N,) int64, which images of the training split they are
 
 
-def minibatches(recipe, count):
+def minibatches(recipe: Recipe, count: int) -> list[range]:
     """[range of places in an epoch's order] of the steps of an epoch of `count` images, one each.
 
     Each `batch_file_size` places are cut by themselves, so the last minibatch of every file may be short (2012 source:
@@ -34,7 +37,7 @@ def minibatches(recipe, count):
     ]
 
 
-def steps_per_epoch(recipe, dataset):
+def steps_per_epoch(recipe: Recipe, dataset: DataSet) -> int:
     """How many steps an epoch over the training images of a data set takes."""
     return len(minibatches(recipe, len(dataset.splits["train"])))
 
@@ -46,10 +49,10 @@ class EpochKeys:
     count: training images. positions: places in the epoch's order; images: which ones they are.
     """
 
-    def __init__(self, recipe, count, step, epochs):
+    def __init__(self, recipe: Recipe, count: int, step: int, epochs: int):
         self.recipe, self.count, self.step, self.epochs = recipe, count, step, epochs
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         cuts = minibatches(self.recipe, self.count)
         done, first = divmod(self.step, len(cuts))
         for epoch in range(done + 1, self.epochs + 1):
@@ -59,7 +62,9 @@ class EpochKeys:
             first = 0
 
 
-def with_draws(recipe, keys):
+def with_draws(
+    recipe: Recipe, keys: Iterable[tuple[int, np.ndarray, np.ndarray]]
+) -> Iterator[tuple[int, np.ndarray, Draws]]:
     """(epoch, images, their `Draws`) of every batch of `EpochKeys`; drawn for many batches of an epoch at once."""
     keys = iter(keys)
     while group := list(islice(keys, DRAWN_AT_ONCE)):
@@ -72,7 +77,7 @@ def with_draws(recipe, keys):
                 start = part.stop
 
 
-def in_order(count, batch_size):
+def in_order(count: int, batch_size: int) -> list[np.ndarray]:
     """The batches of a test: (N,) int64 image numbers, each image once."""
     return [np.arange(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
 
@@ -80,7 +85,7 @@ def in_order(count, batch_size):
 class StoredPictures:
     """[images] -> their stored pictures, (N, stored, stored, 3) uint8, and labels, (N,) int64."""
 
-    def __init__(self, split):
+    def __init__(self, split: Split):
         self.split = split
 
     def __getitem__(self, images):

@@ -6,6 +6,7 @@ of large values white. What can't be told from the file is refused, or said in a
 import mmap
 import sys
 import zlib
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -23,7 +24,7 @@ BITS_PER_SAMPLE, PHOTOMETRIC, MAX_SAMPLE_VALUE, PLANAR = 258, 262, 281, 284  # T
 _said = np.frombuffer(mmap.mmap(-1, 8 * MOST_NAMED), np.int64)
 
 
-def eight_bits(image, name=None):
+def eight_bits(image: Image.Image, name: str | Path | None = None) -> Image.Image:
     """A Pillow image, not yet decoded, with 8 bits a channel; the same object where its file has no more.
 
     Integers are 0 to 65,535, or as many bits as the file says are significant; floats are 0 to 255. A picture that

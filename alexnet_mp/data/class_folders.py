@@ -4,6 +4,9 @@ One reading for all who take such folders, so that `prepare`, `train` and a tar 
 passed over in silence: `PassedOver` counts it and names it."""
 
 import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
 
 from ..system.errors import UserError
 from ..system.terminal import printable
@@ -31,19 +34,33 @@ UNLABELLED_TEST = (
 BESIDE = "beside the archives", ""
 
 
+class Tree(Protocol):
+    """A folder on a disk, `DiskFolder`, or in a tar, `preparation.tar_archives.TarFolder`."""
+
+    where: str  # as messages give it
+    name: str
+    files: Mapping[str, object]  # by name: what opens one, a path or a `Member`
+    folders: Mapping[str, "Tree"]
+    hidden: Sequence[str]  # names
+
+    def is_picture(self, name: str) -> bool: ...
+
+    def below(self) -> Iterator[str]: ...
+
+
 class PassedOver:
     """What is not read of a source: how many of a kind, and the first names of it."""
 
     def __init__(self):
         self.found = {}  # reason: [count, first names]
 
-    def add(self, reason, name):
+    def add(self, reason: tuple[str, str], name: str) -> None:
         counted = self.found.setdefault(reason, [0, []])
         counted[0] += 1
         if len(counted[1]) < MOST_NAMED:
             counted[1].append(printable(name if len(name) <= 200 else name[:200] + "..."))
 
-    def lines(self):
+    def lines(self) -> list[str]:
         """A line for each reason."""
         return [
             f"passed over, {reason}: {count:,} ({', '.join(names)}"
@@ -52,7 +69,7 @@ class PassedOver:
             for (reason, end), (count, names) in self.found.items()
         ]
 
-    def tell(self, note):
+    def tell(self, note: Callable[[str], object] | None) -> None:
         """Hand the lines to `note`, a function, or None."""
         for line in self.lines() if note else ():
             note(line)
@@ -63,20 +80,20 @@ class DiskFolder:
 
     Raises UserError where it can't be listed."""
 
-    def __init__(self, path):
+    def __init__(self, path: str | Path):
         self.path, self.where, self.name = str(path), str(path), os.path.basename(path)
         self._listed = None
 
     @property
-    def files(self):
+    def files(self) -> dict[str, str]:
         return self._list()[0]
 
     @property
-    def folders(self):
+    def folders(self) -> dict[str, "DiskFolder"]:
         return self._list()[1]
 
     @property
-    def hidden(self):
+    def hidden(self) -> list[str]:
         return self._list()[2]
 
     def _list(self):
@@ -96,11 +113,11 @@ class DiskFolder:
             self._listed = files, folders, hidden
         return self._listed
 
-    def is_picture(self, name):
+    def is_picture(self, name: str) -> bool:
         """Raises UserError where the file has to be looked at for that, and can't be."""
         return is_picture(name, _Beginning(self.files[name]))
 
-    def below(self):
+    def below(self) -> Iterator[str]:
         """The names of all files, relative; a link to a folder counts as one, since it may lead round in a circle."""
         if os.path.islink(self.path):
             yield ""
@@ -123,7 +140,7 @@ class _Beginning:
             return file.read(start, count)
 
 
-def split_folders(root, passed):
+def split_folders(root: Tree, passed: PassedOver) -> dict[str, Tree]:
     """{split: folder} of the splits that `root` has, as they are or by other names. All else in it is passed over.
 
     Raises UserError where two folders may be meant."""
@@ -147,13 +164,13 @@ def split_folders(root, passed):
     return found
 
 
-def has_no_train(root):
+def has_no_train(root: Tree) -> bool:
     """Whether `root` has val or test, with folders in them, but no train."""
     folders = split_folders(root, PassedOver())
     return "train" not in folders and any(folder.folders for folder in folders.values())
 
 
-def val_by_another_name(root, splits):
+def val_by_another_name(root: Tree, splits: Mapping[str, Tree]) -> str | None:
     """Of a `root` with train but without val: the name of another folder with pictures of some of train's classes.
 
     None where there is no such folder."""
@@ -166,13 +183,13 @@ def val_by_another_name(root, splits):
     return None
 
 
-def has_picture(folder):
+def has_picture(folder: Tree) -> bool:
     """Whether a picture lies in a folder itself."""
     passed = PassedOver()
     return any(_is_picture(folder, name, "", passed) for name in folder.files)
 
 
-def classes_of(folder):
+def classes_of(folder: Tree) -> list[str]:
     """The names of the class folders, sorted. Raises UserError where there are fewer than two."""
     names = list(folder.folders)
     if len(names) < 2:
@@ -181,7 +198,7 @@ def classes_of(folder):
     return names
 
 
-def pictures_of(folder, passed, place=""):
+def pictures_of(folder: Tree, passed: PassedOver, place: str = "") -> dict[str, dict[str, object]]:
     """{class: {name: file}} of a folder of class folders, by name. place: of the folder, "train/", for what is named.
 
     Raises UserError for a class without a picture."""
@@ -201,7 +218,7 @@ def pictures_of(folder, passed, place=""):
     return found
 
 
-def pictures_in(folder, passed, place):
+def pictures_in(folder: Tree, passed: PassedOver, place: str) -> dict[str, object]:
     """{name: file} of the pictures that lie in a folder itself, by name."""
     for name in folder.hidden:
         passed.add(HIDDEN, place + name)

@@ -1,6 +1,7 @@
 """Two lists of classes that should be the same: the first difference, in words."""
 
 import unicodedata
+from collections.abc import Iterable, Sequence
 from itertools import zip_longest
 
 SAME_LETTERS = (
@@ -9,7 +10,7 @@ SAME_LETTERS = (
 )
 
 
-def first_difference(expected, classes, there):
+def first_difference(expected: Sequence[str], classes: Sequence[str], there: str) -> str:
     """In words, the first class that is another; `there` names what has the expected ones: "its class 2 is 'cow', and
     'cat' in RUN"."""
     pairs = enumerate(zip_longest(classes, expected), start=1)
@@ -18,7 +19,7 @@ def first_difference(expected, classes, there):
     return f"its class {place} is {own}, and {other} in {there}{accents([pair[0]], [pair[1]])}"
 
 
-def accents(names, others):
+def accents(names: Iterable[object], others: Iterable[object]) -> str:
     """A hint, to be put behind a difference, where some name of the one and some of the other differ by nothing but how
     accents are written; "" where none do."""
     letters = [

@@ -51,7 +51,7 @@ class Split(Protocol):
 
     def __len__(self) -> int: ...
 
-    def read(self, index: int) -> np.ndarray:
+    def read(self, index: int | np.integer) -> np.ndarray:
         """The *stored picture* of an image: (stored_size, stored_size, 3) uint8, RGB. Raises UserError with its
         name."""
 
@@ -69,7 +69,7 @@ class DataSet(Protocol):
     passed_over: Sequence[str]  # lines that name what isn't read of the source, and why
 
 
-def open_dataset(data: str, stored_size: int, splits: Sequence[str] = ("train", "val")) -> DataSet:
+def open_dataset(data: str | Path, stored_size: int, splits: Sequence[str] = ("train", "val")) -> DataSet:
     """The data set that `--data` names, "builtin" or a directory, with these splits. Raises UserError if it can't."""
     if data == "builtin":
         return Builtin(stored_size)
@@ -118,7 +118,7 @@ class Folder:
 
     statistics = ids = None
 
-    def __init__(self, directory, stored_size, splits=("train", "val")):
+    def __init__(self, directory: str | Path, stored_size: int, splits: Sequence[str] = ("train", "val")):
         root, self.source = Path(directory), str(Path(directory).absolute())
         if not root.is_dir():
             problem = "it is not a directory" if root.exists() else "no such directory"
@@ -164,17 +164,17 @@ class Folder:
 class FolderSplit:
     storage = "files"
 
-    def __init__(self, files, labels, stored_size):
+    def __init__(self, files: Sequence[Path], labels: np.ndarray, stored_size: int):
         self.files, self.labels, self.size = files, labels, stored_size
 
     def __len__(self):
         return len(self.files)
 
     @property
-    def names(self):
+    def names(self) -> list[str]:
         return [str(path) for path in self.files]
 
-    def read(self, index):
+    def read(self, index: int | np.integer) -> np.ndarray:
         """The stored picture of image `index`. Raises UserError that names the file where it can't be decoded."""
         return decoded(self.files[index], self.size, self.files[index])
 
@@ -182,7 +182,7 @@ class FolderSplit:
 class CachedSplit:
     """A split whose stored pictures stay in memory once read, shared with worker processes that are forked later."""
 
-    def __init__(self, split, size):
+    def __init__(self, split: Split, size: int):
         self.split, self.labels, self.names = split, split.labels, split.names
         count = len(split)
         # Anonymous shared memory: what a forked worker writes, all processes see. Pages are taken when first written.
@@ -193,10 +193,10 @@ class CachedSplit:
         return len(self.split)
 
     @property
-    def storage(self):
+    def storage(self) -> Literal["files", "pixels"]:
         return "pixels" if self.filled.all() else "files"
 
-    def read(self, index):
+    def read(self, index: int | np.integer) -> np.ndarray:
         if not self.filled[index]:
             self.pictures[index] = self.split.read(index)
             self.filled[index] = 1

@@ -4,6 +4,7 @@ import errno
 import functools
 import os
 import stat
+from pathlib import Path
 
 from ..system.errors import MachineError, UserError
 
@@ -18,7 +19,7 @@ def _failure(error, where):
 class Descriptor:
     """A regular file, open for reading anywhere in it. Forked processes may share it: no position is kept."""
 
-    def __init__(self, path, where):
+    def __init__(self, path: str | Path, where: str | Path):
         self.where, self.number = where, -1
         try:
             self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe would keep us waiting
@@ -30,7 +31,7 @@ class Descriptor:
             self.close()
             raise UserError(f"{where}: it is not a file")
 
-    def read(self, position, count):
+    def read(self, position: int, count: int) -> bytes:
         """`count` bytes from `position`, fewer at the end of the file."""
         parts = []
         try:
@@ -41,7 +42,7 @@ class Descriptor:
             raise _failure(error, self.where) from None
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def close(self):
+    def close(self) -> None:
         if self.number >= 0:
             os.close(self.number)
         self.number = -1
@@ -60,7 +61,7 @@ def _opened(path):
     return Descriptor(path, path)
 
 
-def read(path, offset, length):
+def read(path: str, offset: int, length: int) -> bytes:
     """`length` bytes at `offset` of a file, by a descriptor that the process keeps. Raises UserError where it has
     fewer."""
     content = _opened(path).read(offset, length)

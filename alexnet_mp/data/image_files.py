@@ -3,6 +3,7 @@
 import io
 import os
 import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -10,6 +11,7 @@ from ..system.errors import UserError, complain
 from ..system.terminal import printable
 from .class_folders import DiskFolder
 from .pipeline_torch import TorchPipeline
+from .pixel_statistics import Statistics
 from .resize import decoded
 
 AT_ONCE = 64  # pictures in memory
@@ -19,9 +21,12 @@ MOST_BYTES = 1 << 30  # of standard input
 
 
 class Given:
-    """A data set of one split, "given": pictures (N, stored_size, stored_size, 3) uint8 in memory, without labels."""
+    """Of a data set what `TorchPipeline.views` asks for, `splits` with "given" alone: pictures (N, stored_size,
+    stored_size, 3) uint8 in memory.
 
-    def __init__(self, pictures):
+    It has no classes, statistics or fingerprint, its labels are all -1, and its images have no names."""
+
+    def __init__(self, pictures: np.ndarray):
         self.splits = {"given": _GivenSplit(pictures)}
 
 
@@ -38,7 +43,9 @@ class _GivenSplit:
         return self.pictures[index]
 
 
-def answered(paths, size, answer):
+def answered(
+    paths: Iterable[str], size: int, answer: Callable[[list[np.ndarray]], Iterable]
+) -> Iterator[tuple[str, np.ndarray | UserError, object]]:
     """Yields (path, stored picture (size, size, 3) uint8, its answer) of each file, in order.
 
     answer(pictures): one answer a picture, of `AT_ONCE` at most. A file that can't be read is a line on standard error,
@@ -58,7 +65,7 @@ def answered(paths, size, answer):
                 yield path, picture, next(answers)
 
 
-def pictures_in(folder):
+def pictures_in(folder: str) -> list[str]:
     """The paths of the pictures in a folder and below, in the order of their names; the folder itself where there is
     none, or where it can't be read.
 
@@ -110,8 +117,10 @@ def _read(path, size):
         return UserError(printable(str(error)))
 
 
-def pipeline_of(pictures, network, statistics):
-    """The pipeline whose split "given" is a list of stored pictures, at least one, on the network's devices."""
+def pipeline_of(pictures: Sequence[np.ndarray], network: object, statistics: Statistics) -> TorchPipeline:
+    """The pipeline whose split "given" is a list of stored pictures, at least one, on the network's devices.
+
+    network: a `Network` of the package `network`."""
     pipeline = TorchPipeline(Given(np.stack(pictures)), network.recipe, network.exchange.devices, workers=0)
     pipeline.use(statistics)
     return pipeline

@@ -6,7 +6,10 @@ import re
 import threading
 import warnings
 import zlib
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import BinaryIO
 
 from PIL import Image
 
@@ -41,7 +44,7 @@ BYTES_PER_PIXEL = 4  # in Pillow's memory
 _opening, _opened, _pillows_limit = threading.Lock(), 0, None
 
 
-def most_bytes():
+def most_bytes() -> int:
     """What one picture may take: bytes of its file, and of memory when it is decoded. Raises MachineError."""
     text = os.environ.get(MEMORY, "")
     try:
@@ -53,22 +56,22 @@ def most_bytes():
     return int(gigabytes * 1e9)
 
 
-def check_bytes(count):
+def check_bytes(count: int) -> None:
     """Raises UserError for a file of `count` bytes where that is more than a picture may have."""
     if count > most_bytes():
         raise UserError(f"a file of {_too_much(count)}")
 
 
-def format_of(head):
+def format_of(head: bytes) -> str | None:
     """The format, a key of `FORMATS`, of a file that begins with `head`; None for all others."""
     return next((name for name, beginning in _BEGINNINGS.items() if beginning.match(head)), None)
 
 
-def has_picture_suffix(name):
+def has_picture_suffix(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in SUFFIXES
 
 
-def is_picture(name, read):
+def is_picture(name: str, read: Callable[[int, int], bytes]) -> bool:
     """Whether a file is read as a picture: by the end of its name, or by its content, which read(start, count) gives.
 
     A gzipped picture is one. A camera's raw file is none: what could be read of it is its preview."""
@@ -85,7 +88,7 @@ def is_picture(name, read):
     return kind is not None and not (kind == "TIFF" and _is_raw(read))
 
 
-def gunzipped(content, largest):
+def gunzipped(content: bytes, largest: int) -> bytes:
     """The bytes that a gzip file holds. Raises ValueError where it is damaged or holds more than `largest` bytes."""
     unpacker = zlib.decompressobj(zlib.MAX_WBITS | 16)
     try:
@@ -98,7 +101,7 @@ def gunzipped(content, largest):
 
 
 @contextmanager
-def opened(file):
+def opened(file: str | Path | BinaryIO) -> Iterator[Image.Image]:
     """The Pillow image, not yet decoded, of a picture file: a path, or a binary file object.
 
     What Pillow warns of never matters to pixels, and is not said. Raises UserError for what is no picture or takes

@@ -7,12 +7,17 @@ import os
 from ..recipes.shapes import parameter_counts, sizes
 from ..system.errors import UserError
 from ..system.memory import free_memory
+from .pipeline_dali import DaliPipeline
+from .pipeline_raw import RawPipeline
+from .pipeline_torch import TorchPipeline
 from .workers import AHEAD
+
+AnyPipeline = DaliPipeline | RawPipeline | TorchPipeline
 
 FEW = 64  # processes that any machine can take: those that wait for a slow disk need no core
 
 
-def refuse_workers(workers, without):
+def refuse_workers(workers: int, without: str) -> None:
     """Raise UserError for a number of `--workers` that no machine, or not this one, can have. without: what 0 means."""
     if workers < 0:
         raise UserError(f"--workers {workers}: it must be 0 ({without}) or more")
@@ -25,8 +30,8 @@ def refuse_workers(workers, without):
         )
 
 
-def refuse_batch(pipeline, batch_size, training=False):
-    """Raise UserError if batches of a `Pipeline` need more memory than is free.
+def refuse_batch(pipeline: AnyPipeline, batch_size: int, training: bool = False) -> None:
+    """Raise UserError if batches of a pipeline need more memory than is free.
 
     What is counted is the least that they can do with; a GPU says by itself what doesn't fit into its own memory.
     """
@@ -43,7 +48,7 @@ def refuse_batch(pipeline, batch_size, training=False):
     )
 
 
-def least_bytes(pipeline, images, training):
+def least_bytes(pipeline: AnyPipeline, images: int, training: bool) -> tuple[int, int]:
     """(bytes whatever the batch is, bytes of each of its images) in the CPU's memory."""
     recipe, classes = pipeline.recipe, len(pipeline.dataset.classes)
     towers = sum(device.type == "cpu" for device in pipeline.devices)

@@ -1,7 +1,7 @@
 """Which input pipeline `--pipeline` means, and how many processes or threads read."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Protocol
 
 import torch
@@ -36,7 +36,7 @@ class Pipeline(Protocol):
     def use(self, statistics: Statistics) -> None:
         """Set the mean image and colour components that all batches are made with."""
 
-    def train(self, step: int, epochs: int, colour_noise: Callable[[int], float]) -> Iterator[Batch]:
+    def train(self, step: int, epochs: int, colour_noise: Callable[[int], float]) -> Generator[Batch, None, None]:
         """Training batches from after `step` steps to the end of the last epoch; every image once an epoch.
 
         colour_noise(epoch) -> the colour deviation of that epoch. Raises UserError that names an image it can't read.
@@ -44,7 +44,7 @@ class Pipeline(Protocol):
 
     def views(
         self, split: str, batch_size: int, which: Sequence[tuple[int, int, bool]]
-    ) -> Iterator[tuple[Iterator[list], torch.Tensor]]:
+    ) -> Generator[tuple[Iterator[list], torch.Tensor], None, None]:
         """Each image of a split once, in order: yields (iterator of the views' `Batch.images`, labels).
 
         which: the (top, left, flip) of each view, as `centre_view` and `ten_views` give them.
@@ -55,7 +55,7 @@ def make_pipeline(
     choice: str,
     dataset: DataSet,
     recipe: Recipe,
-    devices: Sequence[torch.device],
+    devices: Sequence[torch.device | str],
     workers: int | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Pipeline:

@@ -9,6 +9,7 @@ DALI and takes what it has made, as in `pipeline_raw.py`. Importing this module 
 import importlib.util
 import os
 from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import groupby
@@ -16,10 +17,13 @@ from itertools import groupby
 import numpy as np
 import torch
 
+from ..recipes.recipe import Recipe
 from ..system.errors import UserError
 from .augmentation import colour_shift
 from .batches import Batch, EpochKeys, StoredPictures, in_order, with_draws
+from .dataset import DataSet
 from .pipeline_raw import ahead
+from .pixel_statistics import Statistics
 from .workers import load
 
 INSTALL = "pip install nvidia-dali-cuda130 (Linux, x86-64)"
@@ -27,7 +31,7 @@ INSTALL = "pip install nvidia-dali-cuda130 (Linux, x86-64)"
 AHEAD = 3
 
 
-def available():
+def available() -> bool:
     """Whether DALI is installed; it isn't imported."""
     try:
         return importlib.util.find_spec("nvidia.dali") is not None
@@ -35,7 +39,7 @@ def available():
         return False
 
 
-def problem():
+def problem() -> str | None:
     """Why DALI can't be loaded, in a line; None where it is now."""
     try:
         import nvidia.dali.fn  # noqa: F401
@@ -54,7 +58,15 @@ class DaliPipeline:
 
     name = "dali"
 
-    def __init__(self, dataset, recipe, devices, workers=None, dtype=torch.float32, memory_format=torch.channels_last):
+    def __init__(
+        self,
+        dataset: DataSet,
+        recipe: Recipe,
+        devices: Sequence[torch.device | str],
+        workers: int | None = None,
+        dtype: torch.dtype = torch.float32,
+        memory_format: torch.memory_format = torch.channels_last,
+    ):
         self.dataset, self.recipe, self.dtype, self.memory_format = dataset, recipe, dtype, memory_format
         self.workers = len(os.sched_getaffinity(0)) if workers is None else workers
         self.devices = [torch.device(device) for device in devices]
@@ -70,11 +82,11 @@ class DaliPipeline:
             if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
                 raise UserError(f"--pipeline dali: there is no CUDA device {device}; --gpus cpu works everywhere")
 
-    def use(self, statistics):
+    def use(self, statistics: Statistics) -> None:
         """Set the mean image and colour components that all batches are made with."""
         self.statistics, self.mean = statistics, np.ascontiguousarray(statistics.mean, np.float32)
 
-    def train(self, step, epochs, colour_noise):
+    def train(self, step: int, epochs: int, colour_noise: Callable[[int], float]) -> Generator[Batch, None, None]:
         """Training batches from after `step` steps to the end of the last epoch; every image once an epoch.
 
         colour_noise(epoch) -> the colour deviation of that epoch; asked for some batches early, on a GPU in a thread.
@@ -95,7 +107,9 @@ class DaliPipeline:
             for item, made in batches:
                 yield Batch(item.epoch, self._on_each_tower(made, lent), self._labels(split, item.images), item.images)
 
-    def views(self, split, batch_size, which):
+    def views(
+        self, split: str, batch_size: int, which: Sequence[tuple[int, int, bool]]
+    ) -> Generator[tuple[Iterator[list], torch.Tensor], None, None]:
         """Each image of a split once, in order, under fixed views: yields (iterator of the views' `Batch.images`,
         labels).
 
@@ -405,17 +419,17 @@ def _current(device):
 class Lent:
     """What a GPU may still read or copy, while the host goes on: kept until its current stream has come that far."""
 
-    def __init__(self, device):
+    def __init__(self, device: torch.device):
         self.device, self.things = device, deque()
 
-    def keep(self, things):
+    def keep(self, things: object) -> None:
         """After what reads them was launched on the device's current stream."""
         with torch.cuda.device(self.device):
             self.things.append((torch.cuda.current_stream().record_event(), things))
         while self.things and self.things[0][0].query():
             self.things.popleft()
 
-    def wait(self):
+    def wait(self) -> None:
         while self.things:
             self.things[0][0].synchronize()
             self.things.popleft()

@@ -9,6 +9,7 @@ CPU such a thread would only take cores from it."""
 import queue
 import threading
 import warnings
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, nullcontext
 
@@ -17,9 +18,12 @@ import torch
 
 from ..kernels import augment
 from ..kernels.augmentation import crops_of
+from ..recipes.recipe import Recipe
 from ..system.devices import stream_for
 from .augmentation import Draws, colour_shift
 from .batches import Batch, EpochKeys, in_order, with_draws
+from .dataset import DataSet
+from .pixel_statistics import Statistics
 from .step_input import Uncropped
 
 AHEAD = 2  # batches
@@ -36,7 +40,15 @@ class RawPipeline:
 
     name = "raw"
 
-    def __init__(self, dataset, recipe, devices, workers, dtype=torch.float32, memory_format=torch.channels_last):
+    def __init__(
+        self,
+        dataset: DataSet,
+        recipe: Recipe,
+        devices: Sequence[torch.device | str],
+        workers: int,
+        dtype: torch.dtype = torch.float32,
+        memory_format: torch.memory_format = torch.channels_last,
+    ):
         self.dataset, self.recipe, self.dtype, self.memory_format = dataset, recipe, dtype, memory_format
         self.workers, self.threads = workers, min(workers, MOST_THREADS)
         self.devices = [torch.device(device) for device in devices]
@@ -45,19 +57,21 @@ class RawPipeline:
         # Whether a GPU's training batches are `Uncropped`: a step as CUDA graphs makes its images itself.
         self.left_to_step = False
 
-    def use(self, statistics):
+    def use(self, statistics: Statistics) -> None:
         """Set the mean image and colour components that all batches are made with."""
         self.statistics, mean = statistics, torch.from_numpy(np.ascontiguousarray(statistics.mean, np.float32))
         self.means = {device: mean.to(device) for device in dict.fromkeys(self.devices)}
 
-    def train(self, step, epochs, colour_noise):
+    def train(self, step: int, epochs: int, colour_noise: Callable[[int], float]) -> Generator[Batch, None, None]:
         """Training batches from after `step` steps to the end of the last epoch; every image once an epoch.
 
         colour_noise(epoch) -> the colour deviation of that epoch; it may be asked for two batches before the epoch
         begins. Raises UserError that names a damaged image."""
         yield from self._made(self._training(step, epochs, colour_noise))
 
-    def views(self, split, batch_size, which):
+    def views(
+        self, split: str, batch_size: int, which: Sequence[tuple[int, int, bool]]
+    ) -> Generator[tuple[Iterator[list], torch.Tensor], None, None]:
         """Each image of a split once, in order, under fixed views: yields (iterator of the views' `Batch.images`,
         labels).
 
@@ -156,7 +170,7 @@ def _page_locked(count, size):
     return torch.empty(count, size, size, 3, dtype=torch.uint8, pin_memory=True)
 
 
-def ahead(items, devices):
+def ahead(items: Generator, devices: Sequence[torch.device]) -> Generator:
     """Yield what a generator yields, made by a thread that is up to AHEAD items ahead of the consumer.
 
     The thread makes them on a stream of each CUDA device that is for such threads alone; the consumer's streams wait

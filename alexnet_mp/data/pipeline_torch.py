@@ -4,14 +4,18 @@ Worker processes read, crop and flip in uint8; the rest (minus mean, colour, flo
 Images go from the host to each device, as in 2012 (source, `src/layer.cu:1195-1236`), labels to the first tower's,
 where the loss is."""
 
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 
 import numpy as np
 import torch
 
+from ..recipes.recipe import Recipe
 from ..system.errors import UserError
 from .augmentation import Draws, colour_shift, draws
 from .batches import Batch, EpochKeys, StoredPictures, in_order
+from .dataset import DataSet
+from .pixel_statistics import Statistics
 from .workers import load
 
 
@@ -23,7 +27,15 @@ class TorchPipeline:
 
     name = "torch"
 
-    def __init__(self, dataset, recipe, devices, workers, dtype=torch.float32, memory_format=torch.channels_last):
+    def __init__(
+        self,
+        dataset: DataSet,
+        recipe: Recipe,
+        devices: Sequence[torch.device | str],
+        workers: int,
+        dtype: torch.dtype = torch.float32,
+        memory_format: torch.memory_format = torch.channels_last,
+    ):
         self.dataset, self.recipe, self.workers, self.dtype, self.memory_format = (
             dataset,
             recipe,
@@ -35,12 +47,12 @@ class TorchPipeline:
         self.pin = any(device.type == "cuda" for device in self.devices)
         self.statistics = self.augment = None
 
-    def use(self, statistics):
+    def use(self, statistics: Statistics) -> None:
         """Set the mean image and colour components that all batches are made with."""
         self.statistics = statistics
         self.augment = {device: Augment(self.recipe, statistics, device) for device in set(self.devices)}
 
-    def train(self, step, epochs, colour_noise):
+    def train(self, step: int, epochs: int, colour_noise: Callable[[int], float]) -> Generator[Batch, None, None]:
         """Training batches from after `step` steps to the end of the last epoch; every image once an epoch.
 
         colour_noise(epoch) -> the colour deviation of that epoch.
@@ -53,7 +65,9 @@ class TorchPipeline:
                 images = self._on_each_tower(crops, drawn, colour_noise(epoch))
                 yield Batch(epoch, images, labels.to(self.devices[0], non_blocking=True), numbers)
 
-    def views(self, split, batch_size, which):
+    def views(
+        self, split: str, batch_size: int, which: Sequence[tuple[int, int, bool]]
+    ) -> Generator[tuple[Iterator[list], torch.Tensor], None, None]:
         """Each image of a split once, in order, under fixed views: yields (iterator of the views' `Batch.images`,
         labels).
 
@@ -82,12 +96,12 @@ class TorchPipeline:
 class Augment:
     """uint8 crops -> what the network sees, on one device: minus mean, plus the colour shift (paper 2, 4.1)."""
 
-    def __init__(self, recipe, statistics, device):
+    def __init__(self, recipe: Recipe, statistics: Statistics, device: torch.device | str):
         self.recipe, self.statistics, self.device = recipe, statistics, device
         self.mean = torch.from_numpy(statistics.mean).float().to(device)
 
-    def __call__(self, crops, drawn, colour_noise):
-        """crops: (N, crop, crop, 3) uint8 on the host, already flipped; drawn: their `Draws`.
+    def __call__(self, crops: torch.Tensor, drawn: Draws, colour_noise: float) -> torch.Tensor:
+        """crops: (N, crop, crop, 3) uint8 on the host, already flipped; drawn: theirs.
 
         Returns (N, 3, crop, crop) float32 on the device, in channels_last memory: grey levels minus the mean.
         """
@@ -112,7 +126,7 @@ class Augment:
         return window.flip(1) if flip else window
 
 
-def crop_and_flip(pictures, drawn, crop):
+def crop_and_flip(pictures: np.ndarray | Sequence[np.ndarray], drawn: Draws, crop: int) -> np.ndarray:
     """(N, stored, stored, 3) uint8 and N draws -> (N, crop, crop, 3) uint8."""
     crops = np.empty((len(pictures), crop, crop, 3), np.uint8)
     for target, picture, top, left, flip in zip(crops, pictures, drawn.top, drawn.left, drawn.flip, strict=True):

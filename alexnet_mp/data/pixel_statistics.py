@@ -20,14 +20,14 @@ class Statistics:
     eigenvalues: np.ndarray  # (3,) float64, ascending: variances of RGB along the components, in 0..1 pixel units
     eigenvectors: np.ndarray  # (3, 3) float64, one component a column, length 1, its largest entry positive
 
-    def save(self, directory):
+    def save(self, directory: str | Path) -> None:
         content = save(
             {field: np.ascontiguousarray(getattr(self, field)) for field in ("mean", "eigenvalues", "eigenvectors")}
         )
         durable_files.replace(Path(directory) / FILE, content)
 
     @staticmethod
-    def load(directory):
+    def load(directory: str | Path) -> "Statistics":
         path = Path(directory) / FILE
         try:
             return Statistics(**load(durable_files.read(path, MOST_BYTES)))
@@ -39,24 +39,24 @@ class Sums:
     """Exact sums over uint8 pictures, to be added up in any order: the mean image and the covariance of all pixels
     follow."""
 
-    def __init__(self, size):
+    def __init__(self, size: int):
         self.count = 0
         self.pixels = np.zeros((size, size, 3), np.int64)
         self.products = np.zeros((3, 3), np.int64)
 
-    def add(self, picture):
+    def add(self, picture: np.ndarray) -> None:
         """Take in one (size, size, 3) uint8 picture."""
         rgb = picture.reshape(-1, 3).astype(np.float64)  # whole numbers below 2^53, so BLAS adds them without rounding
         self.count += 1
         self.pixels += picture
         self.products += (rgb.T @ rgb).astype(np.int64)
 
-    def merge(self, other):
+    def merge(self, other: "Sums") -> None:
         self.count += other.count
         self.pixels += other.pixels
         self.products += other.products
 
-    def statistics(self):
+    def statistics(self) -> Statistics:
         """Mean image and principal components of all that was added (paper 4.1: the covariance of RGB over the training
         set)."""
         pixels = self.count * self.pixels.shape[0] * self.pixels.shape[1]

@@ -9,7 +9,9 @@ import mmap
 import os
 import weakref
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -17,7 +19,7 @@ from PIL import Image
 from ..system.command_line import typed
 from ..system.errors import UserError
 from . import file_ranges
-from .prepared_format import check_shard, ppm_header, read_columns, read_index, read_statistics
+from .prepared_format import Columns, Index, check_shard, ppm_header, read_columns, read_index, read_statistics
 from .resize import decoded, stored_picture
 
 
@@ -29,7 +31,7 @@ class Prepared:
 
     passed_over = ()
 
-    def __init__(self, directory, stored_size, splits=("train", "val")):
+    def __init__(self, directory: str | Path, stored_size: int, splits: Sequence[str] = ("train", "val")):
         self.source, index = str(Path(directory).absolute()), read_index(directory)
         for split in splits:
             if split not in index.splits:
@@ -53,7 +55,7 @@ class Prepared:
 class PreparedSplit:
     """storage: "jpeg", "pixels", or "files" where the pictures have to be reduced to the stored size."""
 
-    def __init__(self, directory, index, split, stored_size):
+    def __init__(self, directory: str | Path, index: Index, split: str, stored_size: int):
         self.directory, self.size, self.file_size, self.encoding = (
             directory,
             stored_size,
@@ -72,7 +74,7 @@ class PreparedSplit:
     def __len__(self):
         return len(self.labels)
 
-    def read(self, index):
+    def read(self, index: int | np.integer) -> np.ndarray:
         """The stored picture of image `index`: (size, size, 3) uint8. Raises UserError that names the image where it is
         damaged."""
         content = self._content(index)
@@ -81,7 +83,7 @@ class PreparedSplit:
         picture = content[-3 * self.file_size**2 :].reshape(self.file_size, self.file_size, 3)
         return picture if self.size == self.file_size else stored_picture(Image.fromarray(picture), self.size)
 
-    def jpeg(self, index):
+    def jpeg(self, index: int | np.integer) -> np.ndarray:
         """The JPEG file of image `index`, of size x size pixels: (bytes,) uint8, a view into the shard. Raises as
         `read` does."""
         return self._content(index)
@@ -114,32 +116,34 @@ class PreparedSplit:
         except UserError as error:
             raise UserError(f"cannot read image {self.names[index]} in {error}") from None
 
-    def check(self, index):
+    def check(self, index: int | np.integer) -> None:
         """Raise UserError where the bytes of an image have changed since the set was made."""
         self._content(index)
 
     @property
-    def bytes(self):
+    def bytes(self) -> int:
         """Of all images."""
         return int(self.columns.length.sum())
 
 
-class Names:
+class Names(Sequence):
     """The names of a split's images, as a list; 1.3 million of them stay bytes until they are asked for."""
 
-    def __init__(self, columns):
+    def __init__(self, columns: Columns):
         self.names, self.ends = columns.names, columns.name_ends
 
     def __len__(self):
         return len(self.ends)
 
     def __getitem__(self, index):
+        if isinstance(index, slice):
+            return [self[place] for place in range(len(self))[index]]
         index = range(len(self))[index]  # IndexError past the end, which ends an iteration
         start = self.ends[index - 1] if index else 0
         return self.names[start : self.ends[index]].tobytes().decode(errors="surrogateescape")
 
 
-def content_problem(content, crc32, encoding, size):
+def content_problem(content: np.ndarray, crc32: int, encoding: Literal["jpeg", "raw"], size: int) -> str | None:
     """What is wrong with an image's file, (bytes,) uint8, short of decoding it; None where nothing is."""
     if zlib.crc32(content) != crc32:
         return "its bytes have changed (crc32)"
@@ -152,7 +156,7 @@ def content_problem(content, crc32, encoding, size):
     return None
 
 
-def jpeg_frame(content):
+def jpeg_frame(content: bytes) -> tuple[int, int, int] | None:
     """(height, width, components) of a baseline or progressive JPEG of 8 bits with one frame; None for anything
     else."""
     frame, place = None, 2
@@ -177,7 +181,7 @@ def jpeg_frame(content):
     return None
 
 
-def mapped(path, size):
+def mapped(path: Path, size: int) -> np.ndarray:
     """A file's first `size` bytes in memory, read-only: (size,) uint8, for as long as a view of it lives.
 
     Should the file become shorter, or the disk fail to read it, the system ends the process at the next look (SIGBUS).

@@ -16,6 +16,7 @@ import json
 import os
 import stat
 import tarfile
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -91,16 +92,16 @@ class Index:
     sha256: str = ""  # of this file with this field empty
     ids: tuple[int, ...] | None = None  # the classes' numbers in the competition (ILSVRC2012_ID); None: none are known
 
-    def to_bytes(self):
+    def to_bytes(self) -> bytes:
         """The file, with its own digest filled in."""
         digest = hashlib.sha256(_as_json(replace(self, sha256=""))).hexdigest()
         return _as_json(replace(self, sha256=digest))
 
-    def fingerprint(self):
+    def fingerprint(self) -> str:
         """A digest of what training sees: not from where a set was made, and by which list."""
         return hashlib.sha256(_as_json(replace(self, source="", plan="", sha256="", ids=None))).hexdigest()
 
-    def describe(self, directory, splits):
+    def describe(self, directory: str | Path, splits: Iterable[str]) -> str:
         how = f"JPEG of quality {self.jpeg_quality}" if self.encoding == "jpeg" else "raw pixels"
         counts = ", ".join(f"{self.splits[split].images:,} {split}" for split in splits)
         return (
@@ -122,42 +123,42 @@ class Columns:
     name_ends: np.ndarray  # (N,) int64, bytes
 
 
-def is_prepared(path):
+def is_prepared(path: str | Path) -> bool:
     """Whether a directory is a prepared set, finished or not; a folder of images may hold an index.json too."""
     path = Path(path)
     return (path / INDEX).is_file() and not (path / "train").is_dir() or (path / WORK / PLAN).is_file()
 
 
-def shard_file(split, number):
+def shard_file(split: str, number: int) -> str:
     return f"{split}-{number:05d}.tar"
 
 
-def columns_file(split):
+def columns_file(split: str) -> str:
     return f"{split}.safetensors"
 
 
-def member_header(number, kind, length):
+def member_header(number: int, kind: Literal["jpg", "ppm", "cls"], length: int) -> bytes:
     """The 512 bytes before a file of `length` bytes in a shard. kind: "jpg", "ppm" or "cls"."""
     member = tarfile.TarInfo(f"{number:08d}.{kind}")
     member.size = length
     return member.tobuf(tarfile.USTAR_FORMAT)
 
 
-def padding(length):
+def padding(length: int) -> bytes:
     """The zero bytes after a file of `length` bytes in a shard."""
     return bytes(-length % BLOCK)
 
 
-def ppm_header(size):
+def ppm_header(size: int) -> bytes:
     return b"P6\n%d %d\n255\n" % (size, size)
 
 
-def keys(split):
+def keys(split: SplitIndex) -> np.ndarray:
     """The numbers in the source's list of a `SplitIndex`'s images: (N,) int64."""
     return np.setdiff1d(np.arange(split.images + len(split.skipped)), [skipped.number for skipped in split.skipped])
 
 
-def read_index(directory):
+def read_index(directory: str | Path) -> Index:
     """The `Index` of a finished set. Raises UserError where there is none, or where it is damaged or contradicts
     itself."""
     path = Path(directory) / INDEX
@@ -218,7 +219,7 @@ def _check_index(index, path):
         )
 
 
-def read_columns(directory, index, name):
+def read_columns(directory: str | Path, index: Index, name: str) -> Columns:
     """The `Columns` of a split, all values in range. Raises UserError where they are damaged."""
     split, path = index.splits[name], Path(directory) / columns_file(name)
 
@@ -263,7 +264,7 @@ def read_columns(directory, index, name):
     return columns
 
 
-def read_statistics(directory, index):
+def read_statistics(directory: str | Path, index: Index) -> Statistics:
     """The `Statistics` of the training pictures. Raises UserError where they are damaged."""
     path = Path(directory) / STATISTICS
     if hashlib.sha256(read_bytes(path)).hexdigest() != index.statistics_sha256:
@@ -278,13 +279,13 @@ def read_statistics(directory, index):
     return statistics
 
 
-def source_file(stamps):
+def source_file(stamps: dict[str, np.ndarray]) -> bytes:
     """The bytes of `SOURCE`. stamps: a split's name -> (N, 2) int64, bytes and time in ns of each image's file."""
     digest = hashlib.sha256(save(stamps)).hexdigest()
     return save(stamps, {"sha256": digest})
 
 
-def read_source_file(directory):
+def read_source_file(directory: str | Path) -> dict[str, np.ndarray] | None:
     """What `source_file` was given; None where there is none, as in sets of former versions. Raises UserError where it
     is damaged."""
     path = Path(directory) / SOURCE
@@ -301,7 +302,7 @@ def read_source_file(directory):
     return stamps
 
 
-def check_shard(directory, shard):
+def check_shard(directory: str | Path, shard: Shard) -> Path:
     """The path of a shard. Raises UserError where it is missing or hasn't the size that the index says."""
     path = Path(directory) / shard.file
     size = _regular_file(path).st_size
@@ -310,7 +311,7 @@ def check_shard(directory, shard):
     return path
 
 
-def read_bytes(path):
+def read_bytes(path: str | Path) -> bytes:
     """A small file's content. Raises UserError where it can't be read."""
     _regular_file(path)
     try:

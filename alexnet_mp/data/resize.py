@@ -1,5 +1,8 @@
 """From an image file to the stored picture, by one function for folders, archives and prepared sets."""
 
+from pathlib import Path
+from typing import BinaryIO
+
 import numpy as np
 from PIL import Image
 
@@ -8,7 +11,7 @@ from .bit_depth import eight_bits
 from .image_formats import opened
 
 
-def decoded(file, size, name):
+def decoded(file: str | Path | BinaryIO, size: int, name: str | Path) -> np.ndarray:
     """The stored picture, (size, size, 3) uint8, of an image file: a path, or a binary file object.
 
     Raises UserError with `name` where it is none, can't be decoded, or takes more memory than a picture may.
@@ -31,7 +34,7 @@ def _reason(error):
     return reason.strip(" ':") or type(error).__name__
 
 
-def stored_picture(image, size, name=None):
+def stored_picture(image: Image.Image, size: int, name: str | Path | None = None) -> np.ndarray:
     """A Pillow image -> (size, size, 3) uint8: shorter side rescaled to `size`, central square kept (paper 2).
 
     Area averaging down, bicubic up (cuda-convnet2, `pyext.cpp:102-121`). Grey and CMYK become RGB, transparency is

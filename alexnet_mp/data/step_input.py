@@ -5,6 +5,7 @@ A CUDA graph has static inputs. Pictures in uint8 are two thirds of the bytes to
 graph that makes its own images of them writes these once.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -24,7 +25,7 @@ class Uncropped:
     dtype: torch.dtype
     memory_format: torch.memory_format
 
-    def images(self):
+    def images(self) -> torch.Tensor:
         """(N, 3, crop, crop)."""
         return augment_crops(
             self.pictures,
@@ -36,30 +37,30 @@ class Uncropped:
             memory_format=self.memory_format,
         )
 
-    def tensors(self):
+    def tensors(self) -> list[torch.Tensor]:
         """What differs from batch to batch."""
         return [self.pictures, self.crops]
 
-    def clone(self):
+    def clone(self) -> "Uncropped":
         return replace(self, pictures=self.pictures.clone(), crops=self.crops.clone())
 
-    def copy_(self, other, non_blocking=False):
+    def copy_(self, other: "Uncropped", non_blocking: bool = False) -> None:
         for place, tensor in zip(self.tensors(), other.tensors(), strict=True):
             place.copy_(tensor, non_blocking=non_blocking)
 
 
-def images_of(given):
+def images_of(given: torch.Tensor | Uncropped) -> torch.Tensor:
     """Images (N, 3, crop, crop), of what a step is given for one tower."""
     return given.images() if isinstance(given, Uncropped) else given
 
 
-def all_images(given):
+def all_images(given: Sequence[torch.Tensor | Uncropped]) -> list[torch.Tensor]:
     """The same of all towers; what two of them share is made once."""
     made = {id(one): images_of(one) for one in given}
     return [made[id(one)] for one in given]
 
 
-def kind(given):
+def kind(given: torch.Tensor | Uncropped) -> tuple:
     """What a graph that was captured with this input asks of another: all but the values."""
     if not isinstance(given, Uncropped):
         return given.shape, given.stride(), given.dtype

@@ -38,7 +38,7 @@ class Builtin:
 
     source, statistics, ids, passed_over = "builtin", None, None, ()
 
-    def __init__(self, size):
+    def __init__(self, size: int):
         if size < 32:
             raise UserError(f"recipe field stored_size is {size}: the builtin gratings need at least 32 pixels")
         self.classes = [f"{grating[0]}-{colour[0]}" for grating in GRATINGS for colour in COLOURS]
@@ -58,7 +58,7 @@ class Builtin:
 class BuiltinSplit:
     storage = "files"
 
-    def __init__(self, name, number, count, size, classes):
+    def __init__(self, name: str, number: int, count: int, size: int, classes: int):
         self.number, self.size = number, size
         self.labels = np.arange(count) % classes
         self.names = [f"builtin/{name}/{index}" for index in range(count)]
@@ -66,14 +66,14 @@ class BuiltinSplit:
     def __len__(self):
         return len(self.labels)
 
-    def read(self, index):
+    def read(self, index: int | np.integer) -> np.ndarray:
         """Picture `index` as (size, size, 3) uint8."""
         grating, colour = divmod(int(self.labels[index]), len(COLOURS))
         random = np.random.Generator(np.random.Philox(key=SEED, counter=[0, 0, self.number, index]))
         return draw(random, grating, colour, self.size)
 
 
-def draw(random, grating, colour, size):
+def draw(random: np.random.Generator, grating: int, colour: int, size: int) -> np.ndarray:
     """One picture of class (grating, colour): (size, size, 3) uint8."""
     y, x = np.mgrid[:size, :size] / size
     _, degrees, periods = GRATINGS[grating]

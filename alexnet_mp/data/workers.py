@@ -17,9 +17,11 @@ import socket
 import threading
 import traceback
 from collections import deque
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from itertools import cycle
+from typing import Protocol
 
 import torch
 
@@ -33,7 +35,13 @@ WITHOUT = "--workers 0 reads without such processes"
 _END = object()
 
 
-def load(source, keys, workers, pin=False):
+class Source(Protocol):
+    """What is read by key; where no keys are given it has a length too."""
+
+    def __getitem__(self, key): ...
+
+
+def load(source: Source, keys: Iterable | None, workers: int, pin: bool = False) -> Generator:
     """source[key] for every key (None: 0, 1, ...), in order, computed by `workers` forked processes, 0 = by this one.
 
     A UserError that the source returns is raised here; so is any exception in a process, with its traceback as a note.
@@ -191,7 +199,7 @@ def _portable(error):
 
 
 @contextmanager
-def signals_held():
+def signals_held() -> Iterator[None]:
     """Ctrl-C, a closing terminal and a scheduler's SIGTERM reach every process of a run; the parent decides and ends
     the workers.
 
@@ -214,7 +222,7 @@ def signals_held():
             signal.raise_signal(number)
 
 
-def die_with_parent():
+def die_with_parent() -> None:
     """In a worker: should the parent die without a word, the kernel ends it too (PR_SET_PDEATHSIG, prctl(2))."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     parent = multiprocessing.parent_process()

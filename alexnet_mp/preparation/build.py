@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -34,12 +35,13 @@ from ..system.terminal import progress, say
 from . import sources
 from .process_pool import in_processes
 from .shards import Shards, for_json, make_shard, written
+from .tar_archives import Source
 
 LOCK, SECONDS_FOR_LOCK = "lock", 3
 MOST_NAMED = 20  # images left out that are named at the end
 
 
-def prepare(source, kind, plan, dest, skip, workers):
+def prepare(source: Source, kind: str, plan: "Plan", dest: Path, skip: bool, workers: int) -> int:
     """Make the set of a `Plan` in the directory dest, or what is still missing of it. Returns the exit status, 0.
 
     kind: what the index says of the source. skip: leave unreadable images out.
@@ -88,7 +90,14 @@ def _make(source, kind, plan, dest, skip, workers):
 class Plan:
     """What makes two sets equal: settings, classes, and the source's lists of images; not where they lie on a disk."""
 
-    def __init__(self, size, quality, classes, class_names, splits):
+    def __init__(
+        self,
+        size: int,
+        quality: int | None,
+        classes: Sequence[str],
+        class_names: Sequence[str],
+        splits: Mapping[str, tuple[int, str]],
+    ):
         self.size, self.quality = size, quality
         self.fields = {
             "version": VERSION,
@@ -102,13 +111,13 @@ class Plan:
             self.fields[f"list of {name} images"] = digest
 
     @property
-    def digest(self):
+    def digest(self) -> str:
         return hashlib.sha256(self.to_bytes()).hexdigest()
 
-    def to_bytes(self):
+    def to_bytes(self) -> bytes:
         return json.dumps(self.fields, indent=1).encode() + b"\n"
 
-    def difference(self, fields):
+    def difference(self, fields: Mapping[str, object]) -> str | None:
         """In words, the first field that is other than in the fields of another plan; None where all of those are
         equal."""
         for name in dict.fromkeys([*fields, *self.fields]):
@@ -119,7 +128,7 @@ class Plan:
         return None
 
 
-def make_plan(source, size, quality):
+def make_plan(source: Source, size: int, quality: int | None) -> Plan:
     """The `Plan` for a source. quality: of the JPEGs, None = raw pixels."""
     splits = {}
     for name, items in source.splits.items():
@@ -257,7 +266,7 @@ def _refuse_replaced(dest, source):
     return "names, sizes and times of its images were compared"
 
 
-def refuse_unusable(src, dest):
+def refuse_unusable(src: str | Path, dest: Path) -> None:
     """Raise UserError for a DEST that holds something else, or lies in SRC."""
     inside, around = dest.resolve(), Path(src).resolve()
     if inside == around or around in inside.parents:

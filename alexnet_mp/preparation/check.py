@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from ..data.prepared_format import (
     SOURCE,
     Columns,
     Index,
+    Shard,
     check_shard,
     columns_file,
     keys,
@@ -50,14 +52,14 @@ class ShardTask:
     columns: Columns | None
 
     @property
-    def shard(self):
+    def shard(self) -> Shard:
         return self.index.splits[self.split].shards[self.number]
 
     def __str__(self):
         return str(self.directory / self.shard.file)
 
 
-def check(directory, workers):
+def check(directory: str | Path, workers: int) -> int:
     """Verify every file, checksum and image of a finished set, and say what is wrong. Returns the exit status: 0, or
     2."""
     index, directory, problems, columns = read_index(directory), Path(directory), [], {}
@@ -115,7 +117,7 @@ def check(directory, workers):
     return 0
 
 
-def check_shard_of(task, tick):
+def check_shard_of(task: ShardTask, tick: Callable[[], object]) -> tuple[list[str], Sums]:
     """(what is wrong, in lines; the `Sums` of the pictures that could be read) of a shard. tick() is called for every
     image."""
     sums, problems = Sums(task.index.stored_size), []

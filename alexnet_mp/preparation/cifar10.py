@@ -37,7 +37,7 @@ GLOBALS = {
 }
 
 
-def find(path):
+def find(path: str | Path) -> Source | None:
     """The CIFAR-10 set that `path` is or holds, a `Source` with train and val (the test batch); None where there is
     none.
 
@@ -54,7 +54,7 @@ def find(path):
     return next((_from_archive(path / archive) for _, archive, *_ in VERSIONS if (path / archive).is_file()), None)
 
 
-def read(path, offset, length):
+def read(path: str, offset: int, length: int) -> bytes:
     """The bytes of a picture of the form "cifar batch"; `offset` counts through the batches of `path`, one after the
     other."""
     batches = _unpacked(path)[0]
@@ -226,7 +226,7 @@ class _Global:
         self.meaning = GLOBALS[name]
 
 
-def unpickled(content):
+def unpickled(content: bytes) -> object:
     """What a pickle of dictionaries, lists, text, bytes, integers and arrays of uint8 describes; nothing in it is
     called.
 

@@ -6,6 +6,7 @@ file's own length."""
 
 import struct
 import zlib
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -16,7 +17,7 @@ MATRIX, COMPRESSED = 14, 15
 STRUCT, TEXT, FIRST_NUMERIC, LAST_NUMERIC = 2, 4, 6, 15  # classes of a matrix
 
 
-def struct_array(content, variable, fields):
+def struct_array(content: bytes, variable: str, fields: Sequence[str]) -> list[tuple[str | int, ...]]:
     """[(value, ...)]: the values of `fields` in each element of the struct array `variable`; texts as str, single
     numbers as int.
 

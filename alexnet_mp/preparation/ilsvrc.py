@@ -5,6 +5,7 @@ validation image has a number in its name, which is the line of the ground truth
 class."""
 
 import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ from ..data.image_formats import is_picture
 from ..data.prepared_format import UNLABELLED
 from ..system.errors import UserError
 from .devkit import struct_array
-from .tar_archives import Item, Progress, Source, beginning, gzip_members, members, shown
+from .tar_archives import Item, Member, Progress, Source, beginning, gzip_members, members, shown
 
 LARGEST_FILE = 64 << 20  # of meta.mat or a ground truth
 LARGEST_DEVKIT = 256 << 20  # unpacked
@@ -54,14 +55,19 @@ class Synset(NamedTuple):
     leaf: bool
 
 
-def competitions(directory):
+def competitions(directory: str | Path) -> list[Competition]:
     """Those of which `directory` has an archive of images."""
     return [
         found for found in COMPETITIONS if any((Path(directory) / name).exists() for name in (found.train, found.val))
     ]
 
 
-def find_competition(directory, competition, note=None, unlabelled_test=False):
+def find_competition(
+    directory: str | Path,
+    competition: Competition,
+    note: Callable[[str], object] | None = None,
+    unlabelled_test: bool = False,
+) -> Source:
     """The `Source` that a competition's archives in `directory` are: train, val, and test for ILSVRC-2010 where it is
     there.
 
@@ -123,7 +129,9 @@ def find_competition(directory, competition, note=None, unlabelled_test=False):
     )
 
 
-def find_synset_tars(path, found, note=None):
+def find_synset_tars(
+    path: str | Path, found: Sequence[Member], note: Callable[[str], object] | None = None
+) -> Source | None:
     """The `Source` of a directory of n########.tar, or of a tar whose files are `found`; all its images are in train.
 
     None where there are none of them.
@@ -144,7 +152,7 @@ def find_synset_tars(path, found, note=None):
     return Source(kind, classes, classes, {"train": items})
 
 
-def synset_tars(path, found=()):
+def synset_tars(path: str | Path, found: Iterable[Member] = ()) -> list[tuple[str, Path, Member | None]]:
     """[(wnid, path, Member or None)], sorted, of the n########.tar in a directory, or among the files `found` in a
     tar."""
     path = Path(path)
@@ -159,7 +167,7 @@ def synset_tars(path, found=()):
     return tars
 
 
-def images(where, path, found, passed):
+def images(where: str | Path, path: str | Path, found: Iterable[Member], passed: PassedOver) -> Iterator[Member]:
     """Those files of an archive that are pictures. `passed` hears of the others. path: of the file on disk.
 
     Raises UserError for an archive among them."""
@@ -284,7 +292,7 @@ def _devkit(directory, competition):
     return synsets, _numbers(found[answers], f"{devkit}: {answers}")
 
 
-def read_meta(content, key, where):
+def read_meta(content: bytes, key: str, where: str | Path) -> list[Synset]:
     """The `Synset`s of a devkit's meta.mat; `key` is "ILSVRC2012" or "ILSVRC2010"."""
     try:
         rows = struct_array(content, "synsets", (f"{key}_ID", "WNID", "words", "num_children"))

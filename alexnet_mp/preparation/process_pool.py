@@ -4,16 +4,26 @@ import gc
 import multiprocessing
 import signal
 import traceback
+from collections.abc import Callable, Generator, Iterable
 from contextlib import suppress
 from multiprocessing import connection
+from typing import TypeVar
 
 from ..data.workers import die_with_parent, signals_held
 from ..system.errors import UserError
 
+Task = TypeVar("Task")
+Answer = TypeVar("Answer")
+
 SECONDS = 0.2  # between two looks at the progress
 
 
-def in_processes(work, tasks, workers, advance):
+def in_processes(
+    work: Callable[[Task, Callable[[], object]], Answer],
+    tasks: Iterable[Task],
+    workers: int,
+    advance: Callable[[int], object],
+) -> Generator[tuple[Task, Answer], None, None]:
     """Yields (task, work(task, tick)) for every task, as they are done, from `workers` forked processes, 0 = in this
     one.
 

@@ -4,8 +4,10 @@ tar file."""
 import io
 import json
 import zlib
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -35,6 +37,7 @@ from ..kernels.philox import PLACE_STREAM, philox
 from ..system import durable_files
 from ..system.errors import MachineError, UserError
 from . import sources
+from .tar_archives import Item
 
 
 @dataclass(frozen=True)
@@ -50,17 +53,24 @@ class Task:
     skip: bool  # leave unreadable images out
 
     @property
-    def file(self):
+    def file(self) -> str:
         return shard_file(self.split, self.number)
 
     def __str__(self):
         return str(self.dest / self.file)
 
 
+class Stored(Protocol):
+    """What a `build.Plan` says of the stored pictures."""
+
+    size: int  # pixels a side
+    quality: int | None  # of the JPEGs, None = raw pixels
+
+
 class Shards:
     """The shards of one split: which images are in which, which are done, and what is known of those."""
 
-    def __init__(self, dest, split, items, plan, skip):
+    def __init__(self, dest: Path, split: str, items: Sequence[Item], plan: Stored, skip: bool):
         self.dest, self.split, self.items, self.plan, self.skip = dest, split, items, plan, skip
         # Shuffled once, by a key that no run has: the place of an image depends on the length of the list alone.
         high, low, _, _ = philox((torch.arange(len(items)), 0, 0, 0), (0, PLACE_STREAM))
@@ -68,11 +78,11 @@ class Shards:
         self.numbers = [order[start : start + IMAGES_PER_SHARD] for start in range(0, len(items), IMAGES_PER_SHARD)]
         self.count = len(self.numbers)
 
-    def task(self, number):
+    def task(self, number: int) -> Task:
         images = [(int(image), self.items[image]) for image in self.numbers[number]]
         return Task(self.dest, self.split, number, images, self.plan.size, self.plan.quality, self.skip)
 
-    def done(self, number):
+    def done(self, number: int) -> bool:
         """Whether a shard is there with its part, its images' files have the sizes and times that they had, and nothing
         is left out of it that could be in it now."""
         try:
@@ -90,7 +100,7 @@ class Shards:
             return False
         return not left_out or self.skip and not any(_readable(self.items[image], self.plan.size) for image in left_out)
 
-    def collect(self, sums):
+    def collect(self, sums: Sums | None) -> tuple[SplitIndex, Columns, np.ndarray]:
         """(`SplitIndex` without the columns' sha256, `Columns`, stamps (N, 2) int64 of the source's images) of all
         shards; adds their pictures to `sums`, where it is given."""
         count, shards, skipped = len(self.items), [], []
@@ -135,12 +145,12 @@ class Shards:
         )
 
 
-def part_path(dest, split, number):
+def part_path(dest: Path, split: str, number: int) -> Path:
     """The file that keeps what `make_shard` knows of a shard until the set is finished."""
     return dest / WORK / f"{split}-{number:05d}.safetensors"
 
 
-def make_shard(task, tick):
+def make_shard(task: Task, tick: Callable[[], object]) -> None:
     """Write a shard, then its part; each is there whole or not at all. tick() is called for every image.
 
     Raises UserError for an unreadable image, unless they are left out, and where a file can't be written.
@@ -204,7 +214,7 @@ def make_shard(task, tick):
         raise
 
 
-def encoded(picture, quality):
+def encoded(picture: np.ndarray, quality: int | None) -> bytes:
     """(size, size, 3) uint8 -> a file: a baseline JPEG, chroma at half the resolution; a PPM where quality is None."""
     if quality is None:
         return ppm_header(len(picture)) + picture.tobytes()
@@ -215,7 +225,7 @@ def encoded(picture, quality):
     return content.getvalue()
 
 
-def written(path, content):
+def written(path: Path, content: bytes | Iterable[bytes]) -> tuple[int, str]:
     """`durable_files.replace`. Raises UserError if the file can't be written, and leaves nothing of it then."""
     try:
         return durable_files.replace(path, content)
@@ -245,6 +255,6 @@ def _reason(error, item):
     return for_json(reason.replace(item.path, "..."))
 
 
-def for_json(name):
+def for_json(name: str) -> str:
     """A name that JSON can hold: a file's name may be no UTF-8."""
     return name.encode(errors="surrogateescape").decode(errors="backslashreplace")

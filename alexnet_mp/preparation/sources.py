@@ -8,6 +8,7 @@ processes."""
 import hashlib
 import io
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -45,7 +46,12 @@ LOOKED_FOR = (
 )
 
 
-def find(path, val_fraction=None, note=None, unlabelled_test=False):
+def find(
+    path: str | Path,
+    val_fraction: float | None = None,
+    note: Callable[[str], object] | None = None,
+    unlabelled_test: bool = False,
+) -> Source:
     """What there is at `path`, a directory or an archive: a `Source`, its images by label and then by name.
 
     Where the source has no validation images, `val_fraction` of each class's training images (default 0.1; the paper
@@ -73,7 +79,7 @@ def find(path, val_fraction=None, note=None, unlabelled_test=False):
     return _with_val(_checked(source, path), val_fraction, note)
 
 
-def read_bytes(item):
+def read_bytes(item: Item) -> bytes:
     """The bytes of an image: its file, or the 3,072 of CIFAR-10. Raises UserError that names it where they can't be
     had."""
     try:
@@ -93,7 +99,7 @@ def read_bytes(item):
         raise kind(f"cannot read image {where(item)}: {reason}") from None
 
 
-def picture(item, size):
+def picture(item: Item, size: int) -> np.ndarray:
     """The stored picture of an image, (size, size, 3) uint8. Raises UserError that names it where it can't be read."""
     content = read_bytes(item)
     if item.form == "file":
@@ -102,7 +108,7 @@ def picture(item, size):
     return stored_picture(Image.fromarray(np.ascontiguousarray(planes.transpose(1, 2, 0))), size)
 
 
-def stamp(item):
+def stamp(item: Item) -> tuple[int, int]:
     """(bytes, time of change in ns) of an image's file; in an archive the time is the archive's. (-1, -1) where there
     is no such file: reading it will say so."""
     try:
@@ -112,7 +118,7 @@ def stamp(item):
     return (status.st_size if item.length < 0 else item.length), status.st_mtime_ns
 
 
-def where(item):
+def where(item: Item) -> str:
     """An image's name as messages give it: the file on disk, and the name within it."""
     return item.path if item.length < 0 else f"{item.path}: {item.name}"
 

@@ -12,7 +12,9 @@ import os
 import re
 import time
 import zlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 from ..data import file_ranges
@@ -73,7 +75,7 @@ class Source:
     ids: list | None = None
 
 
-def members(path, inside=None):
+def members(path: str | Path, inside: Member | None = None) -> Iterator[Member]:
     """The files of the tar archive at `path`, in its order; with `inside` (a Member) those of the archive that lies
     there."""
     where = str(path) if inside is None else f"{path}: {inside.name}"
@@ -84,7 +86,9 @@ def members(path, inside=None):
         yield from _members(file.read, start, start + size, where)
 
 
-def gzip_members(path, wanted, largest, total):
+def gzip_members(
+    path: str | Path, wanted: Callable[[str], object], largest: int, total: int
+) -> Iterator[tuple[str, bytes]]:
     """(name, bytes) of the files in a tar.gz for which `wanted(name)`, in its order, from one pass through it.
 
     Raises UserError where a file wanted has more than `largest` bytes, or the archive unpacks to more than `total`.
@@ -107,13 +111,13 @@ def gzip_members(path, wanted, largest, total):
                 yield member.name, content
 
 
-def shown(name):
+def shown(name: str) -> str:
     """A name from an archive as an error may print it: short, on one line, with all that can't be printed escaped."""
     name = name if len(name) <= 200 else name[:200] + "..."
     return printable(name)
 
 
-def beginning(path, member):
+def beginning(path: str | Path, member: Member) -> Callable[[int, int], bytes]:
     """read(start, count), as `image_formats.is_picture` takes it, of a file in the archive at `path`."""
     return lambda start, count: file_ranges.read(
         str(path), member.offset + start, max(min(count, member.size - start), 0)
@@ -125,12 +129,12 @@ class TarFolder:
 
     Files are added in the order of the parts of their names."""
 
-    def __init__(self, where, name=""):
+    def __init__(self, where: str, name: str = ""):
         self.where, self.name = where, name
         self.folders, self.files, self.hidden = {}, {}, []
         self._pictures, self._all_hidden = set(), []
 
-    def add(self, parts, member, is_picture):
+    def add(self, parts: Sequence[str], member: Member, is_picture: bool) -> None:
         """Put a file into it, or into a folder below. parts: of its name, from here."""
         name = parts[0]
         if name.startswith("."):
@@ -146,10 +150,10 @@ class TarFolder:
             if is_picture:
                 self._pictures.add(name)
 
-    def is_picture(self, name):
+    def is_picture(self, name: str) -> bool:
         return name in self._pictures
 
-    def below(self):
+    def below(self) -> Iterator[str]:
         """The names of all files, relative."""
         yield from self._all_hidden
         yield from self.files
@@ -161,7 +165,7 @@ class Progress:
     """Hands a text to `note` (a function, or None) every few seconds. The text is made, by a function, when its time
     has come."""
 
-    def __init__(self, note, seconds=2):
+    def __init__(self, note: Callable[[str], object] | None, seconds: float = 2):
         self.note, self.seconds, self.last = note, seconds, time.monotonic()
 
     def __call__(self, text):

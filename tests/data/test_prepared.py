@@ -575,6 +575,7 @@ def test_names_are_a_list_of_any_characters(made, tmp_path, monkeypatch):
     os.rename(source / "train" / "apple" / "0.jpg", source / "train" / "apple" / odd)
     names = Prepared(prepared(monkeypatch, source, tmp_path / "set"), SIZE).splits["train"].names
     assert len(names) == 27 and f"apple/{odd}" in list(names) and names[-1] == names[26] == "sky/p.png"
+    assert names[-3:] == list(names)[-3:] and names.index("sky/p.png") == 26
     with pytest.raises(IndexError):
         names[27]
 
