@@ -3,7 +3,9 @@ once."""
 
 import os
 import signal
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -21,7 +23,7 @@ class Interrupts:
             raise KeyboardInterrupt
         return self.count > 0
 
-    def note(self, number, frame):
+    def note(self, number: int, frame: FrameType | None) -> None:
         self.count += 1
         if self.count > 1 or not self.wait_for_step:
             raise KeyboardInterrupt
@@ -30,7 +32,7 @@ class Interrupts:
 
 
 @contextmanager
-def interruptible():
+def interruptible() -> Iterator[Interrupts]:
     """Yields the `Interrupts` that the signals fill meanwhile. Those that this process was told to ignore (nohup) stay
     ignored."""
     interrupts = Interrupts()
