@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 
@@ -54,7 +54,7 @@ def _first_of_most(counts):
     )
 
 
-def as_csv(rows):
+def as_csv(rows: Iterable[Sequence[object]]) -> str:
     """Rows of values as text, lines that end in a line feed."""
     content = io.StringIO(newline="")
     csv.writer(content, lineterminator="\n").writerows(rows)

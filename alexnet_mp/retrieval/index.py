@@ -97,7 +97,7 @@ class Index:
         self.path = Path(directory)
         self.read_again()
 
-    def read_again(self):
+    def read_again(self) -> None:
         """Take in the codes that another process has added since."""
         self.described = _described(self.path)
 

@@ -6,6 +6,7 @@ import os
 import shlex
 import shutil
 import sys
+from typing import NoReturn
 
 from .errors import complain
 
@@ -14,27 +15,27 @@ class CommandParser(argparse.ArgumentParser):
     """Options are typed in full: an abbreviation may be taken for another one than was meant. What is wrong is one
     line. The parsers of sub-commands are of this class, too."""
 
-    def __init__(self, **settings):
+    def __init__(self, **settings: object):
         super().__init__(allow_abbrev=False, **settings)
 
-    def error(self, message):
+    def error(self, message: str) -> NoReturn:
         complain(f"{' '.join(message.splitlines())}; {self.prog} --help tells what can be typed")
         sys.exit(2)
 
 
-def command_parser(name, text):
+def command_parser(name: str, text: str) -> CommandParser:
     """The parser of `python -m alexnet_mp.<name>`. text: what --help says first, the command's docstring."""
     return CommandParser(
         prog=f"python -m alexnet_mp.{name}", description=text, formatter_class=argparse.RawDescriptionHelpFormatter
     )
 
 
-def typed(name, *arguments):
+def typed(name: str, *arguments: object) -> str:
     """The line that runs `python -m alexnet_mp.<name>` with these arguments, ready to be copied into a shell."""
     return " ".join([python_command(), "-m", f"alexnet_mp.{name}", *(shlex.quote(str(each)) for each in arguments)])
 
 
-def python_command():
+def python_command() -> str:
     """How this interpreter is typed here: by its name if that is found on PATH, else by its path, from the working
     directory if it lies in there.
 

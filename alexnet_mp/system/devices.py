@@ -1,6 +1,7 @@
 """What `--gpus` means, and which devices there are."""
 
 import functools
+from collections.abc import Iterable
 
 import torch
 
@@ -10,7 +11,7 @@ from .errors import UserError
 CHOICES = "0,1 (two GPUs) | 0,0 or 0 (both towers on one) | cpu (both on the CPU) | cpu,0 (one on each) | auto"
 
 
-def resolve(gpus, towers):
+def resolve(gpus: str, towers: int) -> list[torch.device]:
     """The device of each tower, a list of `towers` torch devices: "0,1" -> [cuda:0, cuda:1], "cpu" -> [cpu, cpu].
 
     Raises UserError for a device that is not there, naming those that are and a flag that would work.
@@ -66,7 +67,7 @@ def _best(towers):
     return "cpu" if count == 0 else "0" if count == 1 or towers == 1 else "0,1"
 
 
-def device_name(device):
+def device_name(device: torch.device) -> str:
     """What a record says of a device: "NVIDIA H200", or the processor's name."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
@@ -76,7 +77,7 @@ def device_name(device):
     return f"{model}, {threads} thread{'' if threads == 1 else 's'}"
 
 
-def make_current(devices):
+def make_current(devices: Iterable[torch.device]) -> None:
     """Make the first GPU of these the current CUDA device of this thread.
 
     Else it is GPU 0, whatever `--gpus` says: a thread that locks memory, and a stream that is left, would make a
@@ -89,7 +90,7 @@ def make_current(devices):
 
 
 @functools.cache
-def stream_for(device, use):
+def stream_for(device: torch.device, use: str) -> torch.cuda.Stream:
     """The stream of a CUDA device for one use, as "graphs", the same in the whole process.
 
     torch has 32 a device, and gives one that is in use to who asks for one more: what another thread launches would
@@ -98,7 +99,7 @@ def stream_for(device, use):
     return torch.cuda.Stream(device)
 
 
-def check_kernels(kernels, devices):
+def check_kernels(kernels: str, devices: Iterable[torch.device]) -> None:
     """Refuse `--kernels` that can't compute on one of the devices: UserError, one line."""
     try:
         for device in devices:

@@ -8,6 +8,7 @@ import errno
 import hashlib
 import os
 import stat
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
@@ -18,13 +19,13 @@ CHUNK = 16 << 20  # bytes: os.write and hashlib let go of the GIL for each, and 
 PARTIAL = ".partial"  # what `replace` adds to a name until the content is on the disk
 
 
-def make_directory(path):
+def make_directory(path: str | Path) -> None:
     """Make a directory. Raises FileExistsError where there is anything of that name."""
     with _about(path):
         os.mkdir(path)
 
 
-def write(path, parts):
+def write(path: str | Path, parts: Iterable[bytes | memoryview]) -> tuple[int, str]:
     """Write a new file from an iterable of bytes-like parts, on the disk when this returns: (bytes, sha256 hex).
 
     A part is taken when it is written, and nothing is copied. On an error the half-written file stays.
@@ -53,7 +54,7 @@ def write(path, parts):
     return length, digest.hexdigest()
 
 
-def read(path, most):
+def read(path: str | Path, most: int) -> bytes:
     """A file's bytes. Raises OSError, in clear words, for a link, for what is no file, and for more than `most`
     bytes."""
     with _about(path), _opened(path) as (descriptor, size):
@@ -67,13 +68,13 @@ def read(path, most):
         return content
 
 
-def head(path, most):
+def head(path: str | Path, most: int) -> tuple[int, bytes]:
     """(bytes that the file has, its first `most` bytes). Raises OSError for a link and for what is no file."""
     with _about(path), _opened(path) as (descriptor, size):
         return size, b"".join(_parts(descriptor, min(size, most), CHUNK))
 
 
-def digest(path):
+def digest(path: str | Path) -> tuple[int, str]:
     """(bytes, sha256 hex) of a file of any size, CHUNK bytes in memory. Raises OSError for a link and for what is no
     file."""
     length, digest = 0, hashlib.sha256()
@@ -84,13 +85,13 @@ def digest(path):
     return length, digest.hexdigest()
 
 
-def names(directory, most):
+def names(directory: str | Path, most: int) -> list[str]:
     """The names in a directory, sorted; `most` of them, in no order that counts, where there are more."""
     with _about(directory), os.scandir(directory) as entries:
         return sorted(entry.name for entry in islice(entries, most))
 
 
-def replace(path, content):
+def replace(path: str | Path, content: bytes | Iterable[bytes | memoryview]) -> tuple[int, str]:
     """Give the file at `path` this content; whatever happens, a reader finds the old content or the new one.
 
     content: bytes, or an iterable of parts for `write`, whose result is returned. The new content is on the disk under
@@ -112,7 +113,7 @@ def replace(path, content):
     return written
 
 
-def replace_all(contents):
+def replace_all(contents: Mapping[Path, bytes]) -> None:
     """`replace` for several files, {path: bytes}: a disk that is full, or a name that can't be written, changes none.
 
     All contents are on the disk under other names before the first rename.
@@ -131,7 +132,7 @@ def replace_all(contents):
         raise
 
 
-def write_output(path, content):
+def write_output(path: str | Path, content: bytes) -> None:
     """`replace` for a file that the user asked for: raises UserError if it can't be written."""
     try:
         replace(path, content)
@@ -139,7 +140,7 @@ def write_output(path, content):
         raise UserError(f"cannot write {path}: {error.strerror}") from None
 
 
-def refuse_output(flag, path):
+def refuse_output(flag: str, path: str | Path) -> None:
     """Raise UserError early for a file that is there already or can't be written. flag: what asks for it."""
     if not Path(path).name:
         raise UserError(f"{flag} {str(path)!r}: write the name of a file")
@@ -148,7 +149,7 @@ def refuse_output(flag, path):
     refuse_unwritable(flag, path, Path(path).absolute().parent)
 
 
-def refuse_unwritable(flag, path, folder=None):
+def refuse_unwritable(flag: str, path: str | Path, folder: Path | None = None) -> None:
     """Raise UserError early if what `flag` asks for can't be put into a folder; None: the nearest that is there."""
     folder = folder or next(place for place in (Path(path), *Path(path).absolute().parents) if os.path.lexists(place))
     if not folder.is_dir() or not os.access(folder, os.W_OK):
@@ -156,7 +157,7 @@ def refuse_unwritable(flag, path, folder=None):
 
 
 @contextmanager
-def new_directory(path):
+def new_directory(path: str | Path) -> Iterator[Path]:
     """A directory to be filled, under another name until it is whole; after an error nothing stays. Raises OSError."""
     partial = Path(f"{path}{PARTIAL}")
     remove(partial)  # what a crash left
@@ -171,14 +172,14 @@ def new_directory(path):
         raise
 
 
-def rename(source, target):
+def rename(source: str | Path, target: str | Path) -> None:
     """Rename a file or directory; the new name is on the disk when this returns."""
     with _about(source):
         os.rename(source, target)
     sync(Path(target).parent)
 
 
-def remove(path):
+def remove(path: str | Path) -> None:
     """Remove a file, a link or a whole tree, and nothing behind a link. What is missing is removed already."""
     with _about(path), suppress(FileNotFoundError):
         if stat.S_ISDIR(os.lstat(path).st_mode):
@@ -191,7 +192,7 @@ def remove(path):
             os.unlink(path)
 
 
-def sync(path):
+def sync(path: str | Path) -> None:
     """Wait until a file, or a directory's list of names, is on the disk."""
     with _about(path):
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

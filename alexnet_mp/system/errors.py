@@ -6,6 +6,8 @@ import os
 import signal
 import stat
 import sys
+from collections.abc import Callable
+from typing import NoReturn
 
 
 class UserError(ValueError):
@@ -16,7 +18,7 @@ class MachineError(UserError):
     """An image can't be read for a reason that lies in the machine: it must never count as a bad image."""
 
 
-def run_command(main):
+def run_command(main: Callable[[], int | None]) -> NoReturn:
     """Run a command's `main()` and exit with its status; a UserError is one line on stderr and status 2, Ctrl-C status
     130. An output that can't be written is status 2, too, unless its reader has left."""
     outputs = []
@@ -53,12 +55,12 @@ def run_command(main):
     sys.exit(status or (2 if any(output.lost for output in outputs) else status))
 
 
-def nobody_reads():
+def nobody_reads() -> bool:
     """Whether the reader of standard output has left: a command that only prints may end then."""
     return getattr(getattr(getattr(sys.stdout, "buffer", None), "raw", None), "left", False)
 
 
-def complain(line):
+def complain(line: str) -> None:
     """An error is a line on standard error."""
     print(f"error: {line}", file=sys.stderr)
 

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import time
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from .terminal import say
 
 
 @contextmanager
-def held(path, busy, seconds=None):
+def held(path: str | Path, busy: str, seconds: float | None = None) -> Iterator[None]:
     """Hold the lock of a file, which is made with its directory. A holder may remove it.
 
     Worker processes inherit the lock (flock(2)), so that none of an earlier run, killed a moment ago, still writes. If

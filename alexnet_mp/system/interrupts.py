@@ -3,7 +3,9 @@ once."""
 
 import os
 import signal
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from types import FrameType
 
 from .ranks import Ranks
 
@@ -23,7 +25,7 @@ class Interrupts:
             raise KeyboardInterrupt
         return self.count > 0
 
-    def note(self, number, frame):
+    def note(self, number: int, frame: FrameType | None) -> None:
         self.count += 1
         if self.count > 1 or not self.wait_for_step:
             raise KeyboardInterrupt
@@ -54,7 +56,7 @@ def tell() -> None:
 
 
 @contextmanager
-def interruptible():
+def interruptible() -> Iterator[Interrupts]:
     """Yields the `Interrupts` that the signals fill meanwhile. Those that this process was told to ignore (nohup) stay
     ignored."""
     interrupts = Interrupts()

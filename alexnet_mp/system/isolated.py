@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -50,7 +51,9 @@ class Outcome:
     why: str = ""  # in words
 
 
-def outcomes(calls, prepare=(print, ())):
+def outcomes(
+    calls: Sequence[tuple[Callable[..., object], tuple]], prepare: tuple[Callable[..., object], tuple] = (print, ())
+) -> Generator[Outcome, None, None]:
     """The `Outcome`s of calls, (function, arguments) each, in order, until one has not passed: that is the last.
 
     They are made in one new process, with what is imported there; functions and arguments are pickled. A call that
@@ -130,7 +133,7 @@ def _end(process):
         process.wait(ENDING)
 
 
-def serve(connection: Connection):
+def serve(connection: Connection) -> None:
     """What the new process does: see `outcomes`."""
     # A crash here is an answer, and needs no core file.
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Collection
 from contextlib import suppress
 from importlib import metadata
 from importlib.util import find_spec
@@ -18,7 +19,7 @@ IMPORTING = 120  # and for an import
 NVIDIA, DISPLAY = "0x10de", "0x03"  # on the PCI bus: the vendor, and the first digits of the class
 
 
-def driver():
+def driver() -> str | None:
     """The version of NVIDIA's driver, "580.65.06"; None where there is none."""
     for path, pattern in (
         ("/sys/module/nvidia/version", r"([\d.]+)"),
@@ -31,7 +32,7 @@ def driver():
     return found[1] if found else None  # in WSL there are no such files
 
 
-def cuda_of_driver():
+def cuda_of_driver() -> tuple[int, int] | None:
     """The newest CUDA that the driver can run, (13, 0); None where there is none."""
     version = ctypes.c_int()
     try:
@@ -42,7 +43,7 @@ def cuda_of_driver():
     return None
 
 
-def nvcc():
+def nvcc() -> str | None:
     """The release of the CUDA compiler that torch would build with, "13.0"; None where there is none."""
     homes = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
     for program in (*(os.path.join(home, "bin", "nvcc") for home in homes), "nvcc", "/usr/local/cuda/bin/nvcc"):
@@ -51,7 +52,7 @@ def nvcc():
     return None
 
 
-def architectures(library):
+def architectures(library: str | Path) -> list[str] | None:
     """What GPU code a library holds: ["sm_80", "sm_90", "PTX of sm_90"]; None where there is no cuobjdump to tell."""
     programs, triton = ["cuobjdump"], None
     with suppress(Exception):  # of a package that is broken
@@ -66,7 +67,7 @@ def architectures(library):
     return None
 
 
-def gpu_on_the_bus():
+def gpu_on_the_bus() -> bool:
     """Whether there is an NVIDIA GPU, with or without a driver."""
     for device in Path("/sys/bus/pci/devices").glob("*"):
         with suppress(OSError):
@@ -77,7 +78,7 @@ def gpu_on_the_bus():
     return False
 
 
-def asked(program, *arguments):
+def asked(program: str, *arguments: str) -> str | None:
     """What a program on PATH prints; None where it isn't there, fails or takes too long."""
     path = shutil.which(program)
     if path is None:
@@ -97,7 +98,7 @@ def asked(program, *arguments):
     return done.stdout if done.returncode == 0 else None
 
 
-def cache_directory():
+def cache_directory() -> Path | None:
     """Where a user's programs keep what they can do without (XDG Base Directory Specification); None without a home."""
     given = Path(os.environ.get("XDG_CACHE_HOME", ""))
     if given.is_absolute():
@@ -108,13 +109,13 @@ def cache_directory():
         return None
 
 
-def imports(names):
+def imports(names: Collection[str]) -> dict[str, str | None]:
     """{name: None where it can be imported, else why not, in a line}; each is tried in a process of its own."""
     return {name: why for name, why in zip(names, map(_ended, [_running(f"import {name}") for name in names]))}
 
 
 @functools.cache
-def deadly(library):
+def deadly(library: str | Path) -> str | None:
     """Why a process that loads a library beside torch ends by a signal, in a line; None where it lives."""
     if not Path(library).exists():
         return None
@@ -156,14 +157,14 @@ def _ended(process, what="the import"):
     return shown(lines[-1]) if lines else f"{what} ends its process with status {process.returncode}"
 
 
-def version(package):
+def version(package: str) -> str | None:
     """The installed version of a package, None where there is none or its description is damaged."""
     with suppress(Exception):
         return metadata.version(package)
     return None
 
 
-def shown(text):
+def shown(text: object) -> str:
     """A message of others as it may be pasted anywhere: in a line, without directories, homes and user names."""
     text = " ".join(str(text).split())
     homes, users = _own()

@@ -7,7 +7,7 @@ from pathlib import Path
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 
-def keep_freed_memory():
+def keep_freed_memory() -> None:
     """Let glibc reuse the pages of freed tensors instead of returning each large one to the kernel and faulting it in
     again.
 
@@ -21,7 +21,7 @@ def keep_freed_memory():
     mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
-def free_memory():
+def free_memory() -> int:
     """Bytes that this process may still take: the machine's, or its control group's where that is less."""
     lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
     free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))

@@ -12,6 +12,8 @@ of the product of a layer that reads both towers.
 A network computes in the dtype of its images (`TowerLayer`), so a pipeline's dtype is all that bf16 needs. Tests are in
 fp32 unless they are part of a training run."""
 
+from collections.abc import Iterable
+
 import torch
 
 from .errors import UserError
@@ -20,7 +22,7 @@ CHOICES = ("fp32", "tf32", "bf16")
 AMPERE = (8, 0)  # compute capability
 
 
-def use(precision, devices):
+def use(precision: str, devices: Iterable[torch.device]) -> torch.dtype:
     """Make this process compute so. Returns the dtype of images. Raises UserError where a device can't."""
     gpus = [device for device in devices if device.type == "cuda"]
     if precision == "tf32" and not gpus:
@@ -36,7 +38,7 @@ def use(precision, devices):
     return torch.bfloat16 if precision == "bf16" else torch.float32
 
 
-def remark(precision, devices):
+def remark(precision: str, devices: Iterable[torch.device]) -> str | None:
     """What a user should know of it on these devices, or None."""
     slow = (
         precision == "bf16"

@@ -7,7 +7,7 @@ from pathlib import Path
 PACKAGES = ("alexnet_mp", "torch", "numpy", "pillow", "triton", "nvidia-dali-cuda130")
 
 
-def package_version(package):
+def package_version(package: str) -> str | None:
     """The installed version, None where there is none."""
     try:
         return metadata.version(package)
@@ -15,7 +15,7 @@ def package_version(package):
         return None
 
 
-def source_commit():
+def source_commit() -> str | None:
     """The commit of the source tree this runs from, "+changes" if files differ from it; None outside a git checkout."""
 
     def git(*words):

@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -22,13 +23,13 @@ def _sizes(environment):
 CONSOLE = Console(soft_wrap=True, highlight=False, markup=False, emoji=False, _environ=_sizes(os.environ))
 
 
-def say(text=""):
+def say(text: str = "") -> None:
     """A line for the user, above the bar if there is one."""
     CONSOLE.print(text)
 
 
 @contextmanager
-def lines_on_stderr():
+def lines_on_stderr() -> Iterator[None]:
     """What `say` and `progress` write goes to standard error, so that standard output holds nothing but a command's
     JSON."""
     before, CONSOLE.stderr = CONSOLE.stderr, True
@@ -38,13 +39,13 @@ def lines_on_stderr():
         CONSOLE.stderr = before
 
 
-def printable(text):
+def printable(text: str) -> str:
     """A name as a line may hold it: control characters, line ends, what turns the direction of writing, all escaped."""
     return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
 
 
 @contextmanager
-def progress(what, total, unit="images", done=0):
+def progress(what: str, total: int, unit: str = "images", done: int = 0) -> Iterator[Callable[..., None]]:
     """Yields advance(n, note=""): n more of `total` units are done, after `done` before. Shows the rate, the time left
     and the note."""
     start = time.monotonic()
@@ -77,7 +78,7 @@ def progress(what, total, unit="images", done=0):
         yield advance
 
 
-def duration(seconds):
+def duration(seconds: float) -> str:
     """Seconds as a person writes them: 48 s, 12 min, 3 h 20 min."""
     minutes = round(seconds / 60)
     return (
