@@ -52,7 +52,7 @@ def eight_bits(image: Image.Image, name: str | Path | None = None) -> Image.Imag
             f"its values, {low:,} to {high:,} of {most:,}, all become grey level {levels.min()} of 255; store "
             "it with 8 bits" + ("" if image.mode == "F" else f", or say its bits (PNG: {SAID[0]}, TIFF: {SAID[1]})")
         )
-    if bits is None and levels.max() < DARK:
+    if bits is None and np.percentile(levels, 99) < DARK:  # a few bright pixels light no picture
         _say_dark(name, f"its values are {low:,} to {high:,}, and taken as of {most:,}")
     if tiff.get(PHOTOMETRIC) == 0:  # 0 is white; Pillow turns 8 bits round, and no others
         levels = 255 - levels

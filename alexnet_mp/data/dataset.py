@@ -5,6 +5,7 @@ Every source looks alike: it is a `DataSet`, and each of its parts a `Split`.
 
 import hashlib
 import mmap
+import shlex
 import stat
 from collections.abc import Sequence
 from pathlib import Path
@@ -251,7 +252,8 @@ def _way_out(root, folders, stored_size):
     made = (whole if typed_as.name in ("", "..") else typed_as).with_name(f"{whole.name}-prepared")
     return (
         f"of its {len(found)} class folders ({_some(found)}) a part can be cut off for validation: "
-        f"{typed('prepare', typed_as, made, '--size', stored_size)} && {typed('train', '--data', made)}"
+        f"{typed('prepare', typed_as, made, '--size', stored_size)}, then the same command with "
+        f"--data {shlex.quote(str(made))}"
     )
 
 

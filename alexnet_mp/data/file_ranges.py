@@ -9,11 +9,12 @@ from pathlib import Path
 from ..system.errors import MachineError, UserError
 
 
-def _failure(error, where):
+def because(error: OSError, where: str | Path) -> UserError:
     """The UserError for an OSError; a `MachineError` where another file, or another moment, would have failed as
     well."""
     of_machine = error.errno in (errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE)
-    return (MachineError if of_machine else UserError)(f"{where}: {error.strerror}")
+    help_ = "; `ulimit -n` sets how many a process may have" if error.errno == errno.EMFILE else ""
+    return (MachineError if of_machine else UserError)(f"{where}: {error.strerror}{help_}")
 
 
 class Descriptor:
@@ -24,7 +25,7 @@ class Descriptor:
         try:
             self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe would keep us waiting
         except OSError as error:
-            raise _failure(error, where) from None
+            raise because(error, where) from None
         status = os.fstat(self.number)
         self.size = status.st_size
         if not stat.S_ISREG(status.st_mode):
@@ -39,7 +40,7 @@ class Descriptor:
                 parts.append(part)
                 position, count = position + len(part), count - len(part)
         except OSError as error:
-            raise _failure(error, self.where) from None
+            raise because(error, self.where) from None
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def close(self) -> None:

@@ -43,7 +43,7 @@ def problem() -> str | None:
     """Why DALI can't be loaded, in a line; None where it is now."""
     try:
         import nvidia.dali.fn  # noqa: F401
-    except Exception as error:  # of what is broken inside, a shared library that is not there among it
+    except (Exception, SystemExit) as error:  # of what is broken inside, a shared library that is not there among it
         return _last_line(error)
     return None
 
@@ -102,7 +102,7 @@ class DaliPipeline:
         lent = self._nothing_lent()
         with (
             closing(self._to_train(split, keys, colour_noise)) as items,
-            closing(self._made(split, items, self.recipe.batch_size, self._finished, lent)) as batches,
+            closing(self._made(split, items, min(self.recipe.batch_size, len(split)), self._finished, lent)) as batches,
         ):
             for item, made in batches:
                 yield Batch(item.epoch, self._on_each_tower(made, lent), self._labels(split, item.images), item.images)
@@ -116,6 +116,7 @@ class DaliPipeline:
         which: the (top, left, flip) of each view, as `centre_view` and `ten_views` give them. A picture is decoded once
         and stays on its device as uint8; a view of it is made when it is asked for."""
         source, finish, lent = self.dataset.splits[split], {}, self._nothing_lent()
+        batch_size = min(batch_size, len(source))
         with (
             closing(self._to_test(source, in_order(len(source), batch_size))) as items,
             closing(self._made(source, items, batch_size, self._decoded, lent)) as batches,

@@ -8,6 +8,7 @@ from PIL import Image
 
 from ..system.errors import MachineError, UserError
 from .bit_depth import eight_bits
+from .file_ranges import because
 from .image_formats import opened
 
 
@@ -21,13 +22,15 @@ def decoded(file: str | Path | BinaryIO, size: int, name: str | Path) -> np.ndar
             return stored_picture(image, size, name)
     except (MemoryError, MachineError):  # not the image's fault
         raise
+    except OSError as error:
+        if error.strerror:  # of the system, not Pillow's
+            raise because(error, f"cannot read image {name}") from None
+        raise UserError(f"cannot read image {name}: {_reason(error)}") from None
     except Exception as error:  # Pillow raises a dozen types on damaged files
         raise UserError(f"cannot read image {name}: {_reason(error)}") from None
 
 
 def _reason(error):
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
     reason = str(error)
     if "cannot identify image file <" in reason:  # goes on with the address of an object
         return "cannot identify image file: it is damaged"

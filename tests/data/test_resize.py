@@ -1,7 +1,9 @@
 """One function from any image file to the stored picture: formats, odd modes, the resampling, and files that are no
 image."""
 
+import errno
 import io
+import os
 
 import numpy as np
 import pytest
@@ -9,8 +11,9 @@ from inner_cases import every
 from PIL import Image
 from small_set import encoded, noise
 
+from alexnet_mp.data import resize
 from alexnet_mp.data.resize import decoded, stored_picture
-from alexnet_mp.system.errors import UserError
+from alexnet_mp.system.errors import MachineError, UserError
 
 SIZE = 24
 
@@ -183,3 +186,17 @@ def test_a_missing_file_is_named(tmp_path):
 def test_a_large_photograph_is_no_bomb(recwarn):
     """Between Pillow's two limits, 89 and 179 million pixels, it warns; one that is read is no reason to."""
     assert stored(encoded(Image.new("L", (9500, 9500)), "PNG")).shape == (SIZE, SIZE, 3) and not recwarn.list
+
+
+@every("number, is_machines", [(errno.EMFILE, True), (errno.EIO, True), (errno.EACCES, False)])
+def test_a_failure_of_the_machine_is_not_the_pictures(number, is_machines, tmp_path, monkeypatch):
+    """Else `prepare --bad-images skip` would leave out sound pictures."""
+
+    def fail(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(resize, "opened", fail)
+    with pytest.raises(UserError, match=f"cannot read image x.png: {os.strerror(number)}") as raised:
+        decoded(tmp_path / "x.png", 8, "x.png")
+    assert isinstance(raised.value, MachineError) is is_machines
+    assert ("ulimit -n" in str(raised.value)) is (number == errno.EMFILE)

@@ -46,10 +46,10 @@ def test_a_plain_folder_of_class_folders(name, inside, tmp_path, monkeypatch):
         open_dataset("." if inside else name, 48)
     message = str(raised.value)
     assert "it has no train/ folder; of its 3 class folders (a cat, dog, owl)" in message and "\n" not in message
-    (first, arguments), (second, then) = commands(message.partition("validation: ")[2])
-    assert (first, second) == ("prepare", "train")
-    assert prepare.main([*arguments, "--workers", "0"]) == 0
-    assert then[0] == "--data" and len(open_dataset(then[1], 48).splits["val"]) == 3
+    line, then = message.partition("validation: ")[2].split(", then the same command with --data ")
+    ((first, arguments),) = commands(line)
+    assert first == "prepare" and prepare.main([*arguments, "--workers", "0"]) == 0
+    assert len(open_dataset(*shlex.split(then), 48).splits["val"]) == 3
     assert not (tmp_path / name / "photos-prepared").exists()
 
 
