@@ -128,7 +128,7 @@ class Checkpoint:
     state: State
 
 
-def write(directory, checkpoint):
+def write(directory: str | Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint into a new directory, on the disk when this returns. `checkpoint`'s tensors must not change
     meanwhile.
 
@@ -157,13 +157,13 @@ def write(directory, checkpoint):
     durable_files.sync(directory)
 
 
-def read_state(directory):
+def read_state(directory: str | Path) -> State:
     """The `State` of a checkpoint; of the tensors only the files' sizes are looked at. Raises UserError."""
     directory = Path(directory)
     return _read_state(directory, *_manifest(directory))
 
 
-def load(directory):
+def load(directory: str | Path) -> Checkpoint:
     """A `Checkpoint`, everything in it checked. Raises UserError."""
     directory = Path(directory)
     number, entries = _manifest(directory)
@@ -182,13 +182,13 @@ def load(directory):
     return Checkpoint(weights, velocity, Statistics(**statistics), state)
 
 
-def load_weights(directory):
+def load_weights(directory: str | Path) -> dict[str, torch.Tensor]:
     """The weights of a checkpoint, name -> tensor, without a look at the recipe. Raises UserError."""
     directory = Path(directory)
     return _load_whole(directory / WEIGHTS, _manifest(directory)[1][WEIGHTS], load_tensors)
 
 
-def verify(directory):
+def verify(directory: str | Path) -> State:
     """Compare every file with the manifest, a piece at a time. Returns the `State`. Raises UserError."""
     directory = Path(directory)
     number, entries = _manifest(directory)
@@ -397,7 +397,7 @@ class Unreadable(UserError):
 class OldFormat(UserError):
     """Nothing is wrong with the checkpoint, but this version no longer reads its format."""
 
-    def __init__(self, path, number):
+    def __init__(self, path: Path, number: int):
         super().__init__(f"{path}: checkpoint format {number}: the last version that reads it is commit {READS_OLDER}")
 
 

@@ -5,6 +5,8 @@ import threading
 from dataclasses import replace
 
 from . import checkpoints
+from .checkpoint_format import Checkpoint
+from .directory import RunDirectory
 
 PATIENCE = 8  # seconds that an unfinished write gets when the run ends by an error
 
@@ -16,7 +18,7 @@ class Saver:
     What went wrong is kept for the training, which asks `outcome` after every step.
     """
 
-    def __init__(self, run, keep):
+    def __init__(self, run: RunDirectory, keep: int):
         self.run, self.keep, self.thread, self.next, self.handing = run, keep, None, None, threading.Lock()
         # The directory of the newest checkpoint that is on the disk; a run that goes on in its own directory has one
         # already.
@@ -26,11 +28,11 @@ class Saver:
         self._failure = self._prune_failure = None
 
     @property
-    def busy(self):
+    def busy(self) -> bool:
         with self.handing:
             return self.thread is not None and self.thread.is_alive()
 
-    def start(self, content):
+    def start(self, content: Checkpoint) -> None:
         """Write a `Checkpoint` whose tensors nobody changes any more; after the one that is being written, if there is
         one.
 
@@ -53,14 +55,14 @@ class Saver:
                 return True
             return False
 
-    def wait(self, timeout=None):
+    def wait(self, timeout: float | None = None) -> bool:
         """Until all is written. Returns whether it is."""
         thread = self.thread  # which it lets go of itself
         if thread is not None:
             thread.join(timeout)
         return not self.busy
 
-    def outcome(self):
+    def outcome(self) -> tuple[Exception | None, Exception | None]:
         """(what kept a checkpoint from being written, what kept an old one from being removed), each None or an
         exception, once."""
         if self.busy:

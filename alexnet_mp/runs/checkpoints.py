@@ -3,15 +3,21 @@ in one."""
 
 import os
 import re
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
+
+import torch
 
 from ..data.dataset import SAME_FILES
 from ..system import durable_files
 from ..system.errors import UserError
 from . import checkpoint_format
+from .checkpoint_format import Checkpoint, State
 
+_Read = TypeVar("_Read")
 CHECKPOINTS = "checkpoints"
 # a directory that is not, no longer, or never again a checkpoint
 PARTIAL, REPLACED, DAMAGED = ".partial_", ".replaced_", "damaged_"
@@ -29,7 +35,7 @@ PARTIAL, REPLACED, DAMAGED = ".partial_", ".replaced_", "damaged_"
 #    becomes .replaced_N. A crash between the two renames leaves .replaced_N alone: readers take it for step_N, and the
 #    next start renames it back (`recover`).
 # 5. Should a disk lie about a sync, the sha256 of every file in the manifest tells, and the one before is taken.
-def put(run, checkpoint):
+def put(run: str | Path, checkpoint: Checkpoint) -> Path:
     """Write a checkpoint of a run and return its directory.
 
     Raises OSError, with nothing half written left and the old ones untouched. Where only the last sync fails, the new
@@ -62,7 +68,7 @@ def put(run, checkpoint):
     return final
 
 
-def recover(run):
+def recover(run: str | Path) -> None:
     """Clear away what a crash left of a save. To be called with the run's lock held. Raises OSError."""
     parent = Path(run) / CHECKPOINTS
     if parent.is_dir():
@@ -80,7 +86,7 @@ def _clear(replaced, final):
     durable_files.remove(replaced)
 
 
-def listing(run):
+def listing(run: str | Path) -> dict[int, Path]:
     """{step: directory} of a run's checkpoints, oldest first, damaged ones among them. Raises UserError where they
     can't be listed."""
     parent = Path(run) / CHECKPOINTS
@@ -99,13 +105,13 @@ def listing(run):
     return dict(sorted(found.items()))
 
 
-def step_of(directory):
+def step_of(directory: str | Path) -> int | None:
     """500 for .../step_00000500, None for what is named otherwise."""
     match = re.fullmatch("step_([0-9]{8}|[1-9][0-9]{8,11})", Path(directory).name)
     return int(match[1]) if match else None
 
 
-def newest(run):
+def newest(run: str | Path) -> Path:
     """The directory of a run's newest checkpoint. Raises UserError where there is none."""
     found = listing(run)
     if not found:
@@ -113,12 +119,12 @@ def newest(run):
     return found[max(found)]
 
 
-def newest_weights(run):
+def newest_weights(run: str | Path) -> tuple[Path, dict[str, torch.Tensor]]:
     """(directory, weights) of a run's newest checkpoint."""
     return from_newest(run, checkpoint_format.load_weights)
 
 
-def from_newest(run, read):
+def from_newest(run: str | Path, read: Callable[[Path], _Read]) -> tuple[Path, _Read]:
     """(directory, read(directory)) of a run's newest checkpoint; where the run removes or replaces it meanwhile, of the
     one after it."""
     while True:
@@ -137,7 +143,7 @@ def _identity(directory):
     return None  # it is gone already
 
 
-def best(run):
+def best(run: str | Path) -> tuple[int, State] | None:
     """(step, `State`) of the checkpoint with the lowest top-1 validation error, the earliest of equals; None if none
     was validated."""
     return _best(_states(run))
@@ -158,7 +164,7 @@ def _what_was_trained(state):
     return replace(state.recipe, epochs=1), state.data.fingerprint[:SAME_FILES]
 
 
-def prune(run, keep):
+def prune(run: str | Path, keep: int) -> list[int]:
     """Remove all but the newest `keep` checkpoints and the best one; what can't be read is left alone. Returns the
     steps removed.
 
@@ -177,7 +183,7 @@ def prune(run, keep):
     return removed
 
 
-def set_aside(directory):
+def set_aside(directory: Path) -> Path:
     """Rename a damaged checkpoint, so that the run that goes on from an older one can come to its step again. Raises
     OSError."""
     aside = directory.with_name(DAMAGED + directory.name)

@@ -6,12 +6,16 @@ import os
 import platform
 import re
 import shutil
+from collections.abc import Mapping
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
 
+from ..data.dataset import DataSet
+from ..data.pipeline import Pipeline
 from ..data.pixel_statistics import FILE as STATISTICS
 from ..recipes import recipe as recipes
+from ..recipes.recipe import Recipe
 from ..system import durable_files
 from ..system.devices import device_name
 from ..system.errors import UserError
@@ -41,18 +45,18 @@ class RunDirectory:
 
     def __init__(
         self,
-        path,
-        recipe,
-        dataset,
-        network,
-        pipeline,
-        precision="fp32",
-        point=None,
-        changed=(),
-        lock=None,
-        checked=None,
-        command="",
-        devices=None,
+        path: str | Path,
+        recipe: Recipe,
+        dataset: DataSet,
+        network: object,
+        pipeline: Pipeline,
+        precision: str = "fp32",
+        point: object = None,
+        changed: Mapping[str, list] | tuple[()] = (),
+        lock: RunLock | None = None,
+        checked: object = None,
+        command: str = "",
+        devices: list[dict] | None = None,
     ):
         self.path, self.lock = Path(path), lock
         try:
@@ -148,11 +152,11 @@ class RunDirectory:
             content["resumed"] = [*before.get("resumed", []), entry]
         durable_files.replace(self.path / RUN, (json.dumps(content, indent=1) + "\n").encode())
 
-    def log(self, kind, **values):
+    def log(self, kind: str, **values: object) -> None:
         """See `Metrics.log`."""
         self.metrics.log(kind, **values)
 
-    def close(self):
+    def close(self) -> None:
         """Let go of everything; says so where the last lines of the metrics can't be written."""
         try:
             self.metrics.close()
@@ -162,7 +166,7 @@ class RunDirectory:
             self.lock.release()
 
 
-def devices_of(network) -> list[dict]:
+def devices_of(network: object) -> list[dict]:
     """What run.json says of the devices of the towers that are in this process."""
     return [
         {"tower": "ab"[tower], "device": str(device), "name": device_name(device)}
@@ -170,14 +174,14 @@ def devices_of(network) -> list[dict]:
     ]
 
 
-def refuse_unusable(path):
+def refuse_unusable(path: str | Path) -> None:
     """Raise an error early if a new run directory is there already, `Taken`, or can't be made, UserError."""
     if os.path.lexists(path):
         raise _taken(path)
     durable_files.refuse_unwritable("--out", path)
 
 
-def refuse_foreign(path):
+def refuse_foreign(path: str | Path) -> None:
     """Raise UserError if a directory holds anything that no run wrote: a run may only begin anew in what is one, or is
     empty."""
     ours = {
@@ -207,7 +211,7 @@ def refuse_foreign(path):
         raise UserError(f"--out {path}: it is no run directory, {foreign[0]} is in it; choose another --out")
 
 
-def refuse_remains(path):
+def refuse_remains(path: str | Path) -> None:
     """Raise UserError if `checkpoints` holds anything but unfinished saves: what could be a checkpoint may not be begun
     over."""
     directory = Path(path) / CHECKPOINTS
@@ -216,7 +220,7 @@ def refuse_remains(path):
         raise UserError(f"{directory} has no checkpoint in it, but is not empty; look into it, or choose another --out")
 
 
-def refuse_branch(path):
+def refuse_branch(path: str | Path) -> None:
     """Raise UserError if a run went on from another's checkpoint and has none of its own: its beginning would be
     another one."""
     if resumed := _earlier(path).get("resumed"):
@@ -226,7 +230,7 @@ def refuse_branch(path):
         )
 
 
-def read_run(path):
+def read_run(path: str | Path) -> dict:
     """`run.json` of a run directory, with its recipe as a `Recipe`. Raises UserError where it is no run."""
     file = Path(path) / RUN
     try:

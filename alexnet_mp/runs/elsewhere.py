@@ -15,7 +15,7 @@ class RunElsewhere:
 
     events = lock = metrics
 
-    def log(self, kind: str, **values) -> None:
+    def log(self, kind: str, **values: object) -> None:
         pass
 
     def length(self) -> int:

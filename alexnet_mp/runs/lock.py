@@ -27,7 +27,7 @@ class RunLock:
     parent died. The file says who holds it; a clean end empties it, and what is still in it when the lock can be had is
     of a run that was killed."""
 
-    def __init__(self, directory):
+    def __init__(self, directory: str | Path):
         self.directory, self.path = directory, Path(directory) / LOCK
         path = self.path
         try:
@@ -73,7 +73,7 @@ class RunLock:
         except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
             return "another process"
 
-    def check(self):
+    def check(self) -> None:
         """Raise UserError where the directory is no longer the one that is locked: it was moved or removed, or its lock
         was."""
         try:
@@ -87,7 +87,7 @@ class RunLock:
                 "it can't write into another's"
             )
 
-    def release(self):
+    def release(self) -> None:
         """Let go, at a clean end; a second call does nothing."""
         if self.file is not None:
             try:

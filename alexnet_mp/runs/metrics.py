@@ -10,6 +10,7 @@ import os
 import socket
 import stat
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -28,7 +29,7 @@ class Metrics:
     its step, None where a run begins. `failure` is the OSError of the last attempt to write a line, None if it was
     written. Raises UserError where the file can't be used."""
 
-    def __init__(self, directory, keep=0, step=None):
+    def __init__(self, directory: str | Path, keep: int = 0, step: int | None = None):
         self.path, self.failure, self.waiting, self.events = Path(directory) / FILE, None, b"", None
         try:
             self.file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
@@ -48,7 +49,7 @@ class Metrics:
                     with suppress(ValueError, OverflowError):  # no text, or no number, that TensorBoard could hold
                         self._add_events(line)
 
-    def log(self, kind, **values):
+    def log(self, kind: str, **values: object) -> None:
         """One line, and its numbers as TensorBoard scalars `kind/name`. Numbers must be finite; values has "step"."""
         self.waiting += json.dumps({"kind": kind, **values}, allow_nan=False).encode() + b"\n"
         try:
@@ -69,17 +70,17 @@ class Metrics:
             },
         )
 
-    def length(self):
+    def length(self) -> int:
         """Bytes of the file, with all lines in it. Raises OSError where they can't be written."""
         self._write()
         self.failure = None
         return self.written
 
-    def sync(self):
+    def sync(self) -> None:
         """All that is written survives a crash of the machine. Any thread may call it."""
         os.fsync(self.file)
 
-    def close(self):
+    def close(self) -> None:
         """Raises OSError where the last lines can't be written."""
         self.events.close()
         if self.file is not None:
@@ -102,7 +103,7 @@ class Events:
     """TensorBoard's event files. They repeat what `metrics.jsonl` says, so that a failure to write them ends nothing
     but them."""
 
-    def __init__(self, directory, step):
+    def __init__(self, directory: Path, step: int | None):
         # Imported late: only training needs it.
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
         from tensorboard.compat.proto.summary_pb2 import Summary
@@ -124,7 +125,7 @@ class Events:
         except OSError as error:
             self._give_up(error)
 
-    def add(self, step, scalars):
+    def add(self, step: int, scalars: Mapping[str, float]) -> None:
         """{tag: number} of one step."""
         if self.file is not None:
             values = [self.summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
@@ -133,14 +134,14 @@ class Events:
             except OSError as error:
                 self._give_up(error)
 
-    def flush(self):
+    def flush(self) -> None:
         try:
             if self.file is not None:
                 self.file.flush()
         except OSError as error:
             self._give_up(error)
 
-    def close(self):
+    def close(self) -> None:
         self.flush()
         if self.file is not None:
             self.file.close()
@@ -159,7 +160,7 @@ class Events:
             self.file = None
 
 
-def read_metrics(path):
+def read_metrics(path: str | Path) -> list[dict]:
     """The lines of a run's `metrics.jsonl` as dicts, in order; a last line that was cut off, and what is no JSON, is
     left out."""
     lines = []
@@ -173,7 +174,7 @@ def read_metrics(path):
     return lines
 
 
-def take_over(run, directory, length):
+def take_over(run: str | Path, directory: str | Path, length: int) -> None:
     """Begin a run's metrics with the first `length` bytes of another's, where they can be read."""
     try:
         content = durable_files.read(Path(run) / FILE, MOST_BYTES)[:length]

@@ -6,15 +6,17 @@ and the tensors' bytes without gaps. What is wrong is a ValueError here; the cal
 
 import json
 import math
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
 MOST_HEADER, MOST_BYTES = 1 << 20, 4 << 30  # of a header and of a whole file
+Layout = Mapping[str, tuple[str, tuple[int, ...]]]  # the dtype and shape of each tensor, as ("F32", (96, 3, 11, 11))
 WIDTHS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}  # bytes a value
 
 
-def header(layout):
-    """What a file begins with. layout: {name: (dtype, shape)}. The bytes that the safetensors library writes, names
+def header(layout: Layout) -> bytes:
+    """What a file begins with. The bytes that the safetensors library writes, names
     sorted."""
     entries, end = {}, 0
     for name, tensor in sorted(layout.items()):
@@ -25,7 +27,7 @@ def header(layout):
     return len(text).to_bytes(8, "little") + text
 
 
-def parts(layout, arrays):
+def parts(layout: Layout, arrays: Mapping[str, np.ndarray]) -> Iterator[bytes | memoryview]:
     """A whole file, piece by piece: the header, then the bytes of each contiguous array of one dtype, without a
     copy."""
     yield header(layout)
@@ -33,19 +35,19 @@ def parts(layout, arrays):
         yield memoryview(arrays[name]).cast("B")
 
 
-def length(layout):
+def length(layout: Layout) -> int:
     """Bytes of the file that `parts` gives."""
     return len(header(layout)) + sum(map(_bytes_of, layout.values()))
 
 
-def finite(array):
+def finite(array: np.ndarray) -> bool:
     """Whether all values are. A finite sum says so without a mask as long as the array; one that overflowed says
     nothing."""
     with np.errstate(over="ignore", invalid="ignore"):
         return bool(np.isfinite(array.sum()) or np.isfinite(array).all())
 
 
-def read_layout(size, start):
+def read_layout(size: int, start: bytes) -> dict[str, tuple[str, tuple[int, ...]]]:
     """{name: (dtype, shape)} from the beginning of a file of `size` bytes: all of it, or 8 + MOST_HEADER bytes.
 
     Raises ValueError where it doesn't fit the size, RecursionError where it is nested too deeply. The library, which
@@ -81,7 +83,7 @@ def read_layout(size, start):
     return layout
 
 
-def parse(content):
+def parse(content: bytes) -> object:
     """What JSON in UTF-8 says. Raises ValueError, also for a key given twice and a number that nobody means; or
     RecursionError."""
     refuse_pickle(content)
@@ -104,7 +106,7 @@ def parse(content):
     )  # NaN and Infinity
 
 
-def refuse_pickle(start):
+def refuse_pickle(start: bytes) -> None:
     """start: a file's first 8 bytes, or more. A header's length may begin as a pickle or a zip archive does, but it is
     small."""
     if start[:1] == b"\x80" or start[:2] == b"PK":
@@ -114,7 +116,7 @@ def refuse_pickle(start):
         )
 
 
-def need(condition, problem):
+def need(condition: object, problem: str) -> None:
     if not condition:
         raise ValueError(problem)
 

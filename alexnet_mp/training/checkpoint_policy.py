@@ -24,7 +24,13 @@ class CheckpointPolicy:
     "continue" | "stop".
     """
 
-    def __init__(self, trainer, every=(600, "seconds"), keep=3, on_save_error="continue"):
+    def __init__(
+        self,
+        trainer: object,
+        every: tuple[float, str] = (600, "seconds"),
+        keep: int = 3,
+        on_save_error: str = "continue",
+    ):
         self.trainer, self.run, self.ranks = trainer, trainer.run, trainer.ranks
         self.saver = Saver(trainer.run, keep) if self.ranks.writes else NoSaver()
         self.every, self.stop_on_error = every, on_save_error == "stop"
@@ -34,18 +40,18 @@ class CheckpointPolicy:
         self.metrics_failing = self.events_failed = False
 
     @property
-    def up_to_date(self):
+    def up_to_date(self) -> bool:
         """Whether the newest checkpoint that was begun is of exactly now."""
         return self.saved_as == (self.trainer.step, self.trainer.validated)
 
     @property
-    def newest(self):
+    def newest(self) -> str:
         """The newest checkpoint on the disk, in words."""
         return f"the newest checkpoint is {self.saver.saved or '(none)'}"
 
     # --- when
 
-    def save_if_due(self):
+    def save_if_due(self) -> None:
         """Begin a checkpoint if the time has come, or if this is the best validation so far.
 
         Before that it is reported how the last one went.
@@ -61,7 +67,7 @@ class CheckpointPolicy:
         if self.ranks.first(is_best or self.due and not self.saver.busy and not self.trainer.recording):
             self.save()
 
-    def save(self):
+    def save(self) -> None:
         """Copy what a checkpoint needs, and let it be written."""
         self.trainer.read_steps()
         if self.ranks.first(self.up_to_date):
@@ -72,7 +78,7 @@ class CheckpointPolicy:
             self.saver.start(self.trainer.snapshot())
             self.saved_as = (self.trainer.step, self.trainer.validated)
 
-    def save_now(self):
+    def save_now(self) -> Exception | None:
         """A checkpoint of this step, on the disk or not: returns what kept it from being written, or None."""
         self.saver.wait()
         self.report_save_results()  # of the one before; what is reported from here on is this one's
@@ -82,7 +88,7 @@ class CheckpointPolicy:
         self._say_not_removed(prune_failure)
         return failure
 
-    def save_what_is_there(self):
+    def save_what_is_there(self) -> None:
         """A last checkpoint before an error ends the run; what goes wrong now must not hide that error.
 
         Not where it ends this process alone: what another has of the weights can't be had any more."""
@@ -103,7 +109,7 @@ class CheckpointPolicy:
 
     # --- how it went
 
-    def report_save_results(self):
+    def report_save_results(self) -> None:
         """Say what went wrong in the background. Raises UserError with `--on-save-error stop`."""
         self.run.lock.check()
         failure, prune_failure = self.saver.outcome()
@@ -157,7 +163,7 @@ class CheckpointPolicy:
         self.clock = clock
 
 
-def in_words(error):
+def in_words(error: Exception) -> str:
     """An error in one line, with its file's name."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror

@@ -6,19 +6,23 @@ a graph, and in the mode that forbids the pipelines' threads to copy and allocat
 `torch/cuda/graphs.py`)."""
 
 import gc
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from typing import Literal, TypeVar
 
 import torch
 
-from ..network.exchange import settle
+from ..network.exchange import Exchange, StandingCopy, settle
 from ..system.devices import stream_for
 from . import tape_program
+
+_Result = TypeVar("_Result")
 
 
 class CudaGraphs:
     """Captures on streams for that alone, one a CUDA device, and one more a device for graphs of updates."""
 
-    def __init__(self, devices):
+    def __init__(self, devices: Collection[torch.device]):
         # In torch 2.13.0 a graph that is reset frees cuBLAS's workspaces of the stream that captured it, whose
         # addresses all other graphs of that stream hold (pytorch issue 193402). A change of rates resets updates
         # alone, and an update multiplies no matrices.
@@ -28,7 +32,7 @@ class CudaGraphs:
         gc.collect()  # those of an earlier training are reset now, not when there are others of the same streams
 
     @contextmanager
-    def aside(self):
+    def aside(self) -> Iterator[None]:
         """What is launched in here runs on this object's streams, after all that was launched before and before all
         that comes later.
 
@@ -46,12 +50,18 @@ class CudaGraphs:
                 for device, stream in self.streams.items():
                     usual[device].wait_stream(stream)
 
-    def new_pool(self):
+    def new_pool(self) -> dict[torch.device, tuple[int, int]]:
         """Memory for graphs, which those of all shapes share: no two of a device run at once, and a step reads what
         only it left."""
         return {device: torch.cuda.graph_pool_handle() for device in self.streams}
 
-    def capture(self, function, pool, device, update=False):
+    def capture(
+        self,
+        function: Callable[[], _Result],
+        pool: Mapping[torch.device, tuple[int, int]],
+        device: torch.device,
+        update: bool = False,
+    ) -> tuple[torch.cuda.CUDAGraph, _Result]:
         """(graph with replay() and reset(), what `function` returned): what it would have computed on the device.
         Called `aside`.
 
@@ -91,29 +101,31 @@ class Tape:
     of another device lies in a place of its own, written by the copy of that step. The first replay makes a
     `tape_program.Program` of it, where the operator for that is there."""
 
-    def __init__(self, graphs, pool, exchange):
+    def __init__(self, graphs: CudaGraphs, pool: Mapping[torch.device, tuple[int, int]], exchange: Exchange):
         self.graphs, self.pool, self.exchange = graphs, pool, exchange
         self.steps = []  # ("launch", graph, device), ("send", copy), ("receive", copy)
         self.program = None  # of the steps, once replayed; False where Python replays them
 
-    def run(self, tower, function, *arguments):
+    def run(self, tower: int, function: Callable[..., list[torch.Tensor]], *arguments: object) -> list[torch.Tensor]:
         """What the function returns: tensors that every replay writes."""
         device = self.exchange.devices[tower]
         graph, results = self.graphs.capture(lambda: function(*arguments), self.pool, device)
         self.steps.append(("launch", graph, device))
         return results
 
-    def send(self, edge, tensor, source, target, pass_):
+    def send(
+        self, edge: str, tensor: torch.Tensor, source: int, target: int, pass_: Literal["forward", "backward"]
+    ) -> StandingCopy:
         copy = self.exchange.standing(edge, tensor, source, target, pass_)
         self.steps.append(("send", copy))
         return copy
 
-    def receive(self, copy):
+    def receive(self, copy: StandingCopy) -> torch.Tensor:
         """The copy's place, on the target's device."""
         self.steps.append(("receive", copy))
         return copy.place
 
-    def replay(self):
+    def replay(self) -> None:
         if self.program is None:
             there = tape_program.operator() is not None and tape_program.fits(self.steps, self.exchange)
             self.program = there and tape_program.Program(self.steps, self.graphs.streams)
@@ -133,7 +145,7 @@ class Tape:
                 subject.receive()
         settle(self.exchange.devices)  # now what the copies read may be freed, too
 
-    def reset(self):
+    def reset(self) -> None:
         self.program = None
         for what, graph, *_ in self.steps:
             if what == "launch":

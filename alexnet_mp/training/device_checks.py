@@ -8,6 +8,7 @@ what `pipeline_torch.py` makes on a CPU.
 
 import io
 import math
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from types import SimpleNamespace
 
@@ -29,6 +30,7 @@ from ..kernels.dispatch import leave_out
 from ..network.exchange import Exchange
 from ..network.layer import TowerLayer, plan
 from ..network.overlap import split_input_product
+from ..recipes.recipe import Layer, Recipe
 from ..recipes.shapes import Size, pool_size
 from ..system.isolated import Unfit, Wrong
 
@@ -42,7 +44,7 @@ DECODER = {"mean": 1.0, "99.9 %": 4.0}  # grey levels that a GPU's JPEG decoder 
 EPS = torch.finfo(torch.float32).eps
 
 
-def prepare(devices, left_out):
+def prepare(devices: Sequence[torch.device], left_out: Iterable[tuple[str, str, str]]) -> None:
     """Called first: makes the devices ready, so that what is wrong with one is not taken for a kernel's fault."""
     leave_out(left_out)
     nothing = torch.zeros(1)  # the first call of any operator has torch import its compiler, for seconds
@@ -88,7 +90,15 @@ def _synchronize(devices):
 # --- kernels
 
 
-def fused_operation(devices, layer, fused, maps, constants, dtype, kernels):
+def fused_operation(
+    devices: Sequence[torch.device],
+    layer: Layer,
+    fused: tuple[str, ...],
+    maps: tuple[int, int, int],
+    constants: Mapping[str, object],
+    dtype: torch.dtype,
+    kernels: str,
+) -> None:
     """A fused operation of a layer's epilogue, as the network computes it: forward, backward, and forward in a test.
 
     devices: one. layer: the recipe's `Layer`. fused: of `plan(layer.then)`; maps: (C, H, W) that it reads.
@@ -166,7 +176,7 @@ def _clear(layer, fused, x, bias, constants):
     return (~near.any(1)).double().view(*u.shape[:2], *sides)
 
 
-def update(devices, shapes, momentum, kernels):
+def update(devices: Sequence[torch.device], shapes: Sequence[tuple[int, ...]], momentum: float, kernels: str) -> None:
     """Two updates of parameters of these shapes, in float32; the second one has a rate of 0. devices: one."""
     (device,) = devices
     drawn = [[_drawn(shape, seed + 10 * number, device) for number, shape in enumerate(shapes)] for seed in (1, 2, 3)]
@@ -188,7 +198,9 @@ def _ordered(tensor):
     return tensor.clone(memory_format=torch.channels_last if tensor.dim() == 4 else torch.contiguous_format)
 
 
-def augmentation(devices, stored, crop, mean_follows_crop, dtype):
+def augmentation(
+    devices: Sequence[torch.device], stored: int, crop: int, mean_follows_crop: bool, dtype: torch.dtype
+) -> None:
     """The fused augmentation of the pipeline `raw`. devices: one."""
     (device,) = devices
     generator = torch.Generator().manual_seed(1)
@@ -206,7 +218,7 @@ def augmentation(devices, stored, crop, mean_follows_crop, dtype):
     _synchronize(devices)
 
 
-def product(devices, shape, kernels):
+def product(devices: Sequence[torch.device], shape: tuple[int, int], kernels: str) -> None:
     """The product of a fully connected layer of these weights, in float32. devices: one."""
     (device,) = devices
     x, weight, bias, dy = (
@@ -236,12 +248,12 @@ def product(devices, shape, kernels):
 # --- crossings
 
 
-def crossing(devices, shape, dtype):
+def crossing(devices: Sequence[torch.device], shape: tuple[int, ...], dtype: torch.dtype) -> None:
     """Maps of this shape from each of two devices to the other, and their gradients back."""
     cross(Exchange(devices), shape, dtype)
 
 
-def cross(exchange, shape, dtype):
+def cross(exchange: Exchange, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     """Let each tower of an `Exchange` read the other's maps alone, as its layers do: the same bits have to arrive."""
     towers, devices = (0, 1), exchange.devices
     places = [[torch.zeros(shape, dtype=dtype, device=device) for device in devices] for _ in range(2)]
@@ -287,7 +299,14 @@ def _late(place, values):
 # --- pipelines
 
 
-def pipeline(devices, name, storage, recipe, dtype, augmented_by):
+def pipeline(
+    devices: Sequence[torch.device],
+    name: str,
+    storage: str,
+    recipe: Recipe,
+    dtype: torch.dtype,
+    augmented_by: Sequence[str],
+) -> None:
     """An epoch of two batches, and two views of a test, from pictures that are made here.
 
     storage: what the splits of the data hold, see `dataset.py`. augmented_by: who computes `augment` here; only so that

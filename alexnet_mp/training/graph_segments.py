@@ -5,15 +5,23 @@ torch's autograd goes through both devices in one backward pass, and lets one wa
 can follow. Here a tower's layers from one that reads both to the next have a history of their own, and gradients are
 handed on by hand. The operations and their order are those of `TrainingStep`, and so are the bits."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 
-from ..data.step_input import images_of
+from ..data.step_input import Uncropped, images_of
 from ..evaluation.accuracy import topk_credit
+from ..network.layer import TowerLayer
+from ..network.network import TwoTowerAlexNet
 from ..network.overlap import SplitInputProduct
+from ..network.tower import Tower
+from .cuda_graphs import Tape
 
 
-def forward_and_backward(network, images, labels, tape):
+def forward_and_backward(
+    network: TwoTowerAlexNet, images: Sequence[torch.Tensor | Uncropped], labels: torch.Tensor, tape: Tape
+) -> list[torch.Tensor]:
     """[loss, right answers], as `TrainingStep.forward_and_backward` has it; trained parameters get their gradients.
 
     tape: has run(tower, function, *arguments) -> what the function returns, a list of tensors; send(edge, tensor,
@@ -91,7 +99,7 @@ class Segment:
     Forward: `start`, or `begin` and `end`; backward: `backward`, and `backward_of_product` where the first layer reads
     both. Results are what `finish` makes of the last maps, without history; backward begins at the first of them."""
 
-    def __init__(self, tower, layers):
+    def __init__(self, tower: Tower, layers: Sequence[TowerLayer]):
         self.tower, self.layers, self.finish = tower, layers, lambda maps: (maps,)
         self.results = self.out = None  # out: the first result, with its history
         # Where the first layer reads both: its product, its result and that one's gradient; its operands, and the
@@ -100,17 +108,17 @@ class Segment:
         self.of_product = set()
 
     @property
-    def trained(self):
+    def trained(self) -> bool:
         """Whether anything here or before has a gradient."""
         return self.out.requires_grad
 
-    def start(self, images):
+    def start(self, images: torch.Tensor | Uncropped) -> list[torch.Tensor]:
         """The first segment of all, where a training pass is counted."""
         self.tower.step += 1
         with torch.enable_grad():
             return self._go_on(self.layers[0](images_of(images), self.tower.step))
 
-    def begin(self, own, wanted, own_is_first):
+    def begin(self, own: torch.Tensor, wanted: tuple[bool, bool], own_is_first: bool) -> list[torch.Tensor]:
         """The product with the tower's own half. wanted: whether gradients of the own and of the other half are."""
         first = self.layers[0]
         with torch.enable_grad():
@@ -121,7 +129,7 @@ class Segment:
         self.split.begin()
         return []
 
-    def end(self, other):
+    def end(self, other: torch.Tensor) -> list[torch.Tensor]:
         """The product with the other half, and the epilogue."""
         y = self.split.end(other)
         self.y = y.requires_grad_(self.split.other_wanted or self.split.more_is_wanted)
@@ -134,7 +142,7 @@ class Segment:
         self.out, *more = self.finish(maps)
         return [self.out.detach(), *more]
 
-    def backward(self, gradients):
+    def backward(self, gradients: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """All but the split product, and the gradient of the other half: [it], or [] where it isn't wanted.
 
         gradients: of the outputs, one or two to be summed; none where the output is the loss.
@@ -154,7 +162,7 @@ class Segment:
         back = self.split.gradient_of_other(self.dy) if y else None
         return [] if back is None else [back]
 
-    def backward_of_product(self):
+    def backward_of_product(self) -> list[torch.Tensor]:
         """The rest of the split product: [gradient of the own half], or [] where it isn't wanted."""
         own, *of_operands = self.split.gradients(self.dy)
         pairs = [pair for pair in zip((self.weight, self.added), of_operands, strict=True) if pair[1] is not None]

@@ -17,6 +17,7 @@ place, so that eager steps, replays, validation and checkpoints all see the same
 with graphs and without."""
 
 import gc
+from collections.abc import Sequence
 
 import torch
 
@@ -26,13 +27,14 @@ from ..system.errors import UserError
 from ..system.terminal import say
 from . import graph_segments
 from .cuda_graphs import CudaGraphs, Tape
+from .step import TrainingStep
 
 CHOICES = ("auto", "on", "off")
 WARM_UP = 3  # eager steps of a shape
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
 
 
-def resolve(choice, devices, overlap=None, apart=False):
+def resolve(choice: str, devices: Sequence[torch.device], overlap: bool | None = None, apart: bool = False) -> str:
     """What `--graphs` means for towers on these devices: of what graphs are made, or "off" and why.
 
     overlap: see `Exchange`. apart: whether each tower has a process of its own. Raises UserError where "on" can't be.
@@ -62,7 +64,7 @@ def resolve(choice, devices, overlap=None, apart=False):
     return f"off ({where})"
 
 
-def make_step(step, choice):
+def make_step(step: TrainingStep, choice: str) -> "TrainingStep | GraphedStep":
     """The `TrainingStep`, or a `GraphedStep` of it, as `resolve` has it."""
     exchange = step.network.exchange
     devices = exchange.devices
@@ -78,7 +80,7 @@ class GraphedStep:
     graphs: a `CudaGraphs`. must: graphs that can't be had are a UserError; else it is said in a line, and this and all
     further steps are eager. Whichever pass was tried for it, none is counted, and no weight has changed."""
 
-    def __init__(self, step, graphs, must=False):
+    def __init__(self, step: TrainingStep, graphs: CudaGraphs, must: bool = False):
         self.step, self.graphs, self.must = step, graphs, must
         # {key: `_Shape`}, and what all of their graphs were captured with
         self.shapes, self.trained, self.rates = {}, None, None

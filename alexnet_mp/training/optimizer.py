@@ -1,10 +1,12 @@
 """The update rule as printed (paper 5): v <- 0.9 v - 0.0005 e w - e <dL/dw>;  w <- w + v."""
 
 import math
+from collections.abc import Mapping, Sequence
 
 import torch
 
 from ..kernels import paper_sgd_
+from ..network.network import TwoTowerAlexNet
 
 
 class PaperSGD(torch.optim.Optimizer):
@@ -16,7 +18,7 @@ class PaperSGD(torch.optim.Optimizer):
     momentum, and no gradient is computed for it, so that backward stops above a frozen first layer (2012 source,
     `weights.cu:148`, `layer.py:744`)."""
 
-    def __init__(self, network):
+    def __init__(self, network: TwoTowerAlexNet):
         recipe = network.recipe
         self.kernels, self.towers = network.kernels, ["ab"[tower.index] for tower in network.towers]
         self.layers = {
@@ -38,7 +40,7 @@ class PaperSGD(torch.optim.Optimizer):
             for parameter in group["params"]:
                 self.state[parameter]["velocity"] = torch.zeros_like(parameter)
 
-    def set_rates(self, rates):
+    def set_rates(self, rates: Mapping[str, float]) -> None:
         """rates: {"conv1.weight": 0.01, ...}, one learning rate a group."""
         for group in self.param_groups:
             group["lr"] = rates[group["name"]]
@@ -48,7 +50,7 @@ class PaperSGD(torch.optim.Optimizer):
                     parameter.grad = None
 
     @torch.no_grad()
-    def step(self, device=None):
+    def step(self, device: torch.device | None = None) -> list[torch.Tensor]:
         """Update every parameter that has a rate, or those on one of the `devices`, in place.
 
         Returns, of each device, the sum of each new weight tensor there, (tensors,) float32: finite only where no
@@ -87,18 +89,18 @@ class PaperSGD(torch.optim.Optimizer):
         copy, _ = layer.kept.get(name, (None, None))
         return [copy] if copy is not None and copy.device == parameter.device else []
 
-    def devices(self):
+    def devices(self) -> list[torch.device]:
         """Those with parameters that have a rate, tower a's first."""
         return list(self._by_device())
 
-    def velocities(self):
+    def velocities(self) -> dict[str, list[torch.Tensor]]:
         """{"conv1.weight": [tower a's, tower b's], ...}, as `network.layer_parameters` gives the weights."""
         return {
             group["name"]: [self.state[parameter]["velocity"] for parameter in group["params"]]
             for group in self.param_groups
         }
 
-    def non_finite(self):
+    def non_finite(self) -> list[str]:
         """The first tensors found to hold NaN or infinity, gradients before weights: ["gradient of conv2.weight on
         tower b", ...]."""
         for what, value in (
@@ -117,7 +119,7 @@ class PaperSGD(torch.optim.Optimizer):
         return []
 
     @torch.no_grad()
-    def non_finite_in(self, sums):
+    def non_finite_in(self, sums: Sequence[torch.Tensor]) -> list[str]:
         """The weights that made earlier sums not finite, whatever steps followed: ["weights of conv2.weight on tower
         b", ...].
 

@@ -6,9 +6,11 @@ read when an event says that they are there. On a CPU they are there at once."""
 
 import time
 from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
+import numpy as np
 import torch
 
 READ_EVERY = 16  # steps: with so many unread the host waits
@@ -25,7 +27,7 @@ class PendingStep:
     begin: object  # the end of the step before, or when the clock was started: a `mark`
     ends: list  # one a device
 
-    def is_there(self):
+    def is_there(self) -> bool:
         return all(end.query() for end in self.ends)
 
 
@@ -33,18 +35,20 @@ class PendingSteps:
     """The steps taken and not read yet. devices: the towers'. least: of a number, the smallest that any process of the
     job has; those that take a step together have to read it together."""
 
-    def __init__(self, devices, least=int):
+    def __init__(self, devices: Iterable[torch.device], least: Callable[[int], int] = int):
         self.least = least
         # A GPU first: where there is one, the time that a step takes is taken on it.
         self.devices = sorted(dict.fromkeys(devices), key=lambda device: device.type != "cuda")
         self.unread = deque()
         self.start_clock()
 
-    def start_clock(self):
+    def start_clock(self) -> None:
         """Let the next step's time begin now: what came before, say a validation, was no part of it."""
         self.before = mark(self.devices[0])
 
-    def add(self, step, images, exchanged, numbers):
+    def add(
+        self, step: int, images: np.ndarray | Sequence[int], exchanged: int, numbers: Sequence[torch.Tensor]
+    ) -> None:
         """numbers: tensors on the devices. They are copied in the order of the current streams; the host doesn't
         wait."""
         copies = [tensor.to("cpu", non_blocking=True, copy=True) for tensor in numbers]
@@ -52,7 +56,7 @@ class PendingSteps:
         self.unread.append(PendingStep(step, images, exchanged, copies, self.before, ends))
         self.before = ends[0]
 
-    def read(self, wait):
+    def read(self, wait: bool) -> Iterator[tuple[PendingStep, float]]:
         """Yield (`PendingStep`, seconds from the end of the one before), oldest first.
 
         All if `wait`, else those that are there. If READ_EVERY are unread all the same, the host waits for the older
@@ -75,7 +79,7 @@ class PendingSteps:
         return step, max(step.begin.elapsed_time(step.ends[0]) / 1e3, 1e-9)
 
 
-def mark(device):
+def mark(device: torch.device) -> "torch.cuda.Event | _Now":
     """A point in the work of a device's current stream, as CUDA's events are."""
     if device.type != "cuda":
         return _Now()

@@ -2,12 +2,14 @@
 
 import json
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
 
+from ..network.network import TwoTowerAlexNet
 from ..recipes import shapes
 from ..runs import checkpoint_format, checkpoints, safetensors_file
 from ..system import durable_files
@@ -16,7 +18,7 @@ from ..system.errors import UserError
 TAKES = "it takes a run, a checkpoint, or a .safetensors file"
 
 
-def read_weights(source):
+def read_weights(source: str | Path) -> dict[str, torch.Tensor]:
     """{name: tensor} of a run's newest checkpoint, of one checkpoint, or of a file of `checkpoint --weights`. Raises
     UserError.
 
@@ -69,7 +71,9 @@ def _refuse_diverged(run):
         raise UserError(f"--init {run}: this run diverged at step {step} (non_finite.json){before}; {TAKES}")
 
 
-def begin_with(network, weights, source, only=None):
+def begin_with(
+    network: TwoTowerAlexNet, weights: Mapping[str, torch.Tensor], source: str | Path, only: Sequence[str] | None = None
+) -> tuple[list[str], list[str], list[str]]:
     """Give a network these weights, layer by layer of the same name; its last layer stays as it was drawn, whatever the
     file has.
 

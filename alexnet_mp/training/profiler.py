@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import tempfile
+from collections.abc import Generator
 from contextlib import closing, suppress
 from itertools import islice
 from pathlib import Path
@@ -18,6 +19,7 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from ..data.batches import Batch
 from ..profiling import machine_limits as roofs
 from ..profiling.attribution import FORWARD_BACKWARD, INPUT, LAYER, NETWORK, STEP, UPDATE, attribute, from_torch
 from ..profiling.table import lines, table
@@ -34,7 +36,7 @@ MOST_STEPS = 1000  # every operation of every step is kept in memory
 TRACE, NUMBERS = "trace.json.gz", "profile.json"
 
 
-def steps_of(text):
+def steps_of(text: str) -> int:
     """What `--profile STEPS` means: a number of steps. Raises UserError."""
     if not (text.isascii() and text.isdecimal() and len(text) <= 9 and 1 <= int(text) <= MOST_STEPS):
         raise UserError(
@@ -50,17 +52,17 @@ class Profiler:
     its end. While `recording`, `trainer.training_step` is a plain `TrainingStep` with ranges: whoever replays a CUDA
     graph there is left out, since a replay has no layers."""
 
-    def __init__(self, trainer, steps, precision):
+    def __init__(self, trainer: object, steps: int, precision: str):
         self.trainer, self.steps, self.precision = trainer, steps, precision
         self.recorded, self.images = [], 0  # the numbers of the steps that were recorded, and how many images they had
         self.torch = self.profile = None  # the torch profile that runs; the one that is over and not yet written
         self.said, self.hooks, self.ranges, self.before = False, [], [], None
 
     @property
-    def recording(self):
+    def recording(self) -> bool:
         return self.torch is not None
 
-    def batches(self, batches):
+    def batches(self, batches: Generator[Batch, None, None]) -> Generator[Batch, None, None]:
         """The same batches; the recording begins and ends between two of them."""
         with closing(batches):
             # Not as graphs, whose streams have memory of their own: the first step that is recorded would take all of
@@ -85,7 +87,7 @@ class Profiler:
                 raise
             yield from batches
 
-    def step(self, batch):
+    def step(self, batch: Batch) -> None:
         """`trainer.one_step`, recorded."""
         with record_function(STEP):
             self.trainer.one_step(batch)
@@ -94,7 +96,7 @@ class Profiler:
         self.recorded.append(self.trainer.step)
         self.images += len(batch.numbers)
 
-    def finish(self):
+    def finish(self) -> None:
         """Write what was recorded and print the table, once; or say why there is nothing. A full disk is a warning."""
         if self.said:
             return

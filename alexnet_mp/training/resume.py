@@ -10,9 +10,13 @@ import torch
 
 from ..data.batches import steps_per_epoch
 from ..data.class_names import accents
-from ..data.dataset import difference
+from ..data.dataset import DataSet, difference
+from ..data.pipeline import Pipeline
+from ..data.pixel_statistics import Statistics
+from ..network.network import TwoTowerAlexNet
 from ..recipes import recipe as recipes
 from ..recipes import shapes
+from ..recipes.recipe import Recipe
 from ..runs import checkpoint_format, checkpoints
 from ..runs.checkpoint_format import Checkpoint, Environment, NewerFormat, Unreadable
 from ..runs.checkpoints import CHECKPOINTS
@@ -21,7 +25,7 @@ from ..runs.lock import RunLock
 from ..system.devices import device_name
 from ..system.errors import UserError
 from ..system.provenance import package_version
-from ..system.ranks import ALONE
+from ..system.ranks import ALONE, Ranks
 from ..system.terminal import say
 from .schedule import make_schedule
 
@@ -36,13 +40,13 @@ class ResumePoint:
     checkpoint: Checkpoint
 
     @property
-    def run(self):
+    def run(self) -> Path | None:
         """The directory of the run that wrote it; None where it was copied out of one."""
         directory = self.path.absolute().parent
         return directory.parent if directory.name == CHECKPOINTS else None
 
 
-def find(choice, out):
+def find(choice: str, out: str | None) -> tuple[ResumePoint | None, str, RunLock | None]:
     """What `--resume` and `--out` ask for: (`ResumePoint` or None, the directory to write to, its `RunLock`).
 
     The lock is None for a directory that is not there yet. choice: "auto", or the path of a run or of one of its
@@ -141,7 +145,7 @@ def _newest_whole(run, set_aside=False):
     return point
 
 
-def load(directory):
+def load(directory: str | Path) -> Checkpoint:
     """A whole checkpoint whose state makes sense for its recipe. Raises UserError."""
     content = checkpoint_format.load(directory)
     try:
@@ -153,7 +157,9 @@ def load(directory):
     return content
 
 
-def changes(content, recipe, dataset, statistics=None):
+def changes(
+    content: Checkpoint, recipe: Recipe, dataset: DataSet, statistics: Statistics | None = None
+) -> dict[str, list]:
     """What is not as it was when a checkpoint was saved, without epochs: {"conv1.init_std": [before, now],
     "data.fingerprint": ...}."""
     state, changed = content.state, {}
@@ -176,7 +182,14 @@ def changes(content, recipe, dataset, statistics=None):
     return changed
 
 
-def refuse_changes(point, changed, recipe, dataset, anyway, steps=None):
+def refuse_changes(
+    point: ResumePoint,
+    changed: Mapping[str, list],
+    recipe: Recipe,
+    dataset: DataSet,
+    anyway: bool,
+    steps: int | None = None,
+) -> None:
     """Raise UserError if a run may not go on with what changed; `anyway`: if it can't. steps: of `--steps`, or None.
 
     What changed comes before the count of steps: another batch size makes another count.
@@ -209,7 +222,7 @@ def refuse_changes(point, changed, recipe, dataset, anyway, steps=None):
         )
 
 
-def no_longer_exact(before, now):
+def no_longer_exact(before: Environment, now: Environment) -> list[str]:
     """What decides about rounding and differs: ["threads: 2 -> 4", ...]. before, now: `Environment`."""
     before, now = asdict(before), asdict(now)
     if not any("cuda" in device for made in (before, now) for device in made["devices"]):
@@ -225,7 +238,7 @@ def no_longer_exact(before, now):
     ]
 
 
-def environment(network, pipeline, precision, ranks=ALONE):
+def environment(network: TwoTowerAlexNet, pipeline: Pipeline, precision: str, ranks: Ranks = ALONE) -> Environment:
     """The `Environment` of a job, which all its processes have to ask for."""
     devices = tuple(
         f"cuda: {device_name(device)}" if device.type == "cuda" else f"cpu: {torch.backends.cpu.get_cpu_capability()}"
@@ -248,7 +261,7 @@ def environment(network, pipeline, precision, ranks=ALONE):
     )
 
 
-def in_words(overlap):
+def in_words(overlap: bool) -> str:
     """As `--overlap` has it."""
     return "on" if overlap else "off"
 
@@ -265,7 +278,7 @@ def flat(fields: Mapping) -> dict:
     return {**fields, "layers": [layer["name"] for layer in fields["layers"]]} | layers
 
 
-def listed(changed):
+def listed(changed: Mapping[str, list]) -> str:
     """What changed, in a line: ": seed 0 -> 1, ..."."""
     shown = [f"{name} {_shown(before)} -> {_shown(now)}" for name, (before, now) in list(changed.items())[:SHOWN]]
     more = f" and {len(changed) - SHOWN} more" if len(changed) > SHOWN else ""

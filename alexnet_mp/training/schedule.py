@@ -1,6 +1,9 @@
 """Learning rates over time: divide by ten on a plateau (paper 5), or the dated changes of the 2012 runs."""
 
 import math
+from collections.abc import Mapping
+
+from ..recipes.recipe import Recipe
 
 
 class PlateauSchedule:
@@ -13,19 +16,19 @@ class PlateauSchedule:
     decided.
     """
 
-    def __init__(self, recipe):
+    def __init__(self, recipe: Recipe):
         self.recipe = recipe
         self.drops, self.best, self.since_best = 0, math.inf, 0
 
-    def rates(self, epoch):
+    def rates(self, epoch: int) -> dict[str, float]:
         """{"conv1.weight": rate, ...} now; the epoch doesn't matter here."""
         factor = self.recipe.plateau_factor**self.drops
         return {name: factor * rate for name, rate in _initial_rates(self.recipe).items()}
 
-    def colour_noise(self, epoch):
+    def colour_noise(self, epoch: int) -> float:
         return self.recipe.colour_noise
 
-    def observe(self, error):
+    def observe(self, error: float) -> None:
         """Take in one validation's top-1 error in %."""
         if error < self.best:
             self.best, self.since_best = error, 0
@@ -36,10 +39,10 @@ class PlateauSchedule:
                 self.drops, self.best, self.since_best = self.drops + 1, math.inf, 0
 
     @property
-    def finished(self):
+    def finished(self) -> bool:
         return self.drops > self.recipe.plateau_drops
 
-    def state(self):
+    def state(self) -> dict[str, float | None]:
         """What a checkpoint keeps of it."""
         return {
             "drops": self.drops,
@@ -47,7 +50,7 @@ class PlateauSchedule:
             "since_best": self.since_best,
         }
 
-    def restore(self, state):
+    def restore(self, state: Mapping[str, float | None]) -> None:
         """Go on from what `state` gave. Raises ValueError where it can't be one."""
         drops, best, since_best = (state.get(name) for name in ("drops", "best", "since_best"))
         if not (
@@ -63,10 +66,10 @@ class DatedSchedule:
 
     finished = False  # the recipe's epochs are the end
 
-    def __init__(self, recipe):
+    def __init__(self, recipe: Recipe):
         self.recipe = recipe
 
-    def rates(self, epoch):
+    def rates(self, epoch: int) -> dict[str, float]:
         """{"conv1.weight": rate, ...} in this epoch (the first is 1)."""
         initial = _initial_rates(self.recipe)
         rates = dict(initial)
@@ -77,20 +80,20 @@ class DatedSchedule:
                         rates[what] = initial[what] * factor
         return rates
 
-    def colour_noise(self, epoch):
+    def colour_noise(self, epoch: int) -> float:
         return next(
             (date.colour_noise for date in reversed(self._past(epoch)) if date.colour_noise is not None),
             self.recipe.colour_noise,
         )
 
-    def observe(self, error):
+    def observe(self, error: float) -> None:
         pass
 
-    def state(self):
+    def state(self) -> dict[str, float | None]:
         """Nothing: the epoch says it all."""
         return {}
 
-    def restore(self, state):
+    def restore(self, state: Mapping[str, float | None]) -> None:
         if state:
             raise ValueError(f"{state} is not the state of a dated schedule, which has none")
 
@@ -98,7 +101,7 @@ class DatedSchedule:
         return [date for date in self.recipe.dates if date.epoch <= epoch]
 
 
-def make_schedule(recipe):
+def make_schedule(recipe: Recipe) -> PlateauSchedule | DatedSchedule:
     return (PlateauSchedule if recipe.schedule == "plateau" else DatedSchedule)(recipe)
 
 

@@ -12,6 +12,7 @@ import json
 import math
 import os
 import secrets
+from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from pathlib import Path
 import torch
 
 from ..data import pipeline_dali
+from ..data.pipeline import Pipeline
 from ..kernels import dispatch, linear_op
 from ..network.layer import FUSED, plan
 from ..recipes import shapes as geometry
@@ -88,13 +90,15 @@ class Check:
     implementation: str = ""  # of a kernel, or the pipeline's name
 
     @property
-    def identity(self):
+    def identity(self) -> str:
         """Stands for all that decides about the outcome, but for device and installation."""
         words = f"{self.function.__name__}{self.arguments!r} by {self.implementation}"
         return hashlib.sha256(words.encode()).hexdigest()[:32]
 
 
-def before_run(pipeline, kernels, pipeline_is_chosen, wanted=True):
+def before_run(
+    pipeline: Pipeline, kernels: str, pipeline_is_chosen: bool, wanted: bool = True
+) -> tuple[str, str | dict[str, str]]:
     """Check what a run needs: (name of the pipeline that it is to use, what run.json records of the checks).
 
     pipeline: the run's, not yet used. Says what was found; from now on `--kernels auto` leaves out what has failed.
@@ -122,7 +126,13 @@ def before_run(pipeline, kernels, pipeline_is_chosen, wanted=True):
     return name, found
 
 
-def examine(asked, pipeline_is_chosen=False, fresh=False, tell=say, needed=None):
+def examine(
+    asked: Asked,
+    pipeline_is_chosen: bool = False,
+    fresh: bool = False,
+    tell: Callable[[str], object] = say,
+    needed: Callable[[Asked], list[Check]] | None = None,
+) -> tuple[str, dict[str, str]]:
     """(name of the pipeline to be used, {what was checked: "passed", "passed before", or what is wrong}).
 
     fresh: what has passed before is checked again. tell: is called with each line for the user. needed(asked): the
@@ -188,7 +198,7 @@ def _first_not_passed(todo, left_out, found, memory):
         memory.keep(passed)
 
 
-def next_pipeline(name):
+def next_pipeline(name: str) -> str | None:
     """The next best one; None after `torch`, which defines what a batch is."""
     if name == "torch":
         return None
@@ -198,7 +208,7 @@ def next_pipeline(name):
 # --- what has to be checked
 
 
-def checks(asked):
+def checks(asked: Asked) -> list[Check]:
     """The `Check`s of what a run would use now, with the kernels that are left out."""
     distinct = tuple(dict.fromkeys(asked.devices))
     found = crossings(asked) if len(distinct) == 2 else []
@@ -241,7 +251,7 @@ def checks(asked):
     ]
 
 
-def crossings(asked):
+def crossings(asked: Asked) -> list[Check]:
     """Both ways, of each shape that crosses."""
     found, before = {}, None
     for size in geometry.sizes(asked.recipe, asked.classes):
@@ -313,15 +323,15 @@ class Memory:
     What can't be read counts as nothing; it is said once where nothing can be kept.
     """
 
-    def __init__(self, tell):
+    def __init__(self, tell: Callable[[str], object]):
         self.tell, self.known, self.said = tell, {}, False
 
-    def has(self, check):
+    def has(self, check: Check) -> bool:
         if check.devices not in self.known:
             self.known[check.devices] = self._read(check.devices)
         return check.identity in self.known[check.devices]
 
-    def keep(self, passed):
+    def keep(self, passed: Sequence[Check]) -> None:
         """Remember these checks, beside those that another run may have added meanwhile."""
         for devices in dict.fromkeys(check.devices for check in passed):
             facts, path = self._place(devices)

@@ -1,10 +1,14 @@
 """One training step (paper 5): forward, loss on the first tower, backward, update. Nothing here is read by the host."""
 
+from collections.abc import Callable, Sequence
+
 import torch
 import torch.nn.functional as F
 
-from ..data.step_input import all_images
+from ..data.step_input import Uncropped, all_images
 from ..evaluation.accuracy import topk_credit
+from ..network.network import TwoTowerAlexNet
+from .optimizer import PaperSGD
 
 
 class TrainingStep:
@@ -15,7 +19,7 @@ class TrainingStep:
     (N,) int64 on the first's. check_loss(loss) is called before any weight is changed.
     """
 
-    def __init__(self, network, optimizer):
+    def __init__(self, network: TwoTowerAlexNet, optimizer: PaperSGD):
         self.network, self.optimizer = network, optimizer
 
     def __call__(self, images, labels, check_loss):
@@ -23,7 +27,12 @@ class TrainingStep:
         loss, right = self.forward_and_backward(images, labels, check_loss)
         return [loss, right, *self.update()]
 
-    def forward_and_backward(self, images, labels, check_loss):
+    def forward_and_backward(
+        self,
+        images: Sequence[torch.Tensor | Uncropped],
+        labels: torch.Tensor,
+        check_loss: Callable[[torch.Tensor], object],
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         self.optimizer.zero_grad(set_to_none=True)
         logits = self.network(*all_images(images))
         loss, right = self.network.exchange.told(self._judged, logits, labels)
@@ -37,9 +46,9 @@ class TrainingStep:
             right = topk_credit(logits, labels, self.network.kernels)[0]
         return F.cross_entropy(logits, labels), right
 
-    def update(self):
+    def update(self) -> list[torch.Tensor]:
         return [self.update_on(device) for device in self.optimizer.devices()]
 
-    def update_on(self, device):
+    def update_on(self, device: torch.device) -> torch.Tensor:
         """The sums of the weights there."""
         return self.optimizer.step(device)[0]

@@ -8,10 +8,12 @@ draw nothing from torch's own generators, whose counts only a replay from Python
 """
 
 import functools
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
 from ..kernels.dispatch import compiled
+from ..network.exchange import Exchange
 
 LAUNCH, COPY, RECORD, WAIT = range(4)  # as in csrc/cuda/tape.h
 # Kind, the stream's device, stream, graph or event or the place of a copy; of a copy also source, target device, bytes.
@@ -19,7 +21,7 @@ COLUMNS = 7
 
 
 @functools.cache
-def operator():
+def operator() -> Callable[[torch.Tensor], None] | None:
     """The operator that replays a table, or None in a library without CUDA kernels, or older than it."""
     if compiled() is None:
         return None
@@ -28,7 +30,7 @@ def operator():
     return there if built else None
 
 
-def fits(steps, towers):
+def fits(steps: Sequence[tuple], towers: Exchange) -> bool:
     """Whether a table can say what the steps of a `Tape` do. towers: an `Exchange`."""
     copies = [step[1] for step in steps if step[0] == "send"]
     graphs = [step[1] for step in steps if step[0] == "launch"]
@@ -56,7 +58,7 @@ class Program:
     graphs are launched}.
     """
 
-    def __init__(self, steps, streams):
+    def __init__(self, steps: Sequence[tuple], streams: Mapping[torch.device, torch.cuda.Stream]):
         self.rows, self.streams, self.kept = [], streams, [steps]
         copying = {_way(copy): copy.out for what, copy, *_ in steps if what == "send"}
         begun = [self._record(device, stream) for device, stream in streams.items()]

@@ -4,18 +4,21 @@ import json
 import math
 import shlex
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict
+from typing import NoReturn
 
+import numpy as np
 import torch
 
 from ..analysis.figure_3 import draw_kernels
 from ..analysis.figures import draw_curves
-from ..data.batches import steps_per_epoch
+from ..data.batches import Batch, steps_per_epoch
 from ..data.pipeline import Pipeline
 from ..data.pipeline_raw import RawPipeline
-from ..evaluation.accuracy import FEW, percent, top5_tells, write_right
-from ..evaluation.protocol import both_protocols, centre_view, evaluate, print_errors
+from ..evaluation.accuracy import FEW, Answers, percent, top5_tells, write_right
+from ..evaluation.protocol import View, both_protocols, centre_view, evaluate, print_errors
 from ..kernels import augmentation
 from ..network.network import TwoTowerAlexNet
 from ..runs.checkpoint_format import Checkpoint, Scheduled, State, Validation
@@ -25,12 +28,13 @@ from ..runs.elsewhere import RunElsewhere
 from ..system import durable_files
 from ..system.command_line import typed
 from ..system.errors import UserError
+from ..system.interrupts import Agreed, Interrupts
 from ..system.ranks import ALONE, Ranks, SaidElsewhere
 from ..system.terminal import progress, say
 from . import graphed_step
 from .checkpoint_policy import CheckpointPolicy, in_words
 from .optimizer import PaperSGD
-from .pending_steps import PendingSteps
+from .pending_steps import PendingStep, PendingSteps
 from .schedule import make_schedule
 from .step import TrainingStep
 
@@ -57,13 +61,8 @@ class Trainer:
         ranks: Ranks = ALONE,
     ):
         self.ranks = ranks
-        self.network, self.pipeline, self.run, self.recipe, self.constants = (
-            network,
-            pipeline,
-            run,
-            network.recipe,
-            constants,
-        )
+        self.network, self.pipeline, self.run = network, pipeline, run
+        self.recipe, self.constants = network.recipe, constants
         self.optimizer, self.schedule = PaperSGD(network), make_schedule(network.recipe)
         self.training_step = graphed_step.make_step(TrainingStep(network, self.optimizer), graphs)
         if isinstance(pipeline, RawPipeline):
@@ -84,13 +83,13 @@ class Trainer:
         self.profiler = None  # a `profiler.Profiler` if steps are to be recorded
 
     @property
-    def recording(self):
+    def recording(self) -> bool:
         """Whether the steps taken now are recorded by the profiler."""
         return self.profiler is not None and self.profiler.recording
 
     # --- a run goes on
 
-    def restore(self, checkpoint, same_run):
+    def restore(self, checkpoint: Checkpoint, same_run: bool) -> None:
         """Be where a checkpoint was. same_run: it is one of this run directory's. Raises ValueError where it doesn't
         fit the network."""
         state = checkpoint.state
@@ -103,7 +102,7 @@ class Trainer:
         self.validated, self.validation = state.validated, state.validation
         self.checkpoints.saved_as = (state.step, state.validated) if same_run else None
 
-    def snapshot(self):
+    def snapshot(self) -> Checkpoint:
         """All that the run needs to go on bit for bit, copied to host memory. Raises OSError where the metrics can't be
         written."""
         # First of all what other processes take part in.
@@ -126,7 +125,7 @@ class Trainer:
 
     # --- the loop
 
-    def train(self, interrupted):
+    def train(self, interrupted: Interrupts | Agreed) -> None:
         """Train to the end, to `--steps`, or until `interrupted`; leave a checkpoint and pictures; at the end, test."""
         self.network.train()
         if self.step and self.checkpoints.saved_as is None:  # a branch: now it can go on from its own directory
@@ -167,7 +166,7 @@ class Trainer:
             self.checkpoints.save_what_is_there()
             raise
 
-    def start_epoch(self, epoch):
+    def start_epoch(self, epoch: int) -> None:
         self.read_steps()
         self.epoch = epoch
         now = {"learning_rates": self.schedule.rates(epoch), "colour_noise": self.schedule.colour_noise(epoch)}
@@ -177,7 +176,7 @@ class Trainer:
             self.run.log("schedule", step=self.step, epoch=epoch, **now)
             self.scheduled = now
 
-    def one_step(self, batch):
+    def one_step(self, batch: Batch) -> None:
         """Take one step; its line is written when its numbers have come from the devices."""
 
         def check_loss(loss):
@@ -192,7 +191,7 @@ class Trainer:
         self.pending.add(self.step, batch.numbers, exchanged, numbers)
         self.read_steps(wait=self.step == 1)  # of a run that can't begin it is said at once
 
-    def read_steps(self, wait=True):
+    def read_steps(self, wait: bool = True) -> None:
         """Write the lines of the steps taken, all or (wait=False) those whose numbers are there (`pending_steps.py`).
 
         On a GPU what is wrong is found up to READ_EVERY steps later; but before a validation or a checkpoint all is
@@ -223,11 +222,11 @@ class Trainer:
 
     # --- what must not go on
 
-    def refuse_loss(self, loss, step, images, split="train"):
+    def refuse_loss(self, loss: float, step: int, images: np.ndarray | Sequence[int], split: str = "train") -> NoReturn:
         """End the run where a loss is NaN or infinite."""
         self._refuse(f"the loss is {loss} at step {step}", {"loss": str(loss)}, step, images, split)
 
-    def refuse_tensors(self, step, sums):
+    def refuse_tensors(self, step: PendingStep, sums: Sequence[torch.Tensor]) -> None:
         """End the run where a weight is NaN or infinite; the gradient or velocity that made it so is named if no step
         followed."""
         found = self.optimizer.non_finite() if step.step == self.step else self.optimizer.non_finite_in(sums)
@@ -261,7 +260,7 @@ class Trainer:
 
     # --- validation and test
 
-    def validate(self, interrupted):
+    def validate(self, interrupted: Interrupts | Agreed) -> None:
         """The centre view of every validation image; dropped without a trace if Ctrl-C comes in between."""
         self.read_steps()
         tested = self.test({"centre view": centre_view(self.recipe)}, interrupted)
@@ -285,7 +284,9 @@ class Trainer:
         self.run.metrics.events.flush()
         self.pending.start_clock()
 
-    def test(self, protocols, interrupted):
+    def test(
+        self, protocols: Mapping[str, Sequence[View]], interrupted: Interrupts | Agreed
+    ) -> dict[str, Answers] | None:
         """`evaluate` on the validation images, or None if Ctrl-C came."""
         images = len(self.pipeline.dataset.splits["val"])
         with progress("testing " + ", ".join(protocols), images) as advance:
@@ -311,7 +312,7 @@ class Trainer:
 
     # --- the end
 
-    def finish(self, interrupted):
+    def finish(self, interrupted: Interrupts | Agreed) -> None:
         failure = self.checkpoints.save_now()
         if failure and not isinstance(failure, OSError):
             raise failure
@@ -361,7 +362,7 @@ class Trainer:
         more = "" if interrupted and self.step < self.last_step else " and a larger --steps, or without it"
         say(f"of {self.whole} steps at most; to go on, {again}{more}; to test it as it is, {test}")
 
-    def describe_exchange(self):
+    def describe_exchange(self) -> str:
         ledger = self.network.ledger()
         if not ledger:
             return "exchange: the towers have no layer that reads both"
