@@ -221,7 +221,7 @@ def spoken_by_the_first() -> Iterator[None]:
         yield
         return
     try:
-        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
             yield
     except SystemExit:
         time.sleep(LAST_WORDS)

@@ -111,7 +111,7 @@ def test_the_first_stages_of_tests_are_few_cases_and_all_for_a_gpu():
     assert files["kernels-once"][0] in TABLE["memcheck"].command
     ids = collected(*files["kernels-once"], *files["graphs"], "--gpu-only")
     once = [one for one in ids if one.startswith(files["kernels-once"][0])]
-    assert len(once) == 3 * len([one for one in once if "fp32" in one]) >= 50
+    assert len(once) == 3 * len([one for one in once if "fp32" in one]) >= 20  # each of all operations of maps
     assert all(re.search(r"\b(cuda|triton)-", one) for one in once)
     assert 30 <= len(ids) - len(once) <= 80 and not any("one CPU" in one for one in ids)
 
