@@ -11,7 +11,7 @@ from inner_cases import every
 from tiny_run import lines, resume, run
 
 from alexnet_mp import claims, train
-from alexnet_mp.experiments.catalogue import BASE
+from alexnet_mp.experiments.claim import BASE
 from alexnet_mp.experiments.plan import arm_recipe
 from alexnet_mp.recipes import ablations
 from alexnet_mp.recipes.named import PRESETS
