@@ -1,6 +1,6 @@
 """Bias, ReLU, local response normalisation and max-pool as one torch operator: arguments, who computes, autograd.
 
-The kernels are in `lrn_pool_triton.py`, `csrc/cuda/lrn_pool.cu` and `csrc/cpu/lrn_pool.h`.
+The kernels are in `lrn_pool_*_triton.py`, `csrc/cuda/lrn_pool.cu` and `csrc/cpu/lrn_pool.h`.
 
 Every map operation is one case of `alexnet_mp::lrn_pool`: bias, ReLU, a norm or none, max-pool or none. It is a torch
 operator with a fake and an autograd implementation, so torch.compile and autocast know it, and it launches on the
@@ -219,9 +219,9 @@ def _forward(x, bias, norm, size, alpha, beta, k, relu, pool, stride, ties, kern
     if y.numel() == 0:
         return y, argmax
     if _in_triton(kernels, [x], norm, size, beta, pool, stride):
-        from . import lrn_pool_triton
+        from . import lrn_pool_forward_triton
 
-        lrn_pool_triton.forward(
+        lrn_pool_forward_triton.forward(
             x,
             bias,
             y,
@@ -272,9 +272,9 @@ def _backward(dy, x, bias, argmax, norm, size, alpha, beta, k, relu, pool, strid
     if kernels != "triton":
         dy, x = (tensor.contiguous(memory_format=memory_format(dx)) for tensor in (dy, x))
     if _in_triton(kernels, [dy, x], norm, size, beta, pool, stride, all_ties=ties == "all"):
-        from . import lrn_pool_triton
+        from . import lrn_pool_backward_triton
 
-        sums = lrn_pool_triton.backward(
+        sums = lrn_pool_backward_triton.backward(
             dy,
             x,
             bias,

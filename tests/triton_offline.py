@@ -17,7 +17,14 @@ import tempfile
 import torch
 import triton
 import triton.language as tl
-from alexnet_mp.kernels import augmentation_triton, lrn_pool_triton, relu_dropout_triton, sgd_triton, topk_credit_triton
+from alexnet_mp.kernels import (
+    augmentation_triton,
+    lrn_pool_backward_triton,
+    lrn_pool_forward_triton,
+    relu_dropout_triton,
+    sgd_triton,
+    topk_credit_triton,
+)
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime import jit
@@ -77,8 +84,8 @@ def launches():
         y = torch.empty(*x.shape[:2], pooled, pooled, dtype=x.dtype)
         y = y.contiguous(memory_format=torch.channels_last) if x.is_contiguous(memory_format=torch.channels_last) else y
         argmax = torch.empty_like(y if ties == "first" and call["pool"] else y[:0], dtype=torch.uint8)
-        lrn_pool_triton.forward(x, bias, y, argmax, ties=ties, **call)
-        lrn_pool_triton.backward(y, x, bias, argmax, torch.empty_like(x), ties=ties, **call)
+        lrn_pool_forward_triton.forward(x, bias, y, argmax, ties=ties, **call)
+        lrn_pool_backward_triton.backward(y, x, bias, argmax, torch.empty_like(x), ties=ties, **call)
 
     for dtype in (torch.float32, torch.bfloat16):
         for order in ("NCHW", "channels_last"):

@@ -18,7 +18,13 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 if DEVICE == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("Triton's interpreter is off (TRITON_INTERPRET=1) and there is no GPU", allow_module_level=True)
 
-from alexnet_mp.kernels import augmentation, augmentation_triton, lrn_pool_triton, sgd_triton
+from alexnet_mp.kernels import (
+    augmentation,
+    augmentation_triton,
+    lrn_pool_backward_triton,
+    lrn_pool_forward_triton,
+    sgd_triton,
+)
 
 # alpha for values of 30 or so: neither the sum nor k hides the other.
 BASE = {
@@ -90,8 +96,8 @@ def by_triton(x, bias, dy, call, like=torch.empty_like):
         torch.full_like(y, 200, dtype=torch.uint8) if needs_argmax else torch.empty(0, dtype=torch.uint8, device=DEVICE)
     )
     dx = like(x).fill_(777.0)
-    lrn_pool_triton.forward(x, bias, y, argmax, **call)
-    dbias = lrn_pool_triton.backward(dy, x, bias, argmax, dx, **call)
+    lrn_pool_forward_triton.forward(x, bias, y, argmax, **call)
+    dbias = lrn_pool_backward_triton.backward(dy, x, bias, argmax, dx, **call)
     return y.cpu(), dx.cpu(), None if dbias is None else dbias.cpu(), argmax.cpu()
 
 
@@ -144,8 +150,8 @@ def test_every_variant(variant):
 def test_twice_pytorchs_error_is_not_luck(scale, beta, monkeypatch):
     """Some ten thousand values, and nothing added to the bound. (The interpreter does not mind large tiles.)"""
     if DEVICE == "cpu":
-        monkeypatch.setattr(lrn_pool_triton, "FORWARD_TILE", 4096)
-        monkeypatch.setattr(lrn_pool_triton, "BACKWARD_TILE", 4096)
+        monkeypatch.setattr(lrn_pool_forward_triton, "FORWARD_TILE", 4096)
+        monkeypatch.setattr(lrn_pool_backward_triton, "BACKWARD_TILE", 4096)
     check(maps(1, 6, 50, 50, scale=scale), pool=0, beta=beta, units=0)
 
 
@@ -162,10 +168,10 @@ def test_numbers_of_maps(channels, pool):
 
 def test_maps_cut_between_programs(monkeypatch):
     """Where a program starts or ends in the middle of the maps, and positions fill several tiles."""
-    monkeypatch.setattr(lrn_pool_triton, "FORWARD_MAPS", 3)
-    monkeypatch.setattr(lrn_pool_triton, "BACKWARD_MAPS", 4)
-    monkeypatch.setattr(lrn_pool_triton, "FORWARD_TILE", 32)
-    monkeypatch.setattr(lrn_pool_triton, "BACKWARD_TILE", 32)
+    monkeypatch.setattr(lrn_pool_forward_triton, "FORWARD_MAPS", 3)
+    monkeypatch.setattr(lrn_pool_backward_triton, "BACKWARD_MAPS", 4)
+    monkeypatch.setattr(lrn_pool_forward_triton, "FORWARD_TILE", 32)
+    monkeypatch.setattr(lrn_pool_backward_triton, "BACKWARD_TILE", 32)
     for size in (5, 4):
         check(maps(1, 7, 7, 6), maps(7, seed=2), size=size, pool=1, stride=1)
 
@@ -232,10 +238,10 @@ def test_steps_with_more_cells_than_3x3_are_not_unrolled(monkeypatch):
         def __getitem__(self, grid):
             return lambda *_, POOL, SIZE, UNROLL, **more: unrolled.setdefault((POOL, SIZE), UNROLL)
 
-    monkeypatch.setattr(lrn_pool_triton, "_forward_kernel", Launched())
+    monkeypatch.setattr(lrn_pool_forward_triton, "_forward_kernel", Launched())
     x = maps(1, 6, 7, 7)
     for pool, size in ((0, 5), (2, 5), (3, 5), (3, 4), (4, 5), (5, 5), (7, 3)):
-        lrn_pool_triton.forward(x, None, x[:, :, :1, :1], x[:0], **BASE | {"pool": pool, "size": size})
+        lrn_pool_forward_triton.forward(x, None, x[:, :, :1, :1], x[:0], **BASE | {"pool": pool, "size": size})
     assert unrolled == {(1, 5): 1, (2, 5): 4, (3, 5): 4, (3, 4): 1, (4, 5): 1, (5, 5): 1, (7, 3): 1}
 
 
@@ -247,7 +253,7 @@ def test_other_windows_of_the_norm(size):
 
 
 def test_a_large_window_normalises_in_a_pass_of_its_own(monkeypatch):
-    monkeypatch.setattr(lrn_pool_triton, "ROLLING", 1)
+    monkeypatch.setattr(lrn_pool_forward_triton, "ROLLING", 1)
     for relu in ("before", "after", "none"):
         check(maps(1, 4, 4, 5), maps(4, seed=2), relu=relu)
 
@@ -314,8 +320,8 @@ def test_images_four_gigabytes_apart():
     dx = memory.as_strided((2, 1, 5, 5), (apart, 25, 5, 1), 500)
     call, dy = BASE | {"pool": 2}, maps(2, 1, 3, 3, seed=3, scale=1.0, dtype=torch.float16).to(DEVICE)
     y, argmax = torch.empty_like(dy), torch.empty_like(dy, dtype=torch.uint8)
-    lrn_pool_triton.forward(x, None, y, argmax, **call)
-    lrn_pool_triton.backward(dy, x, None, argmax, dx, **call)
+    lrn_pool_forward_triton.forward(x, None, y, argmax, **call)
+    lrn_pool_backward_triton.backward(dy, x, None, argmax, dx, **call)
     near = x.contiguous().cpu()
     for ours, pytorch, exact in zip(
         (y, dx),
