@@ -10,7 +10,7 @@ import importlib.util
 import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -21,6 +21,7 @@ from ..recipes.recipe import Recipe
 from ..system.errors import UserError
 from .augmentation import colour_shift
 from .batches import Batch, EpochKeys, StoredPictures, in_order, with_draws
+from .dali_on_device import DaliOnDevice, Lent, close_all, current, last_line, refuses
 from .dataset import DataSet
 from .pipeline_raw import ahead
 from .pixel_statistics import Statistics
@@ -44,7 +45,7 @@ def problem() -> str | None:
     try:
         import nvidia.dali.fn  # noqa: F401
     except (Exception, SystemExit) as error:  # of what is broken inside, a shared library that is not there among it
-        return _last_line(error)
+        return last_line(error)
     return None
 
 
@@ -124,13 +125,13 @@ class DaliPipeline:
             try:
                 for item, pictures in batches:
                     for device in pictures.keys() - finish.keys():  # late: an error in the first batch comes before
-                        finish[device] = _Dali(
+                        finish[device] = DaliOnDevice(
                             device, batch_size, self.workers, lambda dali: self._finished(dali, "decoded", 1.0)
                         )
                     views = self._views_of(pictures, len(item.images), finish, which, lent)
                     yield views, self._labels(source, item.images)
             finally:
-                _close(finish)
+                close_all(finish)
 
     def _views_of(self, pictures, count, finish, which, lent):
         for top, left, flip in which:
@@ -205,7 +206,7 @@ class DaliPipeline:
             pipelines, waiting, failure, more = {}, deque(), None, True
             try:
                 for device in dict.fromkeys(self.devices):
-                    pipelines[device] = _Dali(
+                    pipelines[device] = DaliOnDevice(
                         device, batch_size, self.workers, lambda dali: graph(dali, split.storage, scale)
                     )
                 while more or waiting:
@@ -227,25 +228,25 @@ class DaliPipeline:
             finally:
                 for things in lent.values():
                     things.wait()
-                _close(pipelines)
+                close_all(pipelines)
 
     def _take(self, pipelines, split, images):
         try:
             return {device: dali.take() for device, dali in pipelines.items()}
         except RuntimeError as error:
             failure = error.with_traceback(None)  # which would keep the pipeline and its threads
-        _close(pipelines)
+        close_all(pipelines)
         if split.storage == "jpeg":
             for image in images:
                 split.read(image)  # Pillow says what is wrong with it
-                if any(_refuses(device, split.jpeg(image), self._decoded) for device in dict.fromkeys(self.devices)):
+                if any(refuses(device, split.jpeg(image), self._decoded) for device in dict.fromkeys(self.devices)):
                     raise UserError(f"cannot read image {split.names[image]}: DALI's decoder refuses it")
         raise failure
 
     def _on_each_tower(self, made, lent):
         images = {}
         for device, tensors in made.items():
-            with _current(device):
+            with current(device):
                 x = torch.from_dlpack(tensors.as_tensor())  # DALI's memory, which lives as long as the tensor does
             if self.memory_format == torch.channels_last:
                 x = x.permute(0, 3, 1, 2)
@@ -336,126 +337,3 @@ class _Item:
     images: np.ndarray  # (N,) int64, their numbers in the split
     inputs: dict  # DALI input -> N values
     scale: float  # of the result
-
-
-class _Dali:
-    """A DALI pipeline on one device: of every batch that it is fed it gives one TensorList, in their order.
-
-    DALI knows a stream by its handle alone, and the default stream's is the same on every GPU: it is that of the device
-    that is current.
-
-    graph(this) -> its output. Raises UserError where DALI can't use the device.
-    """
-
-    def __init__(self, device, batch_size, threads, graph):
-        from nvidia.dali import Pipeline
-
-        self.device, self.on_gpu, self.inputs, self.given, self.lent = (
-            device,
-            device.type == "cuda",
-            [],
-            deque(),
-            Lent(device),
-        )
-        # Depth 1: else the first schedule_run() would want more batches than there may be. More can be in work all the
-        # same.
-        self.pipe = Pipeline(
-            batch_size, max(1, threads), (device.index or 0) if self.on_gpu else None, prefetch_queue_depth=1
-        )
-        try:
-            with self.pipe:
-                self.pipe.set_outputs(graph(self))
-            self.pipe.build()
-        except RuntimeError as error:
-            failure = _last_line(error)
-        else:
-            return
-        self.close()
-        raise UserError(f"--pipeline dali: DALI can't use {device}: {failure}; --pipeline torch works everywhere")
-
-    def input(self, name, dtype, ndim, **options):
-        from nvidia.dali import fn
-
-        self.inputs.append(name)
-        return fn.external_source(name=name, dtype=dtype, ndim=ndim, no_copy=True, **options)
-
-    def feed(self, inputs):
-        """Start work on a batch. inputs: {name: its N values}, among them all that the graph has; kept until they were
-        used."""
-        given = {name: inputs[name] for name in self.inputs}
-        with self._here() as stream:
-            for name, values in given.items():
-                self.pipe.feed_input(name, values, cuda_stream=stream)
-            self.pipe.schedule_run()
-        self.given.append(given)
-
-    def take(self):
-        """The TensorList of the oldest batch, once it is made. On a GPU it may be used by the stream that is current
-        now, and has to be kept until that has been done (`Lent`). Raises RuntimeError where DALI failed."""
-        with self._here() as stream:
-            (tensors,) = self.pipe.outputs(cuda_stream=stream)
-        given = self.given.popleft()
-        if self.on_gpu:
-            self.lent.keep(given)
-        return tensors
-
-    def close(self):
-        """End its threads."""
-        self.pipe = None  # ends when the last reference goes
-        self.lent.wait()
-        self.given.clear()
-
-    @contextmanager
-    def _here(self):
-        """The device is the current one, its current stream what is yielded; None for a CPU."""
-        with _current(self.device):
-            yield torch.cuda.current_stream(self.device) if self.on_gpu else None
-
-
-def _current(device):
-    """The device is the current one in here, if it is a GPU."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-
-
-class Lent:
-    """What a GPU may still read or copy, while the host goes on: kept until its current stream has come that far."""
-
-    def __init__(self, device: torch.device):
-        self.device, self.things = device, deque()
-
-    def keep(self, things: object) -> None:
-        """After what reads them was launched on the device's current stream."""
-        with torch.cuda.device(self.device):
-            self.things.append((torch.cuda.current_stream().record_event(), things))
-        while self.things and self.things[0][0].query():
-            self.things.popleft()
-
-    def wait(self) -> None:
-        while self.things:
-            self.things[0][0].synchronize()
-            self.things.popleft()
-
-
-def _close(pipelines):
-    for dali in pipelines.values():
-        dali.close()
-    pipelines.clear()
-
-
-def _refuses(device, jpeg, graph):
-    """Whether DALI's decoder fails on one file."""
-    dali = _Dali(device, 1, 1, lambda dali: graph(dali, "jpeg"))
-    try:
-        dali.feed({"jpeg": [jpeg]})
-        dali.take()
-        return False
-    except RuntimeError:
-        return True
-    finally:
-        dali.close()
-
-
-def _last_line(error):
-    """What went wrong, of a message that may begin with a traceback."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip() and "no longer valid" not in line]
-    return lines[-1] if lines else type(error).__name__

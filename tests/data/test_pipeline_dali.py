@@ -178,9 +178,9 @@ def test_a_view_is_made_when_it_is_asked_for(sources, monkeypatch):
     """Views that nobody wants cost nothing, and leave the next batch as it is."""
     reader = pipeline(DaliPipeline, sources["jpeg"], tiny(paper))
     expected, which = views_of(reader), ten_views(reader.recipe)
-    fed, feed = [], pipeline_dali._Dali.feed
+    fed, feed = [], pipeline_dali.DaliOnDevice.feed
     monkeypatch.setattr(
-        pipeline_dali._Dali, "feed", lambda self, inputs: (fed.append(sorted(inputs)), feed(self, inputs))
+        pipeline_dali.DaliOnDevice, "feed", lambda self, inputs: (fed.append(sorted(inputs)), feed(self, inputs))
     )
     for number, (views, _) in enumerate(reader.views("val", 4, which)):
         for wanted in range(number + 1):
@@ -246,11 +246,11 @@ def test_the_training_neither_feeds_dali_nor_takes_from_it(sources, nothing_stay
     seen = set()
     for name in ("feed", "take"):
 
-        def wrapped(*arguments, call=getattr(pipeline_dali._Dali, name), name=name):
+        def wrapped(*arguments, call=getattr(pipeline_dali.DaliOnDevice, name), name=name):
             seen.add((name, threading.current_thread().name))
             return call(*arguments)
 
-        monkeypatch.setattr(pipeline_dali._Dali, name, wrapped)
+        monkeypatch.setattr(pipeline_dali.DaliOnDevice, name, wrapped)
     for source in ("jpeg", "pixels", "files"):
         seen.clear()
         list(fed_ahead(sources[source], tiny(paper)).train(0, 1, tenth))

@@ -200,8 +200,8 @@ def test_a_failure_that_is_no_image_s_fault_is_raised_as_it_is(sources, nothing_
     def fail(_):
         raise RuntimeError("out of luck")
 
-    monkeypatch.setattr(pipeline_dali._Dali, "take", fail)
-    monkeypatch.setattr(pipeline_dali, "_refuses", lambda *_: False)
+    monkeypatch.setattr(pipeline_dali.DaliOnDevice, "take", fail)
+    monkeypatch.setattr(pipeline_dali, "refuses", lambda *_: False)
     with pytest.raises(RuntimeError, match="out of luck"):
         list(pipeline(kind, sources["jpeg"], tiny(paper)).train(0, 1, tenth))
 
