@@ -76,7 +76,12 @@ def _query(options):
     pictures = _stored_pictures(index, options, network.recipe.stored_size) if options.sheet else None
 
     def searched(some):
-        seen = features(network, pipeline_of(some, network, found.statistics), "given", network.recipe.batch_size)
+        seen = features(
+            network,
+            pipeline_of(some, network.recipe, network.exchange.devices, found.statistics),
+            "given",
+            network.recipe.batch_size,
+        )
         return zip(*search(seen, options.k))
 
     for path, picture, told in answered(options.pictures, network.recipe.stored_size, searched):

@@ -4,7 +4,7 @@ and gain.
     pytest benchmarks/test_speed_exchange.py --benchmark-only [--batch 128] [--rounds 15]
 
 `concatenated`: both towers on one device; the halves are joined, one product is made. `overlapped`: each half is
-carried to the other tower while the own half is multiplied (`overlap.split_input_product`); `in-order`: the same
+carried to the other tower while the own half is multiplied (`split_product.split_input_product`); `in-order`: the same
 without overlap. On one GPU these two carry to the same device, on a CPU they carry nothing: there they show what two
 products instead of one cost, and no figure of two GPUs.
 """

@@ -17,8 +17,8 @@ from interleaved import REPLAY, clocks, compare, provenance, replay, time_interl
 
 from alexnet_mp import TwoTowerAlexNet, paper
 from alexnet_mp.training.graphed_step import WARM_UP, make_step
-from alexnet_mp.training.optimizer import PaperSGD
 from alexnet_mp.training.step import TrainingStep
+from alexnet_mp.training.update_rule import PaperSGD
 
 DEVICE = torch.device("cuda:0")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

@@ -34,8 +34,8 @@ from interleaved import REPLAY, clocks, compare, provenance, replay, time_interl
 from alexnet_mp import TwoTowerAlexNet, paper
 from alexnet_mp.profiling import machine_limits, roofline
 from alexnet_mp.training.graphed_step import WARM_UP, make_step
-from alexnet_mp.training.optimizer import PaperSGD
 from alexnet_mp.training.step import TrainingStep
+from alexnet_mp.training.update_rule import PaperSGD
 
 DEVICE = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
 CASES = [("fp32", 128), ("bf16", 128), ("bf16", 1024)]

@@ -18,8 +18,8 @@ from interleaved import REPLAY, clocks, compare, provenance, replay, time_interl
 from alexnet_mp import TwoTowerAlexNet, paper
 from alexnet_mp.recipes import shapes
 from alexnet_mp.recipes.ablations import one_gpu
-from alexnet_mp.training.optimizer import PaperSGD
 from alexnet_mp.training.step import TrainingStep
+from alexnet_mp.training.update_rule import PaperSGD
 
 PLACES = {"cpu": ("cpu", "cpu"), "one-gpu": ("cuda:0", "cuda:0"), "two-gpus": ("cuda:0", "cuda:1")}
 GPUS = {"one-gpu": 1, "two-gpus": 2}

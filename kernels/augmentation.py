@@ -107,11 +107,11 @@ def augment_crops(
             f"{(count, side, side, 3)} torch.uint8, contiguous"
         )
     if resolve("auto", pictures.device, "augment") == "triton":
-        from .augmentation_triton import augment as launch
+        from . import augmentation_triton
 
         y = _augmented(crops, mean, crop, dtype, memory_format == torch.channels_last)
         if y.numel():
-            launch(pictures, crops, mean, mean_follows_crop, y)
+            augmentation_triton.augment(pictures, crops, mean, mean_follows_crop, y)
         return y
     host = crops.cpu()
     top, left = host[:, 0].long(), host[:, 1].long()
@@ -212,10 +212,10 @@ def _augment(pictures, top, left, flip, mean, shift, scale, crop, mean_follows_c
         return y
     _check_places(top, left, crop, mean.shape[0])
     if kernels == "triton":
-        from .augmentation_triton import augment as launch
+        from . import augmentation_triton
 
         crops = _crops(top, left, flip, shift, scale).to(y.device, non_blocking=True)
-        launch(pictures[0], crops, mean, mean_follows_crop, y)
+        augmentation_triton.augment(pictures[0], crops, mean, mean_follows_crop, y)
     elif kernels == "cpu":
         compiled().augment(
             pictures,

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-STORAGE = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def differentiated_otherwise(*tensors: torch.Tensor | None) -> bool:

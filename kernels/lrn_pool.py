@@ -23,7 +23,7 @@ from typing import Literal
 import torch
 
 from . import reference
-from .checks import STORAGE, at_least, check_bias, differentiated_otherwise, memory_format, one_of
+from .checks import FLOAT_DTYPES, at_least, check_bias, differentiated_otherwise, memory_format, one_of
 from .dispatch import compiled, resolve
 
 NORMS, RELUS, TIES = ("none", "lrn", "spatial"), ("none", "before", "after"), ("first", "all")
@@ -133,7 +133,7 @@ def _check(x, bias, norm, size, alpha, beta, k, relu, pool, stride, ties, kernel
     one_of("ties", ties, TIES)
     if x.dim() != 4:
         raise ValueError(f"x has the shape {tuple(x.shape)}; it must be (N, C, H, W)")
-    if x.dtype not in STORAGE or (x.dtype == torch.float64 and kernels in ("cuda", "triton")):
+    if x.dtype not in FLOAT_DTYPES or (x.dtype == torch.float64 and kernels in ("cuda", "triton")):
         raise ValueError(
             f"x is {x.dtype}; {kernels} kernels take float32, bfloat16 and float16"
             + ("" if kernels in ("cuda", "triton") else ", and float64")

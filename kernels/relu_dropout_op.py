@@ -6,7 +6,7 @@ alone. Where it is not positive, the ReLU or the mask stopped the value, and sto
 import torch
 
 from . import reference
-from .checks import STORAGE, check_bias, describe, differentiated_otherwise, memory_format
+from .checks import FLOAT_DTYPES, check_bias, describe, differentiated_otherwise, memory_format
 from .dispatch import compiled, resolve
 from .philox import DROPOUT_STREAM
 
@@ -52,7 +52,7 @@ def _check(x, bias, probability, seed, step, layer, tower):
     """Raise ValueError, naming the value, for what does not fit."""
     if x.dim() not in (2, 4):
         raise ValueError(f"x has the shape {tuple(x.shape)}; it must be (N, F) or (N, C, H, W)")
-    if x.dtype not in STORAGE:
+    if x.dtype not in FLOAT_DTYPES:
         raise ValueError(f"x is {x.dtype}; it must be float32, bfloat16, float16 or float64")
     check_bias(x, bias)
     if not 0 <= probability < 1:
@@ -80,9 +80,9 @@ def _forward(x, bias, step, probability, seed, layer, tower, kernels):
     if kernels == "cpu":
         compiled().relu_dropout(x, step, int(probability * 2**32), seed, DROPOUT_STREAM, layer, tower, y)
     elif y.numel():
-        from .relu_dropout_triton import forward as launch
+        from . import relu_dropout_triton
 
-        launch(
+        relu_dropout_triton.forward(
             x.contiguous(memory_format=memory_format(x)),
             bias if bias is None else bias.contiguous(),
             step,
@@ -111,10 +111,10 @@ def _backward(dy, y, sums, kernels):
         return torch.ops.aten.threshold_backward.grad_input(dy, y, 0, grad_input=dx), dbias
     if dx.numel() == 0:
         return dx, dbias.zero_()
-    from .relu_dropout_triton import backward as launch
+    from . import relu_dropout_triton
 
     dy, y = (tensor.contiguous(memory_format=memory_format(dx)) for tensor in (dy, y))
-    found = launch(dy, y, dx, sums)
+    found = relu_dropout_triton.backward(dy, y, dx, sums)
     return dx, found if sums else dbias
 
 

@@ -1,4 +1,5 @@
-"""The update of paper section 5 as a torch operator: arguments, who computes.
+"""The kernel of the update, paper section 5, as a torch operator: arguments, who computes. The optimiser that calls it
+is `training/update_rule.py`.
 
 The kernels are in `sgd_triton.py` and, for a CPU, in `csrc/cpu/sgd.h`.
 """
@@ -10,7 +11,7 @@ from contextvars import ContextVar
 import torch
 
 from . import reference
-from .checks import STORAGE, dense_alike, describe
+from .checks import FLOAT_DTYPES, dense_alike, describe
 from .dispatch import compiled, resolve
 
 SIXTEEN_BITS = (torch.bfloat16, torch.float16)
@@ -45,7 +46,7 @@ def paper_sgd_(
             f"learning rates and {len(decays)} weight decays; there must be as many of each"
         )
     for number, (w, g, v) in enumerate(zip(parameters, gradients, velocities)):
-        if w.dtype not in STORAGE:
+        if w.dtype not in FLOAT_DTYPES:
             raise ValueError(f"parameter {number} is {w.dtype}; it must be float32, bfloat16, float16 or float64")
         for name, other in (("gradient", g), ("velocity", v), ("first parameter", parameters[0])):
             narrow = name == "gradient" and w.dtype == torch.float32 and other.dtype in SIXTEEN_BITS
@@ -105,9 +106,9 @@ def update_tables_in(owner: dict) -> Iterator[None]:
 )
 def _update(parameters, gradients, velocities, copies, sums, learning_rates, momentum, weight_decays, kernels):
     if kernels in ("cuda", "triton"):
-        from .sgd_triton import paper_sgd_ as launch
+        from . import sgd_triton
 
-        launch(
+        sgd_triton.paper_sgd_(
             parameters,
             gradients,
             velocities,

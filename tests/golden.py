@@ -8,8 +8,8 @@ from alexnet_mp import TwoTowerAlexNet, mini
 from alexnet_mp.data.dataset import open_dataset
 from alexnet_mp.data.pipeline_torch import TorchPipeline
 from alexnet_mp.data.pixel_statistics import Sums
-from alexnet_mp.training.optimizer import PaperSGD
 from alexnet_mp.training.schedule import make_schedule
+from alexnet_mp.training.update_rule import PaperSGD
 
 GOLDEN = [
     2.700382512242768,

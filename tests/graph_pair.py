@@ -12,9 +12,9 @@ from alexnet_mp import TwoTowerAlexNet, mini
 from alexnet_mp.recipes.recipe import change_layers
 from alexnet_mp.training.cuda_graphs import CudaGraphs
 from alexnet_mp.training.graphed_step import GraphedStep
-from alexnet_mp.training.optimizer import PaperSGD
 from alexnet_mp.training.schedule import make_schedule
 from alexnet_mp.training.step import TrainingStep
+from alexnet_mp.training.update_rule import PaperSGD
 
 needs_gpu = pytest.mark.gpu(reason="needs a GPU")
 CPU, CUDA, OTHER = torch.device("cpu"), torch.device("cuda:0"), torch.device("cuda:1")

@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from alexnet_mp import TwoTowerAlexNet
-from alexnet_mp.network import exchange, overlap
+from alexnet_mp.network import exchange, split_product
 from alexnet_mp.network.network import merge_tensors
 
 LABELS = torch.tensor([1, 6, 0])
@@ -77,11 +77,11 @@ class Products(TorchDispatchMode):
 @pytest.fixture
 def by_halves(monkeypatch):
     """As on a GPU."""
-    assert not overlap.written_by_halves(torch.empty(2, 2))
+    assert not split_product.written_by_halves(torch.empty(2, 2))
     with FakeTensorMode():
-        assert overlap.written_by_halves(torch.empty(2, 2, device="cuda"))
-        assert not overlap.written_by_halves(torch.empty(2, 2, 3, 3, device="cuda"))
-    monkeypatch.setattr(overlap, "written_by_halves", lambda weight: weight.dim() == 2)
+        assert split_product.written_by_halves(torch.empty(2, 2, device="cuda"))
+        assert not split_product.written_by_halves(torch.empty(2, 2, 3, 3, device="cuda"))
+    monkeypatch.setattr(split_product, "written_by_halves", lambda weight: weight.dim() == 2)
 
 
 FROZEN = ["", "fc6.weight", "fc6.bias fc7.bias fc8.bias", "conv1. conv2. conv3. conv4. conv5. fc6.", "fc8."]

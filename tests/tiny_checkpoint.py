@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from alexnet_mp.data.pixel_statistics import FILE as STATISTICS
-from alexnet_mp.data.pixel_statistics import Statistics
+from alexnet_mp.data.pixel_statistics import STATISTICS, Statistics
 from alexnet_mp.recipes import shapes
 from alexnet_mp.recipes.architectures import paper
 from alexnet_mp.recipes.recipe import Layer

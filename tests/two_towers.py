@@ -6,11 +6,11 @@ import torch
 import torch.distributed as dist
 
 from alexnet_mp import TwoTowerAlexNet, mini, paper, source2012
-from alexnet_mp.recipes import recipe as recipes
 from alexnet_mp.recipes.named import desk
-from alexnet_mp.training.optimizer import PaperSGD
+from alexnet_mp.recipes.recipe import change_layers
 from alexnet_mp.training.schedule import make_schedule
 from alexnet_mp.training.step import TrainingStep
+from alexnet_mp.training.update_rule import PaperSGD
 
 CLASSES, STEPS, BATCH, LAST = 7, 10, 5, 2
 RECIPES = {
@@ -18,9 +18,7 @@ RECIPES = {
     "paper": lambda: narrow(paper()),
     "source2012": lambda: narrow(source2012()),
     "desk": lambda: narrow(desk()),
-    "local": lambda: recipes.change_layers(
-        mini(), "conv4", kind="local", reads="both", kernel=4, stride=2, pad=1, maps=6
-    ),
+    "local": lambda: change_layers(mini(), "conv4", kind="local", reads="both", kernel=4, stride=2, pad=1, maps=6),
 }
 
 FROZEN = ("conv1", "conv2", "conv3", "fc6")
@@ -36,7 +34,7 @@ def narrow(recipe):
     """A sixteenth of the maps."""
     few = {layer.name: max(layer.maps // 16, 2) for layer in recipe.layers if layer.maps}
     for name, maps in few.items():
-        recipe = recipes.change_layers(recipe, name, maps=maps)
+        recipe = change_layers(recipe, name, maps=maps)
     return recipe
 
 

@@ -33,7 +33,7 @@ import numpy as np
 import safetensors.numpy
 import torch
 
-from alexnet_mp.data.pixel_statistics import FILE as STATISTICS
+from alexnet_mp.data.pixel_statistics import STATISTICS
 from alexnet_mp.runs import checkpoint_format
 from alexnet_mp.runs.checkpoint_format import MANIFEST, STATE, VELOCITY, WEIGHTS
 from alexnet_mp.system.errors import UserError

@@ -6,8 +6,8 @@ size. Several: how many runs meet the criterion below, with a confidence interva
 against halves of one tower drawn at random, of which as many meet it as its level says.
 
 The criterion, stated before any run was counted: the towers' shares of chroma are as far apart as those of at most 1 %
-of random halves of the same kernels (p <= `LEVEL`). Which tower has the colours doesn't matter, since the towers have
-no order."""
+of random halves of the same kernels (p <= `DIVISION_LEVEL`). Which tower has the colours doesn't matter: the towers
+have no order."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from ..runs.checkpoint_format import load_weights, read_state
 from ..system.errors import UserError
 from .first_layer import KernelStatistics, chroma_and_energy, hue_axes, kernel_statistics, learned
 
-LEVEL = 0.01
+DIVISION_LEVEL = 0.01
 # of the measures that `division` compares; beside them orientation and hue
 RANKED = ("colourfulness", "selectivity", "frequency")
 FEWEST = 5  # kernels of a tower that are no longer noise; with fewer nothing is said
@@ -53,7 +53,7 @@ class Halves:
     @property
     def specialised(self) -> bool:
         """Whether they meet the criterion at the head of this file."""
-        return self.p <= LEVEL
+        return self.p <= DIVISION_LEVEL
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class Division:
     @property
     def divided(self) -> bool:
         """Whether p meets the level of the criterion at the head of this file."""
-        return self.p is not None and self.p <= LEVEL
+        return self.p is not None and self.p <= DIVISION_LEVEL
 
 
 def division(kernels: np.ndarray, draws: int = 10_000, seed: int = 0) -> Division:
@@ -151,7 +151,7 @@ def division_by_chance(
     distances = energy_distances(_points(kernels, kernel_statistics(kernels)), orders)
     others = np.sort(distances[splits:])
     hits = draws - np.searchsorted(others, distances[:splits] * (1 - 1e-12))  # the rule of `as_far_p`
-    return int(((1 + hits) / (1 + draws) <= LEVEL).sum()), splits
+    return int(((1 + hits) / (1 + draws) <= DIVISION_LEVEL).sum()), splits
 
 
 def matching(runs: Sequence[np.ndarray]) -> tuple[float, float] | tuple[None, None]:

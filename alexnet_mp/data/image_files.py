@@ -6,7 +6,9 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
+import torch
 
+from ..recipes.recipe import Recipe
 from ..system.errors import UserError, complain
 from ..system.terminal import printable
 from .class_folders import DiskFolder
@@ -117,10 +119,10 @@ def _read(path, size):
         return UserError(printable(str(error)))
 
 
-def pipeline_of(pictures: Sequence[np.ndarray], network: object, statistics: Statistics) -> TorchPipeline:
-    """The pipeline whose split "given" is a list of stored pictures, at least one, on the network's devices.
-
-    network: a `Network` of the package `network`."""
-    pipeline = TorchPipeline(Given(np.stack(pictures)), network.recipe, network.exchange.devices, workers=0)
+def pipeline_of(
+    pictures: Sequence[np.ndarray], recipe: Recipe, devices: Sequence[torch.device], statistics: Statistics
+) -> TorchPipeline:
+    """The pipeline whose split "given" is a list of stored pictures, at least one. devices: of the network's towers."""
+    pipeline = TorchPipeline(Given(np.stack(pictures)), recipe, devices, workers=0)
     pipeline.use(statistics)
     return pipeline

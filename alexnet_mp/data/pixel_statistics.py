@@ -10,7 +10,7 @@ from safetensors.numpy import load, save
 from ..system import durable_files
 from ..system.errors import UserError
 
-FILE = "statistics.safetensors"
+STATISTICS = "statistics.safetensors"
 MOST_BYTES = 1 << 30  # a mean image of 6,000 x 6,000 pixels
 
 
@@ -24,11 +24,11 @@ class Statistics:
         content = save(
             {field: np.ascontiguousarray(getattr(self, field)) for field in ("mean", "eigenvalues", "eigenvectors")}
         )
-        durable_files.replace(Path(directory) / FILE, content)
+        durable_files.replace(Path(directory) / STATISTICS, content)
 
     @staticmethod
     def load(directory: str | Path) -> "Statistics":
-        path = Path(directory) / FILE
+        path = Path(directory) / STATISTICS
         try:
             return Statistics(**load(durable_files.read(path, MOST_BYTES)))
         except (OSError, SafetensorError, TypeError) as error:

@@ -27,8 +27,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from ..system.errors import UserError
-from .pixel_statistics import FILE as STATISTICS
-from .pixel_statistics import Statistics
+from .pixel_statistics import STATISTICS, Statistics
 
 FORMAT, VERSION = "alexnet_mp prepared set", 1
 INDEX, WORK, PLAN = "index.json", "work", "plan.json"

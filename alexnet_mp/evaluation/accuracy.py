@@ -55,9 +55,9 @@ def topk_credit(scores: torch.Tensor, labels: torch.Tensor, kernels: str = "refe
     kernels: see `kernels.dispatch.resolve`; on a GPU Triton computes the same in one launch and a sum.
     """
     if resolve(kernels, scores.device) in ("cuda", "triton"):
-        from ..kernels.topk_credit_triton import topk_credit as launch
+        from ..kernels import topk_credit_triton
 
-        return launch(scores, labels).sum(1)
+        return topk_credit_triton.topk_credit(scores, labels).sum(1)
     return torch.stack([each.sum() for each in topk_credit_each(scores, labels)])
 
 

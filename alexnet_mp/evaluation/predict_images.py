@@ -31,7 +31,7 @@ def predict(
             means["answer"]
             for means, _ in log_probabilities(
                 network,
-                pipeline_of(pictures, network, statistics),
+                pipeline_of(pictures, network.recipe, network.exchange.devices, statistics),
                 "given",
                 {"answer": protocol},
                 network.recipe.batch_size,

@@ -11,7 +11,7 @@ import torch
 
 from ..analysis.figures import TOWER_COLOURS
 from ..analysis.hypothesis_tests import paired
-from ..analysis.specialisation import LEVEL, wilson
+from ..analysis.specialisation import DIVISION_LEVEL, wilson
 from ..data.image_files import pipeline_of
 from ..data.pipeline import Pipeline
 from ..evaluation import dropout_masks
@@ -133,7 +133,12 @@ class Masks(Kind):
         split, size = pipeline.dataset.splits["val"], run.recipe.batch_size
         pictures = min(dropout_masks.PICTURES, len(split))
         numbers = np.unique(np.linspace(0, len(split) - 1, pictures).round().astype(int))
-        given = pipeline_of([split.read(int(number)) for number in numbers], network, pipeline.statistics)
+        given = pipeline_of(
+            [split.read(int(number)) for number in numbers],
+            network.recipe,
+            network.exchange.devices,
+            pipeline.statistics,
+        )
         with closing(given.views("given", size, centre_view(run.recipe))) as batches:
             parts = [towers for (towers,), _ in batches]
         images = [torch.cat([towers[place] for towers in parts]) for place in range(run.recipe.towers)]
@@ -206,13 +211,13 @@ def _division(record, arm):
     tests = [run["division"] for run in runs if "division" in run]
     if not tests:  # a record of an older version
         return colour
-    divided = sum(test["p"] is not None and test["p"] <= LEVEL for test in tests)
+    divided = sum(test["p"] is not None and test["p"] <= DIVISION_LEVEL for test in tests)
     low, high = wilson(divided, len(tests))
     every = ", ".join("too few kernels" if test["p"] is None else f"{test['p']:.2g}" for test in tests)
     return (
         f"{words(arm)}: the towers' kernels differ in {divided} of {len(tests)} runs (95 % interval {100 * low:.0f} to "
-        f"{100 * high:.0f} %; colour, hue, orientation and frequency in one test, p = {every}, counted at {LEVEL:g}); "
-        f"{colour}"
+        f"{100 * high:.0f} %; colour, hue, orientation and frequency in one test, p = {every}, counted at "
+        f"{DIVISION_LEVEL:g}); {colour}"
     )
 
 

@@ -19,8 +19,8 @@ from ..data import batches
 from ..data.dataset import DataSet, open_dataset
 from ..evaluation.protocol import both_protocols, centre_view
 from ..recipes import ablations, shapes
-from ..recipes import recipe as recipes
 from ..recipes.named import PRESETS
+from ..recipes.recipe import Recipe, override, to_dict
 from ..system.errors import UserError
 from .claim import BASE, Arm, Claim, at_rate
 from .half_the_classes import every_second_class
@@ -36,7 +36,7 @@ class Run:
     arm: str
     seed: int
     preset: str
-    recipe: recipes.Recipe  # with its seed
+    recipe: Recipe  # with its seed
     data: str  # what --data says
     steps: int | None
     directory: Path
@@ -53,10 +53,10 @@ def base_of(options: Namespace) -> str:
     return options.base or ("mini" if on_cpu else "paper")
 
 
-def arm_recipe(arm: Arm, options: Namespace) -> tuple[str, recipes.Recipe]:
+def arm_recipe(arm: Arm, options: Namespace) -> tuple[str, Recipe]:
     """(preset's name, the arm's recipe): preset, --set, --epochs, then what the claim changes."""
     preset = arm.preset or base_of(options)
-    recipe = recipes.override(PRESETS[preset](), options.set)
+    recipe = override(PRESETS[preset](), options.set)
     if options.epochs is not None:
         recipe = ablations.shortened(recipe, options.epochs)
         if recipe.schedule == "plateau":
@@ -113,7 +113,7 @@ def make_run(
     kind: Kind,
     name: str,
     preset: str,
-    recipe: recipes.Recipe,
+    recipe: Recipe,
     data: str,
     options: Namespace,
     init: Path | None = None,
@@ -136,16 +136,16 @@ def make_run(
     )
 
 
-def digest_of(recipe: recipes.Recipe, *more: object) -> str:
+def digest_of(recipe: Recipe, *more: object) -> str:
     """Eight hexadecimal digits of a recipe but for its seed and name, and of what else makes a run another one.
 
     Fields that have their default count for nothing, so that a new field of `Recipe` leaves the digests of older
     recipes alone."""
-    what = [recipes.to_dict(replace(recipe, seed=0, name="x"), defaults=False), *more]
+    what = [to_dict(replace(recipe, seed=0, name="x"), defaults=False), *more]
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def data_for(arm: Arm, arms: Sequence[Arm], options: Namespace, recipe: recipes.Recipe) -> str:
+def data_for(arm: Arm, arms: Sequence[Arm], options: Namespace, recipe: Recipe) -> str:
     """What an arm is trained on: --data. Pre-training: --larger; or, without it, --data, and the other arms half of its
     classes."""
     if not any(other.larger for other in arms) or (options.larger and not arm.larger):

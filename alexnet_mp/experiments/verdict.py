@@ -9,8 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..analysis.specialisation import LEVEL as DIVIDED
-from ..analysis.specialisation import holm, matching, wilson
+from ..analysis.specialisation import DIVISION_LEVEL, holm, matching, wilson
 from . import kept_answers
 from .claim import Claim
 from .entries import ended, error, words
@@ -148,7 +147,9 @@ def _counted_towers(record, folder):
         if not runs:
             continue
         divided = [
-            run["division"] for run in runs if run["division"]["p"] is not None and run["division"]["p"] <= DIVIDED
+            run["division"]
+            for run in runs
+            if run["division"]["p"] is not None and run["division"]["p"] <= DIVISION_LEVEL
         ]
         chroma = sum(division["measures"]["colourfulness"]["holm_p"] <= LEVEL for division in divided)
         kernels = [kept_answers.first_layer(run, folder) for run in runs]

@@ -2,8 +2,8 @@
 
 A tensor of one tower becomes readable on the other tower's device by a copy, and its gradient returns the same way. In
 2012 the consumer's thread read the peer's memory (source, `src/layer.cu:78-109`). Between CUDA devices the copies run
-on streams of their own, one pair a direction, and what needs nothing from the other side runs meanwhile (`overlap.py`).
-With both towers on one device nothing is copied, and the ledger says so."""
+on streams of their own, one pair a direction, and what needs nothing from the other side runs meanwhile
+(`split_product.py`). With both towers on one device nothing is copied, and the ledger says so."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -34,9 +34,9 @@ class Exchange:
     """Carries tensors between the towers on `devices` (one or two) and keeps a ledger of what crossed since `clear()`.
 
     overlap: whether a tower multiplies its own half of what it reads while the other half travels, which makes a layer
-    the sum of two products (`overlap.py`); off, it waits and multiplies both at once. None: on where the towers have
-    two devices. The two ways round differently. copy_stream: whether copies between CUDA devices run on streams of
-    their own, beside the computation; the results are the same bits.
+    the sum of two products (`split_product.py`); off, it waits and multiplies both at once. None: on where the towers
+    have two devices. The two ways round differently. copy_stream: whether copies between CUDA devices run on streams
+    of their own, beside the computation; the results are the same bits.
     """
 
     between = "devices"  # what tensors cross
@@ -138,7 +138,9 @@ class Arrival:
     """A copy that may still be on its way."""
 
     tensor: torch.Tensor
-    event: object = None  # of the target's stream that has waited for the copy, where both are CUDA devices
+    event: torch.cuda.Event | None = (
+        None  # of the target's stream that has waited for the copy, where both are CUDA devices
+    )
 
     def receive(self, stream: torch.cuda.Stream | None = None) -> torch.Tensor:
         """The copy, readable from now on on a stream of its device, by default the current one. The host doesn't

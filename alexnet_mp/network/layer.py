@@ -23,7 +23,7 @@ from ..kernels.dispatch import resolve
 from ..kernels.philox import INIT_STREAM
 from ..recipes import shapes
 from .exchange import Crossing
-from .overlap import split_input_product
+from .split_product import split_input_product
 
 # Runs of operations that the kernels compute as one, longest first; everything else is computed one by one.
 FUSED = (
@@ -76,8 +76,8 @@ class TowerLayer(nn.Module):
     size: the layer's `shapes.Size`. towers: the towers whose maps are computed here, (0,), (1,), or (0, 1) in a
     merged network. forward(x, step): (N, C, H, W) -> (N, maps * len(towers), H', W'), or (N, units * len(towers)); step
     keys the dropout mask. With a `Crossing` x is the tower's own half of what is read, and the other half is on its way
-    (`overlap.py`). Computed in the dtype of x: of float32 weights a bfloat16 image takes copies in bfloat16, and their
-    gradients are float32 again; or, where `keep_copies` has made copies that stay, bfloat16."""
+    (`split_product.py`). Computed in the dtype of x: of float32 weights a bfloat16 image takes copies in bfloat16, and
+    their gradients are float32 again; or, where `keep_copies` has made copies that stay, bfloat16."""
 
     def __init__(
         self,

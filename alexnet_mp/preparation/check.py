@@ -11,8 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..data.pixel_statistics import FILE as STATISTICS
-from ..data.pixel_statistics import Sums
+from ..data.pixel_statistics import STATISTICS, Sums
 from ..data.prepared import Names, content_problem
 from ..data.prepared_format import (
     BLOCK,

@@ -19,7 +19,7 @@ STEP, INPUT, FORWARD_BACKWARD, NETWORK, UPDATE = (
 )
 LAYER = RANGE + "layer "  # and then its name and its tower's letter
 NODE = "autograd::engine::evaluate_function: "
-# Of `network/exchange.py`, `network/overlap.py`, `kernels/linear_op.py`.
+# Of `network/exchange.py`, `network/split_product.py`, `kernels/linear_op.py`.
 CROSSING, SPLIT_INPUT, ONEDNN = "_Whole", "_SplitInputFunction", "_OneDnn"
 OPTIMIZER = "Optimizer.step#"  # torch's own range around every optimizer's step
 PRODUCTS = {
@@ -47,7 +47,7 @@ class Operation:
     forward_thread: int = 0  # of a backward node: where its forward operation ran; 0 where it isn't known
     sequence: int = -1  # autograd's number; of a forward operation, the number that the next node gets
     kernels: tuple = ()  # ((index of the GPU, microseconds), ...) that it launched itself
-    parent: object = None
+    parent: "Operation | None" = None
     inner: float = 0.0  # microseconds of its children
 
     @property

@@ -10,10 +10,24 @@ from ..system.errors import UserError
 BYTES_FP32 = 4
 
 
+class ArchitectureLayer(Protocol):
+    """The fields of a `Layer` that all of this follows from."""
+
+    name: str
+    kind: Literal["conv", "local", "fc"]
+    maps: int | None
+    reads: Literal["image", "own", "both"]
+    then: tuple[str, ...]
+    kernel: int
+    stride: int
+    pad: int
+    towers: Literal["each", "first"]
+
+
 class Architecture(Protocol):
     """The fields of a `Recipe` that all of this follows from. (`recipe.py` checks a recipe by its sizes.)"""
 
-    layers: tuple  # of `Layer`s
+    layers: tuple[ArchitectureLayer, ...]
     towers: Literal[1, 2]
     crop_size: int
     pool_size: int
@@ -25,7 +39,7 @@ class Size:
     """One layer's sizes on one tower, images left out: (channels, height, width); a fully connected layer has 1 x 1
     maps."""
 
-    layer: object  # the recipe's Layer
+    layer: ArchitectureLayer
     reads: tuple[int, int, int]  # all that one tower reads: both towers' maps where the layer reads both
     computed: tuple[int, int, int]  # the layer's own output, before what follows it (`Layer.then`)
     output: tuple[int, int, int]  # after it

@@ -10,7 +10,7 @@ import numpy as np
 from ..analysis.figure_3 import kernel_picture
 from ..analysis.figures import draw_specialisation, write_figure
 from ..analysis.first_layer import kernel_statistics
-from ..analysis.specialisation import LEVEL, appearance, appearance_by_chance, tower_differences
+from ..analysis.specialisation import DIVISION_LEVEL, appearance, appearance_by_chance, tower_differences
 from ..retrieval.contact_sheet import png
 from ..system import durable_files
 from . import page
@@ -161,7 +161,8 @@ def _over_runs(runs, told):
         page.heading("Over the runs"),
         page.text(
             "A run counts as specialised where the towers' shares of chroma are farther apart than those of all but "
-            f"{100 * LEVEL:g} % of random halves of the same kernels. Which tower has the colours doesn't matter."
+            f"{100 * DIVISION_LEVEL:g} % of random halves of the same kernels. Which tower has the colours doesn't "
+            "matter."
         ),
         page.table(["networks", "n", "specialised", "95 % interval of the share", "colours in tower b"], rows),
     ]

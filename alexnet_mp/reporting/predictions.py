@@ -59,7 +59,9 @@ def evenly(count: int, most: int) -> np.ndarray:
 
 def some_of(split: Split, numbers: np.ndarray, network: TwoTowerAlexNet, statistics: Statistics) -> TorchPipeline:
     """The pipeline whose split "given" is these pictures of a split, with their labels."""
-    pipeline = pipeline_of([split.read(number) for number in numbers], network, statistics)
+    pipeline = pipeline_of(
+        [split.read(number) for number in numbers], network.recipe, network.exchange.devices, statistics
+    )
     pipeline.dataset.splits["given"].labels = split.labels[numbers]
     return pipeline
 

@@ -1,12 +1,12 @@
 """Where a report's run came from."""
 
 from ..data.dataset import DataSet
-from ..recipes import recipe as recipes
+from ..recipes.recipe import Recipe, describe
 from ..system.provenance import source_commit
 from . import page
 
 
-def provenance(run: dict, recipe: recipes.Recipe, step: int, dataset: DataSet) -> page.Part:
+def provenance(run: dict, recipe: Recipe, step: int, dataset: DataSet) -> page.Part:
     """Where the network and this page come from. run: what `read_run` says of its directory."""
     data = [
         f"{description}, fingerprint {fingerprint[:16]}"
@@ -32,7 +32,7 @@ def provenance(run: dict, recipe: recipes.Recipe, step: int, dataset: DataSet) -
     return page.Part(
         "provenance",
         "Provenance",
-        [page.table([], rows, numbers=False), page.heading("Recipe"), page.code(recipes.describe(recipe))],
+        [page.table([], rows, numbers=False), page.heading("Recipe"), page.code(describe(recipe))],
     )
 
 

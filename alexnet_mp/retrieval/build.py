@@ -20,10 +20,9 @@ from ..system.file_lock import held
 from ..system.memory import free_memory
 from ..system.provenance import PACKAGES, package_version, source_commit
 from ..system.terminal import progress, say
-from . import codes as short_codes
-from . import index as retrieval_index
+from . import short_codes
 from .features import features, last_hidden
-from .index import SPLITS, Index, Source
+from .index import SPLITS, Index, Source, source_difference, write_index
 
 OF_A_RUN = "retrieval"  # the directory, in a run's, of its index
 
@@ -79,7 +78,7 @@ def _fitting(out, source, dataset):
     changed = difference(before, dataset)
     if not changed:  # noted as a former version did, where it is another
         source = replace(source, fingerprint=before)
-    if reason := retrieval_index.difference(index.described.source, source):
+    if reason := source_difference(index.described.source, source):
         raise UserError(
             f"{out}: {reason}{f' ({changed})' if changed else ''}; choose another directory for the index, or remove it"
         )
@@ -98,7 +97,7 @@ def _made(run, out, source, network, opened):
     dataset = opened.dataset
     names = {split: [_relative(name, dataset.source) for name in dataset.splits[split].names] for split in SPLITS}
     packages = {name: package_version(name) for name in (*PACKAGES, "faiss-cpu")}
-    index = retrieval_index.write(out, source, packages, source_commit(), of_splits, names)
+    index = write_index(out, source, packages, source_commit(), of_splits, names)
     counts = ", ".join(f"{count:,} {split}" for split, count in source.images.items())
     say(f"{out}: {counts} vectors of {source.units:,} numbers")
     return index

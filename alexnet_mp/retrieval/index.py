@@ -24,7 +24,7 @@ from safetensors.numpy import load, save
 from ..system import durable_files
 from ..system.command_line import typed
 from ..system.errors import UserError
-from . import codes as short_codes
+from . import short_codes
 from .features import Features
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ class Index:
         return _read(self.path / name, sha256[name])
 
 
-def write(
+def write_index(
     directory: Path,
     source: Source,
     packages: dict[str, str | None],
@@ -188,7 +188,7 @@ def write(
     return Index(directory)
 
 
-def difference(found: Source, wanted: Source) -> str | None:
+def source_difference(found: Source, wanted: Source) -> str | None:
     """In words, why an index of one `Source` can't serve for another; None where it can. A run and its data may have
     moved."""
     if found.weights_sha256 != wanted.weights_sha256:

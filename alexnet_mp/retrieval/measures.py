@@ -15,7 +15,7 @@ import torch
 from ..system.devices import device_name
 from ..system.provenance import package_version, source_commit
 from ..system.terminal import progress
-from . import codes as short_codes
+from . import short_codes
 from .index import Index, all_distances, exact_index, nearest
 
 AT = (1, 6, 10, 50)

@@ -27,8 +27,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 from safetensors.torch import load as load_tensors
 
-from ..data.pixel_statistics import FILE as STATISTICS
-from ..data.pixel_statistics import Statistics
+from ..data.pixel_statistics import STATISTICS, Statistics
 from ..recipes import shapes
 from ..system import durable_files
 from ..system.errors import UserError

@@ -5,7 +5,7 @@ import os
 import re
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,6 +22,20 @@ _Read = TypeVar("_Read")
 CHECKPOINTS = "checkpoints"
 # a directory that is not, no longer, or never again a checkpoint
 PARTIAL, REPLACED, DAMAGED = ".partial_", ".replaced_", "damaged_"
+
+
+@dataclass(frozen=True)
+class ResumePoint:
+    """The checkpoint that a run goes on from, read whole and checked."""
+
+    path: Path
+    checkpoint: Checkpoint
+
+    @property
+    def run(self) -> Path | None:
+        """The directory of the run that wrote it; None where it was copied out of one."""
+        directory = self.path.absolute().parent
+        return directory.parent if directory.name == CHECKPOINTS else None
 
 
 # Why no crash loses a checkpoint, whatever its moment:

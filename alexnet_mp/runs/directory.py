@@ -6,25 +6,26 @@ import os
 import platform
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
+from typing import Protocol
+
+import torch
 
 from ..data.dataset import DataSet
 from ..data.pipeline import Pipeline
-from ..data.pixel_statistics import FILE as STATISTICS
-from ..recipes import recipe as recipes
-from ..recipes.recipe import Recipe
+from ..data.pixel_statistics import STATISTICS
+from ..recipes.recipe import Recipe, from_dict, to_dict, upgraded
 from ..system import durable_files
 from ..system.devices import device_name
 from ..system.errors import UserError
 from ..system.provenance import PACKAGES, package_version, source_commit
 from ..system.terminal import say
-from .checkpoints import CHECKPOINTS, PARTIAL, REPLACED, listing
+from .checkpoints import CHECKPOINTS, PARTIAL, REPLACED, ResumePoint, listing
 from .lock import LOCK, RunLock
-from .metrics import EVENTS, Metrics, take_over
-from .metrics import FILE as METRICS
+from .metrics import EVENTS, METRICS, Metrics, take_over
 
 RUN = "run.json"
 RIGHT = "validation_right.npz"  # which validation images the final test got right
@@ -35,10 +36,26 @@ class Taken(UserError):
     """A directory that a new run was to make is there already."""
 
 
+class Placement(Protocol):
+    """What run.json says of the crossings of a network; a `network.exchange.Exchange` has it."""
+
+    devices: Sequence[torch.device]
+    towers: Sequence[int]  # of these devices, in their order
+    overlap: bool
+
+
+class PlacedNetwork(Protocol):
+    """What run.json says of a network; a `TwoTowerAlexNet` has it."""
+
+    exchange: Placement
+
+    def kernels_used(self) -> str: ...
+
+
 class RunDirectory:
     """A run's directory, held by its lock until `close`.
 
-    point: the `resume.ResumePoint` that the run goes on from, or None. lock: the `RunLock` that is held on the
+    point: what the run goes on from, or None. lock: the `RunLock` that is held on the
     directory if it is there already. checked: what the self-check found. command: as it was typed. devices: of all
     towers, as `devices_of` has them; None: those of the network. Raises UserError if the directory can't be made or is
     another's, `Taken` if it came to be there meanwhile."""
@@ -48,13 +65,13 @@ class RunDirectory:
         path: str | Path,
         recipe: Recipe,
         dataset: DataSet,
-        network: object,
+        network: PlacedNetwork,
         pipeline: Pipeline,
         precision: str = "fp32",
-        point: object = None,
+        point: ResumePoint | None = None,
         changed: Mapping[str, list] | tuple[()] = (),
         lock: RunLock | None = None,
-        checked: object = None,
+        checked: str | dict[str, str] | None = None,
         command: str = "",
         devices: list[dict] | None = None,
     ):
@@ -119,7 +136,7 @@ class RunDirectory:
         content = {
             "command": command,
             "started": now,
-            "recipe": recipes.to_dict(recipe),
+            "recipe": to_dict(recipe),
             "data": {
                 "source": dataset.source,
                 "description": dataset.description,
@@ -166,7 +183,7 @@ class RunDirectory:
             self.lock.release()
 
 
-def devices_of(network: object) -> list[dict]:
+def devices_of(network: PlacedNetwork) -> list[dict]:
     """What run.json says of the devices of the towers that are in this process."""
     return [
         {"tower": "ab"[tower], "device": str(device), "name": device_name(device)}
@@ -235,9 +252,9 @@ def read_run(path: str | Path) -> dict:
     file = Path(path) / RUN
     try:
         run = json.loads(durable_files.read(file, MOST_BYTES))
-        fields = recipes.upgraded(run["recipe"])
-        recipe = recipes.from_dict(fields)
-        if recipes.to_dict(recipe) != fields:  # a default must not fill in for a number that the run didn't record
+        fields = upgraded(run["recipe"])
+        recipe = from_dict(fields)
+        if to_dict(recipe) != fields:  # a default must not fill in for a number that the run didn't record
             raise UserError("the recipe is not complete")
         data = run["data"]
         classes = data["classes"]

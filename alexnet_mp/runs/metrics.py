@@ -17,7 +17,7 @@ from pathlib import Path
 from ..system import durable_files
 from ..system.errors import UserError
 
-FILE, EVENTS = "metrics.jsonl", "tensorboard"
+METRICS, EVENTS = "metrics.jsonl", "tensorboard"
 MOST_BYTES = 1 << 30  # of metrics.jsonl: four million steps
 LAST_BYTES = 1 << 16  # of metrics.jsonl: the lines of one step are a few hundred
 
@@ -30,7 +30,7 @@ class Metrics:
     written. Raises UserError where the file can't be used."""
 
     def __init__(self, directory: str | Path, keep: int = 0, step: int | None = None):
-        self.path, self.failure, self.waiting, self.events = Path(directory) / FILE, None, b"", None
+        self.path, self.failure, self.waiting, self.events = Path(directory) / METRICS, None, b"", None
         try:
             self.file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
             status = os.fstat(self.file)
@@ -164,7 +164,7 @@ def read_metrics(path: str | Path) -> list[dict]:
     """The lines of a run's `metrics.jsonl` as dicts, in order; a last line that was cut off, and what is no JSON, is
     left out."""
     lines = []
-    for text in (Path(path) / FILE).read_text(errors="replace", encoding="utf-8").splitlines(keepends=True):
+    for text in (Path(path) / METRICS).read_text(errors="replace", encoding="utf-8").splitlines(keepends=True):
         try:
             line = json.loads(text) if text.endswith("\n") else None
         except (ValueError, RecursionError):
@@ -177,10 +177,10 @@ def read_metrics(path: str | Path) -> list[dict]:
 def take_over(run: str | Path, directory: str | Path, length: int) -> None:
     """Begin a run's metrics with the first `length` bytes of another's, where they can be read."""
     try:
-        content = durable_files.read(Path(run) / FILE, MOST_BYTES)[:length]
+        content = durable_files.read(Path(run) / METRICS, MOST_BYTES)[:length]
     except OSError:  # a checkpoint that was copied without its run
         return
-    durable_files.replace(Path(directory) / FILE, content)
+    durable_files.replace(Path(directory) / METRICS, content)
 
 
 def _last_lines(file, length):

@@ -6,14 +6,34 @@ The writing is `checkpoint_writer.py`'s, beside the training; what a checkpoint 
 import math
 import time
 from contextlib import contextmanager
+from typing import Protocol
 
+from ..runs.checkpoint_format import Checkpoint
+from ..runs.checkpoint_state import Validation
 from ..runs.checkpoint_writer import PATIENCE, Saver
-from ..runs.elsewhere import NoSaver
+from ..runs.directory import RunDirectory
+from ..runs.elsewhere import NoSaver, RunElsewhere
 from ..system.errors import UserError
+from ..system.ranks import Ranks
 from ..system.terminal import say
 
 RETRY = 60  # seconds after a checkpoint that could not be written
 CLOCK_JUMP = 60  # seconds of the wall clock against the steady one, between two checkpoints, that are worth a line
+
+
+class SavedTrainer(Protocol):
+    """What a policy asks of the `Trainer`, which has one."""
+
+    run: RunDirectory | RunElsewhere
+    ranks: Ranks
+    step: int
+    validated: bool
+    validation: Validation | None
+    recording: bool
+
+    def read_steps(self) -> None: ...
+
+    def snapshot(self) -> Checkpoint: ...
 
 
 class CheckpointPolicy:
@@ -26,7 +46,7 @@ class CheckpointPolicy:
 
     def __init__(
         self,
-        trainer: object,
+        trainer: SavedTrainer,
         every: tuple[float, str] = (600, "seconds"),
         keep: int = 3,
         on_save_error: str = "continue",

@@ -19,7 +19,7 @@ from ..kernels.checks import describe
 from ..kernels.dispatch import leave_out
 from ..network.exchange import Exchange
 from ..network.layer import TowerLayer, plan
-from ..network.overlap import split_input_product
+from ..network.split_product import split_input_product
 from ..recipes.recipe import Layer
 from ..recipes.shapes import Size, pool_size
 from ..system.isolated import Unfit, Wrong

@@ -14,7 +14,7 @@ from ..data.step_input import Uncropped, images_of
 from ..evaluation.accuracy import topk_credit
 from ..network.layer import TowerLayer
 from ..network.network import TwoTowerAlexNet
-from ..network.overlap import SplitInputProduct
+from ..network.split_product import SplitInputProduct
 from ..network.tower import Tower
 from .cuda_graphs import Tape
 

@@ -21,10 +21,10 @@ class PendingStep:
     """A step whose numbers are not read yet."""
 
     step: int
-    images: object  # (N,) int64: which training images
+    images: np.ndarray  # (N,) int64: which training images
     exchanged: int  # bytes
     numbers: list  # tensors on the host: loss, right, sums of weights; valid once all `ends` have been reached
-    begin: object  # the end of the step before, or when the clock was started: a `mark`
+    begin: "torch.cuda.Event | _Now"  # the end of the step before, or when the clock was started: a `mark`
     ends: list  # one a device
 
     def is_there(self) -> bool:

@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 import torch
 
 from ..kernels import dispatch
-from ..recipes import recipe as recipes
 from ..recipes.named import PRESETS
-from ..recipes.recipe import Recipe
+from ..recipes.recipe import Recipe, override, to_dict
+from ..runs.checkpoints import ResumePoint
 from ..runs.directory import refuse_unusable
 from ..runs.lock import RunLock
 from ..system import precision
@@ -26,7 +26,6 @@ from ..system.terminal import say
 from . import graphed_step, length, resume
 from .pretrained import read_weights
 from .profiler import steps_of
-from .resume import ResumePoint
 
 # What all processes of a job have to be asked for alike, besides the recipe.
 ALIKE = ("precision", "graphs", "overlap", "steps", "resume_anyway", "init_layers", "checkpoint_every", "profile")
@@ -119,7 +118,7 @@ def resolve(options: Options, held: ExitStack, ranks: Ranks = ALONE) -> Plan:
 
 def _facts(options, recipe, devices):
     """{what has to be alike in all processes of a job: it}"""
-    flat, device = resume.flat(recipes.to_dict(recipe)), devices[0]
+    flat, device = resume.flat(to_dict(recipe)), devices[0]
     asked = {f"--{name.replace('_', '-')}": getattr(options, name) for name in ALIKE}
     return {
         "the code": f"{package_version('alexnet_mp')}, commit {source_commit()}",
@@ -147,7 +146,7 @@ def _recipe_and_devices(options, point, ranks=ALONE):
     chosen = chosen if isinstance(chosen, Recipe) else PRESETS[chosen]()
     flags = {"batch_size": options.batch_size, "epochs": options.epochs, "seed": options.seed}
     settings = [*options.settings, *(f"{field}={value}" for field, value in flags.items() if value is not None)]
-    recipe = recipes.override(chosen, settings)
+    recipe = override(chosen, settings)
     if ranks.count > recipe.towers:
         raise UserError(
             f"--towers apart: the recipe {recipe.name} has {recipe.towers} tower; without --towers apart one process "

@@ -20,7 +20,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from ..data.batches import Batch
-from ..profiling import machine_limits as roofs
+from ..profiling import machine_limits
 from ..profiling.attribution import FORWARD_BACKWARD, INPUT, LAYER, NETWORK, STEP, UPDATE, attribute, from_torch
 from ..profiling.table import lines, table
 from ..system import durable_files
@@ -29,6 +29,7 @@ from ..system.errors import UserError
 from ..system.provenance import PACKAGES, package_version, source_commit
 from ..system.terminal import say
 from .step import TrainingStep
+from .trainer import Trainer
 
 WARM_UP = 3  # steps before the first that is recorded
 STEPS = 5
@@ -52,7 +53,7 @@ class Profiler:
     its end. While `recording`, `trainer.training_step` is a plain `TrainingStep` with ranges: whoever replays a CUDA
     graph there is left out, since a replay has no layers."""
 
-    def __init__(self, trainer: object, steps: int, precision: str):
+    def __init__(self, trainer: Trainer, steps: int, precision: str):
         self.trainer, self.steps, self.precision = trainer, steps, precision
         self.recorded, self.images = [], 0  # the numbers of the steps that were recorded, and how many images they had
         self.torch = self.profile = None  # the torch profile that runs; the one that is over and not yet written
@@ -254,7 +255,7 @@ class Profiler:
 
     def _ceilings(self, device):
         try:
-            return roofs.measure(device, torch.bfloat16 if self.precision == "bf16" else torch.float32)
+            return machine_limits.measure(device, torch.bfloat16 if self.precision == "bf16" else torch.float32)
         except (RuntimeError, OSError) as error:  # a run must not end for this
             say(f"no roofline for {device}: {str(error).splitlines()[0]}")
             return None

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +14,12 @@ from ..data.dataset import DataSet, difference
 from ..data.pipeline import Pipeline
 from ..data.pixel_statistics import Statistics
 from ..network.network import TwoTowerAlexNet
-from ..recipes import recipe as recipes
 from ..recipes import shapes
-from ..recipes.recipe import Recipe
+from ..recipes.recipe import Recipe, to_dict
 from ..runs import checkpoint_format, checkpoints
 from ..runs.checkpoint_format import Checkpoint, NewerFormat, Unreadable
 from ..runs.checkpoint_state import Environment
-from ..runs.checkpoints import CHECKPOINTS
+from ..runs.checkpoints import CHECKPOINTS, ResumePoint
 from ..runs.directory import RUN, refuse_branch, refuse_foreign, refuse_remains, refuse_unusable
 from ..runs.lock import RunLock
 from ..system.devices import device_name
@@ -31,20 +30,6 @@ from ..system.terminal import say
 from .schedule import make_schedule
 
 SHOWN = 8  # differing fields in a message
-
-
-@dataclass(frozen=True)
-class ResumePoint:
-    """The checkpoint that a run goes on from, read whole and checked."""
-
-    path: Path
-    checkpoint: Checkpoint
-
-    @property
-    def run(self) -> Path | None:
-        """The directory of the run that wrote it; None where it was copied out of one."""
-        directory = self.path.absolute().parent
-        return directory.parent if directory.name == CHECKPOINTS else None
 
 
 def find(choice: str, out: str | None) -> tuple[ResumePoint | None, str, RunLock | None]:
@@ -164,7 +149,7 @@ def changes(
     """What is not as it was when a checkpoint was saved, without epochs: {"conv1.init_std": [before, now],
     "data.fingerprint": ...}."""
     state, changed = content.state, {}
-    before, now = flat(recipes.to_dict(state.recipe)), flat(recipes.to_dict(recipe))
+    before, now = flat(to_dict(state.recipe)), flat(to_dict(recipe))
     for name in sorted(before.keys() | now.keys()):
         if name not in ("epochs", "name") and before.get(name) != now.get(name):
             changed[name] = [before.get(name), now.get(name)]

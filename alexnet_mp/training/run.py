@@ -17,8 +17,8 @@ from ..data.limits import refuse_batch
 from ..data.pipeline import Pipeline, make_pipeline
 from ..data.survey import statistics_of
 from ..network.network import TwoTowerAlexNet
-from ..recipes import recipe as recipes
 from ..recipes import shapes
+from ..recipes.recipe import summary
 from ..runs.checkpoint_state import Data
 from ..runs.checkpoint_writer import PATIENCE
 from ..runs.directory import RunDirectory, devices_of
@@ -89,7 +89,7 @@ def open_data(plan: Plan) -> TrainingData:
     say(f"data: {dataset.description}")
     for line in dataset.passed_over:
         say(line)
-    say(recipes.summary(recipe))
+    say(summary(recipe))
     length.say_steps(recipe, dataset, from_random_weights=plan.point is None and plan.weights is None)
     refuse_batch(pipeline, recipe.batch_size, training=True)
     _changes(plan, dataset)

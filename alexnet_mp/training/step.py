@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from ..data.step_input import Uncropped, all_images
 from ..evaluation.accuracy import topk_credit
 from ..network.network import TwoTowerAlexNet
-from .optimizer import PaperSGD
+from .update_rule import PaperSGD
 
 
 class TrainingStep:

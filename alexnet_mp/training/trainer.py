@@ -34,10 +34,10 @@ from ..system.ranks import ALONE, Ranks, SaidElsewhere
 from ..system.terminal import progress, say
 from . import graphed_step
 from .checkpoint_policy import CheckpointPolicy, in_words
-from .optimizer import PaperSGD
 from .pending_steps import PendingStep, PendingSteps
 from .schedule import make_schedule
 from .step import TrainingStep
+from .update_rule import PaperSGD
 
 
 class Trainer:

@@ -15,7 +15,7 @@ from tiny_checkpoint import tiny
 from alexnet_mp.analysis import specialisation
 from alexnet_mp.analysis.first_layer import kernel_statistics
 from alexnet_mp.analysis.specialisation import (
-    LEVEL,
+    DIVISION_LEVEL,
     MEASURES,
     Division,
     appearance,
@@ -160,7 +160,10 @@ def test_runs_that_part_are_counted_up_to_exchanging_the_towers():
     assert (found.n, found.count, found.colour_in_b) == (3, 2, 1)
     assert [half.run for half in found.halves] == list(runs)
     assert [half.specialised for half in found.halves] == [True, True, False]
-    assert found.halves[0].chroma == pytest.approx((0, 1), abs=0.02) and found.halves[0].p <= LEVEL < found.halves[2].p
+    assert (
+        found.halves[0].chroma == pytest.approx((0, 1), abs=0.02)
+        and found.halves[0].p <= DIVISION_LEVEL < found.halves[2].p
+    )
     assert found.interval == wilson(2, 3)
 
 
@@ -168,7 +171,11 @@ def test_random_halves_meet_the_criterion_as_often_as_its_level_says():
     """Of networks with grey and coloured kernels; 2,000 splits. Also an odd number of maps."""
     runs = {"one": made(0, GREY, RED_GREEN), "two": made(1, GREY, (1, 0, 0))[:-1]}
     found = appearance_by_chance(runs, splits=1000)
-    assert found.n == 2000 and 0.002 < found.count / found.n < 0.02 and found.interval[0] < LEVEL < found.interval[1]
+    assert (
+        found.n == 2000
+        and 0.002 < found.count / found.n < 0.02
+        and found.interval[0] < DIVISION_LEVEL < found.interval[1]
+    )
     ps = np.array([half.p for half in found.halves])
     assert abs((ps <= 0.5).mean() - 0.5) < 0.06
     assert [half.run for half in found.halves[::1000]] == ["one", "two"]
@@ -271,7 +278,7 @@ def test_towers_without_a_division_meet_the_level_as_often_as_it_says():
     for _ in range(200):
         p.append(division(kernels[random.permutation(40)], draws=500).p)
     assert 20 <= sum(value <= 0.25 for value in p) <= 80  # 50 expected; six standard deviations are 37
-    assert sum(value <= LEVEL for value in p) <= 10
+    assert sum(value <= DIVISION_LEVEL for value in p) <= 10
     met, splits = division_by_chance(kernels, splits=300, draws=2000)
     assert splits == 300 and met <= 15  # 3 expected
 
@@ -328,6 +335,8 @@ def test_all_pairings_are_counted_once():
     )
 
 
-@pytest.mark.parametrize("p, divided", [(None, False), (LEVEL, True), (LEVEL * 1.001, False), (LEVEL / 1.5, True)])
+@pytest.mark.parametrize(
+    "p, divided", [(None, False), (DIVISION_LEVEL, True), (DIVISION_LEVEL * 1.001, False), (DIVISION_LEVEL / 1.5, True)]
+)
 def test_a_network_is_divided_up_to_the_level_itself(p, divided):
     assert Division((12, 12), None if p is None else 0.5, p, {}).divided is divided

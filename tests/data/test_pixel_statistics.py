@@ -5,7 +5,7 @@ import pytest
 from inner_cases import every
 from safetensors.numpy import save_file
 
-from alexnet_mp.data.pixel_statistics import FILE, Statistics, Sums
+from alexnet_mp.data.pixel_statistics import STATISTICS, Statistics, Sums
 from alexnet_mp.system.errors import UserError
 
 SIZE = 12
@@ -130,14 +130,14 @@ def test_saved_and_loaded_bit_for_bit(tmp_path):
 )
 def test_an_unreadable_file_is_named(tmp_path, spoil):
     summed(coloured(2)).statistics().save(tmp_path)
-    spoil(tmp_path / FILE)
-    with pytest.raises(UserError, match=FILE):
+    spoil(tmp_path / STATISTICS)
+    with pytest.raises(UserError, match=STATISTICS):
         Statistics.load(tmp_path)
 
 
 def test_a_file_with_other_contents_is_named(tmp_path):
     fields = {"mean": np.zeros((2, 2, 3), np.float32), "eigenvalues": np.zeros(3), "eigenvectors": np.eye(3)}
     for other in ({"mean": fields["mean"]}, fields | {"more": np.zeros(1)}):
-        save_file(other, tmp_path / FILE)
-        with pytest.raises(UserError, match=FILE):
+        save_file(other, tmp_path / STATISTICS)
+        with pytest.raises(UserError, match=STATISTICS):
             Statistics.load(tmp_path)

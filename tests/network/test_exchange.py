@@ -10,8 +10,8 @@ from alexnet_mp import TwoTowerAlexNet, mini, paper, source2012
 from alexnet_mp.network import exchange
 from alexnet_mp.recipes.recipe import change_layers
 from alexnet_mp.recipes.shapes import crossings
-from alexnet_mp.training.optimizer import PaperSGD
 from alexnet_mp.training.schedule import make_schedule
+from alexnet_mp.training.update_rule import PaperSGD
 
 
 class OneDevicePerOperation(TorchDispatchMode):

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from overlapped import FROZEN, LABELS, Called, Products, apart, delayed, gradients, images
 
 from alexnet_mp import mini
-from alexnet_mp.network import exchange, overlap
+from alexnet_mp.network import exchange, split_product
 from alexnet_mp.network import layer as layers
 from alexnet_mp.recipes.recipe import change_layers
 from alexnet_mp.recipes.shapes import crossings
@@ -48,7 +48,7 @@ def test_two_halves_make_the_whole(recipe):
 def test_a_pass_without_gradients_gives_the_same_bits_and_has_no_history(without, monkeypatch):
     network, x = apart(mini(), dtype=torch.float32).eval(), images(mini(), torch.float32)
     expected = network(x, x)
-    monkeypatch.setattr(overlap, "SplitInputProduct", None)
+    monkeypatch.setattr(split_product, "SplitInputProduct", None)
     with without():
         assert torch.equal(network(*(x.clone() for _ in "ab")), expected)
 
@@ -161,7 +161,7 @@ def test_a_matrix_gets_its_gradient_half_by_half(frozen, by_halves):
         called.append(Called())
         with pytest.MonkeyPatch.context() as patch, called[-1]:
             if not by_hand:
-                patch.setattr(overlap, "written_by_halves", lambda weight: False)
+                patch.setattr(split_product, "written_by_halves", lambda weight: False)
             found.append(gradients(network, x)[1])
         trained = [
             part

@@ -15,8 +15,8 @@ from alexnet_mp.recipes import shapes
 from alexnet_mp.recipes.architectures import mini
 from alexnet_mp.recipes.recipe import Layer, describe, from_dict, to_dict
 from alexnet_mp.system.errors import UserError
-from alexnet_mp.training.optimizer import PaperSGD
 from alexnet_mp.training.schedule import make_schedule
+from alexnet_mp.training.update_rule import PaperSGD
 
 
 def recipe_with(towers=1, reads="own", then=("relu",), **local):

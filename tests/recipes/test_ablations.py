@@ -17,8 +17,8 @@ from alexnet_mp.recipes.named import PRESETS
 from alexnet_mp.recipes.recipe import Date, change_layers, from_dict, to_dict
 from alexnet_mp.recipes.shapes import crossings, parameter_counts, sizes
 from alexnet_mp.system.errors import UserError
-from alexnet_mp.training.optimizer import PaperSGD
 from alexnet_mp.training.schedule import make_schedule
+from alexnet_mp.training.update_rule import PaperSGD
 
 PARENTS = {"paper": paper, "source2012": source2012, "mini": mini}
 LAYERS = ["conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8"]

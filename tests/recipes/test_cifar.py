@@ -29,8 +29,8 @@ from alexnet_mp.recipes.shapes import crossings, parameter_counts, sizes
 from alexnet_mp.runs import directory
 from alexnet_mp.runs.metrics import read_metrics
 from alexnet_mp.training import trainer
-from alexnet_mp.training.optimizer import PaperSGD
 from alexnet_mp.training.schedule import make_schedule
+from alexnet_mp.training.update_rule import PaperSGD
 
 ALL = [cifar18, cifar18_lrn, cifar18_no_norm, cifar13_local, cifar11_local, cifar_relu, cifar_sigmoid, cifar_tanh]
 TEN = [(top, left, flip) for flip in (False, True) for top, left in ((0, 0), (0, 8), (4, 4), (8, 0), (8, 8))]

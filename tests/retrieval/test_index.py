@@ -8,10 +8,18 @@ import pytest
 from image_folders import needs_faiss
 from inner_cases import every
 
-from alexnet_mp.retrieval import codes as short_codes
 from alexnet_mp.retrieval import index as retrieval_index
+from alexnet_mp.retrieval import short_codes
 from alexnet_mp.retrieval.features import Features
-from alexnet_mp.retrieval.index import Index, Source, all_distances, difference, exact_index, nearest, write
+from alexnet_mp.retrieval.index import (
+    Index,
+    Source,
+    all_distances,
+    exact_index,
+    nearest,
+    source_difference,
+    write_index,
+)
 from alexnet_mp.system import durable_files
 from alexnet_mp.system.errors import UserError
 
@@ -49,7 +57,7 @@ NAMES = {
 
 
 def written(place):
-    return write(place, SOURCE, {"torch": "2", "faiss-cpu": None}, None, FOUND, NAMES)
+    return write_index(place, SOURCE, {"torch": "2", "faiss-cpu": None}, None, FOUND, NAMES)
 
 
 @pytest.fixture
@@ -135,12 +143,12 @@ def test_a_disk_that_fails_leaves_nothing(tmp_path, monkeypatch):
 
 
 def test_which_index_serves():
-    assert difference(SOURCE, dataclasses.replace(SOURCE, run="/elsewhere", data="/moved")) is None
+    assert source_difference(SOURCE, dataclasses.replace(SOURCE, run="/elsewhere", data="/moved")) is None
     later = dataclasses.replace(SOURCE, weights_sha256="ef" * 32, checkpoint="step_00000012")
-    assert "tiny at step_00000009, and the run is at step_00000012" in difference(SOURCE, later)
-    assert "other weights" in difference(SOURCE, dataclasses.replace(SOURCE, weights_sha256="ef" * 32))
+    assert "tiny at step_00000009, and the run is at step_00000012" in source_difference(SOURCE, later)
+    assert "other weights" in source_difference(SOURCE, dataclasses.replace(SOURCE, weights_sha256="ef" * 32))
     for change in ({"fingerprint": "00"}, {"classes": ("bee", "ant")}, {"images": {"train": 19, "val": 5}}):
-        assert "other pictures, /data" in difference(SOURCE, dataclasses.replace(SOURCE, **change))
+        assert "other pictures, /data" in source_difference(SOURCE, dataclasses.replace(SOURCE, **change))
 
 
 def test_searches_are_exact():

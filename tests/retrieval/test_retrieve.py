@@ -18,8 +18,7 @@ from tiny_run import run
 
 from alexnet_mp import retrieve
 from alexnet_mp.data.dataset import Folder
-from alexnet_mp.retrieval import build
-from alexnet_mp.retrieval import codes as short_codes
+from alexnet_mp.retrieval import build, short_codes
 from alexnet_mp.retrieval import features as features_module
 from alexnet_mp.retrieval import measures as retrieval_record
 from alexnet_mp.retrieval.contact_sheet import SIDE, contact_sheet, png, shortened
@@ -125,10 +124,10 @@ def test_an_index_refuses_a_picture_that_was_replaced_by_one_of_equal_size(tmp_p
 @pytest.mark.parametrize("second", ["the index", "the codes"])
 def test_two_processes_that_write_one_index_do_so_one_after_the_other(trained, monkeypatch, capsys, second):
     """The second waits, finds what the first has made, and learns what is still missing."""
-    out, function = trained / "two", build.retrieval_index.write if second == "the index" else Index.add_codes
+    out, function = trained / "two", build.write_index if second == "the index" else Index.add_codes
     if second == "the codes":
         assert retrieve.main(["index", str(trained), "--out", str(out), "--bits", "8", *WHERE]) == 0
-    others, place = [], (build.retrieval_index, "write") if second == "the index" else (Index, "add_codes")
+    others, place = [], (build, "write_index") if second == "the index" else (Index, "add_codes")
 
     def meanwhile(*arguments):
         """Begins the other process, and writes when it has said that it waits."""

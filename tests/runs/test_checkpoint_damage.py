@@ -28,7 +28,7 @@ from tiny_checkpoint import (
     with_header,
 )
 
-from alexnet_mp.data.pixel_statistics import FILE as STATISTICS
+from alexnet_mp.data.pixel_statistics import STATISTICS
 from alexnet_mp.runs.checkpoint_format import (
     MANIFEST,
     STATE,

@@ -14,8 +14,7 @@ import torch
 from inner_cases import every
 from tiny_checkpoint import ALL, V3, V4, V5, bits, refused, rewrite_manifest, rewrite_state, tiny_recipe
 
-from alexnet_mp.data.pixel_statistics import FILE as STATISTICS
-from alexnet_mp.data.pixel_statistics import Statistics
+from alexnet_mp.data.pixel_statistics import STATISTICS, Statistics
 from alexnet_mp.recipes import shapes
 from alexnet_mp.recipes.architectures import paper, source2012
 from alexnet_mp.recipes.recipe import Layer

@@ -10,8 +10,7 @@ from inner_cases import every
 from safetensors.torch import save
 from tiny_checkpoint import V5, refused, rewrite, with_header
 
-from alexnet_mp.data.pixel_statistics import FILE as STATISTICS
-from alexnet_mp.data.pixel_statistics import Statistics
+from alexnet_mp.data.pixel_statistics import STATISTICS, Statistics
 from alexnet_mp.runs import safetensors_file
 from alexnet_mp.runs.checkpoint_format import WEIGHTS, load, load_weights
 

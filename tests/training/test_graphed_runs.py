@@ -21,9 +21,9 @@ from alexnet_mp.network import exchange
 from alexnet_mp.system.errors import UserError
 from alexnet_mp.training import graphed_step, pending_steps
 from alexnet_mp.training.graphed_step import GraphedStep
-from alexnet_mp.training.optimizer import PaperSGD
 from alexnet_mp.training.schedule import make_schedule
 from alexnet_mp.training.step import TrainingStep
+from alexnet_mp.training.update_rule import PaperSGD
 
 pytestmark = [pytest.mark.usefixtures("exact"), pytest.mark.usefixtures("one_thread", "quick")]
 

@@ -10,7 +10,7 @@ from alexnet_mp.kernels import linear_op
 from inner_cases import every
 from tiny_run import LAST, assert_same_end, lines, make_quick, newest, resume, run, signalled_after
 
-from alexnet_mp.network import exchange, overlap
+from alexnet_mp.network import exchange, split_product
 from alexnet_mp.network.layer import TowerLayer
 from alexnet_mp.profiling import machine_limits
 from alexnet_mp.profiling.attribution import (
@@ -255,7 +255,7 @@ def test_a_layer_that_is_made_slow_is_the_one_that_is_shown(slow, row, column, d
 
 def test_operations_are_looked_for_under_the_names_that_they_have():
     """The profiler names an autograd function after its class."""
-    classes = exchange._Whole, overlap._SplitInputFunction, linear_op._OneDnn
+    classes = exchange._Whole, split_product._SplitInputFunction, linear_op._OneDnn
     assert (CROSSING, SPLIT_INPUT, ONEDNN) == tuple(function.__name__ for function in classes)
 
 

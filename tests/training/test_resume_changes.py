@@ -18,6 +18,7 @@ from alexnet_mp.recipes.architectures import mini
 from alexnet_mp.recipes.recipe import Date, Layer, change_layers
 from alexnet_mp.runs.checkpoint_format import Checkpoint
 from alexnet_mp.runs.checkpoint_state import Data, Environment, State
+from alexnet_mp.runs.checkpoints import ResumePoint
 from alexnet_mp.system.errors import UserError
 from alexnet_mp.training import resume as resuming
 
@@ -85,7 +86,7 @@ def saved(before=None, step=3):
     """A checkpoint that was found, without tensors."""
     data = Data("builtin", "", DATASET.fingerprint, tuple(DATASET.classes))
     content = State(step, 1, before or mini(), data, {}, None, True, None, 0, ENVIRONMENT, "")
-    return resuming.ResumePoint("run/checkpoints/step_00000003", Checkpoint({}, {}, STATISTICS, content))
+    return ResumePoint("run/checkpoints/step_00000003", Checkpoint({}, {}, STATISTICS, content))
 
 
 def changes(now, dataset=DATASET, statistics=STATISTICS, before=None):

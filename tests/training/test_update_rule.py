@@ -8,8 +8,8 @@ from inner_cases import every
 
 from alexnet_mp import TwoTowerAlexNet, mini, source2012
 from alexnet_mp.recipes.recipe import change_layers
-from alexnet_mp.training.optimizer import PaperSGD
 from alexnet_mp.training.schedule import make_schedule
+from alexnet_mp.training.update_rule import PaperSGD
 
 
 def network_of(recipe):

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from alexnet_mp.retrieval import codes as short_codes
-from alexnet_mp.retrieval.codes import Encoder, passes, random_codes, standard, train
+from alexnet_mp.retrieval import short_codes
+from alexnet_mp.retrieval.short_codes import Encoder, passes, random_codes, standard, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

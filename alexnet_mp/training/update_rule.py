@@ -1,4 +1,4 @@
-"""The update rule as printed (paper 5): v <- 0.9 v - 0.0005 e w - e <dL/dw>;  w <- w + v."""
+"""The update rule as printed (paper 5), as an optimiser: v <- 0.9 v - 0.0005 e w - e <dL/dw>;  w <- w + v."""
 
 import math
 from collections.abc import Mapping, Sequence
