@@ -20,14 +20,15 @@ from .command_options import add_machine_options, compute_as_in_training
 from .evaluation.ensembles import open_runs
 from .evaluation.trained import load_run
 from .reporting import page
+from .reporting.code_lengths import BITS, short_codes
 from .reporting.exchange import exchange, memory
+from .reporting.figure_4 import figure_4_left, figure_4_right
 from .reporting.first_layer import SCALES, figure_3, specialisation
 from .reporting.headline import headline
-from .reporting.neighbours import BITS, figure_4_right, short_codes
-from .reporting.predictions import MOST_ANSWERED, evenly, figure_4_left, guesses, some_of, told_apart
 from .reporting.provenance import devices_of, provenance
 from .reporting.training import training
 from .retrieval.build import build_index
+from .retrieval.figure_4 import MOST_ANSWERED, evenly, guesses, some_of, told_apart
 from .retrieval.index import SPLITS
 from .runs.checkpoint_format import read_state
 from .runs.checkpoints import from_newest

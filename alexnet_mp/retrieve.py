@@ -21,10 +21,10 @@ from .command_options import add_machine_options, add_run_options, compute_as_in
 from .data.dataset import difference, open_dataset
 from .data.image_files import answered, pipeline_of
 from .evaluation.trained import load_run
-from .reporting.predictions import told_apart
 from .retrieval.build import OF_A_RUN, add_codes, build_index, weights_digest
-from .retrieval.contact_sheet import LETTERS, contact_sheet, png
+from .retrieval.contact_sheet import LINE_LETTERS, contact_sheet, png
 from .retrieval.features import features
+from .retrieval.figure_4 import told_apart
 from .retrieval.index import BY, INDEX, SPLITS, Index
 from .retrieval.measures import measure, table
 from .retrieval.search import NEIGHBOURS, Search
@@ -71,7 +71,7 @@ def _query(options):
     with lines_on_stderr():  # standard output holds the answers alone
         network, found = _network(index, options)
     search, names = Search(index, options.by, bits), index.names("train")
-    shown = told_apart(index.described.source.classes, index.described.source.class_names, LETTERS)
+    shown = told_apart(index.described.source.classes, index.described.source.class_names, LINE_LETTERS)
     answers, rows = [], []
     pictures = _stored_pictures(index, options, network.recipe.stored_size) if options.sheet else None
 

@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw
 
 SIDE = 144  # screen pixels a picture
 GAP, TEXT, LINE = 8, 40, 13  # screen pixels: between pictures, below each, a line
-LETTERS = 22  # of a line, at most
+LINE_LETTERS = 22  # of a line, at most
 INK, PALE = "#202020", "#e4e4e4"
 
 
@@ -35,8 +35,8 @@ def contact_sheet(rows: Sequence[Sequence[tuple[np.ndarray | None, Sequence[str]
 
 
 def shortened(text: str) -> str:
-    """At most `LETTERS` letters: of a longer text the end, which tells files apart."""
-    return text if len(text) <= LETTERS else "..." + text[3 - LETTERS :]
+    """At most `LINE_LETTERS` letters: of a longer text the end, which tells files apart."""
+    return text if len(text) <= LINE_LETTERS else "..." + text[3 - LINE_LETTERS :]
 
 
 def png(image: Image.Image) -> bytes:

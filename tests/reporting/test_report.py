@@ -17,10 +17,10 @@ from tiny_run import LAYERS, run
 
 from alexnet_mp import report
 from alexnet_mp.data import synthetic
-from alexnet_mp.reporting import neighbours, predictions, provenance
+from alexnet_mp.reporting import code_lengths, provenance
 from alexnet_mp.reporting import page as report_page
 from alexnet_mp.reporting.page import NAME, pictures_of
-from alexnet_mp.retrieval import codes, measures
+from alexnet_mp.retrieval import figure_4, measures, short_codes
 from alexnet_mp.runs import directory
 from alexnet_mp.system.errors import UserError, run_command
 
@@ -44,10 +44,10 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 def small():
     """Codes of few bits after few passes, and one picture of each sort."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(codes, "EPOCHS", 3)
-        for module in (report, neighbours):
+        patch.setattr(short_codes, "EPOCHS", 3)
+        for module in (report, code_lengths):
             patch.setattr(module, "BITS", (8, 16))
-        patch.setattr(predictions, "EACH", 1)
+        patch.setattr(figure_4, "EACH", 1)
         patch.setattr(directory, "source_commit", lambda: "0123abc")
         patch.setattr(provenance, "source_commit", lambda: "0123abc")
         yield

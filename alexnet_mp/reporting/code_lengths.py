@@ -1,74 +1,17 @@
-"""The report's retrieval parts: figure 4 right, and how well short codes find pictures of the query's class."""
+"""The report's part on short codes: how well they find pictures of the query's class, against their length."""
 
-from collections import Counter
 from pathlib import Path
 
-import numpy as np
-
 from ..analysis.figures import write_figure
-from ..data.dataset import DataSet
-from ..retrieval.contact_sheet import LETTERS, contact_sheet, png
-from ..retrieval.features import Features
 from ..retrieval.index import Index
 from ..retrieval.measures import measure
-from ..retrieval.search import NEIGHBOURS, Search
-from ..system import durable_files
+from ..retrieval.search import NEIGHBOURS
 from . import page
-from .predictions import short_name, told_apart
 
 BITS = (64, 128, 256)
-QUERIES = 5  # shown
 MOST_MEASURED = 2000  # queries: enough for a standard error of 1 %
 COLOURS = {"learned": "#0072b2", "random": "#e69f00"}  # Okabe and Ito
 FEATURES, PIXELS = "#009e73", "#777777"
-
-
-def figure_4_right(out: Path, index: Index, dataset: DataSet) -> page.Part:
-    """The `Part` with queries and their nearest training pictures, by the last hidden layer and by pixels.
-
-    dataset: the pictures that the index is of.
-    """
-    source, queries = index.described.source, index.features("val")
-    searches = [(what, Search(index, by)) for what, by in ((source.layer, "fc7"), ("pixels", "pixels"))]
-    names = told_apart(source.classes, source.class_names, LETTERS)
-    pieces = [
-        page.text(
-            f"A validation picture, and the {NEIGHBOURS} training pictures whose {source.layer} vectors "
-            f"({source.units:,} numbers) are nearest to its own by Euclidean distance; under them the nearest "
-            "by pixels. In the paper the first kind mean the same and look different, and the second are alike in "
-            "colour and shape only."
-        )
-    ]
-    right, shown, chosen = Counter(), Counter(), _spread(queries.labels)
-    for number in chosen:
-        query = Features(*(each[number : number + 1] for each in (queries.hidden, queries.pixels, queries.labels)))
-        rows, same = [], {}
-        for what, search in searches:
-            (distances,), (found,) = search(query, NEIGHBOURS)
-            same[what] = int((search.labels[found] == query.labels[0]).sum())
-            shown[what] += len(found)
-            neighbours = [("train", int(one), f"{distance:,.4g}") for one, distance in zip(found, distances)]
-            rows.append(
-                [
-                    _cell(dataset.splits[split], one, names, words)
-                    for split, one, words in [("val", number, f"nearest by {what}"), *neighbours]
-                ]
-            )
-        right.update(same)
-        path = out / f"neighbours_{number:06}.png"
-        durable_files.replace(path, png(contact_sheet(rows)))
-        told = ", ".join(f"{count} by {what}" for what, count in same.items())
-        name = names[query.labels[0]]
-        pieces.append(
-            page.image(path, f"A picture of {name} and its nearest neighbours twice; of its class are {told}", least=1)
-        )
-    told = ", ".join(f"{right[what]} of {count} by {what}" for what, count in shown.items())
-    pieces.append(page.why(f"Of the query's class, in these rows: {told}. The next part counts over many queries."))
-    return page.Part("figure4right", "Figure 4 right", pieces)
-
-
-def _cell(split, number, names, words):
-    return split.read(number), [short_name(names[split.labels[number]], LETTERS), words]
 
 
 def short_codes(out: Path, index: Index, speed: bool) -> page.Part:
@@ -119,13 +62,6 @@ def short_codes(out: Path, index: Index, speed: bool) -> page.Part:
             )
         )
     return page.Part("codes", "Short codes", pieces)
-
-
-def _spread(labels):
-    """`QUERIES` pictures of as many classes as there are, spread over the classes: the first of each."""
-    classes = np.unique(labels)
-    chosen = classes[np.unique(np.linspace(0, len(classes) - 1, min(QUERIES, len(classes))).round().astype(int))]
-    return [int(np.flatnonzero(labels == label)[0]) for label in chosen]
 
 
 def _draw(record):

@@ -7,8 +7,8 @@ import pytest
 import torch
 from inner_cases import every
 
-from alexnet_mp.reporting import predictions
-from alexnet_mp.reporting.predictions import Guesses, draw_example, examples, guesses_of_batch, short_name, told_apart
+from alexnet_mp.retrieval import figure_4
+from alexnet_mp.retrieval.figure_4 import Guesses, draw_example, examples, guesses_of_batch, short_name, told_apart
 
 VIEWS = [(0, 0, False), (4, 4, False), (0, 0, True), (4, 4, True)]
 
@@ -41,7 +41,7 @@ def test_best_worst_and_ambiguous_are_found_in_their_order():
 
 
 def test_each_sort_is_short_and_no_picture_is_shown_twice(monkeypatch):
-    monkeypatch.setattr(predictions, "EACH", 1)
+    monkeypatch.setattr(figure_4, "EACH", 1)
     found = answered(
         [0, 0, 0, 1, 2, 0],
         [0.9, 0.05, 0.05],
@@ -53,11 +53,11 @@ def test_each_sort_is_short_and_no_picture_is_shown_twice(monkeypatch):
     )
     # of picture 3, which is as ambiguous, the worst is told
     assert shown(found) == {"Best": [5], "Worst": [3], "Ambiguous": [1]}
-    assert predictions.EACH == 1 and len(examples(found)) == 4
+    assert figure_4.EACH == 1 and len(examples(found)) == 4
 
 
 def test_off_centre_is_right_and_far_more_probable_in_a_corner(monkeypatch):
-    monkeypatch.setattr(predictions, "EACH", 1)
+    monkeypatch.setattr(figure_4, "EACH", 1)
     places = [[0.9, 0.9], [0.9, 0.5], [0.65, 0.6], [0.2, 0.9], [0.9, 0.1]]
     found = answered(
         [0] * 5, [0.9, 0.05, 0.05], [0.7, 0.2, 0.1], [0.6, 0.2, 0.2], [0.6, 0.2, 0.2], [0.3, 0.6, 0.1], places=places

@@ -1,26 +1,26 @@
-"""Figure 4, left: test pictures with the five most probable classes as bars; which ones to show, and how they are
-drawn."""
+"""Figure 4 of the paper: left, pictures with the five most probable classes as bars, and which ones to show; right,
+pictures, and the training pictures nearest to them."""
 
-import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from PIL import Image
 
-from ..analysis.figures import write_figure
-from ..data.dataset import Split
+from ..data.dataset import DataSet, Split
 from ..data.image_files import pipeline_of
 from ..data.pipeline import Pipeline
 from ..data.pipeline_torch import TorchPipeline
 from ..data.pixel_statistics import Statistics
 from ..evaluation.protocol import both_protocols, centre_view
 from ..network.network import TwoTowerAlexNet
-from . import page
+from .contact_sheet import LINE_LETTERS, contact_sheet
+from .features import Features
+from .search import NEIGHBOURS, Search
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -34,6 +34,10 @@ CLOSE = 0.5
 FAR = 0.1
 LETTERS = 26  # of a class's name
 RIGHT, WRONG = "#d55e00", "#56b4e9"  # the true class's bar, the others' (Okabe and Ito); 2012 tinted the true one red
+QUERIES = 5  # shown on the right
+
+
+# --- left
 
 
 @dataclass(frozen=True)
@@ -152,47 +156,6 @@ def examples(found: Guesses) -> list[tuple[str, str, list[int]]]:
     return result
 
 
-def figure_4_left(
-    out: Path, found: Guesses, numbers: np.ndarray, split: Split, name: str, names: Sequence[str]
-) -> page.Part:
-    """The `Part` with examples. found: of the pictures `numbers` of `split`, whose name that is; names: of
-    the classes."""
-    seen = "from which the network learned" if name == "train" else "that the network has not learned from"
-    of = (
-        f"{len(found):,} pictures"
-        if len(found) == len(split)
-        else f"{len(found):,} pictures, spread over the {len(split):,},"
-    )
-    views = "all views averaged" if found.places.shape[1] > 1 else "from the centre view"
-    pieces = [
-        page.text(
-            f"Some of {of} {seen}, with its {found.top.shape[1]} most probable classes, {views}. Above a "
-            "picture stands its true class, whose bar is hatched."
-        ),
-        page.why(
-            "These are chosen, sort by sort. The program of 2012 drew eight pictures at random and asked "
-            "for the centre view alone; how the paper's eight were chosen is not said."
-        ),
-    ]
-    for heading, why, chosen in examples(found):
-        entries = []
-        for index in chosen:
-            label = found.labels[index]
-            bars = [
-                (names[guess], probability, guess == label)
-                for guess, probability in zip(found.top[index], found.probabilities[index])
-            ]
-            title = "not known" if label < 0 else names[label]
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a box stands for such a letter
-                path = out / f"figure4_{numbers[index]:06}.png"
-                write_figure(draw_example(split.read(int(numbers[index])), title, bars), path)
-            said = ", ".join(f"{guess} {percent(probability)}" for guess, probability, _ in bars)
-            entries.append((path, f"A picture, true class {title}; the network says {said}"))
-        pieces += [page.heading(heading), page.why(why), *([page.images(entries)] if entries else [])]
-    return page.Part("figure4left", "Figure 4 left", pieces)
-
-
 def draw_example(picture: np.ndarray, title: str, bars: Sequence[tuple[str, float, bool | np.bool_]]) -> "Figure":
     """One picture over its bars.
 
@@ -239,3 +202,40 @@ def short_name(name: str, length: int = LETTERS) -> str:
     """The first synonym of an ImageNet class's name, in letters that can be drawn on a line, cut to fit."""
     name = "".join(letter if letter.isprintable() else "?" for letter in name.partition(",")[0]).strip() or "(no name)"
     return name if len(name) <= length else name[: length - 3] + "..."
+
+
+# --- right
+
+
+def one_of_each_class(labels: np.ndarray) -> list[int]:
+    """`QUERIES` pictures of as many classes as there are, spread over the classes: the first of each."""
+    classes = np.unique(labels)
+    chosen = classes[np.unique(np.linspace(0, len(classes) - 1, min(QUERIES, len(classes))).round().astype(int))]
+    return [int(np.flatnonzero(labels == label)[0]) for label in chosen]
+
+
+def nearest_pictures(
+    queries: Features, number: int, searches: Sequence[tuple[str, Search]], dataset: DataSet, names: Sequence[str]
+) -> tuple[Image.Image, dict[str, int], dict[str, int]]:
+    """A validation picture and the training pictures nearest to it, a row a search, as one image; by search, how many
+    of these are of its class; and how many there are.
+
+    queries: of all validation pictures. searches: [(what they go by, `Search`)]. dataset: the pictures themselves.
+    names: of the classes."""
+    query = Features(*(each[number : number + 1] for each in (queries.hidden, queries.pixels, queries.labels)))
+    rows, same, shown = [], {}, {}
+    for what, search in searches:
+        (distances,), (found,) = search(query, NEIGHBOURS)
+        same[what], shown[what] = int((search.labels[found] == query.labels[0]).sum()), len(found)
+        neighbours = [("train", int(one), f"{distance:,.4g}") for one, distance in zip(found, distances)]
+        rows.append(
+            [
+                _cell(dataset.splits[split], one, names, words)
+                for split, one, words in [("val", number, f"nearest by {what}"), *neighbours]
+            ]
+        )
+    return contact_sheet(rows), same, shown
+
+
+def _cell(split, number, names, words):
+    return split.read(number), [short_name(names[split.labels[number]], LINE_LETTERS), words]

@@ -1,0 +1,99 @@
+"""The report's parts of figure 4: what the network says of pictures, and the pictures nearest to pictures."""
+
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ..analysis.figures import write_figure
+from ..data.dataset import DataSet, Split
+from ..retrieval.contact_sheet import LINE_LETTERS, png
+from ..retrieval.figure_4 import (
+    Guesses,
+    draw_example,
+    examples,
+    nearest_pictures,
+    one_of_each_class,
+    percent,
+    told_apart,
+)
+from ..retrieval.index import Index
+from ..retrieval.search import NEIGHBOURS, Search
+from ..system import durable_files
+from . import page
+
+
+def figure_4_left(
+    out: Path, found: Guesses, numbers: np.ndarray, split: Split, name: str, names: Sequence[str]
+) -> page.Part:
+    """The `Part` with examples. found: of the pictures `numbers` of `split`, whose name that is; names: of
+    the classes."""
+    seen = "from which the network learned" if name == "train" else "that the network has not learned from"
+    of = (
+        f"{len(found):,} pictures"
+        if len(found) == len(split)
+        else f"{len(found):,} pictures, spread over the {len(split):,},"
+    )
+    views = "all views averaged" if found.places.shape[1] > 1 else "from the centre view"
+    pieces = [
+        page.text(
+            f"Some of {of} {seen}, with its {found.top.shape[1]} most probable classes, {views}. Above a "
+            "picture stands its true class, whose bar is hatched."
+        ),
+        page.why(
+            "These are chosen, sort by sort. The program of 2012 drew eight pictures at random and asked "
+            "for the centre view alone; how the paper's eight were chosen is not said."
+        ),
+    ]
+    for heading, why, chosen in examples(found):
+        entries = []
+        for index in chosen:
+            label = found.labels[index]
+            bars = [
+                (names[guess], probability, guess == label)
+                for guess, probability in zip(found.top[index], found.probabilities[index])
+            ]
+            title = "not known" if label < 0 else names[label]
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a box stands for such a letter
+                path = out / f"figure4_{numbers[index]:06}.png"
+                write_figure(draw_example(split.read(int(numbers[index])), title, bars), path)
+            said = ", ".join(f"{guess} {percent(probability)}" for guess, probability, _ in bars)
+            entries.append((path, f"A picture, true class {title}; the network says {said}"))
+        pieces += [page.heading(heading), page.why(why), *([page.images(entries)] if entries else [])]
+    return page.Part("figure4left", "Figure 4 left", pieces)
+
+
+def figure_4_right(out: Path, index: Index, dataset: DataSet) -> page.Part:
+    """The `Part` with queries and their nearest training pictures, by the last hidden layer and by pixels.
+
+    dataset: the pictures that the index is of.
+    """
+    source, queries = index.described.source, index.features("val")
+    searches = [(what, Search(index, by)) for what, by in ((source.layer, "fc7"), ("pixels", "pixels"))]
+    names = told_apart(source.classes, source.class_names, LINE_LETTERS)
+    pieces = [
+        page.text(
+            f"A validation picture, and the {NEIGHBOURS} training pictures whose {source.layer} vectors "
+            f"({source.units:,} numbers) are nearest to its own by Euclidean distance; under them the nearest "
+            "by pixels. In the paper the first kind mean the same and look different, and the second are alike in "
+            "colour and shape only."
+        )
+    ]
+    right, shown, chosen = Counter(), Counter(), one_of_each_class(queries.labels)
+    for number in chosen:
+        sheet, same, there = nearest_pictures(queries, number, searches, dataset, names)
+        shown.update(there)
+        right.update(same)
+        path = out / f"neighbours_{number:06}.png"
+        durable_files.replace(path, png(sheet))
+        told = ", ".join(f"{count} by {what}" for what, count in same.items())
+        name = names[queries.labels[number]]
+        pieces.append(
+            page.image(path, f"A picture of {name} and its nearest neighbours twice; of its class are {told}", least=1)
+        )
+    told = ", ".join(f"{right[what]} of {count} by {what}" for what, count in shown.items())
+    pieces.append(page.why(f"Of the query's class, in these rows: {told}. The next part counts over many queries."))
+    return page.Part("figure4right", "Figure 4 right", pieces)
