@@ -1,13 +1,13 @@
 """A checkpoint of a few kB, the fixtures that were written of it, and what tests of its files have in common."""
 
 import dataclasses
-import importlib.util
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from checkpoint_mutations import manifest_of, sealed
 
 from alexnet_mp.data.pixel_statistics import STATISTICS, Statistics
 from alexnet_mp.recipes import shapes
@@ -22,11 +22,6 @@ V3, V4, V5 = (HERE / f"checkpoint_v{number}" / "step_00000003" for number in (3,
 ALL = (WEIGHTS, VELOCITY, STATISTICS, STATE, MANIFEST)
 CLASSES = ("ant", "bee", "fly")
 NO_LONGER_READ = "checkpoint format {}: the last version that reads it is commit 0bb1361"
-
-specification = importlib.util.spec_from_file_location("fuzz_checkpoint", HERE.parent / "tools" / "fuzz_checkpoint.py")
-fuzz_checkpoint = importlib.util.module_from_spec(specification)
-specification.loader.exec_module(fuzz_checkpoint)
-manifest_of = fuzz_checkpoint.manifest_of
 
 
 def tiny_recipe():
@@ -117,7 +112,7 @@ def rewrite_state(place, change):
 def rewrite_manifest(place, change):
     fields = json.loads((place / MANIFEST).read_bytes())
     change(fields)
-    (place / MANIFEST).write_bytes(fuzz_checkpoint.sealed(fields))
+    (place / MANIFEST).write_bytes(sealed(fields))
 
 
 def as_old_format(place, number):

@@ -16,7 +16,7 @@ from inner_cases import every
 
 from alexnet_mp import claims, evaluate
 from alexnet_mp.experiments import page as claim_page
-from alexnet_mp.experiments import plan
+from alexnet_mp.experiments import plan, run_all
 from alexnet_mp.experiments.arm_runs import first_gpu, training_options
 from alexnet_mp.experiments.claim import BASE, command
 from alexnet_mp.experiments.conduct import new_record
@@ -314,16 +314,16 @@ def test_a_network_of_one_tower_takes_the_first_device():
     ],
 )
 def test_all_leaves_out_what_the_data_are_not_for(classes, labelled, size, left_out, monkeypatch):
-    names = [str(number) for number in range(classes)] or sorted(claims.CIFAR10)
+    names = [str(number) for number in range(classes)] or sorted(run_all.CIFAR10)
 
     def opened(data, stored_size):
         if stored_size > size:
             raise UserError("its pictures are smaller")
         return SimpleNamespace(classes=names)
 
-    monkeypatch.setattr(claims, "opened", opened)
-    monkeypatch.setattr(claims, "has_labelled_test", lambda data, stored_size: labelled)
-    found = {claim.id: claims._unfit(claim, options("--base", "mini", claim="all")) for claim in CLAIMS}
+    monkeypatch.setattr(run_all, "opened", opened)
+    monkeypatch.setattr(run_all, "has_labelled_test", lambda data, stored_size: labelled)
+    found = {claim.id: run_all._unfit(claim, options("--base", "mini", claim="all")) for claim in CLAIMS}
     assert {name for name, reason in found.items() if reason} == {
         claim.id for claim in CLAIMS if claim.data in left_out
     }

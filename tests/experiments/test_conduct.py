@@ -21,7 +21,7 @@ from alexnet_mp.data.dataset import open_dataset
 from alexnet_mp.data.pipeline import make_pipeline
 from alexnet_mp.data.pixel_statistics import Statistics
 from alexnet_mp.evaluation import ensembles, protocol, trained
-from alexnet_mp.experiments import arm_runs, conduct, measure, plan, records
+from alexnet_mp.experiments import arm_runs, conduct, measure, plan, records, run_all
 from alexnet_mp.experiments import findings as claim_table
 from alexnet_mp.experiments.claim import FACTORS, GRID
 from alexnet_mp.experiments.figures import draw_claim
@@ -97,7 +97,8 @@ class Size(Kind):
 
 def test_a_kind_of_claim_is_one_class_and_nothing_else_knows_it(data, out, capsys, monkeypatch):
     claim = dataclasses.replace(BY_ID["larger"], id="size", kind=Size())
-    monkeypatch.setattr(claims, "CLAIMS", [claim, BY_ID["larger"]])
+    for module in (claims, run_all):
+        monkeypatch.setattr(module, "CLAIMS", [claim, BY_ID["larger"]])
     monkeypatch.setitem(KINDS, claim.kind.word, claim.kind)  # as if a claim of the paper had it
     monkeypatch.setattr(records, "draw_claim", draw_claim)
     words = ["--seeds", "1", "--set", "dropout=0.3", "--budget", "1h"]  # --set: runs that no other test has made
@@ -693,7 +694,8 @@ def test_another_machine_is_calibrated_anew(data, tmp_path, monkeypatch, capsys)
 
 
 def test_a_claim_that_cannot_be_run_does_not_end_the_others(data, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(claims, "CLAIMS", [BY_ID["one-gpu"], BY_ID["flips"]])
+    for module in (claims, run_all):
+        monkeypatch.setattr(module, "CLAIMS", [BY_ID["one-gpu"], BY_ID["flips"]])
     first = {"name": "conv1", "kind": "conv", "maps": 2, "reads": "image", "then": ["relu"], "kernel": 11, "stride": 4}
     layers = json.dumps(
         [first, {"name": "fc8", "kind": "fc", "maps": None, "reads": "both", "then": [], "towers": "first"}]

@@ -11,6 +11,7 @@ import resource
 import shutil
 from pathlib import Path
 
+import fuzz_checkpoint
 import numpy as np
 import pytest
 import torch
@@ -20,7 +21,6 @@ from tiny_checkpoint import (
     NO_LONGER_READ,
     V5,
     as_old_format,
-    fuzz_checkpoint,
     refused,
     rewrite,
     rewrite_manifest,

@@ -88,7 +88,7 @@ def test_no_script_takes_abbreviations():
     ],
 )
 def test_what_is_wrong_is_one_line(command, words, wrong, capsys, monkeypatch):
-    for name in ("training.run.train", "claims.run_claim"):
+    for name in ("training.run.train", "claims.run_one"):
         monkeypatch.setattr(f"alexnet_mp.{name}", lambda *_: pytest.fail("it was taken for something else"))
     with pytest.raises(SystemExit) as ended:
         run_command(lambda: importlib.import_module(f"alexnet_mp.{command}").main(words))
