@@ -13,24 +13,21 @@ lacks are added; one of another run, checkpoint or data set is refused. Queries 
 exact: every stored vector is compared."""
 
 import json
-import os
 import sys
 from collections.abc import Sequence
 
 from .command_options import add_machine_options, add_run_options, compute_as_in_training
-from .data.dataset import difference, open_dataset
 from .data.image_files import answered, pipeline_of
-from .evaluation.trained import load_run
-from .retrieval.build import OF_A_RUN, add_codes, build_index, weights_digest
+from .retrieval.build import OF_A_RUN, add_codes, build_index
 from .retrieval.contact_sheet import LINE_LETTERS, contact_sheet, png
 from .retrieval.features import features
 from .retrieval.figure_4 import told_apart
-from .retrieval.index import BY, INDEX, SPLITS, Index
+from .retrieval.index import BY
 from .retrieval.measures import measure, table
+from .retrieval.query import code_length, index_at, neighbour, network_of, stored_pictures
 from .retrieval.search import NEIGHBOURS, Search
-from .runs.directory import RUN
 from .system import durable_files
-from .system.command_line import command_parser, typed
+from .system.command_line import command_parser
 from .system.errors import UserError, run_command
 from .system.terminal import lines_on_stderr, printable, say
 
@@ -66,14 +63,14 @@ def _query(options):
         raise UserError(f"-k {options.k}: it must be at least 1")
     if options.sheet is not None:
         durable_files.refuse_output("--sheet", options.sheet)
-    index = _index_at(options.index)
-    bits = _length_of(index, options)
+    index = index_at(options.index)
+    bits = code_length(index, options.by, options.bits, options.run)
     with lines_on_stderr():  # standard output holds the answers alone
-        network, found = _network(index, options)
+        network, found = network_of(index, options.run, options.gpus, options.kernels)
     search, names = Search(index, options.by, bits), index.names("train")
     shown = told_apart(index.described.source.classes, index.described.source.class_names, LINE_LETTERS)
     answers, rows = [], []
-    pictures = _stored_pictures(index, options, network.recipe.stored_size) if options.sheet else None
+    pictures = stored_pictures(index, options.data, network.recipe.stored_size) if options.sheet else None
 
     def searched(some):
         seen = features(
@@ -89,7 +86,7 @@ def _query(options):
             answers.append({"file": path, "error": str(picture)})
             continue
         pairs = zip(*(each.tolist() for each in told))  # distance, number
-        found_here = [_neighbour(index, search.labels, names, *pair) for pair in pairs]
+        found_here = [neighbour(index, search.labels, names, *pair) for pair in pairs]
         answers.append({"file": path, "nearest": found_here})
         if not options.json:
             _tell(path, found_here, shown)
@@ -101,70 +98,6 @@ def _query(options):
     if rows:
         durable_files.write_output(options.sheet, png(contact_sheet(rows)))
     return 2 if any("error" in answer for answer in answers) else 0
-
-
-def _index_at(path):
-    """The `Index` at a path, or that of the run there."""
-    if os.path.exists(os.path.join(path, INDEX)) or not os.path.exists(os.path.join(path, RUN)):
-        return Index(path)
-    inside = os.path.join(path, OF_A_RUN)
-    if not os.path.lexists(inside):
-        raise UserError(f"{path} is a run without an index; python -m alexnet_mp.retrieve index {path} makes one")
-    return Index(inside)
-
-
-def _network(index, options):
-    """(network, its `evaluate.Trained`): of the weights that the index is of, or UserError."""
-    source = index.described.source
-    run = options.run or os.path.normpath(index.path / source.run)
-    network, found = load_run(run, options.gpus, options.kernels)
-    if weights_digest(network) != source.weights_sha256:
-        raise UserError(
-            f"{index.path} is of the weights of {source.checkpoint}, and {run} has others at {found.checkpoint.name}; "
-            f"{typed('retrieve', 'index', run, '--out', 'DIR')} makes an index of these"
-        )
-    return network, found
-
-
-def _length_of(index, options):
-    """The code's length in bits; None where the search is by something else."""
-    if options.by != "codes":
-        if options.bits is not None:
-            raise UserError(f"--bits {options.bits}: only a search --by codes has a length")
-        return None
-    if not index.lengths:
-        run = options.run or os.path.normpath(index.path / index.described.source.run)
-        raise UserError(f"{index.path} has no codes; {typed('retrieve', 'index', run, '--out', index.path)} makes them")
-    return index.lengths[-1] if options.bits is None else options.bits
-
-
-def _stored_pictures(index, options, size):
-    """The training pictures, to be drawn; None, with a line that says why, where they aren't there any more."""
-    source = index.described.source
-    try:
-        dataset = open_dataset(options.data or source.data, size, SPLITS)
-        if changed := difference(source.fingerprint, dataset):
-            raise UserError(f"{options.data or source.data} holds other pictures now: {changed}")
-        return dataset.splits["train"]
-    except UserError as error:
-        print(
-            f"the sheet shows no training pictures: {printable(str(error))}; --data says where they are",
-            file=sys.stderr,
-        )
-        return None
-
-
-def _neighbour(index, labels, names, distance, number):
-    label = int(labels[number])
-    source = index.described.source
-    return {
-        "name": names[number],
-        "class": source.classes[label],
-        "class_name": source.class_names[label],
-        "label": label,
-        "number": number,
-        "distance": distance,
-    }
 
 
 def _cell(pictures, found, shown):
@@ -186,7 +119,7 @@ def _tell(path, found, shown):
 def _measure(options):
     if options.queries < 1:
         raise UserError(f"--queries {options.queries}: it must be at least 1")
-    index = _index_at(options.index)
+    index = index_at(options.index)
     with lines_on_stderr():
         lengths = index.lengths if options.bits is None else _lengths(options.bits)
         add_codes(index, lengths)
