@@ -9,7 +9,9 @@ examples
 
 An index holds train and val: what is found are training pictures, and `measure` asks for them with the validation
 pictures. An index that is there already and is of the same weights and pictures is used, and lengths of code that it
-lacks are added; one of another run, checkpoint or data set is refused. Queries are read as in `predict`. Searches are
+lacks are added; one of another run, checkpoint or data set is refused. Where the pictures
+have changed since, `query` and `measure` answer of those that the index is of, and say so. Queries are read as in
+`predict`. Searches are
 exact: every stored vector is compared."""
 
 import json
@@ -73,7 +75,7 @@ def _query(options):
     search, names = Search(index, options.by, bits), index.names("train")
     shown = told_apart(index.described.source.classes, index.described.source.class_names, LETTERS)
     answers, rows = [], []
-    pictures = _stored_pictures(index, options, network.recipe.stored_size) if options.sheet else None
+    pictures = _stored_pictures(index, options.data, network.recipe.stored_size, bool(options.sheet))
 
     def searched(some):
         seen = features(network, pipeline_of(some, network, found.statistics), "given", network.recipe.batch_size)
@@ -133,17 +135,20 @@ def _length_of(index, options):
     return index.lengths[-1] if options.bits is None else options.bits
 
 
-def _stored_pictures(index, options, size):
-    """The training pictures, to be drawn; None, with a line that says why, where they aren't there any more."""
+def _stored_pictures(index, data, size, drawn=False):
+    """The training pictures; None, with a line that says why, where they aren't those of the index any more.
+
+    data: where they are now, or None. drawn: whether a sheet is to show them."""
     source = index.described.source
     try:
-        dataset = open_dataset(options.data or source.data, size, SPLITS)
+        dataset = open_dataset(data or source.data, size, SPLITS)
         if changed := difference(source.fingerprint, dataset):
-            raise UserError(f"{options.data or source.data} holds other pictures now: {changed}")
+            raise UserError(f"{data or source.data} holds other pictures now: {changed}")
         return dataset.splits["train"]
     except UserError as error:
         print(
-            f"the sheet shows no training pictures: {printable(str(error))}; --data says where they are",
+            f"what is found is as it was when {printable(str(index.path))} was made: {printable(str(error))}"
+            + ("; the sheet shows no training pictures; --data says where they are" if drawn else ""),
             file=sys.stderr,
         )
         return None
@@ -183,6 +188,7 @@ def _measure(options):
         raise UserError(f"--queries {options.queries}: it must be at least 1")
     index = _index_at(options.index)
     with lines_on_stderr():
+        _stored_pictures(index, None, 1)  # compared alone: any size does
         lengths = index.lengths if options.bits is None else _lengths(options.bits)
         add_codes(index, lengths)
         record = measure(index, lengths, options.queries, options.speed, pixel_codes=True)

@@ -9,6 +9,7 @@ import numpy as np
 
 from ..system.errors import UserError, complain
 from ..system.terminal import printable
+from .bit_depth import count_dark
 from .class_folders import DiskFolder
 from .pipeline_torch import TorchPipeline
 from .pixel_statistics import Statistics
@@ -63,6 +64,7 @@ def answered(
                 yield path, picture, None
             else:
                 yield path, picture, next(answers)
+    count_dark()
 
 
 def pictures_in(folder: str) -> list[str]:
