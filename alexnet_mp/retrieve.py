@@ -20,7 +20,7 @@ import sys
 from collections.abc import Sequence
 
 from .command_options import add_machine_options, add_run_options, compute_as_in_training
-from .data.dataset import difference, open_dataset
+from .data.dataset import difference, open_dataset, reason_of
 from .data.image_files import answered, pipeline_of
 from .evaluation.trained import load_run
 from .reporting.predictions import told_apart
@@ -142,16 +142,18 @@ def _stored_pictures(index, data, size, drawn=False):
     source = index.described.source
     try:
         dataset = open_dataset(data or source.data, size, SPLITS)
-        if changed := difference(source.fingerprint, dataset):
-            raise UserError(f"{data or source.data} holds other pictures now: {changed}")
-        return dataset.splits["train"]
+        changed = difference(source.fingerprint, dataset)
+        if not changed:
+            return dataset.splits["train"]
+        reason = f"{data or source.data} holds other pictures now: {changed}"
     except UserError as error:
-        print(
-            f"what is found is as it was when {printable(str(index.path))} was made: {printable(str(error))}"
-            + ("; the sheet shows no training pictures; --data says where they are" if drawn else ""),
-            file=sys.stderr,
-        )
-        return None
+        reason = str(error) if data else f"{source.data}: {reason_of(error, source.data)}"
+    print(
+        f"what is found is as it was when {printable(str(index.path))} was made: {printable(reason)}"
+        + ("; the sheet shows no training pictures; --data says where they are" if drawn else ""),
+        file=sys.stderr,
+    )
+    return None
 
 
 def _neighbour(index, labels, names, distance, number):

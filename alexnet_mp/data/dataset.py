@@ -86,11 +86,15 @@ def open_data_of_run(run: str, source: str, stored_size: int, splits: Sequence[s
     try:
         return open_dataset(source, stored_size, splits)
     except UserError as error:
-        reason = str(error).removeprefix(f"--data {source}: ").removesuffix(f"; {TAKES}")
         raise UserError(
-            f"{source}, where the data of {run} were: {reason}; the same command with --data DIR reads them from "
-            "where they are now"
+            f"{source}, where the data of {run} were: {reason_of(error, source)}; the same command with --data DIR "
+            "reads them from where they are now"
         ) from None
+
+
+def reason_of(error: UserError, source: str) -> str:
+    """Why `open_dataset` refused a source that nobody typed: without --data and what it takes."""
+    return str(error).removeprefix(f"--data {source}: ").removesuffix(f"; {TAKES}")
 
 
 def difference(before: str, dataset: DataSet) -> str | None:

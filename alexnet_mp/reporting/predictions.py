@@ -1,6 +1,7 @@
 """Figure 4, left: test pictures with the five most probable classes as bars; which ones to show, and how they are
 drawn."""
 
+import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -225,7 +226,7 @@ def told_apart(classes: Sequence[str], names: Sequence[str], length: int = LETTE
     become "crane (n02012849)" and "crane (n03126707)".
 
     classes: as the data set calls them; names: in words; length: the letters that the figure has room for."""
-    shown = [short_name(name, length) for name in names]
+    shown = [unicodedata.normalize("NFC", short_name(name, length)) for name in names]  # accents look the same
     same, result = Counter(shown), []
     for number, (label, name, short) in enumerate(zip(classes, names, shown, strict=True), start=1):
         mark = f" ({label})" if len(label) <= 10 and label != name else f" (class {number})"

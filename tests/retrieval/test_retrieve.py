@@ -253,7 +253,7 @@ def test_without_the_data_names_are_said_and_the_sheet_says_what_is_missing(tmp_
         assert line in after.err and (after.out == before.out or command[0] == "measure")
     shutil.copy2(kept, replaced)
     shutil.move(tmp_path / "data", tmp_path / "moved")
-    assert "no such directory" in said(capsys, "query", out, photograph).err
+    assert f"was made: {tmp_path}/data: no such directory\n" in said(capsys, "query", out, photograph).err
     captured = said(
         capsys, "query", out / "retrieval", photograph, "--by", "pixels", "--sheet", tmp_path / "missing.png"
     )
