@@ -20,7 +20,8 @@ DARK = 64  # of 255: a picture below may be one of 14 bits or fewer, of which th
 MOST_NAMED = 5  # dark pictures, by all processes that read images
 LOOKED_AT = 1 << 16  # bytes of `_dark` that are read to find out which those are
 SAID = "sBIT", "MaxSampleValue"
-BITS_PER_SAMPLE, PHOTOMETRIC, MAX_SAMPLE_VALUE, PLANAR = 258, 262, 281, 284  # TIFF 6.0, section 8
+BITS_PER_SAMPLE, PHOTOMETRIC, MAX_SAMPLE_VALUE, PLANAR, SAMPLE_FORMAT = 258, 262, 281, 284, 339  # TIFF 6.0, section 8
+LEAST_WHITE = 400  # above what becomes level 1 of a portable map's 255: 385 of 65,535
 
 # A file in memory that forked processes share, open for appending, which no two can do at once: (crc32 of its name,
 # process) of each dark picture. What one has named, no other names again.
@@ -44,6 +45,10 @@ def eight_bits(image: Image.Image, name: str | Path | None = None) -> Image.Imag
         raise UserError("its 16-bit channels lie in planes, uncompressed, which can't be read; interleave them")
     deep = image.mode == "F" or image.mode.startswith("I")
     if not deep and ";16" not in raw:
+        if image.format == "PPM":
+            _refuse_black_map(image)
+        if 2 in np.atleast_1d(tiff.get(SAMPLE_FORMAT, 1)) and np.asarray(image).max() > 127:  # read as if they had none
+            raise UserError("its values have a sign, and some are below 0; only 0 to 255 is understood")
         return image
     bits, most = _significant_bits(image, tiff), 255 if image.mode == "F" else MOST  # Pillow closes the file when read
     values = np.asarray(image) if deep else _both_bytes(image, raw)
@@ -68,6 +73,21 @@ def eight_bits(image: Image.Image, name: str | Path | None = None) -> Image.Imag
     if tiff.get(PHOTOMETRIC) == 0:  # 0 is white; Pillow turns 8 bits round, and no others
         levels = 255 - levels
     return Image.fromarray(levels, "CMYK") if image.mode == "CMYK" else Image.fromarray(levels)
+
+
+def _refuse_black_map(image):
+    """Of a portable map in colour, with more than 8 bits. Pillow has rounded its values to levels of 255."""
+    source, args = image.filename or image.fp, next((tile.args for tile in image.tile), "")
+    if isinstance(args, str) or args[-1] <= 255 or image.mode != "RGB" or np.asarray(image).max() > 1:
+        return
+    with Image.open(source, formats=[image.format]) as again:  # with a white at which every value is a level of its own
+        again.tile = [tile._replace(args=(*args[:-1], LEAST_WHITE)) for tile in again.tile]
+        values = np.asarray(again)
+    if values.min() != values.max():
+        raise UserError(
+            f"its values, of {args[-1]:,}, all become grey level 0 or 1 of 255; store it with 8 bits, or say which "
+            "value is white"
+        )
 
 
 def count_dark() -> None:

@@ -273,6 +273,30 @@ def test_compressed_tiffs_and_portable_maps():
     assert np.abs(stored(grey).astype(int) - as_rgb(values(12) >> 4)).max() <= 1
 
 
+def test_portable_maps_in_colour_are_refused_where_all_becomes_black():
+    """Pillow reads them as 8 bits, rounded."""
+
+    def maps(pixels, white):
+        size = f"{SIZE} {SIZE} {white}\n"
+        yield f"P6 {size}".encode() + pixels.astype(">u2").tobytes()
+        yield f"P3 {size}{' '.join(map(str, pixels.ravel()))}".encode()
+
+    for bits in (7, 8):
+        for content in maps(values(bits, 3), 65_535):
+            with pytest.raises(UserError, match="its values, of 65,535, all become grey level 0 or 1 of 255"):
+                stored(content)
+    for pixels, white in ((values(12, 3), 4095), (values(12, 3), 65_535), (np.full((SIZE, SIZE, 3), 9), 65_535)):
+        for content in maps(pixels, white):
+            assert np.abs(stored(content) - pixels / white * 255).max() <= 0.5
+
+
+def test_eight_bits_with_a_sign_are_refused_below_zero():
+    """Pillow reads -1 as 255."""
+    assert (stored(tiff(values(7).astype(np.int8))) == as_rgb(values(7))).all()
+    with pytest.raises(UserError, match="its values have a sign, and some are below 0"):
+        stored(tiff((values(8) - 128).astype(np.int8)))
+
+
 def test_planes_of_sixteen_bits_are_refused():
     """Pillow reads every second byte of such a file as a pixel."""
     planes = tiff(values(16, 3).astype(np.uint16), t284=[2], t273=[0, 0, 0], t279=[2 * SIZE * SIZE] * 3)
