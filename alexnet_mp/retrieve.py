@@ -106,7 +106,7 @@ def _index_at(path):
         return Index(path)
     inside = os.path.join(path, OF_A_RUN)
     if not os.path.lexists(inside):
-        raise UserError(f"{path} is a run without an index; python -m alexnet_mp.retrieve index {path} makes one")
+        raise UserError(f"{path} is a run without an index; {typed('retrieve', 'index', path)} makes one")
     return Index(inside)
 
 
