@@ -8,6 +8,7 @@ processes."""
 import hashlib
 import io
 import os
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -42,13 +43,14 @@ from . import cifar10, ilsvrc, tar_archives
 from .tar_archives import Item, Progress, Source, shown
 
 VAL_FRACTION = 0.1
-PACKED = {  # how files begin that hold others, and that are not read
-    "a ZIP archive": b"PK",
-    "a 7z archive": b"7z\xbc\xaf\x27\x1c",
-    "a RAR archive": b"Rar!",
-    "a file compressed by zstd": b"\x28\xb5\x2f\xfd",
-    "a file compressed by xz": b"\xfd7zXZ\0",
-    "a file compressed by bzip2": b"BZh",
+# How files begin that hold others, and that are not read. A tar begins with a name: none can begin like these.
+PACKED = {
+    "a ZIP archive": rb"PK(\x03\x04|\x05\x06)",
+    "a 7z archive": rb"7z\xbc\xaf",
+    "a RAR archive": rb"Rar!\x1a",
+    "a file compressed by zstd": rb"\x28\xb5\x2f\xfd",
+    "a file compressed by xz": rb"\xfd7zXZ\0",
+    "a file compressed by bzip2": rb"BZh[1-9]1AY&SY",
 }
 LOOKED_FOR = (
     "class folders (<class>/*.jpg, or train/<class>/ and val/<class>/) or a tar of them; the archives of ILSVRC-2012 "
@@ -162,9 +164,9 @@ def _in_directory(path, note, unlabelled_test, cut):
 
 def _refuse_packed(path):
     with file_ranges.Descriptor(path, path) as file:
-        head = file.read(0, 8)
+        head = file.read(0, 16)
     for name, beginning in PACKED.items():
-        if head.startswith(beginning):
+        if re.match(beginning, head):
             raise UserError(f"{path}: {name} is not read; unpack it, and give the folder, or a plain tar of it")
 
 

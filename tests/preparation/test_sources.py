@@ -7,6 +7,7 @@ import os
 import pickle
 import struct
 import sys
+import tarfile
 import zipfile
 import zlib
 
@@ -266,6 +267,9 @@ def test_a_missing_path_and_a_strange_file(tmp_path):
     with zipfile.ZipFile(tmp_path / "set", "w") as archive:
         archive.writestr("cat/1.png", b"")
     assert "set: a ZIP archive is not read; unpack it" in refused(tmp_path / "set")
+    with tarfile.open(tmp_path / "PK, BZh and others", "w") as archive:  # a tar begins with a name
+        archive.addfile(tarfile.TarInfo("PK/cat/notes.txt"))
+    assert "no images in it" in refused(tmp_path / "PK, BZh and others")
     for name, compress in (("xz", lzma.compress), ("bzip2", bz2.compress)):
         (tmp_path / "set").write_bytes(compress(bytes(1024)))
         assert f"set: a file compressed by {name} is not read" in refused(tmp_path / "set")
