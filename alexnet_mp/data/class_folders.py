@@ -130,7 +130,7 @@ class DiskFolder:
                     for entry in sorted(entries, key=lambda entry: entry.name):
                         if is_hidden(entry.name):
                             hidden.append(entry.name)
-                        elif os.path.isdir(entry.path):  # entry.is_dir() raises of a link to itself
+                        elif _is_folder(entry):
                             folders[entry.name] = DiskFolder(entry.path)
                         else:
                             files[entry.name] = entry.path
@@ -160,6 +160,13 @@ class DiskFolder:
             links = [name for name in folders if os.path.islink(os.path.join(place, name))]
             for name in sorted(files + links):
                 yield os.path.relpath(os.path.join(place, name), self.path)
+
+
+def _is_folder(entry):
+    try:
+        return entry.is_dir()  # no look at the disk, but for links
+    except OSError:  # a link to itself
+        return False
 
 
 class _Beginning:
