@@ -13,7 +13,7 @@ from pathlib import Path
 
 from safetensors.torch import save
 
-from .evaluation.accuracy import top5_tells
+from .evaluation.accuracy import FEW, percent, top5_tells
 from .runs import checkpoint_format
 from .runs.checkpoints import CHECKPOINTS, best, listing, newest, newest_weights, prune, recover
 from .runs.lock import RunLock
@@ -57,14 +57,12 @@ def _list(run):
             say(f"step {step:>9,}  DAMAGED: {error}")
             continue
         validation = (
-            f"top-1 error {state.validation.top1_error:6.2f} %"
-            + (f", top-5 error {state.validation.top5_error:6.2f} %" if top5_tells(len(state.data.classes)) else "")
-            if state.validation
-            else "not validated at this step"
+            _errors(state.validation, len(state.data.classes)) if state.validation else "not validated at this step"
         )
         say(
             f"step {step:>9,}  {size:8,.1f} MB  whole, epoch {state.epoch}, saved {state.saved}, {validation}"
             + (", the best" if first and step == first[0] else "")
+            + ("; 95 % intervals" if state.validation and state.validation.images < FEW else "")
         )
     if damaged:
         raise UserError(
@@ -72,6 +70,12 @@ def _list(run):
         )
     if old:
         raise UserError(f"{old} of the {len(found)} checkpoints of {run} have a format that is no longer read")
+
+
+def _errors(found, classes):
+    """In words, as training printed them."""
+    top5 = f", top-5 error {percent(found.top5_error, found.images, 6)}" if top5_tells(classes) else ""
+    return f"top-1 error {percent(found.top1_error, found.images, 6)}{top5}"
 
 
 def _export(options):

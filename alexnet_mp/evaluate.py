@@ -88,7 +88,7 @@ def _parser():
         nargs="+",
         metavar="W",
         help="of the average, one for each RUN, or the word validation: those with the least top-5 error on the "
-        "validation images, searched for as in 2012; default: all equal",
+        "validation images, or top-1 error of five classes or fewer, searched for as in 2012; default: all equal",
     )
     parser.add_argument(
         "--views",

@@ -9,8 +9,9 @@ examples
 
 An index holds train and val: what is found are training pictures, and `measure` asks for them with the validation
 pictures. An index that is there already and is of the same weights and pictures is used, and lengths of code that it
-lacks are added; one of another run, checkpoint or data set is refused. Queries are read as in `predict`. Searches are
-exact: every stored vector is compared."""
+lacks are added; one of another run, checkpoint or data set is refused. Where the pictures have changed since, `query`
+and `measure` answer of those that the index is of, and say so. Queries are read as in `predict`. Searches are exact:
+every stored vector is compared."""
 
 import json
 import sys
@@ -70,7 +71,7 @@ def _query(options):
     search, names = Search(index, options.by, bits), index.names("train")
     shown = told_apart(index.described.source.classes, index.described.source.class_names, LINE_LETTERS)
     answers, rows = [], []
-    pictures = stored_pictures(index, options.data, network.recipe.stored_size) if options.sheet else None
+    pictures = stored_pictures(index, options.data, network.recipe.stored_size, bool(options.sheet))
 
     def searched(some):
         seen = features(
@@ -121,6 +122,7 @@ def _measure(options):
         raise UserError(f"--queries {options.queries}: it must be at least 1")
     index = index_at(options.index)
     with lines_on_stderr():
+        stored_pictures(index, None, 1)  # compared alone: any size does
         lengths = index.lengths if options.bits is None else _lengths(options.bits)
         add_codes(index, lengths)
         record = measure(index, lengths, options.queries, options.speed, pixel_codes=True)

@@ -3,7 +3,8 @@
 Pillow's own conversions clip at 255 or keep a channel's high byte alone: a picture of small values becomes black, one
 of large values white. What can't be told from the file is refused, or said in a line."""
 
-import mmap
+import fcntl
+import os
 import sys
 import zlib
 from pathlib import Path
@@ -17,11 +18,19 @@ from ..system.terminal import printable
 MOST = 65_535  # of integers; 255 of floats
 DARK = 64  # of 255: a picture below may be one of 14 bits or fewer, of which the file says nothing
 MOST_NAMED = 5  # dark pictures, by all processes that read images
+LOOKED_AT = 1 << 16  # bytes of `_dark` that are read to find out which those are
 SAID = "sBIT", "MaxSampleValue"
-BITS_PER_SAMPLE, PHOTOMETRIC, MAX_SAMPLE_VALUE, PLANAR = 258, 262, 281, 284  # TIFF 6.0, section 8
+BITS_PER_SAMPLE, PHOTOMETRIC, MAX_SAMPLE_VALUE, PLANAR, SAMPLE_FORMAT = 258, 262, 281, 284, 339  # TIFF 6.0, section 8
+LEAST_WHITE = 400  # above what becomes level 1 of a portable map's 255: 385 of 65,535
 
-# crc32 of the names said. Anonymous shared memory: what one forked process has said, no other says again.
-_said = np.frombuffer(mmap.mmap(-1, 8 * MOST_NAMED), np.int64)
+# A file in memory that forked processes share, open for appending, which no two can do at once: (crc32 of its name,
+# process) of each dark picture. What one has named, no other names again.
+# Its number is none of the three streams', which may be closed.
+_made = os.memfd_create("dark")
+_dark = fcntl.fcntl(_made, fcntl.F_DUPFD_CLOEXEC, 3)
+os.close(_made)
+fcntl.fcntl(_dark, fcntl.F_SETFL, os.O_APPEND)
+_noted, _counted = set(), 0  # crc32s that this process has appended; how many pictures `count_dark` has told of
 
 
 def eight_bits(image: Image.Image, name: str | Path | None = None) -> Image.Image:
@@ -36,6 +45,10 @@ def eight_bits(image: Image.Image, name: str | Path | None = None) -> Image.Imag
         raise UserError("its 16-bit channels lie in planes, uncompressed, which can't be read; interleave them")
     deep = image.mode == "F" or image.mode.startswith("I")
     if not deep and ";16" not in raw:
+        if image.format == "PPM":
+            _refuse_black_map(image)
+        if 2 in np.atleast_1d(tiff.get(SAMPLE_FORMAT, 1)) and np.asarray(image).max() > 127:  # read as if they had none
+            raise UserError("its values have a sign, and some are below 0; only 0 to 255 is understood")
         return image
     bits, most = _significant_bits(image, tiff), 255 if image.mode == "F" else MOST  # Pillow closes the file when read
     values = np.asarray(image) if deep else _both_bytes(image, raw)
@@ -47,16 +60,48 @@ def eight_bits(image: Image.Image, name: str | Path | None = None) -> Image.Imag
     else:
         levels = values.clip(0, 255)
     levels = levels.astype(np.uint8)
-    if low != high and levels.min() == levels.max():
+    least, brightest = levels.min().item(), levels.max().item()
+    # A range of one level's width lands on one level or on two, as it lies; at the dark end both are black.
+    if low != high and (least == brightest or brightest == 1):
         raise UserError(
-            f"its values, {low:,} to {high:,} of {most:,}, all become grey level {levels.min()} of 255; store "
-            "it with 8 bits" + ("" if image.mode == "F" else f", or say its bits (PNG: {SAID[0]}, TIFF: {SAID[1]})")
+            f"its values, {low:,} to {high:,} of {most:,}, all become grey level {'0 or ' * (least < brightest)}"
+            f"{brightest} of 255; store it with 8 bits"
+            + ("" if image.mode == "F" else f", or say its bits (PNG: {SAID[0]}, TIFF: {SAID[1]})")
         )
-    if bits is None and np.percentile(levels, 99) < DARK:  # a few bright pixels light no picture
-        _say_dark(name, f"its values are {low:,} to {high:,}, and taken as of {most:,}")
+    if bits is None and _is_dark(levels):
+        _note_dark(name, low, high, most)
     if tiff.get(PHOTOMETRIC) == 0:  # 0 is white; Pillow turns 8 bits round, and no others
         levels = 255 - levels
     return Image.fromarray(levels, "CMYK") if image.mode == "CMYK" else Image.fromarray(levels)
+
+
+def _refuse_black_map(image):
+    """Of a portable map in colour, with more than 8 bits. Pillow has rounded its values to levels of 255."""
+    source, args = image.filename or image.fp, next((tile.args for tile in image.tile), "")
+    if isinstance(args, str) or args[-1] <= 255 or image.mode != "RGB" or np.asarray(image).max() > 1:
+        return
+    with Image.open(source, formats=[image.format]) as again:  # with a white at which every value is a level of its own
+        again.tile = [tile._replace(args=(*args[:-1], LEAST_WHITE)) for tile in again.tile]
+        values = np.asarray(again)
+    if values.min() != values.max():
+        raise UserError(
+            f"its values, of {args[-1]:,}, all become grey level 0 or 1 of 255; store it with 8 bits, or say which "
+            "value is white"
+        )
+
+
+def count_dark() -> None:
+    """Behind a pass through pictures: a line with the number of dark ones, where not all are named and some are new."""
+    global _counted
+    count = len(_first_noted(os.fstat(_dark).st_size))
+    if count > max(_counted, MOST_NAMED):
+        print(f"dark: {count:,} pictures in all, {count - MOST_NAMED:,} of them not named", file=sys.stderr)
+    _counted = count
+
+
+def _is_dark(levels):
+    """Whether grey levels of 255 are of a dark picture; a few bright pixels light none."""
+    return np.count_nonzero(levels >= DARK) < 0.01 * levels.size
 
 
 def _raw_mode(tile):
@@ -102,7 +147,7 @@ def _both_bytes(image, raw):
     source, grey = image.filename or image.fp, raw.startswith("LA")
     high = np.asarray(image)
     high = high[:, :, :1] if grey else high[:, :, :3] if image.mode == "RGBA" else high
-    if high.max() >= 2 * DARK:  # 16 bits are in use
+    if high.max() >= 2 * DARK and not _is_dark(high):  # 16 bits are in use
         return None
     if raw.startswith("RGBa"):  # its bytes are divided by the transparency
         if not high.any():
@@ -143,14 +188,24 @@ def _scaled(values, bits, kind):
     return values << 16 - bits
 
 
-def _say_dark(name, what):
-    key = zlib.crc32(str(name).encode(errors="surrogateescape")) + 1
-    free = np.flatnonzero(_said == 0)
-    if len(free) and key not in _said:
-        _said[free[0]] = key
-        last = "; others like it are not named" if len(free) == 1 else ""
-        print(
-            f"{printable(str(name or 'a picture'))}: dark: {what}; a file that means fewer bits can say so "
-            f"(PNG: {SAID[0]}, TIFF: {SAID[1]}){last}",
-            file=sys.stderr,
-        )
+def _note_dark(name, low, high, most):
+    key, process = zlib.crc32(str(name).encode(errors="surrogateescape")), os.getpid()
+    if key in _noted:
+        return
+    _noted.add(key)
+    os.write(_dark, np.array([key, process], np.uint32).tobytes())
+    if (key, process) not in _first_noted(LOOKED_AT)[:MOST_NAMED]:
+        return
+    most_are = ", 99 % of them in the lowest quarter" if high >= most * DARK / 255 else ""
+    hint = f"; a file that means fewer bits can say so (PNG: {SAID[0]}, TIFF: {SAID[1]})" if most == MOST else ""
+    print(
+        f"{printable(str(name or 'a picture'))}: dark: its values are {low:,} to {high:,}{most_are}, "
+        f"and taken as of {most:,}{hint}",
+        file=sys.stderr,
+    )
+
+
+def _first_noted(size):
+    """[(crc32, the process that appended it first)] in the first `size` bytes of `_dark`, by their order."""
+    noted = np.frombuffer(os.pread(_dark, size, 0), np.uint32).reshape(-1, 2).tolist()
+    return list({key: (key, process) for key, process in reversed(noted)}.values())[::-1]

@@ -5,20 +5,25 @@ passed over in silence: `PassedOver` counts it and names it."""
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Protocol
 
 from ..system.errors import UserError
 from ..system.terminal import printable
+from .class_names import nearly_same
 from .file_ranges import Descriptor
 from .image_formats import READ, is_picture
 
-# A folder of such a name, in any case, is the split if it has folders: it may be a class as well.
+# A folder of such a name, in any case, is the split. Without train beside it, it must have folders: it may be a class.
 OTHER_NAMES = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 SPLITS = tuple(OTHER_NAMES)
 WANTED = "train/, val/ (or valid/, validation/) and test/"
 
 MOST_NAMED = 5
+
+# Folders that a system puts among a person's own: of macOS's archives, of a Synology disk, of ext4 and of Windows.
+SYSTEMS_OWN = frozenset(("__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information"))
 
 # Why something is passed over, and what is said behind the names.
 HIDDEN = "hidden", ""
@@ -43,16 +48,26 @@ class Tree(Protocol):
     folders: Mapping[str, "Tree"]
     hidden: Sequence[str]  # names
 
+    @property
+    def identity(self) -> object: ...  # the same of two folders that are one, by a link
+
     def is_picture(self, name: str) -> bool: ...
+
+    def is_lost(self, name: str) -> bool: ...  # whether a file is a link to nothing
 
     def below(self) -> Iterator[str]: ...
 
 
+def is_hidden(name: str) -> bool:
+    return name.startswith(".") or name in SYSTEMS_OWN
+
+
 class PassedOver:
-    """What is not read of a source: how many of a kind, and the first names of it."""
+    """What is not read of a source: how many of a kind, and the first names of it. And what is odd about the rest."""
 
     def __init__(self):
         self.found = {}  # reason: [count, first names]
+        self.odd = {}  # lines, each once
 
     def add(self, reason: tuple[str, str], name: str) -> None:
         counted = self.found.setdefault(reason, [0, []])
@@ -60,9 +75,20 @@ class PassedOver:
         if len(counted[1]) < MOST_NAMED:
             counted[1].append(printable(name if len(name) <= 200 else name[:200] + "..."))
 
+    def add_outside(self, folder: "Tree", place: str) -> None:
+        """The files of a folder that should hold nothing but folders."""
+        for name in folder.files:
+            if folder.is_lost(name):
+                self.add(UNOPENED, f"{place}{name}: a link to nothing")
+            else:
+                self.add(OUTSIDE, place + name)
+
+    def remark(self, line: str) -> None:
+        self.odd[line] = None
+
     def lines(self) -> list[str]:
-        """A line for each reason."""
-        return [
+        """A line for each oddity, and for each reason."""
+        return [*self.odd] + [
             f"passed over, {reason}: {count:,} ({', '.join(names)}"
             + (f" and {count - len(names):,} more" if count > len(names) else "")
             + f"){end}"
@@ -102,9 +128,9 @@ class DiskFolder:
             try:
                 with os.scandir(self.path) as entries:
                     for entry in sorted(entries, key=lambda entry: entry.name):
-                        if entry.name.startswith("."):
+                        if is_hidden(entry.name):
                             hidden.append(entry.name)
-                        elif entry.is_dir():
+                        elif _is_folder(entry):
                             folders[entry.name] = DiskFolder(entry.path)
                         else:
                             files[entry.name] = entry.path
@@ -112,6 +138,13 @@ class DiskFolder:
                 raise UserError(f"cannot read folder {self.path}: {error.strerror}") from None
             self._listed = files, folders, hidden
         return self._listed
+
+    @property
+    def identity(self) -> str:
+        return os.path.realpath(self.path)
+
+    def is_lost(self, name: str) -> bool:
+        return not os.path.exists(self.files[name])
 
     def is_picture(self, name: str) -> bool:
         """Raises UserError where the file has to be looked at for that, and can't be."""
@@ -127,6 +160,13 @@ class DiskFolder:
             links = [name for name in folders if os.path.islink(os.path.join(place, name))]
             for name in sorted(files + links):
                 yield os.path.relpath(os.path.join(place, name), self.path)
+
+
+def _is_folder(entry):
+    try:
+        return entry.is_dir()  # no look at the disk, but for links
+    except OSError:  # a link to itself
+        return False
 
 
 class _Beginning:
@@ -145,8 +185,13 @@ def split_folders(root: Tree, passed: PassedOver) -> dict[str, Tree]:
 
     Raises UserError where two folders may be meant."""
     found = {}
+    has_train = "train" in root.folders or any(
+        name.lower() in OTHER_NAMES["train"] and folder.folders for name, folder in root.folders.items()
+    )
     for split, names in OTHER_NAMES.items():
-        same = [name for name, folder in root.folders.items() if name.lower() in names and folder.folders]
+        same = [
+            name for name, folder in root.folders.items() if name.lower() in names and (has_train or folder.folders)
+        ]
         if split in root.folders:
             same = [split]
         if len(same) > 1:
@@ -156,11 +201,13 @@ def split_folders(root: Tree, passed: PassedOver) -> dict[str, Tree]:
     taken = {id(folder) for folder in found.values()}
     for name in root.hidden:
         passed.add(HIDDEN, name)
-    for name in root.files:
-        passed.add(OUTSIDE, name)
+    passed.add_outside(root, "")
     for name, folder in root.folders.items():
         if id(folder) not in taken:
             passed.add(NO_SPLIT, f"{name}/")
+    for first, second in combinations(found, 2):
+        if found[first].identity == found[second].identity:
+            passed.remark(f"{first}/ and {second}/ are one folder: what is measured on {second} was seen in {first}")
     return found
 
 
@@ -168,6 +215,25 @@ def has_no_train(root: Tree) -> bool:
     """Whether `root` has val or test, with folders in them, but no train."""
     folders = split_folders(root, PassedOver())
     return "train" not in folders and any(folder.folders for folder in folders.values())
+
+
+def refuse_lost_val(root: Tree, splits: Mapping[str, Tree], otherwise: str = "") -> None:
+    """Raise UserError where a `root` with train has no val, but a file, or a link to nothing, of such a name."""
+    for name in root.files if "train" in splits and "val" not in splits else ():
+        if name.lower() in OTHER_NAMES["val"]:
+            what = "a link to nothing" if root.is_lost(name) else "no folder"
+            raise UserError(f"{root.where}: {printable(name)} is {what}; mend it, or remove it{otherwise}")
+
+
+def inner_source(root: Tree) -> str | None:
+    """The name of the only folder in `root` that has train/, or class folders with pictures; None where none has, or
+    several."""
+    found = [
+        name
+        for name, folder in root.folders.items()
+        if "train" in split_folders(folder, PassedOver()) or any(map(has_picture, folder.folders.values()))
+    ]
+    return found[0] if len(found) == 1 else None
 
 
 def val_by_another_name(root: Tree, splits: Mapping[str, Tree]) -> str | None:
@@ -189,10 +255,10 @@ def has_picture(folder: Tree) -> bool:
     return any(_is_picture(folder, name, "", passed) for name in folder.files)
 
 
-def classes_of(folder: Tree) -> list[str]:
-    """The names of the class folders, sorted. Raises UserError where there are fewer than two."""
+def classes_of(folder: Tree, fewest: int = 2) -> list[str]:
+    """The names of the class folders, sorted. Raises UserError where there are fewer than `fewest`, 1 or 2."""
     names = list(folder.folders)
-    if len(names) < 2:
+    if len(names) < fewest:
         found = f"a single class, {printable(names[0])}" if names else "no class folders"
         raise UserError(f"{folder.where}: {found}; training needs at least two, as folders of pictures in it")
     return names
@@ -204,10 +270,14 @@ def pictures_of(folder: Tree, passed: PassedOver, place: str = "") -> dict[str, 
     Raises UserError for a class without a picture."""
     for name in folder.hidden:
         passed.add(HIDDEN, place + name)
-    for name in folder.files:
-        passed.add(OUTSIDE, place + name)
-    found = {}
+    passed.add_outside(folder, place)
+    for line in nearly_same(folder.folders):
+        passed.remark(line)
+    found, known = {}, {}
     for name, of_class in folder.folders.items():
+        if (same := known.setdefault(of_class.identity, name)) != name:
+            one, other = (printable(f"{place}{each}/") for each in (same, name))
+            passed.remark(f"{one} and {other} are one folder: two classes of the same pictures")
         found[name] = pictures_in(of_class, passed, f"{place}{name}/")
         if not found[name]:
             below = next((f"{sub}/" for sub, inner in of_class.folders.items() for _ in inner.below()), None)

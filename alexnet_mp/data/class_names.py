@@ -1,9 +1,14 @@
 """Two lists of classes that should be the same: the first difference, in words."""
 
 import unicodedata
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from itertools import zip_longest
 
+from ..system.terminal import printable
+
+MOST_NAMED = 5  # pairs
+ACCENTS = "how accents are written (composed, decomposed)"
 SAME_LETTERS = (
     "the letters are the same, with composed accents in one and decomposed ones in the other, as some systems rename "
     "files; rename the folders (convmv --nfc does)"
@@ -26,3 +31,27 @@ def accents(names: Iterable[object], others: Iterable[object]) -> str:
         {unicodedata.normalize("NFC", name) for name in some if isinstance(name, str)} for some in (names, others)
     ]
     return f" ({SAME_LETTERS})" if letters[0] & letters[1] else ""
+
+
+def nearly_same(names: Iterable[str]) -> list[str]:
+    """Lines that name the classes that a reader takes for one: they differ in how accents are written, in capitals or
+    in spaces alone. They count as different."""
+    alike = defaultdict(list)
+    for name in names:
+        alike[" ".join(unicodedata.normalize("NFKC", name).casefold().split())].append(name)
+    pairs = [pair for some in alike.values() for pair in zip(some, some[1:])]
+    shown = []
+    for pair in pairs[:MOST_NAMED]:
+        how = _how(*pair)
+        one, other = (ascii(name) if how == ACCENTS else f"'{printable(name)}'" for name in pair)
+        shown.append(f"classes {one} and {other} are two, which differ in {how} alone")
+    return shown + [f"{len(pairs) - MOST_NAMED:,} more pairs of classes are as much alike"] * (len(pairs) > MOST_NAMED)
+
+
+def _how(one, other):
+    one, other = (unicodedata.normalize("NFC", name) for name in (one, other))
+    if one == other:
+        return ACCENTS
+    if one.casefold() == other.casefold():
+        return "capitals"
+    return "spaces" if "".join(one.split()) == "".join(other.split()) else "capitals, spaces or forms of letters"

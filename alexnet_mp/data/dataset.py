@@ -16,12 +16,15 @@ import numpy as np
 from ..system.command_line import typed
 from ..system.errors import UserError
 from ..system.memory import free_memory
+from ..system.terminal import printable
 from .class_folders import (
     DiskFolder,
     PassedOver,
     classes_of,
     has_picture,
+    inner_source,
     pictures_of,
+    refuse_lost_val,
     split_folders,
     val_by_another_name,
 )
@@ -83,11 +86,15 @@ def open_data_of_run(run: str, source: str, stored_size: int, splits: Sequence[s
     try:
         return open_dataset(source, stored_size, splits)
     except UserError as error:
-        reason = str(error).removeprefix(f"--data {source}: ").removesuffix(f"; {TAKES}")
         raise UserError(
-            f"{source}, where the data of {run} were: {reason}; the same command with --data DIR reads them from "
-            "where they are now"
+            f"{source}, where the data of {run} were: {reason_of(error, source)}; the same command with --data DIR "
+            "reads them from where they are now"
         ) from None
+
+
+def reason_of(error: UserError, source: str) -> str:
+    """Why `open_dataset` refused a source that nobody typed: without --data and what it takes."""
+    return str(error).removeprefix(f"--data {source}: ").removesuffix(f"; {TAKES}")
 
 
 def difference(before: str, dataset: DataSet) -> str | None:
@@ -137,7 +144,7 @@ class Folder:
         )
 
     def _split(self, tree, stored_size, names_and_sizes, times, passed):
-        folder, found = Path(tree.path), classes_of(tree)
+        folder, found = Path(tree.path), classes_of(tree, fewest=1)
         if found != self.classes:
             differences = (("missing", set(self.classes) - set(found)), ("extra", set(found) - set(self.classes)))
             raise UserError(
@@ -234,8 +241,12 @@ def _split_folders(root, data, splits, stored_size, passed):
     folders = split_folders(root, passed)
     for split in splits:
         if split not in folders:
+            if split == "val":
+                refuse_lost_val(root, folders)
             other = val_by_another_name(root, folders) if split == "val" else None
             way = _way_out(root, folders, stored_size) if "train" in splits and not other else ""
+            if not way and split == "train" and (inner := inner_source(root)):
+                way = f"if {printable(inner)}/ in it is meant, write {Path(data) / inner}"
             raise UserError(
                 f"--data {data}: it has no {split}/ folder; {way or f'images belong in {split}/<class>/'}"
                 + (f"; if {other}/ is meant, rename it" if other else "")

@@ -11,13 +11,14 @@ import torch
 from ..recipes.recipe import Recipe
 from ..system.errors import UserError, complain
 from ..system.terminal import printable
-from .class_folders import DiskFolder
+from .bit_depth import count_dark
+from .class_folders import HIDDEN, NO_PICTURE, UNOPENED, DiskFolder, PassedOver, is_hidden
 from .pipeline_torch import TorchPipeline
 from .pixel_statistics import Statistics
 from .resize import decoded
 
 AT_ONCE = 64  # pictures in memory
-MOST_NAMED = 10  # files in a folder that are no pictures
+LINKED = "a link to a folder", ""
 STDIN = "-"
 MOST_BYTES = 1 << 30  # of standard input
 
@@ -65,28 +66,33 @@ def answered(
                 yield path, picture, None
             else:
                 yield path, picture, next(answers)
+    count_dark()
 
 
 def pictures_in(folder: str) -> list[str]:
     """The paths of the pictures in a folder and below, in the order of their names; the folder itself where there is
     none, or where it can't be read.
 
-    Hidden files and folders are left out. What else is passed over, files that are no pictures and links to folders, is
-    a line on standard error; a file that is named like a picture counts as one."""
-    pictures, others = [], []
+    What is passed over, hidden files and folders, files that are no pictures and links to folders, is counted and named
+    on standard error, a line a reason; a file that is named like a picture counts as one."""
+    pictures, passed = [], PassedOver()
     try:
         for place, folders, names in os.walk(folder, onerror=_raise):
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            others += [path for name in folders if os.path.islink(path := os.path.join(place, name))]
-            for path in (os.path.join(place, name) for name in sorted(names) if not name.startswith(".")):
-                (pictures if _is_picture(path) else others).append(path)
+            inside = os.path.relpath(place, folder)
+            for name in sorted(folders + names):
+                path, shown = os.path.join(place, name), os.path.normpath(os.path.join(inside, name))
+                if is_hidden(name):
+                    passed.add(HIDDEN, shown)
+                elif name in folders and os.path.islink(path):
+                    passed.add(LINKED, shown)
+                elif name not in folders:
+                    _look(path, shown, pictures, passed)
+            folders[:] = sorted(name for name in folders if not is_hidden(name))
     except OSError as error:
         complain(f"cannot read {printable(str(error.filename))}: {error.strerror}")
         return [folder]
-    if others:
-        shown = ", ".join(printable(os.path.relpath(path, folder)) for path in others[:MOST_NAMED])
-        more = f" and {len(others) - MOST_NAMED:,} more" if len(others) > MOST_NAMED else ""
-        print(f"{printable(folder)}: passed over, as no pictures: {shown}{more}", file=sys.stderr)
+    for line in passed.lines():
+        print(f"{printable(folder)}: {line}", file=sys.stderr)
     return pictures or [folder]
 
 
@@ -94,12 +100,19 @@ def _raise(error):
     raise error
 
 
-def _is_picture(path):
+def _look(path, shown, pictures, passed):
+    """Add a file to the pictures or to what is passed over."""
     folder, name = os.path.split(path)
     try:
-        return DiskFolder(folder).is_picture(name)
-    except UserError:  # of a file that can't be opened the reason is said where it is read; a pipe is no picture
-        return os.path.isfile(path)
+        if DiskFolder(folder).is_picture(name):
+            pictures.append(path)
+        else:
+            passed.add(NO_PICTURE, shown)
+    except UserError as error:
+        if os.path.isfile(path):  # the reason is said where it is read
+            pictures.append(path)
+        else:
+            passed.add(UNOPENED, f"{shown}: {str(error).rsplit(': ', 1)[-1]}")
 
 
 def _read(path, size):

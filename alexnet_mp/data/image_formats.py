@@ -119,6 +119,8 @@ def opened(file: str | Path | BinaryIO) -> Iterator[Image.Image]:
             raise UserError(f"cannot identify image file: it is none of {READ}" if head else "it is empty")
         if kind in _ESSENTIAL:
             stream = io.BytesIO(_ESSENTIAL[kind](head + stream.read()))
+        if kind == "TIFF" and _is_raw(_reader(stream)):
+            raise UserError("its first picture is a preview of another (a camera's raw file?), and would be read")
         stream.seek(0)
         stack.enter_context(_our_limit())
         stack.enter_context(warnings.catch_warnings())
@@ -131,6 +133,14 @@ def opened(file: str | Path | BinaryIO) -> Iterator[Image.Image]:
         except Image.DecompressionBombError as error:
             _check_pixels(int(re.search(r"\d+", str(error))[0]))
             raise
+
+
+def _reader(stream):
+    def read(start, count):
+        stream.seek(start)
+        return stream.read(count)
+
+    return read
 
 
 def _check_pixels(pixels):

@@ -33,7 +33,7 @@ def decoded(file: str | Path | BinaryIO, size: int, name: str | Path) -> np.ndar
 def _reason(error):
     reason = str(error)
     if "cannot identify image file <" in reason:  # goes on with the address of an object
-        return "cannot identify image file: it is damaged"
+        return "cannot identify image file: it is damaged, or of a kind that Pillow doesn't read"
     return reason.strip(" ':") or type(error).__name__
 
 

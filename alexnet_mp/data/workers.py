@@ -27,6 +27,7 @@ import torch
 
 from ..system.errors import UserError
 from ..system.interrupts import SIGNALS
+from .bit_depth import count_dark
 
 AHEAD = 2  # items that each process reads before they are asked for
 ALIGNED = 64  # bytes, of every array in shared memory
@@ -49,14 +50,18 @@ def load(source: Source, keys: Iterable | None, workers: int, pin: bool = False)
     can't be started, can't hand over what they have read, or are killed.
     """
     keys = range(len(source)) if keys is None else keys
-    with ThreadPoolExecutor(1, "pin") as thread, _started(source, workers) as processes:  # their end ends the thread
-        items = _answers(processes, keys) if workers else map(source.__getitem__, keys)
-        if pin and torch.cuda.is_available():
-            items = _ahead(map(_pinned, items), thread) if workers else map(_pinned, items)
-        for item in items:
-            if isinstance(item, Exception):
-                raise item
-            yield item
+    try:
+        # Their end ends the thread.
+        with ThreadPoolExecutor(1, "pin") as thread, _started(source, workers) as processes:
+            items = _answers(processes, keys) if workers else map(source.__getitem__, keys)
+            if pin and torch.cuda.is_available():
+                items = _ahead(map(_pinned, items), thread) if workers else map(_pinned, items)
+            for item in items:
+                if isinstance(item, Exception):
+                    raise item
+                yield item
+    finally:
+        count_dark()
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from ..system.errors import UserError
+from .accuracy import top5_tells
 
 # a weight is one of 0/20, 1/20, ..., 20/20 and begins as 10/20 (2012, `avg-valid.py:49-71`)
 STEPS, START, PASSES = 20, 10, 5
@@ -72,14 +73,14 @@ def choose_weights(
     logs: Sequence[torch.Tensor], labels: torch.Tensor, advance: Callable[[int], None] = lambda count: None
 ) -> tuple[float, ...]:
     """The weights of networks whose average has the least top-5 error on these images: a tuple of multiples of 1/20,
-    one a network.
+    one a network. Of five classes or fewer, whose top-5 error is 0 with any weights: the least top-1 error.
 
     logs: of each network, (N, classes) float32 logarithms of probabilities on the CPU; labels: (N,) int64. Coordinate
     search as in the 2012 code (`avg-valid.py:49-71`): all begin at 0.5; each in turn tries 0, 0.05, ..., 1, and what is
-    strictly better is kept; five passes at most, and none after one that changed nothing. Ties among the top five count
-    as in `topk_credit`. Weights that are all 0 are not tried. advance(n) is called for every n averages tried, at most
+    strictly better is kept; five passes at most, and none after one that changed nothing. Ties among the top count as
+    in `topk_credit`. Weights that are all 0 are not tried. advance(n) is called for every n averages tried, at most
     PASSES * (STEPS + 1) * networks."""
-    right = _Right(logs, labels)
+    right = _Right(logs, labels, 5 if top5_tells(logs[0].shape[1]) else 1)
     steps = [START] * len(logs)
     best = right(steps)
     for _ in range(PASSES):
@@ -98,13 +99,14 @@ def choose_weights(
 
 
 class _Right:
-    """Called with a weight for each network: how many images have their label among the average's top five.
+    """Called with a weight for each network: how many images have their label among the average's top k.
 
     Of an image only those classes matter that some network finds at least as probable as its label: the others come
     after it whatever the weights are. Those that every network finds more probable come before it always. So far fewer
     numbers are kept than probabilities, and of images that are right, or wrong, with every weighting, none."""
 
-    def __init__(self, logs, labels):
+    def __init__(self, logs, labels, k=5):
+        self.k = k
         images, leads, self.always, self.count = [], [], 0, 0
         for start in range(0, len(labels), ROWS):
             rows = slice(start, start + ROWS)
@@ -115,7 +117,7 @@ class _Right:
             lead = probable - np.take_along_axis(probable, labels[rows].numpy()[None, :, None], 2)
             rival = (lead >= 0).any(0)
             np.put_along_axis(rival, labels[rows].numpy()[:, None], False, 1)
-            surely_right, surely_wrong = rival.sum(1) < 5, (lead > 0).all(0).sum(1) >= 5
+            surely_right, surely_wrong = rival.sum(1) < k, (lead > 0).all(0).sum(1) >= k
             self.always += int(surely_right.sum())
             rival = rival[~surely_right & ~surely_wrong]
             lead = lead[:, ~surely_right & ~surely_wrong]
@@ -131,4 +133,4 @@ class _Right:
         lead = sum(weight * of_network for weight, of_network in zip(weights, self.lead, strict=True))
         above = np.bincount(self.image[lead > 0], minlength=self.count)
         tied = 1 + np.bincount(self.image[lead == 0], minlength=self.count)
-        return self.always + ((5 - above) / tied).clip(0, 1).sum()
+        return self.always + ((self.k - above) / tied).clip(0, 1).sum()

@@ -110,7 +110,7 @@ def evaluate_runs(
 ) -> Tested:
     """Test `Run`s on a split, one after the other, and their average: `Tested`.
 
-    weights: one a run; None: all equal; "validation": those with the least top-5 error on the validation images under
+    weights: one a run; None: all equal; "validation": those that `choose_weights` finds on the validation images under
     `views`, "ten" (all views that the recipe has) or "centre". The average of both protocols has the same ones. finite:
     answers that are NaN are refused also of a single run; of several they always are. Raises UserError."""
     finite, place = finite or len(runs) > 1, {"centre": 0, "ten": -1}[views]

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save
 
+from ..data.bit_depth import count_dark
 from ..data.pixel_statistics import STATISTICS, Sums
 from ..data.prepared_format import (
     FORMAT,
@@ -80,6 +81,7 @@ def _make(source, kind, plan, dest, skip, workers):
                 pass
     finally:
         _remove_unfinished(dest)
+        count_dark()
     index = _finish(dest, plan, source, kind, splits)
     _say_left_out(dest, index)
     say(f"done: {index.describe(dest, index.splits)}")

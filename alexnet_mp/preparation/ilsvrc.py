@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ..data.class_folders import BESIDE, HIDDEN, NO_PICTURE, PassedOver
+from ..data.class_folders import BESIDE, HIDDEN, NO_PICTURE, PassedOver, is_hidden
 from ..data.file_ranges import Descriptor
 from ..data.image_formats import is_picture
 from ..data.prepared_format import UNLABELLED
@@ -173,7 +173,7 @@ def images(where: str | Path, path: str | Path, found: Iterable[Member], passed:
     Raises UserError for an archive among them."""
     for member in found:
         parts = member.name.split("/")
-        if any(part.startswith(".") for part in parts):
+        if any(map(is_hidden, parts)):
             passed.add(HIDDEN, f"{where}: {member.name}")
         elif parts[-1].lower().endswith(".tar"):
             raise UserError(f"{where}: {shown(member.name)}: an archive where images belong")

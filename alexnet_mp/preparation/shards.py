@@ -173,9 +173,10 @@ def make_shard(task: Task, tick: Callable[[], object]) -> None:
                 raise
             except UserError as error:
                 if not task.skip:
+                    split = f", of {task.split}" if item.length >= 0 else ""  # else the path says it
                     raise UserError(
-                        f"{error}; mend it and run the same command again, or leave such images out with --bad-images "
-                        "skip"
+                        f"{error}{split}; mend it and run the same command again, or leave such images out with "
+                        "--bad-images skip"
                     ) from None
                 skipped.append({"number": number, "name": for_json(item.name), "reason": _reason(error, item)})
                 tick()

@@ -8,6 +8,7 @@ processes."""
 import hashlib
 import io
 import os
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -25,8 +26,11 @@ from ..data.class_folders import (
     PassedOver,
     classes_of,
     has_no_train,
+    inner_source,
+    is_hidden,
     pictures_in,
     pictures_of,
+    refuse_lost_val,
     split_folders,
     val_by_another_name,
 )
@@ -39,6 +43,15 @@ from . import cifar10, ilsvrc, tar_archives
 from .tar_archives import Item, Progress, Source, shown
 
 VAL_FRACTION = 0.1
+# How files begin that hold others, and that are not read. A tar begins with a name: none can begin like these.
+PACKED = {
+    "a ZIP archive": rb"PK(\x03\x04|\x05\x06)",
+    "a 7z archive": rb"7z\xbc\xaf",
+    "a RAR archive": rb"Rar!\x1a",
+    "a file compressed by zstd": rb"\x28\xb5\x2f\xfd",
+    "a file compressed by xz": rb"\xfd7zXZ\0",
+    "a file compressed by bzip2": rb"BZh[1-9]1AY&SY",
+}
 LOOKED_FOR = (
     "class folders (<class>/*.jpg, or train/<class>/ and val/<class>/) or a tar of them; the archives of ILSVRC-2012 "
     f"({ilsvrc.COMPETITIONS[0].train}, ...) or ILSVRC-2010; tars by wnid (n01440764.tar, ...) or a tar of them; "
@@ -149,15 +162,26 @@ def _in_directory(path, note, unlabelled_test, cut):
     return source
 
 
+def _refuse_packed(path):
+    with file_ranges.Descriptor(path, path) as file:
+        head = file.read(0, 16)
+    for name, beginning in PACKED.items():
+        if re.match(beginning, head):
+            raise UserError(f"{path}: {name} is not read; unpack it, and give the folder, or a plain tar of it")
+
+
 def _in_file(path, note, unlabelled_test, cut):
     source = cifar10.find(path)
     if source:
         return source
-    progress, found = Progress(note), []
-    for member in tar_archives.members(path):
+    _refuse_packed(path)
+    progress, found, folders = Progress(note), [], []
+    for member in tar_archives.members(path, folders=folders):
         found.append(member)
         progress(lambda: f"{path.name}: {len(found):,} files")
-    return ilsvrc.find_synset_tars(path, found, note) or _tar_of_folders(path, found, note, unlabelled_test, cut)
+    return ilsvrc.find_synset_tars(path, found, note) or _tar_of_folders(
+        path, found, folders, note, unlabelled_test, cut
+    )
 
 
 def _splits(kind, root, passed, item, unlabelled_test, cut):
@@ -166,6 +190,8 @@ def _splits(kind, root, passed, item, unlabelled_test, cut):
     item(name, label, file): the `Item` of a file. cut: whether val is to be cut from train whatever else there is."""
     folders = split_folders(root, passed)
     other = val_by_another_name(root, folders)
+    if not cut:
+        refuse_lost_val(root, folders, f", or write --val-fraction {VAL_FRACTION} to cut val from train all the same")
     if other and not cut:
         raise UserError(
             f"{root.where}: it has no val/, and {other}/ has pictures of train's classes; rename it to val/, or write "
@@ -181,7 +207,7 @@ def _splits(kind, root, passed, item, unlabelled_test, cut):
             for name in pictures if not unlabelled_test else ():
                 passed.add(UNLABELLED_TEST, place + name)
             continue
-        _same_classes(names, classes_of(folder), folder.where)
+        _same_classes(names, classes_of(folder, fewest=1), folder.where)
         splits[split] = _items(pictures_of(folder, passed, place), item)
     return Source(kind, names, names, splits)
 
@@ -191,7 +217,9 @@ def _bare_classes(kind, root, passed, item):
     if has_no_train(root):
         raise UserError(f"{root.where}: it has no train/ folder; images belong in train/<class>/")
     if not any(folder.is_picture(name) for folder in root.folders.values() for name in folder.files):
-        raise UserError(f"{root.where}: nothing to train from was found. Looked for: {LOOKED_FOR}")
+        inner = inner_source(root)
+        there = f"; {shown(inner)}/ in it has class folders: if it is meant, give that" if inner else ""
+        raise UserError(f"{root.where}: nothing to train from was found{there}. Looked for: {LOOKED_FOR}")
     names = classes_of(root)
     return Source(kind, names, names, {"train": _items(pictures_of(root, passed), item)})
 
@@ -209,11 +237,14 @@ def _file_item(name, label, path):
     return Item(name, label, path)
 
 
-def _tar_of_folders(path, found, note, unlabelled_test, cut):
-    """A tar of <class>/*, or of train/<class>/* and perhaps val and test; all of it may lie in one folder more."""
-    found = sorted((member.name.split("/"), member) for member in found)
+def _tar_of_folders(path, found, folders, note, unlabelled_test, cut):
+    """A tar of <class>/*, or of train/<class>/* and perhaps val and test; all of it may lie in one folder more.
+
+    folders: the names of those that the tar names itself; some may be empty."""
+    found = [(member.name.split("/"), member) for member in found] + [(name.split("/"), None) for name in folders]
+    found.sort(key=lambda each: each[0])
     pictures = [
-        not any(part.startswith(".") for part in parts) and is_picture(parts[-1], tar_archives.beginning(path, member))
+        bool(member) and not any(map(is_hidden, parts)) and is_picture(parts[-1], tar_archives.beginning(path, member))
         for parts, member in found
     ]
     depths = [parts for (parts, _), picture in zip(found, pictures) if picture]
@@ -226,8 +257,8 @@ def _tar_of_folders(path, found, note, unlabelled_test, cut):
     for (parts, member), picture in zip(found, pictures):
         if parts[:around] == depths[0][:around]:
             root.add(parts[around:], member, picture)
-        else:
-            passed.add(OUTSIDE if not any(part.startswith(".") for part in parts) else HIDDEN, member.name)
+        elif member:
+            passed.add(HIDDEN if any(map(is_hidden, parts)) else OUTSIDE, member.name)
 
     def item(name, label, member):
         return Item(name, label, place, member.offset, member.size)
@@ -253,6 +284,9 @@ def _with_val(source, fraction, note):
     if fraction == 0:
         return replace(source, splits=splits)
     held_out = _cut(source, VAL_FRACTION if fraction is None else fraction, note)
+    if note:
+        of = f"{len(held_out):,} of the {len(splits['train']):,} training images"
+        note(f"val: {of}, cut off by --val-fraction {VAL_FRACTION if fraction is None else fraction:g}")
     cut = {
         "train": [item for item in splits["train"] if item.name not in held_out],
         "val": [item for item in splits["train"] if item.name in held_out],

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..data import file_ranges
+from ..data.class_folders import is_hidden
 from ..data.file_ranges import Descriptor
 from ..system.errors import UserError
 from ..system.terminal import printable
@@ -75,15 +76,15 @@ class Source:
     ids: list | None = None
 
 
-def members(path: str | Path, inside: Member | None = None) -> Iterator[Member]:
+def members(path: str | Path, inside: Member | None = None, folders: list[str] | None = None) -> Iterator[Member]:
     """The files of the tar archive at `path`, in its order; with `inside` (a Member) those of the archive that lies
-    there."""
+    there. The names of its folders are added to the list `folders`."""
     where = str(path) if inside is None else f"{path}: {inside.name}"
     with Descriptor(path, where) as file:
         # Headers are a picture apart: without this the kernel would read the pictures as well.
         os.posix_fadvise(file.number, 0, 0, os.POSIX_FADV_RANDOM)
         start, size = (0, file.size) if inside is None else inside[1:]
-        yield from _members(file.read, start, start + size, where)
+        yield from _members(file.read, start, start + size, where, folders)
 
 
 def gzip_members(
@@ -134,14 +135,17 @@ class TarFolder:
         self.folders, self.files, self.hidden = {}, {}, []
         self._pictures, self._all_hidden = set(), []
 
-    def add(self, parts: Sequence[str], member: Member, is_picture: bool) -> None:
-        """Put a file into it, or into a folder below. parts: of its name, from here."""
+    def add(self, parts: Sequence[str], member: Member | None, is_picture: bool) -> None:
+        """Put a file into it, or into a folder below; None: the folder alone. parts: of its name, from here."""
+        if not parts:
+            return
         name = parts[0]
-        if name.startswith("."):
-            self._all_hidden.append("/".join(parts))
+        if is_hidden(name):
+            if member:
+                self._all_hidden.append("/".join(parts))
             if name not in self.hidden[-1:]:
                 self.hidden.append(name)
-        elif len(parts) > 1:
+        elif len(parts) > 1 or not member:
             if name not in self.folders:
                 self.folders[name] = TarFolder(f"{self.where}{'/' if self.name else ': '}{shown(name)}", name)
             self.folders[name].add(parts[1:], member, is_picture)
@@ -152,6 +156,13 @@ class TarFolder:
 
     def is_picture(self, name: str) -> bool:
         return name in self._pictures
+
+    @property
+    def identity(self) -> int:
+        return id(self)
+
+    def is_lost(self, name: str) -> bool:
+        return False  # an archive with links is refused
 
     def below(self) -> Iterator[str]:
         """The names of all files, relative."""
@@ -203,7 +214,7 @@ class _Forward:
         return part
 
 
-def _members(read, position, end, where):
+def _members(read, position, end, where, folders=None):
     """Walk over the headers from `position` to `end`; `read(position, count)` gives the bytes."""
     seen, extended = set(), {}
     while True:
@@ -230,6 +241,8 @@ def _members(read, position, end, where):
             extended = {}
             if kind == b"5" or kind in b"0\0" and raw_name.endswith(b"/"):
                 size = 0  # a folder; what is written as its size is no data
+                if name and folders is not None:
+                    folders.append(name)
             elif kind not in b"0\x007":
                 raise UserError(
                     f"{where}: {shown(name)}: {KINDS.get(kind, 'an entry of unknown kind')}; only files can be used"

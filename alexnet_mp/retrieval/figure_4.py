@@ -1,6 +1,7 @@
 """Figure 4 of the paper: left, pictures with the five most probable classes as bars, and which ones to show; right,
 pictures, and the training pictures nearest to them."""
 
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -190,7 +191,7 @@ def told_apart(classes: Sequence[str], names: Sequence[str], length: int = LETTE
     become "crane (n02012849)" and "crane (n03126707)".
 
     classes: as the data set calls them; names: in words; length: the letters that the figure has room for."""
-    shown = [short_name(name, length) for name in names]
+    shown = [unicodedata.normalize("NFC", short_name(name, length)) for name in names]  # accents look the same
     same, result = Counter(shown), []
     for number, (label, name, short) in enumerate(zip(classes, names, shown, strict=True), start=1):
         mark = f" ({label})" if len(label) <= 10 and label != name else f" (class {number})"

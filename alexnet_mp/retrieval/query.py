@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..data.dataset import Split, difference, open_dataset
+from ..data.dataset import Split, difference, open_dataset, reason_of
 from ..evaluation.trained import Trained, load_run
 from ..network.network import TwoTowerAlexNet
 from ..runs.directory import RUN
@@ -23,7 +23,7 @@ def index_at(path: str) -> Index:
         return Index(path)
     inside = os.path.join(path, OF_A_RUN)
     if not os.path.lexists(inside):
-        raise UserError(f"{path} is a run without an index; python -m alexnet_mp.retrieve index {path} makes one")
+        raise UserError(f"{path} is a run without an index; {typed('retrieve', 'index', path)} makes one")
     return Index(inside)
 
 
@@ -54,20 +54,25 @@ def code_length(index: Index, by: str, bits: int | None, run: str | None) -> int
     return index.lengths[-1] if bits is None else bits
 
 
-def stored_pictures(index: Index, data: str | None, size: int) -> Split | None:
-    """The training pictures, to be drawn; None, with a line that says why, where they aren't there any more."""
+def stored_pictures(index: Index, data: str | None, size: int, drawn: bool = False) -> Split | None:
+    """The training pictures; None, with a line that says why, where they aren't those of the index any more.
+
+    data: where they are now, or None. drawn: whether a sheet is to show them."""
     source = index.described.source
     try:
         dataset = open_dataset(data or source.data, size, SPLITS)
-        if changed := difference(source.fingerprint, dataset):
-            raise UserError(f"{data or source.data} holds other pictures now: {changed}")
-        return dataset.splits["train"]
+        changed = difference(source.fingerprint, dataset)
+        if not changed:
+            return dataset.splits["train"]
+        reason = f"{data or source.data} holds other pictures now: {changed}"
     except UserError as error:
-        print(
-            f"the sheet shows no training pictures: {printable(str(error))}; --data says where they are",
-            file=sys.stderr,
-        )
-        return None
+        reason = str(error) if data else f"{source.data}: {reason_of(error, source.data)}"
+    print(
+        f"what is found is as it was when {printable(str(index.path))} was made: {printable(reason)}"
+        + ("; the sheet shows no training pictures; --data says where they are" if drawn else ""),
+        file=sys.stderr,
+    )
+    return None
 
 
 def neighbour(

@@ -20,14 +20,17 @@ class MachineError(UserError):
 
 def run_command(main: Callable[[], int | None]) -> NoReturn:
     """Run a command's `main()` and exit with its status; a UserError is one line on stderr and status 2, Ctrl-C status
-    130. An output that can't be written is status 2, too, unless its reader has left."""
+    130. An output that can't be written, or is closed, is status 2, too, unless its reader has left."""
     outputs = []
     for name in ("stdin", "stdout", "stderr"):  # in the order of their numbers, which open() gives to the next files
-        stream = getattr(sys, name)
-        if stream is None:  # closed before this began
-            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w", encoding="utf-8"))
-        elif name != "stdin" and stream is getattr(sys, f"__{name}__"):  # not what a test listens with
+        stream, before = getattr(sys, name), getattr(sys, f"__{name}__")
+        if missing := stream is None:  # closed before this began
+            stream = before = open(os.devnull, "r" if name == "stdin" else "w", encoding="utf-8")
+            setattr(sys, name, stream)
+        if name != "stdin" and stream is before:  # not what a test listens with
             outputs.append(_Output(stream.fileno(), "w", closefd=False))
+            outputs[-1].under, outputs[-1].missing = stream, missing  # which is closed when nobody has it
+            outputs[-1].of_answers = name == "stdout"
             setattr(sys, name, _text(outputs[-1], stream))
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # a file's name may hold what the terminal can't show
@@ -69,11 +72,15 @@ class _Output(io.FileIO):
     """Standard output or standard error without errors: a run keeps its results whether somebody reads or not, and the
     disk of its log may be full."""
 
+    missing = False  # whether it was closed before the command began: what is written is lost as on a full disk
+    of_answers = False  # whether it is standard output
     left = False  # whether the reader has left, as after `| head`
     lost = False  # whether something could not be written although somebody reads
 
     def write(self, data):
         try:
+            if self.missing:
+                raise OSError(errno.EBADF, "it is closed")
             return super().write(data)
         except OSError as error:
             closed_terminal = error.errno == errno.EIO and stat.S_ISCHR(os.fstat(self.fileno()).st_mode)
@@ -81,7 +88,7 @@ class _Output(io.FileIO):
                 self.left = True
             elif not self.lost:
                 self.lost = True
-                if self.fileno() == 1:
+                if self.of_answers:
                     complain(f"can't write all of standard output: {error.strerror}")
             return len(data)
 

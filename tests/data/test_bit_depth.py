@@ -1,6 +1,7 @@
 """Pictures of more than 8 bits a channel: what becomes of their values, and which are refused or said."""
 
 import io
+import os
 import struct
 import zlib
 
@@ -11,14 +12,21 @@ from PIL import Image
 
 from alexnet_mp.data import bit_depth
 from alexnet_mp.data.resize import decoded
+from alexnet_mp.data.workers import load
 from alexnet_mp.system.errors import UserError
 
 SIZE = 16
 
 
 @pytest.fixture(autouse=True)
-def nothing_said(monkeypatch):
-    monkeypatch.setattr(bit_depth, "_said", np.zeros(bit_depth.MOST_NAMED, np.int64))
+def nothing_noted():
+    forget()
+
+
+def forget():
+    os.ftruncate(bit_depth._dark, 0)
+    bit_depth._noted.clear()
+    bit_depth._counted = 0
 
 
 def values(bits, channels=1):
@@ -121,7 +129,7 @@ def test_values_of_eight_bits_are_refused_where_all_would_be_black(kind):
 
 @every("kind", DEEP)
 def test_a_file_that_does_not_say_its_bits_is_a_line(kind, capsys):
-    bit_depth._said[:] = 0
+    forget()
     picture = stored(DEEP[kind](12, None), "n1/x.png")
     assert (picture == expected(kind, lambda channels: values(12, channels) >> 8)).all()
     line = capsys.readouterr().err
@@ -131,13 +139,65 @@ def test_a_file_that_does_not_say_its_bits_is_a_line(kind, capsys):
     assert capsys.readouterr().err == ""  # not again in every epoch
 
 
-def test_the_lines_come_to_an_end(capsys):
-    for number in range(20):
-        stored(png(values(12)), f"{number}.png")
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == bit_depth.MOST_NAMED and ["others like it are not named" in line for line in lines] == [
-        number == len(lines) - 1 for number in range(len(lines))
-    ]
+def test_the_lines_come_to_an_end_and_the_others_are_counted(capfd):
+    """By one process and by several, which read each picture once and once again."""
+    for workers in (0, 3):
+        forget()
+        for _ in range(2):
+            assert len(list(load(Dark(), None, workers))) == 20
+        lines = capfd.readouterr().err.splitlines()
+        assert len(lines) == bit_depth.MOST_NAMED + 1 and all(": dark: its values are " in line for line in lines[:-1])
+        assert lines[-1] == "dark: 20 pictures in all, 15 of them not named", workers
+        assert len(set(lines)) == len(lines)
+    forget()
+    list(load(Dark(bit_depth.MOST_NAMED), None, 0))
+    assert len(capfd.readouterr().err.splitlines()) == bit_depth.MOST_NAMED
+
+
+class Dark:
+    """Pictures of 12 bits that don't say so."""
+
+    def __init__(self, count=20):
+        self.count = count
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, number):
+        return stored(png(values(12)), f"{number}.png").shape
+
+
+@every("kind", DEEP)
+def test_a_range_that_becomes_black_is_refused_though_it_lies_on_two_levels(kind, monkeypatch):
+    """256 of 65,535 is grey level 1: as black as level 0. From level 2 on there is a line."""
+    for largest, refused in ((256, True), (511, True), (512, False)):
+        monkeypatch.setattr(f"{__name__}.values", lambda bits, channels=1: below(largest, channels))
+        if refused:
+            with pytest.raises(
+                UserError, match=rf"its values, \d+ to {largest} of 65,535, all become grey level 0 or 1"
+            ):
+                stored(DEEP[kind](16, None))
+        else:
+            assert stored(DEEP[kind](16, None)).max() == 2
+
+
+def below(largest, channels):
+    some = np.random.default_rng(0).integers(0, largest + 1, (SIZE, SIZE, channels))
+    some[0, 0] = largest
+    return some if channels > 1 else some[:, :, 0]
+
+
+@every("kind", DEEP)
+def test_a_few_bright_pixels_light_no_picture(kind, capsys, monkeypatch):
+    """A dead pixel of a camera: the others are nearly black all the same."""
+    dark = {channels: values(11, channels) for channels in (1, 3)}
+    for of_kind in dark.values():
+        of_kind[0, 0] = 65_535
+    monkeypatch.setattr(f"{__name__}.values", lambda bits, channels=1: dark[channels])
+    forget()
+    assert (stored(DEEP[kind](16, None), "n1/x") == expected(kind, lambda channels: dark[channels] >> 8)).all()
+    line = capsys.readouterr().err
+    assert line.startswith("n1/x: dark: its values are ") and "65,535, 99 % of them in the lowest quarter" in line
 
 
 def test_a_png_whose_values_are_scaled_up_as_its_specification_wants_is_left_so(capsys):
@@ -211,6 +271,30 @@ def test_compressed_tiffs_and_portable_maps():
     assert (stored(deflated.removesuffix(pixels) + packed) == values(12, 3) >> 4).all()
     grey = b"P5 %d %d 4095\n" % (SIZE, SIZE) + values(12).astype(">u2").tobytes()
     assert np.abs(stored(grey).astype(int) - as_rgb(values(12) >> 4)).max() <= 1
+
+
+def test_portable_maps_in_colour_are_refused_where_all_becomes_black():
+    """Pillow reads them as 8 bits, rounded."""
+
+    def maps(pixels, white):
+        size = f"{SIZE} {SIZE} {white}\n"
+        yield f"P6 {size}".encode() + pixels.astype(">u2").tobytes()
+        yield f"P3 {size}{' '.join(map(str, pixels.ravel()))}".encode()
+
+    for bits in (7, 8):
+        for content in maps(values(bits, 3), 65_535):
+            with pytest.raises(UserError, match="its values, of 65,535, all become grey level 0 or 1 of 255"):
+                stored(content)
+    for pixels, white in ((values(12, 3), 4095), (values(12, 3), 65_535), (np.full((SIZE, SIZE, 3), 9), 65_535)):
+        for content in maps(pixels, white):
+            assert np.abs(stored(content) - pixels / white * 255).max() <= 0.5
+
+
+def test_eight_bits_with_a_sign_are_refused_below_zero():
+    """Pillow reads -1 as 255."""
+    assert (stored(tiff(values(7).astype(np.int8))) == as_rgb(values(7))).all()
+    with pytest.raises(UserError, match="its values have a sign, and some are below 0"):
+        stored(tiff((values(8) - 128).astype(np.int8)))
 
 
 def test_planes_of_sixteen_bits_are_refused():

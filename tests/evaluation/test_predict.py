@@ -204,7 +204,13 @@ def test_a_folder_stands_for_its_pictures(trained, photograph, tmp_path, capsys)
         (f"{folder}/a/d", True),
         (str(photograph), True),
     ]
-    assert f"{folder}: passed over, as no pictures: again, notes\\x1b.txt, pipe\n" in captured.err
+    for line in (
+        "hidden: 2 (.hidden, a/.f.png)",
+        "a link to a folder: 1 (again)",
+        "no picture: 1 (notes\\x1b.txt); pictures are JPEG,",
+        "can't be looked at: 1 (pipe: it is not a file)",
+    ):
+        assert f"{folder}: passed over, {line}" in captured.err
     assert f"error: cannot read image {folder}/a/broken.jpg: cannot identify" in captured.err
     (folder / "a" / "broken.jpg").unlink()
     assert answered(capsys, trained, folder).out.splitlines()[0] == f"{folder}/b.png"

@@ -21,7 +21,7 @@ from alexnet_mp.system.terminal import printable
 
 DOCS = Path(__file__).parents[2] / "docs" / "data.md"
 SIZE = 8
-PIPE, LINK = object(), "to:"  # what is no file: a pipe, and a link to what follows
+PIPE, FOLDER, LINK = object(), object(), "to:"  # what is no file: a pipe, a folder, and a link to what follows
 
 
 def picture(seed, kind="PNG", **options):
@@ -109,11 +109,23 @@ CASES = {
     "the same by another name": [(extra(x=PIPE), ["train/cat/x"]), (extra(x=LINK + "nowhere"), ["train/cat/x"])],
     "a file of another kind": [(extra(**{name: content}), [f"train/cat/{name}"]) for name, content in OTHERS.items()],
     "a camera's raw file": (extra(**{"x.dng": picture(5, "TIFF", tiffinfo=RAW)}), ["train/cat/x.dng"]),
+    "the same with a picture's ending": (extra(**{"x.tif": picture(5, "TIFF", tiffinfo=RAW)}), ["cat/x.tif"]),
     "a name with control characters": (extra(**{"\x1b[2J.jpg": picture(5)}), ["cat/\x1b[2J.jpg"]),
+    "a name that is no UTF-8": (extra(**{"\udcff.jpg": picture(5)}), ["cat/\udcff.jpg"]),
     "a hidden file": (extra(**{".x.jpg": picture(5), "._y.jpg": b""}), ["train/cat/.x.jpg", "train/cat/._y.jpg"]),
     "a hidden folder": (
         BASE | {"train/.cache/1.jpg": b"", "train/cat/.cache/1.jpg": b"", ".git/1.jpg": b""},
         ["train/.cache", "train/cat/.cache", ".git"],
+    ),
+    "a system's own folder": (
+        BASE
+        | {
+            "__MACOSX/train/cat/._1.png": b"",
+            "train/@eaDir/1.png/thumb.jpg": picture(5),
+            "train/cat/@eaDir/1.png": picture(5),
+            "val/lost+found": FOLDER,
+        },
+        ["__MACOSX", "train/@eaDir", "train/cat/@eaDir", "val/lost+found"],
     ),
     "a file in a folder within a class": (
         extra(**{"more/x.jpg": picture(5), "more/yet/.z": b""}),
@@ -124,20 +136,48 @@ CASES = {
         BASE | {"train/x.jpg": picture(5), "labels.txt": b"", "x.jpg": picture(5)},
         ["train/x.jpg", "labels.txt", "x.jpg"],
     ),
+    "a link to nothing in a class's place": [
+        (BASE | {"train/elk": LINK + where}, ["train/elk"]) for where in ("nowhere", "elk")
+    ],
     "a class without a picture": [
+        (BASE | {"train/elk": FOLDER}, ["train/elk"]),
+        (BASE | {"train/elk": FOLDER, "val/elk": FOLDER}, ["train/elk"]),
         (BASE | {"train/elk/notes.txt": b""}, ["train/elk"]),
         (TRAIN | {"train/elk/notes.txt": b"", "val/cat/1.png": b"", "val/dog/1.png": b""}, ["train/elk"]),
     ],
     "a class with pictures in folders alone": (moved("train/dog", "train/dog/more"), ["train/dog"]),
     "one class": ({name: content for name, content in BASE.items() if "cat" in name}, ["train"]),
     "no classes": ({"train/x.jpg": picture(5), "train/y.jpg": picture(5), "val/x.jpg": picture(5)}, ["train"]),
-    "other classes in val": (BASE | {"val/elk/x.jpg": picture(5)}, ["val", "elk"]),
+    "classes that look alike": [
+        (
+            BASE | {f"{split}/{name}/x.jpg": picture(5) for split in ("train", "val") for name in names},
+            [f"classes {ascii(names[0])} and {ascii(names[-1])}", how],
+        )
+        for names, how in (
+            (["Cat", "cat"], "capitals alone"),
+            (["cafe\u0301", "café"], "how accents are written"),
+            (["polar bear", "polar  bear"][::-1], "spaces alone"),
+        )
+    ],
+    "a class that is a link to another": (BASE | {"train/elk": LINK + "cat", "val/elk": LINK + "cat"}, ["train/elk"]),
+    "other classes in val": [
+        (BASE | {"val/elk/x.jpg": picture(5)}, ["val", "elk"]),
+        ({name: content for name, content in BASE.items() if "val/dog" not in name}, ["val", "dog"]),
+    ],
+    "val that is a link to train": (TRAIN | {"val": LINK + "train"}, ["val"]),
     "val by another name": [(moved("val/", f"{name}/"), []) for name in ("valid", "validation", "Val", "VALIDATION")],
+    "the same without class folders": [
+        *((TRAIN | {f"{name}/x.jpg": picture(5)}, [name]) for name in ("val", "valid", "Validation")),
+        (TRAIN | {"val": FOLDER}, ["val"]),
+    ],
+    "a file called val, and no other val": [(TRAIN | {name: b"train"}, [name]) for name in ("val", "Valid")],
+    "a link to nothing called val": (TRAIN | {"val": LINK + "nowhere"}, ["val"]),
     "two folders that mean val": (moved("val/", "valid/") | moved("val/", "validation/"), ["valid/", "validation/"]),
     "another folder with train's classes, and no val": (moved("val/", "dev/"), ["dev/"]),
     "another folder beside train and val": (BASE | moved("val/", "dev/"), ["dev/"]),
     "pictures in test itself": (BASE | {"test/x.jpg": picture(5), "test/notes.txt": b""}, ["test/x.jpg"]),
     "no train": ({name: content for name, content in BASE.items() if "train" not in name}, ["train/"]),
+    "all in one folder more": ({f"photos/{name}": content for name, content in BASE.items()}, ["photos/"]),
     "class folders alone": (moved("train/", "", TRAIN), []),
 }
 
@@ -155,6 +195,8 @@ def make_folder(root, files):
         path.parent.mkdir(parents=True, exist_ok=True)
         if content is PIPE:
             os.mkfifo(path)
+        elif content is FOLDER:
+            path.mkdir()
         elif isinstance(content, str):
             path.symlink_to(content.removeprefix(LINK))
         else:
@@ -168,6 +210,8 @@ def make_tar(path, files):
             header = tarfile.TarInfo(name)
             if content is PIPE:
                 header.type = tarfile.FIFOTYPE
+            elif content is FOLDER:
+                header.type = tarfile.DIRTYPE
             elif isinstance(content, str):
                 header.type, header.linkname = tarfile.SYMTYPE, content.removeprefix(LINK)
             else:
@@ -201,13 +245,18 @@ def check(answer, expected, named, source, *arguments):
     if outcome == "refused":
         with pytest.raises(UserError) as raised:
             answer(source, *arguments)
-        assert all(printable(name) in str(raised.value) for name in named), raised.value
+        for name in named:
+            shown = name.encode(errors="surrogateescape").decode(errors="backslashreplace")  # of no UTF-8: its bytes
+            assert printable(name) in str(raised.value) or shown in str(raised.value), raised.value
         assert words[1] in str(raised.value) and "\n" not in str(raised.value)
         return
     splits, lines = answer(source, *arguments)
     said = [line for line in lines if line.startswith("passed over, ")]
     if outcome == "read":
-        come = set() if "without" in expected else set(named)
+        if "said" in expected:
+            (line,) = (line for line in lines if words[1] in line and all(name in line for name in named))
+            named = ()
+        come = set() if "without" in expected else {name for name in named if not name.endswith("/")}
         if "as val" in expected:
             assert [len(splits[name]) for name in ("train", "val")] == [4, 4]
         assert come <= set(splits["train"]) and splits.keys() >= {"train", "val"}

@@ -10,6 +10,7 @@ import subprocess
 import time
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -267,7 +268,7 @@ def test_what_the_machine_does_wrong_is_no_bad_image(source, tmp_path, monkeypat
     def fails(*_):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr(file_ranges.os, "pread", fails)
+    monkeypatch.setattr(file_ranges, "os", SimpleNamespace(**vars(os) | {"pread": fails}))  # of the images alone
     message = refused(source, tmp_path / "set", "--bad-images", "skip", "--workers", "0")
     assert "Input/output error" in message and not (tmp_path / "set" / "index.json").exists()
 

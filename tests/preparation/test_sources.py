@@ -1,10 +1,14 @@
 """What `prepare` is given: found by looking, split by names alone, and every image that can't be read is named."""
 
+import bz2
 import gzip
+import lzma
 import os
 import pickle
 import struct
 import sys
+import tarfile
+import zipfile
 import zlib
 
 import numpy as np
@@ -155,7 +159,9 @@ def test_more_images_of_one_class_leave_the_others_alone(tmp_path):
 
 @FORMS
 def test_val_from_train_where_there_is_no_val(tmp_path, form):
-    source = find(made(tmp_path, form, split_files(train=10, test=2)), 0.2)
+    notes = []
+    source = find(made(tmp_path, form, split_files(train=10, test=2)), 0.2, notes.append)
+    assert notes == ["val: 6 of the 30 training images, cut off by --val-fraction 0.2"]
     assert {split: len(items) for split, items in source.splits.items()} == {"train": 24, "val": 6, "test": 6}
 
 
@@ -258,6 +264,15 @@ def test_a_missing_path_and_a_strange_file(tmp_path):
     assert "no tar header at byte 0" in refused(tmp_path / "notes.txt")
     os.mkfifo(tmp_path / "pipe")
     assert "pipe: " in refused(tmp_path / "pipe")
+    with zipfile.ZipFile(tmp_path / "set", "w") as archive:
+        archive.writestr("cat/1.png", b"")
+    assert "set: a ZIP archive is not read; unpack it" in refused(tmp_path / "set")
+    with tarfile.open(tmp_path / "PK, BZh and others", "w") as archive:  # a tar begins with a name
+        archive.addfile(tarfile.TarInfo("PK/cat/notes.txt"))
+    assert "no images in it" in refused(tmp_path / "PK, BZh and others")
+    for name, compress in (("xz", lzma.compress), ("bzip2", bz2.compress)):
+        (tmp_path / "set").write_bytes(compress(bytes(1024)))
+        assert f"set: a file compressed by {name} is not read" in refused(tmp_path / "set")
 
 
 def test_a_directory_with_two_sources_is_not_guessed_at(tmp_path):

@@ -136,6 +136,8 @@ def test_no_two_classes_look_the_same():
             len(set(drawn)) == 4 and all(len(name) <= length for name in drawn) and drawn[0].endswith("... (class 1)")
         )
     assert told_apart(["a", "b"], ["a", "b"]) == ["a", "b"]
+    accents = ["cafe\u0301", "caf\u00e9", "b"]  # decomposed and composed: drawn, they are the same
+    assert told_apart(accents, accents) == ["cafe\u0301 (class 1)", "caf\u00e9 (class 2)", "b"]
 
 
 def test_a_long_name_is_cut_behind_its_first_synonym():

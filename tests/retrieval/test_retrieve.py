@@ -238,8 +238,21 @@ def test_without_the_data_names_are_said_and_the_sheet_says_what_is_missing(tmp_
     out = run(tmp_path / "data", tmp_path / "run", "--steps", "2")
     assert retrieve.main(["index", str(out), "--bits", "8", *WHERE]) == 0
     photograph = shutil.copy(tmp_path / "data/val/sky/0.jpg", tmp_path / "query.jpg")
-    shutil.move(tmp_path / "data", tmp_path / "moved")
     capsys.readouterr()
+    before = said(capsys, "query", out, photograph)
+    assert "what is found" not in before.err
+    replaced, kept = tmp_path / "data/train/sky/1.jpg", tmp_path / "kept.jpg"
+    shutil.copy2(replaced, kept)
+    os.utime(replaced, ns=(0, 0))
+    for command in ("query", out, photograph), ("measure", out):
+        line = (
+            f"what is found is as it was when {out}/retrieval was made: {tmp_path}/data holds other pictures now: names"
+        )
+        after = said(capsys, *command)
+        assert line in after.err and (after.out == before.out or command[0] == "measure")
+    shutil.copy2(kept, replaced)
+    shutil.move(tmp_path / "data", tmp_path / "moved")
+    assert f"was made: {tmp_path}/data: no such directory\n" in said(capsys, "query", out, photograph).err
     captured = said(
         capsys, "query", out / "retrieval", photograph, "--by", "pixels", "--sheet", tmp_path / "missing.png"
     )

@@ -67,7 +67,9 @@ def test_the_list(run, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 4 and all("whole, epoch 1" in line and "0.0 MB" in line for line in lines)
     assert "not validated" in lines[0] and "the best" not in lines[0]
-    assert "top-1 error  20.00 %, the best" in lines[1]  # of so few classes no top-5 error is told
+    assert (
+        "top-1 error  20.00 % (1.6 of 8: 7 to 59 %), the best; 95 % intervals" in lines[1]
+    )  # of so few classes no top-5 error is told
     assert "top-1 error  30.50 %" in lines[2] and "the best" not in lines[2]
 
 

@@ -82,14 +82,26 @@ def test_answers_arrive_where_standard_error_is_full():
 @every("way", WAYS.values(), ids=WAYS)
 @every("closed", [(0,), (1,), (2,), (0, 1, 2)])
 def test_a_stream_that_is_closed_from_the_beginning(closed, way, tmp_path):
-    """command <&-, >&-, 2>&-: nothing that is opened afterwards gets its number, and is printed into."""
+    """command <&-, >&-, 2>&-: nothing that is opened afterwards gets its number, and is printed into. What is printed
+    and lost is an error, as of `cat`."""
     kept = str(tmp_path / "kept")
     code = f"with open({kept!r}, 'w') as file: file.write(sys.stdin.read()); os.write(1, b'more'); file.write('whole')"
     status, printed, told = ended(
         f"{code}\n    {way}", preexec_fn=lambda: [os.close(number) for number in closed], stdin=subprocess.DEVNULL
     )
-    assert status == 0 and not told and open(kept).read() == "whole"
-    assert not printed if 1 in closed else printed
+    assert open(kept).read() == "whole" and bool(printed) is (1 not in closed)
+    lost = "error: can't write all of standard output: it is closed\n"
+    assert (status, told) == ((2, "" if 2 in closed else lost) if 1 in closed else (0, ""))
+
+
+def test_remarks_that_are_lost_are_a_status():
+    """As on a full disk; where nothing is said on a stream that is closed, nothing is lost."""
+    for way, closed, expected in (
+        (f"with lines_on_stderr(): say('a remark')\n    say({LINE!r})", 2, (2, LINE + "\n", "")),
+        ("with lines_on_stderr(): say('a remark')", 1, (0, "", "a remark\n")),
+        ("raise UserError('wrong')", 1, (2, "", "error: wrong\n")),
+    ):
+        assert ended(way, preexec_fn=lambda: os.close(closed)) == expected
 
 
 @every("unbuffered", ["", "1"])
@@ -99,3 +111,14 @@ def test_lines_on_standard_error_arrive_though_the_process_is_killed(unbuffered)
     before = "from alexnet_mp.system.errors import complain"
     found = ended(way, before, env=os.environ | {"PYTHONUNBUFFERED": unbuffered})
     assert found == (-9, "out\n" if unbuffered else "", "error: too late\n")
+
+
+def test_a_command_whose_modules_open_files_says_that_its_answers_are_lost():
+    """What an import opens doesn't get the number of standard output: nothing but a command's own words is lost."""
+    for arguments in (["checkpoint", "--help"], ["predict", "--help"]):
+        done = subprocess.run(
+            [sys.executable, "-m", f"alexnet_mp.{arguments[0]}", *arguments[1:]],
+            stderr=subprocess.PIPE,
+            preexec_fn=lambda: os.close(1),
+        )
+        assert (done.returncode, done.stderr) == (2, b"error: can't write all of standard output: it is closed\n")
