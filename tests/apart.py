@@ -66,7 +66,9 @@ def begin(*functions):
     """Start a process for each function, as the ranks of a job."""
     agent = Agent()
     places = environments(len(functions), agent.port)
-    processes = [Process(partial(_ranks_own, function), place) for function, place in zip(functions, places, strict=True)]
+    processes = [
+        Process(partial(_ranks_own, function), place) for function, place in zip(functions, places, strict=True)
+    ]
     for process in processes:
         process.agent = agent
     return processes

@@ -1,8 +1,8 @@
 """A process that is a fork of the tests' own, which has imported everything: two seconds of processor time less than a
 command of its own.
 
-Signals, sessions, locks, exit codes and what is written are those of any process. How the interpreter starts and ends is
-not tried: tests of that start a command as a user does."""
+Signals, sessions, locks, exit codes and what is written are those of any process. How the interpreter starts and ends
+is not tried: tests of that start a command as a user does."""
 
 import faulthandler
 import os

@@ -5,9 +5,8 @@ import io
 import json
 import os
 import shutil
-import subprocess
-import sys
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -133,16 +132,14 @@ def test_two_processes_that_write_one_index_do_so_one_after_the_other(trained, m
     def meanwhile(*arguments):
         """Begins the other process, and writes when it has said that it waits."""
         monkeypatch.undo()
-        command = [sys.executable, "-m", "alexnet_mp.retrieve", "index", trained, "--out", out, "--bits", "16,24"]
-        others.append(subprocess.Popen([*command, *WHERE], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
-        while "another process is writing this index; waiting for it" not in (line := others[0].stdout.readline()):
-            assert line, others[0].stderr.read()
+        others.append(forked.command(retrieve.main, "index", trained, "--out", out, "--bits", "16,24", *WHERE))
+        others[0].until(lambda: "another process is writing this index; waiting for it" in others[0].out)
         return function(*arguments)
 
     monkeypatch.setattr(*place, meanwhile)
     assert retrieve.main(["index", str(trained), "--out", str(out), "--bits", "16", *WHERE]) == 0
-    printed, problems = others[0].communicate()
-    assert others[0].returncode == 0 and not problems, problems
+    assert others[0].wait() == 0 and not others[0].err, others[0].err
+    printed = others[0].out
     assert "codes of 24 bits: " in printed
     if second == "the codes":  # of an index, the first lets go of the lock before it learns codes
         assert "codes of 16 bits: " not in printed

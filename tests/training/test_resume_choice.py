@@ -397,6 +397,7 @@ def until_line(process, out, count):
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_a_kill_and_a_termination_of_real_processes(data, tmp_path):
     """Killed at any moment between two saves, then told to stop, then gone on with here."""
