@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch.distributed as dist
-from forked import Process
+from forked_process import Process
 from tiny_run import TINY, add_to_step, lines
 
 from alexnet_mp import train

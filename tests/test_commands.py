@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 from alexnet_mp.kernels import dispatch
-from forked import command
+from forked_process import command
 from image_folders import make_folder
 from inner_cases import every
 from PIL import Image
@@ -341,7 +341,7 @@ FOR_EVER = ["--epochs", "100000", "--workers", "2", "--pipeline", "torch"]
 
 
 def start(folder, run, **more):
-    """A run that would take for ever, after its first few steps. more: of `forked.command`."""
+    """A run that would take for ever, after its first few steps. more: of `forked_process.command`."""
     process = command(train.main, *SMALL, "--data", folder, "--out", run, *FOR_EVER, **more)
     process.until(lambda: steps_of(run) >= 6)
     return process

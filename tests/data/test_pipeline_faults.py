@@ -39,6 +39,8 @@ from alexnet_mp.evaluation.protocol import centre_view, ten_views
 from alexnet_mp.recipes.architectures import paper
 from alexnet_mp.system.errors import UserError
 
+pytestmark = pytest.mark.run
+
 
 class FedAhead(DaliPipeline):
     """With the thread that works for a GPU."""

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from forked import command
+from forked_process import command
 from pipeline_sets import Pixels, in_memory, pipeline
 from small_set import TRAIN, tenth, tiny
 

@@ -71,6 +71,7 @@ def test_the_word_list_is_not_needed(capsys, tmp_path):
     assert claims.main([]) == 0 and capsys.readouterr().out == listed
 
 
+@pytest.mark.run
 @every("base", BASES)
 @every("epochs", [[], ["--epochs", "7"]])
 def test_the_training_is_given_exactly_the_arms_recipe(base, epochs):
@@ -131,6 +132,7 @@ def test_what_else_the_training_is_given(words, run, expected):
     assert {name: getattr(given, name) for name in always | expected} == always | expected
 
 
+@pytest.mark.run
 @every("base", BASES)
 def test_the_arms_of_a_claim_differ(base):
     for claim in CLAIMS:
@@ -138,6 +140,7 @@ def test_the_arms_of_a_claim_differ(base):
         assert len(set(found)) == len(found), claim.id
 
 
+@pytest.mark.run
 @every("base", BASES)
 def test_the_arms_of_a_claim_have_one_schedule(base):
     for claim in CLAIMS:
@@ -250,6 +253,7 @@ def test_what_a_claim_changes_wins_over_a_setting():
 # --- refusals
 
 
+@pytest.mark.run
 @every(
     "words, message",
     [
@@ -302,6 +306,7 @@ def test_a_network_of_one_tower_takes_the_first_device():
     assert first_gpu("auto", 1) == "auto"
 
 
+@pytest.mark.run
 @every(
     "classes, labelled, size, left_out",
     [
@@ -755,6 +760,7 @@ def test_towers():
 # --- records and the table
 
 
+@pytest.mark.run
 def test_a_record_is_read_as_it_was_written(tmp_path):
     record = record_of("difference", ["base", "no_lrn"], THREE)
     path, written = write_record(record, tmp_path / "records")
@@ -780,6 +786,7 @@ def test_a_record_is_read_as_it_was_written(tmp_path):
     assert read_records(tmp_path / "records") == {"lrn": [other, record]}  # the newest first
 
 
+@pytest.mark.run
 def test_a_record_of_fewer_runs_does_not_replace_one_of_more(tmp_path):
     whole = record_of("difference", ["base", "no_lrn"], THREE)
     one = record_of("difference", ["base", "no_lrn"], {key: run for key, run in THREE.items() if key[1] == 0})
@@ -972,6 +979,7 @@ def test_the_readmes_claims_are_the_papers_main_ones():
     assert numbers == sorted(numbers)
 
 
+@pytest.mark.run
 def test_the_pages_say_what_the_records_say(capsys):
     assert claims.main(["table", "--check"]) == 0
     assert capsys.readouterr().out.count("is what the records say") == 2

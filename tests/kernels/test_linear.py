@@ -92,6 +92,7 @@ def test_an_operand_whose_rows_lie_apart_is_not_onednns(products):
     assert len(products) == 3 and all(b.is_contiguous() or b.t().is_contiguous() for _, b, *_ in products)
 
 
+@pytest.mark.run
 @needs_onednn
 def test_what_else_onednn_is_not_asked_for(products, monkeypatch):
     """Other dtypes, the reference, autocast, tangents, transforms, no images, other shapes; small products: F.linear,

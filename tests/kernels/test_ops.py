@@ -182,6 +182,7 @@ def test_what_is_left_to_triton(change, triton):
     assert lrn_pool._in_triton(tensors=[x], **case) == triton
 
 
+@pytest.mark.run
 @all_operations
 def test_opcheck(implementation, operation, request):
     """What the instructions of a processor can change, for each; the rest, which asks no kernel how, once."""

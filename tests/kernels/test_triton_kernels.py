@@ -47,7 +47,7 @@ VARIANTS = {
     "spatial_norm_max_pool, all ties": {"norm": "spatial", "relu": "none", "ties": "all"},
     "spatial_norm": {"norm": "spatial", "relu": "none", "pool": 0},
 }
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.run, pytest.mark.usefixtures("one_thread")]
 every_variant = pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
 
 

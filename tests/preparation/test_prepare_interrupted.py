@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from forked import command
+from forked_process import command
 from inner_cases import every
 from PIL import Image
 from prepared_sets import COMMAND, OPTIONS, PER_SHARD, SIZE, complete, files, interrupted, leftovers, prepared, refused
@@ -100,6 +100,7 @@ def cut_part(dest):
     os.truncate(part, part.stat().st_size - 1)
 
 
+@pytest.mark.run
 @every(
     "damage",
     [

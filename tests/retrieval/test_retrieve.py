@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 
-import forked
+import forked_process
 import numpy as np
 import pytest
 import torch
@@ -67,6 +67,7 @@ def said(capsys, *arguments, status=0):
     return capsys.readouterr()
 
 
+@pytest.mark.run
 def test_an_index_that_fits_is_used_and_lengths_are_added(trained, capsys):
     index = trained / "retrieval"
     before = {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in index.iterdir()}
@@ -132,7 +133,7 @@ def test_two_processes_that_write_one_index_do_so_one_after_the_other(trained, m
     def meanwhile(*arguments):
         """Begins the other process, and writes when it has said that it waits."""
         monkeypatch.undo()
-        others.append(forked.command(retrieve.main, "index", trained, "--out", out, "--bits", "16,24", *WHERE))
+        others.append(forked_process.command(retrieve.main, "index", trained, "--out", out, "--bits", "16,24", *WHERE))
         others[0].until(lambda: "another process is writing this index; waiting for it" in others[0].out)
         return function(*arguments)
 
@@ -168,6 +169,7 @@ def test_a_training_picture_finds_itself(trained, photograph, capsys, by):
     )
 
 
+@pytest.mark.run
 def test_classes_of_one_name_are_told_apart(trained, photograph, monkeypatch, capsys):
     drawn, sheet = [], retrieve.contact_sheet
     monkeypatch.setattr(retrieve, "contact_sheet", lambda rows: (drawn.extend(rows), sheet(rows))[1])
@@ -216,6 +218,7 @@ def test_bad_pictures_are_named_and_the_others_answered(trained, photograph, tmp
     assert not (tmp_path / "s.png").exists()
 
 
+@pytest.mark.run
 def test_the_sheet_shows_what_was_found_the_same_bytes_every_time(trained, photograph, tmp_path, capsys):
     for name in ("one.png", "two.png"):
         said(
@@ -231,6 +234,7 @@ def test_the_sheet_shows_what_was_found_the_same_bytes_every_time(trained, photo
         said(capsys, "query", trained / "retrieval", photograph, "--sheet", tmp_path / "no" / "one.png")
 
 
+@pytest.mark.run
 def test_without_the_data_names_are_said_and_the_sheet_says_what_is_missing(tmp_path, capsys):
     make_folder(tmp_path / "data", train=3, val=2, size=(48, 44))
     out = run(tmp_path / "data", tmp_path / "run", "--steps", "2")
@@ -282,6 +286,7 @@ def test_hostile_names_are_escaped(tmp_path, capsys):
     assert {one["name"] for one in json.loads(text)["queries"][0]["nearest"]} >= {"train/a\x1b[31m/0\n\x07.jpg"}
 
 
+@pytest.mark.run
 def test_measures_are_those_of_the_searches(trained, capsys):
     """Against rankings by hand: of every validation picture all training pictures, ties broken in every order by
     `measures`."""

@@ -11,7 +11,7 @@ import time
 
 import pytest
 from disk import Dying, at_steps, failing, holds_what_it_should, kill_saves, names, put_all
-from forked import command
+from forked_process import command
 from tiny_run import LAST, TINY, assert_same_end, lines, make_quick, resume, run
 
 from alexnet_mp import checkpoint, evaluate, train
@@ -23,7 +23,7 @@ from alexnet_mp.runs.directory import refuse_foreign
 from alexnet_mp.system import durable_files
 from alexnet_mp.system.errors import UserError, run_command
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.run, pytest.mark.usefixtures("one_thread")]
 EVERY = ["--checkpoint-every", 1, "--keep", 2]
 
 

@@ -7,7 +7,7 @@ import sys
 import threading
 
 import pytest
-from forked import command
+from forked_process import command
 from image_folders import make_folder
 from inner_cases import every
 from tiny_run import TINY, assert_same_end, interrupt, newest, resume, run, signalled_after, signalled_in_test, state
@@ -184,6 +184,7 @@ TWICE = {
 }
 
 
+@pytest.mark.run
 @pytest.mark.parametrize("where", TWICE)
 def test_a_second_one_stops_at_once_without_saving(where, data, tmp_path, monkeypatch):
     whole = run(data, tmp_path / "whole")
@@ -199,6 +200,7 @@ def test_a_second_one_stops_at_once_without_saving(where, data, tmp_path, monkey
     assert_same_end(out, whole)
 
 
+@pytest.mark.run
 def test_a_second_one_while_it_saves_does_not_wait_for_the_disk(data, tmp_path, monkeypatch):
     whole = run(data, tmp_path / "whole")
     out = run(data, tmp_path / "run", "--steps", 3)

@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-import forked
+import forked_process
 import norm_factors
 import pytest
 import torch
@@ -43,5 +43,5 @@ def test_the_command(data, tmp_path):  # noqa: F811
     command = [sys.executable, norm_factors.__file__, str(out)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and "conv1 lrn: outputs are multiplied by" in done.stdout
-    process = forked.command(norm_factors.main, tmp_path)
+    process = forked_process.command(norm_factors.main, tmp_path)
     assert process.wait() == 2 and process.err.startswith("error:") and process.err.count("\n") == 1

@@ -25,7 +25,7 @@ from alexnet_mp.training.optimizer import PaperSGD
 from alexnet_mp.training.schedule import make_schedule
 from alexnet_mp.training.step import TrainingStep
 
-pytestmark = [pytest.mark.usefixtures("exact"), pytest.mark.usefixtures("one_thread", "quick")]
+pytestmark = [pytest.mark.run, pytest.mark.usefixtures("exact"), pytest.mark.usefixtures("one_thread", "quick")]
 
 
 def ten_losses(graphed, apart):

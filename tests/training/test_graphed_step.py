@@ -19,7 +19,7 @@ from alexnet_mp.training.graphed_step import WARM_UP
 from alexnet_mp.training.pending_steps import READ_EVERY, PendingSteps
 from alexnet_mp.training.schedule import make_schedule
 
-pytestmark = [pytest.mark.usefixtures("exact"), pytest.mark.usefixtures("one_thread", "quick")]
+pytestmark = [pytest.mark.run, pytest.mark.usefixtures("exact"), pytest.mark.usefixtures("one_thread", "quick")]
 
 
 @every_place

@@ -30,7 +30,7 @@ from alexnet_mp.runs.checkpoint_writer import Saver
 from alexnet_mp.training import run as training_run
 from alexnet_mp.training.trainer import Trainer
 
-pytestmark = pytest.mark.usefixtures("one_thread", "quick")
+pytestmark = [pytest.mark.run, pytest.mark.usefixtures("one_thread", "quick")]
 needs_dali = pytest.mark.skipif(not available(), reason="DALI is not installed")
 RECIPES = {"mini": [], "dated": DATED, "plateau": PLATEAU, "source2012": SOURCE2012}
 FILES = ["--set", "batch_file_size=11"]  # 9 + 2, 9 + 2 and 2 of 24 images
