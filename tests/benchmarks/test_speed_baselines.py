@@ -130,7 +130,7 @@ def test_long_groups_are_named_and_a_missing_gpu_is_told_once(asks):
 @pytest.mark.parametrize(
     "arguments, expected",
     [
-        (["", "--long"], USUAL - {"step eager towers"} | LONG),
+        pytest.param(["", "--long"], USUAL - {"step eager towers"} | LONG, marks=pytest.mark.slow),
         (
             ["/test_speed_exchange.py", "/test_speed_step.py::test_step[fp32-b128-no-lrn]"],
             {"exchange concatenated in-order overlapped", "step no-lrn"},
