@@ -36,6 +36,9 @@ RECIPES = {"mini": [], "dated": DATED, "plateau": PLATEAU, "source2012": SOURCE2
 FILES = ["--set", "batch_file_size=11"]  # 9 + 2, 9 + 2 and 2 of 24 images
 
 
+ONE_STEP = Trainer.one_step
+
+
 @pytest.fixture(scope="module")
 def wholes(data, tmp_path_factory):
     """whole(recipe) -> (the uninterrupted run of one of `RECIPES`, what its steps read), made when it is first asked
@@ -46,6 +49,7 @@ def wholes(data, tmp_path_factory):
         if recipe not in made:
             with pytest.MonkeyPatch.context() as patch:
                 make_quick(patch)
+                patch.setattr(Trainer, "one_step", ONE_STEP)  # the test that asks first sees no step of this run
                 read = see_steps(patch)
                 made[recipe] = run(data, tmp_path_factory.mktemp(recipe) / "whole", *RECIPES[recipe]), read
         return made[recipe]
