@@ -1,7 +1,7 @@
 # make train     a first run, from nothing to a trained network and its pictures
 # make test      the test suite, but for what is slow
-# make test-fast what needs neither other processes nor compilers: under a minute
-# make test-slow what takes over 20 s or needs the network
+# make test-fast what needs neither other processes nor compilers nor whole runs: under a minute
+# make test-slow what takes long, or repeats a quicker test with more cases, or needs the network
 # make check     ruff: lint and format
 # make install   the virtual environment alone
 PYTHON ?= python3
@@ -17,7 +17,7 @@ test: install
 	$(PYTEST) -m "not slow"
 
 test-fast: install
-	$(PYTEST) -m "not process and not compile and not slow"
+	$(PYTEST) -m "not process and not compile and not run and not slow"
 
 test-slow: install
 	$(PYTEST) -m slow

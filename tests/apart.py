@@ -1,24 +1,22 @@
 """Two processes with a tower each, on gloo: what they return, say, and end with.
 
-They are forks of the test's own process, which has imported everything already; torchrun starts them as a user's in
-`tests/training/test_torchrun.py`."""
+They are forks of the test's own process; torchrun starts them as a user's in `tests/training/test_torchrun.py`."""
 
-import faulthandler
 import os
 import pickle
 import signal
-import sys
 import tempfile
 import time
-import traceback
+from functools import partial
 from pathlib import Path
 
 import pytest
-import torch
 import torch.distributed as dist
+from forked_process import Process
 from tiny_run import TINY, add_to_step, lines
 
 from alexnet_mp import train
+from alexnet_mp.system import ranks
 from alexnet_mp.system.errors import run_command
 from alexnet_mp.system.ranks import joined
 
@@ -64,56 +62,22 @@ def environments(count, port):
     ]
 
 
-class Process:
-    """A fork that calls a function, in an environment of its own, and ends with the status that it returns."""
-
-    def __init__(self, function, environment, agent):
-        self.agent = agent
-        self.place = Path(tempfile.mkdtemp())
-        self.pid, self.status = os.fork(), None
-        if self.pid == 0:
-            status = 1
-            try:
-                faulthandler.disable()
-                os.setsid()
-                for number, name in ((1, "out"), (2, "err")):
-                    os.dup2(os.open(self.place / name, os.O_WRONLY | os.O_CREAT), number)
-                sys.stdout, sys.stderr = (open(number, "w", closefd=False, buffering=1) for number in (1, 2))
-                os.environ.update(environment)
-                torch.set_num_threads(1)
-                status = function()
-            except SystemExit as ended:
-                status = ended.code
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                sys.stdout.flush()
-                os._exit(status or 0)
-
-    @property
-    def out(self):
-        return (self.place / "out").read_text() if (self.place / "out").exists() else ""
-
-    @property
-    def err(self):
-        return (self.place / "err").read_text() if (self.place / "err").exists() else ""
-
-    def has_ended(self):
-        if self.status is None:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            if pid:
-                self.status = os.waitstatus_to_exitcode(status)
-        return self.status is not None
-
-    def signal(self, number):
-        os.kill(self.pid, number)
-
-
 def begin(*functions):
     """Start a process for each function, as the ranks of a job."""
     agent = Agent()
     places = environments(len(functions), agent.port)
-    return [Process(function, place, agent) for function, place in zip(functions, places, strict=True)]
+    processes = [
+        Process(partial(_ranks_own, function), place) for function, place in zip(functions, places, strict=True)
+    ]
+    for process in processes:
+        process.agent = agent
+    return processes
+
+
+def _ranks_own(function):
+    """No torchrun ends the others here when the first has gone: it needs no second for what it has to say."""
+    ranks.LAST_WORDS = 0.05
+    return function()
 
 
 def end(processes, timeout=TIMEOUT):
@@ -138,9 +102,9 @@ def in_both(function, *arguments):
     place = Path(tempfile.mkdtemp())
 
     def call():
-        with joined(apart=True) as ranks:
-            result = function(ranks, *arguments)
-        (place / str(ranks.rank)).write_bytes(pickle.dumps(result))
+        with joined(apart=True) as both:
+            result = function(both, *arguments)
+        (place / str(both.rank)).write_bytes(pickle.dumps(result))
 
     processes = begin(call, call)
     assert end(processes) == [0, 0], [process.err for process in processes]

@@ -16,12 +16,13 @@ from pathlib import Path
 import pytest
 import torch
 from alexnet_mp.kernels import dispatch
+from forked_process import command
 from image_folders import make_folder
 from inner_cases import every
 from PIL import Image
 from safetensors.torch import load_file
 
-from alexnet_mp import evaluate, train
+from alexnet_mp import doctor, evaluate, prepare, train
 from alexnet_mp.evaluation.accuracy import read_right
 from alexnet_mp.runs.metrics import read_metrics
 from alexnet_mp.system.errors import UserError, run_command
@@ -43,12 +44,6 @@ SMALL = [
     "--set",
     "fc7.maps=16",
 ]
-
-
-def command(module, *arguments, **kwargs):
-    return subprocess.run(
-        [sys.executable, "-m", f"alexnet_mp.{module}", *map(str, arguments)], capture_output=True, text=True, **kwargs
-    )
 
 
 @pytest.fixture(scope="module")
@@ -304,18 +299,18 @@ def test_an_out_that_cannot_be_made_is_refused_before_any_image_is_read(folder, 
 def test_errors_are_one_line_and_exit_code_2(run, tmp_path, capsys):
     """No traceback, nothing on stdout that looks like success; and a directory that is taken.
 
-    The first of each command in a process of its own: one takes two seconds.
+    The first in a process of its own: one takes two seconds.
     """
     out, data = run
-    for module, arguments, words in (
-        ("train", [*SMALL, "--data", data, "--out", out], "is there already; --resume auto goes on with it"),
-        ("evaluate", [tmp_path / "nowhere"], "not a run directory"),
-    ):
-        done = command(module, *arguments)
-        assert done.returncode == 2, done
-        assert re.fullmatch(r"error: [^\n]+\n", done.stderr) and words in done.stderr, done.stderr
+    done = subprocess.run(
+        [sys.executable, "-m", "alexnet_mp.train", *SMALL, "--data", data, "--out", out], capture_output=True, text=True
+    )
+    assert done.returncode == 2, done
+    assert re.fullmatch(r"error: [^\n]+\n", done.stderr), done.stderr
+    assert "is there already; --resume auto goes on with it" in done.stderr
     for main, arguments, words in (
         (train.main, ["--data", tmp_path / "nowhere"], "no such directory"),
+        (evaluate.main, [tmp_path / "nowhere"], "not a run directory"),
         (evaluate.main, [out, "--data", tmp_path / "moved"], "no such directory"),
         (evaluate.main, [out, "--data", data, "--split", "test"], "no test/ folder"),
         (evaluate.main, [out, "--data", "builtin"], "classes"),
@@ -342,76 +337,81 @@ def test_a_damaged_run_is_refused(run, tmp_path):
             evaluate.main([str(copy), "--data", str(data), "--workers", "0"])
 
 
-def start(folder, out, **kwargs):
-    """A run that would take for ever, after its first few steps."""
-    process = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "alexnet_mp.train",
-            *SMALL,
-            "--data",
-            str(folder),
-            "--out",
-            str(out),
-            "--epochs",
-            "100000",
-            "--workers",
-            "2",
-            "--pipeline",
-            "torch",
-        ],
-        text=True,
-        start_new_session=True,
-        **kwargs,
-    )
-    deadline = time.monotonic() + 120
-    while not (out / "metrics.jsonl").exists() or len((out / "metrics.jsonl").read_text().splitlines()) < 6:
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.1)
+FOR_EVER = ["--epochs", "100000", "--workers", "2", "--pipeline", "torch"]
+
+
+def start(folder, run, **more):
+    """A run that would take for ever, after its first few steps. more: of `forked_process.command`."""
+    process = command(train.main, *SMALL, "--data", folder, "--out", run, *FOR_EVER, **more)
+    process.until(lambda: steps_of(run) >= 6)
     return process
 
 
-def ended_cleanly(process, out):
+def steps_of(run):
+    """Lines of its metrics."""
+    return len((run / "metrics.jsonl").read_text().splitlines()) if (run / "metrics.jsonl").exists() else 0
+
+
+def ended_cleanly(out, group):
     """Every step that was taken is in the metrics, the last one's weights are saved, and no worker is left behind."""
-    assert process.wait(60) == 0
     steps = [line["step"] for line in read_metrics(out) if line["kind"] == "train"]
     assert steps == list(range(1, len(steps) + 1))
     assert (out / "checkpoints" / f"step_{steps[-1]:08d}" / "weights.safetensors").exists() and (
         out / "curves.png"
     ).exists()
     with pytest.raises(ProcessLookupError):
-        os.killpg(process.pid, 0)
+        os.killpg(group, 0)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
-def test_an_interrupt_saves_and_ends_cleanly(number, folder, tmp_path):
-    process = start(folder, tmp_path / "run", stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    os.killpg(process.pid, number)  # a terminal's Ctrl-C, and a scheduler's SIGTERM, reach the workers too
+def test_ctrl_c_saves_and_ends_cleanly(folder, tmp_path):
+    """As a user types it."""
+    out = tmp_path / "run"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "alexnet_mp.train", *SMALL, "--data", str(folder), "--out", str(out), *FOR_EVER],
+        text=True,
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    deadline = time.monotonic() + 120
+    while steps_of(out) < 6:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)  # a terminal's Ctrl-C reaches the workers too
     printed = process.communicate(timeout=60)[0]
-    assert "Traceback" not in printed and "stopped as asked" in printed
-    ended_cleanly(process, tmp_path / "run")
+    assert "Traceback" not in printed and "stopped as asked" in printed and process.returncode == 0
+    ended_cleanly(out, process.pid)
+
+
+def test_a_termination_saves_and_ends_cleanly(folder, tmp_path):
+    process = start(folder, tmp_path / "run")
+    os.killpg(process.pid, signal.SIGTERM)  # a scheduler's reaches the workers too
+    assert process.wait() == 0 and "stopped as asked" in process.out and "Traceback" not in process.err
+    ended_cleanly(tmp_path / "run", process.pid)
 
 
 def test_a_closed_terminal_saves_and_ends_cleanly(folder, tmp_path):
     """The hang-up comes with a terminal that can't be written to any more."""
     terminal, end = pty.openpty()
-    process = start(folder, tmp_path / "run", stdin=end, stdout=end, stderr=end)
+    process = start(folder, tmp_path / "run", out=end, err=end, before=lambda: os.close(terminal))
     os.close(end)
     os.close(terminal)
     os.killpg(process.pid, signal.SIGHUP)
-    ended_cleanly(process, tmp_path / "run")
+    assert process.wait() == 0
+    ended_cleanly(tmp_path / "run", process.pid)
 
 
 def test_a_killed_worker_ends_the_run_with_one_line(folder, tmp_path):
-    process = start(folder, tmp_path / "run", stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    process = start(folder, tmp_path / "run")
     workers = [int(child) for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
     os.kill(workers[0], signal.SIGKILL)
-    assert "a process that reads images was killed" in process.communicate(timeout=60)[1] and process.returncode == 2
+    assert process.wait() == 2 and "a process that reads images was killed" in process.err
+    assert process.err.count("\n") == 1
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)
 
 
+@pytest.mark.slow
 def test_a_reader_that_leaves_does_not_end_the_run(folder, tmp_path):
     """train | head -2"""
     out = tmp_path / "run"
@@ -439,22 +439,38 @@ def test_evaluate_needs_only_the_split_that_it_tests(run, tmp_path, capsys):
     assert capsys.readouterr().out.count("test, ") >= 2
 
 
-@pytest.mark.parametrize("module", ["prepare", "train", "evaluate", "doctor"])
-def test_help_teaches_by_examples(module):
-    done = command(module, "--help")
-    assert (
-        done.returncode == 0 and done.stdout.count(f"python -m alexnet_mp.{module}") >= 2 and "default" in done.stdout
-    )
+@every("module", [prepare, train, evaluate, doctor])
+def test_help_teaches_by_examples(module, capsys):
+    with pytest.raises(SystemExit) as ended:
+        module.main(["--help"])
+    said = capsys.readouterr().out
+    assert ended.value.code == 0 and said.count(f"python -m {module.__name__}") >= 2 and "default" in said
+
+
+IMPORTS = """
+import sys
+import alexnet_mp
+assert "torch" not in sys.modules
+from alexnet_mp import *
+assert paper().name == "paper"
+assert TwoTowerAlexNet.__name__ == "TwoTowerAlexNet" and not hasattr(alexnet_mp, "caffe")
+import importlib
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+from alexnet_mp.data import pipeline_dali
+pipeline_dali.available()
+import torch
+assert not torch.cuda.is_initialized()
+found = [name for name in sys.modules if name.startswith(("triton", "nvidia.dali", "matplotlib"))]
+assert not found, found
+"""
 
 
 def test_importing_does_nothing():
-    """No module opens a device, prints, or needs CUDA, Triton or DALI."""
+    """The package imports torch when it is asked for what needs it. No module opens a device, prints, or needs CUDA,
+    Triton or DALI; nor does the question whether DALI is there import it."""
     names = [f"alexnet_mp.{path.stem}" for path in Path(train.__file__).parent.glob("*.py")]
-    code = (
-        f"import sys, importlib\nfor name in {names!r}: importlib.import_module(name)\nimport torch\n"
-        "assert not torch.cuda.is_initialized()\nassert not {'triton', 'nvidia.dali', 'matplotlib'} & set(sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", IMPORTS, *names], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
@@ -475,13 +491,3 @@ def test_an_output_that_is_closed_from_the_beginning(closed, tmp_path):
     assert (
         done.returncode == 2 and "Traceback" not in done.stderr and (closed == 2 or done.stderr.startswith("error: "))
     )
-
-
-def test_the_package_imports_torch_when_it_is_asked_for():
-    code = (
-        "import sys, alexnet_mp\nassert 'torch' not in sys.modules\nfrom alexnet_mp import *\nassert paper().name "
-        "== 'paper'\n"
-        "assert TwoTowerAlexNet.__name__ == 'TwoTowerAlexNet' and not hasattr(alexnet_mp, 'caffe')"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")

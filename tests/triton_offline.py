@@ -1,5 +1,5 @@
 """Compile the Triton kernels as the network launches them, for GPUs that need not be there: `python triton_offline.py
-80`.
+80`; `python triton_offline.py 80 CASE ...` compiles the launches of these cases alone.
 
 Prints one line of JSON a kernel: compute capability, case, kernel, registers, bytes of stack (spilled registers live
 there), bytes of shared memory, its stores, and how many values the state of each of its loops carries in the compiler's
@@ -175,5 +175,7 @@ def report(capability, case, kernel, args, kwargs):
 
 if __name__ == "__main__":
     print(f"Triton {triton.__version__}", file=sys.stderr)
+    cases = sys.argv[2:]
     for launch in launches():
-        print(json.dumps(report(int(sys.argv[1]), *launch)), flush=True)
+        if not cases or launch[0] in cases:
+            print(json.dumps(report(int(sys.argv[1]), *launch)), flush=True)

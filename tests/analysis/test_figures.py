@@ -10,6 +10,7 @@ from alexnet_mp.analysis import figures
 from alexnet_mp.analysis.figures import WINDOW, draw_curves
 
 
+@pytest.mark.run
 def test_curves_of_short_runs(tmp_path):
     """One step and no validation; a last line that was cut off is left out."""
     line = {"kind": "train", "step": 1, "epoch": 1, "loss": 2.3, "top1_error": 90.0}

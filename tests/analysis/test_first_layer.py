@@ -22,6 +22,7 @@ def apart(a, b, period):
     return np.abs((a - b + period / 2) % period - period / 2)
 
 
+@pytest.mark.run
 @every("colour, share", [(GREY, 0), (RED_GREEN, 1), (BLUE_YELLOW, 1), ((1, 0, 0), 2 / 3)])
 @every("k", SIZES)
 def test_gabors(k, colour, share):
@@ -124,6 +125,7 @@ def test_the_strongest_plane_keeps_the_sign_of_the_largest_component():
     assert np.corrcoef(strongest_planes(mixed[None])[0].ravel(), plane.ravel())[0, 1] > 0.98
 
 
+@pytest.mark.run
 def test_white_noise_is_seldom_tuned():
     """What `TUNED` says of itself."""
     kernels = np.random.default_rng(0).normal(size=(1500, 3, 11, 11))
@@ -158,6 +160,7 @@ def test_kernels_that_are_not_finite():
             kernel_statistics(np.full((1, 3, 2, 2), wrong))
 
 
+@pytest.mark.run
 def test_learned_kernels_are_told_from_the_noise_that_they_began_as():
     random = np.random.default_rng(9)
     for k, (sigma, frequency) in SIZES.items():

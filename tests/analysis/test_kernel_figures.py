@@ -10,6 +10,8 @@ from alexnet_mp.analysis.figures import PANELS, TOWER_COLOURS, draw_specialisati
 from alexnet_mp.analysis.first_layer import kernel_statistics
 from alexnet_mp.analysis.specialisation import MEASURES, tower_differences
 
+pytestmark = pytest.mark.run
+
 
 def bars(axes):
     """{colour: heights of its bars}, from left to right."""

@@ -253,6 +253,7 @@ def test_energy_distances_by_hand():
     assert energy_distances(line[:, None], np.array([[0, 1]])) == pytest.approx([2 * steps.sum()])
 
 
+@pytest.mark.run
 def test_towers_that_differ_in_one_feature_are_divided():
     grey_and_red, alike = made(1, GREY, RED_GREEN), made(1, GREY, GREY)
     found = division(grey_and_red)
@@ -272,6 +273,7 @@ def test_towers_that_differ_in_one_feature_are_divided():
     assert swapped.distance == pytest.approx(found.distance) and swapped.divided  # towers have no order
 
 
+@pytest.mark.run
 def test_towers_without_a_division_meet_the_level_as_often_as_it_says():
     kernels = made(2, *[GREY, RED_GREEN] * 20, count=1)
     random, p = np.random.default_rng(3), []
@@ -304,6 +306,7 @@ def test_division_of_what_is_no_pair_of_towers():
         division(np.full((12, 3, 5, 5), np.nan))
 
 
+@pytest.mark.run
 def test_towers_of_a_network_are_compared_with_towers_of_others():
     divided = [made(seed, GREY, RED_GREEN) if seed % 2 else made(seed, RED_GREEN, GREY) for seed in range(4)]
     mean, p = matching(divided)

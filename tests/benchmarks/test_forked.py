@@ -108,6 +108,7 @@ def test_the_check_of_the_streams_notices_what_is_not_waited_for(monkeypatch):
             network(*images)
 
 
+@pytest.mark.run
 @pytest.mark.parametrize("side", [None, forked.Here()], ids=["one stream", "forked"])
 def test_graphed_steps_that_fork_are_todays(side):
     pair = pair_of(mini(), side=side)

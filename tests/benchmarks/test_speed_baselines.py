@@ -107,11 +107,13 @@ def asks(tmp_path):
     return run
 
 
+@pytest.mark.run
 def test_what_the_selection_leaves_is_asked_for(asks):
     said, printed = asks(str(BENCHMARKS), "-k", " or ".join(f"({words})" for words in CHOSEN))
     assert said == set(CHOSEN.values()), printed
 
 
+@pytest.mark.run
 def test_long_groups_are_named_and_a_missing_gpu_is_told_once(asks):
     said, printed = asks(str(BENCHMARKS))
     assert said == USUAL, printed
@@ -124,10 +126,11 @@ def test_long_groups_are_named_and_a_missing_gpu_is_told_once(asks):
     assert f"for lack of GPUs: augmentation 5, {counts}" in " ".join(printed.split())
 
 
+@pytest.mark.run
 @pytest.mark.parametrize(
     "arguments, expected",
     [
-        (["", "--long"], USUAL - {"step eager towers"} | LONG),
+        pytest.param(["", "--long"], USUAL - {"step eager towers"} | LONG, marks=pytest.mark.slow),
         (
             ["/test_speed_exchange.py", "/test_speed_step.py::test_step[fp32-b128-no-lrn]"],
             {"exchange concatenated in-order overlapped", "step no-lrn"},
@@ -163,6 +166,7 @@ def test_a_step(forbidden, monkeypatch):
     assert list(seconds) == list(found) == ["towers"] and checked == [("towers", "graphs")]  # graphs need a GPU
 
 
+@pytest.mark.run
 def test_map_operations_and_their_copy(forbidden):
     case = next(case for case in lrn_pool.cases((1,)) if case.device == CPU and case.op.name == "maxpool5")
     forbidden(lrn_pool, "CopyRoof")
@@ -178,6 +182,7 @@ def test_an_update(forbidden, monkeypatch):
     assert list(seconds) == ["foreach"]
 
 
+@pytest.mark.run
 def test_augmented_batches(forbidden):
     forbidden(augmentation, "CopyRoof", "eager")
     forbidden(augmentation.torch, "compile")
@@ -216,6 +221,7 @@ def test_a_wrong_dropout_is_found_out(rescaled, function):
         relu_dropout.check(function, relu_dropout.inputs(16, CPU, 0), rescaled)
 
 
+@pytest.mark.run
 def test_crossings_are_compared_with_one_that_was_not_asked_for(monkeypatch):
     built, edge = [], exchange.Edge
     monkeypatch.setattr(exchange, "Edge", lambda *arguments: built.append(arguments[-1]) or edge(*arguments))

@@ -35,6 +35,7 @@ def agreement(a, b):
     return np.mean((a.top == b.top) & (a.left == b.left) & (a.flip == b.flip))
 
 
+@pytest.mark.run
 @PRESETS
 @every("size", [1, 5, 32, 47])
 def test_the_batch_size_decides_nothing(recipe, size):
@@ -152,6 +153,7 @@ def test_the_paper_reshuffles_and_2012_does_not():
     assert (orders["source2012"][0] == other_seed).sum() < 10
 
 
+@pytest.mark.run
 def test_every_place_in_the_order_is_equally_likely():
     """Where 8 images land over 2000 epochs, and whether neighbours in the data set stay neighbours."""
     positions = np.stack([positions_of(order(paper(), epoch, 8)) for epoch in range(1, 2001)])

@@ -38,6 +38,7 @@ def test_the_most_workers(cores, most, monkeypatch):
             refuse_workers(workers, "")
 
 
+@pytest.mark.run
 @every(
     "main, words",
     [

@@ -67,6 +67,7 @@ def test_every_view_is_that_of_pytorch_to_the_bit(sources, preset, source):
     assert [len(labels) for _, labels in found] == [4, 4, 3] and same_views(found, expected)
 
 
+@pytest.mark.run
 @needs_dali
 @PRESETS
 @every("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -86,6 +87,7 @@ def test_every_type_and_layout_is_that_of_pytorch_to_the_bit(sources, preset, dt
     assert same_views(found, expected) and found[0][0][0][0].dtype == dtype
 
 
+@pytest.mark.run
 @needs_dali
 @every(
     "changes",
@@ -109,6 +111,7 @@ def test_every_recipe_is_that_of_pytorch_to_the_bit(sources, changes):
     assert same(found, expected)
 
 
+@pytest.mark.run
 @needs_dali
 @pytest.mark.parametrize("size", [256, 57])
 def test_every_kind_of_jpeg_is_decoded_as_pillow_does_to_the_bit(monkeypatch, size):
@@ -226,6 +229,7 @@ def fed_ahead(dataset, recipe, **options):
     return reader
 
 
+@pytest.mark.run
 @needs_dali
 @PRESETS
 @pytest.mark.parametrize("source", ["jpeg", "pixels"])

@@ -234,6 +234,7 @@ def test_closing_in_the_middle_of_an_epoch_ends_every_thread(dataset, way):
     assert_no_thread()
 
 
+@pytest.mark.run
 def test_memory_stays_flat_over_fifty_epochs(dataset, way):
     """A batch of 21 images takes 258 kB: grown by less than ten of them, where fifty would have been kept."""
     recipe, sizes = tiny(paper, batch_size=TRAIN), []
@@ -275,6 +276,7 @@ def settled(counted):
     return before
 
 
+@pytest.mark.run
 def test_the_thread_is_two_items_ahead_and_no_more():
     counted = Counted(20)
     with closing(ahead(counted.items(), [])) as items:
@@ -304,6 +306,7 @@ def test_an_exception_of_the_consumer_ends_the_thread():
     assert_no_thread()
 
 
+@pytest.mark.run
 def test_ctrl_c_reaches_a_consumer_that_waits():
     counted, waits = Counted(3, seconds=0.5), threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT))
     waits.start()
@@ -313,6 +316,7 @@ def test_ctrl_c_reaches_a_consumer_that_waits():
     assert_no_thread()
 
 
+@pytest.mark.run
 def test_an_item_is_let_go_when_the_next_one_is_asked_for():
     """Else a batch more would be held than anybody needs, here or in the thread."""
     items, left = [], []

@@ -105,6 +105,7 @@ def test_a_start_at_step_k_skips_k_batches(root, preset):
         assert same(list(pipeline(root, tiny(preset)).train(step, 2, tenth)), whole[step:])
 
 
+@pytest.mark.run
 @PRESETS
 def test_the_colour_shift_has_the_covariance_of_its_source(preset):
     """Of 255 x 0.1 x the factors: paper, E diag(eigenvalue^2) E^T; 2012, E diag(eigenvalue) E^T over 1.1^2."""
@@ -122,6 +123,7 @@ def test_the_colour_shift_has_the_covariance_of_its_source(preset):
     assert (np.abs(shifts.mean(0)) < 5 * np.sqrt(variances / count)).all()
 
 
+@pytest.mark.run
 @PRESETS
 def test_views_are_plain_crops_minus_the_mean(root, preset):
     """Every image of the split once, in order, without colour noise; the last batch has what is left."""

@@ -183,6 +183,7 @@ def test_a_missing_file_is_named(tmp_path):
     assert str(raised.value).count("gone.png") == 1
 
 
+@pytest.mark.run
 def test_a_large_photograph_is_no_bomb(recwarn):
     """Between Pillow's two limits, 89 and 179 million pixels, it warns; one that is read is no reason to."""
     assert stored(encoded(Image.new("L", (9500, 9500)), "PNG")).shape == (SIZE, SIZE, 3) and not recwarn.list

@@ -78,6 +78,7 @@ def test_too_small_for_the_gratings_is_refused():
         Builtin(31)
 
 
+@pytest.mark.run
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_the_class_can_be_seen(split):
     """Fourier peak and mean hue, neither of them fitted, name the class of 9 pictures in 10."""
@@ -89,6 +90,7 @@ def test_the_class_can_be_seen(split):
     assert COLOURS[colour_of(images[labels == 9][0])][0] == "green"
 
 
+@pytest.mark.run
 def test_a_mirrored_picture_is_of_the_same_class():
     images, labels = pictures()
     assert (
@@ -102,6 +104,7 @@ def test_a_mirrored_picture_is_of_the_same_class():
     )
 
 
+@pytest.mark.run
 def test_gratings_tilt_to_both_sides_alike():
     """Else mirrored pictures would be of a kind that never occurs."""
     images, labels = pictures(count=400)
@@ -153,6 +156,7 @@ def test_without_shape_the_gratings_cannot_be_told_apart():
         assert np.abs(chroma - chroma[0])[:, inside].max() <= 2  # four roundings
 
 
+@pytest.mark.run
 def test_brightness_alone_does_not_beat_chance():
     """A nearest-mean classifier of the hue on mean and spread of brightness, fitted on 800 pictures, tried on 400."""
     features = {}

@@ -38,6 +38,7 @@ def photographs(root, classes=("a cat", "dog", "owl")):
     return root
 
 
+@pytest.mark.run
 @every("name, inside", [("my photos", False), ("photos", True), ("photos/", False)])
 def test_a_plain_folder_of_class_folders(name, inside, tmp_path, monkeypatch):
     photographs(tmp_path / name)
@@ -68,6 +69,7 @@ def test_a_folder_of_something_else(make, tmp_path):
         open_dataset(str(tmp_path / "photos"), 48)
 
 
+@pytest.mark.run
 @every(
     "gpus, options, expected",
     [

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from forked_process import command
 from pipeline_sets import Pixels, in_memory, pipeline
 from small_set import TRAIN, tenth, tiny
 
@@ -296,52 +297,32 @@ def test_processes_that_stop_after_their_last_item_are_killed(nothing_said):
 
 # In a process of its own: what a user sees, and what is left when the whole run ends.
 
-SCRIPT = """
-import os, signal, sys, time
-import torch
-from alexnet_mp.system.errors import run_command
-from alexnet_mp.data.workers import load
 
-
-class Source(torch.utils.data.Dataset):
-    def __getitem__(self, key):
-        if key == int(sys.argv[2]):
-            exec(sys.argv[3])
-        return torch.zeros(int(sys.argv[1]), dtype=torch.uint8)
-
-
-def main():
-    for number, item in enumerate(load(Source(), range(10**9), 2)):
+def for_ever(size=10, at=-1, do=lambda: None):
+    """A run. at, do: at this key a worker calls this."""
+    source = Source(lambda key: (do() if key == at else None, torch.zeros(size, dtype=torch.uint8))[1])
+    for number, _ in enumerate(load(source, range(10**9), 2)):
         if number == 3:
             print("started", flush=True)
         time.sleep(0.01)
 
-run_command(main)
-"""
+
+def start(environment, **how):
+    """The run, begun."""
+    process = command(lambda words: for_ever(**how), environment=environment)
+    process.until(lambda: process.out == "started\n")
+    return process
 
 
-def start(size=10, at=-1, do="pass", before=(), **environment):
-    """A run that goes on for ever. at, do: at this key a worker executes this; before: a command that starts it."""
-    return subprocess.Popen(
-        [*before, sys.executable, "-c", SCRIPT, str(size), str(at), do],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        env=os.environ | environment,
-    )
-
-
-def ended(process, status, seconds=60):
+def ended(process, status):
     """What it said on stderr. No process of it is left."""
-    _, errors = process.communicate(timeout=seconds)
-    assert process.returncode == status, errors
+    assert process.wait() == status, process.err
     end = time.monotonic() + 10
     while time.monotonic() < end:  # workers whose parent was killed are reaped by another process
         try:
             os.killpg(process.pid, 0)
         except ProcessLookupError:
-            return errors
+            return process.err
         time.sleep(0.05)
     pytest.fail("a process is left")
 
@@ -364,26 +345,48 @@ def own_mounts():
         pytest.skip("a /dev/shm of the test's own needs `unshare`, and permission to mount")
 
 
+TYPED = """
+import sys
+sys.path[:0] = sys.argv[2:]
+from data.test_workers import for_ever
+from alexnet_mp.system.errors import run_command
+run_command(lambda: for_ever(int(sys.argv[1])))
+"""
+
+
+def typed(size=10, before=(), **environment):
+    """The run in an interpreter of its own, begun. before: a command that starts it."""
+    process = subprocess.Popen(
+        [*before, sys.executable, "-c", TYPED, str(size), *sys.path],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env=os.environ | environment,
+    )
+    assert process.stdout.readline() == "started\n"
+    return process
+
+
 def test_a_small_shared_memory_is_no_hindrance(own_mounts):
     """Containers have 64 MB of /dev/shm."""
-    process = start(30_000_000, before=with_shared_memory("4k"))
-    assert process.stdout.readline() == "started\n"
+    process = typed(30_000_000, with_shared_memory("4k"))
     os.kill(process.pid, signal.SIGINT)
-    assert ended(process, 130) == "stopped\n"
+    assert process.communicate(timeout=60)[1] == "stopped\n" and process.returncode == 130
 
 
-@pytest.mark.parametrize("tmpdir", ["/nonexistent", "/tmp/" + "d" * 200])
-def test_an_unusable_tmpdir_is_no_hindrance(tmpdir):
-    process = start(TMPDIR=tmpdir)
-    assert process.stdout.readline() == "started\n"
+def test_an_unusable_tmpdir_is_no_hindrance():
+    process = typed(TMPDIR="/tmp/" + "d" * 200)
     os.kill(process.pid, signal.SIGINT)
+    assert process.communicate(timeout=60)[1] == "stopped\n" and process.returncode == 130
+    process = start({"TMPDIR": "/nonexistent"})
+    process.signal(signal.SIGINT)
     assert ended(process, 130) == "stopped\n"
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGBUS])
 def test_a_killed_process_leaves_one_line_and_no_temporary_file(tmp_path, number):
-    process = start(at=60, do=f"os.kill(os.getpid(), {int(number)})", TMPDIR=str(tmp_path))
-    assert process.stdout.readline() == "started\n"
+    process = start({"TMPDIR": str(tmp_path)}, at=60, do=lambda: os.kill(os.getpid(), number))
     errors = ended(process, 2)
     assert errors.startswith("error: a process that reads images was killed") and errors.count("\n") == 1, errors
     assert not list(tmp_path.iterdir())
@@ -391,11 +394,10 @@ def test_a_killed_process_leaves_one_line_and_no_temporary_file(tmp_path, number
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_a_stopped_process_ends_with_the_run(tmp_path, number):
-    process = start(TMPDIR=str(tmp_path))
-    assert process.stdout.readline() == "started\n"
+    process = start({"TMPDIR": str(tmp_path)})
     os.kill(workers_of(process)[0], signal.SIGSTOP)
     time.sleep(0.3)  # the run waits for it
-    os.kill(process.pid, number)
+    process.signal(number)
     assert ended(process, 130 if number == signal.SIGINT else -number) == (
         "stopped\n" if number == signal.SIGINT else ""
     )

@@ -199,6 +199,7 @@ def test_no_single_weight_changed_is_better(seed):
     assert max(right(logs, labels, weights) for weights in changed if any(weights)) <= best
 
 
+@pytest.mark.run
 @every("seed", range(4))
 def test_where_one_network_is_always_right_the_search_finds_what_all_weights_find(seed):
     """Network 0 is right about every image by a little; the others are wrong by much about some. Best of all weights:

@@ -127,6 +127,7 @@ def test_a_loss_beyond_float32_is_finite():
     )
 
 
+@pytest.mark.run
 @every("classes, batch_size", [(7, 8), (10, 128), (1000, 50), (3, 1)])
 @every("ties", [False, True])
 def test_the_bits_of_errors_are_those_of_sums_over_batches(tmp_path, classes, batch_size, ties):
@@ -263,6 +264,7 @@ def top1(found):
     return {name: of_protocol.errors().top1_error for name, of_protocol in found.items()}
 
 
+@pytest.mark.run
 def test_the_average_of_runs_by_hand(networks):
     """Averages: (.35 .5 .15), (.4 .5 .1), (.35 .55 .1); weighted by 4 and 1: (.5 .38 .12), (.46 .44 .1), (.38 .52
     .1)."""
@@ -287,6 +289,7 @@ def led_by(lead):
     return [(1 - lead) / 7] * 6 + [(1 + 6 * lead) / 7]
 
 
+@pytest.mark.run
 @pytest.mark.parametrize("split", ["test", "val"])
 def test_weights_are_chosen_on_the_validation_images(networks, split, capsys):
     """The first network is wrong about both validation images, the second right: the first gets 0, the first weight
@@ -309,6 +312,7 @@ def test_weights_are_chosen_on_the_validation_images(networks, split, capsys):
         assert "chosen on the validation images: 0 0.5" in printed and ("WARNING" in printed) == (split == "val")
 
 
+@pytest.mark.run
 def test_weights_are_chosen_under_the_views_that_are_asked_for(networks):
     """Centre view: leads of -0.04 and 0.02, so 0 is right for the first network. Both views: 0.01 and -0.07, too much
     for twice the first one's weight, so 0 is for the second."""
@@ -324,6 +328,7 @@ def test_protocols_of_different_names_are_averaged(networks):
     assert list(evaluate_runs(runs, "val").average) == ["centre view", "ten views / nine views"]
 
 
+@pytest.mark.run
 def test_a_run_of_one_view_is_averaged_with_one_of_ten(networks):
     """Its only view is both; alone, or with others like it, it has the centre view and no other protocol."""
     mirror = [[0.2, 0.7, 0.1], [0.2, 0.7, 0.1], [0.9, 0.05, 0.05]]
@@ -348,6 +353,7 @@ def test_a_run_of_one_view_is_averaged_with_one_of_ten(networks):
         assert list(evaluate_runs([one], "val", views=views).average) == ["centre view"]
 
 
+@pytest.mark.run
 def test_a_network_that_answers_nan_is_not_averaged(networks):
     nan = [[0.6, 0.3, 0.1], [float("nan")] * 3, [0.4, 0.5, 0.1]]
     runs = networks({"val": [0, 0, 1]}, {"val": seen(ONE)}, {"val": seen(nan)})
@@ -410,6 +416,7 @@ def mean_answers(directory, data, split):
     return means
 
 
+@pytest.mark.run
 @pytest.mark.parametrize("split", ["val", "test"])
 def test_two_runs_and_all_their_files(trained, tmp_path, split, capsys):
     """Against the networks themselves, asked view by view; the runs have their own sizes of pictures."""
@@ -469,6 +476,7 @@ def test_files_are_about_the_views_that_are_asked_for(trained, tmp_path):
     assert (tmp_path / "s").read_text().splitlines() == [" ".join(map(str, line)) for line in (expected + 1).tolist()]
 
 
+@pytest.mark.run
 def test_weights_chosen_on_validation_are_used_for_the_test_images(trained, tmp_path, capsys):
     evaluated(trained / "a", trained / "b", "--data", trained / "folder", "--split", "test", "--weights", "validation")
     printed = capsys.readouterr().out

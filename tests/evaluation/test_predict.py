@@ -9,6 +9,7 @@ import subprocess
 import sys
 import types
 
+import forked_process
 import numpy as np
 import pytest
 import torch
@@ -46,6 +47,7 @@ def answered(capsys, *arguments, status=0):
     return capsys.readouterr()
 
 
+@pytest.mark.run
 def test_it_says_what_the_test_of_the_run_says(trained, data):  # noqa: F811
     """The pictures of the validation split, given one by one, have the probabilities that evaluate finds."""
     (opened,) = open_runs([trained], data, ("val",), "cpu", workers=0)
@@ -244,9 +246,9 @@ def test_a_table_of_the_answers(trained, photograph, tmp_path, capsys):
 
 @pytest.mark.process
 def test_a_table_on_standard_output_is_nothing_else(trained, photograph, tmp_path):
-    words = [sys.executable, "-m", "alexnet_mp.predict", trained, photograph, "--gpus", "cpu", "--top", "1", "--csv"]
-    done = subprocess.run([*words, "-"], capture_output=True, text=True)
-    header, row = done.stdout.splitlines()
+    process = forked_process.command(predict.main, trained, photograph, "--gpus", "cpu", "--top", "1", "--csv", "-")
+    assert process.wait() == 0
+    header, row = process.out.splitlines()
     assert header == "file,class 1,name 1,probability 1,error" and row.startswith(f"{photograph},") and row[-1] == ","
 
 

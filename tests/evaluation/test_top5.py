@@ -1,5 +1,6 @@
 """With five classes or fewer every answer is among the first five: no top-5 error is told anywhere."""
 
+import pytest
 import torch
 from claim_records import errors, record_of
 from inner_cases import every
@@ -46,6 +47,7 @@ def test_the_table_of_classes(classes, told):
     assert all(row[2] for row in rows) and {bool(row[3]) for row in rows} == {told}
 
 
+@pytest.mark.run
 @few_and_many
 def test_the_report(classes, told, tmp_path):
     assert ("top-5" in "".join(map(str, training(tmp_path, lines(classes), mini(), classes).pieces))) is told

@@ -159,6 +159,7 @@ def error_bars(axes):
 # --- all kinds
 
 
+@pytest.mark.run
 @pytest.mark.filterwarnings("error")
 @every("kind", sorted(KINDS))
 def test_every_kind_is_drawn_whatever_is_missing(kind, tmp_path):
@@ -269,6 +270,7 @@ def test_towers_have_shares_and_no_errors():
     assert right.get_ylim() == (0, 1) and "chroma" in right.get_ylabel()
 
 
+@pytest.mark.run
 def test_members_are_points_and_averages_lines():
     record = seven()
     _, right = figure_of(record).axes

@@ -41,7 +41,7 @@ from alexnet_mp.system.errors import UserError
 from alexnet_mp.training import run as training_run
 from alexnet_mp.training.trainer import Trainer
 
-pytestmark = pytest.mark.usefixtures("one_thread", "quick", "no_pictures")
+pytestmark = [pytest.mark.run, pytest.mark.usefixtures("one_thread", "quick", "no_pictures")]
 STEPS = 3  # an epoch: two batches of 9 images and one of 6
 # what is drawn differs
 DRAWN = ("views", "dropout", "weight-decay", "init", "curve", "ensemble5", "cifar-relu", "specialisation")

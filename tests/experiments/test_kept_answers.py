@@ -13,7 +13,7 @@ from alexnet_mp.evaluation.accuracy import read_right
 from alexnet_mp.experiments import arm_runs, findings, kept_answers
 from alexnet_mp.runs import checkpoints
 
-pytestmark = pytest.mark.usefixtures("one_thread", "quick", "no_pictures")
+pytestmark = [pytest.mark.run, pytest.mark.usefixtures("one_thread", "quick", "no_pictures")]
 
 
 def directories(out):

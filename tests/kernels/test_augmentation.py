@@ -66,6 +66,7 @@ def test_the_reference_is_the_definition(mean_follows_crop, scale):
         assert torch.equal(narrow, expected.to(dtype)) and narrow.is_contiguous()
 
 
+@pytest.mark.run
 @both_means
 @both_formats
 @every("side, crop", [(40, 32), (40, 33), (40, 31), (41, 20), (19, 16), (12, 12), (9, 7), (6, 3), (4, 1), (256, 224)])
@@ -237,6 +238,7 @@ def test_the_library_refuses_what_would_read_out_of_bounds():
             dispatch.compiled().augment(*(right | change).values())
 
 
+@pytest.mark.run
 def test_opcheck(implementation):
     kernels, device = implementation
     arguments = on(device, *inputs(3, 20, 16))

@@ -81,6 +81,7 @@ for table in (torch.empty(3, dtype=torch.int64), torch.tensor([[tape_program.LAU
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     dispatch.compiled() is None or tape_program.operator() is not None or torch.cuda.is_available(),
     reason="needs the compiled CPU kernels without the CUDA ones, and no GPU",

@@ -33,6 +33,7 @@ def orders(function, tensors, count):
     return found
 
 
+@pytest.mark.run
 @needs_compiled
 @all_operations
 @both_formats
@@ -53,6 +54,7 @@ def called(operation, tensors, kernels):
     return call(operation, tensors[0], tensors[1] if len(tensors) > 1 else None, kernels)
 
 
+@pytest.mark.run
 @all_operations
 def test_the_references_derivatives_are_those_of_differences(operation):
     x, bias = values(1, 3, 5, 4).requires_grad_(), values(3, seed=2).requires_grad_()
@@ -77,6 +79,7 @@ TRANSFORMS = {
 }
 
 
+@pytest.mark.run
 @needs_compiled
 @every("name", TRANSFORMS)
 @all_operations

@@ -92,6 +92,7 @@ def test_an_operand_whose_rows_lie_apart_is_not_onednns(products):
     assert len(products) == 3 and all(b.is_contiguous() or b.t().is_contiguous() for _, b, *_ in products)
 
 
+@pytest.mark.run
 @needs_onednn
 def test_what_else_onednn_is_not_asked_for(products, monkeypatch):
     """Other dtypes, the reference, autocast, tangents, transforms, no images, other shapes; small products: F.linear,
@@ -130,7 +131,8 @@ def test_the_same_bits_every_time(products):
 @pytest.mark.compile
 @pytest.mark.process
 @pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler, and there is none")
-def test_compiled_the_compiler_chooses(tmp_path, monkeypatch):
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compiled_the_compiler_chooses(backend, tmp_path, monkeypatch):
     """Nothing replaced, in one graph, of a size that is oneDNN's where the processor has AVX-512."""
     # torch's cache gives a process with AVX2 alone what was compiled for AVX-512, and that computes nonsense there.
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
@@ -139,7 +141,7 @@ def test_compiled_the_compiler_chooses(tmp_path, monkeypatch):
         floats(1024, 1024, seed=2).requires_grad_(),
         floats(1024, seed=3).requires_grad_(),
     ]
-    y, expected = torch.compile(linear, fullgraph=True)(*operands), F.linear(*operands)
+    y, expected = torch.compile(linear, fullgraph=True, backend=backend)(*operands), F.linear(*operands)
     torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-4)
     for one, other in zip(
         torch.autograd.grad(y.sum(), operands), torch.autograd.grad(expected.sum(), operands), strict=True

@@ -116,6 +116,7 @@ def test_float64_is_the_reference(operation):
         dispatch.compiled().use_cpu_instructions(before)
 
 
+@pytest.mark.run
 @all_operations
 def test_gradcheck(operation):
     if dispatch.compiled() is None:
@@ -231,6 +232,7 @@ def test_any_strides(implementation, operation):
                 torch.testing.assert_close(actual, wanted, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.run
 @every("pool, stride", [(2, 2), (3, 1), (3, 3), (4, 3), (5, 2), (15, 1), (1, 1)])
 @every("ties", ["first", "all"])
 def test_other_windows(implementation, pool, stride, ties):

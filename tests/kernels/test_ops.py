@@ -27,6 +27,8 @@ from inner_cases import every
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+# In `torch.library.opcheck`; the first runs the kernel and looks for what it wrote to.
+OPCHECKS = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
 
 
 @every(
@@ -180,9 +182,12 @@ def test_what_is_left_to_triton(change, triton):
     assert lrn_pool._in_triton(tensors=[x], **case) == triton
 
 
+@pytest.mark.run
 @all_operations
-def test_opcheck(implementation, operation):
+def test_opcheck(implementation, operation, request):
+    """What the instructions of a processor can change, for each; the rest, which asks no kernel how, once."""
     kernels, device = implementation
+    once = request.node.callspec.params["implementation"] not in ("avx2", "avx512")
     norm = {lrn: "lrn", lrn_max_pool: "lrn", max_pool: "none", spatial_norm_max_pool: "spatial"}[
         OPERATIONS[operation][0]
     ]
@@ -206,12 +211,15 @@ def test_opcheck(implementation, operation):
                 arguments.get("ties", "first"),
                 kernels,
             ),
+            test_utils=OPCHECKS if once else OPCHECKS[:1],
         )
 
 
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 @pytest.mark.compile
 @pytest.mark.process
-def test_compile_and_autocast(implementation):
+def test_compile_and_autocast(implementation, backend):
+    """Traced whole, forward and backward; and compiled."""
     kernels, device = implementation
     convolution = torch.nn.Conv2d(3, 8, 3, bias=False).to(device)
     bias = torch.nn.Parameter(values(8, seed=2, scale=1).float().to(device))
@@ -223,7 +231,7 @@ def test_compile_and_autocast(implementation):
     expected = layer(images)
     expected.sum().backward()
     gradient, bias.grad = bias.grad.clone(), None
-    compiled = torch.compile(layer, fullgraph=True)(images)
+    compiled = torch.compile(layer, fullgraph=True, backend=backend)(images)
     compiled.sum().backward()
     torch.testing.assert_close(compiled, expected, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(bias.grad, gradient, rtol=1e-4, atol=1e-4)

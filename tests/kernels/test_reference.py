@@ -240,6 +240,7 @@ def test_nan_equals_nothing_backward():
     assert torch.equal(gradient(lambda x: ops.max_pool(x, relu=False, ties="all"), x, cells([1.0, 10])), expected)
 
 
+@pytest.mark.run
 @every_map_operation
 def test_gradcheck(operation):
     # Values 0.5 apart and 0.25 off zero: a step of the numeric derivative meets no kink of ReLU or of a maximum.
@@ -406,6 +407,7 @@ def test_sgd_refuses_lists_of_different_lengths():
 # --- equal cells
 
 
+@pytest.mark.run
 @every("dtype", [torch.float32, torch.float64])
 @every("beta", [0.75, 0.5, 1.0, 0.6, 1.3])
 @every("norm", ["lrn", "spatial"])

@@ -131,6 +131,7 @@ def test_wrong_arguments_are_refused_by_name(change, named):
         relu_dropout(**arguments)
 
 
+@pytest.mark.run
 @pytest.mark.parametrize("level", LEVELS)
 @every("shape", [(1, 1), (3, 5), (7, 9), (1, 64), (1, 65), (3, 2048), (2, 20, 13, 13), (0, 4)])
 @every("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
@@ -171,6 +172,7 @@ def test_the_cpus_threads_share_the_blocks(threads):
     assert torch.equal(y, relu_dropout(x, step=40, **MASK, kernels="reference"))
 
 
+@pytest.mark.run
 @pytest.mark.skipif("cpu" not in dispatch.built(), reason="there was no compiler to build the CPU kernels")
 def test_the_cpus_kernel_keeps_nothing_but_its_result():
     kept, x = [], values(8, 100).float().requires_grad_()

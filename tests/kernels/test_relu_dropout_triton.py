@@ -58,6 +58,7 @@ def check(shape, order=NCHW, dtype=torch.float32, bias_dtype=torch.float32, mask
     return y, dx
 
 
+@pytest.mark.run
 @every("mask", [{}, MASK], ids=["no dropout", "dropout"])
 @every(
     "shape, order",
@@ -96,6 +97,7 @@ def test_dtypes(dtype, bias_dtype):
     check((2, 8, 3, 3), LAST, dtype=dtype, bias_dtype=bias_dtype, mask={})
 
 
+@pytest.mark.run
 @every("shape", [(5, 36), (3, 7)])
 @every(
     "change",
@@ -164,6 +166,7 @@ def test_nothing(shape):
     assert y.shape == dx.shape == shape and torch.equal(dbias, torch.zeros_like(bias))
 
 
+@pytest.mark.run
 def test_small_tiles_and_the_same_bits_every_time(monkeypatch):
     """Many programs, cut in both directions; their sums are added in one order."""
     monkeypatch.setattr(relu_dropout_triton, "FORWARD_TILE", 512)
@@ -181,6 +184,7 @@ def test_only_y_is_kept():
     assert [tensor.data_ptr() for tensor in kept] == [y.data_ptr()]
 
 
+@pytest.mark.run
 @every(
     "shape, order, step, has_bias",
     [((3, 8), NCHW, 40, True), ((2, 5, 3, 2), LAST, None, True), ((2, 5), NCHW, 40, False)],

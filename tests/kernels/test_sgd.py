@@ -88,6 +88,7 @@ def test_any_strides_and_the_graph_of_autograd(kernels):
     update(kernels, [], [], [], rates=(), decays=())
 
 
+@pytest.mark.run
 @every_implementation
 def test_opcheck(kernels):
     w, g, v = tensors(kernels, torch.float32, shapes=((5,), (3, 4)))

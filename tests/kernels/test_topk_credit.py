@@ -24,6 +24,7 @@ def same(scores, labels):
     return found
 
 
+@pytest.mark.run
 @every("classes", [1, 2, 5, 6, 10, 1000])
 @every("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_it_is_the_definition(classes, dtype):

@@ -53,7 +53,7 @@ VARIANTS = {
     "spatial_norm_max_pool, all ties": {"norm": "spatial", "relu": "none", "ties": "all"},
     "spatial_norm": {"norm": "spatial", "relu": "none", "pool": 0},
 }
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.run, pytest.mark.usefixtures("one_thread")]
 every_variant = pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
 
 
@@ -145,20 +145,25 @@ def test_every_variant(variant):
     check(maps(1, 5, 7, 6), maps(5, seed=2), **variant)
 
 
-@every("beta", [0.75, 0.7])
-@every("scale", [0.3, 30.0, 3000.0])
-def test_twice_pytorchs_error_is_not_luck(scale, beta, monkeypatch):
-    """Some ten thousand values, and nothing added to the bound. (The interpreter does not mind large tiles.)"""
+@pytest.fixture
+def one_tile(monkeypatch):
+    """The interpreter takes as long for a large tile as for a small one."""
     if DEVICE == "cpu":
         monkeypatch.setattr(lrn_pool_forward_triton, "FORWARD_TILE", 4096)
         monkeypatch.setattr(lrn_pool_backward_triton, "BACKWARD_TILE", 4096)
+
+
+@every("beta", [0.75, 0.7])
+@every("scale", [0.3, 30.0, 3000.0])
+def test_twice_pytorchs_error_is_not_luck(scale, beta, one_tile):
+    """Some ten thousand values, and nothing added to the bound."""
     check(maps(1, 6, 50, 50, scale=scale), pool=0, beta=beta, units=0)
 
 
 @every("dtype, bias_dtype", [(torch.bfloat16, torch.bfloat16), (torch.float16, torch.float32)])
 @every("variant", ["lrn_max_pool", "max_pool, all ties", "spatial_norm_max_pool"])
 def test_sixteen_bit_storage(variant, dtype, bias_dtype):
-    check(maps(1, 4, 5, 5, dtype=dtype), maps(4, seed=2, dtype=bias_dtype), **VARIANTS[variant])
+    check(maps(1, 3, 5, 5, dtype=dtype), maps(3, seed=2, dtype=bias_dtype), **VARIANTS[variant])
 
 
 @every("channels, pool", [(1, 2), (3, 2), (4, 2), (5, 2), (47, 0), (48, 0)])
@@ -194,15 +199,15 @@ def test_no_images(variant):
 
 
 def sliced(memory):
-    return memory[1::2, 1:4, 2:7, 1:7]
+    return memory[1::2, 1:3, 2:7, 1:7]
 
 
 def swapped(memory):
-    return memory.transpose(2, 3)[:1, :3, :6, :5]
+    return memory.transpose(2, 3)[:1, :2, :6, :5]
 
 
 def channels_last(memory):
-    return memory[:1, :3, :5, :6].contiguous(memory_format=torch.channels_last)
+    return memory[:1, :2, :5, :6].contiguous(memory_format=torch.channels_last)
 
 
 @every("layout", [sliced, swapped, channels_last])
@@ -212,7 +217,7 @@ def test_any_strides(variant, layout):
     dy."""
     x = layout(maps(4, 6, 9, 8))
     dy = torch.tensor(0.5).expand(operation(x, None, BASE | VARIANTS[variant]).shape)
-    check(x, maps(3, seed=2), dy=dy, like=lambda t: t.new_empty(t.shape[::-1]).permute(3, 2, 1, 0), **VARIANTS[variant])
+    check(x, maps(2, seed=2), dy=dy, like=lambda t: t.new_empty(t.shape[::-1]).permute(3, 2, 1, 0), **VARIANTS[variant])
 
 
 @every("pool, stride", [(2, 2), (2, 1), (3, 1), (3, 3), (2, 3), (4, 2), (5, 3), (1, 1)])
@@ -248,7 +253,7 @@ def test_steps_with_more_cells_than_3x3_are_not_unrolled(monkeypatch):
 @every("size", [1, 2, 4, 9])
 def test_other_windows_of_the_norm(size):
     """An even window reaches one map further down; one of nine is wider than there are maps."""
-    check(maps(1, 6, 3, 3), maps(6, seed=2), size=size, pool=2, stride=1)
+    check(maps(1, 5, 3, 3), maps(5, seed=2), size=size, pool=2, stride=1)
     check(maps(1, 2, 4, 5), size=size, **VARIANTS["spatial_norm_max_pool"])
 
 
@@ -277,7 +282,7 @@ def special_values():
 
 
 @every_variant
-def test_special_values(variant):
+def test_special_values(variant, one_tile):
     """NaN and infinity where `reference.py` has them in float32, and the same values elsewhere."""
     call = BASE | variant
     x, bias = special_values(), None if call["norm"] == "spatial" else torch.zeros(3)
@@ -303,8 +308,10 @@ def test_the_code_is_the_first_maximum_or_the_last_nan(relu):
 
 @every("variant", ["lrn_max_pool", "lrn_max_pool, all ties", "spatial_norm_max_pool"])
 def test_the_same_bits_every_time(variant):
-    x, bias = maps(1, 3, 7, 7), None if "spatial" in variant else maps(3, seed=2)
-    first, again = (by_triton(x, bias, maps(1, 3, 3, 3, seed=3), BASE | VARIANTS[variant]) for _ in range(2))
+    count, side = (3, 7) if DEVICE == "cuda" else (2, 5)
+    x, bias = maps(1, count, side, side), None if "spatial" in variant else maps(count, seed=2)
+    dy = maps(1, count, side // 2, side // 2, seed=3)
+    first, again = (by_triton(x, bias, dy, BASE | VARIANTS[variant]) for _ in range(2))
     for a, b in zip(first, again, strict=True):
         assert a is b is None or torch.equal(a, b)
 

@@ -13,6 +13,8 @@ from alexnet_mp.recipes.shapes import crossings
 from alexnet_mp.training.schedule import make_schedule
 from alexnet_mp.training.update_rule import PaperSGD
 
+pytestmark = pytest.mark.run
+
 
 class OneDevicePerOperation(TorchDispatchMode):
     """Raises where one operation reads or writes tensors of two devices. Sees what autograd runs, too."""

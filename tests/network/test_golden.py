@@ -9,6 +9,8 @@ import torch
 from alexnet_mp.kernels import dispatch
 from golden import GOLDEN, ten_losses
 
+pytestmark = pytest.mark.run
+
 
 def test_float64_reference():
     assert ten_losses(torch.float64, "reference") == pytest.approx(GOLDEN, rel=1e-9)

@@ -68,6 +68,7 @@ def test_the_bits_are_those_of_casts_in_every_step(apart, monkeypatch):
     assert all(bits(one) == bits(other) for one, other in zip(*results, strict=True))
 
 
+@pytest.mark.run
 @pytest.mark.parametrize("apart", [False, True])
 def test_graphs_read_what_updates_write(apart):
     """And what was loaded between two replays."""
@@ -85,6 +86,7 @@ def test_graphs_read_what_updates_write(apart):
     assert not pair.graphed.given_up
 
 
+@pytest.mark.run
 def test_graphs_of_another_dtype_are_not_used_again():
     """Their copies are gone."""
     pair = Pair(small())

@@ -68,6 +68,7 @@ def by_loops(x, weight, bias, stride, pad):
     return torch.stack(rows).view(len(x), maps, height, width)
 
 
+@pytest.mark.run
 @every(
     "stride, pad, kernel, side",
     [(1, 1, 3, 6), (1, 0, 2, 5), (2, 0, 3, 3), (2, 1, 2, 4)],

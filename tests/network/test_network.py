@@ -70,6 +70,7 @@ def randomise_biases(network):
                     part.add_(torch.randn(part.shape, generator=generator, dtype=part.dtype), alpha=0.3)
 
 
+@pytest.mark.run
 @every("training", [False, True], ids=["test", "training"])
 @every(
     "recipe",
@@ -106,6 +107,7 @@ def test_two_towers_equal_the_merged_network(recipe, training):
         assert (gradients[name] - parameter.grad).abs().max() <= 1e-12 * largest, name
 
 
+@pytest.mark.run
 @every("preset", [paper, source2012])
 def test_shapes_of_every_layer(preset):
     """What each layer of each tower reads and returns in a forward pass: the table of the paper, section 3."""
@@ -148,6 +150,7 @@ def test_a_tower_is_not_the_other():
     assert (network(x, x) - before).abs().max() > 1e-3 * before.abs().max()
 
 
+@pytest.mark.run
 def test_merged_names_and_shapes():
     network = TwoTowerAlexNet(paper(), ("meta", "meta"))
     assert {
@@ -187,6 +190,7 @@ def test_foreign_weights_are_refused(spoil, named):
         network.load_merged(state)
 
 
+@pytest.mark.run
 @pytest.mark.parametrize("preset", [paper, source2012])
 def test_initial_weights(preset):
     """Mean 0 and the recipe's deviation in every layer of each tower, biases constant, towers different."""

@@ -19,6 +19,8 @@ from alexnet_mp.data.prepared import Prepared
 from alexnet_mp.system.errors import UserError
 from alexnet_mp.system.terminal import printable
 
+pytestmark = pytest.mark.run
+
 DOCS = Path(__file__).parents[2] / "docs" / "data.md"
 SIZE = 8
 PIPE, FOLDER, LINK = object(), object(), "to:"  # what is no file: a pipe, a folder, and a link to what follows

@@ -196,6 +196,7 @@ def other_class(source):
         (source / split / "leaf").rename(source / split / "moss")
 
 
+@pytest.mark.run
 @every("finished", [True, False])
 @every(
     "options, change, named",

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from forked_process import command
 from inner_cases import every
 from PIL import Image
 from prepared_sets import COMMAND, OPTIONS, PER_SHARD, SIZE, complete, files, interrupted, leftovers, prepared, refused
@@ -100,6 +101,7 @@ def cut_part(dest):
     os.truncate(part, part.stat().st_size - 1)
 
 
+@pytest.mark.run
 @every(
     "damage",
     [
@@ -198,7 +200,14 @@ def test_a_shards_part_is_on_the_disk_after_the_shard_and_the_index_last(source,
 
 
 def begun(source, dest):
-    """The command as a process of its own, with the group of its workers, that has begun to make shards."""
+    """The command as a process, with the group of its workers, that has begun to make shards."""
+    process = command(prepare.main, source, dest, *OPTIONS)
+    process.until(lambda: "shards" in process.out)
+    return process
+
+
+def typed(source, dest):
+    """The same, as a user starts it."""
     process = subprocess.Popen(
         [*COMMAND, source, dest, *OPTIONS],
         stdout=subprocess.PIPE,
@@ -229,9 +238,8 @@ def test_killed_at_any_moment_the_same_command_goes_on(many, tmp_path):
     for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL):
         process = begun(source, dest)
         time.sleep(moments.uniform(0, 0.5))
-        process.send_signal(number)  # to the parent alone: its workers have to notice
-        process.communicate(timeout=60)
-        assert process.returncode in ((130, 0) if number == signal.SIGTERM else (-number, 0))
+        process.signal(number)  # to the parent alone: its workers have to notice
+        assert process.wait() in ((130, 0) if number == signal.SIGTERM else (-number, 0))
         assert number == signal.SIGKILL or not list(dest.glob("*.partial"))
         if not (dest / "index.json").exists():
             with pytest.raises(UserError, match="not finished"):
@@ -243,7 +251,7 @@ def test_killed_at_any_moment_the_same_command_goes_on(many, tmp_path):
 @pytest.mark.process
 def test_ctrl_c_ends_all_processes_and_says_that_the_same_command_goes_on(many, tmp_path):
     source, whole = many
-    process = begun(source, tmp_path / "set")
+    process = typed(source, tmp_path / "set")
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to the workers too
     _, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (130, "stopped; the same command goes on from here\n")
@@ -259,8 +267,7 @@ def test_ctrl_c_twice_ends_it_as_fast(many, tmp_path):
     time.sleep(0.02)
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130 and "Traceback" not in errors and not running(process.pid)
+    assert process.wait() == 130 and "Traceback" not in process.err and not running(process.pid)
     assert complete(source, tmp_path / "set") == whole
 
 
@@ -284,7 +291,7 @@ def test_two_at_once_and_the_second_is_refused(many, tmp_path, monkeypatch):
             complete(source, tmp_path / "set")
     # its workers, which hold the lock too, may have been stopped in their first moment
     os.killpg(process.pid, signal.SIGKILL)
-    process.communicate(timeout=60)
+    process.wait()
     assert complete(source, tmp_path / "set") == whole
 
 
@@ -315,14 +322,16 @@ def test_a_worker_that_is_killed_is_one_line(source, tmp_path, monkeypatch):
 @pytest.mark.process
 def test_a_quota_is_named_and_nothing_of_the_shard_is_left(many, tmp_path):
     source, whole = many
-    done = subprocess.run(
-        [*COMMAND, source, tmp_path / "set", *OPTIONS],
-        capture_output=True,
-        text=True,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000)),
+    quota = (400_000, 400_000)
+    process = command(
+        prepare.main,
+        source,
+        tmp_path / "set",
+        *OPTIONS,
+        before=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, quota),
     )
-    assert done.returncode == 2 and done.stderr.count("\n") == 1
-    assert "train-0000" in done.stderr and "File too large" in done.stderr and "nothing of it counts" in done.stderr
+    assert process.wait() == 2 and process.err.count("\n") == 1
+    assert "train-0000" in process.err and "File too large" in process.err and "nothing of it counts" in process.err
     assert not any(name.startswith("train") for name in leftovers(tmp_path / "set"))
     assert complete(source, tmp_path / "set") == whole
 

@@ -99,6 +99,7 @@ def test_a_flipped_byte_is_named_with_its_image(jpeg, capsys, split, image, name
     assert "sha256" in lines[0] and name in lines[1] and named in lines[1]
 
 
+@pytest.mark.run
 def test_no_byte_of_any_file_can_change(raw, capsys):
     for name, content in files(raw).items():
         for place in range(0, len(content), 397):

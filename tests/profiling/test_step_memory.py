@@ -50,6 +50,7 @@ def test_by_hand():
     assert 0 <= found.activations - 100 * a_picture <= 16
 
 
+@pytest.mark.run
 def test_the_papers_network_fits_its_gpus():
     """32,531,112 and 28,434,112 weights, three times four bytes each, and the activations of 128 images."""
     found = step_memory(TwoTowerAlexNet(paper(), ("cpu", "cpu")), 128)

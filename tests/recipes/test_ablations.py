@@ -118,6 +118,7 @@ def test_a_variant_differs_in_exactly_these_fields(name, parent):
     assert derived.name == recipe.name
 
 
+@pytest.mark.run
 @every_parent
 @every_variant
 def test_every_variant_makes_a_step(name, parent):

@@ -208,6 +208,7 @@ PIPELINES = [
 ]
 
 
+@pytest.mark.run
 @pytest.mark.parametrize("pipeline", PIPELINES)
 def test_every_recipe_trains_from_its_name(pipeline, data, tmp_path, monkeypatch):
     """With colour noise of 0, and tested on the whole picture, or on the centre and on ten views."""
@@ -220,6 +221,7 @@ def test_every_recipe_trains_from_its_name(pipeline, data, tmp_path, monkeypatch
         assert directory.read_run(tmp_path / preset.__name__)["recipe"].colour_noise == 0
 
 
+@pytest.mark.run
 def test_no_colour_is_the_picture_itself(data, tmp_path, monkeypatch):
     """The same losses with the noise at 0 whatever the noise would have been scaled by."""
     monkeypatch.setattr(trainer, "draw_curves", lambda run, classes: None)

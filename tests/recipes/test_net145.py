@@ -16,6 +16,8 @@ from inner_cases import every
 from alexnet_mp import TwoTowerAlexNet, paper, source2012
 from alexnet_mp.recipes.recipe import override
 
+pytestmark = pytest.mark.run
+
 CLASSES, UNITS = 10, 64  # the convolutions have their full width; 64 units a tower keep fc6 and fc7 quick
 SHAPES = {
     "conv1": (96, 3, 11, 11),

@@ -65,6 +65,7 @@ def test_the_page_can_be_typed():
         {"prepare": prepare, "evaluate": evaluate}[line[0]]._parser().parse_args(line[1].split())
 
 
+@pytest.mark.run
 @pytest.mark.usefixtures("one_thread", "quick")
 def test_the_chain_from_145_to_the_end(tmp_path, monkeypatch):
     """Small widths and pictures, one epoch a step: each begins with what the one before learned, the last in two."""

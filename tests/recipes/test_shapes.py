@@ -89,6 +89,7 @@ def test_mini_fits():
     assert [size.output[1] for size in sizes(mini(), 16)] == [11, 5, 5, 5, 2, 1, 1, 1]
 
 
+@pytest.mark.run
 @pytest.mark.parametrize("make", [paper, source2012, mini, one_tower])
 def test_merged_shapes_are_those_of_the_network(make):
     recipe = make()

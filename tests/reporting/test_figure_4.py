@@ -102,6 +102,7 @@ def test_probabilities_are_averaged_and_only_what_is_shown_is_kept():
         assert tensor.untyped_storage().nbytes() == tensor.numel() * 8
 
 
+@pytest.mark.run
 @pytest.mark.filterwarnings("ignore:Glyph")
 @every("name", ["$x^{2$", "\udcff", "\u202eolleh\n\t", "三" * 40, "", ",", "<script>", "\\frac{"])
 def test_names_are_drawn_as_they_are(name):

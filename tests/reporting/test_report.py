@@ -24,7 +24,7 @@ from alexnet_mp.retrieval import figure_4, measures, short_codes
 from alexnet_mp.runs import directory
 from alexnet_mp.system.errors import UserError, run_command
 
-pytestmark = pytest.mark.usefixtures("one_thread", "quick", "small")
+pytestmark = [pytest.mark.run, pytest.mark.usefixtures("one_thread", "quick", "small")]
 HEADINGS = [
     "Figure 3 by GPU",
     "Specialisation, measured",

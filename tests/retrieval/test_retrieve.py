@@ -5,9 +5,8 @@ import io
 import json
 import os
 import shutil
-import subprocess
-import sys
 
+import forked_process
 import numpy as np
 import pytest
 import torch
@@ -67,6 +66,7 @@ def said(capsys, *arguments, status=0):
     return capsys.readouterr()
 
 
+@pytest.mark.run
 def test_an_index_that_fits_is_used_and_lengths_are_added(trained, capsys):
     index = trained / "retrieval"
     before = {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in index.iterdir()}
@@ -132,16 +132,14 @@ def test_two_processes_that_write_one_index_do_so_one_after_the_other(trained, m
     def meanwhile(*arguments):
         """Begins the other process, and writes when it has said that it waits."""
         monkeypatch.undo()
-        command = [sys.executable, "-m", "alexnet_mp.retrieve", "index", trained, "--out", out, "--bits", "16,24"]
-        others.append(subprocess.Popen([*command, *WHERE], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
-        while "another process is writing this index; waiting for it" not in (line := others[0].stdout.readline()):
-            assert line, others[0].stderr.read()
+        others.append(forked_process.command(retrieve.main, "index", trained, "--out", out, "--bits", "16,24", *WHERE))
+        others[0].until(lambda: "another process is writing this index; waiting for it" in others[0].out)
         return function(*arguments)
 
     monkeypatch.setattr(*place, meanwhile)
     assert retrieve.main(["index", str(trained), "--out", str(out), "--bits", "16", *WHERE]) == 0
-    printed, problems = others[0].communicate()
-    assert others[0].returncode == 0 and not problems, problems
+    assert others[0].wait() == 0 and not others[0].err, others[0].err
+    printed = others[0].out
     assert "codes of 24 bits: " in printed
     if second == "the codes":  # of an index, the first lets go of the lock before it learns codes
         assert "codes of 16 bits: " not in printed
@@ -170,6 +168,7 @@ def test_a_training_picture_finds_itself(trained, photograph, capsys, by):
     )
 
 
+@pytest.mark.run
 def test_classes_of_one_name_are_told_apart(trained, photograph, monkeypatch, capsys):
     drawn, sheet = [], retrieve.contact_sheet
     monkeypatch.setattr(retrieve, "contact_sheet", lambda rows: (drawn.extend(rows), sheet(rows))[1])
@@ -218,6 +217,7 @@ def test_bad_pictures_are_named_and_the_others_answered(trained, photograph, tmp
     assert not (tmp_path / "s.png").exists()
 
 
+@pytest.mark.run
 def test_the_sheet_shows_what_was_found_the_same_bytes_every_time(trained, photograph, tmp_path, capsys):
     for name in ("one.png", "two.png"):
         said(
@@ -233,6 +233,7 @@ def test_the_sheet_shows_what_was_found_the_same_bytes_every_time(trained, photo
         said(capsys, "query", trained / "retrieval", photograph, "--sheet", tmp_path / "no" / "one.png")
 
 
+@pytest.mark.run
 def test_without_the_data_names_are_said_and_the_sheet_says_what_is_missing(tmp_path, capsys):
     make_folder(tmp_path / "data", train=3, val=2, size=(48, 44))
     out = run(tmp_path / "data", tmp_path / "run", "--steps", "2")
@@ -297,6 +298,7 @@ def test_hostile_names_are_escaped(tmp_path, capsys):
     assert {one["name"] for one in json.loads(text)["queries"][0]["nearest"]} >= {"train/a\x1b[31m/0\n\x07.jpg"}
 
 
+@pytest.mark.run
 def test_measures_are_those_of_the_searches(trained, capsys):
     """Against rankings by hand: of every validation picture all training pictures, ties broken in every order by
     `measures`."""

@@ -35,6 +35,7 @@ def hamming(one, other):
     return np.bitwise_count(one[:, None] ^ other).sum(2)
 
 
+@pytest.mark.run
 def test_codes_keep_neighbours_of_pictures_that_were_never_trained_on(trained):
     features, group = clusters(seed=1)
     known, of_known = clusters()

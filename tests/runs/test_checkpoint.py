@@ -181,6 +181,7 @@ def changing(calls):
     return [at for at, call in enumerate(calls) if call in kill_saves.CHANGING]
 
 
+@pytest.mark.run
 def test_an_error_at_any_call(action):
     fresh, act, must, may, calls = action
     for at, call in enumerate(calls):
@@ -202,6 +203,7 @@ def test_an_error_at_any_call(action):
         looked_through(run, must, may)
 
 
+@pytest.mark.run
 def test_a_disk_that_does_not_come_back_until_the_next_start(action):
     fresh, act, must, may, calls = action
     for at in changing(calls):

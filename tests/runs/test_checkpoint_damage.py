@@ -44,6 +44,7 @@ from alexnet_mp.system import durable_files
 from alexnet_mp.system.errors import UserError
 
 
+@pytest.mark.run
 def test_every_flipped_byte_is_found(place):
     """Each byte of state and manifest, every eleventh of the tensors."""
     random = np.random.default_rng(0)
@@ -60,6 +61,7 @@ def test_every_flipped_byte_is_found(place):
     verify(place)
 
 
+@pytest.mark.run
 def test_every_missing_and_added_byte_of_the_manifest_is_found(place):
     content = (place / MANIFEST).read_bytes()
     for position in range(len(content) + 1):
@@ -300,6 +302,7 @@ def with_text(fields, at, text):
     return json.dumps(fields).replace('"PLACE"', text).encode()
 
 
+@pytest.mark.run
 def test_hostile_values_in_every_field_of_the_state(place):
     fields = json.loads((place / STATE).read_bytes())
     for at in places(fields):
@@ -324,6 +327,7 @@ def test_missing_and_unknown_fields(place):
             refused(read_state, place, STATE)
 
 
+@pytest.mark.run
 def test_a_recipe_that_no_run_could_have_had(place):
     fields = json.loads((place / STATE).read_bytes())
     for name in fields["recipe"]:
@@ -436,6 +440,7 @@ def test_a_disk_that_cannot_be_read(place, monkeypatch):
     assert "Input/output error" in refused(load, place, MANIFEST)
 
 
+@pytest.mark.run
 def test_1_500_mutations():
     result = fuzz_checkpoint.run(inputs=1500, seed=1)
     assert not result.failures and result.refused > 1000

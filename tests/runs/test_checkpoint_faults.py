@@ -6,13 +6,13 @@ import os
 import re
 import resource
 import signal
-import subprocess
 import threading
 import time
 
 import pytest
 from disk import Dying, at_steps, failing, holds_what_it_should, kill_saves, names, put_all
-from tiny_run import LAST, TINY, assert_same_end, lines, make_quick, process_of, resume, run
+from forked_process import command
+from tiny_run import LAST, TINY, assert_same_end, lines, make_quick, resume, run
 
 from alexnet_mp import checkpoint, evaluate, train
 from alexnet_mp.runs import checkpoints
@@ -23,7 +23,7 @@ from alexnet_mp.runs.directory import refuse_foreign
 from alexnet_mp.system import durable_files
 from alexnet_mp.system.errors import UserError, run_command
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.run, pytest.mark.usefixtures("one_thread")]
 EVERY = ["--checkpoint-every", 1, "--keep", 2]
 
 
@@ -286,13 +286,10 @@ def test_kill_saves_finds_a_loss(tmp_path, monkeypatch):
 @pytest.mark.process
 def test_beside_a_run_that_saves_and_prunes_all_the_time_and_is_killed(quick, data, tmp_path, capsys):
     out = tmp_path / "run"
-    words, environment = process_of(data, out, "--epochs", 10**6, "--checkpoint-every", 1, "--keep", 1)
-    process = subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    words = ["--epochs", 10**6, "--checkpoint-every", 1, "--keep", 1]
+    process = command(train.main, *TINY, "--data", data, "--out", out, *words)
     try:
-        deadline = time.monotonic() + 120
-        while not (out / "checkpoints").is_dir() or max(listing(out), default=0) < 3:
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.05)
+        process.until(lambda: (out / "checkpoints").is_dir() and max(listing(out), default=0) >= 3)
         for more, said in (
             (["--resume", "auto"], f"is in use: process {process.pid} on "),
             ([], "is there already; --resume auto"),
@@ -308,11 +305,11 @@ def test_beside_a_run_that_saves_and_prunes_all_the_time_and_is_killed(quick, da
             assert checkpoint.main([str(out)]) == 0
             assert checkpoint.main([str(out), "--weights", str(tmp_path / f"{turn}.safetensors")]) == 0
             steps |= set(re.findall(r"(step_\d+) on cpu", capsys.readouterr().out))
-        assert len(steps) >= 2 and process.poll() is None  # it did go on meanwhile
+        assert len(steps) >= 2 and not process.has_ended()  # it did go on meanwhile
     finally:
-        process.kill()
-        process.wait()
-    assert process.returncode == -signal.SIGKILL
+        process.signal(signal.SIGKILL)
+        status = process.wait()
+    assert status == -signal.SIGKILL
     taken = max(listing(out))
     assert (
         train.main(

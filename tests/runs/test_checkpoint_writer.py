@@ -275,6 +275,7 @@ def test_a_second_interrupt_waits_for_no_write(data, tmp_path, monkeypatch):
     [thread.join(SOON) for thread in threading.enumerate() if thread.name == "save"]
 
 
+@pytest.mark.run
 def test_the_end_waits_for_the_last_write(data, tmp_path, monkeypatch):
     put = checkpoints.put
 

@@ -221,6 +221,7 @@ def test_a_number_that_is_not_finite_is_no_json(tmp_path):
     assert [line["loss"] for line in read_metrics(tmp_path)] == [1.0]
 
 
+@pytest.mark.run
 def test_a_run_on_a_disk_that_is_full_for_a_while(data, tmp_path, disk, capsys, monkeypatch):
     """It is said once; nothing of it is missing in the end."""
     whole = run(data, tmp_path / "whole")
@@ -252,6 +253,7 @@ def test_a_run_on_a_full_disk_can_be_stopped_by_policy(data, tmp_path, disk, mon
     assert newest(tmp_path / "run") == before
 
 
+@pytest.mark.run
 def test_a_run_that_ends_on_a_full_disk_says_so(data, tmp_path, disk, monkeypatch):
     run(data, tmp_path / "run", "--steps", 2)
     before = newest(tmp_path / "run")
@@ -297,6 +299,7 @@ def test_no_directory_for_events_ends_nothing_but_them(put, tmp_path):
     assert len(read_metrics(tmp_path)) == 1
 
 
+@pytest.mark.run
 def test_events_that_can_not_be_written_end_nothing_but_them(data, tmp_path, monkeypatch, capsys):
     whole, count, write = run(data, tmp_path / "whole"), 0, RecordWriter.write
 

@@ -185,6 +185,7 @@ def test_run_json_keeps_how_the_run_came_here(quick, finished, data, tmp_path):
     assert [line["step"] for line in lines(out) if line["kind"] == "train"] == list(range(1, LAST + 1))
 
 
+@pytest.mark.run
 @every(
     "content",
     [b"", b"{", b"[]", b"null", b"\xff", b'{"resumed": 5}', b"[" * 100000, None],

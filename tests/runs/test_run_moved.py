@@ -55,6 +55,7 @@ def test_a_run_whose_directory_is_no_longer_its_own_ends_and_writes_nothing_into
     assert max(listing(out)) <= 5 and max(line["step"] for line in lines(out)) <= 5
 
 
+@pytest.mark.run
 def test_a_branch_has_a_checkpoint_before_its_first_step(data, tmp_path, monkeypatch):
     """A kill in its first minutes must not send it back to the beginning."""
     whole = run(data, tmp_path / "whole")
@@ -79,6 +80,7 @@ def test_a_branch_without_a_checkpoint_is_not_begun_over(data, tmp_path):
     assert (branch / "metrics.jsonl").read_bytes() == before
 
 
+@pytest.mark.run
 def test_metrics_of_a_run_whose_checkpoints_were_taken_away_are_kept(data, tmp_path):
     out = run(data, tmp_path / "run")
     for number in (1, 2):
@@ -90,6 +92,7 @@ def test_metrics_of_a_run_whose_checkpoints_were_taken_away_are_kept(data, tmp_p
         assert lines(out)[0]["step"] == 0 and lines(out)[-1]["step"] == LAST
 
 
+@pytest.mark.run
 def test_what_is_being_replaced_is_listed(data, tmp_path):
     """A crash between the two renames leaves .replaced_N alone; also who may not rename it finds it."""
     out = run(data, tmp_path / "run", "--steps", "4")
@@ -100,6 +103,7 @@ def test_what_is_being_replaced_is_listed(data, tmp_path):
     assert_same_end(resume(data, out), whole)
 
 
+@pytest.mark.run
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EACCES, errno.EMFILE])
 def test_what_the_machine_cannot_read_just_now_is_not_called_damaged(number, data, tmp_path, monkeypatch):
     out = run(data, tmp_path / "run", "--steps", "4", "--checkpoint-every", "1")

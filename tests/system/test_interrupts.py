@@ -3,26 +3,16 @@ ignored."""
 
 import os
 import signal
-import subprocess
 import sys
 import threading
-import time
 
 import pytest
+from forked_process import command
 from image_folders import make_folder
 from inner_cases import every
-from tiny_run import (
-    assert_same_end,
-    interrupt,
-    newest,
-    process_of,
-    resume,
-    run,
-    signalled_after,
-    signalled_in_test,
-    state,
-)
+from tiny_run import TINY, assert_same_end, interrupt, newest, resume, run, signalled_after, signalled_in_test, state
 
+from alexnet_mp import train
 from alexnet_mp.data import survey
 from alexnet_mp.runs import checkpoint_format, checkpoint_writer, checkpoints
 from alexnet_mp.system import errors
@@ -194,6 +184,7 @@ TWICE = {
 }
 
 
+@pytest.mark.run
 @pytest.mark.parametrize("where", TWICE)
 def test_a_second_one_stops_at_once_without_saving(where, data, tmp_path, monkeypatch):
     whole = run(data, tmp_path / "whole")
@@ -209,6 +200,7 @@ def test_a_second_one_stops_at_once_without_saving(where, data, tmp_path, monkey
     assert_same_end(out, whole)
 
 
+@pytest.mark.run
 def test_a_second_one_while_it_saves_does_not_wait_for_the_disk(data, tmp_path, monkeypatch):
     whole = run(data, tmp_path / "whole")
     out = run(data, tmp_path / "run", "--steps", 3)
@@ -262,29 +254,20 @@ def lines_of(out):
 @pytest.mark.process
 def test_a_real_process_ignores_what_it_should_and_ends_at_once_at_a_second_signal(data, tmp_path):
     out = tmp_path / "run"
-    command, environment = process_of(data, out, "--epochs", 100000, "--workers", 1, "--checkpoint-every", 2)
-    with subprocess.Popen(
-        command,
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
-    ) as process:
-        deadline, wanted = time.monotonic() + 120, 10
-        while lines_of(out) < wanted or wanted == 10:
-            assert process.poll() is None and time.monotonic() < deadline
-            if lines_of(out) >= wanted:
-                process.send_signal(signal.SIGHUP)  # nohup
-                wanted = lines_of(out) + 20
-            time.sleep(0.02)
-        # Two of the same could become one; stopped meanwhile, it can't end between them on a busy machine.
-        for number in (signal.SIGSTOP, signal.SIGINT, signal.SIGTERM, signal.SIGCONT):
-            process.send_signal(number)
-        said = process.communicate(timeout=60)[1]
-    assert process.returncode == 130, said
-    assert "Traceback" not in said and said.strip().endswith("stopped")
+    process = command(
+        *(train.main, *TINY, "--data", data, "--out", out),
+        *("--epochs", 100000, "--workers", 1, "--checkpoint-every", 2),
+        before=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
+    )
+    process.until(lambda: lines_of(out) >= 10)
+    process.signal(signal.SIGHUP)  # nohup
+    wanted = lines_of(out) + 20
+    process.until(lambda: lines_of(out) >= wanted)
+    # Two of the same could become one; stopped meanwhile, it can't end between them on a busy machine.
+    for number in (signal.SIGSTOP, signal.SIGINT, signal.SIGTERM, signal.SIGCONT):
+        process.signal(number)
+    assert process.wait() == 130, process.err
+    assert "Traceback" not in process.err and process.err.strip().endswith("stopped")
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)
     checkpoints.recover(out)

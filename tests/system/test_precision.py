@@ -35,6 +35,7 @@ def small(recipe):
     return change_layers(recipe, *wide, maps=8) if wide else recipe
 
 
+@pytest.mark.run
 @every("recipe", [mini(), small(source2012()), cifar11_local()])
 @every("merged", [False, True])
 def test_in_bf16_all_between_images_and_logits_is_bf16_and_nothing_else(recipe, merged):
@@ -53,6 +54,7 @@ def test_in_bf16_all_between_images_and_logits_is_bf16_and_nothing_else(recipe, 
     assert all(parameter.grad.abs().sum() > 0 for name, parameter in parameters.items() if "fc8" in name)
 
 
+@pytest.mark.run
 @pytest.mark.usefixtures("one_thread")
 def test_ten_losses_in_bf16():
     """Near those of float64, and not the same: 8 bits of mantissa instead of 53, ten steps on each other."""
@@ -128,6 +130,7 @@ def test_a_processor_without_bf16(native, devices, said, monkeypatch):
     assert precision.remark("fp32", devices) is None
 
 
+@pytest.mark.run
 @pytest.mark.usefixtures("one_thread", "quick")
 def test_a_run_in_bf16_goes_on_bit_for_bit_and_says_so_where_it_does_not(data, tmp_path, capsys):  # noqa: F811
     whole = run(data, tmp_path / "whole", "--precision", "bf16")

@@ -25,7 +25,7 @@ HANGS = ("signal.signal(signal.SIGINT, signal.SIG_IGN); "
 def test_a_stage_that_fails_and_one_that_hangs_stop_no_other(toys, tmp_path):  # noqa: F811
     rehearse = toys(
         """toy("first", "open('{out}/found.json', 'w').write('1'); open('{scratch}/big', 'w')"),
-                    toy("broken", "sys.exit('no such kernel')"), toy("hanging", HANGS, limit=5), toy("last")""",
+                    toy("broken", "sys.exit('no such kernel')"), toy("hanging", HANGS, limit=3), toy("last")""",
         HANGS,
     )
     code, said = rehearse()
@@ -110,7 +110,7 @@ def test_a_stage_that_was_cut_short_finds_what_it_had_done(toys, tmp_path):  # n
         "time.sleep(0 if old else 600); sys.exit(1)"
     )
     rehearse = toys(f"toy('long', {body!r}, limit=100)", LATE)
-    assert rehearse("--minutes", "0.1")[0] == 3 and states(tmp_path / "results") == {"long": "interrupted"}
+    assert rehearse("--minutes", "0.05")[0] == 3 and states(tmp_path / "results") == {"long": "interrupted"}
     assert rehearse()[0] == 1 and states(tmp_path / "results") == {"long": "failed"}
     said = packed(tmp_path / "results")["logs/long.log"]
     assert re.findall("^time .*", said, re.M) == ["time 1", "time 2"]

@@ -2,8 +2,8 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
+import forked_process
 import norm_factors
 import pytest
 import torch
@@ -40,8 +40,8 @@ def test_factors_are_those_of_the_formula(data, tmp_path, monkeypatch):  # noqa:
 @pytest.mark.process
 def test_the_command(data, tmp_path):  # noqa: F811
     out = run(data, tmp_path / "run", "--steps", "1")
-    command = [sys.executable, str(Path(norm_factors.__file__)), str(out)]
+    command = [sys.executable, norm_factors.__file__, str(out)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and "conv1 lrn: outputs are multiplied by" in done.stdout
-    done = subprocess.run([*command[:2], str(tmp_path)], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2 and done.stderr.startswith("error:") and done.stderr.count("\n") == 1
+    process = forked_process.command(norm_factors.main, tmp_path)
+    assert process.wait() == 2 and process.err.startswith("error:") and process.err.count("\n") == 1

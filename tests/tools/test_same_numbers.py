@@ -44,6 +44,7 @@ def made_tree(root, name):
     return root / name
 
 
+@pytest.mark.run
 def test_each_side_has_its_own_code(tmp_path):
     """Beside an editable installation of this checkout, which is where the running Python's package comes from."""
     says = (

@@ -28,11 +28,12 @@ def whole(data, tmp_path_factory):
         return run(data, tmp_path_factory.mktemp("whole") / "run")
 
 
-FLAGS = {"paper's": [], "dates": DATED, "plateau": PLATEAU, "source2012": SOURCE2012}
-
-
+@pytest.mark.parametrize(
+    "flags",
+    [SOURCE2012, *(pytest.param(flags, marks=pytest.mark.slow) for flags in ([], DATED, PLATEAU))],
+    ids=["source2012", "paper's", "dates", "plateau"],
+)
 @every("overlap", ["off", "on"])
-@every("flags", FLAGS.values(), ids=FLAGS)
 def test_a_run_is_that_of_one_process(flags, overlap, data, tmp_path, without_bytes):
     """Metrics, checkpoint, rates, tests: with dropout, a short last batch in each epoch, and either way of overlap."""
     out, said = apart.run_apart(data, tmp_path / "apart", "--overlap", overlap, *flags)

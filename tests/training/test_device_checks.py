@@ -38,6 +38,7 @@ def checks_of(kind, operation="", **changes):
 # --- kernels
 
 
+@pytest.mark.run
 @needs_kernels
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @every("preset", PRESETS)

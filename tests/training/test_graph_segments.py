@@ -109,6 +109,7 @@ def test_the_own_half_is_computed_while_the_other_flies():
     assert events[-2:] == [("backward", "b"), ("backward", "a")]
 
 
+@pytest.mark.run
 @every("frozen", ["", "conv1.", "conv1. conv2.", "conv3.weight", "conv3.", "conv1. conv2. conv3.", "fc6. conv2.bias"])
 def test_no_gradient_that_nobody_wants_is_computed(frozen):
     """Those of convolutions are the ones that autograd computes."""
@@ -124,6 +125,7 @@ def test_no_gradient_that_nobody_wants_is_computed(frozen):
     assert found[0] == found[1]
 
 
+@pytest.mark.run
 @every("frozen", FROZEN)
 def test_a_matrix_gets_its_gradient_half_by_half(frozen, by_halves):  # noqa: F811
     """The bits of the eager pass, and as many products."""
@@ -236,6 +238,7 @@ def test_of_many_trainings_in_a_process_no_two_uses_share_a_stream(streams, monk
     assert streams.asked == dict.fromkeys(TWO, 2 + 1 + 2)
 
 
+@pytest.mark.run
 def test_graphs_of_an_earlier_training_are_reset_before_there_are_new_ones(streams):  # noqa: F811
     """On the same streams, although nobody but themselves knows of them any more."""
 

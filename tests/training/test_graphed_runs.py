@@ -25,7 +25,7 @@ from alexnet_mp.training.schedule import make_schedule
 from alexnet_mp.training.step import TrainingStep
 from alexnet_mp.training.update_rule import PaperSGD
 
-pytestmark = [pytest.mark.usefixtures("exact"), pytest.mark.usefixtures("one_thread", "quick")]
+pytestmark = [pytest.mark.run, pytest.mark.usefixtures("exact"), pytest.mark.usefixtures("one_thread", "quick")]
 
 
 def ten_losses(graphed, apart):
@@ -49,7 +49,7 @@ def ten_losses(graphed, apart):
             return losses
 
 
-@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("apart", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_the_ten_golden_losses(apart):
     assert (losses := ten_losses(True, apart)) == ten_losses(False, apart) and losses == pytest.approx(GOLDEN, rel=1e-9)
 

@@ -19,7 +19,7 @@ from alexnet_mp.training.graphed_step import WARM_UP
 from alexnet_mp.training.pending_steps import READ_EVERY, PendingSteps
 from alexnet_mp.training.schedule import make_schedule
 
-pytestmark = [pytest.mark.usefixtures("exact"), pytest.mark.usefixtures("one_thread", "quick")]
+pytestmark = [pytest.mark.run, pytest.mark.usefixtures("exact"), pytest.mark.usefixtures("one_thread", "quick")]
 
 
 @every_place
@@ -126,32 +126,22 @@ def test_the_loss_is_looked_at_before_a_weight_changes():
     assert all(map(torch.equal, before, pair.networks[1].parameters()))
 
 
-@every(
-    "apart, number",
-    [
-        (False, 1),
-        (False, 2),
-        (False, 3),
-        (False, 4),
-        (True, 1),
-        (True, 12),
-        (True, 25),
-        (True, 33),
-        (True, 34),
-        (True, 60),
-        (True, 66),
-    ],
+@pytest.mark.parametrize(
+    "together, apart",
+    [([2, 4], [25, 66]), pytest.param([1, 2, 3, 4], [1, 12, 25, 33, 34, 60, 66], marks=pytest.mark.slow)],
+    ids=["some", "all"],
 )
-def test_a_capture_that_fails_costs_nothing_but_the_graphs(apart, number, capsys):
+def test_a_capture_that_fails_costs_nothing_but_the_graphs(together, apart, capsys):
     """1: the first of all; 2 (33 apart): the first update; what follows: those of the smaller batch, when others were
     replayed already."""
-    pair = Pair(small(), must=False, apart=apart, fails=lambda capture: capture == number)
-    pair.set_rates()
-    pair.train(*[4, 4, 3] * 6)
-    pair.set_rates(0.1, ["conv1"])
-    pair.train(4, 3, 4)
-    assert pair.graphs.captures == number and pair.graphs.living == []
-    assert capsys.readouterr().out.count("WARNING") == 1
+    for is_apart, number in [*((False, number) for number in together), *((True, number) for number in apart)]:
+        pair = Pair(small(), must=False, apart=is_apart, fails=lambda capture: capture == number)
+        pair.set_rates()
+        pair.train(*[4, 4, 3] * 6)
+        pair.set_rates(0.1, ["conv1"])
+        pair.train(4, 3, 4)
+        assert pair.graphs.captures == number and pair.graphs.living == [], (is_apart, number)
+        assert capsys.readouterr().out.count("WARNING") == 1
 
 
 def test_a_capture_that_fails_is_an_error_where_graphs_were_asked_for():

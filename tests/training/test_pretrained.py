@@ -47,6 +47,7 @@ def layers(*changes, add=(), drop=()):
     return ["--set", f"layers={json.dumps(changed)}"]
 
 
+@pytest.mark.run
 def test_it_begins_with_the_weights_and_a_new_last_layer(data, before, tmp_path, capsys):
     drawn = weights_of(run(data, tmp_path / "drawn", *FROZEN, "--steps", "1", "--seed", "3"))
     found = weights_of(run(data, tmp_path / "tuned", *FROZEN, "--steps", "1", "--seed", "3", "--init", before))
@@ -56,6 +57,7 @@ def test_it_begins_with_the_weights_and_a_new_last_layer(data, before, tmp_path,
     assert not any(torch.equal(drawn[name], ended[name]) for name in drawn if name.endswith("weight"))
 
 
+@pytest.mark.run
 def test_a_checkpoint_a_run_and_an_exported_file_are_the_same(data, before, tmp_path):
     exported = tmp_path / "weights.safetensors"
     assert checkpoint.main([str(before), "--weights", str(exported)]) == 0
@@ -273,6 +275,7 @@ def test_a_directory_without_a_checkpoint(data, before, tmp_path):
     assert "No such file" in refused(data, tmp_path, empty / "weights.safetensors")
 
 
+@pytest.mark.run
 def test_a_run_that_goes_on_does_not_begin_again(data, before, tmp_path):
     whole = run(data, tmp_path / "whole", "--init", before)
     cut = run(data, tmp_path / "cut", "--init", before, "--steps", "4", "--resume", "auto")

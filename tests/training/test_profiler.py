@@ -83,6 +83,7 @@ def trace_of(out):
 # --- a run
 
 
+@pytest.mark.run
 def test_the_run_is_the_same_bit_for_bit(runs):
     plain, profiled = runs
     assert_same_end(profiled, plain)
@@ -149,6 +150,7 @@ def test_a_run_that_ends_before_the_warm_up(data, tmp_path, capsys):
     assert not (out / "profile.json").exists() and not (out / "trace.json.gz").exists()
 
 
+@pytest.mark.run
 def test_a_resumed_run_records_its_own_steps_and_writes_over_the_first(data, tmp_path):
     out = run(data, tmp_path / "run", "--profile", "--steps", 4)
     assert profile_of(out)["steps"] == [4]  # what there was
@@ -157,6 +159,7 @@ def test_a_resumed_run_records_its_own_steps_and_writes_over_the_first(data, tmp
     assert profile_of(out)["steps"] == [8, LAST] and (out / "trace.json.gz").read_bytes() != first
 
 
+@pytest.mark.run
 def test_ctrl_c_while_it_records_saves_and_writes_what_there_is(data, tmp_path, monkeypatch, runs):
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
@@ -181,6 +184,7 @@ def test_nothing_of_it_stays(data, tmp_path, monkeypatch):
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in trainer.network.modules())
 
 
+@pytest.mark.run
 @pytest.mark.parametrize("fault", ["disk", "memory"])
 def test_a_profile_that_fails_does_not_end_the_run(fault, data, tmp_path, monkeypatch, capsys, runs):
     def full(path, content, function=durable_files.replace):
@@ -223,6 +227,7 @@ def work():
         a = torch.sin(a)
 
 
+@pytest.mark.run
 @pytest.mark.parametrize(
     "slow, row, column",
     [

@@ -287,6 +287,7 @@ def test_on_a_gpu_another_pipeline_is_said():
 pytestmark = pytest.mark.usefixtures("one_thread", "quick")
 
 
+@pytest.mark.run
 def test_nothing_is_said_where_nothing_differs_and_threads_and_kernels_are(data, tmp_path, capsys):
     out = run(data, tmp_path / "run", "--steps", 1)
     resume(data, out, "--steps", 2)
@@ -388,6 +389,7 @@ def test_going_on_anyway_with_another_schedule(data, tmp_path):
     assert state(newest(out))["schedule"] == {"drops": 0, "best": None, "since_best": 0}
 
 
+@pytest.mark.run
 def test_going_on_anyway_where_nothing_changed_is_the_same_run(data, tmp_path):
     whole = run(data, tmp_path / "whole", *PLATEAU)
     run(data, tmp_path / "run", *PLATEAU, "--steps", 4)

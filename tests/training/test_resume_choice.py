@@ -90,6 +90,7 @@ def damage(directory, file="weights.safetensors"):
 # --- auto
 
 
+@pytest.mark.run
 def test_auto_with_nothing_there(data, tmp_path, finished, capsys):
     out = resume(data, tmp_path / "a" / "run", *PLATEAU)
     assert f"{out} is not there yet; starting from the beginning" in capsys.readouterr().out
@@ -106,6 +107,7 @@ def unfinished(out, finished, *names):
     (out / "run.json.partial").write_bytes(b'{"comm')
 
 
+@pytest.mark.run
 @every(
     "left",
     [None, [], ["run.json"], ["run.json", "statistics.safetensors", "metrics.jsonl", "tensorboard"]],
@@ -155,6 +157,7 @@ def test_a_foreign_directory_is_refused_and_untouched(choice, files, data, tmp_p
     assert tree(out) == before and not (out / ".lock").exists()
 
 
+@pytest.mark.run
 @every("file", ["weights.safetensors", "velocity.safetensors", "statistics.safetensors", "state.json", "manifest.json"])
 def test_a_damaged_newest_checkpoint_is_set_aside(file, data, short, finished, capsys):
     damage(short / "checkpoints" / "step_00000006", file)
@@ -200,6 +203,7 @@ def test_a_newest_checkpoint_of_an_old_format_is_no_damaged_one(number, data, sh
 # --- PATH
 
 
+@pytest.mark.run
 @every("what", ["run", "run/", "run/checkpoints/step_00000006"])
 @every("named", [False, True], ids=["without --out", "with --out"])
 def test_a_path_goes_on_in_the_run(what, named, data, short, finished, monkeypatch, capsys):
@@ -211,6 +215,7 @@ def test_a_path_goes_on_in_the_run(what, named, data, short, finished, monkeypat
     assert [entry["step"] for entry in json.loads((short / "run.json").read_text())["resumed"]] == [6]
 
 
+@pytest.mark.run
 @every("what", ["run", "run/checkpoints/step_00000006", "run/checkpoints/step_00000002", "copy", "odd name"])
 def test_a_path_goes_on_in_a_new_directory(what, data, short, tmp_path, finished, capsys):
     source = tmp_path / what
@@ -360,6 +365,7 @@ def assert_events_fit(out):
     assert shown == of_lines(out)
 
 
+@pytest.mark.run
 def test_tensorboard_has_each_step_once(data, tmp_path, monkeypatch):
     """Cut before and in a step, in and after a validation, in and after the last test."""
     out = tmp_path / "run"
@@ -397,6 +403,7 @@ def until_line(process, out, count):
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_a_kill_and_a_termination_of_real_processes(data, tmp_path):
     """Killed at any moment between two saves, then told to stop, then gone on with here."""

@@ -72,6 +72,7 @@ def rates(out):
     return [line["learning_rate"] for line in lines(out) if line["kind"] == "train"]
 
 
+@pytest.mark.run
 def test_a_run_has_its_drop_at_its_share_and_goes_on_with_its_dates(data, tmp_path, capsys):
     """12 epochs with a drop at the 11th are 6 with one at the 6th. A longer run keeps the dates that it began with."""
     out = run(data, tmp_path / "run", "--epochs", 6)

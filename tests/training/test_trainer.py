@@ -173,6 +173,7 @@ def assert_stopped(data, out, monkeypatch, images_of, step, case, *more, later=0
     return before
 
 
+@pytest.mark.run
 @every("case", CASES)
 def test_what_is_not_finite_ends_the_run_within_the_step(case, data, tmp_path, monkeypatch, images_of):
     out = tmp_path / "run"
@@ -181,6 +182,7 @@ def test_what_is_not_finite_ends_the_run_within_the_step(case, data, tmp_path, m
     assert state(newest(out))["step"] == 3
 
 
+@pytest.mark.run
 @every("case", CASES)
 def test_with_a_step_unread_the_run_ends_one_step_later(case, data, tmp_path, monkeypatch, images_of, as_on_a_gpu):
     assert_stopped(data, tmp_path / "run", monkeypatch, images_of, 4, case, later=1)
@@ -217,6 +219,7 @@ def test_with_a_step_unread_an_interrupt_saves_no_bad_step(data, tmp_path, monke
     assert "velocity of conv1.weight on tower b: not finite at step 5" in text and newest(out) == before
 
 
+@pytest.mark.run
 @pytest.mark.parametrize(
     "flags", [[], ["--set", 'dates=[{"epoch": 2, "weights": 0.1}]']], ids=["same rates", "other rates in epoch 2"]
 )
@@ -229,6 +232,7 @@ def test_with_a_step_unread_the_lines_are_the_same(flags, data, tmp_path, monkey
     assert_same_end(out, run(data, tmp_path / "plain", *flags))
 
 
+@pytest.mark.run
 @pytest.mark.parametrize("steps, read_every", [(5, 16), (100, 4)])
 def test_a_device_many_steps_behind_changes_no_line_and_hides_no_bad_step(
     steps, read_every, data, tmp_path, monkeypatch, images_of, whole
@@ -251,6 +255,7 @@ def test_the_first_step_of_all(data, tmp_path, monkeypatch):
     assert [line["kind"] for line in lines(tmp_path / "run")] == ["schedule"]
 
 
+@pytest.mark.run
 def test_a_run_goes_on_from_the_last_good_checkpoint(data, tmp_path, monkeypatch, whole):
     for step, case in ((5, "loss"), (8, "velocity"), (8, "bias that ReLU swallows")):
         stopped(data, tmp_path / "run", monkeypatch, step, CASES[case][0])

@@ -57,6 +57,7 @@ def test_after_a_drop_the_old_velocity_coasts():
     torch.testing.assert_close(bias.detach() - before, torch.full_like(before, 0.9 * -0.01))
 
 
+@pytest.mark.run
 def test_a_frozen_layer_stands_still_and_gets_no_gradient():
     """Epoch 73 of the 2012 run: conv1 frozen, without decay or the rest of its momentum; backward ends at conv2."""
     recipe = change_layers(source2012(), "fc6", "fc7", maps=4)
