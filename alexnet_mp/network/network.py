@@ -45,7 +45,7 @@ class TwoTowerAlexNet(nn.Module):
         self.exchange = (
             Exchange(devices, overlap)
             if ranks is None
-            else ProcessExchange(ranks, ranks.rank, 1 - ranks.rank, devices[0], overlap)
+            else ProcessExchange(ranks, ranks.tower, ranks.rank ^ 1, devices[0], overlap)
         )
         self.kernels, self.kept_dtype = kernels, None
         self.kernels_used()  # a choice that can't compute on a device is refused now
