@@ -25,9 +25,10 @@ from pathlib import Path
 from .command_options import add_machine_options, compute_as_in_training
 from .experiments import findings, page
 from .experiments.arm_runs import Stopped
-from .experiments.catalogue import CLAIMS, command
+from .experiments.claim import command
 from .experiments.conduct import run_claim
 from .experiments.elsewhere import ELSEWHERE
+from .experiments.paper_claims import CLAIMS
 from .experiments.plan import arm_recipe, has_labelled_test, opened
 from .experiments.records import RECORDS, read_records, take_records
 from .experiments.time_budget import Forecast, needed

@@ -26,8 +26,8 @@ from .system.command_line import command_parser
 from .system.errors import run_command
 from .system.ranks import spoken_by_the_first
 from .training import graphed_step, run
+from .training.plan import Options
 from .training.profiler import STEPS
-from .training.run import Options
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

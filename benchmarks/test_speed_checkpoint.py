@@ -22,7 +22,8 @@ from interleaved import REPLAY, clocks, compare, provenance, replay, rounds_in
 
 from alexnet_mp import TwoTowerAlexNet, paper
 from alexnet_mp.data.pixel_statistics import Statistics
-from alexnet_mp.runs.checkpoint_format import Data, load
+from alexnet_mp.runs.checkpoint_format import load
+from alexnet_mp.runs.checkpoint_state import Data
 from alexnet_mp.runs.lock import RunLock
 from alexnet_mp.runs.metrics import Metrics
 from alexnet_mp.training.resume import environment

@@ -7,7 +7,7 @@ from image_folders import make_folder
 
 from alexnet_mp import claims
 from alexnet_mp.experiments import records
-from alexnet_mp.experiments.catalogue import CLAIMS
+from alexnet_mp.experiments.paper_claims import CLAIMS
 from alexnet_mp.experiments.records import read_records
 
 SMALL = [

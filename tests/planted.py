@@ -11,7 +11,7 @@ from alexnet_mp.network import exchange
 from alexnet_mp.recipes.architectures import mini
 from alexnet_mp.recipes.recipe import override
 from alexnet_mp.system import isolated
-from alexnet_mp.training import self_check
+from alexnet_mp.training import needed_checks
 
 CPU, OTHER = torch.device("cpu"), torch.device("cpu:0")  # torch takes them for two devices
 SMALL = [
@@ -34,7 +34,7 @@ SMALL = [
 
 def asked(devices=(CPU, CPU), dtype=torch.float32, kernels="auto", pipeline="raw", storage="pixels", settings=()):
     """What a run of a small network asks for."""
-    return self_check.Asked(override(mini(), [*SMALL, *settings]), 10, devices, dtype, kernels, pipeline, storage)
+    return needed_checks.Asked(override(mini(), [*SMALL, *settings]), 10, devices, dtype, kernels, pipeline, storage)
 
 
 class Library:

@@ -25,7 +25,7 @@ from alexnet_mp import evaluate, train
 from alexnet_mp.evaluation.accuracy import read_right
 from alexnet_mp.runs.metrics import read_metrics
 from alexnet_mp.system.errors import UserError, run_command
-from alexnet_mp.training.run import Options
+from alexnet_mp.training.plan import Options
 
 pytestmark = pytest.mark.process
 

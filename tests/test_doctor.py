@@ -18,8 +18,8 @@ from planted import Forked, plant
 
 from alexnet_mp import doctor
 from alexnet_mp.data import pipeline_dali
-from alexnet_mp.system import isolated, machine
-from alexnet_mp.training import device_checks
+from alexnet_mp.system import inventory, isolated, machine
+from alexnet_mp.training import device_checks, self_check_of_machine
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SECTIONS = ["alexnet_mp", "packages", "computer", "devices", "kernels", "copies", "self_check", "next"]
@@ -43,12 +43,12 @@ BROKEN = {
 def small(monkeypatch, tmp_path):
     """A report of seconds, of a user named alice; the processes of the self-check are copies of this one."""
     monkeypatch.setattr(
-        doctor, "PACKAGES", {"torch": "torch", "triton": "triton", "nvidia.dali": doctor.DALI[0], "json": "json"}
+        inventory, "PACKAGES", {"torch": "torch", "triton": "triton", "nvidia.dali": inventory.DALI[0], "json": "json"}
     )
     monkeypatch.setattr(machine, "imports", lambda names: dict.fromkeys(names))
     monkeypatch.setattr(machine, "deadly", lambda library: None)
-    monkeypatch.setattr(doctor, "CHECKED", (("mini", "fp32", "pixels"),))
-    monkeypatch.setattr(doctor, "COPY_BYTES", 1 << 20)
+    monkeypatch.setattr(self_check_of_machine, "CHECKED", (("mini", "fp32", "pixels"),))
+    monkeypatch.setattr(inventory, "COPY_BYTES", 1 << 20)
     monkeypatch.setattr(isolated, "_start", Forked)
     monkeypatch.setattr(pipeline_dali, "available", lambda: False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -152,7 +152,7 @@ def importing(monkeypatch, broken, why):
 def test_packages_that_can_t_be_imported(broken, monkeypatch, capsys, unchecked):
     importing(monkeypatch, broken, "ImportError: libcudart.so.13")
     if "torch" in broken:
-        monkeypatch.setitem(doctor.SECTIONS, "self_check", doctor.self_checks)
+        monkeypatch.setitem(doctor.SECTIONS, "self_check", self_check_of_machine.self_checks)
     printed = page(capsys, status=int("torch" in broken))
     for name in {*broken} - {"json"}:
         assert re.search(rf"  {name} +\S+, can't be imported: ImportError: libcudart\.so\.13\n", printed), printed
@@ -168,7 +168,7 @@ def test_packages_that_can_t_be_imported(broken, monkeypatch, capsys, unchecked)
 
 @pytest.mark.process
 def test_packages_that_are_not_installed(monkeypatch, capsys, unchecked):
-    importing(monkeypatch, doctor.PACKAGES.keys() - {"torch"}, "ModuleNotFoundError: No module named 'x'")
+    importing(monkeypatch, inventory.PACKAGES.keys() - {"torch"}, "ModuleNotFoundError: No module named 'x'")
     monkeypatch.setattr(machine, "version", lambda package: "2.13.0" if package == "torch" else None)
     found = report(capsys, status=1)
     assert found["packages"]["triton"] == {"version": None, "problem": "not installed"}
@@ -364,7 +364,7 @@ def test_what_to_do_on_a_machine_with_a_gpu(change, command, gpus, monkeypatch, 
 
 
 def test_what_triton_lacks(gpus, monkeypatch, capsys, unchecked):
-    monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
+    monkeypatch.setattr(inventory.shutil, "which", lambda name: None)
     printed = page(capsys)
     assert "can't be used: it needs a C compiler, gcc or clang, on PATH" in printed
     assert "apt-get install gcc (Debian, Ubuntu)" in printed

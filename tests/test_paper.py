@@ -9,8 +9,8 @@ from pathlib import Path
 from inner_cases import every
 
 from alexnet_mp import claims, evaluate, paper, prepare, report, retrieve, train
-from alexnet_mp.experiments.catalogue import CLAIMS
 from alexnet_mp.experiments.elsewhere import ELSEWHERE
+from alexnet_mp.experiments.paper_claims import CLAIMS
 from alexnet_mp.recipes import shapes as geometry
 
 ROOT = Path(__file__).parent.parent

@@ -14,19 +14,8 @@ from alexnet_mp.data.pixel_statistics import Statistics
 from alexnet_mp.recipes import shapes
 from alexnet_mp.recipes.architectures import paper
 from alexnet_mp.recipes.recipe import Layer
-from alexnet_mp.runs.checkpoint_format import (
-    MANIFEST,
-    STATE,
-    VELOCITY,
-    WEIGHTS,
-    Checkpoint,
-    Data,
-    Environment,
-    Scheduled,
-    State,
-    Validation,
-    write,
-)
+from alexnet_mp.runs.checkpoint_format import MANIFEST, STATE, VELOCITY, WEIGHTS, Checkpoint, write
+from alexnet_mp.runs.checkpoint_state import Data, Environment, Scheduled, State, Validation
 from alexnet_mp.system.errors import UserError
 
 HERE = Path(__file__).parent

@@ -13,7 +13,7 @@ import torch
 from image_folders import make_folder
 
 from alexnet_mp import prepare, train
-from alexnet_mp.runs import checkpoint_format, directory
+from alexnet_mp.runs import checkpoint_format, checkpoint_state, directory
 from alexnet_mp.runs.checkpoints import listing
 from alexnet_mp.runs.metrics import read_metrics
 from alexnet_mp.training import trainer
@@ -220,7 +220,7 @@ def lines(out):
 def state(directory):
     """A checkpoint's state; for its length of metrics.jsonl, whose images/s have more or fewer digits: how many lines
     these are."""
-    fields = checkpoint_format._ADAPTER.dump_python(checkpoint_format.read_state(directory), mode="json")
+    fields = checkpoint_state.fields_of(checkpoint_format.read_state(directory))
     content = (directory.parent.parent / "metrics.jsonl").read_bytes()[: fields.pop("metrics_bytes")]
     assert not content or content.endswith(b"\n")
     del fields["saved"]

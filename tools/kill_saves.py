@@ -29,7 +29,8 @@ from alexnet_mp.recipes import shapes
 from alexnet_mp.recipes.architectures import paper
 from alexnet_mp.recipes.recipe import Layer
 from alexnet_mp.runs import checkpoint_format, checkpoints
-from alexnet_mp.runs.checkpoint_format import Checkpoint, Data, Environment, State, Validation
+from alexnet_mp.runs.checkpoint_format import Checkpoint
+from alexnet_mp.runs.checkpoint_state import Data, Environment, State, Validation
 from alexnet_mp.system import durable_files
 
 CALLS = ("open", "write", "read", "fsync", "close", "fstat", "lstat", "scandir", "rename", "mkdir", "rmdir", "unlink")

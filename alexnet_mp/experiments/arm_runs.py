@@ -17,7 +17,8 @@ from ..runs.metrics import read_metrics
 from ..system import durable_files
 from ..system.errors import UserError
 from ..system.terminal import say
-from ..training.run import Options, train
+from ..training.plan import Options
+from ..training.run import train
 from .plan import Run, data_of, last_step, number_of_views, operations, steps_per_epoch, work_of_steps
 
 RESULT = ".result.json"  # beside a run's directory: how long it took, and tests that the run itself did not do

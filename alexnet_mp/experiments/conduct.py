@@ -13,7 +13,7 @@ from ..recipes.named import PRESETS
 from ..system.errors import UserError
 from ..system.terminal import say
 from .arm_runs import command_of, status, train_run
-from .catalogue import FACTORS, GRID, Arm, Claim
+from .claim import FACTORS, GRID, Arm, Claim
 from .kind import Kind
 from .measure import average, entry_of, measure, measure_and_keep
 from .plan import Run, arm_recipe, base_of, data_for, digest_of, has_labelled_test, opened, search_run, turns

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from . import drawing
-from .catalogue import KINDS
 from .drawing import COLOURS, FAINT
+from .paper_claims import KINDS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -4,8 +4,8 @@ alone.
 Differences are of an arm minus its reference, paired by seed: mean ± standard deviation over the seeds, n, the p of the
 exact sign-flip test, and that of Welch's t-test, both two-sided and of the top-1 error where nothing else is said."""
 
-from .catalogue import KINDS
 from .entries import words
+from .paper_claims import KINDS
 from .records import devices_of
 from .sentences import count
 

@@ -8,9 +8,10 @@ from pathlib import Path
 from ..system import durable_files
 from ..system.errors import UserError
 from ..system.terminal import say
-from .catalogue import CLAIMS, command
+from .claim import command
 from .elsewhere import ELSEWHERE
 from .findings import findings, setting
+from .paper_claims import CLAIMS
 from .records import RECORDS, path_of, read_records
 from .verdict import NOT_RUN, verdicts
 

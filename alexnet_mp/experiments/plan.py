@@ -22,7 +22,7 @@ from ..recipes import ablations, shapes
 from ..recipes import recipe as recipes
 from ..recipes.named import PRESETS
 from ..system.errors import UserError
-from .catalogue import BASE, Arm, Claim, at_rate
+from .claim import BASE, Arm, Claim, at_rate
 from .half_the_classes import every_second_class
 from .kind import Kind
 

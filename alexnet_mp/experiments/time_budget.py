@@ -11,7 +11,7 @@ from ..runs.metrics import read_metrics
 from ..system.devices import device_name, resolve
 from ..system.terminal import say
 from .arm_runs import first_gpu, reached, read_notes, status, train_run
-from .catalogue import GRID, Claim
+from .claim import GRID, Claim
 from .conduct import search
 from .measure import entry_of, key_of_test
 from .plan import (

@@ -12,9 +12,10 @@ from pathlib import Path
 from ..analysis.specialisation import LEVEL as DIVIDED
 from ..analysis.specialisation import holm, matching, wilson
 from . import kept_answers
-from .catalogue import CLAIMS, Claim
+from .claim import Claim
 from .entries import ended, error, words
 from .outcome import Outcome, ratio_of_times
+from .paper_claims import CLAIMS
 from .time_kinds import steps
 
 COMES_OUT, OPPOSITE, UNDECIDED, NOT_RUN, NO_VERDICT = (

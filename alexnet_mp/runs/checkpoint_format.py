@@ -3,12 +3,11 @@
     weights.safetensors     the merged network's tensors, float32: conv1.weight (96, 3, 11, 11) to fc8.bias
     velocity.safetensors    the optimiser's velocities (paper 5), of the same names and shapes
     statistics.safetensors  mean image and RGB components, float64, as `pixel_statistics.py` saves them
-    state.json              `State`: where the run is, its recipe, data and schedule, what it computed with
+    state.json              where the run is, its recipe, data and schedule, what computed it: `checkpoint_state.py`
     manifest.json           bytes and sha256 of the four files, and of itself; written last
 
-This is format 5. Format 4 lacks `Environment.overlap`, and the recipe of format 3 `batch_file_size`
-(`recipe.upgraded`). Formats 0 (weights.safetensors alone), 1 and 2 are refused, with the name of the last version that
-reads them.
+This is format 5; formats 3 and 4 are read (`checkpoint_state.py`). Formats 0 (weights.safetensors alone), 1 and 2 are
+refused, with the name of the last version that reads them.
 
 What is read may be damaged or made to harm. A file's size is compared before it is read, its sha256 before it is
 believed, names, shapes and dtypes with what follows from the recipe; whatever is wrong becomes a `UserError` that
@@ -18,13 +17,12 @@ import errno
 import hashlib
 import json
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
 
 import numpy as np
 import torch
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 from safetensors.torch import load as load_tensors
@@ -32,94 +30,20 @@ from safetensors.torch import load as load_tensors
 from ..data.pixel_statistics import FILE as STATISTICS
 from ..data.pixel_statistics import Statistics
 from ..recipes import shapes
-from ..recipes.recipe import Recipe, upgraded
 from ..system import durable_files
 from ..system.errors import UserError
-from . import safetensors_file
+from . import checkpoint_state, safetensors_file
+from .checkpoint_state import MOST_STATE, VERSION, State
 from .safetensors_file import need, parse
 
-VERSION = 5
 OLDEST, READS_OLDER = 3, "0bb1361"  # the oldest format that is read, and the last commit that reads those before
 WEIGHTS, VELOCITY, STATE, MANIFEST = "weights.safetensors", "velocity.safetensors", "state.json", "manifest.json"
 FILES = (WEIGHTS, VELOCITY, STATISTICS, STATE)  # what the manifest lists
-MOST_MANIFEST, MOST_STATE = 1 << 20, 4 << 20  # bytes; 22,000 class names are less than two million
+MOST_MANIFEST = 1 << 20  # bytes
 DTYPES = {"F64": "float64", "F32": "float32"}
 
 # what `files` says of a file itself
 WRONG_FILES = {errno.ELOOP, errno.EINVAL, errno.EFBIG, errno.ENOTDIR, errno.EISDIR, errno.ENODATA}
-
-_STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-Count = Annotated[int, Field(ge=0, lt=2**53)]  # what every reader of JSON holds exactly
-Amount = Annotated[float, Field(ge=0)]
-Percent = Annotated[float, Field(ge=0, le=100)]
-
-
-@dataclass(frozen=True)
-class Data:
-    """The training data, as the run's data set describes itself."""
-
-    __pydantic_config__ = _STRICT
-
-    source: str
-    description: str
-    fingerprint: str
-    classes: tuple[str, ...]  # in the order of their labels; like `source` they may hold names that are no UTF-8
-
-
-@dataclass(frozen=True)
-class Validation:
-    __pydantic_config__ = _STRICT
-
-    top1_error: Percent
-    top5_error: Percent
-    loss: Annotated[float, Field(ge=-1e-6)]  # a probability of 1 may round to more
-    images: Count
-
-
-@dataclass(frozen=True)
-class Scheduled:
-    """The rates that the run logged last."""
-
-    __pydantic_config__ = _STRICT
-
-    learning_rates: dict[str, Amount]  # {"conv1.weight": 0.01, ...}, of every layer
-    colour_noise: Amount
-
-
-@dataclass(frozen=True)
-class Environment:
-    """What decides about rounding: only the same of all this promises the same bits."""
-
-    __pydantic_config__ = _STRICT
-
-    devices: tuple[str, ...]
-    kernels: str
-    precision: str
-    pipeline: str
-    overlap: Literal["on", "off"] | None  # None: not recorded, before format 5
-    threads: Count
-    packages: dict[str, str | None]  # versions
-    pairs: Count = 1  # of towers, that computed a part of each minibatch
-    microbatch: Count | None = None  # images whose gradients were computed at once; None: all that a pair has
-
-
-@dataclass(frozen=True)
-class State:
-    """Where a run is, and what it is. Everything else that it needs follows from these numbers and the tensors."""
-
-    __pydantic_config__ = _STRICT
-
-    step: Count  # taken
-    epoch: Count
-    recipe: Recipe
-    data: Data
-    schedule: dict[str, Count | Amount | None]  # what the schedule's `state` gave
-    scheduled: Scheduled | None
-    validated: bool  # False: the validation that is due after this step is still to come
-    validation: Validation | None  # of exactly this step
-    metrics_bytes: Count  # length of metrics.jsonl at this step
-    made_by: Environment
-    saved: str  # ISO time; information only
 
 
 @dataclass(frozen=True)
@@ -137,8 +61,8 @@ def write(directory: str | Path, checkpoint: Checkpoint) -> None:
     Tensors are written from where they are, without a copy. Raises OSError; and ValueError, before anything is written,
     where a tensor isn't what the recipe has or isn't finite, or a field of the state is wrong: what can't be loaded
     must not come to be."""
-    directory, state = Path(directory), _dump(_ADAPTER.dump_python(checkpoint.state, mode="json", warnings=False))
-    layouts = _layouts(_parse_state(state, VERSION))
+    directory, state = Path(directory), _dump(checkpoint_state.fields_of(checkpoint.state))
+    layouts = _layouts(checkpoint_state.read(state, VERSION))
     held = {WEIGHTS: checkpoint.weights, VELOCITY: checkpoint.velocity, STATISTICS: vars(checkpoint.statistics)}
     arrays = {file: _arrays(file, held[file], layout) for file, layout in layouts.items()}
 
@@ -278,43 +202,7 @@ def _content(path, entry, most):
 
 def _read_state(directory, number, entries):
     with _damage(directory / STATE):
-        return _parse_state(_content(directory / STATE, entries[STATE], MOST_STATE), number)
-
-
-def _parse_state(content, number):
-    """The `State` in the bytes of state.json, written in format `number`. Raises ValueError or RecursionError."""
-    need(len(content) <= MOST_STATE, f"it has {len(content):,} bytes, {MOST_STATE:,} at most are read")
-    fields = parse(content)
-    if number < VERSION and isinstance(fields, dict):
-        _upgrade(fields, number)
-    # A folder's name may be no UTF-8. Python's surrogates for it are no JSON text to pydantic, so they are put back
-    # afterwards.
-    state = _ADAPTER.validate_json(json.dumps(fields, ensure_ascii=False).encode(errors="replace"))
-    data = fields["data"]
-    state = replace(state, data=Data(data["source"], data["description"], data["fingerprint"], tuple(data["classes"])))
-    # A default of the recipe must not fill in for a number that the run didn't record.
-    need(_ADAPTER.dump_python(state, mode="json") == fields, "a field is missing, or was written in another way")
-    need(state.data.classes, "data.classes is empty")
-    need(state.validated or state.validation is None, "it has a validation that is still to come")
-    rated = {f"{layer.name}.{what}" for layer in state.recipe.layers for what in ("weight", "bias")}
-    need(
-        state.scheduled is None or set(state.scheduled.learning_rates) == rated,
-        "the names in scheduled.learning_rates are not those of the recipe",
-    )
-    return state
-
-
-def _upgrade(fields, number):
-    """Give the fields of an older format what they lack, which none of them may have. Raises ValueError."""
-    foreign = f"a field that format {number} had not is there"
-    made_by = fields.get("made_by")
-    if isinstance(made_by, dict):  # anything else is refused with all the rest
-        need("overlap" not in made_by, f"its environment is none of format {number}: {foreign}")
-        fields["made_by"] = {**made_by, "overlap": None}
-    if number < 4:
-        recipe = fields.get("recipe")
-        fields["recipe"] = upgraded(recipe)
-        need(fields["recipe"] is not recipe, f"its recipe is none of format {number}: {foreign}")
+        return checkpoint_state.read(_content(directory / STATE, entries[STATE], MOST_STATE), number)
 
 
 def _layouts(state):
@@ -434,6 +322,3 @@ def _damage(path):
 
 def _line(text):
     return f"{' '.join(text.split()):.400}"  # a name in a file may be as long as the file
-
-
-_ADAPTER = TypeAdapter(State)

@@ -15,7 +15,8 @@ from ..data.dataset import SAME_FILES
 from ..system import durable_files
 from ..system.errors import UserError
 from . import checkpoint_format
-from .checkpoint_format import Checkpoint, State
+from .checkpoint_format import Checkpoint
+from .checkpoint_state import State
 
 _Read = TypeVar("_Read")
 CHECKPOINTS = "checkpoints"

@@ -2,35 +2,25 @@
 
 An operation is held against `kernels/reference.py` on the same device, in the dtype of the run and in float64: its
 largest error may be twice the reference's own in that dtype. One rounding of the largest value in float32 is always
-allowed, since of a handful of values PyTorch may round all well. Crossings have to deliver the same bits, and pipelines
-what `pipeline_torch.py` makes on a CPU.
+allowed, since of a handful of values PyTorch may round all well. Crossings have to deliver the same bits. The check of
+pipelines is in `pipeline_check.py`.
 """
 
-import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from types import SimpleNamespace
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 
-from ..data.augmentation import Draws, colour_shift, draws
-from ..data.batches import EpochKeys
-from ..data.pipeline import make_pipeline
-from ..data.pipeline_torch import TorchPipeline
-from ..data.pixel_statistics import Sums
-from ..data.resize import decoded
-from ..evaluation.protocol import ten_views
 from ..kernels import augment, linear, paper_sgd_, reference
 from ..kernels.checks import describe
 from ..kernels.dispatch import leave_out
 from ..network.exchange import Exchange
 from ..network.layer import TowerLayer, plan
 from ..network.overlap import split_input_product
-from ..recipes.recipe import Layer, Recipe
+from ..recipes.recipe import Layer
 from ..recipes.shapes import Size, pool_size
 from ..system.isolated import Unfit, Wrong
 
@@ -39,8 +29,6 @@ STEP = 40  # that keys the dropout mask
 CLEAR = 1e-5  # of a maximum: others that are less by as much are so in float32 and in float64
 ROUNDS = 3  # of crossings, each with other values: those of the round before would be seen
 BUSY = 20  # products of 2,048 x 2,048 that a GPU makes before what is to cross: a copy that doesn't wait is too early
-BATCH, PICTURES = 16, 24  # a whole batch, and one that is not
-DECODER = {"mean": 1.0, "99.9 %": 4.0}  # grey levels that a GPU's JPEG decoder may differ by, on average and mostly
 EPS = torch.finfo(torch.float32).eps
 
 
@@ -58,7 +46,7 @@ def prepare(devices: Sequence[torch.device], left_out: Iterable[tuple[str, str, 
             raise Unfit(f"{device} can't be used: {(str(error).splitlines() or [type(error).__name__])[0]}") from None
 
 
-def _compare(what, ours, torchs, exact, least):
+def compare(what: str, ours: torch.Tensor, torchs: torch.Tensor, exact: torch.Tensor, least: float) -> None:
     """Raise `Wrong` where ours is off by more than twice what PyTorch is, which is taken to be `least` at least."""
     if ours.shape != exact.shape or ours.dtype != torchs.dtype:
         raise Wrong(f"differs from the reference in the {what}: {describe(ours)}, not {describe(torchs)}")
@@ -71,7 +59,8 @@ def _compare(what, ours, torchs, exact, least):
             )
 
 
-def _rounding(exact):
+def rounding(exact: torch.Tensor) -> float:
+    """Of the largest value, in float32."""
     return EPS * float(exact.abs().max()) if exact.numel() else 0.0
 
 
@@ -80,7 +69,7 @@ def _drawn(shape, seed, device):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(device)
 
 
-def _synchronize(devices):
+def synchronize(devices: Sequence[torch.device]) -> None:
     """What went wrong on a GPU is raised here at the latest."""
     for device in devices:
         if device.type == "cuda":
@@ -112,14 +101,14 @@ def fused_operation(
     three = (ours, x, bias), (plain, x, bias), (plain, x.double(), bias.double() if with_bias else None)
     for train in (False, True):
         y, torchs, exact = (_forward(*inputs, train) for inputs in three)
-        _compare("output" if train else "output of a test", y, torchs, exact, _rounding(exact))
+        compare("output" if train else "output of a test", y, torchs, exact, rounding(exact))
     dy = torch.empty_like(y).copy_(_drawn(exact.shape, 3, device) * _clear(layer, fused, *three[2][1:], constants))
     found = [_backward(*inputs, dy) for inputs in three]
-    least = _rounding(found[2][0])
-    _compare("gradient", *(gradients[0] for gradients in found), least)
+    least = rounding(found[2][0])
+    compare("gradient", *(gradients[0] for gradients in found), least)
     if with_bias:  # a sum of n rounded terms errs by the root of n roundings
-        _compare("gradient of the bias", *(gradients[1] for gradients in found), least * math.sqrt(x.numel() / maps[0]))
-    _synchronize(devices)
+        compare("gradient of the bias", *(gradients[1] for gradients in found), least * math.sqrt(x.numel() / maps[0]))
+    synchronize(devices)
 
 
 def _layer(layer, fused_operations, maps, constants, kernels, device):
@@ -189,8 +178,8 @@ def update(devices: Sequence[torch.device], shapes: Sequence[tuple[int, ...]], m
             paper_sgd_(w, g, v, learning_rates=rates, momentum=momentum, weight_decays=decays, kernels=by)
         found.append([*(("weights", tensor) for tensor in w), *(("velocity", tensor) for tensor in v)])
     for (what, ours), (_, torchs), (_, exact) in zip(*found):
-        _compare(what, ours, torchs, exact, _rounding(exact))
-    _synchronize(devices)
+        compare(what, ours, torchs, exact, rounding(exact))
+    synchronize(devices)
 
 
 def _ordered(tensor):
@@ -214,8 +203,8 @@ def augmentation(
     ours, pictures = augment(given, *places, mean, shift, 0.75, dtype=dtype, **options), pictures.to(device)
     torchs = reference.augment(pictures, *places, mean, shift, 0.75, dtype=dtype, **options)
     exact = reference.augment(pictures, *places, mean.double(), shift.double(), 0.75, dtype=torch.float64, **options)
-    _compare("output", ours, torchs, exact, _rounding(exact))
-    _synchronize(devices)
+    compare("output", ours, torchs, exact, rounding(exact))
+    synchronize(devices)
 
 
 def product(devices: Sequence[torch.device], shape: tuple[int, int], kernels: str) -> None:
@@ -241,8 +230,8 @@ def product(devices: Sequence[torch.device], shape: tuple[int, int], kernels: st
         "gradient of the bias": IMAGES,
     }
     for (what, count), *three in zip(terms.items(), *found):  # of sums in other orders one may err by far less
-        _compare(what, *three, _rounding(three[2]) * math.sqrt(count))
-    _synchronize(devices)
+        compare(what, *three, rounding(three[2]) * math.sqrt(count))
+    synchronize(devices)
 
 
 # --- crossings
@@ -277,7 +266,7 @@ def cross(exchange: Exchange, shape: tuple[int, ...], dtype: torch.dtype) -> Non
                 raise Wrong(f"is wrong: other values arrive than were sent from {way}")
             if not torch.equal(maps[target].grad.cpu(), back[source]):  # what tower `source` read is of tower `target`
                 raise Wrong(f"is wrong: other gradients arrive than were sent from {way}")
-    _synchronize(devices)
+    synchronize(devices)
 
 
 def _scaled(x, weight, bias):
@@ -294,140 +283,3 @@ def _late(place, values):
             work = work @ work
     with torch.no_grad():
         return place.copy_(values)
-
-
-# --- pipelines
-
-
-def pipeline(
-    devices: Sequence[torch.device],
-    name: str,
-    storage: str,
-    recipe: Recipe,
-    dtype: torch.dtype,
-    augmented_by: Sequence[str],
-) -> None:
-    """An epoch of two batches, and two views of a test, from pictures that are made here.
-
-    storage: what the splits of the data hold, see `dataset.py`. augmented_by: who computes `augment` here; only so that
-    what is remembered of one is not taken for the other.
-    """
-    random = np.random.default_rng(7)
-    pictures = [_photograph(random, recipe.stored_size) for _ in range(PICTURES)]
-    kinds = ("jpeg", "pixels") if storage == "jpeg" and any(device.type == "cuda" for device in devices) else (storage,)
-    for kind in kinds:  # what comes after a GPU's decoder is exact, and compared as such
-        split, total = _Pictures(pictures, kind), Sums(recipe.stored_size)
-        read = [split.read(index) for index in range(PICTURES)]
-        for picture in read:
-            total.add(picture)
-        data = SimpleNamespace(splits={"train": split, "val": split}, description="made for the self-check")
-        ours = make_pipeline(name, data, recipe, devices, 2, dtype)
-        plain = TorchPipeline(data, recipe, ["cpu"], 0, dtype)
-        for reader in (ours, plain):
-            reader.use(total.statistics())
-        _compare_training(ours, plain, np.stack(read), kind)
-        _compare_views(ours, plain, np.stack(read), kind)
-    _synchronize(devices)
-
-
-def _photograph(random, size):
-    """Smooth with a little noise."""
-    coarse = Image.fromarray(random.integers(0, 256, (17, 17, 3), dtype=np.uint8))
-    smooth = np.asarray(coarse.resize((size, size), Image.Resampling.BICUBIC))
-    return (smooth + random.normal(0, 4, smooth.shape)).clip(0, 255).astype(np.uint8)
-
-
-class _Pictures:
-    """A split in memory, of pictures or of their JPEG files."""
-
-    def __init__(self, pictures, storage):
-        self.pictures, self.storage, self.size = pictures, storage, len(pictures[0])
-        self.labels = np.arange(len(pictures))
-        self.names = [f"made picture {number}" for number in self.labels]
-        self.files = [_jpeg(picture) for picture in pictures] if storage == "jpeg" else []
-
-    def __len__(self):
-        return len(self.pictures)
-
-    def jpeg(self, index):
-        return np.frombuffer(self.files[index], np.uint8)
-
-    def read(self, index):
-        if not self.files:
-            return self.pictures[index]
-        return decoded(io.BytesIO(self.files[index]), self.size, self.names[index])
-
-
-def _jpeg(picture):
-    file = io.BytesIO()
-    Image.fromarray(picture).save(file, "JPEG", quality=95)
-    return file.getvalue()
-
-
-def _compare_training(ours, plain, pictures, storage):
-    recipe = ours.recipe
-
-    def noise(epoch):
-        return recipe.colour_noise
-
-    found, expected = (list(reader.train(0, 1, noise)) for reader in (ours, plain))
-    numbers, others = (
-        [(batch.numbers.tolist(), batch.labels.tolist()) for batch in made] for made in (found, expected)
-    )
-    if numbers != others:
-        raise Wrong("makes batches of other images, or with other labels, than pipeline torch")
-    keys = EpochKeys(recipe, len(pictures), 0, 1)
-    for (epoch, positions, images), batch, torchs in zip(keys, found, expected, strict=True):
-        drawn = draws(recipe, epoch, images, positions)
-        shift = colour_shift(recipe, plain.statistics, drawn.colour, noise(epoch))
-        exact = _exact(plain, pictures[images], drawn, *shift)
-        _compare_images("batch", batch.images, torchs.images[0], exact, storage, ours)
-
-
-def _compare_views(ours, plain, pictures, storage):
-    which, start = [ten_views(ours.recipe)[2], ten_views(ours.recipe)[-1]], 0
-    found, expected = (
-        [(list(views), labels.tolist()) for views, labels in reader.views("val", BATCH, which)]
-        for reader in (ours, plain)
-    )
-    if [labels for _, labels in found] != [labels for _, labels in expected]:
-        raise Wrong("gives other labels to the images of a test, or other images, than pipeline torch")
-    for (of_ours, labels), (of_torch, _) in zip(found, expected, strict=True):
-        part = pictures[start : start + len(labels)]
-        for view, images, torchs in zip(which, of_ours, of_torch, strict=True):
-            fixed = Draws(*(np.full(len(part), value) for value in view), None)
-            exact = _exact(plain, part, fixed, np.zeros((len(part), 3), np.float32), 1.0)
-            _compare_images("view of a test", images, torchs[0], exact, storage, ours)
-        start += len(labels)
-
-
-def _exact(reader, pictures, drawn, shift, scale):
-    """What a batch has to be, in float64."""
-    places = (torch.from_numpy(values) for values in (drawn.top, drawn.left, drawn.flip))
-    mean, recipe = torch.from_numpy(reader.statistics.mean).float().double(), reader.recipe
-    return reference.augment(
-        torch.from_numpy(pictures),
-        *places,
-        mean,
-        torch.from_numpy(shift).double(),
-        scale,
-        crop=recipe.crop_size,
-        mean_follows_crop=recipe.mean_follows_crop,
-        dtype=torch.float64,
-    )
-
-
-def _compare_images(what, images, torchs, exact, storage, reader):
-    for device, found in zip(reader.devices, images, strict=True):
-        if found.device != device and not found.device.type == device.type == "cpu":
-            raise Wrong(f"makes a {what} for {device} on {found.device}")
-        if storage == "jpeg" and reader.name == "dali" and device.type == "cuda":
-            levels = (found.cpu().double() - torchs.double()).abs().flatten()
-            off = {"mean": float(levels.mean()), "99.9 %": float(np.quantile(levels.numpy(), 0.999))}
-            if not all(off[measure] <= most for measure, most in DECODER.items()):
-                raise Wrong(
-                    f"decodes JPEGs for {device} unlike pipeline torch: grey levels off by {off['mean']:.2g} "
-                    f"on average, by up to {off['99.9 %']:.2g} in 99.9 % of all values"
-                )
-            continue
-        _compare(f"pixels of a {what}", found.cpu(), torchs, exact, _rounding(exact))

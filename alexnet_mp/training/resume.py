@@ -18,7 +18,8 @@ from ..recipes import recipe as recipes
 from ..recipes import shapes
 from ..recipes.recipe import Recipe
 from ..runs import checkpoint_format, checkpoints
-from ..runs.checkpoint_format import Checkpoint, Environment, NewerFormat, Unreadable
+from ..runs.checkpoint_format import Checkpoint, NewerFormat, Unreadable
+from ..runs.checkpoint_state import Environment
 from ..runs.checkpoints import CHECKPOINTS
 from ..runs.directory import RUN, refuse_branch, refuse_foreign, refuse_remains, refuse_unusable
 from ..runs.lock import RunLock

@@ -21,7 +21,8 @@ from ..evaluation.accuracy import FEW, Answers, percent, top5_tells, write_right
 from ..evaluation.protocol import View, both_protocols, centre_view, evaluate, print_errors
 from ..kernels import augmentation
 from ..network.network import TwoTowerAlexNet
-from ..runs.checkpoint_format import Checkpoint, Scheduled, State, Validation
+from ..runs.checkpoint_format import Checkpoint
+from ..runs.checkpoint_state import Scheduled, State, Validation
 from ..runs.checkpoint_writer import PATIENCE
 from ..runs.directory import RunDirectory
 from ..runs.elsewhere import RunElsewhere

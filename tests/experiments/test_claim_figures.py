@@ -5,9 +5,9 @@ import math
 import pytest
 from inner_cases import every
 
-from alexnet_mp.experiments.catalogue import KINDS
 from alexnet_mp.experiments.drawing import FAINT, say_scale
 from alexnet_mp.experiments.figures import draw_claim, figure_of
+from alexnet_mp.experiments.paper_claims import KINDS
 
 ARMS = {"errors": 1, "views": 1, "towers": 1, "cumulative": 4, "difference": 6, "ensemble": 3}  # else two
 LONG = "fine_tuned_bottleneck"

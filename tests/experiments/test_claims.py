@@ -18,10 +18,11 @@ from alexnet_mp import claims, evaluate
 from alexnet_mp.experiments import page as claim_page
 from alexnet_mp.experiments import plan
 from alexnet_mp.experiments.arm_runs import first_gpu, training_options
-from alexnet_mp.experiments.catalogue import BASE, CLAIMS, KINDS, command
+from alexnet_mp.experiments.claim import BASE, command
 from alexnet_mp.experiments.conduct import new_record
 from alexnet_mp.experiments.elsewhere import ELSEWHERE, feeding, importance, two_gpus
 from alexnet_mp.experiments.findings import findings, setting
+from alexnet_mp.experiments.paper_claims import CLAIMS, KINDS
 from alexnet_mp.experiments.plan import (
     arm_recipe,
     digest_of,

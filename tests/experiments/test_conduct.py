@@ -23,11 +23,12 @@ from alexnet_mp.data.pixel_statistics import Statistics
 from alexnet_mp.evaluation import ensembles, protocol, trained
 from alexnet_mp.experiments import arm_runs, conduct, measure, plan, records
 from alexnet_mp.experiments import findings as claim_table
-from alexnet_mp.experiments.catalogue import CLAIMS, FACTORS, GRID, KINDS
+from alexnet_mp.experiments.claim import FACTORS, GRID
 from alexnet_mp.experiments.figures import draw_claim
 from alexnet_mp.experiments.findings import findings
 from alexnet_mp.experiments.half_the_classes import every_second_class
 from alexnet_mp.experiments.kind import Kind
+from alexnet_mp.experiments.paper_claims import CLAIMS, KINDS
 from alexnet_mp.experiments.records import differences, read_records
 from alexnet_mp.experiments.time_budget import Forecast
 from alexnet_mp.experiments.time_kinds import Rates
@@ -76,7 +77,7 @@ def test_every_claim(claim, data, out, capsys, monkeypatch):
 
 
 class Size(Kind):
-    """How many weights the network of each arm has: a kind that the catalogue doesn't know."""
+    """How many weights the network of each arm has: a kind that no claim of the paper has."""
 
     word = "size"
     asks_for = "weights"
@@ -97,7 +98,7 @@ class Size(Kind):
 def test_a_kind_of_claim_is_one_class_and_nothing_else_knows_it(data, out, capsys, monkeypatch):
     claim = dataclasses.replace(BY_ID["larger"], id="size", kind=Size())
     monkeypatch.setattr(claims, "CLAIMS", [claim, BY_ID["larger"]])
-    monkeypatch.setitem(KINDS, claim.kind.word, claim.kind)  # as if the catalogue had the claim
+    monkeypatch.setitem(KINDS, claim.kind.word, claim.kind)  # as if a claim of the paper had it
     monkeypatch.setattr(records, "draw_claim", draw_claim)
     words = ["--seeds", "1", "--set", "dropout=0.3", "--budget", "1h"]  # --set: runs that no other test has made
     record = run("size", data, out, *words)

@@ -11,7 +11,7 @@ from made_kernels import GREY, RED_GREEN
 from made_kernels import made as made_towers
 from scipy import stats
 
-from alexnet_mp.experiments.catalogue import CLAIMS
+from alexnet_mp.experiments.paper_claims import CLAIMS
 from alexnet_mp.experiments.verdict import (
     COMES_OUT,
     NO_VERDICT,

@@ -25,16 +25,13 @@ from alexnet_mp.runs.checkpoint_format import (
     VELOCITY,
     WEIGHTS,
     Checkpoint,
-    Data,
-    Environment,
-    Scheduled,
-    Validation,
     load,
     load_weights,
     read_state,
     verify,
     write,
 )
+from alexnet_mp.runs.checkpoint_state import Data, Environment, Scheduled, Validation
 from alexnet_mp.system import durable_files
 from alexnet_mp.system.errors import UserError
 

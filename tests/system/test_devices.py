@@ -9,6 +9,7 @@ from alexnet_mp.evaluation import trained
 from alexnet_mp.recipes.named import PRESETS
 from alexnet_mp.system.devices import make_current, of_process, resolve
 from alexnet_mp.system.errors import UserError
+from alexnet_mp.training import plan
 from alexnet_mp.training import run as runs
 
 
@@ -91,9 +92,9 @@ def test_without_a_gpu_none_is(set_device):
 def test_a_command_makes_no_context_on_a_gpu_that_it_was_not_given(command, gpus, set_device, monkeypatch, tmp_path):
     """Before it asks for memory anywhere."""
     gpus(2)
-    for module in (runs, trained):
+    for module, network in ((plan, runs), (trained, trained)):
         monkeypatch.setattr(module, "check_kernels", lambda *_: None)
-        monkeypatch.setattr(module, "TwoTowerAlexNet", None)
+        monkeypatch.setattr(network, "TwoTowerAlexNet", None)
     with pytest.raises(Current, match="cuda:1"):
         if command == "train":
             train.main(["--gpus", "1", "--recipe", "mini", "--out", str(tmp_path / "run")])

@@ -70,7 +70,7 @@ def test_processes_that_were_started_differently_are_refused(case, data, tmp_pat
 
 
 def test_another_commit_is_refused(data, tmp_path):
-    change = apart.in_rank(1, lambda patch: patch.setattr("alexnet_mp.training.run.source_commit", lambda: "fedcba9"))
+    change = apart.in_rank(1, lambda patch: patch.setattr("alexnet_mp.training.plan.source_commit", lambda: "fedcba9"))
     assert "differ in the code" in apart.ends(data, tmp_path / "run", before=change)
 
 

@@ -15,7 +15,7 @@ from alexnet_mp.network.exchange import Exchange
 from alexnet_mp.recipes.named import PRESETS
 from alexnet_mp.recipes.recipe import Layer
 from alexnet_mp.system.isolated import Unfit, Wrong
-from alexnet_mp.training import device_checks, self_check
+from alexnet_mp.training import device_checks, needed_checks, pipeline_check
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -28,7 +28,7 @@ def run(checks):
 def checks_of(kind, operation="", **changes):
     found = [
         check
-        for check in self_check.checks(asked(**changes))
+        for check in needed_checks.checks(asked(**changes))
         if check.kind == kind and (kind != "kernel" or check.operation == operation)
     ]
     assert found
@@ -44,7 +44,7 @@ def checks_of(kind, operation="", **changes):
 def test_the_cpus_kernels_are_right(preset, dtype):
     """Those of every preset: the bound is not met by chance."""
     recipe = PRESETS[preset]()
-    found = self_check.checks(dataclasses.replace(asked(dtype=dtype), recipe=recipe))
+    found = needed_checks.checks(dataclasses.replace(asked(dtype=dtype), recipe=recipe))
     run(check for check in found if check.kind in ("kernel", "augment"))
     operations = {check.operation for check in found if check.kind == "kernel"}
     assert {"paper_sgd_"} < operations and operations <= {
@@ -61,7 +61,7 @@ def test_the_cpus_kernels_are_right(preset, dtype):
 @needs_kernels
 @every("settings", [["pool_ties=all"], ["dropout=0"], ["lrn_alpha=0"], ["pool_size=2"], ["lrn_size=4", "lrn_beta=0.5"]])
 def test_other_constants_are_right(settings):
-    run(check for check in self_check.checks(asked(settings=settings)) if check.kind == "kernel")
+    run(check for check in needed_checks.checks(asked(settings=settings)) if check.kind == "kernel")
 
 
 def off_by(what, amount):
@@ -115,7 +115,7 @@ def test_rounding_decides_no_gradient():
     x = torch.zeros(4, 1, 3, 3, dtype=torch.float64)
     x[:, 0, 1, 1], x[3] = 5, 0
     x[0, 0, 0, 0], x[1, 0, 0, 0], x[2, 0, 0, 0] = 4.99, 5, 5 * (1 - 1e-7)
-    constants = {field: getattr(asked().recipe, field) for field in self_check.CONSTANTS}
+    constants = {field: getattr(asked().recipe, field) for field in needed_checks.CONSTANTS}
     for fused in (("max_pool",), ("relu", "max_pool"), ("relu", "lrn", "max_pool")):
         layer = Layer("any", "conv", None, "own", fused)
         for bias in (None, torch.ones(1, dtype=torch.float64)):
@@ -187,7 +187,7 @@ def test_stale_data_is_seen(pass_, words, monkeypatch):
 
 
 def test_on_one_device_nothing_crosses():
-    assert not [check for check in self_check.checks(asked()) if check.kind == "crossing"]
+    assert not [check for check in needed_checks.checks(asked()) if check.kind == "crossing"]
 
 
 # --- pipelines
@@ -241,14 +241,14 @@ def test_the_decoder_of_a_gpu_has_a_bound(monkeypatch):
         def cpu(self):
             return self.values
 
-    device_checks._compare_images("batch", [OnGpu(images + 0.9)], images, exact, "jpeg", reader)
+    pipeline_check._compare_images("batch", [OnGpu(images + 0.9)], images, exact, "jpeg", reader)
     for off in (images + 1.1, images.index_fill(3, torch.tensor([0]), 5.0)):
         with pytest.raises(Wrong, match="decodes JPEGs for cuda:0 unlike pipeline torch: grey levels off by"):
-            device_checks._compare_images("batch", [OnGpu(off)], images, exact, "jpeg", reader)
+            pipeline_check._compare_images("batch", [OnGpu(off)], images, exact, "jpeg", reader)
     with pytest.raises(Wrong, match="in the pixels of a batch"):
-        device_checks._compare_images("batch", [OnGpu(images + 0.9)], images, exact, "pixels", reader)
+        pipeline_check._compare_images("batch", [OnGpu(images + 0.9)], images, exact, "pixels", reader)
     with pytest.raises(Wrong, match="makes a batch for cuda:0 on cpu"):
-        device_checks._compare_images("batch", [images], images, exact, "pixels", reader)
+        pipeline_check._compare_images("batch", [images], images, exact, "pixels", reader)
 
 
 # --- devices
@@ -262,7 +262,7 @@ needs_gpu = pytest.mark.gpu(reason="needs a GPU")
 @pytest.mark.parametrize("kernels", ["auto", "triton"])
 def test_a_gpus_kernels_are_right(kernels, preset, dtype):
     first = torch.device("cuda:0")
-    found = self_check.checks(dataclasses.replace(asked((first, first), dtype, kernels), recipe=PRESETS[preset]()))
+    found = needed_checks.checks(dataclasses.replace(asked((first, first), dtype, kernels), recipe=PRESETS[preset]()))
     run(check for check in found if check.kind in ("kernel", "augment"))
 
 

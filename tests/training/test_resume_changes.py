@@ -16,7 +16,8 @@ from alexnet_mp.data.pixel_statistics import Statistics
 from alexnet_mp.recipes import recipe
 from alexnet_mp.recipes.architectures import mini
 from alexnet_mp.recipes.recipe import Date, Layer, change_layers
-from alexnet_mp.runs.checkpoint_format import Checkpoint, Data, Environment, State
+from alexnet_mp.runs.checkpoint_format import Checkpoint
+from alexnet_mp.runs.checkpoint_state import Data, Environment, State
 from alexnet_mp.system.errors import UserError
 from alexnet_mp.training import resume as resuming
 

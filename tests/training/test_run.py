@@ -11,12 +11,12 @@ from inner_cases import every
 from tiny_run import lines, resume, run
 
 from alexnet_mp import claims, train
-from alexnet_mp.experiments.catalogue import BASE
+from alexnet_mp.experiments.claim import BASE
 from alexnet_mp.experiments.plan import arm_recipe
 from alexnet_mp.recipes import ablations
 from alexnet_mp.recipes.named import PRESETS
 from alexnet_mp.training import length
-from alexnet_mp.training.run import Options, resolve
+from alexnet_mp.training.plan import Options, resolve
 
 pytestmark = pytest.mark.usefixtures("one_thread", "quick")
 

@@ -10,8 +10,8 @@ from alexnet_mp.recipes.ablations import no_lrn
 from alexnet_mp.recipes.architectures import mini
 from alexnet_mp.recipes.named import PRESETS
 from alexnet_mp.recipes.recipe import describe, summary
-from alexnet_mp.training import run
-from alexnet_mp.training.run import Options
+from alexnet_mp.training import plan, run
+from alexnet_mp.training.plan import Options
 
 OTHER, TWO = "--recipe chooses another", "on two GPUs, type: "
 
@@ -39,7 +39,7 @@ def no_gpu(monkeypatch):
     ],
 )
 def test_hints_fit_what_was_typed(options, fits, others, capsys):
-    run._recipe_and_devices(options, None)
+    plan._recipe_and_devices(options, None)
     said = capsys.readouterr().out
     assert all(words in said for words in fits) and not any(words in said for words in others), said
 

@@ -24,7 +24,7 @@ from alexnet_mp.runs.directory import read_run
 from alexnet_mp.system import isolated
 from alexnet_mp.system.errors import UserError
 from alexnet_mp.system.isolated import Unfit
-from alexnet_mp.training import device_checks, self_check
+from alexnet_mp.training import device_checks, needed_checks, pipeline_check, self_check
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 START = isolated._start
@@ -246,7 +246,7 @@ def test_the_next_best_pipeline(monkeypatch):
 @pytest.mark.process
 def test_a_wrong_definition_ends_the_run(monkeypatch):
     """After pipeline torch there is none."""
-    monkeypatch.setattr(device_checks, "pipeline", raise_in_pipeline)
+    monkeypatch.setattr(pipeline_check, "pipeline", raise_in_pipeline)
     with pytest.raises(UserError, match="^self-check: pipeline torch on cpu raises OSError: nothing to read; it is"):
         examine(pipeline="torch", storage="files")
 
@@ -325,7 +325,7 @@ def test_a_memory_that_can_t_be_kept_is_said_once(kind, tmp_path, monkeypatch):
 
 
 def test_two_that_remember_at_once_leave_a_whole_file(tmp_path):
-    found = self_check.checks(asked())
+    found = needed_checks.checks(asked())
     threads = [threading.Thread(target=self_check.Memory(print).keep, args=(found[number::4],)) for number in range(4)]
     for thread in threads:
         thread.start()
@@ -419,7 +419,7 @@ def test_ctrl_c_during_the_check(number, on_cpu, data, quick, tmp_path, monkeypa
     monkeypatch.setattr(isolated, "_start", start)
     monkeypatch.setattr(device_checks, "fused_operation", hanging)
     monkeypatch.setattr(device_checks, "update", hanging)
-    monkeypatch.setattr(device_checks, "pipeline", hanging)
+    monkeypatch.setattr(pipeline_check, "pipeline", hanging)
     assert train.main([*TINY, "--data", str(data), "--out", str(tmp_path / "run")]) == 0
     assert "stopped before the first step" in capsys.readouterr().out and not (tmp_path / "run").exists()
     assert started[0].returncode == -signal.SIGKILL
