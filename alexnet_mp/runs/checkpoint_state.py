@@ -66,8 +66,8 @@ class Environment:
     overlap: Literal["on", "off"] | None  # None: not recorded, before format 5
     threads: Count
     packages: dict[str, str | None]  # versions
-    pairs: Count = 1  # of towers, that computed a part of each minibatch
     microbatch: Count | None = None  # images whose gradients were computed at once; None: all that a pair has
+    pairs: Count = 1  # of towers, that computed a part of each minibatch; 1 with a microbatch, which knows no pairs
 
 
 @dataclass(frozen=True)

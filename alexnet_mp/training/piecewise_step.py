@@ -15,7 +15,7 @@ from ..network.exchange import Entry
 from ..network.network import TwoTowerAlexNet
 from ..parallel.pairs import Pairs
 from ..parallel.pieces import Pieces
-from ..parallel.tree_sum import Term, TreeSum
+from ..parallel.tree_sum import TreeSum
 from .optimizer import PaperSGD
 
 
@@ -39,27 +39,36 @@ class PiecewiseStep:
         """images, labels: of `Pieces.read`, else as `TrainingStep` has them; count: images of the minibatch. Returns
         what `TrainingStep` does, of the whole minibatch, in every pair."""
         trained = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
-        like = [*trained, torch.empty(2, dtype=torch.float64, device=self.network.exchange.devices[0])]
-        own, first = self.pieces.own(count), self.pieces.read(count).start
-        tree = TreeSum(
-            self.pieces.number(count), lambda piece: self.pieces.owner(piece, count), self.pieces.pair, like, self.pairs
-        )
-        for piece in own:
-            rows = self.pieces.rows(piece, count)
-            part = slice(rows.start - first, rows.stop - first)
-            begins = piece == own[0]
-            tree.add(
-                piece, self._term([each[part] for each in images], labels[part], trained, count, rows.start, begins)
-            )
-        if not own:
-            self.network.count_step()
-        *gradients, numbers = self._sum(tree, like)
+        *gradients, numbers = self._sum(self._terms(images, labels, trained, count), trained, count)
         loss, right = numbers
         check_loss(loss)
         for parameter, gradient in zip(trained, gradients, strict=True):
             parameter.grad = gradient
-        sums = [self.optimizer.step(device)[0] for device in self.optimizer.devices()]
-        return [loss, right, *sums]
+        return [loss, right, *(self.optimizer.step(device)[0] for device in self.optimizer.devices())]
+
+    def _sum(self, terms, trained, count):
+        """Of all pieces, wherever they are computed; the same in all pairs."""
+        like = [*trained, torch.empty(2, dtype=torch.float64, device=self.network.exchange.devices[0])]
+        if not self.pieces.microbatch:
+            _, term = next(terms, (None, None))
+            return self.pairs.sum(term or [torch.zeros_like(tensor) for tensor in like])
+        tree = TreeSum(
+            self.pieces.number(count), lambda piece: self.pieces.owner(piece, count), self.pieces.pair, like, self.pairs
+        )
+        for piece, term in terms:
+            tree.add(piece, term)
+        return self.pairs.from_first(tree.total(), like)
+
+    def _terms(self, images, labels, trained, count):
+        """(number, term) of each piece that is computed here."""
+        own, first = self.pieces.own(count), self.pieces.read(count).start
+        if not own:
+            self.network.count_step()
+        for piece in own:
+            rows = self.pieces.rows(piece, count)
+            part = slice(rows.start - first, rows.stop - first)
+            given = [each[part] for each in images]
+            yield piece, self._term(given, labels[part], trained, count, rows.start, piece == own[0])
 
     def _term(self, images, labels, trained, count, first_row, begins):
         """[gradients, (loss, right answers)] of a piece."""
@@ -77,11 +86,6 @@ class PiecewiseStep:
         self.crossed, self.rows = self.network.ledger(), len(labels)
         gradients = [_dense_like(parameter.grad, parameter) for parameter in trained]
         return [*gradients, torch.stack([loss.detach().double(), right.double()])]
-
-    def _sum(self, tree: TreeSum, like: Term) -> Term:
-        if self.pieces.microbatch:
-            return self.pairs.from_first(tree.total(), like)
-        return self.pairs.sum(tree.nodes.pop((0, self.pieces.pair), None) or [torch.zeros_like(each) for each in like])
 
     def ledger(self, count: int) -> list[Entry]:
         """What crossed between the towers of all pairs in a step of so many images: a piece's is in proportion."""
