@@ -38,7 +38,7 @@ from alexnet_mp.runs import checkpoint_format
 from alexnet_mp.runs.checkpoint_format import MANIFEST, STATE, VELOCITY, WEIGHTS
 from alexnet_mp.system.errors import UserError
 
-BASE = Path(__file__).resolve().parents[1] / "tests" / "checkpoint_v5" / "step_00000003"
+BASE = Path(__file__).resolve().parents[1] / "tests" / "checkpoint_v6" / "step_00000003"
 TENSORS, LISTED = (WEIGHTS, VELOCITY, STATISTICS), (WEIGHTS, VELOCITY, STATISTICS, STATE)
 WARM_UP = 500  # inputs before memory is measured
 DEEP = "[" * 2000 + "]" * 2000

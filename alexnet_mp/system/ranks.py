@@ -234,6 +234,7 @@ def joined(apart: bool) -> Iterator[Ranks]:
             world_size=ranks.count,
             timeout=PATIENCE,
         )
+        ranks.meet()  # one that ended while others still connect to it would have them say so, in torch's words
         yield ranks
     except BaseException as error:
         if not isinstance(error, SaidElsewhere) and ranks.speaks():

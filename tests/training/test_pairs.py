@@ -1,4 +1,4 @@
-"""Whole runs of several pairs of towers: with a microbatch they leave what one pair leaves, bit for bit; how they go on,
+"""Whole runs of several pairs of towers: with a microbatch they leave what one leaves, bit for bit; how they go on,
 stop and fail."""
 
 import os
@@ -26,11 +26,8 @@ def whole(data, tmp_path_factory):
 @every(
     "flags, job",
     [
-        (PIECES, dict(count=4, towers="together")),
-        (SMALL, dict(count=2, towers="together")),
         (SMALL + DATED, dict(count=4, towers="together")),
-        (PIECES + PLATEAU, dict(count=2, towers="together")),
-        (PIECES + SOURCE2012, dict(count=2, towers="together")),
+        (PIECES + PLATEAU + SOURCE2012, dict(count=2, towers="together")),
         (SMALL + ["--overlap", "off"], dict(count=4, towers="apart")),
         (PIECES + ["--overlap", "on"], dict(count=2, towers="apart")),
     ],
@@ -130,7 +127,6 @@ def test_wrong_use_is_one_line_of_all(data, tmp_path):
         (["--gpus", "0,1,2,3"], dict(count=2), "--gpus 0,1,2,3: GPU 0 is not there"),
         (["--graphs", "on"], dict(count=2), "--graphs on: not yet with a minibatch in pieces"),
         (["--profile"], dict(count=2), "--profile: not yet of a minibatch in pieces"),
-        ([], dict(count=3, towers="apart"), "--towers apart: a process a tower is an even number of them, not 3"),
     ):
         job = {"towers": "together"} | job
         line = apart.ends(data, tmp_path / "run", *flags, before=lambda: None, **job)
