@@ -9,6 +9,7 @@ examples
   python -m alexnet_mp.train --data DIR --out RUN --resume auto    begins, or goes on where RUN stopped, bit for bit
   python -m alexnet_mp.train --data DIR --init RUN2                fine-tuning: begins with the weights of RUN2, fc8 new
   torchrun --nproc-per-node 2 -m alexnet_mp.train --towers apart --gpus 0,1 --data DIR     a process a tower
+  torchrun --nproc-per-node 2 -m alexnet_mp.train --gpus 0,1,2,3 --data DIR                two pairs of towers, a batch
   python -m alexnet_mp.train --data DIR --profile                  prints where a step's time went, layer by layer
 
 The run directory (--out) gets run.json, metrics.jsonl, TensorBoard events, checkpoints/, curves.png and
@@ -61,7 +62,8 @@ def _parser():
         choices=("together", "apart"),
         default=Options.towers,
         help="apart: each tower in a process of its own, as `torchrun --nproc-per-node 2` starts them; --gpus lists "
-        "this machine's device for each process; default: both in one process",
+        "this machine's device for each process; default: both in one process, of which torchrun may start several, "
+        "each with a part of every minibatch",
     )
     parser.add_argument(
         "--overlap",
@@ -69,6 +71,14 @@ def _parser():
         help="on: at a layer that reads both towers, each multiplies its own half while the other half travels, and "
         "adds the two products; off: it waits and makes one product, which rounds differently; default: on where the "
         "towers have two devices or processes",
+    )
+    parser.add_argument(
+        "--microbatch",
+        type=int,
+        metavar="M",
+        help="compute a minibatch in pieces of M images, whose gradients are added in an order that depends on no "
+        "number of processes: the same bits on 1, 2 and 4 pairs of towers, and less memory; 0: none; default: none; "
+        "resumed, what the run had",
     )
     parser.add_argument(
         "--no-self-check",

@@ -14,7 +14,8 @@ STABLE_TORCH_LIBRARY(alexnet_mp_csrc, m) {
     // v <- momentum v - decay rate w - rate g; w <- w + v; three dense tensors of one size, dtype and memory format.
     m.def("paper_sgd_(Tensor(a!) w, Tensor g, Tensor(b!) v, float rate, float momentum, float decay) -> ()");
     // y = relu(x) times the mask of `dropout` in kernels/reference.py; x, y: of any shape, dense in NCHW; step: int64, of one element.
-    m.def("relu_dropout(Tensor x, Tensor step, int threshold, int seed, int stream, int layer, int tower, Tensor(a!) y) -> ()");
+    // before: elements of the minibatch before the first of x.
+    m.def("relu_dropout(Tensor x, Tensor step, int threshold, int seed, int stream, int layer, int tower, int before, Tensor(a!) y) -> ()");
     // pictures: one (N, S, S, 3) uint8 or N of (S, S, 3), dense; top, left: (N,) int64; flip: (N,) bool; mean: (S, S, 3) and shift:
     // (N, 3), float32, dense; y: (N, 3, crop, crop), dense in NCHW or in channels_last, not float64.
     m.def("augment(Tensor[] pictures, Tensor top, Tensor left, Tensor flip, Tensor mean, Tensor shift, float scale, "

@@ -119,16 +119,25 @@ def avg_pool(x: torch.Tensor, *, pool: int = 3, stride: int = 2) -> torch.Tensor
 
 
 def dropout(
-    x: torch.Tensor, *, probability: float, seed: int, step: int | torch.Tensor, layer: int, tower: int
+    x: torch.Tensor,
+    *,
+    probability: float,
+    seed: int,
+    step: int | torch.Tensor,
+    layer: int,
+    tower: int,
+    first_row: int = 0,
 ) -> torch.Tensor:
     """Classic dropout (paper 4.2): zero each value with `probability`, leave the others as they are; any shape.
 
     No rescaling here; the test pass multiplies by 1 - probability instead. The mask is a function of (seed, step,
     layer, tower, position in x) alone: the same on every device and after every restart. step: an int, or an int64
-    tensor without dimensions on x's device, which the host does not wait for; its low 32 bits count."""
-    blocks = torch.arange((x.numel() + 3) // 4, device=x.device)  # four words a counter
-    words = torch.stack(philox((blocks, step & 0xFFFFFFFF, layer, tower), (seed, DROPOUT_STREAM)), dim=1)
-    keep = words.flatten()[: x.numel()].view(x.shape) >= int(probability * 2**32)
+    tensor without dimensions on x's device, which the host does not wait for; its low 32 bits count. first_row: images
+    of the minibatch before the first of x: the positions are those in the minibatch."""
+    before = first_row * x.shape[1:].numel()
+    blocks = torch.arange(before // 4, (before + x.numel() + 3) // 4, device=x.device)  # four words a counter
+    words = torch.stack(philox((blocks & 0xFFFFFFFF, step & 0xFFFFFFFF, layer, tower), (seed, DROPOUT_STREAM)), dim=1)
+    keep = words.flatten()[before % 4 :][: x.numel()].view(x.shape) >= int(probability * 2**32)
     return x * keep
 
 
@@ -141,6 +150,7 @@ def relu_dropout(
     step: int | torch.Tensor | None = None,
     layer: int = 0,
     tower: int = 0,
+    first_row: int = 0,
 ) -> torch.Tensor:
     """Bias, ReLU and `dropout`: relu(x + bias) * keep, (N, F) or (N, C, H, W), any order; bias: (F,) or (C,). (Paper
     3.1, 4.2.)
@@ -148,7 +158,8 @@ def relu_dropout(
     probability 0 draws nothing and needs no step. Rounding to the dtype of x comes before the ReLU: the same y, and a
     value that rounds to 0 gets no gradient, so that y alone says where the gradient goes."""
     y = torch.relu(_biased(x, bias, False).to(x.dtype))
-    return dropout(y, probability=probability, seed=seed, step=step, layer=layer, tower=tower) if probability else y
+    mask = dict(probability=probability, seed=seed, step=step, layer=layer, tower=tower, first_row=first_row)
+    return dropout(y, **mask) if probability else y
 
 
 def paper_sgd_(

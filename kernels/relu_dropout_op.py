@@ -20,12 +20,14 @@ def relu_dropout(
     step: int | torch.Tensor | None = None,
     layer: int = 0,
     tower: int = 0,
+    first_row: int = 0,
     kernels: str = "auto",
 ) -> torch.Tensor:
     """Bias, ReLU and classic dropout (paper 3.1, 4.2) in one pass: (N, F) -> (N, F), (N, C, H, W) -> (N, C, H, W).
 
     y = relu(x + bias) * keep, computed in float32 and rounded once; keep is the mask of `reference.dropout`, zero with
-    `probability` and a function of (seed, step, layer, tower, position in x) alone. No rescaling.
+    `probability` and a function of (seed, step, layer, tower, position in x) alone. No rescaling. first_row: images of
+    the minibatch before the first of x, in which the positions are counted on.
 
     x: float32, bfloat16, float16, or float64, which on a GPU the reference computes; channels_last stays so, other
     orders come out contiguous. bias: (F,) or (C,), of x's dtype, or float32 beside 16 bits. probability: in [0, 1); 0
@@ -36,19 +38,20 @@ def relu_dropout(
     in the reference, gives a NaN that was dropped 0.) The bias gets its sum, added up in float32, in the same order
     every time. Raises ValueError, with the value named, for arguments that don't fit."""
     name = resolve(kernels, x.device, "relu_dropout")
-    _check(x, bias, probability, seed, step, layer, tower)
+    _check(x, bias, probability, seed, step, layer, tower, first_row)
     there_is = {"triton": x.dtype != torch.float64, "cpu": probability > 0 and bias is None and x.is_contiguous()}
     if not there_is.get(name) or differentiated_otherwise(x, bias):
-        return reference.relu_dropout(x, bias, probability=probability, seed=seed, step=step, layer=layer, tower=tower)
+        mask = dict(probability=probability, seed=seed, step=step, layer=layer, tower=tower, first_row=first_row)
+        return reference.relu_dropout(x, bias, **mask)
     if probability == 0:
         step = None
     elif not isinstance(step, torch.Tensor):
         # a fill: a copy from the host would wait
         step = torch.full((), step & 0xFFFFFFFF, dtype=torch.int64, device=x.device)
-    return torch.ops.alexnet_mp.relu_dropout(x, bias, step, float(probability), seed, layer, tower, name)
+    return torch.ops.alexnet_mp.relu_dropout(x, bias, step, float(probability), seed, layer, tower, first_row, name)
 
 
-def _check(x, bias, probability, seed, step, layer, tower):
+def _check(x, bias, probability, seed, step, layer, tower, first_row):
     """Raise ValueError, naming the value, for what does not fit."""
     if x.dim() not in (2, 4):
         raise ValueError(f"x has the shape {tuple(x.shape)}; it must be (N, F) or (N, C, H, W)")
@@ -60,6 +63,8 @@ def _check(x, bias, probability, seed, step, layer, tower):
     for what, value in (("seed", seed), ("layer", layer), ("tower", tower)):
         if not isinstance(value, int) or not 0 <= value < 2**32:
             raise ValueError(f"{what} is {value!r}; it must be an integer of at least 0 and below 2^32")
+    if not isinstance(first_row, int) or first_row < 0:
+        raise ValueError(f"first_row is {first_row!r}; it must be an integer of at least 0")
     if isinstance(step, torch.Tensor):
         if step.dim() or step.dtype != torch.int64 or step.device != x.device:
             raise ValueError(f"step is {describe(step)}; it must be torch.int64 () on {x.device}")
@@ -73,12 +78,13 @@ def _check(x, bias, probability, seed, step, layer, tower):
     "alexnet_mp::relu_dropout",
     mutates_args=(),
     schema="(Tensor x, Tensor? bias, Tensor? step, float probability, int seed, int layer, int tower, "
-    "str kernels) -> Tensor",
+    "int first_row, str kernels) -> Tensor",
 )
-def _forward(x, bias, step, probability, seed, layer, tower, kernels):
+def _forward(x, bias, step, probability, seed, layer, tower, first_row, kernels):
     y = _dense_like(x)
     if kernels == "cpu":
-        compiled().relu_dropout(x, step, int(probability * 2**32), seed, DROPOUT_STREAM, layer, tower, y)
+        before = first_row * x.shape[1:].numel()
+        compiled().relu_dropout(x, step, int(probability * 2**32), seed, DROPOUT_STREAM, layer, tower, before, y)
     elif y.numel():
         from . import relu_dropout_triton
 
@@ -91,12 +97,13 @@ def _forward(x, bias, step, probability, seed, layer, tower, kernels):
             seed=seed,
             layer=layer,
             tower=tower,
+            first_row=first_row,
         )
     return y
 
 
 @_forward.register_fake
-def _(x, bias, step, probability, seed, layer, tower, kernels):
+def _(x, bias, step, probability, seed, layer, tower, first_row, kernels):
     return _dense_like(x)
 
 
@@ -143,9 +150,9 @@ def _differentiate(ctx, dy):
     if torch.is_grad_enabled():  # the gradients are to be differentiated in their turn
         dx = torch.where(y <= 0, 0, dy)
         others = [dim for dim in range(dx.dim()) if dim != 1]
-        return dx, dx.sum(others, dtype=torch.float32).to(ctx.bias_dtype) if wanted else None, *[None] * 6
+        return dx, dx.sum(others, dtype=torch.float32).to(ctx.bias_dtype) if wanted else None, *[None] * 7
     dx, dbias = torch.ops.alexnet_mp.relu_dropout_backward(dy, y, wanted, ctx.kernels)
-    return dx, dbias.to(ctx.bias_dtype) if wanted else None, *[None] * 6
+    return dx, dbias.to(ctx.bias_dtype) if wanted else None, *[None] * 7
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)

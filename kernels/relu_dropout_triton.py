@@ -50,7 +50,7 @@ def _tile(
 
 
 # a kernel for every layer would be the same but for a constant
-@triton.jit(do_not_specialize=["key", "layer", "tower"])
+@triton.jit(do_not_specialize=["key", "layer", "tower", "first_row"])
 def _relu_dropout_kernel(
     x_ptr,  # N images of C maps of PIXELS positions, dense
     bias_ptr,  # (C,), or None
@@ -60,6 +60,7 @@ def _relu_dropout_kernel(
     key,
     layer,
     tower,  # int; of the mask
+    first_row,  # int; images of the minibatch before the first
     THRESHOLD: tl.constexpr,  # words below are dropped; 0 drops nothing and draws nothing
     C: tl.constexpr,
     PIXELS: tl.constexpr,
@@ -75,6 +76,7 @@ def _relu_dropout_kernel(
     if THRESHOLD > 0:
         step = tl.load(step_ptr).to(tl.uint32)  # its low 32 bits
         layer, tower = layer.to(tl.uint32), tower.to(tl.uint32)
+        image += first_row
         if CHANNELS_LAST and PIXELS == 1 and C % 4 == 0:  # rows of whole counters: four neighbours share one
             first = tl.program_id(0) % ((C + MAPS - 1) // MAPS) * (MAPS // 4) + tl.arange(0, MAPS // 4)
             counter = image * (C // 4) + first[None, :]
@@ -120,6 +122,7 @@ def forward(
     seed: int,
     layer: int,
     tower: int,
+    first_row: int,
 ) -> None:
     """Write y, of the shape and memory order of x; the others as in `relu_dropout_op.relu_dropout`, already checked.
 
@@ -138,6 +141,7 @@ def forward(
             DROPOUT_STREAM << 32 | seed,
             layer,
             tower,
+            first_row,
             threshold,
             *shape,
             num_warps=FORWARD_TILE // 512,

@@ -1,4 +1,4 @@
-"""Two processes with a tower each, on gloo: what they return, say, and end with.
+"""Processes with a tower, or a pair of them, each, on gloo: what they return, say, and end with.
 
 They are forks of the test's own process; torchrun starts them as a user's in `tests/training/test_torchrun.py`."""
 
@@ -97,18 +97,18 @@ def end(processes, timeout=TIMEOUT):
     return [process.status for process in processes]
 
 
-def in_both(function, *arguments):
-    """[what function(ranks, *arguments) returns in the process of tower a, in that of tower b], of a job of two."""
+def in_all(count, function, *arguments, apart=True):
+    """[what function(ranks, *arguments) returns in each process] of a job of so many."""
     place = Path(tempfile.mkdtemp())
 
     def call():
-        with joined(apart=True) as both:
-            result = function(both, *arguments)
-        (place / str(both.rank)).write_bytes(pickle.dumps(result))
+        with joined(apart) as each:
+            result = function(each, *arguments)
+        (place / str(each.rank)).write_bytes(pickle.dumps(result))
 
-    processes = begin(call, call)
-    assert end(processes) == [0, 0], [process.err for process in processes]
-    return [pickle.loads((place / str(rank)).read_bytes()) for rank in range(2)]
+    processes = begin(*[call] * count)
+    assert end(processes) == [0] * count, [process.err for process in processes]
+    return [pickle.loads((place / str(rank)).read_bytes()) for rank in range(count)]
 
 
 def training(*arguments, before=lambda: None):
@@ -126,16 +126,16 @@ def said(processes):
     return [line for process in processes for line in process.err.splitlines() if line.strip()]
 
 
-def processes_of(data, out, *more, before=lambda: None):
-    """A run with a process a tower, begun."""
-    command = training(*TINY, "--towers", "apart", "--data", data, "--out", out, *more, before=before)
-    return begin(command, command)
+def processes_of(data, out, *more, before=lambda: None, count=2, towers="apart"):
+    """A run of so many processes, begun."""
+    command = training(*TINY, "--towers", towers, "--data", data, "--out", out, *more, before=before)
+    return begin(*[command] * count)
 
 
-def run_apart(data, out, *more, before=lambda: None):
-    processes = processes_of(data, out, *more, before=before)
-    assert end(processes) == [0, 0], [process.err for process in processes]
-    assert said(processes) == [] and processes[1].out == ""
+def run_apart(data, out, *more, before=lambda: None, **job):
+    processes = processes_of(data, out, *more, before=before, **job)
+    assert end(processes) == [0] * len(processes), [process.err for process in processes]
+    assert said(processes) == [] and not any(process.out for process in processes[1:])
     return out, processes[0].out
 
 
@@ -153,9 +153,9 @@ def at_step(step, action):
     return lambda patch: add_to_step(patch, step, action)
 
 
-def ends(data, out, *more, before, status=2):
+def ends(data, out, *more, before, status=2, **job):
     """The one line that the processes say when they end; those that say nothing end with 2."""
-    processes = processes_of(data, out, *more, before=before)
+    processes = processes_of(data, out, *more, before=before, **job)
     statuses = end(processes)
     assert len(said(processes)) == 1, said(processes)
     assert set(statuses) <= {status, 2}, statuses

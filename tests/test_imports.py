@@ -11,7 +11,8 @@ KERNELS = ROOT.with_name("kernels")  # the package alexnet_mp.kernels
 MAY_IMPORT = {
     "system": (),
     "recipes": (),
-    "data": ("recipes",),
+    "parallel": (),
+    "data": ("recipes", "parallel"),
     "preparation": ("data", "recipes"),
     "network": ("recipes",),
     "runs": ("recipes", "data"),
@@ -19,7 +20,7 @@ MAY_IMPORT = {
     "analysis": ("recipes", "data", "network", "runs", "evaluation"),
     "retrieval": ("recipes", "data", "network", "runs", "evaluation"),
     "profiling": ("recipes", "network"),
-    "training": ("recipes", "data", "network", "runs", "evaluation", "analysis", "profiling"),
+    "training": ("recipes", "data", "network", "runs", "evaluation", "analysis", "profiling", "parallel"),
     "experiments": (
         "recipes",
         "data",

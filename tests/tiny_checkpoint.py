@@ -18,7 +18,7 @@ from alexnet_mp.runs.checkpoint_state import Data, Environment, Scheduled, State
 from alexnet_mp.system.errors import UserError
 
 HERE = Path(__file__).parent
-V3, V4, V5 = (HERE / f"checkpoint_v{number}" / "step_00000003" for number in (3, 4, 5))
+V3, V4, V5, V6 = (HERE / f"checkpoint_v{number}" / "step_00000003" for number in (3, 4, 5, 6))
 ALL = (WEIGHTS, VELOCITY, STATISTICS, STATE, MANIFEST)
 CLASSES = ("ant", "bee", "fly")
 NO_LONGER_READ = "checkpoint format {}: the last version that reads it is commit 0bb1361"
@@ -62,7 +62,9 @@ def tiny():
         validated=True,
         validation=Validation(12.5, 0.0, 1.0986122886681098, 8),
         metrics_bytes=1234,
-        made_by=Environment(("cpu", "cpu"), "cpu", "fp32", "torch", "off", 2, {"torch": "2.13.0", "triton": None}),
+        made_by=Environment(
+            ("cpu", "cpu"), "cpu", "fp32", "torch", "off", 2, {"torch": "2.13.0", "triton": None}, None, 1
+        ),
         saved="2025-01-31T12:00:00+00:00",
     )
     return Checkpoint(weights, velocity, statistics, state)

@@ -177,7 +177,7 @@ def signalled_in_test(monkeypatch, number, then=interrupt):
     protocols)."""
     function, count = trainer.evaluate, 0
 
-    def evaluate(network, pipeline, split, protocols, batch_size, advance, *more):
+    def evaluate(network, pipeline, split, protocols, batch_size, advance, **how):
         nonlocal count
         count += 1
         this = count
@@ -187,7 +187,7 @@ def signalled_in_test(monkeypatch, number, then=interrupt):
                 then()
             advance(images)
 
-        return function(network, pipeline, split, protocols, batch_size, watched, *more)
+        return function(network, pipeline, split, protocols, batch_size, watched, **how)
 
     monkeypatch.setattr(trainer, "evaluate", evaluate)
 

@@ -121,7 +121,7 @@ def launches():
     for classes in (1000, 21841):
         topk_credit_triton.topk_credit(torch.empty(128, classes), torch.zeros(128, dtype=torch.int64))
         yield from drain(f"credit {classes}")
-    mask = {"seed": 0, "layer": 6, "tower": 1}
+    mask = {"seed": 0, "layer": 6, "tower": 1, "first_row": 0}
     for dtype in (torch.float32, torch.bfloat16):
         for layer, shape, probability in (("conv3", (128, 192, 13, 13), 0.0), ("fc6", (128, 2048), 0.5)):
             x, bias = torch.empty(shape, dtype=dtype), torch.empty(shape[1])

@@ -69,7 +69,7 @@ def checkpoint_of(step, top1_error=None):
         validation=validation,
         metrics_bytes=step,
         saved="",
-        made_by=Environment(("cpu", "cpu"), "cpu", "fp32", "torch", "off", 1, {}),
+        made_by=Environment(("cpu", "cpu"), "cpu", "fp32", "torch", "off", 1, {}, None, 1),
     )
     return Checkpoint(weights, velocity, Statistics(values.random((5, 5, 3)), np.ones(3), np.eye(3)), state)
 

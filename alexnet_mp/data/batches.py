@@ -7,6 +7,7 @@ from itertools import islice
 import numpy as np
 import torch
 
+from ..parallel.pieces import WHOLE, Pieces
 from ..recipes.recipe import Recipe
 from ..system.errors import UserError
 from .augmentation import Draws, draws, order
@@ -46,11 +47,12 @@ class EpochKeys:
     """The batches of training after `step` steps, epoch after epoch: yields (epoch, positions, images), each (N,)
     int64.
 
-    count: training images. positions: places in the epoch's order; images: which ones they are.
+    count: training images. positions: places in the epoch's order; images: which ones they are. pieces: whose images
+    of each batch.
     """
 
-    def __init__(self, recipe: Recipe, count: int, step: int, epochs: int):
-        self.recipe, self.count, self.step, self.epochs = recipe, count, step, epochs
+    def __init__(self, recipe: Recipe, count: int, step: int, epochs: int, pieces: Pieces = WHOLE):
+        self.recipe, self.count, self.step, self.epochs, self.pieces = recipe, count, step, epochs, pieces
 
     def __iter__(self) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         cuts = minibatches(self.recipe, self.count)
@@ -58,7 +60,8 @@ class EpochKeys:
         for epoch in range(done + 1, self.epochs + 1):
             places = order(self.recipe, epoch, self.count)
             for cut in cuts[first:]:
-                yield epoch, np.arange(cut.start, cut.stop), places[cut.start : cut.stop]
+                own = cut[self.pieces.read(len(cut))]
+                yield epoch, np.arange(own.start, own.stop), places[own.start : own.stop]
             first = 0
 
 
@@ -77,9 +80,10 @@ def with_draws(
                 start = part.stop
 
 
-def in_order(count: int, batch_size: int) -> list[np.ndarray]:
-    """The batches of a test: (N,) int64 image numbers, each image once."""
-    return [np.arange(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
+def in_order(count: int, batch_size: int, pieces: Pieces = WHOLE) -> list[np.ndarray]:
+    """The batches of a test: (N,) int64 image numbers, each image once. Whole batches are dealt to the pairs."""
+    batches = [np.arange(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
+    return batches[pieces.pair :: pieces.pairs]
 
 
 class StoredPictures:

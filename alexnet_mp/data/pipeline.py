@@ -6,6 +6,7 @@ from typing import Protocol
 
 import torch
 
+from ..parallel.pieces import Pieces
 from ..recipes.recipe import Recipe
 from ..system.errors import UserError
 from ..system.terminal import say
@@ -32,6 +33,7 @@ class Pipeline(Protocol):
     workers: int  # processes or threads that read
     dtype: torch.dtype  # of the images
     statistics: Statistics | None  # None before `use`
+    pieces: Pieces  # what it reads of each batch: of training its images, of a test whole batches
 
     def use(self, statistics: Statistics) -> None:
         """Set the mean image and colour components that all batches are made with."""

@@ -17,6 +17,7 @@ from itertools import groupby
 import numpy as np
 import torch
 
+from ..parallel.pieces import WHOLE
 from ..recipes.recipe import Recipe
 from ..system.errors import UserError
 from .augmentation import colour_shift
@@ -71,6 +72,7 @@ class DaliPipeline:
         self.dataset, self.recipe, self.dtype, self.memory_format = dataset, recipe, dtype, memory_format
         self.workers = len(os.sched_getaffinity(0)) if workers is None else workers
         self.devices = [torch.device(device) for device in devices]
+        self.pieces = WHOLE  # of each batch, what this pair of towers reads
         self.on_gpu = any(device.type == "cuda" for device in self.devices)
         self.statistics = self.mean = None
         if not available():
@@ -93,7 +95,7 @@ class DaliPipeline:
         colour_noise(epoch) -> the colour deviation of that epoch; asked for some batches early, on a GPU in a thread.
         """
         split = self.dataset.splits["train"]
-        batches = self._training(split, EpochKeys(self.recipe, len(split), step, epochs), colour_noise)
+        batches = self._training(split, EpochKeys(self.recipe, len(split), step, epochs, self.pieces), colour_noise)
         # Processes that read are started and watched by the thread that trains, since that one is told of signals.
         if self.on_gpu and split.storage != "files":
             batches = ahead(batches, [device for device in dict.fromkeys(self.devices) if device.type == "cuda"])
@@ -119,7 +121,7 @@ class DaliPipeline:
         source, finish, lent = self.dataset.splits[split], {}, self._nothing_lent()
         batch_size = min(batch_size, len(source))
         with (
-            closing(self._to_test(source, in_order(len(source), batch_size))) as items,
+            closing(self._to_test(source, in_order(len(source), batch_size, self.pieces))) as items,
             closing(self._made(source, items, batch_size, self._decoded, lent)) as batches,
         ):
             try:

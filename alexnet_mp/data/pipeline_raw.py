@@ -18,6 +18,7 @@ import torch
 
 from ..kernels import augment
 from ..kernels.augmentation import crops_of
+from ..parallel.pieces import WHOLE
 from ..recipes.recipe import Recipe
 from ..system.devices import stream_for
 from .augmentation import Draws, colour_shift
@@ -52,6 +53,7 @@ class RawPipeline:
         self.dataset, self.recipe, self.dtype, self.memory_format = dataset, recipe, dtype, memory_format
         self.workers, self.threads = workers, min(workers, MOST_THREADS)
         self.devices = [torch.device(device) for device in devices]
+        self.pieces = WHOLE  # of each batch, what this pair of towers reads
         self.on_gpu = any(device.type == "cuda" for device in self.devices)
         self.statistics = self.means = None
         # Whether a GPU's training batches are `Uncropped`: a step as CUDA graphs makes its images itself.
@@ -89,7 +91,9 @@ class RawPipeline:
     def _training(self, step, epochs, colour_noise):
         split = self.dataset.splits["train"]
         with self._pool() as pool:
-            for epoch, images, drawn in with_draws(self.recipe, EpochKeys(self.recipe, len(split), step, epochs)):
+            for epoch, images, drawn in with_draws(
+                self.recipe, EpochKeys(self.recipe, len(split), step, epochs, self.pieces)
+            ):
                 shift, scale = colour_shift(self.recipe, self.statistics, drawn.colour, colour_noise(epoch))
                 make = self._uncropped if self.left_to_step and self.on_gpu else self._on_each_tower
                 yield Batch(
@@ -102,7 +106,7 @@ class RawPipeline:
     def _testing(self, split, batch_size):
         split = self.dataset.splits[split]
         with self._pool() as pool:
-            for images in in_order(len(split), batch_size):
+            for images in in_order(len(split), batch_size, self.pieces):
                 yield self._pictures(split, images, pool), self._labels(split, images)
 
     def _on_each_tower(self, pictures, drawn, shift, scale):

@@ -10,6 +10,7 @@ from contextlib import closing
 import numpy as np
 import torch
 
+from ..parallel.pieces import WHOLE
 from ..recipes.recipe import Recipe
 from ..system.errors import UserError
 from .augmentation import Draws, colour_shift, draws
@@ -44,6 +45,7 @@ class TorchPipeline:
             memory_format,
         )
         self.devices = [torch.device(device) for device in devices]
+        self.pieces = WHOLE  # of each batch, what this pair of towers reads
         self.pin = any(device.type == "cuda" for device in self.devices)
         self.statistics = self.augment = None
 
@@ -57,7 +59,7 @@ class TorchPipeline:
 
         colour_noise(epoch) -> the colour deviation of that epoch.
         """
-        keys = EpochKeys(self.recipe, len(self.dataset.splits["train"]), step, epochs)
+        keys = EpochKeys(self.recipe, len(self.dataset.splits["train"]), step, epochs, self.pieces)
         with closing(
             load(_TrainingCrops(self.dataset.splits["train"], self.recipe), keys, self.workers, self.pin)
         ) as loaded:
@@ -74,7 +76,9 @@ class TorchPipeline:
         which: the (top, left, flip) of each view, as `centre_view` and `ten_views` give them. A view is made when it is
         asked for."""
         source = self.dataset.splits[split]
-        with closing(load(StoredPictures(source), in_order(len(source), batch_size), self.workers, self.pin)) as loaded:
+        with closing(
+            load(StoredPictures(source), in_order(len(source), batch_size, self.pieces), self.workers, self.pin)
+        ) as loaded:
             for pictures, labels in loaded:
                 yield self._views_of(pictures.numpy(), which), labels.to(self.devices[0])
 

@@ -3,12 +3,14 @@
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
+from itertools import zip_longest
 
 import torch
 
 from ..data.pipeline import Pipeline
 from ..network.network import TwoTowerAlexNet
 from ..recipes.recipe import Recipe
+from ..system.ranks import ALONE, Ranks
 from ..system.terminal import say
 from .accuracy import FEW, Answers, Errors, joined, judged, percent, top5_tells
 
@@ -41,18 +43,23 @@ def nine_views(recipe: Recipe) -> list[View]:
 @torch.inference_mode()
 def log_probabilities(
     network: TwoTowerAlexNet, pipeline: Pipeline, split: str, protocols: Mapping[str, Sequence[View]], batch_size: int
-) -> Iterator[tuple[dict[str, torch.Tensor], torch.Tensor]]:
+) -> Iterator[tuple[dict[str, torch.Tensor], torch.Tensor] | None]:
     """Test a network on every image of a split, once each, in order: yields ({name: (N, classes) float64}, labels (N,))
     a batch.
 
     protocols: {name: list of views}; a view that several protocols share is computed once. Probabilities are averaged
-    over a protocol's views (paper 4.1); what is yielded are their logarithms, on the first tower's device."""
+    over a protocol's views (paper 4.1); what is yielded are their logarithms, on the first tower's device. None where
+    the pipeline gives that (`Ranks.together`)."""
     views = list(dict.fromkeys(view for protocol in protocols.values() for view in protocol))
     was_training = network.training
     network.eval()
     try:
         with closing(pipeline.views(split, batch_size, views)) as batches_of_views:
-            for batches, labels in batches_of_views:
+            for batch in batches_of_views:
+                if batch is None:
+                    yield None
+                    continue
+                batches, labels = batch
                 # In logarithms: a probability of 1e-50 is 0 in float32, and its loss would be infinite.
                 logs = {
                     view: network(*towers).double().log_softmax(1) for view, towers in zip(views, batches, strict=True)
@@ -76,20 +83,41 @@ def evaluate(
     batch_size: int,
     advance: Callable[[int], None],
     take: Callable[[slice, dict[str, torch.Tensor]], None] = lambda rows, means: None,
+    ranks: Ranks = ALONE,
 ) -> dict[str, Answers]:
     """Test a network on every image of a split, once each: {name: `Answers`} of the protocols, {name: list of views}.
 
     advance(n) is called for every n images; take(their places in the split, {name: (n, classes) logarithms of
-    probabilities}) before."""
+    probabilities}) before, in a job of one process. ranks: of a job whose pairs are dealt whole batches by the
+    pipeline. Their answers are put together in the order of the batches, for all processes."""
     batches, done = {name: [] for name in protocols}, 0
-    with closing(log_probabilities(network, pipeline, split, protocols, batch_size)) as found:
-        for means, labels in found:
+    with closing(log_probabilities(network, ranks.in_turn(pipeline), split, protocols, batch_size)) as found:
+        for batch in found:
+            if batch is None:
+                advance(0)
+                continue
+            means, labels = batch
             take(slice(done, done + len(labels)), means)
             for name, mean in means.items():
                 batches[name].append(judged(mean, labels))
             done += len(labels)
             advance(len(labels))
+    if ranks.pairs > 1:
+        batches = _in_order(ranks.gather({name: _on_host(judged) for name, judged in batches.items()}), ranks)
     return {name: joined(of_protocol) for name, of_protocol in batches.items()}
+
+
+def _on_host(batches):
+    return [tuple(tensor.cpu() for tensor in batch) for batch in batches]
+
+
+def _in_order(found, ranks):
+    """{name: batches} of a split, of which every `ranks.pairs`-th is each pair's."""
+    of_pairs = found[:: ranks.towers]
+    return {
+        name: [batch for row in zip_longest(*(pair[name] for pair in of_pairs)) for batch in row if batch is not None]
+        for name in found[0]
+    }
 
 
 def both_protocols(recipe: Recipe) -> dict[str, list[View]]:

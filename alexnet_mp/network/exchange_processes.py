@@ -15,7 +15,8 @@ from .exchange import NAMES, Entry, Judge, Pass
 
 
 class ProcessExchange:
-    """What `Exchange` is, in the process of tower `tower`, 0 or 1, on `device`; the other tower's is rank `peer`.
+    """What `Exchange` is, in the process of tower `tower`, 0 or 1, on `device`; the other tower of its pair is rank
+    `peer`.
 
     ranks: the job's `Ranks`. overlap: see `Exchange`; on by default. The ledger is that of one process: what was sent
     and what was received. `collected` is what a checkpoint brought to tower a's host memory, which is no part of a

@@ -100,6 +100,7 @@ class TowerLayer(nn.Module):
         if self.layer.kind == "conv":  # as the maps are, so that no step reorders them
             weight = weight.to(memory_format=torch.channels_last)
         self.weight, self.bias = nn.Parameter(weight), nn.Parameter(bias)
+        self.first_row = 0  # images of the minibatch before those here (`TwoTowerAlexNet.forward`)
         self.kept = {}  # {name of a parameter: (its copy in another dtype, the parameter's version that it is of)}
         self.fused_operations = plan(self.layer.then)
         takes_bias = TAKES_BIAS + (TAKES_BIAS_ON_GPU if resolve(kernels, device) in ("cuda", "triton") else ())
@@ -292,7 +293,14 @@ class TowerLayer(nn.Module):
             return (self._compute(("relu",), x, bias) if with_relu else x) * (1 - probability)
         halves = []
         for tower, half in zip(self.towers, x.chunk(len(self.towers), 1), strict=True):
-            mask = dict(probability=probability, seed=self.recipe.seed, step=step, layer=self.index, tower=tower)
+            mask = dict(
+                probability=probability,
+                seed=self.recipe.seed,
+                step=step,
+                layer=self.index,
+                tower=tower,
+                first_row=self.first_row,
+            )
             halves.append(
                 relu_dropout(half, bias, **mask, kernels=self.kernels) if with_relu else dropout(half, **mask)
             )

@@ -45,7 +45,7 @@ class TwoTowerAlexNet(nn.Module):
         self.exchange = (
             Exchange(devices, overlap)
             if ranks is None
-            else ProcessExchange(ranks, ranks.rank, 1 - ranks.rank, devices[0], overlap)
+            else ProcessExchange(ranks, ranks.tower, ranks.rank ^ 1, devices[0], overlap)
         )
         self.kernels, self.kept_dtype = kernels, None
         self.kernels_used()  # a choice that can't compute on a device is refused now
@@ -61,18 +61,25 @@ class TwoTowerAlexNet(nn.Module):
             for layer in tower.children():
                 layer.initialise(tower.index)
 
-    def forward(self, images_a: torch.Tensor, images_b: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self,
+        images_a: torch.Tensor,
+        images_b: torch.Tensor | None = None,
+        *,
+        first_row: int = 0,
+        begins_step: bool = True,
+    ) -> torch.Tensor:
         """Logits (N, classes) on tower a's device, in the weights' dtype; see `ProcessExchange.answer`.
 
         images_a, images_b: the same (N, 3, crop, crop) images, once on each tower's device, grey levels minus the mean.
-        Their dtype is the one that is computed in. One tower sees images_a alone. Raises ValueError for anything
-        else."""
+        Their dtype is the one that is computed in. One tower sees images_a alone. first_row: images of the minibatch
+        before these, if these are a part of it; begins_step: whether they are the first part here, so that the step is
+        counted. Raises ValueError for anything else."""
         images = [images_a, images_b][: len(self.towers)]
         _refuse_images(self.recipe, images)
         self.exchange.clear()
         if self.training:
-            for tower in self.towers:
-                tower.step += 1
+            self.count_step(begins_step, first_row)
         outputs = images
         if images_a is images_b:  # on one device, where both towers need the same zeros at the edges
             first = getattr(self.towers[0], self.recipe.layers[0].name)
@@ -88,6 +95,13 @@ class TwoTowerAlexNet(nn.Module):
         return self.exchange.answer(
             [output.to(self.dtype) for output in outputs], (len(images_a), self.classes), self.dtype
         )
+
+    def count_step(self, begins: bool = True, first_row: int = 0) -> None:
+        """Take note of a training pass: whether it begins a step, and which row of the minibatch is its first."""
+        for tower in self.towers:
+            tower.step += begins
+            for layer in tower.children():
+                layer.first_row = first_row
 
     @property
     def step(self) -> int:

@@ -6,7 +6,7 @@
     state.json              where the run is, its recipe, data and schedule, what computed it: `checkpoint_state.py`
     manifest.json           bytes and sha256 of the four files, and of itself; written last
 
-This is format 5; formats 3 and 4 are read (`checkpoint_state.py`). Formats 0 (weights.safetensors alone), 1 and 2 are
+This is format 6; formats 3 to 5 are read (`checkpoint_state.py`). Formats 0 (weights.safetensors alone), 1 and 2 are
 refused, with the name of the last version that reads them.
 
 What is read may be damaged or made to harm. A file's size is compared before it is read, its sha256 before it is

@@ -1,8 +1,8 @@
 """The state of a checkpoint, which state.json holds: where the run is, its recipe, data and schedule, what it computed
 with; strictly as it was written.
 
-This is format 5. Format 4 lacks `Environment.overlap`, and the recipe of format 3 `batch_file_size`
-(`recipe.upgraded`)."""
+This is format 6. Format 5 lacks `Environment.microbatch` and `pairs`, format 4 its `overlap`, and the recipe of format
+3 `batch_file_size` (`recipe.upgraded`)."""
 
 import json
 from dataclasses import dataclass, replace
@@ -13,7 +13,9 @@ from pydantic import ConfigDict, Field, TypeAdapter
 from ..recipes.recipe import Recipe, upgraded
 from .safetensors_file import need, parse
 
-VERSION = 5
+VERSION = 6
+# What the environment of a run has had since which format, as it was before.
+SINCE = {5: {"overlap": None}, 6: {"microbatch": None, "pairs": 1}}
 MOST_STATE = 4 << 20  # bytes; 22,000 class names are less than two million
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 Count = Annotated[int, Field(ge=0, lt=2**53)]  # what every reader of JSON holds exactly
@@ -66,6 +68,8 @@ class Environment:
     overlap: Literal["on", "off"] | None  # None: not recorded, before format 5
     threads: Count
     packages: dict[str, str | None]  # versions
+    microbatch: Count | None  # images whose gradients were computed at once; None: all that a pair has
+    pairs: Count  # of towers, that computed a part of each minibatch; 1 with a microbatch, which knows no pairs
 
 
 @dataclass(frozen=True)
@@ -123,8 +127,10 @@ def _upgrade(fields, number):
     foreign = f"a field that format {number} had not is there"
     made_by = fields.get("made_by")
     if isinstance(made_by, dict):  # anything else is refused with all the rest
-        need("overlap" not in made_by, f"its environment is none of format {number}: {foreign}")
-        fields["made_by"] = {**made_by, "overlap": None}
+        for lacking in (fields for since, fields in SINCE.items() if since > number):
+            need(not made_by.keys() & lacking, f"its environment is none of format {number}: {foreign}")
+            made_by = {**made_by, **lacking}
+        fields["made_by"] = made_by
     if number < 4:
         recipe = fields.get("recipe")
         fields["recipe"] = upgraded(recipe)

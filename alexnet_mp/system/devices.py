@@ -44,6 +44,30 @@ def of_process(gpus: str, number: int, count: int) -> torch.device:
     return devices[number]
 
 
+def of_pair(gpus: str, towers: int, number: int, count: int) -> list[torch.device]:
+    """The device of each tower of a process that has all of them, `number` of `count` on this machine, whose devices
+    `gpus` lists: of "0,1,2,3" the second process has [cuda:2, cuda:3], of "0,0,1,1" cuda:1 twice. Raises UserError,
+    also where two would share a GPU, which NCCL refuses."""
+    there, every = torch.cuda.device_count(), towers * count
+    works = [*range(every)] if there >= every else [each for each in range(count) for _ in range(towers)]
+    works = ",".join(map(str, works)) if there >= count else "cpu"
+    if gpus == "auto":
+        gpus = works
+    names = _names(gpus, "cpu, or a GPU for each tower of each process on this machine, as in 0,1,2,3 or 0,0,1,1")
+    if names == ["cpu"]:
+        names *= every
+    devices = _devices(gpus, names, works)
+    of_pairs = [devices[first : first + towers] for first in range(0, len(devices), towers)]
+    shared = sum((list(dict.fromkeys(pair)) for pair in of_pairs), [])
+    if len(devices) != every or any(device.type == "cuda" and shared.count(device) > 1 for device in shared):
+        raise UserError(
+            f"--gpus {gpus}: the {count} process(es) on this machine have {towers} tower(s) each, which need a device "
+            f"each, and no GPU of another's; --gpus {works} would work"
+            + ("; a process a tower is --towers apart" if len(devices) == count and towers > 1 else "")
+        )
+    return of_pairs[number]
+
+
 def _names(gpus, choices):
     names = [name.strip() for name in gpus.split(",")]
     if not all(name == "cpu" or (name.isascii() and name.isdigit()) for name in names):

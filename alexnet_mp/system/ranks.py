@@ -40,12 +40,21 @@ class Ranks:
     them, in the same order; each raises `Lost` where one can't be reached.
 
     local_rank, local_count: the same on this machine. store: of `torch.distributed`; None where there is one process.
+    apart: whether each tower has a process of its own. Ranks 0 and 1 are then the first pair's towers, 2 and 3 the
+    second's; else each process has a pair.
     """
 
     def __init__(
-        self, rank: int = 0, count: int = 1, local_rank: int = 0, local_count: int = 1, store: dist.Store | None = None
+        self,
+        rank: int = 0,
+        count: int = 1,
+        local_rank: int = 0,
+        local_count: int = 1,
+        store: dist.Store | None = None,
+        apart: bool = False,
     ):
         self.rank, self.count, self.local_rank, self.local_count = rank, count, local_rank, local_count
+        self.apart, self.towers = apart, 2 if apart else 1  # towers: processes that a pair has
         self.store, self.meetings = store, 0
         self.begun = False  # whether the training has: until then a failure is one of what was asked for
         self.in_step = count == 1  # whether, where this process fails, all others do so at the same place
@@ -54,6 +63,20 @@ class Ranks:
     def writes(self) -> bool:
         """Whether this is the process that keeps the run directory and talks to the user."""
         return self.rank == 0
+
+    @property
+    def pair(self) -> int:
+        """The number of this process's pair of towers."""
+        return self.rank // self.towers
+
+    @property
+    def pairs(self) -> int:
+        return self.count // self.towers
+
+    @property
+    def tower(self) -> int:
+        """Which tower this process has; 0 where it has both."""
+        return self.rank % self.towers
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is true in any process."""
@@ -120,8 +143,13 @@ class Ranks:
         """A `Pipeline` that gives each batch when those of the other processes have theirs."""
         return pipeline if self.count == 1 else _InTurn(self, pipeline)
 
+    def most(self, number: int) -> int:
+        """The largest of all processes' numbers."""
+        return -self.least(-number)
+
     def together(self, items: Iterator) -> Iterator:
-        """The items of a generator, each when all processes have theirs; where one fails, all end, in step."""
+        """The items of a generator, each when all processes have theirs; None once it has no more while others do.
+        Where one fails, all end, in step."""
         with closing(items):
             while True:
                 item = error = None
@@ -129,12 +157,13 @@ class Ranks:
                     item = next(items, _END)
                 except Exception as raised:
                     error = raised
-                self.in_step = self.any(error is not None)
+                most = self.most(2 if error else 0 if item is _END else 1)
+                self.in_step = most == 2
                 if self.in_step:
                     raise error or SaidElsewhere("another process can't go on")
-                if item is _END:
+                if most == 0:
                     return
-                yield item
+                yield None if item is _END else item
 
     @contextmanager
     def reached(self) -> Iterator[None]:
@@ -183,15 +212,20 @@ class _InTurn:
 def joined(apart: bool) -> Iterator[Ranks]:
     """Yields the `Ranks` of this process: of those that torchrun started, or alone.
 
-    apart: whether each tower has a process of its own. However the processes end, one of them says why, with its
-    status; the others end with 2, or 130 at a second Ctrl-C, without a word. Raises UserError."""
+    apart: whether each tower has a process of its own; else each process has a pair of towers. However the processes
+    end, one of them says why, with its status; the others end with 2, or 130 at a second Ctrl-C, without a word. Raises
+    UserError."""
     if not apart and int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield ALONE
         return
-    ranks = _ranks()
+    ranks = _ranks(apart)
     CONSOLE.quiet = not ranks.writes
     try:
-        _refuse(apart, ranks.count)
+        if ranks.count % ranks.towers:
+            raise UserError(
+                f"--towers apart: a process a tower is an even number of them, not {ranks.count}; "
+                f"torchrun --nproc-per-node {ranks.count + 1}"
+            )
         dist.init_process_group(
             # Tensors on GPUs travel by NCCL, those on the host by gloo.
             "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
@@ -200,6 +234,7 @@ def joined(apart: bool) -> Iterator[Ranks]:
             world_size=ranks.count,
             timeout=PATIENCE,
         )
+        ranks.meet()  # one that ended while others still connect to it would have them say so, in torch's words
         yield ranks
     except BaseException as error:
         if not isinstance(error, SaidElsewhere) and ranks.speaks():
@@ -241,27 +276,20 @@ def _end_torchrun():
     os.kill(os.getppid(), signal.SIGTERM)
 
 
-def _ranks():
+def _ranks(apart):
     """As the environment has it, with the store that the processes meet in."""
     how = "torchrun --nproc-per-node 2 -m alexnet_mp.train --towers apart ..."
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
-        raise UserError(f"--towers apart: a process a tower, and torchrun starts them: {how}")
+        raise UserError(
+            f"--towers apart: a process a tower, and torchrun starts them: {how}"
+            if apart
+            else f"WORLD_SIZE is set without RANK: torchrun sets both: {how}"
+        )
     try:
         store, rank, count = next(iter(dist.rendezvous("env://", timeout=PATIENCE)))
         # torchrun's agent keeps its store when it starts the processes again.
         store = dist.PrefixStore(f"alexnet_mp/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
-        return Ranks(
-            rank, count, int(os.environ.get("LOCAL_RANK", rank)), int(os.environ.get("LOCAL_WORLD_SIZE", count)), store
-        )
+        local = (int(os.environ.get(name, here)) for name, here in (("LOCAL_RANK", rank), ("LOCAL_WORLD_SIZE", count)))
+        return Ranks(rank, count, *local, store, apart)
     except (ValueError, RuntimeError) as error:
         raise UserError(f"the processes don't find each other: {(str(error).splitlines() or [''])[0]}; {how}") from None
-
-
-def _refuse(apart, count):
-    if not apart:
-        raise UserError(
-            f"{count} processes were started (WORLD_SIZE), and without --towers apart one process trains; "
-            "type python -m alexnet_mp.train, or add --towers apart"
-        )
-    if count != 2:
-        raise UserError(f"--towers apart: a process a tower are 2, not {count}; torchrun --nproc-per-node 2")

@@ -95,7 +95,8 @@ class CheckpointPolicy:
         self._notice_clock()
         self.due, self.saved_at, self.retry_at = False, time.monotonic(), math.inf
         with self._disk(f"the checkpoint of step {self.trainer.step}"):
-            self.saver.start(self.trainer.snapshot())
+            if self.ranks.pair == 0:  # all pairs have the same
+                self.saver.start(self.trainer.snapshot())
             self.saved_as = (self.trainer.step, self.trainer.validated)
 
     def save_now(self) -> Exception | None:

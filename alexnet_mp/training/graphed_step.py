@@ -34,18 +34,19 @@ WARM_UP = 3  # eager steps of a shape
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
 
 
-def resolve(choice: str, devices: Sequence[torch.device], overlap: bool | None = None, apart: bool = False) -> str:
+def resolve(choice: str, devices: Sequence[torch.device], overlap: bool | None = None, never: str = "") -> str:
     """What `--graphs` means for towers on these devices: of what graphs are made, or "off" and why.
 
-    overlap: see `Exchange`. apart: whether each tower has a process of its own. Raises UserError where "on" can't be.
+    overlap: see `Exchange`. never: why there can't be any yet, whatever the devices. Raises UserError where "on" can't
+    be.
     """
     kinds = list(dict.fromkeys(devices))
     if choice == "off":
         return "off"
-    if apart:
+    if never:
         if choice == "on":
-            raise UserError("--graphs on: not yet with --towers apart; --graphs auto would work")
-        return "off (a process a tower)"
+            raise UserError(f"--graphs on: not yet with {never}; --graphs auto would work")
+        return f"off ({never})"
     if all(device.type == "cuda" for device in kinds):
         if len(kinds) == 1:
             return "whole step"
@@ -68,7 +69,8 @@ def make_step(step: TrainingStep, choice: str) -> "TrainingStep | GraphedStep":
     """The `TrainingStep`, or a `GraphedStep` of it, as `resolve` has it."""
     exchange = step.network.exchange
     devices = exchange.devices
-    if resolve(choice, devices, exchange.chosen_overlap, exchange.between == "processes").startswith("off"):
+    never = "a process a tower" if exchange.between == "processes" else ""
+    if resolve(choice, devices, exchange.chosen_overlap, never).startswith("off"):
         return step
     return GraphedStep(step, CudaGraphs(dict.fromkeys(devices)), must=choice == "on")
 

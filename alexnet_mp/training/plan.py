@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from ..kernels import dispatch
+from ..parallel.pieces import Pieces
 from ..recipes.named import PRESETS
 from ..recipes.recipe import Recipe, override, to_dict
 from ..runs.checkpoints import ResumePoint
@@ -17,7 +18,7 @@ from ..runs.directory import refuse_unusable
 from ..runs.lock import RunLock
 from ..system import precision
 from ..system.command_line import typed
-from ..system.devices import check_kernels, make_current, of_process
+from ..system.devices import check_kernels, make_current, of_pair, of_process
 from ..system.devices import resolve as resolve_devices
 from ..system.errors import UserError
 from ..system.provenance import package_version, source_commit
@@ -28,7 +29,17 @@ from .pretrained import read_weights
 from .profiler import steps_of
 
 # What all processes of a job have to be asked for alike, besides the recipe.
-ALIKE = ("precision", "graphs", "overlap", "steps", "resume_anyway", "init_layers", "checkpoint_every", "profile")
+ALIKE = (
+    "precision",
+    "graphs",
+    "overlap",
+    "microbatch",
+    "steps",
+    "resume_anyway",
+    "init_layers",
+    "checkpoint_every",
+    "profile",
+)
 
 
 @dataclass(frozen=True)
@@ -55,6 +66,7 @@ class Options:
     precision: str = "fp32"
     graphs: str = "auto"
     overlap: str | None = None
+    microbatch: int | None = None
     self_check: bool = True
     steps: int | None = None
     resume: str | None = None
@@ -78,6 +90,7 @@ class Plan:
     dtype: torch.dtype  # of the images
     graphs: str  # how steps are launched, in words
     overlap: bool | None  # see `Exchange`
+    pieces: Pieces  # of each minibatch, what this pair of towers computes
     every: tuple[float, str]  # (number, "steps" | "seconds") between checkpoints
     out: str  # the run directory
     in_place: bool  # whether the run goes on, or begins, in a directory that is there already
@@ -107,13 +120,18 @@ def resolve(options: Options, held: ExitStack, ranks: Ranks = ALONE) -> Plan:
     make_current(devices)
     overlap = None if options.overlap is None else options.overlap == "on"
     dtype = precision.use(options.precision, devices)
-    graphs = graphed_step.resolve(options.graphs, devices, overlap, ranks.count > 1)
+    pieces = Pieces(ranks.pair, ranks.pairs, options.microbatch or None)
+    _refuse_pieces(pieces, recipe, options)
+    if options.profile is not None and (pieces.microbatch or ranks.pairs > 1):
+        raise UserError("--profile: not yet of a minibatch in pieces; one process without --microbatch can be recorded")
+    graphs = graphed_step.resolve(options.graphs, devices, overlap, _why_no_graphs(ranks, pieces))
     weights = ranks.first(read_weights(options.init) if options.init is not None and ranks.writes else None)
     if ranks.writes and lock is None:
         out = out or _fresh_name(recipe)
         refuse_unusable(out)
     ranks.refuse_difference(lambda: _facts(options, recipe, devices))
-    return Plan(options, recipe, devices, dtype, graphs, overlap, every, out, in_place, lock, point, weights, ranks)
+    place = out, in_place, lock, point
+    return Plan(options, recipe, devices, dtype, graphs, overlap, pieces, every, *place, weights, ranks)
 
 
 def _facts(options, recipe, devices):
@@ -123,7 +141,7 @@ def _facts(options, recipe, devices):
     return {
         "the code": f"{package_version('alexnet_mp')}, commit {source_commit()}",
         "torch": torch.__version__,
-        "the kind of device": device.type,
+        "the kind of device": ", ".join(each.type for each in devices),
         "the kernels": dispatch.used(options.kernels, device),
         **{name: str(value) for name, value in (asked | flat).items()},
     }
@@ -136,6 +154,7 @@ def _as_it_was(options, point):
         options,
         recipe=state.recipe if options.recipe is None else options.recipe,
         data=options.data or state.data.source,
+        microbatch=state.made_by.microbatch if options.microbatch is None else options.microbatch,
         init=None,
     )
 
@@ -147,21 +166,24 @@ def _recipe_and_devices(options, point, ranks=ALONE):
     flags = {"batch_size": options.batch_size, "epochs": options.epochs, "seed": options.seed}
     settings = [*options.settings, *(f"{field}={value}" for field, value in flags.items() if value is not None)]
     recipe = override(chosen, settings)
-    if ranks.count > recipe.towers:
+    if ranks.apart and recipe.towers == 1:
         raise UserError(
             f"--towers apart: the recipe {recipe.name} has {recipe.towers} tower; without --towers apart one process "
             "trains it"
         )
-    devices = (
-        resolve_devices(options.gpus, recipe.towers)
-        if ranks.count == 1
-        else [of_process(options.gpus, ranks.local_rank, ranks.local_count)]
-    )
+    here = ranks.local_rank, ranks.local_count
+    if ranks.apart:
+        devices = [of_process(options.gpus, *here)]
+    else:
+        devices = (
+            resolve_devices(options.gpus, recipe.towers)
+            if ranks.count == 1
+            else of_pair(options.gpus, recipe.towers, *here)
+        )
     check_kernels(options.kernels, devices)
     everywhere = sum(ranks.gather([str(device) for device in devices]), [])
     say(
-        f"devices: {', '.join(f'tower {letter} on {device}' for letter, device in zip('ab', everywhere))}"
-        + (", in a process each" if ranks.count > 1 else "")
+        f"devices: {_in_words(everywhere, recipe.towers, ranks)}"
         + ("; no CUDA device was found" if on_cpu and options.gpus == "auto" else "")
     )
     if point and chosen is point.checkpoint.state.recipe:
@@ -177,6 +199,43 @@ def _recipe_and_devices(options, point, ranks=ALONE):
     if not any(setting.startswith("dates=") for setting in options.settings):
         recipe = length.with_dates(recipe, chosen, point and point.checkpoint.state.recipe)
     return recipe, devices
+
+
+def _in_words(devices, towers, ranks):
+    """devices: of all towers of all pairs."""
+    of_pairs = [devices[first : first + towers] for first in range(0, len(devices), towers)]
+    if set(devices) == {"cpu"} and ranks.pairs > 1:
+        where = "all towers on cpu"
+    else:
+        where = "; ".join(
+            (f"pair {number}: " if ranks.pairs > 1 else "")
+            + ", ".join(f"tower {letter} on {device}" for letter, device in zip("ab", pair))
+            for number, pair in enumerate(of_pairs)
+        )
+    pairs = f"{ranks.pairs} pairs of towers, " if ranks.pairs > 1 else ""
+    return pairs + where + (", in a process each" if ranks.apart else ", a process a pair" if pairs else "")
+
+
+def _refuse_pieces(pieces, recipe, options):
+    """Raise UserError where a pair would never have an image."""
+    if pieces.number(recipe.batch_size) < pieces.pairs:
+        raise UserError(
+            (f"--microbatch {options.microbatch}: " if pieces.microbatch else "")
+            + f"a minibatch of {recipe.batch_size} is {pieces.number(recipe.batch_size)} piece(s), and there are "
+            f"{pieces.pairs} pairs of towers; "
+            + (
+                f"--microbatch {recipe.batch_size // pieces.pairs} would do"
+                if pieces.microbatch and recipe.batch_size >= pieces.pairs
+                else f"{recipe.batch_size} at most"
+            )
+        )
+
+
+def _why_no_graphs(ranks, pieces):
+    """In words; "" where they may be."""
+    if ranks.apart:
+        return "a process a tower"
+    return "a minibatch in pieces" if pieces.microbatch or ranks.pairs > 1 else ""
 
 
 def _on_cpu_alone(gpus):
@@ -208,6 +267,8 @@ def _refuse_numbers(options):
         raise UserError(f"--init-layers {options.init_layers}: of what --init names, and there is no --init")
     if options.keep < 1:
         raise UserError(f"--keep {options.keep}: at least the newest checkpoint must be kept")
+    if options.microbatch is not None and options.microbatch < 0:
+        raise UserError(f"--microbatch {options.microbatch}: a number of images, or 0 for none")
     if options.profile is not None:
         steps_of(options.profile)
         if options.towers == "apart":

@@ -230,7 +230,7 @@ def environment(network: TwoTowerAlexNet, pipeline: Pipeline, precision: str, ra
         f"cuda: {device_name(device)}" if device.type == "cuda" else f"cpu: {torch.backends.cpu.get_cpu_capability()}"
         for device in network.exchange.devices
     )
-    devices = sum(ranks.gather(devices), ())
+    devices = sum(ranks.gather(devices)[: ranks.towers], ())
     packages = {
         name: package_version(name) for name in ("alexnet_mp", "torch", "triton", "pillow", "nvidia-dali-cuda130")
     }
@@ -244,6 +244,8 @@ def environment(network: TwoTowerAlexNet, pipeline: Pipeline, precision: str, ra
         in_words(network.exchange.overlap),
         torch.get_num_threads(),
         packages,
+        pipeline.pieces.microbatch,
+        1 if pipeline.pieces.microbatch else ranks.pairs,
     )
 
 

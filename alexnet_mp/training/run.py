@@ -107,6 +107,7 @@ def open_data(plan: Plan) -> TrainingData:
     if plan.point and "data.statistics" not in changed:
         statistics = plan.point.checkpoint.statistics  # to the last bit
     pipeline.use(statistics)
+    pipeline.pieces = plan.pieces
     return TrainingData(dataset, pipeline, in_memory, checked, changed)
 
 
@@ -142,7 +143,7 @@ def build_network(plan: Plan, data: TrainingData) -> TwoTowerAlexNet:
         len(data.dataset.classes),
         options.kernels,
         plan.overlap,
-        plan.ranks if plan.ranks.count > 1 else None,
+        plan.ranks if plan.ranks.apart else None,
     )
     if plan.weights is not None:
         layers = None if options.init_layers is None else options.init_layers.split(",")

@@ -6,7 +6,7 @@ import shlex
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import NoReturn
 
 import numpy as np
@@ -14,13 +14,14 @@ import torch
 
 from ..analysis.figure_3 import draw_kernels
 from ..analysis.figures import draw_curves
-from ..data.batches import Batch, steps_per_epoch
+from ..data.batches import Batch, EpochKeys, steps_per_epoch
 from ..data.pipeline import Pipeline
 from ..data.pipeline_raw import RawPipeline
 from ..evaluation.accuracy import FEW, Answers, percent, top5_tells, write_right
 from ..evaluation.protocol import View, both_protocols, centre_view, evaluate, print_errors
 from ..kernels import augmentation
 from ..network.network import TwoTowerAlexNet
+from ..parallel.pairs import Pairs
 from ..runs.checkpoint_format import Checkpoint
 from ..runs.checkpoint_state import Scheduled, State, Validation
 from ..runs.checkpoint_writer import PATIENCE
@@ -35,6 +36,7 @@ from ..system.terminal import progress, say
 from . import graphed_step
 from .checkpoint_policy import CheckpointPolicy, in_words
 from .pending_steps import PendingStep, PendingSteps
+from .piecewise_step import PiecewiseStep
 from .schedule import make_schedule
 from .step import TrainingStep
 from .update_rule import PaperSGD
@@ -65,7 +67,12 @@ class Trainer:
         self.network, self.pipeline, self.run = network, pipeline, run
         self.recipe, self.constants = network.recipe, constants
         self.optimizer, self.schedule = PaperSGD(network), make_schedule(network.recipe)
-        self.training_step = graphed_step.make_step(TrainingStep(network, self.optimizer), graphs)
+        self.in_pieces = bool(ranks.pairs > 1 or pipeline.pieces.microbatch)
+        self.training_step = (
+            PiecewiseStep(network, self.optimizer, Pairs(ranks), pipeline.pieces)
+            if self.in_pieces
+            else graphed_step.make_step(TrainingStep(network, self.optimizer), graphs)
+        )
         if isinstance(pipeline, RawPipeline):
             pipeline.left_to_step = isinstance(self.training_step, graphed_step.GraphedStep) and all(
                 map(augmentation.augments_in_graphs, network.exchange.devices)
@@ -77,6 +84,7 @@ class Trainer:
         self.step = self.epoch = 0
         self.scheduled = None  # what the last line of kind "schedule" said
         self.rates_set, self.exchange_said, self.loss, self.rate = False, False, math.nan, 0.0
+        self.crossed = []  # the last step's ledger
         # False while the validation that is due after this step is still to come
         self.validated, self.validation = True, None
         self.pending = PendingSteps(network.exchange.devices, ranks.least if self.on_gpu else int)
@@ -160,9 +168,14 @@ class Trainer:
     def _batches(self):
         """The pipeline's. Where it fails, all steps so far are whole: they are saved before the error goes on."""
         try:
-            yield from self.ranks.in_turn(self.pipeline).train(
-                self.step, self.recipe.epochs, self.schedule.colour_noise
-            )
+            batches = self.ranks.in_turn(self.pipeline).train(self.step, self.recipe.epochs, self.schedule.colour_noise)
+            with closing(batches):
+                if self.ranks.pairs == 1:
+                    yield from batches
+                images = len(self.pipeline.dataset.splits["train"])
+                whole = EpochKeys(self.recipe, images, self.step, self.recipe.epochs)
+                for batch, (_, _, numbers) in zip(batches, whole):
+                    yield replace(batch, numbers=numbers)
         except Exception:
             self.checkpoints.save_what_is_there()
             raise
@@ -185,11 +198,12 @@ class Trainer:
             if not self.on_gpu and not math.isfinite(loss.item()):
                 self.refuse_loss(loss.item(), self.step + 1, batch.numbers)
 
-        numbers = self.training_step(batch.images, batch.labels, check_loss)
+        whole = (len(batch.numbers),) if self.in_pieces else ()
+        numbers = self.training_step(batch.images, batch.labels, check_loss, *whole)
+        self.crossed = self.training_step.ledger(*whole) if self.in_pieces else self.network.ledger()
         self.step += 1
         self.validated, self.validation = self.step % self.steps_per_epoch != 0, None
-        exchanged = sum(entry.bytes for entry in self.network.ledger())
-        self.pending.add(self.step, batch.numbers, exchanged, numbers)
+        self.pending.add(self.step, batch.numbers, sum(entry.bytes for entry in self.crossed), numbers)
         self.read_steps(wait=self.step == 1)  # of a run that can't begin it is said at once
 
     def read_steps(self, wait: bool = True) -> None:
@@ -289,7 +303,7 @@ class Trainer:
         self, protocols: Mapping[str, Sequence[View]], interrupted: Interrupts | Agreed
     ) -> dict[str, Answers] | None:
         """`evaluate` on the validation images, or None if Ctrl-C came."""
-        images = len(self.pipeline.dataset.splits["val"])
+        images = -(-len(self.pipeline.dataset.splits["val"]) // self.ranks.pairs)  # about, of this pair
         with progress("testing " + ", ".join(protocols), images) as advance:
 
             def watch(count):
@@ -299,7 +313,7 @@ class Trainer:
 
             try:
                 tested = evaluate(
-                    self.network, self.ranks.in_turn(self.pipeline), "val", protocols, self.recipe.batch_size, watch
+                    self.network, self.pipeline, "val", protocols, self.recipe.batch_size, watch, ranks=self.ranks
                 )
             except _Interrupted:
                 return None
@@ -319,12 +333,12 @@ class Trainer:
             raise failure
         self.ranks.meet()  # a disk may be slow
         first = f"{self.recipe.layers[0].name}.weight"
-        kernels = self.network.merged_state(first)[first]
+        kernels = self.network.merged_state(first) if self.ranks.pair == 0 else None
         try:
             self.run.metrics.length()
             if self.ranks.writes:
                 draw_curves(self.run.path, self.network.classes)
-                draw_kernels(kernels, self.network, self.run.path)
+                draw_kernels(kernels[first], self.network, self.run.path)
         except OSError as error:
             failure = failure or error
         self.run.metrics.events.flush()
@@ -364,7 +378,7 @@ class Trainer:
         say(f"of {self.whole} steps at most; to go on, {again}{more}; to test it as it is, {test}")
 
     def describe_exchange(self) -> str:
-        ledger = self.network.ledger()
+        ledger = self.crossed
         if not ledger:
             return "exchange: the towers have no layer that reads both"
         edges = ", ".join(dict.fromkeys(entry.edge for entry in ledger))

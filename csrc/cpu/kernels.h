@@ -35,6 +35,7 @@ struct Crops {
 // What a dropout mask depends on; a word below the threshold drops its element (kernels/reference.py).
 struct Dropout {
     uint32_t threshold, key[2], step, layer, tower;
+    int64_t before;  // elements of the minibatch before the first here
 };
 constexpr int64_t DROPOUT_BLOCK = 64;  // elements whose words are drawn together
 

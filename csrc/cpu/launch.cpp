@@ -171,14 +171,14 @@ void paper_sgd(Tensor& w, const Tensor& g, Tensor& v, double rate, double moment
 }
 
 void relu_dropout(const Tensor& x, const Tensor& step, int64_t threshold, int64_t seed, int64_t stream, int64_t layer, int64_t tower,
-                  Tensor& y) {
+                  int64_t before, Tensor& y) {
     STD_TORCH_CHECK(x.is_contiguous() && y.is_contiguous() && storage(x) == storage(y) && x.numel() == y.numel(),
                     "x and y must be dense in NCHW, of one size and dtype");
     STD_TORCH_CHECK(step.scalar_type() == ScalarType::Long && step.numel() == 1 && step.is_cpu(), "step must be an int64 on the CPU");
     const Dropout mask{(uint32_t)threshold, {(uint32_t)seed, (uint32_t)stream}, (uint32_t)*(const int64_t*)step.const_data_ptr(),
-                       (uint32_t)layer, (uint32_t)tower};
-    const int64_t count = x.numel(), blocks = (count + DROPOUT_BLOCK - 1) / DROPOUT_BLOCK;
-    torch::stable::parallel_for(0, blocks, 128, [&](int64_t begin, int64_t end) {
+                       (uint32_t)layer, (uint32_t)tower, before};
+    const int64_t count = x.numel(), first = before / DROPOUT_BLOCK, last = (before + count + DROPOUT_BLOCK - 1) / DROPOUT_BLOCK;
+    torch::stable::parallel_for(first, last, 128, [&](int64_t begin, int64_t end) {
         kernels().relu_dropout[storage(x)](mask, x.const_data_ptr(), y.mutable_data_ptr(), count, begin, end);
     });
 }

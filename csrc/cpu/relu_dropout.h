@@ -36,12 +36,11 @@ void relu_dropout(const Dropout& mask, const void* x_, void* y_, int64_t count, 
     for (int64_t block = begin; block < end; block++) {
         uint32_t words[DROPOUT_BLOCK];
         draw(mask, block * COUNTERS, words);
-        const int64_t first = block * DROPOUT_BLOCK, there = count - first < DROPOUT_BLOCK ? count - first : DROPOUT_BLOCK;
-        const T* x = (const T*)x_ + first;
-        T* y = (T*)y_ + first;
-        for (int64_t i = 0; i < there; i++) {
-            const auto value = widen(x[i]);
-            narrow((value < 0 ? 0 : value) * (words[i] >= mask.threshold ? 1 : 0), y + i);  // NaN and infinity times 0 are NaN
+        const int64_t first = block * DROPOUT_BLOCK - mask.before;  // of x; below 0 where a block began before it
+        const int64_t there = count - first < DROPOUT_BLOCK ? count - first : DROPOUT_BLOCK;
+        for (int64_t i = first < 0 ? -first : 0; i < there; i++) {
+            const auto value = widen(((const T*)x_)[first + i]);
+            narrow((value < 0 ? 0 : value) * (words[i] >= mask.threshold ? 1 : 0), (T*)y_ + first + i);  // NaN and infinity times 0 are NaN
         }
     }
 }

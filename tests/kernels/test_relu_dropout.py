@@ -5,6 +5,7 @@ The Triton kernels themselves are in `test_relu_dropout_triton.py`.
 
 import itertools
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -116,6 +117,8 @@ def test_a_value_that_rounds_to_zero_gets_no_gradient():
         (dict(seed=2**32), "seed is 4294967296"),
         (dict(layer=2**32), "layer is"),
         (dict(tower=0.5), "tower is 0.5"),
+        (dict(first_row=-1), "first_row is -1"),
+        (dict(first_row=1.0), "first_row is 1.0"),
         (dict(step=None), "step is None.*0.5"),
         (dict(step=1.0), "step is 1.0"),
         (dict(step=torch.tensor([1])), r"step is torch.int64 \(1,\)"),
@@ -160,6 +163,25 @@ def test_the_cpus_kernel_gives_the_references_bits(shape, dtype, level):
     assert y.is_contiguous() and dx.is_contiguous()
 
 
+@pytest.mark.parametrize("level", ["reference", *LEVELS])
+@every("shape", [(9, 7), (9, 64), (9, 65), (9, 2, 3, 5), (3, 20_001)])
+def test_a_part_of_a_minibatch_has_the_masks_of_its_rows(shape, level):
+    """Rows that end within a counter's four words, within a block of 64, and at their ends; far into a minibatch."""
+    x = values(*shape).abs().float() + 1
+    kernels = "reference" if level == "reference" else "cpu"
+    with nullcontext() if level == "reference" else instructions(level):
+        whole = relu_dropout(x, step=40, **MASK, first_row=3, kernels=kernels)
+        assert torch.equal(whole, reference.dropout(torch.cat([x[:3], x]), step=40, **MASK)[3:])
+        for cut in range(len(x) + 1):
+            parts = [
+                relu_dropout(part, step=40, **MASK, first_row=first, kernels=kernels)
+                for first, part in ((3, x[:cut]), (3 + cut, x[cut:]))
+            ]
+            assert torch.equal(torch.cat(parts), whole)
+        far = relu_dropout(x, step=40, **MASK, first_row=2**34, kernels=kernels)  # counters wrap
+        assert torch.equal(far, relu_dropout(x, step=40, **MASK, first_row=0, kernels=kernels))
+
+
 @pytest.mark.skipif("cpu" not in dispatch.built(), reason="there was no compiler to build the CPU kernels")
 @every("threads", [1, 2, 3])
 def test_the_cpus_threads_share_the_blocks(threads):
@@ -179,7 +201,9 @@ def test_the_cpus_kernel_keeps_nothing_but_its_result():
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
         y = relu_dropout(x, step=40, **MASK)
     assert len(kept) == 1 and kept[0].data_ptr() == y.data_ptr()
-    torch.library.opcheck(torch.ops.alexnet_mp.relu_dropout.default, (x, None, torch.tensor(40), 0.5, 3, 6, 1, "cpu"))
+    torch.library.opcheck(
+        torch.ops.alexnet_mp.relu_dropout.default, (x, None, torch.tensor(40), 0.5, 3, 6, 1, 5, "cpu")
+    )
 
 
 @every(

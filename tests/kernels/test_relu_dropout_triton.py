@@ -22,9 +22,9 @@ MASK = {"probability": 0.5, "seed": 3, "layer": 6, "tower": 1}
 LAST, NCHW = torch.channels_last, torch.contiguous_format
 
 
-def by_triton(x, bias=None, step=40, *, probability=0.0, seed=0, layer=0, tower=0):
+def by_triton(x, bias=None, step=40, *, probability=0.0, seed=0, layer=0, tower=0, first_row=0):
     step = torch.tensor(step, device=x.device) if probability else None
-    return torch.ops.alexnet_mp.relu_dropout(x, bias, step, probability, seed, layer, tower, "triton")
+    return torch.ops.alexnet_mp.relu_dropout(x, bias, step, probability, seed, layer, tower, first_row, "triton")
 
 
 def rounded(y, dtype):
@@ -136,6 +136,15 @@ def test_special_values():
     check((20, 32), bias_dtype=None, x=x, dy=dy)
 
 
+@every("shape, order", [((9, 7), NCHW), ((9, 64), NCHW), ((9, 5, 3, 2), NCHW), ((9, 5, 3, 2), LAST)])
+def test_a_part_of_a_minibatch_has_the_masks_of_its_rows(shape, order):
+    x = (values(*shape).abs().float() + 1).to(DEVICE).contiguous(memory_format=order)
+    whole = by_triton(x, **MASK)
+    for cut in (1, 4):
+        parts = by_triton(x[:cut], **MASK), by_triton(x[cut:], **MASK, first_row=cut)
+        assert torch.equal(torch.cat(parts), whole) and not torch.equal(by_triton(x[cut:], **MASK), parts[1])
+
+
 def test_a_value_that_rounds_to_zero_gets_no_gradient():
     x, bias = (
         torch.zeros(1, 1, dtype=torch.float16, device=DEVICE).requires_grad_(),
@@ -194,7 +203,7 @@ def test_opcheck(shape, order, step, has_bias):
     bias = values(shape[1], seed=2, scale=1).float().to(DEVICE).requires_grad_() if has_bias else None
     counted = None if step is None else torch.tensor(step, device=DEVICE)
     torch.library.opcheck(
-        torch.ops.alexnet_mp.relu_dropout.default, (x, bias, counted, 0.5 if step else 0.0, 3, 6, 1, "triton")
+        torch.ops.alexnet_mp.relu_dropout.default, (x, bias, counted, 0.5 if step else 0.0, 3, 6, 1, 2, "triton")
     )
 
 

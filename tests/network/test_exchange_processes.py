@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.process, pytest.mark.usefixtures("one_thread")]
 @pytest.fixture(scope="module")
 def found():
     """({case: of one process}, the same of tower a's process, of tower b's)"""
-    return two_towers.all_cases(None), *apart.in_both(two_towers.all_cases)
+    return two_towers.all_cases(None), *apart.in_all(2, two_towers.all_cases)
 
 
 @every("case", CASES)

@@ -12,7 +12,7 @@ import pytest
 import safetensors.torch
 import torch
 from inner_cases import every
-from tiny_checkpoint import ALL, V3, V4, V5, bits, refused, rewrite_manifest, rewrite_state, tiny_recipe
+from tiny_checkpoint import ALL, V3, V4, V5, V6, bits, refused, rewrite_manifest, rewrite_state, tiny_recipe
 
 from alexnet_mp.data.pixel_statistics import STATISTICS, Statistics
 from alexnet_mp.recipes import shapes
@@ -143,10 +143,12 @@ def test_recipes_with_dates_and_whole_numbers(preset, original, tmp_path):
 # The fixtures
 
 
-@every("place", [V3, V4])
+@every("place", [V3, V4, V5])
 def test_a_checkpoint_of_an_older_format_as_it_was_written(place, original):
     """All but what it lacks."""
-    lacks = with_state(original, made_by=dataclasses.replace(original.state.made_by, overlap=None))
+    lacks = original
+    if place != V5:
+        lacks = with_state(original, made_by=dataclasses.replace(original.state.made_by, overlap=None))
     assert bits(load(place)) == bits(lacks) and verify(place) == read_state(place) == lacks.state
 
 
@@ -171,7 +173,15 @@ def test_format_3_with_another_recipe_than_it_had_is_refused(change, problem, tm
     assert problem in refused(load, place, STATE)
 
 
-@every("before, number, said", [(V3, 4, "a field is missing"), (V3, 5, "made_by.overlap"), (V4, 5, "made_by.overlap")])
+@every(
+    "before, number, said",
+    [
+        (V3, 4, "a field is missing"),
+        (V3, 5, "made_by.overlap"),
+        (V4, 5, "made_by.overlap"),
+        (V5, 6, "made_by.microbatch"),
+    ],
+)
 def test_a_format_without_what_the_one_before_lacks_is_refused(before, number, said, tmp_path):
     place = tmp_path / "step_00000003"
     shutil.copytree(before, place)
@@ -179,17 +189,18 @@ def test_a_format_without_what_the_one_before_lacks_is_refused(before, number, s
     assert said in refused(load, place, STATE)
 
 
-def test_format_4_with_what_it_lacks_is_refused(tmp_path):
+@every("before, number, more", [(V4, 4, {"overlap": None}), (V4, 4, {"pairs": 1}), (V5, 5, {"microbatch": None})])
+def test_a_format_with_what_it_lacks_is_refused(before, number, more, tmp_path):
     place = tmp_path / "step_00000003"
-    shutil.copytree(V4, place)
-    rewrite_state(place, lambda fields: fields["made_by"].update(overlap=None))
-    rewrite_manifest(place, lambda fields: fields.update(format=4))
-    assert "a field that format 4 had not is there" in refused(load, place, STATE)
+    shutil.copytree(before, place)
+    rewrite_state(place, lambda fields: fields["made_by"].update(more))
+    rewrite_manifest(place, lambda fields: fields.update(format=number))
+    assert f"a field that format {number} had not is there" in refused(load, place, STATE)
 
 
-def test_what_is_written_now_is_format_5(place):
-    """The same bytes as when format 5 came to be. Where they must change, VERSION has to, too."""
-    assert {name: (place / name).read_bytes() for name in ALL} == {name: (V5 / name).read_bytes() for name in ALL}
+def test_what_is_written_now_is_format_6(place):
+    """The same bytes as when format 6 came to be. Where they must change, VERSION has to, too."""
+    assert {name: (place / name).read_bytes() for name in ALL} == {name: (V6 / name).read_bytes() for name in ALL}
 
 
 # What must not come into being
@@ -266,9 +277,9 @@ def test_no_tensor_that_could_not_be_loaded_is_written(change, problem, original
         {"data": Data("a", "b", "c", "abc")},
         {"recipe": None},
         {"made_by": None},
-        {"made_by": Environment(("cpu",), os.fsdecode(b"\xff"), "fp32", "torch", "on", 1, {})},
-        {"made_by": Environment(("cpu",), "cpu", "fp32", "torch", "on", 1, {"torch": 2})},
-        {"made_by": Environment(("cpu",), "cpu", "fp32", "torch", "perhaps", 1, {})},
+        {"made_by": Environment(("cpu",), os.fsdecode(b"\xff"), "fp32", "torch", "on", 1, {}, None, 1)},
+        {"made_by": Environment(("cpu",), "cpu", "fp32", "torch", "on", 1, {"torch": 2}, None, 1)},
+        {"made_by": Environment(("cpu",), "cpu", "fp32", "torch", "perhaps", 1, {}, None, 1)},
         {"data": Data("a", "b", "c", ("x" * (5 << 20),))},
         {"step": np.float32(1)},
     ],

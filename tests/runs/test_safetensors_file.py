@@ -8,7 +8,7 @@ import pytest
 import torch
 from inner_cases import every
 from safetensors.torch import save
-from tiny_checkpoint import V5, refused, rewrite, with_header
+from tiny_checkpoint import V6, refused, rewrite, with_header
 
 from alexnet_mp.data.pixel_statistics import STATISTICS, Statistics
 from alexnet_mp.runs import safetensors_file
@@ -75,7 +75,7 @@ def same_size(place, header):
 def test_headers_of_the_right_length(place):
     compared = 0
     for name, change in HEADERS.items():
-        header, _ = header_and_data((V5 / WEIGHTS).read_bytes())
+        header, _ = header_and_data((V6 / WEIGHTS).read_bytes())
         change(header)
         if content := same_size(place, header):
             rewrite(place, WEIGHTS, content)

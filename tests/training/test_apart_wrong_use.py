@@ -33,7 +33,7 @@ WRONG = {
     ),
     "no such data": (["--data", "/nowhere"], "/nowhere"),
     "a profile": (["--profile"], "--profile: not yet with --towers apart"),
-    "graphs": (["--graphs", "on"], "--graphs on: not yet with --towers apart"),
+    "graphs": (["--graphs", "on"], "--graphs on: not yet with a process a tower"),
     "an option that nobody knows": (["--tower", "apart"], "unrecognized arguments: --tower apart"),
     "nothing to go on from": (["--resume", "/nowhere"], "--resume '/nowhere': no such directory"),
     "nothing to begin with": (["--init", "/nowhere"], "--init /nowhere"),
@@ -77,9 +77,16 @@ def test_another_commit_is_refused(data, tmp_path):
 @every(
     "count, more, words",
     [
-        (3, ["--towers", "apart"], "--towers apart: a process a tower are 2, not 3; torchrun --nproc-per-node 2"),
-        (1, ["--towers", "apart"], "--towers apart: a process a tower are 2, not 1; torchrun --nproc-per-node 2"),
-        (2, [], "2 processes were started (WORLD_SIZE), and without --towers apart one process trains"),
+        (
+            3,
+            ["--towers", "apart"],
+            "--towers apart: a process a tower is an even number of them, not 3; torchrun --nproc-",
+        ),
+        (
+            1,
+            ["--towers", "apart"],
+            "--towers apart: a process a tower is an even number of them, not 1; torchrun --nproc-",
+        ),
     ],
 )
 def test_a_number_of_processes_that_does_not_fit(count, more, words, data, tmp_path):

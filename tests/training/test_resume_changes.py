@@ -23,7 +23,7 @@ from alexnet_mp.system.errors import UserError
 from alexnet_mp.training import resume as resuming
 
 ENVIRONMENT = Environment(
-    ("cpu: AVX2", "cpu: AVX2"), "cpu", "fp32", "torch", "off", 2, {"torch": "2.13.0", "triton": None}
+    ("cpu: AVX2", "cpu: AVX2"), "cpu", "fp32", "torch", "off", 2, {"torch": "2.13.0", "triton": None}, None, 1
 )
 STATISTICS = Statistics(np.full((112, 112, 3), 100.0), np.array([0.1, 0.2, 0.3]), np.eye(3))
 DATASET = SimpleNamespace(fingerprint="abc", classes=["ant", "bee", "cat"], splits={"train": range(24)})

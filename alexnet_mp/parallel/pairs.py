@@ -1,0 +1,64 @@
+"""The pairs of towers of a job, each of which computes a part of every minibatch: how gradients go between them."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+
+from ..system.ranks import Ranks
+from .tree_sum import Term
+
+
+class Pairs:
+    """This process's pair, number `pair` of `count`, and the same tower's processes in the others.
+
+    All methods have to be called by all pairs, in step; each raises `Lost` where one can't be reached. Tensors on GPUs
+    travel by NCCL, those on the host by gloo."""
+
+    def __init__(self, ranks: Ranks):
+        self.ranks, self.pair, self.count = ranks, ranks.pair, ranks.pairs
+        self.group = None  # all processes
+        if ranks.apart and ranks.pairs > 1:
+            # A group is made by all processes, those that are not in it too.
+            groups = [dist.new_group(range(tower, ranks.count, ranks.towers)) for tower in range(ranks.towers)]
+            self.group = groups[ranks.tower]
+
+    def send(self, term: Term, to: int) -> None:
+        """To a pair, which receives it."""
+        with self.ranks.reached():
+            for tensor in term:
+                dist.send(flat(tensor), self._rank(to))
+
+    def receive(self, like: Sequence[torch.Tensor], origin: int) -> Term:
+        """What a pair sends, of these shapes, dtypes and strides."""
+        term = [torch.empty_like(tensor) for tensor in like]
+        with self.ranks.reached():
+            for tensor in term:
+                dist.recv(flat(tensor), self._rank(origin))
+        return term
+
+    def from_first(self, term: Term | None, like: Sequence[torch.Tensor]) -> Term:
+        """The first pair's, in all of them."""
+        term = [torch.empty_like(tensor) for tensor in like] if term is None else term
+        with self.ranks.reached():
+            for tensor in term if self.count > 1 else ():
+                dist.broadcast(flat(tensor), self._rank(0), group=self.group)
+        return term
+
+    def sum(self, term: Term) -> Term:
+        """Of all pairs' terms, in whatever order the library adds them: the same bits in all pairs."""
+        if self.count == 1:
+            return term
+        with self.ranks.reached():
+            works = [dist.all_reduce(flat(tensor), group=self.group, async_op=True) for tensor in term]
+            for work in works:
+                work.wait()
+        return term
+
+    def _rank(self, pair):
+        return pair * self.ranks.towers + self.ranks.tower
+
+
+def flat(tensor: torch.Tensor) -> torch.Tensor:
+    """A view of a dense tensor's memory, as it lies: a channels_last one is sent without a copy."""
+    return tensor.as_strided((tensor.numel(),), (1,))

@@ -1,0 +1,102 @@
+"""Steps of which several pairs of towers compute a part: the bits of one pair with a microbatch, and without one the
+numbers of one that computes all at once.
+
+What the jobs compute is found once, for all tests of this file."""
+
+import apart
+import piecewise
+import pytest
+import torch
+from inner_cases import every
+from piecewise import CASES, WITHOUT, some_steps
+from two_towers import BATCH, CLASSES, LAST, RECIPES, STEPS
+
+from alexnet_mp.recipes.shapes import crossings
+from alexnet_mp.system.ranks import ALONE
+
+pytestmark = [pytest.mark.process, pytest.mark.usefixtures("one_thread")]
+JOBS = {  # (processes, whether a tower is one)
+    "2 pairs": (2, False),
+    "4 pairs": (4, False),
+    "a process a tower": (2, True),
+    "2 pairs, a process a tower": (4, True),
+}
+
+
+@pytest.fixture(scope="module")
+def one():
+    return piecewise.all_cases()
+
+
+@pytest.fixture(scope="module")
+def found():
+    """{job: [of each process]}"""
+    return {
+        job: apart.in_all(count, piecewise.all_cases, apart=towers_apart) for job, (count, towers_apart) in JOBS.items()
+    }
+
+
+@every("case", CASES)
+def test_the_bits_do_not_know_how_many_there_are(case, one, found):
+    """Losses, right answers, weights and velocities; more pairs than pieces, too, and than images."""
+    expected = one[0][case]
+    assert expected["step"] == len(expected["numbers"]) == CASES[case].get("steps", STEPS)
+    for job, processes in found.items():
+        for rank, (of_process, _) in enumerate(processes):
+            assert of_process[case]["numbers"] == expected["numbers"] or job.endswith("tower"), (job, rank)
+            assert [each[:2] for each in of_process[case]["numbers"]] == [each[:2] for each in expected["numbers"]]
+            assert of_process[case]["step"] == expected["step"]
+        first = processes[0][0][case]
+        for what in ("weights", "velocities"):
+            assert first[what].keys() == expected[what].keys()
+            for name in expected[what]:
+                assert first[what][name] == expected[what][name], (job, what, name)
+
+
+@pytest.mark.slow
+def test_ten_steps_of_every_case():
+    expected = piecewise.ten_steps()
+    for job, (count, towers_apart) in JOBS.items():
+        first, *_ = apart.in_all(count, piecewise.ten_steps, apart=towers_apart)
+        for case, of_one in expected.items():
+            for what in ("weights", "velocities"):
+                assert first[case][what] == of_one[what], (job, case, what)
+
+
+@every("case", CASES)
+def test_all_pairs_have_the_same_weights(case, found):
+    for job, processes in found.items():
+        if not JOBS[job][1]:
+            weights = [of_process[case]["weights"] for of_process, _ in processes]
+            assert weights[1:] == weights[:1] * (len(weights) - 1)
+
+
+def test_another_microbatch_is_another_order(one):
+    """Else the comparison above could not tell."""
+    assert one[0]["mini", False, 1]["weights"] != one[0]["mini", False, 5]["weights"]
+    assert one[0]["mini", False, 2]["weights"] != one[0]["mini", True, 2]["weights"]
+
+
+@every("name", WITHOUT)
+def test_without_a_microbatch_the_numbers_are_those_of_one(name, one, found):
+    """In float64, with dropout: a mask belongs to a row of the minibatch, whoever computes it."""
+    whole = some_steps(ALONE, name, False, None, dtype=torch.float64, steps=2, whole=True)
+    for job, processes in {"one": [one], **found}.items():
+        numbers, weights, velocities = processes[0][1][name]
+        for (loss, right, _), (expected_loss, expected_right, _) in zip(numbers, whole[0], strict=True):
+            assert loss == pytest.approx(expected_loss, rel=1e-12) and right == expected_right, job
+        for mine, expected in ((weights, whole[1]), (velocities, whole[2])):
+            for key, tensor in expected.items():
+                torch.testing.assert_close(mine[key], tensor, rtol=1e-12, atol=1e-12 * tensor.abs().max().item())
+
+
+@every("case", [case for case in CASES if case[0] in RECIPES])
+def test_what_crosses_between_the_towers_is_that_of_whole_minibatches(case, found):
+    steps = CASES[case].get("steps", STEPS)
+    counts = [BATCH] * (steps - 1) + [LAST]
+    for job, (_, towers_apart) in JOBS.items():
+        ledgers = found[job][0][0][case]["crossed"]
+        if towers_apart:
+            assert ledgers == [sorted(crossings(RECIPES[case[0]](), count, CLASSES)) for count in counts]
+        else:
+            assert not any(size for ledger in ledgers for *_, size in ledger)  # on one device
