@@ -15,20 +15,20 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from .analysis.figure_4 import MOST_ANSWERED, evenly, guesses, some_of, told_apart
 from .analysis.specialisation import first_layer
 from .command_options import add_machine_options, compute_as_in_training
 from .evaluation.ensembles import open_runs
 from .evaluation.trained import load_run
 from .reporting import page
+from .reporting.answers import figure_4_left, figure_4_right
 from .reporting.code_lengths import BITS, short_codes
 from .reporting.exchange import exchange, memory
-from .reporting.figure_4 import figure_4_left, figure_4_right
 from .reporting.first_layer import SCALES, figure_3, specialisation
 from .reporting.headline import headline
 from .reporting.provenance import devices_of, provenance
 from .reporting.training import training
 from .retrieval.build import build_index
-from .retrieval.figure_4 import MOST_ANSWERED, evenly, guesses, some_of, told_apart
 from .retrieval.index import SPLITS
 from .runs.checkpoint_format import read_state
 from .runs.checkpoints import from_newest

@@ -17,12 +17,12 @@ import json
 import sys
 from collections.abc import Sequence
 
+from .analysis.figure_4 import told_apart
 from .command_options import add_machine_options, add_run_options, compute_as_in_training
 from .data.image_files import answered, pipeline_of
 from .retrieval.build import OF_A_RUN, add_codes, build_index
 from .retrieval.contact_sheet import LINE_LETTERS, contact_sheet, png
 from .retrieval.features import features
-from .retrieval.figure_4 import told_apart
 from .retrieval.index import BY
 from .retrieval.measures import measure, table
 from .retrieval.query import code_length, index_at, neighbour, network_of, stored_pictures

@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "network": ("recipes",),
     "runs": ("recipes", "data"),
     "evaluation": ("recipes", "data", "network", "runs"),
-    "analysis": ("recipes", "data", "network", "runs", "evaluation"),
+    "analysis": ("recipes", "data", "network", "runs", "evaluation", "retrieval"),
     "retrieval": ("recipes", "data", "network", "runs", "evaluation"),
     "profiling": ("recipes", "network"),
     "training": ("recipes", "data", "network", "runs", "evaluation", "analysis", "profiling", "parallel"),

@@ -16,11 +16,12 @@ from inner_cases import every
 from tiny_run import LAYERS, run
 
 from alexnet_mp import report
+from alexnet_mp.analysis import figure_4
 from alexnet_mp.data import synthetic
 from alexnet_mp.reporting import code_lengths, provenance
 from alexnet_mp.reporting import page as report_page
 from alexnet_mp.reporting.page import NAME, pictures_of
-from alexnet_mp.retrieval import figure_4, measures, short_codes
+from alexnet_mp.retrieval import measures, short_codes
 from alexnet_mp.runs import directory
 from alexnet_mp.system.errors import UserError, run_command
 

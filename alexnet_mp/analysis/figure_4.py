@@ -19,9 +19,9 @@ from ..data.pipeline_torch import TorchPipeline
 from ..data.pixel_statistics import Statistics
 from ..evaluation.protocol import both_protocols, centre_view
 from ..network.network import TwoTowerAlexNet
-from .contact_sheet import LINE_LETTERS, contact_sheet
-from .features import Features
-from .search import NEIGHBOURS, Search
+from ..retrieval.contact_sheet import LINE_LETTERS, contact_sheet
+from ..retrieval.features import Features
+from ..retrieval.search import NEIGHBOURS, Search
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

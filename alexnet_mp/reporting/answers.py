@@ -7,10 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..analysis.figures import write_figure
-from ..data.dataset import DataSet, Split
-from ..retrieval.contact_sheet import LINE_LETTERS, png
-from ..retrieval.figure_4 import (
+from ..analysis.figure_4 import (
     Guesses,
     draw_example,
     examples,
@@ -19,6 +16,9 @@ from ..retrieval.figure_4 import (
     percent,
     told_apart,
 )
+from ..analysis.figures import write_figure
+from ..data.dataset import DataSet, Split
+from ..retrieval.contact_sheet import LINE_LETTERS, png
 from ..retrieval.index import Index
 from ..retrieval.search import NEIGHBOURS, Search
 from ..system import durable_files

@@ -7,8 +7,8 @@ import pytest
 import torch
 from inner_cases import every
 
-from alexnet_mp.retrieval import figure_4
-from alexnet_mp.retrieval.figure_4 import Guesses, draw_example, examples, guesses_of_batch, short_name, told_apart
+from alexnet_mp.analysis import figure_4
+from alexnet_mp.analysis.figure_4 import Guesses, draw_example, examples, guesses_of_batch, short_name, told_apart
 
 VIEWS = [(0, 0, False), (4, 4, False), (0, 0, True), (4, 4, True)]
 
