@@ -80,6 +80,17 @@ class Process:
             time.sleep(0.02)
         return self.status
 
+    def leaves_none(self, seconds=10):
+        """Whether, soon after its end, no process of its session is left: one whose parent was killed has to notice."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            try:
+                os.killpg(self.pid, 0)
+            except ProcessLookupError:
+                return True
+            time.sleep(0.02)
+        return False
+
     def signal(self, number):
         os.kill(self.pid, number)
 

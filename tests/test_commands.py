@@ -406,9 +406,7 @@ def test_a_killed_worker_ends_the_run_with_one_line(folder, tmp_path):
     workers = [int(child) for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
     os.kill(workers[0], signal.SIGKILL)
     assert process.wait() == 2 and "a process that reads images was killed" in process.err
-    assert process.err.count("\n") == 1
-    with pytest.raises(ProcessLookupError):
-        os.killpg(process.pid, 0)
+    assert process.err.count("\n") == 1 and process.leaves_none()
 
 
 @pytest.mark.slow

@@ -317,14 +317,8 @@ def start(environment, **how):
 def ended(process, status):
     """What it said on stderr. No process of it is left."""
     assert process.wait() == status, process.err
-    end = time.monotonic() + 10
-    while time.monotonic() < end:  # workers whose parent was killed are reaped by another process
-        try:
-            os.killpg(process.pid, 0)
-        except ProcessLookupError:
-            return process.err
-        time.sleep(0.05)
-    pytest.fail("a process is left")
+    assert process.leaves_none()
+    return process.err
 
 
 def workers_of(process):

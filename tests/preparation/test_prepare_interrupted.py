@@ -267,7 +267,7 @@ def test_ctrl_c_twice_ends_it_as_fast(many, tmp_path):
     time.sleep(0.02)
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGINT)
-    assert process.wait() == 130 and "Traceback" not in process.err and not running(process.pid)
+    assert process.wait() == 130 and "Traceback" not in process.err and process.leaves_none()
     assert complete(source, tmp_path / "set") == whole
 
 
