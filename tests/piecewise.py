@@ -18,14 +18,15 @@ from alexnet_mp.training.update_rule import PaperSGD
 CASES = {
     ("mini", False, 2): {},
     ("mini", True, 2): {"steps": 3},
-    **{(name, False, 2): {"steps": 3} for name in ("paper", "source2012", "desk")},
+    ("desk", False, 2): {"steps": 3},
     ("mini", False, 1): {"steps": 3},
     ("mini", False, 5): {"steps": 3},
     ("local", False, 2): {"steps": 2},
     ("frozen", False, 2): {"frozen": FROZEN, "steps": 4},
     ("bfloat16", False, 2): {"dtype": torch.bfloat16, "steps": 2},
 }
-WITHOUT = ("mini", "paper", "source2012", "desk")  # a microbatch, in float64
+LARGE = {(name, overlap, 2): {} for name in ("paper", "source2012") for overlap in (False, True)}  # pictures of 224
+WITHOUT = ("mini", "desk")  # a microbatch, in float64
 
 
 def some_steps(ranks, name, overlap, microbatch, frozen=(), dtype=torch.float32, steps=STEPS, whole=False):
@@ -62,8 +63,8 @@ def some_steps(ranks, name, overlap, microbatch, frozen=(), dtype=torch.float32,
 
 
 def ten_steps(ranks=ALONE):
-    """{case: what `some_steps` gives} of ten steps, where `CASES` has fewer for want of time."""
-    return {case: some_steps(ranks, *case, **more | {"steps": STEPS}) for case, more in CASES.items()}
+    """{case: what `some_steps` gives} of ten steps each, of large networks too."""
+    return {case: some_steps(ranks, *case, **more | {"steps": STEPS}) for case, more in (CASES | LARGE).items()}
 
 
 def all_cases(ranks=ALONE):

@@ -12,7 +12,7 @@ from alexnet_mp.training.schedule import make_schedule
 from alexnet_mp.training.step import TrainingStep
 from alexnet_mp.training.update_rule import PaperSGD
 
-CLASSES, STEPS, BATCH, LAST = 7, 6, 5, 2
+CLASSES, STEPS, BATCH, LAST = 7, 10, 5, 2
 RECIPES = {
     "mini": mini,
     "paper": lambda: narrow(paper()),

@@ -55,6 +55,7 @@ def test_the_bits_do_not_know_how_many_there_are(case, one, found):
 
 @pytest.mark.slow
 def test_ten_steps_of_every_case():
+    """And of large networks."""
     expected = piecewise.ten_steps()
     for job, (count, towers_apart) in JOBS.items():
         first, *_ = apart.in_all(count, piecewise.ten_steps, apart=towers_apart)
