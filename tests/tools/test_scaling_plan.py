@@ -1,0 +1,54 @@
+"""The plan on paper: its bytes against the ledger and by hand, and the page's table against the command."""
+
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+from alexnet_mp import mini, paper
+from alexnet_mp.recipes.shapes import crossings
+
+ROOT = Path(__file__).parents[2]
+PLAN = runpy.run_path(str(ROOT / "tools" / "scaling_plan.py"))
+
+
+def test_the_page_has_what_the_command_prints(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["scaling_plan.py"])
+    PLAN["main"]()
+    assert capsys.readouterr().out in (ROOT / "docs" / "scaling.md").read_text()
+
+
+def test_a_pairs_bytes_are_the_ledgers():
+    for recipe, batch in ((paper(), 128), (mini(), 5)):
+        sent = {way: sum(size for _, to, _, size in crossings(recipe, batch) if to == way) for way in ("a->b", "b->a")}
+        assert PLAN["towers"](recipe, batch) == max(sent.values())
+    assert PLAN["towers"](paper(), 128) == pytest.approx(30.0e6, rel=1e-3)  # of 60.0 MB a step in both directions
+
+
+def test_a_ring_by_hand():
+    """Of n devices each sends n - 1 of n parts twice: to be summed, and to be told."""
+    assert PLAN["ring"](1000, 1) == 0
+    assert PLAN["ring"](1000, 2) == 4000
+    assert PLAN["ring"](1000, 4) == 6000
+
+
+def test_pairs_by_hand():
+    """Two pairs: half of the crossings, and tower a's 32,531,112 parameters of four bytes once."""
+    assert PLAN["pairs"](paper(), 128, 2) == pytest.approx(30.0e6 / 2 + 4 * 32_531_112, rel=1e-3)
+
+
+def test_one_weird_trick_by_hand():
+    """Two pairs, four devices of 32 images each: of an image 256 maps of 6x6 and twice 4,096 units go to three others,
+    and their gradients return. The convolutions of both towers have 2,334,080 parameters; the rest, 58.6 million, don't
+    travel."""
+    own = 32 * (256 * 6 * 6 + 2 * 4096) * 4
+    assert PLAN["owt"](paper(), 128, 2) == pytest.approx(1.5 * 4 * 2_334_080 + 2 * 3 * own, rel=1e-12)
+
+
+def test_wrong_numbers_are_refused(capsys, monkeypatch):
+    for arguments in (["--batch", "0"], ["--pairs", "0,1"]):
+        monkeypatch.setattr(sys, "argv", ["scaling_plan.py", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            PLAN["main"]()
+        assert ended.value.code == 2 and "at least 1" in capsys.readouterr().err

@@ -1,0 +1,102 @@
+"""What many pairs of towers would have to send in a training step, and from which step time on they pay: arithmetic, no
+measurement.
+
+    python tools/scaling_plan.py [--recipe paper] [--batch 128] [--pairs 1,2,4,8,64,512]
+
+Of each scheme the largest number of bytes that one device sends in one direction, in float32:
+
+  towers   one pair: the halves that cross between its towers (the analytic ledger, `recipes.shapes.crossings`)
+  pairs    P pairs, each with 1/P of the minibatch: those halves, of 1/P of the images; and a ring that adds the
+           gradients, which sends 2 (P - 1) / P of a tower's parameters
+  owt      2P devices (Krizhevsky 2014): convolutions by images, their gradients by a ring; fully connected layers by
+           units, so that each device sends its images' last maps to all others, and its units of every hidden layer;
+           gradients return the same way
+
+A link is its nominal rate, used whole in both directions, without latency. `pays from` is the time that a step of one
+pair must take for P pairs to be faster at all, if nothing that is sent hides behind the computation and P pairs compute
+in 1/P of the time: (t_P - t_1) P / (P - 1), t the time on the link."""
+
+import argparse
+
+from alexnet_mp.recipes.named import PRESETS
+from alexnet_mp.recipes.recipe import Recipe
+from alexnet_mp.recipes.shapes import BYTES_FP32, crossings, parameter_counts, sizes
+
+LINKS = {  # bytes a second, in one direction
+    "PCIe 2.0 x16 (2012)": 8e9,
+    "PCIe 5.0 x16": 63e9,
+    "NVLink 4 (900 GB/s both ways)": 450e9,
+    "100 Gbit/s": 12.5e9,
+    "400 Gbit/s": 50e9,
+}
+
+
+def towers(recipe: Recipe, batch: float) -> float:
+    """Bytes that cross in the busier direction of a step of so many images."""
+    # The ledger is in proportion to the images.
+    one = crossings(recipe, 1)
+    return batch * max(sum(size for _, way, _, size in one if way == direction) for direction in ("a->b", "b->a"))
+
+
+def ring(parameters: int, devices: int) -> float:
+    """Bytes that each of the devices sends for the sum of a gradient that all of them get."""
+    return 2 * (devices - 1) / devices * parameters * BYTES_FP32
+
+
+def pairs(recipe: Recipe, batch: int, count: int) -> float:
+    return towers(recipe, batch / count) + ring(max(parameter_counts(recipe)), count)
+
+
+def owt(recipe: Recipe, batch: int, count: int) -> float:
+    devices, layers = 2 * count, sizes(recipe)
+    convolutions = sum(recipe.towers * size.parameters for size in layers if size.layer.kind != "fc")
+    # What the fully connected layers read, of one image: the last maps, then units; gradients return.
+    read, before = 0, None
+    for size in layers:
+        if size.layer.kind == "fc":
+            channels, height, width = before.output
+            read += recipe.towers * channels * height * width
+        before = size
+    # A device has 1/n of all that is read, by images or by units, and sends it to the n - 1 others.
+    own = batch / devices * read * BYTES_FP32
+    return ring(convolutions, devices) + 2 * (devices - 1) * own
+
+
+def table(recipe: Recipe, batch: int, counts: list[int]) -> list[str]:
+    """Lines of Markdown: bytes; then, of each link, the time and the step time from which it pays."""
+    one = towers(recipe, batch)
+    sent = {
+        count: {"pairs": pairs(recipe, batch, count), "owt": owt(recipe, batch, count)}
+        if count > 1
+        else {"towers": one}
+        for count in counts
+    }
+    lines = ["| pairs | scheme | MB a step | " + " | ".join(LINKS) + " |", "|---|---|---:|" + "---:|" * len(LINKS)]
+    for count, schemes in sent.items():
+        for scheme, size in schemes.items():
+            cells = []
+            for rate in LINKS.values():
+                seconds, alone = size / rate, one / rate
+                text = f"{1e3 * seconds:,.2f} ms"
+                if count > 1:
+                    needed = (seconds - alone) * count / (count - 1)
+                    text += f"; pays from {1e3 * needed:,.2f} ms" if needed > 0 else "; always pays"
+                cells.append(text)
+            lines.append(f"| {count} | {scheme} | {size / 1e6:,.1f} | {' | '.join(cells)} |")
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", choices=tuple(PRESETS), default="paper")
+    parser.add_argument("--batch", type=int, default=128, help="images in the whole minibatch")
+    parser.add_argument("--pairs", default="1,2,4,8,64,512")
+    options = parser.parse_args()
+    counts = [int(count) for count in options.pairs.split(",")]
+    if options.batch < 1 or min(counts) < 1:
+        parser.error("--batch and --pairs are at least 1")
+    print("\n".join(table(PRESETS[options.recipe](), options.batch, counts)))
+
+
+if __name__ == "__main__":
+    main()
