@@ -22,6 +22,7 @@ from interleaved import REPLAY, clocks, compare, provenance, replay, rounds_in
 
 from alexnet_mp import TwoTowerAlexNet, paper
 from alexnet_mp.data.pixel_statistics import Statistics
+from alexnet_mp.parallel.pieces import WHOLE
 from alexnet_mp.runs.checkpoint_format import load
 from alexnet_mp.runs.checkpoint_state import Data
 from alexnet_mp.runs.lock import RunLock
@@ -112,7 +113,10 @@ class Training:
         self.labels = (torch.arange(batch) % 1000).to(DEVICE)
         statistics = Statistics(np.ones((recipe.stored_size, recipe.stored_size, 3)), np.ones(3), np.eye(3))
         pipeline = SimpleNamespace(
-            name="none", dataset=SimpleNamespace(splits={"train": range(1_200_000)}), statistics=statistics
+            name="none",
+            dataset=SimpleNamespace(splits={"train": range(1_200_000)}),
+            statistics=statistics,
+            pieces=WHOLE,
         )
         run = SimpleNamespace(path=directory, lock=RunLock(directory), metrics=Metrics(directory))
         data = Data("none", "", "", tuple(f"n{number:08}" for number in range(1000)))
