@@ -148,6 +148,8 @@ class RunDirectory:
             "precision": precision,
             "pipeline": pipeline.name,
             "overlap": "on" if network.exchange.overlap else "off",
+            "pairs": pipeline.pieces.pairs,
+            "microbatch": pipeline.pieces.microbatch,
             "self_check": checked,
             "commit": source_commit(),
             "python": platform.python_version(),

@@ -22,6 +22,7 @@ from ..evaluation.protocol import View, both_protocols, centre_view, evaluate, p
 from ..kernels import augmentation
 from ..network.network import TwoTowerAlexNet
 from ..parallel.pairs import Pairs
+from ..recipes import shapes
 from ..runs.checkpoint_format import Checkpoint
 from ..runs.checkpoint_state import Scheduled, State, Validation
 from ..runs.checkpoint_writer import PATIENCE
@@ -378,14 +379,23 @@ class Trainer:
         say(f"of {self.whole} steps at most; to go on, {again}{more}; to test it as it is, {test}")
 
     def describe_exchange(self) -> str:
+        return "exchange: " + self._between_towers() + self._between_pairs()
+
+    def _between_towers(self):
         ledger = self.crossed
         if not ledger:
-            return "exchange: the towers have no layer that reads both"
+            return "the towers have no layer that reads both"
         edges = ", ".join(dict.fromkeys(entry.edge for entry in ledger))
         total = sum(entry.bytes for entry in ledger)
         if not total:
-            return f"exchange: both towers are on one device; at {edges} nothing has to be copied"
-        return f"exchange: {total / 1e6:,.2f} MB a step cross between the {self.network.exchange.between}, at {edges}"
+            return f"both towers are on one device; at {edges} nothing has to be copied"
+        return f"{total / 1e6:,.2f} MB a step cross between the {self.network.exchange.between}, at {edges}"
+
+    def _between_pairs(self):
+        if self.ranks.pairs == 1:
+            return ""
+        size = shapes.BYTES_FP32 * sum(shapes.parameter_counts(self.recipe, self.network.classes))
+        return f"; {self.ranks.pairs} pairs of towers add up their gradients, {size / 1e6:,.2f} MB each"
 
 
 class _Interrupted(Exception):

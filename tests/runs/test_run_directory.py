@@ -15,6 +15,7 @@ from tiny_run import LAST, TINY, lines, make_quick, resume, run
 
 from alexnet_mp import train
 from alexnet_mp.data.pixel_statistics import Statistics
+from alexnet_mp.parallel.pieces import WHOLE
 from alexnet_mp.recipes.architectures import mini
 from alexnet_mp.runs.directory import RunDirectory, read_run, refuse_foreign, refuse_unusable
 from alexnet_mp.runs.lock import RunLock
@@ -30,7 +31,8 @@ def parts(quick):
     network = SimpleNamespace(
         exchange=SimpleNamespace(devices=(), towers=(), overlap=False), kernels_used=lambda: "cpu"
     )
-    pipeline = SimpleNamespace(name="torch", statistics=Statistics(np.ones((4, 4, 3)), np.ones(3), np.eye(3)))
+    statistics = Statistics(np.ones((4, 4, 3)), np.ones(3), np.eye(3))
+    pipeline = SimpleNamespace(name="torch", statistics=statistics, pieces=WHOLE)
     return mini(), dataset, network, pipeline
 
 

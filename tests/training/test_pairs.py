@@ -1,6 +1,7 @@
 """Whole runs of several pairs of towers: with a microbatch they leave what one leaves, bit for bit; how they go on,
 stop and fail."""
 
+import json
 import os
 import signal
 
@@ -38,6 +39,11 @@ def test_a_run_is_that_of_one_process(flags, job, data, tmp_path, without_bytes)
     if job["towers"] == "together":
         assert f"devices: {job['count']} pairs of towers, all towers on cpu, a process a pair" in said
         assert "graphs: off (a minibatch in pieces)" in said
+        # 1,475 parameters of four bytes
+        assert f"; {job['count']} pairs of towers add up their gradients, 0.01 MB each" in said
+        settings = json.loads((out / "run.json").read_text())
+        microbatch = flags[flags.index("--microbatch") + 1]
+        assert (settings["pairs"], settings["microbatch"]) == (job["count"], microbatch)
 
 
 def test_a_run_goes_on_with_another_number_of_pairs(data, tmp_path, without_bytes, whole):
