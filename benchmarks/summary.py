@@ -10,6 +10,7 @@ OURS = {
     "fed-step": ("dali", "torch", "raw"),
     "exchange": ("overlapped",),
     "two-gpus": ("two-towers",),
+    "scaling": ("towers-apart", "two-pairs", "two-pairs-fixed"),
     "forked": ("joined", "forked", "joined-forked"),
 }
 WIDTHS = 40, 16, 16, 30, 9  # with two spaces between them, less than 120 columns
