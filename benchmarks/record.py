@@ -131,7 +131,8 @@ def write(record, records=RECORDS, name=""):
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(
-        allow_abbrev=False, description="Run the benchmarks and write a record of them; other arguments go to pytest."
+        allow_abbrev=False,
+        description="Run the benchmarks, all or the files named, and write a record; other arguments go to pytest.",
     )
     parser.add_argument(
         "--from",
@@ -157,6 +158,7 @@ def main(arguments=None):
     if options.raw:
         raw = json.loads(options.raw.read_text(encoding="utf-8"))
     else:
+        named = any((HERE.parent / word.partition("::")[0]).is_file() for word in pytest_arguments)
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "raw.json"
             code = subprocess.run(
@@ -164,7 +166,7 @@ def main(arguments=None):
                     sys.executable,
                     "-m",
                     "pytest",
-                    str(HERE),
+                    *(() if named else [str(HERE)]),
                     "--benchmark-only",
                     f"--benchmark-json={file}",
                     *pytest_arguments,
