@@ -53,7 +53,7 @@ HEADERS = {
 }
 
 
-@pytest.mark.parametrize("change", HEADERS.values(), ids=HEADERS)
+@every("change", HEADERS.values(), ids=HEADERS)
 def test_a_header_that_lies_though_the_checksums_fit(change, place):
     header, data = header_and_data((place / WEIGHTS).read_bytes())
     change(header)
