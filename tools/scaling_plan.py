@@ -87,7 +87,9 @@ def table(recipe: Recipe, batch: int, counts: list[int]) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--recipe", choices=tuple(PRESETS), default="paper")
     parser.add_argument("--batch", type=int, default=128, help="images in the whole minibatch")
     parser.add_argument("--pairs", default="1,2,4,8,64,512")
