@@ -71,7 +71,8 @@ def job(machines, data, out, *more, script=None):
             *more,
             nodes=(
                 *("--nnodes", "2", "--nproc-per-node", "1", "--rdzv-endpoint", place, "--rdzv-id", "two"),
-                *("--local-addr", address),
+                # By itself torchrun asks the host's name for its addresses, which a namespace doesn't have.
+                *("--local-addr", address, "--rdzv-conf", f"is_host={int(address == machines.addresses[0])}"),
             ),
             program=(str(script),) if script else ("-m", "alexnet_mp.train"),
             within=("ip", "netns", "exec", name),
