@@ -10,6 +10,7 @@ import torch
 from alexnet_mp import TwoTowerAlexNet, paper
 from alexnet_mp.parallel.pairs import Pairs
 from alexnet_mp.parallel.pieces import Pieces
+from alexnet_mp.system.devices import make_current
 from alexnet_mp.system.ranks import joined
 from alexnet_mp.training.piecewise_step import PiecewiseStep
 from alexnet_mp.training.step import TrainingStep
@@ -78,6 +79,7 @@ def _serve(pipe, place, devices, threads, batch, apart, microbatch):
 
 def _step_of(ranks, devices, batch, microbatch):
     network = TwoTowerAlexNet(paper(), devices, ranks=ranks if ranks.apart else None)
+    make_current(devices)
     optimizer = PaperSGD(network)
     optimizer.set_rates(dict.fromkeys(network.layer_parameters(), RATE))
     pieces = Pieces(ranks.pair, ranks.pairs, microbatch)
@@ -87,7 +89,7 @@ def _step_of(ranks, devices, batch, microbatch):
     given = [made[device] for device in devices], labels, lambda loss: None
     if microbatch or ranks.pairs > 1:
         given += (batch,)
-        step = PiecewiseStep(network, optimizer, Pairs(ranks), pieces)
+        step = PiecewiseStep(network, optimizer, Pairs(ranks, network.exchange.devices), pieces)
     else:
         step = TrainingStep(network, optimizer)
 

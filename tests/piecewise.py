@@ -39,7 +39,11 @@ def some_steps(ranks, name, overlap, microbatch, frozen=(), dtype=torch.float32,
     if dtype == torch.float64:
         network.double()
     optimizer, pieces = PaperSGD(network), Pieces(ranks.pair, ranks.pairs, microbatch)
-    step = TrainingStep(network, optimizer) if whole else PiecewiseStep(network, optimizer, Pairs(ranks), pieces)
+    step = (
+        TrainingStep(network, optimizer)
+        if whole
+        else PiecewiseStep(network, optimizer, Pairs(ranks, network.exchange.devices), pieces)
+    )
     rates = make_schedule(recipe).rates(1)
     numbers, crossed = [], []
     for number, (images, labels) in enumerate(batches(recipe, steps)):

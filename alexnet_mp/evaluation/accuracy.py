@@ -102,7 +102,8 @@ def answers(logs: torch.Tensor, labels: torch.Tensor) -> Answers:
 def judged(logs: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """A batch's `Answers.labels` to `loss`, for `joined`, all on the device of the logarithms: no GPU is waited for."""
     logs, labels = logs.double(), labels.to(logs.device)
-    top = logs.sort(dim=1, descending=True, stable=True).indices[:, :5]
+    # A view would keep all the rest, and send it between processes.
+    top = logs.sort(dim=1, descending=True, stable=True).indices[:, :5].clone()
     known = labels.clamp(min=0)
     return labels, top, *topk_credit_each(logs, known), -logs.gather(1, known[:, None])[:, 0]
 

@@ -15,26 +15,26 @@ class Pairs:
     All methods have to be called by all pairs, in step; each raises `Lost` where one can't be reached. Tensors on GPUs
     travel by NCCL, those on the host by gloo."""
 
-    def __init__(self, ranks: Ranks):
+    def __init__(self, ranks: Ranks, devices: Sequence[torch.device]):
+        """devices: of the towers here."""
         self.ranks, self.pair, self.count = ranks, ranks.pair, ranks.pairs
-        self.group = None  # all processes
-        if ranks.apart and ranks.pairs > 1:
-            # A group is made by all processes, those that are not in it too.
-            groups = [dist.new_group(range(tower, ranks.count, ranks.towers)) for tower in range(ranks.towers)]
-            self.group = groups[ranks.tower]
+        groups = ranks.groups[ranks.tower :] if ranks.apart else ranks.groups
+        self.groups = dict(zip(dict.fromkeys(devices), groups))  # of each device
+        # NCCL wants all processes of a group at its first operation; a pair may have no image of the first minibatch.
+        self.sum([torch.zeros(1, device=device) for device in self.groups])
 
     def send(self, term: Term, to: int) -> None:
         """To a pair, which receives it."""
         with self.ranks.reached():
             for tensor in term:
-                dist.send(flat(tensor), self._rank(to))
+                dist.send(flat(tensor), self._rank(to), group=self.groups[tensor.device])
 
     def receive(self, like: Sequence[torch.Tensor], origin: int) -> Term:
         """What a pair sends, of these shapes, dtypes and strides."""
         term = [torch.empty_like(tensor) for tensor in like]
         with self.ranks.reached():
             for tensor in term:
-                dist.recv(flat(tensor), self._rank(origin))
+                dist.recv(flat(tensor), self._rank(origin), group=self.groups[tensor.device])
         return term
 
     def from_first(self, term: Term | None, like: Sequence[torch.Tensor]) -> Term:
@@ -42,7 +42,7 @@ class Pairs:
         term = [torch.empty_like(tensor) for tensor in like] if term is None else term
         with self.ranks.reached():
             for tensor in term if self.count > 1 else ():
-                dist.broadcast(flat(tensor), self._rank(0), group=self.group)
+                dist.broadcast(flat(tensor), self._rank(0), group=self.groups[tensor.device])
         return term
 
     def sum(self, term: Term) -> Term:
@@ -50,7 +50,7 @@ class Pairs:
         if self.count == 1:
             return term
         with self.ranks.reached():
-            works = [dist.all_reduce(flat(tensor), group=self.group, async_op=True) for tensor in term]
+            works = [dist.all_reduce(flat(tensor), group=self.groups[tensor.device], async_op=True) for tensor in term]
             for work in works:
                 work.wait()
         return term

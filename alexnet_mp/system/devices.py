@@ -59,10 +59,15 @@ def of_pair(gpus: str, towers: int, number: int, count: int) -> list[torch.devic
     devices = _devices(gpus, names, works)
     of_pairs = [devices[first : first + towers] for first in range(0, len(devices), towers)]
     shared = sum((list(dict.fromkeys(pair)) for pair in of_pairs), [])
-    if len(devices) != every or any(device.type == "cuda" and shared.count(device) > 1 for device in shared):
+    alike = len({tuple(pair.index(device) for device in pair) for pair in of_pairs}) == 1
+    if (
+        len(devices) != every
+        or not alike
+        or any(device.type == "cuda" and shared.count(device) > 1 for device in shared)
+    ):
         raise UserError(
             f"--gpus {gpus}: the {count} process(es) on this machine have {towers} tower(s) each, which need a device "
-            f"each, and no GPU of another's; --gpus {works} would work"
+            f"each, or one in each process, and no GPU of another's; --gpus {works} would work"
             + ("; a process a tower is --towers apart" if len(devices) == count and towers > 1 else "")
         )
     return of_pairs[number]

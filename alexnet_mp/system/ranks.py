@@ -5,8 +5,10 @@ between the hosts by gloo; tensors of the towers are `network/exchange_processes
 
 import atexit
 import os
+import queue
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, redirect_stderr, redirect_stdout, suppress
@@ -20,6 +22,7 @@ from .errors import UserError
 from .terminal import CONSOLE
 
 PATIENCE = timedelta(minutes=5)  # for what the others do in a step; a link that was cut is noticed after that
+ANSWERED = 10  # seconds for the store to answer
 ANNOUNCED = 60  # seconds that a process waits for the line of the one that speaks for all
 LAST_WORDS = 1  # second that this one has to print it: torchrun ends all processes at the first that is gone
 POLL = 0.05  # seconds between two looks at the store
@@ -56,6 +59,7 @@ class Ranks:
         self.rank, self.count, self.local_rank, self.local_count = rank, count, local_rank, local_count
         self.apart, self.towers = apart, 2 if apart else 1  # towers: processes that a pair has
         self.store, self.meetings = store, 0
+        self.groups = []  # one a tower: the processes that have it, for what the pairs send each other
         self.begun = False  # whether the training has: until then a failure is one of what was asked for
         self.in_step = count == 1  # whether, where this process fails, all others do so at the same place
 
@@ -134,8 +138,8 @@ class Ranks:
         names = [f"{MET}/{self.meetings}/{rank}" for rank in range(self.count)]
         with self.reached():
             self.store.set(names[self.rank], "")
-            while not self.store.check(names):
-                if self.store.check([ENDED]):
+            while not self._store_says(lambda: self.store.check(names)):
+                if self._store_says(lambda: self.store.check([ENDED])):
                     raise SaidElsewhere
                 time.sleep(POLL)
 
@@ -179,19 +183,39 @@ class Ranks:
             ) from None
 
     def speaks(self) -> bool:
-        """Whether this process is the first that ends before its time, and so the one that says why."""
+        """Whether this process is the first that ends before its time, and so the one that says why; also where nobody
+        can be asked."""
         try:
-            return self.store is None or self.store.add(ENDED, 1) == 1
-        except RuntimeError:  # the store went with its process
+            return self.store is None or self._store_says(lambda: self.store.add(ENDED, 1)) == 1
+        except RuntimeError:  # the store went with its process, or a link to it was cut
             return True
 
     def wait_for_last_words(self) -> None:
         """Until another process has said why all of them end."""
         deadline = time.monotonic() + ANNOUNCED
         with suppress(RuntimeError):
-            while not self.store.check([ENDED]) and time.monotonic() < deadline:
+            while not self._store_says(lambda: self.store.check([ENDED])) and time.monotonic() < deadline:
                 time.sleep(POLL)
         time.sleep(LAST_WORDS)
+
+    def _store_says(self, ask):
+        """The store's answer. Raises RuntimeError where none comes: of itself a client waits for one without end."""
+        answers = queue.SimpleQueue()
+
+        def wait():
+            try:
+                answers.put((ask(), None))
+            except Exception as error:
+                answers.put((None, error))
+
+        threading.Thread(target=wait, name="the store", daemon=True).start()
+        try:
+            answer, error = answers.get(timeout=ANSWERED)
+        except queue.Empty:
+            raise RuntimeError("the processes' store does not answer") from None
+        if error is not None:
+            raise error
+        return answer
 
 
 ALONE = Ranks()
@@ -226,18 +250,27 @@ def joined(apart: bool) -> Iterator[Ranks]:
                 f"--towers apart: a process a tower is an even number of them, not {ranks.count}; "
                 f"torchrun --nproc-per-node {ranks.count + 1}"
             )
-        dist.init_process_group(
-            # Tensors on GPUs travel by NCCL, those on the host by gloo.
-            "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
-            store=dist.PrefixStore("group", ranks.store),
-            rank=ranks.rank,
-            world_size=ranks.count,
-            timeout=PATIENCE,
-        )
+        with ranks.reached():
+            dist.init_process_group(
+                # Tensors on GPUs travel by NCCL, those on the host by gloo.
+                "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
+                store=dist.PrefixStore("group", ranks.store),
+                rank=ranks.rank,
+                world_size=ranks.count,
+                timeout=PATIENCE,
+            )
+            if ranks.pairs > 1:
+                # All processes make all groups. NCCL has one communicator for two processes, whatever their devices,
+                # so that each tower has a group of its own, also where a process has both.
+                step = ranks.towers
+                ranks.groups = [
+                    dist.new_group(list(range(tower % step, ranks.count, step)), timeout=PATIENCE) for tower in (0, 1)
+                ]
         ranks.meet()  # one that ended while others still connect to it would have them say so, in torch's words
         yield ranks
     except BaseException as error:
         if not isinstance(error, SaidElsewhere) and ranks.speaks():
+            CONSOLE.quiet = False
             if isinstance(error, UserError) and not isinstance(error, Lost) and not ranks.begun:
                 _not_again()
             raise

@@ -141,7 +141,7 @@ def _facts(options, recipe, devices):
     return {
         "the code": f"{package_version('alexnet_mp')}, commit {source_commit()}",
         "torch": torch.__version__,
-        "the kind of device": ", ".join(each.type for each in devices),
+        "the kind of device": ", ".join(f"{each.type} {devices.index(each)}" for each in devices),
         "the kernels": dispatch.used(options.kernels, device),
         **{name: str(value) for name, value in (asked | flat).items()},
     }

@@ -102,7 +102,7 @@ def open_data(plan: Plan) -> TrainingData:
     in_memory = cached(dataset, recipe.stored_size)
     statistics = statistics_of(dataset, recipe, pipeline.workers)
     plan.ranks.meet()
-    plan.ranks.refuse_difference(lambda: _facts_of_data(dataset, statistics))
+    plan.ranks.refuse_difference(lambda: _facts_of_data(dataset, statistics, pipeline))
     changed = _changes(plan, dataset, statistics)
     if plan.point and "data.statistics" not in changed:
         statistics = plan.point.checkpoint.statistics  # to the last bit
@@ -111,10 +111,11 @@ def open_data(plan: Plan) -> TrainingData:
     return TrainingData(dataset, pipeline, in_memory, checked, changed)
 
 
-def _facts_of_data(dataset, statistics):
+def _facts_of_data(dataset, statistics, pipeline):
     """{what of the data has to be alike in all processes of a job: it}"""
     numbers = b"".join(np.ascontiguousarray(each).tobytes() for each in vars(statistics).values())
     return {
+        "the pipeline": pipeline.name,
         "the data's fingerprint": dataset.fingerprint[:SAME_FILES],  # machines may have copies
         "the data's classes": repr(list(dataset.classes)),
         "the data's statistics": hashlib.sha256(numbers).hexdigest(),

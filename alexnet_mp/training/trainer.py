@@ -70,7 +70,7 @@ class Trainer:
         self.optimizer, self.schedule = PaperSGD(network), make_schedule(network.recipe)
         self.in_pieces = bool(ranks.pairs > 1 or pipeline.pieces.microbatch)
         self.training_step = (
-            PiecewiseStep(network, self.optimizer, Pairs(ranks), pipeline.pieces)
+            PiecewiseStep(network, self.optimizer, Pairs(ranks, network.exchange.devices), pipeline.pieces)
             if self.in_pieces
             else graphed_step.make_step(TrainingStep(network, self.optimizer), graphs)
         )

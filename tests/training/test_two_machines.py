@@ -3,28 +3,14 @@
 import os
 import shutil
 import subprocess
-import time
 from types import SimpleNamespace
 
 import pytest
-from tiny_run import assert_same_end, lines, run
-from torchrun_jobs import ended, torchrun, until_step
-
-from alexnet_mp.runs import checkpoint_format, checkpoints
+from tiny_run import assert_same_end, run
+from torchrun_jobs import ended, torchrun
 
 pytestmark = [pytest.mark.slow, pytest.mark.process, pytest.mark.usefixtures("one_thread", "quick")]
 EPOCHS = ["--epochs", "20", "--checkpoint-every", "5"]
-PATIENCE = 10  # seconds, in place of five minutes
-# The command, with less patience.
-IMPATIENT = f"""
-import sys
-from datetime import timedelta
-from alexnet_mp import train
-from alexnet_mp.system import ranks
-from alexnet_mp.system.errors import run_command
-ranks.PATIENCE = timedelta(seconds={PATIENCE})
-run_command(lambda: train.main(sys.argv[1:]))
-"""
 
 
 def ip(*words):
@@ -33,7 +19,7 @@ def ip(*words):
 
 @pytest.fixture
 def machines():
-    """The names of two namespaces, the addresses of their ends of a cable, and `cut`."""
+    """The names of two namespaces, the addresses of the ends of a cable between them."""
     if shutil.which("ip") is None:
         pytest.skip("the command ip is not installed (Debian's iproute2)")
     names = [f"alexnet-{os.getpid()}-{end}" for end in "ab"]
@@ -50,18 +36,13 @@ def machines():
             ip("-n", name, "link", "set", "lo", "up")
             ip("-n", name, "addr", "add", f"{address}/24", "dev", card)
             assert ip("-n", name, "link", "set", card, "up").returncode == 0
-        yield SimpleNamespace(
-            names=names,
-            cards=cards,
-            addresses=addresses,
-            cut=lambda: ip("-n", names[0], "link", "set", cards[0], "down"),
-        )
+        yield SimpleNamespace(names=names, cards=cards, addresses=addresses)
     finally:
         for name in names:
             ip("netns", "del", name)
 
 
-def job(machines, data, out, *more, script=None):
+def job(machines, data, out, *more):
     """A torchrun in each machine, of one process each."""
     place = f"{machines.addresses[0]}:29411"
     return [
@@ -74,7 +55,6 @@ def job(machines, data, out, *more, script=None):
                 # By itself torchrun asks the host's name for its addresses, which a namespace doesn't have.
                 *("--local-addr", address, "--rdzv-conf", f"is_host={int(address == machines.addresses[0])}"),
             ),
-            program=(str(script),) if script else ("-m", "alexnet_mp.train"),
             within=("ip", "netns", "exec", name),
             GLOO_SOCKET_IFNAME=card,
         )
@@ -91,22 +71,3 @@ def test_a_run_over_a_cable_is_that_of_one_process(how, flags, machines, data, t
     assert (status, other_status) == (0, 0) and ours == other_ours == []
     assert sorted(len(each) > 0 for each in (said, other_said)) == [False, True]  # rank 0 alone, on either machine
     assert_same_end(tmp_path / "run", run(data, tmp_path / "one", *EPOCHS, *flags))
-
-
-@pytest.mark.parametrize("how", [["--towers", "apart"], ["--microbatch", 3]], ids=["apart", "two pairs"])
-def test_a_cable_that_is_cut_ends_both_sides_and_what_was_saved_is_whole(how, machines, data, tmp_path):
-    script, out = tmp_path / "impatient.py", tmp_path / "run"
-    script.write_text(IMPATIENT)
-    processes = job(machines, data, out, "--epochs", 5000, "--checkpoint-every", 5, *how, script=script)
-    until_step(processes[0], out, 20)
-    machines.cut()
-    begun = time.monotonic()
-    found = [ended(process) for process in processes]
-    seconds = time.monotonic() - begun
-    print(f"both sides ended {seconds:.0f} s after the cut")
-    assert all(status != 0 for status, _, _ in found)
-    for _, _, ours in found:
-        assert len(ours) == 1 and "another process of this job ended, or can't be reached" in ours[0], found
-    for directory in checkpoints.listing(out).values():
-        checkpoint_format.verify(directory)
-    assert lines(out)
