@@ -57,6 +57,7 @@ def job(machines, data, out, *more):
             ),
             within=("ip", "netns", "exec", name),
             GLOO_SOCKET_IFNAME=card,
+            OMP_NUM_THREADS="1",  # torchrun sets it for several processes alone
         )
         for name, card, address in zip(machines.names, machines.cards, machines.addresses)
     ]
