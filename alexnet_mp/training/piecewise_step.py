@@ -16,6 +16,7 @@ from ..network.network import TwoTowerAlexNet
 from ..parallel.pairs import Pairs
 from ..parallel.pieces import Pieces
 from ..parallel.tree_sum import TreeSum
+from ..recipes import shapes
 from .update_rule import PaperSGD
 
 
@@ -86,6 +87,11 @@ class PiecewiseStep:
         self.crossed, self.rows = self.network.ledger(), len(labels)
         gradients = [_dense_like(parameter.grad, parameter) for parameter in trained]
         return [*gradients, torch.stack([loss.detach().double(), right.double()])]
+
+    def describe_sum(self) -> str:
+        """What the pairs add up in a step, for the line on the exchange."""
+        size = shapes.BYTES_FP32 * sum(shapes.parameter_counts(self.network.recipe, self.network.classes))
+        return f"; {self.pairs.count} pairs of towers add up their gradients, {size / 1e6:,.2f} MB each"
 
     def ledger(self, count: int) -> list[Entry]:
         """What crossed between the towers of all pairs in a step of so many images: a piece's is in proportion."""

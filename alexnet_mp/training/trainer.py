@@ -22,7 +22,6 @@ from ..evaluation.protocol import View, both_protocols, centre_view, evaluate, p
 from ..kernels import augmentation
 from ..network.network import TwoTowerAlexNet
 from ..parallel.pairs import Pairs
-from ..recipes import shapes
 from ..runs.checkpoint_format import Checkpoint
 from ..runs.checkpoint_state import Scheduled, State, Validation
 from ..runs.checkpoint_writer import PATIENCE
@@ -379,7 +378,8 @@ class Trainer:
         say(f"of {self.whole} steps at most; to go on, {again}{more}; to test it as it is, {test}")
 
     def describe_exchange(self) -> str:
-        return "exchange: " + self._between_towers() + self._between_pairs()
+        between_pairs = self.training_step.describe_sum() if self.ranks.pairs > 1 else ""
+        return f"exchange: {self._between_towers()}{between_pairs}"
 
     def _between_towers(self):
         ledger = self.crossed
@@ -390,12 +390,6 @@ class Trainer:
         if not total:
             return f"both towers are on one device; at {edges} nothing has to be copied"
         return f"{total / 1e6:,.2f} MB a step cross between the {self.network.exchange.between}, at {edges}"
-
-    def _between_pairs(self):
-        if self.ranks.pairs == 1:
-            return ""
-        size = shapes.BYTES_FP32 * sum(shapes.parameter_counts(self.recipe, self.network.classes))
-        return f"; {self.ranks.pairs} pairs of towers add up their gradients, {size / 1e6:,.2f} MB each"
 
 
 class _Interrupted(Exception):

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from alexnet_mp.analysis import figures
 from alexnet_mp.evaluation import per_class
-from alexnet_mp.evaluation.accuracy import answers
+from alexnet_mp.evaluation.accuracy import answers, judged
 from alexnet_mp.evaluation.ensembles import print_answers
 from alexnet_mp.experiments.findings import findings
 from alexnet_mp.recipes.architectures import mini
@@ -84,3 +84,9 @@ def test_the_findings_of_claims(classes, told):
         record["data"][0]["classes"] = classes
         said = findings(record)
         assert said and all((" / " in sentence) is told for sentence in said), (kind, said)
+
+
+def test_what_is_kept_of_a_batch_is_no_view_of_more():
+    """It is sent between processes, and a view takes all that it is of along."""
+    kept = judged(torch.randn(4, 1000).log_softmax(1), torch.arange(4))
+    assert all(tensor.untyped_storage().nbytes() == tensor.nbytes for tensor in kept[1:4])

@@ -7,7 +7,7 @@ from inner_cases import every
 from alexnet_mp import train
 from alexnet_mp.evaluation import trained
 from alexnet_mp.recipes.named import PRESETS
-from alexnet_mp.system.devices import make_current, of_process, resolve
+from alexnet_mp.system.devices import make_current, of_pair, of_process, resolve
 from alexnet_mp.system.errors import UserError
 from alexnet_mp.training import plan
 from alexnet_mp.training import run as runs
@@ -137,4 +137,40 @@ def test_a_list_that_does_not_fit_the_processes_is_refused(count, gpus, here, sa
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
     with pytest.raises(UserError) as raised:
         of_process(gpus, 0, here)
+    assert said in str(raised.value) and "\n" not in str(raised.value)
+
+
+@every(
+    "count, gpus, towers, here, found",
+    [
+        (0, "cpu", 2, 2, [["cpu", "cpu"], ["cpu", "cpu"]]),
+        (0, "auto", 1, 2, [["cpu"], ["cpu"]]),
+        (4, "0,1,2,3", 2, 2, [["cuda:0", "cuda:1"], ["cuda:2", "cuda:3"]]),
+        (4, "auto", 2, 2, [["cuda:0", "cuda:1"], ["cuda:2", "cuda:3"]]),
+        (2, "auto", 2, 2, [["cuda:0", "cuda:0"], ["cuda:1", "cuda:1"]]),
+        (2, "0,0,1,1", 2, 2, [["cuda:0", "cuda:0"], ["cuda:1", "cuda:1"]]),
+        (2, "1,0", 1, 2, [["cuda:1"], ["cuda:0"]]),
+        (1, "auto", 2, 2, [["cpu", "cpu"], ["cpu", "cpu"]]),
+    ],
+)
+def test_each_process_has_a_pair_of_the_list(count, gpus, towers, here, found, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    assert [[str(device) for device in of_pair(gpus, towers, number, here)] for number in range(here)] == found
+
+
+@every(
+    "count, gpus, said",
+    [
+        (0, "0,1,2,3", "GPU 0 is not there; no CUDA device was found here; --gpus cpu would work"),
+        (4, "0,1", "--gpus 0,1,2,3 would work; a process a tower is --towers apart"),
+        (4, "0,1,2", "--gpus 0,1,2,3 would work"),
+        (2, "0,1,0,1", "--gpus 0,0,1,1 would work"),  # NCCL refuses a GPU of two processes
+        (3, "0,1,2,2", "--gpus 0,0,1,1 would work"),  # one pair on two devices, one on one
+        (2, "0,one", "--gpus 0,one: write cpu, or a GPU for each tower of each process"),
+    ],
+)
+def test_a_list_that_does_not_fit_the_pairs_is_refused(count, gpus, said, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    with pytest.raises(UserError) as raised:
+        of_pair(gpus, 2, 0, 2)
     assert said in str(raised.value) and "\n" not in str(raised.value)
