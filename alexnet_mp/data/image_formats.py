@@ -140,6 +140,8 @@ def holds_several(image: Image.Image) -> bool:
     """Whether the file of an `opened` image, not yet decoded, has more pictures than the first, which is read.
 
     Smaller versions and masks in a TIFF don't count, nor what follows the first picture of a JPEG."""
+    if image.format == "PPM":
+        return _follows_a_map(image)
     if image.format != "TIFF":
         with suppress(Exception):  # a GIF is looked at behind its first picture, where it may be damaged
             return getattr(image, "is_animated", False)
@@ -149,6 +151,22 @@ def holds_several(image: Image.Image) -> bool:
         return has_more(_reader(image.fp))
     finally:
         image.fp.seek(place)
+
+
+def _follows_a_map(image):
+    """Whether another portable map begins where the binary pixels of the first end."""
+    (tile,) = image.tile
+    rawmode, *most = (tile.args,) if isinstance(tile.args, str) else tile.args
+    if tile.codec_name == "ppm_plain":
+        return False
+    width, height = image.size
+    wide = ";16" in rawmode or max(most, default=0) > 255
+    row = -(-width // 8) if image.mode == "1" else width * len(image.getbands()) * (2 if wide else 1)
+    place = image.fp.tell()
+    image.fp.seek(tile.offset + row * height)
+    head = image.fp.read(HEAD)
+    image.fp.seek(place)
+    return format_of(head) == "PPM"
 
 
 def _reader(stream):
