@@ -269,7 +269,7 @@ def _refuse_replaced(dest, source):
 
 def refuse_unusable(src: str | Path, dest: Path) -> None:
     """Raise UserError for a DEST that holds something else, or lies in SRC."""
-    inside, around = dest.resolve(), Path(src).resolve()
+    inside, around = (Path(os.path.realpath(path)) for path in (dest, src))  # which may be links that lead round
     if inside == around or around in inside.parents:
         raise UserError(f"{dest} lies in {src}; the prepared set needs a directory of its own, elsewhere")
     try:

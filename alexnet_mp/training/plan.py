@@ -153,7 +153,7 @@ def _as_it_was(options, point):
     return replace(
         options,
         recipe=state.recipe if options.recipe is None else options.recipe,
-        data=options.data or state.data.source,
+        data=state.data.source if options.data is None else options.data,
         microbatch=state.made_by.microbatch if options.microbatch is None else options.microbatch,
         init=None,
     )
