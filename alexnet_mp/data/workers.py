@@ -27,7 +27,7 @@ import torch
 
 from ..system.errors import UserError
 from ..system.interrupts import SIGNALS
-from .bit_depth import count_dark
+from .remarks import count_remarks
 
 AHEAD = 2  # items that each process reads before they are asked for
 ALIGNED = 64  # bytes, of every array in shared memory
@@ -61,7 +61,7 @@ def load(source: Source, keys: Iterable | None, workers: int, pin: bool = False)
                     raise item
                 yield item
     finally:
-        count_dark()
+        count_remarks()
 
 
 @contextmanager

@@ -153,7 +153,7 @@ def _as_it_was(options, point):
     return replace(
         options,
         recipe=state.recipe if options.recipe is None else options.recipe,
-        data=options.data or state.data.source,
+        data=state.data.source if options.data is None else options.data,
         microbatch=state.made_by.microbatch if options.microbatch is None else options.microbatch,
         init=None,
     )
@@ -193,7 +193,11 @@ def _recipe_and_devices(options, point, ranks=ALONE):
         what = {"mini": ", the small network", "paper": whole, "source2012": whole}.get(chosen.name, "")
     changed = f", with {', '.join(settings)}" if settings else ""
     say(f"recipe: {recipe.name}{what}{changed}" + ("; --recipe chooses another" if options.recipe is None else ""))
-    if options.recipe is None and options.gpus == "auto" and len({each for each in devices if each.type == "cuda"}) < 2:
+    if (
+        options.recipe is None
+        and options.gpus == "auto"
+        and len({each for each in devices if each.type == "cuda"}) == 1
+    ):
         data = () if options.data is None else ("--data", options.data)
         say(f"on two GPUs, type: {typed('train', '--gpus', '0,1', *data)}")
     if not any(setting.startswith("dates=") for setting in options.settings):

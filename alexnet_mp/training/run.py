@@ -84,7 +84,7 @@ def open_data(plan: Plan) -> TrainingData:
     if plan.point and options.data == plan.point.checkpoint.state.data.source:
         dataset = open_data_of_run(plan.point.path, options.data, recipe.stored_size)
     else:
-        dataset = open_dataset(options.data or "builtin", recipe.stored_size)
+        dataset = open_dataset("builtin" if options.data is None else options.data, recipe.stored_size)
     pipeline = make_pipeline(options.pipeline, dataset, recipe, plan.devices, options.workers, plan.dtype)
     say(f"data: {dataset.description}")
     for line in dataset.passed_over:
