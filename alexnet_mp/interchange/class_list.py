@@ -8,7 +8,7 @@ from ..runs.safetensors_file import need
 from ..system import durable_files
 
 MOST_BYTES, MOST_NAME = 16 << 20, 1000
-_SYNSET = re.compile(r"(n\d{8})(?:[ \t]+(.*))?")
+_SYNSET = re.compile(r"(n\d{8})(?: +(.*))?")
 
 
 def read_classes(path: str | Path) -> tuple[list[str], list[str]]:
@@ -18,7 +18,7 @@ def read_classes(path: str | Path) -> tuple[list[str], list[str]]:
     prepared set of ILSVRC has the same. Otherwise a line is both. Raises OSError, and ValueError for an empty line, two
     equal classes, and what is no text."""
     text = durable_files.read(path, MOST_BYTES).decode("utf-8-sig")
-    lines = [line.strip() for line in text.rstrip().split("\n")]
+    lines = [line.strip().replace("\t", " ") for line in text.rstrip().split("\n")]
     for number, line in enumerate(lines, start=1):
         need(line, f"line {number:,} is empty")
         need(len(line) <= MOST_NAME and line.isprintable(), f"line {number:,} is no name")

@@ -16,7 +16,7 @@ from ..runs.safetensors_file import need
 from .arrays import DAMAGE, Arrays
 
 NAMES_OF_2012 = {"fc6": "fc2048", "fc7": "fc2048b", "fc8": "fc1000"}  # layers-145.cfg: fc2048a, fc2048bb, fc1000
-BESIDE = {"mean", "classes"}  # what else may lie there
+BESIDE = {"mean", "classes", "synset_words"}  # what else may lie there
 
 
 def names_of(recipe: Recipe, arrays: Arrays) -> dict[str, list[str]]:

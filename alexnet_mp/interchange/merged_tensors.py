@@ -65,7 +65,7 @@ def merged_of(layouts: dict, recipe: Recipe, classes: int) -> dict[str, np.ndarr
         found = layouts[name][2]
         need(found == shape, f"{name} is {str(found):.100}, but recipe {recipe.name} has {shape}")
     foreign = sorted(set(layouts) - set(expected))
-    need(not foreign, f"{foreign[0] if foreign else ''!r:.100} is no tensor of recipe {recipe.name}")
+    need(not foreign, f"{''.join(foreign[:1]):.100} is no tensor of recipe {recipe.name}")
     merged = {}
     for file in dict.fromkeys(file for file, *_ in layouts.values()):
         content = durable_files.read(file, safetensors_file.MOST_BYTES)
