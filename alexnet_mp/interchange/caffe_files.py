@@ -1,8 +1,9 @@
 """What Caffe writes: a network's weights (.caffemodel) and a mean image (.binaryproto), read by the protobuf library.
 
 The messages are described here as far as they are needed (`src/caffe/proto/caffe.proto`). Messages and packed numbers
-in a message are described as the bytes that they are on the wire, and opened one by one: what a file makes the library
-allocate is a small multiple of its size, whatever it holds. Nothing in a file names code. Of what is wrong a function
+in a message are described as the bytes that they are on the wire, and opened one by one. The fields of a message are
+counted first, since the library would take 16 bytes for an empty one of two: so what a file makes it allocate is a
+small multiple of the file's size, whatever it holds. Nothing in a file names code. Of what is wrong a function
 here raises ValueError, without the file's name; `protobuf` raises `DecodeError`, which is none (`DAMAGE`)."""
 
 import math
@@ -19,6 +20,7 @@ from ..system.terminal import printable
 DAMAGE = (ValueError, DecodeError)
 MOST_BYTES = 1 << 30  # of a file: both of Caffe's networks are of 0.24 GB
 MOST_LAYERS, MOST_BLOBS, MOST_PIECES = 1000, 8, 64  # in a network, in a layer, of a blob's numbers
+MOST_FIELDS = 10_000  # in a message
 MOST_SHAPE, MOST_NAME = 256, 1000  # bytes
 _BYTES, _INT = descriptor_pb2.FieldDescriptorProto.TYPE_BYTES, descriptor_pb2.FieldDescriptorProto.TYPE_INT64
 _ONE, _MANY = descriptor_pb2.FieldDescriptorProto.LABEL_OPTIONAL, descriptor_pb2.FieldDescriptorProto.LABEL_REPEATED
@@ -69,15 +71,14 @@ class Net:
 
 def read_net(content: bytes) -> Net:
     """The `Net` of a .caffemodel's bytes, in the layers' format of 2014 (field 100) or the one before (field 2)."""
-    net = _CLASSES["Net"].FromString(content)
-    del content
+    net = _opened("Net", content)
     need(not (len(net.layer) and len(net.old)), "it has layers in two formats, of which one is meant")
     layers, kind = (net.layer, "Layer") if len(net.layer) else (net.old, "OldLayer")
     need(len(layers), "it is no network of Caffe: it has no layers")
     need(len(layers) <= MOST_LAYERS, f"it has {len(layers):,} layers, {MOST_LAYERS:,} at most are read")
     names, blobs = [], {}
     for number, inner in enumerate(layers):
-        layer = _CLASSES[kind].FromString(inner)
+        layer = _opened(kind, inner)
         name = _text(layer.name, f"layer {number + 1}")
         names.append(name)
         if not len(layer.blobs):
@@ -99,10 +100,10 @@ def read_mean(content: bytes) -> np.ndarray:
 
 def _blob(content, whose):
     """The array of a blob, of the shape that it has in the file."""
-    blob = _CLASSES["Blob"].FromString(content)
+    blob = _opened("Blob", content)
     if blob.HasField("shape"):
         need(len(blob.shape) <= MOST_SHAPE, f"the shape of {whose} takes {len(blob.shape):,} bytes")
-        shape = tuple(_CLASSES["Shape"].FromString(blob.shape).dim)
+        shape = tuple(_opened("Shape", blob.shape).dim)
     else:
         shape = (blob.num, blob.channels, blob.height, blob.width)
     need(len(shape) <= 8 and all(side >= 0 for side in shape), f"the shape of {whose} is {str(shape):.100}")
@@ -115,6 +116,37 @@ def _blob(content, whose):
         f"{whose} has {len(data):,} bytes of data, which its shape {str(shape):.100} doesn't fit",
     )
     return np.frombuffer(data, dtype).reshape(shape)
+
+
+def _opened(kind, content):
+    """The message in these bytes, its fields counted before."""
+    place, fields = 0, 0
+    while place < len(content):
+        need(fields < MOST_FIELDS, f"a message has more than {MOST_FIELDS:,} fields")
+        tag, place = _varint(content, place)
+        if tag & 7 == 0:
+            _, place = _varint(content, place)
+        elif tag & 7 == 2:
+            length, place = _varint(content, place)
+            place += length
+        else:
+            need(tag & 7 in (1, 5), "a message has a field of a kind that Caffe doesn't write")
+            place += 8 if tag & 7 == 1 else 4
+        fields += 1
+    need(place == len(content), "a message ends early")
+    return _CLASSES[kind].FromString(content)
+
+
+def _varint(content, place):
+    """(number, where it ends)"""
+    value = shift = 0
+    while True:
+        need(place < len(content) and shift < 70, "a message ends early")
+        byte, place = content[place], place + 1
+        value |= (byte & 127) << shift
+        shift += 7
+        if byte < 128:
+            return value, place
 
 
 def _text(name, what):
