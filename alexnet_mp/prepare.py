@@ -7,7 +7,8 @@ examples
   python -m alexnet_mp.prepare SRC DEST --recipe mini           in the size of that recipe, 112
   python -m alexnet_mp.prepare --check /data/prepared           verify every image and checksum
 
-The shorter side is rescaled to --size and the central square kept. The same command goes on where it was interrupted.
+The shorter side is rescaled to --size and the central square kept; --warp squeezes all of an image into the square. The
+same command goes on where it was interrupted.
 Train from the set with `python -m alexnet_mp.train --data DEST`; WebDataset tools read its shards."""
 
 import os
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     src = Path(options.src).absolute()
     source = sources.find(src, options.val_fraction, say, options.unlabelled_test)
     say(f"source: {source.kind}")
-    plan, kind = make_plan(source, size, quality), source.kind.replace(str(src), src.name)
+    plan, kind = make_plan(source, size, quality, options.warp), source.kind.replace(str(src), src.name)
     try:
         with _terminations_as_ctrl_c():
             status = prepare(source, kind, plan, dest, options.bad_images == "skip", workers)
@@ -107,6 +108,11 @@ def _parser():
     )
     parser.add_argument("dest", metavar="DEST", nargs="?", help="a new directory, or one to go on with")
     parser.add_argument("--check", metavar="DIR", help="verify a prepared set instead of making one")
+    parser.add_argument(
+        "--warp",
+        action="store_true",
+        help="squeeze all of an image into the square, as for Caffe's networks; default: the central square",
+    )
     parser.add_argument("--raw", action="store_true", help="store pixels; default: JPEG")
     parser.add_argument("--size", type=int, help="pixels a side; default: the recipe's stored_size")
     parser.add_argument("--quality", type=int, help="of the JPEGs, 1 to 100; default: the recipe's jpeg_quality")

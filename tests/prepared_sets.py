@@ -129,12 +129,12 @@ def interrupted(monkeypatch, source, dest, images, error=KeyboardInterrupt):
     """Begin a set and stop in the middle of image number `images`."""
     picture, count = sources.picture, 0
 
-    def read(item, size):
+    def read(item, *how):
         nonlocal count
         count += 1
         if count > images:
             raise error
-        return picture(item, size)
+        return picture(item, *how)
 
     with monkeypatch.context() as patch:
         patch.setattr(sources, "picture", read)

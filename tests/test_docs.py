@@ -9,7 +9,18 @@ import pytest
 from inner_cases import every
 from pages import PAGES, ROOT, blocks, sections, spans, text, typed
 
-COMMANDS = ("train", "evaluate", "predict", "prepare", "checkpoint", "retrieve", "report", "claims", "doctor")
+COMMANDS = (
+    "train",
+    "evaluate",
+    "predict",
+    "prepare",
+    "convert",
+    "checkpoint",
+    "retrieve",
+    "report",
+    "claims",
+    "doctor",
+)
 COMMAND = "python -m alexnet_mp."
 WIDTH = 120  # columns of prose
 

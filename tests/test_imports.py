@@ -19,6 +19,7 @@ MAY_IMPORT = {
     "evaluation": ("recipes", "data", "network", "runs"),
     "analysis": ("recipes", "data", "network", "runs", "evaluation", "retrieval"),
     "retrieval": ("recipes", "data", "network", "runs", "evaluation"),
+    "interchange": ("recipes", "data", "network", "runs", "evaluation"),
     "profiling": ("recipes", "network"),
     "training": ("recipes", "data", "network", "runs", "evaluation", "analysis", "profiling", "parallel"),
     "experiments": (

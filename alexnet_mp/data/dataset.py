@@ -36,6 +36,7 @@ from .resize import decoded
 from .synthetic import Builtin
 
 SAME_FILES = 32  # of a fingerprint: the digits that a folder's times don't change
+ELSEWHERE = "elsewhere"  # the source of a network that was converted, not trained here: nobody knows its data
 TAKES = "it takes a folder, a prepared set, or the word builtin"
 
 
@@ -85,6 +86,8 @@ def open_dataset(data: str | Path, stored_size: int, splits: Sequence[str] = ("t
 def open_data_of_run(run: str, source: str, stored_size: int, splits: Sequence[str] = ("train", "val")) -> DataSet:
     """The data set that a run was trained on, where nobody says another. Raises UserError, which blames no option, if
     it can't be opened any more."""
+    if source == ELSEWHERE:
+        raise UserError(f"{run} was converted, its data were never here; say with --data DIR what to use")
     try:
         return open_dataset(source, stored_size, splits)
     except UserError as error:

@@ -90,6 +90,7 @@ class Index:
     statistics_sha256: str
     sha256: str = ""  # of this file with this field empty
     ids: tuple[int, ...] | None = None  # the classes' numbers in the competition (ILSVRC2012_ID); None: none are known
+    squeezed: bool = False  # whether images were squeezed into the square (`prepare --warp`)
 
     def to_bytes(self) -> bytes:
         """The file, with its own digest filled in."""
@@ -105,7 +106,7 @@ class Index:
         counts = ", ".join(f"{self.splits[split].images:,} {split}" for split in splits)
         return (
             f"prepared set {directory}: {counts} images of {len(self.classes)} classes, {how}, "
-            f"{self.stored_size}x{self.stored_size}"
+            f"{self.stored_size}x{self.stored_size}{', squeezed' if self.squeezed else ''}"
         )
 
 
@@ -336,6 +337,8 @@ def _as_json(index):
     fields = asdict(index)
     if index.ids is None:  # a set without them has the bytes that it had before there were any
         del fields["ids"]
+    if not index.squeezed:
+        del fields["squeezed"]
     return json.dumps(fields, indent=1).encode() + b"\n"
 
 

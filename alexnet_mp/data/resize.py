@@ -13,7 +13,7 @@ from .image_formats import holds_several, opened
 from .remarks import SEVERAL
 
 
-def decoded(file: str | Path | BinaryIO, size: int, name: str | Path) -> np.ndarray:
+def decoded(file: str | Path | BinaryIO, size: int, name: str | Path, warp: bool = False) -> np.ndarray:
     """The stored picture, (size, size, 3) uint8, of an image file: a path, or a binary file object.
 
     Raises UserError with `name` where it is none, can't be decoded, or takes more memory than a picture may.
@@ -22,7 +22,7 @@ def decoded(file: str | Path | BinaryIO, size: int, name: str | Path) -> np.ndar
         with opened(file) as image:
             if holds_several(image):
                 SEVERAL.say(name, "the first is read")
-            return stored_picture(image, size, name)
+            return stored_picture(image, size, name, warp)
     except (MemoryError, MachineError):  # not the image's fault
         raise
     except OSError as error:
@@ -40,8 +40,11 @@ def _reason(error):
     return reason.strip(" ':") or type(error).__name__
 
 
-def stored_picture(image: Image.Image, size: int, name: str | Path | None = None) -> np.ndarray:
+def stored_picture(image: Image.Image, size: int, name: str | Path | None = None, warp: bool = False) -> np.ndarray:
     """A Pillow image -> (size, size, 3) uint8: shorter side rescaled to `size`, central square kept (paper 2).
+
+    warp: all of the image is squeezed into the square instead, as for Caffe's networks (`convert_imageset`, which
+    interpolates between the four nearest pixels).
 
     Area averaging down, bicubic up (cuda-convnet2, `pyext.cpp:102-121`). Grey and CMYK become RGB, transparency is
     dropped, orientation tags are ignored, as in 2012. More than 8 bits a channel become 8 (`bit_depth.eight_bits`), or
@@ -51,6 +54,8 @@ def stored_picture(image: Image.Image, size: int, name: str | Path | None = None
         image = image.convert("RGBA")
     if image.mode != "RGB":  # else it would be a copy, of 0.8 GB for a large photograph
         image = image.convert("RGB")
+    if warp:
+        return np.asarray(_squeezed(image, size))
     shorter = min(image.size)
     left, top = ((side - shorter) / 2 for side in image.size)
     if shorter != size:
@@ -61,3 +66,12 @@ def stored_picture(image: Image.Image, size: int, name: str | Path | None = None
         left, top = int(left), int(top)
         image = image.crop((left, top, left + size, top + size))
     return np.asarray(image)
+
+
+def _squeezed(image, size):
+    """By areas along a side that is longer than `size`, bicubic along one that is shorter."""
+    width, height = image.size
+    for longer, target in ((width, (size, height)), (height, (size, size))):
+        if longer != size:
+            image = image.resize(target, Image.Resampling.BOX if longer > size else Image.Resampling.BICUBIC)
+    return image

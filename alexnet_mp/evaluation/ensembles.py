@@ -52,7 +52,7 @@ def open_runs(
     described, opened, sources = [], {}, {}
     for directory in directories:
         _, run = trained(directory)
-        check_kernels(kernels, resolve(gpus, run.recipe.towers))
+        check_kernels(kernels, resolve(gpus, run.recipe.towers, run.recipe.lrn_crosses))
         if run.classes != (described or [run])[0].classes:
             difference = first_difference(described[0].classes, run.classes, directories[0])
             raise UserError(f"{directory}: {difference}; only networks with the same classes can be averaged")
@@ -83,7 +83,8 @@ def open_runs(
                 f"{blamed}: its {len(dataset.classes)} classes are not the {len(classes)} that "
                 f"{directory} was trained on; {first_difference(classes, dataset.classes, directory)}"
             )
-        made = make_pipeline(pipeline, dataset, recipe, resolve(gpus, recipe.towers), workers)
+        devices = resolve(gpus, recipe.towers, recipe.lrn_crosses)
+        made = make_pipeline(pipeline, dataset, recipe, devices, workers)
         refuse_batch(made, batch_size or recipe.batch_size)
         made.use(run.statistics)
         runs.append(

@@ -1,6 +1,7 @@
 """The most probable classes of pictures that are in no data set."""
 
 from collections.abc import Sequence
+from contextlib import closing
 from typing import Literal
 
 import numpy as np
@@ -10,7 +11,7 @@ from ..data.image_files import pipeline_of
 from ..data.pixel_statistics import Statistics
 from ..network.network import TwoTowerAlexNet
 from ..system.errors import UserError
-from .protocol import both_protocols, log_probabilities
+from .protocol import both_protocols, centre_view, log_probabilities
 
 
 def predict(
@@ -42,3 +43,15 @@ def predict(
         raise UserError("the network answers with NaN: it diverged, and knows nothing of any picture")
     sorted_logs, labels = logs.sort(dim=1, descending=True, stable=True)
     return sorted_logs[:, :top].exp(), labels[:, :top]
+
+
+def centre_images(
+    network: TwoTowerAlexNet, statistics: Statistics, pictures: Sequence[np.ndarray]
+) -> list[torch.Tensor]:
+    """What a network sees of stored pictures under the centre view: one (N, 3, crop, crop) tensor a tower, on its
+    device."""
+    pipeline = pipeline_of(pictures, network.recipe, network.exchange.devices, statistics)
+    with closing(pipeline.views("given", len(pictures), centre_view(network.recipe))) as batches:
+        ((views, _),) = batches
+        (images,) = views
+    return images

@@ -46,7 +46,7 @@ def load_run(directory: str | Path, gpus: str = "auto", kernels: str = "auto") -
     """(network in test mode, its `Trained`) of a run directory's newest weights. Raises UserError where it can't be
     used."""
     path, found = trained(directory, with_weights=True)
-    devices = resolve(gpus, found.recipe.towers)
+    devices = resolve(gpus, found.recipe.towers, found.recipe.lrn_crosses)
     check_kernels(kernels, devices)
     make_current(devices)
     network = TwoTowerAlexNet(found.recipe, devices, len(found.classes), kernels)

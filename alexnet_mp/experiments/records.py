@@ -11,7 +11,7 @@ import platform
 import re
 from pathlib import Path
 
-from ..recipes.recipe import Recipe, to_dict
+from ..recipes.recipe import Recipe, every_field
 from ..system import durable_files
 from ..system.devices import device_name, resolve
 from ..system.provenance import PACKAGES, package_version, source_commit
@@ -46,7 +46,7 @@ FIELDS = {
 
 def differences(before: Recipe, after: Recipe) -> dict[str, list]:
     """{field: [before, after]} of two recipes, layers as "conv1.then"; a layer that one of them lacks is None there."""
-    a, b = to_dict(before), to_dict(after)
+    a, b = every_field(before), every_field(after)
     layers_a, layers_b = ({layer["name"]: layer for layer in fields.pop("layers")} for fields in (a, b))
     changed = {field: [a[field], b[field]] for field in a if a[field] != b[field]}
     for name in list(layers_a) + [name for name in layers_b if name not in layers_a]:

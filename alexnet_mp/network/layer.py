@@ -60,6 +60,7 @@ class Constants(Protocol):
     lrn_alpha: float
     lrn_beta: float
     lrn_k: float
+    lrn_crosses: bool
     spatial_size: int
     spatial_alpha: float
     spatial_beta: float
@@ -243,8 +244,8 @@ class TowerLayer(nn.Module):
 
     def _maps_of_each_tower(self, fused, x, bias):
         """Normalisation never looks beyond a tower's own maps: merged, each tower's half counts as an image of its
-        own."""
-        if len(self.towers) == 1 or "lrn" not in fused:
+        own; unless the recipe says that it crosses the border."""
+        if len(self.towers) == 1 or "lrn" not in fused or self.recipe.lrn_crosses:
             return self._compute(fused, x, bias)
         images, maps = x.shape[:2]
         x = self._compute(fused, x.reshape(images * len(self.towers), maps // len(self.towers), *x.shape[2:]), bias)

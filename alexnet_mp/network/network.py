@@ -26,8 +26,8 @@ class TwoTowerAlexNet(nn.Module):
     tower, of which this one holds that of its rank, on the one device, and is given its images alone; None: all are
     here. Weights are drawn from (recipe.seed, layer, tower) and don't depend on the devices. `step` counts training
     passes; with the seed it keys the dropout masks. Each tower counts on its own device, so that a CUDA graph can.
-    Raises ValueError for a number of devices that the recipe's towers don't match, or kernels that can't compute on one
-    of them."""
+    Raises ValueError for a number of devices that the recipe's towers don't match, kernels that can't compute on one of
+    them, and two devices where the recipe's normalisation crosses the towers' border."""
 
     def __init__(
         self,
@@ -41,6 +41,8 @@ class TwoTowerAlexNet(nn.Module):
         super().__init__()
         if len(devices) != (recipe.towers if ranks is None else 1):
             raise ValueError(f"{recipe.towers} tower(s) need as many devices, not {list(devices)}")
+        if recipe.lrn_crosses and (ranks is not None or len({torch.device(device) for device in devices}) > 1):
+            raise ValueError(f"lrn_crosses of recipe {recipe.name}: towers on two devices don't see each other's maps")
         self.recipe, self.classes = recipe, classes
         self.exchange = (
             Exchange(devices, overlap)
@@ -91,10 +93,26 @@ class TwoTowerAlexNet(nn.Module):
                 if layer.reads == "both"
                 else [[output] for output in outputs]
             )
-            outputs = [tower(layer.name, read) for tower, read in zip(self.towers, parts) if tower.index < readers]
+            if self.recipe.lrn_crosses and "lrn" in layer.then and readers == 2:
+                outputs = self._across_the_border(layer.name, parts)
+            else:
+                outputs = [tower(layer.name, read) for tower, read in zip(self.towers, parts) if tower.index < readers]
         return self.exchange.answer(
             [output.to(self.dtype) for output in outputs], (len(images_a), self.classes), self.dtype
         )
+
+    def _across_the_border(self, name, parts):
+        """What a layer makes of the parts that its towers read, on one device: two products, and one epilogue of all
+        maps, in which normalisation sees those of the other tower (Caffe)."""
+        layers = [getattr(tower, name) for tower in self.towers]
+        products, biases = [], []
+        for layer, read in zip(layers, parts, strict=True):
+            x = torch.cat(read, 1)
+            weight, added, left = layer.operands(x.dtype)
+            products.append(layer.product(x, weight, added))
+            biases.append(left)
+        bias = None if biases[0] is None else torch.cat(biases)
+        return list(layers[0].apply_epilogue(torch.cat(products, 1), bias, self.towers[0].step).chunk(2, 1))
 
     def count_step(self, begins: bool = True, first_row: int = 0) -> None:
         """Take note of a training pass: whether it begins a step, and which row of the minibatch is its first."""

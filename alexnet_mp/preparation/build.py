@@ -98,8 +98,9 @@ class Plan:
         classes: Sequence[str],
         class_names: Sequence[str],
         splits: Mapping[str, tuple[int, str]],
+        warp: bool = False,
     ):
-        self.size, self.quality = size, quality
+        self.size, self.quality, self.warp = size, quality, warp
         self.fields = {
             "version": VERSION,
             "size": size,
@@ -107,6 +108,8 @@ class Plan:
             "classes": list(classes),
             "names of the classes": list(class_names),
         }
+        if warp:  # a plan of before there was this has none
+            self.fields["pictures"] = "squeezed"
         for name, (count, digest) in splits.items():
             self.fields[f"{name} images"] = count
             self.fields[f"list of {name} images"] = digest
@@ -129,15 +132,15 @@ class Plan:
         return None
 
 
-def make_plan(source: Source, size: int, quality: int | None) -> Plan:
-    """The `Plan` for a source. quality: of the JPEGs, None = raw pixels."""
+def make_plan(source: Source, size: int, quality: int | None, warp: bool = False) -> Plan:
+    """The `Plan` for a source. quality: of the JPEGs, None = raw pixels. warp: images are squeezed."""
     splits = {}
     for name, items in source.splits.items():
         digest = hashlib.sha256()
         for item in items:
             digest.update(f"{item.name}\0{item.label}\n".encode(errors="surrogateescape"))
         splits[name] = len(items), digest.hexdigest()
-    return Plan(size, quality, source.classes, source.class_names, splits)
+    return Plan(size, quality, source.classes, source.class_names, splits, warp)
 
 
 def _finish(dest, plan, source, kind, splits):
@@ -174,6 +177,7 @@ def _finish(dest, plan, source, kind, splits):
         found,
         hashlib.sha256(content).hexdigest(),
         ids=None if source.ids is None else tuple(source.ids),
+        squeezed=plan.warp,
     )
     written(dest / INDEX, index.to_bytes())
     return index
@@ -228,7 +232,7 @@ def _say_complete(dest, plan, source):
     ids = source.ids
     index = read_index(dest)
     if index.plan != plan.digest:
-        same = Plan(index.stored_size, index.jpeg_quality, index.classes, index.class_names, {})
+        same = Plan(index.stored_size, index.jpeg_quality, index.classes, index.class_names, {}, index.squeezed)
         counts = {f"{name} images": split.images + len(split.skipped) for name, split in index.splits.items()}
         difference = plan.difference(same.fields | counts) or "the names of the images"
         raise UserError(

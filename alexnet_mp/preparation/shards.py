@@ -51,6 +51,7 @@ class Task:
     size: int
     quality: int | None  # None = raw pixels
     skip: bool  # leave unreadable images out
+    warp: bool = False  # squeeze the images, see `stored_picture`
 
     @property
     def file(self) -> str:
@@ -65,6 +66,7 @@ class Stored(Protocol):
 
     size: int  # pixels a side
     quality: int | None  # of the JPEGs, None = raw pixels
+    warp: bool  # whether images are squeezed, see `stored_picture`
 
 
 class Shards:
@@ -80,7 +82,8 @@ class Shards:
 
     def task(self, number: int) -> Task:
         images = [(int(image), self.items[image]) for image in self.numbers[number]]
-        return Task(self.dest, self.split, number, images, self.plan.size, self.plan.quality, self.skip)
+        plan = self.plan
+        return Task(self.dest, self.split, number, images, plan.size, plan.quality, self.skip, plan.warp)
 
     def done(self, number: int) -> bool:
         """Whether a shard is there with its part, its images' files have the sizes and times that they had, and nothing
@@ -168,7 +171,7 @@ def make_shard(task: Task, tick: Callable[[], object]) -> None:
         place = 0
         for number, item in task.images:
             try:
-                picture = sources.picture(item, task.size)
+                picture = sources.picture(item, task.size, task.warp)
             except MachineError:
                 raise
             except UserError as error:

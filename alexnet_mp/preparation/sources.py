@@ -112,13 +112,14 @@ def read_bytes(item: Item) -> bytes:
         raise kind(f"cannot read image {where(item)}: {reason}") from None
 
 
-def picture(item: Item, size: int) -> np.ndarray:
-    """The stored picture of an image, (size, size, 3) uint8. Raises UserError that names it where it can't be read."""
+def picture(item: Item, size: int, warp: bool = False) -> np.ndarray:
+    """The stored picture of an image, (size, size, 3) uint8; warp: squeezed, see `stored_picture`. Raises UserError
+    that names it where it can't be read."""
     content = read_bytes(item)
     if item.form == "file":
-        return decoded(io.BytesIO(content), size, where(item))
+        return decoded(io.BytesIO(content), size, where(item), warp)
     planes = np.frombuffer(content, np.uint8).reshape(3, 32, 32)
-    return stored_picture(Image.fromarray(np.ascontiguousarray(planes.transpose(1, 2, 0))), size)
+    return stored_picture(Image.fromarray(np.ascontiguousarray(planes.transpose(1, 2, 0))), size, warp=warp)
 
 
 def stamp(item: Item) -> tuple[int, int]:

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from .ablations import source_init
 from .architectures import mini, paper, source2012
+from .caffe import caffe_alexnet, caffenet
 from .cifar import (
     cifar11_local,
     cifar13_local,
@@ -68,5 +69,7 @@ PRESETS = {
         net146_2009,
         net146_2011,
         net146_2012,
+        caffe_alexnet,
+        caffenet,
     )
 }

@@ -9,6 +9,7 @@ AlexNet-Source-Code)."""
 
 import difflib
 import json
+import operator
 import re
 import textwrap
 from collections.abc import Iterable
@@ -83,6 +84,9 @@ class Recipe:
     lrn_alpha: NotNegative = 1e-4  # times the sum of squares of grey levels (3.3); torch's alpha is lrn_size times this
     lrn_beta: NotNegative = 0.75  # 3.3
     lrn_k: Positive = 2.0  # 3.3
+    # whether it sees across the towers' border, as in Caffe's networks of one device; False isn't stored, so that what
+    # runs, checkpoints and records of before there was this field say is what they would say now
+    lrn_crosses: Annotated[bool, Field(exclude_if=operator.not_)] = False
     spatial_size: Count = 5  # pixels (source: cnorm2, the second normalisation of layer 2; not in the paper)
     spatial_alpha: NotNegative = 4e-5  # multiplies the sum of squares (source: scale 1e-3 over 5 * 5)
     spatial_beta: NotNegative = 0.75  # source
@@ -146,7 +150,7 @@ def override(recipe: Recipe, settings: Iterable[str]) -> Recipe:
 
     Values are JSON where that parses, else text; a comma-separated text fills a list. Raises UserError with the field's
     name."""
-    fields = to_dict(recipe)
+    fields = every_field(recipe)
     for setting in settings:
         path, equals, text = setting.partition("=")
         if not equals:
@@ -173,7 +177,7 @@ def override(recipe: Recipe, settings: Iterable[str]) -> Recipe:
             value = [part.strip() for part in value.split(",") if part.strip()]
         owner[field] = value
         if path == "layers":  # checked at once, since the next setting may name one of them
-            fields = to_dict(from_dict(fields))
+            fields = every_field(from_dict(fields))
     return from_dict(fields)
 
 
@@ -181,6 +185,11 @@ def to_dict(recipe: Recipe, defaults: bool = True) -> dict:
     """The recipe as plain JSON types, as a run stores it; without the fields that have their default, where these are
     left out."""
     return _ADAPTER.dump_python(recipe, mode="json", exclude_defaults=not defaults)
+
+
+def every_field(recipe: Recipe) -> dict:
+    """`to_dict`, and with it the field that is not stored where it says nothing new."""
+    return {**to_dict(recipe), "lrn_crosses": recipe.lrn_crosses}
 
 
 def describe(recipe: Recipe, width: int = 100) -> str:

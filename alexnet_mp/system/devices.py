@@ -11,17 +11,23 @@ from .errors import UserError
 CHOICES = "0,1 (two GPUs) | 0,0 or 0 (both towers on one) | cpu (both on the CPU) | cpu,0 (one on each) | auto"
 
 
-def resolve(gpus: str, towers: int) -> list[torch.device]:
+def resolve(gpus: str, towers: int, one: bool = False) -> list[torch.device]:
     """The device of each tower, a list of `towers` torch devices: "0,1" -> [cuda:0, cuda:1], "cpu" -> [cpu, cpu].
 
-    Raises UserError for a device that is not there, naming those that are and a flag that would work.
+    one: all of them have to be the same. Raises UserError for a device that is not there, naming those that are and a
+    flag that would work.
     """
     if gpus == "auto":
-        gpus = _best(towers)
+        gpus = _best(1 if one else towers)
     names = _names(gpus, CHOICES)
     if len(names) > towers:
         raise UserError(f"--gpus {gpus}: the recipe has {towers} tower(s), so it takes at most {towers} device(s)")
     devices = _devices(gpus, names, _best(towers))
+    if one and len(set(devices)) > 1:
+        raise UserError(
+            f"--gpus {gpus}: the recipe's field lrn_crosses is true, normalisation reads across the towers' border, so "
+            f"both towers have to be on one device; --gpus {_best(1)} would work"
+        )
     return devices * towers if len(devices) == 1 else devices
 
 

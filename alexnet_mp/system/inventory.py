@@ -29,6 +29,7 @@ PACKAGES = {
     "rich": "rich",
     "matplotlib": "matplotlib",
     "tensorboard": "tensorboard",
+    "google.protobuf": "protobuf",
     "faiss": "faiss-cpu",
     "jinja2": "jinja2",
 }  # import: what pip calls it

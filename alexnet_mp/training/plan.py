@@ -166,6 +166,11 @@ def _recipe_and_devices(options, point, ranks=ALONE):
     flags = {"batch_size": options.batch_size, "epochs": options.epochs, "seed": options.seed}
     settings = [*options.settings, *(f"{field}={value}" for field, value in flags.items() if value is not None)]
     recipe = override(chosen, settings)
+    if recipe.lrn_crosses and recipe.towers == 2:
+        raise UserError(
+            f"recipe field lrn_crosses is true: in recipe {recipe.name} normalisation reads across the towers' border, "
+            "and towers that are trained never see each other's maps there; --set lrn_crosses=false trains them"
+        )
     if ranks.apart and recipe.towers == 1:
         raise UserError(
             f"--towers apart: the recipe {recipe.name} has {recipe.towers} tower; without --towers apart one process "

@@ -10,18 +10,19 @@ import torch
 
 from ..data.batches import steps_per_epoch
 from ..data.class_names import accents
-from ..data.dataset import DataSet, difference
+from ..data.dataset import ELSEWHERE, DataSet, difference
 from ..data.pipeline import Pipeline
 from ..data.pixel_statistics import Statistics
 from ..network.network import TwoTowerAlexNet
 from ..recipes import shapes
-from ..recipes.recipe import Recipe, to_dict
+from ..recipes.recipe import Recipe, every_field
 from ..runs import checkpoint_format, checkpoints
 from ..runs.checkpoint_format import Checkpoint, NewerFormat, Unreadable
 from ..runs.checkpoint_state import Environment
 from ..runs.checkpoints import CHECKPOINTS, ResumePoint
 from ..runs.directory import RUN, refuse_branch, refuse_foreign, refuse_remains, refuse_unusable
 from ..runs.lock import RunLock
+from ..system.command_line import typed
 from ..system.devices import device_name
 from ..system.errors import UserError
 from ..system.provenance import package_version
@@ -30,6 +31,10 @@ from ..system.terminal import say
 from .schedule import make_schedule
 
 SHOWN = 8  # differing fields in a message
+
+
+class Converted(UserError):
+    """Nothing is wrong with the checkpoint, but no training came before it."""
 
 
 def find(choice: str, out: str | None) -> tuple[ResumePoint | None, str, RunLock | None]:
@@ -111,7 +116,7 @@ def _newest_whole(run, set_aside=False):
         try:
             point = ResumePoint(directory, load(directory))
             break
-        except checkpoint_format.OldFormat:
+        except (checkpoint_format.OldFormat, Converted):
             raise
         except (NewerFormat, Unreadable) as reason:
             raise UserError(f"{reason}; an older checkpoint is gone on from with --resume PATH --out NEW") from None
@@ -134,6 +139,13 @@ def _newest_whole(run, set_aside=False):
 def load(directory: str | Path) -> Checkpoint:
     """A whole checkpoint whose state makes sense for its recipe. Raises UserError."""
     content = checkpoint_format.load(directory)
+    if content.state.data.source == ELSEWHERE:
+        recipe = content.state.recipe
+        border = ("--set", "lrn_crosses=false") if recipe.lrn_crosses else ()
+        raise Converted(
+            f"{directory}: a network that was converted, without a training to go on with; "
+            f"{typed('train', '--init', directory, '--recipe', recipe.name, *border)} begins one with its weights"
+        )
     try:
         make_schedule(content.state.recipe).restore(content.state.schedule)
     except ValueError as error:
@@ -149,7 +161,7 @@ def changes(
     """What is not as it was when a checkpoint was saved, without epochs: {"conv1.init_std": [before, now],
     "data.fingerprint": ...}."""
     state, changed = content.state, {}
-    before, now = flat(to_dict(state.recipe)), flat(to_dict(recipe))
+    before, now = flat(every_field(state.recipe)), flat(every_field(recipe))
     for name in sorted(before.keys() | now.keys()):
         if name not in ("epochs", "name") and before.get(name) != now.get(name):
             changed[name] = [before.get(name), now.get(name)]

@@ -201,3 +201,15 @@ def test_a_failure_of_the_machine_is_not_the_pictures(number, is_machines, tmp_p
         decoded(tmp_path / "x.png", 8, "x.png")
     assert isinstance(raised.value, MachineError) is is_machines
     assert ("ulimit -n" in str(raised.value)) is (number == errno.EMFILE)
+
+
+@every("high, wide", [(2, 3), (1, 4), (5, 1), (1, 1)])
+def test_a_squeezed_picture_has_all_of_the_image(high, wide):
+    """Each pixel is the mean of a block, which is no square; what is shorter than the square is stretched."""
+    pixels = np.random.default_rng(3).integers(0, 256, (SIZE * high, SIZE * wide, 3)).astype(np.uint8)
+    expected = pixels.reshape(SIZE, high, SIZE, wide, 3).mean((1, 3))
+    found = stored_picture(Image.fromarray(pixels), SIZE, warp=True)
+    assert found.shape == (SIZE, SIZE, 3) and found.dtype == np.uint8
+    assert np.abs(found - expected).max() <= (1 if high > 1 and wide > 1 else 0.5)  # rounded after each side
+    stretched = stored_picture(Image.fromarray(pixels[: SIZE // 2]), SIZE, warp=True)
+    assert stretched.shape == (SIZE, SIZE, 3) and not np.array_equal(stretched, found)

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 from inner_cases import every
 from make_archives import IDS, make_cifar10, make_ilsvrc2010, make_ilsvrc2012, make_synset_tars
+from PIL import Image
 from prepared_sets import PER_SHARD, SIZE, files, interrupted, prepared, refused, sign_json
 
 from alexnet_mp import prepare
 from alexnet_mp.data.prepared import Prepared
 from alexnet_mp.data.prepared_format import read_index
+from alexnet_mp.data.resize import stored_picture
 from alexnet_mp.preparation import shards, sources
 from alexnet_mp.system.errors import UserError
 
@@ -252,3 +254,22 @@ def test_a_destination_within_the_source_is_refused(source, tmp_path):
 
 def test_a_directory_that_cannot_be_made_is_named(source):
     assert "/proc/set" in refused(source, "/proc/set")
+
+
+def test_a_squeezed_set_says_so_and_is_another_one(source, tmp_path, monkeypatch, capsys):
+    """--warp: the pictures are squeezed, the index says it, a set of the other kind is not taken for it."""
+    squeezed = prepared(monkeypatch, source, tmp_path / "squeezed", "--raw", "--warp", workers=2)
+    plain = prepared(monkeypatch, source, tmp_path / "plain", "--raw")
+    split = Prepared(squeezed, SIZE).splits["train"]
+    for number, name in enumerate(split.names):
+        with Image.open(source / "train" / name) as image:
+            assert np.array_equal(split.read(number), stored_picture(image, SIZE, warp=True)), name
+    assert read_index(squeezed).squeezed and "squeezed" in Prepared(squeezed, SIZE).description
+    assert not read_index(plain).squeezed and b"squeezed" not in (plain / "index.json").read_bytes()
+    assert read_index(plain).fingerprint() != read_index(squeezed).fingerprint()
+    capsys.readouterr()
+    prepared(monkeypatch, source, squeezed, "--raw", "--warp")
+    assert "there already, and complete" in capsys.readouterr().out
+    for place, options in ((plain, ["--warp"]), (squeezed, [])):
+        with pytest.raises(UserError, match="other settings .pictures"):
+            prepared(monkeypatch, source, place, "--raw", *options)

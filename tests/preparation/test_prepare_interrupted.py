@@ -305,10 +305,10 @@ def test_a_lock_file_without_an_owner_is_no_obstacle(source, tmp_path, monkeypat
 def test_a_worker_that_is_killed_is_one_line(source, tmp_path, monkeypatch):
     whole, parent, picture = files(prepared(monkeypatch, source, tmp_path / "whole")), os.getpid(), sources.picture
 
-    def read(item, size):
+    def read(item, *how):
         if item.name == "sky/3.jpg" and os.getpid() != parent:
             os.kill(os.getpid(), signal.SIGKILL)
-        return picture(item, size)
+        return picture(item, *how)
 
     with monkeypatch.context() as patch:
         patch.setattr(sources, "picture", read)

@@ -10,7 +10,7 @@ from inner_cases import every
 
 from alexnet_mp.recipes.architectures import mini, paper, source2012
 from alexnet_mp.recipes.named import PRESETS
-from alexnet_mp.recipes.recipe import Date, change_layers, describe, from_dict, override, to_dict, upgraded
+from alexnet_mp.recipes.recipe import Date, change_layers, describe, every_field, from_dict, override, to_dict, upgraded
 from alexnet_mp.recipes.shapes import sizes
 from alexnet_mp.runs.directory import read_run
 from alexnet_mp.system.errors import UserError
@@ -236,7 +236,9 @@ def test_a_recipe_is_a_value():
     recipe = source2012()
     copy = pickle.loads(pickle.dumps(recipe))
     assert copy == recipe == dataclasses.replace(recipe) and hash(copy) == hash(recipe) and type(copy) is type(recipe)
-    assert list(to_dict(recipe)) == [field.name for field in dataclasses.fields(recipe)]
+    names = [field.name for field in dataclasses.fields(recipe)]
+    assert list(to_dict(recipe)) == [name for name in names if name != "lrn_crosses"]
+    assert list(to_dict(PRESETS["caffenet"]())) == names and sorted(every_field(recipe)) == sorted(names)
 
 
 @every("layers", [[1], [{}], "conv1", None])

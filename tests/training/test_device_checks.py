@@ -259,8 +259,8 @@ needs_gpu = pytest.mark.gpu(reason="needs a GPU")
 
 @needs_gpu
 @every("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("preset", PRESETS)
-@pytest.mark.parametrize("kernels", ["auto", "triton"])
+@every("preset", PRESETS)
+@every("kernels", ["auto", "triton"])
 def test_a_gpus_kernels_are_right(kernels, preset, dtype):
     first = torch.device("cuda:0")
     found = needed_checks.checks(dataclasses.replace(asked((first, first), dtype, kernels), recipe=PRESETS[preset]()))

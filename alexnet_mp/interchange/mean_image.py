@@ -1,0 +1,49 @@
+"""The mean image that a network was trained with, from what people have of it."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+
+from ..data.pixel_statistics import STATISTICS, Statistics
+from ..runs.safetensors_file import need
+from ..system import durable_files
+from . import arrays, caffe_files
+
+_LEVELS = re.compile(r"\d{1,3}(\.\d{1,12})?(,\d{1,3}(\.\d{1,12})?){2}", re.ASCII)
+MOST_BYTES = 1 << 28  # of a file
+BESIDE = ("mean.binaryproto", "imagenet_mean.binaryproto", STATISTICS, "mean.npy")
+TAKES = f"it takes .binaryproto, .npy of (height, width, 3) in RGB, {STATISTICS} of a run, or three grey levels R,G,B"
+
+
+def read_mean(source: str | Path, side: int) -> Statistics:
+    """The `Statistics` of a file or of three numbers, of pictures of side x side.
+
+    Nobody knows the principal components of colours but a run's statistics: without them they have no length, and
+    nothing could be shifted along them. Raises OSError, ValueError, `caffe_files.DAMAGE`."""
+    path = Path(source)
+    if _LEVELS.fullmatch(str(source)):
+        found = np.broadcast_to([float(level) for level in str(source).split(",")], (side, side, 3)).copy()
+    elif path.name == STATISTICS:
+        return _checked(Statistics.load(path.parent), side)
+    elif path.suffix == ".binaryproto":
+        found = caffe_files.read_mean(durable_files.read(path, MOST_BYTES))
+    else:
+        need(path.suffix == ".npy", TAKES)
+        found = arrays.read_array(path, MOST_BYTES)
+    return _checked(Statistics(found, np.zeros(3), np.eye(3)), side)
+
+
+def beside(folder: Path) -> Path | None:
+    """The mean image that lies in a folder under one of its usual names."""
+    return next((folder / name for name in BESIDE if (folder / name).is_file()), None)
+
+
+def _checked(found, side):
+    for field, shape in (("mean", (side, side, 3)), ("eigenvalues", (3,)), ("eigenvectors", (3, 3))):
+        values = getattr(found, field)
+        need(values.shape == shape, f"its {field} is {values.shape}, and this recipe has {shape}")
+        need(values.dtype == np.float64 and np.isfinite(values).all(), f"its {field} has values that are no numbers")
+    need((found.eigenvalues >= 0).all(), "a variance is negative")
+    need(((found.mean >= 0) & (found.mean <= 255)).all(), "it has values that are no grey levels, 0 to 255")
+    return found

@@ -1,0 +1,77 @@
+"""Safetensors from anywhere, under the names of the merged network: conv1.weight (96, 3, 11, 11) to fc8.bias.
+
+The files' headers are compared with the recipe before any tensor is read."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
+
+from ..data.pixel_statistics import STATISTICS
+from ..recipes import shapes
+from ..recipes.recipe import Recipe
+from ..runs import safetensors_file
+from ..runs.safetensors_file import need
+from ..system import durable_files
+
+MOST_FILES = 64
+DAMAGE = (ValueError, OSError, RecursionError, SafetensorError)
+
+
+def files_of(path: Path) -> list[Path]:
+    """The .safetensors files that a path names or holds, but the statistics of a run."""
+    if not path.is_dir():
+        return [path]
+    names = durable_files.names(path, 4096)
+    return [path / name for name in names if name.endswith(".safetensors") and name != STATISTICS]
+
+
+def layouts_of(files: Sequence[Path]) -> dict[str, tuple[Path, str, tuple[int, ...]]]:
+    """{tensor: (file, dtype, shape)} by the headers alone. Raises OSError, RecursionError, and ValueError for a tensor
+    that is there twice."""
+    need(len(files) <= MOST_FILES, f"it holds {len(files)} files of tensors, {MOST_FILES} at most are read")
+    found = {}
+    for file in files:
+        try:
+            size, start = durable_files.head(file, 8 + safetensors_file.MOST_HEADER)
+            layout = safetensors_file.read_layout(size, start)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{file.name}: {error}") from None
+        for name, (dtype, shape) in layout.items():
+            need(name not in found, f"{name!r:.100} is in {file.name} and in {found.get(name, [file])[0].name}")
+            found[name] = (file, dtype, shape)
+    return found
+
+
+def classes_of(layouts: dict, recipe: Recipe) -> int:
+    """How many outputs the last layer has. Raises ValueError if it isn't there."""
+    name = f"{recipe.layers[-1].name}.bias"
+    need(name in layouts, f"{name} is missing")
+    shape = layouts[name][2]
+    need(len(shape) == 1, f"{name} is {shape}, and a bias has one dimension")
+    return shape[0]
+
+
+def merged_of(layouts: dict, recipe: Recipe, classes: int) -> dict[str, np.ndarray]:
+    """The merged tensors, float32, of {name: shape} as `shapes.merged_shapes` has them.
+
+    Raises ValueError, with the tensor's name, for one that is missing, foreign, or of another shape; OSError."""
+    expected = shapes.merged_shapes(recipe, classes)
+    for name, shape in expected.items():
+        need(name in layouts, f"{name} is missing, which recipe {recipe.name} has")
+        found = layouts[name][2]
+        need(found == shape, f"{name} is {str(found):.100}, but recipe {recipe.name} has {shape}")
+    foreign = sorted(set(layouts) - set(expected))
+    need(not foreign, f"{''.join(foreign[:1]):.100} is no tensor of recipe {recipe.name}")
+    merged = {}
+    for file in dict.fromkeys(file for file, *_ in layouts.values()):
+        content = durable_files.read(file, safetensors_file.MOST_BYTES)
+        layout = safetensors_file.read_layout(len(content), content[: 8 + safetensors_file.MOST_HEADER])
+        need(layout == {name: of[1:] for name, of in layouts.items() if of[0] == file}, f"{file.name} has changed")
+        for name, tensor in load(content).items():
+            merged[name] = tensor.to(torch.float32).numpy()
+            need(safetensors_file.finite(merged[name]), f"{name} has values that are not finite")
+    return {name: merged[name] for name in expected}

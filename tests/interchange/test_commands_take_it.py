@@ -1,0 +1,86 @@
+"""A converted network under every command, one tower seeing the other's maps: taken, or refused in clear words."""
+
+import json
+
+import pytest
+import torch
+from inner_cases import every
+from safetensors.torch import save_file
+from tiny_run import LAYERS, TINY
+
+from alexnet_mp import checkpoint, convert, evaluate, predict, retrieve, train
+from alexnet_mp.network.network import TwoTowerAlexNet
+from alexnet_mp.recipes.named import PRESETS
+from alexnet_mp.recipes.recipe import override, to_dict
+from alexnet_mp.runs.checkpoint_format import load_weights
+from alexnet_mp.runs.checkpoints import newest
+from alexnet_mp.runs.directory import read_run
+from alexnet_mp.system.devices import resolve
+from alexnet_mp.system.errors import UserError
+
+pytestmark = pytest.mark.usefixtures("one_thread", "quick")
+SETTINGS = ("stored_size=40", "crop_size=32", "crop_positions=8", f"layers={json.dumps(LAYERS)}", "lrn_crosses=true")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run of tensors with Caffe's way to normalise, for the three classes of the tests' pictures."""
+    place = tmp_path_factory.mktemp("converted")
+    network = TwoTowerAlexNet(override(PRESETS["mini"](), SETTINGS), ("cpu", "cpu"), 3, "reference")
+    save_file(network.merged_state(), place / "net.safetensors")
+    (place / "classes.txt").write_text("apple\nleaf\nsky\n")
+    options = [word for setting in SETTINGS for word in ("--set", setting)]
+    options = ["--recipe", "mini", "--mean", "120,110,100", *options]
+    convert.main([str(place / "net.safetensors"), str(place / "run"), *options])
+    return str(place / "run")
+
+
+@pytest.mark.run
+def test_every_command_takes_a_converted_network(run, data, tmp_path, capsys):  # noqa: F811
+    data = str(data)
+    few = ["--gpus", "cpu", "--workers", "0", "--pipeline", "torch"]
+    assert evaluate.main([run, "--data", data, *few]) == 0
+    assert "val, ten views" in capsys.readouterr().out
+    assert checkpoint.main([run]) == 0
+    assert "whole, epoch 0" in capsys.readouterr().out
+    picture = tmp_path / "picture.ppm"
+    picture.write_bytes(b"P6 50 44 255\n" + bytes(range(220)) * 30)
+    assert predict.main([run, str(picture), "--gpus", "cpu"]) == 0
+    said = capsys.readouterr().out
+    assert all(name in said for name in ("apple", "leaf", "sky"))
+    assert retrieve.main(["index", run, "--data", data, "--out", str(tmp_path / "index"), *few]) == 0
+    begun = [*TINY, "--data", data, "--out", str(tmp_path / "begun"), "--init", run, "--steps", "1"]
+    assert train.main([*begun, "--set", "learning_rate=0", "--set", "bias_learning_rate=0"]) == 0
+    taken, before = load_weights(newest(tmp_path / "begun")), load_weights(newest(run))
+    assert all(torch.equal(taken[name], before[name]) for name in before if not name.startswith("fc8"))
+
+
+@every(
+    "main, arguments, words",
+    [
+        (evaluate.main, ["RUN"], "was converted, its data were never here; say with --data DIR"),
+        (train.main, ["--resume", "RUN"], "a network that was converted, without a training to go on with"),
+        (train.main, ["--resume", "auto", "--out", "RUN"], "--init"),
+        (train.main, [*TINY, "--set", "lrn_crosses=true"], "recipe field lrn_crosses is true"),
+        (train.main, ["--recipe", "caffenet", "--gpus", "cpu"], "--set lrn_crosses=false trains them"),
+        (convert.main, ["RUN", "RUN"], "is there already"),
+        (convert.main, ["RUN"], "OUT is missing"),
+        (convert.main, ["--border", "RUN", "x"], "takes no FILE and no OUT"),
+    ],
+)
+def test_what_cannot_be_done_with_it_is_said(run, main, arguments, words):
+    with pytest.raises(UserError) as raised:
+        main([run if argument == "RUN" else argument for argument in arguments])
+    assert words in str(raised.value) and "\n" not in str(raised.value), raised.value
+
+
+def test_both_towers_are_on_one_device(run, monkeypatch):
+    """--gpus auto takes one GPU of two, and two are refused; what a recipe stores is what it stored before."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert resolve("auto", 2) == [torch.device("cuda:0"), torch.device("cuda:1")]
+    assert resolve("auto", 2, one=True) == [torch.device("cuda:0")] * 2
+    assert resolve("1,1", 2, one=True) == resolve("1", 2, one=True) == [torch.device("cuda:1")] * 2
+    for gpus in ("0,1", "cpu,0"):
+        with pytest.raises(UserError, match="lrn_crosses is true.*--gpus 0 would work"):
+            resolve(gpus, 2, one=True)
+    assert read_run(run)["recipe"].lrn_crosses and "lrn_crosses" not in to_dict(PRESETS["paper"]())
