@@ -1,10 +1,19 @@
-"""Who speaks for a job that ends, where the store that all meet in answers, fails, or says nothing."""
+"""Who speaks for a job that ends, where the store that all meet in answers, fails, or says nothing; how all end."""
 
+import os
+import signal
+import subprocess
+import sys
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 
+import apart
 import pytest
+import torch.distributed as dist
 
-from alexnet_mp.system import ranks
+from alexnet_mp.system import launcher, ranks
 from alexnet_mp.system.ranks import Lost, Ranks
 
 
@@ -32,6 +41,94 @@ def test_who_can_ask_nobody_speaks(monkeypatch):
     silent = threading.Event()
     assert Ranks(1, 2, store=Store(fails)).speaks()
     assert Ranks(1, 2, store=Store(silent.wait)).speaks()
+    # Of each machine one does.
+    assert [Ranks(rank, 4, rank % 2, 2, Store(fails)).speaks() for rank in range(4)] == [True, False, True, False]
     with pytest.raises(Lost, match="the processes' store does not answer"):
         Ranks(1, 2, store=Store(silent.wait)).meet()
     silent.set()
+
+
+def test_a_meeting_lasts_as_long_as_all_give_signs_of_life(monkeypatch):
+    """However long they take; one that was killed, or hangs, is said after what a step waits for."""
+    monkeypatch.setattr(ranks, "BEAT", 0.02)
+    monkeypatch.setattr(ranks, "PATIENCE", timedelta(seconds=0.2))
+    store = dist.HashStore()
+    one, other = (Ranks(rank, 2, store=store) for rank in range(2))
+    with other.alive(), ThreadPoolExecutor(1) as thread:
+        waiting = thread.submit(one.meet)
+        time.sleep(1)
+        assert not waiting.done()
+        other.meet()
+        waiting.result(10)
+    with pytest.raises(
+        Lost, match=r"ended, or can't be reached \(rank 1 gave no sign of life for 0 s\); --resume auto"
+    ):
+        one.meet()
+
+
+def test_the_torchruns_of_all_machines_are_ended_once(monkeypatch):
+    """By the process that says what is wrong, and by the first of each other machine."""
+    ended = []
+    monkeypatch.setattr(launcher, "LAST_WORDS", 0)
+    for fault in (True, False):
+        store = dist.HashStore()
+        for rank in (3, 0, 1, 2, 4, 5):
+            monkeypatch.setattr(launcher, "not_again", lambda: ended.append((fault, rank)))
+            each = Ranks(rank, 6, rank % 2, 2, store)
+            if each.speaks():
+                if fault:
+                    each.not_again()
+            else:
+                each.wait_for_last_words()
+    assert ended == [(True, 3), (True, 0), (True, 4)]
+
+
+LEAVES = """
+import sys, time
+import torch.distributed as dist
+from alexnet_mp.system import ranks
+from alexnet_mp.system.errors import run_command
+ranks.LEAVES = 1
+dist.destroy_process_group = lambda: time.sleep(1000)
+dist.is_initialized = lambda: True
+def main():
+    with ranks.joined(apart=True):
+        pass
+run_command(main, several=True)
+"""
+
+
+@pytest.mark.process
+def test_a_line_is_said_before_what_may_hang_and_that_is_bounded():
+    environment = apart.environments(1, "0")[0] | {"TORCHELASTIC_USE_AGENT_STORE": "False"}
+    done = subprocess.run(
+        [sys.executable, "-c", LEAVES], env=os.environ | environment, capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == -signal.SIGALRM
+    assert done.stderr == (
+        "error: --towers apart: a process a tower is an even number of them, not 1; torchrun --nproc-per-node 2\n"
+    )
+
+
+STUCK = """
+import os, sys, time
+from alexnet_mp.system import launcher
+launcher.STUCK = 1
+reaps = sys.argv[1] == "reaps"
+worker = os.fork()
+if worker == 0:
+    launcher.end_if_stuck()
+    os._exit(2)
+if reaps:
+    os.waitpid(worker, 0)
+time.sleep(4 if reaps else 1000)
+"""
+
+
+@pytest.mark.process
+def test_a_torchrun_that_notices_no_end_is_ended():
+    """One that does is left alone: it may start all again."""
+    environment = os.environ | {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "2"}
+    for way, status in (("hangs", -signal.SIGKILL), ("reaps", 0)):
+        done = subprocess.run([sys.executable, "-c", STUCK, way], env=environment, timeout=100)
+        assert done.returncode == status
