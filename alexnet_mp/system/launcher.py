@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 
+STARTED_BY = os.getppid()  # torchrun, if any; another one once that is gone
 LAST_WORDS = 1  # second that one process has to print a line for all: torchrun ends all at the first that is gone
 STUCK = 30  # seconds in which torchrun, which looks ten times a second, has not noticed that one of its processes ended
 
@@ -48,7 +49,8 @@ def not_again() -> None:
 
 def _end_torchrun():
     sys.stderr.flush()
-    os.kill(os.getppid(), signal.SIGTERM)
+    if os.getppid() == STARTED_BY:
+        os.kill(STARTED_BY, signal.SIGTERM)
 
 
 def end_if_stuck() -> None:
@@ -58,8 +60,8 @@ def end_if_stuck() -> None:
     if not of_torchrun():
         return
     with suppress(OSError):  # a kernel before 5.3
-        torchrun, ending = os.pidfd_open(os.getppid()), os.getpid()
-        if os.fork():
+        torchrun, ending = os.pidfd_open(STARTED_BY), os.getpid()
+        if os.getppid() != STARTED_BY or os.fork():
             return
         try:
             os.setsid()

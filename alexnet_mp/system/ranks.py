@@ -27,7 +27,7 @@ ANSWERED = 10  # seconds for the store to answer
 ANNOUNCED = 60  # seconds that a process waits for the line of the one that speaks for all
 LEAVES = 20  # seconds that a process which has said why it ends takes for the rest
 POLL = 0.05  # seconds between two looks at the store
-ENDED, MET, ALIVE, IN_VAIN = "ended", "met", "alive", "in vain"  # keys in the store
+ENDED, ALIVE, IN_VAIN = "ended", "alive", "in vain"  # keys in the store
 _END = object()
 
 
@@ -59,7 +59,7 @@ class Ranks:
     ):
         self.rank, self.count, self.local_rank, self.local_count = rank, count, local_rank, local_count
         self.apart, self.towers = apart, 2 if apart else 1  # towers: processes that a pair has
-        self.store, self.meetings = store, 0
+        self.store, self.meeting_place = store, None  # a group whose processes wait for each other without end
         self.groups = []  # one a tower: the processes that have it, for what the pairs send each other
         self.begun = False  # whether the training has: until then a failure is one of what was asked for
         self.in_step = count == 1  # whether, where this process fails, all others do so at the same place
@@ -132,34 +132,33 @@ class Ranks:
                 )
 
     def meet(self) -> None:
-        """Wait for the others, however long they take: to read all images, or for a disk. A signal is heard, and so is
-        that one gives no sign of life (`alive`) for as long as a step waits."""
+        """Wait for the others, however long they take: to read all images, or for a disk. Meanwhile it is noticed that
+        one ends, that a signal comes, and that one gives no sign of life (`alive`) for as long as a step waits."""
         if self.count == 1:
             return
-        self.meetings += 1
-        names = [f"{MET}/{self.meetings}/{rank}" for rank in range(self.count)]
-        heard, look_at = {}, time.monotonic() + BEAT
+        heard, look_at, pause = {}, time.monotonic() + BEAT, POLL / 64
         with self.reached():
-            _answer(lambda: self.store.set(names[self.rank], ""))
-            while not _answer(lambda: self.store.check(names)):
+            meeting = dist.barrier(self.meeting_place, async_op=True)
+            while not meeting.is_completed():
                 if _answer(lambda: self.store.check([ENDED])):
                     raise SaidElsewhere
                 if time.monotonic() >= look_at:
-                    self._refuse_silence(names, heard)
+                    self._refuse_silence(heard)
                     look_at = time.monotonic() + BEAT
-                time.sleep(POLL)
+                time.sleep(pause)
+                pause = min(2 * pause, POLL)
+            meeting.wait()  # raises what went wrong
 
-    def _refuse_silence(self, names, heard):
-        """Raise RuntimeError where one of those that are missing gave no sign for long. heard: {rank: (how many signs
-        it had given, when that was found)}."""
+    def _refuse_silence(self, heard):
+        """Raise RuntimeError where another process gave no sign for long. heard: {rank: (how many signs it had given,
+        when that was found)}."""
         now = time.monotonic()
-        for rank, name in enumerate(names):
-            if not _answer(lambda: self.store.check([name])):
-                signs = _answer(lambda: self.store.add(f"{ALIVE}/{rank}", 0))
-                if signs != heard.get(rank, (-1,))[0]:
-                    heard[rank] = signs, now
-                elif now - heard[rank][1] > PATIENCE.total_seconds():
-                    raise RuntimeError(f"rank {rank} gave no sign of life for {now - heard[rank][1]:.0f} s")
+        for rank in (rank for rank in range(self.count) if rank != self.rank):
+            signs = _answer(lambda: self.store.add(f"{ALIVE}/{rank}", 0))
+            if signs != heard.get(rank, (-1,))[0]:
+                heard[rank] = signs, now
+            elif now - heard[rank][1] > PATIENCE.total_seconds():
+                raise RuntimeError(f"rank {rank} gave no sign of life for {now - heard[rank][1]:.0f} s")
 
     @contextmanager
     def alive(self) -> Iterator[None]:
@@ -336,6 +335,7 @@ def _make_groups(ranks):
         world_size=ranks.count,
         timeout=PATIENCE,
     )
+    ranks.meeting_place = dist.new_group(backend="gloo", timeout=timedelta(days=1000))
     if ranks.pairs > 1:
         # All processes make all groups. NCCL has one communicator for two processes, whatever their devices, so that
         # each tower has a group of its own, also where a process has both.

@@ -6,15 +6,16 @@ import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from types import SimpleNamespace
 
 import apart
 import pytest
 import torch.distributed as dist
 
 from alexnet_mp.system import launcher, ranks
-from alexnet_mp.system.ranks import Lost, Ranks
+from alexnet_mp.system.errors import run_command
+from alexnet_mp.system.ranks import Lost, Ranks, joined
 
 
 class Store:
@@ -43,27 +44,34 @@ def test_who_can_ask_nobody_speaks(monkeypatch):
     assert Ranks(1, 2, store=Store(silent.wait)).speaks()
     # Of each machine one does.
     assert [Ranks(rank, 4, rank % 2, 2, Store(fails)).speaks() for rank in range(4)] == [True, False, True, False]
+    monkeypatch.setattr(dist, "barrier", lambda *_, **__: SimpleNamespace(is_completed=lambda: False))
     with pytest.raises(Lost, match="the processes' store does not answer"):
         Ranks(1, 2, store=Store(silent.wait)).meet()
     silent.set()
 
 
-def test_a_meeting_lasts_as_long_as_all_give_signs_of_life(monkeypatch):
-    """However long they take; one that was killed, or hangs, is said after what a step waits for."""
-    monkeypatch.setattr(ranks, "BEAT", 0.02)
-    monkeypatch.setattr(ranks, "PATIENCE", timedelta(seconds=0.2))
-    store = dist.HashStore()
-    one, other = (Ranks(rank, 2, store=store) for rank in range(2))
-    with other.alive(), ThreadPoolExecutor(1) as thread:
-        waiting = thread.submit(one.meet)
-        time.sleep(1)
-        assert not waiting.done()
-        other.meet()
-        waiting.result(10)
-    with pytest.raises(
-        Lost, match=r"ended, or can't be reached \(rank 1 gave no sign of life for 0 s\); --resume auto"
-    ):
-        one.meet()
+def meetings():
+    """Of two processes: one is late, then gives no sign of life. The other has no time for either in a step."""
+    ranks.BEAT = 0.02
+    with joined(apart=False) as each:
+        ranks.PATIENCE = timedelta(seconds=0.3)
+        if each.rank == 1:
+            time.sleep(1)
+        each.meet()
+        if each.rank == 1:
+            ranks.BEAT = 1000
+            time.sleep(10)
+            os._exit(0)
+        each.meet()
+
+
+@pytest.mark.process
+def test_a_meeting_lasts_as_long_as_all_give_signs_of_life():
+    """However long they take; one that hangs is said after what a step waits for."""
+    processes = apart.begin(*[lambda: run_command(meetings, several=True)] * 2)
+    assert apart.end(processes) == [2, 0]
+    (line,) = apart.said(processes)
+    assert "ended, or can't be reached (rank 1 gave no sign of life for 0 s); --resume auto" in line
 
 
 def test_the_torchruns_of_all_machines_are_ended_once(monkeypatch):
@@ -112,16 +120,17 @@ def test_a_line_is_said_before_what_may_hang_and_that_is_bounded():
 
 STUCK = """
 import os, sys, time
-from alexnet_mp.system import launcher
-launcher.STUCK = 1
-reaps = sys.argv[1] == "reaps"
 worker = os.fork()
 if worker == 0:
+    from alexnet_mp.system import launcher
+    launcher.STUCK = 1
     launcher.end_if_stuck()
     os._exit(2)
-if reaps:
+if sys.argv[1] == "reaps":
     os.waitpid(worker, 0)
-time.sleep(4 if reaps else 1000)
+    time.sleep(4)
+else:
+    time.sleep(1000)
 """
 
 
