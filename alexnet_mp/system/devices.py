@@ -7,6 +7,7 @@ import torch
 
 from ..kernels import dispatch
 from .errors import UserError
+from .ranks import Ranks
 
 CHOICES = "0,1 (two GPUs) | 0,0 or 0 (both towers on one) | cpu (both on the CPU) | cpu,0 (one on each) | auto"
 
@@ -23,12 +24,31 @@ def resolve(gpus: str, towers: int, one: bool = False) -> list[torch.device]:
     if len(names) > towers:
         raise UserError(f"--gpus {gpus}: the recipe has {towers} tower(s), so it takes at most {towers} device(s)")
     devices = _devices(gpus, names, _best(towers))
-    if one and len(set(devices)) > 1:
+    if one:
+        _refuse_two(gpus, devices)
+    return devices * towers if len(devices) == 1 else devices
+
+
+def here(gpus: str, towers: int, ranks: Ranks, one: bool = False) -> list[torch.device]:
+    """The device of each tower that this process of a job has. one: all of them have to be the same. Raises
+    UserError."""
+    place = ranks.local_rank, ranks.local_count
+    if ranks.apart:
+        return [of_process(gpus, *place)]
+    if ranks.count == 1:
+        return resolve(gpus, towers, one)
+    devices = of_pair(gpus, towers, *place)
+    if one:
+        _refuse_two(gpus, devices)
+    return devices
+
+
+def _refuse_two(gpus, devices):
+    if len(set(devices)) > 1:
         raise UserError(
             f"--gpus {gpus}: the recipe's field lrn_crosses is true, normalisation reads across the towers' border, so "
             f"both towers have to be on one device; --gpus {_best(1)} would work"
         )
-    return devices * towers if len(devices) == 1 else devices
 
 
 def of_process(gpus: str, number: int, count: int) -> torch.device:
