@@ -94,7 +94,7 @@ def open_data(plan: Plan) -> TrainingData:
         say(line)
     say(summary(recipe))
     length.say_steps(recipe, dataset, from_random_weights=plan.point is None and plan.weights is None)
-    refuse_batch(pipeline, recipe.batch_size, True, plan.pieces, processes)
+    refuse_batch(pipeline, recipe.batch_size, True, plan.pieces, plan.ranks.local_count)
     _changes(plan, dataset)
     name, checked = self_check.before_run(
         pipeline, options.kernels, pipeline_is_chosen=options.pipeline != "auto", wanted=options.self_check
