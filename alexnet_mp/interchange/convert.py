@@ -136,8 +136,6 @@ def _about(path):
     """What goes wrong within becomes a UserError of one line that begins with the path."""
     try:
         yield
-    except MemoryError:
-        raise
     except _DAMAGE as error:
         text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         text = text.removeprefix(f"{path}: ")

@@ -35,6 +35,7 @@ FIELDS = {
     "lrn_alpha": 2e-4,
     "lrn_beta": 0.5,
     "lrn_k": 1.0,
+    "lrn_crosses": True,
     "spatial_size": 3,
     "spatial_alpha": 5e-5,
     "spatial_beta": 0.5,
@@ -121,7 +122,7 @@ def test_nothing_changed():
 @every("field", FIELDS)
 def test_a_changed_field_is_refused_with_both_values(field):
     now = dataclasses.replace(mini(), **{field: FIELDS[field]})
-    before, after = (recipe.to_dict(each)[field] for each in (mini(), now))
+    before, after = (recipe.every_field(each)[field] for each in (mini(), now))
     assert changes(now) == {field: [before, after]}
     text = refusal(saved(), changes(now), now)
     assert f"{field} {str(before)[:57]}" in text and str(after)[:57] in text and "run/checkpoints/step_00000003" in text
