@@ -18,7 +18,7 @@ from alexnet_mp.runs.checkpoint_state import Data, Environment, Scheduled, State
 from alexnet_mp.system.errors import UserError
 
 HERE = Path(__file__).parent
-V3, V4, V5, V6 = (HERE / f"checkpoint_v{number}" / "step_00000003" for number in (3, 4, 5, 6))
+V3, V4, V5, V6, V7 = (HERE / f"checkpoint_v{number}" / "step_00000003" for number in (3, 4, 5, 6, 7))
 ALL = (WEIGHTS, VELOCITY, STATISTICS, STATE, MANIFEST)
 CLASSES = ("ant", "bee", "fly")
 NO_LONGER_READ = "checkpoint format {}: the last version that reads it is commit 0bb1361"
@@ -36,7 +36,7 @@ def tiny_recipe():
 
 
 def tiny():
-    """The checkpoint in checkpoint_v3 to _v5: some hundred numbers, -0.0, the least denormal, the largest float."""
+    """The checkpoint in checkpoint_v3 to _v7: some hundred numbers, -0.0, the least denormal, the largest float."""
     recipe, random = tiny_recipe(), np.random.Generator(np.random.Philox(key=5))
     weights, velocity = (
         {

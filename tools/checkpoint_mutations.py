@@ -15,7 +15,7 @@ from alexnet_mp.data.pixel_statistics import STATISTICS
 from alexnet_mp.runs import checkpoint_format
 from alexnet_mp.runs.checkpoint_format import MANIFEST, STATE, VELOCITY, WEIGHTS
 
-BASE = Path(__file__).resolve().parents[1] / "tests" / "checkpoint_v6" / "step_00000003"
+BASE = Path(__file__).resolve().parents[1] / "tests" / "checkpoint_v7" / "step_00000003"
 TENSORS, LISTED = (WEIGHTS, VELOCITY, STATISTICS), (WEIGHTS, VELOCITY, STATISTICS, STATE)
 DEEP = "[" * 2000 + "]" * 2000
 HOSTILE = (

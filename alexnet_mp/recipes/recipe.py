@@ -8,6 +8,7 @@ configuration files for net 145, the network of the paper's headline figures (Co
 AlexNet-Source-Code)."""
 
 import difflib
+import itertools
 import json
 import re
 import textwrap
@@ -111,6 +112,9 @@ class Recipe:
     # Optimiser (5)
     batch_size: Count = 128  # images
     batch_file_size: Count | None = None  # images cut into minibatches by themselves (source, CIFAR-10); None = all
+    # images after which the fully connected layers are updated, in one tower whose units many processes may divide
+    # (2014, cuda-convnet2: updatePeriod); None = all layers once a minibatch
+    fc_batch_size: Count | None = None
     learning_rate: NotNegative = 0.01  # of weights, at the start
     bias_learning_rate: NotNegative = 0.01  # of biases, at the start
     momentum: Fraction = 0.9
@@ -231,13 +235,19 @@ def summary(recipe: Recipe) -> str:
     )
 
 
+# Fields that recipes have had since which format of checkpoints; before, all were as if they were None.
+ADDED = {4: "batch_file_size", 7: "fc_batch_size"}
+
+
 def upgraded(fields: object) -> object:
-    """What `to_dict` wrote before there was `batch_file_size` (checkpoint format 3), with what means the same.
+    """What `to_dict` wrote before there were the newest of the fields `ADDED`, with what means the same.
 
     Anything else comes back as it is, for `from_dict` to refuse.
     """
-    before = isinstance(fields, dict) and "batch_file_size" not in fields
-    return {**fields, "batch_file_size": None} if before else fields
+    if not isinstance(fields, dict):
+        return fields
+    lacking = itertools.takewhile(lambda name: name not in fields, reversed(ADDED.values()))
+    return fields | dict.fromkeys(lacking)
 
 
 def from_dict(fields: object) -> Recipe:
@@ -277,6 +287,11 @@ def check(recipe: Recipe) -> None:
         recipe.pool_stride <= recipe.pool_size,
         "pool_stride",
         f"it must not be larger than pool_size {recipe.pool_size}",
+    )
+    need(
+        recipe.fc_batch_size is None or recipe.towers == 1,
+        "fc_batch_size",
+        "the layers of two towers are updated together, once a minibatch (null)",
     )
     need(
         recipe.crop_size <= recipe.stored_size,

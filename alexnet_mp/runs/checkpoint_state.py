@@ -1,8 +1,8 @@
 """The state of a checkpoint, which state.json holds: where the run is, its recipe, data and schedule, what it computed
 with; strictly as it was written.
 
-This is format 6. Format 5 lacks `Environment.microbatch` and `pairs`, format 4 its `overlap`, and the recipe of format
-3 `batch_file_size` (`recipe.upgraded`)."""
+This is format 7. The recipe of format 6 lacks `fc_batch_size`, and that of format 3 `batch_file_size`
+(`recipe.ADDED`). Format 5 lacks `Environment.microbatch` and `pairs`, format 4 its `overlap`."""
 
 import json
 from dataclasses import dataclass, replace
@@ -10,10 +10,10 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter
 
-from ..recipes.recipe import Recipe, upgraded
+from ..recipes.recipe import ADDED, Recipe
 from .safetensors_file import need, parse
 
-VERSION = 6
+VERSION = 7
 # What the environment of a run has had since which format, as it was before.
 SINCE = {5: {"overlap": None}, 6: {"microbatch": None, "pairs": 1}}
 MOST_STATE = 4 << 20  # bytes; 22,000 class names are less than two million
@@ -131,7 +131,8 @@ def _upgrade(fields, number):
             need(not made_by.keys() & lacking, f"its environment is none of format {number}: {foreign}")
             made_by = {**made_by, **lacking}
         fields["made_by"] = made_by
-    if number < 4:
-        recipe = fields.get("recipe")
-        fields["recipe"] = upgraded(recipe)
-        need(fields["recipe"] is not recipe, f"its recipe is none of format {number}: {foreign}")
+    recipe = fields.get("recipe")
+    if isinstance(recipe, dict):
+        lacking = [name for since, name in ADDED.items() if since > number]
+        need(not recipe.keys() & set(lacking), f"its recipe is none of format {number}: {foreign}")
+        fields["recipe"] = recipe | dict.fromkeys(lacking)

@@ -183,6 +183,8 @@ def test_override_changes_one_field_and_keeps_the_rest():
         ("test_views=five", "test_views"),
         ("batch_file_size=0", "batch_file_size"),
         ("batch_file_size=true", "batch_file_size"),
+        ("fc_batch_size=0", "fc_batch_size"),
+        ("fc_batch_size=32", "fc_batch_size is 32: the layers of two towers"),
         ("fc7.kind=local", "fc7.kind"),
         ("conv1.pad=-1", "conv1.pad"),
         ("conv2.name=conv1", "names"),
@@ -268,21 +270,25 @@ def test_change_layers_refuses_a_layer_that_is_not_there():
 
 @every("preset", [paper, source2012, mini])
 def test_a_recipe_stored_before_is_the_same_today(preset):
-    stored = without_file_size(preset())
-    assert upgraded(stored) == to_dict(preset()) and stored == without_file_size(preset())
+    for lacking in (("batch_file_size", "fc_batch_size"), ("fc_batch_size",)):
+        stored = without(preset(), *lacking)
+        assert upgraded(stored) == to_dict(preset()) and stored == without(preset(), *lacking)
 
 
-def without_file_size(recipe):
-    return {name: value for name, value in to_dict(recipe).items() if name != "batch_file_size"}
+def without(recipe, *lacking):
+    return {name: value for name, value in to_dict(recipe).items() if name not in lacking}
 
 
-@every("fields", [None, [], "recipe", to_dict(paper()), {"batch_file_size": 3}])
+@every("fields", [None, [], "recipe", to_dict(paper()), {"fc_batch_size": 3}])
 def test_anything_else_is_left_as_it_is(fields):
-    assert upgraded(fields) is fields
+    assert upgraded(fields) == fields
 
 
 def test_a_run_of_before_can_be_read(tmp_path):
-    run = {"recipe": without_file_size(PRESETS["cifar18"]()), "data": {"source": "builtin", "classes": ["ant", "bee"]}}
+    run = {
+        "recipe": without(PRESETS["cifar18"](), "batch_file_size", "fc_batch_size"),
+        "data": {"source": "builtin", "classes": ["ant", "bee"]},
+    }
     (tmp_path / "run.json").write_text(json.dumps(run))
     assert read_run(tmp_path)["recipe"] == dataclasses.replace(PRESETS["cifar18"](), batch_file_size=None)
     del run["recipe"]["layers"][0]["rate"]

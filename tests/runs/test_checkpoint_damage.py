@@ -19,7 +19,7 @@ from inner_cases import every
 from tiny_checkpoint import (
     ALL,
     NO_LONGER_READ,
-    V6,
+    V7,
     as_old_format,
     refused,
     rewrite,
@@ -124,7 +124,7 @@ def test_a_format_that_is_no_longer_read(action, number, place):
 
 def test_a_damaged_manifest_of_an_old_format_is_damaged(place):
     content = (place / MANIFEST).read_bytes()
-    (place / MANIFEST).write_bytes(content.replace(b'"format": 6', b'"format": 2'))
+    (place / MANIFEST).write_bytes(content.replace(b'"format": 7', b'"format": 2'))
     assert "sha256 differs" in refused(load, place, MANIFEST)
 
 
@@ -146,11 +146,11 @@ def test_a_directory_may_be_reached_by_a_link(original, place):
 
 
 def test_a_newer_format(place):
-    for number in (7, 8, 10**18):
+    for number in (8, 9, 10**18):
         rewrite_manifest(place, lambda fields, number=number: fields.update(format=number, more=[]))
         (place / "second_moment.safetensors").write_bytes(b"")
         for action in (load, verify, read_state, load_weights):
-            assert f"made by a newer alexnet_mp (format {number}); this one reads 3 to 6" in refused(
+            assert f"made by a newer alexnet_mp (format {number}); this one reads 3 to 7" in refused(
                 action, place, MANIFEST
             )
 
@@ -336,7 +336,7 @@ def test_a_recipe_that_no_run_could_have_had(place):
         rewrite(place, STATE, json.dumps({**fields, "recipe": rest}).encode())
         refused(read_state, place, STATE)
         for text in ("null", "-1", "1e400", "NaN", "1" + "0" * 5000, "[[1]]", '{"a": 1}'):
-            if text != "null" or name not in ("dates", "batch_file_size"):
+            if text != "null" or name not in ("dates", "batch_file_size", "fc_batch_size"):
                 rewrite(place, STATE, with_text(fields, ("recipe", name), text))
                 refused(read_state, place, STATE)
     fields["recipe"]["dropout"] = 2.0
@@ -355,7 +355,7 @@ def test_sizes_that_no_machine_has(place):
         rewrite_state(place, lambda fields: change(fields["recipe"]))
         with pytest.raises(UserError, match="this recipe has"):
             load(place)
-        shutil.copy(V6 / STATE, place)
+        shutil.copy(V7 / STATE, place)
     rewrite_state(place, lambda fields: fields["data"]["classes"].append("fourth"))
     assert "that of this recipe has" in refused(load, place, WEIGHTS)
 
@@ -414,7 +414,7 @@ def test_sparse_files_of_terabytes(place):
     rewrite_manifest(place, lambda fields: fields["files"][WEIGHTS].update(bytes=size))
     assert "at most are read" in refused(load_weights, place, WEIGHTS)
     (place / WEIGHTS).write_bytes(content)
-    shutil.copy(V6 / MANIFEST, place)
+    shutil.copy(V7 / MANIFEST, place)
     for name in ALL:
         content = (place / name).read_bytes()
         os.truncate(place / name, 1 << 40)
@@ -423,7 +423,7 @@ def test_sparse_files_of_terabytes(place):
             rewrite_manifest(place, lambda fields, name=name: fields["files"][name].update(bytes=1 << 40))
             refused(load, place, name)
         (place / name).write_bytes(content)
-        shutil.copy(V6 / MANIFEST, place)
+        shutil.copy(V7 / MANIFEST, place)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50 << 10  # kB
 
 

@@ -12,7 +12,7 @@ import pytest
 import safetensors.torch
 import torch
 from inner_cases import every
-from tiny_checkpoint import ALL, V3, V4, V5, V6, bits, refused, rewrite_manifest, rewrite_state, tiny_recipe
+from tiny_checkpoint import ALL, V3, V4, V5, V6, V7, bits, refused, rewrite_manifest, rewrite_state, tiny_recipe
 
 from alexnet_mp.data.pixel_statistics import STATISTICS, Statistics
 from alexnet_mp.recipes import shapes
@@ -143,11 +143,11 @@ def test_recipes_with_dates_and_whole_numbers(preset, original, tmp_path):
 # The fixtures
 
 
-@every("place", [V3, V4, V5])
+@every("place", [V3, V4, V5, V6])
 def test_a_checkpoint_of_an_older_format_as_it_was_written(place, original):
     """All but what it lacks."""
     lacks = original
-    if place != V5:
+    if place in (V3, V4):
         lacks = with_state(original, made_by=dataclasses.replace(original.state.made_by, overlap=None))
     assert bits(load(place)) == bits(lacks) and verify(place) == read_state(place) == lacks.state
 
@@ -180,6 +180,7 @@ def test_format_3_with_another_recipe_than_it_had_is_refused(change, problem, tm
         (V3, 5, "made_by.overlap"),
         (V4, 5, "made_by.overlap"),
         (V5, 6, "made_by.microbatch"),
+        (V6, 7, "a field is missing"),
     ],
 )
 def test_a_format_without_what_the_one_before_lacks_is_refused(before, number, said, tmp_path):
@@ -189,18 +190,27 @@ def test_a_format_without_what_the_one_before_lacks_is_refused(before, number, s
     assert said in refused(load, place, STATE)
 
 
-@every("before, number, more", [(V4, 4, {"overlap": None}), (V4, 4, {"pairs": 1}), (V5, 5, {"microbatch": None})])
-def test_a_format_with_what_it_lacks_is_refused(before, number, more, tmp_path):
+@every(
+    "before, number, what, more",
+    [
+        (V4, 4, "made_by", {"overlap": None}),
+        (V4, 4, "made_by", {"pairs": 1}),
+        (V5, 5, "made_by", {"microbatch": None}),
+        (V6, 6, "recipe", {"fc_batch_size": None}),
+        (V3, 3, "recipe", {"fc_batch_size": 4}),
+    ],
+)
+def test_a_format_with_what_it_lacks_is_refused(before, number, what, more, tmp_path):
     place = tmp_path / "step_00000003"
     shutil.copytree(before, place)
-    rewrite_state(place, lambda fields: fields["made_by"].update(more))
+    rewrite_state(place, lambda fields: fields[what].update(more))
     rewrite_manifest(place, lambda fields: fields.update(format=number))
     assert f"a field that format {number} had not is there" in refused(load, place, STATE)
 
 
-def test_what_is_written_now_is_format_6(place):
-    """The same bytes as when format 6 came to be. Where they must change, VERSION has to, too."""
-    assert {name: (place / name).read_bytes() for name in ALL} == {name: (V6 / name).read_bytes() for name in ALL}
+def test_what_is_written_now_is_format_7(place):
+    """The same bytes as when format 7 came to be. Where they must change, VERSION has to, too."""
+    assert {name: (place / name).read_bytes() for name in ALL} == {name: (V7 / name).read_bytes() for name in ALL}
 
 
 # What must not come into being

@@ -104,7 +104,8 @@ def refusal(found, changed, now, dataset=DATASET, anyway=False):
 
 
 def test_no_field_was_forgotten():
-    assert set(FIELDS) == {field.name for field in dataclasses.fields(recipe.Recipe)} - {"name", "layers", "epochs"}
+    other = {"name", "layers", "epochs", "fc_batch_size"}
+    assert set(FIELDS) == {field.name for field in dataclasses.fields(recipe.Recipe)} - other
     assert set(LAYER_FIELDS) == {field.name for field in dataclasses.fields(Layer)} - {
         "name",
         "kind",
@@ -125,6 +126,14 @@ def test_a_changed_field_is_refused_with_both_values(field):
     assert changes(now) == {field: [before, after]}
     text = refusal(saved(), changes(now), now)
     assert f"{field} {str(before)[:57]}" in text and str(after)[:57] in text and "run/checkpoints/step_00000003" in text
+
+
+def test_another_number_of_images_for_the_fully_connected_layers_is_refused():
+    """Of one tower."""
+    before = dataclasses.replace(mini(), towers=1, fc_batch_size=32)
+    now = dataclasses.replace(before, fc_batch_size=64)
+    assert changes(now, before=before) == {"fc_batch_size": [32, 64]}
+    assert "fc_batch_size 32 -> 64" in refusal(saved(before), changes(now, before=before), now)
 
 
 @every(
