@@ -48,14 +48,16 @@ def owt2014() -> Recipe:
 
 def one_gpu_rates(recipe: Recipe) -> Recipe:
     """`owt2014` as it would be trained on one GPU: minibatches of 128, after which all layers are updated, weights at
-    0.01 and biases at 0.02 (cc2, `layer-params-imagenet-1gpu.cfg`). Its dates stay."""
+    0.01 and biases at 0.02 (cc2, `layer-params-imagenet-1gpu.cfg`). All change at the same dates."""
     return replace(
         change_layers(recipe, *CONNECTED, rate=1.0),
         batch_size=128,
         fc_batch_size=None,
         learning_rate=0.01,
         bias_learning_rate=0.02,
-        dates=tuple(date for date in recipe.dates if date.layers != CONNECTED),
+        dates=tuple(
+            replace(date, biases=4 * date.biases) if date.layers == CONNECTED else date for date in recipe.dates
+        ),
     )
 
 
