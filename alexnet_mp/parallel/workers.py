@@ -48,7 +48,12 @@ class Workers:
         shapes = [_with(part.shape, dim, _length(place)) for place in places]
         parts = [part if k == self.number else part.new_empty(shape) for k, shape in enumerate(shapes)]
         arrive = self.swap([part] * self.count, parts)
-        return lambda: (arrive(), torch.cat(parts, dim))[1]
+
+        def whole():
+            arrive()
+            return torch.cat(parts, dim)
+
+        return whole
 
     def give_back(self, what: str, whole: torch.Tensor, places: Sequence[slice], dim: int) -> Arrival:
         """The way back: begin to add up the whole tensors, which each worker has one of; worker k gets the sum's part
@@ -60,7 +65,12 @@ class Workers:
         own = parts[self.number]
         found = [own if k == self.number else torch.empty_like(own) for k in range(self.count)]
         arrive = self.swap(parts, found)
-        return lambda: (arrive(), sum(found[1:], start=found[0]))[1]
+
+        def added():
+            arrive()
+            return sum(found[1:], start=found[0])
+
+        return added
 
     def sum(self, what: str, gradients: list[torch.Tensor]) -> list[torch.Tensor]:
         """Of all workers' gradients. The ledger has what a ring sends, whatever way the library goes."""
