@@ -230,7 +230,9 @@ def summary(recipe: Recipe) -> str:
     return (
         f"maps {'of each of the 2 towers' if recipe.towers == 2 else 'of the only tower'}: {maps}; "
         f"crops of {recipe.crop_size} pixels from pictures of {recipe.stored_size}\n"
-        f"{recipe.epochs} epochs at most in batches of {recipe.batch_size}, learning rate {recipe.learning_rate:g}, "
+        f"{recipe.epochs} epochs at most in batches of {recipe.batch_size}"
+        + (f", of {recipe.fc_batch_size} for the fully connected layers" if recipe.fc_batch_size else "")
+        + f", learning rate {recipe.learning_rate:g}, "
         f"{falls}; seed {recipe.seed}; run.json has every other number"
     )
 

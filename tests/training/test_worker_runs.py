@@ -1,6 +1,8 @@
 """Whole runs of a recipe with `fc_batch_size`: by however many processes, and how they go on, and what is refused."""
 
 import json
+import os
+import signal
 
 import apart
 import pytest
@@ -56,6 +58,17 @@ def test_two_processes_make_the_run_of_one_and_either_goes_on(data, tmp_path, wh
     assert "no longer bit for bit as without the stop, since something else computes: pairs: 1 -> 3" in said
     run(data, out, *OWT, "--resume", "auto")
     assert_near(out, whole)
+
+
+def test_a_killed_process_ends_the_others_and_costs_no_checkpoint(data, tmp_path, whole):
+    die = apart.in_rank(1, apart.at_step(5, lambda trainer: os.kill(os.getpid(), signal.SIGKILL)))
+    flags = [*OWT, "--checkpoint-every", 1]
+    processes = apart.processes_of(data, tmp_path / "run", *flags, before=die, count=2, towers="together")
+    assert apart.end(processes) == [2, -signal.SIGKILL]
+    (line,) = apart.said(processes)
+    assert "another process of this job ended" in line and "--resume auto" in line
+    run(data, tmp_path / "run", *flags, "--resume", "auto")
+    assert_near(tmp_path / "run", whole)
 
 
 def test_wrong_use_is_one_line(data, tmp_path):
