@@ -57,16 +57,14 @@ class WorkerAlexNet(TwoTowerAlexNet):
     def connect(self, maps: torch.Tensor) -> torch.Tensor:
         """The last maps of some images -> their logits, (N, classes), both the same in all workers. Their gradient has
         to be the same in all, too; that of the maps, and of what is between the layers, is each worker's summand."""
-        x = maps
-        for layer in self.fully_connected:
+        x, workers = maps, self.workers
+        readers = [*(layer.layer.name for layer in self.fully_connected[1:]), "loss"]
+        for layer, reader in zip(self.fully_connected, readers):
             weight, added, left = layer.operands(x.dtype)
-            x = layer.product(x, weight, added if left is None else left)
-            units = [slice_of(k, self.workers.count, layer.size.units) for k in range(self.workers.count)]
-            # Edges are named by who reads: the last layer's sums are for the loss.
-            follows = self.fully_connected.index(layer) + 1
-            last = follows == len(self.fully_connected)
-            edge = "loss" if last else self.fully_connected[follows].layer.name
-            x = layer.apply_epilogue(Shared.apply(self.workers, edge, x, units, last), None, self.towers[0].step)
+            own = layer.product(x, weight, added if left is None else left)
+            units = [slice_of(number, workers.count, layer.size.units) for number in range(workers.count)]
+            whole = Shared.apply(workers, reader, own, units, reader == "loss")
+            x = layer.apply_epilogue(whole, None, self.towers[0].step)
         return x.to(self.dtype)
 
     def merged(self, layers: Mapping[str, Sequence[torch.Tensor]]) -> dict[str, torch.Tensor]:

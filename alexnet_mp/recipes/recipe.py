@@ -295,6 +295,12 @@ def check(recipe: Recipe) -> None:
         "fc_batch_size",
         "the layers of two towers are updated together, once a minibatch (null)",
     )
+    kinds = [layer.kind for layer in recipe.layers]
+    need(
+        recipe.fc_batch_size is None or kinds[:1] != ["fc"] and "fc" in kinds,
+        "fc_batch_size",
+        "it is for fully connected layers behind convolutions; without one of them it is null",
+    )
     need(
         recipe.crop_size <= recipe.stored_size,
         "crop_size",

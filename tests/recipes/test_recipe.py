@@ -221,6 +221,10 @@ def test_a_wrong_value_is_refused_by_name(setting, named):
         ({"maps": 2**31}, "conv1.maps is 2147483648: it must be"),
         ({"rate": math.inf}, "conv1.rate is inf: it must be a finite number"),
         ({"then": ("swish",)}, "conv1.then.0 is 'swish': it must be 'relu'"),
+        (
+            {"towers": 1, "fc_batch_size": 4, "layers": (dataclasses.replace(paper().layers[-1], reads="image"),)},
+            "fc_batch_size is 4: it is for fully connected layers behind convolutions",
+        ),
     ],
 )
 def test_a_recipe_that_code_makes_is_checked_as_one_that_is_read(changes, words):
