@@ -22,6 +22,9 @@ def test_the_network():
     connected = sum(size.parameters for name, size in found.items() if name.startswith("fc"))
     assert parameter_counts(owt2014()) == (61_100_840,) and connected == 58_631_144
     assert (owt2014().batch_size, owt2014().fc_batch_size) == (512, 128)
+    one = one_gpu_rates(owt2014())
+    assert (one.batch_size, one.fc_batch_size) == (128, None)
+    assert [size.weight_shape for size in sizes(one)] == [size.weight_shape for size in found.values()]
 
 
 def test_the_rates():
@@ -38,9 +41,3 @@ def test_the_rates():
                 for what, rate in ((".weight", 0.04 * weights), (".bias", 0.08 * biases)):
                     assert schedule.rates(epoch)[layer + what] == pytest.approx(share * rate, rel=1e-12)
                     assert alone.rates(epoch)[layer + what] == pytest.approx(rate / 4, rel=1e-12)
-
-
-def test_one_gpu_has_the_same_network():
-    one = one_gpu_rates(owt2014())
-    assert (one.batch_size, one.fc_batch_size) == (128, None)
-    assert [size.weight_shape for size in sizes(one)] == [size.weight_shape for size in sizes(owt2014())]

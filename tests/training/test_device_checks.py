@@ -259,7 +259,7 @@ needs_gpu = pytest.mark.gpu(reason="needs a GPU")
 
 @needs_gpu
 @every("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("preset", PRESETS)
+@every("preset", PRESETS)
 @pytest.mark.parametrize("kernels", ["auto", "triton"])
 def test_a_gpus_kernels_are_right(kernels, preset, dtype):
     first = torch.device("cuda:0")

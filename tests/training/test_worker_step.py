@@ -63,13 +63,9 @@ def test_updated_once_a_minibatch_they_take_everyones_steps():
         loss, right, *_ = TrainingStep(network, optimizer)([images], labels, lambda loss: None)
         numbers.append((loss.item(), right.item()))
     whole = numbers, network.merged_state(), network.merged(optimizer.velocities())
+    often = by_hand(recipe(4))[0]  # else nobody could tell when the updates come
+    assert all(one[0] != pytest.approx(other[0], rel=1e-6) for one, other in zip(often, numbers))
     assert_same(Threads(2).run(lambda workers: steps(workers, of))[0], whole)
-
-
-def test_the_order_of_the_images_matters():
-    """Else the tests above could not tell an update that comes too late."""
-    (one, *_), (two, *_) = by_hand(recipe(2)), by_hand(recipe(4))
-    assert one[0] != two[0] and by_hand(recipe(9))[1]["fc6.weight"].ne(by_hand(recipe(4))[1]["fc6.weight"]).any()
 
 
 def test_the_ledger_by_hand():
