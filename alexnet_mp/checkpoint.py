@@ -95,7 +95,7 @@ def _export(options):
     else:
         directory = None
     durable_files.refuse_output("--weights", target)
-    if (Path(options.run) / CHECKPOINTS).resolve() in target.resolve().parents:
+    if Path(os.path.realpath(Path(options.run) / CHECKPOINTS)) in Path(os.path.realpath(target)).parents:
         raise UserError(
             f"--weights {target}: what else lies in a checkpoint makes it count as damaged; choose another place"
         )

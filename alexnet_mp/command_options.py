@@ -19,7 +19,11 @@ def compute_as_in_training() -> None:
 def add_machine_options(parser: argparse.ArgumentParser) -> None:
     add_run_options(parser)
     parser.add_argument("--pipeline", choices=PIPELINES, default="auto", help="default: auto")
-    parser.add_argument("--workers", type=int, help="processes that read images; default: by the number of cores")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        help="processes that read images; default: by the number of cores, which the processes of a machine share",
+    )
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:

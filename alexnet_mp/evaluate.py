@@ -7,6 +7,7 @@ examples
   python -m alexnet_mp.evaluate RUN RUN --weights 2 1                the first counts twice
   python -m alexnet_mp.evaluate RUN RUN --weights validation --split test --submission FILE
   python -m alexnet_mp.evaluate RUN --per-class FILE.csv --confusion FILE.csv
+  torchrun --nproc-per-node 2 -m alexnet_mp.evaluate RUN --gpus 0,1,2,3        two pairs of towers, the same numbers
 
 A submission has a line for each image: its five most probable classes, most probable first, as ILSVRC numbers them
 (ILSVRC2012_ID) where the data set knows these numbers, else numbered from 1. Files are about --views. Of classes that
@@ -21,17 +22,26 @@ from .evaluation.ensembles import evaluate_runs, open_runs, print_answers
 from .system import durable_files
 from .system.command_line import command_parser
 from .system.errors import UserError, run_command
+from .system.launcher import spoken_by_the_first
+from .system.ranks import joined
 from .system.terminal import say
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
+    with spoken_by_the_first():
+        options = _parser().parse_args(arguments)
+    with joined(apart=False) as ranks:
+        _evaluate(options, ranks)
+    return 0
+
+
+def _evaluate(options, ranks):
     if options.weights is not None and len(options.runs) == 1:
         raise UserError("--weights: there is a single RUN, and nothing to be averaged")
     weights = ensemble_weights.parse_weights(options.weights, len(options.runs))
     outputs = {"--submission": options.submission, "--per-class": options.per_class, "--confusion": options.confusion}
     outputs = {flag: path for flag, path in outputs.items() if path is not None}
-    for flag, path in outputs.items():
+    for flag, path in outputs.items() if ranks.writes else ():
         durable_files.refuse_output(flag, path)
     if len({Path(path).absolute() for path in outputs.values()}) < len(outputs):
         raise UserError(f"{' and '.join(outputs)} name the same file; each needs its own")
@@ -46,6 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.pipeline,
         options.workers,
         options.batch_size,
+        ranks,
     )
     dataset, images = runs[0].dataset, runs[0].dataset.splits[options.split]
     if (images.labels < 0).any() and set(outputs) != {"--submission"}:
@@ -58,6 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         shown = "all equal" if len(set(tested.weights)) == 1 else " ".join(f"{weight:.4g}" for weight in tested.weights)
         say(f"average of {len(runs)} runs, weights {shown}:")
     print_answers(tested.average, options.split, len(dataset.classes))
+    if not ranks.writes:
+        return
     found = list(tested.average.values())[{"centre": 0, "ten": -1}[options.views]]
     if options.submission:
         _write(options.submission, submission.text(order, dataset.ids, found.top))
@@ -67,7 +80,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _write(options.per_class, per_class.table(dataset.classes, found, counts))
     if options.confusion:
         _write(options.confusion, per_class.confusion_table(dataset.classes, counts))
-    return 0
 
 
 def _write(path, text):
@@ -116,4 +128,4 @@ def _parser():
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, several=True)

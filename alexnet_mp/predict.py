@@ -19,6 +19,7 @@ import sys
 from collections.abc import Sequence
 
 from .command_options import add_run_options, compute_as_in_training
+from .data.class_names import apart_by_number
 from .data.image_files import STDIN, answered
 from .evaluation.per_class import as_csv
 from .evaluation.predict_images import predict
@@ -38,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     compute_as_in_training()
     with lines_on_stderr():  # standard output holds the answers alone
         network, found = load_run(options.run, options.gpus, options.kernels)
-    words, answers = class_words(options.run, found.classes), []
+    words, shown, answers = class_words(options.run, found.classes), apart_by_number(found.classes), []
     for path, picture, told in answered(
         options.pictures,
         network.recipe.stored_size,
@@ -53,12 +54,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ]
         answers.append({"file": path, "top": top})
         if not options.json and options.csv != STDIN:
-            _tell(path, top)
+            _tell(path, top, shown)
     if options.json:
         about = {"run": options.run, "checkpoint": found.checkpoint.name, "views": options.views}
         print(json.dumps({**about, "pictures": answers}, indent=1))
     if options.csv:
-        content = _table(answers, min(options.top, len(words))).encode(errors="surrogateescape")
+        content = _table(answers, min(options.top, len(words)), shown).encode(errors="surrogateescape")
         if options.csv == STDIN:
             sys.stdout.flush()
             sys.stdout.buffer.write(content)
@@ -67,22 +68,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 2 if any("error" in answer for answer in answers) else 0
 
 
-def _table(answers, top):
+def _table(answers, top, shown):
     """CSV, a row a picture: its file, the most probable classes with their names and probabilities, and the error of
-    one that can't be read."""
+    one that can't be read. shown: the classes, told apart."""
     columns = [f"{what} {place}" for place in range(1, top + 1) for what in ("class", "name", "probability")]
     rows = [("file", *columns, "error")]
     for answer in answers:
-        told = [one[what] for one in answer.get("top", ()) for what in ("class", "name", "probability")]
-        rows.append((answer["file"], *(told or [""] * len(columns)), answer.get("error", "")))
+        top = [(shown[one["label"]], one["name"], one["probability"]) for one in answer.get("top", ())]
+        rows.append((answer["file"], *(sum(top, ()) or [""] * len(columns)), answer.get("error", "")))
     return as_csv(rows)
 
 
-def _tell(path, top):
+def _tell(path, top, shown):
     say(printable(path))
     for place in top:
-        words = "" if place["name"] == place["class"] else f" ({place['class']})"
-        say(f"  {100 * place['probability']:6.2f} %  {printable(place['name'] + words)}")
+        name, of_class = place["name"], shown[place["label"]]
+        words = of_class if name == place["class"] else f"{name} ({of_class})"
+        say(f"  {100 * place['probability']:6.2f} %  {printable(words)}")
 
 
 def _parser():

@@ -139,7 +139,7 @@ def _named(directories):
 
     Raises UserError for a run that is named twice.
     """
-    whole = [Path(directory).resolve() for directory in directories]
+    whole = [Path(os.path.realpath(directory)) for directory in directories]
     for directory, path in zip(directories, whole):
         if whole.count(path) > 1:
             raise UserError(f"{directory} is named twice; each run counts once")

@@ -26,7 +26,7 @@ from .recipes.named import PRESETS
 from .system import precision
 from .system.command_line import command_parser
 from .system.errors import run_command
-from .system.ranks import spoken_by_the_first
+from .system.launcher import spoken_by_the_first
 from .training import graphed_step, run
 from .training.plan import Options
 from .training.profiler import STEPS
@@ -164,4 +164,4 @@ def _parser():
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, several=True)

@@ -16,7 +16,7 @@ from forked_process import Process
 from tiny_run import TINY, add_to_step, lines
 
 from alexnet_mp import train
-from alexnet_mp.system import ranks
+from alexnet_mp.system import launcher
 from alexnet_mp.system.errors import run_command
 from alexnet_mp.system.ranks import joined
 
@@ -76,7 +76,7 @@ def begin(*functions):
 
 def _ranks_own(function):
     """No torchrun ends the others here when the first has gone: it needs no second for what it has to say."""
-    ranks.LAST_WORDS = 0.05
+    launcher.LAST_WORDS = 0.05
     return function()
 
 
@@ -116,7 +116,7 @@ def training(*arguments, before=lambda: None):
 
     def command():
         before()
-        run_command(lambda: train.main([*map(str, arguments)]))
+        run_command(lambda: train.main([*map(str, arguments)]), several=True)
 
     return command
 

@@ -105,18 +105,15 @@ def small(recipe=mini()):
 
 
 needs_two = pytest.mark.gpu(2, reason="needs two GPUs")
-PLACES = {
-    "one CPU": dict(devices=(CPU, CPU)),
-    "one CPU, apart": dict(devices=(CPU, CPU), apart=True),
-    "one GPU": dict(devices=(CUDA, CUDA)),
-    "one GPU, apart": dict(devices=(CUDA, CUDA), apart=True),
-    "two GPUs": dict(devices=(CUDA, OTHER)),
-}
 every_place = pytest.mark.parametrize(
     "where",
     [
-        pytest.param(where, id=name, marks=[needs_gpu] * ("GPU" in name) + [needs_two] * ("two" in name))
-        for name, where in PLACES.items()
+        # The quick runs of test_graphed_runs.py have their towers together.
+        pytest.param(dict(devices=(CPU, CPU)), id="one CPU", marks=pytest.mark.slow),
+        pytest.param(dict(devices=(CPU, CPU), apart=True), id="one CPU, apart"),
+        pytest.param(dict(devices=(CUDA, CUDA)), id="one GPU", marks=needs_gpu),
+        pytest.param(dict(devices=(CUDA, CUDA), apart=True), id="one GPU, apart", marks=needs_gpu),
+        pytest.param(dict(devices=(CUDA, OTHER)), id="two GPUs", marks=needs_two),
     ],
 )
 GRAPHS_APART = 9 + 7 + 7 + 9  # of tower a, of b, and backward

@@ -40,7 +40,7 @@ def kernel_picture(
     maps, _, k, _ = weights.shape
     scaled = _standardised(weights) if scale == "kernel" else weights
     parts = np.split(scaled, towers) if scale == "tower" else [scaled]
-    pixels = np.concatenate([_pixels(part) for part in parts])
+    pixels = np.concatenate([pixels_of(part) for part in parts])
     a_tower, cell = maps // towers, k * SCALE + GAP
     rows = -(-a_tower // MOST_COLUMNS)
     columns = -(-a_tower // rows)
@@ -60,7 +60,7 @@ def kernel_picture(
     for tower, line in enumerate(names):
         top, chosen = first + tower * (TITLE + panel), np.arange(tower * a_tower, (tower + 1) * a_tower)
         pen.text((GAP, top + 5), line, fill="black", font_size=13)
-        for place, index in enumerate(_greyest_first(weights, chosen) if by_colour else chosen):
+        for place, index in enumerate(greyest_first(weights, chosen) if by_colour else chosen):
             row, column = divmod(place, columns)
             kernel = Image.fromarray(pixels[index]).resize((k * SCALE, k * SCALE), Image.Resampling.NEAREST)
             image.paste(kernel, (GAP + column * cell, top + TITLE + row * cell))
@@ -74,7 +74,7 @@ def _apart(weights, towers):
     return f"; random halves' shares of chroma are as far apart with p = {random_split_p(weights):.2g}"
 
 
-def _pixels(weights):
+def pixels_of(weights: np.ndarray) -> np.ndarray:
     """(maps, 3, k, k) -> (maps, k, k, 3) uint8, from the smallest of these weights to the largest."""
     low, high = weights.min(), weights.max()
     return np.rint((weights - low) / max(high - low, 1e-30) * 255).astype(np.uint8).transpose(0, 2, 3, 1)
@@ -90,7 +90,8 @@ def _standardised(weights):
     return np.where(varies, centred / np.where(varies, deviation, 1), 0)
 
 
-def _greyest_first(weights, chosen):
+def greyest_first(weights: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """The numbers of kernels, (m,), by their share of chroma. weights: (maps, 3, k, k)."""
     chroma, energy = chroma_and_energy(weights[chosen])
     return chosen[np.argsort(chroma / np.maximum(energy, 1e-300), kind="stable")]
 

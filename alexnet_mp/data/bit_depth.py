@@ -3,60 +3,49 @@
 Pillow's own conversions clip at 255 or keep a channel's high byte alone: a picture of small values becomes black, one
 of large values white. What can't be told from the file is refused, or said in a line."""
 
-import fcntl
-import os
-import sys
-import zlib
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from ..system.errors import UserError
-from ..system.terminal import printable
+from . import remarks
 
 MOST = 65_535  # of integers; 255 of floats
+MOST_SIGNED = 32_767  # of 16 bits of which one is a sign: 15 are left
 DARK = 64  # of 255: a picture below may be one of 14 bits or fewer, of which the file says nothing
-MOST_NAMED = 5  # dark pictures, by all processes that read images
-LOOKED_AT = 1 << 16  # bytes of `_dark` that are read to find out which those are
 SAID = "sBIT", "MaxSampleValue"
 BITS_PER_SAMPLE, PHOTOMETRIC, MAX_SAMPLE_VALUE, PLANAR, SAMPLE_FORMAT = 258, 262, 281, 284, 339  # TIFF 6.0, section 8
 LEAST_WHITE = 400  # above what becomes level 1 of a portable map's 255: 385 of 65,535
-
-# A file in memory that forked processes share, open for appending, which no two can do at once: (crc32 of its name,
-# process) of each dark picture. What one has named, no other names again.
-# Its number is none of the three streams', which may be closed.
-_made = os.memfd_create("dark")
-_dark = fcntl.fcntl(_made, fcntl.F_DUPFD_CLOEXEC, 3)
-os.close(_made)
-fcntl.fcntl(_dark, fcntl.F_SETFL, os.O_APPEND)
-_noted, _counted = set(), 0  # crc32s that this process has appended; how many pictures `count_dark` has told of
 
 
 def eight_bits(image: Image.Image, name: str | Path | None = None) -> Image.Image:
     """A Pillow image, not yet decoded, with 8 bits a channel; the same object where its file has no more.
 
-    Integers are 0 to 65,535, or as many bits as the file says are significant; floats are 0 to 255. A picture that
-    stays below a quarter of that is a line on standard error, which begins with `name`, unless the file says its bits.
+    Integers are 0 to 65,535, of 16 bits with a sign 0 to 32,767, or as many bits as the file says are significant;
+    floats are 0 to 255. A picture that stays below a quarter of that is a line on standard error, which begins with
+    `name`, unless the file says its bits.
     Raises UserError where values are out of range or no numbers, or where different values all become the same."""
     tiff = dict(getattr(image, "tag_v2", {}))
     raw = next((_raw_mode(tile) for tile in getattr(image, "tile", ())), "")
     if tiff.get(PLANAR) == 2 and max(tiff.get(BITS_PER_SAMPLE, (8,))) > 8 and ";16" not in raw:
         raise UserError("its 16-bit channels lie in planes, uncompressed, which can't be read; interleave them")
     deep = image.mode == "F" or image.mode.startswith("I")
+    signed = 2 in np.atleast_1d(tiff.get(SAMPLE_FORMAT, 1))
     if not deep and ";16" not in raw:
         if image.format == "PPM":
             _refuse_black_map(image)
-        if 2 in np.atleast_1d(tiff.get(SAMPLE_FORMAT, 1)) and np.asarray(image).max() > 127:  # read as if they had none
-            raise UserError("its values have a sign, and some are below 0; only 0 to 255 is understood")
-        return image
+        return _without_sign(image) if signed else image
     bits, most = _significant_bits(image, tiff), 255 if image.mode == "F" else MOST  # Pillow closes the file when read
+    if signed and most == MOST and max(tiff.get(BITS_PER_SAMPLE, (32,))) == 16:
+        most = MOST_SIGNED
     values = np.asarray(image) if deep else _both_bytes(image, raw)
     if values is None:
         return image
     low, high = _range(values, most)
-    if most == MOST:
-        levels = _scaled(values.astype(np.uint16), bits, image.format) >> 8
+    if most != 255:
+        scale = bits or (15 if most == MOST_SIGNED else None)
+        levels = _scaled(values.astype(np.uint16), scale, image.format) >> 8
     else:
         levels = values.clip(0, 255)
     levels = levels.astype(np.uint8)
@@ -75,6 +64,14 @@ def eight_bits(image: Image.Image, name: str | Path | None = None) -> Image.Imag
     return Image.fromarray(levels, "CMYK") if image.mode == "CMYK" else Image.fromarray(levels)
 
 
+def _without_sign(image):
+    """Of a TIFF of 8 bits with a sign, which Pillow reads as if there were none: the 7 bits that are left."""
+    levels = np.asarray(image)
+    if levels.max() > 127:
+        raise UserError("its values have a sign, and some are below 0; only 0 to 127 is understood")
+    return Image.fromarray(levels << 1)
+
+
 def _refuse_black_map(image):
     """Of a portable map in colour, with more than 8 bits. Pillow has rounded its values to levels of 255."""
     source, args = image.filename or image.fp, next((tile.args for tile in image.tile), "")
@@ -88,15 +85,6 @@ def _refuse_black_map(image):
             f"its values, of {args[-1]:,}, all become grey level 0 or 1 of 255; store it with 8 bits, or say which "
             "value is white"
         )
-
-
-def count_dark() -> None:
-    """Behind a pass through pictures: a line with the number of dark ones, where not all are named and some are new."""
-    global _counted
-    count = len(_first_noted(os.fstat(_dark).st_size))
-    if count > max(_counted, MOST_NAMED):
-        print(f"dark: {count:,} pictures in all, {count - MOST_NAMED:,} of them not named", file=sys.stderr)
-    _counted = count
 
 
 def _is_dark(levels):
@@ -173,7 +161,7 @@ def _range(values, most):
     if most == 255 and high <= 1:  # taken as 0..255 all of it would be black
         raise UserError("its pixels are floats of at most 1; only 0 to 255 is understood")
     if low < 0 or high > most:
-        if most == MOST or low <= -1 or high >= 256:  # less than a level is rounding
+        if most != 255 or low <= -1 or high >= 256:  # less than a level is rounding
             raise UserError(f"its values are {low:,} to {high:,}; only 0 to {most:,} is understood")
     return low, high
 
@@ -189,23 +177,6 @@ def _scaled(values, bits, kind):
 
 
 def _note_dark(name, low, high, most):
-    key, process = zlib.crc32(str(name).encode(errors="surrogateescape")), os.getpid()
-    if key in _noted:
-        return
-    _noted.add(key)
-    os.write(_dark, np.array([key, process], np.uint32).tobytes())
-    if (key, process) not in _first_noted(LOOKED_AT)[:MOST_NAMED]:
-        return
     most_are = ", 99 % of them in the lowest quarter" if high >= most * DARK / 255 else ""
-    hint = f"; a file that means fewer bits can say so (PNG: {SAID[0]}, TIFF: {SAID[1]})" if most == MOST else ""
-    print(
-        f"{printable(str(name or 'a picture'))}: dark: its values are {low:,} to {high:,}{most_are}, "
-        f"and taken as of {most:,}{hint}",
-        file=sys.stderr,
-    )
-
-
-def _first_noted(size):
-    """[(crc32, the process that appended it first)] in the first `size` bytes of `_dark`, by their order."""
-    noted = np.frombuffer(os.pread(_dark, size, 0), np.uint32).reshape(-1, 2).tolist()
-    return list({key: (key, process) for key, process in reversed(noted)}.values())[::-1]
+    hint = "" if most == 255 else f"; a file that means fewer bits can say so (PNG: {SAID[0]}, TIFF: {SAID[1]})"
+    remarks.DARK.say(name, f"its values are {low:,} to {high:,}{most_are}, and taken as of {most:,}{hint}")

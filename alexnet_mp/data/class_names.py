@@ -1,7 +1,7 @@
 """Two lists of classes that should be the same: the first difference, in words."""
 
 import unicodedata
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from itertools import zip_longest
 
@@ -46,6 +46,17 @@ def nearly_same(names: Iterable[str]) -> list[str]:
         one, other = (ascii(name) if how == ACCENTS else f"'{printable(name)}'" for name in pair)
         shown.append(f"classes {one} and {other} are two, which differ in {how} alone")
     return shown + [f"{len(pairs) - MOST_NAMED:,} more pairs of classes are as much alike"] * (len(pairs) > MOST_NAMED)
+
+
+def apart_by_number(names: Sequence[str]) -> list[str]:
+    """The names of all classes as a person can tell them apart: "café (class 2)", the first is 1, where two differ in
+    how accents are written alone."""
+    letters = [unicodedata.normalize("NFC", name) for name in names]
+    count = Counter(letters)
+    return [
+        name if count[same] == 1 else f"{name} (class {number})"
+        for number, (name, same) in enumerate(zip(names, letters), start=1)
+    ]
 
 
 def _how(one, other):

@@ -75,6 +75,8 @@ class DataSet(Protocol):
 
 def open_dataset(data: str | Path, stored_size: int, splits: Sequence[str] = ("train", "val")) -> DataSet:
     """The data set that `--data` names, "builtin" or a directory, with these splits. Raises UserError if it can't."""
+    if data == "":  # as of a variable that is not set; Path("") is the working directory
+        raise UserError(f"--data '': {TAKES}")
     if data == "builtin":
         return Builtin(stored_size)
     return Prepared(data, stored_size, splits) if is_prepared(data) else Folder(data, stored_size, splits)

@@ -11,10 +11,10 @@ import torch
 from ..recipes.recipe import Recipe
 from ..system.errors import UserError, complain
 from ..system.terminal import printable
-from .bit_depth import count_dark
 from .class_folders import HIDDEN, NO_PICTURE, UNOPENED, DiskFolder, PassedOver, is_hidden
 from .pipeline_torch import TorchPipeline
 from .pixel_statistics import Statistics
+from .remarks import count_remarks
 from .resize import decoded
 
 AT_ONCE = 64  # pictures in memory
@@ -66,7 +66,7 @@ def answered(
                 yield path, picture, None
             else:
                 yield path, picture, next(answers)
-    count_dark()
+    count_remarks()
 
 
 def pictures_in(folder: str) -> list[str]:

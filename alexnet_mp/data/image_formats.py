@@ -7,13 +7,14 @@ import threading
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from PIL import Image
 
 from ..system.errors import MachineError, UserError
+from .tiff_pages import has_more, is_raw
 
 # Pillow's name of each format that is read, and how its files begin. None of their readers starts another program.
 # A file is opened as what it begins as, and as nothing else.
@@ -85,7 +86,7 @@ def is_picture(name: str, read: Callable[[int, int], bytes]) -> bool:
             return False
         return format_of(head) is not None
     kind = format_of(head)
-    return kind is not None and not (kind == "TIFF" and _is_raw(read))
+    return kind is not None and not (kind == "TIFF" and is_raw(read))
 
 
 def gunzipped(content: bytes, largest: int) -> bytes:
@@ -119,7 +120,7 @@ def opened(file: str | Path | BinaryIO) -> Iterator[Image.Image]:
             raise UserError(f"cannot identify image file: it is none of {READ}" if head else "it is empty")
         if kind in _ESSENTIAL:
             stream = io.BytesIO(_ESSENTIAL[kind](head + stream.read()))
-        if kind == "TIFF" and _is_raw(_reader(stream)):
+        if kind == "TIFF" and is_raw(_reader(stream)):
             raise UserError("its first picture is a preview of another (a camera's raw file?), and would be read")
         stream.seek(0)
         stack.enter_context(_our_limit())
@@ -133,6 +134,39 @@ def opened(file: str | Path | BinaryIO) -> Iterator[Image.Image]:
         except Image.DecompressionBombError as error:
             _check_pixels(int(re.search(r"\d+", str(error))[0]))
             raise
+
+
+def holds_several(image: Image.Image) -> bool:
+    """Whether the file of an `opened` image, not yet decoded, has more pictures than the first, which is read.
+
+    Smaller versions and masks in a TIFF don't count, nor what follows the first picture of a JPEG."""
+    if image.format == "PPM":
+        return _follows_a_map(image)
+    if image.format != "TIFF":
+        with suppress(Exception):  # a GIF is looked at behind its first picture, where it may be damaged
+            return getattr(image, "is_animated", False)
+        return False
+    place = image.fp.tell()
+    try:
+        return has_more(_reader(image.fp))
+    finally:
+        image.fp.seek(place)
+
+
+def _follows_a_map(image):
+    """Whether another portable map begins where the binary pixels of the first end."""
+    (tile,) = image.tile
+    rawmode, *most = (tile.args,) if isinstance(tile.args, str) else tile.args
+    if tile.codec_name == "ppm_plain":
+        return False
+    width, height = image.size
+    wide = ";16" in rawmode or max(most, default=0) > 255
+    row = -(-width // 8) if image.mode == "1" else width * len(image.getbands()) * (2 if wide else 1)
+    place = image.fp.tell()
+    image.fp.seek(tile.offset + row * height)
+    head = image.fp.read(HEAD)
+    image.fp.seek(place)
+    return format_of(head) == "PPM"
 
 
 def _reader(stream):
@@ -179,15 +213,18 @@ def _our_limit():
 def _essential_png(content):
     """A PNG without the chunks that no pixel depends on: a damaged or vast text, profile or EXIF must not spoil it.
 
-    Kept are the critical chunks, and sBIT where it is whole; behind a cut, everything, for Pillow to judge."""
+    Kept are the critical chunks, and, where they are whole, sBIT and what says how many pictures there are; behind a
+    cut, everything, for Pillow to judge."""
     kept, start, view = [content[:8]], 8, memoryview(content)
     while start + 12 <= len(content):
         end = start + 12 + int.from_bytes(content[start : start + 4])
         kind = content[start + 4 : start + 8]
         if end > len(content) or not kind.isalpha():
             break
-        whole = kind == b"sBIT" and zlib.crc32(view[start + 4 : end - 4]) == int.from_bytes(view[end - 4 : end])
-        if kind[:1].isupper() or whole:  # upper case: critical (PNG 3, 5.4)
+        # acTL: 8 bytes, of which the first four are the number of pictures
+        several = kind == b"acTL" and end - start == 20 and int.from_bytes(content[start + 8 : start + 12]) > 1
+        whole = zlib.crc32(view[start + 4 : end - 4]) == int.from_bytes(view[end - 4 : end])
+        if kind[:1].isupper() or whole and (kind == b"sBIT" or several):  # upper case: critical (PNG 3, 5.4)
             kept.append(view[start:end])
         start = end
     return b"".join([*kept, view[start:]])
@@ -209,20 +246,3 @@ def _essential_jpeg(content):
 
 
 _ESSENTIAL = {"PNG": _essential_png, "JPEG": _essential_jpeg}
-
-
-def _is_raw(read):
-    """Whether the first picture of a TIFF is a preview, or what a sensor saw: DNG, NEF, ARW and their like."""
-    order = "little" if read(0, 2) == b"II" else "big"
-    if int.from_bytes(read(2, 2), order) != 42:  # BigTIFF; no camera writes it
-        return False
-    place = int.from_bytes(read(4, 4), order)
-    count = int.from_bytes(read(place, 2), order)
-    entries = read(place + 2, 12 * count)
-    for start in range(0, len(entries) - 11, 12):
-        tag, kind = (int.from_bytes(entries[start + at : start + at + 2], order) for at in (0, 2))
-        value = int.from_bytes(entries[start + 8 : start + (10 if kind == 3 else 12)], order)
-        # NewSubfileType: a smaller version; PhotometricInterpretation: a colour filter array, linear raw; DNGVersion
-        if tag == 254 and value & 1 or tag == 262 and value in (32803, 34892) or tag == 50706:
-            return True
-    return False

@@ -3,7 +3,9 @@ network that memory can't hold."""
 
 import math
 import os
+from bisect import bisect_right
 
+from ..parallel.pieces import WHOLE, Pieces
 from ..recipes.shapes import parameter_counts, sizes
 from ..system.errors import UserError
 from ..system.memory import free_memory
@@ -30,34 +32,59 @@ def refuse_workers(workers: int, without: str) -> None:
         )
 
 
-def refuse_batch(pipeline: AnyPipeline, batch_size: int, training: bool = False) -> None:
+def refuse_batch(
+    pipeline: AnyPipeline, batch_size: int, training: bool = False, pieces: Pieces = WHOLE, processes: int = 1
+) -> None:
     """Raise UserError if batches of a pipeline need more memory than is free.
 
-    What is counted is the least that they can do with; a GPU says by itself what doesn't fit into its own memory.
+    pieces: what a process computes of each minibatch; processes: on this machine, that need as much each. What is
+    counted is the least that they can do with; a GPU says by itself what doesn't fit into its own memory.
     """
-    images = min(batch_size, max(map(len, pipeline.dataset.splits.values())))
-    fixed, an_image = least_bytes(pipeline, images, training)
-    need, free = fixed + images * an_image, free_memory()
-    if need <= free:
+
+    images, free = min(batch_size, max(map(len, pipeline.dataset.splits.values()))), free_memory()
+    ahead = _ahead(pipeline, images)
+
+    def need(images):
+        return processes * least_bytes(pipeline, images, training, pieces, ahead)
+
+    if need(images) <= free:
         return
-    short = f"{need / 1e9:,.1f} GB of memory at least, and {free / 1e9:,.1f} GB are free"
-    if fixed + an_image > free:
-        raise UserError(f"the network of {fixed / 1e9:,.1f} GB and a batch need {short}; fewer maps would fit")
-    raise UserError(
-        f"batch size {batch_size}: {images:,} images need {short}; about {int((free - fixed) / an_image):,} would fit"
-    )
+    among = f" in {processes} processes" if processes > 1 else ""
+    short = f"{need(images) / 1e9:,.1f} GB of memory at least{among}, and {free / 1e9:,.1f} GB are free"
+    if need(1) > free:
+        raise UserError(f"the network of {need(0) / 1e9:,.1f} GB and a batch need {short}; fewer maps would fit")
+    fits = bisect_right(range(1, images), free, key=need)
+    raise UserError(f"batch size {batch_size}: {images:,} images need {short}; about {fits:,} would fit")
 
 
-def least_bytes(pipeline: AnyPipeline, images: int, training: bool) -> tuple[int, int]:
-    """(bytes whatever the batch is, bytes of each of its images) in the CPU's memory."""
+def least_bytes(
+    pipeline: AnyPipeline, images: int, training: bool, pieces: Pieces = WHOLE, ahead: int | None = None
+) -> int:
+    """Bytes of the CPU's memory that a process holds at a time, with batches of so many images. ahead: batches that
+    wait; None: those of the pipeline's workers."""
     recipe, classes = pipeline.recipe, len(pipeline.dataset.classes)
     towers = sum(device.type == "cpu" for device in pipeline.devices)
-    pixels = 3 * recipe.crop_size**2
-    batches = sum(math.ceil(len(split) / images) for split in pipeline.dataset.splits.values())
-    ahead = min(AHEAD * pipeline.workers, batches) if pipeline.name == "torch" else 0
-    # Forward keeps for backward what every layer computes; in a test only the largest has to be there.
-    computed = [math.prod(size.computed) for size in sizes(recipe, classes)[:-1]]
-    values = sum(computed) if training else max(computed, default=0)
-    an_image = pixels * (1 + ahead) + (4 * pixels if towers else 0) + towers * pipeline.dtype.itemsize * values
     # Weights, their gradients and their velocity.
-    return 4 * (3 if training else 1) * sum(parameter_counts(recipe, classes)[:towers]), an_image
+    fixed = 4 * (3 if training else 1) * sum(parameter_counts(recipe, classes)[:towers])
+    if not images:
+        return fixed
+    pixels = 3 * recipe.crop_size**2
+    ahead = _ahead(pipeline, images) if ahead is None else ahead
+    an_image = pixels * (1 + ahead) + (4 * pixels if towers else 0)
+    # Forward keeps for backward what every layer computes; in a test, of whole batches, only the largest has to be
+    # there.
+    computed = [math.prod(size.computed) for size in sizes(recipe, classes)[:-1]]
+    value = towers * pipeline.dtype.itemsize
+    tested = images * (an_image + value * max(computed, default=0))
+    if not training:
+        return fixed + tested
+    own = [pieces.rows(piece, images) for piece in pieces.own(images)]
+    read = pieces.read(images)
+    at_once = max((rows.stop - rows.start for rows in own), default=0)
+    return fixed + max(tested, (read.stop - read.start) * an_image + at_once * value * sum(computed))
+
+
+def _ahead(pipeline, images):
+    """The batches that workers hold ready."""
+    batches = sum(math.ceil(len(split) / images) for split in pipeline.dataset.splits.values())
+    return min(AHEAD * pipeline.workers, batches) if pipeline.name == "torch" else 0

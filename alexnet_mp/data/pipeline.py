@@ -60,8 +60,10 @@ def make_pipeline(
     devices: Sequence[torch.device | str],
     workers: int | None = None,
     dtype: torch.dtype = torch.float32,
+    processes: int = 1,
 ) -> Pipeline:
-    """The pipeline that `--pipeline` and `--workers` ask for.
+    """The pipeline that `--pipeline` and `--workers` ask for. processes: on this machine that each have one, and share
+    its cores.
 
     "auto": "raw" for sets of raw pixels; else "dali" where DALI is there and loads; else "torch". Raises UserError for
     one that is not installed or doesn't fit the data. dtype: of the images."""
@@ -79,9 +81,8 @@ def make_pipeline(
             f"this is {dataset.description}"
         )
     if workers is None:
-        workers = min(
-            os.process_cpu_count() if hasattr(os, "process_cpu_count") else len(os.sched_getaffinity(0)), MOST_WORKERS
-        )
+        cores = os.process_cpu_count() if hasattr(os, "process_cpu_count") else len(os.sched_getaffinity(0))
+        workers = max(1, min(cores // processes, MOST_WORKERS))
     refuse_workers(workers, "read in the main process")
     return {"dali": DaliPipeline, "raw": RawPipeline, "torch": TorchPipeline}[choice](
         dataset, recipe, devices, workers, dtype

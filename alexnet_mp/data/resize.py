@@ -9,7 +9,8 @@ from PIL import Image
 from ..system.errors import MachineError, UserError
 from .bit_depth import eight_bits
 from .file_ranges import because
-from .image_formats import opened
+from .image_formats import holds_several, opened
+from .remarks import SEVERAL
 
 
 def decoded(file: str | Path | BinaryIO, size: int, name: str | Path) -> np.ndarray:
@@ -19,6 +20,8 @@ def decoded(file: str | Path | BinaryIO, size: int, name: str | Path) -> np.ndar
     """
     try:
         with opened(file) as image:
+            if holds_several(image):
+                SEVERAL.say(name, "the first is read")
             return stored_picture(image, size, name)
     except (MemoryError, MachineError):  # not the image's fault
         raise

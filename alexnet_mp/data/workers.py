@@ -27,7 +27,7 @@ import torch
 
 from ..system.errors import UserError
 from ..system.interrupts import SIGNALS
-from .bit_depth import count_dark
+from .remarks import count_remarks
 
 AHEAD = 2  # items that each process reads before they are asked for
 ALIGNED = 64  # bytes, of every array in shared memory
@@ -61,7 +61,7 @@ def load(source: Source, keys: Iterable | None, workers: int, pin: bool = False)
                     raise item
                 yield item
     finally:
-        count_dark()
+        count_remarks()
 
 
 @contextmanager
@@ -113,6 +113,11 @@ class _Process:
             keys, self.keys = multiprocessing.Pipe(duplex=False)
             # A message comes whole or not at all. The process alone has the other end, which is closed when it ends.
             self.answers, answers = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            # Forked, not started anew: no data set is copied, and a user's script needs no guard around its main part.
+            # CUDA, NCCL and gloo may have begun. A fork is safe since this one reads, crops with numpy and writes, and
+            # leaves by _exit: it touches no device (torch raises in a fork that would), no process group, no store, and
+            # runs none of their destructors. Pinning is the parent's. Memory that InfiniBand has registered stays the
+            # parent's, too: NCCL calls ibv_fork_init before it opens a card.
             fork = multiprocessing.get_context("fork")
             self.process = fork.Process(target=_serve, args=(source, keys, answers), daemon=True)
             with keys, answers:

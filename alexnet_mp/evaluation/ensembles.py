@@ -1,5 +1,6 @@
 """Several runs on one data set, tested one after the other, and the average of their probabilities."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,11 +9,14 @@ from typing import Literal
 import torch
 
 from ..data.class_names import first_difference
-from ..data.dataset import DataSet, open_data_of_run, open_dataset
+from ..data.dataset import SAME_FILES, DataSet, open_data_of_run, open_dataset
 from ..data.limits import refuse_batch
 from ..data.pipeline import Pipeline, make_pipeline
-from ..system.devices import check_kernels, resolve
+from ..runs import checkpoint_format
+from ..system.devices import check_kernels, here
 from ..system.errors import UserError
+from ..system.provenance import package_version, source_commit
+from ..system.ranks import ALONE, Ranks
 from ..system.terminal import progress, say
 from . import ensemble_weights
 from .accuracy import Answers, joined, judged
@@ -31,6 +35,7 @@ class Run:
     batch_size: int
     gpus: str
     kernels: str
+    ranks: Ranks = ALONE  # the processes of the job, to which whole batches are dealt
 
 
 def open_runs(
@@ -42,17 +47,21 @@ def open_runs(
     pipeline: str = "auto",
     workers: int | None = None,
     batch_size: int | None = None,
+    ranks: Ranks = ALONE,
 ) -> list[Run]:
-    """The `Run`s of run directories on one data set: what they were trained on, if `data` is None.
+    """The `Run`s of run directories on one data set: what they were trained on, if `data` is None. ranks: of a job
+    that tests one run, each process with a pair of towers.
 
     Raises UserError where a run has no checkpoint, where their classes differ from each other or from the data's, and
     for whatever else would end a test of theirs later."""
     if batch_size is not None and batch_size < 1:
         raise UserError(f"--batch-size {batch_size}: it must be at least 1")
+    if ranks.count > 1 and len(directories) > 1:
+        raise UserError(f"{len(directories)} runs are averaged in one process; torchrun's {ranks.count} can test one")
     described, opened, sources = [], {}, {}
     for directory in directories:
         _, run = trained(directory)
-        check_kernels(kernels, resolve(gpus, run.recipe.towers))
+        check_kernels(kernels, here(gpus, run.recipe.towers, ranks))
         if run.classes != (described or [run])[0].classes:
             difference = first_difference(described[0].classes, run.classes, directories[0])
             raise UserError(f"{directory}: {difference}; only networks with the same classes can be averaged")
@@ -83,12 +92,12 @@ def open_runs(
                 f"{blamed}: its {len(dataset.classes)} classes are not the {len(classes)} that "
                 f"{directory} was trained on; {first_difference(classes, dataset.classes, directory)}"
             )
-        made = make_pipeline(pipeline, dataset, recipe, resolve(gpus, recipe.towers), workers)
-        refuse_batch(made, batch_size or recipe.batch_size)
+        devices, size = here(gpus, recipe.towers, ranks), batch_size or recipe.batch_size
+        made = make_pipeline(pipeline, dataset, recipe, devices, workers, processes=ranks.local_count)
+        refuse_batch(made, size, processes=ranks.local_count)
         made.use(run.statistics)
-        runs.append(
-            Run(str(directory), dataset, made, both_protocols(recipe), batch_size or recipe.batch_size, gpus, kernels)
-        )
+        made.pieces = replace(made.pieces, pair=ranks.pair, pairs=ranks.pairs)
+        runs.append(Run(str(directory), dataset, made, both_protocols(recipe), size, gpus, kernels, ranks))
     return runs
 
 
@@ -183,7 +192,9 @@ def _choose(logs, labels):
 def _test(run, split, protocols, finite, take=lambda protocol, rows, logs: None):
     """{protocol: `Answers`} of a run. take(number of the protocol, rows, their (n, classes) float32) is called for
     every batch."""
-    network, _ = load_run(run.directory, run.gpus, run.kernels)
+    network, found = load_run(run.directory, run.gpus, run.kernels, run.ranks)
+    run.ranks.meet()  # a disk may be slow
+    run.ranks.refuse_difference(lambda: _facts(run, split, network, found))
 
     def taken(rows, means):
         for number, mean in enumerate(means.values()):
@@ -192,7 +203,23 @@ def _test(run, split, protocols, finite, take=lambda protocol, rows, logs: None)
             take(number, rows, mean.float().cpu())
 
     with progress(f"{split}, {list(protocols)[-1]}", len(run.dataset.splits[split])) as advance:
-        return evaluate(network, run.pipeline, split, protocols, run.batch_size, advance, taken)
+        return evaluate(network, run.pipeline, split, protocols, run.batch_size, advance, taken, run.ranks)
+
+
+def _facts(run, split, network, found):
+    """{what has to be alike in all processes of a job: it}"""
+    manifest = found.checkpoint / checkpoint_format.MANIFEST  # has the digests of what was read
+    return {
+        "the code": f"{package_version('alexnet_mp')}, commit {source_commit()}",
+        "torch": torch.__version__,
+        "the kernels": network.kernels_used(),
+        "the kind of device": ", ".join(device.type for device in network.exchange.devices),
+        "the pipeline": run.pipeline.name,
+        "the checkpoint": hashlib.sha256(manifest.read_bytes()).hexdigest(),
+        "the data's fingerprint": run.dataset.fingerprint[:SAME_FILES],  # machines may have copies
+        "--split": split,
+        "--batch-size": str(run.batch_size),
+    }
 
 
 def print_answers(found: Mapping[str, Answers], split: str, classes: int) -> None:

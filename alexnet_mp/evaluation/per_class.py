@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
+from ..data.class_names import apart_by_number
 from .accuracy import Answers, top5_tells
 
 
@@ -21,26 +22,29 @@ def table(classes: Sequence[str], answers: Answers, counts: torch.Tensor) -> str
     """CSV, a row a class: name, images, top-1 and top-5 error in %, the wrong class it is most often taken for, how
     often.
 
+    A number stands behind names that accents alone tell apart (`apart_by_number`).
     answers: to all images; counts: their `confusion`. Without images there is no error, of five classes or fewer no
     top-5 error, and without a wrong one no wrong class: the field is empty. Of classes that it is taken for equally
     often, the first is named."""
     wrong = counts.clone().fill_diagonal_(0)
     most, which = wrong.max(1).values.tolist(), _first_of_most(wrong)
     rows = [("class", "images", "top-1 error %", "top-5 error %", "most frequent wrong class", "its images")]
-    for label, name in enumerate(classes):
+    shown = apart_by_number(classes)
+    for label, name in enumerate(shown):
         own = answers.labels == label
         images = int(own.sum())
         errors = [
             f"{100 - 100 * credit[own].mean().item():.4f}" if images and tells else ""
             for credit, tells in ((answers.top1, True), (answers.top5, top5_tells(len(classes))))
         ]
-        rows.append((name, images, *errors, classes[which[label]] if most[label] else "", most[label]))
+        rows.append((name, images, *errors, shown[which[label]] if most[label] else "", most[label]))
     return as_csv(rows)
 
 
 def confusion_table(classes: Sequence[str], counts: torch.Tensor) -> str:
-    """CSV of a `confusion`: a header of the predicted classes, then a row a class."""
-    return as_csv([("class", *classes), *((name, *row) for name, row in zip(classes, counts.tolist(), strict=True))])
+    """CSV of a `confusion`: a header of the predicted classes, then a row a class; names as in `table`."""
+    shown = apart_by_number(classes)
+    return as_csv([("class", *shown), *((name, *row) for name, row in zip(shown, counts.tolist(), strict=True))])
 
 
 def _first_of_most(counts):

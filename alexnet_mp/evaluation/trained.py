@@ -9,8 +9,9 @@ from ..network.network import TwoTowerAlexNet
 from ..recipes.recipe import Recipe
 from ..runs import checkpoint_format, checkpoints
 from ..runs.directory import read_run
-from ..system.devices import check_kernels, make_current, resolve
+from ..system.devices import check_kernels, here, make_current
 from ..system.errors import UserError
+from ..system.ranks import ALONE, Ranks
 from ..system.terminal import say
 
 
@@ -42,11 +43,13 @@ def trained(directory: str | Path, with_weights: bool = False) -> tuple[Path, Tr
     return checkpoints.from_newest(directory, read)
 
 
-def load_run(directory: str | Path, gpus: str = "auto", kernels: str = "auto") -> tuple[TwoTowerAlexNet, Trained]:
-    """(network in test mode, its `Trained`) of a run directory's newest weights. Raises UserError where it can't be
-    used."""
+def load_run(
+    directory: str | Path, gpus: str = "auto", kernels: str = "auto", ranks: Ranks = ALONE
+) -> tuple[TwoTowerAlexNet, Trained]:
+    """(network in test mode, its `Trained`) of a run directory's newest weights. ranks: of a job of which this process
+    has a pair of towers. Raises UserError where it can't be used."""
     path, found = trained(directory, with_weights=True)
-    devices = resolve(gpus, found.recipe.towers)
+    devices = here(gpus, found.recipe.towers, ranks)
     check_kernels(kernels, devices)
     make_current(devices)
     network = TwoTowerAlexNet(found.recipe, devices, len(found.classes), kernels)

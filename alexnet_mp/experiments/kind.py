@@ -53,6 +53,7 @@ class Kind:
     judged = True  # whether a verdict is tried
     curve_labels = ("step", "training loss (nats)")
     dashed = False  # whether the curves of all arms but the first are
+    shows_kernels = False  # whether the first layers of all its runs are a picture of their own
 
     def refuse(self, claim_id: str, recipe: Recipe) -> None:
         """Raise UserError if the first arm's recipe leaves nothing to compare."""

@@ -165,6 +165,7 @@ class Towers(Kind):
     """Whether the towers' first-layer kernels differ: in networks with links, without, and in halves of one tower."""
 
     word = "towers"
+    shows_kernels = True
 
     def refuse(self, claim_id: str, recipe: Recipe) -> None:
         if recipe.towers == 1:

@@ -12,7 +12,7 @@ from .claim import command
 from .elsewhere import ELSEWHERE
 from .findings import findings, setting
 from .paper_claims import CLAIMS
-from .records import RECORDS, path_of, read_records
+from .records import RECORDS, kernels_picture, path_of, read_records
 from .verdict import NOT_RUN, verdicts
 
 README = RECORDS.parent.parent / "README.md"
@@ -87,7 +87,8 @@ def _each(folder, records, found, path):
         lines += [f"- command: `{command(claim)}`", ""]
         for record in records.get(claim.id, []):
             if sentences := findings(record):
-                picture = os.path.relpath(path_of(record, folder).with_suffix(".png"), Path(path).parent)
+                place = path_of(record, folder)
+                pictures = [place.with_suffix(".png"), kernels_picture(place)]
                 lines += [
                     f"**{setting(record)}**",
                     "",
@@ -95,9 +96,9 @@ def _each(folder, records, found, path):
                     "",
                     f"Command: `{record['command']}`",
                     "",
-                    f"![{claim.id}]({Path(picture).as_posix()})",
-                    "",
                 ]
+                for picture in pictures if pictures[1].exists() else pictures[:1]:
+                    lines += [f"![{claim.id}]({Path(os.path.relpath(picture, Path(path).parent)).as_posix()})", ""]
     for other in ELSEWHERE:
         told = other.told(folder, records) or ["not run here"]
         lines += [

@@ -56,17 +56,22 @@ def base_of(options: Namespace) -> str:
 def arm_recipe(arm: Arm, options: Namespace) -> tuple[str, Recipe]:
     """(preset's name, the arm's recipe): preset, --set, --epochs, then what the claim changes."""
     preset = arm.preset or base_of(options)
-    recipe = override(PRESETS[preset](), options.set)
-    if options.epochs is not None:
-        recipe = ablations.shortened(recipe, options.epochs)
+    return preset, _derived(preset, tuple(options.set), options.epochs, arm.derive)
+
+
+@lru_cache(maxsize=256)  # every seed of an arm asks for the same one, and so does every look at what is left to do
+def _derived(preset, settings, epochs, derivations):
+    recipe = override(PRESETS[preset](), settings)
+    if epochs is not None:
+        recipe = ablations.shortened(recipe, epochs)
         if recipe.schedule == "plateau":
             # "Reduced three times prior to termination" (5) must hold at the end of fewer epochs as well. A plateau
             # can't promise it: nobody says how patient it is. And arms whose rates fall at different times differ in
             # more than what is claimed.
             recipe = ablations.dated_drops(recipe)
-    for derive in arm.derive:
+    for derive in derivations:
         recipe = derive(recipe)
-    return preset, recipe
+    return recipe
 
 
 @lru_cache(maxsize=16)

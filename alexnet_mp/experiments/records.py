@@ -15,7 +15,9 @@ from ..recipes.recipe import Recipe, to_dict
 from ..system import durable_files
 from ..system.devices import device_name, resolve
 from ..system.provenance import PACKAGES, package_version, source_commit
+from . import kernel_sheet
 from .figures import draw_claim
+from .paper_claims import KINDS
 
 SOURCE = Path(__file__).resolve().parents[2]
 # those of a checkout, where this is one
@@ -111,7 +113,18 @@ def write_record(record: dict, folder: str | Path) -> tuple[Path, bool]:
             lines.append(f" {json.dumps(name)}: {json.dumps(value, allow_nan=False)}")
     durable_files.replace(path, ("{\n" + ",\n".join(lines) + "\n}\n").encode())
     draw_claim(record, path.with_suffix(".png"))
+    _draw_kernels(record, path)
     return path, True
+
+
+def kernels_picture(path: Path) -> Path:
+    """Where the first layers of a record's runs are drawn, for the kinds of claims that show them."""
+    return path.with_name(f"{path.stem}-kernels.png")
+
+
+def _draw_kernels(record, path):
+    if KINDS[record["kind"]].shows_kernels:
+        kernel_sheet.draw_kernels(record, path.parent, kernels_picture(path))
 
 
 def take_records(source: str | Path, folder: str | Path) -> list[str]:
@@ -133,6 +146,9 @@ def take_records(source: str | Path, folder: str | Path) -> list[str]:
         target = Path(folder) / path.relative_to(source)
         target.parent.mkdir(parents=True, exist_ok=True)
         durable_files.replace(target, path.read_bytes())
+    for path in taken:
+        if path.suffix == ".json" and path.parent == Path(source):  # its runs' kernels are here by now
+            _draw_kernels(_read(path), Path(folder) / path.name)
     return [str(path.relative_to(source)) for path in taken]
 
 

@@ -225,11 +225,22 @@ def _copy_streams(source, target):
 class _Whole(torch.autograd.Function):
     """Without overlap: the tensor on the target's device, once it is there; its gradient returns the same way."""
 
+    generate_vmap_rule = True  # this, and a context apart, are what the transforms of torch.func ask for
+
     @staticmethod
-    def forward(ctx, exchange, edge, tensor, source, target):
-        ctx.way, ctx.home = (exchange, edge, target, source), current_stream(tensor)
+    def forward(exchange, edge, tensor, source, target):
         arrived = exchange.carry(edge, tensor, source, target, "forward").receive()
         return arrived.view_as(arrived)  # on one device it is the tensor itself
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        exchange, edge, tensor, source, target = inputs
+        ctx.way, ctx.home = (exchange, edge, target, source), current_stream(tensor)
+
+    @staticmethod
+    def jvp(ctx, _, edge, tangent, *__):
+        exchange, edge, target, source = ctx.way
+        return _Whole.apply(exchange, edge, tangent, source, target)
 
     @staticmethod
     def backward(ctx, gradient):

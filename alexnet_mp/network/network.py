@@ -213,7 +213,8 @@ class MergedAlexNet(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         _refuse_images(self.recipe, [images])
-        self.step += self.training
+        if self.training:  # in test mode nothing is written, which the transforms of torch.func would refuse
+            self.step += 1
         x = images
         for module in self.children():
             x = module(x, self.step)

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save
 
-from ..data.bit_depth import count_dark
 from ..data.pixel_statistics import STATISTICS, Sums
 from ..data.prepared_format import (
     FORMAT,
@@ -28,6 +27,7 @@ from ..data.prepared_format import (
     read_source_file,
     source_file,
 )
+from ..data.remarks import count_remarks
 from ..system.durable_files import PARTIAL
 from ..system.errors import UserError
 from ..system.file_lock import held
@@ -81,7 +81,7 @@ def _make(source, kind, plan, dest, skip, workers):
                 pass
     finally:
         _remove_unfinished(dest)
-        count_dark()
+        count_remarks()
     index = _finish(dest, plan, source, kind, splits)
     _say_left_out(dest, index)
     say(f"done: {index.describe(dest, index.splits)}")
@@ -269,7 +269,7 @@ def _refuse_replaced(dest, source):
 
 def refuse_unusable(src: str | Path, dest: Path) -> None:
     """Raise UserError for a DEST that holds something else, or lies in SRC."""
-    inside, around = dest.resolve(), Path(src).resolve()
+    inside, around = (Path(os.path.realpath(path)) for path in (dest, src))  # which may be links that lead round
     if inside == around or around in inside.parents:
         raise UserError(f"{dest} lies in {src}; the prepared set needs a directory of its own, elsewhere")
     try:

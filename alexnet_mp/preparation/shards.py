@@ -173,7 +173,7 @@ def make_shard(task: Task, tick: Callable[[], object]) -> None:
                 raise
             except UserError as error:
                 if not task.skip:
-                    split = f", of {task.split}" if item.length >= 0 else ""  # else the path says it
+                    split = f" (in {task.split})" if item.length >= 0 else ""  # else the path says it
                     raise UserError(
                         f"{error}{split}; mend it and run the same command again, or leave such images out with "
                         "--bad-images skip"

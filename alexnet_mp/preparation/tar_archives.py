@@ -329,7 +329,7 @@ def _name(raw, where):
     except UnicodeDecodeError:
         raise UserError(f"{where}: {shown(raw.decode(errors='backslashreplace'))}: its name is not UTF-8") from None
     parts = [part for part in name.split("/") if part not in ("", ".")]
-    if name.startswith("/") or ".." in parts:
+    if name.startswith("/") and parts or ".." in parts:  # "/" alone is the archive's own root
         raise UserError(f"{where}: {shown(name)}: its name leads out of the archive")
     if not name.isprintable() or len(name) > LONGEST_PATH:
         raise UserError(f"{where}: {shown(name)}: its name is {'too long' if name.isprintable() else 'not printable'}")

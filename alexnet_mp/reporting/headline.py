@@ -3,7 +3,7 @@
 import numpy as np
 
 from ..analysis.specialisation import chroma_shares, random_split_p
-from ..evaluation.accuracy import top5_tells
+from ..evaluation.accuracy import percent, top5_tells
 from ..recipes import shapes
 from ..recipes.recipe import Recipe
 from .page import Fact
@@ -20,14 +20,16 @@ def _error(lines, classes):
     tested = [line for line in lines if line["kind"] in ("val", "test")]
     if not tested:
         return None
-    last = tested[-1]
-    protocol = last.get("protocol", "centre view")
-    chance = f"a guess: {100 - 100 / classes:.1f} %"
-    if top5_tells(classes):
-        return Fact(
-            f"top-1 / top-5 error, {protocol}", f"{last['top1_error']:.2f} / {last['top5_error']:.2f} %", chance
-        )
-    return Fact(f"top-1 error, {protocol}", f"{last['top1_error']:.2f} %", chance)
+    last, chance = tested[-1], f"a guess: {100 - 100 / classes:.1f} %"
+    shown = [f"top-{k}" for k in (1, 5) if k == 1 or top5_tells(classes)]
+    errors = [last[f"{each.replace('-', '')}_error"] for each in shown]
+    counted = [percent(error, last["images"]).partition(" (")[2].rstrip(")") for error in errors]  # "" of many images
+    few = [f"{each} {count}, 95 % interval; " for each, count in zip(shown, counted) if count]
+    return Fact(
+        f"{' / '.join(shown)} error, {last.get('protocol', 'centre view')}",
+        f"{' / '.join(f'{error:.2f}' for error in errors)} %",
+        "".join([*few, chance]),
+    )
 
 
 def _chroma(kernels, towers):

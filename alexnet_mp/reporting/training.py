@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..analysis.figures import mark_drops, write_figure
 from ..analysis.learning_curves import drops
-from ..evaluation.accuracy import top5_tells
+from ..evaluation.accuracy import percent, top5_tells
 from ..recipes.recipe import Recipe
 from . import page
 
@@ -42,12 +42,13 @@ def training(out: Path, lines: Sequence[dict], recipe: Recipe, classes: int) -> 
     pieces = [page.text(words), page.image(path, "Loss and errors of training and validation against epochs")]
     columns = 4 if top5_tells(classes) else 3
     tests = [
-        [line["protocol"], f"{line['images']:,}", f"{line['top1_error']:.2f}", f"{line['top5_error']:.2f}"][:columns]
+        [line["protocol"], f"{line['images']:,}"]
+        + [percent(line[error], line["images"]) for error in ("top1_error", "top5_error")][: columns - 2]
         for line in lines
         if line["kind"] == "test"
     ]
     if tests:
-        pieces.append(page.table(["test at the end", "images", "top-1 error, %", "top-5 error, %"][:columns], tests))
+        pieces.append(page.table(["test at the end", "images", "top-1 error", "top-5 error"][:columns], tests))
     return page.Part("training", "Training", pieces)
 
 

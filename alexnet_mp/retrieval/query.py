@@ -60,7 +60,7 @@ def stored_pictures(index: Index, data: str | None, size: int, drawn: bool = Fal
     data: where they are now, or None. drawn: whether a sheet is to show them."""
     source = index.described.source
     try:
-        dataset = open_dataset(data or source.data, size, SPLITS)
+        dataset = open_dataset(source.data if data is None else data, size, SPLITS)
         changed = difference(source.fingerprint, dataset)
         if not changed:
             return dataset.splits["train"]

@@ -7,6 +7,7 @@ import torch
 
 from ..kernels import dispatch
 from .errors import UserError
+from .ranks import Ranks
 
 CHOICES = "0,1 (two GPUs) | 0,0 or 0 (both towers on one) | cpu (both on the CPU) | cpu,0 (one on each) | auto"
 
@@ -23,6 +24,14 @@ def resolve(gpus: str, towers: int) -> list[torch.device]:
         raise UserError(f"--gpus {gpus}: the recipe has {towers} tower(s), so it takes at most {towers} device(s)")
     devices = _devices(gpus, names, _best(towers))
     return devices * towers if len(devices) == 1 else devices
+
+
+def here(gpus: str, towers: int, ranks: Ranks) -> list[torch.device]:
+    """The device of each tower that this process of a job has. Raises UserError."""
+    place = ranks.local_rank, ranks.local_count
+    if ranks.apart:
+        return [of_process(gpus, *place)]
+    return resolve(gpus, towers) if ranks.count == 1 else of_pair(gpus, towers, *place)
 
 
 def of_process(gpus: str, number: int, count: int) -> torch.device:

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+from . import launcher
+
 
 class UserError(ValueError):
     """What is wrong, where, and what to do, in one line."""
@@ -18,9 +20,12 @@ class MachineError(UserError):
     """An image can't be read for a reason that lies in the machine: it must never count as a bad image."""
 
 
-def run_command(main: Callable[[], int | None]) -> NoReturn:
+def run_command(main: Callable[[], int | None], several: bool = False) -> NoReturn:
     """Run a command's `main()` and exit with its status; a UserError is one line on stderr and status 2, Ctrl-C status
-    130. An output that can't be written, or is closed, is status 2, too, unless its reader has left."""
+    130. An output that can't be written, or is closed, is status 2, too, unless its reader has left.
+
+    several: whether torchrun may start several processes of it; else each would do all of the work, and write the same
+    files."""
     outputs = []
     for name in ("stdin", "stdout", "stderr"):  # in the order of their numbers, which open() gives to the next files
         stream, before = getattr(sys, name), getattr(sys, f"__{name}__")
@@ -35,6 +40,9 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # a file's name may hold what the terminal can't show
     try:
+        if not several:
+            with launcher.spoken_by_the_first():
+                _refuse_several()
         status = main()
     except SystemExit as ended:  # --help, or options that nobody knows
         status = ended.code
@@ -56,6 +64,13 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # another one would only break off the clean end
     sys.stdout.flush()
     sys.exit(status or (2 if any(output.lost for output in outputs) else status))
+
+
+def _refuse_several():
+    if (count := launcher.of_torchrun()) > 1:
+        launcher.not_again()
+        complain(f"torchrun started {count} processes, and this command runs in one; train and evaluate run in several")
+        sys.exit(2)
 
 
 def nobody_reads() -> bool:

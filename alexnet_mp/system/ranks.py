@@ -7,26 +7,27 @@ import atexit
 import os
 import queue
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, redirect_stderr, redirect_stdout, suppress
+from contextlib import closing, contextmanager, suppress
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from . import launcher
 from .errors import UserError
 from .terminal import CONSOLE
 
 PATIENCE = timedelta(minutes=5)  # for what the others do in a step; a link that was cut is noticed after that
+BEAT = 10  # seconds between two signs of life of a process
 ANSWERED = 10  # seconds for the store to answer
 ANNOUNCED = 60  # seconds that a process waits for the line of the one that speaks for all
-LAST_WORDS = 1  # second that this one has to print it: torchrun ends all processes at the first that is gone
+LEAVES = 20  # seconds that a process which has said why it ends takes for the rest
 POLL = 0.05  # seconds between two looks at the store
-ENDED, MET = "ended", "met"  # keys in the store
+ENDED, ALIVE, IN_VAIN = "ended", "alive", "in vain"  # keys in the store
 _END = object()
 
 
@@ -58,7 +59,7 @@ class Ranks:
     ):
         self.rank, self.count, self.local_rank, self.local_count = rank, count, local_rank, local_count
         self.apart, self.towers = apart, 2 if apart else 1  # towers: processes that a pair has
-        self.store, self.meetings = store, 0
+        self.store, self.meeting_place = store, None  # a group whose processes wait for each other without end
         self.groups = []  # one a tower: the processes that have it, for what the pairs send each other
         self.begun = False  # whether the training has: until then a failure is one of what was asked for
         self.in_step = count == 1  # whether, where this process fails, all others do so at the same place
@@ -131,17 +132,50 @@ class Ranks:
                 )
 
     def meet(self) -> None:
-        """Wait for the others, however long they take: to read all images, or for a disk. A signal is heard."""
+        """Wait for the others, however long they take: to read all images, or for a disk. Meanwhile it is noticed that
+        one ends, that a signal comes, and that one gives no sign of life (`alive`) for as long as a step waits."""
         if self.count == 1:
             return
-        self.meetings += 1
-        names = [f"{MET}/{self.meetings}/{rank}" for rank in range(self.count)]
+        heard, look_at, pause = {}, time.monotonic() + BEAT, POLL / 64
         with self.reached():
-            self.store.set(names[self.rank], "")
-            while not self._store_says(lambda: self.store.check(names)):
-                if self._store_says(lambda: self.store.check([ENDED])):
+            meeting = dist.barrier(self.meeting_place, async_op=True)
+            while not meeting.is_completed():
+                if _answer(lambda: self.store.check([ENDED])):
                     raise SaidElsewhere
-                time.sleep(POLL)
+                if time.monotonic() >= look_at:
+                    self._refuse_silence(heard)
+                    look_at = time.monotonic() + BEAT
+                time.sleep(pause)
+                pause = min(2 * pause, POLL)
+            meeting.wait()  # raises what went wrong
+
+    def _refuse_silence(self, heard):
+        """Raise RuntimeError where another process gave no sign for long. heard: {rank: (how many signs it had given,
+        when that was found)}."""
+        now = time.monotonic()
+        for rank in (rank for rank in range(self.count) if rank != self.rank):
+            signs = _answer(lambda: self.store.add(f"{ALIVE}/{rank}", 0))
+            if signs != heard.get(rank, (-1,))[0]:
+                heard[rank] = signs, now
+            elif now - heard[rank][1] > PATIENCE.total_seconds():
+                raise RuntimeError(f"rank {rank} gave no sign of life for {now - heard[rank][1]:.0f} s")
+
+    @contextmanager
+    def alive(self) -> Iterator[None]:
+        """Meanwhile a thread gives a sign of life every few seconds, whatever this process waits for. It has a
+        connection of its own to the store: on another one it would wait behind what that one waits for."""
+        over, store = threading.Event(), self.store.clone()
+
+        def beat():
+            with suppress(RuntimeError):  # who waits for this process says so
+                while not over.wait(BEAT):
+                    store.add(f"{ALIVE}/{self.rank}", 1)
+
+        threading.Thread(target=beat, name="alive", daemon=True).start()
+        try:
+            yield
+        finally:
+            over.set()
 
     def in_turn(self, pipeline: Any) -> Any:
         """A `Pipeline` that gives each batch when those of the other processes have theirs."""
@@ -182,40 +216,61 @@ class Ranks:
                 "--resume auto goes on from the newest checkpoint"
             ) from None
 
+    @property
+    def machine(self) -> int:
+        """The number of this machine's first process."""
+        return self.rank - self.local_rank
+
     def speaks(self) -> bool:
-        """Whether this process is the first that ends before its time, and so the one that says why; also where nobody
-        can be asked."""
+        """Whether this process is the first that ends before its time, and so the one that says why. Where nobody can
+        be asked the first process of each machine does."""
         try:
-            return self.store is None or self._store_says(lambda: self.store.add(ENDED, 1)) == 1
+            return self.store is None or _answer(lambda: self.store.add(ENDED, 1)) == 1
         except RuntimeError:  # the store went with its process, or a link to it was cut
-            return True
+            if self.local_rank == 0:
+                launcher.end_if_stuck()
+            return self.local_rank == 0
+
+    def not_again(self) -> None:
+        """What was asked for can't be done, says this process: see `launcher.not_again`. It leaves word for the other
+        machines."""
+        launcher.not_again()
+        with suppress(RuntimeError):
+            _answer(lambda: self.store.set(IN_VAIN, str(self.machine)))
 
     def wait_for_last_words(self) -> None:
-        """Until another process has said why all of them end."""
+        """Until another process has said why all of them end. The first process of a machine ends its torchrun, too, if
+        that is of no use any more."""
         deadline = time.monotonic() + ANNOUNCED
         with suppress(RuntimeError):
-            while not self._store_says(lambda: self.store.check([ENDED])) and time.monotonic() < deadline:
+            while not _answer(lambda: self.store.check([ENDED])) and time.monotonic() < deadline:
                 time.sleep(POLL)
-        time.sleep(LAST_WORDS)
+        time.sleep(launcher.LAST_WORDS)
+        with suppress(RuntimeError):
+            if self.local_rank == 0 and _answer(lambda: self.store.check([IN_VAIN])):
+                if int(_answer(lambda: self.store.get(IN_VAIN))) != self.machine:
+                    launcher.not_again()
 
-    def _store_says(self, ask):
-        """The store's answer. Raises RuntimeError where none comes: of itself a client waits for one without end."""
-        answers = queue.SimpleQueue()
 
-        def wait():
-            try:
-                answers.put((ask(), None))
-            except Exception as error:
-                answers.put((None, error))
+def _answer(ask, seconds=None):
+    """What ask() returns, or raises; while it waits a signal is heard. Raises RuntimeError where nothing comes within
+    ANSWERED seconds, or so many: of itself a client of the store waits for it without end."""
+    answers = queue.SimpleQueue()
 
-        threading.Thread(target=wait, name="the store", daemon=True).start()
+    def wait():
         try:
-            answer, error = answers.get(timeout=ANSWERED)
-        except queue.Empty:
-            raise RuntimeError("the processes' store does not answer") from None
-        if error is not None:
-            raise error
-        return answer
+            answers.put((ask(), None))
+        except Exception as error:
+            answers.put((None, error))
+
+    threading.Thread(target=wait, name="the store", daemon=True).start()
+    try:
+        answer, error = answers.get(timeout=ANSWERED if seconds is None else seconds)
+    except queue.Empty:
+        raise RuntimeError("the processes' store does not answer") from None
+    if error is not None:
+        raise error
+    return answer
 
 
 ALONE = Ranks()
@@ -242,8 +297,8 @@ def joined(apart: bool) -> Iterator[Ranks]:
     if not apart and int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield ALONE
         return
+    CONSOLE.quiet = not launcher.is_first()
     ranks = _ranks(apart)
-    CONSOLE.quiet = not ranks.writes
     try:
         if ranks.count % ranks.towers:
             raise UserError(
@@ -251,66 +306,57 @@ def joined(apart: bool) -> Iterator[Ranks]:
                 f"torchrun --nproc-per-node {ranks.count + 1}"
             )
         with ranks.reached():
-            dist.init_process_group(
-                # Tensors on GPUs travel by NCCL, those on the host by gloo.
-                "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
-                store=dist.PrefixStore("group", ranks.store),
-                rank=ranks.rank,
-                world_size=ranks.count,
-                timeout=PATIENCE,
-            )
-            if ranks.pairs > 1:
-                # All processes make all groups. NCCL has one communicator for two processes, whatever their devices,
-                # so that each tower has a group of its own, also where a process has both.
-                step = ranks.towers
-                ranks.groups = [
-                    dist.new_group(list(range(tower % step, ranks.count, step)), timeout=PATIENCE) for tower in (0, 1)
-                ]
-        ranks.meet()  # one that ended while others still connect to it would have them say so, in torch's words
-        yield ranks
+            _answer(lambda: _make_groups(ranks), 2 * PATIENCE.total_seconds())  # which have their own
+        with ranks.alive():
+            ranks.meet()  # one that ended while others still connect to it would have them say so, in torch's words
+            yield ranks
     except BaseException as error:
-        if not isinstance(error, SaidElsewhere) and ranks.speaks():
+        speaks = not isinstance(error, SaidElsewhere) and ranks.speaks()
+        if speaks:
             CONSOLE.quiet = False
             if isinstance(error, UserError) and not isinstance(error, Lost) and not ranks.begun:
-                _not_again()
+                ranks.not_again()
+        else:
+            ranks.wait_for_last_words()
+        atexit.register(_leave)
+        if speaks:
             raise
-        ranks.wait_for_last_words()
         raise SystemExit(130 if isinstance(error, KeyboardInterrupt) else 2) from None
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+    else:
+        dist.destroy_process_group()
 
 
-@contextmanager
-def spoken_by_the_first() -> Iterator[None]:
-    """What all processes of a job print alike, as how a command is typed, is printed by rank 0, which the others give
-    the time for."""
-    if os.environ.get("RANK", "0") == "0":
-        yield
-        return
-    try:
-        with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
-            yield
-    except SystemExit:
-        time.sleep(LAST_WORDS)
-        raise
+def _make_groups(ranks):
+    dist.init_process_group(
+        # Tensors on GPUs travel by NCCL, those on the host by gloo.
+        "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
+        store=dist.PrefixStore("group", ranks.store),
+        rank=ranks.rank,
+        world_size=ranks.count,
+        timeout=PATIENCE,
+    )
+    ranks.meeting_place = dist.new_group(backend="gloo", timeout=timedelta(days=1000))
+    if ranks.pairs > 1:
+        # All processes make all groups. NCCL has one communicator for two processes, whatever their devices, so that
+        # each tower has a group of its own, also where a process has both.
+        step = ranks.towers
+        ranks.groups = [
+            dist.new_group(list(range(tower % step, ranks.count, step)), timeout=PATIENCE) for tower in (0, 1)
+        ]
 
 
-def _not_again():
-    """What was asked for can't be done: torchrun, which would start all processes again, is ended when this one has
-    said so. It has no other way to hear of it."""
-    left = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) - int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
-    if left > 0:
-        atexit.register(_end_torchrun)
-
-
-def _end_torchrun():
-    sys.stderr.flush()
-    os.kill(os.getppid(), signal.SIGTERM)
+def _leave():
+    """Leave the groups when all is said: NCCL may wait there for what never comes. Then the kernel ends this process,
+    also while the interpreter takes itself apart, when no thread and no handler runs any more."""
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.alarm(LEAVES)
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _ranks(apart):
-    """As the environment has it, with the store that the processes meet in."""
+    """As the environment has it, with the store that the processes meet in. Where that isn't found, or a signal comes
+    first, the first process of each machine, or of the job, says so, and the others end without a word."""
     how = "torchrun --nproc-per-node 2 -m alexnet_mp.train --towers apart ..."
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         raise UserError(
@@ -318,11 +364,22 @@ def _ranks(apart):
             if apart
             else f"WORLD_SIZE is set without RANK: torchrun sets both: {how}"
         )
+    local_rank = os.environ.get("LOCAL_RANK", os.environ["RANK"])
     try:
-        store, rank, count = next(iter(dist.rendezvous("env://", timeout=PATIENCE)))
+        store, rank, count = _answer(
+            lambda: next(iter(dist.rendezvous("env://", timeout=PATIENCE))), 2 * PATIENCE.total_seconds()
+        )
         # torchrun's agent keeps its store when it starts the processes again.
         store = dist.PrefixStore(f"alexnet_mp/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
-        local = (int(os.environ.get(name, here)) for name, here in (("LOCAL_RANK", rank), ("LOCAL_WORLD_SIZE", count)))
-        return Ranks(rank, count, *local, store, apart)
+        local_count = int(os.environ.get("LOCAL_WORLD_SIZE", count))
+        return Ranks(rank, count, int(local_rank), local_count, store, apart)
+    except KeyboardInterrupt:
+        if launcher.is_first():
+            raise
+        raise SystemExit(130) from None
     except (ValueError, RuntimeError) as error:
-        raise UserError(f"the processes don't find each other: {(str(error).splitlines() or [''])[0]}; {how}") from None
+        if local_rank == "0":
+            why = (str(error).splitlines() or [""])[0]
+            raise UserError(f"the processes don't find each other: {why}; {how}") from None
+        time.sleep(launcher.LAST_WORDS)
+        raise SystemExit(2) from None

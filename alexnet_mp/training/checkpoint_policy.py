@@ -99,11 +99,13 @@ class CheckpointPolicy:
             if self.trainer.holds_a_part:
                 self.saver.start(self.trainer.snapshot())
             self.saved_as = (self.trainer.step, self.trainer.validated)
+        self.ranks.meet()  # where the disk is slower than the checkpoints come, it was waited for
 
     def save_now(self) -> Exception | None:
         """A checkpoint of this step, on the disk or not: returns what kept it from being written, or None."""
         self.saver.wait()
         self.report_save_results()  # of the one before; what is reported from here on is this one's
+        self.ranks.meet()  # the others, who write nothing, wait for a disk that is slow
         self.save()
         self.saver.wait(self.patience)
         failure, prune_failure = self.saver.outcome()

@@ -27,6 +27,8 @@ def forward_and_backward(
     tape: has run(tower, function, *arguments) -> what the function returns, a list of tensors; send(edge, tensor,
     source, target, pass) and receive(what send returned) -> the tensor on the target's device (`cuda_graphs.Tape`)."""
     network.exchange.clear()
+    for layer in (layer for tower in network.towers for layer in tower.children()):
+        layer.first_row = 0  # the whole minibatch; before, the network may have computed a part of one
     passed = _forward(network, images, labels, tape)
     _backward(passed, tape)
     return passed[-1][0].results

@@ -18,8 +18,7 @@ from ..runs.directory import refuse_unusable
 from ..runs.lock import RunLock
 from ..system import precision
 from ..system.command_line import typed
-from ..system.devices import check_kernels, make_current, of_pair, of_process
-from ..system.devices import resolve as resolve_devices
+from ..system.devices import check_kernels, here, make_current
 from ..system.errors import UserError
 from ..system.provenance import package_version, source_commit
 from ..system.ranks import ALONE, Ranks
@@ -113,6 +112,7 @@ def resolve(options: Options, held: ExitStack, ranks: Ranks = ALONE) -> Plan:
         point, out, lock = resume.find(options.resume, options.out)
     if lock:
         held.callback(lock.release)
+    ranks.meet()  # the disk that it was read from may be slow, here and below
     point, in_place = ranks.first((point, lock is not None))
     if point:
         options = _as_it_was(options, point)
@@ -130,7 +130,9 @@ def resolve(options: Options, held: ExitStack, ranks: Ranks = ALONE) -> Plan:
     if options.profile is not None and (pieces.microbatch or ranks.pairs > 1 or recipe.fc_batch_size):
         raise UserError("--profile: not yet of a minibatch in pieces; one process without --microbatch can be recorded")
     graphs = graphed_step.resolve(options.graphs, devices, overlap, _why_no_graphs(ranks, pieces, recipe))
-    weights = ranks.first(read_weights(options.init) if options.init is not None and ranks.writes else None)
+    weights = read_weights(options.init) if options.init is not None and ranks.writes else None
+    ranks.meet()
+    weights = ranks.first(weights)
     if ranks.writes and lock is None:
         out = out or _fresh_name(recipe)
         refuse_unusable(out)
@@ -158,7 +160,7 @@ def _as_it_was(options, point):
     return replace(
         options,
         recipe=state.recipe if options.recipe is None else options.recipe,
-        data=options.data or state.data.source,
+        data=state.data.source if options.data is None else options.data,
         microbatch=state.made_by.microbatch if options.microbatch is None else options.microbatch,
         init=None,
     )
@@ -176,15 +178,7 @@ def _recipe_and_devices(options, point, ranks=ALONE):
             f"--towers apart: the recipe {recipe.name} has {recipe.towers} tower; without --towers apart one process "
             "trains it"
         )
-    here = ranks.local_rank, ranks.local_count
-    if ranks.apart:
-        devices = [of_process(options.gpus, *here)]
-    else:
-        devices = (
-            resolve_devices(options.gpus, recipe.towers)
-            if ranks.count == 1
-            else of_pair(options.gpus, recipe.towers, *here)
-        )
+    devices = here(options.gpus, recipe.towers, ranks)
     check_kernels(options.kernels, devices)
     everywhere = sum(ranks.gather([str(device) for device in devices]), [])
     say(
@@ -198,7 +192,11 @@ def _recipe_and_devices(options, point, ranks=ALONE):
         what = {"mini": ", the small network", "paper": whole, "source2012": whole}.get(chosen.name, "")
     changed = f", with {', '.join(settings)}" if settings else ""
     say(f"recipe: {recipe.name}{what}{changed}" + ("; --recipe chooses another" if options.recipe is None else ""))
-    if options.recipe is None and options.gpus == "auto" and len({each for each in devices if each.type == "cuda"}) < 2:
+    if (
+        options.recipe is None
+        and options.gpus == "auto"
+        and len({each for each in devices if each.type == "cuda"}) == 1
+    ):
         data = () if options.data is None else ("--data", options.data)
         say(f"on two GPUs, type: {typed('train', '--gpus', '0,1', *data)}")
     if not any(setting.startswith("dates=") for setting in options.settings):

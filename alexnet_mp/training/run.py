@@ -16,6 +16,7 @@ from ..data.dataset import SAME_FILES, DataSet, cached, cost_of_reading, open_da
 from ..data.limits import refuse_batch
 from ..data.pipeline import Pipeline, make_pipeline
 from ..data.survey import statistics_of
+from ..kernels import dispatch
 from ..network.network import TwoTowerAlexNet
 from ..network.worker_network import WorkerAlexNet
 from ..parallel.workers import Workers
@@ -58,6 +59,7 @@ def train(options: Options) -> bool:
     with interruptible() as interrupts:
         try:
             with joined(options.towers == "apart") as ranks, ExitStack() as held:
+                interrupts.silent = ranks.count > 1  # `Agreed` tells for all
                 _run(options, ranks, interrupts, held)
         except KeyboardInterrupt:
             if interrupts.wait_for_step or interrupts.count > 1:
@@ -88,25 +90,26 @@ def open_data(plan: Plan) -> TrainingData:
     if plan.point and options.data == plan.point.checkpoint.state.data.source:
         dataset = open_data_of_run(plan.point.path, options.data, recipe.stored_size)
     else:
-        dataset = open_dataset(options.data or "builtin", recipe.stored_size)
-    pipeline = make_pipeline(options.pipeline, dataset, recipe, plan.devices, options.workers, plan.dtype)
+        dataset = open_dataset("builtin" if options.data is None else options.data, recipe.stored_size)
+    how = dataset, recipe, plan.devices, options.workers, plan.dtype, plan.ranks.local_count
+    pipeline = make_pipeline(options.pipeline, *how)
     say(f"data: {dataset.description}")
     for line in dataset.passed_over:
         say(line)
     say(summary(recipe))
     length.say_steps(recipe, dataset, from_random_weights=plan.point is None and plan.weights is None)
-    refuse_batch(pipeline, recipe.batch_size, training=True)
+    refuse_batch(pipeline, recipe.batch_size, True, plan.pieces, plan.ranks.local_count)
     _changes(plan, dataset)
     name, checked = self_check.before_run(
         pipeline, options.kernels, pipeline_is_chosen=options.pipeline != "auto", wanted=options.self_check
     )
     if name != pipeline.name:
-        pipeline = make_pipeline(name, dataset, recipe, plan.devices, options.workers, plan.dtype)
+        pipeline = make_pipeline(name, *how)
 
     in_memory = cached(dataset, recipe.stored_size)
     statistics = statistics_of(dataset, recipe, pipeline.workers)
     plan.ranks.meet()
-    plan.ranks.refuse_difference(lambda: _facts_of_data(dataset, statistics, pipeline))
+    plan.ranks.refuse_difference(lambda: _facts_of_data(dataset, statistics, pipeline, options.kernels))
     changed = _changes(plan, dataset, statistics)
     if plan.point and "data.statistics" not in changed:
         statistics = plan.point.checkpoint.statistics  # to the last bit
@@ -115,11 +118,13 @@ def open_data(plan: Plan) -> TrainingData:
     return TrainingData(dataset, pipeline, in_memory, checked, changed)
 
 
-def _facts_of_data(dataset, statistics, pipeline):
-    """{what of the data has to be alike in all processes of a job: it}"""
+def _facts_of_data(dataset, statistics, pipeline, kernels):
+    """{what has to be alike in all processes of a job, and is known when all images are read: it}"""
     numbers = b"".join(np.ascontiguousarray(each).tobytes() for each in vars(statistics).values())
     return {
         "the pipeline": pipeline.name,
+        # The self-check may have left some out.
+        "the kernels": ", ".join(dispatch.used(kernels, device) for device in pipeline.devices),
         "the data's fingerprint": dataset.fingerprint[:SAME_FILES],  # machines may have copies
         "the data's classes": repr(list(dataset.classes)),
         "the data's statistics": hashlib.sha256(numbers).hexdigest(),
@@ -199,6 +204,7 @@ def make_trainer(
         )
     )
     held.callback(directory.close)
+    plan.ranks.meet()  # a disk may be slow
     constants = {
         "recipe": plan.recipe,
         "made_by": environment,

@@ -351,6 +351,7 @@ class Trainer:
                 draw_kernels(kernels[first], self.network, self.run.path)
         except OSError as error:
             failure = failure or error
+        self.ranks.meet()
         self.run.metrics.events.flush()
         reached_end = not interrupted and (self.step == self.whole or self.schedule.finished)
         tested = self.test(both_protocols(self.recipe), interrupted) if reached_end else None

@@ -1,7 +1,6 @@
 """Pictures of more than 8 bits a channel: what becomes of their values, and which are refused or said."""
 
 import io
-import os
 import struct
 import zlib
 
@@ -10,7 +9,7 @@ import pytest
 from inner_cases import every
 from PIL import Image
 
-from alexnet_mp.data import bit_depth
+from alexnet_mp.data import remarks
 from alexnet_mp.data.resize import decoded
 from alexnet_mp.data.workers import load
 from alexnet_mp.system.errors import UserError
@@ -24,9 +23,7 @@ def nothing_noted():
 
 
 def forget():
-    os.ftruncate(bit_depth._dark, 0)
-    bit_depth._noted.clear()
-    bit_depth._counted = 0
+    remarks.DARK.forget()
 
 
 def values(bits, channels=1):
@@ -146,12 +143,12 @@ def test_the_lines_come_to_an_end_and_the_others_are_counted(capfd):
         for _ in range(2):
             assert len(list(load(Dark(), None, workers))) == 20
         lines = capfd.readouterr().err.splitlines()
-        assert len(lines) == bit_depth.MOST_NAMED + 1 and all(": dark: its values are " in line for line in lines[:-1])
+        assert len(lines) == remarks.MOST_NAMED + 1 and all(": dark: its values are " in line for line in lines[:-1])
         assert lines[-1] == "dark: 20 pictures in all, 15 of them not named", workers
         assert len(set(lines)) == len(lines)
     forget()
-    list(load(Dark(bit_depth.MOST_NAMED), None, 0))
-    assert len(capfd.readouterr().err.splitlines()) == bit_depth.MOST_NAMED
+    list(load(Dark(remarks.MOST_NAMED), None, 0))
+    assert len(capfd.readouterr().err.splitlines()) == remarks.MOST_NAMED
 
 
 class Dark:
@@ -219,7 +216,7 @@ def test_one_value_is_no_range():
     [
         (values(16).astype(np.int32) * 4, r"its values are [\d,]+ to 262,140; only 0 to 65,535"),
         (values(8).astype(np.int32) - 9, r"its values are -\d to 246; only 0 to 65,535"),
-        (values(8).astype(np.int16) - 9, r"its values are -\d to 246; only 0 to 65,535"),
+        (values(8).astype(np.int16) - 9, r"its values are -\d to 246; only 0 to 32,767"),
         (values(12).astype(np.float32), r"its values are [\d.]+ to 4,095.0; only 0 to 255"),
         (values(8).astype(np.float32) - 20, r"its values are -[\d.]+ to 235.0; only 0 to 255"),
         (values(8).astype(np.float32) / 255, "floats of at most 1"),
@@ -290,11 +287,22 @@ def test_portable_maps_in_colour_are_refused_where_all_becomes_black():
             assert np.abs(stored(content) - pixels / white * 255).max() <= 0.5
 
 
-def test_eight_bits_with_a_sign_are_refused_below_zero():
-    """Pillow reads -1 as 255."""
-    assert (stored(tiff(values(7).astype(np.int8))) == as_rgb(values(7))).all()
+def test_a_sign_is_no_significant_bit(capsys):
+    """The brightest value of 16 bits with a sign, 32,767, is white; of 8 bits, 127, level 254. Pillow reads -1 of 8
+    bits as 255, which is refused."""
+    for order in "<>":
+        assert (stored(tiff(values(15).astype(np.int16), order)) == as_rgb(values(15) >> 7)).all()
+        assert stored(tiff(values(15).astype(np.int16), order)).max() == 255
+        assert (stored(tiff(values(12).astype(np.int16), order, t281=[4095])) == as_rgb(values(12) >> 4)).all()
+    assert (stored(tiff(values(7).astype(np.int8))) == as_rgb(values(7) << 1)).all()
     with pytest.raises(UserError, match="its values have a sign, and some are below 0"):
         stored(tiff((values(8) - 128).astype(np.int8)))
+    assert capsys.readouterr().err == ""
+    assert (stored(tiff(values(12).astype(np.int16)), "n1/x.tif") == as_rgb(values(12) >> 7)).all()
+    line = capsys.readouterr().err
+    assert line.startswith("n1/x.tif: dark: its values are ") and "taken as of 32,767; a file that means fewer" in line
+    with pytest.raises(UserError, match="to 255 of 32,767, all become grey level 0 or 1 of 255; store it with 8 bits"):
+        stored(tiff(values(8).astype(np.int16)))
 
 
 def test_planes_of_sixteen_bits_are_refused():

@@ -7,9 +7,11 @@ import shutil
 
 import numpy as np
 import pytest
+from image_folders import make_folder
 from inner_cases import every
 from small_set import encoded, noise, write
 
+from alexnet_mp import train
 from alexnet_mp.data import dataset as dataset_module
 from alexnet_mp.data.class_names import SAME_LETTERS, first_difference
 from alexnet_mp.data.dataset import CachedSplit, Folder, cached, difference, open_dataset
@@ -56,6 +58,17 @@ def test_only_the_splits_asked_for_are_read(tmp_path):
     assert list(folder.splits) == ["test"] and len(folder.splits["test"]) == 2 and folder.classes == ["ant", "cat"]
     with pytest.raises(UserError, match="no extra/ folder"):
         Folder(tmp_path, SIZE, ("extra",))
+
+
+def test_an_empty_path_is_neither_the_working_directory_nor_builtin(tmp_path, monkeypatch):
+    """As a variable of the shell that is not set leaves it."""
+    make_folder(tmp_path, 2, 2, (9, 9))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="^--data '': it takes a folder, a prepared set, or the word builtin$"):
+        open_dataset("", 8)
+    with pytest.raises(UserError, match="^--data '': it takes"):
+        train.main(["--gpus", "cpu", "--data", "", "--out", str(tmp_path / "run")])
+    assert not (tmp_path / "run").exists()
 
 
 def test_builtin_is_a_word_and_not_a_folder():

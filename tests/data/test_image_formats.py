@@ -14,7 +14,7 @@ from inner_cases import every
 from PIL import Image, ImageFile, TiffImagePlugin
 from small_set import encoded, noise
 
-from alexnet_mp.data import image_formats
+from alexnet_mp.data import image_formats, remarks
 from alexnet_mp.data.image_formats import FORMATS, MEMORY, format_of, is_picture, opened
 from alexnet_mp.data.resize import decoded
 from alexnet_mp.system.errors import MachineError, UserError
@@ -271,3 +271,92 @@ def test_nothing_of_pillows_stays_changed():
             pass
     assert (Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES, list(warnings.filters)) == before
     assert image_formats._opened == 0
+
+
+# --- several pictures in one file
+
+
+def with_more(kind, others=1, **options):
+    """PICTURE, and other pictures behind it."""
+    more = [Image.fromarray(noise(SIZE, SIZE, seed=seed)) for seed in range(2, 2 + others)]
+    return encoded(PICTURE, kind, save_all=True, append_images=more, **options)
+
+
+def pages(*kinds, big=False):
+    """A TIFF of PICTURE, and of a page more for each number: its NewSubfileType."""
+    buffer = io.BytesIO()
+    with TiffImagePlugin.AppendingTiffWriter(buffer, new=True) if not big else buffer as writer:
+        for number, kind in enumerate((0, *kinds)):
+            tags = TiffImagePlugin.ImageFileDirectory_v2()
+            tags[254] = kind
+            picture = PICTURE if number == 0 else noise(SIZE, SIZE, seed=number)
+            Image.fromarray(picture).save(writer, "TIFF", tiffinfo=tags)
+            writer.newFrame()
+        return buffer.getvalue()
+
+
+def maps():
+    """Portable maps in each binary form: of bits, of 8 and of 16 bits, in colour and grey."""
+    size = f"{SIZE - 1} {SIZE}"
+    grey = noise(SIZE, SIZE - 1, 1)
+    yield f"P4 {size}\n".encode() + np.packbits(grey > 99, axis=1).tobytes()
+    for white in (200, 255, 4000, 65535):
+        values = grey.astype(np.uint8 if white < 256 else ">u2") % white
+        yield f"P5 {size} {white}\n".encode() + values.tobytes()
+        yield f"P6 {size} {white}\n".encode() + np.repeat(values, 3).tobytes()
+
+
+SEVERAL = {
+    "APNG": lambda: with_more("PNG"),
+    "APNG with a picture of its own": lambda: with_more("PNG", 2, default_image=True),
+    "GIF": lambda: with_more("GIF"),
+    "WebP": lambda: with_more("WEBP", lossless=True),
+    "TIFF": lambda: with_more("TIFF", 3),
+    "BigTIFF": lambda: with_more("TIFF", big_tiff=True),
+    "a page behind a thumbnail": lambda: pages(1, 0),
+    **{f"portable map {number}": lambda content=content: content * 2 for number, content in enumerate(maps())},
+}
+SINGLE = {
+    "PNG": lambda: encoded(PICTURE),
+    "APNG of one": lambda: encoded(PICTURE)[:33] + chunk(b"acTL", struct.pack(">II", 1, 0)) + encoded(PICTURE)[33:],
+    "GIF": lambda: encoded(PICTURE, "GIF"),
+    "WebP": lambda: encoded(PICTURE, "WEBP", lossless=True),
+    "thumbnails and a mask": lambda: pages(1, 4, 5),
+    "stereo JPEG": lambda: with_more("MPO"),
+    "pages that lead round": lambda: round_and_round(),
+    **{f"portable map {number}": lambda content=content: content for number, content in enumerate(maps())},
+}
+
+
+def round_and_round():
+    """The directory of a TIFF names itself as the next."""
+    content = bytearray(encoded(PICTURE, "TIFF"))
+    place = int.from_bytes(content[4:8], "little")
+    behind = place + 2 + 12 * int.from_bytes(content[place : place + 2], "little")
+    content[behind : behind + 4] = content[4:8]
+    return bytes(content)
+
+
+def test_of_several_pictures_in_a_file_the_first_is_read_and_that_is_said(capsys):
+    for name, make in (SEVERAL | {f"one: {name}": make for name, make in SINGLE.items()}).items():
+        remarks.SEVERAL.forget()
+        picture = stored(make(), name)
+        if not any(word in name for word in ("GIF", "JPEG", "portable")):
+            assert np.array_equal(picture, PICTURE), name
+        said = "" if name.startswith("one: ") else f"{name}: several pictures in one file: the first is read\n"
+        assert capsys.readouterr().err == said, name
+    remarks.SEVERAL.forget()
+    for number in range(8):
+        stored(SEVERAL["TIFF"](), number)
+    remarks.count_remarks()
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 6 and lines[-1] == "several pictures in one file: 8 pictures in all, 3 of them not named"
+    remarks.SEVERAL.forget()
+
+
+def test_what_follows_the_first_picture_spoils_it_nowhere():
+    """However the file is cut behind it."""
+    for make, alone in ((SEVERAL["GIF"], encoded(PICTURE, "GIF")), (SEVERAL["TIFF"], encoded(PICTURE, "TIFF"))):
+        content = make()
+        for end in range(len(alone) + 10, len(content), 37):
+            assert np.array_equal(stored(content[:end]), stored(content)), end

@@ -15,6 +15,7 @@ from alexnet_mp import evaluate, prepare, retrieve, train
 from alexnet_mp.data import limits
 from alexnet_mp.data.limits import least_bytes, refuse_batch, refuse_workers
 from alexnet_mp.network.network import TwoTowerAlexNet
+from alexnet_mp.parallel.pieces import Pieces
 from alexnet_mp.profiling.step_memory import step_memory
 from alexnet_mp.recipes.architectures import mini
 from alexnet_mp.system.errors import UserError
@@ -86,8 +87,7 @@ def pipeline(images, **others):
 
 
 def test_how_many_images_would_fit_is_said_and_fits(monkeypatch):
-    fixed, an_image = least_bytes(pipeline(10**6), 10**6, True)
-    monkeypatch.setattr(limits, "free_memory", lambda: fixed + 1000 * an_image + 1)
+    monkeypatch.setattr(limits, "free_memory", lambda: least_bytes(pipeline(10**6), 1000, True) + 1)
     refuse_batch(pipeline(10**6), 1000, training=True)
     refuse_batch(pipeline(900), 10**9, training=True)  # there are no more
     with pytest.raises(UserError, match="^batch size 1001: 1,001 images need .*; about 1,000 would fit$"):
@@ -95,6 +95,28 @@ def test_how_many_images_would_fit_is_said_and_fits(monkeypatch):
     with pytest.raises(UserError, match="^batch size 128: .* images need "):  # what workers hold ready
         refuse_batch(pipeline(10**6, workers=10_000), 128, training=True)
     refuse_batch(pipeline(10**6, devices=[torch.device("cuda")] * 2), 10_000, training=True)  # it says so itself
+
+
+def test_what_one_process_holds_at_a_time_is_counted(monkeypatch):
+    """Of a minibatch in pieces only one piece is computed at a time; but all its images are read, and tested."""
+    whole = least_bytes(pipeline(10**6), 1000, True)
+    fixed, tested = (least_bytes(pipeline(10**6), images, False) for images in (0, 1000))
+    network, piece = least_bytes(pipeline(10**6), 0, True), least_bytes(pipeline(10**6), 100, True)
+    for pieces, least in (
+        (Pieces(0, 1, 1000), whole),
+        (Pieces(1, 2), least_bytes(pipeline(10**6), 500, True)),
+        (Pieces(0, 10), max(piece, network + tested - fixed)),
+        (Pieces(3, 1000, 1), network + tested - fixed),
+        (Pieces(0, 2, 100), max(piece, network + tested - fixed)),
+    ):
+        found = least_bytes(pipeline(10**6), 1000, True, pieces)
+        assert least <= found < whole or pieces.microbatch == 1000 and found == whole, pieces
+        for processes in (1, 3):
+            monkeypatch.setattr(limits, "free_memory", lambda: processes * found)
+            refuse_batch(pipeline(10**6), 1000, True, pieces, processes)
+            monkeypatch.setattr(limits, "free_memory", lambda: processes * found - 1)
+            with pytest.raises(UserError, match=r"^batch size 1000: 1,000 images need .*; about \d+ would fit$"):
+                refuse_batch(pipeline(10**6), 1000, True, pieces, processes)
 
 
 def test_a_network_that_memory_cannot_hold(monkeypatch):
@@ -106,10 +128,10 @@ def test_a_network_that_memory_cannot_hold(monkeypatch):
 def test_nothing_is_refused_that_fits():
     """What is counted is less than a step keeps, and not by much."""
     counted = step_memory(TwoTowerAlexNet(mini(), ("cpu", "cpu"), 10), 64)
-    fixed, an_image = least_bytes(pipeline(64), 64, True)
+    fixed = least_bytes(pipeline(64), 0, True)
     assert fixed == sum(3 * tower.weights for tower in counted)
-    kept = sum(tower.activations for tower in counted) / 64
-    assert kept / 2 < an_image < 1.1 * kept
+    kept = sum(tower.activations for tower in counted)
+    assert kept / 2 < least_bytes(pipeline(64), 64, True) - fixed < 1.1 * kept
 
 
 def test_other_counts_of_memory(trained, data):

@@ -2,6 +2,7 @@
 from."""
 
 import json
+import os
 import shutil
 import sys
 from types import ModuleType
@@ -54,6 +55,15 @@ def sets(tmp_path_factory):
 
 def chosen(data, choice="auto", size=112):
     return make_pipeline(choice, open_dataset(data, size), mini(), ["cpu"], 1).name
+
+
+def test_processes_of_one_machine_share_its_cores(sets, monkeypatch):
+    dataset = open_dataset(sets["builtin"], 112)
+    for cores, processes, workers in ((16, 1, 16), (16, 4, 4), (64, 2, 16), (7, 2, 3), (2, 4, 1)):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cores)))
+        monkeypatch.setattr(os, "process_cpu_count", lambda: cores, raising=False)
+        assert make_pipeline("torch", dataset, mini(), ["cpu"], processes=processes).workers == workers
+        assert make_pipeline("torch", dataset, mini(), ["cpu"], 5, processes=processes).workers == 5
 
 
 def test_auto_takes_raw_pixels_as_they_are_and_everything_else_to_dali(sets, monkeypatch):

@@ -308,7 +308,14 @@ def test_memory_stays_flat_over_fifty_epochs_of_other_files(sources, kind, sourc
     memory_stays_flat(sources, kind, source)
 
 
-@WAYS
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(DaliPipeline, marks=[needs_dali, pytest.mark.slow], id="dali"),
+        pytest.param(FedAhead, marks=needs_dali, id="dali ahead"),
+        pytest.param(TorchPipeline, id="torch"),
+    ],
+)
 def test_memory_stays_flat_over_fifty_epochs(sources, kind):
     memory_stays_flat(sources, kind, "jpeg")
 

@@ -90,7 +90,7 @@ class Everything:
         )
 
 
-@pytest.mark.parametrize("workers", [0, 1, 2, 7, 30])
+@pytest.mark.parametrize("workers", [0, 1, 2, 7, pytest.param(30, marks=pytest.mark.slow)])
 def test_items_are_handed_over_whole_and_in_order(nothing_said, workers):
     source, found = Everything(), list(load(Everything(), None, workers))
     assert len(found) == 20 and list(load(source, [], workers)) == []

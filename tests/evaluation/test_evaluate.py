@@ -223,7 +223,7 @@ def networks(monkeypatch):
     loaded."""
     alive = []
 
-    def load_run(directory, gpus, kernels):
+    def load_run(directory, gpus, kernels, ranks):
         gc.collect()
         assert all(reference() is None for reference in alive), "a network is still in memory"
         network = Scripted()

@@ -90,3 +90,16 @@ def test_the_classes_add_up_to_the_whole():
         parts = sum(int(row[1]) * float(row[column] or 0) for row in written)
         assert abs(parts / len(IMAGES) - whole) < 1e-3
     assert counts.sum() == len(IMAGES) == errors.images
+
+
+def test_names_that_accents_alone_tell_apart_have_their_number():
+    classes = ("cafe\u0301", "tea", "caf\u00e9")
+    scores = torch.eye(3)[[2, 0, 1]]
+    found = answers(scores, torch.tensor([0, 2, 1]))
+    counts = confusion(found.labels, found.top[:, 0], 3)
+    shown = ["cafe\u0301 (class 1)", "tea", "caf\u00e9 (class 3)"]
+    assert [(row[0], row[4]) for row in rows(table(classes, found, counts))[1:]] == list(
+        zip(shown, [shown[2], "", shown[0]])
+    )
+    written = rows(confusion_table(classes, counts))
+    assert written[0] == ["class", *shown] and [row[0] for row in written[1:]] == shown

@@ -1,6 +1,7 @@
 """The command predict: any file Pillow opens, files that are none, views, words, JSON."""
 
 import csv
+import dataclasses
 import fcntl
 import io
 import json
@@ -271,6 +272,24 @@ def test_a_run_keeps_the_words_of_its_classes(trained, data, photograph, capsys)
             assert class_words(trained, ["apple", "leaf", "sky"]) == ["apple", "leaf", "sky"]
     finally:
         (trained / "run.json").write_bytes(before)
+
+
+def test_classes_that_accents_alone_tell_apart_have_their_number(trained, photograph, tmp_path, capsys, monkeypatch):
+    """In lines and in the table; the JSON has them as they are, and their labels."""
+    classes = ["cafe\u0301", "leaf", "caf\u00e9"]
+
+    def load(*arguments):
+        network, found = load_run(*arguments)
+        return network, dataclasses.replace(found, classes=classes)
+
+    monkeypatch.setattr(predict, "load_run", load)
+    shown = ["cafe\u0301 (class 1)", "leaf", "caf\u00e9 (class 3)"]
+    printed = answered(capsys, trained, photograph, "--csv", tmp_path / "classes.csv").out.splitlines()[1:]
+    assert sorted(line.split("%  ")[1] for line in printed) == sorted(shown)
+    (row,) = list(csv.reader((tmp_path / "classes.csv").read_text("utf-8").splitlines()))[1:]
+    assert sorted(row[1:-1:3]) == sorted(shown) and sorted(row[2:-1:3]) == sorted(classes)
+    (picture,) = json.loads(answered(capsys, trained, photograph, "--json").out)["pictures"]
+    assert {one["label"]: one["class"] for one in picture["top"]} == dict(enumerate(classes))
 
 
 def test_ties_keep_the_order_of_the_classes_and_nan_is_refused(trained, photograph, monkeypatch):

@@ -8,9 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from claim_runs import run, without_times
+from PIL import Image
 
 from alexnet_mp.evaluation.accuracy import read_right
 from alexnet_mp.experiments import arm_runs, findings, kept_answers
+from alexnet_mp.experiments.kernel_sheet import APART, COLUMNS, GAP, LINE, SCALE, draw_kernels
+from alexnet_mp.experiments.records import take_records
 from alexnet_mp.runs import checkpoints
 
 pytestmark = [pytest.mark.run, pytest.mark.usefixtures("one_thread", "quick", "no_pictures")]
@@ -84,6 +87,41 @@ def test_weights_that_are_asked_for_are_made_again(data, tmp_path, monkeypatch):
     del trained[:]
     run("pretraining", data, tmp_path, "--seeds", "1")
     assert trained.count("fine_tuned") == 1 and trained.index("sixth_conv") < trained.index("fine_tuned")
+
+
+def test_the_first_layers_of_all_runs_are_one_picture(tmp_path):
+    """An arm a row, a seed a column, tower a above tower b; a run whose kernels are not kept leaves its place."""
+    side, towers = 3, {"base": 2, "one_tower": 1}
+    arms = [{"name": name, "what": "the network"} for name in towers]
+    runs = [{"arm": arm, "seed": seed, "directory": f"runs/{arm}-{seed}"} for arm, seed in (("base", 1), ("base", 4))]
+    runs += [{"arm": "one_tower", "seed": 4, "directory": "runs/one_tower-4", "halves": [2, 100]}]
+    runs[0] |= {"chroma": [0.1, 0.2], "division": {"p": 0.003}}
+    (tmp_path / "runs").mkdir()
+    kernels = np.zeros((18, 3, side, side), np.float16)  # nine a tower: two rows
+    kernels[0], kernels[17] = 1, -1  # tower a's first, tower b's ninth: the grey ones keep their order
+    for number in (0, 2):
+        np.savez(tmp_path / "runs" / f"{Path(runs[number]['directory']).name}.npz", conv1=kernels)
+    assert draw_kernels({"arms": arms, "runs": runs[1:2]}, tmp_path, tmp_path / "sheet.png") is None
+    with Image.open(draw_kernels({"arms": arms, "runs": runs}, tmp_path, tmp_path / "sheet.png")) as sheet:
+        cell, panel = side * SCALE + GAP, APART // 2 + LINE + 4
+        pixels, width = np.asarray(sheet.convert("RGB")), COLUMNS * (side * SCALE + GAP)
+        assert sheet.width == APART + 2 * (width + APART)
+    first = panel + 2 * LINE
+    assert pixels[first, APART].tolist() == [255] * 3 and pixels[first, APART + cell].tolist() == [128] * 3
+    ninth = first + 2 * cell + LINE + cell
+    assert pixels[ninth, APART].tolist() == [0] * 3 and pixels[ninth, APART + cell].tolist() == [255] * 3
+    below = panel + LINE + 2 * (2 * cell + LINE) + APART + LINE + 2 * LINE
+    assert pixels[below, 2 * APART + width].tolist() == [255] * 3 and pixels[below, APART].tolist() == [255] * 3
+    assert pixels[below, 2 * APART + width + cell].tolist() == [128] * 3
+
+
+def test_taken_records_have_their_picture_of_kernels(data, tmp_path):
+    run("specialisation", data, tmp_path / "out", "--seeds", "1")
+    (drawn,) = (tmp_path / "out" / "records").glob("*-kernels.png")
+    before = drawn.read_bytes()
+    drawn.unlink()  # a record of older code has none
+    take_records(tmp_path / "out" / "records", tmp_path / "taken")
+    assert (tmp_path / "taken" / drawn.name).read_bytes() == before
 
 
 def test_damaged_files_count_as_nothing(data, tmp_path, monkeypatch):

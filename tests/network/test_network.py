@@ -314,3 +314,27 @@ def test_images_that_the_merged_network_does_not_take_are_named():
         with pytest.raises(ValueError, match=re.escape(f"images_a is {tuple(images.shape)}; recipe mini takes")):
             network(images)
     assert network.step == 0
+
+
+def test_transforms_and_higher_derivatives_go_through_the_crossings_on_one_device():
+    """As through the operations: a gradient, a Jacobian, forward mode and a Hessian's product, against the merged
+    network, which has no crossings."""
+    recipe = change_layers(mini(), "conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", maps=2)
+    network = TwoTowerAlexNet(recipe, ("cpu", "cpu"), classes=3, kernels="reference").double().eval()
+    merged, x = network.merge().double().eval(), images(recipe, 1)
+    found, expected = [], []
+    for answers, function in ((found, lambda x: network(x, x)), (expected, merged)):
+
+        def scalar(x, function=function):
+            return function(x).square().sum()
+
+        answers.append(torch.func.jacrev(function)(x))
+        answers.append(torch.func.jvp(function, (x,), (torch.ones_like(x),))[1])
+        answers.append(torch.func.jvp(torch.func.grad(scalar), (x,), (torch.ones_like(x),))[1])
+        leaf = x.clone().requires_grad_()
+        (first,) = torch.autograd.grad(scalar(leaf), leaf, create_graph=True)
+        answers.append(torch.autograd.grad(first.sum(), leaf)[0])
+    for one, other in zip(found, expected, strict=True):
+        assert one.abs().max() > 0
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12 * other.abs().max().item())
+    torch.testing.assert_close(found[2], found[3], rtol=1e-9, atol=1e-12 * found[3].abs().max().item())

@@ -16,6 +16,7 @@ from small_set import encoded, noise
 from alexnet_mp import prepare
 from alexnet_mp.data.dataset import Folder
 from alexnet_mp.data.prepared import Prepared
+from alexnet_mp.data.remarks import SEVERAL
 from alexnet_mp.system.errors import UserError
 from alexnet_mp.system.terminal import printable
 
@@ -41,11 +42,19 @@ def extra(**files):
     return BASE | {f"train/cat/{name}": content for name, content in files.items()}
 
 
-def several():
-    frames = [Image.fromarray(noise(SIZE, SIZE, 1, seed=seed)) for seed in (5, 6)]
+def several(kind):
+    if kind == "PPM":
+        return picture(5, kind) + picture(6, kind)
+    return picture(5, kind, save_all=True, append_images=[Image.fromarray(noise(SIZE, SIZE, seed=6))])
+
+
+def pyramid():
     buffer = io.BytesIO()
-    frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:])
-    return buffer.getvalue()
+    with TiffImagePlugin.AppendingTiffWriter(buffer, new=True) as writer:
+        for tags in ({}, RAW):
+            Image.fromarray(noise(SIZE, SIZE)).save(writer, "TIFF", tiffinfo=tags)
+            writer.newFrame()
+        return buffer.getvalue()
 
 
 def damaged_metadata():
@@ -98,7 +107,13 @@ CASES = {
         extra(**{"x.jpg.gz": gzip.compress(picture(5, "JPEG")), "y.JPEG": gzip.compress(picture(6))}),
         ["cat/x.jpg.gz", "cat/y.JPEG"],
     ),
-    "several pictures in one file": (extra(**{"x.gif": several()}), ["cat/x.gif"]),
+    "several pictures in one file": [
+        (extra(**{f"x.{kind}": several(kind)}), [f"cat/x.{kind}"]) for kind in ("GIF", "PNG", "WEBP", "TIFF", "PPM")
+    ],
+    "smaller versions, masks or a JPEG's further pictures behind it": [
+        (extra(**{"x.tif": pyramid()}), ["cat/x.tif"]),
+        (extra(**{"x.jpg": several("MPO")}), ["cat/x.jpg"]),
+    ],
     "damaged or vast metadata in a sound picture": (extra(**{"x.jpg": damaged_metadata()}), ["cat/x.jpg"]),
     "a damaged picture": (extra(**{"x.jpg": picture(5, "JPEG")[:300]}), ["cat/x.jpg"]),
     "an empty file with a picture's ending": (extra(**{"x.webp": b""}), ["cat/x.webp"]),
@@ -224,21 +239,28 @@ def make_tar(path, files):
 
 def prepared(source, dest, capsys):
     """({split: names}, lines) of what `prepare` makes."""
+    SEVERAL.forget()
     capsys.readouterr()
     arguments = [str(source), str(dest), "--size", str(SIZE), "--workers", "0", "--raw"]
     assert prepare.main(arguments) == 0
     made = Prepared(dest, SIZE)
-    return {name: list(split.names) for name, split in made.splits.items()}, capsys.readouterr().out.splitlines()
+    return {name: list(split.names) for name, split in made.splits.items()}, said(capsys)
 
 
-def trained(root, *_):
+def said(capsys):
+    captured = capsys.readouterr()
+    return (captured.out + captured.err).splitlines()
+
+
+def trained(root, _, capsys):
     """({split: names}, lines) of what `train` reads of a folder."""
+    SEVERAL.forget()
     folder = Folder(root, SIZE)
     for split in folder.splits.values():
         for index in range(len(split)):
             split.read(index)
     names = {name: ["/".join(Path(file).parts[-2:]) for file in split.names] for name, split in folder.splits.items()}
-    return names, [*folder.passed_over]
+    return names, [*folder.passed_over, *said(capsys)]
 
 
 def check(answer, expected, named, source, *arguments):
@@ -253,20 +275,22 @@ def check(answer, expected, named, source, *arguments):
         assert words[1] in str(raised.value) and "\n" not in str(raised.value)
         return
     splits, lines = answer(source, *arguments)
-    said = [line for line in lines if line.startswith("passed over, ")]
+    passed = [line for line in lines if line.startswith("passed over, ")]
     if outcome == "read":
+        come = set() if "without" in expected else {name for name in named if not name.endswith("/")}
         if "said" in expected:
             (line,) = (line for line in lines if words[1] in line and all(name in line for name in named))
-            named = ()
-        come = set() if "without" in expected else {name for name in named if not name.endswith("/")}
+            come, named = come if "the first" in expected else set(), ()
+        elif "the first" in expected:
+            assert not any(name in line for name in named for line in lines)
         if "as val" in expected:
             assert [len(splits[name]) for name in ("train", "val")] == [4, 4]
         assert come <= set(splits["train"]) and splits.keys() >= {"train", "val"}
-        assert len(splits["train"]) + len(splits["val"]) >= 4 and not any(name in "".join(said) for name in named)
+        assert len(splits["train"]) + len(splits["val"]) >= 4 and not any(name in "".join(passed) for name in named)
     else:
         assert outcome == "passed over"
         assert {name: len(names) for name, names in splits.items()} == {"train": 4, "val": 4}
-        (line,) = (line for line in said if line.startswith(f"passed over, {words[1]}"))
+        (line,) = (line for line in passed if line.startswith(f"passed over, {words[1]}"))
         assert f": {len(named)} (" in line and all(name in line for name in named), line
 
 

@@ -27,6 +27,7 @@ from make_archives import (
     write,
 )
 
+from alexnet_mp import prepare, report
 from alexnet_mp.data.dataset import Folder
 from alexnet_mp.preparation.sources import find, picture, read_bytes
 from alexnet_mp.preparation.tar_archives import Item
@@ -256,6 +257,19 @@ def test_where_every_image_is_single_there_is_no_val_to_cut(tmp_path, form):
 def test_what_can_not_be_used_is_refused(tmp_path, form, files, message):
     (tmp_path / "set").mkdir()
     assert message in refused(made(tmp_path, form, files))
+
+
+def test_links_that_lead_round_are_one_line(tmp_path):
+    """As SRC, as DEST and as a run: no traceback."""
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    loop = str(tmp_path / "a")
+    with pytest.raises(UserError, match="a: no such file or directory"):
+        prepare.main([loop, str(tmp_path / "set")])
+    with pytest.raises(UserError, match="a is there already and is not a directory"):
+        prepare.main([str(tmp_path / "source"), loop])
+    with pytest.raises(UserError, match="a is not a run directory"):
+        report.main([loop])
 
 
 def test_a_missing_path_and_a_strange_file(tmp_path):

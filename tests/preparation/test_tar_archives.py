@@ -76,6 +76,16 @@ def test_files_are_found_where_tarfile_finds_them(tmp_path, kind):
     assert [file_ranges.read(str(path), member.offset, member.size) for member in found] == contents
 
 
+def test_a_folder_called_by_a_slash_alone_is_the_archives_own_root(tmp_path):
+    """As Python's `add(folder, arcname="")` writes it."""
+    (tmp_path / "folder" / "cat").mkdir(parents=True)
+    (tmp_path / "folder" / "cat" / "1.jpg").write_bytes(b"abc")
+    with tarfile.open(tmp_path / "x.tar", "w") as archive:
+        archive.add(tmp_path / "folder", "")
+        assert archive.getnames()[0] == ""
+    assert [member.name for member in members(tmp_path / "x.tar")] == ["cat/1.jpg"]
+
+
 def test_headers_from_before_posix(tmp_path):
     """No magic word, a folder known by its last letter alone, a checksum over signed bytes."""
     content = tar({"f/": b"", "f/é.jpg": b"123"}, tarfile.USTAR_FORMAT)

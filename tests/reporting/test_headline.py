@@ -6,8 +6,8 @@ from alexnet_mp.recipes.ablations import one_gpu
 from alexnet_mp.recipes.architectures import mini, paper
 from alexnet_mp.reporting.headline import headline
 
-VAL = {"kind": "val", "top1_error": 50.0, "top5_error": 20.0}
-TEST = {"kind": "test", "protocol": "ten views", "top1_error": 40.125, "top5_error": 17.0}
+VAL = {"kind": "val", "images": 50_000, "top1_error": 50.0, "top5_error": 20.0}
+TEST = {"kind": "test", "images": 50_000, "protocol": "ten views", "top1_error": 40.125, "top5_error": 17.0}
 
 
 def kernels():
@@ -32,3 +32,12 @@ def test_few_classes_no_test_and_one_tower():
     assert (error.name, error.value, error.note) == ("top-1 error, centre view", "50.00 %", "a guess: 80.0 %")
     (chroma,) = headline(kernels(), [], one_gpu(mini()), 16)
     assert chroma.name == "share of chroma in the first layer" and chroma.value == "0.33" and not chroma.note
+
+
+def test_few_pictures_have_their_number_and_an_interval():
+    few = VAL | {"images": 18, "top1_error": 100 * 11 / 18, "top5_error": 100 * 1 / 18}
+    error, *_ = headline(kernels(), [few], mini(), 3)
+    assert error.value == "61.11 %" and error.note == "top-1 11 of 18: 39 to 80 %, 95 % interval; a guess: 66.7 %"
+    error, *_ = headline(kernels(), [few], mini(), 10)
+    assert error.value == "61.11 / 5.56 %"
+    assert error.note.startswith("top-1 11 of 18: 39 to 80 %, 95 % interval; top-5 1 of 18: 1 to 26 %, 95 % interval; ")

@@ -19,7 +19,7 @@ from alexnet_mp.system.errors import run_command
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = sorted(
-    path.stem for path in (ROOT / "alexnet_mp").glob("*.py") if "run_command(main)" in path.read_text(encoding="utf-8")
+    path.stem for path in (ROOT / "alexnet_mp").glob("*.py") if "run_command(main" in path.read_text(encoding="utf-8")
 )
 
 

@@ -1,11 +1,21 @@
-"""Who speaks for a job that ends, where the store that all meet in answers, fails, or says nothing."""
+"""Who speaks for a job that ends, where the store that all meet in answers, fails, or says nothing; how all end."""
 
+import os
+import signal
+import subprocess
+import sys
 import threading
+import time
+from datetime import timedelta
+from types import SimpleNamespace
 
+import apart
 import pytest
+import torch.distributed as dist
 
-from alexnet_mp.system import ranks
-from alexnet_mp.system.ranks import Lost, Ranks
+from alexnet_mp.system import launcher, ranks
+from alexnet_mp.system.errors import run_command
+from alexnet_mp.system.ranks import Lost, Ranks, joined
 
 
 class Store:
@@ -32,6 +42,102 @@ def test_who_can_ask_nobody_speaks(monkeypatch):
     silent = threading.Event()
     assert Ranks(1, 2, store=Store(fails)).speaks()
     assert Ranks(1, 2, store=Store(silent.wait)).speaks()
+    # Of each machine one does.
+    assert [Ranks(rank, 4, rank % 2, 2, Store(fails)).speaks() for rank in range(4)] == [True, False, True, False]
+    monkeypatch.setattr(dist, "barrier", lambda *_, **__: SimpleNamespace(is_completed=lambda: False))
     with pytest.raises(Lost, match="the processes' store does not answer"):
         Ranks(1, 2, store=Store(silent.wait)).meet()
     silent.set()
+
+
+def meetings():
+    """Of two processes: one is late, then gives no sign of life. The other has no time for either in a step."""
+    ranks.BEAT = 0.02
+    with joined(apart=False) as each:
+        ranks.PATIENCE = timedelta(seconds=0.3)
+        if each.rank == 1:
+            time.sleep(1)
+        each.meet()
+        if each.rank == 1:
+            ranks.BEAT = 1000
+            time.sleep(10)
+            os._exit(0)
+        each.meet()
+
+
+@pytest.mark.process
+def test_a_meeting_lasts_as_long_as_all_give_signs_of_life():
+    """However long they take; one that hangs is said after what a step waits for."""
+    processes = apart.begin(*[lambda: run_command(meetings, several=True)] * 2)
+    assert apart.end(processes) == [2, 0]
+    (line,) = apart.said(processes)
+    assert "ended, or can't be reached (rank 1 gave no sign of life for 0 s); --resume auto" in line
+
+
+def test_the_torchruns_of_all_machines_are_ended_once(monkeypatch):
+    """By the process that says what is wrong, and by the first of each other machine."""
+    ended = []
+    monkeypatch.setattr(launcher, "LAST_WORDS", 0)
+    for fault in (True, False):
+        store = dist.HashStore()
+        for rank in (3, 0, 1, 2, 4, 5):
+            monkeypatch.setattr(launcher, "not_again", lambda: ended.append((fault, rank)))
+            each = Ranks(rank, 6, rank % 2, 2, store)
+            if each.speaks():
+                if fault:
+                    each.not_again()
+            else:
+                each.wait_for_last_words()
+    assert ended == [(True, 3), (True, 0), (True, 4)]
+
+
+LEAVES = """
+import sys, time
+import torch.distributed as dist
+from alexnet_mp.system import ranks
+from alexnet_mp.system.errors import run_command
+ranks.LEAVES = 1
+dist.destroy_process_group = lambda: time.sleep(1000)
+dist.is_initialized = lambda: True
+def main():
+    with ranks.joined(apart=True):
+        pass
+run_command(main, several=True)
+"""
+
+
+@pytest.mark.process
+def test_a_line_is_said_before_what_may_hang_and_that_is_bounded():
+    environment = apart.environments(1, "0")[0] | {"TORCHELASTIC_USE_AGENT_STORE": "False"}
+    done = subprocess.run(
+        [sys.executable, "-c", LEAVES], env=os.environ | environment, capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == -signal.SIGALRM
+    assert done.stderr == (
+        "error: --towers apart: a process a tower is an even number of them, not 1; torchrun --nproc-per-node 2\n"
+    )
+
+
+STUCK = """
+import os, sys, time
+worker = os.fork()
+if worker == 0:
+    from alexnet_mp.system import launcher
+    launcher.STUCK = 1
+    launcher.end_if_stuck()
+    os._exit(2)
+if sys.argv[1] == "reaps":
+    os.waitpid(worker, 0)
+    time.sleep(4)
+else:
+    time.sleep(1000)
+"""
+
+
+@pytest.mark.process
+def test_a_torchrun_that_notices_no_end_is_ended():
+    """One that does is left alone: it may start all again."""
+    environment = os.environ | {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "2"}
+    for way, status in (("hangs", -signal.SIGKILL), ("reaps", 0)):
+        done = subprocess.run([sys.executable, "-c", STUCK, way], env=environment, timeout=100)
+        assert done.returncode == status

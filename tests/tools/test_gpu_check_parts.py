@@ -101,6 +101,7 @@ def test_every_selection_of_benchmarks_selects_and_the_quick_ones_compile_nothin
             assert not any("compile" in one for one in chosen), stage.name
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_the_first_stages_of_tests_are_few_cases_and_all_for_a_gpu():
     files = {

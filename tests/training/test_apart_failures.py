@@ -5,6 +5,8 @@ import json
 import math
 import os
 import signal
+import time
+from datetime import timedelta
 
 import apart
 import pytest
@@ -13,6 +15,8 @@ from tiny_run import LAST, assert_same_end, lines, make_quick, newest, run, sign
 
 from alexnet_mp.data import pipeline_torch
 from alexnet_mp.runs import checkpoint_format, checkpoints
+from alexnet_mp.runs.checkpoint_writer import Saver
+from alexnet_mp.system import ranks
 from alexnet_mp.system.errors import UserError
 from alexnet_mp.training.trainer import Trainer
 
@@ -77,6 +81,24 @@ def test_a_full_disk_ends_all_or_none(data, tmp_path, without_bytes, whole):
     assert apart.end(processes) == [2, 0]
     (line,) = apart.said(processes)
     assert f"done after step {LAST}, but not all of it could be written" in line
+
+
+def test_a_slow_disk_is_waited_for(data, tmp_path, without_bytes, whole):
+    """Longer than a step is: the other process, which writes nothing, sees that this one lives."""
+
+    def slow(patch=pytest.MonkeyPatch()):
+        wait, patience = Saver.wait, 6  # seconds
+        patch.setattr(ranks, "PATIENCE", timedelta(seconds=patience))
+
+        def waits(saver, timeout=None):
+            patch.setattr(Saver, "wait", wait)
+            time.sleep(patience + 2)
+            return wait(saver, timeout)
+
+        patch.setattr(Saver, "wait", waits)
+
+    out, _ = apart.run_apart(data, tmp_path / "run", "--overlap", "off", before=slow)
+    assert_same_end(out, whole)
 
 
 @every("rank", [0, 1])

@@ -2,10 +2,12 @@
 
 import apart
 import pytest
+from alexnet_mp.kernels import dispatch
 from inner_cases import every
 from tiny_run import TINY, make_quick, run
 
 from alexnet_mp.system.errors import UserError
+from alexnet_mp.training import self_check
 
 pytestmark = [pytest.mark.process, pytest.mark.usefixtures("one_thread", "quick")]
 
@@ -69,9 +71,33 @@ def test_processes_that_were_started_differently_are_refused(case, data, tmp_pat
     assert words in line and line.endswith("all have to be started alike") and not (tmp_path / "run").exists()
 
 
-def test_another_commit_is_refused(data, tmp_path):
-    change = apart.in_rank(1, lambda patch: patch.setattr("alexnet_mp.training.plan.source_commit", lambda: "fedcba9"))
-    assert "differ in the code" in apart.ends(data, tmp_path / "run", before=change)
+def another_commit(patch):
+    patch.setattr("alexnet_mp.training.plan.source_commit", lambda: "fedcba9")
+
+
+def a_kernel_that_fails(patch):
+    """The self-check leaves it out, here alone."""
+    found = self_check.before_run
+
+    def before_run(*what, **how):
+        result = found(*what, **how)
+        dispatch.leave_out({("lrn_max_pool", "cpu", "cpu")})
+        return result
+
+    patch.setattr(self_check, "before_run", before_run)
+
+
+@every(
+    "change, words",
+    [
+        (another_commit, "differ in the code"),
+        (a_kernel_that_fails, "differ in the kernels: cpu in rank 0, cpu (lrn_max_pool: reference) in rank 1"),
+    ],
+)
+def test_what_computes_otherwise_is_refused(change, words, data, tmp_path):
+    if change is a_kernel_that_fails and dispatch.resolve("auto", "cpu") != "cpu":
+        pytest.skip("no kernels are built for CPUs")
+    assert words in apart.ends(data, tmp_path / "run", before=apart.in_rank(1, change))
 
 
 @every(

@@ -49,7 +49,8 @@ def ten_losses(graphed, apart):
             return losses
 
 
-@pytest.mark.parametrize("apart", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("apart", [False, True])
 def test_the_ten_golden_losses(apart):
     assert (losses := ten_losses(True, apart)) == ten_losses(False, apart) and losses == pytest.approx(GOLDEN, rel=1e-9)
 
@@ -94,7 +95,7 @@ def put_apart(monkeypatch):
     monkeypatch.setattr(exchange.Exchange, "__init__", apart)
 
 
-@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("apart", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("flags", RUNS.values(), ids=RUNS)
 def test_a_run_with_graphs_is_the_run_without(flags, apart, data, tmp_path, monkeypatch, faked):  # noqa: F811
     if apart:
@@ -109,7 +110,9 @@ def test_a_run_with_graphs_is_the_run_without(flags, apart, data, tmp_path, monk
     assert_same_end(out, run(data, tmp_path / "eager", *flags))
 
 
-@pytest.mark.parametrize("apart, in_graphs", [(False, True), (True, True), (False, False)])
+@pytest.mark.parametrize(
+    "apart, in_graphs", [pytest.param(False, True, marks=pytest.mark.slow), (True, True), (False, False)]
+)
 def test_a_run_whose_graphs_make_the_images_is_the_run_without(
     apart,
     in_graphs,
@@ -153,7 +156,7 @@ def test_a_run_whose_graphs_make_the_images_is_the_run_without(
     assert_same_end(out, run(data, tmp_path / "eager", *flags))
 
 
-@pytest.mark.parametrize("cut", [4, 11, 14])
+@pytest.mark.parametrize("cut", [pytest.param(4, marks=pytest.mark.slow), 11, pytest.param(14, marks=pytest.mark.slow)])
 def test_it_is_cut_and_goes_on(cut, data, tmp_path, monkeypatch, faked):  # noqa: F811
     """In the middle of an epoch too, with graphs and numbers on their way; the rest of the run begins eagerly again."""
     run(data, tmp_path / "run", *CHANGES, "--steps", cut)

@@ -1,6 +1,7 @@
 """Whole runs of several pairs of towers: with a microbatch they leave what one leaves, bit for bit; how they go on,
 stop and fail."""
 
+import importlib
 import json
 import os
 import signal
@@ -86,6 +87,39 @@ def test_a_signal_to_one_is_a_signal_to_all(data, tmp_path, without_bytes, whole
     assert apart.said(processes) == ["stopping after this step; once more to stop without saving"]
     apart.run_apart(data, tmp_path / "run", "--resume", "auto", count=2, towers="together")
     assert_same_end(tmp_path / "run", whole)
+
+
+def test_a_signal_before_the_first_step_is_said_once(data, tmp_path):
+    """To all, as torchrun sends it: while they look for each other, read, begin the run directory, or have begun it."""
+    stopping = "stopping after this step; once more to stop without saving"
+    for number, (place, words) in enumerate(
+        (
+            ("torch.distributed.rendezvous", None),
+            ("alexnet_mp.training.run.open_data", None),
+            ("alexnet_mp.training.run.RunElsewhere", stopping),
+            ("alexnet_mp.training.trainer.PaperSGD", stopping),
+        )
+    ):
+
+        def stop(place=place):
+            target, _, name = place.rpartition(".")
+            function = getattr(importlib.import_module(target), name)
+
+            def signalled(*what, **how):
+                os.kill(os.getpid(), signal.SIGTERM)
+                return function(*what, **how)
+
+            pytest.MonkeyPatch().setattr(place, signalled)
+
+        processes = apart.processes_of(data, tmp_path / str(number), before=stop, count=2, towers="together")
+        statuses = apart.end(processes)
+        out = "".join(process.out for process in processes)
+        if words is None:
+            assert apart.said(processes) == [] and out.count("stopped before the first step") == 1, (place, out)
+            assert sorted(statuses) in ([0, 130], [0, 2])
+        else:
+            assert apart.said(processes) == [words] and out.count("stopped as asked after step 0") == 1, (place, out)
+            assert statuses == [0, 0]
 
 
 def test_a_killed_process_ends_the_others_and_costs_no_checkpoint(data, tmp_path, without_bytes, whole):

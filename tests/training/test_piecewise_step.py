@@ -9,7 +9,7 @@ import pytest
 import torch
 from inner_cases import every
 from piecewise import CASES, WITHOUT, some_steps
-from two_towers import BATCH, CLASSES, LAST, RECIPES, STEPS
+from two_towers import BATCH, CLASSES, LAST, RECIPES, STEPS, as_bytes
 
 from alexnet_mp.recipes.shapes import crossings
 from alexnet_mp.system.ranks import ALONE
@@ -64,12 +64,18 @@ def test_ten_steps_of_every_case():
                 assert first[case][what] == of_one[what], (job, case, what)
 
 
-@every("case", CASES)
+@every("case", [*CASES, *WITHOUT])
 def test_all_pairs_have_the_same_weights(case, found):
+    """Bit for bit, and velocities, also without a microbatch: else they would drift apart."""
     for job, processes in found.items():
-        if not JOBS[job][1]:
-            weights = [of_process[case]["weights"] for of_process, _ in processes]
-            assert weights[1:] == weights[:1] * (len(weights) - 1)
+        kept = []
+        for with_microbatch, without in processes[:: 2 if JOBS[job][1] else 1]:  # where tower a is
+            if case in WITHOUT:
+                kept.append([as_bytes(tensors) for tensors in without[case][1:]])
+            else:
+                kept.append([with_microbatch[case]["weights"], with_microbatch[case]["velocities"]])
+        assert len(kept) == (1 if job == "a process a tower" else JOBS[job][0] // (1 + JOBS[job][1]))
+        assert kept[1:] == kept[:1] * (len(kept) - 1), job
 
 
 def test_another_microbatch_is_another_order(one):

@@ -25,8 +25,8 @@ def no_gpu(monkeypatch):
 @every(
     "options, fits, others",
     [
-        (Options(), ["recipe: mini, the small network; --recipe chooses another", "train --gpus 0,1\n"], []),
-        (Options(data="my photos"), [OTHER, "train --gpus 0,1 --data 'my photos'\n"], ["DIR"]),
+        (Options(), ["recipe: mini, the small network; --recipe chooses another"], [TWO]),
+        (Options(data="my photos"), [OTHER], [TWO]),
         (Options(gpus="cpu"), [OTHER], [TWO]),
         (Options(recipe="mini"), ["recipe: mini, the small network\n"], [OTHER, TWO]),
         (Options(recipe="source2012"), ["recipe: source2012, the whole network\n"], [OTHER, TWO]),
@@ -42,6 +42,18 @@ def test_hints_fit_what_was_typed(options, fits, others, capsys):
     plan._recipe_and_devices(options, None)
     said = capsys.readouterr().out
     assert all(words in said for words in fits) and not any(words in said for words in others), said
+
+
+@every("data, typed", [(None, "train --gpus 0,1\n"), ("my photos", "train --gpus 0,1 --data 'my photos'\n")])
+def test_one_gpu_is_told_of_two(data, typed, monkeypatch, capsys):
+    """On a CPU it would be said of every run, and help nobody."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(plan, "resolve_devices", lambda *_: [torch.device("cuda", 0)] * 2)
+    monkeypatch.setattr(plan, "check_kernels", lambda *_: None)
+    plan._recipe_and_devices(Options(data=data), None)
+    said = capsys.readouterr().out
+    assert "recipe: paper, the whole network; --recipe chooses another" in said and said.count(TWO) == 1
+    assert typed in said
 
 
 def test_a_run_begins_with_a_summary_of_its_recipe(data, tmp_path, monkeypatch, capsys):

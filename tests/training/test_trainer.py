@@ -312,7 +312,7 @@ def test_a_loss_that_is_not_finite_in_a_validation(data, tmp_path, monkeypatch):
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("tower, layer", [(0, "conv1"), (1, "conv2"), (1, "fc6")])
+@pytest.mark.parametrize("tower, layer", [(0, "conv1"), pytest.param(1, "conv2", marks=pytest.mark.slow), (1, "fc6")])
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 def test_an_exception_in_a_tower_ends_the_run_with_it(
     direction, tower, layer, data, tmp_path, monkeypatch, whole, nothing_stays

@@ -6,11 +6,23 @@ import subprocess
 from types import SimpleNamespace
 
 import pytest
-from tiny_run import assert_same_end, run
-from torchrun_jobs import ended, torchrun
+from tiny_run import assert_same_end, lines, run
+from torchrun_jobs import ended, torchrun, until_step
+
+from alexnet_mp.runs import checkpoint_format, checkpoints
 
 pytestmark = [pytest.mark.slow, pytest.mark.process, pytest.mark.usefixtures("one_thread", "quick")]
 EPOCHS = ["--epochs", "20", "--checkpoint-every", "5"]
+# The command, with seconds in place of minutes.
+IMPATIENT = """
+import sys
+from datetime import timedelta
+from alexnet_mp import train
+from alexnet_mp.system import launcher, ranks
+from alexnet_mp.system.errors import run_command
+ranks.PATIENCE, ranks.ANSWERED, launcher.STUCK = timedelta(seconds=10), 3, 5
+run_command(lambda: train.main(sys.argv[1:]), several=True)
+"""
 
 
 def ip(*words):
@@ -19,7 +31,7 @@ def ip(*words):
 
 @pytest.fixture
 def machines():
-    """The names of two namespaces, the addresses of the ends of a cable between them."""
+    """The names of two namespaces, the addresses of their ends of a cable, `cut` and `mend`."""
     if shutil.which("ip") is None:
         pytest.skip("the command ip is not installed (Debian's iproute2)")
     names = [f"alexnet-{os.getpid()}-{end}" for end in "ab"]
@@ -36,13 +48,19 @@ def machines():
             ip("-n", name, "link", "set", "lo", "up")
             ip("-n", name, "addr", "add", f"{address}/24", "dev", card)
             assert ip("-n", name, "link", "set", card, "up").returncode == 0
-        yield SimpleNamespace(names=names, cards=cards, addresses=addresses)
+        yield SimpleNamespace(
+            names=names,
+            cards=cards,
+            addresses=addresses,
+            cut=lambda: ip("-n", names[0], "link", "set", cards[0], "down"),
+            mend=lambda: ip("-n", names[0], "link", "set", cards[0], "up"),
+        )
     finally:
         for name in names:
             ip("netns", "del", name)
 
 
-def job(machines, data, out, *more):
+def job(machines, data, out, *more, script=None):
     """A torchrun in each machine, of one process each."""
     place = f"{machines.addresses[0]}:29411"
     return [
@@ -55,6 +73,7 @@ def job(machines, data, out, *more):
                 # By itself torchrun asks the host's name for its addresses, which a namespace doesn't have.
                 *("--local-addr", address, "--rdzv-conf", f"is_host={int(address == machines.addresses[0])}"),
             ),
+            program=(str(script),) if script else ("-m", "alexnet_mp.train"),
             within=("ip", "netns", "exec", name),
             GLOO_SOCKET_IFNAME=card,
             OMP_NUM_THREADS="1",  # torchrun sets it for several processes alone
@@ -72,3 +91,20 @@ def test_a_run_over_a_cable_is_that_of_one_process(how, flags, machines, data, t
     assert (status, other_status) == (0, 0) and ours == other_ours == []
     assert sorted(len(each) > 0 for each in (said, other_said)) == [False, True]  # rank 0 alone, on either machine
     assert_same_end(tmp_path / "run", run(data, tmp_path / "one", *EPOCHS, *flags))
+
+
+def test_a_cable_that_is_cut_ends_both_sides_and_what_was_saved_is_whole(machines, data, tmp_path):
+    """Also that whose torchrun waits for an answer of the store, which is on the other side."""
+    for number, how in enumerate((["--towers", "apart"], ["--microbatch", 3])):
+        script, out = tmp_path / "impatient.py", tmp_path / str(number)
+        script.write_text(IMPATIENT)
+        processes = job(machines, data, out, "--epochs", 5000, "--checkpoint-every", 5, *how, script=script)
+        until_step(processes[0], out, 20)
+        machines.cut()
+        for status, _, ours in map(ended, processes):
+            assert status != 0 and len(ours) == 1, ours
+            assert "another process of this job ended, or can't be reached" in ours[0]
+        for directory in checkpoints.listing(out).values():
+            checkpoint_format.verify(directory)
+        assert lines(out)
+        machines.mend()

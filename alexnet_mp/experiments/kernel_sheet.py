@@ -1,0 +1,72 @@
+"""Figure 3 of a whole claim: the first-layer kernels of all its runs, a row an arm, a column a seed."""
+
+import textwrap
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from ..analysis.figure_3 import greyest_first, pixels_of
+from . import kept_answers
+
+COLUMNS = 8  # kernels a row of a tower
+SCALE = 2  # screen pixels a kernel pixel
+GAP = 2  # screen pixels between kernels
+APART = 18  # screen pixels between networks
+LINE = 17  # screen pixels of a line of words
+
+
+def draw_kernels(record: dict, records: str | Path, path: Path) -> Path | None:
+    """Write the picture of a record's first layers, and return its path; None if no run's kernels are kept.
+
+    records: the folder beside whose records the kernels lie (`kept_answers`). In each network tower a is above tower b.
+    Brightness goes from a network's smallest weight to its largest; in a tower the greyest kernels come first.
+    """
+    arms = {arm["name"]: arm["what"] for arm in record["arms"]}
+    found = {}
+    for run in record["runs"]:
+        kernels = kept_answers.first_layer(run, records)
+        if kernels is not None and np.isfinite(kernels).all():
+            found.setdefault(run["arm"], {})[run["seed"]] = run, kernels
+    if not found:
+        return None
+    seeds = sorted({seed for runs in found.values() for seed in runs})
+    panels = {(arm, seed): _network(*runs[seed]) for arm, runs in found.items() for seed in runs}
+    width = max(panel.width for panel in panels.values())
+    heights = {arm: max(panels[arm, seed].height for seed in found[arm]) for arm in found}
+    size = APART + len(seeds) * (width + APART), sum(height + LINE + APART for height in heights.values()) + APART
+    sheet = Image.new("RGB", size, "white")
+    pen, top = ImageDraw.Draw(sheet), APART // 2
+    for arm in (arm for arm in arms if arm in found):
+        line = textwrap.shorten(f"{arm.replace('_', ' ')}: {arms[arm]}", size[0] // 7, placeholder=" ...")
+        pen.text((APART, top), line, fill="black", font_size=14)
+        for place, seed in enumerate(seeds):
+            if seed in found[arm]:
+                sheet.paste(panels[arm, seed], (APART + place * (width + APART), top + LINE + 4))
+        top += heights[arm] + LINE + APART
+    sheet.save(path)
+    return path
+
+
+def _network(run, kernels):
+    """A network's panel: a line of words, and its towers' kernels."""
+    shares = run.get("chroma", [])  # of a network with two towers
+    towers = len(shares) or 1
+    cell = kernels.shape[-1] * SCALE + GAP
+    a_tower = len(kernels) // towers
+    rows = -(-a_tower // COLUMNS)
+    words = [f"tower {'ab'[tower]}, share of chroma {share:.2f}" for tower, share in enumerate(shares)]
+    # The rule of the claim: random deals of the kernels to two towers are as far apart with p; halves differ at 0.01.
+    words = words or ["halves differ {} times of {}".format(*run["halves"]) if "halves" in run else ""]
+    p = (run.get("division") or {}).get("p")
+    panel = Image.new("RGB", (COLUMNS * cell, LINE + towers * (rows * cell + LINE)), "white")
+    pen, pixels = ImageDraw.Draw(panel), pixels_of(kernels)
+    pen.text((0, 0), f"seed {run['seed']}" + (f", p = {p:.2g}" if p is not None else ""), fill="black", font_size=12)
+    for tower in range(towers):
+        top = LINE + tower * (rows * cell + LINE)
+        pen.text((0, top), words[tower], fill="black", font_size=12)
+        for place, index in enumerate(greyest_first(kernels, np.arange(tower * a_tower, (tower + 1) * a_tower))):
+            row, column = divmod(place, COLUMNS)
+            kernel = Image.fromarray(pixels[index]).resize((cell - GAP, cell - GAP), Image.Resampling.NEAREST)
+            panel.paste(kernel, (column * cell, top + LINE + row * cell))
+    return panel
