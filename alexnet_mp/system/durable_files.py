@@ -164,6 +164,7 @@ def new_directory(path: str | Path, instead: bool = False) -> Iterator[Path]:
     """A directory to be filled, under another name until it is whole; after an error nothing stays. Raises OSError.
 
     instead: whether a directory that is there then is replaced, else that is an error unless it is empty."""
+    path = Path(path)  # without a slash at its end
     partial, old = Path(f"{path}{PARTIAL}"), Path(f"{path}{OLD}")
     remove(partial)  # what a crash left
     make_directory(partial)
