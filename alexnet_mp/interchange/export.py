@@ -24,7 +24,7 @@ from ..system.provenance import package_version
 from . import hub, onnx_graph, torch_program, torch_source
 from .model_card import model_card
 from .picture_network import PictureNetwork
-from .plain_steps import plain_steps, refuse_half_a_layer
+from .plain_steps import plain_steps, refuse_last_layer
 
 FORMATS = ("torch", "onnx", "hub", "torch.export")
 ENDINGS = {"onnx": ".onnx", "torch.export": ".pt2"}  # the others are folders
@@ -64,7 +64,7 @@ def export(
         raise UserError("--fused is for torch.export, where the kernels for CPUs were compiled")
     network, found = load_run(run, gpus, kernels)
     recipe, classes = network.recipe, len(found.classes)
-    refuse_half_a_layer(recipe)
+    refuse_last_layer(recipe)
     pictures = test_pictures(recipe.stored_size)
     with torch.inference_mode():
         ours = network(*centre_images(network, found.statistics, list(pictures.numpy()))).double().cpu()

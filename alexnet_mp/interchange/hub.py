@@ -22,7 +22,7 @@ from ..system.errors import UserError
 from ..system.terminal import printable
 from . import merged_tensors
 from .picture_network import PictureNetwork
-from .plain_steps import refuse_half_a_layer
+from .plain_steps import refuse_last_layer
 
 CONFIG, MODEL, CARD = "config.json", "model.safetensors", "README.md"
 FORMAT = "alexnet_mp 1"
@@ -97,7 +97,7 @@ def read_config(folder: Path) -> tuple[Recipe, list[str]]:
     need(names and 2 <= len(classes) <= MOST_CLASSES, f"{CONFIG}: classes are no list of 2 to {MOST_CLASSES:,} names")
     need(isinstance(config.get("recipe"), dict), f"{CONFIG}: recipe is missing")
     recipe = from_dict(config["recipe"])
-    refuse_half_a_layer(recipe)
+    refuse_last_layer(recipe)
     return recipe, classes
 
 

@@ -18,7 +18,7 @@ tags:
 
 # AlexNet, recipe {recipe}, {classes} classes
 
-AlexNet (Krizhevsky, Sutskever, Hinton 2012), {towers}, trained to step {step} (epoch {epoch}). It takes pictures of
+AlexNet (Krizhevsky, Sutskever, Hinton 2012), {towers}, {made}. It takes pictures of
 {stored}x{stored} pixels, RGB, 8 bits, and looks at the central {crop}x{crop}. The mean image is subtracted inside.
 
 ```python
@@ -78,8 +78,7 @@ def model_card(
         recipe=recipe.name,
         classes=len(words),
         towers="both towers as one network" if recipe.towers == 2 else "one tower",
-        step=f"{state.step:,}",
-        epoch=f"{state.epoch:,}",
+        made=f"trained to step {state.step:,} (epoch {state.epoch:,})" if not converted else "trained elsewhere",
         stored=recipe.stored_size,
         crop=recipe.crop_size,
         errors=_errors(recipe, state, tests, len(words)),

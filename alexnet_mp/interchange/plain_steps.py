@@ -34,9 +34,12 @@ class Step:
     bias: np.ndarray | None = None  # local: (maps, height, width, channels, k, k), and (maps, height, width)
 
 
-def refuse_half_a_layer(recipe: Recipe) -> None:
-    """Raise UserError for a last layer of tower a alone that reads tower a alone: no merged network has it."""
+def refuse_last_layer(recipe: Recipe) -> None:
+    """Raise UserError for a last layer of tower a alone that reads tower a alone, which no merged network has, and for
+    one that gives maps."""
     last = recipe.layers[-1]
+    if last.kind != "fc":
+        raise UserError(f"recipe field {last.name}.kind is {last.kind!r}: the last layer gives maps, no logits")
     if recipe.towers == 2 and last.towers == "first" and last.reads == "own":
         raise UserError(f"recipe field {last.name}.reads is 'own': a layer of one tower that reads half of the maps")
 
@@ -44,8 +47,8 @@ def refuse_half_a_layer(recipe: Recipe) -> None:
 def plain_steps(recipe: Recipe, weights: Mapping[str, np.ndarray], classes: int) -> list[Step]:
     """The steps of a recipe's network from the image minus the mean, (N, 3, crop, crop), to the logits (N, classes).
 
-    weights: merged, float32, as `shapes.merged_shapes` has them. Raises UserError as `refuse_half_a_layer` does."""
-    refuse_half_a_layer(recipe)
+    weights: merged, float32, as `shapes.merged_shapes` has them. Raises UserError as `refuse_last_layer` does."""
+    refuse_last_layer(recipe)
     steps, factor, before = [], 1.0, (3, recipe.crop_size, recipe.crop_size)
     for size in shapes.sizes(recipe, classes):
         layer, parts = size.layer, 1 if size.layer.towers == "first" else recipe.towers

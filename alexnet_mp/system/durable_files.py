@@ -163,7 +163,8 @@ def refuse_unwritable(flag: str, path: str | Path, folder: Path | None = None) -
 def new_directory(path: str | Path, instead: bool = False) -> Iterator[Path]:
     """A directory to be filled, under another name until it is whole; after an error nothing stays. Raises OSError.
 
-    instead: whether a directory that is there then is replaced, else that is an error unless it is empty."""
+    instead: whether a directory that is there then is replaced, else that is an error unless it is empty. Who is killed
+    between the two renames leaves the former one as `path`.replaced."""
     path = Path(path)  # without a slash at its end
     partial, old = Path(f"{path}{PARTIAL}"), Path(f"{path}{OLD}")
     remove(partial)  # what a crash left
@@ -173,8 +174,8 @@ def new_directory(path: str | Path, instead: bool = False) -> Iterator[Path]:
         sync(partial)
         if instead and os.path.lexists(path):
             remove(old)
-            rename(path, old)
             try:
+                rename(path, old)
                 rename(partial, path)
             except BaseException:
                 if not os.path.lexists(path):

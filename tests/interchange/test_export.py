@@ -206,6 +206,10 @@ def replaced(name, content):
         (layer(0, pad=10**8), "conv1 would have"),
         (layer(2, maps=2**31 - 1), "but recipe mini has"),
         (layer(3, reads="own"), "reads is 'own'"),
+        (
+            lambda folder, patch: (layer(2, kind="conv")(folder, patch), layer(3, kind="conv")(folder, patch)),
+            "no logits",
+        ),
         (with_tensors("model.safetensors", fc6_bias=None), "fc6.bias is missing"),
         (with_tensors("model.safetensors", fc9_bias=np.zeros(3, np.float32)), "fc9.bias is no tensor"),
         (with_tensors("model.safetensors", fc6_bias=np.zeros((4, 4), np.float32)), "fc6.bias is (4, 4)"),
