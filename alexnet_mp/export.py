@@ -17,7 +17,7 @@ from pathlib import Path
 
 from .command_options import add_run_options, compute_as_in_training
 from .interchange import hub
-from .interchange.export import FORMATS, export, refuse_out
+from .interchange.export import FORMATS, export
 from .system.command_line import command_parser
 from .system.errors import UserError, run_command
 from .system.terminal import say
@@ -29,7 +29,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.to != "hub":
             raise UserError(f"--push is for --to hub, not for --to {options.to}")
         hub.need_hub()
-    refuse_out(options.run, options.to, options.out)
     compute_as_in_training()
     difference = export(options.run, options.to, options.out, options.gpus, options.kernels, options.fused)
     say(f"wrote {options.out}: {difference}")

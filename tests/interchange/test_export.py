@@ -4,6 +4,7 @@ import ast
 import importlib.util
 import json
 import os
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -51,6 +52,17 @@ RECIPES = {
         [*TINY, "conv2.then=relu,dropout,lrn,max_pool", "fc6.then=dropout,tanh", "fc8.then=dropout", "dropout=0.3"],
     ),
 }
+NOT_INSTALLED = f"""
+import sys
+sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in repr(finder)]
+try:
+    import alexnet_mp
+    print("installed")
+except ModuleNotFoundError:
+    import torch
+network = torch.hub.load({str(ROOT)!r}, "mini", source="local", classes=2)
+print(network.recipe.name, sys.modules["alexnet_mp.kernels"].__file__)
+"""
 PROGRAMS = {"source2012, two norms": []}  # torch.export takes a second for each
 if dispatch.resolve("auto", "cpu") == "cpu":
     PROGRAMS["two towers, ceil mode"] = ["--fused"]
@@ -110,6 +122,7 @@ def test_every_format_is_the_network(name, tmp_path, capsys):
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(written)
 
 
+@pytest.mark.process
 def test_what_is_written_can_be_read(run, tmp_path):
     """The file of torch is short and of no import of ours; the graph has real LRN nodes, names and classes; the folder
     for the hub tells what it is, goes through torch.hub, and an own one is written anew."""
@@ -137,7 +150,8 @@ def test_what_is_written_can_be_read(run, tmp_path):
     assert network.classes == ("class 0", "class 1", "class 2") and not network.training
     with pytest.raises(ValueError, match=r"torch.uint8 \(N, 41, 41, 3\)"):
         network(torch.zeros(1, 3, 41, 41))
-    assert torch.hub.load(str(ROOT), "mini", source="local", classes=2).recipe.name == "mini"
+    told = subprocess.run([sys.executable, "-c", NOT_INSTALLED], cwd=tmp_path, capture_output=True, text=True)
+    assert told.stdout.split() == ["mini", str(ROOT / "kernels" / "__init__.py")], told.stderr
     card = (tmp_path / "hub" / "README.md").read_text()
     for words in (
         "recipe mini, 3 classes",
