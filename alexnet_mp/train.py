@@ -10,6 +10,7 @@ examples
   python -m alexnet_mp.train --data DIR --init RUN2                fine-tuning: begins with the weights of RUN2, fc8 new
   torchrun --nproc-per-node 2 -m alexnet_mp.train --towers apart --gpus 0,1 --data DIR     a process a tower
   torchrun --nproc-per-node 2 -m alexnet_mp.train --gpus 0,1,2,3 --data DIR                two pairs of towers, a batch
+  torchrun --nproc-per-node 2 -m alexnet_mp.train --recipe owt2014 --gpus 0,1 --data DIR   images and units divided
   python -m alexnet_mp.train --data DIR --profile                  prints where a step's time went, layer by layer
 
 The run directory (--out) gets run.json, metrics.jsonl, TensorBoard events, checkpoints/, curves.png and

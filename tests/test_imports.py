@@ -14,7 +14,7 @@ MAY_IMPORT = {
     "parallel": (),
     "data": ("recipes", "parallel"),
     "preparation": ("data", "recipes"),
-    "network": ("recipes",),
+    "network": ("recipes", "parallel"),
     "runs": ("recipes", "data"),
     "evaluation": ("recipes", "data", "network", "runs"),
     "analysis": ("recipes", "data", "network", "runs", "evaluation", "retrieval"),

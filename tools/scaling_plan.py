@@ -10,7 +10,7 @@ Of each scheme the largest number of bytes that one device sends in one directio
            gradients, which sends 2 (P - 1) / P of a tower's parameters
   owt      2P devices (Krizhevsky 2014): convolutions by images, their gradients by a ring; fully connected layers by
            units, so that each device sends its images' last maps to all others, and its units of every hidden layer;
-           gradients return the same way
+           gradients return the same way, but of the last layer's sums, from which every device computes the loss
 
 A link is its nominal rate, used whole in both directions, without latency. `pays from` is the time that a step of one
 pair must take for P pairs to be faster at all, if nothing that is sent hides behind the computation and P pairs compute
@@ -57,9 +57,9 @@ def owt(recipe: Recipe, batch: int, count: int) -> float:
             channels, height, width = before.output
             read += recipe.towers * channels * height * width
         before = size
-    # A device has 1/n of all that is read, by images or by units, and sends it to the n - 1 others.
-    own = batch / devices * read * BYTES_FP32
-    return ring(convolutions, devices) + 2 * (devices - 1) * own
+    # A device has 1/n of all that is read, by images or by units, and sends it to the n - 1 others; 1/n of the sums.
+    own = batch / devices * (2 * read + before.output[0]) * BYTES_FP32
+    return ring(convolutions, devices) + (devices - 1) * own
 
 
 def table(recipe: Recipe, batch: int, counts: list[int]) -> list[str]:

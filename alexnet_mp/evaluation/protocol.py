@@ -57,6 +57,8 @@ def log_probabilities(
         with closing(pipeline.views(split, batch_size, views)) as batches_of_views:
             for batch in batches_of_views:
                 if batch is None:
+                    for _ in views:
+                        network.without_images()
                     yield None
                     continue
                 batches, labels = batch

@@ -40,6 +40,7 @@ ORDER = (
     "headline-2010",
     "headline-2012",
     "headline-2009",
+    "owt",
 )
 CLAIMS = tuple(sorted(ARCHITECTURE + TRAINING + RESULTS, key=lambda claim: ORDER.index(claim.id)))
 KINDS = {claim.kind.word: claim.kind for claim in CLAIMS}  # by the word that a record has

@@ -1,6 +1,7 @@
-"""The paper's claims of results: the ten views (4.1), and section 6 with tables 1 and 2."""
+"""The paper's claims of results: ten views (4.1), section 6 with tables 1 and 2; and one of a paper after it."""
 
 from ..recipes import ablations
+from ..recipes.one_weird_trick import one_gpu_rates
 from ..recipes.recipe import Recipe
 from .claim import BASE, Arm, Claim, base_and
 from .error_kinds import Difference, Errors, Views
@@ -152,5 +153,22 @@ RESULTS = (
         seeds=1,
         needs="Fall 2009, prepared with --val-fraction 0.5",
         more=" --base source2012",
+    ),
+    Claim(
+        "owt",
+        "Krizhevsky 2014",
+        "Convolutions that see minibatches of 512 at four times the rate, with fully connected layers that are updated "
+        "every 128 images, come to the error of minibatches of 128.",
+        "not of this paper; the figures of 2014 (arXiv 1404.5997) were not read here",
+        "cuda-convnet2 has the rates of both; no error recorded in the files that were read",
+        Difference(),
+        (
+            Arm("one_gpu_rates", "minibatches of 128, all layers at 0.01", (one_gpu_rates,), preset="owt2014"),
+            Arm("owt2014", "minibatches of 512 at 0.04, fully connected layers at 0.01", preset="owt2014"),
+        ),
+        data="ilsvrc-2012",
+        seeds=1,
+        needs="ILSVRC-2012, prepared; one process takes the steps of many",
+        direction=0,
     ),
 )

@@ -124,8 +124,9 @@ class TowerLayer(nn.Module):
                 counter=np.array([0, 0, self.index, tower], np.uint64),
             )
         )
-        weights = draws.standard_normal(tuple(self.weight.shape), np.float32) * np.float32(self.layer.init_std)
-        self.weight.copy_(torch.from_numpy(weights))
+        shape = (self.size.units or len(self.weight), *self.weight.shape[1:])
+        weights = draws.standard_normal(shape, np.float32)[self.size.first_unit :][: len(self.weight)]
+        self.weight.copy_(torch.from_numpy(weights * np.float32(self.layer.init_std)))
         self.bias.fill_(self.layer.init_bias)
 
     def extra_repr(self) -> str:

@@ -24,10 +24,11 @@ class TwoTowerAlexNet(nn.Module):
     "reference", ...; see `resolve` in `kernels/dispatch.py`). overlap: whether a layer that reads both towers is the
     sum of two products, see `Exchange`; None: where there are two devices. ranks: of a job with a process for each
     tower, of which this one holds that of its rank, on the one device, and is given its images alone; None: all are
-    here. Weights are drawn from (recipe.seed, layer, tower) and don't depend on the devices. `step` counts training
-    passes; with the seed it keys the dropout masks. Each tower counts on its own device, so that a CUDA graph can.
-    Raises ValueError for a number of devices that the recipe's towers don't match, kernels that can't compute on one of
-    them, and two devices where the recipe's normalisation crosses the towers' border."""
+    here. part: (number, count) of the slice of every fully connected layer's units that is here (`worker_network.py`);
+    all of them by default. Weights are drawn from (recipe.seed, layer, tower) and don't depend on the devices. `step`
+    counts training passes; with the seed it keys the dropout masks. Each tower counts on its own device, so that a CUDA
+    graph can. Raises ValueError for a number of devices that the recipe's towers don't match, kernels that can't
+    compute on one of them, and two devices where the recipe's normalisation crosses the towers' border."""
 
     def __init__(
         self,
@@ -37,6 +38,7 @@ class TwoTowerAlexNet(nn.Module):
         kernels: str = "auto",
         overlap: bool | None = None,
         ranks: Ranks | None = None,
+        part: tuple[int, int] = (0, 1),
     ):
         super().__init__()
         if len(devices) != (recipe.towers if ranks is None else 1):
@@ -52,7 +54,7 @@ class TwoTowerAlexNet(nn.Module):
         self.kernels, self.kept_dtype = kernels, None
         self.kernels_used()  # a choice that can't compute on a device is refused now
         self.towers = nn.ModuleList(
-            Tower(recipe, index, device, classes, self.kernels)
+            Tower(recipe, index, device, classes, self.kernels, part)
             for index, device in zip(self.exchange.towers, self.exchange.devices, strict=True)
         )
         self.initialise()
@@ -113,6 +115,10 @@ class TwoTowerAlexNet(nn.Module):
             biases.append(left)
         bias = None if biases[0] is None else torch.cat(biases)
         return list(layers[0].apply_epilogue(torch.cat(products, 1), bias, self.towers[0].step).chunk(2, 1))
+
+    def without_images(self) -> None:
+        """Take part in a forward pass for which the others have images, and this process has none: of this network that
+        is nothing to do."""
 
     def count_step(self, begins: bool = True, first_row: int = 0) -> None:
         """Take note of a training pass: whether it begins a step, and which row of the minibatch is its first."""
@@ -192,10 +198,12 @@ class TwoTowerAlexNet(nn.Module):
         with torch.no_grad():
             for name, parts in layers.items():
                 for part, tower in zip(parts, self.towers):  # the last layer's is tower a's alone
-                    expected = (owners[name] * len(part), *part.shape[1:])
+                    size = getattr(tower, name.partition(".")[0]).size
+                    of_tower = size.units or len(part)
+                    expected = (owners[name] * of_tower, *part.shape[1:])
                     if tuple(merged[name].shape) != expected:
                         raise ValueError(f"{name} is {tuple(merged[name].shape)}, but this network has {expected}")
-                    part.copy_(merged[name][tower.index * len(part) :][: len(part)])
+                    part.copy_(merged[name][tower.index * of_tower + size.first_unit :][: len(part)])
 
     def merge(self) -> "MergedAlexNet":
         """The equivalent `MergedAlexNet` on tower a's device, with a copy of the weights."""

@@ -16,13 +16,24 @@ class Tower(nn.Module):
 
     index: 0 for tower a, 1 for tower b. forward(name, parts): what one layer makes of the parts it reads, in the order
     a, b: tensors on this tower's device; or, with overlap, one of them is a `Crossing` on its way. step: training
-    passes so far (`network.py`)."""
+    passes so far (`network.py`). part: (number, count) of the slice of every fully connected layer's units that is
+    here; all of them by default."""
 
-    def __init__(self, recipe: Recipe, index: int, device: torch.device | str, classes: int, kernels: str):
+    def __init__(
+        self,
+        recipe: Recipe,
+        index: int,
+        device: torch.device | str,
+        classes: int,
+        kernels: str,
+        part: tuple[int, int] = (0, 1),
+    ):
         super().__init__()
         self.index = index
         self.register_buffer("step", torch.zeros((), dtype=torch.int64, device=device), persistent=False)
         for number, size in enumerate(shapes.sizes(recipe, classes)):
+            if size.layer.kind == "fc":
+                size = size.slice_of_units(*part)
             if index == 0 or size.layer.towers == "each":
                 self.add_module(size.layer.name, TowerLayer(recipe, size, number, (index,), kernels, device))
 

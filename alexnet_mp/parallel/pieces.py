@@ -4,7 +4,7 @@ With a microbatch of M, piece i is the images from iM to (i + 1)M of the minibat
 many pairs there are. Whole pieces go to the pairs in order. Without one, the images are cut evenly, a piece a pair. A
 minibatch that is short may leave a pair without any."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,18 @@ class Pieces:
             return slice(piece * self.microbatch, min((piece + 1) * self.microbatch, count))
         return slice(*(place * count // self.number(count) for place in (piece, piece + 1)))
 
+    def own_rows(self, count: int) -> slice:
+        """The images of this pair's pieces, as places in the minibatch."""
+        own = self.own(count)
+        return slice(self.rows(own[0], count).start, self.rows(own[-1], count).stop) if own else slice(0, 0)
+
+    def rows_of_all(self, count: int) -> list[slice]:
+        """Those of each pair."""
+        return [replace(self, pair=pair).own_rows(count) for pair in range(self.pairs)]
+
     def read(self, count: int) -> slice:
         """The images that this pair's processes read: those of its pieces; one, for nothing, where it has none."""
-        own = self.own(count)
-        return slice(self.rows(own[0], count).start, self.rows(own[-1], count).stop) if own else slice(0, 1)
+        return self.own_rows(count) if self.own(count) else slice(0, 1)
 
 
 WHOLE = Pieces()  # one pair, that computes all at once

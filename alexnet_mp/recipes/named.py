@@ -16,6 +16,7 @@ from .cifar import (
     cifar_sigmoid,
     cifar_tanh,
 )
+from .one_weird_trick import owt2014
 from .pretraining import net146_2009, net146_2011, net146_2012
 from .recipe import Date, Recipe, change_layers
 
@@ -71,5 +72,6 @@ PRESETS = {
         net146_2012,
         caffe_alexnet,
         caffenet,
+        owt2014,
     )
 }

@@ -115,6 +115,9 @@ class Recipe:
     # Optimiser (5)
     batch_size: Count = 128  # images
     batch_file_size: Count | None = None  # images cut into minibatches by themselves (source, CIFAR-10); None = all
+    # images after which the fully connected layers are updated, in one tower whose units many processes may divide
+    # (2014, cuda-convnet2: updatePeriod); None = all layers once a minibatch, and isn't stored, as `lrn_crosses`
+    fc_batch_size: Annotated[Count | None, Field(exclude_if=operator.not_)] = None
     learning_rate: NotNegative = 0.01  # of weights, at the start
     bias_learning_rate: NotNegative = 0.01  # of biases, at the start
     momentum: Fraction = 0.9
@@ -188,8 +191,8 @@ def to_dict(recipe: Recipe, defaults: bool = True) -> dict:
 
 
 def every_field(recipe: Recipe) -> dict:
-    """`to_dict`, and with it the field that is not stored where it says nothing new."""
-    return {**to_dict(recipe), "lrn_crosses": recipe.lrn_crosses}
+    """`to_dict`, and with it the fields that are not stored where they say nothing new."""
+    return {**to_dict(recipe), "lrn_crosses": recipe.lrn_crosses, "fc_batch_size": recipe.fc_batch_size}
 
 
 def describe(recipe: Recipe, width: int = 100) -> str:
@@ -235,7 +238,9 @@ def summary(recipe: Recipe) -> str:
     return (
         f"maps {'of each of the 2 towers' if recipe.towers == 2 else 'of the only tower'}: {maps}; "
         f"crops of {recipe.crop_size} pixels from pictures of {recipe.stored_size}\n"
-        f"{recipe.epochs} epochs at most in batches of {recipe.batch_size}, learning rate {recipe.learning_rate:g}, "
+        f"{recipe.epochs} epochs at most in batches of {recipe.batch_size}"
+        + (f", of {recipe.fc_batch_size} for the fully connected layers" if recipe.fc_batch_size else "")
+        + f", learning rate {recipe.learning_rate:g}, "
         f"{falls}; seed {recipe.seed}; run.json has every other number"
     )
 
@@ -286,6 +291,17 @@ def check(recipe: Recipe) -> None:
         recipe.pool_stride <= recipe.pool_size,
         "pool_stride",
         f"it must not be larger than pool_size {recipe.pool_size}",
+    )
+    need(
+        recipe.fc_batch_size is None or recipe.towers == 1,
+        "fc_batch_size",
+        "the layers of two towers are updated together, once a minibatch (null)",
+    )
+    kinds = [layer.kind for layer in recipe.layers]
+    need(
+        recipe.fc_batch_size is None or kinds[:1] != ["fc"] and "fc" in kinds,
+        "fc_batch_size",
+        "it is for fully connected layers behind convolutions; without one of them it is null",
     )
     need(
         recipe.crop_size <= recipe.stored_size,

@@ -2,7 +2,7 @@
 towers."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 from ..system.errors import UserError
@@ -43,6 +43,15 @@ class Size:
     reads: tuple[int, int, int]  # all that one tower reads: both towers' maps where the layer reads both
     computed: tuple[int, int, int]  # the layer's own output, before what follows it (`Layer.then`)
     output: tuple[int, int, int]  # after it
+    first_unit: int = 0  # of a slice of the units: those of the tower before it
+    units: int | None = None  # of the tower in all, if this is a slice of them
+
+    def slice_of_units(self, number: int, count: int) -> "Size":
+        """Slice `number` of `count` of a fully connected layer's units; its input stays whole."""
+        units = self.computed[0]
+        place = slice_of(number, count, units)
+        part = (place.stop - place.start, 1, 1)
+        return replace(self, computed=part, output=part, first_unit=place.start, units=units)
 
     @property
     def weight_shape(self) -> tuple[int, ...]:
@@ -67,6 +76,16 @@ class Size:
     def products(self) -> int:
         """Products of a weight and an input in one image's forward pass on one tower."""
         return math.prod(self.weight_shape) * (math.prod(self.computed[1:]) if self.layer.kind == "conv" else 1)
+
+
+def slice_of(number: int, count: int, units: int) -> slice:
+    """Slice `number` of `count` of so many units, which differ by one at most."""
+    return slice(*(place * units // count for place in (number, number + 1)))
+
+
+def fewest_units(recipe: Architecture, classes: int) -> int:
+    """Of a fully connected layer."""
+    return min(size.computed[0] for size in sizes(recipe, classes) if size.layer.kind == "fc")
 
 
 def conv_size(size: int, kernel: int, stride: int, pad: int) -> int:

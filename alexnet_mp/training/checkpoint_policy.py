@@ -30,6 +30,7 @@ class SavedTrainer(Protocol):
     validated: bool
     validation: Validation | None
     recording: bool
+    holds_a_part: bool
 
     def read_steps(self) -> None: ...
 
@@ -39,9 +40,9 @@ class SavedTrainer(Protocol):
 class CheckpointPolicy:
     """Decides when a trainer's run is saved, and what becomes of failures. Of several processes, rank 0 decides.
 
-    trainer: the `Trainer`, of which it reads step, validated, validation and recording, and asks for `snapshot`. every:
-    (number, "steps" | "seconds") between checkpoints. keep: how many of them stay, with the best. on_save_error:
-    "continue" | "stop".
+    trainer: the `Trainer`, of which it reads step, validated, validation, recording and holds_a_part, and asks for
+    `snapshot`. every: (number, "steps" | "seconds") between checkpoints. keep: how many of them stay, with the best.
+    on_save_error: "continue" | "stop".
     """
 
     def __init__(
@@ -95,7 +96,7 @@ class CheckpointPolicy:
         self._notice_clock()
         self.due, self.saved_at, self.retry_at = False, time.monotonic(), math.inf
         with self._disk(f"the checkpoint of step {self.trainer.step}"):
-            if self.ranks.pair == 0:  # all pairs have the same
+            if self.trainer.holds_a_part:
                 self.saver.start(self.trainer.snapshot())
             self.saved_as = (self.trainer.step, self.trainer.validated)
         self.ranks.meet()  # where the disk is slower than the checkpoints come, it was waited for

@@ -85,7 +85,7 @@ class PiecewiseStep:
         if loss.requires_grad:  # not where every layer is frozen
             loss.backward()
         self.crossed, self.rows = self.network.ledger(), len(labels)
-        gradients = [_dense_like(parameter.grad, parameter) for parameter in trained]
+        gradients = [dense_like(parameter.grad, parameter) for parameter in trained]
         return [*gradients, torch.stack([loss.detach().double(), right.double()])]
 
     def describe_sum(self) -> str:
@@ -98,7 +98,7 @@ class PiecewiseStep:
         return [replace(entry, bytes=entry.bytes * count // self.rows) for entry in self.crossed]
 
 
-def _dense_like(gradient, parameter):
+def dense_like(gradient: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
     """The gradient in the parameter's memory order, as it is sent and added."""
     if gradient.stride() == parameter.stride():
         return gradient

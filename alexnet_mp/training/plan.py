@@ -122,9 +122,14 @@ def resolve(options: Options, held: ExitStack, ranks: Ranks = ALONE) -> Plan:
     dtype = precision.use(options.precision, devices)
     pieces = Pieces(ranks.pair, ranks.pairs, options.microbatch or None)
     _refuse_pieces(pieces, recipe, options)
-    if options.profile is not None and (pieces.microbatch or ranks.pairs > 1):
+    if recipe.fc_batch_size and pieces.microbatch:
+        raise UserError(
+            f"--microbatch {options.microbatch}: the recipe {recipe.name} has fc_batch_size, whose steps have no other "
+            "pieces; without --microbatch any number of processes gives the same numbers within rounding"
+        )
+    if options.profile is not None and (pieces.microbatch or ranks.pairs > 1 or recipe.fc_batch_size):
         raise UserError("--profile: not yet of a minibatch in pieces; one process without --microbatch can be recorded")
-    graphs = graphed_step.resolve(options.graphs, devices, overlap, _why_no_graphs(ranks, pieces))
+    graphs = graphed_step.resolve(options.graphs, devices, overlap, _why_no_graphs(ranks, pieces, recipe))
     weights = read_weights(options.init) if options.init is not None and ranks.writes else None
     ranks.meet()
     weights = ranks.first(weights)
@@ -182,7 +187,7 @@ def _recipe_and_devices(options, point, ranks=ALONE):
     check_kernels(options.kernels, devices)
     everywhere = sum(ranks.gather([str(device) for device in devices]), [])
     say(
-        f"devices: {_in_words(everywhere, recipe.towers, ranks)}"
+        f"devices: {_in_words(everywhere, recipe, ranks)}"
         + ("; no CUDA device was found" if on_cpu and options.gpus == "auto" else "")
     )
     if point and chosen is point.checkpoint.state.recipe:
@@ -204,8 +209,12 @@ def _recipe_and_devices(options, point, ranks=ALONE):
     return recipe, devices
 
 
-def _in_words(devices, towers, ranks):
+def _in_words(devices, recipe, ranks):
     """devices: of all towers of all pairs."""
+    towers = recipe.towers
+    if recipe.fc_batch_size and ranks.count > 1:
+        where = ", ".join(dict.fromkeys(devices))
+        return f"{ranks.count} workers on {where}, each with every convolution and a slice of the units"
     of_pairs = [devices[first : first + towers] for first in range(0, len(devices), towers)]
     if set(devices) == {"cpu"} and ranks.pairs > 1:
         where = "all towers on cpu"
@@ -234,10 +243,12 @@ def _refuse_pieces(pieces, recipe, options):
         )
 
 
-def _why_no_graphs(ranks, pieces):
+def _why_no_graphs(ranks, pieces, recipe):
     """In words; "" where they may be."""
     if ranks.apart:
         return "a process a tower"
+    if recipe.fc_batch_size:
+        return "fully connected layers that are updated within the step"
     return "a minibatch in pieces" if pieces.microbatch or ranks.pairs > 1 else ""
 
 

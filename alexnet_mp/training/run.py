@@ -18,13 +18,17 @@ from ..data.pipeline import Pipeline, make_pipeline
 from ..data.survey import statistics_of
 from ..kernels import dispatch
 from ..network.network import TwoTowerAlexNet
+from ..network.worker_network import WorkerAlexNet
+from ..parallel.workers import Workers
 from ..recipes import shapes
 from ..recipes.recipe import summary
+from ..recipes.shapes import fewest_units
 from ..runs.checkpoint_state import Data
 from ..runs.checkpoint_writer import PATIENCE
 from ..runs.directory import RunDirectory, devices_of
 from ..runs.elsewhere import RunElsewhere
 from ..system import precision
+from ..system.errors import UserError
 from ..system.interrupts import Agreed, Interrupts, interruptible
 from ..system.memory import keep_freed_memory
 from ..system.ranks import joined
@@ -143,14 +147,13 @@ def _changes(plan, dataset, statistics=None):
 def build_network(plan: Plan, data: TrainingData) -> TwoTowerAlexNet:
     """The network as it is drawn, with the weights of `--init`. Raises UserError if these don't fit."""
     options = plan.options
-    network = TwoTowerAlexNet(
-        plan.recipe,
-        plan.devices,
-        len(data.dataset.classes),
-        options.kernels,
-        plan.overlap,
-        plan.ranks if plan.ranks.apart else None,
-    )
+    classes = len(data.dataset.classes)
+    if plan.recipe.fc_batch_size:
+        network = _worker_network(plan, classes)
+    else:
+        network = TwoTowerAlexNet(
+            plan.recipe, plan.devices, classes, options.kernels, plan.overlap, plan.ranks if plan.ranks.apart else None
+        )
     if plan.weights is not None:
         layers = None if options.init_layers is None else options.init_layers.split(",")
         copied, new, foreign = begin_with(network, plan.weights, options.init, layers)
@@ -159,6 +162,16 @@ def build_network(plan: Plan, data: TrainingData) -> TwoTowerAlexNet:
             + (f"; left out: {', '.join(foreign)}" if foreign else "")
         )
     return network
+
+
+def _worker_network(plan, classes):
+    if (fewest := fewest_units(plan.recipe, classes)) < plan.ranks.count:
+        raise UserError(
+            f"{plan.ranks.count} processes: a fully connected layer of {plan.recipe.name} has {fewest} units, of which "
+            "each takes a slice; so many processes at most"
+        )
+    (device,) = plan.devices
+    return WorkerAlexNet(plan.recipe, device, classes, plan.options.kernels, Workers(plan.ranks, device))
 
 
 # --- train

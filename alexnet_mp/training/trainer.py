@@ -21,6 +21,7 @@ from ..evaluation.accuracy import FEW, Answers, percent, top5_tells, write_right
 from ..evaluation.protocol import View, both_protocols, centre_view, evaluate, print_errors
 from ..kernels import augmentation
 from ..network.network import TwoTowerAlexNet
+from ..network.worker_network import WorkerAlexNet
 from ..parallel.pairs import Pairs
 from ..runs.checkpoint_format import Checkpoint
 from ..runs.checkpoint_state import Scheduled, State, Validation
@@ -40,6 +41,7 @@ from .piecewise_step import PiecewiseStep
 from .schedule import make_schedule
 from .step import TrainingStep
 from .update_rule import PaperSGD
+from .worker_step import WorkerStep
 
 
 class Trainer:
@@ -67,12 +69,15 @@ class Trainer:
         self.network, self.pipeline, self.run = network, pipeline, run
         self.recipe, self.constants = network.recipe, constants
         self.optimizer, self.schedule = PaperSGD(network), make_schedule(network.recipe)
-        self.in_pieces = bool(ranks.pairs > 1 or pipeline.pieces.microbatch)
-        self.training_step = (
-            PiecewiseStep(network, self.optimizer, Pairs(ranks, network.exchange.devices), pipeline.pieces)
-            if self.in_pieces
-            else graphed_step.make_step(TrainingStep(network, self.optimizer), graphs)
-        )
+        self.divided = isinstance(network, WorkerAlexNet)
+        self.in_pieces = bool(ranks.pairs > 1 or pipeline.pieces.microbatch or self.divided)
+        if self.divided:
+            self.training_step = WorkerStep(network, self.optimizer, pipeline.pieces)
+        elif self.in_pieces:
+            pairs = Pairs(ranks, network.exchange.devices)
+            self.training_step = PiecewiseStep(network, self.optimizer, pairs, pipeline.pieces)
+        else:
+            self.training_step = graphed_step.make_step(TrainingStep(network, self.optimizer), graphs)
         if isinstance(pipeline, RawPipeline):
             pipeline.left_to_step = isinstance(self.training_step, graphed_step.GraphedStep) and all(
                 map(augmentation.augments_in_graphs, network.exchange.devices)
@@ -95,6 +100,11 @@ class Trainer:
     def recording(self) -> bool:
         """Whether the steps taken now are recorded by the profiler."""
         return self.profiler is not None and self.profiler.recording
+
+    @property
+    def holds_a_part(self) -> bool:
+        """Whether this process holds a part of what a checkpoint needs, and takes part in its `snapshot`."""
+        return self.divided or self.ranks.pair == 0  # all pairs have the same
 
     # --- a run goes on
 
@@ -333,7 +343,7 @@ class Trainer:
             raise failure
         self.ranks.meet()  # a disk may be slow
         first = f"{self.recipe.layers[0].name}.weight"
-        kernels = self.network.merged_state(first) if self.ranks.pair == 0 else None
+        kernels = self.network.merged_state(first) if self.holds_a_part else None
         try:
             self.run.metrics.length()
             if self.ranks.writes:

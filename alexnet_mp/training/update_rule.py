@@ -1,7 +1,7 @@
 """The update rule as printed (paper 5), as an optimiser: v <- 0.9 v - 0.0005 e w - e <dL/dw>;  w <- w + v."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 
 import torch
 
@@ -50,14 +50,15 @@ class PaperSGD(torch.optim.Optimizer):
                     parameter.grad = None
 
     @torch.no_grad()
-    def step(self, device: torch.device | None = None) -> list[torch.Tensor]:
-        """Update every parameter that has a rate, or those on one of the `devices`, in place.
+    def step(self, device: torch.device | None = None, only: Container[str] | None = None) -> list[torch.Tensor]:
+        """Update every parameter that has a rate, or those on one of the `devices`, in place. only: names, as
+        "conv1.weight", of those that are updated; None: all.
 
         Returns, of each device, the sum of each new weight tensor there, (tensors,) float32: finite only where no
         weight is NaN or infinite. An update carries what is not finite in a gradient or a velocity into the weight, so
         these few numbers watch over all three. The copies that a layer keeps of its weights are written, too. Raises
         RuntimeError where a parameter got no gradient."""
-        found = self._by_device()
+        found = self._by_device(only)
         return [self._update(where, *found[where]) for where in (found if device is None else [device])]
 
     def _update(self, device, parameters, options):
@@ -137,10 +138,12 @@ class PaperSGD(torch.optim.Optimizer):
             if not math.isfinite(value) and not torch.isfinite(parameter).all()
         ]
 
-    def _by_device(self):
+    def _by_device(self, only=None):
         """{device: (parameters, [(name, rate, decay)])}, frozen groups left out."""
         devices = {}
         for group in self.param_groups:
+            if only is not None and group["name"] not in only:
+                continue
             for parameter in group["params"]:
                 if group["lr"] > 0:
                     parameters, options = devices.setdefault(parameter.device, ([], []))

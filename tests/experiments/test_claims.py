@@ -243,7 +243,9 @@ def test_how_the_test_figure_of_2012_is_made_can_be_typed():
 def test_settings_are_for_every_arm():
     for claim in CLAIMS:
         for arm in claim.arms:
-            assert arm_recipe(arm, options("--base", "mini", "--set", "batch_size=17"))[1].batch_size == 17
+            found = arm_recipe(arm, options("--base", "mini", "--set", "batch_size=17", "--set", "momentum=0.7"))[1]
+            # But where the claim is of the batch: see the next test.
+            assert found.batch_size == (128 if arm.name == "one_gpu_rates" else 17) and found.momentum == 0.7
 
 
 def test_what_a_claim_changes_wins_over_a_setting():

@@ -46,6 +46,11 @@ def test_what_is_read_is_what_is_computed_and_never_nothing():
             read = range(count)[each.read(count)]
             computed = [row for piece in each.own(count) for row in range(count)[each.rows(piece, count)]]
             assert list(read) == computed or (not computed and list(read) == [0])
+            assert list(range(count)[each.own_rows(count)]) == computed
+        rows = all_pairs[-1].rows_of_all(count)
+        assert [row for each in rows for row in range(count)[each]] == list(range(count)) and len(rows) == len(
+            all_pairs
+        )
 
 
 def test_without_a_microbatch_the_images_are_cut_evenly():

@@ -183,6 +183,8 @@ def test_override_changes_one_field_and_keeps_the_rest():
         ("test_views=five", "test_views"),
         ("batch_file_size=0", "batch_file_size"),
         ("batch_file_size=true", "batch_file_size"),
+        ("fc_batch_size=0", "fc_batch_size"),
+        ("fc_batch_size=32", "fc_batch_size is 32: the layers of two towers"),
         ("fc7.kind=local", "fc7.kind"),
         ("conv1.pad=-1", "conv1.pad"),
         ("conv2.name=conv1", "names"),
@@ -219,6 +221,10 @@ def test_a_wrong_value_is_refused_by_name(setting, named):
         ({"maps": 2**31}, "conv1.maps is 2147483648: it must be"),
         ({"rate": math.inf}, "conv1.rate is inf: it must be a finite number"),
         ({"then": ("swish",)}, "conv1.then.0 is 'swish': it must be 'relu'"),
+        (
+            {"towers": 1, "fc_batch_size": 4, "layers": (dataclasses.replace(paper().layers[-1], reads="image"),)},
+            "fc_batch_size is 4: it is for fully connected layers behind convolutions",
+        ),
     ],
 )
 def test_a_recipe_that_code_makes_is_checked_as_one_that_is_read(changes, words):
@@ -237,8 +243,10 @@ def test_a_recipe_is_a_value():
     copy = pickle.loads(pickle.dumps(recipe))
     assert copy == recipe == dataclasses.replace(recipe) and hash(copy) == hash(recipe) and type(copy) is type(recipe)
     names = [field.name for field in dataclasses.fields(recipe)]
-    assert list(to_dict(recipe)) == [name for name in names if name != "lrn_crosses"]
-    assert list(to_dict(PRESETS["caffenet"]())) == names and sorted(every_field(recipe)) == sorted(names)
+    always = [name for name in names if name not in ("lrn_crosses", "fc_batch_size")]
+    assert list(to_dict(recipe)) == always and sorted(every_field(recipe)) == sorted(names)
+    for preset, field in (("caffenet", "lrn_crosses"), ("owt2014", "fc_batch_size")):
+        assert list(to_dict(PRESETS[preset]())) == [name for name in names if name in (*always, field)]
 
 
 @every("layers", [[1], [{}], "conv1", None])

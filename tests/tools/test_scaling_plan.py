@@ -40,10 +40,10 @@ def test_pairs_by_hand():
 
 def test_one_weird_trick_by_hand():
     """Two pairs, four devices of 32 images each: of an image 256 maps of 6x6 and twice 4,096 units go to three others,
-    and their gradients return. The convolutions of both towers have 2,334,080 parameters; the rest, 58.6 million, don't
-    travel."""
-    own = 32 * (256 * 6 * 6 + 2 * 4096) * 4
-    assert PLAN["owt"](paper(), 128, 2) == pytest.approx(1.5 * 4 * 2_334_080 + 2 * 3 * own, rel=1e-12)
+    and their gradients return; so do 1,000 sums, without a way back. The convolutions of both towers have 2,334,080
+    parameters; the rest, 58.6 million, don't travel."""
+    own = 32 * (2 * (256 * 6 * 6 + 2 * 4096) + 1000) * 4
+    assert PLAN["owt"](paper(), 128, 2) == pytest.approx(1.5 * 4 * 2_334_080 + 3 * own, rel=1e-12)
 
 
 def test_wrong_numbers_are_refused(capsys, monkeypatch):

@@ -34,6 +34,7 @@ class Standing:
         metrics = SimpleNamespace(failure=None, events=SimpleNamespace(failure=None), sync=lambda: None)
         self.run = SimpleNamespace(path=path, lock=SimpleNamespace(check=lambda: None), metrics=metrics)
         self.step, self.validated, self.validation, self.recording = 0, True, None, False
+        self.holds_a_part = True
         self.ranks = ALONE
         self.checkpoints = CheckpointPolicy(self, **policy)
 

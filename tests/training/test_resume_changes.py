@@ -69,6 +69,7 @@ FIELDS = {
     "seed": 1,
     "test_views": "nine",
     "batch_file_size": 10,
+    "fc_batch_size": 32,
 }
 LAYER_FIELDS = {
     "maps": 7,
@@ -121,10 +122,11 @@ def test_nothing_changed():
 
 @every("field", FIELDS)
 def test_a_changed_field_is_refused_with_both_values(field):
-    now = dataclasses.replace(mini(), **{field: FIELDS[field]})
-    before, after = (recipe.every_field(each)[field] for each in (mini(), now))
-    assert changes(now) == {field: [before, after]}
-    text = refusal(saved(), changes(now), now)
+    base = dataclasses.replace(mini(), towers=1) if field == "fc_batch_size" else mini()  # it is for one tower
+    now = dataclasses.replace(base, **{field: FIELDS[field]})
+    before, after = (recipe.every_field(each)[field] for each in (base, now))
+    assert changes(now, before=base) == {field: [before, after]}
+    text = refusal(saved(base), changes(now, before=base), now)
     assert f"{field} {str(before)[:57]}" in text and str(after)[:57] in text and "run/checkpoints/step_00000003" in text
 
 
@@ -175,7 +177,7 @@ def test_epochs_and_the_name_may_change():
 
 
 def test_more_changes_than_a_line_holds_are_counted():
-    now = dataclasses.replace(mini(), **FIELDS | {"towers": 2})
+    now = dataclasses.replace(mini(), **FIELDS | {"towers": 2, "fc_batch_size": None})
     text = refusal(saved(), changes(now), now)
     assert "and" in text and len(text) < 1500
 

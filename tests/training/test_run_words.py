@@ -48,7 +48,7 @@ def test_hints_fit_what_was_typed(options, fits, others, capsys):
 def test_one_gpu_is_told_of_two(data, typed, monkeypatch, capsys):
     """On a CPU it would be said of every run, and help nobody."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(plan, "resolve_devices", lambda *_: [torch.device("cuda", 0)] * 2)
+    monkeypatch.setattr(plan, "here", lambda *_: [torch.device("cuda", 0)] * 2)
     monkeypatch.setattr(plan, "check_kernels", lambda *_: None)
     plan._recipe_and_devices(Options(data=data), None)
     said = capsys.readouterr().out

@@ -1,0 +1,115 @@
+"""A training step of workers that divide the convolutions by images and the fully connected layers by units
+(Krizhevsky 2014, "One weird trick").
+
+The convolutions see the whole minibatch, and are updated once. The fully connected layers take `fc_batch_size` images
+of it at a time, in their order, and are updated after each: his scheme (b), in which one worker after the other tells
+all others its last maps, if each worker has so many images. How many workers there are changes nothing else, so that
+one worker takes the same steps as many, within rounding. The loss of some images is the mean over these; the gradient
+that the convolutions get is of the mean over the minibatch."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+
+from ..evaluation.accuracy import topk_credit
+from ..network.exchange import Entry
+from ..network.worker_network import WorkerAlexNet
+from ..parallel.pieces import Pieces
+from ..parallel.workers import places_of
+from .piecewise_step import dense_like
+from .update_rule import PaperSGD
+
+
+class WorkerStep:
+    """Takes steps of a `WorkerAlexNet` by a `PaperSGD`, as `TrainingStep` does. pieces: what is read here."""
+
+    def __init__(self, network: WorkerAlexNet, optimizer: PaperSGD, pieces: Pieces):
+        self.network, self.optimizer, self.pieces, self.workers = network, optimizer, pieces, network.workers
+        self.convolved = network.layer_parameters().keys() - network.connected
+
+    def __call__(
+        self,
+        images: Sequence[torch.Tensor],
+        labels: torch.Tensor,
+        check_loss: Callable[[torch.Tensor], object],
+        count: int,
+    ) -> list[torch.Tensor]:
+        """images, labels: of `Pieces.read`; count: images of the minibatch. Returns what `TrainingStep` does, of the
+        whole minibatch, in every worker; the sums of the weights are of those here. check_loss is called before each
+        update of the fully connected layers, with the loss of the images that it is of."""
+        network, workers = self.network, self.workers
+        workers.clear()
+        rows = self.pieces.rows_of_all(count)
+        own = rows[workers.number]
+        network.count_step(first_row=own.start)
+        maps = network.convolve(images[0]) if own.stop > own.start else images[0].new_empty(0, network.width)
+        labels = workers.share("labels", labels[: len(maps)], rows, 0)()
+        size = network.recipe.fc_batch_size
+        parts = [slice(first, min(first + size, count)) for first in range(0, count, size)]
+        convolved = [part for part in self._convolutions() if part.requires_grad]  # alike in all workers
+        numbers, returning, sums = [], [], []
+        arriving = self._begin(maps, rows, parts[0])
+        for part, next_part in zip(parts, [*parts[1:], None]):
+            whole = arriving().requires_grad_(bool(convolved))
+            if next_part:  # travels while these are computed
+                arriving = self._begin(maps, rows, next_part)
+            loss, right = self._connected(whole, labels[part], part.start, check_loss)
+            weight = (part.stop - part.start) / count
+            numbers.append((loss * weight, right))
+            if convolved:
+                returning.append(workers.give_back(network.border, whole.grad * weight, _within(rows, part), 0))
+            sums = self.optimizer.step(only=network.connected)
+        returned = [arrive() for arrive in returning]
+        if returned and len(maps):
+            maps.backward(torch.cat(returned))
+        sums = [*self._update_convolutions(convolved), *sums]
+        loss, right = (torch.stack(each).sum() for each in zip(*numbers))
+        return [loss, right, *([torch.cat(sums)] if sums else [])]
+
+    def _begin(self, maps, rows, part):
+        """Begin to bring the last maps of a part of the minibatch to all workers."""
+        own = rows[self.workers.number]
+        start, stop = max(own.start, part.start) - own.start, min(own.stop, part.stop) - own.start
+        here = maps.detach()[start : max(start, stop)]
+        return self.workers.share(self.network.border, here, _within(rows, part), 0)
+
+    def _connected(self, maps, labels, first_row, check_loss):
+        """(loss, right answers), after a forward and a backward pass through the fully connected layers."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self.network.count_step(begins=False, first_row=first_row)
+        logits = self.network.connect(maps)
+        with torch.no_grad():
+            right = topk_credit(logits, labels, self.network.kernels)[0]
+        loss = F.cross_entropy(logits, labels)
+        check_loss(loss)
+        if loss.requires_grad:  # not where every layer is frozen
+            loss.backward()
+        return loss.detach(), right
+
+    def _update_convolutions(self, trained):
+        """By the sum of all workers' gradients. Returns the sums of the weights."""
+        found = [torch.zeros_like(part) if part.grad is None else dense_like(part.grad, part) for part in trained]
+        for part, gradient in zip(trained, self.workers.sum("convolutions", found) if trained else ()):
+            part.grad = gradient
+        return self.optimizer.step(only=self.convolved)
+
+    def _convolutions(self):
+        return [part for layer in self.network.convolutions for part in layer.parameters()]
+
+    def describe_sum(self) -> str:
+        """What the line on the exchange has of gradients: nothing of its own."""
+        return ""
+
+    def ledger(self, count: int) -> list[Entry]:
+        """What all workers sent in the last step, together."""
+        total = Counter()
+        for what, pass_, size in self.workers.ledger:
+            total[what, pass_] += size
+        return [Entry(what, "all", pass_, size) for (what, pass_), size in total.items()]
+
+
+def _within(rows, part):
+    """Where the images of each worker lie in a part of the minibatch. rows: of each in the minibatch."""
+    return places_of([max(0, min(each.stop, part.stop) - max(each.start, part.start)) for each in rows])
