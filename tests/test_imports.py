@@ -1,40 +1,11 @@
-"""Which package may import which: the table of CONTRIBUTING.md, compared with every import in the code."""
+"""Imports go in no circle, and `kernels` and the commands have their places. docs/architecture.md has the table of who
+may import whom: `test_architecture.py`."""
 
 import ast
 from pathlib import Path
 
-from inner_cases import every
-
 ROOT = Path(__file__).resolve().parents[1] / "alexnet_mp"
 KERNELS = ROOT.with_name("kernels")  # the package alexnet_mp.kernels
-# What a package may import, besides `kernels`, `system` and itself.
-MAY_IMPORT = {
-    "system": (),
-    "recipes": (),
-    "parallel": (),
-    "data": ("recipes", "parallel"),
-    "preparation": ("data", "recipes"),
-    "network": ("recipes", "parallel"),
-    "runs": ("recipes", "data"),
-    "evaluation": ("recipes", "data", "network", "runs"),
-    "analysis": ("recipes", "data", "network", "runs", "evaluation", "retrieval"),
-    "retrieval": ("recipes", "data", "network", "runs", "evaluation"),
-    "interchange": ("recipes", "data", "network", "runs", "evaluation"),
-    "profiling": ("recipes", "network"),
-    "training": ("recipes", "data", "network", "runs", "evaluation", "analysis", "profiling", "parallel"),
-    "experiments": (
-        "recipes",
-        "data",
-        "network",
-        "runs",
-        "evaluation",
-        "analysis",
-        "retrieval",
-        "profiling",
-        "training",
-    ),
-    "reporting": ("recipes", "data", "network", "runs", "evaluation", "analysis", "retrieval", "profiling", "training"),
-}
 
 
 def root_of(path):
@@ -56,20 +27,6 @@ def imported(path):
             names = [node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
             found |= {name.removeprefix("alexnet_mp."): node.lineno for name in names if name.startswith("alexnet_mp.")}
     return found
-
-
-def test_every_package_is_in_the_table():
-    assert {path.name for path in ROOT.iterdir() if (path / "__init__.py").exists()} == set(MAY_IMPORT)
-
-
-@every("package", MAY_IMPORT)
-def test_a_package_imports_what_the_table_allows_it(package):
-    wrong = []
-    for path in sorted((ROOT / package).glob("*.py")):
-        for module, line in imported(path).items():
-            if module.split(".")[0] not in (package, "system", "kernels", *MAY_IMPORT[package]):
-                wrong.append(f"{path.relative_to(ROOT)}:{line} imports {module}")
-    assert not wrong, "\n".join(wrong)
 
 
 def test_no_modules_import_each_other_in_a_circle():

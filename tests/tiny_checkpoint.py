@@ -36,7 +36,7 @@ def tiny_recipe():
 
 
 def tiny():
-    """The checkpoint in checkpoint_v3 to _v5: some hundred numbers, -0.0, the least denormal, the largest float."""
+    """The checkpoint in checkpoint_v3 to _v6: some hundred numbers, -0.0, the least denormal, the largest float."""
     recipe, random = tiny_recipe(), np.random.Generator(np.random.Philox(key=5))
     weights, velocity = (
         {

@@ -56,7 +56,7 @@ def measure(run: Run, options: Namespace, tested: bool = True) -> dict:
     others."""
     made, end = read_run(run.directory), reached(run)
     per_epoch, diverged = steps_per_epoch(run), status(run) == "diverged"
-    # Lines behind the last checkpoint are of a session that was killed.
+    # Lines behind the last checkpoint are of a process that was killed.
     lines = [
         line for line in read_metrics(run.directory) if line["kind"] == "train" and (diverged or line["step"] <= end)
     ]

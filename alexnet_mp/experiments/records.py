@@ -74,7 +74,7 @@ def devices_of(record: dict) -> list[str]:
     """The names of all devices that the record's runs were trained on, in order."""
     return list(
         dict.fromkeys(
-            re.sub(r"\b1 threads$", "1 thread", device)  # as runs wrote it at first
+            re.sub(r"\b1 threads$", "1 thread", device)  # the plural of older records
             for run in record["runs"]
             for device in run["devices"]
         )

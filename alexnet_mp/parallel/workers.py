@@ -3,8 +3,8 @@
 Convolutions are divided by images: every worker has all of them, and computes some images of the minibatch. Fully
 connected layers are divided by units: every worker has a slice of each, and computes it for all images. At the border,
 and between those layers, `share` puts together what each has a part of, and backward `give_back` brings each worker the
-sum of what all have for its part. Only the gradients of the convolutions are added (`sum`): no weight travels, and of
-the fully connected layers no gradient of one either."""
+sum of what all have for its part. Only the gradients of the convolutions are added (`sum`): no weight travels
+in a step, and of the fully connected layers no gradient of one either."""
 
 import math
 from collections.abc import Callable, Sequence
