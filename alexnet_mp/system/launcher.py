@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 
 STARTED_BY = os.getppid()  # torchrun, if any; another one once that is gone
 LAST_WORDS = 1  # second that one process has to print a line for all: torchrun ends all at the first that is gone
@@ -16,7 +16,8 @@ STUCK = 30  # seconds in which torchrun, which looks ten times a second, has not
 
 def of_torchrun() -> int:
     """The number of processes that torchrun started as this job; 0 where it did not start this one."""
-    return int(os.environ.get("WORLD_SIZE", "1")) if "TORCHELASTIC_RUN_ID" in os.environ else 0
+    count = os.environ.get("WORLD_SIZE", "1")
+    return int(count) if "TORCHELASTIC_RUN_ID" in os.environ and count.isdecimal() else 0
 
 
 def is_first() -> bool:
@@ -26,16 +27,21 @@ def is_first() -> bool:
 
 @contextmanager
 def spoken_by_the_first() -> Iterator[None]:
-    """What all processes of a job print alike, as how a command is typed, is printed by rank 0, which the others give
-    the time for."""
-    if is_first():
-        yield
-        return
+    """What all processes of a job print alike, as how a command is typed, is printed by the first of each machine,
+    which the others give the time for. What was typed wrong torchrun need not start again."""
+    first = os.environ.get("LOCAL_RANK", "0") == "0"
     try:
-        with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        with ExitStack() as silence:
+            if not first:
+                nowhere = silence.enter_context(open(os.devnull, "w", encoding="utf-8"))
+                silence.enter_context(redirect_stdout(nowhere))
+                silence.enter_context(redirect_stderr(nowhere))
             yield
-    except SystemExit:
-        time.sleep(LAST_WORDS)
+    except SystemExit as ended:
+        if ended.code:
+            not_again()
+        if not first:
+            time.sleep(LAST_WORDS)
         raise
 
 

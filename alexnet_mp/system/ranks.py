@@ -24,7 +24,7 @@ from .terminal import CONSOLE
 PATIENCE = timedelta(minutes=5)  # for what the others do in a step; a link that was cut is noticed after that
 BEAT = 10  # seconds between two signs of life of a process
 ANSWERED = 10  # seconds for the store to answer
-ANNOUNCED = 60  # seconds that a process waits for the line of the one that speaks for all
+ANNOUNCED = 300  # seconds that a process waits for the line of the one that speaks for all, which may save before
 LEAVES = 20  # seconds that a process which has said why it ends takes for the rest
 POLL = 0.05  # seconds between two looks at the store
 ENDED, ALIVE, IN_VAIN = "ended", "alive", "in vain"  # keys in the store
@@ -33,6 +33,10 @@ _END = object()
 
 class Lost(UserError):
     """Another process ended, or can't be reached."""
+
+
+class InVain(UserError):
+    """The run can't go on, and the same command would come to the same end: torchrun need not start it again."""
 
 
 class SaidElsewhere(UserError):
@@ -171,11 +175,13 @@ class Ranks:
                 while not over.wait(BEAT):
                     store.add(f"{ALIVE}/{self.rank}", 1)
 
-        threading.Thread(target=beat, name="alive", daemon=True).start()
+        thread = threading.Thread(target=beat, name="alive", daemon=True)
+        thread.start()
         try:
             yield
         finally:
             over.set()
+            thread.join(ANSWERED)  # the interpreter's end would find it in the library, and abort
 
     def in_turn(self, pipeline: Any) -> Any:
         """A `Pipeline` that gives each batch when those of the other processes have theirs."""
@@ -294,8 +300,14 @@ def joined(apart: bool) -> Iterator[Ranks]:
     apart: whether each tower has a process of its own; else each process has a pair of towers. However the processes
     end, one of them says why, with its status; the others end with 2, or 130 at a second Ctrl-C, without a word. Raises
     UserError."""
-    if not apart and int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield ALONE
+    if not apart and os.environ.get("WORLD_SIZE", "1") == "1":
+        alone = Ranks()
+        try:
+            yield alone
+        except UserError as error:
+            if not alone.begun or isinstance(error, InVain):
+                launcher.not_again()
+            raise
         return
     CONSOLE.quiet = not launcher.is_first()
     ranks = _ranks(apart)
@@ -314,10 +326,12 @@ def joined(apart: bool) -> Iterator[Ranks]:
         speaks = not isinstance(error, SaidElsewhere) and ranks.speaks()
         if speaks:
             CONSOLE.quiet = False
-            if isinstance(error, UserError) and not isinstance(error, Lost) and not ranks.begun:
+            asked_in_vain = isinstance(error, UserError) and not isinstance(error, Lost) and not ranks.begun
+            if asked_in_vain or isinstance(error, InVain):
                 ranks.not_again()
         else:
-            ranks.wait_for_last_words()
+            with suppress(KeyboardInterrupt):  # torchrun's, which ends all when the one that speaks has gone
+                ranks.wait_for_last_words()
         atexit.register(_leave)
         if speaks:
             raise
@@ -378,7 +392,7 @@ def _ranks(apart):
             raise
         raise SystemExit(130) from None
     except (ValueError, RuntimeError) as error:
-        if local_rank == "0":
+        if local_rank == "0" or not local_rank.isdecimal():
             why = (str(error).splitlines() or [""])[0]
             raise UserError(f"the processes don't find each other: {why}; {how}") from None
         time.sleep(launcher.LAST_WORDS)

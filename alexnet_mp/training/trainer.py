@@ -33,7 +33,7 @@ from ..system import durable_files
 from ..system.command_line import typed
 from ..system.errors import UserError
 from ..system.interrupts import Agreed, Interrupts
-from ..system.ranks import ALONE, Ranks, SaidElsewhere
+from ..system.ranks import ALONE, InVain, Ranks, SaidElsewhere
 from ..system.terminal import progress, say
 from . import graphed_step
 from .checkpoint_policy import CheckpointPolicy, in_words
@@ -278,7 +278,7 @@ class Trainer:
         )
         saved = self.checkpoints.saver.saved
         kept = f"the last good checkpoint is {saved}" if saved else "no checkpoint was written yet"
-        raise UserError(
+        raise InVain(
             f"{what}; images: {some} ({self.run.path}/non_finite.json); {kept}; the same command would come to it "
             "again; "
             "from an earlier checkpoint, --resume PATH --out NEW --resume-anyway --set learning_rate=..., may help"

@@ -12,10 +12,11 @@ from types import SimpleNamespace
 import apart
 import pytest
 import torch.distributed as dist
+from inner_cases import every
 
 from alexnet_mp.system import launcher, ranks
-from alexnet_mp.system.errors import run_command
-from alexnet_mp.system.ranks import Lost, Ranks, joined
+from alexnet_mp.system.errors import UserError, run_command
+from alexnet_mp.system.ranks import InVain, Lost, Ranks, joined
 
 
 class Store:
@@ -141,3 +142,49 @@ def test_a_torchrun_that_notices_no_end_is_ended():
     for way, status in (("hangs", -signal.SIGKILL), ("reaps", 0)):
         done = subprocess.run([sys.executable, "-c", STUCK, way], env=environment, timeout=100)
         assert done.returncode == status
+
+
+def test_no_thread_is_left_in_the_store(monkeypatch):
+    """The interpreter's end would find it there, and abort."""
+    monkeypatch.setattr(ranks, "BEAT", 0.01)
+    inside = threading.Event()
+    store = SimpleNamespace(add=lambda *_: inside.set() or time.sleep(0.3))
+    with Ranks(0, 2, store=SimpleNamespace(clone=lambda: store)).alive():
+        assert inside.wait(10)
+    assert "alive" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_what_was_asked_in_vain_is_not_started_again(monkeypatch):
+    """Where there are restarts left; by one process as by several."""
+    ends = []
+    monkeypatch.setattr(launcher.atexit, "register", ends.append)
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "2")
+    monkeypatch.setattr(launcher, "LAST_WORDS", 0)
+
+    def ended(within, error):
+        del ends[:]
+        with pytest.raises(type(error)):
+            with within as alone:
+                if isinstance(error, InVain | OSError):
+                    alone.begun = True
+                raise error
+        return bool(ends)
+
+    for local_rank in ("0", "1"):
+        monkeypatch.setenv("LOCAL_RANK", local_rank)
+        assert ended(launcher.spoken_by_the_first(), SystemExit(2))  # options that nobody knows
+        assert not ended(launcher.spoken_by_the_first(), SystemExit(0))  # --help
+    assert ended(joined(apart=False), UserError("no such directory"))
+    assert ended(joined(apart=False), InVain("the loss is nan"))
+    assert not ended(joined(apart=False), OSError("a full disk"))
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "2")
+    assert not ended(joined(apart=False), UserError("no such directory"))
+
+
+@every("place", [{"WORLD_SIZE": "abc"}, {"WORLD_SIZE": "2", "RANK": "foo", "MASTER_ADDR": "localhost"}])
+def test_an_environment_that_is_none_is_one_line(place, monkeypatch):
+    for name, value in {"RANK": "0", "MASTER_PORT": "29999", **place}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match="the processes don't find each other: "):
+        with joined(apart=False):
+            pass
