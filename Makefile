@@ -10,8 +10,9 @@ BIN := .venv/bin
 train: install
 	$(BIN)/python -m alexnet_mp.train --recipe mini --data builtin
 
-# Two processes of one thread each: the tests are small, and threads that wait for each other only cost time.
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+# Three processes of one thread each, for two cores: the tests are small, threads that wait for each other only cost
+# time, and a fifth of the time a test waits for a process that it has started.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile
 
 test: install
 	$(PYTEST) -m "not slow"

@@ -6,6 +6,7 @@ _MODULES = {
     "MergedAlexNet": "network.network",
     "Recipe": "recipes.recipe",
     "TwoTowerAlexNet": "network.network",
+    "from_pretrained": "interchange.hub",
     "mini": "recipes.architectures",
     "paper": "recipes.architectures",
     "source2012": "recipes.architectures",

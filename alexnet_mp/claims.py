@@ -33,7 +33,7 @@ from .recipes.named import PRESETS
 from .system.command_line import command_parser
 from .system.durable_files import refuse_unwritable
 from .system.errors import UserError, run_command
-from .system.terminal import say
+from .system.terminal import printable, say
 
 OUT = "runs/claims"
 
@@ -42,6 +42,8 @@ def main(arguments: Sequence[str | Path] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else [str(argument) for argument in arguments]
     options = _parser().parse_args(arguments)
     options.typed = arguments
+    if options.action == "list" or options.action == "table" and not options.take:
+        _say_if_absent(options.records)
     match options.action:
         case "run":
             return _run(options)
@@ -52,6 +54,11 @@ def main(arguments: Sequence[str | Path] | None = None) -> int:
             return _table(options)
         case _:
             return _list(options)
+
+
+def _say_if_absent(records):
+    if records != RECORDS and not os.path.isdir(records):  # an installed package has none of its own
+        print(f"--records {printable(str(records))}: no such directory, so no claim was run", file=sys.stderr)
 
 
 def _table(options):

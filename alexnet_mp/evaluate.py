@@ -7,11 +7,13 @@ examples
   python -m alexnet_mp.evaluate RUN RUN --weights 2 1                the first counts twice
   python -m alexnet_mp.evaluate RUN RUN --weights validation --split test --submission FILE
   python -m alexnet_mp.evaluate RUN --per-class FILE.csv --confusion FILE.csv
+  python -m alexnet_mp.evaluate RUN --features fc7 --split train --out FILE.npz   what a layer says of every picture
   torchrun --nproc-per-node 2 -m alexnet_mp.evaluate RUN --gpus 0,1,2,3        two pairs of towers, the same numbers
 
 A submission has a line for each image: its five most probable classes, most probable first, as ILSVRC numbers them
 (ILSVRC2012_ID) where the data set knows these numbers, else numbered from 1. Files are about --views. Of classes that
-tie, the first one counts as more probable there; in errors such an image counts in part."""
+tie, the first one counts as more probable there; in errors such an image counts in part. Features are
+of the centre view, in the order of the split: `features` (N, maps, height, width) or (N, units), `labels` (N,)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,9 +21,9 @@ from pathlib import Path
 from .command_options import add_machine_options, compute_as_in_training
 from .data import synsets
 from .data.synsets import in_words
-from .evaluation import ensemble_weights, per_class, submission
+from .evaluation import ensemble_weights, layer_features, per_class, submission
 from .evaluation.ensembles import evaluate_runs, open_runs, print_answers
-from .evaluation.trained import class_words
+from .evaluation.trained import class_words, trained
 from .system import durable_files
 from .system.command_line import command_parser
 from .system.errors import UserError, run_command
@@ -50,6 +52,8 @@ def _evaluate(options, ranks):
         raise UserError(f"{' and '.join(outputs)} name the same file; each needs its own")
     if options.synsets is not None and options.per_class is None:
         raise UserError("--synsets: words are for --per-class FILE.csv")
+    if options.features is not None or options.out is not None or options.split == "train":
+        _refuse_features(options, outputs, ranks)
     compute_as_in_training()
     splits = dict.fromkeys((options.split, "val")) if weights == "validation" else (options.split,)
     runs = open_runs(
@@ -63,6 +67,10 @@ def _evaluate(options, ranks):
         options.batch_size,
         ranks,
     )
+    if options.features is not None:
+        shape = layer_features.write_features(runs[0], options.split, options.features, options.out)
+        say(f"{options.out}: features {shape}, labels {shape[:1]}")
+        return
     dataset, images = runs[0].dataset, runs[0].dataset.splits[options.split]
     if (images.labels < 0).any() and set(outputs) != {"--submission"}:
         raise UserError(
@@ -89,6 +97,19 @@ def _evaluate(options, ranks):
         _write(options.confusion, per_class.confusion_table(dataset.classes, counts))
 
 
+def _refuse_features(options, outputs, ranks):
+    """Raise UserError for what does not go with --features, or does not go without."""
+    if options.features is None or options.out is None:
+        raise UserError("--features LAYER and --out FILE go together, and --split train with both")
+    others = [*outputs, *(["--weights"] if options.weights is not None else [])]
+    if len(options.runs) > 1 or ranks.count > 1 or others:
+        raise UserError(
+            f"--features is of one RUN, in one process, alone{''.join(f', without {each}' for each in others)}"
+        )
+    layer_features.refuse_out(options.out)
+    layer_features.refuse_layer(trained(options.runs[0])[1].recipe, options.features)
+
+
 def _write(path, text):
     durable_files.write_output(path, text.encode(errors="surrogateescape"))  # the name of a class may be no UTF-8
 
@@ -101,7 +122,9 @@ def _parser():
     parser.add_argument(
         "--data", help="DIR with val/<class>/* or test/<class>/*, or builtin; default: what it was trained on"
     )
-    parser.add_argument("--split", choices=("val", "test"), default="val", help="default: val")
+    parser.add_argument(
+        "--split", choices=("val", "test", "train"), default="val", help="default: val; train for --features alone"
+    )
     parser.add_argument(
         "--weights",
         nargs="+",
@@ -130,6 +153,10 @@ def _parser():
         metavar="FILE.csv",
         help="write how many images of each class (rows) are taken for which class (columns)",
     )
+    parser.add_argument(
+        "--features", metavar="LAYER", help="write the layer's output, as of conv5, fc6, fc7, and no test"
+    )
+    parser.add_argument("--out", metavar="FILE", help="of --features: a new .npz or .safetensors")
     add_machine_options(parser)
     parser.add_argument("--batch-size", type=int, help="images at a time; default: the recipe's")
     return parser

@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         name: (*first_layer(directory), _linked(read_run(directory)["recipe"])) for name, directory in runs.items()
     }
     _refuse_equals(layers)
-    out = Path(options.out or Path(shown) / "report")
+    out = Path(shown) / "report" if options.out is None else Path(options.out)
     before = _directory(out)
     with suppress(OSError):
         out.rmdir()  # empty: made to see whether it can be, and not left behind by what is refused now

@@ -7,7 +7,7 @@ from inner_cases import every
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("alexnet_mp", "kernels", "benchmarks", "tools", "claims")
-BINARY = {"os", "Image", "tarfile", "zipfile"}  # whose `open` knows no text
+BINARY = {"os", "Image", "tarfile", "zipfile", "archive"}  # whose `open` knows no text
 PROCESSES = {"run", "Popen", "call", "check_call", "check_output"}
 FILES = {"open": (1, "r"), "fdopen": (1, "r"), "TemporaryFile": (0, "w+b"), "NamedTemporaryFile": (0, "w+b")}
 
@@ -30,7 +30,7 @@ def _is_left(call):
         return len(call.args) < 2
     if name in PROCESSES:
         return any(_is_true(given.get(word)) for word in ("text", "universal_newlines"))
-    if name not in FILES or isinstance(owner, ast.Name) and owner.id in BINARY and name == "open":
+    if name not in FILES or name == "open" and getattr(owner, "id", getattr(owner, "attr", None)) in BINARY:
         return False
     place, mode = FILES[name]
     if name == "open" and owner is not None and not (isinstance(owner, ast.Name) and owner.id in ("io", "gzip", "bz2")):

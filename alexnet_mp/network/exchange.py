@@ -30,6 +30,17 @@ class Entry:
     bytes: int  # copied between devices; 0 where both towers share one
 
 
+def described(ledger: Sequence[Entry], between: str) -> str:
+    """What crossed in a step, in words. between: "devices", or what else there is on both sides."""
+    if not ledger:
+        return "the towers have no layer that reads both"
+    edges = ", ".join(dict.fromkeys(entry.edge for entry in ledger))
+    total = sum(entry.bytes for entry in ledger)
+    if not total:
+        return f"both towers are on one device; at {edges} nothing has to be copied"
+    return f"{total / 1e6:,.2f} MB a step cross between the {between}, at {edges}"
+
+
 class Exchange:
     """Carries tensors between the towers on `devices` (one or two) and keeps a ledger of what crossed since `clear()`.
 

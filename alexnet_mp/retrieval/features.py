@@ -6,7 +6,7 @@ fc2048bb_neuron), and a vector was both of them. Here they are what the network 
 multiplied by 1 - dropout (4.2): one factor for every unit and picture, which changes no order of distances."""
 
 from collections.abc import Callable, Iterable
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from ..data.pipeline import Pipeline
+from ..evaluation.layer_features import outputs_of
 from ..evaluation.protocol import centre_view
 from ..network.network import TwoTowerAlexNet
 from ..recipes.recipe import Layer, Recipe
@@ -57,7 +58,7 @@ def features(
     try:
         with (
             closing(pipeline.views(split, batch_size, centre_view(network.recipe))) as batches,
-            _outputs(network) as outputs,
+            outputs_of(network, last_hidden(network.recipe).name) as outputs,
         ):
             for views, of_batch in batches:
                 for images in views:
@@ -69,27 +70,6 @@ def features(
     finally:
         network.train(was_training)
     return Features(np.concatenate(hidden), np.concatenate(pixels), np.concatenate(labels))
-
-
-@contextmanager
-def _outputs(network):
-    """A list that every forward pass fills: the last hidden layer's output of each tower, on the tower's device."""
-    name, outputs = last_hidden(network.recipe).name, [None] * len(network.towers)
-
-    def keeper(tower):
-        def keep(module, inputs, output):
-            outputs[tower] = output
-
-        return keep
-
-    hooks = [
-        tower.get_submodule(name).register_forward_hook(keeper(number)) for number, tower in enumerate(network.towers)
-    ]
-    try:
-        yield outputs
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def joined(outputs: Iterable[torch.Tensor]) -> torch.Tensor:

@@ -12,26 +12,33 @@ import numpy as np
 
 MOST_HEADER, MOST_BYTES = 1 << 20, 4 << 30  # of a header and of a whole file
 Layout = Mapping[str, tuple[str, tuple[int, ...]]]  # the dtype and shape of each tensor, as ("F32", (96, 3, 11, 11))
-WIDTHS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}  # bytes a value
+WIDTHS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}  # bytes a value, of what is read
+WRITTEN = {**WIDTHS, "I64": 8}
 
 
-def header(layout: Layout) -> bytes:
-    """What a file begins with. The bytes that the safetensors library writes, names
-    sorted."""
-    entries, end = {}, 0
-    for name, tensor in sorted(layout.items()):
-        start, end = end, end + _bytes_of(tensor)
-        entries[name] = {"dtype": tensor[0], "shape": tensor[1], "data_offsets": [start, end]}
+def header(layout: Layout, about: Mapping[str, str] | None = None) -> bytes:
+    """What a file begins with. The bytes that the safetensors library writes, tensors in their `order`. about: what the
+    file says of itself."""
+    entries, end = {"__metadata__": dict(about)} if about else {}, 0
+    for name in order(layout):
+        start, end = end, end + _bytes_of(layout[name])
+        entries[name] = {"dtype": layout[name][0], "shape": layout[name][1], "data_offsets": [start, end]}
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
+
+
+def order(layout: Layout) -> list[str]:
+    """The names in the order in which the tensors lie: the widest values first, so that all are aligned, then by
+    name."""
+    return sorted(layout, key=lambda name: (-WRITTEN[layout[name][0]], name))
 
 
 def parts(layout: Layout, arrays: Mapping[str, np.ndarray]) -> Iterator[bytes | memoryview]:
     """A whole file, piece by piece: the header, then the bytes of each contiguous array of one dtype, without a
     copy."""
     yield header(layout)
-    for name in sorted(layout):
+    for name in order(layout):
         yield memoryview(arrays[name]).cast("B")
 
 
@@ -123,7 +130,7 @@ def need(condition: object, problem: str) -> None:
 
 def _bytes_of(tensor):
     dtype, shape = tensor
-    return WIDTHS[dtype] * math.prod(shape)
+    return WRITTEN[dtype] * math.prod(shape)
 
 
 def _are_counts(values):

@@ -8,15 +8,18 @@ import errno
 import hashlib
 import os
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 from .errors import UserError
 
 CHUNK = 16 << 20  # bytes: os.write and hashlib let go of the GIL for each, and a signal is seen between two
 PARTIAL = ".partial"  # what `replace` adds to a name until the content is on the disk
+OLD = ".replaced"  # what `new_directory` adds to the name of a directory that another takes the place of
+_Found = TypeVar("_Found")
 
 
 def make_directory(path: str | Path) -> None:
@@ -157,19 +160,50 @@ def refuse_unwritable(flag: str, path: str | Path, folder: Path | None = None) -
 
 
 @contextmanager
-def new_directory(path: str | Path) -> Iterator[Path]:
-    """A directory to be filled, under another name until it is whole; after an error nothing stays. Raises OSError."""
-    partial = Path(f"{path}{PARTIAL}")
+def new_directory(path: str | Path, instead: bool = False) -> Iterator[Path]:
+    """A directory to be filled, under another name until it is whole; after an error nothing stays. Raises OSError.
+
+    instead: whether a directory that is there then is replaced, else that is an error unless it is empty. Who is killed
+    between the two renames leaves the former one as `path`.replaced."""
+    path = Path(path)  # without a slash at its end
+    partial, old = Path(f"{path}{PARTIAL}"), Path(f"{path}{OLD}")
     remove(partial)  # what a crash left
     make_directory(partial)
     try:
         yield partial
         sync(partial)
+        if instead and os.path.lexists(path):
+            remove(old)
+            try:
+                rename(path, old)
+                rename(partial, path)
+            except BaseException:
+                if not os.path.lexists(path):
+                    os.rename(old, path)
+                raise
+            remove(old)
+        else:
+            rename(partial, path)
+    except BaseException:
+        with suppress(OSError):
+            remove(partial)
+        raise
+
+
+def new_file(path: str | Path, content: bytes, check: Callable[[bytes], _Found]) -> _Found:
+    """What `check` says of a new file's bytes, as they were read back; then the file gets its name. After an error
+    nothing stays. Raises OSError."""
+    partial = f"{path}{PARTIAL}"
+    remove(partial)  # what a crash left
+    try:
+        write(partial, [content])
+        found = check(read(partial, len(content)))
         rename(partial, path)
     except BaseException:
         with suppress(OSError):
             remove(partial)
         raise
+    return found
 
 
 def rename(source: str | Path, target: str | Path) -> None:

@@ -18,6 +18,7 @@ from ..data.batches import Batch, EpochKeys, steps_per_epoch
 from ..data.pipeline import Pipeline
 from ..evaluation.accuracy import FEW, Answers, percent, top5_tells, write_right
 from ..evaluation.protocol import View, both_protocols, centre_view, evaluate, print_errors
+from ..network.exchange import described
 from ..network.network import TwoTowerAlexNet
 from ..network.worker_network import WorkerAlexNet
 from ..runs.checkpoint_format import Checkpoint
@@ -374,17 +375,7 @@ class Trainer:
 
     def describe_exchange(self) -> str:
         between_pairs = self.training_step.describe_sum() if self.ranks.pairs > 1 else ""
-        return f"exchange: {self._between_towers()}{between_pairs}"
-
-    def _between_towers(self):
-        ledger = self.crossed
-        if not ledger:
-            return "the towers have no layer that reads both"
-        edges = ", ".join(dict.fromkeys(entry.edge for entry in ledger))
-        total = sum(entry.bytes for entry in ledger)
-        if not total:
-            return f"both towers are on one device; at {edges} nothing has to be copied"
-        return f"{total / 1e6:,.2f} MB a step cross between the {self.network.exchange.between}, at {edges}"
+        return f"exchange: {described(self.crossed, self.network.exchange.between)}{between_pairs}"
 
 
 class _Interrupted(Exception):

@@ -27,7 +27,7 @@ from alexnet_mp.recipes.recipe import change_layers
 CPU = torch.device("cpu")
 # Instead of measuring, what a test asks for is written down.
 WRITES_DOWN = """
-import importlib, pytest, test_speed_lrn_pool, test_speed_pipeline
+import importlib, pathlib, pytest, test_speed_lrn_pool, test_speed_pipeline
 
 def instead(name):
     def measure(*arguments):
@@ -37,8 +37,9 @@ def instead(name):
     return measure
 
 test_speed_lrn_pool.Measurement = instead("lrn_pool")
-for name in ("augmentation", "checkpoint", "exchange", "forked", "pipeline", "relu_dropout", "sgd", "step", "towers"):
-    importlib.import_module("test_speed_" + name).measure = instead(name)
+for path in pathlib.Path(test_speed_pipeline.__file__).parent.glob("test_speed_*.py"):
+    if (name := path.stem.removeprefix("test_speed_")) != "lrn_pool":
+        importlib.import_module(path.stem).measure = instead(name)
 test_speed_pipeline.measure_steps = instead("fed")
 test_speed_pipeline.prepare.main = lambda arguments: 0
 test_speed_pipeline.open_dataset = lambda *arguments: None
@@ -62,6 +63,7 @@ USUAL = {
     "lrn_pool compile copy eager ours-cpu",
     "pipeline dali raw torch",
     "relu_dropout compile copy eager ours-cpu reference",
+    "scaling",
     "sgd copy foreach fused ours-cpu reference",
     "step eager towers",
 }

@@ -917,7 +917,10 @@ def test_the_tables_are_printed_unless_they_are_to_be_written(place, capsys):
     write_record(record_of("difference", ["base", "no_lrn"], THREE), folder / "records")
     before = contents(folder)
     assert claims.main(words) == 0 and contents(folder) == before
-    printed = capsys.readouterr().out
+    printed, errors = capsys.readouterr()
+    assert errors == ""
+    assert claims.main(["table", "--records", folder / "elsewhere"]) == 0
+    assert "elsewhere: no such directory, so no claim was run" in capsys.readouterr().err
     assert claims.main([*words, "--write"]) == 0
     for name in before:
         made = (folder / name).read_bytes().decode().partition(claim_page.BEGIN)[2].partition(claim_page.END)[0]
@@ -958,6 +961,7 @@ def test_pages_are_utf_8_in_a_locale_that_knows_ascii_alone(place):
     folder, words = place
     for name in contents(folder):
         (folder / name).write_text(f"Zoë ± 1\n{claim_page.BEGIN}\n{claim_page.END}\n", encoding="utf-8")
+    (folder / "records").mkdir()
     plain = {**os.environ, "PYTHONUTF8": "0", "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"}
     code = (
         "import sys; from alexnet_mp import claims; from alexnet_mp.system.errors import run_command; "

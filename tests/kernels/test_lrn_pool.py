@@ -168,7 +168,7 @@ def test_ties_nan_and_extremes_are_the_references(implementation, operation, nam
 
 
 @both_formats
-@every_operation
+@all_operations
 @every("dtype", [torch.bfloat16, torch.float16])
 @every("name", ["zeros", "few values", "nan", "inf", "largest", "denormal"])
 def test_sixteen_bit_extremes_are_the_references(implementation, operation, name, dtype, memory_format):

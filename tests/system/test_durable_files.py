@@ -238,8 +238,8 @@ def test_remove_beside_another_that_removes(tmp_path, monkeypatch):
         assert not (tmp_path / "tree").exists()
 
 
-def make_whole(path):
-    with durable_files.new_directory(path) as partial:
+def make_whole(path, instead=False):
+    with durable_files.new_directory(path, instead) as partial:
         durable_files.write(partial / "file", [b"content"])
 
 
@@ -252,6 +252,8 @@ ACTIONS = {
     "names": lambda root: durable_files.names(root, 3),
     "replace": lambda root: durable_files.replace(root / "old", b"new"),
     "new_directory": lambda root: make_whole(root / "filled"),
+    "new_directory instead": lambda root: make_whole(root / "tree", True),
+    "new_file": lambda root: durable_files.new_file(root / "new", b"content", len),
     "rename": lambda root: durable_files.rename(root / "old", root / "renamed"),
     "remove": lambda root: durable_files.remove(root / "tree"),
     "sync": lambda root: durable_files.sync(root),
@@ -325,7 +327,7 @@ def test_replace_gives_the_old_or_the_new_content(leftover, tmp_path, monkeypatc
         assert durable_files.read(tmp_path / "file", 9) == b"once more" and os.listdir(tmp_path) == ["file"]
 
 
-def test_a_new_directory_is_whole_or_not_there(tmp_path, monkeypatch):
+def test_a_new_directory_or_file_is_whole_or_not_there(tmp_path, monkeypatch):
     (tmp_path / "filled.partial" / "of a crash").mkdir(parents=True)
     calls = calls_of(monkeypatch, lambda: make_whole(tmp_path / "filled"))
     assert names_below(tmp_path) == ["filled", "filled/file"]
@@ -337,6 +339,30 @@ def test_a_new_directory_is_whole_or_not_there(tmp_path, monkeypatch):
         assert "filled" not in names_below(tmp_path) or (tmp_path / "filled" / "file").read_bytes() == b"content"
         assert at < calls.index("mkdir") or not (tmp_path / "filled.partial").exists(), call
         durable_files.remove(tmp_path / "filled.partial")
+
+    # instead of one that is there; with a slash at its end
+    filled = tmp_path / "filled"
+    for at in range(100):
+        durable_files.remove(filled)
+        (filled / "of before").mkdir(parents=True)
+        if at == 0:
+            calls = calls_of(monkeypatch, lambda: make_whole(f"{filled}/", True))
+            assert names_below(tmp_path) == ["filled", "filled/file"]
+        elif at <= len(calls):
+            with pytest.raises(OSError):
+                under(monkeypatch, Faulty(at - 1, failing(errno.EIO)), lambda: make_whole(filled, True))
+            assert names_below(filled) in (["of before"], ["file"]), calls[at - 1]
+            assert not (tmp_path / "filled.replaced").exists() or names_below(filled) == ["file"]
+    new = tmp_path / "new"  # a file, once it was found to be right
+
+    def wrong(content):
+        assert content == b"content" and not new.exists()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        durable_files.new_file(new, b"content", wrong)
+    assert not list(tmp_path.glob("new*"))
+    assert durable_files.new_file(new, b"content", len) == 7 and new.read_bytes() == b"content"
 
 
 def names_below(path):

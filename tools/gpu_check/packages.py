@@ -14,11 +14,18 @@ LOST = {
     "faiss-cpu": "retrieval",
     "triton": "the Triton kernels, and the CUDA ones with them",
     "nvidia-dali-cuda130": "DALI",
+    "protobuf": "Caffe's networks",
     "pytest-xdist": "several tests at a time",
     "scipy": "the claims' p values",
     "webdataset": "a test",
 }
-MODULES = {"pillow": "PIL", "faiss-cpu": "faiss", "nvidia-dali-cuda130": "nvidia.dali", "pytest-xdist": "xdist"}
+MODULES = {
+    "pillow": "PIL",
+    "faiss-cpu": "faiss",
+    "nvidia-dali-cuda130": "nvidia.dali",
+    "protobuf": "google.protobuf",
+    "pytest-xdist": "xdist",
+}
 
 
 def importable(module):

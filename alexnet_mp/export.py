@@ -1,0 +1,59 @@
+"""A network that was trained here, for use elsewhere: plain PyTorch, ONNX, a folder for the Hugging Face hub, or a
+program of torch.export.
+
+examples
+  python -m alexnet_mp.export RUN --to torch FOLDER           a file of torch.nn to read, and its weights
+  python -m alexnet_mp.export RUN --to onnx FILE.onnx         opset 20, any number of pictures
+  python -m alexnet_mp.export RUN --to hub FOLDER             alexnet_mp.from_pretrained(FOLDER) reads it
+  python -m alexnet_mp.export RUN --to hub FOLDER --push OWNER/NAME
+  python -m alexnet_mp.export RUN --to torch.export FILE.pt2
+
+Each takes stored pictures, (N, 256, 256, 3) uint8 in RGB for the paper's network, and gives logits: crop and mean image
+are inside, and what a test halves is in the weights. Each is read back and compared with our own logits on ten
+pictures; what differs by more than 1e-4 of the largest logit is not kept. docs/interchange.md tells more."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from .command_options import add_run_options, compute_as_in_training
+from .interchange import hub
+from .interchange.export import FORMATS, export
+from .system.command_line import command_parser
+from .system.errors import UserError, run_command
+from .system.terminal import say
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    if options.push is not None:
+        if options.to != "hub":
+            raise UserError(f"--push is for --to hub, not for --to {options.to}")
+        hub.need_hub()
+    compute_as_in_training()
+    difference = export(options.run, options.to, options.out, options.gpus, options.kernels, options.fused)
+    say(f"wrote {options.out}: {difference}")
+    if options.push is not None:
+        say(f"pushed: {hub.push(Path(options.out), options.push)}")
+    return 0
+
+
+def _parser():
+    parser = command_parser("export", __doc__)
+    parser.add_argument("run", metavar="RUN", help="the directory of a run; its newest weights are exported")
+    parser.add_argument("out", metavar="OUT", help="a new file or folder; a folder of the same kind is replaced")
+    parser.add_argument("--to", choices=FORMATS, required=True, help="what to write")
+    parser.add_argument(
+        "--push", metavar="OWNER/NAME", help="of hub: upload the folder, by the package huggingface_hub"
+    )
+    parser.add_argument(
+        "--fused",
+        action="store_true",
+        help="of torch.export: with the compiled operators of alexnet_mp.kernels, which has to be imported before the "
+        "program is loaded; default: PyTorch's operations alone",
+    )
+    add_run_options(parser)
+    return parser
+
+
+if __name__ == "__main__":
+    run_command(main)

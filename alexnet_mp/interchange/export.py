@@ -1,0 +1,171 @@
+"""What `export` writes of a run, each with its preprocessing inside, each compared with our own logits before it is
+put in its place."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ..data.synthetic import Builtin
+from ..evaluation.predict_images import centre_images
+from ..evaluation.trained import class_words, load_run
+from ..kernels import dispatch
+from ..network.network import MergedAlexNet
+from ..runs import checkpoint_format, safetensors_file
+from ..runs.checkpoints import CHECKPOINTS
+from ..runs.directory import read_run
+from ..runs.metrics import read_metrics
+from ..system import durable_files
+from ..system.errors import UserError
+from ..system.provenance import package_version
+from . import hub, onnx_graph, torch_program, torch_source
+from .model_card import model_card
+from .picture_network import PictureNetwork
+from .plain_steps import plain_steps, refuse_last_layer
+
+FORMATS = ("torch", "onnx", "hub", "torch.export")
+ENDINGS = {"onnx": ".onnx", "torch.export": ".pt2"}  # the others are folders
+FILES = {"torch": {torch_source.SOURCE, torch_source.WEIGHTS}, "hub": {hub.CONFIG, hub.MODEL, hub.CARD, hub.STATISTICS}}
+PICTURES, TOLERANCE = 10, 1e-4  # largest difference of logits, as a share of the largest logit
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Between our own logits and those of what was written, on `PICTURES` pictures."""
+
+    largest: float
+    scale: float  # the largest |logit| of ours
+    other_answers: int  # pictures with another most probable class
+
+    def __str__(self) -> str:
+        return (
+            f"on {PICTURES} pictures its logits differ from ours by {self.largest:.2e} at most, of {self.scale:.3g}; "
+            f"{self.other_answers} have another most probable class"
+        )
+
+
+def export(
+    run: str | Path, to: str, out: str | Path, gpus: str = "auto", kernels: str = "auto", fused: bool = False
+) -> Difference:
+    """Write the newest weights of a run as one of `FORMATS`. The file or folder is there whole or not at all.
+
+    out: a file with its ending (`ENDINGS`), or a folder: a new or an empty one, or one that an export of the same kind
+    wrote. gpus, kernels: who computes the logits that it is compared with. fused: of torch.export, with our compiled
+    operators. Raises UserError where a package is missing, `out` is another's or can't be written, the network can't be
+    told in this format, and where the logits differ by more than TOLERANCE allows."""
+    path = Path(out)
+    refuse_out(run, to, out)
+    if to == "onnx":
+        onnx_graph.need_packages()
+    if fused and (to != "torch.export" or dispatch.resolve("auto", "cpu") == "reference"):
+        raise UserError("--fused is for torch.export, where the kernels for CPUs were compiled")
+    network, found = load_run(run, gpus, kernels)
+    recipe, classes = network.recipe, len(found.classes)
+    refuse_last_layer(recipe)
+    pictures = test_pictures(recipe.stored_size)
+    with torch.inference_mode():
+        ours = network(*centre_images(network, found.statistics, list(pictures.numpy()))).double().cpu()
+    if not ours.isfinite().all():
+        raise UserError(f"{run}: its network answers with NaN or infinity, and can't be exported")
+    state, version = checkpoint_format.read_state(found.checkpoint), package_version("alexnet_mp")
+    weights = {name: tensor.numpy() for name, tensor in network.merged_state().items()}
+    mean, words = found.statistics.mean, class_words(run, found.classes)
+    about = {"recipe": recipe.name, "step": state.step, "classes": list(found.classes), "class_names": words}
+    with _written(path):
+        if to == "hub":
+            card = model_card(read_run(run), state, _tests(run), words)
+            with durable_files.new_directory(path, instead=True) as folder:
+                hub.write(folder, recipe, weights, found.statistics, found.classes, words, card)
+                return compared(ours, _answers_of(hub.from_pretrained(folder), pictures))
+        if to == "torch":
+            steps = plain_steps(recipe, weights, classes)
+            tensors = torch_source.tensors(recipe, steps, mean)
+            layout = {name: ("F32", tensor.shape) for name, tensor in tensors.items()}
+            text = torch_source.source(recipe, steps, classes, state.step, version)
+            with durable_files.new_directory(path, instead=True) as folder:
+                durable_files.write(folder / torch_source.WEIGHTS, safetensors_file.parts(layout, tensors))
+                durable_files.write(folder / torch_source.SOURCE, [text.encode()])
+                return compared(ours, torch_source.answers(folder, pictures))
+        if to == "onnx":
+            steps = plain_steps(recipe, weights, classes)
+            content, answers = onnx_graph.graph(recipe, steps, classes, mean, version, about), onnx_graph.answers
+        else:
+            merged = MergedAlexNet(recipe, "cpu", classes, "auto" if fused else "reference")
+            merged.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in weights.items()})
+            content = torch_program.program(PictureNetwork(merged, mean, found.classes), about)
+            answers = torch_program.answers
+        return durable_files.new_file(path, content, lambda read: compared(ours, answers(read, pictures)))
+
+
+def test_pictures(side: int) -> torch.Tensor:
+    """The embedded pictures that an export is compared on: (PICTURES, side, side, 3) uint8."""
+    split = Builtin(max(side, 32)).splits["val"]
+    return torch.stack([torch.from_numpy(split.read(number)[:side, :side]) for number in range(PICTURES)])
+
+
+def compared(ours: torch.Tensor, theirs: torch.Tensor) -> Difference:
+    """The difference of two (N, classes). Raises UserError where it is too large."""
+    if theirs.shape != ours.shape:
+        raise UserError(f"what was written gives logits of {tuple(theirs.shape)}, not {tuple(ours.shape)}: not kept")
+    difference = (theirs.double().cpu() - ours).abs().max().item()
+    scale = ours.abs().max().item()
+    found = Difference(difference, scale, int((theirs.cpu().argmax(1) != ours.argmax(1)).sum()))
+    if not difference <= TOLERANCE * scale:
+        raise UserError(f"what was written is not the same network: {found}; not kept")
+    return found
+
+
+def refuse_out(run: str | Path, to: str, out: str | Path) -> None:
+    """Raise UserError early where `out` is another's, or can't be written."""
+    path = Path(out)
+    if not str(out) or not path.name:
+        raise UserError(f"OUT {str(out)!r}: write the name of a {'file' if to in ENDINGS else 'new folder'}")
+    if Path(os.path.realpath(Path(run) / CHECKPOINTS)) in Path(os.path.realpath(path)).parents:
+        raise UserError(f"OUT {out}: what else lies in a checkpoint makes it count as damaged; choose another place")
+    if to in ENDINGS:
+        if path.suffix != ENDINGS[to]:
+            raise UserError(f"OUT {out}: of --to {to} it is a file whose name ends with {ENDINGS[to]}")
+        durable_files.refuse_output("OUT", path)
+    elif not os.path.lexists(path):
+        durable_files.refuse_unwritable("OUT", path, path.absolute().parent)
+    elif path.is_symlink() or not path.is_dir():
+        raise UserError(f"OUT {out}: it is there already, and is no folder; choose another name")
+    else:
+        durable_files.refuse_unwritable("OUT", path, path.absolute().parent)
+        with _written(path):
+            names = set(durable_files.names(path, 100))
+            if names and (names != FILES[to] or not _is_ours(path, to)):
+                raise UserError(f"OUT {out}: it is there already, and not an export --to {to}; choose another name")
+
+
+def _is_ours(folder, to):
+    if to == "torch":
+        return durable_files.head(folder / torch_source.SOURCE, 200)[1].startswith(torch_source.FIRST.encode())
+    try:
+        hub.read_config(folder)
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return False
+    return True
+
+
+@contextmanager
+def _written(path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from None
+
+
+def _answers_of(network: Callable, pictures):
+    with torch.inference_mode():
+        return network(pictures)
+
+
+def _tests(run):
+    try:
+        return [line for line in read_metrics(run) if line["kind"] == "test"]
+    except OSError:
+        return []

@@ -1,0 +1,151 @@
+"""A folder as the Hugging Face hub has them: weights, a config, the mean image and a model card; read without a
+network and without trust."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.numpy import load
+
+from ..data.pixel_statistics import MOST_BYTES, STATISTICS, Statistics
+from ..network.network import MergedAlexNet
+from ..recipes import shapes
+from ..recipes.recipe import Recipe, from_dict, to_dict
+from ..runs import safetensors_file
+from ..runs.safetensors_file import need
+from ..system import durable_files
+from ..system.devices import check_kernels
+from ..system.errors import UserError
+from ..system.terminal import printable
+from . import merged_tensors
+from .picture_network import PictureNetwork
+from .plain_steps import refuse_last_layer
+
+CONFIG, MODEL, CARD = "config.json", "model.safetensors", "README.md"
+FORMAT = "alexnet_mp 1"
+MOST_CONFIG = 16 << 20  # bytes
+MOST_CLASSES = 1 << 17
+MOST_VALUES, MOST_WINDOW = 1 << 27, 1000  # a layer's of one picture; maps or pixels of a normalisation
+_DAMAGE = (*merged_tensors.DAMAGE, LookupError, TypeError, AttributeError)
+
+
+def write(
+    folder: Path,
+    recipe: Recipe,
+    weights: Mapping[str, np.ndarray],
+    statistics: Statistics,
+    classes: Sequence[str],
+    words: Sequence[str],
+    card: str,
+) -> None:
+    """Fill an empty folder. weights: merged, float32; words: the classes' names as a person knows them; card: the text
+    of README.md. Raises OSError."""
+    config = {
+        "format": FORMAT,
+        "input": f"(N, {recipe.stored_size}, {recipe.stored_size}, 3) uint8, RGB",
+        "recipe": to_dict(recipe),
+        "classes": list(classes),
+        "class_names": list(words),
+    }
+    layout = {name: ("F32", tensor.shape) for name, tensor in weights.items()}
+    arrays = {name: np.ascontiguousarray(tensor) for name, tensor in weights.items()}
+    durable_files.write(folder / MODEL, safetensors_file.parts(layout, arrays))
+    durable_files.write(folder / CONFIG, [(json.dumps(config, indent=1) + "\n").encode()])
+    durable_files.write(folder / CARD, [card.encode()])
+    statistics.save(folder)
+
+
+def from_pretrained(folder: str | Path, device: torch.device | str = "cpu", kernels: str = "auto") -> PictureNetwork:
+    """The network of a folder that `export --to hub` wrote, in test mode: a `PictureNetwork`, from pictures to logits.
+
+    Nothing is downloaded, and nothing in the folder is run. device: where it computes, both towers as one network;
+    kernels: see `kernels.dispatch.resolve`. Raises UserError, one line that begins with the folder, for a config of
+    another format, and for tensors that are missing, foreign, of another shape or not finite: before anything is
+    allocated that the files don't hold."""
+    device, place = torch.device(device), printable(str(folder))
+    check_kernels(kernels, [device])
+    try:
+        if not os.path.isdir(folder):
+            raise UserError("no such folder; nothing is downloaded")
+        path = Path(folder)
+        recipe, classes = read_config(path)
+        _refuse_absurd(recipe, len(classes))
+        layouts = merged_tensors.layouts_of([_real(path / MODEL)])
+        weights = merged_tensors.merged_of(layouts, recipe, len(classes))
+        mean = _mean(_real(path / STATISTICS), recipe.stored_size)
+    except _DAMAGE as error:
+        text = f"{error.strerror}: {error.filename}" if isinstance(error, OSError) and error.strerror else str(error)
+        raise UserError(f"{place}: {printable(' '.join(text.split())):.400}") from None
+    network = MergedAlexNet(recipe, device, len(classes), kernels)
+    network.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in weights.items()})
+    return PictureNetwork(network, mean, classes).eval()
+
+
+def read_config(folder: Path) -> tuple[Recipe, list[str]]:
+    """(recipe, classes). Raises ValueError, OSError, and what comes of fields of other types."""
+    content = durable_files.read(_real(folder / CONFIG), MOST_CONFIG)
+    try:
+        config = safetensors_file.parse(content)
+    except ValueError as error:
+        raise ValueError(f"{CONFIG}: {error}") from None
+    need(isinstance(config, dict) and config.get("format") == FORMAT, f"{CONFIG} is not of format {FORMAT!r}")
+    classes = config.get("classes")
+    names = isinstance(classes, list) and all(isinstance(each, str) for each in classes)
+    need(names and 2 <= len(classes) <= MOST_CLASSES, f"{CONFIG}: classes are no list of 2 to {MOST_CLASSES:,} names")
+    need(isinstance(config.get("recipe"), dict), f"{CONFIG}: recipe is missing")
+    recipe = from_dict(config["recipe"])
+    refuse_last_layer(recipe)
+    return recipe, classes
+
+
+def _refuse_absurd(recipe, classes):
+    """What no tensor in the folder bounds: maps that a stride makes small again, and windows."""
+    for field in ("lrn_size", "spatial_size"):
+        need(getattr(recipe, field) <= MOST_WINDOW, f"recipe field {field} is over {MOST_WINDOW:,}")
+    for size in shapes.sizes(recipe, classes):
+        layer, (channels, height, _) = size.layer, size.reads
+        if layer.kind != "fc":
+            more = shapes.ceil_mode_padding(height, layer.kernel, layer.stride, layer.pad)
+            reads = channels * (height + 2 * layer.pad + more) ** 2
+            values = max(reads, size.computed[0] * size.computed[1] ** 2)
+            need(values <= MOST_VALUES, f"{layer.name} would have {values:.3g} values a picture")
+
+
+def _mean(path, side):
+    size, start = durable_files.head(path, 8 + safetensors_file.MOST_HEADER)
+    found, wanted = safetensors_file.read_layout(size, start).get("mean"), ("F64", (side, side, 3))
+    need(found == wanted, f"the mean image is {found}, and this recipe has {wanted}")
+    mean = load(durable_files.read(path, MOST_BYTES))["mean"]
+    need(((mean >= 0) & (mean <= 255)).all(), "the mean image has values that are no grey levels, 0 to 255")
+    return mean
+
+
+def _real(path):
+    """In a cache of the hub a file is a link."""
+    return Path(os.path.realpath(path))
+
+
+def push(folder: Path, name: str) -> str:
+    """Upload a folder as the model `name` ("owner/model") of the hub, which is made if it isn't there; its address.
+
+    Raises UserError where the package is missing, or the hub refuses."""
+    need_hub()
+    import huggingface_hub
+
+    try:
+        hub = huggingface_hub.HfApi()
+        hub.create_repo(name, exist_ok=True)
+        return str(hub.upload_folder(repo_id=name, folder_path=str(folder)))
+    except Exception as error:  # of the network, of the hub, of a name that is none
+        raise UserError(f"--push {name}: {' '.join(str(error).split()):.300}") from None
+
+
+def need_hub() -> None:
+    """Raise UserError, with what to install, where `huggingface_hub` is not there."""
+    try:
+        import huggingface_hub  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"--push needs the package huggingface_hub ({error}); pip install 'alexnet_mp[hub]'") from None
