@@ -18,8 +18,12 @@ import textwrap
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 
 LIBRARY = "alexnet_mp.kernels.compiled"
+# The oldest torch that is supported, 2.11, as torch's headers write it: the library asks for nothing that came later,
+# so that what is built with one torch is loaded by all of them.
+TARGET = [("TORCH_TARGET_VERSION", "0x020b000000000000")]
 COMPILE = ["-std=c++20", "-O3", "-g0", "-fno-math-errno", "-ffp-contract=fast", "-Wno-psabi"]
 # Machine code for Ampere and Hopper, and PTX from which a driver makes code for anything newer.
 CUDA_TARGETS = [
@@ -41,14 +45,18 @@ def extension():
         import torch
         from torch.utils import cpp_extension
     except ImportError:
-        return _nothing("torch is not importable in the build; pip's --no-build-isolation would let it be seen")
+        return _nothing("torch is not importable in the build")
     sources = ["csrc/ops.cpp", *sorted(map(str, Path("csrc/cpu").glob("*.cpp")))]
-    library = without_cuda = cpp_extension.CppExtension(LIBRARY, sources, extra_compile_args={"cxx": COMPILE})
+    library = without_cuda = cpp_extension.CppExtension(
+        LIBRARY, sources, define_macros=TARGET, extra_compile_args={"cxx": COMPILE}
+    )
     runtime = torch.version.cuda and _cuda_runtime(torch.version.cuda, cpp_extension.CUDA_HOME, compiler)
     if runtime:
         options = {"cxx": COMPILE, "nvcc": ["-std=c++20", "-O3", "-DUSE_CUDA", *CUDA_TARGETS]}
         sources = sources + sorted(map(str, Path("csrc/cuda").glob("*.cu")))
-        library = cpp_extension.CUDAExtension(LIBRARY, sources, extra_compile_args=options, extra_objects=[runtime])
+        library = cpp_extension.CUDAExtension(
+            LIBRARY, sources, define_macros=TARGET, extra_compile_args=options, extra_objects=[runtime]
+        )
         library.libraries.remove("cudart")  # a linker looks for it as libcudart.so, a name that only full toolkits have
     print(
         "alexnet_mp: building the compiled kernels for the CPU" + (" and for CUDA, sm_80 and sm_90" if runtime else "")
@@ -69,7 +77,14 @@ def extension():
                     vars(library).update(vars(without_cuda))  # in place: setuptools has named the object's file
                     super().build_extensions()
 
-    return [library], {"build_ext": Build}
+    return [library], {"build_ext": Build, "bdist_wheel": Wheel}
+
+
+class Wheel(bdist_wheel):
+    """The library calls torch's C functions and none of Python's: one wheel is for every Python."""
+
+    def get_tag(self):
+        return ("py3", "none", super().get_tag()[2])
 
 
 def _cuda_runtime(version, home, compiler):

@@ -19,9 +19,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .command_options import add_machine_options, compute_as_in_training
+from .data import synsets
+from .data.synsets import in_words
 from .evaluation import ensemble_weights, layer_features, per_class, submission
 from .evaluation.ensembles import evaluate_runs, open_runs, print_answers
-from .evaluation.trained import trained
+from .evaluation.trained import class_words, trained
 from .system import durable_files
 from .system.command_line import command_parser
 from .system.errors import UserError, run_command
@@ -48,6 +50,8 @@ def _evaluate(options, ranks):
         durable_files.refuse_output(flag, path)
     if len({Path(path).absolute() for path in outputs.values()}) < len(outputs):
         raise UserError(f"{' and '.join(outputs)} name the same file; each needs its own")
+    if options.synsets is not None and options.per_class is None:
+        raise UserError("--synsets: words are for --per-class FILE.csv")
     if options.features is not None or options.out is not None or options.split == "train":
         _refuse_features(options, outputs, ranks)
     compute_as_in_training()
@@ -73,6 +77,8 @@ def _evaluate(options, ranks):
             f"the {options.split} images of {dataset.source} have no labels: all that can be made is --submission FILE"
         )
     order = submission.order(images.names) if options.submission else None
+    own = getattr(dataset, "class_names", None) or class_words(options.runs[0], dataset.classes)
+    words = in_words(dataset.classes, own, options.synsets)
     tested = evaluate_runs(runs, options.split, weights, options.views, bool(outputs))
     if len(runs) > 1:
         shown = "all equal" if len(set(tested.weights)) == 1 else " ".join(f"{weight:.4g}" for weight in tested.weights)
@@ -86,7 +92,7 @@ def _evaluate(options, ranks):
         say(f"{options.submission}: {submission.describe(order, dataset.ids)}")
     counts = None if found.loss is None else per_class.confusion(found.labels, found.top[:, 0], len(dataset.classes))
     if options.per_class:
-        _write(options.per_class, per_class.table(dataset.classes, found, counts))
+        _write(options.per_class, per_class.table(dataset.classes, found, counts, words))
     if options.confusion:
         _write(options.confusion, per_class.confusion_table(dataset.classes, counts))
 
@@ -141,6 +147,7 @@ def _parser():
     parser.add_argument(
         "--per-class", metavar="FILE.csv", help="write each class's errors, and what it is most often taken for"
     )
+    parser.add_argument("--synsets", metavar="FILE|SET", help=synsets.HELP)
     parser.add_argument(
         "--confusion",
         metavar="FILE.csv",

@@ -6,6 +6,7 @@ examples
   curl -s https://example.org/cat.jpg | python -m alexnet_mp.predict RUN -
   python -m alexnet_mp.predict RUN photograph.jpg --json
   python -m alexnet_mp.predict RUN PHOTOS --csv classes.csv
+  python -m alexnet_mp.predict RUN PHOTOS --synsets synset_words.txt
 
 A folder stands for the pictures in it and in its folders; what is no picture is named and passed over. A file may be
 anything that Pillow opens. It is read as training reads its own: grey, palettes, CMYK and 16 bits a channel become RGB
@@ -19,8 +20,10 @@ import sys
 from collections.abc import Sequence
 
 from .command_options import add_run_options, compute_as_in_training
+from .data import synsets
 from .data.class_names import apart_by_number
 from .data.image_files import STDIN, answered
+from .data.synsets import in_words
 from .evaluation.per_class import as_csv
 from .evaluation.predict_images import predict
 from .evaluation.trained import class_words, load_run
@@ -39,7 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     compute_as_in_training()
     with lines_on_stderr():  # standard output holds the answers alone
         network, found = load_run(options.run, options.gpus, options.kernels)
-    words, shown, answers = class_words(options.run, found.classes), apart_by_number(found.classes), []
+    words = in_words(found.classes, class_words(options.run, found.classes), options.synsets)
+    shown, answers = apart_by_number(found.classes), []
     for path, picture, told in answered(
         options.pictures,
         network.recipe.stored_size,
@@ -100,6 +104,7 @@ def _parser():
         help="the centre view, or the mean over all views of the recipe's test, ten, nine or one; default: one",
     )
     parser.add_argument("--top", type=int, default=5, metavar="K", help="classes to name; default: 5")
+    parser.add_argument("--synsets", metavar="FILE|SET", help=synsets.HELP)
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--json", action="store_true", help="one JSON document on standard output")
     how.add_argument("--csv", metavar="FILE.csv", help="write a table, a row a picture; - is standard output")

@@ -18,6 +18,8 @@ from pathlib import Path
 from .analysis.figure_4 import MOST_ANSWERED, evenly, guesses, some_of, told_apart
 from .analysis.specialisation import first_layer
 from .command_options import add_machine_options, compute_as_in_training
+from .data import synsets
+from .data.synsets import in_words
 from .evaluation.ensembles import open_runs
 from .evaluation.trained import load_run
 from .reporting import page
@@ -67,7 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     network, found = load_run(shown, options.gpus, options.kernels)
     recipe, source = found.recipe, index.described.source
-    names = told_apart(source.classes, source.class_names)
+    words = in_words(source.classes, source.class_names, options.synsets)
+    names = told_apart(source.classes, words)
     split = pictures.dataset.splits[options.split]
     numbers = evenly(len(split), MOST_ANSWERED)
     with progress(f"{options.split} images", len(numbers)) as advance:
@@ -85,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         exchange(recipe, len(names), network.exchange.devices, lines, devices_of(described)),
         memory(network, recipe.batch_size),
         figure_4_left(out, said, numbers, split, options.split, names),
-        figure_4_right(out, index, opened.dataset),
+        figure_4_right(out, index, opened.dataset, words),
         short_codes(out, index, options.speed),
         provenance(described, recipe, step, opened.dataset),
     ]
@@ -185,6 +188,7 @@ def _parser():
         help="figure 3: one scale over both towers, one a tower, as in 2012, or each kernel by itself; default: layer",
     )
     parser.add_argument("--sort", action="store_true", help="figure 3: kernels of a tower from grey to colourful")
+    parser.add_argument("--synsets", metavar="FILE|SET", help=synsets.HELP)
     parser.add_argument(
         "--no-speed",
         dest="speed",

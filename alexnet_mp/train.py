@@ -10,6 +10,7 @@ examples
   python -m alexnet_mp.train --data DIR --init RUN2                fine-tuning: begins with the weights of RUN2, fc8 new
   torchrun --nproc-per-node 2 -m alexnet_mp.train --towers apart --gpus 0,1 --data DIR     a process a tower
   torchrun --nproc-per-node 2 -m alexnet_mp.train --gpus 0,1,2,3 --data DIR                two pairs of towers, a batch
+  python -m alexnet_mp.train --data DIR --dry-run                  what it would do, need and take; writes nothing
   torchrun --nproc-per-node 2 -m alexnet_mp.train --recipe owt2014 --gpus 0,1 --data DIR   images and units divided
   python -m alexnet_mp.train --data DIR --profile                  prints where a step's time went, layer by layer
 
@@ -27,7 +28,7 @@ from .system import precision
 from .system.command_line import command_parser
 from .system.errors import run_command
 from .system.launcher import spoken_by_the_first
-from .training import graphed_step, run
+from .training import dry_run, graphed_step, run
 from .training.plan import Options
 from .training.profiler import STEPS
 
@@ -37,7 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with spoken_by_the_first():
         asked = vars(_parser().parse_args(arguments))
     asked["settings"] = tuple(asked["settings"])
-    run.train(Options(**asked, command=shlex.join(["python", "-m", "alexnet_mp.train", *arguments])))
+    how = dry_run.dry_run if asked.pop("dry_run") else run.train
+    how(Options(**asked, command=shlex.join(["python", "-m", "alexnet_mp.train", *arguments])))
     return 0
 
 
@@ -159,6 +161,12 @@ def _parser():
         metavar="STEPS",
         help="record STEPS steps after the first three, and print where their time went, layer by layer, against the "
         f"roofline; the trace goes into --out; default: {STEPS} steps",
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="say what the run would do, the memory of a tower, the bytes of a step, and about how long it would take, "
+        "from three steps; write nothing",
     )
     return parser
 

@@ -152,8 +152,8 @@ def description() -> str:
     """One line on what was built."""
     if compiled() is None:
         return (
-            "no compiled kernels: a C++ compiler and pip install --no-build-isolation --no-deps -e . would build them; "
-            "--kernels reference, plain PyTorch, computes everything"
+            "no compiled kernels: a C++ compiler and pip install --no-build-isolation --no-deps -e . in the source's "
+            "folder would build them; --kernels reference, plain PyTorch, computes everything"
         )
     line = f"kernels built: {', '.join(built())}"
     if torch.version.cuda is not None and not _compiled_for_cuda():

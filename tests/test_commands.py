@@ -1,6 +1,7 @@
 """The commands as a user types them: what a run leaves, and one clear line for every wrong flag, path and file."""
 
 import functools
+import itertools
 import json
 import os
 import pty
@@ -22,10 +23,12 @@ from inner_cases import every
 from PIL import Image
 from safetensors.torch import load_file
 
+from alexnet_mp import __main__ as console
 from alexnet_mp import doctor, evaluate, prepare, train
 from alexnet_mp.evaluation.accuracy import read_right
 from alexnet_mp.runs.metrics import read_metrics
 from alexnet_mp.system.errors import UserError, run_command
+from alexnet_mp.training import dry_run
 from alexnet_mp.training.plan import Options
 
 pytestmark = pytest.mark.process
@@ -127,6 +130,7 @@ def test_run_json_has_the_command_as_it_was_typed(folder, tmp_path):
 def test_the_command_line_can_ask_for_all_that_a_run_can_be_asked_for():
     """And what it doesn't say is asked for by who calls the training directly, too."""
     said = vars(train._parser().parse_args([]))
+    assert said.pop("dry_run") is False  # which is no run
     assert said | {"settings": (), "command": ""} == vars(Options()) and said["settings"] == []
 
 
@@ -299,11 +303,13 @@ def test_an_out_that_cannot_be_made_is_refused_before_any_image_is_read(folder, 
 def test_errors_are_one_line_and_exit_code_2(run, tmp_path, capsys):
     """No traceback, nothing on stdout that looks like success; and a directory that is taken.
 
-    The first in a process of its own: one takes two seconds.
+    The first in a process of its own, as the command `alexnet-mp` starts it: one takes two seconds.
     """
     out, data = run
     done = subprocess.run(
-        [sys.executable, "-m", "alexnet_mp.train", *SMALL, "--data", data, "--out", out], capture_output=True, text=True
+        [sys.executable, "-m", "alexnet_mp", "train", *SMALL, "--data", data, "--out", out],
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 2, done
     assert re.fullmatch(r"error: [^\n]+\n", done.stderr), done.stderr
@@ -315,11 +321,53 @@ def test_errors_are_one_line_and_exit_code_2(run, tmp_path, capsys):
         (evaluate.main, [out, "--data", data, "--split", "test"], "no test/ folder"),
         (evaluate.main, [out, "--data", "builtin"], "classes"),
         (evaluate.main, [out, "--data", data, "--batch-size", "0"], "--batch-size 0"),
+        (console.main, ["trian"], "there is no command 'trian'; did you mean train?"),
+        (console.main, [], "required: COMMAND"),
     ):
         with pytest.raises(SystemExit) as ended:
             run_command(functools.partial(main, list(map(str, arguments))))
         said = capsys.readouterr().err
         assert ended.value.code == 2 and re.fullmatch(r"error: [^\n]+\n", said) and words in said, said
+    for asked, words in (("--version", r"alexnet_mp \d+\.\d+\.\d+\n"), ("--help", r".*\n  train +Train AlexNet .*")):
+        with pytest.raises(SystemExit) as ended:
+            console.main([asked])
+        assert not ended.value.code and re.fullmatch(words, capsys.readouterr().out, re.S)
+
+
+def contents(folder):
+    return {path: path.is_file() and path.read_bytes() for path in folder.rglob("*")}
+
+
+def test_a_dry_run_tells_all_and_writes_nothing(run, tmp_path, capsys, monkeypatch):
+    """Of a new run, of one that goes on, of one in pieces; a step takes a second by the clock here."""
+    out, data = run
+    before = contents(out.parent), contents(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(dry_run.dry_run, "__defaults__", (itertools.count().__next__,))
+    asked = [*SMALL, "--data", str(data), "--dry-run"]
+    for more, words in (
+        (["--epochs", "7"], "21 steps are about 21 s"),
+        (["--epochs", "7", "--steps", "5", "--out", "new"], "run directory new,"),
+        (["--epochs", "7", "--out", str(out), "--resume", "auto"], "15 steps are about 15 s"),
+        (["--epochs", "7", "--resume", str(out)], "15 steps are about 15 s"),
+        (["--epochs", "7", "--resume", str(out), "--out", "new", "--resume-anyway", "--microbatch", "4"], "step of 4"),
+        (["--epochs", "7", "--out", "new", "--resume", "auto"], "21 steps are about 21 s"),
+    ):
+        assert train.main([*asked, *more]) == 0
+        printed = capsys.readouterr().out
+        assert words in printed and "a step takes 1,000 ms (median of 3)" in printed, (more, printed)
+        assert re.search(r"memory of a step of \d+ images in float32: tower a [\d.]+ MB .*; tower b ", printed)
+        # 64 maps of 5x5 each way into conv3 and into fc6, of 2x2 there, 16 units into fc7, into fc8 one way; and back
+        assert "on two, 0.30 MB a step in float32, at conv3, fc6, fc7, fc8" in printed, printed
+    for wrong, words in (
+        (["--out", str(out)], "is there already"),
+        (["--resume", str(out), "--out", str(data)], "is there already"),
+        (["--resume", str(out), "--seed", "9"], "seed"),
+        (["--set", "crop_size=113"], "stored_size 112"),
+    ):
+        with pytest.raises(UserError, match=words):
+            train.main([*asked, *wrong])
+    assert (contents(out.parent), contents(tmp_path)) == before
 
 
 def test_a_damaged_run_is_refused(run, tmp_path):

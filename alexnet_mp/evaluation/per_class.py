@@ -18,9 +18,9 @@ def confusion(labels: torch.Tensor, predicted: torch.Tensor, classes: int) -> to
     return torch.bincount(labels * classes + predicted, minlength=classes**2).reshape(classes, classes)
 
 
-def table(classes: Sequence[str], answers: Answers, counts: torch.Tensor) -> str:
+def table(classes: Sequence[str], answers: Answers, counts: torch.Tensor, words: Sequence[str] | None = None) -> str:
     """CSV, a row a class: name, images, top-1 and top-5 error in %, the wrong class it is most often taken for, how
-    often.
+    often; where `words` say something else than `classes`, these as two more columns at the end.
 
     A number stands behind names that accents alone tell apart (`apart_by_number`).
     answers: to all images; counts: their `confusion`. Without images there is no error, of five classes or fewer no
@@ -30,6 +30,9 @@ def table(classes: Sequence[str], answers: Answers, counts: torch.Tensor) -> str
     most, which = wrong.max(1).values.tolist(), _first_of_most(wrong)
     rows = [("class", "images", "top-1 error %", "top-5 error %", "most frequent wrong class", "its images")]
     shown = apart_by_number(classes)
+    words = None if words is None or list(words) == list(classes) else words
+    if words:
+        rows[0] += ("class in words", "wrong class in words")
     for label, name in enumerate(shown):
         own = answers.labels == label
         images = int(own.sum())
@@ -37,7 +40,9 @@ def table(classes: Sequence[str], answers: Answers, counts: torch.Tensor) -> str
             f"{100 - 100 * credit[own].mean().item():.4f}" if images and tells else ""
             for credit, tells in ((answers.top1, True), (answers.top5, top5_tells(len(classes))))
         ]
-        rows.append((name, images, *errors, shown[which[label]] if most[label] else "", most[label]))
+        wrongly = which[label] if most[label] else None
+        row = name, images, *errors, "" if wrongly is None else shown[wrongly], most[label]
+        rows.append(row + (words[label], "" if wrongly is None else words[wrongly]) if words else row)
     return as_csv(rows)
 
 

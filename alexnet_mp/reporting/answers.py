@@ -66,14 +66,14 @@ def figure_4_left(
     return page.Part("figure4left", "Figure 4 left", pieces)
 
 
-def figure_4_right(out: Path, index: Index, dataset: DataSet) -> page.Part:
+def figure_4_right(out: Path, index: Index, dataset: DataSet, words: Sequence[str]) -> page.Part:
     """The `Part` with queries and their nearest training pictures, by the last hidden layer and by pixels.
 
-    dataset: the pictures that the index is of.
+    dataset: the pictures that the index is of; words: its classes in words.
     """
     source, queries = index.described.source, index.features("val")
     searches = [(what, Search(index, by)) for what, by in ((source.layer, "fc7"), ("pixels", "pixels"))]
-    names = told_apart(source.classes, source.class_names, LINE_LETTERS)
+    names = told_apart(source.classes, words, LINE_LETTERS)
     pieces = [
         page.text(
             f"A validation picture, and the {NEIGHBOURS} training pictures whose {source.layer} vectors "

@@ -8,6 +8,7 @@ import torch
 from ..kernels import dispatch
 from .errors import UserError
 from .ranks import Ranks
+from .terminal import say
 
 CHOICES = "0,1 (two GPUs) | 0,0 or 0 (both towers on one) | cpu (both on the CPU) | cpu,0 (one on each) | auto"
 
@@ -155,9 +156,16 @@ def stream_for(device: torch.device, use: str) -> torch.cuda.Stream:
 
 
 def check_kernels(kernels: str, devices: Iterable[torch.device]) -> None:
-    """Refuse `--kernels` that can't compute on one of the devices: UserError, one line."""
+    """Refuse `--kernels` that can't compute on one of the devices: UserError, one line. Says once in a process where
+    an installation without a compiler leaves everything to plain PyTorch."""
     try:
-        for device in devices:
-            dispatch.resolve(kernels, device)
+        found = {dispatch.resolve(kernels, device) for device in devices}
+        if kernels == "auto" and "reference" in found and dispatch.compiled() is None:
+            _say_uncompiled()
     except (ValueError, RuntimeError) as error:  # RuntimeError: built for another torch
         raise UserError(f"--kernels: {error}") from None
+
+
+@functools.cache
+def _say_uncompiled():
+    say(f"WARNING: {dispatch.description()}; it is slower")

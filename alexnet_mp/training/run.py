@@ -87,6 +87,22 @@ def open_data(plan: Plan) -> TrainingData:
     Of a run that goes on, what changed is refused as early as it can be seen: before all images are read, and after.
     """
     options, recipe = plan.options, plan.recipe
+    dataset, pipeline, checked = choose_pipeline(plan)
+    in_memory = cached(dataset, recipe.stored_size)
+    statistics = statistics_of(dataset, recipe, pipeline.workers)
+    plan.ranks.meet()
+    plan.ranks.refuse_difference(lambda: _facts_of_data(dataset, statistics, pipeline, options.kernels))
+    changed = _changes(plan, dataset, statistics)
+    if plan.point and "data.statistics" not in changed:
+        statistics = plan.point.checkpoint.statistics  # to the last bit
+    pipeline.use(statistics)
+    pipeline.pieces = plan.pieces
+    return TrainingData(dataset, pipeline, in_memory, checked, changed)
+
+
+def choose_pipeline(plan: Plan) -> tuple[DataSet, Pipeline, str | dict[str, str]]:
+    """(the data set, its pipeline, what the self-check found); no image is read yet. Raises UserError."""
+    options, recipe = plan.options, plan.recipe
     if plan.point and options.data == plan.point.checkpoint.state.data.source:
         dataset = open_data_of_run(plan.point.path, options.data, recipe.stored_size)
     else:
@@ -105,17 +121,7 @@ def open_data(plan: Plan) -> TrainingData:
     )
     if name != pipeline.name:
         pipeline = make_pipeline(name, *how)
-
-    in_memory = cached(dataset, recipe.stored_size)
-    statistics = statistics_of(dataset, recipe, pipeline.workers)
-    plan.ranks.meet()
-    plan.ranks.refuse_difference(lambda: _facts_of_data(dataset, statistics, pipeline, options.kernels))
-    changed = _changes(plan, dataset, statistics)
-    if plan.point and "data.statistics" not in changed:
-        statistics = plan.point.checkpoint.statistics  # to the last bit
-    pipeline.use(statistics)
-    pipeline.pieces = plan.pieces
-    return TrainingData(dataset, pipeline, in_memory, checked, changed)
+    return dataset, pipeline, checked
 
 
 def _facts_of_data(dataset, statistics, pipeline, kernels):

@@ -16,14 +16,11 @@ from ..analysis.figure_3 import draw_kernels
 from ..analysis.figures import draw_curves
 from ..data.batches import Batch, EpochKeys, steps_per_epoch
 from ..data.pipeline import Pipeline
-from ..data.pipeline_raw import RawPipeline
 from ..evaluation.accuracy import FEW, Answers, percent, top5_tells, write_right
 from ..evaluation.protocol import View, both_protocols, centre_view, evaluate, print_errors
-from ..kernels import augmentation
 from ..network.exchange import described
 from ..network.network import TwoTowerAlexNet
 from ..network.worker_network import WorkerAlexNet
-from ..parallel.pairs import Pairs
 from ..runs.checkpoint_format import Checkpoint
 from ..runs.checkpoint_state import Scheduled, State, Validation
 from ..runs.checkpoint_writer import PATIENCE
@@ -35,14 +32,11 @@ from ..system.errors import UserError
 from ..system.interrupts import Agreed, Interrupts
 from ..system.ranks import ALONE, InVain, Ranks, SaidElsewhere
 from ..system.terminal import progress, say
-from . import graphed_step
 from .checkpoint_policy import CheckpointPolicy, in_words
+from .make_step import TAKES_COUNT, make_step
 from .pending_steps import PendingStep, PendingSteps
-from .piecewise_step import PiecewiseStep
 from .schedule import make_schedule
-from .step import TrainingStep
 from .update_rule import PaperSGD
-from .worker_step import WorkerStep
 
 
 class Trainer:
@@ -71,18 +65,8 @@ class Trainer:
         self.recipe, self.constants = network.recipe, constants
         self.optimizer, self.schedule = PaperSGD(network), make_schedule(network.recipe)
         self.divided = isinstance(network, WorkerAlexNet)
-        self.in_pieces = bool(ranks.pairs > 1 or pipeline.pieces.microbatch or self.divided)
-        if self.divided:
-            self.training_step = WorkerStep(network, self.optimizer, pipeline.pieces)
-        elif self.in_pieces:
-            pairs = Pairs(ranks, network.exchange.devices)
-            self.training_step = PiecewiseStep(network, self.optimizer, pairs, pipeline.pieces)
-        else:
-            self.training_step = graphed_step.make_step(TrainingStep(network, self.optimizer), graphs)
-        if isinstance(pipeline, RawPipeline):
-            pipeline.left_to_step = isinstance(self.training_step, graphed_step.GraphedStep) and all(
-                map(augmentation.augments_in_graphs, network.exchange.devices)
-            )
+        self.training_step = make_step(network, self.optimizer, pipeline, graphs, ranks)
+        self.in_pieces = isinstance(self.training_step, TAKES_COUNT)
         self.steps_per_epoch = steps_per_epoch(self.recipe, pipeline.dataset)
         self.whole = self.recipe.epochs * self.steps_per_epoch
         self.last_step = self.whole if steps is None else min(steps, self.whole)

@@ -4,6 +4,7 @@
 // size 5 with beta 0.75 or none. Everything else is refused with the value named; Python takes the Triton kernels for it.
 #include "lrn_pool.cuh"
 
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -12,15 +13,6 @@
 #include <torch/headeronly/util/Exception.h>
 
 #include <optional>
-
-// Before 2.13 the stable ABI has no way from a stream to its cudaStream_t; libtorch_cuda's own function needs -DUSE_CUDA, and a
-// library that calls it loads beside a CUDA torch only.
-#if defined(TORCH_VERSION_2_13_0) && TORCH_FEATURE_VERSION >= TORCH_VERSION_2_13_0
-#define LRN_POOL_NATIVE_HANDLE 1
-#else
-#define LRN_POOL_NATIVE_HANDLE 0
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#endif
 
 namespace {
 
@@ -45,13 +37,11 @@ int type_of(const Tensor& x) {
 }
 
 cudaStream_t current_stream(int32_t device) {
-#if LRN_POOL_NATIVE_HANDLE
-    return static_cast<cudaStream_t>(torch::stable::accelerator::getCurrentStream(device).nativeHandle());
-#else
+    // The stable ABI has a way from a stream to its cudaStream_t since 2.13, and setup.py asks for nothing that came after 2.11.
+    // This function is libtorch_cuda's own and needs -DUSE_CUDA; a library that calls it loads beside a CUDA torch only.
     void* stream = nullptr;
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
     return static_cast<cudaStream_t>(stream);
-#endif
 }
 
 // Blocks that run at once: both kernels are compiled for two a multiprocessor.

@@ -81,6 +81,11 @@ def test_the_errors_of_each_class_by_hand():
         ["fox", "1", f"{600 / 7:.4f}", f"{200 / 7:.4f}", "ant", "1"],
         ["gnu", "1", "100.0000", "100.0000", "ant", "1"],
     ]
+    assert rows(table(CLASSES, found, counts, CLASSES)) == written  # words that say nothing more
+    words = [name.upper() for name in CLASSES]
+    named = rows(table(CLASSES, found, counts, words))
+    assert [row[:6] for row in named] == written and named[0][6:] == ["class in words", "wrong class in words"]
+    assert [row[6:] for row in named[1:4]] == [["ANT", words[1]], [words[1], "ANT"], ["COW", ""]]
 
 
 def test_the_classes_add_up_to_the_whole():

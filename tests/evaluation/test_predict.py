@@ -6,6 +6,7 @@ import fcntl
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import types
@@ -21,6 +22,7 @@ from tiny_run import run
 from alexnet_mp import predict
 from alexnet_mp.data import image_files
 from alexnet_mp.data.dataset import open_dataset
+from alexnet_mp.data.synsets import read_synsets
 from alexnet_mp.evaluation import predict_images
 from alexnet_mp.evaluation.ensembles import open_runs
 from alexnet_mp.evaluation.protocol import both_protocols, log_probabilities
@@ -253,7 +255,17 @@ def test_a_table_on_standard_output_is_nothing_else(trained, photograph, tmp_pat
     assert header == "file,class 1,name 1,probability 1,error" and row.startswith(f"{photograph},") and row[-1] == ","
 
 
-def test_a_run_keeps_the_words_of_its_classes(trained, data, photograph, capsys):  # noqa: F811
+SYNSETS = [
+    (b"n01440764 tench, Tinca tinca\nn03126707\tcrane\n\nn99999999  another\n", None),
+    (b"n99999999 another\n", "none of the 3 classes, such as 'n01440764'"),
+    (b"tench\n", "line 1 is not like"),
+    (b"n01440764\n", "line 1 is not like"),
+    (b"n01440764 t\xff\n", "no text of UTF-8"),
+]
+
+
+def test_a_run_keeps_the_words_of_its_classes(trained, data, photograph, capsys, monkeypatch, tmp_path):  # noqa: F811
+    """And wnids have those of a file that the user gives, where it knows them."""
     content = json.loads((trained / "run.json").read_text())
     assert content["data"]["class_names"] == open_dataset(str(data), 40).class_names
     before = (trained / "run.json").read_bytes()
@@ -272,6 +284,25 @@ def test_a_run_keeps_the_words_of_its_classes(trained, data, photograph, capsys)
             assert class_words(trained, ["apple", "leaf", "sky"]) == ["apple", "leaf", "sky"]
     finally:
         (trained / "run.json").write_bytes(before)
+
+    def load(*arguments):
+        network, found = load_run(*arguments)
+        return network, dataclasses.replace(found, classes=["n01440764", "n02012849", "n03126707"])
+
+    monkeypatch.setattr(predict, "load_run", load)
+    asked = trained, photograph, "--synsets", tmp_path / "synsets.txt"
+    with pytest.raises(UserError, match="No such file"):
+        answered(capsys, *asked)
+    for lines, refused in SYNSETS:
+        (tmp_path / "synsets.txt").write_bytes(lines)
+        if refused:
+            with pytest.raises(UserError, match=re.escape(refused)):
+                answered(capsys, *asked)
+        else:
+            printed = answered(capsys, *asked).out
+            assert "%  tench, Tinca tinca (n01440764)\n" in printed and "%  crane (n03126707)\n" in printed
+            assert "%  n02012849\n" in printed
+    assert read_synsets(str(data)) == {}  # a prepared set, whose classes are no wnids
 
 
 def test_classes_that_accents_alone_tell_apart_have_their_number(trained, photograph, tmp_path, capsys, monkeypatch):

@@ -17,6 +17,7 @@ from alexnet_mp.training import tape_program
 
 ROOT = Path(__file__).resolve().parents[2]
 INCLUDE = Path(torch.__file__).parent / "include"
+TARGET = re.search(r'"TORCH_TARGET_VERSION", "(0x\w+)"', (ROOT / "setup.py").read_text())[1]
 REGISTERS = 65536  # of a multiprocessor; a warp's come in multiples of 256
 specification = importlib.util.spec_from_file_location("count_sass", ROOT / "tools" / "count_sass.py")
 count_sass = importlib.util.module_from_spec(specification)
@@ -39,6 +40,7 @@ def compile_cuda(name, folder, architectures=(80, 90)):
         "-std=c++20",
         "-O3",
         "-DUSE_CUDA",
+        f"-DTORCH_TARGET_VERSION={TARGET}",
         "-c",
         ROOT / "csrc" / "cuda" / f"{name}.cu",
         "-o",

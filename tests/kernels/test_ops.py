@@ -26,6 +26,8 @@ from cases import FORMATS, GPU, OPERATIONS, all_operations, call, gradients, in_
 from inner_cases import every
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from alexnet_mp.system.devices import _say_uncompiled, check_kernels
+
 pytestmark = pytest.mark.usefixtures("one_thread")
 # In `torch.library.opcheck`; the first runs the kernel and looks for what it wrote to.
 OPCHECKS = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
@@ -111,7 +113,7 @@ def test_a_library_without_a_newer_operator_is_named(monkeypatch):
         dispatch.compiled.__wrapped__()
 
 
-def test_the_choice_of_kernels():
+def test_the_choice_of_kernels(monkeypatch, capsys):
     assert dispatch.resolve("auto", "cpu") == ("cpu" if dispatch.compiled() is not None else "reference")
     assert dispatch.resolve("reference", "cuda:1") == "reference" and dispatch.resolve("auto", "meta") == "reference"
     with pytest.raises(ValueError, match="'triton' can't compute on cpu.*reference"):
@@ -122,6 +124,15 @@ def test_the_choice_of_kernels():
         assert dispatch.resolve("auto", "cuda:0") == next(
             name for name in ("cuda", "triton", "reference") if name in (*dispatch.built(), "reference")
         )
+    check_kernels("auto", [torch.device("cpu")])
+    assert "WARNING" not in capsys.readouterr().out or dispatch.compiled() is None
+    monkeypatch.setattr(dispatch, "compiled", lambda: None)
+    monkeypatch.setattr(dispatch, "_built", lambda: ())
+    _say_uncompiled.cache_clear()
+    for kernels in ("reference", "auto", "auto"):
+        check_kernels(kernels, [torch.device("cpu")] * 2)
+    assert capsys.readouterr().out.count("WARNING: no compiled kernels: a C++ compiler and pip install ") == 1
+    _say_uncompiled.cache_clear()
 
 
 @pytest.mark.skipif(dispatch.compiled() is None, reason="there was no compiler to build the CPU kernels")

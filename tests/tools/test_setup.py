@@ -16,12 +16,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from alexnet_mp.kernels import dispatch
 from packaging.requirements import Requirement
 from torch.utils import cpp_extension
 
 pytestmark = pytest.mark.compile
 
 ROOT = Path(__file__).resolve().parents[2]
+INCLUDE = Path(torch.__file__).parent / "include"
 RUNTIME = "libcudart.so.13"
 needs_compiler = pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler (c++)")
 
@@ -282,8 +284,35 @@ PINS = {
 }
 
 
+def newer_functions(oldest):
+    """Names that torch's C interface has since a version after `oldest`, (major, minor)."""
+    text = "".join(path.read_text() for path in (INCLUDE / "torch/csrc").rglob("shim.h"))
+    found, open_ = set(), []
+    for line in text.splitlines():
+        if line.startswith("#if"):
+            since = re.search(r"TORCH_FEATURE_VERSION >= TORCH_VERSION_(\d+)_(\d+)", line)
+            open_.append(bool(since) and tuple(map(int, since.groups())) > oldest)
+        elif line.startswith("#endif"):
+            open_.pop()
+        elif any(open_):
+            found.update(re.findall(r"\b(torch_\w+|aoti_torch_\w+)\(", line))
+    return found
+
+
 def test_the_extra_for_gpus_takes_the_triton_of_every_torch():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    """And packages are built with the pinned torch, for the oldest."""
+    whole = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    project = whole["project"]
+    pinned = re.search(r"^torch==.*$", (ROOT / "requirements.txt").read_text(), re.M)[0]
+    assert [line for line in whole["build-system"]["requires"] if line.startswith("torch")] == [pinned]
+    major, minor = re.search(r"torch>=(\d+)\.(\d+),", " ".join(project["dependencies"])).groups()
+    target = int(re.search(r'"TORCH_TARGET_VERSION", "(0x\w+)"', (ROOT / "setup.py").read_text())[1], 16)
+    assert target == int(major) << 56 | int(minor) << 48
+    newer = newer_functions((int(major), int(minor)))
+    assert "torch_stream_native_handle" in newer
+    if dispatch.LIBRARY.exists():
+        named = set(re.findall(rb"\0(torch_\w+|aoti_torch_\w+)(?=\0)", dispatch.LIBRARY.read_bytes()))
+        assert b"torch_parallel_for" in named and not {name.decode() for name in named} & newer
     (ours,) = [line for line in map(Requirement, project["dependencies"]) if line.name == "torch"]
     (triton,) = [line for line in map(Requirement, project["optional-dependencies"]["gpu"]) if line.name == "triton"]
     for version, pinned in PINS.items():

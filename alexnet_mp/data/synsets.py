@@ -1,0 +1,54 @@
+"""Words for classes that are wnids, ImageNet's numbers of WordNet's synsets ("n01440764": "tench, Tinca tinca")."""
+
+import os
+import re
+from collections.abc import Sequence
+
+from ..system import durable_files
+from ..system.errors import UserError
+from .prepared_format import read_index
+
+MOST_BYTES = 64 << 20  # ImageNet's words.txt, of 82,115 synsets, has 2.7 million
+WNID = re.compile(r"n\d{8}")
+OPTION = "--synsets"
+HELP = (
+    "words for classes that are wnids: a text whose lines are like 'n01440764 tench, Tinca tinca', or a prepared set "
+    "of ILSVRC; default: those that the run's own data had"
+)
+
+
+def in_words(classes: Sequence[str], words: Sequence[str], synsets: str | None) -> list[str]:
+    """The classes as a person knows them: by what `--synsets` names where it has a class, else by `words`.
+
+    Raises UserError where it can't be read, or has none of the classes.
+    """
+    if synsets is None:
+        return list(words)
+    known = read_synsets(synsets)
+    if not any(name in known for name in classes):
+        raise UserError(f"{OPTION} {synsets}: it has none of the {len(classes):,} classes, such as {classes[0]!r:.50}")
+    return [known.get(name, own) for name, own in zip(classes, words, strict=True)]
+
+
+def read_synsets(path: str) -> dict[str, str]:
+    """{wnid: words} of a text of UTF-8, in any order, with spaces or a tab behind the wnid, or of a prepared set.
+
+    Raises UserError."""
+    if os.path.isdir(path):
+        index = read_index(path)
+        return {name: words for name, words in zip(index.classes, index.class_names) if WNID.fullmatch(name)}
+    try:
+        lines = durable_files.read(path, MOST_BYTES).decode("utf-8-sig").splitlines()
+    except OSError as error:
+        raise UserError(f"{OPTION} {path}: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{OPTION} {path}: it is no text of UTF-8") from None
+    found = {}
+    for number, line in enumerate(lines, start=1):
+        wnid, _, words = line.replace("\t", " ").partition(" ")
+        if not line.strip():
+            continue
+        if not WNID.fullmatch(wnid) or not words.strip():
+            raise UserError(f"{OPTION} {path}: line {number:,} is not like 'n01440764 tench, Tinca tinca'")
+        found[wnid] = words.strip()
+    return found
