@@ -1,6 +1,8 @@
 """AlexNet (Krizhevsky, Sutskever, Hinton 2012) as it ran: two towers on two devices that meet at four layers."""
 
 import importlib
+import os
+import sys
 
 _MODULES = {
     "MergedAlexNet": "network.network",
@@ -12,6 +14,18 @@ _MODULES = {
     "source2012": "recipes.architectures",
 }
 __all__ = list(_MODULES)
+
+
+def _stopped(kind, error, traceback):
+    if issubclass(kind, KeyboardInterrupt):
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            print("stopped", file=sys.stderr)
+        return
+    sys.__excepthook__(kind, error, traceback)
+
+
+if sys.argv[:1] == ["-m"]:  # a command is being imported, which takes seconds: Ctrl-C meanwhile is no traceback
+    sys.excepthook = _stopped
 
 
 def __getattr__(name):

@@ -520,6 +520,19 @@ def test_importing_does_nothing():
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+def test_ctrl_c_while_a_command_is_imported_is_no_traceback(tmp_path):
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text("raise KeyboardInterrupt")
+    for place, said in (({}, "stopped\n"), ({"LOCAL_RANK": "1"}, "")):
+        done = subprocess.run(
+            [sys.executable, "-m", "alexnet_mp.train"],
+            env={**os.environ, "PYTHONPATH": str(tmp_path), **place},
+            capture_output=True,
+            text=True,
+        )
+        assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", said)
+
+
 @pytest.mark.parametrize("closed", [1, 2])
 def test_an_output_that_is_closed_from_the_beginning(closed, tmp_path):
     """train >&-"""
