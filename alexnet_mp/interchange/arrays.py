@@ -15,8 +15,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-from ..runs.safetensors_file import need
 from ..system import durable_files
+from ..system.errors import need
 
 KINDS = (".npy", ".txt")
 MOST_NAMES = 4096  # in a folder or an archive

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..recipes import shapes
 from ..recipes.recipe import Recipe
-from ..runs.safetensors_file import need
+from ..system.errors import need
 from .caffe_files import Net
 
 BOTH = "--recipe caffe_alexnet normalises first, --recipe caffenet pools first"

@@ -14,7 +14,7 @@ import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
 
-from ..runs.safetensors_file import need
+from ..system.errors import need
 from ..system.terminal import printable
 
 DAMAGE = (ValueError, DecodeError)

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..recipes import shapes
 from ..recipes.recipe import Recipe
-from ..runs.safetensors_file import need
+from ..system.errors import need
 from .arrays import DAMAGE, Arrays
 
 NAMES_OF_2012 = {"fc6": "fc2048", "fc7": "fc2048b", "fc8": "fc1000"}  # layers-145.cfg: fc2048a, fc2048bb, fc1000

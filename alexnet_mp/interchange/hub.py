@@ -15,10 +15,9 @@ from ..network.network import MergedAlexNet
 from ..recipes import shapes
 from ..recipes.recipe import Recipe, from_dict, to_dict
 from ..runs import safetensors_file
-from ..runs.safetensors_file import need
 from ..system import durable_files
 from ..system.devices import check_kernels
-from ..system.errors import UserError
+from ..system.errors import UserError, need
 from ..system.terminal import printable
 from . import merged_tensors
 from .picture_network import PictureNetwork

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from ..data.pixel_statistics import STATISTICS, Statistics
-from ..runs.safetensors_file import need
 from ..system import durable_files
+from ..system.errors import need
 from . import arrays, caffe_files
 
 _LEVELS = re.compile(r"\d{1,3}(\.\d{1,12})?(,\d{1,3}(\.\d{1,12})?){2}", re.ASCII)

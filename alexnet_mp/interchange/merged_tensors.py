@@ -14,8 +14,8 @@ from ..data.pixel_statistics import STATISTICS
 from ..recipes import shapes
 from ..recipes.recipe import Recipe
 from ..runs import safetensors_file
-from ..runs.safetensors_file import need
 from ..system import durable_files
+from ..system.errors import need
 
 MOST_FILES = 64
 DAMAGE = (ValueError, OSError, RecursionError, SafetensorError)

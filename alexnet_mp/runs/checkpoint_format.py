@@ -30,10 +30,10 @@ from safetensors.torch import load as load_tensors
 from ..data.pixel_statistics import STATISTICS, Statistics
 from ..recipes import shapes
 from ..system import durable_files
-from ..system.errors import UserError
+from ..system.errors import UserError, need
 from . import checkpoint_state, safetensors_file
 from .checkpoint_state import MOST_STATE, VERSION, State
-from .safetensors_file import need, parse
+from .safetensors_file import parse
 
 OLDEST, READS_OLDER = 3, "0bb1361"  # the oldest format that is read, and the last commit that reads those before
 WEIGHTS, VELOCITY, STATE, MANIFEST = "weights.safetensors", "velocity.safetensors", "state.json", "manifest.json"

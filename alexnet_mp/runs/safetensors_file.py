@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from ..system.errors import need
+
 MOST_HEADER, MOST_BYTES = 1 << 20, 4 << 30  # of a header and of a whole file
 Layout = Mapping[str, tuple[str, tuple[int, ...]]]  # the dtype and shape of each tensor, as ("F32", (96, 3, 11, 11))
 WIDTHS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}  # bytes a value, of what is read
@@ -121,11 +123,6 @@ def refuse_pickle(start: bytes) -> None:
             len(start) >= 8 and int.from_bytes(start[:8], "little") <= MOST_HEADER,
             "it is a pickle, and a pickle is never loaded",
         )
-
-
-def need(condition: object, problem: str) -> None:
-    if not condition:
-        raise ValueError(problem)
 
 
 def _bytes_of(tensor):
