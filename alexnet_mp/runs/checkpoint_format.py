@@ -245,7 +245,7 @@ def _load_whole(path, entry, load_content, layout=None):
     """{name: tensor} of a file, in the layout's order; if none is given, unchecked against it."""
     with _damage(path):
         content = _content(path, entry, safetensors_file.MOST_BYTES)
-        found = safetensors_file.read_layout(len(content), content[: 8 + safetensors_file.MOST_HEADER])
+        found = safetensors_file.read_layout(len(content), content)
         if layout is None:
             return load_content(content)
         need(set(found) == set(layout), f"{sorted(set(found) ^ set(layout))!r:.200} are missing or foreign")
