@@ -43,13 +43,12 @@ def write_run(path: str | Path, network: Converted, command: str) -> None:
     environment = Environment((), "none", "fp32", "none", None, 0, content["packages"], None, 1)
     state = State(0, 0, network.recipe, data, {}, None, True, None, 0, environment, now)
     velocity = {name: np.zeros_like(tensor) for name, tensor in network.weights.items()}
-    try:
-        with durable_files.new_directory(path) as made:
-            directory.write_run(made, content)
-            durable_files.replace(made / METRICS, b"")
-            network.statistics.save(made)
-            checkpoints.put(made, Checkpoint(network.weights, velocity, network.statistics, state))
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from None
-    except ValueError as error:
-        raise UserError(f"{network.source}: {' '.join(str(error).split()):.400}") from None
+    with durable_files.writing(path):
+        try:
+            with durable_files.new_directory(path) as made:
+                directory.write_run(made, content)
+                durable_files.replace(made / METRICS, b"")
+                network.statistics.save(made)
+                checkpoints.put(made, Checkpoint(network.weights, velocity, network.statistics, state))
+        except ValueError as error:
+            raise UserError(f"{network.source}: {' '.join(str(error).split()):.400}") from None
