@@ -4,11 +4,11 @@ import numpy as np
 import torch
 
 from alexnet_mp.data.pixel_statistics import Statistics
-from alexnet_mp.interchange import converted_run
 from alexnet_mp.interchange.converted_run import Converted, write_run
 from alexnet_mp.network.network import TwoTowerAlexNet
 from alexnet_mp.recipes.named import PRESETS
 from alexnet_mp.recipes.recipe import Recipe, override
+from alexnet_mp.runs import directory
 
 
 def random_weights(recipe, classes, seed=1):
@@ -47,4 +47,4 @@ def logits_of(network, mean, pictures):
 
 
 def without_git(monkeypatch):
-    monkeypatch.setattr(converted_run, "source_commit", lambda: "0123abc")
+    monkeypatch.setattr(directory, "source_commit", lambda: "0123abc")

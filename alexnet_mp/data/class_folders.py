@@ -4,10 +4,10 @@ One reading for all who take such folders, so that `prepare`, `train` and a tar 
 passed over in silence: `PassedOver` counts it and names it."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from ..system.errors import UserError
 from ..system.terminal import printable
@@ -37,19 +37,20 @@ UNLABELLED_TEST = (
     "; prepare --unlabelled-test takes pictures in test/ itself",
 )
 BESIDE = "beside the archives", ""
+File = TypeVar("File", covariant=True)
 
 
-class Tree(Protocol):
+class Tree(Protocol[File]):
     """A folder on a disk, `DiskFolder`, or in a tar, `preparation.tar_archives.TarFolder`."""
 
     where: str  # as messages give it
     name: str
-    files: Mapping[str, object]  # by name: what opens one, a path or a `Member`
-    folders: Mapping[str, "Tree"]
+    files: Mapping[str, File]  # by name: what opens one, a path or a `Member`
+    folders: Mapping[str, "Tree[File]"]
     hidden: Sequence[str]  # names
 
     @property
-    def identity(self) -> object: ...  # the same of two folders that are one, by a link
+    def identity(self) -> Hashable: ...  # the same of two folders that are one, by a link
 
     def is_picture(self, name: str) -> bool: ...
 
@@ -95,7 +96,7 @@ class PassedOver:
             for (reason, end), (count, names) in self.found.items()
         ]
 
-    def tell(self, note: Callable[[str], object] | None) -> None:
+    def tell(self, note: Callable[[str], None] | None) -> None:
         """Hand the lines to `note`, a function, or None."""
         for line in self.lines() if note else ():
             note(line)
@@ -264,7 +265,7 @@ def classes_of(folder: Tree, fewest: int = 2) -> list[str]:
     return names
 
 
-def pictures_of(folder: Tree, passed: PassedOver, place: str = "") -> dict[str, dict[str, object]]:
+def pictures_of(folder: Tree[File], passed: PassedOver, place: str = "") -> dict[str, dict[str, File]]:
     """{class: {name: file}} of a folder of class folders, by name. place: of the folder, "train/", for what is named.
 
     Raises UserError for a class without a picture."""
@@ -288,7 +289,7 @@ def pictures_of(folder: Tree, passed: PassedOver, place: str = "") -> dict[str, 
     return found
 
 
-def pictures_in(folder: Tree, passed: PassedOver, place: str) -> dict[str, object]:
+def pictures_in(folder: Tree[File], passed: PassedOver, place: str) -> dict[str, File]:
     """{name: file} of the pictures that lie in a folder itself, by name."""
     for name in folder.hidden:
         passed.add(HIDDEN, place + name)

@@ -4,6 +4,7 @@ import io
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ AT_ONCE = 64  # pictures in memory
 LINKED = "a link to a folder", ""
 STDIN = "-"
 MOST_BYTES = 1 << 30  # of standard input
+Answer = TypeVar("Answer")
 
 
 class Given:
@@ -47,8 +49,8 @@ class _GivenSplit:
 
 
 def answered(
-    paths: Iterable[str], size: int, answer: Callable[[list[np.ndarray]], Iterable]
-) -> Iterator[tuple[str, np.ndarray | UserError, object]]:
+    paths: Iterable[str], size: int, answer: Callable[[list[np.ndarray]], Iterable[Answer]]
+) -> Iterator[tuple[str, np.ndarray | UserError, Answer | None]]:
     """Yields (path, stored picture (size, size, 3) uint8, its answer) of each file, in order.
 
     answer(pictures): one answer a picture, of `AT_ONCE` at most. A file that can't be read is a line on standard error,

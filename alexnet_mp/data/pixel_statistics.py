@@ -8,7 +8,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from ..system import durable_files
-from ..system.errors import UserError
+from ..system.errors import UserError, need
 
 STATISTICS = "statistics.safetensors"
 MOST_BYTES = 1 << 30  # a mean image of 6,000 x 6,000 pixels
@@ -19,6 +19,16 @@ class Statistics:
     mean: np.ndarray  # (stored_size, stored_size, 3) float64, grey levels 0..255
     eigenvalues: np.ndarray  # (3,) float64, ascending: variances of RGB along the components, in 0..1 pixel units
     eigenvectors: np.ndarray  # (3, 3) float64, one component a column, length 1, its largest entry positive
+
+    def check(self, side: int) -> None:
+        """Raise ValueError, with the field, unless this can be the statistics of pictures of side x side."""
+        for field, shape in (("mean", (side, side, 3)), ("eigenvalues", (3,)), ("eigenvectors", (3, 3))):
+            values = getattr(self, field)
+            need(values.shape == shape, f"its {field} is {values.shape}, and {shape} is needed")
+            need(
+                values.dtype == np.float64 and np.isfinite(values).all(), f"its {field} has values that are no numbers"
+            )
+        need((self.eigenvalues >= 0).all(), "a variance is negative")
 
     def save(self, directory: str | Path) -> None:
         content = save(

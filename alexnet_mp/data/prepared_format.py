@@ -269,13 +269,11 @@ def read_statistics(directory: str | Path, index: Index) -> Statistics:
     path = Path(directory) / STATISTICS
     if hashlib.sha256(read_bytes(path)).hexdigest() != index.statistics_sha256:
         raise UserError(f"{path} is damaged: its sha256 is not the one in {INDEX}")
-    statistics, size = Statistics.load(directory), index.stored_size
-    for field, shape in (("mean", (size, size, 3)), ("eigenvalues", (3,)), ("eigenvectors", (3, 3))):
-        values = getattr(statistics, field)
-        if values.shape != shape or values.dtype != np.float64 or not np.isfinite(values).all():
-            raise UserError(f"{path} is damaged: {field}")
-    if (statistics.eigenvalues < 0).any():
-        raise UserError(f"{path} is damaged: a negative variance")
+    statistics = Statistics.load(directory)
+    try:
+        statistics.check(index.stored_size)
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}") from None
     return statistics
 
 

@@ -69,10 +69,7 @@ def write_features(run: Run, split: str, layer: str, out: str) -> tuple[int, ...
             content = _npz(shape, first, parts, images, found.classes)
         else:
             content = _safetensors(shape, first, parts, np.asarray(images.labels, np.int64), about)
-        try:
-            durable_files.replace(out, content)
-        except OSError as error:
-            raise UserError(f"cannot write {out}: {error.strerror}") from None
+        durable_files.write_output(out, content)
     return shape
 
 

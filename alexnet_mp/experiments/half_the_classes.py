@@ -30,14 +30,12 @@ def every_second_class(dataset: DataSet, stored_size: int, folder: str | Path) -
             f"{dataset.description}: every second class of {len(dataset.classes)} leaves {left} of the two "
             "that are needed; --larger DIR names a set of more classes to pre-train on"
         )
-    try:
-        with held(f"{folder}.lock", f"{folder} is being written by another process, which is waited for"):
-            if not folder.is_dir():  # else the one that was waited for has made it
-                with durable_files.new_directory(folder) as partial:
-                    for split in ("train", "val"):
-                        _write(dataset, split, partial)
-    except OSError as error:
-        raise UserError(f"cannot write {error.filename or f'{folder}.partial'}: {error.strerror or error}") from None
+    busy = f"{folder} is being written by another process, which is waited for"
+    with durable_files.writing(folder), held(f"{folder}.lock", busy):
+        if not folder.is_dir():  # else the one that was waited for has made it
+            with durable_files.new_directory(folder) as partial:
+                for split in ("train", "val"):
+                    _write(dataset, split, partial)
     return folder
 
 

@@ -15,8 +15,9 @@ from typing import BinaryIO
 
 import numpy as np
 
-from ..runs.safetensors_file import need
+from ..runs.safetensors_file import finite
 from ..system import durable_files
+from ..system.errors import need
 
 KINDS = (".npy", ".txt")
 MOST_NAMES = 4096  # in a folder or an archive
@@ -77,7 +78,7 @@ class Arrays:
             found = _read_npy(stream, size, shape) if kind == ".npy" else _read_text(stream, shape)
             if self.archive is not None:
                 need(not stream.read(1), "there is more in it")  # which also compares the checksum
-        need(np.isfinite(found.sum(dtype=np.float64)), "it has values that are not finite")
+        need(finite(found), "it has values that are not finite")
         return found
 
 

@@ -11,7 +11,8 @@ import numpy as np
 
 from ..recipes import shapes
 from ..recipes.recipe import Recipe
-from ..runs.safetensors_file import need
+from ..runs.safetensors_file import finite
+from ..system.errors import need
 from .caffe_files import Net
 
 BOTH = "--recipe caffe_alexnet normalises first, --recipe caffenet pools first"
@@ -75,7 +76,7 @@ def _single(array: np.ndarray, name: str) -> np.ndarray:
     """float32, of another dtype rounded."""
     with np.errstate(over="ignore"):
         found = array.astype(np.float32)
-    need(np.isfinite(found.sum(dtype=np.float64)), f"{name} has values that are not finite")
+    need(finite(found), f"{name} has values that are not finite")
     return found
 
 

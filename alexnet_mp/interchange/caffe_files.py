@@ -14,7 +14,8 @@ import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
 
-from ..runs.safetensors_file import need
+from ..runs.safetensors_file import finite
+from ..system.errors import need
 from ..system.terminal import printable
 
 DAMAGE = (ValueError, DecodeError)
@@ -94,7 +95,7 @@ def read_mean(content: bytes) -> np.ndarray:
     BGR."""
     blob = _blob(content, "the mean image")
     need(blob.ndim == 4 and blob.shape[:2] == (1, 3), f"it is {blob.shape}, and a mean image (1, 3, height, width)")
-    need(np.isfinite(blob).all(), "it has values that are not finite")
+    need(finite(blob), "it has values that are not finite")
     return np.ascontiguousarray(blob[0, ::-1].transpose(1, 2, 0)).astype(np.float64)
 
 

@@ -4,8 +4,8 @@ names."""
 import re
 from pathlib import Path
 
-from ..runs.safetensors_file import need
 from ..system import durable_files
+from ..system.errors import need
 
 MOST_BYTES, MOST_NAME = 16 << 20, 1000
 _SYNSET = re.compile(r"(n\d{8})(?: +(.*))?")

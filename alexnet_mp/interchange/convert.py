@@ -2,10 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-
-from google.protobuf.message import DecodeError
 
 from ..recipes.named import PRESETS
 from ..recipes.recipe import Recipe, override
@@ -14,6 +11,7 @@ from ..system.errors import UserError
 from ..system.terminal import printable
 from . import arrays, caffe, caffe_files, class_list, cuda_convnet, mean_image, merged_tensors
 from .converted_run import Converted
+from .damage import about
 
 CAFFE = ("caffe_alexnet", "caffenet")
 TAKES = (
@@ -21,7 +19,7 @@ TAKES = (
     "or a folder or .npz of arrays named by layer"
 )
 CLASSES_BESIDE = ("synset_words.txt", "classes.txt")
-_DAMAGE = (*arrays.DAMAGE, *merged_tensors.DAMAGE, DecodeError)
+_DAMAGE = (*arrays.DAMAGE, *caffe_files.DAMAGE, *merged_tensors.DAMAGE)
 
 
 def convert(
@@ -30,7 +28,7 @@ def convert(
     settings: Sequence[str] = (),
     mean: str | None = None,
     classes: str | None = None,
-    note: Callable[[str], object] = print,
+    note: Callable[[str], None] = print,
 ) -> Converted:
     """Read a network, its mean image and the names of its classes.
 
@@ -38,7 +36,7 @@ def convert(
     lies beside the weights under a usual name. note(line) is told what was found. Raises UserError, one line that
     begins with the file."""
     path = Path(os.path.realpath(source))  # in a cache of models it is a link
-    with _about(source):
+    with about(source, _DAMAGE):
         kind = _kind(path)
     folder = path if path.is_dir() else path.parent
     made, weights, count, what = {"caffe": _caffe, "tensors": _tensors, "arrays": _arrays}[kind](
@@ -68,7 +66,7 @@ def _kind(path):
 
 
 def _caffe(source, path, recipe, settings):
-    with _about(source):
+    with about(source, _DAMAGE):
         net = caffe_files.read_net(durable_files.read(path, caffe_files.MOST_BYTES))
         if recipe is not None and recipe not in CAFFE:
             raise UserError(f"--recipe {recipe}: Caffe's networks are of {' or '.join(CAFFE)}")
@@ -80,14 +78,14 @@ def _caffe(source, path, recipe, settings):
 def _tensors(source, path, recipe, settings):
     if recipe is None:
         raise UserError(f"{source}: tensors don't say of which network they are; --recipe NAME does")
-    with _about(source):
+    with about(source, _DAMAGE):
         made, layouts = _recipe(recipe, settings), merged_tensors.layouts_of(merged_tensors.files_of(path))
         count = _count(merged_tensors.classes_of(layouts, made))
         return made, merged_tensors.merged_of(layouts, made, count), count, "tensors of a merged network"
 
 
 def _arrays(source, path, recipe, settings):
-    with _about(source):
+    with about(source, _DAMAGE):
         made, found = _recipe(recipe or "source2012", settings), arrays.Arrays(path)
         try:
             count = _count(cuda_convnet.classes_of(made, found))
@@ -112,7 +110,7 @@ def _classes(given, folder, count, note):
     if path is None:
         note("no names of classes: they are numbered; --classes FILE names them, and evaluate needs those of its data")
         return [class_list.numbered(count)] * 2
-    with _about(path):
+    with about(path, _DAMAGE):
         names, words = class_list.read_classes(os.path.realpath(path))
         if len(names) != count:
             raise UserError(f"it has {len(names):,} classes, and the network {count:,}")
@@ -124,19 +122,8 @@ def _mean(given, folder, recipe, note):
     path = given or mean_image.beside(folder)
     if path is None:
         raise UserError(f"{folder}: no mean image beside the weights; --mean names one: {mean_image.TAKES}")
-    with _about(path):
+    with about(path, _DAMAGE):
         found = mean_image.read_mean(os.path.realpath(path) if os.path.exists(path) else path, recipe.stored_size)
     levels = ", ".join(f"{level:.1f}" for level in found.mean.mean((0, 1)))
     note(f"mean image: {path}, on average {levels} (RGB)")
     return found
-
-
-@contextmanager
-def _about(path):
-    """What goes wrong within becomes a UserError of one line that begins with the path."""
-    try:
-        yield
-    except _DAMAGE as error:
-        text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        text = text.removeprefix(f"{path}: ")
-        raise UserError(f"{printable(str(path))}: {printable(' '.join(text.split())):.400}") from None

@@ -3,8 +3,6 @@
 `evaluate`, `predict`, `report`, `retrieve` and `train --init` take it. `--resume` doesn't: no training came before."""
 
 import datetime
-import json
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,15 +11,13 @@ import numpy as np
 
 from ..data.dataset import ELSEWHERE
 from ..data.pixel_statistics import Statistics
-from ..recipes.recipe import Recipe, to_dict
-from ..runs import checkpoints
+from ..recipes.recipe import Recipe
+from ..runs import checkpoints, directory
 from ..runs.checkpoint_format import Checkpoint
 from ..runs.checkpoint_state import Data, Environment, State
-from ..runs.directory import RUN
 from ..runs.metrics import METRICS
 from ..system import durable_files
 from ..system.errors import UserError
-from ..system.provenance import PACKAGES, package_version, source_commit
 
 
 @dataclass(frozen=True)
@@ -42,36 +38,17 @@ def write_run(path: str | Path, network: Converted, command: str) -> None:
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     description = f"not known: converted from {network.source}"
     data = Data(ELSEWHERE, description, network.sha256, tuple(network.classes))
-    content = {
-        "command": command,
-        "started": now,
-        "recipe": to_dict(network.recipe),
-        "data": {
-            "source": data.source,
-            "description": data.description,
-            "fingerprint": data.fingerprint,
-            "classes": list(data.classes),
-            "class_names": list(network.words),
-        },
-        "converted": {"from": network.source, "sha256": network.sha256},
-        "devices": [],
-        "kernels": "none",
-        "precision": "fp32",
-        "pipeline": "none",
-        "commit": source_commit(),
-        "python": platform.python_version(),
-        "packages": {name: package_version(name) for name in PACKAGES},
-    }
+    converted = {"from": network.source, "sha256": network.sha256}
+    content = directory.fields_of_run(command, now, network.recipe, data, network.words, converted)
     environment = Environment((), "none", "fp32", "none", None, 0, content["packages"], None, 1)
     state = State(0, 0, network.recipe, data, {}, None, True, None, 0, environment, now)
     velocity = {name: np.zeros_like(tensor) for name, tensor in network.weights.items()}
-    try:
-        with durable_files.new_directory(path) as made:
-            durable_files.replace(made / RUN, (json.dumps(content, indent=1) + "\n").encode())
-            durable_files.replace(made / METRICS, b"")
-            network.statistics.save(made)
-            checkpoints.put(made, Checkpoint(network.weights, velocity, network.statistics, state))
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from None
-    except ValueError as error:
-        raise UserError(f"{network.source}: {' '.join(str(error).split()):.400}") from None
+    with durable_files.writing(path):
+        try:
+            with durable_files.new_directory(path) as made:
+                directory.write_run(made, content)
+                durable_files.replace(made / METRICS, b"")
+                network.statistics.save(made)
+                checkpoints.put(made, Checkpoint(network.weights, velocity, network.statistics, state))
+        except ValueError as error:
+            raise UserError(f"{network.source}: {' '.join(str(error).split()):.400}") from None

@@ -12,8 +12,9 @@ import numpy as np
 
 from ..recipes import shapes
 from ..recipes.recipe import Recipe
-from ..runs.safetensors_file import need
+from ..system.errors import need
 from .arrays import DAMAGE, Arrays
+from .damage import about
 
 NAMES_OF_2012 = {"fc6": "fc2048", "fc7": "fc2048b", "fc8": "fc1000"}  # layers-145.cfg: fc2048a, fc2048bb, fc1000
 BESIDE = {"mean", "classes", "synset_words"}  # what else may lie there
@@ -37,7 +38,8 @@ def classes_of(recipe: Recipe, arrays: Arrays) -> int:
     """How many outputs the last layer has: the number of its biases. Raises ValueError."""
     name = f"{names_of(recipe, arrays)[recipe.layers[-1].name][-1]}.biases"
     need(name in arrays.files, f"{name} is missing")
-    return math.prod(_about(name, arrays.shape, name))
+    with about(name, DAMAGE, ValueError):
+        return math.prod(arrays.shape(name))
 
 
 def merged_of(arrays: Arrays, recipe: Recipe, classes: int) -> dict[str, np.ndarray]:
@@ -81,12 +83,5 @@ def _in_our_order(matrix, size):
 def _read(arrays, name, shape, used):
     need(name in arrays.files, f"{name} is missing")
     used.add(name)
-    return _about(name, arrays.read, name, shape)
-
-
-def _about(name, read, *arguments):
-    """What a reader gives; of what is wrong a ValueError that begins with the array's name."""
-    try:
-        return read(*arguments)
-    except DAMAGE as error:
-        raise ValueError(f"{name}: {' '.join(str(error).split()):.300}") from None
+    with about(name, DAMAGE, ValueError):
+        return arrays.read(name, shape)

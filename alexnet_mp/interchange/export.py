@@ -2,8 +2,7 @@
 put in its place."""
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,7 +73,7 @@ def export(
     weights = {name: tensor.numpy() for name, tensor in network.merged_state().items()}
     mean, words = found.statistics.mean, class_words(run, found.classes)
     about = {"recipe": recipe.name, "step": state.step, "classes": list(found.classes), "class_names": words}
-    with _written(path):
+    with durable_files.writing(path):
         if to == "hub":
             card = model_card(read_run(run), state, _tests(run), words)
             with durable_files.new_directory(path, instead=True) as folder:
@@ -135,7 +134,7 @@ def refuse_out(run: str | Path, to: str, out: str | Path) -> None:
         raise UserError(f"OUT {out}: it is there already, and is no folder; choose another name")
     else:
         durable_files.refuse_unwritable("OUT", path, path.absolute().parent)
-        with _written(path):
+        with durable_files.writing(path):
             names = set(durable_files.names(path, 100))
             if names and (names != FILES[to] or not _is_ours(path, to)):
                 raise UserError(f"OUT {out}: it is there already, and not an export --to {to}; choose another name")
@@ -149,14 +148,6 @@ def _is_ours(folder, to):
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return False
     return True
-
-
-@contextmanager
-def _written(path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from None
 
 
 def _answers_of(network: Callable, pictures):

@@ -15,12 +15,11 @@ from ..network.network import MergedAlexNet
 from ..recipes import shapes
 from ..recipes.recipe import Recipe, from_dict, to_dict
 from ..runs import safetensors_file
-from ..runs.safetensors_file import need
 from ..system import durable_files
 from ..system.devices import check_kernels
-from ..system.errors import UserError
-from ..system.terminal import printable
+from ..system.errors import UserError, need
 from . import merged_tensors
+from .damage import about
 from .picture_network import PictureNetwork
 from .plain_steps import refuse_last_layer
 
@@ -65,20 +64,16 @@ def from_pretrained(folder: str | Path, device: torch.device | str = "cpu", kern
     kernels: see `kernels.dispatch.resolve`. Raises UserError, one line that begins with the folder, for a config of
     another format, and for tensors that are missing, foreign, of another shape or not finite: before anything is
     allocated that the files don't hold."""
-    device, place = torch.device(device), printable(str(folder))
+    device = torch.device(device)
     check_kernels(kernels, [device])
-    try:
-        if not os.path.isdir(folder):
-            raise UserError("no such folder; nothing is downloaded")
+    with about(folder, _DAMAGE):
+        need(os.path.isdir(folder), "no such folder; nothing is downloaded")
         path = Path(folder)
         recipe, classes = read_config(path)
         _refuse_absurd(recipe, len(classes))
         layouts = merged_tensors.layouts_of([_real(path / MODEL)])
         weights = merged_tensors.merged_of(layouts, recipe, len(classes))
         mean = _mean(_real(path / STATISTICS), recipe.stored_size)
-    except _DAMAGE as error:
-        text = f"{error.strerror}: {error.filename}" if isinstance(error, OSError) and error.strerror else str(error)
-        raise UserError(f"{place}: {printable(' '.join(text.split())):.400}") from None
     network = MergedAlexNet(recipe, device, len(classes), kernels)
     network.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in weights.items()})
     return PictureNetwork(network, mean, classes).eval()
@@ -115,8 +110,7 @@ def _refuse_absurd(recipe, classes):
 
 
 def _mean(path, side):
-    size, start = durable_files.head(path, 8 + safetensors_file.MOST_HEADER)
-    found, wanted = safetensors_file.read_layout(size, start).get("mean"), ("F64", (side, side, 3))
+    found, wanted = safetensors_file.read_head(path).get("mean"), ("F64", (side, side, 3))
     need(found == wanted, f"the mean image is {found}, and this recipe has {wanted}")
     mean = load(durable_files.read(path, MOST_BYTES))["mean"]
     need(((mean >= 0) & (mean <= 255)).all(), "the mean image has values that are no grey levels, 0 to 255")

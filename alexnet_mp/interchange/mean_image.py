@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from ..data.pixel_statistics import STATISTICS, Statistics
-from ..runs.safetensors_file import need
 from ..system import durable_files
+from ..system.errors import need
 from . import arrays, caffe_files
 
 _LEVELS = re.compile(r"\d{1,3}(\.\d{1,12})?(,\d{1,3}(\.\d{1,12})?){2}", re.ASCII)
@@ -40,10 +40,6 @@ def beside(folder: Path) -> Path | None:
 
 
 def _checked(found, side):
-    for field, shape in (("mean", (side, side, 3)), ("eigenvalues", (3,)), ("eigenvectors", (3, 3))):
-        values = getattr(found, field)
-        need(values.shape == shape, f"its {field} is {values.shape}, and this recipe has {shape}")
-        need(values.dtype == np.float64 and np.isfinite(values).all(), f"its {field} has values that are no numbers")
-    need((found.eigenvalues >= 0).all(), "a variance is negative")
+    found.check(side)
     need(((found.mean >= 0) & (found.mean <= 255)).all(), "it has values that are no grey levels, 0 to 255")
     return found

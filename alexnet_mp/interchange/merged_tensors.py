@@ -14,8 +14,8 @@ from ..data.pixel_statistics import STATISTICS
 from ..recipes import shapes
 from ..recipes.recipe import Recipe
 from ..runs import safetensors_file
-from ..runs.safetensors_file import need
 from ..system import durable_files
+from ..system.errors import need
 
 MOST_FILES = 64
 DAMAGE = (ValueError, OSError, RecursionError, SafetensorError)
@@ -36,8 +36,7 @@ def layouts_of(files: Sequence[Path]) -> dict[str, tuple[Path, str, tuple[int, .
     found = {}
     for file in files:
         try:
-            size, start = durable_files.head(file, 8 + safetensors_file.MOST_HEADER)
-            layout = safetensors_file.read_layout(size, start)
+            layout = safetensors_file.read_head(file)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{file.name}: {error}") from None
         for name, (dtype, shape) in layout.items():
@@ -68,8 +67,7 @@ def merged_of(layouts: dict, recipe: Recipe, classes: int) -> dict[str, np.ndarr
     need(not foreign, f"{''.join(foreign[:1]):.100} is no tensor of recipe {recipe.name}")
     merged = {}
     for file in dict.fromkeys(file for file, *_ in layouts.values()):
-        content = durable_files.read(file, safetensors_file.MOST_BYTES)
-        layout = safetensors_file.read_layout(len(content), content[: 8 + safetensors_file.MOST_HEADER])
+        layout, content = safetensors_file.read(file)
         need(layout == {name: of[1:] for name, of in layouts.items() if of[0] == file}, f"{file.name} has changed")
         for name, tensor in load(content).items():
             merged[name] = tensor.to(torch.float32).numpy()

@@ -8,7 +8,7 @@ in a step, and of the fully connected layers no gradient of one either."""
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -17,6 +17,7 @@ from ..system.ranks import Ranks
 from .pairs import Pairs, flat
 
 TAGS = 1 << 20
+Value = TypeVar("Value")
 Arrival = Callable[[], torch.Tensor]  # waits for what was begun, on a GPU without the host
 
 
@@ -34,7 +35,7 @@ class Workers:
     def clear(self) -> None:
         self.ledger = []
 
-    def told(self, value: Any) -> list:
+    def told(self, value: Value) -> list[Value]:
         """Every worker's value."""
         return self.ranks.gather(value)
 

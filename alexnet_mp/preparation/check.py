@@ -116,7 +116,7 @@ def check(directory: str | Path, workers: int) -> int:
     return 0
 
 
-def check_shard_of(task: ShardTask, tick: Callable[[], object]) -> tuple[list[str], Sums]:
+def check_shard_of(task: ShardTask, tick: Callable[[], None]) -> tuple[list[str], Sums]:
     """(what is wrong, in lines; the `Sums` of the pictures that could be read) of a shard. tick() is called for every
     image."""
     sums, problems = Sums(task.index.stored_size), []

@@ -65,7 +65,7 @@ def competitions(directory: str | Path) -> list[Competition]:
 def find_competition(
     directory: str | Path,
     competition: Competition,
-    note: Callable[[str], object] | None = None,
+    note: Callable[[str], None] | None = None,
     unlabelled_test: bool = False,
 ) -> Source:
     """The `Source` that a competition's archives in `directory` are: train, val, and test for ILSVRC-2010 where it is
@@ -130,7 +130,7 @@ def find_competition(
 
 
 def find_synset_tars(
-    path: str | Path, found: Sequence[Member], note: Callable[[str], object] | None = None
+    path: str | Path, found: Sequence[Member], note: Callable[[str], None] | None = None
 ) -> Source | None:
     """The `Source` of a directory of n########.tar, or of a tar whose files are `found`; all its images are in train.
 

@@ -19,10 +19,10 @@ SECONDS = 0.2  # between two looks at the progress
 
 
 def in_processes(
-    work: Callable[[Task, Callable[[], object]], Answer],
+    work: Callable[[Task, Callable[[], None]], Answer],
     tasks: Iterable[Task],
     workers: int,
-    advance: Callable[[int], object],
+    advance: Callable[[int], None],
 ) -> Generator[tuple[Task, Answer], None, None]:
     """Yields (task, work(task, tick)) for every task, as they are done, from `workers` forked processes, 0 = in this
     one.

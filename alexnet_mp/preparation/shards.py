@@ -153,7 +153,7 @@ def part_path(dest: Path, split: str, number: int) -> Path:
     return dest / WORK / f"{split}-{number:05d}.safetensors"
 
 
-def make_shard(task: Task, tick: Callable[[], object]) -> None:
+def make_shard(task: Task, tick: Callable[[], None]) -> None:
     """Write a shard, then its part; each is there whole or not at all. tick() is called for every image.
 
     Raises UserError for an unreadable image, unless they are left out, and where a file can't be written.

@@ -62,7 +62,7 @@ LOOKED_FOR = (
 def find(
     path: str | Path,
     val_fraction: float | None = None,
-    note: Callable[[str], object] | None = None,
+    note: Callable[[str], None] | None = None,
     unlabelled_test: bool = False,
 ) -> Source:
     """What there is at `path`, a directory or an archive: a `Source`, its images by label and then by name.

@@ -176,7 +176,7 @@ class Progress:
     """Hands a text to `note` (a function, or None) every few seconds. The text is made, by a function, when its time
     has come."""
 
-    def __init__(self, note: Callable[[str], object] | None, seconds: float = 2):
+    def __init__(self, note: Callable[[str], None] | None, seconds: float = 2):
         self.note, self.seconds, self.last = note, seconds, time.monotonic()
 
     def __call__(self, text):

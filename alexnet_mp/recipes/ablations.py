@@ -9,7 +9,7 @@ import math
 from dataclasses import replace
 
 from ..system.errors import UserError
-from .architectures import dates_of_145, paper
+from .architectures import paper
 from .recipe import Date, Layer, Recipe, change_layers
 from .shapes import sizes
 
@@ -279,20 +279,10 @@ def plateau_schedule(recipe: Recipe) -> Recipe:
 def dated_drops(recipe: Recipe) -> Recipe:
     """All rates fall to a tenth three times, at the shares of the epochs that 145 had: after 23, 51 and 78 of 93.
 
-    Like a plateau schedule but for the dates. `dated_schedule` differs in more: biases that fall once, conv1's own
-    dates, and colour noise that ends."""
+    Like a plateau schedule but for the dates. The dates of `source2012` differ in more: biases that fall once,
+    conv1's own dates, and colour noise that ends."""
     dates = tuple(Date(epoch, weights=factor, biases=factor) for epoch, factor in ((24, 0.1), (52, 0.01), (79, 0.001)))
     return replace(recipe, schedule="dated", dates=_scaled(dates, 93, recipe.epochs))
-
-
-def dated_schedule(recipe: Recipe, epochs: int = 93) -> Recipe:
-    """Rates fall and the colour noise ends as in 145, after 23, 51, 68, 72 and 78 of 93 epochs, scaled to `epochs`."""
-    return replace(
-        recipe,
-        schedule="dated",
-        epochs=epochs,
-        dates=_scaled(dates_of_145([layer.name for layer in recipe.layers]), 93, epochs),
-    )
 
 
 def shortened(recipe: Recipe, epochs: int) -> Recipe:
@@ -313,7 +303,7 @@ def fine_tuned(recipe: Recipe, epochs: int = 54) -> Recipe:
     Weights of the old layers begin at a tenth of the rate, conv1's at a hundredth, fc8's at the whole (in the source
     after 300 batch files, a quarter of an epoch). Biases keep the whole rate to the end, 0.02 in the source (conv6's
     0.022 there looks like a typo), but for conv1's, which stop with its weights as in 145-2010. Noted epochs are the
-    last before a change, as those of `dates_of_145`."""
+    last before a change, as those of `architectures.dates_of_145`."""
     first, *others, last = (layer.name for layer in recipe.layers)
     recipe = change_layers(change_layers(recipe, first, rate=0.01), *others, rate=0.1)
     dates = (

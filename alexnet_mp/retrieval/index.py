@@ -12,7 +12,6 @@ give the same bytes."""
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -150,7 +149,7 @@ class Index:
             float(trained.ones.max()),
         )
         described = replace(_described(self.path), codes={**_described(self.path).codes, str(bits): codes})
-        with _writing(self.path):
+        with durable_files.writing(self.path):
             durable_files.replace(self.path / _codes_file(bits), content)
             durable_files.replace(self.path / INDEX, described.to_bytes())
         self.described = described
@@ -182,7 +181,7 @@ def write_index(
     contents[NAMES] = json.dumps(names).encode() + b"\n"
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
     described = Described("alexnet_mp retrieval index", 1, source, packages, commit, digests, {})
-    with _writing(directory), durable_files.new_directory(directory) as partial:
+    with durable_files.writing(directory), durable_files.new_directory(directory) as partial:
         for name, content in {**contents, INDEX: described.to_bytes()}.items():
             durable_files.write(partial / name, [content])
     return Index(directory)
@@ -276,15 +275,6 @@ def _read(path, sha256):
     if hashlib.sha256(content).hexdigest() != sha256:
         raise UserError(f"{path} is damaged: its sha256 is not the one in {INDEX}; remove the index and make it anew")
     return content
-
-
-@contextmanager
-def _writing(path):
-    """Failures of the disk, as a UserError that names the file."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"cannot write {error.filename or path}: {error.strerror}") from None
 
 
 _ADAPTER = TypeAdapter(Described)

@@ -30,10 +30,10 @@ from safetensors.torch import load as load_tensors
 from ..data.pixel_statistics import STATISTICS, Statistics
 from ..recipes import shapes
 from ..system import durable_files
-from ..system.errors import UserError
+from ..system.errors import UserError, need
 from . import checkpoint_state, safetensors_file
 from .checkpoint_state import MOST_STATE, VERSION, State
-from .safetensors_file import need, parse
+from .safetensors_file import parse
 
 OLDEST, READS_OLDER = 3, "0bb1361"  # the oldest format that is read, and the last commit that reads those before
 WEIGHTS, VELOCITY, STATE, MANIFEST = "weights.safetensors", "velocity.safetensors", "state.json", "manifest.json"
@@ -245,7 +245,7 @@ def _load_whole(path, entry, load_content, layout=None):
     """{name: tensor} of a file, in the layout's order; if none is given, unchecked against it."""
     with _damage(path):
         content = _content(path, entry, safetensors_file.MOST_BYTES)
-        found = safetensors_file.read_layout(len(content), content[: 8 + safetensors_file.MOST_HEADER])
+        found = safetensors_file.read_layout(len(content), content)
         if layout is None:
             return load_content(content)
         need(set(found) == set(layout), f"{sorted(set(found) ^ set(layout))!r:.200} are missing or foreign")

@@ -11,7 +11,8 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, TypeAdapter
 
 from ..recipes.recipe import Recipe, upgraded
-from .safetensors_file import need, parse
+from ..system.errors import need
+from .safetensors_file import parse
 
 VERSION = 6
 # What the environment of a run has had since which format, as it was before.

@@ -23,6 +23,7 @@ from ..system.devices import device_name
 from ..system.errors import UserError
 from ..system.provenance import PACKAGES, package_version, source_commit
 from ..system.terminal import say
+from .checkpoint_state import Data
 from .checkpoints import CHECKPOINTS, PARTIAL, REPLACED, ResumePoint, listing
 from .lock import LOCK, RunLock
 from .metrics import EVENTS, METRICS, Metrics, take_over
@@ -133,30 +134,21 @@ class RunDirectory:
 
     def _describe(self, recipe, dataset, network, pipeline, precision, point, changed, checked, command, devices):
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        content = {
-            "command": command,
-            "started": now,
-            "recipe": to_dict(recipe),
-            "data": {
-                "source": dataset.source,
-                "description": dataset.description,
-                "fingerprint": dataset.fingerprint,
-                "classes": dataset.classes,
-            },
-            "devices": devices or devices_of(network),
-            "kernels": network.kernels_used(),
-            "precision": precision,
-            "pipeline": pipeline.name,
-            "overlap": "on" if network.exchange.overlap else "off",
-            "pairs": pipeline.pieces.pairs,
-            "microbatch": pipeline.pieces.microbatch,
-            "self_check": checked,
-            "commit": source_commit(),
-            "python": platform.python_version(),
-            "packages": {name: package_version(name) for name in PACKAGES},
-        }
-        if words := getattr(dataset, "class_names", None):
-            content["data"]["class_names"] = list(words)  # in words, in the order of the classes
+        content = fields_of_run(
+            command,
+            now,
+            recipe,
+            dataset,
+            getattr(dataset, "class_names", None),
+            devices=devices or devices_of(network),
+            kernels=network.kernels_used(),
+            precision=precision,
+            pipeline=pipeline.name,
+            overlap="on" if network.exchange.overlap else "off",
+            pairs=pipeline.pieces.pairs,
+            microbatch=pipeline.pieces.microbatch,
+            self_check=checked,
+        )
         if point is not None:  # the file says what runs now, and keeps how it came to it
             before = _earlier(point.run) if point.run else {}
             content |= {name: before[name] for name in ("command", "started") if name in before}
@@ -169,7 +161,7 @@ class RunDirectory:
                 "commit_before": before.get("commit"),
             }
             content["resumed"] = [*before.get("resumed", []), entry]
-        durable_files.replace(self.path / RUN, (json.dumps(content, indent=1) + "\n").encode())
+        write_run(self.path, content)
 
     def log(self, kind: str, **values: object) -> None:
         """See `Metrics.log`."""
@@ -183,6 +175,57 @@ class RunDirectory:
             say(f"WARNING: the last lines of {self.path / METRICS} are lost: {error.strerror}")
         finally:
             self.lock.release()
+
+
+def fields_of_run(
+    command: str,
+    started: str,
+    recipe: Recipe,
+    data: DataSet | Data,
+    class_names: Sequence[str] | None,
+    converted: dict[str, str] | None = None,
+    *,
+    devices: Sequence[dict] = (),
+    kernels: str = "none",
+    precision: str = "fp32",
+    pipeline: str = "none",
+    overlap: str | None = None,
+    pairs: int = 1,
+    microbatch: int | None = None,
+    self_check: str | dict[str, str] | None = None,
+) -> dict:
+    """What run.json says of any run. Of a network from elsewhere nobody knows more than the defaults.
+
+    started: ISO time. class_names: in words, in the order of the classes. converted: what the network was made of."""
+    return {
+        "command": command,
+        "started": started,
+        "recipe": to_dict(recipe),
+        "data": {
+            "source": data.source,
+            "description": data.description,
+            "fingerprint": data.fingerprint,
+            "classes": list(data.classes),
+            **({"class_names": list(class_names)} if class_names else {}),
+        },
+        **({"converted": converted} if converted else {}),
+        "devices": list(devices),
+        "kernels": kernels,
+        "precision": precision,
+        "pipeline": pipeline,
+        "overlap": overlap,
+        "pairs": pairs,
+        "microbatch": microbatch,
+        "self_check": self_check,
+        "commit": source_commit(),
+        "python": platform.python_version(),
+        "packages": {name: package_version(name) for name in PACKAGES},
+    }
+
+
+def write_run(directory: Path, fields: dict) -> None:
+    """Write run.json, whole or not at all. Raises OSError."""
+    durable_files.replace(directory / RUN, (json.dumps(fields, indent=1) + "\n").encode())
 
 
 def devices_of(network: PlacedNetwork) -> list[dict]:

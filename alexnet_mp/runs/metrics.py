@@ -31,7 +31,7 @@ class Metrics:
 
     def __init__(self, directory: str | Path, keep: int = 0, step: int | None = None):
         self.path, self.failure, self.waiting, self.events = Path(directory) / METRICS, None, b"", None
-        try:
+        with durable_files.writing(self.path):
             self.file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
             status = os.fstat(self.file)
             if not stat.S_ISREG(status.st_mode):
@@ -39,8 +39,6 @@ class Metrics:
                 raise UserError(f"{self.path} is not a regular file; move it away")
             self.written = _whole_lines(self.file, min(keep, status.st_size))
             os.ftruncate(self.file, self.written)
-        except OSError as error:
-            raise UserError(f"cannot write {self.path}: {error.strerror}") from None
         self.missing = keep - self.written  # bytes of it that are not there: what a crash of the whole machine can cost
         self.events = Events(Path(directory) / EVENTS, step)
         if step is not None:

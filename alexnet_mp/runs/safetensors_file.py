@@ -7,8 +7,12 @@ and the tensors' bytes without gaps. What is wrong is a ValueError here; the cal
 import json
 import math
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import numpy as np
+
+from ..system import durable_files
+from ..system.errors import need
 
 MOST_HEADER, MOST_BYTES = 1 << 20, 4 << 30  # of a header and of a whole file
 Layout = Mapping[str, tuple[str, tuple[int, ...]]]  # the dtype and shape of each tensor, as ("F32", (96, 3, 11, 11))
@@ -54,7 +58,18 @@ def finite(array: np.ndarray) -> bool:
         return bool(np.isfinite(array.sum()) or np.isfinite(array).all())
 
 
-def read_layout(size: int, start: bytes) -> dict[str, tuple[str, tuple[int, ...]]]:
+def read(path: str | Path) -> tuple[Layout, bytes]:
+    """(layout, all of its bytes) of a file. Raises OSError, and what `read_layout` does."""
+    content = durable_files.read(path, MOST_BYTES)
+    return read_layout(len(content), content), content
+
+
+def read_head(path: str | Path) -> Layout:
+    """The layout of a file, whose tensors are not read. Raises OSError, and what `read_layout` does."""
+    return read_layout(*durable_files.head(path, 8 + MOST_HEADER))
+
+
+def read_layout(size: int, start: bytes) -> Layout:
     """{name: (dtype, shape)} from the beginning of a file of `size` bytes: all of it, or 8 + MOST_HEADER bytes.
 
     Raises ValueError where it doesn't fit the size, RecursionError where it is nested too deeply. The library, which
@@ -121,11 +136,6 @@ def refuse_pickle(start: bytes) -> None:
             len(start) >= 8 and int.from_bytes(start[:8], "little") <= MOST_HEADER,
             "it is a pickle, and a pickle is never loaded",
         )
-
-
-def need(condition: object, problem: str) -> None:
-    if not condition:
-        raise ValueError(problem)
 
 
 def _bytes_of(tensor):

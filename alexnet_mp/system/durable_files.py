@@ -135,12 +135,23 @@ def replace_all(contents: Mapping[Path, bytes]) -> None:
         raise
 
 
-def write_output(path: str | Path, content: bytes) -> None:
+def write_output(path: str | Path, content: bytes | Iterable[bytes | memoryview]) -> None:
     """`replace` for a file that the user asked for: raises UserError if it can't be written."""
-    try:
+    with writing(path):
         replace(path, content)
+
+
+@contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """An OSError within becomes a UserError: "cannot write" the file that it is of, by its final name, else `path`.
+
+    path: the file or directory that the user asked for."""
+    try:
+        yield
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from None
+        name = Path(path).name
+        place = str(error.filename or path).replace(f"{name}{PARTIAL}", name, 1)
+        raise UserError(f"cannot write {place}: {error.strerror or error}") from None
 
 
 def refuse_output(flag: str, path: str | Path) -> None:

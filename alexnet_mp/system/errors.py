@@ -20,6 +20,12 @@ class MachineError(UserError):
     """An image can't be read for a reason that lies in the machine: it must never count as a bad image."""
 
 
+def need(condition: object, problem: str) -> None:
+    """Raise ValueError with this text unless the condition is true: of content whose path the caller knows."""
+    if not condition:
+        raise ValueError(problem)
+
+
 def run_command(main: Callable[[], int | None], several: bool = False) -> NoReturn:
     """Run a command's `main()` and exit with its status; a UserError is one line on stderr and status 2, Ctrl-C status
     130. An output that can't be written, or is closed, is status 2, too, unless its reader has left.

@@ -9,10 +9,10 @@ import queue
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from datetime import timedelta
-from typing import Any
+from typing import Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -29,6 +29,15 @@ LEAVES = 20  # seconds that a process which has said why it ends takes for the r
 POLL = 0.05  # seconds between two looks at the store
 ENDED, ALIVE, IN_VAIN = "ended", "alive", "in vain"  # keys in the store
 _END = object()
+Value = TypeVar("Value")
+
+
+class Batches(Protocol):
+    """What gives batches, one after another; a `data.pipeline.Pipeline` does."""
+
+    def train(self, step: int, epochs: int, colour_noise: Callable[[int], float]) -> Iterator: ...
+
+    def views(self, split: str, batch_size: int, which: Sequence[tuple[int, int, bool]]) -> Iterator: ...
 
 
 class Lost(UserError):
@@ -105,7 +114,7 @@ class Ranks:
             dist.all_reduce(found, dist.ReduceOp.MIN)
         return int(found)
 
-    def first(self, value: Any) -> Any:
+    def first(self, value: Value) -> Value:
         """Rank 0's value. It is pickled; between processes of one job, that is no risk."""
         if self.count == 1:
             return value
@@ -114,7 +123,7 @@ class Ranks:
             dist.broadcast_object_list(values)
         return values[0]
 
-    def gather(self, value: Any) -> list:
+    def gather(self, value: Value) -> list[Value]:
         """Every process's value, in the order of the ranks."""
         values = [None] * self.count
         if self.count == 1:
@@ -183,8 +192,8 @@ class Ranks:
             over.set()
             thread.join(ANSWERED)  # the interpreter's end would find it in the library, and abort
 
-    def in_turn(self, pipeline: Any) -> Any:
-        """A `Pipeline` that gives each batch when those of the other processes have theirs."""
+    def in_turn(self, pipeline: Batches) -> Batches:
+        """One that gives each batch when those of the other processes have theirs."""
         return pipeline if self.count == 1 else _InTurn(self, pipeline)
 
     def most(self, number: int) -> int:

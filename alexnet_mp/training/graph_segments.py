@@ -8,15 +8,14 @@ handed on by hand. The operations and their order are those of `TrainingStep`, a
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 
 from ..data.step_input import Uncropped, images_of
-from ..evaluation.accuracy import topk_credit
 from ..network.layer import TowerLayer
 from ..network.network import TwoTowerAlexNet
 from ..network.split_product import SplitInputProduct
 from ..network.tower import Tower
 from .cuda_graphs import Tape
+from .step import loss_and_right
 
 
 def forward_and_backward(
@@ -38,8 +37,7 @@ def _forward(network, images, labels, tape):
     """[[a's segment, b's], ...] in the order of the layers."""
 
     def answer(logits):
-        logits = logits.to(network.dtype)
-        return F.cross_entropy(logits, labels), topk_credit(logits.detach(), labels, network.kernels)[0]
+        return loss_and_right(logits.to(network.dtype), labels, network.kernels)
 
     runs = _runs(network.recipe.layers)
     passed = []

@@ -6,17 +6,17 @@ all-reduce. The loss is a sum over the images, divided by their number in the wh
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
-import torch.nn.functional as F
 
-from ..evaluation.accuracy import topk_credit
 from ..network.exchange import Entry
 from ..network.network import TwoTowerAlexNet
 from ..parallel.pairs import Pairs
 from ..parallel.pieces import Pieces
 from ..parallel.tree_sum import TreeSum
 from ..recipes import shapes
+from .step import loss_and_right
 from .update_rule import PaperSGD
 
 
@@ -34,7 +34,7 @@ class PiecewiseStep:
         self,
         images: Sequence[torch.Tensor],
         labels: torch.Tensor,
-        check_loss: Callable[[torch.Tensor], object],
+        check_loss: Callable[[torch.Tensor], None],
         count: int,
     ) -> list[torch.Tensor]:
         """images, labels: of `Pieces.read`, else as `TrainingStep` has them; count: images of the minibatch. Returns
@@ -73,14 +73,9 @@ class PiecewiseStep:
 
     def _term(self, images, labels, trained, count, first_row, begins):
         """[gradients, (loss, right answers)] of a piece."""
-
-        def judged(logits, labels):
-            with torch.no_grad():
-                right = topk_credit(logits, labels, self.network.kernels)[0]
-            return F.cross_entropy(logits, labels, reduction="sum") / count, right
-
         self.optimizer.zero_grad(set_to_none=True)
         logits = self.network(*images, first_row=first_row, begins_step=begins)
+        judged = partial(loss_and_right, kernels=self.network.kernels, count=count)
         loss, right = self.network.exchange.told(judged, logits, labels)
         if loss.requires_grad:  # not where every layer is frozen
             loss.backward()

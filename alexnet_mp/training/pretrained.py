@@ -12,7 +12,6 @@ from safetensors.torch import load
 from ..network.network import TwoTowerAlexNet
 from ..recipes import shapes
 from ..runs import checkpoint_format, checkpoints, safetensors_file
-from ..system import durable_files
 from ..system.errors import UserError
 
 TAKES = "it takes a run, a checkpoint, or a .safetensors file"
@@ -48,9 +47,7 @@ def read_weights(source: str | Path) -> dict[str, torch.Tensor]:
     if inside and path.exists():
         return checkpoint_format.load_weights(path.parent)
     try:
-        content = durable_files.read(path, safetensors_file.MOST_BYTES)
-        safetensors_file.read_layout(len(content), content[: 8 + safetensors_file.MOST_HEADER])
-        return load(content)
+        return load(safetensors_file.read(path)[1])
     except OSError as error:
         raise UserError(f"--init {source}: {error.strerror}; {TAKES}") from None
     except (ValueError, RecursionError, SafetensorError) as error:

@@ -70,7 +70,7 @@ def examine(
     asked: Asked,
     pipeline_is_chosen: bool = False,
     fresh: bool = False,
-    tell: Callable[[str], object] = say,
+    tell: Callable[[str], None] = say,
     needed: Callable[[Asked], list[Check]] | None = None,
 ) -> tuple[str, dict[str, str]]:
     """(name of the pipeline to be used, {what was checked: "passed", "passed before", or what is wrong}).
@@ -154,7 +154,7 @@ class Memory:
     What can't be read counts as nothing; it is said once where nothing can be kept.
     """
 
-    def __init__(self, tell: Callable[[str], object]):
+    def __init__(self, tell: Callable[[str], None]):
         self.tell, self.known, self.said = tell, {}, False
 
     def has(self, check: Check) -> bool:

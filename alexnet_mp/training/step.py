@@ -1,6 +1,7 @@
 """One training step (paper 5): forward, loss on the first tower, backward, update. Nothing here is read by the host."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -31,20 +32,16 @@ class TrainingStep:
         self,
         images: Sequence[torch.Tensor | Uncropped],
         labels: torch.Tensor,
-        check_loss: Callable[[torch.Tensor], object],
+        check_loss: Callable[[torch.Tensor], None],
     ) -> tuple[torch.Tensor, torch.Tensor]:
         self.optimizer.zero_grad(set_to_none=True)
         logits = self.network(*all_images(images))
-        loss, right = self.network.exchange.told(self._judged, logits, labels)
+        judged = partial(loss_and_right, kernels=self.network.kernels)
+        loss, right = self.network.exchange.told(judged, logits, labels)
         check_loss(loss)
         if loss.requires_grad:  # not where every layer is frozen
             loss.backward()
         return loss.detach(), right
-
-    def _judged(self, logits, labels):
-        with torch.no_grad():
-            right = topk_credit(logits, labels, self.network.kernels)[0]
-        return F.cross_entropy(logits, labels), right
 
     def update(self) -> list[torch.Tensor]:
         return [self.update_on(device) for device in self.optimizer.devices()]
@@ -52,3 +49,16 @@ class TrainingStep:
     def update_on(self, device: torch.device) -> torch.Tensor:
         """The sums of the weights there."""
         return self.optimizer.step(device)[0]
+
+
+def loss_and_right(
+    logits: torch.Tensor, labels: torch.Tensor, kernels: str, count: int | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(cross-entropy, how many answers are right: float64, without a gradient) of (N, classes) logits.
+
+    labels: (N,) int64; count: what the sum of the cross-entropies is divided by, if it isn't N."""
+    with torch.no_grad():
+        right = topk_credit(logits, labels, kernels)[0]
+    if count is None:
+        return F.cross_entropy(logits, labels), right
+    return F.cross_entropy(logits, labels, reduction="sum") / count, right

@@ -11,14 +11,13 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 import torch
-import torch.nn.functional as F
 
-from ..evaluation.accuracy import topk_credit
 from ..network.exchange import Entry
 from ..network.worker_network import WorkerAlexNet
 from ..parallel.pieces import Pieces
 from ..parallel.workers import places_of
 from .piecewise_step import dense_like
+from .step import loss_and_right
 from .update_rule import PaperSGD
 
 
@@ -33,7 +32,7 @@ class WorkerStep:
         self,
         images: Sequence[torch.Tensor],
         labels: torch.Tensor,
-        check_loss: Callable[[torch.Tensor], object],
+        check_loss: Callable[[torch.Tensor], None],
         count: int,
     ) -> list[torch.Tensor]:
         """images, labels: of `Pieces.read`; count: images of the minibatch. Returns what `TrainingStep` does, of the
@@ -80,9 +79,7 @@ class WorkerStep:
         self.optimizer.zero_grad(set_to_none=True)
         self.network.count_step(begins=False, first_row=first_row)
         logits = self.network.connect(maps)
-        with torch.no_grad():
-            right = topk_credit(logits, labels, self.network.kernels)[0]
-        loss = F.cross_entropy(logits, labels)
+        loss, right = loss_and_right(logits, labels, self.network.kernels)
         check_loss(loss)
         if loss.requires_grad:  # not where every layer is frozen
             loss.backward()

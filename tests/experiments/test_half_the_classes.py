@@ -61,17 +61,13 @@ def test_it_is_written_once(whole, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "error, raised, message",
     [
-        (
-            OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
-            UserError,
-            r"cannot write .*/half.partial: No space left on device",
-        ),
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), UserError, r"cannot write .*/half: No space left on device"),
         (
             OSError(errno.EIO, "Input/output error", "/disk/1.png"),
             UserError,
             "cannot write /disk/1.png: Input/output error",
         ),
-        (OSError("encoder error -2"), UserError, r"cannot write .*/half.partial: encoder error -2"),
+        (OSError("encoder error -2"), UserError, r"cannot write .*/half: encoder error -2"),
         (KeyboardInterrupt(), KeyboardInterrupt, None),
     ],
 )

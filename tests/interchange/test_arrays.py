@@ -254,7 +254,7 @@ def test_mean_images(tmp_path):
     np.save(tmp_path / "flat.npy", image[0])
     (tmp_path / "blob.binaryproto").write_bytes(binaryproto(image)[:-1])
     for name, words in (
-        ("mean.npy", "mean is (40, 40, 3), and this recipe has (41, 41, 3)"),
+        ("mean.npy", "mean is (40, 40, 3), and (41, 41, 3) is needed"),
         ("dark.npy", "no grey levels"),
         ("flat.npy", "mean is (40, 3)"),
         ("blob.binaryproto", ""),

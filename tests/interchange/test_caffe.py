@@ -205,5 +205,6 @@ def test_what_a_run_says_of_it(tmp_path, capsys):
     assert "they are numbered" in said and "fc7, fc8 times 2" in said and "recipe caffe_alexnet" in said
     run = json.loads((out / "run.json").read_text())
     assert run["recipe"]["lrn_crosses"] is True and run["converted"]["from"].startswith("net.caffemodel")
+    assert (run["overlap"], run["pairs"], run["microbatch"], run["self_check"]) == (None, 1, None, None)
     convert.main(["--border", str(out), "--gpus", "cpu", "--kernels", "reference"])
     assert "conv1: the border changes maps 2, 3, 4, 5 of 8, by" in capsys.readouterr().out

@@ -12,6 +12,7 @@ from recipe_differences import differing
 
 from alexnet_mp import TwoTowerAlexNet, mini, paper, source2012
 from alexnet_mp.recipes import ablations
+from alexnet_mp.recipes.architectures import dates_of_145
 from alexnet_mp.recipes.cifar import cifar18
 from alexnet_mp.recipes.named import PRESETS
 from alexnet_mp.recipes.recipe import Date, change_layers, from_dict, to_dict
@@ -74,7 +75,6 @@ BY_PARENT = {  # where they are not: paper, source2012, mini
     "source_init": (ablations.source_init, [each(LAYERS[2:5], "init_std"), set(), each(LAYERS[2:5], "init_std")]),
     "plateau_schedule": (ablations.plateau_schedule, [set(), {"schedule"}, {"schedule", "plateau_patience"}]),
     "dated_drops": (ablations.dated_drops, [{"schedule", "dates"}, {"dates"}, {"dates"}]),
-    "dated_schedule": (ablations.dated_schedule, [{"schedule", "epochs", "dates"}, set(), {"epochs", "dates"}]),
     "twice_as_long": (ablations.twice_as_long, [{"epochs"}, {"epochs", "dates"}, {"epochs", "dates"}]),
     "shortened": (
         functools.partial(ablations.shortened, epochs=6),
@@ -313,10 +313,9 @@ def test_no_weight_decay_of_a_single_layer_is_left():
 )
 def test_dates_come_at_their_share_of_the_epochs(epochs, expected):
     """23/93 of 12 epochs are 2.97: the drop comes with the fourth. A date behind the end never comes."""
-    recipe = ablations.dated_schedule(paper(), epochs)
+    recipe = ablations.shortened(source2012(), epochs)
     assert [date.epoch for date in recipe.dates] == expected and recipe.epochs == epochs
-    assert make_schedule(recipe).rates(1) == make_schedule(paper()).rates(1)
-    assert ablations.shortened(ablations.dated_schedule(mini()), epochs) == ablations.dated_schedule(mini(), epochs)
+    assert make_schedule(recipe).rates(1) == make_schedule(source2012()).rates(1)
 
 
 @every("epochs, patience", [(90, 5), (93, 5), (45, 2), (20, 1), (12, 1), (1, 1), (900, 50)])
@@ -341,8 +340,8 @@ def test_a_plateau_and_the_three_dates_differ_in_when_all_rates_fall(parent):
 
 
 def test_dates_of_145_on_another_list_of_layers():
-    recipe = ablations.dated_schedule(ablations.sixth_conv(mini()), 93)
-    assert recipe.dates == ablations.sixth_conv(ablations.dated_schedule(mini(), 93)).dates
+    recipe = ablations.sixth_conv(source2012())
+    assert recipe.dates == dates_of_145([layer.name for layer in recipe.layers])
 
 
 def test_rates_of_fine_tuning():

@@ -49,7 +49,7 @@ def needed(parser):
         if isinstance(action, argparse._SubParsersAction):
             action.required = False
         elif action.required:
-            yield from [*action.option_strings[:1], "x"]
+            yield from [*action.option_strings[:1], *list(action.choices or ["x"])[:1]]
 
 
 def test_no_option_of_any_command_can_be_abbreviated(monkeypatch):

@@ -415,3 +415,23 @@ def test_replace_takes_the_place_of_a_link_and_leaves_its_target(tmp_path):
     durable_files.replace(tmp_path / "file", b"new")
     assert (tmp_path / "target").read_bytes() == b"target" and (tmp_path / "file").read_bytes() == b"new"
     assert not (tmp_path / "file").is_symlink()
+
+
+def test_what_cannot_be_written_is_named_as_it_would_have_been(tmp_path):
+    """The file that failed, without the ending of its time in the making; what was asked for if the error has none."""
+    for filename, said in (
+        (None, f"{tmp_path}/out: No space left on device"),
+        (f"{tmp_path}/out.partial", f"{tmp_path}/out: No space left on device"),
+        (f"{tmp_path}/out.partial/a/b.png", f"{tmp_path}/out/a/b.png: No space left on device"),
+        ("/elsewhere/out", "/elsewhere/out: No space left on device"),
+    ):
+        with pytest.raises(UserError) as raised, durable_files.writing(tmp_path / "out"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), filename)
+        assert str(raised.value) == f"cannot write {said}"
+    with pytest.raises(UserError, match="cannot write out: encoder error -2$"), durable_files.writing("out"):
+        raise OSError("encoder error -2")
+    with pytest.raises(KeyError), durable_files.writing("out"):
+        raise KeyError
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=f"cannot write {tmp_path}/file/new: Not a directory$"):
+        durable_files.write_output(tmp_path / "file" / "new", b"")
