@@ -17,6 +17,7 @@ from inner_cases import every
 from alexnet_mp.system import launcher, ranks
 from alexnet_mp.system.errors import UserError, run_command
 from alexnet_mp.system.ranks import InVain, Lost, Ranks, joined
+from alexnet_mp.system.terminal import CONSOLE
 
 
 class Store:
@@ -183,6 +184,7 @@ def test_what_was_asked_in_vain_is_not_started_again(monkeypatch):
 
 @every("place", [{"WORLD_SIZE": "abc"}, {"WORLD_SIZE": "2", "RANK": "foo", "MASTER_ADDR": "localhost"}])
 def test_an_environment_that_is_none_is_one_line(place, monkeypatch):
+    monkeypatch.setattr(CONSOLE, "quiet", False)  # and put it back
     for name, value in {"RANK": "0", "MASTER_PORT": "29999", **place}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match="the processes don't find each other: "):
