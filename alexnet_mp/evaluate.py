@@ -27,8 +27,8 @@ from .evaluation.trained import class_words, trained
 from .system import durable_files
 from .system.command_line import command_parser
 from .system.errors import UserError, run_command
+from .system.job import joined
 from .system.launcher import spoken_by_the_first
-from .system.ranks import joined
 from .system.terminal import say
 
 

@@ -11,7 +11,7 @@ from alexnet_mp import TwoTowerAlexNet, paper
 from alexnet_mp.parallel.pairs import Pairs
 from alexnet_mp.parallel.pieces import Pieces
 from alexnet_mp.system.devices import make_current
-from alexnet_mp.system.ranks import joined
+from alexnet_mp.system.job import joined
 from alexnet_mp.training.piecewise_step import PiecewiseStep
 from alexnet_mp.training.step import TrainingStep
 from alexnet_mp.training.update_rule import PaperSGD

@@ -18,7 +18,7 @@ from tiny_run import TINY, add_to_step, lines
 from alexnet_mp import train
 from alexnet_mp.system import launcher
 from alexnet_mp.system.errors import run_command
-from alexnet_mp.system.ranks import joined
+from alexnet_mp.system.job import joined
 
 TIMEOUT = 100  # seconds; none of them takes ten where a processor is free
 

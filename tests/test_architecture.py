@@ -142,6 +142,7 @@ def test_imports_go_one_way(package):
     folder = ROOT / "kernels" if package == "kernels" else PACKAGE / package
     assert any(folder.glob("*.py"))
     allowed = {"kernels"} if package == "kernels" else reachable(package) | {"kernels"}
+    allowed -= {"retrieval"} if package == "training" else set()  # as the page says
     wrong = [
         f"{path.relative_to(ROOT)}:{line} imports {other}"
         for path in sorted(folder.glob("*.py"))

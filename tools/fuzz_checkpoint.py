@@ -151,9 +151,10 @@ def run(inputs, seed, only=None):
     return result
 
 
-def main():
+def main(run=run, description=__doc__, loaded="loaded as what they are"):
+    """The command of a fuzzer. run(inputs, seed, only) gives a `Result`; loaded: what becomes of what isn't refused."""
     parser = argparse.ArgumentParser(
-        allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        allow_abbrev=False, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--inputs", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=0)
@@ -163,13 +164,13 @@ def main():
     torch.set_num_threads(1)
     result = run(options.inputs, options.seed, options.only)
     for (kind, outcome), count in sorted(result.kinds.items()) if options.kinds else ():
-        print(f"{kind:20} {outcome:8} {count:8,}")
+        print(f"{kind:28} {outcome:8} {count:8,}")
     for number, what, problem in result.failures[:20]:
         print(f"FAILED: input {number}, {what}: {problem:.500}")
     print(
         f"{result.refused + result.loaded + len(result.failures):,} inputs, seed {options.seed}: "
         f"{result.refused:,} refused, "
-        f"{result.loaded:,} loaded as what they are, {len(result.failures):,} failures; {result.seconds:.1f} s, "
+        f"{result.loaded:,} {loaded}, {len(result.failures):,} failures; {result.seconds:.1f} s, "
         "the slowest "
         f"{result.slowest[0]:.2f} s (number {result.slowest[1]}); peak memory grew by {result.memory / 1e6:.1f} MB"
     )

@@ -10,7 +10,6 @@ text: bytes are flipped, cut, spliced and swapped, lengths become hostile, files
 are taken, they are compared with what safetensors and NumPy read. Prints counts, the growth of resident memory, and the
 time; the exit status is 1 where there was a failure."""
 
-import argparse
 import io
 import json
 import os
@@ -27,9 +26,8 @@ from pathlib import Path
 
 import numpy as np
 import safetensors.numpy
-import torch
 from checkpoint_mutations import become_pickle, changed_json, cut, flip, splice, swap
-from fuzz_checkpoint import WARM_UP, Result
+from fuzz_checkpoint import WARM_UP, Result, main
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from caffe_made import SMALL, binaryproto, caffemodel, made_blobs, varint
@@ -186,29 +184,5 @@ def run(inputs, seed, only=None):
     return result
 
 
-def main():
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--inputs", type=int, default=100_000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", type=int, metavar="N", help="input N of this seed alone")
-    parser.add_argument("--kinds", action="store_true", help="print a count for each kind of mutation too")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    result = run(options.inputs, options.seed, options.only)
-    for (kind, outcome), count in sorted(result.kinds.items()) if options.kinds else ():
-        print(f"{kind:28} {outcome:8} {count:8,}")
-    for number, what, problem in result.failures[:20]:
-        print(f"FAILED: input {number}, {what}: {problem:.500}")
-    print(
-        f"{result.refused + result.loaded + len(result.failures):,} inputs, seed {options.seed}: "
-        f"{result.refused:,} refused, {result.loaded:,} taken, {len(result.failures):,} failures; "
-        f"{result.seconds:.1f} s, the slowest {result.slowest[0]:.2f} s (number {result.slowest[1]}); "
-        f"peak memory grew by {result.memory / 1e6:.1f} MB"
-    )
-    return 1 if result.failures else 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(run, __doc__, "taken"))

@@ -1,12 +1,10 @@
-"""The processes of one job, as torchrun starts them: who writes, what all agree on, and how they end together.
+"""The processes of one job, as torchrun starts them: who writes, what all agree on, and who says why they
+end; `job.py` makes them one.
 
 `Ranks` of one process ask nobody, so that who uses them need not know how many there are. What is agreed on travels
 between the hosts by gloo; tensors of the towers are `network/exchange_processes.py`'s."""
 
-import atexit
-import os
 import queue
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,13 +17,11 @@ import torch.distributed as dist
 
 from . import launcher
 from .errors import UserError
-from .terminal import CONSOLE
 
 PATIENCE = timedelta(minutes=5)  # for what the others do in a step; a link that was cut is noticed after that
 BEAT = 10  # seconds between two signs of life of a process
 ANSWERED = 10  # seconds for the store to answer
 ANNOUNCED = 300  # seconds that a process waits for the line of the one that speaks for all, which may save before
-LEAVES = 20  # seconds that a process which has said why it ends takes for the rest
 POLL = 0.05  # seconds between two looks at the store
 ENDED, ALIVE, IN_VAIN = "ended", "alive", "in vain"  # keys in the store
 _END = object()
@@ -153,7 +149,7 @@ class Ranks:
         with self.reached():
             meeting = dist.barrier(self.meeting_place, async_op=True)
             while not meeting.is_completed():
-                if _answer(lambda: self.store.check([ENDED])):
+                if answer(lambda: self.store.check([ENDED])):
                     raise SaidElsewhere
                 if time.monotonic() >= look_at:
                     self._refuse_silence(heard)
@@ -167,7 +163,7 @@ class Ranks:
         when that was found)}."""
         now = time.monotonic()
         for rank in (rank for rank in range(self.count) if rank != self.rank):
-            signs = _answer(lambda: self.store.add(f"{ALIVE}/{rank}", 0))
+            signs = answer(lambda: self.store.add(f"{ALIVE}/{rank}", 0))
             if signs != heard.get(rank, (-1,))[0]:
                 heard[rank] = signs, now
             elif now - heard[rank][1] > PATIENCE.total_seconds():
@@ -240,7 +236,7 @@ class Ranks:
         """Whether this process is the first that ends before its time, and so the one that says why. Where nobody can
         be asked the first process of each machine does."""
         try:
-            return self.store is None or _answer(lambda: self.store.add(ENDED, 1)) == 1
+            return self.store is None or answer(lambda: self.store.add(ENDED, 1)) == 1
         except RuntimeError:  # the store went with its process, or a link to it was cut
             if self.local_rank == 0:
                 launcher.end_if_stuck()
@@ -251,23 +247,23 @@ class Ranks:
         machines."""
         launcher.not_again()
         with suppress(RuntimeError):
-            _answer(lambda: self.store.set(IN_VAIN, str(self.machine)))
+            answer(lambda: self.store.set(IN_VAIN, str(self.machine)))
 
     def wait_for_last_words(self) -> None:
         """Until another process has said why all of them end. The first process of a machine ends its torchrun, too, if
         that is of no use any more."""
         deadline = time.monotonic() + ANNOUNCED
         with suppress(RuntimeError):
-            while not _answer(lambda: self.store.check([ENDED])) and time.monotonic() < deadline:
+            while not answer(lambda: self.store.check([ENDED])) and time.monotonic() < deadline:
                 time.sleep(POLL)
         time.sleep(launcher.LAST_WORDS)
         with suppress(RuntimeError):
-            if self.local_rank == 0 and _answer(lambda: self.store.check([IN_VAIN])):
-                if int(_answer(lambda: self.store.get(IN_VAIN))) != self.machine:
+            if self.local_rank == 0 and answer(lambda: self.store.check([IN_VAIN])):
+                if int(answer(lambda: self.store.get(IN_VAIN))) != self.machine:
                     launcher.not_again()
 
 
-def _answer(ask, seconds=None):
+def answer(ask: Callable[[], Value], seconds: float | None = None) -> Value:
     """What ask() returns, or raises; while it waits a signal is heard. Raises RuntimeError where nothing comes within
     ANSWERED seconds, or so many: of itself a client of the store waits for it without end."""
     answers = queue.SimpleQueue()
@@ -300,109 +296,3 @@ class _InTurn:
 
     def views(self, *how):
         return self.ranks.together(self.pipeline.views(*how))
-
-
-@contextmanager
-def joined(apart: bool) -> Iterator[Ranks]:
-    """Yields the `Ranks` of this process: of those that torchrun started, or alone.
-
-    apart: whether each tower has a process of its own; else each process has a pair of towers. However the processes
-    end, one of them says why, with its status; the others end with 2, or 130 at a second Ctrl-C, without a word. Raises
-    UserError."""
-    if not apart and os.environ.get("WORLD_SIZE", "1") == "1":
-        alone = Ranks()
-        try:
-            yield alone
-        except UserError as error:
-            if not alone.begun or isinstance(error, InVain):
-                launcher.not_again()
-            raise
-        return
-    CONSOLE.quiet = not launcher.is_first()
-    ranks = _ranks(apart)
-    try:
-        if ranks.count % ranks.towers:
-            raise UserError(
-                f"--towers apart: a process a tower is an even number of them, not {ranks.count}; "
-                f"torchrun --nproc-per-node {ranks.count + 1}"
-            )
-        with ranks.reached():
-            _answer(lambda: _make_groups(ranks), 2 * PATIENCE.total_seconds())  # which have their own
-        with ranks.alive():
-            ranks.meet()  # one that ended while others still connect to it would have them say so, in torch's words
-            yield ranks
-    except BaseException as error:
-        speaks = not isinstance(error, SaidElsewhere) and ranks.speaks()
-        if speaks:
-            CONSOLE.quiet = False
-            asked_in_vain = isinstance(error, UserError) and not isinstance(error, Lost) and not ranks.begun
-            if asked_in_vain or isinstance(error, InVain):
-                ranks.not_again()
-        else:
-            with suppress(KeyboardInterrupt):  # torchrun's, which ends all when the one that speaks has gone
-                ranks.wait_for_last_words()
-        atexit.register(_leave)
-        if speaks:
-            raise
-        raise SystemExit(130 if isinstance(error, KeyboardInterrupt) else 2) from None
-    else:
-        dist.destroy_process_group()
-
-
-def _make_groups(ranks):
-    dist.init_process_group(
-        # Tensors on GPUs travel by NCCL, those on the host by gloo.
-        "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
-        store=dist.PrefixStore("group", ranks.store),
-        rank=ranks.rank,
-        world_size=ranks.count,
-        timeout=PATIENCE,
-    )
-    ranks.meeting_place = dist.new_group(backend="gloo", timeout=timedelta(days=1000))
-    if ranks.pairs > 1:
-        # All processes make all groups. NCCL has one communicator for two processes, whatever their devices, so that
-        # each tower has a group of its own, also where a process has both.
-        step = ranks.towers
-        ranks.groups = [
-            dist.new_group(list(range(tower % step, ranks.count, step)), timeout=PATIENCE) for tower in (0, 1)
-        ]
-
-
-def _leave():
-    """Leave the groups when all is said: NCCL may wait there for what never comes. Then the kernel ends this process,
-    also while the interpreter takes itself apart, when no thread and no handler runs any more."""
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.alarm(LEAVES)
-    if dist.is_initialized():
-        dist.destroy_process_group()
-
-
-def _ranks(apart):
-    """As the environment has it, with the store that the processes meet in. Where that isn't found, or a signal comes
-    first, the first process of each machine, or of the job, says so, and the others end without a word."""
-    how = "torchrun --nproc-per-node 2 -m alexnet_mp.train --towers apart ..."
-    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
-        raise UserError(
-            f"--towers apart: a process a tower, and torchrun starts them: {how}"
-            if apart
-            else f"WORLD_SIZE is set without RANK: torchrun sets both: {how}"
-        )
-    local_rank = os.environ.get("LOCAL_RANK", os.environ["RANK"])
-    try:
-        store, rank, count = _answer(
-            lambda: next(iter(dist.rendezvous("env://", timeout=PATIENCE))), 2 * PATIENCE.total_seconds()
-        )
-        # torchrun's agent keeps its store when it starts the processes again.
-        store = dist.PrefixStore(f"alexnet_mp/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
-        local_count = int(os.environ.get("LOCAL_WORLD_SIZE", count))
-        return Ranks(rank, count, int(local_rank), local_count, store, apart)
-    except KeyboardInterrupt:
-        if launcher.is_first():
-            raise
-        raise SystemExit(130) from None
-    except (ValueError, RuntimeError) as error:
-        if local_rank == "0" or not local_rank.isdecimal():
-            why = (str(error).splitlines() or [""])[0]
-            raise UserError(f"the processes don't find each other: {why}; {how}") from None
-        time.sleep(launcher.LAST_WORDS)
-        raise SystemExit(2) from None

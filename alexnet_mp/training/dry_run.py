@@ -21,8 +21,8 @@ from ..recipes import shapes
 from ..recipes.recipe import Recipe
 from ..runs.checkpoints import CHECKPOINTS, listing
 from ..system.errors import UserError
+from ..system.job import joined
 from ..system.memory import keep_freed_memory
-from ..system.ranks import joined
 from ..system.terminal import duration, say
 from . import graphed_step, run
 from .make_step import TAKES_COUNT, make_step

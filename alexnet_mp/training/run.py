@@ -30,8 +30,8 @@ from ..runs.elsewhere import RunElsewhere
 from ..system import precision
 from ..system.errors import UserError
 from ..system.interrupts import Agreed, Interrupts, interruptible
+from ..system.job import joined
 from ..system.memory import keep_freed_memory
-from ..system.ranks import joined
 from ..system.terminal import say
 from . import length, resume, self_check
 from .plan import Options, Plan, resolve

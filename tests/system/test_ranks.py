@@ -16,7 +16,8 @@ from inner_cases import every
 
 from alexnet_mp.system import launcher, ranks
 from alexnet_mp.system.errors import UserError, run_command
-from alexnet_mp.system.ranks import InVain, Lost, Ranks, joined
+from alexnet_mp.system.job import joined
+from alexnet_mp.system.ranks import InVain, Lost, Ranks
 from alexnet_mp.system.terminal import CONSOLE
 
 
@@ -96,13 +97,13 @@ def test_the_torchruns_of_all_machines_are_ended_once(monkeypatch):
 LEAVES = """
 import sys, time
 import torch.distributed as dist
-from alexnet_mp.system import ranks
+from alexnet_mp.system import job
 from alexnet_mp.system.errors import run_command
-ranks.LEAVES = 1
+job.LEAVES = 1
 dist.destroy_process_group = lambda: time.sleep(1000)
 dist.is_initialized = lambda: True
 def main():
-    with ranks.joined(apart=True):
+    with job.joined(apart=True):
         pass
 run_command(main, several=True)
 """

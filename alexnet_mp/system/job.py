@@ -1,0 +1,124 @@
+"""How the processes of one job find each other, and how they end: together, with one line."""
+
+import atexit
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from . import launcher, ranks
+from .errors import UserError
+from .terminal import CONSOLE
+
+LEAVES = 20  # seconds that a process which has said why it ends takes for the rest
+
+
+@contextmanager
+def joined(apart: bool) -> Iterator[ranks.Ranks]:
+    """Yields the `Ranks` of this process: of those that torchrun started, or alone.
+
+    apart: whether each tower has a process of its own; else each process has a pair of towers. However the processes
+    end, one of them says why, with its status; the others end with 2, or 130 at a second Ctrl-C, without a word. Raises
+    UserError."""
+    if not apart and os.environ.get("WORLD_SIZE", "1") == "1":
+        alone = ranks.Ranks()
+        try:
+            yield alone
+        except UserError as error:
+            if not alone.begun or isinstance(error, ranks.InVain):
+                launcher.not_again()
+            raise
+        return
+    CONSOLE.quiet = not launcher.is_first()
+    each = _ranks(apart)
+    try:
+        if each.count % each.towers:
+            raise UserError(
+                f"--towers apart: a process a tower is an even number of them, not {each.count}; "
+                f"torchrun --nproc-per-node {each.count + 1}"
+            )
+        with each.reached():
+            ranks.answer(lambda: _make_groups(each), 2 * ranks.PATIENCE.total_seconds())  # which have their own
+        with each.alive():
+            each.meet()  # one that ended while others still connect to it would have them say so, in torch's words
+            yield each
+    except BaseException as error:
+        speaks = not isinstance(error, ranks.SaidElsewhere) and each.speaks()
+        if speaks:
+            CONSOLE.quiet = False
+            asked_in_vain = isinstance(error, UserError) and not isinstance(error, ranks.Lost) and not each.begun
+            if asked_in_vain or isinstance(error, ranks.InVain):
+                each.not_again()
+        else:
+            with suppress(KeyboardInterrupt):  # torchrun's, which ends all when the one that speaks has gone
+                each.wait_for_last_words()
+        atexit.register(_leave)
+        if speaks:
+            raise
+        raise SystemExit(130 if isinstance(error, KeyboardInterrupt) else 2) from None
+    else:
+        dist.destroy_process_group()
+
+
+def _make_groups(each):
+    dist.init_process_group(
+        # Tensors on GPUs travel by NCCL, those on the host by gloo.
+        "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
+        store=dist.PrefixStore("group", each.store),
+        rank=each.rank,
+        world_size=each.count,
+        timeout=ranks.PATIENCE,
+    )
+    each.meeting_place = dist.new_group(backend="gloo", timeout=timedelta(days=1000))
+    if each.pairs > 1:
+        # All processes make all groups. NCCL has one communicator for two processes, whatever their devices, so that
+        # each tower has a group of its own, also where a process has both.
+        step = each.towers
+        each.groups = [
+            dist.new_group(list(range(tower % step, each.count, step)), timeout=ranks.PATIENCE) for tower in (0, 1)
+        ]
+
+
+def _leave():
+    """Leave the groups when all is said: NCCL may wait there for what never comes. Then the kernel ends this process,
+    also while the interpreter takes itself apart, when no thread and no handler runs any more."""
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.alarm(LEAVES)
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _ranks(apart):
+    """As the environment has it, with the store that the processes meet in. Where that isn't found, or a signal comes
+    first, the first process of each machine, or of the job, says so, and the others end without a word."""
+    how = "torchrun --nproc-per-node 2 -m alexnet_mp.train --towers apart ..."
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        raise UserError(
+            f"--towers apart: a process a tower, and torchrun starts them: {how}"
+            if apart
+            else f"WORLD_SIZE is set without RANK: torchrun sets both: {how}"
+        )
+    local_rank = os.environ.get("LOCAL_RANK", os.environ["RANK"])
+    try:
+        store, rank, count = ranks.answer(
+            lambda: next(iter(dist.rendezvous("env://", timeout=ranks.PATIENCE))), 2 * ranks.PATIENCE.total_seconds()
+        )
+        # torchrun's agent keeps its store when it starts the processes again.
+        store = dist.PrefixStore(f"alexnet_mp/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        local_count = int(os.environ.get("LOCAL_WORLD_SIZE", count))
+        return ranks.Ranks(rank, count, int(local_rank), local_count, store, apart)
+    except KeyboardInterrupt:
+        if launcher.is_first():
+            raise
+        raise SystemExit(130) from None
+    except (ValueError, RuntimeError) as error:
+        if local_rank == "0" or not local_rank.isdecimal():
+            why = (str(error).splitlines() or [""])[0]
+            raise UserError(f"the processes don't find each other: {why}; {how}") from None
+        time.sleep(launcher.LAST_WORDS)
+        raise SystemExit(2) from None
