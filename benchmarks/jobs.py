@@ -20,14 +20,14 @@ RATE = 1e-6  # so that no step among hundreds diverges
 
 
 class Job:
-    """A step of the paper's network by so many processes, as `interleaved.time_interleaved` takes it.
+    """A step of a recipe's network by so many processes, as `interleaved.time_interleaved` takes it.
 
     devices: [those of each process]. threads: of each, on a CPU. apart: a process a tower. microbatch: None: a pair's
-    images at once. Close it to end the processes."""
+    images at once. recipe: None: the paper's. Close it to end the processes."""
 
     calls, sets = 1, 1
 
-    def __init__(self, devices, threads, batch, apart=False, microbatch=None):
+    def __init__(self, devices, threads, batch, apart=False, microbatch=None, recipe=None):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -41,7 +41,9 @@ class Job:
                 "OMP_NUM_THREADS": str(threads),
             }
             here, there = spawn.Pipe()
-            process = spawn.Process(target=_serve, args=(there, place, own, threads, batch, apart, microbatch))
+            process = spawn.Process(
+                target=_serve, args=(there, place, own, threads, batch, apart, microbatch, recipe or paper())
+            )
             process.start()
             there.close()
             self.ends.append(here)
@@ -62,12 +64,12 @@ class Job:
             process.join()
 
 
-def _serve(pipe, place, devices, threads, batch, apart, microbatch):
+def _serve(pipe, place, devices, threads, batch, apart, microbatch, recipe):
     os.environ.update(place)
     torch.set_num_threads(threads)
     with ExitStack() as held:
         ranks = held.enter_context(joined(apart))
-        take = _step_of(ranks, [torch.device(device) for device in devices], batch, microbatch)
+        take = _step_of(ranks, [torch.device(device) for device in devices], batch, microbatch, recipe)
         pipe.send(take())
         while True:
             try:
@@ -77,8 +79,8 @@ def _serve(pipe, place, devices, threads, batch, apart, microbatch):
             pipe.send(take())
 
 
-def _step_of(ranks, devices, batch, microbatch):
-    network = TwoTowerAlexNet(paper(), devices, ranks=ranks if ranks.apart else None)
+def _step_of(ranks, devices, batch, microbatch, recipe):
+    network = TwoTowerAlexNet(recipe, devices, ranks=ranks if ranks.apart else None)
     make_current(devices)
     optimizer = PaperSGD(network)
     optimizer.set_rates(dict.fromkeys(network.layer_parameters(), RATE))

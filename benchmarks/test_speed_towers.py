@@ -3,17 +3,21 @@
     pytest benchmarks/test_speed_towers.py --benchmark-only [--batch 128] [--rounds 7]
 
 `two-towers`: the paper's network, a tower a device. `one-gpu`: half the kernels in each convolution but the last, the
-fully connected layers whole, on the first of them (`variants.one_gpu`). Both take forward, loss, backward and update as
-`train` does, without CUDA graphs. Only `two-gpus` is what the sentence is about; with both towers on one GPU, or on the
-CPU, the larger network has no second device to save time with.
+fully connected layers whole, on the first of them (`ablations.one_gpu`). Both take forward, loss, backward and update
+as `train` does, without CUDA graphs. Only `two-gpus` is what the sentence is about; with both towers on one GPU, or on
+the CPU, the larger network has no second device to save time with. `two-processes` is the sentence on a CPU: a process
+and a core for each tower, against one process on one core; `two-gpu-processes` is that on two GPUs, a process each.
 """
 
 import functools
+import math
 import statistics
+from contextlib import ExitStack, closing
 
 import pytest
 import torch
 from interleaved import REPLAY, clocks, compare, provenance, replay, time_interleaved
+from jobs import RATE, Job
 
 from alexnet_mp import TwoTowerAlexNet, paper
 from alexnet_mp.recipes import shapes
@@ -22,9 +26,9 @@ from alexnet_mp.training.step import TrainingStep
 from alexnet_mp.training.update_rule import PaperSGD
 
 PLACES = {"cpu": ("cpu", "cpu"), "one-gpu": ("cuda:0", "cuda:0"), "two-gpus": ("cuda:0", "cuda:1")}
-GPUS = {"one-gpu": 1, "two-gpus": 2}
+PROCESSES = {"two-processes": ("cpu", "cpu"), "two-gpu-processes": ("cuda:0", "cuda:1")}
+GPUS = {"one-gpu": 1, "two-gpus": 2, "two-gpu-processes": 2}
 VARIANTS = ("two-towers", "one-gpu")
-RATE = 1e-6  # so that no step among hundreds diverges
 
 
 @pytest.fixture(scope="module")
@@ -35,13 +39,17 @@ def measured():
 @pytest.mark.benchmark(timer=REPLAY)
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize(
-    "place", [pytest.param(place, marks=[pytest.mark.gpus(GPUS[place])] if place in GPUS else ()) for place in PLACES]
+    "place",
+    [
+        pytest.param(place, marks=[pytest.mark.gpus(GPUS[place])] if place in GPUS else ())
+        for place in (*PLACES, *PROCESSES)
+    ],
 )
 @pytest.mark.long("two-gpus")
 def test_step_of_towers(place, variant, benchmark, measured, rounds, request):
-    devices = tuple(map(torch.device, PLACES[place]))
+    devices = tuple(map(torch.device, PLACES.get(place) or PROCESSES[place]))
     batch = (request.config.getoption("batch") or (2 if benchmark.disabled else 128,))[0]
-    seconds, parameters, noted = measured(devices, batch, rounds)
+    seconds, parameters, noted = measured(devices, place in PROCESSES, batch, rounds)
     benchmark.group = f"two-gpus-{place}-fp32-b{batch}"
     replay(benchmark, seconds[variant]["step"])
     benchmark.extra_info.update(
@@ -60,24 +68,32 @@ def test_step_of_towers(place, variant, benchmark, measured, rounds, request):
     )
 
 
-def measure(devices, batch, rounds):
+def measure(devices, in_processes, batch, rounds):
     """Both steps timed, interleaved: (seconds, {variant: parameters}, what the record says of the conditions)."""
     recipes = {"two-towers": paper(), "one-gpu": one_gpu(paper())}
-    variants = {name: Step(recipe, devices[: recipe.towers], batch) for name, recipe in recipes.items()}
-    for variant in variants.values():
-        assert variant.step().isfinite()
-    before = clocks(devices[0])
-    seconds, _ = time_interleaved(variants, devices[0], rounds)
-    return (
-        seconds,
-        {name: sum(shapes.parameter_counts(recipe)) for name, recipe in recipes.items()},
-        {
-            "kernels": variants["two-towers"].network.kernels_used(),
-            "clocks_before": before,
-            "clocks_after": clocks(devices[0]),
-            "seed": 0,
-        },
-    )
+    with ExitStack() as held:
+        if in_processes:
+            variants = {
+                name: held.enter_context(closing(of_processes(recipe, devices, batch)))
+                for name, recipe in recipes.items()
+            }
+            timed_on, noted = torch.device("cpu"), {"threads_each": 1}
+        else:
+            variants = {name: Step(recipe, devices[: recipe.towers], batch) for name, recipe in recipes.items()}
+            for variant in variants.values():
+                assert variant.step().isfinite()
+            timed_on, noted = devices[0], {"kernels": variants["two-towers"].network.kernels_used()}
+        before = clocks(devices[0])
+        seconds, _ = time_interleaved(variants, timed_on, rounds)
+        noted |= {"clocks_before": before, "clocks_after": clocks(devices[0]), "seed": 0}
+    return seconds, {name: sum(shapes.parameter_counts(recipe)) for name, recipe in recipes.items()}, noted
+
+
+def of_processes(recipe, devices, batch):
+    """A `Job`: a process with one thread for each tower. What it costs to tell it to take a step is in its time."""
+    job = Job([[str(device)] for device in devices[: recipe.towers]], 1, batch, apart=recipe.towers == 2, recipe=recipe)
+    assert all(loss == job.losses[0] for loss in job.losses) and math.isfinite(job.losses[0])
+    return job
 
 
 class Step:

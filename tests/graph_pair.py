@@ -35,11 +35,11 @@ class Pair:
     """The same network twice: one trained eagerly, the other with graphs.
 
     devices: one a tower. apart: the towers carry everything to each other, as two devices would, although they may
-    share one."""
+    share one. ranks: of a job with a process a tower, of which this one is on the one device."""
 
-    def __init__(self, recipe, devices=(CPU, CPU), classes=5, must=True, apart=False, **fake):
-        self.recipe, self.devices, self.classes = recipe, devices[: recipe.towers], classes
-        self.networks = [TwoTowerAlexNet(recipe, self.devices, classes) for _ in range(2)]
+    def __init__(self, recipe, devices=(CPU, CPU), classes=5, must=True, apart=False, ranks=None, **fake):
+        self.recipe, self.devices, self.classes = recipe, devices[: 1 if ranks else recipe.towers], classes
+        self.networks = [TwoTowerAlexNet(recipe, self.devices, classes, ranks=ranks) for _ in range(2)]
         for network in self.networks:
             network.exchange.shared &= not apart
         self.optimizers = [PaperSGD(network) for network in self.networks]

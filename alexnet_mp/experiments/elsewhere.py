@@ -60,7 +60,13 @@ def two_gpus(folder: str | Path, records: Mapping[str, list[dict]]) -> list[str]
     return found
 
 
-PLACES = {"cpu": "both towers on one CPU", "one-gpu": "both towers on one GPU", "two-gpus": "a tower a GPU"}
+PLACES = {
+    "cpu": "both towers on one CPU",
+    "one-gpu": "both towers on one GPU",
+    "two-gpus": "a tower a GPU",
+    "two-processes": "a process and a core a tower, against one core",
+    "two-gpu-processes": "a process and a GPU a tower",
+}
 
 
 def importance(folder: str | Path, records: Mapping[str, list[dict]]) -> list[str]:

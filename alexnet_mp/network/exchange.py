@@ -6,6 +6,7 @@ on streams of their own, one pair a direction, and what needs nothing from the o
 (`split_product.py`). With both towers on one device nothing is copied, and the ledger says so."""
 
 import functools
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -98,10 +99,21 @@ class Exchange:
         """{name: [tower a's tensor, tower b's]}: all are here. owners: {name: how many towers have it}."""
         return layers
 
-    def standing(self, edge: str, tensor: torch.Tensor, source: int, target: int, pass_: Pass) -> "StandingCopy":
-        """A `StandingCopy` of a tensor of tower `source`, entered in the ledger once."""
-        self.enter(edge, tensor, source, target, pass_)
-        return StandingCopy(tensor, self.devices[target], self.copy_stream)
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is true in any process that has one of the towers."""
+        return flag
+
+    def standing(
+        self, edge: str, pass_: Pass, outgoing: Mapping[int, torch.Tensor], arriving: Mapping[int, torch.Tensor]
+    ) -> "dict[int, StandingCopy]":
+        """{tower that reads: a `StandingCopy` of the other one's tensor}, each entered in the ledger once.
+
+        outgoing: {tower: what it sends}; arriving: {tower: a tensor of the shape and dtype of what comes to it}."""
+        copies = {}
+        for target in arriving:
+            self.enter(edge, outgoing[1 - target], 1 - target, target, pass_)
+            copies[target] = StandingCopy(outgoing[1 - target], self.devices[target], self.copy_stream)
+        return copies
 
     def carry(self, edge: str, tensor: torch.Tensor, source: int, target: int, pass_: Pass) -> "Arrival":
         """Begin a crossing, and enter it in the ledger: an `Arrival`."""
@@ -218,7 +230,7 @@ class StandingCopy:
 def settle(devices: Sequence[torch.device]) -> None:
     """Copies and computation on CUDA devices wait for each other: from then on all tensors and places may be written
     again."""
-    for source, target in (devices, devices[::-1]):
+    for source, target in itertools.permutations(devices, 2):
         if source.type == target.type == "cuda":
             for stream in _copy_streams(source, target):
                 current = torch.cuda.current_stream(stream.device)

@@ -82,17 +82,19 @@ class ProcessExchange:
     ) -> "Flight":
         """Begin one layer's crossings of a pass: a `Flight`. outgoing: what is sent, or None; like: a tensor of the
         shape and dtype of either; arrives: whether one is received."""
+        return self._standing(edge, pass_, outgoing, like, arrives).begin()
+
+    def _standing(self, edge, pass_, outgoing, like, arrives):
         sent, received = self._layout(edge, pass_, like if outgoing is None else outgoing, like)
         size = like.numel() * like.element_size()
         for source, there in ((1, self.tower == 0), (0, self.tower == 1)):  # b->a, a->b
             if arrives if there else outgoing is not None:
                 self.ledger.append(Entry(edge, f"{NAMES[source]}->{NAMES[1 - source]}", pass_, size))
+        dense = outgoing
         if outgoing is not None and outgoing.stride() != sent:
-            outgoing = torch.empty_strided(outgoing.shape, sent, dtype=outgoing.dtype, device=outgoing.device).copy_(
-                outgoing
-            )
+            dense = torch.empty_strided(outgoing.shape, sent, dtype=outgoing.dtype, device=outgoing.device)
         place = torch.empty_strided(like.shape, received, dtype=like.dtype, device=like.device) if arrives else None
-        return self._begin(outgoing, place, keep=not arrives)
+        return StandingFlight(self._begin, outgoing, dense, place)
 
     def _layout(self, edge, pass_, outgoing, like):
         """(strides of what is sent, strides of what arrives). The two processes tell each other at the first time."""
@@ -119,6 +121,25 @@ class ProcessExchange:
         if keep:
             self.unfinished = flight
         return flight
+
+    # --- the same, begun time and again, as CUDA graphs need it
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is true in any process."""
+        return self.ranks.any(flag)
+
+    def standing(
+        self, edge: str, pass_: Pass, outgoing: Mapping[int, torch.Tensor], arriving: Mapping[int, torch.Tensor]
+    ) -> "dict[int, StandingFlight]":
+        """{the tower here: a `StandingFlight`}, entered in the ledger once; see `Exchange.standing`."""
+        own, coming = outgoing.get(self.tower), arriving.get(self.tower)
+        like = own if coming is None else coming
+        return {self.tower: self._standing(edge, pass_, own, like, coming is not None)}
+
+    def standing_numbers(self, numbers: torch.Tensor | None) -> "StandingFlight":
+        """A `StandingFlight` of (loss, right answers), (2,) float64: from tower a, which has them, to tower b."""
+        place = torch.empty(2, dtype=torch.float64, device=self.devices[0]) if numbers is None else None
+        return StandingFlight(self._begin, numbers, numbers, place)
 
     # --- a checkpoint
 
@@ -175,6 +196,30 @@ class Flight:
                 work.wait()
         self.works, self.kept = (), None
         return self.place
+
+
+class StandingFlight:
+    """A flight from one place and to another: what `exchange.StandingCopy` is. dense: where the tensor that is sent
+    lies without gaps, in the order that the other side reads; it itself, if it does."""
+
+    def __init__(
+        self,
+        launch: Callable[..., Flight],
+        tensor: torch.Tensor | None,
+        dense: torch.Tensor | None,
+        place: torch.Tensor | None,
+    ):
+        self.launch, self.tensor, self.dense, self.place = launch, tensor, dense, place
+
+    def begin(self) -> Flight:
+        if self.dense is not self.tensor:
+            self.dense.copy_(self.tensor)
+        self.flight = self.launch(self.dense, self.place, keep=self.place is None)
+        return self.flight
+
+    def receive(self) -> None:
+        """The current stream waits for what was begun last; on a CPU the host does."""
+        self.flight.receive()
 
 
 class _Halves(torch.autograd.Function):

@@ -1,4 +1,4 @@
-"""Captures of CUDA graphs on one device or two, and the tape of a step whose graphs take turns with copies.
+"""Captures of CUDA graphs on one device or two, and the tape of a step whose graphs take turns with crossings.
 
 A capture of torch's has its stream and its memory on one device (pytorch issue 153025), and cannot hold a copy between
 two. Nor does `torch.cuda.make_graphed_callables` help: it captures on a stream of the device that was the first to have
@@ -13,6 +13,7 @@ from typing import Literal, TypeVar
 import torch
 
 from ..network.exchange import Exchange, StandingCopy, settle
+from ..network.exchange_processes import ProcessExchange, StandingFlight
 from ..system.devices import stream_for
 from . import tape_program
 
@@ -95,35 +96,58 @@ class CudaGraphs:
 
 
 class Tape:
-    """Graphs of two devices and the copies between them, in the order of a step.
+    """Graphs of the towers that are here, and the crossings between the towers, in the order of a step.
 
-    run, send and receive put one more at the end; `replay` launches them all again, called `aside`. What a graph reads
-    of another device lies in a place of its own, written by the copy of that step. The first replay makes a
-    `tape_program.Program` of it, where the operator for that is there."""
+    run, cross, receive and told put more at the end; `replay` launches them all again, called `aside`. What a graph
+    reads of the other tower lies in a place of its own, written by the crossing of that step. Between two devices the
+    first replay makes a `tape_program.Program` of it, where the operator for that is there. Between processes a
+    crossing is a send and a receive of `torch.distributed`, which waits for what its stream was given before, and is
+    never captured."""
 
-    def __init__(self, graphs: CudaGraphs, pool: Mapping[torch.device, tuple[int, int]], exchange: Exchange):
+    def __init__(
+        self, graphs: CudaGraphs, pool: Mapping[torch.device, tuple[int, int]], exchange: Exchange | ProcessExchange
+    ):
         self.graphs, self.pool, self.exchange = graphs, pool, exchange
-        self.steps = []  # ("launch", graph, device), ("send", copy), ("receive", copy)
+        self.devices = dict(zip(exchange.towers, exchange.devices, strict=True))
+        self.steps = []  # ("launch", graph, device), ("send", crossing), ("receive", crossing)
         self.program = None  # of the steps, once replayed; False where Python replays them
 
     def run(self, tower: int, function: Callable[..., list[torch.Tensor]], *arguments: object) -> list[torch.Tensor]:
         """What the function returns: tensors that every replay writes."""
-        device = self.exchange.devices[tower]
+        device = self.devices[tower]
         graph, results = self.graphs.capture(lambda: function(*arguments), self.pool, device)
         self.steps.append(("launch", graph, device))
         return results
 
-    def send(
-        self, edge: str, tensor: torch.Tensor, source: int, target: int, pass_: Literal["forward", "backward"]
-    ) -> StandingCopy:
-        copy = self.exchange.standing(edge, tensor, source, target, pass_)
-        self.steps.append(("send", copy))
-        return copy
+    def cross(
+        self,
+        edge: str,
+        pass_: Literal["forward", "backward"],
+        outgoing: Mapping[int, torch.Tensor],
+        arriving: Mapping[int, torch.Tensor],
+    ) -> dict[int, StandingCopy | StandingFlight]:
+        """Begin a layer's crossings: {tower: what it receives}. See `Exchange.standing`."""
+        begun = self.exchange.standing(edge, pass_, outgoing, arriving)
+        self.steps += [("send", crossing) for crossing in begun.values()]
+        return begun
 
-    def receive(self, copy: StandingCopy) -> torch.Tensor:
-        """The copy's place, on the target's device."""
-        self.steps.append(("receive", copy))
-        return copy.place
+    def receive(self, crossing: StandingCopy | StandingFlight) -> torch.Tensor:
+        """Where it arrives, on the target's device."""
+        self.steps.append(("receive", crossing))
+        return crossing.place
+
+    def told(self, numbers: list[torch.Tensor] | None, dtype: torch.dtype) -> list[torch.Tensor]:
+        """[loss, right answers] here, of tower a's; None: tower a has another process. dtype: the loss's."""
+        if self.exchange.between == "devices":
+            return numbers
+        if numbers is not None:
+            (both,) = self.run(0, lambda: [torch.stack([number.double() for number in numbers])])
+            self.steps.append(("send", self.exchange.standing_numbers(both)))
+            return numbers
+        flight = self.exchange.standing_numbers(None)
+        self.steps.append(("send", flight))
+        both = self.receive(flight)
+        return self.run(1, lambda: [both[0].to(dtype), both[1].clone()])
 
     def replay(self) -> None:
         if self.program is None:

@@ -1,5 +1,5 @@
-"""Forward and backward of towers on two devices, cut at every crossing into what one device computes by itself: a graph
-can hold that.
+"""Forward and backward of towers on two devices, or in two processes, cut at every crossing into what one device
+computes by itself: a graph can hold that.
 
 torch's autograd goes through both devices in one backward pass, and lets one wait for the other on its own: no capture
 can follow. Here a tower's layers from one that reads both to the next have a history of their own, and gradients are
@@ -23,64 +23,78 @@ def forward_and_backward(
 ) -> list[torch.Tensor]:
     """[loss, right answers], as `TrainingStep.forward_and_backward` has it; trained parameters get their gradients.
 
-    tape: has run(tower, function, *arguments) -> what the function returns, a list of tensors; send(edge, tensor,
-    source, target, pass) and receive(what send returned) -> the tensor on the target's device (`cuda_graphs.Tape`)."""
+    network: with both towers, or that of this process. images: of its towers. tape: has run(tower, function,
+    *arguments) -> what the function returns, a list of tensors; cross(edge, pass, outgoing, arriving) -> {tower:
+    crossing}; receive(crossing) -> the tensor on the tower's device; told(tower a's numbers, dtype) -> the numbers
+    (`cuda_graphs.Tape`)."""
     network.exchange.clear()
     for layer in (layer for tower in network.towers for layer in tower.children()):
         layer.first_row = 0  # the whole minibatch; before, the network may have computed a part of one
-    passed = _forward(network, images, labels, tape)
-    _backward(passed, tape)
-    return passed[-1][0].results
+    runs = _runs(network.recipe.layers)
+    passed = _forward(network, runs, images, labels, tape)
+    last = passed[-1].get(0)
+    numbers = tape.told(last and last.results, network.dtype)
+    _backward(runs, passed, tape)
+    return numbers
 
 
-def _forward(network, images, labels, tape):
-    """[[a's segment, b's], ...] in the order of the layers."""
+def _forward(network, runs, images, labels, tape):
+    """[{tower: its segment}, ...] in the order of the layers."""
 
     def answer(logits):
         return loss_and_right(logits.to(network.dtype), labels, network.kernels)
 
-    runs = _runs(network.recipe.layers)
     passed = []
     for layers in runs:
-        segments = [
-            Segment(tower, [getattr(tower, layer.name) for layer in layers if hasattr(tower, layer.name)])
+        segments = {
+            tower.index: Segment(tower, [getattr(tower, layer.name) for layer in layers if hasattr(tower, layer.name)])
             for tower in network.towers
             if hasattr(tower, layers[0].name)
-        ]
-        if layers is runs[-1]:
+        }
+        if layers is runs[-1] and 0 in segments:
             segments[0].finish = answer
         if not passed:
-            for tower, segment in enumerate(segments):
-                segment.results = tape.run(tower, segment.start, images[tower])
+            for (tower, segment), image in zip(segments.items(), images):
+                segment.results = tape.run(tower, segment.start, image)
         else:
             before = passed[-1]
-            copies = [
-                tape.send(layers[0].name, before[1 - tower].results[0], 1 - tower, tower, "forward")
-                for tower in range(len(segments))
-            ]
-            for tower, (segment, copy) in enumerate(zip(segments, copies, strict=True)):
-                own, other = before[tower], before[1 - tower]
-                tape.run(tower, segment.begin, own.results[0], (own.trained, other.trained), tower == 0)
-                segment.results = tape.run(tower, segment.end, tape.receive(copy))
+            outgoing = {tower: own.results[0] for tower, own in before.items() if _reads(layers, 1 - tower)}
+            arriving = {tower: before[tower].results[0] for tower in segments}
+            crossings = tape.cross(layers[0].name, "forward", outgoing, arriving)
+            for tower, segment in segments.items():
+                own = before[tower]
+                wanted = (
+                    own.trained,
+                    before.get(1 - tower, own).trained,
+                )  # in both processes the same layers are trained
+                tape.run(tower, segment.begin, own.results[0], wanted, tower == 0)
+                segment.results = tape.run(tower, segment.end, tape.receive(crossings[tower]))
         passed.append(segments)
     return passed
 
 
-def _backward(passed, tape):
-    gradients = [[], []]  # of each tower's outputs, to be summed; the loss, the last of all, has none and needs none
-    for segments in reversed(passed):
-        before, copies = [[], []], {}
-        for tower, segment in reversed([*enumerate(segments)]):
-            if not segment.trained:
-                continue
-            back = tape.run(tower, segment.backward, gradients[tower])
-            if back:
-                copies[1 - tower] = tape.send(segment.layers[0].layer.name, *back, tower, 1 - tower, "backward")
+def _backward(runs, passed, tape):
+    gradients = dict.fromkeys(
+        passed[-1], ()
+    )  # {tower: of its outputs, to be summed}; the loss has none, and needs none
+    for number in range(len(runs) - 1, -1, -1):
+        layers, segments, before = runs[number], passed[number], passed[number - 1] if number else {}
+        trained = {tower: segment for tower, segment in reversed(segments.items()) if segment.trained}
+        backs = {tower: tape.run(tower, segment.backward, gradients[tower]) for tower, segment in trained.items()}
+        outgoing = {tower: back[0] for tower, back in backs.items() if back}
+        arriving = {tower: own.results[0] for tower, own in before.items() if own.trained and _reads(layers, 1 - tower)}
+        crossings = tape.cross(layers[0].name, "backward", outgoing, arriving) if outgoing or arriving else {}
+        gradients = {tower: [] for tower in before}
+        for tower, segment in trained.items():
             if segment.split and segment.split.more_is_wanted:
-                before[tower] += tape.run(tower, segment.backward_of_product)
-        for tower, copy in copies.items():
-            before[tower].append(tape.receive(copy))
-        gradients = before
+                gradients[tower] += tape.run(tower, segment.backward_of_product)
+        for tower in arriving:
+            gradients[tower].append(tape.receive(crossings[tower]))
+
+
+def _reads(layers, tower):
+    """Whether a tower has these layers, and so reads what comes before them."""
+    return tower == 0 or layers[0].towers == "each"
 
 
 def _runs(layers):

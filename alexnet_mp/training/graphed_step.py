@@ -2,7 +2,9 @@
 the host.
 
 With both towers on one device forward and backward are one graph. On two devices each has its graphs from one crossing
-to the next, and the copies between them are launched one by one (`graph_segments.py`, `cuda_graphs.Tape`).
+to the next, and the copies between them are launched one by one (`graph_segments.py`, `cuda_graphs.Tape`). So has each
+process that holds one tower; its crossings are sends and receives. Two processes capture, compare and give up at the
+same step, since the other waits in a crossing for each pass of the one.
 
 The first steps of a shape are eager, on the stream that will capture: they load kernels, and make cuDNN's and cuBLAS's
 workspaces, which belong to a stream. Then forward and backward are captured, once a shape of batch, and compared with
@@ -24,6 +26,7 @@ import torch
 from ..data.step_input import kind
 from ..kernels.sgd import update_tables_in
 from ..system.errors import UserError
+from ..system.ranks import InVain
 from ..system.terminal import say
 from . import graph_segments
 from .cuda_graphs import CudaGraphs, Tape
@@ -34,11 +37,13 @@ WARM_UP = 3  # eager steps of a shape
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
 
 
-def resolve(choice: str, devices: Sequence[torch.device], overlap: bool | None = None, never: str = "") -> str:
+def resolve(
+    choice: str, devices: Sequence[torch.device], overlap: bool | None = None, never: str = "", apart: bool = False
+) -> str:
     """What `--graphs` means for towers on these devices: of what graphs are made, or "off" and why.
 
-    overlap: see `Exchange`. never: why there can't be any yet, whatever the devices. Raises UserError where "on" can't
-    be.
+    overlap: see `Exchange`. never: why there can't be any yet, whatever the devices. apart: whether each tower has a
+    process, and the device is this one's. Raises UserError where "on" can't be.
     """
     kinds = list(dict.fromkeys(devices))
     if choice == "off":
@@ -48,20 +53,24 @@ def resolve(choice: str, devices: Sequence[torch.device], overlap: bool | None =
             raise UserError(f"--graphs on: not yet with {never}; --graphs auto would work")
         return f"off ({never})"
     if all(device.type == "cuda" for device in kinds):
-        if len(kinds) == 1:
+        if len(kinds) == 1 and not apart:
             return "whole step"
         if overlap is not False:
-            return "from copy to copy"
+            return "from crossing to crossing"
         if choice == "on":  # `graph_segments.py` computes by halves
-            raise UserError("--graphs on: on two devices it goes with --overlap on alone; --graphs auto would work")
+            where = "in two processes" if apart else "on two devices"
+            raise UserError(f"--graphs on: {where} it goes with --overlap on alone; --graphs auto would work")
         return "off (--overlap off)"
     where = " and ".join(map(str, kinds))
     if choice == "on":
+        needs = (
+            "its tower must be on a CUDA device, and it is"
+            if apart
+            else "both towers must be on CUDA devices, and they are"
+        )
         gpu = next((device.index or 0 for device in kinds if device.type == "cuda"), 0)
         other = f"--gpus {gpu}, or --graphs auto" if torch.cuda.device_count() else "--graphs auto"
-        raise UserError(
-            f"--graphs on: both towers must be on CUDA devices, and they are on {where}; {other} would work"
-        )
+        raise UserError(f"--graphs on: {needs} on {where}; {other} would work")
     return f"off ({where})"
 
 
@@ -69,8 +78,7 @@ def make_step(step: TrainingStep, choice: str) -> "TrainingStep | GraphedStep":
     """The `TrainingStep`, or a `GraphedStep` of it, as `resolve` has it."""
     exchange = step.network.exchange
     devices = exchange.devices
-    never = "a process a tower" if exchange.between == "processes" else ""
-    if resolve(choice, devices, exchange.chosen_overlap, never).startswith("off"):
+    if resolve(choice, devices, exchange.chosen_overlap, apart=exchange.between == "processes").startswith("off"):
         return step
     return GraphedStep(step, CudaGraphs(dict.fromkeys(devices)), must=choice == "on")
 
@@ -149,7 +157,7 @@ class GraphedStep:
                 # graph's own.
                 self.step.optimizer.zero_grad(set_to_none=True)
                 shape.pool = pool or self.graphs.new_pool()
-                shape.forward_and_backward, shape.numbers = self._captured_pass(shape)
+                shape.forward_and_backward, shape.numbers = self._captured_in_all(shape)
                 shape.gradients = {
                     parameter: parameter.grad for parameter in network.parameters() if parameter.grad is not None
                 }
@@ -160,6 +168,19 @@ class GraphedStep:
             self._give_up(error)
         finally:
             self._set_counters(counted)
+
+    def _captured_in_all(self, shape):
+        """`_captured_pass`, if no process fails in it. Raises what failed here, else that another did."""
+        captured = error = None
+        try:
+            captured = self._captured_pass(shape)
+        except Exception as raised:
+            error = raised
+        if self.step.network.exchange.any(error is not None):
+            if captured:
+                captured[0].reset()
+            raise error or RuntimeError("the other tower's process can't capture it")
+        return captured
 
     def _captured_pass(self, shape):
         """(what has replay() and reset(), [loss, right answers])"""
@@ -178,8 +199,8 @@ class GraphedStep:
             raise
 
     def _computes_the_same(self, shape, images, labels, counted):
-        """Whether a replay has the bits of an eager pass, if that has the same bits twice. Called `aside`. counted:
-        passes, a tower."""
+        """Whether a replay has the bits of an eager pass, in every process, if that has the same bits twice. Called
+        `aside`. counted: passes, a tower."""
         network = self.step.network
 
         def results(numbers):
@@ -194,7 +215,11 @@ class GraphedStep:
         shape.forward_and_backward.replay()
         for parameter in network.parameters():
             parameter.grad = shape.gradients.get(parameter)
-        return _same_bits(expected, results(shape.numbers)) or not _same_bits(expected, eager())
+        same = _same_bits(expected, results(shape.numbers))
+        if not network.exchange.any(not same):
+            return True
+        again = eager()  # in every process, since the other waits for it
+        return not network.exchange.any(not same and _same_bits(expected, again))
 
     def _set_counters(self, counted):
         for tower, passes in zip(self.step.network.towers, counted, strict=True):
@@ -234,7 +259,7 @@ class GraphedStep:
     def _give_up(self, error):
         why = " ".join((str(_first(error)).splitlines() or [type(error).__name__])[0].split())
         if self.must:
-            raise UserError(
+            raise InVain(
                 f"--graphs on: no CUDA graphs can be had of this step: {why}; --graphs auto goes on without"
             ) from error
         say(

@@ -129,7 +129,7 @@ def resolve(options: Options, held: ExitStack, ranks: Ranks = ALONE) -> Plan:
         )
     if options.profile is not None and (pieces.microbatch or ranks.pairs > 1 or recipe.fc_batch_size):
         raise UserError("--profile: not yet of a minibatch in pieces; one process without --microbatch can be recorded")
-    graphs = graphed_step.resolve(options.graphs, devices, overlap, _why_no_graphs(ranks, pieces, recipe))
+    graphs = graphed_step.resolve(options.graphs, devices, overlap, _why_no_graphs(ranks, pieces, recipe), ranks.apart)
     weights = read_weights(options.init) if options.init is not None and ranks.writes else None
     ranks.meet()
     weights = ranks.first(weights)
@@ -245,8 +245,6 @@ def _refuse_pieces(pieces, recipe, options):
 
 def _why_no_graphs(ranks, pieces, recipe):
     """In words; "" where they may be."""
-    if ranks.apart:
-        return "a process a tower"
     if recipe.fc_batch_size:
         return "fully connected layers that are updated within the step"
     return "a minibatch in pieces" if pieces.microbatch or ranks.pairs > 1 else ""

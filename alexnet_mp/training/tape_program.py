@@ -35,7 +35,8 @@ def fits(steps: Sequence[tuple], towers: Exchange) -> bool:
     copies = [step[1] for step in steps if step[0] == "send"]
     graphs = [step[1] for step in steps if step[0] == "launch"]
     return (
-        all(device.type == "cuda" for device in towers.devices)
+        towers.between == "devices"
+        and all(device.type == "cuda" for device in towers.devices)
         and towers.copy_stream  # else the computing streams copy
         and all(hasattr(graph, "raw_cuda_graph_exec") for graph in graphs)  # not in older versions of torch
         and all(_as_bytes(copy.tensor, copy.place) for copy in copies)

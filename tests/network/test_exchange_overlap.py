@@ -244,12 +244,10 @@ def test_copies_and_computation_settle(monkeypatch):
 
 def test_a_standing_copy_lies_on_the_targets_device():
     carrier = exchange.Exchange(("cpu", "meta"))
-    copies = [
-        carrier.standing("conv3", torch.ones(2, device=device), source, 1 - source, "forward")
-        for source, device in enumerate(("cpu", "meta"))
-    ]
-    assert [copy.place.device.type for copy in copies] == ["meta", "cpu"]
-    assert [(entry.direction, entry.bytes) for entry in carrier.ledger] == [("a->b", 8), ("b->a", 8)]
+    tensors = {tower: torch.ones(2, device=device) for tower, device in enumerate(("cpu", "meta"))}
+    copies = carrier.standing("conv3", "forward", tensors, tensors)
+    assert [copies[tower].place.device.type for tower in (0, 1)] == ["cpu", "meta"]
+    assert [(entry.direction, entry.bytes) for entry in carrier.ledger] == [("b->a", 8), ("a->b", 8)]
 
 
 @pytest.mark.parametrize("where", ["out", "into", "compute", "nowhere"])

@@ -78,7 +78,7 @@ def test_a_gradient_is_awaited_by_the_stream_of_the_forward_pass(streams, target
 @COPY_STREAMS
 def test_what_a_standing_copy_reads_and_writes_is_free_once_all_has_settled(streams, target, copy_stream):  # noqa: F811
     carrier, tensor = exchange.Exchange((ZERO, target), copy_stream=copy_stream), made(streams)
-    copy = carrier.standing("conv3", tensor, 0, 1, "forward")
+    copy = carrier.standing("conv3", "forward", {0: tensor}, {1: tensor})[1]
     for number in range(3):
         copy.begin()
         copy.receive()

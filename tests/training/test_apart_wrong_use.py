@@ -35,7 +35,7 @@ WRONG = {
     ),
     "no such data": (["--data", "/nowhere"], "/nowhere"),
     "a profile": (["--profile"], "--profile: not yet with --towers apart"),
-    "graphs": (["--graphs", "on"], "--graphs on: not yet with a process a tower"),
+    "graphs": (["--graphs", "on"], "--graphs on: its tower must be on a CUDA device, and it is on cpu; --graphs auto"),
     "an option that nobody knows": (["--tower", "apart"], "unrecognized arguments: --tower apart"),
     "nothing to go on from": (["--resume", "/nowhere"], "--resume '/nowhere': no such directory"),
     "nothing to begin with": (["--init", "/nowhere"], "--init /nowhere"),

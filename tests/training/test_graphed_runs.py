@@ -191,17 +191,29 @@ def test_a_run_on_a_gpu_with_graphs_is_the_run_without(precision, data, tmp_path
         ([CUDA], "on", "whole step"),
         ([CUDA, CUDA], "off", "off"),
         ([CPU, CUDA], "auto", "off (cpu and cuda:0)"),
-        ([CUDA, OTHER], "auto", "from copy to copy"),
-        ([CUDA, OTHER], "on", "from copy to copy"),
+        ([CUDA, OTHER], "auto", "from crossing to crossing"),
+        ([CUDA, OTHER], "on", "from crossing to crossing"),
         ([OTHER, CPU], "auto", "off (cuda:1 and cpu)"),
     ],
 )
 def test_what_the_flag_means(devices, choice, said):
     assert graphed_step.resolve(choice, devices) == said
     assert graphed_step.resolve(choice, devices, overlap=True) == said
-    without = "off (--overlap off)" if said == "from copy to copy" else said
+    without = "off (--overlap off)" if said == "from crossing to crossing" else said
     if (choice, without) != ("on", "off (--overlap off)"):
         assert graphed_step.resolve(choice, devices, overlap=False) == without
+
+
+def test_a_process_a_tower_has_graphs_of_its_own_device():
+    assert graphed_step.resolve("on", [OTHER], apart=True) == "from crossing to crossing"
+    assert graphed_step.resolve("auto", [OTHER], False, apart=True) == "off (--overlap off)"
+    assert graphed_step.resolve("auto", [CPU], apart=True) == "off (cpu)"
+    for devices, overlap, words in [
+        ([OTHER], False, "in two processes it goes with --overlap on alone"),
+        ([CPU], True, "its tower must be on a CUDA device, and it is on cpu"),
+    ]:
+        with pytest.raises(UserError, match=f"^--graphs on: {words}"):
+            graphed_step.resolve("on", devices, overlap, apart=True)
 
 
 def test_graphs_of_two_devices_go_by_halves():

@@ -212,7 +212,7 @@ def test_nor_are_passes_whose_results_always_differ():
     assert shape.captured and not pair.graphed.given_up
 
 
-# --- from copy to copy
+# --- from crossing to crossing
 
 FIFTH = change_layers(mini(), "conv4", reads="both")
 LOCAL = change_layers(mini(), "conv4", kind="local", reads="both", kernel=4, stride=2, pad=1, maps=5)
@@ -368,10 +368,10 @@ def test_memory_does_not_grow_with_the_rates_changes():
 
 
 @needs_gpu
-@pytest.mark.parametrize("graphs", ["whole step", "from copy to copy", "off"])
+@pytest.mark.parametrize("graphs", ["whole step", "from crossing to crossing", "off"])
 def test_a_step_does_not_wait_for_the_device(graphs):
     """By the words of torch's own check, and of the runtime calls that a profiler sees."""
-    pair = Pair(small(), (CUDA, CUDA), apart=graphs == "from copy to copy")
+    pair = Pair(small(), (CUDA, CUDA), apart=graphs == "from crossing to crossing")
     pair.set_rates()
     step, batch, pending, read = pair.steps[graphs != "off"], pair.batch(4), PendingSteps([CUDA]), []
 
@@ -401,5 +401,5 @@ def test_a_step_does_not_wait_for_the_device(graphs):
     called = [event.name for event in profile.events() if span[0] <= event.time_range.start <= span[1]]
     assert any(name.startswith("cuda") for name in called)  # the runtime's calls are seen
     assert not {"cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "cudaMemcpy"} & set(called)
-    launches = {"whole step": 2, "from copy to copy": GRAPHS_APART + 1, "off": 0}[graphs]
+    launches = {"whole step": 2, "from crossing to crossing": GRAPHS_APART + 1, "off": 0}[graphs]
     assert called.count("cudaGraphLaunch") == launches * (READ_EVERY - 1)

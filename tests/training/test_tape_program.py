@@ -114,7 +114,10 @@ def taped(recipe, devices):
             self.steps.append(("launch", numbered.graph(), devices[tower]))
             return function(*arguments)
 
-        def send(self, edge, tensor, source, target, pass_):
+        def cross(self, edge, pass_, outgoing, arriving):
+            return {target: self.copied(outgoing[1 - target], 1 - target, target) for target in arriving}
+
+        def copied(self, tensor, source, target):
             way = devices[source], devices[target]
             copy = Copy(way, copy_streams[way], tensor.numel() * tensor.element_size())
             self.steps.append(("send", copy))
@@ -324,7 +327,10 @@ def tape_of(happened, devices=DEVICES, copy_stream=True, graph=Graph):
         streams={device: Numbered().stream(device) for device in devices},
         capture=lambda function, pool, device: (graph(happened), function()),
     )
-    tape = cuda_graphs.Tape(graphs, None, types.SimpleNamespace(devices=devices, copy_stream=copy_stream))
+    exchange = types.SimpleNamespace(
+        devices=devices, towers=range(len(devices)), copy_stream=copy_stream, between="devices"
+    )
+    tape = cuda_graphs.Tape(graphs, None, exchange)
     tape.run(0, list)
     return tape
 
