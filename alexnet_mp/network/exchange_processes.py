@@ -112,7 +112,7 @@ class ProcessExchange:
             self.unfinished, before = None, self.unfinished
             before.receive()
         operations = [
-            dist.P2POp(what, _bytes(tensor), self.peer)
+            dist.P2POp(what, _bytes(tensor), self.peer, self.ranks.pair_group)
             for what, tensor in ((dist.isend, outgoing), (dist.irecv, place))
             if tensor is not None
         ]

@@ -25,17 +25,27 @@ class Pairs:
 
     def send(self, term: Term, to: int) -> None:
         """To a pair, which receives it."""
-        with self.ranks.reached():
-            for tensor in term:
-                dist.send(flat(tensor), self._rank(to), group=self.groups[tensor.device])
+        self._travel(dist.isend, term, to)
 
     def receive(self, like: Sequence[torch.Tensor], origin: int) -> Term:
         """What a pair sends, of these shapes, dtypes and strides."""
         term = [torch.empty_like(tensor) for tensor in like]
-        with self.ranks.reached():
-            for tensor in term:
-                dist.recv(flat(tensor), self._rank(origin), group=self.groups[tensor.device])
+        self._travel(dist.irecv, term, origin)
         return term
+
+    def _travel(self, what, term, pair):
+        """In one batch a device: NCCL would make a communicator of their own for two that send one by one."""
+        with self.ranks.reached():
+            works = []
+            for device, group in self.groups.items():
+                operations = [
+                    dist.P2POp(what, flat(tensor), self._rank(pair), group)
+                    for tensor in term
+                    if tensor.device == device
+                ]
+                works += dist.batch_isend_irecv(operations) if operations else []
+            for work in works:
+                work.wait()
 
     def from_first(self, term: Term | None, like: Sequence[torch.Tensor]) -> Term:
         """The first pair's, in all of them."""

@@ -57,6 +57,7 @@ def of_process(gpus: str, number: int, count: int) -> torch.device:
     the first process has cuda:2. Raises UserError, also where two would share a GPU, which NCCL refuses."""
     works = ",".join(map(str, range(count))) if torch.cuda.device_count() >= count else "cpu"
     if gpus == "auto":
+        _refuse_too_few(count)
         gpus = works
     names = _names(gpus, "cpu, or a GPU for each process on this machine, as in 0,1")
     if names == ["cpu"]:
@@ -79,6 +80,7 @@ def of_pair(gpus: str, towers: int, number: int, count: int) -> list[torch.devic
     works = [*range(every)] if there >= every else [each for each in range(count) for _ in range(towers)]
     works = ",".join(map(str, works)) if there >= count else "cpu"
     if gpus == "auto":
+        _refuse_too_few(count)
         gpus = works
     names = _names(gpus, "cpu, or a GPU for each tower of each process on this machine, as in 0,1,2,3 or 0,0,1,1")
     if names == ["cpu"]:
@@ -98,6 +100,16 @@ def of_pair(gpus: str, towers: int, number: int, count: int) -> list[torch.devic
             + ("; a process a tower is --towers apart" if len(devices) == count and towers > 1 else "")
         )
     return of_pairs[number]
+
+
+def _refuse_too_few(count):
+    """Raise UserError where there are GPUs, but not one for each process: on CPUs a run takes a hundred times as
+    long."""
+    if 0 < (there := torch.cuda.device_count()) < count:
+        raise UserError(
+            f"--gpus auto: {count} processes on this machine, and each sees {there} GPU{'s' * (there > 1)}; torchrun "
+            f"--nproc-per-node {there} would work, if all see the same, and so would --gpus cpu"
+        )
 
 
 def _names(gpus, choices):

@@ -16,6 +16,9 @@ from .errors import UserError
 from .terminal import CONSOLE
 
 LEAVES = 20  # seconds that a process which has said why it ends takes for the rest
+# NCCL's watchdog ends a process without a line: the hosts, which wait for each other in every step, are to notice
+# first.
+AFTER_HOSTS = timedelta(minutes=2)
 
 
 @contextmanager
@@ -49,6 +52,7 @@ def joined(apart: bool) -> Iterator[ranks.Ranks]:
             yield each
     except BaseException as error:
         speaks = not isinstance(error, ranks.SaidElsewhere) and each.speaks()
+        atexit.register(_leave)  # the last thing of all: NCCL may wait there, and torchrun is told before
         if speaks:
             CONSOLE.quiet = False
             asked_in_vain = isinstance(error, UserError) and not isinstance(error, ranks.Lost) and not each.begun
@@ -57,7 +61,6 @@ def joined(apart: bool) -> Iterator[ranks.Ranks]:
         else:
             with suppress(KeyboardInterrupt):  # torchrun's, which ends all when the one that speaks has gone
                 each.wait_for_last_words()
-        atexit.register(_leave)
         if speaks:
             raise
         raise SystemExit(130 if isinstance(error, KeyboardInterrupt) else 2) from None
@@ -66,6 +69,9 @@ def joined(apart: bool) -> Iterator[ranks.Ranks]:
 
 
 def _make_groups(each):
+    # Else NCCL's watchdog leaves word of a timeout in torchrun's store, where the processes that are started again
+    # find it and end.
+    os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "0")
     dist.init_process_group(
         # Tensors on GPUs travel by NCCL, those on the host by gloo.
         "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
@@ -75,13 +81,16 @@ def _make_groups(each):
         timeout=ranks.PATIENCE,
     )
     each.meeting_place = dist.new_group(backend="gloo", timeout=timedelta(days=1000))
+    timeout = ranks.PATIENCE + (AFTER_HOSTS if torch.cuda.is_available() else timedelta())
+    if each.apart:  # all processes make all groups
+        # NCCL wants all processes of a group at its first operation: those of another pair may have no images for it.
+        pairs = [dist.new_group([first, first + 1], timeout=timeout) for first in range(0, each.count, 2)]
+        each.pair_group = pairs[each.pair]
     if each.pairs > 1:
-        # All processes make all groups. NCCL has one communicator for two processes, whatever their devices, so that
-        # each tower has a group of its own, also where a process has both.
+        # NCCL has one communicator for two processes, whatever their devices, so that each tower has a group of its
+        # own, also where a process has both.
         step = each.towers
-        each.groups = [
-            dist.new_group(list(range(tower % step, each.count, step)), timeout=ranks.PATIENCE) for tower in (0, 1)
-        ]
+        each.groups = [dist.new_group(list(range(tower % step, each.count, step)), timeout=timeout) for tower in (0, 1)]
 
 
 def _leave():

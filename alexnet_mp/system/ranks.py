@@ -70,6 +70,7 @@ class Ranks:
         self.apart, self.towers = apart, 2 if apart else 1  # towers: processes that a pair has
         self.store, self.meeting_place = store, None  # a group whose processes wait for each other without end
         self.groups = []  # one a tower: the processes that have it, for what the pairs send each other
+        self.pair_group = None  # with a process a tower: the two of this pair, for what crosses between its towers
         self.begun = False  # whether the training has: until then a failure is one of what was asked for
         self.in_step = count == 1  # whether, where this process fails, all others do so at the same place
 
@@ -222,9 +223,13 @@ class Ranks:
         except RuntimeError as error:
             self.in_step = False
             line = (str(error).splitlines() or [type(error).__name__])[0].rpartition("] ")[2]
+            what = (
+                "what goes between the GPUs of this job's processes failed"
+                if any(name in str(error) for name in ("NCCL", "CUDA"))
+                else "another process of this job ended, or can't be reached"
+            )
             raise Lost(
-                f"another process of this job ended, or can't be reached ({line.partition('. This is')[0]}); "
-                "--resume auto goes on from the newest checkpoint"
+                f"{what} ({line.partition('. This is')[0]}); --resume auto goes on from the newest checkpoint"
             ) from None
 
     @property

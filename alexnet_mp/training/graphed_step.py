@@ -146,41 +146,40 @@ class GraphedStep:
 
     def _capture_forward_and_backward(self, shape, images, labels):
         """Leaves the shape captured, or this object given up and everything as it was."""
-        network, pool = self.step.network, next((each.pool for each in self.shapes.values() if each.captured), None)
-        counted = [tower.step.clone() for tower in network.towers]
+        counted = [tower.step.clone() for tower in self.step.network.towers]
         try:
             with self.graphs.aside():
-                # what lets go of memory of the device in its own way must not be found in the middle of a capture
-                gc.collect()
-                shape.make_room(images, labels)
-                # So that their memory is free; without gradients at the beginning, those that backward makes lie in the
-                # graph's own.
-                self.step.optimizer.zero_grad(set_to_none=True)
-                shape.pool = pool or self.graphs.new_pool()
-                shape.forward_and_backward, shape.numbers = self._captured_in_all(shape)
-                shape.gradients = {
-                    parameter: parameter.grad for parameter in network.parameters() if parameter.grad is not None
-                }
-                shape.ledger = network.ledger()
-                if not self._computes_the_same(shape, images, labels, counted):
-                    raise RuntimeError("a replay has other bits than an eager step")
-        except Exception as error:  # whatever it is, the step can be taken without
-            self._give_up(error)
+                error = self._failure_in_any(lambda: self._capture(shape, images, labels))
+                if error or (error := self._difference(shape, images, labels, counted)):
+                    self._give_up(error)
         finally:
             self._set_counters(counted)
 
-    def _captured_in_all(self, shape):
-        """`_captured_pass`, if no process fails in it. Raises what failed here, else that another did."""
-        captured = error = None
+    def _failure_in_any(self, capture):
+        """Call capture(). Returns what failed here, or else that it failed in the other tower's process; None where it
+        has failed in none: so all of them give up, or none does."""
+        error = None
         try:
-            captured = self._captured_pass(shape)
-        except Exception as raised:
+            capture()
+        except Exception as raised:  # whatever it is, the step can be taken without
             error = raised
         if self.step.network.exchange.any(error is not None):
-            if captured:
-                captured[0].reset()
-            raise error or RuntimeError("the other tower's process can't capture it")
-        return captured
+            return error or RuntimeError("the other tower's process can't capture it")
+        return None
+
+    def _capture(self, shape, images, labels):
+        network, pool = self.step.network, next((each.pool for each in self.shapes.values() if each.captured), None)
+        gc.collect()  # what lets go of memory of the device in its own way must not be found in the middle of a capture
+        shape.make_room(images, labels)
+        # So that their memory is free; without gradients at the beginning, those that backward makes lie in the graph's
+        # own.
+        self.step.optimizer.zero_grad(set_to_none=True)
+        shape.pool = pool or self.graphs.new_pool()
+        shape.forward_and_backward, shape.numbers = self._captured_pass(shape)
+        shape.gradients = {
+            parameter: parameter.grad for parameter in network.parameters() if parameter.grad is not None
+        }
+        shape.ledger = network.ledger()
 
     def _captured_pass(self, shape):
         """(what has replay() and reset(), [loss, right answers])"""
@@ -197,6 +196,16 @@ class GraphedStep:
         except Exception:
             tape.reset()
             raise
+
+    def _difference(self, shape, images, labels, counted):
+        """What is wrong with a replay; None."""
+        try:
+            same = self._computes_the_same(shape, images, labels, counted)
+        except Exception as error:
+            if self.step.network.exchange.between == "processes":
+                raise  # the other one waits in a crossing of the pass that failed here
+            return error
+        return None if same else RuntimeError("a replay has other bits than an eager step")
 
     def _computes_the_same(self, shape, images, labels, counted):
         """Whether a replay has the bits of an eager pass, in every process, if that has the same bits twice. Called
@@ -227,7 +236,7 @@ class GraphedStep:
 
     def _update(self, shape):
         """Sums of the weights, one tensor a device."""
-        if not self.given_up and shape.captured and shape.updated and not shape.update:
+        if not self.given_up and shape.captured and shape.updated and shape.update is None:
             self._capture_update(shape)
         if self.given_up:
             return self.step.update()
@@ -236,25 +245,29 @@ class GraphedStep:
                 for graph in shape.update:
                     graph.replay()
                 return shape.sums
-            if not shape.gradients:  # not captured yet; or all layers are frozen, and there is nothing to capture
+            shape.updated = shape.captured
+            if not shape.gradients:  # not captured yet; or no layer is trained here, and there is nothing to capture
                 return self.step.update()
             with update_tables_in(shape.tables):
-                shape.updated = True
                 return self.step.update()
 
     def _capture_update(self, shape):
-        try:
-            with self.graphs.aside(), update_tables_in(shape.tables):
+        shape.update = []
+
+        def capture():
+            with update_tables_in(shape.tables):
                 gc.collect()
-                for device in self.step.optimizer.devices():
+                for device in self.step.optimizer.devices() if shape.gradients else ():
                     graph, sums = self.graphs.capture(
                         lambda device=device: [self.step.update_on(device)], shape.pool, device, update=True
                     )
                     shape.update.append(graph)
                     shape.sums += sums
-        except Exception as error:  # whatever it is, the step can be taken without
-            shape.drop_update()
-            self._give_up(error)
+
+        with self.graphs.aside():
+            if error := self._failure_in_any(capture):
+                shape.drop_update()
+                self._give_up(error)
 
     def _give_up(self, error):
         why = " ".join((str(_first(error)).splitlines() or [type(error).__name__])[0].split())
@@ -276,7 +289,8 @@ class _Shape:
 
     def __init__(self):
         self.eager_steps, self.pool = 0, None
-        self.forward_and_backward, self.update = None, []  # graphs, of the update one a device
+        # Graphs, of the update one a device; None: not captured yet.
+        self.forward_and_backward = self.update = None
         self.images = self.labels = None  # where the first graph reads them
         self.numbers, self.sums = [], []  # loss and right answers, sums of the weights: what replays write
         self.gradients, self.ledger = {}, []  # {parameter: where backward writes its gradient}
@@ -300,9 +314,9 @@ class _Shape:
         self.labels.copy_(labels, non_blocking=True)
 
     def drop_update(self):
-        for graph in self.update:
+        for graph in self.update or ():
             graph.reset()
-        self.update, self.sums, self.tables, self.updated = [], [], {}, False
+        self.update, self.sums, self.tables, self.updated = None, [], {}, False
 
     def drop(self):
         """Free both graphs, to be used no more. Replays on their way are finished all the same (CUDA,

@@ -113,7 +113,6 @@ def test_a_command_makes_no_context_on_a_gpu_that_it_was_not_given(command, gpus
         (2, "auto", 2, ["cuda:0", "cuda:1"]),
         (4, "3,1", 2, ["cuda:3", "cuda:1"]),
         (1, "0", 1, ["cuda:0"]),
-        (1, "auto", 2, ["cpu", "cpu"]),
         (2, "cpu", 2, ["cpu", "cpu"]),
     ],
 )
@@ -128,6 +127,7 @@ def test_each_process_has_a_device_of_the_list(count, gpus, here, found, monkeyp
         (0, "0,1", 2, "GPU 0 is not there; no CUDA device was found here; --gpus cpu would work"),
         (2, "0", 2, "need a GPU each, or all the CPU; --gpus 0,1 would work"),
         (2, "0,0", 2, "need a GPU each"),
+        (1, "auto", 2, "2 processes on this machine, and each sees 1 GPU; torchrun --nproc-per-node 1 would work, if"),
         (2, "cpu,0", 2, "need a GPU each"),
         (3, "0,1,2", 2, "need a GPU each"),
         (2, "0,one", 2, "--gpus 0,one: write cpu, or a GPU for each process"),
@@ -150,7 +150,6 @@ def test_a_list_that_does_not_fit_the_processes_is_refused(count, gpus, here, sa
         (2, "auto", 2, 2, [["cuda:0", "cuda:0"], ["cuda:1", "cuda:1"]]),
         (2, "0,0,1,1", 2, 2, [["cuda:0", "cuda:0"], ["cuda:1", "cuda:1"]]),
         (2, "1,0", 1, 2, [["cuda:1"], ["cuda:0"]]),
-        (1, "auto", 2, 2, [["cpu", "cpu"], ["cpu", "cpu"]]),
     ],
 )
 def test_each_process_has_a_pair_of_the_list(count, gpus, towers, here, found, monkeypatch):
@@ -167,6 +166,7 @@ def test_each_process_has_a_pair_of_the_list(count, gpus, towers, here, found, m
         (2, "0,1,0,1", "--gpus 0,0,1,1 would work"),  # NCCL refuses a GPU of two processes
         (3, "0,1,2,2", "--gpus 0,0,1,1 would work"),  # one pair on two devices, one on one
         (2, "0,one", "--gpus 0,one: write cpu, or a GPU for each tower of each process"),
+        (1, "auto", "2 processes on this machine, and each sees 1 GPU; torchrun --nproc-per-node 1 would work, if"),
     ],
 )
 def test_a_list_that_does_not_fit_the_pairs_is_refused(count, gpus, said, monkeypatch):

@@ -39,10 +39,11 @@ def refused(ranks):
     """A capture fails in one process alone; or a replay there computes something else."""
     for which in range(2):
         here = ranks.rank == which
-        pair = Pair(small(), must=False, ranks=ranks, fails=lambda capture: here and capture == 5)
-        pair.set_rates()
-        pair.train(*[2] * (WARM_UP + 2))
-        assert pair.graphed.given_up and pair.graphs.living == []
+        for failing in (5, GRAPHS[which] + 1):  # one of the pass, and that of the update
+            pair = Pair(small(), must=False, ranks=ranks, fails=lambda capture: here and capture == failing)
+            pair.set_rates()
+            pair.train(*[2] * (WARM_UP + 2), 3)
+            assert pair.graphed.given_up and pair.graphs.living == []
         pair = Pair(small(), ranks=ranks)
         pair.set_rates()
         pair.train(*[2] * WARM_UP)
