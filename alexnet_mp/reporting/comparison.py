@@ -20,6 +20,7 @@ from .provenance import devices_of
 
 ENVIRONMENT = ("kernels", "precision", "pipeline", "overlap", "pairs", "microbatch", "python", "commit")
 CENTRE = "centre view"
+SHOWN = 3  # pairs that are named where many can't be compared for the same reason
 NUMBERS = ("step", "top1_error", "top5_error", "images")  # of a test's line
 
 
@@ -141,12 +142,13 @@ def interval(error: float, images: int) -> tuple[float, float]:
 
 
 def paired_errors(runs: Sequence[ComparedRun]) -> tuple[list[PairedErrors], list[str]]:
-    """(the `PairedErrors` of all pairs that answered the same images, why the others are not compared, a line each).
+    """(the `PairedErrors` of all pairs that answered the same images, why others are not compared, a line each).
 
     Top-1, over several views if both runs were tested so, else the centre view. p is McNemar's, corrected by Holm's
     rule over the pairs."""
     found, reasons = [], {}
-    for a, b in combinations(runs, 2):
+    untested = {run.name: reason for run in runs if (reason := _not_tested(run))}
+    for a, b in combinations([run for run in runs if run.name not in untested], 2):
         if reason := _not_the_same_images(a, b):
             reasons.setdefault(reason, []).append(f"{a.name} and {b.name}")
             continue
@@ -158,20 +160,29 @@ def paired_errors(runs: Sequence[ComparedRun]) -> tuple[list[PairedErrors], list
     corrected = holm([p for *_, p in found])
     return (
         [PairedErrors(*one, holm_p) for one, holm_p in zip(found, corrected, strict=True)],
-        [f"{', '.join(pairs)}: {reason}" for reason, pairs in reasons.items()],
+        [f"{name}: {reason}" for name, reason in untested.items()]
+        + [f"{', '.join(pairs[:SHOWN])}{_more(pairs)}: {reason}" for reason, pairs in reasons.items()],
     )
+
+
+def _more(pairs):
+    return f" and {len(pairs) - SHOWN} more pairs" if len(pairs) > SHOWN else ""
+
+
+def _not_tested(run):
+    """Why a run can be compared with none image by image; None where it can."""
+    if "converted" in run.described or run.described["data"]["source"] == ELSEWHERE:
+        return "it was converted, and nobody knows its data"
+    if not run.right:
+        return f"it has no final test, or was tested before {RIGHT} was kept"
+    if not any(line["kind"] == "test" and line["step"] == run.step for line in run.lines):
+        return "it was trained on after its final test"
+    return None
 
 
 def _not_the_same_images(a, b):
     """Why two runs can't be compared image by image; None where they can."""
-    for run in (a, b):
-        if not run.right:
-            return f"{run.name} has no final test, or was tested before {RIGHT} was kept"
-        if not any(line["kind"] == "test" and line["step"] == run.step for line in run.lines):
-            return f"{run.name} was trained on after its final test"
     data_a, data_b = (run.described["data"] for run in (a, b))
-    if ELSEWHERE in (data_a["source"], data_b["source"]):
-        return "nobody knows the data of a converted network"
     if str(data_a.get("fingerprint"))[:SAME_FILES] != str(data_b.get("fingerprint"))[:SAME_FILES]:
         return "their data are not the same"
     if data_a["classes"] != data_b["classes"]:

@@ -2,11 +2,15 @@
 written."""
 
 import dataclasses
+import json
 import re
 import shutil
 import socket
+import subprocess
 import threading
+from html import unescape
 from http.client import HTTPConnection
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +20,7 @@ from tiny_checkpoint import tiny_recipe
 from told_runs import judged, save, step, told_run
 
 from alexnet_mp import watch
-from alexnet_mp.reporting import live
+from alexnet_mp.reporting import live, live_server
 from alexnet_mp.reporting.line_chart import Line, chart, ticks
 from alexnet_mp.reporting.live import Watched, kernel_grid
 from alexnet_mp.reporting.live_server import HEADERS, LiveServer
@@ -24,6 +28,7 @@ from alexnet_mp.system.errors import UserError, run_command
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 HOSTILE = "<script>alert(1)</script>"
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 def without_tags(page):
@@ -218,3 +223,56 @@ def test_what_can_not_be_watched_and_what_is_waited_for(tmp_path, monkeypatch, c
     assert ended.value.code == 130 and told.err == "stopped\n" and len(waits) == 2
     waited, served = told.out.splitlines()
     assert "it is waited for" in waited and re.fullmatch(r".*: http://127\.0\.0\.1:\d+/ until Ctrl-C", served)
+
+
+FRAMES = """<title></title>%s<script>addEventListener("load", () => {
+  document.title = JSON.stringify([...document.querySelectorAll("iframe")].map(frame => {
+    const page = frame.contentDocument
+    return [frame.clientWidth, page.documentElement.scrollWidth, page.querySelectorAll("main img").length]
+  }))
+})</script>"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here to render the page")
+def test_in_a_browser_it_updates_and_fits(tmp_path, monkeypatch):
+    """The script, which the policy lets run, shows new lines; nothing overflows on telephones and desktops."""
+    without_git(monkeypatch)
+    run = told_run(tmp_path / f"{HOSTILE[:8]}-{'long' * 30}", [step(1), step(2), judged(2)], checkpoint=True)
+    watched, asked = Watched(run), []
+
+    def page(_):
+        asked.append(watched.page())
+        with open(run / "metrics.jsonl", "a") as file:
+            file.write(json.dumps(step(2 + len(asked))) + "\n")
+        return asked[-1]
+
+    def shown(*where):
+        options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+        options += ["--allow-file-access-from-files", "--virtual-time-budget=10000", "--dump-dom", *where]
+        return subprocess.run([CHROMIUM, *options], capture_output=True, text=True, timeout=300, check=True).stdout
+
+    monkeypatch.setitem(live_server.ROUTES, "/", ("text/html; charset=utf-8", page))
+    with LiveServer(watched, 0) as server:
+        serving = threading.Thread(target=server.serve_forever, args=(0.01,))
+        serving.start()
+        try:
+            text = shown(f"http://127.0.0.1:{server.server_port}/")
+        finally:
+            server.shutdown()
+            serving.join()
+    last = int(re.search(r"step (\d+)</title>", text)[1])  # that of an answer which came in time
+    assert 2 < last <= 1 + len(asked) and "<dd>2<" in asked[0].decode()
+    assert f"<dd>{last} of 180<" in text and re.search('id="silent" hidden', text)
+
+    style = (Path(live_server.HERE) / "live.css").read_text()
+    for letter in "ab":
+        (tmp_path / f"kernels-{letter}.png").write_bytes(watched.kernels("ab".index(letter)))
+    text = asked[-1].decode().replace('src="/kernels', 'src="kernels').replace('<script src="/live.js"', "<script")
+    (tmp_path / "page.html").write_text(text.replace("</head>", f"<style>{style}</style></head>"))
+    widths = (360, 390, 1280)
+    frames = "".join(f'<iframe src="page.html" style="width: {width}px; border: 0"></iframe>' for width in widths)
+    (tmp_path / "frames.html").write_text(FRAMES % frames)
+    found = json.loads(unescape(re.search("<title>(.*?)</title>", shown((tmp_path / "frames.html").as_uri()))[1]))
+    assert [width for width, *_ in found] == list(widths)
+    assert all(scrolled <= width and images == 2 for width, scrolled, images in found), found
