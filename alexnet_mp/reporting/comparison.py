@@ -107,7 +107,7 @@ def _words(value):
         return ", ".join(map(_words, value)) or "none"
     if isinstance(value, Mapping):
         return " ".join(f"{name} {_words(inner)}" for name, inner in value.items() if inner not in (None, [], ()))
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return str(value)
 
 
 def _recipe(run):

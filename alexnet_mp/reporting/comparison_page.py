@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from ..analysis.figure_3 import kernel_picture
 from ..analysis.figures import write_figure
 from ..analysis.specialisation import first_layer
@@ -169,6 +171,8 @@ def _kernels(out, runs):
     for number, (name, run) in enumerate(zip(_numbered(runs), runs), 1):
         try:
             kernels, towers = first_layer(run.directory)
+            if not np.isfinite(kernels).all():
+                raise UserError("not all weights of its first layer are finite numbers")
         except UserError as error:
             pieces.append(page.text(f"{name}: {error}"))
             continue

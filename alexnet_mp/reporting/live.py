@@ -35,6 +35,7 @@ SECONDS_WITHOUT_SCRIPT = 10  # between two looks of a browser that runs none; wi
 POINTS = 150  # of a line over all steps
 RECENT = 21  # minibatches whose mean is told
 SEEN = 12  # checkpoints whose first layer is told
+NO_CHECKPOINT = "There is no checkpoint yet. --checkpoint-every says how often a run saves one."
 ZOOM, GAP = 5, 5  # screen pixels: of a kernel's pixel, between kernels
 
 
@@ -56,7 +57,7 @@ class Watched:
         self.name = Path(os.path.realpath(run)).name
         self.metrics = FollowedMetrics(run)
         self.described, self.identity = read_run(run), _identity(self.path / RUN)
-        self.first_layer, self.of_checkpoint, self.seen = None, None, {}
+        self.first_layer, self.no_kernels, self.of_checkpoint, self.seen = None, NO_CHECKPOINT, None, {}
         self.template = environment().from_string(TEMPLATE.read_text("utf-8"))
 
     def page(self) -> bytes:
@@ -125,7 +126,8 @@ class Watched:
         _, (state, kernels) = checkpoints.from_newest(self.path, read)
         self.of_checkpoint = newest  # where a newer one came meanwhile, the next look reads it again
         if kernels.ndim != 4 or kernels.shape[1] != 3 or not np.isfinite(kernels).all():
-            raise UserError(f"the first layer's weights, {kernels.shape}, are no kernels of colour images")
+            self.first_layer, self.no_kernels = None, f"Its weights, {kernels.shape}, are no kernels of colour images."
+            return
         fact = chroma_fact(kernels, state.recipe.towers)
         self.first_layer = FirstLayer(state.step, kernels, state.recipe.towers, fact)
         self.seen[state.step] = fact
@@ -224,8 +226,7 @@ class Watched:
     def _kernels_shown(self, recipe):
         found, name = self.first_layer, recipe.layers[0].name
         if found is None:
-            words = "There is no checkpoint yet; a run saves one after each epoch, or as --checkpoint-every says."
-            return {"heading": f"{name}, by tower", "words": words, "towers": [], "columns": [], "seen": []}
+            return {"heading": f"{name}, by tower", "words": self.no_kernels, "towers": [], "columns": [], "seen": []}
         a_tower, size = len(found.kernels) // found.towers, found.kernels.shape[2]
         width, height = _grid_size(a_tower, size)
         kernels = f"{a_tower} kernel{'s' * (a_tower > 1)} of tower {{}}, {size}x{size}x3, share of chroma {{}}"
