@@ -18,7 +18,7 @@ from ..runs.metrics import read_metrics
 from ..training.resume import flat
 from .provenance import devices_of
 
-ENVIRONMENT = ("kernels", "precision", "pipeline", "overlap", "pairs", "microbatch", "python", "commit")
+ENVIRONMENT = ("kernels", "precision", "pipeline", "overlap", "pairs", "microbatch", "python")
 CENTRE = "centre view"
 SHOWN = 3  # pairs that are named where many can't be compared for the same reason
 NUMBERS = ("step", "top1_error", "top5_error", "images")  # of a test's line
@@ -130,6 +130,7 @@ def _environment(run):
     return {
         "devices": devices_of(run.described) if run.described.get("devices") else None,
         **{name: run.described.get(name) for name in ENVIRONMENT},
+        "commit": str(run.described.get("commit") or "")[:12],
         **packages,
         "converted from": (run.described.get("converted") or {}).get("from"),
     }
