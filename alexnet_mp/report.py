@@ -10,7 +10,6 @@ The page loads nothing and needs no script; its pictures are in it, and beside i
 whose towers have no links, are taken as controls. What the retrieval needs is made where it is missing, as by `python
 -m alexnet_mp.retrieve index`. In a directory that has a report already the page and its pictures are replaced."""
 
-import os
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -28,6 +27,7 @@ from .reporting.code_lengths import BITS, short_codes
 from .reporting.exchange import exchange, memory
 from .reporting.first_layer import SCALES, figure_3, specialisation
 from .reporting.headline import headline
+from .reporting.pages_of_runs import named, page_directory
 from .reporting.provenance import devices_of, provenance
 from .reporting.training import training
 from .retrieval.build import build_index
@@ -37,22 +37,21 @@ from .runs.checkpoints import from_newest
 from .runs.directory import read_run
 from .runs.metrics import read_metrics
 from .system.command_line import command_parser
-from .system.durable_files import refuse_unwritable
 from .system.errors import UserError, run_command
-from .system.terminal import printable, progress, say
+from .system.terminal import progress, say
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     compute_as_in_training()
-    shown, runs = options.runs[0], _named(options.runs)
+    shown, runs = options.runs[0], named(options.runs)
     described, lines = read_run(shown), read_metrics(shown)
     layers = {
         name: (*first_layer(directory), _linked(read_run(directory)["recipe"])) for name, directory in runs.items()
     }
     _refuse_equals(layers)
     out = Path(shown) / "report" if options.out is None else Path(options.out)
-    before = _directory(out)
+    before = page_directory(out)
     with suppress(OSError):
         out.rmdir()  # empty: made to see whether it can be, and not left behind by what is refused now
     opened = _opened(options, SPLITS)
@@ -135,38 +134,6 @@ def _opened(options, splits):
 def _linked(recipe):
     """Whether the towers meet before the last layer."""
     return any(layer.reads == "both" for layer in recipe.layers[:-1])
-
-
-def _named(directories):
-    """{name on the page: directory}. A name is the last part of a path, or all of it where two end alike.
-
-    Raises UserError for a run that is named twice.
-    """
-    whole = [Path(os.path.realpath(directory)) for directory in directories]
-    for directory, path in zip(directories, whole):
-        if whole.count(path) > 1:
-            raise UserError(f"{directory} is named twice; each run counts once")
-    last = [path.name for path in whole]
-    return {
-        path.name if last.count(path.name) == 1 else str(path): directory for path, directory in zip(whole, directories)
-    }
-
-
-def _directory(out):
-    """Make the report's directory. Returns the pictures of an earlier report in it; UserError where it is no place for
-    one."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        refuse_unwritable("--out", out)
-        if os.path.lexists(out / page.NAME):
-            return page.pictures_of(out / page.NAME)
-        if other := next(iter(os.listdir(out)), None):
-            raise UserError(
-                f"--out {out}: it is no report's and holds {printable(other)}; choose a new or empty directory"
-            )
-        return set()
-    except OSError as error:
-        raise UserError(f"--out {out}: {error.strerror}") from None
 
 
 def _parser():

@@ -19,6 +19,8 @@ COMMANDS = (
     "checkpoint",
     "retrieve",
     "report",
+    "watch",
+    "compare",
     "claims",
     "doctor",
 )

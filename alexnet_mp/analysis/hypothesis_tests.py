@@ -1,5 +1,5 @@
-"""The statistics behind `python -m alexnet_mp.claims`: paired differences, their p-values, and what a training curve
-says.
+"""The statistics behind `python -m alexnet_mp.claims` and `compare`: paired differences, over seeds and over images,
+and their p-values.
 
 All in float64 and exact where it can be.
 """
@@ -86,3 +86,30 @@ def welch(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray) -> f
 def _variance_of_mean(values):
     """The variance of a sample's mean; 0 for equal values, whose own mean may differ from them in the last bit."""
     return 0.0 if (values == values[0]).all() else values.var(ddof=1) / len(values)
+
+
+def mcnemar(right_a: np.ndarray, right_b: np.ndarray) -> tuple[int, int, float]:
+    """(images that a alone has right, b alone, p) of two networks' answers to the same N images, each (N,) bool.
+
+    p: exact and two-sided, of "an image that one of them alone has right is as likely a's as b's" (McNemar 1947,
+    Psychometrika 12: 153); 1 where there is none. It is of these two networks: another seed makes another network.
+    Raises ValueError where the two are no answers to the same images."""
+    a, b = (np.asarray(right, bool) for right in (right_a, right_b))
+    if a.shape != b.shape or a.ndim != 1:
+        raise ValueError(f"{a.shape} and {b.shape} are no answers to the same images")
+    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
+    if not only_a + only_b:
+        return 0, 0, 1.0
+    from scipy import stats  # imported late: it takes half a second
+
+    return only_a, only_b, float(stats.binomtest(only_a, only_a + only_b).pvalue)
+
+
+def paired_interval(only_a: int, only_b: int, images: int) -> tuple[float, float]:
+    """The 95 % interval of the share of images that b has right less the share that a has, answers to the same images.
+
+    only_a, only_b: as `mcnemar` counts them. It is Wald's with half an image added to each of the four counts (Agresti
+    & Min 2005, Stat. Med. 24: 729), so that it says something of few images, too; -1 to 1."""
+    a, b, n = only_a + 0.5, only_b + 0.5, images + 2
+    middle, half = (b - a) / n, 1.959964 * math.sqrt(a + b - (b - a) ** 2 / n) / n
+    return max(-1.0, middle - half), min(1.0, middle + half)

@@ -1,5 +1,7 @@
 """What the report says first: how well the network classifies, how far its towers are apart, what crosses."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from ..analysis.specialisation import chroma_shares, random_split_p
@@ -11,11 +13,11 @@ from .page import Fact
 
 def headline(kernels: np.ndarray, lines: list[dict], recipe: Recipe, classes: int) -> list[Fact]:
     """The facts of a run. kernels: its first layer's, (maps of all towers, 3, k, k); lines: of `read_metrics`."""
-    facts = [_error(lines, classes), _chroma(kernels, recipe.towers), _crosses(recipe, classes)]
+    facts = [error_fact(lines, classes), chroma_fact(kernels, recipe.towers), crossing_fact(recipe, classes)]
     return [fact for fact in facts if fact]
 
 
-def _error(lines, classes):
+def error_fact(lines: Sequence[dict], classes: int) -> Fact | None:
     """Of the last test, else of the last validation."""
     tested = [line for line in lines if line["kind"] in ("val", "test")]
     if not tested:
@@ -32,7 +34,7 @@ def _error(lines, classes):
     )
 
 
-def _chroma(kernels, towers):
+def chroma_fact(kernels: np.ndarray, towers: int) -> Fact:
     shares = " / ".join(f"{share:.2f}" for share in chroma_shares(kernels, towers))
     if towers == 1:
         return Fact("share of chroma in the first layer", shares)
@@ -40,7 +42,7 @@ def _chroma(kernels, towers):
     return Fact("share of chroma, tower a / b", shares, f"random halves are as far apart with p = {p:.2g}")
 
 
-def _crosses(recipe, classes):
+def crossing_fact(recipe: Recipe, classes: int) -> Fact | None:
     rows = shapes.crossings(recipe, recipe.batch_size, classes)
     if not rows:
         return None

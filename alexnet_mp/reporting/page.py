@@ -115,10 +115,14 @@ def write(path: Path, title: str, summary: str, parts: Sequence[Part], headline:
     """Render the page and write it, whole or not at all. Raises OSError where it can't be written.
 
     headline: the `Fact`s that stand first."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, finalize=_shown)
-    template = environment.from_string(TEMPLATE.read_text("utf-8"))
+    template = environment().from_string(TEMPLATE.read_text("utf-8"))
     content = template.render(title=title, summary=summary, parts=parts, headline=headline, made_by=Markup(MADE_BY))
     durable_files.replace(path, content.encode())
+
+
+def environment() -> Environment:
+    """For a template into which names from outside may come."""
+    return Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, finalize=_shown)
 
 
 def _shown(value):

@@ -197,6 +197,7 @@ def fields_of_run(
     """What run.json says of any run. Of a network from elsewhere nobody knows more than the defaults.
 
     started: ISO time. class_names: in words, in the order of the classes. converted: what the network was made of."""
+    splits = getattr(data, "splits", None)  # a `Data` has none
     return {
         "command": command,
         "started": started,
@@ -206,6 +207,7 @@ def fields_of_run(
             "description": data.description,
             "fingerprint": data.fingerprint,
             "classes": list(data.classes),
+            **({"images": {name: len(split) for name, split in splits.items()}} if splits else {}),
             **({"class_names": list(class_names)} if class_names else {}),
         },
         **({"converted": converted} if converted else {}),

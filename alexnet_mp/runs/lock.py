@@ -10,6 +10,8 @@ import json
 import os
 import platform
 import stat
+import struct
+from contextlib import suppress
 from pathlib import Path
 
 from ..system.errors import UserError
@@ -96,3 +98,18 @@ class RunLock:
                 pass
             os.close(self.file)
             self.file = None
+
+
+def is_held(directory: str | Path) -> bool:
+    """Whether another process writes to a run. Nothing is locked or written; False where nobody can tell.
+
+    The kernel is asked (F_GETLK), so that a run that was killed, or one on another host of a shared disk, is told
+    rightly. Not for the process that holds the lock: to close the file would let go of it."""
+    with suppress(OSError):
+        file = os.open(Path(directory) / LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            asked = struct.pack("hhqqi4x", fcntl.F_RDLCK, os.SEEK_SET, 0, 0, 0)  # struct flock of 64-bit Linux
+            return struct.unpack_from("h", fcntl.fcntl(file, fcntl.F_GETLK, asked))[0] != fcntl.F_UNLCK
+        finally:
+            os.close(file)
+    return False

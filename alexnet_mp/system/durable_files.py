@@ -77,6 +77,14 @@ def head(path: str | Path, most: int) -> tuple[int, bytes]:
         return size, b"".join(_parts(descriptor, min(size, most), CHUNK))
 
 
+def part(path: str | Path, start: int, most: int) -> bytes:
+    """A file's bytes from `start` on, `most` at most; none where it ends before. Raises OSError for a link and for what
+    is no file."""
+    with _about(path), _opened(path) as (descriptor, _):
+        os.lseek(descriptor, start, os.SEEK_SET)
+        return b"".join(_parts(descriptor, most, CHUNK))
+
+
 def digest(path: str | Path) -> tuple[int, str]:
     """(bytes, sha256 hex) of a file of any size, CHUNK bytes in memory. Raises OSError for a link and for what is no
     file."""

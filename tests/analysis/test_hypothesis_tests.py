@@ -9,7 +9,7 @@ import pytest
 from inner_cases import every
 from scipy import stats
 
-from alexnet_mp.analysis.hypothesis_tests import paired, sign_flip, welch
+from alexnet_mp.analysis.hypothesis_tests import mcnemar, paired, paired_interval, sign_flip, welch
 from alexnet_mp.analysis.learning_curves import drops, epochs_to, moved_at, step_of_loss, thinned
 from alexnet_mp.analysis.specialisation import chroma_shares, random_split_p
 
@@ -280,3 +280,29 @@ def test_a_split_of_what_are_no_kernels_of_two_towers_has_no_p():
         with pytest.raises(ValueError, match="finite"):
             random_split_p(np.full((4, 3, 2, 2), wrong), 10)
     assert random_split_p(np.zeros((4, 3, 2, 2)), 10) == 1.0  # no energy, no difference
+
+
+def test_two_networks_over_the_same_images():
+    """McNemar's p by hand and by scipy, and an interval that holds what it says."""
+    a, b = np.zeros((2, 100), bool)
+    a[:41], b[40:45] = True, True  # 40 of a alone, one of both, four of b alone
+    assert mcnemar(a, b)[:2] == (40, 4) and mcnemar(b, a)[:2] == (4, 40)
+    assert mcnemar(a[39:], b[39:]) == (1, 4, pytest.approx(2 * (1 + 5) / 2**5))
+    assert mcnemar(a, a) == (0, 0, 1.0) and mcnemar(b[41:43], a[41:43])[2] == 2 / 2**2
+    for only_a, only_b in itertools.product((0, 1, 7, 30), (0, 2, 8)):
+        first, second = np.arange(60) < only_a, np.arange(60) >= 60 - only_b
+        of_both = only_a + only_b
+        expected = stats.binomtest(only_a, of_both).pvalue if of_both else 1.0
+        exact = min(1, 2 * sum(math.comb(of_both, k) for k in range(min(only_a, only_b) + 1)) / 2**of_both)
+        assert mcnemar(first, second) == (only_a, only_b, pytest.approx(expected)) and exact == pytest.approx(expected)
+        low, high = paired_interval(only_a, only_b, 60)
+        assert -1 <= low < (only_b - only_a) / 60 < high <= 1
+        assert paired_interval(only_b, only_a, 60) == (-high, -low)
+    random, held = np.random.default_rng(0), 0
+    for only_a, only_b, _ in random.multinomial(80, (0.12, 0.05, 0.83), 4000):
+        low, high = paired_interval(only_a, only_b, 80)
+        held += low <= 0.05 - 0.12 <= high
+    assert 0.94 < held / 4000 < 0.97
+    for wrong in (b[:5], np.zeros((2, 50), bool)):
+        with pytest.raises(ValueError, match="no answers to the same images"):
+            mcnemar(a, wrong)

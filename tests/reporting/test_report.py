@@ -21,6 +21,7 @@ from alexnet_mp.data import synthetic
 from alexnet_mp.reporting import code_lengths, provenance
 from alexnet_mp.reporting import page as report_page
 from alexnet_mp.reporting.page import NAME, pictures_of
+from alexnet_mp.reporting.pages_of_runs import named
 from alexnet_mp.retrieval import measures, short_codes
 from alexnet_mp.runs import directory
 from alexnet_mp.system.errors import UserError, run_command
@@ -295,17 +296,13 @@ def test_the_index_of_earlier_weights_is_named(trained, data, tmp_path):  # noqa
 
 def test_runs_of_one_name_keep_their_paths(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert report._named(["a/run", "b/run", "c"]) == {
-        f"{tmp_path}/a/run": "a/run",
-        f"{tmp_path}/b/run": "b/run",
-        "c": "c",
-    }
+    assert named(["a/run", "b/run", "c"]) == {f"{tmp_path}/a/run": "a/run", f"{tmp_path}/b/run": "b/run", "c": "c"}
     with pytest.raises(UserError, match="^c is named twice"):
-        report._named(["c", "a", "./a/../c"])
+        named(["c", "a", "./a/../c"])
 
 
 @pytest.mark.process
-def test_the_template_is_installed(tmp_path):
+def test_the_templates_are_installed(tmp_path):
     """By what setup.py declares; the compiler is hidden, nothing is compiled."""
     root = Path(__file__).parents[2]
     command = [
@@ -320,9 +317,9 @@ def test_the_template_is_installed(tmp_path):
         tmp_path / "lib",
     ]
     subprocess.run(command, cwd=root, env={**os.environ, "CXX": "none"}, check=True, capture_output=True)
-    assert (tmp_path / "lib/alexnet_mp/reporting/page.html").read_bytes() == (
-        root / "alexnet_mp/reporting/page.html"
-    ).read_bytes()
+    for name in ("page.html", "live.html", "live.css", "live.js"):
+        installed = tmp_path / "lib/alexnet_mp/reporting" / name
+        assert installed.read_bytes() == (root / "alexnet_mp/reporting" / name).read_bytes()
 
 
 WIDTHS = (360, 390, 1280)

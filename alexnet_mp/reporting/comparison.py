@@ -1,0 +1,273 @@
+"""What differs between runs: their recipes, data and environments, and their errors, paired over the same images."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+
+from ..analysis.hypothesis_tests import mcnemar, paired_interval
+from ..analysis.specialisation import holm, wilson
+from ..data.dataset import ELSEWHERE, SAME_FILES
+from ..evaluation.accuracy import read_right, top5_tells
+from ..recipes.recipe import Recipe, every_field
+from ..runs.directory import RIGHT, read_run
+from ..runs.metrics import read_metrics
+from ..training.resume import flat
+from .provenance import devices_of
+
+ENVIRONMENT = ("kernels", "precision", "pipeline", "overlap", "pairs", "microbatch", "python")
+CENTRE = "centre view"
+SHOWN = 3  # pairs that are named where many can't be compared for the same reason
+NUMBERS = ("step", "top1_error", "top5_error", "images")  # of a test's line
+
+
+@dataclass(frozen=True)
+class ComparedRun:
+    """What is read of a run."""
+
+    name: str
+    directory: str
+    described: dict  # `read_run`
+    lines: list[dict]  # `read_metrics`; none of a network that was converted
+    right: dict[str, np.ndarray]  # `read_right`: which images the final test got right; none where it was not tested
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.described["recipe"]
+
+    @property
+    def classes(self) -> int:
+        return len(self.described["data"]["classes"])
+
+    @property
+    def step(self) -> int:
+        """The last that is recorded; 0 where none is."""
+        return next((line["step"] for line in reversed(self.lines) if line["kind"] == "train"), 0)
+
+    def errors(self) -> list[dict]:
+        """The lines of its final test, a protocol each; where it has none, of its last validation; nothing where it has
+        no validation either."""
+        last = [line for line in self.lines if line["kind"] == "test" and line["step"] == self.step]
+        if not last:
+            last = [line | {"protocol": CENTRE} for line in self.lines if line["kind"] == "val"][-1:]
+        return [line for line in last if all(isinstance(line.get(name), (int, float)) for name in NUMBERS)]
+
+
+@dataclass(frozen=True)
+class PairedErrors:
+    """Two runs' answers to the same images."""
+
+    a: str
+    b: str
+    protocol: str
+    images: int
+    only_a: int  # images that a alone has right
+    only_b: int
+    interval: tuple[float, float]  # 95 %, of b's error less a's, in points
+    p: float
+    holm_p: float  # corrected for the number of pairs
+
+    @property
+    def difference(self) -> float:
+        """b's top-1 error less a's, in points."""
+        return 100 * (self.only_a - self.only_b) / self.images
+
+
+def read_compared(name: str, directory: str) -> ComparedRun:
+    """Raises UserError where it is no run."""
+    described = read_run(directory)
+    try:
+        lines = [line for line in read_metrics(directory) if isinstance(line.get("step"), int)]
+    except FileNotFoundError:
+        lines = []
+    return ComparedRun(name, directory, described, lines, read_right(Path(directory) / RIGHT) or {})
+
+
+def differences(runs: Sequence[ComparedRun]) -> dict[str, dict[str, list[str]]]:
+    """{"recipe", "data", "environment": {name: [value of each run, in words]}}, of what is not the same in all runs.
+
+    What a run has no word for, a layer that another has or a field that a former version didn't record, is "-"."""
+    parts = {"recipe": _recipe, "data": _data, "environment": _environment}
+    return {part: _differing([of_run(run) for run in runs]) for part, of_run in parts.items()}
+
+
+def _differing(fields):
+    names = dict.fromkeys(name for of_run in fields for name in of_run)
+    found = {name: [_words(of_run.get(name)) for of_run in fields] for name in names}
+    return {name: values for name, values in found.items() if len(set(values)) > 1}
+
+
+def _words(value):
+    if value is None or value == "":
+        return "-"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(_words, value)) or "none"
+    if isinstance(value, Mapping):
+        return " ".join(f"{name} {_words(inner)}" for name, inner in value.items() if inner not in (None, [], ()))
+    return str(value)
+
+
+def _recipe(run):
+    return flat(every_field(run.recipe))
+
+
+def _data(run):
+    data = run.described["data"]
+    return {
+        "source": data["source"],
+        "description": data.get("description"),
+        "fingerprint": str(data.get("fingerprint", ""))[:16],
+        "classes": f"{run.classes:,}: {data['classes'][0]} to {data['classes'][-1]}",
+        "sha256 of the classes": hashlib.sha256(repr(data["classes"]).encode()).hexdigest()[:16],
+    }
+
+
+def _environment(run):
+    packages = run.described.get("packages") or {}
+    return {
+        "devices": devices_of(run.described) if run.described.get("devices") else None,
+        **{name: run.described.get(name) for name in ENVIRONMENT},
+        "commit": str(run.described.get("commit") or "")[:12],
+        **packages,
+        "converted from": (run.described.get("converted") or {}).get("from"),
+    }
+
+
+def interval(error: float, images: int) -> tuple[float, float]:
+    """The 95 % interval of an error in % of images, Wilson's."""
+    low, high = wilson(round(error / 100 * images), images)
+    return 100 * low, 100 * high
+
+
+def paired_errors(runs: Sequence[ComparedRun]) -> tuple[list[PairedErrors], list[str]]:
+    """(the `PairedErrors` of all pairs that answered the same images, why others are not compared, a line each).
+
+    Top-1, over several views if both runs were tested so, else the centre view. p is McNemar's, corrected by Holm's
+    rule over the pairs."""
+    found, reasons = [], {}
+    untested = {run.name: reason for run in runs if (reason := _not_tested(run))}
+    for a, b in combinations([run for run in runs if run.name not in untested], 2):
+        if reason := _not_the_same_images(a, b):
+            reasons.setdefault(reason, []).append(f"{a.name} and {b.name}")
+            continue
+        protocol = _protocol(a, b)
+        right_a, right_b = (run.right[protocol][0] for run in (a, b))
+        only_a, only_b, p = mcnemar(right_a, right_b)
+        low, high = paired_interval(only_a, only_b, len(right_a))
+        found.append((a.name, b.name, protocol, len(right_a), only_a, only_b, (-100 * high, -100 * low), p))
+    corrected = holm([p for *_, p in found])
+    return (
+        [PairedErrors(*one, holm_p) for one, holm_p in zip(found, corrected, strict=True)],
+        [f"{name}: {reason}" for name, reason in untested.items()]
+        + [f"{', '.join(pairs[:SHOWN])}{_more(pairs)}: {reason}" for reason, pairs in reasons.items()],
+    )
+
+
+def _more(pairs):
+    return f" and {len(pairs) - SHOWN} more pairs" if len(pairs) > SHOWN else ""
+
+
+def _not_tested(run):
+    """Why a run can be compared with none image by image; None where it can."""
+    if "converted" in run.described or run.described["data"]["source"] == ELSEWHERE:
+        return "it was converted, and nobody knows its data"
+    if not run.right:
+        return f"it has no final test, or was tested before {RIGHT} was kept"
+    if not any(line["kind"] == "test" and line["step"] == run.step for line in run.lines):
+        return "it was trained on after its final test"
+    return None
+
+
+def _not_the_same_images(a, b):
+    """Why two runs can't be compared image by image; None where they can."""
+    data_a, data_b = (run.described["data"] for run in (a, b))
+    if str(data_a.get("fingerprint"))[:SAME_FILES] != str(data_b.get("fingerprint"))[:SAME_FILES]:
+        return "their data are not the same"
+    if data_a["classes"] != data_b["classes"]:
+        return "their classes are not the same"
+    splits = [{line.get("split") for line in run.lines if line["kind"] == "test"} for run in (a, b)]
+    if splits[0] != splits[1]:
+        return "they were tested on different splits"
+    if (protocol := _protocol(a, b)) is None:
+        return "they were tested by different protocols"
+    if a.right[protocol].shape != b.right[protocol].shape:
+        return "they were tested on different numbers of images"
+    return None
+
+
+def _protocol(a, b):
+    """That of both, the one with most views first; None where they share none."""
+    shared = [protocol for protocol in a.right if protocol in b.right]
+    return next((protocol for protocol in shared if protocol != CENTRE), shared[0] if shared else None)
+
+
+def text(runs: Sequence[ComparedRun]) -> list[str]:
+    """The comparison as lines for a terminal. Names of runs stand once, then their numbers."""
+    numbers = {run.name: str(number) for number, run in enumerate(runs, 1)}
+    rows = [[run.name, run.recipe.name, f"seed {run.recipe.seed}", f"step {run.step:,}"] for run in runs]
+    lines = ["runs", *_columns([[number, *row] for number, row in zip(numbers.values(), rows)])]
+    for part, fields in differences(runs).items():
+        lines += ["", f"{part}: {'what differs' if fields else 'the same in all'}"]
+        lines += _columns([[name, _grouped(values)] for name, values in fields.items()])
+    lines += ["", "errors, with 95 % intervals"]
+    rows = [
+        [numbers[run.name], line["protocol"], *error_cells(line, run.classes), f"{line['images']:,} images"]
+        for run in runs
+        for line in run.errors()
+    ]
+    lines += _columns(rows)
+    lines += [f"  {numbers[run.name]}  not tested" for run in runs if not run.errors()]
+    pairs, reasons = paired_errors(runs)
+    if pairs:
+        lines += ["", "top-1 errors over the same images: McNemar's exact test, p corrected for the number of pairs"]
+        lines += _columns(
+            [
+                [
+                    f"{numbers[pair.b]} minus {numbers[pair.a]}",
+                    f"{pair.difference:+.2f} points",
+                    f"({pair.interval[0]:+.2f} to {pair.interval[1]:+.2f})",
+                    p_words(pair.holm_p),
+                    f"{numbers[pair.b]} alone right {pair.only_b:,}, {numbers[pair.a]} alone {pair.only_a:,} of "
+                    f"{pair.images:,}, {pair.protocol}",
+                ]
+                for pair in pairs
+            ]
+        )
+        lines += ["  of these networks: other seeds make other networks"]
+    if reasons:
+        lines += ["", "not compared image by image", *(f"  {reason}" for reason in reasons)]
+    return lines
+
+
+def error_cells(line: dict, classes: int) -> list[str]:
+    """["top-1 73.04 % (71.79 to 74.25)", "top-5 ..."]; of five classes or fewer without the second."""
+    cells = []
+    for k in (1, 5) if top5_tells(classes) else (1,):
+        error = line[f"top{k}_error"]
+        low, high = interval(error, line["images"])
+        cells.append(f"top-{k} {error:.2f} % ({low:.2f} to {high:.2f})")
+    return cells
+
+
+def p_words(p: float) -> str:
+    return "p < 0.0001" if p < 0.0001 else f"p = {p:.2g}"
+
+
+def _grouped(values):
+    """ "48 in 1, 2; 96 in 3"."""
+    runs_of = {}
+    for number, value in enumerate(values, 1):
+        runs_of.setdefault(value, []).append(str(number))
+    return " | ".join(f"{value} ({', '.join(numbers)})" for value, numbers in runs_of.items())
+
+
+def _columns(rows):
+    """Rows of cells, each column as wide as its widest cell; all but the last."""
+    widths = {}
+    for row in rows:
+        for number, cell in enumerate(row[:-1]):
+            widths[number] = max(widths.get(number, 0), len(cell))
+    return ["  " + "  ".join([*(cell.ljust(widths[n]) for n, cell in enumerate(row[:-1])), row[-1]]) for row in rows]

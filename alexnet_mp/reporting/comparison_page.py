@@ -1,0 +1,184 @@
+"""The page of a comparison: what differs, curves on one figure, errors, kernels."""
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..analysis.figure_3 import kernel_picture
+from ..analysis.figures import write_figure
+from ..analysis.specialisation import first_layer
+from ..evaluation.accuracy import top5_tells
+from ..system.errors import UserError
+from ..system.terminal import printable
+from . import page
+from .comparison import ComparedRun, differences, interval, p_words, paired_errors
+from .headline import chroma_fact
+from .training import epochs_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's, told apart by the colour-blind, and after them once more dashed, and dotted: a line for each of 20.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+STYLES = ("-", "--", ":")
+MOST_RUNS = 20
+LEGEND_LETTERS = 110  # that fit into a line of the figure
+
+
+def parts(out: Path, runs: Sequence[ComparedRun]) -> list[page.Part]:
+    """The parts of the page; pictures are written into `out`."""
+    return [_runs(runs), _differences(runs), _curves(out, runs), _errors(runs), _kernels(out, runs)]
+
+
+def _numbered(runs):
+    return [f"{number}: {run.name}" for number, run in enumerate(runs, 1)]
+
+
+def _runs(runs):
+    rows = [
+        [
+            name,
+            run.recipe.name,
+            str(run.recipe.seed),
+            f"{run.step:,}",
+            str(run.described.get("started"))[:16].replace("T", " "),
+            run.directory,
+        ]
+        for name, run in zip(_numbered(runs), runs)
+    ]
+    return page.Part(
+        "runs", "The runs", [page.table(["run", "recipe", "seed", "step", "started", "directory"], rows, numbers=False)]
+    )
+
+
+def _differences(runs):
+    pieces = []
+    for part, fields in differences(runs).items():
+        pieces.append(page.heading(part.capitalize()))
+        if fields:
+            rows = [[name, *values] for name, values in fields.items()]
+            pieces.append(page.table(["", *_numbered(runs)], rows, numbers=False))
+        else:
+            pieces.append(page.text("The same in all of these runs."))
+    return page.Part("differences", "What differs", pieces)
+
+
+def _curves(out, runs):
+    drawn = [run for run in runs if epochs_of(run.lines)]
+    if not drawn:
+        return page.Part("curves", "Curves", [page.text("None of these runs has a step that was recorded.")])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a box stands for such a letter
+        path = write_figure(draw_curves(runs), out / "curves.png")
+    pieces = [page.image(path, "Training loss and validation error of all runs against epochs")]
+    left_out = [name for name, run in zip(_numbered(runs), runs) if run not in drawn]
+    words = "Training loss: the mean over an epoch's steps, with dropout and augmentation. Validation: the centre view."
+    if left_out:
+        words += f" Without a step that was recorded: {', '.join(left_out)}."
+    return page.Part("curves", "Curves", [*pieces, page.why(words)])
+
+
+def draw_curves(runs: Sequence[ComparedRun]) -> "Figure":
+    """Draw a line a run: left the training loss, right the top-1 validation error, both against epochs."""
+    # Imported late: it takes a second. The object interface draws without a display and without global state.
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+    from matplotlib.ticker import MaxNLocator
+
+    names = [printable(name) for name in _numbered(runs)]
+    columns = max(1, min(3, LEGEND_LETTERS // (max(map(len, names)) + 8)))
+    rows = -(-len(names) // columns)
+    figure = Figure(figsize=(9, 3.8 + 0.22 * rows), layout="constrained", facecolor="white")
+    loss, error = figure.subplots(1, 2)
+    handles = []
+    for number, run in enumerate(runs):
+        look = {"color": COLOURS[number % len(COLOURS)], "linestyle": STYLES[number // len(COLOURS) % len(STYLES)]}
+        epochs = epochs_of(run.lines)
+        validated = [entry for entry in epochs if "val_top1_error" in entry]
+        for axes, entries, field in ((loss, epochs, "loss"), (error, validated, "val_top1_error")):
+            x, y = [entry["epoch"] for entry in entries], [entry[field] for entry in entries]
+            axes.plot(x, y, marker="o", markersize=3, **look)
+        handles.append(Line2D([], [], marker="o", markersize=3, **look))
+    for axes in (loss, error):
+        axes.set(xlabel="epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+    loss.set(ylabel="training loss (nats)", ylim=(0, None))
+    error.set(ylabel="top-1 validation error (%)", ylim=(0, 100))
+    legend = figure.legend(handles, names, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
+    for words in legend.get_texts():
+        words.set_parse_math(False)  # a name may hold dollars
+    return figure
+
+
+def _errors(runs):
+    rows = []
+    for name, run in zip(_numbered(runs), runs):
+        for line in run.errors():
+            cells = []
+            for k in (1, 5):
+                error = line[f"top{k}_error"]
+                low, high = interval(error, line["images"])
+                cells += (
+                    [f"{error:.2f} %", f"{low:.2f} to {high:.2f}"] if k == 1 or top5_tells(run.classes) else ["-"] * 2
+                )
+            rows.append([name, line["protocol"], f"{line['images']:,}", f"{line['step']:,}", *cells])
+    pieces = []
+    if rows:
+        names = ["run", "protocol", "images", "step", "top-1 error", "95 % interval", "top-5 error", "95 % interval"]
+        pieces += [page.table(names, rows), page.why("Validation images. The intervals are Wilson's, over images.")]
+    if untested := [name for name, run in zip(_numbered(runs), runs) if not run.errors()]:
+        pieces.append(page.text(f"Not tested yet: {', '.join(untested)}."))
+    pairs, reasons = paired_errors(runs)
+    numbers = {run.name: number for number, run in enumerate(runs, 1)}
+    if pairs:
+        rows = [
+            [
+                f"run {numbers[pair.b]} minus run {numbers[pair.a]}",
+                f"{pair.difference:+.2f}",
+                f"{pair.interval[0]:+.2f} to {pair.interval[1]:+.2f}",
+                f"{pair.only_b:,} / {pair.only_a:,}",
+                f"{pair.images:,}, {pair.protocol}",
+                p_words(pair.p),
+                p_words(pair.holm_p),
+            ]
+            for pair in pairs
+        ]
+        names = ["top-1 error", "points", "95 % interval", "alone right, first / second", "images", "p", "p, Holm"]
+        pieces += [
+            page.heading("Over the same images"),
+            page.table(names, rows),
+            page.why(
+                "p: McNemar's exact test over the images that one of the two alone has right; Holm: corrected for the "
+                f"{len(pairs)} pair{'s' * (len(pairs) > 1)}. Both are of these networks and of images like these: "
+                "other seeds make other networks, and only several runs of each recipe tell recipes apart."
+            ),
+        ]
+    if reasons:
+        pieces += [page.heading("Not compared image by image"), *map(page.text, reasons)]
+    return page.Part("errors", "Errors", pieces)
+
+
+def _kernels(out, runs):
+    pieces = [
+        page.text(
+            "Each network's first layer, tower a above tower b, each network in a scale of brightness of its own."
+        )
+    ]
+    for number, (name, run) in enumerate(zip(_numbered(runs), runs), 1):
+        try:
+            kernels, towers = first_layer(run.directory)
+            if not np.isfinite(kernels).all():
+                raise UserError("not all weights of its first layer are finite numbers")
+        except UserError as error:
+            pieces.append(page.text(f"{name}: {error}"))
+            continue
+        path = out / f"kernels_{number:02}.png"
+        kernel_picture(kernels, towers).save(path)
+        fact = chroma_fact(kernels, towers)
+        words = f"{name}. {fact.name}: {fact.value}{f'; {fact.note}' if fact.note else ''}."
+        pieces.append(page.image(path, f"First-layer kernels of {name}", words, crisp=True))
+    return page.Part("kernels", "Kernels", pieces)

@@ -1,0 +1,322 @@
+"""What the live page shows of a run: everything is read anew when it is asked for, and nothing of the run is locked or
+written."""
+
+import io
+import math
+import os
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, median
+
+import numpy as np
+from PIL import Image
+
+from ..analysis.figure_3 import pixels_of
+from ..analysis.learning_curves import drops, thinned
+from ..data.batches import minibatches
+from ..evaluation.accuracy import top5_tells
+from ..recipes import shapes
+from ..runs import checkpoints
+from ..runs.checkpoint_format import load_weights, read_state
+from ..runs.directory import RUN, read_run
+from ..runs.followed import FollowedMetrics
+from ..runs.lock import is_held
+from ..system.errors import UserError
+from ..system.terminal import duration
+from .headline import chroma_fact, crossing_fact, error_fact
+from .line_chart import Line, chart
+from .page import Fact, environment
+from .provenance import devices_of
+
+TEMPLATE = Path(__file__).with_name("live.html")
+SECONDS_WITHOUT_SCRIPT = 10  # between two looks of a browser that runs none; with one, `live.js` says it
+POINTS = 150  # of a line over all steps
+RECENT = 21  # minibatches whose mean is told
+SEEN = 12  # checkpoints whose first layer is told
+NO_CHECKPOINT = "There is no checkpoint yet. --checkpoint-every says how often a run saves one."
+ZOOM, GAP = 5, 5  # screen pixels: of a kernel's pixel, between kernels
+
+
+@dataclass(frozen=True)
+class FirstLayer:
+    """conv1 of one checkpoint."""
+
+    step: int
+    kernels: np.ndarray  # (maps of all towers, 3, k, k)
+    towers: int
+    fact: Fact  # their share of chroma
+
+
+class Watched:
+    """A run that is looked at again and again, by several threads. Raises UserError where it is none."""
+
+    def __init__(self, run: str | Path):
+        self.path, self.lock = Path(run), threading.Lock()
+        self.name = Path(os.path.realpath(run)).name
+        self.metrics = FollowedMetrics(run)
+        self.described, self.identity = read_run(run), _identity(self.path / RUN)
+        self.first_layer, self.no_kernels, self.of_checkpoint, self.seen = None, NO_CHECKPOINT, None, {}
+        self.template = environment().from_string(TEMPLATE.read_text("utf-8"))
+
+    def page(self) -> bytes:
+        """The page as it is now, HTML."""
+        with self.lock:
+            return self.template.render(**self._shown()).encode()
+
+    def kernels(self, tower: int) -> bytes | None:
+        """The newest first-layer kernels of a tower that were read, PNG; None where there are none."""
+        with self.lock:
+            found = self.first_layer
+            if found is None or tower >= found.towers:
+                return None
+            return kernel_grid(np.split(pixels_of(found.kernels), found.towers)[tower])
+
+    def _shown(self):
+        problems = [*self._read()]
+        recipe, classes = self.described["recipe"], len(self.described["data"]["classes"])
+        steps, whole = self.metrics.steps, self._whole()
+        state = self._state(whole)
+        return {
+            "title": f"{self.name}: step {int(steps['step'][-1]):,}" if steps["step"] else self.name,
+            "name": self.name,
+            "seconds_without_script": SECONDS_WITHOUT_SCRIPT,
+            "state": state,
+            "problems": problems,
+            "facts": [fact for fact in self._facts(recipe, classes, whole, state["kind"]) if fact],
+            "charts": self._charts(classes) if steps["step"] else [],
+            "no_charts": "This network was converted, not trained here."
+            if "converted" in self.described
+            else "No step is recorded yet.",
+            "first_layer": self._kernels_shown(recipe),
+            "exchange": self._exchange(recipe, classes),
+            "about": self._about(recipe),
+        }
+
+    def _read(self):
+        """Read what is new; yields in words what can't be read. What was read before stays."""
+        try:
+            if (identity := _identity(self.path / RUN)) != self.identity:
+                self.described, self.identity = read_run(self.path), identity
+        except UserError as error:
+            yield f"{error}; what follows is from before."
+        try:
+            self.metrics.read()
+        except OSError as error:
+            yield f"{error.filename}: {error.strerror}"
+        try:
+            self._read_first_layer()
+        except UserError as error:
+            yield str(error)
+
+    def _read_first_layer(self):
+        """Of the newest checkpoint, if it is another than before. A checkpoint has to be read whole: it is compared
+        with its sha256."""
+        if not checkpoints.listing(self.path):
+            return
+        newest = _identity(checkpoints.newest(self.path))
+        if newest == self.of_checkpoint:
+            return
+
+        def read(place):
+            state = read_state(place)
+            return state, load_weights(place)[f"{state.recipe.layers[0].name}.weight"].numpy()
+
+        _, (state, kernels) = checkpoints.from_newest(self.path, read)
+        self.of_checkpoint = newest  # where a newer one came meanwhile, the next look reads it again
+        if kernels.ndim != 4 or kernels.shape[1] != 3 or not np.isfinite(kernels).all():
+            self.first_layer, self.no_kernels = None, f"Its weights, {kernels.shape}, are no kernels of colour images."
+            return
+        fact = chroma_fact(kernels, state.recipe.towers)
+        self.first_layer = FirstLayer(state.step, kernels, state.recipe.towers, fact)
+        self.seen[state.step] = fact
+        # a run that went on from an earlier checkpoint has taken its later ones back
+        self.seen = {step: self.seen[step] for step in sorted(self.seen) if step <= state.step}
+
+    def _whole(self):
+        """(steps of an epoch, steps of all epochs); (None, None) where nobody knows them yet."""
+        recipe, images = self.described["recipe"], self.described["data"].get("images")
+        if isinstance(images, dict) and isinstance(count := images.get("train"), int) and 0 < count < 1 << 40:
+            per_epoch = len(minibatches(recipe, count))
+        else:  # a run of before this was recorded: of the first step of an epoch
+            steps, epochs = (np.array(self.metrics.steps[name]) for name in ("step", "epoch"))
+            first = np.flatnonzero(np.diff(epochs) == 1)
+            if not len(first):
+                return None, None
+            number = first[0] + 1
+            per_epoch = round((steps[number] - 1) / max(epochs[number] - 1, 1))
+        return per_epoch, per_epoch * recipe.epochs
+
+    def _state(self, whole):
+        """{"kind": a word, "words": the rest of the sentence}."""
+        steps, tested = self.metrics.steps["step"], self.metrics.tested
+        step = int(steps[-1]) if steps else 0
+        if "converted" in self.described:
+            return {"kind": "converted", "words": f"from {self.described['converted'].get('from', 'elsewhere')}"}
+        if is_held(self.path):
+            if not step:
+                return {"kind": "running", "words": "before its first step"}
+            return {"kind": "running", "words": f"step {step:,}, the last line {self._age()} ago"}
+        if any(line["kind"] == "test" and line["step"] == step for line in tested):
+            return {"kind": "finished", "words": f"after step {step:,}"}
+        if not step:
+            return {"kind": "stopped", "words": "before its first step"}
+        all_taken = whole[1] is not None and step >= whole[1]
+        return {
+            "kind": "stopped",
+            "words": f"after step {step:,}; train with --resume auto {'tests it' if all_taken else 'goes on'}",
+        }
+
+    def _age(self):
+        try:
+            return duration(max(time.time() - self.metrics.path.stat().st_mtime, 0))
+        except OSError:
+            return "an unknown time"
+
+    def _facts(self, recipe, classes, whole, kind):
+        steps = self.metrics.steps
+        if steps["step"]:
+            step, epoch = int(steps["step"][-1]), int(steps["epoch"][-1])
+            of = f" of {whole[1]:,}" if whole[1] else ""
+            yield Fact("step", f"{step:,}{of}", f"epoch {epoch} of {recipe.epochs}{_at_most(recipe)}")
+            rate = median(steps["images_per_second"][-RECENT:])
+            left = (whole[1] - step) * recipe.batch_size / rate if whole[1] and rate > 0 else None
+            note = f"{duration(left)} of steps left{_at_most(recipe)}" if kind == "running" and left else ""
+            yield Fact("images a second", f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}", note)
+            count = min(RECENT, len(steps["loss"]))
+            yield Fact(
+                f"training loss, last {count} minibatch{'es' * (count > 1)}",
+                f"{mean(steps['loss'][-RECENT:]):.3f}",
+                f"ln({classes:,}), all classes alike: {math.log(classes):.3f}",
+            )
+            yield Fact("training error, top-1, of the same", f"{mean(steps['top1_error'][-RECENT:]):.1f} %")
+        yield error_fact(self.metrics.tested, classes)
+        yield self.first_layer and self.first_layer.fact
+        yield crossing_fact(recipe, classes)
+
+    def _charts(self, classes):
+        steps, validated = self.metrics.steps, [line for line in self.metrics.tested if line["kind"] == "val"]
+        at = np.array(steps["step"])
+
+        def over(name):
+            return [(float(at[end - 1]), value) for end, value in thinned(np.array(steps[name]), POINTS)]
+
+        def at_ends(name):
+            return [(line["step"], line[name]) for line in validated]
+
+        def guess(value):
+            return [(0, value), (float(at[-1]), value)]
+
+        fallen = set(drops(self.metrics.scheduled))
+        falls = [line["step"] for line in self.metrics.scheduled if line["epoch"] in fallen]
+        errors = [Line("training, top-1", "training", over("top1_error"))]
+        errors.append(Line("validation, top-1", "validation", at_ends("top1_error")))
+        if top5_tells(classes):
+            errors.append(Line("validation, top-5", "top5", at_ends("top5_error")))
+        every = (
+            ("Loss, nats", [Line("training", "training", over("loss")),
+                            Line("validation", "validation", at_ends("loss")),
+                            Line("all classes alike", "guess", guess(math.log(classes)))], None),
+            ("Error, %", [*errors, Line("a guess", "guess", guess(100 - 100 / classes))], 100),
+            ("Images a second", [Line("training", "training", over("images_per_second"))], None),
+        )  # fmt: skip
+        return [chart(title, lines, high, falls) for title, lines, high in every]
+
+    def _kernels_shown(self, recipe):
+        found, name = self.first_layer, recipe.layers[0].name
+        if found is None:
+            return {"heading": f"{name}, by tower", "words": self.no_kernels, "towers": [], "columns": [], "seen": []}
+        a_tower, size = len(found.kernels) // found.towers, found.kernels.shape[2]
+        width, height = _grid_size(a_tower, size)
+        kernels = f"{a_tower} kernel{'s' * (a_tower > 1)} of tower {{}}, {size}x{size}x3, share of chroma {{}}"
+        rows = [[f"{step:,}", *fact.value.split(" / ")] for step, fact in self.seen.items()][-SEEN:]
+        return {
+            "heading": f"{name} after step {found.step:,}, by tower",
+            "words": f"One scale of brightness for all {len(found.kernels)} kernels. They change with each checkpoint.",
+            "number": found.step,
+            "towers": [
+                {"letter": letter, "width": width, "height": height, "words": kernels.format(letter, share)}
+                for letter, share in zip("ab", found.fact.value.split(" / "))
+            ],
+            "columns": ["checkpoint", *(f"chroma, tower {letter}" for letter in "ab"[: found.towers])],
+            "seen": rows if len(rows) > 1 else [],
+        }
+
+    def _exchange(self, recipe, classes):
+        rows = shapes.crossings(recipe, recipe.batch_size, classes)
+        if not rows:
+            one = "This network has one tower" if recipe.towers == 1 else "No layer reads both towers"
+            return {"words": f"{one}: nothing crosses.", "rows": []}
+        total, steps, by_layer = sum(count for *_, count in rows), self.metrics.steps, {}
+        for edge, _, pass_, count in rows:
+            by_layer.setdefault(edge, {"forward": 0, "backward": 0})[pass_] += count
+        words = (
+            f"Tensors cross between the towers at {', '.join(by_layer)} and nowhere "
+            f"else: {total:,} bytes a step of {recipe.batch_size} images in float32."
+        )
+        if steps["step"]:
+            sent = int(steps["bytes_exchanged"][-1])
+            a_second = sent * median(steps["images_per_second"][-RECENT:]) / recipe.batch_size
+            words += (
+                f" The last step sent {sent:,} bytes, {a_second / 1e6:,.1f} MB a second."
+                if sent
+                else " Here both towers are on one device, and nothing is copied."
+            )
+        rows = [
+            [edge, *(f"{count:,}" for count in (*passes.values(), sum(passes.values())))]
+            for edge, passes in by_layer.items()
+        ]
+        return {"words": words, "rows": rows}
+
+    def _about(self, recipe):
+        run, times = self.described, len(self.described.get("resumed", []))
+        return [
+            ("recipe", f"{recipe.name}, seed {recipe.seed}, batches of {recipe.batch_size}"),
+            ("data", str(run["data"].get("description"))),
+            ("devices", devices_of(run) if run.get("devices") else "none"),
+            ("kernels, pipeline", f"{run.get('kernels')}, {run.get('pipeline')}"),
+            ("started", str(run.get("started"))),
+            ("command", str(run.get("command"))),
+            *([("gone on with", f"{times} time{'s' * (times > 1)}")] if times else []),
+            ("directory", os.path.realpath(self.path)),
+        ]
+
+
+def _at_most(recipe):
+    return " at most" if recipe.schedule == "plateau" else ""
+
+
+def _identity(path):
+    """What tells a file or directory from another of its name; None where there is none."""
+    try:
+        status = os.stat(path)
+        return str(path), status.st_ino, status.st_mtime_ns
+    except OSError:
+        return None
+
+
+def kernel_grid(pixels: np.ndarray) -> bytes:
+    """Kernels (n, k, k, 3) uint8 in rows, PNG; what lies between them is transparent, so that any theme may be behind
+    it."""
+    count, size, *_ = pixels.shape
+    width, height = _grid_size(count, size)
+    columns, cell = _columns(count), size * ZOOM + GAP
+    grid = Image.new("RGBA", (width, height), (0, 0, 0, 0))
+    for number, kernel in enumerate(pixels):
+        row, column = divmod(number, columns)
+        enlarged = Image.fromarray(kernel).resize((size * ZOOM, size * ZOOM), Image.Resampling.NEAREST)
+        grid.paste(enlarged, (column * cell, row * cell))
+    content = io.BytesIO()
+    grid.save(content, "png")
+    return content.getvalue()
+
+
+def _columns(count):
+    """Of a grid about a third wider than high: 8 for the 48 kernels of a tower of the paper."""
+    return math.ceil(math.sqrt(count * 4 / 3))
+
+
+def _grid_size(count, size):
+    columns, cell = _columns(count), size * ZOOM + GAP
+    return columns * cell - GAP, math.ceil(count / columns) * cell - GAP

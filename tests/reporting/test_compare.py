@@ -1,0 +1,112 @@
+"""What `compare` says of runs of every kind, as text and as a page, and what it refuses."""
+
+import dataclasses
+import re
+
+import numpy as np
+import pytest
+from made_runs import made_run, without_git
+from tiny_checkpoint import tiny_recipe
+from told_runs import judged, step, told_run
+
+from alexnet_mp import compare
+from alexnet_mp.analysis.hypothesis_tests import mcnemar, paired_interval
+from alexnet_mp.reporting.comparison import differences, paired_errors, read_compared
+from alexnet_mp.reporting.page import pictures_of
+from alexnet_mp.system.errors import run_command
+
+TEN, CENTRE = "ten views", "centre view"
+HOSTILE = "<script>$\\frac$"
+
+
+def right(*images, of=20):
+    return {TEN: np.isin(np.arange(of), images), CENTRE: np.arange(of) < 3}
+
+
+def test_runs_compared(tmp_path, monkeypatch, capsys):
+    without_git(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    tests = [judged(4, "test", protocol=name, split="val", images=20, top1_error=60.0) for name in (CENTRE, TEN)]
+    lines = [*(step(number) for number in range(1, 5)), judged(2, images=20), judged(4, images=20), *tests]
+    recipe = tiny_recipe()
+    wider = dataclasses.replace(recipe.layers[1], maps=5)
+    other = dataclasses.replace(recipe, seed=7, layers=(recipe.layers[0], wider, recipe.layers[2]))
+    one_tower = dataclasses.replace(recipe, towers=1, layers=(recipe.layers[0], recipe.layers[2]))
+    told_run(tmp_path / "a", lines, right=right(*range(8)), checkpoint=True)
+    told_run(tmp_path / HOSTILE, lines, recipe=other, right=right(*range(2, 8), *range(10, 19)), pipeline="torch")
+    told_run(tmp_path / "c", lines, right=right(0, 1))
+    told_run(tmp_path / "elsewhere", lines, right=right(0), fingerprint="6a" * 32)
+    told_run(tmp_path / "fewer", lines, right=right(0, of=19))
+    told_run(tmp_path / "begins", [step(1)], recipe=one_tower, classes=("no", "yes"))
+    told_run(tmp_path / "went-on", [*lines, step(5)], right=right(0))
+    made_run(tmp_path / "converted", recipe, classes=1000)
+    (tmp_path / "fewer/checkpoints").mkdir()
+
+    def opened(*names):
+        return [read_compared(name, name) for name in names]
+
+    found = differences(opened("a", HOSTILE, "begins"))
+    assert found["recipe"]["fc2.maps"] == ["3", "5", "-"] and found["recipe"]["seed"] == ["0", "7", "0"]
+    assert found["recipe"]["towers"] == ["2", "2", "1"] and found["recipe"]["layers"][2] == "conv1, fc8"
+    assert "name" not in found["recipe"] and "fc8.reads" not in found["recipe"]
+    assert found["environment"] == {"pipeline": ["raw", "torch", "raw"]}
+    assert set(found["data"]) == {"classes", "sha256 of the classes"}
+    assert not any(differences(opened("a", "c")).values())
+
+    pairs, reasons = paired_errors(opened("a", HOSTILE, "c"))
+    assert not reasons and [(pair.a, pair.b, pair.only_a, pair.only_b) for pair in pairs] == [
+        ("a", HOSTILE, 2, 9),
+        ("a", "c", 6, 0),
+        (HOSTILE, "c", 15, 2),
+    ]
+    p = [mcnemar(np.arange(20) < a, np.arange(20) >= 20 - b)[2] for a, b in ((2, 9), (6, 0), (15, 2))]
+    assert [pair.p for pair in pairs] == p and p[1] == 2 / 2**6
+    assert [pair.holm_p for pair in pairs] == pytest.approx([p[0], 2 * p[1], 3 * p[2]])  # the third has the least
+    assert pairs[1].difference == 30 and pairs[1].protocol == TEN and pairs[1].images == 20
+    low, high = paired_interval(6, 0, 20)
+    assert pairs[1].interval == pytest.approx((-100 * high, -100 * low)) and pairs[1].interval[0] > 0
+    names = ("a", "elsewhere", "fewer", "begins", "went-on", "converted")
+    for name, reason in {
+        "elsewhere": "a and elsewhere: their data are not the same",
+        "fewer": "a and fewer: they were tested on different numbers of images",
+        "begins": "begins: it has no final test",
+        "went-on": "went-on: it was trained on after its final test",
+        "converted": "converted: it was converted, and nobody knows its data",
+    }.items():
+        pairs, (told,) = paired_errors(opened("a", name))
+        assert not pairs and told.startswith(reason)
+    capsys.readouterr()
+
+    assert compare.main(["a", HOSTILE, "c", "--out", "out"]) == 0
+    told = capsys.readouterr().out
+    assert re.search(r"^  fc2\.maps +3 \(1, 3\) \| 5 \(2\)$", told, re.M) and "data: the same in all" in told
+    assert re.search(r"^  1  ten views +top-1 60\.00 % \(38\.66 to 78\.12\) +20 images$", told, re.M)
+    assert re.search(
+        r"^  3 minus 1 +\+30\.00 points +\(.*\) +p = 0\.06\d +3 alone right 0, 1 alone 6 of 20, ten", told, re.M
+    )
+    page = (tmp_path / "out/comparison.html").read_text()
+    assert "<script>" not in page and "2: &lt;script&gt;$\\frac$" in page and "http" not in page
+    assert re.findall(r"<h2>(.*?)</h2>", page) == ["The runs", "What differs", "Curves", "Errors", "Kernels"]
+    assert "run 3 minus run 1" in page and page.count("no checkpoint in it") == 2
+    assert pictures_of(tmp_path / "out/comparison.html") == {"curves.png", "kernels_01.png"}
+    assert compare.main([*names, "--out", "out"]) == 0
+    page = (tmp_path / "out/comparison.html").read_text()
+    assert pictures_of(tmp_path / "out/comparison.html") == {"curves.png", "kernels_01.png", "kernels_06.png"}
+    assert "Without a step that was recorded: 6: converted" in page and "Over the same images" not in page
+    assert "Not tested yet: 4: begins, 6: converted." in page
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "comparison.html", "curves.png", "kernels_01.png", "kernels_06.png"
+    }  # fmt: skip
+    told_run(tmp_path / "report")
+    capsys.readouterr()
+    for words, problem in (
+        (["a", "./a"], "a is named twice; each run counts once"),
+        (["a"], "1 run: 2 to 20 can be compared; .*"),
+        (["a", *map(str, range(20))], "21 runs: 2 to 20 can be compared; .*"),
+        (["a", "out"], "out is not a run directory: .*"),
+        (["a", "c", "--out", "report"], "--out report: it is no report's and holds .*"),
+        (["a", "c", "--out", "a/run.json"], "--out a/run.json: File exists"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            run_command(lambda: compare.main(words))  # noqa: B023
+        assert ended.value.code == 2 and re.fullmatch(f"error: {problem}\n", capsys.readouterr().err), words
