@@ -15,9 +15,10 @@ of 8 bits, of something transparent the colours below stay, orientation tags are
 photograph first), the shorter side is rescaled and the central square kept. Of classes that tie the first leads. A
 file that can't be read is a line on standard error, the others are answered all the same, and the status is 2.
 
---page shows one picture's way through both towers, layer by layer; and with tower a off, with tower b off, and with the
-links between them cut. What is off is put to its mean over pictures of the validation split, of what the run was
-trained on or of --data; without such pictures nothing is off.
+--page FILE.html shows one picture's way through both towers, layer by layer; and with tower a off, with tower b off,
+and with the links between them cut. What is off is put to its mean over pictures of the validation split, of what the
+run was trained on or of --data; without such pictures nothing is off. --page FILE.png draws the answers of all these,
+and the maps of the whole network.
 """
 
 import json
@@ -56,6 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.page is not None:
         if len(options.pictures) > 1 or os.path.isdir(options.pictures[0]):
             raise UserError("--page shows one picture; name one file")
+        if not options.page.endswith((".html", ".png")):
+            raise UserError(f"--page {options.page}: its name has to end with .html or .png")
         durable_files.refuse_output("--page", options.page)
     compute_as_in_training()
     with lines_on_stderr():  # standard output holds the answers alone
@@ -115,23 +118,29 @@ def _write_page(options, network, found, path, picture, words):
     # Imported late, and below: who asks for classes alone doesn't wait for what draws.
     from .analysis.figure_4 import told_apart
     from .analysis.one_picture import through
-    from .reporting.one_picture import write_page
+    from .reporting.one_picture import draw_page, write_page
 
     recipe = network.recipe
     means, of = _means(options, network, found) if recipe.towers == 2 else (None, "It has one tower: nothing crosses.")
     (top, left, _), side = centre_view(recipe)[0], recipe.crop_size
-    write_page(
-        options.page,
-        "standard input" if path == STDIN else os.path.basename(path),
-        picture[top : top + side, left : left + side],
-        through(network, centre_images(network, found.statistics, [picture]), means),
-        network.merged_state(f"{recipe.layers[0].name}.weight")[f"{recipe.layers[0].name}.weight"].float().numpy(),
-        told_apart(found.classes, words),
-        f"{recipe.name} on {len(words):,} classes, run {os.path.basename(os.path.realpath(options.run))}, "
-        f"{found.checkpoint.name}.",
-        of,
-        recipe.layers[-1].name,
-    )
+    seen, names = picture[top : top + side, left : left + side], told_apart(found.classes, words)
+    shown = through(network, centre_images(network, found.statistics, [picture]), means)
+    if options.page.endswith(".png"):
+        draw_page(options.page, seen, shown, names)
+    else:
+        first = f"{recipe.layers[0].name}.weight"
+        write_page(
+            options.page,
+            "standard input" if path == STDIN else os.path.basename(path),
+            seen,
+            shown,
+            network.merged_state(first)[first].float().numpy(),
+            names,
+            f"{recipe.name} on {len(words):,} classes, run {os.path.basename(os.path.realpath(options.run))}, "
+            f"{found.checkpoint.name}.",
+            of,
+            recipe,
+        )
     say(f"wrote {printable(options.page)}")
 
 
@@ -185,9 +194,7 @@ def _parser():
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--json", action="store_true", help="one JSON document on standard output")
     how.add_argument("--csv", metavar="FILE.csv", help="write a table, a row a picture; - is standard output")
-    parser.add_argument(
-        "--page", metavar="FILE.html", help="write a page on the way of one picture through both towers"
-    )
+    parser.add_argument("--page", metavar="FILE.html|FILE.png", help="show the way of one picture through both towers")
     parser.add_argument(
         "--data",
         metavar="DIR|builtin",

@@ -97,7 +97,7 @@ TOWER_COLOURS = ("#762a83", "#5aae61")
 WINDOW = 21  # minibatches
 BINS = 12
 FEWEST = 5  # kernels in a panel
-PANEL = 4.4, 3.3  # inches: of a chart that is read on a telephone as well
+PANEL = 4.0, 3.1  # inches: of a chart that is read on a telephone as well
 DENSITY = 2  # pixels of a chart a screen pixel: sharp where a screen has more than it says
 DENSITY_KEY = "Density"  # of the PNG's text, for who shows it
 PANELS = {  # measure: title, unit of the axis; None for the upper end: as far as the values go
@@ -166,7 +166,8 @@ def _distribution(axes, statistics, parts, measure, panel, difference):
         counts = np.histogram(values[shown], bins)[0]
         axes.bar(bins[:-1], side * counts, np.diff(bins), align="edge", color=colour, edgecolor="white", linewidth=0.8)
     most = max(np.abs(axes.dataLim.intervaly).max(), 1)
-    axes.set(xlim=(0, end), ylim=(-1.08 * most if len(parts) > 1 else 0, 1.08 * most), xlabel=unit, ylabel="kernels")
+    axes.set(xlim=(0, end), ylim=(-1.08 * most if len(parts) > 1 else 0, 1.08 * most), xlabel=unit)
+    axes.set_ylabel("kernels: b below, a above" if len(parts) > 1 else "kernels")
     axes.axhline(0, color="black", linewidth=0.8)
     axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda count, _: f"{abs(count):g}"))

@@ -39,12 +39,12 @@ def on_dark(colour: Rgb) -> Rgb:
     """A colour of a light page as it is on a dark one."""
     if max(colour) - min(colour) <= GREY:
         white = sum(colour) / 3
-        return tuple(white * a + (1 - white) * b for a, b in zip(_rgb(DARK.paper), _rgb(DARK.ink), strict=True))
+        return tuple(white * a + (1 - white) * b for a, b in zip(rgb(DARK.paper), rgb(DARK.ink), strict=True))
     if known := KNOWN.get("#" + "".join(f"{round(255 * one):02x}" for one in colour)):
-        return _rgb(known)
+        return rgb(known)
     for white in range(100):
         lighter = tuple(one + (1 - one) * white / 100 for one in colour)
-        if contrast(lighter, _rgb(DARK.paper)) >= LEAST_CONTRAST:
+        if contrast(lighter, rgb(DARK.paper)) >= LEAST_CONTRAST:
             return lighter
     return (1.0, 1.0, 1.0)
 
@@ -94,5 +94,6 @@ def _changed(colours: Any) -> Any:
         return [one(rgba) for rgba in to_rgba_array(colours)]
 
 
-def _rgb(hexadecimal):
+def rgb(hexadecimal: str) -> Rgb:
+    """Of "#1b1b1f"."""
     return tuple(int(hexadecimal[place : place + 2], 16) / 255 for place in (1, 3, 5))

@@ -6,20 +6,21 @@ time, and without scripts all of them stand in order."""
 import base64
 import io
 import math
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from ..analysis.figure_4 import TOP, percent
+from ..analysis.figure_4 import percent
 from ..analysis.one_picture import OnePicture, Side, State
+from ..analysis.one_picture_figure import RAMPS, draw_one_picture, levels, most_probable
+from ..recipes.recipe import Recipe
 from ..retrieval.contact_sheet import png
 from ..system import durable_files
 from .page import environment
 
-# From nothing to the most, over each tower's colour: brightness alone carries the value.
-RAMPS = ("#0c0610", "#762a83", "#c2a5cf", "#fcf9fd"), ("#050d07", "#1b7837", "#5aae61", "#f5fcf6")
 SHORT = {"the whole network": "whole", "tower a off": "a off", "tower b off": "b off", "links cut": "links cut"}
 KERNEL_SIDE = 5  # screen pixels a pixel of a first-layer kernel
 
@@ -33,18 +34,18 @@ def write_page(
     words: Sequence[str],
     about: str,
     means_of: str,
-    last: str,
+    recipe: Recipe,
 ) -> None:
     """Render the page and write it, whole or not at all.
 
     name: of the picture's file. seen: (crop, crop, 3) uint8, what the network saw of it. kernels: the first layer's,
     (maps of all towers, 3, k, k). words: of all classes, told apart. about: the network, in words. means_of: the
-    pictures whose means stand for what is off, in words; or why nothing can be off. last: the answer's layer. Raises
-    UserError where it can't be written."""
+    pictures whose means stand for what is off, in words; or why nothing can be off. Raises UserError where it can't
+    be written."""
     towers, first = len(found.states[0].layers[0].sides), found.states[0].layers[0].name
     pixels = np.split(each_in_its_scale(kernels), towers)
     whole = found.states[0].probabilities
-    leading = _top(whole)
+    leading = most_probable(whole)
     content = (
         environment()
         .get_template("one_picture.html")
@@ -57,12 +58,22 @@ def write_page(
             towers=towers,
             states=[_state(state, pixels, first, words, leading[0]) for state in found.states],
             links={layer: _links(found, layer) for layer in dict.fromkeys(link.layer for link in found.links)},
-            last=last,
+            last=recipe.layers[-1].name,
+            crosses=recipe.lrn_crosses and len(found.states) > 1,
             names=[SHORT[state.name] for state in found.states],
             rows=[(words[label], [percent(state.probabilities[label]) for state in found.states]) for label in leading],
         )
     )
     durable_files.write_output(str(path), content.encode())
+
+
+def draw_page(path: str | Path, seen: np.ndarray, found: OnePicture, words: Sequence[str]) -> None:
+    """Write `draw_one_picture` as a PNG, on white. Raises UserError where it can't be written."""
+    drawn = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a box stands for such a letter
+        draw_one_picture(seen, found, words).savefig(drawn, format="png", dpi=160, metadata={"Software": None})
+    durable_files.write_output(str(path), drawn.getvalue())
 
 
 def each_in_its_scale(kernels: np.ndarray) -> np.ndarray:
@@ -72,18 +83,14 @@ def each_in_its_scale(kernels: np.ndarray) -> np.ndarray:
     return np.rint((kernels / np.where(largest > 0, largest, 1) + 1) * 127.5).astype(np.uint8).transpose(0, 2, 3, 1)
 
 
-def _top(probabilities):
-    """The labels of the most probable classes, of equals the first."""
-    return np.argsort(-probabilities, kind="stable")[:TOP].tolist()
-
-
 def _state(state: State, pixels, first, words, answer):
     return {
         "name": state.name,
+        "short": SHORT[state.name],
         "what": _in_words(state),
         "bars": [
             {"name": words[label], "percent": percent(p), "width": f"{100 * p:.1f}", "same": label == answer}
-            for label in _top(state.probabilities)
+            for label in most_probable(state.probabilities)
             for p in [float(state.probabilities[label])]
         ],
         "layers": [
@@ -115,10 +122,8 @@ def _in_words(state):
 
 
 def _side(side: Side, tower, layer, pixels):
-    span = max(layer.high - layer.low, 1e-30)
-    levels = np.rint((np.clip(side.maps, layer.low, layer.high) - layer.low) / span * 255).astype(np.uint8)
     cells = []
-    for place, level in enumerate(levels):
+    for place, level in enumerate(levels(side, layer)):
         kernel = int(side.kernels[place]) if len(side.kernels) else None
         cells.append(
             {
@@ -172,12 +177,12 @@ def _bytes(count):
     return f"{count / 1e3:,.1f} kB" if count >= 1000 else f"{count} bytes"
 
 
-def _coloured(levels, ramp):
+def _coloured(level, ramp):
     """The bytes of a PNG of (height, width) uint8 with a palette along a ramp of colours."""
     stops = np.array([[int(colour[place : place + 2], 16) for place in (1, 3, 5)] for colour in ramp], float)
     places = np.linspace(0, 255, len(ramp))
     palette = np.stack([np.interp(np.arange(256), places, stops[:, channel]) for channel in range(3)], 1)
-    image = Image.fromarray(levels)
+    image = Image.fromarray(level)
     image.putpalette(np.rint(palette).astype(np.uint8).tobytes())
     content = io.BytesIO()
     image.save(content, "PNG", optimize=True)

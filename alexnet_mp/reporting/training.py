@@ -25,7 +25,9 @@ def training(out: Path, lines: Sequence[dict], recipe: Recipe, classes: int) -> 
     epochs = epochs_of(lines)
     if not epochs:
         return page.Part("training", "Training", [page.text("The run has no step that was recorded.")])
-    paths = [write_figure(figure, out / f"{name}.png") for name, figure in draw_training(lines, classes).items()]
+    paths = [
+        write_figure(figure, out / f"training_{name}.png") for name, figure in draw_training(lines, classes).items()
+    ]
     last, apart, steps = epochs[-1], gap(epochs), sum(line["kind"] == "train" for line in lines)
     words = (
         f"{steps:,} step{'s' * (steps > 1)}, into epoch {last['epoch']} of {recipe.epochs}; batch size "
@@ -94,7 +96,7 @@ def draw_training(lines: Sequence[dict], classes: int) -> "dict[str, Figure]":
 
     epochs = epochs_of(lines)
     drawn = {
-        name: Figure(figsize=(PANEL[0], 3.8), layout="constrained", facecolor="white") for name in ("loss", "errors")
+        name: Figure(figsize=(PANEL[0], 3.5), layout="constrained", facecolor="white") for name in ("loss", "errors")
     }
     loss, error = (figure.subplots() for figure in drawn.values())
     x = [entry["epoch"] for entry in epochs]
