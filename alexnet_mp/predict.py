@@ -137,7 +137,7 @@ def _write_page(options, network, found, path, picture, words):
             network.merged_state(first)[first].float().numpy(),
             names,
             f"{recipe.name} on {len(words):,} classes, run {os.path.basename(os.path.realpath(options.run))}, "
-            f"{found.checkpoint.name}.",
+            f"{found.checkpoint.name}. {synsets.hint(names)}".rstrip(),
             of,
             recipe,
         )

@@ -65,7 +65,7 @@ def contrast(one: Rgb, other: Rgb) -> float:
 def in_the_dark(figure: "Figure") -> Iterator[None]:
     """A Figure that was drawn once has the colours of a dark page meanwhile."""
     found = []  # all of them first: a figure and its patch share theirs
-    for artist in figure.findobj():
+    for artist in _artists(figure):
         for name in COLOURS:
             get, set_ = (getattr(artist, f"{what}_{name}", None) for what in ("get", "set"))
             if get and set_:
@@ -77,6 +77,17 @@ def in_the_dark(figure: "Figure") -> Iterator[None]:
     finally:
         for set_, colour in found:
             set_(colour)
+
+
+def _artists(figure):
+    """All of a figure, with arrows and boxes of text, which are nobody's children; but what has its colours from
+    numbers."""
+    for artist in figure.findobj():
+        if getattr(artist, "get_array", lambda: None)() is None:
+            yield artist
+        for part in (getattr(artist, "arrow_patch", None), getattr(artist, "get_bbox_patch", lambda: None)()):
+            if part is not None:
+                yield part
 
 
 def _changed(colours: Any) -> Any:

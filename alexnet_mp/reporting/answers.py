@@ -18,6 +18,7 @@ from ..analysis.figure_4 import (
 )
 from ..analysis.figures import write_figure
 from ..data.dataset import DataSet, Split
+from ..data.synsets import hint
 from ..retrieval.contact_sheet import LINE_LETTERS, contact_sheet, png
 from ..retrieval.index import Index
 from ..retrieval.search import NEIGHBOURS, Search
@@ -46,6 +47,7 @@ def figure_4_left(
             "These are chosen, sort by sort. The program of 2012 drew eight pictures at random and asked "
             "for the centre view alone; how the paper's eight were chosen is not said."
         ),
+        *([page.why(nameless)] if (nameless := hint(names)) else []),
     ]
     for heading, why, chosen in examples(found):
         entries = []

@@ -44,6 +44,14 @@ def test_a_chart_is_read_on_a_dark_page_as_on_a_light_one(tmp_path):
     assert abs(dark[:20].max() - 0xEE) < 8 and pixels[:20].min() < 60  # the title
     write_figure(figure, path, density=1)
     assert path.read_bytes() == first
+    axes = figure.axes[1]
+    mesh = axes.pcolormesh([[0.0, 1.0]], cmap="viridis")
+    note = axes.annotate("here", (0, 0), (1, 1), arrowprops={"color": "black"}, bbox={"facecolor": "white"})
+    figure.savefig(tmp_path / "more.png")
+    coloured = mesh.get_facecolor().tolist()
     with in_the_dark(figure):
+        assert note.arrow_patch.get_edgecolor()[:3] == pytest.approx(rgb(DARK.ink))
+        assert note.get_bbox_patch().get_facecolor()[:3] == pytest.approx(rgb(DARK.paper))
+        assert mesh.get_facecolor().tolist() == coloured
         assert figure.get_facecolor()[:3] == pytest.approx(rgb(DARK.paper))
     assert figure.get_facecolor()[:3] == (1, 1, 1)
