@@ -128,7 +128,9 @@ def draw_training(lines: Sequence[dict], classes: int) -> "dict[str, Figure]":
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         # Below the axes, so that it hides no curve.
-        axes.figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+        axes.figure.legend(
+            loc="outside lower center", ncols=2, frameon=False, fontsize=9, columnspacing=1, handlelength=1.6
+        )
     loss.set(ylabel="cross-entropy loss (nats)", ylim=(0, None))
     error.set(ylabel="error (%)", ylim=(0, 100))
     return drawn
