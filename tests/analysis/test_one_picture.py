@@ -17,10 +17,10 @@ from alexnet_mp.recipes.recipe import override
 TINY = ["stored_size=41", "crop_size=32", "crop_positions=8", "lrn_alpha=0.01", f"layers={json.dumps(LAYERS)}"]
 
 
-def made(*settings):
+def made(*settings, overlap=None):
     """(network in float64 and test mode, a function that gives so many images)."""
     recipe, draws = override(mini(), [*TINY, *settings]), torch.Generator().manual_seed(0)
-    network = TwoTowerAlexNet(recipe, ("cpu",) * recipe.towers, 3, "reference").double()
+    network = TwoTowerAlexNet(recipe, ("cpu",) * recipe.towers, 3, "reference", overlap).double()
     network.load_merged({name: torch.from_numpy(t).double() for name, t in random_weights(recipe, 3).items()})
     return network.eval(), lambda count: 60 * torch.randn(count, 3, 32, 32, generator=draws, dtype=torch.float64)
 
@@ -55,9 +55,10 @@ def test_nothing_silenced_is_the_network_and_a_mean_of_one_picture_is_that_pictu
     assert len(through(network, one, None).states) == 1
 
 
-def test_what_is_off_or_cut_says_nothing():
+@every("overlap", [False, True])
+def test_what_is_off_or_cut_says_nothing(overlap):
     """Of a silenced tower's picture nothing reaches the answer; with the links cut both reach it, and add up."""
-    network, images = made()
+    network, images = made(overlap=overlap)
     means = unit_means(network, [[images(7)] * 2])
     (a, other_a), (b, other_b) = images(2).split(1), images(2).split(1)
 

@@ -345,6 +345,7 @@ def test_the_template_is_installed(tmp_path):
     assert {path.name: path.read_bytes() for path in installed} == templates and len(templates) >= 3
 
 
+@pytest.mark.slow
 @needs_chromium
 def test_nothing_overflows_in_a_browser(page, tmp_path):
     """At the width of telephones and of a desktop, light and dark; nothing shrinks until it can't be read; and nothing
