@@ -182,7 +182,7 @@ setup(
     # The folder is `kernels`, the import `alexnet_mp.kernels`: a top-level `kernels` would shadow Hugging Face's
     # package.
     package_dir={"alexnet_mp.kernels": "kernels"},
-    package_data={"alexnet_mp.reporting": ["page.html", "live.html", "live.css", "live.js"]},
+    package_data={"alexnet_mp.reporting": ["*.html", "*.css", "*.js"]},
     ext_modules=modules,
     cmdclass=commands,
 )

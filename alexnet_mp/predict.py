@@ -7,30 +7,43 @@ examples
   python -m alexnet_mp.predict RUN photograph.jpg --json
   python -m alexnet_mp.predict RUN PHOTOS --csv classes.csv
   python -m alexnet_mp.predict RUN PHOTOS --synsets synset_words.txt
+  python -m alexnet_mp.predict RUN photograph.jpg --page photograph.html
 
 A folder stands for the pictures in it and in its folders; what is no picture is named and passed over. A file may be
 anything that Pillow opens. It is read as training reads its own: grey, palettes, CMYK and 16 bits a channel become RGB
 of 8 bits, of something transparent the colours below stay, orientation tags are ignored as in 2012 (turn such a
 photograph first), the shorter side is rescaled and the central square kept. Of classes that tie the first leads. A
 file that can't be read is a line on standard error, the others are answered all the same, and the status is 2.
+
+--page FILE.html shows one picture's way through both towers, layer by layer; and with tower a off, with tower b off,
+and with the links between them cut. What is off is put to its mean over pictures of the validation split, of what the
+run was trained on or of --data; without such pictures nothing is off. --page FILE.png draws the answers of all these,
+and the maps of the whole network.
 """
 
 import json
+import os
 import sys
 from collections.abc import Sequence
+
+import numpy as np
 
 from .command_options import add_run_options, compute_as_in_training
 from .data import synsets
 from .data.class_names import apart_by_number
-from .data.image_files import STDIN, answered
+from .data.dataset import open_data_of_run, open_dataset
+from .data.image_files import AT_ONCE, STDIN, answered
 from .data.synsets import in_words
 from .evaluation.per_class import as_csv
-from .evaluation.predict_images import predict
+from .evaluation.predict_images import centre_images, predict
+from .evaluation.protocol import centre_view
 from .evaluation.trained import class_words, load_run
 from .system import durable_files
 from .system.command_line import command_parser
-from .system.errors import UserError, run_command
-from .system.terminal import lines_on_stderr, printable, say
+from .system.errors import UserError, complain, run_command
+from .system.terminal import lines_on_stderr, printable, progress, say
+
+MOST_MEANT = 256  # pictures, of a mean
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,6 +52,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise UserError(f"--top {options.top}: it must be at least 1")
     if options.csv not in (None, STDIN):
         durable_files.refuse_output("--csv", options.csv)
+    if options.page is None and options.data is not None:
+        raise UserError("--data: it says what --page's means are of; they go together")
+    if options.page is not None:
+        if len(options.pictures) > 1 or os.path.isdir(options.pictures[0]):
+            raise UserError("--page shows one picture; name one file")
+        if not options.page.endswith((".html", ".png")):
+            raise UserError(f"--page {options.page}: its name has to end with .html or .png")
+        durable_files.refuse_output("--page", options.page)
     compute_as_in_training()
     with lines_on_stderr():  # standard output holds the answers alone
         network, found = load_run(options.run, options.gpus, options.kernels)
@@ -52,6 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if told is None:
             answers.append({"file": path, "error": str(picture)})
             continue
+        if options.page is not None:
+            _write_page(options, network, found, path, picture, words)
         top = [
             {"class": found.classes[label], "name": words[label], "label": label, "probability": probability}
             for probability, label in zip(*(each.tolist() for each in told))
@@ -91,6 +114,69 @@ def _tell(path, top, shown):
         say(f"  {100 * place['probability']:6.2f} %  {printable(words)}")
 
 
+def _write_page(options, network, found, path, picture, words):
+    # Imported late, and below: who asks for classes alone doesn't wait for what draws.
+    from .analysis.figure_4 import told_apart
+    from .analysis.one_picture import through
+    from .reporting.one_picture import draw_page, write_page
+
+    recipe = network.recipe
+    means, of = _means(options, network, found) if recipe.towers == 2 else (None, "It has one tower: nothing crosses.")
+    (top, left, _), side = centre_view(recipe)[0], recipe.crop_size
+    seen, names = picture[top : top + side, left : left + side], told_apart(found.classes, words)
+    shown = through(network, centre_images(network, found.statistics, [picture]), means)
+    if options.page.endswith(".png"):
+        draw_page(options.page, seen, shown, names)
+    else:
+        first = f"{recipe.layers[0].name}.weight"
+        write_page(
+            options.page,
+            "standard input" if path == STDIN else os.path.basename(path),
+            seen,
+            shown,
+            network.merged_state(first)[first].float().numpy(),
+            names,
+            f"{recipe.name} on {len(words):,} classes, run {os.path.basename(os.path.realpath(options.run))}, "
+            f"{found.checkpoint.name}. {synsets.hint(names)}".rstrip(),
+            of,
+            recipe,
+        )
+    say(f"wrote {printable(options.page)}")
+
+
+def _means(options, network, found):
+    """(`unit_means`, in words of what); (None, why) where the run's own data can't be read and nobody named others."""
+    from .analysis.figure_4 import evenly
+    from .analysis.silenced import unit_means
+
+    size = network.recipe.stored_size
+    try:
+        dataset = (
+            open_data_of_run(options.run, found.source, size, ("val",))
+            if options.data is None
+            else open_dataset(options.data, size, ("val",))
+        )
+    except UserError as error:
+        if options.data is not None:
+            raise
+        complain(error)
+        return None, f"Nothing is shown as off: the means would be over the run's own data, and {error}."
+    split = dataset.splits["val"]
+    numbers = evenly(len(split), MOST_MEANT)
+    with progress("val images", len(numbers)) as advance:
+
+        def batches():
+            for some in np.array_split(numbers, -(-len(numbers) // AT_ONCE)):
+                yield centre_images(network, found.statistics, [split.read(int(number)) for number in some])
+                advance(len(some))
+
+        means = unit_means(network, batches())
+    return means, (
+        f"Off: an output is put to its mean over {len(numbers):,} pictures of {dataset.source}, split val, unit by "
+        "unit, under the centre view."
+    )
+
+
 def _parser():
     parser = command_parser("predict", __doc__)
     parser.add_argument("run", metavar="RUN", help="the directory of a run; its newest weights answer")
@@ -108,6 +194,12 @@ def _parser():
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--json", action="store_true", help="one JSON document on standard output")
     how.add_argument("--csv", metavar="FILE.csv", help="write a table, a row a picture; - is standard output")
+    parser.add_argument("--page", metavar="FILE.html|FILE.png", help="show the way of one picture through both towers")
+    parser.add_argument(
+        "--data",
+        metavar="DIR|builtin",
+        help="of --page: whose val pictures give the means for what is off; default: what the run was trained on",
+    )
     add_run_options(parser)
     return parser
 

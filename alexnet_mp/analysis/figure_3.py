@@ -38,9 +38,6 @@ def kernel_picture(
     of chroma.
     """
     maps, _, k, _ = weights.shape
-    scaled = _standardised(weights) if scale == "kernel" else weights
-    parts = np.split(scaled, towers) if scale == "tower" else [scaled]
-    pixels = np.concatenate([pixels_of(part) for part in parts])
     a_tower, cell = maps // towers, k * SCALE + GAP
     rows = -(-a_tower // MOST_COLUMNS)
     columns = -(-a_tower // rows)
@@ -57,14 +54,36 @@ def kernel_picture(
     pen = ImageDraw.Draw(image)
     for line in above:
         pen.text((GAP, 5), line, fill="black", font_size=13)
-    for tower, line in enumerate(names):
-        top, chosen = first + tower * (TITLE + panel), np.arange(tower * a_tower, (tower + 1) * a_tower)
+    panels = kernel_tiles(weights, towers, scale, by_colour, columns)
+    for tower, (line, tiles) in enumerate(zip(names, panels)):
+        top = first + tower * (TITLE + panel)
         pen.text((GAP, top + 5), line, fill="black", font_size=13)
+        image.paste(tiles, (GAP, top + TITLE), tiles)
+    return image
+
+
+def kernel_tiles(
+    weights: np.ndarray,
+    towers: int,
+    scale: Literal["layer", "tower", "kernel"] = "layer",
+    by_colour: bool = False,
+    columns: int = MOST_COLUMNS,
+) -> list[Image.Image]:
+    """The kernels of each tower as a Pillow image without words, so many a row, transparent between them: for a page
+    whose colours are not known. See `kernel_picture`."""
+    maps, _, k, _ = weights.shape
+    scaled = _standardised(weights) if scale == "kernel" else weights
+    parts = np.split(scaled, towers) if scale == "tower" else [scaled]
+    pixels = np.concatenate([pixels_of(part) for part in parts])
+    a_tower, cell, images = maps // towers, k * SCALE + GAP, []
+    columns = min(columns, a_tower)
+    for chosen in np.split(np.arange(maps), towers):
+        images.append(Image.new("RGBA", (columns * cell - GAP, -(-a_tower // columns) * cell - GAP)))
         for place, index in enumerate(greyest_first(weights, chosen) if by_colour else chosen):
             row, column = divmod(place, columns)
             kernel = Image.fromarray(pixels[index]).resize((k * SCALE, k * SCALE), Image.Resampling.NEAREST)
-            image.paste(kernel, (GAP + column * cell, top + TITLE + row * cell))
-    return image
+            images[-1].paste(kernel, (column * cell, row * cell))
+    return images
 
 
 def _apart(weights, towers):

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from PIL import Image
 
 from ..data.dataset import DataSet, Split
 from ..data.image_files import pipeline_of
@@ -19,7 +18,7 @@ from ..data.pipeline_torch import TorchPipeline
 from ..data.pixel_statistics import Statistics
 from ..evaluation.protocol import both_protocols, centre_view
 from ..network.network import TwoTowerAlexNet
-from ..retrieval.contact_sheet import LINE_LETTERS, contact_sheet
+from ..retrieval.contact_sheet import LINE_LETTERS
 from ..retrieval.features import Features
 from ..retrieval.search import NEIGHBOURS, Search
 
@@ -36,6 +35,9 @@ FAR = 0.1
 LETTERS = 26  # of a class's name
 RIGHT, WRONG = "#d55e00", "#56b4e9"  # the true class's bar, the others' (Okabe and Ito); 2012 tinted the true one red
 QUERIES = 5  # shown on the right
+EXAMPLE = 2.6, 3.9  # inches: a picture and its bars
+
+Cell = tuple[np.ndarray | None, list[str]]  # a picture (size, size, 3) uint8, and lines of words
 
 
 # --- left
@@ -165,7 +167,7 @@ def draw_example(picture: np.ndarray, title: str, bars: Sequence[tuple[str, floa
     # Imported late: it takes a second. The object interface draws without a display and without global state.
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(2.6, 3.9), facecolor="white")
+    figure = Figure(figsize=EXAMPLE, facecolor="white")
     # Places by hand: a layout that makes room for names would shrink the picture for a long one.
     image, axes = figure.add_axes((0.05, 0.345, 0.9, 0.6)), figure.add_axes((0.05, 0.01, 0.93, 0.32))
     image.imshow(picture)
@@ -217,9 +219,9 @@ def one_of_each_class(labels: np.ndarray) -> list[int]:
 
 def nearest_pictures(
     queries: Features, number: int, searches: Sequence[tuple[str, Search]], dataset: DataSet, names: Sequence[str]
-) -> tuple[Image.Image, dict[str, int], dict[str, int]]:
-    """A validation picture and the training pictures nearest to it, a row a search, as one image; by search, how many
-    of these are of its class; and how many there are.
+) -> tuple[list[list[Cell]], dict[str, int], dict[str, int]]:
+    """A validation picture and the training pictures nearest to it, a row a search, for a `contact_sheet`; by search,
+    how many of these are of its class; and how many there are.
 
     queries: of all validation pictures. searches: [(what they go by, `Search`)]. dataset: the pictures themselves.
     names: of the classes."""
@@ -235,7 +237,7 @@ def nearest_pictures(
                 for split, one, words in [("val", number, f"nearest by {what}"), *neighbours]
             ]
         )
-    return contact_sheet(rows), same, shown
+    return rows, same, shown
 
 
 def _cell(split, number, names, words):

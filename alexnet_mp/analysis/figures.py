@@ -13,6 +13,7 @@ from ..system import durable_files
 from .first_layer import TUNED, KernelStatistics
 from .learning_curves import drops
 from .specialisation import MEASURES, Difference
+from .themes import dark_of, in_the_dark
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -96,6 +97,9 @@ TOWER_COLOURS = ("#762a83", "#5aae61")
 WINDOW = 21  # minibatches
 BINS = 12
 FEWEST = 5  # kernels in a panel
+PANEL = 4.0, 3.1  # inches: of a chart that is read on a telephone as well
+DENSITY = 2  # pixels of a chart a screen pixel: sharp where a screen has more than it says
+DENSITY_KEY = "Density"  # of the PNG's text, for who shows it
 PANELS = {  # measure: title, unit of the axis; None for the upper end: as far as the values go
     "colourfulness": ("Colourfulness", "share of chroma in a kernel's energy", 1),
     "selectivity": ("Orientation selectivity", "0: blob or plaid, 1: one grating", 1),
@@ -107,41 +111,47 @@ PANELS = {  # measure: title, unit of the axis; None for the upper end: as far a
 
 def draw_specialisation(
     statistics: KernelStatistics, towers: int, differences: Mapping[str, Difference] | None = None
-) -> "Figure":
-    """The distributions of a network's first layer as a matplotlib Figure, on a white card so that it is read on any
-    background.
+) -> "dict[str, Figure]":
+    """The distributions of a network's first layer, a matplotlib Figure each by the name of its measure; the last,
+    "each", has every kernel as a point, colour against selectivity: figure 3 of the paper in two numbers.
 
     statistics: of all towers' kernels, tower a's first. differences: what `tower_differences` says of them, for two
     towers; its effect sizes and corrected p-values stand over the panels. Orientation and phase have the tuned kernels
-    alone. A panel of fewer than five kernels is left out, which is said. The last panel has every kernel as a point,
-    colour against selectivity: figure 3 of the paper in two numbers."""
-    # Imported late: it takes a second. The object interface draws without a display and without global state.
+    alone. A measure of fewer than five kernels is left out (`left_out`)."""
     from matplotlib.figure import Figure
 
+    parts, drawn = np.split(np.arange(len(statistics)), towers), {}
+    for measure in [*(one for one in PANELS if one not in left_out(statistics)), "each"]:
+        drawn[measure] = figure = Figure(figsize=PANEL, layout="constrained", facecolor="white")
+        axes = figure.subplots()
+        if measure == "each":
+            _scatter(axes, statistics, parts)
+        else:
+            _distribution(axes, statistics, parts, measure, PANELS[measure], differences and differences[measure])
+    return drawn
+
+
+def left_out(statistics: KernelStatistics) -> list[str]:
+    """The measures that fewer than five kernels have."""
     kernels = {True: int(statistics.tuned.sum()), False: len(statistics)}
-    shown = [measure for measure in PANELS if kernels[MEASURES[measure] is not None] >= FEWEST]
-    rows = -(-(len(shown) + 1) // 2)
-    figure = Figure(figsize=(6.8, 0.5 + 2.7 * rows), layout="constrained", facecolor="white")
-    panels = figure.subplots(rows, 2, squeeze=False).ravel()
-    parts = np.split(np.arange(len(statistics)), towers)
-    for axes, measure in zip(panels, shown):
-        _distribution(axes, statistics, parts, measure, PANELS[measure], differences and differences[measure])
-    _scatter(panels[len(shown)], statistics, parts)
-    for axes in panels[len(shown) + 1 :]:
-        axes.remove()
-    handles = panels[len(shown)].get_legend_handles_labels()
-    figure.legend(*handles, loc="outside upper center", ncols=2, frameon=False)
-    if left_out := [PANELS[measure][0].partition(",")[0].lower() for measure in PANELS if measure not in shown]:
-        figure.supxlabel(f"Left out, with fewer than {FEWEST} such kernels: {', '.join(left_out)}", fontsize=9)
-    return figure
+    return [measure for measure in PANELS if kernels[MEASURES[measure] is not None] < FEWEST]
 
 
-def write_figure(figure: "Figure", path: Path, dpi: int = 110) -> Path:
-    """Save a Figure as PNG, the same bytes each time: matplotlib would name its version in it. Returns the path."""
-    drawn = io.BytesIO()
-    figure.savefig(drawn, format="png", dpi=dpi, metadata={"Software": None})
-    durable_files.replace(path, drawn.getvalue())
+def write_figure(figure: "Figure", path: Path, dpi: int = 110, density: int = DENSITY) -> Path:
+    """Save a Figure as PNG for a light page, and beside it for a dark one (`themes.dark_of`), the same bytes each time:
+    matplotlib would name its version in them. Returns the path of the first. dpi: screen pixels an inch; density: of
+    the file's pixels, how many a screen pixel has in either direction."""
+    _save(figure, path, dpi, density)
+    figure.set_layout_engine("none")  # nothing moves between the two
+    with in_the_dark(figure):
+        _save(figure, dark_of(path), dpi, density)
     return path
+
+
+def _save(figure, path, dpi, density):
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=dpi * density, metadata={"Software": None, DENSITY_KEY: str(density)})
+    durable_files.replace(path, drawn.getvalue())
 
 
 def _distribution(axes, statistics, parts, measure, panel, difference):
@@ -156,7 +166,8 @@ def _distribution(axes, statistics, parts, measure, panel, difference):
         counts = np.histogram(values[shown], bins)[0]
         axes.bar(bins[:-1], side * counts, np.diff(bins), align="edge", color=colour, edgecolor="white", linewidth=0.8)
     most = max(np.abs(axes.dataLim.intervaly).max(), 1)
-    axes.set(xlim=(0, end), ylim=(-1.08 * most if len(parts) > 1 else 0, 1.08 * most), xlabel=unit, ylabel="kernels")
+    axes.set(xlim=(0, end), ylim=(-1.08 * most if len(parts) > 1 else 0, 1.08 * most), xlabel=unit)
+    axes.set_ylabel("kernels: b below, a above" if len(parts) > 1 else "kernels")
     axes.axhline(0, color="black", linewidth=0.8)
     axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda count, _: f"{abs(count):g}"))
@@ -193,6 +204,9 @@ def _scatter(axes, statistics, parts):
     axes.axhline(TUNED, color="#777777", linewidth=0.8, linestyle=":")
     axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), xlabel="colourfulness", ylabel="orientation selectivity")
     axes.set_title("Each kernel\n(tuned above the dotted line)", fontsize=9.5)
+    axes.figure.legend(
+        *axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize=9
+    )
     _plain(axes)
 
 

@@ -30,6 +30,12 @@ def in_words(classes: Sequence[str], words: Sequence[str], synsets: str | None) 
     return [known.get(name, own) for name, own in zip(classes, words, strict=True)]
 
 
+def hint(names: Sequence[str]) -> str:
+    """A sentence for a page whose classes have wnids for names, since their data had no words; else ""."""
+    nameless = sum(bool(WNID.fullmatch(name)) for name in names)
+    return f"Of the classes {nameless:,} have no words but their wnids; {OPTION} FILE names them." if nameless else ""
+
+
 def read_synsets(path: str) -> dict[str, str]:
     """{wnid: words} of a text of UTF-8, in any order, with spaces or a tab behind the wnid, or of a prepared set.
 

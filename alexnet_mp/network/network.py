@@ -96,16 +96,16 @@ class TwoTowerAlexNet(nn.Module):
                 else [[output] for output in outputs]
             )
             if self.recipe.lrn_crosses and "lrn" in layer.then and readers == 2:
-                outputs = self._across_the_border(layer.name, parts)
+                outputs = self.across_the_border(layer.name, parts)
             else:
                 outputs = [tower(layer.name, read) for tower, read in zip(self.towers, parts) if tower.index < readers]
         return self.exchange.answer(
             [output.to(self.dtype) for output in outputs], (len(images_a), self.classes), self.dtype
         )
 
-    def _across_the_border(self, name, parts):
-        """What a layer makes of the parts that its towers read, on one device: two products, and one epilogue of all
-        maps, in which normalisation sees those of the other tower (Caffe)."""
+    def across_the_border(self, name: str, parts: Sequence[Sequence[torch.Tensor]]) -> list[torch.Tensor]:
+        """What a layer makes of the parts that its towers read, on one device, (N, maps, height, width) each: two
+        products, and one epilogue of all maps, in which normalisation sees those of the other tower (Caffe)."""
         layers = [getattr(tower, name) for tower in self.towers]
         products, biases = [], []
         for layer, read in zip(layers, parts, strict=True):

@@ -18,7 +18,8 @@ from ..analysis.figure_4 import (
 )
 from ..analysis.figures import write_figure
 from ..data.dataset import DataSet, Split
-from ..retrieval.contact_sheet import LINE_LETTERS, png
+from ..data.synsets import hint
+from ..retrieval.contact_sheet import LINE_LETTERS, contact_sheet, png
 from ..retrieval.index import Index
 from ..retrieval.search import NEIGHBOURS, Search
 from ..system import durable_files
@@ -46,6 +47,7 @@ def figure_4_left(
             "These are chosen, sort by sort. The program of 2012 drew eight pictures at random and asked "
             "for the centre view alone; how the paper's eight were chosen is not said."
         ),
+        *([page.why(nameless)] if (nameless := hint(names)) else []),
     ]
     for heading, why, chosen in examples(found):
         entries = []
@@ -59,7 +61,7 @@ def figure_4_left(
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a box stands for such a letter
                 path = out / f"figure4_{numbers[index]:06}.png"
-                write_figure(draw_example(split.read(int(numbers[index])), title, bars), path)
+                write_figure(draw_example(split.read(int(numbers[index])), title, bars), path, density=1)
             said = ", ".join(f"{guess} {percent(probability)}" for guess, probability, _ in bars)
             entries.append((path, f"A picture, true class {title}; the network says {said}"))
         pieces += [page.heading(heading), page.why(why), *([page.images(entries)] if entries else [])]
@@ -84,16 +86,15 @@ def figure_4_right(out: Path, index: Index, dataset: DataSet, words: Sequence[st
     ]
     right, shown, chosen = Counter(), Counter(), one_of_each_class(queries.labels)
     for number in chosen:
-        sheet, same, there = nearest_pictures(queries, number, searches, dataset, names)
+        rows, same, there = nearest_pictures(queries, number, searches, dataset, names)
         shown.update(there)
         right.update(same)
         path = out / f"neighbours_{number:06}.png"
-        durable_files.replace(path, png(sheet))
+        durable_files.replace(path, png(contact_sheet(rows)))
         told = ", ".join(f"{count} by {what}" for what, count in same.items())
         name = names[queries.labels[number]]
-        pieces.append(
-            page.image(path, f"A picture of {name} and its nearest neighbours twice; of its class are {told}", least=1)
-        )
+        pieces.append(page.heading(f"A picture of {name}; of its class are {told}"))
+        pieces += [page.tiles(path, row) for row in rows]
     told = ", ".join(f"{right[what]} of {count} by {what}" for what, count in shown.items())
     pieces.append(page.why(f"Of the query's class, in these rows: {told}. The next part counts over many queries."))
     return page.Part("figure4right", "Figure 4 right", pieces)

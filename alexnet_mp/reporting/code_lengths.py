@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ..analysis.figures import write_figure
+from ..analysis.figures import PANEL, write_figure
 from ..retrieval.index import Index
 from ..retrieval.measures import measure
 from ..retrieval.search import NEIGHBOURS
@@ -12,12 +12,18 @@ BITS = (64, 128, 256)
 MOST_MEASURED = 2000  # queries: enough for a standard error of 1 %
 COLOURS = {"learned": "#0072b2", "random": "#e69f00"}  # Okabe and Ito
 FEATURES, PIXELS = "#009e73", "#777777"
+MEASURED = (
+    ("Mean average precision", lambda entry: entry["mean_average_precision"]),
+    ("Precision among the first six", lambda entry: entry["precision"]["6"]),
+)
 
 
 def short_codes(out: Path, index: Index, speed: bool) -> page.Part:
     """The `Part` with precision against code length. speed: and the time of a query, which is another one each time."""
     record = measure(index, BITS, MOST_MEASURED, speed)
-    path = write_figure(_draw(record), out / "short_codes.png")
+    paths = [
+        write_figure(figure, out / f"short_codes_{number}.png") for number, figure in enumerate(_draw(record), start=1)
+    ]
     layer, first = record["layer"], list(record["searches"][0]["precision"])
     rows = []
     for entry in record["searches"]:
@@ -46,7 +52,7 @@ def short_codes(out: Path, index: Index, speed: bool) -> page.Part:
             f"projections instead. {record['queries']:,} validation pictures ask for training pictures of their class; "
             f"chance finds {100 * record['chance']:.1f} %."
         ),
-        page.image(path, "Mean average precision and precision among the first six, against the length of the code"),
+        page.panels((path, f"{what}, against the length of the code") for path, (what, _) in zip(paths, MEASURED)),
         page.table(
             ["search", "bytes", "mAP, %", *(f"at {k}, %" for k in first), *(["ms a query"] if speed else [])], rows
         ),
@@ -68,14 +74,10 @@ def _draw(record):
     # Imported late: it takes a second. The object interface draws without a display and without global state.
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8.5, 3.6), layout="constrained", facecolor="white")
-    for axes, (title, value) in zip(
-        figure.subplots(1, 2),
-        (
-            ("mean average precision", lambda entry: entry["mean_average_precision"]),
-            ("precision among the first six", lambda entry: entry["precision"]["6"]),
-        ),
-    ):
+    drawn = []
+    for title, value in MEASURED:
+        drawn.append(Figure(figsize=PANEL, layout="constrained", facecolor="white"))
+        axes = drawn[-1].subplots()
         for kind, colour in COLOURS.items():
             entries = [entry for entry in record["searches"] if entry["codes"] == kind]
             axes.plot(
@@ -91,5 +93,5 @@ def _draw(record):
         axes.axhline(100 * record["chance"], color="black", linewidth=0.8, linestyle="--", label="chance")
         axes.set(xlabel="bits", title=title, ylabel="%", ylim=(0, None), xticks=BITS)
         axes.grid(alpha=0.3)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False, fontsize=9)
-    return figure
+        drawn[-1].legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    return drawn

@@ -7,14 +7,15 @@ from typing import Literal
 
 import numpy as np
 
-from ..analysis.figure_3 import kernel_picture
-from ..analysis.figures import draw_specialisation, write_figure
+from ..analysis.figure_3 import kernel_tiles
+from ..analysis.figures import FEWEST, PANELS, draw_specialisation, left_out, write_figure
 from ..analysis.first_layer import kernel_statistics
-from ..analysis.specialisation import DIVISION_LEVEL, appearance, appearance_by_chance, tower_differences
+from ..analysis.specialisation import DIVISION_LEVEL, appearance, appearance_by_chance, chroma_shares, tower_differences
 from ..retrieval.contact_sheet import png
 from ..system import durable_files
 from . import page
 
+COLUMNS = 8  # kernels a row: two towers stand side by side, and a telephone still shows each kernel
 WORDS = {
     "colourfulness": "colourfulness",
     "selectivity": "orientation selectivity",
@@ -34,13 +35,14 @@ def figure_3(
     out: Path, kernels: np.ndarray, towers: int, scale: Literal["layer", "tower", "kernel"], by_colour: bool
 ) -> page.Part:
     """The `Part` with every kernel. kernels: (maps of all towers, 3, k, k). scale, by_colour: see `kernel_picture`."""
-    path = out / "figure3.png"
-    durable_files.replace(path, png(kernel_picture(kernels, towers, scale, by_colour)))
-    what = (
-        f"the {len(kernels) // 2} kernels of tower a above, those of tower b below"
-        if towers == 2
-        else f"all {len(kernels)} kernels"
-    )
+    entries, shares = [], chroma_shares(kernels, towers)
+    for tower, image in zip("ab", kernel_tiles(kernels, towers, scale, by_colour, COLUMNS)):
+        path = out / f"figure3_{tower}.png"
+        durable_files.replace(path, png(image))
+        count = len(kernels) // towers
+        what = f"tower {tower}: {count} kernel{'s' * (count > 1)}, {kernels.shape[2]}x{kernels.shape[3]}x3"
+        told = f"T{what[1:]}; share of chroma {shares['ab'.index(tower)]:.2f}"
+        entries.append((path, f"First-layer kernels of {what}", told))
     return page.Part(
         "figure3",
         "Figure 3 by GPU",
@@ -50,13 +52,9 @@ def figure_3(
                 "GPU are "
                 "largely colour-agnostic and those of the other largely colour-specific, in every run."
             ),
-            page.image(
-                path,
-                f"First-layer kernels: {what}",
-                f"First-layer kernels, {what}. Brightness: {SCALES[scale]}."
-                + (" Inside a tower from grey to colourful." if by_colour else ""),
-                least=1,
-                crisp=True,
+            page.panels(entries, crisp=True),
+            page.why(
+                f"Brightness: {SCALES[scale]}." + (" Inside a tower from grey to colourful." if by_colour else "")
             ),
         ],
     )
@@ -75,18 +73,20 @@ def specialisation(
     {name: [recipe, seed, step, data]} of them."""
     statistics = kernel_statistics(kernels)
     differences = tower_differences(statistics) if towers == 2 else None
-    path = write_figure(draw_specialisation(statistics, towers, differences), out / "specialisation.png")
+    drawn = draw_specialisation(statistics, towers, differences)
+    paths = {measure: write_figure(figure, out / f"specialisation_{measure}.png") for measure, figure in drawn.items()}
     pieces = [
         page.text(
             "Each kernel is measured on the combination of its colour channels that has the most energy. A kernel's "
             "colourfulness is the share of its energy that is not grey."
         ),
-        page.image(
-            path,
-            "Distributions of colourfulness, orientation selectivity, preferred orientation, spatial "
-            "frequency and phase of the kernels, by tower",
+        page.panels(
+            (path, "Each kernel" if measure == "each" else f"{PANELS[measure][0]} of the kernels, by tower")
+            for measure, path in paths.items()
         ),
     ]
+    if few := [PANELS[measure][0].partition(",")[0].lower() for measure in left_out(statistics)]:
+        pieces.append(page.why(f"Left out, with fewer than {FEWEST} such kernels: {', '.join(few)}."))
     if differences:
         rows = [
             [

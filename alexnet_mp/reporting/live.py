@@ -30,7 +30,6 @@ from .line_chart import Line, chart
 from .page import Fact, environment
 from .provenance import devices_of
 
-TEMPLATE = Path(__file__).with_name("live.html")
 SECONDS_WITHOUT_SCRIPT = 10  # between two looks of a browser that runs none; with one, `live.js` says it
 POINTS = 150  # of a line over all steps
 RECENT = 21  # minibatches whose mean is told
@@ -58,7 +57,7 @@ class Watched:
         self.metrics = FollowedMetrics(run)
         self.described, self.identity = read_run(run), _identity(self.path / RUN)
         self.first_layer, self.no_kernels, self.of_checkpoint, self.seen = None, NO_CHECKPOINT, None, {}
-        self.template = environment().from_string(TEMPLATE.read_text("utf-8"))
+        self.template = environment().get_template("live.html")
 
     def page(self) -> bytes:
         """The page as it is now, HTML."""

@@ -1,7 +1,8 @@
 """The report's page: parts made of a few kinds of pieces, pictures embedded, everything from outside escaped.
 
-One file that loads nothing: it can be sent by mail, and works without scripts. `page.html` is its template.
-"""
+One file that loads nothing: it can be sent by mail, and works without scripts. `page.html` is its template,
+`style.html` what all pages look like. It is light or dark as its reader's system is, and so is a chart that has a dark
+one beside it (`figures.write_figure`)."""
 
 import base64
 import io
@@ -10,18 +11,23 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment, StrictUndefined
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
+from ..analysis.figures import DENSITY_KEY
+from ..analysis.themes import dark_of
+from ..retrieval.contact_sheet import SIDE, png
 from ..system import durable_files
 from ..system.errors import UserError
 from ..system.terminal import printable
 
 NAME = "index.html"
-TEMPLATE = Path(__file__).with_name("page.html")
+TEMPLATES = Path(__file__).parent
 MADE_BY = '<meta name="generator" content="alexnet_mp.report">'
 MOST_BYTES = 1 << 30  # of a page
+BICUBIC = Image.Resampling.BICUBIC
 LEAST = 0.8  # of a chart's width: smaller, its labels couldn't be read
 
 
@@ -67,16 +73,37 @@ def table(names: Sequence[str], rows: Sequence[Sequence[str]], numbers: bool = T
 
 
 def image(path: Path, alt: str, caption: str = "", least: float = LEAST, crisp: bool = False) -> dict:
-    """A picture's file, embedded. alt: what it shows, for who can't see it. crisp: its pixels are not smoothed.
+    """A picture's file, embedded, with the one for a dark page where that lies beside it (`themes.dark_of`). alt: what
+    it shows, for who can't see it. crisp: its pixels are not smoothed.
 
-    least: how much smaller it may be shown, as a share of its width; where there is less room it scrolls.
+    least: how much smaller it may be shown, as a share of its width; where there is less room it scrolls. Figures that
+    should rather stand below each other on a telephone are `panels`.
     """
     return {"kind": "image", "image": _embedded(path, alt, caption, least, crisp)}
 
 
+def panels(entries: Iterable[tuple[Path, str] | tuple[Path, str, str]], crisp: bool = False) -> dict:
+    """Charts side by side, as many as there is room for: [(path, alt)] or [(path, alt, caption)], see `image`."""
+    return {
+        "kind": "images",
+        "layout": "panels",
+        "images": [_embedded(path, alt, "".join(caption), 0, crisp) for path, alt, *caption in entries],
+    }
+
+
 def images(entries: Iterable[tuple[Path, str]]) -> dict:
-    """Several pictures side by side: [(path, alt)]."""
-    return {"kind": "images", "images": [_embedded(path, alt, "", 0, False) for path, alt in entries]}
+    """Small pictures side by side, in rows: [(path, alt)]."""
+    return {"kind": "images", "layout": "row", "images": [_embedded(path, alt, "", 0, False) for path, alt in entries]}
+
+
+def tiles(path: Path, cells: Sequence[tuple[np.ndarray | None, Sequence[str]]]) -> dict:
+    """Pictures with words below, the first one marked: [((n, n, 3) uint8 or None, lines)]. path: of a picture of them
+    all beside the page."""
+    shown = []
+    for picture, lines in cells:
+        content = b"" if picture is None else png(Image.fromarray(np.asarray(picture)).resize((SIDE, SIDE), BICUBIC))
+        shown.append({"base64": base64.b64encode(content).decode(), "lines": list(lines)})
+    return {"kind": "tiles", "row": {"file": Path(path).name, "side": SIDE, "cells": shown}}
 
 
 def network(drawing: dict) -> dict:
@@ -85,12 +112,13 @@ def network(drawing: dict) -> dict:
 
 
 def _embedded(path, alt, caption, least, crisp):
-    content = Path(path).read_bytes()
+    content, dark = Path(path).read_bytes(), dark_of(Path(path))
     with Image.open(io.BytesIO(content)) as opened:
-        width, height = opened.size
+        density = int(opened.info.get(DENSITY_KEY, 1))
+        width, height = (side // density for side in opened.size)
     return {
-        "file": Path(path).name,
-        "base64": base64.b64encode(content).decode(),
+        **_file(path, content),
+        "dark": _file(dark, dark.read_bytes()) if dark.exists() else None,
         "width": width,
         "height": height,
         "least": round(least * width),
@@ -98,6 +126,10 @@ def _embedded(path, alt, caption, least, crisp):
         "caption": caption,
         "crisp": crisp,
     }
+
+
+def _file(path, content):
+    return {"file": Path(path).name, "base64": base64.b64encode(content).decode()}
 
 
 def begin(path: Path) -> None:
@@ -115,14 +147,20 @@ def write(path: Path, title: str, summary: str, parts: Sequence[Part], headline:
     """Render the page and write it, whole or not at all. Raises OSError where it can't be written.
 
     headline: the `Fact`s that stand first."""
-    template = environment().from_string(TEMPLATE.read_text("utf-8"))
+    template = environment().get_template("page.html")
     content = template.render(title=title, summary=summary, parts=parts, headline=headline, made_by=Markup(MADE_BY))
     durable_files.replace(path, content.encode())
 
 
 def environment() -> Environment:
-    """For a template into which names from outside may come."""
-    return Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, finalize=_shown)
+    """Of the templates beside this file. What is filled in is escaped."""
+    return Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        finalize=_shown,
+    )
 
 
 def _shown(value):

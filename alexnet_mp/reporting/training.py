@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING
 
-from ..analysis.figures import mark_drops, write_figure
+from ..analysis.figures import PANEL, mark_drops, write_figure
 from ..analysis.learning_curves import drops
 from ..evaluation.accuracy import percent, top5_tells
 from ..recipes.recipe import Recipe
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TRAINING, VALIDATION = "#0072b2", "#d55e00"  # Okabe and Ito's blue and vermilion: told apart by the colour-blind
+ALT = "Loss of training and validation against epochs", "Errors of training and validation against epochs"
 
 
 def training(out: Path, lines: Sequence[dict], recipe: Recipe, classes: int) -> page.Part:
@@ -24,7 +25,9 @@ def training(out: Path, lines: Sequence[dict], recipe: Recipe, classes: int) -> 
     epochs = epochs_of(lines)
     if not epochs:
         return page.Part("training", "Training", [page.text("The run has no step that was recorded.")])
-    path = write_figure(draw_training(lines, classes), out / "training.png")
+    paths = [
+        write_figure(figure, out / f"training_{name}.png") for name, figure in draw_training(lines, classes).items()
+    ]
     last, apart, steps = epochs[-1], gap(epochs), sum(line["kind"] == "train" for line in lines)
     words = (
         f"{steps:,} step{'s' * (steps > 1)}, into epoch {last['epoch']} of {recipe.epochs}; batch size "
@@ -39,7 +42,7 @@ def training(out: Path, lines: Sequence[dict], recipe: Recipe, classes: int) -> 
             "measured after "
             "the epoch, training is the mean over it."
         )
-    pieces = [page.text(words), page.image(path, "Loss and errors of training and validation against epochs")]
+    pieces = [page.text(words), page.panels(zip(paths, ALT))]
     columns = 4 if top5_tells(classes) else 3
     tests = [
         [line["protocol"], f"{line['images']:,}"]
@@ -85,15 +88,17 @@ def gap(epochs: Sequence[dict]) -> tuple[int, float] | None:
     )
 
 
-def draw_training(lines: Sequence[dict], classes: int) -> "Figure":
-    """Draw a run's lines: left the loss, right top-1 and top-5 error, both against epochs."""
+def draw_training(lines: Sequence[dict], classes: int) -> "dict[str, Figure]":
+    """Draw a run's lines: {"loss": the loss, "errors": top-1 and top-5 error}, both against epochs."""
     # Imported late: it takes a second. The object interface draws without a display and without global state.
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     epochs = epochs_of(lines)
-    figure = Figure(figsize=(9, 4.2), layout="constrained", facecolor="white")
-    loss, error = figure.subplots(1, 2)
+    drawn = {
+        name: Figure(figsize=(PANEL[0], 3.5), layout="constrained", facecolor="white") for name in ("loss", "errors")
+    }
+    loss, error = (figure.subplots() for figure in drawn.values())
     x = [entry["epoch"] for entry in epochs]
     validated = [entry for entry in epochs if "val_loss" in entry]
     loss.plot(x, [entry["loss"] for entry in epochs], "o-", color=TRAINING, markersize=3, label="training")
@@ -123,7 +128,9 @@ def draw_training(lines: Sequence[dict], classes: int) -> "Figure":
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         # Below the axes, so that it hides no curve.
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, frameon=False, fontsize=9)
+        axes.figure.legend(
+            loc="outside lower center", ncols=2, frameon=False, fontsize=9, columnspacing=1, handlelength=1.6
+        )
     loss.set(ylabel="cross-entropy loss (nats)", ylim=(0, None))
     error.set(ylabel="error (%)", ylim=(0, 100))
-    return figure
+    return drawn

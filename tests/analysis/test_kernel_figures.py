@@ -3,10 +3,11 @@ time."""
 
 import numpy as np
 import pytest
+from inner_cases import every
 from made_kernels import GREY, RED_GREEN, made, measured
 from PIL import Image
 
-from alexnet_mp.analysis.figures import PANELS, TOWER_COLOURS, draw_specialisation, write_figure
+from alexnet_mp.analysis.figures import PANELS, TOWER_COLOURS, draw_specialisation, left_out, write_figure
 from alexnet_mp.analysis.first_layer import kernel_statistics
 from alexnet_mp.analysis.specialisation import MEASURES, tower_differences
 
@@ -23,9 +24,11 @@ def bars(axes):
     return found
 
 
-def panels_of(figure):
+def panels_of(figures):
     names = {title: measure for measure, (title, *_) in PANELS.items()} | {"Each kernel": "each"}
-    return {names[axes.get_title().partition("\n")[0]]: axes for axes in figure.axes}
+    panels = {measure: figure.axes[0] for measure, figure in figures.items()}
+    assert [names[axes.get_title().partition("\n")[0]] for axes in panels.values()] == list(panels)
+    return panels
 
 
 def test_tower_a_is_above_the_line_and_tower_b_below():
@@ -52,13 +55,10 @@ def test_orientation_and_phase_have_tuned_kernels_alone():
     assert sum(bars(panels["selectivity"])[TOWER_COLOURS[0]]) == 6
 
 
-@pytest.mark.parametrize("tuned, left_out", [(4, True), (5, False)])
-def test_panels_of_fewer_than_five_kernels_are_left_out_and_named(tuned, left_out):
+@every("tuned, few", [(4, ["orientation", "phase"]), (5, [])])
+def test_panels_of_fewer_than_five_kernels_are_left_out_and_named(tuned, few):
     statistics = measured(selectivity=[0.9] * tuned + [0.1] * (12 - tuned))
-    figure = draw_specialisation(statistics, 2)
-    assert len(figure.axes) == (4 if left_out else 6)
-    said = figure.get_supxlabel()
-    assert said == ("Left out, with fewer than 5 such kernels: preferred orientation, phase" if left_out else "")
+    assert left_out(statistics) == few and len(draw_specialisation(statistics, 2)) == 6 - len(few)
 
 
 def test_what_stands_over_the_panels():
@@ -70,14 +70,14 @@ def test_what_stands_over_the_panels():
     assert panels_of(draw_specialisation(statistics, 2))["colourfulness"].get_title() == "Colourfulness"
 
 
-@pytest.mark.parametrize("maps, towers", [(1, 1), (2, 2), (96, 2)])
+@every("maps, towers", [(1, 1), (2, 2), (96, 2)])
 def test_any_number_of_kernels_can_be_drawn_on_white(maps, towers, tmp_path):
     statistics = kernel_statistics(np.random.default_rng(0).normal(size=(maps, 3, 5, 5)))
     differences = tower_differences(statistics, draws=50) if towers == 2 else None
-    first = write_figure(draw_specialisation(statistics, towers, differences), tmp_path / "one.png", dpi=40)
+    first = write_figure(draw_specialisation(statistics, towers, differences)["each"], tmp_path / "one.png", dpi=40)
     with Image.open(first) as picture:
         assert picture.convert("RGBA").getpixel((0, 0)) == (255, 255, 255, 255)
         assert "Software" not in picture.info
     if maps == 2:
-        again = write_figure(draw_specialisation(statistics, towers, differences), tmp_path / "two.png", dpi=40)
+        again = write_figure(draw_specialisation(statistics, towers, differences)["each"], tmp_path / "two.png", dpi=40)
         assert first.read_bytes() == again.read_bytes()

@@ -51,7 +51,7 @@ def test_the_table_of_classes(classes, told):
 @few_and_many
 def test_the_report(classes, told, tmp_path):
     assert ("top-5" in "".join(map(str, training(tmp_path, lines(classes), mini(), classes).pieces))) is told
-    assert ("top-5, validation" in labels(draw_training(lines(classes), classes))) is told
+    assert ("top-5, validation" in labels(draw_training(lines(classes), classes)["errors"])) is told
 
 
 @few_and_many

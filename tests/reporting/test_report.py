@@ -7,22 +7,23 @@ import re
 import shutil
 import subprocess
 import sys
-from html import unescape
 from pathlib import Path
 
 import pytest
+from browser import PAPER, needs_chromium, rendered
 from image_folders import make_folder, needs_faiss
 from inner_cases import every
+from PIL import Image
 from tiny_run import LAYERS, run
 
 from alexnet_mp import report
-from alexnet_mp.analysis import figure_4
+from alexnet_mp.analysis import figure_4, figures
 from alexnet_mp.data import synthetic
 from alexnet_mp.reporting import code_lengths, provenance
 from alexnet_mp.reporting import page as report_page
 from alexnet_mp.reporting.page import NAME, pictures_of
 from alexnet_mp.reporting.pages_of_runs import named
-from alexnet_mp.retrieval import measures, short_codes
+from alexnet_mp.retrieval import contact_sheet, measures, short_codes
 from alexnet_mp.runs import directory
 from alexnet_mp.system.errors import UserError, run_command
 
@@ -39,7 +40,6 @@ HEADINGS = [
     "Provenance",
 ]
 MACHINE = ["--gpus", "cpu", "--pipeline", "torch", "--workers", "0"]
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +53,13 @@ def small():
         patch.setattr(directory, "source_commit", lambda: "0123abc")
         patch.setattr(provenance, "source_commit", lambda: "0123abc")
         yield
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Charts of one pixel, of tests that read the page."""
+    pixel = contact_sheet.png(Image.new("RGB", (1, 1)))
+    monkeypatch.setattr(figures, "_save", lambda figure, path, *_: path.write_bytes(pixel))
 
 
 def changed(**fields):
@@ -94,7 +101,7 @@ def test_the_parts_and_their_headings(page, trained, data):  # noqa: F811
     text = (page / NAME).read_text()
     assert re.findall(r"<h2>(.*?)</h2>", text) == HEADINGS
     parts = dict(zip(HEADINGS, text.split("<h2>")[1:]))
-    assert "the 3 kernels of tower a above, those of tower b below" in parts["Figure 3 by GPU"]
+    assert all(f"Tower {tower}: 3 kernels, 5x5x3; share of" in parts["Figure 3 by GPU"] for tower in "ab")
     assert "one scale for both towers" in parts["Figure 3 by GPU"]
     assert "eight pictures at random" in parts["Figure 4 left"]
     assert "One run says nothing about how often" in parts["Specialisation, measured"] and ">run<" in parts[HEADINGS[1]]
@@ -110,7 +117,7 @@ def test_the_parts_and_their_headings(page, trained, data):  # noqa: F811
     assert "A step of this run took" in parts["The exchange"] and parts["The exchange"].count('class="crossing"') == 5
     assert "Some of 6 pictures that the network has not learned from" in parts["Figure 4 left"]
     assert "6 training pictures whose fc6 vectors (16 numbers)" in text
-    assert parts["Figure 4 right"].count('data-file="neighbours_') == 3
+    assert parts["Figure 4 right"].count('data-file="neighbours_') == 2 * 3
     assert all(f"{bits} bits, {kind}" in parts["Short codes"] for bits in (8, 16) for kind in ("learned", "random"))
     assert "chance finds 33.3 %" in parts["Short codes"] and "ms a query" not in text
     fingerprint = json.loads((trained / "run.json").read_text())["data"]["fingerprint"][:16]
@@ -123,9 +130,13 @@ def test_the_page_loads_nothing(page):
     text = (page / NAME).read_text()
     assert not any(word in text for word in ("http", "<script", "<link", "url(", "@import"))
     sources, pictures = re.findall(r'src="([^"]*)', text), pictures_of(page / NAME)
-    assert all(source.startswith("data:image/png;base64,") for source in sources) and text.count("src=") == len(sources)
-    assert pictures == {path.name for path in page.iterdir()} - {NAME} and len(sources) == len(pictures) >= 8
-    assert text.count("alt=") == len(sources) and 'alt=""' not in text
+    sources += re.findall(r'srcset="([^"]*)', text)
+    assert all(re.fullmatch(r"data:image/png;base64,[\w+/=]+", source) for source in sources)
+    assert text.count("src=") + text.count("srcset=") == len(sources) > len(pictures) >= 20
+    assert pictures == {path.name for path in page.iterdir()} - {NAME}
+    charts = {path.name for path in page.iterdir() if path.stem.startswith(("training", "speci", "short", "figure4"))}
+    assert {name.replace("_dark", "") for name in charts if "_dark" in name} == {n for n in charts if "_dark" not in n}
+    assert text.count("alt=") == text.count("<img") and 'alt=""' not in text
 
 
 def test_a_second_report_has_the_same_bytes_and_clears_up_after_the_first(page, trained, tmp_path):
@@ -144,6 +155,7 @@ def test_a_second_report_has_the_same_bytes_and_clears_up_after_the_first(page, 
     }
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_several_runs_and_their_controls(trained, others, tmp_path):
     """The one that is shown in full has no links."""
     text = reported(
@@ -167,18 +179,21 @@ def test_several_runs_and_their_controls(trained, others, tmp_path):
     assert re.findall(r"<h2>(.*?)</h2>", text) == HEADINGS
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_one_tower_and_the_time_of_a_query(others, tmp_path, monkeypatch):
     monkeypatch.setattr(measures, "SYNTHETIC", 1000)
     text = reported(others[1], out=tmp_path / "report", speed=())
     assert "This network has one tower: nothing crosses." in text and 'class="crossing"' not in text
     assert (
-        "all 3 kernels" in text
+        "Tower a: 3 kernels, 5x5x3" in text
+        and "Tower b" not in text
         and "Tower a against tower b" not in text
         and re.findall(r"<h2>(.*?)</h2>", text) == HEADINGS
     )
     assert "ms a query" in text and "1,000 random codes: 8 bits" in text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_run_that_left_little(trained, tmp_path):
     """Without TensorBoard's events, and with the lines of one step alone, as after a kill."""
     out = shutil.copytree(trained, tmp_path / "run", ignore=shutil.ignore_patterns("tensorboard"))
@@ -188,6 +203,7 @@ def test_a_run_that_left_little(trained, tmp_path):
     assert "1 step, into epoch 1 of 3" in text and "test at the end" not in text and "Validation minus" not in text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_embedded_pictures(tmp_path, monkeypatch):
     monkeypatch.setattr(synthetic, "COUNTS", {"train": 48, "val": 32, "test": 16})
     out = run("builtin", tmp_path / "run", "--steps", "2")
@@ -238,17 +254,19 @@ def test_what_can_not_be_asked(trained, tmp_path, arguments, problem):
 def test_one_line_and_exit_code_2(trained, tmp_path, monkeypatch, capsys):
     """Of a picture that can't be written, too."""
     report_page.begin(tmp_path / NAME)
-    (tmp_path / "figure3.png").mkdir()
+    (tmp_path / "figure3_a.png").mkdir()
     monkeypatch.setattr(
         sys, "argv", ["report", str(trained), "--out", str(tmp_path), "--gpus", "cpu", "--workers", "0"]
     )
     with pytest.raises(SystemExit) as ended:
         run_command(report.main)
     assert (
-        ended.value.code == 2 and capsys.readouterr().err == f"error: {tmp_path}/figure3.png.partial: Is a directory\n"
+        ended.value.code == 2
+        and capsys.readouterr().err == f"error: {tmp_path}/figure3_a.png.partial: Is a directory\n"
     )
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_what_is_not_the_reports_own_stays(trained, tmp_path):
     """Neither a directory that holds something else nor what a link leads to; an interrupted report's is gone on
     with."""
@@ -258,9 +276,9 @@ def test_what_is_not_the_reports_own_stays(trained, tmp_path):
     out = tmp_path / "report"
     out.mkdir()
     report_page.begin(out / NAME)
-    (out / "figure3.png").symlink_to(tmp_path / "precious.txt")
+    (out / "figure3_a.png").symlink_to(tmp_path / "precious.txt")
     reported(trained, out=out)
-    assert (tmp_path / "precious.txt").read_text() == "precious" and not (out / "figure3.png").is_symlink()
+    assert (tmp_path / "precious.txt").read_text() == "precious" and not (out / "figure3_a.png").is_symlink()
 
 
 def test_a_refused_report_leaves_no_directory(trained, tmp_path):
@@ -275,6 +293,7 @@ def test_one_network_counts_once(trained, tmp_path):
         reported(trained, copied, out=tmp_path / "report")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_of_many_pictures_some_are_answered(trained, tmp_path, monkeypatch):
     monkeypatch.setattr(report, "MOST_ANSWERED", 3)
     text = reported(trained, out=tmp_path / "report")
@@ -282,6 +301,7 @@ def test_of_many_pictures_some_are_answered(trained, tmp_path, monkeypatch):
     assert set(re.findall(r"figure4_(\d+)", text)) <= {"000000", "000002", "000005"}
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_index_of_earlier_weights_is_named(trained, data, tmp_path):  # noqa: F811
     out = shutil.copytree(trained, tmp_path / "run")
     run(data, out, "--resume", "auto", "--epochs", "4", "--seed", "3")
@@ -317,50 +337,25 @@ def test_the_templates_are_installed(tmp_path):
         tmp_path / "lib",
     ]
     subprocess.run(command, cwd=root, env={**os.environ, "CXX": "none"}, check=True, capture_output=True)
-    for name in ("page.html", "live.html", "live.css", "live.js"):
-        installed = tmp_path / "lib/alexnet_mp/reporting" / name
-        assert installed.read_bytes() == (root / "alexnet_mp/reporting" / name).read_bytes()
+    templates = {
+        path.name: path.read_bytes()
+        for path in (root / "alexnet_mp/reporting").iterdir()
+        if path.suffix in (".html", ".css", ".js")
+    }
+    installed = tmp_path / "lib/alexnet_mp/reporting"
+    assert {name: (installed / name).read_bytes() for name in templates} == templates and len(templates) >= 6
 
 
-WIDTHS = (360, 390, 1280)
-# In frames, since a window is never narrower than 500 pixels.
-FRAMES = """<meta name="color-scheme" content="light dark"><title></title>
-%s
-<script>onload = () => document.title = JSON.stringify([...document.querySelectorAll("iframe")].map(frame => {
-  const page = frame.contentDocument
-  const all = [...page.querySelectorAll("body *")].filter(one => !one.closest(".scroll, .row, svg"))
-  const right = one => one.getBoundingClientRect().right
-  const wide = one => one.clientWidth > 0 && one.scrollWidth > one.clientWidth + 1
-  return {width: page.documentElement.clientWidth, scroll: page.documentElement.scrollWidth,
-    cut: all.filter(one => right(one) > frame.clientWidth || wide(one)).map(one => one.outerHTML.slice(0, 99)),
-    least: Math.min(...[...page.images].map(one => one.clientWidth / one.naturalWidth)),
-    letters: Math.min(...[...page.querySelectorAll("svg text")].map(one => one.getBoundingClientRect().height)),
-    paper: frame.contentWindow.getComputedStyle(page.body).backgroundColor}
-}))</script>"""
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here to render the page")
+@pytest.mark.slow
+@needs_chromium
 def test_nothing_overflows_in_a_browser(page, tmp_path):
-    """At the width of telephones and of a desktop, light and dark; and nothing shrinks until it can't be read."""
-    frames = "".join(f'<iframe src="{page / NAME}" style="width: {width}px; border: 0"></iframe>' for width in WIDTHS)
-    (tmp_path / "frames.html").write_text(FRAMES % frames)
-    papers = {}
-    for theme, scheme in (("light", 1), ("dark", 0)):
-        command = [
-            CHROMIUM,
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--hide-scrollbars",
-            "--allow-file-access-from-files",
-            f"--user-data-dir={tmp_path / 'profile'}",
-            f"--blink-settings=preferredColorScheme={scheme}",
-            "--dump-dom",
-        ]
-        command.append(tmp_path / "frames.html")
-        text = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout
-        for width, found in zip(WIDTHS, json.loads(unescape(re.search(r"<title>(.*?)</title>", text)[1])), strict=True):
-            assert found["width"] == width and found["scroll"] <= width and not found["cut"], (theme, found)
-            assert found["least"] > 0.7 and found["letters"] > 10, (theme, found)
-            papers.setdefault(theme, set()).add(found["paper"])
-    assert papers == {"light": {"rgb(255, 255, 255)"}, "dark": {"rgb(22, 22, 26)"}}
+    """At the width of telephones and of a desktop, light and dark; nothing shrinks until it can't be read; and nothing
+    but a table scrolls sideways."""
+    found = rendered(page / NAME, tmp_path)
+    for (theme, width), seen in found.items():
+        assert seen["width"] == width and seen["scroll"] <= width and not seen["cut"], (theme, seen)
+        assert seen["least"] > 0.7 and seen["letters"] > 10, (theme, seen)
+        assert not seen["scrolling"], (theme, width, seen)
+        assert seen["paper"] == PAPER[theme] and seen["charts"] == [theme], (theme, seen)
+    columns = {width: seen["columns"] for (_, width), seen in found.items()}
+    assert set(columns[390]) == {1} and max(columns[1280]) > 1

@@ -42,7 +42,7 @@ def test_the_gap_is_of_the_last_epoch_that_was_validated():
 
 
 def test_curves_and_drops_are_where_they_belong():
-    loss, error = draw_training(LINES, 10).axes
+    loss, error = (figure.axes[0] for figure in draw_training(LINES, 10).values())
     curves = {
         line.get_label(): (list(line.get_xdata()), list(line.get_ydata()))
         for axes in (loss, error)
@@ -64,11 +64,11 @@ def test_the_words(tmp_path):
     few = tested | {"images": 18, "top1_error": 100 * 11 / 18}
     (row,) = training(tmp_path, [*LINES, few], mini(), 3).pieces[2]["table"]["rows"]
     assert row == ["ten views", "18", "61.11 % (11 of 18: 39 to 80 %)"]
-    assert (tmp_path / "training.png").exists()
+    assert (tmp_path / "training_loss.png").exists()
 
 
 def test_a_run_without_a_step(tmp_path):
     assert (
         training(tmp_path, [rates(1, 0.01)], mini(), 10).pieces[0]["text"] == "The run has no step that was recorded."
     )
-    assert not (tmp_path / "training.png").exists()
+    assert not (tmp_path / "training_loss.png").exists()

@@ -1,0 +1,78 @@
+"""Two towers of which one is off, or whose links are cut: what stands for an output is its mean over some pictures.
+
+The mean is taken unit by unit, a unit of a convolution being one map at one place. A zero would do for no unit whose
+mean is another: what reads it would get a signal that it never got in training, and the answer would tell of that."""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+import torch
+
+from ..network.network import TwoTowerAlexNet
+
+# {layer: [output of each tower that has it, (N, maps, height, width) or (N, units), on the tower's device]}
+Outputs = Mapping[str, Sequence[torch.Tensor]]
+
+
+@torch.inference_mode()
+def layer_outputs(
+    network: TwoTowerAlexNet,
+    images: Sequence[torch.Tensor],
+    means: Outputs | None = None,
+    off: Collection[int] = (),
+    cut: Collection[str] = (),
+) -> Outputs:
+    """Every layer's output, as `TwoTowerAlexNet.forward` computes it of a network in test mode.
+
+    images: (N, 3, crop, crop), once on each tower's device. off: towers, 0 and 1, whose outputs are `means`, all but
+    the answer's. cut: layers that read both towers, in which each tower reads the mean of the other's output. means: of
+    `unit_means`; needed for either. Where normalisation crosses the towers' border (`lrn_crosses`), it goes on to see
+    the other tower's maps.
+    """
+    outputs, before, found, recipe = list(images), None, {}, network.recipe
+    network.exchange.clear()
+    for number, layer in enumerate(recipe.layers):
+        readers = 1 if layer.towers == "first" else recipe.towers
+        if layer.reads != "both":
+            parts = [[output] for output in outputs]
+        else:
+            parts = network.exchange.gather(layer.name, outputs, readers)
+            if layer.name in cut:
+                parts = [
+                    [
+                        output if source == reader else means[before][source].expand_as(output).to(outputs[reader])
+                        for source, output in enumerate(outputs)
+                    ]
+                    for reader in range(readers)
+                ]
+        if recipe.lrn_crosses and "lrn" in layer.then and readers == 2:
+            outputs = network.across_the_border(layer.name, parts)
+        else:
+            outputs = [tower(layer.name, read) for tower, read in zip(network.towers, parts) if tower.index < readers]
+        if number < len(recipe.layers) - 1:
+            outputs = [
+                means[layer.name][tower].expand_as(output) if tower in off else output
+                for tower, output in enumerate(outputs)
+            ]
+        found[layer.name], before = outputs, layer.name
+    return found
+
+
+def unit_means(network: TwoTowerAlexNet, batches: Iterable[Sequence[torch.Tensor]]) -> Outputs:
+    """The mean of every layer's output over pictures, unit by unit: N is 1. batches: `images` of `layer_outputs`."""
+    sums, count = {}, 0
+    for images in batches:
+        count += len(images[0])
+        for name, outputs in layer_outputs(network, images).items():
+            added = [output.double().sum(0, keepdim=True) for output in outputs]
+            sums[name] = [one + other for one, other in zip(sums[name], added)] if name in sums else added
+    if not count:
+        raise ValueError("no pictures to take a mean over")
+    return {name: [(each / count).to(network.dtype) for each in outputs] for name, outputs in sums.items()}
+
+
+def links(network: TwoTowerAlexNet) -> list[str]:
+    """The layers at which the towers meet before the answer's: those that can be cut and leave two networks.
+
+    The answer's reads both towers as well. Cut there too, nothing of tower b would reach it: that is tower b off."""
+    recipe = network.recipe
+    return [layer.name for layer in recipe.layers[:-1] if layer.reads == "both" and recipe.towers == 2]

@@ -1,0 +1,136 @@
+"""The page of one picture, from `predict --page` to a browser: networks of all kinds, hostile names, no data."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from browser import PAPER, needs_chromium, rendered
+from image_folders import make_folder
+from inner_cases import every
+from made_runs import made_run, without_git
+from PIL import Image
+from tiny_run import LAYERS
+
+from alexnet_mp import predict
+from alexnet_mp.system.errors import UserError
+
+TINY = ["stored_size=41", "crop_size=32", "crop_positions=8", "lrn_alpha=0.01", f"layers={json.dumps(LAYERS)}"]
+HOSTILE = '<script>alert("1")<|script>', "\u202eolleh'&\udcff三\x1b[31m" + 60 * "w"
+NAME = "<script>\"\u202e'&.png"
+
+
+@pytest.fixture
+def photograph(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (44, 60, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / NAME)
+    return tmp_path / NAME
+
+
+def paged(run, photograph, *options):
+    out = run.parent / "page.html"
+    assert predict.main([str(run), str(photograph), "--page", str(out), "--gpus", "cpu", *options]) == 0
+    return out
+
+
+def parts(text, what):
+    return re.findall(rf'<section class="{what}" data-name="(.*?)">', text)
+
+
+@pytest.mark.run
+@every(
+    "settings, classes, data",
+    [((), 3, True), ((), 3, False), (("towers=1",), 2, True), (("lrn_crosses=true",), 2, True), ((), 1000, False)],
+    ids=["two towers", "no data", "one tower", "Caffe's border", "1,000 classes"],
+)
+def test_every_kind_of_network(settings, classes, data, photograph, tmp_path, monkeypatch, capsys):
+    without_git(monkeypatch)
+    words = [*HOSTILE, *(f"class {number}" for number in range(2, classes))]
+    words[-1:] = ["n01440764"] if classes == 1000 else words[-1:]
+    run, *_ = made_run(tmp_path / "run", ("mini", [*TINY, *settings]), classes, words)
+    folder = make_folder(tmp_path / "<b>&\u202e", train=1, val=2, size=(48, 44)) if data else None
+    page = paged(run, photograph, *(["--data", str(folder)] if data else []))
+    text, told = page.read_text(), capsys.readouterr()
+    two, states = "towers=1" not in settings, ["whole"]
+    if two and data:
+        states += ["a off", "b off", "links cut"]
+        assert "mean over 6 pictures of" in text
+    if not data:
+        assert "was converted, its data were never here" in told.err and "Nothing is shown as off" in text
+    assert parts(text, "state") == states
+    assert parts(text, "layer") == len(states) * ["conv1", "conv2", "fc6", *(["fc8"] if two else [])]
+    assert text.count('class="side b') == (3 * len(states) if two else 0)
+    assert text.count('class="kernel"') == len(states) * 3 * (2 if two else 1)
+    assert ("past the border" in text) is ("lrn_crosses=true" in settings)
+    bars = re.findall(r'<i style="width: ([\d.]+)%"></i><span><bdi>(.*?)</bdi> <span>(.*?)</span>', text)
+    assert len(bars) == len(states) * min(classes, 5)
+    widths = [float(width) for width, *_ in bars[: min(classes, 5)]]
+    assert widths == sorted(widths, reverse=True) and 0 < sum(widths) < 100.2
+    assert ("Of the classes 1 have no words but their wnids; --synsets FILE" in text) is (classes == 1000)
+    if classes == 2:
+        assert "&lt;script&gt;alert(&#34;1&#34;)" in text and r"\u202eolleh" in text and r"\x1b[31m" in text
+    assert text.count("<script") == 1 and "<b>&" not in text and not {"\u202e", "\x1b"} & set(text)
+    assert "&lt;script&gt;&#34;" in text and not any(word in text for word in ("http", "<link", "url(", "@import"))
+    assert all(source.startswith("data:image/png;base64,") for source in re.findall(r'src="([^"]*)', text))
+    assert text.count("alt=") == text.count("<img") and len(text) < 300_000
+
+
+@pytest.mark.run
+def test_what_does_not_go_together(photograph, tmp_path, monkeypatch):
+    """One line; and an earlier page stays."""
+    without_git(monkeypatch)
+    run, *_ = made_run(tmp_path / "run", ("mini", TINY))
+    page = paged(run, photograph, "--json")
+    before, new = page.read_bytes(), str(tmp_path / "new.html")
+    for words, told in (
+        ([str(photograph), str(photograph), "--page", new], "--page shows one picture"),
+        ([str(tmp_path), "--page", new], "--page shows one picture"),
+        ([str(photograph), "--data", "builtin"], "they go together"),
+        ([str(photograph), "--page", str(page)], "is there already"),
+        ([str(photograph), "--page", str(tmp_path / "new.jpg")], "has to end with .html or .png"),
+        ([str(photograph), "--page", new, "--data", str(tmp_path / "nowhere")], "no such directory"),
+    ):
+        with pytest.raises(UserError) as raised:
+            predict.main([str(run), *words, "--gpus", "cpu"])
+        assert told in str(raised.value) and "\n" not in str(raised.value), raised.value
+    drawn = tmp_path / "new.png"
+    predict.main(
+        [
+            str(run),
+            str(photograph),
+            "--page",
+            str(drawn),
+            "--gpus",
+            "cpu",
+            "--data",
+            str(make_folder(tmp_path / "set", 1, 2)),
+        ]
+    )
+    with Image.open(drawn) as picture:
+        assert picture.width == 9 * 160 and picture.convert("RGB").getpixel((0, 0)) == (255, 255, 255)
+        maps = np.asarray(picture.convert("RGB")).astype(int)[picture.height // 2 :]
+    for half, (more, less) in ((maps[:, :600], (0, 1)), (maps[:, 840:], (1, 0))):  # a is purple, b green
+        assert (half[..., more] - half[..., less]).mean() > 5
+    (tmp_path / "text.png").write_text("no picture")
+    assert predict.main([str(run), str(tmp_path / "text.png"), "--page", new, "--gpus", "cpu"]) == 2
+    assert page.read_bytes() == before and not (tmp_path / "new.html").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.run
+@needs_chromium
+def test_in_a_browser(photograph, tmp_path, monkeypatch):
+    """Light and dark, telephone and desktop: nothing overflows; the script shows one state and one layer, and without
+    it all of them are there."""
+    without_git(monkeypatch)
+    run, *_ = made_run(tmp_path / "run", ("mini", TINY), 2, HOSTILE)
+    page = paged(run, photograph, "--data", str(make_folder(tmp_path / "data", train=1, val=2, size=(48, 44))))
+    for scripts, states, pressed in (
+        (True, 1, [["b off"], ["conv2"]]),
+        (False, 4, [["whole", "a off", "b off", "links cut"], 4 * ["conv1", "conv2", "fc6", "fc8"]]),
+    ):
+        for (theme, width), seen in rendered(page, tmp_path, scripts).items():
+            assert seen["width"] == width and seen["scroll"] <= width and not seen["cut"], (theme, width, seen)
+            assert not seen["scrolling"] and seen["paper"] == PAPER[theme], (theme, width, seen)
+            assert seen["states"] == states and seen["layers"] == 4 * states, (theme, width, seen)
+            assert seen["buttons"] == (9 if scripts else 0) and seen["pressed"] == pressed, (theme, width, seen)
