@@ -1,4 +1,4 @@
-"""The page of a comparison: what differs, curves on one figure, errors, kernels."""
+"""The page of a comparison: what differs, curves of all runs together, errors, kernels."""
 
 import warnings
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..analysis.figure_3 import kernel_picture
-from ..analysis.figures import write_figure
+from ..analysis.figures import PANEL, write_figure
 from ..analysis.specialisation import first_layer
 from ..evaluation.accuracy import top5_tells
 from ..system.errors import UserError
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 STYLES = ("-", "--", ":")
 MOST_RUNS = 20
-LEGEND_LETTERS = 110  # that fit into a line of the figure
+LEGEND_LETTERS = 55  # that fit into a line of a chart
 
 
 def parts(out: Path, runs: Sequence[ComparedRun]) -> list[page.Part]:
@@ -72,8 +72,8 @@ def _curves(out, runs):
         return page.Part("curves", "Curves", [page.text("None of these runs has a step that was recorded.")])
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a box stands for such a letter
-        path = write_figure(draw_curves(runs), out / "curves.png")
-    pieces = [page.image(path, "Training loss and validation error of all runs against epochs")]
+        charts = [(write_figure(figure, out / f"{name}.png"), words) for name, words, figure in draw_curves(runs)]
+    pieces = [page.panels(charts)]
     left_out = [name for name, run in zip(_numbered(runs), runs) if run not in drawn]
     words = "Training loss: the mean over an epoch's steps, with dropout and augmentation. Validation: the centre view."
     if left_out:
@@ -81,8 +81,9 @@ def _curves(out, runs):
     return page.Part("curves", "Curves", [*pieces, page.why(words)])
 
 
-def draw_curves(runs: Sequence[ComparedRun]) -> "Figure":
-    """Draw a line a run: left the training loss, right the top-1 validation error, both against epochs."""
+def draw_curves(runs: Sequence[ComparedRun]) -> "list[tuple[str, str, Figure]]":
+    """Draw a line a run against epochs: [(name, in words, Figure)] of the training loss and the top-1 validation
+    error."""
     # Imported late: it takes a second. The object interface draws without a display and without global state.
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
@@ -91,8 +92,10 @@ def draw_curves(runs: Sequence[ComparedRun]) -> "Figure":
     names = [printable(name) for name in _numbered(runs)]
     columns = max(1, min(3, LEGEND_LETTERS // (max(map(len, names)) + 8)))
     rows = -(-len(names) // columns)
-    figure = Figure(figsize=(9, 3.8 + 0.22 * rows), layout="constrained", facecolor="white")
-    loss, error = figure.subplots(1, 2)
+    loss_figure, error_figure = figures = [
+        Figure(figsize=(PANEL[0], PANEL[1] + 0.2 * rows), layout="constrained", facecolor="white") for _ in range(2)
+    ]
+    loss, error = loss_figure.subplots(), error_figure.subplots()
     handles = []
     for number, run in enumerate(runs):
         look = {"color": COLOURS[number % len(COLOURS)], "linestyle": STYLES[number // len(COLOURS) % len(STYLES)]}
@@ -108,10 +111,14 @@ def draw_curves(runs: Sequence[ComparedRun]) -> "Figure":
         axes.grid(alpha=0.3)
     loss.set(ylabel="training loss (nats)", ylim=(0, None))
     error.set(ylabel="top-1 validation error (%)", ylim=(0, 100))
-    legend = figure.legend(handles, names, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
-    for words in legend.get_texts():
-        words.set_parse_math(False)  # a name may hold dollars
-    return figure
+    for figure in figures:
+        legend = figure.legend(handles, names, loc="outside lower center", ncols=columns, frameon=False, fontsize=8.5)
+        for words in legend.get_texts():
+            words.set_parse_math(False)  # a name may hold dollars
+    return [
+        ("loss", "Training loss of all runs against epochs", loss_figure),
+        ("error", "Top-1 validation error of all runs against epochs", error_figure),
+    ]
 
 
 def _errors(runs):

@@ -19,6 +19,9 @@ TEN, CENTRE = "ten views", "centre view"
 HOSTILE = "<script>$\\frac$"
 
 
+CURVES = {f"{name}{theme}.png" for name in ("loss", "error") for theme in ("", "_dark")}
+
+
 def right(*images, of=20):
     return {TEN: np.isin(np.arange(of), images), CENTRE: np.arange(of) < 3}
 
@@ -88,14 +91,14 @@ def test_runs_compared(tmp_path, monkeypatch, capsys):
     assert "<script>" not in page and "2: &lt;script&gt;$\\frac$" in page and "http" not in page
     assert re.findall(r"<h2>(.*?)</h2>", page) == ["The runs", "What differs", "Curves", "Errors", "Kernels"]
     assert "run 3 minus run 1" in page and page.count("no checkpoint in it") == 2
-    assert pictures_of(tmp_path / "out/comparison.html") == {"curves.png", "kernels_01.png"}
+    assert pictures_of(tmp_path / "out/comparison.html") == CURVES | {"kernels_01.png"}
     assert compare.main([*names, "--out", "out"]) == 0
     page = (tmp_path / "out/comparison.html").read_text()
-    assert pictures_of(tmp_path / "out/comparison.html") == {"curves.png", "kernels_01.png", "kernels_06.png"}
+    assert pictures_of(tmp_path / "out/comparison.html") == CURVES | {"kernels_01.png", "kernels_06.png"}
     assert "Without a step that was recorded: 6: converted" in page and "Over the same images" not in page
     assert "Not tested yet: 4: begins, 6: converted." in page
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        "comparison.html", "curves.png", "kernels_01.png", "kernels_06.png"
+    assert {path.name for path in (tmp_path / "out").iterdir()} == CURVES | {
+        "comparison.html", "kernels_01.png", "kernels_06.png"
     }  # fmt: skip
     told_run(tmp_path / "report")
     capsys.readouterr()
