@@ -79,6 +79,12 @@ def images(entries: Iterable[tuple[Path, str]]) -> dict:
     return {"kind": "images", "images": [_embedded(path, alt, "", 0, False) for path, alt in entries]}
 
 
+def moving(path: Path, alt: str, caption: str = "", least: float = LEAST) -> dict:
+    """An animated picture, which its reader can close and so stop; who asked the system for less motion is not shown
+    it, so that what it shows has to be there as an `image`, too. Arguments as there."""
+    return {"kind": "moving", "image": _embedded(path, alt, caption, least, crisp=True)}
+
+
 def network(drawing: dict) -> dict:
     """`report_exchange.drawing`."""
     return {"kind": "network", "drawing": drawing}

@@ -23,7 +23,7 @@ def kept(out):
     return {step: read(path).tobytes() for step, path in listing(out).items()}
 
 
-def test_what_a_run_keeps(data, tmp_path):  # noqa: F811
+def test_what_a_run_keeps(data, tmp_path, monkeypatch, capsys):  # noqa: F811
     """The initial weights, those after every third step, the last of them the checkpoint's; and nothing else is
     changed. A run that was cut, and goes on, has the same, whatever was there of later steps and half written."""
     plain, whole = run(data, tmp_path / "plain"), run(data, tmp_path / "whole", "--keep-every", 3)
@@ -49,12 +49,12 @@ def test_what_a_run_keeps(data, tmp_path):  # noqa: F811
     again = resume(data, whole, "--steps", 1, "--keep-every", 1)  # from the beginning: nothing is lost, nothing mixed
     assert list(listing(again)) == [0, 1] and (again / f"{FIRST_LAYER}-1").is_dir()
 
-
-def test_a_full_disk_ends_nothing_unless_that_is_asked_for(data, tmp_path, monkeypatch, capsys):  # noqa: F811
+    # A full disk ends nothing, unless that is asked for.
     def write(run, step, weights):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), f"{run}/first")
 
     monkeypatch.setattr(first_layers, "write", write)
+    capsys.readouterr()
     run(data, tmp_path / "on", "--keep-every", 1, "--steps", 2)
     said = "".join(capsys.readouterr())
     assert said.count("WARNING: cannot write the first layer") == said.count("the first layer of step 0") == 1
