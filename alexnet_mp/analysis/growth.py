@@ -58,12 +58,17 @@ class Growth:
         return first
 
     @property
-    def turns(self) -> list[int]:
-        """The steps at which another tower has become the more colourful one."""
+    def colourful(self) -> dict[int, int]:
+        """{step: the more colourful tower, 0 or 1} of the moments whose shares of chroma are surely apart."""
         corrected = holm([moment.chroma_p for moment in self.moments])
         sure = [each for each, p in zip(self.moments, corrected) if p is not None and p <= DIVISION_LEVEL]
-        sides = [moment.chroma[1] > moment.chroma[0] for moment in sure]
-        return [moment.step for moment, side, before in zip(sure[1:], sides[1:], sides) if side != before]
+        return {moment.step: int(moment.chroma[1] > moment.chroma[0]) for moment in sure}
+
+    @property
+    def turns(self) -> list[int]:
+        """The steps at which another tower has become the more colourful one."""
+        steps, towers = list(self.colourful), list(self.colourful.values())
+        return [step for step, tower, before in zip(steps[1:], towers[1:], towers) if tower != before]
 
 
 def growth(run: str | Path) -> Growth:

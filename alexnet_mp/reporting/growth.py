@@ -65,9 +65,13 @@ def _what_there_is(found):
     if found.begins is None:
         return f"{words} At the last of them the towers are not divided."
     words += f" The towers are divided from step {found.begins:,} on"
+    colourful = found.colourful
+    if not colourful:
+        return f"{words}; at no moment are their shares of chroma surely apart."
     if found.turns:
-        return f"{words}; the more colourful tower becomes another one at step {', '.join(map(_number, found.turns))}."
-    return f"{words}, and the division never turns: the same tower stays the more colourful one."
+        return f"{words}; which one is the more colourful turns at step {', '.join(map(_number, found.turns))}."
+    tower = "ab"[next(iter(colourful.values()))]
+    return f"{words}, and never turn: tower {tower} is the more colourful at all {len(colourful)} where that is sure."
 
 
 def _pictures(out, found):
@@ -95,8 +99,8 @@ def _row(name, found):
         _number(moments[-1].step),
         " / ".join(f"{share:.2f}" for share in moments[-1].chroma),
         f"{sum(moment.divided for moment in tested)} of {len(tested)}" if tested else "-",
-        "-" if found.begins is None else _number(found.begins),
-        ", ".join(map(_number, found.turns)) or ("never" if tested else "-"),
+        "-" if found.begins is None or len(moments) == 1 else _number(found.begins),
+        ", ".join(map(_number, found.turns)) or ("never" if len(tested) > 1 else "-"),
     ]
 
 

@@ -39,7 +39,7 @@ LINKS = {
 def memory(out: Path, recipe: Recipe, classes: int) -> page.Part:
     """The `Part` of a recipe's network for so many classes, and of the paper's beside it."""
     found = step_bytes(recipe, classes, recipe.batch_size)
-    pieces = [page.text(_in_words(found, recipe.name)), *_holds(out, found, recipe.name, "memory")]
+    pieces = [page.text(_in_words(found, recipe.name)), _holds(out, found, recipe.name, "memory")]
     path = write_figure(_by_layer(found), out / "memory_layers.png")
     pieces += [page.image(path, "Bytes of a training step by layer and tower"), _table(found)]
     theirs = paper()
@@ -48,7 +48,7 @@ def memory(out: Path, recipe: Recipe, classes: int) -> page.Part:
         pieces += [
             page.heading("Beside it, the paper's network"),
             page.text(_in_words(theirs_found, "paper")),
-            *_holds(out, theirs_found, "paper", "memory_paper"),
+            _holds(out, theirs_found, "paper", "memory_paper"),
         ]
     pieces.append(
         page.why(
@@ -68,17 +68,26 @@ def _in_words(found, name):
     step = f"A training step of {found.batch_size} images of recipe {name} holds in float32"
     share = f"{100 * max(apart) / GTX_580:.2g} % of the 3 GB ({_size(GTX_580)}) of a GTX 580 of 2012"
     if len(apart) == 1:
-        return f"{step} {_size(one)} on its one GPU, {share}."
+        return f"{step} {_size(one)} on its one GPU, {share}; they are full at {_full([found.one_device], found)}."
     fits = "would fit on one such card, too" if one <= GTX_580 else "would not fit on one such card"
     return (
         f"{step} {_size(apart[0])} on tower a's GPU and {_size(apart[1])} on tower b's: the larger is {share}. Both "
-        f"towers on one GPU hold {_size(one)}, which {fits}."
+        f"towers on one GPU hold {_size(one)}, which {fits}. One card is full at {_full([found.one_device], found)}, "
+        f"two with a tower each at {_full(found.towers, found)}."
     )
 
 
+def _full(devices, found):
+    """The largest batch with which a step fits on every device: activations and workspace grow with it. In words."""
+    most = [
+        (GTX_580 - 3 * each.weights) * found.batch_size // max(1, each.activations + each.workspace) for each in devices
+    ]
+    return f"{max(0, min(most)):,} images a step"
+
+
 def _holds(out, found, name, file):
-    figure = _of_devices(found)
-    return [page.image(write_figure(figure, out / f"{file}.png"), f"Bytes of a training step of {name} by device")]
+    path = write_figure(_of_devices(found), out / f"{file}.png")
+    return page.image(path, f"Bytes of a training step of {name} by device")
 
 
 def _of_devices(found: StepBytes) -> "Figure":
@@ -90,6 +99,7 @@ def _of_devices(found: StepBytes) -> "Figure":
     _stacked(axes, bars)
     if found.one_device.total > GTX_580 / 10:
         axes.axvline(GTX_580 / 1e6, color="black", linestyle=":", linewidth=1.2, label="3 GB of a GTX 580")
+        axes.set_xlim(0, 1.05 * max(GTX_580, found.one_device.total) / 1e6)
     axes.set_title(f"Held by a step of {found.batch_size} images", fontsize=9.5)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize=8.5)
     return figure
@@ -178,15 +188,16 @@ def _each_way(recipe, classes) -> Sequence[int]:
 
 def _draw_links(times):
     figure, axes = _figure(2.2)
-    axes.barh(list(times), list(times.values()), color="#0072b2")
+    axes.plot(list(times.values()), list(times), "o", color="#0072b2")  # a bar has no length on such a scale
     axes.set_xscale("log")
     axes.invert_yaxis()
     most = max(times.values())
     axes.set(xlabel="ms a step, computed (logarithmic)", xlim=(min(times.values()) / 3, 6 * most))
     for place, value in enumerate(times.values()):
-        axes.text(1.15 * value, place, f"{value:.3g}", va="center", fontsize=8.5)
+        axes.text(1.3 * value, place, f"{value:.3g}", va="center", fontsize=8.5)
     axes.tick_params(labelsize=8.5)
-    axes.spines[["top", "right"]].set_visible(False)
+    axes.margins(y=0.15)
+    axes.grid(axis="x", alpha=0.3)
     return figure
 
 
