@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from .figure_3 import pixels_of
-from .figures import TOWER_COLOURS
+from .figures import NARROW, TOWER_COLOURS
 from .growth import Growth, Moment, spread
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def draw_growth(found: Growth, title: str) -> "Figure":
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(4.4, 3.3), layout="constrained", facecolor="white")
+    figure = Figure(figsize=(NARROW, 3.2), layout="constrained", facecolor="white")
     axes, steps = figure.subplots(), [moment.step for moment in found.moments]
     for tower, (colour, marker) in enumerate(zip(TOWER_COLOURS, "o^")):
         if tower < len(found.moments[0].chroma):

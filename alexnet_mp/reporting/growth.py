@@ -35,10 +35,11 @@ def growing(out: Path, found: Mapping[str, Growth]) -> page.Part:
         ),
         page.why(
             "Divided: random halves of the learned kernels are as far apart, in all that they are tuned to, with p at "
-            f"most {DIVISION_LEVEL:g}. The division begins at the first moment from which on all are divided, up to "
-            "the last; what comes and goes before is no division, and so many looks make no false alarm likelier. It "
-            f"turns where the other tower becomes the more colourful one, of the moments whose shares of chroma are "
-            f"apart at {DIVISION_LEVEL:g} after Holm's correction for all moments of the run."
+            f"most {DIVISION_LEVEL:g}; of the moments at which enough kernels have learned anything. The division "
+            "begins at the first moment from which on all are divided, up to the last; what comes and goes before is "
+            "no division, and so many looks make no false alarm likelier. It turns where the other tower becomes the "
+            f"more colourful one, of the moments whose shares of chroma are apart at {DIVISION_LEVEL:g} after Holm's "
+            "correction for all moments of the run."
         ),
     ]
     lines = [line for one in found.values() for line in one.unreadable]
@@ -84,7 +85,7 @@ def _pictures(out, found):
         "largest."
     )
     return [
-        page.moving(frames, "The first layer's kernels, moment after moment", f"As an animation: {what}"),
+        page.moving(frames, "The first layer's kernels, moment after moment", f"As an animation: {what}", least=0.5),
         page.image(still, "The first layer's kernels at some moments", f"Some moments: {what}", least=0.6, crisp=True),
     ]
 

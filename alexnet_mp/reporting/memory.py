@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..analysis.figures import write_figure
+from ..analysis.figures import NARROW, write_figure
 from ..profiling.layer_memory import Bytes, StepBytes, step_bytes
 from ..recipes import shapes
 from ..recipes.architectures import paper
@@ -126,7 +126,7 @@ def _figure(height=3.3):
     # Imported late: it takes a second. The object interface draws without a display and without global state.
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.4, max(height, 2.2)), layout="constrained", facecolor="white")
+    figure = Figure(figsize=(NARROW, max(height, 2.2)), layout="constrained", facecolor="white")
     return figure, figure.subplots()
 
 

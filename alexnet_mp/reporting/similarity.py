@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..analysis.figures import write_figure
+from ..analysis.figures import NARROW, write_figure
 from ..analysis.similarity import (
     DEALT_PICTURES,
     FEWEST,
@@ -269,7 +269,7 @@ def _draw(
     # Imported late: it takes a second. The object interface draws without a display and without global state.
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.4, 3.6), layout="constrained", facecolor="white")
+    figure = Figure(figsize=(NARROW, 3.6), layout="constrained", facecolor="white")
     axes, names = figure.subplots(), [each.layer for each in found]
     sure = [(place, each.cka) for place, each in enumerate(found) if each.cka]
     axes.errorbar(
