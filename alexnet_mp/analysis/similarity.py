@@ -66,6 +66,7 @@ class Alike:
     layer: str
     cka: Estimate | None
     p: float | None  # of "the pictures were dealt to tower b at random"
+    holm_p: float | None  # corrected for the layers
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,7 @@ class Across:
     own: float  # mean CKA of the two towers of a network
     others: float  # mean CKA of two towers of different networks
     p: float | None  # of "any two of the towers could be those of a network"; None of more than `MOST_NETWORKS`
+    holm_p: float | None  # corrected for the layers
 
 
 # --- what the towers say
@@ -185,12 +187,13 @@ def alike(network: Representation, draws: int = 1000, seed: int = 0) -> list[Ali
         a, b = network.products[layer]
         value = cka(a, b)
         if value is None:
-            found.append(Alike(layer, None, None))
+            found.append((layer, None, None))
             continue
         of_some, other = (_centred(each[np.ix_(some, some)]).astype(np.float32) for each in (a, b))
         together = [np.vdot(of_some, other[order[:, None], order]) for order in orders]
-        found.append(Alike(layer, _estimate(value, _without(a, b, groups)), as_far_p(np.array(together))))
-    return found
+        found.append((layer, _estimate(value, _without(a, b, groups)), as_far_p(np.array(together))))
+    corrected = holm([p for *_, p in found])
+    return [Alike(*each, p) for each, p in zip(found, corrected)]
 
 
 def crossings(network: Representation, recipe: Recipe) -> list[Crossing]:
@@ -274,8 +277,9 @@ def across(networks: Sequence[Representation]) -> list[Across]:
             sums = np.array(list(pairings(values, tuple(range(len(towers))))))
             far = np.abs(sums - sums.mean())
             p = float((far >= abs(sum(own) - sums.mean()) * (1 - 1e-9)).mean())
-        found.append(Across(layer, float(np.mean(own)), float(np.mean(others)), p))
-    return found
+        found.append((layer, float(np.mean(own)), float(np.mean(others)), p))
+    corrected = holm([p for *_, p in found])
+    return [Across(*each, p) for each, p in zip(found, corrected)]
 
 
 # --- uncertainty over the pictures

@@ -10,7 +10,7 @@ itself while it runs, as the scratch of a convolution, and what an allocator hol
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -55,6 +55,7 @@ def step_bytes(recipe: Recipe, classes: int, batch_size: int) -> StepBytes:
 
     A tower's workspace is that of its layer which needs most: one layer computes after the other. The sums are what is
     needed if nothing were let go of before the step ends; backward lets go of activations on its way."""
+    recipe = replace(recipe, lrn_crosses=False)  # two towers that see each other's maps there are not trained
     empty = TwoTowerAlexNet(recipe, ("meta",) * recipe.towers, classes)
     seen = _Storages()
     with FakeTensorMode():

@@ -107,11 +107,11 @@ def similarity(
         *_across(between, len(same)),
         *_over_training(run, drawn, statistics, pictures, untrained, found),
         page.why(
-            f"Intervals, 95 %: jackknife over {GROUPS} groups of pictures. p: the share of 1,000 orders in which the "
-            f"pictures of tower b were dealt at random with a CKA as large. Halves: the maps of both towers dealt at "
-            "random, 1,000 times, at layers whose towers read the same; p, halves: the share that is as little alike "
-            f"as the towers, corrected by Holm's rule for these layers. Both tests on {DEALT_PICTURES} of the pictures "
-            "at most."
+            f"Intervals, 95 %: jackknife over {GROUPS} groups of pictures. The first p: the share of 1,000 orders in "
+            "which the pictures of tower b were dealt at random with a CKA as large. Random halves: the maps of both "
+            "towers dealt at random, 1,000 times, at layers whose towers read the same; their p: the share that is as "
+            f"little alike as the towers. Holm: corrected for the layers. Both tests on {DEALT_PICTURES} of the "
+            "pictures at most."
         ),
     ]
     if left_out:
@@ -169,8 +169,8 @@ def _verdict(tested):
     if not less:
         return (
             f"At {_words([each.layer for each in tested])}, whose towers read the same, they are no less alike than "
-            f"random halves of their maps (corrected p {min(each.holm_p for each in tested):.2g} at least): "
-            "by this the towers do not divide what they see."
+            f"random halves of their maps (the smallest corrected p is {min(each.holm_p for each in tested):.2g}): "
+            "by this test no division is seen."
         )
     told = _words(
         [f"{each.layer} ({each.own:.2f}; halves {each.halves[1]:.2f}, corrected p {each.holm_p:.2g})" for each in less]
@@ -190,13 +190,13 @@ def _layers(found, tested, lines):
             [
                 each.layer,
                 _estimate(each.cka),
-                "-" if each.p is None else f"{each.p:.2g}",
+                _p(each.holm_p),
                 f"{halves.halves[1]:.2f} ({halves.halves[0]:.2f} to {halves.halves[2]:.2f})" if halves else "-",
                 f"{halves.holm_p:.2g}" if halves else "-",
                 *(f"{values[each.layer]:.2f}" if each.layer in values else "-" for values, *_ in lines.values()),
             ]
         )
-    names = ["layer", "CKA of the towers", "p", "random halves (5 to 95 %)", "p, halves", *lines]
+    names = ["layer", "CKA of the towers", "p, Holm", "random halves (5 to 95 %)", "their p, Holm", *lines]
     return page.table(names, rows)
 
 
@@ -204,7 +204,7 @@ def _crossed(found):
     if not found:
         return [page.text("No layer of both towers reads both: there is no crossing to compare across.")]
     rows = [
-        [f"{each.before} to {each.after}", _estimate(each.change, "+.2f"), f"{each.change.p:.2g}", f"{each.holm_p:.2g}"]
+        [f"{each.before} to {each.after}", _estimate(each.change, "+.3f"), f"{each.change.p:.2g}", f"{each.holm_p:.2g}"]
         for each in found
     ]
     return [
@@ -218,18 +218,19 @@ def _across(found, count):
         return [
             page.why("One such run says nothing about seeds; name several, and towers of different runs are compared.")
         ]
-    rows = [
-        [each.layer, f"{each.own:.2f}", f"{each.others:.2f}", "-" if each.p is None else f"{each.p:.2g}"]
-        for each in found
-    ]
+    rows = [[each.layer, f"{each.own:.2f}", f"{each.others:.2f}", *map(_p, (each.p, each.holm_p))] for each in found]
     return [
         page.heading("Two towers of one run, and of different runs"),
-        page.table([f"mean CKA, {count} runs", "towers of a run", "of different runs", "p"], rows),
+        page.table([f"mean CKA, {count} runs", "towers of a run", "of different runs", "p", "p, Holm"], rows),
         page.why(
             "p: the share of all ways to put the towers of all runs into pairs whose mean is as far from that of all "
-            "ways; not corrected for the number of layers."
+            "ways; it can be no smaller than 1/3 with two runs, 1/15 with three, 1/105 with four, 1/945 with five."
         ),
     ]
+
+
+def _p(value):
+    return "-" if value is None else f"{value:.2g}"
 
 
 def _over_training(run, network, statistics, pictures, untrained, found):
