@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from html import unescape
 from pathlib import Path
 
@@ -19,7 +20,8 @@ from alexnet_mp import report
 from alexnet_mp.analysis import figure_4
 from alexnet_mp.analysis import similarity as alike
 from alexnet_mp.data import synthetic
-from alexnet_mp.reporting import code_lengths, provenance, similarity
+from alexnet_mp.recipes.architectures import mini
+from alexnet_mp.reporting import code_lengths, memory, provenance, similarity
 from alexnet_mp.reporting import page as report_page
 from alexnet_mp.reporting.page import NAME, pictures_of
 from alexnet_mp.retrieval import measures, short_codes
@@ -46,7 +48,8 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 
 @pytest.fixture(scope="module")
 def small():
-    """Codes of few bits after few passes, one picture of each sort, and towers compared on six."""
+    """Codes of few bits after few passes, one picture of each sort, towers compared on six, and a small network for
+    the paper's."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(short_codes, "EPOCHS", 3)
         for module in (report, code_lengths):
@@ -54,6 +57,7 @@ def small():
         patch.setattr(figure_4, "EACH", 1)
         patch.setattr(similarity, "FEWEST", 6)
         patch.setattr(alike, "GROUPS", 3)
+        patch.setattr(memory, "paper", lambda: replace(mini(), name="paper"))
         patch.setattr(directory, "source_commit", lambda: "0123abc")
         patch.setattr(provenance, "source_commit", lambda: "0123abc")
         yield
