@@ -15,6 +15,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from .analysis.figure_4 import MOST_ANSWERED, evenly, guesses, some_of, told_apart
+from .analysis.growth import growth, spread
+from .analysis.similarity import most_pictures
 from .analysis.specialisation import first_layer
 from .command_options import add_machine_options, compute_as_in_training
 from .data import synsets
@@ -24,11 +26,14 @@ from .evaluation.trained import load_run
 from .reporting import page
 from .reporting.answers import figure_4_left, figure_4_right
 from .reporting.code_lengths import BITS, short_codes
-from .reporting.exchange import exchange, memory
+from .reporting.exchange import exchange
 from .reporting.first_layer import SCALES, figure_3, specialisation
+from .reporting.growth import growing
 from .reporting.headline import headline
+from .reporting.memory import memory
 from .reporting.pages_of_runs import named, page_directory
 from .reporting.provenance import devices_of, provenance
+from .reporting.similarity import Pictures, similarity
 from .reporting.training import training
 from .retrieval.build import build_index
 from .retrieval.index import SPLITS
@@ -76,6 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         said = guesses(
             network, some_of(split, numbers, network, found.statistics), "given", pictures.batch_size, advance
         )
+    compared = [split.read(numbers[place]) for place in spread(len(numbers), most_pictures(recipe))]
     out.mkdir(parents=True, exist_ok=True)
     page.begin(out / page.NAME)
     name, (kernels, towers, _) = next(iter(layers.items()))
@@ -83,9 +89,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parts = [
         figure_3(out, kernels, towers, options.kernel_scale, options.sort),
         specialisation(out, kernels, towers, layers, {name: _told(directory) for name, directory in runs.items()}),
+        growing(out, {name: growth(directory) for name, directory in runs.items()}),
+        similarity(
+            out,
+            shown,
+            network,
+            found.statistics,
+            dict(list(runs.items())[1:]),
+            Pictures(compared, options.split, pictures.batch_size),
+            options.gpus,
+            options.kernels,
+        ),
         training(out, lines, recipe, len(names)),
         exchange(recipe, len(names), network.exchange.devices, lines, devices_of(described)),
-        memory(network, recipe.batch_size),
+        memory(out, recipe, len(names)),
         figure_4_left(out, said, numbers, split, options.split, names),
         figure_4_right(out, index, opened.dataset, words),
         short_codes(out, index, options.speed),

@@ -149,6 +149,13 @@ def _parser():
         help=f"the newest K checkpoints stay, and the best; default: {Options.keep}",
     )
     parser.add_argument(
+        "--keep-every",
+        type=int,
+        metavar="STEPS",
+        help="keep the first layer's weights before the first step and after every STEPS, for the report to show how "
+        "figure 3 grows; default: none are kept",
+    )
+    parser.add_argument(
         "--on-save-error",
         choices=("continue", "stop"),
         default=Options.on_save_error,

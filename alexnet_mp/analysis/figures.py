@@ -94,6 +94,7 @@ def _running_mean(steps, values):
 # Of tower a and tower b, and of nothing else: a dark purple and a light green, told apart by colour-blind eyes and in
 # grey.
 TOWER_COLOURS = ("#762a83", "#5aae61")
+NARROW = 3.8  # inches: as wide as a chart may be that a telephone shows without scrolling
 WINDOW = 21  # minibatches
 BINS = 12
 FEWEST = 5  # kernels in a panel

@@ -9,7 +9,7 @@ The criterion, stated before any run was counted: the towers' shares of chroma a
 of random halves of the same kernels (p <= `DIVISION_LEVEL`). Which tower has the colours doesn't matter: the towers
 have no order."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -116,12 +116,13 @@ class Division:
         return self.p is not None and self.p <= DIVISION_LEVEL
 
 
-def division(kernels: np.ndarray, draws: int = 10_000, seed: int = 0) -> Division:
+def division(kernels: np.ndarray, draws: int = 10_000, seed: int = 0, by_measure: bool = True) -> Division:
     """The `Division` of two towers' first-layer kernels (maps of both, 3, k, k), tower a's first half.
 
     One test over all kernels that are `learned`: the energy distance (Szekely & Rizzo 2013, J. Stat. Plan. Inference
     143: 1249) of the towers' kernels, each a point of `_points`; p is the share of `draws` random deals with as large a
-    distance. Raises ValueError where the kernels are not two equal halves, or not finite."""
+    distance. by_measure: whether each measure is compared by itself, too, which takes most of the time. Raises
+    ValueError where the kernels are not two equal halves, or not finite."""
     if not len(kernels) or len(kernels) % 2:
         raise ValueError(f"{len(kernels)} kernels are not those of two towers")
     statistics, kept = kernel_statistics(kernels), learned(kernels)
@@ -131,7 +132,8 @@ def division(kernels: np.ndarray, draws: int = 10_000, seed: int = 0) -> Divisio
         return Division(sizes, None, None, {})
     orders = random_orders(len(in_a), draws, seed)[:, : sizes[0]]  # tower a's come first
     distances = energy_distances(_points(kernels, statistics), orders)
-    return Division(sizes, float(distances[0]), as_far_p(distances), tower_differences(statistics, draws, seed, in_a))
+    differences = tower_differences(statistics, draws, seed, in_a) if by_measure else {}
+    return Division(sizes, float(distances[0]), as_far_p(distances), differences)
 
 
 def division_by_chance(
@@ -171,19 +173,20 @@ def matching(runs: Sequence[np.ndarray]) -> tuple[float, float] | tuple[None, No
         for a in range(len(points))
         for b in range(a + 1, len(points))
     }
-    sums = np.array(list(_sums_of_pairings(apart, tuple(range(len(points))))))
+    sums = np.array(list(pairings(apart, tuple(range(len(points))))))
     own = sum(apart[2 * run, 2 * run + 1] for run in range(len(runs)))
     return own / len(runs), float((sums >= own * (1 - 1e-12)).mean())
 
 
-def _sums_of_pairings(apart, towers):
-    """The sum over its pairs of each way to put the towers into pairs."""
+def pairings(apart: Mapping[tuple[int, int], float], towers: tuple[int, ...]) -> Iterator[float]:
+    """The sum over its pairs of each way to put the towers, an even number of them, into pairs. apart: {(tower, larger
+    tower): value}."""
     if not towers:
         yield 0.0
         return
     first, *others = towers
     for other in others:
-        for rest in _sums_of_pairings(apart, tuple(tower for tower in others if tower != other)):
+        for rest in pairings(apart, tuple(tower for tower in others if tower != other)):
             yield apart[first, other] + rest
 
 

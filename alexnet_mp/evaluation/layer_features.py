@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..network.network import TwoTowerAlexNet
+from ..network.network import MergedAlexNet, TwoTowerAlexNet
 from ..recipes.recipe import Recipe
 from ..runs import safetensors_file
 from ..system import durable_files
@@ -74,10 +74,11 @@ def write_features(run: Run, split: str, layer: str, out: str) -> tuple[int, ...
 
 
 @contextmanager
-def outputs_of(network: TwoTowerAlexNet, layer: str) -> Iterator[list[torch.Tensor]]:
-    """A list that every forward pass fills: a layer's output of each tower that has it, on the tower's device."""
-    towers = [tower for tower in network.towers if layer in dict(tower.named_children())]
-    with _kept([tower.get_submodule(layer) for tower in towers]) as outputs:
+def outputs_of(network: TwoTowerAlexNet | MergedAlexNet, layer: str) -> Iterator[list[torch.Tensor]]:
+    """A list that every forward pass fills: a layer's output of each tower that has it, on the tower's device; of a
+    merged network one tensor, maps of tower a first."""
+    holders = [network] if isinstance(network, MergedAlexNet) else network.towers
+    with _kept([holder.get_submodule(layer) for holder in holders if hasattr(holder, layer)]) as outputs:
         yield outputs
 
 
@@ -102,11 +103,9 @@ def _kept(modules: Sequence[nn.Module]):
 @torch.inference_mode()
 def _of_batches(network, batches, layer, advance: Callable[[int], None]):
     """Yields the layer's output of each batch, (n, ...) float32 on the CPU, maps of tower a first."""
-    computed, opened = network, outputs_of(network, layer)
-    if network.recipe.lrn_crosses:  # there layers of both towers are computed at once
-        computed = network.merge()
-        opened = _kept([computed.get_submodule(layer)])
-    with opened as outputs:
+    # With lrn_crosses layers of both towers are computed at once.
+    computed = network.merge() if network.recipe.lrn_crosses else network
+    with outputs_of(computed, layer) as outputs:
         for views, labels in batches:
             (images,) = views
             computed(*(images if computed is network else images[:1]))

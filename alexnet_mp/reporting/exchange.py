@@ -9,8 +9,6 @@ from statistics import median
 import torch
 
 from ..network.exchange import copy
-from ..network.network import TwoTowerAlexNet
-from ..profiling.step_memory import step_memory
 from ..recipes import shapes
 from ..recipes.recipe import Recipe
 from . import page
@@ -77,36 +75,6 @@ def exchange(
                 "step's forward pass, in all. The gradients return the same way."
             ),
             page.table(names, table),
-        ],
-    )
-
-
-def memory(network: TwoTowerAlexNet, batch_size: int) -> page.Part:
-    """The `Part` with the bytes that a training step needs on each tower."""
-    found = step_memory(network, batch_size)
-    rows = [
-        [name, *(f"{getattr(each, field) / 1e6:,.1f}" for each in found)]
-        for name, field in (
-            ("weights and biases", "weights"),
-            ("their gradients", "gradients"),
-            ("their velocities", "velocity"),
-            ("activations kept for backward", "activations"),
-            ("in all", "total"),
-        )
-    ]
-    return page.Part(
-        "memory",
-        "Memory of a step",
-        [
-            page.text(
-                f"What a training step of {batch_size} images holds in float32, in MB, counted from the tensors. A "
-                f"GTX 580 of 2012 had 3 GB."
-            ),
-            page.table(["", *(f"tower {'ab'[number]}" for number in range(len(found)))], rows),
-            page.why(
-                "Each storage once: what is kept for two layers counts for the first. Left out: what a product needs "
-                "while it runs, copies under way, and freed memory that the allocator keeps."
-            ),
         ],
     )
 

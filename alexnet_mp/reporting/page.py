@@ -106,6 +106,12 @@ def tiles(path: Path, cells: Sequence[tuple[np.ndarray | None, Sequence[str]]]) 
     return {"kind": "tiles", "row": {"file": Path(path).name, "side": SIDE, "cells": shown}}
 
 
+def moving(path: Path, alt: str, caption: str = "", least: float = LEAST) -> dict:
+    """An animated picture, which its reader can close and so stop; who asked the system for less motion is not shown
+    it, so that what it shows has to be there as an `image`, too. Arguments as there."""
+    return {"kind": "moving", "image": _embedded(path, alt, caption, least, crisp=True)}
+
+
 def network(drawing: dict) -> dict:
     """`report_exchange.drawing`."""
     return {"kind": "network", "drawing": drawing}

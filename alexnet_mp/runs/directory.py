@@ -23,8 +23,10 @@ from ..system.devices import device_name
 from ..system.errors import UserError
 from ..system.provenance import PACKAGES, package_version, source_commit
 from ..system.terminal import say
+from . import first_layers
 from .checkpoint_state import Data
 from .checkpoints import CHECKPOINTS, PARTIAL, REPLACED, ResumePoint, listing
+from .first_layers import FIRST_LAYER
 from .lock import LOCK, RunLock
 from .metrics import EVENTS, METRICS, Metrics, take_over
 
@@ -87,6 +89,9 @@ class RunDirectory:
             keep, step = (point.checkpoint.state.metrics_bytes, point.checkpoint.state.step) if point else (0, None)
             if point and lock is None and point.run:
                 take_over(point.run, self.path, keep)
+                first_layers.take_over(point.run, self.path, step)
+            elif point:
+                first_layers.forget_after(self.path, step)
             self.metrics = Metrics(self.path, keep, step)
         except BaseException as error:
             # it was made here: nothing half-written may stand in the way of the next attempt
@@ -121,7 +126,7 @@ class RunDirectory:
     def _set_aside(self):
         """Rename what a run left that ended before its first checkpoint, or whose checkpoints were taken away: nothing
         is lost."""
-        for name in (METRICS, EVENTS):
+        for name in (METRICS, EVENTS, FIRST_LAYER):
             if os.path.lexists(self.path / name):
                 stem, dot, suffix = name.partition(".")
                 aside = next(
@@ -166,6 +171,10 @@ class RunDirectory:
     def log(self, kind: str, **values: object) -> None:
         """See `Metrics.log`."""
         self.metrics.log(kind, **values)
+
+    def keep_first_layer(self, step: int, weights: Mapping[str, torch.Tensor]) -> None:
+        """See `first_layers.write`."""
+        first_layers.write(self.path, step, {name: tensor.float().numpy() for name, tensor in weights.items()})
 
     def close(self) -> None:
         """Let go of everything; says so where the last lines of the metrics can't be written."""
@@ -252,6 +261,7 @@ def refuse_foreign(path: str | Path) -> None:
         RUN,
         METRICS,
         EVENTS,
+        FIRST_LAYER,
         STATISTICS,
         LOCK,
         CHECKPOINTS,
@@ -269,7 +279,7 @@ def refuse_foreign(path: str | Path) -> None:
         name
         for name in sorted(os.listdir(path))
         if name.removesuffix(durable_files.PARTIAL) not in ours
-        and not re.fullmatch(r"(metrics|tensorboard)-\d+(\.jsonl)?|lost\+found|.*\.(log|out|err)", name)
+        and not re.fullmatch(r"(metrics|tensorboard|first_layer)-\d+(\.jsonl)?|lost\+found|.*\.(log|out|err)", name)
     ]
     if foreign:
         raise UserError(f"--out {path}: it is no run directory, {foreign[0]} is in it; choose another --out")

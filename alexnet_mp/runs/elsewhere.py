@@ -1,6 +1,10 @@
 """What a process has in place of a run directory where another process keeps it: everything is asked, nothing is
 written."""
 
+from collections.abc import Mapping
+
+import torch
+
 from .checkpoint_format import Checkpoint
 
 
@@ -16,6 +20,9 @@ class RunElsewhere:
     events = lock = metrics
 
     def log(self, kind: str, **values: object) -> None:
+        pass
+
+    def keep_first_layer(self, step: int, weights: Mapping[str, torch.Tensor]) -> None:
         pass
 
     def length(self) -> int:

@@ -8,6 +8,8 @@ import time
 from contextlib import contextmanager
 from typing import Protocol
 
+import torch
+
 from ..runs.checkpoint_format import Checkpoint
 from ..runs.checkpoint_state import Validation
 from ..runs.checkpoint_writer import PATIENCE, Saver
@@ -36,13 +38,16 @@ class SavedTrainer(Protocol):
 
     def snapshot(self) -> Checkpoint: ...
 
+    def first_layer(self) -> dict[str, torch.Tensor]: ...
+
 
 class CheckpointPolicy:
     """Decides when a trainer's run is saved, and what becomes of failures. Of several processes, rank 0 decides.
 
     trainer: the `Trainer`, of which it reads step, validated, validation, recording and holds_a_part, and asks for
     `snapshot`. every: (number, "steps" | "seconds") between checkpoints. keep: how many of them stay, with the best.
-    on_save_error: "continue" | "stop".
+    on_save_error: "continue" | "stop". keep_every: steps between the first layers that stay (`first_layers.py`), None:
+    none do.
     """
 
     def __init__(
@@ -51,14 +56,15 @@ class CheckpointPolicy:
         every: tuple[float, str] = (600, "seconds"),
         keep: int = 3,
         on_save_error: str = "continue",
+        keep_every: int | None = None,
     ):
         self.trainer, self.run, self.ranks = trainer, trainer.run, trainer.ranks
         self.saver = Saver(trainer.run, keep) if self.ranks.writes else NoSaver()
-        self.every, self.stop_on_error = every, on_save_error == "stop"
+        self.every, self.stop_on_error, self.keep_every = every, on_save_error == "stop", keep_every
         self.saved_as = None  # (step, validated) of the newest that was begun; None: there is none in this directory
         self.due, self.saved_at, self.retry_at, self.patience = False, time.monotonic(), math.inf, None
         self.clock = time.time() - time.monotonic()
-        self.metrics_failing = self.events_failed = False
+        self.metrics_failing = self.events_failed = self.first_layer_failing = False
 
     @property
     def up_to_date(self) -> bool:
@@ -100,6 +106,21 @@ class CheckpointPolicy:
                 self.saver.start(self.trainer.snapshot())
             self.saved_as = (self.trainer.step, self.trainer.validated)
         self.ranks.meet()  # where the disk is slower than the checkpoints come, it was waited for
+
+    def keep_first_layer(self) -> None:
+        """Keep the first layer's weights as they are now, if they are to be kept after this step."""
+        if not self.keep_every or self.trainer.step % self.keep_every:
+            return
+        self.trainer.read_steps()  # what isn't finite is no moment to keep
+        weights = self.trainer.first_layer() if self.trainer.holds_a_part else {}
+        try:
+            self.run.keep_first_layer(self.trainer.step, weights)
+            self.first_layer_failing = False
+        except OSError as error:
+            if not self.first_layer_failing:  # said once
+                self._failed(f"the first layer of step {self.trainer.step}", error)
+            self.first_layer_failing = True
+        self.ranks.meet()  # a disk may be slow
 
     def save_now(self) -> Exception | None:
         """A checkpoint of this step, on the disk or not: returns what kept it from being written, or None."""

@@ -37,6 +37,7 @@ ALIKE = (
     "resume_anyway",
     "init_layers",
     "checkpoint_every",
+    "keep_every",
     "profile",
 )
 
@@ -74,6 +75,7 @@ class Options:
     init_layers: str | None = None
     checkpoint_every: str = "10m"
     keep: int = 3
+    keep_every: int | None = None
     on_save_error: str = "continue"
     profile: str | None = None
     command: str = ""
@@ -279,6 +281,8 @@ def _refuse_numbers(options):
         raise UserError(f"--init-layers {options.init_layers}: of what --init names, and there is no --init")
     if options.keep < 1:
         raise UserError(f"--keep {options.keep}: at least the newest checkpoint must be kept")
+    if options.keep_every is not None and options.keep_every < 1:
+        raise UserError(f"--keep-every {options.keep_every}: a number of steps, 1 at least")
     if options.microbatch is not None and options.microbatch < 0:
         raise UserError(f"--microbatch {options.microbatch}: a number of images, or 0 for none")
     if options.profile is not None:

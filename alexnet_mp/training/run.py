@@ -225,6 +225,7 @@ def make_trainer(
         plan.every,
         options.keep,
         options.on_save_error,
+        options.keep_every,
         options.graphs,
         plan.ranks,
     )

@@ -43,8 +43,9 @@ class Trainer:
     """Trains a network and keeps its run directory.
 
     constants: the fields of a checkpoint's `State` that don't change: recipe, data, made_by. steps: stop after this
-    step, None = the recipe's end. every, keep, on_save_error: see `CheckpointPolicy`. graphs: "auto" | "on" | "off",
-    see `graphed_step.py`. ranks: the processes of the job; of those that don't write, `run` is a `RunElsewhere`.
+    step, None = the recipe's end. every, keep, on_save_error, keep_every: see `CheckpointPolicy`. graphs: "auto" |
+    "on" | "off", see `graphed_step.py`. ranks: the processes of the job; of those that don't write, `run` is a
+    `RunElsewhere`.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Trainer:
         every: tuple[float, str] = (600, "seconds"),
         keep: int = 3,
         on_save_error: str = "continue",
+        keep_every: int | None = None,
         graphs: str = "auto",
         ranks: Ranks = ALONE,
     ):
@@ -78,7 +80,7 @@ class Trainer:
         # False while the validation that is due after this step is still to come
         self.validated, self.validation = True, None
         self.pending = PendingSteps(network.exchange.devices, ranks.least if self.on_gpu else int)
-        self.checkpoints = CheckpointPolicy(self, every, keep, on_save_error)
+        self.checkpoints = CheckpointPolicy(self, every, keep, on_save_error, keep_every)
         self.profiler = None  # a `profiler.Profiler` if steps are to be recorded
 
     @property
@@ -127,6 +129,11 @@ class Trainer:
         )
         return Checkpoint(weights, velocity, self.pipeline.statistics, state)
 
+    def first_layer(self) -> dict[str, torch.Tensor]:
+        """{"conv1.weight": the merged network's, on the CPU}, which every process that `holds_a_part` has to ask for;
+        see `TwoTowerAlexNet.merged`."""
+        return self.network.merged_state(f"{self.recipe.layers[0].name}.weight")
+
     # --- the loop
 
     def train(self, interrupted: Interrupts | Agreed) -> None:
@@ -138,12 +145,15 @@ class Trainer:
             self.validate(interrupted)
             self.checkpoints.save_if_due()
         if self.step < self.last_step and not self.schedule.finished and not interrupted:
+            if self.step == 0:
+                self.checkpoints.keep_first_layer()
             batches = self.profiler.batches(self._batches()) if self.profiler else self._batches()
             with progress("training", self.last_step, "steps", self.step) as advance, closing(batches):
                 for batch in batches:
                     if batch.epoch != self.epoch or not self.rates_set:
                         self.start_epoch(batch.epoch)
                     (self.profiler.step if self.recording else self.one_step)(batch)
+                    self.checkpoints.keep_first_layer()
                     advance(
                         1,
                         f"epoch {self.epoch} of {self.recipe.epochs}, loss {self.loss:.3f}, {self.rate:,.0f} images/s",
@@ -327,13 +337,13 @@ class Trainer:
         if failure and not isinstance(failure, OSError):
             raise failure
         self.ranks.meet()  # a disk may be slow
-        first = f"{self.recipe.layers[0].name}.weight"
-        kernels = self.network.merged_state(first) if self.holds_a_part else None
+        weights = self.first_layer() if self.holds_a_part else {}
         try:
             self.run.metrics.length()
             if self.ranks.writes:
                 draw_curves(self.run.path, self.network.classes)
-                draw_kernels(kernels[first], self.network, self.run.path)
+                (kernels,) = weights.values()
+                draw_kernels(kernels, self.network, self.run.path)
         except OSError as error:
             failure = failure or error
         self.ranks.meet()

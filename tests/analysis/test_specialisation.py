@@ -324,12 +324,12 @@ def test_towers_of_a_network_are_compared_with_towers_of_others():
 
 def test_all_pairings_are_counted_once():
     apart = {(a, b): 1.0 if (a, b) in ((0, 1), (2, 3), (4, 5)) else 0.0 for a in range(6) for b in range(a + 1, 6)}
-    sums = sorted(specialisation._sums_of_pairings(apart, tuple(range(6))))
+    sums = sorted(specialisation.pairings(apart, tuple(range(6))))
     assert len(sums) == 15 and sums.count(3.0) == 1 and sums.count(1.0) == 6 and sums.count(0.0) == 8
     assert (
         len(
             list(
-                specialisation._sums_of_pairings(
+                specialisation.pairings(
                     dict.fromkeys(((a, b) for a in range(12) for b in range(a + 1, 12)), 1.0), tuple(range(12))
                 )
             )

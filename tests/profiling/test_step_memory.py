@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
+from inner_cases import every
 
 from alexnet_mp import TwoTowerAlexNet, mini, paper
 from alexnet_mp.profiling.step_memory import step_memory
@@ -18,7 +19,7 @@ def small(recipe):
     return dataclasses.replace(recipe, layers=layers, crop_size=80, stored_size=84, crop_positions=4)
 
 
-@pytest.mark.parametrize("change", [lambda recipe: recipe, no_links, one_gpu], ids=["links", "no links", "one tower"])
+@every("change", [lambda recipe: recipe, no_links, one_gpu], ids=["links", "no links", "one tower"])
 def test_activations_are_those_of_a_whole_step(change):
     """The line through two and four images meets what six keep, counted directly."""
     recipe = small(change(mini()))

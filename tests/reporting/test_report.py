@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,10 @@ from tiny_run import LAYERS, run
 
 from alexnet_mp import report
 from alexnet_mp.analysis import figure_4, figures
+from alexnet_mp.analysis import similarity as alike
 from alexnet_mp.data import synthetic
-from alexnet_mp.reporting import code_lengths, provenance
+from alexnet_mp.recipes.architectures import mini
+from alexnet_mp.reporting import code_lengths, memory, provenance, similarity
 from alexnet_mp.reporting import page as report_page
 from alexnet_mp.reporting.page import NAME, pictures_of
 from alexnet_mp.reporting.pages_of_runs import named
@@ -31,9 +34,11 @@ pytestmark = [pytest.mark.run, pytest.mark.usefixtures("one_thread", "quick", "s
 HEADINGS = [
     "Figure 3 by GPU",
     "Specialisation, measured",
+    "How figure 3 grows",
+    "Do the towers see alike?",
     "Training",
     "The exchange",
-    "Memory of a step",
+    "Why two GPUs",
     "Figure 4 left",
     "Figure 4 right",
     "Short codes",
@@ -44,12 +49,16 @@ MACHINE = ["--gpus", "cpu", "--pipeline", "torch", "--workers", "0"]
 
 @pytest.fixture(scope="module")
 def small():
-    """Codes of few bits after few passes, and one picture of each sort."""
+    """Codes of few bits after few passes, one picture of each sort, towers compared on six, and a small network for
+    the paper's."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(short_codes, "EPOCHS", 3)
         for module in (report, code_lengths):
             patch.setattr(module, "BITS", (8, 16))
         patch.setattr(figure_4, "EACH", 1)
+        patch.setattr(similarity, "FEWEST", 6)
+        patch.setattr(alike, "GROUPS", 3)
+        patch.setattr(memory, "paper", lambda: replace(mini(), name="paper"))
         patch.setattr(directory, "source_commit", lambda: "0123abc")
         patch.setattr(provenance, "source_commit", lambda: "0123abc")
         yield
@@ -69,7 +78,7 @@ def changed(**fields):
 
 @pytest.fixture(scope="module")
 def trained(data, tmp_path_factory, small):  # noqa: F811
-    return run(data, tmp_path_factory.mktemp("runs") / "run", "--seed", "3")
+    return run(data, tmp_path_factory.mktemp("runs") / "run", "--seed", "3", "--keep-every", "4")
 
 
 @pytest.fixture(scope="module")
@@ -112,8 +121,14 @@ def test_the_parts_and_their_headings(page, trained, data):  # noqa: F811
         "at conv2, fc6, fc8 and nowhere else" in parts["The exchange"]
         and "no time can be measured" in parts["The exchange"]
     )
-    assert "What a training step of 9 images holds" in parts["Memory of a step"]
-    assert re.search(r"<td>in all</td><td>0\.\d</td><td>0\.\d</td>", parts["Memory of a step"])
+    grows, similar, why = (parts[name] for name in ("How figure 3 grows", "Do the towers see alike?", "Why two GPUs"))
+    assert "kept its first layer at 3 moments" in grows and "6 moments from step 0 to 9" in grows
+    assert '<details class="moving" open>' in grows and ".moving { display: none; }" in text
+    assert grows.count('data-file="growth_') == 3 and "<td>run</td><td>6</td><td>0</td><td>9</td>" in grows
+    assert "6 pictures of val, centre view" in similar and "conv1 to conv2" in similar and "conv2 to fc6" in similar
+    assert "fc8" not in similar and ">as drawn</th>" in similar and ">step 3</th>" in similar
+    assert "A training step of 9 images of recipe mini holds" in why and "of recipe paper holds" in why
+    assert re.search(r"<td>in all</td><td>one GPU</td><td>0\.\d</td>", why) and "PCIe 2.0 x16" in why
     assert "A step of this run took" in parts["The exchange"] and parts["The exchange"].count('class="crossing"') == 5
     assert "Some of 6 pictures that the network has not learned from" in parts["Figure 4 left"]
     assert "6 training pictures whose fc6 vectors (16 numbers)" in text
@@ -177,6 +192,8 @@ def test_several_runs_and_their_controls(trained, others, tmp_path):
     )
     assert "at fc8 and nowhere else" in text and text.count('class="crossing"') == 1
     assert re.findall(r"<h2>(.*?)</h2>", text) == HEADINGS
+    assert "there is no crossing to compare across" in text
+    assert "single, one tower" in text and '<th scope="col">towers with links</th>' in text
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -189,6 +206,9 @@ def test_one_tower_and_the_time_of_a_query(others, tmp_path, monkeypatch):
         and "Tower b" not in text
         and "Tower a against tower b" not in text
         and re.findall(r"<h2>(.*?)</h2>", text) == HEADINGS
+        and "one tower: there is nothing to compare" in text
+        and "PCIe" not in text
+        and "There is one moment, step 3" in text
     )
     assert "ms a query" in text and "1,000 random codes: 8 bits" in text
 

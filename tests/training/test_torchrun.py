@@ -10,7 +10,7 @@ import pytest
 from tiny_run import assert_same_end, make_quick, newest, run, state
 from torchrun_jobs import APART, ended, torchrun, until_step, workers
 
-from alexnet_mp.runs import checkpoint_format, checkpoints
+from alexnet_mp.runs import checkpoint_format, checkpoints, first_layers
 
 pytestmark = [pytest.mark.slow, pytest.mark.process, pytest.mark.usefixtures("one_thread", "quick")]
 EPOCHS = ["--epochs", "20"]
@@ -21,12 +21,13 @@ LONG = ["--epochs", "300", "--checkpoint-every", "5"]
 def whole(data, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         make_quick(patch)
-        return run(data, tmp_path_factory.mktemp("whole") / "run", *EPOCHS)
+        return run(data, tmp_path_factory.mktemp("whole") / "run", *EPOCHS, "--keep-every", 20)
 
 
 def test_a_killed_rank_is_started_again_and_goes_on_bit_for_bit(data, tmp_path, without_bytes, whole):
     out = tmp_path / "run"
-    process = torchrun(data, out, *APART, *EPOCHS, "--resume", "auto", "--checkpoint-every", 10, restarts=1)
+    every = "--checkpoint-every", 10, "--keep-every", 20
+    process = torchrun(data, out, *APART, *EPOCHS, "--resume", "auto", *every, restarts=1)
     until_step(process, out, 15)
     os.kill(workers(process)[0], signal.SIGKILL)
     status, said, ours = ended(process)
@@ -35,6 +36,11 @@ def test_a_killed_rank_is_started_again_and_goes_on_bit_for_bit(data, tmp_path, 
     for directory in checkpoints.listing(out).values():
         checkpoint_format.verify(directory)
     assert_same_end(out, whole)
+    kept = [
+        {step: first_layers.read(path).tobytes() for step, path in first_layers.listing(of).items()}
+        for of in (out, whole)
+    ]
+    assert kept[0] == kept[1] and list(kept[0]) == [0, 20, 40, 60]
 
 
 def test_a_stop_is_saved_by_all_and_said_once(data, tmp_path, without_bytes, whole):

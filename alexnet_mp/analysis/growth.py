@@ -1,0 +1,115 @@
+"""When the two towers' first layers part, and whether they ever change sides: the kernels of a run, moment by moment.
+
+The moments are those that `train --keep-every` kept, and the run's checkpoints; a run without the first has few. At
+each the towers' shares of chroma are computed, and two tests of `specialisation.py`: `division`, over all that kernels
+are tuned to, and `random_split_p` of the shares of chroma.
+
+The division begins at the first moment from which on every one is divided (p <= `DIVISION_LEVEL`), up to the last; if
+the last is not divided it has not begun. So many looks make no false alarm likelier: the last one alone has to be one.
+It turns where the more colourful tower is another one than before, of the moments at which the shares of chroma are
+apart by the same level after Holm's correction for the number of moments."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..runs import checkpoints, first_layers
+from ..runs.checkpoint_format import load_weights, read_state
+from ..system.errors import UserError
+from .specialisation import DIVISION_LEVEL, chroma_shares, division, holm, random_split_p
+
+MOST_MOMENTS = 60  # of a run: of more, so many that are spread evenly over them
+DRAWS = 10_000
+
+
+@dataclass(frozen=True)
+class Moment:
+    """The first layer of a run after so many steps."""
+
+    step: int
+    kernels: np.ndarray  # (maps of all towers, 3, k, k) float32
+    chroma: tuple[float, ...]  # each tower's share
+    division_p: float | None  # None of one tower, and where too few kernels are learned
+    chroma_p: float | None  # of "the shares of chroma are as far apart as those of random halves"; None of one tower
+
+    @property
+    def divided(self) -> bool:
+        return self.division_p is not None and self.division_p <= DIVISION_LEVEL
+
+
+@dataclass(frozen=True)
+class Growth:
+    """How the first layer of a run became what it is."""
+
+    moments: tuple[Moment, ...]  # oldest first; the newest checkpoint's among them
+    kept: int  # moments that `--keep-every` kept, of which more than `MOST_MOMENTS` are not all in `moments`
+    unreadable: tuple[str, ...]  # a line for each file that can't be used
+
+    @property
+    def begins(self) -> int | None:
+        """The step from which on every moment is divided; None where the last is not."""
+        first = None
+        for moment in reversed(self.moments):
+            if not moment.divided:
+                break
+            first = moment.step
+        return first
+
+    @property
+    def colourful(self) -> dict[int, int]:
+        """{step: the more colourful tower, 0 or 1} of the moments whose shares of chroma are surely apart."""
+        corrected = holm([moment.chroma_p for moment in self.moments])
+        sure = [each for each, p in zip(self.moments, corrected) if p is not None and p <= DIVISION_LEVEL]
+        return {moment.step: int(moment.chroma[1] > moment.chroma[0]) for moment in sure}
+
+    @property
+    def turns(self) -> list[int]:
+        """The steps at which another tower has become the more colourful one."""
+        steps, towers = list(self.colourful), list(self.colourful.values())
+        return [step for step, tower, before in zip(steps[1:], towers[1:], towers) if tower != before]
+
+
+def growth(run: str | Path) -> Growth:
+    """The `Growth` of a run of one tower or two. Raises UserError where it has no checkpoint that can be read."""
+    _, (state, kernels) = checkpoints.from_newest(run, _of_checkpoint)
+    towers, shape, unreadable = state.recipe.towers, kernels.shape, []
+    kept = first_layers.listing(run)
+    others = {step: place for step, place in checkpoints.listing(run).items() if step not in kept}
+    places = {**others, **kept, state.step: None}
+    moments = []
+    for step in _some(sorted(places)):
+        if step != state.step:
+            try:
+                kernels_then = first_layers.read(kept[step]) if step in kept else _of_checkpoint(others[step])[1]
+                if kernels_then.shape != shape:
+                    raise UserError(f"{places[step]}: {kernels_then.shape}; the run's first layer has {shape}")
+            except UserError as error:
+                unreadable.append(" ".join(str(error).splitlines()))
+                continue
+        moments.append(moment_of(step, kernels if step == state.step else kernels_then, towers))
+    return Growth(tuple(moments), len(kept), tuple(unreadable))
+
+
+def moment_of(step: int, kernels: np.ndarray, towers: int, draws: int = DRAWS) -> Moment:
+    """The `Moment` of kernels (maps of all towers, 3, k, k)."""
+    shares = tuple(chroma_shares(kernels, towers))
+    if towers == 1:
+        return Moment(step, kernels, shares, None, None)
+    found = division(kernels, draws, by_measure=False)
+    return Moment(step, kernels, shares, found.p, random_split_p(kernels, draws))
+
+
+def _of_checkpoint(place):
+    state, weights = read_state(place), load_weights(place)
+    return state, weights[f"{state.recipe.layers[0].name}.weight"].numpy()
+
+
+def _some(steps: Sequence[int]):
+    return [steps[place] for place in spread(len(steps), MOST_MOMENTS)]
+
+
+def spread(count: int, most: int) -> list[int]:
+    """At most `most` of the numbers below count, spread evenly, the first and the last among them."""
+    return sorted({round(place) for place in np.linspace(0, count - 1, min(most, count))})

@@ -1,0 +1,101 @@
+"""Figure 3 as it grows: a strip of moments that stands still, the same moments as an animation, and chroma against
+steps.
+
+The pictures are transparent between their kernels, with words in a grey that is read on light and on dark."""
+
+import io
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from .figure_3 import pixels_of
+from .figures import NARROW, TOWER_COLOURS
+from .growth import Growth, Moment, spread
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MOST_ROWS = 6  # moments of the strip
+MOST_FRAMES = 40  # of the animation
+COLUMNS = 8  # kernels of a tower a row
+KERNEL = 24, 36  # screen pixels of a kernel's side, about: of the strip, of the animation
+GAP, BETWEEN, LINE = 2, 14, 20  # screen pixels: between kernels, between towers, of a line of words
+WORDS = "#767676"  # contrast 4.5 with white, 4 with a page's dark paper
+SECONDS, LAST_FRAME = 6.0, 1500  # of the animation, about; milliseconds that its last frame stays longer
+
+
+def strip(moments: Sequence[Moment]) -> Image.Image:
+    """At most `MOST_ROWS` moments from top to bottom, tower a's kernels left, tower b's right, each moment in its own
+    scale from the smallest weight of both towers to the largest; RGBA."""
+    shown = [moments[place] for place in spread(len(moments), MOST_ROWS)]
+    rows = [_moment(moment, KERNEL[0]) for moment in shown]
+    image = Image.new("RGBA", (rows[0].width, sum(row.height for row in rows) + BETWEEN * (len(rows) - 1)))
+    top = 0
+    for row in rows:
+        image.paste(row, (0, top))
+        top += row.height + BETWEEN
+    return image
+
+
+def animation(moments: Sequence[Moment]) -> bytes:
+    """At most `MOST_FRAMES` moments, one after the other without end, as an animated PNG: the same bytes for the same
+    moments."""
+    shown = [moments[place] for place in spread(len(moments), MOST_FRAMES)]
+    first, *others = [_moment(moment, KERNEL[1]) for moment in shown]
+    each = round(1000 * SECONDS / len(shown))
+    content = io.BytesIO()
+    durations = [*[each] * len(others), each + LAST_FRAME]
+    first.save(content, "PNG", save_all=True, append_images=others, duration=durations, loop=0, blend=0)
+    return content.getvalue()
+
+
+def _moment(moment, side):
+    """One moment: a line of words over each tower, and its kernels."""
+    towers, (maps, _, k, _) = len(moment.chroma), moment.kernels.shape
+    scale, a_tower = max(1, round(side / k)), maps // towers
+    columns = min(COLUMNS, a_tower)
+    cell = scale * k + GAP
+    width, height = columns * cell - GAP, -(-a_tower // columns) * cell - GAP
+    names = [f"step {moment.step:,}: {moment.chroma[0]:.2f}", *(f"{share:.2f}" for share in moment.chroma[1:])]
+    pen = ImageDraw.Draw(Image.new("RGBA", (1, 1)))
+    # as wide for every step below ten million: frames and rows fit each other
+    width = max(width, int(pen.textlength("step 9,999,999: 0.00", font_size=13)) + 1)
+    image = Image.new("RGBA", (towers * width + (towers - 1) * BETWEEN, LINE + height))
+    pen, pixels = ImageDraw.Draw(image), pixels_of(moment.kernels)
+    for tower, name in enumerate(names):
+        left = tower * (width + BETWEEN)
+        pen.text((left, 0), name, fill=WORDS, font_size=13)
+        for place in range(a_tower):
+            row, column = divmod(place, columns)
+            kernel = Image.fromarray(pixels[tower * a_tower + place])
+            kernel = kernel.resize((k * scale, k * scale), Image.Resampling.NEAREST)
+            image.paste(kernel, (left + column * cell, LINE + row * cell))
+    return image
+
+
+def draw_growth(found: Growth, title: str) -> "Figure":
+    """The towers' shares of chroma against steps as a matplotlib Figure; points are full at the moments that are
+    divided, and a dotted line stands where the division begins."""
+    # Imported late: it takes a second. The object interface draws without a display and without global state.
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(NARROW, 3.2), layout="constrained", facecolor="white")
+    axes, steps = figure.subplots(), [moment.step for moment in found.moments]
+    for tower, (colour, marker) in enumerate(zip(TOWER_COLOURS, "o^")):
+        if tower < len(found.moments[0].chroma):
+            shares = np.array([moment.chroma[tower] for moment in found.moments])
+            axes.plot(steps, shares, color=colour, linewidth=1.2, label=f"tower {'ab'[tower]}")
+            for divided, fill in ((True, colour), (False, "white")):
+                at = [place for place, moment in enumerate(found.moments) if moment.divided == divided]
+                axes.plot(np.array(steps)[at], shares[at], marker, color=colour, markerfacecolor=fill, markersize=4.5)
+    if found.begins is not None:
+        axes.axvline(found.begins, color="black", linestyle=":", linewidth=0.9, label="the division begins")
+    axes.set(xlabel="step", ylabel="share of chroma", ylim=(0, 1), title=title)
+    axes.title.set_fontsize(9.5)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.grid(alpha=0.3)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    return figure

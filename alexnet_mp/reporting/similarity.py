@@ -1,0 +1,310 @@
+"""The report's part on how alike the two towers see: CKA layer by layer, before and after each crossing, against random
+halves, untrained weights, towers of other seeds, and over training."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..analysis.figures import NARROW, write_figure
+from ..analysis.similarity import (
+    DEALT_PICTURES,
+    FEWEST,
+    GROUPS,
+    MOST_NETWORKS,
+    Alike,
+    Representation,
+    across,
+    alike,
+    cka,
+    crossings,
+    dealt,
+    represent,
+)
+from ..analysis.specialisation import DIVISION_LEVEL
+from ..data.image_files import pipeline_of
+from ..data.pixel_statistics import Statistics
+from ..evaluation.trained import load_run
+from ..network.network import TwoTowerAlexNet
+from ..recipes.recipe import Recipe
+from ..runs import checkpoints
+from ..runs.checkpoint_format import load_weights, read_state
+from ..system.errors import UserError
+from ..system.terminal import printable
+from . import page
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MOST_CHECKPOINTS = 5  # before the newest
+OWN, UNTRAINED, OTHERS, CONTROL = "#d55e00", "#777777", "#0072b2", "#009e73"  # Okabe and Ito
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What all networks see."""
+
+    stored: Sequence[np.ndarray]  # (S, S, 3) uint8
+    of: str  # the split's name
+    batch_size: int
+
+    def seen_by(self, network: TwoTowerAlexNet, statistics: Statistics, with_maps: bool = False) -> Representation:
+        """Their `Representation` in a network in test mode."""
+        pipeline = pipeline_of(self.stored, network.recipe, network.exchange.devices, statistics)
+        return represent(network, pipeline, "given", self.batch_size, with_maps)
+
+
+def similarity(
+    out: Path,
+    run: str,
+    network: TwoTowerAlexNet,
+    statistics: Statistics,
+    others: Mapping[str, str],
+    pictures: Pictures,
+    gpus: str,
+    kernels: str,
+) -> page.Part:
+    """The `Part` of a run's network, in test mode; others: {name: directory} of the runs beside it, of which those of
+    two towers and pictures of the same size are compared with it."""
+    recipe = network.recipe
+    if recipe.towers == 1:
+        return _part(page.text("This network has one tower: there is nothing to compare."))
+    if len(pictures.stored) < FEWEST:
+        return _part(
+            page.text(f"Of {len(pictures.stored)} pictures nothing is said; {FEWEST} of {pictures.of} would do.")
+        )
+    try:
+        own = pictures.seen_by(network, statistics, with_maps=True)
+    except ValueError as error:
+        return _part(page.text(f"The network diverged and has nothing to compare: {error}."))
+    found, tested = alike(own), dealt(own)
+    drawn = TwoTowerAlexNet(recipe, network.exchange.devices, network.classes, network.kernels).eval()
+    untrained = _own_cka(pictures.seen_by(drawn, statistics))
+    beside, left_out = _of_others(others, recipe, pictures, gpus, kernels)
+    same = [own, *(seen for seen, linked in beside.values() if linked == _linked(recipe))]
+    control = [seen for seen, linked in beside.values() if linked != _linked(recipe)]
+    pieces = [
+        page.text(
+            "How alike the two towers see the same pictures: linear CKA, 1 where one tower says what the other says, "
+            "turned and scaled, about 0 where they say unrelated things. The estimate is unbiased. "
+            f"{own.pictures} pictures of {pictures.of}, centre view, each layer's output after its pooling."
+        ),
+        page.text(_verdict(tested)),
+    ]
+    between = across(same) if len(same) > 1 else []
+    lines = {"as drawn, untrained": (untrained, UNTRAINED, "s:")}
+    if between:
+        lines["towers of different runs"] = ({each.layer: each.others for each in between}, OTHERS, "^--")
+    if control:
+        lines[_kind(not _linked(recipe))] = (_mean(control), CONTROL, "D-.")
+    path = write_figure(_draw(found, recipe, lines), out / "similarity.png")
+    pieces += [
+        page.image(path, "CKA of the two towers layer by layer, with the crossings between"),
+        _layers(found, tested, lines),
+        *_crossed(crossings(own, recipe)),
+        *_across(between, len(same)),
+        *_over_training(run, drawn, statistics, pictures, untrained, found),
+        page.why(
+            f"Intervals, 95 %: jackknife over {GROUPS} groups of pictures. The first p: the share of 1,000 orders in "
+            "which the pictures of tower b were dealt at random with a CKA as large. Random halves: the maps of both "
+            "towers dealt at random, 1,000 times, at layers whose towers read the same; their p: the share that is as "
+            f"little alike as the towers. Holm: corrected for the layers. Both tests on {DEALT_PICTURES} of the "
+            "pictures at most."
+        ),
+    ]
+    if left_out:
+        pieces.append(page.why(f"Not compared: {'; '.join(map(printable, left_out))}."))
+    return _part(*pieces)
+
+
+def _part(*pieces):
+    return page.Part("similarity", "Do the towers see alike?", list(pieces))
+
+
+def _linked(recipe: Recipe) -> bool:
+    return any(layer.reads == "both" and layer.towers == "each" for layer in recipe.layers)
+
+
+def _kind(linked):
+    return "towers with links" if linked else "towers without links"
+
+
+def _of_others(others, recipe, pictures, gpus, kernels):
+    """({name: (`Representation`, whether its towers have links)}, why others are left out)."""
+    found, left_out = {}, []
+    for name, directory in others.items():
+        network, trained = load_run(directory, gpus, kernels)
+        if network.recipe.towers == 1:
+            left_out.append(f"{name}, one tower")
+        elif network.recipe.stored_size != recipe.stored_size:
+            left_out.append(f"{name}, pictures of another size")
+        elif len(found) == MOST_NETWORKS - 1:
+            left_out.append(f"{name}, the {MOST_NETWORKS + 1}th network or a later one")
+        else:
+            try:
+                found[name] = pictures.seen_by(network, trained.statistics), _linked(network.recipe)
+            except ValueError as error:
+                left_out.append(f"{name}, {error}")
+    return found, left_out
+
+
+def _own_cka(network: Representation) -> dict[str, float]:
+    values = {layer: cka(*network.products[layer]) for layer in network.layers}
+    return {layer: value for layer, value in values.items() if value is not None}
+
+
+def _mean(networks):
+    """{layer: mean CKA of the two towers of each network}, of layers that all have."""
+    found = [_own_cka(network) for network in networks]
+    shared = [layer for layer in found[0] if all(layer in one for one in found)]
+    return {layer: float(np.mean([one[layer] for one in found])) for layer in shared}
+
+
+def _verdict(tested):
+    less = [each for each in tested if each.holm_p <= DIVISION_LEVEL]
+    if not tested:
+        return "No layer's maps could be dealt at random."
+    if not less:
+        return (
+            f"At {_words([each.layer for each in tested])}, whose towers read the same, they are no less alike than "
+            f"random halves of their maps (the smallest corrected p is {min(each.holm_p for each in tested):.2g}): "
+            "by this test no division is seen."
+        )
+    told = _words(
+        [f"{each.layer} ({each.own:.2f}; halves {each.halves[1]:.2f}, corrected p {each.holm_p:.2g})" for each in less]
+    )
+    return f"Less alike than random halves of the maps of both are the towers at {told}."
+
+
+def _words(names):
+    return ", ".join(names[:-1]) + " and " + names[-1] if len(names) > 1 else names[0]
+
+
+def _layers(found, tested, lines):
+    by_layer, rows = {each.layer: each for each in tested}, []
+    for each in found:
+        halves = by_layer.get(each.layer)
+        rows.append(
+            [
+                each.layer,
+                _estimate(each.cka),
+                _p(each.holm_p),
+                f"{halves.halves[1]:.2f} ({halves.halves[0]:.2f} to {halves.halves[2]:.2f})" if halves else "-",
+                f"{halves.holm_p:.2g}" if halves else "-",
+                *(f"{values[each.layer]:.2f}" if each.layer in values else "-" for values, *_ in lines.values()),
+            ]
+        )
+    names = ["layer", "CKA of the towers", "p, Holm", "random halves (5 to 95 %)", "their p, Holm", *lines]
+    return page.table(names, rows)
+
+
+def _crossed(found):
+    if not found:
+        return [page.text("No layer of both towers reads both: there is no crossing to compare across.")]
+    rows = [
+        [f"{each.before} to {each.after}", _estimate(each.change, "+.3f"), f"{each.change.p:.2g}", f"{each.holm_p:.2g}"]
+        for each in found
+    ]
+    return [
+        page.heading("Before and after each crossing"),
+        page.table(["crossing", "change of CKA", "p", "p, Holm"], rows),
+    ]
+
+
+def _across(found, count):
+    if not found:
+        return [
+            page.why("One such run says nothing about seeds; name several, and towers of different runs are compared.")
+        ]
+    rows = [[each.layer, f"{each.own:.2f}", f"{each.others:.2f}", *map(_p, (each.p, each.holm_p))] for each in found]
+    return [
+        page.heading("Two towers of one run, and of different runs"),
+        page.table([f"mean CKA, {count} runs", "towers of a run", "of different runs", "p", "p, Holm"], rows),
+        page.why(
+            "p: the share of all ways to put the towers of all runs into pairs whose mean is as far from that of all "
+            "ways; it can be no smaller than 1/3 with two runs, 1/15 with three, 1/105 with four, 1/945 with five."
+        ),
+    ]
+
+
+def _p(value):
+    return "-" if value is None else f"{value:.2g}"
+
+
+def _over_training(run, network, statistics, pictures, untrained, found):
+    """A column a checkpoint; network: any of the recipe, whose weights are replaced."""
+    columns = {"as drawn": untrained}
+    *earlier, _ = checkpoints.listing(run).items() or [(None, None)]
+    for step, place in earlier[-MOST_CHECKPOINTS:]:
+        try:
+            if read_state(place).recipe.layers != network.recipe.layers:
+                continue
+            network.load_merged(load_weights(place))
+            columns[f"step {step:,}"] = _own_cka(pictures.seen_by(network, statistics))
+        except (UserError, ValueError):  # removed by the run meanwhile, or damaged: `checkpoint` tells
+            continue
+    columns["newest"] = {each.layer: each.cka.value for each in found if each.cka}
+    if len(columns) == 2:
+        return [page.why("The run has one checkpoint: over training there is nothing more to compare.")]
+    rows = [
+        [each.layer, *(f"{values[each.layer]:.2f}" if each.layer in values else "-" for values in columns.values())]
+        for each in found
+    ]
+    return [page.heading("Over training"), page.table(["CKA of the towers", *columns], rows)]
+
+
+def _estimate(found, form=".2f"):
+    if found is None:
+        return "-"
+    return f"{found.value:{form}} ({found.interval[0]:{form}} to {found.interval[1]:{form}})".replace(
+        "-", "\N{MINUS SIGN}"
+    )
+
+
+def _draw(
+    found: Sequence[Alike], recipe: Recipe, lines: Mapping[str, tuple[Mapping[str, float], str, str]]
+) -> "Figure":
+    """CKA against layers, with intervals; lines: {name: ({layer: CKA}, colour, style)} of what it is compared with."""
+    # Imported late: it takes a second. The object interface draws without a display and without global state.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(NARROW, 3.6), layout="constrained", facecolor="white")
+    axes, names = figure.subplots(), [each.layer for each in found]
+    sure = [(place, each.cka) for place, each in enumerate(found) if each.cka]
+    axes.errorbar(
+        [place for place, _ in sure],
+        [estimate.value for _, estimate in sure],
+        np.array([estimate.interval[1] - estimate.value for _, estimate in sure]),
+        fmt="o-",
+        color=OWN,
+        markersize=4.5,
+        capsize=3,
+        label="the towers of this run",
+    )
+    for name, (values, colour, style) in lines.items():
+        shown = [place for place, layer in enumerate(names) if layer in values]
+        axes.plot(
+            shown,
+            [values[names[place]] for place in shown],
+            style,
+            color=colour,
+            markersize=4,
+            linewidth=1.1,
+            label=name,
+        )
+    reads_both = [
+        place
+        for place, layer in enumerate(names)
+        if place and any(one.name == layer and one.reads == "both" for one in recipe.layers)
+    ]
+    for number, place in enumerate(reads_both):
+        label = None if number else "a crossing"
+        axes.axvline(place - 0.5, color="black", linestyle=":", linewidth=0.9, label=label)
+    axes.set_xticks(range(len(names)), names)
+    axes.set(ylabel="CKA", ylim=(min(-0.05, axes.get_ylim()[0]), 1.02))
+    axes.set_title("Likeness of the two towers, layer by layer", fontsize=9.5)
+    axes.grid(alpha=0.3)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize=8.5)
+    return figure

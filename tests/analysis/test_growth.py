@@ -1,0 +1,86 @@
+"""How figure 3 grows, of planted runs: when the division begins, whether it turns, what is left out, and the
+pictures."""
+
+import io
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_run import LAYERS, run
+
+from alexnet_mp.analysis import growth as growing
+from alexnet_mp.analysis.growth import Growth, growth, moment_of, spread
+from alexnet_mp.analysis.growth_pictures import animation, draw_growth, strip
+from alexnet_mp.runs import first_layers
+
+pytestmark = [pytest.mark.run, pytest.mark.usefixtures("one_thread", "quick")]
+K, HALF = 7, 10
+
+
+def gratings(colour, seed):
+    """HALF gratings of a colour and some noise, (HALF, 3, K, K)."""
+    draws, places = np.random.default_rng(seed), np.arange(K) - K // 2
+    angles, phases = draws.uniform(0, np.pi, (2, HALF, 1, 1))
+    waves = np.cos(1.2 * (np.cos(angles) * places[:, None] + np.sin(angles) * places) + 2 * phases)
+    return (waves[:, None] * np.array(colour)[:, None, None] + draws.normal(0, 0.1, (HALF, 3, K, K))).astype(np.float32)
+
+
+GREY, RED = (1.0, 1.0, 1.0), (1.0, -1.0, 0.0)
+
+
+def moments(*kinds):
+    """Noise, all grey, tower a grey and b red, or a red and b grey: a moment each, at steps 0, 10, ..."""
+    noise = np.random.default_rng(9).normal(0, 0.01, (2 * HALF, 3, K, K)).astype(np.float32)
+    made = {
+        "noise": noise,
+        "grey": np.concatenate([gratings(GREY, 1), gratings(GREY, 2)]),
+        "b": np.concatenate([gratings(GREY, 1), gratings(RED, 2)]),
+        "a": np.concatenate([gratings(RED, 1), gratings(GREY, 2)]),
+    }
+    return Growth(tuple(moment_of(10 * number, made[kind], 2, 2000) for number, kind in enumerate(kinds)), 0, ())
+
+
+def test_when_the_division_begins_and_turns():
+    steady = moments("noise", "grey", "b", "b")
+    assert [moment.divided for moment in steady.moments] == [False, False, True, True]
+    assert steady.moments[0].division_p is None and steady.moments[1].division_p > 0.01
+    assert steady.begins == 20 and steady.turns == []
+    assert moments("noise", "b", "grey", "a").begins == 30 and moments("noise", "b", "grey", "a").turns == [30]
+    assert moments("b", "a", "a", "b").turns == [10, 30] and moments("b", "a").begins == 0
+    ended = moments("b", "b", "grey")
+    assert ended.begins is None and ended.turns == []  # what comes and goes is no division
+    single = Growth((moment_of(0, gratings(GREY, 1), 1), moment_of(5, gratings(RED, 1), 1)), 2, ())
+    assert single.begins is None and single.turns == [] and len(single.moments[1].chroma) == 1
+    assert spread(7, 3) == [0, 3, 6] and spread(2, 40) == [0, 1] and spread(1, 6) == [0]
+
+    for found, width in ((steady, 2), (single, 1)):
+        still = strip(found.moments)
+        with Image.open(io.BytesIO(animation(found.moments))) as moving:
+            assert moving.n_frames == len(found.moments) and moving.info["loop"] == 0
+            moving.seek(moving.n_frames - 1)
+            assert moving.info["duration"] > 1500 and moving.width > 1.2 * still.width
+        assert animation(found.moments) == animation(found.moments) and still.width < 230 * width
+        assert still.mode == "RGBA" and still.getpixel((still.width - 1, 0))[3] == 0
+        axes = draw_growth(found, "a run").axes[0]
+        shares = [line.get_ydata() for line in axes.lines if len(line.get_ydata()) == len(found.moments)]
+        assert np.allclose(shares[0], [moment.chroma[0] for moment in found.moments])
+
+
+def test_the_moments_of_a_run(data, tmp_path, monkeypatch, capsys):  # noqa: F811
+    """Those that were kept, and the checkpoints; a file that is none of them is named in a line."""
+    out = run(data, tmp_path / "run", "--keep-every", "4", "--checkpoint-every", "3", "--keep", "9")
+    found = growth(out)
+    assert [moment.step for moment in found.moments] == [0, 3, 4, 6, 8, 9] and found.kept == 3
+    assert found.unreadable == () and found.moments[0].kernels.shape == (6, 3, 5, 5) == (2 * LAYERS[0]["maps"], 3, 5, 5)
+    first_layers.write(out, 7, {"conv1.weight": np.zeros((4, 3, 5, 5), np.float32)})
+    (out / "first_layer" / "step_00000004.safetensors").write_bytes(b"\x80\x04")
+    shutil.rmtree(out / "checkpoints" / "step_00000003")
+    found = growth(out)
+    assert [moment.step for moment in found.moments] == [0, 6, 8, 9]
+    assert [line.partition(": ")[0].rpartition("/")[2] for line in found.unreadable] == [
+        "step_00000004.safetensors is damaged",
+        "step_00000007.safetensors",
+    ]
+    monkeypatch.setattr(growing, "MOST_MOMENTS", 2)
+    assert [moment.step for moment in growth(out).moments] == [0, 9]
