@@ -124,7 +124,7 @@ def test_the_parts_and_their_headings(page, trained, data):  # noqa: F811
     grows, similar, why = (parts[name] for name in ("How figure 3 grows", "Do the towers see alike?", "Why two GPUs"))
     assert "kept its first layer at 3 moments" in grows and "6 moments from step 0 to 9" in grows
     assert '<details class="moving" open>' in grows and ".moving { display: none; }" in text
-    assert grows.count('data-file="growth_') == 3 and "<td>run</td><td>6</td><td>0</td><td>9</td>" in grows
+    assert grows.count('data-file="growth_') == 4 and "<td>run</td><td>6</td><td>0</td><td>9</td>" in grows
     assert "6 pictures of val, centre view" in similar and "conv1 to conv2" in similar and "conv2 to fc6" in similar
     assert "fc8" not in similar and ">as drawn</th>" in similar and ">step 3</th>" in similar
     assert "A training step of 9 images of recipe mini holds" in why and "of recipe paper holds" in why
