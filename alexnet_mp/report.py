@@ -15,7 +15,12 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
+
+from .analysis.altered_pictures import ALTERATIONS
 from .analysis.figure_4 import MOST_ANSWERED, evenly, guesses, some_of, told_apart
+from .analysis.lesions import kernel_lesions, lesions
+from .analysis.sight import class_leanings, colour_division, sight
 from .analysis.specialisation import first_layer
 from .command_options import add_machine_options, compute_as_in_training
 from .data import synsets
@@ -28,7 +33,9 @@ from .reporting.code_lengths import BITS, short_codes
 from .reporting.exchange import exchange, memory
 from .reporting.first_layer import SCALES, figure_3, specialisation
 from .reporting.headline import headline
+from .reporting.lesions import lesions as lesions_part
 from .reporting.provenance import devices_of, provenance
+from .reporting.sight import sight as sight_part
 from .reporting.training import training
 from .retrieval.build import build_index
 from .retrieval.index import SPLITS
@@ -45,6 +52,8 @@ from .system.terminal import printable, progress, say
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     compute_as_in_training()
+    if options.pictures < 1:
+        raise UserError(f"--pictures {options.pictures}: it must be at least 1")
     shown, runs = options.runs[0], _named(options.runs)
     described, lines = read_run(shown), read_metrics(shown)
     layers = {
@@ -84,6 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parts = [
         figure_3(out, kernels, towers, options.kernel_scale, options.sort),
         specialisation(out, kernels, towers, layers, {name: _told(directory) for name, directory in runs.items()}),
+        *_of_towers(out, network, found.statistics, split, options, kernels, names),
         training(out, lines, recipe, len(names)),
         exchange(recipe, len(names), network.exchange.devices, lines, devices_of(described)),
         memory(network, recipe.batch_size),
@@ -104,6 +114,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
         (out / name).unlink(missing_ok=True)
     say(f"wrote {out / page.NAME}")
     return 0
+
+
+def _of_towers(out, network, statistics, split, options, kernels, names):
+    """The parts that test the network again and again: what each tower is for, and what it sees.
+
+    --pictures are for lesions and altered pictures; ten times as many for the classes, which have few each; half as
+    many for single kernels and deals of them, which are many."""
+    count, labelled = options.pictures, bool((np.asarray(split.labels) >= 0).all())
+    some, many, few = (evenly(len(split), number) for number in (count, 10 * count, max(1, count // 2)))
+    of = network, statistics, split
+
+    def measured(what, function, numbers, times=1):
+        with progress(what, times * len(numbers)) as advance:
+            return function(*of, numbers, advance=advance)
+
+    told = f"{len(some):,} pictures of {options.split}" + ", spread evenly" * (len(some) < len(split))
+    lesions_found = measured("lesions", lesions, some) if labelled else None
+    removed = measured("kernels removed", kernel_lesions, few) if labelled else None
+    seen = measured("altered pictures", sight, some, len(ALTERATIONS)) if labelled else ()
+    division = measured("brightness and colour", colour_division, few, 3)
+    leanings = measured("classes", class_leanings, many) if labelled else None
+    return [
+        lesions_part(out, lesions_found, removed, kernels, told),
+        sight_part(out, seen, division, leanings, split, some, names, told),
+    ]
 
 
 def _refuse_equals(layers):
@@ -188,6 +223,14 @@ def _parser():
         help="figure 3: one scale over both towers, one a tower, as in 2012, or each kernel by itself; default: layer",
     )
     parser.add_argument("--sort", action="store_true", help="figure 3: kernels of a tower from grey to colourful")
+    parser.add_argument(
+        "--pictures",
+        type=int,
+        default=500,
+        metavar="N",
+        help="of --split, on which lesions and what a tower sees are measured; ten times as many for the classes, half "
+        "as many for single kernels; default: 500",
+    )
     parser.add_argument("--synsets", metavar="FILE|SET", help=synsets.HELP)
     parser.add_argument(
         "--no-speed",

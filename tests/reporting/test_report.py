@@ -29,6 +29,8 @@ pytestmark = [pytest.mark.run, pytest.mark.usefixtures("one_thread", "quick", "s
 HEADINGS = [
     "Figure 3 by GPU",
     "Specialisation, measured",
+    "Lesions",
+    "What a tower sees",
     "Training",
     "The exchange",
     "Memory of a step",
@@ -38,6 +40,7 @@ HEADINGS = [
     "Provenance",
 ]
 MACHINE = ["--gpus", "cpu", "--pipeline", "torch", "--workers", "0"]
+OF_TOWERS = report._of_towers
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
@@ -49,6 +52,9 @@ def small():
         for module in (report, code_lengths):
             patch.setattr(module, "BITS", (8, 16))
         patch.setattr(figure_4, "EACH", 1)
+        # Four figures more take a second: few of these reports have them.
+        nothing = [report_page.Part("lesions", HEADINGS[2], []), report_page.Part("sight", HEADINGS[3], [])]
+        patch.setattr(report, "_of_towers", lambda *_: nothing)
         patch.setattr(directory, "source_commit", lambda: "0123abc")
         patch.setattr(provenance, "source_commit", lambda: "0123abc")
         yield
@@ -85,7 +91,9 @@ def reported(*runs, out, options=(), speed=("--no-speed",)):
 def page(trained, tmp_path_factory, small):
     """The directory of a report on one run. What `--data` would say is left out."""
     out = tmp_path_factory.mktemp("report")
-    reported(trained, out=out)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "_of_towers", OF_TOWERS)
+        reported(trained, out=out)
     return out
 
 
@@ -97,6 +105,19 @@ def test_the_parts_and_their_headings(page, trained, data):  # noqa: F811
     assert "one scale for both towers" in parts["Figure 3 by GPU"]
     assert "eight pictures at random" in parts["Figure 4 left"]
     assert "One run says nothing about how often" in parts["Specialisation, measured"] and ">run<" in parts[HEADINGS[1]]
+    assert "Top-1 error on 6 pictures of val;" in parts["Lesions"] and "5 lesions" not in parts["Lesions"]
+    assert all(
+        f"<td>{place}</td><td>tower a</td>" in parts["Lesions"] for place in ("all that read both", "fc6", "fc8")
+    )
+    assert (
+        "<td>fc6</td><td>b \N{RIGHTWARDS ARROW} a</td>" in parts["Lesions"]
+        and "kernel 3 of tower b" in parts["Lesions"]
+    )
+    assert (
+        "3 pictures, spread as evenly" in parts["Lesions"]
+        and "of 20 random deals" in parts["What a tower sees"].lower()
+    )
+    assert "<td>all in magenta</td>" in parts["What a tower sees"] and "of all 3 classes" in parts["What a tower sees"]
     assert (
         "9 steps, into epoch 3 of 3; batch size 9, seed 3." in parts["Training"] and ">ten views<" in parts["Training"]
     )
@@ -127,7 +148,8 @@ def test_the_page_loads_nothing(page):
     assert text.count("alt=") == len(sources) and 'alt=""' not in text
 
 
-def test_a_second_report_has_the_same_bytes_and_clears_up_after_the_first(page, trained, tmp_path):
+def test_a_second_report_has_the_same_bytes_and_clears_up_after_the_first(page, trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "_of_towers", OF_TOWERS)
     out = tmp_path / "again"
     out.mkdir()
     earlier = (page / NAME).read_text().replace("figure4_", "figure4_9")
@@ -168,7 +190,10 @@ def test_several_runs_and_their_controls(trained, others, tmp_path):
 
 def test_one_tower_and_the_time_of_a_query(others, tmp_path, monkeypatch):
     monkeypatch.setattr(measures, "SYNTHETIC", 1000)
-    text = reported(others[1], out=tmp_path / "report", speed=())
+    monkeypatch.setattr(report, "_of_towers", OF_TOWERS)
+    text = reported(others[1], out=tmp_path / "report", speed=(), options=["--pictures", "2"])
+    assert "one tower: there is no other to silence" in text and "2 pictures of val, spread evenly" in text
+    assert "kernel 3 of tower a" in text and "Brightness and colour" not in text and "McNemar" in text
     assert "This network has one tower: nothing crosses." in text and 'class="crossing"' not in text
     assert (
         "all 3 kernels" in text
@@ -197,7 +222,8 @@ def test_the_embedded_pictures(tmp_path, monkeypatch):
 HOSTILE = '<script>alert("1")<|script>$x^{2$', "\u202eolleh\n'&\udcff三\x1b[31m" + 60 * "w"
 
 
-def test_two_classes_of_hostile_names(tmp_path):
+def test_two_classes_of_hostile_names(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "_of_towers", OF_TOWERS)
     make_folder(tmp_path / "<b>&\u202e", train=3, val=2, size=(48, 44), classes=HOSTILE)
     out = run(tmp_path / "<b>&\u202e", tmp_path / "<i>\u202e\udcfe", "--steps", "1")
     text = reported(out, out=tmp_path / "report")
@@ -217,6 +243,7 @@ def test_two_classes_of_hostile_names(tmp_path):
         ),
         (["RUN", "--data", "nowhere"], "no such directory"),
         (["RUN", "RUN"], "named twice"),
+        (["RUN", "--pictures", "0"], "^--pictures 0: it must be at least 1"),
         (["OTHER"], "is not a run directory"),
         (["RUN", "--out", "RUN/run.json"], "--out .*: File exists"),
         (["RUN", "--out", "RUN/run.json/x"], "--out .*: Not a directory"),
