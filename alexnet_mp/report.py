@@ -129,15 +129,18 @@ def _of_towers(out, network, statistics, split, options, kernels, names):
         with progress(what, times * len(numbers)) as advance:
             return function(*of, numbers, advance=advance)
 
-    told = f"{len(some):,} pictures of {options.split}" + ", spread evenly" * (len(some) < len(split))
+    def told(numbers):
+        spread = ", spread evenly" * (len(numbers) < len(split))
+        return f"{len(numbers):,} picture{'s' * (len(numbers) > 1)} of {options.split}{spread}"
+
     lesions_found = measured("lesions", lesions, some) if labelled else None
     removed = measured("kernels removed", kernel_lesions, few) if labelled else None
     seen = measured("altered pictures", sight, some, len(ALTERATIONS)) if labelled else ()
     division = measured("brightness and colour", colour_division, few, 3)
     leanings = measured("classes", class_leanings, many) if labelled else None
     return [
-        lesions_part(out, lesions_found, removed, kernels, told),
-        sight_part(out, seen, division, leanings, split, some, names, told),
+        lesions_part(out, lesions_found, removed, kernels, told(some), told(few)),
+        sight_part(out, seen, division, leanings, split, some, names, told(some)),
     ]
 
 

@@ -21,12 +21,12 @@ CONTROL, INK = "#8a8a94", "#333333"
 
 
 def lesions(
-    out: Path, found: Lesions | None, removed: KernelLesions | None, kernels: np.ndarray, pictures: str
+    out: Path, found: Lesions | None, removed: KernelLesions | None, kernels: np.ndarray, pictures: str, fewer: str
 ) -> page.Part:
     """The `Part`. found, removed: None where the pictures have no labels; kernels: the first layer's, (maps of all
-    towers, 3, k, k); pictures: in words, which they were."""
+    towers, 3, k, k); pictures, fewer: in words, on which the lesions were made, and on which kernels were removed."""
     if found is None or removed is None:
-        return page.Part("lesions", "Lesions", [page.text(f"Nobody knows the classes of {pictures}: no errors.")])
+        return page.Part("lesions", "Lesions", [page.text(f"Nobody knows the classes of the {pictures}: no errors.")])
     pieces = [
         page.text(
             "What is silenced gives its mean over the data, whatever the picture. A silenced tower does so to all that "
@@ -38,7 +38,7 @@ def lesions(
         pieces += _towers_and_links(out, found, pictures)
     else:
         pieces.append(page.text("This network has one tower: there is no other to silence, and no link."))
-    return page.Part("lesions", "Lesions", pieces + _kernels(out, removed, kernels))
+    return page.Part("lesions", "Lesions", pieces + _kernels(out, removed, kernels, fewer))
 
 
 def _towers_and_links(out, found, pictures):
@@ -78,7 +78,7 @@ def _towers_and_links(out, found, pictures):
     ]
 
 
-def _kernels(out, removed, kernels):
+def _kernels(out, removed, kernels, fewer):
     path = write_figure(draw_kernels(removed, kernels), out / "kernels_removed.png")
     first = removed.most_harmful_first[:SHOWN]
     told = (
@@ -94,14 +94,17 @@ def _kernels(out, removed, kernels):
             path,
             "How much the loss rises without each kernel of the first layer, and pictures of the kernels whose removal "
             "harms most: " + ", ".join(f"{kernel.what} {kernel.loss:+.3f} nats" for kernel in worst),
-            f"Each kernel removed in turn, {removed.n:,} pictures, spread as evenly; the order is by the loss, which "
-            f"tells more of few pictures than the error does. Below: the {len(first)} whose loss harms most.{told}",
+            f"Each kernel removed in turn; {fewer}. The order is by the loss, which tells more of few pictures than "
+            f"the error does. Below: the {len(first)} whose loss harms most.{told}",
         ),
         page.table(
             ["removed", "loss", "error", "points more", "95 % interval", "p, Holm"],
             [[kernel.what, f"{kernel.loss:+.3f} nats", *_error(kernel)] for kernel in worst],
         ),
-        page.why(f"p: as above, corrected for the {len(removed.kernels)} kernels. The order is by the loss."),
+        page.why(
+            "p: McNemar's exact test against the whole network over the same pictures, corrected for the "
+            f"{len(removed.kernels)} kernels."
+        ),
     ]
 
 

@@ -52,7 +52,11 @@ def sight(
             "alone: the other is silenced wherever it is read."
         )
     ]
-    pieces += _errors(out, seen, split, numbers, pictures) if seen else [page.text(f"{pictures} have no labels.")]
+    pieces += (
+        _errors(out, seen, split, numbers, pictures)
+        if seen
+        else [page.text(f"Nobody knows the classes of the {pictures}: no errors.")]
+    )
     if division:
         pieces += [page.heading("Brightness and colour"), page.text(_division(division)), page.why(_how(division))]
     if leanings:

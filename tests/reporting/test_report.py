@@ -20,6 +20,7 @@ from alexnet_mp.analysis import figure_4
 from alexnet_mp.data import synthetic
 from alexnet_mp.reporting import code_lengths, provenance
 from alexnet_mp.reporting import page as report_page
+from alexnet_mp.reporting.lesions import lesions as lesions_part
 from alexnet_mp.reporting.page import NAME, pictures_of
 from alexnet_mp.retrieval import measures, short_codes
 from alexnet_mp.runs import directory
@@ -114,7 +115,7 @@ def test_the_parts_and_their_headings(page, trained, data):  # noqa: F811
         and "kernel 3 of tower b" in parts["Lesions"]
     )
     assert (
-        "3 pictures, spread as evenly" in parts["Lesions"]
+        "Each kernel removed in turn; 6 pictures of val." in parts["Lesions"]
         and "of 20 random deals" in parts["What a tower sees"].lower()
     )
     assert "<td>all in magenta</td>" in parts["What a tower sees"] and "of all 3 classes" in parts["What a tower sees"]
@@ -191,8 +192,14 @@ def test_several_runs_and_their_controls(trained, others, tmp_path):
 def test_one_tower_and_the_time_of_a_query(others, tmp_path, monkeypatch):
     monkeypatch.setattr(measures, "SYNTHETIC", 1000)
     monkeypatch.setattr(report, "_of_towers", OF_TOWERS)
-    text = reported(others[1], out=tmp_path / "report", speed=(), options=["--pictures", "2"])
-    assert "one tower: there is no other to silence" in text and "2 pictures of val, spread evenly" in text
+    text = reported(others[1], out=tmp_path / "report", speed=(), options=["--pictures", "4"])
+    (said,) = lesions_part(tmp_path, None, None, None, "9 pictures of test", "").pieces  # without labels
+    assert said["text"] == "Nobody knows the classes of the 9 pictures of test: no errors."
+    assert (
+        "one tower: there is no other to silence" in text
+        and "4 pictures of val, spread evenly" in text
+        and "2 pictures of val, spread evenly" in text
+    )
     assert "kernel 3 of tower a" in text and "Brightness and colour" not in text and "McNemar" in text
     assert "This network has one tower: nothing crosses." in text and 'class="crossing"' not in text
     assert (
