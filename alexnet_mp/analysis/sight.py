@@ -21,7 +21,7 @@ from .specialisation import as_far_p, holm
 
 DRAWS = 20  # random halves of the first layer
 LEVEL = 0.05  # of both p-values of a `ColourDivision`
-DEALS = 10_000  # of pictures to classes
+DEALS = 2_000  # of pictures to classes
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 MARKERS = "o^"  # of tower a and tower b, as in every figure
 SHOWN = 12  # kernels
+WIDTH, LEAST = 4.3, 0.72  # inches of a figure, and how much smaller it may be shown: all of it on a telephone
 TITLES = (TOWER_COLOURS[0], "#1b7837")  # the green of the marks is too light for letters
 CONTROL, INK = "#8a8a94", "#333333"
 
@@ -37,7 +38,7 @@ def lesions(
     if found.towers:
         pieces += _towers_and_links(out, found, pictures)
     else:
-        pieces.append(page.text("This network has one tower: there is no other to silence, and no link."))
+        pieces.append(page.text("No layer reads two towers: there is none to silence, and no link to cut."))
     return page.Part("lesions", "Lesions", pieces + _kernels(out, removed, kernels, fewer))
 
 
@@ -51,6 +52,7 @@ def _towers_and_links(out, found, pictures):
             f"Top-1 error on {pictures}; the whole network errs on {found.error:.1f} %. Bars: 95 % intervals of the "
             f"difference. Grey: {len(found.towers[0].controls)} random halves of both towers' maps silenced at the "
             "same place, for the same readers.",
+            least=LEAST,
         ),
         page.heading("Each lesion"),
         page.table(
@@ -96,6 +98,7 @@ def _kernels(out, removed, kernels, fewer):
             "harms most: " + ", ".join(f"{kernel.what} {kernel.loss:+.3f} nats" for kernel in worst),
             f"Each kernel removed in turn; {fewer}. The order is by the loss, which tells more of few pictures than "
             f"the error does. Below: the {len(first)} whose loss harms most.{told}",
+            least=LEAST,
         ),
         page.table(
             ["removed", "loss", "error", "points more", "95 % interval", "p, Holm"],
@@ -159,7 +162,9 @@ def draw_lesions(found: Lesions) -> "Figure":
     of_links = [(f"{one.place}, {_arrow(one.what)}", [one]) for one in found.links]
     panels = [("A tower silenced, where it is read by", of_towers)] + [("A link cut", of_links)] * bool(of_links)
     figure = Figure(
-        figsize=(6.8, 1.3 + sum(0.5 + 0.42 * len(rows) for _, rows in panels)), layout="constrained", facecolor="white"
+        figsize=(WIDTH, 1.7 + sum(0.5 + 0.42 * len(rows) for _, rows in panels)),
+        layout="constrained",
+        facecolor="white",
     )
     axes = figure.subplots(
         len(panels), 1, squeeze=False, sharex=True, height_ratios=[len(rows) + 0.6 for _, rows in panels]
@@ -184,7 +189,7 @@ def draw_lesions(found: Lesions) -> "Figure":
         ),
         axes[0].plot([], [], "|", color=CONTROL, label="a random half is not seen")[0],
     ]
-    figure.legend(handles=legend, loc="outside upper center", ncols=3, frameon=False, fontsize=9.5)
+    figure.legend(handles=legend, loc="outside upper left", frameon=False, fontsize=9.5)
     return figure
 
 
@@ -203,10 +208,10 @@ def draw_kernels(removed: KernelLesions, kernels: np.ndarray) -> "Figure":
     from matplotlib.figure import Figure
 
     order, maps = removed.most_harmful_first, len(kernels)
-    shown, columns = order[:SHOWN], min(6, maps)
+    shown, columns = order[:SHOWN], min(4, maps)
     rows = -(-len(shown) // columns)
-    figure = Figure(figsize=(6.8, 2.4 + 1.35 * rows), layout="constrained", facecolor="white")
-    above, below = figure.subfigures(2, 1, height_ratios=[2.4, 1.35 * rows])
+    figure = Figure(figsize=(WIDTH, 2.2 + 1.25 * rows), layout="constrained", facecolor="white")
+    above, below = figure.subfigures(2, 1, height_ratios=[2.2, 1.25 * rows])
     axes = above.subplots()
     towers = [kernel.tower for kernel in removed.kernels]
     for tower in sorted(set(towers)):

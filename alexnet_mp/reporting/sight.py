@@ -15,13 +15,13 @@ from ..analysis.sight import LEVEL, ColourDivision, Leaning, Leanings, Seen
 from ..analysis.specialisation import wilson
 from ..data.dataset import Split
 from . import page
-from .lesions import shown_p, told_p
+from .lesions import LEAST, WIDTH, shown_p, told_p
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOST = 10  # classes
-EACH = 3  # pictures of each
+EACH = 2  # pictures of each
 INK, FAINT = "#333333", "#8a8a94"
 # {who of `Seen.errors`: (label, marker, colour, filled)}
 WHO = {
@@ -75,6 +75,7 @@ def _errors(out, seen, split, numbers, pictures):
             "Top-1 error on pictures without colour, without brightness, of shuffled colour, of low and high spatial "
             "frequency and of single hues",
             f"Top-1 error on {pictures}, with 95 % intervals; at the left one of them.",
+            least=LEAST,
         ),
         page.table(
             ["pictures", *(WHO[name][0] for name in who), *["a's right answers less b's", "p, Holm"] * two],
@@ -135,6 +136,7 @@ def _classes(out, found, split, names):
             + ", ".join(f"{names[one.label]} {one.change.difference:+.0f} points" for one in most),
             f"Right answers by what tower a sees less those by what tower b sees, {found.n:,} pictures intact, of the "
             f"{len(most)} classes that lean most of {len(found.classes)}, with 95 % intervals.",
+            least=LEAST,
         ),
         page.table(
             ["class", "pictures", "a's right answers less b's", "95 % interval", "p, Holm"],
@@ -173,15 +175,16 @@ def draw_sight(seen: Sequence[Seen], example: np.ndarray) -> "Figure":
     # Imported late: it takes a second. The object interface draws without a display and without global state.
     from matplotlib.figure import Figure
 
-    rows, row_inches, top, bottom = len(seen), 0.62, 0.75, 0.55
+    rows, row_inches, bottom = len(seen), 0.62, 0.55
+    top = 0.15 + 0.2 * len(seen[0].errors)
     height = rows * row_inches + top + bottom
-    figure = Figure(figsize=(6.8, height), facecolor="white")
-    axes = figure.add_axes((2.15 / 6.8, bottom / height, 4.45 / 6.8, rows * row_inches / height))
+    figure = Figure(figsize=(WIDTH, height), facecolor="white")
+    axes = figure.add_axes((1.85 / WIDTH, bottom / height, 2.35 / WIDTH, rows * row_inches / height))
     for row, one in enumerate(seen):
         altered = ALTERATIONS[one.pictures](example[None])[0]
         size = 0.56
         place = bottom + (rows - 1 - row) * row_inches + (row_inches - size) / 2
-        image = figure.add_axes((0.08 / 6.8, place / height, size / 6.8, size / height))
+        image = figure.add_axes((0.05 / WIDTH, place / height, size / WIDTH, size / height))
         image.imshow(altered)
         image.axis("off")
         for shift, (name, (_, marker, colour, filled)) in zip(np.linspace(-0.24, 0.24, len(WHO)), WHO.items()):
@@ -205,7 +208,7 @@ def draw_sight(seen: Sequence[Seen], example: np.ndarray) -> "Figure":
     for row in range(1, rows):
         axes.axhline(row - 0.5, color=FAINT, linewidth=0.4, alpha=0.5)
     axes.spines[["top", "right", "left"]].set_visible(False)
-    figure.legend(*axes.get_legend_handles_labels(), loc="upper center", ncols=3, frameon=False, fontsize=9.5)
+    figure.legend(*axes.get_legend_handles_labels(), loc="upper left", frameon=False, fontsize=9.5)
     return figure
 
 
@@ -214,28 +217,28 @@ def draw_classes(most: Sequence[Leaning], split: Split, names: Sequence[str]) ->
     # Imported late: it takes a second. The object interface draws without a display and without global state.
     from matplotlib.figure import Figure
 
-    rows, row_inches, top, bottom, size = len(most), 0.66, 0.3, 0.6, 0.6
+    rows, row_inches, top, bottom, size = len(most), 0.66, 0.05, 0.6, 0.6
     height = rows * row_inches + top + bottom
-    figure = Figure(figsize=(6.8, height), facecolor="white")
-    axes = figure.add_axes((3.8 / 6.8, bottom / height, 2.85 / 6.8, rows * row_inches / height))
+    figure = Figure(figsize=(WIDTH, height), facecolor="white")
+    axes = figure.add_axes((1.5 / WIDTH, bottom / height, 2.7 / WIDTH, rows * row_inches / height))
     labels = np.asarray(split.labels)
     for row, one in enumerate(most):
         place = bottom + (rows - 1 - row) * row_inches + (row_inches - size) / 2
         of_class = np.flatnonzero(labels == one.label)
         for column, number in enumerate(of_class[np.unique(np.linspace(0, len(of_class) - 1, EACH).astype(int))]):
-            left = 0.08 + column * (size + 0.04)
-            image = figure.add_axes((left / 6.8, place / height, size / 6.8, size / height))
+            left = 0.05 + column * (size + 0.04)
+            image = figure.add_axes((left / WIDTH, place / height, size / WIDTH, size / height))
             image.imshow(split.read(int(number)))
             image.axis("off")
         tower = int(one.change.difference < 0)
-        axes.plot(one.change.interval, [row, row], color=TOWER_COLOURS[tower], linewidth=1.6)
-        axes.plot(one.change.difference, row, "o^"[tower], color=TOWER_COLOURS[tower], markersize=7)
-    axes.set_yticks(range(rows), [short_name(names[one.label]) for one in most], fontsize=9.5)
-    for label in axes.get_yticklabels():
-        label.set_parse_math(False)
-    axes.set(ylim=(rows - 0.5, -0.5), xlabel="points; left: tower b, right: tower a")
+        axes.plot(one.change.interval, [row + 0.2] * 2, color=TOWER_COLOURS[tower], linewidth=1.6)
+        axes.plot(one.change.difference, row + 0.2, "o^"[tower], color=TOWER_COLOURS[tower], markersize=7)
+        name = short_name(names[one.label])
+        axes.text(
+            0.01, row - 0.2, name, transform=axes.get_yaxis_transform(), va="center", fontsize=9.5, parse_math=False
+        )
+    axes.set(ylim=(rows - 0.5, -0.5), yticks=[], xlabel="points; left: tower b, right: tower a")
     axes.axvline(0, color=INK, linewidth=0.9)
-    axes.tick_params(axis="y", length=0)
     axes.grid(axis="x", alpha=0.25)
     axes.spines[["top", "right", "left"]].set_visible(False)
     return figure

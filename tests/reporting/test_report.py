@@ -16,9 +16,9 @@ from inner_cases import every
 from tiny_run import LAYERS, run
 
 from alexnet_mp import report
-from alexnet_mp.analysis import figure_4
+from alexnet_mp.analysis import altered_pictures, figure_4
 from alexnet_mp.data import synthetic
-from alexnet_mp.reporting import code_lengths, provenance
+from alexnet_mp.reporting import code_lengths, provenance, sight
 from alexnet_mp.reporting import page as report_page
 from alexnet_mp.reporting.lesions import lesions as lesions_part
 from alexnet_mp.reporting.page import NAME, pictures_of
@@ -52,7 +52,10 @@ def small():
         patch.setattr(short_codes, "EPOCHS", 3)
         for module in (report, code_lengths):
             patch.setattr(module, "BITS", (8, 16))
-        patch.setattr(figure_4, "EACH", 1)
+        for module in (figure_4, sight):
+            patch.setattr(module, "EACH", 1)
+        for name in list(altered_pictures.ALTERATIONS)[3:-1]:
+            patch.delitem(altered_pictures.ALTERATIONS, name)
         # Four figures more take a second: few of these reports have them.
         nothing = [report_page.Part("lesions", HEADINGS[2], []), report_page.Part("sight", HEADINGS[3], [])]
         patch.setattr(report, "_of_towers", lambda *_: nothing)
@@ -196,7 +199,7 @@ def test_one_tower_and_the_time_of_a_query(others, tmp_path, monkeypatch):
     (said,) = lesions_part(tmp_path, None, None, None, "9 pictures of test", "").pieces  # without labels
     assert said["text"] == "Nobody knows the classes of the 9 pictures of test: no errors."
     assert (
-        "one tower: there is no other to silence" in text
+        "No layer reads two towers" in text
         and "4 pictures of val, spread evenly" in text
         and "2 pictures of val, spread evenly" in text
     )
