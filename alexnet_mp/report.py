@@ -14,8 +14,13 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
+
+from .analysis.altered_pictures import ALTERATIONS
 from .analysis.figure_4 import MOST_ANSWERED, evenly, guesses, some_of, told_apart
 from .analysis.growth import growth, spread
+from .analysis.lesions import kernel_lesions, lesions
+from .analysis.sight import class_leanings, colour_division, sight
 from .analysis.similarity import most_pictures
 from .analysis.specialisation import first_layer
 from .command_options import add_machine_options, compute_as_in_training
@@ -30,9 +35,11 @@ from .reporting.exchange import exchange
 from .reporting.first_layer import SCALES, figure_3, specialisation
 from .reporting.growth import growing
 from .reporting.headline import headline
+from .reporting.lesions import lesions as lesions_part
 from .reporting.memory import memory
 from .reporting.pages_of_runs import named, page_directory
 from .reporting.provenance import devices_of, provenance
+from .reporting.sight import sight as sight_part
 from .reporting.similarity import Pictures, similarity
 from .reporting.training import training
 from .retrieval.build import build_index
@@ -49,6 +56,8 @@ from .system.terminal import progress, say
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     compute_as_in_training()
+    if options.pictures < 1:
+        raise UserError(f"--pictures {options.pictures}: it must be at least 1")
     shown, runs = options.runs[0], named(options.runs)
     described, lines = read_run(shown), read_metrics(shown)
     layers = {
@@ -100,6 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.gpus,
             options.kernels,
         ),
+        *_of_towers(out, network, found.statistics, split, options, kernels, names),
         training(out, lines, recipe, len(names)),
         exchange(recipe, len(names), network.exchange.devices, lines, devices_of(described)),
         memory(out, recipe, len(names)),
@@ -120,6 +130,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
         (out / name).unlink(missing_ok=True)
     say(f"wrote {out / page.NAME}")
     return 0
+
+
+def _of_towers(out, network, statistics, split, options, kernels, names):
+    """The parts that test the network again and again: what each tower is for, and what it sees.
+
+    --pictures are for lesions and altered pictures; ten times as many for the classes, which have few each; half as
+    many for single kernels and deals of them, which are many."""
+    count, labelled = options.pictures, bool((np.asarray(split.labels) >= 0).all())
+    some, many, few = (evenly(len(split), number) for number in (count, 10 * count, max(1, count // 2)))
+    of = network, statistics, split
+
+    def measured(what, function, numbers, times=1):
+        with progress(what, times * len(numbers)) as advance:
+            return function(*of, numbers, advance=advance)
+
+    def told(numbers):
+        spread = ", spread evenly" * (len(numbers) < len(split))
+        return f"{len(numbers):,} picture{'s' * (len(numbers) > 1)} of {options.split}{spread}"
+
+    lesions_found = measured("lesions", lesions, some) if labelled else None
+    removed = measured("kernels removed", kernel_lesions, few) if labelled else None
+    seen = measured("altered pictures", sight, some, len(ALTERATIONS)) if labelled else ()
+    division = measured("brightness and colour", colour_division, few, 3)
+    leanings = measured("classes", class_leanings, many) if labelled else None
+    return [
+        lesions_part(out, lesions_found, removed, kernels, told(some), told(few)),
+        sight_part(out, seen, division, leanings, split, some, names, told(some)),
+    ]
 
 
 def _refuse_equals(layers):
@@ -172,6 +210,14 @@ def _parser():
         help="figure 3: one scale over both towers, one a tower, as in 2012, or each kernel by itself; default: layer",
     )
     parser.add_argument("--sort", action="store_true", help="figure 3: kernels of a tower from grey to colourful")
+    parser.add_argument(
+        "--pictures",
+        type=int,
+        default=500,
+        metavar="N",
+        help="of --split, on which lesions and what a tower sees are measured; ten times as many for the classes, half "
+        "as many for single kernels; default: 500",
+    )
     parser.add_argument("--synsets", metavar="FILE|SET", help=synsets.HELP)
     parser.add_argument(
         "--no-speed",

@@ -88,28 +88,60 @@ def _variance_of_mean(values):
     return 0.0 if (values == values[0]).all() else values.var(ddof=1) / len(values)
 
 
-def mcnemar(right_a: np.ndarray, right_b: np.ndarray) -> tuple[int, int, float]:
-    """(images that a alone has right, b alone, p) of two networks' answers to the same N images, each (N,) bool.
+@dataclass(frozen=True)
+class Comparison:
+    """Two classifiers, a and b, on the same images."""
 
-    p: exact and two-sided, of "an image that one of them alone has right is as likely a's as b's" (McNemar 1947,
-    Psychometrika 12: 153); 1 where there is none. It is of these two networks: another seed makes another network.
-    Raises ValueError where the two are no answers to the same images."""
-    a, b = (np.asarray(right, bool) for right in (right_a, right_b))
-    if a.shape != b.shape or a.ndim != 1:
-        raise ValueError(f"{a.shape} and {b.shape} are no answers to the same images")
-    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
-    if not only_a + only_b:
-        return 0, 0, 1.0
+    n: int  # images
+    only_a: int  # that a alone gets right
+    only_b: int
+    p: float  # of "neither is right more often": McNemar's test, exact and two-sided
+
+    @property
+    def difference(self) -> float:
+        """Right answers of a minus those of b, in points (per cent of the images)."""
+        return 100 * (self.only_a - self.only_b) / self.n if self.n else 0.0
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % confidence interval of `difference`, in points: Wald's, with half an image added to each of the four
+        counts (Agresti & Min 2005, Stat. Med. 24: 729), which is of use also for few images and for no difference."""
+        n, a, b = self.n + 2, self.only_a + 0.5, self.only_b + 0.5
+        middle, reach = (a - b) / n, 1.959964 * math.sqrt(a + b - (a - b) ** 2 / n) / n
+        return 100 * max(-1.0, middle - reach), 100 * min(1.0, middle + reach)
+
+
+def mcnemar(right_a: Sequence[bool] | np.ndarray, right_b: Sequence[bool] | np.ndarray) -> Comparison:
+    """The `Comparison` of two classifiers by which images they get right: (N,) bool each, in the same order.
+
+    Of the images that exactly one gets right, each is as likely a's as b's under "neither is right more often" (McNemar
+    1947, Psychometrika 12: 153); p is the binomial distribution's, without approximation. Raises ValueError for arrays
+    that are no pairs."""
+    right_a, right_b = (np.asarray(right, bool) for right in (right_a, right_b))
+    if right_a.shape != right_b.shape or right_a.ndim != 1:
+        raise ValueError(f"{right_a.shape} and {right_b.shape} are no pairs")
+    only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
     from scipy import stats  # imported late: it takes half a second
 
-    return only_a, only_b, float(stats.binomtest(only_a, only_a + only_b).pvalue)
+    p = min(1.0, 2 * float(stats.binom.cdf(min(only_a, only_b), only_a + only_b, 0.5)))
+    return Comparison(len(right_a), only_a, only_b, p)
 
 
-def paired_interval(only_a: int, only_b: int, images: int) -> tuple[float, float]:
-    """The 95 % interval of the share of images that b has right less the share that a has, answers to the same images.
+def sign_flip_of_counts(differences: Sequence[int] | np.ndarray) -> float:
+    """p of the exact sign-flip test, as `sign_flip`, of any number of small whole numbers, such as differences of right
+    answers; 1.0 where all are 0.
 
-    only_a, only_b: as `mcnemar` counts them. It is Wald's with half an image added to each of the four counts (Agresti
-    & Min 2005, Stat. Med. 24: 729), so that it says something of few images, too; -1 to 1."""
-    a, b, n = only_a + 0.5, only_b + 0.5, images + 2
-    middle, half = (b - a) / n, 1.959964 * math.sqrt(a + b - (b - a) ** 2 / n) / n
-    return max(-1.0, middle - half), min(1.0, middle + half)
+    Of m numbers of size s, k have a plus sign with binomial probability; the sums of all sizes are convolved. Of -1, 0
+    and 1 it is McNemar's test."""
+    differences = np.asarray(differences, np.int64)
+    sizes, counts = np.unique(np.abs(differences[differences != 0]), return_counts=True)
+    from scipy import stats  # imported late: it takes half a second
+
+    chances = np.ones(1)  # of the sums -reach, ..., reach
+    for size, count in zip(sizes, counts):
+        of_size = np.zeros(2 * size * count + 1)
+        of_size[:: 2 * size] = stats.binom.pmf(np.arange(count + 1), count, 0.5)
+        chances = np.convolve(chances, of_size)
+    reach = len(chances) // 2
+    far = np.abs(np.arange(-reach, reach + 1)) >= abs(differences.sum())
+    return min(1.0, float(chances[far].sum()))

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 import torch
 
 from ..network.network import TwoTowerAlexNet
+from .silencing import arrived
 
 # {layer: [output of each tower that has it, (N, maps, height, width) or (N, units), on the tower's device]}
 Outputs = Mapping[str, Sequence[torch.Tensor]]
@@ -31,23 +32,16 @@ def layer_outputs(
     outputs, before, found, recipe = list(images), None, {}, network.recipe
     network.exchange.clear()
     for number, layer in enumerate(recipe.layers):
-        readers = 1 if layer.towers == "first" else recipe.towers
-        if layer.reads != "both":
-            parts = [[output] for output in outputs]
-        else:
-            parts = network.exchange.gather(layer.name, outputs, readers)
-            if layer.name in cut:
-                parts = [
-                    [
-                        output if source == reader else means[before][source].expand_as(output).to(outputs[reader])
-                        for source, output in enumerate(outputs)
-                    ]
-                    for reader in range(readers)
+        parts = arrived(network, layer, outputs)
+        if layer.name in cut:
+            parts = [
+                [
+                    part if source == reader else means[before][source].to(part).expand_as(part)
+                    for source, part in enumerate(read)
                 ]
-        if recipe.lrn_crosses and "lrn" in layer.then and readers == 2:
-            outputs = network.across_the_border(layer.name, parts)
-        else:
-            outputs = [tower(layer.name, read) for tower, read in zip(network.towers, parts) if tower.index < readers]
+                for reader, read in enumerate(parts)
+            ]
+        outputs = network.compute(layer, parts)
         if number < len(recipe.layers) - 1:
             outputs = [
                 means[layer.name][tower].expand_as(output) if tower in off else output

@@ -8,9 +8,9 @@ from torch import nn
 
 from ..kernels import dispatch
 from ..recipes import shapes
-from ..recipes.recipe import Recipe
+from ..recipes.recipe import Layer, Recipe
 from ..system.ranks import Ranks
-from .exchange import NAMES, Entry, Exchange
+from .exchange import NAMES, Crossing, Entry, Exchange
 from .exchange_processes import ProcessExchange
 from .layer import TowerLayer
 from .tower import Tower
@@ -89,23 +89,31 @@ class TwoTowerAlexNet(nn.Module):
             first = getattr(self.towers[0], self.recipe.layers[0].name)
             outputs = [first.pad_ceil_mode(images_a)] * 2
         for layer in self.recipe.layers:
-            readers = 1 if layer.towers == "first" else self.recipe.towers
-            parts = (
-                self.exchange.gather(layer.name, outputs, readers)
-                if layer.reads == "both"
-                else [[output] for output in outputs]
-            )
-            if self.recipe.lrn_crosses and "lrn" in layer.then and readers == 2:
-                outputs = self.across_the_border(layer.name, parts)
-            else:
-                outputs = [tower(layer.name, read) for tower, read in zip(self.towers, parts) if tower.index < readers]
+            outputs = self.compute(layer, self.read(layer, outputs))
         return self.exchange.answer(
             [output.to(self.dtype) for output in outputs], (len(images_a), self.classes), self.dtype
         )
 
-    def across_the_border(self, name: str, parts: Sequence[Sequence[torch.Tensor]]) -> list[torch.Tensor]:
-        """What a layer makes of the parts that its towers read, on one device, (N, maps, height, width) each: two
-        products, and one epilogue of all maps, in which normalisation sees those of the other tower (Caffe)."""
+    def read(self, layer: Layer, outputs: Sequence[torch.Tensor]) -> list[list[torch.Tensor | Crossing]]:
+        """What each tower that computes a layer reads of the outputs of the layer before, [tower a's, tower b's]: its
+        own alone, or both in the order a, b (`Exchange.gather`)."""
+        if layer.reads == "both":
+            return self.exchange.gather(layer.name, outputs, self._readers(layer))
+        return [[output] for output in outputs]
+
+    def compute(self, layer: Layer, parts: Sequence[Sequence[torch.Tensor | Crossing]]) -> list[torch.Tensor]:
+        """What a layer's towers make of the parts that they read: their outputs, on their own devices."""
+        readers = self._readers(layer)
+        if self.recipe.lrn_crosses and "lrn" in layer.then and readers == 2:
+            return self._across_the_border(layer.name, parts)
+        return [tower(layer.name, read) for tower, read in zip(self.towers, parts) if tower.index < readers]
+
+    def _readers(self, layer):
+        return 1 if layer.towers == "first" else self.recipe.towers
+
+    def _across_the_border(self, name, parts):
+        """What a layer makes of the parts that its towers read, on one device: two products, and one epilogue of all
+        maps, in which normalisation sees those of the other tower (Caffe)."""
         layers = [getattr(tower, name) for tower in self.towers]
         products, biases = [], []
         for layer, read in zip(layers, parts, strict=True):

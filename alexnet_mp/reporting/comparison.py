@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..analysis.hypothesis_tests import mcnemar, paired_interval
+from ..analysis.hypothesis_tests import Comparison, mcnemar
 from ..analysis.specialisation import holm, wilson
 from ..data.dataset import ELSEWHERE, SAME_FILES
 from ..evaluation.accuracy import read_right, top5_tells
@@ -63,17 +63,8 @@ class PairedErrors:
     a: str
     b: str
     protocol: str
-    images: int
-    only_a: int  # images that a alone has right
-    only_b: int
-    interval: tuple[float, float]  # 95 %, of b's error less a's, in points
-    p: float
+    change: Comparison  # of a and b, by their top-1 answers; `difference` is b's error less a's, in points
     holm_p: float  # corrected for the number of pairs
-
-    @property
-    def difference(self) -> float:
-        """b's top-1 error less a's, in points."""
-        return 100 * (self.only_a - self.only_b) / self.images
 
 
 def read_compared(name: str, directory: str) -> ComparedRun:
@@ -154,11 +145,8 @@ def paired_errors(runs: Sequence[ComparedRun]) -> tuple[list[PairedErrors], list
             reasons.setdefault(reason, []).append(f"{a.name} and {b.name}")
             continue
         protocol = _protocol(a, b)
-        right_a, right_b = (run.right[protocol][0] for run in (a, b))
-        only_a, only_b, p = mcnemar(right_a, right_b)
-        low, high = paired_interval(only_a, only_b, len(right_a))
-        found.append((a.name, b.name, protocol, len(right_a), only_a, only_b, (-100 * high, -100 * low), p))
-    corrected = holm([p for *_, p in found])
+        found.append((a.name, b.name, protocol, mcnemar(*(run.right[protocol][0] for run in (a, b)))))
+    corrected = holm([change.p for *_, change in found])
     return (
         [PairedErrors(*one, holm_p) for one, holm_p in zip(found, corrected, strict=True)],
         [f"{name}: {reason}" for name, reason in untested.items()]
@@ -227,11 +215,11 @@ def text(runs: Sequence[ComparedRun]) -> list[str]:
             [
                 [
                     f"{numbers[pair.b]} minus {numbers[pair.a]}",
-                    f"{pair.difference:+.2f} points",
-                    f"({pair.interval[0]:+.2f} to {pair.interval[1]:+.2f})",
+                    f"{pair.change.difference:+.2f} points",
+                    f"({pair.change.interval[0]:+.2f} to {pair.change.interval[1]:+.2f})",
                     p_words(pair.holm_p),
-                    f"{numbers[pair.b]} alone right {pair.only_b:,}, {numbers[pair.a]} alone {pair.only_a:,} of "
-                    f"{pair.images:,}, {pair.protocol}",
+                    f"{numbers[pair.b]} alone right {pair.change.only_b:,}, {numbers[pair.a]} alone "
+                    f"{pair.change.only_a:,} of {pair.change.n:,}, {pair.protocol}",
                 ]
                 for pair in pairs
             ]

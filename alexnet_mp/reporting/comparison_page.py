@@ -145,11 +145,11 @@ def _errors(runs):
         rows = [
             [
                 f"run {numbers[pair.b]} minus run {numbers[pair.a]}",
-                f"{pair.difference:+.2f}",
-                f"{pair.interval[0]:+.2f} to {pair.interval[1]:+.2f}",
-                f"{pair.only_b:,} / {pair.only_a:,}",
-                f"{pair.images:,}, {pair.protocol}",
-                p_words(pair.p),
+                f"{pair.change.difference:+.2f}",
+                f"{pair.change.interval[0]:+.2f} to {pair.change.interval[1]:+.2f}",
+                f"{pair.change.only_b:,} / {pair.change.only_a:,}",
+                f"{pair.change.n:,}, {pair.protocol}",
+                p_words(pair.change.p),
                 p_words(pair.holm_p),
             ]
             for pair in pairs

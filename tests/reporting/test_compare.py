@@ -10,7 +10,7 @@ from tiny_checkpoint import tiny_recipe
 from told_runs import judged, step, told_run
 
 from alexnet_mp import compare
-from alexnet_mp.analysis.hypothesis_tests import mcnemar, paired_interval
+from alexnet_mp.analysis.hypothesis_tests import mcnemar
 from alexnet_mp.reporting.comparison import differences, paired_errors, read_compared
 from alexnet_mp.reporting.page import pictures_of
 from alexnet_mp.system.errors import run_command
@@ -57,17 +57,16 @@ def test_runs_compared(tmp_path, monkeypatch, capsys):
     assert not any(differences(opened("a", "c")).values())
 
     pairs, reasons = paired_errors(opened("a", HOSTILE, "c"))
-    assert not reasons and [(pair.a, pair.b, pair.only_a, pair.only_b) for pair in pairs] == [
+    assert not reasons and [(pair.a, pair.b, pair.change.only_a, pair.change.only_b) for pair in pairs] == [
         ("a", HOSTILE, 2, 9),
         ("a", "c", 6, 0),
         (HOSTILE, "c", 15, 2),
     ]
-    p = [mcnemar(np.arange(20) < a, np.arange(20) >= 20 - b)[2] for a, b in ((2, 9), (6, 0), (15, 2))]
-    assert [pair.p for pair in pairs] == p and p[1] == 2 / 2**6
+    p = [mcnemar(np.arange(20) < a, np.arange(20) >= 20 - b).p for a, b in ((2, 9), (6, 0), (15, 2))]
+    assert [pair.change.p for pair in pairs] == p and p[1] == 2 / 2**6
     assert [pair.holm_p for pair in pairs] == pytest.approx([p[0], 2 * p[1], 3 * p[2]])  # the third has the least
-    assert pairs[1].difference == 30 and pairs[1].protocol == TEN and pairs[1].images == 20
-    low, high = paired_interval(6, 0, 20)
-    assert pairs[1].interval == pytest.approx((-100 * high, -100 * low)) and pairs[1].interval[0] > 0
+    assert pairs[1].change.difference == 30 and pairs[1].protocol == TEN and pairs[1].change.n == 20
+    assert pairs[1].change.interval[0] > 0
     names = ("a", "elsewhere", "fewer", "begins", "went-on", "converted")
     for name, reason in {
         "elsewhere": "a and elsewhere: their data are not the same",

@@ -18,12 +18,13 @@ from PIL import Image
 from tiny_run import LAYERS, run
 
 from alexnet_mp import report
-from alexnet_mp.analysis import figure_4, figures
+from alexnet_mp.analysis import altered_pictures, figure_4, figures
 from alexnet_mp.analysis import similarity as alike
 from alexnet_mp.data import synthetic
 from alexnet_mp.recipes.architectures import mini
-from alexnet_mp.reporting import code_lengths, memory, provenance, similarity
+from alexnet_mp.reporting import code_lengths, memory, provenance, sight, similarity
 from alexnet_mp.reporting import page as report_page
+from alexnet_mp.reporting.lesions import lesions as lesions_part
 from alexnet_mp.reporting.page import NAME, pictures_of
 from alexnet_mp.reporting.pages_of_runs import named
 from alexnet_mp.retrieval import contact_sheet, measures, short_codes
@@ -36,6 +37,8 @@ HEADINGS = [
     "Specialisation, measured",
     "How figure 3 grows",
     "Do the towers see alike?",
+    "Lesions",
+    "What a tower sees",
     "Training",
     "The exchange",
     "Why two GPUs",
@@ -45,6 +48,7 @@ HEADINGS = [
     "Provenance",
 ]
 MACHINE = ["--gpus", "cpu", "--pipeline", "torch", "--workers", "0"]
+OF_TOWERS = report._of_towers
 
 
 @pytest.fixture(scope="module")
@@ -55,10 +59,16 @@ def small():
         patch.setattr(short_codes, "EPOCHS", 3)
         for module in (report, code_lengths):
             patch.setattr(module, "BITS", (8, 16))
-        patch.setattr(figure_4, "EACH", 1)
         patch.setattr(similarity, "FEWEST", 6)
         patch.setattr(alike, "GROUPS", 3)
         patch.setattr(memory, "paper", lambda: replace(mini(), name="paper"))
+        for module in (figure_4, sight):
+            patch.setattr(module, "EACH", 1)
+        for name in list(altered_pictures.ALTERATIONS)[3:-1]:
+            patch.delitem(altered_pictures.ALTERATIONS, name)
+        # Four figures more take a second: few of these reports have them.
+        nothing = [report_page.Part("lesions", HEADINGS[4], []), report_page.Part("sight", HEADINGS[5], [])]
+        patch.setattr(report, "_of_towers", lambda *_: nothing)
         patch.setattr(directory, "source_commit", lambda: "0123abc")
         patch.setattr(provenance, "source_commit", lambda: "0123abc")
         yield
@@ -102,7 +112,9 @@ def reported(*runs, out, options=(), speed=("--no-speed",)):
 def page(trained, tmp_path_factory, small):
     """The directory of a report on one run. What `--data` would say is left out."""
     out = tmp_path_factory.mktemp("report")
-    reported(trained, out=out)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "_of_towers", OF_TOWERS)
+        reported(trained, out=out)
     return out
 
 
@@ -114,6 +126,19 @@ def test_the_parts_and_their_headings(page, trained, data):  # noqa: F811
     assert "one scale for both towers" in parts["Figure 3 by GPU"]
     assert "eight pictures at random" in parts["Figure 4 left"]
     assert "One run says nothing about how often" in parts["Specialisation, measured"] and ">run<" in parts[HEADINGS[1]]
+    assert "Top-1 error on 6 pictures of val;" in parts["Lesions"] and "5 lesions" not in parts["Lesions"]
+    assert all(
+        f"<td>{place}</td><td>tower a</td>" in parts["Lesions"] for place in ("all that read both", "fc6", "fc8")
+    )
+    assert (
+        "<td>fc6</td><td>b \N{RIGHTWARDS ARROW} a</td>" in parts["Lesions"]
+        and "kernel 3 of tower b" in parts["Lesions"]
+    )
+    assert (
+        "Each kernel removed in turn; 6 pictures of val." in parts["Lesions"]
+        and "of 20 random deals" in parts["What a tower sees"].lower()
+    )
+    assert "<td>all in magenta</td>" in parts["What a tower sees"] and "of all 3 classes" in parts["What a tower sees"]
     assert (
         "9 steps, into epoch 3 of 3; batch size 9, seed 3." in parts["Training"] and ">ten views<" in parts["Training"]
     )
@@ -154,7 +179,8 @@ def test_the_page_loads_nothing(page):
     assert text.count("alt=") == text.count("<img") and 'alt=""' not in text
 
 
-def test_a_second_report_has_the_same_bytes_and_clears_up_after_the_first(page, trained, tmp_path):
+def test_a_second_report_has_the_same_bytes_and_clears_up_after_the_first(page, trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "_of_towers", OF_TOWERS)
     out = tmp_path / "again"
     out.mkdir()
     earlier = (page / NAME).read_text().replace("figure4_", "figure4_9")
@@ -199,7 +225,16 @@ def test_several_runs_and_their_controls(trained, others, tmp_path):
 @pytest.mark.usefixtures("undrawn")
 def test_one_tower_and_the_time_of_a_query(others, tmp_path, monkeypatch):
     monkeypatch.setattr(measures, "SYNTHETIC", 1000)
-    text = reported(others[1], out=tmp_path / "report", speed=())
+    monkeypatch.setattr(report, "_of_towers", OF_TOWERS)
+    text = reported(others[1], out=tmp_path / "report", speed=(), options=["--pictures", "4"])
+    (said,) = lesions_part(tmp_path, None, None, None, "9 pictures of test", "").pieces  # without labels
+    assert said["text"] == "Nobody knows the classes of the 9 pictures of test: no errors."
+    assert (
+        "No layer reads two towers" in text
+        and "4 pictures of val, spread evenly" in text
+        and "2 pictures of val, spread evenly" in text
+    )
+    assert "kernel 3 of tower a" in text and "Brightness and colour" not in text and "McNemar" in text
     assert "This network has one tower: nothing crosses." in text and 'class="crossing"' not in text
     assert (
         "Tower a: 3 kernels, 5x5x3" in text
@@ -234,7 +269,8 @@ def test_the_embedded_pictures(tmp_path, monkeypatch):
 HOSTILE = '<script>alert("1")<|script>$x^{2$', "\u202eolleh\n'&\udcff三\x1b[31m" + 60 * "w"
 
 
-def test_two_classes_of_hostile_names(tmp_path):
+def test_two_classes_of_hostile_names(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "_of_towers", OF_TOWERS)
     make_folder(tmp_path / "<b>&\u202e", train=3, val=2, size=(48, 44), classes=HOSTILE)
     out = run(tmp_path / "<b>&\u202e", tmp_path / "<i>\u202e\udcfe", "--steps", "1")
     text = reported(out, out=tmp_path / "report")
@@ -254,6 +290,7 @@ def test_two_classes_of_hostile_names(tmp_path):
         ),
         (["RUN", "--data", "nowhere"], "no such directory"),
         (["RUN", "RUN"], "named twice"),
+        (["RUN", "--pictures", "0"], "^--pictures 0: it must be at least 1"),
         (["OTHER"], "is not a run directory"),
         (["RUN", "--out", "RUN/run.json"], "--out .*: File exists"),
         (["RUN", "--out", "RUN/run.json/x"], "--out .*: Not a directory"),

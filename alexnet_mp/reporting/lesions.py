@@ -1,0 +1,237 @@
+"""The report's part on lesions: the error with a tower silenced, with a link cut, with one kernel removed."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..analysis.figure_3 import pixels_of
+from ..analysis.figures import TOWER_COLOURS, write_figure
+from ..analysis.lesions import ALL, KernelLesions, Lesion, Lesions
+from . import page
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MARKERS = "o^"  # of tower a and tower b, as in every figure
+SHOWN = 12  # kernels
+WIDTH, LEAST = 4.3, 0.72  # inches of a figure, and how much smaller it may be shown: all of it on a telephone
+TITLES = (TOWER_COLOURS[0], "#1b7837")  # the green of the marks is too light for letters
+CONTROL, INK = "#8a8a94", "#333333"
+
+
+def lesions(
+    out: Path, found: Lesions | None, removed: KernelLesions | None, kernels: np.ndarray, pictures: str, fewer: str
+) -> page.Part:
+    """The `Part`. found, removed: None where the pictures have no labels; kernels: the first layer's, (maps of all
+    towers, 3, k, k); pictures, fewer: in words, on which the lesions were made, and on which kernels were removed."""
+    if found is None or removed is None:
+        return page.Part("lesions", "Lesions", [page.text(f"Nobody knows the classes of the {pictures}: no errors.")])
+    pieces = [
+        page.text(
+            "What is silenced gives its mean over the data, whatever the picture. A silenced tower does so to all that "
+            "read it at a crossing, a cut link to the other tower alone, a removed kernel in its map. So what is lost "
+            "is what it says of the picture."
+        )
+    ]
+    if found.towers:
+        pieces += _towers_and_links(out, found, pictures)
+    else:
+        pieces.append(page.text("No layer reads two towers: there is none to silence, and no link to cut."))
+    return page.Part("lesions", "Lesions", pieces + _kernels(out, removed, kernels, fewer))
+
+
+def _towers_and_links(out, found, pictures):
+    path = write_figure(draw_lesions(found), out / "lesions.png")
+    several = {lesion.place for lesion in found.towers} > {ALL}
+    return [
+        page.image(
+            path,
+            "Top-1 error with each tower silenced and each link cut, beside random halves of the same size",
+            f"Top-1 error on {pictures}; the whole network errs on {found.error:.1f} %. Bars: 95 % intervals of the "
+            f"difference. Grey: {len(found.towers[0].controls)} random halves of both towers' maps silenced at the "
+            "same place, for the same readers.",
+            least=LEAST,
+        ),
+        page.heading("Each lesion"),
+        page.table(
+            ["read by", "silenced", "error", "points more", "95 % interval", "p, Holm", "random halves", "as harmful"],
+            [_row(lesion) for lesion in (*found.towers, *found.links)],
+        ),
+        page.why(
+            "p: McNemar's exact test of the lesion against the whole network over the same pictures, corrected for the "
+            f"{len(found.towers) + len(found.links)} lesions. As harmful: of the random halves."
+            + (f" {_place(ALL).capitalize()}: the other tower is alone." if several else "")
+        ),
+        page.heading("Which tower is needed more"),
+        page.table(
+            ["read by", "error with a off less that with b off", "95 % interval", "p, Holm"],
+            [
+                [
+                    _place(contrast.place),
+                    f"{contrast.change.difference:+.1f} points",
+                    _interval(contrast.change.interval),
+                    shown_p(contrast.holm_p),
+                ]
+                for contrast in found.contrasts
+            ],
+        ),
+    ]
+
+
+def _kernels(out, removed, kernels, fewer):
+    path = write_figure(draw_kernels(removed, kernels), out / "kernels_removed.png")
+    first = removed.most_harmful_first[:SHOWN]
+    told = (
+        f" Between the towers: Cliff's delta {removed.delta:+.2f}, above 0 where tower a's are needed more "
+        f"({told_p(removed.p)} among random deals of the kernels)."
+        if removed.delta is not None
+        else ""
+    )
+    worst = [removed.kernels[number] for number in first]
+    return [
+        page.heading("Single kernels of the first layer"),
+        page.image(
+            path,
+            "How much the loss rises without each kernel of the first layer, and pictures of the kernels whose removal "
+            "harms most: " + ", ".join(f"{kernel.what} {kernel.loss:+.3f} nats" for kernel in worst),
+            f"Each kernel removed in turn; {fewer}. The order is by the loss, which tells more of few pictures than "
+            f"the error does. Below: the {len(first)} whose loss harms most.{told}",
+            least=LEAST,
+        ),
+        page.table(
+            ["removed", "loss", "error", "points more", "95 % interval", "p, Holm"],
+            [[kernel.what, f"{kernel.loss:+.3f} nats", *_error(kernel)] for kernel in worst],
+        ),
+        page.why(
+            "p: McNemar's exact test against the whole network over the same pictures, corrected for the "
+            f"{len(removed.kernels)} kernels."
+        ),
+    ]
+
+
+def _row(lesion):
+    return [
+        _place(lesion.place),
+        _arrow(lesion.what),
+        *_error(lesion),
+        f"{min(lesion.controls):.1f} to {max(lesion.controls):.1f} %",
+        f"{lesion.as_harmful} of {len(lesion.controls)}",
+    ]
+
+
+def _error(lesion):
+    return [
+        f"{lesion.error:.1f} %",
+        f"{lesion.change.difference:+.1f}",
+        _interval(lesion.change.interval),
+        shown_p(lesion.holm_p),
+    ]
+
+
+def _place(place):
+    return "all that read both" if place == ALL else place
+
+
+def _arrow(what):
+    return what.replace("->", " \N{RIGHTWARDS ARROW} ")
+
+
+def _interval(interval):
+    return f"{interval[0]:+.1f} to {interval[1]:+.1f}"
+
+
+def shown_p(p: float) -> str:
+    """A p-value in a table."""
+    return "< 0.0001" if p < 1e-4 else f"{p:.2g}"
+
+
+def told_p(p: float) -> str:
+    """A p-value in a sentence: "p = 0.02"."""
+    return f"p {'' if p < 1e-4 else '= '}{shown_p(p)}"
+
+
+def draw_lesions(found: Lesions) -> "Figure":
+    """Errors with each tower silenced, a row a place, and below with each link cut, beside their controls."""
+    # Imported late: it takes a second. The object interface draws without a display and without global state.
+    from matplotlib.figure import Figure
+
+    places = list(dict.fromkeys(lesion.place for lesion in found.towers))
+    of_towers = [(_place(place), [one for one in found.towers if one.place == place]) for place in places]
+    of_links = [(f"{one.place}, {_arrow(one.what)}", [one]) for one in found.links]
+    panels = [("A tower silenced, where it is read by", of_towers)] + [("A link cut", of_links)] * bool(of_links)
+    figure = Figure(
+        figsize=(WIDTH, 1.7 + sum(0.5 + 0.42 * len(rows) for _, rows in panels)),
+        layout="constrained",
+        facecolor="white",
+    )
+    axes = figure.subplots(
+        len(panels), 1, squeeze=False, sharex=True, height_ratios=[len(rows) + 0.6 for _, rows in panels]
+    )[:, 0]
+    for panel, (title, rows) in zip(axes, panels):
+        for row, (_, shown) in enumerate(rows):
+            controls = shown[0].controls
+            panel.plot(controls, row + 0.24 + np.linspace(-0.08, 0.08, len(controls)), "|", color=CONTROL, markersize=6)
+            for one in shown:
+                _mark(panel, one, row, found.error)
+        panel.axvline(found.error, color=INK, linewidth=0.9, linestyle=":")
+        panel.set_title(title, fontsize=9.5, loc="left")
+        panel.set_yticks(range(len(rows)), [name for name, _ in rows], fontsize=9.5)
+        panel.set_ylim(len(rows) - 0.4, -0.6)
+        panel.grid(axis="x", alpha=0.25)
+        panel.spines[["top", "right"]].set_visible(False)
+    axes[-1].set_xlabel("top-1 error (%); dotted: the whole network")
+    legend = [
+        *(
+            axes[0].plot([], [], marker, color=colour, label=f"tower {name} is not seen")[0]
+            for name, marker, colour in zip("ab", MARKERS, TOWER_COLOURS)
+        ),
+        axes[0].plot([], [], "|", color=CONTROL, label="a random half is not seen")[0],
+    ]
+    figure.legend(handles=legend, loc="outside upper left", frameon=False, fontsize=9.5)
+    return figure
+
+
+def _mark(axes: "Axes", lesion: Lesion, row: int, intact: float) -> None:
+    """An error with its interval; of a link in the colour of the tower that isn't seen."""
+    tower = lesion.tower
+    y = row - 0.12 * (1 - tower)
+    ends = [min(100, max(0, intact + end)) for end in lesion.change.interval]
+    axes.plot(ends, [y, y], color=TOWER_COLOURS[tower], linewidth=1.4)
+    axes.plot(lesion.error, y, MARKERS[tower], color=TOWER_COLOURS[tower], markersize=6.5)
+
+
+def draw_kernels(removed: KernelLesions, kernels: np.ndarray) -> "Figure":
+    """The rises of the loss without each kernel, in order, over pictures of the kernels that are needed most."""
+    # Imported late: it takes a second. The object interface draws without a display and without global state.
+    from matplotlib.figure import Figure
+
+    order, maps = removed.most_harmful_first, len(kernels)
+    shown, columns = order[:SHOWN], min(4, maps)
+    rows = -(-len(shown) // columns)
+    figure = Figure(figsize=(WIDTH, 2.2 + 1.25 * rows), layout="constrained", facecolor="white")
+    above, below = figure.subfigures(2, 1, height_ratios=[2.2, 1.25 * rows])
+    axes = above.subplots()
+    towers = [kernel.tower for kernel in removed.kernels]
+    for tower in sorted(set(towers)):
+        places = [place for place, number in enumerate(order, 1) if towers[number] == tower]
+        losses = [removed.kernels[order[place - 1]].loss for place in places]
+        axes.vlines(places, 0, losses, color=TOWER_COLOURS[tower], linewidth=1)
+        axes.plot(
+            places, losses, MARKERS[tower], color=TOWER_COLOURS[tower], markersize=4.5, label=f"tower {'ab'[tower]}"
+        )
+    axes.axhline(0, color=INK, linewidth=0.8)
+    axes.set(xlabel="kernels, the most harmful to lose first", ylabel="rise of the loss (nats)")
+    axes.legend(frameon=False)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    pixels = pixels_of(kernels)
+    for place, panel in enumerate(below.subplots(rows, columns, squeeze=False).ravel()):
+        panel.axis("off")
+        if place < len(shown):
+            number = shown[place]
+            panel.imshow(pixels[number], interpolation="nearest")
+            name = f"{'ab'[towers[number]]} {removed.kernels[number].kernel + 1}"
+            panel.set_title(f"{name}: {removed.kernels[number].loss:+.3f}", fontsize=9.5, color=TITLES[towers[number]])
+    return figure

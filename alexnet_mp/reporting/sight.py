@@ -1,0 +1,244 @@
+"""The report's part on what a tower sees: errors on altered pictures, brightness and colour, the classes that lean on a
+tower."""
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..analysis.altered_pictures import ALTERATIONS, CUTOFF
+from ..analysis.figure_4 import short_name
+from ..analysis.figures import TOWER_COLOURS, write_figure
+from ..analysis.sight import LEVEL, ColourDivision, Leaning, Leanings, Seen
+from ..analysis.specialisation import wilson
+from ..data.dataset import Split
+from . import page
+from .lesions import LEAST, WIDTH, shown_p, told_p
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MOST = 10  # classes
+EACH = 2  # pictures of each
+INK, FAINT = "#333333", "#8a8a94"
+# {who of `Seen.errors`: (label, marker, colour, filled)}
+WHO = {
+    "whole": ("the whole network", "s", INK, True),
+    "a sees": ("what tower a sees", "o", TOWER_COLOURS[0], True),
+    "b sees": ("what tower b sees", "^", TOWER_COLOURS[1], True),
+    "a alone": ("tower a alone", "o", TOWER_COLOURS[0], False),
+    "b alone": ("tower b alone", "^", TOWER_COLOURS[1], False),
+}
+
+
+def sight(
+    out: Path,
+    seen: Sequence[Seen],
+    division: ColourDivision | None,
+    leanings: Leanings | None,
+    split: Split,
+    numbers: np.ndarray,
+    names: Sequence[str],
+    pictures: str,
+) -> page.Part:
+    """The `Part`. seen: () where the pictures have no labels; division, leanings: None where there is one tower, or no
+    label; numbers: of the pictures in their split; names: of the classes; pictures: in words, which they were."""
+    pieces = [
+        page.text(
+            "The same pictures, each time without something. What a tower sees: the other tower gives its mean where "
+            "the towers first meet, and all later layers have to do with what this one made of the picture. A tower "
+            "alone: the other is silenced wherever it is read."
+        )
+    ]
+    pieces += (
+        _errors(out, seen, split, numbers, pictures)
+        if seen
+        else [page.text(f"Nobody knows the classes of the {pictures}: no errors.")]
+    )
+    if division:
+        pieces += [page.heading("Brightness and colour"), page.text(_division(division)), page.why(_how(division))]
+    if leanings:
+        pieces += _classes(out, leanings, split, names)
+    return page.Part("sight", "What a tower sees", pieces)
+
+
+def _errors(out, seen, split, numbers, pictures):
+    example = _most_colourful(split, numbers)
+    path = write_figure(draw_sight(seen, example), out / "sight.png")
+    who = [name for name in WHO if name in seen[0].errors]
+    two = seen[0].change is not None
+    return [
+        page.image(
+            path,
+            "Top-1 error on pictures without colour, without brightness, of shuffled colour, of low and high spatial "
+            "frequency and of single hues",
+            f"Top-1 error on {pictures}, with 95 % intervals; at the left one of them.",
+            least=LEAST,
+        ),
+        page.table(
+            ["pictures", *(WHO[name][0] for name in who), *["a's right answers less b's", "p, Holm"] * two],
+            [
+                [
+                    one.pictures,
+                    *(f"{one.errors[name]:.1f} %" for name in who),
+                    *([_points(one.change), shown_p(one.holm_p)] if two else []),
+                ]
+                for one in seen
+            ],
+        ),
+        page.why(
+            "Luminance is the mean of the three colours, chroma the rest. Shuffled: the chromas of the pixels dealt to "
+            f"other pixels. Frequencies: a Gaussian filter, half of an amplitude at {CUTOFF} cycles per picture; the "
+            "high ones around the mean luminance. In one hue: every chroma turned to it, as large as before as far as "
+            "that fits." + (" p: McNemar's exact test of what tower a sees against what tower b sees." if two else "")
+        ),
+    ]
+
+
+def _division(found):
+    """What was found, in words."""
+    kept = "; ".join(
+        f"in {name}, {a:.0f} % of the answers by what tower a sees stay and {b:.0f} % of those by what tower b sees"
+        for name, (a, b) in (("grey", found.kept["grey"]), ("colour alone", found.kept["colour alone"]))
+    )
+    light, colour = "ab" if found.contrast > 0 else "ba"
+    verdict = (
+        f"So tower {light} sees brightness more, and tower {colour} colour."
+        if found.divided
+        else "That is no division: the pictures' chance or that of the kernels' deal would do as much."
+    )
+    return f"Of {found.n:,} pictures: {kept}. {verdict}"
+
+
+def _how(found):
+    far = sum(abs(half) >= abs(found.contrast) for half in found.halves)
+    return (
+        f"The contrast, grey less colour alone, a less b, is {found.contrast:+.0f} points: {told_p(found.p)} over "
+        f"pictures (exact sign-flip test). Of {len(found.halves)} random deals of both first layers' kernels to two "
+        f"halves, {far} are as far apart ({told_p(found.p_halves)}). A division is said where both are at most "
+        f"{LEVEL:g}: over pictures alone, towers that differ by chance would count as divided. Right or wrong doesn't "
+        "matter here. A tower's first layer is silenced, so that kernels can be dealt."
+    )
+
+
+def _classes(out, found, split, names):
+    most = found.most_first[:MOST]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a box stands for such a letter
+        path = write_figure(draw_classes(most, split, names), out / "classes.png")
+    return [
+        page.heading("Classes that lean on a tower"),
+        page.image(
+            path,
+            f"The {len(most)} classes that lean most on a tower, with pictures: "
+            + ", ".join(f"{names[one.label]} {one.change.difference:+.0f} points" for one in most),
+            f"Right answers by what tower a sees less those by what tower b sees, {found.n:,} pictures intact, of the "
+            f"{len(most)} classes that lean most of {len(found.classes)}, with 95 % intervals.",
+            least=LEAST,
+        ),
+        page.table(
+            ["class", "pictures", "a's right answers less b's", "95 % interval", "p, Holm"],
+            [
+                [
+                    names[one.label],
+                    f"{one.change.n}",
+                    _points(one.change),
+                    "{:+.0f} to {:+.0f}".format(*one.change.interval),
+                    shown_p(one.holm_p),
+                ]
+                for one in most
+            ],
+        ),
+        page.why(
+            f"The differences of all {len(found.classes)} classes have a deviation of {found.spread:.1f} points about "
+            f"that of all pictures; {found.by_chance:.1f} where the pictures are dealt to the classes at random "
+            f"({told_p(found.p)}). p, Holm: McNemar's exact test, corrected for the number of classes. Chosen as the "
+            "most extreme, these would lean a little less on other pictures."
+        ),
+    ]
+
+
+def _points(change):
+    return f"{change.difference:+.1f} points"
+
+
+def _most_colourful(split, numbers):
+    """Of some pictures the one that has the most chroma, so that its loss is seen: (size, size, 3) uint8."""
+    some = [split.read(int(number)) for number in numbers[:: max(1, len(numbers) // 50)]]
+    return max(some, key=lambda picture: float((picture.astype(np.float64).std(2)).mean()))
+
+
+def draw_sight(seen: Sequence[Seen], example: np.ndarray) -> "Figure":
+    """The errors, a row a sort of pictures, beside an example of each. example: (size, size, 3) uint8."""
+    # Imported late: it takes a second. The object interface draws without a display and without global state.
+    from matplotlib.figure import Figure
+
+    rows, row_inches, bottom = len(seen), 0.62, 0.55
+    top = 0.15 + 0.2 * len(seen[0].errors)
+    height = rows * row_inches + top + bottom
+    figure = Figure(figsize=(WIDTH, height), facecolor="white")
+    axes = figure.add_axes((1.85 / WIDTH, bottom / height, 2.35 / WIDTH, rows * row_inches / height))
+    for row, one in enumerate(seen):
+        altered = ALTERATIONS[one.pictures](example[None])[0]
+        size = 0.56
+        place = bottom + (rows - 1 - row) * row_inches + (row_inches - size) / 2
+        image = figure.add_axes((0.05 / WIDTH, place / height, size / WIDTH, size / height))
+        image.imshow(altered)
+        image.axis("off")
+        for shift, (name, (_, marker, colour, filled)) in zip(np.linspace(-0.24, 0.24, len(WHO)), WHO.items()):
+            if name in one.errors:
+                if filled:
+                    ends = [100 * end for end in wilson(round(one.n * one.errors[name] / 100), one.n)]
+                    axes.plot(ends, [row + shift] * 2, color=colour, linewidth=1, alpha=0.6)
+                axes.plot(
+                    one.errors[name],
+                    row + shift,
+                    marker,
+                    color=colour,
+                    markerfacecolor=colour if filled else "white",
+                    markersize=6,
+                    label=WHO[name][0] if row == 0 else None,
+                )
+    axes.set_yticks(range(rows), [one.pictures for one in seen], fontsize=9.5)
+    axes.set(ylim=(rows - 0.5, -0.5), xlabel="top-1 error (%)")
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="x", alpha=0.25)
+    for row in range(1, rows):
+        axes.axhline(row - 0.5, color=FAINT, linewidth=0.4, alpha=0.5)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    figure.legend(*axes.get_legend_handles_labels(), loc="upper left", frameon=False, fontsize=9.5)
+    return figure
+
+
+def draw_classes(most: Sequence[Leaning], split: Split, names: Sequence[str]) -> "Figure":
+    """How far each class leans, with its interval and some of its pictures."""
+    # Imported late: it takes a second. The object interface draws without a display and without global state.
+    from matplotlib.figure import Figure
+
+    rows, row_inches, top, bottom, size = len(most), 0.66, 0.05, 0.6, 0.6
+    height = rows * row_inches + top + bottom
+    figure = Figure(figsize=(WIDTH, height), facecolor="white")
+    axes = figure.add_axes((1.5 / WIDTH, bottom / height, 2.7 / WIDTH, rows * row_inches / height))
+    labels = np.asarray(split.labels)
+    for row, one in enumerate(most):
+        place = bottom + (rows - 1 - row) * row_inches + (row_inches - size) / 2
+        of_class = np.flatnonzero(labels == one.label)
+        for column, number in enumerate(of_class[np.unique(np.linspace(0, len(of_class) - 1, EACH).astype(int))]):
+            left = 0.05 + column * (size + 0.04)
+            image = figure.add_axes((left / WIDTH, place / height, size / WIDTH, size / height))
+            image.imshow(split.read(int(number)))
+            image.axis("off")
+        tower = int(one.change.difference < 0)
+        axes.plot(one.change.interval, [row + 0.2] * 2, color=TOWER_COLOURS[tower], linewidth=1.6)
+        axes.plot(one.change.difference, row + 0.2, "o^"[tower], color=TOWER_COLOURS[tower], markersize=7)
+        name = short_name(names[one.label])
+        axes.text(
+            0.01, row - 0.2, name, transform=axes.get_yaxis_transform(), va="center", fontsize=9.5, parse_math=False
+        )
+    axes.set(ylim=(rows - 0.5, -0.5), yticks=[], xlabel="points; left: tower b, right: tower a")
+    axes.axvline(0, color=INK, linewidth=0.9)
+    axes.grid(axis="x", alpha=0.25)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    return figure
