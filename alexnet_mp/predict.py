@@ -147,7 +147,7 @@ def _write_page(options, network, found, path, picture, words):
 def _means(options, network, found):
     """(`unit_means`, in words of what); (None, why) where the run's own data can't be read and nobody named others."""
     from .analysis.figure_4 import evenly
-    from .analysis.silenced import unit_means
+    from .analysis.layer_outputs import unit_means
 
     size = network.recipe.stored_size
     try:

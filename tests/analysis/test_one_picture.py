@@ -10,8 +10,8 @@ from made_runs import random_weights
 from tiny_run import LAYERS
 
 from alexnet_mp import TwoTowerAlexNet, mini
+from alexnet_mp.analysis.layer_outputs import layer_outputs, links, unit_means
 from alexnet_mp.analysis.one_picture import crossing, relative_change, shown_maps, strongest, through
-from alexnet_mp.analysis.silenced import layer_outputs, links, unit_means
 from alexnet_mp.recipes.recipe import override
 
 TINY = ["stored_size=41", "crop_size=32", "crop_positions=8", "lrn_alpha=0.01", f"layers={json.dumps(LAYERS)}"]
