@@ -1,4 +1,5 @@
-"""Every layer's output, of both towers, of one that is off, or with the links cut: what stands for an output is its mean over some pictures.
+"""Every layer's output: of the whole network, with a tower off, or with the links cut. What stands for
+an output that is off is its mean over some pictures.
 
 The mean is taken unit by unit, a unit of a convolution being one map at one place. A zero would do for no unit whose
 mean is another: what reads it would get a signal that it never got in training, and the answer would tell of that."""
