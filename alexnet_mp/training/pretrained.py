@@ -14,7 +14,7 @@ from ..recipes import shapes
 from ..runs import checkpoint_format, checkpoints, safetensors_file
 from ..system.errors import UserError
 
-TAKES = "it takes a run, a checkpoint, or a .safetensors file"
+TAKES = "it takes a run, a checkpoint, or a .safetensors file; convert makes a run of what is from elsewhere"
 
 
 def read_weights(source: str | Path) -> dict[str, torch.Tensor]:
