@@ -94,7 +94,7 @@ def export(
         else:
             merged = MergedAlexNet(recipe, "cpu", classes, "auto" if fused else "reference")
             merged.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in weights.items()})
-            content = torch_program.program(PictureNetwork(merged, mean, found.classes), about)
+            content = torch_program.program(PictureNetwork(merged, mean, found.classes, words), about)
             answers = torch_program.answers
         return durable_files.new_file(path, content, lambda read: compared(ours, answers(read, pictures)))
 

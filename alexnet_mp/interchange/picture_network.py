@@ -15,12 +15,13 @@ class PictureNetwork(nn.Module):
 
     forward(pictures): (N, stored_size, stored_size, 3) uint8, RGB, as `data.resize.decoded` gives them of a file ->
     logits (N, classes) float32 of the centre view, on the network's device. ValueError for other pictures. `network` is
-    the `MergedAlexNet`, `recipe` its `Recipe`, `classes` the names of its outputs."""
+    the `MergedAlexNet`, `recipe` its `Recipe`, `classes` the names of its outputs, `class_names` the same as a
+    person knows them."""
 
-    def __init__(self, network: MergedAlexNet, mean: np.ndarray, classes: Sequence[str]):
+    def __init__(self, network: MergedAlexNet, mean: np.ndarray, classes: Sequence[str], class_names: Sequence[str]):
         """mean: (stored_size, stored_size, 3), grey levels."""
         super().__init__()
-        self.network, self.classes = network, tuple(classes)
+        self.network, self.classes, self.class_names = network, tuple(classes), tuple(class_names)
         self.register_buffer("mean", torch.from_numpy(mean).float().to(network.step.device))
 
     @property

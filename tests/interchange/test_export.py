@@ -22,7 +22,8 @@ from safetensors.numpy import load_file, save_file
 from tiny_run import LAYERS
 
 import alexnet_mp
-from alexnet_mp import export
+from alexnet_mp import convert, export
+from alexnet_mp.evaluation.trained import class_words, trained
 from alexnet_mp.interchange import export as exporting
 from alexnet_mp.interchange import onnx_graph, torch_source
 from alexnet_mp.recipes.ablations import no_links, one_gpu
@@ -120,6 +121,28 @@ def test_every_format_is_the_network(name, tmp_path, capsys):
             )
         written.append(out.name)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(written)
+
+
+def test_a_folder_for_the_hub_comes_back_as_a_run(tmp_path, capsys):
+    """With its recipe, words and bits, from a cache of links; a config of another kind leaves it to --recipe."""
+    place, _, _ = made_run(tmp_path / "run", RECIPES["two towers, ceil mode"], words=["cat", "dog", "sky"])
+    export.main([str(place), "--to", "hub", str(tmp_path / "hub"), "--gpus", "cpu"])
+    assert alexnet_mp.from_pretrained(tmp_path / "hub").class_names == ("cat", "dog", "sky")
+    cached = tmp_path / "cache"
+    cached.mkdir()
+    for number, path in enumerate((tmp_path / "hub").iterdir()):
+        (tmp_path / f"blob{number}").write_bytes(path.read_bytes())
+        (cached / path.name).symlink_to(tmp_path / f"blob{number}")
+    for number, source in enumerate((cached, cached / "model.safetensors")):
+        out = tmp_path / f"out{number}"
+        assert convert.main([str(source), str(out)]) == 0
+        (_, found), (_, expected) = trained(out, True), trained(place, True)
+        assert found.recipe == expected.recipe and class_words(out, found.classes) == ["cat", "dog", "sky"]
+        assert all(torch.equal(found.weights[name], tensor) for name, tensor in expected.weights.items())
+        assert np.array_equal(found.statistics.mean, expected.statistics.mean)
+    (tmp_path / "hub" / "config.json").write_text('{"architectures": ["AlexNet"]}')
+    with pytest.raises(UserError, match="not of format 'alexnet_mp 1'; --recipe NAME would say of which network"):
+        convert.main([str(tmp_path / "hub"), str(tmp_path / "a")])
 
 
 @pytest.mark.process
