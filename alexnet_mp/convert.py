@@ -35,6 +35,7 @@ MOST_PICTURES = 64  # that --border looks at
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    arguments = sys.argv[1:] if arguments is None else arguments
     options = _parser().parse_args(arguments)
     if options.border is not None:
         if options.source is not None:
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise UserError(f"OUT {options.out}: it is there already; choose another name")
     durable_files.refuse_unwritable("OUT", options.out, Path(options.out).absolute().parent)
     network = convert(options.source, options.recipe, options.set, options.mean, options.classes, say)
-    write_run(options.out, network, shlex.join(sys.argv))
+    write_run(options.out, network, shlex.join(["python", "-m", "alexnet_mp.convert", *arguments]))
     say(f"wrote {options.out}; try it: {typed('predict', options.out, 'PICTURE')}")
     return 0
 

@@ -22,7 +22,7 @@ from ..system.errors import UserError
 from ..system.provenance import package_version
 from . import hub, onnx_graph, torch_program, torch_source
 from .model_card import model_card
-from .picture_network import PictureNetwork
+from .picture_network import PictureNetwork, told_input
 from .plain_steps import plain_steps, refuse_last_layer
 
 FORMATS = ("torch", "onnx", "hub", "torch.export")
@@ -72,7 +72,8 @@ def export(
     state, version = checkpoint_format.read_state(found.checkpoint), package_version("alexnet_mp")
     weights = {name: tensor.numpy() for name, tensor in network.merged_state().items()}
     mean, words = found.statistics.mean, class_words(run, found.classes)
-    about = {"recipe": recipe.name, "step": state.step, "classes": list(found.classes), "class_names": words}
+    about = {"input": told_input(recipe), "recipe": recipe.name, "step": state.step}
+    about |= {"classes": list(found.classes), "class_names": words}
     with durable_files.writing(path):
         if to == "hub":
             card = model_card(read_run(run), state, _tests(run), words)

@@ -21,7 +21,7 @@ from ..system.devices import check_kernels
 from ..system.errors import UserError, need
 from . import merged_tensors
 from .damage import about
-from .picture_network import PictureNetwork
+from .picture_network import PictureNetwork, told_input
 from .plain_steps import refuse_last_layer
 
 CONFIG, MODEL, CARD = "config.json", "model.safetensors", "README.md"
@@ -45,7 +45,7 @@ def write(
     of README.md. Raises OSError."""
     config = {
         "format": FORMAT,
-        "input": f"(N, {recipe.stored_size}, {recipe.stored_size}, 3) uint8, RGB",
+        "input": told_input(recipe),
         "recipe": to_dict(recipe),
         "classes": list(classes),
         "class_names": list(words),

@@ -30,11 +30,11 @@ class PictureNetwork(nn.Module):
 
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:
         stored, crop = self.recipe.stored_size, self.recipe.crop_size
+        takes = f"this network takes a tensor, torch.uint8 (N, {stored}, {stored}, 3)"
+        if not isinstance(pictures, torch.Tensor):
+            raise ValueError(f"pictures are a {type(pictures).__name__}; {takes}")
         if pictures.dim() != 4 or tuple(pictures.shape[1:]) != (stored, stored, 3) or pictures.dtype != torch.uint8:
-            raise ValueError(
-                f"pictures are {pictures.dtype} {tuple(pictures.shape)}; this network takes torch.uint8 "
-                f"(N, {stored}, {stored}, 3)"
-            )
+            raise ValueError(f"pictures are {pictures.dtype} {tuple(pictures.shape)}; {takes}")
         window = slice(start := (stored - crop) // 2, start + crop)
         x = pictures.to(self.mean.device)[:, window, window].float() - self.mean[window, window]
         x = x.permute(0, 3, 1, 2)
@@ -43,3 +43,9 @@ class PictureNetwork(nn.Module):
         for layer in self.network.children():  # without the count of pictures, which is to stay any number
             x = layer(x)
         return x
+
+
+def told_input(recipe: Recipe) -> str:
+    """What an exported network takes, for a file that says it to people."""
+    side = recipe.stored_size
+    return f"(N, {side}, {side}, 3) uint8, RGB: the shorter side rescaled to {side}, the central square kept"

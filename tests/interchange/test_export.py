@@ -29,6 +29,7 @@ from alexnet_mp.interchange import onnx_graph, torch_source
 from alexnet_mp.recipes.ablations import no_links, one_gpu
 from alexnet_mp.recipes.named import PRESETS
 from alexnet_mp.recipes.recipe import change_layers, override
+from alexnet_mp.runs.directory import read_run
 from alexnet_mp.system import durable_files
 from alexnet_mp.system.errors import UserError
 
@@ -137,6 +138,7 @@ def test_a_folder_for_the_hub_comes_back_as_a_run(tmp_path, capsys):
         out = tmp_path / f"out{number}"
         assert convert.main([str(source), str(out)]) == 0
         (_, found), (_, expected) = trained(out, True), trained(place, True)
+        assert read_run(out)["command"] == f"python -m alexnet_mp.convert {source} {out}"
         assert found.recipe == expected.recipe and class_words(out, found.classes) == ["cat", "dog", "sky"]
         assert all(torch.equal(found.weights[name], tensor) for name, tensor in expected.weights.items())
         assert np.array_equal(found.statistics.mean, expected.statistics.mean)
@@ -169,10 +171,14 @@ def test_what_is_written_can_be_read(run, tmp_path):
     assert model.opset_import[0].version == 20 and model.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "N"
     about = {entry.key: json.loads(entry.value) for entry in model.metadata_props}
     assert about["classes"] == ["class 0", "class 1", "class 2"]
+    assert about["input"] == "(N, 41, 41, 3) uint8, RGB: the shorter side rescaled to 41, the central square kept"
+    assert "(N, 41, 41, 3) uint8, RGB: shorter side 41, central square" in text
     network = torch.hub.load(str(ROOT), "from_pretrained", str(tmp_path / "hub"), source="local")
     assert network.classes == ("class 0", "class 1", "class 2") and not network.training
     with pytest.raises(ValueError, match=r"torch.uint8 \(N, 41, 41, 3\)"):
         network(torch.zeros(1, 3, 41, 41))
+    with pytest.raises(ValueError, match=r"are a ndarray; this network takes a tensor, torch.uint8"):
+        network(np.zeros((1, 41, 41, 3), np.uint8))
     told = subprocess.run([sys.executable, "-c", NOT_INSTALLED], cwd=tmp_path, capture_output=True, text=True)
     assert told.stdout.split() == ["mini", str(ROOT / "kernels" / "__init__.py")], told.stderr
     card = (tmp_path / "hub" / "README.md").read_text()
