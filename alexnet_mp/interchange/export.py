@@ -19,6 +19,7 @@ from ..runs.directory import read_run
 from ..runs.metrics import read_metrics
 from ..system import durable_files
 from ..system.errors import UserError
+from ..system.file_lock import alone
 from ..system.provenance import package_version
 from . import hub, onnx_graph, torch_program, torch_source
 from .model_card import model_card
@@ -74,7 +75,8 @@ def export(
     mean, words = found.statistics.mean, class_words(run, found.classes)
     about = {"input": told_input(recipe), "recipe": recipe.name, "step": state.step}
     about |= {"classes": list(found.classes), "class_names": words}
-    with durable_files.writing(path):
+    with alone(path), durable_files.writing(path):
+        refuse_out(run, to, out)  # another may have written it meanwhile
         if to == "hub":
             card = model_card(read_run(run), state, _tests(run), words)
             with durable_files.new_directory(path, instead=True) as folder:

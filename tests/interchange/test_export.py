@@ -1,6 +1,7 @@
 """What leaves is the same network: in plain torch, in ONNX Runtime, as a folder for the hub, as a program."""
 
 import ast
+import fcntl
 import importlib.util
 import json
 import os
@@ -312,6 +313,12 @@ def full_disk(place, patch):
     patch.setattr(durable_files, "write", write)
 
 
+def being_written(place, patch):
+    lock = open(place / "a.onnx.lock", "ab")
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    patch.setattr(exporting, "lock_of_a_test", lock, raising=False)  # open until the test ends
+
+
 def there(name, content=b"x"):
     def make(place, patch):
         (place / name).parent.mkdir(exist_ok=True)
@@ -332,6 +339,7 @@ def there(name, content=b"x"):
         ("torch.export", "a", None, "whose name ends with .pt2"),
         ("onnx", "", None, "write the name of a file"),
         ("onnx", "a.onnx", there("a.onnx"), "it is there already"),
+        ("onnx", "a.onnx", being_written, "a.onnx: another process is writing it"),
         ("torch", "a", there("a"), "and is no folder"),
         ("torch", "a", there("a/thesis.txt"), "not an export --to torch"),
         ("hub", "a", there("a/config.json"), "not an export --to hub"),
