@@ -17,8 +17,14 @@ import tempfile
 import textwrap
 from pathlib import Path
 
-from setuptools import find_packages, setup
-from setuptools.command.bdist_wheel import bdist_wheel
+import setuptools
+
+# Without build isolation nobody reads what [build-system] requires; a new environment of Python 3.11 has 65.
+if int(setuptools.__version__.partition(".")[0]) < 77:
+    sys.exit(f"alexnet_mp: setuptools is {setuptools.__version__}, 77 or newer builds it: pip install -U setuptools")
+
+from setuptools import find_packages, setup  # noqa: E402
+from setuptools.command.bdist_wheel import bdist_wheel  # noqa: E402
 
 LIBRARY = "alexnet_mp.kernels.compiled"
 # The oldest torch that is supported, 2.11, as torch's headers write it: the library asks for nothing that came later,

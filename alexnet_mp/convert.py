@@ -5,15 +5,18 @@ examples
   python -m alexnet_mp.convert bvlc_reference_caffenet.caffemodel OUT   mean and classes from the folder it lies in
   python -m alexnet_mp.convert TENSORS OUT --recipe paper --mean 123.7,116.8,103.9 --classes names.txt
   python -m alexnet_mp.convert ARRAYS OUT --mean mean.npy               arrays named by layer, as of cuda-convnet
+  python -m alexnet_mp.convert HUB OUT                                  a folder that export --to hub wrote
   python -m alexnet_mp.convert --border OUT --data DIR                  what the towers' border would change in it
 
 What a file is, its name's ending says: .caffemodel, .safetensors, .npz; or a folder of tensors or arrays. The layout
 of arrays is in docs/interchange.md. Nothing in a file is run, and what doesn't fit is refused in one line. Caffe's
 networks were trained and tested on pictures squeezed into a square: prepare --warp makes such a set."""
 
+import os
 import shlex
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from .command_options import add_run_options, compute_as_in_training
 from .data.dataset import open_dataset
@@ -23,7 +26,7 @@ from .interchange.convert import convert
 from .interchange.converted_run import write_run
 from .interchange.lrn_border import border_difference
 from .recipes.named import PRESETS
-from .runs.directory import refuse_unusable
+from .system import durable_files
 from .system.command_line import command_parser, typed
 from .system.errors import UserError, run_command
 from .system.terminal import say
@@ -32,19 +35,31 @@ MOST_PICTURES = 64  # that --border looks at
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    arguments = sys.argv[1:] if arguments is None else arguments
     options = _parser().parse_args(arguments)
     if options.border is not None:
         if options.source is not None:
             raise UserError("--border RUN takes no FILE and no OUT")
+        _refuse_given(options, ("recipe", "set", "mean", "classes"), "for FILE and OUT, not for --border")
         return _border(options)
+    _refuse_given(options, ("data", "gpus", "kernels"), "for --border RUN alone")
     for what, path in (("FILE", options.source), ("OUT", options.out)):
         if not path:
             raise UserError(f"convert needs FILE and OUT, and {what} is missing; --help shows examples")
-    refuse_unusable(options.out)
+    if os.path.lexists(options.out):
+        raise UserError(f"OUT {options.out}: it is there already; choose another name")
+    durable_files.refuse_unwritable("OUT", options.out, Path(options.out).absolute().parent)
     network = convert(options.source, options.recipe, options.set, options.mean, options.classes, say)
-    write_run(options.out, network, shlex.join(sys.argv))
+    write_run(options.out, network, shlex.join(["python", "-m", "alexnet_mp.convert", *arguments]))
     say(f"wrote {options.out}; try it: {typed('predict', options.out, 'PICTURE')}")
     return 0
+
+
+def _refuse_given(options, names, what):
+    """Raise UserError for an option that says nothing of what is asked for."""
+    for name in names:
+        if getattr(options, name) != _parser().get_default(name):
+            raise UserError(f"--{name} is {what}")
 
 
 def _border(options):

@@ -359,6 +359,9 @@ def test_a_dry_run_tells_all_and_writes_nothing(run, tmp_path, capsys, monkeypat
         assert re.search(r"memory of a step of \d+ images in float32: tower a [\d.]+ MB .*; tower b ", printed)
         # 64 maps of 5x5 each way into conv3 and into fc6, of 2x2 there, 16 units into fc7, into fc8 one way; and back
         assert "on two, 0.30 MB a step in float32, at conv3, fc6, fc7, fc8" in printed, printed
+    assert train.main([*asked, "--batch-size", "1000"]) == 0
+    printed = capsys.readouterr().out
+    assert "memory of a step of 24 images" in printed and "on two, 0.72 MB a step" in printed  # of all that there are
     for wrong, words in (
         (["--out", str(out)], "is there already"),
         (["--resume", str(out), "--out", str(data)], "is there already"),

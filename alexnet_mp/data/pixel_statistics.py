@@ -38,7 +38,11 @@ class Statistics:
 
     @staticmethod
     def load(directory: str | Path) -> "Statistics":
-        path = Path(directory) / STATISTICS
+        return Statistics.of_file(Path(directory) / STATISTICS)
+
+    @staticmethod
+    def of_file(path: str | Path) -> "Statistics":
+        """Raises UserError where it can't be read, ValueError where it is none."""
         try:
             return Statistics(**load(durable_files.read(path, MOST_BYTES)))
         except (OSError, SafetensorError, TypeError) as error:

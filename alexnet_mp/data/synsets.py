@@ -26,7 +26,9 @@ def in_words(classes: Sequence[str], words: Sequence[str], synsets: str | None) 
         return list(words)
     known = read_synsets(synsets)
     if not any(name in known for name in classes):
-        raise UserError(f"{OPTION} {synsets}: it has none of the {len(classes):,} classes, such as {classes[0]!r:.50}")
+        raise UserError(
+            f"{OPTION} {synsets}: it has words of none of the {len(classes):,} classes, such as {classes[0]!r:.50}"
+        )
     return [known.get(name, own) for name, own in zip(classes, words, strict=True)]
 
 
@@ -42,9 +44,10 @@ def read_synsets(path: str) -> dict[str, str]:
     Raises UserError."""
     if os.path.isdir(path):
         index = read_index(path)
-        return {name: words for name, words in zip(index.classes, index.class_names) if WNID.fullmatch(name)}
+        named = zip(index.classes, index.class_names)  # with its own name where nobody knew words
+        return {name: words for name, words in named if WNID.fullmatch(name) and words != name}
     try:
-        lines = durable_files.read(path, MOST_BYTES).decode("utf-8-sig").splitlines()
+        lines = durable_files.read(os.path.realpath(path), MOST_BYTES).decode("utf-8-sig").splitlines()
     except OSError as error:
         raise UserError(f"{OPTION} {path}: {error.strerror or error}") from None
     except UnicodeDecodeError:

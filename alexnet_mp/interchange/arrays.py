@@ -5,6 +5,7 @@ refused. The reader says what shape it expects; it is compared before the values
 ValueError, without the file's name."""
 
 import math
+import os
 import re
 import zipfile
 import zlib
@@ -38,8 +39,10 @@ class Arrays:
     Raises OSError, and ValueError for two files of one name and for too many."""
 
     def __init__(self, path: str | Path):
-        self.path, self.files = Path(path), {}
-        self.archive = None if self.path.is_dir() else zipfile.ZipFile(self.path)
+        self.path, self.files, self.archive = Path(path), {}, None
+        if not self.path.is_dir():
+            durable_files.head(os.path.realpath(path), 0)  # a pipe would be waited for
+            self.archive = zipfile.ZipFile(self.path)
         names = durable_files.names(path, MOST_NAMES + 1) if self.archive is None else self.archive.namelist()
         need(len(names) <= MOST_NAMES, f"it holds more than {MOST_NAMES:,} names")
         for file in names:
@@ -57,8 +60,9 @@ class Arrays:
         """(binary file, its bytes, ".npy" or ".txt") of an array."""
         file = self.files[name]
         if self.archive is None:
-            size, _ = durable_files.head(self.path / file, 0)  # refuses what is no file, a pipe among it
-            with open(self.path / file, "rb") as stream:
+            place = os.path.realpath(self.path / file)
+            size, _ = durable_files.head(place, 0)  # refuses what is no file, a pipe among it
+            with open(place, "rb") as stream:
                 yield stream, size, file[-4:]
             return
         entry = self.archive.getinfo(file)

@@ -55,8 +55,9 @@ def merged_of(net: Net, recipe: Recipe, classes: int) -> dict[str, np.ndarray]:
         if layer.reads == "image":
             merged[f"{layer.name}.weight"] = np.ascontiguousarray(merged[f"{layer.name}.weight"][:, ::-1])
         if factor != 1:
-            with np.errstate(over="ignore"):  # infinity is refused where the network is written
+            with np.errstate(over="ignore"):
                 merged[f"{layer.name}.weight"] = merged[f"{layer.name}.weight"] * np.float32(factor)
+            need(finite(merged[name := f"{layer.name}.weight"]), f"{name} has values that overflow, times {factor:g}")
         factor = 1 / (1 - recipe.dropout) if "dropout" in layer.then else 1.0
     return merged
 

@@ -9,7 +9,7 @@ from ..recipes.recipe import Recipe, override
 from ..system import durable_files
 from ..system.errors import UserError
 from ..system.terminal import printable
-from . import arrays, caffe, caffe_files, class_list, cuda_convnet, mean_image, merged_tensors
+from . import arrays, caffe, caffe_files, class_list, cuda_convnet, hub, mean_image, merged_tensors
 from .converted_run import Converted
 from .damage import about
 
@@ -32,21 +32,45 @@ def convert(
 ) -> Converted:
     """Read a network, its mean image and the names of its classes.
 
-    recipe: the name of a preset; None: what the file says. settings: `--set` FIELD=VALUE. mean, classes: None: what
-    lies beside the weights under a usual name. note(line) is told what was found. Raises UserError, one line that
+    recipe: the name of a preset; None: what the file says, or a config.json beside it that `export --to hub` wrote.
+    settings: `--set` FIELD=VALUE. mean, classes: None: what lies beside the weights under a usual name. Any of the
+    files may be a link, as in a cache of models. note(line) is told what was found. Raises UserError, one line that
     begins with the file."""
-    path = Path(os.path.realpath(source))  # in a cache of models it is a link
+    path = Path(source)
+    for option, given in (("--mean", mean), ("--classes", classes)):
+        if given == "":
+            raise UserError(f"{option} '': name a file; without {option} one that lies beside the weights is taken")
     with about(source, _DAMAGE):
         kind = _kind(path)
-    folder = path if path.is_dir() else path.parent
+    # a link has what lies beside it, and beside what it leads to
+    folders = [path] if path.is_dir() else [path.parent, Path(os.path.realpath(path)).parent]
+    config = _config_beside(folders, note) if kind == "tensors" and recipe is None else None
     made, weights, count, what = {"caffe": _caffe, "tensors": _tensors, "arrays": _arrays}[kind](
-        source, path, recipe, settings
+        source, path, recipe if config is None else config.recipe, settings
     )
-    names, words = _classes(classes, folder, count, note)
-    statistics = _mean(mean, folder, made, note)
+    names, words = _classes(classes, folders, config, count, note)
+    statistics = _mean(mean, folders, made, note)
     note(f"{printable(str(source))}: {what}, {len(weights)} tensors, {count:,} classes; recipe {made.name}")
-    digest = "" if path.is_dir() else durable_files.digest(path)[1]
-    return Converted(made, weights, statistics, names, words, f"{path.name} ({what})", digest)
+    digest = "" if path.is_dir() else durable_files.digest(os.path.realpath(path))[1]
+    return Converted(made, weights, statistics, names, words, f"{Path(os.path.abspath(path)).name} ({what})", digest)
+
+
+def _config_beside(folders, note):
+    """What `export --to hub` wrote beside the tensors, or None."""
+    path = _beside(folders, (hub.CONFIG,))
+    if path is None:
+        return None
+    with about(path, hub.DAMAGE):
+        try:
+            found = hub.read_config(path.parent)
+        except hub.DAMAGE as error:
+            raise ValueError(f"{error}; --recipe NAME would say of which network the tensors are") from None
+    note(f"recipe and classes: {path}")
+    return found
+
+
+def _beside(folders, names):
+    return next((folder / name for folder in folders for name in names if (folder / name).is_file()), None)
 
 
 def _kind(path):
@@ -59,7 +83,8 @@ def _kind(path):
         if merged_tensors.files_of(path):
             return "tensors"
         raise UserError(f"nothing in it that is known; {TAKES}")
-    kind = {".caffemodel": "caffe", ".safetensors": "tensors", ".npz": "arrays"}.get(path.suffix)
+    kinds = {".caffemodel": "caffe", ".safetensors": "tensors", ".npz": "arrays"}
+    kind = kinds.get(path.suffix) or kinds.get(Path(os.path.realpath(path)).suffix)
     if kind is None:
         raise UserError(f"{TAKES}; files are told by their names' endings")
     return kind
@@ -67,7 +92,7 @@ def _kind(path):
 
 def _caffe(source, path, recipe, settings):
     with about(source, _DAMAGE):
-        net = caffe_files.read_net(durable_files.read(path, caffe_files.MOST_BYTES))
+        net = caffe_files.read_net(durable_files.read(os.path.realpath(path), caffe_files.MOST_BYTES))
         if recipe is not None and recipe not in CAFFE:
             raise UserError(f"--recipe {recipe}: Caffe's networks are of {' or '.join(CAFFE)}")
         made = _recipe(recipe or caffe.recipe_of(net), settings)
@@ -94,8 +119,9 @@ def _arrays(source, path, recipe, settings):
             found.close()
 
 
-def _recipe(name, settings) -> Recipe:
-    return override(PRESETS[name](), settings)
+def _recipe(named, settings) -> Recipe:
+    """named: of a preset, or a `Recipe`."""
+    return override(named if isinstance(named, Recipe) else PRESETS[named](), settings)
 
 
 def _count(classes):
@@ -104,9 +130,11 @@ def _count(classes):
     return classes
 
 
-def _classes(given, folder, count, note):
+def _classes(given, folders, config, count, note):
     """(classes, words)"""
-    path = given or next((folder / name for name in CLASSES_BESIDE if (folder / name).is_file()), None)
+    path = given or _beside(folders, CLASSES_BESIDE)
+    if path is None and config is not None and len(config.classes) == count:
+        return config.classes, config.words
     if path is None:
         note("no names of classes: they are numbered; --classes FILE names them, and evaluate needs those of its data")
         return [class_list.numbered(count)] * 2
@@ -118,12 +146,12 @@ def _classes(given, folder, count, note):
     return names, words
 
 
-def _mean(given, folder, recipe, note):
-    path = given or mean_image.beside(folder)
+def _mean(given, folders, recipe, note):
+    path = given or _beside(folders, mean_image.BESIDE)
     if path is None:
-        raise UserError(f"{folder}: no mean image beside the weights; --mean names one: {mean_image.TAKES}")
+        raise UserError(f"{folders[0]}: no mean image beside the weights; {mean_image.TAKES}")
     with about(path, _DAMAGE):
-        found = mean_image.read_mean(os.path.realpath(path) if os.path.exists(path) else path, recipe.stored_size)
+        found = mean_image.read_mean(path, recipe.stored_size)
     levels = ", ".join(f"{level:.1f}" for level in found.mean.mean((0, 1)))
     note(f"mean image: {path}, on average {levels} (RGB)")
     return found

@@ -18,6 +18,7 @@ from ..runs.checkpoint_state import Data, Environment, State
 from ..runs.metrics import METRICS
 from ..system import durable_files
 from ..system.errors import UserError
+from ..system.file_lock import alone
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def write_run(path: str | Path, network: Converted, command: str) -> None:
     environment = Environment((), "none", "fp32", "none", None, 0, content["packages"], None, 1)
     state = State(0, 0, network.recipe, data, {}, None, True, None, 0, environment, now)
     velocity = {name: np.zeros_like(tensor) for name, tensor in network.weights.items()}
-    with durable_files.writing(path):
+    with alone(path), durable_files.writing(path):
         try:
             with durable_files.new_directory(path) as made:
                 directory.write_run(made, content)

@@ -25,5 +25,6 @@ def about(
             text = error.strerror
             if error.filename and os.path.realpath(error.filename) != os.path.realpath(place):
                 text += f": {error.filename}"
-        text = text.removeprefix(f"{place}: ")
+        for said in (place, Path(place).name):
+            text = text.removeprefix(f"{said}: ")
         raise raised(f"{printable(str(place))}: {printable(' '.join(text.split())):.400}") from None

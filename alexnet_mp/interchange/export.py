@@ -19,10 +19,11 @@ from ..runs.directory import read_run
 from ..runs.metrics import read_metrics
 from ..system import durable_files
 from ..system.errors import UserError
+from ..system.file_lock import alone
 from ..system.provenance import package_version
 from . import hub, onnx_graph, torch_program, torch_source
 from .model_card import model_card
-from .picture_network import PictureNetwork
+from .picture_network import PictureNetwork, told_input
 from .plain_steps import plain_steps, refuse_last_layer
 
 FORMATS = ("torch", "onnx", "hub", "torch.export")
@@ -72,8 +73,10 @@ def export(
     state, version = checkpoint_format.read_state(found.checkpoint), package_version("alexnet_mp")
     weights = {name: tensor.numpy() for name, tensor in network.merged_state().items()}
     mean, words = found.statistics.mean, class_words(run, found.classes)
-    about = {"recipe": recipe.name, "step": state.step, "classes": list(found.classes), "class_names": words}
-    with durable_files.writing(path):
+    about = {"input": told_input(recipe), "recipe": recipe.name, "step": state.step}
+    about |= {"classes": list(found.classes), "class_names": words}
+    with alone(path), durable_files.writing(path):
+        refuse_out(run, to, out)  # another may have written it meanwhile
         if to == "hub":
             card = model_card(read_run(run), state, _tests(run), words)
             with durable_files.new_directory(path, instead=True) as folder:
@@ -94,7 +97,7 @@ def export(
         else:
             merged = MergedAlexNet(recipe, "cpu", classes, "auto" if fused else "reference")
             merged.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in weights.items()})
-            content = torch_program.program(PictureNetwork(merged, mean, found.classes), about)
+            content = torch_program.program(PictureNetwork(merged, mean, found.classes, words), about)
             answers = torch_program.answers
         return durable_files.new_file(path, content, lambda read: compared(ours, answers(read, pictures)))
 

@@ -4,6 +4,7 @@ network and without trust."""
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from ..system.devices import check_kernels
 from ..system.errors import UserError, need
 from . import merged_tensors
 from .damage import about
-from .picture_network import PictureNetwork
+from .picture_network import PictureNetwork, told_input
 from .plain_steps import refuse_last_layer
 
 CONFIG, MODEL, CARD = "config.json", "model.safetensors", "README.md"
@@ -28,7 +29,7 @@ FORMAT = "alexnet_mp 1"
 MOST_CONFIG = 16 << 20  # bytes
 MOST_CLASSES = 1 << 17
 MOST_VALUES, MOST_WINDOW = 1 << 27, 1000  # a layer's of one picture; maps or pixels of a normalisation
-_DAMAGE = (*merged_tensors.DAMAGE, LookupError, TypeError, AttributeError)
+DAMAGE = (*merged_tensors.DAMAGE, LookupError, TypeError, AttributeError)
 
 
 def write(
@@ -44,7 +45,7 @@ def write(
     of README.md. Raises OSError."""
     config = {
         "format": FORMAT,
-        "input": f"(N, {recipe.stored_size}, {recipe.stored_size}, 3) uint8, RGB",
+        "input": told_input(recipe),
         "recipe": to_dict(recipe),
         "classes": list(classes),
         "class_names": list(words),
@@ -66,34 +67,50 @@ def from_pretrained(folder: str | Path, device: torch.device | str = "cpu", kern
     allocated that the files don't hold."""
     device = torch.device(device)
     check_kernels(kernels, [device])
-    with about(folder, _DAMAGE):
+    with about(folder, DAMAGE):
         need(os.path.isdir(folder), "no such folder; nothing is downloaded")
         path = Path(folder)
-        recipe, classes = read_config(path)
-        _refuse_absurd(recipe, len(classes))
-        layouts = merged_tensors.layouts_of([_real(path / MODEL)])
+        config = read_config(path)
+        recipe, classes = config.recipe, config.classes
+        layouts = merged_tensors.layouts_of([path / MODEL])
         weights = merged_tensors.merged_of(layouts, recipe, len(classes))
         mean = _mean(_real(path / STATISTICS), recipe.stored_size)
     network = MergedAlexNet(recipe, device, len(classes), kernels)
     network.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in weights.items()})
-    return PictureNetwork(network, mean, classes).eval()
+    return PictureNetwork(network, mean, classes, config.words).eval()
 
 
-def read_config(folder: Path) -> tuple[Recipe, list[str]]:
-    """(recipe, classes). Raises ValueError, OSError, and what comes of fields of other types."""
+@dataclass(frozen=True)
+class Config:
+    """What config.json says."""
+
+    recipe: Recipe
+    classes: list[str]
+    words: list[str]  # the classes' names as a person knows them; the classes where it has none
+
+
+def read_config(folder: Path) -> Config:
+    """Raises ValueError, OSError, and what comes of fields of other types (`DAMAGE`)."""
     content = durable_files.read(_real(folder / CONFIG), MOST_CONFIG)
     try:
         config = safetensors_file.parse(content)
     except ValueError as error:
         raise ValueError(f"{CONFIG}: {error}") from None
     need(isinstance(config, dict) and config.get("format") == FORMAT, f"{CONFIG} is not of format {FORMAT!r}")
-    classes = config.get("classes")
-    names = isinstance(classes, list) and all(isinstance(each, str) for each in classes)
-    need(names and 2 <= len(classes) <= MOST_CLASSES, f"{CONFIG}: classes are no list of 2 to {MOST_CLASSES:,} names")
+    classes, words = config.get("classes"), config.get("class_names")
+    need(
+        _are_names(classes) and 2 <= len(classes) <= MOST_CLASSES,
+        f"{CONFIG}: classes are no list of 2 to {MOST_CLASSES:,} names",
+    )
     need(isinstance(config.get("recipe"), dict), f"{CONFIG}: recipe is missing")
     recipe = from_dict(config["recipe"])
     refuse_last_layer(recipe)
-    return recipe, classes
+    _refuse_absurd(recipe, len(classes))
+    return Config(recipe, classes, words if _are_names(words) and len(words) == len(classes) else classes)
+
+
+def _are_names(found):
+    return isinstance(found, list) and all(isinstance(each, str) for each in found)
 
 
 def _refuse_absurd(recipe, classes):

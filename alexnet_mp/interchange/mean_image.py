@@ -1,5 +1,6 @@
 """The mean image that a network was trained with, from what people have of it."""
 
+import os
 import re
 from pathlib import Path
 
@@ -13,7 +14,9 @@ from . import arrays, caffe_files
 _LEVELS = re.compile(r"\d{1,3}(\.\d{1,12})?(,\d{1,3}(\.\d{1,12})?){2}", re.ASCII)
 MOST_BYTES = 1 << 28  # of a file
 BESIDE = ("mean.binaryproto", "imagenet_mean.binaryproto", STATISTICS, "mean.npy")
-TAKES = f"it takes .binaryproto, .npy of (height, width, 3) in RGB, {STATISTICS} of a run, or three grey levels R,G,B"
+TAKES = (
+    f"--mean takes .binaryproto, .npy of (height, width, 3) in RGB, {STATISTICS} of a run, or three grey levels R,G,B"
+)
 
 
 def read_mean(source: str | Path, side: int) -> Statistics:
@@ -21,22 +24,17 @@ def read_mean(source: str | Path, side: int) -> Statistics:
 
     Nobody knows the principal components of colours but a run's statistics: without them they have no length, and
     nothing could be shifted along them. Raises OSError, ValueError, `caffe_files.DAMAGE`."""
-    path = Path(source)
+    path, real = Path(source), os.path.realpath(source)  # in a cache of models it is a link, and its name alone tells
     if _LEVELS.fullmatch(str(source)):
         found = np.broadcast_to([float(level) for level in str(source).split(",")], (side, side, 3)).copy()
     elif path.name == STATISTICS:
-        return _checked(Statistics.load(path.parent), side)
+        return _checked(Statistics.of_file(real), side)
     elif path.suffix == ".binaryproto":
-        found = caffe_files.read_mean(durable_files.read(path, MOST_BYTES))
+        found = caffe_files.read_mean(durable_files.read(real, MOST_BYTES))
     else:
         need(path.suffix == ".npy", TAKES)
-        found = arrays.read_array(path, MOST_BYTES)
+        found = arrays.read_array(real, MOST_BYTES)
     return _checked(Statistics(found, np.zeros(3), np.eye(3)), side)
-
-
-def beside(folder: Path) -> Path | None:
-    """The mean image that lies in a folder under one of its usual names."""
-    return next((folder / name for name in BESIDE if (folder / name).is_file()), None)
 
 
 def _checked(found, side):

@@ -2,6 +2,7 @@
 
 The files' headers are compared with the recipe before any tensor is read."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -36,7 +37,7 @@ def layouts_of(files: Sequence[Path]) -> dict[str, tuple[Path, str, tuple[int, .
     found = {}
     for file in files:
         try:
-            layout = safetensors_file.read_head(file)
+            layout = safetensors_file.read_head(os.path.realpath(file))  # in a cache of models it is a link
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{file.name}: {error}") from None
         for name, (dtype, shape) in layout.items():
@@ -67,7 +68,7 @@ def merged_of(layouts: dict, recipe: Recipe, classes: int) -> dict[str, np.ndarr
     need(not foreign, f"{''.join(foreign[:1]):.100} is no tensor of recipe {recipe.name}")
     merged = {}
     for file in dict.fromkeys(file for file, *_ in layouts.values()):
-        layout, content = safetensors_file.read(file)
+        layout, content = safetensors_file.read(os.path.realpath(file))
         need(layout == {name: of[1:] for name, of in layouts.items() if of[0] == file}, f"{file.name} has changed")
         for name, tensor in load(content).items():
             merged[name] = tensor.to(torch.float32).numpy()

@@ -51,7 +51,7 @@ class Local(nn.Module):
 _WHOLE = '''{first} {version}: recipe {recipe}, {classes:,} classes, step {step:,}.
 
 network = load()              # in test mode; dropout's test pass is in the weights
-logits = network(pictures)    # (N, {stored}, {stored}, 3) uint8, RGB -> (N, {classes})
+logits = network(pictures)    # {pictures} -> (N, {classes})
 """
 
 from pathlib import Path
@@ -99,13 +99,14 @@ def source(recipe: Recipe, steps: Sequence[Step], classes: int, step: int, versi
         before = one.shape
     lines = [f"        x = {expression}{told}" for expression, told in forward[:-1]]
     lines.append(f"        return {''.join(forward[-1])}")
+    side = recipe.stored_size
     return _WHOLE.format(
         first=FIRST,
         version=version,
         recipe=recipe.name,
         classes=classes,
         step=step,
-        stored=recipe.stored_size,
+        pictures=f"(N, {side}, {side}, 3) uint8, RGB: shorter side {side}, central square",
         crop=recipe.crop_size,
         top=top,
         end=top + recipe.crop_size,

@@ -14,7 +14,7 @@ def caffe_alexnet() -> Recipe:
 
     What differs from the paper: crops of 227 without a last window over the edge, at 30 offsets; k is 1, and alpha
     divided by the size; normalisation sees across the towers' border; no colour shifts; other initial weights, biases
-    learn at twice the rate and don't decay; 256 images a step, the rate falls three times in 90 epochs, after 100,000
+    learn at twice the rate and don't decay; 256 images a step, the rate falls four times in 90 epochs, after 100,000
     steps each.
 
     Caffe multiplies by 2 what dropout leaves in training, and by nothing in test. Here fc7 and fc8 have twice its

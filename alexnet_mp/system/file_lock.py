@@ -31,6 +31,25 @@ def held(path: str | Path, busy: str, seconds: float | None = None) -> Iterator[
         yield
 
 
+@contextmanager
+def alone(path: str | Path) -> Iterator[None]:
+    """Hold a lock beside a file or directory that is being made, and remove it afterwards. Raises UserError where
+    another process makes the same, or the lock can't be written."""
+    lock = Path(f"{Path(path)}.lock")
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(held(lock, f"OUT {path}: another process is writing it", 0))
+        except UserError as error:
+            raise UserError(str(error).replace(str(lock), str(path))) from None  # people know it by its own name
+        stack.callback(_remove, lock)
+        yield
+
+
+def _remove(path):
+    with suppress(OSError):
+        os.unlink(path)
+
+
 def _take(path):
     """The open file with its lock; None if another process has the lock, or has removed the file meanwhile."""
     try:

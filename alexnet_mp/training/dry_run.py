@@ -55,11 +55,13 @@ def dry_run(options: Options, clock: Callable[[], float] = time.perf_counter) ->
         say(f"dry run: nothing is written; run directory {place or plan.out}, kernels {network.kernels_used()}")
         classes = len(dataset.classes)
         say(f"{sum(shapes.parameter_counts(plan.recipe, classes)):,} parameters")
-        images = min(plan.recipe.batch_size, plan.pieces.microbatch or plan.recipe.batch_size)
+        # a set may be smaller than a batch
+        whole = min(plan.recipe.batch_size, len(dataset.splits["train"]))
+        images = min(whole, plan.pieces.microbatch or whole)
         _say_memory(network, images)
         done = plan.point.checkpoint.state.step if plan.point else 0
         seconds = _seconds_a_step(plan, network, pipeline, done, clock)
-        say(_bytes_in_words(network, plan.recipe, classes))
+        say(_bytes_in_words(network, plan.recipe, classes, whole))
         _say_time(seconds, done, options.steps, plan.recipe, dataset)
 
 
@@ -97,8 +99,8 @@ def _say_memory(network, images):
     say(f"memory of a step of {images:,} images in float32: {parts}; workspaces come on top")
 
 
-def _bytes_in_words(network: TwoTowerAlexNet, recipe: Recipe, classes: int) -> str:
-    rows = shapes.crossings(recipe, recipe.batch_size, classes)
+def _bytes_in_words(network: TwoTowerAlexNet, recipe: Recipe, classes: int, images: int) -> str:
+    rows = shapes.crossings(recipe, images, classes)
     if not rows:
         return "the towers have no layer that reads both: nothing crosses"
     edges = ", ".join(dict.fromkeys(row[0] for row in rows))

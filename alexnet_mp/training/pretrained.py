@@ -14,7 +14,7 @@ from ..recipes import shapes
 from ..runs import checkpoint_format, checkpoints, safetensors_file
 from ..system.errors import UserError
 
-TAKES = "it takes a run, a checkpoint, or a .safetensors file"
+TAKES = "it takes a run, a checkpoint, or a .safetensors file; convert makes a run of what is from elsewhere"
 
 
 def read_weights(source: str | Path) -> dict[str, torch.Tensor]:
@@ -34,6 +34,10 @@ def read_weights(source: str | Path) -> dict[str, torch.Tensor]:
         if checkpoints.step_of(path) is not None:
             return checkpoint_format.load_weights(path)
         _refuse_diverged(path)
+        if not checkpoints.listing(path):
+            raise UserError(
+                f"--init {source}: no checkpoint in it (expected {path}/checkpoints/step_XXXXXXXX/); {TAKES}"
+            )
         return checkpoints.newest_weights(path)[1]
     inside = checkpoints.step_of(path.parent) is not None
     if (

@@ -20,7 +20,7 @@ from PIL import Image
 from tiny_run import run
 
 from alexnet_mp import predict
-from alexnet_mp.data import image_files
+from alexnet_mp.data import image_files, synsets
 from alexnet_mp.data.dataset import open_dataset
 from alexnet_mp.data.synsets import read_synsets
 from alexnet_mp.evaluation import predict_images
@@ -303,6 +303,12 @@ def test_a_run_keeps_the_words_of_its_classes(trained, data, photograph, capsys,
             assert "%  tench, Tinca tinca (n01440764)\n" in printed and "%  crane (n03126707)\n" in printed
             assert "%  n02012849\n" in printed
     assert read_synsets(str(data)) == {}  # a prepared set, whose classes are no wnids
+    index = types.SimpleNamespace(classes=["n01440764", "n02012849"], class_names=["tench", "n02012849"])
+    monkeypatch.setattr(synsets, "read_index", lambda path: index)
+    assert read_synsets(str(data)) == {"n01440764": "tench"}  # nobody knew words for the other
+    (tmp_path / "link.txt").symlink_to("words.txt")
+    (tmp_path / "words.txt").write_bytes(SYNSETS[0][0])
+    assert read_synsets(str(tmp_path / "link.txt"))["n03126707"] == "crane"
 
 
 def test_classes_that_accents_alone_tell_apart_have_their_number(trained, photograph, tmp_path, capsys, monkeypatch):

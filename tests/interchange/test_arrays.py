@@ -1,6 +1,7 @@
 """Arrays named by layer, safetensors from anywhere, mean images and lists of classes: what is read, what is refused."""
 
 import json
+import os
 import shutil
 import zipfile
 
@@ -177,7 +178,7 @@ def refused(place, made, words, *options):
 
 
 def test_merged_tensors_from_anywhere(tmp_path):
-    """A file, and a folder of several; four dtypes; a link, as in a cache of models; statistics beside them."""
+    """A file, and a folder of several; four dtypes; links, as in a cache of models; statistics beside them."""
     state = network().merged_state()
     names = list(state)
     save_file(state, tmp_path / "all.safetensors")
@@ -192,6 +193,15 @@ def test_merged_tensors_from_anywhere(tmp_path):
     shutil.copy(tmp_path / "out0" / "statistics.safetensors", folder)  # its own mean image, without --mean
     convert.main([str(folder), str(tmp_path / "out"), "--recipe", "mini", *SET])
     same_weights(tmp_path / "out")
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    for number, path in enumerate(list(folder.iterdir())):  # links to what has no ending
+        (cache / path.name).symlink_to(path.rename(tmp_path / f"blob{number}"))
+    convert.main([str(cache), str(tmp_path / "out3"), "--recipe", "mini", *SET])
+    same_weights(tmp_path / "out3")
+    (cache / "all.safetensors").symlink_to((tmp_path / "all.safetensors").rename(tmp_path / "blob"))
+    convert.main([str(cache / "all.safetensors"), str(tmp_path / "out4"), "--recipe", "mini", *SET])
+    same_weights(tmp_path / "out4")
     for dtype in (torch.bfloat16, torch.float16):
         half = {name: tensor.to(dtype) for name, tensor in state.items()}
         save_file(half, tmp_path / f"{dtype}.safetensors")
@@ -213,10 +223,12 @@ def test_merged_tensors_from_anywhere(tmp_path):
         (lambda state: state.update({"conv1.bias": torch.zeros(6, dtype=torch.int32)}), "dtype of 'conv1.bias' is"),
         (None, "conv1.bias' is in 2.safetensors and in 1.safetensors"),
         ("recipe", "--recipe NAME"),
-        ("mean", "--mean names one"),
+        ("mean", "no mean image beside the weights; --mean takes"),
         ("nothing", "nothing in it that is known"),
         ("gone", "no such file"),
         ("ending", "told by their names' endings"),
+        ("empty", "net/1.safetensors: 0 bytes are"),
+        ("pipe", "net.npz: it is not a regular file"),
     ],
 )
 def test_wrong_tensors_are_refused_by_name(change, words, tmp_path):
@@ -229,6 +241,12 @@ def test_wrong_tensors_are_refused_by_name(change, words, tmp_path):
         save_file(state, folder / "2.safetensors")
     if change == "nothing":
         (folder / "1.safetensors").unlink()
+    if change == "empty":
+        folder = folder / "1.safetensors"
+        folder.write_bytes(b"")
+    if change == "pipe":
+        folder = tmp_path / "net.npz"
+        os.mkfifo(folder)
     if change == "ending":
         folder = (folder / "1.safetensors").rename(tmp_path / "net.pth")
     if change in ("recipe", "mean"):
@@ -248,7 +266,6 @@ def test_mean_images(tmp_path):
     np.save(tmp_path / "mean.npy", image)
     for name in ("mean.binaryproto", "mean.npy"):
         assert np.array_equal(mean_image.read_mean(tmp_path / name, 40).mean, image.astype(np.float64))
-    assert mean_image.beside(tmp_path) == tmp_path / "mean.binaryproto"
     assert mean_image.read_mean("1,2.5,3", 2).mean.tolist() == [[[1, 2.5, 3]] * 2] * 2
     np.save(tmp_path / "dark.npy", image - 255)
     np.save(tmp_path / "flat.npy", image[0])

@@ -110,7 +110,7 @@ def test_the_full_network_gives_what_caffes_layers_give(tmp_path):
         (caffemodel({**made_blobs(), "conv2": made_blobs()["conv2"][:1]}), "conv2 has 1 blobs; weights and biases"),
         (caffemodel({**made_blobs(), "fc8": made_blobs(11)["fc8"]}), "it has 10 classes, and the network 11"),
         (caffemodel({**made_blobs(), "conv4": [np.full((16, 8, 3, 3), np.inf), np.zeros(16)]}), "conv4.weight has val"),
-        (caffemodel({**made_blobs(), "fc7": [np.full((32, 32), 3e38), np.zeros(32)]}), "fc7.weight has values"),
+        (caffemodel({**made_blobs(), "fc7": [np.full((32, 32), 3e38), np.zeros(32)]}), "model: fc7.weight has values"),
         (caffemodel(made_blobs()) + caffemodel(made_blobs(), old=True), "layers in two formats"),
         (caffemodel(made_blobs()) * 2, "two layers with weights are named conv1"),
         (caffemodel(made_blobs())[:-40], "net.caffemodel: "),

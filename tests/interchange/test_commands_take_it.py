@@ -63,7 +63,13 @@ def test_every_command_takes_a_converted_network(run, data, tmp_path, capsys):  
         (train.main, ["--resume", "auto", "--out", "RUN"], "--init"),
         (train.main, [*TINY, "--set", "lrn_crosses=true"], "recipe field lrn_crosses is true"),
         (train.main, ["--recipe", "caffenet", "--gpus", "cpu"], "--set lrn_crosses=false trains them"),
-        (convert.main, ["RUN", "RUN"], "is there already"),
+        (convert.main, ["RUN", "RUN"], "OUT RUN: it is there already; choose another name"),
+        (convert.main, ["RUN", "no/such/out"], "is not a directory that can be written to"),
+        (convert.main, ["RUN", "out", "--gpus", "cpu"], "--gpus is for --border RUN alone"),
+        (convert.main, ["RUN", "out", "--data", "RUN"], "--data is for --border RUN alone"),
+        (convert.main, ["--border", "RUN", "--set", "lrn_size=3"], "--set is for FILE and OUT, not for --border"),
+        (convert.main, ["RUN", "out", "--mean", ""], "--mean '': name a file"),
+        (convert.main, ["RUN", "out", "--classes", ""], "--classes '': name a file"),
         (convert.main, ["RUN"], "OUT is missing"),
         (convert.main, ["--border", "RUN", "x"], "takes no FILE and no OUT"),
     ],
@@ -71,7 +77,7 @@ def test_every_command_takes_a_converted_network(run, data, tmp_path, capsys):  
 def test_what_cannot_be_done_with_it_is_said(run, main, arguments, words):
     with pytest.raises(UserError) as raised:
         main([run if argument == "RUN" else argument for argument in arguments])
-    assert words in str(raised.value) and "\n" not in str(raised.value), raised.value
+    assert words.replace("RUN:", f"{run}:") in str(raised.value) and "\n" not in str(raised.value), raised.value
 
 
 def test_both_towers_are_on_one_device(run, monkeypatch):

@@ -1,6 +1,7 @@
 """What leaves is the same network: in plain torch, in ONNX Runtime, as a folder for the hub, as a program."""
 
 import ast
+import fcntl
 import importlib.util
 import json
 import os
@@ -22,12 +23,14 @@ from safetensors.numpy import load_file, save_file
 from tiny_run import LAYERS
 
 import alexnet_mp
-from alexnet_mp import export
+from alexnet_mp import convert, export
+from alexnet_mp.evaluation.trained import class_words, trained
 from alexnet_mp.interchange import export as exporting
 from alexnet_mp.interchange import onnx_graph, torch_source
 from alexnet_mp.recipes.ablations import no_links, one_gpu
 from alexnet_mp.recipes.named import PRESETS
 from alexnet_mp.recipes.recipe import change_layers, override
+from alexnet_mp.runs.directory import read_run
 from alexnet_mp.system import durable_files
 from alexnet_mp.system.errors import UserError
 
@@ -122,6 +125,29 @@ def test_every_format_is_the_network(name, tmp_path, capsys):
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(written)
 
 
+def test_a_folder_for_the_hub_comes_back_as_a_run(tmp_path, capsys):
+    """With its recipe, words and bits, from a cache of links; a config of another kind leaves it to --recipe."""
+    place, _, _ = made_run(tmp_path / "run", RECIPES["two towers, ceil mode"], words=["cat", "dog", "sky"])
+    export.main([str(place), "--to", "hub", str(tmp_path / "hub"), "--gpus", "cpu"])
+    assert alexnet_mp.from_pretrained(tmp_path / "hub").class_names == ("cat", "dog", "sky")
+    cached = tmp_path / "cache"
+    cached.mkdir()
+    for number, path in enumerate((tmp_path / "hub").iterdir()):
+        (tmp_path / f"blob{number}").write_bytes(path.read_bytes())
+        (cached / path.name).symlink_to(tmp_path / f"blob{number}")
+    for number, source in enumerate((cached, cached / "model.safetensors")):
+        out = tmp_path / f"out{number}"
+        assert convert.main([str(source), str(out)]) == 0
+        (_, found), (_, expected) = trained(out, True), trained(place, True)
+        assert read_run(out)["command"] == f"python -m alexnet_mp.convert {source} {out}"
+        assert found.recipe == expected.recipe and class_words(out, found.classes) == ["cat", "dog", "sky"]
+        assert all(torch.equal(found.weights[name], tensor) for name, tensor in expected.weights.items())
+        assert np.array_equal(found.statistics.mean, expected.statistics.mean)
+    (tmp_path / "hub" / "config.json").write_text('{"architectures": ["AlexNet"]}')
+    with pytest.raises(UserError, match="not of format 'alexnet_mp 1'; --recipe NAME would say of which network"):
+        convert.main([str(tmp_path / "hub"), str(tmp_path / "a")])
+
+
 @pytest.mark.process
 def test_what_is_written_can_be_read(run, tmp_path):
     """The file of torch is short and of no import of ours; the graph has real LRN nodes, names and classes; the folder
@@ -146,10 +172,14 @@ def test_what_is_written_can_be_read(run, tmp_path):
     assert model.opset_import[0].version == 20 and model.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "N"
     about = {entry.key: json.loads(entry.value) for entry in model.metadata_props}
     assert about["classes"] == ["class 0", "class 1", "class 2"]
+    assert about["input"] == "(N, 41, 41, 3) uint8, RGB: the shorter side rescaled to 41, the central square kept"
+    assert "(N, 41, 41, 3) uint8, RGB: shorter side 41, central square" in text
     network = torch.hub.load(str(ROOT), "from_pretrained", str(tmp_path / "hub"), source="local")
     assert network.classes == ("class 0", "class 1", "class 2") and not network.training
     with pytest.raises(ValueError, match=r"torch.uint8 \(N, 41, 41, 3\)"):
         network(torch.zeros(1, 3, 41, 41))
+    with pytest.raises(ValueError, match=r"are a ndarray; this network takes a tensor, torch.uint8"):
+        network(np.zeros((1, 41, 41, 3), np.uint8))
     told = subprocess.run([sys.executable, "-c", NOT_INSTALLED], cwd=tmp_path, capture_output=True, text=True)
     assert told.stdout.split() == ["mini", str(ROOT / "kernels" / "__init__.py")], told.stderr
     card = (tmp_path / "hub" / "README.md").read_text()
@@ -283,6 +313,12 @@ def full_disk(place, patch):
     patch.setattr(durable_files, "write", write)
 
 
+def being_written(place, patch):
+    lock = open(place / "a.onnx.lock", "ab")
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    patch.setattr(exporting, "lock_of_a_test", lock, raising=False)  # open until the test ends
+
+
 def there(name, content=b"x"):
     def make(place, patch):
         (place / name).parent.mkdir(exist_ok=True)
@@ -303,6 +339,7 @@ def there(name, content=b"x"):
         ("torch.export", "a", None, "whose name ends with .pt2"),
         ("onnx", "", None, "write the name of a file"),
         ("onnx", "a.onnx", there("a.onnx"), "it is there already"),
+        ("onnx", "a.onnx", being_written, "a.onnx: another process is writing it"),
         ("torch", "a", there("a"), "and is no folder"),
         ("torch", "a", there("a/thesis.txt"), "not an export --to torch"),
         ("hub", "a", there("a/config.json"), "not an export --to hub"),

@@ -15,6 +15,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+import setuptools
 import torch
 from alexnet_mp.kernels import dispatch
 from packaging.requirements import Requirement
@@ -297,6 +298,13 @@ def newer_functions(oldest):
         elif any(open_):
             found.update(re.findall(r"\b(torch_\w+|aoti_torch_\w+)\(", line))
     return found
+
+
+def test_a_setuptools_that_cannot_build_it_is_said(monkeypatch):
+    """That of a fresh environment of Python 3.11, which pip takes without build isolation."""
+    monkeypatch.setattr(setuptools, "__version__", "65.5.0")
+    with pytest.raises(SystemExit, match="setuptools is 65.5.0, 77 or newer builds it: pip install -U setuptools"):
+        runpy.run_path(str(ROOT / "setup.py"))
 
 
 def test_the_extra_for_gpus_takes_the_triton_of_every_torch():

@@ -211,7 +211,7 @@ def test_what_is_no_file_of_weights(data, tmp_path):
     for source, message in (
         ("nothing", "it takes a run, a checkpoint, or a"),
         ("file", "never loaded; it takes a run"),
-        (".", "no checkpoint"),
+        (".", "it takes a run, a checkpoint, or a .safetensors file; convert makes a run of"),
     ):
         with pytest.raises(UserError, match=message):
             run(data, tmp_path / "run", "--init", tmp_path / source)
@@ -268,7 +268,7 @@ def test_a_run_that_diverged_is_not_taken(data, before, tmp_path):
 def test_a_directory_without_a_checkpoint(data, before, tmp_path):
     begun = shutil.copytree(before, tmp_path / "begun")
     shutil.rmtree(begun / "checkpoints")
-    assert refused(data, tmp_path, begun).startswith(f"{begun}: no checkpoint in it (expected ")
+    assert refused(data, tmp_path, begun).startswith(f"--init {begun}: no checkpoint in it (expected ")
     empty = tmp_path / "step_00000003"
     empty.mkdir()
     assert refused(data, tmp_path, empty) == f"{empty / 'manifest.json'}: it is missing"
