@@ -66,7 +66,7 @@ def division(records):
         beyond = sum(one["colour"]["p_halves"] <= LEVEL for one in some)
         answers.append(
             f"{arm}: contrast {span(contrast)} points, random deals of the kernels {span(usual)} (medians); p "
-            f"{told_p(joint[arm,])} for {seeds(some)} together, and {beyond} of {len(some)} by themselves are "
+            f"{told_p(joint[arm,])} for {seeds(some)} together, and {beyond} of {len(some)} by themselves "
             f"beyond the deals (p at most {LEVEL:g}, uncorrected)"
         )
         for one in some:
@@ -206,10 +206,12 @@ def needed(records):
                 )
             if place == places[0]:
                 errors_off = over_seeds([lesion["error"] for _, lesion in off])
+                of_halves = over_seeds([lesion["halves_error"][1] for _, lesion in off])
                 hits = sum(p[one["run"], place, lesion["silenced"]] <= LEVEL for one, lesion in off)
                 answers.append(
                     f"{arm}: error {span(whole, 1)} % whole, {span(errors_off, 1)} % with one tower silenced wherever "
-                    f"it is read, worse in {hits} of {len(off)} cases"
+                    f"it is read, worse in {hits} of {len(off)} cases; {span(of_halves, 1)} % with a random half of "
+                    "both silenced there"
                 )
     n = sorted({one["lesions"]["n"] for one in two})
     return (

@@ -1,7 +1,7 @@
 """What each GPU learned, of many runs: measures what the report's parts on towers show of one run, keeps a record a
 run, and writes docs/what-each-gpu-learned.md and its figure from all records.
 
-    python tools/what_each_gpu_learned.py RUN... --data DIR [--pictures 500] [--deals 99] [--synsets FILE]
+    python tools/what_each_gpu_learned.py RUN... --data DIR [--pictures 500] [--deals 39] [--synsets FILE]
 
 A record that is there for the same checkpoint, pictures and deals is not made again; without any RUN the page alone is
 written, from the records. An arm is told by the recipe: towers with links, towers without, one tower. --pictures are
@@ -14,6 +14,7 @@ report. Runs are computed on CPUs.
 import argparse
 import hashlib
 import json
+import os
 import shlex
 import sys
 from datetime import UTC, datetime
@@ -139,6 +140,7 @@ def _of_run(directory, found, recipe, data, options):
                 Path(directory).resolve().name,
                 *(["--data", Path(options.data).name] if options.data else []),
                 *["--pictures", str(options.pictures), "--deals", str(options.deals)],
+                *(["--synsets", os.path.relpath(options.synsets, ROOT)] if options.synsets else []),
             ]
         ),
         "machine": machine("cpu"),
@@ -298,9 +300,16 @@ def _parser():
     parser.add_argument("--out", metavar="DIR", default=str(FOLDER), help="of the records; default: %(default)s")
     parser.add_argument("--pictures", type=int, default=500, metavar="N", help="of val; default: %(default)s")
     parser.add_argument(
-        "--deals", type=int, default=99, metavar="N", help="of first-layer kernels to halves; default: %(default)s"
+        "--deals",
+        type=int,
+        default=39,
+        metavar="N",
+        help="of first-layer kernels to halves; with N of them no p of one network is below 1 / (N + 1), of k seeds "
+        "together 1 / (N + 1)^k; default: %(default)s",
     )
-    parser.add_argument("--synsets", metavar="FILE|SET", help="names the classes")
+    parser.add_argument(
+        "--synsets", metavar="FILE|SET", help="names the classes; all records of a data set have to have the same names"
+    )
     parser.add_argument("--records-only", action="store_true", help="write neither page nor figure")
     return parser
 
