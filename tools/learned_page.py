@@ -21,8 +21,9 @@ towers first meet.
 The report shows of one network what its towers are for ([the report](report.md) explains the measures). This page asks
 it of all networks of the [desk study](../claims/desk-study.md) that were trained when it was written: AlexNet's graph
 for photographs of 64x64 pixels, 100 classes, trained on one processor core each; and of two kinds of controls. Two
-towers without links meet at the last layer alone. One tower has the kernels of both. A command writes the page from
-[the records](../claims/what-each-gpu-learned); it adds more seeds when it is run again:
+towers without links meet at the last layer alone. One tower has the kernels of both. The last section has one network
+of the embedded pictures. A command writes the page from [the records](../claims/what-each-gpu-learned); it adds more
+seeds when it is run again:
 """
 LIMITS = """
 - Few seeds. A test by signs over k seeds has no p below 2 / 2^k: {least:g} with {seeds} of them. The p-values of single
@@ -30,6 +31,8 @@ LIMITS = """
 - It is exploratory. The desk study's plan, written before its first run, has the test of the first layers' kernels and
   nothing else of this page. The other measures and their tests were written while the networks of seed 3 were looked
   at, before those of any other seed were. So seed 3 is no independent test of them; the other seeds are.
+- Of the embedded pictures' network, `mini` with seed 0, it was known before that its first layers divide ([first
+  runs](first-runs.md)): it is an example, and no test.
 - It is about small networks and small photographs. Nothing here was measured on the paper's network.
 - A tower that is silenced leaves a network that was never trained without it. So how much it is needed says nothing of
   what the other tower could have learned alone.

@@ -45,7 +45,7 @@ def kernels(records):
         "Do the kernels of the first layers differ?",
         answers,
         "p: energy distance between the towers' kernels against 10,000 random deals of them "
-        f"(`analysis/specialisation.py`), Holm over {len(two)} networks. Chroma: its share in the kernels' energy.",
+        f"(`analysis/specialisation.py`), Holm over the networks ({len(two)}). Chroma: its share in the energy.",
         table(["arm", "seed", "chroma, tower a", "tower b", "p, Holm"], rows),
     )
 

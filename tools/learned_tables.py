@@ -89,7 +89,8 @@ def most_leaning(records: Sequence[dict], count: int) -> tuple[list[str], list[s
     """The classes that lean most on the brightness tower, and on the other, by their means over the records."""
     means = {name: float(np.mean(values)) for name, values in leanings(records).items()}
     order = sorted(means, key=lambda name: (-means[name], name))
-    return order[:count], order[::-1][:count]
+    on_colour = [name for name in order[::-1][:count] if means[name] < 0]
+    return [name for name in order[:count] if means[name] > 0], on_colour
 
 
 def consistency(records: Sequence[dict], draws: int = 10_000, seed: int = 0) -> tuple[float, float]:

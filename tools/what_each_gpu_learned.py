@@ -80,7 +80,10 @@ def measure(directory: str, options: argparse.Namespace) -> dict:
     data = open_dataset(options.data or found.source, recipe.stored_size, ("val",))
     if list(data.classes) != found.classes:
         raise UserError(f"{directory} was trained on other classes than {options.data} has")
-    split, words = data.splits["val"], in_words(data.classes, data.class_names, options.synsets)
+    split, words = (
+        data.splits["val"],
+        in_words(data.classes, getattr(data, "class_names", None) or data.classes, options.synsets),
+    )
     count = options.pictures
     some, many, few = (evenly(len(split), number) for number in (count, 10 * count, max(1, count // 2)))
     of = network, statistics, split
