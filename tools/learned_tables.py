@@ -1,0 +1,106 @@
+"""What `learned_page.py` says of the records of several networks, as numbers: over seeds, corrected for the number of
+looks, towers named by what they see."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+
+from alexnet_mp.analysis.specialisation import as_far_p, holm
+
+LEVEL = 0.05
+DRAWS = 100_000  # of one deal a network
+ARMS = ("towers with links", "towers without links", "one tower")
+
+
+@dataclass(frozen=True)
+class OverSeeds:
+    """One number of each of n networks."""
+
+    n: int
+    mean: float
+    low: float
+    high: float
+
+
+def over_seeds(values: Sequence[float]) -> OverSeeds:
+    """Of one value at least."""
+    return OverSeeds(len(values), float(np.mean(values)), float(min(values)), float(max(values)))
+
+
+def by_arm(records: Sequence[dict]) -> dict[str, list[dict]]:
+    """{arm: its records by seed}, of the arms that have one."""
+    found = {arm: sorted((one for one in records if one["arm"] == arm), key=lambda one: one["seed"]) for arm in ARMS}
+    return {arm: of_arm for arm, of_arm in found.items() if of_arm}
+
+
+def of_two_towers(records: Sequence[dict]) -> list[dict]:
+    return [one for of_arm in by_arm(records).values() for one in of_arm if one["colour"]]
+
+
+def corrected(looks: Mapping[tuple, float]) -> dict[tuple, float]:
+    """The p-values of all looks of a question, by Holm's rule together."""
+    return dict(zip(looks, holm(list(looks.values()))))
+
+
+def points(change: Mapping) -> float:
+    """Right answers of a less those of b, in points; of a lesion, by how much the error rises."""
+    return 100 * (change["only_a"] - change["only_b"]) / change["n"]
+
+
+def brightness_tower(record: Mapping) -> int:
+    """Which tower's answers stand the loss of colours better, and the loss of brightness worse: 0 for a, 1 for b.
+
+    Towers have no order, so over seeds they are named by what they see. Of any two towers one is called so."""
+    return int(record["colour"]["contrast"] < 0)
+
+
+def joint_p(networks: Sequence[tuple[float, Sequence[float]]], seed: int = 0) -> float:
+    """p of "in every network the towers are one of its deals": networks' (own value, those of random deals).
+
+    The mean distance from 0 of the networks' own values is compared with that of one deal of each network, drawn
+    `DRAWS` times; its own is among the deals of a network. So a few networks of few deals tell more together than each
+    can. It can be no smaller than the product of 1 / (1 + deals)."""
+    random, total = np.random.default_rng(seed), np.zeros(1 + DRAWS)
+    for own, deals in networks:
+        values = np.abs(np.array([own, *deals]))
+        total[0] += values[0]
+        total[1:] += values[random.integers(len(values), size=DRAWS)]
+    return as_far_p(total)
+
+
+def division_p(records: Sequence[dict]) -> float:
+    """The `joint_p` of an arm's contrasts of brightness and colour."""
+    return joint_p([(one["colour"]["contrast"], one["colour"]["halves"]) for one in records])
+
+
+def leanings(records: Sequence[dict]) -> dict[str, list[float]]:
+    """{class: of each record, how far it leans on the brightness tower, in points; below 0: on the other}."""
+    found = {}
+    for record in records:
+        sign = 1 - 2 * brightness_tower(record)
+        for name, n, only_a, only_b, _ in record["classes"]["classes"]:
+            found.setdefault(name, []).append(sign * 100 * (only_a - only_b) / n)
+    return found
+
+
+def most_leaning(records: Sequence[dict], count: int) -> tuple[list[str], list[str]]:
+    """The classes that lean most on the brightness tower, and on the other, by their means over the records."""
+    means = {name: float(np.mean(values)) for name, values in leanings(records).items()}
+    order = sorted(means, key=lambda name: (-means[name], name))
+    on_colour = [name for name in order[::-1][:count] if means[name] < 0]
+    return [name for name in order[:count] if means[name] > 0], on_colour
+
+
+def consistency(records: Sequence[dict], draws: int = 10_000, seed: int = 0) -> tuple[float, float]:
+    """Whether networks of other seeds lean on the same sort of tower for the same classes: (mean correlation of their
+    `leanings` over pairs of networks, p of "the classes were dealt at random in each")."""
+    values = np.array(list(leanings(records).values())).T  # (networks, classes)
+    values = values - values.mean(1, keepdims=True)
+    values = values / np.sqrt((values**2).sum(1, keepdims=True))
+    random, pairs = np.random.default_rng(seed), list(combinations(range(len(values)), 2))
+    dealt = [random.permuted(np.tile(row, (draws, 1)), axis=1) for row in values]
+    means = [float(np.mean([values[a] @ values[b] for a, b in pairs]))]
+    means += list(np.mean([(dealt[a] * dealt[b]).sum(1) for a, b in pairs], 0))
+    return means[0], as_far_p(np.array(means))
