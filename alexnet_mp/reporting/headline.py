@@ -12,7 +12,7 @@ from .page import Fact
 
 
 def headline(kernels: np.ndarray, lines: list[dict], recipe: Recipe, classes: int) -> list[Fact]:
-    """The facts of a run. kernels: its first layer's, (maps of all towers, 3, k, k); lines: of `read_metrics`."""
+    """The facts of a run. kernels: its first layer's, (maps of all towers, 3, k, k); lines: of `sound_metrics`."""
     facts = [error_fact(lines, classes), chroma_fact(kernels, recipe.towers), crossing_fact(recipe, classes)]
     return [fact for fact in facts if fact]
 

@@ -273,7 +273,7 @@ class Watched:
         return [
             ("recipe", f"{recipe.name}, seed {recipe.seed}, batches of {recipe.batch_size}"),
             ("data", str(run["data"].get("description"))),
-            ("devices", devices_of(run) if run.get("devices") else "none"),
+            ("devices", devices_of(run) or "none"),
             ("kernels, pipeline", f"{run.get('kernels')}, {run.get('pipeline')}"),
             ("started", str(run.get("started"))),
             ("command", str(run.get("command"))),
