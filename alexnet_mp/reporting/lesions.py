@@ -77,6 +77,10 @@ def _towers_and_links(out, found, pictures):
                 for contrast in found.contrasts
             ],
         ),
+        page.why(
+            "Above 0: tower a is needed more. p: McNemar's exact test of one against the other over the same pictures, "
+            f"corrected for the {len(found.contrasts)} rows."
+        ),
     ]
 
 
