@@ -23,9 +23,15 @@ def growing(out: Path, found: Mapping[str, Growth]) -> page.Part:
     if len(first.moments) > 1:
         pieces += _pictures(out, first)
     several = {name: one for name, one in found.items() if len(one.moments) > 1}
-    for number, (name, one) in enumerate(list(several.items())[:MOST_CHARTS], 1):
-        path = write_figure(draw_growth(one, printable(name)), out / f"growth_{number}.png")
-        pieces.append(page.image(path, f"Share of chroma of each tower against steps, {printable(name)}"))
+    charts = [
+        (
+            write_figure(draw_growth(one, printable(name)), out / f"growth_{number}.png"),
+            f"Share of chroma of each tower against steps, {printable(name)}",
+        )
+        for number, (name, one) in enumerate(list(several.items())[:MOST_CHARTS], 1)
+    ]
+    if charts:
+        pieces.append(page.panels(charts))
     if len(several) > MOST_CHARTS:
         pieces.append(page.why(f"Charts of the first {MOST_CHARTS} of {len(several)} such runs."))
     pieces += [
