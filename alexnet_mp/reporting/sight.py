@@ -78,7 +78,7 @@ def _errors(out, seen, split, numbers, pictures):
             least=LEAST,
         ),
         page.table(
-            ["pictures", *(WHO[name][0] for name in who), *["a's right answers less b's", "p, Holm"] * two],
+            ["pictures", *who, *["right, a sees less b sees", "p, Holm"] * two],
             [
                 [
                     one.pictures,
