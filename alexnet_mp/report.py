@@ -47,7 +47,7 @@ from .retrieval.index import SPLITS
 from .runs.checkpoint_format import read_state
 from .runs.checkpoints import from_newest
 from .runs.directory import read_run
-from .runs.metrics import read_metrics
+from .runs.metrics import sound_metrics
 from .system.command_line import command_parser
 from .system.errors import UserError, run_command
 from .system.terminal import progress, say
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.pictures < 1:
         raise UserError(f"--pictures {options.pictures}: it must be at least 1")
     shown, runs = options.runs[0], named(options.runs)
-    described, lines = read_run(shown), read_metrics(shown)
+    described, lines = read_run(shown), sound_metrics(shown)
     layers = {
         name: (*first_layer(directory), _linked(read_run(directory)["recipe"])) for name, directory in runs.items()
     }

@@ -380,4 +380,4 @@ def chroma_of_halves(kernels: np.ndarray, orders: np.ndarray) -> list[np.ndarray
 def as_far_p(apart: np.ndarray) -> float:
     """The share of values at least as large as the first, which was seen and counts among them: (1 + hits) / (1 +
     draws)."""
-    return float((apart >= apart[0] * (1 - 1e-12)).mean())
+    return float((apart >= apart[0] - 1e-12 * abs(apart[0])).mean())

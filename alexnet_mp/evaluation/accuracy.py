@@ -136,10 +136,9 @@ def read_right(path: str | Path) -> dict[str, np.ndarray] | None:
     try:
         with np.load(path, allow_pickle=False) as found:
             images = int(found["images"])
-            return {
-                name: np.unpackbits(found[name], axis=1, count=images).astype(bool)
-                for name in found.files
-                if name.endswith((" view", " views"))
-            }
+            packed = {name: found[name] for name in found.files if name.endswith((" view", " views"))}
+            if any(bits.shape != (2, -(-images // 8)) for bits in packed.values()):
+                return None
+            return {name: np.unpackbits(bits, axis=1, count=images).astype(bool) for name, bits in packed.items()}
     except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
         return None

@@ -14,14 +14,13 @@ from ..data.dataset import ELSEWHERE, SAME_FILES
 from ..evaluation.accuracy import read_right, top5_tells
 from ..recipes.recipe import Recipe, every_field
 from ..runs.directory import RIGHT, read_run
-from ..runs.metrics import read_metrics
+from ..runs.metrics import sound_metrics
 from ..training.resume import flat
 from .provenance import devices_of
 
 ENVIRONMENT = ("kernels", "precision", "pipeline", "overlap", "pairs", "microbatch", "python")
 CENTRE = "centre view"
 SHOWN = 3  # pairs that are named where many can't be compared for the same reason
-NUMBERS = ("step", "top1_error", "top5_error", "images")  # of a test's line
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class ComparedRun:
     name: str
     directory: str
     described: dict  # `read_run`
-    lines: list[dict]  # `read_metrics`; none of a network that was converted
+    lines: list[dict]  # `sound_metrics`; none of a network that was converted
     right: dict[str, np.ndarray]  # `read_right`: which images the final test got right; none where it was not tested
 
     @property
@@ -53,7 +52,7 @@ class ComparedRun:
         last = [line for line in self.lines if line["kind"] == "test" and line["step"] == self.step]
         if not last:
             last = [line | {"protocol": CENTRE} for line in self.lines if line["kind"] == "val"][-1:]
-        return [line for line in last if all(isinstance(line.get(name), (int, float)) for name in NUMBERS)]
+        return last
 
 
 @dataclass(frozen=True)
@@ -70,11 +69,8 @@ class PairedErrors:
 def read_compared(name: str, directory: str) -> ComparedRun:
     """Raises UserError where it is no run."""
     described = read_run(directory)
-    try:
-        lines = [line for line in read_metrics(directory) if isinstance(line.get("step"), int)]
-    except FileNotFoundError:
-        lines = []
-    return ComparedRun(name, directory, described, lines, read_right(Path(directory) / RIGHT) or {})
+    right = read_right(Path(directory) / RIGHT) or {}
+    return ComparedRun(name, directory, described, sound_metrics(directory), right)
 
 
 def differences(runs: Sequence[ComparedRun]) -> dict[str, dict[str, list[str]]]:
@@ -119,7 +115,7 @@ def _data(run):
 def _environment(run):
     packages = run.described.get("packages") or {}
     return {
-        "devices": devices_of(run.described) if run.described.get("devices") else None,
+        "devices": devices_of(run.described),
         **{name: run.described.get(name) for name in ENVIRONMENT},
         "commit": str(run.described.get("commit") or "")[:12],
         **packages,

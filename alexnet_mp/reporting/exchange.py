@@ -22,8 +22,8 @@ def exchange(
 ) -> page.Part:
     """The `Part` with the network drawn and its ledger.
 
-    classes: how many. devices: of each tower, here. lines: of `read_metrics`; trained_on: the devices they are from, in
-    words."""
+    classes: how many. devices: of each tower, here. lines: of `sound_metrics`; trained_on: the devices they are from,
+    in words."""
     rows, drawn = crossings(recipe, classes, devices), page.network(drawing(recipe, classes))
     rates = [line["images_per_second"] for line in lines if line["kind"] == "train"]
     step = (

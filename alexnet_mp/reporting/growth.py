@@ -23,9 +23,15 @@ def growing(out: Path, found: Mapping[str, Growth]) -> page.Part:
     if len(first.moments) > 1:
         pieces += _pictures(out, first)
     several = {name: one for name, one in found.items() if len(one.moments) > 1}
-    for number, (name, one) in enumerate(list(several.items())[:MOST_CHARTS], 1):
-        path = write_figure(draw_growth(one, printable(name)), out / f"growth_{number}.png")
-        pieces.append(page.image(path, f"Share of chroma of each tower against steps, {printable(name)}"))
+    charts = [
+        (
+            write_figure(draw_growth(one, printable(name)), out / f"growth_{number}.png"),
+            f"Share of chroma of each tower against steps, {printable(name)}",
+        )
+        for number, (name, one) in enumerate(list(several.items())[:MOST_CHARTS], 1)
+    ]
+    if charts:
+        pieces.append(page.panels(charts))
     if len(several) > MOST_CHARTS:
         pieces.append(page.why(f"Charts of the first {MOST_CHARTS} of {len(several)} such runs."))
     pieces += [
@@ -63,9 +69,12 @@ def _what_there_is(found):
     words += f" There are {moments} moments from step {steps[0]:,} to {steps[-1]:,}."
     if len(found.moments[0].chroma) == 1:
         return f"{words} The network has one tower: it can't divide."
+    if found.moments[-1].division_p is None:
+        return f"{words} At the last of them too few kernels have learned anything to tell a division."
     if found.begins is None:
         return f"{words} At the last of them the towers are not divided."
-    words += f" The towers are divided from step {found.begins:,} on"
+    by = "at all of them" if found.begins == steps[0] else f"from step {found.begins:,} on"
+    words += f" The towers are divided {by}"
     colourful = found.colourful
     if not colourful:
         return f"{words}; at no moment are their shares of chroma surely apart."
@@ -100,9 +109,16 @@ def _row(name, found):
         _number(moments[-1].step),
         " / ".join(f"{share:.2f}" for share in moments[-1].chroma),
         f"{sum(moment.divided for moment in tested)} of {len(tested)}" if tested else "-",
-        "-" if found.begins is None or len(moments) == 1 else _number(found.begins),
-        ", ".join(map(_number, found.turns)) or ("never" if len(tested) > 1 else "-"),
+        _begins(found),
+        ", ".join(map(_number, found.turns)) or ("never" if len(found.colourful) > 1 else "-"),
     ]
+
+
+def _begins(found):
+    """A division that is there at the first moment began at some time before."""
+    if found.begins is None or len(found.moments) == 1:
+        return "-"
+    return f"{'by ' * (found.begins == found.moments[0].step)}{_number(found.begins)}"
 
 
 def _number(step):

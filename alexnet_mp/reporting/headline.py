@@ -12,7 +12,7 @@ from .page import Fact
 
 
 def headline(kernels: np.ndarray, lines: list[dict], recipe: Recipe, classes: int) -> list[Fact]:
-    """The facts of a run. kernels: its first layer's, (maps of all towers, 3, k, k); lines: of `read_metrics`."""
+    """The facts of a run. kernels: its first layer's, (maps of all towers, 3, k, k); lines: of `sound_metrics`."""
     facts = [error_fact(lines, classes), chroma_fact(kernels, recipe.towers), crossing_fact(recipe, classes)]
     return [fact for fact in facts if fact]
 
@@ -22,8 +22,9 @@ def error_fact(lines: Sequence[dict], classes: int) -> Fact | None:
     tested = [line for line in lines if line["kind"] in ("val", "test")]
     if not tested:
         return None
-    last, chance = tested[-1], f"a guess: {100 - 100 / classes:.1f} %"
-    shown = [f"top-{k}" for k in (1, 5) if k == 1 or top5_tells(classes)]
+    last, ks = tested[-1], [k for k in (1, 5) if k == 1 or top5_tells(classes)]
+    chance = f"a guess: {' / '.join(f'{100 - 100 * k / classes:.1f}' for k in ks)} %"
+    shown = [f"top-{k}" for k in ks]
     errors = [last[f"{each.replace('-', '')}_error"] for each in shown]
     counted = [percent(error, last["images"]).partition(" (")[2].rstrip(")") for error in errors]  # "" of many images
     few = [f"{each} {count}, 95 % interval; " for each, count in zip(shown, counted) if count]

@@ -66,7 +66,7 @@ def _towers_and_links(out, found, pictures):
         ),
         page.heading("Which tower is needed more"),
         page.table(
-            ["read by", "error with a off less that with b off", "95 % interval", "p, Holm"],
+            ["read by", "a off less b off", "95 % interval", "p, Holm"],
             [
                 [
                     _place(contrast.place),
@@ -76,6 +76,10 @@ def _towers_and_links(out, found, pictures):
                 ]
                 for contrast in found.contrasts
             ],
+        ),
+        page.why(
+            "The error with tower a off less that with tower b off: above 0 tower a is needed more. p: McNemar's exact "
+            f"test of one against the other over the same pictures, corrected for the {len(found.contrasts)} rows."
         ),
     ]
 

@@ -217,7 +217,7 @@ class Watched:
             ("Loss, nats", [Line("training", "training", over("loss")),
                             Line("validation", "validation", at_ends("loss")),
                             Line("all classes alike", "guess", guess(math.log(classes)))], None),
-            ("Error, %", [*errors, Line("a guess", "guess", guess(100 - 100 / classes))], 100),
+            ("Error, %", [*errors, Line("a guess, top-1", "guess", guess(100 - 100 / classes))], 100),
             ("Images a second", [Line("training", "training", over("images_per_second"))], None),
         )  # fmt: skip
         return [chart(title, lines, high, falls) for title, lines, high in every]
@@ -273,7 +273,7 @@ class Watched:
         return [
             ("recipe", f"{recipe.name}, seed {recipe.seed}, batches of {recipe.batch_size}"),
             ("data", str(run["data"].get("description"))),
-            ("devices", devices_of(run) if run.get("devices") else "none"),
+            ("devices", devices_of(run) or "none"),
             ("kernels, pipeline", f"{run.get('kernels')}, {run.get('pipeline')}"),
             ("started", str(run.get("started"))),
             ("command", str(run.get("command"))),

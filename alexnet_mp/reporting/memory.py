@@ -39,16 +39,19 @@ LINKS = {
 def memory(out: Path, recipe: Recipe, classes: int) -> page.Part:
     """The `Part` of a recipe's network for so many classes, and of the paper's beside it."""
     found = step_bytes(recipe, classes, recipe.batch_size)
-    pieces = [page.text(_in_words(found, recipe.name)), _holds(out, found, recipe.name, "memory")]
-    path = write_figure(_by_layer(found), out / "memory_layers.png")
-    pieces += [page.image(path, "Bytes of a training step by layer and tower"), _table(found)]
+    layers = write_figure(_by_layer(found), out / "memory_layers.png"), "Bytes of a training step by layer and tower"
+    pieces = [
+        page.text(_in_words(found, recipe.name)),
+        page.panels([_holds(out, found, recipe.name, "memory"), layers]),
+        _table(found),
+    ]
     theirs = paper()
     if recipe.name != theirs.name:
         theirs_found = step_bytes(theirs, IMAGENET, theirs.batch_size)
         pieces += [
             page.heading("Beside it, the paper's network"),
             page.text(_in_words(theirs_found, "paper")),
-            _holds(out, theirs_found, "paper", "memory_paper"),
+            page.panels([_holds(out, theirs_found, "paper", "memory_paper")]),
         ]
     pieces.append(
         page.why(
@@ -87,7 +90,7 @@ def _full(devices, found):
 
 def _holds(out, found, name, file):
     path = write_figure(_of_devices(found), out / f"{file}.png")
-    return page.image(path, f"Bytes of a training step of {name} by device")
+    return path, f"Bytes of a training step of {name} by device"
 
 
 def _of_devices(found: StepBytes) -> "Figure":
@@ -192,7 +195,7 @@ def _draw_links(times):
     axes.set_xscale("log")
     axes.invert_yaxis()
     most = max(times.values())
-    axes.set(xlabel="ms a step, computed (logarithmic)", xlim=(min(times.values()) / 3, 6 * most))
+    axes.set(xlabel="ms a step (logarithmic)", xlim=(min(times.values()) / 3, 6 * most))
     for place, value in enumerate(times.values()):
         axes.text(1.3 * value, place, f"{value:.3g}", va="center", fontsize=8.5)
     axes.tick_params(labelsize=8.5)

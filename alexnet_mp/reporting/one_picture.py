@@ -127,7 +127,7 @@ def _side(side: Side, tower, layer, pixels):
         kernel = int(side.kernels[place]) if len(side.kernels) else None
         cells.append(
             {
-                "kernel": kernel,
+                "kernel": None if kernel is None else kernel + 1,  # counted from 1, as in the report
                 "width": level.shape[1],
                 "height": level.shape[0],
                 "base64": _base64(_coloured(level, RAMPS[tower])),
@@ -161,7 +161,7 @@ def _links(found, layer):
             "direction": link.direction.replace("->", " \N{RIGHTWARDS ARROW} "),
             "source": link.direction[0],
             "reader": link.direction[-1],
-            "shape": " x ".join(f"{side:,}" for side in link.shape),
+            "shape": " x ".join(f"{side:,}" for side in link.shape) + " units" * (len(link.shape) == 1),
             "bytes": _bytes(link.bytes),
             "zeros": f"{100 * link.zeros:.0f} %",
             "own": f"{link.own:.3g}",

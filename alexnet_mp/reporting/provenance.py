@@ -5,26 +5,26 @@ from ..recipes.recipe import Recipe, describe
 from ..system.provenance import source_commit
 from . import page
 
+UNKNOWN = "not recorded"
+
 
 def provenance(run: dict, recipe: Recipe, step: int, dataset: DataSet) -> page.Part:
     """Where the network and this page come from. run: what `read_run` says of its directory."""
     data = [
-        f"{description}, fingerprint {fingerprint[:16]}"
+        f"{description or UNKNOWN}, fingerprint {(fingerprint or UNKNOWN)[:16]}"
         for description, fingerprint in (
-            (run["data"]["description"], run["data"]["fingerprint"]),
+            (run["data"].get("description"), run["data"].get("fingerprint")),
             (dataset.description, dataset.fingerprint),
         )
     ]
     rows = [
-        ["command", run["command"]],
-        ["started", run["started"]],
-        ["commit", run.get("commit") or "not recorded"],
+        *([name, run.get(name) or UNKNOWN] for name in ("command", "started", "commit")),
         *([f"gone on with from step {entry['step']:,}", entry["command"]] for entry in run.get("resumed", [])),
         ["checkpoint", f"step {step:,}"],
-        ["devices", devices_of(run)],
-        ["kernels, pipeline", f"{run['kernels']}, {run['pipeline']}"],
-        ["python", run["python"]],
-        ["packages", ", ".join(f"{name} {version}" for name, version in run["packages"].items() if version)],
+        ["devices", devices_of(run) or "none"],
+        ["kernels, pipeline", f"{run.get('kernels') or UNKNOWN}, {run.get('pipeline') or UNKNOWN}"],
+        ["python", run.get("python") or UNKNOWN],
+        ["packages", ", ".join(f"{name} {version}" for name, version in run.get("packages", {}).items() if version)],
         ["data of the training", data[0]],
         ["data of this page", data[1]],
         ["commit of this page", source_commit() or "not in a checkout"],
@@ -37,4 +37,4 @@ def provenance(run: dict, recipe: Recipe, step: int, dataset: DataSet) -> page.P
 
 
 def devices_of(run: dict) -> str:
-    return "; ".join(f"tower {device['tower']}: {device['name']}" for device in run["devices"])
+    return "; ".join(f"tower {device['tower']}: {device['name']}" for device in run.get("devices", []))

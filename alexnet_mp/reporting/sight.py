@@ -78,7 +78,7 @@ def _errors(out, seen, split, numbers, pictures):
             least=LEAST,
         ),
         page.table(
-            ["pictures", *(WHO[name][0] for name in who), *["a's right answers less b's", "p, Holm"] * two],
+            ["pictures", *who, *["right, a sees less b sees", "p, Holm"] * two],
             [
                 [
                     one.pictures,
@@ -92,7 +92,13 @@ def _errors(out, seen, split, numbers, pictures):
             "Luminance is the mean of the three colours, chroma the rest. Shuffled: the chromas of the pixels dealt to "
             f"other pixels. Frequencies: a Gaussian filter, half of an amplitude at {CUTOFF} cycles per picture; the "
             "high ones around the mean luminance. In one hue: every chroma turned to it, as large as before as far as "
-            "that fits." + (" p: McNemar's exact test of what tower a sees against what tower b sees." if two else "")
+            "that fits."
+            + (
+                " p: McNemar's exact test of what tower a sees against what tower b sees, corrected for the "
+                f"{len(seen)} sorts of pictures."
+                if two
+                else ""
+            )
         ),
     ]
 
@@ -154,8 +160,8 @@ def _classes(out, found, split, names):
         page.why(
             f"The differences of all {len(found.classes)} classes have a deviation of {found.spread:.1f} points about "
             f"that of all pictures; {found.by_chance:.1f} where the pictures are dealt to the classes at random "
-            f"({told_p(found.p)}). p, Holm: McNemar's exact test, corrected for the number of classes. Chosen as the "
-            "most extreme, these would lean a little less on other pictures."
+            f"({told_p(found.p)}). p, Holm: McNemar's exact test, corrected for all {len(found.classes)} classes. "
+            "Chosen as the most extreme, these would lean a little less on other pictures."
         ),
     ]
 

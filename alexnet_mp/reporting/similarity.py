@@ -110,8 +110,8 @@ def similarity(
             f"Intervals, 95 %: jackknife over {GROUPS} groups of pictures. The first p: the share of 1,000 orders in "
             "which the pictures of tower b were dealt at random with a CKA as large. Random halves: the maps of both "
             "towers dealt at random, 1,000 times, at layers whose towers read the same; their p: the share that is as "
-            f"little alike as the towers. Holm: corrected for the layers. Both tests on {DEALT_PICTURES} of the "
-            "pictures at most."
+            "little alike as the towers. Holm: corrected for the layers, or for the crossings. Both tests on "
+            f"{DEALT_PICTURES} of the pictures at most."
         ),
     ]
     if left_out:

@@ -21,7 +21,7 @@ ALT = "Loss of training and validation against epochs", "Errors of training and 
 
 
 def training(out: Path, lines: Sequence[dict], recipe: Recipe, classes: int) -> page.Part:
-    """The `Part` of a run's `metrics.jsonl`. lines: of `read_metrics`; classes: how many."""
+    """The `Part` of a run's `metrics.jsonl`. lines: of `sound_metrics`; classes: how many."""
     epochs = epochs_of(lines)
     if not epochs:
         return page.Part("training", "Training", [page.text("The run has no step that was recorded.")])

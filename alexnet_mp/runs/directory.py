@@ -32,6 +32,7 @@ from .metrics import EVENTS, METRICS, Metrics, take_over
 
 RUN = "run.json"
 RIGHT = "validation_right.npz"  # which validation images the final test got right
+TEXTS = ("command", "started", "kernels", "precision", "pipeline", "overlap", "commit", "python")
 MOST_BYTES = 16 << 20  # of run.json: 22,000 class names are less than one of them
 
 
@@ -322,6 +323,8 @@ def read_run(path: str | Path) -> dict:
             and all(isinstance(name, str) for name in classes)
         ):
             raise UserError("it doesn't say what data the run had")
+        if (wrong := _wrong_field(run)) is not None:
+            raise UserError(f"{wrong} is not what a run writes")
         return {**run, "recipe": recipe}
     except UserError as error:
         raise UserError(f"{path} is not a run directory of this version: {file}: {error}") from None
@@ -329,6 +332,32 @@ def read_run(path: str | Path) -> dict:
         raise UserError(f"{path} is not a run directory: cannot read {file}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, RecursionError) as error:  # JSON's and UTF-8's errors are ValueErrors
         raise UserError(f"{path} is not a run directory: {file} is damaged ({error!r:.200})") from None
+
+
+def _wrong_field(run):
+    """The name of a field of run.json that is of another type than `fields_of_run` gives it, None where all are right;
+    what a run of a former version, or a network from elsewhere, doesn't have is no fault."""
+
+    def texts(of):
+        return isinstance(of, dict) and all(isinstance(value, str | None) for value in of.values())
+
+    def listed(of, **types):
+        return isinstance(of, list) and all(
+            isinstance(each, dict) and all(isinstance(each.get(name), type_) for name, type_ in types.items())
+            for each in of
+        )
+
+    described = {name: run["data"].get(name) for name in ("description", "fingerprint")}
+    right = {
+        **{name: isinstance(run.get(name), str | None) for name in TEXTS},
+        **{name: isinstance(run.get(name), int | None) for name in ("pairs", "microbatch")},
+        **{f"data.{name}": isinstance(value, str | None) for name, value in described.items()},
+        "devices": listed(run.get("devices", []), tower=str, name=str),
+        "resumed": listed(run.get("resumed", []), step=int, command=str),
+        "packages": texts(run.get("packages", {})),
+        "converted": texts(run.get("converted", {})),
+    }
+    return next((name for name, is_right in right.items() if not is_right), None)
 
 
 def _earlier(path):

@@ -8,20 +8,18 @@ from contextlib import suppress
 from pathlib import Path
 
 from ..system import durable_files
-from .metrics import METRICS
+from .metrics import METRICS, TRAIN, is_sound
 
 MOST_BYTES = 4 << 20  # read at once; a longer line is none of a run's
 MARK = 256  # last bytes that were read, which have to be there still
-TRAIN = ("step", "epoch", "loss", "top1_error", "images_per_second", "bytes_exchanged")
-TESTED = ("step", "epoch", "loss", "top1_error", "top5_error", "images")
 
 
 class FollowedMetrics:
     """The lines of a run so far.
 
     steps: {name: array of float64} of TRAIN, a value a step. tested, scheduled: the lines of kinds "val" and "test",
-    and "schedule", as dicts, in order. A line that is no JSON, lacks a number or has one that is not finite is left
-    out, a last one without its end is waited for."""
+    and "schedule", as dicts, in order. A line that is no JSON, or not `is_sound`, is left out, a last one without its
+    end is waited for."""
 
     def __init__(self, run: str | Path):
         self.path = Path(run) / METRICS
@@ -58,24 +56,10 @@ class FollowedMetrics:
         return len(new) == MOST_BYTES and bool(whole)
 
     def _take(self, line):
-        kind = line.get("kind") if isinstance(line, dict) else None
-        if kind == "train" and _numbers(line, TRAIN):
+        if not is_sound(line):
+            return
+        if line["kind"] == "train":
             for name, values in self.steps.items():
                 values.append(line[name])
-        elif kind in ("val", "test") and _numbers(line, TESTED) and isinstance(line.get("protocol", ""), str):
-            self.tested.append(line)
-        elif kind == "schedule" and _numbers(line, ("step", "epoch")) and _rates(line.get("learning_rates")):
-            self.scheduled.append(line)
-
-
-def _numbers(line, names):
-    """Whether the line has these, all finite and of a size that a float64 has."""
-    return all(_number(line.get(name)) for name in names)
-
-
-def _rates(rates):
-    return isinstance(rates, dict) and all(map(_number, rates.values()))
-
-
-def _number(value):
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
+        else:
+            (self.scheduled if line["kind"] == "schedule" else self.tested).append(line)

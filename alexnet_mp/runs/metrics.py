@@ -20,6 +20,8 @@ from ..system.errors import UserError
 METRICS, EVENTS = "metrics.jsonl", "tensorboard"
 MOST_BYTES = 1 << 30  # of metrics.jsonl: four million steps
 LAST_BYTES = 1 << 16  # of metrics.jsonl: the lines of one step are a few hundred
+TRAIN = ("step", "epoch", "loss", "top1_error", "images_per_second", "bytes_exchanged")
+TESTED = ("step", "epoch", "loss", "top1_error", "top5_error", "images")
 
 
 class Metrics:
@@ -170,6 +172,47 @@ def read_metrics(path: str | Path) -> list[dict]:
         if isinstance(line, dict) and "kind" in line:
             lines.append(line)
     return lines
+
+
+def sound_metrics(path: str | Path) -> list[dict]:
+    """The lines of `read_metrics` that `is_sound`; none where there is no file. Raises UserError where it can't be
+    read."""
+    try:
+        return list(filter(is_sound, read_metrics(path)))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise UserError(f"{Path(path) / METRICS}: {error.strerror}") from None
+
+
+def is_sound(line: object) -> bool:
+    """Whether a line, as JSON gives it, is one that a run writes: it has what a line of its kind is read for, and
+    numbers that are finite and can be."""
+    kind = line.get("kind") if isinstance(line, dict) else None
+    if kind == "train":
+        return _numbers(line, TRAIN)
+    if kind in ("val", "test"):
+        return (
+            _numbers(line, TESTED)
+            and all(isinstance(line.get(name, ""), str) for name in ("protocol", "split"))
+            and ("protocol" in line or kind == "val")
+            and isinstance(line["images"], int)
+            and line["images"] > 0
+            and all(0 <= line[name] <= 100 for name in ("top1_error", "top5_error"))
+        )
+    rates = line.get("learning_rates") if kind == "schedule" else None
+    return isinstance(rates, dict) and all(map(_number, rates.values())) and _numbers(line, ("step", "epoch"))
+
+
+def _numbers(line, names):
+    """Whether the line has these, all finite and of a size that a float64 has; steps and epochs are counted."""
+    return all(_number(line.get(name)) for name in names) and all(
+        isinstance(line[name], int) and 0 <= line[name] < 1 << 53 for name in ("step", "epoch")
+    )
+
+
+def _number(value):
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
 
 
 def take_over(run: str | Path, directory: str | Path, length: int) -> None:

@@ -12,6 +12,7 @@ from tiny_run import LAYERS, run
 from alexnet_mp.analysis import growth as growing
 from alexnet_mp.analysis.growth import Growth, growth, moment_of, spread
 from alexnet_mp.analysis.growth_pictures import animation, draw_growth, strip
+from alexnet_mp.reporting import growth as growth_part
 from alexnet_mp.runs import first_layers
 
 pytestmark = [pytest.mark.run, pytest.mark.usefixtures("one_thread", "quick")]
@@ -41,7 +42,7 @@ def moments(*kinds):
     return Growth(tuple(moment_of(10 * number, made[kind], 2, 2000) for number, kind in enumerate(kinds)), 0, ())
 
 
-def test_when_the_division_begins_and_turns():
+def test_when_the_division_begins_and_turns(monkeypatch):
     steady = moments("noise", "grey", "b", "b")
     assert [moment.divided for moment in steady.moments] == [False, False, True, True]
     assert steady.moments[0].division_p is None and steady.moments[1].division_p > 0.01
@@ -52,6 +53,18 @@ def test_when_the_division_begins_and_turns():
     assert ended.begins is None and ended.turns == []  # what comes and goes is no division
     single = Growth((moment_of(0, gratings(GREY, 1), 1), moment_of(5, gratings(RED, 1), 1)), 2, ())
     assert single.begins is None and single.turns == [] and len(single.moments[1].chroma) == 1
+    monkeypatch.setattr(growth_part, "_pictures", lambda out, found: [])
+    monkeypatch.setattr(growth_part, "MOST_CHARTS", 0)
+    for found, begins, turns, words in (
+        (steady, "20", "never", "divided from step 20 on"),
+        (moments("b", "b", "b"), "by 0", "never", "divided at all of them, and never turn: tower b"),
+        (moments("noise", "noise"), "-", "-", "too few kernels have learned anything"),
+        (ended, "-", "never", "the towers are not divided"),
+        (single, "-", "-", "it can't divide"),
+    ):
+        pieces = growth_part.growing(None, {"a run": found}).pieces
+        (table,) = (piece["table"] for piece in pieces if piece["kind"] == "table")
+        assert words in str(pieces[0]) and table["rows"][0][-2:] == [begins, turns], words
     assert spread(7, 3) == [0, 3, 6] and spread(2, 40) == [0, 1] and spread(1, 6) == [0]
 
     for found, width in ((steady, 2), (single, 1)):

@@ -20,6 +20,7 @@ from alexnet_mp.analysis.specialisation import (
     Division,
     appearance,
     appearance_by_chance,
+    as_far_p,
     cliffs_delta,
     division,
     division_by_chance,
@@ -109,6 +110,8 @@ def test_orientations_that_differ_and_those_that_lie_on_both_sides_of_0():
 
 
 def test_holm_by_hand():
+    for values, p in (([-0.3, -0.4, -0.5], 1 / 3), ([0.3, 0.3 - 1e-15, 0.2], 2 / 3), ([-0.3, -0.3 - 1e-15, -0.2], 1)):
+        assert as_far_p(np.array(values)) == p
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.01, None, 0.6, 0.7]) == [pytest.approx(0.03), None, 1.0, 1.0]
     assert holm([]) == [] and holm([None]) == [None]

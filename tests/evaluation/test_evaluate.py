@@ -157,6 +157,9 @@ def test_the_bits_of_errors_are_those_of_sums_over_batches(tmp_path, classes, ba
         assert np.array_equal(written[name], whole.eq(1).numpy())
         np.testing.assert_array_equal(torch.stack((found[name].top1, found[name].top5)).numpy(), whole.numpy())
     assert math.isnan(loss) == ties
+    for images, bits in ((10**12, (2, 1)), (-1, (2, 1)), (9, (2, 1)), (6, (1, 1)), (6, (2, 1, 1)), (6, (2,))):
+        np.savez(tmp_path / RIGHT, images=np.array(images), **{"ten views": np.zeros(bits, np.uint8)})
+        assert read_right(tmp_path / RIGHT) is None  # it is something else
 
 
 def wilson(wrong, images, z=1.959963984540054):

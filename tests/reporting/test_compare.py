@@ -1,6 +1,7 @@
 """What `compare` says of runs of every kind, as text and as a page, and what it refuses."""
 
 import dataclasses
+import json
 import re
 
 import numpy as np
@@ -13,6 +14,7 @@ from alexnet_mp import compare
 from alexnet_mp.analysis.hypothesis_tests import mcnemar
 from alexnet_mp.reporting.comparison import differences, paired_errors, read_compared
 from alexnet_mp.reporting.page import pictures_of
+from alexnet_mp.runs.metrics import TESTED, TRAIN
 from alexnet_mp.system.errors import run_command
 
 TEN, CENTRE = "ten views", "centre view"
@@ -78,6 +80,11 @@ def test_runs_compared(tmp_path, monkeypatch, capsys):
         pairs, (told,) = paired_errors(opened("a", name))
         assert not pairs and told.startswith(reason)
     capsys.readouterr()
+    with open(tmp_path / "c/metrics.jsonl", "a") as file:  # what is no line of a run counts for nothing
+        for bad in (None, [], {}, 10**400, float("nan")):
+            for line, fields in ((step(9), TRAIN), (judged(9), TESTED), (tests[1], (*TESTED, "protocol", "split"))):
+                file.writelines(json.dumps(line | {name: bad}) + "\n" for name in fields)
+    assert opened("c")[0].lines == opened("a")[0].lines
 
     assert compare.main(["a", HOSTILE, "c", "--out", "out"]) == 0
     told = capsys.readouterr().out

@@ -20,7 +20,7 @@ def kernels():
 def test_a_finished_run():
     error, chroma, crosses = headline(kernels(), [VAL, TEST], paper(), 1000)
     assert (error.name, error.value) == ("top-1 / top-5 error, ten views", "40.12 / 17.00 %")
-    assert error.note == "a guess: 99.9 %"
+    assert error.note == "a guess: 99.9 / 99.5 %"
     assert chroma.value == "0.00 / 1.00" and chroma.note.endswith("p = 0.0001")
     # 3.2, figure 2: conv2's 128 x 13 x 13 and 2,048 units, both ways, at fc8 one; as much back
     assert crosses.value == f"{2 * 128 * 4 * (2 * 128 * 6 * 6 + 2 * 128 * 13 * 13 + 3 * 2048) / 1e6:,.1f} MB"

@@ -188,6 +188,12 @@ def test_what_can_not_be_watched_and_what_is_waited_for(tmp_path, monkeypatch, c
     monkeypatch.chdir(tmp_path)
     told_run(tmp_path / "RUN")
     (tmp_path / "run.json").write_text("{}")
+    for name in ("devices", "resumed", "packages", "converted", "command", "started", "kernels", "pairs"):
+        for bad in (1.5, ["x"], [None], [{}], {"a": []}):
+            told_run(tmp_path / "wrong", **{name: bad})
+            with pytest.raises(UserError, match=f"{name} is not what a run writes"):
+                Watched(tmp_path / "wrong")
+            shutil.rmtree(tmp_path / "wrong")
     none = "is not a run directory: "
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

@@ -61,6 +61,7 @@ def test_every_kind_of_network(settings, classes, data, photograph, tmp_path, mo
     assert parts(text, "layer") == len(states) * ["conv1", "conv2", "fc6", *(["fc8"] if two else [])]
     assert text.count('class="side b') == (3 * len(states) if two else 0)
     assert text.count('class="kernel"') == len(states) * 3 * (2 if two else 1)
+    assert set(re.findall(r'class="kernel" alt="kernel (\d+)"', text)) == {"1", "2", "3"}  # as in the report
     assert ("past the border" in text) is ("lrn_crosses=true" in settings)
     bars = re.findall(r'<i style="width: ([\d.]+)%"></i><span><bdi>(.*?)</bdi> <span>(.*?)</span>', text)
     assert len(bars) == len(states) * min(classes, 5)

@@ -37,6 +37,7 @@ def test_metrics_are_read_as_they_grow(tmp_path, monkeypatch):
             step(4, loss=None), step(4, loss=float("nan")), step(4, loss=10**400), step(4, step="4"), step(4, step=True)
         ),
         lines({"kind": "train"}, {"kind": ["train"]}, judged(2, images="20"), judged(2, protocol=3)),
+        lines(judged(2, images=0), judged(2, images=2.5), judged(2, top1_error=1e300), judged(2, "test"), step(4.5)),
         lines({"kind": "schedule", "step": 0, "epoch": 1, "learning_rates": {"conv1.weight": "0.1"}}),
     ]
     monkeypatch.setattr(followed, "MOST_BYTES", 1 << 17)
