@@ -88,7 +88,7 @@ class Watched:
             "no_charts": "This network was converted, not trained here."
             if "converted" in self.described
             else "No step is recorded yet.",
-            "first_layer": self._kernels_shown(recipe),
+            "first_layer": self._kernels_shown(recipe, state["kind"]),
             "exchange": self._exchange(recipe, classes),
             "about": self._about(recipe),
         }
@@ -222,7 +222,7 @@ class Watched:
         )  # fmt: skip
         return [chart(title, lines, high, falls) for title, lines, high in every]
 
-    def _kernels_shown(self, recipe):
+    def _kernels_shown(self, recipe, kind):
         found, name = self.first_layer, recipe.layers[0].name
         if found is None:
             return {"heading": f"{name}, by tower", "words": self.no_kernels, "towers": [], "columns": [], "seen": []}
@@ -232,7 +232,8 @@ class Watched:
         rows = [[f"{step:,}", *fact.value.split(" / ")] for step, fact in self.seen.items()][-SEEN:]
         return {
             "heading": f"{name} after step {found.step:,}, by tower",
-            "words": f"One scale of brightness for all {len(found.kernels)} kernels. They change with each checkpoint.",
+            "words": f"One scale of brightness for all {len(found.kernels)} kernels."
+            + " They change with each checkpoint." * (kind == "running"),
             "number": found.step,
             "towers": [
                 {"letter": letter, "width": width, "height": height, "words": kernels.format(letter, share)}
