@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 MARKERS = "o^"  # of tower a and tower b, as in every figure
 SHOWN = 12  # kernels
-WIDTH, LEAST = 4.3, 0.72  # inches of a figure, and how much smaller it may be shown: all of it on a telephone
+WIDTH, LEAST = 4.0, 0.7  # inches of a figure, and how much smaller it may be shown: all of it on a telephone
 TITLES = (TOWER_COLOURS[0], "#1b7837")  # the green of the marks is too light for letters
 CONTROL, INK = "#8a8a94", "#333333"
 

@@ -28,7 +28,7 @@ TEMPLATES = Path(__file__).parent
 MADE_BY = '<meta name="generator" content="alexnet_mp.report">'
 MOST_BYTES = 1 << 30  # of a page
 BICUBIC = Image.Resampling.BICUBIC
-LEAST = 0.8  # of a chart's width: smaller, its labels couldn't be read
+LEAST = 0.7  # of a chart's width: smaller, its labels couldn't be read; so 440 pixels fit on a telephone
 
 
 @dataclass(frozen=True)
