@@ -105,10 +105,12 @@ class GraphedStep:
 
     def _drop_what_is_out_of_date(self):
         """At most one set of graphs a shape is kept: rates hardly ever return, and a layer that thaws is worth another
-        capture."""
-        network, groups = self.step.network, self.step.optimizer.param_groups
-        trained = network.training, network.kept_dtype, [parameter.requires_grad for parameter in network.parameters()]
-        rates = [(group["lr"], group["weight_decay"]) for group in groups]
+        capture. What another process's tower alone has, as the last layer, counts too: both capture at the same
+        step."""
+        network, optimizer = self.step.network, self.step.optimizer
+        here = [parameter.requires_grad for parameter in network.parameters()]
+        trained = network.training, network.kept_dtype, here, [rate > 0 for rate in optimizer.rates.values()]
+        rates = [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups], optimizer.rates
         if trained != self.trained:
             self._drop_all()
         elif rates != self.rates:

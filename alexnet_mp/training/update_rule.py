@@ -36,12 +36,14 @@ class PaperSGD(torch.optim.Optimizer):
             for name, parts in network.layer_parameters().items()
         ]
         super().__init__(groups, dict(momentum=recipe.momentum))
+        self.rates = {}  # as they were set last
         for group in self.param_groups:
             for parameter in group["params"]:
                 self.state[parameter]["velocity"] = torch.zeros_like(parameter)
 
     def set_rates(self, rates: Mapping[str, float]) -> None:
-        """rates: {"conv1.weight": 0.01, ...}, one learning rate a group."""
+        """rates: {"conv1.weight": 0.01, ...}, one learning rate a group; and those of what another process has."""
+        self.rates = dict(rates)
         for group in self.param_groups:
             group["lr"] = rates[group["name"]]
             for parameter in group["params"]:

@@ -123,8 +123,8 @@ def test_long_groups_are_named_and_a_missing_gpu_is_told_once(asks):
     assert {line.split()[0] for line in named.splitlines()[:5]} == {*selection.LONG} - {"forked"}, printed
     told = [line for line in printed.splitlines() if line.startswith("SKIPPED") and "only asked" not in line]
     assert len(told) == 2 and all("needs" in line and "found 0" in line for line in told), printed
-    assert max(map(len, told)) <= 120 and "needs 2 CUDA devices, found 0 (18 cases in one line)" in told[1]
-    counts = "exchange 24, forked 12, lrn_pool 432, pipeline 7, relu_dropout 5, sgd 5, step 17, towers 4"
+    assert max(map(len, told)) <= 120 and "needs 2 CUDA devices, found 0 (20 cases in one line)" in told[1]
+    counts = "exchange 24, forked 12, lrn_pool 432, pipeline 7, relu_dropout 5, sgd 5, step 17, towers 6"
     assert f"for lack of GPUs: augmentation 5, {counts}" in " ".join(printed.split())
 
 

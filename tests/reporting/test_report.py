@@ -181,6 +181,7 @@ def test_the_page_loads_nothing(page):
     assert text.count("alt=") == text.count("<img") and 'alt=""' not in text
 
 
+@pytest.mark.slow
 def test_a_second_report_has_the_same_bytes_and_clears_up_after_the_first(page, trained, tmp_path, monkeypatch):
     monkeypatch.setattr(report, "_of_towers", OF_TOWERS)
     out = tmp_path / "again"
@@ -271,8 +272,12 @@ def test_the_embedded_pictures(tmp_path, monkeypatch):
 HOSTILE = '<script>alert("1")<|script>$x^{2$', "\u202eolleh\n'&\udcff三\x1b[31m" + 60 * "w"
 
 
-def test_two_classes_of_hostile_names(tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "_of_towers", OF_TOWERS)
+@pytest.mark.parametrize("drawn", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_two_classes_of_hostile_names(drawn, tmp_path, monkeypatch, request):
+    if drawn:
+        monkeypatch.setattr(report, "_of_towers", OF_TOWERS)
+    else:
+        request.getfixturevalue("undrawn")
     make_folder(tmp_path / "<b>&\u202e", train=3, val=2, size=(48, 44), classes=HOSTILE)
     out = run(tmp_path / "<b>&\u202e", tmp_path / "<i>\u202e\udcfe", "--steps", "1")
     text = reported(out, out=tmp_path / "report")
@@ -325,6 +330,7 @@ def test_one_line_and_exit_code_2(trained, tmp_path, monkeypatch, capsys):
     )
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.usefixtures("undrawn")
 def test_what_is_not_the_reports_own_stays(trained, tmp_path):
     """Neither a directory that holds something else nor what a link leads to; an interrupted report's is gone on
