@@ -5,6 +5,7 @@ examples
   python -m alexnet_mp.export RUN --to torch FOLDER           a file of torch.nn to read, and its weights
   python -m alexnet_mp.export RUN --to onnx FILE.onnx         opset 20, any number of pictures
   python -m alexnet_mp.export RUN --to hub FOLDER             alexnet_mp.from_pretrained(FOLDER) reads it
+  python -m alexnet_mp.export RUN --to hub FOLDER --half --synsets synset_words.txt
   python -m alexnet_mp.export RUN --to hub FOLDER --push OWNER/NAME
   python -m alexnet_mp.export RUN --to torch.export FILE.pt2
 
@@ -16,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .command_options import add_run_options, compute_as_in_training
+from .data import synsets
 from .interchange import hub
 from .interchange.export import FORMATS, export
 from .system.command_line import command_parser
@@ -30,7 +32,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise UserError(f"--push is for --to hub, not for --to {options.to}")
         hub.need_hub()
     compute_as_in_training()
-    difference = export(options.run, options.to, options.out, options.gpus, options.kernels, options.fused)
+    difference = export(
+        options.run,
+        options.to,
+        options.out,
+        options.gpus,
+        options.kernels,
+        fused=options.fused,
+        half=options.half,
+        synsets=options.synsets,
+    )
     say(f"wrote {options.out}: {difference}")
     if options.push is not None:
         say(f"pushed: {hub.push(Path(options.out), options.push)}")
@@ -51,6 +62,10 @@ def _parser():
         help="of torch.export: with the compiled operators of alexnet_mp.kernels, which has to be imported before the "
         "program is loaded; default: PyTorch's operations alone",
     )
+    parser.add_argument(
+        "--half", action="store_true", help="of hub: weights rounded to float16, half as large; default: as they are"
+    )
+    parser.add_argument("--synsets", metavar="FILE|SET", help=synsets.HELP)
     add_run_options(parser)
     return parser
 

@@ -47,4 +47,4 @@ def test_it_runs_as_a_person_runs_it(tmp_path, monkeypatch):
     assert "done after step" in text and "exported: " in text, text
     assert len(errors) == 3 and errors[0] < min(errors[1:]), errors
     pictures = [output for of_cell in outputs.values() for output in of_cell if "image/png" in output.get("data", {})]
-    assert len(pictures) == 3
+    assert len(pictures) == 4

@@ -31,7 +31,7 @@ check() {  # VERSION FOLDER
     rm -rf "$2" && mkdir -p "$2" || return
     git -C "$repository" archive HEAD | tar -x -C "$2" || return
     "${PYTHON:-python3}" -m venv "$2/.venv" || return
-    sed "s/^torch==.*/torch==$1/; s/^triton==[0-9.]*/triton==$(triton_of "$1")/" "$2/requirements.txt" >"$2/these.txt"
+    sed "s/^torch==.*/torch==$1/; s/^triton==[0-9.]*/triton==$(triton_of "$1")/; s/^setuptools==.*/setuptools>=77/" "$2/requirements.txt" >"$2/these.txt"
     "$bin/pip" install --quiet --disable-pip-version-check -r "$2/these.txt" >"$2/install.log" 2>&1 || { echo "no installation"; return 1; }
     (cd "$2" && "$bin/pip" install --disable-pip-version-check -v --no-build-isolation --no-deps -e .) >"$2/build.log" 2>&1 ||
         { echo "no build"; return 1; }

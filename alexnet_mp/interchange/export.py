@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from ..data.synsets import in_words
 from ..data.synthetic import Builtin
 from ..evaluation.predict_images import centre_images
 from ..evaluation.trained import class_words, load_run
@@ -48,23 +49,37 @@ class Difference:
 
 
 def export(
-    run: str | Path, to: str, out: str | Path, gpus: str = "auto", kernels: str = "auto", fused: bool = False
+    run: str | Path,
+    to: str,
+    out: str | Path,
+    gpus: str = "auto",
+    kernels: str = "auto",
+    *,
+    fused: bool = False,
+    half: bool = False,
+    synsets: str | None = None,
 ) -> Difference:
     """Write the newest weights of a run as one of `FORMATS`. The file or folder is there whole or not at all.
 
     out: a file with its ending (`ENDINGS`), or a folder: a new or an empty one, or one that an export of the same kind
     wrote. gpus, kernels: who computes the logits that it is compared with. fused: of torch.export, with our compiled
-    operators. Raises UserError where a package is missing, `out` is another's or can't be written, the network can't be
-    told in this format, and where the logits differ by more than TOLERANCE allows."""
+    operators. half: of hub, weights rounded to float16; it is compared with a network of the rounded weights. synsets:
+    see `data.synsets.in_words`. Raises UserError where a package is missing, `out` is another's or can't be written,
+    the network can't be told in this format, a weight is beyond float16's range, and where the logits differ by more
+    than TOLERANCE allows."""
     path = Path(out)
     refuse_out(run, to, out)
     if to == "onnx":
         onnx_graph.need_packages()
     if fused and (to != "torch.export" or dispatch.resolve("auto", "cpu") == "reference"):
         raise UserError("--fused is for torch.export, where the kernels for CPUs were compiled")
+    if half and to != "hub":
+        raise UserError("--half is for --to hub")
     network, found = load_run(run, gpus, kernels)
     recipe, classes = network.recipe, len(found.classes)
     refuse_last_layer(recipe)
+    if half:
+        network.load_merged({name: _rounded(name, tensor) for name, tensor in network.merged_state().items()})
     pictures = test_pictures(recipe.stored_size)
     with torch.inference_mode():
         ours = network(*centre_images(network, found.statistics, list(pictures.numpy()))).double().cpu()
@@ -72,15 +87,15 @@ def export(
         raise UserError(f"{run}: its network answers with NaN or infinity, and can't be exported")
     state, version = checkpoint_format.read_state(found.checkpoint), package_version("alexnet_mp")
     weights = {name: tensor.numpy() for name, tensor in network.merged_state().items()}
-    mean, words = found.statistics.mean, class_words(run, found.classes)
+    mean, words = found.statistics.mean, in_words(found.classes, class_words(run, found.classes), synsets)
     about = {"input": told_input(recipe), "recipe": recipe.name, "step": state.step}
     about |= {"classes": list(found.classes), "class_names": words}
     with alone(path), durable_files.writing(path):
         refuse_out(run, to, out)  # another may have written it meanwhile
         if to == "hub":
-            card = model_card(read_run(run), state, _tests(run), words)
+            card = model_card(read_run(run), state, _tests(run), words, half)
             with durable_files.new_directory(path, instead=True) as folder:
-                hub.write(folder, recipe, weights, found.statistics, found.classes, words, card)
+                hub.write(folder, recipe, weights, found.statistics, found.classes, words, card, half)
                 return compared(ours, _answers_of(hub.from_pretrained(folder), pictures))
         if to == "torch":
             steps = plain_steps(recipe, weights, classes)
@@ -151,6 +166,14 @@ def _is_ours(folder, to):
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return False
     return True
+
+
+def _rounded(name, tensor):
+    """To the nearest float16, as float32."""
+    rounded = tensor.half().to(tensor.dtype)
+    if not rounded.isfinite().all():
+        raise UserError(f"--half: {name} has values beyond float16's range, 65,504")
+    return rounded
 
 
 def _answers_of(network: Callable, pictures):

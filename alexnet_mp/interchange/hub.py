@@ -40,9 +40,10 @@ def write(
     classes: Sequence[str],
     words: Sequence[str],
     card: str,
+    half: bool = False,
 ) -> None:
     """Fill an empty folder. weights: merged, float32; words: the classes' names as a person knows them; card: the text
-    of README.md. Raises OSError."""
+    of README.md; half: the weights are written as float16. Raises OSError."""
     config = {
         "format": FORMAT,
         "input": told_input(recipe),
@@ -50,8 +51,9 @@ def write(
         "classes": list(classes),
         "class_names": list(words),
     }
-    layout = {name: ("F32", tensor.shape) for name, tensor in weights.items()}
-    arrays = {name: np.ascontiguousarray(tensor) for name, tensor in weights.items()}
+    letter, dtype = ("F16", np.float16) if half else ("F32", np.float32)
+    layout = {name: (letter, tensor.shape) for name, tensor in weights.items()}
+    arrays = {name: np.ascontiguousarray(tensor, dtype) for name, tensor in weights.items()}
     durable_files.write(folder / MODEL, safetensors_file.parts(layout, arrays))
     durable_files.write(folder / CONFIG, [(json.dumps(config, indent=1) + "\n").encode()])
     durable_files.write(folder / CARD, [card.encode()])

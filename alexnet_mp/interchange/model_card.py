@@ -8,6 +8,7 @@ from ..runs.checkpoint_state import State
 from ..system.terminal import printable
 
 MOST_CLASSES = 20  # that are named
+ROUNDED = "\n\nMeasured before the weights were rounded to float16."
 _CARD = """---
 library_name: alexnet_mp
 pipeline_tag: image-classification
@@ -52,10 +53,15 @@ logits = network(pictures)  # (1, {classes}); network.classes names them
 
 
 def model_card(
-    run: Mapping[str, object], state: State, tests: Sequence[Mapping[str, object]], words: Sequence[str]
+    run: Mapping[str, object],
+    state: State,
+    tests: Sequence[Mapping[str, object]],
+    words: Sequence[str],
+    half: bool = False,
 ) -> str:
     """The text. run: what `read_run` gives; state: of the checkpoint; tests: lines of the kind "test" of its metrics;
-    words: the classes' names as a person knows them."""
+    words: the classes' names as a person knows them; half: the weights are rounded to float16, and were not when they
+    were tested."""
     recipe, data = state.recipe, state.data
     converted = run.get("converted")
     packages = run.get("packages") if isinstance(run.get("packages"), dict) else {}
@@ -81,7 +87,8 @@ def model_card(
         made=f"trained to step {state.step:,} (epoch {state.epoch:,})" if not converted else "trained elsewhere",
         stored=recipe.stored_size,
         crop=recipe.crop_size,
-        errors=_errors(recipe, state, tests, len(words)),
+        errors=_errors(recipe, state, tests, len(words))
+        + "\n\nMeasured before the weights were rounded to float16." * half,
         rows="\n".join(["| | |", "|---|---|", *(f"| {name} | {_code(told)} |" for name, told in facts if told)]),
         names=named + more,
         described=describe(recipe),

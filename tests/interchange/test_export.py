@@ -327,6 +327,17 @@ def there(name, content=b"x"):
     return make
 
 
+def large_weights(place, patch):
+    def load(run, *_, __load=exporting.load_run):
+        network, found = __load(run, "cpu")
+        state = network.merged_state()
+        state["fc6.weight"][0, 0] = 1e5
+        network.load_merged(state)
+        return network, found
+
+    patch.setattr(exporting, "load_run", load)
+
+
 @every(
     "to, out, spoil, words",
     [
@@ -335,6 +346,9 @@ def there(name, content=b"x"):
         ("hub --push me/it", "a", missing("huggingface_hub"), "pip install 'alexnet_mp[hub]'"),
         ("torch --push me/it", "a", None, "--push is for --to hub"),
         ("onnx --fused", "a.onnx", None, "--fused is for torch.export"),
+        ("onnx --half", "a.onnx", None, "--half is for --to hub"),
+        ("hub --half", "a", large_weights, "--half: fc6.weight has values beyond float16's range"),
+        ("hub --synsets no_file", "a", None, "--synsets no_file: No such file"),
         ("onnx", "a.pb", None, "whose name ends with .onnx"),
         ("torch.export", "a", None, "whose name ends with .pt2"),
         ("onnx", "", None, "write the name of a file"),
@@ -362,6 +376,28 @@ def test_what_cannot_be_written_leaves_nothing(run, to, out, spoil, words, tmp_p
         export.main([str(run[0]), place, "--to", *to.split(), "--gpus", "cpu"])
     assert words is None or words in str(raised.value) and "\n" not in str(raised.value), raised.value
     assert {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")} == before
+
+
+def test_half_of_the_bytes(run, tmp_path):
+    """Of each weight its float16; the card says that it was tested before."""
+    place, network, mean = run
+    classes = trained(place)[1].classes
+    half, full = tmp_path / "half", tmp_path / "full"
+    export.main([str(place), "--to", "hub", str(full), "--gpus", "cpu"])
+    export.main([str(place), "--to", "hub", str(half), "--gpus", "cpu", "--half"])
+    exact, rounded = load_file(full / "model.safetensors"), load_file(half / "model.safetensors")
+    assert {tensor.dtype for tensor in rounded.values()} == {np.dtype(np.float16)}
+    assert any((exact[name] != tensor).any() for name, tensor in rounded.items())
+    assert all((exact[name].astype(np.float16) == tensor).all() for name, tensor in rounded.items())
+    words = "before the weights were rounded to float16"
+    assert words in (half / "README.md").read_text() and words not in (full / "README.md").read_text()
+    read = alexnet_mp.from_pretrained(half)
+    assert list(read.classes) == classes
+    state = read.network.state_dict()
+    assert all((state[name].numpy() == tensor.astype(np.float32)).all() for name, tensor in rounded.items())
+    convert.main([str(half), str(tmp_path / "again")])
+    again = trained(tmp_path / "again", with_weights=True)[1].weights
+    assert all((again[name].numpy() == tensor.astype(np.float32)).all() for name, tensor in rounded.items())
 
 
 def test_networks_that_no_format_holds_and_the_hub(run, tmp_path, monkeypatch, capsys):
