@@ -65,6 +65,16 @@ def test_the_references_derivatives_are_those_of_differences(operation):
     torch.autograd.gradgradcheck(lambda *tensors: called(operation, tensors, "reference"), tensors, atol=1e-4)
 
 
+def views_in_vmap():
+    """Not in torch 2.11; in 2.13."""
+    try:
+        vmap(lambda x: x.view(torch.int64))(torch.ones(1, 1, dtype=torch.float64))
+    except RuntimeError:
+        return False
+    return True
+
+
+VMAP_VIEWS = views_in_vmap()
 TRANSFORMS = {
     "grad": lambda function, x: grad(lambda x: function(x).square().sum())(x),
     "jacrev": lambda function, x: jacrev(function)(x),
@@ -84,6 +94,8 @@ TRANSFORMS = {
 @every("name", TRANSFORMS)
 @all_operations
 def test_transforms(name, operation):
+    if name in ("vmap", "vmap of grad") and not VMAP_VIEWS:
+        pytest.skip("this torch has no vmap of view(dtype), which the reference takes")
     x, bias = values(2, 3, 3, 4), values(3, seed=2)
     found = TRANSFORMS[name](lambda x: call(operation, x, bias, "cpu"), x)
     expected = by_loops(name, lambda x: call(operation, x, bias, "reference"), x)

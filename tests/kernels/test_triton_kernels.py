@@ -13,7 +13,7 @@ import torch
 from alexnet_mp.kernels import reference
 from inner_cases import every
 
-pytest.importorskip("triton", reason="triton is not installed")
+triton = pytest.importorskip("triton", reason="triton is not installed")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 if DEVICE == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("Triton's interpreter is off (TRITON_INTERPRET=1) and there is no GPU", allow_module_level=True)
@@ -374,6 +374,8 @@ def test_sgd_reads_and_writes_sixteen_bits_and_adds_up(dtype, monkeypatch):
     """The bits of widened gradients; sums over one program, over several with a rest, and in several rounds of the
     second kernel.
     """
+    if DEVICE == "cpu" and triton.__version__.startswith("3.6."):
+        pytest.skip("the interpreter of Triton 3.6 can't count to a number that was loaded, with NumPy 2.4 or newer")
     monkeypatch.setattr(sgd_triton, "SUMMED", 2)
     sizes = 4096, 3, 7 * 4096 + 5
     w, g, v = ([maps(size, seed=seed + size % 7, scale=1.0).to(DEVICE) for size in sizes] for seed in (1, 11, 21))
