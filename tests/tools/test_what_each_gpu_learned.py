@@ -3,9 +3,9 @@
 import json
 from pathlib import Path
 
-import learned_page
-import learned_tables
 import pytest
+from learned import tables
+from learned.page import page
 
 ROOT = Path(__file__).parents[2]
 
@@ -69,21 +69,21 @@ RECORDS = [
 
 
 def test_tables_over_seeds_by_hand():
-    linked, free = learned_tables.by_arm(RECORDS).values()
-    assert [learned_tables.brightness_tower(one) for one in linked] == [0, 1]
+    linked, free = tables.by_arm(RECORDS).values()
+    assert [tables.brightness_tower(one) for one in linked] == [0, 1]
     # Of the 3 x 3 ways to take a deal of each, 1 has 80 + 80; 40 + 50, 40 + 40 and 30 + 50 are at least 30 + 50.
     for some, share in ((linked, 1 / 9), (free, 3 / 9)):
         deals = [(one["colour"]["contrast"], one["colour"]["halves"]) for one in some]
-        assert learned_tables.joint_p(deals) == pytest.approx(share, abs=0.01)
-    assert learned_tables.leanings(linked) == {"cat": [20.0, 20.0], "dog": [0.0, 0.0], "cow": [-10.0, -10.0]}
-    assert learned_tables.most_leaning(linked, 1) == (["cat"], ["cow"])
-    alike, p = learned_tables.consistency(linked)
+        assert tables.joint_p(deals) == pytest.approx(share, abs=0.01)
+    assert tables.leanings(linked) == {"cat": [20.0, 20.0], "dog": [0.0, 0.0], "cow": [-10.0, -10.0]}
+    assert tables.most_leaning(linked, 1) == (["cat"], ["cow"])
+    alike, p = tables.consistency(linked)
     assert alike == pytest.approx(1) and p == pytest.approx(1 / 6, abs=0.02)  # 6 of the 36 orders of three classes
-    assert learned_tables.corrected({"a": 0.01, "b": 0.04}) == {"a": 0.02, "b": 0.04}
+    assert tables.corrected({"a": 0.01, "b": 0.04}) == {"a": 0.02, "b": 0.04}
 
 
 def test_the_page_says_what_the_records_say():
-    page = " ".join(learned_page.page(RECORDS).split())
+    words = " ".join(page(RECORDS).split())
     for told in (
         "towers with links, seeds 1 and 2; towers without links, seeds 1 and 2",
         "differs by 30 and 50 points between what the two towers see, in seeds 1 and 2. In 0 of 2 that is",
@@ -100,7 +100,7 @@ def test_the_page_says_what_the_records_say():
         "divided from step 5 of 10 on",
         "abacus, Python 3.11, torch 2; 2026-11-30",
     ):
-        assert told in page, told
+        assert told in words, told
     # The page in docs is that of the records beside it.
     records = [json.loads(path.read_text()) for path in sorted((ROOT / "claims/what-each-gpu-learned").glob("*.json"))]
-    assert learned_page.page(records) == (ROOT / "docs" / "what-each-gpu-learned.md").read_text(encoding="utf-8")
+    assert page(records) == (ROOT / "docs" / "what-each-gpu-learned.md").read_text(encoding="utf-8")

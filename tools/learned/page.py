@@ -4,8 +4,8 @@ import re
 import textwrap
 from collections.abc import Sequence
 
-from learned_questions import QUESTIONS, pairs, seeds, told_p
-from learned_tables import LEVEL, by_arm, corrected, division_p, of_two_towers
+from .questions import QUESTIONS, pairs, seeds, told_p
+from .tables import LEVEL, by_arm, corrected, division_p, of_two_towers
 
 WIDTH = 118
 FIRST_SEEN = 3  # the seed whose networks were looked at while the measures were written

@@ -2,7 +2,10 @@
 was found, or None where no record says anything."""
 
 import numpy as np
-from learned_tables import (
+
+from alexnet_mp.analysis.hypothesis_tests import paired
+
+from .tables import (
     LEVEL,
     brightness_tower,
     by_arm,
@@ -15,8 +18,6 @@ from learned_tables import (
     over_seeds,
     points,
 )
-
-from alexnet_mp.analysis.hypothesis_tests import paired
 
 MOST = 5  # classes each way
 

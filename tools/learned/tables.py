@@ -1,4 +1,4 @@
-"""What `learned_page.py` says of the records of several networks, as numbers: over seeds, corrected for the number of
+"""What `page.py` says of the records of several networks, as numbers: over seeds, corrected for the number of
 looks, towers named by what they see."""
 
 from collections.abc import Mapping, Sequence
