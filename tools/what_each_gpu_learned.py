@@ -4,18 +4,21 @@ run, and writes docs/what-each-gpu-learned.md and its figure from all records.
     python tools/what_each_gpu_learned.py RUN... --data DIR [--pictures 500] [--deals 39] [--synsets FILE]
 
 A record that is there for the same checkpoint, pictures and deals is not made again; without any RUN the page alone is
-written, from the records. An arm is told by the recipe: towers with links, towers without, one tower. --pictures are
-for lesions and altered pictures; ten times as many for the classes, half as many for deals of kernels, as in the
-report. Runs are computed on CPUs.
+written, from the records. Several runs of an arm also get a record of how alike the towers of all of them see, which
+is not made again if it has these runs, and perhaps others, already. An arm is told by the recipe: towers with links,
+towers without, one tower. --pictures are for lesions and altered pictures; ten times as many for the classes, half as
+many for deals of kernels, as in the report. Runs are computed on CPUs.
 
-`learned/measure.py` makes the records, `learned/tables.py` has what is said over seeds, `learned/questions.py` and
-`learned/page.py` make the page of it, `learned/figure.py` the figure."""
+`learned/measure.py` and `learned/across.py` make the records, `learned/tables.py` has what is said over seeds,
+`learned/questions.py`, `learned/likeness.py` and `learned/page.py` make the page of it, `learned/figure.py` the
+figure."""
 
 import argparse
 import json
 import sys
 from pathlib import Path
 
+from learned import across
 from learned.figure import draw
 from learned.measure import digest, measure
 from learned.page import page
@@ -34,22 +37,32 @@ def main(arguments: list[str] | None = None) -> int:
     compute_as_in_training()
     folder = Path(options.out)
     folder.mkdir(parents=True, exist_ok=True)
+    networks = []
     for directory in options.runs:
         path = folder / f"{Path(directory).resolve().name}.json"
         if _is_there(path, directory, options):
             say(f"{path} is there")
-            continue
-        record = measure(directory, options)
-        durable_files.replace(path, told(record).encode())
-        say(f"wrote {path}")
-    records = read_all(folder)
+        else:
+            durable_files.replace(path, told(measure(directory, options)).encode())
+            say(f"wrote {path}")
+        networks.append((directory, json.loads(path.read_text(encoding="utf-8"))))
+    for some in across.arms(networks):
+        path = across.path_of(folder, some)
+        if across.has(path, some, options.pictures):
+            say(f"{path} is there")
+        else:
+            durable_files.replace(path, told(across.measure_across(some, options)).encode())
+            say(f"wrote {path}")
+    records, of_seeds = read_all(folder)
     if not records:
         raise UserError(f"{folder} has no records, and no run was named")
     if not options.records_only:
-        durable_files.replace(PAGE, page(records).encode())
+        own = folder.resolve() == FOLDER
+        shown, figure = (PAGE, FIGURE) if own else (folder / PAGE.name, folder / FIGURE.name)
+        durable_files.replace(shown, page(records, of_seeds).encode())
         # light alone: a page of Markdown is shown on one background or the other
-        draw(records).savefig(FIGURE, dpi=100, facecolor="white", metadata={"Software": None})
-        say(f"wrote {PAGE} and {FIGURE} from {len(records)} records")
+        draw(records).savefig(figure, dpi=100, facecolor="white", metadata={"Software": None})
+        say(f"wrote {shown} and {figure} from {len(records)} records")
     return 0
 
 
@@ -67,7 +80,12 @@ def _parser():
     )
     parser.add_argument("runs", nargs="*", metavar="RUN", help="a run directory; its name is the record's")
     parser.add_argument("--data", metavar="DIR|builtin", help="default: what each run was trained on")
-    parser.add_argument("--out", metavar="DIR", default=str(FOLDER), help="of the records; default: %(default)s")
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        default=str(FOLDER),
+        help="of the records; page and figure go there, too, if it is not the default, %(default)s",
+    )
     parser.add_argument("--pictures", type=int, default=500, metavar="N", help="of val; default: %(default)s")
     parser.add_argument(
         "--deals",

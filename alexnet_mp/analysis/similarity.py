@@ -258,28 +258,41 @@ def between_maps(values: torch.Tensor) -> np.ndarray:
 
 
 def across(networks: Sequence[Representation]) -> list[Across]:
-    """The `Across` of each layer that all networks have, of two at least, which saw the same pictures.
+    """The `Across` of each layer that all networks have, of two at least, which saw the same pictures."""
+    found = {layer: across_of(values) for layer, values in between_towers(networks).items()}
+    corrected = holm([p for *_, p in found.values()])
+    return [Across(layer, *each, p) for (layer, each), p in zip(found.items(), corrected)]
 
-    p: the share of all ways to put the towers of all networks into pairs whose mean CKA is as far from that of all ways
-    as the networks' own is, as in `matching`; at best 1/3 of two networks, 1/945 of five."""
-    found = []
+
+def between_towers(networks: Sequence[Representation]) -> dict[str, dict[tuple[int, int], float]]:
+    """{layer: {(tower, larger tower): CKA of the two}} of networks that saw the same pictures; towers 2i and 2i + 1 are
+    those of network i. Without a layer that a network lacks, or of which a tower says the same of all pictures."""
+    found = {}
     for layer in networks[0].layers:
         if not all(layer in network.products for network in networks):
             continue
         towers = [tower for network in networks for tower in network.products[layer]]
         values = {(a, b): cka(towers[a], towers[b]) for a in range(len(towers)) for b in range(a + 1, len(towers))}
-        if None in values.values():
-            continue
-        own = [values[2 * number, 2 * number + 1] for number in range(len(networks))]
-        others = [value for (a, b), value in values.items() if a // 2 != b // 2]
-        p = None
-        if len(networks) <= MOST_NETWORKS:
-            sums = np.array(list(pairings(values, tuple(range(len(towers))))))
-            far = np.abs(sums - sums.mean())
-            p = float((far >= abs(sum(own) - sums.mean()) * (1 - 1e-9)).mean())
-        found.append((layer, float(np.mean(own)), float(np.mean(others)), p))
-    corrected = holm([p for *_, p in found])
-    return [Across(*each, p) for each, p in zip(found, corrected)]
+        if None not in values.values():
+            found[layer] = values
+    return found
+
+
+def across_of(values: Mapping[tuple[int, int], float]) -> tuple[float, float, float | None]:
+    """(mean over networks of what their two towers have, mean over towers of different networks, p) of a layer of
+    `between_towers`.
+
+    p: the share of all ways to put the towers of all networks into pairs whose mean CKA is as far from that of all ways
+    as the networks' own is, as in `matching`; at best 1/3 of two networks, 1/945 of five. None of more than
+    `MOST_NETWORKS`."""
+    own = [value for (a, b), value in values.items() if a // 2 == b // 2]
+    others = [value for (a, b), value in values.items() if a // 2 != b // 2]
+    p = None
+    if len(own) <= MOST_NETWORKS:
+        sums = np.array(list(pairings(values, tuple(range(2 * len(own))))))
+        far = np.abs(sums - sums.mean())
+        p = float((far >= abs(sum(own) - sums.mean()) * (1 - 1e-9)).mean())
+    return float(np.mean(own)), float(np.mean(others)), p
 
 
 # --- uncertainty over the pictures

@@ -4,6 +4,7 @@ import argparse
 import hashlib
 import os
 import shlex
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -17,11 +18,13 @@ from alexnet_mp.analysis.lesions import Lesion, Lesions, lesions
 from alexnet_mp.analysis.sight import ColourDivision, Leanings, Seen, class_leanings, colour_division, sight
 from alexnet_mp.analysis.similarity import Representation, alike, crossings, dealt, most_pictures, represent
 from alexnet_mp.analysis.specialisation import chroma_shares, division, division_by_chance, first_layer, random_split_p
-from alexnet_mp.data.dataset import open_dataset
+from alexnet_mp.data.dataset import DataSet, Split, open_dataset
 from alexnet_mp.data.image_files import pipeline_of
+from alexnet_mp.data.pixel_statistics import Statistics
 from alexnet_mp.data.synsets import in_words
-from alexnet_mp.evaluation.trained import load_run, trained
+from alexnet_mp.evaluation.trained import Trained, load_run, trained
 from alexnet_mp.experiments.records import machine
+from alexnet_mp.network.network import TwoTowerAlexNet
 from alexnet_mp.recipes.recipe import Recipe
 from alexnet_mp.system.errors import UserError
 from alexnet_mp.system.terminal import progress
@@ -33,11 +36,8 @@ BATCH = 100  # pictures that are represented at once
 
 def measure(directory: str, options: argparse.Namespace) -> dict:
     """The record of a run's newest checkpoint: plain values."""
-    network, found = load_run(directory, "cpu", "auto")
+    network, found, data = opened(directory, options)
     recipe, statistics = found.recipe, found.statistics
-    data = open_dataset(options.data or found.source, recipe.stored_size, ("val",))
-    if list(data.classes) != found.classes:
-        raise UserError(f"{directory} was trained on other classes than {options.data} has")
     split, words = (
         data.splits["val"],
         in_words(data.classes, getattr(data, "class_names", None) or data.classes, options.synsets),
@@ -50,8 +50,6 @@ def measure(directory: str, options: argparse.Namespace) -> dict:
         with progress(what, times * len(numbers)) as advance:
             return function(*of, numbers, advance=advance, **more)
 
-    compared = evenly(len(split), count)
-    compared = [split.read(int(compared[place])) for place in spread(len(compared), most_pictures(recipe))]
     towers = recipe.towers == 2
     kernels, _ = first_layer(directory)
     return {
@@ -60,21 +58,29 @@ def measure(directory: str, options: argparse.Namespace) -> dict:
         "sight": [of_seen(one) for one in measured("altered pictures", sight, some, len(ALTERATIONS))],
         "colour": of_colour(measured("colour", colour_division, few, 3, draws=options.deals)) if towers else None,
         "classes": of_leanings(measured("classes", class_leanings, many), words) if towers else None,
-        "similarity": of_similarity(
-            represent(
-                network,
-                pipeline_of(compared, recipe, network.exchange.devices, statistics),
-                "given",
-                BATCH,
-                with_maps=True,
-            ),
-            recipe,
-        )
-        if towers
-        else None,
+        "similarity": of_similarity(represented(*of, count, with_maps=True), recipe) if towers else None,
         "first_layer": of_first_layer(kernels, recipe.towers),
         "growth": of_growth(directory) if towers else None,
     }
+
+
+def opened(directory: str, options: argparse.Namespace) -> tuple[TwoTowerAlexNet, Trained, DataSet]:
+    """A run's network in test mode, what it was trained on, and the data set that is shown to it."""
+    network, found = load_run(directory, "cpu", "auto")
+    data = open_dataset(options.data or found.source, found.recipe.stored_size, ("val",))
+    if list(data.classes) != found.classes:
+        raise UserError(f"{directory} was trained on other classes than {options.data} has")
+    return network, found, data
+
+
+def represented(
+    network: TwoTowerAlexNet, statistics: Statistics, split: Split, count: int, with_maps: bool = False
+) -> Representation:
+    """The `Representation` of `count` pictures of a split, of fewer where a network of such layers can't have them."""
+    numbers = evenly(len(split), count)
+    pictures = [split.read(int(numbers[place])) for place in spread(len(numbers), most_pictures(network.recipe))]
+    pipeline = pipeline_of(pictures, network.recipe, network.exchange.devices, statistics)
+    return represent(network, pipeline, "given", BATCH, with_maps)
 
 
 def _of_run(directory, found, recipe, data, options):
@@ -93,19 +99,20 @@ def _of_run(directory, found, recipe, data, options):
         },
         "pictures": options.pictures,
         "deals": options.deals,
-        "date": datetime.now(UTC).date().isoformat(),
-        "command": shlex.join(
-            [
-                "python",
-                "tools/what_each_gpu_learned.py",
-                Path(directory).resolve().name,
-                *(["--data", Path(options.data).name] if options.data else []),
-                *["--pictures", str(options.pictures), "--deals", str(options.deals)],
-                *(["--synsets", os.path.relpath(options.synsets, ROOT)] if options.synsets else []),
-            ]
-        ),
-        "machine": machine("cpu"),
+        **made([directory], options),
     }
+
+
+def made(directories: Sequence[str], options: argparse.Namespace) -> dict:
+    """When, by which command and on what machine a record is made."""
+    words = [
+        *["python", "tools/what_each_gpu_learned.py"],
+        *(Path(directory).resolve().name for directory in directories),
+        *(["--data", Path(options.data).name] if options.data else []),
+        *["--pictures", str(options.pictures), "--deals", str(options.deals)],
+        *(["--synsets", os.path.relpath(options.synsets, ROOT)] if options.synsets else []),
+    ]
+    return {"date": datetime.now(UTC).date().isoformat(), "command": shlex.join(words), "machine": machine("cpu")}
 
 
 def arm(recipe: Recipe) -> str:

@@ -8,9 +8,10 @@ ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "claims" / "what-each-gpu-learned"
 
 
-def read_all(folder: Path) -> list[dict]:
-    """All records of a folder, in the order of their names."""
-    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+def read_all(folder: Path) -> tuple[list[dict], list[dict]]:
+    """The records of a folder, in the order of their names: of a network each, and of towers of several seeds each."""
+    records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+    return [one for one in records if "run" in one], [one for one in records if "runs" in one]
 
 
 def told(record: dict) -> str:
