@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 MOST = 10  # classes
 EACH = 2  # pictures of each
+PART = "sight", "What a tower sees"
 INK, FAINT = "#333333", "#8a8a94"
 # {who of `Seen.errors`: (label, marker, colour, filled)}
 WHO = {
@@ -61,7 +62,7 @@ def sight(
         pieces += [page.heading("Brightness and colour"), page.text(_division(division)), page.why(_how(division))]
     if leanings:
         pieces += _classes(out, leanings, split, names)
-    return page.Part("sight", "What a tower sees", pieces)
+    return page.Part(*PART, pieces)
 
 
 def _errors(out, seen, split, numbers, pictures):

@@ -38,6 +38,7 @@ from . import page
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+PART = "similarity", "Do the towers see alike?"
 MOST_CHECKPOINTS = 5  # before the newest
 OWN, UNTRAINED, OTHERS, CONTROL = "#d55e00", "#777777", "#0072b2", "#009e73"  # Okabe and Ito
 
@@ -120,7 +121,7 @@ def similarity(
 
 
 def _part(*pieces):
-    return page.Part("similarity", "Do the towers see alike?", list(pieces))
+    return page.Part(*PART, list(pieces))
 
 
 def _linked(recipe: Recipe) -> bool:
