@@ -14,7 +14,7 @@ from ..evaluation.accuracy import top5_tells
 from ..system.errors import UserError
 from ..system.terminal import printable
 from . import page
-from .comparison import ComparedRun, differences, interval, p_words, paired_errors
+from .comparison import ComparedRun, differences, grouped, interval, p_words, paired_errors
 from .headline import chroma_fact
 from .training import epochs_of
 
@@ -38,6 +38,7 @@ def _numbered(runs):
 
 
 def _runs(runs):
+    elsewhere = any(run.directory != run.name for run in runs)
     rows = [
         [
             name,
@@ -45,22 +46,20 @@ def _runs(runs):
             str(run.recipe.seed),
             f"{run.step:,}",
             str(run.described.get("started"))[:16].replace("T", " "),
-            run.directory,
+            *([run.directory] if elsewhere else []),
         ]
         for name, run in zip(_numbered(runs), runs)
     ]
-    return page.Part(
-        "runs", "The runs", [page.table(["run", "recipe", "seed", "step", "started", "directory"], rows, numbers=False)]
-    )
+    names = ["run", "recipe", "seed", "step", "started", *(["directory"] if elsewhere else [])]
+    return page.Part("runs", "The runs", [page.table(names, rows, numbers=False)])
 
 
 def _differences(runs):
-    pieces = []
+    pieces = [page.why("After a value stand the numbers of the runs that have it.")]
     for part, fields in differences(runs).items():
         pieces.append(page.heading(part.capitalize()))
         if fields:
-            rows = [[name, *values] for name, values in fields.items()]
-            pieces.append(page.table(["", *_numbered(runs)], rows, numbers=False))
+            pieces.append(page.groups([(name, grouped(values)) for name, values in fields.items()]))
         else:
             pieces.append(page.text("The same in all of these runs."))
     return page.Part("differences", "What differs", pieces)
