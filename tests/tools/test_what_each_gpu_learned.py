@@ -86,6 +86,13 @@ def test_tables_over_seeds_by_hand():
         assert tables.joint_p(deals) == pytest.approx(share, abs=0.01)
     assert tables.leanings(linked) == {"cat": [20.0, 20.0], "dog": [0.0, 0.0], "cow": [-10.0, -10.0]}
     assert tables.most_leaning(linked, 1) == (["cat"], ["cow"])
+    # A class of one picture leans by 100 points and leads no list; where nothing else leans, it is there.
+    with_owl = [
+        {**one, "classes": {"classes": [["owl", 1, *owl, 1.0], *one["classes"]["classes"]]}}
+        for one, owl in zip(linked, ((1, 0), (0, 1)))
+    ]
+    assert tables.leanings(with_owl)["owl"] == [100.0, 100.0]
+    assert tables.most_leaning(with_owl, 2) == (["cat", "owl"], ["cow"])
     alike, p = tables.consistency(linked)
     assert alike == pytest.approx(1) and p == pytest.approx(1 / 6, abs=0.02)  # 6 of the 36 orders of three classes
     assert tables.corrected({"a": 0.01, "b": 0.04}) == {"a": 0.02, "b": 0.04}

@@ -268,8 +268,9 @@ def classes(records):
         "Which classes lean on which tower?",
         answers,
         f"n: {numbers(n)} pictures a network. Right answers by what the brightness tower sees less those by what the "
-        f"other sees, in points of a class's pictures, mean and range over seeds; the {MOST} classes of the largest "
-        "means each way. Spread: against 2,000 deals of the pictures to classes, Holm over the networks. Sure: "
+        f"other sees, in points of a class's pictures, mean and range over seeds; the {MOST} classes each way that "
+        "surely lean most, by the mean over seeds of the end of the 95 % interval that is nearer to 0. Spread: against "
+        "2,000 deals of the pictures to classes, Holm over the networks. Sure: "
         f"McNemar's exact test, Holm over {len(each)} looks (all classes, all networks). Correlation: against classes "
         "dealt at random, Holm over the arms; the tower's name is from some of the same pictures, and from their "
         "answers, right or wrong.",
