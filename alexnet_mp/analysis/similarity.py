@@ -176,22 +176,31 @@ def cka(a: np.ndarray, b: np.ndarray) -> float | None:
 # --- one network
 
 
+def own_cka(network: Representation) -> dict[str, Estimate]:
+    """{layer: CKA of the two towers} with its interval, without a layer of which a tower says the same of all
+    pictures."""
+    groups, found = _groups(network.pictures), {}
+    for layer in network.layers:
+        a, b = network.products[layer]
+        if (value := cka(a, b)) is not None:
+            found[layer] = _estimate(value, _without(a, b, groups))
+    return found
+
+
 def alike(network: Representation, draws: int = 1000, seed: int = 0) -> list[Alike]:
     """The `Alike` of the two towers at each layer.
 
     p: the share of `draws` orders of tower b's pictures with a CKA as large, the right order counted among them; of
     `DEALT_PICTURES` at most."""
-    found, groups, some = [], _groups(network.pictures), np.arange(network.pictures)[_dealt(network.pictures)]
+    found, own, some = [], own_cka(network), np.arange(network.pictures)[_dealt(network.pictures)]
     orders = random_orders(len(some), draws, seed)
     for layer in network.layers:
-        a, b = network.products[layer]
-        value = cka(a, b)
-        if value is None:
+        if layer not in own:
             found.append((layer, None, None))
             continue
-        of_some, other = (_centred(each[np.ix_(some, some)]).astype(np.float32) for each in (a, b))
+        of_some, other = (_centred(each[np.ix_(some, some)]).astype(np.float32) for each in network.products[layer])
         together = [np.vdot(of_some, other[order[:, None], order]) for order in orders]
-        found.append((layer, _estimate(value, _without(a, b, groups)), as_far_p(np.array(together))))
+        found.append((layer, own[layer], as_far_p(np.array(together))))
     corrected = holm([p for *_, p in found])
     return [Alike(*each, p) for each, p in zip(found, corrected)]
 

@@ -158,6 +158,9 @@ def test_the_parts_and_their_headings(page, trained, data):  # noqa: F811
     assert (
         "fc8" not in re.sub('base64,[^"]*', "", similar) and ">as drawn</th>" in similar and ">step 3</th>" in similar
     )
+    assert 'data-file="similarity_training.png"' in similar
+    over_training = re.search(r"<td>conv1</td>(.*?)</tr>", similar[similar.index(">as drawn</th>") :])[1]
+    assert len(re.findall(r"<td>\S+ \(\S+ to \S+\)</td>", over_training)) == over_training.count("<td>") > 2
     assert "A training step of 9 images of recipe mini holds" in why and "of recipe paper holds" in why
     assert re.search(r"<td>in all</td><td>one GPU</td><td>0\.\d</td>", why) and "PCIe 2.0 x16" in why
     assert "A step of this run took" in parts["The exchange"] and parts["The exchange"].count('class="crossing"') == 5
