@@ -21,6 +21,7 @@ TEN, CENTRE = "ten views", "centre view"
 HOSTILE = "<script>$\\frac$"
 
 
+KERNELS = {f"kernels_{run}_{tower}.png" for run in ("01", "06") for tower in "ab"}
 CURVES = {f"{name}{theme}.png" for name in ("loss", "error") for theme in ("", "_dark")}
 
 
@@ -103,15 +104,13 @@ def test_runs_compared(tmp_path, monkeypatch, capsys):
     assert re.findall(r"<h2>(.*?)</h2>", page) == ["The runs", "What differs", "Curves", "Errors", "Kernels"]
     assert "<span>3 <small>1, 3</small></span><span>5 <small>2</small></span>" in page and ">directory<" not in page
     assert "run 3 minus run 1" in page and page.count("no checkpoint in it") == 2
-    assert pictures_of(tmp_path / "out/comparison.html") == CURVES | {"kernels_01.png"}
+    assert pictures_of(tmp_path / "out/comparison.html") == CURVES | {"kernels_01_a.png", "kernels_01_b.png"}
     assert compare.main([*names, "--out", "out"]) == 0
     page = (tmp_path / "out/comparison.html").read_text()
-    assert pictures_of(tmp_path / "out/comparison.html") == CURVES | {"kernels_01.png", "kernels_06.png"}
+    assert pictures_of(tmp_path / "out/comparison.html") == CURVES | KERNELS
     assert "Without a step that was recorded: 6: converted" in page and "Over the same images" not in page
     assert "Not tested yet: 4: begins, 6: converted." in page
-    assert {path.name for path in (tmp_path / "out").iterdir()} == CURVES | {
-        "comparison.html", "kernels_01.png", "kernels_06.png"
-    }  # fmt: skip
+    assert {path.name for path in (tmp_path / "out").iterdir()} == CURVES | KERNELS | {"comparison.html"}
     told_run(tmp_path / "report")
     capsys.readouterr()
     for words, problem in (
