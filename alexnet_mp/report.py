@@ -8,7 +8,8 @@ examples
 
 The page loads nothing and needs no script; its pictures are in it, and beside it as PNGs. Runs of one tower, and runs
 whose towers have no links, are taken as controls. What the retrieval needs is made where it is missing, as by `python
--m alexnet_mp.retrieve index`. In a directory that has a report already the page and its pictures are replaced."""
+-m alexnet_mp.retrieve index`. A run whose own data can't be read, as of a converted network, gets a page without what
+needs pictures. In a directory that has a report already the page and its pictures are replaced."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -25,21 +26,26 @@ from .analysis.similarity import most_pictures
 from .analysis.specialisation import first_layer
 from .command_options import add_machine_options, compute_as_in_training
 from .data import synsets
+from .data.dataset import DataOfRunMissing
 from .data.synsets import in_words
 from .evaluation.ensembles import open_runs
-from .evaluation.trained import load_run
+from .evaluation.trained import class_words, load_run
 from .reporting import page
-from .reporting.answers import figure_4_left, figure_4_right
+from .reporting.answers import ANSWERS, NEAREST, figure_4_left, figure_4_right
 from .reporting.code_lengths import BITS, short_codes
+from .reporting.code_lengths import PART as CODES
 from .reporting.exchange import exchange
 from .reporting.first_layer import SCALES, figure_3, specialisation
 from .reporting.growth import growing
 from .reporting.headline import headline
+from .reporting.lesions import PART as LESIONS
 from .reporting.lesions import lesions as lesions_part
 from .reporting.memory import memory
 from .reporting.pages_of_runs import named, page_directory
 from .reporting.provenance import devices_of, provenance
+from .reporting.sight import PART as SIGHT
 from .reporting.sight import sight as sight_part
+from .reporting.similarity import PART as SIMILARITY
 from .reporting.similarity import Pictures, similarity
 from .reporting.training import training
 from .retrieval.build import build_index
@@ -68,38 +74,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     before = page_directory(out)
     with suppress(OSError):
         out.rmdir()  # empty: made to see whether it can be, and not left behind by what is refused now
-    opened = _opened(options, SPLITS)
-    pictures = opened if options.split in SPLITS else _opened(options, (options.split,))
-    index = build_index(
-        shown,
-        options.data,
-        options.index,
-        BITS,
-        gpus=options.gpus,
-        kernels=options.kernels,
-        pipeline=options.pipeline,
-        workers=options.workers,
-    )
+    opened, missing = _data(options)
+    pictures = opened if opened is None or options.split in SPLITS else _opened(options, (options.split,))
+    index = None if opened is None else _index(options)
     network, found = load_run(shown, options.gpus, options.kernels)
-    recipe, source = found.recipe, index.described.source
-    words = in_words(source.classes, source.class_names, options.synsets)
-    names = told_apart(source.classes, words)
-    split = pictures.dataset.splits[options.split]
-    numbers = evenly(len(split), MOST_ANSWERED)
-    with progress(f"{options.split} images", len(numbers)) as advance:
-        said = guesses(
-            network, some_of(split, numbers, network, found.statistics), "given", pictures.batch_size, advance
-        )
-    compared = [split.read(numbers[place]) for place in spread(len(numbers), most_pictures(recipe))]
+    recipe = found.recipe
+    own_words = class_words(shown, found.classes) if index is None else index.described.source.class_names
+    words = in_words(found.classes, own_words, options.synsets)
+    names = told_apart(found.classes, words)
+    said = None if pictures is None else _answers(options, network, found.statistics, pictures)
     out.mkdir(parents=True, exist_ok=True)
     page.begin(out / page.NAME)
     name, (kernels, towers, _) = next(iter(layers.items()))
     step = int(found.checkpoint.name.rpartition("_")[2])
-    parts = [
-        figure_3(out, kernels, towers, options.kernel_scale, options.sort),
-        specialisation(out, kernels, towers, layers, {name: _told(directory) for name, directory in runs.items()}),
-        growing(out, {name: growth(directory) for name, directory in runs.items()}),
-        similarity(
+    if pictures is None:
+        say(f"{missing}; the parts that need pictures are left out")
+        likeness, *of_towers = (_left_out(part, missing) for part in (SIMILARITY, LESIONS, SIGHT))
+        of_pictures = [_left_out(part, missing) for part in (ANSWERS, NEAREST, CODES)]
+    else:
+        split, (numbers, guessed) = pictures.dataset.splits[options.split], said
+        compared = [split.read(numbers[place]) for place in spread(len(numbers), most_pictures(recipe))]
+        likeness = similarity(
             out,
             shown,
             network,
@@ -108,21 +103,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
             Pictures(compared, options.split, pictures.batch_size),
             options.gpus,
             options.kernels,
-        ),
-        *_of_towers(out, network, found.statistics, split, options, kernels, names),
+        )
+        of_towers = _of_towers(out, network, found.statistics, split, options, kernels, names)
+        of_pictures = [
+            figure_4_left(out, guessed, numbers, split, options.split, names),
+            figure_4_right(out, index, opened.dataset, words),
+            short_codes(out, index, options.speed),
+        ]
+    parts = [
+        figure_3(out, kernels, towers, options.kernel_scale, options.sort),
+        specialisation(out, kernels, towers, layers, {name: _told(directory) for name, directory in runs.items()}),
+        growing(out, {name: growth(directory) for name, directory in runs.items()}),
+        likeness,
+        *of_towers,
         training(out, lines, recipe, len(names)),
         exchange(recipe, len(names), network.exchange.devices, lines, devices_of(described)),
         memory(out, recipe, len(names)),
-        figure_4_left(out, said, numbers, split, options.split, names),
-        figure_4_right(out, index, opened.dataset, words),
-        short_codes(out, index, options.speed),
-        provenance(described, recipe, step, opened.dataset),
+        *of_pictures,
+        provenance(described, recipe, step, opened.dataset if opened else None),
     ]
     others = f", with {len(runs) - 1} other run{'s' * (len(runs) > 2)} for comparison" if len(runs) > 1 else ""
+    at = "converted, not trained here" if described.get("converted") else f"step {step:,} of its training"
     page.write(
         out / page.NAME,
         f"What each GPU learned: {recipe.name} on {len(names):,} classes",
-        f"Run {name}, step {step:,} of its training{others}.",
+        f"Run {name}, {at}{others}.",
         parts,
         headline(kernels, lines, recipe, len(names)),
     )
@@ -130,6 +135,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
         (out / name).unlink(missing_ok=True)
     say(f"wrote {out / page.NAME}")
     return 0
+
+
+def _data(options):
+    """(the `evaluate.Run` on the splits of the index, None); (None, why) where the run's own data can't be read and
+    nobody named others."""
+    try:
+        return _opened(options, SPLITS), None
+    except DataOfRunMissing as error:
+        return None, str(error)
+
+
+def _index(options):
+    return build_index(
+        options.runs[0],
+        options.data,
+        options.index,
+        BITS,
+        gpus=options.gpus,
+        kernels=options.kernels,
+        pipeline=options.pipeline,
+        workers=options.workers,
+    )
+
+
+def _answers(options, network, statistics, pictures):
+    """(numbers of pictures of --split, the `Guesses` about them)"""
+    split = pictures.dataset.splits[options.split]
+    numbers = evenly(len(split), MOST_ANSWERED)
+    with progress(f"{options.split} images", len(numbers)) as advance:
+        some = some_of(split, numbers, network, statistics)
+        return numbers, guesses(network, some, "given", pictures.batch_size, advance)
+
+
+def _left_out(part, missing):
+    """A `Part` that needs pictures, of which there are none. part: its anchor and heading."""
+    return page.Part(*part, [page.text(f"It needs pictures: {missing}.")])
 
 
 def _of_towers(out, network, statistics, split, options, kernels, names):
@@ -199,17 +240,21 @@ def _parser():
         "--split",
         choices=("train", "val", "test"),
         default="val",
-        help="where the pictures of figure 4, left, are from; default: val",
+        help="whose pictures are answered (figure 4, left), silenced and altered; default: val",
     )
     parser.add_argument("--out", metavar="DIR", help="default: RUN/report")
-    parser.add_argument("--index", metavar="DIR", help="what is searched for figure 4, right; default: RUN/retrieval")
+    parser.add_argument(
+        "--index",
+        metavar="DIR",
+        help="what is searched for the nearest pictures (figure 4, right); default: RUN/retrieval",
+    )
     parser.add_argument(
         "--kernel-scale",
         choices=tuple(SCALES),
         default="layer",
-        help="figure 3: one scale over both towers, one a tower, as in 2012, or each kernel by itself; default: layer",
+        help="of the kernels (figure 3): one over both towers, one a tower, as in 2012, or one each; default: layer",
     )
-    parser.add_argument("--sort", action="store_true", help="figure 3: kernels of a tower from grey to colourful")
+    parser.add_argument("--sort", action="store_true", help="kernels of a tower from grey to colourful (figure 3)")
     parser.add_argument(
         "--pictures",
         type=int,

@@ -18,16 +18,17 @@ in 1/P of the time: (t_P - t_1) P / (P - 1), t the time on the link."""
 
 import argparse
 
+from alexnet_mp.profiling import link_rates
 from alexnet_mp.recipes.named import PRESETS
 from alexnet_mp.recipes.recipe import Recipe
 from alexnet_mp.recipes.shapes import BYTES_FP32, crossings, parameter_counts, sizes
 
-LINKS = {  # bytes a second, in one direction
-    "PCIe 2.0 x16 (2012)": 8e9,
-    "PCIe 5.0 x16": 63e9,
-    "NVLink 4 (900 GB/s both ways)": 450e9,
-    "100 Gbit/s": 12.5e9,
-    "400 Gbit/s": 50e9,
+LINKS = {
+    "PCIe 2.0 x16 (2012)": link_rates.PCIE_2_X16,
+    "PCIe 5.0 x16": link_rates.PCIE_5_X16,
+    "NVLink 4 (900 GB/s both ways)": link_rates.NVLINK_4,
+    "100 Gbit/s": link_rates.NETWORK_100,
+    "400 Gbit/s": link_rates.NETWORK_400,
 }
 
 

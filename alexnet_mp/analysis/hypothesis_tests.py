@@ -111,6 +111,16 @@ class Comparison:
         return 100 * max(-1.0, middle - reach), 100 * min(1.0, middle + reach)
 
 
+def sure_of(change: Comparison) -> float:
+    """By how many points the two differ at least, whichever of them is ahead: the end of the interval that is nearer to
+    0; below 0 where the interval has 0 in it.
+
+    By this, and not by the difference itself, what was seen of few images does not come first: one image that a alone
+    has right is a difference of 100 points, and at least -51."""
+    low, high = change.interval
+    return max(low, -high)
+
+
 def mcnemar(right_a: Sequence[bool] | np.ndarray, right_b: Sequence[bool] | np.ndarray) -> Comparison:
     """The `Comparison` of two classifiers by which images they get right: (N,) bool each, in the same order.
 

@@ -176,22 +176,31 @@ def cka(a: np.ndarray, b: np.ndarray) -> float | None:
 # --- one network
 
 
+def own_cka(network: Representation) -> dict[str, Estimate]:
+    """{layer: CKA of the two towers} with its interval, without a layer of which a tower says the same of all
+    pictures."""
+    groups, found = _groups(network.pictures), {}
+    for layer in network.layers:
+        a, b = network.products[layer]
+        if (value := cka(a, b)) is not None:
+            found[layer] = _estimate(value, _without(a, b, groups))
+    return found
+
+
 def alike(network: Representation, draws: int = 1000, seed: int = 0) -> list[Alike]:
     """The `Alike` of the two towers at each layer.
 
     p: the share of `draws` orders of tower b's pictures with a CKA as large, the right order counted among them; of
     `DEALT_PICTURES` at most."""
-    found, groups, some = [], _groups(network.pictures), np.arange(network.pictures)[_dealt(network.pictures)]
+    found, own, some = [], own_cka(network), np.arange(network.pictures)[_dealt(network.pictures)]
     orders = random_orders(len(some), draws, seed)
     for layer in network.layers:
-        a, b = network.products[layer]
-        value = cka(a, b)
-        if value is None:
+        if layer not in own:
             found.append((layer, None, None))
             continue
-        of_some, other = (_centred(each[np.ix_(some, some)]).astype(np.float32) for each in (a, b))
+        of_some, other = (_centred(each[np.ix_(some, some)]).astype(np.float32) for each in network.products[layer])
         together = [np.vdot(of_some, other[order[:, None], order]) for order in orders]
-        found.append((layer, _estimate(value, _without(a, b, groups)), as_far_p(np.array(together))))
+        found.append((layer, own[layer], as_far_p(np.array(together))))
     corrected = holm([p for *_, p in found])
     return [Alike(*each, p) for each, p in zip(found, corrected)]
 
@@ -258,28 +267,41 @@ def between_maps(values: torch.Tensor) -> np.ndarray:
 
 
 def across(networks: Sequence[Representation]) -> list[Across]:
-    """The `Across` of each layer that all networks have, of two at least, which saw the same pictures.
+    """The `Across` of each layer that all networks have, of two at least, which saw the same pictures."""
+    found = {layer: across_of(values) for layer, values in between_towers(networks).items()}
+    corrected = holm([p for *_, p in found.values()])
+    return [Across(layer, *each, p) for (layer, each), p in zip(found.items(), corrected)]
 
-    p: the share of all ways to put the towers of all networks into pairs whose mean CKA is as far from that of all ways
-    as the networks' own is, as in `matching`; at best 1/3 of two networks, 1/945 of five."""
-    found = []
+
+def between_towers(networks: Sequence[Representation]) -> dict[str, dict[tuple[int, int], float]]:
+    """{layer: {(tower, larger tower): CKA of the two}} of networks that saw the same pictures; towers 2i and 2i + 1 are
+    those of network i. Without a layer that a network lacks, or of which a tower says the same of all pictures."""
+    found = {}
     for layer in networks[0].layers:
         if not all(layer in network.products for network in networks):
             continue
         towers = [tower for network in networks for tower in network.products[layer]]
         values = {(a, b): cka(towers[a], towers[b]) for a in range(len(towers)) for b in range(a + 1, len(towers))}
-        if None in values.values():
-            continue
-        own = [values[2 * number, 2 * number + 1] for number in range(len(networks))]
-        others = [value for (a, b), value in values.items() if a // 2 != b // 2]
-        p = None
-        if len(networks) <= MOST_NETWORKS:
-            sums = np.array(list(pairings(values, tuple(range(len(towers))))))
-            far = np.abs(sums - sums.mean())
-            p = float((far >= abs(sum(own) - sums.mean()) * (1 - 1e-9)).mean())
-        found.append((layer, float(np.mean(own)), float(np.mean(others)), p))
-    corrected = holm([p for *_, p in found])
-    return [Across(*each, p) for each, p in zip(found, corrected)]
+        if None not in values.values():
+            found[layer] = values
+    return found
+
+
+def across_of(values: Mapping[tuple[int, int], float]) -> tuple[float, float, float | None]:
+    """(mean over networks of what their two towers have, mean over towers of different networks, p) of a layer of
+    `between_towers`.
+
+    p: the share of all ways to put the towers of all networks into pairs whose mean CKA is as far from that of all ways
+    as the networks' own is, as in `matching`; at best 1/3 of two networks, 1/945 of five. None of more than
+    `MOST_NETWORKS`."""
+    own = [value for (a, b), value in values.items() if a // 2 == b // 2]
+    others = [value for (a, b), value in values.items() if a // 2 != b // 2]
+    p = None
+    if len(own) <= MOST_NETWORKS:
+        sums = np.array(list(pairings(values, tuple(range(2 * len(own))))))
+        far = np.abs(sums - sums.mean())
+        p = float((far >= abs(sum(own) - sums.mean()) * (1 - 1e-9)).mean())
+    return float(np.mean(own)), float(np.mean(others)), p
 
 
 # --- uncertainty over the pictures

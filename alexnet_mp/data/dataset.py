@@ -83,15 +83,19 @@ def open_dataset(data: str | Path, stored_size: int, splits: Sequence[str] = ("t
     return Prepared(data, stored_size, splits) if is_prepared(data) else Folder(data, stored_size, splits)
 
 
+class DataOfRunMissing(UserError):
+    """What a run was trained on can't be opened, and nobody named other data."""
+
+
 def open_data_of_run(run: str, source: str, stored_size: int, splits: Sequence[str] = ("train", "val")) -> DataSet:
-    """The data set that a run was trained on, where nobody says another. Raises UserError, which blames no option, if
-    it can't be opened any more."""
+    """The data set that a run was trained on, where nobody says another. Raises DataOfRunMissing, which blames no
+    option, if it can't be opened any more."""
     if source == ELSEWHERE:
-        raise UserError(f"{run} was converted, its data were never here; say with --data DIR what to use")
+        raise DataOfRunMissing(f"{run} was converted, its data were never here; say with --data DIR what to use")
     try:
         return open_dataset(source, stored_size, splits)
     except UserError as error:
-        raise UserError(
+        raise DataOfRunMissing(
             f"{source}, where the data of {run} were: {reason_of(error, source)}; the same command with --data DIR "
             "reads them from where they are now"
         ) from None

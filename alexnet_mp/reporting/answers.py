@@ -1,4 +1,4 @@
-"""The report's parts of figure 4: what the network says of pictures, and the pictures nearest to pictures."""
+"""The report's parts on pictures: what the network says of them, and which are nearest to them (figure 4)."""
 
 import warnings
 from collections import Counter
@@ -24,6 +24,9 @@ from ..retrieval.index import Index
 from ..retrieval.search import NEIGHBOURS, Search
 from ..system import durable_files
 from . import page
+
+ANSWERS = "figure4left", "What it answers to pictures (figure 4, left)"
+NEAREST = "figure4right", "The training pictures nearest to a picture (figure 4, right)"
 
 
 def figure_4_left(
@@ -65,7 +68,7 @@ def figure_4_left(
             said = ", ".join(f"{guess} {percent(probability)}" for guess, probability, _ in bars)
             entries.append((path, f"A picture, true class {title}; the network says {said}"))
         pieces += [page.heading(heading), page.why(why), *([page.images(entries)] if entries else [])]
-    return page.Part("figure4left", "Figure 4 left", pieces)
+    return page.Part(*ANSWERS, pieces)
 
 
 def figure_4_right(out: Path, index: Index, dataset: DataSet, words: Sequence[str]) -> page.Part:
@@ -97,4 +100,4 @@ def figure_4_right(out: Path, index: Index, dataset: DataSet, words: Sequence[st
         pieces += [page.tiles(path, row) for row in rows]
     told = ", ".join(f"{right[what]} of {count} by {what}" for what, count in shown.items())
     pieces.append(page.why(f"Of the query's class, in these rows: {told}. The next part counts over many queries."))
-    return page.Part("figure4right", "Figure 4 right", pieces)
+    return page.Part(*NEAREST, pieces)

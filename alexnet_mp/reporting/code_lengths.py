@@ -8,6 +8,7 @@ from ..retrieval.measures import measure
 from ..retrieval.search import NEIGHBOURS
 from . import page
 
+PART = "codes", "Short codes"
 BITS = (64, 128, 256)
 MOST_MEASURED = 500  # queries: a standard error of 2 % at most; each search of them sorts all training pictures
 COLOURS = {"learned": "#0072b2", "random": "#e69f00"}  # Okabe and Ito
@@ -67,7 +68,7 @@ def short_codes(out: Path, index: Index, speed: bool) -> page.Part:
                 f"{record['device']}. Of {record['synthetic_codes']:,} random codes: {random}."
             )
         )
-    return page.Part("codes", "Short codes", pieces)
+    return page.Part(*PART, pieces)
 
 
 def _draw(record):

@@ -76,9 +76,33 @@ def read_compared(name: str, directory: str) -> ComparedRun:
 def differences(runs: Sequence[ComparedRun]) -> dict[str, dict[str, list[str]]]:
     """{"recipe", "data", "environment": {name: [value of each run, in words]}}, of what is not the same in all runs.
 
-    What a run has no word for, a layer that another has or a field that a former version didn't record, is "-"."""
-    parts = {"recipe": _recipe, "data": _data, "environment": _environment}
-    return {part: _differing([of_run(run) for run in runs]) for part, of_run in parts.items()}
+    What a run has no word for, a layer that another has or a field that a former version didn't record, is "-". A layer
+    that only some runs have has one word for all that is the same in them."""
+    parts = {
+        "recipe": _recipes(runs),
+        "data": [_data(run) for run in runs],
+        "environment": [_environment(run) for run in runs],
+    }
+    return {part: _differing(fields) for part, fields in parts.items()}
+
+
+def grouped(values: Sequence[str]) -> list[tuple[str, str]]:
+    """The values of runs, which are numbered from 1, each once: [("48", "1, 2"), ("96", "3-6")]."""
+    runs_of = {}
+    for number, value in enumerate(values, 1):
+        runs_of.setdefault(value, []).append(number)
+    return [(value, _ranges(numbers)) for value, numbers in runs_of.items()]
+
+
+def _ranges(numbers):
+    """[1, 2, 4, 5, 6] is "1, 2, 4-6"."""
+    found = []
+    for number in numbers:
+        if found and number == found[-1][-1] + 1:
+            found[-1].append(number)
+        else:
+            found.append([number])
+    return ", ".join(f"{one[0]}-{one[-1]}" if len(one) > 2 else ", ".join(map(str, one)) for one in found)
 
 
 def _differing(fields):
@@ -97,8 +121,22 @@ def _words(value):
     return str(value)
 
 
-def _recipe(run):
-    return flat(every_field(run.recipe))
+def _recipes(runs):
+    """The fields of each recipe, with those of its layers; see `differences` for layers that some lack."""
+    recipes = [flat(every_field(run.recipe)) for run in runs]
+    for layer in dict.fromkeys(name for recipe in recipes for name in recipe["layers"]):
+        having = [recipe for recipe in recipes if layer in recipe["layers"]]
+        if len(having) == len(recipes):
+            continue
+        names = [name for name in having[0] if name.startswith(f"{layer}.")]
+        same = [name for name in names if len({_words(recipe.get(name)) for recipe in having}) == 1]
+        told = {name.removeprefix(f"{layer}."): _words(having[0][name]) for name in same}
+        words = ", ".join(f"{name} {value}" for name, value in told.items() if value != "-")
+        for recipe in having:
+            others = {name: recipe.pop(name) for name in list(recipe) if name.startswith(f"{layer}.")}
+            recipe[layer] = words
+            recipe.update((name, value) for name, value in others.items() if name not in same)
+    return recipes
 
 
 def _data(run):
@@ -195,7 +233,12 @@ def text(runs: Sequence[ComparedRun]) -> list[str]:
     lines = ["runs", *_columns([[number, *row] for number, row in zip(numbers.values(), rows)])]
     for part, fields in differences(runs).items():
         lines += ["", f"{part}: {'what differs' if fields else 'the same in all'}"]
-        lines += _columns([[name, _grouped(values)] for name, values in fields.items()])
+        lines += _columns(
+            [
+                [name, " | ".join(f"{value} ({numbers})" for value, numbers in grouped(values))]
+                for name, values in fields.items()
+            ]
+        )
     lines += ["", "errors, with 95 % intervals"]
     rows = [
         [numbers[run.name], line["protocol"], *error_cells(line, run.classes), f"{line['images']:,} images"]
@@ -238,14 +281,6 @@ def error_cells(line: dict, classes: int) -> list[str]:
 
 def p_words(p: float) -> str:
     return "p < 0.0001" if p < 0.0001 else f"p = {p:.2g}"
-
-
-def _grouped(values):
-    """ "48 in 1, 2; 96 in 3"."""
-    runs_of = {}
-    for number, value in enumerate(values, 1):
-        runs_of.setdefault(value, []).append(str(number))
-    return " | ".join(f"{value} ({', '.join(numbers)})" for value, numbers in runs_of.items())
 
 
 def _columns(rows):

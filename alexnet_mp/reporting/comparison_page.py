@@ -7,14 +7,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..analysis.figure_3 import kernel_picture
+from ..analysis.figure_3 import kernel_tiles
 from ..analysis.figures import PANEL, write_figure
 from ..analysis.specialisation import first_layer
 from ..evaluation.accuracy import top5_tells
+from ..retrieval.contact_sheet import png
+from ..system import durable_files
 from ..system.errors import UserError
 from ..system.terminal import printable
 from . import page
-from .comparison import ComparedRun, differences, interval, p_words, paired_errors
+from .comparison import ComparedRun, differences, grouped, interval, p_words, paired_errors
+from .first_layer import COLUMNS
 from .headline import chroma_fact
 from .training import epochs_of
 
@@ -38,6 +41,7 @@ def _numbered(runs):
 
 
 def _runs(runs):
+    elsewhere = any(run.directory != run.name for run in runs)
     rows = [
         [
             name,
@@ -45,22 +49,20 @@ def _runs(runs):
             str(run.recipe.seed),
             f"{run.step:,}",
             str(run.described.get("started"))[:16].replace("T", " "),
-            run.directory,
+            *([run.directory] if elsewhere else []),
         ]
         for name, run in zip(_numbered(runs), runs)
     ]
-    return page.Part(
-        "runs", "The runs", [page.table(["run", "recipe", "seed", "step", "started", "directory"], rows, numbers=False)]
-    )
+    names = ["run", "recipe", "seed", "step", "started", *(["directory"] if elsewhere else [])]
+    return page.Part("runs", "The runs", [page.table(names, rows, numbers=False)])
 
 
 def _differences(runs):
-    pieces = []
+    pieces = [page.why("After a value stand the numbers of the runs that have it.")]
     for part, fields in differences(runs).items():
         pieces.append(page.heading(part.capitalize()))
         if fields:
-            rows = [[name, *values] for name, values in fields.items()]
-            pieces.append(page.table(["", *_numbered(runs)], rows, numbers=False))
+            pieces.append(page.groups([(name, grouped(values)) for name, values in fields.items()]))
         else:
             pieces.append(page.text("The same in all of these runs."))
     return page.Part("differences", "What differs", pieces)
@@ -170,11 +172,7 @@ def _errors(runs):
 
 
 def _kernels(out, runs):
-    pieces = [
-        page.text(
-            "Each network's first layer, tower a above tower b, each network in a scale of brightness of its own."
-        )
-    ]
+    pieces = [page.text("Each network's first layer by tower, each network in a scale of brightness of its own.")]
     for number, (name, run) in enumerate(zip(_numbered(runs), runs), 1):
         try:
             kernels, towers = first_layer(run.directory)
@@ -183,9 +181,12 @@ def _kernels(out, runs):
         except UserError as error:
             pieces.append(page.text(f"{name}: {error}"))
             continue
-        path = out / f"kernels_{number:02}.png"
-        kernel_picture(kernels, towers).save(path)
-        fact = chroma_fact(kernels, towers)
-        words = f"{name}. {fact.name}: {fact.value}{f'; {fact.note}' if fact.note else ''}."
-        pieces.append(page.image(path, f"First-layer kernels of {name}", words, crisp=True))
+        fact, shown = chroma_fact(kernels, towers), []
+        for tower, image in zip("ab", kernel_tiles(kernels, towers, columns=COLUMNS)):
+            path = out / f"kernels_{number:02}_{tower}.png"
+            durable_files.replace(path, png(image))
+            words = f"Tower {tower}" if towers > 1 else "Its one tower"
+            shown.append((path, f"First-layer kernels of {name}, tower {tower}", words))
+        words = f"{fact.name[:1].upper()}{fact.name[1:]}: {fact.value}{f'; {fact.note}' if fact.note else ''}."
+        pieces += [page.heading(name), page.why(words), page.panels(shown, crisp=True)]
     return page.Part("kernels", "Kernels", pieces)

@@ -45,7 +45,7 @@ def figure_3(
         entries.append((path, f"First-layer kernels of {what}", told))
     return page.Part(
         "figure3",
-        "Figure 3 by GPU",
+        "The kernels of each GPU (figure 3)",
         [
             page.text(
                 "What the first layer's kernels learned, tower by tower. In the paper's figure, the kernels of one "

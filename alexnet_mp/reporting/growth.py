@@ -51,7 +51,7 @@ def growing(out: Path, found: Mapping[str, Growth]) -> page.Part:
     lines = [line for one in found.values() for line in one.unreadable]
     if lines:
         pieces.append(page.why(f"Left out, since they can't be used: {'; '.join(map(printable, lines))}."))
-    return page.Part("growth", "How figure 3 grows", pieces)
+    return page.Part("growth", "How the kernels grow (figure 3 over training)", pieces)
 
 
 def _what_there_is(found):

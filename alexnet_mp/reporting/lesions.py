@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+PART = "lesions", "Lesions"
 MARKERS = "o^"  # of tower a and tower b, as in every figure
 SHOWN = 12  # kernels
 WIDTH, LEAST = 4.0, 0.7  # inches of a figure, and how much smaller it may be shown: all of it on a telephone
@@ -27,7 +28,7 @@ def lesions(
     """The `Part`. found, removed: None where the pictures have no labels; kernels: the first layer's, (maps of all
     towers, 3, k, k); pictures, fewer: in words, on which the lesions were made, and on which kernels were removed."""
     if found is None or removed is None:
-        return page.Part("lesions", "Lesions", [page.text(f"Nobody knows the classes of the {pictures}: no errors.")])
+        return page.Part(*PART, [page.text(f"Nobody knows the classes of the {pictures}: no errors.")])
     pieces = [
         page.text(
             "What is silenced gives its mean over the data, whatever the picture. A silenced tower does so to all that "
@@ -39,7 +40,7 @@ def lesions(
         pieces += _towers_and_links(out, found, pictures)
     else:
         pieces.append(page.text("No layer reads two towers: there is none to silence, and no link to cut."))
-    return page.Part("lesions", "Lesions", pieces + _kernels(out, removed, kernels, fewer))
+    return page.Part(*PART, pieces + _kernels(out, removed, kernels, fewer))
 
 
 def _towers_and_links(out, found, pictures):

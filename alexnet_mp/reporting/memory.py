@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..analysis.figures import NARROW, write_figure
+from ..profiling import link_rates
 from ..profiling.layer_memory import Bytes, StepBytes, step_bytes
 from ..recipes import shapes
 from ..recipes.architectures import paper
@@ -26,13 +27,11 @@ KINDS = {
     "activations": ("activations kept for backward", "#e69f00"),
     "workspace": ("workspace", "#cc79a7"),
 }
-# Bytes a second, one way, as their makers state them: of PCIe lanes times rate times coding, of NVLink half of what
-# both ways have.
 LINKS = {
-    "PCIe 2.0 x16, as in 2012": 8e9,  # 16 lanes of 5 GT/s, 8 of 10 bits are data
-    "PCIe 5.0 x16": 63e9,  # 16 lanes of 32 GT/s, 128 of 130
-    "NVLink 4 (H100, H200)": 450e9,
-    "NVLink 5 (B200)": 900e9,
+    "PCIe 2.0 x16, as in 2012": link_rates.PCIE_2_X16,
+    "PCIe 5.0 x16": link_rates.PCIE_5_X16,
+    "NVLink 4 (H100, H200)": link_rates.NVLINK_4,
+    "NVLink 5 (B200)": link_rates.NVLINK_5,
 }
 
 

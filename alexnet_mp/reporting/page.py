@@ -72,6 +72,11 @@ def table(names: Sequence[str], rows: Sequence[Sequence[str]], numbers: bool = T
     return {"kind": "table", "table": {"names": names, "rows": rows, "numbers": numbers}}
 
 
+def groups(rows: Sequence[tuple[str, Sequence[tuple[str, str]]]]) -> dict:
+    """What differs between several: [(name, [(value, who has it)])]; a row is as long as it has different values."""
+    return {"kind": "groups", "rows": rows}
+
+
 def image(path: Path, alt: str, caption: str = "", least: float = LEAST, crisp: bool = False) -> dict:
     """A picture's file, embedded, with the one for a dark page where that lies beside it (`themes.dark_of`). alt: what
     it shows, for who can't see it. crisp: its pixels are not smoothed.

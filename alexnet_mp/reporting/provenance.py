@@ -8,15 +8,11 @@ from . import page
 UNKNOWN = "not recorded"
 
 
-def provenance(run: dict, recipe: Recipe, step: int, dataset: DataSet) -> page.Part:
-    """Where the network and this page come from. run: what `read_run` says of its directory."""
-    data = [
-        f"{description or UNKNOWN}, fingerprint {(fingerprint or UNKNOWN)[:16]}"
-        for description, fingerprint in (
-            (run["data"].get("description"), run["data"].get("fingerprint")),
-            (dataset.description, dataset.fingerprint),
-        )
-    ]
+def provenance(run: dict, recipe: Recipe, step: int, dataset: DataSet | None) -> page.Part:
+    """Where the network and this page come from. run: what `read_run` says of its directory; dataset: whose pictures
+    the page has, if any."""
+    of_training = _told(run["data"].get("description"), run["data"].get("fingerprint"))
+    of_page = _told(dataset.description, dataset.fingerprint) if dataset else "none"
     rows = [
         *([name, run.get(name) or UNKNOWN] for name in ("command", "started", "commit")),
         *([f"gone on with from step {entry['step']:,}", entry["command"]] for entry in run.get("resumed", [])),
@@ -25,8 +21,8 @@ def provenance(run: dict, recipe: Recipe, step: int, dataset: DataSet) -> page.P
         ["kernels, pipeline", f"{run.get('kernels') or UNKNOWN}, {run.get('pipeline') or UNKNOWN}"],
         ["python", run.get("python") or UNKNOWN],
         ["packages", ", ".join(f"{name} {version}" for name, version in run.get("packages", {}).items() if version)],
-        ["data of the training", data[0]],
-        ["data of this page", data[1]],
+        ["data of the training", of_training],
+        ["data of this page", of_page],
         ["commit of this page", source_commit() or "not in a checkout"],
     ]
     return page.Part(
@@ -34,6 +30,10 @@ def provenance(run: dict, recipe: Recipe, step: int, dataset: DataSet) -> page.P
         "Provenance",
         [page.table([], rows, numbers=False), page.heading("Recipe"), page.code(describe(recipe))],
     )
+
+
+def _told(description, fingerprint):
+    return f"{description or UNKNOWN}, fingerprint {(fingerprint or UNKNOWN)[:16]}"
 
 
 def devices_of(run: dict) -> str:

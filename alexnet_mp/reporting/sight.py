@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 MOST = 10  # classes
 EACH = 2  # pictures of each
+PART = "sight", "What a tower sees"
 INK, FAINT = "#333333", "#8a8a94"
 # {who of `Seen.errors`: (label, marker, colour, filled)}
 WHO = {
@@ -61,7 +62,7 @@ def sight(
         pieces += [page.heading("Brightness and colour"), page.text(_division(division)), page.why(_how(division))]
     if leanings:
         pieces += _classes(out, leanings, split, names)
-    return page.Part("sight", "What a tower sees", pieces)
+    return page.Part(*PART, pieces)
 
 
 def _errors(out, seen, split, numbers, pictures):
@@ -138,10 +139,10 @@ def _classes(out, found, split, names):
         page.heading("Classes that lean on a tower"),
         page.image(
             path,
-            f"The {len(most)} classes that lean most on a tower, with pictures: "
+            f"The {len(most)} classes that surely lean most on a tower, with pictures: "
             + ", ".join(f"{names[one.label]} {one.change.difference:+.0f} points" for one in most),
             f"Right answers by what tower a sees less those by what tower b sees, {found.n:,} pictures intact, of the "
-            f"{len(most)} classes that lean most of {len(found.classes)}, with 95 % intervals.",
+            f"{len(most)} of {len(found.classes)} classes whose 95 % intervals are farthest from 0.",
             least=LEAST,
         ),
         page.table(
@@ -161,7 +162,8 @@ def _classes(out, found, split, names):
             f"The differences of all {len(found.classes)} classes have a deviation of {found.spread:.1f} points about "
             f"that of all pictures; {found.by_chance:.1f} where the pictures are dealt to the classes at random "
             f"({told_p(found.p)}). p, Holm: McNemar's exact test, corrected for all {len(found.classes)} classes. "
-            "Chosen as the most extreme, these would lean a little less on other pictures."
+            "In the order of the ends of their intervals that are nearer to 0: so a class of few pictures is not the "
+            "first by chance. Chosen as the most extreme, these would lean a little less on other pictures."
         ),
     ]
 

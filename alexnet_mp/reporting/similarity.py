@@ -15,12 +15,13 @@ from ..analysis.similarity import (
     GROUPS,
     MOST_NETWORKS,
     Alike,
+    Estimate,
     Representation,
     across,
     alike,
-    cka,
     crossings,
     dealt,
+    own_cka,
     represent,
 )
 from ..analysis.specialisation import DIVISION_LEVEL
@@ -38,8 +39,10 @@ from . import page
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+PART = "similarity", "Do the towers see alike?"
 MOST_CHECKPOINTS = 5  # before the newest
 OWN, UNTRAINED, OTHERS, CONTROL = "#d55e00", "#777777", "#0072b2", "#009e73"  # Okabe and Ito
+LAYERS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,7 @@ def similarity(
         return _part(page.text(f"The network diverged and has nothing to compare: {error}."))
     found, tested = alike(own), dealt(own)
     drawn = TwoTowerAlexNet(recipe, network.exchange.devices, network.classes, network.kernels).eval()
-    untrained = _own_cka(pictures.seen_by(drawn, statistics))
+    untrained = own_cka(pictures.seen_by(drawn, statistics))
     beside, left_out = _of_others(others, recipe, pictures, gpus, kernels)
     same = [own, *(seen for seen, linked in beside.values() if linked == _linked(recipe))]
     control = [seen for seen, linked in beside.values() if linked != _linked(recipe)]
@@ -94,7 +97,7 @@ def similarity(
         page.text(_verdict(tested)),
     ]
     between = across(same) if len(same) > 1 else []
-    lines = {"as drawn, untrained": (untrained, UNTRAINED, "s:")}
+    lines = {"as drawn, untrained": (_values(untrained), UNTRAINED, "s:")}
     if between:
         lines["towers of different runs"] = ({each.layer: each.others for each in between}, OTHERS, "^--")
     if control:
@@ -105,7 +108,7 @@ def similarity(
         _layers(found, tested, lines),
         *_crossed(crossings(own, recipe)),
         *_across(between, len(same)),
-        *_over_training(run, drawn, statistics, pictures, untrained, found),
+        *_over_training(out, run, drawn, statistics, pictures, untrained, found),
         page.why(
             f"Intervals, 95 %: jackknife over {GROUPS} groups of pictures. The first p: the share of 1,000 orders in "
             "which the pictures of tower b were dealt at random with a CKA as large. Random halves: the maps of both "
@@ -120,7 +123,7 @@ def similarity(
 
 
 def _part(*pieces):
-    return page.Part("similarity", "Do the towers see alike?", list(pieces))
+    return page.Part(*PART, list(pieces))
 
 
 def _linked(recipe: Recipe) -> bool:
@@ -150,14 +153,13 @@ def _of_others(others, recipe, pictures, gpus, kernels):
     return found, left_out
 
 
-def _own_cka(network: Representation) -> dict[str, float]:
-    values = {layer: cka(*network.products[layer]) for layer in network.layers}
-    return {layer: value for layer, value in values.items() if value is not None}
+def _values(found: Mapping[str, Estimate]) -> dict[str, float]:
+    return {layer: estimate.value for layer, estimate in found.items()}
 
 
 def _mean(networks):
     """{layer: mean CKA of the two towers of each network}, of layers that all have."""
-    found = [_own_cka(network) for network in networks]
+    found = [_values(own_cka(network)) for network in networks]
     shared = [layer for layer in found[0] if all(layer in one for one in found)]
     return {layer: float(np.mean([one[layer] for one in found])) for layer in shared}
 
@@ -233,26 +235,30 @@ def _p(value):
     return "-" if value is None else f"{value:.2g}"
 
 
-def _over_training(run, network, statistics, pictures, untrained, found):
-    """A column a checkpoint; network: any of the recipe, whose weights are replaced."""
-    columns = {"as drawn": untrained}
-    *earlier, _ = checkpoints.listing(run).items() or [(None, None)]
+def _over_training(out, run, network, statistics, pictures, untrained, found):
+    """A chart, and a column a checkpoint; network: any of the recipe, whose weights are replaced."""
+    seen = [("as drawn", 0, untrained)]
+    *earlier, newest = checkpoints.listing(run).items() or [(None, None)]
     for step, place in earlier[-MOST_CHECKPOINTS:]:
         try:
             if read_state(place).recipe.layers != network.recipe.layers:
                 continue
             network.load_merged(load_weights(place))
-            columns[f"step {step:,}"] = _own_cka(pictures.seen_by(network, statistics))
+            seen.append((f"step {step:,}", step, own_cka(pictures.seen_by(network, statistics))))
         except (UserError, ValueError):  # removed by the run meanwhile, or damaged: `checkpoint` tells
             continue
-    columns["newest"] = {each.layer: each.cka.value for each in found if each.cka}
-    if len(columns) == 2:
+    if len(seen) == 1:
         return [page.why("The run has one checkpoint: over training there is nothing more to compare.")]
-    rows = [
-        [each.layer, *(f"{values[each.layer]:.2f}" if each.layer in values else "-" for values in columns.values())]
-        for each in found
+    seen.append(("newest", newest[0], {each.layer: each.cka for each in found if each.cka}))
+    layers = [each.layer for each in found]
+    figure = _draw_training([(step, of_step) for _, step, of_step in seen], layers)
+    path = write_figure(figure, out / "similarity_training.png")
+    rows = [[layer, *(_estimate(of_step.get(layer)) for *_, of_step in seen)] for layer in layers]
+    return [
+        page.heading("Over training"),
+        page.image(path, "CKA of the two towers against steps, a line a layer, with its interval as a band"),
+        page.table(["CKA of the towers", *(name for name, *_ in seen)], rows),
     ]
-    return [page.heading("Over training"), page.table(["CKA of the towers", *columns], rows)]
 
 
 def _estimate(found, form=".2f"):
@@ -261,6 +267,28 @@ def _estimate(found, form=".2f"):
     return f"{found.value:{form}} ({found.interval[0]:{form}} to {found.interval[1]:{form}})".replace(
         "-", "\N{MINUS SIGN}"
     )
+
+
+def _draw_training(seen: Sequence[tuple[int, Mapping[str, Estimate]]], layers: Sequence[str]) -> "Figure":
+    """CKA against steps, a line a layer; seen: [(step, {layer: `Estimate`})], as drawn at 0."""
+    # Imported late: it takes a second. The object interface draws without a display and without global state.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(NARROW, 3.6), layout="constrained", facecolor="white")
+    axes = figure.subplots()
+    for number, layer in enumerate(layers):
+        shown = [(step, of_step[layer]) for step, of_step in seen if layer in of_step]
+        if not shown:
+            continue
+        steps, found = zip(*shown)
+        look = {"color": LAYERS[number % len(LAYERS)], "marker": "os^Dv<>"[number % 7]}
+        axes.plot(steps, [one.value for one in found], markersize=4, linewidth=1.2, label=layer, **look)
+        axes.fill_between(steps, *zip(*(one.interval for one in found)), color=look["color"], alpha=0.2, linewidth=0)
+    axes.set(xlabel="step", ylabel="CKA", ylim=(min(-0.05, axes.get_ylim()[0]), 1.02))
+    axes.set_title("Likeness of the two towers over training", fontsize=9.5)
+    axes.grid(alpha=0.3)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=8.5)
+    return figure
 
 
 def _draw(

@@ -73,6 +73,14 @@ def test_planted_towers_are_told():
     assert [np.sign(one.change.difference) for one in leaning.classes] == [-1] * 3 + [1] * 3  # brightness is tower b's
     assert leaning.p < 0.01 and all(one.holm_p < 0.01 and one.change.n == 20 for one in leaning.classes)
     assert leaning.spread > 3 * leaning.by_chance and len(leaning.most_first) == 6
+    # A class of one picture leans by 100 points, and comes after those of which as much is told by twenty.
+    unbalanced = (
+        class_leanings(made, STATISTICS, test, np.flatnonzero((test.labels != 0) | (NUMBERS == alone)), deals=20)
+        for alone in np.flatnonzero(test.labels == 0)
+    )
+    leaning = next(one for one in unbalanced if one.classes[0].change.difference == -100)
+    assert leaning.classes[0].change.n == 1 and leaning.most_first[0].change.n == 20
+    assert leaning.most_first[-1] == leaning.classes[0] and all(one.holm_p < 0.01 for one in leaning.most_first[:-1])
     # By lesions: both are needed, for other classes, and a random half leaves something of each.
     found = lesions(network(divided(), train), STATISTICS, test, NUMBERS)
     assert found.error < 5 and [one.error > 30 and one.as_harmful == 0 for one in found.towers] == [True, True]

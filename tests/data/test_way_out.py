@@ -12,7 +12,7 @@ from inner_cases import every
 from PIL import Image
 from tiny_run import TINY, run
 
-from alexnet_mp import evaluate, prepare, report, retrieve, train
+from alexnet_mp import evaluate, prepare, retrieve, train
 from alexnet_mp.data.dataset import open_dataset
 from alexnet_mp.recipes.named import PRESETS
 from alexnet_mp.system.errors import UserError
@@ -111,7 +111,6 @@ def test_a_run_whose_data_have_moved(tmp_path, data):
     for main, words in (
         (evaluate.main, [str(out)]),
         (retrieve.main, ["index", str(out), "--out", str(tmp_path / "index")]),
-        (report.main, [str(out), "--out", str(tmp_path / "report")]),
         (train.main, [*TINY, "--out", str(out), "--resume", "auto"]),
     ):
         with pytest.raises(UserError) as raised:

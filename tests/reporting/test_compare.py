@@ -12,7 +12,7 @@ from told_runs import judged, step, told_run
 
 from alexnet_mp import compare
 from alexnet_mp.analysis.hypothesis_tests import mcnemar
-from alexnet_mp.reporting.comparison import differences, paired_errors, read_compared
+from alexnet_mp.reporting.comparison import differences, grouped, paired_errors, read_compared
 from alexnet_mp.reporting.page import pictures_of
 from alexnet_mp.runs.metrics import TESTED, TRAIN
 from alexnet_mp.system.errors import run_command
@@ -21,6 +21,7 @@ TEN, CENTRE = "ten views", "centre view"
 HOSTILE = "<script>$\\frac$"
 
 
+KERNELS = {f"kernels_{run}_{tower}.png" for run in ("01", "06") for tower in "ab"}
 CURVES = {f"{name}{theme}.png" for name in ("loss", "error") for theme in ("", "_dark")}
 
 
@@ -53,6 +54,11 @@ def test_runs_compared(tmp_path, monkeypatch, capsys):
     found = differences(opened("a", HOSTILE, "begins"))
     assert found["recipe"]["fc2.maps"] == ["3", "5", "-"] and found["recipe"]["seed"] == ["0", "7", "0"]
     assert found["recipe"]["towers"] == ["2", "2", "1"] and found["recipe"]["layers"][2] == "conv1, fc8"
+    # A layer that one run lacks: what the others share is one word.
+    shared = found["recipe"]["fc2"]
+    assert shared[0] == shared[1] and shared[0].startswith("kind fc, ") and shared[2] == "-" and "maps" not in shared[0]
+    assert {name for name in found["recipe"] if name.startswith("fc2")} == {"fc2", "fc2.maps"}
+    assert grouped(["48", "96", "48", "-", "-", "-"]) == [("48", "1, 3"), ("96", "2"), ("-", "4-6")]
     assert "name" not in found["recipe"] and "fc8.reads" not in found["recipe"]
     assert found["environment"] == {"pipeline": ["raw", "torch", "raw"]}
     assert set(found["data"]) == {"classes", "sha256 of the classes"}
@@ -96,16 +102,15 @@ def test_runs_compared(tmp_path, monkeypatch, capsys):
     page = (tmp_path / "out/comparison.html").read_text()
     assert "<script>" not in page and "2: &lt;script&gt;$\\frac$" in page and "http" not in page
     assert re.findall(r"<h2>(.*?)</h2>", page) == ["The runs", "What differs", "Curves", "Errors", "Kernels"]
+    assert "<span>3 <small>1, 3</small></span><span>5 <small>2</small></span>" in page and ">directory<" not in page
     assert "run 3 minus run 1" in page and page.count("no checkpoint in it") == 2
-    assert pictures_of(tmp_path / "out/comparison.html") == CURVES | {"kernels_01.png"}
+    assert pictures_of(tmp_path / "out/comparison.html") == CURVES | {"kernels_01_a.png", "kernels_01_b.png"}
     assert compare.main([*names, "--out", "out"]) == 0
     page = (tmp_path / "out/comparison.html").read_text()
-    assert pictures_of(tmp_path / "out/comparison.html") == CURVES | {"kernels_01.png", "kernels_06.png"}
+    assert pictures_of(tmp_path / "out/comparison.html") == CURVES | KERNELS
     assert "Without a step that was recorded: 6: converted" in page and "Over the same images" not in page
     assert "Not tested yet: 4: begins, 6: converted." in page
-    assert {path.name for path in (tmp_path / "out").iterdir()} == CURVES | {
-        "comparison.html", "kernels_01.png", "kernels_06.png"
-    }  # fmt: skip
+    assert {path.name for path in (tmp_path / "out").iterdir()} == CURVES | KERNELS | {"comparison.html"}
     told_run(tmp_path / "report")
     capsys.readouterr()
     for words, problem in (

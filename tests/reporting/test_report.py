@@ -17,7 +17,7 @@ from inner_cases import every
 from PIL import Image
 from tiny_run import LAYERS, run
 
-from alexnet_mp import report
+from alexnet_mp import convert, export, report
 from alexnet_mp.analysis import altered_pictures, figure_4, figures
 from alexnet_mp.analysis import similarity as alike
 from alexnet_mp.data import synthetic
@@ -32,18 +32,22 @@ from alexnet_mp.runs import directory
 from alexnet_mp.system.errors import UserError, run_command
 
 pytestmark = [pytest.mark.run, pytest.mark.usefixtures("one_thread", "quick", "small")]
+FIGURE_3 = "The kernels of each GPU (figure 3)"
+GROWS = "How the kernels grow (figure 3 over training)"
+ANSWERS = "What it answers to pictures (figure 4, left)"
+NEAREST = "The training pictures nearest to a picture (figure 4, right)"
 HEADINGS = [
-    "Figure 3 by GPU",
+    FIGURE_3,
     "Specialisation, measured",
-    "How figure 3 grows",
+    GROWS,
     "Do the towers see alike?",
     "Lesions",
     "What a tower sees",
     "Training",
     "The exchange",
     "Why two GPUs",
-    "Figure 4 left",
-    "Figure 4 right",
+    ANSWERS,
+    NEAREST,
     "Short codes",
     "Provenance",
 ]
@@ -122,9 +126,9 @@ def test_the_parts_and_their_headings(page, trained, data):  # noqa: F811
     text = (page / NAME).read_text()
     assert re.findall(r"<h2>(.*?)</h2>", text) == HEADINGS
     parts = dict(zip(HEADINGS, text.split("<h2>")[1:]))
-    assert all(f"Tower {tower}: 3 kernels, 5x5x3; share of" in parts["Figure 3 by GPU"] for tower in "ab")
-    assert "one scale for both towers" in parts["Figure 3 by GPU"]
-    assert "eight pictures at random" in parts["Figure 4 left"]
+    assert all(f"Tower {tower}: 3 kernels, 5x5x3; share of" in parts[FIGURE_3] for tower in "ab")
+    assert "one scale for both towers" in parts[FIGURE_3]
+    assert "eight pictures at random" in parts[ANSWERS]
     assert "One run says nothing about how often" in parts["Specialisation, measured"] and ">run<" in parts[HEADINGS[1]]
     assert "Top-1 error on 6 pictures of val;" in parts["Lesions"] and "5 lesions" not in parts["Lesions"]
     assert all(
@@ -146,7 +150,7 @@ def test_the_parts_and_their_headings(page, trained, data):  # noqa: F811
         "at conv2, fc6, fc8 and nowhere else" in parts["The exchange"]
         and "no time can be measured" in parts["The exchange"]
     )
-    grows, similar, why = (parts[name] for name in ("How figure 3 grows", "Do the towers see alike?", "Why two GPUs"))
+    grows, similar, why = (parts[name] for name in (GROWS, "Do the towers see alike?", "Why two GPUs"))
     assert "kept its first layer at 3 moments" in grows and "6 moments from step 0 to 9" in grows
     assert '<details class="moving" open>' in grows and ".moving { display: none; }" in text
     assert grows.count('data-file="growth_') == 4 and "<td>run</td><td>6</td><td>0</td><td>9</td>" in grows
@@ -154,12 +158,15 @@ def test_the_parts_and_their_headings(page, trained, data):  # noqa: F811
     assert (
         "fc8" not in re.sub('base64,[^"]*', "", similar) and ">as drawn</th>" in similar and ">step 3</th>" in similar
     )
+    assert 'data-file="similarity_training.png"' in similar
+    over_training = re.search(r"<td>conv1</td>(.*?)</tr>", similar[similar.index(">as drawn</th>") :])[1]
+    assert len(re.findall(r"<td>\S+ \(\S+ to \S+\)</td>", over_training)) == over_training.count("<td>") > 2
     assert "A training step of 9 images of recipe mini holds" in why and "of recipe paper holds" in why
     assert re.search(r"<td>in all</td><td>one GPU</td><td>0\.\d</td>", why) and "PCIe 2.0 x16" in why
     assert "A step of this run took" in parts["The exchange"] and parts["The exchange"].count('class="crossing"') == 5
-    assert "Some of 6 pictures that the network has not learned from" in parts["Figure 4 left"]
+    assert "Some of 6 pictures that the network has not learned from" in parts[ANSWERS]
     assert "6 training pictures whose fc6 vectors (16 numbers)" in text
-    assert parts["Figure 4 right"].count('data-file="neighbours_') == 2 * 3
+    assert parts[NEAREST].count('data-file="neighbours_') == 2 * 3
     assert all(f"{bits} bits, {kind}" in parts["Short codes"] for bits in (8, 16) for kind in ("learned", "random"))
     assert "chance finds 33.3 %" in parts["Short codes"] and "ms a query" not in text
     fingerprint = json.loads((trained / "run.json").read_text())["data"]["fingerprint"][:16]
@@ -267,6 +274,33 @@ def test_the_embedded_pictures(tmp_path, monkeypatch):
     out = run("builtin", tmp_path / "run", "--steps", "2")
     text = reported(out, out=tmp_path / "report", options=["--split", "test"])
     assert "Some of 16 pictures that the" in text and "horizontal-coarse-red" in text and "prepared" not in text
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_without_pictures_the_other_parts_are_there(trained, data, tmp_path, monkeypatch, capsys):  # noqa: F811
+    """Of a network that came as a folder for the hub, and of a run whose data were moved."""
+    monkeypatch.chdir(tmp_path)
+    assert export.main([str(trained), "--to", "hub", "hub", "--gpus", "cpu"]) == 0
+    assert convert.main(["hub", "converted"]) == 0
+    run(shutil.copytree(data, "set"), "moved", "--steps", "1")
+    shutil.move("set", "elsewhere")
+    of_pictures = (HEADINGS[3], "Lesions", "What a tower sees", ANSWERS, NEAREST, "Short codes")
+    for name, why, epochs in (
+        ("converted", "converted was converted, its data were never here; say with --data DIR what to use", "no step"),
+        ("moved", "set, where the data of moved were: no such directory; the same command with --data DIR", "1 step"),
+    ):
+        capsys.readouterr()
+        text = reported(name, out=Path(name) / "report")
+        assert re.findall(r"<h2>(.*?)</h2>", text) == HEADINGS
+        parts = dict(zip(HEADINGS, text.split("<h2>")[1:]))
+        assert [heading for heading in HEADINGS if "It needs pictures: " in parts[heading]] == list(of_pictures)
+        assert all(why in parts[heading] and parts[heading].count("<p") == 1 for heading in of_pictures)
+        assert why in "".join(capsys.readouterr()) and epochs in parts["Training"]
+        assert (f"Run {name}, converted, not trained here." in text) == (name == "converted")
+        assert "<td>data of this page</td><td>none</td>" in parts["Provenance"] and not Path(name, "retrieval").exists()
+        with pytest.raises(UserError, match="^--data nowhere: no such directory"):
+            reported(name, out=Path(name) / "report", options=["--data", "nowhere"])
+    assert "It needs pictures" not in reported("moved", out=Path("report"), options=["--data", "elsewhere"])
 
 
 HOSTILE = '<script>alert("1")<|script>$x^{2$', "\u202eolleh\n'&\udcff三\x1b[31m" + 60 * "w"

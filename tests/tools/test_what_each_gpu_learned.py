@@ -1,11 +1,11 @@
 """What each GPU learned, over seeds: toy records whose figures are known by hand, and the page that is in docs."""
 
-import json
 from pathlib import Path
 
-import learned_page
-import learned_tables
 import pytest
+from learned import across, tables
+from learned.page import page
+from learned.records import FOLDER, read_all
 
 ROOT = Path(__file__).parents[2]
 
@@ -31,6 +31,7 @@ def toy(arm, seed, contrast, deals, classes):
         "recipe": "toy",
         "seed": seed,
         "step": 10,
+        "weights": f"{arm} {seed}",
         "data": {"description": "toys", "classes": 3},
         "date": "2026-11-30",
         "command": f"python tools/what_each_gpu_learned.py {seed} --data toys",
@@ -68,22 +69,37 @@ RECORDS = [
 ]
 
 
+def of_seeds(arm, count, cka):
+    """The record of networks whose towers' CKA is a function of two towers' numbers."""
+    pairs = [[a, b, cka(a, b)] for a in range(2 * count) for b in range(a + 1, 2 * count)]
+    runs = [{"run": f"{arm}-{seed}", "seed": seed, "weights": f"{arm} {seed}"} for seed in range(1, count + 1)]
+    data = {"description": "toys", "classes": 3}
+    return {"arm": arm, "runs": runs, "data": data, "n": 100, "layers": [{"layer": "conv1", "cka": pairs}]}
+
+
 def test_tables_over_seeds_by_hand():
-    linked, free = learned_tables.by_arm(RECORDS).values()
-    assert [learned_tables.brightness_tower(one) for one in linked] == [0, 1]
+    linked, free = tables.by_arm(RECORDS).values()
+    assert [tables.brightness_tower(one) for one in linked] == [0, 1]
     # Of the 3 x 3 ways to take a deal of each, 1 has 80 + 80; 40 + 50, 40 + 40 and 30 + 50 are at least 30 + 50.
     for some, share in ((linked, 1 / 9), (free, 3 / 9)):
         deals = [(one["colour"]["contrast"], one["colour"]["halves"]) for one in some]
-        assert learned_tables.joint_p(deals) == pytest.approx(share, abs=0.01)
-    assert learned_tables.leanings(linked) == {"cat": [20.0, 20.0], "dog": [0.0, 0.0], "cow": [-10.0, -10.0]}
-    assert learned_tables.most_leaning(linked, 1) == (["cat"], ["cow"])
-    alike, p = learned_tables.consistency(linked)
+        assert tables.joint_p(deals) == pytest.approx(share, abs=0.01)
+    assert tables.leanings(linked) == {"cat": [20.0, 20.0], "dog": [0.0, 0.0], "cow": [-10.0, -10.0]}
+    assert tables.most_leaning(linked, 1) == (["cat"], ["cow"])
+    # A class of one picture leans by 100 points and leads no list; where nothing else leans, it is there.
+    with_owl = [
+        {**one, "classes": {"classes": [["owl", 1, *owl, 1.0], *one["classes"]["classes"]]}}
+        for one, owl in zip(linked, ((1, 0), (0, 1)))
+    ]
+    assert tables.leanings(with_owl)["owl"] == [100.0, 100.0]
+    assert tables.most_leaning(with_owl, 2) == (["cat", "owl"], ["cow"])
+    alike, p = tables.consistency(linked)
     assert alike == pytest.approx(1) and p == pytest.approx(1 / 6, abs=0.02)  # 6 of the 36 orders of three classes
-    assert learned_tables.corrected({"a": 0.01, "b": 0.04}) == {"a": 0.02, "b": 0.04}
+    assert tables.corrected({"a": 0.01, "b": 0.04}) == {"a": 0.02, "b": 0.04}
 
 
 def test_the_page_says_what_the_records_say():
-    page = " ".join(learned_page.page(RECORDS).split())
+    words = " ".join(page(RECORDS).split())
     for told in (
         "towers with links, seeds 1 and 2; towers without links, seeds 1 and 2",
         "differs by 30 and 50 points between what the two towers see, in seeds 1 and 2. In 0 of 2 that is",
@@ -97,10 +113,36 @@ def test_the_page_says_what_the_records_say():
         "| towers with links | conv3 | 15.0 (10.0 to 20.0); 2 of 4 | 15.0 (15.0 to 15.0) | - | 10.0 (",
         "| towers with links | conv1 | 0.65 (0.60 to 0.70) | 0.80 (0.80 to 0.80) | 0 of 2 |",
         "| towers with links | brightness tower | cat | 20 (20 to 20) | 2 of 2 |",
-        "divided from step 5 of 10 on",
+        "divided at the end in 2 of 2 seeds whose first layer was kept, from step 5 of 10 on; the other",
         "abacus, Python 3.11, torch 2; 2026-11-30",
     ):
-        assert told in page, told
+        assert told in words, told
+    # Of the 105 pairings of eight towers, one is that of the networks. The brightness tower of seed 2 is its second.
+    several = [
+        of_seeds("towers without links", 2, lambda a, b: 0.9 if a // 2 != b // 2 else 0.1),
+        of_seeds("towers with links", 4, lambda a, b: 0.2 if a // 2 == b // 2 else 0.6 if (a, b) == (0, 3) else 0.5),
+    ]
+    words = " ".join(page(RECORDS, several).split())
+    networks = [(f"runs/{one['run']}", one) for one in RECORDS]
+    assert [[one["seed"] for _, one in some] for some in across.arms([*networks[::-1], networks[0]])] == [[1, 2]] * 2
+    for told in (
+        "Towers with links: less alike at conv1, of 4 networks. - Towers without links: not told apart",
+        "not told apart at any layer, of 2 networks; so few can't tell, p is 1/3 at best, and corrected for 2 looks",
+        "| towers with links | conv1 | 0.20 (0.20 to 0.20) | 0.50 (0.50 to 0.60) | 0.55 (0.50 to 0.60) | 0.50 (0.50 to",
+        "| towers without links | conv1 | 0.10 (0.10 to 0.10) | 0.90 (0.90 to 0.90) | 0.90 (0.90 to 0.90) | 0.90 (0.90",
+        "| 0.0095 | 0.019 |",
+    ):
+        assert told in words, told
+    # When the towers part, if the first layer of some runs alone was kept.
+    mixed = [{**one, "growth": one["growth"] if one["seed"] == 1 else None} for one in RECORDS[:3]]
+    mixed += [{**RECORDS[1], "seed": 3, "growth": {"moments": 4, "begins": None, "turns": [5]}}]
+    words = " ".join(page(mixed).split())
+    for told in (
+        "with links: divided at the end in 1 of 2 seeds whose first layer was kept (of 3), from step 5 of 10 on; the",
+        "the more colourful one in 1. - Towers without",
+        "Towers without links: divided at the end in 1 of 1 seed whose first layer was kept, from step 5 of 10",
+        "| towers with links | 3 | 4 | not | 5 |",
+    ):
+        assert told in words, told
     # The page in docs is that of the records beside it.
-    records = [json.loads(path.read_text()) for path in sorted((ROOT / "claims/what-each-gpu-learned").glob("*.json"))]
-    assert learned_page.page(records) == (ROOT / "docs" / "what-each-gpu-learned.md").read_text(encoding="utf-8")
+    assert page(*read_all(FOLDER)) == (ROOT / "docs" / "what-each-gpu-learned.md").read_text(encoding="utf-8")

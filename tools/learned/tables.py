@@ -1,4 +1,4 @@
-"""What `learned_page.py` says of the records of several networks, as numbers: over seeds, corrected for the number of
+"""What `page.py` says of the records of several networks, as numbers: over seeds, corrected for the number of
 looks, towers named by what they see."""
 
 from collections.abc import Mapping, Sequence
@@ -7,6 +7,7 @@ from itertools import combinations
 
 import numpy as np
 
+from alexnet_mp.analysis.hypothesis_tests import Comparison
 from alexnet_mp.analysis.specialisation import as_far_p, holm
 
 LEVEL = 0.05
@@ -86,18 +87,33 @@ def leanings(records: Sequence[dict]) -> dict[str, list[float]]:
 
 
 def most_leaning(records: Sequence[dict], count: int) -> tuple[list[str], list[str]]:
-    """The classes that lean most on the brightness tower, and on the other, by their means over the records."""
+    """The classes that surely lean most on the brightness tower, and on the other: those whose intervals' ends nearer
+    to 0 (`sure_of`) are farthest from it, in the mean over the records; of them those that do lean there in the
+    mean."""
+    sure = {}
+    for record in records:
+        for name, n, only_a, only_b, p in record["classes"]["classes"]:
+            low, high = Comparison(n, only_a, only_b, p).interval
+            sure.setdefault(name, []).append((-high, low) if brightness_tower(record) else (low, -high))
     means = {name: float(np.mean(values)) for name, values in leanings(records).items()}
-    order = sorted(means, key=lambda name: (-means[name], name))
-    on_colour = [name for name in order[::-1][:count] if means[name] < 0]
-    return [name for name in order[:count] if means[name] > 0], on_colour
+    return tuple(
+        sorted(
+            (name for name, mean in means.items() if sign * mean > 0),
+            key=lambda name: (-np.mean([ends[side] for ends in sure[name]]), name),
+        )[:count]
+        for side, sign in enumerate((1, -1))
+    )
 
 
 def consistency(records: Sequence[dict], draws: int = 10_000, seed: int = 0) -> tuple[float, float]:
     """Whether networks of other seeds lean on the same sort of tower for the same classes: (mean correlation of their
-    `leanings` over pairs of networks, p of "the classes were dealt at random in each")."""
+    `leanings` over pairs of networks, p of "the classes were dealt at random in each"). A class counts by its pictures:
+    by what is left of its leaning without the network's, times the root of their number, which is as uncertain in all
+    classes."""
+    pictures = np.array([[n for _, n, *_ in record["classes"]["classes"]] for record in records])
     values = np.array(list(leanings(records).values())).T  # (networks, classes)
-    values = values - values.mean(1, keepdims=True)
+    values = values - np.average(values, 1, pictures)[:, None]
+    values = values * np.sqrt(pictures / pictures.mean())
     values = values / np.sqrt((values**2).sum(1, keepdims=True))
     random, pairs = np.random.default_rng(seed), list(combinations(range(len(values)), 2))
     dealt = [random.permuted(np.tile(row, (draws, 1)), axis=1) for row in values]

@@ -4,9 +4,9 @@ network needs it."""
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from learned_tables import by_arm, of_two_towers, points
-
 from alexnet_mp.analysis.figures import TOWER_COLOURS
+
+from .tables import by_arm, of_two_towers, points
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

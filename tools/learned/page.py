@@ -4,8 +4,9 @@ import re
 import textwrap
 from collections.abc import Sequence
 
-from learned_questions import QUESTIONS, pairs, seeds, told_p
-from learned_tables import LEVEL, by_arm, corrected, division_p, of_two_towers
+from .questions import answers, pairs
+from .tables import LEVEL, by_arm, corrected, division_p, of_two_towers
+from .words import listed, seeds, told_p
 
 WIDTH = 118
 FIRST_SEEN = 3  # the seed whose networks were looked at while the measures were written
@@ -43,18 +44,23 @@ LIMITS = """
 - Whether an answer stays says what it depends on, not whether it is right.
 - The brightness tower is named by its answers on some of the same pictures. Of any two towers one is called so.
 """
+LIMITS_ACROSS = """\
+- The comparison with towers of other seeds was written after all else here, and tried on seeds 3, 4 and 5.
+"""
 
 
-def page(records: Sequence[dict]) -> str:
-    """The page of all records, in Markdown; the data set that most of them are of comes first."""
+def page(records: Sequence[dict], across: Sequence[dict] = ()) -> str:
+    """The page of all records, in Markdown; the data set that most of them are of comes first. across: the records of
+    towers of several seeds."""
     groups = {}
     for record in records:
         groups.setdefault(record["data"]["description"], []).append(record)
     first, *others = sorted(groups.values(), key=len, reverse=True)
-    pieces = [HEAD.strip(), commands([first, *others]), *group(first, "##", "In short")]
+    pieces = [HEAD.strip(), commands([first, *others]), *group(first, across, "##", "In short")]
     for other in others:
-        pieces += group(other, "###", f"`{other[0]['recipe']}` on {other[0]['data']['description'].partition(':')[0]}")
-    pieces += ["## What this does not say", limits(first), "## How it was measured", measured(records)]
+        title = f"`{other[0]['recipe']}` on {other[0]['data']['description'].partition(':')[0]}"
+        pieces += group(other, across, "###", title)
+    pieces += ["## What this does not say", limits(first, across), "## How it was measured", measured(records)]
     return "\n\n".join(pieces) + "\n"
 
 
@@ -67,14 +73,14 @@ def commands(groups):
     return "\n".join(["```", *dict.fromkeys(lines), "```"])
 
 
-def group(records, level, title):
+def group(records, across, level, title):
     """What is said of the networks of one data set: their answers, then a table each."""
-    found = [answer for question in QUESTIONS if (answer := question(records))]
-    networks = [f"{arm}, {named(some)}" for arm, some in by_arm(records).items()]
     where = records[0]["data"]["description"]
+    found = answers(records, [one for one in across if one["data"]["description"] == where])
+    networks = [f"{arm}, {named(some)}" for arm, some in by_arm(records).items()]
     short = [
-        "\n".join([f"- **{question}**", *(filled(f"{answer[:1].upper()}{answer[1:]}.", "  - ") for answer in answers)])
-        for question, answers, *_ in found
+        "\n".join([f"- **{question}**", *(filled(f"{answer[:1].upper()}{answer[1:]}.", "  - ") for answer in said)])
+        for question, said, *_ in found
     ]
     pieces = [f"## {title}", verdict(records), "\n".join(short)]
     pieces.append(filled(f"Networks: {'; '.join(networks)}. {where}. Figures are means, with the range over seeds."))
@@ -124,13 +130,15 @@ def named(records):
     return f"seed{'s' * (len(records) > 1)} {listed([str(one['seed']) for one in records])}"
 
 
-def listed(words):
-    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
-
-
-def limits(records):
+def limits(records, across):
     most = max(len(some) for some in by_arm(records).values())
-    lines = LIMITS.format(least=2 / 2**most, seeds=most).strip().removeprefix("- ").split("\n- ")
+    lines = (
+        (LIMITS + LIMITS_ACROSS * bool(across))
+        .format(least=2 / 2**most, seeds=most)
+        .strip()
+        .removeprefix("- ")
+        .split("\n- ")
+    )
     return "\n".join(filled(" ".join(line.split()), "- ") for line in lines)
 
 
