@@ -69,6 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with suppress(OSError):
         out.rmdir()  # empty: made to see whether it can be, and not left behind by what is refused now
     opened = _opened(options, SPLITS)
+    in_words(opened.dataset.classes, opened.dataset.classes, options.synsets)  # refused before the index is made
     pictures = opened if options.split in SPLITS else _opened(options, (options.split,))
     index = build_index(
         shown,

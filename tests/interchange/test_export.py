@@ -143,6 +143,16 @@ def test_a_folder_for_the_hub_comes_back_as_a_run(tmp_path, capsys):
         assert found.recipe == expected.recipe and class_words(out, found.classes) == ["cat", "dog", "sky"]
         assert all(torch.equal(found.weights[name], tensor) for name, tensor in expected.weights.items())
         assert np.array_equal(found.statistics.mean, expected.statistics.mean)
+    capsys.readouterr()
+    other = ["--recipe", "paper", *(word for setting in TINY for word in ("--set", setting))]
+    assert convert.main([str(tmp_path / "hub"), str(tmp_path / "other"), *other]) == 0
+    assert "recipe paper, as --recipe says; " in (said := capsys.readouterr().out)
+    assert f"{tmp_path}/hub/config.json says mini, and would be taken without --recipe\n" in said
+    _, found = trained(tmp_path / "other")
+    assert found.recipe.name == "paper" and class_words(tmp_path / "other", found.classes) == ["cat", "dog", "sky"]
+    for device in ("bogus", "cuda:99", torch.device("cuda", 99), None, "cpu:x"):
+        with pytest.raises(UserError, match=r"^device '.*': there is none of this name; cpu.* would work$"):
+            alexnet_mp.from_pretrained(tmp_path / "hub", device)
     (tmp_path / "hub" / "config.json").write_text('{"architectures": ["AlexNet"]}')
     with pytest.raises(UserError, match="not of format 'alexnet_mp 1'; --recipe NAME would say of which network"):
         convert.main([str(tmp_path / "hub"), str(tmp_path / "a")])
@@ -319,6 +329,20 @@ def being_written(place, patch):
     patch.setattr(exporting, "lock_of_a_test", lock, raising=False)  # open until the test ends
 
 
+def uncompiled(why):
+    """No kernels for CPUs; or such that can't be loaded."""
+
+    def compiled():
+        if why is not None:
+            raise RuntimeError(why)
+
+    def spoil(place, patch):
+        patch.setattr(dispatch, "compiled", compiled)
+        patch.setattr(dispatch, "built", lambda: () if compiled() is None else ("cpu",))
+
+    return spoil
+
+
 def there(name, content=b"x"):
     def make(place, patch):
         (place / name).parent.mkdir(exist_ok=True)
@@ -334,7 +358,9 @@ def there(name, content=b"x"):
         ("onnx", "a.onnx", missing("onnxruntime"), "pip install 'alexnet_mp[export]'"),
         ("hub --push me/it", "a", missing("huggingface_hub"), "pip install 'alexnet_mp[hub]'"),
         ("torch --push me/it", "a", None, "--push is for --to hub"),
-        ("onnx --fused", "a.onnx", None, "--fused is for torch.export"),
+        ("onnx --fused", "a.onnx", None, "--fused is for --to torch.export, not for --to onnx"),
+        ("torch.export --fused", "a.pt2", uncompiled(None), "--fused: no compiled kernels: a C++ compiler and"),
+        ("torch.export --fused", "a.pt2", uncompiled("of another torch"), "--fused: of another torch; without --fused"),
         ("onnx", "a.pb", None, "whose name ends with .onnx"),
         ("torch.export", "a", None, "whose name ends with .pt2"),
         ("onnx", "", None, "write the name of a file"),
