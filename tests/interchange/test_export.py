@@ -180,6 +180,12 @@ def test_what_is_written_can_be_read(run, tmp_path):
     found = {each.name: onnx.helper.get_attribute_value(each) for each in norm.attribute}
     assert found == {"alpha": pytest.approx(0.05), "beta": 0.75, "bias": 2.0, "size": 5}
     assert model.opset_import[0].version == 20 and model.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "N"
+    between = {
+        each.name: [side.dim_param or side.dim_value for side in each.type.tensor_type.shape.dim]
+        for each in model.graph.value_info
+    }
+    inferred = onnx.shape_inference.infer_shapes(onnx.load(tmp_path / "a.onnx"), strict_mode=True)
+    assert between["image"] == ["N", 3, 32, 32] and len(between) == 10 and len(inferred.graph.value_info) > 10
     about = {entry.key: json.loads(entry.value) for entry in model.metadata_props}
     assert about["classes"] == ["class 0", "class 1", "class 2"]
     assert about["input"] == "(N, 41, 41, 3) uint8, RGB: the shorter side rescaled to 41, the central square kept"
