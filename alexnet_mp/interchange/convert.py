@@ -9,7 +9,7 @@ from ..recipes.recipe import Recipe, override
 from ..system import durable_files
 from ..system.errors import UserError
 from ..system.terminal import printable
-from . import arrays, caffe, caffe_files, class_list, cuda_convnet, hub, mean_image, merged_tensors
+from . import arrays, caffe, caffe_files, class_list, cuda_convnet, hub, mean_image, merged_tensors, torch_source
 from .converted_run import Converted
 from .damage import about
 
@@ -107,10 +107,15 @@ def _caffe(source, path, recipe, settings):
 
 
 def _tensors(source, path, recipe, settings):
-    if recipe is None:
-        raise UserError(f"{source}: tensors don't say of which network they are; --recipe NAME does")
     with about(source, _DAMAGE):
-        made, layouts = _recipe(recipe, settings), merged_tensors.layouts_of(merged_tensors.files_of(path))
+        layouts = merged_tensors.layouts_of(merged_tensors.files_of(path))
+        if torch_source.MEAN in layouts:
+            raise UserError(
+                "export --to torch wrote it, with factors of the test in its weights; what comes back is --to hub"
+            )
+        if recipe is None:
+            raise UserError("tensors don't say of which network they are; --recipe NAME does")
+        made = _recipe(recipe, settings)
         count = _count(merged_tensors.classes_of(layouts, made))
         return made, merged_tensors.merged_of(layouts, made, count), count, "tensors of a merged network"
 

@@ -15,7 +15,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from alexnet_mp.kernels import dispatch
+from alexnet_mp.kernels import dispatch, lrn_pool
 from caffe_made import SMALL
 from inner_cases import every
 from made_runs import logits_of, made_run, without_git
@@ -406,6 +406,15 @@ def test_networks_that_no_format_holds_and_the_hub(run, tmp_path, monkeypatch, c
     made, _, _ = made_run(tmp_path / "half", half)
     with pytest.raises(UserError, match="fc8.reads is 'own'"):
         export.main([str(made), "--to", "torch", str(tmp_path / "a"), "--gpus", "cpu"])
+    export.main([str(run[0]), "--to", "torch", str(tmp_path / "plain"), "--gpus", "cpu"])
+    for more in ([], ["--recipe", "mini"]):
+        with pytest.raises(UserError, match="plain: export --to torch wrote it, .* what comes back is --to hub$"):
+            convert.main([str(tmp_path / "plain"), str(tmp_path / "b"), *more])
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="no compiled kernels: a C"):
+        for module in (dispatch, lrn_pool):
+            patch.setattr(module, "compiled", lambda: None)
+        maps = torch.ones(1, 8, 5, 5)  # as a program asks that was made with --fused
+        torch.ops.alexnet_mp.lrn_pool(maps, None, "lrn", 5, 1e-4, 0.75, 2.0, "none", 3, 2, "first", "cpu")
     asked = []
 
     class Hub:
