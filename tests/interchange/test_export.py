@@ -5,6 +5,7 @@ import fcntl
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import types
@@ -19,6 +20,7 @@ from alexnet_mp.kernels import dispatch, lrn_pool
 from caffe_made import SMALL
 from inner_cases import every
 from made_runs import logits_of, made_run, without_git
+from PIL import Image
 from safetensors.numpy import load_file, save_file
 from tiny_run import LAYERS
 
@@ -27,9 +29,12 @@ from alexnet_mp import convert, export
 from alexnet_mp.evaluation.trained import class_words, trained
 from alexnet_mp.interchange import export as exporting
 from alexnet_mp.interchange import onnx_graph, torch_source
+from alexnet_mp.interchange.model_card import model_card
 from alexnet_mp.recipes.ablations import no_links, one_gpu
 from alexnet_mp.recipes.named import PRESETS
 from alexnet_mp.recipes.recipe import change_layers, override
+from alexnet_mp.runs.checkpoint_format import read_state
+from alexnet_mp.runs.checkpoints import newest
 from alexnet_mp.runs.directory import read_run
 from alexnet_mp.system import durable_files
 from alexnet_mp.system.errors import UserError
@@ -159,9 +164,9 @@ def test_a_folder_for_the_hub_comes_back_as_a_run(tmp_path, capsys):
 
 
 @pytest.mark.process
-def test_what_is_written_can_be_read(run, tmp_path):
+def test_what_is_written_can_be_read(run, tmp_path, monkeypatch, capsys):
     """The file of torch is short and of no import of ours; the graph has real LRN nodes, names and classes; the folder
-    for the hub tells what it is, goes through torch.hub, and an own one is written anew."""
+    for the hub tells what it is, how to use it, goes through torch.hub, and an own one is written anew."""
     place, _, _ = run
     for to in ("torch", "hub", "hub", "torch"):
         export.main([str(place), "--to", to, str(tmp_path / to) + "/", "--gpus", "cpu"])
@@ -208,6 +213,15 @@ def test_what_is_written_can_be_read(run, tmp_path):
         "Not tested",
     ):
         assert words in card
+    assert "| seed |" not in card  # nobody knows that of a converted network
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 60, 3), np.uint8)).save(tmp_path / "photograph.jpg")
+    monkeypatch.chdir(tmp_path)
+    docs = (ROOT / "docs" / "interchange.md").read_text()
+    for text in (card, docs):  # as it is written there
+        exec(text.split("```python\n")[1].split("```")[0].replace("FOLDER", "hub"), {})
+    card = model_card(read_run(place) | {"converted": None}, read_state(newest(place)), [], ["cat", "dog", "sky"])
+    assert "| seed | `0` |" in card
+    assert re.fullmatch(r"(class \d)\n\1\n", capsys.readouterr().out[-16:])
 
 
 def spoilt(change):
