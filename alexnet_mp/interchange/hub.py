@@ -16,7 +16,9 @@ from ..network.network import MergedAlexNet
 from ..recipes import shapes
 from ..recipes.recipe import Recipe, from_dict, to_dict
 from ..runs import safetensors_file
+from ..runs.directory import RUN
 from ..system import durable_files
+from ..system.command_line import typed
 from ..system.devices import check_kernels, named
 from ..system.errors import UserError, need
 from . import merged_tensors
@@ -70,6 +72,11 @@ def from_pretrained(folder: str | Path, device: torch.device | str = "cpu", kern
     with about(folder, DAMAGE):
         need(os.path.isdir(folder), "no such folder; nothing is downloaded")
         path = Path(folder)
+        run = (path / RUN).exists() and not (path / CONFIG).exists()
+        need(
+            not run,
+            f"it is a run, and no folder for the hub; {typed('export', folder, '--to', 'hub', 'FOLDER')} makes one",
+        )
         config = read_config(path)
         recipe, classes = config.recipe, config.classes
         layouts = merged_tensors.layouts_of([path / MODEL])

@@ -37,7 +37,7 @@ def named(device: torch.device | str | int) -> torch.device:
         found = torch.device(device)
         if found.type != "cuda":
             torch.empty(0, device=found)  # torch knows many kinds that it was not built for
-        if found.type != "cuda" or (found.index or 0) < count:
+        if (found.index or 0) < count if found.type == "cuda" else found.type != "meta":  # which holds no values
             return found
     except (RuntimeError, AssertionError, TypeError, NotImplementedError):
         pass

@@ -155,7 +155,9 @@ def test_a_folder_for_the_hub_comes_back_as_a_run(tmp_path, capsys):
     assert f"{tmp_path}/hub/config.json says mini, and would be taken without --recipe\n" in said
     _, found = trained(tmp_path / "other")
     assert found.recipe.name == "paper" and class_words(tmp_path / "other", found.classes) == ["cat", "dog", "sky"]
-    for device in ("bogus", "cuda:99", torch.device("cuda", 99), None, "cpu:x"):
+    with pytest.raises(UserError, match=r"run: it is a run, .* -m alexnet_mp.export \S+run --to hub FOLDER makes one$"):
+        alexnet_mp.from_pretrained(place)
+    for device in ("bogus", "cuda:99", torch.device("cuda", 99), None, "cpu:x", "meta"):
         with pytest.raises(UserError, match=r"^device '.*': there is none of this name; cpu.* would work$"):
             alexnet_mp.from_pretrained(tmp_path / "hub", device)
     (tmp_path / "hub" / "config.json").write_text('{"architectures": ["AlexNet"]}')
