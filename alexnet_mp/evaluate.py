@@ -103,8 +103,10 @@ def _evaluate(options, ranks):
 
 def _refuse_features(options, outputs, ranks):
     """Raise UserError for what does not go with --features, or does not go without."""
+    if options.features is None and options.out is None:
+        raise UserError("--split train is for --features LAYER --out FILE; tests are of val or test")
     if options.features is None or options.out is None:
-        raise UserError("--features LAYER and --out FILE go together, and --split train with both")
+        raise UserError("--features LAYER and --out FILE go together")
     others = [*outputs, *(["--weights"] if options.weights is not None else [])]
     if options.views == "ten":
         raise UserError("--features are of the centre view, and --views ten is for tests")

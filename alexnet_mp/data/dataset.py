@@ -91,9 +91,10 @@ def open_data_of_run(run: str, source: str, stored_size: int, splits: Sequence[s
     try:
         return open_dataset(source, stored_size, splits)
     except UserError as error:
+        way = "takes others" if Path(source).is_dir() else "reads them from where they are now"
         raise UserError(
-            f"{source}, where the data of {run} were: {reason_of(error, source)}; the same command with --data DIR "
-            "reads them from where they are now"
+            f"{source}, where the data of {run} were: {reason_of(error, source)}; "
+            f"the same command with --data DIR {way}"
         ) from None
 
 

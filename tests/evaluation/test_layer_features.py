@@ -60,7 +60,7 @@ def test_features_of_any_layer_and_split(settings, folder, tmp_path, monkeypatch
         (["--features", "conv9", "--out", new], "its layers are conv1, conv2, fc6, fc8"),
         (["--features", "fc6"], "go together"),
         (["--out", new], "go together"),
-        (["--split", "train"], "--split train with both"),
+        (["--split", "train"], "--split train is for --features LAYER --out FILE; tests are of val or test"),
         (["--features", "fc6", "--out", str(tmp_path / "new.pt")], "has to end with .npz or .safetensors"),
         (["--features", "fc6", "--out", str(paths[0])], "is there already"),
         (["--features", "fc6", "--out", new, "--views", "ten"], "--features are of the centre view, and --views ten"),
