@@ -7,6 +7,8 @@
 ARG CUDA=13.0.2
 FROM nvidia/cuda:${CUDA}-devel-ubuntu24.04
 
+# The packages of one Ubuntu, whose versions its archive doesn't keep.
+# hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install -y --no-install-recommends g++ git make python3 python3-dev python3-venv \
     && rm -rf /var/lib/apt/lists/*

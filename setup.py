@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import tomllib
 from pathlib import Path
 
 import setuptools
@@ -182,8 +183,30 @@ def _nothing(why):
     return [], {}
 
 
+def long_description(text, repository):
+    """README.md as PyPI shows it: links to files of the repository, and its pictures, lead to the repository's page.
+
+    repository: "https://github.com/OWNER/alexnet_mp", [project.urls] of pyproject.toml; None: the text as it is."""
+    if repository is None:
+        return text
+
+    def absolute(link):
+        path, _, place = link[1].partition("#")
+        kind = "raw" if path.endswith((".png", ".svg", ".jpg")) else "blob"
+        return f"]({repository.rstrip('/')}/{kind}/HEAD/{path}{'#' * bool(place)}{place})"
+
+    parts = text.split("```")  # every second one is code
+    parts[::2] = [re.sub(r"\]\((?!https?:|mailto:|#)([^)\s]+)\)", absolute, part) for part in parts[::2]]
+    return "```".join(parts)
+
+
 modules, commands = extension()
+project = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))["project"]
 setup(
+    long_description=long_description(
+        Path("README.md").read_text(encoding="utf-8"), project.get("urls", {}).get("Repository")
+    ),
+    long_description_content_type="text/markdown",
     packages=[*find_packages(include=["alexnet_mp*"]), "alexnet_mp.kernels"],
     # The folder is `kernels`, the import `alexnet_mp.kernels`: a top-level `kernels` would shadow Hugging Face's
     # package.

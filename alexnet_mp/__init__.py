@@ -24,7 +24,8 @@ def _stopped(kind, error, traceback):
     sys.__excepthook__(kind, error, traceback)
 
 
-if sys.argv[:1] == ["-m"]:  # a command is being imported, which takes seconds: Ctrl-C meanwhile is no traceback
+if os.path.basename("".join(sys.argv[:1])) in ("-m", "alexnet-mp"):
+    # a command is being imported, which takes seconds: Ctrl-C meanwhile is no traceback
     sys.excepthook = _stopped
 
 

@@ -11,11 +11,13 @@ examples
   torchrun --nproc-per-node 2 -m alexnet_mp.evaluate RUN --gpus 0,1,2,3        two pairs of towers, the same numbers
 
 A submission has a line for each image: its five most probable classes, most probable first, as ILSVRC numbers them
-(ILSVRC2012_ID) where the data set knows these numbers, else numbered from 1. Files are about --views. Of classes that
-tie, the first one counts as more probable there; in errors such an image counts in part. Features are
-of the centre view, in the order of the split: `features` (N, maps, height, width) or (N, units), `labels` (N,)."""
+(ILSVRC2012_ID) where the data set knows these numbers, else numbered from 1. Files are about all views, or of --views
+centre about that one. Of classes that tie, the first one counts as more probable there; in errors such an image counts
+in part. Features are of the centre view, in the order of the split: `features` (N, maps, height, width) or (N, units),
+`labels` (N,)."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from .command_options import add_machine_options, compute_as_in_training
@@ -67,6 +69,8 @@ def _evaluate(options, ranks):
         options.batch_size,
         ranks,
     )
+    if options.views == "centre":
+        runs = [replace(run, protocols=dict([*run.protocols.items()][:1])) for run in runs]
     if options.features is not None:
         shape = layer_features.write_features(runs[0], options.split, options.features, options.out)
         say(f"{options.out}: features {shape}, labels {shape[:1]}")
@@ -79,14 +83,14 @@ def _evaluate(options, ranks):
     order = submission.order(images.names) if options.submission else None
     own = getattr(dataset, "class_names", None) or class_words(options.runs[0], dataset.classes)
     words = in_words(dataset.classes, own, options.synsets)
-    tested = evaluate_runs(runs, options.split, weights, options.views, bool(outputs))
+    tested = evaluate_runs(runs, options.split, weights, options.views or "ten", bool(outputs))
     if len(runs) > 1:
         shown = "all equal" if len(set(tested.weights)) == 1 else " ".join(f"{weight:.4g}" for weight in tested.weights)
         say(f"average of {len(runs)} runs, weights {shown}:")
     print_answers(tested.average, options.split, len(dataset.classes))
     if not ranks.writes:
         return
-    found = list(tested.average.values())[{"centre": 0, "ten": -1}[options.views]]
+    found = list(tested.average.values())[-1]
     if options.submission:
         _write(options.submission, submission.text(order, dataset.ids, found.top))
         say(f"{options.submission}: {submission.describe(order, dataset.ids)}")
@@ -99,9 +103,13 @@ def _evaluate(options, ranks):
 
 def _refuse_features(options, outputs, ranks):
     """Raise UserError for what does not go with --features, or does not go without."""
+    if options.features is None and options.out is None:
+        raise UserError("--split train is for --features LAYER --out FILE; tests are of val or test")
     if options.features is None or options.out is None:
-        raise UserError("--features LAYER and --out FILE go together, and --split train with both")
+        raise UserError("--features LAYER and --out FILE go together")
     others = [*outputs, *(["--weights"] if options.weights is not None else [])]
+    if options.views == "ten":
+        raise UserError("--features are of the centre view, and --views ten is for tests")
     if len(options.runs) > 1 or ranks.count > 1 or others:
         raise UserError(
             f"--features is of one RUN, in one process, alone{''.join(f', without {each}' for each in others)}"
@@ -135,9 +143,8 @@ def _parser():
     parser.add_argument(
         "--views",
         choices=("ten", "centre"),
-        default="ten",
-        help="what files and chosen weights are about: all views of the recipe's test, be they ten, "
-        "nine or one, or the centre view; default: ten",
+        help="centre: test the centre view alone; default: ten, the centre view and then all views of the recipe's "
+        "test, be they ten, nine or one, which files and chosen weights are about",
     )
     parser.add_argument(
         "--submission",

@@ -75,6 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with suppress(OSError):
         out.rmdir()  # empty: made to see whether it can be, and not left behind by what is refused now
     opened, missing = _data(options)
+    if opened is not None:
+        in_words(opened.dataset.classes, opened.dataset.classes, options.synsets)  # refused before the index is made
     pictures = opened if opened is None or options.split in SPLITS else _opened(options, (options.split,))
     index = None if opened is None else _index(options)
     network, found = load_run(shown, options.gpus, options.kernels)

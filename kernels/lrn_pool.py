@@ -24,7 +24,7 @@ import torch
 
 from . import reference
 from .checks import FLOAT_DTYPES, at_least, check_bias, differentiated_otherwise, memory_format, one_of
-from .dispatch import compiled, resolve
+from .dispatch import compiled, description, resolve
 
 NORMS, RELUS, TIES = ("none", "lrn", "spatial"), ("none", "before", "after"), ("first", "all")
 # So that the place in a window, and "nowhere", fit in a byte. Triton compiles a kernel in which every cell of the
@@ -237,7 +237,9 @@ def _forward(x, bias, norm, size, alpha, beta, k, relu, pool, stride, ties, kern
             ties=ties,
         )
     else:
-        compiled().lrn_pool_forward(
+        if (library := compiled()) is None:  # a program of torch.export, made elsewhere
+            raise RuntimeError(description())
+        library.lrn_pool_forward(
             x.contiguous(memory_format=memory_format(x)),
             bias,
             y,

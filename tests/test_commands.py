@@ -526,9 +526,16 @@ def test_importing_does_nothing():
 def test_ctrl_c_while_a_command_is_imported_is_no_traceback(tmp_path):
     (tmp_path / "torch").mkdir()
     (tmp_path / "torch" / "__init__.py").write_text("raise KeyboardInterrupt")
-    for place, said in (({}, "stopped\n"), ({"LOCAL_RANK": "1"}, "")):
+    script = tmp_path / "alexnet-mp"  # as an installation writes it
+    script.write_text("import sys\nfrom alexnet_mp.__main__ import script\nsys.exit(script())\n")
+    module = ["-m", "alexnet_mp.train"]
+    for words, place, said in (
+        (module, {}, "stopped\n"),
+        (module, {"LOCAL_RANK": "1"}, ""),
+        ([script, "train"], {}, "stopped\n"),
+    ):
         done = subprocess.run(
-            [sys.executable, "-m", "alexnet_mp.train"],
+            [sys.executable, *words],
             env={**os.environ, "PYTHONPATH": str(tmp_path), **place},
             capture_output=True,
             text=True,

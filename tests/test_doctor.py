@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from alexnet_mp.kernels import dispatch
+from checked_devices import needs_kernels
 from inner_cases import every
 from planted import Forked, plant
 
@@ -99,7 +100,7 @@ def test_the_page_and_the_json_tell_the_same(capsys):
 
 
 @pytest.mark.process
-@pytest.mark.skipif(dispatch.compiled() is None, reason="there was no compiler to build the CPU kernels")
+@needs_kernels
 def test_a_fault_that_the_self_check_finds(monkeypatch, capsys):
     def raising(real, *arguments):
         raise RuntimeError("/home/alice/kernels/x.cpp: illegal")
@@ -320,6 +321,7 @@ def gpus(monkeypatch):
 
 
 @pytest.mark.process
+@needs_kernels
 def test_gpus_are_told_and_what_fails_on_them(gpus, capsys):
     printed = page(capsys, status=1)
     for words in (

@@ -95,9 +95,10 @@ def open_data_of_run(run: str, source: str, stored_size: int, splits: Sequence[s
     try:
         return open_dataset(source, stored_size, splits)
     except UserError as error:
+        way = "takes others" if Path(source).is_dir() else "reads them from where they are now"
         raise DataOfRunMissing(
-            f"{source}, where the data of {run} were: {reason_of(error, source)}; the same command with --data DIR "
-            "reads them from where they are now"
+            f"{source}, where the data of {run} were: {reason_of(error, source)}; "
+            f"the same command with --data DIR {way}"
         ) from None
 
 
@@ -256,8 +257,10 @@ def _split_folders(root, data, splits, stored_size, passed):
             way = _way_out(root, folders, stored_size) if "train" in splits and not other else ""
             if not way and split == "train" and (inner := inner_source(root)):
                 way = f"if {printable(inner)}/ in it is meant, write {Path(data) / inner}"
+            there = "" if way else ", ".join(f"{folder.name}/" for folder in folders.values())
             raise UserError(
-                f"--data {data}: it has no {split}/ folder; {way or f'images belong in {split}/<class>/'}"
+                f"--data {data}: it has no {split}/ folder{f', only {there}' if there else ''}; "
+                f"{way or f'images belong in {split}/<class>/'}"
                 + (f"; if {other}/ is meant, rename it" if other else "")
             )
     return folders

@@ -219,6 +219,7 @@ def _facts(run, split, network, found):
         "the checkpoint": hashlib.sha256(manifest.read_bytes()).hexdigest(),
         "the data's fingerprint": run.dataset.fingerprint[:SAME_FILES],  # machines may have copies
         "--split": split,
+        "--views": ", ".join(run.protocols),
         "--batch-size": str(run.batch_size),
     }
 

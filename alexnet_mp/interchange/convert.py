@@ -9,7 +9,7 @@ from ..recipes.recipe import Recipe, override
 from ..system import durable_files
 from ..system.errors import UserError
 from ..system.terminal import printable
-from . import arrays, caffe, caffe_files, class_list, cuda_convnet, hub, mean_image, merged_tensors
+from . import arrays, caffe, caffe_files, class_list, cuda_convnet, hub, mean_image, merged_tensors, torch_source
 from .converted_run import Converted
 from .damage import about
 
@@ -32,7 +32,8 @@ def convert(
 ) -> Converted:
     """Read a network, its mean image and the names of its classes.
 
-    recipe: the name of a preset; None: what the file says, or a config.json beside it that `export --to hub` wrote.
+    recipe: the name of a preset; None: what the file says, or a config.json beside it that `export --to hub` wrote,
+    whose classes are taken in any case.
     settings: `--set` FIELD=VALUE. mean, classes: None: what lies beside the weights under a usual name. Any of the
     files may be a link, as in a cache of models. note(line) is told what was found. Raises UserError, one line that
     begins with the file."""
@@ -44,9 +45,9 @@ def convert(
         kind = _kind(path)
     # a link has what lies beside it, and beside what it leads to
     folders = [path] if path.is_dir() else [path.parent, Path(os.path.realpath(path)).parent]
-    config = _config_beside(folders, note) if kind == "tensors" and recipe is None else None
+    config = _config_beside(folders, recipe, note) if kind == "tensors" else None
     made, weights, count, what = {"caffe": _caffe, "tensors": _tensors, "arrays": _arrays}[kind](
-        source, path, recipe if config is None else config.recipe, settings
+        source, path, config.recipe if config is not None and recipe is None else recipe, settings
     )
     names, words = _classes(classes, folders, config, count, note)
     statistics = _mean(mean, folders, made, note)
@@ -55,8 +56,8 @@ def convert(
     return Converted(made, weights, statistics, names, words, f"{Path(os.path.abspath(path)).name} ({what})", digest)
 
 
-def _config_beside(folders, note):
-    """What `export --to hub` wrote beside the tensors, or None."""
+def _config_beside(folders, recipe, note):
+    """What `export --to hub` wrote beside the tensors, or None. recipe: what `--recipe` says, which goes before it."""
     path = _beside(folders, (hub.CONFIG,))
     if path is None:
         return None
@@ -64,8 +65,13 @@ def _config_beside(folders, note):
         try:
             found = hub.read_config(path.parent)
         except hub.DAMAGE as error:
+            if recipe is not None:
+                return None  # of another program
             raise ValueError(f"{error}; --recipe NAME would say of which network the tensors are") from None
-    note(f"recipe and classes: {path}")
+    if recipe is None:
+        note(f"recipe and classes: {path}")
+    else:
+        note(f"recipe {recipe}, as --recipe says; {path} says {found.recipe.name}, and would be taken without --recipe")
     return found
 
 
@@ -101,10 +107,15 @@ def _caffe(source, path, recipe, settings):
 
 
 def _tensors(source, path, recipe, settings):
-    if recipe is None:
-        raise UserError(f"{source}: tensors don't say of which network they are; --recipe NAME does")
     with about(source, _DAMAGE):
-        made, layouts = _recipe(recipe, settings), merged_tensors.layouts_of(merged_tensors.files_of(path))
+        layouts = merged_tensors.layouts_of(merged_tensors.files_of(path))
+        if torch_source.MEAN in layouts:
+            raise UserError(
+                "export --to torch wrote it, with factors of the test in its weights; what comes back is --to hub"
+            )
+        if recipe is None:
+            raise UserError("tensors don't say of which network they are; --recipe NAME does")
+        made = _recipe(recipe, settings)
         count = _count(merged_tensors.classes_of(layouts, made))
         return made, merged_tensors.merged_of(layouts, made, count), count, "tensors of a merged network"
 

@@ -71,10 +71,10 @@ def export(
     refuse_out(run, to, out)
     if to == "onnx":
         onnx_graph.need_packages()
-    if fused and (to != "torch.export" or dispatch.resolve("auto", "cpu") == "reference"):
-        raise UserError("--fused is for torch.export, where the kernels for CPUs were compiled")
     if half and to != "hub":
         raise UserError("--half is for --to hub")
+    if fused:
+        _refuse_fused(to)
     network, found = load_run(run, gpus, kernels)
     recipe, classes = network.recipe, len(found.classes)
     refuse_last_layer(recipe)
@@ -115,6 +115,18 @@ def export(
             content = torch_program.program(PictureNetwork(merged, mean, found.classes, words), about)
             answers = torch_program.answers
         return durable_files.new_file(path, content, lambda read: compared(ours, answers(read, pictures)))
+
+
+def _refuse_fused(to):
+    if to != "torch.export":
+        raise UserError(f"--fused is for --to torch.export, not for --to {to}")
+    try:
+        if dispatch.resolve("auto", "cpu") == "cpu":
+            return
+        why = dispatch.description().partition(";")[0]
+    except RuntimeError as error:  # built for another torch
+        why = str(error)
+    raise UserError(f"--fused: {why}; without --fused the program holds PyTorch's operations alone")
 
 
 def test_pictures(side: int) -> torch.Tensor:

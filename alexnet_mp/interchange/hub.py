@@ -16,8 +16,10 @@ from ..network.network import MergedAlexNet
 from ..recipes import shapes
 from ..recipes.recipe import Recipe, from_dict, to_dict
 from ..runs import safetensors_file
+from ..runs.directory import RUN
 from ..system import durable_files
-from ..system.devices import check_kernels
+from ..system.command_line import typed
+from ..system.devices import check_kernels, named
 from ..system.errors import UserError, need
 from . import merged_tensors
 from .damage import about
@@ -66,12 +68,17 @@ def from_pretrained(folder: str | Path, device: torch.device | str = "cpu", kern
     Nothing is downloaded, and nothing in the folder is run. device: where it computes, both towers as one network;
     kernels: see `kernels.dispatch.resolve`. Raises UserError, one line that begins with the folder, for a config of
     another format, and for tensors that are missing, foreign, of another shape or not finite: before anything is
-    allocated that the files don't hold."""
-    device = torch.device(device)
+    allocated that the files don't hold; and for a device that is not there."""
+    device = named(device)
     check_kernels(kernels, [device])
     with about(folder, DAMAGE):
         need(os.path.isdir(folder), "no such folder; nothing is downloaded")
         path = Path(folder)
+        run = (path / RUN).exists() and not (path / CONFIG).exists()
+        need(
+            not run,
+            f"it is a run, and no folder for the hub; {typed('export', folder, '--to', 'hub', 'FOLDER')} makes one",
+        )
         config = read_config(path)
         recipe, classes = config.recipe, config.classes
         layouts = merged_tensors.layouts_of([path / MODEL])

@@ -25,11 +25,13 @@ AlexNet (Krizhevsky, Sutskever, Hinton 2012), {towers}, {made}. It takes picture
 ```python
 import torch
 from alexnet_mp import from_pretrained
+from alexnet_mp.data.resize import decoded
 
 network = from_pretrained("FOLDER")  # nothing is downloaded, and nothing in the folder is run
-# of a photograph the shorter side is rescaled and the central square kept
-pictures = torch.zeros(1, {stored}, {stored}, 3, dtype=torch.uint8)
-logits = network(pictures)  # (1, {classes}); network.classes names them
+# the shorter side is rescaled and the central square kept: ({stored}, {stored}, 3) uint8
+picture = decoded("photograph.jpg", {stored}, "photograph.jpg")
+logits = network(torch.tensor(picture)[None])  # (1, {classes})
+print(network.class_names[logits.argmax()])
 ```
 
 ## Errors
@@ -71,7 +73,7 @@ def model_card(
         ("converted from", converted.get("from") if isinstance(converted, dict) else None),
         ("command", run.get("command")),
         ("started", run.get("started")),
-        ("seed", recipe.seed),
+        ("seed", None if converted else recipe.seed),
         ("commit", run.get("commit")),
         ("precision", run.get("precision")),
         ("kernels", run.get("kernels")),
@@ -87,9 +89,10 @@ def model_card(
         made=f"trained to step {state.step:,} (epoch {state.epoch:,})" if not converted else "trained elsewhere",
         stored=recipe.stored_size,
         crop=recipe.crop_size,
-        errors=_errors(recipe, state, tests, len(words))
-        + "\n\nMeasured before the weights were rounded to float16." * half,
-        rows="\n".join(["| | |", "|---|---|", *(f"| {name} | {_code(told)} |" for name, told in facts if told)]),
+        errors=_errors(recipe, state, tests, len(words)) + ROUNDED * half,
+        rows="\n".join(
+            ["| | |", "|---|---|", *(f"| {name} | {_code(told)} |" for name, told in facts if told not in (None, ""))]
+        ),
         names=named + more,
         described=describe(recipe),
     )

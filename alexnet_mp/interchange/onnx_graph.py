@@ -45,7 +45,9 @@ def graph(
     centre = mean[top : top + crop, top : top + crop].astype(np.float32)
     x = made.add("Sub", [x, made.constant("mean", centre)], "minus_mean")
     x, before = made.add("Transpose", [x], "image", perm=[0, 3, 1, 2]), (3, crop, crop)
+    between = []  # which viewers write at the edges
     for number, step in enumerate(steps, start=1):
+        between.append(helper.make_tensor_value_info(x, TensorProto.FLOAT, ["N", *before]))
         x = _add(made, step, x, before, f"{step.layer}_{number}_{step.kind}")
         before = step.shape
     made.nodes[-1].output[0] = "logits"
@@ -59,6 +61,7 @@ def graph(
             [helper.make_tensor_value_info("pictures", TensorProto.UINT8, ["N", *[recipe.stored_size] * 2, 3])],
             [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", classes])],
             made.constants,
+            value_info=between,
         ),
         opset_imports=[helper.make_opsetid("", OPSET)],
         ir_version=IR_VERSION,

@@ -13,6 +13,7 @@ from ..recipes.recipe import Recipe
 from .plain_steps import Step
 
 SOURCE, WEIGHTS = "alexnet.py", "alexnet.safetensors"
+MEAN = "mean"  # the tensor that tells such weights from a merged network's
 FIRST = '"""AlexNet in plain PyTorch, written by alexnet_mp'  # what a file of ours begins with
 _LRN_BEGINS = '''
 
@@ -164,7 +165,7 @@ def tensors(recipe: Recipe, steps: Sequence[Step], mean: np.ndarray) -> dict[str
     with_weights = [one for one in steps if one.weight is not None]
     named = {f"{one.layer}.{what}": getattr(one, what) for one in with_weights for what in ("weight", "bias")}
     top, crop = (recipe.stored_size - recipe.crop_size) // 2, recipe.crop_size
-    named["mean"] = mean[top : top + crop, top : top + crop].astype(np.float32)
+    named[MEAN] = mean[top : top + crop, top : top + crop].astype(np.float32)
     return {name: np.ascontiguousarray(tensor) for name, tensor in named.items()}
 
 

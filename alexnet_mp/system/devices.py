@@ -30,6 +30,21 @@ def resolve(gpus: str, towers: int, one: bool = False) -> list[torch.device]:
     return devices * towers if len(devices) == 1 else devices
 
 
+def named(device: torch.device | str | int) -> torch.device:
+    """A torch device that a caller names, "cpu" or "cuda:1". Raises UserError for what is none, or is not there."""
+    count = torch.cuda.device_count()
+    try:
+        found = torch.device(device)
+        if found.type != "cuda":
+            torch.empty(0, device=found)  # torch knows many kinds that it was not built for
+        if (found.index or 0) < count if found.type == "cuda" else found.type != "meta":  # which holds no values
+            return found
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError):
+        pass
+    works = ", ".join(["cpu", *(f"cuda:{number}" for number in range(count))])
+    raise UserError(f"device {str(device)!r:.50}: there is none of this name; {works} would work")
+
+
 def here(gpus: str, towers: int, ranks: Ranks, one: bool = False) -> list[torch.device]:
     """The device of each tower that this process of a job has. one: all of them have to be the same. Raises
     UserError."""

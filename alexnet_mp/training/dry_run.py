@@ -138,5 +138,6 @@ def _say_time(seconds, done, asked, recipe, dataset):
     each = statistics.median(seconds)
     say(
         f"a step takes {1e3 * each:,.0f} ms (median of {len(seconds)}), with the wait for its images: "
-        f"{left:,} steps are about {duration(left * each)}; reading all images first, validations and tests come on top"
+        f"{left:,} step{' is' if left == 1 else 's are'} about {duration(left * each)}; reading all images first, "
+        "validations and tests come on top"
     )

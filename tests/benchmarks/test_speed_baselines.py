@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from checked_devices import needs_kernels
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 sys.path.append(str(BENCHMARKS))
@@ -116,6 +117,7 @@ def test_what_the_selection_leaves_is_asked_for(asks):
 
 
 @pytest.mark.run
+@needs_kernels
 def test_long_groups_are_named_and_a_missing_gpu_is_told_once(asks):
     said, printed = asks(str(BENCHMARKS))
     assert said == USUAL, printed

@@ -58,7 +58,7 @@ def test_a_folder_with_training_images_alone(folder):
     shutil.rmtree(folder / "val")
     with pytest.raises(UserError, match="it has no val/ folder; of its 3 class folders .* -m alexnet_mp.prepare "):
         open_dataset(str(folder), 48)
-    with pytest.raises(UserError, match="it has no test/ folder; images belong in test/<class>/$"):
+    with pytest.raises(UserError, match="it has no test/ folder, only train/; images belong in test/<class>/$"):
         open_dataset(str(folder), 48, ("test",))
 
 

@@ -473,8 +473,10 @@ def test_two_runs_and_all_their_files(trained, tmp_path, split, capsys):
     assert [float(row[2]) for row in rows] == [pytest.approx(100 - 20 * count) for count in counts.diagonal()]
 
 
-def test_files_are_about_the_views_that_are_asked_for(trained, tmp_path):
+def test_files_are_about_the_views_that_are_asked_for(trained, tmp_path, capsys):
+    """And the others are not tested."""
     evaluated(trained / "a", "--views", "centre", "--submission", tmp_path / "s")
+    assert re.findall(r"val, (\w+ views?)", capsys.readouterr().out) == ["centre view"]
     expected = mean_answers(trained / "a", trained / "set", "val")[0].argsort(1, descending=True)
     assert (tmp_path / "s").read_text().splitlines() == [" ".join(map(str, line)) for line in (expected + 1).tolist()]
 

@@ -43,7 +43,9 @@ def test_features_of_any_layer_and_split(settings, folder, tmp_path, monkeypatch
         expected = by_hand(network, mean, data)[layer].numpy()
         paths = [tmp_path / f"{layer}{ending}" for ending in layer_features.ENDINGS]
         for path in paths:
-            assert evaluate.main([str(run), "--features", layer, "--split", split, "--out", str(path), *few]) == 0
+            views = ["--views", "centre"] if layer == "conv1" else []  # as it is without
+            command = [str(run), "--features", layer, "--split", split, "--out", str(path), *few, *views]
+            assert evaluate.main(command) == 0
         assert f"features {expected.shape}, labels ({len(data)},)" in capsys.readouterr().out
         archive = np.load(paths[0])
         np.testing.assert_allclose(archive["features"], expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
@@ -58,9 +60,11 @@ def test_features_of_any_layer_and_split(settings, folder, tmp_path, monkeypatch
         (["--features", "conv9", "--out", new], "its layers are conv1, conv2, fc6, fc8"),
         (["--features", "fc6"], "go together"),
         (["--out", new], "go together"),
-        (["--split", "train"], "--split train with both"),
+        (["--split", "train"], "--split train is for --features LAYER --out FILE; tests are of val or test"),
         (["--features", "fc6", "--out", str(tmp_path / "new.pt")], "has to end with .npz or .safetensors"),
         (["--features", "fc6", "--out", str(paths[0])], "is there already"),
+        (["--features", "fc6", "--out", new, "--views", "ten"], "--features are of the centre view, and --views ten"),
+        (["--features", "fc6", "--out", new, "--split", "test"], "it has no test/ folder, only train/, val/; images"),
         (["--features", "fc6", "--out", new, "--confusion", str(tmp_path / "x")], "without --confusion"),
         ([str(run), "--features", "fc6", "--out", new], "of one RUN"),
     ):

@@ -8,7 +8,7 @@ from inner_cases import every
 from safetensors.torch import save_file
 from tiny_run import LAYERS, TINY
 
-from alexnet_mp import checkpoint, convert, evaluate, predict, retrieve, train
+from alexnet_mp import checkpoint, compare, convert, evaluate, export, predict, report, retrieve, train
 from alexnet_mp.network.network import TwoTowerAlexNet
 from alexnet_mp.recipes.named import PRESETS
 from alexnet_mp.recipes.recipe import override, to_dict
@@ -78,6 +78,29 @@ def test_what_cannot_be_done_with_it_is_said(run, main, arguments, words):
     with pytest.raises(UserError) as raised:
         main([run if argument == "RUN" else argument for argument in arguments])
     assert words.replace("RUN:", f"{run}:") in str(raised.value) and "\n" not in str(raised.value), raised.value
+
+
+def test_who_names_something_else_as_a_run_hears_what_to_type(run, tmp_path, capsys):
+    """Of a folder for the hub, a file of tensors, a link to it, a checkpoint; nothing of what holds no weights."""
+    export.main([run, "--to", "hub", str(tmp_path / "hub"), "--gpus", "cpu"])
+    (tmp_path / "link").symlink_to(tmp_path / "hub" / "model.safetensors")
+    (tmp_path / "caffe.caffemodel").touch()
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "statistics.safetensors").touch()
+    of_weights = r": {} has weights from elsewhere, of which \S+ -m alexnet_mp.convert {} OUT makes a run$"
+    given = {
+        tmp_path / "hub": of_weights.format("model.safetensors", tmp_path / "hub"),
+        tmp_path / "hub" / "model.safetensors": of_weights.format("model.safetensors", ".*/hub/model.safetensors"),
+        tmp_path / "caffe.caffemodel": of_weights.format("caffe.caffemodel", ".*caffe.caffemodel"),
+        newest(run): f": it is a checkpoint of {run}; name that$",
+        tmp_path / "data": r": cannot read \S+data/run.json: No such file or directory$",
+    }
+    commands = {evaluate.main: (), predict.main: ("x.png",), report.main: (), export.main: ("--to", "hub", "out")}
+    for place, words in given.items():
+        for main, more in (commands | {retrieve.main: (), compare.main: (run,)}).items():
+            arguments = ["index", str(place)] if main is retrieve.main else [str(place), *more]
+            with pytest.raises(UserError, match=f"is not a run directory{words}"):
+                main(arguments)
 
 
 def test_both_towers_are_on_one_device(run, monkeypatch):

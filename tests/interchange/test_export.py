@@ -5,6 +5,7 @@ import fcntl
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import types
@@ -15,10 +16,11 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from alexnet_mp.kernels import dispatch
+from alexnet_mp.kernels import dispatch, lrn_pool
 from caffe_made import SMALL
 from inner_cases import every
 from made_runs import logits_of, made_run, without_git
+from PIL import Image
 from safetensors.numpy import load_file, save_file
 from tiny_run import LAYERS
 
@@ -27,9 +29,12 @@ from alexnet_mp import convert, export
 from alexnet_mp.evaluation.trained import class_words, trained
 from alexnet_mp.interchange import export as exporting
 from alexnet_mp.interchange import onnx_graph, torch_source
+from alexnet_mp.interchange.model_card import model_card
 from alexnet_mp.recipes.ablations import no_links, one_gpu
 from alexnet_mp.recipes.named import PRESETS
 from alexnet_mp.recipes.recipe import change_layers, override
+from alexnet_mp.runs.checkpoint_format import read_state
+from alexnet_mp.runs.checkpoints import newest
 from alexnet_mp.runs.directory import read_run
 from alexnet_mp.system import durable_files
 from alexnet_mp.system.errors import UserError
@@ -143,15 +148,27 @@ def test_a_folder_for_the_hub_comes_back_as_a_run(tmp_path, capsys):
         assert found.recipe == expected.recipe and class_words(out, found.classes) == ["cat", "dog", "sky"]
         assert all(torch.equal(found.weights[name], tensor) for name, tensor in expected.weights.items())
         assert np.array_equal(found.statistics.mean, expected.statistics.mean)
+    capsys.readouterr()
+    other = ["--recipe", "paper", *(word for setting in TINY for word in ("--set", setting))]
+    assert convert.main([str(tmp_path / "hub"), str(tmp_path / "other"), *other]) == 0
+    assert "recipe paper, as --recipe says; " in (said := capsys.readouterr().out)
+    assert f"{tmp_path}/hub/config.json says mini, and would be taken without --recipe\n" in said
+    _, found = trained(tmp_path / "other")
+    assert found.recipe.name == "paper" and class_words(tmp_path / "other", found.classes) == ["cat", "dog", "sky"]
+    with pytest.raises(UserError, match=r"run: it is a run, .* -m alexnet_mp.export \S+run --to hub FOLDER makes one$"):
+        alexnet_mp.from_pretrained(place)
+    for device in ("bogus", "cuda:99", torch.device("cuda", 99), None, "cpu:x", "meta"):
+        with pytest.raises(UserError, match=r"^device '.*': there is none of this name; cpu.* would work$"):
+            alexnet_mp.from_pretrained(tmp_path / "hub", device)
     (tmp_path / "hub" / "config.json").write_text('{"architectures": ["AlexNet"]}')
     with pytest.raises(UserError, match="not of format 'alexnet_mp 1'; --recipe NAME would say of which network"):
         convert.main([str(tmp_path / "hub"), str(tmp_path / "a")])
 
 
 @pytest.mark.process
-def test_what_is_written_can_be_read(run, tmp_path):
+def test_what_is_written_can_be_read(run, tmp_path, monkeypatch, capsys):
     """The file of torch is short and of no import of ours; the graph has real LRN nodes, names and classes; the folder
-    for the hub tells what it is, goes through torch.hub, and an own one is written anew."""
+    for the hub tells what it is, how to use it, goes through torch.hub, and an own one is written anew."""
     place, _, _ = run
     for to in ("torch", "hub", "hub", "torch"):
         export.main([str(place), "--to", to, str(tmp_path / to) + "/", "--gpus", "cpu"])
@@ -170,6 +187,12 @@ def test_what_is_written_can_be_read(run, tmp_path):
     found = {each.name: onnx.helper.get_attribute_value(each) for each in norm.attribute}
     assert found == {"alpha": pytest.approx(0.05), "beta": 0.75, "bias": 2.0, "size": 5}
     assert model.opset_import[0].version == 20 and model.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "N"
+    between = {
+        each.name: [side.dim_param or side.dim_value for side in each.type.tensor_type.shape.dim]
+        for each in model.graph.value_info
+    }
+    inferred = onnx.shape_inference.infer_shapes(onnx.load(tmp_path / "a.onnx"), strict_mode=True)
+    assert between["image"] == ["N", 3, 32, 32] and len(between) == 10 and len(inferred.graph.value_info) > 10
     about = {entry.key: json.loads(entry.value) for entry in model.metadata_props}
     assert about["classes"] == ["class 0", "class 1", "class 2"]
     assert about["input"] == "(N, 41, 41, 3) uint8, RGB: the shorter side rescaled to 41, the central square kept"
@@ -192,6 +215,15 @@ def test_what_is_written_can_be_read(run, tmp_path):
         "Not tested",
     ):
         assert words in card
+    assert "| seed |" not in card  # nobody knows that of a converted network
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 60, 3), np.uint8)).save(tmp_path / "photograph.jpg")
+    monkeypatch.chdir(tmp_path)
+    docs = (ROOT / "docs" / "interchange.md").read_text()
+    for text in (card, docs):  # as it is written there
+        exec(text.split("```python\n")[1].split("```")[0].replace("FOLDER", "hub"), {})
+    card = model_card(read_run(place) | {"converted": None}, read_state(newest(place)), [], ["cat", "dog", "sky"])
+    assert "| seed | `0` |" in card
+    assert re.fullmatch(r"(class \d)\n\1\n", capsys.readouterr().out[-16:])
 
 
 def spoilt(change):
@@ -319,6 +351,20 @@ def being_written(place, patch):
     patch.setattr(exporting, "lock_of_a_test", lock, raising=False)  # open until the test ends
 
 
+def uncompiled(why):
+    """No kernels for CPUs; or such that can't be loaded."""
+
+    def compiled():
+        if why is not None:
+            raise RuntimeError(why)
+
+    def spoil(place, patch):
+        patch.setattr(dispatch, "compiled", compiled)
+        patch.setattr(dispatch, "built", lambda: () if compiled() is None else ("cpu",))
+
+    return spoil
+
+
 def there(name, content=b"x"):
     def make(place, patch):
         (place / name).parent.mkdir(exist_ok=True)
@@ -345,10 +391,12 @@ def large_weights(place, patch):
         ("onnx", "a.onnx", missing("onnxruntime"), "pip install 'alexnet_mp[export]'"),
         ("hub --push me/it", "a", missing("huggingface_hub"), "pip install 'alexnet_mp[hub]'"),
         ("torch --push me/it", "a", None, "--push is for --to hub"),
-        ("onnx --fused", "a.onnx", None, "--fused is for torch.export"),
         ("onnx --half", "a.onnx", None, "--half is for --to hub"),
         ("hub --half", "a", large_weights, "--half: fc6.weight has values beyond float16's range"),
         ("hub --synsets no_file", "a", None, "--synsets no_file: No such file"),
+        ("onnx --fused", "a.onnx", None, "--fused is for --to torch.export, not for --to onnx"),
+        ("torch.export --fused", "a.pt2", uncompiled(None), "--fused: no compiled kernels: a C++ compiler and"),
+        ("torch.export --fused", "a.pt2", uncompiled("of another torch"), "--fused: of another torch; without --fused"),
         ("onnx", "a.pb", None, "whose name ends with .onnx"),
         ("torch.export", "a", None, "whose name ends with .pt2"),
         ("onnx", "", None, "write the name of a file"),
@@ -410,6 +458,15 @@ def test_networks_that_no_format_holds_and_the_hub(run, tmp_path, monkeypatch, c
     made, _, _ = made_run(tmp_path / "half", half)
     with pytest.raises(UserError, match="fc8.reads is 'own'"):
         export.main([str(made), "--to", "torch", str(tmp_path / "a"), "--gpus", "cpu"])
+    export.main([str(run[0]), "--to", "torch", str(tmp_path / "plain"), "--gpus", "cpu"])
+    for more in ([], ["--recipe", "mini"]):
+        with pytest.raises(UserError, match="plain: export --to torch wrote it, .* what comes back is --to hub$"):
+            convert.main([str(tmp_path / "plain"), str(tmp_path / "b"), *more])
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="no compiled kernels: a C"):
+        for module in (dispatch, lrn_pool):
+            patch.setattr(module, "compiled", lambda: None)
+        maps = torch.ones(1, 8, 5, 5)  # as a program asks that was made with --fused
+        torch.ops.alexnet_mp.lrn_pool(maps, None, "lrn", 5, 1e-4, 0.75, 2.0, "none", 3, 2, "first", "cpu")
     asked = []
 
     class Hub:

@@ -321,10 +321,29 @@ def test_two_classes_of_hostile_names(drawn, tmp_path, monkeypatch, request):
     assert "mini on 2 classes" in text and "its 2 most probable classes" in text
 
 
+@pytest.mark.usefixtures("undrawn")
+def test_wnids_have_the_words_of_a_file(tmp_path, monkeypatch):
+    """A file that has none is refused before anything is made; which classes have no words, the page says."""
+    make_folder(tmp_path / "data", train=3, val=2, size=(48, 44), classes=("n01440764", "n02012849"))
+    out, words = run(tmp_path / "data", tmp_path / "run", "--steps", "1"), tmp_path / "words.txt"
+    words.write_text("n01440764 tench, <i>Tinca</i>\nn03126707 another\n")
+    text = reported(out, out=tmp_path / "report", options=["--synsets", str(words)])
+    assert "tench, &lt;i&gt;Tinca&lt;/i&gt;" in text and "<i>" not in text and "another" not in text
+    assert "Of the classes 1 have no words but their wnids" in text
+    words.write_text("n03126707 another\n")
+    monkeypatch.setattr(report, "build_index", None)
+    with pytest.raises(UserError, match="it has words of none of the 2 classes, such as 'n01440764'"):
+        reported(out, out=tmp_path / "other", options=["--synsets", str(words)])
+    assert not (tmp_path / "other").exists()
+
+
 @every(
     "arguments, problem",
     [
-        (["RUN", "--split", "test"], "has no test split"),
+        (
+            ["RUN", "--split", "test"],
+            "no test split; it has train, val; the same command with --data DIR takes others$",
+        ),
         (
             ["RUN", "--data", "OTHER"],
             "its 2 classes are not the 3 that .* was trained on; its class \\d is .*, and .* in ",

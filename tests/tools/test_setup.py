@@ -1,4 +1,5 @@
-"""setup.py beside a CUDA build of torch: which runtime library is linked, and what is built when the CUDA part fails.
+"""setup.py beside a CUDA build of torch: which runtime library is linked, and what is built when the CUDA part fails;
+and what it tells of the package.
 
 The toolkits, their nvcc and the sources are stand-ins. setup.py, setuptools, torch's build and the compiler are real.
 """
@@ -93,6 +94,25 @@ def cuda_runtime(monkeypatch, tmp_path):
     )
 
 
+def test_the_description_for_pypi_has_links_that_lead_somewhere():
+    """README's own links and its pictures, and none of its code; without an address it is README."""
+    text = (ROOT / "setup.py").read_text()
+    names = {}
+    exec(text[: text.index("modules, commands =")], names)
+    readme, address = (ROOT / "README.md").read_text(), "https://example.org/me/alexnet_mp"
+    described = names["long_description"](readme, address + "/")
+    links = re.findall(r"\]\(([^)\s]+)\)", "".join(described.split("```")[::2]))
+    assert len(links) > 20 and all(link.startswith(("https://", "#")) for link in links), links
+    found = [re.fullmatch(rf"{address}/(blob|raw)/HEAD/([^#]+)(#.+)?", link) for link in links]
+    assert all((ROOT / link[2]).exists() and (link[1] == "raw") == link[2].endswith(".png") for link in found if link)
+    assert {link[1] for link in found if link} == {"raw", "blob"}
+    assert re.sub(rf"{address}/(blob|raw)/HEAD/", "", described) == readme == names["long_description"](readme, None)
+    made = names["long_description"]("![a](b.svg) [c\nd](e.md#f) [g](#h) [i](http://j)\n```\nk[l](m)\n```\n", address)
+    assert made == (
+        f"![a]({address}/raw/HEAD/b.svg) [c\nd]({address}/blob/HEAD/e.md#f) [g](#h) [i](http://j)\n```\nk[l](m)\n```\n"
+    )
+
+
 def says_why(capsys, what):
     lines = capsys.readouterr().out.splitlines()
     return len(lines) == 1 and lines[0].startswith("alexnet_mp: no CUDA kernels, since ") and what in lines[0]
@@ -178,6 +198,8 @@ def test_the_runtime_of_this_machines_nvcc(cuda_runtime):
 def project(tmp_path):
     """A folder with setup.py and small sources, a toolkit that a wrapper calls, and torch's libraries for CUDA."""
     for name, text in (
+        ("README.md", ""),
+        ("pyproject.toml", '[project]\nname = "alexnet_mp"\nversion = "0"\ndynamic = ["readme"]\n'),
         ("csrc/ops.cpp", 'extern "C" int ops_part() { return 1; }\n'),
         ("csrc/cpu/portable.cpp", 'extern "C" int cpu_part() { return 1; }\n'),
         (

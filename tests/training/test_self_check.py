@@ -91,6 +91,7 @@ def test_what_has_passed_is_remembered(tmp_path, monkeypatch):
 
 
 @pytest.mark.process
+@needs_kernels
 def test_only_what_is_new_is_checked(monkeypatch):
     _, first, _ = examine()
     _, second, lines = examine(settings=["lrn_beta=0.5", "learning_rate=0.5"])
@@ -304,6 +305,7 @@ def test_a_damaged_memory_counts_as_nothing_and_is_mended(content, tmp_path, mon
 
 
 @pytest.mark.process
+@needs_kernels
 @pytest.mark.parametrize("kind", ["a file in the way", "a read-only system", "no home", "a directory in the way"])
 def test_a_memory_that_can_t_be_kept_is_said_once(kind, tmp_path, monkeypatch):
     if kind == "a file in the way":
