@@ -44,6 +44,11 @@ LIMITS = """
 - Whether an answer stays says what it depends on, not whether it is right.
 - The brightness tower is named by its answers on some of the same pictures. Of any two towers one is called so.
 """
+LIMITS_ANEW = """\
+- The networks of seeds 0 to 2 were trained anew, by the same recipe: the weights of the first ones, which the claims'
+  records have, are gone. That they would be measured, and by which tests, was [written
+  before](../claims/desk-study.md#additions). No other networks kept their first layers as they grew.
+"""
 LIMITS_ACROSS = """\
 - The comparison with towers of other seeds was written after all else here, and tried on seeds 3, 4 and 5.
 """
@@ -115,10 +120,12 @@ def verdict(records):
     elif len(divided) == 2:
         told.append("So single networks have it and others do not; over these seeds it is told in neither arm.")
     paired = pairs(arms, lambda one: abs(one["colour"]["contrast"]))
-    if paired and paired.p > LEVEL:
+    if paired:
+        says = "cannot say whether the links make a difference" if paired.p > LEVEL else "say that the links matter"
         told.append(
-            f"Whether the links make a difference, {paired.n} seeds can't say: the arms differ by {paired.mean:.0f} "
-            f"points, p {paired.p:.2g}, and it could be no less than {paired.least_p:.2g}."
+            f"The {paired.n} seeds {says}: with links the towers lie {abs(paired.mean):.0f} points "
+            f"{'farther apart' if paired.mean > 0 else 'closer together'} than without, p {paired.p:.2g} by signs, and "
+            f"it could be no less than {paired.least_p:.2g}."
         )
     p = corrected({(one["run"],): one["first_layer"]["division_p"] or 1.0 for some in arms.values() for one in some})
     differ = [f"{sum(p[one['run'],] <= LEVEL for one in some)} of {seeds(some)} of {arm}" for arm, some in arms.items()]
@@ -133,7 +140,7 @@ def named(records):
 def limits(records, across):
     most = max(len(some) for some in by_arm(records).values())
     lines = (
-        (LIMITS + LIMITS_ACROSS * bool(across))
+        (LIMITS + LIMITS_ANEW * any(one["seed"] < FIRST_SEEN for one in records) + LIMITS_ACROSS * bool(across))
         .format(least=2 / 2**most, seeds=most)
         .strip()
         .removeprefix("- ")
