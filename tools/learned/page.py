@@ -45,9 +45,10 @@ LIMITS = """
 - The brightness tower is named by its answers on some of the same pictures. Of any two towers one is called so.
 """
 LIMITS_ANEW = """\
-- The networks of seeds 0 to 2 were trained anew, by the same recipe: the weights of the first ones, which the claims'
-  records have, are gone. That they would be measured, and by which tests, was [written
-  before](../claims/desk-study.md#additions). No other networks kept their first layers as they grew.
+- Seeds 0 to 2 were trained a second time for this page, with newer code, since the first weights are gone: losses,
+  errors, answers to the validation pictures and first layers are those of the claims' records, bit for bit. That they
+  would be measured, and by which tests, was [written before](../claims/desk-study.md#additions). They alone kept their
+  first layers as they grew.
 """
 LIMITS_ACROSS = """\
 - The comparison with towers of other seeds was written after all else here, and tried on seeds 3, 4 and 5.
