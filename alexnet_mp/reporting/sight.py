@@ -114,7 +114,7 @@ def _division(found):
     verdict = (
         f"So tower {light} sees brightness more, and tower {colour} colour."
         if found.divided
-        else "That is no division: the pictures' chance or that of the kernels' deal would do as much."
+        else "No division is told by that: other pictures, or another deal of the kernels, would do as much by chance."
     )
     return f"Of {found.n:,} pictures: {kept}. {verdict}"
 
