@@ -16,7 +16,6 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from .command_options import add_run_options, compute_as_in_training
 from .data.dataset import open_dataset
@@ -48,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise UserError(f"convert needs FILE and OUT, and {what} is missing; --help shows examples")
     if os.path.lexists(options.out):
         raise UserError(f"OUT {options.out}: it is there already; choose another name")
-    durable_files.refuse_unwritable("OUT", options.out, Path(options.out).absolute().parent)
+    durable_files.refuse_unwritable("OUT", options.out)
     network = convert(options.source, options.recipe, options.set, options.mean, options.classes, say)
     write_run(options.out, network, shlex.join(["python", "-m", "alexnet_mp.convert", *arguments]))
     say(f"wrote {options.out}; try it: {typed('predict', options.out, 'PICTURE')}")
@@ -81,7 +80,7 @@ def _border(options):
 def _parser():
     parser = command_parser("convert", __doc__)
     parser.add_argument("source", metavar="FILE", nargs="?", help="a network: a file, or a folder")
-    parser.add_argument("out", metavar="OUT", nargs="?", help="a new directory")
+    parser.add_argument("out", metavar="OUT", nargs="?", help="a new directory, made with the ones above it")
     parser.add_argument(
         "--recipe",
         choices=tuple(PRESETS),

@@ -23,6 +23,7 @@ COLUMNS = 8  # kernels of a tower a row
 KERNEL = 24, 36  # screen pixels of a kernel's side, about: of the strip, of the animation
 GAP, BETWEEN, LINE = 2, 14, 20  # screen pixels: between kernels, between towers, of a line of words
 WORDS = "#767676"  # contrast 4.5 with white, 4 with a page's dark paper
+TITLE_LETTERS = 44  # of the chart's title
 SECONDS, LAST_FRAME = 6.0, 1500  # of the animation, about; milliseconds that its last frame stays longer
 
 
@@ -93,9 +94,12 @@ def draw_growth(found: Growth, title: str) -> "Figure":
                 axes.plot(np.array(steps)[at], shares[at], marker, color=colour, markerfacecolor=fill, markersize=4.5)
     if found.begins is not None:
         axes.axvline(found.begins, color="black", linestyle=":", linewidth=0.9, label="the division begins")
-    axes.set(xlabel="step", ylabel="share of chroma", ylim=(0, 1), title=title)
-    axes.title.set_fontsize(9.5)
+    axes.set(xlabel="step", ylabel="share of chroma", ylim=(0, 1))
+    # The end of a run's name has its seed.
+    shown = title if len(title) <= TITLE_LETTERS else f"...{title[3 - TITLE_LETTERS :]}"
+    axes.set_title(shown, fontsize=9.5, parse_math=False)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.grid(alpha=0.3)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    look = {"frameon": False, "fontsize": 9, "columnspacing": 1, "handlelength": 1.6}  # else wider than the figure
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, **look)
     return figure

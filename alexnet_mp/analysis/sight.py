@@ -125,8 +125,9 @@ def colour_division(
     counts for nothing in the contrast. Here a tower sees alone where the maps of the other one's first layer are at
     their means. So it can be compared with kernels dealt at random: `draws` halves of both towers' first layers see
     alone, and so does the rest of each. In a network whose kernels are no more alike within a tower than between
-    towers, the towers are one such deal. Without that comparison most networks would count as divided: of 100 small
-    ones with random kernels 72 have p <= 0.05, and 3 p_halves <= 0.05 (`tests/analysis/test_sight.py`)."""
+    towers, the towers are one such deal, but for the second layers: one that reads its own tower alone hears all of its
+    first layer or nothing, and half of it in a deal. Without that comparison most networks would count as divided: of
+    100 small ones with random kernels 72 have p <= 0.05, and 3 p_halves <= 0.05 (`tests/analysis/test_sight.py`)."""
     recipe = network.recipe
     if recipe.towers == 1:
         return None

@@ -186,7 +186,7 @@ def draw_lesions(found: Lesions) -> "Figure":
         panel.set_ylim(len(rows) - 0.4, -0.6)
         panel.grid(axis="x", alpha=0.25)
         panel.spines[["top", "right"]].set_visible(False)
-    axes[-1].set_xlabel("top-1 error (%); dotted: the whole network")
+    axes[-1].set_xlabel("top-1 error (%); dotted: the whole network", loc="right")  # longer than the axis
     legend = [
         *(
             axes[0].plot([], [], marker, color=colour, label=f"tower {name} is not seen")[0]

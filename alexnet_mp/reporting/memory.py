@@ -103,7 +103,7 @@ def _of_devices(found: StepBytes) -> "Figure":
         axes.axvline(GTX_580 / 1e6, color="black", linestyle=":", linewidth=1.2, label="3 GB of a GTX 580")
         axes.set_xlim(0, 1.05 * max(GTX_580, found.one_device.total) / 1e6)
     axes.set_title(f"Held by a step of {found.batch_size} images", fontsize=9.5)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize=8.5)
+    _legend(figure, axes)
     return figure
 
 
@@ -120,7 +120,7 @@ def _by_layer(found: StepBytes) -> "Figure":
     figure, axes = _figure(0.9 + 0.2 * len(bars))
     _stacked(axes, bars)
     axes.set_title("By layer and tower", fontsize=9.5)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize=8.5)
+    _legend(figure, axes)
     return figure
 
 
@@ -143,6 +143,11 @@ def _stacked(axes: "Axes", bars: Mapping[str, Bytes]) -> None:
     axes.tick_params(labelsize=8.5)
     axes.grid(axis="x", alpha=0.3)
     axes.set_axisbelow(True)
+
+
+def _legend(figure, axes):
+    look = {"frameon": False, "fontsize": 8.5, "columnspacing": 1, "handlelength": 1.6}  # else wider than the figure
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, **look)
 
 
 def _table(found):

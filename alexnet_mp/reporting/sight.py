@@ -114,7 +114,7 @@ def _division(found):
     verdict = (
         f"So tower {light} sees brightness more, and tower {colour} colour."
         if found.divided
-        else "That is no division: the pictures' chance or that of the kernels' deal would do as much."
+        else "No division is told by that: other pictures, or another deal of the kernels, would do as much by chance."
     )
     return f"Of {found.n:,} pictures: {kept}. {verdict}"
 
@@ -187,7 +187,7 @@ def draw_sight(seen: Sequence[Seen], example: np.ndarray) -> "Figure":
     top = 0.15 + 0.2 * len(seen[0].errors)
     height = rows * row_inches + top + bottom
     figure = Figure(figsize=(WIDTH, height), facecolor="white")
-    axes = figure.add_axes((1.85 / WIDTH, bottom / height, 2.35 / WIDTH, rows * row_inches / height))
+    axes = figure.add_axes((1.85 / WIDTH, bottom / height, 1.95 / WIDTH, rows * row_inches / height))
     for row, one in enumerate(seen):
         altered = ALTERATIONS[one.pictures](example[None])[0]
         size = 0.56
@@ -228,7 +228,7 @@ def draw_classes(most: Sequence[Leaning], split: Split, names: Sequence[str]) ->
     rows, row_inches, top, bottom, size = len(most), 0.66, 0.05, 0.6, 0.6
     height = rows * row_inches + top + bottom
     figure = Figure(figsize=(WIDTH, height), facecolor="white")
-    axes = figure.add_axes((1.5 / WIDTH, bottom / height, 2.7 / WIDTH, rows * row_inches / height))
+    axes = figure.add_axes((1.5 / WIDTH, bottom / height, 2.3 / WIDTH, rows * row_inches / height))
     labels = np.asarray(split.labels)
     for row, one in enumerate(most):
         place = bottom + (rows - 1 - row) * row_inches + (row_inches - size) / 2
@@ -245,7 +245,8 @@ def draw_classes(most: Sequence[Leaning], split: Split, names: Sequence[str]) ->
         axes.text(
             0.01, row - 0.2, name, transform=axes.get_yaxis_transform(), va="center", fontsize=9.5, parse_math=False
         )
-    axes.set(ylim=(rows - 0.5, -0.5), yticks=[], xlabel="points; left: tower b, right: tower a")
+    axes.set(ylim=(rows - 0.5, -0.5), yticks=[])
+    axes.set_xlabel("points; left: tower b, right: tower a", loc="right")  # longer than the axis
     axes.axvline(0, color=INK, linewidth=0.9)
     axes.grid(axis="x", alpha=0.25)
     axes.spines[["top", "right", "left"]].set_visible(False)

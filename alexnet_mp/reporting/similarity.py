@@ -35,6 +35,7 @@ from ..runs.checkpoint_format import load_weights, read_state
 from ..system.errors import UserError
 from ..system.terminal import printable
 from . import page
+from .lesions import shown_p
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -206,7 +207,7 @@ def _crossed(found):
     if not found:
         return [page.text("No layer of both towers reads both: there is no crossing to compare across.")]
     rows = [
-        [f"{each.before} to {each.after}", _estimate(each.change, "+.3f"), f"{each.change.p:.2g}", f"{each.holm_p:.2g}"]
+        [f"{each.before} to {each.after}", _estimate(each.change, "+.3f"), *map(_p, (each.change.p, each.holm_p))]
         for each in found
     ]
     return [
@@ -232,7 +233,7 @@ def _across(found, count):
 
 
 def _p(value):
-    return "-" if value is None else f"{value:.2g}"
+    return "-" if value is None else shown_p(value)
 
 
 def _over_training(out, run, network, statistics, pictures, untrained, found):

@@ -75,7 +75,11 @@ def test_when_the_division_begins_and_turns(monkeypatch):
             assert moving.info["duration"] > 1500 and moving.width > 1.2 * still.width
         assert animation(found.moments) == animation(found.moments) and still.width < 230 * width
         assert still.mode == "RGBA" and still.getpixel((still.width - 1, 0))[3] == 0
-        axes = draw_growth(found, "a run").axes[0]
+        for name in ("a run", "2$x^{2$", "a long name " * 7 + "-seed3"):
+            figure = draw_growth(found, name)
+            figure.draw_without_rendering()  # it is laid out
+            (axes,) = figure.axes
+            assert axes.get_title()[-6:] == name[-6:] and figure.get_tightbbox().x1 < figure.get_figwidth(), name
         shares = [line.get_ydata() for line in axes.lines if len(line.get_ydata()) == len(found.moments)]
         assert np.allclose(shares[0], [moment.chroma[0] for moment in found.moments])
 

@@ -64,7 +64,7 @@ def test_every_command_takes_a_converted_network(run, data, tmp_path, capsys):  
         (train.main, [*TINY, "--set", "lrn_crosses=true"], "recipe field lrn_crosses is true"),
         (train.main, ["--recipe", "caffenet", "--gpus", "cpu"], "--set lrn_crosses=false trains them"),
         (convert.main, ["RUN", "RUN"], "OUT RUN: it is there already; choose another name"),
-        (convert.main, ["RUN", "no/such/out"], "is not a directory that can be written to"),
+        (convert.main, ["RUN", "/dev/null/no/out"], "/dev/null is not a directory that can be written to"),
         (convert.main, ["RUN", "out", "--gpus", "cpu"], "--gpus is for --border RUN alone"),
         (convert.main, ["RUN", "out", "--data", "RUN"], "--data is for --border RUN alone"),
         (convert.main, ["--border", "RUN", "--set", "lrn_size=3"], "--set is for FILE and OUT, not for --border"),

@@ -114,11 +114,20 @@ def reported(*runs, out, options=(), speed=("--no-speed",)):
 
 @pytest.fixture(scope="module")
 def page(trained, tmp_path_factory, small):
-    """The directory of a report on one run. What `--data` would say is left out."""
-    out = tmp_path_factory.mktemp("report")
+    """The directory of a report on one run, of whose charts none is cut. What `--data` would say is left out."""
+    out, save, cut = tmp_path_factory.mktemp("report"), figures._save, {}
+
+    def save_whole(figure, path, *resolution):
+        save(figure, path, *resolution)
+        drawn, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
+        margin = min(drawn.x0, drawn.y0, width - drawn.x1, height - drawn.y1)
+        cut.update({path.name: margin} if margin < -0.01 else {})
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(report, "_of_towers", OF_TOWERS)
+        patch.setattr(figures, "_save", save_whole)
         reported(trained, out=out)
+    assert not cut
     return out
 
 

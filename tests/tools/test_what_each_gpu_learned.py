@@ -93,8 +93,10 @@ def test_tables_over_seeds_by_hand():
     ]
     assert tables.leanings(with_owl)["owl"] == [100.0, 100.0]
     assert tables.most_leaning(with_owl, 2) == (["cat", "owl"], ["cow"])
-    alike, p = tables.consistency(linked)
+    alike, p, named = tables.consistency(linked)
     assert alike == pytest.approx(1) and p == pytest.approx(1 / 6, abs=0.02)  # 6 of the 36 orders of three classes
+    assert named == (1, 2) and tables.consistency([linked[0], RECORDS[2], {**linked[1], **linked[0]}])[2] == (1, 4)
+    assert tables.consistency([linked[0], {**linked[1], "colour": linked[0]["colour"]}])[2] == (2, 2)  # it is -1
     assert tables.corrected({"a": 0.01, "b": 0.04}) == {"a": 0.02, "b": 0.04}
 
 
@@ -107,6 +109,8 @@ def test_the_page_says_what_the_records_say():
         "contrast 80 (80 to 80) points",
         "contrast 40 (30 to 50) points",
         "With links less without, over 2 seeds: +40 points, p 0.5 by signs, at best 0.5",
+        "so few can't say: the arms differ by +40 points over 2 seeds, p 0.5 by signs, and it could be no less than",
+        "and by as much with 1 of the 2 ways to name them",
         "The kernels of the two first layers differ in 2 of 2 seeds of towers with links and in 2 of 2 seeds of",
         "| towers with links | 2 | b | 80 % | 30 % | 20 % | 50 % | 80 |",
         # Holm over 12 looks: 8 lesions, 4 of p 0.001, and 4 contrasts; 4 of the 8 stay below 0.05
@@ -144,5 +148,11 @@ def test_the_page_says_what_the_records_say():
         "| towers with links | 3 | 4 | not | 5 |",
     ):
         assert told in words, told
+    # Six seeds could tell whether the links make a difference, and do if the arms differ in all of them.
+    for free, told in ((5.0, "a difference is told: the arms differ by +75"), (100.0, "a difference is not told")):
+        six = [toy("towers with links", seed, 80.0, [10.0], LEANS) for seed in range(1, 7)]
+        six += [toy("towers without links", seed, free if seed > 1 else 5.0, [10.0], LEANS) for seed in range(1, 7)]
+        words = " ".join(page(six).split())
+        assert told in words and "can't say: the" not in words and "no p below 2 / 2^k: 0.03125 with 6" in words, told
     # The page in docs is that of the records beside it.
     assert page(*read_all(FOLDER)) == (ROOT / "docs" / "what-each-gpu-learned.md").read_text(encoding="utf-8")

@@ -122,12 +122,14 @@ def verdict(records):
         told.append("So single networks have it and others do not; over these seeds it is told in neither arm.")
     paired = pairs(arms, lambda one: abs(one["colour"]["contrast"]))
     if paired:
-        says = "cannot say whether the links make a difference" if paired.p > LEVEL else "say that the links matter"
-        told.append(
-            f"The {paired.n} seeds {says}: with links the towers lie {abs(paired.mean):.0f} points "
-            f"{'farther apart' if paired.mean > 0 else 'closer together'} than without, p {paired.p:.2g} by signs, and "
-            f"it could be no less than {paired.least_p:.2g}."
-        )
+        apart = f"the arms differ by {paired.mean:+.0f} points over {paired.n} seeds, p {paired.p:.2g} by signs"
+        if paired.least_p > LEVEL:
+            told.append(
+                f"Whether the links make a difference, so few can't say: {apart}, and it could be no less than "
+                f"{paired.least_p:.2g}."
+            )
+        else:
+            told.append(f"That the links make a difference is {'not ' * (paired.p > LEVEL)}told: {apart}.")
     p = corrected({(one["run"],): one["first_layer"]["division_p"] or 1.0 for some in arms.values() for one in some})
     differ = [f"{sum(p[one['run'],] <= LEVEL for one in some)} of {seeds(some)} of {arm}" for arm, some in arms.items()]
     told.append(f"The kernels of the two first layers differ in {' and in '.join(differ)}.")
@@ -139,10 +141,12 @@ def named(records):
 
 
 def limits(records, across):
-    most = max(len(some) for some in by_arm(records).values())
+    arms = by_arm(records)
+    both = pairs(arms, lambda one: one["seed"])  # of the seeds that both arms have
+    count = both.n if both else min(map(len, arms.values()))
     lines = (
         (LIMITS + LIMITS_ANEW * any(one["seed"] < FIRST_SEEN for one in records) + LIMITS_ACROSS * bool(across))
-        .format(least=2 / 2**most, seeds=most)
+        .format(least=2 / 2**count, seeds=count)
         .strip()
         .removeprefix("- ")
         .split("\n- ")

@@ -37,7 +37,7 @@ def kernels(records):
         if arm == "one tower":
             split = [one["first_layer"]["halves_divided"] for one in some]
             hits, of = sum(hit for hit, _ in split), sum(count for _, count in split)
-            answers.append(f"of one tower's kernels, split at random, {hits} of {of} halves are as far apart")
+            answers.append(f"of one tower's kernels, split at random, {hits} of {of} halves differ, at p of 0.01")
             continue
         apart = over_seeds([abs(np.subtract(*one["first_layer"]["chroma"])) for one in some])
         hits = sum(p[one["run"],] <= LEVEL for one in some)
@@ -251,7 +251,8 @@ def classes(records):
         if arm in same:
             answer += (
                 f"; between seeds, once the towers are named by what they see, they correlate by {same[arm][0]:.2f} "
-                f"(p {told_p(same_p[arm,])})"
+                f"(p {told_p(same_p[arm,])}), and by as much with {same[arm][2][0]} of the {same[arm][2][1]} ways to "
+                "name them"
             )
         answers.append(answer)
         lean = leanings(some)
@@ -269,11 +270,12 @@ def classes(records):
         answers,
         f"n: {numbers(n)} pictures a network. Right answers by what the brightness tower sees less those by what the "
         f"other sees, in points of a class's pictures, mean and range over seeds; the {MOST} classes each way that "
-        "surely lean most, by the mean over seeds of the end of the 95 % interval that is nearer to 0. Spread: against "
+        "come first by the mean over seeds of the end of the 95 % interval that is nearer to 0. Spread: against "
         "2,000 deals of the pictures to classes, Holm over the networks. Sure: "
         f"McNemar's exact test, Holm over {len(each)} looks (all classes, all networks). Correlation: against classes "
-        "dealt at random, Holm over the arms; the tower's name is from some of the same pictures, and from their "
-        "answers, right or wrong.",
+        "dealt at random, Holm over the arms; that the names agree as well, only the ways to name the towers can say, "
+        "the actual one counted. The tower's name is from some of the same pictures, and from their answers, right or "
+        "wrong.",
         table(["arm", "leans on", "class", "points", "sure in seeds"], rows),
     )
 

@@ -3,7 +3,7 @@ looks, towers named by what they see."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, product
 
 import numpy as np
 
@@ -105,11 +105,14 @@ def most_leaning(records: Sequence[dict], count: int) -> tuple[list[str], list[s
     )
 
 
-def consistency(records: Sequence[dict], draws: int = 10_000, seed: int = 0) -> tuple[float, float]:
+def consistency(records: Sequence[dict], draws: int = 10_000, seed: int = 0) -> tuple[float, float, tuple[int, int]]:
     """Whether networks of other seeds lean on the same sort of tower for the same classes: (mean correlation of their
-    `leanings` over pairs of networks, p of "the classes were dealt at random in each"). A class counts by its pictures:
-    by what is left of its leaning without the network's, times the root of their number, which is as uncertain in all
-    classes."""
+    `leanings` over pairs of networks, p of "the classes were dealt at random in each", (how many ways to name the
+    towers correlate as much, of how many)). A class counts by its pictures: by what is left of its leaning without the
+    network's, times the root of their number, which is as uncertain in all classes.
+
+    p is small also where classes lean alike but for which tower is which: of two networks, to 1 or to -1. Of k networks
+    the towers can be named in 2^(k-1) ways that differ, and the actual one is one of these."""
     pictures = np.array([[n for _, n, *_ in record["classes"]["classes"]] for record in records])
     values = np.array(list(leanings(records).values())).T  # (networks, classes)
     values = values - np.average(values, 1, pictures)[:, None]
@@ -119,4 +122,6 @@ def consistency(records: Sequence[dict], draws: int = 10_000, seed: int = 0) -> 
     dealt = [random.permuted(np.tile(row, (draws, 1)), axis=1) for row in values]
     means = [float(np.mean([values[a] @ values[b] for a, b in pairs]))]
     means += list(np.mean([(dealt[a] * dealt[b]).sum(1) for a, b in pairs], 0))
-    return means[0], as_far_p(np.array(means))
+    ways = [(1, *signs) for signs in product((1, -1), repeat=len(values) - 1)]  # the actual one is first
+    named = np.array([np.mean([signs[a] * signs[b] * (values[a] @ values[b]) for a, b in pairs]) for signs in ways])
+    return means[0], as_far_p(np.array(means)), (round(as_far_p(named) * len(ways)), len(ways))
