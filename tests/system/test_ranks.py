@@ -68,6 +68,7 @@ def meetings():
         each.meet()
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_a_meeting_lasts_as_long_as_all_give_signs_of_life():
     """However long they take; one that hangs is said after what a step waits for."""

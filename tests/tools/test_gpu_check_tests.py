@@ -40,7 +40,8 @@ def test_end():
 """
 
 
-@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
 def test_a_stage_of_tests_goes_on_behind_what_kills_it(toys, tmp_path, workers):  # noqa: F811
     """And the second time what has passed isn't run again, in whatever stage it has passed."""
     (tmp_path / "test_toy.py").write_text(TESTS)

@@ -83,6 +83,7 @@ def test_a_full_disk_ends_all_or_none(data, tmp_path, without_bytes, whole):
     assert f"done after step {LAST}, but not all of it could be written" in line
 
 
+@pytest.mark.slow
 def test_a_slow_disk_is_waited_for(data, tmp_path, without_bytes, whole):
     """Longer than a step is: the other process, which writes nothing, sees that this one lives."""
 
