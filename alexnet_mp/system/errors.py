@@ -46,30 +46,42 @@ def run_command(main: Callable[[], int | None], several: bool = False) -> NoRetu
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # a file's name may hold what the terminal can't show
     try:
+        status = _status(main, several)
+    except KeyboardInterrupt:  # a second one, while the first was told
+        status = 130
+    while status == 130:  # another one would only break off the clean end
+        try:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # which raises one that is waiting
+            break
+        except KeyboardInterrupt:
+            pass
+    sys.stdout.flush()
+    sys.exit(status or (2 if any(output.lost for output in outputs) else status))
+
+
+def _status(main, several):
+    """What the command ends with, if no second Ctrl-C comes."""
+    try:
         if not several:
             with launcher.spoken_by_the_first():
                 _refuse_several()
-        status = main()
+        return main()
     except SystemExit as ended:  # --help, or options that nobody knows
-        status = ended.code
+        return ended.code
     except UserError as error:
         complain(" ".join(str(error).splitlines()))
-        status = 2
+        return 2
     except (MemoryError, RuntimeError, OSError) as error:
         line = _known(error)
         if line is None:
             raise
         complain(line)
-        status = 2
+        return 2
     except KeyboardInterrupt:
         # first of all: a second one would end this by the signal, not by its status
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         print("stopped", file=sys.stderr)
-        status = 130
-    if status == 130:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # another one would only break off the clean end
-    sys.stdout.flush()
-    sys.exit(status or (2 if any(output.lost for output in outputs) else status))
+        return 130
 
 
 def _refuse_several():

@@ -247,6 +247,30 @@ def test_the_status_of_a_second_one_is_130_and_there_is_no_traceback(monkeypatch
     assert ended.value.code == 130 and capsys.readouterr().err.endswith("stopped\n")
 
 
+def test_a_second_one_that_waits_is_no_traceback(monkeypatch):
+    """signal.signal raises it: where the first is told, and where a command ends that told it itself."""
+
+    def stopped():
+        raise KeyboardInterrupt
+
+    for main in (stopped, lambda: 130):
+        waiting = [1, 2]
+        set_handler = signal.signal
+
+        def handler(*given, waiting=waiting, set_handler=set_handler):
+            if waiting:
+                waiting.pop()
+                raise KeyboardInterrupt
+            return set_handler(*given)
+
+        before = signal.getsignal(signal.SIGINT)
+        with monkeypatch.context() as patch, pytest.raises(SystemExit) as ended:
+            patch.setattr(errors.signal, "signal", handler)
+            errors.run_command(main)
+        assert ended.value.code == 130 and not waiting and signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+        signal.signal(signal.SIGINT, before)
+
+
 def lines_of(out):
     return (out / "metrics.jsonl").read_bytes().count(b"\n") if (out / "metrics.jsonl").exists() else 0
 
