@@ -19,26 +19,22 @@ from ..data.pipeline import Pipeline
 from ..data.pixel_statistics import STATISTICS
 from ..recipes.recipe import Recipe, from_dict, to_dict, upgraded
 from ..system import durable_files
-from ..system.command_line import typed
 from ..system.devices import device_name
 from ..system.errors import UserError
 from ..system.provenance import PACKAGES, package_version, source_commit
 from ..system.terminal import say
 from . import first_layers
 from .checkpoint_state import Data
-from .checkpoints import CHECKPOINTS, PARTIAL, REPLACED, ResumePoint, listing, step_of
+from .checkpoints import CHECKPOINTS, PARTIAL, REPLACED, ResumePoint, listing
 from .first_layers import FIRST_LAYER
 from .lock import LOCK, RunLock
 from .metrics import EVENTS, METRICS, Metrics, take_over
+from .mistaken import meant
 
 RUN = "run.json"
 RIGHT = "validation_right.npz"  # which validation images the final test got right
 TEXTS = ("command", "started", "kernels", "precision", "pipeline", "overlap", "commit", "python")
 MOST_BYTES = 16 << 20  # of run.json: 22,000 class names are less than one of them
-
-
-WEIGHTS = (".safetensors", ".caffemodel", ".npz", ".weights.npy", ".weights.txt")  # as `convert` takes them
-MOST_NAMES = 4096  # of a directory that is no run
 
 
 class Taken(UserError):
@@ -335,26 +331,9 @@ def read_run(path: str | Path) -> dict:
         raise UserError(f"{path} is not a run directory of this version: {file}: {error}") from None
     except OSError as error:
         what = f"cannot read {file}: {error.strerror}"
-        raise UserError(f"{path} is not a run directory: {_meant(path) or what}") from None
+        raise UserError(f"{path} is not a run directory: {meant(path) or what}") from None
     except (ValueError, KeyError, TypeError, RecursionError) as error:  # JSON's and UTF-8's errors are ValueErrors
         raise UserError(f"{path} is not a run directory: {file} is damaged ({error!r:.200})") from None
-
-
-def _meant(path):
-    """What somebody means who names a checkpoint, or weights from elsewhere, as a run; "" of anything else."""
-    place = Path(os.path.realpath(path))
-    if step_of(place) is not None and place.parent.name == CHECKPOINTS:
-        return f"it is a checkpoint of {place.parent.parent}; name that"
-    try:
-        names = (
-            durable_files.names(place, MOST_NAMES) if place.is_dir() else [Path(path).name] if place.exists() else []
-        )
-    except OSError:
-        return ""
-    weights = next((name for name in names if name.endswith(WEIGHTS) and name != STATISTICS), None)
-    if weights is None:
-        return ""
-    return f"{weights} has weights from elsewhere, of which {typed('convert', path, 'OUT')} makes a run"
 
 
 def _wrong_field(run):
