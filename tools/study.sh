@@ -10,10 +10,11 @@
 #
 # TINY100 is a folder with train/<class>/* and val/<class>/*, CIFAR one with CIFAR-10's binary files. In WORK lie a clone of the commit
 # that claims/desk-study.commit names, with an environment of its own, the prepared sets, the runs and the records. What this
-# repository has records of is not run again, so another machine needs the repository and the data alone.
+# repository has records of is not run again, so another machine needs the repository and the data alone. LANES=2 before `run` keeps two
+# cores busy: each lane takes the next claim that no other has taken.
 set -euo pipefail
 
-usage() { sed -n '2,15s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+usage() { sed -n '2,16s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 [ $# -ge 2 ] || usage
 action=$1
 repository=$(cd "$(dirname "$0")/.." && pwd)
@@ -30,9 +31,27 @@ signal() {  # to the queue and all that it started
 
 claim() {  # claim ID OPTIONS...: one thread, the lowest priority; a claim that fails doesn't end the queue, a signal does
     local status=0
+    mkdir "taken/$1" 2>/dev/null || return 0  # by another lane
     nice -n 19 "$clone/.venv/bin/python" -m alexnet_mp.claims run "$@" --gpus cpu --out runs --records records || status=$?
     if [ -e stopped ] || [ "$status" -gt 128 ]; then exit 0; fi
-    if [ "$status" -ne 0 ]; then failed+=" $1"; fi
+    if [ "$status" -eq 0 ]; then touch "taken/$1/done"; else touch "taken/$1/failed"; fi
+}
+
+lane() {  # all claims, in the order of claims/desk-study.md
+    local id seeds note="re-encoded as JPEG of quality 75"
+    trap : TERM INT HUP  # the command at hand ends by itself, with a checkpoint
+    for id in specialisation ensemble5 views lrn one-gpu dropout crops-flips colour augmentation pooling depth links weight-decay init biases \
+        order sixth-conv pretraining ensemble7 curve; do
+        case $id in ensemble*) seeds=1 ;; *) seeds=6 ;; esac
+        while [ $id = ensemble7 ] && [ -z "$(ls taken/pretraining)" ] && [ ! -e stopped ]; do sleep 1; done  # it takes two of its networks
+        claim $id --data tiny100-raw --base desk --seeds $seeds
+    done
+    if [ -n "$cifar" ]; then
+        claim cifar-lrn --data cifar10-raw --seeds 3 --epochs 33 --note "$note"
+        claim cifar-relu --data cifar10-raw --seeds 3 --note "$note"
+        claim cifar-local --data cifar10-raw --seeds 3 --epochs 52 --note "$note"
+    fi
+    for id in crops flips schedule; do claim $id --data tiny100-raw --base desk --seeds 6; done
 }
 
 install() {
@@ -69,20 +88,13 @@ run)
     install
     cd "$work"  # relative paths from here on: records say them, and another machine has others
     prepare "$tiny100" tiny100-raw 64
-    failed=""
-    for id in specialisation ensemble5 views lrn one-gpu dropout crops-flips colour augmentation pooling depth links weight-decay init biases \
-        order sixth-conv pretraining ensemble7 curve; do
-        case $id in ensemble*) seeds=1 ;; *) seeds=6 ;; esac
-        claim $id --data tiny100-raw --base desk --seeds $seeds
-    done
-    if [ -n "$cifar" ]; then
-        prepare "$cifar" cifar10-raw 32
-        note="re-encoded as JPEG of quality 75"
-        claim cifar-lrn --data cifar10-raw --seeds 3 --epochs 33 --note "$note"
-        claim cifar-relu --data cifar10-raw --seeds 3 --note "$note"
-        claim cifar-local --data cifar10-raw --seeds 3 --epochs 52 --note "$note"
-    fi
-    for id in crops flips schedule; do claim $id --data tiny100-raw --base desk --seeds 6; done
+    if [ -n "$cifar" ]; then prepare "$cifar" cifar10-raw 32; fi
+    rm -rf taken
+    mkdir taken
+    for ((number = ${LANES:-1}; number > 0; number--)); do lane & done
+    until wait; do :; done  # a signal interrupts it
+    if [ -e stopped ]; then exit; fi
+    failed=$(find taken -name failed -printf ' %P' | sed 's,/failed,,g')
     echo "study: the queue has come to its end${failed:+; failed, so to be called again:$failed}"
     exit
     ;;

@@ -93,8 +93,10 @@ def test_the_queue_runs_its_commands_from_a_clone_and_stops_where_it_is_told(tmp
     finally:
         queue.kill()
     lines = [line for line in asked.read_text().splitlines()]
-    assert len(lines) == 2 and lines[0].split()[2:5] == ["-m", "alexnet_mp.prepare", str(pictures)]
-    assert lines[1] == (
+    assert len(lines) == 3
+    for line, source in zip(lines, (pictures, cifar)):
+        assert line.split()[2:5] == ["-m", "alexnet_mp.prepare", str(source)]
+    assert lines[2] == (
         "1 19 -m alexnet_mp.claims run specialisation --data tiny100-raw --base desk --seeds 6 --gpus cpu --out runs "
         "--records records"
     )
@@ -107,7 +109,7 @@ def test_the_queue_runs_its_commands_from_a_clone_and_stops_where_it_is_told(tmp
         text=True,
     )
     assert again.returncode == 0 and "come to its end" in again.stdout
-    commands = [line.partition(" run ")[2].split()[0] for line in asked.read_text().splitlines()[2:] if " run " in line]
+    commands = [line.partition(" run ")[2].split()[0] for line in asked.read_text().splitlines()[3:] if " run " in line]
     page = (ROOT / "claims" / "desk-study.md").read_text(encoding="utf-8")
     planned = [
         line.split("|")[1].strip()
@@ -122,4 +124,14 @@ def test_the_queue_runs_its_commands_from_a_clone_and_stops_where_it_is_told(tmp
         ["bash", str(script), "run", str(work), str(pictures)], env=environment, capture_output=True, text=True
     )
     assert "failed, so to be called again: lrn" in again.stdout
+    asked.unlink()
+    again = subprocess.run(
+        ["bash", str(script), "run", str(work), str(pictures), str(cifar)],
+        env={**environment, "LANES": "2"},
+        capture_output=True,
+        text=True,
+    )
+    assert "failed, so to be called again: lrn\n" in again.stdout
+    lanes = [line.partition(" run ")[2].split()[0] for line in asked.read_text().splitlines()]
+    assert sorted(lanes) == sorted(commands)  # each once, whichever lane takes it
     assert study(script, "stop", work).returncode == 1 and not (work / "stopped").exists()
