@@ -13,7 +13,7 @@ from .elsewhere import ELSEWHERE
 from .findings import findings, setting
 from .paper_claims import CLAIMS
 from .records import RECORDS, kernels_picture, path_of, read_records
-from .verdict import NOT_RUN, verdicts
+from .verdict import NO_VERDICT, NOT_RUN, verdicts
 
 README = RECORDS.parent.parent / "README.md"
 DETAILS = README.parent / "docs" / "claims.md"
@@ -38,16 +38,18 @@ MAIN = (
 )
 
 
+def _row(*cells):
+    return f"| {' | '.join(str(cell).replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+_HEAD = _row("claim", "paper", "here", "n", "verdict"), _row("---", "---", "---", "---:", "---")
+
+
 def summary(folder: str | Path) -> str:
-    """README's table: claim, paper, here, n, of the main claims."""
-    records = read_records(folder)
-    found, claims = verdicts(records, folder), {claim.id: claim for claim in CLAIMS}
-    rows = [_row("claim", "paper", "here", "n"), _row("---", "---", "---", "---:")]
-    for claim in map(claims.get, MAIN):
-        verdict = found[claim.id]
-        here = [_here(claim, verdict)] if verdict.outcomes else []
-        rows.append(_row(_sentence(claim), claim.paper, "; ".join([*here, _word(verdict)]), _count(claim, verdict)))
-    return "\n".join(rows)
+    """README's table: claim, paper, here, n, verdict, of the main claims."""
+    claims = {claim.id: claim for claim in CLAIMS}
+    found = verdicts(read_records(folder), folder)
+    return "\n".join([*_HEAD, *(_line(claims[name], found[name]) for name in MAIN)])
 
 
 def details(folder: str | Path, path: str | Path) -> str:
@@ -59,10 +61,7 @@ def details(folder: str | Path, path: str | Path) -> str:
 
 def _table(folder, records, found):
     """All claims: claim, paper, here, n, verdict."""
-    rows = [_row("claim", "paper", "here", "n", "verdict"), _row("---", "---", "---", "---:", "---")]
-    for claim in CLAIMS:
-        verdict = found[claim.id]
-        rows.append(_row(_sentence(claim), claim.paper, _here(claim, verdict), _count(claim, verdict), _word(verdict)))
+    rows = [*_HEAD, *(_line(claim, found[claim.id]) for claim in CLAIMS)]
     for other in ELSEWHERE:
         told = "; ".join(other.told(folder, records))
         rows.append(_row(_sentence(other), other.paper, told, "", "no verdict" if told else NOT_RUN))
@@ -119,13 +118,21 @@ def _sentence(claim):
     return f"`{claim.id}` {claim.sentence} ({claim.section})"
 
 
+def _line(claim, verdict):
+    """A claim in one row: claim, paper, here, n, verdict."""
+    return _row(_sentence(claim), claim.paper, _here(claim, verdict), _count(claim, verdict), _word(verdict))
+
+
 def _word(verdict):
-    plain = verdict.word == NOT_RUN or not verdict.remark or verdict.outcomes
-    return verdict.word if plain else f"{verdict.word}: {verdict.remark}"
+    """The verdict, with its remark unless that is in another column: what was counted, and too few seeds."""
+    in_other = verdict.remark == "" or verdict.counted or verdict.word == NO_VERDICT and verdict.outcomes
+    return verdict.word if in_other else f"{verdict.word}; {verdict.remark}"
 
 
 def _count(claim, verdict):
-    """The least number of seeds among the primary outcomes; nothing where there is none."""
+    """The seeds that were counted, or the least number of them among the primary outcomes; nothing if there is none."""
+    if verdict.n is not None:
+        return verdict.n
     return min((outcome.n for outcome in _primary(claim, verdict)), default="") if verdict.record else ""
 
 
@@ -134,9 +141,9 @@ def _primary(claim, verdict):
 
 
 def _here(claim, verdict):
-    """The primary outcome in short."""
-    if verdict.record is None:
-        return ""
+    """What was counted or the primary outcome, in short."""
+    if verdict.record is None or verdict.counted:
+        return verdict.counted
     cells = []
     for outcome in _primary(claim, verdict):
         cells.append(f"{outcome.what}: {_mean(outcome)}")
@@ -163,15 +170,11 @@ def _outcome(outcome):
 
 def _told(verdict):
     told = verdict.word + (f" ({verdict.remark})" if verdict.remark else "")
-    return told + (
-        f", p = {verdict.p:.2g}, {verdict.corrected:.2g} corrected for all claims"
-        if verdict.corrected is not None
-        else ""
-    )
-
-
-def _row(*cells):
-    return f"| {' | '.join(str(cell).replace('|', chr(92) + '|') for cell in cells)} |"
+    if verdict.corrected is None:
+        return told
+    if verdict.among == 1:
+        return f"{told}, p = {verdict.p:.2g}, the only claim with a p so far"
+    return f"{told}, p = {verdict.p:.2g}, {verdict.corrected:.2g} by Holm's correction over {verdict.among} claims"
 
 
 def show(folder: str | Path) -> int:

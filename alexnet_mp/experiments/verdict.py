@@ -6,7 +6,7 @@ are counted instead."""
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..analysis.specialisation import DIVISION_LEVEL, holm, matching, wilson
@@ -53,9 +53,12 @@ class Verdict:
     word: str
     outcomes: tuple[Outcome, ...] = ()
     p: float | None = None  # of the claim: the largest of its outcomes'
-    corrected: float | None = None
+    corrected: float | None = None  # by Holm's rule
+    among: int = 0  # over so many claims that have a p
     remark: str = ""
     record: dict | None = None
+    counted: str = ""  # what was counted, in short; of claims that are no comparison
+    n: int | None = None  # seeds that were counted
 
 
 def verdicts(records: Mapping[str, list[dict]], folder: str | Path) -> dict[str, Verdict]:
@@ -65,12 +68,13 @@ def verdicts(records: Mapping[str, list[dict]], folder: str | Path) -> dict[str,
     """
     chosen = {claim.id: _fullest(records.get(claim.id, [])) for claim in CLAIMS}
     found = {claim.id: _tested(claim, chosen[claim.id], folder) for claim in CLAIMS}
-    corrected = {}
+    decided = {}
     for family in (STUDY, [claim.id for claim in CLAIMS if claim.id not in STUDY]):
         judged = [name for name in family if found[name].word == UNDECIDED and found[name].p is not None]
-        corrected |= dict(zip(judged, holm([found[name].p for name in judged])))
+        for name, corrected in zip(judged, holm([found[name].p for name in judged])):
+            decided[name] = corrected, len(judged)
     return {
-        claim.id: _decided(claim, found[claim.id], corrected[claim.id]) if claim.id in corrected else found[claim.id]
+        claim.id: _decided(claim, found[claim.id], *decided[claim.id]) if claim.id in decided else found[claim.id]
         for claim in CLAIMS
     }
 
@@ -117,7 +121,7 @@ def _too_few(seeds):
     return f"{seeds} seed{'s' if seeds != 1 else ''}, too few for one"
 
 
-def _decided(claim, verdict, corrected):
+def _decided(claim, verdict, corrected, among):
     primary = verdict.outcomes if claim.every else verdict.outcomes[:1]
     signs = {math.copysign(1, outcome.mean) * claim.direction for outcome in primary}
     word, remark = UNDECIDED, ""
@@ -127,7 +131,7 @@ def _decided(claim, verdict, corrected):
         claim.direction * _end(outcome, claim.direction) < claim.effect for outcome in primary
     ):
         remark = "smaller here than the effect that would count"
-    return Verdict(word, verdict.outcomes, verdict.p, corrected, remark, verdict.record)
+    return replace(verdict, word=word, corrected=corrected, among=among, remark=remark)
 
 
 def _end(outcome, direction):
@@ -141,7 +145,7 @@ def _counted_towers(record, folder):
 
     All runs, and more: it comes out; none: the opposite. Beside it, in how many of the divided ones it is the share of
     chroma that differs, as the paper says, and Fisher's exact test of the runs with links against those without."""
-    counts, told = [], []
+    counts, told, short = [], [], []
     for arm in record["arms"]:
         runs = [run for run in ended(record, arm["name"]) if "division" in run]
         if not runs:
@@ -155,10 +159,13 @@ def _counted_towers(record, folder):
         kernels = [kept_answers.first_layer(run, folder) for run in runs]
         _, p = (None, None) if any(of_one is None for of_one in kernels) else matching(kernels)
         low, high = wilson(len(divided), len(runs))
+        share = f"{len(divided)} of {len(runs)} runs ({100 * low:.0f} to {100 * high:.0f} %), in chroma in {chroma}"
+        short.append(
+            f"{words(arm['name'])}: towers differ in {share}" if not short else f"{words(arm['name'])}: {share}"
+        )
         counts.append((len(divided), len(runs), p))
         told.append(
-            f"{words(arm['name'])}: towers differ in {len(divided)} of {len(runs)} runs "
-            f"({100 * low:.0f} to {100 * high:.0f} %), in chroma in {chroma} of these; "
+            f"{words(arm['name'])}: towers differ in {share} of these; "
             f"against towers of other runs p = {'unknown' if p is None else f'{p:.2g}'}"
         )
     if not counts or counts[0][1] < FEWEST:
@@ -173,7 +180,7 @@ def _counted_towers(record, folder):
         fisher = stats.fisher_exact([[divided, runs - divided], [other[0], other[1] - other[0]]]).pvalue
         told.append(f"with links against without p = {fisher:.2g}")
     word = COMES_OUT if divided == runs and p is not None and p <= LEVEL else OPPOSITE if not divided else UNDECIDED
-    return Verdict(word, remark="; ".join(told), record=record)
+    return Verdict(word, remark="; ".join(told), record=record, counted="; ".join(short), n=runs)
 
 
 def _counted_starts(claim, record):
@@ -185,7 +192,8 @@ def _counted_starts(claim, record):
         return Verdict(NO_VERDICT, found, remark=_too_few(len(runs)), record=record)
     learned = sum("errors" in run and run["moved"] is not None and error(run) < UNTRAINED for run in runs)
     word = COMES_OUT if learned == len(runs) else OPPOSITE if not learned else UNDECIDED
-    return Verdict(word, found, remark=f"{learned} of {len(runs)} runs learn", record=record)
+    counted = f"{learned} of {len(runs)} runs learn"
+    return Verdict(word, found, remark=counted, record=record, counted=counted, n=len(runs))
 
 
 def _fullest(records):

@@ -817,26 +817,11 @@ def test_records_of_another_machine_are_taken_where_they_say_more(tmp_path):
         durable_files.replace(there / path.name, json.dumps(less).encode())
         os.utime(there / path.name, (2e9, 2e9))
         assert take_records(there, here) == [] and read_records(here) == {"lrn": [whole]}
-    assert (
-        claims.main(
-            [
-                "table",
-                "--write",
-                "--take",
-                str(there),
-                "--records",
-                str(tmp_path / "third"),
-                "--readme",
-                str(tmp_path / "README.md"),
-                "--details",
-                str(tmp_path / "claims.md"),
-            ]
-        )
-        == 0
-        if (tmp_path / "README.md").write_text("# No table\n")
-        else False
-    )
-    assert (tmp_path / "third" / path.name).exists()
+    third, readme, page = (tmp_path / name for name in ("third", "README.md", "claims.md"))
+    readme.write_text("# No table\n")
+    words = ["--take", there, "--records", third, "--readme", readme, "--details", page]
+    assert claims.main(["table", "--write", *map(str, words)]) == 0
+    assert (third / path.name).exists()
 
 
 @pytest.fixture
@@ -870,9 +855,7 @@ def test_recorded_rendered_checked(place, capsys):
     assert row.endswith("| 1.4 / 1.2 points | no lrn minus base: +2.00 points (-0.48 to +4.48) | 3 | no verdict |")
     short = [row for row in text.splitlines() if row.startswith("| `")]
     assert [row.split("`")[1] for row in short] == list(claim_page.MAIN)
-    assert sum(row.endswith("| not run |  |") for row in short) == len(short) - 1
-    (row,) = (row for row in short if row.startswith("| `lrn`"))
-    assert row.endswith("| 1.4 / 1.2 points | no lrn minus base: +2.00 points (-0.48 to +4.48); no verdict | 3 |")
+    assert set(short) < set(rows)
     assert [line for line in page.splitlines() if line.startswith("## ")] == [
         f"## {entry.id}" for entry in (*CLAIMS, *ELSEWHERE)
     ]

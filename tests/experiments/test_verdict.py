@@ -121,6 +121,7 @@ def test_all_claims_share_one_correction():
     assert alone.p < 0.05 and alone.word == COMES_OUT
     among = verdict("lrn", weak, {name: [of(name, 0.05)] for name in ("colour", "pooling", "one-gpu")}.items())
     assert among.p == alone.p and among.corrected == pytest.approx(4 * alone.p) and among.word == UNDECIDED
+    assert among.among == 4 and alone.among == 1
     beside = verdict("lrn", weak, {name: [of(name, 0.05)] for name in ("larger", "crops")}.items())
     assert beside.corrected == alone.p  # they are not of the study, and have a correction of their own
     without_direction = verdict("lrn", weak, {name: [of(name, 0.05)] for name in ("order", "sixth-conv")}.items())
@@ -173,6 +174,8 @@ def test_the_towers_are_counted(divided, word, tmp_path):
     assert found.remark.startswith(f"base: towers differ in {divided} of 6 runs (")
     assert f"in chroma in {divided // 2} of these; against towers of other runs p = 0." in found.remark
     assert "no links same width: towers differ in 0 of 6 runs" in found.remark
+    assert found.counted.startswith(f"base: towers differ in {divided} of 6 runs (") and found.n == 6
+    assert "; no links same width: 0 of 6 runs (" in found.counted
     fisher = stats.fisher_exact([[divided, 6 - divided], [0, 6]]).pvalue
     assert f"with links against without p = {fisher:.2g}" in found.remark
 
@@ -193,7 +196,8 @@ def test_literal_weights_come_out_where_every_run_learns():
     assert verdict("init", record).word == COMES_OUT
     stuck = next(entry for entry in record["runs"] if entry["arm"] == "literal_init")
     stuck["moved"] = None
-    assert verdict("init", record).word == UNDECIDED and verdict("init", record).remark == "5 of 6 runs learn"
+    assert verdict("init", record).word == UNDECIDED and verdict("init", record).counted == "5 of 6 runs learn"
+    assert verdict("init", record).n == 6
 
 
 def test_an_average_of_five_is_tested_against_its_members():
