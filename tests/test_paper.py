@@ -6,6 +6,8 @@ import re
 from functools import cache
 from pathlib import Path
 
+import torch
+from alexnet_mp.kernels.reference import lrn
 from inner_cases import every
 
 from alexnet_mp import claims, evaluate, paper, prepare, report, retrieve, train
@@ -148,6 +150,17 @@ def test_convolutions_have_far_fewer_parameters_than_products():
     for size in geometry.sizes(paper())[:5]:
         dense = math.prod(size.reads) * math.prod(size.computed)
         assert math.prod(size.weight_shape) * 1000 < dense, size.layer.name
+
+
+def test_maps_inhibit_their_neighbours():
+    """A larger activity lowers those of the two maps on either side at the same place, and nothing else."""
+    x = torch.full((1, 9, 2, 2), 100.0, dtype=torch.float64)
+    louder = x.clone()
+    louder[0, 4, 0, 1] = 1000.0
+    change = lrn(louder, size=5, alpha=1e-4, beta=0.75, k=2.0) - lrn(x, size=5, alpha=1e-4, beta=0.75, k=2.0)
+    lower = torch.zeros_like(x, dtype=torch.bool)
+    lower[0, [2, 3, 5, 6], 0, 1] = True
+    assert torch.equal(change < 0, lower) and change[0, 4, 0, 1] > 0 and int((change != 0).sum()) == 5
 
 
 def test_the_factor_of_the_crops():

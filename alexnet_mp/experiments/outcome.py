@@ -21,7 +21,7 @@ class Outcome:
     what: str
     values: tuple[float, ...]
     unit: str = "points"
-    at_least: bool = False  # some run never came to what is timed, and counts with its length
+    bound: str = ""  # "at least " or "at most ": some run never came to what is timed, and counts with its length
 
     @property
     def n(self) -> int:
@@ -85,5 +85,7 @@ def ratio_of_times(
         return math.log(length(run) if run[time] is None else run[time]) if time in run else None
 
     values = tuple(differences(record, reference, arm, log_time))
-    never = any(run.get(time) is None for run in ended(record, arm))
-    return Outcome(f"{what}{words(arm)} over {words(reference)}", values, "times", never)
+    slow, fast = (any(run.get(time) is None for run in ended(record, name)) for name in (arm, reference))
+    bound = "at least " if slow and not fast else "at most " if fast and not slow else ""
+    both = ", never in some runs of both" if slow and fast else ""
+    return Outcome(f"{what}{words(arm)} over {words(reference)}{both}", values, "times", bound)

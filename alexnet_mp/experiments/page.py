@@ -13,6 +13,7 @@ from .elsewhere import ELSEWHERE
 from .findings import findings, setting
 from .paper_claims import CLAIMS
 from .records import RECORDS, kernels_picture, path_of, read_records
+from .sentences import count
 from .verdict import NO_VERDICT, NOT_RUN, verdicts
 
 README = RECORDS.parent.parent / "README.md"
@@ -154,7 +155,7 @@ def _mean(outcome):
     """ "+1.52 points (0.90 to 2.14)"; a factor where logarithms are compared."""
     if outcome.unit == "times":
         low_high = outcome.interval and " ({:.2f} to {:.2f})".format(*map(math.exp, outcome.interval))
-        return f"{'at least ' if outcome.at_least else ''}{math.exp(outcome.mean):.2f} times{low_high or ''}"
+        return f"{outcome.bound}{math.exp(outcome.mean):.2f} times{low_high or ''}"
     low_high = outcome.interval and " ({:+.2f} to {:+.2f})".format(*outcome.interval)
     return f"{outcome.mean:+.2f} points{low_high or ''}"
 
@@ -172,9 +173,10 @@ def _told(verdict):
     told = verdict.word + (f" ({verdict.remark})" if verdict.remark else "")
     if verdict.corrected is None:
         return told
-    if verdict.among == 1:
-        return f"{told}, p = {verdict.p:.2g}, the only claim with a p so far"
-    return f"{told}, p = {verdict.p:.2g}, {verdict.corrected:.2g} by Holm's correction over {verdict.among} claims"
+    corrected = f"{told}, p = {verdict.p:.2g}, {verdict.corrected:.2g} by Holm's correction over "
+    if not verdict.missing:
+        return f"{corrected}{count(verdict.among, 'claim')}"
+    return f"{corrected}the study's {verdict.among} claims; {verdict.missing} have no p yet and count with 1"
 
 
 def show(folder: str | Path) -> int:

@@ -2,10 +2,13 @@
 
 The rules are those of claims/desk-study.md, which was written before the runs that they judge: paired t-tests, Holm's
 correction over its claims with a direction, and no verdict from fewer than `FEWEST` seeds. `specialisation` and `init`
-are counted instead."""
+are counted instead. A claim of the study that has no p yet counts with 1 in the correction: no later run takes a
+verdict back."""
 
 import math
-from collections.abc import Mapping
+from argparse import Namespace
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,6 +18,7 @@ from .claim import Claim
 from .entries import ended, error, words
 from .outcome import Outcome, ratio_of_times
 from .paper_claims import CLAIMS
+from .plan import arm_recipe
 from .time_kinds import steps
 
 COMES_OUT, OPPOSITE, UNDECIDED, NOT_RUN, NO_VERDICT = (
@@ -25,7 +29,8 @@ COMES_OUT, OPPOSITE, UNDECIDED, NOT_RUN, NO_VERDICT = (
     "no verdict",
 )
 LEVEL, FEWEST = 0.05, 5
-STUDY = (  # the claims that share one correction; all others share another
+SEEDS = 6  # of which all have to meet a criterion, if runs are counted
+STUDY = (  # the claims whose records of the study share one correction; all other records with a p share another
     "views",
     "lrn",
     "one-gpu",
@@ -40,7 +45,6 @@ STUDY = (  # the claims that share one correction; all others share another
     "biases",
     "pretraining",
     "ensemble5",
-    "ensemble7",
     "curve",
 )
 UNTRAINED = 98.0  # % top-1 error: a network of `init` with a lower one has learned something
@@ -54,7 +58,8 @@ class Verdict:
     outcomes: tuple[Outcome, ...] = ()
     p: float | None = None  # of the claim: the largest of its outcomes'
     corrected: float | None = None  # by Holm's rule
-    among: int = 0  # over so many claims that have a p
+    among: int = 0  # over so many claims,
+    missing: int = 0  # of which so many have no p yet
     remark: str = ""
     record: dict | None = None
     counted: str = ""  # what was counted, in short; of claims that are no comparison
@@ -64,15 +69,18 @@ class Verdict:
 def verdicts(records: Mapping[str, list[dict]], folder: str | Path) -> dict[str, Verdict]:
     """{claim's id: `Verdict`}. records: of `read_records`, in `folder`, where the first layers of their runs lie too.
 
-    Of several records of a claim those of the study count, then the one with most seeds, then the newest.
+    Of several records of a claim those of the study count, then the one with most seeds in every arm, then the newest.
     """
-    chosen = {claim.id: _fullest(records.get(claim.id, [])) for claim in CLAIMS}
+    study = _study(records)
+    chosen = {claim.id: _fullest(study[claim.id] or records.get(claim.id, [])) for claim in CLAIMS}
     found = {claim.id: _tested(claim, chosen[claim.id], folder) for claim in CLAIMS}
+    judged = [claim.id for claim in CLAIMS if found[claim.id].p is not None]
+    of_study = [name for name in judged if name in STUDY and study[name]]
+    others = [name for name in judged if name not in of_study]
     decided = {}
-    for family in (STUDY, [claim.id for claim in CLAIMS if claim.id not in STUDY]):
-        judged = [name for name in family if found[name].word == UNDECIDED and found[name].p is not None]
-        for name, corrected in zip(judged, holm([found[name].p for name in judged])):
-            decided[name] = corrected, len(judged)
+    for family, missing in ((of_study, len(STUDY) - len(of_study)), (others, 0)):
+        for name, corrected in zip(family, holm([found[name].p for name in family] + [1.0] * missing)):
+            decided[name] = corrected, len(family) + missing, missing
     return {
         claim.id: _decided(claim, found[claim.id], *decided[claim.id]) if claim.id in decided else found[claim.id]
         for claim in CLAIMS
@@ -80,18 +88,16 @@ def verdicts(records: Mapping[str, list[dict]], folder: str | Path) -> dict[str,
 
 
 def outcomes(claim: Claim, record: dict) -> tuple[Outcome, ...]:
-    """The `Outcome`s of a claim's comparisons in a record, those without a pair of runs left out; the first is the
-    primary one.
+    """The `Outcome`s of a claim's comparisons in a record, those without a pair of runs too; the first is the primary
+    one.
 
     The study compares when the loss moves for `biases` alone: of its kind the other, `init`, is counted.
     """
     arms = [arm["name"] for arm in record["arms"] if not arm["larger"]]
     if claim.id == "biases":
         what = "steps until the loss moves, "
-        found = [ratio_of_times(record, arms[0], arm, "moved", steps, what) for arm in arms[1:]]
-    else:
-        found = claim.kind.outcomes(record, arms)
-    return tuple(outcome for outcome in found if outcome.n)
+        return tuple(ratio_of_times(record, arms[0], arm, "moved", steps, what) for arm in arms[1:])
+    return tuple(claim.kind.outcomes(record, arms))
 
 
 def _tested(claim, record, folder):
@@ -104,10 +110,11 @@ def _tested(claim, record, folder):
         return _counted_starts(claim, record)
     if not claim.kind.judged:
         return Verdict(NO_VERDICT, record=record)
-    found = outcomes(claim, record)
-    primary = found if claim.every else found[:1]
-    if not primary or (claim.every and len(primary) < len([arm for arm in record["arms"] if not arm["larger"]]) - 1):
-        return Verdict(NO_VERDICT, found, remark="not all arms have results", record=record)
+    compared = outcomes(claim, record)
+    primary = compared if claim.every else compared[:1]
+    if not primary or not all(outcome.n for outcome in primary):
+        return Verdict(NO_VERDICT, remark="not all arms have results", record=record)
+    found = _with_pairs(compared)
     fewest = min(outcome.n for outcome in primary)
     if claim.direction == 0:
         return Verdict(NO_VERDICT, found, remark="the paper has no direction", record=record)
@@ -117,21 +124,27 @@ def _tested(claim, record, folder):
     return Verdict(UNDECIDED, found, None if None in values else max(values), record=record)
 
 
+def _with_pairs(found):
+    return tuple(outcome for outcome in found if outcome.n)
+
+
 def _too_few(seeds):
     return f"{seeds} seed{'s' if seeds != 1 else ''}, too few for one"
 
 
-def _decided(claim, verdict, corrected, among):
+def _decided(claim, verdict, corrected, among, missing):
     primary = verdict.outcomes if claim.every else verdict.outcomes[:1]
     signs = {math.copysign(1, outcome.mean) * claim.direction for outcome in primary}
     word, remark = UNDECIDED, ""
     if corrected <= LEVEL and len(signs) == 1:
         word = COMES_OUT if signs == {1.0} else OPPOSITE
+    elif len(signs) == 2:
+        remark = "its arms go both ways"
     elif claim.effect is not None and all(
         claim.direction * _end(outcome, claim.direction) < claim.effect for outcome in primary
     ):
         remark = "smaller here than the effect that would count"
-    return replace(verdict, word=word, corrected=corrected, among=among, remark=remark)
+    return replace(verdict, word=word, corrected=corrected, among=among, missing=missing, remark=remark)
 
 
 def _end(outcome, direction):
@@ -143,9 +156,10 @@ def _counted_towers(record, folder):
     """In how many runs the towers are divided, and whether more than towers of different networks are; with links, and
     without.
 
-    All runs, and more: it comes out; none: the opposite. Beside it, in how many of the divided ones it is the share of
-    chroma that differs, as the paper says, and Fisher's exact test of the runs with links against those without."""
-    counts, told, short = [], [], []
+    All of `SEEDS` runs or more, and more than those: it comes out; none: the opposite. Beside it, in how many of the
+    divided ones it is the share of chroma that differs, as the paper says, and Fisher's exact test of the runs with
+    links against those without."""
+    counts, told, short = {}, [], []
     for arm in record["arms"]:
         runs = [run for run in ended(record, arm["name"]) if "division" in run]
         if not runs:
@@ -163,20 +177,21 @@ def _counted_towers(record, folder):
         short.append(
             f"{words(arm['name'])}: towers differ in {share}" if not short else f"{words(arm['name'])}: {share}"
         )
-        counts.append((len(divided), len(runs), p))
+        counts[arm["name"]] = len(divided), len(runs), p
         told.append(
             f"{words(arm['name'])}: towers differ in {share} of these; "
             f"against towers of other runs p = {'unknown' if p is None else f'{p:.2g}'}"
         )
-    if not counts or counts[0][1] < FEWEST:
-        return Verdict(
-            NO_VERDICT, remark=_too_few(counts[0][1]) if counts else "a record of an older version", record=record
-        )
-    divided, runs, p = counts[0]
-    if len(counts) > 1:
+    base, *others = (arm["name"] for arm in record["arms"])
+    if base not in counts:
+        return Verdict(NO_VERDICT, remark="a record of an older version", record=record)
+    divided, runs, p = counts[base]
+    if runs < SEEDS:
+        return Verdict(NO_VERDICT, remark=_too_few(runs), record=record)
+    if others and others[0] in counts:
         from scipy import stats
 
-        other = counts[1]
+        other = counts[others[0]]
         fisher = stats.fisher_exact([[divided, runs - divided], [other[0], other[1] - other[0]]]).pvalue
         told.append(f"with links against without p = {fisher:.2g}")
     word = COMES_OUT if divided == runs and p is not None and p <= LEVEL else OPPOSITE if not divided else UNDECIDED
@@ -187,8 +202,8 @@ def _counted_starts(claim, record):
     """Whether every run with the literal initial weights learns: its loss moves for good, and its error is below
     chance."""
     runs = [run for run in record["runs"] if run["arm"] == "literal_init" and ("errors" in run or "diverged" in run)]
-    found = outcomes(claim, record)
-    if len(runs) < FEWEST:
+    found = _with_pairs(outcomes(claim, record))
+    if len(runs) < SEEDS:
         return Verdict(NO_VERDICT, found, remark=_too_few(len(runs)), record=record)
     learned = sum("errors" in run and run["moved"] is not None and error(run) < UNTRAINED for run in runs)
     word = COMES_OUT if learned == len(runs) else OPPOSITE if not learned else UNDECIDED
@@ -196,12 +211,29 @@ def _counted_starts(claim, record):
     return Verdict(word, found, remark=counted, record=record, counted=counted, n=len(runs))
 
 
-def _fullest(records):
-    """Of a claim's records, newest first: of those with the study's network, else of all, the one with the most seeds
-    that ended."""
-    of_study = [record for record in records if record["base"] == "desk" and record["steps"] is None]
-    return max(
-        of_study or records,
-        key=lambda record: len({run["seed"] for run in record["runs"] if "errors" in run}),
-        default=None,
-    )
+def _study(records):
+    """{claim's id: its records of the study}: of `desk` as it is, to the end, on the pictures that most claims have."""
+    found = {
+        claim.id: [record for record in records.get(claim.id, []) if _as_planned(claim, record)] for claim in CLAIMS
+    }
+    sets = {name: [{data["fingerprint"] for data in record["data"]} for record in some] for name, some in found.items()}
+    counts = Counter(data for some in sets.values() for data in set().union(*some))
+    most = max(counts, key=counts.get, default=None)
+    return {name: [record for record, data in zip(some, sets[name]) if most in data] for name, some in found.items()}
+
+
+def _as_planned(claim, record):
+    if record["base"] != "desk" or record["set"] or record["steps"] is not None:
+        return False
+    _, recipe = arm_recipe(claim.arms[0], Namespace(base="desk", set=[], epochs=None, gpus="cpu"))
+    return record["epochs"] == recipe.epochs
+
+
+def _fullest(records: Sequence[dict]) -> dict | None:
+    """Of a claim's records, newest first, the one with most seeds that ended in every arm, then in any."""
+
+    def seeds(record):
+        of_arms = [{run["seed"] for run in ended(record, arm["name"])} for arm in record["arms"]]
+        return min(map(len, of_arms), default=0), len(set().union(*of_arms))
+
+    return max(records, key=seeds, default=None)

@@ -366,7 +366,7 @@ def test_a_difference():
     (sentence,) = findings(record_of("difference", ["base", "no_lrn"], THREE))
     assert sentence.startswith(
         "no lrn +2.00 ± 1.00 / +1.50 ± 1.00 points against base's 21.00 / 4.00 % (ten views), n = 3, "
-        "p = 0.25, the least there can be (Welch 0.22)"
+        "p = 0.25 by sign flips, the least there can be (Welch's t-test 0.22)"
     )
     assert sentence.endswith("; centre view +2.00 ± 1.00 / +0.50 ± 0.00 points")
 
@@ -582,7 +582,7 @@ def test_overfitting_is_a_difference_and_a_gap():
     assert gap == (
         "validation minus training error, centre view, network in test mode: base 6.00 ± 1.41 points (training images "
         "25.00 %), no flips 15.00 ± 2.83 points (training images 18.50 %), no flips +9.00 ± 1.41 points against base, "
-        "n = 2, p = 0.5, the least there can be (Welch 0.092)"
+        "n = 2, p = 0.5 by sign flips, the least there can be (Welch's t-test 0.092)"
     )
 
 
@@ -634,9 +634,8 @@ def test_training_error():
         for seed in (0, 1)
     }
     sentence, _ = findings(record_of("training", ["base", "no_decay"], runs))
-    assert (
-        "no decay +2.50 ± 0.00 points top-1 against base's 10.50 %, n = 2, p = 0.5, the least there can be" in sentence
-    )
+    told = "no decay +2.50 ± 0.00 points top-1 against base's 10.50 %, n = 2, p = 0.5 by sign flips, the least"
+    assert told in sentence
     assert sentence.endswith("loss +0.250 ± 0.000")
 
 
@@ -693,7 +692,8 @@ def test_when_the_loss_moves():
     assert difference.startswith("literal at least +96 ± 16 steps against source, n = 3, p = 0.25")
     runs["source", 0]["moved"] = None
     assert findings(record_of("moved", ["source", "literal"], runs))[2].endswith(
-        "n = 2, p = 0.5, the least there can be (Welch 0.11) (without 1 seed of which source did not come to it)"
+        "n = 2, p = 0.5 by sign flips, the least there can be (Welch's t-test 0.11) "
+        "(without 1 seed of which source did not come to it)"
     )
 
 

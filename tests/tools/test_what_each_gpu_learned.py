@@ -104,12 +104,12 @@ def test_the_page_says_what_the_records_say():
     words = " ".join(page(RECORDS).split())
     for told in (
         "towers with links, seeds 1 and 2; towers without links, seeds 1 and 2",
-        "differs by 30 and 50 points between what the two towers see, in seeds 1 and 2. In 0 of 2 that is",
+        "contrasts of 30 and 50 points in seeds 1 and 2. In 0 of 2, each uncorrected, that is",
         # contrast 80 in both seeds, and of the others 30 and 50; with less without: 50 and 30, mean 40
         "contrast 80 (80 to 80) points",
         "contrast 40 (30 to 50) points",
-        "With links less without, over 2 seeds: +40 points, p 0.5 by signs, at best 0.5",
-        "so few can't say: the arms differ by +40 points over 2 seeds, p 0.5 by signs, and it could be no less than",
+        "With links less without, over 2 seeds: +40 points, p 0.5 by sign flips, at best 0.5",
+        "so few can't say: the arms differ by +40 points over 2 seeds, p 0.5 by sign flips, and it could be no less",
         "and by as much with 1 of the 2 ways to name them",
         "The kernels of the two first layers differ in 2 of 2 seeds of towers with links and in 2 of 2 seeds of",
         "| towers with links | 2 | b | 80 % | 30 % | 20 % | 50 % | 80 |",
@@ -149,7 +149,7 @@ def test_the_page_says_what_the_records_say():
     ):
         assert told in words, told
     # Six seeds could tell whether the links make a difference, and do if the arms differ in all of them.
-    for free, told in ((5.0, "a difference is told: the arms differ by +75"), (100.0, "a difference is not told")):
+    for free, told in ((5.0, "a difference is suggested: the arms differ by +75"), (100.0, "a difference is not told")):
         six = [toy("towers with links", seed, 80.0, [10.0], LEANS) for seed in range(1, 7)]
         six += [toy("towers without links", seed, free if seed > 1 else 5.0, [10.0], LEANS) for seed in range(1, 7)]
         words = " ".join(page(six).split())

@@ -27,8 +27,8 @@ of the embedded pictures. A command writes the page from [the records](../claims
 seeds when it is run again:
 """
 LIMITS = """
-- Few seeds. A test by signs over k seeds has no p below 2 / 2^k: {least:g} with {seeds} of them. The p-values of single
-  networks are about other pictures, or other deals of the same kernels, not about other seeds.
+- Few seeds. A test by sign flips over k seeds has no p below 2 / 2^k: {least:g} with {seeds} of them. The p-values of
+  single networks are about other pictures, or other deals of the same kernels, not about other seeds.
 - It is exploratory. The desk study's plan, written before its first run, has the test of the first layers' kernels
   and nothing else of this page. The other measures and their tests were written while the networks of seed 3 were
   looked at, before those of any other seed were. So seed 3 is no independent test of them; the other seeds are. The
@@ -48,8 +48,8 @@ LIMITS_ANEW = """\
 - Seeds 0 to 2 were trained a second time for this page, with newer code, since the first weights are gone: losses,
   errors, answers to the validation pictures and first layers are those of the claims' records, bit for bit. That they
   would be measured, and by which tests, was [written before](../claims/desk-study.md#additions); what seeds 3 to 5 say
-  was known then. By themselves they say of towers with links less those without: {new.mean:+.0f} points of contrast,
-  p {new.p:.2g} by signs, {new.least_p:.2g} at best. They alone kept their first layers as they grew.
+  was known then. Seeds 0 to 2 by themselves say of towers with links less those without: {new.mean:+.0f} points of
+  contrast, p {new.p:.2g} by sign flips, {new.least_p:.2g} at best. Only these kept their first layers as they grew.
 """
 LIMITS_ACROSS = """\
 - The comparison with towers of other seeds was written after all else here, and tried on seeds 3, 4 and 5.
@@ -102,35 +102,45 @@ def verdict(records):
     p = corrected({(arm,): division_p(some) for arm, some in arms.items()})
     unseen = {arm: [one for one in some if one["seed"] != FIRST_SEEN] or some for arm, some in arms.items()}
     unseen_p = corrected({(arm,): division_p(some) for arm, some in unseen.items()})
-    told, divided = [], {}
+    told = [
+        "A tower's preference: the share of its answers that stay on grey pictures less the share that stay on colour "
+        "alone, in points. Contrast: one tower's preference less the other's, 200 points at most."
+    ]
+    divided = {}
     for arm, some in arms.items():
         contrasts = listed([f"{abs(one['colour']['contrast']):.0f}" for one in some])
         beyond = sum(one["colour"]["p_halves"] <= LEVEL for one in some)
         divided[arm] = max(p[arm,], unseen_p[arm,]) <= LEVEL
         without = f" (without seed {FIRST_SEEN}, which was looked at first, {told_p(unseen_p[arm,])})"
         told.append(
-            f"{arm.capitalize()}: whether an answer outlasts the loss of colours, or of all but colours, differs by "
-            f"{contrasts} points between what the two towers see, in {named(some)}. In {beyond} of {len(some)} that is "
-            f"farther apart than random deals of the same kernels; all together, p {told_p(p[arm,])}"
+            f"{arm.capitalize()}: contrasts of {contrasts} points in {named(some)}. In {beyond} of {len(some)}, each "
+            "uncorrected, that is farther apart than random deals of the same kernels; all together, p "
+            f"{told_p(p[arm,])}"
             f"{without if unseen[arm] != some else ''}."
         )
     if divided == dict.fromkeys(("towers with links", "towers without links"), True):
         told.append("So the control divides as well: the links between the towers are not what it takes.")
     elif len(divided) == 2 and any(divided.values()):
         where, other = ("with", "without") if divided["towers with links"] else ("without", "with")
-        told.append(f"So over these seeds a division is told {where} links, and none {other} them.")
+        told.append(
+            f"So at {LEVEL:g}, with seed {FIRST_SEEN} and without it, a division is told {where} links and not {other} "
+            "them, which doesn't say that the arms differ."
+        )
     elif len(divided) == 2:
         told.append("So single networks have it and others do not; over these seeds it is told in neither arm.")
     paired = pairs(arms, lambda one: abs(one["colour"]["contrast"]))
     if paired:
-        apart = f"the arms differ by {paired.mean:+.0f} points over {paired.n} seeds, p {paired.p:.2g} by signs"
+        apart = f"the arms differ by {paired.mean:+.0f} points over {paired.n} seeds, p {paired.p:.2g} by sign flips"
         if paired.least_p > LEVEL:
             told.append(
                 f"Whether the links make a difference, so few can't say: {apart}, and it could be no less than "
                 f"{paired.least_p:.2g}."
             )
         else:
-            told.append(f"That the links make a difference is {'not ' * (paired.p > LEVEL)}told: {apart}.")
+            told.append(
+                f"That the links make a difference is {'not ' * (paired.p > LEVEL)}suggested: {apart}, at best "
+                f"{paired.least_p:.2g}, not corrected for the other questions of this page."
+            )
     p = corrected({(one["run"],): one["first_layer"]["division_p"] or 1.0 for some in arms.values() for one in some})
     differ = [f"{sum(p[one['run'],] <= LEVEL for one in some)} of {seeds(some)} of {arm}" for arm, some in arms.items()]
     told.append(f"The kernels of the two first layers differ in {' and in '.join(differ)}.")

@@ -94,8 +94,8 @@ def division(records):
     apart = pairs(arms, lambda one: abs(one["colour"]["contrast"]))
     if apart:
         answers.append(
-            f"with links less without, over {apart.n} seeds: {apart.mean:+.0f} points, p {apart.p:.2g} by signs, at "
-            f"best {apart.least_p:.2g}"
+            f"with links less without, over {apart.n} seeds: {apart.mean:+.0f} points, p {apart.p:.2g} by sign flips, "
+            f"at best {apart.least_p:.2g}"
         )
     n, deals = (sorted({one["colour"]["n"] for one in two}), sorted({len(one["colour"]["halves"]) for one in two}))
     return (
@@ -272,9 +272,9 @@ def classes(records):
         f"other sees, in points of a class's pictures, mean and range over seeds; the {MOST} classes each way that "
         "come first by the mean over seeds of the end of the 95 % interval that is nearer to 0. Spread: against "
         "2,000 deals of the pictures to classes, Holm over the networks. Sure: "
-        f"McNemar's exact test, Holm over {len(each)} looks (all classes, all networks). Correlation: against classes "
-        "dealt at random, Holm over the arms; that the names agree as well, only the ways to name the towers can say, "
-        "the actual one counted. The tower's name is from some of the same pictures, and from their answers, right or "
+        f"that way, by McNemar's exact test, Holm over {len(each)} looks (all classes, all networks). Correlation: "
+        "against classes dealt at random, Holm over the arms; that the names agree as well, only the ways to name the "
+        "towers can say, the actual one counted. The tower's name is from some of the same pictures, and from their answers, right or "
         "wrong.",
         table(["arm", "leans on", "class", "points", "sure in seeds"], rows),
     )
