@@ -149,7 +149,10 @@ def test_the_page_says_what_the_records_say():
     ):
         assert told in words, told
     # Six seeds could tell whether the links make a difference, and do if the arms differ in all of them.
-    for free, told in ((5.0, "a difference is suggested: the arms differ by +75"), (100.0, "a difference is not told")):
+    for free, told in (
+        (5.0, "a difference is suggested: the arms differ by +75"),
+        (100.0, "a difference is not suggested"),
+    ):
         six = [toy("towers with links", seed, 80.0, [10.0], LEANS) for seed in range(1, 7)]
         six += [toy("towers without links", seed, free if seed > 1 else 5.0, [10.0], LEANS) for seed in range(1, 7)]
         words = " ".join(page(six).split())

@@ -274,8 +274,8 @@ def classes(records):
         "2,000 deals of the pictures to classes, Holm over the networks. Sure: "
         f"that way, by McNemar's exact test, Holm over {len(each)} looks (all classes, all networks). Correlation: "
         "against classes dealt at random, Holm over the arms; that the names agree as well, only the ways to name the "
-        "towers can say, the actual one counted. The tower's name is from some of the same pictures, and from their answers, right or "
-        "wrong.",
+        "towers can say, the actual one counted. The tower's name is from some of the same pictures, and from their "
+        "answers, right or wrong.",
         table(["arm", "leans on", "class", "points", "sure in seeds"], rows),
     )
 
