@@ -13,7 +13,9 @@ COLUMNS = 8  # kernels a row of a tower
 SCALE = 2  # screen pixels a kernel pixel
 GAP = 2  # screen pixels between kernels
 APART = 18  # screen pixels between networks
-LINE = 17  # screen pixels of a line of words
+LINE = 23  # screen pixels of a line of words
+FONT = 18  # screen pixels: README shows such a picture at two thirds of its width
+HEAD = "p: random deals of a network's kernels to its towers are as far apart; halves: those of p at most 0.01"
 
 
 def draw_kernels(record: dict, records: str | Path, path: Path) -> Path | None:
@@ -34,12 +36,21 @@ def draw_kernels(record: dict, records: str | Path, path: Path) -> Path | None:
     panels = {(arm, seed): _network(*runs[seed]) for arm, runs in found.items() for seed in runs}
     width = max(panel.width for panel in panels.values())
     heights = {arm: max(panels[arm, seed].height for seed in found[arm]) for arm in found}
-    size = APART + len(seeds) * (width + APART), sum(height + LINE + APART for height in heights.values()) + APART
-    sheet = Image.new("RGB", size, "white")
+    across = APART + len(seeds) * (width + APART)
+    head = textwrap.wrap(HEAD, across * 2 // FONT)
+    sheet = Image.new(
+        "RGB",
+        (across, sum(height + LINE + APART for height in heights.values()) + 2 * APART + len(head) * LINE),
+        "white",
+    )
     pen, top = ImageDraw.Draw(sheet), APART // 2
+    for line in head:
+        pen.text((APART, top), line, fill="black", font_size=FONT)
+        top += LINE
+    top += APART // 2
     for arm in (arm for arm in arms if arm in found):
-        line = textwrap.shorten(f"{arm.replace('_', ' ')}: {arms[arm]}", size[0] // 7, placeholder=" ...")
-        pen.text((APART, top), line, fill="black", font_size=14)
+        line = textwrap.shorten(f"{arm.replace('_', ' ')}: {arms[arm]}", across * 2 // FONT, placeholder=" ...")
+        pen.text((APART, top), line, fill="black", font_size=FONT)
         for place, seed in enumerate(seeds):
             if seed in found[arm]:
                 sheet.paste(panels[arm, seed], (APART + place * (width + APART), top + LINE + 4))
@@ -55,16 +66,16 @@ def _network(run, kernels):
     cell = kernels.shape[-1] * SCALE + GAP
     a_tower = len(kernels) // towers
     rows = -(-a_tower // COLUMNS)
-    words = [f"tower {'ab'[tower]}, share of chroma {share:.2f}" for tower, share in enumerate(shares)]
+    words = [f"tower {'ab'[tower]}, chroma {share:.2f}" for tower, share in enumerate(shares)]
     # The rule of the claim: random deals of the kernels to two towers are as far apart with p; halves differ at 0.01.
-    words = words or ["halves differ {} times of {}".format(*run["halves"]) if "halves" in run else ""]
+    words = words or ["halves: {} of {}".format(*run["halves"]) if "halves" in run else ""]
     p = (run.get("division") or {}).get("p")
     panel = Image.new("RGB", (COLUMNS * cell, LINE + towers * (rows * cell + LINE)), "white")
     pen, pixels = ImageDraw.Draw(panel), pixels_of(kernels)
-    pen.text((0, 0), f"seed {run['seed']}" + (f", p = {p:.2g}" if p is not None else ""), fill="black", font_size=12)
+    pen.text((0, 0), f"seed {run['seed']}" + (f", p = {p:.2g}" if p is not None else ""), fill="black", font_size=FONT)
     for tower in range(towers):
         top = LINE + tower * (rows * cell + LINE)
-        pen.text((0, top), words[tower], fill="black", font_size=12)
+        pen.text((0, top), words[tower], fill="black", font_size=FONT)
         for place, index in enumerate(greyest_first(kernels, np.arange(tower * a_tower, (tower + 1) * a_tower))):
             row, column = divmod(place, COLUMNS)
             kernel = Image.fromarray(pixels[index]).resize((cell - GAP, cell - GAP), Image.Resampling.NEAREST)

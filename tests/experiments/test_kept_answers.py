@@ -3,6 +3,7 @@ for."""
 
 import json
 import shutil
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from PIL import Image
 
 from alexnet_mp.evaluation.accuracy import read_right
 from alexnet_mp.experiments import arm_runs, findings, kept_answers
-from alexnet_mp.experiments.kernel_sheet import APART, COLUMNS, GAP, LINE, SCALE, draw_kernels
+from alexnet_mp.experiments.kernel_sheet import APART, COLUMNS, FONT, GAP, HEAD, LINE, SCALE, draw_kernels
 from alexnet_mp.experiments.records import take_records
 from alexnet_mp.runs import checkpoints
 
@@ -103,7 +104,8 @@ def test_the_first_layers_of_all_runs_are_one_picture(tmp_path):
         np.savez(tmp_path / "runs" / f"{Path(runs[number]['directory']).name}.npz", conv1=kernels)
     assert draw_kernels({"arms": arms, "runs": runs[1:2]}, tmp_path, tmp_path / "sheet.png") is None
     with Image.open(draw_kernels({"arms": arms, "runs": runs}, tmp_path, tmp_path / "sheet.png")) as sheet:
-        cell, panel = side * SCALE + GAP, APART // 2 + LINE + 4
+        head = LINE * len(textwrap.wrap(HEAD, sheet.width * 2 // FONT))
+        cell, panel = side * SCALE + GAP, APART + head + LINE + 4
         pixels, width = np.asarray(sheet.convert("RGB")), COLUMNS * (side * SCALE + GAP)
         assert sheet.width == APART + 2 * (width + APART)
     first = panel + 2 * LINE
