@@ -180,7 +180,8 @@ class Towers(Kind):
         for number, run in enumerate(runs):
             axes.plot([number] * 2, run["chroma"], color=drawing.FAINT, zorder=0)
             p = run["division"]["p"] if "division" in run else run["random_split_p"]
-            drawing.beside(axes, "noise" if p is None else f"p = {p:.2g}", number, mean(run["chroma"]), len(runs))
+            above = max(run["chroma"]) + 0.12  # of both points, which may be one
+            drawing.beside(axes, "noise" if p is None else f"p = {p:.2g}", number - 0.3, above, len(runs))
         for tower, colour in enumerate(TOWER_COLOURS) if runs else ():
             axes.plot(
                 range(len(runs)),

@@ -47,7 +47,8 @@ def draw(records: Sequence[dict]) -> "Figure":
             _dumbbell(panels[2], row, [points(lesion) for lesion in first])
     for panel in panels[:2]:
         panel.set(xlim=(-3, 103), xlabel="% of the answers by what a tower sees")
-    panels[2].set(xlabel="points of top-1 error")
+    met = dict.fromkeys(first_meeting(one)[0]["place"] for some in arms.values() for one in some)
+    panels[2].set(xlabel=f"points of top-1 error, off at {' or '.join(met)}")
     panels[2].set_xlim(left=min(0, panels[2].get_xlim()[0]))
     for panel in panels:
         panel.xaxis.label.set_size(11)
