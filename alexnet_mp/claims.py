@@ -49,8 +49,11 @@ def main(arguments: Sequence[str | Path] | None = None) -> int:
             return _run(options)
         case "table":
             if options.take:
-                for name in take_records(options.take, options.records):
+                taken = take_records(options.take, options.records)
+                for name in taken:
                     say(f"took {name}")
+                if not taken:
+                    say(f"nothing in {options.take} is new here")
             return _table(options)
         case _:
             return _list(options)

@@ -11,15 +11,15 @@
 # TINY100 is a folder with train/<class>/* and val/<class>/*, CIFAR one with CIFAR-10's binary files. In WORK lie a clone of the commit
 # that claims/desk-study.commit names, with an environment of its own, the prepared sets, the runs and the records. What this
 # repository has records of is not run again, so another machine needs the repository and the data alone. LANES=2 before `run` keeps two
-# cores busy: each lane takes the next claim that no other has taken.
+# cores busy: each lane takes the next claim that no other has taken, and that none waits for whose runs it shares.
 set -euo pipefail
 
 usage() { sed -n '2,16s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 [ $# -ge 2 ] || usage
 action=$1
 repository=$(cd "$(dirname "$0")/.." && pwd)
-mkdir -p "$2"
-work=$(cd "$2" && pwd)
+[ "$action" != run ] || mkdir -p "$2"
+work=$(cd "$2" 2> /dev/null && pwd) || { echo "study: $2: no such directory" >&2; exit 2; }
 clone=$work/clone records=$work/records
 
 runs() { [ -e "$work/lock" ] && ! flock --nonblock "$work/lock" true; }
@@ -30,28 +30,33 @@ signal() {  # to the queue and all that it started
 }
 
 claim() {  # claim ID OPTIONS...: one thread, the lowest priority; a claim that fails doesn't end the queue, a signal does
-    local status=0
-    mkdir "taken/$1" 2>/dev/null || return 0  # by another lane
+    local status=0 first=specialisation  # the claim whose runs it shares: base's, with all others
+    case $1 in specialisation) first="" ;; pretraining) first=sixth-conv ;; ensemble7) first=pretraining ;; cifar-*) first="" ;; esac
+    if [ -n "$first" ] && [ -z "$(ls "taken/$first" 2> /dev/null)" ]; then waits=yes; return 0; fi
+    mkdir "taken/$1" 2> /dev/null || return 0  # by another lane, or done
     nice -n 19 "$clone/.venv/bin/python" -m alexnet_mp.claims run "$@" --gpus cpu --out runs --records records || status=$?
     if [ -e stopped ] || [ "$status" -gt 128 ]; then exit 0; fi
     if [ "$status" -eq 0 ]; then touch "taken/$1/done"; else touch "taken/$1/failed"; fi
 }
 
-lane() {  # all claims, in the order of claims/desk-study.md
-    local id seeds note="re-encoded as JPEG of quality 75"
+lane() {  # all claims, in the order of claims/desk-study.md; again, as long as one waits for another lane's
+    local id seeds waits=yes note="re-encoded as JPEG of quality 75"
     trap : TERM INT HUP  # the command at hand ends by itself, with a checkpoint
-    for id in specialisation ensemble5 views lrn one-gpu dropout crops-flips colour augmentation pooling depth links weight-decay init biases \
-        order sixth-conv pretraining ensemble7 curve; do
-        case $id in ensemble*) seeds=1 ;; *) seeds=6 ;; esac
-        while [ $id = ensemble7 ] && [ -z "$(ls taken/pretraining)" ] && [ ! -e stopped ]; do sleep 1; done  # it takes two of its networks
-        claim $id --data tiny100-raw --base desk --seeds $seeds
+    while [ -n "$waits" ]; do
+        waits=""
+        for id in specialisation ensemble5 views lrn one-gpu dropout crops-flips colour augmentation pooling depth links weight-decay init \
+            biases order sixth-conv pretraining ensemble7 curve; do
+            case $id in ensemble*) seeds=1 ;; *) seeds=6 ;; esac
+            claim $id --data tiny100-raw --base desk --seeds $seeds
+        done
+        if [ -n "$cifar" ]; then
+            claim cifar-lrn --data cifar10-raw --seeds 3 --epochs 33 --note "$note"
+            claim cifar-relu --data cifar10-raw --seeds 3 --note "$note"
+            claim cifar-local --data cifar10-raw --seeds 3 --epochs 52 --note "$note"
+        fi
+        for id in crops flips schedule; do claim $id --data tiny100-raw --base desk --seeds 6; done
+        if [ -n "$waits" ]; then sleep 1; fi
     done
-    if [ -n "$cifar" ]; then
-        claim cifar-lrn --data cifar10-raw --seeds 3 --epochs 33 --note "$note"
-        claim cifar-relu --data cifar10-raw --seeds 3 --note "$note"
-        claim cifar-local --data cifar10-raw --seeds 3 --epochs 52 --note "$note"
-    fi
-    for id in crops flips schedule; do claim $id --data tiny100-raw --base desk --seeds 6; done
 }
 
 install() {
@@ -72,6 +77,7 @@ prepare() {  # prepare SOURCE SET SIZE
 case $action in
 run)
     [ $# -ge 3 ] || usage
+    [[ ${LANES:=1} =~ ^[1-9][0-9]?$ ]] || { echo "study: LANES=$LANES: how many claims at once, as in LANES=2" >&2; exit 2; }
     [ "$(ps -o pgid= -p $$ | tr -d ' ')" = $$ ] || exec setsid --wait "$0" "$@"  # a group of its own, for the signals
     exec 9> "$work/lock"
     flock --nonblock 9 || { echo "study: the queue runs already in $work" >&2; exit 1; }
@@ -91,11 +97,12 @@ run)
     if [ -n "$cifar" ]; then prepare "$cifar" cifar10-raw 32; fi
     rm -rf taken
     mkdir taken
-    for ((number = ${LANES:-1}; number > 0; number--)); do lane & done
+    for ((number = LANES; number > 0; number--)); do lane & done
     until wait; do :; done  # a signal interrupts it
     if [ -e stopped ]; then exit; fi
     failed=$(find taken -name failed -printf ' %P' | sed 's,/failed,,g')
     echo "study: the queue has come to its end${failed:+; failed, so to be called again:$failed}"
+    [ -z "$failed" ]
     exit
     ;;
 pause) signal STOP ;;

@@ -13,6 +13,7 @@ from ..evaluation.accuracy import Errors
 from ..evaluation.protocol import both_protocols
 from ..runs import checkpoints
 from ..runs.directory import Taken, read_run
+from ..runs.lock import is_held
 from ..runs.metrics import read_metrics
 from ..system import durable_files
 from ..system.errors import UserError
@@ -22,6 +23,7 @@ from ..training.run import train
 from .plan import Run, data_of, last_step, number_of_views, operations, steps_per_epoch, work_of_steps
 
 RESULT = ".result.json"  # beside a run's directory: how long it took, and tests that the run itself did not do
+POLL = 2.0  # seconds between looks at a run that another command trains
 ERRORS = {field.name: None for field in fields(Errors)}.keys()  # of a test, in their order
 
 
@@ -66,12 +68,24 @@ def train_run(run: Run, options: Namespace) -> None:
     """Train a run to its end, or go on with it. Raises `Stopped` where Ctrl-C came, UserError where it can't be
     trained.
 
-    A run with a level is looked at after every epoch, and ends when its training error has come to the level.
+    A run with a level is looked at after every epoch, and ends when its training error has come to the level. A run
+    that another command trains is waited for.
     """
     while status(run) in ("new", "begun"):
+        if is_held(run.directory):
+            say(f"{run.directory.name}: another command trains it; this one waits")
+            while is_held(run.directory):
+                time.sleep(POLL)
+            continue  # it has ended, or was stopped and goes on here
         before, epoch = reached(run), steps_per_epoch(run)
         last = last_step(run) if run.level is None else min(last_step(run), (before // epoch + 1) * epoch)
-        if _train(run, options, before, last):
+        try:
+            stopped = _train(run, options, before, last)
+        except UserError:
+            if is_held(run.directory):  # by who was quicker
+                continue
+            raise
+        if stopped:
             raise Stopped
 
 
@@ -87,7 +101,7 @@ def _train(run, options, before, last):
             return False
         if isinstance(error, Taken):  # it was not there when this began
             raise UserError(
-                f"{run.directory}: another command began this run; when it has ended, this one goes on"
+                f"{run.directory}: another command began this run; the same command goes on when it has ended"
             ) from None
         raise
     finally:

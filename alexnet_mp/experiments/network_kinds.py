@@ -175,11 +175,11 @@ class Towers(Kind):
         return [_division(record, arm) for arm in arms]
 
     def figure(self, axes: "Axes", record: dict, colours: Mapping[str, str]) -> None:
-        """Each run's two shares of chroma, and p of "the towers' kernels are alike"; the arms one after the other."""
+        """Each run's two shares of chroma, and p of their difference by itself; the arms one after the other."""
         runs = [run for arm in colours for run in record["runs"] if run["arm"] == arm and "chroma" in run]
         for number, run in enumerate(runs):
             axes.plot([number] * 2, run["chroma"], color=drawing.FAINT, zorder=0)
-            p = run["division"]["p"] if "division" in run else run["random_split_p"]
+            p = run["random_split_p"]
             above = max(run["chroma"]) + 0.12  # of both points, which may be one
             drawing.beside(axes, "noise" if p is None else f"p = {p:.2g}", number - 0.3, above, len(runs))
         for tower, colour in enumerate(TOWER_COLOURS) if runs else ():

@@ -142,13 +142,14 @@ def _primary(claim, verdict):
 
 
 def _here(claim, verdict):
-    """What was counted or the primary outcome, in short."""
-    if verdict.record is None or verdict.counted:
-        return verdict.counted
-    cells = []
-    for outcome in _primary(claim, verdict):
-        cells.append(f"{outcome.what}: {_mean(outcome)}")
-    return "; ".join(cells) or verdict.remark
+    """What was counted or the primary outcome, in short; with the data, if they are not the study's."""
+    told = verdict.counted or "; ".join(
+        f"{outcome.what}: {_mean(outcome)}" for outcome in (_primary(claim, verdict) if verdict.record else ())
+    )
+    if not told or verdict.of_study:
+        return told
+    data = verdict.record["data"][0]["description"].partition(":")[0]
+    return f"{told} (on {data.removeprefix('prepared set ')})"
 
 
 def _mean(outcome):

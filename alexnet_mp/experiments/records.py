@@ -14,6 +14,7 @@ from pathlib import Path
 from ..recipes.recipe import Recipe, every_field
 from ..system import durable_files
 from ..system.devices import device_name, resolve
+from ..system.errors import UserError
 from ..system.provenance import PACKAGES, package_version, source_commit
 from . import kernel_sheet
 from .figures import draw_claim
@@ -131,8 +132,11 @@ def take_records(source: str | Path, folder: str | Path) -> list[str]:
     """Copy what another folder of records has and this one has not: kept runs, and records with more runs. Returns the
     names.
 
-    A record that is here too is replaced only by one that has all of its runs, and others; a kept run never is.
+    A record that is here too is replaced only by one that has all of its runs, and others; a kept run never is. Raises
+    UserError if there is no such folder.
     """
+    if not Path(source).is_dir():
+        raise UserError(f"--take {source}: no such directory")
     taken = []
     for path in sorted(Path(source).glob("*.json")):
         record, here = _read(path), _read(Path(folder) / path.name)
@@ -172,4 +176,8 @@ def _read(path):
     except (OSError, ValueError, RecursionError):
         return None
     whole = isinstance(record, dict) and record.get("format") == FORMAT and FIELDS <= record.keys()
-    return record if whole else None
+    return record if whole and record["kind"] in KINDS and all(map(_is_run, record["runs"])) else None
+
+
+def _is_run(entry):
+    return isinstance(entry, dict) and {"arm", "seed", "directory", "commits"} <= entry.keys()

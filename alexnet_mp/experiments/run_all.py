@@ -6,7 +6,7 @@ from contextlib import suppress
 
 from ..system.errors import UserError
 from ..system.terminal import duration, say
-from . import findings
+from . import findings, sentences
 from .arm_runs import Stopped
 from .claim import Claim
 from .conduct import run_claim
@@ -20,11 +20,18 @@ UNKNOWN = "no time to measure how long"
 
 
 def run_one(claim: Claim, options: Namespace, forecast: Forecast) -> int:
-    """Train, test and record what one claim needs. Returns the command's status. Raises UserError."""
-    seeds = options.seeds or claim.seeds
+    """Train, test and record what one claim needs, with a budget as many seeds as there is time for. Returns the
+    command's status. Raises UserError."""
     try:
-        _announce(claim, options, seeds, forecast)
-        record = run_claim(claim, options, seeds, _allow(forecast, options.budget is not None))
+        _announce(claim, options, forecast)
+        seeds, seconds = _seeds_in_time(claim, options, forecast)
+        if not seeds:
+            say(f"not started: {_too_long(claim, options, seconds)} and {_left(forecast)}")
+            return 1
+        if seeds < (wanted := _wanted(claim, options)):
+            say(f"{seeds} of {wanted} seeds, {duration(seconds)}, {_left(forecast)}")
+        alone = _as_one(claim, options, seeds) if options.budget else options
+        record = run_claim(claim, alone, seeds, _allow(forecast, options.budget is not None))
     except Stopped:
         say("stopped; the same command goes on")
         return 0
@@ -40,27 +47,27 @@ def run_all(options: Namespace, forecast: Forecast) -> int:
     unfit = {claim.id: reason for claim in CLAIMS if (reason := _unfit(claim, options))}
     for reason in dict.fromkeys(unfit.values()):
         say(f"left out, {reason}: {', '.join(name for name, other in unfit.items() if other == reason)}")
-    _tell_length([claim for claim in CLAIMS if claim.id not in unfit], options, forecast)
-    for claim in CLAIMS:
-        if claim.id in unfit:
-            continue
-        wanted = options.seeds or claim.seeds if claim.seeds > 1 else claim.seeds
+    fit = [claim for claim in CLAIMS if claim.id not in unfit]
+    if not fit:
+        raise UserError(f"--data {options.data}: no claim can be run on it, which the lines above say why")
+    try:
+        _tell_length(fit, options, forecast)
+    except Stopped:
+        say("stopped; the same command goes on")
+        return 0
+    for claim in fit:
         try:
-            for seeds in range(wanted, wanted - 1 if options.seeds else 0, -1):
-                seconds = forecast.total(needed(claim, options, seeds)) if options.budget else 0
-                if seconds <= max(forecast.left, 0):
-                    break
-            else:
-                what = "one seed" if seeds == 1 else f"{seeds} seeds"
-                needs = "no time to measure how long" if seconds == math.inf else f"{duration(seconds)} for {what}"
-                say(f"== {claim.id}: not started, {needs} and {_left(forecast)}")
+            seeds, seconds = _seeds_in_time(claim, options, forecast)
+            if not seeds:
+                say(f"== {claim.id}: not started, {_too_long(claim, options, seconds)} and {_left(forecast)}")
                 continue
             say(
-                f"== {claim.id}: {seeds} of {wanted} seeds, "
+                f"== {claim.id}: {seeds} of {_wanted(claim, options)} seeds, "
                 + (f"{duration(seconds)}, " if options.budget else "")
                 + _left(forecast)
             )
-            record = run_claim(claim, options, seeds, _allow(forecast, options.budget is not None))
+            alone = _as_one(claim, options, seeds)
+            record = run_claim(claim, alone, seeds, _allow(forecast, options.budget is not None))
             if record:
                 _tell(record)
         except Stopped:
@@ -73,13 +80,48 @@ def run_all(options: Namespace, forecast: Forecast) -> int:
     return 1 if failed else 0
 
 
+def _wanted(claim, options):
+    """How many seeds: what --seeds says, but of an ensemble among all claims."""
+    return options.seeds or claim.seeds if claim.seeds > 1 or options.claim != "all" else claim.seeds
+
+
+def _seeds_in_time(claim, options, forecast):
+    """(how many seeds there is time for, the seconds that they take): those that are wanted, or if nobody said how many
+    fewer; 0 if there isn't time for one."""
+    wanted = _wanted(claim, options)
+    if not options.budget:
+        return wanted, 0
+    for seeds in range(wanted, wanted - 1 if options.seeds else 0, -1):
+        seconds = forecast.total(needed(claim, options, seeds))
+        if seconds <= max(forecast.left, 0):
+            return seeds, seconds
+    return 0, seconds
+
+
+def _too_long(claim, options, seconds):
+    """Of the least number of seeds that would do."""
+    seeds = _wanted(claim, options) if options.seeds else 1
+    return UNKNOWN if seconds == math.inf else f"{duration(seconds)} for {sentences.count(seeds, 'seed')}"
+
+
+def _as_one(claim, options, seeds):
+    """The options of the command that does this claim alone, with these seeds and no limit: its record names that."""
+    typed = [
+        claim.id if word == "all" and not before.startswith("--") else word  # every option takes a value
+        for before, word in zip(["", *options.typed], options.typed)
+    ]
+    for name in ("--budget", "--seeds"):
+        for place in [place for place, word in enumerate(typed) if word.partition("=")[0] == name][::-1]:
+            del typed[place : place + (1 if "=" in typed[place] else 2)]
+    return Namespace(**vars(options) | {"typed": [*typed, "--seeds", str(seeds)]})
+
+
 def _tell_length(claims, options, forecast):
     """Say how long all of these would take, before the first begins; claims share runs, and each is counted once."""
     runs = {}
     for claim in claims:
         with suppress(UserError):  # said where its turn comes
-            wanted = options.seeds or claim.seeds if claim.seeds > 1 else claim.seeds
-            runs |= {run.directory: run for run in needed(claim, options, wanted)}
+            runs |= {run.directory: run for run in needed(claim, options, _wanted(claim, options))}
     seconds = forecast.total(list(runs.values()))
     how_long = UNKNOWN if seconds == math.inf else f"{duration(seconds)} for what is left of them"
     say(f"{len(claims)} claims, {len(runs)} runs, {how_long}; {_left(forecast)}")
@@ -106,13 +148,17 @@ def _allow(forecast, limited):
     return allow
 
 
-def _announce(claim, options, seeds, forecast):
-    runs = needed(claim, options, seeds)
+def _announce(claim, options, forecast):
+    """Say what a claim takes; how long, if a run has told it or a budget asks for it."""
+    runs = needed(claim, options, _wanted(claim, options))
     for run in runs:
         forecast.learn(run)
-    known = all(run.preset in forecast.pace for run in runs)
     say(f"{claim.id}: {claim.sentence}")
-    say(f"{len(runs)} runs" + (f", {duration(forecast.total(runs))} for what is left of them" if known else ""))
+    told = ""
+    if options.budget or all(run.preset in forecast.pace for run in runs):
+        seconds = forecast.total(runs)
+        told = f", {UNKNOWN if seconds == math.inf else f'{duration(seconds)} for what is left of them'}"
+    say(f"{len(runs)} runs{told}")
 
 
 def _left(forecast):

@@ -2,15 +2,17 @@
 finish."""
 
 import math
+import os
 import shutil
 import time
 from argparse import Namespace
 from collections.abc import Sequence
+from pathlib import Path
 
 from ..runs.metrics import read_metrics
 from ..system.devices import device_name, resolve
 from ..system.terminal import say
-from .arm_runs import first_gpu, reached, read_notes, status, train_run
+from .arm_runs import RESULT, first_gpu, reached, read_notes, status, train_run
 from .claim import GRID, Claim
 from .conduct import search
 from .measure import entry_of, key_of_test
@@ -30,13 +32,14 @@ from .plan import (
 
 CALIBRATION_STEPS = 4
 MARGIN = 1.15  # what a calibration does not see: reading the images, checkpoints, pictures
+HELD = 2.0  # a run took so many times as long as its steps tell at most, or it was held meanwhile
 
 
 class Forecast:
     """Seconds that runs take, by preset; and the time that is left, if there is a limit.
 
-    pace: {preset: seconds for a multiplication and addition of the network}, of the newest run of the preset that
-    ended."""
+    pace: {preset: seconds for a multiplication and addition of the network}, of the run of the preset that was learnt
+    last."""
 
     def __init__(self, options: Namespace, budget: float | None = None):
         self.options, self.pace = options, {}
@@ -51,18 +54,19 @@ class Forecast:
         notes, towers = read_notes(run), run.recipe.towers
         here = [device_name(device) for device in resolve(first_gpu(self.options.gpus, towers), towers)]
         if notes["seconds"] > 0 and notes["work"] > 0 and notes["devices"] == here and status(run) == "done":
-            self.pace[run.preset] = notes["seconds"] / notes["work"]
+            self.pace[run.preset] = min(notes["seconds"] / notes["work"], HELD * _pace_of_steps(run, run))
 
     def calibrate(self, run: Run) -> None:
         """Let a few steps tell the pace of a preset of which no run is known."""
         say(f"-- {CALIBRATION_STEPS} steps of {run.preset}, to see how fast this machine is")
-        trial = make_run(
-            run.kind, "calibration", run.preset, run.recipe, run.data, self.options, steps=CALIBRATION_STEPS
-        )
-        shutil.rmtree(trial.directory, ignore_errors=True)  # of another day: the machine may be another
-        train_run(trial, self.options)
-        rates = sorted(line["images_per_second"] for line in read_metrics(trial.directory) if line["kind"] == "train")
-        self.pace[run.preset] = MARGIN / (3 * rates[len(rates) // 2] * operations(run))
+        name = f"calibration{os.getpid()}"  # another command may measure beside this one
+        trial = make_run(run.kind, name, run.preset, run.recipe, run.data, self.options, steps=CALIBRATION_STEPS)
+        try:
+            train_run(trial, self.options)
+            self.pace[run.preset] = MARGIN * _pace_of_steps(trial, run)
+        finally:
+            shutil.rmtree(trial.directory, ignore_errors=True)
+            Path(f"{trial.directory}{RESULT}").unlink(missing_ok=True)
 
     def seconds(self, run: Run) -> float:
         """What is still to be done of a run, in seconds, at most; `learn` or `calibrate` has to know its preset."""
@@ -91,6 +95,12 @@ class Forecast:
                     return math.inf
                 self.calibrate(run)
         return sum(self.seconds(run) for run in runs)
+
+
+def _pace_of_steps(trial, run):
+    """Seconds for a multiplication and addition in the steps of `trial`, a run of the same recipe, by their median."""
+    rates = sorted(line["images_per_second"] for line in read_metrics(trial.directory) if line["kind"] == "train")
+    return 1 / (3 * rates[len(rates) // 2] * operations(run)) if rates else math.inf
 
 
 def needed(claim: Claim, options: Namespace, seeds: int) -> list[Run]:

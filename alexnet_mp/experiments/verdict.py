@@ -47,6 +47,7 @@ STUDY = (  # the claims whose records of the study share one correction; all oth
     "ensemble5",
     "curve",
 )
+PICTURES = "51c7f6329f93cc00b0cc6b6a0a61f35bd361c2a0f69167c13cbc3d01d0bcc336"  # the study's, by their fingerprint
 UNTRAINED = 98.0  # % top-1 error: a network of `init` with a lower one has learned something
 
 
@@ -64,6 +65,7 @@ class Verdict:
     record: dict | None = None
     counted: str = ""  # what was counted, in short; of claims that are no comparison
     n: int | None = None  # seeds that were counted
+    of_study: bool = False  # whether the record is one of the study
 
 
 def verdicts(records: Mapping[str, list[dict]], folder: str | Path) -> dict[str, Verdict]:
@@ -81,10 +83,8 @@ def verdicts(records: Mapping[str, list[dict]], folder: str | Path) -> dict[str,
     for family, missing in ((of_study, len(STUDY) - len(of_study)), (others, 0)):
         for name, corrected in zip(family, holm([found[name].p for name in family] + [1.0] * missing)):
             decided[name] = corrected, len(family) + missing, missing
-    return {
-        claim.id: _decided(claim, found[claim.id], *decided[claim.id]) if claim.id in decided else found[claim.id]
-        for claim in CLAIMS
-    }
+    found |= {claim.id: _decided(claim, found[claim.id], *decided[claim.id]) for claim in CLAIMS if claim.id in decided}
+    return {name: replace(verdict, of_study=bool(study[name])) for name, verdict in found.items()}
 
 
 def outcomes(claim: Claim, record: dict) -> tuple[Outcome, ...]:
@@ -212,13 +212,14 @@ def _counted_starts(claim, record):
 
 
 def _study(records):
-    """{claim's id: its records of the study}: of `desk` as it is, to the end, on the pictures that most claims have."""
+    """{claim's id: its records of the study}: of `desk` as it is, to the end, on the study's pictures; if there is
+    none, on the pictures that most claims have, since the same study can be made on others."""
     found = {
         claim.id: [record for record in records.get(claim.id, []) if _as_planned(claim, record)] for claim in CLAIMS
     }
     sets = {name: [{data["fingerprint"] for data in record["data"]} for record in some] for name, some in found.items()}
     counts = Counter(data for some in sets.values() for data in set().union(*some))
-    most = max(counts, key=counts.get, default=None)
+    most = PICTURES if PICTURES in counts else max(counts, key=counts.get, default=None)
     return {name: [record for record, data in zip(some, sets[name]) if most in data] for name, some in found.items()}
 
 

@@ -813,6 +813,8 @@ def test_records_of_another_machine_are_taken_where_they_say_more(tmp_path):
     assert take_records(there, here) == [path.name, path.with_suffix(".png").name, "runs/base-0-seed0.npz"]
     assert read_records(here) == {"lrn": [whole]} and (here / "runs" / "base-0-seed1.npz").read_bytes() == b"kept"
     assert take_records(there, here) == []
+    with pytest.raises(UserError, match="--take nowhere: no such directory"):
+        take_records("nowhere", here)
     for less in (one, other):  # fewer runs, or others: what is here stays
         durable_files.replace(there / path.name, json.dumps(less).encode())
         os.utime(there / path.name, (2e9, 2e9))
@@ -852,7 +854,8 @@ def test_recorded_rendered_checked(place, capsys):
     assert len(rows) == len(CLAIMS) + len(ELSEWHERE)
     assert sum(row.endswith("| not run |") for row in rows) == len(rows) - 1
     (row,) = (row for row in rows if row.startswith("| `lrn`"))
-    assert row.endswith("| 1.4 / 1.2 points | no lrn minus base: +2.00 points (-0.48 to +4.48) | 3 | no verdict |")
+    told = "no lrn minus base: +2.00 points (-0.48 to +4.48) (on folder a\\|b)"
+    assert row.endswith(f"| 1.4 / 1.2 points | {told} | 3 | no verdict |")
     short = [row for row in text.splitlines() if row.startswith("| `")]
     assert [row.split("`")[1] for row in short] == list(claim_page.MAIN)
     assert set(short) < set(rows)
@@ -1020,6 +1023,8 @@ def test_a_damaged_record_is_left_alone(tmp_path, capsys):
         ("deep", "[" * 100_000),
         ("list", "[]"),
         ("bytes", "\udcff"),
+        ("kind", json.dumps(record_of("difference", ["base"], THREE) | {"kind": "unknown"})),
+        ("run", json.dumps(record_of("difference", ["base"], THREE) | {"runs": [{"seed": 0}]})),
     ):
         (tmp_path / f"{name}.json").write_text(content, errors="surrogateescape")
     assert claims.main(["list", "--records", str(tmp_path)]) == 0

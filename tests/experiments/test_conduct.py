@@ -5,6 +5,9 @@ import dataclasses
 import json
 import re
 import shutil
+import subprocess
+import sys
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +24,7 @@ from alexnet_mp.data.dataset import open_dataset
 from alexnet_mp.data.pipeline import make_pipeline
 from alexnet_mp.data.pixel_statistics import Statistics
 from alexnet_mp.evaluation import ensembles, protocol, trained
-from alexnet_mp.experiments import arm_runs, conduct, measure, plan, records, run_all
+from alexnet_mp.experiments import arm_runs, conduct, measure, plan, records, run_all, time_budget
 from alexnet_mp.experiments import findings as claim_table
 from alexnet_mp.experiments.claim import FACTORS, GRID
 from alexnet_mp.experiments.figures import draw_claim
@@ -103,7 +106,7 @@ def test_a_kind_of_claim_is_one_class_and_nothing_else_knows_it(data, out, capsy
     monkeypatch.setattr(records, "draw_claim", draw_claim)
     words = ["--seeds", "1", "--set", "dropout=0.3", "--budget", "1h"]  # --set: runs that no other test has made
     record = run("size", data, out, *words)
-    assert record["kind"] == "size"
+    assert record["kind"] == "size" and record["command"].endswith("--set dropout=0.3 --seeds 1")
     half, base, double = sorted(record["runs"], key=lambda entry: entry["weights"])
     assert [entry["arm"] for entry in (half, base, double)] == ["half_width", "base", "double_width"]
     assert not any("on_training_images" in entry for entry in record["runs"])
@@ -514,6 +517,9 @@ def test_nothing_is_started_that_cannot_end(data, tmp_path, monkeypatch, capsys)
     run("views", data, tmp_path, "--seeds", "1")  # tells the pace
     (notes,) = tmp_path.glob("*.result.json")
     notes.write_text(json.dumps(json.loads(notes.read_text()) | {"seconds": 1000.0}))
+    (base,) = (path for path in tmp_path.iterdir() if (path / "run.json").exists())
+    metrics = base / "metrics.jsonl"  # and so do the steps, or the run was held meanwhile
+    metrics.write_text(re.sub(r'"images_per_second": [0-9.e-]+', '"images_per_second": 0.001', metrics.read_text()))
     monkeypatch.setattr(arm_runs, "train", lambda asked: pytest.fail("it was started"))
     assert (
         claims.main(
@@ -578,7 +584,23 @@ def test_nothing_is_started_that_cannot_end(data, tmp_path, monkeypatch, capsys)
         )
         == 1
     )
-    assert "no time for it: " in capsys.readouterr().out
+    assert "not started: " in capsys.readouterr().out
+
+
+def test_a_run_that_was_held_does_not_make_the_others_long(data, tmp_path):
+    run("views", data, tmp_path, "--seeds", "1")
+    asked = claims._parser().parse_args(
+        ["run", "views", "--data", str(data), "--out", str(tmp_path), "--records", str(tmp_path / "none"), *MINI]
+    )
+    (again,) = plan.turns(BY_ID["views"], asked, 1)[0][0]
+    usual, held = Forecast(asked), Forecast(asked)
+    usual.learn(again)
+    (notes,) = tmp_path.glob("*.result.json")
+    notes.write_text(json.dumps(json.loads(notes.read_text()) | {"seconds": 1e6}))
+    held.learn(again)
+    rates = sorted(line["images_per_second"] for line in read_metrics(again.directory) if line["kind"] == "train")
+    longest = time_budget.HELD / (3 * plan.operations(again) * rates[len(rates) // 2])
+    assert held.pace[again.preset] == pytest.approx(longest) and usual.pace[again.preset] <= longest * 1.000001
 
 
 def test_an_unknown_machine_is_measured_first(data, tmp_path, monkeypatch, capsys):
@@ -606,9 +628,9 @@ def test_an_unknown_machine_is_measured_first(data, tmp_path, monkeypatch, capsy
         )
         == 1
     )
-    assert [path.name.partition("-")[0] for path in tmp_path.iterdir() if path.is_dir()] == ["calibration"]
+    assert list(tmp_path.iterdir()) == []  # what was measured is gone, and nothing else was begun
     said = capsys.readouterr().out
-    assert "to see how fast this machine is" in said and "no time for it" in said
+    assert "to see how fast this machine is" in said and "not started: " in said
 
 
 def test_a_layer_that_only_cifars_networks_have_can_be_set(data, out):
@@ -659,8 +681,32 @@ def test_a_run_that_another_command_begins_meanwhile(diverged, data, tmp_path, m
         with pytest.raises(UserError) as raised:
             arm_runs.train_run(base, asked)
         assert str(raised.value) == (
-            f"{base.directory}: another command began this run; when it has ended, this one goes on"
+            f"{base.directory}: another command began this run; the same command goes on when it has ended"
         )
+
+
+def test_a_run_that_another_command_trains_is_waited_for(data, tmp_path, monkeypatch, capsys):
+    asked = claims._parser().parse_args(["run", "views", "--data", str(data), "--out", str(tmp_path), *MINI])
+    asked.typed = []
+    (base,) = plan.turns(BY_ID["views"], asked, 1)[0][0]
+    base.directory.mkdir()
+    holding = (
+        "import sys\nfrom alexnet_mp.runs.lock import RunLock\nlock = RunLock(sys.argv[1])\nprint('held', flush=True)\n"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", holding + "sys.stdin.read()", base.directory],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert other.stdout.readline() == "held\n"
+    monkeypatch.setattr(arm_runs.time, "sleep", lambda seconds: other.communicate())  # it ends while this one waits
+    trained = []
+    monkeypatch.setattr(arm_runs, "train", lambda asked: trained.append(arm_runs.is_held(base.directory)))
+    monkeypatch.setattr(arm_runs, "status", lambda run: "done" if trained else "new")
+    arm_runs.train_run(base, asked)
+    assert trained == [False]
+    assert f"{base.directory.name}: another command trains it; this one waits\n" in capsys.readouterr().out
 
 
 def test_a_run_that_was_refused_has_no_time_noted(data, tmp_path, monkeypatch):
@@ -753,4 +799,25 @@ def test_a_budget_that_is_spent_before_the_pace_is_known(data, tmp_path, monkeyp
     monkeypatch.setattr(Forecast, "left", property(lambda self: -1.0))
     where = ["--data", data, "--out", tmp_path, "--records", tmp_path / "records"]
     assert claims.main(["run", "flips", *where, *MINI, "--seeds", "1", "--budget", "5m"]) == 1
-    assert "no time for it: no time to measure how long, and 0 s left" in capsys.readouterr().out
+    assert "not started: no time to measure how long and 0 s left" in capsys.readouterr().out
+
+
+def test_a_signal_while_the_machine_is_measured_stops_all_claims(data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(arm_runs, "train", lambda asked: True)
+    where = ["--data", data, "--out", tmp_path, "--records", tmp_path / "records"]
+    assert claims.main(["run", "all", *where, *MINI, "--seeds", "1", "--budget", "5m"]) == 0
+    assert capsys.readouterr().out.endswith("stopped; the same command goes on\n")
+
+
+def test_pictures_that_no_claim_can_take_are_refused(data, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(run_all, "_unfit", lambda claim, options: "which need pictures of 84x84")
+    with pytest.raises(UserError, match="no claim can be run on it"):
+        claims.main(["run", "all", "--data", data, "--out", tmp_path, *MINI])
+    assert "left out, which need pictures of 84x84: specialisation, views" in capsys.readouterr().out
+
+
+def test_a_record_has_the_command_of_its_claim_alone():
+    typed = ["run", "--data", "all", "all", "--budget", "2h", "--seeds=3", "--base", "desk"]
+    alone = run_all._as_one(BY_ID["lrn"], Namespace(typed=typed, claim="all"), 2)
+    assert alone.typed == ["run", "--data", "all", "lrn", "--base", "desk", "--seeds", "2"] and alone.claim == "all"
+    assert typed[3] == "all"

@@ -19,6 +19,7 @@ from alexnet_mp.experiments.verdict import (
     NO_VERDICT,
     NOT_RUN,
     OPPOSITE,
+    PICTURES,
     STUDY,
     UNDECIDED,
     Outcome,
@@ -169,6 +170,12 @@ def test_the_record_with_most_seeds_counts_and_one_of_the_study_before_all():
         assert verdicts({"views": [views], "lrn": [record, study]}, "nowhere")["lrn"].record is study
         alone = verdicts({"views": [views], "lrn": [record]}, "nowhere")["lrn"]
         assert alone.record is record and alone.among == 1
+    few = of("links", 1.5, seeds=2)
+    few["data"] = [dict(few["data"][0], fingerprint=PICTURES)]
+    more = {name: [of(name, 1.5)] for name in ("links", "lrn", "colour")}  # the study again, on other pictures
+    found = verdicts(more | {"links": [*more["links"], few]}, "nowhere")
+    assert found["links"].record is few and found["links"].of_study and not found["lrn"].of_study
+    assert verdicts(more, "nowhere")["lrn"].of_study
     lopsided = of("lrn", 1.5)
     lopsided["runs"] = [run for run in lopsided["runs"] if run["arm"] == "base" or run["seed"] < 2]
     assert verdicts({"lrn": [lopsided, study]}, "nowhere")["lrn"].record is study

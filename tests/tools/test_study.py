@@ -10,6 +10,7 @@ import pytest
 pytestmark = pytest.mark.process
 
 ROOT = Path(__file__).resolve().parents[2]
+PATH = "/usr/bin:/bin:/usr/local/bin"
 RECORD = "lrn-00000000.json"
 
 
@@ -31,7 +32,7 @@ def checkout(tmp_path):
 
 
 def test_wrong_use_is_told_how_to_call_it(tmp_path):
-    for words in ([], ["run"], ["run", tmp_path], ["dance", tmp_path]):
+    for words in ([], ["run"], ["run", tmp_path / "work"], ["dance", tmp_path]):
         found = study(ROOT / "tools" / "study.sh", *words)
         assert found.returncode == 2 and "tools/study.sh run WORK TINY100 [CIFAR]" in found.stderr and not found.stdout
 
@@ -42,10 +43,17 @@ def test_there_is_nothing_to_hold_where_nothing_runs(tmp_path):
         assert found.returncode == 1 and f"no queue runs in {tmp_path}" in found.stderr
     found = study(ROOT / "tools" / "study.sh", "status", tmp_path)
     assert found.returncode == 0 and "no queue runs" in found.stdout and "0 runs are kept" in found.stdout
+    found = study(ROOT / "tools" / "study.sh", "status", tmp_path / "none")
+    assert found.returncode == 2 and "no such directory" in found.stderr and not (tmp_path / "none").exists()
+    for lanes in ("0", "-1", "1.5", "x"):
+        words = ["bash", str(ROOT / "tools" / "study.sh"), "run", str(tmp_path), str(tmp_path)]
+        found = subprocess.run(words, env={"PATH": PATH, "LANES": lanes}, capture_output=True, text=True)
+        assert found.returncode == 2 and f"LANES={lanes}: how many claims at once" in found.stderr
 
 
 def test_records_come_to_the_checkout_and_its_table_is_made(tmp_path):
     script, _ = checkout(tmp_path)
+    (tmp_path / "work").mkdir()
     found = study(script, "collect", tmp_path / "work")
     assert (
         found.returncode == 0
@@ -62,7 +70,8 @@ def test_the_queue_runs_its_commands_from_a_clone_and_stops_where_it_is_told(tmp
     python.write_text(
         '#!/bin/sh\necho "$OMP_NUM_THREADS $(nice) $*" >> "$STUDY_TEST/asked"\n'
         'case "$*" in *" specialisation "*) if [ -e "$STUDY_TEST/hold" ]; then exec sleep 60; fi;; *prepare*) '
-        'mkdir -p "$4"; echo > "$4/index.json";; *" lrn "*) [ ! -e "$STUDY_TEST/fails" ];; esac\n'
+        'mkdir -p "$4"; echo > "$4/index.json";; *" lrn "*) [ ! -e "$STUDY_TEST/fails" ];; '
+        '*" sixth-conv "*) sleep 2; echo " run ended" >> "$STUDY_TEST/asked";; esac\n'
     )
     python.chmod(0o755)
     for words in (["init", "-q"], ["add", "-A"], ["-c", "user.name=x", "-c", "user.email=x@x", "commit", "-qm", "x"]):
@@ -73,7 +82,7 @@ def test_the_queue_runs_its_commands_from_a_clone_and_stops_where_it_is_told(tmp
     work, pictures, cifar = (tmp_path / name for name in ("work", "pictures", "cifar"))
     pictures.mkdir()
     cifar.mkdir()
-    environment = {"PATH": "/usr/bin:/bin:/usr/local/bin", "STUDY_TEST": str(tmp_path), "HOME": str(tmp_path)}
+    environment = {"PATH": PATH, "STUDY_TEST": str(tmp_path), "HOME": str(tmp_path)}
     (tmp_path / "hold").touch()
     queue = subprocess.Popen(
         ["bash", str(script), "run", str(work), str(pictures), str(cifar)], env=environment, start_new_session=True
@@ -117,13 +126,14 @@ def test_the_queue_runs_its_commands_from_a_clone_and_stops_where_it_is_told(tmp
         if line.startswith("| ")
     ][1:]
     planned.insert(1, planned.pop(planned.index("ensemble5")))
+    commands.remove("ended")
     assert commands == [*planned, "cifar-lrn", "cifar-relu", "cifar-local", "crops", "flips", "schedule"]
     assert "failed" not in again.stdout
     (tmp_path / "fails").touch()
     again = subprocess.run(
         ["bash", str(script), "run", str(work), str(pictures)], env=environment, capture_output=True, text=True
     )
-    assert "failed, so to be called again: lrn" in again.stdout
+    assert again.returncode == 1 and "failed, so to be called again: lrn" in again.stdout
     asked.unlink()
     again = subprocess.run(
         ["bash", str(script), "run", str(work), str(pictures), str(cifar)],
@@ -133,5 +143,8 @@ def test_the_queue_runs_its_commands_from_a_clone_and_stops_where_it_is_told(tmp
     )
     assert "failed, so to be called again: lrn\n" in again.stdout
     lanes = [line.partition(" run ")[2].split()[0] for line in asked.read_text().splitlines()]
-    assert sorted(lanes) == sorted(commands)  # each once, whichever lane takes it
+    assert sorted(lanes) == sorted([*commands, "ended"])  # each once, whichever lane takes it
+    # Claims that share runs are not run beside each other.
+    assert lanes[0] == "specialisation" and lanes.index("sixth-conv") < lanes.index("ended") - 1
+    assert lanes.index("ended") < lanes.index("pretraining") < lanes.index("ensemble7")
     assert study(script, "stop", work).returncode == 1 and not (work / "stopped").exists()
