@@ -6,6 +6,7 @@ examples
   python -m alexnet_mp.export RUN --to onnx FILE.onnx         opset 20, any number of pictures
   python -m alexnet_mp.export RUN --to hub FOLDER             alexnet_mp.from_pretrained(FOLDER) reads it
   python -m alexnet_mp.export RUN --to hub FOLDER --half --synsets synset_words.txt
+  python -m alexnet_mp.export RUN --to hub FOLDER --data SET  with means, so that predict --page can show a tower off
   python -m alexnet_mp.export RUN --to hub FOLDER --push OWNER/NAME
   python -m alexnet_mp.export RUN --to torch.export FILE.pt2
 
@@ -14,12 +15,16 @@ are inside, and what a test halves is in the weights. Each is read back and comp
 pictures; what differs by more than 1e-4 of the largest logit is not kept. docs/interchange.md tells more."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
+from .analysis.layer_outputs import unit_means_of
 from .command_options import add_run_options, compute_as_in_training
 from .data import synsets
+from .data.dataset import open_dataset
 from .interchange import hub
 from .interchange.export import FORMATS, export
+from .runs.directory import read_run
 from .system.command_line import command_parser
 from .system.errors import UserError, run_command
 from .system.terminal import say
@@ -31,6 +36,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.to != "hub":
             raise UserError(f"--push is for --to hub, not for --to {options.to}")
         hub.need_hub()
+    means = None
+    if options.data is not None:
+        if options.to != "hub":
+            raise UserError(f"--data is for --to hub, not for --to {options.to}")
+        dataset = open_dataset(options.data, read_run(options.run)["recipe"].stored_size, ("val",))
+        means = partial(unit_means_of, dataset=dataset)
     compute_as_in_training()
     difference = export(
         options.run,
@@ -41,6 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         fused=options.fused,
         half=options.half,
         synsets=options.synsets,
+        means=means,
     )
     say(f"wrote {options.out}: {difference}")
     if options.push is not None:
@@ -64,6 +76,11 @@ def _parser():
     )
     parser.add_argument(
         "--half", action="store_true", help="of hub: weights rounded to float16, half as large; default: as they are"
+    )
+    parser.add_argument(
+        "--data",
+        metavar="DIR|builtin",
+        help="of hub: keep the mean of each unit over val pictures of these, which stands for a tower that is off",
     )
     parser.add_argument("--synsets", metavar="FILE|SET", help=synsets.HELP)
     add_run_options(parser)

@@ -17,8 +17,8 @@ file that can't be read is a line on standard error, the others are answered all
 
 --page FILE.html shows one picture's way through both towers, layer by layer; and with tower a off, with tower b off,
 and with the links between them cut. What is off is put to its mean over pictures of the validation split, of what the
-run was trained on or of --data; without such pictures nothing is off. --page FILE.png draws the answers of all these,
-and the maps of the whole network.
+run was trained on or of --data; a network that came with such means needs no pictures. --page FILE.png draws the
+answers of all these, and the maps of the whole network.
 """
 
 import json
@@ -26,24 +26,21 @@ import os
 import sys
 from collections.abc import Sequence
 
-import numpy as np
-
 from .command_options import add_run_options, compute_as_in_training
 from .data import synsets
 from .data.class_names import apart_by_number
 from .data.dataset import open_data_of_run, open_dataset
-from .data.image_files import AT_ONCE, STDIN, answered
+from .data.image_files import STDIN, answered
 from .data.synsets import in_words
 from .evaluation.per_class import as_csv
 from .evaluation.predict_images import centre_images, predict
 from .evaluation.protocol import centre_view
 from .evaluation.trained import class_words, load_run
+from .runs.unit_means import load_unit_means
 from .system import durable_files
 from .system.command_line import command_parser
 from .system.errors import UserError, complain, run_command
-from .system.terminal import lines_on_stderr, printable, progress, say
-
-MOST_MEANT = 256  # pictures, of a mean
+from .system.terminal import lines_on_stderr, printable, say
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -145,36 +142,28 @@ def _write_page(options, network, found, path, picture, words):
 
 
 def _means(options, network, found):
-    """(`unit_means`, in words of what); (None, why) where the run's own data can't be read and nobody named others."""
-    from .analysis.figure_4 import evenly
-    from .analysis.layer_outputs import unit_means
+    """(means as `layer_outputs` takes them, in words of what); (None, why) if the run has none, its own data can't be
+    read and nobody named others."""
+    from .analysis.layer_outputs import on_devices, unit_means_of
 
-    size = network.recipe.stored_size
-    try:
-        dataset = (
-            open_data_of_run(options.run, found.source, size, ("val",))
-            if options.data is None
-            else open_dataset(options.data, size, ("val",))
-        )
-    except UserError as error:
-        if options.data is not None:
-            raise
-        complain(error)
-        return None, f"Nothing is shown as off: the means would be over the run's own data, and {error}."
-    split = dataset.splits["val"]
-    numbers = evenly(len(split), MOST_MEANT)
-    with progress("val images", len(numbers)) as advance:
-
-        def batches():
-            for some in np.array_split(numbers, -(-len(numbers) // AT_ONCE)):
-                yield centre_images(network, found.statistics, [split.read(int(number)) for number in some])
-                advance(len(some))
-
-        means = unit_means(network, batches())
-    return means, (
-        f"Off: an output is put to its mean over {len(numbers):,} pictures of {dataset.source}, split val, unit by "
-        "unit, under the centre view."
-    )
+    kept, recipe = None, network.recipe
+    if options.data is None:
+        kept = load_unit_means(options.run, recipe, len(found.classes))
+    if kept is None:
+        try:
+            dataset = (
+                open_data_of_run(options.run, found.source, recipe.stored_size, ("val",))
+                if options.data is None
+                else open_dataset(options.data, recipe.stored_size, ("val",))
+            )
+        except UserError as error:
+            if options.data is not None:
+                raise
+            complain(error)
+            return None, f"Nothing is shown as off: the means would be over the run's own data, and {error}."
+        kept = unit_means_of(network, found.statistics, dataset)
+    words = f"Off: an output is put to its mean over {kept.over}, unit by unit, under the centre view."
+    return on_devices(kept, network), words
 
 
 def _parser():

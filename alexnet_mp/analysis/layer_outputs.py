@@ -5,11 +5,22 @@ The mean is taken unit by unit, a unit of a convolution being one map at one pla
 mean is another: what reads it would get a signal that it never got in training, and the answer would tell of that."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
 
+import numpy as np
 import torch
 
+from ..data.dataset import DataSet
+from ..data.image_files import AT_ONCE
+from ..data.pixel_statistics import Statistics
+from ..evaluation.predict_images import centre_images
 from ..network.network import TwoTowerAlexNet
+from ..runs.unit_means import UnitMeans
+from ..system.terminal import progress
+from .figure_4 import evenly
 from .silencing import arrived
+
+MOST = 256  # pictures, of a mean
 
 # {layer: [output of each tower that has it, (N, maps, height, width) or (N, units), on the tower's device]}
 Outputs = Mapping[str, Sequence[torch.Tensor]]
@@ -63,6 +74,31 @@ def unit_means(network: TwoTowerAlexNet, batches: Iterable[Sequence[torch.Tensor
     if not count:
         raise ValueError("no pictures to take a mean over")
     return {name: [(each / count).to(network.dtype) for each in outputs] for name, outputs in sums.items()}
+
+
+def unit_means_of(network: TwoTowerAlexNet, statistics: Statistics, dataset: DataSet) -> UnitMeans:
+    """Over pictures of a data set's split val, spread evenly over it, under the centre view."""
+    split = dataset.splits["val"]
+    numbers = evenly(len(split), MOST)
+    with progress("val images", len(numbers)) as advance:
+
+        def batches():
+            for some in np.array_split(numbers, -(-len(numbers) // AT_ONCE)):
+                yield centre_images(network, statistics, [split.read(int(number)) for number in some])
+                advance(len(some))
+
+        means = unit_means(network, batches())
+    values = {name: [each.float().cpu().numpy() for each in of_towers] for name, of_towers in means.items()}
+    return UnitMeans(values, f"{len(numbers):,} pictures of {Path(dataset.source).name}, split val")
+
+
+def on_devices(means: UnitMeans, network: TwoTowerAlexNet) -> Outputs:
+    """As `layer_outputs` takes them."""
+    devices = network.exchange.devices
+    return {
+        name: [torch.from_numpy(value).to(device, network.dtype) for value, device in zip(of_towers, devices)]
+        for name, of_towers in means.values.items()
+    }
 
 
 def links(network: TwoTowerAlexNet) -> list[str]:

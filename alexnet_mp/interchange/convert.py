@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ..recipes.named import PRESETS
 from ..recipes.recipe import Recipe, override
+from ..runs.unit_means import load_unit_means
 from ..system import durable_files
 from ..system.errors import UserError
 from ..system.terminal import printable
@@ -52,8 +53,12 @@ def convert(
     names, words = _classes(classes, folders, config, count, note)
     statistics = _mean(mean, folders, made, note)
     note(f"{printable(str(source))}: {what}, {len(weights)} tensors, {count:,} classes; recipe {made.name}")
+    # Those of a hub's folder; other sizes than the folder's own would need others.
+    means = None if config is None or made != config.recipe else load_unit_means(folders[0], made, count)
     digest = "" if path.is_dir() else durable_files.digest(os.path.realpath(path))[1]
-    return Converted(made, weights, statistics, names, words, f"{Path(os.path.abspath(path)).name} ({what})", digest)
+    return Converted(
+        made, weights, statistics, names, words, f"{Path(os.path.abspath(path)).name} ({what})", digest, means
+    )
 
 
 def _config_beside(folders, recipe, note):

@@ -16,6 +16,7 @@ from ..runs import checkpoints, directory
 from ..runs.checkpoint_format import Checkpoint
 from ..runs.checkpoint_state import Data, Environment, State
 from ..runs.metrics import METRICS
+from ..runs.unit_means import UnitMeans
 from ..system import durable_files
 from ..system.errors import UserError
 from ..system.file_lock import alone
@@ -32,6 +33,7 @@ class Converted:
     words: Sequence[str]  # the classes' names as a person knows them
     source: str  # what it was made of, in words
     sha256: str  # of its weights' file; "" for a folder
+    means: UnitMeans | None = None  # that came with it
 
 
 def write_run(path: str | Path, network: Converted, command: str) -> None:
@@ -50,6 +52,8 @@ def write_run(path: str | Path, network: Converted, command: str) -> None:
                 directory.write_run(made, content)
                 durable_files.replace(made / METRICS, b"")
                 network.statistics.save(made)
+                if network.means is not None:
+                    network.means.save(made)
                 checkpoints.put(made, Checkpoint(network.weights, velocity, network.statistics, state))
         except ValueError as error:
             raise UserError(f"{network.source}: {' '.join(str(error).split()):.400}") from None

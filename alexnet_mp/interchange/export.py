@@ -8,16 +8,18 @@ from pathlib import Path
 
 import torch
 
+from ..data.pixel_statistics import Statistics
 from ..data.synsets import in_words
 from ..data.synthetic import Builtin
 from ..evaluation.predict_images import centre_images
 from ..evaluation.trained import class_words, load_run
 from ..kernels import dispatch
-from ..network.network import MergedAlexNet
+from ..network.network import MergedAlexNet, TwoTowerAlexNet
 from ..runs import checkpoint_format, safetensors_file
 from ..runs.checkpoints import CHECKPOINTS
 from ..runs.directory import read_run
 from ..runs.metrics import read_metrics
+from ..runs.unit_means import UNIT_MEANS, UnitMeans
 from ..system import durable_files
 from ..system.errors import UserError
 from ..system.file_lock import alone
@@ -30,6 +32,7 @@ from .plain_steps import plain_steps, refuse_last_layer
 FORMATS = ("torch", "onnx", "hub", "torch.export")
 ENDINGS = {"onnx": ".onnx", "torch.export": ".pt2"}  # the others are folders
 FILES = {"torch": {torch_source.SOURCE, torch_source.WEIGHTS}, "hub": {hub.CONFIG, hub.MODEL, hub.CARD, hub.STATISTICS}}
+MAY_BE = {"torch": set(), "hub": {UNIT_MEANS}}  # beside them
 PICTURES, TOLERANCE = 10, 1e-4  # largest difference of logits, as a share of the largest logit
 
 
@@ -58,13 +61,15 @@ def export(
     fused: bool = False,
     half: bool = False,
     synsets: str | None = None,
+    means: Callable[[TwoTowerAlexNet, Statistics], UnitMeans] | None = None,
 ) -> Difference:
     """Write the newest weights of a run as one of `FORMATS`. The file or folder is there whole or not at all.
 
     out: a file with its ending (`ENDINGS`), or a folder: a new or an empty one, or one that an export of the same kind
     wrote. gpus, kernels: who computes the logits that it is compared with. fused: of torch.export, with our compiled
     operators. half: of hub, weights rounded to float16; it is compared with a network of the rounded weights. synsets:
-    see `data.synsets.in_words`. Raises UserError where a package is missing, `out` is another's or can't be written,
+    see `data.synsets.in_words`. means: of hub, computes what is kept of the network that is written. Raises UserError
+    where a package is missing, `out` is another's or can't be written,
     the network can't be told in this format, a weight is beyond float16's range, and where the logits differ by more
     than TOLERANCE allows."""
     path = Path(out)
@@ -93,9 +98,10 @@ def export(
     with alone(path), durable_files.writing(path):
         refuse_out(run, to, out)  # another may have written it meanwhile
         if to == "hub":
+            kept = means and means(network, found.statistics)
             card = model_card(read_run(run), state, _tests(run), words, half)
             with durable_files.new_directory(path, instead=True) as folder:
-                hub.write(folder, recipe, weights, found.statistics, found.classes, words, card, half)
+                hub.write(folder, recipe, weights, found.statistics, found.classes, words, card, half, kept)
                 return compared(ours, _answers_of(hub.from_pretrained(folder), pictures))
         if to == "torch":
             steps = plain_steps(recipe, weights, classes)
@@ -166,7 +172,7 @@ def refuse_out(run: str | Path, to: str, out: str | Path) -> None:
         durable_files.refuse_unwritable("OUT", path, path.absolute().parent)
         with durable_files.writing(path):
             names = set(durable_files.names(path, 100))
-            if names and (names != FILES[to] or not _is_ours(path, to)):
+            if names and (names - MAY_BE[to] != FILES[to] or not _is_ours(path, to)):
                 raise UserError(f"OUT {out}: it is there already, and not an export --to {to}; choose another name")
 
 

@@ -17,6 +17,7 @@ from ..recipes import shapes
 from ..recipes.recipe import Recipe, from_dict, to_dict
 from ..runs import safetensors_file
 from ..runs.directory import RUN
+from ..runs.unit_means import UnitMeans
 from ..system import durable_files
 from ..system.command_line import typed
 from ..system.devices import check_kernels, named
@@ -43,9 +44,10 @@ def write(
     words: Sequence[str],
     card: str,
     half: bool = False,
+    means: UnitMeans | None = None,
 ) -> None:
     """Fill an empty folder. weights: merged, float32; words: the classes' names as a person knows them; card: the text
-    of README.md; half: the weights are written as float16. Raises OSError."""
+    of README.md; half: the weights are written as float16; means: of the network as it is written. Raises OSError."""
     config = {
         "format": FORMAT,
         "input": told_input(recipe),
@@ -60,6 +62,8 @@ def write(
     durable_files.write(folder / CONFIG, [(json.dumps(config, indent=1) + "\n").encode()])
     durable_files.write(folder / CARD, [card.encode()])
     statistics.save(folder)
+    if means is not None:
+        means.save(folder)
 
 
 def from_pretrained(folder: str | Path, device: torch.device | str = "cpu", kernels: str = "auto") -> PictureNetwork:

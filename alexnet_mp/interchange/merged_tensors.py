@@ -15,6 +15,7 @@ from ..data.pixel_statistics import STATISTICS
 from ..recipes import shapes
 from ..recipes.recipe import Recipe
 from ..runs import safetensors_file
+from ..runs.unit_means import UNIT_MEANS
 from ..system import durable_files
 from ..system.errors import need
 
@@ -23,11 +24,11 @@ DAMAGE = (ValueError, OSError, RecursionError, SafetensorError)
 
 
 def files_of(path: Path) -> list[Path]:
-    """The .safetensors files that a path names or holds, but the statistics of a run."""
+    """The .safetensors files that a path names or holds, but the statistics and means of a run."""
     if not path.is_dir():
         return [path]
     names = durable_files.names(path, 4096)
-    return [path / name for name in names if name.endswith(".safetensors") and name != STATISTICS]
+    return [path / name for name in names if name.endswith(".safetensors") and name not in (STATISTICS, UNIT_MEANS)]
 
 
 def layouts_of(files: Sequence[Path]) -> dict[str, tuple[Path, str, tuple[int, ...]]]:

@@ -5,14 +5,17 @@ import re
 
 import numpy as np
 import pytest
+import torch
 from browser import PAPER, needs_chromium, rendered
 from image_folders import make_folder
 from inner_cases import every
 from made_runs import made_run, without_git
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from tiny_run import LAYERS
 
-from alexnet_mp import predict
+from alexnet_mp import convert, export, predict
+from alexnet_mp.runs.unit_means import UNIT_MEANS
 from alexnet_mp.system.errors import UserError
 
 TINY = ["stored_size=41", "crop_size=32", "crop_positions=8", "lrn_alpha=0.01", f"layers={json.dumps(LAYERS)}"]
@@ -35,6 +38,51 @@ def paged(run, photograph, *options):
 
 def parts(text, what):
     return re.findall(rf'<section class="{what}" data-name="(.*?)">', text)
+
+
+@pytest.mark.run
+def test_means_travel_with_a_network_whose_pictures_stay(photograph, tmp_path, monkeypatch, capsys):
+    """Exported with the means of its units and converted, it shows a tower off as it did beside its pictures."""
+    without_git(monkeypatch)
+    run, *_ = made_run(tmp_path / "run", ("mini", TINY), 3, ["a", "b", "c"])
+    pictures = make_folder(tmp_path / "pictures", train=1, val=2, size=(48, 44))
+    folder, there = tmp_path / "hub", tmp_path / "there"
+    at_home = answers_of(paged(run, photograph, "--data", str(pictures)))
+    export.main([str(run), "--to", "hub", str(folder), "--data", str(pictures), "--gpus", "cpu"])
+    convert.main([str(folder), str(there)])
+    (tmp_path / "page.html").unlink()
+    text = paged(there, photograph).read_text()
+    assert answers_of(tmp_path / "page.html") == at_home and [row.count("%") for row in at_home] == [4] * 3
+    assert "mean over 6 pictures of pictures, split val" in text
+    with pytest.raises(UserError, match="--data is for --to hub"):
+        export.main([str(run), "--to", "torch", str(tmp_path / "torch"), "--data", str(pictures)])
+
+    export.main([str(run), "--to", "hub", str(folder), "--gpus", "cpu"])  # without means, in the same place
+    assert not (folder / UNIT_MEANS).exists()
+    good = (there / UNIT_MEANS).read_bytes()
+    tensors = load_file(there / UNIT_MEANS)
+    (tmp_path / "page.html").unlink()
+    for wrong in (
+        {name: tensor for name, tensor in tensors.items() if name != "conv2.b"},
+        tensors | {"conv2.b": tensors["conv2.b"][..., :1].contiguous()},
+        tensors | {"conv2.a": torch.full_like(tensors["conv2.a"], torch.nan)},
+        tensors,
+        b"",
+        good[:-1],
+    ):
+        (there / UNIT_MEANS).write_bytes(wrong) if isinstance(wrong, bytes) else save_file(wrong, there / UNIT_MEANS)
+        with pytest.raises(UserError, match=f"^cannot read {there / UNIT_MEANS}: "):
+            paged(there, photograph)
+    (there / UNIT_MEANS).write_bytes(good)
+    assert answers_of(paged(there, photograph)) == at_home
+    (tmp_path / "page.html").unlink()
+    paged(there, photograph, "--data", str(make_folder(tmp_path / "other", train=1, val=1, size=(48, 44))))
+    assert answers_of(tmp_path / "page.html") != at_home  # other pictures were named
+
+
+def answers_of(page):
+    """The rows of the table at the top: a class, and its probability in each state."""
+    return re.findall(r"<tr><td>(.*?)</tr>", page.read_text())
 
 
 @pytest.mark.run
