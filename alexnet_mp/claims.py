@@ -197,7 +197,7 @@ def _parser():
     run.add_argument(
         "--note", default="", metavar="TEXT", help="about the data, told wherever the record's results are"
     )
-    run.add_argument("--budget", metavar="2h|90m", help="start no run that would end later than this")
+    run.add_argument("--budget", metavar="2h|90m", help="start no claim, and no run, that would end later than this")
     run.add_argument("--out", default=OUT, metavar="DIR", help=f"where the runs are; default: {OUT}")
     add_machine_options(run)
     table = actions.add_parser("table", help="README's table and docs/claims.md, from the records: printed")

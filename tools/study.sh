@@ -14,7 +14,7 @@
 # cores busy: each lane takes the next claim that no other has taken, and that none waits for whose runs it shares.
 set -euo pipefail
 
-usage() { sed -n '2,16s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+usage() { sed -n '2,14s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 [ $# -ge 2 ] || usage
 action=$1
 repository=$(cd "$(dirname "$0")/.." && pwd)
@@ -29,13 +29,14 @@ signal() {  # to the queue and all that it started
     kill "-$1" -- "-$(cat "$work/group")"
 }
 
-claim() {  # claim ID OPTIONS...: one thread, the lowest priority; a claim that fails doesn't end the queue, a signal does
+claim() {  # claim ID OPTIONS...: one thread, the lowest priority; a claim that fails doesn't end the queue
     local status=0 first=specialisation  # the claim whose runs it shares: base's, with all others
+    [ ! -e stopped ] || exit 0
     case $1 in specialisation) first="" ;; pretraining) first=sixth-conv ;; ensemble7) first=pretraining ;; cifar-*) first="" ;; esac
-    if [ -n "$first" ] && [ -z "$(ls "taken/$first" 2> /dev/null)" ]; then waits=yes; return 0; fi
+    if [ -n "$first" ] && [ ! -e "taken/$first/done" ] && [ ! -e "taken/$first/failed" ]; then waits=yes; return 0; fi
     mkdir "taken/$1" 2> /dev/null || return 0  # by another lane, or done
     nice -n 19 "$clone/.venv/bin/python" -m alexnet_mp.claims run "$@" --gpus cpu --out runs --records records || status=$?
-    if [ -e stopped ] || [ "$status" -gt 128 ]; then exit 0; fi
+    if [ -e stopped ]; then exit 0; fi
     if [ "$status" -eq 0 ]; then touch "taken/$1/done"; else touch "taken/$1/failed"; fi
 }
 
@@ -55,7 +56,7 @@ lane() {  # all claims, in the order of claims/desk-study.md; again, as long as 
             claim cifar-local --data cifar10-raw --seeds 3 --epochs 52 --note "$note"
         fi
         for id in crops flips schedule; do claim $id --data tiny100-raw --base desk --seeds 6; done
-        if [ -n "$waits" ]; then sleep 1; fi
+        if [ -n "$waits" ]; then sleep 1 || true; fi
     done
 }
 

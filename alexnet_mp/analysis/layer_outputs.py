@@ -38,7 +38,7 @@ def layer_outputs(
 
     images: (N, 3, crop, crop), once on each tower's device. off: towers, 0 and 1, whose outputs are `means`, all but
     the answer's. cut: layers that read both towers, in which each tower reads the mean of the other's output. means: of
-    `unit_means`; needed for either. Where normalisation crosses the towers' border (`lrn_crosses`), it goes on to see
+    `mean_outputs`; needed for either. Where normalisation crosses the towers' border (`lrn_crosses`), it goes on to see
     the other tower's maps.
     """
     outputs, before, found, recipe = list(images), None, {}, network.recipe
@@ -63,7 +63,7 @@ def layer_outputs(
     return found
 
 
-def unit_means(network: TwoTowerAlexNet, batches: Iterable[Sequence[torch.Tensor]]) -> Outputs:
+def mean_outputs(network: TwoTowerAlexNet, batches: Iterable[Sequence[torch.Tensor]]) -> Outputs:
     """The mean of every layer's output over pictures, unit by unit: N is 1. batches: `images` of `layer_outputs`."""
     sums, count = {}, 0
     for images in batches:
@@ -87,7 +87,7 @@ def unit_means_of(network: TwoTowerAlexNet, statistics: Statistics, dataset: Dat
                 yield centre_images(network, statistics, [split.read(int(number)) for number in some])
                 advance(len(some))
 
-        means = unit_means(network, batches())
+        means = mean_outputs(network, batches())
     values = {name: [each.float().cpu().numpy() for each in of_towers] for name, of_towers in means.items()}
     return UnitMeans(values, f"{len(numbers):,} pictures of {Path(dataset.source).name}, split val")
 

@@ -68,7 +68,7 @@ class OnePicture:
 
 def through(network: TwoTowerAlexNet, images: Sequence[torch.Tensor], means: Outputs | None) -> OnePicture:
     """One picture through a network in test mode. images: (1, 3, crop, crop), once on each tower's device. means: of
-    `layer_outputs.unit_means`; None: the whole network is shown alone, as it is of one tower."""
+    `layer_outputs.mean_outputs`; None: the whole network is shown alone, as it is of one tower."""
     ways = [("the whole network", (), ())]
     if network.recipe.towers == 2 and means is not None:
         ways += [("tower a off", (0,), ()), ("tower b off", (1,), ())]

@@ -65,8 +65,8 @@ def tested_by_run(run: Run) -> dict[str, dict[str, float]]:
 
 
 def train_run(run: Run, options: Namespace) -> None:
-    """Train a run to its end, or go on with it. Raises `Stopped` where Ctrl-C came, UserError where it can't be
-    trained.
+    """Train a run to its end, or go on with it. Raises `Stopped` if Ctrl-C ended the training, UserError if it can't
+    be trained.
 
     A run with a level is looked at after every epoch, and ends when its training error has come to the level. A run
     that another command trains is waited for.
@@ -82,7 +82,7 @@ def train_run(run: Run, options: Namespace) -> None:
         try:
             stopped = _train(run, options, before, last)
         except UserError:
-            if is_held(run.directory):  # by who was quicker
+            if is_held(run.directory) or status(run) == "done":  # who was quicker trains it, or has
                 continue
             raise
         if stopped:

@@ -176,7 +176,8 @@ def _read(path):
     except (OSError, ValueError, RecursionError):
         return None
     whole = isinstance(record, dict) and record.get("format") == FORMAT and FIELDS <= record.keys()
-    return record if whole and record["kind"] in KINDS and all(map(_is_run, record["runs"])) else None
+    known = whole and isinstance(record["kind"], str) and record["kind"] in KINDS
+    return record if known and isinstance(record["runs"], list) and all(map(_is_run, record["runs"])) else None
 
 
 def _is_run(entry):

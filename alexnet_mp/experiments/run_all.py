@@ -107,7 +107,8 @@ def _too_long(claim, options, seconds):
 def _as_one(claim, options, seeds):
     """The options of the command that does this claim alone, with these seeds and no limit: its record names that."""
     typed = [
-        claim.id if word == "all" and not before.startswith("--") else word  # every option takes a value
+        # every option takes a value
+        claim.id if word == "all" and (not before.startswith("--") or "=" in before) else word
         for before, word in zip(["", *options.typed], options.typed)
     ]
     for name in ("--budget", "--seeds"):

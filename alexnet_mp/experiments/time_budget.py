@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ..runs.metrics import read_metrics
 from ..system.devices import device_name, resolve
+from ..system.errors import UserError
 from ..system.terminal import say
 from .arm_runs import RESULT, first_gpu, reached, read_notes, status, train_run
 from .claim import GRID, Claim
@@ -61,12 +62,16 @@ class Forecast:
         say(f"-- {CALIBRATION_STEPS} steps of {run.preset}, to see how fast this machine is")
         name = f"calibration{os.getpid()}"  # another command may measure beside this one
         trial = make_run(run.kind, name, run.preset, run.recipe, run.data, self.options, steps=CALIBRATION_STEPS)
+        _forget(trial)  # of a process that had this number and was killed
         try:
             train_run(trial, self.options)
+            if status(trial) == "diverged":
+                raise UserError(
+                    f"{run.directory.name} diverges within {CALIBRATION_STEPS} steps: nothing tells its pace"
+                )
             self.pace[run.preset] = MARGIN * _pace_of_steps(trial, run)
         finally:
-            shutil.rmtree(trial.directory, ignore_errors=True)
-            Path(f"{trial.directory}{RESULT}").unlink(missing_ok=True)
+            _forget(trial)
 
     def seconds(self, run: Run) -> float:
         """What is still to be done of a run, in seconds, at most; `learn` or `calibrate` has to know its preset."""
@@ -95,6 +100,11 @@ class Forecast:
                     return math.inf
                 self.calibrate(run)
         return sum(self.seconds(run) for run in runs)
+
+
+def _forget(trial):
+    shutil.rmtree(trial.directory, ignore_errors=True)
+    Path(f"{trial.directory}{RESULT}").unlink(missing_ok=True)
 
 
 def _pace_of_steps(trial, run):

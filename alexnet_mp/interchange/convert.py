@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..recipes.named import PRESETS
 from ..recipes.recipe import Recipe, override
-from ..runs.unit_means import load_unit_means
+from ..runs.unit_means import UNIT_MEANS, load_unit_means
 from ..system import durable_files
 from ..system.errors import UserError
 from ..system.terminal import printable
@@ -53,8 +53,10 @@ def convert(
     names, words = _classes(classes, folders, config, count, note)
     statistics = _mean(mean, folders, made, note)
     note(f"{printable(str(source))}: {what}, {len(weights)} tensors, {count:,} classes; recipe {made.name}")
-    # Those of a hub's folder; other sizes than the folder's own would need others.
-    means = None if config is None or made != config.recipe else load_unit_means(folders[0], made, count)
+    # A hub's folder as it is may have means; with other sizes, weights or another mean image they would be wrong.
+    whole = config is not None and made == config.recipe and mean is None and (path.is_dir() or path.name == hub.MODEL)
+    kept = _beside(folders, (UNIT_MEANS,)) if whole else None
+    means = kept and load_unit_means(kept.parent, made, count)
     digest = "" if path.is_dir() else durable_files.digest(os.path.realpath(path))[1]
     return Converted(
         made, weights, statistics, names, words, f"{Path(os.path.abspath(path)).name} ({what})", digest, means

@@ -69,9 +69,8 @@ def export(
     wrote. gpus, kernels: who computes the logits that it is compared with. fused: of torch.export, with our compiled
     operators. half: of hub, weights rounded to float16; it is compared with a network of the rounded weights. synsets:
     see `data.synsets.in_words`. means: of hub, computes what is kept of the network that is written. Raises UserError
-    where a package is missing, `out` is another's or can't be written,
-    the network can't be told in this format, a weight is beyond float16's range, and where the logits differ by more
-    than TOLERANCE allows."""
+    if a package is missing, `out` is another's or can't be written, the network can't be told in this format, a weight
+    is beyond float16's range, or the logits differ by more than TOLERANCE allows."""
     path = Path(out)
     refuse_out(run, to, out)
     if to == "onnx":

@@ -17,7 +17,7 @@ from ..recipes import shapes
 from ..recipes.recipe import Recipe, from_dict, to_dict
 from ..runs import safetensors_file
 from ..runs.directory import RUN
-from ..runs.unit_means import UnitMeans
+from ..runs.unit_means import UNIT_MEANS, UnitMeans
 from ..system import durable_files
 from ..system.command_line import typed
 from ..system.devices import check_kernels, named
@@ -162,7 +162,8 @@ def push(folder: Path, name: str) -> str:
     try:
         hub = huggingface_hub.HfApi()
         hub.create_repo(name, exist_ok=True)
-        return str(hub.upload_folder(repo_id=name, folder_path=str(folder)))
+        # Means of earlier weights may not stay there; those of this folder come again in the same commit.
+        return str(hub.upload_folder(repo_id=name, folder_path=str(folder), delete_patterns=UNIT_MEANS))
     except Exception as error:  # of the network, of the hub, of a name that is none
         raise UserError(f"--push {name}: {' '.join(str(error).split()):.300}") from None
 

@@ -2,11 +2,13 @@
 has the network and not the pictures."""
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import load
 
 from ..recipes.recipe import Recipe
@@ -17,7 +19,7 @@ from . import safetensors_file
 
 UNIT_MEANS = "unit_means.safetensors"
 OF = "over"  # the field of the file's metadata that says of which pictures
-DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
+DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, SafetensorError)
 
 
 @dataclass(frozen=True)
@@ -41,9 +43,11 @@ class UnitMeans:
 
 
 def load_unit_means(folder: str | Path, recipe: Recipe, classes: int) -> UnitMeans | None:
-    """What is kept in a folder, None if nothing is. Raises UserError unless it is of such a network, and finite."""
+    """What is kept in a folder, None if nothing is. Raises UserError unless it is of such a network, and finite.
+
+    The file may be a link, as in a cache of models."""
     path = Path(folder) / UNIT_MEANS
-    if not path.exists():
+    if not os.path.lexists(path):
         return None
     shapes = {}
     for size in sizes(recipe, classes):
@@ -52,7 +56,9 @@ def load_unit_means(folder: str | Path, recipe: Recipe, classes: int) -> UnitMea
         shapes |= {f"{size.layer.name}.{'ab'[tower]}": (1, *shape) for tower in towers}
     try:
         wanted = {name: ("F32", shape) for name, shape in shapes.items()}
-        content = durable_files.read(path, 4 * sum(map(math.prod, shapes.values())) + safetensors_file.MOST_HEADER)
+        content = durable_files.read(
+            os.path.realpath(path), 4 * sum(map(math.prod, shapes.values())) + safetensors_file.MOST_HEADER
+        )
         need(safetensors_file.read_layout(len(content), content) == wanted, "its tensors are of another network")
         about = safetensors_file.parse(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"][OF]
         need(isinstance(about, str) and len(about) < 1000, "it doesn't say of which pictures it is")

@@ -10,7 +10,7 @@ from made_runs import random_weights
 from tiny_run import LAYERS
 
 from alexnet_mp import TwoTowerAlexNet, mini
-from alexnet_mp.analysis.layer_outputs import layer_outputs, links, unit_means
+from alexnet_mp.analysis.layer_outputs import layer_outputs, links, mean_outputs
 from alexnet_mp.analysis.one_picture import crossing, relative_change, shown_maps, strongest, through
 from alexnet_mp.recipes.recipe import override
 
@@ -38,13 +38,13 @@ def test_nothing_silenced_is_the_network_and_a_mean_of_one_picture_is_that_pictu
     assert torch.equal(found["fc8"][0], logits)
     for name, outputs in found.items():
         torch.testing.assert_close(torch.cat(list(outputs), 1), by_hand[name])
-    means = unit_means(network, [[some[:2]] * towers, [some[2:]] * towers])
+    means = mean_outputs(network, [[some[:2]] * towers, [some[2:]] * towers])
     for name, outputs in means.items():
         torch.testing.assert_close(torch.cat(list(outputs), 1), by_hand[name].mean(0, keepdim=True))
     with pytest.raises(ValueError, match="no pictures"):
-        unit_means(network, [])
+        mean_outputs(network, [])
     one = [some[:1]] * towers
-    shown = through(network, one, unit_means(network, [one]))
+    shown = through(network, one, mean_outputs(network, [one]))
     assert [state.name for state in shown.states] == [
         "the whole network",
         *(["tower a off", "tower b off", "links cut"] if towers == 2 else []),
@@ -59,7 +59,7 @@ def test_nothing_silenced_is_the_network_and_a_mean_of_one_picture_is_that_pictu
 def test_what_is_off_or_cut_says_nothing(overlap):
     """Of a silenced tower's picture nothing reaches the answer; with the links cut both reach it, and add up."""
     network, images = made(overlap=overlap)
-    means = unit_means(network, [[images(7)] * 2])
+    means = mean_outputs(network, [[images(7)] * 2])
     (a, other_a), (b, other_b) = images(2).split(1), images(2).split(1)
 
     def answer(one, other, **silenced):

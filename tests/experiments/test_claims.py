@@ -1024,6 +1024,8 @@ def test_a_damaged_record_is_left_alone(tmp_path, capsys):
         ("list", "[]"),
         ("bytes", "\udcff"),
         ("kind", json.dumps(record_of("difference", ["base"], THREE) | {"kind": "unknown"})),
+        ("kinds", json.dumps(record_of("difference", ["base"], THREE) | {"kind": []})),
+        ("count", json.dumps(record_of("difference", ["base"], THREE) | {"runs": 5})),
         ("run", json.dumps(record_of("difference", ["base"], THREE) | {"runs": [{"seed": 0}]})),
     ):
         (tmp_path / f"{name}.json").write_text(content, errors="surrogateescape")

@@ -821,3 +821,6 @@ def test_a_record_has_the_command_of_its_claim_alone():
     alone = run_all._as_one(BY_ID["lrn"], Namespace(typed=typed, claim="all"), 2)
     assert alone.typed == ["run", "--data", "all", "lrn", "--base", "desk", "--seeds", "2"] and alone.claim == "all"
     assert typed[3] == "all"
+    typed = ["run", "--budget=2h", "all", "--note", "all", "--data=x"]
+    alone = run_all._as_one(BY_ID["lrn"], Namespace(typed=typed, claim="all"), 1)
+    assert alone.typed == ["run", "lrn", "--note", "all", "--data=x", "--seeds", "1"]

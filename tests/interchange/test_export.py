@@ -36,6 +36,7 @@ from alexnet_mp.recipes.recipe import change_layers, override
 from alexnet_mp.runs.checkpoint_format import read_state
 from alexnet_mp.runs.checkpoints import newest
 from alexnet_mp.runs.directory import read_run
+from alexnet_mp.runs.unit_means import UNIT_MEANS
 from alexnet_mp.system import durable_files
 from alexnet_mp.system.errors import UserError
 
@@ -475,7 +476,8 @@ def test_networks_that_no_format_holds_and_the_hub(run, tmp_path, monkeypatch, c
                 raise RuntimeError("401 Client Error.\nRepository Not Found")
             asked.append((name, exist_ok))
 
-        def upload_folder(self, repo_id, folder_path):
+        def upload_folder(self, repo_id, folder_path, delete_patterns):
+            assert delete_patterns == UNIT_MEANS  # of an earlier push
             asked.append((repo_id, sorted(os.listdir(folder_path))))
             return "https://example.org/me/it"
 

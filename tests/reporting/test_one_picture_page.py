@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -57,6 +58,19 @@ def test_means_travel_with_a_network_whose_pictures_stay(photograph, tmp_path, m
     with pytest.raises(UserError, match="--data is for --to hub"):
         export.main([str(run), "--to", "torch", str(tmp_path / "torch"), "--data", str(pictures)])
 
+    linked = tmp_path / "linked"  # as in a cache of models
+    linked.mkdir()
+    for path in folder.iterdir():
+        (linked / path.name).symlink_to(path)
+    for source, more, kept in (
+        (linked, (), True),
+        (linked / "model.safetensors", (), True),
+        (folder, ("--mean", "120,120,120"), False),  # means under another mean image would be others
+        (folder, ("--set", "lrn_alpha=0.02"), False),
+    ):
+        convert.main([str(source), str(tmp_path / "run2"), *more])
+        assert (tmp_path / "run2" / UNIT_MEANS).exists() is kept
+        shutil.rmtree(tmp_path / "run2")
     export.main([str(run), "--to", "hub", str(folder), "--gpus", "cpu"])  # without means, in the same place
     assert not (folder / UNIT_MEANS).exists()
     good = (there / UNIT_MEANS).read_bytes()
@@ -69,6 +83,9 @@ def test_means_travel_with_a_network_whose_pictures_stay(photograph, tmp_path, m
         tensors,
         b"",
         good[:-1],
+        about(good, {"over": "pictures", "number": 1}),
+        about(good, {"other": "pictures"}),
+        about(good, {"over": "\ud800"}),
     ):
         (there / UNIT_MEANS).write_bytes(wrong) if isinstance(wrong, bytes) else save_file(wrong, there / UNIT_MEANS)
         with pytest.raises(UserError, match=f"^cannot read {there / UNIT_MEANS}: "):
@@ -78,6 +95,13 @@ def test_means_travel_with_a_network_whose_pictures_stay(photograph, tmp_path, m
     (tmp_path / "page.html").unlink()
     paged(there, photograph, "--data", str(make_folder(tmp_path / "other", train=1, val=1, size=(48, 44))))
     assert answers_of(tmp_path / "page.html") != at_home  # other pictures were named
+
+
+def about(content, fields):
+    """A file of safetensors whose metadata are others."""
+    size = int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8 : 8 + size]) | {"__metadata__": fields}).encode()
+    return len(header).to_bytes(8, "little") + header + content[8 + size :]
 
 
 def answers_of(page):

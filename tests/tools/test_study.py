@@ -18,6 +18,11 @@ def study(script, *words):
     return subprocess.run(["bash", str(script), *map(str, words)], capture_output=True, text=True)
 
 
+def running(group):
+    """Whether a process of a group still runs."""
+    return subprocess.run(["pgrep", "-g", str(group)], capture_output=True).returncode == 0
+
+
 def checkout(tmp_path):
     """A checkout with a stand-in of its interpreter, which says what it was asked for."""
     place = tmp_path / "checkout"
@@ -70,7 +75,7 @@ def test_the_queue_runs_its_commands_from_a_clone_and_stops_where_it_is_told(tmp
     python.write_text(
         '#!/bin/sh\necho "$OMP_NUM_THREADS $(nice) $*" >> "$STUDY_TEST/asked"\n'
         'case "$*" in *" specialisation "*) if [ -e "$STUDY_TEST/hold" ]; then exec sleep 60; fi;; *prepare*) '
-        'mkdir -p "$4"; echo > "$4/index.json";; *" lrn "*) [ ! -e "$STUDY_TEST/fails" ];; '
+        'mkdir -p "$4"; echo > "$4/index.json";; *" lrn "*) [ ! -e "$STUDY_TEST/fails" ] || kill -KILL $$;; '
         '*" sixth-conv "*) sleep 2; echo " run ended" >> "$STUDY_TEST/asked";; esac\n'
     )
     python.chmod(0o755)
@@ -85,7 +90,9 @@ def test_the_queue_runs_its_commands_from_a_clone_and_stops_where_it_is_told(tmp
     environment = {"PATH": PATH, "STUDY_TEST": str(tmp_path), "HOME": str(tmp_path)}
     (tmp_path / "hold").touch()
     queue = subprocess.Popen(
-        ["bash", str(script), "run", str(work), str(pictures), str(cifar)], env=environment, start_new_session=True
+        ["bash", str(script), "run", str(work), str(pictures), str(cifar)],
+        env={**environment, "LANES": "2"},  # the second waits for the first, whose runs all others share
+        start_new_session=True,
     )
     try:
         asked = tmp_path / "asked"
@@ -98,10 +105,10 @@ def test_the_queue_runs_its_commands_from_a_clone_and_stops_where_it_is_told(tmp
         assert "the queue runs in" in study(script, "status", work).stdout
         assert study(script, "pause", work).returncode == study(script, "go", work).returncode == 0
         assert study(script, "stop", work).returncode == 0
-        assert queue.wait(timeout=30) == 0
+        assert queue.wait(timeout=30) == 0 and not running(queue.pid)
     finally:
         queue.kill()
-    lines = [line for line in asked.read_text().splitlines()]
+    lines = [line for line in asked.read_text().splitlines() if "cifar-" not in line]  # which share nothing
     assert len(lines) == 3
     for line, source in zip(lines, (pictures, cifar)):
         assert line.split()[2:5] == ["-m", "alexnet_mp.prepare", str(source)]
@@ -111,6 +118,7 @@ def test_the_queue_runs_its_commands_from_a_clone_and_stops_where_it_is_told(tmp
     )
     assert (work / "records" / RECORD).read_text() == "{}"  # what the repository has is not run again
     (tmp_path / "hold").unlink()
+    asked.unlink()
     again = subprocess.run(
         ["bash", str(script), "run", str(work), str(pictures), str(cifar)],
         env=environment,
@@ -118,7 +126,7 @@ def test_the_queue_runs_its_commands_from_a_clone_and_stops_where_it_is_told(tmp
         text=True,
     )
     assert again.returncode == 0 and "come to its end" in again.stdout
-    commands = [line.partition(" run ")[2].split()[0] for line in asked.read_text().splitlines()[3:] if " run " in line]
+    commands = [line.partition(" run ")[2].split()[0] for line in asked.read_text().splitlines() if " run " in line]
     page = (ROOT / "claims" / "desk-study.md").read_text(encoding="utf-8")
     planned = [
         line.split("|")[1].strip()
@@ -129,7 +137,7 @@ def test_the_queue_runs_its_commands_from_a_clone_and_stops_where_it_is_told(tmp
     commands.remove("ended")
     assert commands == [*planned, "cifar-lrn", "cifar-relu", "cifar-local", "crops", "flips", "schedule"]
     assert "failed" not in again.stdout
-    (tmp_path / "fails").touch()
+    (tmp_path / "fails").touch()  # and one that is killed counts as failed
     again = subprocess.run(
         ["bash", str(script), "run", str(work), str(pictures)], env=environment, capture_output=True, text=True
     )

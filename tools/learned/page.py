@@ -20,11 +20,11 @@ its colours, and when it loses all but its colours. Right: how much the error ri
 towers first meet.
 
 The report shows of one network what its towers are for ([the report](report.md) explains the measures). This page asks
-it of all networks of the [desk study](../claims/desk-study.md) that were trained when it was written: AlexNet's graph
-for photographs of 64x64 pixels, 100 classes, trained on one processor core each; and of two kinds of controls. Two
-towers without links meet at the last layer alone. One tower has the kernels of both. The last section has one network
-of the embedded pictures. A command writes the page from [the records](../claims/what-each-gpu-learned); it adds more
-seeds when it is run again:
+it of all networks of the [desk study](../claims/desk-study.md) that were trained when it was written: AlexNet's layers,
+narrower, for photographs of 64x64 pixels, 100 classes, trained on one processor core each; and of two kinds of
+controls. Two towers without links meet at the last layer alone. One tower has the kernels of both. The last section
+has one network of the embedded pictures. A command writes the page from [the
+records](../claims/what-each-gpu-learned); it adds more seeds when it is run again:
 """
 LIMITS = """
 - Few seeds. A test by sign flips over k seeds has no p below 2 / 2^k: {least:g} with {seeds} of them. The p-values of
