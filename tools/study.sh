@@ -30,9 +30,9 @@ signal() {  # to the queue and all that it started
 }
 
 claim() {  # claim ID OPTIONS...: one thread, the lowest priority; a claim that fails doesn't end the queue
-    local status=0 first=specialisation  # the claim whose runs it shares: base's, with all others
+    local status=0 first=specialisation  # the claim that it waits for, since it shares its runs; base's are shared by nearly all
     [ ! -e stopped ] || exit 0
-    case $1 in specialisation) first="" ;; pretraining) first=sixth-conv ;; ensemble7) first=pretraining ;; cifar-*) first="" ;; esac
+    case $1 in specialisation) first="" ;; pretraining) first=sixth-conv ;; ensemble7) first=pretraining ;; esac
     if [ -n "$first" ] && [ ! -e "taken/$first/done" ] && [ ! -e "taken/$first/failed" ]; then waits=yes; return 0; fi
     mkdir "taken/$1" 2> /dev/null || return 0  # by another lane, or done
     nice -n 19 "$clone/.venv/bin/python" -m alexnet_mp.claims run "$@" --gpus cpu --out runs --records records || status=$?

@@ -55,6 +55,9 @@ def run_command(main: Callable[[], int | None], several: bool = False) -> NoRetu
             break
         except KeyboardInterrupt:
             pass
+    # Ctrl-C within a text that is executed, as dataclasses and named tuples are made of, leaves a mark for which
+    # `python -m` ends by the signal, whoever caught it; the next text takes it away.
+    exec("")
     sys.stdout.flush()
     sys.exit(status or (2 if any(output.lost for output in outputs) else status))
 

@@ -110,7 +110,7 @@ def asks(tmp_path):
     return run
 
 
-@pytest.mark.run
+@pytest.mark.slow
 def test_what_the_selection_leaves_is_asked_for(asks):
     said, printed = asks(str(BENCHMARKS), "-k", " or ".join(f"({words})" for words in CHOSEN))
     assert said == set(CHOSEN.values()), printed

@@ -312,7 +312,7 @@ def test_memory_stays_flat_over_fifty_epochs_of_other_files(sources, kind, sourc
     "kind",
     [
         pytest.param(DaliPipeline, marks=[needs_dali, pytest.mark.slow], id="dali"),
-        pytest.param(FedAhead, marks=needs_dali, id="dali ahead"),
+        pytest.param(FedAhead, marks=[needs_dali, pytest.mark.slow], id="dali ahead"),
         pytest.param(TorchPipeline, id="torch"),
     ],
 )

@@ -3,6 +3,7 @@ ignored."""
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 
@@ -269,6 +270,22 @@ def test_a_second_one_that_waits_is_no_traceback(monkeypatch):
             errors.run_command(main)
         assert ended.value.code == 130 and not waiting and signal.getsignal(signal.SIGINT) == signal.SIG_IGN
         signal.signal(signal.SIGINT, before)
+
+
+def test_one_within_a_text_that_is_executed_leaves_the_status(tmp_path):
+    """As within the making of a dataclass: Python marks it, and ends by the signal in the end."""
+    (tmp_path / "interrupted.py").write_text(
+        "from alexnet_mp.system.errors import run_command\n"
+        "def main():\n"
+        "    try:\n"
+        "        exec('raise KeyboardInterrupt')\n"
+        "    except KeyboardInterrupt:\n"
+        "        return 130\n"
+        "if __name__ == '__main__':\n"
+        "    run_command(main)\n"
+    )
+    ended = subprocess.run([sys.executable, "-m", "interrupted"], cwd=tmp_path, capture_output=True)
+    assert (ended.returncode, ended.stderr) == (130, b"")
 
 
 def lines_of(out):

@@ -40,7 +40,7 @@ def checks_of(kind, operation="", **changes):
 
 @pytest.mark.run
 @needs_kernels
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)], ids=str)
 @every("preset", PRESETS)
 def test_the_cpus_kernels_are_right(preset, dtype):
     """Those of every preset: the bound is not met by chance."""
