@@ -37,7 +37,8 @@ class Difference(Kind):
 
     def findings(self, record: dict, arms: Sequence[str]) -> list[str | None]:
         gaps = [_gaps(record, arms)] if record["claim"] == "pooling" else []  # of which 3.4 speaks too
-        return [*super().findings(record, arms), *gaps]
+        beside = [sentences.beside(record, arms[0], arm) for arm in arms[1:]]
+        return [*super().findings(record, arms), *beside, *gaps]
 
 
 class Cumulative(Kind):
@@ -46,7 +47,9 @@ class Cumulative(Kind):
     word = "cumulative"
 
     def findings(self, record: dict, arms: Sequence[str]) -> list[str | None]:
-        return [_errors(record, arms[0]), *(sentences.difference(record, *pair) for pair in zip(arms, arms[1:]))]
+        steps = list(zip(arms, arms[1:]))
+        beside = [sentences.beside(record, *pair) for pair in steps]
+        return [_errors(record, arms[0]), *(sentences.difference(record, *pair) for pair in steps), *beside]
 
     def outcomes(self, record: dict, arms: Sequence[str]) -> list[Outcome]:
         return [outcome.difference(record, *pair) for pair in zip(arms, arms[1:])]

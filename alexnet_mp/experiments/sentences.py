@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from statistics import mean, stdev
 
 from ..analysis.hypothesis_tests import Paired, paired
-from .entries import fields, pairs, words
+from .entries import fields, pairs, training_error, words
 
 
 def count(number: int, noun: str) -> str:
@@ -50,3 +50,21 @@ def difference(record: dict, reference: str, arm: str) -> str | None:
     level = " / ".join(f"{mean(pair[0]):.2f}" for pair in errors)
     centre = "".join(f"; {other} {points}" for points, other, *_ in others)
     return f"{words(arm)} {first} against {words(reference)}'s {level} % ({protocol}), {n_and_p(test)}{centre}"
+
+
+def beside(record: dict, reference: str, arm: str) -> str | None:
+    """What tells learning from generalising: an arm's error on the training images minus its reference's, and when the
+    loss of each moved, if it did in all runs; None if they weren't tested on training images."""
+    runs = [run for of_arm in pairs(record, reference, arm) for run in of_arm]
+    if not runs or any(training_error(run) is None for run in runs):
+        return None
+    a, b = pairs(record, reference, arm)
+    before, after = ([training_error(run) for run in runs] for runs in (a, b))
+    told = (
+        f"on the training images, centre view, network in test mode: {words(arm)} {signed(paired(before, after))} "
+        f"points against {words(reference)}'s {mean(before):.2f} %"
+    )
+    if any(run.get("moved") is None for run in runs):
+        return told
+    moved, of_reference = (spread([run["moved"] for run in of_arm], 0) for of_arm in (b, a))
+    return f"{told}; its loss moves at step {moved}, {words(reference)}'s at {of_reference}"

@@ -586,13 +586,32 @@ def test_overfitting_is_a_difference_and_a_gap():
     )
 
 
+def test_errors_on_training_images_and_the_loss_stand_beside_a_difference():
+    runs = {
+        (arm, seed): {**run, "on_training_images": {"top1_error": 20.0 + seed + 4 * (arm == "no_lrn")}}
+        for (arm, seed), run in THREE.items()
+    }
+    (_, beside) = findings(record_of("difference", ["base", "no_lrn"], runs))
+    told = (
+        "on the training images, centre view, network in test mode: no lrn +4.00 ± 0.00 points against base's 21.00 %"
+    )
+    assert beside == told
+    moved = {key: {**run, "moved": 100 + 10 * key[1] + 50 * (key[0] == "no_lrn")} for key, run in runs.items()}
+    (_, beside) = findings(record_of("difference", ["base", "no_lrn"], moved))
+    assert beside == f"{told}; its loss moves at step 160 ± 10, base's at 110 ± 10"
+    moved["no_lrn", 1]["moved"] = None
+    (_, beside) = findings(record_of("difference", ["base", "no_lrn"], moved))
+    assert beside == told
+    assert len(findings(record_of("difference", ["base", "no_lrn"], THREE))) == 1
+
+
 def test_the_gap_of_pooling_is_told_beside_its_difference():
     """3.4: "slightly more difficult to overfit"; a record of before tells it too."""
     runs = overfitting("base", 0, 30.0, 25.0) | overfitting("non_overlapping", 0, 31.0, 24.5)
-    difference, gap = findings(record_of("difference", ["base", "non_overlapping"], runs, claim="pooling"))
+    difference, _, gap = findings(record_of("difference", ["base", "non_overlapping"], runs, claim="pooling"))
     assert difference.startswith("non overlapping +1.00 / ")
     assert gap.endswith("non overlapping +1.50 points against base, n = 1, no p")
-    assert len(findings(record_of("difference", ["base", "non_overlapping"], runs, claim="lrn"))) == 1
+    assert len(findings(record_of("difference", ["base", "non_overlapping"], runs, claim="lrn"))) == 2  # no gap
 
 
 @every("kind", ["overfitting", "dropout", "training", "schedule", "moved", "difference"])
