@@ -52,32 +52,36 @@ def run_all(options: Namespace, forecast: Forecast) -> int:
         raise UserError(f"--data {options.data}: no claim can be run on it, which the lines above say why")
     try:
         _tell_length(fit, options, forecast)
+        for claim in fit:
+            if not _begun_in_time(claim, options, forecast):
+                failed.append(claim.id)
     except Stopped:
         say("stopped; the same command goes on")
         return 0
-    for claim in fit:
-        try:
-            seeds, seconds = _seeds_in_time(claim, options, forecast)
-            if not seeds:
-                say(f"== {claim.id}: not started, {_too_long(claim, options, seconds)} and {_left(forecast)}")
-                continue
-            say(
-                f"== {claim.id}: {seeds} of {_wanted(claim, options)} seeds, "
-                + (f"{duration(seconds)}, " if options.budget else "")
-                + _left(forecast)
-            )
-            alone = _as_one(claim, options, seeds)
-            record = run_claim(claim, alone, seeds, _allow(forecast, options.budget is not None))
-            if record:
-                _tell(record)
-        except Stopped:
-            say("stopped; the same command goes on")
-            return 0
-        except UserError as error:
-            say(f"== {claim.id}: not run: {error}")
-            failed.append(claim.id)
     say(f"all done that there was time for, {_left(forecast)}" + (f"; not run: {', '.join(failed)}" if failed else ""))
     return 1 if failed else 0
+
+
+def _begun_in_time(claim, options, forecast):
+    """Run one of all claims, if there is time; False if it can't be run."""
+    try:
+        seeds, seconds = _seeds_in_time(claim, options, forecast)
+        if not seeds:
+            say(f"== {claim.id}: not started, {_too_long(claim, options, seconds)} and {_left(forecast)}")
+            return True
+        say(
+            f"== {claim.id}: {seeds} of {_wanted(claim, options)} seeds, "
+            + (f"{duration(seconds)}, " if options.budget else "")
+            + _left(forecast)
+        )
+        alone = _as_one(claim, options, seeds)
+        record = run_claim(claim, alone, seeds, _allow(forecast, options.budget is not None))
+        if record:
+            _tell(record)
+    except UserError as error:
+        say(f"== {claim.id}: not run: {error}")
+        return False
+    return True
 
 
 def _wanted(claim, options):
@@ -123,8 +127,11 @@ def _tell_length(claims, options, forecast):
     for claim in claims:
         with suppress(UserError):  # said where its turn comes
             runs |= {run.directory: run for run in needed(claim, options, _wanted(claim, options))}
-    seconds = forecast.total(list(runs.values()))
-    how_long = UNKNOWN if seconds == math.inf else f"{duration(seconds)} for what is left of them"
+    try:
+        seconds = forecast.total(list(runs.values()))
+        how_long = UNKNOWN if seconds == math.inf else f"{duration(seconds)} for what is left of them"
+    except UserError as error:  # of one of them; the others may run
+        how_long = f"how long is not known: {error}"
     say(f"{len(claims)} claims, {len(runs)} runs, {how_long}; {_left(forecast)}")
 
 

@@ -809,6 +809,19 @@ def test_a_signal_while_the_machine_is_measured_stops_all_claims(data, tmp_path,
     assert capsys.readouterr().out.endswith("stopped; the same command goes on\n")
 
 
+def test_a_pace_that_nothing_tells_ends_no_other_claim(data, tmp_path, monkeypatch, capsys):
+    def diverges(self, runs):
+        raise UserError("it diverges")
+
+    monkeypatch.setattr(Forecast, "total", diverges)
+    monkeypatch.setattr(run_all, "CLAIMS", [BY_ID["flips"], BY_ID["crops"]])
+    where = ["--data", data, "--out", tmp_path, "--records", tmp_path / "records"]
+    assert claims.main(["run", "all", *where, *MINI, "--seeds", "1", "--budget", "5m"]) == 1
+    said = capsys.readouterr().out
+    assert "2 claims, 3 runs, how long is not known: it diverges; " in said
+    assert "== flips: not run: it diverges\n== crops: not run: it diverges\n" in said
+
+
 def test_pictures_that_no_claim_can_take_are_refused(data, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(run_all, "_unfit", lambda claim, options: "which need pictures of 84x84")
     with pytest.raises(UserError, match="no claim can be run on it"):

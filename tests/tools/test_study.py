@@ -58,11 +58,11 @@ def test_there_is_nothing_to_hold_where_nothing_runs(tmp_path):
 
 def test_records_come_to_the_checkout_and_its_table_is_made(tmp_path):
     script, _ = checkout(tmp_path)
-    (tmp_path / "work").mkdir()
-    found = study(script, "collect", tmp_path / "work")
+    (tmp_path / "desk").mkdir()
+    found = study(script, "collect", tmp_path / "desk")
     assert (
         found.returncode == 0
-        and found.stdout == f"asked: -m alexnet_mp.claims table --write --take {tmp_path}/work/records\n"
+        and found.stdout == f"asked: -m alexnet_mp.claims table --write --take {tmp_path}/desk/records\n"
     )
 
 
