@@ -62,3 +62,9 @@ def record_of(kind, arms, runs, **more):
         "ensembles": [],
         **more,
     }
+
+
+# three seeds of two arms
+THREE = {("base", seed): {"errors": errors((21.0 + seed, 5.0), (20.0 + seed, 4.0))} for seed in range(3)} | {
+    ("no_lrn", seed): {"errors": errors((22.0 + 2 * seed, 5.5), (21.0 + 2 * seed, 4.5 + seed))} for seed in range(3)
+}

@@ -9,6 +9,7 @@ from alexnet_mp import claims
 from alexnet_mp.experiments import records
 from alexnet_mp.experiments.paper_claims import CLAIMS
 from alexnet_mp.experiments.records import read_records
+from alexnet_mp.training.trainer import Trainer
 
 SMALL = [
     "--gpus",
@@ -40,6 +41,7 @@ MINI = [
 ]
 CIFAR = [*SMALL, "--set", "conv2.maps=2"]
 BY_ID = {claim.id: claim for claim in CLAIMS}
+STEPS = 3  # an epoch: two batches of 9 images and one of 6
 
 
 @pytest.fixture
@@ -53,13 +55,11 @@ def data(tmp_path_factory):
     return make_folder(tmp_path_factory.mktemp("pictures") / "data", train=8, val=2, size=(100, 96))
 
 
-def run(claim, data, out, *more):
+def run(claim, data, out, *more, status=0):
     """`claims run`; returns the newest record, or None."""
     options = CIFAR if claim in BY_ID and BY_ID[claim].data == "cifar10" else MINI
-    assert (
-        claims.main(["run", claim, "--data", data, "--out", out, "--records", Path(out) / "records", *options, *more])
-        == 0
-    )
+    where = ["--data", data, "--out", out, "--records", Path(out) / "records"]
+    assert claims.main(["run", claim, *where, *options, *more]) == status
     return read_records(Path(out) / "records").get(claim, [None])[0]
 
 
@@ -74,3 +74,15 @@ def without_times(record):
         for entry in record["runs"]
     ]
     return {name: value for name, value in record.items() if name not in ("date", "command", "runs")} | {"runs": runs}
+
+
+def steps_taken(monkeypatch):
+    """A list that grows by the seed of every step's recipe."""
+    taken, function = [], Trainer.one_step
+
+    def one_step(self, batch):
+        function(self, batch)
+        taken.append(self.recipe.seed)
+
+    monkeypatch.setattr(Trainer, "one_step", one_step)
+    return taken

@@ -40,17 +40,39 @@ def keep(run: Run, entry: dict, kernels: np.ndarray | None, records: str | Path)
 
 def kept(run: Run, records: str | Path) -> dict | None:
     """The entry of a run that is kept, None where there is none."""
+    return _entry(_place(run, records).with_suffix(".json"))
+
+
+def first_layer(entry: dict, records: str | Path) -> np.ndarray | None:
+    """(maps of all towers, 3, k, k) float32 of a run that is kept, None where its kernels are not."""
+    return _kernels(_named(entry["directory"], records).with_suffix(".npz"))
+
+
+def new_files(source: str | Path, records: str | Path) -> list[Path]:
+    """The files of the runs that another folder of records keeps and this one has not, or only damaged; none that is
+    damaged there, too."""
+    return [
+        path
+        for path in sorted((Path(source) / FOLDER).glob("*"))
+        if _is_whole(path) and not _is_whole(Path(records) / FOLDER / path.name)
+    ]
+
+
+def _is_whole(path):
+    return (_entry if path.suffix == ".json" else _kernels)(path) is not None
+
+
+def _entry(path):
     try:
-        entry = json.loads(_place(run, records).with_suffix(".json").read_bytes())
+        entry = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
         return None
     return entry if isinstance(entry, dict) and {"arm", "seed", "steps", "commits"} <= entry.keys() else None
 
 
-def first_layer(entry: dict, records: str | Path) -> np.ndarray | None:
-    """(maps of all towers, 3, k, k) float32 of a run that is kept, None where its kernels are not."""
+def _kernels(path):
     try:
-        with np.load(_named(entry["directory"], records).with_suffix(".npz"), allow_pickle=False) as found:
+        with np.load(path, allow_pickle=False) as found:
             return found["conv1"].astype(np.float32)
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
         return None

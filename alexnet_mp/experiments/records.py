@@ -16,7 +16,7 @@ from ..system import durable_files
 from ..system.devices import device_name, resolve
 from ..system.errors import UserError
 from ..system.provenance import PACKAGES, package_version, source_commit
-from . import kernel_sheet
+from . import kept_answers, kernel_sheet
 from .figures import draw_claim
 from .paper_claims import KINDS
 
@@ -132,8 +132,8 @@ def take_records(source: str | Path, folder: str | Path) -> list[str]:
     """Copy what another folder of records has and this one has not: kept runs, and records with more runs. Returns the
     names.
 
-    A record that is here too is replaced only by one that has all of its runs, and others; a kept run never is. Raises
-    UserError if there is no such folder.
+    A record that is here too is replaced only by one that has all of its runs, and others; a kept run only where its
+    file here is damaged. Raises UserError if there is no such folder.
     """
     if not Path(source).is_dir():
         raise UserError(f"--take {source}: no such directory")
@@ -143,9 +143,7 @@ def take_records(source: str | Path, folder: str | Path) -> list[str]:
         if record and (here is None or _runs(record) > _runs(here)):
             taken += [path, path.with_suffix(".png")]
     taken = [path for path in taken if path.exists()]
-    taken += [
-        path for path in sorted((Path(source) / "runs").glob("*")) if not (Path(folder) / "runs" / path.name).exists()
-    ]
+    taken += kept_answers.new_files(source, folder)
     for path in taken:
         target = Path(folder) / path.relative_to(source)
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -34,7 +34,7 @@ def run_one(claim: Claim, options: Namespace, forecast: Forecast) -> int:
         record = run_claim(claim, alone, seeds, _allow(forecast, options.budget is not None))
     except Stopped:
         say("stopped; the same command goes on")
-        return 0
+        return 130
     if record:
         _tell(record)
     return 0 if record else 1
@@ -57,7 +57,7 @@ def run_all(options: Namespace, forecast: Forecast) -> int:
                 failed.append(claim.id)
     except Stopped:
         say("stopped; the same command goes on")
-        return 0
+        return 130
     say(f"all done that there was time for, {_left(forecast)}" + (f"; not run: {', '.join(failed)}" if failed else ""))
     return 1 if failed else 0
 

@@ -144,7 +144,7 @@ def _known(error):
         isinstance(error, (MemoryError, getattr(torch, "OutOfMemoryError", MemoryError)))
         or "DefaultCPUAllocator" in text
     ):
-        return f"out of memory; a smaller --batch-size, or fewer --workers, may fit ({text.split('. ')[0]})"
+        return f"out of memory; a smaller batch, or fewer --workers, may fit ({text.split('. ')[0]})"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return None

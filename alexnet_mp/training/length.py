@@ -50,7 +50,7 @@ def say_steps(recipe: Recipe, dataset: DataSet, from_random_weights: bool) -> No
     )
     if from_random_weights and whole < TOO_FEW:
         advised = _with_more_steps(recipe, count)
-        size = f"--batch-size {advised.batch_size} " if advised.batch_size != recipe.batch_size else ""
+        size = f"batches of {advised.batch_size} and " if advised.batch_size != recipe.batch_size else ""
         say(
             f"WARNING: {whole:,} steps are too few to learn anything; {size}--epochs {advised.epochs} would take "
             f"{advised.epochs * len(minibatches(advised, count)):,}"

@@ -117,13 +117,13 @@ def said_of(capsys, count, name="mini", from_random_weights=True, **changes):
 @every(
     "count, changes, advice",
     [
-        (162, {}, "24 steps are too few to learn anything; --batch-size 16 --epochs 137 would take 1,507"),
+        (162, {}, "24 steps are too few to learn anything; batches of 16 and --epochs 137 would take 1,507"),
         (162, {"batch_size": 16}, "132 steps are too few to learn anything; --epochs 137 would take 1,507"),
         (24, {"batch_size": 9}, "36 steps are too few to learn anything; --epochs 500 would take 1,500"),
-        (700, {}, "72 steps are too few to learn anything; --batch-size 64 --epochs 137 would take 1,507"),
+        (700, {}, "72 steps are too few to learn anything; batches of 64 and --epochs 137 would take 1,507"),
         (2600, {}, "--epochs 72 would take 1,512"),
-        (162, {"batch_size": 100, "batch_file_size": 90}, "--batch-size 25 --epochs 215 would take 1,505"),
-        (3, {"schedule": "plateau", "epochs": 90}, "--batch-size 16 --epochs 1500 would take 1,500"),
+        (162, {"batch_size": 100, "batch_file_size": 90}, "batches of 25 and --epochs 215 would take 1,505"),
+        (3, {"schedule": "plateau", "epochs": 90}, "batches of 16 and --epochs 1500 would take 1,500"),
     ],
 )
 def test_what_would_be_enough_is_said(count, changes, advice, capsys):
@@ -134,8 +134,8 @@ def test_what_would_be_enough_is_said(count, changes, advice, capsys):
         (_, *rest), changes = said_of(capsys, count, epochs=11), {"epochs": 11}
     (warning,) = rest
     assert warning.startswith("WARNING: ") and warning.endswith(advice)
-    typed = dict(re.findall(r"--(\S+) (\d+)", advice))
-    asked = {name.replace("-", "_"): int(number) for name, number in typed.items()}
+    fields = {"batches of": "batch_size", "--epochs": "epochs"}
+    asked = {fields[name]: int(number) for name, number in re.findall(r"(batches of|--epochs) (\d+)", advice)}
     assert len(said_of(capsys, count, **changes | asked)) == 1  # with what is advised, nothing more is
 
 

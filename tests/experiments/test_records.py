@@ -1,0 +1,263 @@
+"""Records of claims: written, read, taken from another machine; README's table and the page of all claims."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from claim_records import THREE, record_of
+from inner_cases import every
+
+from alexnet_mp import claims
+from alexnet_mp.experiments import page as claim_page
+from alexnet_mp.experiments.elsewhere import ELSEWHERE
+from alexnet_mp.experiments.paper_claims import CLAIMS
+from alexnet_mp.experiments.records import path_of, read_records, take_records, write_record
+from alexnet_mp.system import durable_files
+from alexnet_mp.system.errors import UserError
+
+
+@pytest.mark.run
+def test_a_record_is_read_as_it_was_written(tmp_path):
+    record = record_of("difference", ["base", "no_lrn"], THREE)
+    path, written = write_record(record, tmp_path / "records")
+    assert written
+    assert json.loads(path.read_text()) == record and path.with_suffix(".png").stat().st_size > 1000
+    assert path.read_text().count("\n") < 40
+    other = dict(record, date="2026-11-27T10:00:00+00:00", epochs=20)
+    others = [
+        other,
+        dict(record, runs=[dict(run, devices=["NVIDIA H200"] * 2) for run in record["runs"]]),
+        dict(record, search_epochs=2),
+        dict(record, arms=[dict(arm, digest="other") for arm in record["arms"]]),
+    ]
+    assert len({path_of(different, tmp_path / "records") for different in others} | {path}) == 5
+    same = [
+        dict(record, set=["dropout=0.5"], reported_on={"devices": ["another"]}),
+        dict(record, runs=[dict(run, devices=["CPU, 64 threads"] * 2) for run in record["runs"]]),
+    ]
+    assert {path_of(other, tmp_path / "records") for other in same} == {path}
+    write_record(other, tmp_path / "records")
+    (tmp_path / "records" / "foreign.json").write_text("[1]")
+    (tmp_path / "records" / "broken.json").write_text("{")
+    assert read_records(tmp_path / "records") == {"lrn": [other, record]}  # the newest first
+
+
+@pytest.mark.run
+def test_a_record_of_fewer_runs_does_not_replace_one_of_more(tmp_path):
+    whole = record_of("difference", ["base", "no_lrn"], THREE)
+    one = record_of("difference", ["base", "no_lrn"], {key: run for key, run in THREE.items() if key[1] == 0})
+    assert [write_record(record, tmp_path)[1] for record in (one, whole, one)] == [True, True, False]
+    assert read_records(tmp_path) == {"lrn": [whole]}
+    anew = dict(one, runs=[dict(run, commits=["a mended one"]) for run in one["runs"]])
+    # which the whole one doesn't have
+    assert write_record(anew, tmp_path)[1] and read_records(tmp_path) == {"lrn": [anew]}
+
+
+def test_records_of_another_machine_are_taken_where_they_say_more(tmp_path):
+    whole = record_of("difference", ["base", "no_lrn"], THREE)
+    one = record_of("difference", ["base", "no_lrn"], {key: run for key, run in THREE.items() if key[1] == 0})
+    other = dict(one, runs=[dict(run, commits=["another"]) for run in one["runs"]])
+    path, here, there = write_record(whole, tmp_path / "there")[0], tmp_path / "here", tmp_path / "there"
+    for folder in (here, there):
+        (folder / "runs").mkdir(parents=True)
+    entry = json.dumps(whole["runs"][0])
+    for name in ("new", "other", "mends"):
+        np.savez(there / "runs" / f"{name}.npz", conv1=np.full((2, 3, 3, 3), 1 / 3))
+        (there / "runs" / f"{name}.json").write_text(entry)
+    for cut in (there / "runs" / "cut.npz", here / "runs" / "mends.npz"):  # a copy that was broken off, there and here
+        cut.write_bytes((there / "runs" / "new.npz").read_bytes()[:200])
+    for cut in (there / "runs" / "cut.json", here / "runs" / "mends.json"):
+        cut.write_text(entry[:-5])
+    np.savez(here / "runs" / "other.npz", conv1=np.zeros((2, 3, 3, 3)))  # what is here stays
+    (here / "runs" / "other.json").write_text(entry)
+    stays = (here / "runs" / "other.npz").read_bytes()
+    files = [f"runs/{name}.{ending}" for name in ("mends", "new") for ending in ("json", "npz")]
+    assert take_records(there, here) == [path.name, path.with_suffix(".png").name, *files]
+    assert read_records(here) == {"lrn": [whole]} and (here / "runs" / "other.npz").read_bytes() == stays
+    for name in files:
+        assert (here / name).read_bytes() == (there / name).read_bytes()
+    assert take_records(there, here) == []
+    with pytest.raises(UserError, match="--take nowhere: no such directory"):
+        take_records("nowhere", here)
+    for less in (one, other):  # fewer runs, or others: what is here stays
+        durable_files.replace(there / path.name, json.dumps(less).encode())
+        os.utime(there / path.name, (2e9, 2e9))
+        assert take_records(there, here) == [] and read_records(here) == {"lrn": [whole]}
+    third, readme, page = (tmp_path / name for name in ("third", "README.md", "claims.md"))
+    readme.write_text("# No table\n")
+    words = ["--take", there, "--records", third, "--readme", readme, "--details", page]
+    assert claims.main(["table", "--write", *map(str, words)]) == 0
+    assert (third / path.name).exists()
+
+
+@pytest.fixture
+def place(tmp_path):
+    for name in ("README.md", "claims.md"):
+        (tmp_path / name).write_text(f"# Claims\n\n{claim_page.BEGIN}\n{claim_page.END}\n\nThe end.\n")
+    return tmp_path, [
+        "table",
+        "--readme",
+        tmp_path / "README.md",
+        "--records",
+        tmp_path / "records",
+        "--details",
+        tmp_path / "claims.md",
+    ]
+
+
+def test_recorded_rendered_checked(place, capsys):
+    folder, words = place
+    record = record_of("difference", ["base", "no_lrn"], THREE)
+    record["data"][0]["description"] = "folder a|b"
+    write_record(record, folder / "records")
+    assert claims.main([*words, "--check"]) == 1
+    assert claims.main([*words, "--write"]) == 0 and claims.main([*words, "--check"]) == 0
+    text, page = (folder / "README.md").read_text(), (folder / "claims.md").read_text()
+    assert all(written.startswith("# Claims\n") and written.endswith("\n\nThe end.\n") for written in (text, page))
+    rows = [row for row in page.splitlines() if row.startswith("| `")]
+    assert len(rows) == len(CLAIMS) + len(ELSEWHERE)
+    assert sum(row.endswith("| not run |") for row in rows) == len(rows) - 1
+    (row,) = (row for row in rows if row.startswith("| `lrn`"))
+    told = "no lrn minus base: +2.00 points (-0.48 to +4.48) (on folder a\\|b)"
+    assert row.endswith(f"| 1.4 / 1.2 points | {told} | 3 | no verdict |")
+    short = [row for row in text.splitlines() if row.startswith("| `")]
+    assert [row.split("`")[1] for row in short] == list(claim_page.MAIN)
+    assert set(short) < set(rows)
+    assert [line for line in page.splitlines() if line.startswith("## ")] == [
+        f"## {entry.id}" for entry in (*CLAIMS, *ELSEWHERE)
+    ]
+    assert "**folder a|b; `mini`, 12 epochs, CPU, 1 thread, 2026-11-26**\n\n- no lrn +2.00 ± 1.00 / +1.50" in page
+    (picture,) = (folder / "records").glob("*.png")
+    assert f"](records/{picture.name})" in page and "Command: `python -m alexnet_mp.claims run x`" in page
+    (folder / "claims.md").write_text(page.replace("+2.00 ± 1.00", "+2.50 ± 1.00"))
+    assert claims.main([*words, "--check"]) == 1 and claims.main([*words, "--write"]) == 0
+    assert (folder / "claims.md").read_text() == page
+    (folder / "README.md").write_text(text.replace("+2.00 points", "+2.50 points"))
+    capsys.readouterr()
+    assert claims.main([*words, "--check"]) == 1 and "differs from the records" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["README.md", "claims.md"])
+def test_a_page_without_markers_is_left_alone(place, name):
+    folder, words = place
+    for text, status in (
+        ("# No place\n", 0),
+        (f"{claim_page.END}\n{claim_page.BEGIN}\n", 1),
+        (f"{claim_page.BEGIN}\n", 1),
+    ):
+        (folder / name).write_text(text)
+        assert claims.main([*words, "--write"]) == status == claims.main([*words, "--check"])
+        assert (folder / name).read_text() == text
+
+
+def test_a_page_of_details_that_is_not_there_is_made(place):
+    folder, words = place
+    (folder / "claims.md").unlink()
+    assert claims.main([*words, "--check"]) == 1 and not (folder / "claims.md").exists()
+    assert claims.main([*words, "--write"]) == 0 == claims.main([*words, "--check"])
+    assert (folder / "claims.md").read_text().startswith(f"{claim_page.BEGIN}\n| claim |")
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def test_the_tables_are_printed_unless_they_are_to_be_written(place, capsys):
+    folder, words = place
+    write_record(record_of("difference", ["base", "no_lrn"], THREE), folder / "records")
+    before = contents(folder)
+    assert claims.main(words) == 0 and contents(folder) == before
+    printed, errors = capsys.readouterr()
+    assert errors == ""
+    assert claims.main(["table", "--records", folder / "elsewhere"]) == 0
+    assert "elsewhere: no such directory, so no claim was run" in capsys.readouterr().err
+    assert claims.main([*words, "--write"]) == 0
+    for name in before:
+        made = (folder / name).read_bytes().decode().partition(claim_page.BEGIN)[2].partition(claim_page.END)[0]
+        assert len(made) > 1000 and made.replace("](records/", "](").strip() in printed.replace(
+            f"]({os.path.relpath(folder / 'records', claim_page.DETAILS.parent)}/", "]("
+        )
+
+
+def test_another_folder_of_records_never_becomes_the_checkouts_tables(place):
+    folder, words = place
+    for left_out in ("--readme", "--details", None):
+        some = [word for at, word in enumerate(words) if left_out not in (word, words[at - 1])]
+        if left_out:
+            with pytest.raises(UserError, match=f"^--records {folder / 'records'}: .*name others with --readme FILE"):
+                claims.main([*some, "--write"])
+        assert claims.main(some) == 0
+
+
+@every("failing", ["README.md.partial", "claims.md.partial"])
+def test_both_pages_are_written_or_neither(place, monkeypatch, failing):
+    folder, words = place
+    before, function = contents(folder), durable_files.write
+
+    def fails(path, parts):
+        if str(path).endswith(failing):
+            function(path, [b"half"])
+            raise OSError(28, "No space left on device", str(path))
+        return function(path, parts)
+
+    monkeypatch.setattr(durable_files, "write", fails)
+    with pytest.raises(UserError, match=f"cannot write .*{failing}: No space left on device; nothing was written"):
+        claims.main([*words, "--write"])
+    assert contents(folder) == before
+
+
+@pytest.mark.process
+def test_pages_are_utf_8_in_a_locale_that_knows_ascii_alone(place):
+    folder, words = place
+    for name in contents(folder):
+        (folder / name).write_text(f"Zoë ± 1\n{claim_page.BEGIN}\n{claim_page.END}\n", encoding="utf-8")
+    (folder / "records").mkdir()
+    plain = {**os.environ, "PYTHONUTF8": "0", "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"}
+    code = (
+        "import sys; from alexnet_mp import claims; from alexnet_mp.system.errors import run_command; "
+        "run_command(lambda: claims.main([*sys.argv[1:], '--write']) or claims.main(sys.argv[1:]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *map(str, words)], capture_output=True, env=plain)
+    assert done.returncode == 0 and done.stdout and not done.stderr, done.stderr.decode(errors="replace")
+    for content in contents(folder).values():
+        assert content.decode().startswith("Zoë ± 1\n") and len(content) > 1000
+    (folder / "README.md").write_bytes("Zoë".encode("latin-1"))
+    with pytest.raises(UserError, match="README.md: it is not UTF-8 at byte 2"):
+        claims.main([*words, "--write"])
+
+
+def test_the_readmes_claims_are_the_papers_main_ones():
+    """Few enough to be read, in the paper's order, at least one of every section that says what matters."""
+    sections = {claim.id: claim.section for claim in CLAIMS}
+    assert len(claim_page.MAIN) == len(set(claim_page.MAIN)) <= 15
+    shown = [sections[id] for id in claim_page.MAIN]
+    for section in ("3.1", "3.2", "3.3", "3.4", "4.1", "4.2", "6 (table 1)", "6 (table 2)", "6.1", "1, 7"):
+        assert section in shown
+    numbers = [float(section.split()[0]) for section in shown[:-1]]
+    assert numbers == sorted(numbers)
+
+
+@pytest.mark.run
+def test_the_pages_say_what_the_records_say(capsys):
+    assert claims.main(["table", "--check"]) == 0
+    assert capsys.readouterr().out.count("is what the records say") == 2
+
+
+def test_a_damaged_record_is_left_alone(tmp_path, capsys):
+    for name, content in (
+        ("short", '{"format": 1, "claim": "lrn", "kind": "difference", "runs": []}'),
+        ("garbage", "{"),
+        ("deep", "[" * 100_000),
+        ("list", "[]"),
+        ("bytes", "\udcff"),
+        ("kind", json.dumps(record_of("difference", ["base"], THREE) | {"kind": "unknown"})),
+        ("kinds", json.dumps(record_of("difference", ["base"], THREE) | {"kind": []})),
+        ("count", json.dumps(record_of("difference", ["base"], THREE) | {"runs": 5})),
+        ("run", json.dumps(record_of("difference", ["base"], THREE) | {"runs": [{"seed": 0}]})),
+    ):
+        (tmp_path / f"{name}.json").write_text(content, errors="surrogateescape")
+    assert claims.main(["list", "--records", str(tmp_path)]) == 0
+    assert "not run here" in capsys.readouterr().out

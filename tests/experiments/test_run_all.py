@@ -1,0 +1,239 @@
+"""All claims within a budget, and one: how long they will take, and what there is time for."""
+
+import json
+import re
+from argparse import Namespace
+
+import pytest
+from claim_runs import BY_ID, MINI, run, steps_taken
+
+from alexnet_mp import claims
+from alexnet_mp.experiments import arm_runs, plan, run_all, time_budget
+from alexnet_mp.experiments.records import read_records
+from alexnet_mp.experiments.time_budget import Forecast
+from alexnet_mp.runs.metrics import read_metrics
+from alexnet_mp.system.errors import UserError
+
+pytestmark = [pytest.mark.run, pytest.mark.usefixtures("one_thread", "quick", "no_pictures")]
+
+
+def test_nothing_is_started_that_cannot_end(data, tmp_path, monkeypatch, capsys):
+    run("views", data, tmp_path, "--seeds", "1")  # tells the pace
+    (notes,) = tmp_path.glob("*.result.json")
+    notes.write_text(json.dumps(json.loads(notes.read_text()) | {"seconds": 1000.0}))
+    (base,) = (path for path in tmp_path.iterdir() if (path / "run.json").exists())
+    metrics = base / "metrics.jsonl"  # and so do the steps, or the run was held meanwhile
+    metrics.write_text(re.sub(r'"images_per_second": [0-9.e-]+', '"images_per_second": 0.001', metrics.read_text()))
+    monkeypatch.setattr(arm_runs, "train", lambda asked: pytest.fail("it was started"))
+    assert (
+        claims.main(
+            [
+                "run",
+                "all",
+                "--data",
+                data,
+                "--out",
+                tmp_path,
+                "--records",
+                tmp_path / "records",
+                *MINI,
+                "--budget",
+                "5m",
+            ]
+        )
+        == 0
+    )
+    all_said = capsys.readouterr().out.splitlines()
+    said = [line for line in all_said if line.startswith("==")]
+    assert said[0].startswith("== specialisation: not started, ") and said[1].startswith("== views: 1 of 3 seeds")
+    assert sum("not started" in line for line in said) == len(said) - 1
+    before = next(line for line in all_said if re.search("claims, .* runs, .* for what is left of them", line))
+    assert all_said.index(before) < all_said.index(said[0])
+    assert (
+        claims.main(
+            [
+                "run",
+                "all",
+                "--data",
+                data,
+                "--out",
+                tmp_path,
+                "--records",
+                tmp_path / "records",
+                *MINI,
+                "--seeds",
+                "2",
+                "--budget",
+                "5m",
+            ]
+        )
+        == 0
+    )  # no claim with fewer seeds than were asked for
+    assert all("not started" in line for line in capsys.readouterr().out.splitlines() if line.startswith("=="))
+    assert (
+        claims.main(
+            [
+                "run",
+                "lrn",
+                "--data",
+                data,
+                "--out",
+                tmp_path,
+                "--records",
+                tmp_path / "records",
+                *MINI,
+                "--budget",
+                "5m",
+            ]
+        )
+        == 1
+    )
+    assert "not started: " in capsys.readouterr().out
+
+
+def test_a_run_that_was_held_does_not_make_the_others_long(data, tmp_path):
+    run("views", data, tmp_path, "--seeds", "1")
+    asked = claims._parser().parse_args(
+        ["run", "views", "--data", str(data), "--out", str(tmp_path), "--records", str(tmp_path / "none"), *MINI]
+    )
+    (again,) = plan.turns(BY_ID["views"], asked, 1)[0][0]
+    usual, held = Forecast(asked), Forecast(asked)
+    usual.learn(again)
+    (notes,) = tmp_path.glob("*.result.json")
+    notes.write_text(json.dumps(json.loads(notes.read_text()) | {"seconds": 1e6}))
+    held.learn(again)
+    rates = sorted(line["images_per_second"] for line in read_metrics(again.directory) if line["kind"] == "train")
+    longest = time_budget.HELD / (3 * plan.operations(again) * rates[len(rates) // 2])
+    assert held.pace[again.preset] == pytest.approx(longest) and usual.pace[again.preset] <= longest * 1.000001
+
+
+def test_an_unknown_machine_is_measured_first(data, tmp_path, monkeypatch, capsys):
+    assert (
+        claims.main(
+            [
+                "run",
+                "flips",
+                "--data",
+                data,
+                "--out",
+                tmp_path,
+                "--records",
+                tmp_path / "records",
+                *MINI,
+                "--seeds",
+                "1",
+                "--budget",
+                "1s",
+                "--set",
+                "epochs=90",
+                "--epochs",
+                "100000",
+            ]
+        )
+        == 1
+    )
+    assert list(tmp_path.iterdir()) == []  # what was measured is gone, and nothing else was begun
+    said = capsys.readouterr().out
+    assert "to see how fast this machine is" in said and "not started: " in said
+
+
+def test_another_machine_is_calibrated_anew(data, tmp_path, monkeypatch, capsys):
+    words = [
+        "run",
+        "flips",
+        "--data",
+        data,
+        "--out",
+        tmp_path,
+        "--records",
+        tmp_path / "records",
+        *MINI,
+        "--budget",
+        "1s",
+        "--set",
+        "epochs=90",
+        "--epochs",
+        "100000",
+    ]
+    taken = steps_taken(monkeypatch)
+    assert claims.main(words) == claims.main(words) == 1  # nothing was recorded
+    assert len(taken) == 8
+
+
+def test_a_claim_that_cannot_be_run_does_not_end_the_others(data, tmp_path, capsys, monkeypatch):
+    for module in (claims, run_all):
+        monkeypatch.setattr(module, "CLAIMS", [BY_ID["one-gpu"], BY_ID["flips"]])
+    first = {"name": "conv1", "kind": "conv", "maps": 2, "reads": "image", "then": ["relu"], "kernel": 11, "stride": 4}
+    layers = json.dumps(
+        [first, {"name": "fc8", "kind": "fc", "maps": None, "reads": "both", "then": [], "towers": "first"}]
+    )
+    small = [word for word in MINI if not (word.startswith(("conv", "fc")))]
+    small = [word for index, word in enumerate(small) if word != "--set" or "=" in (small + [""])[index + 1]]
+    assert (
+        claims.main(
+            [
+                "run",
+                "all",
+                "--data",
+                data,
+                "--out",
+                tmp_path,
+                "--records",
+                tmp_path / "records",
+                *small,
+                "--seeds",
+                "1",
+                "--set",
+                f"layers={layers}",
+            ]
+        )
+        == 1
+    )
+    said = capsys.readouterr().out
+    assert "== one-gpu: not run: the recipe has no layer" in said and "not run: one-gpu" in said
+    assert set(read_records(tmp_path / "records")) == {"flips"}
+
+
+def test_a_budget_that_is_spent_before_the_pace_is_known(data, tmp_path, monkeypatch, capsys):
+    """There is no time to measure how long a run takes: one line, and no number."""
+    monkeypatch.setattr(Forecast, "left", property(lambda self: -1.0))
+    where = ["--data", data, "--out", tmp_path, "--records", tmp_path / "records"]
+    assert claims.main(["run", "flips", *where, *MINI, "--seeds", "1", "--budget", "5m"]) == 1
+    assert "not started: no time to measure how long and 0 s left" in capsys.readouterr().out
+
+
+def test_a_signal_while_the_machine_is_measured_stops_all_claims(data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(arm_runs, "train", lambda asked: True)
+    where = ["--data", data, "--out", tmp_path, "--records", tmp_path / "records"]
+    assert claims.main(["run", "all", *where, *MINI, "--seeds", "1", "--budget", "5m"]) == 130
+    assert capsys.readouterr().out.endswith("stopped; the same command goes on\n")
+
+
+def test_a_pace_that_nothing_tells_ends_no_other_claim(data, tmp_path, monkeypatch, capsys):
+    def diverges(self, runs):
+        raise UserError("it diverges")
+
+    monkeypatch.setattr(Forecast, "total", diverges)
+    monkeypatch.setattr(run_all, "CLAIMS", [BY_ID["flips"], BY_ID["crops"]])
+    where = ["--data", data, "--out", tmp_path, "--records", tmp_path / "records"]
+    assert claims.main(["run", "all", *where, *MINI, "--seeds", "1", "--budget", "5m"]) == 1
+    said = capsys.readouterr().out
+    assert "2 claims, 3 runs, how long is not known: it diverges; " in said
+    assert "== flips: not run: it diverges\n== crops: not run: it diverges\n" in said
+
+
+def test_pictures_that_no_claim_can_take_are_refused(data, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(run_all, "_unfit", lambda claim, options: "which need pictures of 84x84")
+    with pytest.raises(UserError, match="no claim can be run on it"):
+        claims.main(["run", "all", "--data", data, "--out", tmp_path, *MINI])
+    assert "left out, which need pictures of 84x84: specialisation, views" in capsys.readouterr().out
+
+
+def test_a_record_has_the_command_of_its_claim_alone():
+    typed = ["run", "--data", "all", "all", "--budget", "2h", "--seeds=3", "--base", "desk"]
+    alone = run_all._as_one(BY_ID["lrn"], Namespace(typed=typed, claim="all"), 2)
+    assert alone.typed == ["run", "--data", "all", "lrn", "--base", "desk", "--seeds", "2"] and alone.claim == "all"
+    assert typed[3] == "all"
+    typed = ["run", "--budget=2h", "all", "--note", "all", "--data=x"]
+    alone = run_all._as_one(BY_ID["lrn"], Namespace(typed=typed, claim="all"), 1)
+    assert alone.typed == ["run", "lrn", "--note", "all", "--data=x", "--seeds", "1"]
