@@ -97,15 +97,18 @@ class Views(Kind):
 
 
 class Overfitting(Kind):
-    """A difference, and the gap between training and validation error."""
+    """The gap between training and validation error, and the error beside it: a gap grows, too, where an arm only
+    learns its training images faster."""
 
     word = "overfitting"
 
     def findings(self, record: dict, arms: Sequence[str]) -> list[str | None]:
-        return [*super().findings(record, arms), _gaps(record, arms)]
+        moved = [sentences.moved(record, arms[0], arm) for arm in arms[1:]]
+        return [*super().findings(record, arms), _gaps(record, arms), *moved]
 
     def outcomes(self, record: dict, arms: Sequence[str]) -> list[Outcome]:
-        return [outcome.difference(record, arms[0], arm, gap, "gap, ") for arm in arms[1:]]
+        gaps = [outcome.difference(record, arms[0], arm, gap, "validation minus training error, ") for arm in arms[1:]]
+        return [*gaps, *(outcome.difference(record, arms[0], arm, what="error, ", beside=True) for arm in arms[1:])]
 
     def figure(self, axes: "Axes", record: dict, colours: Mapping[str, str]) -> None:
         """Each seed's errors on training and validation images, joined by the gap."""
@@ -134,7 +137,8 @@ class Training(Kind):
     word = "training"
 
     def findings(self, record: dict, arms: Sequence[str]) -> list[str | None]:
-        return [*(_training(record, arms[0], arm) for arm in arms[1:]), *super().findings(record, arms)]
+        moved = [sentences.moved(record, arms[0], arm) for arm in arms[1:]]
+        return [*(_training(record, arms[0], arm) for arm in arms[1:]), *super().findings(record, arms), *moved]
 
     def outcomes(self, record: dict, arms: Sequence[str]) -> list[Outcome]:
         return [outcome.difference(record, arms[0], arm, training_error, "training error, ") for arm in arms[1:]]
@@ -155,7 +159,8 @@ class Schedule(Kind):
     tells_schedule = True
 
     def findings(self, record: dict, arms: Sequence[str]) -> list[str | None]:
-        return [*(_drops(record, arm) for arm in arms), *super().findings(record, arms)]
+        beside = [sentences.beside(record, arms[0], arm) for arm in arms[1:]]
+        return [*(_drops(record, arm) for arm in arms), *super().findings(record, arms), *beside]
 
 
 def _errors(record, arm):

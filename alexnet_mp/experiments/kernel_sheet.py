@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw
 
 from ..analysis.figure_3 import greyest_first, pixels_of
 from . import kept_answers
+from .entries import words
 
 COLUMNS = 8  # kernels a row of a tower
 SCALE = 2  # screen pixels a kernel pixel
@@ -15,7 +16,10 @@ GAP = 2  # screen pixels between kernels
 APART = 18  # screen pixels between networks
 LINE = 23  # screen pixels of a line of words
 FONT = 18  # screen pixels: README shows such a picture at two thirds of its width
-HEAD = "p: random deals of a network's kernels to its towers are as far apart; halves: those of p at most 0.01"
+HEAD = (
+    "p: the share of random deals of a network's kernels to two towers that lie as far apart; "
+    "halves: random halves whose p is at most 0.01"
+)
 
 
 def draw_kernels(record: dict, records: str | Path, path: Path) -> Path | None:
@@ -49,7 +53,7 @@ def draw_kernels(record: dict, records: str | Path, path: Path) -> Path | None:
         top += LINE
     top += APART // 2
     for arm in (arm for arm in arms if arm in found):
-        line = textwrap.shorten(f"{arm.replace('_', ' ')}: {arms[arm]}", across * 2 // FONT, placeholder=" ...")
+        line = textwrap.shorten(f"{words(arm)}, {arms[arm]}", across * 2 // FONT, placeholder=" ...")
         pen.text((APART, top), line, fill="black", font_size=FONT)
         for place, seed in enumerate(seeds):
             if seed in found[arm]:
@@ -66,16 +70,16 @@ def _network(run, kernels):
     cell = kernels.shape[-1] * SCALE + GAP
     a_tower = len(kernels) // towers
     rows = -(-a_tower // COLUMNS)
-    words = [f"tower {'ab'[tower]}, chroma {share:.2f}" for tower, share in enumerate(shares)]
+    labels = [f"tower {'ab'[tower]}, chroma {share:.2f}" for tower, share in enumerate(shares)]
     # The rule of the claim: random deals of the kernels to two towers are as far apart with p; halves differ at 0.01.
-    words = words or ["halves: {} of {}".format(*run["halves"]) if "halves" in run else ""]
+    labels = labels or ["halves: {} of {}".format(*run["halves"]) if "halves" in run else ""]
     p = (run.get("division") or {}).get("p")
     panel = Image.new("RGB", (COLUMNS * cell, LINE + towers * (rows * cell + LINE)), "white")
     pen, pixels = ImageDraw.Draw(panel), pixels_of(kernels)
     pen.text((0, 0), f"seed {run['seed']}" + (f", p = {p:.2g}" if p is not None else ""), fill="black", font_size=FONT)
     for tower in range(towers):
         top = LINE + tower * (rows * cell + LINE)
-        pen.text((0, top), words[tower], fill="black", font_size=FONT)
+        pen.text((0, top), labels[tower], fill="black", font_size=FONT)
         for place, index in enumerate(greyest_first(kernels, np.arange(tower * a_tower, (tower + 1) * a_tower))):
             row, column = divmod(place, COLUMNS)
             kernel = Image.fromarray(pixels[index]).resize((cell - GAP, cell - GAP), Image.Resampling.NEAREST)

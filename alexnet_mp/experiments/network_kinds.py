@@ -20,7 +20,7 @@ from ..network.network import TwoTowerAlexNet
 from ..recipes.recipe import Recipe
 from ..system.errors import UserError
 from ..system.terminal import progress
-from . import drawing
+from . import drawing, sentences
 from .entries import averaged, ended, error, fields, words
 from .kind import AnyRun, Kind, PlannedRun
 from .outcome import Outcome
@@ -48,7 +48,7 @@ class Ensemble(Kind):
         ensembles = record["ensembles"]
         if not ensembles:
             return []
-        name, told, sentences = averaged(ensembles[0]["errors"]), fields(record), []
+        name, told, said = averaged(ensembles[0]["errors"]), fields(record), []
         for what, key in (
             ("averaged plainly", "errors"),
             ("averaged with weights chosen on the validation images, tested on these same images", "weighted"),
@@ -70,11 +70,11 @@ class Ensemble(Kind):
             tests = [paired(*pair) for pair in zip(before, after)]
             level = " / ".join(f"{mean(values):.2f}" for values in before)
             points = " / ".join(signed(test) for test in tests)
-            sentences.append(
+            said.append(
                 f"{len(ensembles[0]['members'])} networks {what}: {points} points "
                 f"against {against}{level} % ({name}), {n_and_p(tests[0])}"
             )
-        return sentences
+        return said
 
     def outcomes(self, record: dict, arms: Sequence[str]) -> list[Outcome]:
         """Of five networks: the average's error minus each member's; of seven: minus the average of the first five.
@@ -172,7 +172,13 @@ class Towers(Kind):
             raise UserError(f"{claim_id}: this network has one tower, so there is nothing to compare")
 
     def findings(self, record: dict, arms: Sequence[str]) -> list[str | None]:
-        return [_division(record, arm) for arm in arms]
+        """In how many runs of each arm the towers differ; then what the arms' errors are against the first's."""
+        errors = [
+            sentence
+            for arm in arms[1:]
+            for sentence in (sentences.difference(record, arms[0], arm), sentences.beside(record, arms[0], arm))
+        ]
+        return [*(_division(record, arm) for arm in arms), *errors]
 
     def figure(self, axes: "Axes", record: dict, colours: Mapping[str, str]) -> None:
         """Each run's two shares of chroma, and p of their difference by itself; the arms one after the other."""

@@ -22,6 +22,7 @@ class Outcome:
     values: tuple[float, ...]
     unit: str = "points"
     bound: str = ""  # "at least " or "at most ": some run never came to what is timed, and counts with its length
+    beside: bool = False  # told beside the one that a verdict rests on, and no part of it
 
     @property
     def n(self) -> int:
@@ -66,10 +67,16 @@ class Outcome:
 
 
 def difference(
-    record: dict, reference: str, arm: str, value: Callable[[dict], float | None] = error, what: str = ""
+    record: dict,
+    reference: str,
+    arm: str,
+    value: Callable[[dict], float | None] = error,
+    what: str = "",
+    beside: bool = False,
 ) -> Outcome:
     """value(run of the arm) - value(run of the reference), paired by seed. what: the value's name."""
-    return Outcome(f"{what}{words(arm)} minus {words(reference)}", tuple(differences(record, reference, arm, value)))
+    values = tuple(differences(record, reference, arm, value))
+    return Outcome(f"{what}{words(arm)} minus {words(reference)}", values, beside=beside)
 
 
 def ratio_of_times(

@@ -10,11 +10,12 @@ from ..system.errors import UserError
 from ..system.terminal import say
 from .claim import command
 from .elsewhere import ELSEWHERE
+from .entries import words
 from .findings import findings, setting
 from .paper_claims import CLAIMS
 from .records import RECORDS, kernels_picture, path_of, read_records
 from .sentences import count
-from .verdict import NO_VERDICT, NOT_RUN, verdicts
+from .verdict import NOT_RUN, primary, verdicts
 
 README = RECORDS.parent.parent / "README.md"
 DETAILS = README.parent / "docs" / "claims.md"
@@ -83,6 +84,8 @@ def _each(folder, records, found, path):
             f"- verdict: {_told(found[claim.id])}",
         ]
         lines += [f"  - {_outcome(outcome)}" for outcome in found[claim.id].outcomes]
+        if len(claim.arms) > 1:
+            lines.append(f"- networks: {'; '.join(f'*{words(arm.name)}*, {arm.what}' for arm in claim.arms)}")
         lines += [f"- needs: {claim.needs}"] if claim.needs else []
         lines += [f"- command: `{command(claim)}`", ""]
         for record in records.get(claim.id, []):
@@ -125,31 +128,29 @@ def _line(claim, verdict):
 
 
 def _word(verdict):
-    """The verdict, with its remark unless that is in another column: what was counted, and too few seeds."""
-    in_other = verdict.remark == "" or verdict.counted or verdict.word == NO_VERDICT and verdict.outcomes
-    return verdict.word if in_other else f"{verdict.word}; {verdict.remark}"
+    """The verdict, with its remark, unless that is what was counted, which has a column."""
+    return verdict.word if verdict.counted or not verdict.remark else f"{verdict.word}; {verdict.remark}"
 
 
 def _count(claim, verdict):
     """The seeds that were counted, or the least number of them among the primary outcomes; nothing if there is none."""
     if verdict.n is not None:
         return verdict.n
-    return min((outcome.n for outcome in _primary(claim, verdict)), default="") if verdict.record else ""
-
-
-def _primary(claim, verdict):
-    return verdict.outcomes if claim.every else verdict.outcomes[:1]
+    return min((outcome.n for outcome in primary(claim, verdict.outcomes)), default="")
 
 
 def _here(claim, verdict):
-    """What was counted or the primary outcome, in short; with the data, if they are not the study's."""
-    told = verdict.counted or "; ".join(
-        f"{outcome.what}: {_mean(outcome)}" for outcome in (_primary(claim, verdict) if verdict.record else ())
-    )
-    if not told or verdict.of_study:
+    """What was counted or the primary outcome, and what stands beside it, in short; with the data, if they are not the
+    study's, or if an arm had others."""
+    beside = [outcome for outcome in verdict.outcomes if outcome.beside]
+    shown = [*primary(claim, verdict.outcomes), *beside]
+    told = verdict.counted or "; ".join(f"{outcome.what}: {_mean(outcome)}" for outcome in shown)
+    if not told:
         return told
-    data = verdict.record["data"][0]["description"].partition(":")[0]
-    return f"{told} (on {data.removeprefix('prepared set ')})"
+    sets = [data["description"].partition(":")[0].removeprefix("prepared set ") for data in verdict.record["data"]]
+    if verdict.of_study and len(sets) == 1:
+        return told
+    return f"{told} (on {', '.join(sets)})"
 
 
 def _mean(outcome):
@@ -165,8 +166,10 @@ def _outcome(outcome):
     """A comparison with all that its verdict rests on."""
     text = f"{outcome.what}: {_mean(outcome)}, n = {outcome.n}"
     if outcome.sd is not None:
-        values = [math.exp(value) for value in outcome.prediction] if outcome.unit == "times" else outcome.prediction
-        text += f", p = {outcome.p:.2g} (paired t-test), another seed's in {values[0]:+.2f} to {values[1]:+.2f}"
+        times = outcome.unit == "times"
+        another = "{:.2f} to {:.2f} times" if times else "{:+.2f} to {:+.2f}"
+        values = map(math.exp, outcome.prediction) if times else outcome.prediction
+        text += f", p = {outcome.p:.2g} (t-test), another seed's in {another.format(*values)}"
     return text
 
 

@@ -36,7 +36,7 @@ RESULTS = (
     ),
     Claim(
         "sixth-conv",
-        "6 (table 2)",
+        "6, table 2",
         "A sixth convolutional layer over the last pooling layer (here without any pre-training).",
         "only with pre-training: 39.0 / 16.6 against 40.7 / 18.2",
         "only with pre-training",
@@ -68,15 +68,16 @@ RESULTS = (
             ),
         ),
         needs="--larger DIR, a set of more classes; without it the network is pre-trained on all classes of --data, "
-        "and fine-tuned on every second one of them; scratch has conv6 too: the differences are of pre-training and "
-        "the rates of fine-tuning, and conv6's part is that of sixth-conv",
+        "and fine-tuned on every second one of them, whose pictures it has seen before; its steps are those of both "
+        "trainings; scratch has conv6 too: the differences are of pre-training and the rates of fine-tuning, and "
+        "conv6's part is that of sixth-conv",
         more=" --larger DIR2",
         direction=-1,
         effect=0.85,
     ),
     Claim(
         "ensemble5",
-        "6 (table 2)",
+        "6, table 2",
         "Five networks averaged beat one.",
         "38.1 / 16.4 against 40.7 / 18.2, 2012 validation; 16.4 top-5 on its test set",
         "no average recorded; `avg-valid.py` chose weights on the validation set",
@@ -89,7 +90,7 @@ RESULTS = (
     ),
     Claim(
         "ensemble7",
-        "6 (table 2)",
+        "6, table 2",
         "Seven networks averaged, two of them pre-trained on a larger label set, beat five.",
         "36.7 / 15.4 against 38.1 / 16.4, 2012 validation; 15.3 top-5 on its test set",
         "no average recorded; one net is known to be pre-trained on Fall 2011 (38.99 / 16.62)",
@@ -114,7 +115,7 @@ RESULTS = (
     ),
     Claim(
         "headline-2010",
-        "6 (table 1)",
+        "6, table 1",
         "ILSVRC-2010 test: this network, and before it the best published.",
         "37.5 / 17.0 ten views, 39.0 / 18.3 centre view; sparse coding 47.1 / 28.2; SIFT + Fisher vectors 45.7 / 25.7",
         "145-2010: 37.47 / 17.00 ten views, 39.02 / 18.30 centre view",
@@ -127,7 +128,7 @@ RESULTS = (
     ),
     Claim(
         "headline-2012",
-        "6 (table 2)",
+        "6, table 2",
         "ILSVRC-2012 validation: one network; and the second best entry of that year.",
         "40.7 / 18.2; second best entry 26.2 top-5 (test set)",
         "145: 40.66 / 18.21",

@@ -54,17 +54,25 @@ def difference(record: dict, reference: str, arm: str) -> str | None:
 
 def beside(record: dict, reference: str, arm: str) -> str | None:
     """What tells learning from generalising: an arm's error on the training images minus its reference's, and when the
-    loss of each moved, if it did in all runs; None if they weren't tested on training images."""
-    runs = [run for of_arm in pairs(record, reference, arm) for run in of_arm]
-    if not runs or any(training_error(run) is None for run in runs):
+    loss of each moved; None if they weren't tested on training images."""
+    return "; ".join(filter(None, (on_training_images(record, reference, arm), moved(record, reference, arm)))) or None
+
+
+def on_training_images(record: dict, reference: str, arm: str) -> str | None:
+    """An arm's error on the training images minus its reference's; None if they weren't tested on them."""
+    errors = [[training_error(run) for run in of_arm] for of_arm in pairs(record, reference, arm)]
+    if not errors[0] or None in errors[0] + errors[1]:
         return None
-    a, b = pairs(record, reference, arm)
-    before, after = ([training_error(run) for run in runs] for runs in (a, b))
-    told = (
-        f"on the training images, centre view, network in test mode: {words(arm)} {signed(paired(before, after))} "
-        f"points against {words(reference)}'s {mean(before):.2f} %"
+    return (
+        f"on the training images, centre view, network in test mode: {words(arm)} {signed(paired(*errors))} "
+        f"points against {words(reference)}'s {mean(errors[0]):.2f} %"
     )
-    if any(run.get("moved") is None for run in runs):
-        return told
-    moved, of_reference = (spread([run["moved"] for run in of_arm], 0) for of_arm in (b, a))
-    return f"{told}; its loss moves at step {moved}, {words(reference)}'s at {of_reference}"
+
+
+def moved(record: dict, reference: str, arm: str) -> str | None:
+    """When the loss of each arm moved; None unless it did in all runs."""
+    steps = [[run.get("moved") for run in of_arm] for of_arm in pairs(record, reference, arm)]
+    if not steps[0] or None in steps[0] + steps[1]:
+        return None
+    of_reference, of_arm = (spread(values, 0) for values in steps)
+    return f"the loss of {words(arm)} moves at step {of_arm}, {words(reference)}'s at {of_reference}"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ..analysis.hypothesis_tests import paired
 from ..analysis.learning_curves import step_of_loss
-from . import drawing
+from . import drawing, sentences
 from .entries import pairs, words
 from .error_kinds import Overfitting
 from .kind import Kind
@@ -57,6 +57,7 @@ class Moved(Kind):
             *(_moved(record, arm) for arm in arms),
             *(_when_moved(record, arms[0], arm) for arm in arms[1:]),
             *super().findings(record, arms),
+            *(sentences.on_training_images(record, arms[0], arm) for arm in arms[1:]),
         ]
 
     def mark_curves(self, axes: "Axes", record: dict) -> None:
@@ -86,13 +87,13 @@ class Rates(Kind):
         if not all(runs.values()):
             return []
         fast, slow = arms
-        sentences = [self._of_arm(record, arm, runs[arm]) for arm in arms]
+        told = [self._of_arm(record, arm, runs[arm]) for arm in arms]
         before, after, least, left_out = _in_time(record, fast, slow, "epochs_to_level", epochs)
         if before:
             ratios = [b / a for a, b in zip(before, after)]
             test = paired(*([math.log(value) for value in of_arm] for of_arm in (before, after)))
-            sentences.append(f"ratio {least}{spread(ratios)}, of the logarithms {n_and_p(test)}{left_out}")
-        return sentences
+            told.append(f"ratio {least}{spread(ratios)}, of the logarithms {n_and_p(test)}{left_out}")
+        return told
 
     def _of_arm(self, record, arm, runs):
         """When an arm came to the level, and with which of the learning rates that were tried."""
@@ -144,19 +145,32 @@ def _iterations(record, slow, fast, at=""):
     ratios, levels = zip(*found)
     return (
         f"{words(slow)} takes {spread(ratios)} times the steps of {words(fast)} to the same training loss (as it is in "
-        f"training, with dropout where there is any), {spread(levels)}, the lowest that both curves come to{at}, "
-        f"n = {len(ratios)}"
+        f"training, with dropout where there is any), {spread(levels)}, the lowest that both curves come to before the "
+        f"rates fall{at}, n = {len(ratios)}"
     )
 
 
 def _ratios(record, slow, fast):
-    """[(times as many steps the first arm takes to a loss, the loss: the lowest that both curves come to)], by seed."""
+    """[(times as many steps the first arm takes to a loss, the loss: the lowest that both curves come to at the first
+    rates)], by seed.
+
+    Where the rates fall every loss drops within some steps, so that one below it would date the fall alone."""
     found = []
     for a, b in zip(*pairs(record, slow, fast)):
         if "curve" in a and "curve" in b:
-            level = max(min(run["curve"]["loss"]) for run in (a, b))
-            found.append((step_of_loss(a["curve"], level) / step_of_loss(b["curve"], level), level))
+            curves = [_at_first_rates(run) for run in (a, b)]
+            level = max(min(curve["loss"]) for curve in curves)
+            slow_steps, fast_steps = (step_of_loss(curve, level) for curve in curves)
+            found.append((slow_steps / fast_steps, level))
     return found
+
+
+def _at_first_rates(run):
+    """The points of an entry's curve before its rates fall; all of them if the first point is later."""
+    steps, losses = run["curve"]["steps"], run["curve"]["loss"]
+    end = (run["drops"][0] - 1) * run["steps_per_epoch"] if run.get("drops") else math.inf
+    count = sum(step <= end for step in steps) or len(steps)
+    return {"steps": steps[:count], "loss": losses[:count]}
 
 
 def _moved(record, arm):

@@ -13,8 +13,8 @@ TRAINING = (
     Claim(
         "dropout",
         "4.2",
-        "Without dropout the network overfits substantially; with it, it takes about twice the iterations.",
-        '"substantial overfitting"; iterations roughly doubled',
+        "Without dropout the network overfits.",
+        '"substantial overfitting"; with dropout iterations roughly double',
         "no configuration without it",
         Dropout(),
         base_and("no_dropout", "no dropout", ablations.no_dropout),

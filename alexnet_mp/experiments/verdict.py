@@ -1,9 +1,9 @@
 """Whether a claim of the paper came out: one number a seed, its test, and a verdict in words.
 
 The rules are those of claims/desk-study.md, which was written before the runs that they judge: paired t-tests, Holm's
-correction over its claims with a direction, and no verdict from fewer than `FEWEST` seeds. `specialisation` and `init`
-are counted instead. A claim of the study that has no p yet counts with 1 in the correction: no later run takes a
-verdict back."""
+correction over its claims with a direction, no verdict from fewer than `FEWEST` seeds, and none in the study before all
+`SEEDS` have run. `specialisation` and `init` are counted instead. A claim of the study that has no p yet counts with 1
+in the correction: no later run takes a verdict back."""
 
 import math
 from argparse import Namespace
@@ -19,6 +19,7 @@ from .entries import ended, error, words
 from .outcome import Outcome, ratio_of_times
 from .paper_claims import CLAIMS
 from .plan import arm_recipe
+from .sentences import count
 from .time_kinds import steps
 
 COMES_OUT, OPPOSITE, UNDECIDED, NOT_RUN, NO_VERDICT = (
@@ -28,8 +29,9 @@ COMES_OUT, OPPOSITE, UNDECIDED, NOT_RUN, NO_VERDICT = (
     "not run",
     "no verdict",
 )
+TOO_FEW = "too few seeds"
 LEVEL, FEWEST = 0.05, 5
-SEEDS = 6  # of which all have to meet a criterion, if runs are counted
+SEEDS = 6  # of the study; of which all have to meet a criterion, if runs are counted
 STUDY = (  # the claims whose records of the study share one correction; all other records with a p share another
     "views",
     "lrn",
@@ -47,7 +49,9 @@ STUDY = (  # the claims whose records of the study share one correction; all oth
     "ensemble5",
     "curve",
 )
+EXTRAS = ("crops", "flips")  # which the study makes last, if there is time: the others' correction waits for both
 PICTURES = "51c7f6329f93cc00b0cc6b6a0a61f35bd361c2a0f69167c13cbc3d01d0bcc336"  # the study's, by their fingerprint
+LINKS = {"base": "with links", "no_links_same_width": "without links"}  # the arms of `specialisation`
 UNTRAINED = 98.0  # % top-1 error: a network of `init` with a lower one has learned something
 
 
@@ -80,7 +84,8 @@ def verdicts(records: Mapping[str, list[dict]], folder: str | Path) -> dict[str,
     of_study = [name for name in judged if name in STUDY and study[name]]
     others = [name for name in judged if name not in of_study]
     decided = {}
-    for family, missing in ((of_study, len(STUDY) - len(of_study)), (others, 0)):
+    waiting = sum(name not in others for name in EXTRAS) if any(study[name] for name in EXTRAS) else 0
+    for family, missing in ((of_study, len(STUDY) - len(of_study)), (others, waiting)):
         for name, corrected in zip(family, holm([found[name].p for name in family] + [1.0] * missing)):
             decided[name] = corrected, len(family) + missing, missing
     found |= {claim.id: _decided(claim, found[claim.id], *decided[claim.id]) for claim in CLAIMS if claim.id in decided}
@@ -111,45 +116,55 @@ def _tested(claim, record, folder):
     if not claim.kind.judged:
         return Verdict(NO_VERDICT, record=record)
     compared = outcomes(claim, record)
-    primary = compared if claim.every else compared[:1]
-    if not primary or not all(outcome.n for outcome in primary):
-        return Verdict(NO_VERDICT, remark="not all arms have results", record=record)
-    found = _with_pairs(compared)
-    fewest = min(outcome.n for outcome in primary)
+    judged, found, lost = primary(claim, compared), _with_pairs(compared), _diverged(record)
+    if not judged or not all(outcome.n for outcome in judged):
+        shown = found if claim.every else ()  # another arm has no part in the claim
+        return Verdict(NO_VERDICT, shown, remark=_joined("not all arms have results", *lost), record=record)
     if claim.direction == 0:
-        return Verdict(NO_VERDICT, found, remark="the paper has no direction", record=record)
-    if fewest < FEWEST:
-        return Verdict(NO_VERDICT, found, remark=_too_few(fewest), record=record)
-    values = [outcome.p for outcome in primary]
-    return Verdict(UNDECIDED, found, None if None in values else max(values), record=record)
+        return Verdict(NO_VERDICT, found, remark=_joined("the paper has no direction", *lost), record=record)
+    begun = len({run["seed"] for run in record["runs"]})
+    if _of_plan(claim, record) and begun < SEEDS and not record["ensembles"]:
+        return Verdict(NO_VERDICT, found, remark=_joined(f"{begun} of {SEEDS} seeds so far", *lost), record=record)
+    if min(outcome.n for outcome in judged) < FEWEST:
+        return Verdict(NO_VERDICT, found, remark=_joined(TOO_FEW, *lost), record=record)
+    values = [outcome.p for outcome in judged]
+    return Verdict(UNDECIDED, found, None if None in values else max(values), remark=_joined(*lost), record=record)
+
+
+def primary(claim: Claim, compared: Sequence[Outcome]) -> tuple[Outcome, ...]:
+    """The `Outcome`s that the verdict rests on: of a claim that is made of every arm all of them, else the first."""
+    judged = tuple(outcome for outcome in compared if not outcome.beside)
+    return judged if claim.every else judged[:1]
 
 
 def _with_pairs(found):
     return tuple(outcome for outcome in found if outcome.n)
 
 
-def _too_few(seeds):
-    return f"{seeds} seed{'s' if seeds != 1 else ''}, too few for one"
+def _joined(*remarks):
+    return "; ".join(remark for remark in remarks if remark)
+
+
+def _diverged(record):
+    """What is said of runs that diverged, which are left out with their pairs."""
+    counts = Counter(run["arm"] for run in record["runs"] if "diverged" in run)
+    return [f"{words(arm)} diverged with {count(number, 'seed')}" for arm, number in counts.items()]
 
 
 def _decided(claim, verdict, corrected, among, missing):
-    primary = verdict.outcomes if claim.every else verdict.outcomes[:1]
-    signs = {math.copysign(1, outcome.mean) * claim.direction for outcome in primary}
+    # the ends of each interval, those of the paper's direction above 0
+    ends = [sorted(claim.direction * end for end in outcome.interval) for outcome in primary(claim, verdict.outcomes)]
+    signs = {math.copysign(1, low + high) for low, high in ends}
     word, remark = UNDECIDED, ""
     if corrected <= LEVEL and len(signs) == 1:
         word = COMES_OUT if signs == {1.0} else OPPOSITE
-    elif len(signs) == 2:
+    if any(low > 0 for low, _ in ends) and any(high < 0 for _, high in ends):
         remark = "its arms go both ways"
-    elif claim.effect is not None and all(
-        claim.direction * _end(outcome, claim.direction) < claim.effect for outcome in primary
-    ):
+    elif word != OPPOSITE and claim.effect is not None and all(high < claim.effect for _, high in ends):
         remark = "smaller here than the effect that would count"
-    return replace(verdict, word=word, corrected=corrected, among=among, missing=missing, remark=remark)
-
-
-def _end(outcome, direction):
-    """The end of an interval on the side of the paper's direction."""
-    return outcome.interval[1 if direction > 0 else 0]
+    return replace(
+        verdict, word=word, corrected=corrected, among=among, missing=missing, remark=_joined(remark, verdict.remark)
+    )
 
 
 def _counted_towers(record, folder):
@@ -174,12 +189,11 @@ def _counted_towers(record, folder):
         _, p = (None, None) if any(of_one is None for of_one in kernels) else matching(kernels)
         low, high = wilson(len(divided), len(runs))
         share = f"{len(divided)} of {len(runs)} runs ({100 * low:.0f} to {100 * high:.0f} %), in chroma in {chroma}"
-        short.append(
-            f"{words(arm['name'])}: towers differ in {share}" if not short else f"{words(arm['name'])}: {share}"
-        )
+        name = LINKS.get(arm["name"], words(arm["name"]))
+        short.append(f"{name}: {share}" if short else f"{name}: towers differ in {share}")
         counts[arm["name"]] = len(divided), len(runs), p
         told.append(
-            f"{words(arm['name'])}: towers differ in {share} of these; "
+            f"{name}: towers differ in {share} of these; "
             f"against towers of other runs p = {'unknown' if p is None else f'{p:.2g}'}"
         )
     base, *others = (arm["name"] for arm in record["arms"])
@@ -187,7 +201,7 @@ def _counted_towers(record, folder):
         return Verdict(NO_VERDICT, remark="a record of an older version", record=record)
     divided, runs, p = counts[base]
     if runs < SEEDS:
-        return Verdict(NO_VERDICT, remark=_too_few(runs), record=record)
+        return Verdict(NO_VERDICT, remark=TOO_FEW, record=record)
     if others and others[0] in counts:
         from scipy import stats
 
@@ -204,7 +218,7 @@ def _counted_starts(claim, record):
     runs = [run for run in record["runs"] if run["arm"] == "literal_init" and ("errors" in run or "diverged" in run)]
     found = _with_pairs(outcomes(claim, record))
     if len(runs) < SEEDS:
-        return Verdict(NO_VERDICT, found, remark=_too_few(len(runs)), record=record)
+        return Verdict(NO_VERDICT, found, remark=TOO_FEW, record=record)
     learned = sum("errors" in run and run["moved"] is not None and error(run) < UNTRAINED for run in runs)
     word = COMES_OUT if learned == len(runs) else OPPOSITE if not learned else UNDECIDED
     counted = f"{learned} of {len(runs)} runs learn"
@@ -221,6 +235,11 @@ def _study(records):
     counts = Counter(data for some in sets.values() for data in set().union(*some))
     most = PICTURES if PICTURES in counts else max(counts, key=counts.get, default=None)
     return {name: [record for record, data in zip(some, sets[name]) if most in data] for name, some in found.items()}
+
+
+def _of_plan(claim, record):
+    """Whether a record is one of claims/desk-study.md, which says how many seeds it will have."""
+    return _as_planned(claim, record) and PICTURES in {data["fingerprint"] for data in record["data"]}
 
 
 def _as_planned(claim, record):

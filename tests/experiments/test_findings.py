@@ -103,19 +103,21 @@ def test_dropout_has_gap_and_iterations():
             "errors": errors((30.0, 5.0), (29.0, 5.0)),
             "curve": curve,
             "on_training_images": {"top1_error": {"base": 25.0, "no_dropout": 5.0}[arm], "loss": 0.5},
+            "moved": {"base": 30, "no_dropout": 12}[arm],
         }
         for arm, curve in curves.items()
     }
-    _, gap, iterations = findings(record_of("dropout", ["base", "no_dropout"], runs))
+    _, gap, moved, iterations = findings(record_of("dropout", ["base", "no_dropout"], runs))
     assert gap == (
         "validation minus training error, centre view, network in test mode: base 5.00 points (training images "
         "25.00 %), no dropout 25.00 points (training images 5.00 %), no dropout +20.00 points against base, n = 1, "
         "no p"
     )
+    assert moved == "the loss of no dropout moves at step 12, base's at 30"
     assert iterations == (
         "base takes 2.00 times the steps of no dropout to the same training loss (as it is in training, with "
         # step 40 and step 20
-        "dropout where there is any), 0.80, the lowest that both curves come to, n = 1"
+        "dropout where there is any), 0.80, the lowest that both curves come to before the rates fall, n = 1"
     )
 
 
@@ -127,7 +129,9 @@ def test_units_that_saturate_are_told_by_their_steps():
     runs = {(arm, 0): {"errors": errors((30.0, 5.0), (29.0, 5.0)), "curve": curve} for arm, curve in curves.items()}
     steps, difference = findings(record_of("iterations", ["base", "tanh", "sigmoid"], runs))
     assert steps.startswith("tanh takes 2.00 times the steps of base to the same training loss (")
-    assert steps.endswith(", 0.80, the lowest that both curves come to, both at the rates of the base, n = 1")
+    assert steps.endswith(
+        ", 0.80, the lowest that both curves come to before the rates fall, both at the rates of the base, n = 1"
+    )
     assert difference.startswith("tanh +0.00 / +0.00 points against base's")
 
 
@@ -196,7 +200,7 @@ def test_errors_on_training_images_and_the_loss_stand_beside_a_difference():
     assert beside == told
     moved = {key: {**run, "moved": 100 + 10 * key[1] + 50 * (key[0] == "no_lrn")} for key, run in runs.items()}
     (_, beside) = findings(record_of("difference", ["base", "no_lrn"], moved))
-    assert beside == f"{told}; its loss moves at step 160 ± 10, base's at 110 ± 10"
+    assert beside == f"{told}; the loss of no lrn moves at step 160 ± 10, base's at 110 ± 10"
     moved["no_lrn", 1]["moved"] = None
     (_, beside) = findings(record_of("difference", ["base", "no_lrn"], moved))
     assert beside == told

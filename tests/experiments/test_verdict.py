@@ -101,8 +101,9 @@ def test_views_gap_and_training_error_are_compared_where_the_plan_says_so():
     record = of("dropout", 1.5)
     for entry in record["runs"]:
         entry["on_training_images"]["top1_error"] -= 7 * (entry["arm"] == "no_dropout")
-    (gap,) = outcomes(BY_ID["dropout"], record)
-    assert gap.mean == pytest.approx(7) and gap.what == "gap, no dropout minus base"
+    gap, error = outcomes(BY_ID["dropout"], record)
+    assert gap.mean == pytest.approx(7) and gap.what == "validation minus training error, no dropout minus base"
+    assert error.mean == pytest.approx(1.5, abs=0.1) and error.what == "error, no dropout minus base" and error.beside
     (training,) = outcomes(BY_ID["weight-decay"], of("weight-decay", 1.5))
     assert training.what == "training error, no weight decay minus base" and training.mean == pytest.approx(
         1.5, abs=0.1
@@ -118,14 +119,46 @@ def test_a_claim_of_every_arm_needs_every_arm():
     found = verdict("depth", record)
     assert found.word == UNDECIDED and found.p == max(outcome.p for outcome in found.outcomes)
     record["runs"] = [entry for entry in record["runs"] if entry["arm"] != "no_conv5"]
-    assert verdict("depth", record).remark == "not all arms have results"
+    found = verdict("depth", record)
+    assert found.remark == "not all arms have results" and len(found.outcomes) == 3
+    record["runs"] += [{"arm": "no_conv5", "seed": seed, "diverged": 9} for seed in range(6)]
+    assert verdict("depth", record).remark == "not all arms have results; no conv5 diverged with 6 seeds"
     record = of("depth", 1.5)
     for entry in record["runs"]:
         if entry["arm"] == "no_conv4":
             entry["errors"] = errors((0, 0), (50.0 + entry["seed"] + SPREAD[entry["seed"]], 1.0))
     both_ways = verdict("depth", record)
     assert both_ways.word == UNDECIDED and both_ways.corrected < 0.05 and both_ways.remark == "its arms go both ways"
+    for entry in record["runs"]:
+        if entry["arm"] == "no_conv4":  # a mean below 0, an interval on both sides of it
+            entry["errors"] = errors((0, 0), (59.9 + entry["seed"] + 2 * SPREAD[entry["seed"]], 1.0))
+    assert (verdict("depth", record).word, verdict("depth", record).remark) == (UNDECIDED, "")
     assert verdict("curve", of("curve", -1.5)).word == COMES_OUT and verdict("curve", of("curve", 1.5)).word == OPPOSITE
+
+
+def test_a_study_has_no_verdict_before_all_its_seeds():
+    five = of("lrn", 1.5, seeds=5)
+    assert verdict("lrn", five).word == COMES_OUT  # on other pictures nobody said that there will be more
+    for record in (five, of("lrn", 1.5)):
+        record["data"] = [dict(record["data"][0], fingerprint=PICTURES)]
+    begun = verdict("lrn", five)
+    assert (begun.word, begun.remark, begun.p, len(begun.outcomes)) == (NO_VERDICT, "5 of 6 seeds so far", None, 1)
+    other = verdict("colour", of("colour", 1.5), {"lrn": [five]}.items())
+    assert (other.among, other.missing) == (1, 0)  # it is of other pictures than the study
+    record["runs"][0] = {"arm": "base", "seed": 0, "diverged": 7}
+    lost = verdict("lrn", record)
+    assert (lost.word, lost.remark) == (COMES_OUT, "base diverged with 1 seed") and lost.outcomes[0].n == 5
+
+
+def test_a_small_effect_that_comes_out_is_called_small():
+    record = of("dropout", 1.5)
+    for entry in record["runs"]:
+        if entry["arm"] == "no_dropout":  # a gap of 2 more points
+            entry["errors"] = errors((55.0, 20.0), (54.0, 19.0))
+            entry["on_training_images"]["top1_error"] = 42.0 + SPREAD[entry["seed"]]
+    found = verdict("dropout", record)
+    assert (found.word, found.remark) == (COMES_OUT, "smaller here than the effect that would count")
+    assert found.p == found.outcomes[0].p and found.outcomes[1].mean < 0
 
 
 def test_a_primary_arm_without_a_pair_is_not_replaced_by_another():
@@ -154,9 +187,9 @@ def test_all_claims_of_the_study_share_one_correction():
     # a correction of their own
     some = {name: [of(name, shift)] for name, shift in (("larger", -0.27), ("crops", 0.05), ("order", 9))}
     outside = verdicts(some, "nowhere")
-    assert outside["larger"].corrected == pytest.approx(2 * outside["larger"].p)
-    assert (outside["larger"].among, outside["larger"].missing) == (2, 0)
+    assert outside["larger"].corrected == pytest.approx(3 * outside["larger"].p)
     assert outside["order"].corrected is None  # no direction
+    assert (outside["larger"].among, outside["larger"].missing) == (3, 1)  # flips, which comes after crops
 
 
 def test_the_record_with_most_seeds_counts_and_one_of_the_study_before_all():
@@ -223,11 +256,11 @@ def test_the_towers_are_counted(divided, word, tmp_path):
     keep_kernels(record, "base", tmp_path, GREY, RED_GREEN)
     found = verdict("specialisation", record, folder=tmp_path)
     assert found.word == (word if divided < 6 else UNDECIDED if "p = unknown" in found.remark.split(";")[1] else word)
-    assert found.remark.startswith(f"base: towers differ in {divided} of 6 runs (")
+    assert found.remark.startswith(f"with links: towers differ in {divided} of 6 runs (")
     assert f"in chroma in {divided // 2} of these; against towers of other runs p = 0." in found.remark
-    assert "no links same width: towers differ in 0 of 6 runs" in found.remark
-    assert found.counted.startswith(f"base: towers differ in {divided} of 6 runs (") and found.n == 6
-    assert "; no links same width: 0 of 6 runs (" in found.counted
+    assert "without links: towers differ in 0 of 6 runs" in found.remark
+    assert found.counted.startswith(f"with links: towers differ in {divided} of 6 runs (") and found.n == 6
+    assert "; without links: 0 of 6 runs (" in found.counted
     fisher = stats.fisher_exact([[divided, 6 - divided], [0, 6]]).pvalue
     assert f"with links against without p = {fisher:.2g}" in found.remark
 
@@ -275,9 +308,10 @@ def test_steps_to_the_same_training_loss_are_a_ratio():
     for entry in record["runs"]:
         slow = 1 if entry["arm"] == "base" else 4
         entry["curve"] = {
-            "steps": [10 * slow, 20 * slow, 40 * slow],
-            "loss": [4.0, 3.0, 2.0 + 0.001 * entry["seed"] * slow],
+            "steps": [10 * slow, 20 * slow, 40 * slow, 200, 210],
+            "loss": [4.0, 3.0, 2.0 + 0.001 * entry["seed"] * slow, 1.9 + 0.1 / slow, 0.1],
         }
+        entry |= {"drops": [3], "steps_per_epoch": 90}  # after step 180 the loss of both falls at once
     (found,) = outcomes(BY_ID["saturating"], record)
     assert found.unit == "times" and math.exp(found.mean) == pytest.approx(4, rel=0.01)
     assert verdict("saturating", record).word == COMES_OUT

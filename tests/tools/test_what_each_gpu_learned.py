@@ -110,7 +110,7 @@ def test_the_page_says_what_the_records_say():
         "contrast 40 (30 to 50) points",
         "With links less without, over 2 seeds: +40 points, p 0.5 by sign flips, at best 0.5",
         "so few can't say: the arms differ by +40 points over 2 seeds, p 0.5 by sign flips, and it could be no less",
-        "and by as much with 1 of the 2 ways to name them",
+        "1 of the 2 ways to name the towers, this one among them, give as much",
         "The kernels of the two first layers differ in 2 of 2 seeds of towers with links and in 2 of 2 seeds of",
         "| towers with links | 2 | b | 80 % | 30 % | 20 % | 50 % | 80 |",
         # Holm over 12 looks: 8 lesions, 4 of p 0.001, and 4 contrasts; 4 of the 8 stay below 0.05

@@ -124,7 +124,7 @@ def verdict(records):
         where, other = ("with", "without") if divided["towers with links"] else ("without", "with")
         told.append(
             f"So at {LEVEL:g}, with seed {FIRST_SEEN} and without it, a division is told {where} links and not {other} "
-            "them, which doesn't say that the arms differ."
+            "them. That doesn't say that the arms differ."
         )
     elif len(divided) == 2:
         told.append("So single networks have it and others do not; over these seeds it is told in neither arm.")
@@ -138,8 +138,8 @@ def verdict(records):
             )
         else:
             told.append(
-                f"That the links make a difference is {'not ' * (paired.p > LEVEL)}suggested: {apart}, at best "
-                f"{paired.least_p:.2g}, not corrected for the other questions of this page."
+                f"That the links make a difference is {'not ' * (paired.p > LEVEL)}suggested: {apart}. The least that "
+                f"it could be is {paired.least_p:.2g}; it is not corrected for the other questions of this page."
             )
     p = corrected({(one["run"],): one["first_layer"]["division_p"] or 1.0 for some in arms.values() for one in some})
     differ = [f"{sum(p[one['run'],] <= LEVEL for one in some)} of {seeds(some)} of {arm}" for arm, some in arms.items()]

@@ -250,9 +250,9 @@ def classes(records):
         )
         if arm in same:
             answer += (
-                f"; between seeds, once the towers are named by what they see, they correlate by {same[arm][0]:.2f} "
-                f"(p {told_p(same_p[arm,])}), and by as much with {same[arm][2][0]} of the {same[arm][2][1]} ways to "
-                "name them"
+                f"; once the towers are named by what they see, the leanings of two seeds correlate by "
+                f"{same[arm][0]:.2f} (p {told_p(same_p[arm,])}); {same[arm][2][0]} of the {same[arm][2][1]} ways to "
+                "name the towers, this one among them, give as much"
             )
         answers.append(answer)
         lean = leanings(some)
