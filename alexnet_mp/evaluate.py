@@ -115,7 +115,7 @@ def _refuse_features(options, outputs, ranks):
             f"--features is of one RUN, in one process, alone{''.join(f', without {each}' for each in others)}"
         )
     layer_features.refuse_out(options.out)
-    layer_features.refuse_layer(trained(options.runs[0])[1].recipe, options.features)
+    layer_features.refuse_layer(trained(options.runs[0]).recipe, options.features)
 
 
 def _write(path, text):

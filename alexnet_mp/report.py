@@ -140,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _data(options):
-    """(the `evaluate.Run` on the splits of the index, None); (None, why) where the run's own data can't be read and
+    """(the `ensembles.Run` on the splits of the index, None); (None, why) where the run's own data can't be read and
     nobody named others."""
     try:
         return _opened(options, SPLITS), None
@@ -217,12 +217,12 @@ def _refuse_equals(layers):
 
 def _told(directory):
     """Of a run, what tells it from others: recipe, seed, step, data."""
-    trained = read_state(from_newest(directory, lambda place: place)[0])
+    _, trained = from_newest(directory, read_state)
     return [trained.recipe.name, str(trained.recipe.seed), f"{trained.step:,}", trained.data.fingerprint[:8]]
 
 
 def _opened(options, splits):
-    """The `evaluate.Run` of the run that is shown, on these splits."""
+    """The `ensembles.Run` of the run that is shown, on these splits."""
     (opened,) = open_runs(
         options.runs[:1], options.data, splits, options.gpus, options.kernels, options.pipeline, options.workers
     )

@@ -47,3 +47,8 @@ def normal_pair(word0: torch.Tensor, word1: torch.Tensor) -> tuple[torch.Tensor,
     radius = torch.sqrt(-2.0 * torch.log((word0 + 1).double() * 2.0**-32))
     angle = word1.double() * (2.0 * math.pi * 2.0**-32)
     return radius * torch.cos(angle), radius * torch.sin(angle)
+
+
+def dropout_threshold(probability: float) -> int:
+    """The least word of Philox, of 32 bits, with which dropout keeps a value: what all kernels compare with."""
+    return int(probability * 2**32)

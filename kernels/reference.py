@@ -6,14 +6,11 @@ nowhere else:
 
 * forward, a window that holds a NaN gives NaN (as torch.nn.functional.max_pool2d);
 * backward, `ties="first"` gives a window's gradient to the first maximum in scan order (PyTorch, cuDNN); `ties="all"`
-gives
-  it in full to every cell that equals the maximum, the rule of the 2012 source (`kLocalMaxUndo` of cuda-convnet).
-  Equality is
-  decided on the values that were compared, in float32 or float64, before they are rounded to a 16-bit storage type; a
-  NaN
-  equals nothing;
+  gives it in full to every cell that equals the maximum, the rule of the 2012 source (`kLocalMaxUndo` of cuda-convnet).
+  Equality is decided on the values that were compared, in float32 or float64, before they are rounded to a 16-bit
+  storage type; a NaN equals nothing;
 * the last window may hang over the bottom and right edges; the cells outside are ignored (2012 source,
-`layer.py:1164`).
+  `layer.py:1164`).
 """
 
 import math
@@ -23,8 +20,8 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 
-from .checks import differentiated_otherwise
-from .philox import DROPOUT_STREAM, philox
+from .checks import differentiated_otherwise, one_of
+from .philox import DROPOUT_STREAM, dropout_threshold, philox
 
 BLOCK = 2**15  # values: on a CPU these stay in a cache
 
@@ -46,7 +43,7 @@ def lrn_max_pool(
 
     relu: "before" = ReLU -> LRN -> pool (paper 3.5, layers 1 and 2); "after" = LRN -> pool -> ReLU (2012 source, layer
     1); "none". The other arguments as in `lrn` and `max_pool`. Raises ValueError on another `relu` or `ties`."""
-    _one_of("relu", relu, ("before", "after", "none"))
+    one_of("relu", relu, ("before", "after", "none"))
     v = _lrn(_biased(x, bias, relu == "before"), size, alpha, beta, k)
     return _pool(v, relu == "after", pool, stride, ties).to(x.dtype)
 
@@ -67,7 +64,7 @@ def lrn(
     a = relu(x + bias) for relu="before", x + bias for "none"; bias: (C,). alpha multiplies the *sum*:
     torch.nn.functional.local_response_norm divides its own alpha by size, so this alpha = a is that function's a *
     size. (N, C, H, W) -> (N, C, H, W)."""
-    _one_of("relu", relu, ("before", "none"))
+    one_of("relu", relu, ("before", "none"))
     return _lrn(_biased(x, bias, relu == "before"), size, alpha, beta, k).to(x.dtype)
 
 
@@ -137,7 +134,7 @@ def dropout(
     before = first_row * x.shape[1:].numel()
     blocks = torch.arange(before // 4, (before + x.numel() + 3) // 4, device=x.device)  # four words a counter
     words = torch.stack(philox((blocks & 0xFFFFFFFF, step & 0xFFFFFFFF, layer, tower), (seed, DROPOUT_STREAM)), dim=1)
-    keep = words.flatten()[before % 4 :][: x.numel()].view(x.shape) >= int(probability * 2**32)
+    keep = words.flatten()[before % 4 :][: x.numel()].view(x.shape) >= dropout_threshold(probability)
     return x * keep
 
 
@@ -325,7 +322,7 @@ def _root(d):
 
 
 def _pool(a, relu, pool, stride, ties):
-    _one_of("ties", ties, ("first", "all"))
+    one_of("ties", ties, ("first", "all"))
     _fits(a, pool)
     y = _max_pool_all_ties(a, pool, stride) if ties == "all" else F.max_pool2d(a, pool, stride, ceil_mode=True)
     return torch.relu(y) if relu else y
@@ -376,8 +373,3 @@ def _cells(a, y, pool, stride):
             window = (slice(None), slice(None), slice(i, None, stride), slice(j, None, stride))
             rows, columns = (min(s, o) for s, o in zip(a[window].shape[2:], y.shape[2:]))
             yield window, (slice(None), slice(None), slice(rows), slice(columns))
-
-
-def _one_of(name, value, choices):
-    if value not in choices:
-        raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, choices))}")

@@ -8,7 +8,7 @@ import torch
 from . import reference
 from .checks import FLOAT_DTYPES, check_bias, describe, differentiated_otherwise, memory_format
 from .dispatch import compiled, resolve
-from .philox import DROPOUT_STREAM
+from .philox import DROPOUT_STREAM, dropout_threshold
 
 
 def relu_dropout(
@@ -84,7 +84,7 @@ def _forward(x, bias, step, probability, seed, layer, tower, first_row, kernels)
     y = _dense_like(x)
     if kernels == "cpu":
         before = first_row * x.shape[1:].numel()
-        compiled().relu_dropout(x, step, int(probability * 2**32), seed, DROPOUT_STREAM, layer, tower, before, y)
+        compiled().relu_dropout(x, step, dropout_threshold(probability), seed, DROPOUT_STREAM, layer, tower, before, y)
     elif y.numel():
         from . import relu_dropout_triton
 

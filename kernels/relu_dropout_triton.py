@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from .dispatch import triton_on
-from .philox import DROPOUT_STREAM
+from .philox import DROPOUT_STREAM, dropout_threshold
 
 FORWARD_TILE, BACKWARD_TILE = 2048, 4096  # values a program; backward leaves MAPS sums a tile, fewer the larger it is
 SIDES = (256, 128, 64, 32)  # of tiles, along the dimension in which memory is contiguous
@@ -130,7 +130,7 @@ def forward(
     there alone.
     """
     positions, shape, grid, _ = _launch(x, FORWARD_TILE)
-    threshold = int(probability * 2**32)
+    threshold = dropout_threshold(probability)
     with triton_on(x):
         _relu_dropout_kernel[grid](
             x,

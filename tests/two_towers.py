@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 
 from alexnet_mp import TwoTowerAlexNet, mini, paper, source2012
-from alexnet_mp.recipes.named import desk
+from alexnet_mp.recipes.desk_study import desk
 from alexnet_mp.recipes.recipe import change_layers
 from alexnet_mp.training.schedule import make_schedule
 from alexnet_mp.training.step import TrainingStep

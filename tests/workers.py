@@ -98,7 +98,7 @@ class ThreadWorkers(Workers):
             sum=lambda gradients: [torch.stack(self._all(gradient)).sum(0) for gradient in gradients]
         )
 
-    def told(self, value):
+    def gather(self, value):
         return self._all(value)
 
     def swap(self, outgoing, incoming):

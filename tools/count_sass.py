@@ -7,10 +7,8 @@ prints a table: kernel, dtype, channels, registers, spilled bytes, shared memory
 and the bandwidth that issuing them leaves possible. Needs nvcc, and nvdisasm from the triton package or on PATH.
 
 Method. The kernels of csrc/cuda/lrn_pool.cuh are compiled to a cubin with line information and disassembled. The
-instructions
-are cut into basic blocks at labels and branches, and a block's size is multiplied by the number of times that the warps
-of the
-whole launch enter it:
+instructions are cut into basic blocks at labels and branches, and a block's size is multiplied by the number of times
+that the warps of the whole launch enter it:
 * the main loop, the strongly connected blocks around the barrier (BAR): all warps, once an output row (forward) or as
   often as there are groups of 2x2 positions for a block to take (backward);
 * in it, blocks whose instructions come mostly from the source lines of `give_output`: only the warps that have an

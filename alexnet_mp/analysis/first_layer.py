@@ -6,8 +6,7 @@ their first principal component about zero. For a grey kernel that is the lumina
 difference of the two.
 
 The plane's mean is left in. A kernel of one colour has its energy at frequency 0, and so it is measured: frequency 0,
-selectivity
-0. Without its mean there would be nothing left to measure but its noise."""
+selectivity 0. Without its mean there would be nothing left to measure but its noise."""
 
 import math
 from dataclasses import dataclass, fields

@@ -18,7 +18,8 @@ import numpy as np
 from ..runs import checkpoints, first_layers
 from ..runs.checkpoint_format import load_weights, read_state
 from ..system.errors import UserError
-from .specialisation import DIVISION_LEVEL, chroma_shares, division, holm, random_split_p
+from .hypothesis_tests import holm
+from .specialisation import DIVISION_LEVEL, chroma_shares, division, random_split_p
 
 MOST_MOMENTS = 60  # of a run: of more, so many that are spread evenly over them
 DRAWS = 10_000

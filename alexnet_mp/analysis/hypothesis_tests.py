@@ -1,5 +1,5 @@
 """The statistics behind `python -m alexnet_mp.claims` and `compare`: paired differences, over seeds and over images,
-and their p-values.
+their p-values, corrections for several, and intervals of shares.
 
 All in float64 and exact where it can be.
 """
@@ -155,3 +155,36 @@ def sign_flip_of_counts(differences: Sequence[int] | np.ndarray) -> float:
     reach = len(chances) // 2
     far = np.abs(np.arange(-reach, reach + 1)) >= abs(differences.sum())
     return min(1.0, float(chances[far].sum()))
+
+
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """p-values corrected by Holm's step-down rule, in their order; a None stays one and counts for nothing."""
+    known = sorted((p, index) for index, p in enumerate(p_values) if p is not None)
+    corrected, least = [None] * len(p_values), 0.0
+    for rank, (p, index) in enumerate(known):
+        least = corrected[index] = max(least, min(1.0, p * (len(known) - rank)))
+    return corrected
+
+
+def wilson(count: int, n: int) -> tuple[float, float]:
+    """The 95 % confidence interval of a share `count` of `n` (Wilson 1927, JASA 22: 209), which is of use at 0 and at
+    n, too.
+
+    Without any n nothing is known: (0, 1).
+    """
+    if n == 0:
+        return 0.0, 1.0
+    from scipy import stats  # imported late: it takes half a second
+
+    interval = stats.binomtest(count, n).proportion_ci(0.95, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def shown_p(p: float) -> str:
+    """A p-value in a table."""
+    return "< 0.0001" if p < 1e-4 else f"{p:.2g}"
+
+
+def told_p(p: float) -> str:
+    """A p-value in a sentence: "p = 0.02"."""
+    return f"p {'' if p < 1e-4 else '= '}{shown_p(p)}"

@@ -19,9 +19,9 @@ from ..data.dataset import Split
 from ..data.pixel_statistics import Statistics
 from ..network.network import TwoTowerAlexNet
 from .altered_pictures import intact
-from .hypothesis_tests import Comparison, mcnemar
+from .hypothesis_tests import Comparison, holm, mcnemar
+from .random_deals import as_far_p, cliffs_delta, random_orders
 from .silencing import crossings, judge_all, link_off, maps_read, nothing_off, random_halves, tower_off
-from .specialisation import as_far_p, cliffs_delta, holm, random_orders
 
 DRAWS = 20  # controls of a lesion
 ALL = "all"  # the place of a lesion at every crossing, if there are several

@@ -15,9 +15,9 @@ from ..data.dataset import Split
 from ..data.pixel_statistics import Statistics
 from ..network.network import TwoTowerAlexNet
 from .altered_pictures import ALTERATIONS, intact
-from .hypothesis_tests import Comparison, mcnemar, sign_flip_of_counts, sure_of
+from .hypothesis_tests import Comparison, holm, mcnemar, sign_flip_of_counts, sure_of
+from .random_deals import as_far_p
 from .silencing import Off, crossings, judge_all, maps_read, random_halves, tower_off
-from .specialisation import as_far_p, holm
 
 DRAWS = 20  # random halves of the first layer
 LEVEL = 0.05  # of both p-values of a `ColourDivision`

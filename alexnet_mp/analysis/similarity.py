@@ -27,7 +27,8 @@ from ..evaluation.protocol import centre_view
 from ..network.network import TwoTowerAlexNet
 from ..recipes import shapes
 from ..recipes.recipe import Recipe
-from .specialisation import as_far_p, holm, pairings, random_orders
+from .hypothesis_tests import holm
+from .random_deals import as_far_p, pairings, random_orders
 
 MOST_PICTURES = 400
 MOST_BYTES = 1 << 30  # of what all layers say of all pictures; with larger layers there are fewer pictures

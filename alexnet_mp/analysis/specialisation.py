@@ -9,7 +9,7 @@ The criterion, stated before any run was counted: the towers' shares of chroma a
 of random halves of the same kernels (p <= `DIVISION_LEVEL`). Which tower has the colours doesn't matter: the towers
 have no order."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,17 @@ from ..runs import checkpoints
 from ..runs.checkpoint_format import load_weights, read_state
 from ..system.errors import UserError
 from .first_layer import KernelStatistics, chroma_and_energy, hue_axes, kernel_statistics, learned
+from .hypothesis_tests import holm, wilson
+from .random_deals import (
+    as_far_p,
+    cliffs_delta,
+    energy_distances,
+    kuipers_v,
+    pairings,
+    random_orders,
+    ranks,
+    watsons_u2,
+)
 
 DIVISION_LEVEL = 0.01
 # of the measures that `division` compares; beside them orientation and hue
@@ -178,51 +189,16 @@ def matching(runs: Sequence[np.ndarray]) -> tuple[float, float] | tuple[None, No
     return own / len(runs), float((sums >= own * (1 - 1e-12)).mean())
 
 
-def pairings(apart: Mapping[tuple[int, int], float], towers: tuple[int, ...]) -> Iterator[float]:
-    """The sum over its pairs of each way to put the towers, an even number of them, into pairs. apart: {(tower, larger
-    tower): value}."""
-    if not towers:
-        yield 0.0
-        return
-    first, *others = towers
-    for other in others:
-        for rest in pairings(apart, tuple(tower for tower in others if tower != other)):
-            yield apart[first, other] + rest
-
-
-def energy_distances(points: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-    """Energy distances between the chosen points and the others: 2 E|X - Y| - E|X - X'| - E|Y - Y'|, 0 where they are
-    spread alike.
-
-    points: (N, features); chosen: (draws, n) indices. Returns (draws,) float64.
-    """
-    apart = np.sqrt(((points[:, None] - points[None]) ** 2).sum(2))
-    ours = np.zeros((len(chosen), len(points)))
-    np.put_along_axis(ours, chosen, 1.0, axis=1)
-    n, others = chosen.shape[1], len(points) - chosen.shape[1]
-    to_ours, to_all = ours @ apart, apart.sum(1)
-    within = (to_ours * ours).sum(1)
-    between = (to_ours * (1 - ours)).sum(1)
-    within_others = to_all.sum() - within - 2 * between
-    return 2 * between / (n * others) - within / n**2 - within_others / others**2
-
-
 def _points(kernels, statistics):
     """(kernels, 7): ranks of three measures over their number, so that no unit or outlier counts more; orientation;
     hue.
 
     Orientation is a vector at twice its angle, as long as the kernel is selective, hue the one of `hue_axes`: so both
     are at most 1 long, and what has no orientation or no colour lies at 0."""
-    ranked = [_ranks(getattr(statistics, measure)) / len(statistics) for measure in RANKED]
+    ranked = [ranks(getattr(statistics, measure)) / len(statistics) for measure in RANKED]
     twice = 2 * np.deg2rad(statistics.orientation)
     oriented = [statistics.selectivity * np.cos(twice), statistics.selectivity * np.sin(twice)]
     return np.stack([*ranked, *oriented, *hue_axes(np.asarray(kernels, np.float64)).T], 1)
-
-
-def _ranks(values):
-    """Ranks from 1; ties share their mean rank."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
 
 
 def _difference(a, b, period, draws, seed):
@@ -236,57 +212,6 @@ def _difference(a, b, period, draws, seed):
     else:
         effects, tested = kuipers_v(values % period, orders), watsons_u2(values % period, orders)
     return float(effects[0]), float(np.median(np.abs(effects[1:]))), as_far_p(tested)
-
-
-def cliffs_delta(values: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-    """P(x > y) - P(x < y) for x of the chosen values and y of the others: -1 to 1, 0 where neither tends to be larger.
-
-    (Cliff 1993, Psychol. Bull. 114: 494; the rank-biserial correlation of the Mann-Whitney test.) values: (N,); chosen:
-    (draws, n) indices. Returns (draws,).
-    """
-    ranks = _ranks(values)
-    n, others = chosen.shape[1], len(values) - chosen.shape[1]
-    larger = ranks[chosen].sum(1) - n * (n + 1) / 2  # pairs in which the chosen one is larger, ties as halves
-    return 2 * larger / (n * others) - 1
-
-
-def kuipers_v(values: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-    """The most that the chosen values' share on an arc of the circle exceeds the others' share on it: 0 to 1.
-
-    (Kuiper 1960, Proc. K. Ned. Akad. Wet. A 63: 38.) values: (N,), 0 to a period; chosen: (draws, n) indices. Returns
-    (draws,)."""
-    ahead = _ahead(values, chosen)
-    return ahead.max(1) - ahead.min(1)
-
-
-def watsons_u2(values: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-    """Watson's two-sample U^2 of the chosen values and the others: 0 where they are spread alike (1962, Biometrika 49:
-    57).
-
-    Like V it doesn't depend on where the circle is cut, and it tells more differences apart. Arguments as there.
-    """
-    ahead, n, count = _ahead(values, chosen), chosen.shape[1], len(values)
-    return n * (count - n) / count * ahead.var(1)
-
-
-def _ahead(values, chosen):
-    """The share of the chosen values up to each value less that of the others: (draws, N), in the values' order."""
-    order = np.argsort(values)
-    places = np.searchsorted(values[order], values, side="right") - 1  # of each value, the last of its equals
-    n, count = chosen.shape[1], len(values)
-    steps = np.zeros((len(chosen), count))
-    np.add.at(steps, (np.arange(len(chosen))[:, None], places[chosen]), 1 / n + 1 / (count - n))
-    np.add.at(steps, (slice(None), places), -1 / (count - n))
-    return steps.cumsum(1)[:, places[order]]
-
-
-def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """p-values corrected by Holm's step-down rule, in their order; a None stays one and counts for nothing."""
-    known = sorted((p, index) for index, p in enumerate(p_values) if p is not None)
-    corrected, least = [None] * len(p_values), 0.0
-    for rank, (p, index) in enumerate(known):
-        least = corrected[index] = max(least, min(1.0, p * (len(known) - rank)))
-    return corrected
 
 
 def appearance(runs: Mapping[str, np.ndarray], draws: int = 10_000, seed: int = 0) -> Appearance:
@@ -324,20 +249,6 @@ def _count(halves):
     return Appearance(len(halves), len(found), wilson(len(found), len(halves)), colour_in_b, halves)
 
 
-def wilson(count: int, n: int) -> tuple[float, float]:
-    """The 95 % confidence interval of a share `count` of `n` (Wilson 1927, JASA 22: 209), which is of use at 0 and at
-    n, too.
-
-    Without any n nothing is known: (0, 1).
-    """
-    if n == 0:
-        return 0.0, 1.0
-    from scipy import stats  # imported late: it takes half a second
-
-    interval = stats.binomtest(count, n).proportion_ci(0.95, method="wilson")
-    return float(interval.low), float(interval.high)
-
-
 def chroma_shares(kernels: np.ndarray, towers: int) -> list[float]:
     """The share of chroma in the energy of each tower's first-layer kernels: a list of `towers` numbers, 0 (grey) to 1.
 
@@ -362,12 +273,6 @@ def random_split_p(kernels: np.ndarray, draws: int = 10_000, seed: int = 0) -> f
     return as_far_p(np.abs(shares[0] - shares[1]))
 
 
-def random_orders(count: int, draws: int, seed: int) -> np.ndarray:
-    """(1 + draws, count): 0 to count - 1 as they are, then in `draws` random orders."""
-    own = np.arange(count)[None]
-    return np.concatenate([own, np.random.default_rng(seed).permuted(np.tile(own, (draws, 1)), axis=1)])
-
-
 def chroma_of_halves(kernels: np.ndarray, orders: np.ndarray) -> list[np.ndarray]:
     """The shares of chroma of the two halves of each order of the kernels: two arrays (orders,)."""
     chroma, energy = chroma_and_energy(kernels)
@@ -375,9 +280,3 @@ def chroma_of_halves(kernels: np.ndarray, orders: np.ndarray) -> list[np.ndarray
     return [
         chroma[part].sum(1) / np.maximum(energy[part].sum(1), 1e-300) for part in (orders[:, :half], orders[:, half:])
     ]
-
-
-def as_far_p(apart: np.ndarray) -> float:
-    """The share of values at least as large as the first, which was seen and counts among them: (1 + hits) / (1 +
-    draws)."""
-    return float((apart >= apart[0] - 1e-12 * abs(apart[0])).mean())

@@ -1,4 +1,4 @@
-"""What all input pipelines share: what a batch is, which images make it, and the views of the test."""
+"""What all input pipelines share: what a batch is, and which images make it."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass

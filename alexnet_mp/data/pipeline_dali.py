@@ -22,9 +22,9 @@ from ..recipes.recipe import Recipe
 from ..system.errors import UserError
 from .augmentation import colour_shift
 from .batches import Batch, EpochKeys, StoredPictures, in_order, with_draws
+from .batches_ahead import ahead
 from .dali_on_device import DaliOnDevice, Lent, close_all, current, last_line, refuses
 from .dataset import DataSet
-from .pipeline_raw import ahead
 from .pixel_statistics import Statistics
 from .workers import load
 

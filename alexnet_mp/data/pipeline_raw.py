@@ -6,8 +6,6 @@ few others copy the pictures to page-locked memory; from there they go, in uint8
 2012, never from GPU to GPU) and are augmented there, on a stream of their own. Beside a network that computes on the
 CPU such a thread would only take cores from it."""
 
-import queue
-import threading
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,16 +18,14 @@ from ..kernels import augment
 from ..kernels.augmentation import crops_of
 from ..parallel.pieces import WHOLE
 from ..recipes.recipe import Recipe
-from ..system.devices import stream_for
 from .augmentation import Draws, colour_shift
 from .batches import Batch, EpochKeys, in_order, with_draws
+from .batches_ahead import ahead
 from .dataset import DataSet
 from .pixel_statistics import Statistics
 from .step_input import Uncropped
 
-AHEAD = 2  # batches
 MOST_THREADS = 8  # that read: more would wait for Python's lock rather than for memory
-_END = object()
 
 
 class RawPipeline:
@@ -172,60 +168,3 @@ def _page_locked(count, size):
     """(count, size, size, 3) uint8, not yet written. Freed, the memory goes to nobody else before all copies from it
     are done."""
     return torch.empty(count, size, size, 3, dtype=torch.uint8, pin_memory=True)
-
-
-def ahead(items: Generator, devices: Sequence[torch.device]) -> Generator:
-    """Yield what a generator yields, made by a thread that is up to AHEAD items ahead of the consumer.
-
-    The thread makes them on a stream of each CUDA device that is for such threads alone; the consumer's streams wait
-    for an item's tensors. An exception in the thread is raised here. Closing ends the thread, after the item that it
-    is making.
-    """
-    ready, room, closed = queue.SimpleQueue(), threading.Semaphore(AHEAD), threading.Event()
-
-    def make():
-        try:
-            for device in devices:
-                torch.cuda.set_stream(stream_for(device, "batches ahead"))
-            with closing(items):
-                while True:
-                    room.acquire()
-                    if closed.is_set():
-                        return
-                    item = next(items, _END)
-                    ready.put((item, [torch.cuda.current_stream(device).record_event() for device in devices]))
-                    if item is _END:
-                        return
-                    del item  # or it would live as long as the next one takes
-        except BaseException as error:
-            ready.put((error, []))
-
-    thread = threading.Thread(target=make, name="batches ahead", daemon=True)
-    thread.start()
-    try:
-        while True:
-            item, made = ready.get()
-            room.release()
-            if isinstance(item, BaseException):
-                raise item
-            if item is _END:
-                return
-            _wait_for(item, devices, made)
-            yield item
-            del item
-    finally:
-        closed.set()
-        room.release()
-        thread.join()
-
-
-def _wait_for(item, devices, made):
-    """Let the current streams wait for an item, a `Batch` or ({device: pictures}, labels), of which the events `made`
-    tell."""
-    for device, event in zip(devices, made):
-        torch.cuda.current_stream(device).wait_event(event)
-    images, labels = (item.images, item.labels) if isinstance(item, Batch) else (item[0].values(), item[1])
-    parts = [tensor for each in images for tensor in (each.tensors() if isinstance(each, Uncropped) else [each])]
-    for tensor in [*parts, labels]:
-        if tensor.is_cuda:  # the memory is the thread's stream's, which must not reuse it before this stream is done
-            tensor.record_stream(torch.cuda.current_stream(tensor.device))

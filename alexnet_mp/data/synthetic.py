@@ -4,11 +4,9 @@ A picture shows a grey grating under a few coloured discs, on a background of ra
 is the pair (grating, colour): 4 gratings x 4 colours = 16 classes.
 
 * The grating is horizontal or vertical and coarse or fine (periods of about 1/7 and 1/18 of the picture's side);
-orientation,
-  period, phase and contrast vary within a class. It has no colour.
+  orientation, period, phase and contrast vary within a class. It has no colour.
 * The discs are red, green, blue or yellow; number, place, size and exact hue vary. Every hue has the same brightness on
-average,
-  so that a network that sees no colour cannot tell the hues apart.
+  average, so that a network that sees no colour cannot tell the hues apart.
 
 So neither orientation-selective nor colour-selective kernels suffice alone: an ideal observer of one of the two errs on
 3 of 4 pictures. Horizontal flips leave every class as it is."""

@@ -60,7 +60,7 @@ def open_runs(
         raise UserError(f"{len(directories)} runs are averaged in one process; torchrun's {ranks.count} can test one")
     described, opened, sources = [], {}, {}
     for directory in directories:
-        _, run = trained(directory)
+        run = trained(directory)
         check_kernels(kernels, here(gpus, run.recipe.towers, ranks, run.recipe.lrn_crosses))
         if run.classes != (described or [run])[0].classes:
             difference = first_difference(described[0].classes, run.classes, directories[0])

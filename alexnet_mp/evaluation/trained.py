@@ -28,8 +28,8 @@ class Trained:
     checkpoint: Path  # its directory
 
 
-def trained(directory: str | Path, with_weights: bool = False) -> tuple[Path, Trained]:
-    """(checkpoint's directory, `Trained`) of a run's newest checkpoint.
+def trained(directory: str | Path, with_weights: bool = False) -> Trained:
+    """The `Trained` of a run's newest checkpoint.
 
     Raises UserError if it is no run, or the checkpoint can't be used.
     """
@@ -40,7 +40,7 @@ def trained(directory: str | Path, with_weights: bool = False) -> tuple[Path, Tr
         weights = checkpoint_format.load_weights(path) if with_weights else None
         return Trained(state.recipe, state.data.source, list(state.data.classes), Statistics.load(path), weights, path)
 
-    return checkpoints.from_newest(directory, read)
+    return checkpoints.from_newest(directory, read)[1]
 
 
 def load_run(
@@ -48,7 +48,7 @@ def load_run(
 ) -> tuple[TwoTowerAlexNet, Trained]:
     """(network in test mode, its `Trained`) of a run directory's newest weights. ranks: of a job of which this process
     has a pair of towers. Raises UserError where it can't be used."""
-    path, found = trained(directory, with_weights=True)
+    found = trained(directory, with_weights=True)
     devices = here(gpus, found.recipe.towers, ranks, found.recipe.lrn_crosses)
     check_kernels(kernels, devices)
     make_current(devices)
@@ -56,8 +56,8 @@ def load_run(
     try:
         network.load_merged(found.weights)
     except ValueError as error:
-        raise UserError(f"{path} doesn't fit {directory}/run.json: {error}") from None
-    say(f"{path} on {', '.join(map(str, devices))}, kernels {network.kernels_used()}")
+        raise UserError(f"{found.checkpoint} doesn't fit {directory}/run.json: {error}") from None
+    say(f"{found.checkpoint} on {', '.join(map(str, devices))}, kernels {network.kernels_used()}")
     return network.eval(), replace(found, weights=None)
 
 

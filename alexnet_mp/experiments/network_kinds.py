@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from ..analysis.figures import TOWER_COLOURS
-from ..analysis.hypothesis_tests import paired
-from ..analysis.specialisation import DIVISION_LEVEL, wilson
+from ..analysis.hypothesis_tests import paired, wilson
+from ..analysis.specialisation import DIVISION_LEVEL
 from ..data.image_files import pipeline_of
 from ..data.pipeline import Pipeline
 from ..evaluation import dropout_masks

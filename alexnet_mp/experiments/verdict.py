@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..analysis.specialisation import DIVISION_LEVEL, holm, matching, wilson
+from ..analysis.hypothesis_tests import holm, wilson
+from ..analysis.specialisation import DIVISION_LEVEL, matching
 from . import kept_answers
 from .claim import Claim
 from .entries import ended, error, words

@@ -89,9 +89,9 @@ class Exchange:
         """Tower a's logits, which are the outputs. shape, dtype: theirs."""
         return outputs[0]
 
-    def told(self, judged: Judge, logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(loss, right answers): what judged(logits, labels) gives."""
-        return judged(logits, labels)
+    def share_loss(self, judge: Judge, logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(loss, right answers): what judge(logits, labels) gives."""
+        return judge(logits, labels)
 
     def collect(
         self, layers: Mapping[str, Sequence[torch.Tensor]], owners: Mapping[str, int]
@@ -176,7 +176,7 @@ class Arrival:
 
 
 def current_stream(tensor: torch.Tensor) -> torch.cuda.Stream | None:
-    """Of a tensor's device; None on a CPU."""
+    """The current stream of a tensor's device; None on a CPU."""
     return torch.cuda.current_stream(tensor.device) if tensor.is_cuda else None
 
 

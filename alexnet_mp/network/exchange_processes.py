@@ -67,11 +67,11 @@ class ProcessExchange:
             return outputs[0]
         return self._begin(None, torch.empty(shape, dtype=dtype, device=self.devices[0])).receive()
 
-    def told(self, judged: Judge, logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def share_loss(self, judge: Judge, logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(loss, right answers), as tower a judges its logits; tower b's process is told both, and its `backward`
         waits for the gradient of what it sent last."""
         if self.tower == 0:
-            loss, right = judged(logits, labels)
+            loss, right = judge(logits, labels)
             self._begin(torch.stack([loss.detach().double(), right.detach().double()]), None, keep=True)
             return loss, right
         loss, right = self._begin(None, torch.empty(2, dtype=torch.float64, device=self.devices[0])).receive()

@@ -39,7 +39,7 @@ class WorkerAlexNet(TwoTowerAlexNet):
         self._answer(None)
 
     def _answer(self, maps):
-        counts, dtypes = zip(*self.workers.told((0, None) if maps is None else (len(maps), maps.dtype)))
+        counts, dtypes = zip(*self.workers.gather((0, None) if maps is None else (len(maps), maps.dtype)))
         if maps is None:
             dtype = next(dtype for dtype in dtypes if dtype)  # in which the others compute
             maps = torch.empty(0, self.width, dtype=dtype, device=self.workers.device)

@@ -35,7 +35,7 @@ class Workers:
     def clear(self) -> None:
         self.ledger = []
 
-    def told(self, value: Value) -> list[Value]:
+    def gather(self, value: Value) -> list[Value]:
         """Every worker's value."""
         return self.ranks.gather(value)
 
@@ -84,7 +84,7 @@ class Workers:
         """Every worker's slice of one tensor in the first one's host memory, for a checkpoint; in the others their own
         alone. Slices differ in their first dimension."""
         own = part.detach().cpu().contiguous()
-        lengths = self.told(len(own))
+        lengths = self.gather(len(own))
         if self.number:
             self.swap([own, *[None] * (self.count - 1)], [None] * self.count)()
             return [own]

@@ -80,8 +80,8 @@ def mini() -> Recipe:
     """The paper's network for a laptop: the same graph, half as wide or less, on 96x96 crops of 112x112 pictures.
 
     The initial deviations grow by the root of the ratio of fan-ins, so that fewer inputs add up to as large a sum as in
-    the full network. Twelve epochs, the rate divided by
-    ten for the last two. Everything else, the biases that start at 1 among it, is the paper's.
+    the full network. Twelve epochs, the rate divided by ten for the last two. Everything else, the biases that start at
+    1 among it, is the paper's.
 
     Command: `make train`.
     """

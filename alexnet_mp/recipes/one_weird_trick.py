@@ -1,9 +1,8 @@
 """`owt2014`: the network of "One weird trick for parallelizing convolutional neural networks" (Krizhevsky 2014), as his
 configuration for four GPUs has it.
 
-"cc2" is cuda-convnet2. Layers are those of its `layers-imagenet-4gpu-data.cfg`. The rates are
-those that cc2's page on parallelism and the comments of its other files give: no copy of the hybrid scheme's own
-parameter file was found."""
+"cc2" is cuda-convnet2. Layers are those of its `layers-imagenet-4gpu-data.cfg`. The rates are those that cc2's page on
+parallelism and the comments of its other files give: no copy of the hybrid scheme's own parameter file was found."""
 
 from dataclasses import replace
 

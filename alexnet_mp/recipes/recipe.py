@@ -1,7 +1,7 @@
-"""Every number of an experiment, with its unit and its source, and three presets: `paper`, `source2012`, `mini`.
+"""Every number of an experiment, with its unit and its source.
 
-`ablations.py` derives the paper's experiments from them, `cifar.py` has those for CIFAR-10, `named.py` lists all by
-name.
+The presets `paper`, `source2012` and `mini` are in `architectures.py`. `ablations.py` derives the paper's experiments
+from them, `cifar.py` has those for CIFAR-10, `named.py` lists all by name.
 
 Sources: "3.3" is a section of the paper (Krizhevsky, Sutskever, Hinton 2012); "source" is the original code and its
 configuration files for net 145, the network of the paper's headline figures (Computer History Museum,
@@ -192,7 +192,8 @@ def to_dict(recipe: Recipe, defaults: bool = True) -> dict:
 
 def every_field(recipe: Recipe) -> dict:
     """`to_dict`, and with it the fields that are not stored where they say nothing new."""
-    return {**to_dict(recipe), "lrn_crosses": recipe.lrn_crosses, "fc_batch_size": recipe.fc_batch_size}
+    stored = to_dict(recipe)
+    return stored | {name: getattr(recipe, name) for name in recipe.__dataclass_fields__ if name not in stored}
 
 
 def describe(recipe: Recipe, width: int = 100) -> str:

@@ -84,7 +84,7 @@ def slice_of(number: int, count: int, units: int) -> slice:
 
 
 def fewest_units(recipe: Architecture, classes: int) -> int:
-    """Of a fully connected layer."""
+    """The least number of units that a fully connected layer of the recipe has."""
     return min(size.computed[0] for size in sizes(recipe, classes) if size.layer.kind == "fc")
 
 

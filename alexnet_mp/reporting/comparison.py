@@ -8,8 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..analysis.hypothesis_tests import Comparison, mcnemar
-from ..analysis.specialisation import holm, wilson
+from ..analysis.hypothesis_tests import Comparison, holm, mcnemar, told_p, wilson
 from ..data.dataset import ELSEWHERE, SAME_FILES
 from ..evaluation.accuracy import read_right, top5_tells
 from ..recipes.recipe import Recipe, every_field
@@ -256,7 +255,7 @@ def text(runs: Sequence[ComparedRun]) -> list[str]:
                     f"{numbers[pair.b]} minus {numbers[pair.a]}",
                     f"{pair.change.difference:+.2f} points",
                     f"({pair.change.interval[0]:+.2f} to {pair.change.interval[1]:+.2f})",
-                    p_words(pair.holm_p),
+                    told_p(pair.holm_p),
                     f"{numbers[pair.b]} alone right {pair.change.only_b:,}, {numbers[pair.a]} alone "
                     f"{pair.change.only_a:,} of {pair.change.n:,}, {pair.protocol}",
                 ]
@@ -277,10 +276,6 @@ def error_cells(line: dict, classes: int) -> list[str]:
         low, high = interval(error, line["images"])
         cells.append(f"top-{k} {error:.2f} % ({low:.2f} to {high:.2f})")
     return cells
-
-
-def p_words(p: float) -> str:
-    return "p < 0.0001" if p < 0.0001 else f"p = {p:.2g}"
 
 
 def _columns(rows):

@@ -9,6 +9,7 @@ import numpy as np
 
 from ..analysis.figure_3 import kernel_tiles
 from ..analysis.figures import PANEL, write_figure
+from ..analysis.hypothesis_tests import told_p
 from ..analysis.specialisation import first_layer
 from ..evaluation.accuracy import top5_tells
 from ..retrieval.contact_sheet import png
@@ -16,7 +17,7 @@ from ..system import durable_files
 from ..system.errors import UserError
 from ..system.terminal import printable
 from . import page
-from .comparison import ComparedRun, differences, grouped, interval, p_words, paired_errors
+from .comparison import ComparedRun, differences, grouped, interval, paired_errors
 from .first_layer import COLUMNS
 from .headline import chroma_fact
 from .training import epochs_of
@@ -151,8 +152,8 @@ def _errors(runs):
                 f"{pair.change.interval[0]:+.2f} to {pair.change.interval[1]:+.2f}",
                 f"{pair.change.only_b:,} / {pair.change.only_a:,}",
                 f"{pair.change.n:,}, {pair.protocol}",
-                p_words(pair.change.p),
-                p_words(pair.holm_p),
+                told_p(pair.change.p),
+                told_p(pair.holm_p),
             ]
             for pair in pairs
         ]

@@ -7,6 +7,7 @@ import numpy as np
 
 from ..analysis.figure_3 import pixels_of
 from ..analysis.figures import TOWER_COLOURS, write_figure
+from ..analysis.hypothesis_tests import shown_p, told_p
 from ..analysis.lesions import ALL, KernelLesions, Lesion, Lesions
 from . import page
 
@@ -145,16 +146,6 @@ def _arrow(what):
 
 def _interval(interval):
     return f"{interval[0]:+.1f} to {interval[1]:+.1f}"
-
-
-def shown_p(p: float) -> str:
-    """A p-value in a table."""
-    return "< 0.0001" if p < 1e-4 else f"{p:.2g}"
-
-
-def told_p(p: float) -> str:
-    """A p-value in a sentence: "p = 0.02"."""
-    return f"p {'' if p < 1e-4 else '= '}{shown_p(p)}"
 
 
 def draw_lesions(found: Lesions) -> "Figure":

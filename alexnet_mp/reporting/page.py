@@ -118,7 +118,7 @@ def moving(path: Path, alt: str, caption: str = "", least: float = LEAST) -> dic
 
 
 def network(drawing: dict) -> dict:
-    """`report_exchange.drawing`."""
+    """A part's drawing of the two towers and what crosses between them: `reporting.exchange.drawing`."""
     return {"kind": "network", "drawing": drawing}
 
 

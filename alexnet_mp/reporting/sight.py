@@ -11,11 +11,11 @@ import numpy as np
 from ..analysis.altered_pictures import ALTERATIONS, CUTOFF
 from ..analysis.figure_4 import short_name
 from ..analysis.figures import TOWER_COLOURS, write_figure
+from ..analysis.hypothesis_tests import shown_p, told_p, wilson
 from ..analysis.sight import LEVEL, ColourDivision, Leaning, Leanings, Seen
-from ..analysis.specialisation import wilson
 from ..data.dataset import Split
 from . import page
-from .lesions import LEAST, WIDTH, shown_p, told_p
+from .lesions import LEAST, WIDTH
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..analysis.figures import NARROW, write_figure
+from ..analysis.hypothesis_tests import shown_p
 from ..analysis.similarity import (
     DEALT_PICTURES,
     FEWEST,
@@ -35,7 +36,6 @@ from ..runs.checkpoint_format import load_weights, read_state
 from ..system.errors import UserError
 from ..system.terminal import printable
 from . import page
-from .lesions import shown_p
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

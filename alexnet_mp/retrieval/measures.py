@@ -16,7 +16,8 @@ from ..system.devices import device_name
 from ..system.provenance import package_version, source_commit
 from ..system.terminal import progress
 from . import short_codes
-from .index import Index, all_distances, exact_index, nearest
+from .index import Index
+from .search import all_distances, exact_index, nearest
 
 AT = (1, 6, 10, 50)
 

@@ -9,8 +9,7 @@ ways to make a code layer binary are known:
 
 * noise of deviation 4 added to its inputs, which drives the logistic units to 0 and 1, to be rounded afterwards (2009);
 * rounding in the forward pass, and the gradient of the logistic function as if there were no rounding (2011;
-"straight-through",
-  Bengio, Leonard and Courville, arXiv:1308.3432).
+  "straight-through", Bengio, Leonard and Courville, arXiv:1308.3432).
 
 Here it is the second: on the features of the network `mini` (512 units, 5,000 training pictures of Imagenette, 128
 bits) the codes lost 13 % of the variance of the validation pictures, with the noise 15 %. Their pre-training by stacked

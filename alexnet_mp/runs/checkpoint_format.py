@@ -41,7 +41,7 @@ FILES = (WEIGHTS, VELOCITY, STATISTICS, STATE)  # what the manifest lists
 MOST_MANIFEST = 1 << 20  # bytes
 DTYPES = {"F64": "float64", "F32": "float32"}
 
-# what `files` says of a file itself
+# what `durable_files` says of a file itself
 WRONG_FILES = {errno.ELOOP, errno.EINVAL, errno.EFBIG, errno.ENOTDIR, errno.EISDIR, errno.ENODATA}
 
 

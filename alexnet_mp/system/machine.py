@@ -125,7 +125,7 @@ def deadly(library: str | Path) -> str | None:
 
 
 def _running(code):
-    """A process with this code."""
+    """A process with this code; an OSError where there is none."""
     try:
         return subprocess.Popen(
             [sys.executable, "-c", f"{code}\nprint('done')"],

@@ -4,7 +4,7 @@ import subprocess
 from importlib import metadata
 from pathlib import Path
 
-PACKAGES = ("alexnet_mp", "torch", "numpy", "pillow", "triton", "nvidia-dali-cuda130")
+PACKAGES = ("alexnet_mp", "torch", "numpy", "pillow", "triton", "nvidia-dali-cuda130", "nvidia-dali-cuda120")
 
 
 def package_version(package: str) -> str | None:

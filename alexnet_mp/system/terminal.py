@@ -68,7 +68,7 @@ def progress(what: str, total: int, unit: str = "images", done: int = 0) -> Iter
             now = time.monotonic()
             rate = (count - done) / max(now - start, 1e-9)
             bar.update(task, advance=n, note=note, rate=f"{rate:,.1f}/s")
-            if not CONSOLE.is_terminal and now - last >= PLAIN_SECONDS:
+            if not CONSOLE.is_terminal and count > done and now - last >= PLAIN_SECONDS:
                 last = now
                 say(
                     f"{what}: {count:,} of {total:,} {unit}, {rate:,.1f}/s, {duration((total - count) / rate)} left"

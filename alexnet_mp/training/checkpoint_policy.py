@@ -90,7 +90,8 @@ class CheckpointPolicy:
         validation = self.trainer.validation
         is_best = validation is not None and validation.top1_error < self.saver.best_error
         # If the disk is slower than the interval, the next one comes late rather than the training waits. The best
-        # can't come late: its copy waits in memory. To save is to wait for the device: never within what is recorded.
+        # can't come late: its copy waits in memory. To save is to wait for the device, which the profiler would record:
+        # what is merely due waits until it has its steps.
         if self.ranks.first(is_best or self.due and not self.saver.busy and not self.trainer.recording):
             self.save()
 

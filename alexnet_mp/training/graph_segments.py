@@ -63,20 +63,17 @@ def _forward(network, runs, images, labels, tape):
             crossings = tape.cross(layers[0].name, "forward", outgoing, arriving)
             for tower, segment in segments.items():
                 own = before[tower]
-                wanted = (
-                    own.trained,
-                    before.get(1 - tower, own).trained,
-                )  # in both processes the same layers are trained
-                tape.run(tower, segment.begin, own.results[0], wanted, tower == 0)
+                # in both processes the same layers are trained
+                needs_grad = own.trained, before.get(1 - tower, own).trained
+                tape.run(tower, segment.begin, own.results[0], needs_grad, tower == 0)
                 segment.results = tape.run(tower, segment.end, tape.receive(crossings[tower]))
         passed.append(segments)
     return passed
 
 
 def _backward(runs, passed, tape):
-    gradients = dict.fromkeys(
-        passed[-1], ()
-    )  # {tower: of its outputs, to be summed}; the loss has none, and needs none
+    # {tower: of its outputs, to be summed}; the loss has none, and needs none
+    gradients = dict.fromkeys(passed[-1], ())
     for number in range(len(runs) - 1, -1, -1):
         layers, segments, before = runs[number], passed[number], passed[number - 1] if number else {}
         trained = {tower: segment for tower, segment in reversed(segments.items()) if segment.trained}

@@ -39,28 +39,28 @@ INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by
 
 def resolve(
     choice: str, devices: Sequence[torch.device], overlap: bool | None = None, never: str = "", apart: bool = False
-) -> str:
-    """What `--graphs` means for towers on these devices: of what graphs are made, or "off" and why.
+) -> tuple[bool, str]:
+    """What `--graphs` means for towers on these devices: (whether there are graphs, of what, or "off" and why).
 
     overlap: see `Exchange`. never: why there can't be any yet, whatever the devices. apart: whether each tower has a
     process, and the device is this one's. Raises UserError where "on" can't be.
     """
     kinds = list(dict.fromkeys(devices))
     if choice == "off":
-        return "off"
+        return False, "off"
     if never:
         if choice == "on":
             raise UserError(f"--graphs on: not yet with {never}; --graphs auto would work")
-        return f"off ({never})"
+        return False, f"off ({never})"
     if all(device.type == "cuda" for device in kinds):
         if len(kinds) == 1 and not apart:
-            return "whole step"
+            return True, "whole step"
         if overlap is not False:
-            return "from crossing to crossing"
+            return True, "from crossing to crossing"
         if choice == "on":  # `graph_segments.py` computes by halves
             where = "in two processes" if apart else "on two devices"
             raise UserError(f"--graphs on: {where} it goes with --overlap on alone; --graphs auto would work")
-        return "off (--overlap off)"
+        return False, "off (--overlap off)"
     where = " and ".join(map(str, kinds))
     if choice == "on":
         needs = (
@@ -71,14 +71,15 @@ def resolve(
         gpu = next((device.index or 0 for device in kinds if device.type == "cuda"), 0)
         other = f"--gpus {gpu}, or --graphs auto" if torch.cuda.device_count() else "--graphs auto"
         raise UserError(f"--graphs on: {needs} on {where}; {other} would work")
-    return f"off ({where})"
+    return False, f"off ({where})"
 
 
 def make_step(step: TrainingStep, choice: str) -> "TrainingStep | GraphedStep":
     """The `TrainingStep`, or a `GraphedStep` of it, as `resolve` has it."""
     exchange = step.network.exchange
     devices = exchange.devices
-    if resolve(choice, devices, exchange.chosen_overlap, apart=exchange.between == "processes").startswith("off"):
+    graphed, _ = resolve(choice, devices, exchange.chosen_overlap, apart=exchange.between == "processes")
+    if not graphed:
         return step
     return GraphedStep(step, CudaGraphs(dict.fromkeys(devices)), must=choice == "on")
 

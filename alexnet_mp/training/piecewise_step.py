@@ -76,7 +76,7 @@ class PiecewiseStep:
         self.optimizer.zero_grad(set_to_none=True)
         logits = self.network(*images, first_row=first_row, begins_step=begins)
         judged = partial(loss_and_right, kernels=self.network.kernels, count=count)
-        loss, right = self.network.exchange.told(judged, logits, labels)
+        loss, right = self.network.exchange.share_loss(judged, logits, labels)
         if loss.requires_grad:  # not where every layer is frozen
             loss.backward()
         self.crossed, self.rows = self.network.ledger(), len(labels)

@@ -131,7 +131,8 @@ def resolve(options: Options, held: ExitStack, ranks: Ranks = ALONE) -> Plan:
         )
     if options.profile is not None and (pieces.microbatch or ranks.pairs > 1 or recipe.fc_batch_size):
         raise UserError("--profile: not yet of a minibatch in pieces; one process without --microbatch can be recorded")
-    graphs = graphed_step.resolve(options.graphs, devices, overlap, _why_no_graphs(ranks, pieces, recipe), ranks.apart)
+    never = _why_no_graphs(ranks, pieces, recipe)
+    _, graphs = graphed_step.resolve(options.graphs, devices, overlap, never, ranks.apart)
     weights = read_weights(options.init) if options.init is not None and ranks.writes else None
     ranks.meet()
     weights = ranks.first(weights)

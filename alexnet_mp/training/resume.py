@@ -25,7 +25,7 @@ from ..runs.lock import RunLock
 from ..system.command_line import typed
 from ..system.devices import device_name
 from ..system.errors import UserError
-from ..system.provenance import package_version
+from ..system.provenance import PACKAGES, package_version
 from ..system.ranks import ALONE, Ranks
 from ..system.terminal import say
 from .schedule import make_schedule
@@ -243,9 +243,8 @@ def environment(network: TwoTowerAlexNet, pipeline: Pipeline, precision: str, ra
         for device in network.exchange.devices
     )
     devices = sum(ranks.gather(devices)[: ranks.towers], ())
-    packages = {
-        name: package_version(name) for name in ("alexnet_mp", "torch", "triton", "pillow", "nvidia-dali-cuda130")
-    }
+    # numpy computes no part of a step
+    packages = {name: package_version(name) for name in PACKAGES if name != "numpy"}
     if any(device.type == "cuda" for device in network.exchange.devices):
         packages |= {"cuda": torch.version.cuda, "cudnn": str(torch.backends.cudnn.version())}
     return Environment(

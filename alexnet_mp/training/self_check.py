@@ -181,7 +181,7 @@ class Memory:
 
     @staticmethod
     def _write(path, content):
-        """A name of its own for each writer: `files.replace` is for files that one process writes."""
+        """A name of its own for each writer: `durable_files.replace` is for files that one process writes."""
         partial = path.with_name(f"{path.name}.{secrets.token_hex(8)}{durable_files.PARTIAL}")
         try:
             durable_files.write(partial, [(json.dumps(content, indent=1) + "\n").encode()])

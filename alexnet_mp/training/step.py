@@ -37,7 +37,7 @@ class TrainingStep:
         self.optimizer.zero_grad(set_to_none=True)
         logits = self.network(*all_images(images))
         judged = partial(loss_and_right, kernels=self.network.kernels)
-        loss, right = self.network.exchange.told(judged, logits, labels)
+        loss, right = self.network.exchange.share_loss(judged, logits, labels)
         check_loss(loss)
         if loss.requires_grad:  # not where every layer is frozen
             loss.backward()

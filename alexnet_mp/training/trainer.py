@@ -70,12 +70,12 @@ class Trainer:
         self.training_step = make_step(network, self.optimizer, pipeline, graphs, ranks)
         self.in_pieces = isinstance(self.training_step, TAKES_COUNT)
         self.steps_per_epoch = steps_per_epoch(self.recipe, pipeline.dataset)
-        self.whole = self.recipe.epochs * self.steps_per_epoch
-        self.last_step = self.whole if steps is None else min(steps, self.whole)
+        self.recipe_steps = self.recipe.epochs * self.steps_per_epoch
+        self.last_step = self.recipe_steps if steps is None else min(steps, self.recipe_steps)
         self.on_gpu = any(device.type == "cuda" for device in network.exchange.devices)
         self.step = self.epoch = 0
         self.scheduled = None  # what the last line of kind "schedule" said
-        self.rates_set, self.exchange_said, self.loss, self.rate = False, False, math.nan, 0.0
+        self.rates_set, self.exchange_said, self.loss, self.images_per_second = False, False, math.nan, 0.0
         self.crossed = []  # the last step's ledger
         # False while the validation that is due after this step is still to come
         self.validated, self.validation = True, None
@@ -156,7 +156,8 @@ class Trainer:
                     self.checkpoints.keep_first_layer()
                     advance(
                         1,
-                        f"epoch {self.epoch} of {self.recipe.epochs}, loss {self.loss:.3f}, {self.rate:,.0f} images/s",
+                        f"epoch {self.epoch} of {self.recipe.epochs}, loss {self.loss:.3f}, "
+                        f"{self.images_per_second:,.0f} images/s",
                     )
                     if not self.exchange_said:
                         say(self.describe_exchange())
@@ -177,10 +178,11 @@ class Trainer:
             with closing(batches):
                 if self.ranks.pairs == 1:
                     yield from batches
-                images = len(self.pipeline.dataset.splits["train"])
-                whole = EpochKeys(self.recipe, images, self.step, self.recipe.epochs)
-                for batch, (_, _, numbers) in zip(batches, whole):
-                    yield replace(batch, numbers=numbers)
+                else:
+                    images = len(self.pipeline.dataset.splits["train"])
+                    of_all_pairs = EpochKeys(self.recipe, images, self.step, self.recipe.epochs)
+                    for batch, (_, _, numbers) in zip(batches, of_all_pairs):
+                        yield replace(batch, numbers=numbers)
         except Exception:
             self.checkpoints.save_what_is_there()
             raise
@@ -227,7 +229,7 @@ class Trainer:
                 what: max(group["lr"] for group in self.optimizer.param_groups if group["name"].endswith(what))
                 for what in ("weight", "bias")
             }
-            self.loss, self.rate = loss, count / seconds
+            self.loss, self.images_per_second = loss, count / seconds
             self.run.log(
                 "train",
                 step=step.step,
@@ -236,7 +238,7 @@ class Trainer:
                 top1_error=100 - 100 * right.item() / count,
                 learning_rate=lr["weight"],
                 bias_learning_rate=lr["bias"],
-                images_per_second=self.rate,
+                images_per_second=self.images_per_second,
                 bytes_exchanged=step.exchanged,
             )
 
@@ -348,7 +350,7 @@ class Trainer:
             failure = failure or error
         self.ranks.meet()
         self.run.metrics.events.flush()
-        reached_end = not interrupted and (self.step == self.whole or self.schedule.finished)
+        reached_end = not interrupted and (self.step == self.recipe_steps or self.schedule.finished)
         tested = self.test(both_protocols(self.recipe), interrupted) if reached_end else None
         if tested:
             try:
@@ -377,11 +379,11 @@ class Trainer:
     def _say_how_to_go_on(self, interrupted):
         path = shlex.quote(str(self.run.path))
         again, test = f"the same command with --out {path} --resume auto", typed("evaluate", self.run.path)
-        if self.step == self.whole or self.schedule.finished:
+        if self.step == self.recipe_steps or self.schedule.finished:
             say(f"all its steps are taken, but it is not tested; {again} tests it, or {test}")
             return
         more = "" if interrupted and self.step < self.last_step else " and a larger --steps, or without it"
-        say(f"of {self.whole} steps at most; to go on, {again}{more}; to test it as it is, {test}")
+        say(f"of {self.recipe_steps} steps at most; to go on, {again}{more}; to test it as it is, {test}")
 
     def describe_exchange(self) -> str:
         between_pairs = self.training_step.describe_sum() if self.ranks.pairs > 1 else ""

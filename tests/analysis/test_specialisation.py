@@ -12,27 +12,28 @@ from made_kernels import BLUE_YELLOW, GREY, RED_GREEN, made, measured
 from scipy import stats
 from tiny_checkpoint import tiny
 
-from alexnet_mp.analysis import specialisation
 from alexnet_mp.analysis.first_layer import kernel_statistics
+from alexnet_mp.analysis.hypothesis_tests import holm, wilson
+from alexnet_mp.analysis.random_deals import (
+    as_far_p,
+    cliffs_delta,
+    energy_distances,
+    kuipers_v,
+    pairings,
+    random_orders,
+    watsons_u2,
+)
 from alexnet_mp.analysis.specialisation import (
     DIVISION_LEVEL,
     MEASURES,
     Division,
     appearance,
     appearance_by_chance,
-    as_far_p,
-    cliffs_delta,
     division,
     division_by_chance,
-    energy_distances,
     first_layer,
-    holm,
-    kuipers_v,
     matching,
-    random_orders,
     tower_differences,
-    watsons_u2,
-    wilson,
 )
 from alexnet_mp.recipes import shapes
 from alexnet_mp.runs.checkpoints import put
@@ -327,16 +328,10 @@ def test_towers_of_a_network_are_compared_with_towers_of_others():
 
 def test_all_pairings_are_counted_once():
     apart = {(a, b): 1.0 if (a, b) in ((0, 1), (2, 3), (4, 5)) else 0.0 for a in range(6) for b in range(a + 1, 6)}
-    sums = sorted(specialisation.pairings(apart, tuple(range(6))))
+    sums = sorted(pairings(apart, tuple(range(6))))
     assert len(sums) == 15 and sums.count(3.0) == 1 and sums.count(1.0) == 6 and sums.count(0.0) == 8
     assert (
-        len(
-            list(
-                specialisation.pairings(
-                    dict.fromkeys(((a, b) for a in range(12) for b in range(a + 1, 12)), 1.0), tuple(range(12))
-                )
-            )
-        )
+        len(list(pairings(dict.fromkeys(((a, b) for a in range(12) for b in range(a + 1, 12)), 1.0), tuple(range(12)))))
         == 10_395
     )
 

@@ -20,7 +20,8 @@ from small_set import BATCH, PRESETS, STORED, TRAIN, VAL, fitted, label, picture
 
 from alexnet_mp.data import batches as batches_module
 from alexnet_mp.data import pipeline_raw
-from alexnet_mp.data.pipeline_raw import AHEAD, RawPipeline, ahead
+from alexnet_mp.data.batches_ahead import AHEAD, ahead
+from alexnet_mp.data.pipeline_raw import RawPipeline
 from alexnet_mp.data.pipeline_torch import TorchPipeline
 from alexnet_mp.data.step_input import Uncropped, all_images
 from alexnet_mp.evaluation.protocol import centre_view, ten_views

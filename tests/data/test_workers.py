@@ -24,7 +24,8 @@ from small_set import TRAIN, tenth, tiny
 
 from alexnet_mp.data import pipeline_torch
 from alexnet_mp.data.augmentation import Draws
-from alexnet_mp.data.pipeline_raw import RawPipeline, ahead
+from alexnet_mp.data.batches_ahead import ahead
+from alexnet_mp.data.pipeline_raw import RawPipeline
 from alexnet_mp.data.pipeline_torch import TorchPipeline
 from alexnet_mp.data.workers import load
 from alexnet_mp.recipes.architectures import paper

@@ -542,11 +542,9 @@ def test_what_the_newest_weights_were_trained_with_counts_and_not_what_the_run_w
     content["recipe"]["stored_size"] = 300
     (run / "run.json").write_text(json.dumps(content))
     (run / "statistics.safetensors").unlink()
-    (before, found), expected = trained_module.trained(run), trained_module.trained(trained / "a")[1]
+    found, expected = trained_module.trained(run), trained_module.trained(trained / "a")
     assert (
-        before.name == trained_module.trained(trained / "a")[0].name
-        and found.recipe == expected.recipe
-        and found.weights is None
+        found.checkpoint.name == expected.checkpoint.name and found.recipe == expected.recipe and found.weights is None
     )
     assert (found.source, found.classes) == (expected.source, expected.classes)
     assert np.array_equal(found.statistics.mean, expected.statistics.mean)

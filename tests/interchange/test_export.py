@@ -144,7 +144,7 @@ def test_a_folder_for_the_hub_comes_back_as_a_run(tmp_path, capsys):
     for number, source in enumerate((cached, cached / "model.safetensors")):
         out = tmp_path / f"out{number}"
         assert convert.main([str(source), str(out)]) == 0
-        (_, found), (_, expected) = trained(out, True), trained(place, True)
+        found, expected = trained(out, True), trained(place, True)
         assert read_run(out)["command"] == f"python -m alexnet_mp.convert {source} {out}"
         assert found.recipe == expected.recipe and class_words(out, found.classes) == ["cat", "dog", "sky"]
         assert all(torch.equal(found.weights[name], tensor) for name, tensor in expected.weights.items())
@@ -154,7 +154,7 @@ def test_a_folder_for_the_hub_comes_back_as_a_run(tmp_path, capsys):
     assert convert.main([str(tmp_path / "hub"), str(tmp_path / "other"), *other]) == 0
     assert "recipe paper, as --recipe says; " in (said := capsys.readouterr().out)
     assert f"{tmp_path}/hub/config.json says mini, and would be taken without --recipe\n" in said
-    _, found = trained(tmp_path / "other")
+    found = trained(tmp_path / "other")
     assert found.recipe.name == "paper" and class_words(tmp_path / "other", found.classes) == ["cat", "dog", "sky"]
     with pytest.raises(UserError, match=r"run: it is a run, .* -m alexnet_mp.export \S+run --to hub FOLDER makes one$"):
         alexnet_mp.from_pretrained(place)
@@ -430,7 +430,7 @@ def test_what_cannot_be_written_leaves_nothing(run, to, out, spoil, words, tmp_p
 def test_half_of_the_bytes(run, tmp_path):
     """Of each weight its float16; the card says that it was tested before."""
     place, network, mean = run
-    classes = trained(place)[1].classes
+    classes = trained(place).classes
     half, full = tmp_path / "half", tmp_path / "full"
     export.main([str(place), "--to", "hub", str(full), "--gpus", "cpu"])
     export.main([str(place), "--to", "hub", str(half), "--gpus", "cpu", "--half"])
@@ -445,7 +445,7 @@ def test_half_of_the_bytes(run, tmp_path):
     state = read.network.state_dict()
     assert all((state[name].numpy() == tensor.astype(np.float32)).all() for name, tensor in rounded.items())
     convert.main([str(half), str(tmp_path / "again")])
-    again = trained(tmp_path / "again", with_weights=True)[1].weights
+    again = trained(tmp_path / "again", with_weights=True).weights
     assert all((again[name].numpy() == tensor.astype(np.float32)).all() for name, tensor in rounded.items())
 
 

@@ -11,15 +11,8 @@ from inner_cases import every
 from alexnet_mp.retrieval import index as retrieval_index
 from alexnet_mp.retrieval import short_codes
 from alexnet_mp.retrieval.features import Features
-from alexnet_mp.retrieval.index import (
-    Index,
-    Source,
-    all_distances,
-    exact_index,
-    nearest,
-    source_difference,
-    write_index,
-)
+from alexnet_mp.retrieval.index import Index, Source, source_difference, write_index
+from alexnet_mp.retrieval.search import all_distances, exact_index, nearest
 from alexnet_mp.system import durable_files
 from alexnet_mp.system.errors import UserError
 

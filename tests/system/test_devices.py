@@ -100,7 +100,7 @@ def test_a_command_makes_no_context_on_a_gpu_that_it_was_not_given(command, gpus
             train.main(["--gpus", "1", "--recipe", "mini", "--out", str(tmp_path / "run")])
         else:
             found = trained.Trained(PRESETS["mini"](), "builtin", [], None, {}, tmp_path)
-            monkeypatch.setattr(trained, "trained", lambda *_, **__: (tmp_path, found))
+            monkeypatch.setattr(trained, "trained", lambda *_, **__: found)
             trained.load_run(tmp_path, "1")
 
 

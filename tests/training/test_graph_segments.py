@@ -9,7 +9,7 @@ from inner_cases import every
 from overlapped import FROZEN, LABELS, Called, Products, apart, gradients, images
 
 from alexnet_mp import mini
-from alexnet_mp.data.pipeline_raw import ahead
+from alexnet_mp.data.batches_ahead import ahead
 from alexnet_mp.network import exchange
 from alexnet_mp.network.network import merge_tensors
 from alexnet_mp.recipes.recipe import change_layers

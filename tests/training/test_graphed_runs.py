@@ -197,17 +197,18 @@ def test_a_run_on_a_gpu_with_graphs_is_the_run_without(precision, data, tmp_path
     ],
 )
 def test_what_the_flag_means(devices, choice, said):
-    assert graphed_step.resolve(choice, devices) == said
-    assert graphed_step.resolve(choice, devices, overlap=True) == said
+    graphed = not said.startswith("off")
+    assert graphed_step.resolve(choice, devices) == (graphed, said)
+    assert graphed_step.resolve(choice, devices, overlap=True) == (graphed, said)
     without = "off (--overlap off)" if said == "from crossing to crossing" else said
     if (choice, without) != ("on", "off (--overlap off)"):
-        assert graphed_step.resolve(choice, devices, overlap=False) == without
+        assert graphed_step.resolve(choice, devices, overlap=False) == (not without.startswith("off"), without)
 
 
 def test_a_process_a_tower_has_graphs_of_its_own_device():
-    assert graphed_step.resolve("on", [OTHER], apart=True) == "from crossing to crossing"
-    assert graphed_step.resolve("auto", [OTHER], False, apart=True) == "off (--overlap off)"
-    assert graphed_step.resolve("auto", [CPU], apart=True) == "off (cpu)"
+    assert graphed_step.resolve("on", [OTHER], apart=True) == (True, "from crossing to crossing")
+    assert graphed_step.resolve("auto", [OTHER], False, apart=True) == (False, "off (--overlap off)")
+    assert graphed_step.resolve("auto", [CPU], apart=True) == (False, "off (cpu)")
     for devices, overlap, words in [
         ([OTHER], False, "in two processes it goes with --overlap on alone"),
         ([CPU], True, "its tower must be on a CUDA device, and it is on cpu"),

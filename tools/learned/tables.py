@@ -7,8 +7,8 @@ from itertools import combinations, product
 
 import numpy as np
 
-from alexnet_mp.analysis.hypothesis_tests import Comparison
-from alexnet_mp.analysis.specialisation import as_far_p, holm
+from alexnet_mp.analysis.hypothesis_tests import Comparison, holm
+from alexnet_mp.analysis.random_deals import as_far_p
 
 LEVEL = 0.05
 DRAWS = 100_000  # of one deal a network
