@@ -27,6 +27,9 @@ from .checks import FLOAT_DTYPES, at_least, check_bias, differentiated_otherwise
 from .dispatch import compiled, description, resolve
 
 NORMS, RELUS, TIES = ("none", "lrn", "spatial"), ("none", "before", "after"), ("first", "all")
+# What a GPU's two approximations may add to d^(-3/4) of the CUDA kernel, relative: 3/2 of 2^-22.9 from d^(-1/2) and
+# 2^-23 from its root (PTX ISA).
+CUDA_APPROXIMATION = 1.5 * 2**-22.9 + 2**-23
 # So that the place in a window, and "nowhere", fit in a byte. Triton compiles a kernel in which every cell of the
 # window is code of its own: minutes for a large one.
 LARGEST_POOL = {"cpu": 15, "cuda": 7, "triton": 7}

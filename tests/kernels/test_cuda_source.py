@@ -16,6 +16,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from alexnet_mp.kernels import reference
+from alexnet_mp.kernels.lrn_pool import CUDA_APPROXIMATION
 from inner_cases import every
 
 SOURCE = Path(__file__).parents[1].joinpath("cuda_on_host.cpp")
@@ -28,10 +29,6 @@ TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 RELUS = {"none": 0, "before": 1, "after": 2}
 ALPHA, K = 5e-3, 2.0  # for values of 10 or so: neither the sum nor k hides the other
 MANY = 1 << 40
-# What a GPU's two approximations may add to d^(-3/4): 3/2 of 2^-22.9 from d^(-1/2) and 2^-23 from its root (PTX ISA).
-# The emulation is off by as much. The CPU's pow is nearly exact, so twice its error alone would leave no room for it in
-# float32.
-APPROXIMATION = 1.5 * 2**-22.9 + 2**-23
 dtypes = every("dtype", TYPES)
 relus = every("relu", RELUS)
 norms = every("norm", ["lrn", "none"])
@@ -216,7 +213,9 @@ def check(library, x, bias, relu, norm):
     if bias is not None:
         eager_bias = bias.clone().requires_grad_()
     eager_y, eager_index = eager(eager_x, eager_bias, relu, norm)
-    floor = APPROXIMATION * float(exact.abs().max())
+    # The emulation is off by as much as a GPU may be. The CPU's pow is nearly exact, so twice its error alone would
+    # leave no room for it in float32.
+    floor = CUDA_APPROXIMATION * float(exact.abs().max())
     assert error(y, exact) <= 2 * error(eager_y.detach(), exact) + floor
 
     index, named = cells(argmax, x.shape[3])

@@ -102,8 +102,9 @@ def by_triton(x, bias, dy, call, like=torch.empty_like):
 
 
 def _to_gpu(t):
-    memory = torch.empty(t.untyped_storage().nbytes() // t.element_size(), dtype=t.dtype, device=DEVICE)
-    return memory.as_strided(t.shape, t.stride(), t.storage_offset()).copy_(t)
+    """The whole storage, so that of `expand` one element is one there, too, and the same view of it."""
+    memory = t.new_empty(0).set_(t.untyped_storage()).to(DEVICE)
+    return memory.as_strided(t.shape, t.stride(), t.storage_offset())
 
 
 def no_worse_than_pytorch(actual, pytorch, exact, units=4):
@@ -356,7 +357,7 @@ def clones(*lists):
 def test_sgd_is_the_printed_update(dtype):
     """Two steps; the third tensor, whose rate is 0, keeps its bits."""
     ours = states(dtype, 1), states(dtype, 11), states(dtype, 21)
-    theirs, exact = clones(*ours), [[t.double() for t in tensors] for tensors in ours]
+    theirs, exact = clones(*ours), [[t.to(torch.float64, copy=True) for t in tensors] for tensors in ours]
     before = clones(*ours)
     for _ in range(2):
         sgd_triton.paper_sgd_(*ours, **RATES)

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 import zipfile
 from importlib import metadata
 from pathlib import Path
@@ -154,6 +155,12 @@ def test_a_large_file_is_not_packed(tmp_path, monkeypatch):
 # --- packages
 
 
+# without which nothing starts
+NEEDED = {"jinja2", "matplotlib", "numpy", "onnx", "onnxruntime", "pillow", "pydantic"} | {
+    *("pytest", "pytest-benchmark", "rich", "safetensors", "tensorboard", "torch")
+}
+
+
 def project(folder, *dependencies):
     folder.mkdir(exist_ok=True)
     (folder / "pyproject.toml").write_text(
@@ -169,8 +176,17 @@ def test_missing_packages_are_named_with_the_way_to_bring_them(tmp_path, monkeyp
     line = packages.bring(project(tmp_path, "faiss-cuda-of-mine>=1"))
     assert line.startswith("not installed: faiss-cuda-of-mine (retrieval); ") and "\n" not in line
     assert "pip download" in line and "--wheels WHEELS" in line
-    with pytest.raises(results.Refused, match="not installed: pydantic-of-mine, and nothing starts .*--wheels WHEELS$"):
+    with pytest.raises(results.Refused, match="not installed: pydantic-of-mine, and nothing starts ") as refused:
         packages.bring(project(tmp_path, "faiss-cuda-of-mine>=1", "pydantic-of-mine"))
+    assert str(refused.value).endswith("--wheels WHEELS") and "faiss" not in str(refused.value)
+
+
+def test_what_a_machine_of_torch_needs_is_chosen_and_all_else_is_said_to_be_lost():
+    """A package that pyproject.toml is given has to be in one of the two: else the check doesn't start without it."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    names = {re.match(r"[\w.-]+", text)[0] for text in (*project["dependencies"], *extras["gpu"], *extras["test"])}
+    assert names - packages.LOST.keys() == NEEDED and packages.LOST.keys() < names
 
 
 @pytest.mark.process

@@ -41,7 +41,7 @@ PRODUCT = ("alexnet_mp", "kernels", "csrc", "setup.py", "pyproject.toml")  # wha
 RESERVE = 20  # seconds of a command's minutes, to stop a stage and to pack
 GRACE = 10  # seconds for a process to end when it is asked
 BEAT = 60  # seconds between two packings during a stage
-EACH = 120  # seconds that one test may take
+EACH = 300  # seconds that one test may take: several compile hundreds of Triton kernels
 PROCESSES = 8  # of a stage of tests: each goes on behind what the last one died in
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 

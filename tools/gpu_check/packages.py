@@ -12,6 +12,9 @@ from .results import Refused
 # What is lost without them; without any other nothing starts.
 LOST = {
     "faiss-cpu": "retrieval",
+    "ipykernel": "the notebook's test",
+    "nbclient": "the notebook's test",
+    "ruff": "the linter",
     "triton": "the Triton kernels, and the CUDA ones with them",
     "nvidia-dali-cuda130": "DALI",
     "protobuf": "Caffe's networks",
@@ -74,11 +77,16 @@ def bring(root, wheels=None):
     absent = missing(root)
     if not absent:
         return ""
-    names, version = " ".join(absent), f"{sys.version_info[0]}.{sys.version_info[1]}"
-    how = (
+    if needed := [name for name in absent if name not in LOST]:
+        raise Refused(f"not installed: {', '.join(needed)}, and nothing starts without; {_how(needed)}")
+    return f"not installed: {', '.join(f'{name} ({LOST[name]})' for name in absent)}; {_how(absent)}"
+
+
+def _how(names):
+    """The way to bring them, and no more than them: what is carried to a machine without a network may have to be
+    small."""
+    names, version = " ".join(names), f"{sys.version_info[0]}.{sys.version_info[1]}"
+    return (
         f"with a network: pip install {names}; without: pip download --only-binary=:all: --python-version {version} "
         f"-d WHEELS {names} where there is one, then --wheels WHEELS"
     )
-    if needed := [name for name in absent if name not in LOST]:
-        raise Refused(f"not installed: {', '.join(needed)}, and nothing starts without; {how}")
-    return f"not installed: {', '.join(f'{name} ({LOST[name]})' for name in absent)}; {how}"

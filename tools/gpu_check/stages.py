@@ -170,6 +170,7 @@ def table():
             guess=(240, 540),
             workers=12,
             dist="loadfile",
+            environment={"CUDA_VISIBLE_DEVICES": ""},  # some say what a machine without one is told
         ),
         Stage(
             "resources",
@@ -259,7 +260,7 @@ def named(*stems):
 def test_files():
     """(files of tests that use a GPU where there is one, or import what does, the short ones first; the others)."""
     uses = {
-        path.stem: bool(re.search('(skip|reason).*(GPU|CUDA)|"cuda" if torch', path.read_text(encoding="utf-8")))
+        path.stem: bool(re.search('(skip|reason).*(GPU|CUDA)|"cuda" if (torch|GPU)', path.read_text(encoding="utf-8")))
         for path in (ROOT / "tests").rglob("*.py")
     }
     wide, rest = [], []
