@@ -30,7 +30,7 @@ from .command_options import add_run_options, compute_as_in_training
 from .data import synsets
 from .data.class_names import apart_by_number
 from .data.dataset import open_data_of_run, open_dataset
-from .data.image_files import STDIN, answered
+from .data.image_files import STDIN, map_pictures
 from .data.synsets import in_words
 from .evaluation.per_class import as_csv
 from .evaluation.predict_images import centre_images, predict
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         network, found = load_run(options.run, options.gpus, options.kernels)
     words = in_words(found.classes, class_words(options.run, found.classes), options.synsets)
     shown, answers = apart_by_number(found.classes), []
-    for path, picture, told in answered(
+    for path, picture, told in map_pictures(
         options.pictures,
         network.recipe.stored_size,
         lambda some: zip(*predict(network, found.statistics, some, options.views, options.top)),

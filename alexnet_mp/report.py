@@ -18,15 +18,15 @@ from pathlib import Path
 import numpy as np
 
 from .analysis.altered_pictures import ALTERATIONS
-from .analysis.figure_4 import MOST_ANSWERED, evenly, guesses, some_of, told_apart
-from .analysis.growth import growth, spread
+from .analysis.figure_4 import MOST_ANSWERED, guesses, some_of, told_apart
+from .analysis.growth import growth
 from .analysis.lesions import kernel_lesions, lesions
 from .analysis.sight import class_leanings, colour_division, sight
 from .analysis.similarity import most_pictures
 from .analysis.specialisation import first_layer
 from .command_options import add_machine_options, compute_as_in_training
 from .data import synsets
-from .data.dataset import DataOfRunMissing
+from .data.dataset import DataOfRunMissing, evenly
 from .data.synsets import in_words
 from .evaluation.ensembles import open_runs
 from .evaluation.trained import class_words, load_run
@@ -95,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         of_pictures = [_left_out(part, missing) for part in (ANSWERS, NEAREST, CODES)]
     else:
         split, (numbers, guessed) = pictures.dataset.splits[options.split], said
-        compared = [split.read(numbers[place]) for place in spread(len(numbers), most_pictures(recipe))]
+        compared = [split.read(numbers[place]) for place in evenly(len(numbers), most_pictures(recipe))]
         likeness = similarity(
             out,
             shown,

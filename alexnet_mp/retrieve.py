@@ -19,7 +19,7 @@ from collections.abc import Sequence
 
 from .analysis.figure_4 import told_apart
 from .command_options import add_machine_options, add_run_options, compute_as_in_training
-from .data.image_files import answered, pipeline_of
+from .data.image_files import map_pictures, pipeline_of
 from .retrieval.build import OF_A_RUN, add_codes, build_index
 from .retrieval.contact_sheet import LINE_LETTERS, contact_sheet, png
 from .retrieval.features import features
@@ -82,7 +82,7 @@ def _query(options):
         )
         return zip(*search(seen, options.k))
 
-    for path, picture, told in answered(options.pictures, network.recipe.stored_size, searched):
+    for path, picture, told in map_pictures(options.pictures, network.recipe.stored_size, searched):
         if told is None:
             answers.append({"file": path, "error": str(picture)})
             continue

@@ -146,13 +146,13 @@ def _save(ctx, inputs, output):
 
 def _differentiate(ctx, dy):
     (y,) = ctx.saved_tensors
-    wanted = ctx.bias_dtype is not None and ctx.needs_input_grad[1]
+    bias_needs_grad = ctx.bias_dtype is not None and ctx.needs_input_grad[1]
     if torch.is_grad_enabled():  # the gradients are to be differentiated in their turn
         dx = torch.where(y <= 0, 0, dy)
         others = [dim for dim in range(dx.dim()) if dim != 1]
-        return dx, dx.sum(others, dtype=torch.float32).to(ctx.bias_dtype) if wanted else None, *[None] * 7
-    dx, dbias = torch.ops.alexnet_mp.relu_dropout_backward(dy, y, wanted, ctx.kernels)
-    return dx, dbias.to(ctx.bias_dtype) if wanted else None, *[None] * 7
+        return dx, dx.sum(others, dtype=torch.float32).to(ctx.bias_dtype) if bias_needs_grad else None, *[None] * 7
+    dx, dbias = torch.ops.alexnet_mp.relu_dropout_backward(dy, y, bias_needs_grad, ctx.kernels)
+    return dx, dbias.to(ctx.bias_dtype) if bias_needs_grad else None, *[None] * 7
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)

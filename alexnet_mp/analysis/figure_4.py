@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from ..data.dataset import DataSet, Split
+from ..data.dataset import DataSet, Split, evenly
 from ..data.image_files import pipeline_of
 from ..data.pipeline import Pipeline
 from ..data.pipeline_torch import TorchPipeline
@@ -57,11 +57,6 @@ class Guesses:
 
     def __len__(self):
         return len(self.labels)
-
-
-def evenly(count: int, most: int) -> np.ndarray:
-    """At most `most` of `count` numbers, spread evenly: (n,) int64."""
-    return np.unique(np.linspace(0, count - 1, min(most, count)).round().astype(np.int64))
 
 
 def some_of(split: Split, numbers: np.ndarray, network: TwoTowerAlexNet, statistics: Statistics) -> TorchPipeline:
@@ -213,7 +208,7 @@ def short_name(name: str, length: int = LETTERS) -> str:
 def one_of_each_class(labels: np.ndarray) -> list[int]:
     """`QUERIES` pictures of as many classes as there are, spread over the classes: the first of each."""
     classes = np.unique(labels)
-    chosen = classes[np.unique(np.linspace(0, len(classes) - 1, min(QUERIES, len(classes))).round().astype(int))]
+    chosen = classes[evenly(len(classes), QUERIES)]
     return [int(np.flatnonzero(labels == label)[0]) for label in chosen]
 
 

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ..data.dataset import evenly
 from ..runs import checkpoints, first_layers
-from ..runs.checkpoint_format import load_weights, read_state
 from ..system.errors import UserError
 from .hypothesis_tests import holm
 from .specialisation import DIVISION_LEVEL, chroma_shares, division, random_split_p
@@ -74,7 +74,7 @@ class Growth:
 
 def growth(run: str | Path) -> Growth:
     """The `Growth` of a run of one tower or two. Raises UserError where it has no checkpoint that can be read."""
-    _, (state, kernels) = checkpoints.from_newest(run, _of_checkpoint)
+    _, (state, kernels) = checkpoints.from_newest(run, first_layers.of_checkpoint)
     towers, shape, unreadable = state.recipe.towers, kernels.shape, []
     kept = first_layers.listing(run)
     others = {step: place for step, place in checkpoints.listing(run).items() if step not in kept}
@@ -83,7 +83,9 @@ def growth(run: str | Path) -> Growth:
     for step in _some(sorted(places)):
         if step != state.step:
             try:
-                kernels_then = first_layers.read(kept[step]) if step in kept else _of_checkpoint(others[step])[1]
+                kernels_then = (
+                    first_layers.read(kept[step]) if step in kept else first_layers.of_checkpoint(others[step])[1]
+                )
                 if kernels_then.shape != shape:
                     raise UserError(f"{places[step]}: {kernels_then.shape}; the run's first layer has {shape}")
             except UserError as error:
@@ -102,15 +104,5 @@ def moment_of(step: int, kernels: np.ndarray, towers: int, draws: int = DRAWS) -
     return Moment(step, kernels, shares, found.p, random_split_p(kernels, draws))
 
 
-def _of_checkpoint(place):
-    state, weights = read_state(place), load_weights(place)
-    return state, weights[f"{state.recipe.layers[0].name}.weight"].numpy()
-
-
 def _some(steps: Sequence[int]):
-    return [steps[place] for place in spread(len(steps), MOST_MOMENTS)]
-
-
-def spread(count: int, most: int) -> list[int]:
-    """At most `most` of the numbers below count, spread evenly, the first and the last among them."""
-    return sorted({round(place) for place in np.linspace(0, count - 1, min(most, count))})
+    return [steps[place] for place in evenly(len(steps), MOST_MOMENTS)]

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageDraw
 
+from ..data.dataset import evenly
 from .figure_3 import pixels_of
 from .figures import NARROW, TOWER_COLOURS
-from .growth import Growth, Moment, spread
+from .growth import Growth, Moment
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,7 +31,7 @@ SECONDS, LAST_FRAME = 6.0, 1500  # of the animation, about; milliseconds that it
 def strip(moments: Sequence[Moment]) -> Image.Image:
     """At most `MOST_ROWS` moments from top to bottom, tower a's kernels left, tower b's right, each moment in its own
     scale from the smallest weight of both towers to the largest; RGBA."""
-    shown = [moments[place] for place in spread(len(moments), MOST_ROWS)]
+    shown = [moments[place] for place in evenly(len(moments), MOST_ROWS)]
     rows = [_moment(moment, KERNEL[0]) for moment in shown]
     image = Image.new("RGBA", (rows[0].width, sum(row.height for row in rows) + BETWEEN * (len(rows) - 1)))
     top = 0
@@ -43,7 +44,7 @@ def strip(moments: Sequence[Moment]) -> Image.Image:
 def animation(moments: Sequence[Moment]) -> bytes:
     """At most `MOST_FRAMES` moments, one after the other without end, as an animated PNG: the same bytes for the same
     moments."""
-    shown = [moments[place] for place in spread(len(moments), MOST_FRAMES)]
+    shown = [moments[place] for place in evenly(len(moments), MOST_FRAMES)]
     first, *others = [_moment(moment, KERNEL[1]) for moment in shown]
     each = round(1000 * SECONDS / len(shown))
     content = io.BytesIO()

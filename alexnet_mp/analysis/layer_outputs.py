@@ -10,14 +10,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..data.dataset import DataSet
+from ..data.dataset import DataSet, evenly
 from ..data.image_files import AT_ONCE
 from ..data.pixel_statistics import Statistics
 from ..evaluation.predict_images import centre_images
 from ..network.network import TwoTowerAlexNet
 from ..runs.unit_means import UnitMeans
 from ..system.terminal import progress
-from .figure_4 import evenly
 from .silencing import arrived
 
 MOST = 256  # pictures, of a mean

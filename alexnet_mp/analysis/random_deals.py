@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+MOST_NETWORKS = 7  # of which all ways to pair the towers are gone through: 135,135
+
 
 def random_orders(count: int, draws: int, seed: int) -> np.ndarray:
     """(1 + draws, count): 0 to count - 1 as they are, then in `draws` random orders."""

@@ -28,14 +28,13 @@ from ..network.network import TwoTowerAlexNet
 from ..recipes import shapes
 from ..recipes.recipe import Recipe
 from .hypothesis_tests import holm
-from .random_deals import as_far_p, pairings, random_orders
+from .random_deals import MOST_NETWORKS, as_far_p, pairings, random_orders
 
 MOST_PICTURES = 400
 MOST_BYTES = 1 << 30  # of what all layers say of all pictures; with larger layers there are fewer pictures
 FEWEST = 30  # pictures; of fewer nothing is said
 GROUPS = 20  # of pictures, left out one by one
 DEALT_PICTURES = 200  # of which each map by itself is compared with each
-MOST_NETWORKS = 7  # of which all ways to pair the towers are gone through: 135,135
 
 
 @dataclass(frozen=True)

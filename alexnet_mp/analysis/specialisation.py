@@ -16,11 +16,12 @@ from pathlib import Path
 import numpy as np
 
 from ..runs import checkpoints
-from ..runs.checkpoint_format import load_weights, read_state
+from ..runs.first_layers import of_checkpoint
 from ..system.errors import UserError
 from .first_layer import KernelStatistics, chroma_and_energy, hue_axes, kernel_statistics, learned
 from .hypothesis_tests import holm, wilson
 from .random_deals import (
+    MOST_NETWORKS,
     as_far_p,
     cliffs_delta,
     energy_distances,
@@ -81,11 +82,10 @@ class Appearance:
 def first_layer(run: str | Path) -> tuple[np.ndarray, int]:
     """(kernels (maps of all towers, 3, k, k) float32, towers) of a run's newest checkpoint. Raises UserError without
     one."""
-    _, (state, weights) = checkpoints.from_newest(run, lambda place: (read_state(place), load_weights(place)))
-    kernels = weights[f"{state.recipe.layers[0].name}.weight"]
+    _, (state, kernels) = checkpoints.from_newest(run, of_checkpoint)
     if kernels.ndim != 4 or kernels.shape[1] != 3:
         raise UserError(f"{run}: the first layer's weights, {tuple(kernels.shape)}, are no kernels of colour images")
-    return kernels.numpy(), state.recipe.towers
+    return kernels, state.recipe.towers
 
 
 def tower_differences(
@@ -173,9 +173,9 @@ def matching(runs: Sequence[np.ndarray]) -> tuple[float, float] | tuple[None, No
     runs: first-layer kernels (maps of both towers, 3, k, k) of n networks. The mean energy distance between the towers
     of a network is compared with that of every way to put all 2n towers into pairs; p is the share of those with as
     large a mean. Kernels are points as in `division`, ranked over all towers. (None, None) for fewer than two networks,
-    for more than seven (135,135 ways), and where a tower has fewer than `FEWEST` kernels that are `learned`."""
+    for more than `MOST_NETWORKS`, and where a tower has fewer than `FEWEST` kernels that are `learned`."""
     towers = [half[learned(half)] for kernels in runs for half in np.split(np.asarray(kernels, np.float64), 2)]
-    if not 2 <= len(runs) <= 7 or min(map(len, towers)) < FEWEST:
+    if not 2 <= len(runs) <= MOST_NETWORKS or min(map(len, towers)) < FEWEST:
         return None, None
     kernels = np.concatenate(towers)
     points = np.split(_points(kernels, kernel_statistics(kernels)), np.cumsum([len(tower) for tower in towers])[:-1])

@@ -221,7 +221,7 @@ class CachedSplit:
         return self.pictures[index]
 
 
-def cached(dataset: DataSet, stored_size: int) -> list[str]:
+def cache_splits(dataset: DataSet, stored_size: int) -> list[str]:
     """Put a cache before train and val where reading is slow and half of the free memory holds them. Returns their
     names."""
     room, held = free_memory() // 2, []
@@ -236,7 +236,7 @@ def cached(dataset: DataSet, stored_size: int) -> list[str]:
 
 
 def cost_of_reading(dataset: DataSet, in_memory: Sequence[str]) -> str:
-    """How pictures come to the pipeline, in words. in_memory: the names that `cached` returned."""
+    """How pictures come to the pipeline, in words. in_memory: the names that `cache_splits` returned."""
     if in_memory:
         return f"pictures held in memory: {', '.join(in_memory)}"
     return {
@@ -282,3 +282,8 @@ def _way_out(root, folders, stored_size):
 
 def _some(names):
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def evenly(count: int, most: int) -> np.ndarray:
+    """At most `most` of the numbers below `count`, spread evenly, the first and the last among them: (n,) int64."""
+    return np.unique(np.linspace(0, count - 1, min(most, count)).round().astype(np.int64))

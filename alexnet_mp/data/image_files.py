@@ -48,7 +48,7 @@ class _GivenSplit:
         return self.pictures[index]
 
 
-def answered(
+def map_pictures(
     paths: Iterable[str], size: int, answer: Callable[[list[np.ndarray]], Iterable[Answer]]
 ) -> Iterator[tuple[str, np.ndarray | UserError, Answer | None]]:
     """Yields (path, stored picture (size, size, 3) uint8, its answer) of each file, in order.

@@ -39,14 +39,19 @@ def percent(error: float, images: int, width: int = 0) -> str:
 
     The interval is Wilson's, of 95 %. width: of the number before the sign.
     """
-    shown = f"{error:{width}.2f} %"
+    counted = count_of_few(error, images)
+    return f"{error:{width}.2f} %" + (f" ({counted})" if counted else "")
+
+
+def count_of_few(error: float, images: int) -> str:
+    """What stands beside an error in % of fewer than `FEW` images: "11 of 18: 39 to 80 %"; nothing of more."""
     if images >= FEW:
-        return shown
+        return ""
     from scipy import stats  # imported late: it takes half a second
 
     wrong = error / 100 * images  # a tie counts in part
     found = stats.binomtest(round(wrong), images).proportion_ci(method="wilson")
-    return f"{shown} ({round(wrong, 2):g} of {images}: {100 * found.low:.0f} to {100 * found.high:.0f} %)"
+    return f"{round(wrong, 2):g} of {images}: {100 * found.low:.0f} to {100 * found.high:.0f} %"
 
 
 def topk_credit(scores: torch.Tensor, labels: torch.Tensor, kernels: str = "reference") -> torch.Tensor:

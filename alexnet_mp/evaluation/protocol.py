@@ -93,8 +93,8 @@ def evaluate(
     probabilities}) before, in a job of one process. ranks: of a job whose pairs are dealt whole batches by the
     pipeline. Their answers are put together in the order of the batches, for all processes."""
     batches, done = {name: [] for name in protocols}, 0
-    with closing(log_probabilities(network, ranks.in_turn(pipeline), split, protocols, batch_size)) as found:
-        for batch in found:
+    with closing(log_probabilities(network, ranks.in_turn(pipeline), split, protocols, batch_size)) as per_batch:
+        for batch in per_batch:
             if batch is None:
                 advance(0)
                 continue
@@ -105,7 +105,7 @@ def evaluate(
             done += len(labels)
             advance(len(labels))
     if ranks.pairs > 1:
-        batches = _in_order(ranks.gather({name: _on_host(judged) for name, judged in batches.items()}), ranks)
+        batches = _in_order(ranks.gather({name: _on_host(parts) for name, parts in batches.items()}), ranks)
     return {name: joined(of_protocol) for name, of_protocol in batches.items()}
 
 

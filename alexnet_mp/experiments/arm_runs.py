@@ -12,7 +12,7 @@ from ..analysis import learning_curves
 from ..evaluation.accuracy import Errors
 from ..evaluation.protocol import both_protocols
 from ..runs import checkpoints
-from ..runs.directory import Taken, read_run
+from ..runs.directory import NON_FINITE, Taken, read_run
 from ..runs.lock import is_held
 from ..runs.metrics import read_metrics
 from ..system import durable_files
@@ -33,7 +33,7 @@ class Stopped(Exception):
 
 def status(run: Run) -> Literal["new", "begun", "done", "diverged"]:
     """ "new", "begun", "done" or "diverged"."""
-    if (run.directory / "non_finite.json").exists():
+    if (run.directory / NON_FINITE).exists():
         return "diverged"
     if not (run.directory / "run.json").exists():
         return "new"

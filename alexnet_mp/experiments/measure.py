@@ -21,7 +21,7 @@ from ..evaluation.protocol import both_protocols, centre_view, evaluate, log_pro
 from ..evaluation.trained import load_run
 from ..network.network import TwoTowerAlexNet
 from ..runs import checkpoints
-from ..runs.directory import read_run
+from ..runs.directory import NON_FINITE, read_run
 from ..runs.metrics import read_metrics
 from ..system.terminal import progress
 from . import kept_answers
@@ -90,7 +90,7 @@ def measure(run: Run, options: Namespace, tested: bool = True) -> dict:
     entry["moved"] = learning_curves.moved_at(losses, len(data_of(run).classes))
     entry["drops"] = learning_curves.drops(read_metrics(run.directory))
     if diverged:
-        return entry | {"diverged": json.loads((run.directory / "non_finite.json").read_text(encoding="utf-8"))["step"]}
+        return entry | {"diverged": json.loads((run.directory / NON_FINITE).read_text(encoding="utf-8"))["step"]}
     if not tested:
         return entry
     entry["signal"] = signal_at_start(run, options)

@@ -12,6 +12,7 @@ import torch
 from ..analysis.figures import TOWER_COLOURS
 from ..analysis.hypothesis_tests import paired, wilson
 from ..analysis.specialisation import DIVISION_LEVEL
+from ..data.dataset import evenly
 from ..data.image_files import pipeline_of
 from ..data.pipeline import Pipeline
 from ..evaluation import dropout_masks
@@ -131,8 +132,7 @@ class Masks(Kind):
         """`dropout_masks.compare`, on validation pictures spread over all of them, centre view."""
         network, pipeline = open_network()
         split, size = pipeline.dataset.splits["val"], run.recipe.batch_size
-        pictures = min(dropout_masks.PICTURES, len(split))
-        numbers = np.unique(np.linspace(0, len(split) - 1, pictures).round().astype(int))
+        numbers = evenly(len(split), dropout_masks.PICTURES)
         given = pipeline_of(
             [split.read(int(number)) for number in numbers],
             network.recipe,

@@ -36,7 +36,7 @@ class SplitInputProduct:
     """The two products with a history of their own; call `begin`, `end`, and backward `gradient_of_other`, `gradients`,
     once each.
 
-    wanted: whether gradients of (own, other, weight, bias) are.
+    needs_grad: whether gradients of (own, other, weight, bias) are needed.
     """
 
     def __init__(
@@ -46,12 +46,12 @@ class SplitInputProduct:
         weight: torch.Tensor,
         halves: Halves,
         bias: torch.Tensor | None,
-        wanted: Sequence[bool],
+        needs_grad: Sequence[bool],
     ):
-        own_wanted, self.other_wanted, weight_wanted, bias_wanted = wanted
+        of_own, self.other_needs_grad, of_weight, of_bias = needs_grad
         self.product, self.halves = product, halves
-        self.own, self.bias = _leaf(own, own_wanted), _leaf(bias, bias_wanted)
-        self.weight = _leaf(weight, weight_wanted)
+        self.own, self.bias = _leaf(own, of_own), _leaf(bias, of_bias)
+        self.weight = _leaf(weight, of_weight)
 
     def begin(self) -> None:
         with torch.enable_grad():
@@ -60,7 +60,7 @@ class SplitInputProduct:
 
     def end(self, other: torch.Tensor) -> torch.Tensor:
         """y without history. other: the other half, arrived."""
-        self.other = _leaf(other, self.other_wanted)
+        self.other = _leaf(other, self.other_needs_grad)
         with torch.enable_grad():
             y = self.y.add_(self.product(self.other, self.other_weight, None))
         # Not y itself: no product needs its own output again, and what follows keeps what it needs.
@@ -74,18 +74,18 @@ class SplitInputProduct:
         return self.own, self.weight, self.bias
 
     @property
-    def more_is_wanted(self) -> bool:
-        """Whether any gradient is, but the other half's."""
+    def needs_more_grad(self) -> bool:
+        """Whether any gradient is needed but the other half's."""
         return any(tensor is not None and tensor.requires_grad for tensor in self._inputs)
 
     def gradient_of_other(self, dy: torch.Tensor) -> torch.Tensor | None:
-        """None where it isn't wanted."""
+        """dy's gradient of the other half; None where it isn't needed."""
         if not self.other.requires_grad:
             return None
-        return torch.autograd.grad(self.gradient_edge, self.other, dy, retain_graph=self.more_is_wanted)[0]
+        return torch.autograd.grad(self.gradient_edge, self.other, dy, retain_graph=self.needs_more_grad)[0]
 
     def gradients(self, dy: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
-        """Of own, weight, bias: each None where it isn't wanted. The history is let go of."""
+        """Of own, weight, bias: each None where it isn't needed. The history is let go of."""
         by_hand = self.weight.requires_grad and written_by_halves(self.weight)
         wanted = [
             tensor
@@ -113,9 +113,9 @@ def written_by_halves(weight: torch.Tensor) -> bool:
     return weight.dim() == 2 and weight.is_cuda
 
 
-def _leaf(tensor, wanted):
+def _leaf(tensor, needs_grad):
     """The beginning of a history."""
-    return None if tensor is None else tensor.detach().requires_grad_(wanted)
+    return None if tensor is None else tensor.detach().requires_grad_(needs_grad)
 
 
 class _SplitInputFunction(torch.autograd.Function):

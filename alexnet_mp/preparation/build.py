@@ -33,9 +33,9 @@ from ..system.errors import UserError
 from ..system.file_lock import held
 from ..system.terminal import progress, say
 from . import sources
+from .items import Source
 from .process_pool import in_processes
 from .shards import Shards, for_json, make_shard, written
-from .tar_archives import Source
 
 LOCK, SECONDS_FOR_LOCK = "lock", 3
 MOST_NAMED = 20  # images left out that are named at the end

@@ -12,7 +12,8 @@ import numpy as np
 
 from ..data.file_ranges import Descriptor
 from ..system.errors import UserError
-from .tar_archives import Item, Source, gzip_members, shown
+from .items import Item, Source, whole_file
+from .tar_archives import gzip_members, shown
 
 PICTURE = 3 * 32 * 32  # bytes
 CLASSES = 10
@@ -69,12 +70,12 @@ def _from_folder(folder, ending, meta):
                 f"{folder}: no file {name}; CIFAR-10 has {BATCHES[0]}{ending} to {BATCHES[4]}{ending}, "
                 f"{BATCHES[5]}{ending} and {meta}"
             )
-    classes = _class_names(_content(folder / meta, LARGEST_META), folder / meta)
+    classes = _class_names(whole_file(folder / meta, LARGEST_META), folder / meta)
     labels, places = [], []
     for batch in BATCHES:
         path = str(folder / f"{batch}{ending}")
         if ending:
-            labels.append(_binary_batch(_content(path, LARGEST_BATCH), path)[1])
+            labels.append(_binary_batch(whole_file(path, LARGEST_BATCH), path)[1])
             places.append((path, 1, 1 + PICTURE, "cifar"))
         else:
             labels += _unpacked(path)[1]
@@ -118,7 +119,7 @@ def _unpacked(path):
     Kept by the process that read it, up to 184 MB, and shared with those forked from it later.
     """
     if not _gzipped(path):
-        pixels, labels = _python_batch(_content(path, LARGEST_BATCH), path)
+        pixels, labels = _python_batch(whole_file(path, LARGEST_BATCH), path)
         return [pixels], [labels], None
     found, classes = {}, None
     names = {
@@ -144,13 +145,6 @@ def _unpacked(path):
 def _gzipped(path):
     with Descriptor(path, path) as file:
         return file.read(0, 2) == b"\x1f\x8b"
-
-
-def _content(path, largest):
-    with Descriptor(path, path) as file:
-        if file.size > largest:
-            raise UserError(f"{path}: {file.size:,} bytes, more than the {largest:,} it may have")
-        return file.read(0, file.size)
 
 
 def _binary_batch(content, where):

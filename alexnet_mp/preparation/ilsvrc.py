@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..data.class_folders import BESIDE, HIDDEN, NO_PICTURE, PassedOver, is_hidden
-from ..data.file_ranges import Descriptor
 from ..data.image_formats import is_picture
 from ..data.prepared_format import UNLABELLED
 from ..system.errors import UserError
 from .devkit import struct_array
-from .tar_archives import Item, Member, Progress, Source, beginning, gzip_members, members, shown
+from .items import Item, Progress, Source, whole_file
+from .tar_archives import Member, beginning, gzip_members, members, shown
 
 LARGEST_FILE = 64 << 20  # of meta.mat or a ground truth
 LARGEST_DEVKIT = 256 << 20  # unpacked
@@ -95,7 +95,7 @@ def find_competition(
     }
     if competition.test and (directory / competition.test).exists():
         answers = _required(directory, f"{competition.key}_test_ground_truth.txt", f"the labels of {competition.test}")
-        truth = _numbers(_content(answers), answers)
+        truth = _numbers(whole_file(answers, LARGEST_FILE), answers)
         splits["test"] = _numbered_items(directory / competition.test, truth, labels, wnids, progress, patches, passed)
     tests = [] if competition.test else sorted(directory.glob(f"{competition.key}_im*_test*.tar"))
     if tests and unlabelled_test:
@@ -277,7 +277,7 @@ def _devkit(directory, competition):
     found = {}
     if devkit.is_dir():
         for name in ("meta.mat", answers):
-            found[name] = _content(_required(devkit, f"data/{name}", "classes and labels"))
+            found[name] = whole_file(_required(devkit, f"data/{name}", "classes and labels"), LARGEST_FILE)
     else:
         for name, content in gzip_members(
             devkit, lambda name: re.fullmatch(rf"(.*/)?data/(meta\.mat|{answers})", name), LARGEST_FILE, LARGEST_DEVKIT
@@ -330,13 +330,6 @@ def _required(directory, name, purpose):
     if not (directory / name).exists():
         raise UserError(f"{directory}: no {name}; it has {purpose}")
     return directory / name
-
-
-def _content(path):
-    with Descriptor(path, path) as file:
-        if file.size > LARGEST_FILE:
-            raise UserError(f"{path}: {file.size:,} bytes, more than the {LARGEST_FILE:,} it may have")
-        return file.read(0, file.size)
 
 
 def _base(name):

@@ -37,7 +37,7 @@ from ..kernels.philox import PLACE_STREAM, philox
 from ..system import durable_files
 from ..system.errors import MachineError, UserError
 from . import sources
-from .tar_archives import Item
+from .items import Item
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,8 @@ from ..data.prepared_format import UNLABELLED
 from ..data.resize import decoded, stored_picture
 from ..system.errors import MachineError, UserError
 from . import cifar10, ilsvrc, tar_archives
-from .tar_archives import Item, Progress, Source, shown
+from .items import Item, Progress, Source
+from .tar_archives import shown
 
 VAL_FRACTION = 0.1
 # How files begin that hold others, and that are not read. A tar begins with a name: none can begin like these.

@@ -10,10 +10,8 @@ import gzip
 import math
 import os
 import re
-import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,34 +44,6 @@ class Member(NamedTuple):
     name: str
     offset: int
     size: int
-
-
-@dataclass(frozen=True, slots=True)
-class Item:
-    """One image of a source. Small: a set may have 14 million of them.
-
-    `form` says what `length` bytes at `offset` of the file `path` are: "file", an image file, where length -1 means the
-    whole of `path`; "cifar", 3,072 bytes of a 32x32 picture, the planes R, G, B one after the other; or "cifar batch",
-    the same in what `path` unpacks to."""
-
-    name: str  # unique in its split, "class/file" where there is a class folder
-    label: int
-    path: str
-    offset: int = 0
-    length: int = -1
-    form: str = "file"
-
-
-@dataclass(frozen=True)
-class Source:
-    """What was found: `kind` in a few words; per class, in the order of the labels, its name (a wnid, a folder), its
-    name in words and its number in the competition (or None); per split its items, by label and then by name."""
-
-    kind: str
-    classes: list
-    class_names: list
-    splits: dict
-    ids: list | None = None
 
 
 def members(path: str | Path, inside: Member | None = None, folders: list[str] | None = None) -> Iterator[Member]:
@@ -170,19 +140,6 @@ class TarFolder:
         yield from self.files
         for name, folder in self.folders.items():
             yield from (f"{name}/{file}" for file in folder.below())
-
-
-class Progress:
-    """Hands a text to `note` (a function, or None) every few seconds. The text is made, by a function, when its time
-    has come."""
-
-    def __init__(self, note: Callable[[str], None] | None, seconds: float = 2):
-        self.note, self.seconds, self.last = note, seconds, time.monotonic()
-
-    def __call__(self, text):
-        if self.note and time.monotonic() - self.last >= self.seconds:
-            self.last = time.monotonic()
-            self.note(text())
 
 
 class _Forward:

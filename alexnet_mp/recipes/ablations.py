@@ -84,7 +84,7 @@ def sixth_conv(recipe: Recipe) -> Recipe:
     conv5 = _layer(recipe, "conv5")
     conv6 = Layer("conv6", "conv", conv5.maps, "both", ("relu",), kernel=3, pad=1, init_bias=1.0)
     recipe = _insert(recipe, "fc6", conv6)
-    std = conv5.init_std * (_spread(recipe, "conv6") / _spread(recipe, "conv5"))
+    std = conv5.init_std * (_fan_in_factor(recipe, "conv6") / _fan_in_factor(recipe, "conv5"))
     return change_layers(recipe, "conv6", init_std=float(f"{std:.3g}"))
 
 
@@ -201,11 +201,11 @@ def _deviating(recipe, std, *names):
     `mini` has them: its deviations are those of `literal_init`. Raises UserError, with the layer's name, where the
     paper's network has no such layer."""
     for name in names:
-        recipe = change_layers(recipe, name, init_std=round(std * _spread(recipe, name), 3))
+        recipe = change_layers(recipe, name, init_std=round(std * _fan_in_factor(recipe, name), 3))
     return recipe
 
 
-def _spread(recipe, name):
+def _fan_in_factor(recipe, name):
     """The root of a layer's fan-in in the paper's network over that in this one. Raises UserError."""
     theirs, counterpart = _fan_ins(paper()), COUNTERPARTS.get(name, name)
     if counterpart not in theirs:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..analysis.specialisation import chroma_shares, random_split_p
-from ..evaluation.accuracy import percent, top5_tells
+from ..evaluation.accuracy import count_of_few, top5_tells
 from ..recipes import shapes
 from ..recipes.recipe import Recipe
 from .page import Fact
@@ -26,7 +26,7 @@ def error_fact(lines: Sequence[dict], classes: int) -> Fact | None:
     chance = f"a guess: {' / '.join(f'{100 - 100 * k / classes:.1f}' for k in ks)} %"
     shown = [f"top-{k}" for k in ks]
     errors = [last[f"{each.replace('-', '')}_error"] for each in shown]
-    counted = [percent(error, last["images"]).partition(" (")[2].rstrip(")") for error in errors]  # "" of many images
+    counted = [count_of_few(error, last["images"]) for error in errors]
     few = [f"{each} {count}, 95 % interval; " for each, count in zip(shown, counted) if count]
     return Fact(
         f"{' / '.join(shown)} error, {last.get('protocol', 'centre view')}",

@@ -19,8 +19,8 @@ from ..data.batches import minibatches
 from ..evaluation.accuracy import top5_tells
 from ..recipes import shapes
 from ..runs import checkpoints
-from ..runs.checkpoint_format import load_weights, read_state
 from ..runs.directory import RUN, read_run
+from ..runs.first_layers import of_checkpoint
 from ..runs.followed import FollowedMetrics
 from ..runs.lock import is_held
 from ..system.errors import UserError
@@ -118,11 +118,7 @@ class Watched:
         if newest == self.of_checkpoint:
             return
 
-        def read(place):
-            state = read_state(place)
-            return state, load_weights(place)[f"{state.recipe.layers[0].name}.weight"].numpy()
-
-        _, (state, kernels) = checkpoints.from_newest(self.path, read)
+        _, (state, kernels) = checkpoints.from_newest(self.path, of_checkpoint)
         self.of_checkpoint = newest  # where a newer one came meanwhile, the next look reads it again
         if kernels.ndim != 4 or kernels.shape[1] != 3 or not np.isfinite(kernels).all():
             self.first_layer, self.no_kernels = None, f"Its weights, {kernels.shape}, are no kernels of colour images."

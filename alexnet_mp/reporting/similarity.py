@@ -10,11 +10,11 @@ import numpy as np
 
 from ..analysis.figures import NARROW, write_figure
 from ..analysis.hypothesis_tests import shown_p
+from ..analysis.random_deals import MOST_NETWORKS
 from ..analysis.similarity import (
     DEALT_PICTURES,
     FEWEST,
     GROUPS,
-    MOST_NETWORKS,
     Alike,
     Estimate,
     Representation,

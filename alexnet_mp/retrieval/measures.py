@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from ..data.dataset import evenly
 from ..system.devices import device_name
 from ..system.provenance import package_version, source_commit
 from ..system.terminal import progress
@@ -100,7 +101,7 @@ def measure(
     expects to be much worse (6.1).
     """
     train, val = index.features("train"), index.features("val")
-    rows = np.unique(np.linspace(0, len(val.labels) - 1, min(most_queries, len(val.labels))).round().astype(int))
+    rows = evenly(len(val.labels), most_queries)
     entries = []
     for by, bits, kind, size, stored, queries in _searches(index, lengths, train, val, pixel_codes):
         entry = {"by": by, "bits": bits, "codes": kind, "bytes_per_picture": size}

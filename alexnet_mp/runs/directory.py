@@ -33,6 +33,7 @@ from .mistaken import meant
 
 RUN = "run.json"
 RIGHT = "validation_right.npz"  # which validation images the final test got right
+NON_FINITE = "non_finite.json"  # of a run that diverged: tensor, step, images
 TEXTS = ("command", "started", "kernels", "precision", "pipeline", "overlap", "commit", "python")
 MOST_BYTES = 16 << 20  # of run.json: 22,000 class names are less than one of them
 
@@ -270,7 +271,7 @@ def refuse_foreign(path: str | Path) -> None:
         RIGHT,
         "curves.png",
         "conv1_kernels.png",
-        "non_finite.json",
+        NON_FINITE,
         "trace.json.gz",
         "profile.json",
         "retrieval",

@@ -16,6 +16,8 @@ from safetensors.numpy import load
 from ..system import durable_files
 from ..system.errors import UserError, need
 from . import safetensors_file
+from .checkpoint_format import load_weights, read_state
+from .checkpoint_state import State
 from .checkpoints import step_of
 
 FIRST_LAYER = "first_layer"
@@ -53,6 +55,13 @@ def read(path: str | Path) -> np.ndarray:
     """The kernels of one moment, (maps of all towers, 3, k, k) float32. Raises UserError, in one line, where the file
     can't be read or holds anything else."""
     return _read(path)[1]
+
+
+def of_checkpoint(directory: str | Path) -> tuple[State, np.ndarray]:
+    """(its `State`, the first layer's weights (maps of all towers, 3, k, k) float32) of a checkpoint, read whole and
+    compared with its sha256. Raises UserError."""
+    state = read_state(directory)
+    return state, load_weights(directory)[f"{state.recipe.layers[0].name}.weight"].numpy()
 
 
 def _read(path):

@@ -83,7 +83,7 @@ def _backward(runs, passed, tape):
         crossings = tape.cross(layers[0].name, "backward", outgoing, arriving) if outgoing or arriving else {}
         gradients = {tower: [] for tower in before}
         for tower, segment in trained.items():
-            if segment.split and segment.split.more_is_wanted:
+            if segment.split and segment.split.needs_more_grad:
                 gradients[tower] += tape.run(tower, segment.backward_of_product)
         for tower in arriving:
             gradients[tower].append(tape.receive(crossings[tower]))
@@ -129,21 +129,23 @@ class Segment:
         with torch.enable_grad():
             return self._go_on(self.layers[0](images_of(images), self.tower.step))
 
-    def begin(self, own: torch.Tensor, wanted: tuple[bool, bool], own_is_first: bool) -> list[torch.Tensor]:
-        """The product with the tower's own half. wanted: whether gradients of the own and of the other half are."""
+    def begin(self, own: torch.Tensor, needs_grad: tuple[bool, bool], own_is_first: bool) -> list[torch.Tensor]:
+        """The product with the tower's own half. needs_grad: whether gradients of (own, other half) are needed."""
         first = self.layers[0]
         with torch.enable_grad():
             self.weight, self.added, self.bias = first.operands(own.dtype)
         self.of_product = {first.weight} if self.added is None else {first.weight, first.bias}
-        wanted = *wanted, self.weight.requires_grad, self.added is not None and self.added.requires_grad
-        self.split = SplitInputProduct(first.product, own, self.weight, first.halves(own_is_first), self.added, wanted)
+        needs_grad = *needs_grad, self.weight.requires_grad, self.added is not None and self.added.requires_grad
+        self.split = SplitInputProduct(
+            first.product, own, self.weight, first.halves(own_is_first), self.added, needs_grad
+        )
         self.split.begin()
         return []
 
     def end(self, other: torch.Tensor) -> list[torch.Tensor]:
         """The product with the other half, and the epilogue."""
         y = self.split.end(other)
-        self.y = y.requires_grad_(self.split.other_wanted or self.split.more_is_wanted)
+        self.y = y.requires_grad_(self.split.other_needs_grad or self.split.needs_more_grad)
         with torch.enable_grad():
             return self._go_on(self.layers[0].apply_epilogue(y, self.bias, self.tower.step))
 
@@ -169,7 +171,7 @@ class Segment:
             self.out, [*y, *parameters], sum(gradients[1:], gradients[0]) if gradients else None
         )
         self.dy, *of_parameters = found if y else (None, *found)
-        _leave(parameters, of_parameters)
+        _set_gradients(parameters, of_parameters)
         back = self.split.gradient_of_other(self.dy) if y else None
         return [] if back is None else [back]
 
@@ -180,10 +182,10 @@ class Segment:
         parameters = [parameter for parameter in self.of_product if parameter.requires_grad]
         if parameters:
             operands, of_operands = zip(*pairs)
-            _leave(parameters, torch.autograd.grad(operands, parameters, of_operands))
+            _set_gradients(parameters, torch.autograd.grad(operands, parameters, of_operands))
         return [] if own is None else [own]
 
 
-def _leave(parameters, gradients):
+def _set_gradients(parameters, gradients):
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.grad = gradient

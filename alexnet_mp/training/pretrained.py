@@ -12,6 +12,7 @@ from safetensors.torch import load
 from ..network.network import TwoTowerAlexNet
 from ..recipes import shapes
 from ..runs import checkpoint_format, checkpoints, safetensors_file
+from ..runs.directory import NON_FINITE
 from ..system.errors import UserError
 
 TAKES = "it takes a run, a checkpoint, or a .safetensors file; convert makes a run of what is from elsewhere"
@@ -62,14 +63,14 @@ def _refuse_diverged(run):
     """Raise UserError where a run ended at a loss or a tensor that isn't finite: nobody means its newest checkpoint by
     its name."""
     try:
-        step = json.loads((run / "non_finite.json").read_text(encoding="utf-8"))["step"]
+        step = json.loads((run / NON_FINITE).read_text(encoding="utf-8"))["step"]
         newest = max(checkpoints.listing(run), default=-1)
         diverged = newest <= step  # else it went on in the same directory, and past that step
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return
     if diverged:
         before = f"; it has a checkpoint of before, {checkpoints.newest(run)}" if newest >= 0 else ""
-        raise UserError(f"--init {run}: this run diverged at step {step} (non_finite.json){before}; {TAKES}")
+        raise UserError(f"--init {run}: this run diverged at step {step} ({NON_FINITE}){before}; {TAKES}")
 
 
 def begin_with(

@@ -56,19 +56,19 @@ class Profiler:
     def __init__(self, trainer: Trainer, steps: int, precision: str):
         self.trainer, self.steps, self.precision = trainer, steps, precision
         self.recorded, self.images = [], 0  # the numbers of the steps that were recorded, and how many images they had
-        self.torch = self.profile = None  # the torch profile that runs; the one that is over and not yet written
-        self.said, self.hooks, self.ranges, self.before = False, [], [], None
+        self.running = self.finished = None  # the torch profile that runs; the one that is over and not yet written
+        self.said, self.hooks, self.ranges, self.unrecorded_step = False, [], [], None
 
     @property
     def recording(self) -> bool:
-        return self.torch is not None
+        return self.running is not None
 
     def batches(self, batches: Generator[Batch, None, None]) -> Generator[Batch, None, None]:
         """The same batches; the recording begins and ends between two of them."""
         with closing(batches):
             # Not as graphs, whose streams have memory of their own: the first step that is recorded would take all of
             # its own anew.
-            self.before = self.trainer.training_step
+            self.unrecorded_step = self.trainer.training_step
             self.trainer.training_step = TrainingStep(self.trainer.network, self.trainer.optimizer)
             yield from islice(batches, WARM_UP)
             self._start()
@@ -109,7 +109,7 @@ class Profiler:
             )
             return
         self._report()
-        self.profile = None
+        self.finished = None
         self.trainer.pending.start_clock()  # images/s of the next step are without this
 
     # --- recording
@@ -124,8 +124,8 @@ class Profiler:
         self.trainer.training_step = _RangedStep(network, self.trainer.optimizer)
         os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else torch's profiler writes two lines for every recording
         activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if self.trainer.on_gpu else [])
-        self.torch = profile(activities=activities)
-        self.torch.start()
+        self.running = profile(activities=activities)
+        self.running.start()
         if not self.trainer.on_gpu:
             self._spare_memory()
         self.trainer.pending.start_clock()
@@ -144,11 +144,11 @@ class Profiler:
         if not self.recording:
             return
         self._synchronize()
-        self.torch.stop()
+        self.running.stop()
         for hook in self.hooks:
             hook.remove()
-        self.trainer.training_step = self.before
-        self.profile, self.torch, self.hooks = self.torch, None, []
+        self.trainer.training_step = self.unrecorded_step
+        self.finished, self.running, self.hooks = self.running, None, []
         self.trainer.pending.start_clock()
 
     def _around(self, module, name):
@@ -181,7 +181,7 @@ class Profiler:
 
     def _report(self):
         run, recipe, network = self.trainer.run, self.trainer.recipe, self.trainer.network
-        times = attribute(from_torch(self.profile.events()))
+        times = attribute(from_torch(self.finished.events()))
         count, images = len(self.recorded), self.images / len(self.recorded)
         which = f"steps {self.recorded[0]} to {self.recorded[-1]}" if count > 1 else f"step {self.recorded[0]}"
         step_ms, waiting_ms = (1e-3 * time / count for time in (times.whole, times.waited))
@@ -243,7 +243,7 @@ class Profiler:
         try:
             durable_files.replace(run.path / NUMBERS, (json.dumps(content, indent=1) + "\n").encode())
             with tempfile.TemporaryDirectory() as directory:
-                self.profile.export_chrome_trace(f"{directory}/trace.json")
+                self.finished.export_chrome_trace(f"{directory}/trace.json")
                 durable_files.replace(run.path / TRACE, gzip.compress((Path(directory) / "trace.json").read_bytes(), 6))
         except OSError as error:
             say(

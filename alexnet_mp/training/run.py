@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ..data.dataset import SAME_FILES, DataSet, cached, cost_of_reading, open_data_of_run, open_dataset
+from ..data.dataset import SAME_FILES, DataSet, cache_splits, cost_of_reading, open_data_of_run, open_dataset
 from ..data.limits import refuse_batch
 from ..data.pipeline import Pipeline, make_pipeline
 from ..data.survey import statistics_of
@@ -88,7 +88,7 @@ def open_data(plan: Plan) -> TrainingData:
     """
     options, recipe = plan.options, plan.recipe
     dataset, pipeline, checked = choose_pipeline(plan)
-    in_memory = cached(dataset, recipe.stored_size)
+    in_memory = cache_splits(dataset, recipe.stored_size)
     statistics = statistics_of(dataset, recipe, pipeline.workers)
     plan.ranks.meet()
     plan.ranks.refuse_difference(lambda: _facts_of_data(dataset, statistics, pipeline, options.kernels))

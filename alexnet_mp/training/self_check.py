@@ -78,7 +78,7 @@ def examine(
     fresh: what has passed before is checked again. tell: is called with each line for the user. needed(asked): the
     checks, by default all `checks`. See `before_run`.
     """
-    left_out, found, memory = set(), {}, Memory(tell)
+    left_out, found, memory = set(), {}, PassedChecks(tell)
     while True:
         dispatch.leave_out(left_out)
         todo = []
@@ -148,7 +148,7 @@ def next_pipeline(name: str) -> str | None:
 # --- what has passed before
 
 
-class Memory:
+class PassedChecks:
     """A file for each device, or pair of them, of this installation, in FOLDER of the user's cache directory.
 
     What can't be read counts as nothing; it is said once where nothing can be kept.

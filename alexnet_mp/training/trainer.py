@@ -24,7 +24,7 @@ from ..network.worker_network import WorkerAlexNet
 from ..runs.checkpoint_format import Checkpoint
 from ..runs.checkpoint_state import Scheduled, State, Validation
 from ..runs.checkpoint_writer import PATIENCE
-from ..runs.directory import RunDirectory
+from ..runs.directory import NON_FINITE, RunDirectory
 from ..runs.elsewhere import RunElsewhere
 from ..system import durable_files
 from ..system.command_line import typed
@@ -266,7 +266,7 @@ class Trainer:
         images = [str(names[image]) for image in images]
         with suppress(OSError, ValueError):  # a full disk must not hide what happened
             content = {"step": step, **details, "split": split, "images": images}
-            durable_files.replace(self.run.path / "non_finite.json", (json.dumps(content, indent=1) + "\n").encode())
+            durable_files.replace(self.run.path / NON_FINITE, (json.dumps(content, indent=1) + "\n").encode())
             draw_curves(self.run.path, self.network.classes)
         self.checkpoints.saver.wait(PATIENCE)
         some = (
@@ -275,7 +275,7 @@ class Trainer:
         saved = self.checkpoints.saver.saved
         kept = f"the last good checkpoint is {saved}" if saved else "no checkpoint was written yet"
         raise InVain(
-            f"{what}; images: {some} ({self.run.path}/non_finite.json); {kept}; the same command would come to it "
+            f"{what}; images: {some} ({self.run.path}/{NON_FINITE}); {kept}; the same command would come to it "
             "again; "
             "from an earlier checkpoint, --resume PATH --out NEW --resume-anyway --set learning_rate=..., may help"
         )

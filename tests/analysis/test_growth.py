@@ -10,8 +10,9 @@ from PIL import Image
 from tiny_run import LAYERS, run
 
 from alexnet_mp.analysis import growth as growing
-from alexnet_mp.analysis.growth import Growth, growth, moment_of, spread
+from alexnet_mp.analysis.growth import Growth, growth, moment_of
 from alexnet_mp.analysis.growth_pictures import animation, draw_growth, strip
+from alexnet_mp.data.dataset import evenly
 from alexnet_mp.reporting import growth as growth_part
 from alexnet_mp.runs import first_layers
 
@@ -65,7 +66,7 @@ def test_when_the_division_begins_and_turns(monkeypatch):
         pieces = growth_part.growing(None, {"a run": found}).pieces
         (table,) = (piece["table"] for piece in pieces if piece["kind"] == "table")
         assert words in str(pieces[0]) and table["rows"][0][-2:] == [begins, turns], words
-    assert spread(7, 3) == [0, 3, 6] and spread(2, 40) == [0, 1] and spread(1, 6) == [0]
+    assert [evenly(*some).tolist() for some in ((7, 3), (2, 40), (1, 6), (0, 6))] == [[0, 3, 6], [0, 1], [0], []]
 
     for found, width in ((steady, 2), (single, 1)):
         still = strip(found.moments)

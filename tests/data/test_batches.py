@@ -20,7 +20,7 @@ from small_set import NOTHING, PRESETS, STORED, TRAIN, picture, same, tenth, tin
 from alexnet_mp.data import survey as survey_module
 from alexnet_mp.data import workers as processes
 from alexnet_mp.data.batches import EpochKeys, minibatches, steps_per_epoch
-from alexnet_mp.data.dataset import Folder, cached
+from alexnet_mp.data.dataset import Folder, cache_splits
 from alexnet_mp.data.pipeline_dali import DaliPipeline
 from alexnet_mp.data.pipeline_raw import RawPipeline
 from alexnet_mp.data.pipeline_torch import TorchPipeline
@@ -119,7 +119,7 @@ def test_the_survey_adds_up_every_image(root, monkeypatch, workers):
 def test_after_the_survey_the_cache_holds_every_picture(root, tmp_path, workers):
     copy = shutil.copytree(root, tmp_path / "copy")
     folder, uncached = Folder(copy, STORED), Folder(root, STORED)
-    assert cached(folder, STORED) == ["train", "val"]
+    assert cache_splits(folder, STORED) == ["train", "val"]
     statistics = survey(folder.splits["train"], STORED, workers, lambda count: None).statistics()
     shutil.rmtree(copy / "train")
     batches = []

@@ -14,7 +14,7 @@ from small_set import encoded, noise, write
 from alexnet_mp import train
 from alexnet_mp.data import dataset as dataset_module
 from alexnet_mp.data.class_names import SAME_LETTERS, first_difference
-from alexnet_mp.data.dataset import CachedSplit, Folder, cached, difference, open_dataset
+from alexnet_mp.data.dataset import CachedSplit, Folder, cache_splits, difference, open_dataset
 from alexnet_mp.data.synthetic import Builtin
 from alexnet_mp.preparation import sources
 from alexnet_mp.system import memory
@@ -272,7 +272,7 @@ PICTURE = SIZE * SIZE * 3  # bytes
 def test_half_of_the_free_memory_is_the_caches(tmp_path, monkeypatch, free, held):
     folder = Folder(write(tmp_path, small_set()), SIZE)
     monkeypatch.setattr(dataset_module, "free_memory", lambda: free)
-    assert cached(folder, SIZE) == list(held)
+    assert cache_splits(folder, SIZE) == list(held)
     assert [name for name, split in folder.splits.items() if isinstance(split, CachedSplit)] == held
     assert np.array_equal(folder.splits["train"].read(0), noise(SIZE, SIZE, seed=2))
 

@@ -32,7 +32,7 @@ from small_set import PRESETS, STORED, TRAIN, fitted, same, tenth, tiny
 
 from alexnet_mp.data import augmentation, pipeline_dali
 from alexnet_mp.data import batches as batches_module
-from alexnet_mp.data.dataset import Folder, cached, open_dataset
+from alexnet_mp.data.dataset import Folder, cache_splits, open_dataset
 from alexnet_mp.data.pipeline_dali import DaliPipeline
 from alexnet_mp.data.pipeline_torch import TorchPipeline
 from alexnet_mp.evaluation.protocol import centre_view, ten_views
@@ -196,7 +196,7 @@ def test_a_view_is_made_when_it_is_asked_for(sources, monkeypatch):
 def test_a_full_cache_is_read(root, tmp_path, workers):
     copy = shutil.copytree(root, tmp_path / "copy")
     folder = Folder(copy, STORED)
-    assert cached(folder, STORED) == ["train", "val"]
+    assert cache_splits(folder, STORED) == ["train", "val"]
     for split in folder.splits.values():
         for index in range(len(split)):
             split.read(index)

@@ -180,7 +180,7 @@ def test_standard_input(trained, photograph, capsys, monkeypatch):
     assert "cannot read image -: it is empty" in answered(capsys, trained, "-", status=2).err
     monkeypatch.setattr(image_files, "MOST_BYTES", 10)
     monkeypatch.setattr("sys.stdin", types.SimpleNamespace(buffer=io.BytesIO(bytes(11))))
-    ((_, problem, answer),) = image_files.answered(["-"], 40, lambda some: pytest.fail("there is no picture"))
+    ((_, problem, answer),) = image_files.map_pictures(["-"], 40, lambda some: pytest.fail("there is no picture"))
     assert answer is None
     assert isinstance(problem, UserError) and "more than 10 bytes" in str(problem)
 

@@ -29,8 +29,8 @@ from make_archives import (
 
 from alexnet_mp import prepare, report
 from alexnet_mp.data.dataset import Folder
+from alexnet_mp.preparation.items import Item
 from alexnet_mp.preparation.sources import find, picture, read_bytes
-from alexnet_mp.preparation.tar_archives import Item
 from alexnet_mp.system.errors import UserError
 
 SIZE = 24
@@ -399,7 +399,7 @@ def test_an_item_is_small():
 
 
 def test_progress_is_told(tmp_path, monkeypatch):
-    monkeypatch.setattr("alexnet_mp.preparation.tar_archives.Progress.__init__.__defaults__", (0,))
+    monkeypatch.setattr("alexnet_mp.preparation.items.Progress.__init__.__defaults__", (0,))
     notes = []
     find(make_ilsvrc2012(tmp_path / "{x}"), note=notes.append)
     find(made(tmp_path, "tar", class_files(2)), note=notes.append)

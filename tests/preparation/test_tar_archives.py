@@ -14,7 +14,8 @@ from make_archives import tar
 from alexnet_mp.data import file_ranges
 from alexnet_mp.data.image_formats import gunzipped
 from alexnet_mp.preparation import tar_archives
-from alexnet_mp.preparation.tar_archives import Progress, gzip_members, members, shown
+from alexnet_mp.preparation.items import Progress
+from alexnet_mp.preparation.tar_archives import gzip_members, members, shown
 from alexnet_mp.system.errors import UserError
 
 KINDS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}

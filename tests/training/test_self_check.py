@@ -328,7 +328,9 @@ def test_a_memory_that_can_t_be_kept_is_said_once(kind, tmp_path, monkeypatch):
 
 def test_two_that_remember_at_once_leave_a_whole_file(tmp_path):
     found = needed_checks.checks(asked())
-    threads = [threading.Thread(target=self_check.Memory(print).keep, args=(found[number::4],)) for number in range(4)]
+    threads = [
+        threading.Thread(target=self_check.PassedChecks(print).keep, args=(found[number::4],)) for number in range(4)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:

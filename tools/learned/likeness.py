@@ -3,7 +3,8 @@
 import math
 from collections.abc import Sequence
 
-from alexnet_mp.analysis.similarity import MOST_NETWORKS, across_of
+from alexnet_mp.analysis.random_deals import MOST_NETWORKS
+from alexnet_mp.analysis.similarity import across_of
 
 from .tables import ARMS, LEVEL, brightness_tower, by_arm, corrected, of_two_towers, over_seeds
 from .words import Answer, by_name, listed, numbers, seeds, span, table, told_p

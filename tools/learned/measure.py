@@ -11,14 +11,13 @@ from pathlib import Path
 import numpy as np
 
 from alexnet_mp.analysis.altered_pictures import ALTERATIONS
-from alexnet_mp.analysis.figure_4 import evenly
-from alexnet_mp.analysis.growth import growth, spread
+from alexnet_mp.analysis.growth import growth
 from alexnet_mp.analysis.hypothesis_tests import Comparison
 from alexnet_mp.analysis.lesions import Lesion, Lesions, lesions
 from alexnet_mp.analysis.sight import ColourDivision, Leanings, Seen, class_leanings, colour_division, sight
 from alexnet_mp.analysis.similarity import Representation, alike, crossings, dealt, most_pictures, represent
 from alexnet_mp.analysis.specialisation import chroma_shares, division, division_by_chance, first_layer, random_split_p
-from alexnet_mp.data.dataset import DataSet, Split, open_dataset
+from alexnet_mp.data.dataset import DataSet, Split, evenly, open_dataset
 from alexnet_mp.data.image_files import pipeline_of
 from alexnet_mp.data.pixel_statistics import Statistics
 from alexnet_mp.data.synsets import in_words
@@ -78,7 +77,7 @@ def represented(
 ) -> Representation:
     """The `Representation` of `count` pictures of a split, of fewer where a network of such layers can't have them."""
     numbers = evenly(len(split), count)
-    pictures = [split.read(int(numbers[place])) for place in spread(len(numbers), most_pictures(network.recipe))]
+    pictures = [split.read(int(numbers[place])) for place in evenly(len(numbers), most_pictures(network.recipe))]
     pipeline = pipeline_of(pictures, network.recipe, network.exchange.devices, statistics)
     return represent(network, pipeline, "given", BATCH, with_maps)
 
