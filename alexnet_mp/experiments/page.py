@@ -85,7 +85,7 @@ def _each(folder, records, found, path):
         ]
         lines += [f"  - {_outcome(outcome)}" for outcome in found[claim.id].outcomes]
         if len(claim.arms) > 1:
-            lines.append(f"- networks: {'; '.join(f'*{words(arm.name)}*, {arm.what}' for arm in claim.arms)}")
+            lines.append(f"- networks: {'; '.join(map(_network, claim.arms))}")
         lines += [f"- needs: {claim.needs}"] if claim.needs else []
         lines += [f"- command: `{command(claim)}`", ""]
         for record in records.get(claim.id, []):
@@ -116,6 +116,11 @@ def _each(folder, records, found, path):
             "",
         ]
     return "\n".join(lines).rstrip()
+
+
+def _network(arm):
+    name = words(arm.name)
+    return f"*{name}*" + (f", {arm.what}" if arm.what != name else "")
 
 
 def _sentence(claim):
