@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from learned.measure import digest
 from safetensors.numpy import load_file
 
 import alexnet_mp
@@ -36,6 +37,7 @@ def test_it_is_the_network_of_the_record(tmp_path, capsys):
     assert convert.main([str(DESK), str(tmp_path / "run")]) == 0
     kernels, towers = first_layer(tmp_path / "run")
     assert (kernels == record["conv1"].astype(np.float32)).all() and towers == 2
+    assert digest(tmp_path / "run") == "9e0cf8758a28dd19"  # of all weights
     from PIL import Image
 
     Image.fromarray(pictures[0]).save(tmp_path / "picture.png")

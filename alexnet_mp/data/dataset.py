@@ -45,7 +45,7 @@ class Split(Protocol):
 
     storage: what it takes to read one.
 
-    * "files": open, decode, rescale. `cached` keeps what was read if it fits into memory.
+    * "files": open, decode, rescale. `cache_splits` keeps what was read if it fits into memory.
     * "jpeg": decode. `jpeg(index)` gives the bytes, (n,) uint8, of a JPEG of the stored size.
     * "pixels": nothing, a picture is a view of a memory map.
     """

@@ -4,7 +4,7 @@ minus mean.
 DALI draws nothing itself: it is fed with the draws of `augmentation.py`, and on a CPU it computes what
 `pipeline_torch.py` computes, to the last bit. Each distinct device has a DALI pipeline of its own that is fed from the
 host. On a GPU the JPEG decoder may differ by some grey levels, and everything after it runs there too; a thread feeds
-DALI and takes what it has made, as in `pipeline_raw.py`. Importing this module does not import DALI."""
+DALI and takes what it has made, as in `batches_ahead.py`. Importing this module does not import DALI."""
 
 import importlib.util
 import os

@@ -229,7 +229,7 @@ def _training(record, reference, arm):
 
 def _drops(record, arm):
     """At which epochs the rates fell, seed by seed."""
-    runs = [run for run in record["runs"] if run["arm"] == arm]
+    runs = [run for run in record["runs"] if run["arm"] == arm and "drops" in run]
     if not runs:
         return None
     of_seeds = []

@@ -8,7 +8,6 @@ wanted. Only what needs all weights, an average of networks or a network to begi
 
 import io
 import json
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -45,21 +44,28 @@ def kept(run: Run, records: str | Path) -> dict | None:
 
 def first_layer(entry: dict, records: str | Path) -> np.ndarray | None:
     """(maps of all towers, 3, k, k) float32 of a run that is kept, None where its kernels are not."""
-    return _kernels(_named(entry["directory"], records).with_suffix(".npz"))
+    arrays = _arrays(_named(entry["directory"], records).with_suffix(".npz"))
+    return arrays and arrays["conv1"].astype(np.float32)
 
 
 def new_files(source: str | Path, records: str | Path) -> list[Path]:
-    """The files of the runs that another folder of records keeps and this one has not, or only damaged; none that is
-    damaged there, too."""
+    """The files of the runs that another folder of records keeps and this one has not, or only damaged; none of a run
+    that is damaged there, too. Both files of a run come from the same place: another machine's are of another
+    network."""
+    runs = {}
+    for path in sorted((Path(source) / FOLDER).glob("*")):
+        if path.suffix in (".json", ".npz"):
+            runs.setdefault(path.stem, []).append(path)
     return [
         path
-        for path in sorted((Path(source) / FOLDER).glob("*"))
-        if _is_whole(path) and not _is_whole(Path(records) / FOLDER / path.name)
+        for files in runs.values()
+        if all(map(_is_whole, files)) and not all(_is_whole(Path(records) / FOLDER / path.name) for path in files)
+        for path in files
     ]
 
 
 def _is_whole(path):
-    return (_entry if path.suffix == ".json" else _kernels)(path) is not None
+    return (_entry(path) if path.suffix == ".json" else _arrays(path)) is not None
 
 
 def _entry(path):
@@ -70,12 +76,14 @@ def _entry(path):
     return entry if isinstance(entry, dict) and {"arm", "seed", "steps", "commits"} <= entry.keys() else None
 
 
-def _kernels(path):
+def _arrays(path):
+    """{name: array}, None where any is damaged: numpy and zlib fail on such a file in every way."""
     try:
         with np.load(path, allow_pickle=False) as found:
-            return found["conv1"].astype(np.float32)
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
+            arrays = {name: found[name] for name in found.files}
+    except Exception:
         return None
+    return arrays if "conv1" in arrays else None
 
 
 def _packed(**arrays):

@@ -23,6 +23,7 @@ class Outcome:
     unit: str = "points"
     bound: str = ""  # "at least " or "at most ": some run never came to what is timed, and counts with its length
     beside: bool = False  # told beside the one that a verdict rests on, and no part of it
+    bounded: bool = False  # some run never came to what is timed, so that the size is not known
 
     @property
     def n(self) -> int:
@@ -95,4 +96,4 @@ def ratio_of_times(
     slow, fast = (any(run.get(time) is None for run in ended(record, name)) for name in (arm, reference))
     bound = "at least " if slow and not fast else "at most " if fast and not slow else ""
     both = ", never in some runs of both" if slow and fast else ""
-    return Outcome(f"{what}{words(arm)} over {words(reference)}{both}", values, "times", bound)
+    return Outcome(f"{what}{words(arm)} over {words(reference)}{both}", values, "times", bound, bounded=slow or fast)

@@ -183,9 +183,11 @@ def _told(verdict):
     if verdict.corrected is None:
         return told
     corrected = f"{told}, p = {verdict.p:.2g}, {verdict.corrected:.2g} by Holm's correction over "
-    if not verdict.missing:
+    missing = verdict.missing
+    if not missing:
         return f"{corrected}{count(verdict.among, 'claim')}"
-    return f"{corrected}the study's {verdict.among} claims; {verdict.missing} have no p yet and count with 1"
+    counts = "has no p yet and counts" if missing == 1 else "have no p yet and count"
+    return f"{corrected}the study's {verdict.among} claims; {missing} {counts} with 1"
 
 
 def show(folder: str | Path) -> int:

@@ -148,9 +148,12 @@ def take_records(source: str | Path, folder: str | Path) -> list[str]:
         target = Path(folder) / path.relative_to(source)
         target.parent.mkdir(parents=True, exist_ok=True)
         durable_files.replace(target, path.read_bytes())
-    for path in taken:
-        if path.suffix == ".json" and path.parent == Path(source):  # its runs' kernels are here by now
-            _draw_kernels(_read(path), Path(folder) / path.name)
+    new = {path.stem for path in taken if path.suffix == ".npz"}
+    for path in sorted(Path(folder).glob("*.json")):  # those that show kernels which are here by now
+        record = _read(path)
+        runs = {Path(run["directory"]).name for run in record["runs"]} if record else set()
+        if Path(source) / path.name in taken or runs & new:
+            _draw_kernels(record, path)
     return [str(path.relative_to(source)) for path in taken]
 
 

@@ -70,9 +70,17 @@ def on_training_images(record: dict, reference: str, arm: str) -> str | None:
 
 
 def moved(record: dict, reference: str, arm: str) -> str | None:
-    """When the loss of each arm moved; None unless it did in all runs."""
-    steps = [[run.get("moved") for run in of_arm] for of_arm in pairs(record, reference, arm)]
-    if not steps[0] or None in steps[0] + steps[1]:
+    """When the loss of each arm moved; None if that wasn't looked at."""
+    runs = pairs(record, reference, arm)
+    if not runs[0] or not all("moved" in run for of_arm in runs for run in of_arm):
         return None
-    of_reference, of_arm = (spread(values, 0) for values in steps)
+    of_reference, of_arm = map(_steps, runs)
     return f"the loss of {words(arm)} moves at step {of_arm}, {words(reference)}'s at {of_reference}"
+
+
+def _steps(runs):
+    """The steps at which their loss moved, and with how many seeds it didn't."""
+    steps = [run["moved"] for run in runs if run["moved"] is not None]
+    never = len(runs) - len(steps)
+    told = ([spread(steps, 0)] if steps else []) + ([f"none with {count(never, 'seed')}"] if never else [])
+    return " and ".join(told)

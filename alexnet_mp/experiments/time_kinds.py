@@ -34,7 +34,9 @@ class Iterations(Kind):
 
     def findings(self, record: dict, arms: Sequence[str]) -> list[str | None]:
         at = ", both at the rates of the base"
-        return [*(_iterations(record, arm, arms[0], at) for arm in arms[1:]), *super().findings(record, arms)]
+        iterations = [_iterations(record, arm, arms[0], at) for arm in arms[1:]]
+        beside = [sentences.beside(record, arms[0], arm) for arm in arms[1:]]
+        return [*iterations, *super().findings(record, arms), *beside]
 
     def outcomes(self, record: dict, arms: Sequence[str]) -> list[Outcome]:
         return [
@@ -157,8 +159,8 @@ def _ratios(record, slow, fast):
     Where the rates fall every loss drops within some steps, so that one below it would date the fall alone."""
     found = []
     for a, b in zip(*pairs(record, slow, fast)):
-        if "curve" in a and "curve" in b:
-            curves = [_at_first_rates(run) for run in (a, b)]
+        curves = [_at_first_rates(run) for run in (a, b)]
+        if all(curve["loss"] for curve in curves):
             level = max(min(curve["loss"]) for curve in curves)
             slow_steps, fast_steps = (step_of_loss(curve, level) for curve in curves)
             found.append((slow_steps / fast_steps, level))
@@ -166,15 +168,17 @@ def _ratios(record, slow, fast):
 
 
 def _at_first_rates(run):
-    """The points of an entry's curve before its rates fall; all of them if the first point is later."""
+    """The points of an entry's curve before its rates fall; none if it has no curve, or doesn't say when they fall."""
+    if "curve" not in run or "drops" not in run:
+        return {"steps": [], "loss": []}
     steps, losses = run["curve"]["steps"], run["curve"]["loss"]
-    end = (run["drops"][0] - 1) * run["steps_per_epoch"] if run.get("drops") else math.inf
-    count = sum(step <= end for step in steps) or len(steps)
+    end = (run["drops"][0] - 1) * run["steps_per_epoch"] if run["drops"] else math.inf
+    count = sum(step <= end for step in steps)
     return {"steps": steps[:count], "loss": losses[:count]}
 
 
 def _moved(record, arm):
-    runs = [run for run in record["runs"] if run["arm"] == arm]
+    runs = [run for run in record["runs"] if run["arm"] == arm and "moved" in run]
     if not runs:
         return None
     moved = [

@@ -1,9 +1,9 @@
 """Whether a claim of the paper came out: one number a seed, its test, and a verdict in words.
 
 The rules are those of claims/desk-study.md, which was written before the runs that they judge: paired t-tests, Holm's
-correction over its claims with a direction, no verdict from fewer than `FEWEST` seeds, and none in the study before all
-`SEEDS` have run. `specialisation` and `init` are counted instead. A claim of the study that has no p yet counts with 1
-in the correction: no later run takes a verdict back."""
+correction over its claims with a direction, no verdict from fewer than `FEWEST` seeds, and none on the study's pictures
+before all `SEEDS` have run. `specialisation` and `init` are counted instead. A claim of the study that has no p yet
+counts with 1 in the correction: no later run takes a verdict back."""
 
 import math
 from argparse import Namespace
@@ -33,7 +33,7 @@ COMES_OUT, OPPOSITE, UNDECIDED, NOT_RUN, NO_VERDICT = (
 TOO_FEW = "too few seeds"
 LEVEL, FEWEST = 0.05, 5
 SEEDS = 6  # of the study; of which all have to meet a criterion, if runs are counted
-STUDY = (  # the claims whose records of the study share one correction; all other records with a p share another
+STUDY = (  # the claims whose records of the study share one correction
     "views",
     "lrn",
     "one-gpu",
@@ -50,7 +50,7 @@ STUDY = (  # the claims whose records of the study share one correction; all oth
     "ensemble5",
     "curve",
 )
-EXTRAS = ("crops", "flips")  # which the study makes last, if there is time: the others' correction waits for both
+EXTRAS = ("crops", "flips")  # which the study makes last, if there is time; they share another correction
 PICTURES = "51c7f6329f93cc00b0cc6b6a0a61f35bd361c2a0f69167c13cbc3d01d0bcc336"  # the study's, by their fingerprint
 LINKS = {"base": "with links", "no_links_same_width": "without links"}  # the arms of `specialisation`
 UNTRAINED = 98.0  # % top-1 error: a network of `init` with a lower one has learned something
@@ -82,11 +82,12 @@ def verdicts(records: Mapping[str, list[dict]], folder: str | Path) -> dict[str,
     chosen = {claim.id: _fullest(study[claim.id] or records.get(claim.id, [])) for claim in CLAIMS}
     found = {claim.id: _tested(claim, chosen[claim.id], folder) for claim in CLAIMS}
     judged = [claim.id for claim in CLAIMS if found[claim.id].p is not None]
-    of_study = [name for name in judged if name in STUDY and study[name]]
-    others = [name for name in judged if name not in of_study]
+    families = [[name for name in judged if name in some and study[name]] for some in (STUDY, EXTRAS)]
+    sizes = [len(STUDY) if families[0] else 0, len(EXTRAS) if families[1] else 0]
+    others = [name for name in judged if not any(name in family for family in families)]
     decided = {}
-    waiting = sum(name not in others for name in EXTRAS) if any(study[name] for name in EXTRAS) else 0
-    for family, missing in ((of_study, len(STUDY) - len(of_study)), (others, waiting)):
+    for family, size in zip([*families, others], [*sizes, len(others)]):
+        missing = size - len(family)
         for name, corrected in zip(family, holm([found[name].p for name in family] + [1.0] * missing)):
             decided[name] = corrected, len(family) + missing, missing
     found |= {claim.id: _decided(claim, found[claim.id], *decided[claim.id]) for claim in CLAIMS if claim.id in decided}
@@ -108,8 +109,10 @@ def outcomes(claim: Claim, record: dict) -> tuple[Outcome, ...]:
 
 def _tested(claim, record, folder):
     """The `Verdict` before any correction: `UNDECIDED` if p and the correction will tell."""
-    if record is None or not any("errors" in run for run in record["runs"]):
+    if record is None or not record["runs"]:
         return Verdict(NOT_RUN)
+    if not any("errors" in run for run in record["runs"]):
+        return Verdict(NO_VERDICT, remark=_joined("no run came to its end", *_diverged(record)), record=record)
     if claim.id == "specialisation":
         return _counted_towers(record, folder)
     if claim.id == "init":
@@ -159,8 +162,11 @@ def _decided(claim, verdict, corrected, among, missing):
     word, remark = UNDECIDED, ""
     if corrected <= LEVEL and len(signs) == 1:
         word = COMES_OUT if signs == {1.0} else OPPOSITE
+    bounded = any(outcome.bounded for outcome in primary(claim, verdict.outcomes))
     if any(low > 0 for low, _ in ends) and any(high < 0 for _, high in ends):
         remark = "its arms go both ways"
+    elif bounded:  # nobody knows how large it is
+        pass
     elif word != OPPOSITE and claim.effect is not None and all(high < claim.effect for _, high in ends):
         remark = "smaller here than the effect that would count"
     return replace(
@@ -202,7 +208,7 @@ def _counted_towers(record, folder):
         return Verdict(NO_VERDICT, remark="a record of an older version", record=record)
     divided, runs, p = counts[base]
     if runs < SEEDS:
-        return Verdict(NO_VERDICT, remark=TOO_FEW, record=record)
+        return Verdict(NO_VERDICT, remark=_joined(TOO_FEW, *_diverged(record)), record=record)
     if others and others[0] in counts:
         from scipy import stats
 
@@ -220,7 +226,7 @@ def _counted_starts(claim, record):
     found = _with_pairs(outcomes(claim, record))
     if len(runs) < SEEDS:
         return Verdict(NO_VERDICT, found, remark=TOO_FEW, record=record)
-    learned = sum("errors" in run and run["moved"] is not None and error(run) < UNTRAINED for run in runs)
+    learned = sum("errors" in run and run.get("moved") is not None and error(run) < UNTRAINED for run in runs)
     word = COMES_OUT if learned == len(runs) else OPPOSITE if not learned else UNDECIDED
     counted = f"{learned} of {len(runs)} runs learn"
     return Verdict(word, found, remark=counted, record=record, counted=counted, n=len(runs))
@@ -239,12 +245,13 @@ def _study(records):
 
 
 def _of_plan(claim, record):
-    """Whether a record is one of claims/desk-study.md, which says how many seeds it will have."""
-    return _as_planned(claim, record) and PICTURES in {data["fingerprint"] for data in record["data"]}
+    """Whether a record is one that claims/desk-study.md plans, with so many seeds."""
+    planned = claim.id in (*STUDY, *EXTRAS) and _as_planned(claim, record)
+    return planned and PICTURES in {data["fingerprint"] for data in record["data"]}
 
 
 def _as_planned(claim, record):
-    if record["base"] != "desk" or record["set"] or record["steps"] is not None:
+    if claim.data != "any" or record["base"] != "desk" or record["set"] or record["steps"] is not None:
         return False
     _, recipe = arm_recipe(claim.arms[0], Namespace(base="desk", set=[], epochs=None, gpus="cpu"))
     return record["epochs"] == recipe.epochs

@@ -14,7 +14,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -25,9 +25,6 @@ from ..system.command_line import typed
 from ..system.errors import UserError
 from . import short_codes
 from .features import Features
-
-if TYPE_CHECKING:
-    pass
 
 INDEX, NAMES = "index.json", "names.json"
 SPLITS = ("train", "val")

@@ -104,17 +104,19 @@ def fused_operation(
     with_bias = ours.bias_in_kernel and fused == plan(layer.then)[0]
     bias = _drawn(maps[:1], 2, device).to(dtype) if with_bias else None
     three = (ours, x, bias), (plain, x, bias), (plain, x.double(), bias.double() if with_bias else None)
+    approximate = CUDA_APPROXIMATION / EPS if kernels == "cuda" and "lrn" in fused else 0.0  # roundings
     for train in (False, True):
         y, torchs, exact = (_forward(*inputs, train) for inputs in three)
-        approximate = CUDA_APPROXIMATION if kernels == "cuda" and "lrn" in fused else 0.0
-        what, most = "output" if train else "output of a test", float(exact.abs().max()) if exact.numel() else 0.0
-        compare(what, y, torchs, exact, EPS * most, approximate * most)
+        least = rounding(exact)
+        compare("output" if train else "output of a test", y, torchs, exact, least, approximate * least)
     dy = torch.empty_like(y).copy_(_drawn(exact.shape, 3, device) * _clear(layer, fused, *three[2][1:], constants))
     found = [_backward(*inputs, dy) for inputs in three]
     least = rounding(found[2][0])
-    compare("gradient", *(gradients[0] for gradients in found), least)
-    if with_bias:  # a sum of n rounded terms errs by the root of n roundings
-        compare("gradient of the bias", *(gradients[1] for gradients in found), least * math.sqrt(x.numel() / maps[0]))
+    compare("gradient", *(gradients[0] for gradients in found), least, approximate * least)
+    if with_bias:  # a sum of n rounded terms errs by the root of n roundings; what is approximate may all add up
+        summed = rounding(found[2][0].abs().sum((0, 2, 3)))
+        least *= math.sqrt(x.numel() / maps[0])
+        compare("gradient of the bias", *(gradients[1] for gradients in found), least, approximate * summed)
     synchronize(devices)
 
 

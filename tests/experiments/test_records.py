@@ -67,10 +67,15 @@ def test_records_of_another_machine_are_taken_where_they_say_more(tmp_path):
     for name in ("new", "other", "mends"):
         np.savez(there / "runs" / f"{name}.npz", conv1=np.full((2, 3, 3, 3), 1 / 3))
         (there / "runs" / f"{name}.json").write_text(entry)
-    for cut in (there / "runs" / "cut.npz", here / "runs" / "mends.npz"):  # a copy that was broken off, there and here
-        cut.write_bytes((there / "runs" / "new.npz").read_bytes()[:200])
-    for cut in (there / "runs" / "cut.json", here / "runs" / "mends.json"):
-        cut.write_text(entry[:-5])
+    # A copy that was broken off, there and here; and files with bits that turned, in the second array, too.
+    (there / "runs" / "cut.npz").write_bytes((there / "runs" / "new.npz").read_bytes()[:200])
+    (there / "runs" / "cut.json").write_text(entry)
+    np.savez_compressed(there / "runs" / "turned.npz", conv1=np.zeros((2, 3, 3, 3)), right=np.arange(999))
+    content = bytearray((there / "runs" / "turned.npz").read_bytes())
+    content[-700] ^= 64
+    (there / "runs" / "turned.npz").write_bytes(content)
+    (here / "runs" / "mends.npz").write_bytes((there / "runs" / "new.npz").read_bytes())
+    (here / "runs" / "mends.json").write_text(entry[:-5])
     np.savez(here / "runs" / "other.npz", conv1=np.zeros((2, 3, 3, 3)))  # what is here stays
     (here / "runs" / "other.json").write_text(entry)
     stays = (here / "runs" / "other.npz").read_bytes()

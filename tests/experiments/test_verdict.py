@@ -150,6 +150,14 @@ def test_a_study_has_no_verdict_before_all_its_seeds():
     assert (lost.word, lost.remark) == (COMES_OUT, "base diverged with 1 seed") and lost.outcomes[0].n == 5
 
 
+def test_a_claim_all_of_whose_runs_diverged_was_run():
+    record = of("lrn", 1.5)
+    record["runs"] = [{name: run[name] for name in ("arm", "seed")} | {"diverged": 3} for run in record["runs"]]
+    found = verdict("lrn", record)
+    told = "no run came to its end; base diverged with 6 seeds; no lrn diverged with 6 seeds"
+    assert (found.word, found.remark) == (NO_VERDICT, told)
+
+
 def test_a_small_effect_that_comes_out_is_called_small():
     record = of("dropout", 1.5)
     for entry in record["runs"]:
@@ -187,9 +195,14 @@ def test_all_claims_of_the_study_share_one_correction():
     # a correction of their own
     some = {name: [of(name, shift)] for name, shift in (("larger", -0.27), ("crops", 0.05), ("order", 9))}
     outside = verdicts(some, "nowhere")
-    assert outside["larger"].corrected == pytest.approx(3 * outside["larger"].p)
+    assert outside["larger"].corrected == outside["larger"].p
     assert outside["order"].corrected is None  # no direction
-    assert (outside["larger"].among, outside["larger"].missing) == (3, 1)  # flips, which comes after crops
+    assert [(found.among, found.missing) for found in (outside["larger"], outside["crops"])] == [(1, 0), (2, 1)]
+    flips = of("flips", 0.05)
+    for entry in flips["runs"]:
+        entry["on_training_images"]["top1_error"] += SPREAD[entry["seed"]] * (entry["arm"] == "no_flips")
+    both = verdicts(some | {"flips": [flips], "cifar-lrn": [of("cifar-lrn", -1)]}, "nowhere")
+    assert [(found.among, found.missing) for found in (both["larger"], both["crops"])] == [(2, 0), (2, 0)]
 
 
 def test_the_record_with_most_seeds_counts_and_one_of_the_study_before_all():
@@ -221,7 +234,15 @@ def test_times_are_ratios_and_a_run_that_never_comes_there_is_a_lower_bound():
     (found,) = outcomes(BY_ID["biases"], record)
     assert math.exp(found.mean) == pytest.approx(2.02, abs=0.02) and found.unit == "times" and found.bound == ""
     assert verdict("biases", record).word == COMES_OUT
-    record["runs"][-1]["moved"] = None
+    for entry in record["runs"]:
+        if entry["arm"] == "zero_biases":
+            entry["moved"] = 105 + entry["seed"] % 2
+    small = "smaller here than the effect that would count"
+    assert (verdict("biases", record).word, verdict("biases", record).remark) == (COMES_OUT, small)
+    record["runs"][-1]["moved"] = None  # it may be as large as any
+    record["runs"][-1]["steps"] = 107
+    assert (verdict("biases", record).word, verdict("biases", record).remark) == (COMES_OUT, "")
+    record["runs"][-1]["steps"] = 3000
     (found,) = outcomes(BY_ID["biases"], record)
     assert found.bound == "at least " and max(found.values) == pytest.approx(math.log(30))
     record["runs"][0]["moved"] = None
@@ -229,7 +250,7 @@ def test_times_are_ratios_and_a_run_that_never_comes_there_is_a_lower_bound():
     assert found.bound == "" and found.what.endswith("over base, never in some runs of both")
     record["runs"][-1]["moved"] = 200
     (found,) = outcomes(BY_ID["biases"], record)
-    assert found.bound == "at most " and min(found.values) == pytest.approx(math.log(200 / 3000))
+    assert found.bound == "at most " and min(found.values) == pytest.approx(math.log(105 / 3000))
 
 
 def keep_kernels(record, arm, folder, *towers):

@@ -156,7 +156,7 @@ def test_a_large_file_is_not_packed(tmp_path, monkeypatch):
 
 
 # without which nothing starts
-NEEDED = {"jinja2", "matplotlib", "numpy", "onnx", "onnxruntime", "pillow", "pydantic"} | {
+NEEDED = {"jinja2", "matplotlib", "numpy", "pillow", "pydantic"} | {
     *("pytest", "pytest-benchmark", "rich", "safetensors", "tensorboard", "torch")
 }
 

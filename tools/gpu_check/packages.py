@@ -14,6 +14,8 @@ LOST = {
     "faiss-cpu": "retrieval",
     "ipykernel": "the notebook's test",
     "nbclient": "the notebook's test",
+    "onnx": "export to ONNX",
+    "onnxruntime": "the test of what was exported to ONNX",
     "ruff": "the linter",
     "triton": "the Triton kernels, and the CUDA ones with them",
     "nvidia-dali-cuda130": "DALI",

@@ -124,7 +124,7 @@ def arm(recipe: Recipe) -> str:
 
 def digest(directory: str) -> str:
     """Which weights the newest checkpoint of a run has: the first 16 digits of a SHA-256."""
-    _, found = trained(directory, with_weights=True)
+    found = trained(directory, with_weights=True)
     together = hashlib.sha256()
     for name in sorted(found.weights):
         together.update(name.encode() + found.weights[name].numpy().tobytes())
