@@ -16,13 +16,13 @@ from alexnet_mp.training.update_rule import PaperSGD
 
 # (recipe, overlap, microbatch): of batches of 5 images, and one of 2.
 CASES = {
-    ("mini", False, 2): {"steps": 4},
+    ("mini", False, 2): {"steps": 3},
     ("mini", True, 2): {"steps": 3},
-    ("desk", False, 2): {"steps": 3},
-    ("mini", False, 1): {"steps": 3},
-    ("mini", False, 5): {"steps": 3},
+    ("desk", False, 2): {"steps": 2},
+    ("mini", False, 1): {"steps": 2},
+    ("mini", False, 5): {"steps": 2},
     ("local", False, 2): {"steps": 2},
-    ("frozen", False, 2): {"frozen": FROZEN, "steps": 4},
+    ("frozen", False, 2): {"frozen": FROZEN, "steps": 3},
     ("bfloat16", False, 2): {"dtype": torch.bfloat16, "steps": 2},
 }
 LARGE = {(name, overlap, 2): {} for name in ("paper", "source2012") for overlap in (False, True)}  # pictures of 224

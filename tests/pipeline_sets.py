@@ -31,6 +31,10 @@ needs_no_gpu = pytest.mark.skipif(
 PIPELINES = pytest.mark.parametrize(
     "kind", [pytest.param(DaliPipeline, marks=needs_dali), TorchPipeline], ids=["dali", "torch"]
 )
+# of tests that start processes, which are the same of both
+QUICK_PIPELINES = pytest.mark.parametrize(
+    "kind", [pytest.param(DaliPipeline, marks=[needs_dali, pytest.mark.slow]), TorchPipeline], ids=["dali", "torch"]
+)
 ORIENTATION = 0x0112  # an EXIF tag; 6 says that the picture is to be turned by 90 degrees
 NOISE = {1: 0.1, 2: 0.0, 3: 0.3}  # of three epochs: each has its own scale in the 2012 recipe
 

@@ -543,6 +543,7 @@ def test_ctrl_c_while_a_command_is_imported_is_no_traceback(tmp_path):
         assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", said)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("closed", [1, 2])
 def test_an_output_that_is_closed_from_the_beginning(closed, tmp_path):
     """train >&-"""

@@ -138,6 +138,7 @@ def test_a_run_is_the_same_from_the_folder_and_from_its_raw_pixels_by_every_pipe
     assert len(first) == 6 + 2 + 2 and all(run == first for run in others), runs
 
 
+@pytest.mark.slow
 @DALI
 def test_a_run_is_the_same_from_jpegs_by_every_pipeline(sets, tmp_path):
     runs = [losses(sets["jpeg"], tmp_path / choice, "--pipeline", choice) for choice in ("torch", "dali")]

@@ -20,6 +20,7 @@ from PIL import Image
 from pipeline_sets import (
     ORIENTATION,
     PIPELINES,
+    QUICK_PIPELINES,
     in_memory,
     jpegs,
     needs_dali,
@@ -235,7 +236,7 @@ def test_leaving_early_leaves_nothing(sources, nothing_stays, kind, source, work
 
 
 @pytest.mark.process
-@PIPELINES
+@QUICK_PIPELINES
 @every("source", ["files", "jpeg"])
 def test_training_goes_on_while_validation_starts_and_ends_processes(sources, nothing_stays, kind, source):
     """Processes are forked while DALI's threads are at work: none of them may wait for a lock that a thread held."""
@@ -283,7 +284,7 @@ def run_script(root, kind, epochs):
 
 
 @pytest.mark.process
-@PIPELINES
+@QUICK_PIPELINES
 def test_ctrl_c_ends_all_processes_at_once(root, kind):
     process = run_script(root, kind, 10**6)
     assert process.stdout.readline() == "started\n"

@@ -133,8 +133,17 @@ def no_memory(*_):
     raise MemoryError
 
 
-@every("rank", [0, 1])
-@every("where", ["in a step", "in a save", "in a validation"])
+@pytest.mark.parametrize(
+    "where, rank",
+    [
+        ("in a step", 1),
+        ("in a save", 0),
+        ("in a validation", 1),
+        pytest.param("in a step", 0, marks=pytest.mark.slow),
+        pytest.param("in a save", 1, marks=pytest.mark.slow),
+        pytest.param("in a validation", 0, marks=pytest.mark.slow),
+    ],
+)
 def test_a_killed_process_ends_the_other_and_costs_no_checkpoint(where, rank, data, tmp_path, without_bytes, whole):
     def kill(*_):
         os.kill(os.getpid(), signal.SIGKILL)
