@@ -80,9 +80,12 @@ def test_the_registered_operator_refuses_what_would_read_out_of_bounds():
     def pooled(pool, stride, kernels="cpu"):
         return torch.ops.alexnet_mp.lrn_pool(x, None, "none", 1, 0.0, 0.75, 1.0, "none", pool, stride, "first", kernels)
 
-    for pool, stride in ((2, 3), (3, 0), (16, 1)):
-        with pytest.raises((RuntimeError, ZeroDivisionError)):
-            pooled(pool, stride)
+    for pool, stride, maps, out in ((2, 3, x, 1), (3, 0, x, 1), (16, 1, torch.ones(1, 2, 17, 17), 2)):
+        y = torch.empty(1, 2, out, out)
+        with pytest.raises(RuntimeError, match="do not fit maps of"):
+            dispatch.compiled().lrn_pool_forward(maps, None, y, y.byte(), 0, 1, 0.0, 0.75, 1.0, 0, pool, stride, 0)
+    with pytest.raises(RuntimeError, match="do not fit maps of"):
+        pooled(2, 3)
     with pytest.raises(ValueError, match="kernels is 'fortran'"):
         pooled(3, 2, "fortran")
     y, argmax = pooled(2, 1)

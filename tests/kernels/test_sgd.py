@@ -44,7 +44,7 @@ def test_five_steps_are_the_references(kernels, dtype):
     w, g, v = tensors(kernels, dtype)
     frozen = w[1].clone(), v[1].clone()
     for _ in range(5):
-        exact_w, exact_v = [x.double().cpu() for x in w], [x.double().cpu() for x in v]
+        exact_w, exact_v = ([x.to("cpu", torch.float64, copy=True) for x in part] for part in (w, v))
         update("reference", exact_w, [x.double().cpu() for x in g], exact_v)
         update(kernels, w, g, v)
         for actual, exact in zip((*w, *v), (*exact_w, *exact_v), strict=True):

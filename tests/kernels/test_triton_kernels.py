@@ -288,11 +288,10 @@ def test_special_values(variant, one_tile):
     call = BASE | variant
     x, bias = special_values(), None if call["norm"] == "spatial" else torch.zeros(3)
     dy = maps(*operation(x, None, call).shape, seed=3, scale=1.0)
-    for ours, expected in zip(
-        by_triton(x, bias, dy, call), by_reference(x, bias, dy, call, torch.float32), strict=False
-    ):
-        if expected is not None:
-            torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-6, equal_nan=True)
+    found = zip(by_triton(x, bias, dy, call), by_reference(x, bias, dy, call, torch.float32), strict=False)
+    for number, (ours, expected) in enumerate(found):
+        if expected is not None:  # y to the last denormal; gradients are sums, which cancel
+            torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-6 if number else 1e-44, equal_nan=True)
 
 
 @every("relu", ["after", "none"])
