@@ -296,6 +296,8 @@ def test_a_loss_that_blows_up_ends_the_run_with_one_line(flags, folder, tmp_path
 
 
 def test_an_out_that_cannot_be_made_is_refused_before_any_image_is_read(folder, tmp_path):
+    shutil.copytree(folder, folder := tmp_path / "set")
+    (folder / "train/leaf/2.jpg").write_bytes(b"x")  # which would be refused, too
     with pytest.raises(UserError, match="not a directory that can be written to"):
         train.main([*SMALL, "--data", str(folder), "--out", str(folder / "train/leaf/1.jpg/run")])
 

@@ -219,7 +219,7 @@ def test_two_networks_agree_with_every_ratio(seed):
     """Of two networks the ratio alone matters, and the first pass tries 0 to 2 in steps of 0.1."""
     logs, labels = random_networks(seed, networks=2, images=40)
     best = max(right(logs, labels, (step, 10)) for step in range(21))
-    assert right(logs, labels, choose_weights(logs, labels)) >= best > right(logs, labels, (1, 1)) - 1e-9
+    assert right(logs, labels, choose_weights(logs, labels)) >= best
 
 
 @every("weights", [(10, 10, 0), (0, 0, 1), (20, 3, 0), (3, 20, 1)])

@@ -7,7 +7,7 @@ from alexnet_mp.experiments.findings import findings
 from alexnet_mp.experiments.paper_claims import CLAIMS
 
 
-def test_every_kind_of_claim_has_its_words():
+def test_a_record_without_runs_says_nothing():
     for claim in CLAIMS:
         arms = [{"name": arm.name, "larger": arm.larger} for arm in claim.arms]
         record = {

@@ -217,13 +217,19 @@ def test_a_set_of_something_else_is_not_gone_on_with(source, tmp_path, monkeypat
         prepared(monkeypatch, source, dest)
     else:
         interrupted(monkeypatch, source, dest, 12)
-    before = files(dest)
+    before = every_file(dest)
+    assert len(before) > 3
     if change:
         change(source)
     with pytest.raises(UserError, match=named) as raised:
         prepare.main([str(source), str(dest), "--size", "48", "--workers", "0", *options])
     assert "another source or other settings" in str(raised.value) and "another DEST" in str(raised.value)
-    assert files(dest) == before
+    assert every_file(dest) == before
+
+
+def every_file(directory):
+    """{path: content} of all that lies in a directory, at any depth."""
+    return {path: path.read_bytes() for path in sorted(directory.rglob("*")) if path.is_file()}
 
 
 def test_a_directory_of_something_else_is_refused(source, tmp_path):
@@ -264,7 +270,8 @@ def test_a_squeezed_set_says_so_and_is_another_one(source, tmp_path, monkeypatch
     for number, name in enumerate(split.names):
         with Image.open(source / "train" / name) as image:
             assert np.array_equal(split.read(number), stored_picture(image, SIZE, warp=True)), name
-    assert read_index(squeezed).squeezed and "squeezed" in Prepared(squeezed, SIZE).description
+    described = [Prepared(place, SIZE).description.replace(str(place), "") for place in (squeezed, plain)]
+    assert read_index(squeezed).squeezed and ["squeezed" in text for text in described] == [True, False]
     assert not read_index(plain).squeezed and b"squeezed" not in (plain / "index.json").read_bytes()
     assert read_index(plain).fingerprint() != read_index(squeezed).fingerprint()
     capsys.readouterr()

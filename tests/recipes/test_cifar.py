@@ -108,6 +108,10 @@ def test_recipes_differ_in_exactly_these_fields():
 def test_one_tower_and_a_run_can_be_shortened(preset):
     recipe = preset()
     assert recipe.towers == 1 and crossings(recipe, 128, 10) == [] and recipe.name == preset.__name__
+    short = ablations.shortened(recipe, recipe.epochs // 10)  # its dates at the same shares of the epochs
+    assert short.epochs == recipe.epochs // 10 and len(short.dates) == len(recipe.dates)
+    for date, whole in zip(short.dates, recipe.dates, strict=True):
+        assert abs(date.epoch - whole.epoch / 10) <= 2 and dataclasses.replace(date, epoch=whole.epoch) == whole
     assert [date.epoch for date in ablations.shortened(cifar18(), 14).dates] == [13, 14]
 
 

@@ -85,7 +85,7 @@ def test_codes_are_added_and_the_same_again(tmp_path, quick):
         Index(places[0]).codes(32)
 
 
-def test_a_flipped_byte_is_found_in_every_file(tmp_path, quick):
+def test_a_flipped_byte_is_found_in_every_file_with_a_checksum(tmp_path, quick):
     written(tmp_path / "index").add_codes(8, 0, lambda count: None)
     reads = {
         "train.safetensors": lambda index: index.features("train"),

@@ -202,14 +202,16 @@ def test_a_run_that_is_at_work_is_not_pruned(run, tmp_path):
     assert main([str(run), "--prune", "1"]) == 0
 
 
-def test_a_prune_that_fails(run, monkeypatch):
+def test_a_prune_that_fails(run, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         patch.setattr(
             durable_files.os, "rename", lambda *_: (_ for _ in ()).throw(OSError(30, "Read-only file system"))
         )
         assert re.search(r"cannot remove .*step_00000003: Read-only file system", refused(run, "--prune", "1"))
     assert names(run) == [f"step_{step:08d}" for step in (3, 6, 9, 12)]
-    assert main([str(run), "--prune", "1"]) == 0  # the lock was let go of
+    capsys.readouterr()
+    assert main([str(run), "--prune", "1"]) == 0
+    assert "stale" not in capsys.readouterr().out  # the lock was let go of
 
 
 def test_wrong_paths_and_flags(run, tmp_path):

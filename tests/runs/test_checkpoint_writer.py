@@ -1,6 +1,7 @@
 """Checkpoints written beside the training: what is saved is of one step, one at a time, and what goes wrong is heard
 of."""
 
+import copy
 import threading
 from types import SimpleNamespace
 
@@ -111,7 +112,8 @@ def test_a_snapshot_shares_no_memory_with_the_training(data, tmp_path, monkeypat
     kept = []
 
     def compare(self):
-        content, before = self.trainer.snapshot(), self.trainer.snapshot()
+        content = self.trainer.snapshot()
+        before = copy.deepcopy(content)  # what shares memory with the training would change in two snapshots alike
         with torch.no_grad():
             for held in (self.trainer.network.layer_parameters(), self.trainer.optimizer.velocities()):
                 for parts in held.values():

@@ -53,7 +53,7 @@ def refused(action, *arguments):
 # --- made
 
 
-def test_what_is_made_can_be_read(parts, tmp_path):
+def test_what_is_made_can_be_read(parts, tmp_path, capsys):
     directory = RunDirectory(tmp_path / "new" / "run", *parts)
     directory.log("train", step=1, loss=0.5)
     directory.close()
@@ -62,6 +62,7 @@ def test_what_is_made_can_be_read(parts, tmp_path):
     assert lines(tmp_path / "new" / "run") == [{"kind": "train", "step": 1, "loss": 0.5}]
     refuse_foreign(tmp_path / "new" / "run")
     RunLock(tmp_path / "new" / "run").release()
+    assert "stale" not in capsys.readouterr().out  # it was let go of
 
 
 @pytest.mark.process
@@ -109,13 +110,15 @@ def test_a_disk_that_fails_at_any_call_leaves_nothing_and_no_lock(fake, parts, t
     RunDirectory(tmp_path / "run", *parts).close()
 
 
-def test_a_directory_that_was_there_is_not_removed_by_a_failure(parts, tmp_path):
+def test_a_directory_that_was_there_is_not_removed_by_a_failure(parts, tmp_path, capsys):
     put_all(tmp_path / "run", 1)
     with below_files(Dying(3, failing)):
         message = refused(lambda: RunDirectory(tmp_path / "run", *parts, lock=RunLock(tmp_path / "run")))
     assert "Input/output error" in message
     assert os.listdir(tmp_path / "run" / "checkpoints") == ["step_00000001"]
+    capsys.readouterr()
     RunLock(tmp_path / "run").release()
+    assert "stale" not in capsys.readouterr().out  # it was let go of
 
 
 def test_what_stands_in_its_place(parts, tmp_path):

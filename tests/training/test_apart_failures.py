@@ -16,6 +16,7 @@ from tiny_run import LAST, assert_same_end, lines, make_quick, newest, run, sign
 from alexnet_mp.data import pipeline_torch
 from alexnet_mp.runs import checkpoint_format, checkpoints
 from alexnet_mp.runs.checkpoint_writer import Saver
+from alexnet_mp.runs.directory import read_run
 from alexnet_mp.system import ranks
 from alexnet_mp.system.errors import UserError
 from alexnet_mp.training.trainer import Trainer
@@ -157,7 +158,9 @@ def test_a_killed_process_ends_the_other_and_costs_no_checkpoint(where, rank, da
     line = apart.ends(data, tmp_path / "run", *flags, before=apart.in_rank(rank, ways[where]), status=-signal.SIGKILL)
     assert line.startswith("error: another process of this job ended, or can't be reached (")
     assert line.endswith("--resume auto goes on from the newest checkpoint")
+    assert checkpoints.listing(tmp_path / "run")
     for directory in checkpoints.listing(tmp_path / "run").values():
         checkpoint_format.verify(directory)
     apart.run_apart(data, tmp_path / "run", *flags, "--resume", "auto")
+    assert read_run(tmp_path / "run")["resumed"]  # else it has begun anew, and ends with the same bits
     assert_same_end(tmp_path / "run", whole)

@@ -162,6 +162,7 @@ def test_it_is_cut_and_goes_on(cut, data, tmp_path, monkeypatch, faked):  # noqa
     run(data, tmp_path / "run", *CHANGES, "--steps", cut)
     monkeypatch.setattr(pending_steps, "mark", LateEvents(100))  # numbers lie about while graphs are replayed
     resume(data, tmp_path / "run", *CHANGES)
+    assert len(faked) == 2 and all(graphs.captures for graphs in faked[cut == 4 :])
     monkeypatch.undo()
     make_quick(monkeypatch)
     assert_same_end(tmp_path / "run", run(data, tmp_path / "eager", *CHANGES))

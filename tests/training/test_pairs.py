@@ -11,6 +11,8 @@ import pytest
 from inner_cases import every
 from tiny_run import DATED, PLATEAU, SOURCE2012, add_to_step, assert_same_end, lines, make_quick, newest, run, state
 
+from alexnet_mp.runs.directory import read_run
+
 pytestmark = [pytest.mark.process, pytest.mark.usefixtures("one_thread", "quick")]
 # Three steps an epoch, of 9, 9 and 6 images: 5, 5 and 3 pieces. The validation's 6 images are one batch.
 PIECES = ["--microbatch", 2]
@@ -131,6 +133,7 @@ def test_a_killed_process_ends_the_others_and_costs_no_checkpoint(data, tmp_path
     (line,) = apart.said(processes)
     assert "another process of this job ended" in line and "--resume auto" in line
     apart.run_apart(data, tmp_path / "run", *every_step, "--resume", "auto", count=2, towers="together")
+    assert read_run(tmp_path / "run")["resumed"]  # else it has begun anew, and ends with the same bits
     assert_same_end(tmp_path / "run", whole)
 
 

@@ -112,6 +112,7 @@ def test_another_machine_or_installation_is_checked_anew(change, monkeypatch):
     if change == "device":
         monkeypatch.setattr(self_check, "_identity_of", lambda device: ["another"])
     else:
+        assert self_check._installation()[change] or change == "driver"  # which a machine without a GPU hasn't
         facts = self_check._installation() | {change: "another"}
         monkeypatch.setattr(self_check, "_installation", lambda: facts)
     assert set(examine()[1].values()) == {"passed"}
@@ -125,6 +126,12 @@ def test_every_file_that_decides_is_in_the_build(monkeypatch, tmp_path):
     self_check._installation.cache_clear()
     assert self_check._installation()["build"] != before
     monkeypatch.undo()
+    read = Path.read_bytes
+    for changed in (self_check.__file__, self_check.dispatch.__file__):  # one of either package
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "read_bytes", lambda path: read(path) + b"#" * (str(path) == changed))
+            self_check._installation.cache_clear()
+            assert self_check._installation()["build"] != before, changed
     self_check._installation.cache_clear()
     assert self_check._installation()["build"] == before
 

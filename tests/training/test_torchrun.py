@@ -81,5 +81,5 @@ def test_a_rank_that_is_killed_at_any_moment_costs_no_checkpoint(job, flags, dat
                 for directory in checkpoints.listing(out).values() if out.exists() else ():
                     checkpoint_format.verify(directory)
         status, _, _ = ended(process)
-        assert status == 0
+        assert status == 0 and checkpoints.listing(out)
         assert_same_end(out, whole)

@@ -104,6 +104,7 @@ def test_a_cable_that_is_cut_ends_both_sides_and_what_was_saved_is_whole(machine
         for status, _, ours in map(ended, processes):
             assert status != 0 and len(ours) == 1, ours
             assert "another process of this job ended, or can't be reached" in ours[0]
+        assert checkpoints.listing(out)
         for directory in checkpoints.listing(out).values():
             checkpoint_format.verify(directory)
         assert lines(out)

@@ -9,6 +9,7 @@ import pytest
 from tiny_run import LAST, LAYERS, lines, newest, run, state
 
 from alexnet_mp.runs.checkpoint_format import load
+from alexnet_mp.runs.directory import read_run
 from alexnet_mp.system.errors import UserError
 
 pytestmark = [pytest.mark.process, pytest.mark.usefixtures("one_thread", "quick")]
@@ -68,6 +69,7 @@ def test_a_killed_process_ends_the_others_and_costs_no_checkpoint(data, tmp_path
     (line,) = apart.said(processes)
     assert "another process of this job ended" in line and "--resume auto" in line
     run(data, tmp_path / "run", *flags, "--resume", "auto")
+    assert read_run(tmp_path / "run")["resumed"]  # else it has begun anew, and ends in the same place
     assert_near(tmp_path / "run", whole)
 
 
