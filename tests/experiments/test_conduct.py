@@ -358,26 +358,7 @@ def test_half_of_the_classes_has_the_stored_pictures(tmp_path):
 
 def test_all_claims_that_fit_the_data(data, out, capsys):
     """Most runs are there from the other tests."""
-    assert (
-        claims.main(
-            [
-                "run",
-                "all",
-                "--data",
-                data,
-                "--out",
-                out,
-                "--records",
-                out / "records",
-                *MINI,
-                "--seeds",
-                "1",
-                "--budget",
-                "1h",
-            ]
-        )
-        == 0
-    )
+    run("all", data, out, "--seeds", "1", "--budget", "1h")
     said = capsys.readouterr().out
     fitting = {claim.id for claim in CLAIMS if claim.data == "any"}
     assert {line.split()[1].rstrip(":") for line in said.splitlines() if line.startswith("==")} == fitting

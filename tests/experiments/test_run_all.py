@@ -25,69 +25,16 @@ def test_nothing_is_started_that_cannot_end(data, tmp_path, monkeypatch, capsys)
     metrics = base / "metrics.jsonl"  # and so do the steps, or the run was held meanwhile
     metrics.write_text(re.sub(r'"images_per_second": [0-9.e-]+', '"images_per_second": 0.001', metrics.read_text()))
     monkeypatch.setattr(arm_runs, "train", lambda asked: pytest.fail("it was started"))
-    assert (
-        claims.main(
-            [
-                "run",
-                "all",
-                "--data",
-                data,
-                "--out",
-                tmp_path,
-                "--records",
-                tmp_path / "records",
-                *MINI,
-                "--budget",
-                "5m",
-            ]
-        )
-        == 0
-    )
+    run("all", data, tmp_path, "--budget", "5m")
     all_said = capsys.readouterr().out.splitlines()
     said = [line for line in all_said if line.startswith("==")]
     assert said[0].startswith("== specialisation: not started, ") and said[1].startswith("== views: 1 of 3 seeds")
     assert sum("not started" in line for line in said) == len(said) - 1
     before = next(line for line in all_said if re.search("claims, .* runs, .* for what is left of them", line))
     assert all_said.index(before) < all_said.index(said[0])
-    assert (
-        claims.main(
-            [
-                "run",
-                "all",
-                "--data",
-                data,
-                "--out",
-                tmp_path,
-                "--records",
-                tmp_path / "records",
-                *MINI,
-                "--seeds",
-                "2",
-                "--budget",
-                "5m",
-            ]
-        )
-        == 0
-    )  # no claim with fewer seeds than were asked for
+    run("all", data, tmp_path, "--seeds", "2", "--budget", "5m")  # no claim with fewer seeds than were asked for
     assert all("not started" in line for line in capsys.readouterr().out.splitlines() if line.startswith("=="))
-    assert (
-        claims.main(
-            [
-                "run",
-                "lrn",
-                "--data",
-                data,
-                "--out",
-                tmp_path,
-                "--records",
-                tmp_path / "records",
-                *MINI,
-                "--budget",
-                "5m",
-            ]
-        )
-        == 1
-    )
+    run("lrn", data, tmp_path, "--budget", "5m", status=1)
     assert "not started: " in capsys.readouterr().out
 
 
@@ -108,55 +55,16 @@ def test_a_run_that_was_held_does_not_make_the_others_long(data, tmp_path):
 
 
 def test_an_unknown_machine_is_measured_first(data, tmp_path, monkeypatch, capsys):
-    assert (
-        claims.main(
-            [
-                "run",
-                "flips",
-                "--data",
-                data,
-                "--out",
-                tmp_path,
-                "--records",
-                tmp_path / "records",
-                *MINI,
-                "--seeds",
-                "1",
-                "--budget",
-                "1s",
-                "--set",
-                "epochs=90",
-                "--epochs",
-                "100000",
-            ]
-        )
-        == 1
-    )
+    run("flips", data, tmp_path, "--seeds", "1", "--budget", "1s", "--set", "epochs=90", "--epochs", "100000", status=1)
     assert list(tmp_path.iterdir()) == []  # what was measured is gone, and nothing else was begun
     said = capsys.readouterr().out
     assert "to see how fast this machine is" in said and "not started: " in said
 
 
 def test_another_machine_is_calibrated_anew(data, tmp_path, monkeypatch, capsys):
-    words = [
-        "run",
-        "flips",
-        "--data",
-        data,
-        "--out",
-        tmp_path,
-        "--records",
-        tmp_path / "records",
-        *MINI,
-        "--budget",
-        "1s",
-        "--set",
-        "epochs=90",
-        "--epochs",
-        "100000",
-    ]
     taken = steps_taken(monkeypatch)
-    assert claims.main(words) == claims.main(words) == 1  # nothing was recorded
+    for _ in range(2):
+        run("flips", data, tmp_path, "--budget", "1s", "--set", "epochs=90", "--epochs", "100000", status=1)
     assert len(taken) == 8
 
 
@@ -169,26 +77,8 @@ def test_a_claim_that_cannot_be_run_does_not_end_the_others(data, tmp_path, caps
     )
     small = [word for word in MINI if not (word.startswith(("conv", "fc")))]
     small = [word for index, word in enumerate(small) if word != "--set" or "=" in (small + [""])[index + 1]]
-    assert (
-        claims.main(
-            [
-                "run",
-                "all",
-                "--data",
-                data,
-                "--out",
-                tmp_path,
-                "--records",
-                tmp_path / "records",
-                *small,
-                "--seeds",
-                "1",
-                "--set",
-                f"layers={layers}",
-            ]
-        )
-        == 1
-    )
+    where = ["--data", data, "--out", tmp_path, "--records", tmp_path / "records"]
+    assert claims.main(["run", "all", *where, *small, "--seeds", "1", "--set", f"layers={layers}"]) == 1
     said = capsys.readouterr().out
     assert "== one-gpu: not run: the recipe has no layer" in said and "not run: one-gpu" in said
     assert set(read_records(tmp_path / "records")) == {"flips"}
@@ -197,15 +87,13 @@ def test_a_claim_that_cannot_be_run_does_not_end_the_others(data, tmp_path, caps
 def test_a_budget_that_is_spent_before_the_pace_is_known(data, tmp_path, monkeypatch, capsys):
     """There is no time to measure how long a run takes: one line, and no number."""
     monkeypatch.setattr(Forecast, "left", property(lambda self: -1.0))
-    where = ["--data", data, "--out", tmp_path, "--records", tmp_path / "records"]
-    assert claims.main(["run", "flips", *where, *MINI, "--seeds", "1", "--budget", "5m"]) == 1
+    run("flips", data, tmp_path, "--seeds", "1", "--budget", "5m", status=1)
     assert "not started: no time to measure how long and 0 s left" in capsys.readouterr().out
 
 
 def test_a_signal_while_the_machine_is_measured_stops_all_claims(data, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(arm_runs, "train", lambda asked: True)
-    where = ["--data", data, "--out", tmp_path, "--records", tmp_path / "records"]
-    assert claims.main(["run", "all", *where, *MINI, "--seeds", "1", "--budget", "5m"]) == 130
+    run("all", data, tmp_path, "--seeds", "1", "--budget", "5m", status=130)
     assert capsys.readouterr().out.endswith("stopped; the same command goes on\n")
 
 
@@ -215,8 +103,7 @@ def test_a_pace_that_nothing_tells_ends_no_other_claim(data, tmp_path, monkeypat
 
     monkeypatch.setattr(Forecast, "total", diverges)
     monkeypatch.setattr(run_all, "CLAIMS", [BY_ID["flips"], BY_ID["crops"]])
-    where = ["--data", data, "--out", tmp_path, "--records", tmp_path / "records"]
-    assert claims.main(["run", "all", *where, *MINI, "--seeds", "1", "--budget", "5m"]) == 1
+    run("all", data, tmp_path, "--seeds", "1", "--budget", "5m", status=1)
     said = capsys.readouterr().out
     assert "2 claims, 3 runs, how long is not known: it diverges; " in said
     assert "== flips: not run: it diverges\n== crops: not run: it diverges\n" in said
