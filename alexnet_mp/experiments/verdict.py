@@ -156,18 +156,17 @@ def _diverged(record):
 
 
 def _decided(claim, verdict, corrected, among, missing):
+    judged = primary(claim, verdict.outcomes)
     # the ends of each interval, those of the paper's direction above 0
-    ends = [sorted(claim.direction * end for end in outcome.interval) for outcome in primary(claim, verdict.outcomes)]
+    ends = [sorted(claim.direction * end for end in outcome.interval) for outcome in judged]
     signs = {math.copysign(1, low + high) for low, high in ends}
     word, remark = UNDECIDED, ""
     if corrected <= LEVEL and len(signs) == 1:
         word = COMES_OUT if signs == {1.0} else OPPOSITE
-    bounded = any(outcome.bounded for outcome in primary(claim, verdict.outcomes))
+    known = claim.effect is not None and not any(outcome.bounded for outcome in judged)  # how large it is
     if any(low > 0 for low, _ in ends) and any(high < 0 for _, high in ends):
         remark = "its arms go both ways"
-    elif bounded:  # nobody knows how large it is
-        pass
-    elif word != OPPOSITE and claim.effect is not None and all(high < claim.effect for _, high in ends):
+    elif known and word != OPPOSITE and all(high < claim.effect for _, high in ends):
         remark = "smaller here than the effect that would count"
     return replace(
         verdict, word=word, corrected=corrected, among=among, missing=missing, remark=_joined(remark, verdict.remark)
