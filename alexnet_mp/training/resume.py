@@ -227,6 +227,7 @@ def no_longer_exact(before: Environment, now: Environment) -> list[str]:
         before["pipeline"] = now["pipeline"]  # on a CPU all give the same bits
     if before["overlap"] is None:  # not recorded
         before["overlap"] = now["overlap"]
+    before["packages"].setdefault("numpy", now["packages"].get("numpy"))  # not recorded
     before |= {f"package {name}": version for name, version in before.pop("packages").items()}
     now |= {f"package {name}": version for name, version in now.pop("packages").items()}
     return [
@@ -243,8 +244,7 @@ def environment(network: TwoTowerAlexNet, pipeline: Pipeline, precision: str, ra
         for device in network.exchange.devices
     )
     devices = sum(ranks.gather(devices)[: ranks.towers], ())
-    # numpy computes no part of a step
-    packages = {name: package_version(name) for name in PACKAGES if name != "numpy"}
+    packages = {name: package_version(name) for name in PACKAGES}
     if any(device.type == "cuda" for device in network.exchange.devices):
         packages |= {"cuda": torch.version.cuda, "cudnn": str(torch.backends.cudnn.version())}
     return Environment(

@@ -278,6 +278,12 @@ def test_what_was_not_recorded_is_not_said():
     for overlap in ("on", "off"):
         now = dataclasses.replace(ENVIRONMENT, overlap=overlap)
         assert resuming.no_longer_exact(dataclasses.replace(ENVIRONMENT, overlap=None), now) == []
+    old, new = (
+        dataclasses.replace(ENVIRONMENT, packages=ENVIRONMENT.packages | {"numpy": version})
+        for version in ("2.3.0", "2.4.0")
+    )
+    assert resuming.no_longer_exact(ENVIRONMENT, new) == []
+    assert resuming.no_longer_exact(old, new) == ["package numpy: 2.3.0 -> 2.4.0"]  # which shifts the colours
 
 
 def test_on_a_gpu_another_pipeline_is_said():
