@@ -75,7 +75,8 @@ def difference(
     what: str = "",
     beside: bool = False,
 ) -> Outcome:
-    """value(run of the arm) - value(run of the reference), paired by seed. what: the value's name."""
+    """value(run of the arm) - value(run of the reference), paired by seed. what: the value's name. beside: see
+    `Outcome`."""
     values = tuple(differences(record, reference, arm, value))
     return Outcome(f"{what}{words(arm)} minus {words(reference)}", values, beside=beside)
 

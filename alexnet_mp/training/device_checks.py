@@ -3,8 +3,7 @@
 An operation is held against `kernels/reference.py` on the same device, in the dtype of the run and in float64: its
 largest error may be twice the reference's own in that dtype. One rounding of the largest value in float32 is always
 allowed, since of a handful of values PyTorch may round all well; so is what the CUDA kernel's approximations of a root
-may add. Crossings have to deliver the same bits. The check of
-pipelines is in `pipeline_check.py`.
+may add. Crossings have to deliver the same bits. The check of pipelines is in `pipeline_check.py`.
 """
 
 import math

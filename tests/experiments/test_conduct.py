@@ -20,13 +20,10 @@ from alexnet_mp.experiments import findings as claim_table
 from alexnet_mp.experiments.claim import FACTORS, GRID
 from alexnet_mp.experiments.figures import draw_claim
 from alexnet_mp.experiments.findings import findings
-from alexnet_mp.experiments.half_the_classes import every_second_class
 from alexnet_mp.experiments.kind import Kind
 from alexnet_mp.experiments.paper_claims import CLAIMS, KINDS
-from alexnet_mp.experiments.records import differences, read_records
+from alexnet_mp.experiments.records import read_records
 from alexnet_mp.experiments.verdict import outcomes
-from alexnet_mp.recipes import ablations
-from alexnet_mp.recipes.named import PRESETS
 from alexnet_mp.runs.directory import read_run
 from alexnet_mp.runs.metrics import read_metrics
 from alexnet_mp.system.errors import UserError
@@ -343,19 +340,6 @@ def test_pretraining_on_a_set_of_more_classes(data, tmp_path):
     assert [data["classes"] for data in record["data"]] == [3, 5] and not list((tmp_path / "out").glob("half-*"))
 
 
-def test_half_of_the_classes_has_the_stored_pictures(tmp_path):
-    whole = open_dataset(
-        make_folder(tmp_path / "data", train=2, val=1, size=(60, 50), classes=("a/b"[:1], "b", "c", "d e")), 32
-    )
-    half = open_dataset(every_second_class(whole, 32, tmp_path / "half"), 32)
-    assert half.classes == ["00000-a", "00002-c"] and half.splits["val"].labels.tolist() == [0, 1]
-    kept = np.flatnonzero(whole.splits["train"].labels % 2 == 0)
-    for index, original in enumerate(kept):
-        assert (half.splits["train"].read(index) == whole.splits["train"].read(original)).all()
-    with pytest.raises(UserError, match="leaves 1 of the two"):
-        every_second_class(half, 32, tmp_path / "quarter")
-
-
 def test_all_claims_that_fit_the_data(data, out, capsys):
     """Most runs are there from the other tests."""
     run("all", data, out, "--seeds", "1", "--budget", "1h")
@@ -394,21 +378,6 @@ def test_damaged_notes_count_as_none(notes, data, out):
     assert told >= 2
     shutil.rmtree(kept)
     assert without_times(run("dropout", data, out, "--seeds", "1", "--budget", "1h")) == before
-
-
-def test_differences_of_recipes_that_lack_layers():
-    recipe = PRESETS["paper"]()
-    sixth = ablations.sixth_conv(recipe)
-    changed = differences(recipe, sixth)
-    assert changed.pop("conv6")[0] is None and not changed
-    assert differences(sixth, recipe)["conv6"][1] is None
-    assert differences(recipe, ablations.no_links(recipe)) == {
-        "conv2.maps": [128, 160],
-        "conv3.reads": ["both", "own"],
-        "fc6.reads": ["both", "own"],
-        "fc7.reads": ["both", "own"],
-        "fc6.maps": [2048, 4096],
-    }
 
 
 def test_ten_views_against_one_of_a_network_that_is_tested_on_one(data, tmp_path):

@@ -137,3 +137,16 @@ def test_two_processes_at_once(whole, tmp_path, killed):
     assert_whole(folder)
     half, kept = open_dataset(folder, SIZE), np.flatnonzero(train.labels % 2 == 0)
     assert all((half.splits["train"].read(index) == train.read(original)).all() for index, original in enumerate(kept))
+
+
+def test_half_of_the_classes_has_the_stored_pictures(tmp_path):
+    whole = open_dataset(
+        make_folder(tmp_path / "data", train=2, val=1, size=(60, 50), classes=("a/b"[:1], "b", "c", "d e")), 32
+    )
+    half = open_dataset(every_second_class(whole, 32, tmp_path / "half"), 32)
+    assert half.classes == ["00000-a", "00002-c"] and half.splits["val"].labels.tolist() == [0, 1]
+    kept = np.flatnonzero(whole.splits["train"].labels % 2 == 0)
+    for index, original in enumerate(kept):
+        assert (half.splits["train"].read(index) == whole.splits["train"].read(original)).all()
+    with pytest.raises(UserError, match="leaves 1 of the two"):
+        every_second_class(half, 32, tmp_path / "quarter")

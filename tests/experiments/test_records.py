@@ -14,7 +14,9 @@ from alexnet_mp import claims
 from alexnet_mp.experiments import page as claim_page
 from alexnet_mp.experiments.elsewhere import ELSEWHERE
 from alexnet_mp.experiments.paper_claims import CLAIMS
-from alexnet_mp.experiments.records import path_of, read_records, take_records, write_record
+from alexnet_mp.experiments.records import differences, path_of, read_records, take_records, write_record
+from alexnet_mp.recipes import ablations
+from alexnet_mp.recipes.named import PRESETS
 from alexnet_mp.system import durable_files
 from alexnet_mp.system.errors import UserError
 
@@ -266,3 +268,18 @@ def test_a_damaged_record_is_left_alone(tmp_path, capsys):
         (tmp_path / f"{name}.json").write_text(content, errors="surrogateescape")
     assert claims.main(["list", "--records", str(tmp_path)]) == 0
     assert capsys.readouterr().out.count("not run here") == len(CLAIMS) + len(ELSEWHERE)
+
+
+def test_differences_of_recipes_that_lack_layers():
+    recipe = PRESETS["paper"]()
+    sixth = ablations.sixth_conv(recipe)
+    changed = differences(recipe, sixth)
+    assert changed.pop("conv6")[0] is None and not changed
+    assert differences(sixth, recipe)["conv6"][1] is None
+    assert differences(recipe, ablations.no_links(recipe)) == {
+        "conv2.maps": [128, 160],
+        "conv3.reads": ["both", "own"],
+        "fc6.reads": ["both", "own"],
+        "fc7.reads": ["both", "own"],
+        "fc6.maps": [2048, 4096],
+    }
