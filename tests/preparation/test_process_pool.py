@@ -1,6 +1,7 @@
 """Processes that share large pieces of work: all of it is done and counted, and none of them outlives an error or the
 parent."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -47,15 +48,15 @@ def test_tasks_are_made_when_they_are_needed():
 def fail(task, tick):
     if task == 3:
         raise UserError("the third is broken")
-    time.sleep(60 if task == 4 else 0)
+    time.sleep(3600 if task == 4 else 0)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_error_of_one_ends_all(workers):
-    start = time.monotonic()
+    before = set(multiprocessing.active_children())
     with pytest.raises(UserError, match="^the third is broken$"):
-        list(in_processes(fail, [1, 3, 4], workers, lambda n: None))
-    assert time.monotonic() - start < 30
+        list(in_processes(fail, [1, 3, 4], workers, lambda n: None))  # one that waits for the fourth hangs here
+    assert set(multiprocessing.active_children()) <= before
 
 
 def stumble(task, tick):
@@ -111,7 +112,7 @@ def test_workers_end_with_a_killed_parent():
     assert not any(ended(worker) for worker in workers)
     parent.kill()
     parent.wait()
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     while not all(ended(worker) for worker in workers):
         assert time.monotonic() < end
         time.sleep(0.02)

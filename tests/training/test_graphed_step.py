@@ -392,7 +392,7 @@ def test_a_step_does_not_wait_for_the_device(graphs):
         with torch.profiler.record_function("all steps"):
             steps(READ_EVERY - 1)
     read.extend(pending.read(wait=True))
-    assert len(read) == 4 * READ_EVERY - 2 and all(0 < seconds < 60 for _, seconds in read)
+    assert len(read) == 4 * READ_EVERY - 2 and all(seconds > 0 for _, seconds in read)
     (span,) = {
         (event.time_range.start, event.time_range.end)
         for event in profile.events()

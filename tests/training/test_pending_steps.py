@@ -30,7 +30,7 @@ def test_on_a_cpu_a_step_is_read_when_it_was_taken():
             100 * step,
             [step, step],
         )
-        assert len(read.images) == step and 0 < seconds < 10
+        assert len(read.images) == step and seconds > 0
 
 
 @pytest.mark.parametrize("behind", [1, 3, READ_EVERY - 1])
