@@ -4,6 +4,9 @@ image."""
 import errno
 import io
 import os
+from fractions import Fraction
+from itertools import pairwise
+from math import floor
 
 import numpy as np
 import pytest
@@ -122,11 +125,42 @@ def test_reduction_is_the_mean_of_each_block(factor):
     blocks = noise(SIZE, SIZE)
     picture = np.kron(blocks, np.ones((factor, factor, 1), np.uint8))
     assert np.array_equal(stored_picture(Image.fromarray(picture), SIZE), blocks)
-    if factor == 2:  # pixels of a block that differ, by amounts whose means along each axis are whole numbers
-        spread = np.tile([[-20, 4], [6, 10]], (SIZE, SIZE))[:, :, None]
-        uneven = np.kron(noise(SIZE, SIZE) // 2 + 60, np.ones((2, 2, 1), int)) + spread
-        expected = uneven.reshape(SIZE, 2, SIZE, 2, 3).mean((1, 3))
-        assert np.array_equal(stored_picture(Image.fromarray(uneven.astype(np.uint8)), SIZE), expected)
+    uneven = noise(SIZE * factor, SIZE * factor)  # halves are rounded up
+    expected = np.floor(uneven.reshape(SIZE, factor, SIZE, factor, 3).mean((1, 3)) + 0.5)
+    assert np.array_equal(stored_picture(Image.fromarray(uneven), SIZE), expected)
+
+
+def shares(source, start, side, count):
+    """(count, source): the part of each share of `side` pixels from `start` that lies in each pixel, as fractions."""
+    ends = [Fraction(start) + Fraction(side * number, count) for number in range(count + 1)]
+    return [
+        [max(Fraction(0), min(end, pixel + 1) - max(first, pixel)) * count / side for pixel in range(source)]
+        for first, end in pairwise(ends)
+    ]
+
+
+@every(
+    "height, width, size",
+    [(3, 3, 2), (3, 4, 2), (4, 3, 2), (9, 14, 5), (13, 8, 7), (20, 33, 18), (40, 23, 19), (375, 3, 2), (3, 500, 2)],
+)
+def test_reduction_is_by_areas_also_by_fractions(height, width, size):
+    """Pixels of two shares count by their parts, and those at the border of an odd margin half; no rounding between."""
+    picture, shorter = noise(height, width), min(height, width)
+    down = np.array(shares(height, Fraction(height - shorter, 2), shorter, size))
+    across = np.array(shares(width, Fraction(width - shorter, 2), shorter, size))
+    means = np.einsum("ih,hwc,jw->ijc", down, picture.astype(int).astype(object), across, optimize=True)
+    expected = np.vectorize(lambda mean: floor(mean + Fraction(1, 2)))(means)
+    assert np.array_equal(stored_picture(Image.fromarray(picture), size), expected)
+
+
+def test_from_375_to_256_no_area_is_lost():
+    """ILSVRC's commonest side: the mean of all is kept, and a thin line weighs the same wherever it is."""
+    lines = np.zeros((375, 375, 3), np.uint8)
+    for place in range(0, 375, 8):
+        lines[:] = 0
+        lines[place] = 240
+        column = stored_picture(Image.fromarray(lines), 256)[:, 0, 0].astype(float)
+        assert abs(column.sum() - 240 * 256 / 375) <= 1 and (column > 0).sum() <= 2
 
 
 def test_enlargement_is_smooth():
@@ -210,6 +244,6 @@ def test_a_squeezed_picture_has_all_of_the_image(high, wide):
     expected = pixels.reshape(SIZE, high, SIZE, wide, 3).mean((1, 3))
     found = stored_picture(Image.fromarray(pixels), SIZE, warp=True)
     assert found.shape == (SIZE, SIZE, 3) and found.dtype == np.uint8
-    assert np.abs(found - expected).max() <= (1 if high > 1 and wide > 1 else 0.5)  # rounded after each side
+    assert np.array_equal(found, np.floor(expected + 0.5))
     stretched = stored_picture(Image.fromarray(pixels[: SIZE // 2]), SIZE, warp=True)
     assert stretched.shape == (SIZE, SIZE, 3) and not np.array_equal(stretched, found)
