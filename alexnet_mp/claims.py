@@ -10,8 +10,10 @@ examples
 
 All arms of a claim have the same seeds, 0 to K-1, the same data and the same schedule; with --epochs it is the base's
 own. In place of a plateau schedule all rates fall to a tenth three times then, at the shares of the epochs that they
-had in 2012. The runs lie in --out and are those of the training command; stopped by Ctrl-C or a power cut, the same
-command goes on. Claims share the runs that they have in common. The record (JSON) and its picture lie in --records.
+had in 2012. With --first-seed other seeds repeat what is recorded; their record says how many of them lie where the
+first ones foretold. The runs lie in --out and are those of the training command; stopped by Ctrl-C or a power cut, the
+same command goes on. Claims share the runs that they have in common. The record (JSON) and its picture lie in
+--records, with those of all other data; --records OWN, also of `table`, tells yours alone.
 """
 
 import os
@@ -142,9 +144,13 @@ def _refuse(options):
         value = getattr(options, name)
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} {value}: it must be at least 1")
+    if options.first_seed < 0:
+        raise UserError(f"--first-seed {options.first_seed}: it must be at least 0")
     for setting in options.set:
         if setting.partition("=")[0] in ("seed", "name"):
-            raise UserError(f"--set {setting}: the arms have names of their own and the seeds 0 to K-1, with --seeds K")
+            raise UserError(
+                f"--set {setting}: the arms have names of their own, and their seeds by --seeds K and --first-seed S"
+            )
     if options.larger:
         many, few = (len(opened(data, SMALLEST).classes) for data in (options.larger, options.data))
         if many <= few:
@@ -175,6 +181,9 @@ def _parser():
         type=int,
         metavar="K",
         help="seeds 0 to K-1 in every arm, or K ensembles; default: the claim's, 3 or 1",
+    )
+    run.add_argument(
+        "--first-seed", type=int, default=0, metavar="S", help="seeds S to S+K-1, or ensembles; default: %(default)s"
     )
     run.add_argument("--epochs", type=int, help="of every arm; default: the recipe's")
     run.add_argument("--steps", type=int, help="stop every run after this step")

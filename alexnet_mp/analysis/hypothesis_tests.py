@@ -21,7 +21,6 @@ class Paired:
     mean: float
     sd: float | None  # of one difference, None for n = 1
     p: float | None  # exact sign-flip test, two-sided; None for n = 1
-    welch_p: float | None  # the unpaired t-test beside it
 
     @property
     def least_p(self) -> float:
@@ -39,7 +38,7 @@ def paired(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray) -> 
     differences = b - a
     with np.errstate(invalid="ignore"):  # an infinite difference has a NaN for its spread
         sd = float(differences.std(ddof=1)) if len(a) > 1 else None
-    return Paired(len(a), float(differences.mean()), sd, sign_flip(differences), welch(a, b))
+    return Paired(len(a), float(differences.mean()), sd, sign_flip(differences))
 
 
 def sign_flip(differences: Sequence[float] | np.ndarray) -> float | None:
@@ -61,31 +60,6 @@ def sign_flip(differences: Sequence[float] | np.ndarray) -> float | None:
     # all but 0.
     slack = 1e-12 * np.abs(differences).sum()
     return float((np.abs(sums) >= abs(differences.sum()) - slack).mean())
-
-
-def welch(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray) -> float | None:
-    """p of Welch's two-sided t-test for two samples of unequal variance.
-
-    None where it says nothing: a sample has one value, neither varies, the variance is too small or too large for a
-    float64 (the values' spread is about 1e-154 or 1e154), or a value is no finite number."""
-    a, b = (np.asarray(values, np.float64) for values in (a, b))
-    if min(len(a), len(b)) < 2:
-        return None
-    with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-        of_a, of_b = _variance_of_mean(a), _variance_of_mean(b)
-        if not np.finfo(np.float64).tiny <= of_a + of_b < math.inf:
-            return None
-    from scipy import stats  # imported late: it takes half a second
-
-    unit = math.sqrt(of_a + of_b)  # else scipy's squares of the variances would leave the range of a float64 sooner
-    difference = (a.mean() - b.mean()) / unit
-    sd_a, sd_b = (math.sqrt(of_mean * count) / unit for of_mean, count in ((of_a, len(a)), (of_b, len(b))))
-    return float(stats.ttest_ind_from_stats(difference, sd_a, len(a), 0.0, sd_b, len(b), equal_var=False).pvalue)
-
-
-def _variance_of_mean(values):
-    """The variance of a sample's mean; 0 for equal values, whose own mean may differ from them in the last bit."""
-    return 0.0 if (values == values[0]).all() else values.var(ddof=1) / len(values)
 
 
 @dataclass(frozen=True)

@@ -176,6 +176,7 @@ def new_record(claim: Claim, options: Namespace) -> dict:
         "data": list(sets.values()),
         "base": base_of(options),
         "set": list(options.set),
+        "first_seed": options.first_seed,
         "epochs": first.epochs,
         "steps": options.steps,
         "search_epochs": options.search_epochs,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 
-from .entries import averaged
+from .entries import conditions, differences, error
 
 BENCHMARKS = "benchmarks"  # the folder beside that of the claims
 IN_ORDER = (
@@ -76,54 +76,32 @@ def importance(folder: str | Path, records: Mapping[str, list[dict]]) -> list[st
         for record in records.get(claim, []):
             cost = _cost(record, arm)
             if cost is not None:
-                of = settings.setdefault(_setting(record), {})
+                of = settings.setdefault(conditions(record), {})
                 of.setdefault(section, (cost, claim, record["data"][0]["description"]))  # the newest is first
     for costs in settings.values():
         if len(costs) > 1:
             ordered = sorted(costs.items(), key=lambda item: -item[1][0])
-            told = ", ".join(f"{claim} ({section}) {cost:+.2f}" for section, (cost, claim, _) in ordered)
+            costs_in_words = ", ".join(f"{claim} ({section}) {cost:+.2f}" for section, (cost, claim, _) in ordered)
             same = [section for section, _ in ordered] == sorted(costs)
             missing = [claim for claim, _, section in IN_ORDER if section not in costs]
             without = f", without {', '.join(missing)}" if missing else ""
             found.append(
-                f"{ordered[0][1][2]}: points of top-1 error that each costs when it is taken away: {told}; "
-                f"{'the' if same else 'not the'} paper's order{without}"
+                f"{ordered[0][1][2]}: points of top-1 error that each costs when it is taken away: {costs_in_words}; "
+                f"{'the' if same else 'not the'} paper's order{without}; estimates, no test"
             )
     return found
 
 
 def _cost(record, arm):
     """Mean difference of an arm's top-1 error to the first arm's, paired by seed; None without a pair."""
-    first = record["arms"][0]["name"]
-    errors = {
-        name: {
-            run["seed"]: run["errors"][averaged(run["errors"])]["top1_error"]
-            for run in record["runs"]
-            if run["arm"] == name and "errors" in run
-        }
-        for name in (first, arm)
-    }
-    seeds = errors[first].keys() & errors[arm].keys()
-    return mean(errors[arm][seed] - errors[first][seed] for seed in seeds) if seeds else None
-
-
-def _setting(record):
-    """What two records have in common that can be compared."""
-    return json.dumps(
-        [
-            sorted(data["fingerprint"] for data in record["data"]),
-            record["base"],
-            record["set"],
-            record["epochs"],
-            record["steps"],
-        ]
-    )
+    found = differences(record, record["arms"][0]["name"], arm, error)
+    return mean(found) if found else None
 
 
 def _newest(folder, prefix):
     """[(device and date, group)] of the newest record of every benchmark group with this prefix on every device."""
     newest = {}
-    for path in sorted((Path(folder).parent.parent / BENCHMARKS / "records").glob("*/*.json")):
+    for path in sorted((Path(folder).absolute().parent.parent / BENCHMARKS / "records").glob("*/*.json")):
         try:
             record = json.loads(path.read_bytes())
         except (OSError, ValueError):

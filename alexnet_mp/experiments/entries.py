@@ -1,5 +1,6 @@
 """The entries of a record, one a run: those of an arm that ended, pairs of a seed, the numbers that are compared."""
 
+import json
 from collections.abc import Callable, Mapping
 
 from ..evaluation.accuracy import top5_tells
@@ -8,6 +9,19 @@ from ..evaluation.accuracy import top5_tells
 def fields(record: dict) -> tuple[str, ...]:
     """Which errors a record's sentences tell."""
     return ("top1_error", "top5_error") if top5_tells(record["data"][0]["classes"]) else ("top1_error",)
+
+
+def first_seed(record: dict) -> int:
+    """The seed that a record begins with: above 0 it repeats another one."""
+    return record.get("first_seed", 0)  # older records have none
+
+
+def conditions(record: dict, repeats: bool = True) -> str:
+    """What records of different claims that can be judged together have in common: data, base, setting, length, and
+    (repeats) the first seed."""
+    data = sorted(data["fingerprint"] for data in record["data"])
+    common = [data, record["base"], record["set"], record["epochs"], record["steps"]]
+    return json.dumps([*common, first_seed(record)] if repeats else common)
 
 
 def words(arm: str) -> str:

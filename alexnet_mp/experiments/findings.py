@@ -2,7 +2,7 @@
 alone.
 
 Differences are of an arm minus its reference, paired by seed: mean ± standard deviation over the seeds, n, the p of the
-exact sign-flip test, and that of Welch's t-test, both two-sided and of the top-1 error where nothing else is said."""
+exact sign-flip test, two-sided and of the top-1 error where nothing else is said."""
 
 from .entries import words
 from .paper_claims import KINDS
@@ -26,7 +26,11 @@ def setting(record: dict) -> str:
     """On what a record was made: data, network, length, devices, date."""
     data = " and ".join(data["description"] for data in record["data"])
     bases = ", ".join(dict.fromkeys(arm["preset"] for arm in record["arms"]))
-    length = count(record["steps"], "step") if record["steps"] is not None else count(record["epochs"], "epoch")
+    whole, _ = record["arms"][0]["of_preset"].get("epochs", (record["epochs"], None))
+    shorter = f" of the recipe's {whole}" if whole > record["epochs"] else ""
+    length = (
+        count(record["steps"], "step") if record["steps"] is not None else count(record["epochs"], "epoch") + shorter
+    )
     changed = f" with {', '.join(f'`{text}`' for text in record['set'])}" if record["set"] else ""
     note = f" ({record['note']})" if record["note"] else ""
     where = " and ".join(devices_of(record)) or "nowhere yet"

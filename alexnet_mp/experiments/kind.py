@@ -76,6 +76,10 @@ class Kind:
         """The sentences that a record supports; None for one that it doesn't. By default each arm against the first."""
         return [sentences.difference(record, arms[0], arm) for arm in arms[1:]]
 
+    def seed_by_seed(self, record: dict) -> list[dict[str, str]]:
+        """The rows of a table, {column: cell}, of what a record has of every run; [] where the findings say all."""
+        return []
+
     def outcomes(self, record: dict, arms: Sequence[str]) -> list[Outcome]:
         """The `Outcome`s that a verdict rests on, the primary one first. By default of each arm's error."""
         return [outcome.difference(record, arms[0], arm) for arm in arms[1:]]

@@ -11,7 +11,7 @@ import torch
 
 from ..analysis.figures import TOWER_COLOURS
 from ..analysis.hypothesis_tests import paired, wilson
-from ..analysis.specialisation import DIVISION_LEVEL
+from ..analysis.specialisation import DIVISION_LEVEL, MEASURES
 from ..data.dataset import evenly
 from ..data.image_files import pipeline_of
 from ..data.pipeline import Pipeline
@@ -95,7 +95,7 @@ class Ensemble(Kind):
             )
         seven = any("five" in ensemble for ensemble in ensembles)
         what = "the average of seven minus that of five" if seven else "the average minus its members"
-        return [Outcome(what, tuple(values))]
+        return [Outcome(what, tuple(values), one_average=len(ensembles) == 1 and not seven)]
 
     def figure(self, axes: "Axes", record: dict, colours: Mapping[str, str]) -> None:
         """The networks that are averaged as points, their averages as lines; all networks where none were averaged."""
@@ -180,6 +180,11 @@ class Towers(Kind):
         ]
         return [*(_division(record, arm) for arm in arms), *errors]
 
+    def seed_by_seed(self, record: dict) -> list[dict[str, str]]:
+        """Of every network with two towers: the test of all features, and each by itself, corrected by Holm's rule."""
+        runs = [run for arm in record["arms"] for run in ended(record, arm["name"]) if "division" in run]
+        return [_of_seed(run) for run in runs]
+
     def figure(self, axes: "Axes", record: dict, colours: Mapping[str, str]) -> None:
         """Each run's two shares of chroma, and p of their difference by itself; the arms one after the other."""
         runs = [run for arm in colours for run in record["runs"] if run["arm"] == arm and "chroma" in run]
@@ -208,25 +213,40 @@ def _division(record, arm):
     runs = [run for run in ended(record, arm) if "chroma" in run]
     if not runs:
         return _halves(record, arm)
-    shares = ", ".join(
-        f"{run['chroma'][0]:.2f} / {run['chroma'][1]:.2f} (p = {run['random_split_p']:.2g})" for run in runs
-    )
-    apart = [abs(run["chroma"][0] - run["chroma"][1]) for run in runs]
-    colour = (
-        f"share of chroma in the kernels' energy, tower a / b: {shares}; {spread(apart)} apart, n = {len(runs)}; "
-        "p: the share of random halves of the kernels that are as far apart"
-    )
+    apart = spread([abs(run["chroma"][0] - run["chroma"][1]) for run in runs])
     tests = [run["division"] for run in runs if "division" in run]
     if not tests:  # a record of an older version
-        return colour
+        shares = ", ".join(
+            f"{run['chroma'][0]:.2f} / {run['chroma'][1]:.2f} (p = {run['random_split_p']:.2g})" for run in runs
+        )
+        return (
+            f"share of chroma in the kernels' energy, tower a / b: {shares}; {apart} apart, n = {len(runs)}; "
+            "p: the share of random halves of the kernels that are as far apart"
+        )
     divided = sum(test["p"] is not None and test["p"] <= DIVISION_LEVEL for test in tests)
     low, high = wilson(divided, len(tests))
     every = ", ".join("too few kernels" if test["p"] is None else f"{test['p']:.2g}" for test in tests)
     return (
         f"{words(arm)}: the towers' kernels differ in {divided} of {len(tests)} runs (95 % interval {100 * low:.0f} to "
         f"{100 * high:.0f} %; colour, hue, orientation and frequency in one test, p = {every}, counted at "
-        f"{DIVISION_LEVEL:g}); {colour}"
+        f"{DIVISION_LEVEL:g}); the shares of chroma in their energy lie {apart} apart, n = {len(runs)}"
     )
+
+
+def _of_seed(run):
+    division = run["division"]
+    tests = {name: division["measures"].get(name, {}).get("holm_p") for name in MEASURES}
+    return {
+        "network, seed": f"{words(run['arm'])}, {run['seed']}",
+        "distance": "too few kernels" if division["distance"] is None else f"{division['distance']:.2f}",
+        "p": _p(division["p"]),
+        "chroma of a / b (p)": "{:.2f} / {:.2f} ({:.2g})".format(*run["chroma"], run["random_split_p"]),
+        **{f"{name}, Holm's p": _p(p) for name, p in tests.items()},
+    }
+
+
+def _p(p):
+    return "" if p is None else f"{p:.2g}"
 
 
 def _halves(record, arm):

@@ -24,6 +24,7 @@ class Outcome:
     bound: str = ""  # "at least " or "at most ": some run never came to what is timed, and counts with its length
     beside: bool = False  # told beside the one that a verdict rests on, and no part of it
     bounded: bool = False  # some run never came to what is timed, so that the size is not known
+    one_average: bool = False  # of one average against its members, whose spread is not that of another average
 
     @property
     def n(self) -> int:
@@ -55,8 +56,8 @@ class Outcome:
 
     @property
     def prediction(self) -> tuple[float, float] | None:
-        """Where the value of another seed should lie, 95 %."""
-        return self._within(math.sqrt(1 + 1 / self.n))
+        """Where the value of another seed should lie, 95 %; None of one average."""
+        return None if self.one_average else self._within(math.sqrt(1 + 1 / self.n))
 
     def _within(self, factor):
         if self.sd is None:

@@ -3,19 +3,22 @@
 import difflib
 import math
 import os
+from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..system import durable_files
 from ..system.errors import UserError
 from ..system.terminal import say
-from .claim import command
+from .claim import Claim, command
 from .elsewhere import ELSEWHERE
 from .entries import words
 from .findings import findings, setting
-from .paper_claims import CLAIMS
+from .paper_claims import CLAIMS, KINDS
+from .plan import arm_recipe, digest_of
 from .records import RECORDS, kernels_picture, path_of, read_records
 from .sentences import count
-from .verdict import NOT_RUN, primary, verdicts
+from .verdict import NOT_RUN, Verdict, foretold, primary, verdicts
 
 README = RECORDS.parent.parent / "README.md"
 DETAILS = README.parent / "docs" / "claims.md"
@@ -47,11 +50,11 @@ def _row(*cells):
 _HEAD = _row("claim", "paper", "here", "n", "verdict"), _row("---", "---", "---", "---:", "---")
 
 
-def summary(folder: str | Path) -> str:
-    """README's table: claim, paper, here, n, verdict, of the main claims."""
+def summary(folder: str | Path, page: str = "docs/claims.md") -> str:
+    """README's table: claim, paper, here, n, verdict, of the main claims. page: that of details, as README sees it."""
     claims = {claim.id: claim for claim in CLAIMS}
     found = verdicts(read_records(folder), folder)
-    return "\n".join([*_HEAD, *(_line(claims[name], found[name]) for name in MAIN)])
+    return "\n".join([*_HEAD, *(_line(claims[name], found[name], page) for name in MAIN)])
 
 
 def details(folder: str | Path, path: str | Path) -> str:
@@ -72,50 +75,76 @@ def _table(folder, records, found):
 
 def _each(folder, records, found, path):
     """Every claim by itself, with what its verdict rests on and the findings of its records."""
-    lines = []
+    have_run, have_not = [], []
     for claim in CLAIMS:
-        lines += [
-            f"## {claim.id}",
-            "",
-            f"{claim.sentence} ({claim.section})",
-            "",
-            f"- paper: {claim.paper}",
-            f"- 2012 notes: {claim.source}",
-            f"- verdict: {_told(found[claim.id])}",
-        ]
+        of_claim = [record for record in records.get(claim.id, []) if findings(record)]
+        lines = have_run if of_claim else have_not
+        lines += [*_head(claim, of_claim), f"- verdict: {in_words(found[claim.id])}"]
         lines += [f"  - {_outcome(outcome)}" for outcome in found[claim.id].outcomes]
         if len(claim.arms) > 1:
             lines.append(f"- networks: {'; '.join(map(_network, claim.arms))}")
         lines += [f"- needs: {claim.needs}"] if claim.needs else []
         lines += [f"- command: `{command(claim)}`", ""]
-        for record in records.get(claim.id, []):
-            if sentences := findings(record):
-                place = path_of(record, folder)
-                pictures = [place.with_suffix(".png"), kernels_picture(place)]
-                lines += [
-                    f"**{setting(record)}**",
-                    "",
-                    *(f"- {sentence}" for sentence in sentences),
-                    "",
-                    f"Command: `{record['command']}`",
-                    "",
-                ]
-                for picture in pictures if pictures[1].exists() else pictures[:1]:
-                    lines += [f"![{claim.id}]({Path(os.path.relpath(picture, Path(path).parent)).as_posix()})", ""]
+        for record in of_claim:
+            lines += _record(claim, record, of_claim, folder, path)
     for other in ELSEWHERE:
-        told = other.told(folder, records) or ["not run here"]
+        sentences = other.told(folder, records)
+        lines = have_run if sentences else have_not
         lines += [
-            f"## {other.id}",
-            "",
-            f"{other.sentence} ({other.section})",
-            "",
-            f"- paper: {other.paper}",
-            f"- 2012 notes: {other.source}",
-            *(f"- here: {sentence}" for sentence in told),
+            *_head(other, sentences),
+            *(f"- here: {sentence}" for sentence in sentences),
             f"- command: `{other.command}`",
             "",
         ]
-    return "\n".join(lines).rstrip()
+    if have_not:
+        have_not = ["## Not run here", "", *have_not]
+    return "\n".join(have_run + have_not).rstrip()
+
+
+def _head(claim, has_run):
+    return [
+        f"{'##' if has_run else '###'} {claim.id}",
+        "",
+        f"{claim.sentence} ({claim.section})",
+        "",
+        f"- paper: {claim.paper}",
+        f"- 2012 notes: {claim.source}",
+    ]
+
+
+def _record(claim, record, records, folder, path):
+    """What a record of a claim says, with its command and its pictures."""
+    place = path_of(record, folder)
+    pictures = [place.with_suffix(".png"), kernels_picture(place)]
+    sentences = [*findings(record), *repetition(claim, record, records)]
+    lines = [f"**{setting(record)}**", "", *(f"- {sentence}" for sentence in sentences), ""]
+    if rows := KINDS[record["kind"]].seed_by_seed(record):
+        names = list(rows[0])
+        lines += [_row(*names), _row("---", *["---:"] * (len(names) - 1)), *(_row(*row.values()) for row in rows), ""]
+    lines += [f"Command{_at_commit(claim, record)}: `{record['command']}`", ""]
+    for picture in pictures if pictures[1].exists() else pictures[:1]:
+        lines += [f"![{claim.id}]({Path(os.path.relpath(picture, Path(path).parent)).as_posix()})", ""]
+    return lines
+
+
+def repetition(claim: Claim, record: dict, records: Sequence[dict]) -> list[str]:
+    """What a record with other seeds says of the claim's record that it repeats; [] where it repeats none."""
+    found = foretold(claim, record, records)
+    return [f"{found[0]} of {found[1]} differences lie where the earlier seeds foretold, at 95 %"] if found else []
+
+
+def _at_commit(claim, record):
+    """The commit that repeats a record, where its networks have another digest by now: the command alone would train
+    others."""
+    options = Namespace(base=record["base"], set=record["set"], epochs=record["epochs"], gpus="cpu")
+    by_now = {arm.name: arm for arm in claim.arms}
+    recorded = {arm["name"]: arm["digest"] for arm in record["arms"]}
+    if recorded.keys() == by_now.keys() and all(
+        digest_of(arm_recipe(by_now[name], options)[1]) == digest for name, digest in recorded.items()
+    ):
+        return ""
+    commits = dict.fromkeys(commit[:7] for run in record["runs"] for commit in run["commits"])
+    return f", at commit{'s' if len(commits) > 1 else ''} {', '.join(commits)}"
 
 
 def _network(arm):
@@ -123,13 +152,13 @@ def _network(arm):
     return f"*{name}*" + (f", {arm.what}" if arm.what != name else "")
 
 
-def _sentence(claim):
-    return f"`{claim.id}` {claim.sentence} ({claim.section})"
+def _sentence(claim, page=""):
+    return f"[{claim.id}]({page}#{claim.id}) {claim.sentence} ({claim.section})"
 
 
-def _line(claim, verdict):
-    """A claim in one row: claim, paper, here, n, verdict."""
-    return _row(_sentence(claim), claim.paper, _here(claim, verdict), _count(claim, verdict), _word(verdict))
+def _line(claim, verdict, page=""):
+    """A claim in one row: claim, paper, here, n, verdict. page: where its link leads, as README sees it."""
+    return _row(_sentence(claim, page), claim.paper, _here(claim, verdict), _count(claim, verdict), _word(verdict))
 
 
 def _word(verdict):
@@ -171,18 +200,23 @@ def _outcome(outcome):
     """A comparison with all that its verdict rests on."""
     text = f"{outcome.what}: {_mean(outcome)}, n = {outcome.n}"
     if outcome.sd is not None:
+        text += f", p = {outcome.p:.2g} (t-test)"
+    if outcome.prediction:
         times = outcome.unit == "times"
         another = "{:.2f} to {:.2f} times" if times else "{:+.2f} to {:+.2f}"
         values = map(math.exp, outcome.prediction) if times else outcome.prediction
-        text += f", p = {outcome.p:.2g} (t-test), another seed's in {another.format(*values)}"
+        text += f", another seed's in {another.format(*values)}"
+    if outcome.one_average:
+        text += "; this is one average, and interval and p are of its members against it"
     return text
 
 
-def _told(verdict):
-    told = verdict.word + (f" ({verdict.remark})" if verdict.remark else "")
+def in_words(verdict: Verdict) -> str:
+    """The verdict with its remark, its p, and how that was corrected."""
+    word = verdict.word + (f" ({verdict.remark})" if verdict.remark else "")
     if verdict.corrected is None:
-        return told
-    corrected = f"{told}, p = {verdict.p:.2g}, {verdict.corrected:.2g} by Holm's correction over "
+        return word
+    corrected = f"{word}, p = {verdict.p:.2g}, {verdict.corrected:.2g} by Holm's correction over "
     missing = verdict.missing
     if not missing:
         return f"{corrected}{count(verdict.among, 'claim')}"
@@ -233,7 +267,8 @@ def check(readme: str | Path, folder: str | Path, page: str | Path) -> int:
 def _wanted(readme, folder, page):
     """{path: (what is there, what the records say)}; None, and a line, where a page's markers are wrong."""
     wanted = {}
-    for path, made in ((Path(readme), summary(folder)), (Path(page), details(folder, page))):
+    there = Path(os.path.relpath(page, Path(readme).parent)).as_posix()
+    for path, made in ((Path(readme), summary(folder, there)), (Path(page), details(folder, page))):
         try:
             there = path.read_bytes().decode() if path.exists() else ""
         except OSError as error:

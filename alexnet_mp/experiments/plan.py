@@ -181,9 +181,10 @@ def search_run(kind: Kind, arm: Arm, factor: float, options: Namespace) -> Run:
 def turns(
     claim: Claim, options: Namespace, seeds: int, rates: Mapping[str, float] | None = None
 ) -> list[tuple[list[Run], list[Run] | None]]:
-    """[(runs to train, in order; those of them that are averaged, or None)]: a turn a seed, or an ensemble."""
+    """[(runs to train, in order; those of them that are averaged, or None)]: a turn a seed, or an ensemble, from
+    --first-seed on."""
     of_seed = partial(runs_of_seed, claim, options, rates=rates)
-    return [claim.kind.turn(number, of_seed) for number in range(seeds)]
+    return [claim.kind.turn(options.first_seed + number, of_seed) for number in range(seeds)]
 
 
 # --- how much work

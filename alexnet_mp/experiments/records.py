@@ -17,6 +17,7 @@ from ..system.devices import device_name, resolve
 from ..system.errors import UserError
 from ..system.provenance import PACKAGES, package_version, source_commit
 from . import kept_answers, kernel_sheet
+from .entries import first_seed
 from .figures import draw_claim
 from .paper_claims import KINDS
 
@@ -83,14 +84,15 @@ def devices_of(record: dict) -> list[str]:
 
 
 def path_of(record: dict, folder: str | Path) -> Path:
-    """The file of a record: the same claim with the same recipes, on the same data and the same kind of device, has the
-    same one.
+    """The file of a record: the same claim with the same recipes and the same first seed, on the same data and the same
+    kind of device, has the same one.
 
     However it was asked for, and with however many threads.
     """
     devices = {re.sub(", [0-9]+ threads?$", "", name) for name in devices_of(record)}
     what = [record["epochs"], record["steps"], record["search_epochs"], sorted(devices)]
     what += [data["fingerprint"] for data in record["data"]] + [arm["digest"] for arm in record["arms"]]
+    what += [first] if (first := first_seed(record)) else []
     return Path(folder) / f"{record['claim']}-{hashlib.sha256(json.dumps(what).encode()).hexdigest()[:8]}.json"
 
 

@@ -6,13 +6,15 @@ from contextlib import suppress
 
 from ..system.errors import UserError
 from ..system.terminal import duration, say
-from . import findings, sentences
+from . import findings, page, sentences
 from .arm_runs import Stopped
 from .claim import Claim
 from .conduct import run_claim
 from .paper_claims import CLAIMS
 from .plan import arm_recipe, has_labelled_test, opened
+from .records import read_records
 from .time_budget import Forecast, needed
+from .verdict import verdict_of
 
 SMALLEST = 32  # pixels a side: at this size every data set can be looked at
 CIFAR10 = {"airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"}
@@ -36,7 +38,7 @@ def run_one(claim: Claim, options: Namespace, forecast: Forecast) -> int:
         say("stopped; the same command goes on")
         return 130
     if record:
-        _tell(record)
+        _tell(claim, record, options)
     return 0 if record else 1
 
 
@@ -77,7 +79,7 @@ def _begun_in_time(claim, options, forecast):
         alone = _as_one(claim, options, seeds)
         record = run_claim(claim, alone, seeds, _allow(forecast, options.budget is not None))
         if record:
-            _tell(record)
+            _tell(claim, record, options)
     except UserError as error:
         say(f"== {claim.id}: not run: {error}")
         return False
@@ -173,10 +175,13 @@ def _left(forecast):
     return "no limit" if forecast.end == math.inf else f"{duration(max(forecast.left, 0))} left"
 
 
-def _tell(record):
+def _tell(claim, record, options):
+    """What came of a claim here, and the verdict on it, among all records of these conditions."""
+    records = read_records(options.records)
     say(findings.setting(record))
-    for sentence in findings.findings(record):
+    for sentence in (*findings.findings(record), *page.repetition(claim, record, records.get(claim.id, []))):
         say(f"  {sentence}")
+    say(f"  verdict: {page.in_words(verdict_of(record, records, options.records))}")
 
 
 def _unfit(claim, options):

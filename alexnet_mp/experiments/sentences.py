@@ -27,13 +27,11 @@ def signed(test: Paired, digits: int = 2) -> str:
 
 
 def n_and_p(test: Paired) -> str:
-    """How many pairs, and p of two tests; a verdict rests on a third, the paired t-test (`Outcome.p`)."""
+    """How many pairs, and p of the exact test; a verdict rests on another, the paired t-test (`Outcome.p`)."""
     if test.p is None:
         return "n = 1, no p"
     least = ", the least there can be" if test.p == test.least_p else ""
-    return f"n = {test.n}, p = {test.p:.2g} by sign flips{least}" + (
-        f" (Welch's t-test {test.welch_p:.2g})" if test.welch_p is not None else ""
-    )
+    return f"n = {test.n}, p = {test.p:.2g} by sign flips{least}"
 
 
 def difference(record: dict, reference: str, arm: str) -> str | None:

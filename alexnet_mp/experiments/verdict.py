@@ -16,7 +16,7 @@ from ..analysis.hypothesis_tests import holm, wilson
 from ..analysis.specialisation import DIVISION_LEVEL, matching
 from . import kept_answers
 from .claim import Claim
-from .entries import ended, error, words
+from .entries import conditions, ended, error, first_seed, words
 from .outcome import Outcome, ratio_of_times
 from .paper_claims import CLAIMS
 from .plan import arm_recipe
@@ -92,6 +92,31 @@ def verdicts(records: Mapping[str, list[dict]], folder: str | Path) -> dict[str,
             decided[name] = corrected, len(family) + missing, missing
     found |= {claim.id: _decided(claim, found[claim.id], *decided[claim.id]) for claim in CLAIMS if claim.id in decided}
     return {name: replace(verdict, of_study=bool(study[name])) for name, verdict in found.items()}
+
+
+def verdict_of(record: dict, records: Mapping[str, list[dict]], folder: str | Path) -> Verdict:
+    """The `Verdict` of one record among those of the same data, setting and first seed."""
+    alike = {
+        name: [other for other in some if conditions(other) == conditions(record)] for name, some in records.items()
+    }
+    return verdicts(alike, folder)[record["claim"]]
+
+
+def foretold(claim: Claim, record: dict, records: Sequence[dict]) -> tuple[int, int] | None:
+    """(how many differences of a record with other seeds lie in the 95 % prediction intervals of the one that it
+    repeats, of how many); None where it repeats none of the claim's records, or that one foretells nothing."""
+    alike = [other for other in records if conditions(other, False) == conditions(record, False)]
+    repeated = _fullest([other for other in alike if first_seed(other) < first_seed(record)])
+    if repeated is None:
+        return None
+    intervals = {outcome.what: outcome.prediction for outcome in outcomes(claim, repeated)}
+    inside = [
+        interval[0] <= value <= interval[1]
+        for outcome in outcomes(claim, record)
+        if (interval := intervals.get(outcome.what))
+        for value in outcome.values
+    ]
+    return (sum(inside), len(inside)) if inside else None
 
 
 def outcomes(claim: Claim, record: dict) -> tuple[Outcome, ...]:
@@ -251,6 +276,8 @@ def _of_plan(claim, record):
 
 def _as_planned(claim, record):
     if claim.data != "any" or record["base"] != "desk" or record["set"] or record["steps"] is not None:
+        return False
+    if first_seed(record):  # it repeats the study
         return False
     _, recipe = arm_recipe(claim.arms[0], Namespace(base="desk", set=[], epochs=None, gpus="cpu"))
     return record["epochs"] == recipe.epochs

@@ -168,8 +168,8 @@ def test_the_schedule_of_a_short_run_stands_in_its_record():
         asked.typed = []
         made = new_record(next(found for found in CLAIMS if found.id == claim), asked)
         said.append(setting(made).partition("epoch")[2])
-    assert said[0].startswith("s, all rates fall at epochs 6, 12, 18 in place of plateaus, ")
-    assert said[3].startswith(", all rates never fall in place of plateaus, ")
+    assert said[0].startswith("s of the recipe's 90, all rates fall at epochs 6, 12, 18 in place of plateaus, ")
+    assert said[3].startswith(" of the recipe's 90, all rates never fall in place of plateaus, ")
     assert all("fall" not in said[number] for number in (1, 2, 4))
 
 
@@ -264,7 +264,8 @@ def test_what_a_claim_changes_wins_over_a_setting():
         (["pretraining", "--larger", "builtin", "--data", "builtin"], "it has 16 classes and --data builtin has 16"),
         (["lrn", "--search-epochs", "2"], "--search-epochs 2: lrn looks for no learning rate"),
         (["cifar-relu", "--search-epochs", "-1"], "--search-epochs -1: it must be at least 1"),
-        (["lrn", "--set", "seed=7"], "--set seed=7: the arms have names of their own and the seeds 0 to K-1"),
+        (["lrn", "--set", "seed=7"], "--set seed=7: the arms have names of their own, and their seeds by --seeds K"),
+        (["lrn", "--first-seed", "-1"], "--first-seed -1: it must be at least 0"),
         (["lrn", "--set", "name=x"], "--set name=x"),
         (["lrn", "--set", "lrn_size=5", "--records", "/dev/null"], "--records /dev/null: /dev/null is"),
         (["lrn", "--out", "/dev/null/x"], "--out /dev/null/x: /dev/null is not a directory that can be written to"),

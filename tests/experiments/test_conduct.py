@@ -15,7 +15,7 @@ from PIL import Image
 from alexnet_mp import claims
 from alexnet_mp.data.dataset import open_dataset
 from alexnet_mp.evaluation import ensembles
-from alexnet_mp.experiments import arm_runs, conduct, plan, records, run_all
+from alexnet_mp.experiments import arm_runs, conduct, plan, records, run_all, verdict
 from alexnet_mp.experiments import findings as claim_table
 from alexnet_mp.experiments.claim import FACTORS, GRID
 from alexnet_mp.experiments.figures import draw_claim
@@ -83,7 +83,7 @@ class Size(Kind):
 
 def test_a_kind_of_claim_is_one_class_and_nothing_else_knows_it(data, out, capsys, monkeypatch):
     claim = dataclasses.replace(BY_ID["larger"], id="size", kind=Size())
-    for module in (claims, run_all):
+    for module in (claims, run_all, verdict):
         monkeypatch.setattr(module, "CLAIMS", [claim, BY_ID["larger"]])
     monkeypatch.setitem(KINDS, claim.kind.word, claim.kind)  # as if a claim of the paper had it
     monkeypatch.setattr(records, "draw_claim", draw_claim)
@@ -93,7 +93,8 @@ def test_a_kind_of_claim_is_one_class_and_nothing_else_knows_it(data, out, capsy
     half, base, double = sorted(record["runs"], key=lambda entry: entry["weights"])
     assert [entry["arm"] for entry in (half, base, double)] == ["half_width", "base", "double_width"]
     assert not any("on_training_images" in entry for entry in record["runs"])
-    assert f"  double_width has {double['weights']:,} weights" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"  double_width has {double['weights']:,} weights" in said and "\n  verdict: no verdict (" in said
     assert len(list((out / "records").glob("size-????????.png"))) == 1
     assert [outcome.what for outcome in outcomes(claim, record)] == ["half width minus base", "double width minus base"]
     run("larger", data, out, *words)  # the same runs, tested for another kind of claim

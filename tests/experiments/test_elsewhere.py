@@ -29,6 +29,7 @@ def test_importance_is_of_the_same_data_and_setting():
         "taken away: "
     )
     told = "lrn (3.3) +1.50, one-gpu (3.2) +1.00, pooling (3.4) +0.50; not the paper's order, without saturating"
+    told += "; estimates, no test"
     assert importance("", records) == [where + told]
     records["saturating"] = [made("saturating", ["base", "tanh", "sigmoid"], {"tanh": 3.0, "sigmoid": 5.0}, epochs=99)]
     assert importance("", records) == [where + told]  # of other epochs
@@ -36,6 +37,7 @@ def test_importance_is_of_the_same_data_and_setting():
     records["lrn"] = [made("lrn", ["base", "no_lrn"], {"no_lrn": 0.75})]
     assert importance("", records) == [
         where + "saturating (3.1) +3.00, one-gpu (3.2) +1.00, lrn (3.3) +0.75, pooling (3.4) +0.50; the paper's order"
+        "; estimates, no test"
     ]
     assert importance("", {"lrn": records["lrn"]}) == importance("", {}) == []
 

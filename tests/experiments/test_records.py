@@ -124,21 +124,26 @@ def test_recorded_rendered_checked(place, capsys):
     assert claims.main([*words, "--write"]) == 0 and claims.main([*words, "--check"]) == 0
     text, page = (folder / "README.md").read_text(), (folder / "claims.md").read_text()
     assert all(written.startswith("# Claims\n") and written.endswith("\n\nThe end.\n") for written in (text, page))
-    rows = [row for row in page.splitlines() if row.startswith("| `")]
+    rows = [row for row in page.splitlines() if row.startswith("| [")]
     assert len(rows) == len(CLAIMS) + len(ELSEWHERE)
     assert sum(row.endswith("| not run |") for row in rows) == len(rows) - 1
-    (row,) = (row for row in rows if row.startswith("| `lrn`"))
+    (row,) = (row for row in rows if row.startswith("| [lrn](#lrn)"))
     told = "no lrn minus base: +2.00 points (-0.48 to +4.48) (on folder a\\|b)"
     assert row.endswith(f"| 1.4 / 1.2 points | {told} | 3 | no verdict; too few seeds |")
-    short = [row for row in text.splitlines() if row.startswith("| `")]
-    assert [row.split("`")[1] for row in short] == list(claim_page.MAIN)
-    assert set(short) < set(rows)
-    assert [line for line in page.splitlines() if line.startswith("## ")] == [
-        f"## {entry.id}" for entry in (*CLAIMS, *ELSEWHERE)
+    short = [row for row in text.splitlines() if row.startswith("| [")]
+    assert [row.split("]")[0] for row in short] == [f"| [{name}" for name in claim_page.MAIN]
+    assert {row.replace("(claims.md#", "(#") for row in short} < set(rows)
+    assert [line for line in page.splitlines() if line.startswith("#")] == [
+        "# Claims",
+        "## lrn",
+        "## Not run here",
+        *(f"### {entry.id}" for entry in (*CLAIMS, *ELSEWHERE) if entry.id != "lrn"),
     ]
     assert "**folder a|b; `mini`, 12 epochs, CPU, 1 thread, 2026-11-26**\n\n- no lrn +2.00 ± 1.00 / +1.50" in page
     (picture,) = (folder / "records").glob("*.png")
-    assert f"](records/{picture.name})" in page and "Command: `python -m alexnet_mp.claims run x`" in page
+    assert (
+        f"](records/{picture.name})" in page and "\nCommand, at commit abc: `python -m alexnet_mp.claims run x`" in page
+    )
     (folder / "claims.md").write_text(page.replace("+2.00 ± 1.00", "+2.50 ± 1.00"))
     assert claims.main([*words, "--check"]) == 1 and claims.main([*words, "--write"]) == 0
     assert (folder / "claims.md").read_text() == page
@@ -186,7 +191,7 @@ def test_the_tables_are_printed_unless_they_are_to_be_written(place, capsys):
         made = (folder / name).read_bytes().decode().partition(claim_page.BEGIN)[2].partition(claim_page.END)[0]
         assert len(made) > 1000 and made.replace("](records/", "](").strip() in printed.replace(
             f"]({os.path.relpath(folder / 'records', claim_page.DETAILS.parent)}/", "]("
-        )
+        ).replace("](docs/claims.md#", "](claims.md#")
 
 
 def test_another_folder_of_records_never_becomes_the_checkouts_tables(place):

@@ -44,6 +44,9 @@ def test_a_run_that_was_held_does_not_make_the_others_long(data, tmp_path):
         ["run", "views", "--data", str(data), "--out", str(tmp_path), "--records", str(tmp_path / "none"), *MINI]
     )
     (again,) = plan.turns(BY_ID["views"], asked, 1)[0][0]
+    asked.first_seed = 6
+    assert [run.seed for runs, _ in plan.turns(BY_ID["views"], asked, 2) for run in runs] == [6, 7]
+    asked.first_seed = 0
     usual, held = Forecast(asked), Forecast(asked)
     usual.learn(again)
     (notes,) = tmp_path.glob("*.result.json")

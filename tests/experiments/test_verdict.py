@@ -12,8 +12,10 @@ from made_kernels import GREY, RED_GREEN
 from made_kernels import made as made_towers
 from scipy import stats
 
+from alexnet_mp.experiments import page
 from alexnet_mp.experiments.paper_claims import CLAIMS
 from alexnet_mp.experiments.plan import arm_recipe
+from alexnet_mp.experiments.records import path_of
 from alexnet_mp.experiments.verdict import (
     COMES_OUT,
     NO_VERDICT,
@@ -23,7 +25,9 @@ from alexnet_mp.experiments.verdict import (
     STUDY,
     UNDECIDED,
     Outcome,
+    foretold,
     outcomes,
+    verdict_of,
     verdicts,
 )
 
@@ -45,12 +49,12 @@ def epochs_of(claim):
     return arm_recipe(claim.arms[0], Namespace(base="desk", set=[], epochs=None, gpus="cpu"))[1].epochs
 
 
-def of(name, shift, seeds=6, arms=None):
-    """A record of the study whose second arm is `shift` points above its first, seeds differing by SPREAD."""
+def of(name, shift, seeds=6, arms=None, shift_of_seed=lambda seed: 0.0):
+    """A record of the study whose second arm is `shift` points above its first, seeds differing by SPREAD and more."""
     claim = BY_ID[name]
     names = arms or [arm.name for arm in claim.arms]
     runs = {
-        (arm, seed): run(60 + seed + number * (shift + SPREAD[seed]))
+        (arm, seed): run(60 + seed + number * (shift + SPREAD[seed] + shift_of_seed(seed)))
         for number, arm in enumerate(names)
         for seed in range(seeds)
     }
@@ -227,6 +231,28 @@ def test_the_record_with_most_seeds_counts_and_one_of_the_study_before_all():
     assert verdicts({"lrn": [lopsided, study]}, "nowhere")["lrn"].record is study
 
 
+def test_other_seeds_are_a_record_of_their_own_that_the_first_ones_foretell(tmp_path):
+    study = of("lrn", 1.5)
+    study["data"] = [dict(study["data"][0], fingerprint=PICTURES)]
+    repeated = of("lrn", 1.5, shift_of_seed=lambda seed: 9.0 if seed == 2 else 0.0) | {
+        "data": study["data"],
+        "first_seed": 6,
+    }
+    assert path_of(repeated, tmp_path) != path_of(study, tmp_path) == path_of(study | {"first_seed": 0}, tmp_path)
+    records = {"lrn": [repeated, study], "views": [of("views", 0)]}
+    assert verdicts(records, "nowhere")["lrn"].record is study
+    alone = verdict_of(repeated, records, "nowhere")
+    assert alone.record is repeated and alone.among == 1 and not alone.of_study
+    assert verdict_of(study, records, "nowhere").record is study
+    assert foretold(BY_ID["lrn"], repeated, records["lrn"]) == (5, 6)
+    assert foretold(BY_ID["lrn"], study, records["lrn"]) is None  # what came before it is nothing
+    assert foretold(BY_ID["lrn"], repeated | {"epochs": 9}, records["lrn"]) is None
+    assert foretold(BY_ID["lrn"], repeated, [of("lrn", 1.5, seeds=1) | {"data": study["data"]}]) is None
+    assert page.repetition(BY_ID["lrn"], repeated, records["lrn"]) == [
+        "5 of 6 differences lie where the earlier seeds foretold, at 95 %"
+    ]
+
+
 def test_times_are_ratios_and_a_run_that_never_comes_there_is_a_lower_bound():
     record = of("biases", 0)
     for entry in record["runs"]:
@@ -311,6 +337,8 @@ def test_an_average_of_five_is_tested_against_its_members():
     members = [entry["directory"] for entry in record["runs"]]
     record["ensembles"] = [{"members": members, "errors": errors((1.0, 1.0), (55.0, 10.0))}]
     (found,) = outcomes(BY_ID["ensemble5"], record)
+    assert found.prediction is None and found.interval  # another average is no sixth member
+    assert page._outcome(found).endswith("; this is one average, and interval and p are of its members against it")
     assert (
         found.values == pytest.approx((-5.0, -6.0, -7.0, -8.0, -9.0)) and verdict("ensemble5", record).word == COMES_OUT
     )
