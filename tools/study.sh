@@ -9,9 +9,9 @@
 #   tools/study.sh collect WORK               takes new records into claims/records, and writes README's table and docs/claims.md
 #
 # TINY100 is a folder with train/<class>/* and val/<class>/*, CIFAR one with CIFAR-10's binary files. In WORK lie a clone of the commit
-# that claims/desk-study.commit names, with an environment of its own, the prepared sets, the runs and the records. What this
-# repository has records of is not run again, so another machine needs the repository and the data alone. LANES=2 before `run` keeps two
-# cores busy: each lane takes the next claim that no other has taken, and that none waits for whose runs it shares.
+# that claims/desk-study.commit names, with an environment of its own, the prepared sets, the runs and the records. What this repository
+# has records of is not run again: another machine needs a clone of it, with its history, and the data alone. LANES=2 before `run` keeps
+# two cores busy: each lane takes the next claim that no other has taken, and that none waits for whose runs it shares.
 set -euo pipefail
 
 usage() { sed -n '2,14s/^# \{0,1\}//p' "$0" >&2; exit 2; }
@@ -63,6 +63,10 @@ lane() {  # all claims, in the order of claims/desk-study.md; again, as long as 
 install() {
     local commit
     commit=$(cat "$repository/claims/desk-study.commit")
+    git -C "$repository" cat-file -e "$commit^{commit}" 2> /dev/null || {
+        echo "study: $repository lacks commit $commit, which the study runs: it takes a clone with all of its history" >&2
+        exit 2
+    }
     [ -d "$clone/.git" ] || git clone --quiet --no-checkout "$repository" "$clone"
     if [ "$(git -C "$clone" rev-parse HEAD)" != "$commit" ] || [ ! -e "$clone/.venv/installed" ]; then
         git -C "$clone" fetch --quiet "$repository"
@@ -79,7 +83,10 @@ case $action in
 run)
     [ $# -ge 3 ] || usage
     [[ ${LANES:=1} =~ ^[1-9][0-9]?$ ]] || { echo "study: LANES=$LANES: how many claims at once, as in LANES=2" >&2; exit 2; }
-    [ "$(ps -o pgid= -p $$ | tr -d ' ')" = $$ ] || exec setsid --wait "$0" "$@"  # a group of its own, for the signals
+    if [ "$(ps -o pgid= -p $$ | tr -d ' ')" != $$ ]; then  # a group of its own, for the signals
+        echo "study: Ctrl-C leaves the queue running; $0 stop $2 ends it"
+        exec setsid --wait "$0" "$@"
+    fi
     exec 9> "$work/lock"
     flock --nonblock 9 || { echo "study: the queue runs already in $work" >&2; exit 1; }
     # Linux weighs sessions against each other (autogroup), and nice values only within one: this session gets the lowest weight.
@@ -114,6 +121,7 @@ status)
     echo "$(find "$records/runs" -name '*.json' 2>/dev/null | wc -l) runs are kept, $(find "$work/runs" -maxdepth 2 -name run.json 2>/dev/null | wc -l) lie here"
     ;;
 collect)
+    [ -x "$repository/.venv/bin/python" ] || { echo "study: make install first: $repository has no .venv" >&2; exit 2; }
     cd "$repository" && .venv/bin/python -m alexnet_mp.claims table --write --take "$records"
     ;;
 *) usage ;;

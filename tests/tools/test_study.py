@@ -66,6 +66,18 @@ def test_records_come_to_the_checkout_and_its_table_is_made(tmp_path):
     )
 
 
+def test_what_is_missing_is_told(tmp_path):
+    script, place = checkout(tmp_path)
+    (place / ".venv" / "bin" / "python").unlink()
+    (tmp_path / "desk").mkdir()
+    found = study(script, "collect", tmp_path / "desk")
+    assert found.returncode == 2 and "make install first" in found.stderr
+    (place / "claims" / "desk-study.commit").write_text(40 * "1" + "\n")
+    found = study(script, "run", tmp_path / "desk", tmp_path)
+    assert found.returncode == 2 and "it takes a clone with all of its history" in found.stderr
+    assert "Ctrl-C leaves the queue running" in found.stdout
+
+
 def test_the_queue_runs_its_commands_from_a_clone_and_stops_where_it_is_told(tmp_path):
     """With a stand-in of `make install` and of the interpreter: the first command is stopped by `stop`, and no other
     follows."""
