@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from ..analysis.figure_3 import greyest_first, pixels_of
+from ..analysis.specialisation import DIVISION_LEVEL
 from . import kept_answers
 from .entries import words
 
@@ -17,8 +18,9 @@ APART = 18  # screen pixels between networks
 LINE = 23  # screen pixels of a line of words
 FONT = 18  # screen pixels: README shows such a picture at two thirds of its width
 HEAD = (
-    "p: the share of random deals of a network's kernels to two towers that lie as far apart; "
-    "halves: random halves whose p is at most 0.01"
+    "p: the share of random deals of a network's kernels to two towers that lie as far apart in colour, hue, "
+    f"orientation and frequency; divided: at most {DIVISION_LEVEL:g}; chroma p: as far apart in the share of chroma "
+    "alone; halves: random halves that are divided. In each tower the greyest kernels come first."
 )
 
 
@@ -53,14 +55,21 @@ def draw_kernels(record: dict, records: str | Path, path: Path) -> Path | None:
         top += LINE
     top += APART // 2
     for arm in (arm for arm in arms if arm in found):
-        line = textwrap.shorten(f"{words(arm)}, {arms[arm]}", across * 2 // FONT, placeholder=" ...")
-        pen.text((APART, top), line, fill="black", font_size=FONT)
+        title = f"{words(arm)}, {arms[arm]}{_divided([run for run, _ in found[arm].values()])}"
+        pen.text(
+            (APART, top), textwrap.shorten(title, across * 2 // FONT, placeholder=" ..."), fill="black", font_size=FONT
+        )
         for place, seed in enumerate(seeds):
             if seed in found[arm]:
                 sheet.paste(panels[arm, seed], (APART + place * (width + APART), top + LINE + 4))
         top += heights[arm] + LINE + APART
     sheet.save(path)
     return path
+
+
+def _divided(runs):
+    tests = [run["division"]["p"] for run in runs if run.get("division")]
+    return f": {sum(p is not None and p <= DIVISION_LEVEL for p in tests)} of {len(tests)} divided" if tests else ""
 
 
 def _network(run, kernels):
@@ -71,14 +80,16 @@ def _network(run, kernels):
     a_tower = len(kernels) // towers
     rows = -(-a_tower // COLUMNS)
     labels = [f"tower {'ab'[tower]}, chroma {share:.2f}" for tower, share in enumerate(shares)]
-    # The rule of the claim: random deals of the kernels to two towers are as far apart with p; halves differ at 0.01.
     labels = labels or ["halves: {} of {}".format(*run["halves"]) if "halves" in run else ""]
-    p = (run.get("division") or {}).get("p")
-    panel = Image.new("RGB", (COLUMNS * cell, LINE + towers * (rows * cell + LINE)), "white")
+    p, chroma_p = (run.get("division") or {}).get("p"), run.get("random_split_p")
+    heads = [f"seed {run['seed']}" + (f", p = {p:.2g}" if p is not None else "")]
+    heads += [f"chroma p = {chroma_p:.2g}"] if shares and chroma_p is not None else []
+    panel = Image.new("RGB", (COLUMNS * cell, len(heads) * LINE + towers * (rows * cell + LINE)), "white")
     pen, pixels = ImageDraw.Draw(panel), pixels_of(kernels)
-    pen.text((0, 0), f"seed {run['seed']}" + (f", p = {p:.2g}" if p is not None else ""), fill="black", font_size=FONT)
+    for number, head in enumerate(heads):
+        pen.text((0, number * LINE), head, fill="black", font_size=FONT)
     for tower in range(towers):
-        top = LINE + tower * (rows * cell + LINE)
+        top = len(heads) * LINE + tower * (rows * cell + LINE)
         pen.text((0, top), labels[tower], fill="black", font_size=FONT)
         for place, index in enumerate(greyest_first(kernels, np.arange(tower * a_tower, (tower + 1) * a_tower))):
             row, column = divmod(place, COLUMNS)
