@@ -15,6 +15,7 @@ import numpy as np
 from ..evaluation.accuracy import read_right
 from ..runs.directory import RIGHT
 from ..system import durable_files
+from .entries import averaged, pairs
 from .plan import Run
 
 FOLDER = "runs"  # of the records' folder
@@ -46,6 +47,27 @@ def first_layer(entry: dict, records: str | Path) -> np.ndarray | None:
     """(maps of all towers, 3, k, k) float32 of a run that is kept, None where its kernels are not."""
     arrays = _arrays(_named(entry["directory"], records).with_suffix(".npz"))
     return arrays and arrays["conv1"].astype(np.float32)
+
+
+def of_pictures(record: dict, reference: str, arm: str, records: str | Path) -> float | None:
+    """The standard error, over the pictures, of an arm's mean top-1 error minus its reference's, in points: paired by
+    picture and seed, on all views. None where the answers of a run are not kept."""
+    differences = []
+    for before, after in zip(*pairs(record, reference, arm)):
+        right = [_right(entry, records) for entry in (before, after)]
+        if any(answers is None for answers in right) or right[0].shape != right[1].shape:
+            return None
+        differences.append(right[0].astype(np.float64) - right[1])
+    if not differences:
+        return None
+    of_each = np.mean(differences, axis=0)
+    return float(100 * of_each.std(ddof=1) / np.sqrt(len(of_each)))
+
+
+def _right(entry, records):
+    """(N,) bool: which pictures a run's first answer is right of; None where that is not kept."""
+    answers = read_right(_named(entry["directory"], records).with_suffix(".npz")) or {}
+    return answers[name][0] if (name := averaged(entry["errors"])) in answers else None
 
 
 def new_files(source: str | Path, records: str | Path) -> list[Path]:

@@ -24,6 +24,7 @@ class Outcome:
     bound: str = ""  # "at least " or "at most ": some run never came to what is timed, and counts with its length
     beside: bool = False  # told beside the one that a verdict rests on, and no part of it
     bounded: bool = False  # some run never came to what is timed, so that the size is not known
+    arms: tuple[str, str] | None = None  # (reference, arm) of a difference of top-1 errors over all views
     one_average: bool = False  # of one average against its members, whose spread is not that of another average
 
     @property
@@ -78,8 +79,8 @@ def difference(
 ) -> Outcome:
     """value(run of the arm) - value(run of the reference), paired by seed. what: the value's name. beside: see
     `Outcome`."""
-    values = tuple(differences(record, reference, arm, value))
-    return Outcome(f"{what}{words(arm)} minus {words(reference)}", values, beside=beside)
+    values, arms = tuple(differences(record, reference, arm, value)), (reference, arm) if value is error else None
+    return Outcome(f"{what}{words(arm)} minus {words(reference)}", values, beside=beside, arms=arms)
 
 
 def ratio_of_times(

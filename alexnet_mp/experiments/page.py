@@ -10,6 +10,7 @@ from pathlib import Path
 from ..system import durable_files
 from ..system.errors import UserError
 from ..system.terminal import say
+from . import kept_answers
 from .claim import Claim, command
 from .elsewhere import ELSEWHERE
 from .entries import words
@@ -80,7 +81,10 @@ def _each(folder, records, found, path):
         of_claim = [record for record in records.get(claim.id, []) if findings(record)]
         lines = have_run if of_claim else have_not
         lines += [*_head(claim, of_claim), f"- verdict: {in_words(found[claim.id])}"]
-        lines += [f"  - {_outcome(outcome)}" for outcome in found[claim.id].outcomes]
+        lines += [
+            f"  - {_outcome(outcome)}{_over_pictures(outcome, found[claim.id].record, folder)}"
+            for outcome in found[claim.id].outcomes
+        ]
         if len(claim.arms) > 1:
             lines.append(f"- networks: {'; '.join(map(_network, claim.arms))}")
         lines += [f"- needs: {claim.needs}"] if claim.needs else []
@@ -209,6 +213,12 @@ def _outcome(outcome):
     if outcome.one_average:
         text += "; this is one average, and interval and p are of its members against it"
     return text
+
+
+def _over_pictures(outcome, record, folder):
+    """How far the pictures alone let a difference of errors vary; its interval is over the seeds."""
+    error = outcome.arms and kept_answers.of_pictures(record, *outcome.arms, folder)
+    return "" if error is None else f"; over other pictures ± {1.96 * error:.2f}"
 
 
 def in_words(verdict: Verdict) -> str:

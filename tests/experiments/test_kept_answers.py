@@ -8,13 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from claim_records import errors, record_of
 from claim_runs import run, without_times
 from PIL import Image
 
 from alexnet_mp.evaluation.accuracy import read_right
-from alexnet_mp.experiments import arm_runs, findings, kept_answers
+from alexnet_mp.experiments import arm_runs, findings, kept_answers, page
 from alexnet_mp.experiments.kernel_sheet import APART, COLUMNS, FONT, GAP, HEAD, LINE, SCALE, draw_kernels
+from alexnet_mp.experiments.paper_claims import CLAIMS
 from alexnet_mp.experiments.records import take_records
+from alexnet_mp.experiments.verdict import outcomes
 from alexnet_mp.runs import checkpoints
 
 pytestmark = [pytest.mark.run, pytest.mark.usefixtures("one_thread", "quick", "no_pictures")]
@@ -52,6 +55,26 @@ def test_a_run_that_is_kept_is_not_made_again(data, tmp_path, monkeypatch):
     assert trained[1:] == ["base", "no_dropout"]  # of the second seed
 
 
+def test_the_spread_over_pictures_is_of_pairs_of_answers(tmp_path):
+    random, right, runs = np.random.default_rng(5), {}, {}
+    for arm in ("base", "no_lrn"):
+        for seed in (0, 1):
+            right[arm, seed] = random.random((2, 90)) < 0.4
+            runs[arm, seed] = {"errors": errors((1.0, 1.0), (1.0, 1.0)), "directory": f"out/{arm}-seed{seed}"}
+            packed = {"ten views": np.packbits(right[arm, seed], axis=1)}
+            (tmp_path / "runs").mkdir(exist_ok=True)
+            np.savez(tmp_path / "runs" / f"{arm}-seed{seed}.npz", images=90, conv1=np.zeros(1), **packed)
+    record = record_of("difference", ["base", "no_lrn"], runs)
+    each = np.mean([100.0 * right["base", seed][0] - 100.0 * right["no_lrn", seed][0] for seed in (0, 1)], axis=0)
+    expected = each.std(ddof=1) / 90**0.5
+    assert kept_answers.of_pictures(record, "base", "no_lrn", tmp_path) == pytest.approx(expected)
+    (found,) = outcomes(next(claim for claim in CLAIMS if claim.id == "lrn"), record)
+    assert page._over_pictures(found, record, tmp_path) == f"; over other pictures ± {1.96 * expected:.2f}"
+    (tmp_path / "runs" / "base-seed1.npz").unlink()
+    assert kept_answers.of_pictures(record, "base", "no_lrn", tmp_path) is None
+    assert page._over_pictures(found, record, tmp_path) == ""
+
+
 def test_what_is_kept_is_small_and_whole(data, tmp_path):
     record = run("lrn", data, tmp_path, "--seeds", "1")
     for path in directories(tmp_path):
@@ -64,9 +87,9 @@ def test_what_is_kept_is_small_and_whole(data, tmp_path):
         )
         right, original = (read_right(file) for file in (place.with_suffix(".npz"), path / "validation_right.npz"))
         assert right.keys() == original.keys() == entry["errors"].keys()
-        for protocol, errors in entry["errors"].items():
+        for protocol, found in entry["errors"].items():
             assert np.array_equal(right[protocol], original[protocol])
-            assert 100 - 100 * right[protocol].mean(1) == pytest.approx([errors["top1_error"], errors["top5_error"]])
+            assert 100 - 100 * right[protocol].mean(1) == pytest.approx([found["top1_error"], found["top5_error"]])
         assert place.with_suffix(".npz").stat().st_size < kernels.size * 2 + 3000
 
 

@@ -1,6 +1,8 @@
 """Verdicts on records made by hand: each against scipy, each rule of the study's plan, each kind of claim."""
 
+import hashlib
 import math
+import re
 from argparse import Namespace
 from pathlib import Path
 
@@ -379,3 +381,12 @@ def test_the_correction_is_over_the_claims_of_the_studys_table():
     ]
     with_direction.remove("ensemble7")  # which is told, and never has a p
     assert tuple(with_direction) == STUDY and len(STUDY) == 15
+
+
+def test_the_plan_is_only_added_to():
+    """All text above the addition that says so, as it was then."""
+    page = (Path(__file__).resolve().parents[2] / "claims" / "desk-study.md").read_text(encoding="utf-8")
+    before = page.partition("**2026-11-30, 14:50")[0]
+    assert hashlib.sha256(before.encode()).hexdigest()[:16] == "071bf0a99248eec9"
+    later = [line for line in page.splitlines() if re.match(r"\*\*20\d\d-\d\d-\d\d, \d\d:\d\d", line)]
+    assert later == sorted(later)  # dated, the newest last
