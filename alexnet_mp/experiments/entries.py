@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Mapping
 
+from ..analysis.specialisation import DIVISION_LEVEL
 from ..evaluation.accuracy import top5_tells
 
 
@@ -45,6 +46,11 @@ def differences(record: dict, reference: str, arm: str, value: Callable[[dict], 
     """value(run of the arm) - value(run of the reference) of every seed that both have; None is no value."""
     values = [(value(a), value(b)) for a, b in zip(*pairs(record, reference, arm))]
     return [b - a for a, b in values if None not in (a, b)]
+
+
+def is_divided(division: dict) -> bool:
+    """Whether the towers' kernels of a run differ, by the test of `analysis.specialisation.division`."""
+    return division["p"] is not None and division["p"] <= DIVISION_LEVEL
 
 
 def averaged(errors: Mapping[str, object]) -> str:

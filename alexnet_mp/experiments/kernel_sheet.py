@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 from ..analysis.figure_3 import greyest_first, pixels_of
 from ..analysis.specialisation import DIVISION_LEVEL
 from . import kept_answers
-from .entries import words
+from .entries import is_divided, words
 
 COLUMNS = 8  # kernels a row of a tower
 SCALE = 2  # screen pixels a kernel pixel
@@ -68,8 +68,8 @@ def draw_kernels(record: dict, records: str | Path, path: Path) -> Path | None:
 
 
 def _divided(runs):
-    tests = [run["division"]["p"] for run in runs if run.get("division")]
-    return f": {sum(p is not None and p <= DIVISION_LEVEL for p in tests)} of {len(tests)} divided" if tests else ""
+    tests = [run["division"] for run in runs if run.get("division")]
+    return f": {sum(map(is_divided, tests))} of {len(tests)} divided" if tests else ""
 
 
 def _network(run, kernels):

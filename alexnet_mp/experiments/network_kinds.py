@@ -22,7 +22,7 @@ from ..recipes.recipe import Recipe
 from ..system.errors import UserError
 from ..system.terminal import progress
 from . import drawing, sentences
-from .entries import averaged, ended, error, fields, words
+from .entries import averaged, ended, error, fields, is_divided, words
 from .kind import AnyRun, Kind, PlannedRun
 from .outcome import Outcome
 from .sentences import n_and_p, signed, spread
@@ -223,7 +223,7 @@ def _division(record, arm):
             f"share of chroma in the kernels' energy, tower a / b: {shares}; {apart} apart, n = {len(runs)}; "
             "p: the share of random halves of the kernels that are as far apart"
         )
-    divided = sum(test["p"] is not None and test["p"] <= DIVISION_LEVEL for test in tests)
+    divided = sum(map(is_divided, tests))
     low, high = wilson(divided, len(tests))
     every = ", ".join("too few kernels" if test["p"] is None else f"{test['p']:.2g}" for test in tests)
     return (

@@ -13,10 +13,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..analysis.hypothesis_tests import holm, wilson
-from ..analysis.specialisation import DIVISION_LEVEL, matching
+from ..analysis.random_deals import MOST_NETWORKS
+from ..analysis.specialisation import matching
 from . import kept_answers
 from .claim import Claim
-from .entries import conditions, ended, error, first_seed, words
+from .entries import conditions, ended, error, first_seed, is_divided, words
 from .outcome import Outcome, ratio_of_times
 from .paper_claims import CLAIMS
 from .plan import arm_recipe
@@ -82,14 +83,13 @@ def verdicts(records: Mapping[str, list[dict]], folder: str | Path) -> dict[str,
     chosen = {claim.id: _fullest(study[claim.id] or records.get(claim.id, [])) for claim in CLAIMS}
     found = {claim.id: _tested(claim, chosen[claim.id], folder) for claim in CLAIMS}
     judged = [claim.id for claim in CLAIMS if found[claim.id].p is not None]
-    families = [[name for name in judged if name in some and study[name]] for some in (STUDY, EXTRAS)]
-    sizes = [len(STUDY) if families[0] else 0, len(EXTRAS) if families[1] else 0]
-    others = [name for name in judged if not any(name in family for family in families)]
+    planned = [[name for name in judged if name in some and study[name]] for some in (STUDY, EXTRAS)]
+    others = [name for name in judged if not any(name in family for family in planned)]
     decided = {}
-    for family, size in zip([*families, others], [*sizes, len(others)]):
+    for family, size in zip([*planned, others], (len(STUDY), len(EXTRAS), len(others))):
         missing = size - len(family)
         for name, corrected in zip(family, holm([found[name].p for name in family] + [1.0] * missing)):
-            decided[name] = corrected, len(family) + missing, missing
+            decided[name] = corrected, size, missing
     found |= {claim.id: _decided(claim, found[claim.id], *decided[claim.id]) for claim in CLAIMS if claim.id in decided}
     return {name: replace(verdict, of_study=bool(study[name])) for name, verdict in found.items()}
 
@@ -146,18 +146,24 @@ def _tested(claim, record, folder):
         return Verdict(NO_VERDICT, record=record)
     compared = outcomes(claim, record)
     judged, found, lost = primary(claim, compared), _with_pairs(compared), _diverged(record)
-    if not judged or not all(outcome.n for outcome in judged):
-        shown = found if claim.every else ()  # another arm has no part in the claim
-        return Verdict(NO_VERDICT, shown, remark=_joined("not all arms have results", *lost), record=record)
-    if claim.direction == 0:
-        return Verdict(NO_VERDICT, found, remark=_joined("the paper has no direction", *lost), record=record)
-    begun = len({run["seed"] for run in record["runs"]})
-    if _of_plan(claim, record) and begun < SEEDS and not record["ensembles"]:
-        return Verdict(NO_VERDICT, found, remark=_joined(f"{begun} of {SEEDS} seeds so far", *lost), record=record)
-    if min(outcome.n for outcome in judged) < FEWEST:
-        return Verdict(NO_VERDICT, found, remark=_joined(TOO_FEW, *lost), record=record)
+    complete = bool(judged) and all(outcome.n for outcome in judged)
+    if reason := _undecidable(claim, record, judged, complete):
+        shown = found if complete or claim.every else ()  # another arm has no part in the claim
+        return Verdict(NO_VERDICT, shown, remark=_joined(reason, *lost), record=record)
     values = [outcome.p for outcome in judged]
     return Verdict(UNDECIDED, found, None if None in values else max(values), remark=_joined(*lost), record=record)
+
+
+def _undecidable(claim, record, judged, complete):
+    """Why there is no verdict, "" where there is one."""
+    if not complete:
+        return "not all arms have results"
+    if claim.direction == 0:
+        return "the paper has no direction"
+    begun = len({run["seed"] for run in record["runs"]})
+    if _of_plan(claim, record) and begun < SEEDS and not record["ensembles"]:
+        return f"{begun} of {SEEDS} seeds so far"
+    return TOO_FEW if min(outcome.n for outcome in judged) < FEWEST else ""
 
 
 def primary(claim: Claim, compared: Sequence[Outcome]) -> tuple[Outcome, ...]:
@@ -205,27 +211,21 @@ def _counted_towers(record, folder):
     All of `SEEDS` runs or more, and more than those: it comes out; none: the opposite. Beside it, in how many of the
     divided ones it is the share of chroma that differs, as the paper says, and Fisher's exact test of the runs with
     links against those without."""
-    counts, told, short = {}, [], []
+    counts, remarks, short = {}, [], []
     for arm in record["arms"]:
         runs = [run for run in ended(record, arm["name"]) if "division" in run]
         if not runs:
             continue
-        divided = [
-            run["division"]
-            for run in runs
-            if run["division"]["p"] is not None and run["division"]["p"] <= DIVISION_LEVEL
-        ]
-        chroma = sum(division["measures"]["colourfulness"]["holm_p"] <= LEVEL for division in divided)
-        kernels = [kept_answers.first_layer(run, folder) for run in runs]
-        _, p = (None, None) if any(of_one is None for of_one in kernels) else matching(kernels)
-        low, high = wilson(len(divided), len(runs))
-        share = f"{len(divided)} of {len(runs)} runs ({100 * low:.0f} to {100 * high:.0f} %), in chroma in {chroma}"
+        divided, chroma, p = _divided(runs, folder)
+        low, high = wilson(divided, len(runs))
+        share = f"{divided} of {len(runs)} runs ({100 * low:.0f} to {100 * high:.0f} %), in chroma in {chroma}"
         name = LINKS.get(arm["name"], words(arm["name"]))
         short.append(f"{name}: {share}" if short else f"{name}: towers differ in {share}")
-        counts[arm["name"]] = len(divided), len(runs), p
-        told.append(
+        counts[arm["name"]] = divided, len(runs), p
+        first = f" (the first {MOST_NETWORKS})" if len(runs) > MOST_NETWORKS else ""
+        remarks.append(
             f"{name}: towers differ in {share} of these; "
-            f"against towers of other runs p = {'unknown' if p is None else f'{p:.2g}'}"
+            f"against towers of other runs{first} p = {'unknown' if p is None else f'{p:.2g}'}"
         )
     base, *others = (arm["name"] for arm in record["arms"])
     if base not in counts:
@@ -238,9 +238,18 @@ def _counted_towers(record, folder):
 
         other = counts[others[0]]
         fisher = stats.fisher_exact([[divided, runs - divided], [other[0], other[1] - other[0]]]).pvalue
-        told.append(f"with links against without p = {fisher:.2g}")
+        remarks.append(f"with links against without p = {fisher:.2g}")
     word = COMES_OUT if divided == runs and p is not None and p <= LEVEL else OPPOSITE if not divided else UNDECIDED
-    return Verdict(word, remark="; ".join(told), record=record, counted="; ".join(short), n=runs)
+    return Verdict(word, remark="; ".join(remarks), record=record, counted="; ".join(short), n=runs)
+
+
+def _divided(runs, folder):
+    """(how many of an arm's runs are divided, in how many of these the shares of chroma differ, p of `matching`)."""
+    divided = [run["division"] for run in runs if is_divided(run["division"])]
+    chroma = sum(division["measures"]["colourfulness"]["holm_p"] <= LEVEL for division in divided)
+    kernels = [kept_answers.first_layer(run, folder) for run in runs[:MOST_NETWORKS]]
+    p = None if any(of_one is None for of_one in kernels) else matching(kernels)[1]
+    return len(divided), chroma, p
 
 
 def _counted_starts(claim, record):
