@@ -102,7 +102,7 @@ def _list(options):
         say(f"{other.id}: {other.sentence} ({other.section})")
         say(f"    paper  {other.paper}")
         say(f"    2012   {other.source}")
-        for sentence in other.told(options.records, records) or ["not run here"]:
+        for sentence in other.sentences(options.records, records) or ["not run here"]:
             say(f"    here   {sentence}")
         say(f"    {other.command}")
     return 0

@@ -30,7 +30,7 @@ class Elsewhere:
     paper: str
     source: str  # what the 2012 notes have
     command: str
-    told: Callable  # (folder of the claims' records, {claim: its records}) -> sentences
+    sentences: Callable  # (folder of the claims' records, {claim: its records}) -> sentences
 
 
 def feeding(folder: str | Path, records: Mapping[str, list[dict]]) -> list[str]:

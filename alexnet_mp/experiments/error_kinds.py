@@ -172,24 +172,24 @@ def _errors(record, arm):
         for what, key in (("", "errors"), ("test images: ", "on_test_images"))
         if all(key in run for run in runs)
     ]
-    told = fields(record)
-    apart = _apart(*(errors for _, errors in sets), told) if len(sets) > 1 else ""
-    return f"{words(arm)}: {'; '.join(what + _levels(errors, told) for what, errors in sets)}{apart}, n = {len(runs)}"
+    told_fields = fields(record)
+    apart = _apart(*(errors for _, errors in sets), told_fields) if len(sets) > 1 else ""
+    return f"{words(arm)}: {'; '.join(what + _levels(errors, told_fields) for what, errors in sets)}{apart}, n = {len(runs)}"
 
 
-def _apart(validation, test, told):
+def _apart(validation, test, told_fields):
     """Test minus validation errors under the protocol that averages views, of the same runs."""
     name = averaged(validation[0])
     points = " / ".join(
-        spread_signed([b[name][field] - a[name][field] for a, b in zip(validation, test)]) for field in told
+        spread_signed([b[name][field] - a[name][field] for a, b in zip(validation, test)]) for field in told_fields
     )
     return f"; test minus validation {points} points ({name})"
 
 
-def _levels(errors, told):
+def _levels(errors, told_fields):
     """The mean errors of several runs under their protocols."""
     return ", ".join(
-        f"{' / '.join(spread([of_run[protocol][field] for of_run in errors]) for field in told)} % {protocol}"
+        f"{' / '.join(spread([of_run[protocol][field] for of_run in errors]) for field in told_fields)} % {protocol}"
         for protocol in reversed(errors[0])
     )
 

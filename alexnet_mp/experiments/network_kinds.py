@@ -49,7 +49,7 @@ class Ensemble(Kind):
         ensembles = record["ensembles"]
         if not ensembles:
             return []
-        name, told, said = averaged(ensembles[0]["errors"]), fields(record), []
+        name, told_fields, said = averaged(ensembles[0]["errors"]), fields(record), []
         for what, key in (
             ("averaged plainly", "errors"),
             ("averaged with weights chosen on the validation images, tested on these same images", "weighted"),
@@ -62,10 +62,10 @@ class Ensemble(Kind):
                     [run["errors"][name] for run in record["runs"] if run["directory"] in ensemble["members"]]
                     for ensemble in ensembles
                 ]
-                reference = [{field: mean(errors[field] for errors in of) for field in told} for of in members]
+                reference = [{field: mean(errors[field] for errors in of) for field in told_fields} for of in members]
                 against = "their mean of "
             before, after = (
-                [[errors[field] for errors in of] for field in told]
+                [[errors[field] for errors in of] for field in told_fields]
                 for of in (reference, [ensemble[key][name] for ensemble in ensembles])
             )
             tests = [paired(*pair) for pair in zip(before, after)]

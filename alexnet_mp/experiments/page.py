@@ -69,8 +69,8 @@ def _table(folder, records, found):
     """All claims: claim, paper, here, n, verdict."""
     rows = [*_HEAD, *(_line(claim, found[claim.id]) for claim in CLAIMS)]
     for other in ELSEWHERE:
-        told = "; ".join(other.told(folder, records))
-        rows.append(_row(_sentence(other), other.paper, told, "", "no verdict" if told else NOT_RUN))
+        here = "; ".join(other.sentences(folder, records))
+        rows.append(_row(_sentence(other), other.paper, here, "", "no verdict" if here else NOT_RUN))
     return "\n".join(rows)
 
 
@@ -92,7 +92,7 @@ def _each(folder, records, found, path):
         for record in of_claim:
             lines += _record(claim, record, of_claim, folder, path)
     for other in ELSEWHERE:
-        sentences = other.told(folder, records)
+        sentences = other.sentences(folder, records)
         lines = have_run if sentences else have_not
         lines += [
             *_head(other, sentences),
@@ -181,14 +181,14 @@ def _here(claim, verdict):
     """What was counted or the primary outcome, and what stands beside it, in short; with the data, if they are not the
     study's, or if an arm had others."""
     beside = [outcome for outcome in verdict.outcomes if outcome.beside]
-    shown = [*primary(claim, verdict.outcomes), *beside]
-    told = verdict.counted or "; ".join(f"{outcome.what}: {_mean(outcome)}" for outcome in shown)
-    if not told:
-        return told
+    compared = [*primary(claim, verdict.outcomes), *beside]
+    here = verdict.counted or "; ".join(f"{outcome.what}: {_mean(outcome)}" for outcome in compared)
+    if not here:
+        return here
     sets = [data["description"].partition(":")[0].removeprefix("prepared set ") for data in verdict.record["data"]]
     if verdict.of_study and len(sets) == 1:
-        return told
-    return f"{told} (on {', '.join(sets)})"
+        return here
+    return f"{here} (on {', '.join(sets)})"
 
 
 def _mean(outcome):

@@ -80,5 +80,5 @@ def _steps(runs):
     """The steps at which their loss moved, and with how many seeds it didn't."""
     steps = [run["moved"] for run in runs if run["moved"] is not None]
     never = len(runs) - len(steps)
-    told = ([spread(steps, 0)] if steps else []) + ([f"none with {count(never, 'seed')}"] if never else [])
-    return " and ".join(told)
+    parts = ([spread(steps, 0)] if steps else []) + ([f"none with {count(never, 'seed')}"] if never else [])
+    return " and ".join(parts)

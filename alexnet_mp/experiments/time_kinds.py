@@ -89,13 +89,13 @@ class Rates(Kind):
         if not all(runs.values()):
             return []
         fast, slow = arms
-        told = [self._of_arm(record, arm, runs[arm]) for arm in arms]
+        lines = [self._of_arm(record, arm, runs[arm]) for arm in arms]
         before, after, least, left_out = _in_time(record, fast, slow, "epochs_to_level", epochs)
         if before:
             ratios = [b / a for a, b in zip(before, after)]
             test = paired(*([math.log(value) for value in of_arm] for of_arm in (before, after)))
-            told.append(f"ratio {least}{spread(ratios)}, of the logarithms {n_and_p(test)}{left_out}")
-        return told
+            lines.append(f"ratio {least}{spread(ratios)}, of the logarithms {n_and_p(test)}{left_out}")
+        return lines
 
     def _of_arm(self, record, arm, runs):
         """When an arm came to the level, and with which of the learning rates that were tried."""
