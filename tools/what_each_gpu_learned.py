@@ -34,6 +34,9 @@ PAGE, FIGURE = ROOT / "docs" / "what-each-gpu-learned.md", ROOT / "docs" / "what
 
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
+    paths = {Path(directory).resolve() for directory in options.runs}
+    if len({path.name for path in paths}) < len(paths):
+        raise UserError("two of these runs have one name, which is their record's; rename one")
     compute_as_in_training()
     folder = Path(options.out)
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,7 @@
 """docs/what-each-gpu-learned.md, from the records of `what_each_gpu_learned.py`."""
 
 import re
+import shlex
 import textwrap
 from collections.abc import Sequence
 
@@ -75,8 +76,8 @@ def commands(groups):
     """One line a data set."""
     lines = []
     for records in groups:
-        words = records[0]["command"].split()
-        lines.append(" ".join([*words[:2], "RUN...", *words[3:]]))
+        words = shlex.split(records[0]["command"])
+        lines.append(shlex.join([*words[:2], "RUN...", *words[3:]]))
     return "\n".join(["```", *dict.fromkeys(lines), "```"])
 
 

@@ -35,9 +35,11 @@ def kernels(records):
     rows, answers = [], []
     for arm, some in by_arm(records).items():
         if arm == "one tower":
-            split = [one["first_layer"]["halves_divided"] for one in some]
+            # None where too few kernels learned
+            split = [found for one in some if (found := one["first_layer"]["halves_divided"])]
             hits, of = sum(hit for hit, _ in split), sum(count for _, count in split)
-            answers.append(f"of one tower's kernels, split at random, {hits} of {of} halves differ, at p of 0.01")
+            if split:
+                answers.append(f"of one tower's kernels, split at random, {hits} of {of} halves differ, at p of 0.01")
             continue
         apart = over_seeds([abs(np.subtract(*one["first_layer"]["chroma"])) for one in some])
         hits = sum(p[one["run"],] <= LEVEL for one in some)
