@@ -173,53 +173,20 @@ def needed(records):
     two = of_two_towers(records)
     if not two:
         return None
-    looks = {}
-    for one in two:
-        for lesion in (*one["lesions"]["towers"], *one["lesions"]["links"]):
-            looks[one["run"], lesion["place"], lesion["silenced"]] = lesion["p"]
-        for contrast in one["lesions"]["contrasts"]:
-            looks[one["run"], contrast["place"], "contrast"] = contrast["p"]
-    p = corrected(looks)
+    p = corrected(_looks(two))
     rows, answers = [], []
     for arm, some in by_arm(two).items():
-        whole = over_seeds([one["lesions"]["error"] for one in some])
-        places = list(dict.fromkeys(lesion["place"] for lesion in some[0]["lesions"]["towers"]))
         first = next((lesion["place"] for lesion in some[0]["lesions"]["links"]), None)
-        for place in places:
-            off = [(one, lesion) for one in some for lesion in one["lesions"]["towers"] if lesion["place"] == place]
-            cut = [(one, lesion) for one in some for lesion in one["lesions"]["links"] if lesion["place"] == place]
-            apart = [(one, by_name(one["lesions"]["contrasts"], "place", place)) for one in some]
-            rows.append(
-                [
-                    arm,
-                    "all of these" if place == "all" else place,
-                    rise(off, p),
-                    f"{span(over_seeds([half(one, lesion) for one, lesion in off]), 1)}",
-                    rise(cut, p) if cut else "-",
-                    f"{span(over_seeds([abs(points(each)) for _, each in apart]), 1)}; "
-                    f"{sum(p[one['run'], place, 'contrast'] <= LEVEL for one, _ in apart)} of {len(some)}",
-                ]
+        for number, place in enumerate(dict.fromkeys(lesion["place"] for lesion in some[0]["lesions"]["towers"])):
+            off, cut = (
+                [(one, lesion) for one in some for lesion in one["lesions"][part] if lesion["place"] == place]
+                for part in ("towers", "links")
             )
+            rows.append(_row_of_place(arm, place, some, off, cut, p))
             if place == first:
-                costs = (
-                    [points(lesion) for _, lesion in off],
-                    [half(one, lesion) for one, lesion in off],
-                    [points(lesion) for _, lesion in cut],
-                )
-                of_tower, of_half, of_link = (span(over_seeds(each), 1) for each in costs)
-                answers.append(
-                    f"{arm}, at {place}, where they first meet: one tower off costs {of_tower} points, a random half "
-                    f"of both {of_half}, one link cut {of_link}"
-                )
-            if place == places[0]:
-                errors_off = over_seeds([lesion["error"] for _, lesion in off])
-                of_halves = over_seeds([lesion["halves_error"][1] for _, lesion in off])
-                hits = sum(p[one["run"], place, lesion["silenced"]] <= LEVEL for one, lesion in off)
-                answers.append(
-                    f"{arm}: error {span(whole, 1)} % whole, {span(errors_off, 1)} % with one tower silenced wherever "
-                    f"it is read, worse in {hits} of {len(off)} cases; {span(of_halves, 1)} % with a random half of "
-                    "both silenced there"
-                )
+                answers.append(_where_they_meet(arm, place, off, cut))
+            if number == 0:
+                answers.append(_wherever_read(arm, some, off, p))
     n = sorted({one["lesions"]["n"] for one in two})
     return (
         "Is each tower needed, and where?",
@@ -229,6 +196,56 @@ def needed(records):
         "halves of both towers' maps at the same place (medians). Apart: the error with tower a off less that with b "
         f"off, its size, and in how many seeds it is not 0. McNemar's exact test, Holm over all {len(p)} looks.",
         table(["arm", "read by", "one tower off", "a random half off", "one link cut", "a off against b off"], rows),
+    )
+
+
+def _looks(records):
+    """{(run, place, what is silenced, or "contrast"): p}."""
+    looks = {}
+    for one in records:
+        for lesion in (*one["lesions"]["towers"], *one["lesions"]["links"]):
+            looks[one["run"], lesion["place"], lesion["silenced"]] = lesion["p"]
+        for contrast in one["lesions"]["contrasts"]:
+            looks[one["run"], contrast["place"], "contrast"] = contrast["p"]
+    return looks
+
+
+def _row_of_place(arm, place, some, off, cut, p):
+    """Of the table of `needed`. off, cut: (record, lesion) of the towers that are silenced there, and of the links."""
+    apart = [(one, by_name(one["lesions"]["contrasts"], "place", place)) for one in some]
+    hits = sum(p[one["run"], place, "contrast"] <= LEVEL for one, _ in apart)
+    return [
+        arm,
+        "all of these" if place == "all" else place,
+        rise(off, p),
+        span(over_seeds([half(*one) for one in off]), 1),
+        rise(cut, p) if cut else "-",
+        f"{span(over_seeds([abs(points(each)) for _, each in apart]), 1)}; {hits} of {len(some)}",
+    ]
+
+
+def _where_they_meet(arm, place, off, cut):
+    costs = [points(lesion) for _, lesion in off], [half(*one) for one in off], [points(lesion) for _, lesion in cut]
+    of_tower, of_half, of_link = (span(over_seeds(each), 1) for each in costs)
+    return (
+        f"{arm}, at {place}, where they first meet: one tower off costs {of_tower} points, a random half of both "
+        f"{of_half}, one link cut {of_link}"
+    )
+
+
+def _wherever_read(arm, some, off, p):
+    whole, errors_off, of_halves = (
+        span(over_seeds(each), 1)
+        for each in (
+            [one["lesions"]["error"] for one in some],
+            [lesion["error"] for _, lesion in off],
+            [lesion["halves_error"][1] for _, lesion in off],
+        )
+    )
+    hits = sum(p[one["run"], lesion["place"], lesion["silenced"]] <= LEVEL for one, lesion in off)
+    return (
+        f"{arm}: error {whole} % whole, {errors_off} % with one tower silenced wherever it is read, worse in {hits} of "
+        f"{len(off)} cases; {of_halves} % with a random half of both silenced there"
     )
 
 
