@@ -106,13 +106,15 @@ def search_rates(claim: Claim, options: Namespace, record: dict, allow: Callable
     """Find the best learning rate of each arm, and record it as a factor on the arm's own; False where there was no
     time for it."""
     for arm in claim.arms:
-        while (factor := search(claim.kind, arm, options)[0]) is not None:
+        while True:
+            factor, best, entries = search(claim.kind, arm, options)
+            if factor is None:
+                break
             say(f"-- {claim.id}: {arm.name} at {factor:g} times its learning rate")
             run = search_run(claim.kind, arm, factor, options)
             if not allow(run):
                 return False
             train_run(run, options)
-        _, best, entries = search(claim.kind, arm, options)
         if best is None:
             raise UserError(
                 f"{claim.id}: {arm.name} diverged at every learning rate from {FACTORS[0]:g} to {GRID[-1]:g} times "
@@ -135,7 +137,8 @@ def search(kind: Kind, arm: Arm, options: Namespace) -> tuple[float | None, floa
             run = search_run(kind, arm, factor, options)
             if status(run) in ("new", "begun"):
                 return factor, None, None
-            entries.setdefault(factor, measure(run, options, tested=False) | {"factor": factor})
+            if factor not in entries:
+                entries[factor] = measure(run, options, tested=False) | {"factor": factor}
         found = [
             (entry["epochs_to_level"] or math.inf, entry["train"]["top1_error"], factor)
             for factor, entry in entries.items()
