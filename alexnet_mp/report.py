@@ -99,6 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         likeness = similarity(
             out,
             shown,
+            step,
             network,
             found.statistics,
             dict(list(runs.items())[1:]),

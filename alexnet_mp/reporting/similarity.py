@@ -63,6 +63,7 @@ class Pictures:
 def similarity(
     out: Path,
     run: str,
+    step: int,
     network: TwoTowerAlexNet,
     statistics: Statistics,
     others: Mapping[str, str],
@@ -70,8 +71,8 @@ def similarity(
     gpus: str,
     kernels: str,
 ) -> page.Part:
-    """The `Part` of a run's network, in test mode; others: {name: directory} of the runs beside it, of which those of
-    two towers and pictures of the same size are compared with it."""
+    """The `Part` of a run's network after `step` steps, in test mode; others: {name: directory} of the runs beside it,
+    of which those of two towers and pictures of the same size are compared with it."""
     recipe = network.recipe
     if recipe.towers == 1:
         return _part(page.text("This network has one tower: there is nothing to compare."))
@@ -109,7 +110,7 @@ def similarity(
         _layers(found, tested, lines),
         *_crossed(crossings(own, recipe)),
         *_across(between, len(same)),
-        *_over_training(out, run, drawn, statistics, pictures, untrained, found),
+        *_over_training(out, run, step, drawn, statistics, pictures, untrained, found),
         page.why(
             f"Intervals, 95 %: jackknife over {GROUPS} groups of pictures. The first p: the share of 1,000 orders in "
             "which the pictures of tower b were dealt at random with a CKA as large. Random halves: the maps of both "
@@ -236,10 +237,11 @@ def _p(value):
     return "-" if value is None else shown_p(value)
 
 
-def _over_training(out, run, network, statistics, pictures, untrained, found):
-    """A chart, and a column a checkpoint; network: any of the recipe, whose weights are replaced."""
+def _over_training(out, run, shown, network, statistics, pictures, untrained, found):
+    """A chart, and a column a checkpoint up to step `shown`, of which `found` is: the run may have gone on since.
+    network: any of the recipe, whose weights are replaced."""
     seen = [("as drawn", 0, untrained)]
-    *earlier, newest = checkpoints.listing(run).items() or [(None, None)]
+    earlier = [(step, place) for step, place in checkpoints.listing(run).items() if step < shown]
     for step, place in earlier[-MOST_CHECKPOINTS:]:
         try:
             if read_state(place).recipe.layers != network.recipe.layers:
@@ -250,7 +252,7 @@ def _over_training(out, run, network, statistics, pictures, untrained, found):
             continue
     if len(seen) == 1:
         return [page.why("The run has one checkpoint: over training there is nothing more to compare.")]
-    seen.append(("newest", newest[0], {each.layer: each.cka for each in found if each.cka}))
+    seen.append(("newest", shown, {each.layer: each.cka for each in found if each.cka}))
     layers = [each.layer for each in found]
     figure = _draw_training([(step, of_step) for _, step, of_step in seen], layers)
     path = write_figure(figure, out / "similarity_training.png")
