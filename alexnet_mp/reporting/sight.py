@@ -1,7 +1,6 @@
 """The report's part on what a tower sees: errors on altered pictures, brightness and colour, the classes that lean on a
 tower."""
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -132,9 +131,7 @@ def _how(found):
 
 def _classes(out, found, split, names):
     most = found.most_first[:MOST]
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a box stands for such a letter
-        path = write_figure(draw_classes(most, split, names), out / "classes.png")
+    path = write_figure(draw_classes(most, split, names), out / "classes.png")
     return [
         page.heading("Classes that lean on a tower"),
         page.image(
