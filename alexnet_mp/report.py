@@ -20,6 +20,7 @@ import numpy as np
 from .analysis.altered_pictures import ALTERATIONS
 from .analysis.figure_4 import MOST_ANSWERED, guesses, some_of, told_apart
 from .analysis.growth import growth
+from .analysis.layer_outputs import links
 from .analysis.lesions import kernel_lesions, lesions
 from .analysis.sight import class_leanings, colour_division, sight
 from .analysis.similarity import most_pictures
@@ -67,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     shown, runs = options.runs[0], named(options.runs)
     described, lines = read_run(shown), sound_metrics(shown)
     layers = {
-        name: (*first_layer(directory), _linked(read_run(directory)["recipe"])) for name, directory in runs.items()
+        name: (*first_layer(directory), bool(links(read_run(directory)["recipe"]))) for name, directory in runs.items()
     }
     _refuse_equals(layers)
     out = Path(shown) / "report" if options.out is None else Path(options.out)
@@ -228,11 +229,6 @@ def _opened(options, splits):
         options.runs[:1], options.data, splits, options.gpus, options.kernels, options.pipeline, options.workers
     )
     return opened
-
-
-def _linked(recipe):
-    """Whether the towers meet before the last layer."""
-    return any(layer.reads == "both" for layer in recipe.layers[:-1])
 
 
 def _parser():

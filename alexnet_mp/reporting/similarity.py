@@ -10,6 +10,7 @@ import numpy as np
 
 from ..analysis.figures import NARROW, write_figure
 from ..analysis.hypothesis_tests import shown_p
+from ..analysis.layer_outputs import links
 from ..analysis.random_deals import MOST_NETWORKS
 from ..analysis.similarity import (
     DEALT_PICTURES,
@@ -20,7 +21,7 @@ from ..analysis.similarity import (
     Representation,
     across,
     alike,
-    crossings,
+    changes_at_crossings,
     dealt,
     own_cka,
     represent,
@@ -88,8 +89,9 @@ def similarity(
     drawn = TwoTowerAlexNet(recipe, network.exchange.devices, network.classes, network.kernels).eval()
     untrained = own_cka(pictures.seen_by(drawn, statistics))
     beside, left_out = _of_others(others, recipe, pictures, gpus, kernels)
-    same = [own, *(seen for seen, linked in beside.values() if linked == _linked(recipe))]
-    control = [seen for seen, linked in beside.values() if linked != _linked(recipe)]
+    linked = bool(links(recipe))
+    same = [own, *(seen for seen, other in beside.values() if other == linked)]
+    control = [seen for seen, other in beside.values() if other != linked]
     pieces = [
         page.text(
             "How alike the two towers see the same pictures: linear CKA, 1 where one tower says what the other says, "
@@ -103,12 +105,12 @@ def similarity(
     if between:
         lines["towers of different runs"] = ({each.layer: each.others for each in between}, OTHERS, "^--")
     if control:
-        lines[_kind(not _linked(recipe))] = (_mean(control), CONTROL, "D-.")
+        lines[_kind(not linked)] = (_mean(control), CONTROL, "D-.")
     path = write_figure(_draw(found, recipe, lines), out / "similarity.png")
     pieces += [
         page.image(path, "CKA of the two towers layer by layer, with the crossings between"),
         _layers(found, tested, lines),
-        *_crossed(crossings(own, recipe)),
+        *_crossed(changes_at_crossings(own, recipe)),
         *_across(between, len(same)),
         *_over_training(out, run, step, drawn, statistics, pictures, untrained, found),
         page.why(
@@ -128,10 +130,6 @@ def _part(*pieces):
     return page.Part(*PART, list(pieces))
 
 
-def _linked(recipe: Recipe) -> bool:
-    return any(layer.reads == "both" and layer.towers == "each" for layer in recipe.layers)
-
-
 def _kind(linked):
     return "towers with links" if linked else "towers without links"
 
@@ -149,7 +147,7 @@ def _of_others(others, recipe, pictures, gpus, kernels):
             left_out.append(f"{name}, the {MOST_NETWORKS + 1}th network or a later one")
         else:
             try:
-                found[name] = pictures.seen_by(network, trained.statistics), _linked(network.recipe)
+                found[name] = pictures.seen_by(network, trained.statistics), bool(links(network.recipe))
             except ValueError as error:
                 left_out.append(f"{name}, {error}")
     return found, left_out
