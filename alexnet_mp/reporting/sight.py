@@ -12,7 +12,7 @@ from ..analysis.figure_4 import short_name
 from ..analysis.figures import TOWER_COLOURS, write_figure
 from ..analysis.hypothesis_tests import shown_p, told_p, wilson
 from ..analysis.sight import LEVEL, ColourDivision, Leaning, Leanings, Seen
-from ..data.dataset import Split
+from ..data.dataset import Split, evenly
 from . import page
 from .lesions import LEAST, WIDTH
 
@@ -230,7 +230,7 @@ def draw_classes(most: Sequence[Leaning], split: Split, names: Sequence[str]) ->
     for row, one in enumerate(most):
         place = bottom + (rows - 1 - row) * row_inches + (row_inches - size) / 2
         of_class = np.flatnonzero(labels == one.label)
-        for column, number in enumerate(of_class[np.unique(np.linspace(0, len(of_class) - 1, EACH).astype(int))]):
+        for column, number in enumerate(of_class[evenly(len(of_class), EACH)]):
             left = 0.05 + column * (size + 0.04)
             image = figure.add_axes((left / WIDTH, place / height, size / WIDTH, size / height))
             image.imshow(split.read(int(number)))
