@@ -116,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ]
     parts = [
         figure_3(out, kernels, towers, options.kernel_scale, options.sort),
-        specialisation(out, kernels, towers, layers, {name: _told(directory) for name, directory in runs.items()}),
+        specialisation(out, kernels, towers, layers, {name: _described(directory) for name, directory in runs.items()}),
         growing(out, {name: growth(directory) for name, directory in runs.items()}),
         likeness,
         *of_towers,
@@ -190,7 +190,7 @@ def _of_towers(out, network, statistics, split, options, kernels, names):
         with progress(what, times * len(numbers)) as advance:
             return function(*of, numbers, advance=advance)
 
-    def told(numbers):
+    def sample_in_words(numbers):
         spread = ", spread evenly" * (len(numbers) < len(split))
         return f"{len(numbers):,} picture{'s' * (len(numbers) > 1)} of {options.split}{spread}"
 
@@ -200,8 +200,8 @@ def _of_towers(out, network, statistics, split, options, kernels, names):
     division = measured("brightness and colour", colour_division, few, 3)
     leanings = measured("classes", class_leanings, many) if labelled else None
     return [
-        lesions_part(out, lesions_found, removed, kernels, told(some), told(few)),
-        sight_part(out, seen, division, leanings, split, some, names, told(some)),
+        lesions_part(out, lesions_found, removed, kernels, sample_in_words(some), sample_in_words(few)),
+        sight_part(out, seen, division, leanings, split, some, names, sample_in_words(some)),
     ]
 
 
@@ -217,7 +217,7 @@ def _refuse_equals(layers):
             )
 
 
-def _told(directory):
+def _described(directory):
     """Of a run, what tells it from others: recipe, seed, step, data."""
     _, trained = from_newest(directory, read_state)
     return [trained.recipe.name, str(trained.recipe.seed), f"{trained.step:,}", trained.data.fingerprint[:8]]

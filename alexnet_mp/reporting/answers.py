@@ -91,10 +91,10 @@ def figure_4_right(out: Path, index: Index, dataset: DataSet, words: Sequence[st
         right.update(same)
         path = out / f"neighbours_{number:06}.png"
         durable_files.replace(path, png(contact_sheet(rows)))
-        told = ", ".join(f"{count} by {what}" for what, count in same.items())
+        counts = ", ".join(f"{count} by {what}" for what, count in same.items())
         name = names[queries.labels[number]]
-        pieces.append(page.heading(f"A picture of {name}; of its class are {told}"))
+        pieces.append(page.heading(f"A picture of {name}; of its class are {counts}"))
         pieces += [page.tiles(path, row) for row in rows]
-    told = ", ".join(f"{right[what]} of {count} by {what}" for what, count in shown.items())
-    pieces.append(page.why(f"Of the query's class, in these rows: {told}. The next part counts over many queries."))
+    counts = ", ".join(f"{right[what]} of {count} by {what}" for what, count in shown.items())
+    pieces.append(page.why(f"Of the query's class, in these rows: {counts}. The next part counts over many queries."))
     return page.Part(*NEAREST, pieces)

@@ -174,10 +174,10 @@ def _verdict(tested):
             f"random halves of their maps (the smallest corrected p is {min(each.holm_p for each in tested):.2g}): "
             "by this test no division is seen."
         )
-    told = _words(
+    layers = _words(
         [f"{each.layer} ({each.own:.2f}; halves {each.halves[1]:.2f}, corrected p {each.holm_p:.2g})" for each in less]
     )
-    return f"Less alike than random halves of the maps of both are the towers at {told}."
+    return f"Less alike than random halves of the maps of both are the towers at {layers}."
 
 
 def _words(names):

@@ -3,11 +3,12 @@
 import math
 from collections.abc import Sequence
 
+from alexnet_mp.analysis.hypothesis_tests import shown_p
 from alexnet_mp.analysis.random_deals import MOST_NETWORKS
 from alexnet_mp.analysis.similarity import across_of
 
 from .tables import ARMS, LEVEL, brightness_tower, by_arm, corrected, of_two_towers, over_seeds
-from .words import Answer, by_name, listed, numbers, seeds, span, table, told_p
+from .words import Answer, by_name, listed, numbers, seeds, span, table
 
 
 def alike(records: Sequence[dict]) -> Answer | None:
@@ -123,4 +124,4 @@ def ways(networks: int) -> int:
 
 
 def _p(p):
-    return "-" if p is None else told_p(p)
+    return "-" if p is None else shown_p(p)

@@ -5,9 +5,11 @@ import shlex
 import textwrap
 from collections.abc import Sequence
 
+from alexnet_mp.analysis.hypothesis_tests import shown_p
+
 from .questions import answers, pairs
 from .tables import LEVEL, by_arm, corrected, division_p, of_two_towers
-from .words import listed, seeds, told_p
+from .words import listed, seeds
 
 WIDTH = 118
 FIRST_SEEN = 3  # the seed whose networks were looked at while the measures were written
@@ -112,11 +114,11 @@ def verdict(records):
         contrasts = listed([f"{abs(one['colour']['contrast']):.0f}" for one in some])
         beyond = sum(one["colour"]["p_halves"] <= LEVEL for one in some)
         divided[arm] = max(p[arm,], unseen_p[arm,]) <= LEVEL
-        without = f" (without seed {FIRST_SEEN}, which was looked at first, {told_p(unseen_p[arm,])})"
+        without = f" (without seed {FIRST_SEEN}, which was looked at first, {shown_p(unseen_p[arm,])})"
         told.append(
             f"{arm.capitalize()}: contrasts of {contrasts} points in {named(some)}. In {beyond} of {len(some)}, each "
             "uncorrected, that is farther apart than random deals of the same kernels; all together, p "
-            f"{told_p(p[arm,])}"
+            f"{shown_p(p[arm,])}"
             f"{without if unseen[arm] != some else ''}."
         )
     if divided == dict.fromkeys(("towers with links", "towers without links"), True):

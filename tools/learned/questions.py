@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from alexnet_mp.analysis.hypothesis_tests import paired
+from alexnet_mp.analysis.hypothesis_tests import paired, shown_p
 
 from .likeness import alike, of_other_seeds
 from .tables import (
@@ -21,7 +21,7 @@ from .tables import (
     over_seeds,
     points,
 )
-from .words import Answer, by_name, numbers, seeds, span, steps, table, told_p
+from .words import Answer, by_name, numbers, seeds, span, steps, table
 
 MOST = 5  # classes each way
 
@@ -45,7 +45,7 @@ def kernels(records):
         hits = sum(p[one["run"],] <= LEVEL for one in some)
         answers.append(f"{arm}: different in {hits} of {seeds(some)}, shares of chroma {span(apart, 2)} apart")
         rows += [
-            [arm, one["seed"], *(f"{share:.2f}" for share in one["first_layer"]["chroma"]), told_p(p[one["run"],])]
+            [arm, one["seed"], *(f"{share:.2f}" for share in one["first_layer"]["chroma"]), shown_p(p[one["run"],])]
             for one in some
         ]
     return (
@@ -73,7 +73,7 @@ def division(records):
         beyond = sum(one["colour"]["p_halves"] <= LEVEL for one in some)
         answers.append(
             f"{arm}: contrast {span(contrast)} points, random deals of the kernels {span(usual)} (medians); p "
-            f"{told_p(joint[arm,])} for {seeds(some)} together, and {beyond} of {len(some)} by themselves "
+            f"{shown_p(joint[arm,])} for {seeds(some)} together, and {beyond} of {len(some)} by themselves "
             f"beyond the deals (p at most {LEVEL:g}, uncorrected)"
         )
         for one in some:
@@ -87,10 +87,10 @@ def division(records):
                     *(f"{kept['grey'][tower]:.0f} %" for tower in (light, 1 - light)),
                     *(f"{kept['colour alone'][tower]:.0f} %" for tower in (light, 1 - light)),
                     f"{abs(one['colour']['contrast']):.0f}",
-                    told_p(over_pictures[one["run"],]),
+                    shown_p(over_pictures[one["run"],]),
                     f"{np.quantile(np.abs(one['colour']['halves']), 0.95):.0f}",
                     f"{one['colour']['p_halves']:.2g}",
-                    told_p(over_deals[one["run"],]),
+                    shown_p(over_deals[one["run"],]),
                 ]
             )
     apart = pairs(arms, lambda one: abs(one["colour"]["contrast"]))
@@ -270,7 +270,7 @@ def classes(records):
         if arm in same:
             answer += (
                 f"; once the towers are named by what they see, the leanings of two seeds correlate by "
-                f"{same[arm][0]:.2f} (p {told_p(same_p[arm,])}); {same[arm][2][0]} of the {same[arm][2][1]} ways to "
+                f"{same[arm][0]:.2f} (p {shown_p(same_p[arm,])}); {same[arm][2][0]} of the {same[arm][2][1]} ways to "
                 "name the towers, this one among them, give as much"
             )
         answers.append(answer)
