@@ -14,9 +14,9 @@ from ..system.file_lock import held
 from ..system.terminal import progress
 
 
-def every_second_class(dataset: DataSet, stored_size: int, folder: str | Path) -> Path:
-    """Write classes 0, 2, 4, ... of train and val as PNG files of `stored_size` pixels into `folder`, unless that is
-    there already.
+def every_second_class(dataset: DataSet, folder: str | Path) -> Path:
+    """Write classes 0, 2, 4, ... of train and val into `folder`, a PNG file a stored picture, unless that is there
+    already.
 
     Returns the folder, whole: it gets its name when all is written. Another process that writes the same is waited for.
     Raises UserError where fewer than two classes would be left, and with the path where it can't be written; nothing
