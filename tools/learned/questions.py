@@ -31,7 +31,7 @@ def kernels(records):
     two = of_two_towers(records)
     if not two:
         return None
-    p = corrected({(one["run"],): one["first_layer"]["division_p"] or 1.0 for one in two})
+    p = corrected({one["run"]: one["first_layer"]["division_p"] or 1.0 for one in two})
     rows, answers = [], []
     for arm, some in by_arm(records).items():
         if arm == "one tower":
@@ -42,10 +42,10 @@ def kernels(records):
                 answers.append(f"of one tower's kernels, split at random, {hits} of {of} halves differ, at p of 0.01")
             continue
         apart = over_seeds([abs(np.subtract(*one["first_layer"]["chroma"])) for one in some])
-        hits = sum(p[one["run"],] <= LEVEL for one in some)
+        hits = sum(p[one["run"]] <= LEVEL for one in some)
         answers.append(f"{arm}: different in {hits} of {seeds(some)}, shares of chroma {span(apart, 2)} apart")
         rows += [
-            [arm, one["seed"], *(f"{share:.2f}" for share in one["first_layer"]["chroma"]), shown_p(p[one["run"],])]
+            [arm, one["seed"], *(f"{share:.2f}" for share in one["first_layer"]["chroma"]), shown_p(p[one["run"]])]
             for one in some
         ]
     return (
@@ -62,10 +62,10 @@ def division(records):
     two = of_two_towers(records)
     if not two:
         return None
-    over_pictures = corrected({(one["run"],): one["colour"]["p"] for one in two})
-    over_deals = corrected({(one["run"],): one["colour"]["p_halves"] for one in two})
+    over_pictures = corrected({one["run"]: one["colour"]["p"] for one in two})
+    over_deals = corrected({one["run"]: one["colour"]["p_halves"] for one in two})
     arms = by_arm(two)
-    joint = corrected({(arm,): division_p(some) for arm, some in arms.items()})
+    joint = corrected({arm: division_p(some) for arm, some in arms.items()})
     rows, answers = [], []
     for arm, some in arms.items():
         contrast = over_seeds([abs(one["colour"]["contrast"]) for one in some])
@@ -73,7 +73,7 @@ def division(records):
         beyond = sum(one["colour"]["p_halves"] <= LEVEL for one in some)
         answers.append(
             f"{arm}: contrast {span(contrast)} points, random deals of the kernels {span(usual)} (medians); p "
-            f"{shown_p(joint[arm,])} for {seeds(some)} together, and {beyond} of {len(some)} by themselves "
+            f"{shown_p(joint[arm])} for {seeds(some)} together, and {beyond} of {len(some)} by themselves "
             f"beyond the deals (p at most {LEVEL:g}, uncorrected)"
         )
         for one in some:
@@ -87,10 +87,10 @@ def division(records):
                     *(f"{kept['grey'][tower]:.0f} %" for tower in (light, 1 - light)),
                     *(f"{kept['colour alone'][tower]:.0f} %" for tower in (light, 1 - light)),
                     f"{abs(one['colour']['contrast']):.0f}",
-                    shown_p(over_pictures[one["run"],]),
+                    shown_p(over_pictures[one["run"]]),
                     f"{np.quantile(np.abs(one['colour']['halves']), 0.95):.0f}",
                     f"{one['colour']['p_halves']:.2g}",
-                    shown_p(over_deals[one["run"],]),
+                    shown_p(over_deals[one["run"]]),
                 ]
             )
     apart = pairs(arms, lambda one: abs(one["colour"]["contrast"]))
@@ -254,15 +254,15 @@ def classes(records):
     two = of_two_towers(records)
     if not two:
         return None
-    p = corrected({(one["run"],): one["classes"]["p"] for one in two})
+    p = corrected({one["run"]: one["classes"]["p"] for one in two})
     each = corrected({(one["run"], name): p for one in two for name, _, _, _, p in one["classes"]["classes"]})
     arms = by_arm(two)
     same = {arm: consistency(some) for arm, some in arms.items() if len(some) > 1}
-    same_p = corrected({(arm,): found[1] for arm, found in same.items()})
+    same_p = corrected({arm: found[1] for arm, found in same.items()})
     rows, answers = [], []
     for arm, some in arms.items():
         spread, chance = (over_seeds([one["classes"][name] for one in some]) for name in ("spread", "by_chance"))
-        hits = sum(p[one["run"],] <= LEVEL for one in some)
+        hits = sum(p[one["run"]] <= LEVEL for one in some)
         answer = (
             f"{arm}: the classes' leanings spread by {span(spread, 1)} points, {span(chance, 1)} by chance; more than "
             f"chance in {hits} of {seeds(some)}"
@@ -270,7 +270,7 @@ def classes(records):
         if arm in same:
             answer += (
                 f"; once the towers are named by what they see, the leanings of two seeds correlate by "
-                f"{same[arm][0]:.2f} (p {shown_p(same_p[arm,])}); {same[arm][2][0]} of the {same[arm][2][1]} ways to "
+                f"{same[arm][0]:.2f} (p {shown_p(same_p[arm])}); {same[arm][2][0]} of the {same[arm][2][1]} ways to "
                 "name the towers, this one among them, give as much"
             )
         answers.append(answer)
@@ -371,8 +371,14 @@ def pairs(arms, value):
     free, linked = (
         {one["seed"]: value(one) for one in arms.get(f"towers {word} links", [])} for word in ("without", "with")
     )
-    both = [seed for seed in free if seed in linked]
+    both = shared_seeds(arms)
     return paired([free[seed] for seed in both], [linked[seed] for seed in both]) if len(both) > 1 else None
+
+
+def shared_seeds(arms):
+    """The seeds that the towers with links and those without have, each once."""
+    free, linked = ([one["seed"] for one in arms.get(f"towers {word} links", [])] for word in ("without", "with"))
+    return [seed for seed in dict.fromkeys(free) if seed in linked]
 
 
 def _tower(record, which):
