@@ -176,7 +176,7 @@ def test_records_that_lack_something_or_differ_in_one_thing_alone(tmp_path):
     for records, told, never in (
         ([*RECORDS, *single], "split at random, 3 of 100 halves differ", None),
         ([*RECORDS, single[0]], "The kernels of the two first layers differ", "split at random, "),
-        ([lacks, RECORDS[1]], "less alike than random halves at conv1 in 1 of 1 of 2 seeds", None),
+        ([lacks, RECORDS[1]], "less alike than random halves at conv1 in 1 (of 1 with a CKA) of 2 seeds", None),
         ([lacks, RECORDS[1]], "| towers with links | conv1 | 0.70 | 0.80 | 1 of 1 |", None),
         ([RECORDS[1], lacks], "| towers with links | conv1 | 0.70 | 0.80 | 1 of 1 |", None),
         ([lacks], "Do the towers see alike?", "less alike than random halves at"),

@@ -31,7 +31,8 @@ def alike(records: Sequence[dict]) -> Answer | None:
             if dealt:
                 halves = over_seeds([found["halves"][1] for found in dealt.values()])
                 hits = sum(p[run, layer] <= LEVEL for run in dealt)
-                told.append(f"{layer} in {hits}{'' if len(dealt) == len(some) else f' of {len(dealt)}'}")
+                without = "" if len(dealt) == len(some) else f" (of {len(dealt)} with a CKA)"
+                told.append(f"{layer} in {hits}{without}")
                 rows.append([arm, layer, cka, span(halves, 2), f"{hits} of {len(dealt)}"])
             else:
                 rows.append([arm, layer, cka, "-", "-"])
