@@ -20,6 +20,7 @@ import numpy as np
 from .analysis.altered_pictures import ALTERATIONS
 from .analysis.figure_4 import MOST_ANSWERED, guesses, some_of, told_apart
 from .analysis.growth import growth
+from .analysis.layer_outputs import links
 from .analysis.lesions import kernel_lesions, lesions
 from .analysis.sight import class_leanings, colour_division, sight
 from .analysis.similarity import most_pictures
@@ -67,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     shown, runs = options.runs[0], named(options.runs)
     described, lines = read_run(shown), sound_metrics(shown)
     layers = {
-        name: (*first_layer(directory), _linked(read_run(directory)["recipe"])) for name, directory in runs.items()
+        name: (*first_layer(directory), bool(links(read_run(directory)["recipe"]))) for name, directory in runs.items()
     }
     _refuse_equals(layers)
     out = Path(shown) / "report" if options.out is None else Path(options.out)
@@ -99,6 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         likeness = similarity(
             out,
             shown,
+            step,
             network,
             found.statistics,
             dict(list(runs.items())[1:]),
@@ -114,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ]
     parts = [
         figure_3(out, kernels, towers, options.kernel_scale, options.sort),
-        specialisation(out, kernels, towers, layers, {name: _told(directory) for name, directory in runs.items()}),
+        specialisation(out, kernels, towers, layers, {name: _described(directory) for name, directory in runs.items()}),
         growing(out, {name: growth(directory) for name, directory in runs.items()}),
         likeness,
         *of_towers,
@@ -188,7 +190,7 @@ def _of_towers(out, network, statistics, split, options, kernels, names):
         with progress(what, times * len(numbers)) as advance:
             return function(*of, numbers, advance=advance)
 
-    def told(numbers):
+    def sample_in_words(numbers):
         spread = ", spread evenly" * (len(numbers) < len(split))
         return f"{len(numbers):,} picture{'s' * (len(numbers) > 1)} of {options.split}{spread}"
 
@@ -198,8 +200,8 @@ def _of_towers(out, network, statistics, split, options, kernels, names):
     division = measured("brightness and colour", colour_division, few, 3)
     leanings = measured("classes", class_leanings, many) if labelled else None
     return [
-        lesions_part(out, lesions_found, removed, kernels, told(some), told(few)),
-        sight_part(out, seen, division, leanings, split, some, names, told(some)),
+        lesions_part(out, lesions_found, removed, kernels, sample_in_words(some), sample_in_words(few)),
+        sight_part(out, seen, division, leanings, split, some, names, sample_in_words(some)),
     ]
 
 
@@ -215,7 +217,7 @@ def _refuse_equals(layers):
             )
 
 
-def _told(directory):
+def _described(directory):
     """Of a run, what tells it from others: recipe, seed, step, data."""
     _, trained = from_newest(directory, read_state)
     return [trained.recipe.name, str(trained.recipe.seed), f"{trained.step:,}", trained.data.fingerprint[:8]]
@@ -227,11 +229,6 @@ def _opened(options, splits):
         options.runs[:1], options.data, splits, options.gpus, options.kernels, options.pipeline, options.workers
     )
     return opened
-
-
-def _linked(recipe):
-    """Whether the towers meet before the last layer."""
-    return any(layer.reads == "both" for layer in recipe.layers[:-1])
 
 
 def _parser():

@@ -14,12 +14,12 @@ ROOT = Path(__file__).resolve().parent.parent
 TOYS = """
 import os, signal, subprocess, sys, time
 from pathlib import Path
-from gpu_check import check
+from gpu_check import check, processes
 from gpu_check.stages import Stage
 
 HERE = Path(__file__).parent
 check.environment = lambda: {"devices": []}
-check.GRACE, check.EACH = 0.5, 2
+processes.GRACE, check.EACH = 0.5, 2
 
 def toy(name, body="", seconds=1, limit=60, **more):
     begins = f"import os, signal, subprocess, sys, time; open({str(HERE / 'runs')!r}, 'a').write({name + ' '!r}); "

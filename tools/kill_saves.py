@@ -90,8 +90,8 @@ def holds_what_it_should(directory):
 
 
 class Watched:
-    """Stands in for `os` below `files`: says in `shared` which system call is being made; dies at number `at` of the
-    changing ones."""
+    """Stands in for the `os` of `durable_files`: says in `shared` which system call is being made; dies at number `at`
+    of the changing ones."""
 
     def __init__(self, shared, at=None):
         self.shared, self.left = shared, at

@@ -2,7 +2,7 @@
 
     python tools/same_numbers.py [COMMIT] [--work DIR] [--only PROBE,...]
 
-COMMIT is checked out elsewhere, and `same_numbers_probe.py` runs with the code of both: small training runs, tests,
+COMMIT is checked out elsewhere, and `same_numbers_probe` runs with the code of both: small training runs, tests,
 predictions, prepared sets, indices, pages, claims, every operation. Its digests are compared, a line a value: same or
 DIFFERS. The status is 1 if one differs or is missing on a side. It takes some minutes of one core. Nothing is kept for
 other machines, since processors round differently.
@@ -22,7 +22,7 @@ import venv
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PROBE = ROOT / "tools" / "same_numbers_probe.py"
+PROBE = ROOT / "tools" / "same_numbers_probe"
 COMMIT = "0bb1361"  # the last one before all files were moved
 LIBRARY = Path("kernels", "compiled.so")
 # What setuptools makes of setup.py's `package_dir` for an editable installation, for another folder. It comes first, so
@@ -72,7 +72,8 @@ def main(arguments=None):
     if work.exists() and any(work.iterdir()):
         parser.error(f"--work {work}: it is not empty; choose another directory, or remove it")
     work.mkdir(parents=True, exist_ok=True)
-    probe = Path(shutil.copy(PROBE, work))  # one probe for both, whatever is edited meanwhile
+    # one probe for both, whatever is edited meanwhile
+    probe = Path(shutil.copytree(PROBE, work / "probe" / PROBE.name, ignore=shutil.ignore_patterns("__pycache__")))
     code = work / "code"
     _git("clone", "--quiet", "--shared", "--no-checkout", ROOT, code, check=True)
     _git("-C", code, "checkout", "--quiet", "--detach", _git("rev-parse", options.commit).stdout.strip(), check=True)
@@ -132,7 +133,8 @@ def numbers(tree, probe, work, side, only=()):
     room.mkdir()
     print(f"computing with {tree}", flush=True)
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "TRITON"))}
-    done = subprocess.run([python, "-P", probe, file, *only], cwd=room, env=kept | {"OMP_NUM_THREADS": "1"})
+    here = {"PYTHONPATH": str(probe.parent), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([python, "-P", "-m", probe.stem, file, *only], cwd=room, env=kept | here)
     shutil.rmtree(place)
     room.rename(work / side)
     found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}

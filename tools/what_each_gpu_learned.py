@@ -22,7 +22,7 @@ from learned import across
 from learned.figure import draw
 from learned.measure import digest, measure
 from learned.page import page
-from learned.records import FOLDER, FORMAT, ROOT, read_all, told
+from learned.records import FOLDER, FORMAT, ROOT, as_json, read_all
 
 from alexnet_mp.command_options import compute_as_in_training
 from alexnet_mp.system import durable_files
@@ -34,6 +34,9 @@ PAGE, FIGURE = ROOT / "docs" / "what-each-gpu-learned.md", ROOT / "docs" / "what
 
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
+    paths = {Path(directory).resolve() for directory in options.runs}
+    if len({path.name for path in paths}) < len(paths):
+        raise UserError("two of these runs have one name, which is their record's; rename one")
     compute_as_in_training()
     folder = Path(options.out)
     folder.mkdir(parents=True, exist_ok=True)
@@ -43,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
         if _is_there(path, directory, options):
             say(f"{path} is there")
         else:
-            durable_files.replace(path, told(measure(directory, options)).encode())
+            durable_files.replace(path, as_json(measure(directory, options)).encode())
             say(f"wrote {path}")
         networks.append((directory, json.loads(path.read_text(encoding="utf-8"))))
     for some in across.arms(networks):
@@ -51,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
         if across.has(path, some, options.pictures):
             say(f"{path} is there")
         else:
-            durable_files.replace(path, told(across.measure_across(some, options)).encode())
+            durable_files.replace(path, as_json(across.measure_across(some, options)).encode())
             say(f"wrote {path}")
     records, of_seeds = read_all(folder)
     if not records:

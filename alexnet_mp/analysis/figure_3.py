@@ -71,19 +71,25 @@ def kernel_tiles(
 ) -> list[Image.Image]:
     """The kernels of each tower as a Pillow image without words, so many a row, transparent between them: for a page
     whose colours are not known. See `kernel_picture`."""
-    maps, _, k, _ = weights.shape
     scaled = _standardised(weights) if scale == "kernel" else weights
     parts = np.split(scaled, towers) if scale == "tower" else [scaled]
     pixels = np.concatenate([pixels_of(part) for part in parts])
-    a_tower, cell, images = maps // towers, k * SCALE + GAP, []
-    columns = min(columns, a_tower)
-    for chosen in np.split(np.arange(maps), towers):
-        images.append(Image.new("RGBA", (columns * cell - GAP, -(-a_tower // columns) * cell - GAP)))
-        for place, index in enumerate(greyest_first(weights, chosen) if by_colour else chosen):
-            row, column = divmod(place, columns)
-            kernel = Image.fromarray(pixels[index]).resize((k * SCALE, k * SCALE), Image.Resampling.NEAREST)
-            images[-1].paste(kernel, (column * cell, row * cell))
-    return images
+    towers_maps = np.split(np.arange(len(weights)), towers)
+    ordered = [greyest_first(weights, chosen) if by_colour else chosen for chosen in towers_maps]
+    return [grid(pixels[chosen], min(columns, len(chosen)), SCALE, GAP) for chosen in ordered]
+
+
+def grid(pixels: np.ndarray, columns: int, scale: int, gap: int) -> Image.Image:
+    """Kernels (n, k, k, 3) uint8 in rows of so many, `scale` screen pixels a pixel, as a Pillow image in RGBA; the
+    `gap` screen pixels between them are transparent."""
+    count, side, _, _ = pixels.shape
+    cell = side * scale + gap
+    image = Image.new("RGBA", (columns * cell - gap, -(-count // columns) * cell - gap))
+    for place, kernel in enumerate(pixels):
+        row, column = divmod(place, columns)
+        enlarged = Image.fromarray(kernel).resize((side * scale, side * scale), Image.Resampling.NEAREST)
+        image.paste(enlarged, (column * cell, row * cell))
+    return image
 
 
 def _apart(weights, towers):

@@ -2,7 +2,9 @@
 
 import io
 import math
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -151,8 +153,18 @@ def write_figure(figure: "Figure", path: Path, dpi: int = 110, density: int = DE
 
 def _save(figure, path, dpi, density):
     drawn = io.BytesIO()
-    figure.savefig(drawn, format="png", dpi=dpi * density, metadata={"Software": None, DENSITY_KEY: str(density)})
+    with boxes_for_letters():
+        figure.savefig(drawn, format="png", dpi=dpi * density, metadata={"Software": None, DENSITY_KEY: str(density)})
     durable_files.replace(path, drawn.getvalue())
+
+
+@contextmanager
+def boxes_for_letters() -> Iterator[None]:
+    """Without matplotlib's warning of a letter that its font lacks, as in the name of a run or class: a box stands for
+    it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        yield
 
 
 def _distribution(axes, statistics, parts, measure, panel, difference):

@@ -75,23 +75,25 @@ class Growth:
 def growth(run: str | Path) -> Growth:
     """The `Growth` of a run of one tower or two. Raises UserError where it has no checkpoint that can be read."""
     _, (state, kernels) = checkpoints.from_newest(run, first_layers.of_checkpoint)
-    towers, shape, unreadable = state.recipe.towers, kernels.shape, []
-    kept = first_layers.listing(run)
-    others = {step: place for step, place in checkpoints.listing(run).items() if step not in kept}
-    places = {**others, **kept, state.step: None}
-    moments = []
-    for step in _some(sorted(places)):
-        if step != state.step:
-            try:
-                kernels_then = (
-                    first_layers.read(kept[step]) if step in kept else first_layers.of_checkpoint(others[step])[1]
-                )
-                if kernels_then.shape != shape:
-                    raise UserError(f"{places[step]}: {kernels_then.shape}; the run's first layer has {shape}")
-            except UserError as error:
-                unreadable.append(" ".join(str(error).splitlines()))
-                continue
-        moments.append(moment_of(step, kernels if step == state.step else kernels_then, towers))
+    kept, saved = first_layers.listing(run), checkpoints.listing(run)
+
+    def at(step):
+        if step == state.step:
+            return kernels
+        found = first_layers.read(kept[step]) if step in kept else first_layers.of_checkpoint(saved[step])[1]
+        if found.shape != kernels.shape:
+            place = kept[step] if step in kept else saved[step]
+            raise UserError(f"{place}: {found.shape}; the run's first layer has {kernels.shape}")
+        return found
+
+    moments, unreadable = [], []
+    for step in _some(sorted({*saved, *kept, state.step})):
+        try:
+            found = at(step)
+        except UserError as error:
+            unreadable.append(" ".join(str(error).splitlines()))
+        else:
+            moments.append(moment_of(step, found, state.recipe.towers))
     return Growth(tuple(moments), len(kept), tuple(unreadable))
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from ..data.dataset import evenly
-from .figure_3 import pixels_of
+from .figure_3 import grid, pixels_of
 from .figures import NARROW, TOWER_COLOURS
 from .growth import Growth, Moment
 
@@ -57,23 +57,17 @@ def _moment(moment, side):
     """One moment: a line of words over each tower, and its kernels."""
     towers, (maps, _, k, _) = len(moment.chroma), moment.kernels.shape
     scale, a_tower = max(1, round(side / k)), maps // towers
-    columns = min(COLUMNS, a_tower)
-    cell = scale * k + GAP
-    width, height = columns * cell - GAP, -(-a_tower // columns) * cell - GAP
+    tiles = [grid(pixels, min(COLUMNS, a_tower), scale, GAP) for pixels in np.split(pixels_of(moment.kernels), towers)]
     names = [f"step {moment.step:,}: {moment.chroma[0]:.2f}", *(f"{share:.2f}" for share in moment.chroma[1:])]
     pen = ImageDraw.Draw(Image.new("RGBA", (1, 1)))
     # as wide for every step below ten million: frames and rows fit each other
-    width = max(width, int(pen.textlength("step 9,999,999: 0.00", font_size=13)) + 1)
-    image = Image.new("RGBA", (towers * width + (towers - 1) * BETWEEN, LINE + height))
-    pen, pixels = ImageDraw.Draw(image), pixels_of(moment.kernels)
+    width = max(tiles[0].width, int(pen.textlength("step 9,999,999: 0.00", font_size=13)) + 1)
+    image = Image.new("RGBA", (towers * width + (towers - 1) * BETWEEN, LINE + tiles[0].height))
+    pen = ImageDraw.Draw(image)
     for tower, name in enumerate(names):
         left = tower * (width + BETWEEN)
         pen.text((left, 0), name, fill=WORDS, font_size=13)
-        for place in range(a_tower):
-            row, column = divmod(place, columns)
-            kernel = Image.fromarray(pixels[tower * a_tower + place])
-            kernel = kernel.resize((k * scale, k * scale), Image.Resampling.NEAREST)
-            image.paste(kernel, (left + column * cell, LINE + row * cell))
+        image.paste(tiles[tower], (left, LINE))
     return image
 
 

@@ -15,6 +15,7 @@ from ..data.image_files import AT_ONCE
 from ..data.pixel_statistics import Statistics
 from ..evaluation.predict_images import centre_images
 from ..network.network import TwoTowerAlexNet
+from ..recipes.recipe import Recipe
 from ..runs.unit_means import UnitMeans
 from ..system.terminal import progress
 from .silencing import arrived
@@ -100,9 +101,8 @@ def on_devices(means: UnitMeans, network: TwoTowerAlexNet) -> Outputs:
     }
 
 
-def links(network: TwoTowerAlexNet) -> list[str]:
-    """The layers at which the towers meet before the answer's: those that can be cut and leave two networks.
+def links(recipe: Recipe) -> list[str]:
+    """The names of the layers at which the towers meet before the answer's: cut there, they are two networks.
 
     The answer's reads both towers as well. Cut there too, nothing of tower b would reach it: that is tower b off."""
-    recipe = network.recipe
     return [layer.name for layer in recipe.layers[:-1] if layer.reads == "both" and recipe.towers == 2]

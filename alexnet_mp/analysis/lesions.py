@@ -21,7 +21,7 @@ from ..network.network import TwoTowerAlexNet
 from .altered_pictures import intact
 from .hypothesis_tests import Comparison, holm, mcnemar
 from .random_deals import as_far_p, cliffs_delta, random_orders
-from .silencing import crossings, judge_all, link_off, maps_read, nothing_off, random_halves, tower_off
+from .silencing import judge_all, link_off, maps_read, meeting_layers, nothing_off, random_halves, tower_off
 
 DRAWS = 20  # controls of a lesion
 ALL = "all"  # the place of a lesion at every crossing, if there are several
@@ -108,7 +108,7 @@ def lesions(
     """The `Lesions` of a network in test mode, on the labelled pictures `numbers` of a split.
 
     statistics: of its run. draws: controls of a lesion, drawn by `seed`. advance(n) is called for every n pictures."""
-    recipe, places = network.recipe, crossings(network.recipe)
+    recipe, places = network.recipe, meeting_layers(network.recipe)
     everywhere = {ALL: places} if len(places) > 1 else {}
     everywhere |= {place: [place] for place in places}
     named = [

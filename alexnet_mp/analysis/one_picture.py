@@ -72,7 +72,7 @@ def through(network: TwoTowerAlexNet, images: Sequence[torch.Tensor], means: Out
     ways = [("the whole network", (), ())]
     if network.recipe.towers == 2 and means is not None:
         ways += [("tower a off", (0,), ()), ("tower b off", (1,), ())]
-        ways += [("links cut", (), tuple(links(network)))] if links(network) else []
+        ways += [("links cut", (), tuple(links(network.recipe)))] if links(network.recipe) else []
     outputs = [layer_outputs(network, images, means, off, cut) for _, off, cut in ways]
     whole, views = outputs[0], {}
     for layer in network.recipe.layers[:-1]:

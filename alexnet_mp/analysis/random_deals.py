@@ -22,6 +22,13 @@ def as_far_p(apart: np.ndarray) -> float:
     return float((apart >= apart[0] - 1e-12 * abs(apart[0])).mean())
 
 
+def as_far_p_each(seen: np.ndarray, deals: np.ndarray) -> np.ndarray:
+    """`as_far_p` of each value that was seen, (n,), among the same deals, (draws,), without the others; values are 0 at
+    least. Returns (n,) float64."""
+    hits = len(deals) - np.searchsorted(np.sort(deals), seen * (1 - 1e-12))
+    return (1 + hits) / (1 + len(deals))
+
+
 def energy_distances(points: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     """Energy distances between the chosen points and the others: 2 E|X - Y| - E|X - X'| - E|Y - Y'|, 0 where they are
     spread alike.

@@ -17,7 +17,7 @@ from ..network.network import TwoTowerAlexNet
 from .altered_pictures import ALTERATIONS, intact
 from .hypothesis_tests import Comparison, holm, mcnemar, sign_flip_of_counts, sure_of
 from .random_deals import as_far_p
-from .silencing import Off, crossings, judge_all, maps_read, random_halves, tower_off
+from .silencing import Off, judge_all, maps_read, meeting_layers, random_halves, tower_off
 
 DRAWS = 20  # random halves of the first layer
 LEVEL = 0.05  # of both p-values of a `ColourDivision`
@@ -95,7 +95,7 @@ def sight(
     """A `Seen` of each of `ALTERATIONS`, by a network in test mode on the labelled pictures `numbers` of a split.
 
     statistics: of its run. advance(n) is called for every n pictures. Of one tower only the whole is told."""
-    recipe, places = network.recipe, crossings(network.recipe)
+    recipe, places = network.recipe, meeting_layers(network.recipe)
     offs: dict[str, Off] = {"whole": {}}
     if places:
         offs |= {f"{'ab'[tower]} sees": tower_off(recipe, 1 - tower, places[:1]) for tower in (0, 1)}
@@ -167,7 +167,7 @@ def class_leanings(
 
     spread: the root of the mean over classes, weighted by their pictures, of (a class's difference - that of all
     pictures) ** 2; by chance it is not 0, since a class has few pictures."""
-    places = crossings(network.recipe)
+    places = meeting_layers(network.recipe)
     if not places:
         return None
     offs = [tower_off(network.recipe, tower, places[:1]) for tower in (1, 0)]

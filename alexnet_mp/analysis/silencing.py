@@ -36,7 +36,7 @@ class Judged:
     answers: np.ndarray  # (lesions, N) int64, the most probable class
 
 
-def crossings(recipe: Recipe) -> list[str]:
+def meeting_layers(recipe: Recipe) -> list[str]:
     """The names of the layers at which two towers meet, first to last; none of one tower."""
     return [layer.name for layer in recipe.layers if layer.reads == "both" and recipe.towers == 2]
 

@@ -205,7 +205,7 @@ def alike(network: Representation, draws: int = 1000, seed: int = 0) -> list[Ali
     return [Alike(*each, p) for each, p in zip(found, corrected)]
 
 
-def crossings(network: Representation, recipe: Recipe) -> list[Crossing]:
+def changes_at_crossings(network: Representation, recipe: Recipe) -> list[Crossing]:
     """The `Crossing` of each layer that reads both towers and is there on both: CKA of its outputs minus that of its
     inputs, over the same pictures."""
     found, groups, places = [], _groups(network.pictures), list(network.layers)

@@ -23,6 +23,7 @@ from .hypothesis_tests import holm, wilson
 from .random_deals import (
     MOST_NETWORKS,
     as_far_p,
+    as_far_p_each,
     cliffs_delta,
     energy_distances,
     kuipers_v,
@@ -162,9 +163,7 @@ def division_by_chance(
     orders = random_orders(int(kept.sum()), splits + draws, seed)[1:, :half]
     kernels = np.asarray(kernels)[kept]
     distances = energy_distances(_points(kernels, kernel_statistics(kernels)), orders)
-    others = np.sort(distances[splits:])
-    hits = draws - np.searchsorted(others, distances[:splits] * (1 - 1e-12))  # the rule of `as_far_p`
-    return int(((1 + hits) / (1 + draws) <= DIVISION_LEVEL).sum()), splits
+    return int((as_far_p_each(distances[:splits], distances[splits:]) <= DIVISION_LEVEL).sum()), splits
 
 
 def matching(runs: Sequence[np.ndarray]) -> tuple[float, float] | tuple[None, None]:
@@ -236,9 +235,8 @@ def appearance_by_chance(
             raise ValueError(f"{name}: {len(kernels)} kernels can't be split in two")
         shares = chroma_of_halves(kernels, random_orders(len(kernels), splits + draws, seed)[1:])
         apart = np.abs(shares[0] - shares[1])
-        others = np.sort(apart[splits:])
-        hits = draws - np.searchsorted(others, apart[:splits] * (1 - 1e-12))  # the rule of `as_far_p`
-        halves += [Halves(name, (float(a), float(b)), float(1 + hit) / (1 + draws)) for a, b, hit in zip(*shares, hits)]
+        found = zip(*shares, as_far_p_each(apart[:splits], apart[splits:]))
+        halves += [Halves(name, (float(a), float(b)), float(p)) for a, b, p in found]
     return _count(halves)
 
 

@@ -39,38 +39,59 @@ def run_claim(
     }
     total = turns(claim, options, seeds, record["rates"])
     for number, (runs, members) in enumerate(total, 1):
-        known = averaged.get(_names(member.directory for member in members or ()))
-        wanted = set() if known else {member.directory for member in members or ()}
-        begun = [run for run in runs if run.directory in wanted or not entry_of(run, options)]
-        wanted |= {run.init for run in begun if run.init and status(run) not in ("done", "diverged")}
-        made = {}
-        for run in runs:
-            if (entry := entry_of(run, options)) and run.directory not in wanted:
-                made[run] = entry
-                continue
-            if any(run.init == other.directory and "diverged" in entry for other, entry in made.items()):
-                say(f"-- {claim.id}: {run.arm}, seed {run.seed}: not trained, what it would begin with diverged")
-                continue
-            say(
-                f"-- {claim.id}: {run.arm}, seed {run.seed} ({'ensemble' if members else 'seed'} {number} of "
-                f"{len(total)})"
-            )
-            if not allow(run):
-                return record if path else None
-            # the weights of what is kept are gone: this is another network
-            anew = entry is not None and status(run) != "done"
-            train_run(run, options)
-            made[run] = measure(run, options) if anew else entry or measure_and_keep(run, options)
-        record["runs"] += made.values()
-        if known:
-            record["ensembles"].append(known | {"members": [str(member.directory) for member in members]})
-        elif members and all(status(member) == "done" for member in members):
-            record["ensembles"].append(average(members, options))
-        elif members:
-            say(f"-- {claim.id}: ensemble {number} has a network that diverged, so it is not averaged")
+        members, what = members or [], f"{'ensemble' if members else 'seed'} {number} of {len(total)}"
+        earlier = averaged.get(_names(member.directory for member in members))
+        wanted = _weights_wanted(runs, [] if earlier else members, options)
+        entries = _entries_of_turn(claim, options, runs, wanted, what, allow)
+        if entries is None:
+            return record if path else None
+        record["runs"] += entries.values()
+        record["ensembles"] += _averages(claim, options, members, earlier, number)
         path, written = write_record(record, options.records)
     say(f"recorded in {path}" if written else f"{path} stays as it is: it has these runs and more")
     return record
+
+
+def _weights_wanted(runs, members, options):
+    """The directories of the runs of a turn whose weights are asked for: of `members`, which are to be averaged, and of
+    those that a run begins with which isn't trained yet."""
+    wanted = {member.directory for member in members}
+    begun = [run for run in runs if run.directory in wanted or not entry_of(run, options)]
+    return wanted | {run.init for run in begun if run.init and status(run) not in ("done", "diverged")}
+
+
+def _entries_of_turn(claim, options, runs, wanted, turn, allow):
+    """{directory: entry} of a turn's runs, trained and measured unless they are kept and nobody wants their weights;
+    None where there was no time for one. turn: which one it is, in words."""
+    entries = {}
+    for run in runs:
+        kept = entry_of(run, options)
+        if kept and run.directory not in wanted:
+            entries[run.directory] = kept
+            continue
+        if "diverged" in entries.get(run.init, {}):
+            say(f"-- {claim.id}: {run.arm}, seed {run.seed}: not trained, what it would begin with diverged")
+            continue
+        say(f"-- {claim.id}: {run.arm}, seed {run.seed} ({turn})")
+        if not allow(run):
+            return None
+        # the weights of what is kept are gone: this is another network
+        anew = kept is not None and status(run) != "done"
+        train_run(run, options)
+        entries[run.directory] = measure(run, options) if anew else kept or measure_and_keep(run, options)
+    return entries
+
+
+def _averages(claim, options, members, earlier, number):
+    """The average of a turn's networks, as a list of one; none where it has no members, or one of them diverged.
+    earlier: what an earlier record has of the same members, or None."""
+    if earlier:
+        return [earlier | {"members": [str(member.directory) for member in members]}]
+    if members and all(status(member) == "done" for member in members):
+        return [average(members, options)]
+    if members:
+        say(f"-- {claim.id}: ensemble {number} has a network that diverged, so it is not averaged")
+    return []
 
 
 def _names(directories):
@@ -85,13 +106,15 @@ def search_rates(claim: Claim, options: Namespace, record: dict, allow: Callable
     """Find the best learning rate of each arm, and record it as a factor on the arm's own; False where there was no
     time for it."""
     for arm in claim.arms:
-        while (factor := search(claim.kind, arm, options)[0]) is not None:
+        while True:
+            factor, best, entries = search(claim.kind, arm, options)
+            if factor is None:
+                break
             say(f"-- {claim.id}: {arm.name} at {factor:g} times its learning rate")
             run = search_run(claim.kind, arm, factor, options)
             if not allow(run):
                 return False
             train_run(run, options)
-        _, best, entries = search(claim.kind, arm, options)
         if best is None:
             raise UserError(
                 f"{claim.id}: {arm.name} diverged at every learning rate from {FACTORS[0]:g} to {GRID[-1]:g} times "
@@ -114,7 +137,8 @@ def search(kind: Kind, arm: Arm, options: Namespace) -> tuple[float | None, floa
             run = search_run(kind, arm, factor, options)
             if status(run) in ("new", "begun"):
                 return factor, None, None
-            entries.setdefault(factor, measure(run, options, tested=False) | {"factor": factor})
+            if factor not in entries:
+                entries[factor] = measure(run, options, tested=False) | {"factor": factor}
         found = [
             (entry["epochs_to_level"] or math.inf, entry["train"]["top1_error"], factor)
             for factor, entry in entries.items()

@@ -172,24 +172,24 @@ def _errors(record, arm):
         for what, key in (("", "errors"), ("test images: ", "on_test_images"))
         if all(key in run for run in runs)
     ]
-    told_fields = fields(record)
-    apart = _apart(*(errors for _, errors in sets), told_fields) if len(sets) > 1 else ""
-    return f"{words(arm)}: {'; '.join(what + _levels(errors, told_fields) for what, errors in sets)}{apart}, n = {len(runs)}"
+    shown = fields(record)
+    apart = _apart(*(errors for _, errors in sets), shown) if len(sets) > 1 else ""
+    return f"{words(arm)}: {'; '.join(what + _levels(errors, shown) for what, errors in sets)}{apart}, n = {len(runs)}"
 
 
-def _apart(validation, test, told_fields):
+def _apart(validation, test, shown):
     """Test minus validation errors under the protocol that averages views, of the same runs."""
     name = averaged(validation[0])
     points = " / ".join(
-        spread_signed([b[name][field] - a[name][field] for a, b in zip(validation, test)]) for field in told_fields
+        spread_signed([b[name][field] - a[name][field] for a, b in zip(validation, test)]) for field in shown
     )
     return f"; test minus validation {points} points ({name})"
 
 
-def _levels(errors, told_fields):
+def _levels(errors, shown):
     """The mean errors of several runs under their protocols."""
     return ", ".join(
-        f"{' / '.join(spread([of_run[protocol][field] for of_run in errors]) for field in told_fields)} % {protocol}"
+        f"{' / '.join(spread([of_run[protocol][field] for of_run in errors]) for field in shown)} % {protocol}"
         for protocol in reversed(errors[0])
     )
 

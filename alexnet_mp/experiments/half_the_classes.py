@@ -3,6 +3,7 @@
 The paper pre-trained on all of ImageNet, of which ILSVRC is a part, and fine-tuned on ILSVRC. In small: pre-trained on
 all classes of a set, fine-tuned on every second one of them. The pictures are the stored ones, so no pixel differs."""
 
+import os
 from pathlib import Path
 
 from PIL import Image
@@ -14,9 +15,9 @@ from ..system.file_lock import held
 from ..system.terminal import progress
 
 
-def every_second_class(dataset: DataSet, stored_size: int, folder: str | Path) -> Path:
-    """Write classes 0, 2, 4, ... of train and val as PNG files of `stored_size` pixels into `folder`, unless that is
-    there already.
+def every_second_class(dataset: DataSet, folder: str | Path) -> Path:
+    """Write classes 0, 2, 4, ... of train and val into `folder`, a PNG file a stored picture, unless that is there
+    already.
 
     Returns the folder, whole: it gets its name when all is written. Another process that writes the same is waited for.
     Raises UserError where fewer than two classes would be left, and with the path where it can't be written; nothing
@@ -48,6 +49,7 @@ def _write(dataset, split, partial):
             if label % 2 == 0:
                 path = partial / split / _name(dataset, int(label)) / f"{index:08}.png"
                 Image.fromarray(source.read(index)).save(path, compress_level=1)
+                os.utime(path, (0, 0))  # a folder's fingerprint has them: runs on it have the same name everywhere
             advance(1)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ..analysis.figure_3 import greyest_first, pixels_of
+from ..analysis.figure_3 import greyest_first, grid, pixels_of
 from ..analysis.specialisation import DIVISION_LEVEL
 from . import kept_answers
 from .entries import is_divided, words
@@ -91,8 +91,7 @@ def _network(run, kernels):
     for tower in range(towers):
         top = len(heads) * LINE + tower * (rows * cell + LINE)
         pen.text((0, top), labels[tower], fill="black", font_size=FONT)
-        for place, index in enumerate(greyest_first(kernels, np.arange(tower * a_tower, (tower + 1) * a_tower))):
-            row, column = divmod(place, COLUMNS)
-            kernel = Image.fromarray(pixels[index]).resize((cell - GAP, cell - GAP), Image.Resampling.NEAREST)
-            panel.paste(kernel, (column * cell, top + LINE + row * cell))
+        kernels_of_tower = greyest_first(kernels, np.arange(tower * a_tower, (tower + 1) * a_tower))
+        tiles = grid(pixels[kernels_of_tower], COLUMNS, SCALE, GAP)
+        panel.paste(tiles, (0, top + LINE), tiles)
     return panel

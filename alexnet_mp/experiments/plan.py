@@ -159,7 +159,7 @@ def data_for(arm: Arm, arms: Sequence[Arm], options: Namespace, recipe: Recipe) 
         return options.larger or options.data
     whole = opened(options.data, recipe.stored_size)
     folder = Path(options.out) / f"half-{whole.fingerprint[:8]}-{recipe.stored_size}"
-    return str(every_second_class(whole, recipe.stored_size, folder))
+    return str(every_second_class(whole, folder))
 
 
 def at(arm: Arm, rates: Mapping[str, float] | None) -> Arm:

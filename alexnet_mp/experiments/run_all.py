@@ -18,7 +18,7 @@ from .verdict import verdict_of
 
 SMALLEST = 32  # pixels a side: at this size every data set can be looked at
 CIFAR10 = {"airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"}
-UNKNOWN = "no time to measure how long"
+UNKNOWN, LEFT = "no time to measure how long", " for what is left of them"
 
 
 def run_one(claim: Claim, options: Namespace, forecast: Forecast) -> int:
@@ -33,13 +33,10 @@ def run_one(claim: Claim, options: Namespace, forecast: Forecast) -> int:
         if seeds < (wanted := _wanted(claim, options)):
             say(f"{seeds} of {wanted} seeds, {duration(seconds)}, {_left(forecast)}")
         alone = _as_one(claim, options, seeds) if options.budget else options
-        record = run_claim(claim, alone, seeds, _allow(forecast, options.budget is not None))
+        return 0 if _run(claim, alone, seeds, forecast) else 1
     except Stopped:
         say("stopped; the same command goes on")
         return 130
-    if record:
-        _tell(claim, record, options)
-    return 0 if record else 1
 
 
 def run_all(options: Namespace, forecast: Forecast) -> int:
@@ -76,14 +73,19 @@ def _begun_in_time(claim, options, forecast):
             + (f"{duration(seconds)}, " if options.budget else "")
             + _left(forecast)
         )
-        alone = _as_one(claim, options, seeds)
-        record = run_claim(claim, alone, seeds, _allow(forecast, options.budget is not None))
-        if record:
-            _tell(claim, record, options)
+        _run(claim, _as_one(claim, options, seeds), seeds, forecast)
     except UserError as error:
         say(f"== {claim.id}: not run: {error}")
         return False
     return True
+
+
+def _run(claim, options, seeds, forecast):
+    """The record of a claim that was run and told, None where no seed was completed."""
+    record = run_claim(claim, options, seeds, _allow(forecast, options.budget is not None))
+    if record:
+        _tell(claim, record, options)
+    return record
 
 
 def _wanted(claim, options):
@@ -107,7 +109,11 @@ def _seeds_in_time(claim, options, forecast):
 def _too_long(claim, options, seconds):
     """Of the least number of seeds that would do."""
     seeds = _wanted(claim, options) if options.seeds else 1
-    return UNKNOWN if seconds == math.inf else f"{duration(seconds)} for {sentences.count(seeds, 'seed')}"
+    return _how_long(seconds, f" for {sentences.count(seeds, 'seed')}")
+
+
+def _how_long(seconds, more=""):
+    return UNKNOWN if seconds == math.inf else duration(seconds) + more
 
 
 def _as_one(claim, options, seeds):
@@ -130,8 +136,7 @@ def _tell_length(claims, options, forecast):
         with suppress(UserError):  # said where its turn comes
             runs |= {run.directory: run for run in needed(claim, options, _wanted(claim, options))}
     try:
-        seconds = forecast.total(list(runs.values()))
-        how_long = UNKNOWN if seconds == math.inf else f"{duration(seconds)} for what is left of them"
+        how_long = _how_long(forecast.total(list(runs.values())), LEFT)
     except UserError as error:  # of one of them; the others may run
         how_long = f"how long is not known: {error}"
     say(f"{len(claims)} claims, {len(runs)} runs, {how_long}; {_left(forecast)}")
@@ -148,8 +153,7 @@ def _allow(forecast, limited):
         before[:] = [run]
         seconds = forecast.total([run]) if limited or run.preset in forecast.pace else 0
         if seconds > forecast.left:
-            how_long = UNKNOWN if seconds == math.inf else duration(seconds)
-            say(f"no time for it: {how_long}, and {_left(forecast)}")
+            say(f"no time for it: {_how_long(seconds)}, and {_left(forecast)}")
             return False
         if seconds:
             say(f"{duration(seconds)} for this run" + (f", {_left(forecast)}" if limited else ""))
@@ -166,8 +170,7 @@ def _announce(claim, options, forecast):
     say(f"{claim.id}: {claim.sentence}")
     told = ""
     if options.budget or all(run.preset in forecast.pace for run in runs):
-        seconds = forecast.total(runs)
-        told = f", {UNKNOWN if seconds == math.inf else f'{duration(seconds)} for what is left of them'}"
+        told = f", {_how_long(forecast.total(runs), LEFT)}"
     say(f"{len(runs)} runs{told}")
 
 

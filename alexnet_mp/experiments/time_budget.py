@@ -75,18 +75,16 @@ class Forecast:
 
     def seconds(self, run: Run) -> float:
         """What is still to be done of a run, in seconds, at most; `learn` or `calibrate` has to know its preset."""
+        state = status(run)
         # kept; should its weights be asked for, it takes longer
-        if status(run) == "new" and entry_of(run, self.options):
+        if state == "diverged" or (state == "new" and entry_of(run, self.options)):
             return 0.0
-        match status(run):
-            case "diverged":
-                return 0.0
-            case "done":  # but for tests that its claim asks for
-                owed = [test for test in more_tests(run) if key_of_test(run, *test) not in read_notes(run)["tests"]]
-                work = sum(work_of_test(run, *test) for test in owed)
-                if not entry_of(run, self.options):
-                    work += work_of_measuring(run)
-                return work * self.pace.get(run.preset, 0.0)
+        if state == "done":  # but for tests that its claim asks for
+            owed = [test for test in more_tests(run) if key_of_test(run, *test) not in read_notes(run)["tests"]]
+            work = sum(work_of_test(run, *test) for test in owed)
+            if not entry_of(run, self.options):
+                work += work_of_measuring(run)
+            return work * self.pace.get(run.preset, 0.0)
         return (work_of_steps(run, reached(run), last_step(run)) + work_of_tests(run)) * self.pace[run.preset]
 
     def total(self, runs: Sequence[Run]) -> float:

@@ -1,6 +1,5 @@
 """The report's parts on pictures: what the network says of them, and which are nearest to them (figure 4)."""
 
-import warnings
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -61,10 +60,8 @@ def figure_4_left(
                 for guess, probability in zip(found.top[index], found.probabilities[index])
             ]
             title = "not known" if label < 0 else names[label]
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a box stands for such a letter
-                path = out / f"figure4_{numbers[index]:06}.png"
-                write_figure(draw_example(split.read(int(numbers[index])), title, bars), path, density=1)
+            path = out / f"figure4_{numbers[index]:06}.png"
+            write_figure(draw_example(split.read(int(numbers[index])), title, bars), path, density=1)
             said = ", ".join(f"{guess} {percent(probability)}" for guess, probability, _ in bars)
             entries.append((path, f"A picture, true class {title}; the network says {said}"))
         pieces += [page.heading(heading), page.why(why), *([page.images(entries)] if entries else [])]
@@ -94,10 +91,10 @@ def figure_4_right(out: Path, index: Index, dataset: DataSet, words: Sequence[st
         right.update(same)
         path = out / f"neighbours_{number:06}.png"
         durable_files.replace(path, png(contact_sheet(rows)))
-        told = ", ".join(f"{count} by {what}" for what, count in same.items())
+        counts = ", ".join(f"{count} by {what}" for what, count in same.items())
         name = names[queries.labels[number]]
-        pieces.append(page.heading(f"A picture of {name}; of its class are {told}"))
+        pieces.append(page.heading(f"A picture of {name}; of its class are {counts}"))
         pieces += [page.tiles(path, row) for row in rows]
-    told = ", ".join(f"{right[what]} of {count} by {what}" for what, count in shown.items())
-    pieces.append(page.why(f"Of the query's class, in these rows: {told}. The next part counts over many queries."))
+    counts = ", ".join(f"{right[what]} of {count} by {what}" for what, count in shown.items())
+    pieces.append(page.why(f"Of the query's class, in these rows: {counts}. The next part counts over many queries."))
     return page.Part(*NEAREST, pieces)

@@ -129,8 +129,8 @@ def _recipes(runs):
             continue
         names = [name for name in having[0] if name.startswith(f"{layer}.")]
         same = [name for name in names if len({_words(recipe.get(name)) for recipe in having}) == 1]
-        told = {name.removeprefix(f"{layer}."): _words(having[0][name]) for name in same}
-        words = ", ".join(f"{name} {value}" for name, value in told.items() if value != "-")
+        shared = {name.removeprefix(f"{layer}."): _words(having[0][name]) for name in same}
+        words = ", ".join(f"{name} {value}" for name, value in shared.items() if value != "-")
         for recipe in having:
             others = {name: recipe.pop(name) for name in list(recipe) if name.startswith(f"{layer}.")}
             recipe[layer] = words

@@ -1,6 +1,5 @@
 """The page of a comparison: what differs, curves of all runs together, errors, kernels."""
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -73,9 +72,7 @@ def _curves(out, runs):
     drawn = [run for run in runs if epochs_of(run.lines)]
     if not drawn:
         return page.Part("curves", "Curves", [page.text("None of these runs has a step that was recorded.")])
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a box stands for such a letter
-        charts = [(write_figure(figure, out / f"{name}.png"), words) for name, words, figure in draw_curves(runs)]
+    charts = [(write_figure(figure, out / f"{name}.png"), words) for name, words, figure in draw_curves(runs)]
     pieces = [page.panels(charts)]
     left_out = [name for name, run in zip(_numbered(runs), runs) if run not in drawn]
     words = "Training loss: the mean over an epoch's steps, with dropout and augmentation. Validation: the centre view."

@@ -24,7 +24,7 @@ def exchange(
 
     classes: how many. devices: of each tower, here. lines: of `sound_metrics`; trained_on: the devices they are from,
     in words."""
-    rows, drawn = crossings(recipe, classes, devices), page.network(drawing(recipe, classes))
+    rows, drawn = timed_crossings(recipe, classes, devices), page.network(drawing(recipe, classes))
     rates = [line["images_per_second"] for line in lines if line["kind"] == "train"]
     step = (
         f" A step of this run took {1e3 * recipe.batch_size / median(rates):,.0f} ms, median, where it was trained "
@@ -79,7 +79,7 @@ def exchange(
     )
 
 
-def crossings(recipe: Recipe, classes: int, devices: Sequence[torch.device]) -> list[dict]:
+def timed_crossings(recipe: Recipe, classes: int, devices: Sequence[torch.device]) -> list[dict]:
     """The ledger of one training step: [{"edge", "direction", "pass", "bytes", "seconds"}], forward in order, then
     backward.
 

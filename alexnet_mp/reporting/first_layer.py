@@ -41,8 +41,8 @@ def figure_3(
         durable_files.replace(path, png(image))
         count = len(kernels) // towers
         what = f"tower {tower}: {count} kernel{'s' * (count > 1)}, {kernels.shape[2]}x{kernels.shape[3]}x3"
-        told = f"T{what[1:]}; share of chroma {shares['ab'.index(tower)]:.2f}"
-        entries.append((path, f"First-layer kernels of {what}", told))
+        caption = f"T{what[1:]}; share of chroma {shares['ab'.index(tower)]:.2f}"
+        entries.append((path, f"First-layer kernels of {what}", caption))
     return page.Part(
         "figure3",
         "The kernels of each GPU (figure 3)",
@@ -65,12 +65,12 @@ def specialisation(
     kernels: np.ndarray,
     towers: int,
     runs: Mapping[str, tuple[np.ndarray, int, bool]],
-    told: Mapping[str, list[str]],
+    described: Mapping[str, list[str]],
 ) -> page.Part:
     """The `Part` with the kernels measured, the towers compared, and the runs counted.
 
-    kernels: of the run that is shown. runs: {name: (kernels, towers, linked)} of all runs, that one among them; told:
-    {name: [recipe, seed, step, data]} of them."""
+    kernels: of the run that is shown. runs: {name: (kernels, towers, linked)} of all runs, that one among them;
+    described: {name: [recipe, seed, step, data]} of them."""
     statistics = kernel_statistics(kernels)
     differences = tower_differences(statistics) if towers == 2 else None
     drawn = draw_specialisation(statistics, towers, differences)
@@ -110,10 +110,10 @@ def specialisation(
                 "sees more differences than Kuiper's V does; Holm: corrected for the five measures."
             ),
         ]
-    return page.Part("specialisation", "Specialisation, measured", pieces + _over_runs(runs, told))
+    return page.Part("specialisation", "Specialisation, measured", pieces + _over_runs(runs, described))
 
 
-def _over_runs(runs, told):
+def _over_runs(runs, described):
     linked, unlinked, single = (
         {name: kernels for name, (kernels, *kind) in runs.items() if is_it(*kind)}
         for is_it in (
@@ -141,7 +141,7 @@ def _over_runs(runs, told):
                     *(f"{share:.2f}" for share in one.chroma),
                     f"{one.p:.2g}",
                     "yes" if one.specialised else "no",
-                    *told[one.run],
+                    *described[one.run],
                 ]
                 for one in found.halves
             ]
@@ -156,7 +156,7 @@ def _over_runs(runs, told):
                 "-",
             ]
         )
-        listed += [[name, "-", "-", "-", "-", *told[name]] for name in single]
+        listed += [[name, "-", "-", "-", "-", *described[name]] for name in single]
     pieces = [
         page.heading("Over the runs"),
         page.text(
@@ -170,7 +170,7 @@ def _over_runs(runs, told):
         pieces.append(
             page.table(["run", "chroma a", "chroma b", "p", "specialised", "recipe", "seed", "step", "data"], listed)
         )
-    if len({(recipe, step, data) for recipe, _, step, data in told.values()}) > 1:
+    if len({(recipe, step, data) for recipe, _, step, data in described.values()}) > 1:
         pieces.append(page.why("These runs differ in more than their seeds: see recipe, step and data."))
     if len(linked) == 1:
         pieces.append(

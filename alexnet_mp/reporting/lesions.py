@@ -89,7 +89,7 @@ def _towers_and_links(out, found, pictures):
 def _kernels(out, removed, kernels, fewer):
     path = write_figure(draw_kernels(removed, kernels), out / "kernels_removed.png")
     first = removed.most_harmful_first[:SHOWN]
-    told = (
+    between_towers = (
         f" Between the towers: Cliff's delta {removed.delta:+.2f}, above 0 where tower a's are needed more "
         f"({told_p(removed.p)} among random deals of the kernels)."
         if removed.delta is not None
@@ -103,7 +103,7 @@ def _kernels(out, removed, kernels, fewer):
             "How much the loss rises without each kernel of the first layer, and pictures of the kernels whose removal "
             "harms most: " + ", ".join(f"{kernel.what} {kernel.loss:+.3f} nats" for kernel in worst),
             f"Each kernel removed in turn; {fewer}. The order is by the loss, which tells more of few pictures than "
-            f"the error does. Below: the {len(first)} whose loss harms most.{told}",
+            f"the error does. Below: the {len(first)} whose loss harms most.{between_towers}",
             least=LEAST,
         ),
         page.table(

@@ -11,9 +11,8 @@ from pathlib import Path
 from statistics import mean, median
 
 import numpy as np
-from PIL import Image
 
-from ..analysis.figure_3 import pixels_of
+from ..analysis.figure_3 import grid, pixels_of
 from ..analysis.learning_curves import drops, thinned
 from ..data.batches import minibatches
 from ..evaluation.accuracy import top5_tells
@@ -295,16 +294,8 @@ def _identity(path):
 def kernel_grid(pixels: np.ndarray) -> bytes:
     """Kernels (n, k, k, 3) uint8 in rows, PNG; what lies between them is transparent, so that any theme may be behind
     it."""
-    count, size, *_ = pixels.shape
-    width, height = _grid_size(count, size)
-    columns, cell = _columns(count), size * ZOOM + GAP
-    grid = Image.new("RGBA", (width, height), (0, 0, 0, 0))
-    for number, kernel in enumerate(pixels):
-        row, column = divmod(number, columns)
-        enlarged = Image.fromarray(kernel).resize((size * ZOOM, size * ZOOM), Image.Resampling.NEAREST)
-        grid.paste(enlarged, (column * cell, row * cell))
     content = io.BytesIO()
-    grid.save(content, "png")
+    grid(pixels, _columns(len(pixels)), ZOOM, GAP).save(content, "png")
     return content.getvalue()
 
 

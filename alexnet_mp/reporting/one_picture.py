@@ -6,7 +6,6 @@ time, and without scripts all of them stand in order."""
 import base64
 import io
 import math
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from ..analysis.figure_4 import percent
+from ..analysis.figures import boxes_for_letters
 from ..analysis.one_picture import OnePicture, Side, State
 from ..analysis.one_picture_figure import RAMPS, draw_one_picture, levels, most_probable
 from ..recipes.recipe import Recipe
@@ -70,8 +70,7 @@ def write_page(
 def draw_page(path: str | Path, seen: np.ndarray, found: OnePicture, words: Sequence[str]) -> None:
     """Write `draw_one_picture` as a PNG, on white. Raises UserError where it can't be written."""
     drawn = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a box stands for such a letter
+    with boxes_for_letters():
         draw_one_picture(seen, found, words).savefig(drawn, format="png", dpi=160, metadata={"Software": None})
     durable_files.write_output(str(path), drawn.getvalue())
 

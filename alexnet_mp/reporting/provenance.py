@@ -11,8 +11,8 @@ UNKNOWN = "not recorded"
 def provenance(run: dict, recipe: Recipe, step: int, dataset: DataSet | None) -> page.Part:
     """Where the network and this page come from. run: what `read_run` says of its directory; dataset: whose pictures
     the page has, if any."""
-    of_training = _told(run["data"].get("description"), run["data"].get("fingerprint"))
-    of_page = _told(dataset.description, dataset.fingerprint) if dataset else "none"
+    of_training = _data_in_words(run["data"].get("description"), run["data"].get("fingerprint"))
+    of_page = _data_in_words(dataset.description, dataset.fingerprint) if dataset else "none"
     rows = [
         *([name, run.get(name) or UNKNOWN] for name in ("command", "started", "commit")),
         *([f"gone on with from step {entry['step']:,}", entry["command"]] for entry in run.get("resumed", [])),
@@ -32,7 +32,7 @@ def provenance(run: dict, recipe: Recipe, step: int, dataset: DataSet | None) ->
     )
 
 
-def _told(description, fingerprint):
+def _data_in_words(description, fingerprint):
     return f"{description or UNKNOWN}, fingerprint {(fingerprint or UNKNOWN)[:16]}"
 
 

@@ -1,7 +1,6 @@
 """The report's part on what a tower sees: errors on altered pictures, brightness and colour, the classes that lean on a
 tower."""
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +12,7 @@ from ..analysis.figure_4 import short_name
 from ..analysis.figures import TOWER_COLOURS, write_figure
 from ..analysis.hypothesis_tests import shown_p, told_p, wilson
 from ..analysis.sight import LEVEL, ColourDivision, Leaning, Leanings, Seen
-from ..data.dataset import Split
+from ..data.dataset import Split, evenly
 from . import page
 from .lesions import LEAST, WIDTH
 
@@ -132,9 +131,7 @@ def _how(found):
 
 def _classes(out, found, split, names):
     most = found.most_first[:MOST]
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a box stands for such a letter
-        path = write_figure(draw_classes(most, split, names), out / "classes.png")
+    path = write_figure(draw_classes(most, split, names), out / "classes.png")
     return [
         page.heading("Classes that lean on a tower"),
         page.image(
@@ -233,7 +230,7 @@ def draw_classes(most: Sequence[Leaning], split: Split, names: Sequence[str]) ->
     for row, one in enumerate(most):
         place = bottom + (rows - 1 - row) * row_inches + (row_inches - size) / 2
         of_class = np.flatnonzero(labels == one.label)
-        for column, number in enumerate(of_class[np.unique(np.linspace(0, len(of_class) - 1, EACH).astype(int))]):
+        for column, number in enumerate(of_class[evenly(len(of_class), EACH)]):
             left = 0.05 + column * (size + 0.04)
             image = figure.add_axes((left / WIDTH, place / height, size / WIDTH, size / height))
             image.imshow(split.read(int(number)))

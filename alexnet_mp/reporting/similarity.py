@@ -10,6 +10,7 @@ import numpy as np
 
 from ..analysis.figures import NARROW, write_figure
 from ..analysis.hypothesis_tests import shown_p
+from ..analysis.layer_outputs import links
 from ..analysis.random_deals import MOST_NETWORKS
 from ..analysis.similarity import (
     DEALT_PICTURES,
@@ -20,7 +21,7 @@ from ..analysis.similarity import (
     Representation,
     across,
     alike,
-    crossings,
+    changes_at_crossings,
     dealt,
     own_cka,
     represent,
@@ -63,6 +64,7 @@ class Pictures:
 def similarity(
     out: Path,
     run: str,
+    step: int,
     network: TwoTowerAlexNet,
     statistics: Statistics,
     others: Mapping[str, str],
@@ -70,8 +72,8 @@ def similarity(
     gpus: str,
     kernels: str,
 ) -> page.Part:
-    """The `Part` of a run's network, in test mode; others: {name: directory} of the runs beside it, of which those of
-    two towers and pictures of the same size are compared with it."""
+    """The `Part` of a run's network after `step` steps, in test mode; others: {name: directory} of the runs beside it,
+    of which those of two towers and pictures of the same size are compared with it."""
     recipe = network.recipe
     if recipe.towers == 1:
         return _part(page.text("This network has one tower: there is nothing to compare."))
@@ -87,8 +89,9 @@ def similarity(
     drawn = TwoTowerAlexNet(recipe, network.exchange.devices, network.classes, network.kernels).eval()
     untrained = own_cka(pictures.seen_by(drawn, statistics))
     beside, left_out = _of_others(others, recipe, pictures, gpus, kernels)
-    same = [own, *(seen for seen, linked in beside.values() if linked == _linked(recipe))]
-    control = [seen for seen, linked in beside.values() if linked != _linked(recipe)]
+    linked = bool(links(recipe))
+    same = [own, *(seen for seen, other in beside.values() if other == linked)]
+    control = [seen for seen, other in beside.values() if other != linked]
     pieces = [
         page.text(
             "How alike the two towers see the same pictures: linear CKA, 1 where one tower says what the other says, "
@@ -102,14 +105,14 @@ def similarity(
     if between:
         lines["towers of different runs"] = ({each.layer: each.others for each in between}, OTHERS, "^--")
     if control:
-        lines[_kind(not _linked(recipe))] = (_mean(control), CONTROL, "D-.")
+        lines[_kind(not linked)] = (_mean(control), CONTROL, "D-.")
     path = write_figure(_draw(found, recipe, lines), out / "similarity.png")
     pieces += [
         page.image(path, "CKA of the two towers layer by layer, with the crossings between"),
         _layers(found, tested, lines),
-        *_crossed(crossings(own, recipe)),
+        *_crossed(changes_at_crossings(own, recipe)),
         *_across(between, len(same)),
-        *_over_training(out, run, drawn, statistics, pictures, untrained, found),
+        *_over_training(out, run, step, drawn, statistics, pictures, untrained, found),
         page.why(
             f"Intervals, 95 %: jackknife over {GROUPS} groups of pictures. The first p: the share of 1,000 orders in "
             "which the pictures of tower b were dealt at random with a CKA as large. Random halves: the maps of both "
@@ -125,10 +128,6 @@ def similarity(
 
 def _part(*pieces):
     return page.Part(*PART, list(pieces))
-
-
-def _linked(recipe: Recipe) -> bool:
-    return any(layer.reads == "both" and layer.towers == "each" for layer in recipe.layers)
 
 
 def _kind(linked):
@@ -148,7 +147,7 @@ def _of_others(others, recipe, pictures, gpus, kernels):
             left_out.append(f"{name}, the {MOST_NETWORKS + 1}th network or a later one")
         else:
             try:
-                found[name] = pictures.seen_by(network, trained.statistics), _linked(network.recipe)
+                found[name] = pictures.seen_by(network, trained.statistics), bool(links(network.recipe))
             except ValueError as error:
                 left_out.append(f"{name}, {error}")
     return found, left_out
@@ -175,10 +174,10 @@ def _verdict(tested):
             f"random halves of their maps (the smallest corrected p is {min(each.holm_p for each in tested):.2g}): "
             "by this test no division is seen."
         )
-    told = _words(
+    layers = _words(
         [f"{each.layer} ({each.own:.2f}; halves {each.halves[1]:.2f}, corrected p {each.holm_p:.2g})" for each in less]
     )
-    return f"Less alike than random halves of the maps of both are the towers at {told}."
+    return f"Less alike than random halves of the maps of both are the towers at {layers}."
 
 
 def _words(names):
@@ -236,10 +235,11 @@ def _p(value):
     return "-" if value is None else shown_p(value)
 
 
-def _over_training(out, run, network, statistics, pictures, untrained, found):
-    """A chart, and a column a checkpoint; network: any of the recipe, whose weights are replaced."""
+def _over_training(out, run, shown, network, statistics, pictures, untrained, found):
+    """A chart, and a column a checkpoint up to step `shown`, of which `found` is: the run may have gone on since.
+    network: any of the recipe, whose weights are replaced."""
     seen = [("as drawn", 0, untrained)]
-    *earlier, newest = checkpoints.listing(run).items() or [(None, None)]
+    earlier = [(step, place) for step, place in checkpoints.listing(run).items() if step < shown]
     for step, place in earlier[-MOST_CHECKPOINTS:]:
         try:
             if read_state(place).recipe.layers != network.recipe.layers:
@@ -250,7 +250,7 @@ def _over_training(out, run, network, statistics, pictures, untrained, found):
             continue
     if len(seen) == 1:
         return [page.why("The run has one checkpoint: over training there is nothing more to compare.")]
-    seen.append(("newest", newest[0], {each.layer: each.cka for each in found if each.cka}))
+    seen.append(("newest", shown, {each.layer: each.cka for each in found if each.cka}))
     layers = [each.layer for each in found]
     figure = _draw_training([(step, of_step) for _, step, of_step in seen], layers)
     path = write_figure(figure, out / "similarity_training.png")

@@ -3,6 +3,7 @@ pictures."""
 
 import io
 import shutil
+import warnings
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image
 from tiny_run import LAYERS, run
 
 from alexnet_mp.analysis import growth as growing
+from alexnet_mp.analysis.figures import write_figure
 from alexnet_mp.analysis.growth import Growth, growth, moment_of
 from alexnet_mp.analysis.growth_pictures import animation, draw_growth, strip
 from alexnet_mp.data.dataset import evenly
@@ -43,7 +45,7 @@ def moments(*kinds):
     return Growth(tuple(moment_of(10 * number, made[kind], 2, 2000) for number, kind in enumerate(kinds)), 0, ())
 
 
-def test_when_the_division_begins_and_turns(monkeypatch):
+def test_when_the_division_begins_and_turns(monkeypatch, tmp_path):
     steady = moments("noise", "grey", "b", "b")
     assert [moment.divided for moment in steady.moments] == [False, False, True, True]
     assert steady.moments[0].division_p is None and steady.moments[1].division_p > 0.01
@@ -83,6 +85,9 @@ def test_when_the_division_begins_and_turns(monkeypatch):
             assert axes.get_title()[-6:] == name[-6:] and figure.get_tightbbox().x1 < figure.get_figwidth(), name
         shares = [line.get_ydata() for line in axes.lines if len(line.get_ydata()) == len(found.moments)]
         assert np.allclose(shares[0], [moment.chroma[0] for moment in found.moments])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # of a letter that the font lacks
+        write_figure(draw_growth(steady, "run \N{CJK UNIFIED IDEOGRAPH-4E09}"), tmp_path / "growth.png", density=1)
 
 
 def test_the_moments_of_a_run(data, tmp_path, monkeypatch, capsys):  # noqa: F811

@@ -65,13 +65,13 @@ def test_what_is_off_or_cut_says_nothing(overlap):
     def answer(one, other, **silenced):
         return layer_outputs(network, [one, other], means, **silenced)["fc8"][0]
 
-    assert links(network) == ["conv2", "fc6"]
+    assert links(network.recipe) == ["conv2", "fc6"]
     for off, changed in ((1, (a, other_b)), (0, (other_a, b))):
         assert torch.equal(answer(a, b, off=(off,)), answer(*changed, off=(off,)))
         kept = (other_a, b) if off else (a, other_b)
         assert not torch.allclose(answer(a, b, off=(off,)), answer(*kept, off=(off,)))
     torch.testing.assert_close(answer(a, b, off=(1,)), answer(a, b, cut=("conv2", "fc6", "fc8")))
-    cut = {"cut": links(network)}
+    cut = {"cut": links(network.recipe)}
     both = answer(a, b, **cut) + answer(other_a, other_b, **cut)
     torch.testing.assert_close(both, answer(a, other_b, **cut) + answer(other_a, b, **cut))
     assert not torch.allclose(answer(a, b, **cut), answer(a, other_b, **cut))

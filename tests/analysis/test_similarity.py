@@ -12,8 +12,8 @@ from alexnet_mp.analysis.similarity import (
     across,
     alike,
     between_maps,
+    changes_at_crossings,
     cka,
-    crossings,
     dealt,
     most_pictures,
     represent,
@@ -130,7 +130,7 @@ def test_networks_with_and_without_a_division():
     conv1, fc3 = dealt(network)
     assert conv1.p < 0.002 and conv1.own < conv1.halves[0] and fc3.p > 0.01
     assert conv1.own == pytest.approx(cka(*network.products["conv1"]), abs=1e-4)
-    (change,) = crossings(network, recipe())
+    (change,) = changes_at_crossings(network, recipe())
     assert (change.before, change.after) == ("conv2", "fc3") and change.change.interval[0] > 0.1 > change.holm_p
     assert change.change.value == pytest.approx(
         cka(*network.products["fc3"]) - cka(*network.products["conv2"]), abs=1e-9

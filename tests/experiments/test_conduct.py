@@ -255,8 +255,16 @@ def search_where(monkeypatch, outcome):
     """What `conduct.search` says where `outcome(factor)` is measured of a run at that rate; all runs are done."""
     monkeypatch.setattr(conduct, "status", lambda run: "done")
     monkeypatch.setattr(conduct, "search_run", lambda kind, arm, factor, options: factor)
-    monkeypatch.setattr(conduct, "measure", lambda factor, options, tested: outcome(factor))
-    return conduct.search(BY_ID["cifar-relu"].kind, BY_ID["cifar-relu"].arms[0], None)
+    measured = []
+
+    def measure(factor, options, tested):
+        measured.append(factor)
+        return outcome(factor)
+
+    monkeypatch.setattr(conduct, "measure", measure)
+    found = conduct.search(BY_ID["cifar-relu"].kind, BY_ID["cifar-relu"].arms[0], None)
+    assert len(measured) == len(set(measured))  # a wider grid reads no run again
+    return found
 
 
 def at_epochs(epochs, error=20.0):

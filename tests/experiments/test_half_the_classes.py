@@ -51,11 +51,17 @@ def assert_whole(folder):
     assert [half.splits[name].labels.tolist() for name in ("train", "val")] == [[0, 0, 1, 1], [0, 1]]
 
 
+def test_it_has_the_same_fingerprint_wherever_it_is_written(whole, tmp_path):
+    """Else the runs on it would have other names on another machine, and none would be found."""
+    first, again = (open_dataset(every_second_class(whole, tmp_path / name), 84).fingerprint for name in ("one", "two"))
+    assert first == again
+
+
 def test_it_is_written_once(whole, tmp_path, monkeypatch):
-    folder = every_second_class(whole, SIZE, tmp_path / "out" / "half")
+    folder = every_second_class(whole, tmp_path / "out" / "half")
     assert_whole(folder)
     failing_at(monkeypatch, 1, AssertionError("written again"))
-    assert every_second_class(whole, SIZE, folder) == folder
+    assert every_second_class(whole, folder) == folder
 
 
 @pytest.mark.parametrize(
@@ -76,25 +82,25 @@ def test_what_is_broken_off_leaves_nothing(whole, tmp_path, monkeypatch, error, 
     with monkeypatch.context() as patch:
         failing_at(patch, 3, error)
         with pytest.raises(raised, match=message):
-            every_second_class(whole, SIZE, folder)
+            every_second_class(whole, folder)
     assert beside(folder) == ["half.lock"]
-    assert_whole(every_second_class(whole, SIZE, folder))
+    assert_whole(every_second_class(whole, folder))
 
 
 def test_what_a_killed_process_left_is_cleared_away(whole, tmp_path):
     folder = tmp_path / "half"
     (tmp_path / "half.partial" / "train" / "00001-b").mkdir(parents=True)
     (tmp_path / "half.partial" / "train" / "00001-b" / "00000009.png").write_bytes(b"half of a pic")
-    assert_whole(every_second_class(whole, SIZE, folder))
+    assert_whole(every_second_class(whole, folder))
 
 
 def test_where_nothing_can_be_written(whole, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot write .*/file: (File exists|Not a directory)"):
-        every_second_class(whole, SIZE, tmp_path / "file" / "half")
+        every_second_class(whole, tmp_path / "file" / "half")
     (tmp_path / "half").write_text("")
     with pytest.raises(UserError, match="cannot write .*half.*: Not a directory"):
-        every_second_class(whole, SIZE, tmp_path / "half")
+        every_second_class(whole, tmp_path / "half")
 
 
 class Slow:
@@ -119,11 +125,11 @@ def test_two_processes_at_once(whole, tmp_path, killed):
     reached, gate = context.Event(), context.Event()
     train = whole.splits["train"]
     whole.splits["train"] = Slow(train, reached, gate)
-    first = context.Process(target=every_second_class, args=(whole, SIZE, folder))
+    first = context.Process(target=every_second_class, args=(whole, folder))
     first.start()
     assert reached.wait(60) and beside(folder) == ["half.lock", "half.partial"]
     whole.splits["train"] = train
-    second = context.Process(target=every_second_class, args=(whole, SIZE, folder))
+    second = context.Process(target=every_second_class, args=(whole, folder))
     second.start()
     second.join(0.3)
     assert second.is_alive() and not folder.exists()  # it waits
@@ -143,10 +149,10 @@ def test_half_of_the_classes_has_the_stored_pictures(tmp_path):
     whole = open_dataset(
         make_folder(tmp_path / "data", train=2, val=1, size=(60, 50), classes=("a/b"[:1], "b", "c", "d e")), 32
     )
-    half = open_dataset(every_second_class(whole, 32, tmp_path / "half"), 32)
+    half = open_dataset(every_second_class(whole, tmp_path / "half"), 32)
     assert half.classes == ["00000-a", "00002-c"] and half.splits["val"].labels.tolist() == [0, 1]
     kept = np.flatnonzero(whole.splits["train"].labels % 2 == 0)
     for index, original in enumerate(kept):
         assert (half.splits["train"].read(index) == whole.splits["train"].read(original)).all()
     with pytest.raises(UserError, match="leaves 1 of the two"):
-        every_second_class(half, 32, tmp_path / "quarter")
+        every_second_class(half, tmp_path / "quarter")

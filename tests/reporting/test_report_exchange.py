@@ -7,13 +7,13 @@ from alexnet_mp.recipes import ablations
 from alexnet_mp.recipes.architectures import mini, paper
 from alexnet_mp.recipes.shapes import crossings as geometry_of
 from alexnet_mp.reporting import exchange as report_exchange
-from alexnet_mp.reporting.exchange import crossings, drawing, exchange
+from alexnet_mp.reporting.exchange import drawing, exchange, timed_crossings
 
 CPU = torch.device("cpu")
 
 
 def test_the_ledger_is_the_geometrys_and_the_papers():
-    rows = crossings(paper(), 1000, [CPU, CPU])
+    rows = timed_crossings(paper(), 1000, [CPU, CPU])
     assert [(row["edge"], row["direction"], row["pass"], row["bytes"]) for row in rows] == geometry_of(
         paper(), 128, 1000
     )
@@ -27,7 +27,7 @@ def test_between_two_devices_every_copy_is_timed(monkeypatch):
         report_exchange, "_seconds", lambda count, source, target: asked.append((count, source, target)) or 0.25
     )
     devices = [CPU, torch.device("meta")]
-    rows = crossings(mini(), 10, devices)
+    rows = timed_crossings(mini(), 10, devices)
     assert all(row["seconds"] == 0.25 for row in rows)
     for (count, source, target), row in zip(asked, rows, strict=True):
         assert count == row["bytes"] and [source, target] == [

@@ -3,9 +3,12 @@
 from pathlib import Path
 
 import pytest
+import what_each_gpu_learned
 from learned import across, tables
 from learned.page import page
 from learned.records import FOLDER, read_all
+
+from alexnet_mp.system.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 
@@ -69,12 +72,13 @@ RECORDS = [
 ]
 
 
-def of_seeds(arm, count, cka):
+def of_seeds(arm, count, cka, recipe="toy"):
     """The record of networks whose towers' CKA is a function of two towers' numbers."""
     pairs = [[a, b, cka(a, b)] for a in range(2 * count) for b in range(a + 1, 2 * count)]
     runs = [{"run": f"{arm}-{seed}", "seed": seed, "weights": f"{arm} {seed}"} for seed in range(1, count + 1)]
     data = {"description": "toys", "classes": 3}
-    return {"arm": arm, "runs": runs, "data": data, "n": 100, "layers": [{"layer": "conv1", "cka": pairs}]}
+    layers = [{"layer": "conv1", "cka": pairs}]
+    return {"arm": arm, "recipe": recipe, "runs": runs, "data": data, "n": 100, "layers": layers}
 
 
 def test_tables_over_seeds_by_hand():
@@ -159,3 +163,44 @@ def test_the_page_says_what_the_records_say():
         assert told in words and "can't say: the" not in words and "no p below 2 / 2^k: 0.03125 with 6" in words, told
     # The page in docs is that of the records beside it.
     assert page(*read_all(FOLDER)) == (ROOT / "docs" / "what-each-gpu-learned.md").read_text(encoding="utf-8")
+
+
+def test_records_that_lack_something_or_differ_in_one_thing_alone(tmp_path):
+    """A tower that says the same of all pictures has no CKA, and one whose kernels are noise no halves; two data sets,
+    or two recipes on one, have an arm each."""
+    single = [
+        {**toy("one tower", seed, 1.0, [], []), "colour": None, "first_layer": {"halves_divided": divided}}
+        for seed, divided in ((1, None), (2, [3, 100]))
+    ]
+    lacks = {**RECORDS[0], "similarity": {"n": 100, "layers": [], "dealt": []}}
+    for records, told, never in (
+        ([*RECORDS, *single], "split at random, 3 of 100 halves differ", None),
+        ([*RECORDS, single[0]], "The kernels of the two first layers differ", "split at random, "),
+        ([lacks, RECORDS[1]], "less alike than random halves at conv1 in 1 (of 1 with a CKA) of 2 seeds", None),
+        ([lacks, RECORDS[1]], "| towers with links | conv1 | 0.70 | 0.80 | 1 of 1 |", None),
+        ([RECORDS[1], lacks], "| towers with links | conv1 | 0.70 | 0.80 | 1 of 1 |", None),
+        ([lacks], "Do the towers see alike?", "less alike than random halves at"),
+        ([{**RECORDS[0], "command": "python tools/x.py 'my run' --synsets 'my words.txt'"}],
+         "``` python tools/x.py RUN... --synsets 'my words.txt' ```", None),
+    ):  # fmt: skip
+        words = " ".join(page(records).split())
+        assert told in words and not (never and never in words), (told, never)
+    # Of two recipes each has its own values.
+    apart = [of_seeds("towers with links", 4, lambda a, b: 0.2 if a // 2 == b // 2 else 0.5)]
+    apart += [of_seeds("towers with links", 4, lambda a, b: 0.8 if a // 2 == b // 2 else 0.5, "other")]
+    words = " ".join(page(RECORDS, apart).split())
+    for recipe, own, word in (("toy", "0.20", "less"), ("other", "0.80", "more")):
+        assert f"| towers with links, {recipe} | conv1 | {own} ({own} to {own}) |" in words, recipe
+        assert f"owers with links, {recipe}: {word} alike at conv1, of 4 networks" in words, recipe
+    # A record has a name of its own.
+    network = ("runs/a", RECORDS[0])
+    others = [("runs/b", {**RECORDS[0], field: value}) for field, value in (
+        ("recipe", "other"), ("arm", "towers without links"), ("data", {"description": "toys", "classes": 4})
+    )]  # fmt: skip
+    paths = {across.path_of(tmp_path, [one]) for one in (network, *others)}
+    assert len(paths) == 4 and across.path_of(tmp_path, [network]).name == "across-toy-towers-with-links-8270e842.json"
+    for record in read_all(FOLDER)[1]:
+        assert across.path_of(FOLDER, [("", record)]).exists(), record["arm"]
+    with pytest.raises(UserError, match="^two of these runs have one name, which is their record's; rename one$"):
+        what_each_gpu_learned.main([str(tmp_path / "a" / "run"), str(tmp_path / "b" / "run"), "--out", str(tmp_path)])
+    assert not list(tmp_path.iterdir())

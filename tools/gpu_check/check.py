@@ -33,14 +33,13 @@ import tempfile
 import time
 from pathlib import Path
 
+from . import processes
 from .packages import bring, importable
-from .results import ARCHIVE, STATE, Refused, pack, replace, shorten, source_commit, source_hash, unpack
+from .results import ARCHIVE, STATE, Refused, pack, replace, source_commit, source_hash, unpack
 from .stages import ROOT, table
 
 PRODUCT = ("alexnet_mp", "kernels", "csrc", "setup.py", "pyproject.toml")  # what every stage reads
 RESERVE = 20  # seconds of a command's minutes, to stop a stage and to pack
-GRACE = 10  # seconds for a process to end when it is asked
-BEAT = 60  # seconds between two packings during a stage
 EACH = 300  # seconds that one test may take: several compile hundreds of Triton kernels
 PROCESSES = 8  # of a stage of tests: each goes on behind what the last one died in
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -318,34 +317,8 @@ class Check:
         return [re.sub(r"\{(\w+)\}", lambda found: str(names[found[1]]), word) for word in command]
 
     def process(self, command, stage, log, end):
-        """The status of a process; None if `end` came first. Nothing of it, and of what it has started, is left."""
         more = stage.environment | ({"OMP_NUM_THREADS": "1"} if workers_of(stage) else {})
-        with open(log, "ab") as file:
-            file.write(f"$ {' '.join(command)}\n".encode())
-            file.flush()
-            try:
-                process = subprocess.Popen(
-                    command,
-                    stdin=subprocess.DEVNULL,
-                    stdout=file,
-                    stderr=file,
-                    cwd=ROOT,
-                    env=surroundings(more),
-                    process_group=0,
-                )
-            except OSError as error:
-                file.write(f"{error}\n".encode())
-                return 127
-            try:
-                while (left := end - time.monotonic()) > 0:
-                    try:
-                        return process.wait(min(BEAT, left))
-                    except subprocess.TimeoutExpired:
-                        self.pack()
-                return None
-            finally:
-                kill(process)
-                shorten(log)
+        return processes.run(command, log, end, more, self.pack)
 
     def pack(self):
         try:
@@ -378,30 +351,10 @@ def stop(number, _):
     raise Signalled(signal.Signals(number).name)
 
 
-def kill(process):
-    """End a process and what it has started; asked first, so that a run saves and pytest writes its report."""
-    for number in (signal.SIGINT, signal.SIGKILL):
-        if process.poll() is None or number == signal.SIGKILL:  # even a process that has ended may have left others
-            try:
-                os.killpg(process.pid, number)
-            except ProcessLookupError:
-                return
-        try:
-            process.wait(GRACE)
-        except subprocess.TimeoutExpired:
-            pass  # after SIGKILL: in a driver that doesn't return; the device is lost, but what was found is packed
-
-
 def workers_of(stage):
     """How many processes share a stage's tests out; 0: it does without."""
     workers = min(stage.workers, len(os.sched_getaffinity(0)) * 3 // 4)
     return workers if workers > 1 and importable("xdist") else 0
-
-
-def surroundings(more=()):
-    """The variables of a process."""
-    path = os.pathsep.join(filter(None, (str(ROOT / "tools"), os.environ.get("PYTHONPATH"))))
-    return os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONPATH": path} | dict(more)
 
 
 def environment():
@@ -412,7 +365,7 @@ def environment():
             [sys.executable, "-m", "gpu_check.facts", "environment", str(file)],
             text=True,
             capture_output=True,
-            env=surroundings(),
+            env=processes.surroundings(),
             encoding="utf-8",
         )
         if done.returncode:

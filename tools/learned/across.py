@@ -1,6 +1,7 @@
 """How alike the towers of several seeds see: a record an arm, beside those of the networks."""
 
 import argparse
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,9 +30,10 @@ def arms(networks: Sequence[tuple[str, dict]]) -> list[list[tuple[str, dict]]]:
 
 
 def path_of(folder: Path, some: Sequence[tuple[str, dict]]) -> Path:
-    """Where the record of a group of `arms` is."""
+    """Where the record of a group of `arms` is: the name has the recipe, the arm, and which data set it is."""
     record = some[0][1]
-    return folder / f"across-{'-'.join((record['recipe'] + ' ' + record['arm']).split())}.json"
+    data = hashlib.sha256(json.dumps(record["data"], sort_keys=True).encode()).hexdigest()[:8]
+    return folder / f"across-{'-'.join((record['recipe'] + ' ' + record['arm']).split())}-{data}.json"
 
 
 def has(path: Path, some: Sequence[tuple[str, dict]], pictures: int) -> bool:

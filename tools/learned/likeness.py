@@ -3,11 +3,12 @@
 import math
 from collections.abc import Sequence
 
+from alexnet_mp.analysis.hypothesis_tests import shown_p
 from alexnet_mp.analysis.random_deals import MOST_NETWORKS
 from alexnet_mp.analysis.similarity import across_of
 
 from .tables import ARMS, LEVEL, brightness_tower, by_arm, corrected, of_two_towers, over_seeds
-from .words import Answer, by_name, listed, numbers, seeds, span, table, told_p
+from .words import Answer, by_name, listed, numbers, seeds, span, table
 
 
 def alike(records: Sequence[dict]) -> Answer | None:
@@ -20,17 +21,23 @@ def alike(records: Sequence[dict]) -> Answer | None:
     rows, answers = [], []
     for arm, some in by_arm(two).items():
         told = []
-        for layer in (each["layer"] for each in some[0]["similarity"]["layers"]):
-            own = over_seeds([by_name(one["similarity"]["layers"], "layer", layer)["cka"] for one in some])
-            dealt = [(one, by_name(one["similarity"]["dealt"], "layer", layer)) for one in some]
-            if dealt[0][1]:
-                halves = over_seeds([each["halves"][1] for _, each in dealt])
-                hits = sum(p[one["run"], layer] <= LEVEL for one, _ in dealt)
-                told.append(f"{layer} in {hits}")
-                rows.append([arm, layer, span(own, 2), span(halves, 2), f"{hits} of {len(some)}"])
+        # a layer of which a tower says the same of all pictures is not in its network's record
+        for layer in dict.fromkeys(each["layer"] for one in some for each in one["similarity"]["layers"]):
+            own, dealt = (
+                {one["run"]: found for one in some if (found := by_name(one["similarity"][part], "layer", layer))}
+                for part in ("layers", "dealt")
+            )
+            cka = span(over_seeds([found["cka"] for found in own.values()]), 2)
+            if dealt:
+                halves = over_seeds([found["halves"][1] for found in dealt.values()])
+                hits = sum(p[run, layer] <= LEVEL for run in dealt)
+                without = "" if len(dealt) == len(some) else f" (of {len(dealt)} with a CKA)"
+                told.append(f"{layer} in {hits}{without}")
+                rows.append([arm, layer, cka, span(halves, 2), f"{hits} of {len(dealt)}"])
             else:
-                rows.append([arm, layer, span(own, 2), "-", "-"])
-        answers.append(f"{arm}: less alike than random halves at {', '.join(told)} of {seeds(some)}")
+                rows.append([arm, layer, cka, "-", "-"])
+        if told:
+            answers.append(f"{arm}: less alike than random halves at {', '.join(told)} of {seeds(some)}")
     n = sorted({one["similarity"]["n"] for one in two})
     return (
         "Do the towers see alike?",
@@ -46,45 +53,28 @@ def of_other_seeds(records: Sequence[dict], across: Sequence[dict]) -> Answer | 
     """Are the towers of a network more alike than towers of other seeds?"""
     if not across:
         return None
+    across = sorted(across, key=lambda one: ARMS.index(one["arm"]))
+    one_recipe = len({record["recipe"] for record in across}) == 1
     values = {
-        (record["arm"], each["layer"]): {(a, b): value for a, b, value in each["cka"]}
-        for record in across
+        (number, each["layer"]): {(a, b): value for a, b, value in each["cka"]}
+        for number, record in enumerate(across)
         for each in record["layers"]
     }
     looks = {look: across_of(of_pairs)[2] for look, of_pairs in values.items()}
     p = corrected(looks)
     brightness = {one["weights"]: brightness_tower(one) for one in of_two_towers(records)}
     rows, answers = [], []
-    for record in sorted(across, key=lambda one: ARMS.index(one["arm"])):
-        arm, count = record["arm"], len(record["runs"])
-        # of every tower, whether it is the brightness tower of its network; None where that is not known
-        sorts = [
-            None if network is None else tower == network
-            for one in record["runs"]
-            for network in [brightness.get(one["weights"])]
-            for tower in (0, 1)
-        ]
-        told = {"more": [], "less": []}
+    for number, record in enumerate(across):
+        arm = record["arm"] if one_recipe else f"{record['arm']}, {record['recipe']}"
+        sorts, differing = _sorts(record, brightness), {"more": [], "less": []}
         for layer in (each["layer"] for each in record["layers"]):
-            pairs = values[arm, layer]
-            own = over_seeds([value for (a, b), value in pairs.items() if a // 2 == b // 2])
-            others = {pair: value for pair, value in pairs.items() if pair[0] // 2 != pair[1] // 2}
-            by_sort = [
-                [value for (a, b), value in others.items() if None not in (sorts[a], sorts[b]) and alike(a, b)]
-                for alike in (lambda a, b: sorts[a] == sorts[b], lambda a, b: sorts[a] != sorts[b])
-            ]
-            others = over_seeds(list(others.values()))
-            if p[arm, layer] is not None and p[arm, layer] <= LEVEL:
-                told["more" if own.mean > others.mean else "less"].append(layer)
-            of_sorts = (span(over_seeds(some), 2) if some else "-" for some in by_sort)
-            rows.append(
-                [arm, layer, span(own, 2), span(others, 2), *of_sorts, *map(_p, (looks[arm, layer], p[arm, layer]))]
-            )
-        words = [f"{word} alike at {listed(layers)}" for word, layers in told.items() if layers]
-        words = f"{arm}: {', '.join(words) or 'not told apart at any layer'}, of {count} networks"
-        if count <= MOST_NETWORKS and len(p) / ways(count) > LEVEL:
-            words += f"; so few can't tell, p is 1/{ways(count):,} at best, and corrected for {len(p)} looks"
-        answers.append(words)
+            look = number, layer
+            own, others, *of_sorts = (over_seeds(some) if some else None for some in _by_sort(values[look], sorts))
+            if p[look] is not None and p[look] <= LEVEL:
+                differing["more" if own.mean > others.mean else "less"].append(layer)
+            spans = ["-" if found is None else span(found, 2) for found in (own, others, *of_sorts)]
+            rows.append([arm, layer, *spans, _p(looks[look]), _p(p[look])])
+        answers.append(_answer(arm, len(record["runs"]), differing, len(p)))
     n = sorted({record["n"] for record in across})
     return (
         "Are the towers of a network more alike than towers of other seeds?",
@@ -99,10 +89,40 @@ def of_other_seeds(records: Sequence[dict], across: Sequence[dict]) -> Answer | 
     )
 
 
+def _sorts(record, brightness):
+    """Of every tower, whether it is the brightness tower of its network; None where that is not known. brightness:
+    {weights: which tower it is}."""
+    of_runs = [brightness.get(one["weights"]) for one in record["runs"]]
+    return [None if found is None else tower == found for found in of_runs for tower in (0, 1)]
+
+
+def _by_sort(values, sorts):
+    """The CKA of the two towers of a network, and of two towers of different ones: of all, of two towers of one sort,
+    and of both sorts. values: {(tower, larger tower): CKA}."""
+    own, others, same, mixed = [], [], [], []
+    for (a, b), value in values.items():
+        if a // 2 == b // 2:
+            own.append(value)
+            continue
+        others.append(value)
+        if None not in (sorts[a], sorts[b]):
+            (same if sorts[a] == sorts[b] else mixed).append(value)
+    return own, others, same, mixed
+
+
+def _answer(arm, count, differing, looks):
+    """Of an arm of `count` networks. differing: {"more" or "less": layers}; looks: how many p is corrected for."""
+    told = [f"{word} alike at {listed(layers)}" for word, layers in differing.items() if layers]
+    answer = f"{arm}: {', '.join(told) or 'not told apart at any layer'}, of {count} networks"
+    if count <= MOST_NETWORKS and looks / ways(count) > LEVEL:
+        answer += f"; so few can't tell, p is 1/{ways(count):,} at best, and corrected for {looks} looks"
+    return answer
+
+
 def ways(networks: int) -> int:
     """To put the towers of so many networks into pairs."""
     return math.prod(range(2 * networks - 1, 0, -2))
 
 
 def _p(p):
-    return "-" if p is None else told_p(p)
+    return "-" if p is None else shown_p(p)

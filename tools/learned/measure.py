@@ -13,9 +13,10 @@ import numpy as np
 from alexnet_mp.analysis.altered_pictures import ALTERATIONS
 from alexnet_mp.analysis.growth import growth
 from alexnet_mp.analysis.hypothesis_tests import Comparison
+from alexnet_mp.analysis.layer_outputs import links
 from alexnet_mp.analysis.lesions import Lesion, Lesions, lesions
 from alexnet_mp.analysis.sight import ColourDivision, Leanings, Seen, class_leanings, colour_division, sight
-from alexnet_mp.analysis.similarity import Representation, alike, crossings, dealt, most_pictures, represent
+from alexnet_mp.analysis.similarity import Representation, alike, changes_at_crossings, dealt, most_pictures, represent
 from alexnet_mp.analysis.specialisation import chroma_shares, division, division_by_chance, first_layer, random_split_p
 from alexnet_mp.data.dataset import DataSet, Split, evenly, open_dataset
 from alexnet_mp.data.image_files import pipeline_of
@@ -118,8 +119,7 @@ def arm(recipe: Recipe) -> str:
     """ "towers with links", "towers without links" or "one tower"."""
     if recipe.towers == 1:
         return "one tower"
-    linked = any(layer.reads == "both" for layer in recipe.layers[:-1])
-    return f"towers {'with' if linked else 'without'} links"
+    return f"towers {'with' if links(recipe) else 'without'} links"
 
 
 def digest(directory: str) -> str:
@@ -203,7 +203,7 @@ def of_similarity(seen: Representation, recipe: Recipe) -> dict:
         ],
         "crossings": [
             {"before": each.before, "after": each.after, "change": each.change.value, "p": each.change.p}
-            for each in crossings(seen, recipe)
+            for each in changes_at_crossings(seen, recipe)
         ],
     }
 

@@ -1,12 +1,15 @@
 """docs/what-each-gpu-learned.md, from the records of `what_each_gpu_learned.py`."""
 
 import re
+import shlex
 import textwrap
 from collections.abc import Sequence
 
-from .questions import answers, pairs
+from alexnet_mp.analysis.hypothesis_tests import shown_p
+
+from .questions import answers, pairs, shared_seeds
 from .tables import LEVEL, by_arm, corrected, division_p, of_two_towers
-from .words import listed, seeds, told_p
+from .words import listed, seeds
 
 WIDTH = 118
 FIRST_SEEN = 3  # the seed whose networks were looked at while the measures were written
@@ -75,8 +78,8 @@ def commands(groups):
     """One line a data set."""
     lines = []
     for records in groups:
-        words = records[0]["command"].split()
-        lines.append(" ".join([*words[:2], "RUN...", *words[3:]]))
+        words = shlex.split(records[0]["command"])
+        lines.append(shlex.join([*words[:2], "RUN...", *words[3:]]))
     return "\n".join(["```", *dict.fromkeys(lines), "```"])
 
 
@@ -99,9 +102,9 @@ def group(records, across, level, title):
 def verdict(records):
     """Whether one tower sees brightness and the other colour, with links and without, in words; and their kernels."""
     arms = by_arm(of_two_towers(records))
-    p = corrected({(arm,): division_p(some) for arm, some in arms.items()})
+    p = corrected({arm: division_p(some) for arm, some in arms.items()})
     unseen = {arm: [one for one in some if one["seed"] != FIRST_SEEN] or some for arm, some in arms.items()}
-    unseen_p = corrected({(arm,): division_p(some) for arm, some in unseen.items()})
+    unseen_p = corrected({arm: division_p(some) for arm, some in unseen.items()})
     told = [
         "A tower's preference: the share of its answers that stay on grey pictures less the share that stay on colour "
         "alone, in points. Contrast: one tower's preference less the other's, 200 points at most."
@@ -110,12 +113,12 @@ def verdict(records):
     for arm, some in arms.items():
         contrasts = listed([f"{abs(one['colour']['contrast']):.0f}" for one in some])
         beyond = sum(one["colour"]["p_halves"] <= LEVEL for one in some)
-        divided[arm] = max(p[arm,], unseen_p[arm,]) <= LEVEL
-        without = f" (without seed {FIRST_SEEN}, which was looked at first, {told_p(unseen_p[arm,])})"
+        divided[arm] = max(p[arm], unseen_p[arm]) <= LEVEL
+        without = f" (without seed {FIRST_SEEN}, which was looked at first, {shown_p(unseen_p[arm])})"
         told.append(
             f"{arm.capitalize()}: contrasts of {contrasts} points in {named(some)}. In {beyond} of {len(some)}, each "
             "uncorrected, that is farther apart than random deals of the same kernels; all together, p "
-            f"{told_p(p[arm,])}"
+            f"{shown_p(p[arm])}"
             f"{without if unseen[arm] != some else ''}."
         )
     if divided == dict.fromkeys(("towers with links", "towers without links"), True):
@@ -141,8 +144,8 @@ def verdict(records):
                 f"That the links make a difference is {'not ' * (paired.p > LEVEL)}suggested: {apart}. The least that "
                 f"it could be is {paired.least_p:.2g}; it is not corrected for the other questions of this page."
             )
-    p = corrected({(one["run"],): one["first_layer"]["division_p"] or 1.0 for some in arms.values() for one in some})
-    differ = [f"{sum(p[one['run'],] <= LEVEL for one in some)} of {seeds(some)} of {arm}" for arm, some in arms.items()]
+    p = corrected({one["run"]: one["first_layer"]["division_p"] or 1.0 for some in arms.values() for one in some})
+    differ = [f"{sum(p[one['run']] <= LEVEL for one in some)} of {seeds(some)} of {arm}" for arm, some in arms.items()]
     told.append(f"The kernels of the two first layers differ in {' and in '.join(differ)}.")
     return filled(" ".join(told))
 
@@ -153,8 +156,8 @@ def named(records):
 
 def limits(records, across):
     arms = by_arm(records)
-    both = pairs(arms, lambda one: one["seed"])  # of the seeds that both arms have
-    count = both.n if both else min(map(len, arms.values()))
+    both = shared_seeds(arms)
+    count = len(both) if len(both) > 1 else min(map(len, arms.values()))
     anew = by_arm([one for one in records if one["seed"] < FIRST_SEEN])
     new = pairs(anew, lambda one: abs(one["colour"]["contrast"]))
     lines = (

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from alexnet_mp.analysis.hypothesis_tests import paired
+from alexnet_mp.analysis.hypothesis_tests import paired, shown_p
 
 from .likeness import alike, of_other_seeds
 from .tables import (
@@ -21,7 +21,7 @@ from .tables import (
     over_seeds,
     points,
 )
-from .words import Answer, by_name, numbers, seeds, span, steps, table, told_p
+from .words import Answer, by_name, numbers, seeds, span, steps, table
 
 MOST = 5  # classes each way
 
@@ -31,19 +31,21 @@ def kernels(records):
     two = of_two_towers(records)
     if not two:
         return None
-    p = corrected({(one["run"],): one["first_layer"]["division_p"] or 1.0 for one in two})
+    p = corrected({one["run"]: one["first_layer"]["division_p"] or 1.0 for one in two})
     rows, answers = [], []
     for arm, some in by_arm(records).items():
         if arm == "one tower":
-            split = [one["first_layer"]["halves_divided"] for one in some]
+            # None where too few kernels learned
+            split = [found for one in some if (found := one["first_layer"]["halves_divided"])]
             hits, of = sum(hit for hit, _ in split), sum(count for _, count in split)
-            answers.append(f"of one tower's kernels, split at random, {hits} of {of} halves differ, at p of 0.01")
+            if split:
+                answers.append(f"of one tower's kernels, split at random, {hits} of {of} halves differ, at p of 0.01")
             continue
         apart = over_seeds([abs(np.subtract(*one["first_layer"]["chroma"])) for one in some])
-        hits = sum(p[one["run"],] <= LEVEL for one in some)
+        hits = sum(p[one["run"]] <= LEVEL for one in some)
         answers.append(f"{arm}: different in {hits} of {seeds(some)}, shares of chroma {span(apart, 2)} apart")
         rows += [
-            [arm, one["seed"], *(f"{share:.2f}" for share in one["first_layer"]["chroma"]), told_p(p[one["run"],])]
+            [arm, one["seed"], *(f"{share:.2f}" for share in one["first_layer"]["chroma"]), shown_p(p[one["run"]])]
             for one in some
         ]
     return (
@@ -60,10 +62,10 @@ def division(records):
     two = of_two_towers(records)
     if not two:
         return None
-    over_pictures = corrected({(one["run"],): one["colour"]["p"] for one in two})
-    over_deals = corrected({(one["run"],): one["colour"]["p_halves"] for one in two})
+    over_pictures = corrected({one["run"]: one["colour"]["p"] for one in two})
+    over_deals = corrected({one["run"]: one["colour"]["p_halves"] for one in two})
     arms = by_arm(two)
-    joint = corrected({(arm,): division_p(some) for arm, some in arms.items()})
+    joint = corrected({arm: division_p(some) for arm, some in arms.items()})
     rows, answers = [], []
     for arm, some in arms.items():
         contrast = over_seeds([abs(one["colour"]["contrast"]) for one in some])
@@ -71,7 +73,7 @@ def division(records):
         beyond = sum(one["colour"]["p_halves"] <= LEVEL for one in some)
         answers.append(
             f"{arm}: contrast {span(contrast)} points, random deals of the kernels {span(usual)} (medians); p "
-            f"{told_p(joint[arm,])} for {seeds(some)} together, and {beyond} of {len(some)} by themselves "
+            f"{shown_p(joint[arm])} for {seeds(some)} together, and {beyond} of {len(some)} by themselves "
             f"beyond the deals (p at most {LEVEL:g}, uncorrected)"
         )
         for one in some:
@@ -85,10 +87,10 @@ def division(records):
                     *(f"{kept['grey'][tower]:.0f} %" for tower in (light, 1 - light)),
                     *(f"{kept['colour alone'][tower]:.0f} %" for tower in (light, 1 - light)),
                     f"{abs(one['colour']['contrast']):.0f}",
-                    told_p(over_pictures[one["run"],]),
+                    shown_p(over_pictures[one["run"]]),
                     f"{np.quantile(np.abs(one['colour']['halves']), 0.95):.0f}",
                     f"{one['colour']['p_halves']:.2g}",
-                    told_p(over_deals[one["run"],]),
+                    shown_p(over_deals[one["run"]]),
                 ]
             )
     apart = pairs(arms, lambda one: abs(one["colour"]["contrast"]))
@@ -171,53 +173,20 @@ def needed(records):
     two = of_two_towers(records)
     if not two:
         return None
-    looks = {}
-    for one in two:
-        for lesion in (*one["lesions"]["towers"], *one["lesions"]["links"]):
-            looks[one["run"], lesion["place"], lesion["silenced"]] = lesion["p"]
-        for contrast in one["lesions"]["contrasts"]:
-            looks[one["run"], contrast["place"], "contrast"] = contrast["p"]
-    p = corrected(looks)
+    p = corrected(_looks(two))
     rows, answers = [], []
     for arm, some in by_arm(two).items():
-        whole = over_seeds([one["lesions"]["error"] for one in some])
-        places = list(dict.fromkeys(lesion["place"] for lesion in some[0]["lesions"]["towers"]))
         first = next((lesion["place"] for lesion in some[0]["lesions"]["links"]), None)
-        for place in places:
-            off = [(one, lesion) for one in some for lesion in one["lesions"]["towers"] if lesion["place"] == place]
-            cut = [(one, lesion) for one in some for lesion in one["lesions"]["links"] if lesion["place"] == place]
-            apart = [(one, by_name(one["lesions"]["contrasts"], "place", place)) for one in some]
-            rows.append(
-                [
-                    arm,
-                    "all of these" if place == "all" else place,
-                    rise(off, p),
-                    f"{span(over_seeds([half(one, lesion) for one, lesion in off]), 1)}",
-                    rise(cut, p) if cut else "-",
-                    f"{span(over_seeds([abs(points(each)) for _, each in apart]), 1)}; "
-                    f"{sum(p[one['run'], place, 'contrast'] <= LEVEL for one, _ in apart)} of {len(some)}",
-                ]
+        for number, place in enumerate(dict.fromkeys(lesion["place"] for lesion in some[0]["lesions"]["towers"])):
+            off, cut = (
+                [(one, lesion) for one in some for lesion in one["lesions"][part] if lesion["place"] == place]
+                for part in ("towers", "links")
             )
+            rows.append(_row_of_place(arm, place, some, off, cut, p))
             if place == first:
-                costs = (
-                    [points(lesion) for _, lesion in off],
-                    [half(one, lesion) for one, lesion in off],
-                    [points(lesion) for _, lesion in cut],
-                )
-                of_tower, of_half, of_link = (span(over_seeds(each), 1) for each in costs)
-                answers.append(
-                    f"{arm}, at {place}, where they first meet: one tower off costs {of_tower} points, a random half "
-                    f"of both {of_half}, one link cut {of_link}"
-                )
-            if place == places[0]:
-                errors_off = over_seeds([lesion["error"] for _, lesion in off])
-                of_halves = over_seeds([lesion["halves_error"][1] for _, lesion in off])
-                hits = sum(p[one["run"], place, lesion["silenced"]] <= LEVEL for one, lesion in off)
-                answers.append(
-                    f"{arm}: error {span(whole, 1)} % whole, {span(errors_off, 1)} % with one tower silenced wherever "
-                    f"it is read, worse in {hits} of {len(off)} cases; {span(of_halves, 1)} % with a random half of "
-                    "both silenced there"
-                )
+                answers.append(_where_they_meet(arm, place, off, cut))
+            if number == 0:
+                answers.append(_wherever_read(arm, some, off, p))
     n = sorted({one["lesions"]["n"] for one in two})
     return (
         "Is each tower needed, and where?",
@@ -230,20 +199,70 @@ def needed(records):
     )
 
 
+def _looks(records):
+    """{(run, place, what is silenced, or "contrast"): p}."""
+    looks = {}
+    for one in records:
+        for lesion in (*one["lesions"]["towers"], *one["lesions"]["links"]):
+            looks[one["run"], lesion["place"], lesion["silenced"]] = lesion["p"]
+        for contrast in one["lesions"]["contrasts"]:
+            looks[one["run"], contrast["place"], "contrast"] = contrast["p"]
+    return looks
+
+
+def _row_of_place(arm, place, some, off, cut, p):
+    """Of the table of `needed`. off, cut: (record, lesion) of the towers that are silenced there, and of the links."""
+    apart = [(one, by_name(one["lesions"]["contrasts"], "place", place)) for one in some]
+    hits = sum(p[one["run"], place, "contrast"] <= LEVEL for one, _ in apart)
+    return [
+        arm,
+        "all of these" if place == "all" else place,
+        rise(off, p),
+        span(over_seeds([half(*one) for one in off]), 1),
+        rise(cut, p) if cut else "-",
+        f"{span(over_seeds([abs(points(each)) for _, each in apart]), 1)}; {hits} of {len(some)}",
+    ]
+
+
+def _where_they_meet(arm, place, off, cut):
+    costs = [points(lesion) for _, lesion in off], [half(*one) for one in off], [points(lesion) for _, lesion in cut]
+    of_tower, of_half, of_link = (span(over_seeds(each), 1) for each in costs)
+    return (
+        f"{arm}, at {place}, where they first meet: one tower off costs {of_tower} points, a random half of both "
+        f"{of_half}, one link cut {of_link}"
+    )
+
+
+def _wherever_read(arm, some, off, p):
+    whole, errors_off, of_halves = (
+        span(over_seeds(each), 1)
+        for each in (
+            [one["lesions"]["error"] for one in some],
+            [lesion["error"] for _, lesion in off],
+            [lesion["halves_error"][1] for _, lesion in off],
+        )
+    )
+    hits = sum(p[one["run"], lesion["place"], lesion["silenced"]] <= LEVEL for one, lesion in off)
+    return (
+        f"{arm}: error {whole} % whole, {errors_off} % with one tower silenced wherever it is read, worse in {hits} of "
+        f"{len(off)} cases; {of_halves} % with a random half of both silenced there"
+    )
+
+
 def classes(records):
     """Which classes lean on which tower?"""
     two = of_two_towers(records)
     if not two:
         return None
-    p = corrected({(one["run"],): one["classes"]["p"] for one in two})
+    p = corrected({one["run"]: one["classes"]["p"] for one in two})
     each = corrected({(one["run"], name): p for one in two for name, _, _, _, p in one["classes"]["classes"]})
     arms = by_arm(two)
     same = {arm: consistency(some) for arm, some in arms.items() if len(some) > 1}
-    same_p = corrected({(arm,): found[1] for arm, found in same.items()})
+    same_p = corrected({arm: found[1] for arm, found in same.items()})
     rows, answers = [], []
     for arm, some in arms.items():
         spread, chance = (over_seeds([one["classes"][name] for one in some]) for name in ("spread", "by_chance"))
-        hits = sum(p[one["run"],] <= LEVEL for one in some)
+        hits = sum(p[one["run"]] <= LEVEL for one in some)
         answer = (
             f"{arm}: the classes' leanings spread by {span(spread, 1)} points, {span(chance, 1)} by chance; more than "
             f"chance in {hits} of {seeds(some)}"
@@ -251,7 +270,7 @@ def classes(records):
         if arm in same:
             answer += (
                 f"; once the towers are named by what they see, the leanings of two seeds correlate by "
-                f"{same[arm][0]:.2f} (p {told_p(same_p[arm,])}); {same[arm][2][0]} of the {same[arm][2][1]} ways to "
+                f"{same[arm][0]:.2f} (p {shown_p(same_p[arm])}); {same[arm][2][0]} of the {same[arm][2][1]} ways to "
                 "name the towers, this one among them, give as much"
             )
         answers.append(answer)
@@ -352,8 +371,14 @@ def pairs(arms, value):
     free, linked = (
         {one["seed"]: value(one) for one in arms.get(f"towers {word} links", [])} for word in ("without", "with")
     )
-    both = [seed for seed in free if seed in linked]
+    both = shared_seeds(arms)
     return paired([free[seed] for seed in both], [linked[seed] for seed in both]) if len(both) > 1 else None
+
+
+def shared_seeds(arms):
+    """The seeds that the towers with links and those without have, each once."""
+    free, linked = ([one["seed"] for one in arms.get(f"towers {word} links", [])] for word in ("without", "with"))
+    return [seed for seed in dict.fromkeys(free) if seed in linked]
 
 
 def _tower(record, which):

@@ -14,7 +14,7 @@ def read_all(folder: Path) -> tuple[list[dict], list[dict]]:
     return [one for one in records if "run" in one], [one for one in records if "runs" in one]
 
 
-def told(record: dict) -> str:
+def as_json(record: dict) -> str:
     """JSON with a line for every field, and for every entry of one that has many; six digits of every number."""
 
     def short(value):

@@ -1,7 +1,7 @@
 """What `page.py` says of the records of several networks, as numbers: over seeds, corrected for the number of
 looks, towers named by what they see."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
 
@@ -40,7 +40,7 @@ def of_two_towers(records: Sequence[dict]) -> list[dict]:
     return [one for of_arm in by_arm(records).values() for one in of_arm if one["colour"]]
 
 
-def corrected(looks: Mapping[tuple, float]) -> dict[tuple, float]:
+def corrected(looks: Mapping[Hashable, float]) -> dict[Hashable, float]:
     """The p-values of all looks of a question, by Holm's rule together."""
     return dict(zip(looks, holm(list(looks.values()))))
 

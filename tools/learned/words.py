@@ -18,10 +18,6 @@ def span(found, digits=0):
     return f"{found.mean:.{digits}f} ({found.low:.{digits}f} to {found.high:.{digits}f})"
 
 
-def told_p(p):
-    return f"{p:.2g}" if p >= 1e-4 else "< 0.0001"
-
-
 def listed(words):
     return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
 
