@@ -231,7 +231,7 @@ def read_columns(directory: str | Path, index: Index, name: str) -> Columns:
     need(hashlib.sha256(content).hexdigest() == split.index_sha256, f"its sha256 is not the one in {INDEX}")
     try:
         columns = Columns(**load(content))
-    except (SafetensorError, TypeError, ValueError) as error:
+    except (SafetensorError, TypeError, ValueError, KeyError) as error:
         raise UserError(f"{path} is damaged: {error}") from None
     for field, values in asdict(columns).items():
         kind = {"shard": np.int32, "names": np.uint8}.get(field, np.int64)
@@ -293,7 +293,7 @@ def read_source_file(directory: str | Path) -> dict[str, np.ndarray] | None:
     try:
         stamps = load(content)
         whole = source_file(stamps) == content and all(values.shape[1:] == (2,) for values in stamps.values())
-    except (SafetensorError, ValueError):
+    except (SafetensorError, ValueError, KeyError):  # KeyError: of a kind of number that numpy has not
         whole = False
     if not whole:
         raise UserError(f"{path} is damaged; removed, names of images alone are compared")
