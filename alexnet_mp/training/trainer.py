@@ -33,7 +33,7 @@ from ..system.interrupts import Agreed, Interrupts
 from ..system.ranks import ALONE, InVain, Ranks, SaidElsewhere
 from ..system.terminal import progress, say
 from .checkpoint_policy import CheckpointPolicy, in_words
-from .make_step import TAKES_COUNT, make_step
+from .make_step import make_step
 from .pending_steps import PendingStep, PendingSteps
 from .schedule import make_schedule
 from .update_rule import PaperSGD
@@ -68,7 +68,6 @@ class Trainer:
         self.optimizer, self.schedule = PaperSGD(network), make_schedule(network.recipe)
         self.divided = isinstance(network, WorkerAlexNet)
         self.training_step = make_step(network, self.optimizer, pipeline, graphs, ranks)
-        self.in_pieces = isinstance(self.training_step, TAKES_COUNT)
         self.steps_per_epoch = steps_per_epoch(self.recipe, pipeline.dataset)
         self.recipe_steps = self.recipe.epochs * self.steps_per_epoch
         self.last_step = self.recipe_steps if steps is None else min(steps, self.recipe_steps)
@@ -205,9 +204,9 @@ class Trainer:
             if not self.on_gpu and not math.isfinite(loss.item()):
                 self.refuse_loss(loss.item(), self.step + 1, batch.numbers)
 
-        whole = (len(batch.numbers),) if self.in_pieces else ()
-        numbers = self.training_step(batch.images, batch.labels, check_loss, *whole)
-        self.crossed = self.training_step.ledger(*whole) if self.in_pieces else self.network.ledger()
+        count = len(batch.numbers)
+        numbers = self.training_step(batch.images, batch.labels, check_loss, count)
+        self.crossed = self.training_step.ledger(count)
         self.step += 1
         self.validated, self.validation = self.step % self.steps_per_epoch != 0, None
         self.pending.add(self.step, batch.numbers, sum(entry.bytes for entry in self.crossed), numbers)
