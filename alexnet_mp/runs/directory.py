@@ -73,6 +73,7 @@ class RunDirectory:
         dataset: DataSet,
         network: PlacedNetwork,
         pipeline: Pipeline,
+        *,
         precision: str = "fp32",
         point: ResumePoint | None = None,
         changed: Mapping[str, list] | tuple[()] = (),

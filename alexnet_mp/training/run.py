@@ -200,13 +200,13 @@ def make_trainer(
             dataset,
             network,
             pipeline,
-            options.precision,
-            plan.point,
-            data.changed,
-            plan.lock,
-            data.checked,
-            options.command,
-            devices,
+            precision=options.precision,
+            point=plan.point,
+            changed=data.changed,
+            lock=plan.lock,
+            checked=data.checked,
+            command=options.command,
+            devices=devices,
         )
     )
     held.callback(directory.close)
@@ -221,13 +221,13 @@ def make_trainer(
         pipeline,
         directory,
         constants,
-        options.steps,
-        plan.every,
-        options.keep,
-        options.on_save_error,
-        options.keep_every,
-        options.graphs,
-        plan.ranks,
+        steps=options.steps,
+        every=plan.every,
+        keep=options.keep,
+        on_save_error=options.on_save_error,
+        keep_every=options.keep_every,
+        graphs=options.graphs,
+        ranks=plan.ranks,
     )
     if options.profile is not None:
         trainer.profiler = Profiler(trainer, steps_of(options.profile), options.precision)
