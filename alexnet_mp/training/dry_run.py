@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..data.batches import steps_per_epoch
+from ..data.batches import steps_of_recipe, steps_per_epoch
 from ..data.dataset import DataSet
 from ..data.pixel_statistics import Statistics
 from ..network.network import TwoTowerAlexNet
@@ -132,7 +132,7 @@ def _seconds_a_step(plan, network, pipeline, done, clock):
 
 
 def _say_time(seconds, done, asked, recipe, dataset):
-    whole = recipe.epochs * steps_per_epoch(recipe, dataset)
+    whole = steps_of_recipe(recipe, dataset)
     left = max(0, (whole if asked is None else min(asked, whole)) - done)
     each = statistics.median(seconds)
     say(

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..data.batches import steps_per_epoch
+from ..data.batches import steps_of_recipe
 from ..data.class_names import accents
 from ..data.dataset import ELSEWHERE, DataSet, difference
 from ..data.pipeline import Pipeline
@@ -212,7 +212,7 @@ def refuse_changes(
         )
     if steps is not None and steps < state.step:
         raise UserError(f"--steps {steps}: {point.path} has taken {state.step} steps already")
-    whole = recipe.epochs * steps_per_epoch(recipe, dataset)
+    whole = steps_of_recipe(recipe, dataset)
     if state.step > whole:
         raise UserError(
             f"--resume: {point.path} has taken {state.step} steps already; {recipe.epochs} epochs are only "

@@ -14,7 +14,7 @@ import torch
 
 from ..analysis.figure_3 import draw_kernels
 from ..analysis.figures import draw_curves
-from ..data.batches import Batch, EpochKeys, steps_per_epoch
+from ..data.batches import Batch, EpochKeys, steps_of_recipe, steps_per_epoch
 from ..data.pipeline import Pipeline
 from ..evaluation.accuracy import FEW, Answers, percent, top5_tells, write_right
 from ..evaluation.protocol import View, both_protocols, centre_view, evaluate, print_errors
@@ -70,7 +70,7 @@ class Trainer:
         self.divided = isinstance(network, WorkerAlexNet)
         self.training_step = make_step(network, self.optimizer, pipeline, graphs, ranks)
         self.steps_per_epoch = steps_per_epoch(self.recipe, pipeline.dataset)
-        self.recipe_steps = self.recipe.epochs * self.steps_per_epoch
+        self.recipe_steps = steps_of_recipe(self.recipe, pipeline.dataset)
         self.last_step = self.recipe_steps if steps is None else min(steps, self.recipe_steps)
         self.on_gpu = any(device.type == "cuda" for device in network.exchange.devices)
         self.step = self.epoch = 0
