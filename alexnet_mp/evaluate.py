@@ -56,7 +56,7 @@ def _evaluate(options, ranks):
             f"the {options.split} images of {dataset.source} have no labels: all that can be made is --submission FILE"
         )
     order = submission.order(images.names) if options.submission else None
-    own = getattr(dataset, "class_names", None) or class_words(options.runs[0], dataset.classes)
+    own = dataset.class_names or class_words(options.runs[0], dataset.classes)
     words = in_words(dataset.classes, own, options.synsets)
     tested = evaluate_runs(runs, options.split, weights, options.views or "ten", bool(outputs))
     if len(runs) > 1:

@@ -148,7 +148,7 @@ class RunDirectory:
             now,
             recipe,
             dataset,
-            getattr(dataset, "class_names", None),
+            dataset.class_names,
             devices=devices or devices_of(network),
             kernels=network.kernels_used(),
             precision=precision,
