@@ -272,8 +272,9 @@ class DaliPipeline:
                 "jpeg_fancy_upsampling": True,  # as libjpeg does
                 # The GPU's JPEG engine may round otherwise, and would get some places of every batch.
                 "hw_decoder_load": 0.0,
+                # Else the threads of two pipelines would be tied to the same cores.
                 "affine": False,
-            }  # else the threads of two pipelines would be tied to the same cores
+            }
             return fn.decoders.image(
                 dali.input("jpeg", types.UINT8, 1),
                 output_type=types.RGB,

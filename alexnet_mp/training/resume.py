@@ -20,7 +20,7 @@ from ..runs import checkpoint_format, checkpoints
 from ..runs.checkpoint_format import Checkpoint, NewerFormat, Unreadable
 from ..runs.checkpoint_state import Environment
 from ..runs.checkpoints import CHECKPOINTS, ResumePoint
-from ..runs.directory import RUN, refuse_branch, refuse_foreign, refuse_remains, refuse_unusable
+from ..runs.directory import RUN, on_or_off, refuse_branch, refuse_foreign, refuse_remains, refuse_unusable
 from ..runs.lock import RunLock
 from ..system.command_line import typed
 from ..system.devices import device_name
@@ -252,17 +252,12 @@ def environment(network: TwoTowerAlexNet, pipeline: Pipeline, precision: str, ra
         network.kernels_used(),
         precision,
         pipeline.name,
-        in_words(network.exchange.overlap),
+        on_or_off(network.exchange.overlap),
         torch.get_num_threads(),
         packages,
         pipeline.pieces.microbatch,
         1 if pipeline.pieces.microbatch else ranks.pairs,
     )
-
-
-def in_words(overlap: bool) -> str:
-    """As `--overlap` has it."""
-    return "on" if overlap else "off"
 
 
 def flat(fields: Mapping) -> dict:

@@ -32,7 +32,7 @@ from ..system.errors import UserError
 from ..system.interrupts import Agreed, Interrupts
 from ..system.ranks import InVain, Ranks, SaidElsewhere
 from ..system.terminal import progress, say
-from .checkpoint_policy import CheckpointPolicy, in_words
+from .checkpoint_policy import CheckpointPolicy, line_of
 from .make_step import make_step
 from .pending_steps import PendingStep, PendingSteps
 from .schedule import make_schedule
@@ -399,7 +399,7 @@ class Trainer:
         if failure or not self.checkpoints.up_to_date:
             raise UserError(
                 f"{ended}, but not all of it could be written: "
-                f"{in_words(failure) if failure else 'no checkpoint'}; {self.checkpoints.newest}"
+                f"{line_of(failure) if failure else 'no checkpoint'}; {self.checkpoints.newest}"
             )
         say(
             f"{ended}: checkpoint in {self.checkpoints.saver.saved or self.run.path}, "
