@@ -208,7 +208,6 @@ class Trainer:
         self.epoch = epoch
         now = {"learning_rates": self.schedule.rates(epoch), "colour_noise": self.schedule.colour_noise(epoch)}
         self.optimizer.set_rates(now["learning_rates"])
-        self.rates_set = True
         if now != self.scheduled:
             self.run.log("schedule", step=self.step, epoch=epoch, **now)
             self.scheduled = now
