@@ -43,6 +43,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _evaluate(options, ranks):
+    weights, outputs = _asked(options, ranks)
+    compute_as_in_training()
+    runs = _opened(options, weights, ranks)
+    if options.features is not None:
+        shape = layer_features.write_features(runs[0], options.split, options.features, options.out)
+        say(f"{options.out}: features {shape}, labels {shape[:1]}")
+        return
+    dataset, images = runs[0].dataset, runs[0].dataset.splits[options.split]
+    if (images.labels < 0).any() and set(outputs) != {"--submission"}:
+        raise UserError(
+            f"the {options.split} images of {dataset.source} have no labels: all that can be made is --submission FILE"
+        )
+    order = submission.order(images.names) if options.submission else None
+    own = dataset.class_names or class_words(options.runs[0], dataset.classes)
+    words = in_words(dataset.classes, own, options.synsets)
+    tested = evaluate_runs(runs, options.split, weights, options.views or "ten", bool(outputs))
+    if len(runs) > 1:
+        shown = "all equal" if len(set(tested.weights)) == 1 else " ".join(f"{weight:.4g}" for weight in tested.weights)
+        say(f"average of {len(runs)} runs, weights {shown}:")
+    print_answers(tested.average, options.split, len(dataset.classes))
+    if ranks.writes:
+        _write_files(options, dataset, list(tested.average.values())[-1], order, words)
+
+
+def _asked(options, ranks):
+    """(weights of the RUNs, or "validation"; {flag: the file it names}). Raises UserError for what can't be meant."""
     if options.weights is not None and len(options.runs) == 1:
         raise UserError("--weights: there is a single RUN, and nothing to be averaged")
     weights = ensemble_weights.parse_weights(options.weights, len(options.runs))
@@ -56,7 +82,11 @@ def _evaluate(options, ranks):
         raise UserError("--synsets: words are for --per-class FILE.csv")
     if options.features is not None or options.out is not None or options.split == "train":
         _refuse_features(options, outputs, ranks)
-    compute_as_in_training()
+    return weights, outputs
+
+
+def _opened(options, weights, ranks):
+    """The `Run`s, with the protocols that are asked for."""
     splits = dict.fromkeys((options.split, "val")) if weights == "validation" else (options.split,)
     runs = open_runs(
         options.runs,
@@ -70,31 +100,17 @@ def _evaluate(options, ranks):
         ranks,
     )
     if options.views == "centre":
-        runs = [replace(run, protocols=dict([*run.protocols.items()][:1])) for run in runs]
-    if options.features is not None:
-        shape = layer_features.write_features(runs[0], options.split, options.features, options.out)
-        say(f"{options.out}: features {shape}, labels {shape[:1]}")
-        return
-    dataset, images = runs[0].dataset, runs[0].dataset.splits[options.split]
-    if (images.labels < 0).any() and set(outputs) != {"--submission"}:
-        raise UserError(
-            f"the {options.split} images of {dataset.source} have no labels: all that can be made is --submission FILE"
-        )
-    order = submission.order(images.names) if options.submission else None
-    own = getattr(dataset, "class_names", None) or class_words(options.runs[0], dataset.classes)
-    words = in_words(dataset.classes, own, options.synsets)
-    tested = evaluate_runs(runs, options.split, weights, options.views or "ten", bool(outputs))
-    if len(runs) > 1:
-        shown = "all equal" if len(set(tested.weights)) == 1 else " ".join(f"{weight:.4g}" for weight in tested.weights)
-        say(f"average of {len(runs)} runs, weights {shown}:")
-    print_answers(tested.average, options.split, len(dataset.classes))
-    if not ranks.writes:
-        return
-    found = list(tested.average.values())[-1]
+        return [replace(run, protocols=dict([*run.protocols.items()][:1])) for run in runs]
+    return runs
+
+
+def _write_files(options, dataset, found, order, words):
+    """found: the `Answers` that files are about. order: of the submission. words: the classes' names for a person."""
     if options.submission:
         _write(options.submission, submission.text(order, dataset.ids, found.top))
         say(f"{options.submission}: {submission.describe(order, dataset.ids)}")
-    counts = None if found.loss is None else per_class.confusion(found.labels, found.top[:, 0], len(dataset.classes))
+    if options.per_class or options.confusion:
+        counts = per_class.confusion(found.labels, found.top[:, 0], len(dataset.classes))
     if options.per_class:
         _write(options.per_class, per_class.table(dataset.classes, found, counts, words))
     if options.confusion:

@@ -27,6 +27,7 @@ from alexnet_mp.runs.checkpoint_format import load
 from alexnet_mp.runs.checkpoint_state import Data
 from alexnet_mp.runs.lock import RunLock
 from alexnet_mp.runs.metrics import Metrics
+from alexnet_mp.system.ranks import ALONE
 from alexnet_mp.training.resume import environment
 from alexnet_mp.training.trainer import Trainer
 
@@ -121,7 +122,8 @@ class Training:
         run = SimpleNamespace(path=directory, lock=RunLock(directory), metrics=Metrics(directory))
         data = Data("none", "", "", tuple(f"n{number:08}" for number in range(1000)))
         constants = {"recipe": recipe, "data": data, "made_by": environment(self.network, pipeline, "fp32")}
-        self.trainer = Trainer(self.network, pipeline, run, constants)
+        how = {"keep": 3, "on_save_error": "continue", "keep_every": None, "graphs": "auto", "ranks": ALONE}
+        self.trainer = Trainer(self.network, pipeline, run, constants, steps=None, every=(600, "seconds"), **how)
         self.trainer.optimizer.set_rates(self.trainer.schedule.rates(1))
         self.content, self.steps_meanwhile = None, []
 

@@ -375,12 +375,24 @@ def test_a_dry_run_tells_all_and_writes_nothing(run, tmp_path, capsys, monkeypat
     assert (contents(out.parent), contents(tmp_path)) == before
 
 
+def flip(path):
+    """A bit of the last byte."""
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 64
+    path.write_bytes(content)
+
+
 def test_a_damaged_run_is_refused(run, tmp_path):
     out, data = run
     for name, spoil, words in (
         ("recipe", lambda d: (d / "run.json").write_text("{"), "damaged"),
         ("weights", lambda d: max(d.glob("checkpoints/*/weights*")).write_bytes(b"x"), "weights.safetensors"),
         ("statistics", lambda d: max(d.glob("checkpoints/*/statistics*")).unlink(), "statistics.safetensors"),
+        (
+            "mean",
+            lambda d: flip(max(d.glob("checkpoints/*/statistics*"))),
+            "statistics.safetensors.* its sha256 is not",
+        ),
         ("checkpoints", lambda d: shutil.rmtree(d / "checkpoints"), "no checkpoint"),
     ):
         copy = tmp_path / name

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +24,7 @@ from alexnet_mp.system import inventory, isolated, machine
 from alexnet_mp.training import device_checks, self_check_of_machine
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+PACKAGES = set(inventory.PACKAGES.values())  # the tests look for fewer
 SECTIONS = ["alexnet_mp", "packages", "computer", "devices", "kernels", "copies", "self_check", "next"]
 BROKEN = {
     "raises": (
@@ -166,6 +168,12 @@ def test_packages_that_can_t_be_imported(broken, monkeypatch, capsys, unchecked)
     assert again == (broken == ["triton", "nvidia.dali"])
     if "torch" in broken:
         assert printed.count("ImportError: torch can't be imported") == 4  # devices, kernels, copies, self-check
+
+
+def test_every_package_that_is_needed_is_looked_for():
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    needed = {re.match(r"[\w-]+", requirement)[0] for requirement in project["dependencies"]}
+    assert "scipy" in needed and needed <= PACKAGES
 
 
 @pytest.mark.process

@@ -49,6 +49,11 @@ def draws(recipe: Recipe, epoch: int, images: np.ndarray, positions: np.ndarray)
     )
 
 
+def of_view(view: tuple[int, int, bool], count: int) -> Draws:
+    """The draws of `count` images under one fixed view, (top, left, flip), whose colours are as they are."""
+    return Draws(*(np.full(count, value) for value in view), np.zeros((count, 3)))
+
+
 def colour_shift(
     recipe: Recipe, statistics: Statistics, factors: np.ndarray, colour_noise: float
 ) -> tuple[np.ndarray, float]:

@@ -43,6 +43,11 @@ def steps_per_epoch(recipe: Recipe, dataset: DataSet) -> int:
     return len(minibatches(recipe, len(dataset.splits["train"])))
 
 
+def steps_of_recipe(recipe: Recipe, dataset: DataSet) -> int:
+    """How many steps all epochs of a recipe take."""
+    return recipe.epochs * steps_per_epoch(recipe, dataset)
+
+
 class EpochKeys:
     """The batches of training after `step` steps, epoch after epoch: yields (epoch, positions, images), each (N,)
     int64.

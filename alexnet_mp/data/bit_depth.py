@@ -11,7 +11,8 @@ from PIL import Image
 from ..system.errors import UserError
 from . import remarks
 
-MOST = 65_535  # of integers; 255 of floats
+MOST = 65_535  # of integers
+FLOATS = 255  # the most of floats
 MOST_SIGNED = 32_767  # of 16 bits of which one is a sign: 15 are left
 DARK = 64  # of 255: a picture below may be one of 14 bits or fewer, of which the file says nothing
 SAID = "sBIT", "MaxSampleValue"
@@ -36,32 +37,47 @@ def eight_bits(image: Image.Image, name: str | Path | None = None) -> Image.Imag
         if image.format == "PPM":
             _refuse_black_map(image)
         return _without_sign(image) if signed else image
-    bits, most = _significant_bits(image, tiff), 255 if image.mode == "F" else MOST  # Pillow closes the file when read
-    if signed and most == MOST and max(tiff.get(BITS_PER_SAMPLE, (32,))) == 16:
-        most = MOST_SIGNED
+    # Pillow closes the file when its pixels are read.
+    bits, most = _significant_bits(image, tiff), _largest(image, tiff, signed)
     values = np.asarray(image) if deep else _both_bytes(image, raw)
     if values is None:
         return image
     low, high = _range(values, most)
-    if most != 255:
-        scale = bits or (15 if most == MOST_SIGNED else None)
-        levels = _scaled(values.astype(np.uint16), scale, image.format) >> 8
-    else:
-        levels = values.clip(0, 255)
-    levels = levels.astype(np.uint8)
-    least, brightest = levels.min().item(), levels.max().item()
-    # A range of one level's width lands on one level or on two, as it lies; at the dark end both are black.
-    if low != high and (least == brightest or brightest == 1):
-        raise UserError(
-            f"its values, {low:,} to {high:,} of {most:,}, all become grey level {'0 or ' * (least < brightest)}"
-            f"{brightest} of 255; store it with 8 bits"
-            + ("" if image.mode == "F" else f", or say its bits (PNG: {SAID[0]}, TIFF: {SAID[1]})")
-        )
+    levels = _levels(values, most, bits, image.format)
+    if low != high:
+        _refuse_one_level(levels, low, high, most)
     if bits is None and _is_dark(levels):
         _note_dark(name, low, high, most)
     if tiff.get(PHOTOMETRIC) == 0:  # 0 is white; Pillow turns 8 bits round, and no others
         levels = 255 - levels
     return Image.fromarray(levels, "CMYK") if image.mode == "CMYK" else Image.fromarray(levels)
+
+
+def _largest(image, tiff, signed):
+    """The most that its values may be."""
+    if image.mode == "F":
+        return FLOATS
+    return MOST_SIGNED if signed and max(tiff.get(BITS_PER_SAMPLE, (32,))) == 16 else MOST
+
+
+def _levels(values, most, bits, kind):
+    """Values of 0 to `most`, of so many significant bits -> grey levels, uint8."""
+    if most == FLOATS:
+        return values.clip(0, FLOATS).astype(np.uint8)
+    scale = bits or (15 if most == MOST_SIGNED else None)
+    return (_scaled(values.astype(np.uint16), scale, kind) >> 8).astype(np.uint8)
+
+
+def _refuse_one_level(levels, low, high, most):
+    """Raise UserError where different values, low to high, all become the same."""
+    least, brightest = levels.min().item(), levels.max().item()
+    # A range of one level's width lands on one level or on two, as it lies; at the dark end both are black.
+    if least == brightest or brightest == 1:
+        raise UserError(
+            f"its values, {low:,} to {high:,} of {most:,}, all become grey level {'0 or ' * (least < brightest)}"
+            f"{brightest} of 255; store it with 8 bits"
+            + ("" if most == FLOATS else f", or say its bits (PNG: {SAID[0]}, TIFF: {SAID[1]})")
+        )
 
 
 def _without_sign(image):
@@ -158,10 +174,10 @@ def _range(values, most):
     if wrong:
         raise UserError(f"{wrong:,} of its pixels are not numbers (NaN or infinite); only 0 to 255 is understood")
     low, high = values.min().item(), values.max().item()
-    if most == 255 and high <= 1:  # taken as 0..255 all of it would be black
+    if most == FLOATS and high <= 1:  # taken as 0..255 all of it would be black
         raise UserError("its pixels are floats of at most 1; only 0 to 255 is understood")
     if low < 0 or high > most:
-        if most != 255 or low <= -1 or high >= 256:  # less than a level is rounding
+        if most != FLOATS or low <= -1 or high >= 256:  # less than a level is rounding
             raise UserError(f"its values are {low:,} to {high:,}; only 0 to {most:,} is understood")
     return low, high
 
@@ -178,5 +194,5 @@ def _scaled(values, bits, kind):
 
 def _note_dark(name, low, high, most):
     most_are = ", 99 % of them in the lowest quarter" if high >= most * DARK / 255 else ""
-    hint = "" if most == 255 else f"; a file that means fewer bits can say so (PNG: {SAID[0]}, TIFF: {SAID[1]})"
+    hint = "" if most == FLOATS else f"; a file that means fewer bits can say so (PNG: {SAID[0]}, TIFF: {SAID[1]})"
     remarks.DARK.say(name, f"its values are {low:,} to {high:,}{most_are}, and taken as of {most:,}{hint}")

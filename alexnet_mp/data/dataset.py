@@ -68,6 +68,7 @@ class DataSet(Protocol):
     description: str  # in words
     fingerprint: str  # another one: other images
     classes: list[str]  # in the order of their labels
+    class_names: Sequence[str] | None  # the same as a person knows them; None where there are no others
     ids: Sequence[int] | None  # the classes' numbers in a competition
     splits: dict[str, Split]  # some of "train", "val", "test"
     statistics: Statistics | None  # None: they have to be fitted
@@ -134,7 +135,7 @@ class Folder:
     fingerprint: of the pictures' names, sizes and times of change; contents are not read. names_and_sizes: without the
     times."""
 
-    statistics = ids = None
+    statistics = ids = class_names = None
 
     def __init__(self, directory: str | Path, stored_size: int, splits: Sequence[str] = ("train", "val")):
         root, self.source = Path(directory), str(Path(directory).absolute())

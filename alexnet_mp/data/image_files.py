@@ -55,9 +55,9 @@ def map_pictures(
 
     answer(pictures): one answer a picture, of `AT_ONCE` at most. A file that can't be read is a line on standard error,
     and yields (path, the UserError that says why, None). "-" is standard input; a folder stands for the pictures in it
-    and below, see `pictures_in`. Any of `image_formats`; `stored_picture` decides about modes, transparency and
+    and below, see `pictures_below`. Any of `image_formats`; `stored_picture` decides about modes, transparency and
     orientation."""
-    paths = [file for path in paths for file in (pictures_in(path) if os.path.isdir(path) else [path])]
+    paths = [file for path in paths for file in (pictures_below(path) if os.path.isdir(path) else [path])]
     for start in range(0, len(paths), AT_ONCE):
         some = [(path, _read(path, size)) for path in paths[start : start + AT_ONCE]]
         good = [picture for _, picture in some if not isinstance(picture, UserError)]
@@ -71,7 +71,7 @@ def map_pictures(
     count_remarks()
 
 
-def pictures_in(folder: str) -> list[str]:
+def pictures_below(folder: str) -> list[str]:
     """The paths of the pictures in a folder and below, in the order of their names; the folder itself where there is
     none, or where it can't be read.
 

@@ -20,7 +20,7 @@ import torch
 from ..parallel.pieces import WHOLE
 from ..recipes.recipe import Recipe
 from ..system.errors import UserError
-from .augmentation import colour_shift
+from .augmentation import colour_shift, of_view
 from .batches import Batch, EpochKeys, StoredPictures, in_order, with_draws
 from .batches_ahead import ahead
 from .dali_on_device import DaliOnDevice, Lent, close_all, current, last_line, refuses
@@ -136,10 +136,9 @@ class DaliPipeline:
                 close_all(finish)
 
     def _views_of(self, pictures, count, finish, which, lent):
-        for top, left, flip in which:
-            drawn = self._drawn(
-                *(np.full(count, value) for value in (top, left, flip)), np.zeros((count, 3), np.float32)
-            )
+        for view in which:
+            fixed = of_view(view, count)
+            drawn = self._drawn(fixed.top, fixed.left, fixed.flip, np.zeros((count, 3), np.float32))
             for device, dali in finish.items():
                 dali.feed({"pictures": pictures[device]} | drawn)
             yield self._on_each_tower({device: dali.take() for device, dali in finish.items()}, lent)
@@ -273,8 +272,9 @@ class DaliPipeline:
                 "jpeg_fancy_upsampling": True,  # as libjpeg does
                 # The GPU's JPEG engine may round otherwise, and would get some places of every batch.
                 "hw_decoder_load": 0.0,
+                # Else the threads of two pipelines would be tied to the same cores.
                 "affine": False,
-            }  # else the threads of two pipelines would be tied to the same cores
+            }
             return fn.decoders.image(
                 dali.input("jpeg", types.UINT8, 1),
                 output_type=types.RGB,

@@ -18,7 +18,7 @@ from ..kernels import augment
 from ..kernels.augmentation import crops_of
 from ..parallel.pieces import WHOLE
 from ..recipes.recipe import Recipe
-from .augmentation import Draws, colour_shift
+from .augmentation import colour_shift, of_view
 from .batches import Batch, EpochKeys, in_order, with_draws
 from .batches_ahead import ahead
 from .dataset import DataSet
@@ -81,8 +81,7 @@ class RawPipeline:
 
     def _views_of(self, pictures, which, count):
         for view in which:
-            fixed = Draws(*(np.full(count, value) for value in view), None)
-            yield self._on_each_tower(pictures, fixed, torch.zeros(count, 3), 1.0)
+            yield self._on_each_tower(pictures, of_view(view, count), torch.zeros(count, 3), 1.0)
 
     def _training(self, step, epochs, colour_noise):
         split = self.dataset.splits["train"]

@@ -13,7 +13,7 @@ import torch
 from ..parallel.pieces import WHOLE
 from ..recipes.recipe import Recipe
 from ..system.errors import UserError
-from .augmentation import Draws, colour_shift, draws
+from .augmentation import Draws, colour_shift, draws, of_view
 from .batches import Batch, EpochKeys, StoredPictures, in_order
 from .dataset import DataSet
 from .pixel_statistics import Statistics
@@ -84,7 +84,7 @@ class TorchPipeline:
 
     def _views_of(self, pictures, which):
         for view in which:
-            fixed = Draws(*(np.full(len(pictures), value) for value in view), np.zeros((len(pictures), 3)))
+            fixed = of_view(view, len(pictures))
             yield self._on_each_tower(
                 torch.from_numpy(crop_and_flip(pictures, fixed, self.recipe.crop_size)), fixed, 0.0
             )

@@ -42,10 +42,10 @@ class Statistics:
 
     @staticmethod
     def of_file(path: str | Path) -> "Statistics":
-        """Raises UserError where it can't be read, ValueError where it is none."""
+        """Raises UserError where it can't be read or holds other tensors; their shapes are for `check`."""
         try:
             return Statistics(**load(durable_files.read(path, MOST_BYTES)))
-        except (OSError, SafetensorError, TypeError) as error:
+        except (OSError, SafetensorError, TypeError, KeyError) as error:
             raise UserError(f"cannot read {path}: {error}") from None
 
 

@@ -187,11 +187,18 @@ def read_index(directory: str | Path) -> Index:
     return index
 
 
-def _check_index(index, path):
+def _needs(path):
+    """need(condition, what): raises UserError, by which the file is damaged, unless the condition is true."""
+
     def need(condition, what):
         if not condition:
             raise UserError(f"{path} is damaged: {what}")
 
+    return need
+
+
+def _check_index(index, path):
+    need = _needs(path)
     need(1 <= index.stored_size <= MOST_PIXELS, f"stored_size is {index.stored_size}")
     need(
         index.jpeg_quality is None if index.encoding == "raw" else 1 <= (index.jpeg_quality or 0) <= 100,
@@ -222,16 +229,11 @@ def _check_index(index, path):
 def read_columns(directory: str | Path, index: Index, name: str) -> Columns:
     """The `Columns` of a split, all values in range. Raises UserError where they are damaged."""
     split, path = index.splits[name], Path(directory) / columns_file(name)
-
-    def need(condition, what):
-        if not condition:
-            raise UserError(f"{path} is damaged: {what}")
-
-    content = read_bytes(path)
+    need, content = _needs(path), read_bytes(path)
     need(hashlib.sha256(content).hexdigest() == split.index_sha256, f"its sha256 is not the one in {INDEX}")
     try:
         columns = Columns(**load(content))
-    except (SafetensorError, TypeError, ValueError) as error:
+    except (SafetensorError, TypeError, ValueError, KeyError) as error:
         raise UserError(f"{path} is damaged: {error}") from None
     for field, values in asdict(columns).items():
         kind = {"shard": np.int32, "names": np.uint8}.get(field, np.int64)
@@ -293,7 +295,7 @@ def read_source_file(directory: str | Path) -> dict[str, np.ndarray] | None:
     try:
         stamps = load(content)
         whole = source_file(stamps) == content and all(values.shape[1:] == (2,) for values in stamps.values())
-    except (SafetensorError, ValueError):
+    except (SafetensorError, ValueError, KeyError):  # KeyError: of a kind of number that numpy has not
         whole = False
     if not whole:
         raise UserError(f"{path} is damaged; removed, names of images alone are compared")

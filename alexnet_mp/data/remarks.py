@@ -25,9 +25,8 @@ class Remarks:
     def __init__(self, what: str):
         self.what = what
         made = os.memfd_create("remarks")
-        self.file = fcntl.fcntl(
-            made, fcntl.F_DUPFD_CLOEXEC, 3
-        )  # none of the three streams' numbers: they may be closed
+        # none of the three streams' numbers: they may be closed
+        self.file = fcntl.fcntl(made, fcntl.F_DUPFD_CLOEXEC, 3)
         os.close(made)
         fcntl.fcntl(self.file, fcntl.F_SETFL, os.O_APPEND)
         self.noted, self.counted = set(), 0  # crc32s that this process has appended; pictures that `count` has told of

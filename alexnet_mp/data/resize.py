@@ -93,7 +93,7 @@ def reduced(
     rows = _sums(lambda above, below: np.asarray(image.crop((first, above, end, below))), top, high, shape[0])
     columns = rows.swapaxes(0, 1)
     sums = _sums(lambda before, after: columns[before:after], left - first, wide, shape[1]).swapaxes(0, 1)
-    return np.floor(sums / (4 * high * wide) + 0.5).astype(np.uint8)
+    return np.floor(sums / (4 * high * wide) + 0.5).astype(np.uint8, "C")  # DALI takes nothing strided
 
 
 def _sums(read, start, side, count):

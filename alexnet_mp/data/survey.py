@@ -45,59 +45,54 @@ def fit_statistics(dataset: DataSet, recipe: Recipe, workers: int) -> Statistics
     return sums["train"].statistics()
 
 
-def survey(split: Split, size: int, workers: int, progress: Callable[[int], None]) -> Sums:
+def survey(split: Split, size: int, workers: int, advance: Callable[[int], None]) -> Sums:
     """Read every image of a split once: finds unreadable ones, and fills a `CachedSplit`.
 
-    progress(n) is called for every n images read. Returns the exact `Sums` over the split. Raises UserError that names
+    advance(n) is called for every n images read. Returns the exact `Sums` over the split. Raises UserError that names
     the first unreadable image.
     """
+
+    def summed(images):
+        sums = Sums(size)
+        for image in images:
+            sums.add(split.read(image))
+        return sums
+
     total = Sums(size)
-    with closing(load(_Survey(split, size), None, workers)) as chunks:
+    with closing(load(_Chunks(len(split), summed), None, workers)) as chunks:
         for sums in chunks:
             total.merge(sums)
-            progress(sums.count)
+            advance(sums.count)
     return total
 
 
-def read_through(split: Split, workers: int, progress: Callable[[int], None]) -> None:
+def read_through(split: Split, workers: int, advance: Callable[[int], None]) -> None:
     """Compare every image of a prepared split with its crc32, which brings it into the page cache too.
 
     Raises UserError.
     """
-    with closing(load(_Check(split), None, workers)) as chunks:
-        for count in chunks:
-            progress(count)
 
-
-class _Check:
-    def __init__(self, split):
-        self.split = split
-
-    def __len__(self):
-        return -(-len(self.split) // CHUNK)
-
-    def __getitem__(self, chunk):
-        images = range(chunk * CHUNK, min((chunk + 1) * CHUNK, len(self.split)))
-        try:
-            for image in images:
-                self.split.check(image)
-        except UserError as error:
-            return error
+    def checked(images):
+        for image in images:
+            split.check(image)
         return len(images)
 
+    with closing(load(_Chunks(len(split), checked), None, workers)) as chunks:
+        for count in chunks:
+            advance(count)
 
-class _Survey:
-    def __init__(self, split, size):
-        self.split, self.size = split, size
+
+class _Chunks:
+    """What read(images) makes of each `CHUNK` of so many images, or the UserError that it raises."""
+
+    def __init__(self, count, read):
+        self.count, self.read = count, read
 
     def __len__(self):
-        return -(-len(self.split) // CHUNK)
+        return -(-self.count // CHUNK)
 
     def __getitem__(self, chunk):
-        sums = Sums(self.size)
         try:
-            for image in range(chunk * CHUNK, min((chunk + 1) * CHUNK, len(self.split))):
-                sums.add(self.split.read(image))
+            return self.read(range(chunk * CHUNK, min((chunk + 1) * CHUNK, self.count)))
         except UserError as error:
             return error
-        return sums

@@ -34,7 +34,7 @@ class Builtin:
     """The embedded data: `classes` (16 names), `splits` {"train", "val", "test"}, `fingerprint`. size: pixels a
     side."""
 
-    source, statistics, ids, passed_over = "builtin", None, None, ()
+    source, statistics, ids, class_names, passed_over = "builtin", None, None, None, ()
 
     def __init__(self, size: int):
         if size < 32:

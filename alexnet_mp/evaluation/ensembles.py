@@ -123,51 +123,78 @@ def evaluate_runs(
     weights: one a run; None: all equal; "validation": those that `choose_weights` finds on the validation images under
     `views`, "ten" (all views that the recipe has) or "centre". The average of both protocols has the same ones. finite:
     answers that are NaN are refused also of a single run; of several they always are. Raises UserError."""
-    finite, place = finite or len(runs) > 1, {"centre": 0, "ten": -1}[views]
-    if len({len(run.protocols) for run in runs}) > 1:  # beside others that have more, a run's only view is all of its
-        runs = [
-            replace(run, protocols={**run.protocols, "one view": run.protocols["centre view"]})
-            if len(run.protocols) == 1
-            else run
-            for run in runs
-        ]
-    labels = torch.from_numpy(runs[0].dataset.splits[split].labels)
-    size, kept = (len(labels), len(runs[0].dataset.classes)), []
     if len(runs) == 1:
         found = _test(runs[0], split, runs[0].protocols, finite)
         return Tested([found], found, (1.0,))
-    if weights == "validation" and split != "val":
-        weights = _weights_of_validation(runs, place)
-    choose, tested = weights == "validation", []
-    weights = (1 / len(runs),) * len(runs) if weights is None else weights
-    totals = [ensemble_weights.nothing(*size) for _ in runs[0].protocols]
-    for number, run in enumerate(runs):
-        if choose:
-            kept.append([ensemble_weights.nothing(*size) for _ in totals])
-
-        def take(protocol, rows, logs):
-            if choose:
-                kept[-1][protocol][rows] = logs
-            else:
-                ensemble_weights.fold(totals[protocol][rows], logs, weights[number])
-
-        tested.append(_test(run, split, run.protocols, finite, take))
-        print_answers(tested[-1], split, size[1])
-    if choose:
-        weights = ensemble_weights.normalised(_choose([own[place] for own in kept], labels))
-        say("WARNING: the weights were chosen on the images that they are tested on")
-        for own, weight in zip(kept, weights):
-            for total, logs in zip(totals, own, strict=True):
-                ensemble_weights.fold(total, logs, weight)
-        kept.clear()
+    runs, place = _with_equal_protocols(runs), {"centre": 0, "ten": -1}[views]
+    if weights == "validation" and split == "val":
+        tested, totals, weights = _chosen_on_what_is_tested(runs, split, place)
+    else:
+        if weights == "validation":
+            weights = _weights_of_validation(runs, place)
+        elif weights is None:
+            weights = (1 / len(runs),) * len(runs)
+        tested, totals = _weighted(runs, split, weights)
+    labels = torch.from_numpy(runs[0].dataset.splits[split].labels).split(ensemble_weights.ROWS)
     names = [" / ".join(dict.fromkeys(names)) for names in zip(*(run.protocols for run in runs))]
     average = {
-        name: joined(
-            [judged(*rows) for rows in zip(total.split(ensemble_weights.ROWS), labels.split(ensemble_weights.ROWS))]
-        )
+        name: joined([judged(*rows) for rows in zip(total.split(ensemble_weights.ROWS), labels)])
         for name, total in zip(names, totals)
     }
     return Tested(tested, average, weights)
+
+
+def _with_equal_protocols(runs):
+    """The runs with equally many protocols: beside others that have more, a run's only view is all of its."""
+    if len({len(run.protocols) for run in runs}) == 1:
+        return runs
+    return [
+        replace(run, protocols={**run.protocols, "one view": run.protocols["centre view"]})
+        if len(run.protocols) == 1
+        else run
+        for run in runs
+    ]
+
+
+def _weighted(runs, split, weights):
+    """([{protocol: `Answers`} of each run], [logarithms of the average under each protocol, (N, classes) float32])."""
+    tested, totals = [], _nothing_of_each(runs[0], split)
+    for run, weight in zip(runs, weights, strict=True):
+
+        def take(protocol, rows, logs, weight=weight):
+            ensemble_weights.fold(totals[protocol][rows], logs, weight)
+
+        tested.append(_test(run, split, run.protocols, True, take))
+        print_answers(tested[-1], split, len(run.dataset.classes))
+    return tested, totals
+
+
+def _chosen_on_what_is_tested(runs, split, place):
+    """What `_weighted` returns, and the weights, which are known when every run has been tested: until then all
+    probabilities are kept."""
+    tested, kept = [], []
+    for run in runs:
+        kept.append(_nothing_of_each(run, split))
+
+        def take(protocol, rows, logs):
+            kept[-1][protocol][rows] = logs
+
+        tested.append(_test(run, split, run.protocols, True, take))
+        print_answers(tested[-1], split, len(run.dataset.classes))
+    labels = torch.from_numpy(runs[0].dataset.splits[split].labels)
+    weights = ensemble_weights.normalised(_choose([own[place] for own in kept], labels))
+    say("WARNING: the weights were chosen on the images that they are tested on")
+    totals = _nothing_of_each(runs[0], split)
+    for own, weight in zip(kept, weights):
+        for total, logs in zip(totals, own, strict=True):
+            ensemble_weights.fold(total, logs, weight)
+    return tested, totals, weights
+
+
+def _nothing_of_each(run, split):
+    """`ensemble_weights.nothing`, for each protocol of a run."""
+    size = len(run.dataset.splits[split]), len(run.dataset.classes)
+    return [ensemble_weights.nothing(*size) for _ in run.protocols]
 
 
 def _weights_of_validation(runs, place):

@@ -3,13 +3,12 @@
 import io
 import json
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 
 from ..network.network import MergedAlexNet, TwoTowerAlexNet
 from ..recipes.recipe import Recipe
@@ -78,12 +77,7 @@ def outputs_of(network: TwoTowerAlexNet | MergedAlexNet, layer: str) -> Iterator
     """A list that every forward pass fills: a layer's output of each tower that has it, on the tower's device; of a
     merged network one tensor, maps of tower a first."""
     holders = [network] if isinstance(network, MergedAlexNet) else network.towers
-    with _kept([holder.get_submodule(layer) for holder in holders if hasattr(holder, layer)]) as outputs:
-        yield outputs
-
-
-@contextmanager
-def _kept(modules: Sequence[nn.Module]):
+    modules = [holder.get_submodule(layer) for holder in holders if hasattr(holder, layer)]
     outputs = [None] * len(modules)
 
     def keeper(number):

@@ -27,7 +27,7 @@ def table(classes: Sequence[str], answers: Answers, counts: torch.Tensor, words:
     top-5 error, and without a wrong one no wrong class: the field is empty. Of classes that it is taken for equally
     often, the first is named."""
     wrong = counts.clone().fill_diagonal_(0)
-    most, which = wrong.max(1).values.tolist(), _first_of_most(wrong)
+    most, which = wrong.max(1).values.tolist(), wrong.numpy().argmax(1)  # numpy's names the first of equals
     rows = [("class", "images", "top-1 error %", "top-5 error %", "most frequent wrong class", "its images")]
     shown = apart_by_number(classes)
     words = None if words is None or list(words) == list(classes) else words
@@ -50,17 +50,6 @@ def confusion_table(classes: Sequence[str], counts: torch.Tensor) -> str:
     """CSV of a `confusion`: a header of the predicted classes, then a row a class; names as in `table`."""
     shown = apart_by_number(classes)
     return as_csv([("class", *shown), *((name, *row) for name, row in zip(shown, counts.tolist(), strict=True))])
-
-
-def _first_of_most(counts):
-    """The first of the columns with the most, for each row; `max` and `argmax` may name any of them."""
-    return (
-        counts.eq(counts.max(1, keepdim=True).values)
-        .int()
-        .sort(dim=1, descending=True, stable=True)
-        .indices[:, 0]
-        .tolist()
-    )
 
 
 def as_csv(rows: Iterable[Sequence[object]]) -> str:

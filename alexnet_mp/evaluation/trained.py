@@ -38,7 +38,8 @@ def trained(directory: str | Path, with_weights: bool = False) -> Trained:
     def read(path):
         state = checkpoint_format.read_state(path)
         weights = checkpoint_format.load_weights(path) if with_weights else None
-        return Trained(state.recipe, state.data.source, list(state.data.classes), Statistics.load(path), weights, path)
+        statistics = checkpoint_format.load_statistics(path, state)
+        return Trained(state.recipe, state.data.source, list(state.data.classes), statistics, weights, path)
 
     return checkpoints.from_newest(directory, read)[1]
 

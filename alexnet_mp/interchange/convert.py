@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ..recipes.named import PRESETS
 from ..recipes.recipe import Recipe, override
+from ..runs import checkpoint_format, checkpoints
 from ..runs.unit_means import UNIT_MEANS, load_unit_means
 from ..system import durable_files
 from ..system.errors import UserError
@@ -86,6 +87,13 @@ def _beside(folders, names):
     return next((folder / name for folder in folders for name in names if (folder / name).is_file()), None)
 
 
+def _compare_with_manifest(path):
+    """Raise UserError if a file of a checkpoint isn't what was written."""
+    real = Path(os.path.realpath(path))
+    if checkpoints.step_of(real.parent) is not None and (real.parent / checkpoint_format.MANIFEST).exists():
+        checkpoint_format.verify_file(real)
+
+
 def _kind(path):
     if not path.exists():
         raise UserError("no such file or directory")
@@ -115,6 +123,7 @@ def _caffe(source, path, recipe, settings):
 
 def _tensors(source, path, recipe, settings):
     with about(source, _DAMAGE):
+        _compare_with_manifest(path)
         layouts = merged_tensors.layouts_of(merged_tensors.files_of(path))
         if torch_source.MEAN in layouts:
             raise UserError(
@@ -169,6 +178,7 @@ def _mean(given, folders, recipe, note):
     if path is None:
         raise UserError(f"{folders[0]}: no mean image beside the weights; {mean_image.TAKES}")
     with about(path, _DAMAGE):
+        _compare_with_manifest(path)
         found = mean_image.read_mean(path, recipe.stored_size)
     levels = ", ".join(f"{level:.1f}" for level in found.mean.mean((0, 1)))
     note(f"mean image: {path}, on average {levels} (RGB)")

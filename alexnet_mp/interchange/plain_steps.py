@@ -35,13 +35,10 @@ class Step:
 
 
 def refuse_last_layer(recipe: Recipe) -> None:
-    """Raise UserError for a last layer of tower a alone that reads tower a alone, which no merged network has, and for
-    one that gives maps."""
+    """Raise UserError for a last layer that gives maps."""
     last = recipe.layers[-1]
     if last.kind != "fc":
         raise UserError(f"recipe field {last.name}.kind is {last.kind!r}: the last layer gives maps, no logits")
-    if recipe.towers == 2 and last.towers == "first" and last.reads == "own":
-        raise UserError(f"recipe field {last.name}.reads is 'own': a layer of one tower that reads half of the maps")
 
 
 def plain_steps(recipe: Recipe, weights: Mapping[str, np.ndarray], classes: int) -> list[Step]:

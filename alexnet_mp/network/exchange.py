@@ -1,4 +1,5 @@
-"""The crossings between the towers: the one file in which tensors go from one device to another.
+"""The crossings between the towers of one process: the one file in which tensors of one go to the other's device.
+Towers that have a process each cross by `exchange_processes.py`.
 
 A tensor of one tower becomes readable on the other tower's device by a copy, and its gradient returns the same way. In
 2012 the consumer's thread read the peer's memory (source, `src/layer.cu:78-109`). Between CUDA devices the copies run
@@ -161,9 +162,8 @@ class Arrival:
     """A copy that may still be on its way."""
 
     tensor: torch.Tensor
-    event: torch.cuda.Event | None = (
-        None  # of the target's stream that has waited for the copy, where both are CUDA devices
-    )
+    # of the target's stream that has waited for the copy, where both are CUDA devices
+    event: torch.cuda.Event | None = None
 
     def receive(self, stream: torch.cuda.Stream | None = None) -> torch.Tensor:
         """The copy, readable from now on on a stream of its device, by default the current one. The host doesn't

@@ -357,6 +357,11 @@ def _check_layers(recipe):
             "towers",
             "the last layer of two towers is on the first alone, with the loss",
         )
+        need(
+            recipe.towers == 1 or not last or first or layer.reads == "both",
+            "reads",
+            "the last layer of two towers reads both, else nothing would train the second",
+        )
     for date in recipe.dates:
         if set(date.layers) - set(names):
             raise UserError(f"recipe field dates: {date} has a layer that the recipe has not")

@@ -138,7 +138,7 @@ def _source(run, out, network, found, dataset):
         dataset.source,
         dataset.fingerprint,
         tuple(classes),
-        tuple(getattr(dataset, "class_names", None) or class_words(run, classes)),
+        tuple(dataset.class_names or class_words(run, classes)),
         {split: len(dataset.splits[split]) for split in SPLITS},
     )
 

@@ -95,16 +95,19 @@ def load(directory: str | Path) -> Checkpoint:
     state = _read_state(directory, number, entries)
     layouts = _layouts(state)
     for file, layout in layouts.items():
-        with _damage(directory / file):
-            found, expected = entries[file]["bytes"], safetensors_file.length(layout)
-            need(found == expected, f"it has {found:,} bytes, that of this recipe has {expected:,}")
+        _check_length(directory / file, entries[file], layout)
     weights, velocity = (
         _load_whole(directory / file, entries[file], load_tensors, layouts[file]) for file in (WEIGHTS, VELOCITY)
     )
-    statistics = _load_whole(directory / STATISTICS, entries[STATISTICS], load_arrays, layouts[STATISTICS])
-    with _damage(directory / STATISTICS):
-        need((statistics["eigenvalues"] >= 0).all(), "a variance is negative")
-    return Checkpoint(weights, velocity, Statistics(**statistics), state)
+    return Checkpoint(weights, velocity, _load_statistics(directory, entries, layouts), state)
+
+
+def load_statistics(directory: str | Path, state: State) -> Statistics:
+    """The statistics of a checkpoint of this state, compared with its sha256 and its recipe. Raises UserError."""
+    directory = Path(directory)
+    entries, layouts = _manifest(directory)[1], _layouts(state)
+    _check_length(directory / STATISTICS, entries[STATISTICS], layouts[STATISTICS])
+    return _load_statistics(directory, entries, layouts)
 
 
 def load_weights(directory: str | Path) -> dict[str, torch.Tensor]:
@@ -118,12 +121,24 @@ def verify(directory: str | Path) -> State:
     directory = Path(directory)
     number, entries = _manifest(directory)
     for file, entry in entries.items():
-        with _damage(directory / file):
-            need(
-                durable_files.digest(directory / file) == (entry["bytes"], entry["sha256"]),
-                f"its sha256 is not the one in {MANIFEST}",
-            )
+        _check_digest(directory / file, entry)
     return _read_state(directory, number, entries)
+
+
+def verify_file(path: str | Path) -> None:
+    """Compare one file of a checkpoint with the manifest beside it. Raises UserError, also if it isn't listed there."""
+    path = Path(path)
+    entries = _manifest(path.parent)[1]
+    with _damage(path):
+        need(path.name in entries, f"{MANIFEST} doesn't list it")
+    _check_digest(path, entries[path.name])
+
+
+def _check_digest(path, entry):
+    with _damage(path):
+        need(
+            durable_files.digest(path) == (entry["bytes"], entry["sha256"]), f"its sha256 is not the one in {MANIFEST}"
+        )
 
 
 def _manifest(directory):
@@ -239,6 +254,20 @@ def _arrays(file, tensors, layout):
         need(safetensors_file.finite(arrays[name]), f"{file}: {name} has values that are not finite")
     need(file != STATISTICS or (arrays["eigenvalues"] >= 0).all(), f"{file}: a variance is negative")
     return arrays
+
+
+def _check_length(path, entry, layout):
+    with _damage(path):
+        found, expected = entry["bytes"], safetensors_file.length(layout)
+        need(found == expected, f"it has {found:,} bytes, that of this recipe has {expected:,}")
+
+
+def _load_statistics(directory, entries, layouts):
+    path = directory / STATISTICS
+    found = _load_whole(path, entries[STATISTICS], load_arrays, layouts[STATISTICS])
+    with _damage(path):
+        need((found["eigenvalues"] >= 0).all(), "a variance is negative")
+    return Statistics(**found)
 
 
 def _load_whole(path, entry, load_content, layout=None):

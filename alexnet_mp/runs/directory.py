@@ -73,6 +73,7 @@ class RunDirectory:
         dataset: DataSet,
         network: PlacedNetwork,
         pipeline: Pipeline,
+        *,
         precision: str = "fp32",
         point: ResumePoint | None = None,
         changed: Mapping[str, list] | tuple[()] = (),
@@ -147,12 +148,12 @@ class RunDirectory:
             now,
             recipe,
             dataset,
-            getattr(dataset, "class_names", None),
+            dataset.class_names,
             devices=devices or devices_of(network),
             kernels=network.kernels_used(),
             precision=precision,
             pipeline=pipeline.name,
-            overlap="on" if network.exchange.overlap else "off",
+            overlap=on_or_off(network.exchange.overlap),
             pairs=pipeline.pieces.pairs,
             microbatch=pipeline.pieces.microbatch,
             self_check=checked,
@@ -240,6 +241,11 @@ def fields_of_run(
 def write_run(directory: Path, fields: dict) -> None:
     """Write run.json, whole or not at all. Raises OSError."""
     durable_files.replace(directory / RUN, (json.dumps(fields, indent=1) + "\n").encode())
+
+
+def on_or_off(overlap: bool) -> str:
+    """As `--overlap` has it."""
+    return "on" if overlap else "off"
 
 
 def devices_of(network: PlacedNetwork) -> list[dict]:

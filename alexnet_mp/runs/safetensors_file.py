@@ -123,9 +123,10 @@ def parse(content: bytes) -> object:
         need(len(text) <= 19, f"a number has {len(text)} digits")
         return int(text)
 
+    # parse_constant is asked for NaN and Infinity
     return json.loads(
         content.decode(), object_pairs_hook=no_key_twice, parse_int=integer, parse_float=number, parse_constant=number
-    )  # NaN and Infinity
+    )
 
 
 def refuse_pickle(start: bytes) -> None:

@@ -18,6 +18,7 @@ from typing import TypeVar
 from . import machine
 
 DALI = "nvidia-dali-cuda130", "nvidia-dali-cuda120"
+# import: what pip calls it
 PACKAGES = {
     "torch": "torch",
     "triton": "triton",
@@ -32,7 +33,8 @@ PACKAGES = {
     "google.protobuf": "protobuf",
     "faiss": "faiss-cpu",
     "jinja2": "jinja2",
-}  # import: what pip calls it
+    "scipy.stats": "scipy",
+}
 OPTIONAL = ("triton", "nvidia.dali")
 VARIABLES = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "TRITON_INTERPRET", "NVIDIA_TF32_OVERRIDE", "LD_PRELOAD")
 COPY_BYTES = 256 << 20  # of each buffer: more than a cache holds

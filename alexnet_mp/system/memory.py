@@ -28,9 +28,8 @@ def free_memory() -> int:
     try:
         group = Path("/sys/fs/cgroup")
         statistics = dict(line.split() for line in (group / "memory.stat").read_text(encoding="utf-8").splitlines())
-        taken = int((group / "memory.current").read_text(encoding="utf-8")) - int(
-            statistics["inactive_file"]
-        )  # cached files give way
+        # cached files give way
+        taken = int((group / "memory.current").read_text(encoding="utf-8")) - int(statistics["inactive_file"])
         free = min(free, int((group / "memory.max").read_text(encoding="utf-8")) - taken)
     except (OSError, ValueError, KeyError):  # no control group, or no limit ("max")
         pass

@@ -44,10 +44,9 @@ class SavedTrainer(Protocol):
 class CheckpointPolicy:
     """Decides when a trainer's run is saved, and what becomes of failures. Of several processes, rank 0 decides.
 
-    trainer: the `Trainer`, of which it reads step, validated, validation, recording and holds_a_part, and asks for
-    `snapshot`. every: (number, "steps" | "seconds") between checkpoints. keep: how many of them stay, with the best.
-    on_save_error: "continue" | "stop". keep_every: steps between the first layers that stay (`first_layers.py`), None:
-    none do.
+    trainer: the `Trainer`; `SavedTrainer` has what is asked of it. every: (number, "steps" | "seconds") between
+    checkpoints. keep: how many of them stay, with the best. on_save_error: "continue" | "stop". keep_every: steps
+    between the first layers that stay (`first_layers.py`), None: none do.
     """
 
     def __init__(
@@ -151,7 +150,7 @@ class CheckpointPolicy:
         if failure is None and self.up_to_date:
             say(f"saved after step {step}: {self.saver.saved}")
         else:
-            say(f"WARNING: not saved after step {step}: {in_words(failure) if failure else 'see above'}; {self.newest}")
+            say(f"WARNING: not saved after step {step}: {line_of(failure) if failure else 'see above'}; {self.newest}")
 
     # --- how it went
 
@@ -170,13 +169,13 @@ class CheckpointPolicy:
         if self.run.metrics.events.failure and not self.events_failed:
             self.events_failed = True
             say(
-                f"WARNING: no TensorBoard events any more: {in_words(self.run.metrics.events.failure)}; "
+                f"WARNING: no TensorBoard events any more: {line_of(self.run.metrics.events.failure)}; "
                 "metrics.jsonl has the same numbers"
             )
 
     def _say_not_removed(self, failure):
         if failure:
-            say(f"WARNING: an old checkpoint can't be removed: {in_words(failure)}")
+            say(f"WARNING: an old checkpoint can't be removed: {line_of(failure)}")
 
     @contextmanager
     def _disk(self, what):
@@ -191,11 +190,10 @@ class CheckpointPolicy:
             raise error
         if self.stop_on_error:
             raise UserError(
-                f"cannot write {what}: {in_words(error)}; --on-save-error continue would go on without; {self.newest}"
+                f"cannot write {what}: {line_of(error)}; --on-save-error continue would go on without; {self.newest}"
             )
         say(
-            f"WARNING: cannot write {what}: {in_words(error)}; the training goes on, "
-            "the older checkpoints are untouched"
+            f"WARNING: cannot write {what}: {line_of(error)}; the training goes on, the older checkpoints are untouched"
         )
         self.retry_at = time.monotonic() + RETRY  # a full disk may be mended long before the next checkpoint is due
 
@@ -209,7 +207,7 @@ class CheckpointPolicy:
         self.clock = clock
 
 
-def in_words(error: Exception) -> str:
+def line_of(error: Exception) -> str:
     """An error in one line, with its file's name."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..data.batches import steps_per_epoch
+from ..data.batches import steps_of_recipe, steps_per_epoch
 from ..data.dataset import DataSet
 from ..data.pixel_statistics import Statistics
 from ..network.network import TwoTowerAlexNet
@@ -25,7 +25,7 @@ from ..system.job import joined
 from ..system.memory import keep_freed_memory
 from ..system.terminal import duration, say
 from . import graphed_step, run
-from .make_step import TAKES_COUNT, make_step
+from .make_step import make_step
 from .plan import Options, Plan, resolve
 from .schedule import make_schedule
 from .update_rule import PaperSGD
@@ -122,8 +122,7 @@ def _seconds_a_step(plan, network, pipeline, done, clock):
         start = clock()
         for batch in islice(batches, before + TIMED):
             optimizer.set_rates(schedule.rates(batch.epoch))
-            whole = (len(batch.numbers),) if isinstance(step, TAKES_COUNT) else ()
-            step(batch.images, batch.labels, lambda loss: None, *whole)
+            step(batch.images, batch.labels, lambda loss: None, len(batch.numbers))
             for device in devices:
                 torch.cuda.synchronize(device)
             now = clock()
@@ -133,7 +132,7 @@ def _seconds_a_step(plan, network, pipeline, done, clock):
 
 
 def _say_time(seconds, done, asked, recipe, dataset):
-    whole = recipe.epochs * steps_per_epoch(recipe, dataset)
+    whole = steps_of_recipe(recipe, dataset)
     left = max(0, (whole if asked is None else min(asked, whole)) - done)
     each = statistics.median(seconds)
     say(

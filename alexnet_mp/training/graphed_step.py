@@ -25,6 +25,7 @@ import torch
 
 from ..data.step_input import kind
 from ..kernels.sgd import update_tables_in
+from ..network.exchange import Entry
 from ..system.errors import UserError
 from ..system.ranks import InVain
 from ..system.terminal import say
@@ -97,12 +98,16 @@ class GraphedStep:
         self.shapes, self.trained, self.rates = {}, None, None
         self.given_up = False
 
-    def __call__(self, images, labels, check_loss):
+    def __call__(self, images, labels, check_loss, count=None):
         self.step.network.keep_copies(images[0].dtype)  # graphs read them
         self._drop_what_is_out_of_date()
         shape = self._shape_of(images, labels)
         loss, right = self._forward_and_backward(shape, images, labels, check_loss)
         return [loss, right, *self._update(shape)]
+
+    def ledger(self, count: int) -> list[Entry]:
+        """What crossed between the towers in the last step."""
+        return self.step.ledger(count)
 
     def _drop_what_is_out_of_date(self):
         """At most one set of graphs a shape is kept: rates hardly ever return, and a layer that thaws is worth another

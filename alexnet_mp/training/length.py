@@ -3,7 +3,7 @@
 import math
 from dataclasses import replace
 
-from ..data.batches import minibatches
+from ..data.batches import minibatches, steps_of_recipe, steps_per_epoch
 from ..data.dataset import DataSet
 from ..recipes.ablations import shortened
 from ..recipes.recipe import Recipe
@@ -42,8 +42,7 @@ def with_dates(recipe: Recipe, chosen: Recipe, before: Recipe | None) -> Recipe:
 def say_steps(recipe: Recipe, dataset: DataSet, from_random_weights: bool) -> None:
     """How many steps an epoch and the run have; of a run that begins with random weights, whether they are too few."""
     count = len(dataset.splits["train"])
-    steps = len(minibatches(recipe, count))
-    whole = recipe.epochs * steps
+    steps, whole = steps_per_epoch(recipe, dataset), steps_of_recipe(recipe, dataset)
     say(
         f"{count:,} training pictures in batches of {recipe.batch_size:,}: {steps:,} step{'s' if steps > 1 else ''} an "
         f"epoch, {whole:,} in {recipe.epochs:,} epoch{'s' if recipe.epochs > 1 else ''}"

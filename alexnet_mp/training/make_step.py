@@ -13,8 +13,6 @@ from .step import TrainingStep
 from .update_rule import PaperSGD
 from .worker_step import WorkerStep
 
-TAKES_COUNT = PiecewiseStep, WorkerStep  # with the images of the whole minibatch as a further argument
-
 
 def make_step(
     network: TwoTowerAlexNet, optimizer: PaperSGD, pipeline: Pipeline, graphs: str, ranks: Ranks

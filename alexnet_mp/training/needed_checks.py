@@ -15,6 +15,7 @@ from . import device_checks, pipeline_check
 
 CROSSING_IMAGES = 32
 VALUES = 20_000  # of a parameter that an update is checked with
+# fields of a recipe that kernels depend on
 CONSTANTS = (
     "lrn_size",
     "lrn_alpha",
@@ -28,7 +29,8 @@ CONSTANTS = (
     "pool_stride",
     "pool_ties",
     "dropout",
-)  # fields of a recipe that kernels depend on
+)
+# and those that pipelines depend on
 IMAGES = (
     "stored_size",
     "crop_size",
@@ -39,7 +41,7 @@ IMAGES = (
     "colour_noise",
     "colour_scale",
     "colour_shrink",
-)  # and those that pipelines depend on
+)
 
 
 @dataclass(frozen=True)

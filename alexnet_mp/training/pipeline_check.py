@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..data.augmentation import Draws, colour_shift, draws
+from ..data.augmentation import colour_shift, draws, of_view
 from ..data.batches import EpochKeys
 from ..data.pipeline import make_pipeline
 from ..data.pipeline_torch import TorchPipeline
@@ -121,8 +121,7 @@ def _compare_views(ours, plain, pictures, storage):
     for (of_ours, labels), (of_torch, _) in zip(found, expected, strict=True):
         part = pictures[start : start + len(labels)]
         for view, images, torchs in zip(which, of_ours, of_torch, strict=True):
-            fixed = Draws(*(np.full(len(part), value) for value in view), None)
-            exact = _exact(plain, part, fixed, np.zeros((len(part), 3), np.float32), 1.0)
+            exact = _exact(plain, part, of_view(view, len(part)), np.zeros((len(part), 3), np.float32), 1.0)
             _compare_images("view of a test", images, torchs[0], exact, storage, ours)
         start += len(labels)
 

@@ -124,13 +124,6 @@ def resolve(options: Options, held: ExitStack, ranks: Ranks = ALONE) -> Plan:
     dtype = precision.use(options.precision, devices)
     pieces = Pieces(ranks.pair, ranks.pairs, options.microbatch or None)
     _refuse_pieces(pieces, recipe, options)
-    if recipe.fc_batch_size and pieces.microbatch:
-        raise UserError(
-            f"--microbatch {options.microbatch}: the recipe {recipe.name} has fc_batch_size, whose steps have no other "
-            "pieces; without --microbatch any number of processes gives the same numbers within rounding"
-        )
-    if options.profile is not None and (pieces.microbatch or ranks.pairs > 1 or recipe.fc_batch_size):
-        raise UserError("--profile: not yet of a minibatch in pieces; one process without --microbatch can be recorded")
     never = _why_no_graphs(ranks, pieces, recipe)
     _, graphs = graphed_step.resolve(options.graphs, devices, overlap, never, ranks.apart)
     weights = read_weights(options.init) if options.init is not None and ranks.writes else None
@@ -140,8 +133,22 @@ def resolve(options: Options, held: ExitStack, ranks: Ranks = ALONE) -> Plan:
         out = out or _fresh_name(recipe)
         refuse_unusable(out)
     ranks.refuse_difference(lambda: _facts(options, recipe, devices))
-    place = out, in_place, lock, point
-    return Plan(options, recipe, devices, dtype, graphs, overlap, pieces, every, *place, weights, ranks)
+    return Plan(
+        options=options,
+        recipe=recipe,
+        devices=devices,
+        dtype=dtype,
+        graphs=graphs,
+        overlap=overlap,
+        pieces=pieces,
+        every=every,
+        out=out,
+        in_place=in_place,
+        lock=lock,
+        point=point,
+        weights=weights,
+        ranks=ranks,
+    )
 
 
 def _facts(options, recipe, devices):
@@ -170,12 +177,31 @@ def _as_it_was(options, point):
 
 
 def _recipe_and_devices(options, point, ranks=ALONE):
-    on_cpu = _on_cpu_alone(options.gpus)
+    on_cpu, before = _on_cpu_alone(options.gpus), point and point.checkpoint.state.recipe
+    chosen, settings = _chosen(options, on_cpu)
+    recipe = override(chosen, settings)
+    _refuse_untrainable(recipe, ranks)
+    devices = here(options.gpus, recipe.towers, ranks)
+    check_kernels(options.kernels, devices)
+    _say_devices(options, recipe, devices, ranks, on_cpu)
+    _say_recipe(options, recipe, "of the checkpoint" if chosen is before else chosen.name, settings)
+    _say_of_two_gpus(options, devices)
+    if not any(setting.startswith("dates=") for setting in options.settings):
+        recipe = length.with_dates(recipe, chosen, before)
+    return recipe, devices
+
+
+def _chosen(options, on_cpu):
+    """(the recipe that is meant, what is set in it: [FIELD=VALUE])"""
     chosen = options.recipe or ("mini" if on_cpu else "paper")
-    chosen = chosen if isinstance(chosen, Recipe) else PRESETS[chosen]()
     flags = {"batch_size": options.batch_size, "epochs": options.epochs, "seed": options.seed}
     settings = [*options.settings, *(f"{field}={value}" for field, value in flags.items() if value is not None)]
-    recipe = override(chosen, settings)
+    return chosen if isinstance(chosen, Recipe) else PRESETS[chosen](), settings
+
+
+def _refuse_untrainable(recipe, ranks):
+    """Raise UserError for a network that can be made, and not be trained, or not by these processes."""
+    first = recipe.layers[0]
     if recipe.lrn_crosses and recipe.towers == 2:
         raise UserError(
             f"recipe field lrn_crosses is true: in recipe {recipe.name} normalisation reads across the towers' border, "
@@ -186,33 +212,41 @@ def _recipe_and_devices(options, point, ranks=ALONE):
             f"--towers apart: the recipe {recipe.name} has {recipe.towers} tower; without --towers apart one process "
             "trains it"
         )
-    devices = here(options.gpus, recipe.towers, ranks)
-    check_kernels(options.kernels, devices)
+    if first.kind == "fc":
+        raise UserError(
+            f"recipe field {first.name}.kind is 'fc': a trained network's first kernels are drawn, so its first layer "
+            "is a convolution"
+        )
+
+
+def _say_devices(options, recipe, devices, ranks, on_cpu):
     everywhere = sum(ranks.gather([str(device) for device in devices]), [])
-    say(
-        f"devices: {_in_words(everywhere, recipe, ranks)}"
-        + ("; no CUDA device was found" if on_cpu and options.gpus == "auto" else "")
-    )
-    if point and chosen is point.checkpoint.state.recipe:
-        what = ", as the checkpoint has it"
-    else:
-        whole = ", the whole network"
-        what = {"mini": ", the small network", "paper": whole, "source2012": whole}.get(chosen.name, "")
+    found_none = "; no CUDA device was found" if on_cpu and options.gpus == "auto" else ""
+    say(f"devices: {_devices_in_words(everywhere, recipe, ranks)}{found_none}")
+
+
+def _say_recipe(options, recipe, chosen, settings):
+    """chosen: "of the checkpoint", or a preset's name."""
+    whole = ", the whole network"
+    what = {
+        "of the checkpoint": ", as the checkpoint has it",
+        "mini": ", the small network",
+        "paper": whole,
+        "source2012": whole,
+    }.get(chosen, "")
     changed = f", with {', '.join(settings)}" if settings else ""
     say(f"recipe: {recipe.name}{what}{changed}" + ("; --recipe chooses another" if options.recipe is None else ""))
-    if (
-        options.recipe is None
-        and options.gpus == "auto"
-        and len({each for each in devices if each.type == "cuda"}) == 1
-    ):
+
+
+def _say_of_two_gpus(options, devices):
+    """How both towers would have one each, if nothing was chosen and one is used."""
+    one = len({each for each in devices if each.type == "cuda"}) == 1
+    if options.recipe is None and options.gpus == "auto" and one:
         data = () if options.data is None else ("--data", options.data)
         say(f"on two GPUs, type: {typed('train', '--gpus', '0,1', *data)}")
-    if not any(setting.startswith("dates=") for setting in options.settings):
-        recipe = length.with_dates(recipe, chosen, point and point.checkpoint.state.recipe)
-    return recipe, devices
 
 
-def _in_words(devices, recipe, ranks):
+def _devices_in_words(devices, recipe, ranks):
     """devices: of all towers of all pairs."""
     towers = recipe.towers
     if recipe.fc_batch_size and ranks.count > 1:
@@ -232,7 +266,7 @@ def _in_words(devices, recipe, ranks):
 
 
 def _refuse_pieces(pieces, recipe, options):
-    """Raise UserError where a pair would never have an image."""
+    """Raise UserError where a pair would never have an image, and for what can't be done in pieces."""
     if pieces.number(recipe.batch_size) < pieces.pairs:
         raise UserError(
             (f"--microbatch {options.microbatch}: " if pieces.microbatch else "")
@@ -244,6 +278,13 @@ def _refuse_pieces(pieces, recipe, options):
                 else f"{recipe.batch_size} at most"
             )
         )
+    if recipe.fc_batch_size and pieces.microbatch:
+        raise UserError(
+            f"--microbatch {options.microbatch}: the recipe {recipe.name} has fc_batch_size, whose steps have no other "
+            "pieces; without --microbatch any number of processes gives the same numbers within rounding"
+        )
+    if options.profile is not None and (pieces.microbatch or pieces.pairs > 1 or recipe.fc_batch_size):
+        raise UserError("--profile: not yet of a minibatch in pieces; one process without --microbatch can be recorded")
 
 
 def _why_no_graphs(ranks, pieces, recipe):

@@ -83,35 +83,37 @@ def begin_with(
     that stay as drawn, layers of the file that the network hasn't). Raises UserError, with the tensor's name, where a
     layer of that name has another shape or values that are not finite, and where there is none to take.
     """
-    state, last = shapes.merged_shapes(network.recipe, network.classes), network.recipe.layers[-1].name
+    layers = [layer.name for layer in network.recipe.layers]
+    *before, last = layers
+    there = [layer for layer in before if f"{layer}.weight" in weights or f"{layer}.bias" in weights]
     for layer in only or ():
-        if layer == last or not any(name.startswith(f"{layer}.") for name in state):
-            before = ", ".join(layer.name for layer in network.recipe.layers[:-1])
-            raise UserError(f"--init-layers {layer}: it names some of the layers before the last, {before}")
-        if not any(name.startswith(f"{layer}.") for name in weights):
+        if layer not in before:
+            raise UserError(f"--init-layers {layer}: it names some of the layers before the last, {', '.join(before)}")
+        if layer not in there:
             raise UserError(f"--init {source}: it has no {layer}, which --init-layers names")
-    taken, new, found = [], [], {}
-    for layer in (layer.name for layer in network.recipe.layers):
-        names = [name for name in state if name.startswith(f"{layer}.")]
-        if layer == last or (only is not None and layer not in only) or not any(name in weights for name in names):
-            new.append(layer)
-            continue
-        for name in names:
-            if name not in weights:
-                raise UserError(f"--init {source}: it has {layer}, but no {name}")
-            if weights[name].shape != state[name]:
-                raise UserError(
-                    f"--init {source}: {name} is {tuple(weights[name].shape)} there, but {state[name]} in this network"
-                )
-            if not weights[name].is_floating_point() or not torch.isfinite(weights[name]).all():
-                raise UserError(f"--init {source}: {name} has values that are not finite numbers")
-            found[name] = weights[name].to(network.dtype)
-        taken.append(layer)
+    taken = [layer for layer in there if only is None or layer in only]
+    found = {
+        name: _checked(weights, name, shape, source).to(network.dtype)
+        for name, shape in shapes.merged_shapes(network.recipe, network.classes).items()
+        if name.partition(".")[0] in taken
+    }
     if not taken:
         raise UserError(
             f"--init {source}: none of its tensors ({', '.join(sorted(weights))[:200]}) is of a layer before {last}"
         )
-    layers = network.layer_parameters()
-    network.take(found, {name: layers[name] for name in found})
-    foreign = sorted({name.partition(".")[0] for name in weights} - {layer.name for layer in network.recipe.layers})
-    return taken, new, foreign
+    parameters = network.layer_parameters()
+    network.take(found, {name: parameters[name] for name in found})
+    foreign = {name.partition(".")[0] for name in weights} - set(layers)
+    return taken, [layer for layer in layers if layer not in taken], sorted(foreign)
+
+
+def _checked(weights, name, shape, source):
+    """The tensor of that name. Raises UserError where it is missing, of another shape, or not finite."""
+    if name not in weights:
+        raise UserError(f"--init {source}: it has {name.partition('.')[0]}, but no {name}")
+    tensor = weights[name]
+    if tensor.shape != shape:
+        raise UserError(f"--init {source}: {name} is {tuple(tensor.shape)} there, but {shape} in this network")
+    if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
+        raise UserError(f"--init {source}: {name} has values that are not finite numbers")
+    return tensor

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..data.batches import steps_per_epoch
+from ..data.batches import steps_of_recipe
 from ..data.class_names import accents
 from ..data.dataset import ELSEWHERE, DataSet, difference
 from ..data.pipeline import Pipeline
@@ -20,7 +20,7 @@ from ..runs import checkpoint_format, checkpoints
 from ..runs.checkpoint_format import Checkpoint, NewerFormat, Unreadable
 from ..runs.checkpoint_state import Environment
 from ..runs.checkpoints import CHECKPOINTS, ResumePoint
-from ..runs.directory import RUN, refuse_branch, refuse_foreign, refuse_remains, refuse_unusable
+from ..runs.directory import RUN, on_or_off, refuse_branch, refuse_foreign, refuse_remains, refuse_unusable
 from ..runs.lock import RunLock
 from ..system.command_line import typed
 from ..system.devices import device_name
@@ -212,7 +212,7 @@ def refuse_changes(
         )
     if steps is not None and steps < state.step:
         raise UserError(f"--steps {steps}: {point.path} has taken {state.step} steps already")
-    whole = recipe.epochs * steps_per_epoch(recipe, dataset)
+    whole = steps_of_recipe(recipe, dataset)
     if state.step > whole:
         raise UserError(
             f"--resume: {point.path} has taken {state.step} steps already; {recipe.epochs} epochs are only "
@@ -252,17 +252,12 @@ def environment(network: TwoTowerAlexNet, pipeline: Pipeline, precision: str, ra
         network.kernels_used(),
         precision,
         pipeline.name,
-        in_words(network.exchange.overlap),
+        on_or_off(network.exchange.overlap),
         torch.get_num_threads(),
         packages,
         pipeline.pieces.microbatch,
         1 if pipeline.pieces.microbatch else ranks.pairs,
     )
-
-
-def in_words(overlap: bool) -> str:
-    """As `--overlap` has it."""
-    return "on" if overlap else "off"
 
 
 def flat(fields: Mapping) -> dict:

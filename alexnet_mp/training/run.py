@@ -25,7 +25,7 @@ from ..recipes.recipe import summary
 from ..recipes.shapes import fewest_units
 from ..runs.checkpoint_state import Data
 from ..runs.checkpoint_writer import PATIENCE
-from ..runs.directory import RunDirectory, devices_of
+from ..runs.directory import RunDirectory, devices_of, on_or_off
 from ..runs.elsewhere import RunElsewhere
 from ..system import precision
 from ..system.errors import UserError
@@ -37,7 +37,6 @@ from . import length, resume, self_check
 from .plan import Options, Plan, resolve
 from .pretrained import begin_with
 from .profiler import Profiler, steps_of
-from .resume import in_words
 from .trainer import Trainer
 
 
@@ -200,13 +199,13 @@ def make_trainer(
             dataset,
             network,
             pipeline,
-            options.precision,
-            plan.point,
-            data.changed,
-            plan.lock,
-            data.checked,
-            options.command,
-            devices,
+            precision=options.precision,
+            point=plan.point,
+            changed=data.changed,
+            lock=plan.lock,
+            checked=data.checked,
+            command=options.command,
+            devices=devices,
         )
     )
     held.callback(directory.close)
@@ -221,13 +220,13 @@ def make_trainer(
         pipeline,
         directory,
         constants,
-        options.steps,
-        plan.every,
-        options.keep,
-        options.on_save_error,
-        options.keep_every,
-        options.graphs,
-        plan.ranks,
+        steps=options.steps,
+        every=plan.every,
+        keep=options.keep,
+        on_save_error=options.on_save_error,
+        keep_every=options.keep_every,
+        graphs=options.graphs,
+        ranks=plan.ranks,
     )
     if options.profile is not None:
         trainer.profiler = Profiler(trainer, steps_of(options.profile), options.precision)
@@ -251,7 +250,7 @@ def _say_how(plan, data, network):
         say(f"precision {options.precision}: {remark}")
     say(
         f"run directory {plan.out}; kernels {network.kernels_used()}, precision {options.precision}, "
-        f"pipeline {data.pipeline.name}, graphs: {plan.graphs}, overlap {in_words(network.exchange.overlap)}; "
+        f"pipeline {data.pipeline.name}, graphs: {plan.graphs}, overlap {on_or_off(network.exchange.overlap)}; "
         f"{cost_of_reading(data.dataset, data.in_memory)}; a checkpoint every {options.checkpoint_every}"
     )
     counts = shapes.parameter_counts(plan.recipe, len(data.dataset.classes))

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from ..data.step_input import Uncropped, all_images
 from ..evaluation.accuracy import topk_credit
+from ..network.exchange import Entry
 from ..network.network import TwoTowerAlexNet
 from .update_rule import PaperSGD
 
@@ -15,18 +16,23 @@ from .update_rule import PaperSGD
 class TrainingStep:
     """A step of a `TwoTowerAlexNet` by a `PaperSGD`.
 
-    step(images, labels, check_loss) -> [loss, right answers, sums of the weights a device], still on the devices.
-    images: one (N, 3, crop, crop) tensor a tower, on its device, or what makes one (`step_input.Uncropped`); labels:
-    (N,) int64 on the first's. check_loss(loss) is called before any weight is changed.
+    step(images, labels, check_loss, count) -> [loss, right answers, sums of the weights a device], still on the
+    devices. images: one (N, 3, crop, crop) tensor a tower, on its device, or what makes one (`step_input.Uncropped`);
+    labels: (N,) int64 on the first's. check_loss(loss) is called before any weight is changed. count: of the whole
+    minibatch, which is all here.
     """
 
     def __init__(self, network: TwoTowerAlexNet, optimizer: PaperSGD):
         self.network, self.optimizer = network, optimizer
 
-    def __call__(self, images, labels, check_loss):
+    def __call__(self, images, labels, check_loss, count=None):
         self.network.keep_copies(images[0].dtype)
         loss, right = self.forward_and_backward(images, labels, check_loss)
         return [loss, right, *self.update()]
+
+    def ledger(self, count: int) -> list[Entry]:
+        """What crossed between the towers in the last step."""
+        return self.network.ledger()
 
     def forward_and_backward(
         self,

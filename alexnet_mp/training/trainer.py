@@ -14,7 +14,7 @@ import torch
 
 from ..analysis.figure_3 import draw_kernels
 from ..analysis.figures import draw_curves
-from ..data.batches import Batch, EpochKeys, steps_per_epoch
+from ..data.batches import Batch, EpochKeys, steps_of_recipe, steps_per_epoch
 from ..data.pipeline import Pipeline
 from ..evaluation.accuracy import FEW, Answers, percent, top5_tells, write_right
 from ..evaluation.protocol import View, both_protocols, centre_view, evaluate, print_errors
@@ -30,10 +30,10 @@ from ..system import durable_files
 from ..system.command_line import typed
 from ..system.errors import UserError
 from ..system.interrupts import Agreed, Interrupts
-from ..system.ranks import ALONE, InVain, Ranks, SaidElsewhere
+from ..system.ranks import InVain, Ranks, SaidElsewhere
 from ..system.terminal import progress, say
-from .checkpoint_policy import CheckpointPolicy, in_words
-from .make_step import TAKES_COUNT, make_step
+from .checkpoint_policy import CheckpointPolicy, line_of
+from .make_step import make_step
 from .pending_steps import PendingStep, PendingSteps
 from .schedule import make_schedule
 from .update_rule import PaperSGD
@@ -54,13 +54,14 @@ class Trainer:
         pipeline: Pipeline,
         run: RunDirectory | RunElsewhere,
         constants: dict,
-        steps: int | None = None,
-        every: tuple[float, str] = (600, "seconds"),
-        keep: int = 3,
-        on_save_error: str = "continue",
-        keep_every: int | None = None,
-        graphs: str = "auto",
-        ranks: Ranks = ALONE,
+        *,
+        steps: int | None,
+        every: tuple[float, str],
+        keep: int,
+        on_save_error: str,
+        keep_every: int | None,
+        graphs: str,
+        ranks: Ranks,
     ):
         self.ranks = ranks
         self.network, self.pipeline, self.run = network, pipeline, run
@@ -68,14 +69,13 @@ class Trainer:
         self.optimizer, self.schedule = PaperSGD(network), make_schedule(network.recipe)
         self.divided = isinstance(network, WorkerAlexNet)
         self.training_step = make_step(network, self.optimizer, pipeline, graphs, ranks)
-        self.in_pieces = isinstance(self.training_step, TAKES_COUNT)
         self.steps_per_epoch = steps_per_epoch(self.recipe, pipeline.dataset)
-        self.recipe_steps = self.recipe.epochs * self.steps_per_epoch
+        self.recipe_steps = steps_of_recipe(self.recipe, pipeline.dataset)
         self.last_step = self.recipe_steps if steps is None else min(steps, self.recipe_steps)
         self.on_gpu = any(device.type == "cuda" for device in network.exchange.devices)
         self.step = self.epoch = 0
         self.scheduled = None  # what the last line of kind "schedule" said
-        self.rates_set, self.exchange_said, self.loss, self.images_per_second = False, False, math.nan, 0.0
+        self.loss, self.images_per_second = math.nan, 0.0
         self.crossed = []  # the last step's ledger
         # False while the validation that is due after this step is still to come
         self.validated, self.validation = True, None
@@ -92,6 +92,17 @@ class Trainer:
     def holds_a_part(self) -> bool:
         """Whether this process holds a part of what a checkpoint needs, and takes part in its `snapshot`."""
         return self.divided or self.ranks.pair == 0  # all pairs have the same
+
+    @property
+    def ended(self) -> bool:
+        """Whether there is no step to take: the recipe's all are taken, those that were asked for, or the schedule
+        wants no more."""
+        return self.step >= self.last_step or self.schedule.finished
+
+    @property
+    def whole(self) -> bool:
+        """Whether the recipe's training is over, whatever was asked for."""
+        return self.step == self.recipe_steps or self.schedule.finished
 
     # --- a run goes on
 
@@ -144,32 +155,37 @@ class Trainer:
         if not self.validated and not interrupted:
             self.validate(interrupted)
             self.checkpoints.save_if_due()
-        if self.step < self.last_step and not self.schedule.finished and not interrupted:
-            if self.step == 0:
-                self.checkpoints.keep_first_layer()
-            batches = self.profiler.batches(self._batches()) if self.profiler else self._batches()
-            with progress("training", self.last_step, "steps", self.step) as advance, closing(batches):
-                for batch in batches:
-                    if batch.epoch != self.epoch or not self.rates_set:
-                        self.start_epoch(batch.epoch)
-                    (self.profiler.step if self.recording else self.one_step)(batch)
-                    self.checkpoints.keep_first_layer()
-                    advance(
-                        1,
-                        f"epoch {self.epoch} of {self.recipe.epochs}, loss {self.loss:.3f}, "
-                        f"{self.images_per_second:,.0f} images/s",
-                    )
-                    if not self.exchange_said:
-                        say(self.describe_exchange())
-                        self.exchange_said = True
-                    if not self.validated and not interrupted:
-                        self.validate(interrupted)
-                    self.checkpoints.save_if_due()
-                    if interrupted or self.step == self.last_step or self.schedule.finished:
-                        break
+        if not self.ended and not interrupted:
+            self._take_steps(interrupted)
         self.finish(interrupted)
         if self.profiler:
             self.profiler.finish()
+
+    def _take_steps(self, interrupted):
+        begun, batches = self.step, self._batches()
+        if self.profiler:
+            batches = self.profiler.batches(batches)
+        if begun == 0:
+            self.checkpoints.keep_first_layer()
+        with progress("training", self.last_step, "steps", begun) as advance, closing(batches):
+            for batch in batches:
+                if self.step == begun or batch.epoch != self.epoch:
+                    self.start_epoch(batch.epoch)
+                (self.profiler.step if self.recording else self.one_step)(batch)
+                self.checkpoints.keep_first_layer()
+                advance(1, self._how_far())
+                if self.step == begun + 1:
+                    say(self.describe_exchange())
+                if not self.validated and not interrupted:
+                    self.validate(interrupted)
+                self.checkpoints.save_if_due()
+                if interrupted or self.ended:
+                    break
+
+    def _how_far(self):
+        return (
+            f"epoch {self.epoch} of {self.recipe.epochs}, loss {self.loss:.3f}, {self.images_per_second:,.0f} images/s"
+        )
 
     def _batches(self):
         """The pipeline's. Where it fails, all steps so far are whole: they are saved before the error goes on."""
@@ -192,7 +208,6 @@ class Trainer:
         self.epoch = epoch
         now = {"learning_rates": self.schedule.rates(epoch), "colour_noise": self.schedule.colour_noise(epoch)}
         self.optimizer.set_rates(now["learning_rates"])
-        self.rates_set = True
         if now != self.scheduled:
             self.run.log("schedule", step=self.step, epoch=epoch, **now)
             self.scheduled = now
@@ -205,9 +220,9 @@ class Trainer:
             if not self.on_gpu and not math.isfinite(loss.item()):
                 self.refuse_loss(loss.item(), self.step + 1, batch.numbers)
 
-        whole = (len(batch.numbers),) if self.in_pieces else ()
-        numbers = self.training_step(batch.images, batch.labels, check_loss, *whole)
-        self.crossed = self.training_step.ledger(*whole) if self.in_pieces else self.network.ledger()
+        count = len(batch.numbers)
+        numbers = self.training_step(batch.images, batch.labels, check_loss, count)
+        self.crossed = self.training_step.ledger(count)
         self.step += 1
         self.validated, self.validation = self.step % self.steps_per_epoch != 0, None
         self.pending.add(self.step, batch.numbers, sum(entry.bytes for entry in self.crossed), numbers)
@@ -335,11 +350,23 @@ class Trainer:
     # --- the end
 
     def finish(self, interrupted: Interrupts | Agreed) -> None:
-        failure = self.checkpoints.save_now()
-        if failure and not isinstance(failure, OSError):
-            raise failure
+        """Leave a checkpoint and pictures; of a whole training, test. Raises UserError where that can't be written."""
+        unsaved = self.checkpoints.save_now()
+        if unsaved and not isinstance(unsaved, OSError):
+            raise unsaved
+        failures = [unsaved, self._draw()]
+        tested = self.test(both_protocols(self.recipe), interrupted) if not interrupted and self.whole else None
+        if tested:
+            failures.append(self._record(tested))
+        failures.append(self.run.metrics.failure)
+        self._say_end(interrupted, next(filter(None, failures), None))
+        if not tested:
+            self._say_how_to_go_on(interrupted)
+
+    def _draw(self):
+        """Returns what kept the pictures from being written, or None."""
         self.ranks.meet()  # a disk may be slow
-        weights = self.first_layer() if self.holds_a_part else {}
+        weights, failure = self.first_layer() if self.holds_a_part else {}, None
         try:
             self.run.metrics.length()
             if self.ranks.writes:
@@ -347,39 +374,41 @@ class Trainer:
                 (kernels,) = weights.values()
                 draw_kernels(kernels, self.network, self.run.path)
         except OSError as error:
-            failure = failure or error
+            failure = error
         self.ranks.meet()
         self.run.metrics.events.flush()
-        reached_end = not interrupted and (self.step == self.recipe_steps or self.schedule.finished)
-        tested = self.test(both_protocols(self.recipe), interrupted) if reached_end else None
-        if tested:
-            try:
-                if self.ranks.writes:
-                    write_right(self.run.path, tested)
-            except OSError as error:
-                failure = failure or error
-            errors = {name: answers.errors() for name, answers in tested.items()}
-            for name, error in errors.items():
-                self.run.log("test", step=self.step, epoch=self.epoch, split="val", protocol=name, **asdict(error))
-            print_errors(errors, "val", len(self.pipeline.dataset.classes))
-        failure = failure or self.run.metrics.failure
+        return failure
+
+    def _record(self, tested):
+        """Returns what kept the answers from being written, or None."""
+        failure = None
+        try:
+            if self.ranks.writes:
+                write_right(self.run.path, tested)
+        except OSError as error:
+            failure = error
+        errors = {name: answers.errors() for name, answers in tested.items()}
+        for name, error in errors.items():
+            self.run.log("test", step=self.step, epoch=self.epoch, split="val", protocol=name, **asdict(error))
+        print_errors(errors, "val", len(self.pipeline.dataset.classes))
+        return failure
+
+    def _say_end(self, interrupted, failure):
         ended = f"{'stopped as asked' if interrupted else 'done'} after step {self.step}"
         if failure or not self.checkpoints.up_to_date:
             raise UserError(
                 f"{ended}, but not all of it could be written: "
-                f"{in_words(failure) if failure else 'no checkpoint'}; {self.checkpoints.newest}"
+                f"{line_of(failure) if failure else 'no checkpoint'}; {self.checkpoints.newest}"
             )
         say(
             f"{ended}: checkpoint in {self.checkpoints.saver.saved or self.run.path}, "
             f"pictures curves.png and conv1_kernels.png in {self.run.path}"
         )
-        if not tested:
-            self._say_how_to_go_on(interrupted)
 
     def _say_how_to_go_on(self, interrupted):
         path = shlex.quote(str(self.run.path))
         again, test = f"the same command with --out {path} --resume auto", typed("evaluate", self.run.path)
-        if self.step == self.recipe_steps or self.schedule.finished:
+        if self.whole:
             say(f"all its steps are taken, but it is not tested; {again} tests it, or {test}")
             return
         more = "" if interrupted and self.step < self.last_step else " and a larger --steps, or without it"

@@ -47,23 +47,23 @@ class WorkerStep:
         labels = workers.share("labels", labels[: len(maps)], rows, 0)()
         size = network.recipe.fc_batch_size
         parts = [slice(first, min(first + size, count)) for first in range(0, count, size)]
-        convolved = [part for part in self._convolutions() if part.requires_grad]  # alike in all workers
+        trained = [part for part in self._convolutions() if part.requires_grad]  # alike in all workers
         numbers, returning, sums = [], [], []
         arriving = self._begin(maps, rows, parts[0])
         for part, next_part in zip(parts, [*parts[1:], None]):
-            whole = arriving().requires_grad_(bool(convolved))
+            whole = arriving().requires_grad_(bool(trained))
             if next_part:  # travels while these are computed
                 arriving = self._begin(maps, rows, next_part)
             loss, right = self._connected(whole, labels[part], part.start, check_loss)
             weight = (part.stop - part.start) / count
             numbers.append((loss * weight, right))
-            if convolved:
+            if trained:
                 returning.append(workers.give_back(network.border, whole.grad * weight, _within(rows, part), 0))
             sums = self.optimizer.step(only=network.connected)
         returned = [arrive() for arrive in returning]
         if returned and len(maps):
             maps.backward(torch.cat(returned))
-        sums = [*self._update_convolutions(convolved), *sums]
+        sums = [*self._update_convolutions(trained), *sums]
         loss, right = (torch.stack(each).sum() for each in zip(*numbers))
         return [loss, right, *([torch.cat(sums)] if sums else [])]
 

@@ -2,10 +2,13 @@
 
 import numpy as np
 import pytest
+import torch
 from inner_cases import every
 from safetensors.numpy import save_file
+from safetensors.torch import save as save_tensors
 
 from alexnet_mp.data.pixel_statistics import STATISTICS, Statistics, Sums
+from alexnet_mp.data.prepared_format import SOURCE, read_source_file
 from alexnet_mp.system.errors import UserError
 
 SIZE = 12
@@ -141,3 +144,10 @@ def test_a_file_with_other_contents_is_named(tmp_path):
         save_file(other, tmp_path / STATISTICS)
         with pytest.raises(UserError, match=STATISTICS):
             Statistics.load(tmp_path)
+    # of a kind of number that numpy has not
+    for name in (STATISTICS, SOURCE):
+        (tmp_path / name).write_bytes(save_tensors({"mean": torch.zeros(2, dtype=torch.bfloat16)}))
+    with pytest.raises(UserError, match=f"{SOURCE} is damaged"):
+        read_source_file(tmp_path)
+    with pytest.raises(UserError, match=f"{STATISTICS}: 'BF16'"):
+        Statistics.load(tmp_path)

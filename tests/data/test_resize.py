@@ -186,6 +186,13 @@ def test_the_central_square_of_a_larger_picture(turn):
     assert np.array_equal(stored_picture(Image.fromarray(turn(picture)), SIZE), turn(expected))
 
 
+@every("side", [SIZE // 2, SIZE, SIZE + 7, 2 * SIZE])
+@every("warp", [False, True])
+def test_a_stored_picture_lies_in_memory_row_by_row(side, warp):
+    """DALI takes nothing else."""
+    assert stored_picture(Image.fromarray(noise(side, side + 5)), SIZE, warp=warp).flags.c_contiguous
+
+
 def claiming(content, width, height):
     """A JPEG whose header claims another size."""
     frame = content.index(b"\xff\xc0") + 5  # after the marker, its length and the precision

@@ -164,6 +164,7 @@ def test_override_changes_one_field_and_keeps_the_rest():
         ("fc6.then=lrn", "fc6.then"),
         ("fc8.towers=each", "fc8.towers"),
         ("fc8.maps=10", "fc8.maps"),
+        ("fc8.reads=own", "fc8.reads is 'own': the last layer of two towers reads both"),
         ("fc7.kind=conv", "fc7.kind"),
         ("fc7.kernel=3", "fc7.kernel"),
         ("lrn_beta=NaN", "lrn_beta"),

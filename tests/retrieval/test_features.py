@@ -65,12 +65,6 @@ def test_both_halves_are_joined_in_the_order_a_b(layers, images):
     assert not np.allclose(a, b)
 
 
-def test_a_last_layer_that_reads_one_tower_does_not_hide_the_other(images):
-    """What is asked for are both towers' units, not what the classifier reads."""
-    found = features(network_of(CONV, FC, dataclasses.replace(LAST, reads="own")), InBatches(images), "val", 7)
-    assert found.hidden.shape == (7, 12)
-
-
 def test_a_single_tower(images):
     network = network_of(CONV, FC, LAST, towers=1)
     found = features(network, InBatches(images, 1), "val", 4)

@@ -28,16 +28,20 @@ from tiny_checkpoint import (
     with_header,
 )
 
+from alexnet_mp import convert
 from alexnet_mp.data.pixel_statistics import STATISTICS
+from alexnet_mp.recipes.recipe import to_dict
 from alexnet_mp.runs.checkpoint_format import (
     MANIFEST,
     STATE,
     VELOCITY,
     WEIGHTS,
     load,
+    load_statistics,
     load_weights,
     read_state,
     verify,
+    verify_file,
     write,
 )
 from alexnet_mp.system import durable_files
@@ -59,6 +63,34 @@ def test_every_flipped_byte_is_found(place):
                 refused(load, place, name)
         (place / name).write_bytes(content)
     verify(place)
+
+
+def statistics_of(place):
+    return load_statistics(place, read_state(place))
+
+
+def test_no_reader_believes_a_damaged_file(original, place, tmp_path):
+    """Whoever reads one file of a checkpoint compares it, too."""
+    found = statistics_of(place)
+    assert all((getattr(found, name) == values).all() for name, values in vars(original.statistics).items())
+    copy = shutil.copytree(place, tmp_path / "elsewhere" / place.name)
+    recipe = ["--recipe", "paper", "--set", f"layers={json.dumps(to_dict(original.state.recipe)['layers'])}"]
+    recipe += ["--set", "stored_size=5", "--set", "crop_size=4", "--set", "crop_positions=2"]
+    assert convert.main([str(copy / WEIGHTS), str(tmp_path / "whole"), *recipe]) == 0
+    for name, readers in ((STATISTICS, (load, statistics_of)), (WEIGHTS, (load, load_weights))):
+        content = bytearray((place / name).read_bytes())
+        content[-1] ^= 64  # of a number's exponent
+        (copy / name).write_bytes(content)
+        for action in (*readers, verify, lambda place, name=name: verify_file(place / name)):
+            assert "its sha256 is not the one" in refused(action, copy, name)
+        with pytest.raises(UserError, match=f"{name}: .*its sha256 is not the one"):
+            convert.main([str(copy / WEIGHTS), str(tmp_path / "out"), *recipe])
+        shutil.copy(place / name, copy / name)
+    wider = dataclasses.replace(original.state, recipe=dataclasses.replace(original.state.recipe, stored_size=6))
+    assert "that of this recipe has" in refused(lambda place: load_statistics(place, wider), copy, STATISTICS)
+    (copy / WEIGHTS).rename(copy / "notes.txt")
+    assert "no file of a checkpoint" in refused(lambda place: verify_file(place / "notes.txt"), copy, "notes.txt")
+    assert "manifest.json doesn't list it" in refused(lambda place: verify_file(place / MANIFEST), place, MANIFEST)
 
 
 @pytest.mark.run

@@ -27,7 +27,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.fixture
 def parts(quick):
     """What a run directory is made of, without a network."""
-    dataset = SimpleNamespace(source="builtin", description="drawn", fingerprint="5f", classes=["ant", "bee"])
+    about = {"source": "builtin", "description": "drawn", "fingerprint": "5f", "class_names": None}
+    dataset = SimpleNamespace(**about, classes=["ant", "bee"])
     network = SimpleNamespace(
         exchange=SimpleNamespace(devices=(), towers=(), overlap=False), kernels_used=lambda: "cpu"
     )

@@ -175,7 +175,7 @@ def test_nothing_of_it_stays(data, tmp_path, monkeypatch):
     """Hooks, the plain step, and the ranges of steps after the recorded ones."""
     trainers, init = [], Trainer.__init__
     monkeypatch.setattr(
-        Trainer, "__init__", lambda self, *arguments: (trainers.append(self), init(self, *arguments))[1]
+        Trainer, "__init__", lambda self, *given, **how: (trainers.append(self), init(self, *given, **how))[1]
     )
     steps = []
     signalled_after(monkeypatch, Trainer, "one_step", 4, then=lambda: steps.append(trainers[0].training_step))

@@ -15,6 +15,7 @@ from alexnet_mp.experiments.claim import BASE
 from alexnet_mp.experiments.plan import arm_recipe
 from alexnet_mp.recipes import ablations
 from alexnet_mp.recipes.named import PRESETS
+from alexnet_mp.system.errors import UserError
 from alexnet_mp.training import length
 from alexnet_mp.training.plan import Options, resolve
 
@@ -24,6 +25,13 @@ pytestmark = pytest.mark.usefixtures("one_thread", "quick")
 def resolved(**asked):
     with ExitStack() as held:
         return resolve(Options(gpus="cpu", **asked), held).recipe
+
+
+def test_a_network_whose_first_layer_has_no_kernels_is_refused_before_it_is_trained():
+    """Its pictures could not be drawn at the end."""
+    layers = '[{"name": "fc8", "kind": "fc", "maps": null, "reads": "image", "then": [], "towers": "first"}]'
+    with pytest.raises(UserError, match="recipe field fc8.kind is 'fc': a trained network's first kernels are drawn"):
+        resolved(recipe="mini", settings=(f"layers={layers}",))
 
 
 @every("flag", ["--epochs", "--set epochs="])

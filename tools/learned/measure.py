@@ -38,10 +38,7 @@ def measure(directory: str, options: argparse.Namespace) -> dict:
     """The record of a run's newest checkpoint: plain values."""
     network, found, data = opened(directory, options)
     recipe, statistics = found.recipe, found.statistics
-    split, words = (
-        data.splits["val"],
-        in_words(data.classes, getattr(data, "class_names", None) or data.classes, options.synsets),
-    )
+    split, words = (data.splits["val"], in_words(data.classes, data.class_names or data.classes, options.synsets))
     count = options.pictures
     some, many, few = (evenly(len(split), number) for number in (count, 10 * count, max(1, count // 2)))
     of = network, statistics, split
