@@ -80,7 +80,7 @@ def check_float32(kernels, device, operation, shape, memory_format):
 
 
 @both_formats
-@every_operation
+@all_operations
 @every("dtype", [torch.bfloat16, torch.float16])
 def test_sixteen_bits_are_rounded_once(implementation, operation, dtype, memory_format):
     kernels, device = implementation
