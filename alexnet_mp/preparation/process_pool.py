@@ -45,8 +45,8 @@ def in_processes(
             pool[-1].give(task)
         while pool:
             ready = connection.wait([worker.pipe for worker in pool], SECONDS)  # a dead worker's pipe is ready too
-            advance(sum(ticks) - seen)
-            seen = sum(ticks)
+            before, seen = seen, sum(ticks)  # read once: they go on
+            advance(seen - before)
             for worker in [worker for worker in pool if worker.pipe in ready]:
                 yield worker.task, worker.answer()
                 task = next(tasks, None)

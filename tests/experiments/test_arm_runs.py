@@ -131,11 +131,11 @@ def test_a_run_ends_when_its_training_error_is_at_the_level(data, tmp_path, monk
 def test_a_run_that_another_command_begins_meanwhile(diverged, data, tmp_path, monkeypatch, capsys):
     """Its directory was not there when this one began; and what the other command makes of it may have ended by now."""
 
-    def meanwhile(path, *arguments):
+    def meanwhile(path, *arguments, **more):
         Path(path).mkdir(parents=True)
         if diverged:
             (Path(path) / "non_finite.json").write_text('{"step": 1}')
-        return function(path, *arguments)
+        return function(path, *arguments, **more)
 
     function = training_run.RunDirectory
     monkeypatch.setattr(training_run, "RunDirectory", meanwhile)

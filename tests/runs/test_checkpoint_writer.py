@@ -304,7 +304,7 @@ def test_a_disk_slower_than_the_interval_makes_checkpoints_late_and_no_step(data
         save_if_due(self)
         if self.saved_as != before:
             begun.append(step)
-            assert self.saver.busy
+            assert self.saver.busy or step == 4  # by then the gate is open
         if self.trainer.validation:
             assert step == 3 and self.saver.next.state.step == 3 and not listing(self.run.path)
             [gate.release() for _ in range(10)]
