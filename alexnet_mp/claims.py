@@ -10,9 +10,9 @@ examples
 
 All arms of a claim have the same seeds, 0 to K-1, the same data and the same schedule; with --epochs it is the base's
 own. In place of a plateau schedule all rates fall to a tenth three times then, at the shares of the epochs that they
-had in 2012. With --first-seed other seeds repeat what is recorded; their record says how many of them lie where the
-first ones foretold. The runs lie in --out and are those of the training command; stopped by Ctrl-C or a power cut, the
-same command goes on. Claims share the runs that they have in common. The record (JSON) and its picture lie in
+had in 2012. With --first-seed other seeds repeat what is recorded; their record says how many of its differences lie
+where the first ones foretold. The runs lie in --out and are those of the training command; stopped by Ctrl-C or a power
+cut, the same command goes on. Claims share the runs that they have in common. The record (JSON) and its picture lie in
 --records, with those of all other data; --records OWN, also of `table`, tells yours alone.
 """
 

@@ -11,7 +11,7 @@ examples
 
 A folder stands for the pictures in it and in its folders; what is no picture is named and passed over. A file may be
 anything that Pillow opens. It is read as training reads its own: grey, palettes, CMYK and 16 bits a channel become RGB
-of 8 bits, of something transparent the colours below stay, orientation tags are ignored as in 2012 (turn such a
+of 8 bits, of something transparent the colours below stay, orientation tags are ignored (turn such a
 photograph first), the shorter side is rescaled and the central square kept. Of classes that tie the first leads. A
 file that can't be read is a line on standard error, the others are answered all the same, and the status is 2.
 

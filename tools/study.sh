@@ -84,7 +84,7 @@ run)
     [ $# -ge 3 ] || usage
     [[ ${LANES:=1} =~ ^[1-9][0-9]?$ ]] || { echo "study: LANES=$LANES: how many claims at once, as in LANES=2" >&2; exit 2; }
     if [ "$(ps -o pgid= -p $$ | tr -d ' ')" != $$ ]; then  # a group of its own, for the signals
-        echo "study: Ctrl-C leaves the queue running; $0 stop $2 ends it"
+        echo "study: Ctrl-C leaves the queue running; $0 stop '$2' ends it"
         exec setsid --wait "$0" "$@"
     fi
     exec 9> "$work/lock"

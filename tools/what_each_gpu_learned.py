@@ -46,8 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
         if _is_there(path, directory, options):
             say(f"{path} is there")
         else:
-            durable_files.replace(path, as_json(measure(directory, options)).encode())
-            say(f"wrote {path}")
+            _write(path, measure(directory, options))
         networks.append((directory, json.loads(path.read_text(encoding="utf-8"))))
     for some in across.arms(networks):
         path = across.path_of(folder, some)
@@ -67,6 +66,15 @@ def main(arguments: list[str] | None = None) -> int:
         draw(records).savefig(figure, dpi=100, facecolor="white", metadata={"Software": None})
         say(f"wrote {shown} and {figure} from {len(records)} records")
     return 0
+
+
+def _write(path, record):
+    """Write a network's record, in the place of one of the same network alone."""
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else record
+    if any(before.get(name) != record[name] for name in ("recipe", "arm", "seed", "data")):
+        raise UserError(f"{path} is the record of another run of this name; rename one of them")
+    durable_files.replace(path, as_json(record).encode())
+    say(f"wrote {path}")
 
 
 def _is_there(path, directory, options):

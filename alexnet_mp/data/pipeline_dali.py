@@ -278,7 +278,7 @@ class DaliPipeline:
             return fn.decoders.image(
                 dali.input("jpeg", types.UINT8, 1),
                 output_type=types.RGB,
-                adjust_orientation=False,  # as in 2012
+                adjust_orientation=False,  # as in `stored_picture`
                 **on_gpu if dali.on_gpu else {},
             )
         if storage == "decoded":

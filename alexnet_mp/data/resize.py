@@ -13,7 +13,7 @@ from .file_ranges import because
 from .image_formats import holds_several, opened
 from .remarks import SEVERAL
 
-SHARES = 16  # summed at once, so that a large photograph is never floats as a whole
+SHARES = 64  # summed at once, so that a large photograph is copied by quarters
 
 
 def decoded(file: str | Path | BinaryIO, size: int, name: str | Path, warp: bool = False) -> np.ndarray:
@@ -73,39 +73,51 @@ def stored_picture(image: Image.Image, size: int, name: str | Path | None = None
 def _squeezed(image, size):
     """By areas along a side that is longer than `size`, bicubic along one that is shorter."""
     width, height = image.size
-    pixels = reduced(image, (0, 0), (height, width), (min(height, size), min(width, size)))
-    if min(height, width) < size:
-        pixels = np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.BICUBIC))
-    return pixels
+    if max(width, height) > size:
+        image = Image.fromarray(reduced(image, (0, 0), (height, width), (min(height, size), min(width, size))))
+    return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC) if image.size != (size, size) else image)
 
 
 def reduced(
     image: Image.Image, corner: tuple[float, float], sides: tuple[int, int], shape: tuple[int, int]
 ) -> np.ndarray:
-    """The rectangle of an RGB image at corner (top, left), whole or half pixels, of sides (high, wide) -> (*shape, 3)
-    uint8: each pixel the mean over its share of the rectangle, in which a pixel of two shares counts by its parts.
+    """The rectangle of an RGB image at corner (top, left), in whole or half pixels, of sides (high, wide) -> (*shape,
+    3) uint8: each pixel the mean over its share of the rectangle, in which a pixel of two shares counts by its parts.
     Halves are rounded up.
 
     Pillow's BOX counts such a pixel wholly where its centre is: from 375 to 256 pixels, more than half of what it gives
-    are copies of single pixels. The sums here are whole numbers below 2**53: every machine has the same picture."""
-    (top, left), (high, wide) = corner, sides
-    first, end = int(left), ceil(left + wide)
-    rows = _sums(lambda above, below: np.asarray(image.crop((first, above, end, below))), top, high, shape[0])
-    columns = rows.swapaxes(0, 1)
-    sums = _sums(lambda before, after: columns[before:after], left - first, wide, shape[1]).swapaxes(0, 1)
-    return np.floor(sums / (4 * high * wide) + 0.5).astype(np.uint8, "C")  # DALI takes nothing strided
+    are copies of single pixels. The sums here are whole numbers: every machine has the same picture."""
+    first = int(sides[1] * shape[0] > sides[0] * shape[1])  # the axis along which it shrinks most: less is held then
+    other = 1 - first
+    near, far = int(corner[other]), ceil(corner[other] + sides[other])
+
+    def band(start, end):
+        pixels = image.crop((start, near, end, far) if first else (near, start, far, end))
+        return np.asarray(pixels).swapaxes(0, first)
+
+    most = 255 * 4 * sides[0] * sides[1]  # a sum that fits 32 bits takes half of the time
+    kind = np.int32 if most < 2**31 else np.int64
+    along_first = _sums(band, corner[first], sides[first], shape[first], kind)
+    rest = along_first.swapaxes(0, 1)
+    sums = _sums(lambda start, end: rest[start:end], corner[other] - near, sides[other], shape[other], kind)
+    return np.floor(sums.swapaxes(0, other) / (4 * sides[0] * sides[1]) + 0.5).astype(np.uint8, "C")  # for DALI
 
 
-def _sums(read, start, side, count):
-    """Sums over `count` equal shares of `side` rows from `start`, of rows that weigh 2 * count: (count, W, 3) float64.
+def _sums(read, start, side, count, kind):
+    """Sums over `count` equal shares of `side` rows from `start`, of rows that weigh 2 * count: (count, W, 3) of this
+    dtype.
 
     read(first, end): these rows, (end - first, W, 3)."""
     row, share, sums = 2 * count, 2 * side, []  # lengths in a unit that divides half a row and a share
     for number in range(0, count, SHARES):
         ends = int(2 * start) * count + share * np.arange(number, min(number + SHARES, count) + 1)
-        first, end = ends[0] // row, -(-ends[-1] // row)
-        borders = row * np.arange(first, end + 1)
-        overlaps = np.minimum(ends[1:, None], borders[1:]) - np.maximum(ends[:-1, None], borders[:-1])
-        rows = np.asarray(read(first, end), np.float64)
-        sums.append(np.tensordot(overlaps.clip(0).astype(np.float64), rows, 1))
+        begin, end = ends[:-1], ends[1:]
+        rows = read(ends[0] // row, -(-ends[-1] // row))
+        of_band = np.zeros((len(begin), *rows.shape[1:]), kind)
+        for nth in range(share // row + 2):  # the most rows that a share lies in
+            place = begin // row + nth
+            overlap = (np.minimum(end, (place + 1) * row) - np.maximum(begin, place * row)).clip(0).astype(kind)
+            if overlap.any():
+                of_band += overlap[:, None, None] * rows[np.minimum(place - ends[0] // row, len(rows) - 1)]
+        sums.append(of_band)
     return np.concatenate(sums)

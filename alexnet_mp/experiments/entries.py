@@ -13,7 +13,7 @@ def fields(record: dict) -> tuple[str, ...]:
 
 
 def first_seed(record: dict) -> int:
-    """The seed that a record begins with: above 0 it repeats another one."""
+    """The seed, or the ensemble's number, that a record begins with: above 0 it repeats another one."""
     return record.get("first_seed", 0)  # older records have none
 
 

@@ -49,7 +49,9 @@ def _write(dataset, split, partial):
             if label % 2 == 0:
                 path = partial / split / _name(dataset, int(label)) / f"{index:08}.png"
                 Image.fromarray(source.read(index)).save(path, compress_level=1)
-                os.utime(path, (0, 0))  # a folder's fingerprint has them: runs on it have the same name everywhere
+                os.utime(
+                    path, (0, 0)
+                )  # of a folder's fingerprint: with one Pillow runs on it have the same name everywhere
             advance(1)
 
 

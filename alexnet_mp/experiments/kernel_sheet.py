@@ -73,7 +73,7 @@ def _divided(runs):
 
 
 def _network(run, kernels):
-    """A network's panel: a line of words, and its towers' kernels."""
+    """A network's panel: its lines of words, and its towers' kernels."""
     shares = run.get("chroma", [])  # of a network with two towers
     towers = len(shares) or 1
     cell = kernels.shape[-1] * SCALE + GAP

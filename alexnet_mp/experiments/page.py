@@ -140,12 +140,8 @@ def repetition(claim: Claim, record: dict, records: Sequence[dict]) -> list[str]
 def _at_commit(claim, record):
     """The commit that repeats a record, where its networks have another digest by now: the command alone would train
     others."""
-    options = Namespace(base=record["base"], set=record["set"], epochs=record["epochs"], gpus="cpu")
-    by_now = {arm.name: arm for arm in claim.arms}
     recorded = {arm["name"]: arm["digest"] for arm in record["arms"]}
-    if recorded.keys() == by_now.keys() and all(
-        digest_of(arm_recipe(by_now[name], options)[1]) == digest for name, digest in recorded.items()
-    ):
+    if any(_digests(claim, record, epochs) == recorded for epochs in (None, record["epochs"])):  # --epochs, or without
         return ""
     commits = dict.fromkeys(commit[:7] for run in record["runs"] for commit in run["commits"])
     return f", at commit{'s' if len(commits) > 1 else ''} {', '.join(commits)}"
@@ -215,6 +211,16 @@ def _outcome(outcome):
     return text
 
 
+def _digests(claim, record, epochs):
+    """{arm: the digest of its recipe} by today's code, asked for as a record was; None where it can't be asked for any
+    more."""
+    options = Namespace(base=record["base"], set=record["set"], epochs=epochs, gpus="cpu")
+    try:
+        return {arm.name: digest_of(arm_recipe(arm, options)[1]) for arm in claim.arms}
+    except (UserError, KeyError):
+        return None
+
+
 def _over_pictures(outcome, record, folder):
     """How far the pictures alone let a difference of errors vary; its interval is over the seeds."""
     error = outcome.arms and kept_answers.of_pictures(record, *outcome.arms, folder)
@@ -277,8 +283,8 @@ def check(readme: str | Path, folder: str | Path, page: str | Path) -> int:
 def _wanted(readme, folder, page):
     """{path: (what is there, what the records say)}; None, and a line, where a page's markers are wrong."""
     wanted = {}
-    there = Path(os.path.relpath(page, Path(readme).parent)).as_posix()
-    for path, made in ((Path(readme), summary(folder, there)), (Path(page), details(folder, page))):
+    link = Path(os.path.relpath(page, Path(readme).parent)).as_posix()
+    for path, made in ((Path(readme), summary(folder, link)), (Path(page), details(folder, page))):
         try:
             there = path.read_bytes().decode() if path.exists() else ""
         except OSError as error:

@@ -95,18 +95,34 @@ def verdicts(records: Mapping[str, list[dict]], folder: str | Path) -> dict[str,
 
 
 def verdict_of(record: dict, records: Mapping[str, list[dict]], folder: str | Path) -> Verdict:
-    """The `Verdict` of one record among those of the same data, setting and first seed."""
-    alike = {
-        name: [other for other in some if conditions(other) == conditions(record)] for name, some in records.items()
-    }
-    return verdicts(alike, folder)[record["claim"]]
+    """The `Verdict` of one record among other claims' of the same setting, length and first seed that share a data set
+    with it."""
+    alike = {name: [other for other in some if _alike(other, record)] for name, some in records.items()}
+    return verdicts(alike | {record["claim"]: [record]}, folder)[record["claim"]]
+
+
+def _alike(record, other):
+    sets = [{data["fingerprint"] for data in one["data"]} for one in (record, other)]
+    return (
+        bool(sets[0] & sets[1])
+        and all(record[name] == other[name] for name in ("base", "set", "epochs", "steps"))
+        and first_seed(record) == first_seed(other)
+    )
 
 
 def foretold(claim: Claim, record: dict, records: Sequence[dict]) -> tuple[int, int] | None:
-    """(how many differences of a record with other seeds lie in the 95 % prediction intervals of the one that it
-    repeats, of how many); None where it repeats none of the claim's records, or that one foretells nothing."""
-    alike = [other for other in records if conditions(other, False) == conditions(record, False)]
-    repeated = _fullest([other for other in alike if first_seed(other) < first_seed(record)])
+    """(how many differences of a record lie in the 95 % prediction intervals of the one that it repeats with other
+    seeds alone, of how many); None where it repeats none of the claim's records, or that one foretells nothing."""
+    seeds = {run["seed"] for run in record["runs"]}
+    repeated = _fullest(
+        [
+            other
+            for other in records
+            if conditions(other, False) == conditions(record, False)
+            and first_seed(other) < first_seed(record)
+            and not seeds & {run["seed"] for run in other["runs"]}
+        ]
+    )
     if repeated is None:
         return None
     intervals = {outcome.what: outcome.prediction for outcome in outcomes(claim, repeated)}
@@ -293,10 +309,11 @@ def _as_planned(claim, record):
 
 
 def _fullest(records: Sequence[dict]) -> dict | None:
-    """Of a claim's records, newest first, the one with most seeds that ended in every arm, then in any."""
+    """Of a claim's records, newest first, the one with most seeds that ended in every arm, then in any; one that
+    repeats another only where there is no other."""
 
     def seeds(record):
         of_arms = [{run["seed"] for run in ended(record, arm["name"])} for arm in record["arms"]]
         return min(map(len, of_arms), default=0), len(set().union(*of_arms))
 
-    return max(records, key=seeds, default=None)
+    return max([record for record in records if not first_seed(record)] or records, key=seeds, default=None)

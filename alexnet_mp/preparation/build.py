@@ -38,6 +38,7 @@ from .process_pool import in_processes
 from .shards import Shards, for_json, make_shard, written
 
 LOCK, SECONDS_FOR_LOCK = "lock", 3
+REDUCED = "by areas"  # see `data.resize.reduced`
 MOST_NAMED = 20  # images left out that are named at the end
 
 
@@ -118,8 +119,10 @@ class Plan:
     def digest(self) -> str:
         return hashlib.sha256(self.to_bytes()).hexdigest()
 
-    def to_bytes(self) -> bytes:
-        return json.dumps(self.fields, indent=1).encode() + b"\n"
+    def to_bytes(self, **more: str) -> bytes:
+        """more: what a set that isn't finished says beside its fields; finished ones of before have another digest
+        else."""
+        return json.dumps(self.fields | more, indent=1).encode() + b"\n"
 
     def difference(self, fields: Mapping[str, object]) -> str | None:
         """In words, the first field that is other than in the fields of another plan; None where all of those are
@@ -189,7 +192,10 @@ def _begin(dest, plan):
     if path.exists():
         try:
             fields = json.loads(path.read_bytes())
-            difference = plan.difference(fields)
+            reduced = fields.get("reduced", "by Pillow's box filter")  # as sets were before there was this field
+            difference = plan.difference({name: value for name, value in fields.items() if name != "reduced"})
+            if reduced != REDUCED:
+                difference = difference or f"pictures are reduced {reduced}, now {REDUCED}"
         except (OSError, ValueError, AttributeError) as error:
             raise UserError(f"cannot read {path}: {error}; remove {dest} to begin anew") from None
         if difference:
@@ -198,7 +204,7 @@ def _begin(dest, plan):
                 "remove this one"
             )
     else:
-        written(path, plan.to_bytes())
+        written(path, plan.to_bytes(reduced=REDUCED))
 
 
 def _remove_unfinished(dest):

@@ -152,6 +152,18 @@ def test_recorded_rendered_checked(place, capsys):
     assert claims.main([*words, "--check"]) == 1 and "differs from the records" in capsys.readouterr().out
 
 
+def test_a_record_whose_networks_are_others_by_now_names_its_commit():
+    claim = next(claim for claim in CLAIMS if claim.id == "lrn")
+    for base, epochs in (("mini", 12), ("paper", 90), ("paper", 20)):  # of a plateau's, by --epochs or without
+        record = record_of("difference", ["base", "no_lrn"], THREE) | {"base": base, "epochs": epochs}
+        for asked in {None, epochs} if epochs == 90 else {epochs}:
+            digests = claim_page._digests(claim, record, asked)
+            arms = [arm | {"digest": digests[arm["name"]]} for arm in record["arms"]]
+            assert claim_page._at_commit(claim, record | {"arms": arms}) == "", (base, epochs, asked)
+    for more in ({"base": "gone"}, {"set": ["nosuch=1"]}, {"set": ["fc8.reads=own"]}, {"arms": record["arms"]}):
+        assert claim_page._at_commit(claim, record | {"arms": arms} | more) == ", at commit abc", more
+
+
 @pytest.mark.parametrize("name", ["README.md", "claims.md"])
 def test_a_page_without_markers_is_left_alone(place, name):
     folder, words = place

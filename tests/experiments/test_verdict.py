@@ -241,6 +241,8 @@ def test_other_seeds_are_a_record_of_their_own_that_the_first_ones_foretell(tmp_
         "data": study["data"],
         "first_seed": 6,
     }
+    for entry in repeated["runs"]:
+        entry["seed"] += 6
     assert path_of(repeated, tmp_path) != path_of(study, tmp_path) == path_of(study | {"first_seed": 0}, tmp_path)
     records = {"lrn": [repeated, study], "views": [of("views", 0)]}
     assert verdicts(records, "nowhere")["lrn"].record is study
@@ -249,11 +251,33 @@ def test_other_seeds_are_a_record_of_their_own_that_the_first_ones_foretell(tmp_
     assert verdict_of(study, records, "nowhere").record is study
     assert foretold(BY_ID["lrn"], repeated, records["lrn"]) == (5, 6)
     assert foretold(BY_ID["lrn"], study, records["lrn"]) is None  # what came before it is nothing
+    again = repeated | {"runs": [entry | {"seed": entry["seed"] - 1} for entry in repeated["runs"]], "first_seed": 5}
+    assert foretold(BY_ID["lrn"], again, [again, study]) is None  # seed 5 is in both
+    mine = [one | {"base": "mini"} for one in (repeated, study)]
+    assert verdicts({"lrn": mine}, "nowhere")["lrn"].record is mine[1]  # the repetition is the newer one
+    assert verdicts({"lrn": mine[:1]}, "nowhere")["lrn"].record is mine[0]
     assert foretold(BY_ID["lrn"], repeated | {"epochs": 9}, records["lrn"]) is None
     assert foretold(BY_ID["lrn"], repeated, [of("lrn", 1.5, seeds=1) | {"data": study["data"]}]) is None
     assert page.repetition(BY_ID["lrn"], repeated, records["lrn"]) == [
         "5 of 6 differences lie where the earlier seeds foretold, at 95 %"
     ]
+
+
+def test_a_record_is_judged_among_those_that_share_its_pictures():
+    """Pre-training has two sets, the other claims of the study one of them; a fuller record is another one."""
+    whole = dict(of("lrn", 1.5)["data"][0], fingerprint=PICTURES)
+    half, other = dict(whole, fingerprint="half"), dict(whole, fingerprint="other")
+    records = {
+        "pretraining": [of("pretraining", -1.5) | {"data": [whole, half]}],
+        "lrn": [of("lrn", 1.5) | {"data": [whole]}],
+        "links": [of("links", 1.5) | {"data": [other]}],
+    }
+    (mine,) = records["pretraining"]
+    found = verdict_of(mine, records, "nowhere")
+    assert found.record is mine and (found.among, found.missing) == (15, 13)
+    assert found.corrected == verdicts(records, "nowhere")["pretraining"].corrected
+    few = of("pretraining", -1.5, seeds=5) | {"data": [whole, half]}
+    assert verdict_of(few, records | {"pretraining": [mine, few]}, "nowhere").record is few
 
 
 def test_times_are_ratios_and_a_run_that_never_comes_there_is_a_lower_bound():

@@ -1,5 +1,6 @@
 """Making a prepared set: the same bytes however it is made; wrong arguments and wrong places are refused."""
 
+import json
 import os
 import tarfile
 
@@ -224,6 +225,19 @@ def test_a_set_of_something_else_is_not_gone_on_with(source, tmp_path, monkeypat
     with pytest.raises(UserError, match=named) as raised:
         prepare.main([str(source), str(dest), "--size", "48", "--workers", "0", *options])
     assert "another source or other settings" in str(raised.value) and "another DEST" in str(raised.value)
+    assert every_file(dest) == before
+
+
+def test_a_set_that_was_begun_with_another_way_to_reduce_pictures_is_not_gone_on_with(source, tmp_path, monkeypatch):
+    dest = tmp_path / "set"
+    interrupted(monkeypatch, source, dest, 12)
+    (plan,) = dest.rglob("plan.json")
+    fields = json.loads(plan.read_bytes())
+    assert fields.pop("reduced") == "by areas"
+    plan.write_text(json.dumps(fields))
+    before = every_file(dest)
+    with pytest.raises(UserError, match=r"\(pictures are reduced by Pillow's box filter, now by areas\)"):
+        prepare.main([str(source), str(dest), "--size", "48", "--workers", "0"])
     assert every_file(dest) == before
 
 

@@ -1,5 +1,6 @@
 """What each GPU learned, over seeds: toy records whose figures are known by hand, and the page that is in docs."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -204,3 +205,9 @@ def test_records_that_lack_something_or_differ_in_one_thing_alone(tmp_path):
     with pytest.raises(UserError, match="^two of these runs have one name, which is their record's; rename one$"):
         what_each_gpu_learned.main([str(tmp_path / "a" / "run"), str(tmp_path / "b" / "run"), "--out", str(tmp_path)])
     assert not list(tmp_path.iterdir())
+    path = tmp_path / "run.json"
+    what_each_gpu_learned._write(path, RECORDS[0])
+    what_each_gpu_learned._write(path, RECORDS[0] | {"step": 9})  # trained further
+    with pytest.raises(UserError, match="run.json is the record of another run of this name; rename one of them"):
+        what_each_gpu_learned._write(path, RECORDS[0] | {"seed": 77})
+    assert json.loads(path.read_text())["step"] == 9
