@@ -284,6 +284,7 @@ def test_ctrl_c_ends_it(monkeypatch):
         doctor.main([])
 
 
+@pytest.mark.slow
 @pytest.mark.process
 @pytest.mark.parametrize("names", [["torch"], ["triton", "nvidia"]], ids="+".join)
 def test_the_command_where_packages_raise_anything(names, tmp_path):

@@ -130,6 +130,7 @@ def test_long_groups_are_named_and_a_missing_gpu_is_told_once(asks):
     assert f"for lack of GPUs: augmentation 5, {counts}" in " ".join(printed.split())
 
 
+@pytest.mark.slow
 @pytest.mark.run
 @pytest.mark.parametrize(
     "arguments, expected",

@@ -128,6 +128,7 @@ def losses(data, out, *flags):
     ]
 
 
+@pytest.mark.slow
 @DALI
 def test_a_run_is_the_same_from_the_folder_and_from_its_raw_pixels_by_every_pipeline(sets, tmp_path):
     runs = {

@@ -93,6 +93,7 @@ def test_what_is_kept_is_small_and_whole(data, tmp_path):
         assert place.with_suffix(".npz").stat().st_size < kernels.size * 2 + 3000
 
 
+@pytest.mark.slow
 def test_weights_that_are_asked_for_are_made_again(data, tmp_path, monkeypatch):
     before = run("ensemble7", data, tmp_path, "--seeds", "1")
     lose(tmp_path)

@@ -259,6 +259,7 @@ def test_ctrl_c_ends_all_processes_and_says_that_the_same_command_goes_on(many, 
     assert complete(source, tmp_path / "set") == whole
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_ctrl_c_twice_ends_it_as_fast(many, tmp_path):
     source, whole = many

@@ -450,6 +450,7 @@ def test_a_run_that_goes_on_is_compared_up_to_the_network_that_was_loaded(tmp_pa
     assert table["table"]["rows"][0][2:] == ["0.50 (0.00 to 1.00)", "0.25 (0.00 to 0.50)"]
 
 
+@pytest.mark.slow
 def test_the_index_of_earlier_weights_is_named(trained, data, tmp_path):  # noqa: F811
     out = shutil.copytree(trained, tmp_path / "run")
     run(data, out, "--resume", "auto", "--epochs", "4", "--seed", "3")

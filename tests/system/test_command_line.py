@@ -124,6 +124,7 @@ with open(sys.argv[1], "w") as file:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_commands_whose_streams_are_closed(tmp_path):
     """<&- >&- 2>&-: they end without a traceback, which would be status 1, and say by theirs that help is lost, too."""

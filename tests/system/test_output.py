@@ -113,6 +113,7 @@ def test_lines_on_standard_error_arrive_though_the_process_is_killed(unbuffered)
     assert found == (-9, "out\n" if unbuffered else "", "error: too late\n")
 
 
+@pytest.mark.slow
 def test_a_command_whose_modules_open_files_says_that_its_answers_are_lost():
     """What an import opens doesn't get the number of standard output: nothing but a command's own words is lost."""
     for arguments in (["checkpoint", "--help"], ["predict", "--help"]):

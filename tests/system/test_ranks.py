@@ -138,6 +138,7 @@ else:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_a_torchrun_that_notices_no_end_is_ended():
     """One that does is left alone: it may start all again."""

@@ -22,6 +22,7 @@ HANGS = ("signal.signal(signal.SIGINT, signal.SIG_IGN); "
 """
 
 
+@pytest.mark.slow
 def test_a_stage_that_fails_and_one_that_hangs_stop_no_other(toys, tmp_path):  # noqa: F811
     rehearse = toys(
         """toy("first", "open('{out}/found.json', 'w').write('1'); open('{scratch}/big', 'w')"),

@@ -37,6 +37,7 @@ def test_factors_are_those_of_the_formula(data, tmp_path, monkeypatch):  # noqa:
     assert len(norm_factors.norm_factors(str(out), most=10)["conv1 lrn"]) <= 10
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_the_command(data, tmp_path):  # noqa: F811
     out = run(data, tmp_path / "run", "--steps", "1")

@@ -61,6 +61,7 @@ DIFFERENT = {
 }
 
 
+@pytest.mark.slow
 @every("case", DIFFERENT)
 def test_processes_that_were_started_differently_are_refused(case, data, tmp_path):
     more, words = DIFFERENT[case]
