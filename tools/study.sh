@@ -79,6 +79,17 @@ prepare() {  # prepare SOURCE SET SIZE
     [ -e "$2/index.json" ] || nice -n 19 "$clone/.venv/bin/python" -m alexnet_mp.prepare "$1" "$2" --raw --size "$3" --workers 1
 }
 
+known() {  # ends where a set isn't that of the records: none of their runs would be found, and all be trained again
+    local fingerprint read='import sys; from alexnet_mp.prepared_format import read_index; print(read_index(sys.argv[1]).fingerprint())'
+    grep -qs '"base": "desk"' "$records"/*.json || return 0
+    fingerprint=$("$clone/.venv/bin/python" -c "$read" tiny100-raw)
+    grep -qsF "\"$fingerprint\"" "$records"/*.json || {
+        echo "study: $tiny100 has other pictures than the study in $records, or this processor finds other components" \
+            "of colour (it needs AVX-512 instructions); fingerprint $fingerprint" >&2
+        exit 2
+    }
+}
+
 case $action in
 run)
     [ $# -ge 3 ] || usage
@@ -94,6 +105,8 @@ run)
     tiny100=$(cd "$3" && pwd) cifar=${4:+$(cd "$4" && pwd)}
     echo $$ > "$work/group"
     export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+    # A set's fingerprint holds what LAPACK found on a processor, at the study's commit: every machine takes the same instructions.
+    if grep -qs avx512f /proc/cpuinfo; then export OPENBLAS_CORETYPE=SkylakeX; fi
     rm -f "$work/stopped"
     trap 'touch "$work/stopped"' TERM INT HUP
     mkdir -p "$records/runs"
@@ -102,6 +115,7 @@ run)
     install
     cd "$work"  # relative paths from here on: records say them, and another machine has others
     prepare "$tiny100" tiny100-raw 64
+    known
     if [ -n "$cifar" ]; then prepare "$cifar" cifar10-raw 32; fi
     rm -rf taken
     mkdir taken

@@ -17,7 +17,7 @@ from ..analysis.random_deals import MOST_NETWORKS
 from ..analysis.specialisation import matching
 from . import kept_answers
 from .claim import Claim
-from .entries import conditions, ended, error, first_seed, is_divided, words
+from .entries import STUDY_PICTURES, conditions, ended, error, first_seed, is_divided, pictures, words
 from .outcome import Outcome, ratio_of_times
 from .paper_claims import CLAIMS
 from .plan import arm_recipe
@@ -52,7 +52,6 @@ STUDY = (  # the claims whose records of the study share one correction
     "curve",
 )
 EXTRAS = ("crops", "flips")  # which the study makes last, if there is time; they share another correction
-PICTURES = "51c7f6329f93cc00b0cc6b6a0a61f35bd361c2a0f69167c13cbc3d01d0bcc336"  # the study's, by their fingerprint
 LINKS = {"base": "with links", "no_links_same_width": "without links"}  # the arms of `specialisation`
 UNTRAINED = 98.0  # % top-1 error: a network of `init` with a lower one has learned something
 
@@ -102,9 +101,8 @@ def verdict_of(record: dict, records: Mapping[str, list[dict]], folder: str | Pa
 
 
 def _alike(record, other):
-    sets = [{data["fingerprint"] for data in one["data"]} for one in (record, other)]
     return (
-        bool(sets[0] & sets[1])
+        bool(pictures(record) & pictures(other))
         and all(record[name] == other[name] for name in ("base", "set", "epochs", "steps"))
         and first_seed(record) == first_seed(other)
     )
@@ -287,16 +285,16 @@ def _study(records):
     found = {
         claim.id: [record for record in records.get(claim.id, []) if _as_planned(claim, record)] for claim in CLAIMS
     }
-    sets = {name: [{data["fingerprint"] for data in record["data"]} for record in some] for name, some in found.items()}
+    sets = {name: [pictures(record) for record in some] for name, some in found.items()}
     counts = Counter(data for some in sets.values() for data in set().union(*some))
-    most = PICTURES if PICTURES in counts else max(counts, key=counts.get, default=None)
+    most = STUDY_PICTURES[0] if STUDY_PICTURES[0] in counts else max(counts, key=counts.get, default=None)
     return {name: [record for record, data in zip(some, sets[name]) if most in data] for name, some in found.items()}
 
 
 def _of_plan(claim, record):
     """Whether a record is one that claims/desk-study.md plans, with so many seeds."""
     planned = claim.id in (*STUDY, *EXTRAS) and _as_planned(claim, record)
-    return planned and PICTURES in {data["fingerprint"] for data in record["data"]}
+    return planned and STUDY_PICTURES[0] in pictures(record)
 
 
 def _as_planned(claim, record):

@@ -34,6 +34,7 @@ PACKAGES = {
     "faiss": "faiss-cpu",
     "jinja2": "jinja2",
     "scipy.stats": "scipy",
+    "mpmath": "mpmath",
 }
 OPTIONAL = ("triton", "nvidia.dali")
 VARIABLES = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "TRITON_INTERPRET", "NVIDIA_TF32_OVERRIDE", "LD_PRELOAD")

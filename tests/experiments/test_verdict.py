@@ -16,6 +16,7 @@ from scipy import stats
 
 from alexnet_mp.analysis.specialisation import matching
 from alexnet_mp.experiments import page
+from alexnet_mp.experiments.entries import STUDY_PICTURES, pictures
 from alexnet_mp.experiments.paper_claims import CLAIMS
 from alexnet_mp.experiments.plan import arm_recipe
 from alexnet_mp.experiments.records import path_of
@@ -24,7 +25,6 @@ from alexnet_mp.experiments.verdict import (
     NO_VERDICT,
     NOT_RUN,
     OPPOSITE,
-    PICTURES,
     STUDY,
     UNDECIDED,
     Outcome,
@@ -147,7 +147,7 @@ def test_a_study_has_no_verdict_before_all_its_seeds():
     five = of("lrn", 1.5, seeds=5)
     assert verdict("lrn", five).word == COMES_OUT  # on other pictures nobody said that there will be more
     for record in (five, of("lrn", 1.5)):
-        record["data"] = [dict(record["data"][0], fingerprint=PICTURES)]
+        record["data"] = [dict(record["data"][0], fingerprint=STUDY_PICTURES[0])]
     begun = verdict("lrn", five)
     assert (begun.word, begun.remark, begun.p, len(begun.outcomes)) == (NO_VERDICT, "5 of 6 seeds so far", None, 1)
     other = verdict("colour", of("colour", 1.5), {"lrn": [five]}.items())
@@ -224,7 +224,7 @@ def test_the_record_with_most_seeds_counts_and_one_of_the_study_before_all():
         alone = verdicts({"views": [views], "lrn": [record]}, "nowhere")["lrn"]
         assert alone.record is record and alone.among == 1
     few = of("links", 1.5, seeds=2)
-    few["data"] = [dict(few["data"][0], fingerprint=PICTURES)]
+    few["data"] = [dict(few["data"][0], fingerprint=STUDY_PICTURES[0])]
     more = {name: [of(name, 1.5)] for name in ("links", "lrn", "colour")}  # the study again, on other pictures
     found = verdicts(more | {"links": [*more["links"], few]}, "nowhere")
     assert found["links"].record is few and found["links"].of_study and not found["lrn"].of_study
@@ -236,7 +236,7 @@ def test_the_record_with_most_seeds_counts_and_one_of_the_study_before_all():
 
 def test_other_seeds_are_a_record_of_their_own_that_the_first_ones_foretell(tmp_path):
     study = of("lrn", 1.5)
-    study["data"] = [dict(study["data"][0], fingerprint=PICTURES)]
+    study["data"] = [dict(study["data"][0], fingerprint=STUDY_PICTURES[0])]
     repeated = of("lrn", 1.5, shift_of_seed=lambda seed: 9.0 if seed == 2 else 0.0) | {
         "data": study["data"],
         "first_seed": 6,
@@ -263,9 +263,25 @@ def test_other_seeds_are_a_record_of_their_own_that_the_first_ones_foretell(tmp_
     ]
 
 
+def test_the_studys_pictures_are_the_same_ones_on_every_processor():
+    """A set that was made before components of colour were exact has a fingerprint of its processor's rounding."""
+    study, *others = (of("lrn", 1.5) for _ in STUDY_PICTURES)
+    for record, fingerprint in zip((study, *others), STUDY_PICTURES):
+        record["data"] = [dict(record["data"][0], fingerprint=fingerprint)]
+        assert verdicts({"lrn": [record], "views": [of("views", 0)]}, "nowhere")["lrn"].of_study
+    assert all(pictures(other) == pictures(study) for other in others)
+    for other in others:
+        for entry in other["runs"]:
+            entry["seed"] += 6
+        other["first_seed"] = 6
+        assert foretold(BY_ID["lrn"], other, [other, study]) == (6, 6)
+        beside = of("links", 1.5) | {"data": study["data"], "first_seed": 6}
+        assert verdict_of(other, {"links": [beside]}, "nowhere").among == 2
+
+
 def test_a_record_is_judged_among_those_that_share_its_pictures():
     """Pre-training has two sets, the other claims of the study one of them; a fuller record is another one."""
-    whole = dict(of("lrn", 1.5)["data"][0], fingerprint=PICTURES)
+    whole = dict(of("lrn", 1.5)["data"][0], fingerprint=STUDY_PICTURES[0])
     half, other = dict(whole, fingerprint="half"), dict(whole, fingerprint="other")
     records = {
         "pretraining": [of("pretraining", -1.5) | {"data": [whole, half]}],

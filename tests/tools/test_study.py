@@ -86,7 +86,8 @@ def test_the_queue_runs_its_commands_from_a_clone_and_stops_where_it_is_told(tmp
     python = place / "python"
     python.write_text(
         '#!/bin/sh\necho "$OMP_NUM_THREADS $(nice) $*" >> "$STUDY_TEST/asked"\n'
-        'case "$*" in *" specialisation "*) if [ -e "$STUDY_TEST/hold" ]; then exec sleep 60; fi;; *prepare*) '
+        'case "$*" in *read_index*) echo "$STUDY_FINGERPRINT";;\n'
+        '*" specialisation "*) if [ -e "$STUDY_TEST/hold" ]; then exec sleep 60; fi;; *prepare*) '
         'mkdir -p "$4"; echo > "$4/index.json";; *" lrn "*) [ ! -e "$STUDY_TEST/fails" ] || kill -KILL $$;; '
         '*" sixth-conv "*) sleep 2; echo " run ended" >> "$STUDY_TEST/asked";; esac\n'
     )
@@ -167,4 +168,16 @@ def test_the_queue_runs_its_commands_from_a_clone_and_stops_where_it_is_told(tmp
     # Claims that share runs are not run beside each other.
     assert lanes[0] == "specialisation" and lanes.index("sixth-conv") < lanes.index("ended") - 1
     assert lanes.index("ended") < lanes.index("pretraining") < lanes.index("ensemble7")
+    (work / "records" / "views-00000000.json").write_text('{\n "base": "desk",\n "fingerprint": "the study\'s"\n}')
+    for fingerprint, status in (("another", 2), ("the study's", 1)):  # the second goes on, to the one that is killed
+        asked.unlink()
+        again = subprocess.run(
+            ["bash", str(script), "run", str(work), str(pictures)],
+            env={**environment, "STUDY_FINGERPRINT": fingerprint},
+            capture_output=True,
+            text=True,
+        )
+        assert again.returncode == status, again.stderr
+        assert ("has other pictures than the study" in again.stderr) == (status == 2)
+        assert (" run lrn " in asked.read_text()) == (status == 1)
     assert study(script, "stop", work).returncode == 1 and not (work / "stopped").exists()
