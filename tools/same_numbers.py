@@ -23,7 +23,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PROBE = ROOT / "tools" / "same_numbers_probe"
-COMMIT = "30c5278"  # the first that reduces pictures as now; before, what is prepared was other pictures
+COMMIT = "6398af7"  # the first whose components of colour are exact; before, their last bits were LAPACK's
 LIBRARY = Path("kernels", "compiled.so")
 # What setuptools makes of setup.py's `package_dir` for an editable installation, for another folder. It comes first, so
 # that nothing else can provide the package.
