@@ -1,11 +1,10 @@
 """One training run: steps, validations, checkpoints, and what is written of them."""
 
-import json
 import math
 import shlex
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import asdict, replace
 from typing import NoReturn
 
@@ -23,16 +22,15 @@ from ..network.network import TwoTowerAlexNet
 from ..network.worker_network import WorkerAlexNet
 from ..runs.checkpoint_format import Checkpoint
 from ..runs.checkpoint_state import Scheduled, State, Validation
-from ..runs.checkpoint_writer import PATIENCE
-from ..runs.directory import NON_FINITE, RunDirectory
+from ..runs.directory import RunDirectory
 from ..runs.elsewhere import RunElsewhere
-from ..system import durable_files
 from ..system.command_line import typed
 from ..system.errors import UserError
 from ..system.interrupts import Agreed, Interrupts
-from ..system.ranks import InVain, Ranks, SaidElsewhere
+from ..system.ranks import Ranks, SaidElsewhere
 from ..system.terminal import progress, say
 from .checkpoint_policy import CheckpointPolicy, line_of
+from .divergence import end_diverged
 from .make_step import make_step
 from .pending_steps import PendingStep, PendingSteps
 from .schedule import make_schedule
@@ -240,10 +238,8 @@ class Trainer:
                 self.refuse_loss(loss, step.step, step.images)
             if self.ranks.any(not all(torch.isfinite(values).all() for values in sums)):
                 self.refuse_tensors(step, sums)
-            lr = {
-                what: max(group["lr"] for group in self.optimizer.param_groups if group["name"].endswith(what))
-                for what in ("weight", "bias")
-            }
+            groups = self.optimizer.param_groups
+            lr = {kind: max(g["lr"] for g in groups if g["name"].endswith(kind)) for kind in ("weight", "bias")}
             self.loss, self.images_per_second = loss, count / seconds
             self.run.log(
                 "train",
@@ -270,30 +266,15 @@ class Trainer:
         found = sum(self.ranks.gather(found), [])
         if found:  # not where finite weights only have a sum that overflows
             more = f" and {len(found) - 1} more tensors" if len(found) > 1 else ""
-            self._refuse(
-                f"{found[0]}{more}: not finite at step {step.step}", {"tensors": found}, step.step, step.images, "train"
-            )
+            what = f"{found[0]}{more}: not finite at step {step.step}"
+            self._refuse(what, {"tensors": found}, step.step, step.images, "train")
 
     def _refuse(self, what, details, step, images, split):
         if not self.ranks.writes:
             raise SaidElsewhere(what)
         names = self.pipeline.dataset.splits[split].names
         images = [str(names[image]) for image in images]
-        with suppress(OSError, ValueError):  # a full disk must not hide what happened
-            content = {"step": step, **details, "split": split, "images": images}
-            durable_files.replace(self.run.path / NON_FINITE, (json.dumps(content, indent=1) + "\n").encode())
-            draw_curves(self.run.path, self.network.classes)
-        self.checkpoints.saver.wait(PATIENCE)
-        some = (
-            ", ".join(images[:2]) + (f" and {len(images) - 2} more" if len(images) > 2 else "") or f"those of {split}"
-        )
-        saved = self.checkpoints.saver.saved
-        kept = f"the last good checkpoint is {saved}" if saved else "no checkpoint was written yet"
-        raise InVain(
-            f"{what}; images: {some} ({self.run.path}/{NON_FINITE}); {kept}; the same command would come to it "
-            "again; "
-            "from an earlier checkpoint, --resume PATH --out NEW --resume-anyway --set learning_rate=..., may help"
-        )
+        end_diverged(self.run, self.checkpoints.saver, self.network.classes, what, step, split, images, details)
 
     # --- validation and test
 
@@ -306,15 +287,11 @@ class Trainer:
             self.run.log("val", step=self.step, epoch=self.epoch, **asdict(error))
             # Not where a resumed run begins with this.
             training = f"training loss {self.loss:.3f}, " if math.isfinite(self.loss) else ""
+            tells, few = top5_tells(len(self.pipeline.dataset.classes)), error.images < FEW
+            top5 = f", top-5 error {percent(error.top5_error, error.images)}" if tells else ""
             say(
                 f"epoch {self.epoch}, step {self.step}: {training}validation loss {error.loss:.3f}, "
-                f"top-1 error {percent(error.top1_error, error.images)}"
-                + (
-                    f", top-5 error {percent(error.top5_error, error.images)}"
-                    if top5_tells(len(self.pipeline.dataset.classes))
-                    else ""
-                )
-                + ("; 95 % intervals" if error.images < FEW else "")
+                f"top-1 error {percent(error.top1_error, error.images)}{top5}{'; 95 % intervals' if few else ''}"
             )
             self.schedule.observe(error.top1_error)
             self.validated, self.validation = True, Validation(**asdict(error))
