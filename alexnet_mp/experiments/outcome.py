@@ -9,6 +9,8 @@ import numpy as np
 
 from .entries import differences, ended, error, words
 
+ROUNDING = 1e-9  # differences of equal errors may differ by that much
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -39,7 +41,7 @@ class Outcome:
     def sd(self) -> float | None:
         """Of one value, None for n = 1 and where they are equal or not finite."""
         sd = float(np.std(self.values, ddof=1)) if self.n > 1 else 0.0
-        return sd if 0 < sd < math.inf else None
+        return sd if ROUNDING < sd < math.inf else None
 
     @property
     def p(self) -> float | None:

@@ -73,12 +73,13 @@ def moved(record: dict, reference: str, arm: str) -> str | None:
     if not runs[0] or not all("moved" in run for of_arm in runs for run in of_arm):
         return None
     of_reference, of_arm = map(_steps, runs)
-    return f"the loss of {words(arm)} moves at step {of_arm}, {words(reference)}'s at {of_reference}"
+    return f"the loss of {words(arm)} moves {of_arm}, {words(reference)}'s {of_reference}"
 
 
 def _steps(runs):
-    """The steps at which their loss moved, and with how many seeds it didn't."""
+    """At which steps their loss moved, and with how many seeds it didn't."""
     steps = [run["moved"] for run in runs if run["moved"] is not None]
+    if not steps:
+        return "in no run"
     never = len(runs) - len(steps)
-    parts = ([spread(steps, 0)] if steps else []) + ([f"none with {count(never, 'seed')}"] if never else [])
-    return " and ".join(parts)
+    return f"at step {spread(steps, 0)}" + (f" and never with {count(never, 'seed')}" if never else "")

@@ -114,10 +114,14 @@ def test_dropout_has_gap_and_iterations():
         "25.00 %), no dropout 25.00 points (training images 5.00 %), no dropout +20.00 points against base, n = 1, "
         "no p"
     )
-    assert moved == "the loss of no dropout moves at step 12, base's at 30"
+    assert moved == "the loss of no dropout moves at step 12, base's at step 30"
     runs["base", 1], runs["no_dropout", 1] = runs["base", 0] | {"moved": None}, runs["no_dropout", 0] | {"moved": 14}
     never = findings(record_of("dropout", ["base", "no_dropout"], runs))[2]
-    assert never == "the loss of no dropout moves at step 13 ± 1, base's at 30 and none with 1 seed"
+    assert never == "the loss of no dropout moves at step 13 ± 1, base's at step 30 and never with 1 seed"
+    unmoved = {key: run | {"moved": None} for key, run in runs.items()}
+    assert findings(record_of("dropout", ["base", "no_dropout"], unmoved))[2] == (
+        "the loss of no dropout moves in no run, base's in no run"
+    )
     for run in runs.values():
         del run["drops"]  # a record of older code: nobody knows where its rates fell
     assert len(findings(record_of("dropout", ["base", "no_dropout"], runs))) == 3
@@ -210,10 +214,10 @@ def test_errors_on_training_images_and_the_loss_stand_beside_a_difference():
     assert beside == told
     moved = {key: {**run, "moved": 100 + 10 * key[1] + 50 * (key[0] == "no_lrn")} for key, run in runs.items()}
     (_, beside) = findings(record_of("difference", ["base", "no_lrn"], moved))
-    assert beside == f"{told}; the loss of no lrn moves at step 160 ± 10, base's at 110 ± 10"
+    assert beside == f"{told}; the loss of no lrn moves at step 160 ± 10, base's at step 110 ± 10"
     moved["no_lrn", 1]["moved"] = None
     (_, beside) = findings(record_of("difference", ["base", "no_lrn"], moved))
-    assert beside == f"{told}; the loss of no lrn moves at step 160 ± 14 and none with 1 seed, base's at 110 ± 10"
+    assert beside == f"{told}; the loss of no lrn moves at step 160 ± 14 and never with 1 seed, base's at step 110 ± 10"
     assert len(findings(record_of("difference", ["base", "no_lrn"], THREE))) == 1
 
 
