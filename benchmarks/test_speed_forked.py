@@ -16,7 +16,7 @@ from forked import Side, change, lay_out
 from interleaved import REPLAY, clocks, compare, provenance, replay, time_interleaved
 
 from alexnet_mp import TwoTowerAlexNet, paper
-from alexnet_mp.training.graphed_step import WARM_UP, make_step
+from alexnet_mp.training.graphed_step import WARM_UP, graphed
 from alexnet_mp.training.step import TrainingStep
 from alexnet_mp.training.update_rule import PaperSGD
 
@@ -92,7 +92,7 @@ class Step:
         self.optimizer = PaperSGD(self.network)
         self.optimizer.set_rates(dict.fromkeys(self.network.layer_parameters(), RATE))
         self.plain = TrainingStep(self.network, self.optimizer)
-        self.take = make_step(self.plain, "on")
+        self.take = graphed(self.plain, "on")
         self.runs = {"step": self.step}
 
     def step(self):

@@ -33,7 +33,7 @@ from interleaved import REPLAY, clocks, compare, provenance, replay, time_interl
 
 from alexnet_mp import TwoTowerAlexNet, paper
 from alexnet_mp.profiling import machine_limits, roofline
-from alexnet_mp.training.graphed_step import WARM_UP, make_step
+from alexnet_mp.training.graphed_step import WARM_UP, graphed
 from alexnet_mp.training.step import TrainingStep
 from alexnet_mp.training.update_rule import PaperSGD
 
@@ -264,7 +264,7 @@ class OurStep(Step):
         super().__init__(network, labels, images, images)
         optimizer = PaperSGD(network)
         optimizer.set_rates(dict.fromkeys(network.layer_parameters(), RATE))
-        self.take = make_step(TrainingStep(network, optimizer), graphs)
+        self.take = graphed(TrainingStep(network, optimizer), graphs)
 
     def step(self):
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):

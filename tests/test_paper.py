@@ -13,7 +13,10 @@ from inner_cases import every
 from alexnet_mp import claims, evaluate, paper, prepare, report, retrieve, train
 from alexnet_mp.experiments.elsewhere import ELSEWHERE
 from alexnet_mp.experiments.paper_claims import CLAIMS
+from alexnet_mp.network.network import TwoTowerAlexNet
 from alexnet_mp.recipes import shapes as geometry
+from alexnet_mp.recipes.ablations import zero_biases
+from alexnet_mp.recipes.architectures import mini
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "paper.md").read_text()
@@ -150,6 +153,43 @@ def test_convolutions_have_far_fewer_parameters_than_products():
     for size in geometry.sizes(paper())[:5]:
         dense = math.prod(size.reads) * math.prod(size.computed)
         assert math.prod(size.weight_shape) * 1000 < dense, size.layer.name
+
+
+def inputs_of_relus(recipe):
+    """{layer's name: what its ReLUs get, (N, ...)} of tower a of a new network, for noisy images."""
+    network, inputs = TwoTowerAlexNet(recipe, ("cpu", "cpu"), classes=5, overlap=False).eval(), {}
+    for name, layer in network.towers[0].named_children():
+        layer.register_forward_pre_hook(
+            lambda layer, read, name=name: inputs.update({name: layer.product(read[0], layer.weight, layer.bias)})
+        )
+    images = 60 * torch.randn(4, 3, recipe.crop_size, recipe.crop_size, generator=torch.Generator().manual_seed(0))
+    return network, inputs, images
+
+
+def test_a_neuron_learns_if_some_example_gives_it_positive_input():
+    """3.3: no other learns; fc7's weights have gradients in the rows of these units alone."""
+    network, inputs, images = inputs_of_relus(mini())
+    layer = network.towers[0].fc7
+    with torch.no_grad():
+        layer.bias.copy_(torch.linspace(-0.02, 0.02, len(layer.bias)))
+    torch.nn.functional.cross_entropy(network(images, images), torch.tensor([0, 1, 2, 3])).backward()
+    some = (inputs["fc7"] > 0).any(0)
+    assert 0 < some.sum() < len(some) and (inputs["fc7"] > 0).all(0).sum() < some.sum()
+    assert torch.equal((layer.weight.grad != 0).any(1), some)
+
+
+def test_biases_of_one_give_the_relus_positive_inputs():
+    """5: in layers 2, 4, 5 and the hidden fully connected ones; at 0 about half of the inputs are."""
+    shares = {}
+    for recipe in (mini(), zero_biases(mini())):
+        network, inputs, images = inputs_of_relus(recipe)
+        network(images, images)
+        for layer in mini().layers:
+            if layer.init_bias:
+                shares.setdefault(layer.name, []).append((inputs[layer.name] > 0).float().mean().item())
+    assert shares.keys() == {"conv2", "conv4", "conv5", "fc6", "fc7"}
+    for with_ones, with_zeros in shares.values():
+        assert 0.4 < with_zeros < 0.6 and with_ones > with_zeros + 0.1, shares
 
 
 def test_maps_inhibit_their_neighbours():

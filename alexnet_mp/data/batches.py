@@ -18,6 +18,8 @@ DRAWN_AT_ONCE = 32  # batches: drawing for 4,096 images costs little more than f
 
 @dataclass(frozen=True)
 class Batch:
+    """N training images, on every tower's device."""
+
     epoch: int  # the first is 1
     images: list  # for each tower: (N, 3, crop, crop) on its device
     labels: torch.Tensor  # (N,) int64 on the first tower's device

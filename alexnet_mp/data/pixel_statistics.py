@@ -18,6 +18,8 @@ DIGITS = 50  # of the arithmetic that finds the components
 
 @dataclass(frozen=True)
 class Statistics:
+    """What the training pictures give: the mean image (paper 2), and the components of colour (4.1)."""
+
     mean: np.ndarray  # (stored_size, stored_size, 3) float64, grey levels 0..255
     eigenvalues: np.ndarray  # (3,) float64, ascending: variances of RGB along the components, in 0..1 pixel units
     eigenvectors: np.ndarray  # (3, 3) float64, one component a column, length 1, its largest entry positive

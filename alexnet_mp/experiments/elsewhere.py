@@ -1,6 +1,6 @@
 """Sentences of the paper that need no run of their own: what benchmarks' records and other claims' records say of them.
 
-They stand behind the claims in `claims list` and in the docs/claims.md.
+They stand behind the claims in `claims list` and in docs/claims.md.
 """
 
 import json

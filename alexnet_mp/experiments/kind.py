@@ -1,7 +1,7 @@
 """What a kind of claim is: one class, whose defaults are those of a claim that compares errors.
 
 The classes are in `error_kinds`, `time_kinds` and `network_kinds`. A new one says what differs from `Kind`, and a claim
-of `paper_claims` names it. Nothing else knows it, but for the verdicts that are counts (`verdict.py`).
+in a `*_claims.py` names it. What a single claim has of its own is with its verdict (`verdict.py`).
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -1,1 +1,1 @@
-"""Networks that were made elsewhere."""
+"""Networks that were made elsewhere, and ours for elsewhere: Caffe in; torch, ONNX and the hub out."""

@@ -84,7 +84,7 @@ def _operation(recipe, operation, layer, shape, parts):
     if operation in ("max_pool", "avg_pool"):
         window, stride = recipe.pool_size, recipe.pool_stride
         settings = dict(window=window, stride=stride, more=shapes.ceil_mode_padding(shape[1], window, stride, 0))
-        shape = (shape[0], *[shapes.pool_size(side, window, stride) for side in shape[1:]])
+        shape = (shape[0], *[shapes.pooled_size(side, window, stride) for side in shape[1:]])
     elif operation == "lrn":
         settings = {name: getattr(recipe, f"lrn_{name}") for name in ("size", "alpha", "beta", "k")}
         settings["parts"] = 1 if recipe.lrn_crosses else parts

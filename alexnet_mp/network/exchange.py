@@ -73,7 +73,7 @@ class Exchange:
         self.ledger = []
 
     def gather(self, edge: str, outputs: Sequence[torch.Tensor], readers: int) -> "list[list[torch.Tensor | Crossing]]":
-        """For each of the first `readers` towers: all towers' outputs in the order a, b.
+        """For each of the first `readers` towers: all towers' outputs, (N, C, H, W) or (N, units), in the order a, b.
 
         The other tower's output is a `Crossing` with overlap, else a tensor on the reader's device; all crossings have
         begun."""
@@ -125,6 +125,7 @@ class Exchange:
         return _Whole.apply(self, *way)
 
     def enter(self, edge: str, tensor: torch.Tensor, source: int, target: int, pass_: Pass) -> None:
+        """Write a crossing into the ledger; between towers on one device nothing travels, so it has 0 bytes."""
         size = 0 if self.shared else tensor.numel() * tensor.element_size()
         self.ledger.append(Entry(edge, f"{NAMES[source]}->{NAMES[target]}", pass_, size))
 
@@ -193,7 +194,7 @@ def copy(tensor: torch.Tensor, device: torch.device, copy_stream: bool, place: t
         return Arrival(tensor.to(device) if place is None else place.copy_(tensor))
     if not copy_stream:
         arrived = arriving().copy_(tensor, non_blocking=True)
-        # A gradient's way back may be begun where another stream is current than the one that goes on with it.
+        # A gradient's way back may start while the current stream is not the one that consumes it.
         return Arrival(arrived, current_stream(arrived).record_event())
     made = current_stream(tensor).record_event()
     out, into = streams = _copy_streams(tensor.device, device)

@@ -133,6 +133,11 @@ class TowerLayer(nn.Module):
         return f"{tuple(self.weight.shape)}, then {' -> '.join(self.layer.then) or 'nothing'}"
 
     def forward(self, x: torch.Tensor, step: int | torch.Tensor = 0, crossing: Crossing | None = None) -> torch.Tensor:
+        """The layer's output: (N, maps, H, W), fully connected (N, units).
+
+        x: all that the layer reads, (N, channels, H, W) or (N, ...), flattened by a fully connected layer; with a
+        `crossing` the tower's own half of it, the other half comes by that. step: numbers the dropout masks.
+        """
         weight, added, left = self.operands(x.dtype)
         if crossing is None:
             x = self.product(x, weight, added)
@@ -174,13 +179,13 @@ class TowerLayer(nn.Module):
         return self.__dict__ | {"kept": {}}  # another layer's parameters have versions of their own
 
     def product(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """Convolution or matrix product alone, without the epilogue: (N, maps, H, W) or (N, units)."""
         return {"conv": self._convolve, "local": self._convolve_locally, "fc": self._multiply}[self.layer.kind](
             x, weight, bias
         )
 
     def halves(self, other_comes_second: bool) -> Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
-        """A function that gives of the weight what meets the tower's own half of what is read, and what meets the
-        other.
+        """weight -> (its part for the tower's own half of the input channels, its part for the other half).
 
         other_comes_second: whether the other is the second half.
         """

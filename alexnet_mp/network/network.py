@@ -125,8 +125,7 @@ class TwoTowerAlexNet(nn.Module):
         return list(layers[0].apply_epilogue(torch.cat(products, 1), bias, self.towers[0].step).chunk(2, 1))
 
     def without_images(self) -> None:
-        """Take part in a forward pass for which the others have images, and this process has none: of this network that
-        is nothing to do."""
+        """Join a forward pass for which only other processes have images: nothing to do for this network."""
 
     def count_step(self, begins: bool = True, first_row: int = 0) -> None:
         """Take note of a training pass: whether it begins a step, and which row of the minibatch is its first."""

@@ -38,6 +38,8 @@ class Tower(nn.Module):
                 self.add_module(size.layer.name, TowerLayer(recipe, size, number, (index,), kernels, device))
 
     def forward(self, name: str, parts: Sequence[torch.Tensor | Crossing]) -> torch.Tensor:
+        """Layer `name` of what it reads: one tensor, or both towers' halves in the order a, b, each (N, C, H, W) or
+        (N, units). See `TowerLayer.forward`."""
         layer = getattr(self, name)
         for crossing, own in (parts, parts[::-1]) if len(parts) == 2 else ():
             if not isinstance(crossing, torch.Tensor):

@@ -33,9 +33,11 @@ class WorkerAlexNet(TwoTowerAlexNet):
         self.connected = {f"{layer.layer.name}.{what}" for layer in self.fully_connected for what in ("weight", "bias")}
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """(N, 3, crop, crop) -> (N, classes)."""
         return self._answer(self.convolve(images))
 
     def without_images(self) -> None:
+        """Join a forward pass for which only other workers have images."""
         self._answer(None)
 
     def _answer(self, maps):

@@ -1,10 +1,10 @@
 """The least that every operation and a training step must move and compute, from the recipe alone.
 
 Bytes: every input of an operation is read once, every output written once. A time limit is the larger of bytes /
-bandwidth and FLOPs / peak. The default bandwidth and peak are those of one H200, where a large copy moved 4.3 TB/s
-(read + written) and a bf16 product of 8192^3 ran at 790 TFLOP/s; float32 products are taken as TF32 at half of that,
-not measured. `train --profile` measures both where it runs, and uses no default. `python benchmarks/roofline.py` prints
-all of it."""
+bandwidth and FLOPs / peak. The default bandwidth and peak are said to be those of one H200, where a large copy moves
+4.3 TB/s (read + written) and a bf16 product of 8192^3 runs at 790 TFLOP/s; this project has no record of them. Float32
+products are taken as TF32 at half of that. `train --profile` measures both where it runs, and uses no default. `python
+benchmarks/roofline.py` prints all of it."""
 
 from dataclasses import dataclass
 from typing import Literal

@@ -76,7 +76,7 @@ def without_layer(recipe: Recipe, name: str) -> Recipe:
 
 def sixth_conv(recipe: Recipe) -> Recipe:
     """146: a sixth convolution over the last pooling layer, reading both towers, as wide as the fifth (6; 61,555,304
-    weights).
+    parameters).
 
     Its initial deviation is the fifth's, times the root of the fan-ins' ratio in a narrower network: 0.03 in 146, and
     0.01 where every layer has that (5).
@@ -100,7 +100,7 @@ def bottleneck(recipe: Recipe) -> Recipe:
 
 def one_gpu(recipe: Recipe) -> Recipe:
     """145-half: the maps of one tower, but of conv5, fc6 and fc7 those of both (3.2: 1.7 and 1.2 points; 59,798,312
-    weights)."""
+    parameters)."""
     for name in ("conv5", "fc6", "fc7"):
         recipe = change_layers(recipe, name, maps=2 * _layer(recipe, name).maps)
     return replace(recipe, towers=1)
@@ -110,7 +110,8 @@ def no_links(recipe: Recipe) -> Recipe:
     """150: the towers meet at fc8 alone, and are wider: conv2 160 instead of 128 maps, fc6 4,096 instead of 2,048
     units.
 
-    That makes up for the weights that the links had: 60,714,408 instead of 60,965,224 (`layers-150.cfg:238-282`).
+    That makes up for the weights that the links had: 60,714,408 parameters instead of 60,965,224
+    (`layers-150.cfg:238-282`).
     """
     recipe = no_links_same_width(change_layers(recipe, "conv2", maps=_layer(recipe, "conv2").maps * 160 // 128))
     return change_layers(recipe, "fc6", maps=2 * _layer(recipe, "fc6").maps)

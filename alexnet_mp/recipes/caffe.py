@@ -28,7 +28,7 @@ def caffe_alexnet() -> Recipe:
 
 def caffenet() -> Recipe:
     """The reference CaffeNet: 57.4 % top-1 and 80.4 % top-5 accuracy on ILSVRC-2012 validation, centre view (its
-    readme). Other than `caffe_alexnet` it pools before it normalises, and its initial biases are the paper's.
+    readme). Unlike `caffe_alexnet` it pools before it normalises, and its initial biases are the paper's.
 
     Command: `python -m alexnet_mp.train --recipe caffenet --set lrn_crosses=false`."""
     recipe = change_layers(_caffe(1.0), "conv1", "conv2", then=("relu", "max_pool", "lrn"))

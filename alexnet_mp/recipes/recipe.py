@@ -81,7 +81,7 @@ class Recipe:
 
     # Normalisation, pooling, dropout: one setting for all layers that use the operation
     lrn_size: Count = 5  # maps, n (3.3)
-    lrn_alpha: NotNegative = 1e-4  # times the sum of squares of grey levels (3.3); torch's alpha is lrn_size times this
+    lrn_alpha: NotNegative = 1e-4  # times the sum of squared activations (3.3); torch's alpha is lrn_size times this
     lrn_beta: NotNegative = 0.75  # 3.3
     lrn_k: Positive = 2.0  # 3.3
     # whether it sees across the towers' border, as in Caffe's networks of one device; False isn't stored, so that what

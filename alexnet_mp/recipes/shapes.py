@@ -99,7 +99,7 @@ def ceil_mode_padding(size: int, kernel: int, stride: int, pad: int) -> int:
     return (conv_size(size, kernel, stride, pad) - 1) * stride + kernel - size - 2 * pad
 
 
-def pool_size(size: int, window: int, stride: int) -> int:
+def pooled_size(size: int, window: int, stride: int) -> int:
     """1 + ceil((size - window) / stride) (2012 source, `layer.py:1164`)."""
     return 1 + -(-(size - window) // stride)
 
@@ -127,7 +127,7 @@ def sizes(recipe: Architecture, classes: int = 1000) -> list[Size]:
                         f"pool_size is {recipe.pool_size}, but {layer.name} has maps of {height}x{width}; "
                         "a larger crop_size would fit"
                     )
-                height = width = pool_size(height, recipe.pool_size, recipe.pool_stride)
+                height = width = pooled_size(height, recipe.pool_size, recipe.pool_stride)
         result.append(Size(layer, reads, computed, (maps, height, width)))
         channels = maps
     return result

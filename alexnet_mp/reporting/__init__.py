@@ -1,1 +1,1 @@
-"""The page that `report` writes."""
+"""The pages that `report`, `watch`, `compare` and `predict --page` write."""

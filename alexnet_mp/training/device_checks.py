@@ -22,7 +22,7 @@ from ..network.exchange import Exchange
 from ..network.layer import TowerLayer, plan
 from ..network.split_product import split_input_product
 from ..recipes.recipe import Layer
-from ..recipes.shapes import Size, pool_size
+from ..recipes.shapes import Size, pooled_size
 from ..system.isolated import Unfit, Wrong
 
 IMAGES = 3  # of a kernel's input
@@ -165,7 +165,7 @@ def _clear(layer, fused, x, bias, constants):
     else:
         u = x if bias is None else x + bias[:, None, None]
     pool, stride = constants["pool_size"], constants["pool_stride"]
-    sides = [pool_size(side, pool, stride) for side in u.shape[2:]]
+    sides = [pooled_size(side, pool, stride) for side in u.shape[2:]]
     below, right = ((number - 1) * stride + pool - side for number, side in zip(sides, u.shape[2:]))
     windows = F.unfold(F.pad(u, (0, right, 0, below), value=-math.inf).flatten(0, 1)[:, None], pool, stride=stride)
     best = windows.amax(1, keepdim=True)

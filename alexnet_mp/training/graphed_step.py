@@ -75,12 +75,12 @@ def resolve(
     return False, f"off ({where})"
 
 
-def make_step(step: TrainingStep, choice: str) -> "TrainingStep | GraphedStep":
+def graphed(step: TrainingStep, choice: str) -> "TrainingStep | GraphedStep":
     """The `TrainingStep`, or a `GraphedStep` of it, as `resolve` has it."""
     exchange = step.network.exchange
     devices = exchange.devices
-    graphed, _ = resolve(choice, devices, exchange.chosen_overlap, apart=exchange.between == "processes")
-    if not graphed:
+    wanted, _ = resolve(choice, devices, exchange.chosen_overlap, apart=exchange.between == "processes")
+    if not wanted:
         return step
     return GraphedStep(step, CudaGraphs(dict.fromkeys(devices)), must=choice == "on")
 

@@ -27,7 +27,7 @@ def make_step(
     elif ranks.pairs > 1 or pipeline.pieces.microbatch:
         step = PiecewiseStep(network, optimizer, Pairs(ranks, network.exchange.devices), pipeline.pieces)
     else:
-        step = graphed_step.make_step(TrainingStep(network, optimizer), graphs)
+        step = graphed_step.graphed(TrainingStep(network, optimizer), graphs)
     if isinstance(pipeline, RawPipeline):
         pipeline.left_to_step = isinstance(step, graphed_step.GraphedStep) and all(
             map(augmentation.augments_in_graphs, network.exchange.devices)

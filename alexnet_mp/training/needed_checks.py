@@ -144,7 +144,7 @@ def _kernels(asked, device, sizes):
             if fused in FUSED:
                 operations.setdefault((layer, fused, maps), []).append(size.layer.name)
             if {"max_pool", "avg_pool"} & set(fused):
-                maps = maps[0], *(shapes.pool_size(side, recipe.pool_size, recipe.pool_stride) for side in maps[1:])
+                maps = maps[0], *(shapes.pooled_size(side, recipe.pool_size, recipe.pool_stride) for side in maps[1:])
         if layer.kind == "fc" and math.prod(size.weight_shape) >= linear_op.LARGE:
             inputs = size.weight_shape[1]
             products.setdefault((-(-linear_op.LARGE // inputs), inputs), []).append(size.layer.name)

@@ -54,7 +54,7 @@ class TrainingData:
 def train(options: Options) -> bool:
     """Train to the end, or until a signal. Returns whether a signal stopped it. Raises UserError."""
     keep_freed_memory()
-    torch.backends.cudnn.deterministic = True  # else a run that goes on would not be the one that never stopped
+    torch.backends.cudnn.deterministic = True  # otherwise a resumed run would differ from one that never stopped
     with interruptible() as interrupts:
         try:
             with joined(options.towers == "apart") as ranks, ExitStack() as held:

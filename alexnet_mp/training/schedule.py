@@ -81,6 +81,7 @@ class DatedSchedule:
         return rates
 
     def colour_noise(self, epoch: int) -> float:
+        """Standard deviation of the colour factors in this epoch (4.1)."""
         return next(
             (date.colour_noise for date in reversed(self._past(epoch)) if date.colour_noise is not None),
             self.recipe.colour_noise,
@@ -94,6 +95,7 @@ class DatedSchedule:
         return {}
 
     def restore(self, state: Mapping[str, float | None]) -> None:
+        """Raises ValueError for anything but an empty state."""
         if state:
             raise ValueError(f"{state} is not the state of a dated schedule, which has none")
 
@@ -102,6 +104,7 @@ class DatedSchedule:
 
 
 def make_schedule(recipe: Recipe) -> PlateauSchedule | DatedSchedule:
+    """The recipe's schedule, at its beginning."""
     return (PlateauSchedule if recipe.schedule == "plateau" else DatedSchedule)(recipe)
 
 

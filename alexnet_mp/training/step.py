@@ -40,6 +40,7 @@ class TrainingStep:
         labels: torch.Tensor,
         check_loss: Callable[[torch.Tensor], None],
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(loss, right answers), as `loss_and_right`; the parameters have their gradients."""
         self.optimizer.zero_grad(set_to_none=True)
         logits = self.network(*all_images(images))
         judged = partial(loss_and_right, kernels=self.network.kernels)
@@ -50,17 +51,18 @@ class TrainingStep:
         return loss.detach(), right
 
     def update(self) -> list[torch.Tensor]:
+        """Update all parameters; the sums of the weights, one tensor a device."""
         return [self.update_on(device) for device in self.optimizer.devices()]
 
     def update_on(self, device: torch.device) -> torch.Tensor:
-        """The sums of the weights there."""
+        """Update the parameters on one device; the sums of their weights."""
         return self.optimizer.step(device)[0]
 
 
 def loss_and_right(
     logits: torch.Tensor, labels: torch.Tensor, kernels: str, count: int | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(cross-entropy, how many answers are right: float64, without a gradient) of (N, classes) logits.
+    """(cross-entropy, how many answers are right: float64, without a gradient) of (N, classes) logits (paper 3.5).
 
     labels: (N,) int64; count: what the sum of the cross-entropies is divided by, if it isn't N."""
     with torch.no_grad():

@@ -219,12 +219,12 @@ class Trainer:
                 self.refuse_loss(loss.item(), self.step + 1, batch.numbers)
 
         count = len(batch.numbers)
-        numbers = self.training_step(batch.images, batch.labels, check_loss, count)
+        results = self.training_step(batch.images, batch.labels, check_loss, count)
         self.crossed = self.training_step.ledger(count)
         self.step += 1
         self.validated, self.validation = self.step % self.steps_per_epoch != 0, None
-        self.pending.add(self.step, batch.numbers, sum(entry.bytes for entry in self.crossed), numbers)
-        self.read_steps(wait=self.step == 1)  # of a run that can't begin it is said at once
+        self.pending.add(self.step, batch.numbers, sum(entry.bytes for entry in self.crossed), results)
+        self.read_steps(wait=self.step == 1)  # so that a run that can't begin says so at once
 
     def read_steps(self, wait: bool = True) -> None:
         """Write the lines of the steps taken, all or (wait=False) those whose numbers are there (`pending_steps.py`).

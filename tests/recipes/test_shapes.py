@@ -13,7 +13,7 @@ from alexnet_mp.recipes.shapes import (
     crossings,
     merged_shapes,
     parameter_counts,
-    pool_size,
+    pooled_size,
     sizes,
 )
 
@@ -42,7 +42,7 @@ def test_parameters_of_each_tower(preset):
 def test_224_gives_55_by_three_zeros():
     assert conv_size(224, 11, 4, 0) == 55 and ceil_mode_padding(224, 11, 4, 0) == 3
     assert ceil_mode_padding(27, 5, 1, 2) == 0
-    assert [pool_size(side, 3, 2) for side in (55, 27, 13, 6)] == [27, 13, 6, 3]  # 6 -> 3: the last window hangs over
+    assert [pooled_size(side, 3, 2) for side in (55, 27, 13, 6)] == [27, 13, 6, 3]  # 6 -> 3: the last window hangs over
 
 
 def test_crossings_of_the_papers_network():

@@ -63,11 +63,11 @@ def faked(monkeypatch):
     """Runs on a CPU have graphs. A list of their `FakeGraphs`."""
     made = []
 
-    def make_step(step, choice):
+    def graphed(step, choice):
         made.append(FakeGraphs(step.network, step.optimizer))
         return GraphedStep(step, made[-1], must=True)
 
-    monkeypatch.setattr(graphed_step, "make_step", make_step)
+    monkeypatch.setattr(graphed_step, "graphed", graphed)
     return made
 
 
