@@ -27,12 +27,24 @@ from .checks import FLOAT_DTYPES, at_least, check_bias, differentiated_otherwise
 from .dispatch import compiled, description, resolve
 
 NORMS, RELUS, TIES = ("none", "lrn", "spatial"), ("none", "before", "after"), ("first", "all")
-# What a GPU's two approximations may add to d^(-3/4) of the CUDA kernel, relative: 3/2 of 2^-22.9 from d^(-1/2) and
-# 2^-23 from its root (PTX ISA).
+# What a GPU's approximations may add to d^(-3/4), relative (PTX ISA). CUDA: 3/2 of 2^-22.9 from d^(-1/2), and 2^-23
+# from its root. Triton: 2^-22.9 from d^(-3/4), and half of 2^-23 from the root before; a gradient's division adds two
+# units, 2^-22.
 CUDA_APPROXIMATION = 1.5 * 2**-22.9 + 2**-23
+TRITON_APPROXIMATION = 2**-22.9 + 2**-24
+TRITON_DIVISION = 2**-22
 # So that the place in a window, and "nowhere", fit in a byte. Triton compiles a kernel in which every cell of the
 # window is code of its own: minutes for a large one.
 LARGEST_POOL = {"cpu": 15, "cuda": 7, "triton": 7}
+
+
+def approximation(implementation: str, device: torch.device | str) -> tuple[float, float]:
+    """What an implementation's approximations may add to (an output, a gradient) of the norms, relative to the largest
+    value: 0 but on a GPU."""
+    if torch.device(device).type != "cuda":
+        return 0.0, 0.0
+    triton = TRITON_APPROXIMATION, TRITON_APPROXIMATION + TRITON_DIVISION
+    return {"cuda": (CUDA_APPROXIMATION, CUDA_APPROXIMATION), "triton": triton}.get(implementation, (0.0, 0.0))
 
 
 def lrn_max_pool(

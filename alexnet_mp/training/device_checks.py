@@ -2,8 +2,8 @@
 
 An operation is held against `kernels/reference.py` on the same device, in the dtype of the run and in float64: its
 largest error may be twice the reference's own in that dtype. One rounding of the largest value in float32 is always
-allowed, since of a handful of values PyTorch may round all well; so is what the CUDA kernel's approximations of a root
-may add. Crossings have to deliver the same bits. The check of pipelines is in `pipeline_check.py`.
+allowed, since of a handful of values PyTorch may round all well; so is what a GPU's approximations of roots and
+quotients may add. Crossings have to deliver the same bits. The check of pipelines is in `pipeline_check.py`.
 """
 
 import math
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from ..kernels import augment, linear, paper_sgd_, reference
 from ..kernels.checks import describe
 from ..kernels.dispatch import leave_out
-from ..kernels.lrn_pool import CUDA_APPROXIMATION
+from ..kernels.lrn_pool import approximation
 from ..network.exchange import Exchange
 from ..network.layer import TowerLayer, plan
 from ..network.split_product import split_input_product
@@ -48,7 +48,7 @@ def prepare(devices: Sequence[torch.device], left_out: Iterable[tuple[str, str, 
 
 
 def compare(
-    what: str, ours: torch.Tensor, torchs: torch.Tensor, exact: torch.Tensor, least: float, approximation: float = 0.0
+    what: str, ours: torch.Tensor, torchs: torch.Tensor, exact: torch.Tensor, least: float, approximate: float = 0.0
 ) -> None:
     """Raise `Wrong` where ours is off by more than twice what PyTorch is, which is taken to be `least` at least, and by
     what is known to be approximate."""
@@ -56,7 +56,7 @@ def compare(
         raise Wrong(f"differs from the reference in the {what}: {describe(ours)}, not {describe(torchs)}")
     if exact.numel():
         error, worst = (float((found.double() - exact).abs().max()) for found in (ours, torchs))
-        if not error <= 2 * max(worst, least) + approximation:  # so that NaN is wrong
+        if not error <= 2 * max(worst, least) + approximate:  # so that NaN is wrong
             dtype = str(ours.dtype).removeprefix("torch.")
             raise Wrong(
                 f"differs from the reference in the {what}: off by {error:.2g}, PyTorch in {dtype} by {worst:.2g}"
@@ -91,11 +91,12 @@ def fused_operation(
     constants: Mapping[str, object],
     dtype: torch.dtype,
     kernels: str,
+    implementation: str,
 ) -> None:
     """A fused operation of a layer's epilogue, as the network computes it: forward, backward, and forward in a test.
 
     devices: one. layer: the recipe's `Layer`. fused: of `plan(layer.then)`; maps: (C, H, W) that it reads.
-    constants: {field of the recipe: value}. kernels: as `--kernels` has it.
+    constants: {field of the recipe: value}. kernels: as `--kernels` has it; implementation: which that is here.
     """
     (device,) = devices
     ours, plain = (_layer(layer, [fused], maps, constants, by, device) for by in (kernels, "reference"))
@@ -103,19 +104,20 @@ def fused_operation(
     with_bias = ours.bias_in_kernel and fused == plan(layer.then)[0]
     bias = _drawn(maps[:1], 2, device).to(dtype) if with_bias else None
     three = (ours, x, bias), (plain, x, bias), (plain, x.double(), bias.double() if with_bias else None)
-    approximate = CUDA_APPROXIMATION / EPS if kernels == "cuda" and "lrn" in fused else 0.0  # roundings
+    norm = not {"lrn", "spatial_norm"}.isdisjoint(fused)
+    of_output, of_gradient = (norm * relative / EPS for relative in approximation(implementation, device))  # roundings
     for train in (False, True):
         y, torchs, exact = (_forward(*inputs, train) for inputs in three)
         least = rounding(exact)
-        compare("output" if train else "output of a test", y, torchs, exact, least, approximate * least)
+        compare("output" if train else "output of a test", y, torchs, exact, least, of_output * least)
     dy = torch.empty_like(y).copy_(_drawn(exact.shape, 3, device) * _clear(layer, fused, *three[2][1:], constants))
     found = [_backward(*inputs, dy) for inputs in three]
     least = rounding(found[2][0])
-    compare("gradient", *(gradients[0] for gradients in found), least, approximate * least)
+    compare("gradient", *(gradients[0] for gradients in found), least, of_gradient * least)
     if with_bias:  # a sum of n rounded terms errs by the root of n roundings; what is approximate may all add up
         summed = rounding(found[2][0].abs().sum((0, 2, 3)))
         least *= math.sqrt(x.numel() / maps[0])
-        compare("gradient of the bias", *(gradients[1] for gradients in found), least, approximate * summed)
+        compare("gradient of the bias", *(gradients[1] for gradients in found), least, of_gradient * summed)
     synchronize(devices)
 
 

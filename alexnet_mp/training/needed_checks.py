@@ -150,8 +150,10 @@ def _kernels(asked, device, sizes):
             products.setdefault((-(-linear_op.LARGE // inputs), inputs), []).append(size.layer.name)
     found = []
     for (layer, fused, maps), names in operations.items():
-        arguments = layer, fused, maps, constants, asked.dtype, asked.kernels
-        found += _by("kernel", _operation(fused), who, device_checks.fused_operation, arguments, names)
+        operation = _operation(fused)
+        implementation = dispatch.resolve(*who, operation)
+        arguments = layer, fused, maps, constants, asked.dtype, asked.kernels, implementation
+        found += _by("kernel", operation, who, device_checks.fused_operation, arguments, names)
     for shape, names in products.items() if device.type == "cpu" and asked.dtype == torch.float32 else ():
         found += _by("kernel", "linear", who, device_checks.product, (shape, asked.kernels), names)
     parameters = tuple(

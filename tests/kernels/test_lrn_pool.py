@@ -6,7 +6,6 @@ import math
 import pytest
 import torch
 from alexnet_mp.kernels import checks, dispatch, lrn, lrn_max_pool, lrn_pool, max_pool, spatial_norm_max_pool
-from alexnet_mp.kernels.lrn_pool import CUDA_APPROXIMATION
 from cases import (
     FORMATS,
     LEVELS,
@@ -65,18 +64,26 @@ def check_float32(kernels, device, operation, shape, memory_format):
     x, bias = in_format(values(*shape).float(), memory_format).to(device), values(shape[1], seed=2).float().to(device)
     exact, torchs = exactly(operation, x, bias), call(operation, x, bias, "reference")
     most = float(exact.abs().max())
-    approximate = CUDA_APPROXIMATION * (kernels == "cuda" and OPERATIONS[operation][0] in (lrn, lrn_max_pool))
+    norm = OPERATIONS[operation][0] is not max_pool
+    of_output, of_gradient = (norm * relative for relative in lrn_pool.approximation(kernels, device))
     for y in outputs(operation, x, bias, kernels):
         assert y.shape == exact.shape and y.dtype == x.dtype and checks.memory_format(y) == checks.memory_format(x)
-        assert_as_exact_as_pytorch(y, exact, torchs, 2**-23 * most, approximate * most)
+        assert_as_exact_as_pytorch(y, exact, torchs, 2**-23 * most, of_output * most)
     dy = (values(*y.shape, seed=3) * clear_winners(operation, x, bias)).float().to(device)
     exact = gradients(operation, x.double().cpu(), bias.double().cpu(), dy.double().cpu(), "reference")
     ours, torchs = (gradients(operation, x, bias, dy, name) for name in (kernels, "reference"))
     most, summed = float(exact[0].abs().max()), float(exact[0].abs().sum((0, 2, 3)).max())
-    assert_as_exact_as_pytorch(ours[0], exact[0], torchs[0], 2**-23 * most, approximate * most)
+    assert_as_exact_as_pytorch(ours[0], exact[0], torchs[0], 2**-23 * most, of_gradient * most)
     if takes_bias(operation):  # a sum of n rounded terms errs by the root of n roundings; what is approximate adds up
         least = 2**-23 * most * math.sqrt(x.numel() / shape[1])
-        assert_as_exact_as_pytorch(ours[1], exact[1], torchs[1], least, approximate * summed)
+        assert_as_exact_as_pytorch(ours[1], exact[1], torchs[1], least, of_gradient * summed)
+
+
+def test_only_a_gpu_approximates():
+    assert lrn_pool.approximation("triton", "cpu") == lrn_pool.approximation("reference", "cuda:0") == (0.0, 0.0)
+    for implementation in ("cuda", "triton"):
+        output, gradient = lrn_pool.approximation(implementation, "cuda:1")
+        assert 2**-23 < output <= gradient < 4 * 2**-23
 
 
 @both_formats

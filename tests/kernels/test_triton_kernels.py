@@ -21,6 +21,7 @@ if DEVICE == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
 from alexnet_mp.kernels import (
     augmentation,
     augmentation_triton,
+    lrn_pool,
     lrn_pool_backward_triton,
     lrn_pool_forward_triton,
     sgd_triton,
@@ -109,7 +110,8 @@ def _to_gpu(t):
 
 def no_worse_than_pytorch(actual, pytorch, exact, units=4):
     """At most twice PyTorch's own largest error in the same dtype, and four units of float32: among a few dozen values
-    luck can bring PyTorch's error near 0, and a gradient is the small difference of two terms.
+    luck can bring PyTorch's error near 0, and a gradient is the small difference of two terms. A GPU's roots and
+    quotients may be off by what they promise.
 
     The interpreter truncates to bfloat16 where hardware and PyTorch round: there a unit of bfloat16 is added.
     """
@@ -119,7 +121,9 @@ def no_worse_than_pytorch(actual, pytorch, exact, units=4):
     error, own = ((t.double() - exact).abs().max() for t in (actual, pytorch))
     scale = exact.abs().max()
     truncation = torch.finfo(actual.dtype).eps if DEVICE == "cpu" and actual.dtype == torch.bfloat16 else 0
-    assert error <= 2 * own + (units * torch.finfo(torch.float32).eps + truncation) * scale, f"{error=} {own=} {scale=}"
+    approximate = lrn_pool.approximation("triton", DEVICE)[1]
+    most = 2 * own + (units * torch.finfo(torch.float32).eps + truncation + approximate) * scale
+    assert error <= most, f"{error=} {own=} {scale=}"
 
 
 def check(x, bias=None, like=torch.empty_like, dy=None, units=4, **variant):

@@ -47,7 +47,9 @@ def test_a_stage_of_tests_goes_on_behind_what_kills_it(toys, tmp_path, workers):
     (tmp_path / "test_toy.py").write_text(TESTS)
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
     pytest_on = f"('{{python}}', '-m', 'pytest', '-q', '-p', 'no:cacheprovider', {str(tmp_path / 'test_toy.py')!r}"
-    one = f"Stage('tests', 'a toy', ('false',), 1, 60, journal='toys', workers={workers}, rehearsal={pytest_on}))"
+    one = (
+        f"Stage('tests', 'a toy', ('false',), 1, 60, journal='toys', each=2, workers={workers}, rehearsal={pytest_on}))"
+    )
     good = f"Stage('good', 'a toy', ('false',), 1, 60, journal='toys', rehearsal={pytest_on}, '-k', 'good'))"
     rehearse = toys(f"{one}, {good}", "check.os.sched_getaffinity = lambda process: range(16)")
     code, said = rehearse()
@@ -93,7 +95,7 @@ def test_other():
     torch.cuda.synchronize()
 """)
     (tmp_path / "pytest.ini").write_text("[pytest]\npythonpath = .\n")
-    rehearse = toys(f"""Stage('tests', 'a toy', ('false',), 1, 60, journal='toys', rehearsal=(
+    rehearse = toys(f"""Stage('tests', 'a toy', ('false',), 1, 60, journal='toys', each=2, rehearsal=(
         '{{python}}', '-m', 'pytest', '-q', '-p', 'no:cacheprovider', {str(tmp_path / "test_toy.py")!r}))""")
     code, said = rehearse()
     found = json.loads((tmp_path / "results" / "check.json").read_text())["stages"]["tests"]
@@ -106,6 +108,6 @@ def test_other():
 def test_tests_that_cannot_be_collected_are_tried_once(toys, tmp_path):  # noqa: F811
     (tmp_path / "test_toy.py").write_text("import no_such_module")
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
-    rehearse = toys(f"""Stage('tests', 'a toy', ('false',), 1, 60, journal='toys', rehearsal=(
+    rehearse = toys(f"""Stage('tests', 'a toy', ('false',), 1, 60, journal='toys', each=2, rehearsal=(
         '{{python}}', '-m', 'pytest', '-q', '-p', 'no:cacheprovider', {str(tmp_path / "test_toy.py")!r}))""")
     assert rehearse()[0] == 1 and packed(tmp_path / "results")["logs/tests.log"].count("1 error in") == 1

@@ -22,6 +22,7 @@ def done(*command, **more):
 
 
 @pytest.mark.slow
+@pytest.mark.network
 @pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler (c++)")
 def test_a_wheel_is_built_in_isolation_installed_into_nothing_and_trains(tmp_path):
     """It needs the network, and three gigabytes of disk."""

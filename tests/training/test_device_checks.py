@@ -100,6 +100,16 @@ def test_a_wrong_element_is_seen(kernel, fault, operation, dtype, words, monkeyp
 
 
 @needs_kernels
+def test_a_gpus_approximations_are_those_of_the_implementation_that_computes(monkeypatch):
+    """Not of "auto", which is what a run asks for."""
+    seen = []
+    monkeypatch.setattr(device_checks, "approximation", lambda *who: seen.append(who) or (0.0, 0.0))
+    (check, *_) = checks_of("kernel", "lrn_max_pool", kernels="auto")
+    check.function(check.devices, *check.arguments)
+    assert seen == [("cpu", torch.device("cpu"))]
+
+
+@needs_kernels
 def test_a_wrong_rule_for_ties_is_seen(monkeypatch):
     """Only ties can tell the two rules apart."""
     found = checks_of("kernel", "max_pool", settings=["pool_ties=all"])

@@ -40,7 +40,6 @@ from .stages import ROOT, table
 
 PRODUCT = ("alexnet_mp", "kernels", "csrc", "setup.py", "pyproject.toml")  # what every stage reads
 RESERVE = 20  # seconds of a command's minutes, to stop a stage and to pack
-EACH = 300  # seconds that one test may take: several compile hundreds of Triton kernels
 PROCESSES = 8  # of a stage of tests: each goes on behind what the last one died in
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -301,7 +300,7 @@ class Check:
             "--attempt",
             self.attempt,
             "--each",
-            str(EACH),
+            str(stage.each or stage.limit // 3),
             "--junit-xml",
             str(self.home / "junit" / stage.name / f"{self.attempt}-{number}.xml"),
         ]
