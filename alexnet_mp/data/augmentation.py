@@ -1,8 +1,9 @@
-"""The augmentation of section 4.1, and the order: pure functions of (seed, epoch, image).
+"""The augmentation of section 4.1, and the order: what is drawn is a function of (seed, epoch, image) alone.
 
 Nothing here has a state, so every pipeline, worker count, batch size and restart sees the same crop for the same image.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,3 +66,45 @@ def colour_shift(
     components = 255.0 * statistics.eigenvectors * along  # (RGB, component): grey levels for a factor of 1
     scale = float(np.float32(1 / (1 + colour_noise))) if recipe.colour_shrink else 1.0
     return (colour_noise * factors @ components.T).astype(np.float32), scale
+
+
+class Augment:
+    """uint8 crops -> what the network sees, on one device: minus mean, plus the colour shift (paper 2, 4.1)."""
+
+    def __init__(self, recipe: Recipe, statistics: Statistics, device: torch.device | str):
+        self.recipe, self.statistics, self.device = recipe, statistics, device
+        self.mean = torch.from_numpy(statistics.mean).float().to(device)
+
+    def __call__(self, crops: torch.Tensor, drawn: Draws, colour_noise: float) -> torch.Tensor:
+        """crops: (N, crop, crop, 3) uint8 on the host, already flipped; drawn: theirs.
+
+        Returns (N, 3, crop, crop) float32 on the device, in channels_last memory: grey levels minus the mean.
+        """
+        x = crops.to(self.device, non_blocking=True).float()
+        for image, top, left, flip in zip(x, drawn.top, drawn.left, drawn.flip, strict=True):
+            image -= self._mean_under(top, left, flip)
+        if colour_noise:
+            shift, scale = colour_shift(self.recipe, self.statistics, drawn.colour, colour_noise)
+            x += torch.from_numpy(shift).to(self.device, non_blocking=True)[:, None, None, :]
+            if scale != 1:
+                x *= scale
+        return x.permute(0, 3, 1, 2)
+
+    def _mean_under(self, top, left, flip):
+        """The mean image under a crop, (crop, crop, 3): cropped and flipped with its picture, or always the centre
+        window."""
+        crop = self.recipe.crop_size
+        if not self.recipe.mean_follows_crop:
+            top = left = (self.recipe.stored_size - crop) // 2
+            flip = False
+        window = self.mean[top : top + crop, left : left + crop]
+        return window.flip(1) if flip else window
+
+
+def crop_and_flip(pictures: np.ndarray | Sequence[np.ndarray], drawn: Draws, crop: int) -> np.ndarray:
+    """(N, stored, stored, 3) uint8 and N draws -> (N, crop, crop, 3) uint8."""
+    crops = np.empty((len(pictures), crop, crop, 3), np.uint8)
+    for target, picture, top, left, flip in zip(crops, pictures, drawn.top, drawn.left, drawn.flip, strict=True):
+        window = picture[top : top + crop, left : left + crop]
+        target[:] = window[:, ::-1] if flip else window
+    return crops

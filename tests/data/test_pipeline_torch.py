@@ -24,9 +24,9 @@ from small_set import (
     write_set,
 )
 
-from alexnet_mp.data.augmentation import draws, order
+from alexnet_mp.data.augmentation import Augment, draws, order
 from alexnet_mp.data.dataset import Folder
-from alexnet_mp.data.pipeline_torch import Augment, TorchPipeline
+from alexnet_mp.data.pipeline_torch import TorchPipeline
 from alexnet_mp.data.survey import survey
 from alexnet_mp.evaluation.protocol import centre_view, ten_views
 from alexnet_mp.recipes.architectures import paper
