@@ -8,7 +8,7 @@ import importlib.util
 import sys
 from pathlib import Path
 
-dependencies = ["torch", "numpy", "pydantic", "safetensors", "rich"]
+dependencies = ["torch", "numpy", "pydantic", "safetensors", "rich", "PIL", "mpmath"]
 
 
 def from_pretrained(folder, device="cpu", kernels="auto"):

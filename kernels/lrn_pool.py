@@ -40,11 +40,12 @@ LARGEST_POOL = {"cpu": 15, "cuda": 7, "triton": 7}
 
 def approximation(implementation: str, device: torch.device | str) -> tuple[float, float]:
     """What an implementation's approximations may add to (an output, a gradient) of the norms, relative to the largest
-    value: 0 but on a GPU."""
+    value: 0 but on a GPU. Of CUDA the larger of both, since it leaves to Triton what it can't compute."""
     if torch.device(device).type != "cuda":
         return 0.0, 0.0
     triton = TRITON_APPROXIMATION, TRITON_APPROXIMATION + TRITON_DIVISION
-    return {"cuda": (CUDA_APPROXIMATION, CUDA_APPROXIMATION), "triton": triton}.get(implementation, (0.0, 0.0))
+    cuda = tuple(max(CUDA_APPROXIMATION, other) for other in triton)
+    return {"cuda": cuda, "triton": triton}.get(implementation, (0.0, 0.0))
 
 
 def lrn_max_pool(

@@ -79,13 +79,14 @@ prepare() {  # prepare SOURCE SET SIZE
     [ -e "$2/index.json" ] || nice -n 19 "$clone/.venv/bin/python" -m alexnet_mp.prepare "$1" "$2" --raw --size "$3" --workers 1
 }
 
-known() {  # ends where a set isn't that of the records: none of their runs would be found, and all be trained again
+known() {  # ends where tiny100-raw isn't that of the records: none of their runs would be found, and all be trained again
     local fingerprint read='import sys; from alexnet_mp.prepared_format import read_index; print(read_index(sys.argv[1]).fingerprint())'
-    grep -qs '"base": "desk"' "$records"/*.json || return 0
+    grep -qs '"base": "desk"' "$records"/*.json && [ -z "${ANEW:-}" ] || return 0
     fingerprint=$("$clone/.venv/bin/python" -c "$read" tiny100-raw)
     grep -qsF "\"$fingerprint\"" "$records"/*.json || {
-        echo "study: $tiny100 has other pictures than the study in $records, or this processor finds other components" \
-            "of colour (it needs AVX-512 instructions); fingerprint $fingerprint" >&2
+        echo "study: $work/tiny100-raw isn't the set of the records (fingerprint $fingerprint), so all runs would be made anew." \
+            "Its pictures are others, or its components of colour were found without AVX-512 instructions: remove it and" \
+            "start again where the processor has them, or say ANEW=1 to make the study on it" >&2
         exit 2
     }
 }
@@ -105,7 +106,7 @@ run)
     tiny100=$(cd "$3" && pwd) cifar=${4:+$(cd "$4" && pwd)}
     echo $$ > "$work/group"
     export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
-    # A set's fingerprint holds what LAPACK found on a processor, at the study's commit: every machine takes the same instructions.
+    # A set's fingerprint holds what LAPACK found on a processor, at the study's commit: every machine that has these instructions takes them.
     if grep -qs avx512f /proc/cpuinfo; then export OPENBLAS_CORETYPE=SkylakeX; fi
     rm -f "$work/stopped"
     trap 'touch "$work/stopped"' TERM INT HUP

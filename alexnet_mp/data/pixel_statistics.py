@@ -78,8 +78,8 @@ class Sums:
         """Mean image and principal components of all that was added (paper 4.1: the covariance of RGB over the training
         set).
 
-        Bit for bit the same on every machine: LAPACK's last bits are the processor's, and a prepared set's fingerprint
-        holds the components.
+        Bit for bit the same on every machine (with one mpmath): LAPACK's last bits are the processor's, and a prepared
+        set's fingerprint holds the components.
         """
         exact = mpmath.MPContext()
         exact.dps = DIGITS

@@ -281,14 +281,23 @@ def _counted_starts(claim, record):
 
 def _study(records):
     """{claim's id: its records of the study}: of `desk` as it is, to the end, on the study's pictures; if there is
-    none, on the pictures that most claims have, since the same study can be made on others."""
+    none, on the pictures that most claims have, since the same study can be made on others.
+
+    Of the study's set itself before those of the same pictures prepared anew: who repeats it takes no verdict back.
+    """
     found = {
         claim.id: [record for record in records.get(claim.id, []) if _as_planned(claim, record)] for claim in CLAIMS
     }
     sets = {name: [pictures(record) for record in some] for name, some in found.items()}
     counts = Counter(data for some in sets.values() for data in set().union(*some))
     most = STUDY_PICTURES[0] if STUDY_PICTURES[0] in counts else max(counts, key=counts.get, default=None)
-    return {name: [record for record, data in zip(some, sets[name]) if most in data] for name, some in found.items()}
+    of_study = {
+        name: [record for record, data in zip(some, sets[name]) if most in data] for name, some in found.items()
+    }
+    return {
+        name: [record for record in some if most in {data["fingerprint"] for data in record["data"]}] or some
+        for name, some in of_study.items()
+    }
 
 
 def _of_plan(claim, record):

@@ -1,1 +1,1 @@
-"""Networks that were made elsewhere, and ours for elsewhere: Caffe in; torch, ONNX and the hub out."""
+"""Networks that were made elsewhere, and ours for elsewhere: Caffe and cuda-convnet in; torch, ONNX and the hub out."""

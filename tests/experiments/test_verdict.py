@@ -270,6 +270,10 @@ def test_the_studys_pictures_are_the_same_ones_on_every_processor():
         record["data"] = [dict(record["data"][0], fingerprint=fingerprint)]
         assert verdicts({"lrn": [record], "views": [of("views", 0)]}, "nowhere")["lrn"].of_study
     assert all(pictures(other) == pictures(study) for other in others)
+    for other in others:  # a later run of the same seeds, with another result
+        again = other | {"runs": of("lrn", -1.5)["runs"], "date": "2027-01-01T10:00:00+00:00"}
+        for records in ([again, study], [study, again]):
+            assert verdicts({"lrn": records, "views": [of("views", 0)]}, "nowhere")["lrn"].record is study
     for other in others:
         for entry in other["runs"]:
             entry["seed"] += 6
@@ -432,7 +436,8 @@ def test_the_correction_is_over_the_claims_of_the_studys_table():
 def test_the_plan_is_only_added_to():
     """All text above the addition that says so, as it was then."""
     page = (Path(__file__).resolve().parents[2] / "claims" / "desk-study.md").read_text(encoding="utf-8")
-    before = page.partition("**2026-11-30, 14:50")[0]
-    assert hashlib.sha256(before.encode()).hexdigest()[:16] == "071bf0a99248eec9"
+    for heading, digest in (("14:50", "071bf0a99248eec9"), ("18:45", "74ac6d79d2370131")):
+        before = page.partition(f"**2026-11-30, {heading}")[0]
+        assert hashlib.sha256(before.encode()).hexdigest()[:16] == digest
     later = [line for line in page.splitlines() if re.match(r"\*\*20\d\d-\d\d-\d\d, \d\d:\d\d", line)]
     assert later == sorted(later)  # dated, the newest last

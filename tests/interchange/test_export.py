@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 import types
@@ -71,6 +72,13 @@ except ModuleNotFoundError:
     import torch
 network = torch.hub.load({str(ROOT)!r}, "mini", source="local", classes=2)
 print(network.recipe.name, sys.modules["alexnet_mp.kernels"].__file__)
+import ast
+sys.modules["alexnet_mp"].from_pretrained
+files = [module.__file__ for name, module in sys.modules.items() if name.partition(".")[0] == "alexnet_mp"]
+nodes = [node for file in files for node in ast.parse(open(file, encoding="utf-8").read()).body]
+names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+names += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and not node.level]
+print(*{{name.partition(".")[0] for name in names}} - sys.stdlib_module_names)
 """
 PROGRAMS = {"source2012, two norms": []}  # torch.export takes a second for each
 if dispatch.resolve("auto", "cpu") == "cpu":
@@ -205,7 +213,10 @@ def test_what_is_written_can_be_read(run, tmp_path, monkeypatch, capsys):
     with pytest.raises(ValueError, match=r"are a ndarray; this network takes a tensor, torch.uint8"):
         network(np.zeros((1, 41, 41, 3), np.uint8))
     told = subprocess.run([sys.executable, "-c", NOT_INSTALLED], cwd=tmp_path, capture_output=True, text=True)
-    assert told.stdout.split() == ["mini", str(ROOT / "kernels" / "__init__.py")], told.stderr
+    first, needed = told.stdout.splitlines()
+    assert first.split() == ["mini", str(ROOT / "kernels" / "__init__.py")], told.stderr
+    dependencies = runpy.run_path(str(ROOT / "hubconf.py"))["dependencies"]
+    assert {"torch", "mpmath"} < set(needed.split()) <= {"alexnet_mp", *dependencies}, needed
     card = (tmp_path / "hub" / "README.md").read_text()
     for words in (
         "recipe mini, 3 classes",

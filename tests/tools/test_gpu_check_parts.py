@@ -69,8 +69,7 @@ def test_what_is_worth_most_comes_first():
     assert list(TABLE)[-4:] == ["memcheck", "racecheck", "synccheck", "initcheck"]
     for stage in TABLE.values():
         assert 0 < stage.seconds <= stage.limit <= 540 and stage.why, stage  # of a command of ten minutes
-        # A test that hangs leaves its stage time for what stands behind it.
-        assert 0 <= stage.each <= stage.limit * 2 / 3 and stage.limit // 3 >= 50 or not stage.journal, stage
+        assert stage.limit >= 150 or not stage.journal, stage  # of which a test may take two thirds
     for tool in list(TABLE)[-4:]:
         assert "--report-api-errors no" in " ".join(TABLE[tool].command)
 
@@ -83,7 +82,7 @@ def test_every_file_of_tests_is_in_one_stage():
     for path in wide:
         assert str(path) in TABLE[f"tests-{path.stem.removeprefix('test_')}"].command
     assert set(map(str, rest)) < set(TABLE["tests-rest"].command)
-    assert {*stages.LONG_FILES, *stages.LONG_TESTS} <= {path.stem for path in wide}
+    assert stages.LONG_FILES.keys() <= {path.stem for path in wide}
     assert "not network" in TABLE["tests-rest"].command  # a machine that is lent has none
 
 

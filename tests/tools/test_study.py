@@ -169,15 +169,16 @@ def test_the_queue_runs_its_commands_from_a_clone_and_stops_where_it_is_told(tmp
     assert lanes[0] == "specialisation" and lanes.index("sixth-conv") < lanes.index("ended") - 1
     assert lanes.index("ended") < lanes.index("pretraining") < lanes.index("ensemble7")
     (work / "records" / "views-00000000.json").write_text('{\n "base": "desk",\n "fingerprint": "the study\'s"\n}')
-    for fingerprint, status in (("another", 2), ("the study's", 1)):  # the second goes on, to the one that is killed
+    # all but the first go on, to the one that is killed
+    for fingerprint, anew, status in (("another", "", 2), ("another", "1", 1), ("the study's", "", 1)):
         asked.unlink()
         again = subprocess.run(
             ["bash", str(script), "run", str(work), str(pictures)],
-            env={**environment, "STUDY_FINGERPRINT": fingerprint},
+            env={**environment, "STUDY_FINGERPRINT": fingerprint, "ANEW": anew},
             capture_output=True,
             text=True,
         )
         assert again.returncode == status, again.stderr
-        assert ("has other pictures than the study" in again.stderr) == (status == 2)
+        assert ("isn't the set of the records" in again.stderr) == (status == 2)
         assert (" run lrn " in asked.read_text()) == (status == 1)
     assert study(script, "stop", work).returncode == 1 and not (work / "stopped").exists()

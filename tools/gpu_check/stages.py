@@ -14,13 +14,12 @@ FILE = (30, 150)  # of a file of tests: seconds guessed, and at most
 LONG_FILES = {
     "test_lrn_pool": (150, 420),
     "test_triton_kernels": (90, 300),
+    "test_cuda_compile": (60, 300),
+    "test_kernels_once": (60, 300),
     "test_device_checks": (120, 420),
     "test_graphed_step": (60, 240),
     "test_graphed_runs": (60, 240),
 }
-# Files of which one test compiles a hundred Triton kernels: seconds that it may take. A test that hangs must end well
-# before its stage, or all behind it are lost, in every command anew.
-LONG_TESTS = {"test_device_checks": 270, "test_lrn_pool": 210, "test_triton_kernels": 180}
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,9 @@ class Stage:
     workers: int = 0  # of pytest-xdist, at most
     dist: str = "load"  # what they share out: tests, or whole files
     journal: str = ""  # which journal of tests (`journal.py`) it goes on from
-    each: int = 0  # seconds that one of its tests may take; 0: a third of the limit
+    # Seconds that one of its tests may take; 0: two thirds of the limit. A test that hangs has to end before its stage,
+    # or all behind it are lost, in every command anew.
+    each: int = 0
     still: tuple = ()  # a command that fails where the machine has forgotten what the stage did
     rehearsal: tuple = ()  # the stand-in without a GPU; if there is none, of tests their collection, else the command
     environment: dict = field(default_factory=dict)
@@ -140,7 +141,6 @@ def table():
                 "a file that has something for a GPU, every case",
                 str(path),
                 guess=LONG_FILES.get(path.stem, FILE),
-                each=LONG_TESTS.get(path.stem, 0),
                 workers=12,
             )
             for path in wide
