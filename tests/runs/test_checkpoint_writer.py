@@ -16,7 +16,7 @@ from alexnet_mp.runs.checkpoint_writer import Saver
 from alexnet_mp.runs.checkpoints import listing
 from alexnet_mp.system import durable_files
 from alexnet_mp.system.errors import UserError
-from alexnet_mp.training import checkpoint_policy, trainer
+from alexnet_mp.training import checkpoint_policy, divergence, trainer
 from alexnet_mp.training import run as runs
 from alexnet_mp.training.checkpoint_policy import CheckpointPolicy
 
@@ -244,7 +244,7 @@ def test_a_thread_that_cannot_be_started_leaves_a_saver_that_can_be_waited_for(p
 def test_an_error_ends_a_run_although_a_write_hangs(data, tmp_path, monkeypatch):
     """A disk that answers no more: the run waits a while for it, and ends with the error that it has."""
     gate, writing = add_gate(monkeypatch, checkpoints, "put")
-    for module in (runs, trainer, checkpoint_policy):
+    for module in (runs, divergence, checkpoint_policy):
         monkeypatch.setattr(module, "PATIENCE", 0.1)
 
     def refuse(self):
