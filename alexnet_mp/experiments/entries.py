@@ -7,7 +7,7 @@ from ..analysis.specialisation import DIVISION_LEVEL
 from ..evaluation.accuracy import top5_tells
 
 # The desk study's pictures, by the fingerprints that they have had: those of sets whose components of colour LAPACK
-# found, with a processor's AVX-512 instructions and without (the last bits differ), and as they are found now, exactly.
+# found, with a processor's AVX-512 instructions and without (the last bits differ), and as they are found now.
 STUDY_PICTURES = (
     "51c7f6329f93cc00b0cc6b6a0a61f35bd361c2a0f69167c13cbc3d01d0bcc336",
     "d002ea1ee3e4da86acd9691d7ab7f84d30d8af2dba1af778ac29c97a365b6253",

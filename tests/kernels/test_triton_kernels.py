@@ -108,10 +108,10 @@ def _to_gpu(t):
     return memory.as_strided(t.shape, t.stride(), t.storage_offset())
 
 
-def no_worse_than_pytorch(actual, pytorch, exact, units=4):
+def no_worse_than_pytorch(actual, pytorch, exact, units=4, approximate=0.0):
     """At most twice PyTorch's own largest error in the same dtype, and four units of float32: among a few dozen values
-    luck can bring PyTorch's error near 0, and a gradient is the small difference of two terms. A GPU's roots and
-    quotients may be off by what they promise.
+    luck can bring PyTorch's error near 0, and a gradient is the small difference of two terms. approximate: what a
+    GPU's roots and quotients may be off by.
 
     The interpreter truncates to bfloat16 where hardware and PyTorch round: there a unit of bfloat16 is added.
     """
@@ -121,7 +121,6 @@ def no_worse_than_pytorch(actual, pytorch, exact, units=4):
     error, own = ((t.double() - exact).abs().max() for t in (actual, pytorch))
     scale = exact.abs().max()
     truncation = torch.finfo(actual.dtype).eps if DEVICE == "cpu" and actual.dtype == torch.bfloat16 else 0
-    approximate = lrn_pool.approximation("triton", DEVICE)[1]
     most = 2 * own + (units * torch.finfo(torch.float32).eps + truncation + approximate) * scale
     assert error <= most, f"{error=} {own=} {scale=}"
 
@@ -134,13 +133,13 @@ def check(x, bias=None, like=torch.empty_like, dy=None, units=4, **variant):
     if call["norm"] == "spatial":
         bias = None
     actual = by_triton(x, bias, dy, call, like)
-    for ours, pytorch, exact in zip(
-        actual, by_reference(x, bias, dy, call, x.dtype), by_reference(x, bias, dy, call, torch.float64), strict=False
-    ):
+    of_output, of_gradient = lrn_pool.approximation("triton", DEVICE) if call["norm"] != "none" else (0.0, 0.0)
+    found = actual, by_reference(x, bias, dy, call, x.dtype), by_reference(x, bias, dy, call, torch.float64)
+    for ours, pytorch, exact, approximate in zip(*found, (of_output, of_gradient, of_gradient), strict=False):
         if exact is None:
             assert ours is None
         else:
-            no_worse_than_pytorch(ours, pytorch, exact, units)
+            no_worse_than_pytorch(ours, pytorch, exact, units, approximate)
     return actual
 
 
@@ -161,7 +160,7 @@ def one_tile(monkeypatch):
 @every("beta", [0.75, 0.7])
 @every("scale", [0.3, 30.0, 3000.0])
 def test_twice_pytorchs_error_is_not_luck(scale, beta, one_tile):
-    """Some ten thousand values, and nothing added to the bound."""
+    """Some ten thousand values, and nothing added to the bound but what a GPU approximates."""
     check(maps(1, 6, 50, 50, scale=scale), pool=0, beta=beta, units=0)
 
 

@@ -300,7 +300,7 @@ class Check:
             "--attempt",
             self.attempt,
             "--each",
-            str(stage.each or 2 * stage.limit // 3),
+            str(stage.longest_test),
             "--junit-xml",
             str(self.home / "junit" / stage.name / f"{self.attempt}-{number}.xml"),
         ]

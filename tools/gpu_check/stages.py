@@ -36,12 +36,16 @@ class Stage:
     workers: int = 0  # of pytest-xdist, at most
     dist: str = "load"  # what they share out: tests, or whole files
     journal: str = ""  # which journal of tests (`journal.py`) it goes on from
-    # Seconds that one of its tests may take; 0: two thirds of the limit. A test that hangs has to end before its stage,
-    # or all behind it are lost, in every command anew.
-    each: int = 0
+    each: int = 0  # seconds that one of its tests may take; 0: two thirds of the limit
     still: tuple = ()  # a command that fails where the machine has forgotten what the stage did
     rehearsal: tuple = ()  # the stand-in without a GPU; if there is none, of tests their collection, else the command
     environment: dict = field(default_factory=dict)
+
+    @property
+    def longest_test(self):
+        """In seconds. A test that hangs has to end before its stage, or all behind it are lost, in every command
+        anew."""
+        return self.each or 2 * self.limit // 3
 
 
 def table():
