@@ -41,7 +41,7 @@ def times(
     for number, value, arm in never:
         axes.plot([number], [value], "o", color=colours[arm], markerfacecolor="white")
     if never:
-        axes.plot([], [], "ko", markerfacecolor="white", label="not within the run")
+        axes.plot([], [], "ko", markerfacecolor="white", label="not within the run, no part of the mean")
     every = [*(value for values in found.values() for value in values.values()), *(value for _, value, _ in never)]
     if every and max(every) >= ratio * min(every):
         _logarithmic(axes, every)

@@ -27,7 +27,7 @@ class Errors(Kind):
     judged = False
 
     def findings(self, record: dict, arms: Sequence[str]) -> list[str | None]:
-        return [_errors(record, arm) for arm in arms]
+        return [errors_of(record, arm) for arm in arms]
 
 
 class Difference(Kind):
@@ -49,7 +49,7 @@ class Cumulative(Kind):
     def findings(self, record: dict, arms: Sequence[str]) -> list[str | None]:
         steps = list(zip(arms, arms[1:]))
         beside = [sentences.beside(record, *pair) for pair in steps]
-        return [_errors(record, arms[0]), *(sentences.difference(record, *pair) for pair in steps), *beside]
+        return [errors_of(record, arms[0]), *(sentences.difference(record, *pair) for pair in steps), *beside]
 
     def outcomes(self, record: dict, arms: Sequence[str]) -> list[Outcome]:
         return [outcome.difference(record, *pair) for pair in zip(arms, arms[1:])]
@@ -163,7 +163,8 @@ class Schedule(Kind):
         return [*(_drops(record, arm) for arm in arms), *super().findings(record, arms), *beside]
 
 
-def _errors(record, arm):
+def errors_of(record: dict, arm: str, before: str = "") -> str | None:
+    """The errors of an arm by themselves, None if no run of it was tested. before: what the sentence begins with."""
     runs = ended(record, arm)
     if not runs:
         return None
@@ -174,7 +175,8 @@ def _errors(record, arm):
     ]
     shown = fields(record)
     apart = _apart(*(errors for _, errors in sets), shown) if len(sets) > 1 else ""
-    return f"{words(arm)}: {'; '.join(what + _levels(errors, shown) for what, errors in sets)}{apart}, n = {len(runs)}"
+    told = "; ".join(what + _levels(errors, shown) for what, errors in sets)
+    return f"{before}{words(arm)}: {told}{apart}, n = {len(runs)}"
 
 
 def _apart(validation, test, shown):

@@ -5,6 +5,7 @@ Differences are of an arm minus its reference, paired by seed: mean ± standard 
 exact sign-flip test, two-sided and of the top-1 error where nothing else is said."""
 
 from .entries import words
+from .error_kinds import errors_of
 from .paper_claims import KINDS
 from .records import devices_of
 from .sentences import count
@@ -19,7 +20,8 @@ def findings(record: dict) -> list[str]:
         for run in record["runs"]
         if "diverged" in run
     ]
-    return [sentence for sentence in (*found, *diverged) if sentence]
+    larger = [errors_of(record, arm["name"], "on more classes, ") for arm in record["arms"] if arm["larger"]]
+    return [sentence for sentence in (*found, *larger, *diverged) if sentence]
 
 
 def setting(record: dict) -> str:

@@ -59,8 +59,8 @@ class Outcome:
 
     @property
     def prediction(self) -> tuple[float, float] | None:
-        """Where the value of another seed should lie, 95 %; None of one average."""
-        return None if self.one_average else self._within(math.sqrt(1 + 1 / self.n))
+        """Where the value of another seed should lie, 95 %; None of one average, and where the size is not known."""
+        return None if self.one_average or self.bounded else self._within(math.sqrt(1 + 1 / self.n))
 
     def _within(self, factor):
         if self.sd is None:

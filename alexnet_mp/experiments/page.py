@@ -19,7 +19,7 @@ from .paper_claims import CLAIMS, KINDS
 from .plan import arm_recipe, digest_of
 from .records import RECORDS, kernels_picture, path_of, read_records
 from .sentences import count
-from .verdict import NOT_RUN, Verdict, foretold, primary, verdicts
+from .verdict import NO_VERDICT, NOT_RUN, Verdict, foretold, primary, verdicts
 
 README = RECORDS.parent.parent / "README.md"
 DETAILS = README.parent / "docs" / "claims.md"
@@ -162,8 +162,9 @@ def _line(claim, verdict, page=""):
 
 
 def _word(verdict):
-    """The verdict, with its remark, unless that is what was counted, which has a column."""
-    return verdict.word if verdict.counted or not verdict.remark else f"{verdict.word}; {verdict.remark}"
+    """The verdict, with its remark, unless that is of what was counted, which has a column."""
+    told = verdict.remark and (not verdict.counted or verdict.word == NO_VERDICT)
+    return f"{verdict.word}; {verdict.remark}" if told else verdict.word
 
 
 def _count(claim, verdict):
@@ -182,8 +183,9 @@ def _here(claim, verdict):
     if not here:
         return here
     sets = [data["description"].partition(":")[0].removeprefix("prepared set ") for data in verdict.record["data"]]
-    if verdict.of_study and len(sets) == 1:
-        return here
+    if verdict.of_study:  # of several sets the compared arms' is the first
+        classes = [data["classes"] for data in verdict.record["data"]]
+        return here if len(sets) == 1 else f"{here} (on {classes[0]} of {max(classes)} classes)"
     return f"{here} (on {', '.join(sets)})"
 
 
@@ -232,12 +234,10 @@ def in_words(verdict: Verdict) -> str:
     word = verdict.word + (f" ({verdict.remark})" if verdict.remark else "")
     if verdict.corrected is None:
         return word
-    corrected = f"{word}, p = {verdict.p:.2g}, {verdict.corrected:.2g} by Holm's correction over "
-    missing = verdict.missing
-    if not missing:
-        return f"{corrected}{count(verdict.among, 'claim')}"
-    counts = "has no p yet and counts" if missing == 1 else "have no p yet and count"
-    return f"{corrected}the study's {verdict.among} claims; {missing} {counts} with 1"
+    among = count(verdict.among, "claim")
+    corrected = f"{word}, p = {verdict.p:.2g}, {verdict.corrected:.2g} by Holm's correction over {among}"
+    counts = "has no p yet and counts" if verdict.missing == 1 else "have no p yet and count"
+    return f"{corrected}; {verdict.missing} {counts} with 1" if verdict.missing else corrected
 
 
 def show(folder: str | Path) -> int:

@@ -135,7 +135,8 @@ def take_records(source: str | Path, folder: str | Path) -> list[str]:
     names.
 
     A record that is here too is replaced only by one that has all of its runs, and others; a kept run only where its
-    file here is damaged. Raises UserError if there is no such folder.
+    file here is damaged. The pictures of what was taken are drawn here: older code may have written the record. Raises
+    UserError if there is no such folder.
     """
     if not Path(source).is_dir():
         raise UserError(f"--take {source}: no such directory")
@@ -143,17 +144,18 @@ def take_records(source: str | Path, folder: str | Path) -> list[str]:
     for path in sorted(Path(source).glob("*.json")):
         record, here = _read(path), _read(Path(folder) / path.name)
         if record and (here is None or _runs(record) > _runs(here)):
-            taken += [path, path.with_suffix(".png")]
-    taken = [path for path in taken if path.exists()]
+            taken.append(path)
     taken += kept_answers.new_files(source, folder)
     for path in taken:
         target = Path(folder) / path.relative_to(source)
         target.parent.mkdir(parents=True, exist_ok=True)
         durable_files.replace(target, path.read_bytes())
     new = {path.stem for path in taken if path.suffix == ".npz"}
-    for path in sorted(Path(folder).glob("*.json")):  # those that show kernels which are here by now
+    for path in sorted(Path(folder).glob("*.json")):  # new ones, and those that show kernels which are here by now
         record = _read(path)
         runs = {Path(run["directory"]).name for run in record["runs"]} if record else set()
+        if Path(source) / path.name in taken:
+            draw_claim(record, path.with_suffix(".png"))
         if Path(source) / path.name in taken or runs & new:
             _draw_kernels(record, path)
     return [str(path.relative_to(source)) for path in taken]

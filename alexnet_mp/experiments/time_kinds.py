@@ -178,7 +178,7 @@ def _at_first_rates(run):
 
 
 def _moved(record, arm):
-    runs = [run for run in record["runs"] if run["arm"] == arm and "moved" in run]
+    runs = [run for run in record["runs"] if run["arm"] == arm and "moved" in run and "diverged" not in run]
     if not runs:
         return None
     moved = [
@@ -200,10 +200,11 @@ def _when_moved(record, reference, arm):
     before, after, least, left_out = _in_time(record, reference, arm, "moved", steps)
     if not before:
         return None
-    test = paired(before, after)
-    apart = signed(test, 0)
+    apart = signed(paired(before, after), 0)
     plural = "" if apart in ("+1", "-1") else "s"
-    return f"{words(arm)} {least}{apart} step{plural} against {words(reference)}, {n_and_p(test)}{left_out}"
+    logarithms = ratio_of_times(record, reference, arm, "moved", steps, "").values  # what a verdict rests on
+    tested = f"; of the logarithms {n_and_p(paired([0.0] * len(logarithms), logarithms))}" if logarithms else ""
+    return f"{words(arm)} {least}{apart} step{plural} against {words(reference)}, n = {len(before)}{left_out}{tested}"
 
 
 def _in_time(record, reference, arm, time, length):

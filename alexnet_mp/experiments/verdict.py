@@ -31,7 +31,7 @@ COMES_OUT, OPPOSITE, UNDECIDED, NOT_RUN, NO_VERDICT = (
     "not run",
     "no verdict",
 )
-TOO_FEW = "too few seeds"
+TOO_FEW, ONE_DIFFERENCE = "too few seeds", "one difference, so no test"
 LEVEL, FEWEST = 0.05, 5
 SEEDS = 6  # of the study; of which all have to meet a criterion, if runs are counted
 STUDY = (  # the claims whose records of the study share one correction
@@ -174,10 +174,12 @@ def _undecidable(claim, record, judged, complete):
         return "not all arms have results"
     if claim.direction == 0:
         return "the paper has no direction"
-    begun = len({run["seed"] for run in record["runs"]})
-    if _of_plan(claim, record) and begun < SEEDS and not record["ensembles"]:
+    begun, n = len({run["seed"] for run in record["runs"]}), min(outcome.n for outcome in judged)
+    if record["ensembles"]:
+        return ONE_DIFFERENCE if n == 1 else TOO_FEW if n < FEWEST else ""
+    if _of_plan(claim, record) and begun < SEEDS:
         return f"{begun} of {SEEDS} seeds so far"
-    return TOO_FEW if min(outcome.n for outcome in judged) < FEWEST else ""
+    return TOO_FEW if n < FEWEST else ""
 
 
 def primary(claim: Claim, compared: Sequence[Outcome]) -> tuple[Outcome, ...]:
@@ -270,13 +272,13 @@ def _counted_starts(claim, record):
     """Whether every run with the literal initial weights learns: its loss moves for good, and its error is below
     chance."""
     runs = [run for run in record["runs"] if run["arm"] == "literal_init" and ("errors" in run or "diverged" in run)]
-    found = _with_pairs(outcomes(claim, record))
-    if len(runs) < SEEDS:
-        return Verdict(NO_VERDICT, found, remark=TOO_FEW, record=record)
+    found, lost = _with_pairs(outcomes(claim, record)), _diverged(record)
     learned = sum("errors" in run and run.get("moved") is not None and error(run) < UNTRAINED for run in runs)
-    word = COMES_OUT if learned == len(runs) else OPPOSITE if not learned else UNDECIDED
     counted = f"{learned} of {len(runs)} runs learn"
-    return Verdict(word, found, remark=counted, record=record, counted=counted, n=len(runs))
+    word, remark = COMES_OUT if learned == len(runs) else OPPOSITE if not learned else UNDECIDED, counted
+    if len(runs) < SEEDS:
+        word, remark = NO_VERDICT, f"{len(runs)} of {SEEDS} seeds so far"
+    return Verdict(word, found, remark=_joined(remark, *lost), record=record, counted=counted, n=len(runs))
 
 
 def _study(records):

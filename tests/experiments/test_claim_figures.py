@@ -295,7 +295,10 @@ def test_rates_are_epochs_to_a_training_error():
     assert line_of(left, "cifar relu").get_xdata()[-1] == 12
     assert [line.get_color() for line in left.lines][0] == FAINT
     assert right.get_yscale() == "log" and points(right) == [(0, 3), (0, 4), (1, 3.22)]
-    assert points(right, filled=False) == [(1, 12)] and legend(right) == [BARS, "not within the run"]
+    assert points(right, filled=False) == [(1, 12)] and legend(right) == [
+        BARS,
+        "not within the run, no part of the mean",
+    ]
 
 
 @pytest.mark.parametrize("last, scale", [(20, "linear"), (400, "log")])

@@ -324,11 +324,27 @@ def test_when_the_loss_moves():
     assert source == "source: the loss moves at step 20, at step 21, at step 22, n = 3"
     assert literal == "literal: the loss moves at step 120, not within 100 steps, at step 132, n = 3"
     # not moved counts as 100
-    assert difference.startswith("literal at least +96 ± 16 steps against source, n = 3, p = 0.25")
-    runs["source", 0]["moved"] = None
-    assert findings(record_of("moved", ["source", "literal"], runs))[2].endswith(
-        "n = 2, p = 0.5 by sign flips, the least there can be (without 1 seed of which source did not come to it)"
+    assert difference == (
+        "literal at least +96 ± 16 steps against source, n = 3; of the logarithms n = 3, p = 0.25 by sign flips, "
+        "the least there can be"
     )
+    runs["source", 0]["moved"] = None
+    # p is of what the verdict rests on, in which the 100 steps of a run that never moved count
+    told = "n = 2 (without 1 seed of which source did not come to it); of the logarithms n = 3, p = 0.25 by sign flips"
+    assert told in findings(record_of("moved", ["source", "literal"], runs))[2]
+    runs["literal", 2] = {"moved": None, "diverged": 60}
+    source, literal, difference, _, diverged = findings(record_of("moved", ["source", "literal"], runs))
+    assert literal == "literal: the loss moves at step 120, not within 100 steps, n = 2"
+    assert diverged == "literal with seed 2 diverged at step 60"
+
+
+def test_errors_on_more_classes_are_told_beside():
+    runs = {(arm, 0): {"errors": errors((30.0, 9.0), (28.0, 8.0))} for arm in ("larger_set", "scratch", "fine_tuned")}
+    record = record_of("difference", ["larger_set", "scratch", "fine_tuned"], runs)
+    record["arms"][0]["larger"] = True
+    compared, *_, larger = findings(record)
+    assert compared.startswith("fine tuned +0.00 / +0.00 points against scratch's 28.00 / 8.00 %")
+    assert larger == "on more classes, larger set: 28.00 / 8.00 % ten views, 30.00 / 9.00 % centre view, n = 1"
 
 
 def test_one_step_is_no_steps():

@@ -13,6 +13,7 @@ from inner_cases import every
 from alexnet_mp import claims
 from alexnet_mp.experiments import page as claim_page
 from alexnet_mp.experiments.elsewhere import ELSEWHERE
+from alexnet_mp.experiments.figures import draw_claim
 from alexnet_mp.experiments.paper_claims import CLAIMS
 from alexnet_mp.experiments.records import differences, path_of, read_records, take_records, write_record
 from alexnet_mp.recipes import ablations
@@ -82,7 +83,10 @@ def test_records_of_another_machine_are_taken_where_they_say_more(tmp_path):
     (here / "runs" / "other.json").write_text(entry)
     stays = (here / "runs" / "other.npz").read_bytes()
     files = [f"runs/{name}.{ending}" for name in ("mends", "new") for ending in ("json", "npz")]
-    assert take_records(there, here) == [path.name, path.with_suffix(".png").name, *files]
+    durable_files.replace(path.with_suffix(".png"), b"a picture that older code drew")
+    assert take_records(there, here) == [path.name, *files]
+    draw_claim(whole, tmp_path / "anew.png")
+    assert (here / path.with_suffix(".png").name).read_bytes() == (tmp_path / "anew.png").read_bytes()
     assert read_records(here) == {"lrn": [whole]} and (here / "runs" / "other.npz").read_bytes() == stays
     for name in files:
         assert (here / name).read_bytes() == (there / name).read_bytes()

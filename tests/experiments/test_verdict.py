@@ -286,9 +286,9 @@ def test_the_studys_pictures_are_the_same_ones_on_every_processor():
 def test_a_record_is_judged_among_those_that_share_its_pictures():
     """Pre-training has two sets, the other claims of the study one of them; a fuller record is another one."""
     whole = dict(of("lrn", 1.5)["data"][0], fingerprint=STUDY_PICTURES[0])
-    half, other = dict(whole, fingerprint="half"), dict(whole, fingerprint="other")
+    half, other = dict(whole, fingerprint="half", classes=5), dict(whole, fingerprint="other")
     records = {
-        "pretraining": [of("pretraining", -1.5) | {"data": [whole, half]}],
+        "pretraining": [of("pretraining", -1.5) | {"data": [half, whole]}],
         "lrn": [of("lrn", 1.5) | {"data": [whole]}],
         "links": [of("links", 1.5) | {"data": [other]}],
     }
@@ -296,7 +296,8 @@ def test_a_record_is_judged_among_those_that_share_its_pictures():
     found = verdict_of(mine, records, "nowhere")
     assert found.record is mine and (found.among, found.missing) == (15, 13)
     assert found.corrected == verdicts(records, "nowhere")["pretraining"].corrected
-    few = of("pretraining", -1.5, seeds=5) | {"data": [whole, half]}
+    assert page._here(BY_ID["pretraining"], found).endswith(" (on 5 of 10 classes)")  # where the networks are compared
+    few = of("pretraining", -1.5, seeds=5) | {"data": [half, whole]}
     assert verdict_of(few, records | {"pretraining": [mine, few]}, "nowhere").record is few
 
 
@@ -318,6 +319,7 @@ def test_times_are_ratios_and_a_run_that_never_comes_there_is_a_lower_bound():
     record["runs"][-1]["steps"] = 3000
     (found,) = outcomes(BY_ID["biases"], record)
     assert found.bound == "at least " and max(found.values) == pytest.approx(math.log(30))
+    assert found.interval and found.prediction is None  # the size isn't known
     record["runs"][0]["moved"] = None
     (found,) = outcomes(BY_ID["biases"], record)
     assert found.bound == "" and found.what.endswith("over base, never in some runs of both")
@@ -382,6 +384,13 @@ def test_literal_weights_come_out_where_every_run_learns():
     stuck["moved"] = None
     assert verdict("init", record).word == UNDECIDED and verdict("init", record).counted == "5 of 6 runs learn"
     assert verdict("init", record).n == 6
+    stuck |= {"diverged": 9}
+    del stuck["errors"]
+    found = verdict("init", record)
+    assert found.remark == "5 of 6 runs learn; literal init diverged with 1 seed" and found.n == 6
+    few = verdict("init", of("init", 0, seeds=5))  # what is shown is what is counted, not a difference of errors
+    assert (few.word, few.counted, few.n, few.remark) == (NO_VERDICT, "5 of 5 runs learn", 5, "5 of 6 seeds so far")
+    assert page._word(few) == "no verdict; 5 of 6 seeds so far"
 
 
 def test_an_average_of_five_is_tested_against_its_members():
@@ -400,7 +409,7 @@ def test_an_average_of_five_is_tested_against_its_members():
     }
     assert (
         outcomes(BY_ID["ensemble7"], seven)[0].values == pytest.approx((-1.0,))
-        and verdict("ensemble7", seven).word == NO_VERDICT
+        and verdict("ensemble7", seven).remark == "one difference, so no test"
     )
 
 
