@@ -43,6 +43,25 @@ def last_level_cache(device):
     return sum(size for level, size in found.values() if level == last) or UNKNOWN_CACHE
 
 
+def once(measure):
+    """`functools.cache` that keeps an error, too: a group whose set-up fails isn't set up again for every variant."""
+
+    @functools.cache
+    def outcome(*arguments):
+        try:
+            return measure(*arguments), None
+        except Exception as error:
+            return None, error
+
+    def found(*arguments):
+        result, error = outcome(*arguments)
+        if error is not None:
+            raise error
+        return result
+
+    return found
+
+
 def buffer_sets(bytes_, device):
     """How many sets of buffers of `bytes_` each it takes to go round three times the last cache; at least two."""
     return max(2, -(-3 * last_level_cache(device) // bytes_))

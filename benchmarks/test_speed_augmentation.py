@@ -22,6 +22,7 @@ from interleaved import (
     buffer_sets,
     clocks,
     compare,
+    once,
     provenance,
     replay,
     time_interleaved,
@@ -41,7 +42,7 @@ ROWS = [
 
 @pytest.fixture(scope="module")
 def measured():
-    return functools.cache(measure)
+    return once(measure)
 
 
 @pytest.mark.benchmark(timer=REPLAY)

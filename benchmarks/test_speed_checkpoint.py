@@ -9,7 +9,6 @@ takes of the time: the snapshot, and what these steps lose. `copy` clones the sa
 that a snapshot can take; % of a copy is in that. The files go through the page cache and are synced, in pytest's
 temporary directory."""
 
-import functools
 import random
 import time
 from types import SimpleNamespace
@@ -18,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from interleaved import REPLAY, clocks, compare, provenance, replay, rounds_in
+from interleaved import REPLAY, clocks, compare, once, provenance, replay, rounds_in
 
 from alexnet_mp import TwoTowerAlexNet, paper
 from alexnet_mp.data.pixel_statistics import Statistics
@@ -39,7 +38,7 @@ INTERVAL = 600  # seconds
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
-    return functools.cache(lambda batch, rounds: measure(batch, rounds, tmp_path_factory.mktemp("checkpoints")))
+    return once(lambda batch, rounds: measure(batch, rounds, tmp_path_factory.mktemp("checkpoints")))
 
 
 @pytest.mark.benchmark(timer=REPLAY)

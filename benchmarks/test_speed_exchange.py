@@ -9,11 +9,9 @@ without overlap. On one GPU these two carry to the same device, on a CPU they ca
 products instead of one cost, and no figure of two GPUs.
 """
 
-import functools
-
 import pytest
 import torch
-from interleaved import REPLAY, clocks, compare, provenance, replay, time_interleaved
+from interleaved import REPLAY, clocks, compare, once, provenance, replay, time_interleaved
 
 from alexnet_mp import TwoTowerAlexNet, paper
 from alexnet_mp.recipes import shapes
@@ -27,7 +25,7 @@ SEED = 0
 
 @pytest.fixture(scope="module")
 def measured():
-    return functools.cache(measure)
+    return once(measure)
 
 
 @pytest.mark.benchmark(timer=REPLAY)

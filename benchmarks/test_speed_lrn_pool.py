@@ -32,6 +32,7 @@ from interleaved import (
     clocks,
     compare,
     last_level_cache,
+    once,
     provenance,
     replay,
     time_interleaved,
@@ -118,7 +119,7 @@ def pytest_generate_tests(metafunc):
 @pytest.fixture(scope="session")
 def measured():
     """A function: case, rounds, variants -> the `Measurement`, taken once."""
-    return functools.cache(Measurement)
+    return once(Measurement)
 
 
 @pytest.mark.benchmark(timer=REPLAY)

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from interleaved import REPLAY, clocks, compare, provenance, replay, rounds_in, time_interleaved
+from interleaved import REPLAY, clocks, compare, once, provenance, replay, rounds_in, time_interleaved
 from PIL import Image
 
 from alexnet_mp import TwoTowerAlexNet, paper, prepare, source2012
@@ -62,7 +62,7 @@ def picture(random, size=256):
 
 @pytest.fixture(scope="module")
 def measured(sets):
-    return functools.cache(functools.partial(measure, sets)), functools.cache(functools.partial(measure_steps, sets))
+    return once(functools.partial(measure, sets)), once(functools.partial(measure_steps, sets))
 
 
 @pytest.mark.benchmark(timer=REPLAY)

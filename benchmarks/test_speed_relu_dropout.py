@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from alexnet_mp.kernels import reference, relu_dropout
 from baselines import absence
-from interleaved import REPLAY, CopyRoof, buffer_sets, clocks, compare, provenance, replay, time_interleaved
+from interleaved import REPLAY, CopyRoof, buffer_sets, clocks, compare, once, provenance, replay, time_interleaved
 from passes import gradients, passes_on
 
 from alexnet_mp import paper
@@ -33,7 +33,7 @@ ROWS = [
 
 @pytest.fixture(scope="module")
 def measured():
-    return functools.cache(measure)
+    return once(measure)
 
 
 @pytest.mark.benchmark(timer=REPLAY)

@@ -9,13 +9,12 @@ two GPUs `one-process` and `towers-apart` have a tower on each, the pairs a GPU 
 the whole step of all processes, CUDA graphs are off.
 """
 
-import functools
 import statistics
 from contextlib import ExitStack, closing
 
 import pytest
 import torch
-from interleaved import REPLAY, clocks, compare, provenance, replay, time_interleaved
+from interleaved import REPLAY, clocks, compare, once, provenance, replay, time_interleaved
 from jobs import Job
 
 # {place: {variant: (devices of each process, threads of each)}}
@@ -38,7 +37,7 @@ VARIANTS = tuple(PLACES["cpu"])
 
 @pytest.fixture(scope="module")
 def measured():
-    return functools.cache(measure)
+    return once(measure)
 
 
 @pytest.mark.benchmark(timer=REPLAY)

@@ -20,6 +20,7 @@ from interleaved import (
     clocks,
     compare,
     last_level_cache,
+    once,
     provenance,
     replay,
     time_interleaved,
@@ -40,7 +41,7 @@ ROWS = [
 
 @pytest.fixture(scope="module")
 def measured():
-    return functools.cache(measure)
+    return once(measure)
 
 
 @pytest.mark.benchmark(timer=REPLAY)

@@ -9,14 +9,13 @@ the CPU, the larger network has no second device to save time with. `two-process
 and a core for each tower, against one process on one core; `two-gpu-processes` is that on two GPUs, a process each.
 """
 
-import functools
 import math
 import statistics
 from contextlib import ExitStack, closing
 
 import pytest
 import torch
-from interleaved import REPLAY, clocks, compare, provenance, replay, time_interleaved
+from interleaved import REPLAY, clocks, compare, once, provenance, replay, time_interleaved
 from jobs import RATE, Job
 
 from alexnet_mp import TwoTowerAlexNet, paper
@@ -33,7 +32,7 @@ VARIANTS = ("two-towers", "one-gpu")
 
 @pytest.fixture(scope="module")
 def measured():
-    return functools.cache(measure)
+    return once(measure)
 
 
 @pytest.mark.benchmark(timer=REPLAY)

@@ -28,9 +28,10 @@ from .dispatch import compiled, description, resolve
 
 NORMS, RELUS, TIES = ("none", "lrn", "spatial"), ("none", "before", "after"), ("first", "all")
 # What a GPU's approximations may add to d^(-3/4), relative (PTX ISA). CUDA: 3/2 of 2^-22.9 from d^(-1/2), and 2^-23
-# from its root. Triton: 2^-22.9 from d^(-3/4), and half of 2^-23 from the root before; a gradient's division adds two
-# units, 2^-22.
+# from its root; a gradient's d^(-7/4) has that root twice more, squared. Triton: 2^-22.9 from d^(-3/4), and half of
+# 2^-23 from the root before; a gradient's division adds two units, 2^-22.
 CUDA_APPROXIMATION = 1.5 * 2**-22.9 + 2**-23
+CUDA_SQUARE = 2 * 2**-22.9
 TRITON_APPROXIMATION = 2**-22.9 + 2**-24
 TRITON_DIVISION = 2**-22
 # So that the place in a window, and "nowhere", fit in a byte. Triton compiles a kernel in which every cell of the
@@ -44,7 +45,7 @@ def approximation(implementation: str, device: torch.device | str) -> tuple[floa
     if torch.device(device).type != "cuda":
         return 0.0, 0.0
     triton = TRITON_APPROXIMATION, TRITON_APPROXIMATION + TRITON_DIVISION
-    cuda = tuple(max(CUDA_APPROXIMATION, other) for other in triton)
+    cuda = tuple(map(max, (CUDA_APPROXIMATION, CUDA_APPROXIMATION + CUDA_SQUARE), triton))
     return {"cuda": cuda, "triton": triton}.get(implementation, (0.0, 0.0))
 
 

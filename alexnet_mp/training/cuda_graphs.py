@@ -9,6 +9,7 @@ import gc
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Literal, TypeVar
+from warnings import catch_warnings
 
 import torch
 
@@ -74,17 +75,18 @@ class CudaGraphs:
             with torch.cuda.graph(graph, pool=pool[device], stream=stream, capture_error_mode="thread_local"):
                 result = function()
         except BaseException:
-            self._give_back(graph, pool[device], device)
+            self._give_back(graph, pool[device], device, stream)
             raise
         return graph, result
 
     @staticmethod
-    def _give_back(graph, pool, device):
+    def _give_back(graph, pool, device, stream):
         """What a capture holds that CUDA refused to end.
 
-        torch before 2.13 leaves its allocator as within a capture, and memory that other streams have read
-        (`record_stream`) would never be used again; before 2.14 the memory of the pool is held for ever (pytorch pull
-        requests 180395, 190348)."""
+        torch leaves its generator as within a capture, and every later draw outside of one would fail; a capture that
+        ends well, though of nothing, sets it right. torch before 2.13 leaves its allocator as within a capture, and
+        memory that other streams have read (`record_stream`) would never be used again; before 2.14 the memory of the
+        pool is held for ever (pytorch pull requests 180395, 190348)."""
         with suppress(RuntimeError):
             graph.pool()
             return  # it has ended: the graph gives back all of it
@@ -93,6 +95,9 @@ class CudaGraphs:
         if torch.__version__ < "2.14":
             with suppress(RuntimeError):
                 torch._C._cuda_releasePool(device.index, pool)
+        with suppress(RuntimeError), catch_warnings(action="ignore"):  # it warns of an empty graph
+            with torch.cuda.graph(torch.cuda.CUDAGraph(), stream=stream, capture_error_mode="thread_local"):
+                pass
 
 
 class Tape:

@@ -12,6 +12,7 @@ from checked_devices import needs_kernels
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 sys.path.append(str(BENCHMARKS))
+import interleaved
 import record
 import selection
 import test_speed_augmentation as augmentation
@@ -163,12 +164,53 @@ def test_a_step(forbidden, monkeypatch):
     checked, small = [], change_layers(paper(), "fc6", "fc7", maps=8)
     monkeypatch.setattr(step, "DEVICE", CPU)
     monkeypatch.setattr(step, "paper", lambda: small)
-    monkeypatch.setattr(step, "check_answers", lambda images, labels, asked: checked.append(asked))
+    monkeypatch.setattr(step, "check_answers", lambda images, labels, asked: checked.append(asked) or {})
     forbidden(step, "EagerTowers", "without_norms_and_towers", "DefaultAllocator")
     forbidden(step.torch, "compile")
     forbidden(step.TwoTowerAlexNet, "merge")
-    seconds, found, _ = step.measure("fp32", 1, ("towers", "graphs"), 1)
+    seconds, found, _, wrong = step.measure("fp32", 1, ("towers", "graphs"), 1)
     assert list(seconds) == list(found) == ["towers"] and checked == [("towers", "graphs")]  # graphs need a GPU
+    assert not wrong
+
+
+def test_a_group_that_fails_is_set_up_once():
+    calls = []
+
+    def measure(case):
+        calls.append(case)
+        return 1 / case
+
+    measured = interleaved.once(measure)
+    assert measured(2) == measured(2) == 0.5
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError):
+            measured(0)
+    assert calls == [2, 0]
+
+
+@pytest.mark.run
+def test_what_fails_in_one_way_of_a_step_is_told_by_that_one_alone(monkeypatch):
+    """Wrong answers, a network that can't be built, a step that fails."""
+    small, built = change_layers(paper(), "fc6", "fc7", maps=8), step.build
+    monkeypatch.setattr(step, "DEVICE", CPU)
+    monkeypatch.setattr(step, "paper", lambda: small)
+
+    def build(name, *arguments):
+        if name == "graphs":
+            raise RuntimeError("cannot be captured")
+        made = built(name, *arguments)
+        if name == "merged":
+            monkeypatch.setattr(made, "step", lambda: 1 / 0)
+        return made
+
+    monkeypatch.setattr(step, "build", build)
+    monkeypatch.setattr(step.EagerTowers, "take", lambda self, towers: self)  # other weights than ours
+    seconds, _, _, wrong = step.measure("fp32", 1, ("towers", "graphs", "eager"), 1)
+    assert list(seconds) == ["eager"] and set(wrong) == {"towers", "graphs"} and "a loss of" in str(wrong["towers"])
+    monkeypatch.setattr(step, "check_answers", lambda *_: {})
+    seconds, _, _, wrong = step.measure("fp32", 1, ("towers", "graphs", "merged"), 1)
+    assert list(seconds) == ["towers"] and str(wrong["graphs"]) == "cannot be captured"
+    assert isinstance(wrong["merged"], ZeroDivisionError)
 
 
 @pytest.mark.run

@@ -83,7 +83,7 @@ def test_only_a_gpu_approximates():
     assert lrn_pool.approximation("triton", "cpu") == lrn_pool.approximation("reference", "cuda:0") == (0.0, 0.0)
     for implementation in ("cuda", "triton"):
         output, gradient = lrn_pool.approximation(implementation, "cuda:1")
-        assert 2**-23 < output <= gradient < 4 * 2**-23
+        assert 2**-23 < output <= gradient < 5 * 2**-23
 
 
 @both_formats
@@ -251,10 +251,16 @@ def test_any_strides(implementation, operation):
 
 
 @pytest.mark.run
-@every("pool, stride", [(2, 2), (3, 1), (3, 3), (4, 3), (5, 2), (15, 1), (1, 1)])
+@pytest.mark.parametrize(  # a GPU compiles each anew, the largest for longest: two workers share them out
+    "windows", [[(2, 2), (3, 1), (3, 3), (4, 3)], [(5, 2), (15, 1), (1, 1)]], ids=["small", "large"]
+)
 @every("ties", ["first", "all"])
-def test_other_windows(implementation, pool, stride, ties):
-    kernels, device = implementation
+def test_other_windows(implementation, windows, ties):
+    for pool, stride in windows:
+        check_window(*implementation, pool, stride, ties)
+
+
+def check_window(kernels, device, pool, stride, ties):
     if pool > lrn_pool.LARGEST_POOL[kernels]:
         with pytest.raises(ValueError, match=f"pool is {pool}.*at most {lrn_pool.LARGEST_POOL[kernels]}"):
             lrn_max_pool(torch.zeros(1, 1, 16, 17, device=device), alpha=1e-4, pool=pool, kernels=kernels)

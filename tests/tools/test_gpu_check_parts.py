@@ -11,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from inner_cases import every
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "tools"))
@@ -288,3 +289,22 @@ def test_a_run_has_to_learn(errors, code, status, tmp_path, monkeypatch):
     (tmp_path / "out").mkdir()
     assert facts.train(str(tmp_path / "run"), str(tmp_path / "out"), ["--gpus", "0"]) == status
     assert (tmp_path / "out" / "metrics.jsonl").exists()
+
+
+LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8")
+
+
+@every(
+    "device, rows, said",
+    [
+        ("cuda:0", dict.fromkeys(LAYERS, 0.5), ""),
+        ("cpu", dict.fromkeys(LAYERS, 0.5), "cuda:0: no table"),
+        ("cuda:0", dict.fromkeys(LAYERS[1:], 0.5), "cuda:0: no milliseconds of conv1"),
+        ("cuda:0", dict.fromkeys(LAYERS, 0.5) | {"fc8": 0.0}, "cuda:0: no milliseconds of fc8"),
+    ],
+)
+def test_a_profile_has_every_layer(device, rows, said, tmp_path, capsys):
+    found = [{"row": name, "forward_ms": ms, "backward_ms": 1.0} for name, ms in rows.items()]
+    (tmp_path / "profile.json").write_text(json.dumps({"tables": [{"device": device, "rows": found}]}))
+    assert facts.profiled(tmp_path / "profile.json", "0,0") == (not said)
+    assert capsys.readouterr().out.strip() == said

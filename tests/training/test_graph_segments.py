@@ -230,6 +230,37 @@ def test_updates_are_captured_on_a_stream_of_their_own(streams, monkeypatch):  #
     assert [used[0], used[4]] == [*graphs.streams.values()]  # those of the eager steps before, with cuBLAS's workspaces
 
 
+def test_after_a_refused_capture_one_of_nothing_ends_well(streams, monkeypatch):  # noqa: F811
+    """Of which torch's generator learns that no capture goes on."""
+    ended = []
+
+    class Refused:
+        def __init__(self, graph, pool=None, stream=None, capture_error_mode=""):
+            self.of = pool, stream, capture_error_mode
+
+        def __enter__(self):
+            pass
+
+        def __exit__(self, *_):
+            ended.append(self.of)
+            if len(ended) == 1:
+                raise RuntimeError("operation not permitted when stream is capturing")
+
+    class Graph:
+        def pool(self):
+            raise RuntimeError("it has not ended")
+
+    monkeypatch.setattr(torch.cuda, "graph", Refused)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    for name in ("_cuda_endAllocateToPool", "_cuda_releasePool"):
+        monkeypatch.setattr(torch._C, name, lambda *_: None, raising=False)
+    graphs = cuda_graphs.CudaGraphs(TWO)
+    with pytest.raises(RuntimeError, match="not permitted"):
+        graphs.capture(list, {TWO[1]: "pool"}, TWO[1])
+    stream = graphs.streams[TWO[1]]
+    assert ended == [("pool", stream, "thread_local"), (None, stream, "thread_local")]
+
+
 def test_of_many_trainings_in_a_process_no_two_uses_share_a_stream(streams, monkeypatch):  # noqa: F811
     """A capture would hold what the thread that works ahead launches, or what crosses, if it were on their stream."""
     monkeypatch.setattr(gc, "collect", lambda: None)  # it takes a while

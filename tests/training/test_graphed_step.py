@@ -272,7 +272,8 @@ def test_a_graph_reads_no_copy_before_it_has_arrived(monkeypatch):
 
 @needs_gpu
 def test_a_refused_capture_on_a_gpu_leaves_the_same_numbers(monkeypatch, capsys):
-    """A step that waits for the device can't be captured. Memory that other streams read is used again afterwards."""
+    """A step that waits for the device can't be captured. Memory that other streams read is used again afterwards, and
+    torch's generator draws as before."""
     pair = Pair(small(), (CUDA, CUDA), must=False)
     pair.set_rates()
     function = pair.graphed.step.forward_and_backward
@@ -281,6 +282,10 @@ def test_a_refused_capture_on_a_gpu_leaves_the_same_numbers(monkeypatch, capsys)
     )
     pair.train(*[4] * (WARM_UP + 3))
     assert pair.graphed.given_up and "WARNING" in capsys.readouterr().out
+    torch.cuda.manual_seed(0)
+    drawn = torch.rand(3, device=CUDA)
+    torch.cuda.manual_seed(0)
+    assert torch.equal(torch.rand(3, device=CUDA), drawn)
     other, sizes = torch.cuda.Stream(CUDA), []
     for _ in range(20):
         tensor = torch.empty(2**24, dtype=torch.uint8, device=CUDA)

@@ -6,7 +6,8 @@ python -m gpu_check.facts built               the status is 0 if there are CUDA 
 python -m gpu_check.facts roof FILE           what a copy and products reach on the first device
 python -m gpu_check.facts resources FILE      registers, stack, shared memory, instructions of the CUDA kernels
 python -m gpu_check.facts train RUN FOLDER ...  a training run with these arguments, its metrics into FOLDER; it
-                                              fails where nothing was learned
+                                              fails where nothing was learned, and with --profile where
+                                              milliseconds of a device are missing
 """
 
 import argparse
@@ -165,15 +166,31 @@ def _cuobjdump(*arguments):
 def train(run, folder, arguments):
     signal.signal(signal.SIGINT, lambda *_: None)  # the run gets it too; it finishes its step, and saves
     code = subprocess.run([sys.executable, "-m", "alexnet_mp.train", "--out", run, *arguments]).returncode
-    for name in ("metrics.jsonl", "run.json"):
+    for name in ("metrics.jsonl", "run.json", "profile.json"):
         if (Path(run) / name).exists():
             shutil.copy(Path(run) / name, folder)
+    if code == 0 and "--profile" in arguments:
+        return 0 if profiled(Path(run) / "profile.json", arguments[arguments.index("--gpus") + 1]) else 1
     if code or "--steps" in arguments:  # a run that is cut short is not tested
         return code
     lines = [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     errors = [line["top1_error"] for line in lines if line["kind"] == "val"]
     print(f"top-1 errors of the epochs: {errors}")
     return 0 if errors and errors[-1] <= LEARNED else 1
+
+
+def profiled(path, gpus):
+    """Whether a profile has a table of every device, with milliseconds of both passes of every layer."""
+    tables = {table["device"]: table["rows"] for table in json.loads(path.read_text(encoding="utf-8"))["tables"]}
+    wanted = {name if name == "cpu" else f"cuda:{name}" for name in gpus.split(",")}
+    wrong = [f"{device}: no table" for device in sorted(wanted - tables.keys())]
+    for device, rows in tables.items():
+        found = {row["row"]: row for row in rows}
+        for name in (*(f"conv{number}" for number in range(1, 6)), "fc6", "fc7", "fc8"):
+            if not (name in found and found[name]["forward_ms"] and found[name]["backward_ms"]):
+                wrong.append(f"{device}: no milliseconds of {name}")
+    print(*wrong, sep="\n")
+    return not wrong
 
 
 def main():

@@ -139,6 +139,7 @@ def table():
         speed(
             "pipeline", "what feeding costs a step", "test_speed_pipeline and cuda", "--rounds", "5", guess=(150, 400)
         ),
+        train("profile", "whether each layer's launches are found", "0", "--profile", "3", "--steps", "8", seconds=40),
         *(
             tests(
                 f"tests-{path.stem.removeprefix('test_')}",
