@@ -12,6 +12,7 @@ import random
 import statistics
 import subprocess
 import time
+import traceback
 from importlib import metadata
 from pathlib import Path
 
@@ -51,7 +52,7 @@ def once(measure):
         try:
             return measure(*arguments), None
         except Exception as error:
-            return None, error
+            return None, bare(error)
 
     def found(*arguments):
         result, error = outcome(*arguments)
@@ -60,6 +61,13 @@ def once(measure):
         return result
 
     return found
+
+
+def bare(error):
+    """An error to be kept: its traceback is a note, since the frames would keep all that a group had made alive."""
+    error.add_note("".join(traceback.format_exception(error)))
+    error.__cause__ = error.__context__ = None
+    return error.with_traceback(None)
 
 
 def buffer_sets(bytes_, device):

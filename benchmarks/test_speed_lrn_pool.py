@@ -28,6 +28,7 @@ from cudnn_lrn import CudnnLRNPool
 from interleaved import (
     REPLAY,
     CopyRoof,
+    bare,
     buffer_sets,
     clocks,
     compare,
@@ -149,7 +150,7 @@ class Measurement:
             except Absent as reason:
                 self.absent[name] = str(reason)
             except Exception as error:  # told by this variant's own test; the others go on
-                self.wrong[name] = error
+                self.wrong[name] = bare(error)
         before = clocks(case.device)
         self.seconds, self.wall = time_interleaved(variants, case.device, rounds, seed=SEED)
         for steps in (*self.seconds.values(), *self.wall.values()):

@@ -185,7 +185,7 @@ def _here(claim, verdict):
     sets = [data["description"].partition(":")[0].removeprefix("prepared set ") for data in verdict.record["data"]]
     if verdict.of_study:  # of several sets the compared arms' is the first
         classes = [data["classes"] for data in verdict.record["data"]]
-        return here if len(sets) == 1 else f"{here} (on {classes[0]} of {max(classes)} classes)"
+        return here if len(sets) == 1 else f"{here} (on {classes[0]} classes, pre-training on {max(classes)})"
     return f"{here} (on {', '.join(sets)})"
 
 

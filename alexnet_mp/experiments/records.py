@@ -149,13 +149,13 @@ def take_records(source: str | Path, folder: str | Path) -> list[str]:
     for path in taken:
         target = Path(folder) / path.relative_to(source)
         target.parent.mkdir(parents=True, exist_ok=True)
+        if path.parent == Path(source) and path.suffix == ".json":  # a record never lies there without its picture
+            draw_claim(_read(path), target.with_suffix(".png"))
         durable_files.replace(target, path.read_bytes())
     new = {path.stem for path in taken if path.suffix == ".npz"}
     for path in sorted(Path(folder).glob("*.json")):  # new ones, and those that show kernels which are here by now
         record = _read(path)
         runs = {Path(run["directory"]).name for run in record["runs"]} if record else set()
-        if Path(source) / path.name in taken:
-            draw_claim(record, path.with_suffix(".png"))
         if Path(source) / path.name in taken or runs & new:
             _draw_kernels(record, path)
     return [str(path.relative_to(source)) for path in taken]

@@ -277,7 +277,7 @@ def _counted_starts(claim, record):
     counted = f"{learned} of {len(runs)} runs learn"
     word, remark = COMES_OUT if learned == len(runs) else OPPOSITE if not learned else UNDECIDED, counted
     if len(runs) < SEEDS:
-        word, remark = NO_VERDICT, f"{len(runs)} of {SEEDS} seeds so far"
+        word, remark = NO_VERDICT, f"{len(runs)} of {SEEDS} seeds so far" if _of_plan(claim, record) else TOO_FEW
     return Verdict(word, found, remark=_joined(remark, *lost), record=record, counted=counted, n=len(runs))
 
 
@@ -304,7 +304,7 @@ def _study(records):
 
 def _of_plan(claim, record):
     """Whether a record is one that claims/desk-study.md plans, with so many seeds."""
-    planned = claim.id in (*STUDY, *EXTRAS) and _as_planned(claim, record)
+    planned = claim.id in (*STUDY, *EXTRAS, "init") and _as_planned(claim, record)
     return planned and STUDY_PICTURES[0] in pictures(record)
 
 

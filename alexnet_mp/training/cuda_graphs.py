@@ -75,16 +75,17 @@ class CudaGraphs:
             with torch.cuda.graph(graph, pool=pool[device], stream=stream, capture_error_mode="thread_local"):
                 result = function()
         except BaseException:
-            self._give_back(graph, pool[device], device, stream)
+            self._give_back(graph, pool[device], device)
             raise
         return graph, result
 
     @staticmethod
-    def _give_back(graph, pool, device, stream):
+    def _give_back(graph, pool, device):
         """What a capture holds that CUDA refused to end.
 
         torch leaves its generator as within a capture, and every later draw outside of one would fail; a capture that
-        ends well, though of nothing, sets it right. torch before 2.13 leaves its allocator as within a capture, and
+        ends well, though of nothing, sets it right, on a stream of its own, since dropping it frees what living graphs
+        of its stream need (`__init__`). torch before 2.13 leaves its allocator as within a capture, and
         memory that other streams have read (`record_stream`) would never be used again; before 2.14 the memory of the
         pool is held for ever (pytorch pull requests 180395, 190348)."""
         with suppress(RuntimeError):
@@ -96,6 +97,7 @@ class CudaGraphs:
             with suppress(RuntimeError):
                 torch._C._cuda_releasePool(device.index, pool)
         with suppress(RuntimeError), catch_warnings(action="ignore"):  # it warns of an empty graph
+            stream = stream_for(device, "captures of nothing")
             with torch.cuda.graph(torch.cuda.CUDAGraph(), stream=stream, capture_error_mode="thread_local"):
                 pass
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
@@ -174,18 +175,19 @@ def test_a_step(forbidden, monkeypatch):
 
 
 def test_a_group_that_fails_is_set_up_once():
-    calls = []
+    calls, made = [], []
 
     def measure(case):
         calls.append(case)
-        return 1 / case
+        made.append(weakref.ref(big := torch.zeros(9)))
+        return float(big[0]) + 1 / case
 
     measured = interleaved.once(measure)
     assert measured(2) == measured(2) == 0.5
     for _ in range(2):
         with pytest.raises(ZeroDivisionError):
             measured(0)
-    assert calls == [2, 0]
+    assert calls == [2, 0] and not any(one() is not None for one in made)  # nor does its error keep what it had made
 
 
 @pytest.mark.run
@@ -207,6 +209,13 @@ def test_what_fails_in_one_way_of_a_step_is_told_by_that_one_alone(monkeypatch):
     monkeypatch.setattr(step.EagerTowers, "take", lambda self, towers: self)  # other weights than ours
     seconds, _, _, wrong = step.measure("fp32", 1, ("towers", "graphs", "eager"), 1)
     assert list(seconds) == ["eager"] and set(wrong) == {"towers", "graphs"} and "a loss of" in str(wrong["towers"])
+    monkeypatch.setattr(step.TwoTowerAlexNet, "merge", lambda self: 1 / 0)
+    _, _, _, wrong = step.measure("fp32", 1, ("merged", "eager"), 1)
+    assert isinstance(wrong["merged"], ZeroDivisionError) and "Traceback" in wrong["merged"].__notes__[0]
+    monkeypatch.undo()
+    monkeypatch.setattr(step, "DEVICE", CPU)
+    monkeypatch.setattr(step, "paper", lambda: small)
+    monkeypatch.setattr(step, "build", build)
     monkeypatch.setattr(step, "check_answers", lambda *_: {})
     seconds, _, _, wrong = step.measure("fp32", 1, ("towers", "graphs", "merged"), 1)
     assert list(seconds) == ["towers"] and str(wrong["graphs"]) == "cannot be captured"

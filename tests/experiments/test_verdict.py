@@ -296,7 +296,7 @@ def test_a_record_is_judged_among_those_that_share_its_pictures():
     found = verdict_of(mine, records, "nowhere")
     assert found.record is mine and (found.among, found.missing) == (15, 13)
     assert found.corrected == verdicts(records, "nowhere")["pretraining"].corrected
-    assert page._here(BY_ID["pretraining"], found).endswith(" (on 5 of 10 classes)")  # where the networks are compared
+    assert page._here(BY_ID["pretraining"], found).endswith(" (on 5 classes, pre-training on 10)")
     few = of("pretraining", -1.5, seeds=5) | {"data": [half, whole]}
     assert verdict_of(few, records | {"pretraining": [mine, few]}, "nowhere").record is few
 
@@ -388,9 +388,12 @@ def test_literal_weights_come_out_where_every_run_learns():
     del stuck["errors"]
     found = verdict("init", record)
     assert found.remark == "5 of 6 runs learn; literal init diverged with 1 seed" and found.n == 6
-    few = verdict("init", of("init", 0, seeds=5))  # what is shown is what is counted, not a difference of errors
+    few = of("init", 0, seeds=5)
+    few["data"][0]["fingerprint"] = STUDY_PICTURES[0]
+    few = verdict("init", few)  # what is shown is what is counted, not a difference of errors
     assert (few.word, few.counted, few.n, few.remark) == (NO_VERDICT, "5 of 5 runs learn", 5, "5 of 6 seeds so far")
     assert page._word(few) == "no verdict; 5 of 6 seeds so far"
+    assert verdict("init", of("init", 0, seeds=3) | {"base": "mini"}).remark == "too few seeds"
 
 
 def test_an_average_of_five_is_tested_against_its_members():

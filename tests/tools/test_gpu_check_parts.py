@@ -168,6 +168,7 @@ NEEDED = {"jinja2", "matplotlib", "mpmath", "numpy", "pillow", "pydantic"} | {
 def project(folder, *dependencies):
     folder.mkdir(exist_ok=True)
     (folder / "pyproject.toml").write_text(
+        '[build-system]\nrequires = ["setuptools>=60.1"]\n'
         f"[project]\ndependencies = {json.dumps(['numpy>=2', *dependencies])}\n"
         '[project.optional-dependencies]\ngpu = []\ntest = ["pytest>=8"]\n'
     )
@@ -183,6 +184,9 @@ def test_missing_packages_are_named_with_the_way_to_bring_them(tmp_path, monkeyp
     with pytest.raises(results.Refused, match="not installed: pydantic-of-mine, and nothing starts ") as refused:
         packages.bring(project(tmp_path, "faiss-cuda-of-mine>=1", "pydantic-of-mine"))
     assert str(refused.value).endswith("--wheels WHEELS") and "faiss" not in str(refused.value)
+    monkeypatch.setattr(packages.metadata, "version", {"setuptools": "59.8.0"}.__getitem__)
+    with pytest.raises(results.Refused, match="not installed: setuptools, and nothing starts "):
+        packages.bring(project(tmp_path))
 
 
 def test_what_a_machine_of_torch_needs_is_chosen_and_all_else_is_said_to_be_lost():
@@ -295,16 +299,20 @@ LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8")
 
 
 @every(
-    "device, rows, said",
+    "device, towers, rows, said",
     [
-        ("cuda:0", dict.fromkeys(LAYERS, 0.5), ""),
-        ("cpu", dict.fromkeys(LAYERS, 0.5), "cuda:0: no table"),
-        ("cuda:0", dict.fromkeys(LAYERS[1:], 0.5), "cuda:0: no milliseconds of conv1"),
-        ("cuda:0", dict.fromkeys(LAYERS, 0.5) | {"fc8": 0.0}, "cuda:0: no milliseconds of fc8"),
+        ("cuda:0", "ab", dict.fromkeys(LAYERS, 0.5), ""),
+        ("cuda:0", "b", dict.fromkeys(LAYERS[:-1], 0.5), ""),
+        ("cpu", "ab", dict.fromkeys(LAYERS, 0.5), "cuda:0: no table"),
+        ("cuda:0", "ab", dict.fromkeys(LAYERS[1:], 0.5), "cuda:0: no milliseconds of conv1"),
+        ("cuda:0", "a", dict.fromkeys(LAYERS, 0.5) | {"fc8": 0.0}, "cuda:0: no milliseconds of fc8"),
     ],
 )
-def test_a_profile_has_every_layer(device, rows, said, tmp_path, capsys):
+def test_a_profile_has_every_layer(device, towers, rows, said, tmp_path, capsys):
+    assert not facts.profiled(tmp_path / "profile.json", "0,0") and "no profile" in capsys.readouterr().out
     found = [{"row": name, "forward_ms": ms, "backward_ms": 1.0} for name, ms in rows.items()]
-    (tmp_path / "profile.json").write_text(json.dumps({"tables": [{"device": device, "rows": found}]}))
+    (tmp_path / "profile.json").write_text(
+        json.dumps({"tables": [{"device": device, "rows": found, "towers": towers}]})
+    )
     assert facts.profiled(tmp_path / "profile.json", "0,0") == (not said)
     assert capsys.readouterr().out.strip() == said

@@ -231,7 +231,7 @@ def test_updates_are_captured_on_a_stream_of_their_own(streams, monkeypatch):  #
 
 
 def test_after_a_refused_capture_one_of_nothing_ends_well(streams, monkeypatch):  # noqa: F811
-    """Of which torch's generator learns that no capture goes on."""
+    """Of which torch's generator learns that no capture goes on; dropped, it breaks no graph of the other's stream."""
     ended = []
 
     class Refused:
@@ -257,8 +257,9 @@ def test_after_a_refused_capture_one_of_nothing_ends_well(streams, monkeypatch):
     graphs = cuda_graphs.CudaGraphs(TWO)
     with pytest.raises(RuntimeError, match="not permitted"):
         graphs.capture(list, {TWO[1]: "pool"}, TWO[1])
-    stream = graphs.streams[TWO[1]]
-    assert ended == [("pool", stream, "thread_local"), (None, stream, "thread_local")]
+    (first, second) = ended
+    assert first == ("pool", graphs.streams[TWO[1]], "thread_local") and second[::2] == (None, "thread_local")
+    assert second[1].device == TWO[1] and second[1] not in (graphs.streams[TWO[1]], graphs.update_streams[TWO[1]])
 
 
 def test_of_many_trainings_in_a_process_no_two_uses_share_a_stream(streams, monkeypatch):  # noqa: F811

@@ -180,13 +180,18 @@ def train(run, folder, arguments):
 
 
 def profiled(path, gpus):
-    """Whether a profile has a table of every device, with milliseconds of both passes of every layer."""
-    tables = {table["device"]: table["rows"] for table in json.loads(path.read_text(encoding="utf-8"))["tables"]}
+    """Whether a profile has a table of every device, with milliseconds of both passes of every layer; fc8 is tower
+    a's."""
+    if not path.exists():
+        print("no profile was written")
+        return False
+    tables = {table["device"]: table for table in json.loads(path.read_text(encoding="utf-8"))["tables"]}
     wanted = {name if name == "cpu" else f"cuda:{name}" for name in gpus.split(",")}
     wrong = [f"{device}: no table" for device in sorted(wanted - tables.keys())]
-    for device, rows in tables.items():
-        found = {row["row"]: row for row in rows}
-        for name in (*(f"conv{number}" for number in range(1, 6)), "fc6", "fc7", "fc8"):
+    for device, table in tables.items():
+        found = {row["row"]: row for row in table["rows"]}
+        layers = (*(f"conv{number}" for number in range(1, 6)), "fc6", "fc7")
+        for name in (*layers, "fc8") if "a" in table["towers"] else layers:
             if not (name in found and found[name]["forward_ms"] and found[name]["backward_ms"]):
                 wrong.append(f"{device}: no milliseconds of {name}")
     print(*wrong, sep="\n")

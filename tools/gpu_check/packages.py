@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from importlib import metadata
 
 from .results import Refused
 
@@ -41,12 +42,22 @@ def importable(module):
 
 
 def missing(root):
-    """The names of packages, in pyproject.toml's order."""
+    """The names of packages, in pyproject.toml's order; setuptools last, if it is too old to build with."""
     importlib.invalidate_caches()
-    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    file = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
+    project, build = file["project"], " ".join(file["build-system"]["requires"])
     extras = project["optional-dependencies"]
     names = [re.match(r"[\w.-]+", text)[0] for text in (*project["dependencies"], *extras["gpu"], *extras["test"])]
-    return [name for name in names if not importable(MODULES.get(name, name.replace("-", "_")))]
+    absent = [name for name in names if not importable(MODULES.get(name, name.replace("-", "_")))]
+    return absent + (["setuptools"] if _setuptools() < int(re.search(r"setuptools>=(\d+)", build)[1]) else [])
+
+
+def _setuptools():
+    """Its version's first number, 0 where it isn't there."""
+    try:
+        return int(metadata.version("setuptools").partition(".")[0])
+    except metadata.PackageNotFoundError:
+        return 0
 
 
 def bring(root, wheels=None):
@@ -64,6 +75,7 @@ def bring(root, wheels=None):
                 "pip",
                 "install",
                 "--quiet",
+                "--upgrade",  # of setuptools, which may be too old
                 "--disable-pip-version-check",
                 "--no-index",
                 "--find-links",
