@@ -1,9 +1,12 @@
 """What the picture of each kind of claim shows, read off matplotlib's objects: the records are made by hand."""
 
+import io
 import math
 
+import numpy as np
 import pytest
 from inner_cases import every
+from PIL import Image
 
 from alexnet_mp.experiments.drawing import FAINT, say_scale
 from alexnet_mp.experiments.figures import draw_claim, figure_of
@@ -175,6 +178,18 @@ def test_every_kind_is_drawn_whatever_is_missing(kind, tmp_path):
         left, right = figure_of(record).axes
         assert texts(right) == ["no run came to a result"]
     assert draw_claim(record_of(kind, 1), tmp_path / "picture.png").stat().st_size > 5000
+
+
+def test_256_colours_show_what_was_drawn(tmp_path):
+    """Five arms, so that more colours than these are on the picture before."""
+    drawn, record = io.BytesIO(), record_of("cumulative", 6)
+    figure_of(record).savefig(drawn, format="png", dpi=100)
+    with Image.open(drawn) as before, Image.open(draw_claim(record, tmp_path / "picture.png")) as picture:
+        assert picture.mode == "P"
+        before = np.asarray(before.convert("RGB"), np.int16)
+        apart = np.abs(np.asarray(picture.convert("RGB"), np.int16) - before).max(-1)
+    assert len(np.unique(before.reshape(-1, 3), axis=0)) > 256
+    assert apart.mean() < 0.5 and np.mean(apart > 32) < 0.001
 
 
 def test_a_run_of_one_step_is_a_point():
