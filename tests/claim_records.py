@@ -1,5 +1,10 @@
 """Records of claims that nothing was trained for."""
 
+from argparse import Namespace
+
+from alexnet_mp.experiments.paper_claims import CLAIMS
+from alexnet_mp.experiments.plan import arm_recipe
+
 
 def errors(centre, views, name="ten views"):
     return {
@@ -68,3 +73,31 @@ def record_of(kind, arms, runs, **more):
 THREE = {("base", seed): {"errors": errors((21.0 + seed, 5.0), (20.0 + seed, 4.0))} for seed in range(3)} | {
     ("no_lrn", seed): {"errors": errors((22.0 + 2 * seed, 5.5), (21.0 + 2 * seed, 4.5 + seed))} for seed in range(3)
 }
+
+BY_ID = {claim.id: claim for claim in CLAIMS}
+SPREAD = [0.1, -0.2, 0.05, 0.15, -0.15, 0.02]
+
+
+def _run(top1):
+    return {
+        "errors": errors((top1 + 1, 20.0), (top1, 19.0)),
+        "on_training_images": {"top1_error": top1 - 10, "loss": 1.0},
+        "moved": 100,
+        "steps": 3000,
+    }
+
+
+def _epochs_of(claim):
+    return arm_recipe(claim.arms[0], Namespace(base="desk", set=[], epochs=None, gpus="cpu"))[1].epochs
+
+
+def of_study(name, shift, seeds=6, arms=None, shift_of_seed=lambda seed: 0.0):
+    """A record of the study whose second arm is `shift` points above its first, seeds differing by SPREAD and more."""
+    claim = BY_ID[name]
+    names = arms or [arm.name for arm in claim.arms]
+    runs = {
+        (arm, seed): _run(60 + seed + number * (shift + SPREAD[seed % 6] + shift_of_seed(seed)))
+        for number, arm in enumerate(names)
+        for seed in range(seeds)
+    }
+    return record_of(claim.kind.word, names, runs) | {"claim": name, "base": "desk", "epochs": _epochs_of(claim)}

@@ -34,7 +34,7 @@ ARCHITECTURE = (
         "the norms of layer 2 alone and under a later schedule, has 40.49 / 18.12",
         Difference(),
         base_and("no_lrn", "no normalisation, the spatial one among them", ablations.no_lrn),
-        effect=0.7,
+        points=1.4,
     ),
     Claim(
         "one-gpu",
@@ -48,7 +48,7 @@ ARCHITECTURE = (
             "one tower: half the kernels of each convolution but the last, and all of the rest",
             ablations.one_gpu,
         ),
-        effect=0.85,
+        points=1.7,
     ),
     Claim(
         "pooling",
@@ -62,7 +62,7 @@ ARCHITECTURE = (
             "2x2 pools, and pads with which the pooled maps stay as large, as in 147",
             ablations.non_overlapping,
         ),
-        effect=0.2,
+        points=0.4,
     ),
     Claim(
         "depth",
@@ -78,7 +78,7 @@ ARCHITECTURE = (
                 for name in ("conv2", "conv3", "conv4", "conv5")
             ),
         ),
-        effect=1.0,
+        points=2.0,
         every=True,
     ),
     Claim(
@@ -153,7 +153,7 @@ ARCHITECTURE = (
         data="cifar10",
         needs="CIFAR-10",
         direction=-1,
-        effect=1.0,
+        points=2.0,
     ),
     Claim(
         "cifar-relu",
@@ -180,7 +180,7 @@ ARCHITECTURE = (
         ),
         data="cifar10",
         needs="CIFAR-10",
-        effect=1.0,
+        points=2.0,
     ),
     Claim(
         "cifar-sigmoid",

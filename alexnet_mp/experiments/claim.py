@@ -39,8 +39,14 @@ class Claim:
     needs: str = ""  # of the data, said by the list
     more: str = ""  # of the command
     direction: int = 1  # of what `verdict.py` compares, in the paper: 1 above 0, -1 below, 0 none
-    effect: float | None = None  # which would count, in that direction: half of the paper's, where it has a figure
+    points: float | None = None  # of top-1 error, the paper's own figure for that
+    effect: float | None = None  # which would count, in that direction, where the paper has no figure
     every: bool = False  # the claim is made of every arm, not of the second alone
+
+    @property
+    def counts(self) -> float | None:
+        """The least effect that would count, in the paper's direction: half of its own, where it has a figure."""
+        return self.effect if self.points is None else self.points / 2
 
 
 def at_rate(factor: float, recipe: Recipe) -> Recipe:

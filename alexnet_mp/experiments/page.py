@@ -1,4 +1,5 @@
-"""The claims on paper, made of records alone: README has the main ones, docs/claims.md all that is known of each."""
+"""The claims on paper, made of records alone: README has the main ones, docs/claims.md all that is known of each. Both
+show the picture of `overview.py`."""
 
 import difflib
 import math
@@ -10,7 +11,7 @@ from pathlib import Path
 from ..system import durable_files
 from ..system.errors import UserError
 from ..system.terminal import say
-from . import kept_answers
+from . import kept_answers, overview
 from .claim import Claim, command
 from .elsewhere import ELSEWHERE
 from .entries import words
@@ -24,6 +25,7 @@ from .verdict import NO_VERDICT, NOT_RUN, Verdict, foretold, primary, verdicts
 README = RECORDS.parent.parent / "README.md"
 DETAILS = README.parent / "docs" / "claims.md"
 BEGIN, END = "<!-- claims: begin -->", "<!-- claims: end -->"
+ANEW = "python -m alexnet_mp.claims table --write writes it anew"
 # README's rows, in the paper's order: what sections 3 and 4 say lowers the error or speeds up training, the results of
 # section 6, figure 3, and what 7 says of depth. Any other claim is in docs/claims.md alone.
 MAIN = (
@@ -51,18 +53,28 @@ def _row(*cells):
 _HEAD = _row("claim", "paper", "here", "n", "verdict"), _row("---", "---", "---", "---:", "---")
 
 
-def summary(folder: str | Path, page: str = "docs/claims.md") -> str:
-    """README's table: claim, paper, here, n, verdict, of the main claims. page: that of details, as README sees it."""
-    claims = {claim.id: claim for claim in CLAIMS}
-    found = verdicts(read_records(folder), folder)
-    return "\n".join([*_HEAD, *(_line(claims[name], found[name], page) for name in MAIN)])
+def made(folder: str | Path, readme: str | Path, page: str | Path) -> tuple[str, str, list[overview.Row]]:
+    """What the records in `folder` say: (README's part, that of the page of details, the rows of the picture).
 
-
-def details(folder: str | Path, path: str | Path) -> str:
-    """docs/claims.md between its markers: a table of all claims, then each by itself. Links start from `path`."""
+    README has the picture and a table of the main claims; the page the picture, a table of all, then each by itself.
+    """
     records = read_records(folder)
     found = verdicts(records, folder)
-    return f"{_table(folder, records, found)}\n\n{_each(folder, records, found, path)}"
+    rows, claims = overview.rows(found), {claim.id: claim for claim in CLAIMS}
+    short = [_line(claims[name], found[name], _link(page, readme)) for name in MAIN]
+    main = "\n".join([*_picture(rows, folder, readme), *_HEAD, *short])
+    every = "\n".join([*_picture(rows, folder, page), _table(folder, records, found)])
+    return main, f"{every}\n\n{_each(folder, records, found, page)}", rows
+
+
+def _picture(rows, folder, path):
+    alt = "Each claim's differences by seed, their means with intervals, and the paper's figure"
+    return [f"![{alt}]({_link(Path(folder) / overview.NAME, path)})", ""] if rows else []
+
+
+def _link(target, path):
+    """From a page at `path`."""
+    return Path(os.path.relpath(target, Path(path).parent)).as_posix()
 
 
 def _table(folder, records, found):
@@ -127,7 +139,7 @@ def _record(claim, record, records, folder, path):
         lines += [_row(*names), _row("---", *["---:"] * (len(names) - 1)), *(_row(*row.values()) for row in rows), ""]
     lines += [f"Command{_at_commit(claim, record)}: `{record['command']}`", ""]
     for picture in pictures if pictures[1].exists() else pictures[:1]:
-        lines += [f"![{claim.id}]({Path(os.path.relpath(picture, Path(path).parent)).as_posix()})", ""]
+        lines += [f"![{claim.id}]({_link(picture, path)})", ""]
     return lines
 
 
@@ -242,49 +254,61 @@ def in_words(verdict: Verdict) -> str:
 
 def show(folder: str | Path) -> int:
     """Print README's table and the page of details, as their files would have them."""
-    say(f"{summary(folder)}\n\n{details(folder, DETAILS)}")
+    main, details, _ = made(folder, README, DETAILS)
+    say(f"{main}\n\n{details}")
     return 0
 
 
 def write(readme: str | Path, folder: str | Path, page: str | Path) -> int:
-    """Write README's table and the page of details, each between its markers: both, or neither. Returns 0, or 1 where a
-    marker is missing.
+    """Write README's table and the page of details, each between its markers, and their picture beside the records:
+    all, or none. Returns 0, or 1 where a marker is missing.
 
     A page without markers has no table; one that isn't there is made. Raises UserError where one can't be read or
     written.
     """
-    if (wanted := _wanted(readme, folder, page)) is None:
+    main, details, rows = made(folder, readme, page)
+    if (wanted := _wanted({readme: main, page: details})) is None:
         return 1
-    changed = {path: content for path, (there, content) in wanted.items() if there != content}
+    changed = {path: content.encode() for path, (there, content) in wanted.items() if there != content}
+    if not _drawn(rows, folder):
+        changed[Path(folder) / overview.NAME] = overview.drawn(rows)
     try:
-        durable_files.replace_all({path: content.encode() for path, content in changed.items()})
+        durable_files.replace_all(changed)
     except OSError as error:
         raise UserError(f"cannot write {error.filename}: {error.strerror}; nothing was written") from None
-    for path in wanted:
+    for path in dict.fromkeys([*wanted, *changed]):
         say(f"wrote {path}" if path in changed else f"{path} is what the records say")
     return 0
 
 
 def check(readme: str | Path, folder: str | Path, page: str | Path) -> int:
-    """Say how README's table and the page of details differ from the records. Returns 0, or 1 where they do or a marker
-    is missing."""
-    if (wanted := _wanted(readme, folder, page)) is None:
+    """Say how README's table, the page of details and their picture differ from the records. Returns 0, or 1 where they
+    do or a marker is missing."""
+    main, details, rows = made(folder, readme, page)
+    if (wanted := _wanted({readme: main, page: details})) is None:
         return 1
+    if not (drawn := _drawn(rows, folder)):
+        say(f"{Path(folder) / overview.NAME} shows other records; {ANEW}")
     for path, (there, content) in wanted.items():
         if there == content:
             say(f"{path} is what the records say")
         else:
             lines = difflib.unified_diff(there.splitlines(), content.splitlines(), str(path), "records", lineterm="")
             say("\n".join(lines))
-            say(f"{path} differs from the records; python -m alexnet_mp.claims table --write writes it anew")
-    return int(any(there != content for there, content in wanted.values()))
+            say(f"{path} differs from the records; {ANEW}")
+    return int(not drawn or any(there != content for there, content in wanted.values()))
 
 
-def _wanted(readme, folder, page):
-    """{path: (what is there, what the records say)}; None, and a line, where a page's markers are wrong."""
+def _drawn(rows, folder):
+    """Whether the picture shows the rows; of none there is no picture."""
+    return not rows or overview.stamped(Path(folder) / overview.NAME) == overview.stamp(rows)
+
+
+def _wanted(made):
+    """{path: (what is there, what the records say)} of {path: what belongs between its markers}; None, and a line,
+    where these are wrong."""
     wanted = {}
-    link = Path(os.path.relpath(page, Path(readme).parent)).as_posix()
-    for path, made in ((Path(readme), summary(folder, link)), (Path(page), details(folder, page))):
+    for path, between in ((Path(path), text) for path, text in made.items()):
         try:
             there = path.read_bytes().decode() if path.exists() else ""
         except OSError as error:
@@ -298,5 +322,5 @@ def _wanted(readme, folder, page):
             say(f"{path}: {BEGIN} and {END} have to be there once each, in this order")
             return None
         else:
-            wanted[path] = there, f"{text.partition(BEGIN)[0]}{BEGIN}\n{made}\n{END}{text.partition(END)[2]}"
+            wanted[path] = there, f"{text.partition(BEGIN)[0]}{BEGIN}\n{between}\n{END}{text.partition(END)[2]}"
     return wanted

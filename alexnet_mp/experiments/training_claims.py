@@ -45,7 +45,7 @@ TRAINING = (
         base_and(
             "no_colour", "no colour shift; where the base divides by 1 + noise, not that either", ablations.no_colour
         ),
-        effect=0.5,
+        points=1.0,
     ),
     Claim(
         "augmentation",

@@ -210,10 +210,10 @@ def _decided(claim, verdict, corrected, among, missing):
     word, remark = UNDECIDED, ""
     if corrected <= LEVEL and len(signs) == 1:
         word = COMES_OUT if signs == {1.0} else OPPOSITE
-    known = claim.effect is not None and not any(outcome.bounded for outcome in judged)  # how large it is
+    known = claim.counts is not None and not any(outcome.bounded for outcome in judged)  # how large it is
     if any(low > 0 for low, _ in ends) and any(high < 0 for _, high in ends):
         remark = "its arms go both ways"
-    elif known and word != OPPOSITE and all(high < claim.effect for _, high in ends):
+    elif known and word != OPPOSITE and all(high < claim.counts for _, high in ends):
         remark = "smaller here than the effect that would count"
     return replace(
         verdict, word=word, corrected=corrected, among=among, missing=missing, remark=_joined(remark, verdict.remark)

@@ -3,12 +3,12 @@
 import hashlib
 import math
 import re
-from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from claim_records import errors, record_of
+from claim_records import BY_ID, SPREAD, errors
+from claim_records import of_study as of
 from inner_cases import every
 from made_kernels import GREY, RED_GREEN
 from made_kernels import made as made_towers
@@ -17,8 +17,6 @@ from scipy import stats
 from alexnet_mp.analysis.specialisation import matching
 from alexnet_mp.experiments import page
 from alexnet_mp.experiments.entries import STUDY_PICTURES, pictures
-from alexnet_mp.experiments.paper_claims import CLAIMS
-from alexnet_mp.experiments.plan import arm_recipe
 from alexnet_mp.experiments.records import path_of
 from alexnet_mp.experiments.verdict import (
     COMES_OUT,
@@ -33,35 +31,6 @@ from alexnet_mp.experiments.verdict import (
     verdict_of,
     verdicts,
 )
-
-BY_ID = {claim.id: claim for claim in CLAIMS}
-SPREAD = [0.1, -0.2, 0.05, 0.15, -0.15, 0.02]
-
-
-def run(top1, **more):
-    return {
-        "errors": errors((top1 + 1, 20.0), (top1, 19.0)),
-        "on_training_images": {"top1_error": top1 - 10, "loss": 1.0},
-        "moved": 100,
-        "steps": 3000,
-        **more,
-    }
-
-
-def epochs_of(claim):
-    return arm_recipe(claim.arms[0], Namespace(base="desk", set=[], epochs=None, gpus="cpu"))[1].epochs
-
-
-def of(name, shift, seeds=6, arms=None, shift_of_seed=lambda seed: 0.0):
-    """A record of the study whose second arm is `shift` points above its first, seeds differing by SPREAD and more."""
-    claim = BY_ID[name]
-    names = arms or [arm.name for arm in claim.arms]
-    runs = {
-        (arm, seed): run(60 + seed + number * (shift + SPREAD[seed % 6] + shift_of_seed(seed)))
-        for number, arm in enumerate(names)
-        for seed in range(seeds)
-    }
-    return record_of(claim.kind.word, names, runs) | {"claim": name, "base": "desk", "epochs": epochs_of(claim)}
 
 
 def verdict(name, record, others=(), folder="nowhere"):

@@ -1,0 +1,124 @@
+"""One picture of what came of the claims: each comparison that a verdict rests on, beside the paper's own figure.
+
+Of the desk study, where a claim compares in points and the paper has a direction. What is drawn is stamped into the
+file, so that a picture can be held against the records without its pixels, which depend on matplotlib's version."""
+
+import hashlib
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from PIL import Image, UnidentifiedImageError
+
+from .drawing import COLOURS, FAINT
+from .outcome import Outcome
+from .paper_claims import CLAIMS
+from .verdict import COMES_OUT, OPPOSITE, UNDECIDED, Verdict, primary
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+NAME = "overview.png"  # beside the records
+STAMP = "Records"  # the text chunk that has `stamp`
+OF_VERDICT = {COMES_OUT: COLOURS[0], OPPOSITE: COLOURS[1], UNDECIDED: COLOURS[-1]}  # else FAINT
+
+
+@dataclass(frozen=True)
+class Row:
+    """One comparison; its numbers in points, above 0 as the paper has it."""
+
+    claim: str
+    what: str
+    values: tuple[float, ...]  # one a seed
+    interval: tuple[float, float] | None
+    word: str  # the claim's verdict; "" of a comparison that has no part in it
+    paper: float | None  # the paper's figure, where it has one
+
+    @property
+    def mean(self) -> float:
+        return sum(self.values) / len(self.values)
+
+
+def rows(found: Mapping[str, Verdict]) -> list[Row]:
+    """The comparisons of {claim's id: its verdict}, in the study's order."""
+    made = []
+    for claim in CLAIMS:
+        verdict = found[claim.id]
+        if claim.direction == 0 or not verdict.of_study or verdict.counted:
+            continue
+        judged = primary(claim, verdict.outcomes)
+        for outcome in verdict.outcomes:
+            if outcome.unit == "points" and (outcome in judged or outcome.beside):
+                paper = claim.points if outcome in judged else None
+                made.append(_row(claim, outcome, verdict.word if outcome in judged else "", paper))
+    return made
+
+
+def _row(claim, outcome: Outcome, word, paper):
+    what, interval = outcome.what, outcome.interval
+    if claim.direction < 0:  # the paper's larger error first
+        second, _, first = what.partition(" minus ")
+        what = f"{first} minus {second}"
+        interval = interval and (-interval[1], -interval[0])
+    return Row(claim.id, what, tuple(claim.direction * value for value in outcome.values), interval, word, paper)
+
+
+def stamp(some: list[Row]) -> str:
+    """A digest of what is drawn, to a hundredth of a point."""
+    told = []
+    for row in some:
+        numbers = (*row.values, *(row.interval or ()))
+        told.append((row.claim, row.what, row.word, row.paper, *(f"{number:.2f}" for number in numbers)))
+    return hashlib.sha256(repr(told).encode()).hexdigest()
+
+
+def stamped(path: Path) -> str | None:
+    """The stamp of a picture; None where there is none."""
+    try:
+        with Image.open(path) as picture:
+            return picture.info.get(STAMP)
+    except (FileNotFoundError, UnidentifiedImageError):
+        return None
+
+
+def drawn(some: list[Row]) -> bytes:
+    """The picture as PNG."""
+    content = io.BytesIO()
+    figure_of(some).savefig(content, format="png", dpi=100, metadata={"Software": None, STAMP: stamp(some)})
+    return content.getvalue()
+
+
+def figure_of(some: list[Row]) -> "Figure":
+    """The comparisons from top to bottom: a point a seed, their mean with its 95 % interval, the paper's figure."""
+    from matplotlib.figure import Figure  # imported late: it takes a second
+
+    figure = Figure(figsize=(10, 1.5 + 0.27 * len(some)), layout="constrained")
+    axes = figure.subplots()
+    axes.axvline(0, color="black", linewidth=0.8)
+    for y, row in enumerate(some):
+        colour = OF_VERDICT.get(row.word, FAINT)
+        axes.plot(row.values, [y] * len(row.values), "|", color=colour, markersize=9, alpha=0.5)
+        if row.interval:
+            axes.plot(row.interval, [y, y], color=colour, linewidth=2.5, solid_capstyle="butt")
+        axes.plot([row.mean], [y], "o", color=colour, markersize=6)
+        if row.paper is not None:
+            axes.plot([row.paper], [y], "D", color="black", markerfacecolor="white", markersize=6)
+        if y == 0 or some[y - 1].claim != row.claim:
+            axes.axhline(y - 0.5, color=FAINT, linewidth=0.5)
+            _beside(axes, y, f"{row.word}, n = {len(row.values)}")
+        elif not row.word:
+            _beside(axes, y, "no part of the verdict")
+    axes.set_yticks(range(len(some)), [f"{row.claim}: {row.what}" for row in some], fontsize=8)
+    axes.set(ylim=(len(some) - 0.5, -0.5), xlabel="points of error; to the right what the paper says")
+    axes.grid(axis="x", alpha=0.3)
+    axes.plot([], [], "|", color=COLOURS[0], markersize=9, alpha=0.5, label="one seed")
+    axes.plot([], [], "o-", color=COLOURS[0], linewidth=2.5, label="mean, 95 % interval over seeds")
+    axes.plot([], [], "D", color="black", markerfacecolor="white", label="the paper's figure, on ILSVRC")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False, fontsize=8)
+    return figure
+
+
+def _beside(axes, y, text):
+    axes.annotate(text, (1, y), (6, 0), ("axes fraction", "data"), "offset points", va="center", fontsize=8)
