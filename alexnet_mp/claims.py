@@ -6,7 +6,7 @@ examples
   python -m alexnet_mp.claims run cifar-relu --data cifar10 --seeds 5 --search-epochs 3
   python -m alexnet_mp.claims run all --data imagenette --epochs 20 --budget 2h  as many as two hours allow
   python -m alexnet_mp.claims table                                              README's table, the page of all claims
-  python -m alexnet_mp.claims table --write                                      into README.md and docs/claims.md, with their picture
+  python -m alexnet_mp.claims table --write                                      into README.md and docs/claims.md
 
 All arms of a claim have the same seeds, 0 to K-1, the same data and the same schedule; with --epochs it is the base's
 own. In place of a plateau schedule all rates fall to a tenth three times then, at the shares of the epochs that they
