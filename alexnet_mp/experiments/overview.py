@@ -43,7 +43,7 @@ class Row:
 
 def rows(found: Mapping[str, Verdict]) -> list[Row]:
     """The comparisons of {claim's id: its verdict}, in the study's order."""
-    made = []
+    compared = []
     for claim in CLAIMS:
         verdict = found[claim.id]
         if claim.direction == 0 or not verdict.of_study or verdict.counted:
@@ -52,8 +52,8 @@ def rows(found: Mapping[str, Verdict]) -> list[Row]:
         for outcome in verdict.outcomes:
             if outcome.unit == "points" and (outcome in judged or outcome.beside):
                 paper = claim.points if outcome in judged else None
-                made.append(_row(claim, outcome, verdict.word if outcome in judged else "", paper))
-    return made
+                compared.append(_row(claim, outcome, verdict.word if outcome in judged else "", paper))
+    return compared
 
 
 def _row(claim, outcome: Outcome, word, paper):
@@ -67,11 +67,11 @@ def _row(claim, outcome: Outcome, word, paper):
 
 def stamp(some: list[Row]) -> str:
     """A digest of what is drawn, to a hundredth of a point."""
-    told = []
+    shown = []
     for row in some:
         numbers = (*row.values, *(row.interval or ()))
-        told.append((row.claim, row.what, row.word, row.paper, *(f"{number:.2f}" for number in numbers)))
-    return hashlib.sha256(repr(told).encode()).hexdigest()
+        shown.append((row.claim, row.what, row.word, row.paper, *(f"{number:.2f}" for number in numbers)))
+    return hashlib.sha256(repr(shown).encode()).hexdigest()
 
 
 def stamped(path: Path) -> str | None:
@@ -83,7 +83,7 @@ def stamped(path: Path) -> str | None:
         return None
 
 
-def drawn(some: list[Row]) -> bytes:
+def as_png(some: list[Row]) -> bytes:
     """The picture as PNG."""
     content = io.BytesIO()
     figure_of(some).savefig(content, format="png", dpi=100, metadata={"Software": None, STAMP: stamp(some)})

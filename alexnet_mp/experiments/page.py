@@ -53,7 +53,7 @@ def _row(*cells):
 _HEAD = _row("claim", "paper", "here", "n", "verdict"), _row("---", "---", "---", "---:", "---")
 
 
-def made(folder: str | Path, readme: str | Path, page: str | Path) -> tuple[str, str, list[overview.Row]]:
+def contents(folder: str | Path, readme: str | Path, page: str | Path) -> tuple[str, str, list[overview.Row]]:
     """What the records in `folder` say: (README's part, that of the page of details, the rows of the picture).
 
     README has the picture and a table of the main claims; the page the picture, a table of all, then each by itself.
@@ -254,7 +254,7 @@ def in_words(verdict: Verdict) -> str:
 
 def show(folder: str | Path) -> int:
     """Print README's table and the page of details, as their files would have them."""
-    main, details, _ = made(folder, README, DETAILS)
+    main, details, _ = contents(folder, README, DETAILS)
     say(f"{main}\n\n{details}")
     return 0
 
@@ -266,12 +266,12 @@ def write(readme: str | Path, folder: str | Path, page: str | Path) -> int:
     A page without markers has no table; one that isn't there is made. Raises UserError where one can't be read or
     written.
     """
-    main, details, rows = made(folder, readme, page)
+    main, details, rows = contents(folder, readme, page)
     if (wanted := _wanted({readme: main, page: details})) is None:
         return 1
     changed = {path: content.encode() for path, (there, content) in wanted.items() if there != content}
-    if not _drawn(rows, folder):
-        changed[Path(folder) / overview.NAME] = overview.drawn(rows)
+    if not _is_current(rows, folder):
+        changed[Path(folder) / overview.NAME] = overview.as_png(rows)
     try:
         durable_files.replace_all(changed)
     except OSError as error:
@@ -284,10 +284,10 @@ def write(readme: str | Path, folder: str | Path, page: str | Path) -> int:
 def check(readme: str | Path, folder: str | Path, page: str | Path) -> int:
     """Say how README's table, the page of details and their picture differ from the records. Returns 0, or 1 where they
     do or a marker is missing."""
-    main, details, rows = made(folder, readme, page)
+    main, details, rows = contents(folder, readme, page)
     if (wanted := _wanted({readme: main, page: details})) is None:
         return 1
-    if not (drawn := _drawn(rows, folder)):
+    if not (current := _is_current(rows, folder)):
         say(f"{Path(folder) / overview.NAME} shows other records; {ANEW}")
     for path, (there, content) in wanted.items():
         if there == content:
@@ -296,19 +296,19 @@ def check(readme: str | Path, folder: str | Path, page: str | Path) -> int:
             lines = difflib.unified_diff(there.splitlines(), content.splitlines(), str(path), "records", lineterm="")
             say("\n".join(lines))
             say(f"{path} differs from the records; {ANEW}")
-    return int(not drawn or any(there != content for there, content in wanted.values()))
+    return int(not current or any(there != content for there, content in wanted.values()))
 
 
-def _drawn(rows, folder):
+def _is_current(rows, folder):
     """Whether the picture shows the rows; of none there is no picture."""
     return not rows or overview.stamped(Path(folder) / overview.NAME) == overview.stamp(rows)
 
 
-def _wanted(made):
+def _wanted(contents):
     """{path: (what is there, what the records say)} of {path: what belongs between its markers}; None, and a line,
     where these are wrong."""
     wanted = {}
-    for path, between in ((Path(path), text) for path, text in made.items()):
+    for path, between in ((Path(path), text) for path, text in contents.items()):
         try:
             there = path.read_bytes().decode() if path.exists() else ""
         except OSError as error:
